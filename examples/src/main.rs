@@ -1,0 +1,2 @@
+//! The `kaleidoscope` command.
+fn main() {}
