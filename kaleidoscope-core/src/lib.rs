@@ -1,1 +1,7 @@
-//! VM state coloring.
+//! VM state coloring: what every page of a guest's memory is, found from outside.
+//!
+//! Read the modules as a pipeline: [`addr`] and [`memory`] say which frames there are, [`color`] says what they are.
+
+pub mod addr;
+pub mod color;
+pub mod memory;

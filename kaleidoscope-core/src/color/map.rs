@@ -1,0 +1,319 @@
+//! The color map: what every frame of a guest is.
+
+use super::{Color, FrameKind, Order, Region, RegionId, Temperature};
+use crate::addr::{FrameIndex, Gfn};
+use crate::memory::MemoryLayout;
+use thiserror::Error;
+
+/// Region number of frames that are in no region.
+const NO_REGION: u32 = u32::MAX;
+
+/// What is known of one frame.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Frame {
+    /// What the guest kernel uses it for.
+    pub kind: FrameKind,
+    /// Its color.
+    pub color: Color,
+    /// Its region, if any.
+    pub region: Option<RegionId>,
+    /// Its place in the region's order; see [`Order`]. 0 outside a region.
+    pub position: u64,
+    /// Signs of recent use.
+    pub temperature: Temperature,
+}
+
+impl Default for Frame {
+    fn default() -> Self {
+        Self {
+            kind: FrameKind::Unknown,
+            color: Color::Unknown,
+            region: None,
+            position: 0,
+            temperature: Temperature::NONE,
+        }
+    }
+}
+
+/// Which kernel the guest runs, as far as memory tells.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct KernelIdentity {
+    /// Operating system family, `linux` or empty when none was recognized.
+    pub os: String,
+    /// Release, such as `6.1.0-56-cloud-amd64`.
+    pub release: String,
+    /// The version banner, empty when it was not found.
+    pub banner: String,
+    /// Build id of the kernel image in hexadecimal, empty when it was not found.
+    pub build_id: String,
+    /// Paging mode, such as `x86-64 4-level`.
+    pub paging: String,
+}
+
+/// Why per-frame columns do not make a map.
+#[derive(Clone, PartialEq, Eq, Debug, Error)]
+pub enum MapError {
+    /// The number of frame records differs from the layout's.
+    #[error("{records} frame records for {frames} frames of RAM")]
+    Length {
+        /// Records given.
+        records: usize,
+        /// Frames of the layout.
+        frames: u32,
+    },
+    /// A frame names a region that is not there, or one of another kind.
+    #[error("frame {gfn} of kind {kind} cannot be in region {region}")]
+    Region {
+        /// The frame.
+        gfn: Gfn,
+        /// Its kind.
+        kind: FrameKind,
+        /// The region that it names.
+        region: u32,
+    },
+}
+
+/// What every frame of a guest is: kind, color, region, position, temperature.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ColorMap {
+    layout: MemoryLayout,
+    kernel: KernelIdentity,
+    kinds: Vec<FrameKind>,
+    colors: Vec<Color>,
+    region_of: Vec<u32>,
+    positions: Vec<u64>,
+    temperatures: Vec<Temperature>,
+    regions: Vec<Region>,
+}
+
+impl ColorMap {
+    /// A map of frame records in frame-index order. The regions' `frames` are counted here, whatever the caller put there.
+    ///
+    /// # Errors
+    /// [`MapError`] when the number of records differs from the layout's, or a record names a region that does not
+    /// exist or is of another kind.
+    pub fn new(
+        layout: MemoryLayout,
+        kernel: KernelIdentity,
+        frames: impl IntoIterator<Item = Frame>,
+        mut regions: Vec<Region>,
+    ) -> Result<Self, MapError> {
+        let n = layout.frames() as usize;
+        let (mut kinds, mut colors) = (Vec::with_capacity(n), Vec::with_capacity(n));
+        let (mut region_of, mut positions) = (Vec::with_capacity(n), Vec::with_capacity(n));
+        let mut temperatures = Vec::with_capacity(n);
+        regions.iter_mut().for_each(|r| r.frames = 0);
+        for frame in frames {
+            if kinds.len() == n {
+                return Err(MapError::Length { records: n + 1, frames: layout.frames() });
+            }
+            let region = frame.region.map_or(NO_REGION, |r| r.0);
+            if region != NO_REGION || frame.region.is_some() {
+                let target = regions.get_mut(region as usize).filter(|r| r.kind == frame.kind);
+                let Some(target) = target else {
+                    let index = FrameIndex(u32::try_from(kinds.len()).unwrap_or(u32::MAX));
+                    let gfn = layout.gfn_of(index).unwrap_or_default();
+                    return Err(MapError::Region { gfn, kind: frame.kind, region });
+                };
+                target.frames += 1;
+            }
+            kinds.push(frame.kind);
+            colors.push(frame.color);
+            region_of.push(region);
+            positions.push(frame.position);
+            temperatures.push(frame.temperature);
+        }
+        if kinds.len() != n {
+            return Err(MapError::Length { records: kinds.len(), frames: layout.frames() });
+        }
+        Ok(Self { layout, kernel, kinds, colors, region_of, positions, temperatures, regions })
+    }
+
+    /// The guest's RAM.
+    #[must_use]
+    pub fn layout(&self) -> &MemoryLayout {
+        &self.layout
+    }
+
+    /// The guest's kernel.
+    #[must_use]
+    pub fn kernel(&self) -> &KernelIdentity {
+        &self.kernel
+    }
+
+    /// Number of frames.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.kinds.len()
+    }
+
+    /// Whether there are no frames; never true, since a layout has at least one.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.kinds.is_empty()
+    }
+
+    /// Everything known of one frame, or `None` past the end.
+    #[must_use]
+    pub fn frame(&self, index: FrameIndex) -> Option<Frame> {
+        let i = index.as_usize();
+        Some(Frame {
+            kind: *self.kinds.get(i)?,
+            color: *self.colors.get(i)?,
+            region: self.region_of.get(i).filter(|&&r| r != NO_REGION).map(|&r| RegionId(r)),
+            position: *self.positions.get(i)?,
+            temperature: *self.temperatures.get(i)?,
+        })
+    }
+
+    /// Every frame in index order.
+    pub fn iter(&self) -> impl Iterator<Item = (FrameIndex, Gfn, Frame)> + '_ {
+        self.layout.iter().filter_map(|(i, gfn)| Some((i, gfn, self.frame(i)?)))
+    }
+
+    /// Kinds in frame-index order.
+    #[must_use]
+    pub fn kinds(&self) -> &[FrameKind] {
+        &self.kinds
+    }
+
+    /// Colors in frame-index order.
+    #[must_use]
+    pub fn colors(&self) -> &[Color] {
+        &self.colors
+    }
+
+    /// Temperatures in frame-index order.
+    #[must_use]
+    pub fn temperatures(&self) -> &[Temperature] {
+        &self.temperatures
+    }
+
+    /// All regions; a [`RegionId`] is a position in this slice.
+    #[must_use]
+    pub fn regions(&self) -> &[Region] {
+        &self.regions
+    }
+
+    /// One region, or `None` when there is none of that number.
+    #[must_use]
+    pub fn region(&self, id: RegionId) -> Option<&Region> {
+        self.regions.get(id.0 as usize)
+    }
+
+    /// The frames of every region in its natural order.
+    #[must_use]
+    pub fn members(&self) -> Members {
+        Members::new(self)
+    }
+}
+
+/// The frames of every region, sorted by position (ties by frame index).
+#[derive(Clone, Debug)]
+pub struct Members {
+    starts: Vec<usize>,
+    frames: Vec<FrameIndex>,
+}
+
+impl Members {
+    fn new(map: &ColorMap) -> Self {
+        let mut starts = Vec::with_capacity(map.regions.len() + 1);
+        let mut total = 0usize;
+        for region in &map.regions {
+            starts.push(total);
+            total += region.frames as usize;
+        }
+        starts.push(total);
+        let mut next = starts.clone();
+        let mut frames = vec![FrameIndex(0); total];
+        for (index, &region) in (0u32..).zip(&map.region_of) {
+            // ColorMap::new counted the frames, so each slot exists; NO_REGION has no slot.
+            if let Some(slot) = next.get_mut(region as usize) {
+                if let Some(frame) = frames.get_mut(*slot) {
+                    *frame = FrameIndex(index);
+                }
+                *slot += 1;
+            }
+        }
+        let key = |f: &FrameIndex| (map.positions.get(f.as_usize()).copied().unwrap_or(0), *f);
+        for window in starts.windows(2) {
+            let (&[start, end], frames) = (window.first_chunk().unwrap_or(&[0, 0]), &mut frames);
+            if let Some(run) = frames.get_mut(start..end)
+                && !run.is_sorted_by_key(key)
+            {
+                run.sort_unstable_by_key(key);
+            }
+        }
+        Self { starts, frames }
+    }
+
+    /// The frames of one region in its natural order; empty for a region that does not exist.
+    #[must_use]
+    pub fn of(&self, region: RegionId) -> &[FrameIndex] {
+        let at = region.0 as usize;
+        let range = self.starts.get(at).zip(self.starts.get(at.saturating_add(1)));
+        range.and_then(|(&start, &end)| self.frames.get(start..end)).unwrap_or(&[])
+    }
+}
+
+impl Region {
+    /// A region without frames yet.
+    #[must_use]
+    pub fn new(kind: FrameKind, order: Order, name: impl Into<String>) -> Self {
+        Self { kind, order, name: name.into(), frames: 0 }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::addr::Gpa;
+
+    fn layout() -> MemoryLayout {
+        MemoryLayout::new(&[(Gpa(0), 0x3000), (Gpa(0x10000), 0x1000)]).unwrap()
+    }
+
+    fn file(region: u32, position: u64) -> Frame {
+        let region = Some(RegionId(region));
+        Frame {
+            kind: FrameKind::File,
+            color: Color::FileCache,
+            region,
+            position,
+            ..Frame::default()
+        }
+    }
+
+    #[test]
+    fn members_are_in_natural_order() {
+        let regions = vec![
+            Region::new(FrameKind::File, Order::FileOffset, "a"),
+            Region::new(FrameKind::File, Order::FileOffset, "b"),
+        ];
+        let frames = [file(1, 7), file(0, 0), file(1, 3), Frame::default()];
+        let map = ColorMap::new(layout(), KernelIdentity::default(), frames, regions).unwrap();
+        assert_eq!(map.regions()[1].frames, 2);
+        let members = map.members();
+        assert_eq!(members.of(RegionId(0)), [FrameIndex(1)]);
+        assert_eq!(members.of(RegionId(1)), [FrameIndex(2), FrameIndex(0)]);
+        assert!(members.of(RegionId(2)).is_empty());
+        assert!(members.of(RegionId(u32::MAX)).is_empty());
+        assert_eq!(map.frame(FrameIndex(0)), Some(frames[0]));
+        assert_eq!(map.frame(FrameIndex(4)), None);
+    }
+
+    #[test]
+    fn records_must_fit() {
+        let build = |frames: Vec<Frame>| {
+            let regions = vec![Region::new(FrameKind::Slab, Order::KernelAddress, "dentry")];
+            ColorMap::new(layout(), KernelIdentity::default(), frames, regions)
+        };
+        let default = Frame::default();
+        assert!(matches!(build(vec![default; 3]), Err(MapError::Length { records: 3, .. })));
+        assert!(matches!(build(vec![default; 5]), Err(MapError::Length { .. })));
+        let wrong_kind = build(vec![default, file(0, 0), default, default]);
+        assert!(matches!(wrong_kind, Err(MapError::Region { gfn: Gfn(1), region: 0, .. })));
+        let missing = build(vec![file(u32::MAX, 0), default, default, default]);
+        assert!(matches!(missing, Err(MapError::Region { gfn: Gfn(0), .. })));
+    }
+}

@@ -1,0 +1,66 @@
+//! Regions: related frames in their natural order, the unit of locality for prefetch.
+
+use super::FrameKind;
+use std::fmt;
+
+/// Number of a region in its [`ColorMap`](super::ColorMap).
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct RegionId(pub u32);
+
+/// What holds a region's frames together, and so what their positions count.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[repr(u8)]
+#[non_exhaustive]
+pub enum Order {
+    /// By frame number; nothing better is known. Position: gfn.
+    FrameNumber = 0,
+    /// By kernel-virtual address. Position: address / 4096, counted from the first address of the upper half.
+    KernelAddress = 1,
+    /// By user-virtual address in one process. Position: address / 4096.
+    UserAddress = 2,
+    /// By offset in a file. Position: offset / 4096.
+    FileOffset = 3,
+}
+
+impl Order {
+    /// Every order, in numeric order.
+    pub const ALL: [Self; 4] =
+        [Self::FrameNumber, Self::KernelAddress, Self::UserAddress, Self::FileOffset];
+
+    /// The name used in files and tables.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::FrameNumber => "frame-number",
+            Self::KernelAddress => "kernel-address",
+            Self::UserAddress => "user-address",
+            Self::FileOffset => "file-offset",
+        }
+    }
+
+    /// The order with this number, or `None`.
+    #[must_use]
+    pub fn from_u8(number: u8) -> Option<Self> {
+        Self::ALL.get(usize::from(number)).copied()
+    }
+}
+
+impl fmt::Display for Order {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+/// Related frames in their natural order: one file's cache, one process's anonymous memory, one slab cache.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Region {
+    /// What the guest kernel uses the frames for; the same for all of them.
+    pub kind: FrameKind,
+    /// What a frame's position counts.
+    pub order: Order,
+    /// A name that means the same on another boot: `ext4:65024:1234:/usr/bin/python3` for a file, `python3[812]` for a
+    /// process's anonymous memory, a slab cache's name.
+    pub name: String,
+    /// Number of frames.
+    pub frames: u32,
+}

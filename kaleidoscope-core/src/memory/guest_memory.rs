@@ -1,0 +1,169 @@
+//! How guest memory is read.
+
+use super::MemoryLayout;
+use crate::addr::{FRAME_BYTES, Gpa};
+use thiserror::Error;
+
+/// Why guest memory could not be read.
+#[derive(Debug, Error)]
+pub enum MemoryError {
+    /// Part of the range is not RAM.
+    #[error("guest-physical range {gpa}..+{len:#x} is not RAM")]
+    NotRam {
+        /// First address of the range.
+        gpa: Gpa,
+        /// Length of the range in bytes.
+        len: usize,
+    },
+    /// The range is RAM, but the image does not hold its bytes (a filtered dump, for example).
+    #[error("the image does not hold guest-physical range {gpa}..+{len:#x}")]
+    Missing {
+        /// First address of the range.
+        gpa: Gpa,
+        /// Length of the range in bytes.
+        len: usize,
+    },
+    /// The system could not read the bytes.
+    #[error("reading guest-physical address {gpa}: {source}")]
+    Io {
+        /// First address that could not be read.
+        gpa: Gpa,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+}
+
+/// A guest's RAM at one instant. Object-safe; backends implement it on frozen memory.
+///
+/// Two reads of the same address return the same bytes: implementations read a frozen image, never memory that a vCPU
+/// may be writing.
+pub trait GuestMemory: Send + Sync {
+    /// Which frames are RAM.
+    fn layout(&self) -> &MemoryLayout;
+
+    /// Fills `buf` with the bytes from `gpa` on. The range lies in one RAM region.
+    ///
+    /// # Errors
+    /// [`MemoryError`] when any byte of the range is not RAM or cannot be read; `buf` is then unspecified.
+    fn read(&self, gpa: Gpa, buf: &mut [u8]) -> Result<(), MemoryError>;
+
+    /// Reads many ranges; a backend with a costly crossing answers them in one.
+    ///
+    /// # Errors
+    /// The first failure; which buffers were filled is then unspecified.
+    fn read_batch(&self, requests: &mut [(Gpa, &mut [u8])]) -> Result<(), MemoryError> {
+        requests.iter_mut().try_for_each(|(gpa, buf)| self.read(*gpa, buf))
+    }
+
+    /// The bytes themselves, where the implementation has them mapped contiguously; `None` means: use [`read`](Self::read).
+    fn slice(&self, gpa: Gpa, len: usize) -> Option<&[u8]> {
+        let _ = (gpa, len);
+        None
+    }
+}
+
+impl<M: GuestMemory + ?Sized> GuestMemory for &M {
+    fn layout(&self) -> &MemoryLayout {
+        (**self).layout()
+    }
+    fn read(&self, gpa: Gpa, buf: &mut [u8]) -> Result<(), MemoryError> {
+        (**self).read(gpa, buf)
+    }
+    fn read_batch(&self, requests: &mut [(Gpa, &mut [u8])]) -> Result<(), MemoryError> {
+        (**self).read_batch(requests)
+    }
+    fn slice(&self, gpa: Gpa, len: usize) -> Option<&[u8]> {
+        (**self).slice(gpa, len)
+    }
+}
+
+/// Guest memory held in a vector, in frame-index order: for tests, fuzzing and small guests.
+#[derive(Clone, Debug)]
+pub struct VecMemory {
+    layout: MemoryLayout,
+    bytes: Vec<u8>,
+}
+
+impl VecMemory {
+    /// All-zero memory of the given layout.
+    #[must_use]
+    pub fn zeroed(layout: MemoryLayout) -> Self {
+        let bytes = vec![0; layout.frames() as usize * FRAME_BYTES];
+        Self { layout, bytes }
+    }
+
+    /// Memory with these bytes; missing bytes at the end are zero, surplus ones are dropped.
+    #[must_use]
+    pub fn from_bytes(layout: MemoryLayout, mut bytes: Vec<u8>) -> Self {
+        bytes.resize(layout.frames() as usize * FRAME_BYTES, 0);
+        Self { layout, bytes }
+    }
+
+    /// All bytes, in frame-index order.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// All bytes, in frame-index order, for writing.
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
+        &mut self.bytes
+    }
+
+    /// Overwrites the bytes from `gpa` on.
+    ///
+    /// # Errors
+    /// [`MemoryError::NotRam`] when the range is not one run of RAM.
+    pub fn write(&mut self, gpa: Gpa, data: &[u8]) -> Result<(), MemoryError> {
+        let range = self.range(gpa, data.len());
+        let target = range.and_then(|r| self.bytes.get_mut(r));
+        target.ok_or(MemoryError::NotRam { gpa, len: data.len() })?.copy_from_slice(data);
+        Ok(())
+    }
+
+    fn range(&self, gpa: Gpa, len: usize) -> Option<std::ops::Range<usize>> {
+        let (region, left) = self.layout.span_at(gpa)?;
+        if u64::try_from(len).ok()? > left {
+            return None;
+        }
+        let in_region = usize::try_from(gpa.0 - region.start.gpa().0).ok()?;
+        let start = region.first_index.as_usize() * FRAME_BYTES + in_region;
+        Some(start..start + len)
+    }
+}
+
+impl GuestMemory for VecMemory {
+    fn layout(&self) -> &MemoryLayout {
+        &self.layout
+    }
+
+    fn read(&self, gpa: Gpa, buf: &mut [u8]) -> Result<(), MemoryError> {
+        let bytes = self.slice(gpa, buf.len());
+        buf.copy_from_slice(bytes.ok_or(MemoryError::NotRam { gpa, len: buf.len() })?);
+        Ok(())
+    }
+
+    fn slice(&self, gpa: Gpa, len: usize) -> Option<&[u8]> {
+        self.range(gpa, len).and_then(|r| self.bytes.get(r))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_stay_inside_a_region() {
+        let layout = MemoryLayout::new(&[(Gpa(0), 0x1000), (Gpa(0x4000), 0x1000)]).unwrap();
+        let mut memory = VecMemory::zeroed(layout);
+        memory.write(Gpa(0x4ffe), &[7, 9]).unwrap();
+        let mut buf = [0; 2];
+        memory.read(Gpa(0x4ffe), &mut buf).unwrap();
+        assert_eq!(buf, [7, 9]);
+        assert!(matches!(memory.read(Gpa(0x4fff), &mut buf), Err(MemoryError::NotRam { .. })));
+        assert!(matches!(memory.read(Gpa(0xfff), &mut buf), Err(MemoryError::NotRam { .. })));
+        assert!(memory.read(Gpa(u64::MAX), &mut buf).is_err());
+        assert!(memory.slice(Gpa(0x4000), 0x1001).is_none());
+        assert_eq!(memory.bytes()[0x1fff], 9);
+    }
+}

@@ -1,0 +1,7 @@
+//! What a guest's RAM is: which frames exist, and how their bytes are read.
+
+mod guest_memory;
+mod layout;
+
+pub use guest_memory::{GuestMemory, MemoryError, VecMemory};
+pub use layout::{LayoutError, MemoryLayout, RamRegion};
