@@ -5,3 +5,4 @@
 pub mod addr;
 pub mod color;
 pub mod memory;
+pub mod paging;
