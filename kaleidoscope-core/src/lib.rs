@@ -4,4 +4,6 @@
 
 pub mod addr;
 pub mod color;
+pub mod image;
 pub mod memory;
+pub mod registers;
