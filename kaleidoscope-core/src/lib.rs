@@ -4,5 +4,7 @@
 
 pub mod addr;
 pub mod color;
+pub mod image;
 pub mod memory;
 pub mod paging;
+pub mod registers;

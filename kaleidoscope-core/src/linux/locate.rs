@@ -107,7 +107,7 @@ fn roots_of(registers: &[VcpuRegisters]) -> Vec<(PagingSpec, Gpa)> {
             Some(PagingMode::Long5) => PagingSpec::X86_64_5LEVEL,
             Some(PagingMode::None | PagingMode::Legacy32 | PagingMode::Pae) | None => continue,
         };
-        let cr3 = vcpu.cr3 & spec.root_mask;
+        let Some(cr3) = vcpu.cr3.map(|cr3| cr3 & spec.root_mask) else { continue };
         roots.extend([(spec, Gpa(cr3 & !0x1000)), (spec, Gpa(cr3))]);
     }
     roots.sort_by_key(|&(_, root)| root);
