@@ -4,4 +4,5 @@
 
 pub mod addr;
 pub mod color;
+pub mod linux;
 pub mod memory;
