@@ -8,7 +8,7 @@
 //!
 //! All of it is read from guest memory and therefore hostile: every parser here is bounded and returns precise errors.
 
-//pub mod btf;
+pub mod btf;
 mod bytes;
 pub mod kallsyms;
 pub mod vmcoreinfo;
