@@ -4,7 +4,9 @@
 
 pub mod addr;
 pub mod color;
+pub mod guest_os;
 pub mod image;
+pub mod linux;
 pub mod memory;
 pub mod paging;
 pub mod registers;
