@@ -121,6 +121,7 @@ impl SegmentTable {
 }
 
 #[cfg(test)]
+#[expect(clippy::arithmetic_side_effects, reason = "a test that overflows fails")]
 mod tests {
     use super::*;
     use proptest::prelude::*;
