@@ -147,6 +147,7 @@ impl MemoryImage {
     }
 
     /// Copies a range that no single segment holds; the error says why if there is none.
+    #[cold]
     fn read_pieces(&self, mut gpa: Gpa, buf: &mut [u8]) -> Result<(), MemoryError> {
         let len = buf.len();
         let (_, left) = self.layout.span_at(gpa).ok_or(MemoryError::NotRam { gpa, len })?;
@@ -177,6 +178,7 @@ impl GuestMemory for MemoryImage {
         &self.layout
     }
 
+    #[inline]
     fn read(&self, gpa: Gpa, buf: &mut [u8]) -> Result<(), MemoryError> {
         match self.slice(gpa, buf.len()) {
             Some(bytes) => {
@@ -187,6 +189,7 @@ impl GuestMemory for MemoryImage {
         }
     }
 
+    #[inline]
     fn slice(&self, gpa: Gpa, len: usize) -> Option<&[u8]> {
         let range = self.segments.locate(gpa, len)?;
         if range.len() < len {

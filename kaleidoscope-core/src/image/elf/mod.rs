@@ -3,7 +3,8 @@
 //!
 //! Memory that a dump describes without holding it (`p_memsz` beyond `p_filesz`) is missing, not zero: makedumpfile
 //! leaves out pages by content. QEMU's dumps also describe firmware and video memory; these frames count as RAM here.
-//! A dump made with `paging=true` describes virtual mappings, so that its RAM may include holes that were mapped.
+//! A dump made with `paging=true` describes what the guest has mapped: RAM that is not mapped is absent from it, and
+//! mapped holes may count as RAM.
 
 mod error;
 mod fields;
