@@ -105,7 +105,7 @@ impl<'b> TypeIndex<'b> {
 /// For each first byte, where the sorted names with it begin and end.
 fn first_letter_buckets(names: &[&str]) -> [(usize, usize); 256] {
     let mut buckets = [(0, 0); 256];
-    for (byte, bucket) in (0_u8..).zip(buckets.iter_mut()) {
+    for (byte, bucket) in (0..=u8::MAX).zip(buckets.iter_mut()) {
         let first = |name: &&str| name.bytes().next();
         bucket.0 = names.partition_point(|name| first(name) < Some(byte));
         bucket.1 = names.partition_point(|name| first(name) <= Some(byte));

@@ -174,7 +174,8 @@ impl<'b> EnumRef<'b> {
         matches!(raw.kind, Kind::Enum | Kind::Enum64).then_some(Self { btf, raw })
     }
 
-    /// The value of a constant. Unsigned 64-bit values come back with the same bits.
+    /// The value of a constant. Unsigned 64-bit values come back with the same bits; unsigned 32-bit values of kernels before
+    /// 6.0, whose BTF does not tell them from negative ones, come back as if signed.
     #[must_use]
     pub fn value(&self, constant: &str) -> Option<i64> {
         self.encoded().find(|&(name, _)| self.btf.string_is(name, constant)).map(|(_, value)| value)

@@ -29,7 +29,7 @@ const MAX_ALIGNMENT: usize = 8;
 /// Most places tried at each stage, so that hostile memory costs time in proportion to its size only.
 const MAX_DIGIT_HITS: usize = 256;
 const MAX_TOKEN_TABLES: usize = 4;
-const MAX_MARKER_RUNS: usize = 8;
+const MAX_MARKER_RUNS: usize = 4;
 const MAX_NAME_STARTS: usize = 16;
 
 /// Symbols whose addresses are looked at to judge a layout.
