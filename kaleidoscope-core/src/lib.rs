@@ -4,6 +4,7 @@
 
 pub mod addr;
 pub mod color;
+pub mod coloring;
 pub mod guest_os;
 pub mod image;
 pub mod linux;

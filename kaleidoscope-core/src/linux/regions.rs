@@ -34,8 +34,8 @@ pub(crate) struct Regions<'a> {
 }
 
 /// Numbers of [`FrameUse`] and [`KernelArea`].
-const USES: usize = 15;
-const AREAS: usize = 9;
+const USES: usize = FrameUse::ALL.len();
+const AREAS: usize = KernelArea::ALL.len();
 
 impl<'a> Regions<'a> {
     pub(crate) fn new(owners: &'a [Option<OwnerName>], spaces: &'a [String]) -> Self {
