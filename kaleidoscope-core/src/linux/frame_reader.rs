@@ -196,8 +196,10 @@ impl<'a> FrameReader<'a> {
     fn tail(&self, gfn: Gfn, compound: u64) -> Option<Record> {
         let pointer = compound & !1;
         let head = match self.table.gfn_at(pointer) {
-            Some(head) if self.table.record_address(head) == Some(Gva(pointer)) => head,
-            // Since 7.0 the word may be a mask for the record's own address.
+            Some(head) if head < gfn && self.table.record_address(head) == Some(Gva(pointer)) => {
+                head
+            }
+            // On 7.2 the word is a mask for the record's own address.
             _ => {
                 let own = self.table.record_address(gfn)?;
                 self.table.gfn_at(own.0 & pointer)?
