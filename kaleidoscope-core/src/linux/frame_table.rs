@@ -201,7 +201,7 @@ impl FrameTable {
         let page = RawPage(&bytes);
         let o = &self.offsets;
         let mut words = vec![
-            ("struct page", address.0),
+            ("address", address.0),
             ("flags", page.u64(o.flags)),
             ("_refcount", page.u32(o.refcount).into()),
             ("_mapcount or page_type", page.u32(o.mapcount).into()),
