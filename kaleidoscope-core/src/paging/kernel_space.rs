@@ -47,13 +47,13 @@ const SPARE_RUNS: usize = 65_536;
 
 impl Visitor for KernelSpace {
     fn leaf(&mut self, leaf: &Leaf) {
-        match self.runs.last_mut().filter(|run| run.is_continued_by(leaf)) {
-            Some(run) => run.bytes += leaf.bytes,
-            None if self.runs.len() >= self.max_runs => self.report.cut = true,
-            None => {
-                let Leaf { gva, gpa, bytes, rights, .. } = *leaf;
-                self.runs.push(Run { gva, gpa, bytes, rights });
-            }
+        if let Some(run) = self.runs.last_mut().filter(|run| run.is_continued_by(leaf)) {
+            run.bytes += leaf.bytes;
+        } else if self.runs.len() < self.max_runs {
+            let Leaf { gva, gpa, bytes, rights, .. } = *leaf;
+            self.runs.push(Run { gva, gpa, bytes, rights });
+        } else {
+            self.report.cut = true;
         }
     }
 
