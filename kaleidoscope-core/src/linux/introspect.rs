@@ -72,7 +72,7 @@ impl Introspect for Linux {
         let users = read_users(&view, &spec, own_root, &records, &tasks, &mut budget);
         resolve_types(&mut records, &users, profile.types.and_then(|t| t.table));
         let isolated = users.spaces.iter().any(|s| s.twin.is_some());
-        let twin = isolated.then(|| Gpa(own_root.0 | 0x1000));
+        let twin = isolated.then_some(Gpa(own_root.0 | 0x1000));
         let twin = twin.map(|twin| KernelSpace::read(memory, &spec, twin, &mut budget));
 
         begin(Stage::KernelAreas);
