@@ -250,7 +250,8 @@ fn describe_damage<M: GuestMemory + ?Sized>(
     note("kernel page tables", kernel.unreadable > 0, unreadable(kernel));
     note("user page tables", users.report.cut, "too many tables; the rest was left out".to_owned());
     note("user page tables", users.report.unreadable > 0, unreadable(&users.report));
-    note("user page tables", users.cut, "too many mappings; the rest was left out".to_owned());
+    let many = "too many roots or mappings; the rest was left out".to_owned();
+    note("user page tables", users.cut, many);
     note("kernel areas", areas.cut, "too many mappings; the rest was left out".to_owned());
     let broken = "the list of tasks is broken; processes may be missing".to_owned();
     note("tasks", tasks.damaged, broken);

@@ -114,7 +114,8 @@ fn read_users<M: GuestMemory + ?Sized>(
 ) -> UserMappings {
     let memory = view.memory();
     let signature = RootSignature::read(memory, spec, kernel_root);
-    let roots = signature.map(|s| find_roots(memory, &s, records, kernel_root)).unwrap_or_default();
+    let found = signature.map(|s| find_roots(memory, &s, records, kernel_root));
+    let (roots, cut) = found.unwrap_or_default();
     let mut pids = HashMap::<Gpa, u32>::new();
     for task in &tasks.tasks {
         if let Some(root) = task.root {
@@ -131,7 +132,9 @@ fn read_users<M: GuestMemory + ?Sized>(
         recent: recent.contains(&root),
         mapped_frames: 0,
     });
-    read_mappings(memory, spec, spaces.collect(), budget)
+    let mut users = read_mappings(memory, spec, spaces.collect(), budget);
+    users.cut |= cut;
+    users
 }
 
 /// Types that no table names: the one that most last-level page tables carry is the page tables'.

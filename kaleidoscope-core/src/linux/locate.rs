@@ -7,7 +7,7 @@
 use super::vmcoreinfo::VmcoreInfo;
 use crate::addr::{FRAME_BYTES, FrameIndex, Gpa, Gva};
 use crate::memory::GuestMemory;
-use crate::paging::{KernelSpace, PagingSpec, TableBudget};
+use crate::paging::{KernelSpace, PagingSpec, TableBudget, translate};
 use crate::registers::{PagingMode, VcpuRegisters};
 use thiserror::Error;
 
@@ -169,8 +169,11 @@ where
     let root = Gpa(offset.checked_add_signed(phys_base)?);
     let five_levels = note.number("pgtable_l5_enabled").is_some_and(|n| n != 0);
     let spec = if five_levels { PagingSpec::X86_64_5LEVEL } else { PagingSpec::X86_64_4LEVEL };
+    // Following one address costs little, so a page that lies is not worth a walk of all tables.
+    if translate(memory, &spec, root, root_gva).gpa() != Some(root) {
+        return None;
+    }
     let space = KernelSpace::read(memory, &spec, root, budget);
-    let (mapped, _) = space.translate(root_gva)?;
     let image = image_span(&space)?;
-    (mapped == root).then_some(Located { spec, root, space, image, note: Some(note) })
+    Some(Located { spec, root, space, image, note: Some(note) })
 }
