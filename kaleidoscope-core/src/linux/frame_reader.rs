@@ -13,6 +13,7 @@ use crate::color::Temperature;
 use crate::guest_os::FrameUse;
 use crate::memory::{GuestMemory, MemoryLayout};
 use std::collections::HashMap;
+use std::fmt;
 
 /// No owner.
 pub(crate) const NO_OWNER: u32 = u32::MAX;
@@ -75,6 +76,17 @@ pub(crate) struct Owner {
     pub(crate) address: Gva,
 }
 
+/// By address: what is left to say of an owner that has no name.
+impl fmt::Display for Owner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kind = match self.kind {
+            OwnerKind::Mapping => "mapping",
+            OwnerKind::SlabCache => "cache",
+        };
+        write!(f, "{kind}@{}", self.address)
+    }
+}
+
 /// Frames of one kind of trouble: how many, and the first.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(crate) struct Trouble {
@@ -84,7 +96,7 @@ pub(crate) struct Trouble {
 
 impl Trouble {
     fn add(&mut self, gfn: Gfn) {
-        self.count += 1;
+        self.count = self.count.saturating_add(1);
         self.first.get_or_insert(gfn);
     }
 }

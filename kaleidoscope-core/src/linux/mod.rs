@@ -23,6 +23,7 @@ pub mod kallsyms;
 mod kernel;
 mod kernel_areas;
 mod locate;
+mod name_budget;
 mod page_types;
 mod profile;
 mod regions;
