@@ -283,7 +283,7 @@ impl<'a> FrameReader<'a> {
         } else if page.u32(o.refcount) != 0 {
             FrameUse::Allocated
         } else {
-            let (next, prev) = (page.u64(o.lru), page.u64(o.lru + 8));
+            let (next, prev) = (page.u64(o.lru), page.u64(o.lru.saturating_add(8)));
             self.unreferenced.push(Unreferenced { index, gfn, next, prev });
             FrameUse::Unknown
         };
@@ -402,7 +402,7 @@ impl<'a> FrameReader<'a> {
     /// What a tail of a plain high-order block is used for: what the first record of its block says. The block starts at
     /// the nearest aligned frame below that has a use of its own, since tails have none.
     fn usage_of_block(&self, gfn: Gfn) -> Option<FrameUse> {
-        let starts = (1..self.table.buddy_orders).map(|order| gfn.0 & !((1 << order) - 1));
+        let starts = (1..self.table.buddy_orders).map(|order| gfn.0 & (u64::MAX << order));
         for start in starts.filter(|&start| start < gfn.0) {
             let usage = self.out.record(self.layout.index_of(Gfn(start))?)?.usage;
             if usage != FrameUse::Unknown {

@@ -147,7 +147,8 @@ fn resolve_types(records: &mut FrameRecords, users: &UserMappings, known: Option
     let mut counts = HashMap::<u32, u64>::new();
     for table in users.tables.iter().filter(|t| t.is_last_level) {
         if let Some(number) = numbers.get(&table.frame) {
-            *counts.entry(*number).or_default() += 1;
+            let count = counts.entry(*number).or_default();
+            *count = count.saturating_add(1);
         }
     }
     let most = counts.into_iter().max_by_key(|&(number, count)| (count, number));

@@ -1,6 +1,6 @@
 //! Reading kernel-virtual memory.
 
-use crate::addr::{Gpa, Gva};
+use crate::addr::{FRAME_BYTES, Gpa, Gva};
 use crate::memory::GuestMemory;
 use crate::paging::KernelSpace;
 
@@ -121,7 +121,7 @@ impl<'m, M: GuestMemory + ?Sized> KernelView<'m, M> {
     pub(crate) fn read_string(&self, gva: Gva) -> Option<String> {
         let mut buf = [0; MAX_STRING];
         // The string may end just before an unmapped page, so stop at the page's end first.
-        let to_page_end = 4096 - gva.offset_in_frame();
+        let to_page_end = FRAME_BYTES.saturating_sub(gva.offset_in_frame());
         let first = to_page_end.min(MAX_STRING);
         self.read(gva, buf.get_mut(..first)?)?;
         let mut end = memchr::memchr(0, buf.get(..first)?);
