@@ -4,6 +4,7 @@
 //! kallsyms, BTF and frame table, together with the [truth](linux::Truth) about every frame. Everything is written
 //! independently of the introspection that is tested on it, and is a function of a seed.
 
+pub mod linux;
 pub mod paging;
 
 mod error;
