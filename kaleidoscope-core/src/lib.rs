@@ -5,5 +5,8 @@
 
 pub mod addr;
 pub mod color;
+pub mod image;
 pub mod manifest;
 pub mod memory;
+pub mod paging;
+pub mod registers;
