@@ -5,7 +5,10 @@
 
 pub mod addr;
 pub mod color;
+pub mod coloring;
+pub mod guest_os;
 pub mod image;
+pub mod linux;
 pub mod manifest;
 pub mod memory;
 pub mod paging;

@@ -41,6 +41,25 @@ pub enum FrameUse {
 }
 
 impl FrameUse {
+    /// Every use, in numeric order.
+    pub const ALL: [Self; 15] = [
+        Self::Unknown,
+        Self::Free,
+        Self::FreePerCpu,
+        Self::Slab,
+        Self::LargeKmalloc,
+        Self::PageTable,
+        Self::Anonymous,
+        Self::SwapCache,
+        Self::File,
+        Self::Shared,
+        Self::BlockDevice,
+        Self::Reserved,
+        Self::Hugetlb,
+        Self::Offline,
+        Self::Allocated,
+    ];
+
     /// The coarse kind.
     #[must_use]
     pub const fn kind(self) -> FrameKind {
@@ -84,4 +103,30 @@ pub enum KernelArea {
     Stack = 7,
     /// Other memory in the vmalloc area.
     Vmalloc = 8,
+}
+
+impl KernelArea {
+    /// Every area, in numeric order.
+    pub const ALL: [Self; 9] = [
+        Self::None,
+        Self::Text,
+        Self::Rodata,
+        Self::Data,
+        Self::Module,
+        Self::PerCpu,
+        Self::FrameTable,
+        Self::Stack,
+        Self::Vmalloc,
+    ];
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_places_in_the_lists() {
+        assert!(FrameUse::ALL.into_iter().enumerate().all(|(i, u)| u as usize == i));
+        assert!(KernelArea::ALL.into_iter().enumerate().all(|(i, a)| a as usize == i));
+    }
 }

@@ -1,5 +1,6 @@
 //! Why a file is not a memory image.
 
+use super::elf::ElfError;
 use super::layout_file::LayoutFileError;
 use super::preset;
 use crate::memory::LayoutError;
@@ -48,6 +49,9 @@ pub enum ImageError {
     /// The RAM regions are not a layout.
     #[error(transparent)]
     Layout(#[from] LayoutError),
+    /// The file is no ELF dump of a machine.
+    #[error("ELF dump: {0}")]
+    Elf(#[from] ElfError),
     /// The file is in a format that is recognized, but must be converted.
     #[error("this is {format}; {advice}")]
     Unsupported {

@@ -230,6 +230,7 @@ fn parse_hex(line: usize, word: &str) -> Result<u64, LayoutFileError> {
 }
 
 #[cfg(test)]
+#[expect(clippy::arithmetic_side_effects, reason = "a test that overflows fails")]
 mod tests {
     use super::*;
     use proptest::prelude::*;

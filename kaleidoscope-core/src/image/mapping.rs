@@ -34,6 +34,7 @@ impl ImageBytes {
     }
 
     /// All bytes of the file.
+    #[inline]
     pub(super) fn as_slice(&self) -> &[u8] {
         match self {
             Self::Mapped(map) => map,

@@ -1,8 +1,10 @@
 //! Memory images: files that hold a guest's RAM.
 //!
-//! [`MemoryImage::open`] maps a file and serves it as [`GuestMemory`]. A raw file is RAM and nothing else, so where its
-//! bytes belong comes from a [`LayoutFile`] or from the machine's [`Preset`].
+//! [`MemoryImage::open`] maps a file and serves it as [`GuestMemory`]. An [ELF dump](elf) says itself which memory it holds
+//! and often has the vCPUs' registers. A raw file is RAM and nothing else, so where its bytes belong comes from a
+//! [`LayoutFile`] or from the machine's [`Preset`].
 
+pub mod elf;
 mod error;
 mod layout_file;
 mod mapping;
@@ -10,6 +12,7 @@ mod preset;
 mod segments;
 mod signature;
 
+pub use elf::ElfError;
 pub use error::ImageError;
 pub use layout_file::{LayoutFile, LayoutFileError};
 pub use preset::{Preset, UnknownPreset};
@@ -17,17 +20,21 @@ pub use segments::Segment;
 
 use crate::addr::{FRAME_SIZE, FrameIndex, Gpa};
 use crate::memory::{GuestMemory, MemoryError, MemoryLayout};
+use crate::registers::VcpuRegisters;
 use mapping::ImageBytes;
 use segments::SegmentTable;
 use std::fs::File;
+use std::ops::Range;
 use std::path::Path;
 
 /// What a file is.
 #[derive(Clone, Debug, Default)]
 pub enum Format {
-    /// Known by its first bytes; raw and without holes if nothing is recognized.
+    /// Known by its first bytes: an ELF dump, or else raw and without holes.
     #[default]
     Auto,
+    /// An ELF core dump of a machine.
+    Elf,
     /// RAM, and nothing else.
     Raw(RawLayout),
 }
@@ -50,6 +57,8 @@ pub struct MemoryImage {
     bytes: ImageBytes,
     layout: MemoryLayout,
     segments: SegmentTable,
+    vcpus: Vec<VcpuRegisters>,
+    vmcoreinfo: Option<Range<usize>>,
 }
 
 impl MemoryImage {
@@ -79,16 +88,37 @@ impl MemoryImage {
         if file.is_empty() {
             return Err(ImageError::Empty);
         }
-        let segments = match format {
+        let raw = match format {
+            Format::Elf => return Self::elf(bytes),
+            Format::Auto if elf::is_elf(file) => return Self::elf(bytes),
             Format::Auto => match signature::unsupported(file) {
                 Some(error) => return Err(error),
                 None => raw_segments(file.len() as u64, &RawLayout::Contiguous)?,
             },
             Format::Raw(layout) => raw_segments(file.len() as u64, layout)?,
         };
-        let ram: Vec<(Gpa, u64)> = segments.iter().map(|s| (s.gpa, s.bytes)).collect();
+        let ram: Vec<(Gpa, u64)> = raw.iter().map(|s| (s.gpa, s.bytes)).collect();
         let layout = MemoryLayout::new(&ram)?;
-        Ok(Self { bytes, layout, segments: SegmentTable::from_sorted(segments) })
+        let segments = SegmentTable::from_sorted(raw);
+        Ok(Self { bytes, layout, segments, vcpus: Vec::new(), vmcoreinfo: None })
+    }
+
+    fn elf(bytes: ImageBytes) -> Result<Self, ImageError> {
+        let elf::ElfCore { segments, ram, vcpus, vmcoreinfo } = elf::parse(bytes.as_slice())?;
+        let layout = MemoryLayout::new(&ram)?;
+        Ok(Self { bytes, layout, segments, vcpus, vmcoreinfo })
+    }
+
+    /// The vCPUs' registers, where the file has them.
+    #[must_use]
+    pub fn vcpus(&self) -> &[VcpuRegisters] {
+        &self.vcpus
+    }
+
+    /// The guest kernel's VMCOREINFO text, where the file has it as a note.
+    #[must_use]
+    pub fn vmcoreinfo(&self) -> Option<&[u8]> {
+        self.bytes.as_slice().get(self.vmcoreinfo.clone()?)
     }
 
     /// Whether the image holds all bytes of a frame. Frames past the layout are not held.
@@ -117,6 +147,7 @@ impl MemoryImage {
     }
 
     /// Copies a range that no single segment holds; the error says why if there is none.
+    #[cold]
     fn read_pieces(&self, mut gpa: Gpa, buf: &mut [u8]) -> Result<(), MemoryError> {
         let len = buf.len();
         let (_, left) = self.layout.span_at(gpa).ok_or(MemoryError::NotRam { gpa, len })?;
@@ -147,6 +178,7 @@ impl GuestMemory for MemoryImage {
         &self.layout
     }
 
+    #[inline]
     fn read(&self, gpa: Gpa, buf: &mut [u8]) -> Result<(), MemoryError> {
         match self.slice(gpa, buf.len()) {
             Some(bytes) => {
@@ -157,6 +189,7 @@ impl GuestMemory for MemoryImage {
         }
     }
 
+    #[inline]
     fn slice(&self, gpa: Gpa, len: usize) -> Option<&[u8]> {
         let range = self.segments.locate(gpa, len)?;
         if range.len() < len {

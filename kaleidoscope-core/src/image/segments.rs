@@ -65,6 +65,7 @@ impl SegmentTable {
     }
 
     /// The segment that holds `gpa`, and how far into it `gpa` is.
+    #[inline]
     fn find(&self, gpa: Gpa) -> Option<(&Segment, u64)> {
         let segment = match self.segments.as_slice() {
             [only] => only,
@@ -75,6 +76,7 @@ impl SegmentTable {
     }
 
     /// Where in the file the bytes from `gpa` on are: from the first to at most `len`, as far as one segment reaches.
+    #[inline]
     pub(super) fn locate(&self, gpa: Gpa, len: usize) -> Option<Range<usize>> {
         let (segment, into) = self.find(gpa)?;
         let left = usize::try_from(segment.bytes.checked_sub(into)?).unwrap_or(usize::MAX);
@@ -121,6 +123,7 @@ impl SegmentTable {
 }
 
 #[cfg(test)]
+#[expect(clippy::arithmetic_side_effects, reason = "a test that overflows fails")]
 mod tests {
     use super::*;
     use proptest::prelude::*;

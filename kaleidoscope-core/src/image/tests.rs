@@ -8,7 +8,7 @@ use std::str::FromStr;
 /// Bytes that tell their offset in the file: each frame starts with its number, the rest is a function of the offset.
 fn telling_bytes(frames: u64) -> Vec<u8> {
     let mut bytes: Vec<u8> =
-        (0..frames * FRAME_SIZE).map(|i| (i % 251) as u8 ^ (i >> 12) as u8).collect();
+        (0..frames * FRAME_SIZE).map(|i| i.wrapping_mul(0x9e37).to_le_bytes()[1]).collect();
     for (number, frame) in (0u64..).zip(bytes.chunks_exact_mut(4096)) {
         frame[..8].copy_from_slice(&number.to_le_bytes());
     }

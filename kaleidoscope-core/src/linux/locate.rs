@@ -128,7 +128,7 @@ fn image_span(space: &KernelSpace) -> Option<ImageSpan> {
 }
 
 /// Every page that starts like VMCOREINFO and parses.
-fn scan_notes<M: GuestMemory + ?Sized>(memory: &M) -> impl Iterator<Item = VmcoreInfo> {
+pub(crate) fn scan_notes<M: GuestMemory + ?Sized>(memory: &M) -> impl Iterator<Item = VmcoreInfo> {
     // The kernel allocates the page at boot: in practice near the end of memory, or else near its start.
     let layout = memory.layout();
     let starts_like_note = |&index: &FrameIndex| {
@@ -160,8 +160,7 @@ where
     let offset = root_gva.0.checked_sub(IMAGE_BASE.0)?;
     let root = Gpa(offset.checked_add_signed(phys_base)?);
     let five_levels = note.number("pgtable_l5_enabled").is_some_and(|n| n != 0);
-    let spec =
-        if five_levels { PagingSpec::X86_64_5LEVEL } else { PagingSpec::X86_64_4LEVEL };
+    let spec = if five_levels { PagingSpec::X86_64_5LEVEL } else { PagingSpec::X86_64_4LEVEL };
     let space = KernelSpace::read(memory, &spec, root, budget);
     let (mapped, _) = space.translate(root_gva)?;
     let image = image_span(&space)?;

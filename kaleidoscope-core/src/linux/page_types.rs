@@ -32,7 +32,8 @@ pub(crate) struct PageTypes {
 impl PageTypes {
     /// No types known yet, in the encoding that the buddy type's word (`PAGE_BUDDY_MAPCOUNT_VALUE`) shows.
     pub(crate) fn from_buddy_word(word: u32) -> Option<Self> {
-        let scheme = if word & 0x00ff_ffff == 0 { TypeScheme::TopByte } else { TypeScheme::ClearedBit };
+        let scheme =
+            if word & 0x00ff_ffff == 0 { TypeScheme::TopByte } else { TypeScheme::ClearedBit };
         let mut types = Self {
             scheme,
             buddy: None,

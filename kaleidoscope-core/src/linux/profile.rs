@@ -51,7 +51,10 @@ fields! {
     inode_number: "inode.i_ino",
     inode_super: "inode.i_sb",
     inode_aliases: "inode.i_dentry",
+    /// What device a device's inode stands for.
+    inode_rdev: "inode.i_rdev",
     dentry_alias: "dentry.d_u.d_alias" | "dentry.d_alias",
+    dentry_hash: "dentry.d_hash",
     dentry_parent: "dentry.d_parent",
     dentry_name: "dentry.d_name" | "dentry.__d_name",
     name_text: "qstr.name",
@@ -119,8 +122,6 @@ pub(crate) struct Profile {
     pub(crate) buddy_orders: u32,
     /// Bytes of a task's name.
     pub(crate) comm_bytes: usize,
-    /// Whether there is type information, so that files and processes can be named.
-    pub(crate) has_types: bool,
 }
 
 /// Bytes of a `struct page` on every 64-bit kernel so far, if nobody says otherwise.
@@ -130,6 +131,12 @@ const PAGE_BYTES: u64 = 64;
 const BUDDY_ORDERS: u32 = 11;
 
 impl Profile {
+    /// Whether files can be identified.
+    pub(crate) fn has_files(&self) -> bool {
+        let f = &self.fields;
+        f.mapping_host.is_some() && f.inode_mapping.is_some() && f.inode_super.is_some()
+    }
+
     /// The names whose types [`collect`](Self::collect) looks into.
     pub(crate) fn type_names() -> &'static [&'static str] {
         TYPE_NAMES
@@ -138,7 +145,8 @@ impl Profile {
     pub(crate) fn collect(types: Option<&TypeIndex<'_>>, note: Option<&VmcoreInfo>) -> Self {
         let mut fields = Fields::collect(types, note);
         // VMCOREINFO has no offset for the index; it has followed the mapping in every layout so far.
-        fields.page_index = fields.page_index.or(fields.page_mapping.and_then(|m| m.checked_add(8)));
+        fields.page_index =
+            fields.page_index.or(fields.page_mapping.and_then(|m| m.checked_add(8)));
         // The slab allocator's list and a tail's head share the second word in every layout so far.
         fields.page_compound = fields.page_compound.or(fields.page_lru);
         let from_type = types.and_then(|t| t.struct_named("page")).map(|p| p.size());
@@ -146,7 +154,7 @@ impl Profile {
         let dtor = note.and_then(|n| n.number("HUGETLB_PAGE_DTOR")).unwrap_or(2);
         let dtor = u8::try_from(dtor).ok().filter(|_| fields.page_compound_dtor.is_some());
         let orders = note.and_then(|n| n.length("zone.free_area")).unwrap_or(BUDDY_ORDERS.into());
-        let comm = types.and_then(|t| t.member_size("task_struct.comm"));
+        let comm = types.and_then(|t| t.btf().type_size(t.member("task_struct.comm")?.type_id));
         Self {
             fields,
             flags: page_flags(types, note),
@@ -156,7 +164,6 @@ impl Profile {
             hugetlb_tail_flag: number_mask(note, "PG_hugetlb"),
             buddy_orders: u32::try_from(orders).unwrap_or(BUDDY_ORDERS).clamp(1, 32),
             comm_bytes: comm.and_then(|c| usize::try_from(c).ok()).unwrap_or(16).min(64),
-            has_types: types.is_some(),
         }
     }
 }
@@ -204,7 +211,8 @@ fn page_types(types: Option<&TypeIndex<'_>>, note: Option<&VmcoreInfo>) -> Optio
         #[expect(clippy::cast_sign_loss, reason = "the kernel prints it signed")]
         Some(number as u32)
     };
-    let typed = |name: &str| types?.enum_value("pagetype", name).and_then(|v| u32::try_from(v).ok());
+    let typed =
+        |name: &str| types?.enum_value("pagetype", name).and_then(|v| u32::try_from(v).ok());
     let buddy = word("PAGE_BUDDY_MAPCOUNT_VALUE")
         .or_else(|| typed("PGTY_buddy").map(|t| t << 24))
         .unwrap_or(!0x80);

@@ -1,6 +1,7 @@
 //! vCPU registers: the few that say how a guest translates addresses and where its kernel is.
 //!
-//! They come from a hypervisor, or from `info registers -a` of QEMU's monitor ([`parse_qemu_text`]).
+//! They come from a hypervisor, from `info registers -a` of QEMU's monitor ([`parse_qemu_text`]), or from the notes of
+//! an ELF dump ([`MemoryImage::vcpus`](crate::image::MemoryImage::vcpus)).
 
 mod paging_mode;
 mod qemu_text;

@@ -152,12 +152,14 @@ impl Register {
 struct Draft {
     line: usize,
     cpu: u32,
+    /// Whether CR3 was printed with more than 32 bits, which QEMU does exactly in long mode.
+    wide_cr3: bool,
     values: [Option<u64>; REGISTERS],
 }
 
 impl Draft {
     fn new(line: usize, cpu: u32) -> Self {
-        Self { line, cpu, values: [None; REGISTERS] }
+        Self { line, cpu, wide_cr3: false, values: [None; REGISTERS] }
     }
 
     fn set(&mut self, line: usize, register: Register, value: &str) -> Result<(), RegistersError> {
@@ -170,6 +172,9 @@ impl Draft {
             register: register.name(),
             text: shorten(word),
         })?;
+        if register == Register::Cr3 {
+            self.wide_cr3 = word.len() > 8;
+        }
         match self.values.get_mut(register as usize) {
             Some(slot @ None) => *slot = Some(number),
             Some(Some(_)) | None => {
@@ -207,7 +212,7 @@ fn finish(draft: Option<Draft>, vcpus: &mut Vec<VcpuRegisters>) -> Result<(), Re
         cr3: Some(draft.require(Register::Cr3)?),
         cr4: Some(draft.require(Register::Cr4)?),
         efer: draft.get(Register::Efer),
-        long_mode: None,
+        long_mode: Some(draft.wide_cr3),
         gs_base: draft.get(Register::GsBase),
         kernel_gs_base: None,
         idt_base: draft.get(Register::IdtBase),
@@ -280,6 +285,7 @@ CR0=80050033 CR2=b7f2a000 CR3=01d2c000 CR4=00000690
             cr3: Some(0x279_4000),
             cr4: Some(0x6b0),
             efer: Some(0xd01),
+            long_mode: Some(true),
             gs_base: Some(0xffff_8b6b_5f40_0000),
             idt_base: Some(0xffff_fe00_0000_0000),
             gdt_base: Some(0xffff_fe00_0000_1000),
@@ -296,6 +302,8 @@ CR0=80050033 CR2=b7f2a000 CR3=01d2c000 CR4=00000690
         assert_eq!((vcpus[0].cpu, vcpus[0].rip, vcpus[0].cpl), (0, 0xc17c_3a5e, Some(3)));
         assert_eq!((vcpus[0].gs_base, vcpus[0].efer), (Some(0xf69c_5000), None));
         assert_eq!(vcpus[0].paging_mode(), Some(PagingMode::Legacy32));
+        let pae = parse_qemu_text(&LEGACY.replace("CR4=00000690", "CR4=000006b0")).unwrap();
+        assert_eq!(pae[0].paging_mode(), Some(PagingMode::Pae));
     }
 
     #[test]
