@@ -1,13 +1,14 @@
 //! From the command line's arguments to an image, and from an image to its colors.
 
 use crate::failure::Failure;
+use crate::progress;
 use clap::ValueEnum;
-use kaleidoscope_core::color::{ColorMap, Frame};
+use kaleidoscope_core::coloring::{Coloring, Options, Rules, color_with_progress};
+use kaleidoscope_core::guest_os::Stage;
 use kaleidoscope_core::image::{Format, ImageError, LayoutFile, MemoryImage, Preset, RawLayout};
-use kaleidoscope_core::memory::GuestMemory;
 use kaleidoscope_core::registers::{VcpuRegisters, parse_qemu_text};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How an image file is laid out.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
@@ -48,7 +49,8 @@ impl LayoutArgs {
                 let layout = LayoutFile::open(layout).map_err(|e| Failure::at(layout, e))?;
                 Format::Raw(RawLayout::File(layout))
             }
-            (None, ImageFormat::Auto | ImageFormat::Elf) => Format::Auto,
+            (None, ImageFormat::Auto) => Format::Auto,
+            (None, ImageFormat::Elf) => Format::Elf,
             (None, ImageFormat::Raw) => Format::Raw(RawLayout::Contiguous),
             (None, ImageFormat::Firecracker) => raw(Preset::Firecracker),
             (None, ImageFormat::QemuQ35) => raw(Preset::QemuQ35),
@@ -69,8 +71,75 @@ impl LayoutArgs {
     }
 }
 
+/// A colored image, and how the coloring went.
+#[derive(Debug)]
+pub(crate) struct Analysis {
+    /// The colors, and the facts behind them.
+    pub(crate) coloring: Coloring,
+    /// What was cut or damaged, one sentence each.
+    pub(crate) notes: Vec<String>,
+    /// The stages in order, and how long each took.
+    pub(crate) stages: Vec<(&'static str, Duration)>,
+}
+
+/// Colors an image. Without a file of registers, those that the image holds are used, if any.
+pub(crate) fn color(
+    image: &MemoryImage,
+    registers: Option<&Path>,
+    rules: Rules,
+) -> Result<Analysis, Failure> {
+    let registers = match registers {
+        Some(path) => read_registers(path)?,
+        None => image.vcpus().to_vec(),
+    };
+    let options = Options { registers, rules };
+    let mut watch = StopWatch::default();
+    let coloring = progress::during("coloring", |status| {
+        let mut begin = |stage: Stage| {
+            watch.begin(stage.name());
+            status.set(stage.name());
+        };
+        color_with_progress(image, &options, &mut begin)
+    });
+    let coloring = coloring.map_err(|error| {
+        Failure::new(error).hint(
+            "is this the memory of a Linux guest, and is its layout right (--layout, --format)?",
+        )
+    })?;
+    let notes = coloring.notes().iter().map(ToString::to_string).collect();
+    Ok(Analysis { coloring, notes, stages: watch.finish() })
+}
+
+/// Measures stages, each of which ends when the next one begins.
+#[derive(Debug, Default)]
+struct StopWatch {
+    running: Option<(&'static str, Instant)>,
+    done: Vec<(&'static str, Duration)>,
+}
+
+impl StopWatch {
+    fn begin(&mut self, stage: &'static str) {
+        self.stop();
+        self.running = Some((stage, Instant::now()));
+    }
+
+    fn stop(&mut self) {
+        if let Some((stage, start)) = self.running.take() {
+            match self.done.iter_mut().find(|(name, _)| *name == stage) {
+                Some((_, time)) => *time += start.elapsed(),
+                None => self.done.push((stage, start.elapsed())),
+            }
+        }
+    }
+
+    fn finish(mut self) -> Vec<(&'static str, Duration)> {
+        self.stop();
+        self.done
+    }
+}
+
 /// Reads the registers that `info registers -a` of QEMU's monitor printed.
-pub(crate) fn read_registers(path: &Path) -> Result<Vec<VcpuRegisters>, Failure> {
+fn read_registers(path: &Path) -> Result<Vec<VcpuRegisters>, Failure> {
     let text = std::fs::read_to_string(path).map_err(|e| Failure::at(path, e))?;
     parse_qemu_text(&text).map_err(|e| {
         let hint = "--regs takes the output of `info registers -a` of QEMU's monitor; coloring also works without";
@@ -78,77 +147,32 @@ pub(crate) fn read_registers(path: &Path) -> Result<Vec<VcpuRegisters>, Failure>
     })
 }
 
-/// How to color.
-#[derive(Clone, Debug, Default)]
-#[expect(dead_code, reason = "read by the coloring itself")]
-pub(crate) struct Options {
-    /// Registers of the vCPUs; empty when unknown.
-    pub(crate) registers: Vec<VcpuRegisters>,
-    /// Whether a file page that processes map counts as page cache rather than as their code or data.
-    pub(crate) cache_wins: bool,
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// Colors an image.
-pub(crate) fn color(memory: &dyn GuestMemory, options: &Options) -> Result<Coloring, Failure> {
-    let _ = (memory, options);
-    Err(Failure::new("this build cannot color images"))
-}
-
-/// What is known of a guest.
-#[derive(Debug)]
-pub(crate) struct Coloring {
-    /// What every frame is.
-    pub(crate) map: ColorMap,
-    /// How it went.
-    pub(crate) report: Report,
-}
-
-/// How a coloring went.
-#[derive(Debug, Default)]
-pub(crate) struct Report {
-    /// What was cut or damaged, one sentence each.
-    pub(crate) notes: Vec<String>,
-    /// The stages and how long each took.
-    pub(crate) stages: Vec<(&'static str, Duration)>,
-}
-
-/// A process of the guest.
-#[derive(Clone, Debug)]
-pub(crate) struct Process {
-    /// Process id in the guest's initial namespace.
-    pub(crate) pid: u32,
-    /// The name that the kernel has of it, at most 15 bytes.
-    pub(crate) name: String,
-    /// Frames of anonymous memory that it maps.
-    pub(crate) anonymous_frames: u32,
-    /// Frames of files that it maps.
-    pub(crate) mapped_frames: u32,
-    /// Frames of its page tables.
-    pub(crate) page_table_frames: u32,
-    /// Whether it is one of those that ran last.
-    pub(crate) recent: bool,
-}
-
-/// Why a frame has its color.
-#[derive(Clone, Debug)]
-pub(crate) struct Explanation {
-    /// Everything that was observed of the frame: what, and the observation.
-    pub(crate) facts: Vec<(String, String)>,
-    /// The rule that decided.
-    pub(crate) rule: String,
-    /// The result.
-    pub(crate) frame: Frame,
-}
-
-impl Coloring {
-    /// The guest's processes.
-    pub(crate) fn processes(&self) -> &[Process] {
-        &[]
+    #[test]
+    fn a_stage_ends_when_the_next_begins() {
+        let mut watch = StopWatch::default();
+        for stage in ["a", "b", "a"] {
+            watch.begin(stage);
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        let stages = watch.finish();
+        assert_eq!(stages.iter().map(|s| s.0).collect::<Vec<_>>(), ["a", "b"]);
+        assert!(stages[0].1 >= Duration::from_millis(4), "the second run of a stage is added");
     }
 
-    /// Why a frame has its color; `None` when it is not RAM.
-    pub(crate) fn explain(&self, gfn: kaleidoscope_core::addr::Gfn) -> Option<Explanation> {
-        let frame = self.map.frame(self.map.layout().index_of(gfn)?)?;
-        Some(Explanation { facts: Vec::new(), rule: String::new(), frame })
+    #[test]
+    fn images_that_are_not_guests_are_refused_with_a_hint() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("ram.bin");
+        std::fs::write(&path, vec![0; 64 * 4096]).unwrap();
+        let layout = LayoutArgs { layout: None, format: ImageFormat::Raw };
+        let image = layout.open(&path).unwrap();
+        let failure = color(&image, None, Rules::default()).unwrap_err().to_string();
+        assert!(failure.contains("\nhint: is this the memory of a Linux guest"), "{failure}");
+        let failure = color(&image, Some(&path), Rules::default()).unwrap_err().to_string();
+        assert!(failure.contains("hint: --regs takes"), "{failure}");
     }
 }

@@ -1,9 +1,9 @@
 //! `kaleidoscope color`: colors an image.
 
-use crate::analysis::{LayoutArgs, Options, color, read_registers};
+use crate::analysis::{LayoutArgs, color};
 use crate::failure::Failure;
 use crate::outputs::{OutputArgs, View};
-use crate::progress;
+use kaleidoscope_core::coloring::Rules;
 use kaleidoscope_core::manifest::{ImageIdentity, Manifest};
 use std::path::PathBuf;
 
@@ -47,21 +47,21 @@ impl Args {
     /// Colors the image.
     pub(crate) fn run(&self) -> Result<(), Failure> {
         let image = self.layout.open(&self.image)?;
-        let registers = self.regs.as_deref().map(read_registers).transpose()?.unwrap_or_default();
-        let options = Options { registers, cache_wins: self.cache_wins };
-        let coloring = progress::during("coloring", || color(&image, &options))?;
+        let rules = if self.cache_wins { Rules::page_cache_wins() } else { Rules::default() };
+        let analysis = color(&image, self.regs.as_deref(), rules)?;
+        let map = &analysis.coloring.map;
         if let Some(path) = &self.output {
-            let identity = ImageIdentity::of(&image, &coloring.map)
-                .map_err(|e| Failure::at(&self.image, e))?;
-            let mut manifest = Manifest::new(coloring.map.clone(), identity);
-            manifest.notes.clone_from(&coloring.report.notes);
+            let identity =
+                ImageIdentity::of(&image, map).map_err(|e| Failure::at(&self.image, e))?;
+            let mut manifest = Manifest::new(map.clone(), identity);
+            manifest.notes.clone_from(&analysis.notes);
             manifest.write_file(path).map_err(|e| Failure::at(path, e))?;
         }
         self.outputs.emit(&View {
-            map: &coloring.map,
-            notes: &coloring.report.notes,
-            stages: &coloring.report.stages,
-            processes: self.processes.then(|| coloring.processes()),
+            map,
+            notes: &analysis.notes,
+            stages: &analysis.stages,
+            processes: self.processes.then(|| analysis.coloring.processes()),
         })
     }
 }

@@ -1,11 +1,11 @@
 //! The result as one JSON object.
 
-use crate::analysis::Process;
 use crate::outputs::View;
 use crate::statistics::{CachedFile, ColorFigures, KindFigures, Statistics, cached_files};
 use kaleidoscope_core::addr::FRAME_SIZE;
-use serde::Serialize;
-use std::collections::BTreeMap;
+use kaleidoscope_core::guest_os::Process;
+use serde::{Serialize, Serializer};
+use std::time::Duration;
 
 #[derive(Serialize)]
 struct Document<'a> {
@@ -23,7 +23,8 @@ struct Document<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     processes: Option<Vec<ProcessRow<'a>>>,
     /// Milliseconds per stage.
-    timings_ms: BTreeMap<&'a str, f64>,
+    #[serde(serialize_with = "milliseconds")]
+    timings_ms: &'a [(&'static str, Duration)],
     notes: &'a [String],
 }
 
@@ -44,12 +45,14 @@ struct Ram {
 
 #[derive(Serialize)]
 struct ProcessRow<'a> {
-    pid: u32,
+    pid: Option<u32>,
     name: &'a str,
-    anonymous_frames: u32,
-    mapped_frames: u32,
-    page_table_frames: u32,
-    recent: bool,
+    threads: u32,
+    anonymous_frames: u64,
+    mapped_frames: u64,
+    page_table_frames: u64,
+    /// Place among all tasks by when they last ran, 0 the most recent.
+    recency: Option<u32>,
 }
 
 /// The object, ending with a line feed.
@@ -78,7 +81,7 @@ pub(crate) fn render(view: &View<'_>, statistics: &Statistics, files: bool) -> S
         kinds: &statistics.kinds,
         files: files.then(|| cached_files(view.map)),
         processes: view.processes.map(|all| all.iter().map(process).collect()),
-        timings_ms: view.stages.iter().map(|(name, t)| (*name, t.as_secs_f64() * 1e3)).collect(),
+        timings_ms: view.stages,
         notes: view.notes,
     };
     // Strings, numbers and maps with text keys always serialize.
@@ -87,14 +90,23 @@ pub(crate) fn render(view: &View<'_>, statistics: &Statistics, files: bool) -> S
     text
 }
 
+/// Durations as an object of milliseconds, in order.
+fn milliseconds<S: Serializer>(
+    stages: &[(&'static str, Duration)],
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    serializer.collect_map(stages.iter().map(|(name, time)| (*name, time.as_secs_f64() * 1e3)))
+}
+
 fn process(process: &Process) -> ProcessRow<'_> {
     ProcessRow {
         pid: process.pid,
         name: &process.name,
+        threads: process.threads,
         anonymous_frames: process.anonymous_frames,
         mapped_frames: process.mapped_frames,
-        page_table_frames: process.page_table_frames,
-        recent: process.recent,
+        page_table_frames: process.table_frames,
+        recency: process.recency,
     }
 }
 
@@ -102,7 +114,6 @@ fn process(process: &Process) -> ProcessRow<'_> {
 mod tests {
     use super::*;
     use crate::test_map;
-    use std::time::Duration;
 
     #[test]
     fn the_object_says_it_all() {

@@ -21,7 +21,7 @@ use clap::Parser;
 
 /// Find out what every page of a virtual machine's memory is, from outside.
 #[derive(Debug, Parser)]
-#[command(version, about, max_term_width = 100)]
+#[command(version)]
 struct Cli {
     #[command(subcommand)]
     command: Command,

@@ -3,7 +3,6 @@
 use crate::analysis::LayoutArgs;
 use crate::failure::Failure;
 use crate::outputs::{OutputArgs, View};
-use crate::progress;
 use kaleidoscope_core::manifest::{Limits, Manifest, ManifestError};
 use std::path::{Path, PathBuf};
 
@@ -38,7 +37,7 @@ impl Args {
         let manifest = manifest.map_err(|error| explained(path, &error))?;
         if let Some(image) = &self.verify {
             let memory = self.layout.open(image)?;
-            progress::during("verifying", || manifest.verify(&memory)).map_err(|e| {
+            manifest.verify(&memory).map_err(|e| {
                 Failure::at(image, e)
                     .hint("color this image again: a map says nothing about another freeze")
             })?;

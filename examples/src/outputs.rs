@@ -1,10 +1,10 @@
 //! What `color` and `map` can do with a color map.
 
-use crate::analysis::Process;
 use crate::failure::{Failure, print};
 use crate::statistics::Statistics;
 use crate::{csv_out, json, picture, table};
 use kaleidoscope_core::color::ColorMap;
+use kaleidoscope_core::guest_os::Process;
 use std::fs::File;
 use std::io::{self, IsTerminal};
 use std::path::{Path, PathBuf};

@@ -1,12 +1,12 @@
 //! The result as tables for people.
 
-use crate::analysis::Process;
 use crate::outputs::View;
 use crate::picture::palette;
 use crate::statistics::{Statistics, cached_files, mib, thousands};
 use comfy_table::CellAlignment::{self, Left, Right};
 use comfy_table::{Table, TableComponent, presets};
 use kaleidoscope_core::color::{Color, ColorMap};
+use kaleidoscope_core::guest_os::Process;
 use std::fmt::Write;
 
 /// The tables. `colored` puts a swatch of each color in front of its name, for terminals.
@@ -138,19 +138,22 @@ fn swatch(color: Color) -> String {
 fn process_table(processes: &[Process]) -> String {
     let mut table = table([
         ("pid", Right),
+        ("threads", Right),
         ("anonymous", Right),
         ("mapped", Right),
         ("page tables", Right),
-        ("recent", Left),
+        ("last ran", Right),
         ("name", Left),
     ]);
     for process in processes {
         table.add_row(vec![
-            process.pid.to_string(),
-            number(process.anonymous_frames),
-            number(process.mapped_frames),
-            number(process.page_table_frames),
-            if process.recent { "yes" } else { "" }.to_owned(),
+            process.pid.map_or_else(String::new, |pid| pid.to_string()),
+            thousands(u64::from(process.threads)),
+            thousands(process.anonymous_frames),
+            thousands(process.mapped_frames),
+            thousands(process.table_frames),
+            // The task that ran last is the first.
+            process.recency.map_or_else(String::new, |at| format!("{}.", u64::from(at) + 1)),
             printable(&process.name),
         ]);
     }
@@ -215,15 +218,16 @@ mod tests {
     use std::time::Duration;
 
     fn processes() -> Vec<Process> {
-        let process = |pid, name: &str, recent| Process {
-            pid,
+        let process = |pid: u32, name: &str, recency| Process {
+            pid: Some(pid),
             name: name.into(),
-            anonymous_frames: 1000 + pid,
             mapped_frames: 20,
-            page_table_frames: 5,
-            recent,
+            anonymous_frames: 1000 + u64::from(pid),
+            table_frames: 5,
+            threads: 2,
+            recency,
         };
-        vec![process(1, "systemd", false), process(812, "perl\n\u{1b}[31m", true)]
+        vec![process(1, "systemd", None), process(812, "perl\n\u{1b}[31m", Some(0))]
     }
 
     const EXPECTED: &str = r#"Linux 6.1.0-test-amd64, x86-64 4-level, 160 KiB, 40 frames
@@ -239,10 +243,10 @@ file-cache       6  0.0   15.00 %     1        2
 all             40  0.2  100.00 %     9        4
 
 processes
-pid  anonymous  mapped  page tables  recent  name
-──────────────────────────────────────────────────────────────
-  1      1,001      20            5          systemd
-812      1,812      20            5  yes     perl\n\u{1b}[31m
+pid  threads  anonymous  mapped  page tables  last ran  name
+─────────────────────────────────────────────────────────────────────────
+  1        2      1,001      20            5            systemd
+812        2      1,812      20            5        1.  perl\n\u{1b}[31m
 
 cached files
 pages  type  device  inode  path
