@@ -1,0 +1,55 @@
+//! Why a comparison could not be made.
+use std::path::PathBuf;
+
+/// Why a comparison could not be made.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    /// No truth where it was expected.
+    #[error("no truth in {dir}: it needs at least truth/gt/proc_kpageflags")]
+    NoTruth {
+        /// Directory searched.
+        dir: PathBuf,
+    },
+    /// A file cannot be read.
+    #[error("cannot read {path}: {source}")]
+    Read {
+        /// File or directory.
+        path: PathBuf,
+        /// Cause.
+        source: std::io::Error,
+    },
+    /// A truth file is damaged.
+    #[error("{path}: at byte {offset:#x}: {problem}")]
+    Truth {
+        /// File.
+        path: PathBuf,
+        /// Offset in bytes.
+        offset: usize,
+        /// What is wrong there.
+        problem: String,
+    },
+    /// A CSV file is damaged; the cause names the line.
+    #[error("{path}: {source}")]
+    Csv {
+        /// File.
+        path: PathBuf,
+        /// Cause.
+        source: csv::Error,
+    },
+    /// A CSV file is well formed, but what it says is impossible.
+    #[error("{path}: line {line}: {problem}")]
+    Row {
+        /// File.
+        path: PathBuf,
+        /// Line, from 1.
+        line: u64,
+        /// What is wrong there.
+        problem: String,
+    },
+    /// The report cannot be serialized.
+    #[error("cannot write the report as JSON: {0}")]
+    Json(serde_json::Error),
+    /// The report cannot be written.
+    #[error("cannot write the report: {0}")]
+    Output(std::io::Error),
+}

@@ -1,0 +1,86 @@
+//! `kaleidoscope check`: compares a coloring with what the guest's own kernel said of every frame.
+//!
+//! The truth is a directory of `/proc` files captured inside the guest ([`truth`]); the coloring is the pair of CSV
+//! files that `kaleidoscope color` writes ([`coloring`]). Three judges ([`judge`]) compare them: the kind of every
+//! frame, the file and page index of every cached file page, and the owner of every anonymous frame.
+mod coloring;
+mod error;
+mod judge;
+mod report;
+#[cfg(test)]
+mod tests;
+mod truth;
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+pub(crate) use error::Error;
+
+use coloring::Coloring;
+use report::Report;
+use truth::Truth;
+
+/// Compare a coloring with what the guest's own kernel said of every frame.
+///
+/// Exits with 0 if the coloring is right, 1 if it is not, 2 if the input cannot be read.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct Args {
+    /// Directory of the guest; the truth is looked for in `truth/gt` and `gt` below it.
+    guest_dir: PathBuf,
+    /// CSV of frames: gfn,kind,color,region,position.
+    #[arg(long, value_name = "FILE")]
+    frames: PathBuf,
+    /// CSV of regions: region,kind,name,frames.
+    #[arg(long, value_name = "FILE")]
+    regions: PathBuf,
+    /// Directory of the truth, if it is not below GUEST_DIR.
+    #[arg(long, value_name = "DIR")]
+    truth: Option<PathBuf>,
+    /// Print the report as JSON.
+    #[arg(long)]
+    json: bool,
+    /// Wrong frames that each class may have. A truth captured a moment before the image was taken differs from it.
+    #[arg(long, value_name = "FRAMES", default_value_t = 0)]
+    tolerance: u64,
+    /// Example frames to show for each kind of mistake.
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    examples: usize,
+}
+
+impl Args {
+    /// Compares, prints the report, and answers with the exit code that goes with its verdict.
+    pub(crate) fn run(&self) -> Result<ExitCode, Error> {
+        let report = self.compare()?;
+        let text = if self.json {
+            serde_json::to_string_pretty(&report).map_err(Error::Json)?
+        } else {
+            report.to_string()
+        };
+        writeln!(std::io::stdout().lock(), "{text}").map_err(Error::Output)?;
+        Ok(if report.passed() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    }
+
+    fn compare(&self) -> Result<Report, Error> {
+        let truth = Truth::load(&self.truth_dir()?)?;
+        let coloring = Coloring::load(&self.frames, &self.regions)?;
+        Ok(Report::new(
+            judge::frames::judge(&truth, &coloring, self.examples),
+            judge::files::judge(&truth, &coloring, self.examples),
+            judge::anonymous::judge(&truth, &coloring),
+            coloring.defects(self.examples),
+            self.tolerance,
+        ))
+    }
+
+    fn truth_dir(&self) -> Result<PathBuf, Error> {
+        let is_truth = |dir: &Path| dir.join(truth::KPAGEFLAGS).is_file();
+        let candidates = match &self.truth {
+            Some(dir) => vec![dir.clone()],
+            None => vec![self.guest_dir.join("truth/gt"), self.guest_dir.join("gt")],
+        };
+        candidates.into_iter().find(|dir| is_truth(dir)).ok_or_else(|| Error::NoTruth {
+            dir: self.truth.as_ref().unwrap_or(&self.guest_dir).clone(),
+        })
+    }
+}

@@ -1,0 +1,93 @@
+//! What the guest's own kernel said, captured inside the guest from `/proc`.
+//!
+//! The files may come from a hostile guest: every length and count in them is checked against what is there.
+#![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
+pub(crate) mod files;
+pub(crate) mod flags;
+pub(crate) mod processes;
+mod words;
+
+use std::path::{Path, PathBuf};
+
+use super::error::Error;
+use files::ResidentFile;
+use flags::{Class, Flags};
+use processes::Process;
+
+/// Name of the copy of `/proc/kpageflags`.
+pub(crate) const KPAGEFLAGS: &str = "proc_kpageflags";
+/// A second copy of `/proc/kpageflags`, read after everything else. Optional.
+const KPAGEFLAGS_AFTER: &str = "proc_kpageflags_after";
+
+/// What the guest said.
+#[derive(Debug)]
+pub(crate) struct Truth {
+    flags: Vec<Flags>,
+    classes: Vec<Class>,
+    after: Option<Vec<Flags>>,
+    /// Resident pages of the files on the guest's file systems.
+    pub(crate) files: Vec<ResidentFile>,
+    /// Processes and what they map.
+    pub(crate) processes: Vec<Process>,
+    /// Frames of block-device cache (`Buffers` of `/proc/meminfo`).
+    pub(crate) buffers: Option<u64>,
+}
+
+impl Truth {
+    /// Reads the truth in `dir`. Only `proc_kpageflags` is indispensable.
+    pub(crate) fn load(dir: &Path) -> Result<Self, Error> {
+        let flags = read_flags(&dir.join(KPAGEFLAGS))?;
+        let after = dir.join(KPAGEFLAGS_AFTER);
+        Ok(Self {
+            classes: flags::classify(&flags),
+            flags,
+            after: after.is_file().then(|| read_flags(&after)).transpose()?,
+            files: files::load(&dir.join("files"))?,
+            processes: processes::load(dir)?,
+            buffers: std::fs::read_to_string(dir.join("proc_meminfo"))
+                .ok()
+                .and_then(|text| buffers(&text)),
+        })
+    }
+
+    /// Every frame the guest knows, with its flags and what they make of it, by gfn.
+    pub(crate) fn frames(&self) -> impl Iterator<Item = (u64, Flags, Class)> {
+        (0..).zip(&self.flags).zip(&self.classes).map(|((gfn, &flags), &class)| (gfn, flags, class))
+    }
+
+    /// Number of frames the guest's kernel spoke of: gfn 0 up to the end of its memory.
+    pub(crate) fn len(&self) -> u64 {
+        u64::try_from(self.flags.len()).unwrap_or(u64::MAX)
+    }
+
+    /// What the flags of `gfn` make of it.
+    pub(crate) fn class(&self, gfn: u64) -> Option<Class> {
+        self.classes.get(usize::try_from(gfn).ok()?).copied()
+    }
+
+    /// Whether `gfn` had the same flags before and after the capture. Taken for granted if there is only one copy.
+    pub(crate) fn is_stable(&self, gfn: u64) -> bool {
+        let Some(after) = &self.after else { return true };
+        usize::try_from(gfn)
+            .is_ok_and(|at| self.flags.get(at).is_some_and(|flags| after.get(at) == Some(flags)))
+    }
+}
+
+fn read_flags(path: &Path) -> Result<Vec<Flags>, Error> {
+    Ok(words::read(path)?.into_iter().map(Flags).collect())
+}
+
+/// `Buffers:  10892 kB` in frames.
+fn buffers(meminfo: &str) -> Option<u64> {
+    let line = meminfo.lines().find_map(|line| line.strip_prefix("Buffers:"))?;
+    let kib: u64 = line.split_whitespace().next()?.parse().ok()?;
+    Some(kib.wrapping_div(4))
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, Error> {
+    std::fs::read(path).map_err(|source| Error::Read { path: path.to_path_buf(), source })
+}
+
+fn damaged(path: &Path, offset: usize, problem: String) -> Error {
+    Error::Truth { path: PathBuf::from(path), offset, problem }
+}

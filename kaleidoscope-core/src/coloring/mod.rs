@@ -1,0 +1,106 @@
+//! Coloring a guest: introspection gathers facts, rules judge them.
+
+mod rules;
+
+pub use rules::{Rule, Rules};
+
+use crate::addr::Gfn;
+use crate::color::{ColorMap, Frame, MapError};
+use crate::guest_os::{FrameFacts, GuestFacts, Introspect, Note, Process, Stage};
+use crate::linux::{Linux, LinuxError};
+use crate::memory::GuestMemory;
+use crate::registers::VcpuRegisters;
+use thiserror::Error;
+
+/// Why a guest could not be colored.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum ColoringError {
+    /// The guest's kernel could not be read.
+    #[error(transparent)]
+    Linux(#[from] LinuxError),
+    /// The facts contradict themselves: an error of ours.
+    #[error("internal error: {0}")]
+    Map(#[from] MapError),
+}
+
+/// What is known beside the memory, and how to judge.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// The vCPUs' registers; may be empty.
+    pub registers: Vec<VcpuRegisters>,
+    /// The rules.
+    pub rules: Rules,
+}
+
+/// A colored guest.
+#[derive(Clone, Debug)]
+pub struct Coloring {
+    /// What every frame is.
+    pub map: ColorMap,
+    /// Why: the facts that the colors follow from.
+    pub facts: GuestFacts,
+    rules: Rules,
+}
+
+impl Coloring {
+    /// Applies rules to facts.
+    ///
+    /// # Errors
+    /// [`MapError`] when a frame names a region that does not exist or is of another kind.
+    pub fn new(facts: GuestFacts, rules: Rules) -> Result<Self, MapError> {
+        let frame = |f: &FrameFacts| Frame {
+            kind: f.usage.kind(),
+            color: rules.color(f),
+            region: f.region,
+            position: f.position,
+            temperature: f.temperature,
+        };
+        let frames = facts.frames.iter().map(frame);
+        let (layout, kernel) = (facts.layout.clone(), facts.kernel.clone());
+        let map = ColorMap::new(layout, kernel, frames, facts.regions.clone())?;
+        Ok(Self { map, facts, rules })
+    }
+
+    /// The guest's processes, by process id.
+    #[must_use]
+    pub fn processes(&self) -> &[Process] {
+        &self.facts.processes
+    }
+
+    /// What could not be read.
+    #[must_use]
+    pub fn notes(&self) -> &[Note] {
+        &self.facts.notes
+    }
+
+    /// The facts of a frame and every rule that holds for it, the deciding one first; `None` where there is no RAM.
+    #[must_use]
+    pub fn explain(&self, gfn: Gfn) -> Option<(&FrameFacts, Vec<&Rule>)> {
+        let facts = self.facts.frame(self.map.layout().index_of(gfn)?)?;
+        Some((facts, self.rules.applying(facts).collect()))
+    }
+}
+
+/// Colors every frame of a guest.
+///
+/// # Errors
+/// [`ColoringError`] when no kernel is found or nothing can be said of any frame. Damage to parts of the guest's
+/// structures is no error: [`Coloring::notes`] tells of it, and the frames concerned are unknown.
+pub fn color(memory: &dyn GuestMemory, options: &Options) -> Result<Coloring, ColoringError> {
+    color_with_progress(memory, options, &mut |_| {})
+}
+
+/// As [`color()`], telling `begin` of every stage as it begins.
+///
+/// # Errors
+/// As [`color()`].
+pub fn color_with_progress(
+    memory: &dyn GuestMemory,
+    options: &Options,
+    begin: &mut dyn FnMut(Stage),
+) -> Result<Coloring, ColoringError> {
+    let facts = Linux.introspect(memory, &options.registers, begin)?;
+    begin(Stage::Color);
+    Ok(Coloring::new(facts, options.rules.clone())?)
+}

@@ -1,0 +1,9 @@
+//! What a guest operating system's own structures say of its memory, whatever the system.
+
+mod evidence;
+mod facts;
+mod introspect;
+
+pub use evidence::{FrameUse, KernelArea};
+pub use facts::{FrameFacts, GuestFacts, Note, Process};
+pub use introspect::{Introspect, Stage};

@@ -1,0 +1,147 @@
+//! Why an ELF file is not a memory image.
+
+use crate::addr::Gpa;
+use thiserror::Error;
+
+/// Why an ELF file is not a memory image. Offsets are file offsets in bytes.
+#[derive(Clone, PartialEq, Eq, Debug, Error)]
+pub enum ElfError {
+    /// The file does not start with an ELF header.
+    #[error("not an ELF file")]
+    NotElf,
+    /// The file ends inside the ELF header.
+    #[error("the file ends inside the ELF header")]
+    HeaderCut,
+    /// Class or byte order are not those of an x86 dump.
+    #[error("ELF class {class}, data encoding {data}: expected 1 or 2, and 1 (little-endian)")]
+    Ident {
+        /// `EI_CLASS`.
+        class: u8,
+        /// `EI_DATA`.
+        data: u8,
+    },
+    /// The file is a program or a library.
+    #[error("ELF type {kind} is not a core dump (4); give a dump of the guest's memory")]
+    NotCore {
+        /// `e_type`.
+        kind: u16,
+    },
+    /// The dump is of another architecture.
+    #[error("ELF machine {machine} is neither i386 (3) nor x86-64 (62)")]
+    Machine {
+        /// `e_machine`.
+        machine: u16,
+    },
+    /// Program headers are not of the size that the class prescribes.
+    #[error("program headers of {size} bytes; expected {expected}")]
+    HeaderSize {
+        /// `e_phentsize`.
+        size: u16,
+        /// What the class prescribes.
+        expected: u64,
+    },
+    /// `e_phnum` says that section header 0 has the number, but there is none.
+    #[error(
+        "the number of program headers is in section header 0 at {offset:#x}, past the end of the file"
+    )]
+    NoSectionHeader {
+        /// `e_shoff`.
+        offset: u64,
+    },
+    /// There are no program headers, or too many.
+    #[error("{count} program headers; expected 1 to {max}")]
+    HeaderCount {
+        /// Their number.
+        count: u32,
+        /// The largest number that is read.
+        max: u32,
+    },
+    /// The program headers reach past the end of the file.
+    #[error("{count} program headers at {offset:#x} reach past the end of the file")]
+    HeadersCut {
+        /// `e_phoff`.
+        offset: u64,
+        /// Their number.
+        count: u32,
+    },
+    /// A segment reaches past the end of the file.
+    #[error(
+        "program header {header}: {bytes:#x} bytes at {offset:#x} reach past the end of the file; was the dump cut?"
+    )]
+    SegmentCut {
+        /// Number of the program header, from 0.
+        header: u32,
+        /// `p_offset`.
+        offset: u64,
+        /// `p_filesz`.
+        bytes: u64,
+    },
+    /// A segment has more bytes in the file than in memory.
+    #[error("program header {header}: {file:#x} bytes in the file for {memory:#x} bytes of memory")]
+    FileLarger {
+        /// Number of the program header, from 0.
+        header: u32,
+        /// `p_filesz`.
+        file: u64,
+        /// `p_memsz`.
+        memory: u64,
+    },
+    /// A segment reaches past the physical address space.
+    #[error(
+        "program header {header}: {bytes:#x} bytes at physical address {gpa} reach past the 52-bit address space"
+    )]
+    OutOfRange {
+        /// Number of the program header, from 0.
+        header: u32,
+        /// `p_paddr`.
+        gpa: Gpa,
+        /// `p_memsz`.
+        bytes: u64,
+    },
+    /// No segment describes memory.
+    #[error("the dump describes no memory: it has no PT_LOAD program header")]
+    NoMemory,
+    /// Two segments disagree about the bytes at an address.
+    #[error("two program headers hold different bytes for physical address {gpa}")]
+    Conflict {
+        /// First address of the range in which they differ.
+        gpa: Gpa,
+    },
+    /// Segments repeat more memory than a dump has reason to.
+    #[error("program headers describe physical address {gpa} and other memory again and again")]
+    TooMuchOverlap {
+        /// Where the limit was reached.
+        gpa: Gpa,
+    },
+    /// A note does not fit into its segment.
+    #[error("the note at {offset:#x} reaches past the end of its segment")]
+    NoteCut {
+        /// Where the note starts.
+        offset: u64,
+    },
+    /// There are more bytes of notes than any dump has.
+    #[error("program header {header}: more than {max:#x} bytes of notes")]
+    TooManyNotes {
+        /// Number of the program header, from 0.
+        header: u32,
+        /// The most that is read.
+        max: u64,
+    },
+    /// A note with a vCPU's registers is too short.
+    #[error("the vCPU note at {offset:#x} has {bytes} bytes, which are too few")]
+    VcpuNoteShort {
+        /// Where the note starts.
+        offset: u64,
+        /// Length of its contents.
+        bytes: usize,
+    },
+    /// There are more vCPUs than any machine has.
+    #[error(
+        "the note at {offset:#x} describes more vCPUs than the {} that are read",
+        crate::registers::MAX_VCPUS
+    )]
+    TooManyVcpus {
+        /// Where the note starts.
+        offset: u64,
+    },
+}

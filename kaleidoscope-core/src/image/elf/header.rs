@@ -1,0 +1,168 @@
+//! The ELF header and the program headers, of both classes.
+//!
+//! Layouts as in the System V ABI, chapters 4 and 5. `e_ehsize` is not checked: QEMU writes a wrong one.
+
+#![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
+
+use super::ElfError;
+use super::fields::{bytes_at, u16_at, u32_at, u64_at};
+
+/// A segment with memory.
+pub(super) const PT_LOAD: u32 = 1;
+/// A segment with notes.
+pub(super) const PT_NOTE: u32 = 4;
+
+const ET_CORE: u16 = 4;
+const EM_386: u16 = 3;
+const EM_X86_64: u16 = 62;
+
+/// `e_phnum` when the number does not fit: section header 0 has it.
+const PN_XNUM: u16 = 0xffff;
+
+/// More program headers than any dump has; bounds the table at 56 MiB.
+const MAX_PROGRAM_HEADERS: u32 = 1 << 20;
+
+/// Where the two classes have their fields.
+struct Class {
+    /// Reads an address, offset or size.
+    word: fn(&[u8], u64) -> Option<u64>,
+    e_phoff: u64,
+    e_shoff: u64,
+    e_phentsize: u64,
+    e_phnum: u64,
+    sh_info: u64,
+    p_offset: u64,
+    p_paddr: u64,
+    p_filesz: u64,
+    p_memsz: u64,
+    /// Size of a program header.
+    phdr: u64,
+    /// An offset with all bits set.
+    no_offset: u64,
+}
+
+const CLASS32: Class = Class {
+    word: |data, offset| u32_at(data, offset).map(u64::from),
+    e_phoff: 28,
+    e_shoff: 32,
+    e_phentsize: 42,
+    e_phnum: 44,
+    sh_info: 28,
+    p_offset: 4,
+    p_paddr: 12,
+    p_filesz: 16,
+    p_memsz: 20,
+    phdr: 32,
+    no_offset: 0xffff_ffff,
+};
+
+const CLASS64: Class = Class {
+    word: u64_at,
+    e_phoff: 32,
+    e_shoff: 40,
+    e_phentsize: 54,
+    e_phnum: 56,
+    sh_info: 44,
+    p_offset: 8,
+    p_paddr: 24,
+    p_filesz: 32,
+    p_memsz: 40,
+    phdr: 56,
+    no_offset: u64::MAX,
+};
+
+/// What the ELF header says.
+pub(super) struct Header<'a> {
+    /// Whether the machine is x86-64 and not i386. QEMU decides this by the mode of the first vCPU.
+    pub(super) long_mode: bool,
+    class: &'static Class,
+    /// The program header table.
+    table: &'a [u8],
+}
+
+/// One program header.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct ProgramHeader {
+    /// Its number, from 0.
+    pub(super) number: u32,
+    pub(super) kind: u32,
+    /// File offset, or `None` where the dump says that it has none.
+    pub(super) offset: Option<u64>,
+    pub(super) paddr: u64,
+    pub(super) filesz: u64,
+    pub(super) memsz: u64,
+}
+
+impl<'a> Header<'a> {
+    pub(super) fn parse(file: &'a [u8]) -> Result<Self, ElfError> {
+        if !file.starts_with(b"\x7fELF") {
+            return Err(ElfError::NotElf);
+        }
+        let &[class, data] = bytes_at(file, 4, 2).ok_or(ElfError::HeaderCut)? else {
+            return Err(ElfError::HeaderCut);
+        };
+        let class = match (class, data) {
+            (1, 1) => &CLASS32,
+            (2, 1) => &CLASS64,
+            _ => return Err(ElfError::Ident { class, data }),
+        };
+        let half = |offset| u16_at(file, offset).ok_or(ElfError::HeaderCut);
+        let word = |offset| (class.word)(file, offset).ok_or(ElfError::HeaderCut);
+        let kind = half(16)?;
+        if kind != ET_CORE {
+            return Err(ElfError::NotCore { kind });
+        }
+        let long_mode = match half(18)? {
+            EM_386 => false,
+            EM_X86_64 => true,
+            machine => return Err(ElfError::Machine { machine }),
+        };
+        let size = half(class.e_phentsize)?;
+        if u64::from(size) != class.phdr {
+            return Err(ElfError::HeaderSize { size, expected: class.phdr });
+        }
+        let count = match half(class.e_phnum)? {
+            PN_XNUM => {
+                let offset = word(class.e_shoff)?;
+                let info = offset.checked_add(class.sh_info).and_then(|at| u32_at(file, at));
+                info.filter(|_| offset != 0).ok_or(ElfError::NoSectionHeader { offset })?
+            }
+            count => u32::from(count),
+        };
+        if count == 0 || count > MAX_PROGRAM_HEADERS {
+            return Err(ElfError::HeaderCount { count, max: MAX_PROGRAM_HEADERS });
+        }
+        let offset = word(class.e_phoff)?;
+        let table =
+            u64::from(count).checked_mul(class.phdr).and_then(|len| bytes_at(file, offset, len));
+        let table = table.ok_or(ElfError::HeadersCut { offset, count })?;
+        Ok(Self { long_mode, class, table })
+    }
+
+    /// The program headers, in the order of the file.
+    pub(super) fn program_headers(&self) -> impl Iterator<Item = ProgramHeader> + '_ {
+        let class = self.class;
+        let size = usize::try_from(class.phdr).unwrap_or(usize::MAX);
+        (0..).zip(self.table.chunks_exact(size)).filter_map(move |(number, header)| {
+            let word = |offset| (class.word)(header, offset);
+            Some(ProgramHeader {
+                number,
+                kind: u32_at(header, 0)?,
+                offset: word(class.p_offset).filter(|&offset| offset != class.no_offset),
+                paddr: word(class.p_paddr)?,
+                filesz: word(class.p_filesz)?,
+                memsz: word(class.p_memsz)?,
+            })
+        })
+    }
+}
+
+impl ProgramHeader {
+    /// The segment's bytes and where they start in the file.
+    pub(super) fn contents<'a>(&self, file: &'a [u8]) -> Result<(u64, &'a [u8]), ElfError> {
+        let offset = self.offset.unwrap_or(u64::MAX);
+        let bytes = bytes_at(file, offset, self.filesz);
+        let cut = ElfError::SegmentCut { header: self.number, offset, bytes: self.filesz };
+        Ok((offset, bytes.ok_or(cut)?))
+    }
+}

@@ -1,0 +1,228 @@
+//! Memory images: files that hold a guest's RAM.
+//!
+//! [`MemoryImage::open`] maps a file and serves it as [`GuestMemory`]. An [ELF dump](elf) says itself which memory it holds
+//! and often has the vCPUs' registers. A raw file is RAM and nothing else, so where its bytes belong comes from a
+//! [`LayoutFile`] or from the machine's [`Preset`].
+
+pub mod elf;
+mod error;
+mod layout_file;
+mod mapping;
+mod preset;
+mod segments;
+mod signature;
+
+pub use elf::ElfError;
+pub use error::ImageError;
+pub use layout_file::{LayoutFile, LayoutFileError};
+pub use preset::{Preset, UnknownPreset};
+pub use segments::Segment;
+
+use crate::addr::{FRAME_SIZE, FrameIndex, Gpa};
+use crate::memory::{GuestMemory, MemoryError, MemoryLayout};
+use crate::registers::VcpuRegisters;
+use mapping::ImageBytes;
+use segments::SegmentTable;
+use std::fs::File;
+use std::ops::Range;
+use std::path::Path;
+
+/// What a file is.
+#[derive(Clone, Debug, Default)]
+pub enum Format {
+    /// Known by its first bytes: an ELF dump, or else raw and without holes.
+    #[default]
+    Auto,
+    /// An ELF core dump of a machine.
+    Elf,
+    /// RAM, and nothing else.
+    Raw(RawLayout),
+}
+
+/// Where the bytes of a raw file belong.
+#[derive(Clone, Debug, Default)]
+pub enum RawLayout {
+    /// From address 0 on, without holes. Refused for files of 2.75 GiB or more: such guests have holes.
+    #[default]
+    Contiguous,
+    /// Where this layout says. Parts of the file that it does not name are ignored.
+    File(LayoutFile),
+    /// Where this machine puts RAM of the file's size.
+    Preset(Preset),
+}
+
+/// A guest's RAM in a file.
+#[derive(Debug)]
+pub struct MemoryImage {
+    bytes: ImageBytes,
+    layout: MemoryLayout,
+    segments: SegmentTable,
+    vcpus: Vec<VcpuRegisters>,
+    vmcoreinfo: Option<Range<usize>>,
+}
+
+impl MemoryImage {
+    /// Opens and maps an image.
+    ///
+    /// The file must not change while the image is open: it is mapped, not copied. If it shrinks, reading what is gone
+    /// raises SIGBUS and ends the process; if it is written, reads see a mixture. Give it a frozen copy or snapshot.
+    ///
+    /// # Errors
+    /// [`ImageError`] when the file cannot be mapped, is not of this format, or contradicts its layout.
+    pub fn open(path: &Path, format: &Format) -> Result<Self, ImageError> {
+        let map = |path| ImageBytes::map(&File::open(path)?);
+        let bytes = map(path).map_err(|source| ImageError::Io { path: path.to_owned(), source })?;
+        Self::new(bytes, format)
+    }
+
+    /// An image in memory instead of in a file, for tests and fuzzing.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn from_bytes(bytes: Vec<u8>, format: &Format) -> Result<Self, ImageError> {
+        Self::new(ImageBytes::Owned(bytes), format)
+    }
+
+    fn new(bytes: ImageBytes, format: &Format) -> Result<Self, ImageError> {
+        let file = bytes.as_slice();
+        if file.is_empty() {
+            return Err(ImageError::Empty);
+        }
+        let raw = match format {
+            Format::Elf => return Self::elf(bytes),
+            Format::Auto if elf::is_elf(file) => return Self::elf(bytes),
+            Format::Auto => match signature::unsupported(file) {
+                Some(error) => return Err(error),
+                None => raw_segments(file.len() as u64, &RawLayout::Contiguous)?,
+            },
+            Format::Raw(layout) => raw_segments(file.len() as u64, layout)?,
+        };
+        let ram: Vec<(Gpa, u64)> = raw.iter().map(|s| (s.gpa, s.bytes)).collect();
+        let layout = MemoryLayout::new(&ram)?;
+        let segments = SegmentTable::from_sorted(raw);
+        Ok(Self { bytes, layout, segments, vcpus: Vec::new(), vmcoreinfo: None })
+    }
+
+    fn elf(bytes: ImageBytes) -> Result<Self, ImageError> {
+        let elf::ElfCore { segments, ram, vcpus, vmcoreinfo } = elf::parse(bytes.as_slice())?;
+        let layout = MemoryLayout::new(&ram)?;
+        Ok(Self { bytes, layout, segments, vcpus, vmcoreinfo })
+    }
+
+    /// The vCPUs' registers, where the file has them.
+    #[must_use]
+    pub fn vcpus(&self) -> &[VcpuRegisters] {
+        &self.vcpus
+    }
+
+    /// The guest kernel's VMCOREINFO text, where the file has it as a note.
+    #[must_use]
+    pub fn vmcoreinfo(&self) -> Option<&[u8]> {
+        self.bytes.as_slice().get(self.vmcoreinfo.clone()?)
+    }
+
+    /// Whether the image holds all bytes of a frame. Frames past the layout are not held.
+    #[must_use]
+    pub fn holds(&self, frame: FrameIndex) -> bool {
+        self.layout.gfn_of(frame).is_some_and(|gfn| self.segments.holds_frame(gfn.gpa()))
+    }
+
+    /// Number of RAM frames that the image does not hold; reading them fails with [`MemoryError::Missing`].
+    #[must_use]
+    pub fn missing_frames(&self) -> u32 {
+        let held = u32::try_from(self.segments.held_frames()).unwrap_or(u32::MAX);
+        self.layout.frames().saturating_sub(held)
+    }
+
+    /// Offset of a frame's bytes in the file; `None` where the image does not hold them in one piece.
+    #[must_use]
+    pub fn file_offset(&self, frame: FrameIndex) -> Option<u64> {
+        self.segments.frame_offset(self.layout.gfn_of(frame)?.gpa())
+    }
+
+    /// What the file holds, by ascending address.
+    #[must_use]
+    pub fn segments(&self) -> &[Segment] {
+        self.segments.as_slice()
+    }
+
+    /// Copies a range that no single segment holds; the error says why if there is none.
+    #[cold]
+    fn read_pieces(&self, mut gpa: Gpa, buf: &mut [u8]) -> Result<(), MemoryError> {
+        let len = buf.len();
+        let (_, left) = self.layout.span_at(gpa).ok_or(MemoryError::NotRam { gpa, len })?;
+        if len as u64 > left {
+            return Err(MemoryError::NotRam { gpa, len });
+        }
+        let mut rest = buf;
+        while !rest.is_empty() {
+            let missing = MemoryError::Missing { gpa, len: rest.len() };
+            let piece = self.slice_up_to(gpa, rest.len()).ok_or(missing)?;
+            let (now, later) = rest.split_at_mut(piece.len());
+            now.copy_from_slice(piece);
+            gpa = Gpa(gpa.0.saturating_add(piece.len() as u64));
+            rest = later;
+        }
+        Ok(())
+    }
+
+    /// At least one and at most `len` bytes from `gpa` on.
+    fn slice_up_to(&self, gpa: Gpa, len: usize) -> Option<&[u8]> {
+        let range = self.segments.locate(gpa, len)?;
+        self.bytes.as_slice().get(range).filter(|piece| !piece.is_empty())
+    }
+}
+
+impl GuestMemory for MemoryImage {
+    fn layout(&self) -> &MemoryLayout {
+        &self.layout
+    }
+
+    #[inline]
+    fn read(&self, gpa: Gpa, buf: &mut [u8]) -> Result<(), MemoryError> {
+        match self.slice(gpa, buf.len()) {
+            Some(bytes) => {
+                buf.copy_from_slice(bytes);
+                Ok(())
+            }
+            None => self.read_pieces(gpa, buf),
+        }
+    }
+
+    #[inline]
+    fn slice(&self, gpa: Gpa, len: usize) -> Option<&[u8]> {
+        let range = self.segments.locate(gpa, len)?;
+        if range.len() < len {
+            return None;
+        }
+        self.bytes.as_slice().get(range)
+    }
+}
+
+/// The segments of a raw file of `bytes` bytes.
+fn raw_segments(bytes: u64, layout: &RawLayout) -> Result<Vec<Segment>, ImageError> {
+    let whole_frames = match bytes % FRAME_SIZE {
+        0 => Ok(()),
+        over => Err(ImageError::NotFrames { bytes, over }),
+    };
+    match layout {
+        RawLayout::Contiguous => {
+            whole_frames?;
+            if bytes >= preset::NEVER_SPLIT_BELOW {
+                return Err(ImageError::LayoutNeeded { bytes });
+            }
+            Ok(vec![Segment { gpa: Gpa(0), bytes, file_offset: 0 }])
+        }
+        RawLayout::File(file) => {
+            file.check_against(bytes)?;
+            Ok(file.segments().collect())
+        }
+        RawLayout::Preset(preset) => {
+            whole_frames?;
+            Ok(preset.segments(bytes))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

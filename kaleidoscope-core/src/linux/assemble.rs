@@ -1,0 +1,257 @@
+//! From what each stage found to facts of every frame.
+
+use super::frame_reader::{Damage, FrameRecords, NO_OWNER, Record, Trouble};
+use super::introspect::RECENT_TASKS;
+use super::kernel_areas::{AreaOfFrame, KernelAreas};
+use super::regions::{OwnerName, RegionKey, Regions};
+use super::tasks::{Task, Tasks};
+use super::user_spaces::{NO_SPACE, SpaceId, UserMapping, UserMappings};
+use super::view::KernelView;
+use crate::addr::{FRAME_SIZE, FrameIndex, Gpa, Gva};
+use crate::color::{KernelIdentity, Order, Temperature};
+use crate::guest_os::{FrameFacts, FrameUse, GuestFacts, Note, Process};
+use crate::memory::GuestMemory;
+use std::collections::HashMap;
+
+/// Bytes of a task's structure that are marked as recently used; larger ones end with what is rarely touched.
+const TASK_BYTES: u64 = 8192;
+
+/// Everything the stages found.
+pub(super) struct Gathered<'g, 'm, M: ?Sized> {
+    pub(super) view: &'g KernelView<'m, M>,
+    pub(super) records: FrameRecords,
+    pub(super) tasks: Tasks,
+    pub(super) users: UserMappings,
+    pub(super) areas: KernelAreas,
+    /// Names of the records' owners; `None` for those that are not what they say.
+    pub(super) owners: Vec<Option<OwnerName>>,
+    /// Page tables of the kernel's root for user mode, under page-table isolation.
+    pub(super) twin_tables: &'g [Gpa],
+    pub(super) kernel: KernelIdentity,
+    pub(super) notes: Vec<Note>,
+}
+
+/// A frame's part in page tables.
+#[derive(Clone, Copy)]
+struct TableUse {
+    is_table: bool,
+    space: SpaceId,
+    page: u64,
+}
+
+pub(super) fn assemble<M: GuestMemory + ?Sized>(gathered: Gathered<'_, '_, M>) -> GuestFacts {
+    let Gathered { view, records, tasks, users, areas, owners, twin_tables, kernel, mut notes } =
+        gathered;
+    let layout = view.memory().layout();
+    describe_damage(view, &records.damage, &tasks, &users, &areas, &mut notes);
+    let recent = recent_frames(view, &tasks);
+    let tables = table_uses(view, &users, twin_tables);
+    let mut processes = list_processes(&users, &tasks);
+    let names: Vec<String> = processes.iter().map(space_name).collect();
+    let mut regions = Regions::new(&owners, &names);
+    let mut frames = Vec::with_capacity(records.records.len());
+    let columns = records.records.iter().zip(&users.frames).zip(&areas.frames).zip(&tables);
+    for (((record, user), area), table) in columns {
+        let mut facts = FrameFacts {
+            usage: usage_of(record, *table, &owners),
+            area: area.area,
+            is_table: table.is_table,
+            user_mapped: user.space != NO_SPACE,
+            user_executable: user.execute,
+            temperature: temperature_of(record, user),
+            region: None,
+            position: 0,
+        };
+        let space = if facts.usage == FrameUse::PageTable { table.space } else { user.space };
+        let owner = record.owner;
+        let key = RegionKey { usage: facts.usage, area: area.area, owner, space };
+        facts.region = regions.region(&key);
+        let order = facts.region.map_or(Order::FrameNumber, |id| regions.order(id));
+        facts.position = position_of(order, &facts, record, user, area, *table);
+        if let Some(process) = processes.get_mut(space as usize) {
+            process.anonymous_frames += u64::from(facts.usage == FrameUse::Anonymous);
+            process.table_frames += u64::from(facts.usage == FrameUse::PageTable);
+        }
+        frames.push(facts);
+    }
+    for index in recent {
+        if let Some(facts) = frames.get_mut(index.as_usize()) {
+            facts.temperature.insert(Temperature::RECENT_TASK);
+        }
+    }
+    let regions = regions.finish();
+    processes.sort_by_key(|p| p.pid.unwrap_or(u32::MAX));
+    GuestFacts { layout: layout.clone(), kernel, frames, regions, processes, notes }
+}
+
+/// The record's use, corrected by what is known of its owner and by page-table walks.
+fn usage_of(record: &Record, table: TableUse, owners: &[Option<OwnerName>]) -> FrameUse {
+    let is_cache = matches!(record.usage, FrameUse::File | FrameUse::Shared);
+    if is_cache && record.owner != NO_OWNER {
+        return match owners.get(record.owner as usize).and_then(Option::as_ref) {
+            Some(owner) if owner.is_block_device => FrameUse::BlockDevice,
+            Some(_) => record.usage,
+            // A mapping that is none: page cache only if the kernel's reclaim lists hold the page.
+            None if record.on_lru || record.usage == FrameUse::Shared => record.usage,
+            None => FrameUse::Allocated,
+        };
+    }
+    match record.usage == FrameUse::Allocated && table.is_table {
+        true => FrameUse::PageTable,
+        false => record.usage,
+    }
+}
+
+fn temperature_of(record: &Record, user: &UserMapping) -> Temperature {
+    let mut temperature = record.temperature;
+    let signs = [
+        (user.accessed, Temperature::ACCESSED),
+        (user.dirty, Temperature::DIRTY),
+        (user.shared, Temperature::SHARED),
+        (user.recent, Temperature::RECENT_TASK),
+    ];
+    for (is_set, sign) in signs {
+        if is_set {
+            temperature.insert(sign);
+        }
+    }
+    temperature
+}
+
+fn position_of(
+    order: Order,
+    facts: &FrameFacts,
+    record: &Record,
+    user: &UserMapping,
+    area: &AreaOfFrame,
+    table: TableUse,
+) -> u64 {
+    match order {
+        Order::FileOffset => record.position,
+        Order::KernelAddress => area.page,
+        Order::UserAddress if facts.usage == FrameUse::PageTable => table.page,
+        Order::UserAddress => user.page,
+        Order::FrameNumber => record.gfn,
+    }
+}
+
+/// Which frames page-table walks went through: the kernel's own tables, and each process's.
+fn table_uses<M>(
+    view: &KernelView<'_, M>,
+    users: &UserMappings,
+    twin_tables: &[Gpa],
+) -> Vec<TableUse>
+where
+    M: GuestMemory + ?Sized,
+{
+    let layout = view.memory().layout();
+    let none = TableUse { is_table: false, space: NO_SPACE, page: 0 };
+    let mut tables = vec![none; layout.frames() as usize];
+    for gpa in view.space().tables().iter().chain(twin_tables) {
+        let slot = layout.index_of(gpa.gfn()).and_then(|i| tables.get_mut(i.as_usize()));
+        if let Some(table) = slot {
+            table.is_table = true;
+        }
+    }
+    for user in &users.tables {
+        if let Some(table) = tables.get_mut(user.frame.as_usize())
+            && table.space == NO_SPACE
+        {
+            *table = TableUse { is_table: true, space: user.space, page: user.page };
+        }
+    }
+    tables
+}
+
+/// A process for every address space, in the spaces' order.
+fn list_processes(users: &UserMappings, tasks: &Tasks) -> Vec<Process> {
+    let mut of_root = HashMap::<Gpa, Vec<&Task>>::new();
+    for task in &tasks.tasks {
+        if let Some(root) = task.root {
+            of_root.entry(root).or_default().push(task);
+        }
+    }
+    let ranks = tasks.ranks();
+    let describe = |space: &super::user_spaces::UserSpace| {
+        let threads = of_root.get(&space.root).map_or(&[][..], Vec::as_slice);
+        let leader = threads.iter().min_by_key(|t| t.pid);
+        let recency = threads.iter().filter_map(|t| ranks.get(&t.address)).min().copied();
+        Process {
+            pid: leader.map(|t| t.pid),
+            name: leader.map(|t| t.name.clone()).unwrap_or_default(),
+            mapped_frames: space.mapped_frames,
+            anonymous_frames: 0,
+            table_frames: 0,
+            threads: u32::try_from(threads.len()).unwrap_or(u32::MAX),
+            recency,
+        }
+    };
+    users.spaces.iter().map(describe).collect()
+}
+
+fn space_name(process: &Process) -> String {
+    match process.pid {
+        Some(pid) => format!("{}[{pid}]", process.name),
+        None => "unnamed process".to_owned(),
+    }
+}
+
+/// Frames of the structures, stacks and root tables of the tasks that ran last.
+fn recent_frames<M>(view: &KernelView<'_, M>, tasks: &Tasks) -> Vec<FrameIndex>
+where
+    M: GuestMemory + ?Sized,
+{
+    let layout = view.memory().layout();
+    let mut frames = Vec::with_capacity(RECENT_TASKS * 8);
+    let mut mark = |gva: Gva, bytes: u64| {
+        for offset in (0..bytes).step_by(usize::try_from(FRAME_SIZE).unwrap_or(4096)) {
+            let gpa = gva.checked_add(offset).and_then(|gva| view.translate(gva));
+            frames.extend(gpa.and_then(|(gpa, _)| layout.index_of(gpa.gfn())));
+        }
+    };
+    for task in tasks.recent() {
+        mark(task.address, TASK_BYTES);
+        if let Some(stack) = task.stack {
+            mark(stack, 4 * FRAME_SIZE);
+        }
+    }
+    frames.extend(tasks.recent().iter().filter_map(|t| layout.index_of(t.root?.gfn())));
+    frames
+}
+
+fn describe_damage<M: GuestMemory + ?Sized>(
+    view: &KernelView<'_, M>,
+    damage: &Damage,
+    tasks: &Tasks,
+    users: &UserMappings,
+    areas: &KernelAreas,
+    notes: &mut Vec<Note>,
+) {
+    let mut trouble = |what: &str, trouble: Trouble| {
+        if let Some(first) = trouble.first {
+            let text = format!("{} {what}, the first at frame {first}", trouble.count);
+            notes.push(Note { subject: "frame table", text });
+        }
+    };
+    trouble("frames without a readable record", damage.unreadable);
+    trouble("free blocks that contradict themselves", damage.blocks);
+    trouble("tails without a head", damage.tails);
+    let mut note = |subject, is_wrong: bool, text: String| {
+        if is_wrong {
+            notes.push(Note { subject, text });
+        }
+    };
+    let kernel = view.space().report();
+    let unreadable = |report: &crate::paging::WalkReport| {
+        let first = report.first_unreadable.unwrap_or_default();
+        format!("{} tables are not in memory, the first at {first}", report.unreadable)
+    };
+    note("kernel page tables", kernel.cut, "too many tables; the rest was left out".to_owned());
+    note("kernel page tables", kernel.unreadable > 0, unreadable(kernel));
+    note("user page tables", users.report.cut, "too many tables; the rest was left out".to_owned());
+    note("user page tables", users.report.unreadable > 0, unreadable(&users.report));
+    note("user page tables", users.cut, "too many mappings; the rest was left out".to_owned());
+    note("kernel areas", areas.cut, "too many mappings; the rest was left out".to_owned());
+    let broken = "the list of tasks is broken; processes may be missing".to_owned();
+    note("tasks", tasks.damaged, broken);
+}

@@ -1,0 +1,114 @@
+//! Types by name: a batch of names is located in one pass over the named types, with no table of all hundred thousand names.
+
+use super::kind::Kind;
+use super::{Btf, EnumRef, Member, NamedType, StructRef, TypeId};
+use crate::linux::bytes::index;
+
+/// Most types looked at for one name. Kernels have two or three; hostile BTF could call all its types alike.
+const MAX_SAME_NAME: usize = 8;
+
+/// The types that have the names asked for in [`Btf::index`].
+pub struct TypeIndex<'b> {
+    btf: &'b Btf<'b>,
+    /// All types with one of the names, ordered by name, then by number.
+    found: Vec<(&'b str, TypeId)>,
+}
+
+impl<'b> TypeIndex<'b> {
+    pub(super) fn new(btf: &'b Btf<'b>, names: &[&str]) -> Self {
+        let mut names: Vec<&str> = names.iter().copied().filter(|name| !name.is_empty()).collect();
+        names.sort_unstable();
+        names.dedup();
+        let buckets = first_letter_buckets(&names);
+        let is_wanted = |named: &&NamedType| {
+            let first = btf.strings.get(index(named.name)).copied().unwrap_or(0);
+            let (from, to) = buckets.get(usize::from(first)).copied().unwrap_or_default();
+            names
+                .get(from..to)
+                .unwrap_or_default()
+                .iter()
+                .any(|name| btf.string_is(named.name, name))
+        };
+        let mut found: Vec<(&'b str, TypeId)> = btf
+            .named
+            .iter()
+            .filter(is_wanted)
+            .filter_map(|named| Some((btf.string(named.name)?, named.id)))
+            .collect();
+        found.sort_unstable();
+        Self { btf, found }
+    }
+
+    /// The type information that this is an index of.
+    #[must_use]
+    pub fn btf(&self) -> &'b Btf<'b> {
+        self.btf
+    }
+
+    /// All structs and unions of this name. More than one if separate parts of the kernel use the name; typedefs of structs come last.
+    pub fn structs_named<'s>(&'s self, name: &'s str) -> impl Iterator<Item = StructRef<'b>> + 's {
+        let is_typedef =
+            |id: &TypeId| self.btf.raw(*id).is_some_and(|raw| raw.kind == Kind::Typedef);
+        let tags = self.ids(name).filter(move |id| !is_typedef(id));
+        let typedefs = self.ids(name).filter(is_typedef);
+        tags.chain(typedefs).filter_map(|id| self.btf.structure(id))
+    }
+
+    /// The first struct or union of this name.
+    #[must_use]
+    pub fn struct_named(&self, name: &str) -> Option<StructRef<'b>> {
+        self.structs_named(name).next()
+    }
+
+    /// The first struct or union of this name that has all of `members`.
+    #[must_use]
+    pub fn struct_with(&self, name: &str, members: &[&str]) -> Option<StructRef<'b>> {
+        self.structs_named(name)
+            .find(|found| members.iter().all(|member| found.member(member).is_some()))
+    }
+
+    /// A member by a path that starts with the name of its struct: `zone.free_area`, `task_struct.se.vruntime`.
+    ///
+    /// See [`StructRef::member_path`]; of several structs of this name, the first that has the member is taken.
+    #[must_use]
+    pub fn member(&self, path: &str) -> Option<Member> {
+        let (name, members) = path.split_once('.')?;
+        self.structs_named(name).find_map(|found| found.member_path(members))
+    }
+
+    /// Size in bytes of the first type of this name that has a size.
+    #[must_use]
+    pub fn size(&self, name: &str) -> Option<u64> {
+        self.ids(name).find_map(|id| self.btf.type_size(id))
+    }
+
+    /// The first enumeration of this name.
+    #[must_use]
+    pub fn enum_named(&self, name: &str) -> Option<EnumRef<'b>> {
+        self.ids(name).find_map(|id| EnumRef::new(self.btf, self.btf.resolved(id)?.1))
+    }
+
+    /// The value of `constant` in the first enumeration `name` that has it.
+    #[must_use]
+    pub fn enum_value(&self, name: &str, constant: &str) -> Option<i64> {
+        self.ids(name)
+            .find_map(|id| EnumRef::new(self.btf, self.btf.resolved(id)?.1)?.value(constant))
+    }
+
+    fn ids<'s>(&'s self, name: &str) -> impl Iterator<Item = TypeId> + use<'s, 'b> {
+        let start = self.found.partition_point(|(found, _)| *found < name);
+        let end = self.found.partition_point(|(found, _)| *found <= name);
+        self.found.get(start..end).unwrap_or_default().iter().take(MAX_SAME_NAME).map(|&(_, id)| id)
+    }
+}
+
+/// For each first byte, where the sorted names with it begin and end.
+fn first_letter_buckets(names: &[&str]) -> [(usize, usize); 256] {
+    let mut buckets = [(0, 0); 256];
+    for (byte, bucket) in (0..=u8::MAX).zip(buckets.iter_mut()) {
+        let first = |name: &&str| name.bytes().next();
+        bucket.0 = names.partition_point(|name| first(name) < Some(byte));
+        bucket.1 = names.partition_point(|name| first(name) <= Some(byte));
+    }
+    buckets
+}

@@ -1,0 +1,156 @@
+//! Paths from directory entries and mounts.
+//!
+//! A dentry's path is the chain of names up to its file system's root; where that root is mounted comes from the file
+//! system's mounts. Chains come from guest memory, so their length is limited.
+
+use super::profile::Fields;
+use super::view::KernelView;
+use crate::addr::Gva;
+use crate::memory::GuestMemory;
+use std::collections::HashMap;
+use std::rc::Rc;
+
+/// Longest chain of directories that is followed.
+const MAX_DEPTH: usize = 256;
+
+/// Longest path, in bytes (`PATH_MAX`).
+const MAX_PATH: usize = 4096;
+
+/// Most mounts of one file system, and deepest stack of mounts, that are looked at.
+const MAX_MOUNTS: usize = 64;
+
+/// Bytes of a file name, at most (`NAME_MAX`).
+const MAX_NAME: usize = 255;
+
+/// Paths of dentries, remembered so that a directory's path is put together once.
+pub(super) struct Paths<'v, 'm, M: ?Sized> {
+    view: &'v KernelView<'m, M>,
+    fields: &'v Fields,
+    directories: HashMap<Gva, Rc<str>>,
+    mounts: HashMap<Gva, Rc<str>>,
+}
+
+impl<'v, 'm, M: GuestMemory + ?Sized> Paths<'v, 'm, M> {
+    pub(super) fn new(view: &'v KernelView<'m, M>, fields: &'v Fields) -> Self {
+        Self { view, fields, directories: HashMap::new(), mounts: HashMap::new() }
+    }
+
+    /// The absolute path of an inode by its first name; `None` when it has none (left).
+    pub(super) fn of_inode(&mut self, inode: Gva, super_block: Gva) -> Option<String> {
+        let fields = self.fields;
+        let alias = self.view.read_pointer_field(inode, fields.inode_aliases?)?;
+        let dentry = Gva(alias.0.checked_sub(fields.dentry_alias?)?);
+        let parent = self.view.read_pointer_field(dentry, fields.dentry_parent?)?;
+        let root = self.view.read_pointer_field(super_block, fields.super_root?)?;
+        let name = self.name(dentry)?;
+        // A dentry that no hash chain points to has been deleted, or never had a place in a directory.
+        let hash = fields.dentry_hash.and_then(|o| o.checked_add(8));
+        let is_unhashed = hash.is_some_and(|o| self.view.read_field(dentry, o) == Some(0));
+        if dentry == root {
+            return Some(self.mount_path(super_block).to_string());
+        }
+        let suffix = if is_unhashed { " (deleted)" } else { "" };
+        if parent == dentry {
+            return Some(format!("/{name}{suffix}"));
+        }
+        let mount = self.mount_path(super_block);
+        let directory = self.directory(parent)?;
+        let path = format!("{mount}{directory}/{name}{suffix}");
+        (path.len() <= MAX_PATH).then_some(path)
+    }
+
+    /// Path of a directory below its file system's root; empty for the root itself.
+    fn directory(&mut self, dentry: Gva) -> Option<Rc<str>> {
+        let mut chain = Vec::new();
+        let mut at = dentry;
+        let mut path: Rc<str> = loop {
+            if let Some(path) = self.directories.get(&at) {
+                break Rc::clone(path);
+            }
+            let parent = self.view.read_pointer_field(at, self.fields.dentry_parent?)?;
+            if parent == at {
+                break Rc::from("");
+            }
+            if chain.len() == MAX_DEPTH {
+                return None;
+            }
+            chain.push(at);
+            at = parent;
+        };
+        for &dentry in chain.iter().rev() {
+            let name = self.name(dentry)?;
+            if path.len() + name.len() >= MAX_PATH {
+                return None;
+            }
+            path = Rc::from(format!("{path}/{name}"));
+            self.directories.insert(dentry, Rc::clone(&path));
+        }
+        Some(path)
+    }
+
+    /// A dentry's own name.
+    fn name(&self, dentry: Gva) -> Option<String> {
+        let fields = self.fields;
+        let name = dentry.checked_add(fields.dentry_name?)?;
+        let length = self.view.read_u32(name.checked_add(fields.name_length?)?)?;
+        let length = usize::try_from(length).ok().filter(|&l| l <= MAX_NAME)?;
+        let text = self.view.read_pointer_field(name, fields.name_text?)?;
+        let mut buf = [0; MAX_NAME];
+        let buf = buf.get_mut(..length)?;
+        self.view.read(text, buf)?;
+        Some(String::from_utf8_lossy(buf).into_owned())
+    }
+
+    /// Where a file system is mounted, without the final slash: empty for the root, or when nobody can say.
+    fn mount_path(&mut self, super_block: Gva) -> Rc<str> {
+        if let Some(path) = self.mounts.get(&super_block) {
+            return Rc::clone(path);
+        }
+        let path = self.find_mount(super_block).and_then(|mount| self.path_to(mount));
+        let path: Rc<str> = Rc::from(path.unwrap_or_default());
+        self.mounts.insert(super_block, Rc::clone(&path));
+        path
+    }
+
+    /// A mount of the whole file system somewhere in a tree of mounts.
+    fn find_mount(&self, super_block: Gva) -> Option<Gva> {
+        let (view, fields) = (self.view, self.fields);
+        let root = view.read_pointer_field(super_block, fields.super_root?)?;
+        let head = super_block.checked_add(fields.super_mounts?)?;
+        let mut link = view.read_pointer(head)?;
+        for _ in 0..MAX_MOUNTS {
+            // Until 6.16 a list through the mounts that returns to its head; since then plain pointers that end in null.
+            let (mount, next_offset) = match (fields.mount_next, fields.mount_instance) {
+                (Some(next), _) => (link, next),
+                (None, Some(_)) if link == head => return None,
+                (None, Some(instance)) => (Gva(link.0.checked_sub(instance)?), instance),
+                (None, None) => return None,
+            };
+            let mounted_root = view.read_pointer_field(mount, fields.mount_root?)?;
+            let parent = view.read_pointer_field(mount, fields.mount_parent?)?;
+            if mounted_root == root && parent != mount {
+                return Some(mount);
+            }
+            link = view.read_pointer_field(mount, next_offset)?;
+        }
+        None
+    }
+
+    fn path_to(&mut self, mount: Gva) -> Option<String> {
+        let mut path = String::new();
+        let mut mount = mount;
+        for _ in 0..MAX_MOUNTS {
+            let parent = self.view.read_pointer_field(mount, self.fields.mount_parent?)?;
+            if parent == mount {
+                return Some(path);
+            }
+            let point = self.view.read_pointer_field(mount, self.fields.mount_point?)?;
+            path = format!("{}{path}", self.directory(point)?);
+            if path.len() > MAX_PATH {
+                return None;
+            }
+            mount = parent;
+        }
+        None
+    }
+}

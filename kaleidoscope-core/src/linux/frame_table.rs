@@ -1,0 +1,218 @@
+//! The frame table: one `struct page` for every frame, read in one pass.
+//!
+//! This file knows where records and their fields are; [`FrameReader`] knows what they mean.
+
+use super::frame_reader::{FrameReader, FrameRecords};
+use super::page_types::{PageFlags, PageTypes};
+use super::profile::Profile;
+use super::view::KernelView;
+use crate::addr::{FRAME_BYTES, FrameIndex, Gfn, Gva};
+use crate::memory::{GuestMemory, RamRegion};
+use thiserror::Error;
+
+/// Most records read at a time, in bytes, so that a copy stays in the cache.
+const CHUNK_BYTES: usize = 16 * FRAME_BYTES;
+
+/// Why the frame table cannot be read at all.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
+#[non_exhaustive]
+pub enum FrameTableError {
+    /// No symbol and no note says where the frame table is.
+    #[error("the frame table's address is not known (neither vmemmap nor mem_section)")]
+    NoAddress,
+    /// The layout of `struct page` is not known.
+    #[error("offset of struct page's {field} is not known or lies outside its {bytes} bytes")]
+    NoField {
+        /// The missing field.
+        field: &'static str,
+        /// Size of the structure.
+        bytes: u64,
+    },
+}
+
+/// Where the frame table is and how its records are read.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct FrameTable {
+    pub(crate) base: Gva,
+    stride: u64,
+    pub(super) offsets: Offsets,
+    pub(super) flags: PageFlags,
+    pub(super) types: Option<PageTypes>,
+    /// Where the first tail keeps the number of its page's destructor, and the number of hugetlb's.
+    pub(super) hugetlb_dtor: Option<(usize, u8)>,
+    pub(super) hugetlb_tail_flag: u64,
+    pub(super) buddy_orders: u32,
+}
+
+/// Offsets in a record, all checked to lie inside it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Offsets {
+    pub(super) flags: usize,
+    pub(super) refcount: usize,
+    pub(super) mapcount: usize,
+    pub(super) mapping: usize,
+    pub(super) index: usize,
+    pub(super) private: usize,
+    pub(super) compound: usize,
+    pub(super) lru: usize,
+    pub(super) slab_cache: Option<usize>,
+}
+
+/// One record's bytes. Offsets were checked when the table was set up, so a read outside is a zero and does not happen.
+#[derive(Clone, Copy)]
+pub(super) struct RawPage<'a>(&'a [u8]);
+
+impl RawPage<'_> {
+    #[inline]
+    pub(super) fn u64(self, offset: usize) -> u64 {
+        let bytes = self.0.get(offset..).and_then(|b| b.first_chunk());
+        bytes.map_or(0, |b| u64::from_le_bytes(*b))
+    }
+
+    #[inline]
+    pub(super) fn u32(self, offset: usize) -> u32 {
+        let bytes = self.0.get(offset..).and_then(|b| b.first_chunk());
+        bytes.map_or(0, |b| u32::from_le_bytes(*b))
+    }
+
+    pub(super) fn u8(self, offset: usize) -> u8 {
+        self.0.get(offset).copied().unwrap_or(0)
+    }
+}
+
+impl FrameTable {
+    pub(crate) fn new(base: Gva, profile: &Profile) -> Result<Self, FrameTableError> {
+        let bytes = profile.page_bytes;
+        let usable = (8..=512).contains(&bytes) && bytes.is_multiple_of(8);
+        let inside = |field: &'static str, offset: Option<u64>, len: u64| {
+            let fits = |o: &u64| usable && o.checked_add(len).is_some_and(|end| end <= bytes);
+            let offset = offset.filter(fits).and_then(|o| usize::try_from(o).ok());
+            offset.ok_or(FrameTableError::NoField { field, bytes })
+        };
+        let fields = &profile.fields;
+        let offsets = Offsets {
+            flags: inside("flags", fields.page_flags, 8)?,
+            refcount: inside("_refcount", fields.page_refcount, 4)?,
+            mapcount: inside("_mapcount", fields.page_mapcount, 4)?,
+            mapping: inside("mapping", fields.page_mapping, 8)?,
+            index: inside("index", fields.page_index, 8)?,
+            private: inside("private", fields.page_private, 8)?,
+            compound: inside("compound_head", fields.page_compound, 8)?,
+            lru: inside("lru", fields.page_lru, 16)?,
+            slab_cache: inside("slab_cache", fields.slab_cache, 8).ok(),
+        };
+        let dtor_offset = inside("compound_dtor", fields.page_compound_dtor, 1).ok();
+        Ok(Self {
+            base,
+            stride: bytes,
+            offsets,
+            flags: profile.flags,
+            types: profile.types,
+            hugetlb_dtor: dtor_offset.zip(profile.hugetlb_dtor),
+            hugetlb_tail_flag: profile.hugetlb_tail_flag,
+            buddy_orders: profile.buddy_orders,
+        })
+    }
+
+    /// Address of a frame's record.
+    pub(crate) fn record_address(&self, gfn: Gfn) -> Option<Gva> {
+        self.base.checked_add(gfn.0.checked_mul(self.stride)?)
+    }
+
+    /// The frame whose record is at `address` (or contains it).
+    pub(super) fn gfn_at(&self, address: u64) -> Option<Gfn> {
+        Some(Gfn(address.checked_sub(self.base.0)? / self.stride))
+    }
+
+    /// Reads every frame's record.
+    pub(crate) fn read<M: GuestMemory + ?Sized>(&self, view: &KernelView<'_, M>) -> FrameRecords {
+        let layout = view.memory().layout();
+        let mut reader = FrameReader::new(self, layout);
+        for region in layout.regions() {
+            self.read_region(view, region, &mut reader);
+        }
+        reader.finish(view)
+    }
+
+    /// Reads a run of frames, as many records at a time as are contiguous in memory.
+    fn read_region<M: GuestMemory + ?Sized>(
+        &self,
+        view: &KernelView<'_, M>,
+        region: &RamRegion,
+        reader: &mut FrameReader<'_>,
+    ) {
+        let stride = usize::try_from(self.stride).unwrap_or(usize::MAX);
+        let mut copy = vec![0; CHUNK_BYTES];
+        let mut done = 0;
+        while done < region.frames {
+            let gfn = Gfn(region.start.0 + u64::from(done));
+            let index = FrameIndex(region.first_index.0 + done);
+            let wanted = usize::try_from(region.frames - done).unwrap_or(usize::MAX);
+            let records = self.chunk(view, gfn, wanted.saturating_mul(stride), &mut copy);
+            let mut pages = records.chunks_exact(stride).map(RawPage).peekable();
+            if pages.peek().is_none() {
+                reader.unreadable(gfn);
+                done += 1;
+            }
+            for (gfn, index) in (gfn.0..).map(Gfn).zip((index.0..).map(FrameIndex)) {
+                let Some(page) = pages.next() else { break };
+                reader.frame(gfn, index, page, pages.peek().copied());
+                done += 1;
+            }
+        }
+    }
+
+    /// The records from `gfn` on that are contiguous in memory, at least one; empty when the first cannot be read.
+    fn chunk<'c, M: GuestMemory + ?Sized>(
+        &self,
+        view: &KernelView<'c, M>,
+        gfn: Gfn,
+        wanted: usize,
+        copy: &'c mut [u8],
+    ) -> &'c [u8] {
+        let stride = usize::try_from(self.stride).unwrap_or(usize::MAX);
+        let Some(address) = self.record_address(gfn) else { return &[] };
+        let Some((_, left)) = view.translate(address) else { return &[] };
+        let left = usize::try_from(left).unwrap_or(usize::MAX).min(wanted).min(CHUNK_BYTES);
+        // A record that straddles two mappings is read alone.
+        let bytes = (left / stride * stride).max(stride);
+        if let Some(records) = view.slice(address, bytes) {
+            return records;
+        }
+        let Some(copy) = copy.get_mut(..bytes) else { return &[] };
+        if view.read(address, copy).is_none() {
+            return &[];
+        }
+        copy
+    }
+
+    /// The words of one frame's record, for explaining it: `(field, value)`.
+    pub(crate) fn describe<M>(
+        &self,
+        view: &KernelView<'_, M>,
+        gfn: Gfn,
+    ) -> Option<Vec<(&'static str, u64)>>
+    where
+        M: GuestMemory + ?Sized,
+    {
+        let address = self.record_address(gfn)?;
+        let mut bytes = vec![0; usize::try_from(self.stride).ok()?];
+        view.read(address, &mut bytes)?;
+        let page = RawPage(&bytes);
+        let o = &self.offsets;
+        let mut words = vec![
+            ("address", address.0),
+            ("flags", page.u64(o.flags)),
+            ("_refcount", page.u32(o.refcount).into()),
+            ("_mapcount or page_type", page.u32(o.mapcount).into()),
+            ("mapping", page.u64(o.mapping)),
+            ("index", page.u64(o.index)),
+            ("private", page.u64(o.private)),
+            ("compound_head", page.u64(o.compound)),
+        ];
+        if let Some(slab) = o.slab_cache {
+            words.push(("slab_cache", page.u64(slab)));
+        }
+        Some(words)
+    }
+}

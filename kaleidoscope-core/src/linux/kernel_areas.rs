@@ -1,0 +1,170 @@
+//! Which part of the kernel's address space maps a frame, the map of all memory left aside.
+//!
+//! The parts, by ascending address (`Documentation/arch/x86/x86_64/mm.rst`): the direct map, the vmalloc area, the frame
+//! table, the CPU entry area (per-CPU), the image, modules. Which part is where is taken from the direct map's end, the
+//! frame table's address and the image as found; only the CPU entry area and the modules' end are constants.
+
+use super::frame_table::FrameTable;
+use super::locate::{IMAGE_LAST, ImageSpan};
+use super::symbols::Symbols;
+use super::tasks::Tasks;
+use super::view::KernelView;
+use crate::addr::{FRAME_SIZE, FrameIndex, Gfn, Gva};
+use crate::guest_os::KernelArea;
+use crate::memory::GuestMemory;
+use crate::paging::Run;
+
+/// The CPU entry area (`CPU_ENTRY_AREA_BASE`), one top-level entry of 512 GiB.
+const CPU_ENTRY_FIRST: Gva = Gva(0xffff_fe00_0000_0000);
+const CPU_ENTRY_LAST: Gva = Gva(0xffff_fe7f_ffff_ffff);
+
+/// One past the modules' area (`MODULES_END`).
+const MODULES_END: u64 = 0xffff_ffff_ff00_0000;
+
+/// Pages of a kernel stack (`THREAD_SIZE`).
+const STACK_PAGES: u64 = 4;
+
+/// Most units of the first per-CPU chunk (`NR_CPUS`).
+const MAX_CPU_UNITS: u64 = 8192;
+
+/// How often, on average, a frame may be mapped by the kernel beside the direct map before more is ignored.
+const MAPPINGS_PER_FRAME: u64 = 16;
+
+/// Where the kernel maps a frame.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) struct AreaOfFrame {
+    pub(crate) area: KernelArea,
+    /// Page number from the area's first address on.
+    pub(crate) page: u64,
+}
+
+/// The kernel's use of its address space, in frame-index order.
+#[derive(Clone, Debug)]
+pub(crate) struct KernelAreas {
+    pub(crate) frames: Vec<AreaOfFrame>,
+    /// Whether more was mapped than is looked at.
+    pub(crate) cut: bool,
+}
+
+/// Where the parts are.
+struct Parts {
+    vmalloc: (Gva, Gva),
+    frame_table: (Gva, Gva),
+    image: (Gva, Gva),
+}
+
+impl Parts {
+    /// The part that holds an address, and the part's first address.
+    fn of(&self, run: &Run) -> Option<(KernelArea, Gva)> {
+        let within = |(first, last): (Gva, Gva)| first <= run.gva && run.gva <= last;
+        let Run { gva, rights, .. } = *run;
+        if within(self.image) {
+            let area = match (rights.execute, rights.write) {
+                (true, _) => KernelArea::Text,
+                (false, false) => KernelArea::Rodata,
+                (false, true) => KernelArea::Data,
+            };
+            Some((area, self.image.0))
+        } else if within(self.frame_table) {
+            Some((KernelArea::FrameTable, self.frame_table.0))
+        } else if gva > IMAGE_LAST && gva.0 < MODULES_END {
+            Some((KernelArea::Module, Gva(IMAGE_LAST.0 + 1)))
+        } else if within((CPU_ENTRY_FIRST, CPU_ENTRY_LAST)) {
+            Some((KernelArea::PerCpu, CPU_ENTRY_FIRST))
+        } else if within(self.vmalloc) {
+            let area = if rights.execute { KernelArea::Module } else { KernelArea::Vmalloc };
+            Some((area, self.vmalloc.0))
+        } else {
+            None
+        }
+    }
+}
+
+impl KernelAreas {
+    pub(crate) fn read<M: GuestMemory + ?Sized>(
+        view: &KernelView<'_, M>,
+        table: &FrameTable,
+        image: &ImageSpan,
+        symbols: &Symbols,
+        tasks: &Tasks,
+    ) -> Self {
+        let layout = view.memory().layout();
+        let frames = vec![AreaOfFrame::default(); layout.frames() as usize];
+        let mut areas = Self { frames, cut: false };
+        let direct_last =
+            view.direct_map().map_or(Gva(0), |d| Gva(d.base.0.saturating_add(d.end.0)));
+        let table_end = table.record_address(layout.end_gfn()).unwrap_or(table.base);
+        let parts = Parts {
+            vmalloc: (direct_last, Gva(table.base.0.saturating_sub(1))),
+            frame_table: (table.base, Gva(table_end.0.saturating_sub(1))),
+            image: (image.gva, Gva(image.gva.0.saturating_add(image.bytes.saturating_sub(1)))),
+        };
+        let mut left = u64::from(layout.frames()).saturating_mul(MAPPINGS_PER_FRAME);
+        for run in view.space().runs() {
+            let Some((area, base)) = parts.of(run) else { continue };
+            let pages = run.bytes / FRAME_SIZE;
+            areas.mark(
+                view,
+                run.gpa.gfn(),
+                pages.min(left),
+                area,
+                (run.gva.0 - base.0) / FRAME_SIZE,
+            );
+            left = left.saturating_sub(pages);
+        }
+        areas.cut = left == 0;
+        areas.mark_per_cpu(view, symbols);
+        areas.mark_stacks(view, tasks, parts.vmalloc.0);
+        areas
+    }
+
+    fn mark<M: GuestMemory + ?Sized>(
+        &mut self,
+        view: &KernelView<'_, M>,
+        first: Gfn,
+        pages: u64,
+        area: KernelArea,
+        page: u64,
+    ) {
+        let layout = view.memory().layout();
+        for i in 0..pages {
+            let index = first.0.checked_add(i).and_then(|gfn| layout.index_of(Gfn(gfn)));
+            if let Some(frame) = index.and_then(|i| self.frames.get_mut(FrameIndex::as_usize(i))) {
+                *frame = AreaOfFrame { area, page: page.saturating_add(i) };
+            }
+        }
+    }
+
+    /// The first per-CPU chunk, which lies in the direct map.
+    fn mark_per_cpu<M: GuestMemory + ?Sized>(
+        &mut self,
+        view: &KernelView<'_, M>,
+        symbols: &Symbols,
+    ) {
+        let chunk = || {
+            let base = view.read_pointer(symbols.pcpu_base_addr?)?;
+            let unit = u64::from(view.read_u32(symbols.pcpu_unit_size?)?);
+            let units = u64::from(view.read_u32(symbols.pcpu_nr_units?)?).min(MAX_CPU_UNITS);
+            let (gpa, left) = view.translate(base)?;
+            Some((gpa.gfn(), unit.checked_mul(units)?.min(left) / FRAME_SIZE))
+        };
+        if let Some((first, pages)) = chunk() {
+            self.mark(view, first, pages, KernelArea::PerCpu, 0);
+        }
+    }
+
+    fn mark_stacks<M>(&mut self, view: &KernelView<'_, M>, tasks: &Tasks, base: Gva)
+    where
+        M: GuestMemory + ?Sized,
+    {
+        for stack in tasks.tasks.iter().filter_map(|t| t.stack) {
+            for i in 0..STACK_PAGES {
+                let gva = stack.checked_add(i * FRAME_SIZE);
+                if let Some((gpa, _)) = gva.and_then(|gva| view.translate(gva)) {
+                    let page = (stack.0.saturating_sub(base.0) / FRAME_SIZE).saturating_add(i);
+                    self.mark(view, gpa.gfn(), 1, KernelArea::Stack, page);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,161 @@
+//! Which region a frame belongs to.
+
+use super::frame_reader::NO_OWNER;
+use super::user_spaces::{NO_SPACE, SpaceId};
+use crate::color::{FrameKind, Order, Region, RegionId};
+use crate::guest_os::{FrameUse, KernelArea};
+
+/// Name of a kernel object that owns frames.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct OwnerName {
+    pub(crate) is_block_device: bool,
+    pub(crate) name: String,
+}
+
+/// What decides a frame's region.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RegionKey {
+    pub(crate) usage: FrameUse,
+    pub(crate) area: KernelArea,
+    pub(crate) owner: u32,
+    pub(crate) space: SpaceId,
+}
+
+/// Regions, made when the first frame asks for one.
+pub(crate) struct Regions<'a> {
+    owners: &'a [Option<OwnerName>],
+    spaces: &'a [String],
+    regions: Vec<Region>,
+    /// Region of each owner, of each space's anonymous memory, of each space's tables, of each use and area.
+    of_owner: Vec<Option<RegionId>>,
+    of_anonymous: Vec<Option<RegionId>>,
+    of_tables: Vec<Option<RegionId>>,
+    fixed: [[Option<RegionId>; AREAS]; USES],
+}
+
+/// Numbers of [`FrameUse`] and [`KernelArea`].
+const USES: usize = FrameUse::ALL.len();
+const AREAS: usize = KernelArea::ALL.len();
+
+impl<'a> Regions<'a> {
+    pub(crate) fn new(owners: &'a [Option<OwnerName>], spaces: &'a [String]) -> Self {
+        Self {
+            owners,
+            spaces,
+            regions: Vec::new(),
+            of_owner: vec![None; owners.len()],
+            of_anonymous: vec![None; spaces.len()],
+            of_tables: vec![None; spaces.len()],
+            fixed: [[None; AREAS]; USES],
+        }
+    }
+
+    pub(crate) fn finish(self) -> Vec<Region> {
+        self.regions
+    }
+
+    /// What a region's positions count.
+    pub(crate) fn order(&self, id: RegionId) -> Order {
+        self.regions.get(id.0 as usize).map_or(Order::FrameNumber, |r| r.order)
+    }
+
+    /// The region of a frame; unknown frames have none.
+    pub(crate) fn region(&mut self, key: &RegionKey) -> Option<RegionId> {
+        let owned = matches!(
+            key.usage,
+            FrameUse::Slab | FrameUse::File | FrameUse::Shared | FrameUse::BlockDevice
+        );
+        if key.usage == FrameUse::Unknown {
+            None
+        } else if owned && key.owner != NO_OWNER {
+            self.by_owner(key)
+        } else if key.usage == FrameUse::Anonymous && key.space != NO_SPACE {
+            let slot = self.of_anonymous.get_mut(key.space as usize)?;
+            Self::by_space(slot, self.spaces, &mut self.regions, key)
+        } else if key.usage == FrameUse::PageTable && key.space != NO_SPACE {
+            let slot = self.of_tables.get_mut(key.space as usize)?;
+            Self::by_space(slot, self.spaces, &mut self.regions, key)
+        } else {
+            self.fixed(key)
+        }
+    }
+
+    fn by_space(
+        slot: &mut Option<RegionId>,
+        spaces: &[String],
+        regions: &mut Vec<Region>,
+        key: &RegionKey,
+    ) -> Option<RegionId> {
+        let name = spaces.get(key.space as usize)?;
+        let make = || push(regions, key.usage.kind(), Order::UserAddress, name.clone());
+        Some(*slot.get_or_insert_with(make))
+    }
+
+    fn by_owner(&mut self, key: &RegionKey) -> Option<RegionId> {
+        let slot = self.of_owner.get_mut(key.owner as usize)?;
+        let kind = key.usage.kind();
+        if let Some(id) = *slot {
+            // One object's pages are of one kind. A page that disagrees is caught in between, or damaged.
+            let agrees = self.regions.get(id.0 as usize).is_some_and(|r| r.kind == kind);
+            return if agrees { Some(id) } else { self.fixed(key) };
+        }
+        let owner = self.owners.get(key.owner as usize)?.as_ref();
+        let name = owner.map(|o| o.name.clone()).unwrap_or_default();
+        let order = if kind == FrameKind::Slab { Order::FrameNumber } else { Order::FileOffset };
+        let id = push(&mut self.regions, kind, order, name);
+        *slot = Some(id);
+        Some(id)
+    }
+
+    /// The region of frames that no object or process owns.
+    fn fixed(&mut self, key: &RegionKey) -> Option<RegionId> {
+        let is_kernel = matches!(key.usage, FrameUse::Reserved | FrameUse::Allocated);
+        let area = if is_kernel { key.area } else { KernelArea::None };
+        let slot = self.fixed.get_mut(key.usage as usize)?.get_mut(area as usize)?;
+        let (name, order) = fixed_name(key.usage, area);
+        let id = slot.get_or_insert_with(|| push(&mut self.regions, key.usage.kind(), order, name));
+        Some(*id)
+    }
+}
+
+fn push(
+    regions: &mut Vec<Region>,
+    kind: FrameKind,
+    order: Order,
+    name: impl Into<String>,
+) -> RegionId {
+    let id = RegionId(u32::try_from(regions.len()).unwrap_or(u32::MAX));
+    regions.push(Region::new(kind, order, name));
+    id
+}
+
+fn fixed_name(usage: FrameUse, area: KernelArea) -> (&'static str, Order) {
+    use KernelArea as A;
+    let frame_number = |name| (name, Order::FrameNumber);
+    let address = |name| (name, Order::KernelAddress);
+    match (usage, area) {
+        (FrameUse::Reserved, A::Text) => address("kernel-text"),
+        (FrameUse::Reserved, A::Rodata) => address("kernel-rodata"),
+        (FrameUse::Reserved, A::Data) => address("kernel-data"),
+        (_, A::Module) => address("modules"),
+        (_, A::PerCpu) => address("per-cpu"),
+        (_, A::FrameTable) => address("frame-table"),
+        (_, A::Stack) => address("kernel-stacks"),
+        (_, A::Vmalloc) => address("vmalloc"),
+        (FrameUse::Reserved, A::None) => frame_number("reserved"),
+        (FrameUse::Allocated, _) => frame_number("kernel-alloc"),
+        (FrameUse::Free, _) => frame_number("free"),
+        (FrameUse::FreePerCpu, _) => frame_number("free-per-cpu"),
+        (FrameUse::Slab, _) => frame_number("slab"),
+        (FrameUse::LargeKmalloc, _) => frame_number("kmalloc-large"),
+        (FrameUse::PageTable, _) => frame_number("page-tables"),
+        (FrameUse::Anonymous, _) => frame_number("anonymous"),
+        (FrameUse::SwapCache, _) => frame_number("swap-cache"),
+        (FrameUse::File, _) => frame_number("file"),
+        (FrameUse::Shared, _) => frame_number("shared"),
+        (FrameUse::BlockDevice, _) => frame_number("block-device"),
+        (FrameUse::Hugetlb, _) => frame_number("hugetlb"),
+        (FrameUse::Offline, _) => frame_number("offline"),
+        (FrameUse::Unknown, _) => frame_number("unknown"),
+    }
+}

@@ -1,0 +1,264 @@
+//! Processes' address spaces: which frames they map, how, and who maps first.
+//!
+//! A process's root table is recognized by its kernel half, which is the kernel's own. That needs neither symbols nor
+//! types, and finds processes that no list leads to. Under page-table isolation each root has a twin in the next frame.
+
+use super::frame_reader::{FrameRecords, Record};
+use crate::addr::{FRAME_BYTES, FRAME_SIZE, FrameIndex, Gfn, Gpa, Gva};
+use crate::guest_os::FrameUse;
+use crate::memory::{GuestMemory, MemoryLayout};
+use crate::paging::{GvaRange, Leaf, PagingSpec, TableBudget, Visitor, WalkReport, walk};
+
+/// Entries in a long-mode root table, and the first that belongs to the kernel.
+const ROOT_ENTRIES: usize = 512;
+const FIRST_KERNEL_ENTRY: usize = 256;
+
+/// How often, on average, a frame may be found mapped before walks stop. Sharing between many processes is real; this
+/// bounds what tables that map everything everywhere can cost.
+const MAPPINGS_PER_FRAME: u64 = 256;
+
+/// Number of an address space in [`UserMappings::spaces`].
+pub(crate) type SpaceId = u32;
+
+/// No address space.
+pub(crate) const NO_SPACE: SpaceId = u32::MAX;
+
+/// How processes map one frame.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct UserMapping {
+    /// The first address space that maps it, or [`NO_SPACE`].
+    pub(crate) space: SpaceId,
+    /// Page number at which that one maps it. Addresses of the user half need at most 44 bits; more do not occur.
+    pub(crate) page: u64,
+    pub(crate) execute: bool,
+    pub(crate) accessed: bool,
+    pub(crate) dirty: bool,
+    /// Whether a second address space maps it too.
+    pub(crate) shared: bool,
+    /// Whether an address space of [`recent`](UserSpace::recent) processes accessed it.
+    pub(crate) recent: bool,
+}
+
+impl UserMapping {
+    const NONE: Self = Self {
+        space: NO_SPACE,
+        page: 0,
+        execute: false,
+        accessed: false,
+        dirty: false,
+        shared: false,
+        recent: false,
+    };
+}
+
+/// One process's address space.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct UserSpace {
+    /// Its root table.
+    pub(crate) root: Gpa,
+    /// The root's twin under page-table isolation.
+    pub(crate) twin: Option<Gpa>,
+    /// Whether one of its threads is among those that ran last.
+    pub(crate) recent: bool,
+    pub(crate) mapped_frames: u64,
+}
+
+/// A page table of a process.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct UserTable {
+    pub(crate) frame: FrameIndex,
+    pub(crate) space: SpaceId,
+    /// First page number that it serves.
+    pub(crate) page: u64,
+    /// Whether its entries map 4 KiB pages.
+    pub(crate) is_last_level: bool,
+}
+
+/// Everything that processes map.
+#[derive(Clone, Debug)]
+pub(crate) struct UserMappings {
+    /// In frame-index order.
+    pub(crate) frames: Vec<UserMapping>,
+    pub(crate) spaces: Vec<UserSpace>,
+    pub(crate) tables: Vec<UserTable>,
+    pub(crate) report: WalkReport,
+    /// Whether more was mapped than is looked at.
+    pub(crate) cut: bool,
+}
+
+/// The kernel's half of a root table, and what of it identifies processes' roots.
+pub(crate) struct RootSignature {
+    /// `(byte offset, address bits)` of each present entry.
+    entries: Vec<(usize, u64)>,
+    mask: u64,
+}
+
+impl RootSignature {
+    /// The signature of the kernel's own root.
+    pub(crate) fn read<M>(memory: &M, spec: &PagingSpec, root: Gpa) -> Option<Self>
+    where
+        M: GuestMemory + ?Sized,
+    {
+        let mut table = [0; FRAME_BYTES];
+        memory.read(root, &mut table).ok()?;
+        let kernel = entries(&table).enumerate().skip(FIRST_KERNEL_ENTRY);
+        let present = kernel.filter(|(_, e)| e & PagingSpec::PRESENT != 0);
+        let entries: Vec<_> = present.map(|(i, e)| (i * 8, e & spec.address_mask)).collect();
+        // The image is mapped by the last entry: compare that first, it differs in almost every other page.
+        let entries: Vec<_> = entries.into_iter().rev().collect();
+        (entries.len() >= 2).then_some(Self { entries, mask: spec.address_mask })
+    }
+
+    fn matches(&self, table: &[u8]) -> bool {
+        self.entries.iter().all(|&(at, address)| {
+            let entry =
+                table.get(at..).and_then(|e| e.first_chunk()).map(|e| u64::from_le_bytes(*e));
+            entry.is_some_and(|e| e & PagingSpec::PRESENT != 0 && e & self.mask == address)
+        })
+    }
+}
+
+fn entries(table: &[u8]) -> impl Iterator<Item = u64> + '_ {
+    table.chunks_exact(8).filter_map(|e| e.first_chunk()).map(|e| u64::from_le_bytes(*e))
+}
+
+/// Every frame that is a process's root table by its content.
+pub(crate) fn find_roots<M>(
+    memory: &M,
+    signature: &RootSignature,
+    records: &FrameRecords,
+    kernel_root: Gpa,
+) -> Vec<Gpa>
+where
+    M: GuestMemory + ?Sized,
+{
+    let may_be_root = |record: &Record| {
+        matches!(record.usage, FrameUse::Allocated | FrameUse::PageTable | FrameUse::Unknown)
+    };
+    let mut copy = [0; FRAME_BYTES];
+    let mut roots = Vec::new();
+    for ((_, gfn), record) in memory.layout().iter().zip(&records.records) {
+        let root = gfn.gpa();
+        if !may_be_root(record) || root == kernel_root {
+            continue;
+        }
+        let matches = match memory.slice(root, FRAME_BYTES) {
+            Some(table) => signature.matches(table),
+            None => memory.read(root, &mut copy).is_ok() && signature.matches(&copy),
+        };
+        if matches {
+            roots.push(root);
+        }
+    }
+    roots
+}
+
+/// The twin of a root under page-table isolation: the next frame, with the same user entries.
+pub(crate) fn find_twin<M: GuestMemory + ?Sized>(
+    memory: &M,
+    spec: &PagingSpec,
+    root: Gpa,
+) -> Option<Gpa> {
+    if !root.gfn().0.is_multiple_of(2) {
+        return None;
+    }
+    let twin = root.checked_add(FRAME_SIZE)?;
+    let (mut kernel, mut user) = ([0; FRAME_BYTES], [0; FRAME_BYTES]);
+    memory.read(root, &mut kernel).ok()?;
+    memory.read(twin, &mut user).ok()?;
+    let pairs = entries(&kernel).zip(entries(&user)).take(FIRST_KERNEL_ENTRY);
+    let present = pairs.filter(|(k, _)| k & PagingSpec::PRESENT != 0);
+    let mut seen = 0;
+    for (kernel, user) in present {
+        if (kernel ^ user) & spec.address_mask != 0 {
+            return None;
+        }
+        seen += 1;
+    }
+    (seen > 0 && seen <= ROOT_ENTRIES).then_some(twin)
+}
+
+/// Walks the user half of every space, in the order given: the first that maps a frame owns it.
+pub(crate) fn read_mappings<M>(
+    memory: &M,
+    spec: &PagingSpec,
+    spaces: Vec<UserSpace>,
+    budget: &mut TableBudget,
+) -> UserMappings
+where
+    M: GuestMemory + ?Sized,
+{
+    let layout = memory.layout();
+    let frames = layout.frames();
+    let mut visitor = UserVisitor {
+        layout,
+        last_depth: spec.levels.len() - 1,
+        space: 0,
+        recent: false,
+        mapped: 0,
+        left: u64::from(frames).saturating_mul(MAPPINGS_PER_FRAME),
+        frames: vec![UserMapping::NONE; frames as usize],
+        tables: Vec::new(),
+    };
+    let mut spaces = spaces;
+    let mut total = WalkReport::default();
+    for (id, space) in (0..).zip(&mut spaces) {
+        (visitor.space, visitor.recent, visitor.mapped) = (id, space.recent, 0);
+        let range = GvaRange::user_half(spec);
+        let report = walk(memory, spec, space.root, range, budget, &mut visitor);
+        space.mapped_frames = visitor.mapped;
+        total.tables += report.tables;
+        total.unreadable += report.unreadable;
+        total.first_unreadable = total.first_unreadable.or(report.first_unreadable);
+        total.cut |= report.cut;
+        if let Some(frame) = space.twin.and_then(|twin| layout.index_of(twin.gfn())) {
+            visitor.tables.push(UserTable { frame, space: id, page: 0, is_last_level: false });
+        }
+    }
+    let cut = visitor.left == 0;
+    UserMappings { frames: visitor.frames, spaces, tables: visitor.tables, report: total, cut }
+}
+
+struct UserVisitor<'a> {
+    layout: &'a MemoryLayout,
+    last_depth: usize,
+    space: SpaceId,
+    recent: bool,
+    mapped: u64,
+    left: u64,
+    frames: Vec<UserMapping>,
+    tables: Vec<UserTable>,
+}
+
+impl Visitor for UserVisitor<'_> {
+    fn leaf(&mut self, leaf: &Leaf) {
+        // A frame that only the kernel may touch here (an entry without the user bit) is no process memory.
+        if !leaf.rights.user {
+            return;
+        }
+        let frames = leaf.bytes / FRAME_SIZE;
+        let first = leaf.gpa.gfn();
+        for i in 0..frames.min(self.left) {
+            let Some(index) = self.layout.index_of(Gfn(first.0 + i)) else { continue };
+            let Some(frame) = self.frames.get_mut(index.as_usize()) else { continue };
+            if frame.space == NO_SPACE {
+                (frame.space, frame.page) = (self.space, leaf.gva.0 / FRAME_SIZE + i);
+            }
+            frame.shared |= frame.space != self.space;
+            frame.execute |= leaf.rights.execute;
+            frame.accessed |= leaf.accessed;
+            frame.dirty |= leaf.dirty;
+            frame.recent |= self.recent & leaf.accessed;
+            self.mapped += 1;
+        }
+        self.left = self.left.saturating_sub(frames);
+    }
+
+    fn table(&mut self, gpa: Gpa, depth: usize, gva: Gva) {
+        if let Some(frame) = self.layout.index_of(gpa.gfn()) {
+            let (space, page) = (self.space, gva.0 / FRAME_SIZE);
+            let is_last_level = depth == self.last_depth;
+            self.tables.push(UserTable { frame, space, page, is_last_level });
+        }
+    }
+}

@@ -1,0 +1,135 @@
+//! Reading kernel-virtual memory.
+
+use crate::addr::{Gpa, Gva};
+use crate::memory::GuestMemory;
+use crate::paging::KernelSpace;
+
+/// Longest string that is read from the kernel, in bytes: file names have at most 255.
+const MAX_STRING: usize = 255;
+
+/// A frozen guest's kernel memory by virtual address. Every read is checked; what cannot be read is `None`.
+#[derive(Debug)]
+pub(crate) struct KernelView<'m, M: ?Sized> {
+    memory: &'m M,
+    space: KernelSpace,
+    direct_map: Option<DirectMap>,
+}
+
+/// Where the kernel maps all of RAM linearly.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct DirectMap {
+    /// Virtual address of physical address 0.
+    pub(crate) base: Gva,
+    /// One past the highest physical address that is mapped.
+    pub(crate) end: Gpa,
+}
+
+impl DirectMap {
+    /// The physical address behind `gva`, if it lies in the direct map.
+    pub(crate) fn translate(&self, gva: Gva) -> Option<Gpa> {
+        gva.0.checked_sub(self.base.0).filter(|&o| o < self.end.0).map(Gpa)
+    }
+}
+
+impl<'m, M: GuestMemory + ?Sized> KernelView<'m, M> {
+    pub(crate) fn new(memory: &'m M, space: KernelSpace) -> Self {
+        Self { memory, space, direct_map: None }
+    }
+
+    /// Lets addresses in the direct map be translated by arithmetic.
+    pub(crate) fn set_direct_map(&mut self, direct_map: DirectMap) {
+        self.direct_map = Some(direct_map);
+    }
+
+    pub(crate) fn direct_map(&self) -> Option<DirectMap> {
+        self.direct_map
+    }
+
+    pub(crate) fn memory(&self) -> &'m M {
+        self.memory
+    }
+
+    pub(crate) fn space(&self) -> &KernelSpace {
+        &self.space
+    }
+
+    /// Where `gva` leads, and how many bytes from there on are mapped contiguously.
+    pub(crate) fn translate(&self, gva: Gva) -> Option<(Gpa, u64)> {
+        if let Some(map) = &self.direct_map
+            && let Some(gpa) = map.translate(gva)
+            && let Some((_, left)) = self.memory.layout().span_at(gpa)
+        {
+            return Some((gpa, left));
+        }
+        self.space.translate(gva)
+    }
+
+    /// The bytes from `gva` on, where they are contiguous in physical memory and mapped by the implementation.
+    pub(crate) fn slice(&self, gva: Gva, len: usize) -> Option<&'m [u8]> {
+        let (gpa, left) = self.translate(gva)?;
+        if u64::try_from(len).ok()? > left {
+            return None;
+        }
+        self.memory.slice(gpa, len)
+    }
+
+    /// Fills `buf` from `gva` on.
+    pub(crate) fn read(&self, gva: Gva, buf: &mut [u8]) -> Option<()> {
+        let mut gva = gva;
+        let mut rest = buf;
+        while !rest.is_empty() {
+            let (gpa, left) = self.translate(gva)?;
+            let len = usize::try_from(left).unwrap_or(usize::MAX).min(rest.len());
+            let (now, later) = rest.split_at_mut_checked(len)?;
+            self.memory.read(gpa, now).ok()?;
+            gva = gva.checked_add(u64::try_from(len).ok()?)?;
+            rest = later;
+        }
+        Some(())
+    }
+
+    /// Eight bytes at `gva`.
+    pub(crate) fn read_u64(&self, gva: Gva) -> Option<u64> {
+        let mut buf = [0; 8];
+        self.read(gva, &mut buf)?;
+        Some(u64::from_le_bytes(buf))
+    }
+
+    /// Four bytes at `gva`.
+    pub(crate) fn read_u32(&self, gva: Gva) -> Option<u32> {
+        let mut buf = [0; 4];
+        self.read(gva, &mut buf)?;
+        Some(u32::from_le_bytes(buf))
+    }
+
+    /// A pointer at `gva`; `None` also when it is null.
+    pub(crate) fn read_pointer(&self, gva: Gva) -> Option<Gva> {
+        self.read_u64(gva).filter(|&p| p != 0).map(Gva)
+    }
+
+    /// The field at `offset` of the object at `gva`: an address that does not wrap.
+    pub(crate) fn read_field(&self, object: Gva, offset: u64) -> Option<u64> {
+        self.read_u64(object.checked_add(offset)?)
+    }
+
+    /// A pointer field; `None` also when it is null.
+    pub(crate) fn read_pointer_field(&self, object: Gva, offset: u64) -> Option<Gva> {
+        self.read_pointer(object.checked_add(offset)?)
+    }
+
+    /// A NUL-terminated string of at most 255 bytes; bytes that are not UTF-8 are replaced.
+    pub(crate) fn read_string(&self, gva: Gva) -> Option<String> {
+        let mut buf = [0; MAX_STRING];
+        // The string may end just before an unmapped page, so stop at the page's end first.
+        let to_page_end = 4096 - gva.offset_in_frame();
+        let first = to_page_end.min(MAX_STRING);
+        self.read(gva, buf.get_mut(..first)?)?;
+        let mut end = memchr::memchr(0, buf.get(..first)?);
+        if end.is_none() && first < MAX_STRING {
+            let next = gva.checked_add(u64::try_from(first).ok()?)?;
+            self.read(next, buf.get_mut(first..)?)?;
+            end = memchr::memchr(0, &buf);
+        }
+        Some(String::from_utf8_lossy(buf.get(..end.unwrap_or(MAX_STRING))?).into_owned())
+    }
+}

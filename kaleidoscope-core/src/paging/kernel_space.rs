@@ -1,0 +1,112 @@
+//! The kernel's address space as sorted runs, for translating many addresses.
+
+use super::spec::PagingSpec;
+use super::walk::{GvaRange, Leaf, Rights, TableBudget, Visitor, WalkReport, walk};
+use crate::addr::{Gpa, Gva};
+use crate::memory::GuestMemory;
+
+/// Consecutive virtual addresses that map consecutive physical ones with the same rights.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Run {
+    /// First virtual address.
+    pub gva: Gva,
+    /// First physical address.
+    pub gpa: Gpa,
+    /// Length in bytes.
+    pub bytes: u64,
+    /// Rights of all its pages.
+    pub rights: Rights,
+}
+
+impl Run {
+    /// Last virtual address, inclusive.
+    #[must_use]
+    pub fn last(&self) -> Gva {
+        Gva(self.gva.0.wrapping_add(self.bytes).wrapping_sub(1))
+    }
+
+    fn is_continued_by(&self, leaf: &Leaf) -> bool {
+        self.rights == leaf.rights
+            && self.gva.0.wrapping_add(self.bytes) == leaf.gva.0
+            && self.gpa.0.wrapping_add(self.bytes) == leaf.gpa.0
+    }
+}
+
+/// Everything that one root maps in the kernel's half, and the tables that map it.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct KernelSpace {
+    runs: Vec<Run>,
+    /// Most runs that are kept; hostile tables could make 512 of each.
+    max_runs: usize,
+    tables: Vec<Gpa>,
+    report: WalkReport,
+}
+
+/// Runs kept beside one for every frame.
+const SPARE_RUNS: usize = 65_536;
+
+impl Visitor for KernelSpace {
+    fn leaf(&mut self, leaf: &Leaf) {
+        if let Some(run) = self.runs.last_mut().filter(|run| run.is_continued_by(leaf)) {
+            run.bytes += leaf.bytes;
+        } else if self.runs.len() < self.max_runs {
+            let Leaf { gva, gpa, bytes, rights, .. } = *leaf;
+            self.runs.push(Run { gva, gpa, bytes, rights });
+        } else {
+            self.report.cut = true;
+        }
+    }
+
+    fn table(&mut self, gpa: Gpa, _depth: usize, _gva: Gva) {
+        self.tables.push(gpa);
+    }
+}
+
+impl KernelSpace {
+    /// Walks the kernel half of the tables at `root`. Keeps at most one run for every frame of RAM and 65,536 more.
+    pub fn read<M>(memory: &M, spec: &PagingSpec, root: Gpa, budget: &mut TableBudget) -> Self
+    where
+        M: GuestMemory + ?Sized,
+    {
+        let max_runs = memory.layout().frames() as usize + SPARE_RUNS;
+        let mut space = Self { max_runs, ..Self::default() };
+        let report = walk(memory, spec, root, GvaRange::kernel_half(spec), budget, &mut space);
+        space.report = WalkReport { cut: report.cut || space.report.cut, ..report };
+        space
+    }
+
+    /// The runs by ascending virtual address.
+    #[must_use]
+    pub fn runs(&self) -> &[Run] {
+        &self.runs
+    }
+
+    /// The runs that touch `first..=last`.
+    #[must_use]
+    pub fn runs_in(&self, first: Gva, last: Gva) -> &[Run] {
+        let start = self.runs.partition_point(|r| r.last() < first);
+        let end = self.runs.partition_point(|r| r.gva <= last);
+        self.runs.get(start..end).unwrap_or(&[])
+    }
+
+    /// Every table that was read, the root first.
+    #[must_use]
+    pub fn tables(&self) -> &[Gpa] {
+        &self.tables
+    }
+
+    /// How the walk went.
+    #[must_use]
+    pub fn report(&self) -> &WalkReport {
+        &self.report
+    }
+
+    /// Where `gva` leads, and for how many bytes from there on the mapping stays contiguous.
+    #[must_use]
+    pub fn translate(&self, gva: Gva) -> Option<(Gpa, u64)> {
+        let at = self.runs.partition_point(|r| r.gva <= gva).checked_sub(1)?;
+        let run = self.runs.get(at)?;
+        let offset = gva.0 - run.gva.0;
+        (offset < run.bytes).then(|| (Gpa(run.gpa.0 + offset), run.bytes - offset))
+    }
+}

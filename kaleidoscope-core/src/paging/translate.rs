@@ -1,0 +1,73 @@
+//! One address through the page tables.
+
+use super::spec::PagingSpec;
+use crate::addr::{Gpa, Gva};
+use crate::memory::GuestMemory;
+
+/// What became of a translation.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Translation {
+    /// The address is mapped.
+    Mapped {
+        /// Where the address itself leads.
+        gpa: Gpa,
+        /// Size of the page that maps it, in bytes.
+        page_bytes: u64,
+    },
+    /// An entry on the way is not present.
+    NotPresent {
+        /// Levels below the root at which the walk ended; the root is 0.
+        depth: usize,
+    },
+    /// A table on the way could not be read.
+    Unreadable {
+        /// Address of the entry.
+        entry: Gpa,
+    },
+    /// The address is not canonical in this mode.
+    NotCanonical,
+}
+
+impl Translation {
+    /// The physical address, where there is one.
+    #[must_use]
+    pub fn gpa(self) -> Option<Gpa> {
+        match self {
+            Self::Mapped { gpa, .. } => Some(gpa),
+            Self::NotPresent { .. } | Self::Unreadable { .. } | Self::NotCanonical => None,
+        }
+    }
+}
+
+/// Follows one virtual address through the tables whose root register holds `root`.
+pub fn translate<M>(memory: &M, spec: &PagingSpec, root: Gpa, gva: Gva) -> Translation
+where
+    M: GuestMemory + ?Sized,
+{
+    if spec.canonical(gva.0) != gva {
+        return Translation::NotCanonical;
+    }
+    let mut table = Gpa(root.0 & spec.root_mask);
+    for (depth, level) in spec.levels.iter().enumerate() {
+        let index = gva.0 >> level.shift & ((1 << level.index_bits) - 1);
+        let entry_gpa = Gpa(table.0 + index * spec.entry_bytes as u64);
+        let mut bytes = [0; 8];
+        let read = bytes.get_mut(..spec.entry_bytes).map(|buf| memory.read(entry_gpa, buf));
+        if !matches!(read, Some(Ok(()))) {
+            return Translation::Unreadable { entry: entry_gpa };
+        }
+        let entry = u64::from_le_bytes(bytes);
+        if entry & PagingSpec::PRESENT == 0 {
+            return Translation::NotPresent { depth };
+        }
+        if PagingSpec::is_leaf(entry, level, depth + 1 == spec.levels.len()) {
+            let page_bytes = 1u64 << level.shift;
+            let offset = gva.0 & (page_bytes - 1);
+            let gpa = Gpa(spec.leaf_address(entry, level).0 | offset);
+            return Translation::Mapped { gpa, page_bytes };
+        }
+        table = Gpa(entry & spec.address_mask);
+    }
+    // Only a format without levels gets here.
+    Translation::NotCanonical
+}

@@ -1,0 +1,235 @@
+//! The bounded walker.
+//!
+//! In words: read the table, and for every present entry that overlaps the range, either hand the page to the visitor or
+//! descend. Rights are the AND over the levels. What makes it safe on hostile tables is the budget: every table read is
+//! paid for, so that cycles and shared subtrees end.
+
+use super::spec::{LevelSpec, PagingSpec};
+use crate::addr::{FRAME_BYTES, Gpa, Gva};
+use crate::memory::GuestMemory;
+
+/// Effective rights of a mapping: what every level on the way allows.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Rights {
+    /// User mode may use it.
+    pub user: bool,
+    /// It may be written.
+    pub write: bool,
+    /// It may be executed.
+    pub execute: bool,
+}
+
+impl Rights {
+    /// Everything allowed: where the AND over the levels starts.
+    pub const ALL: Self = Self { user: true, write: true, execute: true };
+
+    fn and(self, other: Self) -> Self {
+        Self {
+            user: self.user & other.user,
+            write: self.write & other.write,
+            execute: self.execute & other.execute,
+        }
+    }
+}
+
+/// One page-table mapping.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Leaf {
+    /// First virtual address.
+    pub gva: Gva,
+    /// First physical address; not necessarily RAM.
+    pub gpa: Gpa,
+    /// Size in bytes: 4 KiB, 2 or 4 MiB, 1 GiB.
+    pub bytes: u64,
+    /// Effective rights.
+    pub rights: Rights,
+    /// Accessed bit of the leaf entry.
+    pub accessed: bool,
+    /// Dirty bit of the leaf entry.
+    pub dirty: bool,
+}
+
+/// Virtual addresses `first..=last`, both canonical and in the same half of the address space.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct GvaRange {
+    /// First address.
+    pub first: Gva,
+    /// Last address, inclusive.
+    pub last: Gva,
+}
+
+impl GvaRange {
+    /// The half of a mode's address space that processes use in Linux.
+    #[must_use]
+    pub fn user_half(spec: &PagingSpec) -> Self {
+        let bits = if spec.has_canonical_addresses() { spec.address_bits - 1 } else { 32 };
+        let last = if spec.has_canonical_addresses() { (1 << bits) - 1 } else { 0xbfff_ffff };
+        Self { first: Gva(0), last: Gva(last) }
+    }
+
+    /// The half of a mode's address space that the kernel uses in Linux.
+    #[must_use]
+    pub fn kernel_half(spec: &PagingSpec) -> Self {
+        if spec.has_canonical_addresses() {
+            Self { first: spec.canonical(1 << (spec.address_bits - 1)), last: Gva(u64::MAX) }
+        } else {
+            Self { first: Gva(0xc000_0000), last: Gva(0xffff_ffff) }
+        }
+    }
+}
+
+/// How many tables may still be read; every read costs one.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct TableBudget {
+    left: u64,
+}
+
+impl TableBudget {
+    /// A budget of `tables` reads.
+    #[must_use]
+    pub fn new(tables: u64) -> Self {
+        Self { left: tables }
+    }
+
+    /// Reads left.
+    #[must_use]
+    pub fn left(&self) -> u64 {
+        self.left
+    }
+
+    fn pay(&mut self) -> bool {
+        let paid = self.left > 0;
+        self.left = self.left.saturating_sub(1);
+        paid
+    }
+}
+
+/// Receives what a walk finds, in ascending virtual order.
+pub trait Visitor {
+    /// A page is mapped.
+    fn leaf(&mut self, leaf: &Leaf);
+
+    /// A table at `gpa`, `depth` levels below the root (the root is 0), serves addresses from `gva` on.
+    fn table(&mut self, gpa: Gpa, depth: usize, gva: Gva) {
+        let _ = (gpa, depth, gva);
+    }
+}
+
+/// What a walk did and what it had to leave out.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct WalkReport {
+    /// Tables read.
+    pub tables: u64,
+    /// Entries that lead to a table that could not be read (not RAM, or not in the image).
+    pub unreadable: u64,
+    /// The first such table.
+    pub first_unreadable: Option<Gpa>,
+    /// Whether the budget ran out, so that mappings are missing.
+    pub cut: bool,
+}
+
+/// Visits every mapping in `range` of the address space whose root register holds `root`.
+///
+/// The no-execute bit of root entries in the user half is ignored: a Linux kernel with page-table isolation sets it there
+/// in its own copy of a process's tables.
+pub fn walk<M, V>(
+    memory: &M,
+    spec: &PagingSpec,
+    root: Gpa,
+    range: GvaRange,
+    budget: &mut TableBudget,
+    visitor: &mut V,
+) -> WalkReport
+where
+    M: GuestMemory + ?Sized,
+    V: Visitor,
+{
+    let mut walker = Walker { memory, spec, range, budget, visitor, report: WalkReport::default() };
+    walker.table(Gpa(root.0 & spec.root_mask), spec.levels, 0, Rights::ALL);
+    walker.report
+}
+
+struct Walker<'a, M: ?Sized, V> {
+    memory: &'a M,
+    spec: &'a PagingSpec,
+    range: GvaRange,
+    budget: &'a mut TableBudget,
+    visitor: &'a mut V,
+    report: WalkReport,
+}
+
+impl<M: GuestMemory + ?Sized, V: Visitor> Walker<'_, M, V> {
+    /// Walks one table. `base` holds the address bits that the levels above selected, not yet canonical.
+    fn table(&mut self, gpa: Gpa, levels: &[LevelSpec], base: u64, rights: Rights) {
+        let Some((level, below)) = levels.split_first() else { return };
+        if !self.budget.pay() {
+            self.report.cut = true;
+            return;
+        }
+        let bytes = self.spec.table_bytes(level).min(FRAME_BYTES);
+        let memory = self.memory;
+        let mut copy = [0; FRAME_BYTES];
+        let table = match memory.slice(gpa, bytes) {
+            Some(table) => table,
+            None => {
+                let copy = copy.get_mut(..bytes).unwrap_or_default();
+                if memory.read(gpa, copy).is_err() {
+                    self.report.unreadable += 1;
+                    self.report.first_unreadable.get_or_insert(gpa);
+                    return;
+                }
+                copy
+            }
+        };
+        self.report.tables += 1;
+        let depth = self.spec.levels.len() - levels.len();
+        self.visitor.table(gpa, depth, self.spec.canonical(base));
+        for (index, entry) in (0u64..).zip(table.chunks_exact(self.spec.entry_bytes)) {
+            let entry = match (entry.first_chunk(), entry.first_chunk()) {
+                (Some(&long), _) => u64::from_le_bytes(long),
+                (None, Some(&short)) => u64::from(u32::from_le_bytes(short)),
+                (None, None) => 0,
+            };
+            if entry & PagingSpec::PRESENT == 0 {
+                continue;
+            }
+            let base = base | index << level.shift;
+            let gva = self.spec.canonical(base);
+            let last = gva.0 | ((1u64 << level.shift) - 1);
+            if last < self.range.first.0 || gva > self.range.last {
+                continue;
+            }
+            let rights = rights.and(self.entry_rights(entry, level, depth == 0, gva));
+            if PagingSpec::is_leaf(entry, level, below.is_empty()) {
+                self.visitor.leaf(&Leaf {
+                    gva,
+                    gpa: self.spec.leaf_address(entry, level),
+                    bytes: 1 << level.shift,
+                    rights,
+                    accessed: entry & PagingSpec::ACCESSED != 0,
+                    dirty: entry & PagingSpec::DIRTY != 0,
+                });
+            } else {
+                self.table(Gpa(entry & self.spec.address_mask), below, base, rights);
+                if self.report.cut {
+                    return;
+                }
+            }
+        }
+    }
+
+    fn entry_rights(&self, entry: u64, level: &LevelSpec, is_root: bool, gva: Gva) -> Rights {
+        if !level.has_rights {
+            return Rights::ALL;
+        }
+        // A Linux kernel with page-table isolation sets no-execute in the root entries of the user half of its own
+        // tables, against its own mistakes; it says nothing of the pages below.
+        let is_isolation = is_root && gva <= GvaRange::user_half(self.spec).last;
+        let no_execute = self.spec.no_execute.filter(|_| !is_isolation).unwrap_or(0);
+        Rights {
+            user: entry & PagingSpec::USER != 0,
+            write: entry & PagingSpec::WRITABLE != 0,
+            execute: entry & no_execute == 0,
+        }
+    }
+}
