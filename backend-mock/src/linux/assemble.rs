@@ -24,7 +24,7 @@ const KERNEL_THREADS: [&str; 4] = ["kthreadd", "ksoftirqd/0", "kworker/0:0H", "k
 
 /// Builds a guest.
 pub(super) fn assemble(knobs: &Knobs) -> Result<MockGuest, MockError> {
-    let (mut kernel, mut per_cpu) = boot(knobs)?;
+    let (mut kernel, mut per_cpu, node) = boot(knobs)?;
     kernel.name_sections();
     let functions = kernel.write_text()?;
     kernel.write_decoys()?;
@@ -34,7 +34,7 @@ pub(super) fn assemble(knobs: &Knobs) -> Result<MockGuest, MockError> {
     kernel.store_bytes(gva.0, banner_text.as_bytes())?;
     let btf = kernel.write_btf(&functions)?;
     kernel.vmcoreinfo_variables()?;
-    let zones = kernel.zones(knobs, &mut per_cpu)?;
+    let zones = kernel.zones(node, &mut per_cpu)?;
     let budget = u64::from(kernel.frames.left());
 
     let mut tasks = Tasks::default();

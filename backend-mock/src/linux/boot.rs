@@ -48,8 +48,8 @@ impl PerCpu {
     }
 }
 
-/// The kernel at the moment when its page allocator takes over.
-pub(super) fn boot(knobs: &Knobs) -> Result<(Kernel, PerCpu), MockError> {
+/// The kernel at the moment when its page allocator takes over, its per-CPU areas, and its memory node.
+pub(super) fn boot(knobs: &Knobs) -> Result<(Kernel, PerCpu, Object), MockError> {
     let mut rng = Rng::new(knobs.seed);
     let layout = layout(knobs)?;
     let types = schema::types(knobs.style, &mut rng, knobs.move_page_words)?;
@@ -83,14 +83,16 @@ pub(super) fn boot(knobs: &Knobs) -> Result<(Kernel, PerCpu), MockError> {
     kernel.map_frame_table()?;
     kernel.base_variables()?;
     kernel.memory_sections(knobs)?;
+    // The initial ramdisk, or what is left of it; and the node. Both before per-CPU areas give frames back, so that no
+    // reserved frame lies inside a unit.
+    let initrd = kernel.frames.layout().frames() / 512;
+    kernel.frames.take_at_boot(initrd.into(), 1, Role::Reserved)?;
+    let node = kernel.place_node(knobs)?;
     let per_cpu = kernel.per_cpu_areas(knobs)?;
     let list = kernel.image.place(Section::Data, "slab_caches", 16, 8)?;
     kernel.list_init(list.0)?;
     kernel.slabs.list = list;
-    // The initial ramdisk, or what is left of it.
-    let initrd = kernel.frames.layout().frames() / 512;
-    kernel.frames.take_at_boot(initrd.into(), 1, Role::Reserved)?;
-    Ok((kernel, per_cpu))
+    Ok((kernel, per_cpu, node))
 }
 
 fn layout(knobs: &Knobs) -> Result<MemoryLayout, MockError> {

@@ -33,22 +33,22 @@ pub(super) struct Zones {
 }
 
 impl Kernel {
-    /// Writes the node and its zones, with every list empty.
-    pub(super) fn zones(
-        &mut self,
-        knobs: &Knobs,
-        per_cpu: &mut PerCpu,
-    ) -> Result<Zones, MockError> {
-        let node = if knobs.numa {
+    /// Room for the node: in the image, or with several nodes in memory of its own.
+    pub(super) fn place_node(&mut self, knobs: &Knobs) -> Result<Object, MockError> {
+        if knobs.numa {
             let node = self.boot_object("pglist_data")?;
             let array = self.image.place(Section::Bss, "node_data", MAX_NODES * 8, 8)?;
             self.store(array.0, node.gva.0)?;
-            node
+            Ok(node)
         } else {
             let bytes = self.types.size_of("pglist_data")?;
             let gva = self.image.place(Section::Bss, "contig_page_data", bytes, 64)?;
-            self.object(gva, "pglist_data")?
-        };
+            self.object(gva, "pglist_data")
+        }
+    }
+
+    /// Writes the node and its zones, with every list empty.
+    pub(super) fn zones(&mut self, node: Object, per_cpu: &mut PerCpu) -> Result<Zones, MockError> {
         let end = self.frames.layout().end_gfn().0;
         self.set(node, "nr_zones", if end > ZONE_STARTS[2] { 3 } else { 2 })?;
         self.set(node, "node_start_pfn", 1)?;

@@ -32,7 +32,7 @@ pub enum Role {
     PerCpu,
     /// The frame table.
     FrameTable,
-    /// A page table made before the page allocator worked.
+    /// A page table made before the page allocator worked; the frame table says reserved.
     BootTable {
         /// Its level.
         level: u8,
@@ -247,15 +247,14 @@ impl Role {
             | Self::Reserved
             | Self::PerCpu
             | Self::FrameTable
+            | Self::BootTable { .. }
             | Self::KernelStack { .. }
             | Self::ModuleText
             | Self::ModuleData
             | Self::Vmalloc
             | Self::KernelAlloc
             | Self::LargeKmalloc => FrameKind::Kernel,
-            Self::BootTable { .. } | Self::PageTable { .. } | Self::UserRoot => {
-                FrameKind::PageTable
-            }
+            Self::PageTable { .. } | Self::UserRoot => FrameKind::PageTable,
             Self::Slab { .. } => FrameKind::Slab,
             Self::Anonymous { .. } | Self::Merged { .. } | Self::SwapCache => FrameKind::Anonymous,
             Self::Cache { file, .. } => match files.get(file as usize).map(|f| f.kind) {
@@ -311,6 +310,7 @@ impl Truth {
             Some(Role::Free { .. } | Role::PerCpuFree { .. }) => Color::Free,
             Some(Role::KernelText) => Color::KernelText,
             Some(Role::KernelRodata) => Color::KernelRodata,
+            Some(Role::KernelData) if self.holds_image_table(index) => Color::PageTable,
             Some(Role::KernelData) => Color::KernelData,
             Some(Role::Reserved) => Color::Reserved,
             Some(Role::PerCpu) => Color::PerCpu,
@@ -343,6 +343,12 @@ impl Truth {
             Some(Role::Hugetlb { .. }) => Color::Hugetlb,
             Some(Role::Offline) => Color::Offline,
         }
+    }
+
+    /// Whether a frame of the image is one of the kernel's tables.
+    fn holds_image_table(&self, index: FrameIndex) -> bool {
+        let gfn = self.layout.gfn_of(index);
+        self.kernel.tables.iter().any(|t| Some(t.gfn) == gfn)
     }
 
     /// What page tables and the frame table tell of a frame's recent use.
