@@ -1,13 +1,27 @@
 //! The `kaleidoscope` command.
+mod analysis;
 mod check;
+mod color;
+mod csv_out;
+mod explain;
+mod failure;
+mod json;
+mod map;
+mod outputs;
+mod picture;
+mod progress;
+mod statistics;
+mod table;
+#[cfg(test)]
+mod test_map;
 
 use std::process::ExitCode;
 
 use clap::Parser;
 
-/// Colors, clones and inspects virtual machines.
+/// Find out what every page of a virtual machine's memory is, from outside.
 #[derive(Debug, Parser)]
-#[command(version, about)]
+#[command(version)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -15,15 +29,27 @@ struct Cli {
 
 #[derive(Debug, clap::Subcommand)]
 enum Command {
+    Color(color::Args),
+    Explain(explain::Args),
+    Map(map::Args),
     Check(check::Args),
 }
 
 fn main() -> ExitCode {
-    let outcome = match Cli::parse().command {
-        Command::Check(args) => args.run(),
+    let done = |result: Result<(), failure::Failure>| match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("{failure}");
+            ExitCode::FAILURE
+        }
     };
-    outcome.unwrap_or_else(|error| {
-        eprintln!("error: {error}");
-        ExitCode::from(2)
-    })
+    match Cli::parse().command {
+        Command::Color(args) => done(args.run()),
+        Command::Explain(args) => done(args.run()),
+        Command::Map(args) => done(args.run()),
+        Command::Check(args) => args.run().unwrap_or_else(|error| {
+            eprintln!("error: {error}");
+            ExitCode::from(2)
+        }),
+    }
 }

@@ -1,0 +1,178 @@
+//! From the command line's arguments to an image, and from an image to its colors.
+
+use crate::failure::Failure;
+use crate::progress;
+use clap::ValueEnum;
+use kaleidoscope_core::coloring::{Coloring, Options, Rules, color_with_progress};
+use kaleidoscope_core::guest_os::Stage;
+use kaleidoscope_core::image::{Format, ImageError, LayoutFile, MemoryImage, Preset, RawLayout};
+use kaleidoscope_core::registers::{VcpuRegisters, parse_qemu_text};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// How an image file is laid out.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub(crate) enum ImageFormat {
+    /// Known by its first bytes; raw if nothing is recognized
+    Auto,
+    /// RAM from address 0 on, without holes
+    Raw,
+    /// ELF core: QEMU's dump-guest-memory, kdump
+    Elf,
+    /// Firecracker's memory file
+    Firecracker,
+    /// Raw RAM of a QEMU q35 machine
+    QemuQ35,
+    /// Raw RAM of a QEMU pc (i440FX) machine
+    QemuPc,
+    /// Memory file of a cloud-hypervisor snapshot
+    CloudHypervisor,
+}
+
+/// Where a guest's memory is.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct LayoutArgs {
+    /// Where the file's bytes belong: lines of file offset, guest-physical address and size
+    #[arg(long, value_name = "FILE")]
+    pub(crate) layout: Option<PathBuf>,
+    /// Format of the image
+    #[arg(long, value_enum, default_value_t = ImageFormat::Auto, conflicts_with = "layout")]
+    pub(crate) format: ImageFormat,
+}
+
+impl LayoutArgs {
+    /// Opens the image at `path`.
+    pub(crate) fn open(&self, path: &Path) -> Result<MemoryImage, Failure> {
+        let raw = |preset| Format::Raw(RawLayout::Preset(preset));
+        let format = match (&self.layout, self.format) {
+            (Some(layout), _) => {
+                let layout = LayoutFile::open(layout).map_err(|e| Failure::at(layout, e))?;
+                Format::Raw(RawLayout::File(layout))
+            }
+            (None, ImageFormat::Auto) => Format::Auto,
+            (None, ImageFormat::Elf) => Format::Elf,
+            (None, ImageFormat::Raw) => Format::Raw(RawLayout::Contiguous),
+            (None, ImageFormat::Firecracker) => raw(Preset::Firecracker),
+            (None, ImageFormat::QemuQ35) => raw(Preset::QemuQ35),
+            (None, ImageFormat::QemuPc) => raw(Preset::QemuPc),
+            (None, ImageFormat::CloudHypervisor) => raw(Preset::CloudHypervisor),
+        };
+        MemoryImage::open(path, &format).map_err(|error| {
+            let needs_layout = matches!(error, ImageError::LayoutNeeded { .. });
+            let names_file = matches!(error, ImageError::Io { .. });
+            let failure =
+                if names_file { Failure::new(error) } else { Failure::at(path, error) };
+            if needs_layout {
+                failure.hint("say which machine wrote it (--format qemu-q35, for example), or give --layout FILE")
+            } else {
+                failure
+            }
+        })
+    }
+}
+
+/// A colored image, and how the coloring went.
+#[derive(Debug)]
+pub(crate) struct Analysis {
+    /// The colors, and the facts behind them.
+    pub(crate) coloring: Coloring,
+    /// What was cut or damaged, one sentence each.
+    pub(crate) notes: Vec<String>,
+    /// The stages in order, and how long each took.
+    pub(crate) stages: Vec<(&'static str, Duration)>,
+}
+
+/// Colors an image. Without a file of registers, those that the image holds are used, if any.
+pub(crate) fn color(
+    image: &MemoryImage,
+    registers: Option<&Path>,
+    rules: Rules,
+) -> Result<Analysis, Failure> {
+    let registers = match registers {
+        Some(path) => read_registers(path)?,
+        None => image.vcpus().to_vec(),
+    };
+    let options = Options { registers, rules };
+    let mut watch = StopWatch::default();
+    let coloring = progress::during("coloring", |status| {
+        let mut begin = |stage: Stage| {
+            watch.begin(stage.name());
+            status.set(stage.name());
+        };
+        color_with_progress(image, &options, &mut begin)
+    });
+    let coloring = coloring.map_err(|error| {
+        Failure::new(error).hint(
+            "is this the memory of a Linux guest, and is its layout right (--layout, --format)?",
+        )
+    })?;
+    let notes = coloring.notes().iter().map(ToString::to_string).collect();
+    Ok(Analysis { coloring, notes, stages: watch.finish() })
+}
+
+/// Measures stages, each of which ends when the next one begins.
+#[derive(Debug, Default)]
+struct StopWatch {
+    running: Option<(&'static str, Instant)>,
+    done: Vec<(&'static str, Duration)>,
+}
+
+impl StopWatch {
+    fn begin(&mut self, stage: &'static str) {
+        self.stop();
+        self.running = Some((stage, Instant::now()));
+    }
+
+    fn stop(&mut self) {
+        if let Some((stage, start)) = self.running.take() {
+            match self.done.iter_mut().find(|(name, _)| *name == stage) {
+                Some((_, time)) => *time += start.elapsed(),
+                None => self.done.push((stage, start.elapsed())),
+            }
+        }
+    }
+
+    fn finish(mut self) -> Vec<(&'static str, Duration)> {
+        self.stop();
+        self.done
+    }
+}
+
+/// Reads the registers that `info registers -a` of QEMU's monitor printed.
+fn read_registers(path: &Path) -> Result<Vec<VcpuRegisters>, Failure> {
+    let text = std::fs::read_to_string(path).map_err(|e| Failure::at(path, e))?;
+    parse_qemu_text(&text).map_err(|e| {
+        let hint = "--regs takes the output of `info registers -a` of QEMU's monitor; coloring also works without";
+        Failure::at(path, e).hint(hint)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stage_ends_when_the_next_begins() {
+        let mut watch = StopWatch::default();
+        for stage in ["a", "b", "a"] {
+            watch.begin(stage);
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        let stages = watch.finish();
+        assert_eq!(stages.iter().map(|s| s.0).collect::<Vec<_>>(), ["a", "b"]);
+        assert!(stages[0].1 >= Duration::from_millis(4), "the second run of a stage is added");
+    }
+
+    #[test]
+    fn images_that_are_not_guests_are_refused_with_a_hint() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("ram.bin");
+        std::fs::write(&path, vec![0; 64 * 4096]).unwrap();
+        let layout = LayoutArgs { layout: None, format: ImageFormat::Raw };
+        let image = layout.open(&path).unwrap();
+        let failure = color(&image, None, Rules::default()).unwrap_err().to_string();
+        assert!(failure.contains("\nhint: is this the memory of a Linux guest"), "{failure}");
+        let failure = color(&image, Some(&path), Rules::default()).unwrap_err().to_string();
+        assert!(failure.contains("hint: --regs takes"), "{failure}");
+    }
+}

@@ -1,0 +1,67 @@
+//! `kaleidoscope color`: colors an image.
+
+use crate::analysis::{LayoutArgs, color};
+use crate::failure::Failure;
+use crate::outputs::{OutputArgs, View};
+use kaleidoscope_core::coloring::Rules;
+use kaleidoscope_core::manifest::{ImageIdentity, Manifest};
+use std::path::PathBuf;
+
+/// Find out what every frame of a memory image is.
+///
+/// The image is all that is needed: no symbols, no profile, no registers. Prints a table of colors; writes what it is
+/// asked to.
+#[derive(Clone, Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  kaleidoscope color ram.bin
+      table of colors of a raw image without holes
+  kaleidoscope color ram.bin --layout layout.txt --regs regs.txt -o guest.kscope --png guest.png
+      with the machine's memory layout and registers; keeps the map in a file and draws it
+  kaleidoscope color mem.snap --format firecracker --files
+      which files a Firecracker guest has in its page cache
+  kaleidoscope color ram.bin --json | jq '.colors[] | select(.color == \"free\")'
+      for programs")]
+pub(crate) struct Args {
+    /// Memory image: raw, ELF core, or a VMM's memory file
+    image: PathBuf,
+    #[command(flatten)]
+    layout: LayoutArgs,
+    /// Registers of the vCPUs, as `info registers -a` of QEMU's monitor prints them
+    #[arg(long, value_name = "FILE")]
+    regs: Option<PathBuf>,
+    /// List the guest's processes with their memory
+    #[arg(long)]
+    processes: bool,
+    /// Keep the map in a file, for `kaleidoscope map` and other programs
+    #[arg(short, long, value_name = "FILE.kscope")]
+    output: Option<PathBuf>,
+    /// Color file pages that processes map as page cache, not as the processes' code or data
+    #[arg(long)]
+    cache_wins: bool,
+    #[command(flatten)]
+    outputs: OutputArgs,
+}
+
+impl Args {
+    /// Colors the image.
+    pub(crate) fn run(&self) -> Result<(), Failure> {
+        let image = self.layout.open(&self.image)?;
+        let rules = if self.cache_wins { Rules::page_cache_wins() } else { Rules::default() };
+        let analysis = color(&image, self.regs.as_deref(), rules)?;
+        let map = &analysis.coloring.map;
+        if let Some(path) = &self.output {
+            let identity =
+                ImageIdentity::of(&image, map).map_err(|e| Failure::at(&self.image, e))?;
+            let mut manifest = Manifest::new(map.clone(), identity);
+            manifest.notes.clone_from(&analysis.notes);
+            manifest.write_file(path).map_err(|e| Failure::at(path, e))?;
+        }
+        self.outputs.emit(&View {
+            map,
+            notes: &analysis.notes,
+            stages: &analysis.stages,
+            processes: self.processes.then(|| analysis.coloring.processes()),
+        })
+    }
+}

@@ -1,0 +1,295 @@
+//! `kaleidoscope explain`: why a frame has its color.
+
+use crate::analysis::{LayoutArgs, color};
+use crate::failure::{Failure, print};
+use crate::table;
+use kaleidoscope_core::addr::{FRAME_SIZE, Gfn, Gpa};
+use kaleidoscope_core::color::{ColorMap, FrameKind, Region};
+use kaleidoscope_core::coloring::{Coloring, Rule, Rules};
+use kaleidoscope_core::guest_os::{FrameFacts, FrameUse, KernelArea};
+use kaleidoscope_core::memory::MemoryLayout;
+use serde::Serialize;
+use std::fmt::Write;
+use std::path::PathBuf;
+
+/// Say why a frame has its color: every fact that was observed, and the rule that decided.
+#[derive(Clone, Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  kaleidoscope explain ram.bin --gpa 0x1f3a000
+  kaleidoscope explain ram.bin --layout layout.txt --gpa 32743424 --json")]
+pub(crate) struct Args {
+    /// Memory image: raw, ELF core, or a VMM's memory file
+    image: PathBuf,
+    /// Guest-physical address, decimal or hexadecimal (0x...); any address in the frame
+    #[arg(long, value_name = "N", value_parser = parse_address)]
+    gpa: Gpa,
+    #[command(flatten)]
+    layout: LayoutArgs,
+    /// Registers of the vCPUs, as `info registers -a` of QEMU's monitor prints them
+    #[arg(long, value_name = "FILE")]
+    regs: Option<PathBuf>,
+    /// Color file pages that processes map as page cache, not as the processes' code or data
+    #[arg(long)]
+    cache_wins: bool,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+impl Args {
+    /// Colors the image and explains one frame.
+    pub(crate) fn run(&self) -> Result<(), Failure> {
+        let image = self.layout.open(&self.image)?;
+        let rules = if self.cache_wins { Rules::page_cache_wins() } else { Rules::default() };
+        let coloring = color(&image, self.regs.as_deref(), rules)?.coloring;
+        let explanation = Explanation::of(&coloring, self.gpa.gfn());
+        let explanation = explanation.ok_or_else(|| not_ram(self.gpa, coloring.map.layout()))?;
+        print(&if self.json { explanation.json() } else { explanation.text() })
+    }
+}
+
+fn not_ram(gpa: Gpa, layout: &MemoryLayout) -> Failure {
+    let ranges = layout.regions().iter().map(|r| {
+        let (start, bytes) = (r.start.gpa().0, u64::from(r.frames) * FRAME_SIZE);
+        format!("{start:#x}-{:#x}", start + bytes - 1)
+    });
+    let ranges: Vec<String> = ranges.take(8).collect();
+    Failure::new(format_args!("the guest has no RAM at {gpa}"))
+        .hint(format!("it has RAM at {}", ranges.join(", ")))
+}
+
+/// Everything known of one frame, in words. Serialized as it is.
+#[derive(Debug, Serialize)]
+struct Explanation<'a> {
+    gpa: u64,
+    gfn: u64,
+    kind: &'static str,
+    color: &'static str,
+    region: Option<&'a str>,
+    /// What the position counts.
+    order: Option<&'static str>,
+    position: Option<u64>,
+    /// What was observed, and the observation.
+    facts: Vec<(&'static str, String)>,
+    /// The rule that decided.
+    rule: Reason,
+    /// Rules of lower priority that hold too.
+    also: Vec<Reason>,
+}
+
+/// A rule in words.
+#[derive(Debug, Serialize)]
+struct Reason {
+    color: &'static str,
+    because: &'static str,
+}
+
+impl From<&Rule> for Reason {
+    fn from(rule: &Rule) -> Self {
+        Self { color: rule.color.name(), because: rule.condition }
+    }
+}
+
+impl<'a> Explanation<'a> {
+    /// Explains a frame; `None` where there is no RAM.
+    fn of(coloring: &'a Coloring, gfn: Gfn) -> Option<Self> {
+        let (facts, rules) = coloring.explain(gfn)?;
+        let mut rules = rules.into_iter().map(Reason::from);
+        Some(Self::new(gfn, facts, &coloring.map, rules.next()?, rules.collect()))
+    }
+
+    fn new(
+        gfn: Gfn,
+        facts: &FrameFacts,
+        map: &'a ColorMap,
+        rule: Reason,
+        also: Vec<Reason>,
+    ) -> Self {
+        let kind: FrameKind = facts.usage.kind();
+        let region: Option<&Region> = facts.region.and_then(|id| map.region(id));
+        Self {
+            gpa: gfn.gpa().0,
+            gfn: gfn.0,
+            kind: kind.name(),
+            color: rule.color,
+            region: region.map(|r| r.name.as_str()),
+            order: region.map(|r| r.order.name()),
+            position: region.map(|_| facts.position),
+            facts: in_words(facts),
+            rule,
+            also,
+        }
+    }
+
+    /// For people.
+    fn text(&self) -> String {
+        let mut rows = vec![("kind", self.kind.to_owned()), ("color", self.color.to_owned())];
+        if let (Some(region), Some(order), Some(position)) =
+            (self.region, self.order, self.position)
+        {
+            rows.push(("region", region.to_owned()));
+            rows.push(("position", format!("{position:#x} (by {})", order.replace('-', " "))));
+        }
+        let mut out = format!("frame {:#x}, guest-physical address {:#x}\n", self.gfn, self.gpa);
+        section(&mut out, &rows);
+        out.push_str("\nfacts\n");
+        section(&mut out, &self.facts);
+        let _ = writeln!(out, "\nrule\n  {}, because {}", self.rule.color, self.rule.because);
+        for reason in &self.also {
+            let _ = writeln!(out, "  (otherwise {}, because {})", reason.color, reason.because);
+        }
+        out
+    }
+
+    /// For programs, ending with a line feed.
+    fn json(&self) -> String {
+        // Strings and numbers always serialize.
+        let mut text = serde_json::to_string_pretty(self).unwrap_or_default();
+        text.push('\n');
+        text
+    }
+}
+
+/// The facts that rules and temperature rest on.
+fn in_words(facts: &FrameFacts) -> Vec<(&'static str, String)> {
+    let user = match (facts.user_mapped, facts.user_executable) {
+        (_, true) => "a process maps it executable",
+        (true, false) => "a process maps it, none executable",
+        (false, false) => "no process maps it",
+    };
+    let signs = facts.temperature.to_string();
+    vec![
+        ("frame table", usage(facts.usage).to_owned()),
+        ("kernel mappings", area(facts.area).to_owned()),
+        ("process mappings", user.to_owned()),
+        (
+            "page-table walks",
+            if facts.is_table { "went through it as a table" } else { "did not use it" }.to_owned(),
+        ),
+        ("signs of recent use", if signs.is_empty() { "none".to_owned() } else { signs }),
+    ]
+}
+
+fn usage(usage: FrameUse) -> &'static str {
+    match usage {
+        FrameUse::Free => "in the page allocator's free lists",
+        FrameUse::FreePerCpu => "free, on a CPU's own list",
+        FrameUse::Slab => "holds objects of a slab cache",
+        FrameUse::LargeKmalloc => "a large block of the object allocator",
+        FrameUse::PageTable => "a page table",
+        FrameUse::Anonymous => "anonymous memory",
+        FrameUse::SwapCache => "in the swap cache",
+        FrameUse::File => "page cache of a file",
+        FrameUse::Shared => "page cache of a memory file",
+        FrameUse::BlockDevice => "page cache of a block device",
+        FrameUse::Reserved => "reserved since boot",
+        FrameUse::Hugetlb => "in a pool of huge pages",
+        FrameUse::Offline => "given back to the host",
+        FrameUse::Allocated => "allocated, not said for what",
+        FrameUse::Unknown | _ => "nothing, or damaged",
+    }
+}
+
+fn area(area: KernelArea) -> &'static str {
+    match area {
+        KernelArea::Text => "in the kernel image, executable",
+        KernelArea::Rodata => "in the kernel image, read-only",
+        KernelArea::Data => "in the kernel image, writable",
+        KernelArea::Module => "as part of a module, or executable",
+        KernelArea::PerCpu => "as per-CPU variables",
+        KernelArea::FrameTable => "as part of the frame table",
+        KernelArea::Stack => "as a task's stack",
+        KernelArea::Vmalloc => "in the vmalloc area",
+        KernelArea::None | _ => "none but the map of all memory",
+    }
+}
+
+/// Rows of name and value, the values aligned.
+fn section(out: &mut String, rows: &[(&'static str, String)]) {
+    let width = rows.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
+    for (name, value) in rows {
+        let _ = writeln!(out, "  {name:width$}  {}", table::printable(value));
+    }
+}
+
+fn parse_address(text: &str) -> Result<Gpa, String> {
+    let digits = text.replace('_', "");
+    let parsed = match digits.strip_prefix("0x").or_else(|| digits.strip_prefix("0X")) {
+        Some(hex) => u64::from_str_radix(hex, 16),
+        None => digits.parse(),
+    };
+    parsed.map(Gpa).map_err(|e| format!("{e}; write 0x1f3a000 or 32743424"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::test_map;
+    use kaleidoscope_core::addr::FrameIndex;
+
+    fn explanation(map: &ColorMap) -> Explanation<'_> {
+        let frame = map.frame(FrameIndex(7)).unwrap();
+        let facts = FrameFacts {
+            usage: FrameUse::File,
+            user_mapped: true,
+            user_executable: true,
+            temperature: frame.temperature,
+            region: frame.region,
+            position: frame.position,
+            ..FrameFacts::default()
+        };
+        let rules = Rules::default();
+        let mut reasons = rules.applying(&facts).map(Reason::from);
+        let rule = reasons.next().unwrap();
+        Explanation::new(Gfn(7), &facts, map, rule, reasons.collect())
+    }
+
+    #[test]
+    fn facts_and_rules_are_told() {
+        let map = test_map::small();
+        let expected = "\
+frame 0x7, guest-physical address 0x7000
+  kind      file
+  color     file-code
+  region    ext4:65024:12:/usr/bin/perl, \"quoted\": too
+  position  0x1 (by file offset)
+
+facts
+  frame table          page cache of a file
+  kernel mappings      none but the map of all memory
+  process mappings     a process maps it executable
+  page-table walks     did not use it
+  signs of recent use  accessed,active
+
+rule
+  file-code, because it is page cache of a file, and a process maps it executable
+  (otherwise file-mapped, because it is page cache of a file, and a process maps it)
+  (otherwise file-cache, because it is page cache of a file)
+  (otherwise unknown, because nothing says what it is)
+";
+        assert_eq!(explanation(&map).text(), expected);
+        let value: serde_json::Value = serde_json::from_str(&explanation(&map).json()).unwrap();
+        assert_eq!(value["gpa"], 0x7000);
+        assert_eq!(value["rule"]["color"], "file-code");
+        assert_eq!(value["facts"][0][1], "page cache of a file");
+        assert_eq!(value["position"], 1);
+    }
+
+    #[test]
+    fn addresses_are_decimal_or_hex() {
+        assert_eq!(parse_address("0x1f_3000"), Ok(Gpa(0x1f_3000)));
+        assert_eq!(parse_address("4096"), Ok(Gpa(4096)));
+        assert!(parse_address("1f3000").is_err());
+        assert!(parse_address("0x1ffffffffffffffff").is_err());
+    }
+
+    #[test]
+    fn addresses_outside_ram_get_a_hint() {
+        let failure = not_ram(Gpa(0x20000), test_map::small().layout()).to_string();
+        assert_eq!(
+            failure,
+            "error: the guest has no RAM at 0x20000\nhint: it has RAM at 0x0-0x17fff, 0x100000-0x10ffff"
+        );
+    }
+}

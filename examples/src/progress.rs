@@ -1,0 +1,54 @@
+//! A sign of life for work that takes over a second.
+
+use indicatif::{ProgressBar, ProgressStyle};
+use std::sync::{Mutex, PoisonError, mpsc};
+use std::time::{Duration, Instant};
+
+/// Work that is faster shows nothing.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Time between two frames of the animation.
+const TICK: Duration = Duration::from_millis(100);
+
+/// What the work is at, for whoever waits.
+#[derive(Debug, Default)]
+pub(crate) struct Status(Mutex<&'static str>);
+
+impl Status {
+    /// Says what is done now.
+    pub(crate) fn set(&self, stage: &'static str) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = stage;
+    }
+
+    fn get(&self) -> &'static str {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Does `work`, showing what it is and how long it takes once a second has passed. Shows nothing where standard error is
+/// no terminal.
+pub(crate) fn during<T>(what: &str, work: impl FnOnce(&Status) -> T) -> T {
+    let start = Instant::now();
+    let status = Status::default();
+    let (done, finished) = mpsc::channel::<()>();
+    std::thread::scope(|scope| {
+        let status = &status;
+        scope.spawn(move || {
+            if finished.recv_timeout(PATIENCE) != Err(mpsc::RecvTimeoutError::Timeout) {
+                return;
+            }
+            let style = ProgressStyle::with_template("{spinner} {msg} {elapsed}");
+            let style = style.unwrap_or_else(|_| ProgressStyle::default_spinner());
+            let bar = ProgressBar::new_spinner().with_style(style);
+            let bar = bar.with_elapsed(start.elapsed());
+            while finished.recv_timeout(TICK) == Err(mpsc::RecvTimeoutError::Timeout) {
+                bar.set_message(format!("{what}: {}", status.get()));
+                bar.tick();
+            }
+            bar.finish_and_clear();
+        });
+        let result = work(status);
+        drop(done);
+        result
+    })
+}

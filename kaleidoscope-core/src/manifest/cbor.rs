@@ -1,0 +1,268 @@
+//! Bounded reading and writing of CBOR (RFC 8949), on top of the item heads that `ciborium-ll` parses.
+//!
+//! The reader borrows: texts and byte strings are slices of the payload. It admits definite lengths only, as the
+//! deterministic encoding does (RFC 8949, section 4.2), and never takes memory for a length that it has not seen.
+#![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
+
+use super::ManifestError;
+use ciborium_ll::{Decoder, Encoder, Header};
+
+/// Reads one item after another out of a payload.
+pub(super) struct Reader<'a> {
+    bytes: &'a [u8],
+    at: usize,
+    /// Path of the field being read, for errors.
+    field: &'static str,
+}
+
+impl<'a> Reader<'a> {
+    /// A reader at the payload's first byte.
+    pub(super) fn new(bytes: &'a [u8]) -> Self {
+        Self::at(bytes, "manifest", 0)
+    }
+
+    /// A reader at the given place of a payload, where the field `field` starts.
+    pub(super) fn at(bytes: &'a [u8], field: &'static str, place: usize) -> Self {
+        Self { bytes, at: place, field }
+    }
+
+    /// Another reader of the same field, at another place.
+    pub(super) fn moved_to(&self, place: usize) -> Self {
+        Self::at(self.bytes, self.field, place)
+    }
+
+    /// Offset of the next item.
+    pub(super) fn place(&self) -> usize {
+        self.at
+    }
+
+    /// An error at the current place.
+    pub(super) fn error(&self, problem: impl Into<String>) -> ManifestError {
+        ManifestError::Field { field: self.field, at: self.at, problem: problem.into() }
+    }
+
+    /// Bytes not read yet.
+    fn rest(&self) -> &'a [u8] {
+        self.bytes.get(self.at..).unwrap_or_default()
+    }
+
+    fn head(&mut self) -> Result<Header, ManifestError> {
+        let mut decoder = Decoder::from(self.rest());
+        let head = decoder.pull().map_err(|e| match e {
+            ciborium_ll::Error::Io(_) => self.error("the payload ends inside an item"),
+            ciborium_ll::Error::Syntax(_) => self.error("not a CBOR item"),
+        })?;
+        self.at = self.at.saturating_add(decoder.offset());
+        Ok(head)
+    }
+
+    /// Reads a head with `pick`, or fails at the head's place.
+    fn expect<T>(
+        &mut self,
+        what: &str,
+        pick: impl FnOnce(Header) -> Option<T>,
+    ) -> Result<T, ManifestError> {
+        let before = self.at;
+        let head = self.head()?;
+        pick(head).ok_or_else(|| {
+            self.at = before;
+            self.error(format!("expected {what}, found {}", describe(head)))
+        })
+    }
+
+    /// `len` bytes of a byte or text string's body.
+    fn body(&mut self, len: usize) -> Result<&'a [u8], ManifestError> {
+        let body = self.rest().get(..len);
+        let body = body.ok_or_else(|| self.error(format!("a string of {len} bytes is cut off")))?;
+        self.at = self.at.saturating_add(len);
+        Ok(body)
+    }
+
+    /// Refuses a count of items when there are not even as many bytes left.
+    fn count(&self, count: usize) -> Result<usize, ManifestError> {
+        if count > self.rest().len() {
+            return Err(self.error(format!("{count} items announced, but the payload ends")));
+        }
+        Ok(count)
+    }
+
+    pub(super) fn uint(&mut self) -> Result<u64, ManifestError> {
+        self.expect("an unsigned integer", |head| {
+            if let Header::Positive(value) = head { Some(value) } else { None }
+        })
+    }
+
+    pub(super) fn bytes(&mut self) -> Result<&'a [u8], ManifestError> {
+        let len =
+            self.expect(
+                "a byte string",
+                |head| {
+                    if let Header::Bytes(len) = head { len } else { None }
+                },
+            )?;
+        self.body(len)
+    }
+
+    pub(super) fn text(&mut self) -> Result<&'a str, ManifestError> {
+        let len =
+            self.expect("a text", |head| if let Header::Text(len) = head { len } else { None })?;
+        let body = self.body(len)?;
+        std::str::from_utf8(body).map_err(|e| self.error(format!("text before it: {e}")))
+    }
+
+    /// The number of items of an array, at most the number of bytes left.
+    pub(super) fn array(&mut self) -> Result<usize, ManifestError> {
+        let len =
+            self.expect("an array", |head| if let Header::Array(len) = head { len } else { None })?;
+        self.count(len)
+    }
+
+    /// The number of entries of a map, at most the number of bytes left.
+    pub(super) fn map(&mut self) -> Result<usize, ManifestError> {
+        let len =
+            self.expect("a map", |head| if let Header::Map(len) = head { len } else { None })?;
+        self.count(len)
+    }
+
+    /// Skips one item of any type, whatever it contains, without recursion.
+    pub(super) fn skip(&mut self) -> Result<(), ManifestError> {
+        let mut pending = 1usize;
+        while let Some(left) = pending.checked_sub(1) {
+            let inner = match self.head()? {
+                Header::Positive(_)
+                | Header::Negative(_)
+                | Header::Float(_)
+                | Header::Simple(_) => 0,
+                Header::Tag(_) => 1,
+                Header::Bytes(Some(len)) | Header::Text(Some(len)) => {
+                    self.body(len)?;
+                    0
+                }
+                Header::Array(Some(len)) => self.count(len)?,
+                Header::Map(Some(len)) => self.count(len)?.saturating_mul(2),
+                Header::Break
+                | Header::Bytes(None)
+                | Header::Text(None)
+                | Header::Array(None)
+                | Header::Map(None) => return Err(self.error("indefinite length")),
+            };
+            // Every round consumes a byte, so a count that saturates ends in "the payload ends".
+            pending = left.saturating_add(inner);
+        }
+        Ok(())
+    }
+
+    /// Fails unless everything was read.
+    pub(super) fn finish(self) -> Result<(), ManifestError> {
+        if self.rest().is_empty() { Ok(()) } else { Err(self.error("bytes after the last item")) }
+    }
+}
+
+fn describe(head: Header) -> &'static str {
+    match head {
+        Header::Positive(_) => "an unsigned integer",
+        Header::Negative(_) => "a negative integer",
+        Header::Float(_) => "a floating-point number",
+        Header::Simple(_) => "a simple value",
+        Header::Tag(_) => "a tag",
+        Header::Break => "a break",
+        Header::Bytes(Some(_)) => "a byte string",
+        Header::Text(Some(_)) => "a text",
+        Header::Array(Some(_)) => "an array",
+        Header::Map(Some(_)) => "a map",
+        Header::Bytes(None) | Header::Text(None) | Header::Array(None) | Header::Map(None) => {
+            "an indefinite length"
+        }
+    }
+}
+
+/// Writes items. Heads are as short as they can be; the caller writes map keys in ascending order of their encoding.
+#[derive(Default)]
+pub(super) struct Writer {
+    out: Vec<u8>,
+}
+
+impl Writer {
+    fn head(&mut self, head: Header) {
+        // Writing to a vector cannot fail.
+        let _: std::io::Result<()> = Encoder::from(&mut self.out).push(head);
+    }
+
+    pub(super) fn uint(&mut self, value: impl Into<u64>) {
+        self.head(Header::Positive(value.into()));
+    }
+
+    pub(super) fn bytes(&mut self, body: &[u8]) {
+        self.head(Header::Bytes(Some(body.len())));
+        self.out.extend_from_slice(body);
+    }
+
+    pub(super) fn text(&mut self, body: &str) {
+        self.head(Header::Text(Some(body.len())));
+        self.out.extend_from_slice(body.as_bytes());
+    }
+
+    pub(super) fn array(&mut self, len: usize) {
+        self.head(Header::Array(Some(len)));
+    }
+
+    pub(super) fn map(&mut self, len: usize) {
+        self.head(Header::Map(Some(len)));
+    }
+
+    pub(super) fn finish(self) -> Vec<u8> {
+        self.out
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn any_item_is_skipped() {
+        let items: [&[u8]; 9] = [
+            &[0x00],                                     // 0
+            &[0x39, 0x01, 0x00],                         // -257
+            &[0xfb, 0x40, 0x09, 0, 0, 0, 0, 0, 0],       // 3.125
+            &[0xf6],                                     // null
+            &[0x42, 1, 2],                               // h'0102'
+            &[0x61, b'a'],                               // "a"
+            &[0xc1, 0x1a, 0, 0, 0, 0],                   // 1(0)
+            &[0x82, 0x81, 0x80, 0xa1, 0x01, 0x82, 2, 3], // [[[]], {1: [2, 3]}]
+            &[0xa0],                                     // {}
+        ];
+        for item in items {
+            let mut reader = Reader::new(item);
+            reader.skip().unwrap();
+            reader.finish().unwrap();
+            for cut in 0..item.len() {
+                assert!(Reader::new(&item[..cut]).skip().is_err(), "{item:x?} cut to {cut}");
+            }
+        }
+    }
+
+    #[test]
+    fn deep_and_wide_items_end() {
+        // A million arrays inside one another: no recursion, so no stack to overflow.
+        let deep = [vec![0x81; 1 << 20], vec![0]].concat();
+        Reader::new(&deep).skip().unwrap();
+        // Arrays that announce 2^64 - 1 items, and a text as long.
+        for head in [0x9b, 0xbb, 0x7b, 0x5b] {
+            let bytes = [vec![head], vec![0xff; 8], vec![0; 100]].concat();
+            assert!(Reader::new(&bytes).skip().is_err());
+        }
+        assert!(Reader::new(&[0x9f, 0xff]).skip().is_err(), "indefinite length");
+    }
+
+    #[test]
+    fn errors_name_field_and_place() {
+        let mut reader = Reader::at(&[0x01, 0x61, b'a'], "layout", 0);
+        reader.uint().unwrap();
+        let error = reader.uint().unwrap_err().to_string();
+        assert_eq!(
+            error,
+            "manifest field `layout`, byte 0x1 of the payload: expected an unsigned integer, found a text"
+        );
+    }
+}

@@ -1,0 +1,142 @@
+//! The frame records as columns of bytes, all in frame-index order.
+#![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
+
+use super::ManifestError;
+use crate::color::{Color, ColorMap, Frame, FrameKind, Order, RegionId, Temperature};
+
+/// Region number of frames that are in no region.
+const NO_REGION: u32 = u32::MAX;
+
+/// One column per frame property.
+#[derive(Default)]
+pub(super) struct Columns<B> {
+    /// Numbers of [`FrameKind`]s, one byte per frame.
+    pub(super) kind: B,
+    /// Numbers of [`Color`]s, one byte per frame.
+    pub(super) color: B,
+    /// Bits of [`Temperature`], one byte per frame.
+    pub(super) temperature: B,
+    /// Region number or [`NO_REGION`], four bytes per frame, little-endian.
+    pub(super) region: B,
+    /// Position minus the position of the frame before it in the same region (0 for the first), modulo 2^64, eight
+    /// bytes per frame, little-endian. Frames without a region count as one more region.
+    ///
+    /// Files are read in order into frames that were free in order, so most differences are 1.
+    pub(super) position: B,
+}
+
+/// Position of the last frame seen, per region.
+struct LastPosition {
+    of_region: Vec<u64>,
+    outside: u64,
+}
+
+impl LastPosition {
+    fn new(regions: usize) -> Self {
+        Self { of_region: vec![0; regions], outside: 0 }
+    }
+
+    /// The slot of a region. A number that is in no list shares the slot of frames without a region; `ColorMap` refuses
+    /// such numbers.
+    fn slot(&mut self, region: u32) -> &mut u64 {
+        let at = usize::try_from(region).unwrap_or(usize::MAX);
+        self.of_region.get_mut(at).unwrap_or(&mut self.outside)
+    }
+}
+
+impl Columns<Vec<u8>> {
+    /// The columns of a map.
+    pub(super) fn of(map: &ColorMap) -> Self {
+        let mut columns = Self::default();
+        let mut last = LastPosition::new(map.regions().len());
+        for (_, _, frame) in map.iter() {
+            columns.kind.push(frame.kind as u8);
+            columns.color.push(frame.color as u8);
+            columns.temperature.push(frame.temperature.bits());
+            let region = frame.region.map_or(NO_REGION, |r| r.0);
+            columns.region.extend_from_slice(&region.to_le_bytes());
+            let before = std::mem::replace(last.slot(region), frame.position);
+            let difference = frame.position.wrapping_sub(before);
+            columns.position.extend_from_slice(&difference.to_le_bytes());
+        }
+        columns
+    }
+}
+
+impl Columns<&[u8]> {
+    /// The frame records of `frames` frames in `regions` regions.
+    pub(super) fn frames(
+        &self,
+        frames: usize,
+        regions: usize,
+        palette: &Palette,
+    ) -> Result<impl Iterator<Item = Result<Frame, ManifestError>>, ManifestError> {
+        expect_len("kind", self.kind, frames)?;
+        expect_len("color", self.color, frames)?;
+        expect_len("temperature", self.temperature, frames)?;
+        expect_len("region", self.region, frames.saturating_mul(4))?;
+        expect_len("position", self.position, frames.saturating_mul(8))?;
+        let mut last = LastPosition::new(regions);
+        let region = self.region.as_chunks::<4>().0.iter().map(|b| u32::from_le_bytes(*b));
+        let difference = self.position.as_chunks::<8>().0.iter().map(|b| u64::from_le_bytes(*b));
+        let small = self.kind.iter().zip(self.color).zip(self.temperature);
+        let rows = small.zip(region.zip(difference)).enumerate();
+        Ok(rows.map(move |(index, (((&kind, &color), &signs), (region, difference)))| {
+            let wrong = |column, problem: String| ManifestError::Frame { column, index, problem };
+            let slot = last.slot(region);
+            *slot = slot.wrapping_add(difference);
+            Ok(Frame {
+                kind: palette.kinds.get(kind).map_err(|p| wrong("kind", p))?,
+                color: palette.colors.get(color).map_err(|p| wrong("color", p))?,
+                region: (region != NO_REGION).then_some(RegionId(region)),
+                position: *slot,
+                temperature: palette.temperature(signs).map_err(|p| wrong("temperature", p))?,
+            })
+        }))
+    }
+}
+
+fn expect_len(column: &'static str, bytes: &[u8], expected: usize) -> Result<(), ManifestError> {
+    if bytes.len() == expected {
+        return Ok(());
+    }
+    let problem = format!("the column has {} bytes instead of {expected}", bytes.len());
+    Err(ManifestError::Frame { column, index: 0, problem })
+}
+
+/// What the numbers in a manifest mean to this program: the file lists the names of its numbers, so that a palette can
+/// grow or change without changing what older files say.
+pub(super) struct Palette {
+    pub(super) kinds: Names<FrameKind>,
+    pub(super) colors: Names<Color>,
+    pub(super) orders: Names<Order>,
+    pub(super) signs: Names<Temperature>,
+}
+
+/// The value of each number, or the name that this program does not know.
+pub(super) struct Names<T>(Vec<Result<T, String>>);
+
+impl<T: Copy> Names<T> {
+    pub(super) fn new(names: &[&str], find: impl Fn(&str) -> Option<T>) -> Self {
+        Self(names.iter().map(|n| find(n).ok_or_else(|| (*n).to_owned())).collect())
+    }
+
+    pub(super) fn get(&self, number: u8) -> Result<T, String> {
+        match self.0.get(usize::from(number)) {
+            Some(Ok(value)) => Ok(*value),
+            Some(Err(name)) => Err(format!("`{name}` is not known to this program")),
+            None => Err(format!("number {number} is not in the palette")),
+        }
+    }
+}
+
+impl Palette {
+    /// The set of signs whose bits are set; bit n is the n-th sign of the file.
+    fn temperature(&self, bits: u8) -> Result<Temperature, String> {
+        let mut out = Temperature::NONE;
+        for bit in (0..8).filter(|bit| bits & (1u8 << bit) != 0) {
+            out.insert(self.signs.get(bit)?);
+        }
+        Ok(out)
+    }
+}

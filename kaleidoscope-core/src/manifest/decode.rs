@@ -1,0 +1,267 @@
+//! From a payload to its manifest.
+//!
+//! The payload is hostile. Each map is passed over once to find its fields, skipping unknown ones; the fields are then
+//! decoded in the order in which they depend on each other, whatever their order in the file.
+#![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
+
+use super::cbor::Reader;
+use super::columns::{Columns, Names, Palette};
+use super::{ImageIdentity, Limits, Manifest, ManifestError};
+use crate::addr::{FRAME_SIZE, Gpa};
+use crate::color::{Color, ColorMap, Frame, FrameKind, KernelIdentity, Order, Region, Temperature};
+use crate::memory::MemoryLayout;
+
+/// Most RAM regions; what `MemoryLayout` supports.
+const MAX_RAM_REGIONS: usize = 4096;
+
+/// Most names in a list of the palette: numbers are bytes.
+const MAX_NAMES: usize = 256;
+
+/// Most bytes in a name of the palette.
+const MAX_NAME_LEN: usize = 64;
+
+/// Most notes. Whoever colors stops taking notes long before.
+const MAX_NOTES: u32 = 1 << 12;
+
+/// The manifest in a payload.
+pub(super) fn payload(bytes: &[u8], limits: &Limits) -> Result<Manifest, ManifestError> {
+    let mut reader = Reader::new(bytes);
+    let keys = ["layout", "kernel", "palette", "regions", "frames", "identity", "notes"];
+    let [layout, kernel, palette, regions, frames, identity, notes] = fields(&mut reader, keys)?;
+    reader.finish()?;
+
+    let at = |field, place| Reader::at(bytes, field, place);
+    let mut text = TextBudget { limits, left: limits.max_text_total };
+    let layout = read_layout(&mut at("layout", layout), limits)?;
+    let kernel = read_kernel(&mut at("kernel", kernel), &mut text)?;
+    let palette = read_palette(&mut at("palette", palette))?;
+    let regions = read_regions(&mut at("regions", regions), &palette, &mut text)?;
+    let columns = read_columns(&mut at("frames", frames))?;
+    let map = build(layout, kernel, regions, &columns, &palette)?;
+    let identity = read_identity(&mut at("identity", identity))?;
+    let notes = read_notes(&mut at("notes", notes), &mut text)?;
+    Ok(Manifest { map, identity, notes })
+}
+
+/// Reads a map with text keys and returns where the values of `keys` are. Other entries are skipped.
+fn fields<const N: usize>(
+    reader: &mut Reader<'_>,
+    keys: [&'static str; N],
+) -> Result<[usize; N], ManifestError> {
+    let mut places = [None; N];
+    for _ in 0..reader.map()? {
+        let key = reader.text()?;
+        let slot = keys.iter().zip(&mut places).find(|(k, _)| **k == key);
+        if let Some((_, place)) = slot
+            && place.replace(reader.place()).is_some()
+        {
+            return Err(reader.error(format!("key `{key}` occurs twice")));
+        }
+        reader.skip()?;
+    }
+    let mut out = [0; N];
+    for ((key, place), out) in keys.iter().zip(places).zip(&mut out) {
+        *out = place.ok_or_else(|| reader.error(format!("key `{key}` is missing")))?;
+    }
+    Ok(out)
+}
+
+/// Counts down the text that a manifest may hold.
+struct TextBudget<'a> {
+    limits: &'a Limits,
+    left: u32,
+}
+
+impl TextBudget<'_> {
+    fn read(&mut self, reader: &mut Reader<'_>) -> Result<String, ManifestError> {
+        let text = reader.text()?;
+        let too_much = |what, limit: u32| ManifestError::Limit {
+            what,
+            found: u64::try_from(text.len()).unwrap_or(u64::MAX),
+            limit: u64::from(limit),
+        };
+        let len = u32::try_from(text.len()).ok().filter(|&len| len <= self.limits.max_text);
+        let len = len.ok_or_else(|| too_much("bytes in a text", self.limits.max_text))?;
+        let left = self.left.checked_sub(len);
+        self.left = left.ok_or_else(|| too_much("bytes in one more text", self.left))?;
+        Ok(text.to_owned())
+    }
+}
+
+fn read_layout(reader: &mut Reader<'_>, limits: &Limits) -> Result<MemoryLayout, ManifestError> {
+    let count = reader.array()?;
+    if count > MAX_RAM_REGIONS {
+        return Err(reader.error(format!("{count} RAM regions")));
+    }
+    let mut regions = Vec::with_capacity(count);
+    let mut total = 0u64;
+    let mut end = None;
+    for _ in 0..count {
+        if reader.array()? != 2 {
+            return Err(reader.error("a RAM region is an array of first frame and frames"));
+        }
+        let (start, frames) = (reader.uint()?, reader.uint()?);
+        total = total.saturating_add(frames);
+        let limit = u64::from(limits.max_frames);
+        if total > limit {
+            return Err(ManifestError::Limit { what: "frames of RAM", found: total, limit });
+        }
+        let after = start.checked_add(frames);
+        let (Some(gpa), Some(bytes), Some(after)) =
+            (start.checked_mul(FRAME_SIZE), frames.checked_mul(FRAME_SIZE), after)
+        else {
+            return Err(reader.error("a RAM region past the address space"));
+        };
+        if end.replace(after).is_some_and(|end| start <= end) {
+            return Err(reader.error("RAM regions must ascend and have gaps between them"));
+        }
+        regions.push((Gpa(gpa), bytes));
+    }
+    Ok(MemoryLayout::new(&regions)?)
+}
+
+fn read_kernel(
+    reader: &mut Reader<'_>,
+    text: &mut TextBudget<'_>,
+) -> Result<KernelIdentity, ManifestError> {
+    let keys = ["os", "banner", "paging", "release", "build_id"];
+    let [os, banner, paging, release, build_id] = fields(reader, keys)?;
+    let mut at = |place| text.read(&mut reader.moved_to(place));
+    Ok(KernelIdentity {
+        os: at(os)?,
+        release: at(release)?,
+        banner: at(banner)?,
+        build_id: at(build_id)?,
+        paging: at(paging)?,
+    })
+}
+
+fn read_palette(reader: &mut Reader<'_>) -> Result<Palette, ManifestError> {
+    let [kinds, colors, orders, signs] = fields(reader, ["kinds", "colors", "orders", "signs"])?;
+    let sign = |name: &str| Temperature::NAMES.iter().find(|n| n.1 == name).map(|n| n.0);
+    let order = |name: &str| Order::ALL.into_iter().find(|o| o.name() == name);
+    Ok(Palette {
+        kinds: read_names(&mut reader.moved_to(kinds), |n| n.parse::<FrameKind>().ok())?,
+        colors: read_names(&mut reader.moved_to(colors), |n| n.parse::<Color>().ok())?,
+        orders: read_names(&mut reader.moved_to(orders), order)?,
+        signs: read_names(&mut reader.moved_to(signs), sign)?,
+    })
+}
+
+fn read_names<T: Copy>(
+    reader: &mut Reader<'_>,
+    find: impl Fn(&str) -> Option<T>,
+) -> Result<Names<T>, ManifestError> {
+    let count = reader.array()?;
+    if count > MAX_NAMES {
+        return Err(reader.error(format!("{count} names in a list of at most {MAX_NAMES}")));
+    }
+    let mut names = Vec::with_capacity(count);
+    for _ in 0..count {
+        let name = reader.text()?;
+        if name.len() > MAX_NAME_LEN {
+            return Err(reader.error(format!("a name of {} bytes before it", name.len())));
+        }
+        names.push(name);
+    }
+    Ok(Names::new(&names, find))
+}
+
+/// Reads the regions, with the numbers of frames that the file states.
+fn read_regions(
+    reader: &mut Reader<'_>,
+    palette: &Palette,
+    text: &mut TextBudget<'_>,
+) -> Result<Vec<Region>, ManifestError> {
+    let count = reader.array()?;
+    let (found, limit) = (u64::try_from(count).unwrap_or(u64::MAX), text.limits.max_regions);
+    if found > u64::from(limit) {
+        return Err(ManifestError::Limit { what: "regions", found, limit: u64::from(limit) });
+    }
+    let mut regions = Vec::with_capacity(count);
+    for _ in 0..count {
+        let items = reader.array()?;
+        let Some(unknown) = items.checked_sub(4) else {
+            return Err(reader.error("a region is an array of kind, order, frames and name"));
+        };
+        let (kind, order, frames) = (reader.uint()?, reader.uint()?, reader.uint()?);
+        let number = |n| u8::try_from(n).map_err(|_| format!("number {n} is not in the palette"));
+        let wrong = |problem: String| reader.error(problem);
+        let kind = number(kind).and_then(|n| palette.kinds.get(n)).map_err(wrong)?;
+        let order = number(order).and_then(|n| palette.orders.get(n)).map_err(wrong)?;
+        let frames = u32::try_from(frames).map_err(|_| wrong(format!("{frames} frames")))?;
+        let name = text.read(reader)?;
+        for _ in 0..unknown {
+            reader.skip()?;
+        }
+        regions.push(Region { kind, order, name, frames });
+    }
+    Ok(regions)
+}
+
+fn read_columns<'a>(reader: &mut Reader<'a>) -> Result<Columns<&'a [u8]>, ManifestError> {
+    let keys = ["kind", "color", "region", "position", "temperature"];
+    let [kind, color, region, position, temperature] = fields(reader, keys)?;
+    Ok(Columns {
+        kind: reader.moved_to(kind).bytes()?,
+        color: reader.moved_to(color).bytes()?,
+        temperature: reader.moved_to(temperature).bytes()?,
+        region: reader.moved_to(region).bytes()?,
+        position: reader.moved_to(position).bytes()?,
+    })
+}
+
+fn build(
+    layout: MemoryLayout,
+    kernel: KernelIdentity,
+    regions: Vec<Region>,
+    columns: &Columns<&[u8]>,
+    palette: &Palette,
+) -> Result<ColorMap, ManifestError> {
+    let stated: Vec<u32> = regions.iter().map(|r| r.frames).collect();
+    let mut failure = None;
+    let frames = columns.frames(layout.frames() as usize, regions.len(), palette)?;
+    let frames = frames.map_while(|frame: Result<Frame, _>| match frame {
+        Ok(frame) => Some(frame),
+        Err(error) => {
+            failure = Some(error);
+            None
+        }
+    });
+    let map = ColorMap::new(layout, kernel, frames, regions);
+    if let Some(error) = failure {
+        return Err(error);
+    }
+    let map = map?;
+    for (index, (region, stated)) in map.regions().iter().zip(stated).enumerate() {
+        if region.frames != stated {
+            let counted = region.frames;
+            return Err(ManifestError::RegionFrames { region: index, stated, counted });
+        }
+    }
+    Ok(map)
+}
+
+fn read_identity(reader: &mut Reader<'_>) -> Result<ImageIdentity, ManifestError> {
+    let [digest, frames] = fields(reader, ["digest", "frames"])?;
+    let mut at_digest = reader.moved_to(digest);
+    let digest = at_digest.bytes()?;
+    let digest =
+        digest.try_into().map_err(|_| at_digest.error("a digest is a string of 32 bytes"))?;
+    let mut at_frames = reader.moved_to(frames);
+    let frames = at_frames.uint()?;
+    let frames = u32::try_from(frames).map_err(|_| at_frames.error(format!("{frames} frames")))?;
+    Ok(ImageIdentity { digest, frames })
+}
+
+fn read_notes(
+    reader: &mut Reader<'_>,
+    text: &mut TextBudget<'_>,
+) -> Result<Vec<String>, ManifestError> {
+    let count = reader.array()?;
+    let (found, limit) = (u64::try_from(count).unwrap_or(u64::MAX), u64::from(MAX_NOTES));
+    if found > limit {
+        return Err(ManifestError::Limit { what: "notes", found, limit });
+    }
+    (0..count).map(|_| text.read(reader)).collect()
+}

@@ -1,0 +1,100 @@
+//! From a manifest to its payload.
+//!
+//! Keys of a map are written in ascending order of their encoding (shorter ones first), as deterministic CBOR asks.
+
+use super::Manifest;
+use super::cbor::Writer;
+use super::columns::Columns;
+use crate::color::{Color, ColorMap, FrameKind, KernelIdentity, Order, Temperature};
+
+/// The CBOR map of a manifest.
+pub(super) fn payload(manifest: &Manifest) -> Vec<u8> {
+    let map = &manifest.map;
+    let mut out = Writer::default();
+    out.map(7);
+    out.text("notes");
+    texts(&mut out, manifest.notes.iter().map(String::as_str));
+    out.text("frames");
+    frames(&mut out, &Columns::of(map));
+    out.text("kernel");
+    kernel(&mut out, map.kernel());
+    out.text("layout");
+    layout(&mut out, map);
+    out.text("palette");
+    palette(&mut out);
+    out.text("regions");
+    regions(&mut out, map);
+    out.text("identity");
+    out.map(2);
+    out.text("digest");
+    out.bytes(&manifest.identity.digest);
+    out.text("frames");
+    out.uint(manifest.identity.frames);
+    out.finish()
+}
+
+fn frames(out: &mut Writer, columns: &Columns<Vec<u8>>) {
+    out.map(5);
+    out.text("kind");
+    out.bytes(&columns.kind);
+    out.text("color");
+    out.bytes(&columns.color);
+    out.text("region");
+    out.bytes(&columns.region);
+    out.text("position");
+    out.bytes(&columns.position);
+    out.text("temperature");
+    out.bytes(&columns.temperature);
+}
+
+fn kernel(out: &mut Writer, kernel: &KernelIdentity) {
+    out.map(5);
+    for (key, value) in [
+        ("os", &kernel.os),
+        ("banner", &kernel.banner),
+        ("paging", &kernel.paging),
+        ("release", &kernel.release),
+        ("build_id", &kernel.build_id),
+    ] {
+        out.text(key);
+        out.text(value);
+    }
+}
+
+fn layout(out: &mut Writer, map: &ColorMap) {
+    let regions = map.layout().regions();
+    out.array(regions.len());
+    for region in regions {
+        out.array(2);
+        out.uint(region.start.0);
+        out.uint(region.frames);
+    }
+}
+
+fn palette(out: &mut Writer) {
+    out.map(4);
+    out.text("kinds");
+    texts(out, FrameKind::ALL.into_iter().map(FrameKind::name));
+    out.text("signs");
+    texts(out, Temperature::NAMES.into_iter().map(|(_, name)| name));
+    out.text("colors");
+    texts(out, Color::ALL.into_iter().map(Color::name));
+    out.text("orders");
+    texts(out, Order::ALL.into_iter().map(Order::name));
+}
+
+fn regions(out: &mut Writer, map: &ColorMap) {
+    out.array(map.regions().len());
+    for region in map.regions() {
+        out.array(4);
+        out.uint(region.kind as u8);
+        out.uint(region.order as u8);
+        out.uint(region.frames);
+        out.text(&region.name);
+    }
+}
+
+fn texts<'a>(out: &mut Writer, texts: impl ExactSizeIterator<Item = &'a str>) {
+    out.array(texts.len());
+    texts.for_each(|text| out.text(text));
+}

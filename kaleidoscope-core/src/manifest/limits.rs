@@ -1,0 +1,69 @@
+//! How much a manifest may ask for.
+
+/// Bytes of a frame in the payload's columns, and in a [`ColorMap`](crate::color::ColorMap).
+pub(super) const FRAME_RECORD_BYTES: u64 = 1 + 1 + 1 + 4 + 8;
+
+/// Room for what does not grow with frames, regions and text: kernel identity, layout, palette, unknown fields.
+const FIXED_BYTES: u64 = 1 << 20;
+
+/// Bytes of a region apart from its name: more than either the payload or the map in memory needs.
+const REGION_BYTES: u64 = 56;
+
+/// Bounds on what a manifest may hold, and so on the memory that reading one takes.
+///
+/// The default admits guests of 256 GiB. Whoever knows the guest should allow no more than it has:
+/// [`Limits::for_frames`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Limits {
+    /// Most frames of RAM.
+    pub max_frames: u32,
+    /// Most regions.
+    pub max_regions: u32,
+    /// Most bytes in one name or other text.
+    pub max_text: u32,
+    /// Most bytes in all names and other texts together.
+    pub max_text_total: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self::for_frames(1 << 26)
+    }
+}
+
+impl Limits {
+    /// Limits for guests of up to this many frames of RAM: up to one region per four frames and 64 KiB of text per
+    /// MiB of RAM, each with a floor for small guests and a ceiling for huge ones.
+    #[must_use]
+    pub fn for_frames(max_frames: u32) -> Self {
+        Self {
+            max_frames,
+            max_regions: (max_frames / 4).clamp(1 << 14, 1 << 22),
+            max_text: 1 << 14,
+            max_text_total: max_frames.saturating_mul(256).clamp(1 << 22, 1 << 27),
+        }
+    }
+
+    /// Most bytes of uncompressed payload that these limits admit.
+    #[must_use]
+    pub fn max_payload(&self) -> u64 {
+        // At most 2^32 * (15 + 56 + 1) + 2^20: far from overflow.
+        FIXED_BYTES
+            .saturating_add(u64::from(self.max_frames).saturating_mul(FRAME_RECORD_BYTES))
+            .saturating_add(u64::from(self.max_regions).saturating_mul(REGION_BYTES))
+            .saturating_add(u64::from(self.max_text_total))
+    }
+
+    /// Most bytes in a file that these limits admit: what zstd makes of an incompressible payload, and the header.
+    #[must_use]
+    pub fn max_file(&self) -> u64 {
+        let payload = self.max_payload();
+        payload.saturating_add(payload / 128).saturating_add(1 << 10)
+    }
+
+    /// Bound on the memory taken while reading a manifest, in bytes: the file, the payload, and the map made of it.
+    #[must_use]
+    pub fn max_memory(&self) -> u64 {
+        self.max_file().saturating_add(self.max_payload().saturating_mul(2))
+    }
+}

@@ -1,0 +1,259 @@
+//! Manifests round-trip, and damaged or hostile ones are refused.
+
+use super::*;
+use crate::addr::{FRAME_SIZE, Gfn};
+use crate::color::{Color, Frame, FrameKind, KernelIdentity, Order, Region, RegionId, Temperature};
+use crate::memory::MemoryLayout;
+use proptest::prelude::*;
+
+fn small_limits() -> Limits {
+    Limits { max_frames: 4096, max_regions: 64, max_text: 256, max_text_total: 4096 }
+}
+
+fn region() -> impl Strategy<Value = Region> {
+    let kind = prop::sample::select(FrameKind::ALL.as_slice());
+    let order = prop::sample::select(Order::ALL.as_slice());
+    (kind, order, ".{0,12}").prop_map(|(kind, order, name)| Region::new(kind, order, name))
+}
+
+fn frame(regions: Vec<Region>) -> impl Strategy<Value = Frame> {
+    let kind = prop::sample::select(FrameKind::ALL.as_slice());
+    let color = prop::sample::select(Color::ALL.as_slice());
+    let region = prop::option::of(0..regions.len().max(1));
+    let position = prop_oneof![0u64..100, any::<u64>()];
+    (kind, color, region, position, 0u8..64).prop_map(move |(kind, color, id, position, bits)| {
+        let region = id.and_then(|id| Some((RegionId(u32::try_from(id).ok()?), regions.get(id)?)));
+        Frame {
+            kind: region.map_or(kind, |r| r.1.kind),
+            color,
+            region: region.map(|r| r.0),
+            position,
+            temperature: Temperature::from_bits(bits).unwrap(),
+        }
+    })
+}
+
+fn layout() -> impl Strategy<Value = MemoryLayout> {
+    prop::collection::vec((1u64..1 << 30, 1u64..40), 1..5).prop_map(|runs| {
+        let mut at = 0;
+        let regions = runs.into_iter().map(|(gap, frames)| {
+            let start = at + gap;
+            at = start + frames;
+            (Gfn(start).gpa(), frames * FRAME_SIZE)
+        });
+        MemoryLayout::new(&regions.collect::<Vec<_>>()).unwrap()
+    })
+}
+
+prop_compose! {
+    fn manifest()
+        (layout in layout(), regions in prop::collection::vec(region(), 0..6))
+        (frames in prop::collection::vec(frame(regions.clone()), layout.frames() as usize),
+         layout in Just(layout), regions in Just(regions),
+         texts in prop::array::uniform5(".{0,20}"),
+         digest in any::<[u8; 32]>(), sampled in any::<u32>(),
+         notes in prop::collection::vec(".{0,20}", 0..3))
+        -> Manifest
+    {
+        let [os, release, banner, build_id, paging] = texts;
+        let kernel = KernelIdentity { os, release, banner, build_id, paging };
+        let map = ColorMap::new(layout, kernel, frames, regions).unwrap();
+        let identity = ImageIdentity { digest, frames: sampled };
+        Manifest { map, identity, notes }
+    }
+}
+
+/// A fixed manifest: 40 frames around a hole, a file read in order, a note.
+fn sample() -> Manifest {
+    let layout = MemoryLayout::new(&[(Gfn(0).gpa(), 0x18000), (Gfn(256).gpa(), 0x10000)]).unwrap();
+    let kernel = KernelIdentity {
+        os: "linux".into(),
+        release: "6.1.0-test".into(),
+        ..KernelIdentity::default()
+    };
+    let regions = vec![
+        Region::new(FrameKind::File, Order::FileOffset, "ext4:65024:12:/usr/bin/perl"),
+        Region::new(FrameKind::Kernel, Order::KernelAddress, "kernel-text"),
+    ];
+    let frames = (0..40).map(|i| match i {
+        0..10 => Frame { kind: FrameKind::Free, color: Color::Free, ..Frame::default() },
+        10..30 => Frame {
+            kind: FrameKind::File,
+            color: Color::FileCode,
+            region: Some(RegionId(0)),
+            position: i - 5,
+            temperature: Temperature::ACCESSED | Temperature::ACTIVE,
+        },
+        _ => Frame {
+            kind: FrameKind::Kernel,
+            color: Color::KernelText,
+            region: Some(RegionId(1)),
+            position: 0x7_ff81_0000 - i,
+            temperature: Temperature::NONE,
+        },
+    });
+    let map = ColorMap::new(layout, kernel, frames, regions).unwrap();
+    let mut manifest = Manifest::new(map, ImageIdentity { digest: [0xa5; 32], frames: 40 });
+    manifest.notes.push("slab cache list cut after 3 entries".into());
+    manifest
+}
+
+/// A file whose container is right and whose payload is `payload`.
+fn read_payload(payload: &[u8]) -> Result<Manifest, ManifestError> {
+    Manifest::from_bytes(&container::wrap(payload).unwrap(), &small_limits())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn maps_round_trip(manifest in manifest()) {
+        let bytes = manifest.to_bytes().unwrap();
+        prop_assert_eq!(&Manifest::from_bytes(&bytes, &small_limits()).unwrap(), &manifest);
+        prop_assert_eq!(&Manifest::read_from(bytes.as_slice(), &small_limits()).unwrap(), &manifest);
+        prop_assert_eq!(manifest.to_bytes().unwrap(), bytes, "deterministic");
+    }
+
+    #[test]
+    fn any_damage_is_an_error(manifest in manifest(), at in any::<prop::sample::Index>(), bit in 0..8) {
+        let mut bytes = manifest.to_bytes().unwrap();
+        let cut = at.index(bytes.len());
+        prop_assert!(Manifest::from_bytes(&bytes[..cut], &small_limits()).is_err());
+        prop_assert!(Manifest::read_from(&bytes[..cut], &small_limits()).is_err());
+        bytes[cut] ^= 1u8 << bit;
+        prop_assert!(Manifest::from_bytes(&bytes, &small_limits()).is_err());
+    }
+
+    /// Behind a right checksum, damage may be another valid manifest, but nothing else: it never panics, and what is
+    /// read can be written and read again.
+    #[test]
+    fn hostile_payloads_are_handled(at in any::<prop::sample::Index>(), value in any::<u8>(), cut in any::<bool>()) {
+        let mut payload = encode::payload(&sample());
+        let at = at.index(payload.len());
+        if cut { payload.truncate(at) } else { payload[at] = value }
+        if let Ok(read) = read_payload(&payload) {
+            prop_assert!(!cut);
+            let again = Manifest::from_bytes(&read.to_bytes().unwrap(), &small_limits()).unwrap();
+            prop_assert_eq!(again, read);
+        }
+    }
+}
+
+#[test]
+fn every_bit_of_a_file_counts() {
+    let bytes = sample().to_bytes().unwrap();
+    for bit in 0..bytes.len() * 8 {
+        let mut damaged = bytes.clone();
+        damaged[bit / 8] ^= 1 << (bit % 8);
+        let error = Manifest::from_bytes(&damaged, &small_limits()).expect_err("a flipped bit");
+        // The field that was hit is named; what no field check catches, the checksum does.
+        match bit / 8 {
+            0..8 => assert!(matches!(error, ManifestError::Magic { .. })),
+            8..12 => assert!(matches!(error, ManifestError::Version { .. })),
+            12..16 => assert!(matches!(error, ManifestError::Flags { .. })),
+            16..32 => assert!(!matches!(error, ManifestError::Io(_)), "{error}"),
+            _ => assert!(matches!(error, ManifestError::Checksum)),
+        }
+    }
+    for cut in 0..bytes.len() {
+        assert!(Manifest::from_bytes(&bytes[..cut], &small_limits()).is_err());
+        assert!(Manifest::read_from(&bytes[..cut], &small_limits()).is_err());
+    }
+    let longer = [bytes.as_slice(), &[0]].concat();
+    let end = bytes.len() as u64;
+    for result in [
+        Manifest::from_bytes(&longer, &small_limits()),
+        Manifest::read_from(longer.as_slice(), &small_limits()),
+    ] {
+        assert!(matches!(result, Err(ManifestError::TrailingBytes { end: e }) if e == end));
+    }
+}
+
+#[test]
+fn bombs_do_not_go_off() {
+    let limits = small_limits();
+    // Announced: refused before anything is expanded.
+    let bomb = container::wrap(&vec![0; 64 << 20]).unwrap();
+    assert!(bomb.len() < 8192, "64 MiB of zeros in {} bytes", bomb.len());
+    let error = Manifest::from_bytes(&bomb, &limits).unwrap_err();
+    assert!(matches!(error, ManifestError::Limit { found: 0x400_0000, .. }), "{error}");
+    // The header lies about the size: the zstd frame's own header does not match.
+    let lying = container::seal(1 << 10, &zstd::bulk::compress(&vec![0; 64 << 20], 1).unwrap());
+    let error = Manifest::from_bytes(&lying, &limits).unwrap_err();
+    assert!(matches!(error, ManifestError::Compression(_)), "{error}");
+    // Two zstd frames, the second one hidden behind the first one's size.
+    let frame = zstd::bulk::compress(&encode::payload(&sample()), 1).unwrap();
+    let size = encode::payload(&sample()).len() as u64;
+    Manifest::from_bytes(&container::seal(size, &frame), &limits).unwrap();
+    let two = container::seal(size, &[frame.clone(), frame].concat());
+    let error = Manifest::from_bytes(&two, &limits).unwrap_err();
+    assert!(matches!(error, ManifestError::Compression(_)), "{error}");
+    // A file that never ends is read no further than its header announces.
+    let announced = sample().to_bytes().unwrap();
+    let endless = std::io::Read::chain(announced.as_slice(), std::io::repeat(0));
+    let error = Manifest::read_from(endless, &limits).unwrap_err();
+    assert!(matches!(error, ManifestError::TrailingBytes { .. }), "{error}");
+}
+
+#[test]
+fn limits_hold() {
+    let bytes = sample().to_bytes().unwrap();
+    let read = |limits: Limits| Manifest::from_bytes(&bytes, &limits);
+    let ok = Limits { max_frames: 40, max_regions: 2, max_text: 35, max_text_total: 88 };
+    read(ok).unwrap();
+    for tight in [
+        Limits { max_frames: 39, ..ok },
+        Limits { max_regions: 1, ..ok },
+        Limits { max_text: 34, ..ok },
+        Limits { max_text_total: 87, ..ok },
+    ] {
+        let error = read(tight).unwrap_err();
+        assert!(matches!(error, ManifestError::Limit { .. }), "{tight:?}: {error}");
+    }
+}
+
+#[test]
+fn unknown_fields_are_skipped() {
+    let payload = encode::payload(&sample());
+    assert_eq!(payload[0], 0xa7, "a map of seven entries");
+    let mut longer = payload.clone();
+    longer[0] = 0xa8;
+    longer.extend_from_slice(b"\x69heat-maps\x82\xa1\x01\xf5\x43abc");
+    assert_eq!(read_payload(&longer).unwrap(), sample());
+}
+
+#[test]
+fn wrong_payloads_are_named() {
+    let payload = encode::payload(&sample());
+    let replaced = |from: &[u8], to: &[u8]| {
+        let at = payload.windows(from.len()).position(|w| w == from).expect("present");
+        let bytes = [&payload[..at], to, &payload[at + from.len()..]].concat();
+        read_payload(&bytes).expect_err("a wrong payload").to_string()
+    };
+    let cases: [(&[u8], &[u8], &str); 9] = [
+        (b"\x66layout", b"\x66layouT", "key `layout` is missing"),
+        (b"\x67regions", b"\x66layout", "key `layout` occurs twice"),
+        (b"\x82\x00\x18\x18", b"\x82\x00\x18\x17", "the column has 40 bytes instead of 39"),
+        (b"\x82\x19\x01\x00\x10", b"\x82\x18\x18\x10", "must ascend"),
+        (b"\x69file-code", b"\x69fire-code", "frame index 10: `fire-code` is not known"),
+        (b"\x84\x06\x03\x14", b"\x84\x06\x03\x13", "region 0 states 19 frames and has 20"),
+        (b"\x84\x06\x03", b"\x84\x07\x03", "cannot be in region 0"),
+        (b"\x84\x06\x03", b"\x84\x06\x0a", "number 10 is not in the palette"),
+        (b"\x65linux", b"\x65lin\xffx", "invalid utf-8"),
+    ];
+    for (from, to, expected) in cases {
+        let error = replaced(from, to);
+        assert!(error.contains(expected), "{error}\nshould contain: {expected}");
+    }
+}
+
+#[test]
+fn files_are_replaced_in_one_step() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a.kscope");
+    std::fs::write(&path, "old").unwrap();
+    sample().write_file(&path).unwrap();
+    assert_eq!(Manifest::read_file(&path, &small_limits()).unwrap(), sample());
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "no temporary file is left");
+    assert!(sample().write_file(&dir.path().join("no/such/directory.kscope")).is_err());
+}
