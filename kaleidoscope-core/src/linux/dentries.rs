@@ -5,6 +5,7 @@
 
 use super::name_budget::NameBudget;
 use super::profile::Fields;
+use super::text::text;
 use super::view::KernelView;
 use crate::addr::Gva;
 use crate::memory::GuestMemory;
@@ -106,11 +107,11 @@ impl<'v, 'm, M: GuestMemory + ?Sized> Paths<'v, 'm, M> {
         let name = dentry.checked_add(fields.dentry_name?)?;
         let length = self.view.read_u32(name.checked_add(fields.name_length?)?)?;
         let length = usize::try_from(length).ok().filter(|&l| l <= MAX_NAME)?;
-        let text = self.view.read_pointer_field(name, fields.name_text?)?;
+        let start = self.view.read_pointer_field(name, fields.name_text?)?;
         let mut buf = [0; MAX_NAME];
         let buf = buf.get_mut(..length)?;
-        self.view.read(text, buf)?;
-        Some(String::from_utf8_lossy(buf).into_owned())
+        self.view.read(start, buf)?;
+        Some(text(buf))
     }
 
     /// Where a file system is mounted, without the final slash: empty for the root, or when nobody can say.

@@ -38,6 +38,7 @@ mod profile;
 mod regions;
 mod symbols;
 mod tasks;
+mod text;
 mod user_spaces;
 mod view;
 pub mod vmcoreinfo;
