@@ -39,7 +39,9 @@ fn main() -> Result<(), Box<dyn Error>> {
         Some(folder) => guests.extend(real_guests(Path::new(&folder))?),
         None => println!("SKIPPED real guests: KALEIDOSCOPE_GUESTS names no folder"),
     }
-    println!("median of {ROUNDS} rounds, one thread, in ms; ratios to one xxh3 pass over the image");
+    println!(
+        "median of {ROUNDS} rounds, one thread, in ms; ratios to one xxh3 pass over the image"
+    );
     println!(
         "{:<24} {:>6} {:>8} {:>10} {:>6} {:>13} {:>6}",
         "guest", "MiB", "xxh3", "coloring", "ratio", "no registers", "ratio"
