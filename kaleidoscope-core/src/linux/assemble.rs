@@ -69,11 +69,8 @@ pub(super) fn assemble<M: GuestMemory + ?Sized>(gathered: Gathered<'_, '_, M>) -
         let order = facts.region.map_or(Order::FrameNumber, |id| regions.order(id));
         facts.position = position_of(order, &facts, record, user, area, *table);
         if let Some(process) = processes.get_mut(space as usize) {
-            match facts.usage {
-                FrameUse::Anonymous => process.anonymous_frames += 1,
-                FrameUse::PageTable => process.table_frames += 1,
-                _ => {}
-            }
+            process.anonymous_frames += u64::from(facts.usage == FrameUse::Anonymous);
+            process.table_frames += u64::from(facts.usage == FrameUse::PageTable);
         }
         frames.push(facts);
     }
@@ -89,19 +86,19 @@ pub(super) fn assemble<M: GuestMemory + ?Sized>(gathered: Gathered<'_, '_, M>) -
 
 /// The record's use, corrected by what is known of its owner and by page-table walks.
 fn usage_of(record: &Record, table: TableUse, owners: &[Option<OwnerName>]) -> FrameUse {
-    match record.usage {
-        FrameUse::File | FrameUse::Shared if record.owner != NO_OWNER => {
-            let owner = owners.get(record.owner as usize).and_then(Option::as_ref);
-            match owner {
-                Some(owner) if owner.is_block_device => FrameUse::BlockDevice,
-                Some(_) => record.usage,
-                // A mapping that is none: page cache only if the kernel's reclaim lists hold the page.
-                None if record.on_lru || record.usage == FrameUse::Shared => record.usage,
-                None => FrameUse::Allocated,
-            }
-        }
-        FrameUse::Allocated if table.is_table => FrameUse::PageTable,
-        usage => usage,
+    let is_cache = matches!(record.usage, FrameUse::File | FrameUse::Shared);
+    if is_cache && record.owner != NO_OWNER {
+        return match owners.get(record.owner as usize).and_then(Option::as_ref) {
+            Some(owner) if owner.is_block_device => FrameUse::BlockDevice,
+            Some(_) => record.usage,
+            // A mapping that is none: page cache only if the kernel's reclaim lists hold the page.
+            None if record.on_lru || record.usage == FrameUse::Shared => record.usage,
+            None => FrameUse::Allocated,
+        };
+    }
+    match record.usage == FrameUse::Allocated && table.is_table {
+        true => FrameUse::PageTable,
+        false => record.usage,
     }
 }
 

@@ -23,6 +23,15 @@ const MAPPING_FLAGS: u64 = 3;
 /// Frames of the largest compound page, a 1 GiB huge page.
 const MAX_COMPOUND: u64 = 1 << 18;
 
+/// What plain high-order blocks are used for.
+const BLOCK_USES: [FrameUse; 5] = [
+    FrameUse::Allocated,
+    FrameUse::PageTable,
+    FrameUse::FreePerCpu,
+    FrameUse::LargeKmalloc,
+    FrameUse::Slab,
+];
+
 /// What one frame's record says.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Record {
@@ -196,8 +205,10 @@ impl<'a> FrameReader<'a> {
     fn tail(&self, gfn: Gfn, compound: u64) -> Option<Record> {
         let pointer = compound & !1;
         let head = match self.table.gfn_at(pointer) {
-            Some(head) if self.table.record_address(head) == Some(Gva(pointer)) => head,
-            // Since 7.0 the word may be a mask for the record's own address.
+            Some(head) if head < gfn && self.table.record_address(head) == Some(Gva(pointer)) => {
+                head
+            }
+            // On 7.2 the word is a mask for the record's own address.
             _ => {
                 let own = self.table.record_address(gfn)?;
                 self.table.gfn_at(own.0 & pointer)?
@@ -278,7 +289,7 @@ impl<'a> FrameReader<'a> {
     /// The first frame of a free block of `1 << order` frames.
     fn begin_block(&mut self, gfn: Gfn, order: u64) -> FrameUse {
         let order = u32::try_from(order).ok().filter(|&o| o < self.table.buddy_orders);
-        let frames = order.map(|o| 1u64 << o).filter(|n| gfn.0 % n == 0);
+        let frames = order.map(|o| 1u64 << o).filter(|n| gfn.0.is_multiple_of(*n));
         match frames {
             Some(frames) => self.block_end = Gfn(gfn.0.saturating_add(frames)),
             None => self.out.damage.blocks.add(gfn),
@@ -382,14 +393,8 @@ impl<'a> FrameReader<'a> {
         let starts = (1..self.table.buddy_orders).map(|order| gfn.0 & !((1 << order) - 1));
         for start in starts.filter(|&start| start < gfn.0) {
             let usage = self.out.record(self.layout.index_of(Gfn(start))?)?.usage;
-            match usage {
-                FrameUse::Unknown => {}
-                FrameUse::Allocated
-                | FrameUse::PageTable
-                | FrameUse::FreePerCpu
-                | FrameUse::LargeKmalloc
-                | FrameUse::Slab => return Some(usage),
-                _ => return None,
+            if usage != FrameUse::Unknown {
+                return Some(usage).filter(|usage| BLOCK_USES.contains(usage));
             }
         }
         None

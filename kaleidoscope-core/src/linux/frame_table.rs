@@ -83,7 +83,7 @@ impl RawPage<'_> {
 impl FrameTable {
     pub(crate) fn new(base: Gva, profile: &Profile) -> Result<Self, FrameTableError> {
         let bytes = profile.page_bytes;
-        let usable = (8..=512).contains(&bytes) && bytes % 8 == 0;
+        let usable = (8..=512).contains(&bytes) && bytes.is_multiple_of(8);
         let inside = |field: &'static str, offset: Option<u64>, len: u64| {
             let fits = |o: &u64| usable && o.checked_add(len).is_some_and(|end| end <= bytes);
             let offset = offset.filter(fits).and_then(|o| usize::try_from(o).ok());
@@ -201,7 +201,7 @@ impl FrameTable {
         let page = RawPage(&bytes);
         let o = &self.offsets;
         let mut words = vec![
-            ("struct page", address.0),
+            ("address", address.0),
             ("flags", page.u64(o.flags)),
             ("_refcount", page.u32(o.refcount).into()),
             ("_mapcount or page_type", page.u32(o.mapcount).into()),

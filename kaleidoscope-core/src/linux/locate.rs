@@ -76,17 +76,14 @@ pub(crate) fn locate<M>(
 where
     M: GuestMemory + ?Sized,
 {
-    let mut roots = roots_of(registers);
-    roots.dedup();
-    let best = roots.iter().filter_map(|&(spec, root)| {
-        let space = KernelSpace::read(memory, &spec, root, budget);
-        let image = image_span(&space)?;
-        let mapped: u64 = space.runs_in(IMAGE_BASE, IMAGE_LAST).iter().map(|r| r.bytes).sum();
-        Some((mapped, Located { spec, root, space, image, note: None }))
-    });
-    // Under page-table isolation a vCPU in user mode has tables that map next to nothing of the kernel.
-    if let Some((_, located)) = best.max_by_key(|(mapped, _)| *mapped) {
-        return Ok(located);
+    let mut roots = 0;
+    for (spec, pair) in registers.iter().filter_map(roots_of) {
+        roots += pair.len();
+        // Under page-table isolation one of the two maps little of the kernel.
+        let tried = pair.into_iter().filter_map(|root| by_root(memory, spec, root, budget));
+        if let Some((_, located)) = tried.max_by_key(|(mapped, _)| *mapped) {
+            return Ok(located);
+        }
     }
     let mut notes = 0;
     for note in scan_notes(memory) {
@@ -95,23 +92,34 @@ where
             return Ok(located);
         }
     }
-    Err(LocateError::NoKernel { roots: roots.len(), notes })
+    Err(LocateError::NoKernel { roots, notes })
 }
 
-/// Root tables that the vCPUs may be using, each also with its isolation twin: the other half of an 8 KiB pair.
-fn roots_of(registers: &[VcpuRegisters]) -> Vec<(PagingSpec, Gpa)> {
-    let mut roots = Vec::new();
-    for vcpu in registers {
-        let spec = match vcpu.paging_mode() {
-            Some(PagingMode::Long4) => PagingSpec::X86_64_4LEVEL,
-            Some(PagingMode::Long5) => PagingSpec::X86_64_5LEVEL,
-            Some(PagingMode::None | PagingMode::Legacy32 | PagingMode::Pae) | None => continue,
-        };
-        let Some(cr3) = vcpu.cr3.map(|cr3| cr3 & spec.root_mask) else { continue };
-        roots.extend([(spec, Gpa(cr3 & !0x1000)), (spec, Gpa(cr3))]);
-    }
-    roots.sort_by_key(|&(_, root)| root);
-    roots
+/// The root table that a vCPU uses, and under page-table isolation its twin: the two halves of an 8 KiB pair.
+fn roots_of(vcpu: &VcpuRegisters) -> Option<(PagingSpec, [Gpa; 2])> {
+    let spec = match vcpu.paging_mode()? {
+        PagingMode::Long4 => PagingSpec::X86_64_4LEVEL,
+        PagingMode::Long5 => PagingSpec::X86_64_5LEVEL,
+        PagingMode::None | PagingMode::Legacy32 | PagingMode::Pae => return None,
+    };
+    let cr3 = vcpu.cr3? & spec.root_mask;
+    Some((spec, [Gpa(cr3 & !0x1000), Gpa(cr3 | 0x1000)]))
+}
+
+/// The kernel that a root maps, and how many bytes of its image's area.
+fn by_root<M>(
+    memory: &M,
+    spec: PagingSpec,
+    root: Gpa,
+    budget: &mut TableBudget,
+) -> Option<(u64, Located)>
+where
+    M: GuestMemory + ?Sized,
+{
+    let space = KernelSpace::read(memory, &spec, root, budget);
+    let image = image_span(&space)?;
+    let mapped = space.runs_in(IMAGE_BASE, IMAGE_LAST).iter().map(|r| r.bytes).sum();
+    Some((mapped, Located { spec, root, space, image, note: None }))
 }
 
 /// The kernel image: the first executable mapping of at least 4 MiB in its area, and all that continues it with the same

@@ -17,8 +17,10 @@ mod dentries;
 mod files;
 mod frame_reader;
 mod frame_table;
+mod inspect;
 mod introspect;
 pub mod kallsyms;
+mod kernel;
 mod kernel_areas;
 mod locate;
 mod page_types;
@@ -31,5 +33,6 @@ mod view;
 pub mod vmcoreinfo;
 
 pub use frame_table::FrameTableError;
+pub use inspect::Fact;
 pub use introspect::{Linux, LinuxError};
 pub use locate::LocateError;

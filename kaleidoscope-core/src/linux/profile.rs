@@ -81,8 +81,6 @@ fields! {
     task_last_run: "task_struct.sched_info.last_arrival" | "task_struct.se.exec_start",
     signal_threads: "signal_struct.thread_head",
     mm_root: "mm_struct.pgd",
-    module_list: "module.list",
-    module_name: "module.name",
 }
 
 /// Names of the structures and enumerations above, for one pass over the type information.
@@ -100,10 +98,8 @@ const TYPE_NAMES: &[&str] = &[
     "task_struct",
     "signal_struct",
     "mm_struct",
-    "module",
     "pageflags",
     "pagetype",
-    "mem_section",
 ];
 
 /// Everything that introspection knows of this kernel's structures.

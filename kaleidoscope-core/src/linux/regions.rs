@@ -61,31 +61,34 @@ impl<'a> Regions<'a> {
 
     /// The region of a frame; unknown frames have none.
     pub(crate) fn region(&mut self, key: &RegionKey) -> Option<RegionId> {
-        match key.usage {
-            FrameUse::Unknown => None,
+        let owned = matches!(
+            key.usage,
             FrameUse::Slab | FrameUse::File | FrameUse::Shared | FrameUse::BlockDevice
-                if key.owner != NO_OWNER =>
-            {
-                self.by_owner(key)
-            }
-            FrameUse::Anonymous if key.space != NO_SPACE => {
-                let slot = self.of_anonymous.get_mut(key.space as usize)?;
-                let spaces = self.spaces;
-                Some(*slot.get_or_insert_with(|| {
-                    let name = spaces.get(key.space as usize).cloned().unwrap_or_default();
-                    push(&mut self.regions, FrameKind::Anonymous, Order::UserAddress, name)
-                }))
-            }
-            FrameUse::PageTable if key.space != NO_SPACE => {
-                let slot = self.of_tables.get_mut(key.space as usize)?;
-                let spaces = self.spaces;
-                Some(*slot.get_or_insert_with(|| {
-                    let name = spaces.get(key.space as usize).cloned().unwrap_or_default();
-                    push(&mut self.regions, FrameKind::PageTable, Order::UserAddress, name)
-                }))
-            }
-            _ => self.fixed(key),
+        );
+        if key.usage == FrameUse::Unknown {
+            None
+        } else if owned && key.owner != NO_OWNER {
+            self.by_owner(key)
+        } else if key.usage == FrameUse::Anonymous && key.space != NO_SPACE {
+            let slot = self.of_anonymous.get_mut(key.space as usize)?;
+            Self::by_space(slot, self.spaces, &mut self.regions, key)
+        } else if key.usage == FrameUse::PageTable && key.space != NO_SPACE {
+            let slot = self.of_tables.get_mut(key.space as usize)?;
+            Self::by_space(slot, self.spaces, &mut self.regions, key)
+        } else {
+            self.fixed(key)
         }
+    }
+
+    fn by_space(
+        slot: &mut Option<RegionId>,
+        spaces: &[String],
+        regions: &mut Vec<Region>,
+        key: &RegionKey,
+    ) -> Option<RegionId> {
+        let name = spaces.get(key.space as usize)?;
+        let make = || push(regions, key.usage.kind(), Order::UserAddress, name.clone());
+        Some(*slot.get_or_insert_with(make))
     }
 
     fn by_owner(&mut self, key: &RegionKey) -> Option<RegionId> {
@@ -106,10 +109,8 @@ impl<'a> Regions<'a> {
 
     /// The region of frames that no object or process owns.
     fn fixed(&mut self, key: &RegionKey) -> Option<RegionId> {
-        let area = match key.usage {
-            FrameUse::Reserved | FrameUse::Allocated => key.area,
-            _ => KernelArea::None,
-        };
+        let is_kernel = matches!(key.usage, FrameUse::Reserved | FrameUse::Allocated);
+        let area = if is_kernel { key.area } else { KernelArea::None };
         let slot = self.fixed.get_mut(key.usage as usize)?.get_mut(area as usize)?;
         let (name, order) = fixed_name(key.usage, area);
         let id = slot.get_or_insert_with(|| push(&mut self.regions, key.usage.kind(), order, name));

@@ -8,6 +8,7 @@ macro_rules! symbols {
     ($($(#[$doc:meta])* $field:ident),+ $(,)?) => {
         /// Addresses of symbols; `None` where no table has the symbol.
         #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+        #[expect(non_snake_case, reason = "the fields are named as the kernel names the symbols")]
         pub(crate) struct Symbols {
             $($(#[$doc])* pub(crate) $field: Option<Gva>),+
         }
@@ -21,7 +22,8 @@ macro_rules! symbols {
                 Self { $($field: addresses.next().flatten()),+ }
             }
 
-            fn or(self, other: Self) -> Self {
+            /// These symbols, and of those missing here the others.
+            pub(crate) fn or(self, other: Self) -> Self {
                 Self { $($field: self.$field.or(other.$field)),+ }
             }
         }
@@ -29,16 +31,6 @@ macro_rules! symbols {
 }
 
 symbols! {
-    /// First address of the image.
-    _text,
-    /// First executable address.
-    _stext,
-    /// End of executable addresses.
-    _etext,
-    __start_rodata,
-    __end_rodata,
-    /// End of the image.
-    _end,
     __start_BTF,
     __stop_BTF,
     linux_banner,
@@ -52,8 +44,6 @@ symbols! {
     vmalloc_base,
     /// Variable: first address of the frame table.
     vmemmap_base,
-    /// Variable: the memory sections' table (`struct mem_section **`).
-    mem_section,
     init_task,
     /// Variable: first address of the first per-CPU chunk.
     pcpu_base_addr,
@@ -61,18 +51,18 @@ symbols! {
     pcpu_unit_size,
     /// Variable (`int`): number of units.
     pcpu_nr_units,
-    /// List of loaded modules.
-    modules,
-    /// Array: distance of each CPU's per-CPU area.
-    __per_cpu_offset,
 }
 
 impl Symbols {
-    /// Collects every symbol from the symbol table and from VMCOREINFO; the table wins.
-    pub(crate) fn collect(kallsyms: Option<&Kallsyms<'_>>, note: Option<&VmcoreInfo>) -> Self {
-        let from_table = kallsyms.map(|k| Self::from_addresses(k.lookup(NAMES)));
-        let from_note = note.map(|n| Self::from_addresses(NAMES.iter().map(|name| n.symbol(name))));
-        from_table.unwrap_or_default().or(from_note.unwrap_or_default())
+    /// The symbols that the kernel's symbol table has.
+    pub(crate) fn from_kallsyms(table: Option<&Kallsyms<'_>>) -> Self {
+        table.map(|t| Self::from_addresses(t.lookup(NAMES))).unwrap_or_default()
+    }
+
+    /// The symbols that VMCOREINFO has.
+    pub(crate) fn from_note(note: Option<&VmcoreInfo>) -> Self {
+        let addresses = |n: &VmcoreInfo| Self::from_addresses(NAMES.iter().map(|s| n.symbol(s)));
+        note.map(addresses).unwrap_or_default()
     }
 
     /// The kernel's own root page table.

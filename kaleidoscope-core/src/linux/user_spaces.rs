@@ -159,7 +159,7 @@ pub(crate) fn find_twin<M: GuestMemory + ?Sized>(
     spec: &PagingSpec,
     root: Gpa,
 ) -> Option<Gpa> {
-    if root.gfn().0 % 2 != 0 {
+    if !root.gfn().0.is_multiple_of(2) {
         return None;
     }
     let twin = root.checked_add(FRAME_SIZE)?;

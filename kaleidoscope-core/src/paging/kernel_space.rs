@@ -36,18 +36,24 @@ impl Run {
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct KernelSpace {
     runs: Vec<Run>,
+    /// Most runs that are kept; hostile tables could make 512 of each.
+    max_runs: usize,
     tables: Vec<Gpa>,
     report: WalkReport,
 }
 
+/// Runs kept beside one for every frame.
+const SPARE_RUNS: usize = 65_536;
+
 impl Visitor for KernelSpace {
     fn leaf(&mut self, leaf: &Leaf) {
-        match self.runs.last_mut().filter(|run| run.is_continued_by(leaf)) {
-            Some(run) => run.bytes += leaf.bytes,
-            None => {
-                let Leaf { gva, gpa, bytes, rights, .. } = *leaf;
-                self.runs.push(Run { gva, gpa, bytes, rights });
-            }
+        if let Some(run) = self.runs.last_mut().filter(|run| run.is_continued_by(leaf)) {
+            run.bytes += leaf.bytes;
+        } else if self.runs.len() < self.max_runs {
+            let Leaf { gva, gpa, bytes, rights, .. } = *leaf;
+            self.runs.push(Run { gva, gpa, bytes, rights });
+        } else {
+            self.report.cut = true;
         }
     }
 
@@ -57,13 +63,15 @@ impl Visitor for KernelSpace {
 }
 
 impl KernelSpace {
-    /// Walks the kernel half of the tables at `root`.
+    /// Walks the kernel half of the tables at `root`. Keeps at most one run for every frame of RAM and 65,536 more.
     pub fn read<M>(memory: &M, spec: &PagingSpec, root: Gpa, budget: &mut TableBudget) -> Self
     where
         M: GuestMemory + ?Sized,
     {
-        let mut space = Self::default();
-        space.report = walk(memory, spec, root, GvaRange::kernel_half(spec), budget, &mut space);
+        let max_runs = memory.layout().frames() as usize + SPARE_RUNS;
+        let mut space = Self { max_runs, ..Self::default() };
+        let report = walk(memory, spec, root, GvaRange::kernel_half(spec), budget, &mut space);
+        space.report = WalkReport { cut: report.cut || space.report.cut, ..report };
         space
     }
 

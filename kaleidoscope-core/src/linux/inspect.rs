@@ -1,0 +1,75 @@
+//! The raw words behind one frame's facts, for people who want to know why.
+
+use super::introspect::{Linux, LinuxError, table_budget};
+use super::kernel::Kernel;
+use crate::addr::{FRAME_SIZE, Gfn};
+use crate::memory::GuestMemory;
+use crate::registers::VcpuRegisters;
+use std::fmt::Write as _;
+
+/// Most kernel addresses that are listed for one frame.
+const MAX_ADDRESSES: usize = 8;
+
+/// One observed word or address, for people.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Fact {
+    /// What was observed, such as `struct page flags`.
+    pub name: String,
+    /// Its value.
+    pub value: String,
+}
+
+impl Linux {
+    /// The words of a frame's record in the frame table, with flags named, and where the kernel maps the frame.
+    ///
+    /// # Errors
+    /// As introspection: when no kernel or no frame table is found.
+    pub fn inspect(
+        &self,
+        memory: &dyn GuestMemory,
+        registers: &[VcpuRegisters],
+        gfn: Gfn,
+    ) -> Result<Vec<Fact>, LinuxError> {
+        let mut budget = table_budget(memory);
+        let kernel = Kernel::open(memory, registers, &mut budget, &mut |_| {}, &mut Vec::new())?;
+        let mut facts = Vec::new();
+        let mut fact = |name: String, value: String| facts.push(Fact { name, value });
+        match kernel.table.describe(&kernel.view, gfn) {
+            Some(words) => {
+                for (name, word) in words {
+                    let mut value = format!("{word:#x}");
+                    if name == "flags" {
+                        value += &flag_names(&kernel.flag_names, word);
+                    }
+                    fact(format!("struct page {name}"), value);
+                }
+            }
+            None => fact("struct page".to_owned(), "not in memory".to_owned()),
+        }
+        let gpa = gfn.gpa();
+        let runs = kernel.view.space().runs().iter();
+        let maps = runs.filter(|r| gpa.0.checked_sub(r.gpa.0).is_some_and(|o| o < r.bytes));
+        for run in maps.take(MAX_ADDRESSES) {
+            let gva = run.gva.0.wrapping_add(gpa.0 - run.gpa.0) / FRAME_SIZE * FRAME_SIZE;
+            let rights = [(run.rights.write, 'w'), (run.rights.execute, 'x')];
+            let rights: String = rights.iter().map(|&(has, c)| if has { c } else { '-' }).collect();
+            fact("kernel mapping".to_owned(), format!("{gva:#x} r{rights}"));
+        }
+        Ok(facts)
+    }
+}
+
+fn flag_names(names: &[(u32, String)], word: u64) -> String {
+    let mut text = String::new();
+    let mut seen = 0u64;
+    for (bit, name) in names {
+        let mask = 1u64 << bit;
+        // Several names may stand for one bit; the first is the plain one.
+        if word & mask != 0 && seen & mask == 0 {
+            seen |= mask;
+            // Writing to a string cannot fail.
+            let _ = write!(text, " {name}");
+        }
+    }
+    text
+}

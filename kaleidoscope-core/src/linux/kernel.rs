@@ -1,0 +1,187 @@
+//! A kernel opened for reading: where it is, its symbols, its types, its frame table.
+
+use super::btf::Btf;
+use super::frame_table::{FrameTable, FrameTableError};
+use super::introspect::LinuxError;
+use super::kallsyms::{Kallsyms, KallsymsHints};
+use super::locate::{IMAGE_BASE, ImageSpan, Located, locate, read_note, scan_notes};
+use super::profile::Profile;
+use super::symbols::Symbols;
+use super::view::{DirectMap, KernelView};
+use super::vmcoreinfo::VmcoreInfo;
+use crate::addr::{Gpa, Gva};
+use crate::color::KernelIdentity;
+use crate::guest_os::{Note, Stage};
+use crate::memory::GuestMemory;
+use crate::paging::{PagingSpec, TableBudget};
+use crate::registers::VcpuRegisters;
+use std::borrow::Cow;
+use std::collections::HashMap;
+
+/// Everything needed to read the kernel's structures.
+pub(super) struct Kernel<'m> {
+    pub(super) view: KernelView<'m, dyn GuestMemory + 'm>,
+    pub(super) spec: PagingSpec,
+    /// The root table that the kernel was found by; not necessarily its own.
+    pub(super) root: Gpa,
+    pub(super) image: ImageSpan,
+    pub(super) symbols: Symbols,
+    pub(super) note: Option<VmcoreInfo>,
+    pub(super) profile: Profile,
+    pub(super) table: FrameTable,
+    /// Names of the page flags by bit; empty without type information.
+    pub(super) flag_names: Vec<(u32, String)>,
+}
+
+impl<'m> Kernel<'m> {
+    /// Finds the kernel and what it says of itself. What is missing or damaged, but can be done without, goes to `notes`.
+    pub(super) fn open(
+        memory: &'m dyn GuestMemory,
+        registers: &[VcpuRegisters],
+        budget: &mut TableBudget,
+        begin: &mut dyn FnMut(Stage),
+        notes: &mut Vec<Note>,
+    ) -> Result<Self, LinuxError> {
+        begin(Stage::Locate);
+        let Located { spec, root, space, image, note } = locate(memory, registers, budget)?;
+        let mut view = KernelView::new(memory, space);
+        if let Some(direct_map) = find_direct_map(&view) {
+            view.set_direct_map(direct_map);
+        }
+
+        begin(Stage::Symbols);
+        let bytes = image_bytes(memory, &image);
+        let kallsyms = find_symbols(&view, &image, &bytes, note.as_ref(), notes);
+        let from_table = Symbols::from_kallsyms(kallsyms.as_ref());
+        let note = note.or_else(|| find_note(&view, &from_table));
+        let symbols = from_table.or(Symbols::from_note(note.as_ref()));
+
+        begin(Stage::Types);
+        let btf = find_types(&image, &bytes, &symbols, notes);
+        let types = btf.as_ref().map(|btf| btf.index(Profile::type_names()));
+        let profile = Profile::collect(types.as_ref(), note.as_ref());
+        let flags = types.as_ref().and_then(|t| t.enum_named("pageflags"));
+        let names = flags.iter().flat_map(|f| f.constants());
+        let named = |(name, bit): (&str, i64)| {
+            let bit = u32::try_from(bit).ok().filter(|&b| b < 64)?;
+            Some((bit, name.strip_prefix("PG_")?.to_owned()))
+        };
+        let flag_names = names.filter_map(named).collect();
+
+        let base = find_frame_table(&view, &symbols, note.as_ref());
+        let table = FrameTable::new(base.ok_or(FrameTableError::NoAddress)?, &profile)?;
+        Ok(Self { view, spec, root, image, symbols, note, profile, table, flag_names })
+    }
+
+    /// Root of the kernel's own page tables.
+    pub(super) fn own_root(&self) -> Gpa {
+        let by_symbol = self.symbols.root().and_then(|r| self.view.translate(r));
+        by_symbol.map_or(self.root, |(gpa, _)| gpa)
+    }
+
+    /// Which kernel this is.
+    pub(super) fn identity(&self) -> KernelIdentity {
+        let note = self.note.as_ref();
+        let banner =
+            self.symbols.linux_banner.and_then(|b| self.view.read_string(b)).unwrap_or_default();
+        let from_banner = || banner.strip_prefix("Linux version ")?.split(' ').next();
+        let release = note.map(VmcoreInfo::os_release).or_else(from_banner).unwrap_or_default();
+        KernelIdentity {
+            os: "linux".to_owned(),
+            release: release.to_owned(),
+            banner: banner.trim_end().to_owned(),
+            build_id: note.and_then(VmcoreInfo::build_id).unwrap_or_default().to_owned(),
+            paging: self.spec.name.to_owned(),
+        }
+    }
+}
+
+/// The image's bytes: borrowed where the memory is mapped, else copied. Empty when they cannot be read.
+fn image_bytes<'m>(memory: &'m dyn GuestMemory, image: &ImageSpan) -> Cow<'m, [u8]> {
+    let left = memory.layout().span_at(image.gpa).map_or(0, |(_, left)| left);
+    let len = usize::try_from(image.bytes.min(left)).unwrap_or(0);
+    if let Some(bytes) = memory.slice(image.gpa, len) {
+        return Cow::Borrowed(bytes);
+    }
+    let mut copy = vec![0; len];
+    match memory.read(image.gpa, &mut copy) {
+        Ok(()) => Cow::Owned(copy),
+        Err(_) => Cow::Borrowed(&[]),
+    }
+}
+
+fn find_symbols<'b, M: GuestMemory + ?Sized>(
+    view: &KernelView<'_, M>,
+    image: &ImageSpan,
+    bytes: &'b [u8],
+    note: Option<&VmcoreInfo>,
+    notes: &mut Vec<Note>,
+) -> Option<Kallsyms<'b>> {
+    let last = Gva(image.gva.0.saturating_add(image.bytes));
+    let mut runs = view.space().runs_in(image.gva, last).iter();
+    let read_only = runs.find(|r| !r.rights.execute && !r.rights.write).map(|r| r.gva);
+    let token_table = note.and_then(|n| n.symbol("kallsyms_token_table"));
+    let hints = KallsymsHints { token_table, read_only_data: read_only };
+    let found = Kallsyms::find(bytes, image.gva, &hints);
+    found.map_err(|e| notes.push(Note { subject: "symbols", text: e.to_string() })).ok()
+}
+
+fn find_types<'b>(
+    image: &ImageSpan,
+    bytes: &'b [u8],
+    symbols: &Symbols,
+    notes: &mut Vec<Note>,
+) -> Option<Btf<'b>> {
+    let offset = |gva: Gva| usize::try_from(gva.0.checked_sub(image.gva.0)?).ok();
+    let known = symbols.__start_BTF.and_then(offset).zip(symbols.__stop_BTF.and_then(offset));
+    let section = known.and_then(|(start, stop)| bytes.get(start..stop));
+    let by_symbol = section.and_then(|s| Btf::parse(s).ok());
+    let found = by_symbol.map_or_else(|| Btf::find(bytes), Ok);
+    found.map_err(|e| notes.push(Note { subject: "types", text: e.to_string() })).ok()
+}
+
+/// VMCOREINFO, by the kernel's own pointer to it, else by looking at every page's start.
+fn find_note<M>(view: &KernelView<'_, M>, symbols: &Symbols) -> Option<VmcoreInfo>
+where
+    M: GuestMemory + ?Sized,
+{
+    let by_symbol = || {
+        let (gpa, _) = view.translate(view.read_pointer(symbols.vmcoreinfo_data?)?)?;
+        read_note(view.memory(), gpa)
+    };
+    by_symbol().or_else(|| scan_notes(view.memory()).next())
+}
+
+/// The direct map: the distance between virtual and physical addresses that most memory is mapped at.
+fn find_direct_map<M: GuestMemory + ?Sized>(view: &KernelView<'_, M>) -> Option<DirectMap> {
+    let mut bytes_at = HashMap::<u64, u64>::new();
+    for run in view.space().runs().iter().filter(|r| r.gva < IMAGE_BASE) {
+        if let Some(base) = run.gva.0.checked_sub(run.gpa.0) {
+            let bytes = bytes_at.entry(base).or_default();
+            *bytes = bytes.saturating_add(run.bytes);
+        }
+    }
+    // Of equal candidates the lowest, so that the result does not depend on the order of a hash table.
+    let (base, _) = bytes_at.into_iter().max_by_key(|&(base, bytes)| (bytes, u64::MAX - base))?;
+    Some(DirectMap { base: Gva(base), end: view.memory().layout().end_gfn().gpa() })
+}
+
+/// Address of the frame table: the kernel's variable, or VMCOREINFO's word for it, or what the memory sections say.
+fn find_frame_table<M: GuestMemory + ?Sized>(
+    view: &KernelView<'_, M>,
+    symbols: &Symbols,
+    note: Option<&VmcoreInfo>,
+) -> Option<Gva> {
+    let is_mapped = |gva: &Gva| view.space().translate(*gva).is_some();
+    let by_variable = symbols.vmemmap_base.and_then(|v| view.read_pointer(v)).filter(is_mapped);
+    let by_note = || note?.symbol("vmemmap").filter(is_mapped);
+    // Each section's word is the frame table's address, as seen from frame 0, and flags in the low bits.
+    let by_section = || {
+        let roots = note?.symbol("mem_section")?;
+        let section = view.read_pointer(roots)?;
+        let offset = note?.offset("mem_section.section_mem_map").unwrap_or(0);
+        let word = view.read_field(section, offset)?;
+        Some(Gva(word & !0x3f)).filter(is_mapped)
+    };
+    by_variable.or_else(by_note).or_else(by_section)
+}
