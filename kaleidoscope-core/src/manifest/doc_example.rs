@@ -102,7 +102,15 @@ fn item(bytes: &[u8], reader: &mut Reader<'_>, depth: usize, out: &mut String) {
             reader.body(len).unwrap();
             format!("{len} bytes")
         }
-        other => panic!("the encoder does not write {other:?}"),
+        Header::Negative(_)
+        | Header::Float(_)
+        | Header::Simple(_)
+        | Header::Tag(_)
+        | Header::Break
+        | Header::Array(None)
+        | Header::Map(None)
+        | Header::Text(None)
+        | Header::Bytes(None) => panic!("the encoder does not write {head:?}"),
     };
     let mut meaning = format!("{indent}{meaning}");
     for (i, chunk) in bytes[start..reader.place()].chunks(16).enumerate() {
