@@ -1,1 +1,15 @@
-//! Synthetic guests.
+//! Synthetic guests whose truth is known by construction.
+//!
+//! [`paging`] builds x86 page tables of every mode. [`linux`] builds a Linux guest in memory, from page tables to
+//! kallsyms, BTF and frame table, together with the [truth](linux::Truth) about every frame. Everything is written
+//! independently of the introspection that is tested on it, and is a function of a seed.
+
+pub mod linux;
+pub mod paging;
+
+mod error;
+mod ram;
+mod rng;
+
+pub use error::MockError;
+pub use rng::Rng;

@@ -1,0 +1,167 @@
+//! The knobs of a synthetic guest.
+
+use super::{KernelStyle, MockGuest, assemble};
+use crate::MockError;
+use kaleidoscope_core::addr::FRAME_SIZE;
+
+/// Everything that can be chosen.
+#[derive(Clone, Debug)]
+pub(super) struct Knobs {
+    pub(super) style: KernelStyle,
+    pub(super) seed: u64,
+    pub(super) ram_bytes: u64,
+    pub(super) hole_at: Option<u64>,
+    pub(super) five_level: bool,
+    pub(super) isolated: bool,
+    pub(super) kaslr: bool,
+    pub(super) numa: bool,
+    pub(super) move_page_words: bool,
+    pub(super) stale_note: bool,
+    pub(super) cpus: u32,
+    pub(super) files: Option<u32>,
+    pub(super) processes: u32,
+    pub(super) hugetlb_pages: u32,
+    pub(super) balloon: bool,
+}
+
+/// Builds a synthetic Linux guest. The same knobs give the same guest, byte for byte.
+///
+/// ```
+/// use kaleidoscope_mock::linux::{GuestBuilder, KernelStyle};
+/// let guest = GuestBuilder::new(KernelStyle::V6_12).seed(7).ram_bytes(32 << 20).build()?;
+/// assert_eq!(guest.truth.roles().len(), 8192);
+/// # Ok::<(), kaleidoscope_mock::MockError>(())
+/// ```
+#[derive(Clone, Debug)]
+#[must_use]
+pub struct GuestBuilder {
+    knobs: Knobs,
+}
+
+impl GuestBuilder {
+    /// A guest with 64 MiB of RAM, two CPUs, four-level paging, a randomized kernel and a little of everything.
+    pub fn new(style: KernelStyle) -> Self {
+        Self {
+            knobs: Knobs {
+                style,
+                seed: 0,
+                ram_bytes: 64 << 20,
+                hole_at: None,
+                five_level: false,
+                isolated: false,
+                kaslr: true,
+                numa: true,
+                move_page_words: false,
+                stale_note: false,
+                cpus: 2,
+                files: None,
+                processes: 5,
+                hugetlb_pages: 2,
+                balloon: true,
+            },
+        }
+    }
+
+    /// The seed of everything random, structure layouts included.
+    pub fn seed(mut self, seed: u64) -> Self {
+        self.knobs.seed = seed;
+        self
+    }
+
+    /// Bytes of RAM, a multiple of 2 MiB from 16 MiB on.
+    pub fn ram_bytes(mut self, bytes: u64) -> Self {
+        self.knobs.ram_bytes = bytes;
+        self
+    }
+
+    /// RAM from this address on (a multiple of 2 MiB) lies above 4 GiB instead, as devices have their addresses below.
+    pub fn pci_hole_at(mut self, address: u64) -> Self {
+        self.knobs.hole_at = Some(address);
+        self
+    }
+
+    /// Five-level paging.
+    pub fn five_level(mut self, on: bool) -> Self {
+        self.knobs.five_level = on;
+        self
+    }
+
+    /// Page-table isolation (PTI).
+    pub fn page_table_isolation(mut self, on: bool) -> Self {
+        self.knobs.isolated = on;
+        self
+    }
+
+    /// Whether the kernel chose its addresses at random.
+    pub fn kaslr(mut self, on: bool) -> Self {
+        self.knobs.kaslr = on;
+        self
+    }
+
+    /// Whether the kernel was built for several memory nodes, which changes where it keeps its zones.
+    pub fn numa(mut self, on: bool) -> Self {
+        self.knobs.numa = on;
+        self
+    }
+
+    /// Lets the seed move words inside `struct page` as well, which no kernel has done for years.
+    pub fn move_page_words(mut self, on: bool) -> Self {
+        self.knobs.move_page_words = on;
+        self
+    }
+
+    /// Adds cached file pages that begin like a VMCOREINFO page of another kernel.
+    pub fn stale_note(mut self, on: bool) -> Self {
+        self.knobs.stale_note = on;
+        self
+    }
+
+    /// Number of CPUs, 1 to 32.
+    pub fn cpus(mut self, cpus: u32) -> Self {
+        self.knobs.cpus = cpus;
+        self
+    }
+
+    /// Number of cached files; by default it follows from the RAM.
+    pub fn files(mut self, files: u32) -> Self {
+        self.knobs.files = Some(files);
+        self
+    }
+
+    /// Number of processes, at least 1.
+    pub fn processes(mut self, processes: u32) -> Self {
+        self.knobs.processes = processes;
+        self
+    }
+
+    /// Pages of 2 MiB in the hugetlb pool; as many as find room are made.
+    pub fn hugetlb_pages(mut self, pages: u32) -> Self {
+        self.knobs.hugetlb_pages = pages;
+        self
+    }
+
+    /// Whether a balloon has taken some memory.
+    pub fn balloon(mut self, on: bool) -> Self {
+        self.knobs.balloon = on;
+        self
+    }
+
+    /// Builds the guest.
+    ///
+    /// # Errors
+    /// [`MockError::Knobs`] when the knobs describe no machine, [`MockError::OutOfFrames`] when the RAM is too small for
+    /// what it has to hold.
+    pub fn build(&self) -> Result<MockGuest, MockError> {
+        let k = &self.knobs;
+        let whole = |bytes: u64| bytes % (512 * FRAME_SIZE) == 0;
+        if k.ram_bytes < 16 << 20 || !whole(k.ram_bytes) || !k.hole_at.is_none_or(whole) {
+            return Err(MockError::Knobs(
+                "RAM and holes are multiples of 2 MiB, at least 16 MiB of RAM",
+            ));
+        }
+        if !(1..=32).contains(&k.cpus) || k.processes == 0 {
+            return Err(MockError::Knobs("a guest has 1 to 32 CPUs and at least one process"));
+        }
+        assemble::assemble(k)
+    }
+}

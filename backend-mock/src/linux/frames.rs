@@ -1,0 +1,171 @@
+//! Who has which frame while a guest is being built: every frame is claimed exactly once.
+
+use super::truth::Role;
+use crate::paging::FrameSource;
+use crate::{MockError, Rng};
+use kaleidoscope_core::addr::{FrameIndex, Gfn};
+use kaleidoscope_core::memory::MemoryLayout;
+
+/// The frames of the guest and what has become of them.
+#[derive(Clone, Debug)]
+pub(super) struct Frames {
+    layout: MemoryLayout,
+    roles: Vec<Option<Role>>,
+    rng: Rng,
+    cursor: u32,
+    left: u32,
+}
+
+impl Frames {
+    pub(super) fn new(layout: MemoryLayout, rng: Rng) -> Self {
+        let left = layout.frames();
+        Self { roles: vec![None; left as usize], layout, rng, cursor: 0, left }
+    }
+
+    pub(super) fn layout(&self) -> &MemoryLayout {
+        &self.layout
+    }
+
+    /// Frames that nobody has claimed.
+    pub(super) fn left(&self) -> u32 {
+        self.left
+    }
+
+    pub(super) fn role(&self, gfn: Gfn) -> Option<Role> {
+        self.layout.index_of(gfn).and_then(|i| self.roles.get(i.as_usize()).copied()).flatten()
+    }
+
+    /// Whether the frame is RAM that nobody has claimed.
+    pub(super) fn is_left(&self, gfn: Gfn) -> bool {
+        let slot = self.layout.index_of(gfn).and_then(|i| self.roles.get(i.as_usize()));
+        slot.is_some_and(Option::is_none)
+    }
+
+    /// Claims one frame.
+    pub(super) fn claim(&mut self, gfn: Gfn, role: Role) -> Result<(), MockError> {
+        let index = self.layout.index_of(gfn).ok_or(MockError::Taken { gfn })?;
+        let slot = self.roles.get_mut(index.as_usize()).filter(|s| s.is_none());
+        *slot.ok_or(MockError::Taken { gfn })? = Some(role);
+        self.left -= 1;
+        Ok(())
+    }
+
+    fn is_block_left(&self, gfn: Gfn, order: u32) -> bool {
+        (0..1 << order).all(|i| self.is_left(Gfn(gfn.0 + i)))
+    }
+
+    /// Claims an aligned block of `2^order` frames; `role` says what the frame at each distance is for.
+    /// Mostly the next block, at times one far away, so that memory looks used.
+    pub(super) fn take(
+        &mut self,
+        order: u32,
+        role: impl Fn(u64) -> Role,
+    ) -> Result<Gfn, MockError> {
+        if self.rng.one_in(24) {
+            self.cursor = u32::try_from(self.rng.below(self.layout.frames().into())).unwrap_or(0);
+        }
+        let frames = self.layout.frames();
+        let step = 1u32 << order;
+        let mut tried = 0;
+        let mut at = self.cursor;
+        while tried < frames {
+            let gfn = self.layout.gfn_of(FrameIndex(at % frames)).unwrap_or_default();
+            // To the next aligned frame, or past a block that is not free.
+            let to_aligned =
+                u32::try_from(gfn.0.next_multiple_of(step.into()) - gfn.0).unwrap_or(0);
+            if to_aligned == 0 && self.is_block_left(gfn, order) {
+                for i in 0..u64::from(step) {
+                    self.claim(Gfn(gfn.0 + i), role(i))?;
+                }
+                self.cursor = (at + step) % frames;
+                return Ok(gfn);
+            }
+            let skip = if to_aligned == 0 { step } else { to_aligned };
+            tried = tried.saturating_add(skip);
+            at = (at % frames).saturating_add(skip);
+        }
+        Err(MockError::OutOfFrames { order })
+    }
+
+    /// Claims `count` contiguous frames as early boot code does: from the top of memory downward.
+    pub(super) fn take_at_boot(
+        &mut self,
+        count: u64,
+        align: u64,
+        role: Role,
+    ) -> Result<Gfn, MockError> {
+        for region in self.layout.regions().iter().rev() {
+            let end = region.start.0 + u64::from(region.frames);
+            let Some(mut at) = end.checked_sub(count).map(|a| a / align * align) else { continue };
+            while at >= region.start.0 {
+                if (at..at + count).all(|g| self.is_left(Gfn(g))) {
+                    (at..at + count).try_for_each(|g| self.claim(Gfn(g), role))?;
+                    return Ok(Gfn(at));
+                }
+                let Some(next) = at.checked_sub(align) else { break };
+                at = next;
+            }
+        }
+        Err(MockError::OutOfFrames { order: count.next_power_of_two().trailing_zeros() })
+    }
+
+    /// Every frame's role; what was never claimed is free, which must be settled before.
+    pub(super) fn into_roles(self) -> Vec<Role> {
+        self.roles.into_iter().map(|r| r.unwrap_or(Role::Free { order: 0 })).collect()
+    }
+}
+
+/// Tables made at boot.
+pub(super) struct BootTables<'a>(pub(super) &'a mut Frames);
+
+impl FrameSource for BootTables<'_> {
+    fn table_frame(&mut self, level: u8) -> Option<Gfn> {
+        self.0.take_at_boot(1, 1, Role::BootTable { level }).ok()
+    }
+}
+
+/// Tables from the page allocator.
+pub(super) struct LateTables<'a>(pub(super) &'a mut Frames);
+
+impl FrameSource for LateTables<'_> {
+    fn table_frame(&mut self, level: u8) -> Option<Gfn> {
+        self.0.take(0, |_| Role::PageTable { level }).ok()
+    }
+}
+
+/// Tables that the image holds, in the order in which mapping the image asks for them.
+pub(super) struct ImageTables(pub(super) Vec<Gfn>);
+
+impl FrameSource for ImageTables {
+    fn table_frame(&mut self, _level: u8) -> Option<Gfn> {
+        (!self.0.is_empty()).then(|| self.0.remove(0))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kaleidoscope_core::addr::Gpa;
+
+    #[test]
+    fn blocks_are_aligned_and_every_frame_goes_once() {
+        let layout =
+            MemoryLayout::new(&[(Gpa(0x3000), 0x3d000), (Gpa(0x10_0000), 0x21000)]).unwrap();
+        let mut frames = Frames::new(layout, Rng::new(5));
+        let role = Role::KernelAlloc;
+        let top = frames.take_at_boot(2, 2, role).unwrap();
+        assert_eq!(top, Gfn(0x11e));
+        for order in [3, 0, 2, 1, 3] {
+            let gfn = frames.take(order, |_| role).unwrap();
+            assert_eq!(gfn.0 % (1 << order), 0);
+        }
+        assert!(matches!(frames.claim(top, role), Err(MockError::Taken { .. })));
+        assert!(matches!(
+            frames.take(5, |_| role),
+            Ok(_) | Err(MockError::OutOfFrames { order: 5 })
+        ));
+        while frames.take(0, |_| role).is_ok() {}
+        assert_eq!(frames.left(), 0);
+        assert!(frames.layout().clone().iter().all(|(_, gfn)| frames.role(gfn) == Some(role)));
+    }
+}

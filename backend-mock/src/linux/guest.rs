@@ -1,0 +1,98 @@
+//! A finished guest.
+
+use super::truth::Truth;
+use super::types::Types;
+use crate::MockError;
+use crate::paging::translate;
+use kaleidoscope_core::addr::{Gpa, Gva};
+use kaleidoscope_core::memory::VecMemory;
+
+/// What of a CPU's registers matters to introspection.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Registers {
+    /// Paging and write protection.
+    pub cr0: u64,
+    /// The root page table, and an address-space number in its low bits under page-table isolation.
+    pub cr3: u64,
+    /// Paging extensions.
+    pub cr4: u64,
+    /// Long mode and NX.
+    pub efer: u64,
+    /// The CPU's per-CPU area.
+    pub gs_base: Gva,
+    /// An address in the kernel's text.
+    pub rip: Gva,
+}
+
+/// A synthetic guest: its memory, its registers, and what is true of it.
+#[derive(Clone, Debug)]
+pub struct MockGuest {
+    /// The guest's RAM.
+    pub memory: VecMemory,
+    /// What is true of it.
+    pub truth: Truth,
+    /// Registers of each CPU.
+    pub registers: Vec<Registers>,
+    types: Types,
+}
+
+impl MockGuest {
+    pub(super) fn new(
+        memory: VecMemory,
+        truth: Truth,
+        registers: Vec<Registers>,
+        types: Types,
+    ) -> Self {
+        Self { memory, truth, registers, types }
+    }
+
+    /// Where this guest's kernel keeps `path` (`member` or `member.member`) in a structure, in bytes.
+    #[must_use]
+    pub fn offset(&self, structure: &str, path: &str) -> Option<u64> {
+        self.types.offset(structure, path).ok()
+    }
+
+    /// The address of a kernel symbol.
+    #[must_use]
+    pub fn symbol(&self, name: &str) -> Option<Gva> {
+        self.truth.kernel.symbols.get(name).copied()
+    }
+
+    /// Where the kernel's page tables lead, by the oracle's walk.
+    #[must_use]
+    pub fn physical(&self, gva: Gva) -> Option<Gpa> {
+        translate(&self.memory, self.truth.kernel.mode, self.truth.kernel.root, gva).map(|t| t.gpa)
+    }
+
+    /// Overwrites the symbol table with zeros, as if the kernel had been built without.
+    ///
+    /// # Errors
+    /// [`MockError::Memory`] when the table is no longer in RAM.
+    pub fn wipe_kallsyms(&mut self) -> Result<(), MockError> {
+        self.wipe(self.truth.kernel.kallsyms)
+    }
+
+    /// Overwrites the type information with zeros.
+    ///
+    /// # Errors
+    /// [`MockError::Memory`] when it is no longer in RAM.
+    pub fn wipe_btf(&mut self) -> Result<(), MockError> {
+        self.wipe(self.truth.kernel.btf)
+    }
+
+    /// Overwrites the VMCOREINFO page with zeros.
+    ///
+    /// # Errors
+    /// [`MockError::Memory`] when it is no longer in RAM.
+    pub fn wipe_vmcoreinfo(&mut self) -> Result<(), MockError> {
+        self.memory.write(self.truth.kernel.vmcoreinfo, &[0; 4096])?;
+        Ok(())
+    }
+
+    fn wipe(&mut self, (gva, bytes): (Gva, u64)) -> Result<(), MockError> {
+        // Both tables lie in the image, which is contiguous.
+        let gpa = Gpa(gva.0.wrapping_sub(self.truth.kernel.image_offset));
+        self.memory.write(gpa, &vec![0; usize::try_from(bytes).unwrap_or(0)])?;
+        Ok(())
+    }
+}

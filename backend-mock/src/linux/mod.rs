@@ -1,0 +1,32 @@
+//! A Linux guest in memory: kernel image, page tables, symbol table, type information, frame table, page cache, tasks.
+
+mod assemble;
+mod boot;
+mod btf;
+mod buddy;
+mod builder;
+mod extras;
+mod frames;
+mod guest;
+mod image;
+mod kallsyms;
+mod kernel;
+mod page_cache;
+mod schema;
+mod slab;
+mod space;
+mod style;
+mod tasks;
+#[cfg(test)]
+mod tests;
+mod truth;
+mod types;
+mod vfs;
+mod vmcoreinfo;
+
+pub use builder::GuestBuilder;
+pub use guest::{MockGuest, Registers};
+pub use style::KernelStyle;
+pub use truth::{
+    FileKind, FileTruth, GvaRange, KernelTruth, Role, SpaceTruth, TaskTruth, Truth, Users,
+};

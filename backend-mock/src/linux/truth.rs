@@ -1,0 +1,372 @@
+//! What is true of a synthetic guest.
+
+use super::KernelStyle;
+use crate::paging::{LeafTruth, Mode, TableFrame};
+use kaleidoscope_core::addr::{FrameIndex, Gfn, Gpa, Gva};
+use kaleidoscope_core::color::{Color, FrameKind, Temperature};
+use kaleidoscope_core::memory::MemoryLayout;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// What a frame is used for.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Role {
+    /// In a free block of this order.
+    Free {
+        /// Base-2 logarithm of the block's frames.
+        order: u32,
+    },
+    /// On a CPU's list of free pages.
+    PerCpuFree {
+        /// The CPU.
+        cpu: u32,
+    },
+    /// Executable part of the kernel image.
+    KernelText,
+    /// Read-only part of the kernel image.
+    KernelRodata,
+    /// Writable part of the kernel image. The root page table and the first tables below it lie here.
+    KernelData,
+    /// Reserved at boot: firmware, memory sections' tables, the initial ramdisk.
+    Reserved,
+    /// Per-CPU variables.
+    PerCpu,
+    /// The frame table.
+    FrameTable,
+    /// A page table made before the page allocator worked; the frame table says reserved.
+    BootTable {
+        /// Its level.
+        level: u8,
+    },
+    /// A page table.
+    PageTable {
+        /// Its level.
+        level: u8,
+    },
+    /// The second half of an isolated process's root page table.
+    UserRoot,
+    /// A task's kernel stack.
+    KernelStack {
+        /// The task.
+        pid: u32,
+    },
+    /// A module's code.
+    ModuleText,
+    /// A module's data.
+    ModuleData,
+    /// Other memory in the vmalloc area.
+    Vmalloc,
+    /// Allocated by the kernel for itself.
+    KernelAlloc,
+    /// A large block of the object allocator. Kernels before 7.2 do not mark these.
+    LargeKmalloc,
+    /// Objects of a slab cache.
+    Slab {
+        /// The cache, a position in [`Truth::caches`].
+        cache: u32,
+    },
+    /// Anonymous memory.
+    Anonymous {
+        /// Virtual page number in the process that made it.
+        index: u64,
+    },
+    /// Anonymous memory shared by content (KSM).
+    Merged {
+        /// Virtual page number in the process that made it.
+        index: u64,
+    },
+    /// In the swap cache and known to no process.
+    SwapCache,
+    /// Page cache.
+    Cache {
+        /// The file, a position in [`Truth::files`].
+        file: u32,
+        /// Page of the file.
+        index: u64,
+    },
+    /// In a hugetlb pool.
+    Hugetlb {
+        /// Whether somebody uses it.
+        in_use: bool,
+    },
+    /// Given back by the guest.
+    Offline,
+}
+
+/// What kind of file a page cache belongs to.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum FileKind {
+    /// A file of a real file system.
+    Regular,
+    /// A memory file.
+    Memory,
+    /// A block device.
+    Block,
+}
+
+/// A file with page cache.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct FileTruth {
+    /// What kind of file.
+    pub kind: FileKind,
+    /// Name of the file system's type.
+    pub fs: String,
+    /// The file system's device number, as the kernel encodes it (`major << 20 | minor`).
+    pub device: u32,
+    /// Inode number.
+    pub inode: u64,
+    /// Absolute path; `None` for deleted files and files that never had a name.
+    pub path: Option<String>,
+    /// Address of its `struct address_space`.
+    pub mapping: Gva,
+    /// First frame of every cached folio, by page of the file, with the folio's order.
+    pub folios: BTreeMap<u64, (Gfn, u32)>,
+}
+
+/// A task.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct TaskTruth {
+    /// Its number.
+    pub pid: u32,
+    /// Number of its thread group.
+    pub tgid: u32,
+    /// Its name.
+    pub comm: String,
+    /// When it ran last, in nanoseconds.
+    pub last_ran: u64,
+    /// Address of its kernel stack.
+    pub stack: Gva,
+    /// Its address space, a position in [`Truth::spaces`]; `None` for kernel threads.
+    pub space: Option<usize>,
+}
+
+/// A process's address space.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct SpaceTruth {
+    /// The root page table, as the kernel runs on it.
+    pub root: Gpa,
+    /// The root that user mode runs on; differs under page-table isolation.
+    pub user_root: Gpa,
+    /// What is mapped in the lower half.
+    pub leaves: Vec<LeafTruth>,
+    /// Frames that hold tables for it, the root included.
+    pub tables: Vec<TableFrame>,
+}
+
+/// A run of virtual addresses, the end excluded.
+pub type GvaRange = std::ops::Range<Gva>;
+
+/// What is true of the kernel.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct KernelTruth {
+    /// The style that it follows.
+    pub style: KernelStyle,
+    /// Its release.
+    pub release: String,
+    /// Its banner, with the final newline.
+    pub banner: String,
+    /// The root page table.
+    pub root: Gpa,
+    /// How it maps memory.
+    pub mode: Mode,
+    /// Virtual minus physical address of the image.
+    pub image_offset: u64,
+    /// The image's executable part.
+    pub text: GvaRange,
+    /// The image's read-only part.
+    pub rodata: GvaRange,
+    /// First address of the direct map.
+    pub page_offset: Gva,
+    /// First address of the vmalloc area.
+    pub vmalloc: Gva,
+    /// First address of the frame table.
+    pub vmemmap: Gva,
+    /// Address of the VMCOREINFO text.
+    pub vmcoreinfo: Gpa,
+    /// Address and size of the type information.
+    pub btf: (Gva, u64),
+    /// Address and size of the symbol table.
+    pub kallsyms: (Gva, u64),
+    /// Every symbol.
+    pub symbols: BTreeMap<String, Gva>,
+    /// Names of the loaded modules.
+    pub modules: Vec<String>,
+    /// What the kernel maps in the upper half.
+    pub leaves: Vec<LeafTruth>,
+    /// Frames that hold its tables.
+    pub tables: Vec<TableFrame>,
+}
+
+/// Everything that is true of a synthetic guest, by construction.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Truth {
+    pub(super) layout: MemoryLayout,
+    pub(super) roles: Vec<Role>,
+    /// The kernel.
+    pub kernel: KernelTruth,
+    /// Files with page cache.
+    pub files: Vec<FileTruth>,
+    /// Names of slab caches.
+    pub caches: Vec<String>,
+    /// Tasks.
+    pub tasks: Vec<TaskTruth>,
+    /// Address spaces of processes.
+    pub spaces: Vec<SpaceTruth>,
+    /// Frames whose record says active.
+    pub active: BTreeSet<Gfn>,
+    /// Frames whose record says referenced.
+    pub referenced: BTreeSet<Gfn>,
+    /// Free blocks: first frame and order.
+    pub free_blocks: BTreeMap<Gfn, u32>,
+    pub(super) users: BTreeMap<Gfn, Users>,
+}
+
+/// How user page tables map a frame, all of them together.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Users {
+    /// Number of address spaces that map it.
+    pub spaces: u32,
+    /// Whether one may execute it.
+    pub exec: bool,
+    /// Whether one may write it.
+    pub write: bool,
+    /// Whether one has its accessed bit set.
+    pub accessed: bool,
+    /// Whether one has its dirty bit set.
+    pub dirty: bool,
+}
+
+impl Role {
+    /// The coarse kind.
+    #[must_use]
+    pub fn kind(self, files: &[FileTruth]) -> FrameKind {
+        match self {
+            Self::Free { .. } | Self::PerCpuFree { .. } => FrameKind::Free,
+            Self::KernelText
+            | Self::KernelRodata
+            | Self::KernelData
+            | Self::Reserved
+            | Self::PerCpu
+            | Self::FrameTable
+            | Self::BootTable { .. }
+            | Self::KernelStack { .. }
+            | Self::ModuleText
+            | Self::ModuleData
+            | Self::Vmalloc
+            | Self::KernelAlloc
+            | Self::LargeKmalloc => FrameKind::Kernel,
+            Self::PageTable { .. } | Self::UserRoot => FrameKind::PageTable,
+            Self::Slab { .. } => FrameKind::Slab,
+            Self::Anonymous { .. } | Self::Merged { .. } | Self::SwapCache => FrameKind::Anonymous,
+            Self::Cache { file, .. } => match files.get(file as usize).map(|f| f.kind) {
+                Some(FileKind::Regular) => FrameKind::File,
+                Some(FileKind::Memory) => FrameKind::Shared,
+                Some(FileKind::Block) => FrameKind::BlockDevice,
+                None => FrameKind::Unknown,
+            },
+            Self::Hugetlb { .. } => FrameKind::Hugetlb,
+            Self::Offline => FrameKind::Offline,
+        }
+    }
+}
+
+impl Truth {
+    /// The guest's RAM.
+    #[must_use]
+    pub fn layout(&self) -> &MemoryLayout {
+        &self.layout
+    }
+
+    /// What every frame is, in frame-index order.
+    #[must_use]
+    pub fn roles(&self) -> &[Role] {
+        &self.roles
+    }
+
+    /// What a frame is; `None` where there is no RAM.
+    #[must_use]
+    pub fn role(&self, gfn: Gfn) -> Option<Role> {
+        self.layout.index_of(gfn).and_then(|i| self.roles.get(i.as_usize())).copied()
+    }
+
+    /// A frame's kind; unknown past the end.
+    #[must_use]
+    pub fn kind(&self, index: FrameIndex) -> FrameKind {
+        self.roles.get(index.as_usize()).map_or(FrameKind::Unknown, |r| r.kind(&self.files))
+    }
+
+    /// How user page tables map a frame.
+    #[must_use]
+    pub fn users(&self, gfn: Gfn) -> Users {
+        self.users.get(&gfn).copied().unwrap_or_default()
+    }
+
+    /// A frame's color by the order of the palette's own definitions; unknown past the end.
+    #[must_use]
+    pub fn color(&self, index: FrameIndex) -> Color {
+        let role = self.roles.get(index.as_usize());
+        let users = self.layout.gfn_of(index).map(|gfn| self.users(gfn)).unwrap_or_default();
+        match role {
+            None => Color::Unknown,
+            Some(Role::Free { .. } | Role::PerCpuFree { .. }) => Color::Free,
+            Some(Role::KernelText) => Color::KernelText,
+            Some(Role::KernelRodata) => Color::KernelRodata,
+            Some(Role::KernelData) if self.holds_image_table(index) => Color::PageTable,
+            Some(Role::KernelData) => Color::KernelData,
+            Some(Role::Reserved) => Color::Reserved,
+            Some(Role::PerCpu) => Color::PerCpu,
+            Some(Role::FrameTable) => Color::FrameTable,
+            Some(Role::BootTable { .. } | Role::PageTable { .. } | Role::UserRoot) => {
+                Color::PageTable
+            }
+            Some(Role::KernelStack { .. }) => Color::KernelStack,
+            Some(Role::ModuleText | Role::ModuleData) => Color::KernelModule,
+            Some(Role::Vmalloc) => Color::Vmalloc,
+            Some(Role::KernelAlloc) => Color::KernelAlloc,
+            Some(Role::LargeKmalloc) if self.kernel.style < KernelStyle::V7_2 => Color::KernelAlloc,
+            Some(Role::LargeKmalloc | Role::Slab { .. }) => Color::Slab,
+            Some(Role::Anonymous { .. } | Role::Merged { .. } | Role::SwapCache) if users.exec => {
+                Color::AnonymousCode
+            }
+            Some(Role::Anonymous { .. } | Role::Merged { .. } | Role::SwapCache) => {
+                Color::Anonymous
+            }
+            Some(&Role::Cache { file, .. }) => {
+                match self.files.get(file as usize).map(|f| f.kind) {
+                    None => Color::Unknown,
+                    Some(FileKind::Memory) => Color::Shared,
+                    Some(FileKind::Block) => Color::BlockCache,
+                    Some(FileKind::Regular) if users.exec => Color::FileCode,
+                    Some(FileKind::Regular) if users.spaces > 0 => Color::FileMapped,
+                    Some(FileKind::Regular) => Color::FileCache,
+                }
+            }
+            Some(Role::Hugetlb { .. }) => Color::Hugetlb,
+            Some(Role::Offline) => Color::Offline,
+        }
+    }
+
+    /// Whether a frame of the image is one of the kernel's tables.
+    fn holds_image_table(&self, index: FrameIndex) -> bool {
+        let gfn = self.layout.gfn_of(index);
+        self.kernel.tables.iter().any(|t| Some(t.gfn) == gfn)
+    }
+
+    /// What page tables and the frame table tell of a frame's recent use.
+    #[must_use]
+    pub fn temperature(&self, gfn: Gfn) -> Temperature {
+        let users = self.users(gfn);
+        let mut out = Temperature::NONE;
+        for (holds, sign) in [
+            (users.accessed, Temperature::ACCESSED),
+            (users.dirty, Temperature::DIRTY),
+            (self.active.contains(&gfn), Temperature::ACTIVE),
+            (self.referenced.contains(&gfn), Temperature::REFERENCED),
+            (users.spaces > 1, Temperature::SHARED),
+        ] {
+            if holds {
+                out.insert(sign);
+            }
+        }
+        out
+    }
+}
