@@ -58,12 +58,18 @@ fn report() {
                     let coloring = match color(&guest.memory, &options) {
                         Ok(c) => c,
                         Err(e) => {
-                            println!("== {style:?} {name} registers {with_registers} wiped {wiped}: {e}");
+                            println!(
+                                "== {style:?} {name} registers {with_registers} wiped {wiped}: {e}"
+                            );
                             continue;
                         }
                     };
                     let differences = differences(&guest, &coloring);
-                    println!("== {style:?} {name} registers {with_registers} wiped {wiped}: {:?} notes {:?}", coloring.map.kernel(), coloring.notes());
+                    println!(
+                        "== {style:?} {name} registers {with_registers} wiped {wiped}: {:?} notes {:?}",
+                        coloring.map.kernel(),
+                        coloring.notes()
+                    );
                     for (text, (count, index)) in differences.iter().take(12) {
                         println!("   {count:6} {text} (first {index})");
                     }
