@@ -39,7 +39,7 @@ pub(crate) struct Config {
     /// QEMU machine type.
     pub(crate) machine: &'static str,
     /// QEMU CPU model with features.
-    pub(crate) cpu: &'static str,
+    pub(crate) cpu: String,
     /// Number of vCPUs.
     pub(crate) cpus: u32,
     /// RAM in MiB.
@@ -304,7 +304,7 @@ fn arguments(config: &Config, qmp: &Path, control: &Path) -> Vec<String> {
     let mut option = |name: &str, value: String| words.extend([name.to_owned(), value]);
     option("-machine", format!("{machine},memory-backend={RAM}"));
     option("-accel", "tcg,thread=multi".to_owned());
-    option("-cpu", (*cpu).to_owned());
+    option("-cpu", cpu.clone());
     option("-smp", cpus.to_string());
     option("-m", format!("{memory_mib}M"));
     option(

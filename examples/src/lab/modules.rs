@@ -44,9 +44,7 @@ impl ModuleTree {
                 }
             }
         }
-        let list = folder.join("modules.builtin");
-        let text = std::fs::read_to_string(&list).unwrap_or_default();
-        tree.built_in = text.lines().filter_map(|line| module_name(Path::new(line))).collect();
+        tree.built_in = built_in(folder);
         Ok(tree)
     }
 
@@ -60,13 +58,29 @@ impl ModuleTree {
                 return Ok(None);
             }
             let Some(path) = self.files.get(name) else {
+                let hint = if self.built_in.is_empty() {
+                    "; modules.builtin is missing (since Debian 14 it is in package linux-base-*)"
+                } else {
+                    ""
+                };
                 return Err(Error::Kernel(format!(
-                    "has no module {name}, neither as a file nor built in"
+                    "no module {name}, neither as a file nor built in{hint}"
                 )));
             };
             decompress(path).map(Some)
         })
     }
+}
+
+/// Names of the modules in the kernel image. `modules.builtin` lists their paths; newer packages
+/// list some only in `modules.builtin.modinfo`, as NUL-terminated `name.key=value` strings.
+fn built_in(folder: &Path) -> BTreeSet<String> {
+    let read = |name: &str| std::fs::read(folder.join(name)).unwrap_or_default();
+    let (paths, info) = (read("modules.builtin"), read("modules.builtin.modinfo"));
+    let (paths, info) = (String::from_utf8_lossy(&paths), String::from_utf8_lossy(&info));
+    let listed = paths.lines().filter_map(|line| module_name(Path::new(line)));
+    let described = info.split('\0').filter_map(|text| Some(normal(text.split_once('.')?.0)));
+    listed.chain(described).collect()
 }
 
 /// Depth-first, dependencies before dependents; `read` gives a module's bytes, or `None` if it is
@@ -179,9 +193,15 @@ mod tests {
         std::fs::create_dir_all(at("kernel/fs")).unwrap();
         std::fs::write(at("kernel/fs/xfs.ko"), module("libcrc32c")).unwrap();
         std::fs::write(at("modules.builtin"), "kernel/lib/libcrc32c.ko\n").unwrap();
+        let info = "virtio-pci.license=GPL\0virtio-pci.version=1\0";
+        std::fs::write(at("modules.builtin.modinfo"), info).unwrap();
         let tree = ModuleTree::open(folder.path()).unwrap();
-        let names: Vec<_> =
-            tree.load(&["xfs"]).unwrap().into_iter().map(|module| module.name).collect();
+        let names: Vec<_> = tree
+            .load(&["virtio_pci", "xfs"])
+            .unwrap()
+            .into_iter()
+            .map(|module| module.name)
+            .collect();
         assert_eq!(names, ["xfs"]);
         assert!(tree.load(&["btrfs"]).is_err());
     }

@@ -72,6 +72,9 @@ pub(crate) struct Args {
     /// Use a CPU with 57-bit virtual addresses, and so 5-level page tables.
     #[arg(long)]
     la57: bool,
+    /// QEMU CPU model with features, instead of the emulator's best.
+    #[arg(long, value_name = "MODEL", conflicts_with = "la57")]
+    cpu_model: Option<String>,
     /// QEMU chipset.
     #[arg(long, value_enum, default_value_t = Chipset::Pc)]
     machine: Chipset,
@@ -243,9 +246,10 @@ impl Args {
         }
     }
 
-    fn cpu(&self) -> &'static str {
+    fn cpu(&self) -> String {
         // The emulator's "max" has 57-bit addresses unless told otherwise.
-        if self.la57 { "max" } else { "max,la57=off" }
+        let default = if self.la57 { "max" } else { "max,la57=off" };
+        self.cpu_model.clone().unwrap_or_else(|| default.to_owned())
     }
 
     fn command_line(&self, features: &Features) -> String {

@@ -98,7 +98,8 @@ impl Workload {
         let name = clap::ValueEnum::to_possible_value(&actor)
             .map(|value| value.get_name().to_owned())
             .unwrap_or_default();
-        self.spawn(Command::new("/proc/self/exe").args(["lab-agent", "--actor", &name]))
+        // Not /proc/self/exe: the process would be called `exe`.
+        self.spawn(Command::new(crate::lab::rootfs::AGENT).args(["lab-agent", "--actor", &name]))
     }
 
     /// Starts a program and waits until it says that it is ready.
