@@ -33,7 +33,7 @@ pub(crate) use error::Result;
 /// Subcommands of `kaleidoscope lab`.
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum Command {
-    Run(run::Args),
+    Run(Box<run::Args>),
 }
 
 impl Command {

@@ -30,6 +30,8 @@ pub(crate) struct Report {
     pub(crate) truth_records: usize,
     /// The truth belongs to the same instant as `ram.bin`.
     pub(crate) truth_is_same_instant: bool,
+    /// How often the guest was booted.
+    pub(crate) attempts: u32,
     /// Seconds from power-on to the agent's first word.
     pub(crate) boot_seconds: f64,
     /// Seconds of the workload.
