@@ -120,8 +120,8 @@ impl Machine {
     /// Waits until the guest says `expected`.
     ///
     /// # Errors
-    /// If it says it failed, ends, or takes longer than the configured patience; the error quotes
-    /// the end of its console.
+    /// [`Error::Agent`] if it says that it failed; [`Error::Guest`], with the end of its console,
+    /// if it ends or takes longer than the configured patience.
     pub(crate) fn wait_for(&mut self, expected: &FromGuest) -> Result<()> {
         let begin = Instant::now();
         loop {
@@ -129,12 +129,10 @@ impl Machine {
                 if word == *expected {
                     return Ok(());
                 }
-                let what = match word {
-                    FromGuest::Failed(why) => why,
-                    FromGuest::Ready | FromGuest::Warm | FromGuest::Bracket | FromGuest::Done => {
-                        format!("the guest said `{word}` instead of `{expected}`")
-                    }
-                };
+                if let FromGuest::Failed(why) = word {
+                    return Err(Error::Agent(why));
+                }
+                let what = format!("the guest said `{word}` instead of `{expected}`");
                 return Err(self.guest_error(what, begin));
             }
             if begin.elapsed() > self.patience {

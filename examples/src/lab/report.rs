@@ -55,8 +55,12 @@ impl Display for Report {
         writeln!(f, "features  {features}")?;
         writeln!(
             f,
-            "seconds   {:.1} boot, {:.1} warm-up, {:.1} dump, {:.1} in all",
-            self.boot_seconds, self.warm_seconds, self.dump_seconds, self.total_seconds
+            "seconds   {:.1} boot, {:.1} warm-up, {:.1} dump, {:.1} in all, boots: {}",
+            self.boot_seconds,
+            self.warm_seconds,
+            self.dump_seconds,
+            self.total_seconds,
+            self.attempts
         )?;
         let guest = self.guest.display();
         writeln!(f, "memory in {guest}/ram.bin (layout.txt, regs.txt beside it)")?;

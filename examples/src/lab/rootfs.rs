@@ -12,7 +12,7 @@ const PACKAGES: &[&str] =
     &["bash", "busybox-static", "coreutils", "libpython3-stdlib", "perl-base", "python3-minimal"];
 
 /// Names the staged tree in the cache; raise it when the staging changes.
-const STAGING: &str = "root-1";
+const STAGING: &str = "root-2";
 
 /// Where the agent lives in the guest.
 pub(crate) const AGENT: &str = "/usr/bin/kaleidoscope";
@@ -28,6 +28,8 @@ $b mkdir -p /dev/shm
 $b mount -t tmpfs tmpfs /dev/shm
 $b mount -t tmpfs tmpfs /tmp
 $b mount -t tmpfs tmpfs /run
+# Ends the guest if nobody is left to end it.
+{ sleep 3600; $b poweroff -f; } &
 /usr/bin/kaleidoscope lab-agent || echo lab: the agent failed
 $b poweroff -f
 ";
