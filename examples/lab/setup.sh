@@ -1,11 +1,16 @@
 #!/bin/sh
 # Installs on Debian what `kaleidoscope lab run` needs. Safe to run again.
+# With the argument `compiler`, only what `cargo build` needs: a C compiler, which Rust links with.
 #
 # Kernels and the guests' programs are not installed: the lab downloads their packages (the
 # statically linked busybox among them) into its cache and unpacks them there.
 set -eu
 
 packages="qemu-system-x86 e2fsprogs xz-utils zstd squashfs-tools xfsprogs"
+if [ "${1:-}" = compiler ]; then
+    packages="gcc libc6-dev"
+    if command -v cc >/dev/null; then exit 0; fi
+fi
 
 missing=
 for package in $packages; do
