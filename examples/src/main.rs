@@ -39,7 +39,7 @@ fn main() -> ExitCode {
     let done = |result: Result<(), failure::Failure>| match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            eprintln!("{failure}");
+            eprintln!("error: {failure}");
             ExitCode::FAILURE
         }
     };
