@@ -14,7 +14,7 @@ use super::error::{Error, Result};
 use super::feature::{Choice, Feature, Features};
 use super::initramfs;
 use super::kernel::Kernel;
-use super::machine::{Config, Disk, Machine};
+use super::machine::{self, Config, Disk, Machine};
 use super::modules::ModuleTree;
 use super::report::Report;
 use super::rootfs::RootFs;
@@ -144,6 +144,7 @@ impl Args {
 
     /// Makes the guest in `folder`.
     fn make(&self, folder: &Path, steps: &Steps) -> Result<Report> {
+        let emulator = machine::qemu_version()?;
         let features = Features::from_choices(&self.feature);
         let work = folder.join("work");
         fs::create_dir_all(&work).map_err(Error::io("create", &work))?;
@@ -185,6 +186,7 @@ impl Args {
         Ok(Report {
             guest: self.out.clone(),
             kernel: kernel.release,
+            emulator,
             machine: format!("{}, {}", config.machine, config.cpu),
             memory_mib: self.memory,
             frames: (self.memory << 20) / 4096,
