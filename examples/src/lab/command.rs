@@ -20,6 +20,7 @@ const APT_HINT: &str =
     "\n(are the package lists present? run: apt-get update; then check that a mirror is reachable)";
 
 pub(crate) const QEMU: Tool = tool("qemu-system-x86_64", "qemu-system-x86");
+pub(crate) const SETPRIV: Tool = tool("setpriv", "util-linux");
 pub(crate) const DPKG_DEB: Tool = tool("dpkg-deb", "dpkg");
 pub(crate) const TAR: Tool = tool("tar", "tar");
 pub(crate) const XZ: Tool = tool("xz", "xz-utils");

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use super::command::{QEMU, tail};
+use super::command::{QEMU, SETPRIV, tail};
 use super::control::{FromGuest, FromHost};
 use super::error::{Error, Result};
 use super::layout::Layout;
@@ -65,7 +65,7 @@ pub(crate) struct Config {
 /// A running guest.
 #[derive(Debug)]
 pub(crate) struct Machine {
-    qemu: Child,
+    qemu: KillOnDrop,
     qmp: Qmp<UnixStream>,
     control: UnixStream,
     heard: Vec<u8>,
@@ -87,24 +87,24 @@ impl Machine {
             .tempdir()
             .map_err(Error::io("create", Path::new("socket folder")))?;
         let (qmp, control) = (sockets.path().join("qmp"), sockets.path().join("control"));
-        let qemu = QEMU
+        // QEMU ends with this process, whatever ends it.
+        let qemu = SETPRIV
             .command()
+            .args(["--pdeathsig", "KILL", QEMU.program])
             .args(arguments(config, &qmp, &control))
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()
-            .map_err(|source| QEMU.not_started(source))?;
-        let mut qemu = KillOnDrop(Some(qemu));
-        let control = connect(&mut qemu, &control)?;
-        let qmp = connect(&mut qemu, &qmp)?;
+            .map_err(|source| SETPRIV.not_started(source))?;
+        let mut qemu = KillOnDrop(qemu);
+        let control = connect(&mut qemu.0, &control)?;
+        let qmp = connect(&mut qemu.0, &qmp)?;
         qmp.set_read_timeout(Some(QMP_TIMEOUT)).map_err(Error::io("configure", &config.ram))?;
         control
             .set_read_timeout(Some(Duration::from_millis(100)))
             .map_err(Error::io("configure", &config.ram))?;
-        let qmp = Qmp::connect(qmp)?;
-        let Some(qemu) = qemu.0.take() else {
-            return Err(Error::Qmp("QEMU is gone".to_owned()));
-        };
+        // QEMU opens its sockets before it looks at most of its arguments.
+        let qmp = Qmp::connect(qmp).map_err(|error| said_by(&mut qemu.0).unwrap_or(error))?;
         Ok(Self {
             qemu,
             qmp,
@@ -139,7 +139,7 @@ impl Machine {
                 let what = format!("the guest did not say `{expected}` in time");
                 return Err(self.guest_error(what, begin));
             }
-            if let Ok(Some(status)) = self.qemu.try_wait() {
+            if let Ok(Some(status)) = self.qemu.0.try_wait() {
                 let what = format!("QEMU ended ({status}) before the guest said `{expected}`");
                 return Err(self.guest_error(what, begin));
             }
@@ -216,7 +216,7 @@ impl Machine {
         self.qmp.execute("quit", json!({}))?;
         let begin = Instant::now();
         while begin.elapsed() < QMP_TIMEOUT {
-            if let Ok(Some(_)) = self.qemu.try_wait() {
+            if let Ok(Some(_)) = self.qemu.0.try_wait() {
                 return Ok(());
             }
             sleep(Duration::from_millis(10));
@@ -241,31 +241,30 @@ impl Machine {
     }
 }
 
-impl Drop for Machine {
-    fn drop(&mut self) {
-        end(&mut self.qemu);
-    }
-}
-
-/// A child that must not outlive a failed start.
-struct KillOnDrop(Option<Child>);
+/// A child that does not outlive this value.
+#[derive(Debug)]
+struct KillOnDrop(Child);
 
 impl Drop for KillOnDrop {
     fn drop(&mut self) {
-        if let Some(child) = &mut self.0 {
-            end(child);
-        }
+        // Both fail only if the process has ended already.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
     }
 }
 
-fn end(child: &mut Child) {
-    // Both fail only if the process has ended already.
-    let _ = child.kill();
-    let _ = child.wait();
+/// Which QEMU this is, like `QEMU emulator version 7.2.22 (...)`.
+///
+/// # Errors
+/// If it is not installed.
+pub(crate) fn qemu_version() -> Result<String> {
+    let output = QEMU.run(QEMU.command().arg("--version"))?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    Ok(text.lines().next().unwrap_or_default().to_owned())
 }
 
 /// Connects to a socket that QEMU is about to open.
-fn connect(qemu: &mut KillOnDrop, path: &Path) -> Result<UnixStream> {
+fn connect(qemu: &mut Child, path: &Path) -> Result<UnixStream> {
     let begin = Instant::now();
     loop {
         match UnixStream::connect(path) {
@@ -279,16 +278,24 @@ fn connect(qemu: &mut KillOnDrop, path: &Path) -> Result<UnixStream> {
             }
             Err(_) => sleep(Duration::from_millis(10)),
         }
-        let Some(child) = &mut qemu.0 else { continue };
-        if let Ok(Some(status)) = child.try_wait() {
-            let mut stderr = String::new();
-            if let Some(pipe) = &mut child.stderr {
-                let _ = pipe.read_to_string(&mut stderr);
-            }
-            let command = QEMU.program.to_owned();
-            return Err(Error::Program { command, status, stderr: tail(&stderr, 10), hint: "" });
+        if let Ok(Some(_)) = qemu.try_wait()
+            && let Some(error) = said_by(qemu)
+        {
+            return Err(error);
         }
     }
+}
+
+/// Waits a moment for QEMU to end, and makes an error of its last words.
+fn said_by(qemu: &mut Child) -> Option<Error> {
+    sleep(Duration::from_millis(200));
+    let status = qemu.try_wait().ok().flatten()?;
+    let mut stderr = String::new();
+    if let Some(pipe) = &mut qemu.stderr {
+        let _ = pipe.read_to_string(&mut stderr);
+    }
+    let command = QEMU.program.to_owned();
+    Some(Error::Program { command, status, stderr: tail(&stderr, 10), hint: "" })
 }
 
 fn arguments(config: &Config, qmp: &Path, control: &Path) -> Vec<String> {

@@ -12,6 +12,8 @@ pub(crate) struct Report {
     pub(crate) guest: PathBuf,
     /// Kernel release.
     pub(crate) kernel: String,
+    /// QEMU's name of itself.
+    pub(crate) emulator: String,
     /// QEMU machine type and CPU model.
     pub(crate) machine: String,
     /// RAM in MiB.
