@@ -1,14 +1,27 @@
-//! Introspection of synthetic guests finds what is true of them, in every layer of evidence.
+//! Introspection of synthetic guests finds what is true of them, whatever layers of evidence are left.
 
-use kaleidoscope_core::addr::FrameIndex;
-use kaleidoscope_core::color::{Color, FrameKind};
-use kaleidoscope_core::coloring::{Coloring, Options, color};
+use kaleidoscope_core::addr::{FrameIndex, Gfn};
+use kaleidoscope_core::color::{Color, FrameKind, Order, Temperature};
+use kaleidoscope_core::coloring::{Coloring, ColoringError, Options, color};
 use kaleidoscope_core::registers::VcpuRegisters;
-use kaleidoscope_mock::linux::{GuestBuilder, KernelStyle, MockGuest};
-use std::collections::BTreeMap;
+use kaleidoscope_mock::linux::{
+    FileKind, GuestBuilder, KernelStyle, MockGuest, Registers, Role, Truth,
+};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// What of a guest's descriptions of itself is left.
+#[derive(Clone, Copy, Debug)]
+struct Layers {
+    registers: bool,
+    symbols: bool,
+    types: bool,
+    note: bool,
+}
+
+const ALL: Layers = Layers { registers: true, symbols: true, types: true, note: true };
 
 fn registers(guest: &MockGuest) -> Vec<VcpuRegisters> {
-    let one = |(cpu, r): (u32, &kaleidoscope_mock::linux::Registers)| VcpuRegisters {
+    let one = |(cpu, r): (u32, &Registers)| VcpuRegisters {
         cpu,
         rip: r.rip.0,
         cr0: Some(r.cr0),
@@ -21,61 +34,272 @@ fn registers(guest: &MockGuest) -> Vec<VcpuRegisters> {
     (0..).zip(&guest.registers).map(one).collect()
 }
 
-/// Frames by what is true of them and what introspection says, where the two differ.
-fn differences(guest: &MockGuest, coloring: &Coloring) -> BTreeMap<String, (u32, FrameIndex)> {
-    let mut out: BTreeMap<String, (u32, FrameIndex)> = BTreeMap::new();
-    for (index, gfn, frame) in coloring.map.iter() {
-        let (kind, color) = (guest.truth.kind(index), guest.truth.color(index));
-        if (frame.kind, frame.color) != (kind, color) {
-            let role = guest.truth.role(gfn).unwrap();
-            let role = format!("{role:?}").split(' ').next().unwrap_or_default().to_owned();
-            let text = format!("{role}: {kind}/{color} found {}/{}", frame.kind, frame.color);
-            out.entry(text).or_insert((0, index)).0 += 1;
+/// Colors what is left of a guest.
+fn try_color(guest: &MockGuest, layers: Layers) -> Result<Coloring, ColoringError> {
+    let mut guest = guest.clone();
+    if !layers.symbols {
+        guest.wipe_kallsyms().unwrap();
+    }
+    if !layers.types {
+        guest.wipe_btf().unwrap();
+    }
+    if !layers.note {
+        guest.wipe_vmcoreinfo().unwrap();
+    }
+    let registers = if layers.registers { registers(&guest) } else { Vec::new() };
+    color(&guest.memory, &Options { registers, ..Options::default() })
+}
+
+/// The frame that a symbol of the image lies in.
+fn physical(truth: &Truth, symbol: &str) -> u64 {
+    (truth.kernel.symbols[symbol].0 - truth.kernel.image_offset) >> 12
+}
+
+fn is_reserved(truth: &Truth, gfn: Gfn) -> bool {
+    truth.role(gfn).unwrap().is_reserved()
+}
+
+/// What can be known of a frame from these layers; several answers where it depends on more than the frame's role.
+fn expected(truth: &Truth, layers: Layers, index: FrameIndex) -> Vec<(FrameKind, Color)> {
+    let (kind, color) = (truth.kind(index), truth.color(index));
+    let mut answers = match color {
+        // Tasks are found by a symbol, and read by types.
+        Color::KernelStack if !(layers.symbols && layers.types) => vec![(kind, Color::Vmalloc)],
+        // The entry area shows a part of them at any rate.
+        Color::PerCpu if !layers.symbols => vec![(kind, color), (kind, Color::Reserved)],
+        // Without types, a block device's inode is as good as any.
+        Color::BlockCache if !layers.types => vec![(FrameKind::File, Color::FileCache)],
+        // VMCOREINFO does not name this page type.
+        Color::Slab if kind == FrameKind::Kernel && !layers.types => {
+            vec![(kind, Color::KernelAlloc)]
+        }
+        _ => vec![(kind, color)],
+    };
+    let gfn = truth.layout().gfn_of(index).unwrap();
+    if gfn == truth.kernel.root.gfn() {
+        // Not reached as a table when a process's root was walked instead.
+        answers.push((kind, Color::KernelData));
+    }
+    let stack = truth.tasks[0].stack.0 - truth.kernel.image_offset;
+    if (stack >> 12..(stack >> 12) + 4).contains(&gfn.0) {
+        // The first task's stack is a part of the image.
+        answers.extend([(kind, Color::KernelStack), (kind, Color::Reserved)]);
+    }
+    if kind == FrameKind::Kernel && !is_reserved(truth, gfn) {
+        // What the kernel freed of its image or of per-CPU units keeps that mapping beside the one of its new use.
+        let image = physical(truth, "_text")..physical(truth, "_end").next_multiple_of(512);
+        if image.contains(&gfn.0) {
+            answers.push((kind, Color::KernelAlloc));
+        }
+        if truth.per_cpu_units().contains(&gfn) {
+            answers.push((kind, Color::PerCpu));
         }
     }
-    out
+    answers
+}
+
+/// Panics where introspection finds something else than what can be known, saying how often and where first.
+fn check_frames(name: &str, guest: &MockGuest, coloring: &Coloring, layers: Layers) {
+    let mut wrong: BTreeMap<String, (u32, Gfn)> = BTreeMap::new();
+    for (index, gfn, frame) in coloring.map.iter() {
+        let answers = expected(&guest.truth, layers, index);
+        if !answers.contains(&(frame.kind, frame.color)) {
+            let role = format!("{:?}", guest.truth.role(gfn).unwrap());
+            let role = role.split(' ').next().unwrap();
+            let text = format!("{role} {answers:?} found {}/{}", frame.kind, frame.color);
+            wrong.entry(text).or_insert((0, gfn)).0 += 1;
+        }
+    }
+    assert!(wrong.is_empty(), "{name} {layers:?}: {wrong:#?}");
+}
+
+fn shapes(style: KernelStyle) -> Vec<(&'static str, GuestBuilder)> {
+    let base = GuestBuilder::new(style).ram_bytes(48 << 20);
+    vec![
+        ("plain", base.clone().seed(1)),
+        ("not random", base.clone().kaslr(false).numa(false).cpus(1).seed(2)),
+        ("5-level", base.clone().five_level(true).seed(3)),
+        ("isolated", base.clone().page_table_isolation(true).seed(4)),
+        ("isolated 5-level", base.clone().page_table_isolation(true).five_level(true).seed(5)),
+        ("hole", base.clone().pci_hole_at(32 << 20).cpus(3).seed(6)),
+        ("small", base.clone().ram_bytes(16 << 20).processes(2).seed(7)),
+        ("stale note", base.stale_note(true).seed(8)),
+    ]
 }
 
 #[test]
-fn report() {
+fn kinds_and_colors_are_true_in_every_layer() {
     for style in KernelStyle::ALL {
-        for (name, builder) in [
-            ("plain", GuestBuilder::new(style)),
-            ("5-level", GuestBuilder::new(style).five_level(true)),
-            ("isolated", GuestBuilder::new(style).page_table_isolation(true)),
-            ("hole", GuestBuilder::new(style).pci_hole_at(40 << 20).cpus(3)),
-        ] {
-            for with_registers in [true, false] {
-                let mut guest = builder.clone().seed(5).build().unwrap();
-                let registers = if with_registers { registers(&guest) } else { vec![] };
-                for wiped in ["nothing", "kallsyms", "btf"] {
-                    match wiped {
-                        "kallsyms" => guest.wipe_kallsyms().unwrap(),
-                        "btf" => guest.wipe_btf().unwrap(),
-                        _ => {}
-                    }
-                    let options = Options { registers: registers.clone(), ..Options::default() };
-                    let coloring = match color(&guest.memory, &options) {
-                        Ok(c) => c,
-                        Err(e) => {
-                            println!(
-                                "== {style:?} {name} registers {with_registers} wiped {wiped}: {e}"
-                            );
-                            continue;
-                        }
-                    };
-                    let differences = differences(&guest, &coloring);
-                    println!(
-                        "== {style:?} {name} registers {with_registers} wiped {wiped}: {:?} notes {:?}",
-                        coloring.map.kernel(),
-                        coloring.notes()
+        for (shape, builder) in shapes(style) {
+            // Without symbols, the page that introspection takes for VMCOREINFO may be the stale one.
+            let stale = shape == "stale note";
+            let guest = builder.build().unwrap();
+            let name = format!("{style:?} {shape}");
+            for (registers, symbols, types) in [
+                (true, true, true),
+                (false, true, true),
+                (true, false, true),
+                (false, true, false),
+                (true, false, false),
+                (false, false, false),
+            ] {
+                let layers = Layers { registers, symbols, types, note: true };
+                if stale && registers && !symbols {
+                    continue;
+                }
+                let coloring =
+                    try_color(&guest, layers).unwrap_or_else(|e| panic!("{name} {layers:?}: {e}"));
+                check_frames(&name, &guest, &coloring, layers);
+            }
+            let layers = Layers { note: false, ..ALL };
+            let coloring =
+                try_color(&guest, layers).unwrap_or_else(|e| panic!("{name} {layers:?}: {e}"));
+            check_frames(&name, &guest, &coloring, layers);
+        }
+    }
+}
+
+#[test]
+fn many_seeds_give_many_structures() {
+    for seed in 100..106 {
+        for style in KernelStyle::ALL {
+            let guest = GuestBuilder::new(style).seed(seed).ram_bytes(32 << 20).build().unwrap();
+            for layers in
+                [ALL, Layers { registers: false, symbols: false, types: false, note: true }]
+            {
+                let coloring = try_color(&guest, layers).unwrap();
+                check_frames(&format!("{style:?} {seed}"), &guest, &coloring, layers);
+            }
+        }
+    }
+}
+
+#[test]
+fn words_of_the_page_may_move_where_types_tell() {
+    for style in KernelStyle::ALL {
+        for seed in 0..4 {
+            let guest = GuestBuilder::new(style).move_page_words(true).seed(seed).build().unwrap();
+            let coloring = try_color(&guest, ALL).unwrap();
+            check_frames(&format!("{style:?} {seed}"), &guest, &coloring, ALL);
+        }
+    }
+}
+
+#[test]
+fn without_registers_and_note_there_is_no_kernel() {
+    let guest = GuestBuilder::new(KernelStyle::V6_1).build().unwrap();
+    let layers = Layers { registers: false, note: false, ..ALL };
+    assert!(matches!(try_color(&guest, layers), Err(ColoringError::Linux(_))));
+}
+
+/// Device numbers as stat(2) reports them.
+fn stat_device(device: u32) -> u64 {
+    let (major, minor) = (u64::from(device >> 20), u64::from(device & 0xf_ffff));
+    minor & 0xff | major << 8 | (minor & !0xff) << 12
+}
+
+/// Region names and positions of page cache, slabs and anonymous memory.
+#[test]
+fn names_and_positions_are_true() {
+    for style in KernelStyle::ALL {
+        let guest = GuestBuilder::new(style).seed(21).build().unwrap();
+        let coloring = try_color(&guest, ALL).unwrap();
+        let truth = &guest.truth;
+        for (_, gfn, frame) in coloring.map.iter() {
+            let region = frame.region.and_then(|id| coloring.map.region(id));
+            match truth.role(gfn).unwrap() {
+                Role::Cache { file, index } => {
+                    let file = &truth.files[file as usize];
+                    let region = region.unwrap();
+                    assert_eq!(
+                        (region.order, frame.position),
+                        (Order::FileOffset, index),
+                        "{gfn} {file:?}"
                     );
-                    for (text, (count, index)) in differences.iter().take(12) {
-                        println!("   {count:6} {text} (first {index})");
+                    let device =
+                        if file.kind == FileKind::Block { file.inode as u32 } else { file.device };
+                    let start = format!("{}:{}:{}:", file.fs, stat_device(device), file.inode);
+                    let path = region
+                        .name
+                        .strip_prefix(&start)
+                        .unwrap_or_else(|| panic!("{} {file:?}", region.name));
+                    match &file.path {
+                        Some(known) => assert_eq!(path, known),
+                        None => assert!(path.is_empty() || path.ends_with(" (deleted)"), "{path}"),
+                    }
+                }
+                Role::Slab { cache } => {
+                    assert_eq!(region.unwrap().name, truth.caches[cache as usize])
+                }
+                Role::Anonymous { .. } | Role::Merged { .. } => {
+                    let maps = |s: &kaleidoscope_mock::linux::SpaceTruth| {
+                        s.leaves.iter().any(|l| {
+                            let distance = frame.position.checked_sub(l.gva.0 >> 12);
+                            distance.is_some_and(|d| l.gpa.gfn().0.checked_add(d) == Some(gfn.0))
+                        })
+                    };
+                    assert!(
+                        truth.spaces.iter().any(maps),
+                        "{style:?} {gfn} is not mapped at {:#x}",
+                        frame.position
+                    );
+                    assert_eq!(region.unwrap().order, Order::UserAddress);
+                }
+                _ => {}
+            }
+        }
+        let kernel = coloring.map.kernel();
+        assert_eq!(kernel.release, truth.kernel.release);
+        assert_eq!(kernel.banner.trim_end(), truth.kernel.banner.trim_end());
+        assert!(coloring.notes().is_empty(), "{:?}", coloring.notes());
+    }
+}
+
+#[test]
+fn temperature_is_true() {
+    for style in KernelStyle::ALL {
+        for isolated in [false, true] {
+            let guest =
+                GuestBuilder::new(style).page_table_isolation(isolated).seed(31).build().unwrap();
+            let coloring = try_color(&guest, ALL).unwrap();
+            for (_, gfn, frame) in coloring.map.iter() {
+                for (sign, name) in Temperature::NAMES {
+                    if sign != Temperature::RECENT_TASK {
+                        let (found, known) = (frame.temperature, guest.truth.temperature(gfn));
+                        assert_eq!(
+                            found.contains(sign),
+                            known.contains(sign),
+                            "{style:?} {gfn} {name}"
+                        );
                     }
                 }
             }
         }
     }
-    let _ = (Color::Free, FrameKind::Free);
+}
+
+#[test]
+fn processes_are_found() {
+    for style in KernelStyle::ALL {
+        for isolated in [false, true] {
+            let guest =
+                GuestBuilder::new(style).page_table_isolation(isolated).seed(41).build().unwrap();
+            let coloring = try_color(&guest, ALL).unwrap();
+            let known: BTreeSet<(u32, &str)> = guest
+                .truth
+                .tasks
+                .iter()
+                .filter(|t| t.space.is_some() && t.pid == t.tgid)
+                .map(|t| (t.pid, t.comm.as_str()))
+                .collect();
+            let found: BTreeSet<(u32, &str)> =
+                coloring.processes().iter().map(|p| (p.pid.unwrap(), p.name.as_str())).collect();
+            assert_eq!(found, known);
+            let threads: u32 = coloring.processes().iter().map(|p| p.threads).sum();
+            assert_eq!(
+                threads as usize,
+                guest.truth.tasks.iter().filter(|t| t.space.is_some()).count()
+            );
+        }
+    }
 }

@@ -1,6 +1,6 @@
 //! Puts a guest together, in the order in which a machine would get there.
 
-use super::boot::{banner, boot, is_reserved};
+use super::boot::{banner, boot};
 use super::builder::Knobs;
 use super::guest::{MockGuest, Registers};
 use super::image::Section;
@@ -11,7 +11,7 @@ use super::truth::{FileTruth, KernelTruth, Role, Truth, Users};
 use super::vfs::{File, Vfs, encode_device};
 use super::vmcoreinfo::TablePlace;
 use super::{btf, kallsyms};
-use crate::paging::{LeafTruth, Rights};
+use crate::paging::{LeafTruth, Rights, TableFrame};
 use crate::{MockError, Rng};
 use kaleidoscope_core::addr::{FRAME_SIZE, Gfn, Gva};
 use std::collections::{BTreeMap, BTreeSet};
@@ -70,6 +70,12 @@ pub(super) fn assemble(knobs: &Knobs) -> Result<MockGuest, MockError> {
     let note = kernel.vmcoreinfo(knobs, kallsyms.0)?;
     let free_blocks = kernel.give_back(&zones, &per_cpu)?;
 
+    let mut tables = kernel.tables.table_frames();
+    if knobs.isolated {
+        // The kernel's own root has a second half too.
+        let top = kernel.tables.mode().levels();
+        tables.push(TableFrame { level: top, gfn: Gfn(kernel.tables.root().gfn().0 + 1) });
+    }
     let image = &kernel.image;
     let symbols = image.symbols.iter().map(|s| (s.name.clone(), Gva(s.address))).collect();
     let kernel_truth = KernelTruth {
@@ -90,7 +96,7 @@ pub(super) fn assemble(knobs: &Knobs) -> Result<MockGuest, MockError> {
         symbols,
         modules: MODULES.map(str::to_owned).to_vec(),
         leaves: kernel.tables.leaves().collect(),
-        tables: kernel.tables.table_frames(),
+        tables,
     };
     let registers = registers(knobs, &kernel, &space_truths, &per_cpu.offsets);
     let users = users(space_truths.iter().map(|s| s.leaves.as_slice()));
@@ -106,6 +112,7 @@ pub(super) fn assemble(knobs: &Knobs) -> Result<MockGuest, MockError> {
         referenced: kernel.referenced,
         free_blocks,
         users,
+        per_cpu_units: per_cpu.units,
     };
     Ok(MockGuest::new(kernel.memory, truth, registers, kernel.types))
 }
@@ -549,7 +556,7 @@ impl Kernel {
             self.map_merged(&mut spaces, &mut mappings, &places)?;
         }
         for (gfn, count) in mappings {
-            let counted = self.frames.role(gfn).is_some_and(|r| !is_reserved(r));
+            let counted = self.frames.role(gfn).is_some_and(|r| !r.is_reserved());
             if counted {
                 self.page_mapped(gfn, count)?;
             }

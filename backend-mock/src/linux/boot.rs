@@ -33,6 +33,8 @@ pub(super) struct PerCpu {
     start: u64,
     /// Distance from a per-CPU address to each CPU's copy.
     pub(super) offsets: Vec<u64>,
+    /// Frames of all units, the parts that were given back included.
+    pub(super) units: std::ops::Range<Gfn>,
     next: u64,
 }
 
@@ -152,6 +154,7 @@ fn place_image(knobs: &Knobs, rng: &mut Rng, frames: &mut Frames) -> Result<Imag
     ] {
         image.frames(section).try_for_each(|gfn| frames.claim(gfn, role))?;
     }
+    frames.kept_at_boot = physical / FRAME_SIZE..(physical + bytes) / FRAME_SIZE;
     Ok(image)
 }
 
@@ -361,7 +364,8 @@ impl Kernel {
             let value = u32::try_from(value).unwrap_or(0);
             self.store_bytes(gva.0, &value.to_le_bytes())?;
         }
-        Ok(PerCpu { start, offsets, next: start + STATIC_PER_CPU })
+        let range = first..Gfn(first.0 + units);
+        Ok(PerCpu { start, offsets, units: range, next: start + STATIC_PER_CPU })
     }
 
     /// Contiguous frames that nobody has, aligned to a unit.
@@ -372,7 +376,9 @@ impl Kernel {
             let (low, high) = (r.start.0 / unit, (r.start.0 + u64::from(r.frames)) / unit);
             (low..high).rev().map(|n| Gfn(n * unit))
         });
-        let mut free = starts.filter(|s| (s.0..s.0 + frames).all(|g| self.frames.is_left(Gfn(g))));
+        let kept = &self.frames.kept_at_boot;
+        let is_open = |g: u64| self.frames.is_left(Gfn(g)) && !kept.contains(&g);
+        let mut free = starts.filter(|s| (s.0..s.0 + frames).all(is_open));
         free.next()
             .ok_or(MockError::OutOfFrames { order: frames.next_power_of_two().trailing_zeros() })
     }
@@ -390,36 +396,6 @@ struct Either<'a>(&'a mut ImageTables, BootTables<'a>);
 impl FrameSource for Either<'_> {
     fn table_frame(&mut self, level: u8) -> Option<Gfn> {
         self.0.table_frame(level).or_else(|| self.1.table_frame(level))
-    }
-}
-
-/// Whether a role is one that the page allocator never sees.
-pub(super) fn is_reserved(role: Role) -> bool {
-    match role {
-        Role::KernelText
-        | Role::KernelRodata
-        | Role::KernelData
-        | Role::Reserved
-        | Role::PerCpu
-        | Role::FrameTable
-        | Role::BootTable { .. } => true,
-        Role::Free { .. }
-        | Role::PerCpuFree { .. }
-        | Role::PageTable { .. }
-        | Role::UserRoot
-        | Role::KernelStack { .. }
-        | Role::ModuleText
-        | Role::ModuleData
-        | Role::Vmalloc
-        | Role::KernelAlloc
-        | Role::LargeKmalloc
-        | Role::Slab { .. }
-        | Role::Anonymous { .. }
-        | Role::Merged { .. }
-        | Role::SwapCache
-        | Role::Cache { .. }
-        | Role::Hugetlb { .. }
-        | Role::Offline => false,
     }
 }
 

@@ -1,7 +1,7 @@
 //! The page allocator's own view: zones, free blocks and their lists, each CPU's list of free pages.
 
 use super::KernelStyle;
-use super::boot::{PerCpu, is_reserved};
+use super::boot::PerCpu;
 use super::builder::Knobs;
 use super::image::Section;
 use super::kernel::{Kernel, Object, PageRecord, SECTION_FRAMES};
@@ -236,7 +236,7 @@ impl Kernel {
         for section in sections {
             for gfn in (section * SECTION_FRAMES..(section + 1) * SECTION_FRAMES).map(Gfn) {
                 let is_ram = self.frames.layout().index_of(gfn).is_some();
-                if !is_ram || self.frames.role(gfn).is_some_and(is_reserved) {
+                if !is_ram || self.frames.role(gfn).is_some_and(Role::is_reserved) {
                     let place = self.page_address(gfn) + self.page.lru;
                     let record = PageRecord {
                         flags,

@@ -14,12 +14,14 @@ pub(super) struct Frames {
     rng: Rng,
     cursor: u32,
     left: u32,
+    /// Frames that early boot code stays away from: the image, what is freed of it later included.
+    pub(super) kept_at_boot: std::ops::Range<u64>,
 }
 
 impl Frames {
     pub(super) fn new(layout: MemoryLayout, rng: Rng) -> Self {
         let left = layout.frames();
-        Self { roles: vec![None; left as usize], layout, rng, cursor: 0, left }
+        Self { roles: vec![None; left as usize], layout, rng, cursor: 0, left, kept_at_boot: 0..0 }
     }
 
     pub(super) fn layout(&self) -> &MemoryLayout {
@@ -98,7 +100,8 @@ impl Frames {
             let end = region.start.0 + u64::from(region.frames);
             let Some(mut at) = end.checked_sub(count).map(|a| a / align * align) else { continue };
             while at >= region.start.0 {
-                if (at..at + count).all(|g| self.is_left(Gfn(g))) {
+                let is_open = |g: u64| self.is_left(Gfn(g)) && !self.kept_at_boot.contains(&g);
+                if (at..at + count).all(is_open) {
                     (at..at + count).try_for_each(|g| self.claim(Gfn(g), role))?;
                     return Ok(Gfn(at));
                 }

@@ -5,6 +5,7 @@ mod boot;
 mod btf;
 mod buddy;
 mod builder;
+mod corrupt;
 mod extras;
 mod frames;
 mod guest;
@@ -25,6 +26,7 @@ mod vfs;
 mod vmcoreinfo;
 
 pub use builder::GuestBuilder;
+pub use corrupt::{Area, Damage};
 pub use guest::{MockGuest, Registers};
 pub use style::KernelStyle;
 pub use truth::{

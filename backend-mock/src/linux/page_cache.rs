@@ -28,7 +28,16 @@ impl Kernel {
     ) -> Result<(), MockError> {
         for &(index, order) in folios {
             let role = move |i| Role::Cache { file: number, index: index + i };
-            let head = self.frames.take(order, role)?;
+            // Where memory is fragmented, a smaller folio must do.
+            let orders = (0..=order).rev().filter(|&o| o != 1 || order == 1);
+            let mut taken = Err(MockError::OutOfFrames { order });
+            for smaller in orders {
+                taken = self.frames.take(smaller, role).map(|head| (head, smaller));
+                if !matches!(taken, Err(MockError::OutOfFrames { .. })) {
+                    break;
+                }
+            }
+            let (head, order) = taken?;
             let flag = |name| self.style.flag(name);
             let mut flags = flag("PG_uptodate") | flag("PG_lru");
             if file.kind == FileKind::Memory {

@@ -218,6 +218,7 @@ pub struct Truth {
     /// Free blocks: first frame and order.
     pub free_blocks: BTreeMap<Gfn, u32>,
     pub(super) users: BTreeMap<Gfn, Users>,
+    pub(super) per_cpu_units: std::ops::Range<Gfn>,
 }
 
 /// How user page tables map a frame, all of them together.
@@ -236,6 +237,37 @@ pub struct Users {
 }
 
 impl Role {
+    /// Whether the page allocator never sees the frame; its record says reserved.
+    #[must_use]
+    pub fn is_reserved(self) -> bool {
+        match self {
+            Self::KernelText
+            | Self::KernelRodata
+            | Self::KernelData
+            | Self::Reserved
+            | Self::PerCpu
+            | Self::FrameTable
+            | Self::BootTable { .. } => true,
+            Self::Free { .. }
+            | Self::PerCpuFree { .. }
+            | Self::PageTable { .. }
+            | Self::UserRoot
+            | Self::KernelStack { .. }
+            | Self::ModuleText
+            | Self::ModuleData
+            | Self::Vmalloc
+            | Self::KernelAlloc
+            | Self::LargeKmalloc
+            | Self::Slab { .. }
+            | Self::Anonymous { .. }
+            | Self::Merged { .. }
+            | Self::SwapCache
+            | Self::Cache { .. }
+            | Self::Hugetlb { .. }
+            | Self::Offline => false,
+        }
+    }
+
     /// The coarse kind.
     #[must_use]
     pub fn kind(self, files: &[FileTruth]) -> FrameKind {
@@ -292,6 +324,12 @@ impl Truth {
     #[must_use]
     pub fn kind(&self, index: FrameIndex) -> FrameKind {
         self.roles.get(index.as_usize()).map_or(FrameKind::Unknown, |r| r.kind(&self.files))
+    }
+
+    /// Frames of all CPUs' units of per-CPU memory, the parts that were given back included.
+    #[must_use]
+    pub fn per_cpu_units(&self) -> &std::ops::Range<Gfn> {
+        &self.per_cpu_units
     }
 
     /// How user page tables map a frame.

@@ -1,10 +1,11 @@
-//! The coloring under test: the two CSV files that `kaleidoscope color` writes.
+//! The coloring under test: a color map, or the two CSV files that `kaleidoscope color` writes.
 use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
 use super::error::Error;
+use kaleidoscope_core::color::{ColorMap, FrameKind};
 
 /// What the coloring says a frame is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize, Serialize)]
@@ -49,6 +50,25 @@ impl Kind {
             Self::Hugetlb => "hugetlb",
             Self::Offline => "offline",
             Self::Unknown => "unknown",
+        }
+    }
+}
+
+impl From<FrameKind> for Kind {
+    fn from(kind: FrameKind) -> Self {
+        match kind {
+            FrameKind::Free => Self::Free,
+            FrameKind::Slab => Self::Slab,
+            FrameKind::PageTable => Self::PageTable,
+            FrameKind::Anonymous => Self::Anonymous,
+            FrameKind::Shared => Self::Shared,
+            FrameKind::File => Self::File,
+            FrameKind::BlockDevice => Self::BlockDevice,
+            FrameKind::Kernel => Self::Kernel,
+            FrameKind::Hugetlb => Self::Hugetlb,
+            FrameKind::Offline => Self::Offline,
+            // A kind that this judge does not know is as good as none.
+            FrameKind::Unknown | _ => Self::Unknown,
         }
     }
 }
@@ -146,6 +166,25 @@ impl Coloring {
     pub(crate) fn load(frames: &Path, regions: &Path) -> Result<Self, Error> {
         let regions = load_regions(regions)?;
         Ok(Self { frames: load_frames(frames, &regions)?, regions })
+    }
+
+    /// A color map as the CSV files would have it.
+    pub(crate) fn from_map(map: &ColorMap) -> Self {
+        let frames = map.iter().map(|(_, gfn, frame)| Frame {
+            gfn: gfn.0,
+            kind: Kind::from(frame.kind),
+            region: frame.region.map(|id| u64::from(id.0)),
+            position: frame.region.map(|_| frame.position),
+        });
+        let region = |region: &kaleidoscope_core::color::Region| Region {
+            kind: Kind::from(region.kind),
+            name: region.name.clone(),
+            frames: u64::from(region.frames),
+        };
+        Self {
+            frames: frames.collect(),
+            regions: (0..).zip(map.regions().iter().map(region)).collect(),
+        }
     }
 
     /// All frames, by gfn.

@@ -1,4 +1,5 @@
 //! Why a comparison could not be made.
+use crate::failure::Failure;
 use std::path::PathBuf;
 
 /// Why a comparison could not be made.
@@ -18,6 +19,9 @@ pub(crate) enum Error {
         /// Cause.
         source: std::io::Error,
     },
+    /// The image cannot be colored.
+    #[error("{0}")]
+    Image(Failure),
     /// A truth file is damaged.
     #[error("{path}: at byte {offset:#x}: {problem}")]
     Truth {
@@ -52,4 +56,10 @@ pub(crate) enum Error {
     /// The report cannot be written.
     #[error("cannot write the report: {0}")]
     Output(std::io::Error),
+}
+
+impl From<Failure> for Error {
+    fn from(failure: Failure) -> Self {
+        Self::Image(failure)
+    }
 }

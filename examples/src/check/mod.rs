@@ -1,7 +1,7 @@
 //! `kaleidoscope check`: compares a coloring with what the guest's own kernel said of every frame.
 //!
-//! The truth is a directory of `/proc` files captured inside the guest ([`truth`]); the coloring is the pair of CSV
-//! files that `kaleidoscope color` writes ([`coloring`]). Three judges ([`judge`]) compare them: the kind of every
+//! The truth is a directory of `/proc` files captured inside the guest ([`truth`]); the coloring ([`coloring`]) is made
+//! from the guest's image, or read from the pair of CSV files that `kaleidoscope color` writes. Three judges ([`judge`]) compare them: the kind of every
 //! frame, the file and page index of every cached file page, and the owner of every anonymous frame.
 mod coloring;
 mod error;
@@ -17,23 +17,29 @@ use std::process::ExitCode;
 
 pub(crate) use error::Error;
 
+use crate::analysis::{ImageFormat, LayoutArgs};
 use coloring::Coloring;
+use kaleidoscope_core::coloring::Rules;
 use report::Report;
 use truth::Truth;
 
 /// Compare a coloring with what the guest's own kernel said of every frame.
 ///
+/// Colors the image beside the truth (ram.bin with layout.txt and regs.txt), or judges the CSV files of a coloring.
 /// Exits with 0 if the coloring is right, 1 if it is not, 2 if the input cannot be read.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct Args {
     /// Directory of the guest; the truth is looked for in `truth/gt` and `gt` below it.
     guest_dir: PathBuf,
-    /// CSV of frames: gfn,kind,color,region,position.
-    #[arg(long, value_name = "FILE")]
-    frames: PathBuf,
-    /// CSV of regions: region,kind,name,frames.
-    #[arg(long, value_name = "FILE")]
-    regions: PathBuf,
+    /// CSV of frames to judge: gfn,kind,color,region,position.
+    #[arg(long, value_name = "FILE", requires = "regions")]
+    frames: Option<PathBuf>,
+    /// CSV of regions to judge: region,kind,name,frames.
+    #[arg(long, value_name = "FILE", requires = "frames")]
+    regions: Option<PathBuf>,
+    /// Color the image without the vCPUs' registers.
+    #[arg(long, conflicts_with = "frames")]
+    no_registers: bool,
     /// Directory of the truth, if it is not below GUEST_DIR.
     #[arg(long, value_name = "DIR")]
     truth: Option<PathBuf>,
@@ -62,8 +68,12 @@ impl Args {
     }
 
     fn compare(&self) -> Result<Report, Error> {
-        let truth = Truth::load(&self.truth_dir()?)?;
-        let coloring = Coloring::load(&self.frames, &self.regions)?;
+        let directory = self.truth_dir()?;
+        let truth = Truth::load(&directory)?;
+        let coloring = match (&self.frames, &self.regions) {
+            (Some(frames), Some(regions)) => Coloring::load(frames, regions)?,
+            (None, _) | (_, None) => self.color_image(&directory)?,
+        };
         Ok(Report::new(
             judge::frames::judge(&truth, &coloring, self.examples),
             judge::files::judge(&truth, &coloring, self.examples),
@@ -71,6 +81,17 @@ impl Args {
             coloring.defects(self.examples),
             self.tolerance,
         ))
+    }
+
+    /// Colors the image that the truth in `truth` was captured with: the one beside it, or else the guest's.
+    fn color_image(&self, truth: &Path) -> Result<Coloring, Error> {
+        let beside = truth.parent().filter(|dir| dir.join("ram.bin").is_file());
+        let dir = beside.unwrap_or(&self.guest_dir);
+        let layout = LayoutArgs { layout: Some(dir.join("layout.txt")), format: ImageFormat::Auto };
+        let image = layout.open(&dir.join("ram.bin"))?;
+        let registers = Some(dir.join("regs.txt")).filter(|_| !self.no_registers);
+        let analysis = crate::analysis::color(&image, registers.as_deref(), Rules::default())?;
+        Ok(Coloring::from_map(&analysis.coloring.map))
     }
 
     fn truth_dir(&self) -> Result<PathBuf, Error> {

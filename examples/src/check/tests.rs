@@ -110,8 +110,9 @@ impl Fixture {
         self.write("regions.csv", self.regions.as_bytes());
         Args {
             guest_dir: self.dir.path().to_path_buf(),
-            frames: path("frames.csv"),
-            regions: path("regions.csv"),
+            frames: Some(path("frames.csv")),
+            regions: Some(path("regions.csv")),
+            no_registers: false,
             truth: None,
             json: false,
             tolerance: self.tolerance,

@@ -1,6 +1,6 @@
 //! The colors of the colors.
 
-use kaleidoscope_core::color::{Color, Frame, Temperature};
+use kaleidoscope_core::color::{Color, Frame, FrameKind, Temperature};
 
 /// Red, green, blue.
 pub(crate) type Rgb = [u8; 3];
@@ -85,7 +85,7 @@ pub(super) fn shade(frame: &Frame) -> Rgb {
     rgb(frame.color).map(|channel| scale(channel, light))
 }
 
-/// 0.66 for cold to 1.0 for hot. Kernel and free frames have no signs of use of their own and stay as they are.
+/// 0.7 for cold to 1.0 for hot. Kernel and free frames have no signs of use of their own and stay as they are.
 fn heat(frame: &Frame) -> f32 {
     let (processes, files) = (FAMILIES[0].1, FAMILIES[1].1);
     if !processes.contains(&frame.color) && !files.contains(&frame.color) {
@@ -98,15 +98,20 @@ fn heat(frame: &Frame) -> f32 {
         (Temperature::RECENT_TASK, 0.1),
     ];
     let warmth = signs.iter().filter(|s| frame.temperature.contains(s.0)).map(|s| s.1);
-    (0.66 + warmth.sum::<f32>()).min(1.0)
+    (0.7 + warmth.sum::<f32>()).min(1.0)
 }
 
 /// A factor near 1 that is the same for all frames of a region and different for its neighbors.
 fn grain(frame: &Frame) -> f32 {
-    let Some(region) = frame.region else { return 1.0 };
+    let Some(region) = frame.region.filter(|_| has_many_regions(frame.kind)) else { return 1.0 };
     // Multiplication by 2^32 divided by the golden ratio spreads consecutive numbers (Knuth, TAOCP 3, section 6.4).
     let spread = region.0.wrapping_mul(0x9e37_79b9) >> 24;
     0.9 + 0.2 * f32::from(u8::try_from(spread).unwrap_or(0)) / 255.0
+}
+
+/// Whether frames of a kind belong to files, processes or caches, rather than to one part of the kernel.
+fn has_many_regions(kind: FrameKind) -> bool {
+    matches!(kind, FrameKind::File | FrameKind::Shared | FrameKind::Anonymous | FrameKind::Slab)
 }
 
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped to 0..=255")]

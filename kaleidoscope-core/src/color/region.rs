@@ -14,7 +14,8 @@ pub struct RegionId(pub u32);
 pub enum Order {
     /// By frame number; nothing better is known. Position: gfn.
     FrameNumber = 0,
-    /// By kernel-virtual address. Position: address / 4096, counted from the first address of the upper half.
+    /// By kernel-virtual address. Position: pages from the start of the part of the kernel's address space that the
+    /// region lies in (image, vmalloc area, frame table), so that randomized bases do not matter.
     KernelAddress = 1,
     /// By user-virtual address in one process. Position: address / 4096.
     UserAddress = 2,

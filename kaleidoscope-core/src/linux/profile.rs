@@ -4,7 +4,7 @@
 //! Nothing is assumed from the version number. A field that nobody describes is `None`, and what depends on it is left out.
 
 use super::btf::TypeIndex;
-use super::page_types::{PageFlags, PageTypes};
+use super::page_types::{PageFlags, PageTypes, TypeScheme};
 use super::vmcoreinfo::VmcoreInfo;
 
 macro_rules! fields {
@@ -157,7 +157,7 @@ impl Profile {
             types: page_types(types, note),
             page_bytes: from_type.or_else(from_note).unwrap_or(PAGE_BYTES),
             hugetlb_dtor: dtor,
-            hugetlb_tail_flag: number_mask(note, "PG_hugetlb"),
+            hugetlb_tail_flag: flag_mask(types, note, "PG_hugetlb"),
             buddy_orders: u32::try_from(orders).unwrap_or(BUDDY_ORDERS).clamp(1, 32),
             comm_bytes: comm.and_then(|c| usize::try_from(c).ok()).unwrap_or(16).min(64),
         }
@@ -172,12 +172,21 @@ fn number_mask(note: Option<&VmcoreInfo>, name: &str) -> u64 {
     note.and_then(|n| n.number(name)).map_or(0, mask)
 }
 
-fn page_flags(types: Option<&TypeIndex<'_>>, note: Option<&VmcoreInfo>) -> PageFlags {
-    let typed = |name: &str| types.and_then(|t| t.enum_value("pageflags", name)).map_or(0, mask);
-    let either = |name: &str| match typed(name) {
+fn typed_mask(types: Option<&TypeIndex<'_>>, name: &str) -> u64 {
+    types.and_then(|t| t.enum_value("pageflags", name)).map_or(0, mask)
+}
+
+/// A flag's mask by the types, else by VMCOREINFO; 0 when neither has it.
+fn flag_mask(types: Option<&TypeIndex<'_>>, note: Option<&VmcoreInfo>, name: &str) -> u64 {
+    match typed_mask(types, name) {
         0 => number_mask(note, name),
         known => known,
-    };
+    }
+}
+
+fn page_flags(types: Option<&TypeIndex<'_>>, note: Option<&VmcoreInfo>) -> PageFlags {
+    let typed = |name: &str| typed_mask(types, name);
+    let either = |name: &str| flag_mask(types, note, name);
     let mut flags = PageFlags {
         referenced: typed("PG_referenced"),
         dirty: typed("PG_dirty"),
@@ -216,7 +225,9 @@ fn page_types(types: Option<&TypeIndex<'_>>, note: Option<&VmcoreInfo>) -> Optio
     let number = |name: &str, note_name: &str| {
         typed(name).or_else(|| word(note_name).and_then(|w| found.number(w)))
     };
-    let offline = number("PGTY_offline", "PAGE_OFFLINE_MAPCOUNT_VALUE");
+    // The bit has been the same in every kernel that encodes types as bits.
+    let offline_bit = (found.scheme == TypeScheme::ClearedBit).then_some(0x100);
+    let offline = number("PGTY_offline", "PAGE_OFFLINE_MAPCOUNT_VALUE").or(offline_bit);
     let hugetlb = number("PGTY_hugetlb", "PAGE_HUGETLB_MAPCOUNT_VALUE");
     let slab = number("PGTY_slab", "PAGE_SLAB_MAPCOUNT_VALUE");
     found.table = typed("PGTY_table");

@@ -46,7 +46,7 @@ impl<'a> Reader<'a> {
         self.bytes.get(self.at..).unwrap_or_default()
     }
 
-    fn head(&mut self) -> Result<Header, ManifestError> {
+    pub(super) fn head(&mut self) -> Result<Header, ManifestError> {
         let mut decoder = Decoder::from(self.rest());
         let head = decoder.pull().map_err(|e| match e {
             ciborium_ll::Error::Io(_) => self.error("the payload ends inside an item"),
@@ -71,7 +71,7 @@ impl<'a> Reader<'a> {
     }
 
     /// `len` bytes of a byte or text string's body.
-    fn body(&mut self, len: usize) -> Result<&'a [u8], ManifestError> {
+    pub(super) fn body(&mut self, len: usize) -> Result<&'a [u8], ManifestError> {
         let body = self.rest().get(..len);
         let body = body.ok_or_else(|| self.error(format!("a string of {len} bytes is cut off")))?;
         self.at = self.at.saturating_add(len);

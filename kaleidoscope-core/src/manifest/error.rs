@@ -13,7 +13,7 @@ pub enum ManifestError {
     #[error(transparent)]
     Io(#[from] std::io::Error),
     /// The first eight bytes are not a manifest's.
-    #[error("not a manifest: the file starts with {found:02x?}, not `KSCOPE\\r\\n`")]
+    #[error("not a manifest: the file starts with `{}`, not `KSCOPE\\r\\n`", found.escape_ascii())]
     Magic {
         /// The bytes found, fewer than eight at the end of a short file.
         found: Vec<u8>,

@@ -16,6 +16,8 @@ mod cbor;
 mod columns;
 mod container;
 mod decode;
+#[cfg(test)]
+mod doc_example;
 mod encode;
 mod error;
 mod identity;

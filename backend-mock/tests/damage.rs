@@ -1,0 +1,105 @@
+//! Introspection of damaged guests comes to an end, in bounded time, and what is undamaged stays true.
+
+use kaleidoscope_core::color::FrameKind;
+use kaleidoscope_core::coloring::{Coloring, Options, color};
+use kaleidoscope_core::registers::VcpuRegisters;
+use kaleidoscope_mock::linux::{Area, Damage, GuestBuilder, KernelStyle, MockGuest};
+use std::time::{Duration, Instant};
+
+/// Far more than an undamaged guest of this size needs, also on a busy machine and without optimization.
+const LIMIT: Duration = Duration::from_secs(20);
+
+fn guest(style: KernelStyle, seed: u64) -> MockGuest {
+    GuestBuilder::new(style).ram_bytes(16 << 20).processes(2).seed(seed).build().unwrap()
+}
+
+/// Colors with and without registers; the first result that there is.
+fn color_both_ways(name: &str, guest: &MockGuest) -> Option<Coloring> {
+    let with = guest.registers.first().map(|r| VcpuRegisters {
+        cr0: Some(r.cr0),
+        cr3: Some(r.cr3),
+        cr4: Some(r.cr4),
+        efer: Some(r.efer),
+        ..VcpuRegisters::default()
+    });
+    let mut out = None;
+    for registers in [with.into_iter().collect(), Vec::new()] {
+        let start = Instant::now();
+        let coloring = color(&guest.memory, &Options { registers, ..Options::default() }).ok();
+        assert!(start.elapsed() < LIMIT, "{name} took {:?}", start.elapsed());
+        out = out.or(coloring);
+    }
+    out
+}
+
+/// Share of frames whose kind was found, in percent.
+fn right(guest: &MockGuest, coloring: &Coloring) -> usize {
+    let kinds = coloring.map.iter();
+    let right = kinds.filter(|(i, _, f)| f.kind == guest.truth.kind(*i)).count();
+    right * 100 / coloring.map.len()
+}
+
+#[test]
+fn every_kind_of_damage_stays_local() {
+    for style in KernelStyle::ALL {
+        let undamaged = guest(style, 5);
+        for damage in Damage::ALL {
+            let mut guest = undamaged.clone();
+            guest.damage(damage).unwrap_or_else(|e| panic!("{style:?} {damage:?}: {e}"));
+            let name = format!("{style:?} {damage:?}");
+            let coloring =
+                color_both_ways(&name, &guest).unwrap_or_else(|| panic!("{name}: nothing found"));
+            let right = right(&guest, &coloring);
+            assert!(right >= 90, "{name}: {right} % right");
+        }
+    }
+}
+
+#[test]
+fn flipped_bits_are_survived() {
+    for style in KernelStyle::ALL {
+        let undamaged = guest(style, 6);
+        for area in Area::ALL {
+            for seed in 0..2 {
+                let mut guest = undamaged.clone();
+                guest.flip_bits_in(area, seed, 2000).unwrap();
+                if let Some(coloring) =
+                    color_both_ways(&format!("{style:?} {area:?} {seed}"), &guest)
+                {
+                    assert_eq!(coloring.map.len(), guest.truth.roles().len());
+                }
+            }
+        }
+    }
+}
+
+/// A few flipped bits anywhere hardly ever hit something that matters for more than its own frame.
+#[test]
+fn rare_errors_do_little_harm() {
+    for style in KernelStyle::ALL {
+        let mut guest = guest(style, 9);
+        guest.flip_bits(1, 50).unwrap();
+        let coloring = color_both_ways("rare", &guest).unwrap();
+        let right = right(&guest, &coloring);
+        assert!(right >= 98, "{style:?}: {right} % right");
+    }
+}
+
+/// A frame that is in use is never called free, whatever is flipped in the frame table: filling it with zeros would
+/// destroy it. Flips that happen to spell a free page are beyond anybody's knowledge, hence a few are allowed.
+#[test]
+fn damage_seldom_frees_what_is_in_use() {
+    for style in KernelStyle::ALL {
+        let mut guest = guest(style, 3);
+        guest.flip_bits_in(Area::FrameTable, 3, 3000).unwrap();
+        let coloring = color_both_ways("free", &guest).unwrap();
+        let wrongly_free = coloring
+            .map
+            .iter()
+            .filter(|(i, _, f)| {
+                f.kind == FrameKind::Free && guest.truth.kind(*i) != FrameKind::Free
+            })
+            .count();
+        assert!(wrongly_free < 20, "{style:?}: {wrongly_free} frames in use were called free");
+    }
+}

@@ -1,0 +1,145 @@
+//! What coloring costs, against one pass of xxh3 over the same image in the same run.
+//!
+//! `cargo bench -p kaleidoscope-core --bench coloring` measures synthetic guests; with `KALEIDOSCOPE_GUESTS` naming a
+//! folder of guest folders (each with `ram.bin`, `layout.txt`, `regs.txt`), it measures those too. One thread; the image
+//! is in the page cache and mapped. Measurements of the two alternate, so that a busy machine slows both.
+
+use kaleidoscope_core::coloring::{Options, color_with_progress};
+use kaleidoscope_core::guest_os::Stage;
+use kaleidoscope_core::image::{Format, LayoutFile, MemoryImage, RawLayout};
+use kaleidoscope_core::memory::GuestMemory;
+use kaleidoscope_core::registers::{VcpuRegisters, parse_qemu_text};
+use std::error::Error;
+use std::hash::Hasher;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// Rounds that are measured, after one that warms caches up.
+const ROUNDS: usize = 15;
+
+/// A guest to measure.
+struct Guest {
+    name: String,
+    memory: Box<dyn GuestMemory>,
+    registers: Vec<VcpuRegisters>,
+}
+
+/// Durations of one guest, one of each round.
+#[derive(Default)]
+struct Durations {
+    hash: Vec<Duration>,
+    with_registers: Vec<Duration>,
+    without_registers: Vec<Duration>,
+    stages: Vec<(Stage, Vec<Duration>)>,
+}
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let mut guests = Vec::new();
+    match std::env::var_os("KALEIDOSCOPE_GUESTS") {
+        Some(folder) => guests.extend(real_guests(Path::new(&folder))?),
+        None => println!("SKIPPED real guests: KALEIDOSCOPE_GUESTS names no folder"),
+    }
+    println!(
+        "median of {ROUNDS} rounds, one thread, in ms; ratios to one xxh3 pass over the image"
+    );
+    println!(
+        "{:<24} {:>6} {:>8} {:>10} {:>6} {:>13} {:>6}",
+        "guest", "MiB", "xxh3", "coloring", "ratio", "no registers", "ratio"
+    );
+    for guest in &guests {
+        let durations = measure(guest)?;
+        let [hash, with, without] =
+            [&durations.hash, &durations.with_registers, &durations.without_registers].map(median);
+        println!(
+            "{:<24} {:>6} {:>8.2} {:>10.2} {:>6.2} {:>13.2} {:>6.2}",
+            guest.name,
+            guest.memory.layout().bytes() >> 20,
+            millis(hash),
+            millis(with),
+            millis(with) / millis(hash),
+            millis(without),
+            millis(without) / millis(hash),
+        );
+        let stages = durations.stages.iter();
+        let stages: Vec<_> =
+            stages.map(|(stage, all)| format!("{stage} {:.2}", millis(median(all)))).collect();
+        println!("    {}", stages.join(", "));
+    }
+    Ok(())
+}
+
+fn measure(guest: &Guest) -> Result<Durations, Box<dyn Error>> {
+    let memory = &*guest.memory;
+    let with = Options { registers: guest.registers.clone(), ..Options::default() };
+    let without = Options::default();
+    let mut out = Durations::default();
+    for round in 0..=ROUNDS {
+        let hash = timed(|| hash(memory));
+        let mut stages = Vec::new();
+        let colored = timed(|| {
+            color_with_progress(memory, &with, &mut |stage| stages.push((stage, Instant::now())))
+        });
+        let end = Instant::now();
+        let blind = timed(|| color_with_progress(memory, &without, &mut |_| {}));
+        colored.0?;
+        blind.0?;
+        if round == 0 {
+            out.stages = stages.iter().map(|(stage, _)| (*stage, Vec::new())).collect();
+            continue;
+        }
+        out.hash.push(hash.1);
+        out.with_registers.push(colored.1);
+        out.without_registers.push(blind.1);
+        let ends = stages.iter().skip(1).map(|s| s.1).chain([end]);
+        for ((all, (_, begin)), end) in out.stages.iter_mut().zip(&stages).zip(ends) {
+            all.1.push(end - *begin);
+        }
+    }
+    Ok(out)
+}
+
+/// One pass over all of RAM, region by region.
+fn hash(memory: &dyn GuestMemory) -> u64 {
+    let mut hasher = twox_hash::XxHash3_64::default();
+    for region in memory.layout().regions() {
+        let bytes = usize::try_from(region.frames).unwrap_or(0) << 12;
+        if let Some(slice) = memory.slice(region.start.gpa(), bytes) {
+            hasher.write(slice);
+        }
+    }
+    hasher.finish()
+}
+
+fn timed<T>(f: impl FnOnce() -> T) -> (T, Duration) {
+    let start = Instant::now();
+    let out = std::hint::black_box(f());
+    (out, start.elapsed())
+}
+
+fn median(all: &Vec<Duration>) -> Duration {
+    let mut sorted = all.clone();
+    sorted.sort();
+    sorted.get(sorted.len() / 2).copied().unwrap_or_default()
+}
+
+fn millis(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1000.0
+}
+
+fn real_guests(folder: &Path) -> Result<Vec<Guest>, Box<dyn Error>> {
+    let mut guests = Vec::new();
+    for entry in std::fs::read_dir(folder)? {
+        let folder = entry?.path();
+        if !folder.join("ram.bin").exists() {
+            continue;
+        }
+        let layout = LayoutFile::open(&folder.join("layout.txt"))?;
+        let format = Format::Raw(RawLayout::File(layout));
+        let memory = MemoryImage::open(&folder.join("ram.bin"), &format)?;
+        let registers = parse_qemu_text(&std::fs::read_to_string(folder.join("regs.txt"))?)?;
+        let name = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        guests.push(Guest { name, memory: Box::new(memory), registers });
+    }
+    guests.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(guests)
+}

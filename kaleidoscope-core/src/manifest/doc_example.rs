@@ -1,0 +1,170 @@
+//! The example in `docs/formats.md` is what this code writes.
+//!
+//! `UPDATE_DOCS=1 cargo test -p kaleidoscope-core doc_example` writes the blocks anew.
+
+use super::cbor::Reader;
+use super::*;
+use crate::addr::Gfn;
+use crate::color::{Color, Frame, FrameKind, KernelIdentity, Order, Region, RegionId, Temperature};
+use crate::memory::{MemoryLayout, VecMemory};
+use ciborium_ll::Header;
+use std::fmt::Write;
+
+const DOCUMENT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/formats.md");
+
+/// Four frames: free, two cached pages of a file, kernel data.
+fn example() -> Manifest {
+    let layout = MemoryLayout::new(&[(Gfn(0).gpa(), 0x3000), (Gfn(256).gpa(), 0x1000)]).unwrap();
+    let kernel = KernelIdentity {
+        os: "linux".into(),
+        release: "6.1.0".into(),
+        banner: String::new(),
+        build_id: "c0ffee".into(),
+        paging: "x86-64 4-level".into(),
+    };
+    let regions = vec![
+        Region::new(FrameKind::File, Order::FileOffset, "ext4:65024:12:/etc/passwd"),
+        Region::new(FrameKind::Kernel, Order::KernelAddress, "kernel-data"),
+    ];
+    let file = |color, position, temperature| Frame {
+        kind: FrameKind::File,
+        color,
+        region: Some(RegionId(0)),
+        position,
+        temperature,
+    };
+    let frames = [
+        Frame { kind: FrameKind::Free, color: Color::Free, ..Frame::default() },
+        file(Color::FileMapped, 1, Temperature::ACCESSED | Temperature::ACTIVE),
+        file(Color::FileCache, 0, Temperature::NONE),
+        Frame {
+            kind: FrameKind::Kernel,
+            color: Color::KernelData,
+            region: Some(RegionId(1)),
+            position: 0x7_fff8_2a00,
+            temperature: Temperature::NONE,
+        },
+    ];
+    let map = ColorMap::new(layout.clone(), kernel, frames, regions).unwrap();
+    let identity = ImageIdentity::of(&VecMemory::zeroed(layout), &map).unwrap();
+    Manifest::new(map, identity)
+}
+
+/// The file: the header's fields, each on its line, then the zstd frame.
+fn annotated_file(bytes: &[u8]) -> String {
+    let mut out = String::new();
+    let fields = [
+        (0..8, "magic"),
+        (8..12, "version 1"),
+        (12..16, "flags"),
+        (16..24, "payload length"),
+        (24..32, "uncompressed length"),
+        (32..48, "checksum"),
+        (48..64, ""),
+    ];
+    for (range, meaning) in fields {
+        line(&mut out, range.start, &bytes[range], meaning);
+    }
+    for (i, chunk) in bytes[64..].chunks(16).enumerate() {
+        line(&mut out, 64 + i * 16, chunk, if i == 0 { "zstd frame" } else { "" });
+    }
+    out
+}
+
+/// The payload, one item per line, indented by its depth. Long strings are shown 16 bytes a line.
+fn annotated_payload(bytes: &[u8]) -> String {
+    let mut out = String::new();
+    let mut reader = Reader::new(bytes);
+    item(bytes, &mut reader, 0, &mut out);
+    reader.finish().unwrap();
+    out
+}
+
+fn item(bytes: &[u8], reader: &mut Reader<'_>, depth: usize, out: &mut String) {
+    let start = reader.place();
+    let head = reader.head().unwrap();
+    let indent = "  ".repeat(depth);
+    let mut children = 0;
+    let meaning = match head {
+        Header::Positive(value) => value.to_string(),
+        Header::Array(Some(len)) => {
+            children = len;
+            format!("array of {len}")
+        }
+        Header::Map(Some(len)) => {
+            children = len * 2;
+            format!("map of {len}")
+        }
+        Header::Text(Some(len)) => {
+            format!("{:?}", std::str::from_utf8(reader.body(len).unwrap()).unwrap())
+        }
+        Header::Bytes(Some(len)) => {
+            reader.body(len).unwrap();
+            format!("{len} bytes")
+        }
+        Header::Negative(_)
+        | Header::Float(_)
+        | Header::Simple(_)
+        | Header::Tag(_)
+        | Header::Break
+        | Header::Array(None)
+        | Header::Map(None)
+        | Header::Text(None)
+        | Header::Bytes(None) => panic!("the encoder does not write {head:?}"),
+    };
+    let mut meaning = format!("{indent}{meaning}");
+    for (i, chunk) in bytes[start..reader.place()].chunks(16).enumerate() {
+        line(out, start + i * 16, chunk, &meaning);
+        meaning.clear();
+    }
+    for _ in 0..children {
+        item(bytes, reader, depth + 1, out);
+    }
+}
+
+fn line(out: &mut String, offset: usize, bytes: &[u8], meaning: &str) {
+    let hex: Vec<String> = bytes.iter().map(|b| format!("{b:02x}")).collect();
+    let text = format!("{offset:04x}  {:47}  {meaning}", hex.join(" "));
+    writeln!(out, "{}", text.trim_end()).unwrap();
+}
+
+/// The bytes of a block of lines `offset  hex  meaning`.
+fn bytes_of(block: &str) -> Vec<u8> {
+    let hex = |line: &str| -> Vec<u8> {
+        let columns = line.get(6..line.len().min(53)).unwrap_or("");
+        columns.split_whitespace().map(|b| u8::from_str_radix(b, 16).unwrap()).collect()
+    };
+    block.lines().flat_map(hex).collect()
+}
+
+/// What is between the marker of `name` and the end marker.
+fn block<'a>(document: &'a str, name: &str) -> &'a str {
+    let (_, rest) = document.split_once(&format!("<!-- example: {name} -->\n")).expect("marker");
+    rest.split_once("<!-- end -->").expect("end marker").0
+}
+
+#[test]
+fn the_documented_example_is_what_is_written() {
+    let example = example();
+    let file = annotated_file(&example.to_bytes().unwrap());
+    let payload = annotated_payload(&encode::payload(&example));
+    let mut document = std::fs::read_to_string(DOCUMENT).unwrap();
+    if std::env::var_os("UPDATE_DOCS").is_some() {
+        for (name, text) in [("file", &file), ("payload", &payload)] {
+            let old = block(&document, name).to_owned();
+            let marker = format!("<!-- example: {name} -->\n");
+            document = document
+                .replace(&format!("{marker}{old}"), &format!("{marker}```text\n{text}```\n"));
+        }
+        std::fs::write(DOCUMENT, &document).unwrap();
+    }
+    let fenced = |name| {
+        let text = block(&document, name).strip_prefix("```text\n");
+        text.and_then(|t| t.strip_suffix("```\n")).expect("a fenced block")
+    };
+    assert_eq!(fenced("payload"), payload);
+    // Another version of zstd may compress differently; the file in the document must still be this manifest.
+    let documented = bytes_of(fenced("file"));
+    assert_eq!(Manifest::from_bytes(&documented, &Limits::for_frames(4)).unwrap(), example);
+    assert_eq!(annotated_file(&documented), fenced("file"));
+}
