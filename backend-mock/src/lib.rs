@@ -8,8 +8,10 @@ pub mod linux;
 pub mod paging;
 
 mod error;
+mod patched;
 mod ram;
 mod rng;
 
 pub use error::MockError;
+pub use patched::PatchedMemory;
 pub use rng::Rng;

@@ -6,6 +6,7 @@ mod csv_out;
 mod explain;
 mod failure;
 mod json;
+mod lab;
 mod map;
 mod outputs;
 mod picture;
@@ -33,6 +34,12 @@ enum Command {
     Explain(explain::Args),
     Map(map::Args),
     Check(check::Args),
+    /// Boot real guests whose memory can be compared with what they say of it themselves.
+    #[command(subcommand)]
+    Lab(lab::Command),
+    /// The lab's half inside the guest.
+    #[command(hide = true)]
+    LabAgent(lab::agent::Args),
 }
 
 fn main() -> ExitCode {
@@ -47,6 +54,8 @@ fn main() -> ExitCode {
         Command::Color(args) => done(args.run()),
         Command::Explain(args) => done(args.run()),
         Command::Map(args) => done(args.run()),
+        Command::Lab(command) => done(command.run().map_err(failure::Failure::new)),
+        Command::LabAgent(args) => done(args.run().map_err(failure::Failure::new)),
         Command::Check(args) => args.run().unwrap_or_else(|error| {
             eprintln!("error: {error}");
             ExitCode::from(2)

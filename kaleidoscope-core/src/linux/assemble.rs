@@ -48,12 +48,12 @@ pub(super) fn assemble<M: GuestMemory + ?Sized>(gathered: Gathered<'_, '_, M>) -
     let tables = table_uses(view, &users, twin_tables);
     let mut processes = list_processes(&users, &tasks);
     let names: Vec<String> = processes.iter().map(space_name).collect();
-    let mut regions = Regions::new(&owners, &names);
+    let mut regions = Regions::new(owners, &names);
     let mut frames = Vec::with_capacity(records.records.len());
     let columns = records.records.iter().zip(&users.frames).zip(&areas.frames).zip(&tables);
     for (((record, user), area), table) in columns {
         let mut facts = FrameFacts {
-            usage: usage_of(record, *table, &owners),
+            usage: usage_of(record, *table, &regions),
             area: area.area,
             is_table: table.is_table,
             user_mapped: user.space != NO_SPACE,
@@ -69,8 +69,11 @@ pub(super) fn assemble<M: GuestMemory + ?Sized>(gathered: Gathered<'_, '_, M>) -
         let order = facts.region.map_or(Order::FrameNumber, |id| regions.order(id));
         facts.position = position_of(order, &facts, record, user, area, *table);
         if let Some(process) = processes.get_mut(space as usize) {
-            process.anonymous_frames += u64::from(facts.usage == FrameUse::Anonymous);
-            process.table_frames += u64::from(facts.usage == FrameUse::PageTable);
+            let count = |frames: &mut u64, of: FrameUse| {
+                *frames = frames.saturating_add(u64::from(facts.usage == of));
+            };
+            count(&mut process.anonymous_frames, FrameUse::Anonymous);
+            count(&mut process.table_frames, FrameUse::PageTable);
         }
         frames.push(facts);
     }
@@ -85,10 +88,10 @@ pub(super) fn assemble<M: GuestMemory + ?Sized>(gathered: Gathered<'_, '_, M>) -
 }
 
 /// The record's use, corrected by what is known of its owner and by page-table walks.
-fn usage_of(record: &Record, table: TableUse, owners: &[Option<OwnerName>]) -> FrameUse {
+fn usage_of(record: &Record, table: TableUse, regions: &Regions<'_>) -> FrameUse {
     let is_cache = matches!(record.usage, FrameUse::File | FrameUse::Shared);
     if is_cache && record.owner != NO_OWNER {
-        return match owners.get(record.owner as usize).and_then(Option::as_ref) {
+        return match regions.owner(record.owner) {
             Some(owner) if owner.is_block_device => FrameUse::BlockDevice,
             Some(_) => record.usage,
             // A mapping that is none: page cache only if the kernel's reclaim lists hold the page.
@@ -250,7 +253,8 @@ fn describe_damage<M: GuestMemory + ?Sized>(
     note("kernel page tables", kernel.unreadable > 0, unreadable(kernel));
     note("user page tables", users.report.cut, "too many tables; the rest was left out".to_owned());
     note("user page tables", users.report.unreadable > 0, unreadable(&users.report));
-    note("user page tables", users.cut, "too many mappings; the rest was left out".to_owned());
+    let many = "too many roots or mappings; the rest was left out".to_owned();
+    note("user page tables", users.cut, many);
     note("kernel areas", areas.cut, "too many mappings; the rest was left out".to_owned());
     let broken = "the list of tasks is broken; processes may be missing".to_owned();
     note("tasks", tasks.damaged, broken);

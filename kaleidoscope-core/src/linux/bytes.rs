@@ -1,5 +1,4 @@
 //! Checked little-endian reads from hostile bytes.
-#![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
 /// The `N` bytes at `at`, if they are all there.
 pub(super) fn array_at<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {

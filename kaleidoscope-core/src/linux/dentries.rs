@@ -1,9 +1,11 @@
 //! Paths from directory entries and mounts.
 //!
 //! A dentry's path is the chain of names up to its file system's root; where that root is mounted comes from the file
-//! system's mounts. Chains come from guest memory, so their length is limited.
+//! system's mounts. Chains come from guest memory, so their length is limited, and all of them are paid for from one budget.
 
+use super::name_budget::NameBudget;
 use super::profile::Fields;
+use super::text::text;
 use super::view::KernelView;
 use crate::addr::Gva;
 use crate::memory::GuestMemory;
@@ -19,6 +21,9 @@ const MAX_PATH: usize = 4096;
 /// Most mounts of one file system, and deepest stack of mounts, that are looked at.
 const MAX_MOUNTS: usize = 64;
 
+/// Most file systems whose mounts are remembered; a machine full of containers has some thousands.
+const MAX_FILE_SYSTEMS: usize = 1 << 14;
+
 /// Bytes of a file name, at most (`NAME_MAX`).
 const MAX_NAME: usize = 255;
 
@@ -26,13 +31,19 @@ const MAX_NAME: usize = 255;
 pub(super) struct Paths<'v, 'm, M: ?Sized> {
     view: &'v KernelView<'m, M>,
     fields: &'v Fields,
+    budget: NameBudget,
     directories: HashMap<Gva, Rc<str>>,
     mounts: HashMap<Gva, Rc<str>>,
 }
 
 impl<'v, 'm, M: GuestMemory + ?Sized> Paths<'v, 'm, M> {
-    pub(super) fn new(view: &'v KernelView<'m, M>, fields: &'v Fields) -> Self {
-        Self { view, fields, directories: HashMap::new(), mounts: HashMap::new() }
+    pub(super) fn new(view: &'v KernelView<'m, M>, fields: &'v Fields, budget: NameBudget) -> Self {
+        Self { view, fields, budget, directories: HashMap::new(), mounts: HashMap::new() }
+    }
+
+    /// What names may still cost.
+    pub(super) fn budget(&mut self) -> &mut NameBudget {
+        &mut self.budget
     }
 
     /// The absolute path of an inode by its first name; `None` when it has none (left).
@@ -74,15 +85,17 @@ impl<'v, 'm, M: GuestMemory + ?Sized> Paths<'v, 'm, M> {
             if chain.len() == MAX_DEPTH {
                 return None;
             }
+            self.budget.pay_step()?;
             chain.push(at);
             at = parent;
         };
         for &dentry in chain.iter().rev() {
             let name = self.name(dentry)?;
-            if path.len() + name.len() >= MAX_PATH {
+            if path.len().saturating_add(name.len()) >= MAX_PATH {
                 return None;
             }
             path = Rc::from(format!("{path}/{name}"));
+            self.budget.pay_name(&path)?;
             self.directories.insert(dentry, Rc::clone(&path));
         }
         Some(path)
@@ -94,11 +107,11 @@ impl<'v, 'm, M: GuestMemory + ?Sized> Paths<'v, 'm, M> {
         let name = dentry.checked_add(fields.dentry_name?)?;
         let length = self.view.read_u32(name.checked_add(fields.name_length?)?)?;
         let length = usize::try_from(length).ok().filter(|&l| l <= MAX_NAME)?;
-        let text = self.view.read_pointer_field(name, fields.name_text?)?;
+        let start = self.view.read_pointer_field(name, fields.name_text?)?;
         let mut buf = [0; MAX_NAME];
         let buf = buf.get_mut(..length)?;
-        self.view.read(text, buf)?;
-        Some(String::from_utf8_lossy(buf).into_owned())
+        self.view.read(start, buf)?;
+        Some(text(buf))
     }
 
     /// Where a file system is mounted, without the final slash: empty for the root, or when nobody can say.
@@ -108,17 +121,20 @@ impl<'v, 'm, M: GuestMemory + ?Sized> Paths<'v, 'm, M> {
         }
         let path = self.find_mount(super_block).and_then(|mount| self.path_to(mount));
         let path: Rc<str> = Rc::from(path.unwrap_or_default());
-        self.mounts.insert(super_block, Rc::clone(&path));
+        if self.mounts.len() < MAX_FILE_SYSTEMS {
+            self.mounts.insert(super_block, Rc::clone(&path));
+        }
         path
     }
 
     /// A mount of the whole file system somewhere in a tree of mounts.
-    fn find_mount(&self, super_block: Gva) -> Option<Gva> {
+    fn find_mount(&mut self, super_block: Gva) -> Option<Gva> {
         let (view, fields) = (self.view, self.fields);
         let root = view.read_pointer_field(super_block, fields.super_root?)?;
         let head = super_block.checked_add(fields.super_mounts?)?;
         let mut link = view.read_pointer(head)?;
         for _ in 0..MAX_MOUNTS {
+            self.budget.pay_step()?;
             // Until 6.16 a list through the mounts that returns to its head; since then plain pointers that end in null.
             let (mount, next_offset) = match (fields.mount_next, fields.mount_instance) {
                 (Some(next), _) => (link, next),
@@ -140,6 +156,7 @@ impl<'v, 'm, M: GuestMemory + ?Sized> Paths<'v, 'm, M> {
         let mut path = String::new();
         let mut mount = mount;
         for _ in 0..MAX_MOUNTS {
+            self.budget.pay_step()?;
             let parent = self.view.read_pointer_field(mount, self.fields.mount_parent?)?;
             if parent == mount {
                 return Some(path);

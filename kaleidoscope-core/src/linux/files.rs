@@ -1,6 +1,7 @@
 //! Which file a mapping belongs to.
 
 use super::dentries::Paths;
+use super::name_budget::NameBudget;
 use super::profile::Fields;
 use super::view::KernelView;
 use crate::addr::Gva;
@@ -11,6 +12,9 @@ use std::rc::Rc;
 
 /// The file system type of block devices' own inodes.
 const BLOCK_DEVICE_FS: &str = "bdev";
+
+/// Most file systems that are remembered; a machine full of containers has some thousands.
+const MAX_FILE_SYSTEMS: usize = 1 << 14;
 
 /// A file with cached pages.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -45,8 +49,13 @@ pub(crate) struct Files<'v, 'm, M: ?Sized> {
 }
 
 impl<'v, 'm, M: GuestMemory + ?Sized> Files<'v, 'm, M> {
-    pub(crate) fn new(view: &'v KernelView<'m, M>, fields: &'v Fields) -> Self {
-        Self { view, fields, paths: Paths::new(view, fields), supers: HashMap::new() }
+    pub(super) fn new(view: &'v KernelView<'m, M>, fields: &'v Fields, budget: NameBudget) -> Self {
+        Self { view, fields, paths: Paths::new(view, fields, budget), supers: HashMap::new() }
+    }
+
+    /// What names may still cost.
+    pub(super) fn budget(&mut self) -> &mut NameBudget {
+        self.paths.budget()
     }
 
     /// The file whose pages a mapping holds; `None` unless the file's inode points back at the mapping.
@@ -78,7 +87,14 @@ impl<'v, 'm, M: GuestMemory + ?Sized> Files<'v, 'm, M> {
             let device = view.read_u32(address.checked_add(fields.super_device?)?)?;
             Some((Rc::from(view.read_string(name)?), stat_device(device)))
         };
-        self.supers.entry(address).or_insert_with(read).clone()
+        if let Some(known) = self.supers.get(&address) {
+            return known.clone();
+        }
+        let found = read();
+        if self.supers.len() < MAX_FILE_SYSTEMS {
+            self.supers.insert(address, found.clone());
+        }
+        found
     }
 }
 

@@ -13,6 +13,7 @@ use crate::color::Temperature;
 use crate::guest_os::FrameUse;
 use crate::memory::{GuestMemory, MemoryLayout};
 use std::collections::HashMap;
+use std::fmt;
 
 /// No owner.
 pub(crate) const NO_OWNER: u32 = u32::MAX;
@@ -75,6 +76,17 @@ pub(crate) struct Owner {
     pub(crate) address: Gva,
 }
 
+/// By address: what is left to say of an owner that has no name.
+impl fmt::Display for Owner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kind = match self.kind {
+            OwnerKind::Mapping => "mapping",
+            OwnerKind::SlabCache => "cache",
+        };
+        write!(f, "{kind}@{}", self.address)
+    }
+}
+
 /// Frames of one kind of trouble: how many, and the first.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(crate) struct Trouble {
@@ -84,7 +96,7 @@ pub(crate) struct Trouble {
 
 impl Trouble {
     fn add(&mut self, gfn: Gfn) {
-        self.count += 1;
+        self.count = self.count.saturating_add(1);
         self.first.get_or_insert(gfn);
     }
 }
@@ -271,7 +283,7 @@ impl<'a> FrameReader<'a> {
         } else if page.u32(o.refcount) != 0 {
             FrameUse::Allocated
         } else {
-            let (next, prev) = (page.u64(o.lru), page.u64(o.lru + 8));
+            let (next, prev) = (page.u64(o.lru), page.u64(o.lru.saturating_add(8)));
             self.unreferenced.push(Unreferenced { index, gfn, next, prev });
             FrameUse::Unknown
         };
@@ -390,7 +402,7 @@ impl<'a> FrameReader<'a> {
     /// What a tail of a plain high-order block is used for: what the first record of its block says. The block starts at
     /// the nearest aligned frame below that has a use of its own, since tails have none.
     fn usage_of_block(&self, gfn: Gfn) -> Option<FrameUse> {
-        let starts = (1..self.table.buddy_orders).map(|order| gfn.0 & !((1 << order) - 1));
+        let starts = (1..self.table.buddy_orders).map(|order| gfn.0 & (u64::MAX << order));
         for start in starts.filter(|&start| start < gfn.0) {
             let usage = self.out.record(self.layout.index_of(Gfn(start))?)?.usage;
             if usage != FrameUse::Unknown {

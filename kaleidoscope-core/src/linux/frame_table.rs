@@ -121,7 +121,7 @@ impl FrameTable {
 
     /// The frame whose record is at `address` (or contains it).
     pub(super) fn gfn_at(&self, address: u64) -> Option<Gfn> {
-        Some(Gfn(address.checked_sub(self.base.0)? / self.stride))
+        Some(Gfn(address.checked_sub(self.base.0)?.checked_div(self.stride)?))
     }
 
     /// Reads every frame's record.
@@ -143,21 +143,21 @@ impl FrameTable {
     ) {
         let stride = usize::try_from(self.stride).unwrap_or(usize::MAX);
         let mut copy = vec![0; CHUNK_BYTES];
-        let mut done = 0;
-        while done < region.frames {
-            let gfn = Gfn(region.start.0 + u64::from(done));
-            let index = FrameIndex(region.first_index.0 + done);
-            let wanted = usize::try_from(region.frames - done).unwrap_or(usize::MAX);
+        let mut done = 0_u32;
+        while let Some(left) = region.frames.checked_sub(done).filter(|&left| left > 0) {
+            let gfn = Gfn(region.start.0.saturating_add(done.into()));
+            let index = FrameIndex(region.first_index.0.saturating_add(done));
+            let wanted = usize::try_from(left).unwrap_or(usize::MAX);
             let records = self.chunk(view, gfn, wanted.saturating_mul(stride), &mut copy);
             let mut pages = records.chunks_exact(stride).map(RawPage).peekable();
             if pages.peek().is_none() {
                 reader.unreadable(gfn);
-                done += 1;
+                done = done.saturating_add(1);
             }
             for (gfn, index) in (gfn.0..).map(Gfn).zip((index.0..).map(FrameIndex)) {
                 let Some(page) = pages.next() else { break };
                 reader.frame(gfn, index, page, pages.peek().copied());
-                done += 1;
+                done = done.saturating_add(1);
             }
         }
     }
@@ -175,7 +175,8 @@ impl FrameTable {
         let Some((_, left)) = view.translate(address) else { return &[] };
         let left = usize::try_from(left).unwrap_or(usize::MAX).min(wanted).min(CHUNK_BYTES);
         // A record that straddles two mappings is read alone.
-        let bytes = (left / stride * stride).max(stride);
+        let rest = left.checked_rem(stride).unwrap_or(0);
+        let bytes = left.saturating_sub(rest).max(stride);
         if let Some(records) = view.slice(address, bytes) {
             return records;
         }

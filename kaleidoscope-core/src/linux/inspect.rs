@@ -2,7 +2,7 @@
 
 use super::introspect::{Linux, LinuxError, table_budget};
 use super::kernel::Kernel;
-use crate::addr::{FRAME_SIZE, Gfn};
+use crate::addr::Gfn;
 use crate::memory::GuestMemory;
 use crate::registers::VcpuRegisters;
 use std::fmt::Write as _;
@@ -48,9 +48,11 @@ impl Linux {
         }
         let gpa = gfn.gpa();
         let runs = kernel.view.space().runs().iter();
-        let maps = runs.filter(|r| gpa.0.checked_sub(r.gpa.0).is_some_and(|o| o < r.bytes));
-        for run in maps.take(MAX_ADDRESSES) {
-            let gva = run.gva.0.wrapping_add(gpa.0 - run.gpa.0) / FRAME_SIZE * FRAME_SIZE;
+        let maps = runs.filter_map(|run| {
+            let offset = gpa.0.checked_sub(run.gpa.0).filter(|&offset| offset < run.bytes)?;
+            Some((run, run.gva.0.wrapping_add(offset)))
+        });
+        for (run, gva) in maps.take(MAX_ADDRESSES) {
             let rights = [(run.rights.write, 'w'), (run.rights.execute, 'x')];
             let rights: String = rights.iter().map(|&(has, c)| if has { c } else { '-' }).collect();
             fact("kernel mapping".to_owned(), format!("{gva:#x} r{rights}"));

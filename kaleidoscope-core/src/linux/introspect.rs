@@ -7,6 +7,7 @@ use super::frame_table::FrameTableError;
 use super::kernel::Kernel;
 use super::kernel_areas::KernelAreas;
 use super::locate::LocateError;
+use super::name_budget::NameBudget;
 use super::profile::Profile;
 use super::regions::OwnerName;
 use super::tasks::Tasks;
@@ -16,7 +17,7 @@ use super::user_spaces::{
 use super::view::KernelView;
 use crate::addr::{Gpa, Gva};
 use crate::color::FrameKind;
-use crate::guest_os::{FrameUse, GuestFacts, Introspect, Stage};
+use crate::guest_os::{FrameUse, GuestFacts, Introspect, Note, Stage};
 use crate::memory::GuestMemory;
 use crate::paging::{KernelSpace, PagingSpec, TableBudget};
 use crate::registers::VcpuRegisters;
@@ -79,7 +80,7 @@ impl Introspect for Linux {
         let areas = KernelAreas::read(&view, &table, &image, &symbols, &tasks);
 
         begin(Stage::Names);
-        let owners = name_owners(&view, &profile, &records);
+        let owners = name_owners(&view, &profile, &records, &mut notes);
 
         begin(Stage::Facts);
         let twin_tables = twin.as_ref().map_or(&[][..], KernelSpace::tables);
@@ -100,7 +101,7 @@ impl Introspect for Linux {
 
 /// How many page tables may be read: for each frame one, if all of memory were page tables, and some that are read again.
 pub(super) fn table_budget(memory: &dyn GuestMemory) -> TableBudget {
-    TableBudget::new(u64::from(memory.layout().frames()) + SPARE_TABLES)
+    TableBudget::new(u64::from(memory.layout().frames()).saturating_add(SPARE_TABLES))
 }
 
 /// Finds and walks processes' address spaces, those of the lowest process ids first.
@@ -114,7 +115,8 @@ fn read_users<M: GuestMemory + ?Sized>(
 ) -> UserMappings {
     let memory = view.memory();
     let signature = RootSignature::read(memory, spec, kernel_root);
-    let roots = signature.map(|s| find_roots(memory, &s, records, kernel_root)).unwrap_or_default();
+    let found = signature.map(|s| find_roots(memory, &s, records, kernel_root));
+    let (roots, cut) = found.unwrap_or_default();
     let mut pids = HashMap::<Gpa, u32>::new();
     for task in &tasks.tasks {
         if let Some(root) = task.root {
@@ -131,7 +133,9 @@ fn read_users<M: GuestMemory + ?Sized>(
         recent: recent.contains(&root),
         mapped_frames: 0,
     });
-    read_mappings(memory, spec, spaces.collect(), budget)
+    let mut users = read_mappings(memory, spec, spaces.collect(), budget);
+    users.cut |= cut;
+    users
 }
 
 /// Types that no table names: the one that most last-level page tables carry is the page tables'.
@@ -143,7 +147,8 @@ fn resolve_types(records: &mut FrameRecords, users: &UserMappings, known: Option
     let mut counts = HashMap::<u32, u64>::new();
     for table in users.tables.iter().filter(|t| t.is_last_level) {
         if let Some(number) = numbers.get(&table.frame) {
-            *counts.entry(*number).or_default() += 1;
+            let count = counts.entry(*number).or_default();
+            *count = count.saturating_add(1);
         }
     }
     let most = counts.into_iter().max_by_key(|&(number, count)| (count, number));
@@ -152,35 +157,43 @@ fn resolve_types(records: &mut FrameRecords, users: &UserMappings, known: Option
     }
 }
 
-/// Names of all mappings and slab caches; `None` for what is not what it says it is.
+/// Names of all mappings and slab caches; `None` for what is not what it says it is. Past what names may cost in time and
+/// memory, owners are named by their addresses.
 fn name_owners<M: GuestMemory + ?Sized>(
     view: &KernelView<'_, M>,
     profile: &Profile,
     records: &FrameRecords,
+    notes: &mut Vec<Note>,
 ) -> Vec<Option<OwnerName>> {
-    let mut files = Files::new(view, &profile.fields);
+    let budget = NameBudget::for_frames(view.memory().layout().frames());
+    let mut files = Files::new(view, &profile.fields, budget);
     let in_slab = |address: Gva| {
         let (gpa, _) = view.translate(address)?;
         let record = records.record(view.memory().layout().index_of(gpa.gfn())?)?;
         (record.usage.kind() == FrameKind::Slab).then_some(())
     };
-    let mut name = |owner: &Owner| match owner.kind {
-        OwnerKind::Mapping if profile.has_files() => {
-            let file = files.identify(owner.address)?;
-            Some(OwnerName { is_block_device: file.is_block_device(), name: file.to_string() })
-        }
-        // Without types a mapping is believed when it lies where the kernel keeps inodes.
-        OwnerKind::Mapping => in_slab(owner.address).map(|()| OwnerName {
-            is_block_device: false,
-            name: format!("mapping@{}", owner.address),
-        }),
-        OwnerKind::SlabCache => {
-            let field = profile.fields.cache_name;
-            let text = field.and_then(|o| view.read_pointer_field(owner.address, o));
-            let text = text.and_then(|t| view.read_string(t)).filter(|t| !t.is_empty());
-            let name = text.unwrap_or_else(|| format!("cache@{}", owner.address));
-            Some(OwnerName { is_block_device: false, name })
-        }
+    let mut name = |owner: &Owner| {
+        let (is_block_device, name) = match owner.kind {
+            OwnerKind::Mapping if profile.has_files() => {
+                let file = files.identify(owner.address)?;
+                (file.is_block_device(), Some(file.to_string()))
+            }
+            // Without types a mapping is believed when it lies where the kernel keeps inodes.
+            OwnerKind::Mapping => in_slab(owner.address).map(|()| (false, None))?,
+            OwnerKind::SlabCache => {
+                let field = profile.fields.cache_name;
+                let text = field.and_then(|o| view.read_pointer_field(owner.address, o));
+                (false, text.and_then(|t| view.read_string(t)).filter(|t| !t.is_empty()))
+            }
+        };
+        let name = name.filter(|name| files.budget().pay_name(name).is_some());
+        let name = name.unwrap_or_else(|| owner.to_string());
+        Some(OwnerName { is_block_device, name })
     };
-    records.owners.iter().map(&mut name).collect()
+    let names = records.owners.iter().map(&mut name).collect();
+    if files.budget().is_exhausted() {
+        let text = "names take too much time or memory; the rest was left out".to_owned();
+        notes.push(Note { subject: "files and caches", text });
+    }
+    names
 }

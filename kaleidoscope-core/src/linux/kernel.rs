@@ -162,7 +162,7 @@ fn find_direct_map<M: GuestMemory + ?Sized>(view: &KernelView<'_, M>) -> Option<
         }
     }
     // Of equal candidates the lowest, so that the result does not depend on the order of a hash table.
-    let (base, _) = bytes_at.into_iter().max_by_key(|&(base, bytes)| (bytes, u64::MAX - base))?;
+    let (base, _) = bytes_at.into_iter().max_by_key(|&(base, bytes)| (bytes, !base))?;
     Some(DirectMap { base: Gva(base), end: view.memory().layout().end_gfn().gpa() })
 }
 

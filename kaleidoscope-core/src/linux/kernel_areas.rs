@@ -9,9 +9,9 @@ use super::locate::{IMAGE_LAST, ImageSpan};
 use super::symbols::Symbols;
 use super::tasks::Tasks;
 use super::view::KernelView;
-use crate::addr::{FRAME_SIZE, FrameIndex, Gfn, Gva};
+use crate::addr::{FRAME_SIZE, Gfn, Gva};
 use crate::guest_os::KernelArea;
-use crate::memory::GuestMemory;
+use crate::memory::{GuestMemory, MemoryLayout};
 use crate::paging::Run;
 
 /// The CPU entry area (`CPU_ENTRY_AREA_BASE`), one top-level entry of 512 GiB.
@@ -68,7 +68,7 @@ impl Parts {
         } else if within(self.frame_table) {
             Some((KernelArea::FrameTable, self.frame_table.0))
         } else if gva > IMAGE_LAST && gva.0 < MODULES_END {
-            Some((KernelArea::Module, Gva(IMAGE_LAST.0 + 1)))
+            Some((KernelArea::Module, Gva(IMAGE_LAST.0.saturating_add(1))))
         } else if within((CPU_ENTRY_FIRST, CPU_ENTRY_LAST)) {
             Some((KernelArea::PerCpu, CPU_ENTRY_FIRST))
         } else if within(self.vmalloc) {
@@ -102,37 +102,38 @@ impl KernelAreas {
         let mut left = u64::from(layout.frames()).saturating_mul(MAPPINGS_PER_FRAME);
         for run in view.space().runs() {
             let Some((area, base)) = parts.of(run) else { continue };
-            let pages = run.bytes / FRAME_SIZE;
-            areas.mark(
-                view,
-                run.gpa.gfn(),
-                pages.min(left),
-                area,
-                (run.gva.0 - base.0) / FRAME_SIZE,
-            );
-            left = left.saturating_sub(pages);
+            let (first, pages) = (run.gpa.gfn(), run.bytes / FRAME_SIZE);
+            let page = run.gva.0.saturating_sub(base.0) / FRAME_SIZE;
+            left = left.saturating_sub(areas.mark(layout, first, pages, area, page));
+            areas.cut = left == 0;
+            if areas.cut {
+                break;
+            }
         }
-        areas.cut = left == 0;
         areas.mark_per_cpu(view, symbols);
         areas.mark_stacks(view, tasks, parts.vmalloc.0);
         areas
     }
 
-    fn mark<M: GuestMemory + ?Sized>(
+    /// Notes that `pages` pages from `page` of an area on map the frames from `first` on. Returns how many of them are RAM.
+    fn mark(
         &mut self,
-        view: &KernelView<'_, M>,
+        layout: &MemoryLayout,
         first: Gfn,
         pages: u64,
         area: KernelArea,
         page: u64,
-    ) {
-        let layout = view.memory().layout();
-        for i in 0..pages {
-            let index = first.0.checked_add(i).and_then(|gfn| layout.index_of(Gfn(gfn)));
-            if let Some(frame) = index.and_then(|i| self.frames.get_mut(FrameIndex::as_usize(i))) {
-                *frame = AreaOfFrame { area, page: page.saturating_add(i) };
+    ) -> u64 {
+        let mut marked = 0_u64;
+        for part in layout.parts(first, pages) {
+            let page = page.saturating_add(part.start.0.saturating_sub(first.0));
+            let frames = self.frames.get_mut(part.first_index.as_usize()..).unwrap_or_default();
+            for (frame, i) in frames.iter_mut().zip(0..part.frames) {
+                *frame = AreaOfFrame { area, page: page.saturating_add(u64::from(i)) };
             }
+            marked = marked.saturating_add(u64::from(part.frames));
         }
+        marked
     }
 
     /// The first per-CPU chunk, which lies in the direct map.
@@ -149,7 +150,7 @@ impl KernelAreas {
             Some((gpa.gfn(), unit.checked_mul(units)?.min(left) / FRAME_SIZE))
         };
         if let Some((first, pages)) = chunk() {
-            self.mark(view, first, pages, KernelArea::PerCpu, 0);
+            self.mark(view.memory().layout(), first, pages, KernelArea::PerCpu, 0);
         }
     }
 
@@ -157,12 +158,13 @@ impl KernelAreas {
     where
         M: GuestMemory + ?Sized,
     {
+        let layout = view.memory().layout();
         for stack in tasks.tasks.iter().filter_map(|t| t.stack) {
             for i in 0..STACK_PAGES {
-                let gva = stack.checked_add(i * FRAME_SIZE);
+                let gva = stack.checked_add(i.saturating_mul(FRAME_SIZE));
                 if let Some((gpa, _)) = gva.and_then(|gva| view.translate(gva)) {
                     let page = (stack.0.saturating_sub(base.0) / FRAME_SIZE).saturating_add(i);
-                    self.mark(view, gpa.gfn(), 1, KernelArea::Stack, page);
+                    self.mark(layout, gpa.gfn(), 1, KernelArea::Stack, page);
                 }
             }
         }

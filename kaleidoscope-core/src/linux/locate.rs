@@ -7,7 +7,7 @@
 use super::vmcoreinfo::VmcoreInfo;
 use crate::addr::{FRAME_BYTES, FrameIndex, Gpa, Gva};
 use crate::memory::GuestMemory;
-use crate::paging::{KernelSpace, PagingSpec, TableBudget};
+use crate::paging::{KernelSpace, PagingSpec, TableBudget, translate};
 use crate::registers::{PagingMode, VcpuRegisters};
 use thiserror::Error;
 
@@ -28,6 +28,10 @@ const NOTE_START: &[u8] = b"OSRELEASE=";
 
 /// How many pages that look like VMCOREINFO are tried.
 const MAX_NOTES: usize = 64;
+
+/// Frames for each of which a kernel's own page tables may have one table, and tables beside.
+const FRAMES_PER_TABLE: u64 = 8;
+const SPARE_TABLES: u64 = 2048;
 
 /// Why no Linux kernel was found.
 #[derive(Clone, PartialEq, Eq, Debug, Error)]
@@ -67,6 +71,19 @@ pub(crate) struct Located {
     pub(crate) note: Option<VmcoreInfo>,
 }
 
+/// Tables that one root may cost while the kernel is looked for: so many serve a kernel that maps every frame 64 times. A root
+/// that is none, or a decoy, thus leaves enough for the others.
+fn read_space<M>(memory: &M, spec: &PagingSpec, root: Gpa, budget: &mut TableBudget) -> KernelSpace
+where
+    M: GuestMemory + ?Sized,
+{
+    let tables = u64::from(memory.layout().frames()) / FRAMES_PER_TABLE;
+    let mut part = budget.take(tables.saturating_add(SPARE_TABLES));
+    let space = KernelSpace::read(memory, spec, root, &mut part);
+    budget.put_back(part);
+    space
+}
+
 /// Finds the kernel by registers if they lead to one, else by its VMCOREINFO page.
 pub(crate) fn locate<M>(
     memory: &M,
@@ -76,18 +93,18 @@ pub(crate) fn locate<M>(
 where
     M: GuestMemory + ?Sized,
 {
-    let mut roots = 0;
+    let mut roots = 0_usize;
     for (spec, pair) in registers.iter().filter_map(roots_of) {
-        roots += pair.len();
+        roots = roots.saturating_add(pair.len());
         // Under page-table isolation one of the two maps little of the kernel.
         let tried = pair.into_iter().filter_map(|root| by_root(memory, spec, root, budget));
         if let Some((_, located)) = tried.max_by_key(|(mapped, _)| *mapped) {
             return Ok(located);
         }
     }
-    let mut notes = 0;
+    let mut notes = 0_usize;
     for note in scan_notes(memory) {
-        notes += 1;
+        notes = notes.saturating_add(1);
         if let Some(located) = by_note(memory, note, budget) {
             return Ok(located);
         }
@@ -116,9 +133,10 @@ fn by_root<M>(
 where
     M: GuestMemory + ?Sized,
 {
-    let space = KernelSpace::read(memory, &spec, root, budget);
+    let space = read_space(memory, &spec, root, budget);
     let image = image_span(&space)?;
-    let mapped = space.runs_in(IMAGE_BASE, IMAGE_LAST).iter().map(|r| r.bytes).sum();
+    let runs = space.runs_in(IMAGE_BASE, IMAGE_LAST).iter();
+    let mapped = runs.fold(0_u64, |sum, r| sum.saturating_add(r.bytes));
     Some((mapped, Located { spec, root, space, image, note: None }))
 }
 
@@ -128,10 +146,11 @@ fn image_span(space: &KernelSpace) -> Option<ImageSpan> {
     let runs = space.runs_in(IMAGE_BASE, IMAGE_LAST);
     let first = runs.iter().find(|r| r.rights.execute && r.bytes >= MIN_TEXT)?;
     let continues = |r: &&crate::paging::Run| {
-        r.gva >= first.gva && r.gva.0 - first.gva.0 == r.gpa.0.wrapping_sub(first.gpa.0)
+        let distance = r.gva.0.checked_sub(first.gva.0);
+        distance.is_some_and(|d| d == r.gpa.0.wrapping_sub(first.gpa.0))
     };
     let last = runs.iter().filter(continues).map(|r| r.last()).max()?;
-    let bytes = (last.0 - first.gva.0 + 1).min(MAX_IMAGE);
+    let bytes = last.0.checked_sub(first.gva.0)?.saturating_add(1).min(MAX_IMAGE);
     Some(ImageSpan { gva: first.gva, gpa: first.gpa, bytes })
 }
 
@@ -169,8 +188,11 @@ where
     let root = Gpa(offset.checked_add_signed(phys_base)?);
     let five_levels = note.number("pgtable_l5_enabled").is_some_and(|n| n != 0);
     let spec = if five_levels { PagingSpec::X86_64_5LEVEL } else { PagingSpec::X86_64_4LEVEL };
-    let space = KernelSpace::read(memory, &spec, root, budget);
-    let (mapped, _) = space.translate(root_gva)?;
+    // Following one address costs little, so a page that lies is not worth a walk of all tables.
+    if translate(memory, &spec, root, root_gva).gpa() != Some(root) {
+        return None;
+    }
+    let space = read_space(memory, &spec, root, budget);
     let image = image_span(&space)?;
-    (mapped == root).then_some(Located { spec, root, space, image, note: Some(note) })
+    Some(Located { spec, root, space, image, note: Some(note) })
 }

@@ -9,6 +9,15 @@
 //! [`Linux`] uses them in layers. VMCOREINFO and page tables alone say which frames are free, slab, anonymous, shared, page
 //! cache and page tables; symbols and types add names. All of it is read from guest memory and therefore hostile: every
 //! parser here is bounded and returns precise errors.
+#![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
+#![cfg_attr(
+    test,
+    allow(
+        clippy::indexing_slicing,
+        clippy::arithmetic_side_effects,
+        reason = "tests know their numbers"
+    )
+)]
 
 mod assemble;
 pub mod btf;
@@ -23,11 +32,13 @@ pub mod kallsyms;
 mod kernel;
 mod kernel_areas;
 mod locate;
+mod name_budget;
 mod page_types;
 mod profile;
 mod regions;
 mod symbols;
 mod tasks;
+mod text;
 mod user_spaces;
 mod view;
 pub mod vmcoreinfo;

@@ -23,7 +23,7 @@ pub(crate) struct RegionKey {
 
 /// Regions, made when the first frame asks for one.
 pub(crate) struct Regions<'a> {
-    owners: &'a [Option<OwnerName>],
+    owners: Vec<Option<OwnerName>>,
     spaces: &'a [String],
     regions: Vec<Region>,
     /// Region of each owner, of each space's anonymous memory, of each space's tables, of each use and area.
@@ -38,16 +38,21 @@ const USES: usize = FrameUse::ALL.len();
 const AREAS: usize = KernelArea::ALL.len();
 
 impl<'a> Regions<'a> {
-    pub(crate) fn new(owners: &'a [Option<OwnerName>], spaces: &'a [String]) -> Self {
+    pub(crate) fn new(owners: Vec<Option<OwnerName>>, spaces: &'a [String]) -> Self {
         Self {
-            owners,
             spaces,
             regions: Vec::new(),
             of_owner: vec![None; owners.len()],
+            owners,
             of_anonymous: vec![None; spaces.len()],
             of_tables: vec![None; spaces.len()],
             fixed: [[None; AREAS]; USES],
         }
+    }
+
+    /// What is known of an owner; `None` for one that is not what it says.
+    pub(crate) fn owner(&self, number: u32) -> Option<&OwnerName> {
+        self.owners.get(number as usize)?.as_ref()
     }
 
     pub(crate) fn finish(self) -> Vec<Region> {
@@ -99,8 +104,9 @@ impl<'a> Regions<'a> {
             let agrees = self.regions.get(id.0 as usize).is_some_and(|r| r.kind == kind);
             return if agrees { Some(id) } else { self.fixed(key) };
         }
-        let owner = self.owners.get(key.owner as usize)?.as_ref();
-        let name = owner.map(|o| o.name.clone()).unwrap_or_default();
+        // Names may be long, and each is used once.
+        let owner = self.owners.get_mut(key.owner as usize)?.as_mut();
+        let name = owner.map(|o| std::mem::take(&mut o.name)).unwrap_or_default();
         let order = if kind == FrameKind::Slab { Order::FrameNumber } else { Order::FileOffset };
         let id = push(&mut self.regions, kind, order, name);
         *slot = Some(id);

@@ -3,6 +3,7 @@
 use super::introspect::RECENT_TASKS;
 use super::profile::Profile;
 use super::symbols::Symbols;
+use super::text::text;
 use super::view::KernelView;
 use crate::addr::{Gpa, Gva};
 use crate::memory::GuestMemory;
@@ -10,6 +11,9 @@ use std::collections::{HashMap, HashSet};
 
 /// Most tasks that are read; Linux's own limit for process ids (`PID_MAX_LIMIT`).
 const MAX_TASKS: usize = 4 << 20;
+
+/// Frames that a task takes at least: those of its kernel stack (`THREAD_SIZE`). So many tasks fit into a guest.
+const FRAMES_PER_TASK: usize = 4;
 
 /// A task: a process's first thread, another thread, or a kernel thread.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -40,7 +44,7 @@ impl Tasks {
     where
         M: GuestMemory + ?Sized,
     {
-        let max = MAX_TASKS.min(view.memory().layout().frames() as usize);
+        let max = MAX_TASKS.min(view.memory().layout().frames() as usize / FRAMES_PER_TASK);
         let mut reader = Reader { view, profile, seen: HashSet::new(), max, out: Self::default() };
         let (init, tasks) = (symbols.init_task, profile.fields.task_tasks);
         if let Some((init, tasks)) = init.zip(tasks) {
@@ -101,9 +105,15 @@ impl<M: GuestMemory + ?Sized> Reader<'_, '_, M> {
         let signal = self.view.read_pointer_field(leader, signal)?;
         let head = signal.checked_add(fields.signal_threads?)?;
         let mut link = self.view.read_pointer(head)?;
+        let mut passed_leader = false;
         while link != head {
             let thread = Gva(link.0.checked_sub(node)?);
-            if thread != leader && !self.task(thread) {
+            // Every step must come to a task not seen before; that is what ends a list which runs in a circle.
+            let is_new = match thread == leader {
+                true => !std::mem::replace(&mut passed_leader, true),
+                false => self.task(thread),
+            };
+            if !is_new {
                 return None;
             }
             link = self.view.read_pointer(link)?;
@@ -125,7 +135,7 @@ impl<M: GuestMemory + ?Sized> Reader<'_, '_, M> {
         let comm = comm.get_mut(..self.profile.comm_bytes)?;
         view.read(address.checked_add(fields.task_comm?)?, comm)?;
         let end = memchr::memchr(0, comm).unwrap_or(comm.len());
-        let name = String::from_utf8_lossy(comm.get(..end)?).into_owned();
+        let name = text(comm.get(..end)?);
         let pid = view.read_u32(address.checked_add(fields.task_pid?)?)?;
         let mm = view.read_field(address, fields.task_mm?).filter(|&mm| mm != 0);
         let root = mm.and_then(|mm| view.read_pointer_field(Gva(mm), fields.mm_root?));

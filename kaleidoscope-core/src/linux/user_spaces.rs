@@ -4,16 +4,18 @@
 //! types, and finds processes that no list leads to. Under page-table isolation each root has a twin in the next frame.
 
 use super::frame_reader::{FrameRecords, Record};
-use crate::addr::{FRAME_BYTES, FRAME_SIZE, FrameIndex, Gfn, Gpa, Gva};
+use crate::addr::{FRAME_BYTES, FRAME_SIZE, FrameIndex, Gpa, Gva};
 use crate::guest_os::FrameUse;
 use crate::memory::{GuestMemory, MemoryLayout};
 use crate::paging::{GvaRange, Leaf, PagingSpec, TableBudget, Visitor, WalkReport, walk};
 
-/// Entries in a long-mode root table, and the first that belongs to the kernel.
-const ROOT_ENTRIES: usize = 512;
+/// The first entry of a long-mode root table that belongs to the kernel.
 const FIRST_KERNEL_ENTRY: usize = 256;
 
-/// How often, on average, a frame may be found mapped before walks stop. Sharing between many processes is real; this
+/// Frames that a process takes at least: its tables, one of each level. So many processes fit into a guest.
+const FRAMES_PER_SPACE: usize = 4;
+
+/// How often, on average, a frame may be found mapped before more is ignored. Sharing between many processes is real; this
 /// bounds what tables that map everything everywhere can cost.
 const MAPPINGS_PER_FRAME: u64 = 256;
 
@@ -103,7 +105,8 @@ impl RootSignature {
         memory.read(root, &mut table).ok()?;
         let kernel = entries(&table).enumerate().skip(FIRST_KERNEL_ENTRY);
         let present = kernel.filter(|(_, e)| e & PagingSpec::PRESENT != 0);
-        let entries: Vec<_> = present.map(|(i, e)| (i * 8, e & spec.address_mask)).collect();
+        let place = |(i, e): (usize, u64)| (i.saturating_mul(8), e & spec.address_mask);
+        let entries: Vec<_> = present.map(place).collect();
         // The image is mapped by the last entry: compare that first, it differs in almost every other page.
         let entries: Vec<_> = entries.into_iter().rev().collect();
         (entries.len() >= 2).then_some(Self { entries, mask: spec.address_mask })
@@ -122,13 +125,13 @@ fn entries(table: &[u8]) -> impl Iterator<Item = u64> + '_ {
     table.chunks_exact(8).filter_map(|e| e.first_chunk()).map(|e| u64::from_le_bytes(*e))
 }
 
-/// Every frame that is a process's root table by its content.
+/// Every frame that is a process's root table by its content, and whether there are more than can be true.
 pub(crate) fn find_roots<M>(
     memory: &M,
     signature: &RootSignature,
     records: &FrameRecords,
     kernel_root: Gpa,
-) -> Vec<Gpa>
+) -> (Vec<Gpa>, bool)
 where
     M: GuestMemory + ?Sized,
 {
@@ -137,6 +140,7 @@ where
     };
     let mut copy = [0; FRAME_BYTES];
     let mut roots = Vec::new();
+    let max = memory.layout().frames() as usize / FRAMES_PER_SPACE;
     for ((_, gfn), record) in memory.layout().iter().zip(&records.records) {
         let root = gfn.gpa();
         if !may_be_root(record) || root == kernel_root {
@@ -147,10 +151,13 @@ where
             None => memory.read(root, &mut copy).is_ok() && signature.matches(&copy),
         };
         if matches {
+            if roots.len() >= max {
+                return (roots, true);
+            }
             roots.push(root);
         }
     }
-    roots
+    (roots, false)
 }
 
 /// The twin of a root under page-table isolation: the next frame, with the same user entries.
@@ -168,14 +175,14 @@ pub(crate) fn find_twin<M: GuestMemory + ?Sized>(
     memory.read(twin, &mut user).ok()?;
     let pairs = entries(&kernel).zip(entries(&user)).take(FIRST_KERNEL_ENTRY);
     let present = pairs.filter(|(k, _)| k & PagingSpec::PRESENT != 0);
-    let mut seen = 0;
+    let mut is_used = false;
     for (kernel, user) in present {
         if (kernel ^ user) & spec.address_mask != 0 {
             return None;
         }
-        seen += 1;
+        is_used = true;
     }
-    (seen > 0 && seen <= ROOT_ENTRIES).then_some(twin)
+    is_used.then_some(twin)
 }
 
 /// Walks the user half of every space, in the order given: the first that maps a frame owns it.
@@ -192,7 +199,7 @@ where
     let frames = layout.frames();
     let mut visitor = UserVisitor {
         layout,
-        last_depth: spec.levels.len() - 1,
+        last_depth: spec.levels.len().saturating_sub(1),
         space: 0,
         recent: false,
         mapped: 0,
@@ -207,8 +214,8 @@ where
         let range = GvaRange::user_half(spec);
         let report = walk(memory, spec, space.root, range, budget, &mut visitor);
         space.mapped_frames = visitor.mapped;
-        total.tables += report.tables;
-        total.unreadable += report.unreadable;
+        total.tables = total.tables.saturating_add(report.tables);
+        total.unreadable = total.unreadable.saturating_add(report.unreadable);
         total.first_unreadable = total.first_unreadable.or(report.first_unreadable);
         total.cut |= report.cut;
         if let Some(frame) = space.twin.and_then(|twin| layout.index_of(twin.gfn())) {
@@ -236,22 +243,27 @@ impl Visitor for UserVisitor<'_> {
         if !leaf.rights.user {
             return;
         }
-        let frames = leaf.bytes / FRAME_SIZE;
-        let first = leaf.gpa.gfn();
-        for i in 0..frames.min(self.left) {
-            let Some(index) = self.layout.index_of(Gfn(first.0 + i)) else { continue };
-            let Some(frame) = self.frames.get_mut(index.as_usize()) else { continue };
-            if frame.space == NO_SPACE {
-                (frame.space, frame.page) = (self.space, leaf.gva.0 / FRAME_SIZE + i);
-            }
-            frame.shared |= frame.space != self.space;
-            frame.execute |= leaf.rights.execute;
-            frame.accessed |= leaf.accessed;
-            frame.dirty |= leaf.dirty;
-            frame.recent |= self.recent & leaf.accessed;
-            self.mapped += 1;
+        if self.left == 0 {
+            return;
         }
-        self.left = self.left.saturating_sub(frames);
+        let (first, page) = (leaf.gpa.gfn(), leaf.gva.0 / FRAME_SIZE);
+        for part in self.layout.parts(first, leaf.bytes / FRAME_SIZE) {
+            let page = page.saturating_add(part.start.0.saturating_sub(first.0));
+            let frames = self.frames.get_mut(part.first_index.as_usize()..).unwrap_or_default();
+            for (frame, i) in frames.iter_mut().zip(0..part.frames) {
+                if frame.space == NO_SPACE {
+                    (frame.space, frame.page) = (self.space, page.saturating_add(u64::from(i)));
+                }
+                frame.shared |= frame.space != self.space;
+                frame.execute |= leaf.rights.execute;
+                frame.accessed |= leaf.accessed;
+                frame.dirty |= leaf.dirty;
+                frame.recent |= self.recent & leaf.accessed;
+            }
+            let frames = u64::from(part.frames);
+            self.mapped = self.mapped.saturating_add(frames);
+            self.left = self.left.saturating_sub(frames);
+        }
     }
 
     fn table(&mut self, gpa: Gpa, depth: usize, gva: Gva) {

@@ -1,6 +1,7 @@
 //! Reading kernel-virtual memory.
 
-use crate::addr::{Gpa, Gva};
+use super::text::text;
+use crate::addr::{FRAME_BYTES, Gpa, Gva};
 use crate::memory::GuestMemory;
 use crate::paging::KernelSpace;
 
@@ -117,11 +118,11 @@ impl<'m, M: GuestMemory + ?Sized> KernelView<'m, M> {
         self.read_pointer(object.checked_add(offset)?)
     }
 
-    /// A NUL-terminated string of at most 255 bytes; bytes that are not UTF-8 are replaced.
+    /// A NUL-terminated string of at most 255 bytes, without white space at its end, fit to be shown.
     pub(crate) fn read_string(&self, gva: Gva) -> Option<String> {
         let mut buf = [0; MAX_STRING];
         // The string may end just before an unmapped page, so stop at the page's end first.
-        let to_page_end = 4096 - gva.offset_in_frame();
+        let to_page_end = FRAME_BYTES.saturating_sub(gva.offset_in_frame());
         let first = to_page_end.min(MAX_STRING);
         self.read(gva, buf.get_mut(..first)?)?;
         let mut end = memchr::memchr(0, buf.get(..first)?);
@@ -130,6 +131,6 @@ impl<'m, M: GuestMemory + ?Sized> KernelView<'m, M> {
             self.read(next, buf.get_mut(first..)?)?;
             end = memchr::memchr(0, &buf);
         }
-        Some(String::from_utf8_lossy(buf.get(..end.unwrap_or(MAX_STRING))?).into_owned())
+        Some(text(buf.get(..end.unwrap_or(MAX_STRING))?.trim_ascii_end()))
     }
 }

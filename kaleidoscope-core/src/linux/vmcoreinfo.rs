@@ -3,7 +3,6 @@
 //! The kernel fills it at boot (`crash_save_vmcoreinfo_init`) whenever kexec or kdump is built in, which distributions do. It is
 //! page-aligned and starts with `OSRELEASE=`, so looking at the first bytes of every frame finds it. The format is described in the
 //! kernel's `Documentation/admin-guide/kdump/vmcoreinfo.rst`: lines `KEY=VALUE`, ended by a NUL.
-#![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
 use crate::addr::Gva;
 use thiserror::Error;

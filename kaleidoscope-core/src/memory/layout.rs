@@ -164,6 +164,22 @@ impl MemoryLayout {
         (gpa.0 < end).then(|| (region, end - gpa.0))
     }
 
+    /// What of the `frames` frames from `first` on is RAM, by ascending address: parts of regions. Costs nothing for what is
+    /// not RAM, however long.
+    pub fn parts(&self, first: Gfn, frames: u64) -> impl Iterator<Item = RamRegion> + '_ {
+        let end = first.0.saturating_add(frames);
+        let from = self.regions.partition_point(|r| r.start.0 + u64::from(r.frames) <= first.0);
+        let regions = self.regions.get(from..).unwrap_or_default().iter();
+        regions.take_while(move |r| r.start.0 < end).filter_map(move |r| {
+            let skipped = u32::try_from(first.0.saturating_sub(r.start.0)).ok()?;
+            let start = Gfn(r.start.0 + u64::from(skipped));
+            let kept = u32::try_from(end.checked_sub(start.0)?).unwrap_or(u32::MAX);
+            let frames = r.frames.checked_sub(skipped)?.min(kept);
+            let first_index = FrameIndex(r.first_index.0 + skipped);
+            (frames > 0).then_some(RamRegion { start, frames, first_index })
+        })
+    }
+
     /// Every frame in index order.
     pub fn iter(&self) -> impl Iterator<Item = (FrameIndex, Gfn)> + '_ {
         self.regions.iter().flat_map(|r| {
@@ -225,6 +241,15 @@ mod tests {
                 let inside = |g: u64| regions.iter().any(|r| g >= r.0.gfn().0 && g < r.0.gfn().0 + r.1 / FRAME_SIZE);
                 let expected = inside(gfn).then(|| (0..gfn).filter(|&g| inside(g)).count());
                 prop_assert_eq!(layout.index_of(Gfn(gfn)).map(FrameIndex::as_usize), expected);
+            }
+            for first in 0..at + 3 {
+                for frames in [0, 1, 2, 30, u64::MAX] {
+                    let parts = layout.parts(Gfn(first), frames);
+                    let found: Vec<_> = parts.flat_map(|p| (0..p.frames).map(move |i| (p.start.0 + u64::from(i), p.first_index.0 + i))).collect();
+                    let last = first.saturating_add(frames).min(at);
+                    let expected: Vec<_> = (first..last).filter_map(|g| Some((g, layout.index_of(Gfn(g))?.0))).collect();
+                    prop_assert_eq!(found, expected);
+                }
             }
             for (index, gfn) in layout.iter() {
                 prop_assert_eq!(layout.gfn_of(index), Some(gfn));

@@ -48,7 +48,7 @@ const SPARE_RUNS: usize = 65_536;
 impl Visitor for KernelSpace {
     fn leaf(&mut self, leaf: &Leaf) {
         if let Some(run) = self.runs.last_mut().filter(|run| run.is_continued_by(leaf)) {
-            run.bytes += leaf.bytes;
+            run.bytes = run.bytes.saturating_add(leaf.bytes);
         } else if self.runs.len() < self.max_runs {
             let Leaf { gva, gpa, bytes, rights, .. } = *leaf;
             self.runs.push(Run { gva, gpa, bytes, rights });
@@ -68,7 +68,7 @@ impl KernelSpace {
     where
         M: GuestMemory + ?Sized,
     {
-        let max_runs = memory.layout().frames() as usize + SPARE_RUNS;
+        let max_runs = (memory.layout().frames() as usize).saturating_add(SPARE_RUNS);
         let mut space = Self { max_runs, ..Self::default() };
         let report = walk(memory, spec, root, GvaRange::kernel_half(spec), budget, &mut space);
         space.report = WalkReport { cut: report.cut || space.report.cut, ..report };
@@ -106,7 +106,8 @@ impl KernelSpace {
     pub fn translate(&self, gva: Gva) -> Option<(Gpa, u64)> {
         let at = self.runs.partition_point(|r| r.gva <= gva).checked_sub(1)?;
         let run = self.runs.get(at)?;
-        let offset = gva.0 - run.gva.0;
-        (offset < run.bytes).then(|| (Gpa(run.gpa.0 + offset), run.bytes - offset))
+        let offset = gva.0.checked_sub(run.gva.0)?;
+        let left = run.bytes.checked_sub(offset).filter(|&left| left > 0)?;
+        Some((run.gpa.checked_add(offset)?, left))
     }
 }

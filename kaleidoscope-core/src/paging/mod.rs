@@ -3,6 +3,15 @@
 //! A paging mode is a [`PagingSpec`] constant; [`walk`] visits every leaf of an address range, [`translate`] follows one
 //! address. Tables are guest memory and so hostile: they may form cycles or point outside RAM. A walk visits no more
 //! tables than its [`TableBudget`] allows and reports what it had to skip.
+#![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
+#![cfg_attr(
+    test,
+    allow(
+        clippy::indexing_slicing,
+        clippy::arithmetic_side_effects,
+        reason = "tests know their numbers"
+    )
+)]
 
 mod kernel_space;
 mod spec;

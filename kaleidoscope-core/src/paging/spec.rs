@@ -19,6 +19,18 @@ pub struct LevelSpec {
     pub has_rights: bool,
 }
 
+impl LevelSpec {
+    /// The address bits below an entry's: the offset in what it covers.
+    pub(super) const fn offset_mask(&self) -> u64 {
+        !(u64::MAX << self.shift)
+    }
+
+    /// The entry that serves an address.
+    pub(super) const fn index(&self, address: u64) -> u64 {
+        (address >> self.shift) & !(u64::MAX << self.index_bits)
+    }
+}
+
 /// A page-table format.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct PagingSpec {
@@ -135,10 +147,15 @@ impl PagingSpec {
         self.address_bits > 32
     }
 
+    /// The highest significant address bit and all above it: those that the kernel half has set and the user half clear.
+    pub(super) fn sign_bits(&self) -> u64 {
+        u64::MAX << self.address_bits.clamp(1, 64).saturating_sub(1)
+    }
+
     /// The address with its bits above the significant ones made canonical.
     #[must_use]
     pub fn canonical(&self, address: u64) -> Gva {
-        let unused = 64 - self.address_bits.clamp(1, 64);
+        let unused = 64_u32.saturating_sub(self.address_bits.clamp(1, 64));
         let shifted = address << unused;
         if self.has_canonical_addresses() {
             #[expect(clippy::cast_sign_loss, reason = "the sign bit is meant to be repeated")]
@@ -152,9 +169,8 @@ impl PagingSpec {
 
     /// Physical address of the page that a leaf entry of this level maps.
     pub(super) fn leaf_address(&self, entry: u64, level: &LevelSpec) -> Gpa {
-        let size = 1u64 << level.shift;
-        let mut address = entry & self.address_mask & !(size - 1);
-        if self.pse36 && size > crate::addr::FRAME_SIZE {
+        let mut address = entry & self.address_mask & !level.offset_mask();
+        if self.pse36 && level.shift > crate::addr::FRAME_SHIFT {
             address |= (entry >> 13 & 0xff) << 32;
         }
         Gpa(address)

@@ -49,8 +49,8 @@ where
     }
     let mut table = Gpa(root.0 & spec.root_mask);
     for (depth, level) in spec.levels.iter().enumerate() {
-        let index = gva.0 >> level.shift & ((1 << level.index_bits) - 1);
-        let entry_gpa = Gpa(table.0 + index * spec.entry_bytes as u64);
+        let offset = level.index(gva.0).wrapping_mul(spec.entry_bytes as u64);
+        let entry_gpa = Gpa(table.0.wrapping_add(offset));
         let mut bytes = [0; 8];
         let read = bytes.get_mut(..spec.entry_bytes).map(|buf| memory.read(entry_gpa, buf));
         if !matches!(read, Some(Ok(()))) {
@@ -60,9 +60,9 @@ where
         if entry & PagingSpec::PRESENT == 0 {
             return Translation::NotPresent { depth };
         }
-        if PagingSpec::is_leaf(entry, level, depth + 1 == spec.levels.len()) {
+        if PagingSpec::is_leaf(entry, level, depth.saturating_add(1) == spec.levels.len()) {
             let page_bytes = 1u64 << level.shift;
-            let offset = gva.0 & (page_bytes - 1);
+            let offset = gva.0 & level.offset_mask();
             let gpa = Gpa(spec.leaf_address(entry, level).0 | offset);
             return Translation::Mapped { gpa, page_bytes };
         }

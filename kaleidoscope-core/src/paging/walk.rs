@@ -62,8 +62,7 @@ impl GvaRange {
     /// The half of a mode's address space that processes use in Linux.
     #[must_use]
     pub fn user_half(spec: &PagingSpec) -> Self {
-        let bits = if spec.has_canonical_addresses() { spec.address_bits - 1 } else { 32 };
-        let last = if spec.has_canonical_addresses() { (1 << bits) - 1 } else { 0xbfff_ffff };
+        let last = if spec.has_canonical_addresses() { !spec.sign_bits() } else { 0xbfff_ffff };
         Self { first: Gva(0), last: Gva(last) }
     }
 
@@ -71,7 +70,7 @@ impl GvaRange {
     #[must_use]
     pub fn kernel_half(spec: &PagingSpec) -> Self {
         if spec.has_canonical_addresses() {
-            Self { first: spec.canonical(1 << (spec.address_bits - 1)), last: Gva(u64::MAX) }
+            Self { first: Gva(spec.sign_bits()), last: Gva(u64::MAX) }
         } else {
             Self { first: Gva(0xc000_0000), last: Gva(0xffff_ffff) }
         }
@@ -95,6 +94,20 @@ impl TableBudget {
     #[must_use]
     pub fn left(&self) -> u64 {
         self.left
+    }
+
+    /// Takes at most `tables` reads out of this budget, for a walk that must not use up all of it. What is left of them can
+    /// be [put back](Self::put_back).
+    #[must_use]
+    pub fn take(&mut self, tables: u64) -> Self {
+        let part = tables.min(self.left);
+        self.left = self.left.saturating_sub(part);
+        Self { left: part }
+    }
+
+    /// Adds what is left of another budget.
+    pub fn put_back(&mut self, rest: Self) {
+        self.left = self.left.saturating_add(rest.left);
     }
 
     fn pay(&mut self) -> bool {
@@ -174,15 +187,15 @@ impl<M: GuestMemory + ?Sized, V: Visitor> Walker<'_, M, V> {
             None => {
                 let copy = copy.get_mut(..bytes).unwrap_or_default();
                 if memory.read(gpa, copy).is_err() {
-                    self.report.unreadable += 1;
+                    self.report.unreadable = self.report.unreadable.saturating_add(1);
                     self.report.first_unreadable.get_or_insert(gpa);
                     return;
                 }
                 copy
             }
         };
-        self.report.tables += 1;
-        let depth = self.spec.levels.len() - levels.len();
+        self.report.tables = self.report.tables.saturating_add(1);
+        let depth = self.spec.levels.len().saturating_sub(levels.len());
         self.visitor.table(gpa, depth, self.spec.canonical(base));
         for (index, entry) in (0u64..).zip(table.chunks_exact(self.spec.entry_bytes)) {
             let entry = match (entry.first_chunk(), entry.first_chunk()) {
@@ -195,7 +208,7 @@ impl<M: GuestMemory + ?Sized, V: Visitor> Walker<'_, M, V> {
             }
             let base = base | index << level.shift;
             let gva = self.spec.canonical(base);
-            let last = gva.0 | ((1u64 << level.shift) - 1);
+            let last = gva.0 | level.offset_mask();
             if last < self.range.first.0 || gva > self.range.last {
                 continue;
             }

@@ -103,6 +103,8 @@ pub(crate) fn judge(truth: &Truth, coloring: &Coloring, limit: usize) -> FrameFi
                 reserved_left_out += 1;
                 continue;
             }
+            // Kernels of 7.x show a hole in memory as a frame without flags.
+            (Class::Untyped, None) if flags.0 == 0 => continue,
             (_, None) => left_out += 1,
             (_, Some(_)) => {}
         }

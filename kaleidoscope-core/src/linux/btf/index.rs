@@ -20,21 +20,22 @@ impl<'b> TypeIndex<'b> {
         names.sort_unstable();
         names.dedup();
         let buckets = first_letter_buckets(&names);
-        let is_wanted = |named: &&NamedType| {
+        let mut seen = vec![0_usize; names.len()];
+        // Of each name only so many are kept: the named types are in the order of their numbers.
+        let mut is_wanted = |named: &&NamedType| {
             let first = btf.strings.get(index(named.name)).copied().unwrap_or(0);
             let (from, to) = buckets.get(usize::from(first)).copied().unwrap_or_default();
-            names
-                .get(from..to)
-                .unwrap_or_default()
-                .iter()
-                .any(|name| btf.string_is(named.name, name))
+            let candidates = names.get(from..to).unwrap_or_default();
+            let place = candidates.iter().position(|name| btf.string_is(named.name, name));
+            let count = place.and_then(|place| seen.get_mut(from.checked_add(place)?));
+            count.is_some_and(|count| {
+                *count = count.saturating_add(1);
+                *count <= MAX_SAME_NAME
+            })
         };
-        let mut found: Vec<(&'b str, TypeId)> = btf
-            .named
-            .iter()
-            .filter(is_wanted)
-            .filter_map(|named| Some((btf.string(named.name)?, named.id)))
-            .collect();
+        let named = btf.named.iter().filter(|named| is_wanted(named));
+        let mut found: Vec<(&'b str, TypeId)> =
+            named.filter_map(|named| Some((btf.string(named.name)?, named.id))).collect();
         found.sort_unstable();
         Self { btf, found }
     }
@@ -98,7 +99,7 @@ impl<'b> TypeIndex<'b> {
     fn ids<'s>(&'s self, name: &str) -> impl Iterator<Item = TypeId> + use<'s, 'b> {
         let start = self.found.partition_point(|(found, _)| *found < name);
         let end = self.found.partition_point(|(found, _)| *found <= name);
-        self.found.get(start..end).unwrap_or_default().iter().take(MAX_SAME_NAME).map(|&(_, id)| id)
+        self.found.get(start..end).unwrap_or_default().iter().map(|&(_, id)| id)
     }
 }
 

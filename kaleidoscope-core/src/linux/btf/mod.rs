@@ -12,7 +12,6 @@
 //! let locked = types.enum_value("pageflags", "PG_locked")?;
 //! # Some(()) }
 //! ```
-#![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
 mod find;
 mod index;
@@ -43,7 +42,10 @@ const POINTER_BYTES: u64 = 8;
 const MAX_TYPE_DEPTH: usize = 32;
 
 /// Most types accepted; distribution kernels have about 100,000.
-const MAX_TYPES: usize = 1 << 22;
+const MAX_TYPES: usize = 1 << 20;
+
+/// Longest name that is read, in bytes: the kernel's `KSYM_NAME_LEN`, which bounds the names in BTF too.
+const MAX_NAME_BYTES: usize = 512;
 
 /// Why bytes are no usable BTF.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -289,9 +291,10 @@ impl<'a> Btf<'a> {
         None
     }
 
-    /// A string that is not empty.
+    /// A string that is not empty, of at most [`MAX_NAME_BYTES`].
     fn string(&self, at: u32) -> Option<&'a str> {
         let text = self.strings.get(index(at)..)?;
+        let text = text.get(..=MAX_NAME_BYTES).unwrap_or(text);
         let end = memchr::memchr(0, text)?;
         std::str::from_utf8(text.get(..end)?).ok().filter(|text| !text.is_empty())
     }

@@ -10,6 +10,9 @@ const MAX_NESTING: usize = 12;
 /// Most members looked at in one search. `task_struct` has some 300; hostile types could refer to each other without end.
 const MAX_MEMBERS: usize = 1 << 13;
 
+/// Most constants looked at in one enumeration. Kernel enumerations have some hundreds; the format allows 16 million.
+const MAX_CONSTANTS: usize = 1 << 13;
+
 /// Bytes of an encoded member: name, type and offset.
 const MEMBER_BYTES: usize = 12;
 
@@ -192,7 +195,7 @@ impl<'b> EnumRef<'b> {
         let RawType { kind, trailing, .. } = self.raw;
         let signed = self.raw.kind_flag || !self.btf.signs_marked;
         let each = if kind == Kind::Enum64 { 12 } else { 8 };
-        trailing.chunks_exact(each).filter_map(move |constant| {
+        trailing.chunks_exact(each).take(MAX_CONSTANTS).filter_map(move |constant| {
             let low = u32_at(constant, 4)?;
             let value = match u32_at(constant, 8) {
                 Some(high) => (u64::from(high) << 32 | u64::from(low)).cast_signed(),

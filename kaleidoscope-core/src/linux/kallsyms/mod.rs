@@ -14,7 +14,6 @@
 //! With per-CPU symbols (x86-64 before 6.15) a negative offset means base - 1 - offset and others are per-CPU offsets as they are;
 //! without them (arm64) all offsets are unsigned distances from the base. No version number is trusted: [`Kallsyms::find`] tries the
 //! layouts and takes the one that puts `linux_banner` on the banner's text.
-#![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
 mod lookup;
 mod names;

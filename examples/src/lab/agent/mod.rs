@@ -1,0 +1,124 @@
+//! The lab's half inside the guest: it warms the guest, dumps the guest's own truth, and keeps
+//! still while the host takes the snapshot.
+
+pub(crate) mod actors;
+mod dump;
+mod os;
+mod raw_disk;
+mod residency;
+mod workload;
+
+use std::fs::{File, OpenOptions};
+use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
+use std::process::Command;
+
+use self::actors::Actor;
+use self::dump::Dump;
+use self::workload::Workload;
+use super::control::{FromGuest, FromHost};
+use super::error::{Error, Result};
+use super::feature::Features;
+
+/// The serial port to the host; the first one is the console.
+const CONTROL: &str = "/dev/ttyS1";
+
+/// The kernel command line's word that lists the features.
+pub(crate) const FEATURES: &str = "lab.features=";
+
+/// The serial number of the raw disk that takes the truth.
+pub(crate) const TRUTH_DISK: &str = "truth";
+
+/// Arguments of the hidden command `lab-agent`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Arrange memory of one kind and stay alive, instead of running the guest.
+    #[arg(long)]
+    actor: Option<Actor>,
+}
+
+impl Args {
+    /// Runs inside the guest.
+    ///
+    /// # Errors
+    /// If a step fails; the host is told too.
+    pub(crate) fn run(&self) -> Result<()> {
+        match self.actor {
+            Some(actor) => match actor.run() {
+                Ok(never) => match never {},
+                Err(error) => Err(Error::Agent(format!("{actor:?}: {error}"))),
+            },
+            None => {
+                let mut host = Host::open()?;
+                let outcome = run(&mut host);
+                if let Err(error) = &outcome {
+                    host.say(&FromGuest::Failed(error.to_string()))?;
+                }
+                outcome
+            }
+        }
+    }
+}
+
+fn run(host: &mut Host) -> Result<()> {
+    host.say(&FromGuest::Ready)?;
+    let path = Path::new("/proc/cmdline");
+    let command_line = std::fs::read_to_string(path).map_err(Error::io("read", path))?;
+    let features = command_line.split_whitespace().find_map(|word| word.strip_prefix(FEATURES));
+    let workload = Workload::start(&Features::from_list(features.unwrap_or_default()))?;
+    host.say(&FromGuest::Warm)?;
+    host.wait_for(FromHost::Dump)?;
+    let mut dump = Dump::open(&workload::disk(TRUTH_DISK)?)?;
+    dump.write_all()?;
+    dump.read_flags_before()?;
+    host.say(&FromGuest::Bracket)?;
+    host.wait_for(FromHost::Again)?;
+    dump.finish()?;
+    host.say(&FromGuest::Done)?;
+    drop(workload);
+    Ok(())
+}
+
+/// The line to the host.
+#[derive(Debug)]
+struct Host {
+    port: BufReader<File>,
+}
+
+impl Host {
+    fn open() -> Result<Self> {
+        let path = Path::new(CONTROL);
+        let port = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(path)
+            .map_err(Error::io("open", path))?;
+        // Without echo and line editing, what is written is what arrives.
+        let stty = Command::new("stty").args(["-F", CONTROL, "raw", "-echo", "115200"]).status();
+        match stty {
+            Ok(status) if status.success() => Ok(Self { port: BufReader::new(port) }),
+            Ok(status) => Err(Error::Agent(format!("stty: {status}"))),
+            Err(error) => Err(Error::Agent(format!("stty: {error}"))),
+        }
+    }
+
+    fn say(&mut self, word: &FromGuest) -> Result<()> {
+        self.port
+            .get_mut()
+            .write_all(format!("{word}\n").as_bytes())
+            .map_err(Error::io("write", Path::new(CONTROL)))
+    }
+
+    fn wait_for(&mut self, expected: FromHost) -> Result<()> {
+        let mut line = String::new();
+        while FromHost::parse(&line) != Some(expected) {
+            line.clear();
+            let count =
+                self.port.read_line(&mut line).map_err(Error::io("read", Path::new(CONTROL)))?;
+            if count == 0 {
+                return Err(Error::Agent("the host hung up".to_owned()));
+            }
+        }
+        Ok(())
+    }
+}

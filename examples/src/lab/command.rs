@@ -1,0 +1,113 @@
+//! Running host programs with errors that say what to do.
+
+use std::io::ErrorKind;
+use std::process::{Command, Output, Stdio};
+
+use super::error::{Error, Result};
+
+/// A host program the lab uses, and where it comes from.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Tool {
+    /// Name on the path.
+    pub(crate) program: &'static str,
+    /// Debian package.
+    pub(crate) package: &'static str,
+    /// What to try when it fails; empty when its own message is enough.
+    pub(crate) hint: &'static str,
+}
+
+const APT_HINT: &str =
+    "\n(are the package lists present? run: apt-get update; then check that a mirror is reachable)";
+
+pub(crate) const QEMU: Tool = tool("qemu-system-x86_64", "qemu-system-x86");
+pub(crate) const SETPRIV: Tool = tool("setpriv", "util-linux");
+pub(crate) const DPKG_DEB: Tool = tool("dpkg-deb", "dpkg");
+pub(crate) const TAR: Tool = tool("tar", "tar");
+pub(crate) const XZ: Tool = tool("xz", "xz-utils");
+pub(crate) const ZSTD: Tool = tool("zstd", "zstd");
+pub(crate) const MKFS_EXT4: Tool = tool("mkfs.ext4", "e2fsprogs");
+pub(crate) const DEBUGFS: Tool = tool("debugfs", "e2fsprogs");
+pub(crate) const MKSQUASHFS: Tool = tool("mksquashfs", "squashfs-tools");
+pub(crate) const MKFS_XFS: Tool = tool("mkfs.xfs", "xfsprogs");
+pub(crate) const APT_GET: Tool = Tool { program: "apt-get", package: "apt", hint: APT_HINT };
+pub(crate) const APT_CACHE: Tool = Tool { program: "apt-cache", package: "apt", hint: APT_HINT };
+
+const fn tool(program: &'static str, package: &'static str) -> Tool {
+    Tool { program, package, hint: "" }
+}
+
+impl Tool {
+    /// A command with no standard input; its environment's language is C, and `/sbin` is on its
+    /// path (mkfs lives there and is often missing from an ordinary user's path).
+    pub(crate) fn command(self) -> Command {
+        let mut command = Command::new(self.program);
+        let path = std::env::var("PATH").unwrap_or_default();
+        command.env("PATH", format!("{path}:/usr/sbin:/sbin")).env("LC_ALL", "C");
+        command.stdin(Stdio::null());
+        command
+    }
+
+    /// Runs `command` to its end and returns what it printed.
+    ///
+    /// # Errors
+    /// [`Error::MissingProgram`] if it is not installed, [`Error::Program`] if it fails.
+    pub(crate) fn run(self, command: &mut Command) -> Result<Output> {
+        let output = command.output().map_err(|source| self.not_started(source))?;
+        if output.status.success() {
+            return Ok(output);
+        }
+        Err(self.failed(command, &output))
+    }
+
+    /// The error for a program that could not be started.
+    pub(crate) fn not_started(self, source: std::io::Error) -> Error {
+        if source.kind() == ErrorKind::NotFound {
+            Error::MissingProgram { program: self.program, package: self.package }
+        } else {
+            Error::Io { doing: "start", path: self.program.into(), source }
+        }
+    }
+
+    fn failed(self, command: &Command, output: &Output) -> Error {
+        let mut words = vec![self.program.to_owned()];
+        words.extend(command.get_args().map(|arg| arg.to_string_lossy().into_owned()));
+        Error::Program {
+            command: words.join(" "),
+            status: output.status,
+            stderr: tail(&String::from_utf8_lossy(&output.stderr), 10),
+            hint: self.hint,
+        }
+    }
+}
+
+/// The last `lines` lines of `text`.
+pub(crate) fn tail(text: &str, lines: usize) -> String {
+    let all: Vec<_> = text.trim_end().lines().collect();
+    all.iter().skip(all.len().saturating_sub(lines)).copied().collect::<Vec<_>>().join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_missing_program_names_its_package() {
+        let ghost = tool("kaleidoscope-no-such-program", "ghost-utils");
+        let message = ghost.run(&mut ghost.command()).unwrap_err().to_string();
+        assert!(message.contains("apt-get install -y ghost-utils"), "{message}");
+    }
+
+    #[test]
+    fn a_failing_program_is_quoted() {
+        let sh = tool("sh", "dash");
+        let message =
+            sh.run(sh.command().args(["-c", "echo broken >&2; exit 3"])).unwrap_err().to_string();
+        assert!(message.contains("broken") && message.contains('3'), "{message}");
+    }
+
+    #[test]
+    fn tail_keeps_the_end() {
+        assert_eq!(tail("a\nb\nc\n", 2), "b\nc");
+        assert_eq!(tail("a", 5), "a");
+    }
+}

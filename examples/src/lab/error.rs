@@ -1,0 +1,85 @@
+//! What can go wrong in the lab.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Why a lab run failed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    /// A file or device operation failed.
+    #[error("cannot {doing} {}: {source}", path.display())]
+    Io {
+        /// What was being done ("read", "create", ...).
+        doing: &'static str,
+        /// The file concerned.
+        path: PathBuf,
+        /// The operating system's reason.
+        source: std::io::Error,
+    },
+    /// A host program is not installed.
+    #[error(
+        "`{program}` is not installed; run: apt-get update && apt-get install -y {package}\n(examples/lab/setup.sh installs all the lab needs)"
+    )]
+    MissingProgram {
+        /// The program's name.
+        program: &'static str,
+        /// The Debian package that has it.
+        package: &'static str,
+    },
+    /// A host program failed.
+    #[error("`{command}` failed ({status}): {stderr}{hint}")]
+    Program {
+        /// The command line.
+        command: String,
+        /// Its exit status.
+        status: std::process::ExitStatus,
+        /// The end of what it said.
+        stderr: String,
+        /// What to do about it, or nothing.
+        hint: &'static str,
+    },
+    /// apt has not what the lab needs.
+    #[error("packages: {0}")]
+    Packages(String),
+    /// The kernel packages or tree given do not hold what a guest needs.
+    #[error("kernel: {0}")]
+    Kernel(String),
+    /// Something in the guest's life took too long or ended early.
+    #[error("{what} (after {} s); the end of the guest's serial console:\n{tail}", after.as_secs())]
+    Guest {
+        /// What was waited for, and how the wait ended.
+        what: String,
+        /// How long it was waited for.
+        after: Duration,
+        /// The last lines of the guest's console.
+        tail: String,
+    },
+    /// QEMU's control socket said no, or something not understood.
+    #[error("QMP: {0}")]
+    Qmp(String),
+    /// The text of `info mtree -f` has no usable RAM regions.
+    #[error("memory layout: {0}")]
+    Layout(String),
+    /// The guest's dump is damaged.
+    #[error("truth dump at offset {offset:#x}: {what}")]
+    Truth {
+        /// Byte offset in the raw dump.
+        offset: u64,
+        /// What is wrong there.
+        what: String,
+    },
+    /// A step inside the guest failed.
+    #[error("guest agent: {0}")]
+    Agent(String),
+}
+
+/// The lab's result.
+pub(crate) type Result<T> = std::result::Result<T, Error>;
+
+impl Error {
+    /// For `map_err`: an I/O error that says what was done to which file.
+    pub(crate) fn io(doing: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self::Io { doing, path, source }
+    }
+}

@@ -1,0 +1,49 @@
+//! The guest lab: real guests with real file systems, whose own account of their memory is the
+//! truth that coloring is compared with.
+//!
+//! ```text
+//! packages -> kernel, modules -> initramfs ─┐
+//!          -> rootfs, disks ────────────────┼─> machine (QEMU) <─ control ─> agent (in the guest)
+//!                                           │        │                          │
+//!                                  ram.bin, layout, registers <─ pause      truth disk
+//! ```
+
+pub(crate) mod agent;
+mod command;
+mod control;
+mod cpio;
+mod disks;
+mod error;
+mod feature;
+mod initramfs;
+mod kernel;
+mod layout;
+mod machine;
+mod modules;
+mod packages;
+mod qmp;
+mod report;
+mod rootfs;
+mod run;
+mod sparse;
+mod truth;
+
+pub(crate) use error::Result;
+
+/// Subcommands of `kaleidoscope lab`.
+#[derive(Debug, clap::Subcommand)]
+pub(crate) enum Command {
+    Run(Box<run::Args>),
+}
+
+impl Command {
+    /// Runs the subcommand.
+    ///
+    /// # Errors
+    /// As the subcommand.
+    pub(crate) fn run(&self) -> Result<()> {
+        match self {
+            Self::Run(args) => args.run(),
+        }
+    }
+}

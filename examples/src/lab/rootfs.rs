@@ -1,0 +1,146 @@
+//! The guest's root file system: a few Debian packages on ext4.
+
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+
+use super::command::{DEBUGFS, MKFS_EXT4};
+use super::error::{Error, Result};
+use super::packages;
+
+/// What the guest runs; dependencies follow by themselves.
+const PACKAGES: &[&str] =
+    &["bash", "busybox-static", "coreutils", "libpython3-stdlib", "perl-base", "python3-minimal"];
+
+/// Names the staged tree in the cache; raise it when the staging changes.
+const STAGING: &str = "root-2";
+
+/// Where the agent lives in the guest.
+pub(crate) const AGENT: &str = "/usr/bin/kaleidoscope";
+
+/// Runs as process 1 in the guest.
+const INIT: &str = "#!/bin/bash
+export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C
+b=/bin/busybox
+$b mount -t proc proc /proc
+$b mount -t sysfs sys /sys
+$b mount -t devtmpfs dev /dev
+$b mkdir -p /dev/shm
+$b mount -t tmpfs tmpfs /dev/shm
+$b mount -t tmpfs tmpfs /tmp
+$b mount -t tmpfs tmpfs /run
+# Ends the guest if nobody is left to end it.
+{ sleep 3600; $b poweroff -f; } &
+/usr/bin/kaleidoscope lab-agent || echo lab: the agent failed
+$b poweroff -f
+";
+
+/// A staged tree and an ext4 image of it, both in the cache.
+#[derive(Clone, Debug)]
+pub(crate) struct RootFs {
+    /// The unpacked packages.
+    pub(crate) tree: PathBuf,
+    /// An ext4 image of the tree, without the agent.
+    image: PathBuf,
+}
+
+impl RootFs {
+    /// The cached root file system, made first if it is not there.
+    ///
+    /// # Errors
+    /// If packages cannot be fetched or the image cannot be made.
+    pub(crate) fn prepare(cache: &Path) -> Result<Self> {
+        let root = Self {
+            tree: cache.join(STAGING).join("tree"),
+            image: cache.join(STAGING).join("root.ext4"),
+        };
+        if root.image.is_file() {
+            return Ok(root);
+        }
+        if root.tree.exists() {
+            std::fs::remove_dir_all(&root.tree).map_err(Error::io("remove", &root.tree))?;
+        }
+        root.stage(cache)?;
+        root.make_image()?;
+        Ok(root)
+    }
+
+    /// The statically linked busybox for the initramfs.
+    pub(crate) fn busybox(&self) -> PathBuf {
+        self.tree.join("usr/bin/busybox")
+    }
+
+    /// Copies the image to `disk` and puts `agent` into it.
+    ///
+    /// # Errors
+    /// If the copy fails or the image has no room.
+    pub(crate) fn disk_with_agent(&self, disk: &Path, agent: &Path) -> Result<()> {
+        super::sparse::copy(&self.image, disk)?;
+        let commands = tempfile::NamedTempFile::new().map_err(Error::io("create", disk))?;
+        let name = AGENT.trim_start_matches('/');
+        let script =
+            format!("write {} {name}\nset_inode_field {name} mode 0100755\n", agent.display());
+        std::fs::write(commands.path(), script).map_err(Error::io("write", commands.path()))?;
+        let output =
+            DEBUGFS.run(DEBUGFS.command().args(["-w", "-f"]).arg(commands.path()).arg(disk))?;
+        // debugfs reports failures of its commands only in words.
+        let said = String::from_utf8_lossy(&output.stderr);
+        let complaints: Vec<_> =
+            said.lines().filter(|line| !line.starts_with("debugfs ")).collect();
+        if complaints.is_empty() {
+            return Ok(());
+        }
+        Err(Error::Agent(format!("cannot be put into the image: {}", complaints.join("; "))))
+    }
+
+    fn stage(&self, cache: &Path) -> Result<()> {
+        let create = |name: &str| {
+            let path = self.tree.join(name);
+            std::fs::create_dir_all(&path).map_err(Error::io("create", &path))
+        };
+        // Everything lives under /usr, as on an installed system of any current release.
+        for (link, target) in
+            [("bin", "usr/bin"), ("sbin", "usr/sbin"), ("lib", "usr/lib"), ("lib64", "usr/lib64")]
+        {
+            create(target)?;
+            let path = self.tree.join(link);
+            symlink(target, &path).map_err(Error::io("link", &path))?;
+        }
+        let closure = packages::closure(PACKAGES)?;
+        for archive in packages::download(&cache.join("debs"), &closure)? {
+            packages::unpack(&archive, &self.tree)?;
+        }
+        for name in ["proc", "sys", "dev", "tmp", "run", "mnt", "root", "etc"] {
+            create(name)?;
+        }
+        let init = self.tree.join("usr/sbin/init");
+        std::fs::write(&init, INIT).map_err(Error::io("write", &init))?;
+        set_executable(&init)?;
+        let accounts = self.tree.join("etc/passwd");
+        std::fs::write(&accounts, "root:x:0:0:root:/root:/bin/bash\n")
+            .map_err(Error::io("write", &accounts))
+    }
+
+    fn make_image(&self) -> Result<()> {
+        // Room for the agent, the databases and copies that the workload makes.
+        const SIZE: &str = "400M";
+        let partial = self.image.with_extension("partial");
+        if partial.exists() {
+            std::fs::remove_file(&partial).map_err(Error::io("remove", &partial))?;
+        }
+        MKFS_EXT4.run(
+            MKFS_EXT4
+                .command()
+                .args(["-q", "-F", "-E", "root_owner=0:0", "-d"])
+                .arg(&self.tree)
+                .arg(&partial)
+                .arg(SIZE),
+        )?;
+        std::fs::rename(&partial, &self.image).map_err(Error::io("rename", &partial))
+    }
+}
+
+fn set_executable(path: &Path) -> Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    let rights = std::fs::Permissions::from_mode(0o755);
+    std::fs::set_permissions(path, rights).map_err(Error::io("change the rights of", path))
+}

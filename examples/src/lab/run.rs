@@ -1,0 +1,387 @@
+//! `kaleidoscope lab run`: boots a guest, warms it, and saves its memory with its own truth.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use clap::ValueEnum;
+use indicatif::{ProgressBar, ProgressStyle};
+
+use super::agent;
+use super::control::{FromGuest, FromHost};
+use super::disks;
+use super::error::{Error, Result};
+use super::feature::{Choice, Feature, Features};
+use super::initramfs;
+use super::kernel::Kernel;
+use super::machine::{self, Config, Disk, Machine};
+use super::modules::ModuleTree;
+use super::report::Report;
+use super::rootfs::RootFs;
+use super::sparse;
+use super::truth;
+
+/// Modules that every guest needs to find its disks.
+const DISK_MODULES: &[&str] = &["virtio_pci", "virtio_blk"];
+
+/// Whether the kernel keeps its page tables apart from user space's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Pti {
+    /// Kernel page-table isolation.
+    On,
+    /// One set of page tables.
+    Off,
+}
+
+/// QEMU's chipsets; they place the hole below 4 GiB differently.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Chipset {
+    /// i440FX: RAM above 3 GiB moves past 4 GiB.
+    Pc,
+    /// Q35: RAM above 2 GiB does.
+    Q35,
+}
+
+/// Boot a Debian guest, warm it, and save its memory together with its own account of it.
+///
+/// The guest's folder has ram.bin, layout.txt and regs.txt as a hypervisor would see them, and
+/// truth/gt with what the guest's kernel said: its frames' flags read just before the pause
+/// (proc_kpageflags) and just after it (proc_kpageflags_after), page maps of all processes, the
+/// resident pages of all files. The truth belongs to the same instant as ram.bin, to which
+/// truth/ram.bin is a hard link.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Folder to make for the guest.
+    out: PathBuf,
+    /// Kernel package (.deb) or unpacked tree; repeat for kernels split into several packages
+    /// [default: the newest cloud kernel of this machine's Debian release]
+    #[arg(long, value_name = "PATH")]
+    kernel: Vec<PathBuf>,
+    /// Kernel release, when there are several in what --kernel names.
+    #[arg(long)]
+    release: Option<String>,
+    /// RAM in MiB.
+    #[arg(long, value_name = "MIB", default_value_t = 512, value_parser = clap::value_parser!(u64).range(256..=65536))]
+    memory: u64,
+    /// Number of vCPUs.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=16))]
+    cpus: u32,
+    /// Kernel page-table isolation.
+    #[arg(long, value_enum, default_value_t = Pti::On)]
+    pti: Pti,
+    /// Use a CPU with 57-bit virtual addresses, and so 5-level page tables.
+    #[arg(long)]
+    la57: bool,
+    /// QEMU CPU model with features, instead of the emulator's best.
+    #[arg(long, value_name = "MODEL", conflicts_with = "la57")]
+    cpu_model: Option<String>,
+    /// QEMU chipset.
+    #[arg(long, value_enum, default_value_t = Chipset::Pc)]
+    machine: Chipset,
+    /// What to exercise beyond the plain workload: hugetlb, thp, swap, ksm, overlay, squashfs,
+    /// xfs, balloon, memfd, all; repeat or separate by commas.
+    #[arg(long, value_name = "FEATURE", value_delimiter = ',')]
+    feature: Vec<Choice>,
+    /// Further words for the guest's kernel command line.
+    #[arg(long, value_name = "WORDS")]
+    append: Option<String>,
+    /// Folder for packages and images made of them.
+    #[arg(long, env = "KALEIDOSCOPE_LAB_CACHE", default_value = "target/lab")]
+    cache: PathBuf,
+    /// Seconds to wait for each phase of the guest.
+    #[arg(long, value_name = "SECONDS", default_value_t = 180)]
+    timeout: u64,
+    /// How often to boot until the guest does its part: now and then an emulator fails its guest.
+    #[arg(long, value_name = "NUMBER", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
+    attempts: u32,
+    /// Replace the guest's folder if it exists.
+    #[arg(long)]
+    force: bool,
+    /// Keep the guest's disks in the folder's `work`.
+    #[arg(long)]
+    keep_disks: bool,
+    /// Print the report as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+impl Args {
+    /// Runs the lab.
+    ///
+    /// # Errors
+    /// If programs or packages are missing, or the guest does not do its part.
+    pub(crate) fn run(&self) -> Result<()> {
+        let begin = Instant::now();
+        if self.out.exists() && !self.force {
+            return Err(Error::Io {
+                doing: "create",
+                path: self.out.clone(),
+                source: std::io::Error::new(
+                    std::io::ErrorKind::AlreadyExists,
+                    "it exists (--force replaces it)",
+                ),
+            });
+        }
+        let steps = Steps::new();
+        let folder = partial(&self.out)?;
+        let mut report = self.make(&folder, &steps)?;
+        if self.out.exists() {
+            fs::remove_dir_all(&self.out).map_err(Error::io("remove", &self.out))?;
+        }
+        report.total_seconds = begin.elapsed().as_secs_f64();
+        let json = serde_json::to_string_pretty(&report)
+            .map_err(|error| Error::Qmp(format!("cannot write the report: {error}")))?;
+        write(&folder.join("lab.json"), &json)?;
+        fs::rename(&folder, &self.out).map_err(Error::io("rename", &folder))?;
+        steps.done();
+        if self.json {
+            println!("{json}");
+        } else {
+            println!("{report}");
+        }
+        Ok(())
+    }
+
+    /// Makes the guest in `folder`.
+    fn make(&self, folder: &Path, steps: &Steps) -> Result<Report> {
+        let emulator = machine::qemu_version()?;
+        let features = Features::from_choices(&self.feature);
+        let work = folder.join("work");
+        fs::create_dir_all(&work).map_err(Error::io("create", &work))?;
+        fs::create_dir_all(&self.cache).map_err(Error::io("create", &self.cache))?;
+        // apt runs inside the cache, so that its path must not depend on the current folder.
+        let cache = self.cache.canonicalize().map_err(Error::io("find", &self.cache))?;
+        steps.begin("finding a kernel");
+        let kernel = Kernel::resolve(&cache, &self.kernel, self.release.as_deref())?;
+        steps.begin("making the root file system");
+        let root = RootFs::prepare(&cache)?;
+        let initramfs = work.join("initramfs");
+        let modules = load_modules(&kernel, &features)?;
+        initramfs::write(&initramfs, &root.busybox(), &modules)?;
+        let mut config = Config {
+            machine: self.chipset(),
+            cpu: self.cpu(),
+            cpus: self.cpus,
+            memory_mib: self.memory,
+            kernel: kernel.image.clone(),
+            initramfs,
+            command_line: self.command_line(&features),
+            disks: Vec::new(),
+            balloon: features.has(Feature::Balloon),
+            ram: work.join("ram"),
+            console: folder.join("console.txt"),
+            patience: Duration::from_secs(self.timeout),
+        };
+        let mut attempt = 1;
+        let life = loop {
+            steps.begin("making the disks");
+            config.disks = make_disks(&work, &root, &features)?;
+            steps.begin(&format!("booting {} (attempt {attempt})", kernel.release));
+            match live(&config, folder, steps) {
+                Err(Error::Guest { .. }) if attempt < self.attempts => attempt += 1,
+                outcome => break outcome?,
+            }
+        };
+        let truth_records = self.unpack_truth(folder, &work)?;
+        Ok(Report {
+            guest: self.out.clone(),
+            kernel: kernel.release,
+            emulator,
+            machine: format!("{}, {}", config.machine, config.cpu),
+            memory_mib: self.memory,
+            frames: (self.memory << 20) / 4096,
+            frames_used: life.frames_used,
+            cpus: self.cpus,
+            features: features.iter().map(Feature::name).collect(),
+            command_line: config.command_line,
+            truth_records,
+            truth_is_same_instant: true,
+            attempts: attempt,
+            boot_seconds: life.boot.as_secs_f64(),
+            warm_seconds: life.warm.as_secs_f64(),
+            dump_seconds: life.dump.as_secs_f64(),
+            total_seconds: 0.0,
+        })
+    }
+
+    /// Unpacks the truth disk, keeps its used part, and removes the other disks.
+    fn unpack_truth(&self, folder: &Path, work: &Path) -> Result<usize> {
+        let truth = folder.join("truth");
+        let gt = truth.join("gt");
+        fs::create_dir_all(&gt).map_err(Error::io("create", &gt))?;
+        let raw = work.join(agent::TRUTH_DISK);
+        let records = truth::unpack(&raw, &gt)?;
+        for name in ["ram.bin", "layout.txt", "regs.txt"] {
+            let link = truth.join(name);
+            fs::hard_link(folder.join(name), &link).map_err(Error::io("link", &link))?;
+        }
+        // The guest wrote only the disk's beginning, so that the rest takes no room.
+        fs::rename(&raw, truth.join("gt.raw")).map_err(Error::io("rename", &raw))?;
+        if !self.keep_disks {
+            fs::remove_dir_all(work).map_err(Error::io("remove", work))?;
+        }
+        Ok(records)
+    }
+
+    fn chipset(&self) -> &'static str {
+        match self.machine {
+            Chipset::Pc => "pc",
+            Chipset::Q35 => "q35",
+        }
+    }
+
+    fn cpu(&self) -> String {
+        // Without cx16: QEMU 7.2 leaves garbage in the flags after CMPXCHG16B, and an interrupt
+        // that comes just then kills the guest (6.12 kernels use it for every allocation).
+        // "max" has 57-bit addresses unless told otherwise.
+        let default = if self.la57 { "max,cx16=off" } else { "max,cx16=off,la57=off" };
+        self.cpu_model.clone().unwrap_or_else(|| default.to_owned())
+    }
+
+    fn command_line(&self, features: &Features) -> String {
+        let pti = match self.pti {
+            Pti::On => "on",
+            Pti::Off => "off",
+        };
+        // `panic=-1` reboots at once, which QEMU is told to take as the end.
+        let mut words = format!(
+            "console=ttyS0 quiet panic=-1 pti={pti} {}{}",
+            agent::FEATURES,
+            features.to_list()
+        );
+        if let Some(more) = &self.append {
+            words.push(' ');
+            words.push_str(more);
+        }
+        words
+    }
+}
+
+/// A fresh folder beside `out`, which becomes `out` once everything is in it.
+fn partial(out: &Path) -> Result<PathBuf> {
+    let mut name = out.file_name().unwrap_or_default().to_owned();
+    name.push(".partial");
+    let folder = out.with_file_name(name);
+    if folder.exists() {
+        fs::remove_dir_all(&folder).map_err(Error::io("remove", &folder))?;
+    }
+    fs::create_dir_all(&folder).map_err(Error::io("create", &folder))?;
+    folder.canonicalize().map_err(Error::io("find", &folder))
+}
+
+fn make_disks(work: &Path, root: &RootFs, features: &Features) -> Result<Vec<Disk>> {
+    let disk = |serial: &'static str| Disk { serial, path: work.join(serial) };
+    let agent = std::env::current_exe().map_err(Error::io("find", Path::new("this program")))?;
+    let mut disks = vec![disk("root"), disk(agent::TRUTH_DISK)];
+    root.disk_with_agent(&work.join("root"), &agent)?;
+    disks::empty(&work.join(agent::TRUTH_DISK), truth::DISK_SIZE)?;
+    if features.has(Feature::Swap) {
+        disks::swap(&work.join("swap"))?;
+        disks.push(disk("swap"));
+    }
+    if features.has(Feature::Squashfs) {
+        disks::squashfs(&work.join("squashfs"), &root.tree.join("usr/lib"))?;
+        disks.push(disk("squashfs"));
+    }
+    if features.has(Feature::Xfs) {
+        disks::xfs(&work.join("xfs"))?;
+        disks.push(disk("xfs"));
+    }
+    Ok(disks)
+}
+
+fn load_modules(kernel: &Kernel, features: &Features) -> Result<Vec<super::modules::Module>> {
+    let Some(folder) = &kernel.modules else {
+        return Err(Error::Kernel(format!(
+            "{} comes without lib/modules; name its modules package too (--kernel, again)",
+            kernel.release
+        )));
+    };
+    let wanted: Vec<_> = DISK_MODULES
+        .iter()
+        .copied()
+        .chain(features.iter().flat_map(|feature| feature.modules().iter().copied()))
+        .collect();
+    ModuleTree::open(folder)?.load(&wanted)
+}
+
+/// How long the phases of a guest's life took, and what was left of it.
+struct Life {
+    boot: Duration,
+    warm: Duration,
+    dump: Duration,
+    frames_used: u64,
+}
+
+/// Boots the guest, lets it warm up and dump its truth, and saves its memory into `folder`.
+fn live(config: &Config, folder: &Path, steps: &Steps) -> Result<Life> {
+    if config.ram.exists() {
+        // Memory is zero at power-on, so that nothing of an earlier attempt may be left.
+        fs::remove_file(&config.ram).map_err(Error::io("remove", &config.ram))?;
+    }
+    let begin = Instant::now();
+    let mut machine = Machine::start(config)?;
+    machine.wait_for(&FromGuest::Ready)?;
+    let boot = begin.elapsed();
+
+    steps.begin("warming the guest");
+    machine.wait_for(&FromGuest::Warm)?;
+    if config.balloon {
+        steps.begin("inflating the balloon");
+        let bytes = config.memory_mib << 20;
+        machine.balloon(bytes - bytes / 8)?;
+    }
+    let warm = begin.elapsed() - boot;
+
+    steps.begin("dumping the guest's truth");
+    machine.tell(FromHost::Dump)?;
+    machine.wait_for(&FromGuest::Bracket)?;
+    machine.pause()?;
+    steps.begin("saving the guest's memory");
+    let frames_used = save(&mut machine, &config.ram, folder)?;
+    machine.resume()?;
+    machine.tell(FromHost::Again)?;
+    machine.wait_for(&FromGuest::Done)?;
+    machine.quit()?;
+    Ok(Life { boot, warm, dump: begin.elapsed() - boot - warm, frames_used })
+}
+
+/// Writes what a hypervisor has of the paused guest; returns how many frames are not zero.
+fn save(machine: &mut Machine, ram: &Path, folder: &Path) -> Result<u64> {
+    write(&folder.join("regs.txt"), &machine.registers()?)?;
+    write(&folder.join("layout.txt"), &machine.layout()?.to_string())?;
+    sparse::copy(ram, &folder.join("ram.bin"))
+}
+
+fn write(path: &Path, text: &str) -> Result<()> {
+    fs::write(path, text).map_err(Error::io("write", path))
+}
+
+/// Says on standard error what is going on, with the seconds it takes.
+#[derive(Debug)]
+struct Steps(ProgressBar);
+
+impl Steps {
+    fn new() -> Self {
+        let bar = ProgressBar::new_spinner();
+        if let Ok(style) = ProgressStyle::with_template("{spinner} {msg} ({elapsed})") {
+            bar.set_style(style);
+        }
+        bar.enable_steady_tick(Duration::from_millis(120));
+        Self(bar)
+    }
+
+    fn begin(&self, what: &str) {
+        self.0.set_message(what.to_owned());
+    }
+
+    fn done(&self) {
+        self.0.finish_and_clear();
+    }
+}
+
+impl Drop for Steps {
+    fn drop(&mut self) {
+        self.done();
+    }
+}

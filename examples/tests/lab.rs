@@ -1,0 +1,150 @@
+//! Boots a guest and checks that its memory and its own account of it agree.
+//!
+//! Takes about a minute and needs what `examples/lab/setup.sh` installs, so that it runs only when
+//! asked for: `cargo test -p kaleidoscope-examples --test lab -- --ignored`. With
+//! `KALEIDOSCOPE_LAB_GUEST=FOLDER` it checks a guest that was made before.
+
+#![expect(clippy::unwrap_used, clippy::panic, reason = "helpers of a test fail by panicking")]
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+const PAGE: u64 = 4096;
+
+/// "The page is in a free block" (kernel `admin-guide/mm/pagemap.rst`).
+const BUDDY: u64 = 1 << 10;
+
+struct Guest {
+    folder: PathBuf,
+    ram: File,
+    /// File offset, address, size.
+    layout: Vec<(u64, u64, u64)>,
+}
+
+impl Guest {
+    fn open(folder: PathBuf) -> Self {
+        let hex = |word: &str| u64::from_str_radix(word.trim_start_matches("0x"), 16).unwrap();
+        let text = fs::read_to_string(folder.join("layout.txt")).unwrap();
+        let lines = text.lines().filter(|line| !line.starts_with('#'));
+        let layout = lines
+            .map(|line| line.split(' ').map(hex).collect::<Vec<_>>())
+            .map(|fields| (fields[0], fields[1], fields[2]))
+            .collect();
+        Self { ram: File::open(folder.join("ram.bin")).unwrap(), folder, layout }
+    }
+
+    fn truth(&self, name: &str) -> Vec<u8> {
+        fs::read(self.folder.join("truth/gt").join(name)).unwrap()
+    }
+
+    fn words(&self, name: &str) -> Vec<u64> {
+        let bytes = self.truth(name);
+        bytes.chunks_exact(8).map(|word| u64::from_le_bytes(word.try_into().unwrap())).collect()
+    }
+
+    fn frame(&self, gfn: u64) -> Vec<u8> {
+        let gpa = gfn * PAGE;
+        let (offset, start, _) = self
+            .layout
+            .iter()
+            .find(|(_, start, size)| (*start..start + size).contains(&gpa))
+            .unwrap_or_else(|| panic!("frame {gfn:#x} is not RAM"));
+        let mut bytes = vec![0; 4096];
+        self.ram.read_exact_at(&mut bytes, offset + gpa - start).unwrap();
+        bytes
+    }
+
+    /// Path, and pairs of page index and frame number, of every resident file.
+    fn files(&self) -> Vec<(String, Vec<(u64, u64)>)> {
+        let bytes = self.truth("files");
+        let mut at = 0;
+        let mut take = |length: usize| {
+            at += length;
+            bytes[at - length..at].to_vec()
+        };
+        let word = |bytes: Vec<u8>| u64::from_le_bytes(bytes.try_into().unwrap());
+        let mut files = Vec::new();
+        let mut left = bytes.len();
+        while left > 0 {
+            let head: Vec<_> = (0..5).map(|_| word(take(8))).collect();
+            let path = String::from_utf8(take(usize::try_from(head[0]).unwrap())).unwrap();
+            let pages: Vec<_> =
+                (0..head[4]).map(|_| (word(take(8)), word(take(8)) & ((1 << 55) - 1))).collect();
+            left -= 40 + path.len() + 16 * pages.len();
+            files.push((path, pages));
+        }
+        files
+    }
+}
+
+fn boot() -> (Guest, PathBuf) {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let cache = std::env::var_os("KALEIDOSCOPE_LAB_CACHE")
+        .map_or_else(|| root.join("target/lab"), PathBuf::from);
+    let folder = match std::env::var_os("KALEIDOSCOPE_LAB_GUEST") {
+        Some(made) => PathBuf::from(made),
+        None => {
+            let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("lab-guest");
+            let output = Command::new(env!("CARGO_BIN_EXE_kaleidoscope"))
+                .args(["lab", "run", "--force", "--json", "--cache"])
+                .args([&cache, &folder])
+                .output()
+                .unwrap();
+            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+            folder
+        }
+    };
+    let staged = fs::read_dir(&cache)
+        .unwrap()
+        .flatten()
+        .map(|entry| entry.path().join("tree"))
+        .filter(|tree| tree.is_dir())
+        .max()
+        .unwrap();
+    (Guest::open(folder), staged)
+}
+
+#[test]
+#[ignore = "boots a virtual machine"]
+fn a_guest_agrees_with_its_own_account() {
+    let (guest, staged) = boot();
+
+    let size: u64 = guest.layout.iter().map(|(_, _, size)| size).sum();
+    assert_eq!(size, guest.ram.metadata().unwrap().len());
+
+    // The brackets around the pause hardly differ.
+    let (before, after) = (guest.words("proc_kpageflags"), guest.words("proc_kpageflags_after"));
+    assert_eq!(before.len(), after.len());
+    let moved = before.iter().zip(&after).filter(|(before, after)| before != after).count();
+    assert!(moved * 1000 < before.len(), "{moved} of {} frames changed", before.len());
+
+    // Free frames are those that the kernel counts (but for the few that it keeps per CPU).
+    let free = before.iter().filter(|flags| *flags & BUDDY != 0).count() as u64;
+    let meminfo = String::from_utf8(guest.truth("proc_meminfo")).unwrap();
+    let counted = meminfo.lines().find_map(|line| line.strip_prefix("MemFree:")).unwrap();
+    let counted = counted.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024 / PAGE;
+    assert!(free.abs_diff(counted) * 50 < counted, "{free} free frames, {counted} counted");
+
+    // Every cached page of a file that the guest did not change holds the file's bytes.
+    let mut wrong = BTreeMap::new();
+    let mut checked = 0;
+    let files = guest.files();
+    for (path, pages) in files.iter().filter(|(path, _)| path.starts_with("/usr/")) {
+        let Ok(contents) = fs::read(staged.join(path.trim_start_matches('/'))) else { continue };
+        for (index, gfn) in pages {
+            let start = usize::try_from(index * PAGE).unwrap();
+            let end = contents.len().min(start + 4096);
+            let mut expected = contents[start..end].to_vec();
+            expected.resize(4096, 0);
+            checked += 1;
+            if guest.frame(*gfn) != expected {
+                *wrong.entry(path).or_insert(0) += 1;
+            }
+        }
+    }
+    assert!(checked > 5000, "only {checked} pages of known contents are cached");
+    assert!(wrong.is_empty(), "of {checked} pages these differ: {wrong:?}");
+}

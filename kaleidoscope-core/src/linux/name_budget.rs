@@ -1,0 +1,66 @@
+//! What names may cost.
+//!
+//! Every owner of frames is named, and a name can be a chain of 256 directories and 4,096 bytes long. Real chains are short and
+//! shared; hostile ones need not be. So names of one guest are paid for from one purse, which grows with its memory.
+
+/// Directory entries and mounts visited: per frame, and beside.
+const STEPS_PER_FRAME: u64 = 8;
+const SPARE_STEPS: u64 = 65_536;
+
+/// Bytes of names that are kept: per frame, and beside. A guest full of small cached files needs some 40 bytes per frame.
+const BYTES_PER_FRAME: u64 = 64;
+const SPARE_BYTES: u64 = 4 << 20;
+
+/// How much may still be spent on names.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct NameBudget {
+    steps: u64,
+    bytes: u64,
+    exhausted: bool,
+}
+
+impl NameBudget {
+    pub(super) fn for_frames(frames: u32) -> Self {
+        let per_guest =
+            |each: u64, spare: u64| u64::from(frames).saturating_mul(each).saturating_add(spare);
+        let steps = per_guest(STEPS_PER_FRAME, SPARE_STEPS);
+        let bytes = per_guest(BYTES_PER_FRAME, SPARE_BYTES);
+        Self { steps, bytes, exhausted: false }
+    }
+
+    /// Whether something could not be paid for.
+    pub(super) fn is_exhausted(self) -> bool {
+        self.exhausted
+    }
+
+    /// Pays for a visit to a directory entry or a mount; `None` when nothing is left.
+    pub(super) fn pay_step(&mut self) -> Option<()> {
+        let left = self.steps.checked_sub(1);
+        self.steps = left.unwrap_or(0);
+        self.exhausted |= left.is_none();
+        left.map(drop)
+    }
+
+    /// Pays for a name that is kept; `None` when it is longer than what is left.
+    pub(super) fn pay_name(&mut self, name: &str) -> Option<()> {
+        let left = u64::try_from(name.len()).ok().and_then(|n| self.bytes.checked_sub(n));
+        self.bytes = left.unwrap_or(self.bytes);
+        self.exhausted |= left.is_none();
+        left.map(drop)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_spent_is_gone() {
+        let mut budget = NameBudget { steps: 1, bytes: 5, exhausted: false };
+        assert_eq!((budget.pay_step(), budget.pay_name("four")), (Some(()), Some(())));
+        assert!(!budget.is_exhausted());
+        assert_eq!(budget.pay_name("ab"), None);
+        assert!(budget.is_exhausted());
+        assert_eq!((budget.pay_name("a"), budget.pay_step()), (Some(()), None));
+    }
+}

@@ -1,0 +1,109 @@
+//! Rules of the house that no compiler checks.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Modules of the core in the order of the pipeline: each may use those before it, never those after it.
+const PIPELINE: [&str; 10] = [
+    "addr",
+    "memory",
+    "registers",
+    "image",
+    "paging",
+    "color",
+    "guest_os",
+    "linux",
+    "coloring",
+    "manifest",
+];
+
+/// Files that may hold unsafe code, each of which says why.
+const UNSAFE_FILES: [&str; 2] =
+    ["kaleidoscope-core/src/image/mapping.rs", "examples/src/lab/agent/resident.rs"];
+
+/// Most lines of a source file.
+const MAX_LINES: usize = 600;
+
+fn workspace() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
+}
+
+/// Every Rust file below a folder, with its path from the workspace's root.
+fn sources(folder: &str) -> Vec<(String, String)> {
+    let mut found = Vec::new();
+    let mut folders = vec![workspace().join(folder)];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() && path.file_name().is_some_and(|name| name != "target") {
+                folders.push(path);
+            } else if path.extension().is_some_and(|e| e == "rs") {
+                let name = path.strip_prefix(workspace()).unwrap().display().to_string();
+                found.push((name, fs::read_to_string(path).unwrap()));
+            }
+        }
+    }
+    found.sort();
+    assert!(!found.is_empty());
+    found
+}
+
+fn all_sources() -> Vec<(String, String)> {
+    ["kaleidoscope-core", "backend-mock", "examples", "fuzz"]
+        .into_iter()
+        .flat_map(sources)
+        .collect()
+}
+
+#[test]
+fn files_are_short() {
+    let long: Vec<_> = all_sources()
+        .into_iter()
+        .map(|(name, text)| (name, text.lines().count()))
+        .filter(|(_, lines)| *lines > MAX_LINES)
+        .collect();
+    assert!(long.is_empty(), "one concept per file: split {long:?}");
+}
+
+#[test]
+fn the_pipeline_has_one_direction() {
+    let place = |module: &str| PIPELINE.iter().position(|m| *m == module);
+    let mut wrong = Vec::new();
+    for (name, text) in sources("kaleidoscope-core/src") {
+        let path = name.strip_prefix("kaleidoscope-core/src/").unwrap();
+        let module = path.split(['/', '.']).next().unwrap();
+        if module == "lib" {
+            continue;
+        }
+        let own = place(module).unwrap_or_else(|| panic!("{name}: not in the pipeline"));
+        let code = text.lines().filter(|line| !line.trim_start().starts_with("//"));
+        for line in code {
+            for used in line.split("crate::").skip(1) {
+                let used = used.split(|c: char| !c.is_alphanumeric() && c != '_').next().unwrap();
+                if place(used).is_some_and(|place| place > own) {
+                    wrong.push(format!("{name} uses {used}"));
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[test]
+fn the_core_names_no_backend() {
+    for (name, text) in sources("kaleidoscope-core/src") {
+        for backend in ["kaleidoscope_kvm", "kaleidoscope_xen", "kaleidoscope_mock"] {
+            assert!(!text.contains(backend), "{name} names {backend}");
+        }
+    }
+}
+
+#[test]
+fn unsafe_code_is_in_few_files() {
+    for (name, text) in all_sources() {
+        if text.contains("expect(unsafe_code") || text.contains("allow(unsafe_code") {
+            let is_listed = UNSAFE_FILES.contains(&name.as_str());
+            assert!(is_listed || name.ends_with("tests/tidy.rs"), "{name} has unsafe code");
+        }
+    }
+}
