@@ -15,9 +15,9 @@ const FIRST_KERNEL_ENTRY: usize = 256;
 /// Frames that a process takes at least: its tables, one of each level. So many processes fit into a guest.
 const FRAMES_PER_SPACE: usize = 4;
 
-/// How often, on average, a frame may be found mapped before more is ignored. Sharing between many processes is real; this
-/// bounds what tables that map everything everywhere can cost.
-const MAPPINGS_PER_FRAME: u64 = 256;
+/// How often, on average, a frame may be found mapped before walks end. Sharing between many processes is real, but to get
+/// here an eighth of memory must be page tables. This bounds what tables that map everything everywhere can cost.
+const MAPPINGS_PER_FRAME: u64 = 64;
 
 /// Number of an address space in [`UserMappings::spaces`].
 pub(crate) type SpaceId = u32;
@@ -246,6 +246,8 @@ impl Visitor for UserVisitor<'_> {
         if self.left == 0 {
             return;
         }
+        // What is not RAM costs too.
+        self.left = self.left.saturating_sub(1);
         let (first, page) = (leaf.gpa.gfn(), leaf.gva.0 / FRAME_SIZE);
         for part in self.layout.parts(first, leaf.bytes / FRAME_SIZE) {
             let page = page.saturating_add(part.start.0.saturating_sub(first.0));
@@ -262,8 +264,12 @@ impl Visitor for UserVisitor<'_> {
             }
             let frames = u64::from(part.frames);
             self.mapped = self.mapped.saturating_add(frames);
-            self.left = self.left.saturating_sub(frames);
+            self.left = self.left.saturating_sub(frames.saturating_sub(1));
         }
+    }
+
+    fn has_enough(&self) -> bool {
+        self.left == 0
     }
 
     fn table(&mut self, gpa: Gpa, depth: usize, gva: Gva) {

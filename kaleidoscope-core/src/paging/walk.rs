@@ -126,6 +126,11 @@ pub trait Visitor {
     fn table(&mut self, gpa: Gpa, depth: usize, gva: Gva) {
         let _ = (gpa, depth, gva);
     }
+
+    /// Whether the walk should end before its time, as if the budget were spent. Asked after every table.
+    fn has_enough(&self) -> bool {
+        false
+    }
 }
 
 /// What a walk did and what it had to leave out.
@@ -137,7 +142,7 @@ pub struct WalkReport {
     pub unreadable: u64,
     /// The first such table.
     pub first_unreadable: Option<Gpa>,
-    /// Whether the budget ran out, so that mappings are missing.
+    /// Whether the budget ran out or the visitor had enough, so that mappings are missing.
     pub cut: bool,
 }
 
@@ -175,7 +180,7 @@ impl<M: GuestMemory + ?Sized, V: Visitor> Walker<'_, M, V> {
     /// Walks one table. `base` holds the address bits that the levels above selected, not yet canonical.
     fn table(&mut self, gpa: Gpa, levels: &[LevelSpec], base: u64, rights: Rights) {
         let Some((level, below)) = levels.split_first() else { return };
-        if !self.budget.pay() {
+        if self.visitor.has_enough() || !self.budget.pay() {
             self.report.cut = true;
             return;
         }
