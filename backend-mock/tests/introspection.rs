@@ -1,5 +1,11 @@
 //! Introspection of synthetic guests finds what is true of them, whatever layers of evidence are left.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests, which clippy does not see as tests")]
+#![expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "only some roles and colors have names or exceptions"
+)]
+
 use kaleidoscope_core::addr::{FrameIndex, Gfn};
 use kaleidoscope_core::color::{Color, FrameKind, Order, Temperature};
 use kaleidoscope_core::coloring::{Coloring, ColoringError, Options, color};
@@ -216,8 +222,11 @@ fn names_and_positions_are_true() {
                         (Order::FileOffset, index),
                         "{gfn} {file:?}"
                     );
-                    let device =
-                        if file.kind == FileKind::Block { file.inode as u32 } else { file.device };
+                    let device = if file.kind == FileKind::Block {
+                        u32::try_from(file.inode).unwrap()
+                    } else {
+                        file.device
+                    };
                     let start = format!("{}:{}:{}:", file.fs, stat_device(device), file.inode);
                     let path = region
                         .name
