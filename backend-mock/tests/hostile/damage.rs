@@ -1,7 +1,7 @@
 //! Blind damage: words that programs trip over, where the structures are.
 
 use crate::target::Target;
-use kaleidoscope_core::addr::{FRAME_SIZE, FrameIndex, Gfn, Gpa};
+use kaleidoscope_core::addr::{FRAME_BYTES, FrameIndex, Gfn, Gpa};
 use kaleidoscope_core::color::Color;
 use kaleidoscope_core::memory::GuestMemory;
 use kaleidoscope_mock::{PatchedMemory, Rng};
@@ -48,7 +48,7 @@ pub(crate) fn places(target: &Target<'_>) -> Vec<Place> {
 
 /// The frames of `among` that hold a sign, and the neighbors of each.
 fn frames_holding(target: &Target<'_>, among: &[Gfn], sign: &[u8]) -> Vec<Gfn> {
-    let mut bytes = [0; FRAME_SIZE as usize];
+    let mut bytes = [0; FRAME_BYTES];
     let mut holds = |gfn: Gfn| {
         target.memory.read(gfn.gpa(), &mut bytes).is_ok()
             && bytes.windows(sign.len()).any(|window| window == sign)

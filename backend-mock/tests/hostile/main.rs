@@ -4,6 +4,7 @@
 //! [`planted`] puts traps where the kernel's structures are, one test for each. [`random`] damages structures blindly. Both
 //! run on synthetic guests; with `KALEIDOSCOPE_GUESTS=DIR`, a folder of folders with `ram.bin`, `layout.txt` and
 //! `regs.txt`, [`real`] damages images of real guests too (use `--release`).
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test may panic")]
 
 mod damage;
 mod meter;

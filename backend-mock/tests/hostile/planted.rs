@@ -260,7 +260,7 @@ fn a_path_for_every_frame() {
             let alias = v.offset("dentry", &["d_u.d_alias", "d_alias"]);
             let real = v.load(Gva(file.mapping.0 + host));
             let super_block = v.load(Gva(real + i_sb));
-            let (lru, mapping) = (1 << 5 | 1 << 4, ["mapping"]);
+            let (lru, mapping) = ((1 << 5) | (1 << 4), ["mapping"]);
             // The frames' own bytes are the inodes: the second half of memory.
             let all = v.all_frames();
             let users: Vec<Gfn> = arena.iter().copied().rev().take(arena.len() / 2).collect();
@@ -432,7 +432,7 @@ fn a_process_in_every_frame() {
                 v.memory.write(Gpa(root.gpa().0 + 2048), &half).unwrap();
                 v.fill(root, 0..256, |_| pdpt.gpa().0 | ENTRY);
                 // Allocated, for all that the frame table says.
-                v.describe(root, &[(&["_refcount"], 1 | 0xffff_ffff << 32)]);
+                v.describe(root, &[(&["_refcount"], 1 | (0xffff_ffff << 32))]);
             }
         },
     );
@@ -465,7 +465,7 @@ fn tails_without_heads() {
                 let compound = v.offset("page", &["compound_head", "compound_info"]);
                 for gfn in v.all_frames() {
                     let record = v.record(gfn);
-                    if gfn.0 % 3 != 0 && v.guest.physical(record).is_some() {
+                    if !gfn.0.is_multiple_of(3) && v.guest.physical(record).is_some() {
                         v.store(Gva(record.0 + compound), record.0.wrapping_sub(distance) | 1);
                     }
                 }
