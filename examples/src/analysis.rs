@@ -181,9 +181,9 @@ mod tests {
         std::fs::write(&path, vec![0; 64 * 4096]).unwrap();
         let layout = LayoutArgs { layout: None, format: ImageFormat::Raw };
         let image = layout.open(&path).unwrap();
-        let failure = color(&image, None, Rules::default()).unwrap_err().to_string();
+        let failure = color(&image, Vec::new(), Rules::default()).unwrap_err().to_string();
         assert!(failure.contains("\nhint: is this the memory of a Linux guest"), "{failure}");
-        let failure = color(&image, Some(&path), Rules::default()).unwrap_err().to_string();
+        let failure = registers(&image, Some(&path)).unwrap_err().to_string();
         assert!(failure.contains("hint: --regs takes"), "{failure}");
     }
 }

@@ -53,7 +53,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     for guest in &guests {
         let durations = measure(guest)?;
         let [hash, with, without] =
-            [&durations.hash, &durations.with_registers, &durations.without_registers].map(median);
+            [&durations.hash, &durations.with_registers, &durations.without_registers]
+                .map(|all| median(all));
         println!(
             "{:<24} {:>6} {:>8.2} {:>10.2} {:>6.2} {:>13.2} {:>6.2}",
             guest.name,
@@ -120,8 +121,8 @@ fn timed<T>(f: impl FnOnce() -> T) -> (T, Duration) {
     (out, start.elapsed())
 }
 
-fn median(all: &Vec<Duration>) -> Duration {
-    let mut sorted = all.clone();
+fn median(all: &[Duration]) -> Duration {
+    let mut sorted = all.to_vec();
     sorted.sort();
     sorted.get(sorted.len() / 2).copied().unwrap_or_default()
 }

@@ -25,8 +25,8 @@ pub(super) struct Gathered<'g, 'm, M: ?Sized> {
     pub(super) areas: KernelAreas,
     /// Names of the records' owners; `None` for those that are not what they say.
     pub(super) owners: Vec<Option<OwnerName>>,
-    /// Page tables of the kernel's root for user mode, under page-table isolation.
-    pub(super) twin_tables: &'g [Gpa],
+    /// The kernel's own root table, and the tables of its twin under page-table isolation.
+    pub(super) kernel_tables: &'g [Gpa],
     pub(super) kernel: KernelIdentity,
     pub(super) notes: Vec<Note>,
 }
@@ -44,12 +44,12 @@ impl TableUse {
 }
 
 pub(super) fn assemble<M: GuestMemory + ?Sized>(gathered: Gathered<'_, '_, M>) -> GuestFacts {
-    let Gathered { view, records, tasks, users, areas, owners, twin_tables, kernel, mut notes } =
+    let Gathered { view, records, tasks, users, areas, owners, kernel_tables, kernel, mut notes } =
         gathered;
     let layout = view.memory().layout();
     describe_damage(view, &records.damage, &tasks, &users, &areas, &mut notes);
     let recent = recent_frames(view, &tasks);
-    let tables = table_uses(view, &users, twin_tables);
+    let tables = table_uses(view, &users, kernel_tables);
     let mut processes = list_processes(&users, &tasks);
     let names: Vec<String> = processes.iter().map(space_name).collect();
     let mut regions = Regions::new(owners, &names);
@@ -149,7 +149,7 @@ fn position_of(
 fn table_uses<M>(
     view: &KernelView<'_, M>,
     users: &UserMappings,
-    twin_tables: &[Gpa],
+    kernel_tables: &[Gpa],
 ) -> Vec<(FrameIndex, TableUse)>
 where
     M: GuestMemory + ?Sized,
@@ -162,7 +162,7 @@ where
         let table = TableUse { is_table: true, ..TableUse::NONE };
         layout.index_of(gpa.gfn()).map(|frame| (frame, table))
     };
-    let kernel = view.space().tables().iter().chain(twin_tables).filter_map(of_kernel);
+    let kernel = view.space().tables().iter().chain(kernel_tables).filter_map(of_kernel);
     let mut tables: Vec<_> = users.tables.iter().map(of_user).chain(kernel).collect();
     tables.sort_by_key(|(frame, _)| *frame);
     tables.dedup_by_key(|(frame, _)| *frame);
