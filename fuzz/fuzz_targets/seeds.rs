@@ -1,0 +1,140 @@
+//! Writes seeds for every target into the folder `KALEIDOSCOPE_SEEDS`: the same on every machine.
+//!
+//! A fuzz target itself, so that it is built with all others from the same objects; run it with `-runs=0`.
+#![no_main]
+
+use kaleidoscope_core::addr::{Gpa, Gva};
+use kaleidoscope_core::coloring::{Options, color};
+use kaleidoscope_core::manifest::{ImageIdentity, Manifest};
+use kaleidoscope_core::memory::GuestMemory;
+use kaleidoscope_fuzz::{guest, payload_of, registers};
+use kaleidoscope_mock::linux::{KernelStyle, MockGuest};
+use libfuzzer_sys::fuzz_target;
+use std::error::Error;
+use std::fs;
+use std::path::Path;
+
+/// Changes of a guest in the format of the target `frame_table`, one of each kind in each place.
+fn changes(style: u8) -> Vec<u8> {
+    let mut seed = vec![style];
+    for place in 0..7_u8 {
+        for kind in 0..9_u8 {
+            seed.extend([place, kind, kind.wrapping_mul(37), 0, place.wrapping_mul(11), kind]);
+            seed.extend([5; 4]);
+        }
+    }
+    seed
+}
+
+/// Tables of four levels in the format of the target `walker`: two pages, a large one, and a cycle.
+fn tables(spec: u8) -> Vec<u8> {
+    let mut seed = vec![spec, 5, 0, 0];
+    seed.extend([0; 24]);
+    let entries = [
+        (0_u16, 0x1067_u64),
+        (511, 0x1067),
+        (256, 0x0067),
+        (512, 0x2067),
+        (513, 0x4000_00e7),
+        (1024, 0x3067),
+        (1025, 0x20_00e7),
+        (1536, 0x4067),
+        (1540, 0x8000_0000_0000_5065),
+        (2048, 0x9061),
+    ];
+    for (place, entry) in entries {
+        seed.extend(place.to_le_bytes());
+        seed.extend(entry.to_le_bytes());
+    }
+    seed
+}
+
+/// Bytes of the image.
+fn image(guest: &MockGuest, start: Gva, bytes: u64) -> Result<Vec<u8>, Box<dyn Error>> {
+    let mut out = vec![0; usize::try_from(bytes)?];
+    let gpa = Gpa(start.0.wrapping_sub(guest.truth.kernel.image_offset));
+    guest.memory.read(gpa, &mut out)?;
+    Ok(out)
+}
+
+fuzz_target!(
+    init: {
+        let root = std::env::var_os("KALEIDOSCOPE_SEEDS").expect("KALEIDOSCOPE_SEEDS names a folder");
+        write(Path::new(&root)).expect("seeds can be written");
+    },
+    |_data: &[u8]| {}
+);
+
+fn write(root: &Path) -> Result<(), Box<dyn Error>> {
+    let put = |target: &str, name: &str, bytes: &[u8]| {
+        let folder = root.join(target);
+        fs::create_dir_all(&folder)?;
+        fs::write(folder.join(format!("seed-{name}")), bytes)
+    };
+    for (number, style) in (0_u8..).zip(KernelStyle::ALL) {
+        let guest = guest(style);
+        let name = format!("{style:?}");
+        let kernel = &guest.truth.kernel;
+        put("frame_table", &name, &changes(number))?;
+        put("frame_table", &format!("{name}-whole"), &[number])?;
+        put("walker", &name, &tables(number))?;
+        put("btf", &name, &image(&guest, kernel.btf.0, kernel.btf.1)?)?;
+        // The banner makes the addresses provable; the table ends the search.
+        let symbols = image(&guest, kernel.kallsyms.0, kernel.kallsyms.1)?;
+        put("kallsyms", &name, &[&[0, 0, 0], &symbols[..]].concat())?;
+        let mut page = [0; 4096];
+        guest.memory.read(kernel.vmcoreinfo, &mut page)?;
+        let end = page.iter().position(|&b| b == 0).unwrap_or(page.len());
+        put("vmcoreinfo", &name, page.get(..end).unwrap_or(&page))?;
+        let options = Options { registers: registers(&guest), ..Options::default() };
+        let coloring = color(&guest.memory, &options)?;
+        let identity = ImageIdentity::of(&guest.memory, &coloring.map)?;
+        let file = Manifest::new(coloring.map, identity).to_bytes()?;
+        put("manifest", &format!("{name}-file"), &[&[0], &file[..]].concat())?;
+        let payload = payload_of(&file).ok_or("the manifest has no payload")?;
+        put("manifest", &format!("{name}-payload"), &[&[1], &payload[..]].concat())?;
+    }
+    let layouts: [&[u64]; 3] = [
+        &[0, 0, 0, 1 << 45],
+        &[1 << 30, 9 << 45, 0, 1 << 44, 1 << 40, 1 << 44],
+        &[0, 0, 1, 0x1000],
+    ];
+    for (number, words) in layouts.iter().enumerate() {
+        let bytes: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
+        put("layout", &number.to_string(), &bytes)?;
+    }
+    put(
+        "image_headers",
+        "layout",
+        b"\x02# file_offset gpa size\n0x0 0x0 0x8000\n0x8000 0x100000000 0x8000\n",
+    )?;
+    put("image_headers", "registers", b"\x03CPU#0\nRAX=0000000000000000 RBX=0000000000000000\nRIP=ffffffff81000000 RFL=00000246\nCS =0010 0000000000000000 ffffffff 00af9b00\nGS =0000 ffff888000000000 ffffffff 00c00000\nCR0=80050033 CR2=0000000000000000 CR3=0000000001000000 CR4=000006f0\nEFER=0000000000000d01\n")?;
+    put("image_headers", "elf", &elf())?;
+    Ok(())
+}
+
+/// An ELF core dump with one segment of RAM and a note.
+fn elf() -> Vec<u8> {
+    let mut file = vec![0];
+    file.extend(b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0");
+    let mut word = |bytes: usize, value: u64| file.extend(&value.to_le_bytes()[..bytes]);
+    // Type core, machine x86-64, version; entry, program headers, section headers; flags; sizes and counts.
+    for (bytes, value) in [(2, 4), (2, 62), (4, 1), (8, 0), (8, 64), (8, 0), (4, 0)] {
+        word(bytes, value);
+    }
+    for value in [64, 56, 2, 0, 0, 0] {
+        word(2, value);
+    }
+    // A note of 32 bytes at 0x100, and two frames at 0x1000.
+    for header in [[4, 0x100, 0, 0, 0x20, 0, 0], [1, 0x1000, 0, 0, 0x2000, 0x2000, 0]] {
+        word(4, header[0]);
+        word(4, 0);
+        header[1..].iter().for_each(|&value| word(8, value));
+    }
+    file.resize(1 + 0x100, 0);
+    file.extend(
+        b"\x05\0\0\0\x08\0\0\0\0\0\0\0CORE\0\0\0\0\x01\x02\x03\x04\x05\x06\x07\x08\0\0\0\0",
+    );
+    file.resize(1 + 0x3000, 0x5a);
+    file
+}
