@@ -105,8 +105,10 @@ mod tests {
     fn reads_as_if_all_were_copied() {
         let layout = MemoryLayout::contiguous(0x5000).unwrap();
         let mut rng = Rng::new(1);
-        let base =
-            VecMemory::from_bytes(layout, (0..0x5000).map(|_| rng.next_u64() as u8).collect());
+        let base = VecMemory::from_bytes(
+            layout,
+            (0..0x5000).map(|_| rng.next_u64().to_le_bytes()[0]).collect(),
+        );
         let (mut patched, mut copied) = (PatchedMemory::new(&base), base.clone());
         for _ in 0..20 {
             let bytes = rng.next_u64().to_le_bytes();

@@ -1,5 +1,7 @@
 //! Introspection of damaged guests comes to an end, in bounded time, and what is undamaged stays true.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests, which clippy does not see as tests")]
+
 use kaleidoscope_core::color::FrameKind;
 use kaleidoscope_core::coloring::{Coloring, Options, color};
 use kaleidoscope_core::registers::VcpuRegisters;

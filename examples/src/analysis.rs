@@ -19,12 +19,17 @@ pub(crate) enum ImageFormat {
     Raw,
     /// ELF core: QEMU's dump-guest-memory, kdump
     Elf,
-    /// Firecracker's memory file
+    /// Firecracker's memory file, 1.13 and later
     Firecracker,
+    /// Firecracker's memory file, until 1.12
+    #[value(name = "firecracker-1.12")]
+    Firecracker112,
     /// Raw RAM of a QEMU q35 machine
     QemuQ35,
     /// Raw RAM of a QEMU pc (i440FX) machine
     QemuPc,
+    /// Raw RAM of a QEMU microvm
+    QemuMicrovm,
     /// Memory file of a cloud-hypervisor snapshot
     CloudHypervisor,
 }
@@ -53,6 +58,8 @@ impl LayoutArgs {
             (None, ImageFormat::Elf) => Format::Elf,
             (None, ImageFormat::Raw) => Format::Raw(RawLayout::Contiguous),
             (None, ImageFormat::Firecracker) => raw(Preset::Firecracker),
+            (None, ImageFormat::Firecracker112) => raw(Preset::Firecracker1_12),
+            (None, ImageFormat::QemuMicrovm) => raw(Preset::QemuMicrovm),
             (None, ImageFormat::QemuQ35) => raw(Preset::QemuQ35),
             (None, ImageFormat::QemuPc) => raw(Preset::QemuPc),
             (None, ImageFormat::CloudHypervisor) => raw(Preset::CloudHypervisor),
@@ -82,16 +89,20 @@ pub(crate) struct Analysis {
     pub(crate) stages: Vec<(&'static str, Duration)>,
 }
 
-/// Colors an image. Without a file of registers, those that the image holds are used, if any.
+/// The vCPUs' registers from a file, or else those that the image holds, if any.
+pub(crate) fn registers(
+    image: &MemoryImage,
+    file: Option<&Path>,
+) -> Result<Vec<VcpuRegisters>, Failure> {
+    file.map_or_else(|| Ok(image.vcpus().to_vec()), read_registers)
+}
+
+/// Colors an image.
 pub(crate) fn color(
     image: &MemoryImage,
-    registers: Option<&Path>,
+    registers: Vec<VcpuRegisters>,
     rules: Rules,
 ) -> Result<Analysis, Failure> {
-    let registers = match registers {
-        Some(path) => read_registers(path)?,
-        None => image.vcpus().to_vec(),
-    };
     let options = Options { registers, rules };
     let mut watch = StopWatch::default();
     let coloring = progress::during("coloring", |status| {
@@ -170,9 +181,9 @@ mod tests {
         std::fs::write(&path, vec![0; 64 * 4096]).unwrap();
         let layout = LayoutArgs { layout: None, format: ImageFormat::Raw };
         let image = layout.open(&path).unwrap();
-        let failure = color(&image, None, Rules::default()).unwrap_err().to_string();
+        let failure = color(&image, Vec::new(), Rules::default()).unwrap_err().to_string();
         assert!(failure.contains("\nhint: is this the memory of a Linux guest"), "{failure}");
-        let failure = color(&image, Some(&path), Rules::default()).unwrap_err().to_string();
+        let failure = registers(&image, Some(&path)).unwrap_err().to_string();
         assert!(failure.contains("hint: --regs takes"), "{failure}");
     }
 }

@@ -1,6 +1,6 @@
 //! `kaleidoscope color`: colors an image.
 
-use crate::analysis::{LayoutArgs, color};
+use crate::analysis::{LayoutArgs, color, registers};
 use crate::failure::Failure;
 use crate::outputs::{OutputArgs, View};
 use kaleidoscope_core::coloring::Rules;
@@ -48,7 +48,8 @@ impl Args {
     pub(crate) fn run(&self) -> Result<(), Failure> {
         let image = self.layout.open(&self.image)?;
         let rules = if self.cache_wins { Rules::page_cache_wins() } else { Rules::default() };
-        let analysis = color(&image, self.regs.as_deref(), rules)?;
+        let registers = registers(&image, self.regs.as_deref())?;
+        let analysis = color(&image, registers, rules)?;
         let map = &analysis.coloring.map;
         if let Some(path) = &self.output {
             let identity =

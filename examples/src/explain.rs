@@ -1,12 +1,13 @@
 //! `kaleidoscope explain`: why a frame has its color.
 
-use crate::analysis::{LayoutArgs, color};
+use crate::analysis::{LayoutArgs, color, registers};
 use crate::failure::{Failure, print};
 use crate::table;
 use kaleidoscope_core::addr::{FRAME_SIZE, Gfn, Gpa};
 use kaleidoscope_core::color::{ColorMap, FrameKind, Region};
 use kaleidoscope_core::coloring::{Coloring, Rule, Rules};
 use kaleidoscope_core::guest_os::{FrameFacts, FrameUse, KernelArea};
+use kaleidoscope_core::linux::Linux;
 use kaleidoscope_core::memory::MemoryLayout;
 use serde::Serialize;
 use std::fmt::Write;
@@ -42,9 +43,13 @@ impl Args {
     pub(crate) fn run(&self) -> Result<(), Failure> {
         let image = self.layout.open(&self.image)?;
         let rules = if self.cache_wins { Rules::page_cache_wins() } else { Rules::default() };
-        let coloring = color(&image, self.regs.as_deref(), rules)?.coloring;
+        let registers = registers(&image, self.regs.as_deref())?;
+        let coloring = color(&image, registers.clone(), rules)?.coloring;
         let explanation = Explanation::of(&coloring, self.gpa.gfn());
-        let explanation = explanation.ok_or_else(|| not_ram(self.gpa, coloring.map.layout()))?;
+        let mut explanation =
+            explanation.ok_or_else(|| not_ram(self.gpa, coloring.map.layout()))?;
+        let words = Linux.inspect(&image, &registers, self.gpa.gfn()).map_err(Failure::new)?;
+        explanation.facts.extend(words.into_iter().map(|fact| (fact.name, fact.value)));
         print(&if self.json { explanation.json() } else { explanation.text() })
     }
 }
@@ -71,7 +76,7 @@ struct Explanation<'a> {
     order: Option<&'static str>,
     position: Option<u64>,
     /// What was observed, and the observation.
-    facts: Vec<(&'static str, String)>,
+    facts: Vec<(String, String)>,
     /// The rule that decided.
     rule: Reason,
     /// Rules of lower priority that hold too.
@@ -124,12 +129,18 @@ impl<'a> Explanation<'a> {
 
     /// For people.
     fn text(&self) -> String {
-        let mut rows = vec![("kind", self.kind.to_owned()), ("color", self.color.to_owned())];
+        let mut rows = vec![
+            ("kind".to_owned(), self.kind.to_owned()),
+            ("color".to_owned(), self.color.to_owned()),
+        ];
         if let (Some(region), Some(order), Some(position)) =
             (self.region, self.order, self.position)
         {
-            rows.push(("region", region.to_owned()));
-            rows.push(("position", format!("{position:#x} (by {})", order.replace('-', " "))));
+            rows.push(("region".to_owned(), region.to_owned()));
+            rows.push((
+                "position".to_owned(),
+                format!("{position:#x} (by {})", order.replace('-', " ")),
+            ));
         }
         let mut out = format!("frame {:#x}, guest-physical address {:#x}\n", self.gfn, self.gpa);
         section(&mut out, &rows);
@@ -152,14 +163,14 @@ impl<'a> Explanation<'a> {
 }
 
 /// The facts that rules and temperature rest on.
-fn in_words(facts: &FrameFacts) -> Vec<(&'static str, String)> {
+fn in_words(facts: &FrameFacts) -> Vec<(String, String)> {
     let user = match (facts.user_mapped, facts.user_executable) {
         (_, true) => "a process maps it executable",
         (true, false) => "a process maps it, none executable",
         (false, false) => "no process maps it",
     };
     let signs = facts.temperature.to_string();
-    vec![
+    let words = [
         ("frame table", usage(facts.usage).to_owned()),
         ("kernel mappings", area(facts.area).to_owned()),
         ("process mappings", user.to_owned()),
@@ -168,7 +179,8 @@ fn in_words(facts: &FrameFacts) -> Vec<(&'static str, String)> {
             if facts.is_table { "went through it as a table" } else { "did not use it" }.to_owned(),
         ),
         ("signs of recent use", if signs.is_empty() { "none".to_owned() } else { signs }),
-    ]
+    ];
+    words.map(|(name, value)| (name.to_owned(), value)).into()
 }
 
 fn usage(usage: FrameUse) -> &'static str {
@@ -206,7 +218,7 @@ fn area(area: KernelArea) -> &'static str {
 }
 
 /// Rows of name and value, the values aligned.
-fn section(out: &mut String, rows: &[(&'static str, String)]) {
+fn section(out: &mut String, rows: &[(String, String)]) {
     let width = rows.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
     for (name, value) in rows {
         let _ = writeln!(out, "  {name:width$}  {}", table::printable(value));

@@ -1,6 +1,6 @@
 //! What coloring costs, against one pass of xxh3 over the same image in the same run.
 //!
-//! `cargo bench -p kaleidoscope-core --bench coloring` measures synthetic guests; with `KALEIDOSCOPE_GUESTS` naming a
+//! `cargo bench -p kaleidoscope-core --bench coloring` measures a synthetic guest at several sizes; with `KALEIDOSCOPE_GUESTS` naming a
 //! folder of guest folders (each with `ram.bin`, `layout.txt`, `regs.txt`), it measures those too. One thread; the image
 //! is in the page cache and mapped. Measurements of the two alternate, so that a busy machine slows both.
 
@@ -9,6 +9,7 @@ use kaleidoscope_core::guest_os::Stage;
 use kaleidoscope_core::image::{Format, LayoutFile, MemoryImage, RawLayout};
 use kaleidoscope_core::memory::GuestMemory;
 use kaleidoscope_core::registers::{VcpuRegisters, parse_qemu_text};
+use kaleidoscope_mock::linux::{GuestBuilder, KernelStyle};
 use std::error::Error;
 use std::hash::Hasher;
 use std::path::Path;
@@ -35,9 +36,12 @@ struct Durations {
 
 fn main() -> Result<(), Box<dyn Error>> {
     let mut guests = Vec::new();
+    for mib in [128, 512, 2048] {
+        guests.push(synthetic(mib)?);
+    }
     match std::env::var_os("KALEIDOSCOPE_GUESTS") {
-        Some(folder) => guests.extend(real_guests(Path::new(&folder))?),
-        None => println!("SKIPPED real guests: KALEIDOSCOPE_GUESTS names no folder"),
+        Some(folder) if !folder.is_empty() => guests.extend(real_guests(Path::new(&folder))?),
+        _ => println!("SKIPPED real guests: KALEIDOSCOPE_GUESTS names no folder"),
     }
     println!(
         "median of {ROUNDS} rounds, one thread, in ms; ratios to one xxh3 pass over the image"
@@ -49,7 +53,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     for guest in &guests {
         let durations = measure(guest)?;
         let [hash, with, without] =
-            [&durations.hash, &durations.with_registers, &durations.without_registers].map(median);
+            [&durations.hash, &durations.with_registers, &durations.without_registers]
+                .map(|all| median(all));
         println!(
             "{:<24} {:>6} {:>8.2} {:>10.2} {:>6.2} {:>13.2} {:>6.2}",
             guest.name,
@@ -116,14 +121,28 @@ fn timed<T>(f: impl FnOnce() -> T) -> (T, Duration) {
     (out, start.elapsed())
 }
 
-fn median(all: &Vec<Duration>) -> Duration {
-    let mut sorted = all.clone();
+fn median(all: &[Duration]) -> Duration {
+    let mut sorted = all.to_vec();
     sorted.sort();
     sorted.get(sorted.len() / 2).copied().unwrap_or_default()
 }
 
 fn millis(duration: Duration) -> f64 {
     duration.as_secs_f64() * 1000.0
+}
+
+/// A synthetic guest: the same workload at every size, so that only the frame table grows.
+fn synthetic(mib: u64) -> Result<Guest, Box<dyn Error>> {
+    let guest = GuestBuilder::new(KernelStyle::V6_12).ram_bytes(mib << 20).build()?;
+    let registers = guest.registers.iter().map(|r| VcpuRegisters {
+        cr0: Some(r.cr0),
+        cr3: Some(r.cr3),
+        cr4: Some(r.cr4),
+        efer: Some(r.efer),
+        ..VcpuRegisters::default()
+    });
+    let registers = registers.collect();
+    Ok(Guest { name: format!("synthetic-{mib}"), memory: Box::new(guest.memory), registers })
 }
 
 fn real_guests(folder: &Path) -> Result<Vec<Guest>, Box<dyn Error>> {

@@ -1,5 +1,7 @@
 //! Rules of the house that no compiler checks.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot read the sources fails")]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -19,7 +21,7 @@ const PIPELINE: [&str; 10] = [
 
 /// Files that may hold unsafe code, each of which says why.
 const UNSAFE_FILES: [&str; 2] =
-    ["kaleidoscope-core/src/image/mapping.rs", "examples/src/lab/agent/resident.rs"];
+    ["kaleidoscope-core/src/image/mapping.rs", "examples/src/lab/agent/os.rs"];
 
 /// Most lines of a source file.
 const MAX_LINES: usize = 600;

@@ -179,7 +179,7 @@ impl Encoder {
             Type::Named(name) => self.simple(KIND_FWD, name, 0, vec![]),
             Type::Int(name, size, signed) => {
                 let encoding = u32::from(*signed) | u32::from(*name == "char") << 1;
-                self.simple(KIND_INT, name, *size, vec![encoding << 24 | size * 8])
+                self.simple(KIND_INT, name, *size, vec![(encoding << 24) | (size * 8)])
             }
             Type::Function => self.simple(KIND_FUNC_PROTO, "", 0, vec![]),
             Type::Pointer(target) => {

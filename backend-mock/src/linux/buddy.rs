@@ -158,7 +158,7 @@ impl Kernel {
     fn largest_block(&self, gfn: u64, end: u64) -> Option<u32> {
         let fits = |order: u32| {
             let frames = 1u64 << order;
-            gfn % frames == 0
+            gfn.is_multiple_of(frames)
                 && gfn + frames <= end
                 && (gfn..gfn + frames).all(|g| self.frames.is_left(Gfn(g)))
         };

@@ -153,7 +153,7 @@ impl GuestBuilder {
     /// what it has to hold.
     pub fn build(&self) -> Result<MockGuest, MockError> {
         let k = &self.knobs;
-        let whole = |bytes: u64| bytes % (512 * FRAME_SIZE) == 0;
+        let whole = |bytes: u64| bytes.is_multiple_of(512 * FRAME_SIZE);
         if k.ram_bytes < 16 << 20 || !whole(k.ram_bytes) || !k.hole_at.is_none_or(whole) {
             return Err(MockError::Knobs(
                 "RAM and holes are multiples of 2 MiB, at least 16 MiB of RAM",

@@ -33,7 +33,7 @@ pub struct MockGuest {
     pub truth: Truth,
     /// Registers of each CPU.
     pub registers: Vec<Registers>,
-    types: Types,
+    pub(super) types: Types,
 }
 
 impl MockGuest {

@@ -133,7 +133,9 @@ fn choose_tokens(names: &[Vec<u8>]) -> Vec<Vec<u8>> {
         }
     }
     let mut frequency: BTreeMap<&[u8], usize> = BTreeMap::new();
-    for piece in names.iter().flat_map(|n| (2..=6).flat_map(|len| n.windows(len))) {
+    // A sample of the names is enough to find what is frequent.
+    let sample = names.iter().step_by(7);
+    for piece in sample.flat_map(|n| (2..=6).flat_map(|len| n.windows(len))) {
         *frequency.entry(piece).or_default() += 1;
     }
     let mut pieces: Vec<(usize, &[u8])> =
@@ -187,13 +189,18 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    /// A position in the table as an index.
+    fn index(at: u64) -> usize {
+        usize::try_from(at).unwrap()
+    }
+
     fn u32_at(bytes: &[u8], at: u64) -> u32 {
-        u32::from_le_bytes(bytes[at as usize..][..4].try_into().unwrap())
+        u32::from_le_bytes(bytes[index(at)..][..4].try_into().unwrap())
     }
 
     /// Reads a table back by the rules of the kernel's own `kallsyms_expand_symbol` and `kallsyms_sym_address`.
     fn decode(bytes: &[u8], parts: &Parts, at: u64) -> Vec<Symbol> {
-        let mut place = parts.names as usize;
+        let mut place = index(parts.names);
         (0..u64::from(u32_at(bytes, parts.num_syms)))
             .map(|i| {
                 if i % 256 == 0 {
@@ -208,9 +215,9 @@ mod tests {
                 }
                 let mut text = Vec::new();
                 for &code in &bytes[place..place + length] {
-                    let index = parts.token_index as usize + 2 * usize::from(code);
-                    let start = usize::from(u16::from_le_bytes([bytes[index], bytes[index + 1]]));
-                    let token = &bytes[parts.token_table as usize + start..];
+                    let entry = index(parts.token_index) + 2 * usize::from(code);
+                    let start = usize::from(u16::from_le_bytes([bytes[entry], bytes[entry + 1]]));
+                    let token = &bytes[index(parts.token_table) + start..];
                     text.extend(token.iter().take_while(|&&b| b != 0));
                 }
                 place += length;
@@ -219,8 +226,12 @@ mod tests {
                     None => (at + parts.offsets + 4 * i).wrapping_add_signed(offset),
                     Some(base) => {
                         let base =
-                            u64::from_le_bytes(bytes[base as usize..][..8].try_into().unwrap());
-                        if offset < 0 { base - 1 + offset.unsigned_abs() } else { offset as u64 }
+                            u64::from_le_bytes(bytes[index(base)..][..8].try_into().unwrap());
+                        if offset < 0 {
+                            base - 1 + offset.unsigned_abs()
+                        } else {
+                            offset.unsigned_abs()
+                        }
                     }
                 };
                 let text = String::from_utf8(text).unwrap();

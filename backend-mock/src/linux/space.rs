@@ -20,10 +20,9 @@ pub(super) struct Space {
     user_root: Gpa,
     /// Anonymous pages by virtual page number.
     pub(super) anonymous: BTreeMap<u64, Gfn>,
+    /// How often small pages map each frame.
+    mappings: BTreeMap<Gfn, u32>,
 }
-
-/// Mappings of frames by all processes: what their records have to count.
-pub(super) type Mappings = BTreeMap<Gfn, u32>;
 
 impl Kernel {
     /// An address space whose upper half is the kernel's.
@@ -49,7 +48,7 @@ impl Kernel {
             self.write_page(Gfn(root.0 + 1), &PageRecord::default())?;
             user_root = Gfn(root.0 + 1).gpa();
         }
-        Ok(Space { tables, mm, user_root, anonymous: BTreeMap::new() })
+        Ok(Space { tables, mm, user_root, anonymous: BTreeMap::new(), mappings: BTreeMap::new() })
     }
 
     /// The record of a page table.
@@ -65,7 +64,6 @@ impl Kernel {
     pub(super) fn map_user(
         &mut self,
         space: &mut Space,
-        mappings: &mut Mappings,
         (gva, gfn): (u64, Gfn),
         rights: Rights,
     ) -> Result<(), MockError> {
@@ -75,7 +73,7 @@ impl Kernel {
         let mut source = LateTables(&mut self.frames);
         let at = (Gva(gva), gfn.gpa());
         space.tables.map(&mut self.memory, &mut source, at, PageSize::Small, attributes)?;
-        *mappings.entry(gfn).or_default() += 1;
+        *space.mappings.entry(gfn).or_default() += 1;
         Ok(())
     }
 
@@ -83,7 +81,6 @@ impl Kernel {
     pub(super) fn map_file(
         &mut self,
         space: &mut Space,
-        mappings: &mut Mappings,
         gva: u64,
         (file, pages): (&File, std::ops::Range<u64>),
         rights: Rights,
@@ -92,7 +89,7 @@ impl Kernel {
         for (&first, &(head, order)) in &file.folios {
             for i in (0..1u64 << order).filter(|i| pages.contains(&(first + i))) {
                 let at = gva + (first + i - pages.start) * FRAME_SIZE;
-                self.map_user(space, mappings, (at, Gfn(head.0 + i)), rights)?;
+                self.map_user(space, (at, Gfn(head.0 + i)), rights)?;
                 mapped += 1;
             }
         }
@@ -103,7 +100,6 @@ impl Kernel {
     pub(super) fn map_anonymous(
         &mut self,
         space: &mut Space,
-        mappings: &mut Mappings,
         (gva, pages): (u64, u64),
         rights: Rights,
     ) -> Result<(), MockError> {
@@ -117,7 +113,7 @@ impl Kernel {
             let index = at / FRAME_SIZE;
             let gfn = self.frames.take(0, |_| Role::Anonymous { index })?;
             self.write_anonymous(gfn, family | 1, index)?;
-            self.map_user(space, mappings, (at, gfn), rights)?;
+            self.map_user(space, (at, gfn), rights)?;
             space.anonymous.insert(index, gfn);
             at += FRAME_SIZE;
         }
@@ -142,11 +138,20 @@ impl Kernel {
         self.scribble(gfn)
     }
 
+    /// Counts the mappings of all spaces in the frames' records; the image's own frames are not counted.
+    pub(super) fn count_mappings(&mut self, spaces: &[Space]) -> Result<(), MockError> {
+        let mut total: BTreeMap<Gfn, u32> = BTreeMap::new();
+        for (&gfn, &count) in spaces.iter().flat_map(|s| &s.mappings) {
+            *total.entry(gfn).or_default() += count;
+        }
+        total.retain(|&gfn, _| self.frames.role(gfn).is_some_and(|r| !r.is_reserved()));
+        total.into_iter().try_for_each(|(gfn, count)| self.page_mapped(gfn, count))
+    }
+
     /// A page that KSM merged, mapped read-only at `places` in these spaces.
     pub(super) fn map_merged(
         &mut self,
         spaces: &mut [Space],
-        mappings: &mut Mappings,
         places: &[(usize, u64)],
     ) -> Result<(), MockError> {
         let index = places.first().map_or(0, |p| p.1 / FRAME_SIZE);
@@ -156,7 +161,7 @@ impl Kernel {
         self.write_anonymous(gfn, mapping, index)?;
         for &(space, gva) in places {
             if let Some(space) = spaces.get_mut(space) {
-                self.map_user(space, mappings, (gva, gfn), Rights::USER_READ)?;
+                self.map_user(space, (gva, gfn), Rights::USER_READ)?;
             }
         }
         Ok(())

@@ -1,6 +1,7 @@
 //! The kernel's data types: what members they have, and where this guest's kernel keeps them.
 
 use crate::{MockError, Rng};
+use std::collections::BTreeMap;
 
 /// A type of C, as far as kernel structures need it.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -71,6 +72,8 @@ pub(super) enum Placement {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Types {
     definitions: Vec<(&'static str, Definition)>,
+    /// Places in `definitions` by name.
+    places: BTreeMap<&'static str, usize>,
 }
 
 /// A member of a type.
@@ -107,17 +110,23 @@ impl Types {
     }
 
     pub(super) fn definition(&self, name: &str) -> Option<&Definition> {
-        self.definitions.iter().find(|d| d.0 == name).map(|d| &d.1)
+        let place = self.places.get(name)?;
+        self.definitions.get(*place).map(|d| &d.1)
+    }
+
+    fn define(&mut self, name: &'static str, definition: Definition) {
+        self.places.insert(name, self.definitions.len());
+        self.definitions.push((name, definition));
     }
 
     /// Defines an enumeration.
     pub(super) fn enumeration(&mut self, name: &'static str, values: &[(&'static str, u32)]) {
-        self.definitions.push((name, Definition::Enumeration(values.to_vec())));
+        self.define(name, Definition::Enumeration(values.to_vec()));
     }
 
     /// Defines a typedef.
     pub(super) fn typedef(&mut self, name: &'static str, ty: Type) {
-        self.definitions.push((name, Definition::Typedef(ty)));
+        self.define(name, Definition::Typedef(ty));
     }
 
     /// Defines a structure. What it holds by value must be defined already.
@@ -138,7 +147,7 @@ impl Types {
             rng.shuffle(&mut members);
         }
         let composite = self.lay_out(false, members)?;
-        self.definitions.push((name, Definition::Composite(composite)));
+        self.define(name, Definition::Composite(composite));
         Ok(())
     }
 
@@ -149,13 +158,13 @@ impl Types {
         members: Vec<Member>,
     ) -> Result<(), MockError> {
         let composite = self.lay_out(true, members)?;
-        self.definitions.push((name, Definition::Composite(composite)));
+        self.define(name, Definition::Composite(composite));
         Ok(())
     }
 
     /// Defines a structure whose members already have their places.
     pub(super) fn placed(&mut self, name: &'static str, composite: Composite) {
-        self.definitions.push((name, Definition::Composite(composite)));
+        self.define(name, Definition::Composite(composite));
     }
 
     /// An anonymous structure or union as a member.
@@ -262,12 +271,13 @@ impl Types {
 
     /// The member of this name, anonymous members searched too.
     fn find<'a>(composite: &'a Composite, name: &str) -> Option<(u32, &'a Type)> {
-        composite.members.iter().find_map(|m| match &m.ty {
-            _ if m.name == name => Some((m.bit_offset, &m.ty)),
-            Type::Anonymous(inner) if m.name.is_empty() => {
-                Self::find(inner, name).map(|(bits, ty)| (m.bit_offset + bits, ty))
+        composite.members.iter().find_map(|m| {
+            if m.name == name {
+                return Some((m.bit_offset, &m.ty));
             }
-            _ => None,
+            let Type::Anonymous(inner) = &m.ty else { return None };
+            let found = Self::find(inner, name).filter(|_| m.name.is_empty());
+            found.map(|(bits, ty)| (m.bit_offset + bits, ty))
         })
     }
 }

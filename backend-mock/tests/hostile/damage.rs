@@ -89,7 +89,7 @@ pub(crate) fn damage(memory: &mut PatchedMemory<'_>, place: &Place, rng: &mut Rn
                 u64::from_le_bytes(word)
             }
             // A kernel pointer to a neighbor.
-            _ => (old & !0xfff) | rng.below(512) * 8,
+            _ => (old & !0xfff) | (rng.below(512) * 8),
         };
         memory.write(at, &new.to_le_bytes()).unwrap();
     }

@@ -89,8 +89,9 @@ impl Args {
         let dir = beside.unwrap_or(&self.guest_dir);
         let layout = LayoutArgs { layout: Some(dir.join("layout.txt")), format: ImageFormat::Auto };
         let image = layout.open(&dir.join("ram.bin"))?;
-        let registers = Some(dir.join("regs.txt")).filter(|_| !self.no_registers);
-        let analysis = crate::analysis::color(&image, registers.as_deref(), Rules::default())?;
+        let file = Some(dir.join("regs.txt")).filter(|_| !self.no_registers);
+        let registers = crate::analysis::registers(&image, file.as_deref())?;
+        let analysis = crate::analysis::color(&image, registers, Rules::default())?;
         Ok(Coloring::from_map(&analysis.coloring.map))
     }
 

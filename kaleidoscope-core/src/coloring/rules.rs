@@ -71,7 +71,7 @@ const RULES: [Rule; 24] = rules! {
     KernelModule: "the kernel allocated it, and maps it as a module or executable",
         |f| matches!(f.usage, U::Reserved | U::Allocated) && f.area == A::Module;
     KernelStack: "the kernel allocated it for a task's stack",
-        |f| f.usage == U::Allocated && f.area == A::Stack;
+        |f| matches!(f.usage, U::Reserved | U::Allocated) && f.area == A::Stack;
     Vmalloc: "the kernel allocated it, and maps it in its vmalloc area",
         |f| f.usage == U::Allocated && f.area == A::Vmalloc;
     Reserved: "it was reserved at boot",

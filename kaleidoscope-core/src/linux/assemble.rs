@@ -5,7 +5,7 @@ use super::introspect::RECENT_TASKS;
 use super::kernel_areas::{AreaOfFrame, KernelAreas};
 use super::regions::{OwnerName, RegionKey, Regions};
 use super::tasks::{Task, Tasks};
-use super::user_spaces::{NO_SPACE, SpaceId, UserMapping, UserMappings};
+use super::user_spaces::{NO_SPACE, SpaceId, UserMapping, UserMappings, UserTable};
 use super::view::KernelView;
 use crate::addr::{FRAME_SIZE, FrameIndex, Gpa, Gva};
 use crate::color::{KernelIdentity, Order, Temperature};
@@ -25,8 +25,8 @@ pub(super) struct Gathered<'g, 'm, M: ?Sized> {
     pub(super) areas: KernelAreas,
     /// Names of the records' owners; `None` for those that are not what they say.
     pub(super) owners: Vec<Option<OwnerName>>,
-    /// Page tables of the kernel's root for user mode, under page-table isolation.
-    pub(super) twin_tables: &'g [Gpa],
+    /// The kernel's own root table, and the tables of its twin under page-table isolation.
+    pub(super) kernel_tables: &'g [Gpa],
     pub(super) kernel: KernelIdentity,
     pub(super) notes: Vec<Note>,
 }
@@ -39,21 +39,27 @@ struct TableUse {
     page: u64,
 }
 
+impl TableUse {
+    const NONE: Self = Self { is_table: false, space: NO_SPACE, page: 0 };
+}
+
 pub(super) fn assemble<M: GuestMemory + ?Sized>(gathered: Gathered<'_, '_, M>) -> GuestFacts {
-    let Gathered { view, records, tasks, users, areas, owners, twin_tables, kernel, mut notes } =
+    let Gathered { view, records, tasks, users, areas, owners, kernel_tables, kernel, mut notes } =
         gathered;
     let layout = view.memory().layout();
     describe_damage(view, &records.damage, &tasks, &users, &areas, &mut notes);
     let recent = recent_frames(view, &tasks);
-    let tables = table_uses(view, &users, twin_tables);
+    let tables = table_uses(view, &users, kernel_tables);
     let mut processes = list_processes(&users, &tasks);
     let names: Vec<String> = processes.iter().map(space_name).collect();
     let mut regions = Regions::new(owners, &names);
     let mut frames = Vec::with_capacity(records.records.len());
-    let columns = records.records.iter().zip(&users.frames).zip(&areas.frames).zip(&tables);
-    for (((record, user), area), table) in columns {
+    let mut tables = tables.into_iter().peekable();
+    let columns = records.records.iter().zip(&users.frames).zip(&areas.frames);
+    for (index, ((record, user), area)) in (0..).map(FrameIndex).zip(columns) {
+        let table = tables.next_if(|(frame, _)| *frame == index).map_or(TableUse::NONE, |(_, t)| t);
         let mut facts = FrameFacts {
-            usage: usage_of(record, *table, &regions),
+            usage: usage_of(record, table, &regions),
             area: area.area,
             is_table: table.is_table,
             user_mapped: user.space != NO_SPACE,
@@ -67,7 +73,7 @@ pub(super) fn assemble<M: GuestMemory + ?Sized>(gathered: Gathered<'_, '_, M>) -
         let key = RegionKey { usage: facts.usage, area: area.area, owner, space };
         facts.region = regions.region(&key);
         let order = facts.region.map_or(Order::FrameNumber, |id| regions.order(id));
-        facts.position = position_of(order, &facts, record, user, area, *table);
+        facts.position = position_of(order, &facts, record, user, area, table);
         if let Some(process) = processes.get_mut(space as usize) {
             let count = |frames: &mut u64, of: FrameUse| {
                 *frames = frames.saturating_add(u64::from(facts.usage == of));
@@ -138,31 +144,28 @@ fn position_of(
     }
 }
 
-/// Which frames page-table walks went through: the kernel's own tables, and each process's.
+/// Which frames page-table walks went through, by ascending frame: each process's, and the kernel's own tables. A frame
+/// that several walks went through belongs to the first process.
 fn table_uses<M>(
     view: &KernelView<'_, M>,
     users: &UserMappings,
-    twin_tables: &[Gpa],
-) -> Vec<TableUse>
+    kernel_tables: &[Gpa],
+) -> Vec<(FrameIndex, TableUse)>
 where
     M: GuestMemory + ?Sized,
 {
     let layout = view.memory().layout();
-    let none = TableUse { is_table: false, space: NO_SPACE, page: 0 };
-    let mut tables = vec![none; layout.frames() as usize];
-    for gpa in view.space().tables().iter().chain(twin_tables) {
-        let slot = layout.index_of(gpa.gfn()).and_then(|i| tables.get_mut(i.as_usize()));
-        if let Some(table) = slot {
-            table.is_table = true;
-        }
-    }
-    for user in &users.tables {
-        if let Some(table) = tables.get_mut(user.frame.as_usize())
-            && table.space == NO_SPACE
-        {
-            *table = TableUse { is_table: true, space: user.space, page: user.page };
-        }
-    }
+    let of_user = |user: &UserTable| {
+        (user.frame, TableUse { is_table: true, space: user.space, page: user.page })
+    };
+    let of_kernel = |gpa: &Gpa| {
+        let table = TableUse { is_table: true, ..TableUse::NONE };
+        layout.index_of(gpa.gfn()).map(|frame| (frame, table))
+    };
+    let kernel = view.space().tables().iter().chain(kernel_tables).filter_map(of_kernel);
+    let mut tables: Vec<_> = users.tables.iter().map(of_user).chain(kernel).collect();
+    tables.sort_by_key(|(frame, _)| *frame);
+    tables.dedup_by_key(|(frame, _)| *frame);
     tables
 }
 

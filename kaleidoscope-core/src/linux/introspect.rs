@@ -72,18 +72,21 @@ impl Introspect for Linux {
         begin(Stage::UserSpaces);
         let users = read_users(&view, &spec, own_root, &records, &tasks, &mut budget);
         resolve_types(&mut records, &users, profile.types.and_then(|t| t.table));
-        let isolated = users.spaces.iter().any(|s| s.twin.is_some());
-        let twin = isolated.then_some(Gpa(own_root.0 | 0x1000));
-        let twin = twin.map(|twin| KernelSpace::read(memory, &spec, twin, &mut budget));
+        // The kernel's own root may not have been walked: a vCPU's is its process's. Under page-table isolation it has a
+        // twin, whose tables all processes share.
+        let mut kernel_tables = vec![own_root];
+        if users.spaces.iter().any(|s| s.twin.is_some()) {
+            let twin = KernelSpace::read(memory, &spec, Gpa(own_root.0 | 0x1000), &mut budget);
+            kernel_tables.extend(twin.tables());
+        }
 
         begin(Stage::KernelAreas);
-        let areas = KernelAreas::read(&view, &table, &image, &symbols, &tasks);
+        let areas = KernelAreas::read(&view, &table, &image, &symbols, &records, &tasks);
 
         begin(Stage::Names);
         let owners = name_owners(&view, &profile, &records, &mut notes);
 
         begin(Stage::Facts);
-        let twin_tables = twin.as_ref().map_or(&[][..], KernelSpace::tables);
         let gathered = Gathered {
             view: &view,
             records,
@@ -91,7 +94,7 @@ impl Introspect for Linux {
             users,
             areas,
             owners,
-            twin_tables,
+            kernel_tables: &kernel_tables,
             kernel,
             notes,
         };

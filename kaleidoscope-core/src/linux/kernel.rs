@@ -53,7 +53,7 @@ impl<'m> Kernel<'m> {
         let bytes = image_bytes(memory, &image);
         let kallsyms = find_symbols(&view, &image, &bytes, note.as_ref(), notes);
         let from_table = Symbols::from_kallsyms(kallsyms.as_ref());
-        let note = note.or_else(|| find_note(&view, &from_table));
+        let note = note.or_else(|| find_note(&view, &image, &from_table));
         let symbols = from_table.or(Symbols::from_note(note.as_ref()));
 
         begin(Stage::Types);
@@ -141,7 +141,11 @@ fn find_types<'b>(
 }
 
 /// VMCOREINFO, by the kernel's own pointer to it, else by looking at every page's start.
-fn find_note<M>(view: &KernelView<'_, M>, symbols: &Symbols) -> Option<VmcoreInfo>
+fn find_note<M>(
+    view: &KernelView<'_, M>,
+    image: &ImageSpan,
+    symbols: &Symbols,
+) -> Option<VmcoreInfo>
 where
     M: GuestMemory + ?Sized,
 {
@@ -149,7 +153,14 @@ where
         let (gpa, _) = view.translate(view.read_pointer(symbols.vmcoreinfo_data?)?)?;
         read_note(view.memory(), gpa)
     };
-    by_symbol().or_else(|| scan_notes(view.memory()).next())
+    // Anybody in the guest can write a page that looks like the note; the kernel's own speaks of this image.
+    let speaks_of_image = |note: &VmcoreInfo| {
+        let distance = image.gpa.0.wrapping_sub(image.gva.0);
+        let base = note.phys_base().unwrap_or(0).cast_unsigned();
+        let start = note.symbol("_stext").is_some_and(|s| image.contains(s));
+        start && distance == base.wrapping_sub(IMAGE_BASE.0)
+    };
+    by_symbol().or_else(|| scan_notes(view.memory()).find(speaks_of_image))
 }
 
 /// The direct map: the distance between virtual and physical addresses that most memory is mapped at.

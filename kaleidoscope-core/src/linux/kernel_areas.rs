@@ -4,13 +4,14 @@
 //! table, the CPU entry area (per-CPU), the image, modules. Which part is where is taken from the direct map's end, the
 //! frame table's address and the image as found; only the CPU entry area and the modules' end are constants.
 
+use super::frame_reader::FrameRecords;
 use super::frame_table::FrameTable;
 use super::locate::{IMAGE_LAST, ImageSpan};
 use super::symbols::Symbols;
 use super::tasks::Tasks;
 use super::view::KernelView;
 use crate::addr::{FRAME_SIZE, Gfn, Gva};
-use crate::guest_os::KernelArea;
+use crate::guest_os::{FrameUse, KernelArea};
 use crate::memory::{GuestMemory, MemoryLayout};
 use crate::paging::Run;
 
@@ -54,11 +55,15 @@ struct Parts {
 }
 
 impl Parts {
+    fn is_image(&self, run: &Run) -> bool {
+        self.image.0 <= run.gva && run.gva <= self.image.1
+    }
+
     /// The part that holds an address, and the part's first address.
     fn of(&self, run: &Run) -> Option<(KernelArea, Gva)> {
         let within = |(first, last): (Gva, Gva)| first <= run.gva && run.gva <= last;
         let Run { gva, rights, .. } = *run;
-        if within(self.image) {
+        if self.is_image(run) {
             let area = match (rights.execute, rights.write) {
                 (true, _) => KernelArea::Text,
                 (false, false) => KernelArea::Rodata,
@@ -86,6 +91,7 @@ impl KernelAreas {
         table: &FrameTable,
         image: &ImageSpan,
         symbols: &Symbols,
+        records: &FrameRecords,
         tasks: &Tasks,
     ) -> Self {
         let layout = view.memory().layout();
@@ -100,7 +106,11 @@ impl KernelAreas {
             image: (image.gva, Gva(image.gva.0.saturating_add(image.bytes.saturating_sub(1)))),
         };
         let mut left = u64::from(layout.frames()).saturating_mul(MAPPINGS_PER_FRAME);
-        for run in view.space().runs() {
+        // What the kernel freed of its image keeps that mapping beside the one of its new use, which counts: so the
+        // image comes first.
+        let runs = view.space().runs();
+        let image = view.space().runs_in(parts.image.0, parts.image.1);
+        for run in image.iter().chain(runs.iter().filter(|run| !parts.is_image(run))) {
             let Some((area, base)) = parts.of(run) else { continue };
             let (first, pages) = (run.gpa.gfn(), run.bytes / FRAME_SIZE);
             let page = run.gva.0.saturating_sub(base.0) / FRAME_SIZE;
@@ -110,7 +120,7 @@ impl KernelAreas {
                 break;
             }
         }
-        areas.mark_per_cpu(view, symbols);
+        areas.mark_per_cpu(view, symbols, records);
         areas.mark_stacks(view, tasks, parts.vmalloc.0);
         areas
     }
@@ -141,6 +151,7 @@ impl KernelAreas {
         &mut self,
         view: &KernelView<'_, M>,
         symbols: &Symbols,
+        records: &FrameRecords,
     ) {
         let chunk = || {
             let base = view.read_pointer(symbols.pcpu_base_addr?)?;
@@ -149,8 +160,16 @@ impl KernelAreas {
             let (gpa, left) = view.translate(base)?;
             Some((gpa.gfn(), unit.checked_mul(units)?.min(left) / FRAME_SIZE))
         };
-        if let Some((first, pages)) = chunk() {
-            self.mark(view.memory().layout(), first, pages, KernelArea::PerCpu, 0);
+        let Some((first, pages)) = chunk() else { return };
+        let layout = view.memory().layout();
+        let last = first.0.saturating_add(pages.min(layout.frames().into()));
+        for (page, gfn) in (0..).zip(first.0..last) {
+            let Some(index) = layout.index_of(Gfn(gfn)) else { continue };
+            // The unused end of each CPU's unit was given to the page allocator.
+            let is_unit = records.record(index).is_some_and(|r| r.usage == FrameUse::Reserved);
+            if let Some(frame) = self.frames.get_mut(index.as_usize()).filter(|_| is_unit) {
+                *frame = AreaOfFrame { area: KernelArea::PerCpu, page };
+            }
         }
     }
 

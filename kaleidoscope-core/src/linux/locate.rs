@@ -60,6 +60,13 @@ pub(crate) struct ImageSpan {
     pub(crate) bytes: u64,
 }
 
+impl ImageSpan {
+    /// Whether an address lies in the image.
+    pub(crate) fn contains(&self, gva: Gva) -> bool {
+        gva.0.checked_sub(self.gva.0).is_some_and(|offset| offset < self.bytes)
+    }
+}
+
 /// A kernel found in memory.
 #[derive(Clone, Debug)]
 pub(crate) struct Located {

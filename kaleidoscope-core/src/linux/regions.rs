@@ -115,12 +115,35 @@ impl<'a> Regions<'a> {
 
     /// The region of frames that no object or process owns.
     fn fixed(&mut self, key: &RegionKey) -> Option<RegionId> {
-        let is_kernel = matches!(key.usage, FrameUse::Reserved | FrameUse::Allocated);
-        let area = if is_kernel { key.area } else { KernelArea::None };
-        let slot = self.fixed.get_mut(key.usage as usize)?.get_mut(area as usize)?;
-        let (name, order) = fixed_name(key.usage, area);
-        let id = slot.get_or_insert_with(|| push(&mut self.regions, key.usage.kind(), order, name));
+        let (usage, area) = fixed_key(key.usage, key.area);
+        let slot = self.fixed.get_mut(usage as usize)?.get_mut(area as usize)?;
+        let (name, order) = fixed_name(usage, area);
+        let id = slot.get_or_insert_with(|| push(&mut self.regions, usage.kind(), order, name));
         Some(*id)
+    }
+}
+
+/// What decides the region of frames without owner. Outside the image it makes no difference whether the kernel set a
+/// frame of its own aside at boot or allocated it later.
+fn fixed_key(usage: FrameUse, area: KernelArea) -> (FrameUse, KernelArea) {
+    let in_image = matches!(area, KernelArea::Text | KernelArea::Rodata | KernelArea::Data);
+    match usage {
+        FrameUse::Reserved if in_image || area == KernelArea::None => (usage, area),
+        FrameUse::Allocated if in_image => (usage, KernelArea::None),
+        FrameUse::Reserved | FrameUse::Allocated => (FrameUse::Allocated, area),
+        FrameUse::Unknown
+        | FrameUse::Free
+        | FrameUse::FreePerCpu
+        | FrameUse::Slab
+        | FrameUse::LargeKmalloc
+        | FrameUse::PageTable
+        | FrameUse::Anonymous
+        | FrameUse::SwapCache
+        | FrameUse::File
+        | FrameUse::Shared
+        | FrameUse::BlockDevice
+        | FrameUse::Hugetlb
+        | FrameUse::Offline => (usage, KernelArea::None),
     }
 }
 
