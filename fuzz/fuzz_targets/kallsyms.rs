@@ -34,6 +34,8 @@ fn kernel(style: KernelStyle) -> Kernel {
     let mut bytes = vec![0; offset(truth.rodata.end)];
     let gpa = Gpa(truth.text.start.0.wrapping_sub(truth.image_offset));
     guest.memory.read(gpa, &mut bytes).expect("the image is in RAM");
+    let hints = KallsymsHints::default();
+    assert!(Kallsyms::find(&bytes, truth.text.start, &hints).is_ok(), "else little is fuzzed");
     Kernel { start: truth.text.start, bytes, table }
 }
 
