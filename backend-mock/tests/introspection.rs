@@ -9,10 +9,7 @@
 use kaleidoscope_core::addr::{FrameIndex, Gfn};
 use kaleidoscope_core::color::{Color, FrameKind, Order, Temperature};
 use kaleidoscope_core::coloring::{Coloring, ColoringError, Options, color};
-use kaleidoscope_core::registers::VcpuRegisters;
-use kaleidoscope_mock::linux::{
-    FileKind, GuestBuilder, KernelStyle, MockGuest, Registers, Role, Truth,
-};
+use kaleidoscope_mock::linux::{FileKind, GuestBuilder, KernelStyle, MockGuest, Role, Truth};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What of a guest's descriptions of itself is left.
@@ -26,20 +23,6 @@ struct Layers {
 
 const ALL: Layers = Layers { registers: true, symbols: true, types: true, note: true };
 
-fn registers(guest: &MockGuest) -> Vec<VcpuRegisters> {
-    let one = |(cpu, r): (u32, &Registers)| VcpuRegisters {
-        cpu,
-        rip: r.rip.0,
-        cr0: Some(r.cr0),
-        cr3: Some(r.cr3),
-        cr4: Some(r.cr4),
-        efer: Some(r.efer),
-        gs_base: Some(r.gs_base.0),
-        ..VcpuRegisters::default()
-    };
-    (0..).zip(&guest.registers).map(one).collect()
-}
-
 /// Colors what is left of a guest.
 fn try_color(guest: &MockGuest, layers: Layers) -> Result<Coloring, ColoringError> {
     let mut guest = guest.clone();
@@ -52,7 +35,7 @@ fn try_color(guest: &MockGuest, layers: Layers) -> Result<Coloring, ColoringErro
     if !layers.note {
         guest.wipe_vmcoreinfo().unwrap();
     }
-    let registers = if layers.registers { registers(&guest) } else { Vec::new() };
+    let registers = if layers.registers { guest.registers.clone() } else { Vec::new() };
     color(&guest.memory, &Options { registers, ..Options::default() })
 }
 

@@ -6,7 +6,7 @@ use kaleidoscope_core::addr::{FrameIndex, Gfn, Gpa};
 use kaleidoscope_core::coloring::{ColoringError, Options, color};
 use kaleidoscope_core::memory::GuestMemory;
 use kaleidoscope_core::registers::VcpuRegisters;
-use kaleidoscope_fuzz::{Input, guest, registers};
+use kaleidoscope_fuzz::{Input, guest};
 use kaleidoscope_mock::PatchedMemory;
 use kaleidoscope_mock::linux::{KernelStyle, MockGuest, Role};
 use libfuzzer_sys::fuzz_target;
@@ -40,7 +40,7 @@ fn base(style: KernelStyle) -> Base {
     ];
     places.retain(|frames| !frames.is_empty());
     assert!(color(&guest.memory, &Options::default()).is_ok(), "else little is fuzzed");
-    Base { registers: registers(&guest), guest, places }
+    Base { registers: guest.registers.clone(), guest, places }
 }
 
 fuzz_target!(|data: &[u8]| {

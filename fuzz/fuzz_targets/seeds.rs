@@ -7,7 +7,7 @@ use kaleidoscope_core::addr::{Gpa, Gva};
 use kaleidoscope_core::coloring::{Options, color};
 use kaleidoscope_core::manifest::{ImageIdentity, Manifest};
 use kaleidoscope_core::memory::GuestMemory;
-use kaleidoscope_fuzz::{guest, payload_of, registers};
+use kaleidoscope_fuzz::{guest, payload_of};
 use kaleidoscope_mock::linux::{KernelStyle, MockGuest};
 use libfuzzer_sys::fuzz_target;
 use std::error::Error;
@@ -87,7 +87,7 @@ fn write(root: &Path) -> Result<(), Box<dyn Error>> {
         guest.memory.read(kernel.vmcoreinfo, &mut page)?;
         let end = page.iter().position(|&b| b == 0).unwrap_or(page.len());
         put("vmcoreinfo", &name, page.get(..end).unwrap_or(&page))?;
-        let options = Options { registers: registers(&guest), ..Options::default() };
+        let options = Options { registers: guest.registers.clone(), ..Options::default() };
         let coloring = color(&guest.memory, &options)?;
         let identity = ImageIdentity::of(&guest.memory, &coloring.map)?;
         let file = Manifest::new(coloring.map, identity).to_bytes()?;

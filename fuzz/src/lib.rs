@@ -1,7 +1,6 @@
 //! What several fuzz targets share.
 
-use kaleidoscope_core::registers::VcpuRegisters;
-use kaleidoscope_mock::linux::{GuestBuilder, KernelStyle, MockGuest, Registers};
+use kaleidoscope_mock::linux::{GuestBuilder, KernelStyle, MockGuest};
 
 /// The fuzzer's bytes, taken piece by piece. Where they end, zeros follow.
 #[derive(Clone, Copy)]
@@ -61,22 +60,6 @@ impl<'d> Input<'d> {
 pub fn guest(style: KernelStyle) -> MockGuest {
     let builder = GuestBuilder::new(style).seed(1).ram_bytes(16 << 20);
     builder.build().expect("16 MiB are enough for a synthetic guest")
-}
-
-/// Registers as coloring takes them.
-#[must_use]
-pub fn registers(guest: &MockGuest) -> Vec<VcpuRegisters> {
-    let one = |(cpu, r): (u32, &Registers)| VcpuRegisters {
-        cpu,
-        rip: r.rip.0,
-        cr0: Some(r.cr0),
-        cr3: Some(r.cr3),
-        cr4: Some(r.cr4),
-        efer: Some(r.efer),
-        gs_base: Some(r.gs_base.0),
-        ..VcpuRegisters::default()
-    };
-    (0..).zip(&guest.registers).map(one).collect()
 }
 
 /// A manifest file around a payload, with a header and checksum that are right.

@@ -134,15 +134,8 @@ fn millis(duration: Duration) -> f64 {
 /// A synthetic guest: the same workload at every size, so that only the frame table grows.
 fn synthetic(mib: u64) -> Result<Guest, Box<dyn Error>> {
     let guest = GuestBuilder::new(KernelStyle::V6_12).ram_bytes(mib << 20).build()?;
-    let registers = guest.registers.iter().map(|r| VcpuRegisters {
-        cr0: Some(r.cr0),
-        cr3: Some(r.cr3),
-        cr4: Some(r.cr4),
-        efer: Some(r.efer),
-        ..VcpuRegisters::default()
-    });
-    let registers = registers.collect();
-    Ok(Guest { name: format!("synthetic-{mib}"), memory: Box::new(guest.memory), registers })
+    let (name, registers) = (format!("synthetic-{mib}"), guest.registers);
+    Ok(Guest { name, memory: Box::new(guest.memory), registers })
 }
 
 fn real_guests(folder: &Path) -> Result<Vec<Guest>, Box<dyn Error>> {

@@ -1,7 +1,20 @@
 //! VM state coloring: what every page of a guest's memory is, found from outside.
 //!
-//! Read the modules as a pipeline: [`addr`] and [`memory`] say which frames there are, [`color`] says what they are,
-//! [`manifest`] keeps that in a file.
+//! Read the modules as a pipeline, each using only those before it: [`addr`] and [`memory`] say which frames there are,
+//! [`image`] and [`registers`] where they come from, [`paging`] and [`linux`] gather facts in the words of [`guest_os`],
+//! [`coloring`] judges them, [`color`] holds the judgement, and [`manifest`] keeps it in a file.
+//!
+//! ```no_run
+//! use kaleidoscope_core::coloring::{Options, color};
+//! use kaleidoscope_core::image::{Format, MemoryImage};
+//!
+//! let image = MemoryImage::open("ram.bin".as_ref(), &Format::Auto)?;
+//! let coloring = color(&image, &Options::default())?;
+//! for (_, gfn, frame) in coloring.map.iter() {
+//!     println!("{gfn} {} {}", frame.color, frame.temperature);
+//! }
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 pub mod addr;
 pub mod color;

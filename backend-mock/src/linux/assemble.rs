@@ -2,7 +2,7 @@
 
 use super::boot::{banner, boot};
 use super::builder::Knobs;
-use super::guest::{MockGuest, Registers};
+use super::guest::MockGuest;
 use super::image::Section;
 use super::kernel::Kernel;
 use super::tasks::{Group, Tasks};
@@ -11,6 +11,7 @@ use super::vfs::{File, Vfs};
 use crate::MockError;
 use crate::paging::{LeafTruth, TableFrame};
 use kaleidoscope_core::addr::{FRAME_SIZE, Gfn, Gva};
+use kaleidoscope_core::registers::VcpuRegisters;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Modules of every guest.
@@ -153,7 +154,7 @@ fn registers(
     kernel: &Kernel,
     spaces: &[super::truth::SpaceTruth],
     per_cpu: &[u64],
-) -> Vec<Registers> {
+) -> Vec<VcpuRegisters> {
     let mode = kernel.tables.mode();
     let first = kernel.image.symbol("__per_cpu_start").map_or(0, |s| s.0);
     let one = |(cpu, offset): (usize, &u64)| {
@@ -168,9 +169,16 @@ fn registers(
         } else {
             (root.0, mode.cr4())
         };
-        let (cr0, efer) = (mode.cr0(), mode.efer());
-        let gs_base = Gva(first.wrapping_add(*offset));
-        Registers { cr0, cr3, cr4, efer, gs_base, rip: kernel.image.gva }
+        VcpuRegisters {
+            cpu: u32::try_from(cpu).unwrap_or(u32::MAX),
+            rip: kernel.image.gva.0,
+            cr0: Some(mode.cr0()),
+            cr3: Some(cr3),
+            cr4: Some(cr4),
+            efer: Some(mode.efer()),
+            gs_base: Some(first.wrapping_add(*offset)),
+            ..VcpuRegisters::default()
+        }
     };
     per_cpu.iter().enumerate().map(one).collect()
 }

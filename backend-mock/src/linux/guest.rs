@@ -6,23 +6,7 @@ use crate::MockError;
 use crate::paging::translate;
 use kaleidoscope_core::addr::{Gpa, Gva};
 use kaleidoscope_core::memory::VecMemory;
-
-/// What of a CPU's registers matters to introspection.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Registers {
-    /// Paging and write protection.
-    pub cr0: u64,
-    /// The root page table, and an address-space number in its low bits under page-table isolation.
-    pub cr3: u64,
-    /// Paging extensions.
-    pub cr4: u64,
-    /// Long mode and NX.
-    pub efer: u64,
-    /// The CPU's per-CPU area.
-    pub gs_base: Gva,
-    /// An address in the kernel's text.
-    pub rip: Gva,
-}
+use kaleidoscope_core::registers::VcpuRegisters;
 
 /// A synthetic guest: its memory, its registers, and what is true of it.
 #[derive(Clone, Debug)]
@@ -31,8 +15,8 @@ pub struct MockGuest {
     pub memory: VecMemory,
     /// What is true of it.
     pub truth: Truth,
-    /// Registers of each CPU.
-    pub registers: Vec<Registers>,
+    /// Registers of each CPU, as far as introspection can use them.
+    pub registers: Vec<VcpuRegisters>,
     pub(super) types: Types,
 }
 
@@ -40,7 +24,7 @@ impl MockGuest {
     pub(super) fn new(
         memory: VecMemory,
         truth: Truth,
-        registers: Vec<Registers>,
+        registers: Vec<VcpuRegisters>,
         types: Types,
     ) -> Self {
         Self { memory, truth, registers, types }

@@ -30,7 +30,7 @@ mod vmcoreinfo;
 
 pub use builder::GuestBuilder;
 pub use corrupt::{Area, Damage};
-pub use guest::{MockGuest, Registers};
+pub use guest::MockGuest;
 pub use style::KernelStyle;
 pub use truth::{
     FileKind, FileTruth, GvaRange, KernelTruth, Role, SpaceTruth, TaskTruth, Truth, Users,

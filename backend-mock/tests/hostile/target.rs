@@ -7,7 +7,7 @@ use kaleidoscope_core::coloring::{Coloring, ColoringError, Options, color};
 use kaleidoscope_core::linux::Linux;
 use kaleidoscope_core::memory::GuestMemory;
 use kaleidoscope_core::registers::VcpuRegisters;
-use kaleidoscope_mock::linux::{MockGuest, Registers};
+use kaleidoscope_mock::linux::MockGuest;
 use std::time::Duration;
 
 /// The bound that `kaleidoscope_core::linux` states: bytes per frame, and beside.
@@ -53,7 +53,7 @@ impl<'m> Target<'m> {
     }
 
     pub(crate) fn of(name: &str, guest: &'m MockGuest) -> Self {
-        Self::new(name, &guest.memory, registers(guest))
+        Self::new(name, &guest.memory, guest.registers.clone())
     }
 
     /// Frames of a color in the undamaged guest.
@@ -120,21 +120,6 @@ fn check(what: &str, coloring: &Coloring, frames: u32) {
     }
     let first = map.layout().gfn_of(FrameIndex(0)).unwrap();
     assert!(coloring.explain(first).is_some(), "{what}");
-}
-
-/// The registers of a synthetic guest as coloring takes them.
-pub(crate) fn registers(guest: &MockGuest) -> Vec<VcpuRegisters> {
-    let one = |(cpu, r): (u32, &Registers)| VcpuRegisters {
-        cpu,
-        rip: r.rip.0,
-        cr0: Some(r.cr0),
-        cr3: Some(r.cr3),
-        cr4: Some(r.cr4),
-        efer: Some(r.efer),
-        gs_base: Some(r.gs_base.0),
-        ..VcpuRegisters::default()
-    };
-    (0..).zip(&guest.registers).map(one).collect()
 }
 
 impl Target<'_> {
