@@ -76,6 +76,7 @@ fn write(root: &Path) -> Result<(), Box<dyn Error>> {
         let name = format!("{style:?}");
         let kernel = &guest.truth.kernel;
         put("frame_table", &name, &changes(number))?;
+        put("frame_table", &format!("{name}-blind"), &changes(number | 4))?;
         put("frame_table", &format!("{name}-whole"), &[number])?;
         put("walker", &name, &tables(number))?;
         put("btf", &name, &image(&guest, kernel.btf.0, kernel.btf.1)?)?;
