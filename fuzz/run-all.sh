@@ -48,8 +48,8 @@ run() {
 # Long inputs only where the format needs them.
 max_len() {
   case $1 in
-    kallsyms | btf | manifest) echo 262144 ;;
-    image_headers) echo 16384 ;;
+    btf | manifest) echo 262144 ;;
+    kallsyms | image_headers) echo 65536 ;;
     *) echo 4096 ;;
   esac
 }

@@ -39,6 +39,7 @@ fn base(style: KernelStyle) -> Base {
         of(&|_| true),
     ];
     places.retain(|frames| !frames.is_empty());
+    assert!(color(&guest.memory, &Options::default()).is_ok(), "else little is fuzzed");
     Base { registers: guest.registers.clone(), guest, places }
 }
 

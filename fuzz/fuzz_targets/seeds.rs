@@ -79,9 +79,10 @@ fn write(root: &Path) -> Result<(), Box<dyn Error>> {
         put("frame_table", &format!("{name}-whole"), &[number])?;
         put("walker", &name, &tables(number))?;
         put("btf", &name, &image(&guest, kernel.btf.0, kernel.btf.1)?)?;
-        // The banner makes the addresses provable; the table ends the search.
         let symbols = image(&guest, kernel.kallsyms.0, kernel.kallsyms.1)?;
         put("kallsyms", &name, &[&[0, 0, 0], &symbols[..]].concat())?;
+        put("kallsyms", &format!("{name}-whole"), &[number << 4 | 4, 0, 0])?;
+        put("kallsyms", &format!("{name}-hinted"), &[number << 4 | 6, 0, 0, 9, 0, 0, 1, 2, 3])?;
         let mut page = [0; 4096];
         guest.memory.read(kernel.vmcoreinfo, &mut page)?;
         let end = page.iter().position(|&b| b == 0).unwrap_or(page.len());

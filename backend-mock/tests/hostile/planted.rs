@@ -1,6 +1,6 @@
 //! Traps, each where one part of introspection would fall into it.
 
-use crate::target::Target;
+use crate::target::{Outcome, Target};
 use kaleidoscope_core::addr::{FRAME_SIZE, Gfn, Gpa, Gva};
 use kaleidoscope_core::memory::{GuestMemory, VecMemory};
 use kaleidoscope_mock::linux::{GuestBuilder, KernelStyle, MockGuest, Role};
@@ -105,15 +105,22 @@ impl Victim<'_> {
     }
 }
 
-/// Damages guests of every style and lets introspection endure it; `trap` says what it has done.
-fn endure(builder: impl Fn(GuestBuilder) -> GuestBuilder, trap: impl Fn(&mut Victim<'_>)) {
+/// Damages guests of every style and lets introspection endure it. Where a trap must leave a trace, `says` is what a note or
+/// the error must contain; otherwise the trap would have caught nobody.
+fn endure(
+    says: &str,
+    builder: impl Fn(GuestBuilder) -> GuestBuilder,
+    trap: impl Fn(&mut Victim<'_>),
+) {
     for style in KernelStyle::ALL {
         let guest = builder(GuestBuilder::new(style).seed(9).ram_bytes(32 << 20)).build().unwrap();
         let target = Target::of(&format!("{style:?}"), &guest);
         let mut victim = Victim { guest: &guest, memory: guest.memory.clone() };
         trap(&mut victim);
-        let cost = target.endure("trap", &victim.memory, true);
-        println!("{style:?}: {cost:?}");
+        let Outcome { cost, notes } = target.endure("trap", &victim.memory, true);
+        println!("{style:?}: {cost:?}, {notes:?}");
+        let is_said = says.is_empty() || notes.iter().any(|note| note.contains(says));
+        assert!(is_said, "{style:?}: nothing says {says:?} in {notes:?}");
     }
 }
 
@@ -125,6 +132,7 @@ fn leader(v: &Victim<'_>) -> (Gva, u64) {
 #[test]
 fn a_thread_that_follows_itself() {
     endure(
+        "tasks is broken",
         |b| b,
         |v| {
             let node = v.offset("task_struct", &["thread_node"]);
@@ -138,6 +146,7 @@ fn a_thread_that_follows_itself() {
 #[test]
 fn a_process_list_that_never_returns() {
     endure(
+        "tasks is broken",
         |b| b,
         |v| {
             let (first, tasks) = leader(v);
@@ -151,6 +160,7 @@ fn a_process_list_that_never_returns() {
 #[test]
 fn a_process_list_through_all_of_memory() {
     endure(
+        "tasks is broken",
         |b| b.ram_bytes(64 << 20),
         |v| {
             let (first, tasks) = leader(v);
@@ -177,6 +187,7 @@ fn a_process_list_through_all_of_memory() {
 #[test]
 fn directories_in_a_circle() {
     endure(
+        "",
         |b| b,
         |v| {
             let parent = v.offset("dentry", &["d_parent"]);
@@ -192,6 +203,7 @@ fn directories_in_a_circle() {
 #[test]
 fn mounts_in_a_circle() {
     endure(
+        "",
         |b| b,
         |v| {
             let host = v.offset("address_space", &["host"]);
@@ -220,6 +232,7 @@ fn mounts_in_a_circle() {
 #[test]
 fn a_path_for_every_frame() {
     endure(
+        "names take too much",
         |b| b.ram_bytes(64 << 20),
         |v| {
             let fields = [
@@ -293,6 +306,7 @@ fn a_path_for_every_frame() {
 #[test]
 fn a_cache_for_every_frame() {
     endure(
+        "names take too much",
         |b| b.ram_bytes(64 << 20),
         |v| {
             let name = v.offset("kmem_cache", &["name"]);
@@ -334,6 +348,7 @@ fn a_cache_for_every_frame() {
 fn user_tables_that_contain_themselves() {
     for isolated in [false, true] {
         endure(
+            "user page tables",
             |b| b.page_table_isolation(isolated),
             |v| {
                 for space in &v.guest.truth.spaces {
@@ -352,6 +367,7 @@ fn user_tables_that_contain_themselves() {
 fn kernel_tables_that_contain_themselves() {
     for five_level in [false, true] {
         endure(
+            "",
             |b| b.five_level(five_level),
             |v| {
                 let tables = v.guest.truth.kernel.tables.clone();
@@ -369,6 +385,7 @@ fn kernel_tables_that_contain_themselves() {
 #[test]
 fn a_kernel_that_maps_everything_everywhere() {
     endure(
+        "kernel",
         |b| b,
         |v| {
             let free = v.frames(|role| matches!(role, Role::Free { .. }));
@@ -386,6 +403,7 @@ fn a_kernel_that_maps_everything_everywhere() {
 #[test]
 fn huge_pages_without_end() {
     endure(
+        "",
         |b| b,
         |v| {
             let free = v.frames(|role| matches!(role, Role::Free { .. }));
@@ -418,6 +436,7 @@ fn huge_pages_without_end() {
 #[test]
 fn a_process_in_every_frame() {
     endure(
+        "too many roots",
         |b| b,
         |v| {
             let free = v.frames(|role| matches!(role, Role::Free { .. }));
@@ -442,6 +461,7 @@ fn a_process_in_every_frame() {
 fn blocks_of_absurd_order() {
     for order in [10, 11, 31, 32, 63, 64, u64::MAX] {
         endure(
+            "",
             |b| b,
             |v| {
                 let free = v.frames(|role| matches!(role, Role::Free { .. }));
@@ -460,6 +480,7 @@ fn blocks_of_absurd_order() {
 fn tails_without_heads() {
     for distance in [0_u64, 64, 128, 1 << 20, 1 << 40, u64::MAX - 63] {
         endure(
+            "",
             |b| b,
             |v| {
                 let compound = v.offset("page", &["compound_head", "compound_info"]);
@@ -478,6 +499,7 @@ fn tails_without_heads() {
 fn records_of_ones_and_of_zeros() {
     for value in [0, u64::MAX] {
         endure(
+            "",
             |b| b,
             |v| {
                 for gfn in v.frames(|role| role == Role::FrameTable) {
@@ -488,20 +510,29 @@ fn records_of_ones_and_of_zeros() {
     }
 }
 
-/// Every free frame starts like the page that leads to a kernel, and leads to tables that have no end.
+/// Free frames that are the page which leads to a kernel and the root table that it names, in one. They map themselves where
+/// they say, and everything else without end, but no code: each costs a walk before it is known for what it is.
 #[test]
 fn decoys_of_the_note() {
+    let note = "OSRELEASE=decoy\nNUMBER(phys_base)=0\nSYMBOL(swapper_pg_dir)=";
     endure(
+        "",
         |b| b,
         |v| {
-            let mut note = vec![0; 4096];
-            v.memory.read(v.guest.truth.kernel.vmcoreinfo, &mut note).unwrap();
-            let text = String::from_utf8(note).unwrap();
             let free = v.frames(|role| matches!(role, Role::Free { .. }));
-            for &gfn in &free[..free.len() / 2] {
-                // Its root is the frame itself, if the text is believed.
-                let decoy = text.replace("NUMBER(phys_base)=", "NUMBER(phys_base)=1");
-                v.memory.write(gfn.gpa(), &decoy.as_bytes()[..4096]).unwrap();
+            let [top, image, pdpt, pd, pt] = [free[0], free[1], free[2], free[3], free[4]];
+            let no_code = ENTRY | 1 << 63;
+            v.fill(pdpt, 0..512, |_| pd.gpa().0 | no_code);
+            v.fill(pd, 0..512, |_| pt.gpa().0 | no_code);
+            v.fill(pt, 0..512, |i| (i * 37 % 512 * FRAME_SIZE) | no_code);
+            v.fill(top, 0..512, |_| pdpt.gpa().0 | no_code);
+            v.put(Gpa(top.gpa().0 + 510 * 8), image.gpa().0 | no_code);
+            v.fill(image, 0..512, |i| (i << 21) | no_code | LARGE);
+            for &root in &free[5..free.len().min(300)] {
+                let own = 0xffff_ffff_8000_0000 | root.gpa().0;
+                v.fill(root, 256..511, |_| pdpt.gpa().0 | no_code);
+                v.put(Gpa(root.gpa().0 + 511 * 8), top.gpa().0 | no_code);
+                v.memory.write(root.gpa(), format!("{note}{own:x}\n\0").as_bytes()).unwrap();
             }
         },
     );
@@ -511,6 +542,7 @@ fn decoys_of_the_note() {
 #[test]
 fn nothing_but_damage() {
     endure(
+        "",
         |b| b,
         |v| {
             for gfn in v.frames(|role| {

@@ -1,7 +1,7 @@
 //! Blind and planned damage to images of real guests.
 
 use crate::damage::{damage, places};
-use crate::target::Target;
+use crate::target::{Outcome, Target};
 use kaleidoscope_core::addr::{Gfn, Gpa};
 use kaleidoscope_core::color::Color;
 use kaleidoscope_core::image::{Format, LayoutFile, MemoryImage, RawLayout};
@@ -40,7 +40,7 @@ fn attack(folder: &Path) {
     let name = folder.file_name().unwrap().to_string_lossy();
     let target = Target::new(&name, &image, parse_qemu_text(&registers).unwrap());
     let (mut slowest, mut largest) = (Duration::ZERO, 0);
-    let mut note = |cost: crate::meter::Cost| {
+    let mut note = |Outcome { cost, .. }: Outcome| {
         slowest = slowest.max(cost.time);
         largest = largest.max(cost.peak);
     };

@@ -22,6 +22,14 @@ const MAX_IMAGE: usize = 256 << 20;
 const SLOWER: u32 = 20;
 const SPARE_TIME: Duration = Duration::from_secs(8);
 
+/// How a damaged guest fared.
+pub(crate) struct Outcome {
+    /// The most that a run took.
+    pub(crate) cost: Cost,
+    /// What was said to be missing, or why nothing could be said at all.
+    pub(crate) notes: Vec<String>,
+}
+
 /// An undamaged guest.
 pub(crate) struct Target<'m> {
     pub(crate) name: String,
@@ -63,11 +71,12 @@ impl<'m> Target<'m> {
 
     /// Colors the damaged guest with and without registers. Whatever it contains, every frame has a color or there is an error
     /// with a message; in time, and within bounds.
-    pub(crate) fn endure(&self, what: &str, damaged: &dyn GuestMemory, is_mapped: bool) -> Cost {
+    pub(crate) fn endure(&self, what: &str, damaged: &dyn GuestMemory, is_mapped: bool) -> Outcome {
         let frames = damaged.layout().frames();
         let image = if is_mapped { 0 } else { MAX_IMAGE.min(frames as usize * 4096) };
         let max_bytes = SPARE_BYTES + BYTES_PER_FRAME * frames as usize + image;
-        let mut worst = Cost { time: Duration::ZERO, peak: 0 };
+        let mut outcome =
+            Outcome { cost: Cost { time: Duration::ZERO, peak: 0 }, notes: Vec::new() };
         for registers in [&self.registers[..], &[]] {
             let what = format!("{}: {what}, {} registers", self.name, registers.len());
             let options = Options { registers: registers.to_vec(), ..Options::default() };
@@ -75,14 +84,18 @@ impl<'m> Target<'m> {
             let (result, cost) = measure(&what, limit, || color(damaged, &options));
             assert!(cost.peak <= max_bytes, "{what}: {cost:?}, {max_bytes} allowed");
             match result {
-                Ok(coloring) => check(&what, &coloring, frames),
+                Ok(coloring) => {
+                    check(&what, &coloring, frames);
+                    outcome.notes.extend(coloring.notes().iter().map(ToString::to_string));
+                }
                 Err(ColoringError::Map(error)) => panic!("{what}: {error}"),
-                Err(error) => assert!(!error.to_string().is_empty(), "{what}"),
+                Err(error) => outcome.notes.push(error.to_string()),
             }
-            worst = Cost { time: worst.time.max(cost.time), peak: worst.peak.max(cost.peak) };
+            let worst = &mut outcome.cost;
+            (worst.time, worst.peak) = (worst.time.max(cost.time), worst.peak.max(cost.peak));
         }
         let _ = Linux.inspect(damaged, &self.registers, Gfn(u64::from(frames / 2)));
-        worst
+        outcome
     }
 }
 

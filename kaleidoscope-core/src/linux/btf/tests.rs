@@ -304,3 +304,30 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn names_and_enumerations_without_end_are_cut() {
+    let mut builder = Builder::new();
+    // The name of the first type is at offset 1 of the strings; 16,384 constants share it.
+    builder.int("ok", 4);
+    builder.enumeration("pageflags", false, &[(&"x".repeat(1 << 20), 1), (&"y".repeat(512), 2)]);
+    builder.add("longest", 6, false, 1 << 14, 4, &[1, 7].repeat(1 << 14));
+    let bytes = builder.finish(24);
+    let btf = Btf::parse(&bytes).unwrap();
+    let types = btf.index(&["pageflags", "longest"]);
+    let values = |name| types.enum_named(name).unwrap().constants().map(|c| c.1);
+    assert_eq!(values("pageflags").collect::<Vec<_>>(), [2], "512 bytes are a name, more are none");
+    assert_eq!(values("longest").count(), 1 << 13);
+}
+
+#[test]
+fn of_many_types_of_one_name_few_are_kept() {
+    let mut builder = Builder::new();
+    for size in 1..=100 {
+        builder.composite(4, "page", size, &[]);
+    }
+    let bytes = builder.finish(24);
+    let btf = Btf::parse(&bytes).unwrap();
+    let sizes: Vec<u64> = btf.index(&["page"]).structs_named("page").map(|p| p.size()).collect();
+    assert_eq!(sizes, [1, 2, 3, 4, 5, 6, 7, 8]);
+}
