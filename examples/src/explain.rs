@@ -301,7 +301,7 @@ rule
         let failure = not_ram(Gpa(0x20000), test_map::small().layout()).to_string();
         assert_eq!(
             failure,
-            "error: the guest has no RAM at 0x20000\nhint: it has RAM at 0x0-0x17fff, 0x100000-0x10ffff"
+            "the guest has no RAM at 0x20000\nhint: it has RAM at 0x0-0x17fff, 0x100000-0x10ffff"
         );
     }
 }

@@ -32,13 +32,13 @@ impl Default for Limits {
 }
 
 impl Limits {
-    /// Limits for guests of up to this many frames of RAM: up to one region per four frames and 64 KiB of text per
-    /// MiB of RAM, each with a floor for small guests and a ceiling for huge ones.
+    /// Limits for guests of up to this many frames of RAM: up to one region per frame and 64 KiB of text per MiB
+    /// of RAM, each with a floor for small guests and a ceiling for huge ones.
     #[must_use]
     pub fn for_frames(max_frames: u32) -> Self {
         Self {
             max_frames,
-            max_regions: (max_frames / 4).clamp(1 << 14, 1 << 22),
+            max_regions: max_frames.clamp(1 << 14, 1 << 22),
             max_text: 1 << 14,
             max_text_total: max_frames.saturating_mul(256).clamp(1 << 22, 1 << 27),
         }
