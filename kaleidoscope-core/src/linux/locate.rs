@@ -5,8 +5,8 @@
 //! log or a file is not mistaken for it; a copy at a page start must still name a root that maps itself.
 
 use super::vmcoreinfo::VmcoreInfo;
-use crate::addr::{FRAME_BYTES, FrameIndex, Gpa, Gva};
-use crate::memory::GuestMemory;
+use crate::addr::{FRAME_BYTES, Gfn, Gpa, Gva};
+use crate::memory::{GuestMemory, MemoryLayout};
 use crate::paging::{KernelSpace, PagingSpec, TableBudget, translate};
 use crate::registers::{PagingMode, VcpuRegisters};
 use thiserror::Error;
@@ -163,18 +163,31 @@ fn image_span(space: &KernelSpace) -> Option<ImageSpan> {
 
 /// Every page that starts like VMCOREINFO and parses.
 pub(crate) fn scan_notes<M: GuestMemory + ?Sized>(memory: &M) -> impl Iterator<Item = VmcoreInfo> {
-    // The kernel allocates the page at boot: in practice near the end of memory, or else near its start.
     let layout = memory.layout();
-    let starts_like_note = |&index: &FrameIndex| {
-        let Some(gpa) = layout.gfn_of(index).map(crate::addr::Gfn::gpa) else { return false };
+    let starts_like_note = |&gfn: &Gfn| {
         let mut start = [0; NOTE_START.len()];
-        match memory.slice(gpa, start.len()) {
+        match memory.slice(gfn.gpa(), start.len()) {
             Some(bytes) => bytes == NOTE_START,
-            None => memory.read(gpa, &mut start).is_ok() && start == NOTE_START,
+            None => memory.read(gfn.gpa(), &mut start).is_ok() && start == NOTE_START,
         }
     };
-    let indices = (0..layout.frames()).rev().map(FrameIndex).filter(starts_like_note);
-    indices.take(MAX_NOTES).filter_map(move |index| read_note(memory, layout.gfn_of(index)?.gpa()))
+    let pages = from_region_ends(layout).filter(starts_like_note).take(MAX_NOTES);
+    pages.filter_map(|gfn| read_note(memory, gfn.gpa()))
+}
+
+/// Every frame, those near an end of their RAM region first: the kernel allocates the note at boot, and boot allocations
+/// lie near the ends. In a mapped image every page that is not looked at spares a page fault.
+fn from_region_ends(layout: &MemoryLayout) -> impl Iterator<Item = Gfn> + '_ {
+    let longest = layout.regions().iter().map(|r| r.frames).max().unwrap_or(0);
+    (0..longest.div_ceil(2)).flat_map(move |step| {
+        let regions = layout.regions().iter().filter(move |r| step < r.frames.div_ceil(2));
+        regions.flat_map(move |region| {
+            let mirrored = region.frames.saturating_sub(1).saturating_sub(step);
+            let second = Some(mirrored).filter(|&offset| offset != step);
+            let offsets = std::iter::once(step).chain(second);
+            offsets.map(|offset| Gfn(region.start.0.saturating_add(u64::from(offset))))
+        })
+    })
 }
 
 /// Parses the VMCOREINFO text at `gpa`.
@@ -202,4 +215,28 @@ where
     let space = read_space(memory, &spec, root, budget);
     let image = image_span(&space)?;
     Some(Located { spec, root, space, image, note: Some(note) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn every_frame_is_looked_at_once(regions in prop::collection::vec((1u64..5, 1u64..40), 1..4)) {
+            let mut at = 0;
+            let mut ranges = Vec::new();
+            for (gap, frames) in regions {
+                at += gap;
+                ranges.push((Gfn(at).gpa(), frames << 12));
+                at += frames;
+            }
+            let layout = MemoryLayout::new(&ranges).unwrap();
+            let mut seen: Vec<_> = from_region_ends(&layout).collect();
+            prop_assert_eq!(seen.first(), Some(&layout.regions()[0].start));
+            seen.sort();
+            prop_assert_eq!(seen, layout.iter().map(|(_, gfn)| gfn).collect::<Vec<_>>());
+        }
+    }
 }
