@@ -108,7 +108,7 @@ impl ColorMap {
                 return Err(MapError::Length { records: n + 1, frames: layout.frames() });
             }
             let region = frame.region.map_or(NO_REGION, |r| r.0);
-            if region != NO_REGION || frame.region.is_some() {
+            if frame.region.is_some() {
                 let target = regions.get_mut(region as usize).filter(|r| r.kind == frame.kind);
                 let Some(target) = target else {
                     let index = FrameIndex(u32::try_from(kinds.len()).unwrap_or(u32::MAX));

@@ -80,7 +80,6 @@ impl PageTypes {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(crate) struct PageFlags {
     pub(crate) referenced: u64,
-    pub(crate) dirty: u64,
     pub(crate) lru: u64,
     pub(crate) active: u64,
     pub(crate) slab: u64,

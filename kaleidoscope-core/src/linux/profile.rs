@@ -189,7 +189,6 @@ fn page_flags(types: Option<&TypeIndex<'_>>, note: Option<&VmcoreInfo>) -> PageF
     let either = |name: &str| flag_mask(types, note, name);
     let mut flags = PageFlags {
         referenced: typed("PG_referenced"),
-        dirty: typed("PG_dirty"),
         lru: either("PG_lru"),
         active: typed("PG_active"),
         slab: either("PG_slab"),
