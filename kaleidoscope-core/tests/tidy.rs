@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Modules of the core in the order of the pipeline: each may use those before it, never those after it.
-const PIPELINE: [&str; 10] = [
+const PIPELINE: [&str; 12] = [
     "addr",
     "memory",
     "registers",
@@ -17,6 +17,8 @@ const PIPELINE: [&str; 10] = [
     "linux",
     "coloring",
     "manifest",
+    "prefetch",
+    "replay",
 ];
 
 /// Files that may hold unsafe code, each of which says why.

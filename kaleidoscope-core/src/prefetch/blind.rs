@@ -1,0 +1,63 @@
+//! Policies that do not look at colors: the baselines.
+
+use super::{Fault, Planner, PrefetchPolicy};
+use crate::addr::FrameIndex;
+
+/// Fetches what is asked for and nothing else.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Demand;
+
+impl PrefetchPolicy for Demand {
+    fn name(&self) -> &str {
+        "demand"
+    }
+
+    fn fault(&mut self, _: &Fault, _: &mut Planner<'_>) {}
+}
+
+/// Where a blind policy looks.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+enum Window {
+    Next,
+    Aligned,
+}
+
+/// Fetches neighbors by frame number.
+#[derive(Clone, Debug)]
+pub struct Blind {
+    name: String,
+    window: Window,
+    size: u32,
+}
+
+impl Blind {
+    /// The next `size` frames.
+    #[must_use]
+    pub fn next(size: u32) -> Self {
+        Self { name: format!("blind-next-{size}"), window: Window::Next, size }
+    }
+
+    /// The aligned block of `size` frames around the fault, in order; 0 counts as 1.
+    #[must_use]
+    pub fn aligned(size: u32) -> Self {
+        let size = size.max(1);
+        Self { name: format!("blind-aligned-{size}"), window: Window::Aligned, size }
+    }
+}
+
+impl PrefetchPolicy for Blind {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn fault(&mut self, fault: &Fault, planner: &mut Planner<'_>) {
+        let at = fault.frame.0;
+        let first = match self.window {
+            Window::Next => at.saturating_add(1),
+            Window::Aligned => at - at % self.size,
+        };
+        for frame in first..first.saturating_add(self.size) {
+            planner.fetch(FrameIndex(frame));
+        }
+    }
+}

@@ -1,0 +1,187 @@
+//! Plans: what to do about a fault, and in which order.
+
+use super::Atlas;
+use crate::addr::FrameIndex;
+use std::sync::Arc;
+
+/// What is in the clone already, or on its way.
+pub trait Presence {
+    /// Whether the frame is neither present nor on its way. `false` for frames outside the guest.
+    fn is_absent(&self, frame: FrameIndex) -> bool;
+}
+
+/// How the frame that was asked for gets its bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub enum Answer {
+    /// From the parent.
+    #[default]
+    Fetch,
+    /// Filled with zeros here: nobody needs the parent's bytes.
+    Zero,
+}
+
+/// A plan, reused from fault to fault so that none is allocated on the hot path.
+///
+/// A [`Planner`] fills it and keeps what every plan must hold, whatever the policy: no frame outside the guest, none
+/// that is present, none twice, no more than the budget, and zeros only for frames that are free.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    atlas: Arc<Atlas>,
+    answer: Answer,
+    fetch: Vec<FrameIndex>,
+    zero: Vec<FrameIndex>,
+    /// Round in which each frame was last planned.
+    planned: Vec<u32>,
+    round: u32,
+    budget: usize,
+}
+
+impl Plan {
+    /// An empty plan with room for `budget` frames to fetch and as many to fill. Takes 4 bytes per frame of the guest and 8
+    /// per frame of the budget.
+    #[must_use]
+    pub fn new(atlas: Arc<Atlas>, budget: usize) -> Self {
+        let frames = atlas.frames();
+        let budget = budget.min(frames as usize);
+        Self {
+            atlas,
+            answer: Answer::Fetch,
+            fetch: Vec::with_capacity(budget),
+            zero: Vec::with_capacity(budget),
+            planned: vec![0; frames as usize],
+            round: 0,
+            budget,
+        }
+    }
+
+    /// How the frame that was asked for gets its bytes.
+    #[must_use]
+    pub fn answer(&self) -> Answer {
+        self.answer
+    }
+
+    /// Frames to fetch from the parent beside the one asked for, the most wanted first.
+    #[must_use]
+    pub fn fetch(&self) -> &[FrameIndex] {
+        &self.fetch
+    }
+
+    /// Frames to fill with zeros here, beside the one asked for.
+    #[must_use]
+    pub fn zero(&self) -> &[FrameIndex] {
+        &self.zero
+    }
+
+    /// Empties the plan for an answer to a fault on `asked`, or for a batch of the background when there is none.
+    /// `presence` says what is there already.
+    pub fn begin<'a>(
+        &'a mut self,
+        presence: &'a dyn Presence,
+        asked: Option<FrameIndex>,
+    ) -> Planner<'a> {
+        self.fetch.clear();
+        self.zero.clear();
+        self.answer = Answer::Fetch;
+        self.round = self.round.wrapping_add(1);
+        if self.round == 0 {
+            self.planned.fill(0);
+            self.round = 1;
+        }
+        if let Some(planned) = asked.and_then(|f| self.planned.get_mut(f.as_usize())) {
+            *planned = self.round;
+        }
+        let room = self.budget;
+        Planner { room, zero_room: room, asked, plan: self, presence }
+    }
+}
+
+/// Fills a plan, and refuses what no plan may hold.
+pub struct Planner<'a> {
+    plan: &'a mut Plan,
+    presence: &'a dyn Presence,
+    asked: Option<FrameIndex>,
+    room: usize,
+    zero_room: usize,
+}
+
+impl Planner<'_> {
+    /// The guest that the plan is for.
+    #[must_use]
+    pub fn atlas(&self) -> &Atlas {
+        &self.plan.atlas
+    }
+
+    /// How many more frames can be fetched.
+    #[must_use]
+    pub fn room(&self) -> usize {
+        self.room
+    }
+
+    /// Lowers the number of frames that can be fetched.
+    pub fn limit(&mut self, frames: usize) {
+        self.room = self.room.min(frames);
+    }
+
+    /// Frames that are planned to be fetched so far.
+    #[must_use]
+    pub fn planned(&self) -> &[FrameIndex] {
+        &self.plan.fetch
+    }
+
+    /// Whether a frame is neither present nor on its way, nor planned.
+    #[must_use]
+    pub fn is_absent(&self, frame: FrameIndex) -> bool {
+        let planned = self.plan.planned.get(frame.as_usize());
+        planned.is_some_and(|r| *r != self.plan.round) && self.presence.is_absent(frame)
+    }
+
+    /// The frame that was asked for is filled with zeros here; `false`, and no change, unless it is free.
+    pub fn answer_with_zeros(&mut self) -> bool {
+        let is_free = self.asked.is_some_and(|frame| self.plan.atlas.is_free(frame));
+        if is_free {
+            self.plan.answer = Answer::Zero;
+        }
+        is_free
+    }
+
+    /// Plans to fetch a frame; `false` when it is there or planned already, is no frame of the guest, or nothing more
+    /// fits.
+    pub fn fetch(&mut self, frame: FrameIndex) -> bool {
+        let fits = self.room > 0 && self.mark(frame);
+        if fits {
+            self.room -= 1;
+            self.plan.fetch.push(frame);
+        }
+        fits
+    }
+
+    /// Plans to fill a frame with zeros; `false` as for [`Planner::fetch`], and when the frame is not free.
+    pub fn zero(&mut self, frame: FrameIndex) -> bool {
+        let fits = self.zero_room > 0 && self.plan.atlas.is_free(frame) && self.mark(frame);
+        if fits {
+            self.zero_room -= 1;
+            self.plan.zero.push(frame);
+        }
+        fits
+    }
+
+    /// Plans to fetch a frame unless it is free; `false` as for [`Planner::fetch`], and when it is free.
+    pub fn fetch_used(&mut self, frame: FrameIndex) -> bool {
+        !self.plan.atlas.is_free(frame) && self.fetch(frame)
+    }
+
+    /// Marks an absent frame as planned.
+    fn mark(&mut self, frame: FrameIndex) -> bool {
+        let absent = self.is_absent(frame);
+        if absent && let Some(planned) = self.plan.planned.get_mut(frame.as_usize()) {
+            *planned = self.plan.round;
+        }
+        absent
+    }
+}
+
+impl std::fmt::Debug for Planner<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Planner").field("room", &self.room).finish_non_exhaustive()
+    }
+}

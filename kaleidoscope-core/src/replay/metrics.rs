@@ -1,0 +1,91 @@
+//! What a replay measures.
+
+use crate::addr::FRAME_SIZE;
+
+/// The state of a clone at an instant.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Sample {
+    /// Microseconds since the clone was resumed.
+    pub at_us: u64,
+    /// Frames that the clone has touched.
+    pub touched: u32,
+    /// Frames that take memory: fetched ones, and zero-filled ones once they are touched.
+    pub resident: u32,
+}
+
+/// How a policy did on a trace.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct Metrics {
+    /// Frames that the clone touched whose bytes mattered (not free at the freeze).
+    pub needed: u32,
+    /// Frames that the clone touched and that were free at the freeze.
+    pub free_touched: u32,
+    /// Touches of absent frames that had to ask the parent.
+    pub faults: u32,
+    /// Touches of frames that were on their way: no request, but a wait.
+    pub late: u32,
+    /// Touches of absent free frames that were answered with zeros here.
+    pub zero_faults: u32,
+    /// Frames fetched before they were asked for.
+    pub prefetched: u32,
+    /// Prefetched frames that the clone needed.
+    pub used: u32,
+    /// Free frames that were fetched, asked for or not.
+    pub free_transferred: u32,
+    /// Needed frames that were there before they were touched.
+    pub covered: u32,
+    /// Frames fetched in all.
+    pub transferred: u32,
+    /// Every wait in microseconds, sorted.
+    pub waits_us: Vec<f64>,
+    /// Microseconds waited in all, by all vCPUs.
+    pub stall_us: f64,
+    /// Microseconds until 50, 90 and 99 percent of the needed frames were there.
+    pub working_set_us: [u64; 3],
+    /// The clone over time, at most 257 samples, evenly spread over the touches.
+    pub samples: Vec<Sample>,
+}
+
+impl Metrics {
+    /// Prefetched frames that the clone did not need.
+    #[must_use]
+    pub fn wasted(&self) -> u32 {
+        self.prefetched.saturating_sub(self.used)
+    }
+
+    /// Share of the needed frames that were there before they were touched; 1 when none was needed.
+    #[must_use]
+    pub fn coverage(&self) -> f64 {
+        share(self.covered, self.needed)
+    }
+
+    /// Share of the prefetched frames that were needed; 1 when none was prefetched.
+    #[must_use]
+    pub fn accuracy(&self) -> f64 {
+        share(self.used, self.prefetched)
+    }
+
+    /// Bytes of pages that were fetched.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        u64::from(self.transferred) * FRAME_SIZE
+    }
+
+    /// The wait that a share of all waits does not exceed, 0 when there was none; `share` from 0 to 1.
+    #[must_use]
+    pub fn wait_us(&self, share: f64) -> f64 {
+        let last = self.waits_us.len().saturating_sub(1);
+        #[expect(
+            clippy::cast_precision_loss,
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "a place in a list, clamped to it"
+        )]
+        let at = (share.clamp(0.0, 1.0) * last as f64).round() as usize;
+        self.waits_us.get(at.min(last)).copied().unwrap_or(0.0)
+    }
+}
+
+fn share(part: u32, whole: u32) -> f64 {
+    if whole == 0 { 1.0 } else { f64::from(part) / f64::from(whole) }
+}

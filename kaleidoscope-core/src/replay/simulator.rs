@@ -1,0 +1,315 @@
+//! The simulator: touches, faults, a policy and a link in simulated time.
+
+use super::link::{Link, Nanos, Position};
+use super::{CostModel, Metrics, Sample, Trace};
+use crate::addr::FrameIndex;
+use crate::prefetch::{Answer, Atlas, Fault, Outcome, Plan, PrefetchPolicy, Presence};
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap};
+use std::sync::Arc;
+
+/// Most frames of one plan, unless told otherwise: 1 MiB.
+const BUDGET: usize = 256;
+
+/// Samples of the clone over time.
+const SAMPLES: usize = 256;
+
+/// How a trace is replayed.
+#[derive(Clone, Copy, Debug)]
+pub struct Replay {
+    /// What faults and pages cost.
+    pub costs: CostModel,
+    /// Most frames of one plan.
+    pub budget: usize,
+    /// Whether the policy is told which prefetched frames were used, as a clone could that looks at accessed bits.
+    pub feedback: bool,
+}
+
+impl Replay {
+    /// With these costs, plans of at most 256 frames, and no feedback.
+    #[must_use]
+    pub fn new(costs: CostModel) -> Self {
+        Self { costs, budget: BUDGET, feedback: false }
+    }
+}
+
+/// Replays a trace under a policy.
+///
+/// Each vCPU goes from touch to touch in the time that it took in the trace; a touch of an absent frame adds a wait.
+/// Waits of one vCPU do not delay the others. Frames that the map calls free and that the policy fetches
+/// count as wasted, touched or not: their bytes matter to nobody.
+pub fn replay(
+    trace: &Trace,
+    atlas: &Arc<Atlas>,
+    policy: &mut dyn PrefetchPolicy,
+    options: &Replay,
+) -> Metrics {
+    let mut clone = Clone::new(atlas, options);
+    let mut lanes = Lanes::new(trace);
+    let every = (trace.touches().len() / SAMPLES).max(1);
+    let mut done = 0usize;
+    while let Some((now, lane, frame, access)) = lanes.next(trace) {
+        let fault = Fault { frame, access, in_flight: false };
+        let resumed = clone.touch(now, fault, policy);
+        lanes.resume(trace, lane, resumed);
+        done += 1;
+        if done.is_multiple_of(every) || done == trace.touches().len() {
+            clone.sample(resumed);
+        }
+    }
+    clone.finish()
+}
+
+/// The vCPUs, each on its way to its next touch.
+struct Lanes {
+    /// Touches of each lane, by place in the trace, the next one last.
+    ahead: Vec<Vec<usize>>,
+    /// When each lane's next touch comes, the earliest first.
+    queue: BinaryHeap<Reverse<(Nanos, usize, usize)>>,
+}
+
+impl Lanes {
+    fn new(trace: &Trace) -> Self {
+        let mut numbers = HashMap::new();
+        let mut ahead: Vec<Vec<usize>> = Vec::new();
+        for (place, touch) in trace.touches().iter().enumerate().rev() {
+            let lane = *numbers.entry(touch.vcpu).or_insert_with(|| {
+                ahead.push(Vec::new());
+                ahead.len() - 1
+            });
+            if let Some(lane) = ahead.get_mut(lane) {
+                lane.push(place);
+            }
+        }
+        let mut lanes = Self { ahead, queue: BinaryHeap::new() };
+        for lane in 0..lanes.ahead.len() {
+            lanes.enqueue(trace, lane, 0, 0);
+        }
+        lanes
+    }
+
+    /// The next touch: when, of which lane, of which frame and how.
+    fn next(
+        &mut self,
+        trace: &Trace,
+    ) -> Option<(Nanos, usize, FrameIndex, crate::prefetch::Access)> {
+        let Reverse((now, place, lane)) = self.queue.pop()?;
+        let touch = trace.touches().get(place)?;
+        Some((now, lane, touch.frame, touch.access))
+    }
+
+    /// A lane goes on at `now` from the touch that was its next one.
+    fn resume(&mut self, trace: &Trace, lane: usize, now: Nanos) {
+        let done = self.ahead.get_mut(lane).and_then(Vec::pop);
+        let done_us = done.and_then(|place| trace.touches().get(place)).map_or(0, |t| t.at_us);
+        self.enqueue(trace, lane, now, done_us);
+    }
+
+    fn enqueue(&mut self, trace: &Trace, lane: usize, now: Nanos, since_us: u64) {
+        let next = self.ahead.get(lane).and_then(|l| l.last());
+        if let Some((&place, touch)) = next.and_then(|p| Some((p, trace.touches().get(*p)?))) {
+            let think = touch.at_us.saturating_sub(since_us).saturating_mul(1000);
+            self.queue.push(Reverse((now.saturating_add(think), place, lane)));
+        }
+    }
+}
+
+/// How a frame came, and whether it was touched.
+#[derive(Clone, Copy, PartialEq, Eq, Default)]
+struct History {
+    prefetched: bool,
+    touched: bool,
+}
+
+/// The clone that is simulated.
+struct Clone<'a> {
+    atlas: &'a Atlas,
+    options: &'a Replay,
+    link: Link,
+    plan: Plan,
+    history: Vec<History>,
+    metrics: Metrics,
+    touched: u32,
+    zero_touched: u32,
+    /// The background has nothing more until the next fault.
+    background_idle: bool,
+}
+
+/// Frames that are with the parent still.
+struct Absent<'a>(&'a [Position]);
+
+impl Presence for Absent<'_> {
+    fn is_absent(&self, frame: FrameIndex) -> bool {
+        self.0.get(frame.as_usize()) == Some(&Position::Absent)
+    }
+}
+
+impl<'a> Clone<'a> {
+    fn new(atlas: &'a Arc<Atlas>, options: &'a Replay) -> Self {
+        let frames = atlas.frames();
+        let budget = options.budget.max(options.costs.stream_pages as usize);
+        Self {
+            atlas,
+            options,
+            link: Link::new(&options.costs, frames),
+            plan: Plan::new(Arc::clone(atlas), budget),
+            history: vec![History::default(); frames as usize],
+            metrics: Metrics::default(),
+            touched: 0,
+            zero_touched: 0,
+            background_idle: false,
+        }
+    }
+
+    /// A touch at `now`; returns when the vCPU goes on.
+    fn touch(&mut self, now: Nanos, mut fault: Fault, policy: &mut dyn PrefetchPolicy) -> Nanos {
+        self.advance(now, policy);
+        let frame = fault.frame;
+        let is_free = self.atlas.is_free(frame);
+        self.touched += 1;
+        if is_free {
+            self.metrics.free_touched += 1;
+        } else {
+            self.metrics.needed += 1;
+        }
+        let was_prefetched = self.note_touch(frame);
+        if was_prefetched && !is_free {
+            self.metrics.used += 1;
+        }
+        if was_prefetched && self.options.feedback {
+            policy.feedback(frame, Outcome::Used);
+        }
+        let position = self.link.position(frame);
+        if matches!(position, Position::Arrives(at) if at <= now) {
+            if !is_free {
+                self.metrics.covered += 1;
+            } else if !was_prefetched {
+                self.zero_touched += 1;
+            }
+            return now;
+        }
+        fault.in_flight = position != Position::Absent;
+        let resumed = self.answer(now, &fault, policy);
+        let wait = us(resumed.saturating_sub(now));
+        self.metrics.waits_us.push(wait);
+        self.metrics.stall_us += wait;
+        self.background_idle = false;
+        resumed
+    }
+
+    /// Asks the policy about a fault and does what it says; returns when the frame is there.
+    fn answer(&mut self, now: Nanos, fault: &Fault, policy: &mut dyn PrefetchPolicy) -> Nanos {
+        let presence = Absent(self.link.positions());
+        let mut planner = self.plan.begin(&presence, Some(fault.frame));
+        planner.limit(self.options.budget);
+        policy.fault(fault, &mut planner);
+        let answer = if fault.in_flight { Answer::Fetch } else { self.plan.answer() };
+        let costs = self.link.costs();
+        let known = now + costs.up;
+        let resumed = match answer {
+            Answer::Zero => {
+                self.metrics.zero_faults += 1;
+                self.zero_touched += 1;
+                let resumed = now + costs.zero;
+                self.link.set(fault.frame, Position::Arrives(resumed));
+                resumed
+            }
+            Answer::Fetch => {
+                self.link.advance(known);
+                let resumed = match self.link.position(fault.frame) {
+                    Position::Arrives(at) => at,
+                    Position::Absent | Position::Queued => self.link.send_now(fault.frame, known),
+                };
+                if fault.in_flight {
+                    self.metrics.late += 1;
+                } else {
+                    self.metrics.faults += 1;
+                    self.count_transfer(fault.frame);
+                }
+                resumed
+            }
+        };
+        self.note_plan(now);
+        self.link.plan(self.plan.fetch(), known);
+        resumed
+    }
+
+    /// Takes note of what the plan holds beside the frame that was asked for: zeros are there at once.
+    fn note_plan(&mut self, now: Nanos) {
+        for frame in self.plan.zero() {
+            self.link.set(*frame, Position::Arrives(now));
+        }
+        for frame in self.plan.fetch() {
+            self.metrics.prefetched += 1;
+            self.metrics.transferred += 1;
+            self.metrics.free_transferred += u32::from(self.atlas.is_free(*frame));
+            if let Some(history) = self.history.get_mut(frame.as_usize()) {
+                history.prefetched = true;
+            }
+        }
+    }
+
+    fn count_transfer(&mut self, frame: FrameIndex) {
+        self.metrics.transferred += 1;
+        self.metrics.free_transferred += u32::from(self.atlas.is_free(frame));
+    }
+
+    /// Lets the link work until `now`, giving it background work whenever it idles.
+    fn advance(&mut self, now: Nanos, policy: &mut dyn PrefetchPolicy) {
+        while let Some(idle_since) = self.link.advance(now) {
+            if self.background_idle {
+                self.link.rest(now);
+                return;
+            }
+            let presence = Absent(self.link.positions());
+            let mut planner = self.plan.begin(&presence, None);
+            planner.limit(self.options.costs.stream_pages as usize);
+            policy.background(&mut planner);
+            self.background_idle = self.plan.fetch().is_empty() && self.plan.zero().is_empty();
+            self.note_plan(idle_since);
+            self.link.stream(self.plan.fetch());
+        }
+    }
+
+    /// Remembers a touch; returns whether the frame was prefetched.
+    fn note_touch(&mut self, frame: FrameIndex) -> bool {
+        let history = self.history.get_mut(frame.as_usize());
+        history.is_some_and(|history| {
+            history.touched = true;
+            history.prefetched
+        })
+    }
+
+    fn sample(&mut self, now: Nanos) {
+        self.metrics.samples.push(Sample {
+            at_us: now / 1000,
+            touched: self.touched,
+            resident: self.metrics.transferred + self.zero_touched,
+        });
+    }
+
+    fn finish(mut self) -> Metrics {
+        self.metrics.waits_us.sort_by(f64::total_cmp);
+        let mut arrivals: Vec<Nanos> = self
+            .link
+            .arrived
+            .iter()
+            .filter(|(_, frame)| {
+                let touched = self.history.get(frame.as_usize()).is_some_and(|h| h.touched);
+                touched && !self.atlas.is_free(*frame)
+            })
+            .map(|(at, _)| *at)
+            .collect();
+        arrivals.sort_unstable();
+        self.metrics.working_set_us = [50, 90, 99].map(|percent| {
+            let at = (arrivals.len() * percent).div_ceil(100).saturating_sub(1);
+            arrivals.get(at).map_or(0, |at| at / 1000)
+        });
+        self.metrics
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "nanoseconds of a replay are below 2^53")]
+fn us(nanos: Nanos) -> f64 {
+    nanos as f64 / 1000.0
+}

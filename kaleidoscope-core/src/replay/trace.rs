@@ -1,0 +1,242 @@
+//! Traces: which frames a clone touched first, in order.
+#![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
+
+use crate::addr::{FrameIndex, Gfn};
+use crate::memory::MemoryLayout;
+use crate::prefetch::Access;
+use std::io::Read;
+use thiserror::Error;
+
+/// A first touch.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Touch {
+    /// Microseconds since the clone was resumed, in the clone's own time: nothing ever made it wait.
+    pub at_us: u64,
+    /// The frame.
+    pub frame: FrameIndex,
+    /// How it was touched.
+    pub access: Access,
+    /// Who touched it: a vCPU's number, or 0 where the trace does not say. What devices touch is said to be vCPU 0's.
+    pub vcpu: u16,
+}
+
+/// The frames that a clone touched, in order, each once.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Trace {
+    touches: Vec<Touch>,
+}
+
+/// Why a trace cannot be read.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum TraceError {
+    /// The file cannot be read as CSV.
+    #[error("not a trace: {0}")]
+    Csv(#[from] csv::Error),
+    /// A column is missing.
+    #[error("not a trace: there is no column `{0}`")]
+    Column(&'static str),
+    /// A field is not what it should be.
+    #[error("line {line}: `{text}` is no {what}")]
+    Field {
+        /// Line of the file, from 1.
+        line: u64,
+        /// What should be there.
+        what: &'static str,
+        /// What is there.
+        text: String,
+    },
+    /// A frame is not in the guest's RAM.
+    #[error("line {line}: the guest has no RAM at frame {gfn}; is the trace of another guest?")]
+    NotRam {
+        /// Line of the file, from 1.
+        line: u64,
+        /// The frame.
+        gfn: Gfn,
+    },
+    /// The clock runs backwards.
+    #[error("line {line}: the time {at_us} us is before that of the line above")]
+    Time {
+        /// Line of the file, from 1.
+        line: u64,
+        /// The time.
+        at_us: u64,
+    },
+}
+
+impl Trace {
+    /// A trace of these touches. The first touch of a frame counts, others are left out; times that go back are raised.
+    #[must_use]
+    pub fn new(touches: impl IntoIterator<Item = Touch>, layout: &MemoryLayout) -> Self {
+        let mut seen = vec![false; layout.frames() as usize];
+        let mut now = 0;
+        let mut kept = Vec::new();
+        for mut touch in touches {
+            now = touch.at_us.max(now);
+            touch.at_us = now;
+            if let Some(seen) = seen.get_mut(touch.frame.as_usize())
+                && !std::mem::replace(seen, true)
+            {
+                kept.push(touch);
+            }
+        }
+        Self { touches: kept }
+    }
+
+    /// Reads a trace in CSV: a header line, and one line per touch. Needed columns: `t_us`, `gfn` (hexadecimal). Used where
+    /// they are there: `event` (only `touch` counts), `access_write` (0 or 1), `vcpu`. Others are ignored. Memory: at
+    /// most 24 bytes per frame of the guest, whatever the file holds.
+    ///
+    /// # Errors
+    /// [`TraceError`] names the line.
+    pub fn from_csv(input: impl Read, layout: &MemoryLayout) -> Result<Self, TraceError> {
+        let mut reader = csv::ReaderBuilder::new().trim(csv::Trim::All).from_reader(input);
+        let columns = Columns::find(reader.byte_headers()?)?;
+        let mut seen = vec![false; layout.frames() as usize];
+        let mut touches: Vec<Touch> = Vec::new();
+        let mut record = csv::ByteRecord::new();
+        while reader.read_byte_record(&mut record)? {
+            let line = record.position().map_or(0, csv::Position::line);
+            let Some(touch) = columns.touch(&record, line, layout)? else { continue };
+            if touches.last().is_some_and(|last| last.at_us > touch.at_us) {
+                return Err(TraceError::Time { line, at_us: touch.at_us });
+            }
+            if let Some(seen) = seen.get_mut(touch.frame.as_usize())
+                && !std::mem::replace(seen, true)
+            {
+                touches.push(touch);
+            }
+        }
+        Ok(Self { touches })
+    }
+
+    /// The touches in order.
+    #[must_use]
+    pub fn touches(&self) -> &[Touch] {
+        &self.touches
+    }
+
+    /// The same touches with time running `factor` times as fast: for traces from a slow emulator. Factors that are not
+    /// positive and finite count as 1.
+    #[must_use]
+    pub fn sped_up(mut self, factor: f64) -> Self {
+        if factor.is_finite() && factor > 0.0 {
+            for touch in &mut self.touches {
+                touch.at_us = to_us(from_us(touch.at_us) / factor);
+            }
+        }
+        self
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "microseconds of a replay are below 2^53")]
+fn from_us(us: u64) -> f64 {
+    us as f64
+}
+
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "saturating is meant; times are not negative"
+)]
+fn to_us(us: f64) -> u64 {
+    us as u64
+}
+
+/// Where the columns are.
+struct Columns {
+    time: usize,
+    gfn: usize,
+    event: Option<usize>,
+    write: Option<usize>,
+    vcpu: Option<usize>,
+}
+
+impl Columns {
+    fn find(header: &csv::ByteRecord) -> Result<Self, TraceError> {
+        let find = |name: &'static str| header.iter().position(|field| field == name.as_bytes());
+        let need = |name: &'static str| find(name).ok_or(TraceError::Column(name));
+        Ok(Self {
+            time: need("t_us")?,
+            gfn: need("gfn")?,
+            event: find("event"),
+            write: find("access_write"),
+            vcpu: find("vcpu"),
+        })
+    }
+
+    /// The touch of a line; `None` for another event.
+    fn touch(
+        &self,
+        record: &csv::ByteRecord,
+        line: u64,
+        layout: &MemoryLayout,
+    ) -> Result<Option<Touch>, TraceError> {
+        let text =
+            |column: usize| std::str::from_utf8(record.get(column).unwrap_or(b"")).unwrap_or("?");
+        if self.event.is_some_and(|column| text(column) != "touch") {
+            return Ok(None);
+        }
+        let wrong = |what, column| TraceError::Field {
+            line,
+            what,
+            text: text(column).chars().take(40).collect(),
+        };
+        let at_us =
+            text(self.time).parse().map_err(|_| wrong("time in microseconds", self.time))?;
+        let digits = text(self.gfn);
+        let digits = digits.strip_prefix("0x").unwrap_or(digits);
+        let gfn = u64::from_str_radix(digits, 16).map_err(|_| wrong("frame number", self.gfn))?;
+        let gfn = Gfn(gfn);
+        let frame = layout.index_of(gfn).ok_or(TraceError::NotRam { line, gfn })?;
+        let access = match self.write.map(text) {
+            None | Some("") => Access::Unknown,
+            Some("0") => Access::Read,
+            Some("1") => Access::Write,
+            Some(_) => return Err(wrong("0 or 1", self.write.unwrap_or(0))),
+        };
+        let vcpu = match self.vcpu.map(text) {
+            None | Some("") => 0,
+            Some(number) => {
+                number.parse().map_err(|_| wrong("vCPU number", self.vcpu.unwrap_or(0)))?
+            }
+        };
+        Ok(Some(Touch { at_us, frame, access, vcpu }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Trace, TraceError> {
+        Trace::from_csv(text.as_bytes(), &MemoryLayout::contiguous(0x10000).unwrap())
+    }
+
+    #[test]
+    fn first_touches_are_read() {
+        let text = "seq,t_us,gfn,event,access_write,source\n0,5,a,firstwrite,1,host\n1,7,a,touch,0,vcpu\n\
+                    2,9,0xf,touch,1,vcpu\n3,9,a,touch,1,vcpu\n";
+        let trace = parse(text).unwrap();
+        let touch =
+            |at_us, frame, access| Touch { at_us, frame: FrameIndex(frame), access, vcpu: 0 };
+        assert_eq!(trace.touches(), [touch(7, 10, Access::Read), touch(9, 15, Access::Write)]);
+        assert_eq!(trace.sped_up(3.0).touches()[1].at_us, 3);
+        let trace = parse("gfn,vcpu,t_us\n1,3,0\n").unwrap();
+        assert_eq!(trace.touches()[0].vcpu, 3);
+        assert_eq!(trace.touches()[0].access, Access::Unknown);
+    }
+
+    #[test]
+    fn bad_lines_are_named() {
+        let error = |text: &str| parse(text).unwrap_err().to_string();
+        assert_eq!(error("t_us\n1\n"), "not a trace: there is no column `gfn`");
+        assert_eq!(error("t_us,gfn\n1,2\n1,zz\n"), "line 3: `zz` is no frame number");
+        assert_eq!(error("t_us,gfn\n-1,2\n"), "line 2: `-1` is no time in microseconds");
+        assert!(
+            error("t_us,gfn\n1,10\n").starts_with("line 2: the guest has no RAM at frame 0x10")
+        );
+        assert!(error("t_us,gfn\n5,1\n4,2\n").contains("line 3: the time 4 us is before"));
+        assert!(error("t_us,gfn\n5\n").starts_with("not a trace: CSV error"));
+    }
+}
