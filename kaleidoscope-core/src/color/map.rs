@@ -260,7 +260,7 @@ impl Region {
     /// A region without frames yet.
     #[must_use]
     pub fn new(kind: FrameKind, order: Order, name: impl Into<String>) -> Self {
-        Self { kind, order, name: name.into(), frames: 0 }
+        Self { kind, order, name: name.into(), frames: 0, anchor: None }
     }
 }
 

@@ -1,6 +1,7 @@
 //! Regions: related frames in their natural order, the unit of locality for prefetch.
 
 use super::FrameKind;
+use crate::addr::FrameIndex;
 use std::fmt;
 
 /// Number of a region in its [`ColorMap`](super::ColorMap).
@@ -64,4 +65,7 @@ pub struct Region {
     pub name: String,
     /// Number of frames.
     pub frames: u32,
+    /// The frame that holds the kernel object which owns the region: a file's inode, a slab cache's descriptor. Whoever goes
+    /// to the region goes there first. `None` when there is no such object, or it is not known.
+    pub anchor: Option<FrameIndex>,
 }

@@ -191,7 +191,9 @@ fn name_owners<M: GuestMemory + ?Sized>(
         };
         let name = name.filter(|name| files.budget().pay_name(name).is_some());
         let name = name.unwrap_or_else(|| owner.to_string());
-        Some(OwnerName { is_block_device, name })
+        let gpa = view.translate(owner.address).map(|(gpa, _)| gpa);
+        let frame = gpa.and_then(|gpa| view.memory().layout().index_of(gpa.gfn()));
+        Some(OwnerName { is_block_device, name, frame })
     };
     let names = records.owners.iter().map(&mut name).collect();
     if files.budget().is_exhausted() {

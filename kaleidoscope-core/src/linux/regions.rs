@@ -2,6 +2,7 @@
 
 use super::frame_reader::NO_OWNER;
 use super::user_spaces::{NO_SPACE, SpaceId};
+use crate::addr::FrameIndex;
 use crate::color::{FrameKind, Order, Region, RegionId};
 use crate::guest_os::{FrameUse, KernelArea};
 
@@ -10,6 +11,8 @@ use crate::guest_os::{FrameUse, KernelArea};
 pub(crate) struct OwnerName {
     pub(crate) is_block_device: bool,
     pub(crate) name: String,
+    /// Where the object lies.
+    pub(crate) frame: Option<FrameIndex>,
 }
 
 /// What decides a frame's region.
@@ -106,9 +109,13 @@ impl<'a> Regions<'a> {
         }
         // Names may be long, and each is used once.
         let owner = self.owners.get_mut(key.owner as usize)?.as_mut();
-        let name = owner.map(|o| std::mem::take(&mut o.name)).unwrap_or_default();
+        let (name, anchor) =
+            owner.map_or_else(Default::default, |o| (std::mem::take(&mut o.name), o.frame));
         let order = if kind == FrameKind::Slab { Order::FrameNumber } else { Order::FileOffset };
         let id = push(&mut self.regions, kind, order, name);
+        if let Some(region) = self.regions.get_mut(id.0 as usize) {
+            region.anchor = anchor;
+        }
         *slot = Some(id);
         Some(id)
     }

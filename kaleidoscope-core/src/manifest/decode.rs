@@ -194,7 +194,7 @@ fn read_regions(
         for _ in 0..unknown {
             reader.skip()?;
         }
-        regions.push(Region { kind, order, name, frames });
+        regions.push(Region { kind, order, name, frames, anchor: None });
     }
     Ok(regions)
 }
