@@ -29,3 +29,4 @@ pub mod paging;
 pub mod prefetch;
 pub mod registers;
 pub mod replay;
+pub mod tune;

@@ -22,15 +22,21 @@ impl Temperature {
     pub const SHARED: Self = Self(1 << 4);
     /// Belongs to one of the tasks that ran last: their structures, stacks, page tables, accessed memory.
     pub const RECENT_TASK: Self = Self(1 << 5);
+    /// Part of the kernel image with functions or variables that many workloads use, by their names.
+    pub const FREQUENT: Self = Self(1 << 6);
+    /// Part of the kernel image with functions or variables that nearly all workloads use, by their names.
+    pub const COMMON: Self = Self(1 << 7);
 
     /// Every sign with its name.
-    pub const NAMES: [(Self, &'static str); 6] = [
+    pub const NAMES: [(Self, &'static str); 8] = [
         (Self::ACCESSED, "accessed"),
         (Self::DIRTY, "dirty"),
         (Self::ACTIVE, "active"),
         (Self::REFERENCED, "referenced"),
         (Self::SHARED, "shared"),
         (Self::RECENT_TASK, "recent-task"),
+        (Self::FREQUENT, "frequent"),
+        (Self::COMMON, "common"),
     ];
 
     /// The set as bits, as stored in the manifest.
@@ -42,13 +48,19 @@ impl Temperature {
     /// The set with these bits, or `None` when an unnamed bit is set.
     #[must_use]
     pub fn from_bits(bits: u8) -> Option<Self> {
-        (bits < 1 << Self::NAMES.len()).then_some(Self(bits))
+        Some(Self(bits))
     }
 
     /// Whether all signs of `other` are in this set.
     #[must_use]
     pub const fn contains(self, other: Self) -> bool {
         self.0 & other.0 == other.0
+    }
+
+    /// The signs of both sets.
+    #[must_use]
+    pub const fn union(self, other: Self) -> Self {
+        Self(self.0 | other.0)
     }
 
     /// Adds the signs of `other`.

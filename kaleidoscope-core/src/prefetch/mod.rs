@@ -5,12 +5,18 @@
 
 mod atlas;
 mod blind;
+mod class;
+mod colored;
 mod paper;
 mod plan;
 mod policy;
+mod settings;
 
 pub use atlas::{Atlas, Place};
 pub use blind::{Blind, Demand};
+pub use class::{Class, UnknownClass};
+pub use colored::{Colored, Guide};
 pub use paper::{Paper, Shape};
 pub use plan::{Answer, Plan, Planner, Presence};
 pub use policy::{Access, Fault, Outcome, PrefetchPolicy};
+pub use settings::{Settings, SettingsError, Sign, Window};

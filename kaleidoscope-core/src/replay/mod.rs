@@ -1,12 +1,14 @@
 //! Replay: how a policy does on the touches of a real clone, without a VM.
 
 mod cost;
+mod count;
 mod link;
 mod metrics;
 mod simulator;
 mod trace;
 
 pub use cost::{CostModel, UnknownCostModel};
+pub use count::{Counter, Counts};
 pub use metrics::{Metrics, Sample};
 pub use simulator::{Replay, replay};
 pub use trace::{Touch, Trace, TraceError};

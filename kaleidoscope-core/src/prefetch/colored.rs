@@ -1,0 +1,209 @@
+//! The colored policies: blocks of related frames, and what is worth streaming before anybody asks.
+
+use super::{Atlas, Fault, Place, Planner, PrefetchPolicy, Settings};
+use crate::addr::FrameIndex;
+use crate::color::FrameKind;
+use std::ops::Range;
+use std::sync::Arc;
+
+/// What a colored policy knows of a guest before the first fault. Built once per parent and shared by all of its clones.
+#[derive(Clone, Debug)]
+pub struct Guide {
+    atlas: Arc<Atlas>,
+    settings: Settings,
+    /// Files by the frame that holds their inode, sorted: the frame, and the file's stretch.
+    inodes: Vec<(FrameIndex, u32)>,
+    /// What to stream, the most wanted first.
+    predicted: Vec<FrameIndex>,
+}
+
+impl Guide {
+    /// Prepares a guest for a policy.
+    #[must_use]
+    pub fn new(atlas: Arc<Atlas>, settings: Settings) -> Self {
+        let regions = (0..).zip(atlas.map().regions());
+        let files = regions.filter(|(_, region)| region.kind == FrameKind::File);
+        let mut inodes: Vec<_> =
+            files.filter_map(|(stretch, region)| Some((region.anchor?, stretch))).collect();
+        inodes.sort_unstable();
+        let predicted = predict(&atlas, &settings);
+        Self { atlas, settings, inodes, predicted }
+    }
+
+    /// The guest.
+    #[must_use]
+    pub fn atlas(&self) -> &Arc<Atlas> {
+        &self.atlas
+    }
+
+    /// The numbers that the policy goes by.
+    #[must_use]
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// Frames that are likely to be used, the most likely first, found from the color map alone.
+    #[must_use]
+    pub fn predicted(&self) -> &[FrameIndex] {
+        &self.predicted
+    }
+
+    /// Places of the files whose inodes a frame holds.
+    fn files_of(&self, inode_frame: FrameIndex) -> impl Iterator<Item = Range<Place>> + '_ {
+        let first = self.inodes.partition_point(|(frame, _)| *frame < inode_frame);
+        let files = self.inodes.get(first..).unwrap_or(&[]).iter();
+        let files = files.take_while(move |(frame, _)| *frame == inode_frame);
+        files.map(|(_, stretch)| self.atlas.range(*stretch))
+    }
+}
+
+/// Frames of the settings' signs and caches, in the settings' order, each once.
+fn predict(atlas: &Atlas, settings: &Settings) -> Vec<FrameIndex> {
+    let mut taken = vec![false; atlas.frames() as usize];
+    let mut out = Vec::new();
+    let mut take = |frame: FrameIndex| {
+        if !atlas.is_free(frame)
+            && let Some(taken) = taken.get_mut(frame.as_usize())
+            && !std::mem::replace(taken, true)
+        {
+            out.push(frame);
+        }
+    };
+    for sign in &settings.predict {
+        let signs = (0..).map(FrameIndex).zip(atlas.map().temperatures());
+        let frames = signs.filter(|(_, signs)| signs.contains(sign.signs)).map(|(frame, _)| frame);
+        frames.filter(|frame| atlas.class(*frame) == sign.class).for_each(&mut take);
+    }
+    let mut wanted: Vec<&str> = settings.predict_caches.iter().map(String::as_str).collect();
+    wanted.sort_unstable();
+    for (stretch, region) in (0..).zip(atlas.map().regions()) {
+        let is_wanted = || wanted.binary_search(&region.name.as_str()).is_ok();
+        if region.kind == FrameKind::Slab && is_wanted() {
+            atlas.run(atlas.range(stretch)).iter().copied().for_each(&mut take);
+        }
+    }
+    out
+}
+
+/// Blocks of related frames around each fault, windows by class, and a stream of what is predicted.
+///
+/// Named `region` when nothing is predicted, `predicted` when something is.
+#[derive(Clone, Debug)]
+pub struct Colored {
+    guide: Arc<Guide>,
+    /// Faults seen in each stretch.
+    faults: Vec<u16>,
+    /// Place of the next frame in the prediction.
+    next: usize,
+}
+
+impl Colored {
+    /// A policy for one clone.
+    #[must_use]
+    pub fn new(guide: Arc<Guide>) -> Self {
+        let faults = vec![0; guide.atlas.stretches()];
+        Self { guide, faults, next: 0 }
+    }
+
+    /// What it was prepared with.
+    #[must_use]
+    pub fn guide(&self) -> &Arc<Guide> {
+        &self.guide
+    }
+
+    /// Fills free frames around a free one with zeros.
+    fn fill(&self, frame: FrameIndex, planner: &mut Planner<'_>) {
+        let atlas = &self.guide.atlas;
+        let (Some(place), Some(stretch)) = (atlas.place(frame), atlas.stretch(frame)) else {
+            return;
+        };
+        for frame in atlas.run(block(place, atlas.range(stretch), self.guide.settings.zero_ahead)) {
+            planner.zero(*frame);
+        }
+    }
+
+    /// Plans the window around a frame, in its region or, for small files, among all of them.
+    fn window(&mut self, frame: FrameIndex, planner: &mut Planner<'_>) {
+        let Self { guide, faults, .. } = self;
+        let atlas = &guide.atlas;
+        let (Some(place), Some(stretch)) = (atlas.place(frame), atlas.stretch(frame)) else {
+            return;
+        };
+        let window = guide.settings.window(atlas.class(frame));
+        let small = atlas.small_files();
+        if small.contains(&place) {
+            fetch_blocks(atlas, place, small, window.after(0), planner);
+            return;
+        }
+        let earlier = faults.get_mut(stretch as usize).map_or(0, |count| {
+            let earlier = *count;
+            *count = count.saturating_add(1);
+            u32::from(earlier)
+        });
+        fetch_blocks(atlas, place, atlas.range(stretch), window.after(earlier), planner);
+    }
+
+    /// Plans the beginnings of the files whose inodes lie in a frame.
+    fn files(&self, frame: FrameIndex, planner: &mut Planner<'_>) {
+        let pages = self.guide.settings.inode_pages;
+        if pages == 0 {
+            return;
+        }
+        for file in self.guide.files_of(frame) {
+            let head = file.start..file.end.min(file.start.saturating_add(pages));
+            for frame in self.guide.atlas.run(head) {
+                planner.fetch_used(*frame);
+            }
+        }
+    }
+}
+
+/// Plans the frames without signs of use in one block around a place, and those with signs in another.
+fn fetch_blocks(
+    atlas: &Atlas,
+    place: Place,
+    within: Range<Place>,
+    (cold, hot): (u32, u32),
+    planner: &mut Planner<'_>,
+) {
+    let cold = block(place, within.clone(), cold);
+    let hot = block(place, within, hot);
+    let all = cold.start.min(hot.start)..cold.end.max(hot.end);
+    for (at, frame) in all.clone().zip(atlas.run(all)) {
+        let block = if atlas.is_hot(*frame) { &hot } else { &cold };
+        if block.contains(&at) {
+            planner.fetch_used(*frame);
+        }
+    }
+}
+
+/// The block of `pages` places around `place`, aligned from the start of `within` and clipped to its end.
+fn block(place: Place, within: Range<Place>, pages: u32) -> Range<Place> {
+    let into = place.saturating_sub(within.start);
+    let start = within.start + (into - into % pages.max(1));
+    start..start.saturating_add(pages.max(1)).min(within.end)
+}
+
+impl PrefetchPolicy for Colored {
+    fn name(&self) -> &str {
+        &self.guide.settings.name
+    }
+
+    fn fault(&mut self, fault: &Fault, planner: &mut Planner<'_>) {
+        if planner.answer_with_zeros() {
+            self.fill(fault.frame, planner);
+            return;
+        }
+        self.window(fault.frame, planner);
+        self.files(fault.frame, planner);
+    }
+
+    fn background(&mut self, planner: &mut Planner<'_>) {
+        while planner.room() > 0
+            && let Some(frame) = self.guide.predicted.get(self.next)
+        {
+            planner.fetch_used(*frame);
+            self.next += 1;
+        }
+    }
+}

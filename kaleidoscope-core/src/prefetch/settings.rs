@@ -1,0 +1,247 @@
+//! Settings: a policy as a small file.
+
+use super::{Class, UnknownClass};
+use crate::color::Temperature;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use thiserror::Error;
+
+/// Largest window in pages: 8 MiB.
+const MAX_WINDOW: u32 = 2048;
+
+/// Most slab caches that a policy file may name.
+const MAX_CACHES: usize = 4096;
+
+/// Longest policy file in bytes.
+const MAX_TEXT: usize = 1 << 20;
+
+/// How much to fetch around a fault in one class of frames: the aligned block of `cold` pages in the order of the region,
+/// and of those in a block of `hot` pages which show signs of use. Each time `grow` further faults hit the same region both double, until
+/// the window has `max` pages.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Window {
+    /// Pages of the block for frames without signs of use; at least 1.
+    pub cold: u32,
+    /// Pages of the block for frames with signs of use; at least 1.
+    pub hot: u32,
+    /// Faults in a region after which its windows double; 0 for windows that never grow.
+    #[serde(default)]
+    pub grow: u32,
+    /// Pages that a window does not grow beyond.
+    #[serde(default)]
+    pub max: u32,
+}
+
+impl Window {
+    /// A window of fixed size for all frames.
+    #[must_use]
+    pub const fn fixed(pages: u32) -> Self {
+        Self { cold: pages, hot: pages, grow: 0, max: 0 }
+    }
+
+    /// The sizes after `faults` earlier faults in the region: for cold and for hot frames, at least 1 each.
+    #[must_use]
+    pub fn after(&self, faults: u32) -> (u32, u32) {
+        let doublings = faults.checked_div(self.grow).unwrap_or(0).min(MAX_WINDOW.ilog2());
+        let grown = |pages: u32| pages.max(1).max((pages << doublings).min(self.max));
+        (grown(self.cold), grown(self.hot))
+    }
+}
+
+/// Frames that are worth streaming before anybody asks: those of a class that show a sign.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Sign {
+    /// The class.
+    pub class: Class,
+    /// The signs, all of them.
+    pub signs: Temperature,
+}
+
+/// What a colored policy does, in numbers. Made by the tuner; [`Settings::default`] are the shipped ones.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Settings {
+    /// The policy's name.
+    pub name: String,
+    /// The windows, by class.
+    pub windows: [Window; Class::COUNT],
+    /// Pages of the aligned block of free frames that is filled with zeros at the first touch of one.
+    pub zero_ahead: u32,
+    /// Pages of each file to fetch when the frame that holds its inode is asked for; 0 for none.
+    pub inode_pages: u32,
+    /// What to stream first of all, the most wanted first.
+    pub predict: Vec<Sign>,
+    /// Slab caches to stream whole.
+    pub predict_caches: Vec<String>,
+}
+
+/// Why a policy file cannot be used.
+#[derive(Clone, PartialEq, Eq, Debug, Error)]
+#[non_exhaustive]
+pub enum SettingsError {
+    /// It is not TOML, or has fields that nobody knows.
+    #[error("not a policy file: {0}")]
+    Toml(String),
+    /// It names a class that there is not.
+    #[error(transparent)]
+    Class(#[from] UnknownClass),
+    /// It names a sign of use that there is not.
+    #[error("no sign of use is called `{0}`")]
+    Sign(String),
+    /// A number is too large.
+    #[error("{what} is {found}, more than {limit}")]
+    Limit {
+        /// What it counts.
+        what: String,
+        /// The number.
+        found: usize,
+        /// The largest allowed.
+        limit: usize,
+    },
+}
+
+/// The file as it is written.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+struct File {
+    name: String,
+    #[serde(default)]
+    zero_ahead: u32,
+    #[serde(default)]
+    inode_pages: u32,
+    #[serde(default)]
+    predict: Vec<FileSign>,
+    #[serde(default)]
+    predict_caches: Vec<String>,
+    #[serde(default)]
+    windows: BTreeMap<String, FileWindow>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FileSign {
+    class: String,
+    signs: Vec<String>,
+}
+
+/// A number for a fixed window, or all of it.
+#[derive(Serialize, Deserialize)]
+#[serde(untagged)]
+enum FileWindow {
+    Fixed(u32),
+    Full(Window),
+}
+
+impl Settings {
+    /// A policy that fetches what it is asked for, fills free frames with zeros, and does nothing else.
+    #[must_use]
+    pub fn bare(name: impl Into<String>) -> Self {
+        Self {
+            name: name.into(),
+            windows: [Window::fixed(1); Class::COUNT],
+            zero_ahead: 1,
+            inode_pages: 0,
+            predict: Vec::new(),
+            predict_caches: Vec::new(),
+        }
+    }
+
+    /// Windows of a class.
+    #[must_use]
+    pub fn window(&self, class: Class) -> Window {
+        self.windows.get(class.index()).copied().unwrap_or(Window::fixed(1))
+    }
+
+    /// Reads a policy file (TOML; see `docs/policies.md`). Classes that it does not name have windows of one page.
+    ///
+    /// # Errors
+    /// [`SettingsError`] says what is wrong and, for syntax, where.
+    pub fn parse(text: &str) -> Result<Self, SettingsError> {
+        within("length in bytes", text.len(), MAX_TEXT)?;
+        let file: File = toml::from_str(text).map_err(|e| SettingsError::Toml(e.to_string()))?;
+        let mut settings = Self::bare(file.name);
+        settings.zero_ahead = limited("zero-ahead", file.zero_ahead)?.max(1);
+        settings.inode_pages = limited("inode-pages", file.inode_pages)?;
+        for (name, window) in file.windows {
+            let class: Class = name.parse()?;
+            let window = match window {
+                FileWindow::Fixed(pages) => Window::fixed(pages),
+                FileWindow::Full(window) => window,
+            };
+            for pages in [window.cold, window.hot, window.max] {
+                limited(&format!("window of {name}"), pages)?;
+            }
+            if let Some(slot) = settings.windows.get_mut(class.index()) {
+                *slot = window;
+            }
+        }
+        within("number of signs", file.predict.len(), MAX_CACHES)?;
+        for sign in file.predict {
+            settings.predict.push(sign.parse()?);
+        }
+        within("number of caches", file.predict_caches.len(), MAX_CACHES)?;
+        settings.predict_caches = file.predict_caches;
+        Ok(settings)
+    }
+
+    /// The policy as a file that [`Settings::parse`] reads back.
+    #[must_use]
+    pub fn to_text(&self) -> String {
+        let windows = Class::all().map(|class| (class.name().to_owned(), self.window(class)));
+        let windows = windows.filter(|(_, window)| *window != Window::fixed(1));
+        let file = File {
+            name: self.name.clone(),
+            zero_ahead: self.zero_ahead,
+            inode_pages: self.inode_pages,
+            predict: self.predict.iter().map(FileSign::from).collect(),
+            predict_caches: self.predict_caches.clone(),
+            windows: windows.map(|(name, window)| (name, FileWindow::from(window))).collect(),
+        };
+        // Strings and numbers always serialize.
+        toml::to_string(&file).unwrap_or_default()
+    }
+}
+
+impl FileSign {
+    fn parse(&self) -> Result<Sign, SettingsError> {
+        let mut signs = Temperature::NONE;
+        for name in &self.signs {
+            let known = Temperature::NAMES.iter().find(|(_, n)| n == name);
+            let (sign, _) = known.ok_or_else(|| SettingsError::Sign(name.clone()))?;
+            signs.insert(*sign);
+        }
+        Ok(Sign { class: self.class.parse()?, signs })
+    }
+}
+
+impl From<&Sign> for FileSign {
+    fn from(sign: &Sign) -> Self {
+        let names = Temperature::NAMES.into_iter().filter(|(s, _)| sign.signs.contains(*s));
+        Self {
+            class: sign.class.name().to_owned(),
+            signs: names.map(|(_, name)| name.to_owned()).collect(),
+        }
+    }
+}
+
+impl From<Window> for FileWindow {
+    fn from(window: Window) -> Self {
+        if window == Window::fixed(window.cold) {
+            Self::Fixed(window.cold)
+        } else {
+            Self::Full(window)
+        }
+    }
+}
+
+fn limited(what: &str, pages: u32) -> Result<u32, SettingsError> {
+    within(what, pages as usize, MAX_WINDOW as usize)?;
+    Ok(pages)
+}
+
+fn within(what: &str, found: usize, limit: usize) -> Result<(), SettingsError> {
+    if found > limit {
+        return Err(SettingsError::Limit { what: what.to_owned(), found, limit });
+    }
+    Ok(())
+}

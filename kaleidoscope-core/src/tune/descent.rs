@@ -1,0 +1,138 @@
+//! Coordinate descent over windows.
+
+use super::{Judge, Score, Subject, predict};
+use crate::prefetch::{Class, Settings, Window};
+
+/// Sizes that a window may have.
+const SIZES: [u32; 18] = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512];
+
+/// How far a size moves in one step of the descent.
+const STEPS: [isize; 8] = [-1, 1, -2, 2, -3, 3, -5, 5];
+
+/// Faults after which a growing window doubles.
+const GROWTHS: [u32; 4] = [1, 2, 4, 8];
+
+/// Largest windows of growing ones.
+const LIMITS: [u32; 5] = [16, 32, 64, 128, 256];
+
+/// Pages of a file that come with its inode.
+const INODE_PAGES: [u32; 7] = [0, 1, 2, 4, 8, 16, 32];
+
+/// An improvement of the cost that is worth a change, so that noise does not move numbers.
+const WORTH: f64 = 1e-5;
+
+/// A round that improves less is the last.
+const ROUND_WORTH: f64 = 1e-3;
+
+/// How to tune.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct Tuner {
+    /// What a wasted page costs, relative to a fault, when both are measured in units of the baseline's.
+    pub price: f64,
+    /// Most rounds over all numbers.
+    pub rounds: u32,
+}
+
+/// Finds settings for the guests' traces, starting from `start`; `report` is told of the score after every class.
+#[must_use]
+pub fn tune<'a>(
+    subjects: impl IntoIterator<Item = &'a Subject>,
+    start: Settings,
+    tuner: &Tuner,
+    report: &mut dyn FnMut(u32, Class, Score),
+) -> Settings {
+    let mut descent = Descent::new(Judge::new(subjects), start, tuner.price);
+    for round in 0..tuner.rounds {
+        let before = descent.cost;
+        predict::choose(&mut descent);
+        for class in descent.classes() {
+            descent.window(class);
+            report(round, class, descent.score);
+        }
+        for pages in INODE_PAGES {
+            descent.attempt(|settings| settings.inode_pages = pages);
+        }
+        if before - descent.cost < ROUND_WORTH {
+            break;
+        }
+    }
+    descent.settings
+}
+
+/// The best settings so far.
+pub(super) struct Descent<'a> {
+    pub(super) judge: Judge<'a>,
+    pub(super) settings: Settings,
+    score: Score,
+    cost: f64,
+    price: f64,
+}
+
+impl<'a> Descent<'a> {
+    fn new(mut judge: Judge<'a>, settings: Settings, price: f64) -> Self {
+        let score = judge.score(&settings);
+        Self { judge, settings, score, cost: score.cost(price), price }
+    }
+
+    /// Keeps a change if it lowers the cost; says whether it did.
+    pub(super) fn attempt(&mut self, change: impl FnOnce(&mut Settings)) -> bool {
+        let mut changed = self.settings.clone();
+        change(&mut changed);
+        if changed == self.settings {
+            return false;
+        }
+        let score = self.judge.score(&changed);
+        let is_better = score.cost(self.price) < self.cost - WORTH;
+        if is_better {
+            (self.settings, self.score, self.cost) = (changed, score, score.cost(self.price));
+        }
+        is_better
+    }
+
+    /// Classes of frames that were touched in some trace: the numbers of the others cannot be learned here.
+    fn classes(&self) -> Vec<Class> {
+        let mut touched = [false; Class::COUNT];
+        for subject in self.judge.subjects() {
+            for touch in subject.traces.iter().flat_map(|trace| trace.touches()) {
+                let class = subject.atlas.class(touch.frame);
+                if !subject.atlas.is_free(touch.frame)
+                    && let Some(touched) = touched.get_mut(class.index())
+                {
+                    *touched = true;
+                }
+            }
+        }
+        Class::all().filter(|class| touched.get(class.index()) == Some(&true)).collect()
+    }
+
+    /// Improves one class's window.
+    fn window(&mut self, class: Class) {
+        let mut attempt = |change: &dyn Fn(Window) -> Window| {
+            self.attempt(|settings| {
+                if let Some(window) = settings.windows.get_mut(class.index()) {
+                    *window = change(*window);
+                }
+            })
+        };
+        for step in STEPS {
+            attempt(&|w| Window { cold: moved(w.cold, step), hot: moved(w.hot, step), ..w });
+        }
+        for step in STEPS {
+            attempt(&|w| Window { cold: moved(w.cold, step), ..w });
+            attempt(&|w| Window { hot: moved(w.hot, step), ..w });
+        }
+        for grow in GROWTHS {
+            for max in LIMITS {
+                attempt(&|w| Window { grow, max, ..w });
+            }
+        }
+        attempt(&|w| Window { grow: 0, max: 0, ..w });
+    }
+}
+
+/// The size so many steps up or down.
+fn moved(size: u32, step: isize) -> u32 {
+    let at = SIZES.iter().position(|s| *s >= size).unwrap_or(SIZES.len() - 1);
+    let to = at.saturating_add_signed(step).min(SIZES.len() - 1);
+    SIZES.get(to).copied().unwrap_or(size)
+}
