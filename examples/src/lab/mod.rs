@@ -10,6 +10,7 @@
 
 pub(crate) mod agent;
 mod command;
+mod config;
 mod control;
 mod cpio;
 mod disks;
@@ -25,7 +26,10 @@ mod qmp;
 mod report;
 mod rootfs;
 mod run;
+mod saved;
 mod sparse;
+mod steps;
+mod trace;
 mod truth;
 
 pub(crate) use error::Result;
@@ -34,6 +38,7 @@ pub(crate) use error::Result;
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum Command {
     Run(Box<run::Args>),
+    Trace(trace::Args),
 }
 
 impl Command {
@@ -44,6 +49,7 @@ impl Command {
     pub(crate) fn run(&self) -> Result<()> {
         match self {
             Self::Run(args) => args.run(),
+            Self::Trace(args) => args.run(),
         }
     }
 }
