@@ -6,6 +6,8 @@
 //!          -> rootfs, disks ────────────────┼─> machine (QEMU) <─ control ─> agent (in the guest)
 //!                                           │        │                          │
 //!                                  ram.bin, layout, registers <─ pause      truth disk
+//!                                           │
+//!                                           └─> clones, whose touches are recorded (`trace`)
 //! ```
 
 pub(crate) mod agent;

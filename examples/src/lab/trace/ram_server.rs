@@ -72,7 +72,7 @@ impl RamServer {
             .map_err(|error| {
                 Error::Trace(format!(
                     "cannot mount a file system for the clone's memory: {error}; recording needs \
-                     {DEVICE} and root's rights (or fusermount3, package fuse3)"
+                     {DEVICE} and root's rights"
                 ))
             })?;
         Ok(Self { recorder, _session: session, folder })
