@@ -187,7 +187,8 @@ fn traces_are_first_touches_in_order() {
         }
         let count = touched.len() as u64;
         assert!(count > 100, "{name}: only {count} touches");
-        assert!(by_vcpus * 10 > count * 9, "{name}: {by_vcpus} of {count} touches are of vCPUs");
+        // Devices read disks into frames that vCPUs did not touch, but hardly more than those.
+        assert!(by_vcpus * 2 > count, "{name}: {by_vcpus} of {count} touches are of vCPUs");
         // Nobody reads a free frame.
         assert!(free_written * 100 >= free * 99, "{name}: {free_written} of {free} were written");
         checked += 1;

@@ -25,7 +25,7 @@ use self::table::Trace;
 use self::workload::Workload;
 use super::control::{FromGuest, FromHost};
 use super::error::{Error, Result};
-use super::machine::Machine;
+use super::machine::{Machine, qemu_version};
 use super::saved::Saved;
 use super::steps::Steps;
 
@@ -164,7 +164,9 @@ impl Recording {
         huge_pages::refuse()?;
         let mut machine = Machine::start(&config)?;
         server.detach()?;
-        machine.load_devices(&Saved::devices(&self.guest))?;
+        machine
+            .load_devices(&Saved::devices(&self.guest))
+            .map_err(|error| self.saved_by_another(error))?;
         let layout = machine.layout()?;
         let vcpus = machine.vcpu_threads()?;
         let life = self.live(&mut machine, workload, &server, &steps)?;
@@ -205,6 +207,17 @@ impl Recording {
         let beside = path.with_extension("json");
         fs::write(&beside, to_json(&report)?).map_err(Error::io("write", &beside))?;
         Ok(report)
+    }
+
+    /// Adds to `error`, if QEMU has changed since the guest was saved, that this may be why.
+    fn saved_by_another(&self, error: Error) -> Error {
+        match qemu_version() {
+            Ok(now) if now != self.saved.emulator => Error::Trace(format!(
+                "{error}\n(saved by {}, loaded by {now}; make the guest again)",
+                self.saved.emulator
+            )),
+            Ok(_) | Err(_) => error,
+        }
     }
 
     /// Lets the clone run until its workload or its time is over.
