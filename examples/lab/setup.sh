@@ -1,5 +1,5 @@
 #!/bin/sh
-# Installs on Debian what `kaleidoscope lab run` needs. Safe to run again.
+# Installs on Debian what `kaleidoscope lab` needs. Safe to run again.
 # With the argument `compiler`, only what `cargo build` needs: a C compiler, which Rust links with.
 #
 # Kernels and the guests' programs are not installed: the lab downloads their packages (the

@@ -1,10 +1,10 @@
-//! Checks that a lab guest's memory and its own account of it agree.
+//! Checks that a lab guest's memory, its own account of it, and traces of its clones agree.
 //!
 //! `KALEIDOSCOPE_LAB_GUEST` names the folder that `kaleidoscope lab run` made; without it the test says that it was skipped.
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "helpers of a test fail by panicking")]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -92,13 +92,19 @@ fn guest(folder: PathBuf) -> (Guest, PathBuf) {
     (Guest::open(folder), staged)
 }
 
+/// The folder of the guest to check.
+fn folder() -> Option<PathBuf> {
+    let folder = std::env::var_os("KALEIDOSCOPE_LAB_GUEST").map(PathBuf::from);
+    if folder.is_none() {
+        eprintln!("******** SKIPPED: KALEIDOSCOPE_LAB_GUEST names no guest ********");
+    }
+    folder
+}
+
 #[test]
 fn a_guest_agrees_with_its_own_account() {
-    let Some(folder) = std::env::var_os("KALEIDOSCOPE_LAB_GUEST") else {
-        eprintln!("******** SKIPPED: KALEIDOSCOPE_LAB_GUEST names no guest ********");
-        return;
-    };
-    let (guest, staged) = guest(folder.into());
+    let Some(folder) = folder() else { return };
+    let (guest, staged) = guest(folder);
 
     let size: u64 = guest.layout.iter().map(|(_, _, size)| size).sum();
     assert_eq!(size, guest.ram.metadata().unwrap().len());
@@ -135,4 +141,57 @@ fn a_guest_agrees_with_its_own_account() {
     }
     assert!(checked > 5000, "only {checked} pages of known contents are cached");
     assert!(wrong.is_empty(), "of {checked} pages these differ: {wrong:?}");
+}
+
+#[test]
+fn traces_are_first_touches_in_order() {
+    let Some(folder) = folder() else { return };
+    let guest = Guest::open(folder);
+    let Ok(traces) = fs::read_dir(guest.folder.join("traces")) else {
+        eprintln!("******** SKIPPED: the guest has no traces ********");
+        return;
+    };
+    let flags = guest.words("proc_kpageflags");
+    let was_free = |gfn: u64| {
+        usize::try_from(gfn).ok().and_then(|gfn| flags.get(gfn)).is_some_and(|f| f & BUDDY != 0)
+    };
+    let mut checked = 0;
+    for path in traces.map(|entry| entry.unwrap().path()) {
+        if path.extension().is_none_or(|extension| extension != "csv") {
+            continue;
+        }
+        let name = path.display();
+        let mut reader = csv::Reader::from_path(&path).unwrap();
+        let headers = reader.headers().unwrap().clone();
+        let column = |name: &str| headers.iter().position(|header| header == name).unwrap();
+        let number =
+            |row: &csv::StringRecord, name: &str| row[column(name)].parse::<u64>().unwrap();
+        let mut touched = HashSet::new();
+        let (mut time, mut by_vcpus, mut free, mut free_written) = (0, 0, 0, 0);
+        for (row, seq) in reader.records().zip(0..) {
+            let row = row.unwrap();
+            assert_eq!(number(&row, "seq"), seq, "{name}");
+            assert_eq!(&row[column("event")], "touch", "{name}");
+            let gfn = u64::from_str_radix(&row[column("gfn")], 16).unwrap();
+            // Panics if it is not RAM.
+            guest.frame(gfn);
+            assert!(touched.insert(gfn), "{name}: frame {gfn:#x} is touched first twice");
+            let now = number(&row, "t_us");
+            assert!(now >= time, "{name}: time goes back at {seq}");
+            time = now;
+            by_vcpus += u64::from(&row[column("source")] == "vcpu");
+            if was_free(gfn) {
+                free += 1;
+                free_written += number(&row, "written");
+            }
+        }
+        let count = touched.len() as u64;
+        assert!(count > 100, "{name}: only {count} touches");
+        // Devices read disks into frames that vCPUs did not touch, but hardly more than those.
+        assert!(by_vcpus * 2 > count, "{name}: {by_vcpus} of {count} touches are of vCPUs");
+        // Nobody reads a free frame.
+        assert!(free_written * 100 >= free * 99, "{name}: {free_written} of {free} were written");
+        checked += 1;
+    }
+    assert!(checked > 0, "the guest's folder of traces has none");
 }

@@ -13,17 +13,24 @@ pub(crate) enum FromGuest {
     Bracket,
     /// Page flags were read again and written; the dump is complete.
     Done,
+    /// A workload begins in a clone.
+    Began,
+    /// The workload is over, with this exit status.
+    Ended(i32),
     /// The agent gave up.
     Failed(String),
 }
 
 /// What the host tells the agent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum FromHost {
     /// Start the dump.
     Dump,
     /// The pause is over: read the page flags again.
     Again,
+    /// This is a clone: run these words with bash. On the line they are a JSON string, because
+    /// they may have lines themselves.
+    Run(String),
 }
 
 impl FromGuest {
@@ -34,7 +41,12 @@ impl FromGuest {
             "warm" => Some(Self::Warm),
             "bracket" => Some(Self::Bracket),
             "done" => Some(Self::Done),
-            other => other.strip_prefix("failed ").map(|why| Self::Failed(why.to_owned())),
+            "began" => Some(Self::Began),
+            other => match other.split_once(' ')? {
+                ("ended", status) => status.parse().ok().map(Self::Ended),
+                ("failed", why) => Some(Self::Failed(why.to_owned())),
+                _ => None,
+            },
         }
     }
 }
@@ -45,7 +57,7 @@ impl FromHost {
         match line.trim() {
             "dump" => Some(Self::Dump),
             "again" => Some(Self::Again),
-            _ => None,
+            other => serde_json::from_str(other.strip_prefix("run ")?).ok().map(Self::Run),
         }
     }
 }
@@ -57,6 +69,8 @@ impl Display for FromGuest {
             Self::Warm => f.write_str("warm"),
             Self::Bracket => f.write_str("bracket"),
             Self::Done => f.write_str("done"),
+            Self::Began => f.write_str("began"),
+            Self::Ended(status) => write!(f, "ended {status}"),
             Self::Failed(why) => write!(f, "failed {}", why.replace('\n', " ")),
         }
     }
@@ -64,10 +78,11 @@ impl Display for FromGuest {
 
 impl Display for FromHost {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Dump => "dump",
-            Self::Again => "again",
-        })
+        match self {
+            Self::Dump => f.write_str("dump"),
+            Self::Again => f.write_str("again"),
+            Self::Run(words) => write!(f, "run {}", serde_json::Value::from(words.as_str())),
+        }
     }
 }
 
@@ -78,13 +93,24 @@ mod tests {
     #[test]
     fn words_survive_the_line() {
         let failed = FromGuest::Failed("no swap".to_owned());
-        for word in [FromGuest::Ready, FromGuest::Warm, FromGuest::Bracket, FromGuest::Done, failed]
-        {
+        for word in [
+            FromGuest::Ready,
+            FromGuest::Warm,
+            FromGuest::Bracket,
+            FromGuest::Done,
+            FromGuest::Began,
+            FromGuest::Ended(-9),
+            failed,
+        ] {
             assert_eq!(FromGuest::parse(&format!("{word}\r\n")), Some(word));
         }
-        for word in [FromHost::Dump, FromHost::Again] {
+        let script = FromHost::Run("echo \"a\\b\"\nexit 3 # äöü".to_owned());
+        assert_eq!(script.to_string().lines().count(), 1);
+        for word in [FromHost::Dump, FromHost::Again, script] {
             assert_eq!(FromHost::parse(&format!("{word}\n")), Some(word));
         }
         assert_eq!(FromGuest::parse("[ 0.1] Linux"), None);
+        assert_eq!(FromGuest::parse("ended well"), None);
+        assert_eq!(FromHost::parse("run echo"), None);
     }
 }

@@ -68,6 +68,9 @@ pub(crate) enum Error {
         /// What is wrong there.
         what: String,
     },
+    /// A clone cannot be made or its touches cannot be recorded.
+    #[error("trace: {0}")]
+    Trace(String),
     /// A step inside the guest failed.
     #[error("guest agent: {0}")]
     Agent(String),

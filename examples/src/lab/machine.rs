@@ -7,60 +7,20 @@ use std::process::{Child, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::command::{QEMU, SETPRIV, tail};
+use super::config::{Config, RAM};
 use super::control::{FromGuest, FromHost};
 use super::error::{Error, Result};
 use super::layout::Layout;
 use super::qmp::Qmp;
-
-/// The name of the RAM's memory region in QEMU's `info mtree`.
-const RAM: &str = "guest-ram";
 
 /// How long QEMU may take to answer on its sockets.
 const QMP_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Lines of the guest's console that an error quotes.
 const TAIL_LINES: usize = 25;
-
-/// A raw disk image and the serial number by which the guest knows it.
-#[derive(Clone, Debug)]
-pub(crate) struct Disk {
-    /// virtio-blk serial number.
-    pub(crate) serial: &'static str,
-    /// The image.
-    pub(crate) path: PathBuf,
-}
-
-/// What to start.
-#[derive(Clone, Debug)]
-pub(crate) struct Config {
-    /// QEMU machine type.
-    pub(crate) machine: &'static str,
-    /// QEMU CPU model with features.
-    pub(crate) cpu: String,
-    /// Number of vCPUs.
-    pub(crate) cpus: u32,
-    /// RAM in MiB.
-    pub(crate) memory_mib: u64,
-    /// Kernel image.
-    pub(crate) kernel: PathBuf,
-    /// Initramfs.
-    pub(crate) initramfs: PathBuf,
-    /// Kernel command line.
-    pub(crate) command_line: String,
-    /// Disks in order.
-    pub(crate) disks: Vec<Disk>,
-    /// Whether to plug a balloon.
-    pub(crate) balloon: bool,
-    /// The file that is the guest's RAM.
-    pub(crate) ram: PathBuf,
-    /// The file that takes the guest's console.
-    pub(crate) console: PathBuf,
-    /// How long to wait for each of the guest's words.
-    pub(crate) patience: Duration,
-}
 
 /// A running guest.
 #[derive(Debug)]
@@ -91,7 +51,7 @@ impl Machine {
         let qemu = SETPRIV
             .command()
             .args(["--pdeathsig", "KILL", QEMU.program])
-            .args(arguments(config, &qmp, &control))
+            .args(config.arguments(&qmp, &control))
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()
@@ -125,36 +85,47 @@ impl Machine {
     pub(crate) fn wait_for(&mut self, expected: &FromGuest) -> Result<()> {
         let begin = Instant::now();
         loop {
-            if let Some(word) = self.next_word() {
-                if word == *expected {
-                    return Ok(());
+            match self.hear(begin)? {
+                Some(word) if word == *expected => return Ok(()),
+                Some(word) => {
+                    let what = format!("the guest said `{word}` instead of `{expected}`");
+                    return Err(self.guest_error(what, begin));
                 }
-                if let FromGuest::Failed(why) = word {
-                    return Err(Error::Agent(why));
+                None if begin.elapsed() > self.patience => {
+                    let what = format!("the guest did not say `{expected}` in time");
+                    return Err(self.guest_error(what, begin));
                 }
-                let what = format!("the guest said `{word}` instead of `{expected}`");
-                return Err(self.guest_error(what, begin));
+                None => {}
             }
-            if begin.elapsed() > self.patience {
-                let what = format!("the guest did not say `{expected}` in time");
-                return Err(self.guest_error(what, begin));
+        }
+    }
+
+    /// The guest's next word, if it says one within a tenth of a second. `begin` is when its words
+    /// began to be waited for.
+    ///
+    /// # Errors
+    /// [`Error::Agent`] if it says that it failed; [`Error::Guest`] if it ended.
+    pub(crate) fn hear(&mut self, begin: Instant) -> Result<Option<FromGuest>> {
+        let mut buffer = [0; 256];
+        match self.control.read(&mut buffer) {
+            Ok(0) => {
+                // The serial port is gone with QEMU.
+                sleep(Duration::from_millis(50));
+                if let Ok(Some(status)) = self.qemu.0.try_wait() {
+                    return Err(self.guest_error(format!("QEMU ended ({status})"), begin));
+                }
             }
-            if let Ok(Some(status)) = self.qemu.0.try_wait() {
-                let what = format!("QEMU ended ({status}) before the guest said `{expected}`");
-                return Err(self.guest_error(what, begin));
-            }
-            let mut buffer = [0; 256];
-            match self.control.read(&mut buffer) {
-                // The serial port is gone with QEMU; its exit is seen in the next turn.
-                Ok(0) => sleep(Duration::from_millis(50)),
-                Ok(count) => self.heard.extend_from_slice(buffer.get(..count).unwrap_or_default()),
-                Err(error)
-                    if matches!(
-                        error.kind(),
-                        ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted
-                    ) => {}
-                Err(error) => return Err(Error::Qmp(format!("control port: {error}"))),
-            }
+            Ok(count) => self.heard.extend_from_slice(buffer.get(..count).unwrap_or_default()),
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted
+                ) => {}
+            Err(error) => return Err(Error::Qmp(format!("control port: {error}"))),
+        }
+        match self.next_word() {
+            Some(FromGuest::Failed(why)) => Err(Error::Agent(why)),
+            word => Ok(word),
         }
     }
 
@@ -162,7 +133,7 @@ impl Machine {
     ///
     /// # Errors
     /// If the serial port is closed.
-    pub(crate) fn tell(&mut self, word: FromHost) -> Result<()> {
+    pub(crate) fn tell(&mut self, word: &FromHost) -> Result<()> {
         self.control
             .write_all(format!("{word}\n").as_bytes())
             .map_err(|error| Error::Qmp(format!("control port: {error}")))
@@ -188,6 +159,81 @@ impl Machine {
         Layout::from_mtree(&self.qmp.human("info mtree -f")?, RAM, self.ram_bytes)
     }
 
+    /// Saves the state of the paused guest's vCPUs and devices, without its RAM, into `file`.
+    ///
+    /// The RAM file is shared memory, which the capability `x-ignore-shared` leaves out.
+    ///
+    /// # Errors
+    /// If QEMU refuses or fails.
+    pub(crate) fn save_devices(&mut self, file: &Path) -> Result<()> {
+        self.ignore_shared()?;
+        let uri = format!("exec:cat > {}", quote(file));
+        self.qmp.execute("migrate", json!({ "uri": uri }))?;
+        self.wait_for_migration()
+    }
+
+    /// Loads what [`Machine::save_devices`] saved into a machine that was started as a clone; it
+    /// stays paused.
+    ///
+    /// # Errors
+    /// If QEMU refuses or fails, for example because its version differs.
+    pub(crate) fn load_devices(&mut self, file: &Path) -> Result<()> {
+        self.ignore_shared()?;
+        let uri = format!("exec:cat {}", quote(file));
+        self.qmp.execute("migrate-incoming", json!({ "uri": uri }))?;
+        self.wait_for_migration().map_err(|error| said_by(&mut self.qemu.0).unwrap_or(error))
+    }
+
+    fn ignore_shared(&mut self) -> Result<()> {
+        let capability = json!({ "capability": "x-ignore-shared", "state": true });
+        self.qmp
+            .execute("migrate-set-capabilities", json!({ "capabilities": [capability] }))
+            .map(drop)
+    }
+
+    fn wait_for_migration(&mut self) -> Result<()> {
+        let begin = Instant::now();
+        loop {
+            let answer = self.qmp.execute("query-migrate", json!({}))?;
+            match answer.get("status").and_then(Value::as_str) {
+                Some("completed") => return Ok(()),
+                Some("failed" | "cancelled") => {
+                    return Err(Error::Qmp(format!("migration failed: {answer}")));
+                }
+                _ if begin.elapsed() > self.patience => {
+                    return Err(Error::Qmp(format!("migration does not end: {answer}")));
+                }
+                _ => sleep(Duration::from_millis(5)),
+            }
+        }
+    }
+
+    /// The host's thread of each vCPU, in order of the vCPUs.
+    ///
+    /// # Errors
+    /// If QEMU's answer cannot be understood.
+    pub(crate) fn vcpu_threads(&mut self) -> Result<Vec<u32>> {
+        let answer = self.qmp.execute("query-cpus-fast", json!({}))?;
+        let number = |vcpu: &Value, key: &str| u32::try_from(vcpu.get(key)?.as_u64()?).ok();
+        let mut threads: Vec<_> = answer
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(|vcpu| Some((number(vcpu, "cpu-index")?, number(vcpu, "thread-id")?)))
+            .collect();
+        threads.sort_unstable();
+        // Each index is there, so that a vCPU's number is its place.
+        if threads.is_empty() || !(0..).zip(&threads).all(|(place, (index, _))| place == *index) {
+            return Err(Error::Qmp(format!("query-cpus-fast: cannot read {answer}")));
+        }
+        Ok(threads.into_iter().map(|(_, thread)| thread).collect())
+    }
+
+    /// QEMU's process.
+    pub(crate) fn pid(&self) -> u32 {
+        self.qemu.0.id()
+    }
+
     /// Takes memory from the guest until it has `target` bytes.
     ///
     /// # Errors
@@ -197,7 +243,7 @@ impl Machine {
         let begin = Instant::now();
         loop {
             let answer = self.qmp.execute("query-balloon", json!({}))?;
-            if answer.get("actual").and_then(serde_json::Value::as_u64) == Some(target) {
+            if answer.get("actual").and_then(Value::as_u64) == Some(target) {
                 return Ok(());
             }
             if begin.elapsed() > self.patience {
@@ -234,7 +280,8 @@ impl Machine {
         None
     }
 
-    fn guest_error(&self, what: String, begin: Instant) -> Error {
+    /// An error with the end of the guest's console; `begin` is when the wait began.
+    pub(crate) fn guest_error(&self, what: String, begin: Instant) -> Error {
         let console = std::fs::read(&self.console).unwrap_or_default();
         let tail = tail(&String::from_utf8_lossy(&console), TAIL_LINES);
         Error::Guest { what, after: begin.elapsed(), tail }
@@ -298,43 +345,20 @@ fn said_by(qemu: &mut Child) -> Option<Error> {
     Some(Error::Program { command, status, stderr: tail(&stderr, 10), hint: "" })
 }
 
-fn arguments(config: &Config, qmp: &Path, control: &Path) -> Vec<String> {
-    let Config { machine, cpu, cpus, memory_mib, .. } = config;
-    let (ram, console) = (escape(&config.ram), config.console.display());
-    let (qmp, control) = (qmp.display(), control.display());
-    let mut words: Vec<String> =
-        ["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
-            .map(str::to_owned)
-            .to_vec();
-    let mut option = |name: &str, value: String| words.extend([name.to_owned(), value]);
-    option("-machine", format!("{machine},memory-backend={RAM}"));
-    option("-accel", "tcg,thread=multi".to_owned());
-    option("-cpu", cpu.clone());
-    option("-smp", cpus.to_string());
-    option("-m", format!("{memory_mib}M"));
-    option(
-        "-object",
-        format!("memory-backend-file,id={RAM},size={memory_mib}M,mem-path={ram},share=on"),
-    );
-    option("-kernel", config.kernel.display().to_string());
-    option("-initrd", config.initramfs.display().to_string());
-    option("-append", config.command_line.clone());
-    option("-serial", format!("file:{console}"));
-    option("-chardev", format!("socket,id=control,path={control},server=on,wait=off"));
-    option("-serial", "chardev:control".to_owned());
-    option("-qmp", format!("unix:{qmp},server=on,wait=off"));
-    for Disk { serial, path } in &config.disks {
-        let path = escape(path);
-        option("-drive", format!("file={path},if=none,id={serial},format=raw,cache=unsafe"));
-        option("-device", format!("virtio-blk-pci,drive={serial},serial={serial}"));
-    }
-    if config.balloon {
-        option("-device", "virtio-balloon-pci".to_owned());
-    }
-    words
+/// A path as one word of the shell.
+fn quote(path: &Path) -> String {
+    format!("'{}'", path.display().to_string().replace('\'', r"'\''"))
 }
 
-/// A comma in a value of QEMU's option lists is written twice.
-fn escape(path: &Path) -> String {
-    path.display().to_string().replace(',', ",,")
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_are_one_word_of_the_shell() {
+        let path = Path::new("/tmp/it's $HOME/a file");
+        let mut shell = std::process::Command::new("sh");
+        let output = shell.args(["-c", &format!("printf %s {}", quote(path))]).output().unwrap();
+        assert_eq!(output.stdout, path.display().to_string().as_bytes());
+    }
 }

@@ -6,10 +6,13 @@
 //!          -> rootfs, disks ────────────────┼─> machine (QEMU) <─ control ─> agent (in the guest)
 //!                                           │        │                          │
 //!                                  ram.bin, layout, registers <─ pause      truth disk
+//!                                           │
+//!                                           └─> clones, whose touches are recorded (`trace`)
 //! ```
 
 pub(crate) mod agent;
 mod command;
+mod config;
 mod control;
 mod cpio;
 mod disks;
@@ -25,7 +28,10 @@ mod qmp;
 mod report;
 mod rootfs;
 mod run;
+mod saved;
 mod sparse;
+mod steps;
+mod trace;
 mod truth;
 
 pub(crate) use error::Result;
@@ -34,6 +40,7 @@ pub(crate) use error::Result;
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum Command {
     Run(Box<run::Args>),
+    Trace(trace::Args),
 }
 
 impl Command {
@@ -44,6 +51,7 @@ impl Command {
     pub(crate) fn run(&self) -> Result<()> {
         match self {
             Self::Run(args) => args.run(),
+            Self::Trace(args) => args.run(),
         }
     }
 }

@@ -5,20 +5,22 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use clap::ValueEnum;
-use indicatif::{ProgressBar, ProgressStyle};
 
 use super::agent;
+use super::config::{Config, Disk, Origin};
 use super::control::{FromGuest, FromHost};
 use super::disks;
 use super::error::{Error, Result};
 use super::feature::{Choice, Feature, Features};
 use super::initramfs;
 use super::kernel::Kernel;
-use super::machine::{self, Config, Disk, Machine};
+use super::machine::{self, Machine};
 use super::modules::ModuleTree;
 use super::report::Report;
 use super::rootfs::RootFs;
+use super::saved::Saved;
 use super::sparse;
+use super::steps::Steps;
 use super::truth;
 
 /// Modules that every guest needs to find its disks.
@@ -97,6 +99,9 @@ pub(crate) struct Args {
     /// Replace the guest's folder if it exists.
     #[arg(long)]
     force: bool,
+    /// Do not keep what clones need (the state of devices, a copy of the disks).
+    #[arg(long)]
+    no_clones: bool,
     /// Keep the guest's disks in the folder's `work`.
     #[arg(long)]
     keep_disks: bool,
@@ -159,7 +164,8 @@ impl Args {
         let modules = load_modules(&kernel, &features)?;
         initramfs::write(&initramfs, &root.busybox(), &modules)?;
         let mut config = Config {
-            machine: self.chipset(),
+            origin: Origin::PowerOn,
+            machine: self.chipset().to_owned(),
             cpu: self.cpu(),
             cpus: self.cpus,
             memory_mib: self.memory,
@@ -177,7 +183,7 @@ impl Args {
             steps.begin("making the disks");
             config.disks = make_disks(&work, &root, &features)?;
             steps.begin(&format!("booting {} (attempt {attempt})", kernel.release));
-            match live(&config, folder, steps) {
+            match self.live(&config, folder, &emulator, steps) {
                 Err(Error::Guest { .. }) if attempt < self.attempts => attempt += 1,
                 outcome => break outcome?,
             }
@@ -202,6 +208,42 @@ impl Args {
             dump_seconds: life.dump.as_secs_f64(),
             total_seconds: 0.0,
         })
+    }
+
+    /// Boots the guest, lets it warm up and dump its truth, and saves it into `folder`.
+    fn live(&self, config: &Config, folder: &Path, emulator: &str, steps: &Steps) -> Result<Life> {
+        if config.ram.exists() {
+            // Memory is zero at power-on, so that nothing of an earlier attempt may be left.
+            fs::remove_file(&config.ram).map_err(Error::io("remove", &config.ram))?;
+        }
+        let begin = Instant::now();
+        let mut machine = Machine::start(config)?;
+        machine.wait_for(&FromGuest::Ready)?;
+        let boot = begin.elapsed();
+
+        steps.begin("warming the guest");
+        machine.wait_for(&FromGuest::Warm)?;
+        if config.balloon {
+            steps.begin("inflating the balloon");
+            let bytes = config.memory_mib << 20;
+            machine.balloon(bytes - bytes / 8)?;
+        }
+        let warm = begin.elapsed() - boot;
+
+        steps.begin("dumping the guest's truth");
+        machine.tell(&FromHost::Dump)?;
+        machine.wait_for(&FromGuest::Bracket)?;
+        machine.pause()?;
+        steps.begin("saving the guest's memory");
+        if !self.no_clones {
+            Saved::save(&mut machine, config, emulator, folder)?;
+        }
+        let frames_used = save(&mut machine, &config.ram, folder)?;
+        machine.resume()?;
+        machine.tell(&FromHost::Again)?;
+        machine.wait_for(&FromGuest::Done)?;
+        machine.quit()?;
+        Ok(Life { boot, warm, dump: begin.elapsed() - boot - warm, frames_used })
     }
 
     /// Unpacks the truth disk, keeps its used part, and removes the other disks.
@@ -270,7 +312,7 @@ fn partial(out: &Path) -> Result<PathBuf> {
 }
 
 fn make_disks(work: &Path, root: &RootFs, features: &Features) -> Result<Vec<Disk>> {
-    let disk = |serial: &'static str| Disk { serial, path: work.join(serial) };
+    let disk = |serial: &str| Disk { serial: serial.to_owned(), path: work.join(serial) };
     let agent = std::env::current_exe().map_err(Error::io("find", Path::new("this program")))?;
     let mut disks = vec![disk("root"), disk(agent::TRUTH_DISK)];
     root.disk_with_agent(&work.join("root"), &agent)?;
@@ -313,39 +355,6 @@ struct Life {
     frames_used: u64,
 }
 
-/// Boots the guest, lets it warm up and dump its truth, and saves its memory into `folder`.
-fn live(config: &Config, folder: &Path, steps: &Steps) -> Result<Life> {
-    if config.ram.exists() {
-        // Memory is zero at power-on, so that nothing of an earlier attempt may be left.
-        fs::remove_file(&config.ram).map_err(Error::io("remove", &config.ram))?;
-    }
-    let begin = Instant::now();
-    let mut machine = Machine::start(config)?;
-    machine.wait_for(&FromGuest::Ready)?;
-    let boot = begin.elapsed();
-
-    steps.begin("warming the guest");
-    machine.wait_for(&FromGuest::Warm)?;
-    if config.balloon {
-        steps.begin("inflating the balloon");
-        let bytes = config.memory_mib << 20;
-        machine.balloon(bytes - bytes / 8)?;
-    }
-    let warm = begin.elapsed() - boot;
-
-    steps.begin("dumping the guest's truth");
-    machine.tell(FromHost::Dump)?;
-    machine.wait_for(&FromGuest::Bracket)?;
-    machine.pause()?;
-    steps.begin("saving the guest's memory");
-    let frames_used = save(&mut machine, &config.ram, folder)?;
-    machine.resume()?;
-    machine.tell(FromHost::Again)?;
-    machine.wait_for(&FromGuest::Done)?;
-    machine.quit()?;
-    Ok(Life { boot, warm, dump: begin.elapsed() - boot - warm, frames_used })
-}
-
 /// Writes what a hypervisor has of the paused guest; returns how many frames are not zero.
 fn save(machine: &mut Machine, ram: &Path, folder: &Path) -> Result<u64> {
     write(&folder.join("regs.txt"), &machine.registers()?)?;
@@ -355,33 +364,4 @@ fn save(machine: &mut Machine, ram: &Path, folder: &Path) -> Result<u64> {
 
 fn write(path: &Path, text: &str) -> Result<()> {
     fs::write(path, text).map_err(Error::io("write", path))
-}
-
-/// Says on standard error what is going on, with the seconds it takes.
-#[derive(Debug)]
-struct Steps(ProgressBar);
-
-impl Steps {
-    fn new() -> Self {
-        let bar = ProgressBar::new_spinner();
-        if let Ok(style) = ProgressStyle::with_template("{spinner} {msg} ({elapsed})") {
-            bar.set_style(style);
-        }
-        bar.enable_steady_tick(Duration::from_millis(120));
-        Self(bar)
-    }
-
-    fn begin(&self, what: &str) {
-        self.0.set_message(what.to_owned());
-    }
-
-    fn done(&self) {
-        self.0.finish_and_clear();
-    }
-}
-
-impl Drop for Steps {
-    fn drop(&mut self) {
-        self.done();
-    }
 }

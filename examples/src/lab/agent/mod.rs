@@ -3,7 +3,8 @@
 
 pub(crate) mod actors;
 mod dump;
-mod os;
+pub(crate) mod os;
+mod programs;
 mod raw_disk;
 mod residency;
 mod workload;
@@ -11,7 +12,7 @@ mod workload;
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use self::actors::Actor;
 use self::dump::Dump;
@@ -67,16 +68,39 @@ fn run(host: &mut Host) -> Result<()> {
     let features = command_line.split_whitespace().find_map(|word| word.strip_prefix(FEATURES));
     let workload = Workload::start(&Features::from_list(features.unwrap_or_default()))?;
     host.say(&FromGuest::Warm)?;
-    host.wait_for(FromHost::Dump)?;
+    while host.hear()? != FromHost::Dump {}
     let mut dump = Dump::open(&workload::disk(TRUTH_DISK)?)?;
     dump.write_all()?;
     dump.read_flags_before()?;
     host.say(&FromGuest::Bracket)?;
-    host.wait_for(FromHost::Again)?;
+    // Here is the pause. The guest itself goes on with its dump; a clone is told what to run.
+    loop {
+        match host.hear()? {
+            FromHost::Again => break,
+            FromHost::Run(script) => {
+                host.say(&FromGuest::Began)?;
+                let status = run_script(&script)?;
+                host.say(&FromGuest::Ended(status))?;
+            }
+            FromHost::Dump => {}
+        }
+    }
     dump.finish()?;
     host.say(&FromGuest::Done)?;
     drop(workload);
     Ok(())
+}
+
+/// Runs words with bash and returns its exit status, or -1 if a signal ended it.
+fn run_script(script: &str) -> Result<i32> {
+    // What it has to complain about goes to the console, which the host quotes.
+    let status = Command::new("bash")
+        .args(["-c", script])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .status()
+        .map_err(|error| Error::Agent(format!("bash: {error}")))?;
+    Ok(status.code().unwrap_or(-1))
 }
 
 /// The line to the host.
@@ -109,16 +133,18 @@ impl Host {
             .map_err(Error::io("write", Path::new(CONTROL)))
     }
 
-    fn wait_for(&mut self, expected: FromHost) -> Result<()> {
-        let mut line = String::new();
-        while FromHost::parse(&line) != Some(expected) {
-            line.clear();
+    /// The host's next word.
+    fn hear(&mut self) -> Result<FromHost> {
+        loop {
+            let mut line = String::new();
             let count =
                 self.port.read_line(&mut line).map_err(Error::io("read", Path::new(CONTROL)))?;
             if count == 0 {
                 return Err(Error::Agent("the host hung up".to_owned()));
             }
+            if let Some(word) = FromHost::parse(&line) {
+                return Ok(word);
+            }
         }
-        Ok(())
     }
 }

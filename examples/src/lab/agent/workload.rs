@@ -7,32 +7,9 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use super::actors::{Actor, READY};
+use super::programs::{PERL_OBJECTS, PYTHON_DATABASE};
 use crate::lab::error::{Error, Result};
 use crate::lab::feature::{Feature, Features};
-
-/// A database server of sorts: many modules imported, a database built, queried and kept open.
-const PYTHON_DATABASE: &str = r"
-import argparse, collections, csv, ctypes, datetime, decimal, email, hashlib, html, json, random
-import signal, sqlite3, ssl, tempfile, unittest, urllib.request, xml.dom.minidom, zipfile
-random.seed(1)
-db = sqlite3.connect('/var/lib/lab.db')
-db.execute('create table item (id integer primary key, name text, price real, note text)')
-db.executemany('insert into item (name, price, note) values (?, ?, ?)',
-    ((f'item {n}', random.random(), 'x' * random.randrange(200)) for n in range(20000)))
-db.execute('create index by_name on item (name)')
-db.commit()
-kept = db.execute('select name, price from item order by price limit 5000').fetchall()
-print('ready', flush=True)
-signal.pause()
-";
-
-/// A process with a large object heap.
-const PERL_OBJECTS: &str = r#"
-use strict; use warnings; $| = 1;
-my %words = map { ("word$_" => [ map { $_ * 2 } 1 .. 8 ]) } 1 .. 15000;
-print "ready\n";
-sleep 1 while 1;
-"#;
 
 /// How many files of the root file system are read.
 const FILES_READ: usize = 500;
