@@ -1,6 +1,6 @@
 //! The colored policies: blocks of related frames, and what is worth streaming before anybody asks.
 
-use super::{Atlas, Fault, Place, Planner, PrefetchPolicy, Settings};
+use super::{Atlas, Fault, Itinerary, Place, Planner, PrefetchPolicy, Settings};
 use crate::addr::FrameIndex;
 use crate::color::FrameKind;
 use std::ops::Range;
@@ -123,12 +123,15 @@ impl Colored {
     }
 
     /// Plans the window around a frame, in its region or, for small files, among all of them.
-    fn window(&mut self, frame: FrameIndex, planner: &mut Planner<'_>) {
+    fn window(&mut self, frame: FrameIndex, known: Option<&Itinerary>, planner: &mut Planner<'_>) {
         let Self { guide, faults, .. } = self;
         let atlas = &guide.atlas;
         let (Some(place), Some(stretch)) = (atlas.place(frame), atlas.stretch(frame)) else {
             return;
         };
+        if known.is_some_and(|itinerary| itinerary.visits(stretch)) {
+            return;
+        }
         let window = guide.settings.window(atlas.class(frame));
         let small = atlas.small_files();
         if small.contains(&place) {
@@ -184,18 +187,33 @@ fn block(place: Place, within: Range<Place>, pages: u32) -> Range<Place> {
     start..start.saturating_add(pages.max(1)).min(within.end)
 }
 
+impl Colored {
+    /// Answers a fault. Where an itinerary that can be trusted has been to the region, it would have brought what is needed of
+    /// it, and neighbors are left alone.
+    pub(super) fn fault_beside(
+        &mut self,
+        fault: &Fault,
+        known: Option<&Itinerary>,
+        planner: &mut Planner<'_>,
+    ) {
+        if planner.answer_with_zeros() {
+            self.fill(fault.frame, planner);
+            return;
+        }
+        self.window(fault.frame, known, planner);
+        if known.is_none() {
+            self.files(fault.frame, planner);
+        }
+    }
+}
+
 impl PrefetchPolicy for Colored {
     fn name(&self) -> &str {
         &self.guide.settings.name
     }
 
     fn fault(&mut self, fault: &Fault, planner: &mut Planner<'_>) {
-        if planner.answer_with_zeros() {
-            self.fill(fault.frame, planner);
-            return;
-        }
-        self.window(fault.frame, planner);
-        self.files(fault.frame, planner);
+        self.fault_beside(fault, None, planner);
     }
 
     fn background(&mut self, planner: &mut Planner<'_>) {
