@@ -1,6 +1,6 @@
 //! The colored policies: blocks of related frames, and what is worth streaming before anybody asks.
 
-use super::{Atlas, Fault, Itinerary, Place, Planner, PrefetchPolicy, Settings};
+use super::{Atlas, Fault, Place, Planner, PrefetchPolicy, Settings};
 use crate::addr::FrameIndex;
 use crate::color::FrameKind;
 use std::ops::Range;
@@ -123,19 +123,17 @@ impl Colored {
     }
 
     /// Plans the window around a frame, in its region or, for small files, among all of them.
-    fn window(&mut self, frame: FrameIndex, known: Option<&Itinerary>, planner: &mut Planner<'_>) {
+    fn window(&mut self, frame: FrameIndex, most: u32, planner: &mut Planner<'_>) {
         let Self { guide, faults, .. } = self;
         let atlas = &guide.atlas;
         let (Some(place), Some(stretch)) = (atlas.place(frame), atlas.stretch(frame)) else {
             return;
         };
-        if known.is_some_and(|itinerary| itinerary.visits(stretch)) {
-            return;
-        }
         let window = guide.settings.window(atlas.class(frame));
+        let clipped = |(cold, hot): (u32, u32)| (cold.min(most), hot.min(most));
         let small = atlas.small_files();
         if small.contains(&place) {
-            fetch_blocks(atlas, place, small, window.after(0), planner);
+            fetch_blocks(atlas, place, small, clipped(window.after(0)), planner);
             return;
         }
         let earlier = faults.get_mut(stretch as usize).map_or(0, |count| {
@@ -143,7 +141,8 @@ impl Colored {
             *count = count.saturating_add(1);
             u32::from(earlier)
         });
-        fetch_blocks(atlas, place, atlas.range(stretch), window.after(earlier), planner);
+        let blocks = clipped(window.after(earlier));
+        fetch_blocks(atlas, place, atlas.range(stretch), blocks, planner);
     }
 
     /// Plans the beginnings of the files whose inodes lie in a frame.
@@ -188,20 +187,14 @@ fn block(place: Place, within: Range<Place>, pages: u32) -> Range<Place> {
 }
 
 impl Colored {
-    /// Answers a fault. Where an itinerary that can be trusted has been to the region, it would have brought what is needed of
-    /// it, and neighbors are left alone.
-    pub(super) fn fault_beside(
-        &mut self,
-        fault: &Fault,
-        known: Option<&Itinerary>,
-        planner: &mut Planner<'_>,
-    ) {
+    /// Answers a fault with windows of at most so many pages.
+    pub(super) fn fault_within(&mut self, fault: &Fault, most: u32, planner: &mut Planner<'_>) {
         if planner.answer_with_zeros() {
             self.fill(fault.frame, planner);
             return;
         }
-        self.window(fault.frame, known, planner);
-        if known.is_none() {
+        self.window(fault.frame, most, planner);
+        if most == u32::MAX {
             self.files(fault.frame, planner);
         }
     }
@@ -213,7 +206,7 @@ impl PrefetchPolicy for Colored {
     }
 
     fn fault(&mut self, fault: &Fault, planner: &mut Planner<'_>) {
-        self.fault_beside(fault, None, planner);
+        self.fault_within(fault, u32::MAX, planner);
     }
 
     fn background(&mut self, planner: &mut Planner<'_>) {

@@ -7,20 +7,29 @@
 
 use super::{Colored, Fault, Guide, Itinerary, Planner, PrefetchPolicy};
 use crate::addr::FrameIndex;
-use std::ops::Range;
 use std::sync::Arc;
 
 /// Stops of a first read.
-const FIRST: usize = 32;
+const FIRST: usize = 16;
 
 /// Stops of the longest read.
 const LONGEST: usize = 1 << 14;
 
+/// A fault this part of a read's length beyond its end still confirms it. Larger slacks let chance hits in a recording of something
+/// else pass for the recorded way.
+const SLACK: usize = 16;
+
 /// Reads that are remembered; the least recently confirmed is forgotten.
 const READERS: usize = 8;
 
-/// A read is sure of its way when it has become this long.
-const SURE: usize = 256;
+/// Trust at the start, in misses that it takes to lose it.
+const TRUST: u32 = 8;
+
+/// Most trust.
+const MOST_TRUST: u32 = 512;
+
+/// Pages of the window around the first miss in a region that the recording has been to.
+const FIRST_MISS: u32 = 4;
 
 /// Reads part of the itinerary ahead of the clone.
 #[derive(Clone, Copy, Debug, Default)]
@@ -38,7 +47,8 @@ struct Reader {
 impl Reader {
     /// Whether a fault at a stop says that the clone goes this way: beyond what was read, but not far.
     fn meets(&self, stop: usize) -> bool {
-        self.length > 0 && (self.next..self.end + 2 * self.length.max(FIRST)).contains(&stop)
+        let slack = (self.length / SLACK).max(FIRST / 2);
+        self.length > 0 && (self.next..self.end + slack).contains(&stop)
     }
 }
 
@@ -59,10 +69,14 @@ pub struct Recorded {
     colors: Colored,
     itinerary: Arc<Itinerary>,
     predict: Predict,
+    /// Place in the prediction up to which recorded frames were streamed.
+    agreed: usize,
     readers: [Reader; READERS],
     confirmations: u32,
-    /// Faults outside the itinerary since the last confirmation.
-    misses: u32,
+    /// How many more misses it takes until the recording is held to be of something else.
+    trust: u32,
+    /// Misses in each stretch that the recording has been to.
+    misses: Vec<u8>,
 }
 
 impl Recorded {
@@ -79,42 +93,67 @@ impl Recorded {
             *first =
                 Reader { next: 0, end: FIRST.min(itinerary.len()), length: FIRST, confirmed: 0 };
         }
+        let misses = vec![0; guide.atlas().stretches()];
         Self {
             name: name.into(),
             colors: Colored::new(guide),
             itinerary,
             predict,
+            agreed: 0,
             readers,
             confirmations: 0,
-            misses: 0,
+            trust: TRUST,
+            misses,
         }
     }
 
-    /// Whether the clone goes the recorded way at present.
+    /// Whether the clone goes the recorded way as far as can be told.
     #[must_use]
-    pub fn is_sure(&self) -> bool {
-        let longest = self.readers.iter().map(|r| r.length).max().unwrap_or(0);
-        longest >= SURE && self.misses as usize <= longest
+    pub fn is_trusted(&self) -> bool {
+        self.trust > 0
     }
 
     /// A fault at a stop: some reader goes on, or a new one starts.
-    fn follow(&mut self, stop: usize) -> Range<usize> {
+    fn follow(&mut self, stop: usize) {
         self.confirmations += 1;
-        self.misses = 0;
         let stops = self.itinerary.len();
         let met = self.readers.iter_mut().filter(|r| r.meets(stop)).max_by_key(|r| r.length);
         if let Some(reader) = met {
             reader.length = (reader.length * 2).min(LONGEST);
             reader.end = stops.min(stop.max(reader.end) + reader.length);
             reader.confirmed = self.confirmations;
-            return reader.next..reader.end;
+            let more = u32::try_from(reader.length / FIRST).unwrap_or(MOST_TRUST);
+            self.trust = self.trust.saturating_add(more).min(MOST_TRUST);
+            return;
         }
         let end = stops.min(stop + FIRST);
         let fresh = Reader { next: stop, end, length: FIRST, confirmed: self.confirmations };
         if let Some(oldest) = self.readers.iter_mut().min_by_key(|r| r.confirmed) {
             *oldest = fresh;
         }
-        stop..end
+    }
+
+    /// A fault at no stop.
+    fn miss(&mut self, fault: &Fault, planner: &mut Planner<'_>) {
+        if planner.atlas().is_free(fault.frame) {
+            self.colors.fault(fault, planner);
+            return;
+        }
+        self.trust = self.trust.saturating_sub(1);
+        if self.trust == 0 {
+            // Whoever is met again must show anew that this is the way.
+            self.readers.iter_mut().for_each(|r| r.length = r.length.min(FIRST));
+            self.colors.fault(fault, planner);
+            return;
+        }
+        let stretch = planner.atlas().stretch(fault.frame).unwrap_or(u32::MAX);
+        let misses =
+            self.misses.get_mut(stretch as usize).filter(|_| self.itinerary.visits(stretch));
+        let most = misses.map(|misses| {
+            *misses = misses.saturating_add(1);
+            FIRST_MISS << u32::from(*misses - 1).min(16)
+        });
+        self.colors.fault_within(fault, most.unwrap_or(u32::MAX), planner);
     }
 
     /// Streams what the readers have ahead of them, the longest read first.
@@ -140,21 +179,28 @@ impl PrefetchPolicy for Recorded {
 
     fn fault(&mut self, fault: &Fault, planner: &mut Planner<'_>) {
         let Some(stop) = self.itinerary.stop(fault.frame) else {
-            self.misses = self.misses.saturating_add(1);
-            let known = self.is_sure().then(|| Arc::clone(&self.itinerary));
-            self.colors.fault_beside(fault, known.as_deref(), planner);
+            self.miss(fault, planner);
             return;
         };
         self.follow(stop);
         self.read(planner);
-        if !self.is_sure() {
+        if !self.is_trusted() {
             self.colors.fault(fault, planner);
         }
     }
 
     fn background(&mut self, planner: &mut Planner<'_>) {
+        // What both the recording and the colors expect is as good as sure.
+        while planner.room() > 0
+            && let Some(frame) = self.colors.guide().predicted().get(self.agreed)
+        {
+            if self.itinerary.stop(*frame).is_some() {
+                planner.fetch_used(*frame);
+            }
+            self.agreed += 1;
+        }
         self.read(planner);
-        if self.predict == Predict::Always || (!self.is_sure() && self.confirmations > 0) {
+        if self.predict == Predict::Always || (!self.is_trusted() && knob("PR") > 0) {
             self.colors.background(planner);
         }
     }
