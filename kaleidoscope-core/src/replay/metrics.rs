@@ -5,11 +5,11 @@ use crate::addr::FRAME_SIZE;
 /// The state of a clone at an instant.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Sample {
-    /// Microseconds since the clone was resumed.
+    /// Microseconds since the clone was resumed, until the last of the touches so far was over.
     pub at_us: u64,
     /// Frames that the clone has touched.
     pub touched: u32,
-    /// Frames that take memory: fetched ones, and zero-filled ones once they are touched.
+    /// Frames that take memory: fetched ones, those on their way included, and zero-filled ones once they are touched.
     pub resident: u32,
 }
 
@@ -42,7 +42,7 @@ pub struct Metrics {
     pub stall_us: f64,
     /// Microseconds until 50, 90 and 99 percent of the needed frames were there.
     pub working_set_us: [u64; 3],
-    /// The clone over time, at most 257 samples, evenly spread over the touches.
+    /// The clone over time: after every n-th touch and after the last, n being the touches / 256, rounded up. At most 256.
     pub samples: Vec<Sample>,
 }
 

@@ -46,15 +46,16 @@ pub fn replay(
 ) -> Metrics {
     let mut clone = Clone::new(atlas, options);
     let mut lanes = Lanes::new(trace);
-    let every = (trace.touches().len() / SAMPLES).max(1);
+    let every = trace.touches().len().div_ceil(SAMPLES).max(1);
     let mut done = 0usize;
     while let Some((now, lane, frame, access)) = lanes.next(trace) {
         let fault = Fault { frame, access, in_flight: false };
         let resumed = clone.touch(now, fault, policy);
         lanes.resume(trace, lane, resumed);
         done += 1;
+        clone.resumed = clone.resumed.max(resumed);
         if done.is_multiple_of(every) || done == trace.touches().len() {
-            clone.sample(resumed);
+            clone.sample();
         }
     }
     clone.finish()
@@ -131,6 +132,8 @@ struct Clone<'a> {
     metrics: Metrics,
     touched: u32,
     zero_touched: u32,
+    /// When the last vCPU goes on from its touch.
+    resumed: Nanos,
     /// The background has nothing more until the next fault.
     background_idle: bool,
 }
@@ -157,6 +160,7 @@ impl<'a> Clone<'a> {
             metrics: Metrics::default(),
             touched: 0,
             zero_touched: 0,
+            resumed: 0,
             background_idle: false,
         }
     }
@@ -280,9 +284,9 @@ impl<'a> Clone<'a> {
         })
     }
 
-    fn sample(&mut self, now: Nanos) {
+    fn sample(&mut self) {
         self.metrics.samples.push(Sample {
-            at_us: now / 1000,
+            at_us: self.resumed / 1000,
             touched: self.touched,
             resident: self.metrics.transferred + self.zero_touched,
         });
