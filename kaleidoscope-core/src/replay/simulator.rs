@@ -19,7 +19,7 @@ const SAMPLES: usize = 256;
 pub struct Replay {
     /// What faults and pages cost.
     pub costs: CostModel,
-    /// Most frames of one plan.
+    /// Most frames that the answer to one fault fetches, and most that it fills with zeros, beside the one asked for.
     pub budget: usize,
     /// Whether the policy is told which prefetched frames were used, as a clone could that looks at accessed bits.
     pub feedback: bool,
