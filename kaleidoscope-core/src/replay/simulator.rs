@@ -209,12 +209,12 @@ impl<'a> Clone<'a> {
         policy.fault(fault, &mut planner);
         let answer = if fault.in_flight { Answer::Fetch } else { self.plan.answer() };
         let costs = self.link.costs();
-        let known = now + costs.up;
+        let known = now.saturating_add(costs.up);
         let resumed = match answer {
             Answer::Zero => {
                 self.metrics.zero_faults += 1;
                 self.zero_touched += 1;
-                let resumed = now + costs.zero;
+                let resumed = now.saturating_add(costs.zero);
                 self.link.set(fault.frame, Position::Arrives(resumed));
                 resumed
             }
