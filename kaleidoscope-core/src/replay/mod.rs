@@ -4,6 +4,8 @@ mod cost;
 mod link;
 mod metrics;
 mod simulator;
+#[cfg(test)]
+mod tests;
 mod trace;
 
 pub use cost::{CostModel, UnknownCostModel};

@@ -35,9 +35,14 @@ impl Replay {
 
 /// Replays a trace under a policy.
 ///
-/// Each vCPU goes from touch to touch in the time that it took in the trace; a touch of an absent frame adds a wait.
-/// Waits of one vCPU do not delay the others. Frames that the map calls free and that the policy fetches
-/// count as wasted, touched or not: their bytes matter to nobody.
+/// Each vCPU goes from touch to touch in the time that it took in the trace (to its first, in the time since the resume); a
+/// touch of a frame that is not there adds a wait. Waits of one vCPU do not delay the others. Touches at the same instant
+/// come in the trace's order. Frames that the map calls free and that the policy fetches count as wasted,
+/// touched or not: their bytes matter to nobody. [`CostModel`] says what the way from the parent does, and when the
+/// policy is asked for a batch of the background; nothing happens after the trace's last touch.
+///
+/// Feedback, when it is on, comes with every touch of a prefetched frame, before the policy learns of the fault if it is late. A
+/// policy's zeros for a frame on its way are not heeded: the parent's bytes come.
 pub fn replay(
     trace: &Trace,
     atlas: &Arc<Atlas>,
