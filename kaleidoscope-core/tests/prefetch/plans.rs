@@ -73,8 +73,10 @@ pub(crate) fn run(
         };
         // Blind policies see no colors; every other one knows better than to fetch what nobody needs.
         let may_fetch_free = policy.name().starts_with("blind-");
-        check(atlas.map(), &plan, &present, asked, budget, may_fetch_free)
-            .map_err(|wrong| format!("{} at {step:?}: {wrong} in {plan:?}", policy.name()))?;
+        check(atlas.map(), &plan, &present, asked, budget, may_fetch_free).map_err(|wrong| {
+            let (fetch, zero) = (plan.fetch(), plan.zero());
+            format!("{} at {step:?}: {wrong}, in {fetch:?} and {zero:?}", policy.name())
+        })?;
         for frame in plan.fetch().iter().chain(plan.zero()).copied().chain(asked) {
             present.0.get_mut(frame.as_usize()).into_iter().for_each(|there| *there = true);
         }

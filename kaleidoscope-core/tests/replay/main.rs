@@ -4,6 +4,8 @@
     clippy::cast_sign_loss,
     clippy::cast_precision_loss,
     clippy::wildcard_enum_match_arm,
+    clippy::unwrap_used,
+    clippy::panic,
     reason = "numbers are small, and the model is to be read"
 )]
 
