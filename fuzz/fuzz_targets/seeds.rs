@@ -112,7 +112,34 @@ fn write(root: &Path) -> Result<(), Box<dyn Error>> {
     )?;
     put("image_headers", "registers", b"\x03CPU#0\nRAX=0000000000000000 RBX=0000000000000000\nRIP=ffffffff81000000 RFL=00000246\nCS =0010 0000000000000000 ffffffff 00af9b00\nGS =0000 ffff888000000000 ffffffff 00c00000\nCR0=80050033 CR2=0000000000000000 CR3=0000000001000000 CR4=000006f0\nEFER=0000000000000d01\n")?;
     put("image_headers", "elf", &elf())?;
+    put(
+        "trace",
+        "full",
+        b"seq,t_us,gfn,event,access_write,source,vcpu\n0,388,1a,firstwrite,1,host,\n1,400,0x1a,touch,0,vcpu,1\n\
+          2,400,100000,touch,1,vcpu,0\n3,512,1000ff,touch,,dma,\n",
+    )?;
+    put("trace", "least", b"gfn,t_us\nff,0\n 0 , 18446744073709551615 \n")?;
+    for (number, free_percent) in (0_u8..).zip([0, 30, 100]) {
+        put("policies", &free_percent.to_string(), &faults(number, free_percent))?;
+    }
     Ok(())
+}
+
+/// A guest and faults in the format of the target `policies`.
+fn faults(seed: u8, free_percent: u8) -> Vec<u8> {
+    // RAM in two parts; regions, free frames, longest run; seed; budget; costs; feedback.
+    let mut file = vec![1, 0, 200, 9, 250, 20, free_percent, 12];
+    file.extend([seed; 8]);
+    file.extend([64, 0, 44, 1, 35, 20, 16, 64, 1]);
+    for number in 0..60_u8 {
+        let frame = number.wrapping_mul(37);
+        file.extend([number, frame, number % 2, 0, 0, number.wrapping_mul(5)]);
+        // Faults have a pause.
+        if number % 16 < 10 {
+            file.extend([frame, 0]);
+        }
+    }
+    file
 }
 
 /// An ELF core dump with one segment of RAM and a note.

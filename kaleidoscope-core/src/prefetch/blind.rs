@@ -56,7 +56,12 @@ impl PrefetchPolicy for Blind {
             Window::Next => at.saturating_add(1),
             Window::Aligned => at - at % self.size,
         };
-        for frame in first..first.saturating_add(self.size) {
+        // A window may be larger than the guest.
+        let end = first.saturating_add(self.size).min(planner.atlas().frames());
+        for frame in first..end {
+            if planner.room() == 0 {
+                break;
+            }
             planner.fetch(FrameIndex(frame));
         }
     }

@@ -117,9 +117,10 @@ impl Planner<'_> {
         self.room
     }
 
-    /// Lowers the number of frames that can be fetched.
+    /// Lowers the number of frames that can be fetched, and the number that can be filled with zeros.
     pub fn limit(&mut self, frames: usize) {
         self.room = self.room.min(frames);
+        self.zero_room = self.zero_room.min(frames);
     }
 
     /// Frames that are planned to be fetched so far.

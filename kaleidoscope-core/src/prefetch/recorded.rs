@@ -200,7 +200,7 @@ impl PrefetchPolicy for Recorded {
             self.agreed += 1;
         }
         self.read(planner);
-        if self.predict == Predict::Always || (!self.is_trusted() && knob("PR") > 0) {
+        if self.predict == Predict::Always || !self.is_trusted() {
             self.colors.background(planner);
         }
     }

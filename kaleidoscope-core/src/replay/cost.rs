@@ -2,22 +2,37 @@
 
 use std::str::FromStr;
 
-/// The way from the parent to the clone: a link that carries pages one after the other.
+/// The way from the parent to the clone: a link that carries pages one after the other, in messages.
 ///
-/// A fault waits for its request to get to the parent, for the message on the link to end, for its own page, and for the way
-/// back. Pages that were planned with it follow behind it, and a later fault overtakes them at the next message's border.
+/// Time is counted in whole nanoseconds. Half of `fault_us`, rounded down, is the way of a request to the parent; the rest is
+/// the way of a page back, after it has left the link.
+///
+/// - A message begins when the link is idle and the parent knows of a page to send, and is not interrupted. Each of its pages
+///   takes `page_us`, one after the other. What is asked for while a message is on the link waits for its end.
+/// - The page that a vCPU waits for goes first, in a message of its own; several go in the order of their faults.
+/// - Then pages that were planned with faults, in the order of planning. The parent learns of them with the fault's
+///   request, also when the fault itself asks for nothing. A message takes as many as the parent knows of when it begins.
+/// - Then pages of the background, which fill up messages of planned ones too. No request is on the way for them: the parent
+///   knows of a batch at once.
+/// - The background is asked for a batch when the link is idle and nothing is left to be sent, no request on its way
+///   included. After an empty batch it is asked again only after the next fault, of whatever kind.
+/// - A fault on a page that is on its way sends a request as well. When the page is still not on the link as
+///   the request gets to the parent, it goes like the page of any other fault; else the fault waits for it.
+/// - A fault that is answered with zeros takes `zero_us` and no link. Other frames that a plan fills with zeros are there
+///   at once.
+/// - What happens at the same instant happens in this order: touches (in the trace's order), requests, the link.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub struct CostModel {
-    /// Microseconds from a fault until its page begins to arrive on an idle link, and until the vCPU runs again:
-    /// exit, handler, request, lookup, reply, mapping, entry.
+    /// Microseconds that a fault takes on an idle link, without those of its page on the link: exit, handler, request,
+    /// lookup, reply, mapping, entry.
     pub fault_us: f64,
     /// Microseconds that the link takes for a page.
     pub page_us: f64,
     /// Microseconds that a fault takes which is answered with zeros, without the parent.
     pub zero_us: f64,
-    /// Most pages in one message; a message is not interrupted.
+    /// Most pages in one message; 0 counts as 1.
     pub message_pages: u32,
-    /// Most pages that the background may have on their way.
+    /// Most pages in one batch of the background, and so the most that it has on their way.
     pub stream_pages: u32,
 }
 

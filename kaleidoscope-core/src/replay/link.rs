@@ -4,7 +4,7 @@ use super::CostModel;
 use crate::addr::FrameIndex;
 use std::collections::VecDeque;
 
-/// Simulated time in nanoseconds since the clone was resumed.
+/// Simulated time in nanoseconds since the clone was resumed. It stands still at its end: a trace may hold any times.
 pub(super) type Nanos = u64;
 
 /// Where a frame is.
@@ -126,8 +126,8 @@ impl Link {
     /// Sends one page ahead of all others, at the next message's border after `now`; returns when it arrives.
     pub(super) fn send_now(&mut self, frame: FrameIndex, now: Nanos) -> Nanos {
         let start = self.idle_at.max(now);
-        self.idle_at = start + self.costs.page;
-        let at = self.idle_at + self.costs.down;
+        self.idle_at = start.saturating_add(self.costs.page);
+        let at = self.idle_at.saturating_add(self.costs.down);
         self.arrive(frame, at);
         at
     }
@@ -154,8 +154,8 @@ impl Link {
                 _ => self.stream.pop_front(),
             };
             let Some(frame) = frame else { break };
-            self.idle_at += self.costs.page;
-            self.arrive(frame, self.idle_at + self.costs.down);
+            self.idle_at = self.idle_at.saturating_add(self.costs.page);
+            self.arrive(frame, self.idle_at.saturating_add(self.costs.down));
         }
     }
 

@@ -5,11 +5,11 @@ use crate::addr::FRAME_SIZE;
 /// The state of a clone at an instant.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Sample {
-    /// Microseconds since the clone was resumed.
+    /// Microseconds since the clone was resumed, until the last of the touches so far was over.
     pub at_us: u64,
     /// Frames that the clone has touched.
     pub touched: u32,
-    /// Frames that take memory: fetched ones, and zero-filled ones once they are touched.
+    /// Frames that take memory: fetched ones, those on their way included, and zero-filled ones once they are touched.
     pub resident: u32,
 }
 
@@ -22,27 +22,28 @@ pub struct Metrics {
     pub free_touched: u32,
     /// Touches of absent frames that had to ask the parent.
     pub faults: u32,
-    /// Touches of frames that were on their way: no request, but a wait.
+    /// Touches of frames that were on their way: a wait, but no further transfer.
     pub late: u32,
     /// Touches of absent free frames that were answered with zeros here.
     pub zero_faults: u32,
-    /// Frames fetched before they were asked for.
+    /// Frames that a plan fetched, whether or not they arrived before the trace's end.
     pub prefetched: u32,
-    /// Prefetched frames that the clone needed.
+    /// Prefetched frames that the clone needed, late ones included.
     pub used: u32,
     /// Free frames that were fetched, asked for or not.
     pub free_transferred: u32,
     /// Needed frames that were there before they were touched.
     pub covered: u32,
-    /// Frames fetched in all.
+    /// Frames fetched in all: faults and prefetched ones.
     pub transferred: u32,
-    /// Every wait in microseconds, sorted.
+    /// The wait of every fault, late one and zero fault in microseconds, sorted.
     pub waits_us: Vec<f64>,
     /// Microseconds waited in all, by all vCPUs.
     pub stall_us: f64,
-    /// Microseconds until 50, 90 and 99 percent of the needed frames were there.
+    /// Microseconds, rounded down, until 50, 90 and 99 percent of the needed frames, rounded up, were there. 0 when none
+    /// was needed.
     pub working_set_us: [u64; 3],
-    /// The clone over time, at most 257 samples, evenly spread over the touches.
+    /// The clone over time: after every n-th touch and after the last, n being the touches / 256, rounded up. At most 256.
     pub samples: Vec<Sample>,
 }
 

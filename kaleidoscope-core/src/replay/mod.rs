@@ -5,6 +5,8 @@ mod count;
 mod link;
 mod metrics;
 mod simulator;
+#[cfg(test)]
+mod tests;
 mod trace;
 
 pub use cost::{CostModel, UnknownCostModel};

@@ -19,7 +19,7 @@ const SAMPLES: usize = 256;
 pub struct Replay {
     /// What faults and pages cost.
     pub costs: CostModel,
-    /// Most frames of one plan.
+    /// Most frames that the answer to one fault fetches, and most that it fills with zeros, beside the one asked for.
     pub budget: usize,
     /// Whether the policy is told which prefetched frames were used, as a clone could that looks at accessed bits.
     pub feedback: bool,
@@ -35,9 +35,14 @@ impl Replay {
 
 /// Replays a trace under a policy.
 ///
-/// Each vCPU goes from touch to touch in the time that it took in the trace; a touch of an absent frame adds a wait.
-/// Waits of one vCPU do not delay the others. Frames that the map calls free and that the policy fetches
-/// count as wasted, touched or not: their bytes matter to nobody.
+/// Each vCPU goes from touch to touch in the time that it took in the trace (to its first, in the time since the resume); a
+/// touch of a frame that is not there adds a wait. Waits of one vCPU do not delay the others. Touches at the same instant
+/// come in the trace's order. Frames that the map calls free and that the policy fetches count as wasted,
+/// touched or not: their bytes matter to nobody. [`CostModel`] says what the way from the parent does, and when the
+/// policy is asked for a batch of the background; nothing happens after the trace's last touch.
+///
+/// Feedback, when it is on, comes with every touch of a prefetched frame, before the policy learns of the fault if it is late. A
+/// policy's zeros for a frame on its way are not heeded: the parent's bytes come.
 pub fn replay(
     trace: &Trace,
     atlas: &Arc<Atlas>,
@@ -46,15 +51,16 @@ pub fn replay(
 ) -> Metrics {
     let mut clone = Clone::new(atlas, options);
     let mut lanes = Lanes::new(trace);
-    let every = (trace.touches().len() / SAMPLES).max(1);
+    let every = trace.touches().len().div_ceil(SAMPLES).max(1);
     let mut done = 0usize;
     while let Some((now, lane, frame, access)) = lanes.next(trace) {
         let fault = Fault { frame, access, in_flight: false };
         let resumed = clone.touch(now, fault, policy);
         lanes.resume(trace, lane, resumed);
         done += 1;
+        clone.resumed = clone.resumed.max(resumed);
         if done.is_multiple_of(every) || done == trace.touches().len() {
-            clone.sample(resumed);
+            clone.sample();
         }
     }
     clone.finish()
@@ -131,6 +137,8 @@ struct Clone<'a> {
     metrics: Metrics,
     touched: u32,
     zero_touched: u32,
+    /// When the last vCPU goes on from its touch.
+    resumed: Nanos,
     /// The background has nothing more until the next fault.
     background_idle: bool,
 }
@@ -157,6 +165,7 @@ impl<'a> Clone<'a> {
             metrics: Metrics::default(),
             touched: 0,
             zero_touched: 0,
+            resumed: 0,
             background_idle: false,
         }
     }
@@ -205,12 +214,12 @@ impl<'a> Clone<'a> {
         policy.fault(fault, &mut planner);
         let answer = if fault.in_flight { Answer::Fetch } else { self.plan.answer() };
         let costs = self.link.costs();
-        let known = now + costs.up;
+        let known = now.saturating_add(costs.up);
         let resumed = match answer {
             Answer::Zero => {
                 self.metrics.zero_faults += 1;
                 self.zero_touched += 1;
-                let resumed = now + costs.zero;
+                let resumed = now.saturating_add(costs.zero);
                 self.link.set(fault.frame, Position::Arrives(resumed));
                 resumed
             }
@@ -280,9 +289,9 @@ impl<'a> Clone<'a> {
         })
     }
 
-    fn sample(&mut self, now: Nanos) {
+    fn sample(&mut self) {
         self.metrics.samples.push(Sample {
-            at_us: now / 1000,
+            at_us: self.resumed / 1000,
             touched: self.touched,
             resident: self.metrics.transferred + self.zero_touched,
         });

@@ -4,8 +4,11 @@
 use crate::addr::{FrameIndex, Gfn};
 use crate::memory::MemoryLayout;
 use crate::prefetch::Access;
-use std::io::Read;
+use std::io::{self, Read};
 use thiserror::Error;
+
+/// Most bytes of a line, for which memory is taken whatever it holds.
+const MAX_LINE: usize = 1 << 16;
 
 /// A first touch.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -84,13 +87,17 @@ impl Trace {
     }
 
     /// Reads a trace in CSV: a header line, and one line per touch. Needed columns: `t_us`, `gfn` (hexadecimal). Used where
-    /// they are there: `event` (only `touch` counts), `access_write` (0 or 1), `vcpu`. Others are ignored. Memory: at
-    /// most 24 bytes per frame of the guest, whatever the file holds.
+    /// they are there: `event` (only `touch` counts), `access_write` (0 or 1), `vcpu`. Others are ignored. Nothing is
+    /// quoted. Memory: at most 50 bytes per frame of the guest and some for one line, whatever the file holds.
     ///
     /// # Errors
     /// [`TraceError`] names the line.
     pub fn from_csv(input: impl Read, layout: &MemoryLayout) -> Result<Self, TraceError> {
-        let mut reader = csv::ReaderBuilder::new().trim(csv::Trim::All).from_reader(input);
+        // A quoted field may go on for many lines, all of which would be kept.
+        let mut reader = csv::ReaderBuilder::new()
+            .trim(csv::Trim::All)
+            .quoting(false)
+            .from_reader(ShortLines { input, line: 0 });
         let columns = Columns::find(reader.byte_headers()?)?;
         let mut seen = vec![false; layout.frames() as usize];
         let mut touches: Vec<Touch> = Vec::new();
@@ -141,6 +148,27 @@ fn from_us(us: u64) -> f64 {
 )]
 fn to_us(us: f64) -> u64 {
     us as u64
+}
+
+/// Passes input on up to a line that is too long.
+struct ShortLines<R> {
+    input: R,
+    /// Bytes of the line so far.
+    line: usize,
+}
+
+impl<R: Read> Read for ShortLines<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.input.read(buffer)?;
+        for byte in buffer.iter().take(read) {
+            self.line = if matches!(byte, b'\n' | b'\r') { 0 } else { self.line.saturating_add(1) };
+            if self.line > MAX_LINE {
+                let text = format!("a line has more than {MAX_LINE} bytes");
+                return Err(io::Error::new(io::ErrorKind::InvalidData, text));
+            }
+        }
+        Ok(read)
+    }
 }
 
 /// Where the columns are.
@@ -238,5 +266,17 @@ mod tests {
         );
         assert!(error("t_us,gfn\n5,1\n4,2\n").contains("line 3: the time 4 us is before"));
         assert!(error("t_us,gfn\n5\n").starts_with("not a trace: CSV error"));
+    }
+
+    #[test]
+    fn endless_lines_end() {
+        let layout = MemoryLayout::contiguous(0x10000).unwrap();
+        for endless in [b'1', b'"', b',', b' '] {
+            let input = b"t_us,gfn\n1,\"".chain(io::repeat(endless));
+            let error = Trace::from_csv(input, &layout).unwrap_err().to_string();
+            assert_eq!(error, "not a trace: a line has more than 65536 bytes");
+        }
+        let long = format!("t_us,gfn,rest\n1,2,{}\n", "x".repeat(60_000));
+        assert_eq!(Trace::from_csv(long.as_bytes(), &layout).unwrap().touches().len(), 1);
     }
 }

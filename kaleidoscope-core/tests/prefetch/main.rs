@@ -1,0 +1,167 @@
+//! What every policy promises, on guests and faults of every shape.
+
+mod maps;
+mod plans;
+mod policies;
+
+use kaleidoscope_core::addr::FrameIndex;
+use kaleidoscope_core::color::{Color, RegionId};
+use kaleidoscope_core::prefetch::{
+    Access, Answer, Atlas, Fault, Paper, Plan, Planner, PrefetchPolicy, Presence,
+};
+use maps::{Recipe, map};
+use plans::{Step, run, step};
+use policies::policies;
+use proptest::prelude::*;
+use std::sync::Arc;
+
+/// Guests of every shape.
+fn recipes() -> impl Strategy<Value = Recipe> {
+    let ram = prop::collection::vec((0..6_u8, 1..200_u8), 1..6);
+    let free_percent = prop_oneof![Just(0), Just(100), 1..100_u8];
+    // Many small regions, few large ones, and what lies between.
+    (
+        ram,
+        prop_oneof![0..4_u8, 0..=255_u8],
+        free_percent,
+        prop_oneof![1..4_u8, 1..200_u8],
+        any::<u64>(),
+    )
+        .prop_map(|(ram, regions, free_percent, run, seed)| Recipe {
+            ram,
+            regions,
+            free_percent,
+            run,
+            seed,
+        })
+}
+
+fn steps() -> impl Strategy<Value = Vec<(u8, u32, u8)>> {
+    prop::collection::vec(any::<(u8, u32, u8)>(), 1..80)
+}
+
+proptest! {
+    #[test]
+    fn plans_hold_what_plans_must_hold(recipe in recipes(), raw in steps(), budget in 0..300_usize) {
+        let atlas = Arc::new(Atlas::new(map(&recipe)));
+        let steps: Vec<Step> = raw.iter().map(|raw| step(*raw, atlas.frames())).collect();
+        for (mut policy, mut again) in policies(&atlas).into_iter().zip(policies(&atlas)) {
+            let plans = run(&atlas, &mut *policy, &steps, budget, true);
+            prop_assert!(plans.is_ok(), "{}", plans.unwrap_err());
+            // The same faults give the same plans, whatever a plan held before.
+            prop_assert_eq!(&plans, &run(&atlas, &mut *again, &steps, budget, false));
+        }
+    }
+
+    #[test]
+    fn the_atlas_is_the_map_in_another_order(recipe in recipes()) {
+        let map = map(&recipe);
+        let atlas = Atlas::new(map.clone());
+        let all = atlas.run(0..u32::MAX);
+        prop_assert_eq!(all.len(), map.len());
+        // Region by region, in each by position and frame; the rest by frame.
+        let key = |frame: &FrameIndex| {
+            let known = map.frame(*frame).unwrap();
+            let position = if known.region.is_some() { known.position } else { 0 };
+            (known.region.unwrap_or(RegionId(u32::MAX)), position, *frame)
+        };
+        prop_assert!(all.is_sorted_by_key(key));
+        for (place, frame) in (0..).zip(all) {
+            prop_assert_eq!(atlas.place(*frame), Some(place));
+            let stretch = atlas.stretch(*frame).unwrap();
+            prop_assert!(atlas.range(stretch).contains(&place));
+            let region = map.frame(*frame).unwrap().region;
+            prop_assert_eq!(stretch as usize, region.map_or(map.regions().len(), |r| r.0 as usize));
+        }
+        prop_assert_eq!(atlas.stretches(), map.regions().len() + 1);
+        let backwards = std::ops::Range { start: 5, end: 2 };
+        prop_assert_eq!(atlas.run(backwards).len() + atlas.range(u32::MAX).len(), 0);
+        let past = FrameIndex(atlas.frames());
+        prop_assert_eq!((atlas.place(past), atlas.stretch(past)), (None, None));
+        prop_assert_eq!((atlas.color(past), atlas.is_free(past)), (Color::Unknown, false));
+    }
+
+    #[test]
+    fn the_paper_looks_ahead_among_frames_of_the_color(recipe in recipes(), frame: u32) {
+        let atlas = Arc::new(Atlas::new(map(&recipe)));
+        let frame = FrameIndex(frame % atlas.frames());
+        let color = atlas.color(frame).paper();
+        let window = match color.name() {
+            "kernel-code" | "user-code" => 4,
+            "kernel-data" | "unknown" => 12,
+            "user-data" => 16,
+            "page-cache" => 8,
+            free => { prop_assert_eq!(free, "free"); 0 }
+        };
+        let colors = (0..atlas.frames()).map(FrameIndex);
+        let ahead: Vec<_> = colors
+            .filter(|f| *f > frame && atlas.color(*f).paper() == color)
+            .take(window)
+            .collect();
+        let mut plan = Plan::new(Arc::clone(&atlas), 300);
+        let fault = Fault { frame, access: Access::Read, in_flight: false };
+        Paper::new(Arc::clone(&atlas)).fault(&fault, &mut plan.begin(&Nothing, Some(frame)));
+        prop_assert_eq!(plan.fetch(), ahead);
+        prop_assert_eq!(plan.answer() == Answer::Zero, color.name() == "free");
+    }
+
+    #[test]
+    fn a_planner_refuses_what_no_plan_may_hold(
+        recipe in recipes(), raw in steps(), budget in 0..300_usize, seed: u64,
+    ) {
+        let atlas = Arc::new(Atlas::new(map(&recipe)));
+        let steps: Vec<Step> = raw.iter().map(|raw| step(*raw, atlas.frames())).collect();
+        let plans = run(&atlas, &mut Wild(kaleidoscope_mock::Rng::new(seed)), &steps, budget, true);
+        prop_assert!(plans.is_ok(), "{}", plans.unwrap_err());
+    }
+}
+
+/// A clone without any frame.
+struct Nothing;
+
+impl Presence for Nothing {
+    fn is_absent(&self, _: FrameIndex) -> bool {
+        true
+    }
+}
+
+/// A policy that tries everything.
+struct Wild(kaleidoscope_mock::Rng);
+
+impl PrefetchPolicy for Wild {
+    fn name(&self) -> &str {
+        "blind-wild"
+    }
+
+    fn fault(&mut self, _: &Fault, planner: &mut Planner<'_>) {
+        self.background(planner);
+    }
+
+    fn background(&mut self, planner: &mut Planner<'_>) {
+        let frames = u64::from(planner.atlas().frames());
+        for _ in 0..self.0.below(400) {
+            let frame = if self.0.one_in(20) { u64::MAX } else { self.0.below(frames + 2) };
+            let frame = FrameIndex(u32::try_from(frame).unwrap_or(u32::MAX));
+            let (room, planned) = (planner.room(), planner.planned().len());
+            let was_absent = planner.is_absent(frame);
+            let is_planned = match self.0.below(20) {
+                0 => {
+                    planner.answer_with_zeros();
+                    continue;
+                }
+                1..8 => planner.zero(frame),
+                8..14 => planner.fetch(frame),
+                14..19 => planner.fetch_used(frame),
+                _ => {
+                    planner.limit(250);
+                    assert_eq!(planner.room(), room.min(250));
+                    continue;
+                }
+            };
+            let fetched = planner.planned().len() - planned;
+            assert_eq!(room - planner.room(), fetched);
+            assert!(fetched <= usize::from(is_planned) && (was_absent || !is_planned));
+            assert!(!is_planned || !planner.is_absent(frame));
+        }
+    }
+}
