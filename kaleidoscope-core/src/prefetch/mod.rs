@@ -5,12 +5,14 @@
 
 mod atlas;
 mod blind;
+mod oracle;
 mod paper;
 mod plan;
 mod policy;
 
 pub use atlas::{Atlas, Place};
 pub use blind::{Blind, Demand};
+pub use oracle::Oracle;
 pub use paper::{Paper, Shape};
 pub use plan::{Answer, Plan, Planner, Presence};
 pub use policy::{Access, Fault, Outcome, PrefetchPolicy};

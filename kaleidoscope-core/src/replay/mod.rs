@@ -6,7 +6,7 @@ mod metrics;
 mod simulator;
 mod trace;
 
-pub use cost::{CostModel, UnknownCostModel};
+pub use cost::{CostError, CostModel};
 pub use metrics::{Metrics, Sample};
 pub use simulator::{Replay, replay};
 pub use trace::{Touch, Trace, TraceError};

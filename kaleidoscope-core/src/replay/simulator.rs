@@ -46,7 +46,7 @@ pub fn replay(
 ) -> Metrics {
     let mut clone = Clone::new(atlas, options);
     let mut lanes = Lanes::new(trace);
-    let every = (trace.touches().len() / SAMPLES).max(1);
+    let every = trace.touches().len().div_ceil(SAMPLES).max(1);
     let mut done = 0usize;
     while let Some((now, lane, frame, access)) = lanes.next(trace) {
         let fault = Fault { frame, access, in_flight: false };
@@ -54,7 +54,7 @@ pub fn replay(
         lanes.resume(trace, lane, resumed);
         done += 1;
         if done.is_multiple_of(every) || done == trace.touches().len() {
-            clone.sample(resumed);
+            clone.sample(now);
         }
     }
     clone.finish()
@@ -290,6 +290,13 @@ impl<'a> Clone<'a> {
 
     fn finish(mut self) -> Metrics {
         self.metrics.waits_us.sort_by(f64::total_cmp);
+        for (history, color) in self.history.iter().zip(self.atlas.map().colors()) {
+            if (history.prefetched || history.touched)
+                && let Some(frames) = self.metrics.footprint.get_mut(*color as usize)
+            {
+                *frames += 1;
+            }
+        }
         let mut arrivals: Vec<Nanos> = self
             .link
             .arrived
