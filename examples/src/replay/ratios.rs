@@ -4,12 +4,12 @@ use super::policies::{BASELINE, FRONTIER, PolicyChoice};
 use super::runs::Results;
 use kaleidoscope_core::replay::Metrics;
 
-/// Lines that differ by less are the same line.
+/// Figures whose relative difference is smaller are the same.
 const MARGIN: f64 = 1e-9;
 
-/// Shares of a value that replays have, relative to the baseline's.
+/// A figure relative to the baseline's.
 ///
-/// Counts below 1 count as 1, on both sides, so that every ratio is a number and has a logarithm.
+/// Figures below 1 count as 1, on both sides, so that every ratio is a number and has a logarithm.
 pub(super) fn ratio(value: f64, baseline: f64) -> f64 {
     value.max(1.0) / baseline.max(1.0)
 }
@@ -49,6 +49,8 @@ pub(super) struct Mean {
     pub(super) faults: f64,
     pub(super) waste: f64,
     pub(super) stall: f64,
+    /// No trace had a fault.
+    pub(super) never_faults: bool,
     /// Nothing was wasted on any trace: the mean of the waste says only how much the baseline wasted.
     pub(super) wastes_nothing: bool,
     /// Mean share of needed frames that were there in time.
@@ -121,6 +123,7 @@ impl Mean {
             faults: mean(Figure::Faults),
             waste: mean(Figure::Waste),
             stall: mean(Figure::Stall),
+            never_faults: results.traces.iter().all(|m| m.faults == 0),
             wastes_nothing: results.traces.iter().all(|m| m.wasted() == 0),
             coverage: average(results.traces.iter().map(Metrics::coverage)),
             accuracy: average(results.traces.iter().map(Metrics::accuracy)),

@@ -4,7 +4,7 @@ use super::policies::{BASELINE, PolicyChoice};
 use super::ratios::{Blind, Comparison, Figure, Mean, ratio};
 use super::runs::Results;
 use super::traces::NamedTrace;
-use crate::statistics::thousands;
+use crate::statistics::{counted, mib, thousands};
 use crate::table::{finish, number, percent, printable, table};
 use comfy_table::CellAlignment::{Left, Right};
 use kaleidoscope_core::replay::Metrics;
@@ -33,8 +33,12 @@ pub(super) fn render(
         out.push_str(&block(rows, baseline));
         out.push('\n');
     }
-    let _ = writeln!(out, "×: relative to {BASELINE}; free: frames moved that nobody needed\n");
-    let _ = writeln!(out, "geometric means over {} trace(s), relative to {BASELINE}", traces.len());
+    let _ = writeln!(
+        out,
+        "×: relative to {BASELINE}; free: frames that were moved though nobody needs their bytes\n"
+    );
+    let count = counted(traces.len(), "trace");
+    let _ = writeln!(out, "geometric means over {count}, relative to {BASELINE}");
     out.push_str(&means(comparison));
     let _ = writeln!(out, "\nfaults against waste, both relative to {BASELINE}");
     out.push_str(&frontier(comparison));
@@ -87,7 +91,7 @@ fn block<'a>(
             times(Figure::Stall),
             format!("{:.2}", metrics.wait_us(0.99) / 1e3),
             thousands(p90 / 1000),
-            format!("{:.1}", crate::statistics::mib(metrics.transferred)),
+            format!("{:.1}", mib(metrics.transferred)),
         ]);
     }
     finish(&table)
@@ -105,7 +109,7 @@ fn means(comparison: &Comparison) -> String {
     for mean in &comparison.chosen {
         table.add_row(vec![
             mean.policy.to_string(),
-            times(mean.faults),
+            faults(mean),
             waste(mean),
             times(mean.stall),
             percent(mean.coverage),
@@ -126,14 +130,14 @@ fn frontier(comparison: &Comparison) -> String {
         ("", Left),
     ]);
     for mean in &comparison.blind {
-        table.add_row(vec![mean.policy.to_string(), times(mean.faults), waste(mean)]);
+        table.add_row(vec![mean.policy.to_string(), faults(mean), waste(mean)]);
     }
     let chosen = comparison.chosen.iter();
     for mean in chosen.filter(|mean| comparison.blind.iter().all(|b| b.policy != mean.policy)) {
         let better = if comparison.is_better(mean) { "better on both" } else { "" };
         table.add_row(vec![
             mean.policy.to_string(),
-            times(mean.faults),
+            faults(mean),
             waste(mean),
             bound(comparison.blind_faults(mean)),
             bound(comparison.blind_waste(mean)),
@@ -141,6 +145,10 @@ fn frontier(comparison: &Comparison) -> String {
         ]);
     }
     finish(&table)
+}
+
+fn faults(mean: &Mean) -> String {
+    if mean.never_faults { "none".to_owned() } else { times(mean.faults) }
 }
 
 fn waste(mean: &Mean) -> String {

@@ -46,7 +46,7 @@ const SIDES: [(i32, i32); 8] =
     [(1, 0), (-1, 0), (0, -1), (0, 1), (1, -1), (1, 1), (-1, -1), (-1, 1)];
 
 /// Distances from a point, in pixels.
-const DISTANCES: [i32; 6] = [9, 18, 30, 46, 66, 90];
+const DISTANCES: [i32; 6] = [12, 18, 30, 46, 66, 90];
 
 impl Labels {
     /// Labels between two corners.

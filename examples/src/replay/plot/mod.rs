@@ -23,15 +23,15 @@ const FAINT: RGBColor = RGBColor(0x76, 0x7e, 0x8c);
 const GRID: RGBColor = RGBColor(0xe4, 0xe7, 0xec);
 const SHADE: RGBColor = RGBColor(0xf1, 0xf3, 0xf6);
 
-/// Colors of policies, told apart by color-blind people too (Okabe and Ito, <https://jfly.uni-koeln.de/color/>), and darker
-/// relatives of theirs.
+/// Colors of policies: near those that color-blind people tell apart too (Okabe and Ito,
+/// <https://jfly.uni-koeln.de/color/>), dark enough for text, and then others.
 const PALETTE: [RGBColor; 10] = [
     RGBColor(0xd5, 0x5e, 0x00),
     RGBColor(0x00, 0x72, 0xb2),
     RGBColor(0x00, 0x9e, 0x73),
-    RGBColor(0xcc, 0x79, 0xa7),
-    RGBColor(0xe6, 0x9f, 0x00),
-    RGBColor(0x3f, 0xa7, 0xe0),
+    RGBColor(0xc0, 0x5c, 0x94),
+    RGBColor(0xc9, 0x86, 0x00),
+    RGBColor(0x2b, 0x95, 0xd0),
     RGBColor(0x8a, 0x3b, 0x12),
     RGBColor(0x5b, 0x4b, 0x9a),
     RGBColor(0x1b, 0x5e, 0x4a),

@@ -4,16 +4,21 @@ use super::labels::Labels;
 use super::{Area, Drawn, FAINT, FONT, GRID, SHADE, TEXT, axes, color, title};
 use crate::replay::policies::{BASELINE, PolicyChoice};
 use crate::replay::ratios::{Comparison, Mean};
+use crate::statistics::counted;
 use plotters::prelude::*;
+use plotters::style::text_anchor::{HPos, Pos, VPos};
 use std::ops::Range;
 
 /// Points that are more than this factor beyond the blind frontier are drawn at the edge, with their value.
 const BEYOND: f64 = 12.0;
 
+/// How far the edge is from the other points, as a factor.
+const EDGE: f64 = 1.8;
+
 /// Room around the points, as a factor.
 const ROOM: f64 = 1.35;
 
-/// An axis: what is shown, and what is at its lower edge.
+/// An axis: what is shown, and between which values points are drawn where they are.
 struct Axis {
     range: Range<f64>,
     lowest: f64,
@@ -21,14 +26,14 @@ struct Axis {
 }
 
 impl Axis {
-    fn new(
-        blind: impl Iterator<Item = f64> + Clone,
-        all: impl Iterator<Item = f64> + Clone,
-    ) -> Self {
-        let least = |values: &mut dyn Iterator<Item = f64>| values.fold(f64::INFINITY, f64::min);
-        let most = |values: &mut dyn Iterator<Item = f64>| values.fold(0.0, f64::max);
-        let lowest = least(&mut all.clone()).max(least(&mut blind.clone()) / BEYOND);
-        let highest = most(&mut all.clone()).min(most(&mut blind.clone()) * BEYOND);
+    fn new(blind: &[f64], all: &[f64]) -> Self {
+        let least = |values: &[f64]| values.iter().copied().fold(f64::INFINITY, f64::min);
+        let most = |values: &[f64]| values.iter().copied().fold(0.0, f64::max);
+        let shown = least(blind) / BEYOND..most(blind) * BEYOND;
+        let near: Vec<f64> = all.iter().copied().filter(|value| shown.contains(value)).collect();
+        let edge = |is_beyond: bool| if is_beyond { EDGE } else { 1.0 };
+        let lowest = least(&near) / edge(least(all) < shown.start);
+        let highest = most(&near) * edge(most(all) > shown.end);
         Self { range: lowest / ROOM..highest * ROOM, lowest, highest }
     }
 
@@ -40,12 +45,16 @@ impl Axis {
 /// Draws policies by their faults and their waste, both relative to the baseline, on logarithmic axes.
 pub(super) fn draw<'a>(area: &Area<'a>, comparison: &Comparison, traces: usize) -> Drawn<'a> {
     let below = format!(
-        "relative to {BASELINE}, geometric means over {traces} trace(s); left and down is better"
+        "relative to {BASELINE}, geometric means over {}; left and down is better",
+        counted(traces, "trace")
     );
-    title(area, "What a policy pays for its faults", &below)?;
-    let all = || comparison.blind.iter().chain(&comparison.chosen);
-    let faults = Axis::new(comparison.blind.iter().map(|m| m.faults), all().map(|m| m.faults));
-    let waste = Axis::new(comparison.blind.iter().map(|m| m.waste), all().map(|m| m.waste));
+    title(area, "Faults against waste", &below)?;
+    let axis = |figure: fn(&Mean) -> f64| {
+        let blind: Vec<_> = comparison.blind.iter().map(figure).collect();
+        let chosen = comparison.chosen.iter().map(figure);
+        Axis::new(&blind, &blind.iter().copied().chain(chosen).collect::<Vec<_>>())
+    };
+    let (faults, waste) = (axis(|mean| mean.faults), axis(|mean| mean.waste));
     let ticks = (axes::logarithmic(&faults.range), axes::logarithmic(&waste.range));
     let mut chart = ChartBuilder::on(area)
         .margin_top(84)
@@ -103,6 +112,10 @@ pub(super) fn draw<'a>(area: &Area<'a>, comparison: &Comparison, traces: usize) 
         labels.avoid(*point, 4);
     }
     labels.avoid_line(&line);
+    let corner = (size.0 - 44, 96);
+    let style = text(16, FAINT).pos(Pos::new(HPos::Right, VPos::Top));
+    area.draw(&Text::new("no better than blind prefetch", corner, style))?;
+    labels.avoid((size.0 - 144, 104), 12);
     for (place, mean) in &chosen {
         let text = label(mean, &faults, &waste);
         labels.draw(area, pixels(&at(mean)), &text, 20, color(*place))?;
@@ -124,7 +137,9 @@ fn is_on_line(mean: &Mean, comparison: &Comparison) -> bool {
 /// A policy's name, and what cannot be seen from where its point is.
 fn label(mean: &Mean, faults: &Axis, waste: &Axis) -> String {
     let mut notes = Vec::new();
-    if faults.pin(mean.faults) != mean.faults {
+    if mean.never_faults {
+        notes.push("no faults".to_owned());
+    } else if faults.pin(mean.faults) != mean.faults {
         notes.push(format!("{:.1$}× faults", mean.faults, digits(mean.faults)));
     }
     if mean.wastes_nothing {
