@@ -1,6 +1,6 @@
 //! Runs `kaleidoscope replay` on a synthetic guest.
 
-#![expect(clippy::unwrap_used, reason = "helpers of a test fail by panicking")]
+#![expect(clippy::unwrap_used, clippy::panic, reason = "helpers of a test fail by panicking")]
 
 use kaleidoscope_core::addr::{FrameIndex, Gfn};
 use kaleidoscope_core::color::Color;

@@ -349,7 +349,7 @@ mod tests {
             at_us: u64::from(n) * 70,
             frame: FrameIndex(n * 3),
             access: Access::Read,
-            vcpu: u16::from(n % 7 == 0),
+            vcpu: u16::from(n.is_multiple_of(7)),
         };
         let layout = MemoryLayout::contiguous(u64::from(FRAMES) * 4096).unwrap();
         Trace::new((0..touches).map(touch), &layout)

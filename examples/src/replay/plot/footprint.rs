@@ -70,10 +70,12 @@ pub(super) fn draw<'a>(area: &Area<'a>, trace: &NamedTrace, judged: &[&Results])
     };
     for line in &lines {
         labels.avoid_line(&line.iter().map(pixels).collect::<Vec<_>>());
+        if let Some(last) = line.last() {
+            labels.avoid(pixels(last), 6);
+        }
     }
     for ((place, line), results) in lines.iter().enumerate().zip(judged) {
         if let Some(last) = line.last() {
-            labels.avoid(pixels(last), 6);
             let name = results.policy.to_string();
             labels.draw(area, pixels(last), &name, 18, color(place))?;
         }

@@ -2,7 +2,7 @@
 
 use super::labels::Labels;
 use super::{Area, Drawn, FAINT, FONT, GRID, SHADE, TEXT, axes, color, title};
-use crate::replay::policies::{BASELINE, PolicyChoice};
+use crate::replay::policies::BASELINE;
 use crate::replay::ratios::{Comparison, Mean};
 use crate::statistics::counted;
 use plotters::prelude::*;
@@ -121,10 +121,7 @@ pub(super) fn draw<'a>(area: &Area<'a>, comparison: &Comparison, traces: usize) 
         labels.draw(area, pixels(&at(mean)), &text, 20, color(*place))?;
     }
     for (mean, point) in comparison.blind.iter().zip(&line) {
-        let text = match &mean.policy {
-            PolicyChoice::BlindAligned(size) => format!("blind {size}"),
-            other => other.to_string(),
-        };
+        let text = mean.policy.to_string().replace("blind-aligned-", "blind ");
         labels.draw(area, *point, &text, 15, FAINT)?;
     }
     Ok(())
