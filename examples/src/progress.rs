@@ -1,6 +1,6 @@
 //! A sign of life for work that takes over a second.
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::sync::{Mutex, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
@@ -51,4 +51,36 @@ pub(crate) fn during<T>(what: &str, work: impl FnOnce(&Status) -> T) -> T {
         drop(done);
         result
     })
+}
+
+/// How far along work is that consists of many pieces, which threads may share. Shows nothing during the first second,
+/// nor where standard error is no terminal.
+#[derive(Debug)]
+pub(crate) struct Bar {
+    bar: ProgressBar,
+    start: Instant,
+}
+
+impl Bar {
+    /// No piece is done yet.
+    pub(crate) fn new(what: &'static str, pieces: usize) -> Self {
+        let style = ProgressStyle::with_template("{msg} [{bar:40}] {pos}/{len} {eta}");
+        let style = style.unwrap_or_else(|_| ProgressStyle::default_bar());
+        let pieces = u64::try_from(pieces).unwrap_or(u64::MAX);
+        let bar = ProgressBar::with_draw_target(Some(pieces), ProgressDrawTarget::hidden());
+        Self { bar: bar.with_style(style).with_message(what), start: Instant::now() }
+    }
+
+    /// One more piece is done.
+    pub(crate) fn advance(&self) {
+        if self.bar.is_hidden() && self.start.elapsed() > PATIENCE {
+            self.bar.set_draw_target(ProgressDrawTarget::stderr());
+        }
+        self.bar.inc(1);
+    }
+
+    /// All are done: the bar disappears.
+    pub(crate) fn finish(self) {
+        self.bar.finish_and_clear();
+    }
 }

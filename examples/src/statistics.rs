@@ -113,6 +113,12 @@ pub(crate) fn thousands(number: u64) -> String {
     out
 }
 
+/// `1 trace`, `2 traces`.
+pub(crate) fn counted(number: usize, what: &str) -> String {
+    let end = if number == 1 { "" } else { "s" };
+    format!("{number} {what}{end}")
+}
+
 /// The parts of a cached file's region name, `FSTYPE:DEVICE:INODE:PATH`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
 pub(crate) struct CachedFile<'a> {
@@ -198,6 +204,7 @@ mod tests {
         assert_eq!(thousands(999), "999");
         assert_eq!(thousands(1000), "1,000");
         assert_eq!(thousands(1234567), "1,234,567");
+        assert_eq!([counted(1, "trace"), counted(2, "trace")], ["1 trace", "2 traces"]);
         assert!((mib(256) - 1.0).abs() < 1e-12);
     }
 }

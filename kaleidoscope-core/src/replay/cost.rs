@@ -54,20 +54,139 @@ impl CostModel {
     pub const NAMES: [&'static str; 3] = ["gbe", "25gbe", "local"];
 }
 
+/// A model by its name, or by its figures: `fault=60,page=1.5` in microseconds, and where they are not the usual ones
+/// (20 us, 16 and 64 pages) also `zero=`, `message=` and `stream=`.
 impl FromStr for CostModel {
-    type Err = UnknownCostModel;
+    type Err = CostError;
 
-    fn from_str(name: &str) -> Result<Self, UnknownCostModel> {
-        match name {
+    fn from_str(text: &str) -> Result<Self, CostError> {
+        match text {
             "gbe" => Ok(Self::GBE),
             "25gbe" => Ok(Self::GBE25),
             "local" => Ok(Self::LOCAL),
-            _ => Err(UnknownCostModel(name.to_owned())),
+            _ if text.contains('=') => Self::from_figures(text),
+            _ => Err(CostError::Unknown(text.to_owned())),
         }
     }
 }
 
-/// A name that no cost model has.
+impl CostModel {
+    fn from_figures(text: &str) -> Result<Self, CostError> {
+        let mut model = Self { fault_us: f64::NAN, page_us: f64::NAN, ..Self::GBE };
+        for part in text.split(',') {
+            let (name, value) =
+                part.split_once('=').ok_or_else(|| CostError::Figure(part.to_owned()))?;
+            match name {
+                "fault" => model.fault_us = microseconds(name, value)?,
+                "page" => model.page_us = microseconds(name, value)?,
+                "zero" => model.zero_us = microseconds(name, value)?,
+                "message" => model.message_pages = pages(name, value, 1)?,
+                "stream" => model.stream_pages = pages(name, value, 0)?,
+                _ => return Err(CostError::Figure(part.to_owned())),
+            }
+        }
+        for (name, us) in [("fault", model.fault_us), ("page", model.page_us)] {
+            if us.is_nan() {
+                return Err(CostError::Missing(name));
+            }
+        }
+        Ok(model)
+    }
+}
+
+/// Longest time of a cost: an hour.
+const MAX_US: f64 = 3.6e9;
+
+fn microseconds(name: &str, value: &str) -> Result<f64, CostError> {
+    let us: Option<f64> = value.parse().ok();
+    us.filter(|us| (0.0..=MAX_US).contains(us)).ok_or_else(|| CostError::wrong(name, value))
+}
+
+fn pages(name: &str, value: &str, least: u32) -> Result<u32, CostError> {
+    let pages: Option<u32> = value.parse().ok();
+    pages.filter(|pages| *pages >= least).ok_or_else(|| CostError::wrong(name, value))
+}
+
+/// Why a text is no cost model.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-#[error("no cost model is called `{0}`; there are gbe, 25gbe and local")]
-pub struct UnknownCostModel(String);
+#[non_exhaustive]
+pub enum CostError {
+    /// A name that no model has.
+    #[error("no cost model is called `{0}`; there are gbe, 25gbe, local, and fault=US,page=US")]
+    Unknown(String),
+    /// A part that is no figure.
+    #[error(
+        "`{0}` is no figure of a cost model; there are fault=, page=, zero=, message= and stream="
+    )]
+    Figure(String),
+    /// A figure without which there is no model.
+    #[error("a cost model needs `{0}=`")]
+    Missing(&'static str),
+    /// A figure's value.
+    #[error("`{name}={value}`: {}", rule(.name))]
+    Value {
+        /// The figure.
+        name: String,
+        /// What is there.
+        value: String,
+    },
+}
+
+impl CostError {
+    fn wrong(name: &str, value: &str) -> Self {
+        Self::Value { name: name.to_owned(), value: value.to_owned() }
+    }
+}
+
+/// What a figure's value must be.
+fn rule(name: &str) -> &'static str {
+    match name {
+        "message" => "pages of a message are a whole number from 1 on",
+        "stream" => "pages of the background are a whole number",
+        _ => "microseconds are a number from 0 to 3.6e9",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn error(text: &str) -> String {
+        text.parse::<CostModel>().unwrap_err().to_string()
+    }
+
+    #[test]
+    fn models_have_names() {
+        let models = CostModel::NAMES.map(|name| name.parse());
+        assert_eq!(models, [Ok(CostModel::GBE), Ok(CostModel::GBE25), Ok(CostModel::LOCAL)]);
+        assert!(error("10gbe").contains("there are gbe, 25gbe, local"));
+    }
+
+    #[test]
+    fn models_are_made_of_figures() {
+        let usual = CostModel { fault_us: 60.0, page_us: 1.5, ..CostModel::GBE };
+        assert_eq!("fault=60,page=1.5".parse(), Ok(usual));
+        let all = CostModel {
+            fault_us: 60.0,
+            page_us: 1.5,
+            zero_us: 0.0,
+            message_pages: 1,
+            stream_pages: 0,
+        };
+        assert_eq!("stream=0,message=1,zero=0,page=1.5,fault=60".parse(), Ok(all));
+    }
+
+    #[test]
+    fn bad_figures_are_named() {
+        assert_eq!(error("fault=60"), "a cost model needs `page=`");
+        assert_eq!(error("page=1"), "a cost model needs `fault=`");
+        assert!(error("fault=60,page=1,speed=3").starts_with("`speed=3` is no figure"));
+        assert!(error("fault=60,page").starts_with("`page` is no figure"));
+        for value in ["-1", "NaN", "inf", "", "1e10"] {
+            let text = error(&format!("fault={value},page=1"));
+            assert!(text.starts_with(&format!("`fault={value}`: microseconds")), "{text}");
+        }
+        assert!(error("fault=1,page=1,message=0").contains("from 1 on"));
+        assert!(error("fault=1,page=1,stream=-1").contains("whole number"));
+    }
+}

@@ -1,6 +1,7 @@
 //! What a replay measures.
 
 use crate::addr::FRAME_SIZE;
+use crate::color::Color;
 
 /// The state of a clone at an instant.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -45,6 +46,8 @@ pub struct Metrics {
     pub working_set_us: [u64; 3],
     /// The clone over time: after every n-th touch and after the last, n being the touches / 256, rounded up. At most 256.
     pub samples: Vec<Sample>,
+    /// Frames that take memory at the end, by color in the order of [`Color::ALL`].
+    pub footprint: [u32; Color::ALL.len()],
 }
 
 impl Metrics {
@@ -52,6 +55,12 @@ impl Metrics {
     #[must_use]
     pub fn wasted(&self) -> u32 {
         self.prefetched.saturating_sub(self.used)
+    }
+
+    /// Frames that take memory at the end: fetched ones, and zero-filled ones that were touched.
+    #[must_use]
+    pub fn resident(&self) -> u32 {
+        self.footprint.iter().sum()
     }
 
     /// Share of the needed frames that were there before they were touched; 1 when none was needed.

@@ -9,7 +9,7 @@ mod simulator;
 mod tests;
 mod trace;
 
-pub use cost::{CostModel, UnknownCostModel};
+pub use cost::{CostError, CostModel};
 pub use count::{Counter, Counts};
 pub use metrics::{Metrics, Sample};
 pub use simulator::{Replay, replay};

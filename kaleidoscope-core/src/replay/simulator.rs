@@ -297,8 +297,19 @@ impl<'a> Clone<'a> {
         });
     }
 
+    /// Counts what takes memory, by color.
+    fn count_footprint(&mut self) {
+        for (history, color) in self.history.iter().zip(self.atlas.map().colors()) {
+            let is_resident = history.prefetched || history.touched;
+            if is_resident && let Some(count) = self.metrics.footprint.get_mut(*color as usize) {
+                *count += 1;
+            }
+        }
+    }
+
     fn finish(mut self) -> Metrics {
         self.metrics.waits_us.sort_by(f64::total_cmp);
+        self.count_footprint();
         let mut arrivals: Vec<Nanos> = self
             .link
             .arrived
@@ -321,4 +332,69 @@ impl<'a> Clone<'a> {
 #[expect(clippy::cast_precision_loss, reason = "nanoseconds of a replay are below 2^53")]
 fn us(nanos: Nanos) -> f64 {
     nanos as f64 / 1000.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::color::{Color, ColorMap, Frame};
+    use crate::memory::MemoryLayout;
+    use crate::prefetch::{Access, Blind, Demand, Oracle, Paper};
+    use crate::replay::Touch;
+
+    const FRAMES: u32 = 2048;
+
+    /// A guest in which every fifth frame is free.
+    fn atlas() -> Arc<Atlas> {
+        let layout = MemoryLayout::contiguous(u64::from(FRAMES) * 4096).unwrap();
+        let color = |n: u32| if n.is_multiple_of(5) { Color::Free } else { Color::Anonymous };
+        let frames = (0..FRAMES).map(|n| Frame { color: color(n), ..Frame::default() });
+        Arc::new(Atlas::new(ColorMap::new(layout, Default::default(), frames, Vec::new()).unwrap()))
+    }
+
+    /// Every third frame, from two vCPUs.
+    fn trace(touches: u32) -> Trace {
+        let touch = |n: u32| Touch {
+            at_us: u64::from(n) * 70,
+            frame: FrameIndex(n * 3),
+            access: Access::Read,
+            vcpu: u16::from(n.is_multiple_of(7)),
+        };
+        let layout = MemoryLayout::contiguous(u64::from(FRAMES) * 4096).unwrap();
+        Trace::new((0..touches).map(touch), &layout)
+    }
+
+    #[test]
+    fn samples_are_few_in_order_and_agree_with_the_end() {
+        let atlas = atlas();
+        for touches in [1, 255, 256, 257, 511, 600] {
+            let trace = trace(touches);
+            let policies: [Box<dyn PrefetchPolicy>; 4] = [
+                Box::new(Demand),
+                Box::new(Blind::aligned(16)),
+                Box::new(Paper::new(Arc::clone(&atlas))),
+                Box::new(Oracle::new(&atlas, trace.touches().iter().map(|t| t.frame))),
+            ];
+            for mut policy in policies {
+                let options = Replay::new(CostModel::GBE);
+                let metrics = replay(&trace, &atlas, policy.as_mut(), &options);
+                let samples = &metrics.samples;
+                assert!(samples.len() <= SAMPLES + 1, "{} of {touches}", samples.len());
+                assert!(samples.is_sorted_by_key(|s| (s.at_us, s.touched, s.resident)));
+                let last = samples.last().unwrap();
+                assert_eq!(last.touched, touches);
+                assert_eq!(last.resident, metrics.resident(), "{}", policy.name());
+                assert_eq!(metrics.needed + metrics.free_touched, touches);
+                assert_eq!(metrics.footprint[Color::Slab as usize], 0);
+            }
+        }
+    }
+
+    #[test]
+    fn a_trace_without_touches_measures_nothing() {
+        let options = Replay::new(CostModel::GBE);
+        let metrics = replay(&Trace::default(), &atlas(), &mut Demand, &options);
+        assert_eq!(metrics, Metrics::default());
+        assert_eq!((metrics.coverage(), metrics.accuracy(), metrics.wait_us(0.5)), (1.0, 1.0, 0.0));
+    }
 }

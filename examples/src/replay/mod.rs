@@ -1,0 +1,155 @@
+//! `kaleidoscope replay`: judges prefetch policies on what clones really touched.
+//!
+//! An image is colored once; then every trace is [replayed](runs) under every [policy](policies), beside blind prefetch of
+//! every size, with which all are [compared](ratios).
+mod json;
+mod plot;
+mod policies;
+mod ratios;
+mod runs;
+mod table;
+mod traces;
+
+use crate::analysis::{LayoutArgs, color, registers};
+use crate::failure::{Failure, print};
+use kaleidoscope_core::coloring::Rules;
+use kaleidoscope_core::prefetch::Atlas;
+use kaleidoscope_core::replay::{CostModel, Replay};
+use policies::{BASELINE, FRONTIER, PolicyChoice};
+use ratios::Comparison;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// Judge prefetch policies on traces of what clones touched.
+///
+/// Colors a parent's memory image, and replays traces of its clones under every policy in simulated time: how often a
+/// clone has to ask and wait, and what it gets for nothing. Blind prefetch of all sizes is replayed beside the policies.
+///
+/// A trace is a CSV with a header line and columns t_us (microseconds since the clone was resumed) and gfn (hexadecimal);
+/// access_write (0 or 1), vcpu and event (only `touch` counts) are used where they are there.
+#[derive(Clone, Debug, clap::Args)]
+#[command(after_help = "\
+Policies:
+  demand             fetches nothing that was not asked for
+  blind-next-N       the next N frames by number
+  blind-aligned-N    the aligned block of N frames
+  paper              the next frames of the same color (Bryant et al., 2011)
+  paper-pivot        the frames of the same color on both sides
+  oracle             knows the trace: the bound
+
+Examples:
+  kaleidoscope replay ram.bin --layout layout.txt --trace traces/*.csv
+      all policies on all traces, over Gigabit Ethernet
+  kaleidoscope replay ram.bin --trace scan.csv --policy paper,blind-next-8 --cost 25gbe --plot scan.svg
+      two policies on a faster network, with a picture
+  kaleidoscope replay ram.bin --trace scan.csv --speed 20 --cost fault=80,page=2
+      a trace from an emulator that is 20 times slower than the machine; a network of one's own
+  kaleidoscope replay ram.bin --trace scan.csv --json | jq -r '.[] | [.policy, .faults, .stall_us] | @tsv'
+      for programs")]
+pub(crate) struct Args {
+    /// Memory image of the parent: raw, ELF core, or a VMM's memory file
+    image: PathBuf,
+    #[command(flatten)]
+    layout: LayoutArgs,
+    /// Registers of the vCPUs, as `info registers -a` of QEMU's monitor prints them
+    #[arg(long, value_name = "FILE")]
+    regs: Option<PathBuf>,
+    /// What clones touched: CSV files
+    #[arg(long = "trace", value_name = "FILE.csv", required = true, num_args = 1..)]
+    traces: Vec<PathBuf>,
+    /// Policies to judge, separated by commas; all of them unless told otherwise
+    #[arg(long = "policy", value_name = "NAME", value_delimiter = ',', num_args = 1..)]
+    policies: Vec<PolicyChoice>,
+    /// What faults and pages cost: gbe, 25gbe, local, or fault=US,page=US[,zero=US,message=PAGES,stream=PAGES]
+    ///
+    /// Microseconds from a fault to its page on an idle link; per page on the link; per fault answered with zeros (20). Most
+    /// pages of a message (16), and that the background may have on their way (64).
+    #[arg(long, value_name = "MODEL", default_value = "gbe")]
+    cost: Cost,
+    /// The traces' clocks run this many times as fast: for traces from a slow emulator
+    #[arg(long, value_name = "X", default_value = "1", value_parser = positive)]
+    speed: f64,
+    /// Most frames to fetch beside the one that was asked for
+    #[arg(long, value_name = "FRAMES", default_value_t = 256,
+          value_parser = clap::value_parser!(u32).range(1..))]
+    budget: u32,
+    /// Print a JSON array with one object per trace and policy instead of tables
+    #[arg(long)]
+    json: bool,
+    /// Draw faults against waste, and the first trace's footprint over time
+    #[arg(long, value_name = "FILE.svg")]
+    plot: Option<PathBuf>,
+}
+
+/// A cost model, and how it was asked for.
+#[derive(Clone, Debug)]
+struct Cost {
+    text: String,
+    model: CostModel,
+}
+
+impl std::str::FromStr for Cost {
+    type Err = kaleidoscope_core::replay::CostError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Ok(Self { text: text.to_owned(), model: text.parse()? })
+    }
+}
+
+fn positive(text: &str) -> Result<f64, &'static str> {
+    let number: Option<f64> = text.parse().ok();
+    number.filter(|n| n.is_finite() && *n > 0.0).ok_or("it is a number above 0")
+}
+
+impl Args {
+    /// Replays the traces.
+    pub(crate) fn run(&self) -> Result<(), Failure> {
+        let image = self.layout.open(&self.image)?;
+        let registers = registers(&image, self.regs.as_deref())?;
+        let analysis = color(&image, registers, Rules::default())?;
+        let map = analysis.coloring.map;
+        let traces = traces::read(&self.traces, map.layout(), self.speed)?;
+        let heading = crate::table::heading(&map);
+        let atlas = Arc::new(Atlas::new(map));
+
+        let chosen = self.chosen();
+        let mut policies = chosen.clone();
+        policies.extend([BASELINE].into_iter().chain(FRONTIER));
+        let policies = distinct(policies);
+        let budget = usize::try_from(self.budget).unwrap_or(usize::MAX);
+        let options = Replay { budget, ..Replay::new(self.cost.model) };
+        let results = runs::run(&policies, &traces, &atlas, &options)?;
+
+        let (judged, _) = results.split_at(chosen.len());
+        let judged: Vec<_> = judged.iter().collect();
+        let comparison = Comparison::new(&results, &chosen);
+        if let Some(path) = &self.plot {
+            plot::write(path, &comparison, &traces, &judged)?;
+        }
+        print(&if self.json {
+            json::render(&traces, &judged, &self.cost.text)
+        } else {
+            let tables = table::render(&traces, &results, &judged, &comparison);
+            format!("{heading}cost: {}\n\n{tables}", self.cost.text)
+        })
+    }
+
+    fn chosen(&self) -> Vec<PolicyChoice> {
+        if self.policies.is_empty() {
+            PolicyChoice::defaults()
+        } else {
+            distinct(self.policies.clone())
+        }
+    }
+}
+
+/// Each policy once, where it came first.
+fn distinct(policies: Vec<PolicyChoice>) -> Vec<PolicyChoice> {
+    let mut kept: Vec<PolicyChoice> = Vec::with_capacity(policies.len());
+    for policy in policies {
+        if !kept.contains(&policy) {
+            kept.push(policy);
+        }
+    }
+    kept
+}

@@ -1,0 +1,103 @@
+//! The bound: a policy that knows what will be touched.
+
+use super::{Atlas, Fault, Planner, PrefetchPolicy};
+use crate::addr::FrameIndex;
+
+/// Fetches what a trace touches, in the trace's order, from the start: no policy can do with fewer frames.
+///
+/// It is no policy for clones, but what others are measured against. Free frames are answered with zeros.
+#[derive(Clone, Debug)]
+pub struct Oracle {
+    /// What will be touched and is not free, in order.
+    frames: Vec<FrameIndex>,
+    /// How many of `frames` were planned, or found to be there.
+    done: usize,
+}
+
+impl Oracle {
+    /// Knows that these frames will be touched in this order.
+    #[must_use]
+    pub fn new(atlas: &Atlas, frames: impl IntoIterator<Item = FrameIndex>) -> Self {
+        let frames = frames.into_iter().filter(|frame| !atlas.is_free(*frame)).collect();
+        Self { frames, done: 0 }
+    }
+
+    /// Plans the next frames, as many as fit. Over a replay, every frame is looked at once.
+    fn next(&mut self, planner: &mut Planner<'_>) {
+        while planner.room() > 0
+            && let Some(frame) = self.frames.get(self.done)
+        {
+            planner.fetch(*frame);
+            self.done += 1;
+        }
+    }
+}
+
+impl PrefetchPolicy for Oracle {
+    fn name(&self) -> &str {
+        "oracle"
+    }
+
+    fn fault(&mut self, _: &Fault, planner: &mut Planner<'_>) {
+        if !planner.answer_with_zeros() {
+            self.next(planner);
+        }
+    }
+
+    fn background(&mut self, planner: &mut Planner<'_>) {
+        self.next(planner);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::color::{Color, ColorMap, Frame};
+    use crate::memory::MemoryLayout;
+    use crate::prefetch::{Access, Answer, Plan, Presence};
+    use std::sync::Arc;
+
+    /// Frames below the limit are present.
+    struct PresentBelow(u32);
+
+    impl Presence for PresentBelow {
+        fn is_absent(&self, frame: FrameIndex) -> bool {
+            frame.0 >= self.0
+        }
+    }
+
+    /// Eight frames, of which number 5 is free.
+    fn atlas() -> Arc<Atlas> {
+        let layout = MemoryLayout::contiguous(8 * 4096).unwrap();
+        let frames = (0..8).map(|i| Frame {
+            color: if i == 5 { Color::Free } else { Color::Anonymous },
+            ..Frame::default()
+        });
+        Arc::new(Atlas::new(ColorMap::new(layout, Default::default(), frames, Vec::new()).unwrap()))
+    }
+
+    fn frames(numbers: &[u32]) -> Vec<FrameIndex> {
+        numbers.iter().copied().map(FrameIndex).collect()
+    }
+
+    #[test]
+    fn it_goes_through_the_list_once() {
+        let atlas = atlas();
+        let mut oracle = Oracle::new(&atlas, frames(&[7, 5, 3, 0, 6, 2]));
+        let mut plan = Plan::new(Arc::clone(&atlas), 2);
+        let fault = |frame| Fault { frame, access: Access::Unknown, in_flight: false };
+
+        let present = PresentBelow(1);
+        oracle.fault(&fault(FrameIndex(7)), &mut plan.begin(&present, Some(FrameIndex(7))));
+        assert_eq!(plan.fetch(), frames(&[3, 6]), "what is asked for, free or present is left out");
+        assert_eq!(plan.answer(), Answer::Fetch);
+
+        oracle.fault(&fault(FrameIndex(5)), &mut plan.begin(&present, Some(FrameIndex(5))));
+        assert_eq!((plan.answer(), plan.fetch()), (Answer::Zero, &[][..]));
+
+        oracle.background(&mut plan.begin(&present, None));
+        assert_eq!(plan.fetch(), frames(&[2]));
+        oracle.background(&mut plan.begin(&present, None));
+        assert_eq!(plan.fetch(), [], "nothing comes twice");
+    }
+}
