@@ -181,7 +181,7 @@ fn file_table(map: &ColorMap) -> String {
 }
 
 /// An empty table with these columns, each aligned as its title: a rule below the titles, and nothing else drawn.
-fn table<const N: usize>(titles: [(&str, CellAlignment); N]) -> Table {
+pub(crate) fn table<const N: usize>(titles: [(&str, CellAlignment); N]) -> Table {
     let mut table = Table::new();
     table.load_preset(presets::NOTHING);
     table.set_style(TableComponent::HeaderLines, '─');
@@ -194,7 +194,8 @@ fn table<const N: usize>(titles: [(&str, CellAlignment); N]) -> Table {
     table
 }
 
-fn finish(table: &Table) -> String {
+/// The lines of a table, without blanks at their ends.
+pub(crate) fn finish(table: &Table) -> String {
     table.lines().fold(String::new(), |mut out, line| {
         out.push_str(line.trim_end());
         out.push('\n');

@@ -10,6 +10,9 @@ use std::borrow::Cow;
 use std::cmp::Reverse;
 use std::collections::HashMap;
 
+/// Most regions of one name that are compared with each other; a hostile guest can have any number.
+const MAX_ALIKE: usize = 1024;
+
 /// What a region goes by.
 #[derive(Clone, Debug)]
 pub(super) struct View<'a> {
@@ -149,17 +152,20 @@ fn by_meaning(ours: &[View<'_>], theirs: &[View<'_>]) -> Vec<Option<u32>> {
             }
             continue;
         }
-        // The largest chooses first: by name, then by size.
+        // Who fits best chooses first, among those the largest.
+        from.truncate(MAX_ALIKE);
+        to.truncate(MAX_ALIKE);
         let frames = |views: &[View<'_>], at: usize| views.get(at).map_or(0, |v| v.frames);
-        from.sort_by_key(|&i| Reverse(frames(ours, i)));
+        let likeness = |i: usize, j: usize| match (ours_parsed.get(i), theirs_parsed.get(j)) {
+            (Some(a), Some(b)) => a.likeness(b),
+            _ => 0,
+        };
+        let best = |i: usize| to.iter().map(|&j| likeness(i, j)).max();
+        from.sort_by_cached_key(|&i| Reverse((best(i), frames(ours, i))));
         for i in from {
             let wanted = frames(ours, i);
             let fit = |j: &usize| {
-                let likeness = match (ours_parsed.get(i), theirs_parsed.get(*j)) {
-                    (Some(a), Some(b)) => a.likeness(b),
-                    _ => 0,
-                };
-                (likeness, Reverse(frames(theirs, *j).abs_diff(wanted)), Reverse(*j))
+                (likeness(i, *j), Reverse(frames(theirs, *j).abs_diff(wanted)), Reverse(*j))
             };
             let Some(at) = (0..to.len()).max_by_key(|&at| to.get(at).map(fit)) else { break };
             if let Some(slot) = out.get_mut(i) {

@@ -1,6 +1,5 @@
 //! Regions of a recording, and how their frames are addressed.
 
-use super::to_u32;
 use crate::addr::FrameIndex;
 use crate::color::{FrameKind, Order, Region, RegionId};
 use crate::prefetch::Atlas;
