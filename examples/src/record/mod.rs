@@ -217,17 +217,19 @@ fn read(path: &Path) -> Result<Recording, Failure> {
 /// What is wrong with a recording, and what to do about it.
 fn explained(path: &Path, error: &RecordingError) -> Failure {
     let failure = Failure::at(path, error);
-    let hint = match error {
-        RecordingError::File(ManifestError::Io(_)) => return failure,
-        RecordingError::File(ManifestError::Magic { .. }) => {
-            "`kaleidoscope record make IMAGE --trace T.csv -o FILE.krec` makes a recording"
-        }
-        RecordingError::File(ManifestError::Version { .. } | ManifestError::Flags { .. }) => {
-            "read it with the version that wrote it, or record again"
-        }
-        _ => "copy the file again, or record again",
+    let RecordingError::File(file) = error else {
+        return failure.hint("record again: the file is not what this program writes");
     };
-    failure.hint(hint)
+    if matches!(file, ManifestError::Io(_)) {
+        failure
+    } else if matches!(file, ManifestError::Magic { .. }) {
+        failure
+            .hint("`kaleidoscope record make IMAGE --trace T.csv -o FILE.krec` makes a recording")
+    } else if matches!(file, ManifestError::Version { .. } | ManifestError::Flags { .. }) {
+        failure.hint("read it with the version that wrote it, or record again")
+    } else {
+        failure.hint("copy the file again, or record again")
+    }
 }
 
 fn merge(recordings: &[Recording]) -> Result<Recording, Failure> {

@@ -72,23 +72,12 @@ pub(super) fn factor(how: Match, color: Color, likeness: Likeness) -> f32 {
     match likeness {
         // The same bytes at the same place; what is left to chance is in how many runs it was touched.
         Likeness::Snapshot => 1.0,
-        Likeness::Kernel => match how {
-            Match::KernelAddress if color == Color::FrameTable => FRAME_TABLE,
-            Match::KernelAddress => 0.9,
-            _ => elsewhere(how, color),
-        },
-        Likeness::Other => elsewhere(how, color),
+        Likeness::Kernel if how == Match::KernelAddress && color != Color::FrameTable => 0.9,
+        Likeness::Kernel | Likeness::Other => elsewhere(how, color),
     }
 }
 
-/// The frame table describes frames by number, which hold other things on another boot (0.49 to 0.50).
-const FRAME_TABLE: f32 = 0.45;
-
 /// In a guest with another kernel.
-#[expect(
-    clippy::wildcard_enum_match_arm,
-    reason = "colors that are not named were all but never right"
-)]
 fn elsewhere(how: Match, color: Color) -> f32 {
     match (how, color) {
         // 0.06 and 1.00: what of a disk's metadata is read depends on what is cached elsewhere.
@@ -103,7 +92,8 @@ fn elsewhere(how: Match, color: Color) -> f32 {
         (Match::KernelAddress, Color::KernelText) => 0.25,
         // 0.73 to 0.76.
         (Match::KernelAddress, Color::PerCpu) => 0.7,
-        (Match::KernelAddress, Color::FrameTable) => FRAME_TABLE,
+        // 0.49 to 0.50: it describes frames by number, which hold other things on another boot.
+        (Match::KernelAddress, Color::FrameTable) => 0.45,
         // 0.85 to 0.92.
         (Match::Rank, Color::PageTable) => 0.85,
         // 0.33 to 0.37, mostly in caches that are touched all over.
