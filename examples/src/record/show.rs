@@ -162,8 +162,9 @@ pub(super) fn kept(recording: &Recording, path: &Path) -> String {
     let (runs, regions) = (recording.runs(), recording.regions().len());
     let size = std::fs::metadata(path).map_or(0, |m| m.len());
     format!(
-        "{}: {runs} runs, {} frames of {} regions in {} bytes\n",
+        "{}: {}, {} frames of {} regions in {} bytes\n",
         path.display(),
+        runs_of(runs),
         count(entries),
         count(regions),
         thousands(size)
@@ -177,8 +178,8 @@ pub(super) fn summary_tables(summary: &Summary<'_>) -> String {
         (os, release) => printable(format!("{os} {release}").trim()),
     };
     let mut out = format!(
-        "{} runs, {} frames of {kernel}, image {}\n",
-        summary.runs,
+        "{}, {} frames of {kernel}, image {}\n",
+        runs_of(summary.runs),
         count(summary.entries),
         summary.image.get(..16).unwrap_or(&summary.image),
     );
@@ -247,6 +248,10 @@ pub(super) fn found_table(found: &Found) -> String {
     let _ = write!(out, "\n{}", finish(&rows));
     let _ = writeln!(out, "\n{} frames have a confidence of at least 0.5", count(found.sure));
     out
+}
+
+fn runs_of(runs: u32) -> String {
+    if runs == 1 { "1 run".to_owned() } else { format!("{} runs", thousands(u64::from(runs))) }
 }
 
 fn count(n: usize) -> String {
