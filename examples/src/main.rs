@@ -11,6 +11,7 @@ mod map;
 mod outputs;
 mod picture;
 mod progress;
+mod record;
 mod replay;
 mod statistics;
 mod table;
@@ -36,6 +37,8 @@ enum Command {
     Map(map::Args),
     Check(check::Args),
     Replay(replay::Args),
+    #[command(subcommand)]
+    Record(record::Command),
     /// Boot real guests whose memory can be compared with what they say of it themselves.
     #[command(subcommand)]
     Lab(lab::Command),
@@ -57,6 +60,7 @@ fn main() -> ExitCode {
         Command::Explain(args) => done(args.run()),
         Command::Map(args) => done(args.run()),
         Command::Replay(args) => done(args.run()),
+        Command::Record(command) => done(command.run()),
         Command::Lab(command) => done(command.run().map_err(failure::Failure::new)),
         Command::LabAgent(args) => done(args.run().map_err(failure::Failure::new)),
         Command::Check(args) => args.run().unwrap_or_else(|error| {

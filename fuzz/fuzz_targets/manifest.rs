@@ -3,12 +3,12 @@
 #![no_main]
 
 use kaleidoscope_core::manifest::{Limits, Manifest};
-use kaleidoscope_fuzz::manifest_around;
+use kaleidoscope_fuzz::file_around;
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|data: &[u8]| {
     let Some((&choice, data)) = data.split_first() else { return };
-    let file = if choice % 4 == 0 { data.to_vec() } else { manifest_around(data) };
+    let file = if choice % 4 == 0 { data.to_vec() } else { file_around(*b"KSCOPE\r\n", data) };
     let limits = Limits::for_frames(1 << 16);
     match Manifest::from_bytes(&file, &limits) {
         Ok(manifest) => {

@@ -3,10 +3,14 @@
 //! A fuzz target itself, so that it is built with all others from the same objects; run it with `-runs=0`.
 #![no_main]
 
-use kaleidoscope_core::addr::{Gpa, Gva};
+use kaleidoscope_core::addr::{FrameIndex, Gpa, Gva};
+use kaleidoscope_core::color::ColorMap;
 use kaleidoscope_core::coloring::{Options, color};
 use kaleidoscope_core::manifest::{ImageIdentity, Manifest};
 use kaleidoscope_core::memory::GuestMemory;
+use kaleidoscope_core::prefetch::{Access, Atlas};
+use kaleidoscope_core::recording::Recording;
+use kaleidoscope_core::replay::{Touch, Trace};
 use kaleidoscope_fuzz::{guest, payload_of};
 use kaleidoscope_mock::linux::{KernelStyle, MockGuest};
 use libfuzzer_sys::fuzz_target;
@@ -91,10 +95,14 @@ fn write(root: &Path) -> Result<(), Box<dyn Error>> {
         let options = Options { registers: guest.registers.clone(), ..Options::default() };
         let coloring = color(&guest.memory, &options)?;
         let identity = ImageIdentity::of(&guest.memory, &coloring.map)?;
-        let file = Manifest::new(coloring.map, identity).to_bytes()?;
+        let file = Manifest::new(coloring.map.clone(), identity).to_bytes()?;
         put("manifest", &format!("{name}-file"), &[&[0], &file[..]].concat())?;
         let payload = payload_of(&file).ok_or("the manifest has no payload")?;
         put("manifest", &format!("{name}-payload"), &[&[1], &payload[..]].concat())?;
+        let file = recording(coloring.map, identity).to_bytes()?;
+        put("recording", &format!("{name}-file"), &[&[0], &file[..]].concat())?;
+        let payload = payload_of(&file).ok_or("the recording has no payload")?;
+        put("recording", &format!("{name}-payload"), &[&[1], &payload[..]].concat())?;
     }
     let layouts: [&[u64]; 3] = [
         &[0, 0, 0, 1 << 45],
@@ -140,6 +148,14 @@ fn faults(seed: u8, free_percent: u8) -> Vec<u8> {
         }
     }
     file
+}
+
+/// A recording of a run that touches every seventh frame.
+fn recording(map: ColorMap, identity: ImageIdentity) -> Recording {
+    let atlas = Atlas::new(map);
+    let touch = |frame| Touch { at_us: 0, frame: FrameIndex(frame), access: Access::Read, vcpu: 0 };
+    let touches = (0..atlas.frames()).step_by(7).map(touch);
+    Recording::from_trace(&Trace::new(touches, atlas.layout()), &atlas, identity)
 }
 
 /// An ELF core dump with one segment of RAM and a note.

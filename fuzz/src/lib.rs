@@ -62,15 +62,15 @@ pub fn guest(style: KernelStyle) -> MockGuest {
     builder.build().expect("16 MiB are enough for a synthetic guest")
 }
 
-/// A manifest file around a payload, with a header and checksum that are right.
+/// A file around a payload, with a header and checksum that are right: a manifest's for the magic `KSCOPE\r\n`.
 ///
 /// # Panics
 /// When zstd runs out of memory.
 #[must_use]
-pub fn manifest_around(payload: &[u8]) -> Vec<u8> {
+pub fn file_around(magic: [u8; 8], payload: &[u8]) -> Vec<u8> {
     use sha2::{Digest, Sha256};
     let frame = zstd::bulk::compress(payload, 1).expect("zstd has enough memory");
-    let mut file = b"KSCOPE\r\n\x01\0\0\0\0\0\0\0".to_vec();
+    let mut file = [magic.as_slice(), b"\x01\0\0\0\0\0\0\0"].concat();
     file.extend((frame.len() as u64).to_le_bytes());
     file.extend((payload.len() as u64).to_le_bytes());
     let checksum = Sha256::new().chain_update(&file).chain_update(&frame).finalize();
@@ -79,7 +79,7 @@ pub fn manifest_around(payload: &[u8]) -> Vec<u8> {
     file
 }
 
-/// The payload of a manifest file that is right.
+/// The payload of such a file that is right.
 #[must_use]
 pub fn payload_of(file: &[u8]) -> Option<Vec<u8>> {
     zstd::stream::decode_all(file.get(64..)?).ok()

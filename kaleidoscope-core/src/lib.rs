@@ -3,7 +3,8 @@
 //! Read the modules as a pipeline, each using only those before it: [`addr`] and [`memory`] say which frames there are,
 //! [`image`] and [`registers`] where they come from, [`paging`] and [`linux`] gather facts in the words of [`guest_os`],
 //! [`coloring`] judges them, [`color`] holds the judgement, and [`manifest`] keeps it in a file; [`prefetch`] decides what a
-//! clone gets before it asks, and [`replay`] judges such decisions on the touches of real clones.
+//! clone gets before it asks, [`replay`] judges such decisions on the touches of real clones, and [`recording`] keeps what clones
+//! touched for other clones, boots and kernels.
 //!
 //! ```no_run
 //! use kaleidoscope_core::coloring::{Options, color};
@@ -27,6 +28,7 @@ pub mod manifest;
 pub mod memory;
 pub mod paging;
 pub mod prefetch;
+pub mod recording;
 pub mod registers;
 pub mod replay;
 pub mod tune;

@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Modules of the core in the order of the pipeline: each may use those before it, never those after it.
-const PIPELINE: [&str; 13] = [
+const PIPELINE: [&str; 14] = [
     "addr",
     "memory",
     "registers",
@@ -19,6 +19,7 @@ const PIPELINE: [&str; 13] = [
     "manifest",
     "prefetch",
     "replay",
+    "recording",
     "tune",
 ];
 

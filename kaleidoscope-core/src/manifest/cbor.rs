@@ -8,7 +8,7 @@ use super::ManifestError;
 use ciborium_ll::{Decoder, Encoder, Header};
 
 /// Reads one item after another out of a payload.
-pub(super) struct Reader<'a> {
+pub(crate) struct Reader<'a> {
     bytes: &'a [u8],
     at: usize,
     /// Path of the field being read, for errors.
@@ -17,27 +17,27 @@ pub(super) struct Reader<'a> {
 
 impl<'a> Reader<'a> {
     /// A reader at the payload's first byte.
-    pub(super) fn new(bytes: &'a [u8]) -> Self {
-        Self::at(bytes, "manifest", 0)
+    pub(crate) fn new(bytes: &'a [u8]) -> Self {
+        Self::at(bytes, "payload", 0)
     }
 
     /// A reader at the given place of a payload, where the field `field` starts.
-    pub(super) fn at(bytes: &'a [u8], field: &'static str, place: usize) -> Self {
+    pub(crate) fn at(bytes: &'a [u8], field: &'static str, place: usize) -> Self {
         Self { bytes, at: place, field }
     }
 
     /// Another reader of the same field, at another place.
-    pub(super) fn moved_to(&self, place: usize) -> Self {
+    pub(crate) fn moved_to(&self, place: usize) -> Self {
         Self::at(self.bytes, self.field, place)
     }
 
     /// Offset of the next item.
-    pub(super) fn place(&self) -> usize {
+    pub(crate) fn place(&self) -> usize {
         self.at
     }
 
     /// An error at the current place.
-    pub(super) fn error(&self, problem: impl Into<String>) -> ManifestError {
+    pub(crate) fn error(&self, problem: impl Into<String>) -> ManifestError {
         ManifestError::Field { field: self.field, at: self.at, problem: problem.into() }
     }
 
@@ -46,7 +46,7 @@ impl<'a> Reader<'a> {
         self.bytes.get(self.at..).unwrap_or_default()
     }
 
-    pub(super) fn head(&mut self) -> Result<Header, ManifestError> {
+    pub(crate) fn head(&mut self) -> Result<Header, ManifestError> {
         let mut decoder = Decoder::from(self.rest());
         let head = decoder.pull().map_err(|e| match e {
             ciborium_ll::Error::Io(_) => self.error("the payload ends inside an item"),
@@ -71,7 +71,7 @@ impl<'a> Reader<'a> {
     }
 
     /// `len` bytes of a byte or text string's body.
-    pub(super) fn body(&mut self, len: usize) -> Result<&'a [u8], ManifestError> {
+    pub(crate) fn body(&mut self, len: usize) -> Result<&'a [u8], ManifestError> {
         let body = self.rest().get(..len);
         let body = body.ok_or_else(|| self.error(format!("a string of {len} bytes is cut off")))?;
         self.at = self.at.saturating_add(len);
@@ -86,13 +86,13 @@ impl<'a> Reader<'a> {
         Ok(count)
     }
 
-    pub(super) fn uint(&mut self) -> Result<u64, ManifestError> {
+    pub(crate) fn uint(&mut self) -> Result<u64, ManifestError> {
         self.expect("an unsigned integer", |head| {
             if let Header::Positive(value) = head { Some(value) } else { None }
         })
     }
 
-    pub(super) fn bytes(&mut self) -> Result<&'a [u8], ManifestError> {
+    pub(crate) fn bytes(&mut self) -> Result<&'a [u8], ManifestError> {
         let len =
             self.expect(
                 "a byte string",
@@ -103,7 +103,7 @@ impl<'a> Reader<'a> {
         self.body(len)
     }
 
-    pub(super) fn text(&mut self) -> Result<&'a str, ManifestError> {
+    pub(crate) fn text(&mut self) -> Result<&'a str, ManifestError> {
         let len =
             self.expect("a text", |head| if let Header::Text(len) = head { len } else { None })?;
         let body = self.body(len)?;
@@ -111,21 +111,21 @@ impl<'a> Reader<'a> {
     }
 
     /// The number of items of an array, at most the number of bytes left.
-    pub(super) fn array(&mut self) -> Result<usize, ManifestError> {
+    pub(crate) fn array(&mut self) -> Result<usize, ManifestError> {
         let len =
             self.expect("an array", |head| if let Header::Array(len) = head { len } else { None })?;
         self.count(len)
     }
 
     /// The number of entries of a map, at most the number of bytes left.
-    pub(super) fn map(&mut self) -> Result<usize, ManifestError> {
+    pub(crate) fn map(&mut self) -> Result<usize, ManifestError> {
         let len =
             self.expect("a map", |head| if let Header::Map(len) = head { len } else { None })?;
         self.count(len)
     }
 
     /// Skips one item of any type, whatever it contains, without recursion.
-    pub(super) fn skip(&mut self) -> Result<(), ManifestError> {
+    pub(crate) fn skip(&mut self) -> Result<(), ManifestError> {
         let mut pending = 1usize;
         while let Some(left) = pending.checked_sub(1) {
             let inner = match self.head()? {
@@ -153,7 +153,7 @@ impl<'a> Reader<'a> {
     }
 
     /// Fails unless everything was read.
-    pub(super) fn finish(self) -> Result<(), ManifestError> {
+    pub(crate) fn finish(self) -> Result<(), ManifestError> {
         if self.rest().is_empty() { Ok(()) } else { Err(self.error("bytes after the last item")) }
     }
 }
@@ -178,7 +178,7 @@ fn describe(head: Header) -> &'static str {
 
 /// Writes items. Heads are as short as they can be; the caller writes map keys in ascending order of their encoding.
 #[derive(Default)]
-pub(super) struct Writer {
+pub(crate) struct Writer {
     out: Vec<u8>,
 }
 
@@ -188,29 +188,29 @@ impl Writer {
         let _: std::io::Result<()> = Encoder::from(&mut self.out).push(head);
     }
 
-    pub(super) fn uint(&mut self, value: impl Into<u64>) {
+    pub(crate) fn uint(&mut self, value: impl Into<u64>) {
         self.head(Header::Positive(value.into()));
     }
 
-    pub(super) fn bytes(&mut self, body: &[u8]) {
+    pub(crate) fn bytes(&mut self, body: &[u8]) {
         self.head(Header::Bytes(Some(body.len())));
         self.out.extend_from_slice(body);
     }
 
-    pub(super) fn text(&mut self, body: &str) {
+    pub(crate) fn text(&mut self, body: &str) {
         self.head(Header::Text(Some(body.len())));
         self.out.extend_from_slice(body.as_bytes());
     }
 
-    pub(super) fn array(&mut self, len: usize) {
+    pub(crate) fn array(&mut self, len: usize) {
         self.head(Header::Array(Some(len)));
     }
 
-    pub(super) fn map(&mut self, len: usize) {
+    pub(crate) fn map(&mut self, len: usize) {
         self.head(Header::Map(Some(len)));
     }
 
-    pub(super) fn finish(self) -> Vec<u8> {
+    pub(crate) fn finish(self) -> Vec<u8> {
         self.out
     }
 }
@@ -262,7 +262,7 @@ mod tests {
         let error = reader.uint().unwrap_err().to_string();
         assert_eq!(
             error,
-            "manifest field `layout`, byte 0x1 of the payload: expected an unsigned integer, found a text"
+            "field `layout`, byte 0x1 of the payload: expected an unsigned integer, found a text"
         );
     }
 }

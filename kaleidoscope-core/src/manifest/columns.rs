@@ -9,20 +9,20 @@ const NO_REGION: u32 = u32::MAX;
 
 /// One column per frame property.
 #[derive(Default)]
-pub(super) struct Columns<B> {
+pub(crate) struct Columns<B> {
     /// Numbers of [`FrameKind`]s, one byte per frame.
-    pub(super) kind: B,
+    pub(crate) kind: B,
     /// Numbers of [`Color`]s, one byte per frame.
-    pub(super) color: B,
+    pub(crate) color: B,
     /// Bits of [`Temperature`], one byte per frame.
-    pub(super) temperature: B,
+    pub(crate) temperature: B,
     /// Region number or [`NO_REGION`], four bytes per frame, little-endian.
-    pub(super) region: B,
+    pub(crate) region: B,
     /// Position minus the position of the frame before it in the same region (0 for the first), modulo 2^64, eight
     /// bytes per frame, little-endian. Frames without a region count as one more region.
     ///
     /// Files are read in order into frames that were free in order, so most differences are 1.
-    pub(super) position: B,
+    pub(crate) position: B,
 }
 
 /// Position of the last frame seen, per region.
@@ -46,7 +46,7 @@ impl LastPosition {
 
 impl Columns<Vec<u8>> {
     /// The columns of a map.
-    pub(super) fn of(map: &ColorMap) -> Self {
+    pub(crate) fn of(map: &ColorMap) -> Self {
         let mut columns = Self::default();
         let mut last = LastPosition::new(map.regions().len());
         for (_, _, frame) in map.iter() {
@@ -65,7 +65,7 @@ impl Columns<Vec<u8>> {
 
 impl Columns<&[u8]> {
     /// The frame records of `frames` frames in `regions` regions.
-    pub(super) fn frames(
+    pub(crate) fn frames(
         &self,
         frames: usize,
         regions: usize,
@@ -106,22 +106,22 @@ fn expect_len(column: &'static str, bytes: &[u8], expected: usize) -> Result<(),
 
 /// What the numbers in a manifest mean to this program: the file lists the names of its numbers, so that a palette can
 /// grow or change without changing what older files say.
-pub(super) struct Palette {
-    pub(super) kinds: Names<FrameKind>,
-    pub(super) colors: Names<Color>,
-    pub(super) orders: Names<Order>,
-    pub(super) signs: Names<Temperature>,
+pub(crate) struct Palette {
+    pub(crate) kinds: Names<FrameKind>,
+    pub(crate) colors: Names<Color>,
+    pub(crate) orders: Names<Order>,
+    pub(crate) signs: Names<Temperature>,
 }
 
 /// The value of each number, or the name that this program does not know.
-pub(super) struct Names<T>(Vec<Result<T, String>>);
+pub(crate) struct Names<T>(Vec<Result<T, String>>);
 
 impl<T: Copy> Names<T> {
-    pub(super) fn new(names: &[&str], find: impl Fn(&str) -> Option<T>) -> Self {
+    pub(crate) fn new(names: &[&str], find: impl Fn(&str) -> Option<T>) -> Self {
         Self(names.iter().map(|n| find(n).ok_or_else(|| (*n).to_owned())).collect())
     }
 
-    pub(super) fn get(&self, number: u8) -> Result<T, String> {
+    pub(crate) fn get(&self, number: u8) -> Result<T, String> {
         match self.0.get(usize::from(number)) {
             Some(Ok(value)) => Ok(*value),
             Some(Err(name)) => Err(format!("`{name}` is not known to this program")),

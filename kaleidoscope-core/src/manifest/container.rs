@@ -1,17 +1,38 @@
-//! The outer layer: header, checksum and compression.
+//! The outer layer, which manifests and recordings share: header, checksum and compression.
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
-use super::{Limits, ManifestError};
+use super::ManifestError;
 use sha2::{Digest, Sha256};
 use std::io::{Read, Write};
 use std::path::Path;
 use zstd::zstd_safe;
 
-/// First bytes of the file. The line ending shows a transfer that changed line endings.
-const MAGIC: [u8; 8] = *b"KSCOPE\r\n";
+/// A kind of file in the container.
+pub(crate) struct Family {
+    /// What its files are called in errors.
+    pub(crate) name: &'static str,
+    /// First bytes of the file. Line endings in it show a transfer that changed line endings.
+    pub(crate) magic: [u8; 8],
+    /// Major version of the format. Additions that old readers can skip do not change it.
+    pub(crate) version: u32,
+}
 
-/// Major version of the format. Additions that old readers can skip do not change it.
-const VERSION: u32 = 1;
+/// How large a file may be.
+#[derive(Clone, Copy)]
+pub(crate) struct Bounds {
+    /// Most bytes of uncompressed payload.
+    pub(crate) max_payload: u64,
+    /// Most bytes of the file.
+    pub(crate) max_file: u64,
+}
+
+impl Bounds {
+    /// Bounds for files whose payload has up to this many bytes: room for what zstd makes of an incompressible one.
+    pub(crate) fn for_payload(max_payload: u64) -> Self {
+        let max_file = max_payload.saturating_add(max_payload / 128).saturating_add(1 << 10);
+        Self { max_payload, max_file }
+    }
+}
 
 /// Level 9 makes a map about 10 % smaller than level 3 and still takes about 0.1 ms per MiB of guest RAM.
 const COMPRESSION_LEVEL: i32 = 9;
@@ -34,12 +55,12 @@ struct Header {
 
 impl Header {
     /// The header's first part, which the checksum covers.
-    fn fields(&self) -> [u8; CHECKSUM_AT] {
+    fn fields(&self, family: &Family) -> [u8; CHECKSUM_AT] {
         let mut out = [0; CHECKSUM_AT];
         let flags = 0u32;
         let parts: [&[u8]; 5] = [
-            &MAGIC,
-            &VERSION.to_le_bytes(),
+            &family.magic,
+            &family.version.to_le_bytes(),
             &flags.to_le_bytes(),
             &self.payload_len.to_le_bytes(),
             &self.uncompressed_len.to_le_bytes(),
@@ -54,11 +75,12 @@ impl Header {
     }
 
     /// Parses and checks the header at the start of `bytes`; the checksum is not verified yet.
-    fn parse(bytes: &[u8], limits: &Limits) -> Result<Self, ManifestError> {
+    fn parse(bytes: &[u8], family: &Family, bounds: Bounds) -> Result<Self, ManifestError> {
         let mut rest = bytes;
-        let found = rest.get(..MAGIC.len()).unwrap_or(rest);
-        if found != MAGIC {
-            return Err(ManifestError::Magic { found: found.to_vec() });
+        let &Family { name, magic, version: supported } = family;
+        let found = rest.get(..magic.len()).unwrap_or(rest);
+        if found != magic {
+            return Err(ManifestError::Magic { name, magic, found: found.to_vec() });
         }
         let truncated = || ManifestError::Truncated {
             expected: to_u64(HEADER_LEN),
@@ -66,8 +88,8 @@ impl Header {
         };
         take::<8>(&mut rest).ok_or_else(truncated)?;
         let version = u32::from_le_bytes(take(&mut rest).ok_or_else(truncated)?);
-        if version != VERSION {
-            return Err(ManifestError::Version { found: version, supported: VERSION });
+        if version != supported {
+            return Err(ManifestError::Version { name, found: version, supported });
         }
         let flags = u32::from_le_bytes(take(&mut rest).ok_or_else(truncated)?);
         if flags != 0 {
@@ -76,8 +98,8 @@ impl Header {
         let payload_len = u64::from_le_bytes(take(&mut rest).ok_or_else(truncated)?);
         let uncompressed_len = u64::from_le_bytes(take(&mut rest).ok_or_else(truncated)?);
         let checksum = take(&mut rest).ok_or_else(truncated)?;
-        within("bytes of payload", uncompressed_len, limits.max_payload())?;
-        within("bytes of compressed payload", payload_len, limits.max_file())?;
+        within("bytes of payload", uncompressed_len, bounds.max_payload)?;
+        within("bytes of compressed payload", payload_len, bounds.max_file)?;
         Ok(Self { payload_len, uncompressed_len, checksum })
     }
 
@@ -86,29 +108,33 @@ impl Header {
         self.payload_len.saturating_add(to_u64(HEADER_LEN))
     }
 
-    fn checksum_of(&self, payload: &[u8]) -> [u8; 32] {
-        Sha256::new().chain_update(self.fields()).chain_update(payload).finalize().into()
+    fn checksum_of(&self, family: &Family, payload: &[u8]) -> [u8; 32] {
+        Sha256::new().chain_update(self.fields(family)).chain_update(payload).finalize().into()
     }
 }
 
 /// Puts a payload into a file's bytes.
-pub(super) fn wrap(payload: &[u8]) -> Result<Vec<u8>, ManifestError> {
+pub(crate) fn wrap(family: &Family, payload: &[u8]) -> Result<Vec<u8>, ManifestError> {
     let compressed = zstd::bulk::compress(payload, COMPRESSION_LEVEL)
         .map_err(|e| ManifestError::Compression(e.to_string()))?;
-    Ok(seal(to_u64(payload.len()), &compressed))
+    Ok(seal(family, to_u64(payload.len()), &compressed))
 }
 
 /// Puts the header in front of a compressed payload.
-pub(super) fn seal(uncompressed_len: u64, compressed: &[u8]) -> Vec<u8> {
+pub(crate) fn seal(family: &Family, uncompressed_len: u64, compressed: &[u8]) -> Vec<u8> {
     let payload_len = to_u64(compressed.len());
     let mut header = Header { payload_len, uncompressed_len, checksum: [0; 32] };
-    header.checksum = header.checksum_of(compressed);
-    [header.fields().as_slice(), &header.checksum, compressed].concat()
+    header.checksum = header.checksum_of(family, compressed);
+    [header.fields(family).as_slice(), &header.checksum, compressed].concat()
 }
 
 /// Takes the payload out of a file's bytes.
-pub(super) fn unwrap(bytes: &[u8], limits: &Limits) -> Result<Vec<u8>, ManifestError> {
-    let header = Header::parse(bytes, limits)?;
+pub(crate) fn unwrap(
+    bytes: &[u8],
+    family: &Family,
+    bounds: Bounds,
+) -> Result<Vec<u8>, ManifestError> {
+    let header = Header::parse(bytes, family, bounds)?;
     let end = header.file_len();
     let found = to_u64(bytes.len());
     if found < end {
@@ -118,7 +144,7 @@ pub(super) fn unwrap(bytes: &[u8], limits: &Limits) -> Result<Vec<u8>, ManifestE
         return Err(ManifestError::TrailingBytes { end });
     }
     let compressed = bytes.get(HEADER_LEN..).unwrap_or_default();
-    if header.checksum_of(compressed) != header.checksum {
+    if header.checksum_of(family, compressed) != header.checksum {
         return Err(ManifestError::Checksum);
     }
     decompress(compressed, header.uncompressed_len)
@@ -146,20 +172,21 @@ fn decompress(compressed: &[u8], expected: u64) -> Result<Vec<u8>, ManifestError
 }
 
 /// Reads a whole file into memory, as much of it as its header announces and no more than the limits allow.
-pub(super) fn read_bounded(
+pub(crate) fn read_bounded(
     mut input: impl Read,
-    limits: &Limits,
+    family: &Family,
+    bounds: Bounds,
 ) -> Result<Vec<u8>, ManifestError> {
     let mut bytes = Vec::new();
     input.by_ref().take(to_u64(HEADER_LEN)).read_to_end(&mut bytes)?;
-    let header = Header::parse(&bytes, limits)?;
+    let header = Header::parse(&bytes, family, bounds)?;
     // One byte more than announced, to see whether the file goes on.
     input.take(header.payload_len.saturating_add(1)).read_to_end(&mut bytes)?;
     Ok(bytes)
 }
 
 /// Replaces the file at `path` by one with these bytes, in one step.
-pub(super) fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), ManifestError> {
+pub(crate) fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), ManifestError> {
     let directory = match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),

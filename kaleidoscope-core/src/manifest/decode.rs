@@ -24,14 +24,14 @@ const MAX_NAME_LEN: usize = 64;
 const MAX_NOTES: u32 = 1 << 12;
 
 /// The manifest in a payload.
-pub(super) fn payload(bytes: &[u8], limits: &Limits) -> Result<Manifest, ManifestError> {
+pub(crate) fn payload(bytes: &[u8], limits: &Limits) -> Result<Manifest, ManifestError> {
     let mut reader = Reader::new(bytes);
     let keys = ["layout", "kernel", "palette", "regions", "frames", "identity", "notes"];
     let [layout, kernel, palette, regions, frames, identity, notes] = fields(&mut reader, keys)?;
     reader.finish()?;
 
     let at = |field, place| Reader::at(bytes, field, place);
-    let mut text = TextBudget { limits, left: limits.max_text_total };
+    let mut text = TextBudget::new(limits);
     let layout = read_layout(&mut at("layout", layout), limits)?;
     let kernel = read_kernel(&mut at("kernel", kernel), &mut text)?;
     let palette = read_palette(&mut at("palette", palette))?;
@@ -44,7 +44,7 @@ pub(super) fn payload(bytes: &[u8], limits: &Limits) -> Result<Manifest, Manifes
 }
 
 /// Reads a map with text keys and returns where the values of `keys` are. Other entries are skipped.
-fn fields<const N: usize>(
+pub(crate) fn fields<const N: usize>(
     reader: &mut Reader<'_>,
     keys: [&'static str; N],
 ) -> Result<[usize; N], ManifestError> {
@@ -66,14 +66,18 @@ fn fields<const N: usize>(
     Ok(out)
 }
 
-/// Counts down the text that a manifest may hold.
-struct TextBudget<'a> {
+/// Counts down the text that a file may hold.
+pub(crate) struct TextBudget<'a> {
     limits: &'a Limits,
     left: u32,
 }
 
-impl TextBudget<'_> {
-    fn read(&mut self, reader: &mut Reader<'_>) -> Result<String, ManifestError> {
+impl<'a> TextBudget<'a> {
+    pub(crate) fn new(limits: &'a Limits) -> Self {
+        Self { limits, left: limits.max_text_total }
+    }
+
+    pub(crate) fn read(&mut self, reader: &mut Reader<'_>) -> Result<String, ManifestError> {
         let text = reader.text()?;
         let too_much = |what, limit: u32| ManifestError::Limit {
             what,
@@ -120,7 +124,7 @@ fn read_layout(reader: &mut Reader<'_>, limits: &Limits) -> Result<MemoryLayout,
     Ok(MemoryLayout::new(&regions)?)
 }
 
-fn read_kernel(
+pub(crate) fn read_kernel(
     reader: &mut Reader<'_>,
     text: &mut TextBudget<'_>,
 ) -> Result<KernelIdentity, ManifestError> {
@@ -148,7 +152,7 @@ fn read_palette(reader: &mut Reader<'_>) -> Result<Palette, ManifestError> {
     })
 }
 
-fn read_names<T: Copy>(
+pub(crate) fn read_names<T: Copy>(
     reader: &mut Reader<'_>,
     find: impl Fn(&str) -> Option<T>,
 ) -> Result<Names<T>, ManifestError> {
@@ -242,7 +246,7 @@ fn build(
     Ok(map)
 }
 
-fn read_identity(reader: &mut Reader<'_>) -> Result<ImageIdentity, ManifestError> {
+pub(crate) fn read_identity(reader: &mut Reader<'_>) -> Result<ImageIdentity, ManifestError> {
     let [digest, frames] = fields(reader, ["digest", "frames"])?;
     let mut at_digest = reader.moved_to(digest);
     let digest = at_digest.bytes()?;

@@ -2,13 +2,13 @@
 //!
 //! Keys of a map are written in ascending order of their encoding (shorter ones first), as deterministic CBOR asks.
 
-use super::Manifest;
 use super::cbor::Writer;
 use super::columns::Columns;
+use super::{ImageIdentity, Manifest};
 use crate::color::{Color, ColorMap, FrameKind, KernelIdentity, Order, Temperature};
 
 /// The CBOR map of a manifest.
-pub(super) fn payload(manifest: &Manifest) -> Vec<u8> {
+pub(crate) fn payload(manifest: &Manifest) -> Vec<u8> {
     let map = &manifest.map;
     let mut out = Writer::default();
     out.map(7);
@@ -25,12 +25,16 @@ pub(super) fn payload(manifest: &Manifest) -> Vec<u8> {
     out.text("regions");
     regions(&mut out, map);
     out.text("identity");
+    identity(&mut out, &manifest.identity);
+    out.finish()
+}
+
+pub(crate) fn identity(out: &mut Writer, identity: &ImageIdentity) {
     out.map(2);
     out.text("digest");
-    out.bytes(&manifest.identity.digest);
+    out.bytes(&identity.digest);
     out.text("frames");
-    out.uint(manifest.identity.frames);
-    out.finish()
+    out.uint(identity.frames);
 }
 
 fn frames(out: &mut Writer, columns: &Columns<Vec<u8>>) {
@@ -47,7 +51,7 @@ fn frames(out: &mut Writer, columns: &Columns<Vec<u8>>) {
     out.bytes(&columns.temperature);
 }
 
-fn kernel(out: &mut Writer, kernel: &KernelIdentity) {
+pub(crate) fn kernel(out: &mut Writer, kernel: &KernelIdentity) {
     out.map(5);
     for (key, value) in [
         ("os", &kernel.os),
@@ -94,7 +98,7 @@ fn regions(out: &mut Writer, map: &ColorMap) {
     }
 }
 
-fn texts<'a>(out: &mut Writer, texts: impl ExactSizeIterator<Item = &'a str>) {
+pub(crate) fn texts<'a>(out: &mut Writer, texts: impl ExactSizeIterator<Item = &'a str>) {
     out.array(texts.len());
     texts.for_each(|text| out.text(text));
 }

@@ -1,5 +1,7 @@
 //! How much a manifest may ask for.
 
+use super::container::Bounds;
+
 /// Bytes of a frame in the payload's columns, and in a [`ColorMap`](crate::color::ColorMap).
 pub(super) const FRAME_RECORD_BYTES: u64 = 1 + 1 + 1 + 4 + 8;
 
@@ -57,8 +59,12 @@ impl Limits {
     /// Most bytes in a file that these limits admit: what zstd makes of an incompressible payload, and the header.
     #[must_use]
     pub fn max_file(&self) -> u64 {
-        let payload = self.max_payload();
-        payload.saturating_add(payload / 128).saturating_add(1 << 10)
+        self.bounds().max_file
+    }
+
+    /// What the container needs to know.
+    pub(super) fn bounds(&self) -> Bounds {
+        Bounds::for_payload(self.max_payload())
     }
 
     /// Bound on the memory taken while reading a manifest, in bytes: the file, the payload, and the map made of it.

@@ -12,13 +12,13 @@
 //! Files are hostile: every length is checked against what is there and against [`Limits`] before memory is taken for
 //! it, and whatever is damaged gives a [`ManifestError`] that names the place, never a wrong map.
 
-mod cbor;
-mod columns;
-mod container;
-mod decode;
+pub(crate) mod cbor;
+pub(crate) mod columns;
+pub(crate) mod container;
+pub(crate) mod decode;
 #[cfg(test)]
-mod doc_example;
-mod encode;
+pub(crate) mod doc_example;
+pub(crate) mod encode;
 mod error;
 mod identity;
 mod limits;
@@ -33,6 +33,10 @@ use crate::color::ColorMap;
 use crate::memory::GuestMemory;
 use std::io::{Read, Write};
 use std::path::Path;
+
+/// Manifests among the files in the container.
+const FAMILY: container::Family =
+    container::Family { name: "manifest", magic: *b"KSCOPE\r\n", version: 1 };
 
 /// A color map, the image that it belongs to, and what the coloring had to leave out.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -58,7 +62,7 @@ impl Manifest {
     /// # Errors
     /// [`ManifestError::Compression`] when zstd fails (out of memory).
     pub fn to_bytes(&self) -> Result<Vec<u8>, ManifestError> {
-        container::wrap(&encode::payload(self))
+        container::wrap(&FAMILY, &encode::payload(self))
     }
 
     /// Writes the manifest.
@@ -86,7 +90,7 @@ impl Manifest {
     /// # Errors
     /// [`ManifestError`], naming what is wrong and where.
     pub fn from_bytes(bytes: &[u8], limits: &Limits) -> Result<Self, ManifestError> {
-        decode::payload(&container::unwrap(bytes, limits)?, limits)
+        decode::payload(&container::unwrap(bytes, &FAMILY, limits.bounds())?, limits)
     }
 
     /// Reads a manifest that is all of `input`.
@@ -94,7 +98,7 @@ impl Manifest {
     /// # Errors
     /// [`ManifestError`], naming what is wrong and where.
     pub fn read_from(input: impl Read, limits: &Limits) -> Result<Self, ManifestError> {
-        Self::from_bytes(&container::read_bounded(input, limits)?, limits)
+        Self::from_bytes(&container::read_bounded(input, &FAMILY, limits.bounds())?, limits)
     }
 
     /// Reads a manifest file.

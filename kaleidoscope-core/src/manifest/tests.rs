@@ -100,7 +100,7 @@ fn sample() -> Manifest {
 
 /// A file whose container is right and whose payload is `payload`.
 fn read_payload(payload: &[u8]) -> Result<Manifest, ManifestError> {
-    Manifest::from_bytes(&container::wrap(payload).unwrap(), &small_limits())
+    Manifest::from_bytes(&container::wrap(&FAMILY, payload).unwrap(), &small_limits())
 }
 
 proptest! {
@@ -173,19 +173,20 @@ fn every_bit_of_a_file_counts() {
 fn bombs_do_not_go_off() {
     let limits = small_limits();
     // Announced: refused before anything is expanded.
-    let bomb = container::wrap(&vec![0; 64 << 20]).unwrap();
+    let bomb = container::wrap(&FAMILY, &vec![0; 64 << 20]).unwrap();
     assert!(bomb.len() < 8192, "64 MiB of zeros in {} bytes", bomb.len());
     let error = Manifest::from_bytes(&bomb, &limits).unwrap_err();
     assert!(matches!(error, ManifestError::Limit { found: 0x400_0000, .. }), "{error}");
     // The header lies about the size: the zstd frame's own header does not match.
-    let lying = container::seal(1 << 10, &zstd::bulk::compress(&vec![0; 64 << 20], 1).unwrap());
+    let lying =
+        container::seal(&FAMILY, 1 << 10, &zstd::bulk::compress(&vec![0; 64 << 20], 1).unwrap());
     let error = Manifest::from_bytes(&lying, &limits).unwrap_err();
     assert!(matches!(error, ManifestError::Compression(_)), "{error}");
     // Two zstd frames, the second one hidden behind the first one's size.
     let frame = zstd::bulk::compress(&encode::payload(&sample()), 1).unwrap();
     let size = encode::payload(&sample()).len() as u64;
-    Manifest::from_bytes(&container::seal(size, &frame), &limits).unwrap();
-    let two = container::seal(size, &[frame.clone(), frame].concat());
+    Manifest::from_bytes(&container::seal(&FAMILY, size, &frame), &limits).unwrap();
+    let two = container::seal(&FAMILY, size, &[frame.clone(), frame].concat());
     let error = Manifest::from_bytes(&two, &limits).unwrap_err();
     assert!(matches!(error, ManifestError::Compression(_)), "{error}");
     // A file that never ends is read no further than its header announces.

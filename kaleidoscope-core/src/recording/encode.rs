@@ -1,0 +1,119 @@
+//! From a recording to its payload.
+//!
+//! Keys of a map are written in ascending order of their encoding (shorter ones first), as deterministic CBOR asks.
+
+use super::{Key, RecordedRegion, Recording};
+use crate::color::{Color, FrameKind, Order};
+use crate::manifest::cbor::Writer;
+use crate::manifest::encode::{identity, kernel, texts};
+
+/// Region number of entries that are in none.
+pub(super) const NO_REGION: u32 = u32::MAX;
+
+/// Number of a frame that the recorded guest does not have.
+pub(super) const NO_FRAME: u64 = u64::MAX;
+
+/// Names of the ways to find a frame; a number in column `key` is a place in this list.
+pub(super) const KEYS: [&str; 3] = ["frame", "position", "rank"];
+
+/// The CBOR map of a recording.
+pub(super) fn payload(recording: &Recording) -> Vec<u8> {
+    let mut out = Writer::default();
+    out.map(7);
+    out.text("runs");
+    out.uint(recording.runs);
+    out.text("salt");
+    out.bytes(recording.salt.as_ref().map_or(&[], |salt| &salt.0));
+    out.text("kernel");
+    kernel(&mut out, &recording.kernel);
+    out.text("entries");
+    entries(&mut out, recording);
+    out.text("palette");
+    palette(&mut out);
+    out.text("regions");
+    out.array(recording.regions.len());
+    recording.regions.iter().for_each(|r| region(&mut out, r));
+    out.text("identity");
+    identity(&mut out, &recording.image);
+    out.finish()
+}
+
+fn palette(out: &mut Writer) {
+    out.map(4);
+    out.text("keys");
+    texts(out, KEYS.into_iter());
+    out.text("kinds");
+    texts(out, FrameKind::ALL.into_iter().map(FrameKind::name));
+    out.text("colors");
+    texts(out, Color::ALL.into_iter().map(Color::name));
+    out.text("orders");
+    texts(out, Order::ALL.into_iter().map(Order::name));
+}
+
+fn region(out: &mut Writer, region: &RecordedRegion) {
+    out.array(5);
+    out.uint(region.kind as u8);
+    out.uint(region.order as u8);
+    out.uint(region.frames);
+    out.text(&region.name);
+    // Gap before each stretch, and its pages.
+    out.array(region.stretches.len().saturating_mul(2));
+    let mut end = 0;
+    for stretch in &region.stretches {
+        out.uint(stretch.start.wrapping_sub(end));
+        out.uint(stretch.pages);
+        end = stretch.end();
+    }
+}
+
+/// Differences compress better than values.
+#[derive(Default)]
+struct Differences {
+    before: u64,
+    bytes: Vec<u8>,
+}
+
+impl Differences {
+    fn push(&mut self, value: u64) {
+        let before = std::mem::replace(&mut self.before, value);
+        self.bytes.extend_from_slice(&value.wrapping_sub(before).to_le_bytes());
+    }
+}
+
+fn entries(out: &mut Writer, recording: &Recording) {
+    let (mut gfn, mut rank) = (Differences::default(), Differences::default());
+    let (mut key, mut color) = (Vec::new(), Vec::new());
+    let (mut nth, mut runs, mut region, mut position) =
+        (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    let mut last = vec![0u64; recording.regions.len()];
+    for entry in &recording.entries {
+        gfn.push(entry.gfn.map_or(NO_FRAME, |gfn| gfn.0));
+        rank.push(entry.ranks);
+        let (number, of_region, at, which) = match entry.key {
+            Key::Frame => (0, NO_REGION, 0, 0),
+            Key::Position { region, position, nth } => (1, region, position, nth),
+            Key::Rank { region, rank } => (2, region, u64::from(rank), 0),
+        };
+        key.push(number);
+        color.push(entry.color as u8);
+        nth.extend_from_slice(&u32::to_le_bytes(which));
+        runs.extend_from_slice(&entry.runs.to_le_bytes());
+        region.extend_from_slice(&u32::to_le_bytes(of_region));
+        let before = last.get_mut(of_region as usize).map_or(0, |last| std::mem::replace(last, at));
+        position.extend_from_slice(&at.wrapping_sub(before).to_le_bytes());
+    }
+    out.map(8);
+    for (name, column) in [
+        ("gfn", gfn.bytes),
+        ("key", key),
+        ("nth", nth),
+        ("rank", rank.bytes),
+        ("runs", runs),
+        ("color", color),
+        ("region", region),
+        ("position", position),
+    ] {
+        out.text(name);
+        out.bytes(&column);
+    }
+}

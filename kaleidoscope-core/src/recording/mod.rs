@@ -1,0 +1,296 @@
+//! Working-set recordings: what clones touched, in order, kept for other clones, boots, kernels and builds.
+//!
+//! A [`Recording`] names a touched frame by what it holds (page 3 of `/usr/bin/python3`, the 40th page of python3's heap)
+//! and not by its number alone, so that it can be found again in another guest:
+//!
+//! ```text
+//!  trace + atlas ──from_trace──► Recording ──translate──► frames of another image, each with a confidence
+//!                                 │  ▲  ▲
+//!                           merge └──┘  └── a file (`.krec`), see docs/formats.md
+//! ```
+//!
+//! The work is in two steps: `pairing` finds for each recorded region the one that means the same in the other guest, and
+//! `alignment` finds where randomized user addresses went. How sure each match is, is in `confidence`.
+
+mod alignment;
+mod confidence;
+mod decode;
+#[cfg(test)]
+mod doc_example;
+mod encode;
+mod error;
+mod limits;
+mod merge;
+mod name;
+mod pairing;
+mod region;
+#[cfg(test)]
+mod tests;
+mod translate;
+
+pub use confidence::{Likeness, Match};
+pub use error::{MergeError, RecordingError};
+pub use limits::RecordingLimits;
+pub use name::Salt;
+pub use region::{RecordedRegion, Stretch};
+pub use translate::{Translated, Translation};
+
+use crate::addr::{FrameIndex, Gfn};
+use crate::color::{Color, KernelIdentity, RegionId};
+use crate::manifest::container::{self, Family};
+use crate::manifest::{ImageIdentity, ManifestError};
+use crate::prefetch::Atlas;
+use crate::replay::Trace;
+use region::{is_ranked, members};
+use std::collections::HashMap;
+use std::io::{Read, Write};
+use std::path::Path;
+
+/// Recordings among the files in the container.
+const FAMILY: Family = Family { name: "recording", magic: *b"KREC\x1a\r\n\n", version: 1 };
+
+/// The rank of a place after the last one of a run: ranks are fractions of it.
+pub const RANK_ONE: u64 = 1 << 24;
+
+/// Most runs in a recording, which keeps sums of ranks far from overflow.
+pub const MAX_RUNS: u32 = 1 << 20;
+
+/// What a touched frame held, in words that another guest understands.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[non_exhaustive]
+pub enum Key {
+    /// Nothing is known but the frame's number: it is in no region.
+    Frame,
+    /// A position in the natural order of a region: a page of a file, of a process, of the kernel's image.
+    Position {
+        /// Number of the region in [`Recording::regions`].
+        region: u32,
+        /// The position.
+        position: u64,
+        /// Which one, when several frames of the region have this position.
+        nth: u32,
+    },
+    /// The n-th frame of a region whose positions mean nothing to another guest, such as a slab cache.
+    Rank {
+        /// Number of the region in [`Recording::regions`].
+        region: u32,
+        /// How many frames of the region come before it.
+        rank: u32,
+    },
+}
+
+impl Key {
+    /// The region, if any.
+    #[must_use]
+    pub fn region(&self) -> Option<u32> {
+        match *self {
+            Self::Frame => None,
+            Self::Position { region, .. } | Self::Rank { region, .. } => Some(region),
+        }
+    }
+}
+
+/// A frame that was touched.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Entry {
+    /// Its number in the guest that [`Recording::image`] names; `None` when only runs of other guests touched it.
+    pub gfn: Option<Gfn>,
+    /// What it held.
+    pub key: Key,
+    /// Its color.
+    pub color: Color,
+    /// In how many of the runs it was touched, at least 1.
+    pub runs: u32,
+    /// Sum over those runs of its rank: `i * RANK_ONE / n` for the `i`-th of the `n` frames of a run. A sum, so that
+    /// merging is exact whatever the order.
+    pub ranks: u64,
+}
+
+impl Entry {
+    /// Its place in a run, on average: 0 the first frame, towards 1 the last one.
+    #[must_use]
+    pub fn mean_rank(&self) -> f64 {
+        #[expect(clippy::cast_precision_loss, reason = "at most 2^44")]
+        let sum = self.ranks as f64;
+        #[expect(clippy::cast_precision_loss, reason = "2^24")]
+        let one = RANK_ONE as f64;
+        sum / one / f64::from(self.runs.max(1))
+    }
+
+    /// What entries are sorted by: mean rank, and something that never ties.
+    fn order(&self, other: &Self) -> std::cmp::Ordering {
+        let cross = |a: &Self, b: &Self| u128::from(a.ranks).saturating_mul(u128::from(b.runs));
+        cross(self, other)
+            .cmp(&cross(other, self))
+            .then_with(|| self.key.cmp(&other.key))
+            .then_with(|| self.gfn.cmp(&other.gfn))
+    }
+}
+
+/// What runs of a guest's clones touched, in order of first touch.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Recording {
+    kernel: KernelIdentity,
+    image: ImageIdentity,
+    runs: u32,
+    salt: Option<Salt>,
+    regions: Vec<RecordedRegion>,
+    entries: Vec<Entry>,
+}
+
+impl Recording {
+    /// What one run touched. `atlas` is of the guest's frozen image, whose identity is `image`. Frames that were free then
+    /// are left out: whatever a clone puts there is its own.
+    #[must_use]
+    pub fn from_trace(trace: &Trace, atlas: &Atlas, image: ImageIdentity) -> Self {
+        let touched: Vec<FrameIndex> =
+            trace.touches().iter().map(|t| t.frame).filter(|f| !atlas.is_free(*f)).collect();
+        let mut regions = Vec::new();
+        let mut numbers: HashMap<RegionId, u32> = HashMap::new();
+        let mut entries = Vec::with_capacity(touched.len());
+        let n = u64::try_from(touched.len()).unwrap_or(u64::MAX).max(1);
+        for (i, index) in (0u64..).zip(touched) {
+            let Some(frame) = atlas.map().frame(index) else { continue };
+            let region = frame.region.and_then(|id| Some((id, atlas.map().region(id)?)));
+            let key = region.map_or(Key::Frame, |(id, region)| {
+                let number = *numbers.entry(id).or_insert_with(|| {
+                    regions.push(RecordedRegion::of(atlas, id, region));
+                    to_u32(regions.len()).saturating_sub(1)
+                });
+                let members = members(atlas, id);
+                if is_ranked(region.kind, region.order) {
+                    let start = atlas.range(id.0).start;
+                    let rank = atlas.place(index).unwrap_or(start).saturating_sub(start);
+                    return Key::Rank { region: number, rank };
+                }
+                let nth = members.rank(index).saturating_sub(members.before(frame.position));
+                Key::Position { region: number, position: frame.position, nth: to_u32(nth) }
+            });
+            entries.push(Entry {
+                gfn: atlas.layout().gfn_of(index),
+                key,
+                color: frame.color,
+                runs: 1,
+                // Less than 2^32 * 2^24.
+                ranks: i.saturating_mul(RANK_ONE) / n,
+            });
+        }
+        entries.sort_by(Entry::order);
+        Self { kernel: atlas.map().kernel().clone(), image, runs: 1, salt: None, regions, entries }
+    }
+
+    /// The kernel of the guest that it was made on; of the first one, when several were merged.
+    #[must_use]
+    pub fn kernel(&self) -> &KernelIdentity {
+        &self.kernel
+    }
+
+    /// The very snapshot that frame numbers are of.
+    #[must_use]
+    pub fn image(&self) -> ImageIdentity {
+        self.image
+    }
+
+    /// Number of runs that it was made of.
+    #[must_use]
+    pub fn runs(&self) -> u32 {
+        self.runs
+    }
+
+    /// The salt that names were hashed with, if they were.
+    #[must_use]
+    pub fn salt(&self) -> Option<Salt> {
+        self.salt
+    }
+
+    /// The regions that entries lie in.
+    #[must_use]
+    pub fn regions(&self) -> &[RecordedRegion] {
+        &self.regions
+    }
+
+    /// The touched frames by mean rank.
+    #[must_use]
+    pub fn entries(&self) -> &[Entry] {
+        &self.entries
+    }
+
+    /// In which share of the runs an entry's frame was touched.
+    #[must_use]
+    pub fn share(&self, entry: &Entry) -> f64 {
+        f64::from(entry.runs) / f64::from(self.runs.max(1))
+    }
+
+    /// The same recording without names of files and processes: each is replaced by the first 12 bytes of a SHA-256 of salt
+    /// and name. It translates as before, since the names of the other guest are hashed alike. A recording that is hashed
+    /// already stays as it is.
+    ///
+    /// # What it protects
+    /// Who reads the file does not learn names that they cannot guess, and two recordings with different salts cannot be
+    /// compared by their hashes. It does *not* hide from somebody who suspects a certain name that it occurs: the salt is in
+    /// the file, so they hash the name and look. Paths of a distribution's packages are therefore as good as readable. Kernel
+    /// names, types of file systems, sizes, process ids, offsets and the order of touches stay readable.
+    #[must_use]
+    pub fn hashed(mut self, salt: Salt) -> Self {
+        if self.salt.is_none() {
+            for region in &mut self.regions {
+                region.name = salt.hash_name(region.kind, region.order, &region.name);
+            }
+            self.salt = Some(salt);
+        }
+        self
+    }
+
+    /// The recording as the bytes of a file.
+    ///
+    /// # Errors
+    /// [`ManifestError::Compression`] when zstd fails (out of memory).
+    pub fn to_bytes(&self) -> Result<Vec<u8>, RecordingError> {
+        Ok(container::wrap(&FAMILY, &encode::payload(self))?)
+    }
+
+    /// Writes the recording.
+    ///
+    /// # Errors
+    /// [`ManifestError::Io`] when `out` fails, [`ManifestError::Compression`] when zstd does.
+    pub fn write_to(&self, mut out: impl Write) -> Result<(), RecordingError> {
+        Ok(out.write_all(&self.to_bytes()?).map_err(ManifestError::from)?)
+    }
+
+    /// Writes the recording to a file, which has either its old content or the whole new one at every instant.
+    ///
+    /// # Errors
+    /// As [`Recording::write_to`].
+    pub fn write_file(&self, path: &Path) -> Result<(), RecordingError> {
+        Ok(container::write_atomically(path, &self.to_bytes()?)?)
+    }
+
+    /// Reads a recording that is all of `bytes`. Takes no more memory than [`RecordingLimits::max_memory`] and time in
+    /// proportion, whatever the bytes are. This is the function to fuzz.
+    ///
+    /// # Errors
+    /// [`RecordingError`], naming what is wrong and where.
+    pub fn from_bytes(bytes: &[u8], limits: &RecordingLimits) -> Result<Self, RecordingError> {
+        decode::payload(&container::unwrap(bytes, &FAMILY, limits.bounds())?, limits)
+    }
+
+    /// Reads a recording that is all of `input`.
+    ///
+    /// # Errors
+    /// [`RecordingError`], naming what is wrong and where.
+    pub fn read_from(input: impl Read, limits: &RecordingLimits) -> Result<Self, RecordingError> {
+        Self::from_bytes(&container::read_bounded(input, &FAMILY, limits.bounds())?, limits)
+    }
+
+    /// Reads a recording file.
+    ///
+    /// # Errors
+    /// [`RecordingError`], naming what is wrong and where.
+    pub fn read_file(path: &Path, limits: &RecordingLimits) -> Result<Self, RecordingError> {
+        Self::read_from(std::fs::File::open(path).map_err(ManifestError::from)?, limits)
+    }
+}
+
+fn to_u32(n: usize) -> u32 {
+    u32::try_from(n).unwrap_or(u32::MAX)
+}

@@ -1,0 +1,138 @@
+//! Regions of a recording, and how their frames are addressed.
+
+use crate::addr::FrameIndex;
+use crate::color::{FrameKind, Order, Region, RegionId};
+use crate::prefetch::Atlas;
+
+/// Most stretches that are kept of one region. Where there are more, those with the smallest gaps between them are joined.
+pub(super) const MAX_STRETCHES: usize = 256;
+
+/// Pages that are next to each other: positions `start` to `start + pages`, the end not included.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Stretch {
+    /// First position.
+    pub start: u64,
+    /// Number of positions.
+    pub pages: u64,
+}
+
+impl Stretch {
+    /// One past the last position.
+    #[must_use]
+    pub fn end(&self) -> u64 {
+        self.start.saturating_add(self.pages)
+    }
+}
+
+/// A region that a recording has entries in.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct RecordedRegion {
+    /// What the guest kernel uses its frames for.
+    pub kind: FrameKind,
+    /// What positions count.
+    pub order: Order,
+    /// Its name in the color map, or what [`Recording::hashed`](super::Recording::hashed) made of it.
+    pub name: String,
+    /// How many frames it had in the guest, touched or not.
+    pub frames: u32,
+    /// For a process's memory: which positions had frames, touched or not, by ascending position. The shape by which it is
+    /// recognized at other addresses. Empty for other regions.
+    pub stretches: Vec<Stretch>,
+}
+
+impl RecordedRegion {
+    /// A region of a map.
+    pub(super) fn of(atlas: &Atlas, id: RegionId, region: &Region) -> Self {
+        Self {
+            kind: region.kind,
+            order: region.order,
+            name: region.name.clone(),
+            frames: region.frames,
+            stretches: if has_shape(region.kind, region.order) {
+                stretches(members(atlas, id).positions())
+            } else {
+                Vec::new()
+            },
+        }
+    }
+}
+
+/// Whether frames are told by their rank in the region, because positions mean nothing to another guest: frame numbers, and
+/// the addresses that a process's page tables translate (of which several levels share one).
+pub(super) fn is_ranked(kind: FrameKind, order: Order) -> bool {
+    order == Order::FrameNumber || (order == Order::UserAddress && kind == FrameKind::PageTable)
+}
+
+/// Whether the region's positions are randomized addresses.
+pub(super) fn has_shape(kind: FrameKind, order: Order) -> bool {
+    order == Order::UserAddress && !is_ranked(kind, order)
+}
+
+/// Stretches of ascending positions.
+pub(super) fn stretches(positions: impl Iterator<Item = u64>) -> Vec<Stretch> {
+    let mut all: Vec<Stretch> = Vec::new();
+    for position in positions {
+        match all.last_mut() {
+            Some(last) if position < last.end() => {}
+            Some(last) if position == last.end() => last.pages = last.pages.saturating_add(1),
+            _ => all.push(Stretch { start: position, pages: 1 }),
+        }
+    }
+    let mut gap = 1u64;
+    while all.len() > MAX_STRETCHES {
+        gap = gap.saturating_mul(2);
+        all.dedup_by(|next, last| {
+            let joins = next.start.saturating_sub(last.end()) < gap;
+            if joins {
+                last.pages = next.end().saturating_sub(last.start);
+            }
+            joins
+        });
+    }
+    all
+}
+
+/// The frames of a region of a map, by position.
+#[derive(Clone, Copy)]
+pub(super) struct Members<'a> {
+    atlas: &'a Atlas,
+    frames: &'a [FrameIndex],
+    start: u32,
+}
+
+pub(super) fn members(atlas: &Atlas, id: RegionId) -> Members<'_> {
+    let range = atlas.range(id.0);
+    Members { atlas, start: range.start, frames: atlas.run(range) }
+}
+
+impl<'a> Members<'a> {
+    fn position(&self, frame: FrameIndex) -> u64 {
+        self.atlas.map().frame(frame).map_or(0, |f| f.position)
+    }
+
+    pub(super) fn positions(self) -> impl Iterator<Item = u64> + use<'a> {
+        self.frames.iter().map(move |frame| self.position(*frame))
+    }
+
+    /// How many frames have a lower position.
+    pub(super) fn before(&self, position: u64) -> usize {
+        self.frames.partition_point(|frame| self.position(*frame) < position)
+    }
+
+    /// How many frames of the region come before this one of them.
+    pub(super) fn rank(&self, frame: FrameIndex) -> usize {
+        let place = self.atlas.place(frame).unwrap_or(self.start);
+        place.saturating_sub(self.start) as usize
+    }
+
+    /// The frame of this rank.
+    pub(super) fn at_rank(&self, rank: u32) -> Option<FrameIndex> {
+        self.frames.get(rank as usize).copied()
+    }
+
+    /// The n-th frame at this position.
+    pub(super) fn at(&self, position: u64, nth: u32) -> Option<FrameIndex> {
+        let at = self.before(position).saturating_add(nth as usize);
+        self.frames.get(at).copied().filter(|frame| self.position(*frame) == position)
+    }
+}

@@ -1,0 +1,211 @@
+//! Recordings of real guests, translated from one to the other and compared with what was touched there.
+//!
+//! `KALEIDOSCOPE_GUESTS` names a folder of guest folders, each with `ram.bin`, `layout.txt`, `regs.txt` and a folder `traces` of CSV
+//! files; a program's trace has the same name in each. Prints how many translated frames were touched (precision) and how many
+//! touched frames were translated (recall), by color.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot read its guests fails")]
+
+use kaleidoscope_core::addr::FrameIndex;
+use kaleidoscope_core::coloring::{Options, color};
+use kaleidoscope_core::image::{Format, LayoutFile, MemoryImage, RawLayout};
+use kaleidoscope_core::manifest::ImageIdentity;
+use kaleidoscope_core::prefetch::Atlas;
+use kaleidoscope_core::recording::{Likeness, Recording, RecordingLimits, Salt, Translation};
+use kaleidoscope_core::registers::parse_qemu_text;
+use kaleidoscope_core::replay::Trace;
+use std::collections::{BTreeMap, HashSet};
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+struct Guest {
+    name: String,
+    atlas: Atlas,
+    identity: ImageIdentity,
+    traces: BTreeMap<String, Trace>,
+}
+
+impl Guest {
+    fn open(folder: &Path) -> Self {
+        let layout = LayoutFile::open(&folder.join("layout.txt")).unwrap();
+        let format = Format::Raw(RawLayout::File(layout));
+        let image = MemoryImage::open(&folder.join("ram.bin"), &format).unwrap();
+        let registers =
+            parse_qemu_text(&fs::read_to_string(folder.join("regs.txt")).unwrap()).unwrap();
+        let map = color(&image, &Options { registers, ..Options::default() }).unwrap().map;
+        let identity = ImageIdentity::of(&image, &map).unwrap();
+        let atlas = Atlas::new(map);
+        let traces = entries(&folder.join("traces")).into_iter().map(|path| {
+            let name = path.file_stem().unwrap().to_string_lossy().into_owned();
+            (name, Trace::from_csv(File::open(&path).unwrap(), atlas.layout()).unwrap())
+        });
+        let traces = traces.collect();
+        let name = folder.file_name().unwrap().to_string_lossy().into_owned();
+        Self { name, atlas, identity, traces }
+    }
+
+    fn recording(&self, trace: &str) -> Recording {
+        Recording::from_trace(&self.traces[trace], &self.atlas, self.identity)
+    }
+
+    /// Frames that the trace touches and that were not free.
+    fn touched(&self, trace: &str) -> Vec<FrameIndex> {
+        let touches = self.traces[trace].touches().iter().map(|t| t.frame);
+        touches.filter(|f| !self.atlas.is_free(*f)).collect()
+    }
+}
+
+fn entries(folder: &Path) -> Vec<PathBuf> {
+    let mut all: Vec<PathBuf> =
+        fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    all.sort();
+    all
+}
+
+fn guests() -> Vec<Guest> {
+    let Some(root) = std::env::var_os("KALEIDOSCOPE_GUESTS") else {
+        println!(
+            "******** SKIPPED: KALEIDOSCOPE_GUESTS is not set: no real guests to record ********"
+        );
+        return Vec::new();
+    };
+    let folders = entries(Path::new(&root));
+    let guests: Vec<Guest> =
+        folders.iter().filter(|f| f.join("traces").is_dir()).map(|f| Guest::open(f)).collect();
+    if guests.is_empty() {
+        println!("******** SKIPPED: no guest in KALEIDOSCOPE_GUESTS has traces ********");
+    }
+    guests
+}
+
+/// Translated frames, those of them that were touched, and touched frames.
+#[derive(Clone, Copy, Default)]
+struct Score {
+    translated: u32,
+    right: u32,
+    touched: u32,
+}
+
+impl Score {
+    fn precision(&self) -> f64 {
+        f64::from(self.right) / f64::from(self.translated.max(1))
+    }
+
+    fn recall(&self) -> f64 {
+        f64::from(self.right) / f64::from(self.touched.max(1))
+    }
+}
+
+/// Scores by the color of the image's frames, over all colors, and by whether the confidence is at least a half.
+fn scores(translation: &Translation, guest: &Guest, trace: &str) -> BTreeMap<&'static str, Score> {
+    let touched = guest.touched(trace);
+    let mut scores: BTreeMap<&str, Score> = BTreeMap::new();
+    let groups = |frame| [guest.atlas.color(frame).name(), "(all)"];
+    for frame in &touched {
+        for group in groups(*frame) {
+            scores.entry(group).or_default().touched += 1;
+        }
+    }
+    let set: HashSet<FrameIndex> = touched.into_iter().collect();
+    for found in &translation.frames {
+        let [color, all] = groups(found.frame);
+        let sure = if found.confidence >= 0.5 { "(sure)" } else { "(unsure)" };
+        for group in [color, all, sure] {
+            let score = scores.entry(group).or_default();
+            score.translated += 1;
+            score.right += u32::from(set.contains(&found.frame));
+        }
+    }
+    scores
+}
+
+fn print(title: &str, scores: &BTreeMap<&str, Score>) {
+    println!("{title}");
+    println!(
+        "  {:18} {:>10} {:>7} {:>9} {:>7}",
+        "", "translated", "touched", "precision", "recall"
+    );
+    for (name, s) in scores {
+        let (precision, recall) = (s.precision(), s.recall());
+        let (translated, touched) = (s.translated, s.touched);
+        println!("  {name:18} {translated:10} {touched:7} {precision:9.3} {recall:7.3}");
+    }
+}
+
+fn fastest(mut work: impl FnMut() -> Translation) -> Duration {
+    let time = |()| {
+        let start = Instant::now();
+        let translation = work();
+        assert!(!translation.frames.is_empty());
+        start.elapsed()
+    };
+    [(); 5].map(time).into_iter().min().unwrap()
+}
+
+#[test]
+fn real_recordings_carry_over() {
+    let guests = guests();
+    for from in &guests {
+        for name in from.traces.keys() {
+            let recording = from.recording(name);
+            same_snapshot(from, &recording, name);
+            for to in guests.iter().filter(|to| to.name != from.name) {
+                if to.traces.contains_key(name) {
+                    another_guest(&recording, from, to, name);
+                }
+            }
+        }
+    }
+}
+
+/// In the very same snapshot keys and frame numbers say the same, and nothing is lost.
+fn same_snapshot(guest: &Guest, recording: &Recording, trace: &str) {
+    let by_key = recording.translate(&guest.atlas, Some(&guest.identity));
+    let by_number = recording.by_frame_number(&guest.atlas, Some(&guest.identity));
+    assert_eq!(by_key.likeness, Likeness::Snapshot);
+    let frames = |t: &Translation| t.frames.iter().map(|t| t.frame).collect::<Vec<_>>();
+    assert_eq!(frames(&by_key), frames(&by_number));
+    assert_eq!(frames(&by_key), guest.touched(trace));
+    assert!(by_key.frames.iter().all(|t| t.confidence == 1.0));
+    let bytes = recording.to_bytes().unwrap();
+    assert_eq!(Recording::from_bytes(&bytes, &RecordingLimits::default()).unwrap(), *recording);
+    println!(
+        "{} {trace}: {} entries in {} bytes",
+        guest.name,
+        recording.entries().len(),
+        bytes.len()
+    );
+}
+
+fn another_guest(recording: &Recording, from: &Guest, to: &Guest, trace: &str) {
+    let translation = recording.translate(&to.atlas, Some(&to.identity));
+    let time = fastest(|| recording.translate(&to.atlas, Some(&to.identity)));
+    let scores = scores(&translation, to, trace);
+    print(&format!("{trace}: {} to {} in {time:?}", from.name, to.name), &scores);
+    for color in ["file-code", "file-mapped", "file-cache"] {
+        let precision = scores[color].precision();
+        assert!(precision >= 0.97, "{color}: {precision}");
+    }
+    assert!(scores["(all)"].recall() >= 0.9);
+    assert!(scores["(sure)"].precision() >= 0.97);
+    let hashed = recording.clone().hashed(Salt([3; 16])).translate(&to.atlas, Some(&to.identity));
+    assert_eq!(hashed, translation, "hashed names translate alike");
+    // An unoptimized build takes several times as long.
+    if !cfg!(debug_assertions) {
+        assert!(time < Duration::from_millis(50), "{time:?}");
+    }
+}
+
+#[test]
+fn real_runs_are_merged() {
+    for guest in guests() {
+        let recordings: Vec<Recording> = guest.traces.keys().map(|t| guest.recording(t)).collect();
+        let merged = Recording::merge(&recordings).unwrap();
+        assert_eq!(merged.runs() as usize, recordings.len());
+        let all: HashSet<FrameIndex> = guest.traces.keys().flat_map(|t| guest.touched(t)).collect();
+        let found = merged.translate(&guest.atlas, Some(&guest.identity));
+        assert_eq!(found.frames.len(), all.len());
+        assert!(found.frames.iter().all(|t| all.contains(&t.frame)));
+    }
+}
