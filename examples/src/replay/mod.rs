@@ -13,9 +13,10 @@ mod traces;
 use crate::analysis::{LayoutArgs, color, registers};
 use crate::failure::{Failure, print};
 use kaleidoscope_core::coloring::Rules;
+use kaleidoscope_core::manifest::ImageIdentity;
 use kaleidoscope_core::prefetch::Atlas;
 use kaleidoscope_core::replay::{CostModel, Replay};
-use policies::{BASELINE, FRONTIER, PolicyChoice};
+use policies::{BASELINE, FRONTIER, Guest, PolicyChoice};
 use ratios::Comparison;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -35,6 +36,12 @@ Policies:
   blind-aligned-N    the aligned block of N frames
   paper              the next frames of the same color (Bryant et al., 2011)
   paper-pivot        the frames of the same color on both sides
+  region             blocks of related frames, sized by what they are
+  predicted          the same, and what is likely to be used is streamed from the start
+  recorded=FILE      follows a recording (kaleidoscope record) as far as the clone does, predicted beside it
+  recorded-frames=F  streams a recording's frames by number and nothing else: today's record-and-replay
+  idle=FILE          streams what an idling throwaway clone touched, then as predicted
+  FILE.toml          as a policy file says (docs/policies.md, kaleidoscope tune)
   oracle             knows the trace: the bound
 
 Examples:
@@ -110,7 +117,8 @@ impl Args {
         let map = analysis.coloring.map;
         let traces = traces::read(&self.traces, map.layout(), self.speed)?;
         let heading = crate::table::heading(&map);
-        let atlas = Arc::new(Atlas::new(map));
+        let identity = ImageIdentity::of(&image, &map).map_err(|e| Failure::at(&self.image, e))?;
+        let guest = Guest { atlas: Arc::new(Atlas::new(map)), identity };
 
         let chosen = self.chosen();
         let mut policies = chosen.clone();
@@ -118,7 +126,7 @@ impl Args {
         let policies = distinct(policies);
         let budget = usize::try_from(self.budget).unwrap_or(usize::MAX);
         let options = Replay { budget, ..Replay::new(self.cost.model) };
-        let results = runs::run(&policies, &traces, &atlas, &options)?;
+        let results = runs::run(&policies, &traces, &guest, &options)?;
 
         let (judged, _) = results.split_at(chosen.len());
         let judged: Vec<_> = judged.iter().collect();

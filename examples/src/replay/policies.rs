@@ -1,9 +1,16 @@
 //! Which policies there are, by name. To add one: a variant of [`PolicyChoice`], its name, and how it is built.
 
 use crate::failure::Failure;
-use kaleidoscope_core::prefetch::{Atlas, Blind, Demand, Oracle, Paper, PrefetchPolicy, Shape};
+use kaleidoscope_core::addr::FrameIndex;
+use kaleidoscope_core::manifest::ImageIdentity;
+use kaleidoscope_core::prefetch::{
+    Atlas, Blind, Colored, Demand, Guide, Itinerary, Oracle, Paper, Predict, PrefetchPolicy,
+    Recorded, Settings, Shape, Streamed,
+};
+use kaleidoscope_core::recording::{Likeness, Recording, RecordingLimits};
 use kaleidoscope_core::replay::Trace;
 use std::fmt;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
 
@@ -11,8 +18,8 @@ use std::sync::Arc;
 const MAX_BLIND: u32 = 1 << 20;
 
 /// The names, for help and errors.
-pub(super) const NAMES: &str =
-    "demand, blind-next-N, blind-aligned-N, paper, paper-pivot and oracle";
+pub(super) const NAMES: &str = "demand, blind-next-N, blind-aligned-N, paper, paper-pivot, region, predicted, recorded=FILE, \
+     recorded-frames=FILE, idle=FILE, oracle, and the path of a policy file";
 
 /// A policy that can be asked for.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -27,6 +34,18 @@ pub(super) enum PolicyChoice {
     Paper,
     /// The windows of the paper on both sides of the fault.
     PaperPivot,
+    /// Blocks of related frames.
+    Region,
+    /// The same, and what is likely to be used is streamed from the start.
+    Predicted,
+    /// Follows a recording as far as the clone does.
+    Recorded(PathBuf),
+    /// Streams a recording's frames by number and fetches what is asked for: today's record-and-replay.
+    RecordedFrames(PathBuf),
+    /// Streams what a throwaway clone touched when it idled; then as `Predicted`.
+    Idle(PathBuf),
+    /// As a policy file says.
+    File(PathBuf),
     /// Knows the trace.
     Oracle,
 }
@@ -55,28 +74,128 @@ impl PolicyChoice {
             BASELINE,
             Self::Paper,
             Self::PaperPivot,
+            Self::Region,
+            Self::Predicted,
             Self::Oracle,
         ]
     }
 
-    /// A fresh policy for a clone of the guest; only the oracle looks at the trace.
-    #[expect(clippy::unnecessary_wraps, reason = "policies that are read from files can fail")]
-    pub(super) fn build(
-        &self,
-        atlas: &Arc<Atlas>,
-        trace: &Trace,
-    ) -> Result<Box<dyn PrefetchPolicy>, Failure> {
+    /// Reads what the policy needs and prepares it for the guest, once for all traces.
+    pub(super) fn prepare(&self, guest: &Guest) -> Result<Prepared, Failure> {
+        let guide = |settings| Arc::new(Guide::new(Arc::clone(&guest.atlas), settings));
         Ok(match self {
-            Self::Demand => Box::new(Demand),
+            Self::Demand
+            | Self::BlindNext(_)
+            | Self::BlindAligned(_)
+            | Self::Paper
+            | Self::PaperPivot
+            | Self::Oracle => Prepared::Plain(self.clone()),
+            Self::Region => {
+                Prepared::Colored(guide(Settings::default().without_prediction("region")))
+            }
+            Self::Predicted => Prepared::Colored(guide(Settings::default())),
+            Self::File(path) => Prepared::Colored(guide(read_settings(path)?)),
+            Self::Recorded(path) => {
+                let translation =
+                    read_recording(path)?.translate(&guest.atlas, Some(&guest.identity));
+                let predict = match translation.likeness {
+                    Likeness::Snapshot | Likeness::Kernel => Predict::Lost,
+                    Likeness::Other => Predict::Always,
+                };
+                let frames = translation.frames.iter().map(|t| (t.frame, t.confidence));
+                let itinerary = Arc::new(Itinerary::new(&guest.atlas, frames, LEAST_CONFIDENCE));
+                let guide = guide(Settings::default());
+                Prepared::Recorded { name: self.to_string(), guide, itinerary, predict }
+            }
+            Self::RecordedFrames(path) => {
+                let recording = read_recording(path)?;
+                let found = recording.by_frame_number(&guest.atlas, Some(&guest.identity));
+                let frames = found.frames.iter().map(|t| t.frame).collect();
+                Prepared::Set { name: self.to_string(), frames, guide: None }
+            }
+            Self::Idle(path) => {
+                let found = read_recording(path)?.translate(&guest.atlas, Some(&guest.identity));
+                let frames = found.at_least(LEAST_CONFIDENCE).map(|t| t.frame).collect();
+                let guide = Some(guide(Settings::default()));
+                Prepared::Set { name: self.to_string(), frames, guide }
+            }
+        })
+    }
+}
+
+/// What a recorded frame must be sure of to be streamed before the clone is seen to go that way.
+const LEAST_CONFIDENCE: f32 = 0.5;
+
+/// The guest that policies are prepared for.
+#[derive(Debug)]
+pub(super) struct Guest {
+    pub(super) atlas: Arc<Atlas>,
+    /// Tells whether a recording is of this very snapshot.
+    pub(super) identity: ImageIdentity,
+}
+
+/// A policy with everything it needs, from which those of single clones are made.
+#[derive(Clone, Debug)]
+pub(super) enum Prepared {
+    Plain(PolicyChoice),
+    Colored(Arc<Guide>),
+    Recorded { name: String, guide: Arc<Guide>, itinerary: Arc<Itinerary>, predict: Predict },
+    Set { name: String, frames: Arc<[FrameIndex]>, guide: Option<Arc<Guide>> },
+}
+
+impl Prepared {
+    /// A fresh policy for a clone; only the oracle looks at the trace.
+    pub(super) fn build(&self, atlas: &Arc<Atlas>, trace: &Trace) -> Box<dyn PrefetchPolicy> {
+        match self {
+            Self::Plain(choice) => choice.plain(atlas, trace),
+            Self::Colored(guide) => Box::new(Colored::new(Arc::clone(guide))),
+            Self::Recorded { name, guide, itinerary, predict } => {
+                let (guide, itinerary) = (Arc::clone(guide), Arc::clone(itinerary));
+                Box::new(Recorded::new(name, guide, itinerary, *predict))
+            }
+            Self::Set { name, frames, guide: Some(guide) } => {
+                let then = Colored::new(Arc::clone(guide));
+                Box::new(Streamed::new(name, Arc::clone(frames), then))
+            }
+            Self::Set { name, frames, guide: None } => {
+                Box::new(Streamed::new(name, Arc::clone(frames), Demand))
+            }
+        }
+    }
+}
+
+impl PolicyChoice {
+    /// A policy that needs no preparation; [`PolicyChoice::prepare`] sees to it that there are no others here.
+    fn plain(&self, atlas: &Arc<Atlas>, trace: &Trace) -> Box<dyn PrefetchPolicy> {
+        match self {
             Self::BlindNext(size) => Box::new(Blind::next(*size)),
             Self::BlindAligned(size) => Box::new(Blind::aligned(*size)),
             Self::Paper => Box::new(Paper::new(Arc::clone(atlas))),
             Self::PaperPivot => Box::new(Paper::shaped(Arc::clone(atlas), Shape::Pivot)),
-            Self::Oracle => {
-                Box::new(Oracle::new(atlas, trace.touches().iter().map(|touch| touch.frame)))
-            }
-        })
+            Self::Oracle => Box::new(Oracle::new(trace.touches().iter().map(|touch| touch.frame))),
+            Self::Demand
+            | Self::Region
+            | Self::Predicted
+            | Self::Recorded(_)
+            | Self::RecordedFrames(_)
+            | Self::Idle(_)
+            | Self::File(_) => Box::new(Demand),
+        }
     }
+}
+
+fn read_settings(path: &Path) -> Result<Settings, Failure> {
+    let text = std::fs::read_to_string(path).map_err(|e| Failure::at(path, e))?;
+    Settings::parse(&text).map_err(|e| {
+        Failure::at(path, e)
+            .hint("docs/policies.md describes policy files; `kaleidoscope tune` makes them")
+    })
+}
+
+fn read_recording(path: &Path) -> Result<Recording, Failure> {
+    Recording::read_file(path, &RecordingLimits::default()).map_err(|e| {
+        Failure::at(path, e).hint("`kaleidoscope record make` makes recordings from traces")
+    })
 }
 
 impl fmt::Display for PolicyChoice {
@@ -87,17 +206,44 @@ impl fmt::Display for PolicyChoice {
             Self::BlindAligned(size) => write!(f, "blind-aligned-{size}"),
             Self::Paper => f.write_str("paper"),
             Self::PaperPivot => f.write_str("paper-pivot"),
+            Self::Region => f.write_str("region"),
+            Self::Predicted => f.write_str("predicted"),
+            Self::Recorded(path) => write!(f, "recorded={}", path.display()),
+            Self::RecordedFrames(path) => write!(f, "recorded-frames={}", path.display()),
+            Self::Idle(path) => write!(f, "idle={}", path.display()),
+            Self::File(path) => write!(f, "{}", path.display()),
             Self::Oracle => f.write_str("oracle"),
         }
     }
 }
 
+/// Makes a choice of a path.
+type MakeChoice = fn(PathBuf) -> PolicyChoice;
+
+/// Beginnings of names that are followed by a recording's path.
+const WITH_FILE: [(&str, MakeChoice); 3] = [
+    ("recorded=", PolicyChoice::Recorded),
+    ("recorded-frames=", PolicyChoice::RecordedFrames),
+    ("idle=", PolicyChoice::Idle),
+];
+
 impl FromStr for PolicyChoice {
     type Err = PolicyError;
 
     fn from_str(text: &str) -> Result<Self, PolicyError> {
+        for (prefix, make) in WITH_FILE {
+            if let Some(path) = text.strip_prefix(prefix) {
+                return if path.is_empty() {
+                    Err(PolicyError::NoFile)
+                } else {
+                    Ok(make(path.into()))
+                };
+            }
+        }
         match text {
-            _ if text.contains('/') || text.ends_with(".toml") => Err(PolicyError::File),
+            _ if text.contains('/') || text.ends_with(".toml") => Ok(Self::File(text.into())),
+            "region" => Ok(Self::Region),
+            "predicted" => Ok(Self::Predicted),
             "demand" => Ok(Self::Demand),
             "paper" => Ok(Self::Paper),
             "paper-pivot" => Ok(Self::PaperPivot),
@@ -123,23 +269,29 @@ pub(super) enum PolicyError {
     Unknown,
     #[error("N of a blind policy is a number of frames from 1 to {MAX_BLIND}")]
     BlindSize,
-    #[error("policies cannot be read from files yet; there are {NAMES}")]
-    File,
+    #[error("the path of a recording belongs behind the `=`")]
+    NoFile,
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::test_map;
+    use kaleidoscope_core::memory::VecMemory;
 
     #[test]
     fn names_are_those_of_the_policies() {
         let atlas = Arc::new(Atlas::new(test_map::small()));
+        let identity =
+            ImageIdentity::of(&VecMemory::zeroed(atlas.layout().clone()), atlas.map()).unwrap();
+        let guest = Guest { atlas, identity };
         for choice in PolicyChoice::defaults().into_iter().chain(FRONTIER) {
             assert_eq!(choice.to_string().parse(), Ok(choice.clone()));
-            let policy = choice.build(&atlas, &Trace::default()).unwrap();
+            let policy = choice.prepare(&guest).unwrap().build(&guest.atlas, &Trace::default());
             assert_eq!(policy.name(), choice.to_string());
         }
+        let missing = PolicyChoice::Recorded("/nonexistent".into()).prepare(&guest).unwrap_err();
+        assert!(missing.to_string().contains("record make"), "{missing}");
     }
 
     #[test]
@@ -150,7 +302,15 @@ mod tests {
         for text in ["blind-next-", "blind-aligned-0", "blind-next--1", "blind-next-99999999"] {
             assert_eq!(error(text), PolicyError::BlindSize, "{text}");
         }
-        assert_eq!(error("./paper"), PolicyError::File);
-        assert_eq!(error("tuned.toml"), PolicyError::File);
+        assert_eq!(error("recorded="), PolicyError::NoFile);
+    }
+
+    #[test]
+    fn files_are_told_by_their_names() {
+        let parse = |text: &str| text.parse::<PolicyChoice>().unwrap();
+        assert_eq!(parse("./paper"), PolicyChoice::File("./paper".into()));
+        assert_eq!(parse("tuned.toml"), PolicyChoice::File("tuned.toml".into()));
+        assert_eq!(parse("recorded=a/b.krec"), PolicyChoice::Recorded("a/b.krec".into()));
+        assert_eq!(parse("idle=i.krec"), PolicyChoice::Idle("i.krec".into()));
     }
 }

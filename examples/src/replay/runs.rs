@@ -1,14 +1,13 @@
 //! Replays every trace under every policy, on all cores.
 
-use super::policies::PolicyChoice;
+use super::policies::{Guest, PolicyChoice, Prepared};
 use super::traces::NamedTrace;
 use crate::failure::Failure;
 use crate::progress::Bar;
-use kaleidoscope_core::prefetch::Atlas;
 use kaleidoscope_core::replay::{Metrics, Replay, replay};
 use std::num::NonZero;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock};
 use std::thread;
 
 /// A policy, and how it did on every trace, in the traces' order.
@@ -22,13 +21,15 @@ pub(super) struct Results {
 pub(super) fn run(
     policies: &[PolicyChoice],
     traces: &[NamedTrace],
-    atlas: &Arc<Atlas>,
+    guest: &Guest,
     options: &Replay,
 ) -> Result<Vec<Results>, Failure> {
-    let pairs = policies.iter().flat_map(|policy| traces.iter().map(move |trace| (policy, trace)));
+    let prepared: Vec<Prepared> =
+        policies.iter().map(|policy| policy.prepare(guest)).collect::<Result<_, _>>()?;
+    let atlas = &guest.atlas;
+    let pairs = prepared.iter().flat_map(|policy| traces.iter().map(move |trace| (policy, trace)));
     let pairs: Vec<_> = pairs.collect();
-    let results: Vec<OnceLock<Result<Metrics, Failure>>> =
-        pairs.iter().map(|_| OnceLock::new()).collect();
+    let results: Vec<OnceLock<Metrics>> = pairs.iter().map(|_| OnceLock::new()).collect();
     let bar = Bar::new("replaying", pairs.len());
     let next = AtomicUsize::new(0);
     let work = || {
@@ -37,9 +38,8 @@ pub(super) fn run(
             let (Some((policy, trace)), Some(result)) = (pairs.get(at), results.get(at)) else {
                 return;
             };
-            let metrics = policy
-                .build(atlas, &trace.trace)
-                .map(|mut policy| replay(&trace.trace, atlas, policy.as_mut(), options));
+            let mut policy = policy.build(atlas, &trace.trace);
+            let metrics = replay(&trace.trace, atlas, policy.as_mut(), options);
             // Each place is given to one thread, once.
             let _ = result.set(metrics);
             bar.advance();
@@ -52,8 +52,7 @@ pub(super) fn run(
         }
     });
     bar.finish();
-    let metrics = results.into_iter().filter_map(OnceLock::into_inner);
-    let metrics: Vec<Metrics> = metrics.collect::<Result<_, _>>()?;
+    let metrics: Vec<Metrics> = results.into_iter().filter_map(OnceLock::into_inner).collect();
     let of_policy = metrics.chunks(traces.len().max(1));
     let results = policies.iter().zip(of_policy);
     Ok(results.map(|(p, m)| Results { policy: p.clone(), traces: m.to_vec() }).collect())

@@ -1,14 +1,14 @@
 //! The bound: a policy that knows what will be touched.
 
-use super::{Atlas, Fault, Planner, PrefetchPolicy};
+use super::{Fault, Planner, PrefetchPolicy};
 use crate::addr::FrameIndex;
 
 /// Fetches what a trace touches, in the trace's order, from the start: no policy can do with fewer frames.
 ///
-/// It is no policy for clones, but what others are measured against. Free frames are answered with zeros.
+/// It is no policy for clones, but what others are measured against. Free frames are filled with zeros in time.
 #[derive(Clone, Debug)]
 pub struct Oracle {
-    /// What will be touched and is not free, in order.
+    /// What will be touched, in order.
     frames: Vec<FrameIndex>,
     /// How many of `frames` were planned, or found to be there.
     done: usize,
@@ -17,9 +17,8 @@ pub struct Oracle {
 impl Oracle {
     /// Knows that these frames will be touched in this order.
     #[must_use]
-    pub fn new(atlas: &Atlas, frames: impl IntoIterator<Item = FrameIndex>) -> Self {
-        let frames = frames.into_iter().filter(|frame| !atlas.is_free(*frame)).collect();
-        Self { frames, done: 0 }
+    pub fn new(frames: impl IntoIterator<Item = FrameIndex>) -> Self {
+        Self { frames: frames.into_iter().collect(), done: 0 }
     }
 
     /// Plans the next frames, as many as fit. Over a replay, every frame is looked at once.
@@ -27,7 +26,9 @@ impl Oracle {
         while planner.room() > 0
             && let Some(frame) = self.frames.get(self.done)
         {
-            planner.fetch(*frame);
+            if !planner.zero(*frame) {
+                planner.fetch_used(*frame);
+            }
             self.done += 1;
         }
     }
@@ -54,7 +55,7 @@ mod tests {
     use super::*;
     use crate::color::{Color, ColorMap, Frame};
     use crate::memory::MemoryLayout;
-    use crate::prefetch::{Access, Answer, Plan, Presence};
+    use crate::prefetch::{Access, Answer, Atlas, Plan, Presence};
     use std::sync::Arc;
 
     /// Frames below the limit are present.
@@ -83,13 +84,14 @@ mod tests {
     #[test]
     fn it_goes_through_the_list_once() {
         let atlas = atlas();
-        let mut oracle = Oracle::new(&atlas, frames(&[7, 5, 3, 0, 6, 2]));
+        let mut oracle = Oracle::new(frames(&[7, 5, 3, 0, 6, 2]));
         let mut plan = Plan::new(Arc::clone(&atlas), 2);
         let fault = |frame| Fault { frame, access: Access::Unknown, in_flight: false };
 
         let present = PresentBelow(1);
         oracle.fault(&fault(FrameIndex(7)), &mut plan.begin(&present, Some(FrameIndex(7))));
-        assert_eq!(plan.fetch(), frames(&[3, 6]), "what is asked for, free or present is left out");
+        assert_eq!(plan.fetch(), frames(&[3, 6]), "what is asked for or present is left out");
+        assert_eq!(plan.zero(), frames(&[5]));
         assert_eq!(plan.answer(), Answer::Fetch);
 
         oracle.fault(&fault(FrameIndex(5)), &mut plan.begin(&present, Some(FrameIndex(5))));

@@ -1,6 +1,10 @@
 //! Every policy there is: whoever adds one adds it here, and all tests and benchmarks take it up.
 
-use kaleidoscope_core::prefetch::{Atlas, Blind, Demand, Paper, PrefetchPolicy, Shape};
+use kaleidoscope_core::addr::FrameIndex;
+use kaleidoscope_core::prefetch::{
+    Atlas, Blind, Class, Colored, Demand, Guide, Itinerary, Oracle, Paper, Predict, PrefetchPolicy,
+    Recorded, Settings, Shape, Streamed, Window,
+};
 use std::sync::Arc;
 
 /// A fresh instance of every policy, blind ones in sizes at the edges too.
@@ -12,5 +16,39 @@ pub(crate) fn policies(atlas: &Arc<Atlas>) -> Vec<Box<dyn PrefetchPolicy>> {
     }
     all.push(Box::new(Paper::new(Arc::clone(atlas))));
     all.push(Box::new(Paper::shaped(Arc::clone(atlas), Shape::Pivot)));
+    let guide = |settings| Arc::new(Guide::new(Arc::clone(atlas), settings));
+    let default = guide(Settings::default());
+    let region = guide(Settings::default().without_prediction("region"));
+    all.push(Box::new(Colored::new(region)));
+    all.push(Box::new(Colored::new(Arc::clone(&default))));
+    all.push(Box::new(Colored::new(guide(edges()))));
+    // An earlier clone that touched every third frame, last things first.
+    let touched = || (0..atlas.frames()).rev().step_by(3).map(FrameIndex);
+    let expected = touched().zip([0.9, 0.2, 1.0].into_iter().cycle());
+    let itinerary = Arc::new(Itinerary::new(atlas, expected, 0.5));
+    for (name, predict) in [("recorded", Predict::Lost), ("recorded-elsewhere", Predict::Always)] {
+        let (guide, itinerary) = (Arc::clone(&default), Arc::clone(&itinerary));
+        all.push(Box::new(Recorded::new(name, guide, itinerary, predict)));
+    }
+    let set: Arc<[FrameIndex]> = touched().collect();
+    all.push(Box::new(Streamed::new("recorded-frames", Arc::clone(&set), Demand)));
+    all.push(Box::new(Streamed::new("idle", set, Colored::new(default))));
+    all.push(Box::new(Oracle::new(touched())));
     all
+}
+
+/// Settings with numbers at the edges.
+fn edges() -> Settings {
+    let mut settings = Settings::bare("edges");
+    settings.zero_ahead = u32::MAX;
+    settings.inode_pages = u32::MAX;
+    let windows = [
+        Window { cold: 0, hot: u32::MAX, grow: 1, max: u32::MAX },
+        Window { cold: u32::MAX, hot: 1, grow: 0, max: 0 },
+        Window { cold: 3, hot: 7, grow: 1, max: 1000 },
+    ];
+    for (class, window) in Class::all().zip(windows.into_iter().cycle()) {
+        settings.windows[class.index()] = window;
+    }
+    settings
 }
