@@ -373,7 +373,7 @@ mod tests {
                 Box::new(Demand),
                 Box::new(Blind::aligned(16)),
                 Box::new(Paper::new(Arc::clone(&atlas))),
-                Box::new(Oracle::new(&atlas, trace.touches().iter().map(|t| t.frame))),
+                Box::new(Oracle::new(trace.touches().iter().map(|t| t.frame))),
             ];
             for mut policy in policies {
                 let options = Replay::new(CostModel::GBE);

@@ -5,7 +5,7 @@ mod plans;
 mod policies;
 
 use kaleidoscope_core::addr::FrameIndex;
-use kaleidoscope_core::color::{Color, RegionId};
+use kaleidoscope_core::color::{Color, FrameKind, RegionId};
 use kaleidoscope_core::prefetch::{
     Access, Answer, Atlas, Fault, Paper, Plan, Planner, PrefetchPolicy, Presence,
 };
@@ -59,11 +59,18 @@ proptest! {
         let atlas = Atlas::new(map.clone());
         let all = atlas.run(0..u32::MAX);
         prop_assert_eq!(all.len(), map.len());
-        // Region by region, in each by position and frame; the rest by frame.
+        // Small files first, as their inodes lie, else as their first frames do; then region by region; in each by
+        // position and frame; the rest by frame.
+        let members = map.members();
         let key = |frame: &FrameIndex| {
             let known = map.frame(*frame).unwrap();
-            let position = if known.region.is_some() { known.position } else { 0 };
-            (known.region.unwrap_or(RegionId(u32::MAX)), position, *frame)
+            let Some(id) = known.region else {
+                return (true, None, RegionId(u32::MAX), 0, *frame);
+            };
+            let region = map.region(id).unwrap();
+            let is_small = region.kind == FrameKind::File && region.frames <= 32;
+            let first = region.anchor.unwrap_or(members.of(id)[0]);
+            (!is_small, is_small.then_some(first), id, known.position, *frame)
         };
         prop_assert!(all.is_sorted_by_key(key));
         for (place, frame) in (0..).zip(all) {
@@ -74,6 +81,10 @@ proptest! {
             prop_assert_eq!(stretch as usize, region.map_or(map.regions().len(), |r| r.0 as usize));
         }
         prop_assert_eq!(atlas.stretches(), map.regions().len() + 1);
+        for frame in all {
+            let small = key(frame).0;
+            prop_assert_eq!(!small, atlas.small_files().contains(&atlas.place(*frame).unwrap()));
+        }
         let backwards = std::ops::Range { start: 5, end: 2 };
         prop_assert_eq!(atlas.run(backwards).len() + atlas.range(u32::MAX).len(), 0);
         let past = FrameIndex(atlas.frames());

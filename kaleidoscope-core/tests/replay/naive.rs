@@ -226,7 +226,10 @@ impl World<'_> {
         match was {
             Whereabouts::Sent(at) | Whereabouts::Zeros(at) if at <= now => {
                 self.metrics.covered += u32::from(!is_free);
-                self.zeros += u32::from(matches!(was, Whereabouts::Zeros(_)));
+                if matches!(was, Whereabouts::Zeros(_)) {
+                    self.zeros += 1;
+                    self.takes_memory(frame);
+                }
                 self.go_on(vcpu, touch, now);
             }
             _ => self.fault(
@@ -254,6 +257,7 @@ impl World<'_> {
             *whereabouts = Whereabouts::Zeros(there);
             self.metrics.zero_faults += 1;
             self.zeros += 1;
+            self.takes_memory(fault.frame);
             self.go_on(vcpu, touch, there);
         } else {
             *whereabouts = Whereabouts::Asked;
@@ -263,11 +267,17 @@ impl World<'_> {
             } else {
                 self.metrics.faults += 1;
                 self.metrics.transferred += 1;
+                self.takes_memory(fault.frame);
                 self.metrics.free_transferred += u32::from(self.is_free(fault.frame));
             }
         }
         self.note_plan(&fetch, &zero);
         self.planned.extend(fetch.iter().map(|frame| (known, *frame)));
+    }
+
+    fn takes_memory(&mut self, frame: FrameIndex) {
+        let color = self.map.frame(frame).unwrap().color;
+        self.metrics.footprint[color as usize] += 1;
     }
 
     fn note_plan(&mut self, fetch: &[FrameIndex], zero: &[FrameIndex]) {
@@ -279,6 +289,7 @@ impl World<'_> {
             self.prefetched.push(*frame);
             self.metrics.prefetched += 1;
             self.metrics.transferred += 1;
+            self.takes_memory(*frame);
             self.metrics.free_transferred += u32::from(self.is_free(*frame));
         }
     }
