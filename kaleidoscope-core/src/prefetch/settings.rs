@@ -285,6 +285,16 @@ mod tests {
     }
 
     #[test]
+    fn the_documented_example_parses() {
+        let text = include_str!("../../../docs/policies.md");
+        let example = text.split("```toml\n").nth(1).unwrap().split("```").next().unwrap();
+        let settings = Settings::parse(example).unwrap();
+        let code: Class = "file-code".parse().unwrap();
+        assert_eq!(settings.window(code), Window { cold: 24, hot: 256, grow: 4, max: 128 });
+        assert_eq!(settings.predict.len(), 1);
+    }
+
+    #[test]
     fn files_round_trip() {
         let settings = Settings::default();
         assert_eq!(Settings::parse(&settings.to_text()), Ok(settings));
