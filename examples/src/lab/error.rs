@@ -68,6 +68,14 @@ pub(crate) enum Error {
         /// What is wrong there.
         what: String,
     },
+    /// A guest's folder does not hold what can be learned from.
+    #[error("{}: {what}", path.display())]
+    Traces {
+        /// The file concerned.
+        path: PathBuf,
+        /// What is wrong with it.
+        what: String,
+    },
     /// A step inside the guest failed.
     #[error("guest agent: {0}")]
     Agent(String),

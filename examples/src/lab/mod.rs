@@ -26,6 +26,7 @@ mod report;
 mod rootfs;
 mod run;
 mod sparse;
+mod symbols;
 mod truth;
 
 pub(crate) use error::Result;
@@ -34,6 +35,7 @@ pub(crate) use error::Result;
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum Command {
     Run(Box<run::Args>),
+    Symbols(symbols::Args),
 }
 
 impl Command {
@@ -44,6 +46,7 @@ impl Command {
     pub(crate) fn run(&self) -> Result<()> {
         match self {
             Self::Run(args) => args.run(),
+            Self::Symbols(args) => args.run(),
         }
     }
 }

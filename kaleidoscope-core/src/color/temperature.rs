@@ -1,14 +1,17 @@
-//! Temperature: signs that a frame was used lately, observed at the freeze.
+//! Temperature: signs that a frame was used lately, observed at the freeze, and signs that it will be used whatever the guest does.
 
 use std::fmt;
 use std::ops::BitOr;
 
-/// A set of signs of recent use. Facts, not a prediction: policies weigh them.
+/// A set of signs of use. Facts, not a prediction: policies weigh them.
+///
+/// All but the last two were observed in this guest. [`FREQUENT`](Self::FREQUENT) and [`COMMON`](Self::COMMON) say nothing of what
+/// this guest did: they say which symbols the frame holds, and that clones of other guests used those.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct Temperature(u8);
 
 impl Temperature {
-    /// No sign of recent use.
+    /// No sign of use.
     pub const NONE: Self = Self(0);
     /// A page-table entry that maps the frame has its accessed bit set (direct map not counted).
     pub const ACCESSED: Self = Self(1);
@@ -23,14 +26,22 @@ impl Temperature {
     /// Belongs to one of the tasks that ran last: their structures, stacks, page tables, accessed memory.
     pub const RECENT_TASK: Self = Self(1 << 5);
 
+    /// Holds symbols of the kernel image of which many workloads use some. Not an observation of this guest's use, but a fact about
+    /// which symbols the frame holds: [`common_symbols`](crate::linux::common_symbols).
+    pub const FREQUENT: Self = Self(1 << 6);
+    /// Holds symbols of the kernel image that most workloads use; [`FREQUENT`](Self::FREQUENT) too. Not an observation either.
+    pub const COMMON: Self = Self(1 << 7);
+
     /// Every sign with its name.
-    pub const NAMES: [(Self, &'static str); 6] = [
+    pub const NAMES: [(Self, &'static str); 8] = [
         (Self::ACCESSED, "accessed"),
         (Self::DIRTY, "dirty"),
         (Self::ACTIVE, "active"),
         (Self::REFERENCED, "referenced"),
         (Self::SHARED, "shared"),
         (Self::RECENT_TASK, "recent-task"),
+        (Self::FREQUENT, "frequent"),
+        (Self::COMMON, "common"),
     ];
 
     /// The set as bits, as stored in the manifest.
@@ -42,13 +53,19 @@ impl Temperature {
     /// The set with these bits, or `None` when an unnamed bit is set.
     #[must_use]
     pub fn from_bits(bits: u8) -> Option<Self> {
-        (bits < 1 << Self::NAMES.len()).then_some(Self(bits))
+        (u16::from(bits) < 1 << Self::NAMES.len()).then_some(Self(bits))
     }
 
     /// Whether all signs of `other` are in this set.
     #[must_use]
     pub const fn contains(self, other: Self) -> bool {
         self.0 & other.0 == other.0
+    }
+
+    /// The signs of this set that are not in `other`.
+    #[must_use]
+    pub const fn without(self, other: Self) -> Self {
+        Self(self.0 & !other.0)
     }
 
     /// Adds the signs of `other`.
