@@ -103,7 +103,7 @@ pub(crate) fn color(
     registers: Vec<VcpuRegisters>,
     rules: Rules,
 ) -> Result<Analysis, Failure> {
-    let options = Options { registers, rules };
+    let options = Options { registers, rules, ..Options::default() };
     let mut watch = StopWatch::default();
     let coloring = progress::during("coloring", |status| {
         let mut begin = |stage: Stage| {

@@ -4,7 +4,7 @@ use crate::analysis::{LayoutArgs, color, registers};
 use crate::failure::{Failure, print};
 use crate::table;
 use kaleidoscope_core::addr::{FRAME_SIZE, Gfn, Gpa};
-use kaleidoscope_core::color::{ColorMap, FrameKind, Region};
+use kaleidoscope_core::color::{ColorMap, FrameKind, Region, Temperature};
 use kaleidoscope_core::coloring::{Coloring, Rule, Rules};
 use kaleidoscope_core::guest_os::{FrameFacts, FrameUse, KernelArea};
 use kaleidoscope_core::linux::Linux;
@@ -48,7 +48,8 @@ impl Args {
         let explanation = Explanation::of(&coloring, self.gpa.gfn());
         let mut explanation =
             explanation.ok_or_else(|| not_ram(self.gpa, coloring.map.layout()))?;
-        let words = Linux.inspect(&image, &registers, self.gpa.gfn()).map_err(Failure::new)?;
+        let words =
+            Linux::default().inspect(&image, &registers, self.gpa.gfn()).map_err(Failure::new)?;
         explanation.facts.extend(words.into_iter().map(|fact| (fact.name, fact.value)));
         print(&if self.json { explanation.json() } else { explanation.text() })
     }
@@ -169,7 +170,8 @@ fn in_words(facts: &FrameFacts) -> Vec<(String, String)> {
         (true, false) => "a process maps it, none executable",
         (false, false) => "no process maps it",
     };
-    let signs = facts.temperature.to_string();
+    let symbols = Temperature::FREQUENT | Temperature::COMMON;
+    let signs = facts.temperature.without(symbols).to_string();
     let words = [
         ("frame table", usage(facts.usage).to_owned()),
         ("kernel mappings", area(facts.area).to_owned()),
@@ -180,7 +182,23 @@ fn in_words(facts: &FrameFacts) -> Vec<(String, String)> {
         ),
         ("signs of recent use", if signs.is_empty() { "none".to_owned() } else { signs }),
     ];
-    words.map(|(name, value)| (name.to_owned(), value)).into()
+    let mut words: Vec<_> = words.map(|(name, value)| (name.to_owned(), value)).into();
+    // Not observed in this guest, so not among the signs of recent use.
+    if let Some(symbols) = kernel_symbols(facts.temperature) {
+        words.push(("kernel symbols".to_owned(), symbols.to_owned()));
+    }
+    words
+}
+
+/// What is known of the kernel symbols in the frame.
+fn kernel_symbols(temperature: Temperature) -> Option<&'static str> {
+    if temperature.contains(Temperature::COMMON) {
+        Some("most workloads, whatever the guest, use what is in it (common)")
+    } else if temperature.contains(Temperature::FREQUENT) {
+        Some("many workloads, whatever the guest, use what is in it (frequent)")
+    } else {
+        None
+    }
 }
 
 fn usage(usage: FrameUse) -> &'static str {
@@ -286,6 +304,25 @@ rule
         assert_eq!(value["rule"]["color"], "file-code");
         assert_eq!(value["facts"][0][1], "page cache of a file");
         assert_eq!(value["position"], 1);
+    }
+
+    #[test]
+    fn kernel_symbols_are_no_sign_of_recent_use() {
+        let both = Temperature::FREQUENT | Temperature::COMMON;
+        let words = |temperature| {
+            let facts = FrameFacts { temperature, ..FrameFacts::default() };
+            in_words(&facts).into_iter().skip(4).map(|(name, text)| format!("{name}: {text}"))
+        };
+        let common: Vec<_> = words(both | Temperature::ACTIVE).collect();
+        assert_eq!(common[0], "signs of recent use: active");
+        assert_eq!(
+            common[1],
+            "kernel symbols: most workloads, whatever the guest, use what is in it (common)"
+        );
+        let frequent: Vec<_> = words(Temperature::FREQUENT).collect();
+        assert_eq!(frequent[0], "signs of recent use: none");
+        assert!(frequent[1].starts_with("kernel symbols: many workloads"), "{frequent:?}");
+        assert_eq!(words(Temperature::NONE).count(), 1);
     }
 
     #[test]

@@ -94,7 +94,7 @@ impl<'m> Target<'m> {
             let worst = &mut outcome.cost;
             (worst.time, worst.peak) = (worst.time.max(cost.time), worst.peak.max(cost.peak));
         }
-        let _ = Linux.inspect(damaged, &self.registers, Gfn(u64::from(frames / 2)));
+        let _ = Linux::default().inspect(damaged, &self.registers, Gfn(u64::from(frames / 2)));
         outcome
     }
 }

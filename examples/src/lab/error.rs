@@ -71,6 +71,14 @@ pub(crate) enum Error {
     /// A clone cannot be made or its touches cannot be recorded.
     #[error("trace: {0}")]
     Trace(String),
+    /// A guest's folder does not hold what can be learned from.
+    #[error("{}: {what}", path.display())]
+    Traces {
+        /// The file concerned.
+        path: PathBuf,
+        /// What is wrong with it.
+        what: String,
+    },
     /// A step inside the guest failed.
     #[error("guest agent: {0}")]
     Agent(String),

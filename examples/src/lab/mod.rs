@@ -31,6 +31,7 @@ mod run;
 mod saved;
 mod sparse;
 mod steps;
+mod symbols;
 mod trace;
 mod truth;
 
@@ -41,6 +42,7 @@ pub(crate) use error::Result;
 pub(crate) enum Command {
     Run(Box<run::Args>),
     Trace(trace::Args),
+    Symbols(symbols::Args),
 }
 
 impl Command {
@@ -52,6 +54,7 @@ impl Command {
         match self {
             Self::Run(args) => args.run(),
             Self::Trace(args) => args.run(),
+            Self::Symbols(args) => args.run(),
         }
     }
 }

@@ -1,14 +1,17 @@
-//! Temperature: signs that a frame was used lately, observed at the freeze.
+//! Temperature: signs that a frame was used lately, observed at the freeze, and signs that it will be used whatever the guest does.
 
 use std::fmt;
 use std::ops::BitOr;
 
-/// A set of signs of recent use. Facts, not a prediction: policies weigh them.
+/// A set of signs of use. Facts, not a prediction: policies weigh them.
+///
+/// All but the last two were observed in this guest. [`FREQUENT`](Self::FREQUENT) and [`COMMON`](Self::COMMON) say nothing of what
+/// this guest did: they say which symbols the frame holds, and that clones of other guests used those.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct Temperature(u8);
 
 impl Temperature {
-    /// No sign of recent use.
+    /// No sign of use.
     pub const NONE: Self = Self(0);
     /// A page-table entry that maps the frame has its accessed bit set (direct map not counted).
     pub const ACCESSED: Self = Self(1);
@@ -22,9 +25,10 @@ impl Temperature {
     pub const SHARED: Self = Self(1 << 4);
     /// Belongs to one of the tasks that ran last: their structures, stacks, page tables, accessed memory.
     pub const RECENT_TASK: Self = Self(1 << 5);
-    /// Part of the kernel image with functions or variables that many workloads use, by their names.
+    /// Holds symbols of the kernel image of which many workloads use some. Not an observation of this guest's use, but a fact about
+    /// which symbols the frame holds: [`common_symbols`](crate::linux::common_symbols).
     pub const FREQUENT: Self = Self(1 << 6);
-    /// Part of the kernel image with functions or variables that nearly all workloads use, by their names.
+    /// Holds symbols of the kernel image that most workloads use; [`FREQUENT`](Self::FREQUENT) too. Not an observation either.
     pub const COMMON: Self = Self(1 << 7);
 
     /// Every sign with its name.
@@ -48,7 +52,7 @@ impl Temperature {
     /// The set with these bits, or `None` when an unnamed bit is set.
     #[must_use]
     pub fn from_bits(bits: u8) -> Option<Self> {
-        Some(Self(bits))
+        (u16::from(bits) < 1 << Self::NAMES.len()).then_some(Self(bits))
     }
 
     /// Whether all signs of `other` are in this set.
@@ -61,6 +65,12 @@ impl Temperature {
     #[must_use]
     pub const fn union(self, other: Self) -> Self {
         Self(self.0 | other.0)
+    }
+
+    /// The signs of this set that are not in `other`.
+    #[must_use]
+    pub const fn without(self, other: Self) -> Self {
+        Self(self.0 & !other.0)
     }
 
     /// Adds the signs of `other`.

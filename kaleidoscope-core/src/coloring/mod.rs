@@ -7,7 +7,7 @@ pub use rules::{Rule, Rules};
 use crate::addr::Gfn;
 use crate::color::{ColorMap, Frame, MapError};
 use crate::guest_os::{FrameFacts, GuestFacts, Introspect, Note, Process, Stage};
-use crate::linux::{Linux, LinuxError};
+use crate::linux::{CommonSymbols, Linux, LinuxError};
 use crate::memory::GuestMemory;
 use crate::registers::VcpuRegisters;
 use thiserror::Error;
@@ -31,6 +31,8 @@ pub struct Options {
     pub registers: Vec<VcpuRegisters>,
     /// The rules.
     pub rules: Rules,
+    /// Which symbols of a kernel most workloads use; by default the list that comes with the library.
+    pub common_symbols: CommonSymbols,
 }
 
 /// A colored guest.
@@ -100,7 +102,8 @@ pub fn color_with_progress(
     options: &Options,
     begin: &mut dyn FnMut(Stage),
 ) -> Result<Coloring, ColoringError> {
-    let facts = Linux.introspect(memory, &options.registers, begin)?;
+    let linux = Linux { common_symbols: options.common_symbols.clone() };
+    let facts = linux.introspect(memory, &options.registers, begin)?;
     begin(Stage::Color);
     Ok(Coloring::new(facts, options.rules.clone())?)
 }

@@ -13,6 +13,8 @@ pub enum Stage {
     Locate,
     /// Finding symbols.
     Symbols,
+    /// Finding what every workload uses of the kernel image.
+    CommonSymbols,
     /// Finding type information.
     Types,
     /// Reading the frame table.
@@ -38,6 +40,7 @@ impl Stage {
         match self {
             Self::Locate => "locate kernel",
             Self::Symbols => "symbols",
+            Self::CommonSymbols => "common symbols",
             Self::Types => "types",
             Self::FrameTable => "frame table",
             Self::Tasks => "tasks",

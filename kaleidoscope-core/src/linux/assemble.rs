@@ -9,7 +9,7 @@ use super::user_spaces::{NO_SPACE, SpaceId, UserMapping, UserMappings, UserTable
 use super::view::KernelView;
 use crate::addr::{FRAME_SIZE, FrameIndex, Gpa, Gva};
 use crate::color::{KernelIdentity, Order, Temperature};
-use crate::guest_os::{FrameFacts, FrameUse, GuestFacts, Note, Process};
+use crate::guest_os::{FrameFacts, FrameUse, GuestFacts, KernelArea, Note, Process};
 use crate::memory::GuestMemory;
 use std::collections::HashMap;
 
@@ -23,6 +23,8 @@ pub(super) struct Gathered<'g, 'm, M: ?Sized> {
     pub(super) tasks: Tasks,
     pub(super) users: UserMappings,
     pub(super) areas: KernelAreas,
+    /// For each page of the kernel image, which common symbols it holds; may be empty.
+    pub(super) page_signs: Vec<Temperature>,
     /// Names of the records' owners; `None` for those that are not what they say.
     pub(super) owners: Vec<Option<OwnerName>>,
     /// The kernel's own root table, and the tables of its twin under page-table isolation.
@@ -44,8 +46,8 @@ impl TableUse {
 }
 
 pub(super) fn assemble<M: GuestMemory + ?Sized>(gathered: Gathered<'_, '_, M>) -> GuestFacts {
-    let Gathered { view, records, tasks, users, areas, owners, kernel_tables, kernel, mut notes } =
-        gathered;
+    let Gathered { view, records, tasks, users, areas, page_signs, .. } = gathered;
+    let Gathered { owners, kernel_tables, kernel, mut notes, .. } = gathered;
     let layout = view.memory().layout();
     describe_damage(view, &records.damage, &tasks, &users, &areas, &mut notes);
     let recent = recent_frames(view, &tasks);
@@ -68,6 +70,10 @@ pub(super) fn assemble<M: GuestMemory + ?Sized>(gathered: Gathered<'_, '_, M>) -
             region: None,
             position: 0,
         };
+        if is_image(&facts) {
+            let signs = usize::try_from(area.page).ok().and_then(|page| page_signs.get(page));
+            facts.temperature.insert(rated(signs.copied().unwrap_or_default(), facts.area));
+        }
         let space = if facts.usage == FrameUse::PageTable { table.space } else { user.space };
         let owner = record.owner;
         let key = RegionKey { usage: facts.usage, area: area.area, owner, space };
@@ -108,6 +114,22 @@ fn usage_of(record: &Record, table: TableUse, regions: &Regions<'_>) -> FrameUse
     match record.usage == FrameUse::Allocated && table.is_table {
         true => FrameUse::PageTable,
         false => record.usage,
+    }
+}
+
+/// Whether a frame holds a part of the kernel image; the kernel frees some of it after boot and uses the frames for other things.
+fn is_image(facts: &FrameFacts) -> bool {
+    let in_image = matches!(facts.area, KernelArea::Text | KernelArea::Rodata | KernelArea::Data);
+    facts.usage == FrameUse::Reserved && in_image
+}
+
+/// What the signs of a page of the image are worth. Of read-only data with the most common symbols, only every second page is
+/// touched: the kernel keeps many small constants there, of which it reads few.
+fn rated(signs: Temperature, area: KernelArea) -> Temperature {
+    match (area == KernelArea::Rodata, signs.contains(Temperature::COMMON)) {
+        (false, _) => signs,
+        (true, true) => Temperature::FREQUENT,
+        (true, false) => Temperature::NONE,
     }
 }
 

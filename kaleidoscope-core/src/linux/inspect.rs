@@ -1,5 +1,6 @@
 //! The raw words behind one frame's facts, for people who want to know why.
 
+use super::common_symbols::CommonSymbols;
 use super::introspect::{Linux, LinuxError, table_budget};
 use super::kernel::Kernel;
 use crate::addr::Gfn;
@@ -31,7 +32,9 @@ impl Linux {
         gfn: Gfn,
     ) -> Result<Vec<Fact>, LinuxError> {
         let mut budget = table_budget(memory);
-        let kernel = Kernel::open(memory, registers, &mut budget, &mut |_| {}, &mut Vec::new())?;
+        let none = CommonSymbols::none();
+        let (mut begin, mut notes) = (|_| {}, Vec::new());
+        let kernel = Kernel::open(memory, registers, &mut budget, &none, &mut begin, &mut notes)?;
         let mut facts = Vec::new();
         let mut fact = |name: String, value: String| facts.push(Fact { name, value });
         match kernel.table.describe(&kernel.view, gfn) {

@@ -1,9 +1,11 @@
 //! Introspection of Linux, stage by stage.
 
 use super::assemble::{Gathered, assemble};
+use super::common_symbols::CommonSymbols;
 use super::files::Files;
 use super::frame_reader::{FrameRecords, Owner, OwnerKind};
 use super::frame_table::FrameTableError;
+use super::kallsyms::KallsymsError;
 use super::kernel::Kernel;
 use super::kernel_areas::KernelAreas;
 use super::locate::LocateError;
@@ -41,11 +43,17 @@ pub enum LinuxError {
     /// A kernel was found, but not its frame table.
     #[error(transparent)]
     FrameTable(#[from] FrameTableError),
+    /// A kernel was found, but not its symbols. Coloring can do without; [`Linux::symbols_by_page`] cannot.
+    #[error(transparent)]
+    Symbols(#[from] KallsymsError),
 }
 
 /// Introspection of x86-64 Linux, 5.4 and later, without symbols, profile or help from the guest.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Linux;
+#[derive(Clone, Debug, Default)]
+pub struct Linux {
+    /// Which symbols most workloads use. The default is the list that comes with the library.
+    pub common_symbols: CommonSymbols,
+}
 
 impl Introspect for Linux {
     type Error = LinuxError;
@@ -58,10 +66,11 @@ impl Introspect for Linux {
     ) -> Result<GuestFacts, LinuxError> {
         let mut notes = Vec::new();
         let mut budget = table_budget(memory);
-        let opened = Kernel::open(memory, registers, &mut budget, begin, &mut notes)?;
+        let common = &self.common_symbols;
+        let opened = Kernel::open(memory, registers, &mut budget, common, begin, &mut notes)?;
         let own_root = opened.own_root();
         let kernel = opened.identity();
-        let Kernel { view, spec, image, symbols, profile, table, .. } = opened;
+        let Kernel { view, spec, image, symbols, page_signs, profile, table, .. } = opened;
 
         begin(Stage::FrameTable);
         let mut records = table.read(&view);
@@ -93,6 +102,7 @@ impl Introspect for Linux {
             tasks,
             users,
             areas,
+            page_signs,
             owners,
             kernel_tables: &kernel_tables,
             kernel,

@@ -1,16 +1,17 @@
 //! A kernel opened for reading: where it is, its symbols, its types, its frame table.
 
 use super::btf::Btf;
+use super::common_symbols::{CommonSymbols, signs_of_pages};
 use super::frame_table::{FrameTable, FrameTableError};
 use super::introspect::LinuxError;
-use super::kallsyms::{Kallsyms, KallsymsHints};
+use super::kallsyms::{Kallsyms, KallsymsError, KallsymsHints};
 use super::locate::{IMAGE_BASE, ImageSpan, Located, locate, read_note, scan_notes};
 use super::profile::Profile;
 use super::symbols::Symbols;
 use super::view::{DirectMap, KernelView};
 use super::vmcoreinfo::VmcoreInfo;
 use crate::addr::{Gpa, Gva};
-use crate::color::KernelIdentity;
+use crate::color::{KernelIdentity, Temperature};
 use crate::guest_os::{Note, Stage};
 use crate::memory::GuestMemory;
 use crate::paging::{PagingSpec, TableBudget};
@@ -26,6 +27,8 @@ pub(super) struct Kernel<'m> {
     pub(super) root: Gpa,
     pub(super) image: ImageSpan,
     pub(super) symbols: Symbols,
+    /// For each page of the image, which common symbols it holds; empty without symbols.
+    pub(super) page_signs: Vec<Temperature>,
     pub(super) note: Option<VmcoreInfo>,
     pub(super) profile: Profile,
     pub(super) table: FrameTable,
@@ -39,6 +42,7 @@ impl<'m> Kernel<'m> {
         memory: &'m dyn GuestMemory,
         registers: &[VcpuRegisters],
         budget: &mut TableBudget,
+        common: &CommonSymbols,
         begin: &mut dyn FnMut(Stage),
         notes: &mut Vec<Note>,
     ) -> Result<Self, LinuxError> {
@@ -51,10 +55,16 @@ impl<'m> Kernel<'m> {
 
         begin(Stage::Symbols);
         let bytes = image_bytes(memory, &image);
-        let kallsyms = find_symbols(&view, &image, &bytes, note.as_ref(), notes);
+        let kallsyms = find_symbols(&view, &image, &bytes, note.as_ref())
+            .map_err(|e| notes.push(Note { subject: "symbols", text: e.to_string() }))
+            .ok();
         let from_table = Symbols::from_kallsyms(kallsyms.as_ref());
         let note = note.or_else(|| find_note(&view, &image, &from_table));
         let symbols = from_table.or(Symbols::from_note(note.as_ref()));
+
+        begin(Stage::CommonSymbols);
+        let of_table = |table| signs_of_pages(table, &image, common);
+        let page_signs = kallsyms.as_ref().map(of_table).unwrap_or_default();
 
         begin(Stage::Types);
         let btf = find_types(&image, &bytes, &symbols, notes);
@@ -70,7 +80,7 @@ impl<'m> Kernel<'m> {
 
         let base = find_frame_table(&view, &symbols, note.as_ref());
         let table = FrameTable::new(base.ok_or(FrameTableError::NoAddress)?, &profile)?;
-        Ok(Self { view, spec, root, image, symbols, note, profile, table, flag_names })
+        Ok(Self { view, spec, root, image, symbols, page_signs, note, profile, table, flag_names })
     }
 
     /// Root of the kernel's own page tables.
@@ -97,7 +107,7 @@ impl<'m> Kernel<'m> {
 }
 
 /// The image's bytes: borrowed where the memory is mapped, else copied. Empty when they cannot be read.
-fn image_bytes<'m>(memory: &'m dyn GuestMemory, image: &ImageSpan) -> Cow<'m, [u8]> {
+pub(super) fn image_bytes<'m>(memory: &'m dyn GuestMemory, image: &ImageSpan) -> Cow<'m, [u8]> {
     let left = memory.layout().span_at(image.gpa).map_or(0, |(_, left)| left);
     let len = usize::try_from(image.bytes.min(left)).unwrap_or(0);
     if let Some(bytes) = memory.slice(image.gpa, len) {
@@ -110,20 +120,18 @@ fn image_bytes<'m>(memory: &'m dyn GuestMemory, image: &ImageSpan) -> Cow<'m, [u
     }
 }
 
-fn find_symbols<'b, M: GuestMemory + ?Sized>(
+pub(super) fn find_symbols<'b, M: GuestMemory + ?Sized>(
     view: &KernelView<'_, M>,
     image: &ImageSpan,
     bytes: &'b [u8],
     note: Option<&VmcoreInfo>,
-    notes: &mut Vec<Note>,
-) -> Option<Kallsyms<'b>> {
+) -> Result<Kallsyms<'b>, KallsymsError> {
     let last = Gva(image.gva.0.saturating_add(image.bytes));
     let mut runs = view.space().runs_in(image.gva, last).iter();
     let read_only = runs.find(|r| !r.rights.execute && !r.rights.write).map(|r| r.gva);
     let token_table = note.and_then(|n| n.symbol("kallsyms_token_table"));
     let hints = KallsymsHints { token_table, read_only_data: read_only };
-    let found = Kallsyms::find(bytes, image.gva, &hints);
-    found.map_err(|e| notes.push(Note { subject: "symbols", text: e.to_string() })).ok()
+    Kallsyms::find(bytes, image.gva, &hints)
 }
 
 fn find_types<'b>(

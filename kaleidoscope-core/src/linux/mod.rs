@@ -6,6 +6,8 @@
 //! * [`kallsyms`]: the compressed symbol table (addresses by name);
 //! * [`btf`]: the type information (field offsets, sizes, enumeration values).
 //!
+//! One description comes along with the library: [`common_symbols`], what every workload uses of any kernel.
+//!
 //! [`Linux`] uses them in layers. VMCOREINFO and page tables alone say which frames are free, slab, anonymous, shared, page
 //! cache and page tables; symbols and types add names. All of it is read from guest memory and therefore hostile: every
 //! parser here is bounded and returns precise errors.
@@ -31,6 +33,7 @@
 mod assemble;
 pub mod btf;
 mod bytes;
+pub mod common_symbols;
 mod dentries;
 mod files;
 mod frame_reader;
@@ -52,6 +55,7 @@ mod user_spaces;
 mod view;
 pub mod vmcoreinfo;
 
+pub use common_symbols::CommonSymbols;
 pub use frame_table::FrameTableError;
 pub use inspect::Fact;
 pub use introspect::{Linux, LinuxError};

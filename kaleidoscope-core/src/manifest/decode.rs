@@ -7,7 +7,7 @@
 use super::cbor::Reader;
 use super::columns::{Columns, Names, Palette};
 use super::{ImageIdentity, Limits, Manifest, ManifestError};
-use crate::addr::{FRAME_SIZE, Gpa};
+use crate::addr::{FRAME_SIZE, FrameIndex, Gpa};
 use crate::color::{Color, ColorMap, Frame, FrameKind, KernelIdentity, Order, Region, Temperature};
 use crate::memory::MemoryLayout;
 
@@ -35,7 +35,9 @@ pub(crate) fn payload(bytes: &[u8], limits: &Limits) -> Result<Manifest, Manifes
     let layout = read_layout(&mut at("layout", layout), limits)?;
     let kernel = read_kernel(&mut at("kernel", kernel), &mut text)?;
     let palette = read_palette(&mut at("palette", palette))?;
-    let regions = read_regions(&mut at("regions", regions), &palette, &mut text)?;
+    let frames_of_ram = layout.frames();
+    let mut at_regions = at("regions", regions);
+    let regions = read_regions(&mut at_regions, frames_of_ram, &palette, &mut text)?;
     let columns = read_columns(&mut at("frames", frames))?;
     let map = build(layout, kernel, regions, &columns, &palette)?;
     let identity = read_identity(&mut at("identity", identity))?;
@@ -174,6 +176,7 @@ pub(crate) fn read_names<T: Copy>(
 /// Reads the regions, with the numbers of frames that the file states.
 fn read_regions(
     reader: &mut Reader<'_>,
+    frames_of_ram: u32,
     palette: &Palette,
     text: &mut TextBudget<'_>,
 ) -> Result<Vec<Region>, ManifestError> {
@@ -185,7 +188,7 @@ fn read_regions(
     let mut regions = Vec::with_capacity(count);
     for _ in 0..count {
         let items = reader.array()?;
-        let Some(unknown) = items.checked_sub(4) else {
+        let Some(more) = items.checked_sub(4) else {
             return Err(reader.error("a region is an array of kind, order, frames and name"));
         };
         let (kind, order, frames) = (reader.uint()?, reader.uint()?, reader.uint()?);
@@ -195,12 +198,25 @@ fn read_regions(
         let order = number(order).and_then(|n| palette.orders.get(n)).map_err(wrong)?;
         let frames = u32::try_from(frames).map_err(|_| wrong(format!("{frames} frames")))?;
         let name = text.read(reader)?;
-        for _ in 0..unknown {
+        let anchor = match more {
+            0 => None,
+            _ => Some(read_anchor(reader, frames_of_ram)?),
+        };
+        for _ in 1..more {
             reader.skip()?;
         }
-        regions.push(Region { kind, order, name, frames, anchor: None });
+        regions.push(Region { kind, order, name, frames, anchor });
     }
     Ok(regions)
+}
+
+fn read_anchor(reader: &mut Reader<'_>, frames_of_ram: u32) -> Result<FrameIndex, ManifestError> {
+    let before = reader.moved_to(reader.place());
+    let frame = reader.uint()?;
+    let index = u32::try_from(frame).ok().filter(|&index| index < frames_of_ram).map(FrameIndex);
+    index.ok_or_else(|| {
+        before.error(format!("a region's object in frame {frame} of {frames_of_ram} frames"))
+    })
 }
 
 fn read_columns<'a>(reader: &mut Reader<'a>) -> Result<Columns<&'a [u8]>, ManifestError> {

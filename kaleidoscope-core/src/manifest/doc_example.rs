@@ -4,7 +4,7 @@
 
 use super::cbor::Reader;
 use super::*;
-use crate::addr::Gfn;
+use crate::addr::{FrameIndex, Gfn};
 use crate::color::{Color, Frame, FrameKind, KernelIdentity, Order, Region, RegionId, Temperature};
 use crate::memory::{MemoryLayout, VecMemory};
 use ciborium_ll::Header;
@@ -23,7 +23,10 @@ fn example() -> Manifest {
         paging: "x86-64 4-level".into(),
     };
     let regions = vec![
-        Region::new(FrameKind::File, Order::FileOffset, "ext4:65024:12:/etc/passwd"),
+        Region {
+            anchor: Some(FrameIndex(3)),
+            ..Region::new(FrameKind::File, Order::FileOffset, "ext4:65024:12:/etc/passwd")
+        },
         Region::new(FrameKind::Kernel, Order::KernelAddress, "kernel-data"),
     ];
     let file = |color, position, temperature| Frame {
@@ -41,8 +44,8 @@ fn example() -> Manifest {
             kind: FrameKind::Kernel,
             color: Color::KernelData,
             region: Some(RegionId(1)),
-            position: 0x7_fff8_2a00,
-            temperature: Temperature::NONE,
+            position: 0x2a00,
+            temperature: Temperature::FREQUENT | Temperature::COMMON,
         },
     ];
     let map = ColorMap::new(layout.clone(), kernel, frames, regions).unwrap();

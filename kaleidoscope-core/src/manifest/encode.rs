@@ -90,11 +90,14 @@ fn palette(out: &mut Writer) {
 fn regions(out: &mut Writer, map: &ColorMap) {
     out.array(map.regions().len());
     for region in map.regions() {
-        out.array(4);
+        out.array(if region.anchor.is_some() { 5 } else { 4 });
         out.uint(region.kind as u8);
         out.uint(region.order as u8);
         out.uint(region.frames);
         out.text(&region.name);
+        if let Some(anchor) = region.anchor {
+            out.uint(anchor.0);
+        }
     }
 }
 

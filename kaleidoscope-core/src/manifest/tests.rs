@@ -1,7 +1,7 @@
 //! Manifests round-trip, and damaged or hostile ones are refused.
 
 use super::*;
-use crate::addr::{FRAME_SIZE, Gfn};
+use crate::addr::{FRAME_SIZE, FrameIndex, Gfn};
 use crate::color::{Color, Frame, FrameKind, KernelIdentity, Order, Region, RegionId, Temperature};
 use crate::memory::MemoryLayout;
 use proptest::prelude::*;
@@ -13,7 +13,9 @@ fn small_limits() -> Limits {
 fn region() -> impl Strategy<Value = Region> {
     let kind = prop::sample::select(FrameKind::ALL.as_slice());
     let order = prop::sample::select(Order::ALL.as_slice());
-    (kind, order, ".{0,12}").prop_map(|(kind, order, name)| Region::new(kind, order, name))
+    let anchor = prop::option::of(Just(FrameIndex(0)));
+    (kind, order, ".{0,12}", anchor)
+        .prop_map(|(kind, order, name, anchor)| Region { anchor, ..Region::new(kind, order, name) })
 }
 
 fn frame(regions: Vec<Region>) -> impl Strategy<Value = Frame> {
@@ -21,16 +23,19 @@ fn frame(regions: Vec<Region>) -> impl Strategy<Value = Frame> {
     let color = prop::sample::select(Color::ALL.as_slice());
     let region = prop::option::of(0..regions.len().max(1));
     let position = prop_oneof![0u64..100, any::<u64>()];
-    (kind, color, region, position, 0u8..64).prop_map(move |(kind, color, id, position, bits)| {
-        let region = id.and_then(|id| Some((RegionId(u32::try_from(id).ok()?), regions.get(id)?)));
-        Frame {
-            kind: region.map_or(kind, |r| r.1.kind),
-            color,
-            region: region.map(|r| r.0),
-            position,
-            temperature: Temperature::from_bits(bits).unwrap(),
-        }
-    })
+    (kind, color, region, position, any::<u8>()).prop_map(
+        move |(kind, color, id, position, bits)| {
+            let region =
+                id.and_then(|id| Some((RegionId(u32::try_from(id).ok()?), regions.get(id)?)));
+            Frame {
+                kind: region.map_or(kind, |r| r.1.kind),
+                color,
+                region: region.map(|r| r.0),
+                position,
+                temperature: Temperature::from_bits(bits).unwrap(),
+            }
+        },
+    )
 }
 
 fn layout() -> impl Strategy<Value = MemoryLayout> {
@@ -72,7 +77,10 @@ fn sample() -> Manifest {
         ..KernelIdentity::default()
     };
     let regions = vec![
-        Region::new(FrameKind::File, Order::FileOffset, "ext4:65024:12:/usr/bin/perl"),
+        Region {
+            anchor: Some(FrameIndex(25)),
+            ..Region::new(FrameKind::File, Order::FileOffset, "ext4:65024:12:/usr/bin/perl")
+        },
         Region::new(FrameKind::Kernel, Order::KernelAddress, "kernel-text"),
     ];
     let frames = (0..40).map(|i| match i {
@@ -221,6 +229,12 @@ fn unknown_fields_are_skipped() {
     longer[0] = 0xa8;
     longer.extend_from_slice(b"\x69heat-maps\x82\xa1\x01\xf5\x43abc");
     assert_eq!(read_payload(&longer).unwrap(), sample());
+    // A region with one more item.
+    let at = payload.windows(6).position(|w| w == b"perl\x18\x19").unwrap();
+    let mut longer = [&payload[..at + 6], b"\x81\x00", &payload[at + 6..]].concat();
+    let region = longer.windows(4).position(|w| w == b"\x85\x06\x03\x14").unwrap();
+    longer[region] = 0x86;
+    assert_eq!(read_payload(&longer).unwrap(), sample());
 }
 
 #[test]
@@ -231,15 +245,17 @@ fn wrong_payloads_are_named() {
         let bytes = [&payload[..at], to, &payload[at + from.len()..]].concat();
         read_payload(&bytes).expect_err("a wrong payload").to_string()
     };
-    let cases: [(&[u8], &[u8], &str); 9] = [
+    let cases: [(&[u8], &[u8], &str); 11] = [
         (b"\x66layout", b"\x66layouT", "key `layout` is missing"),
         (b"\x67regions", b"\x66layout", "key `layout` occurs twice"),
         (b"\x82\x00\x18\x18", b"\x82\x00\x18\x17", "the column has 40 bytes instead of 39"),
         (b"\x82\x19\x01\x00\x10", b"\x82\x18\x18\x10", "must ascend"),
         (b"\x69file-code", b"\x69fire-code", "frame index 10: `fire-code` is not known"),
-        (b"\x84\x06\x03\x14", b"\x84\x06\x03\x13", "region 0 states 19 frames and has 20"),
-        (b"\x84\x06\x03", b"\x84\x07\x03", "cannot be in region 0"),
-        (b"\x84\x06\x03", b"\x84\x06\x0a", "number 10 is not in the palette"),
+        (b"\x85\x06\x03\x14", b"\x85\x06\x03\x13", "region 0 states 19 frames and has 20"),
+        (b"\x85\x06\x03", b"\x85\x07\x03", "cannot be in region 0"),
+        (b"\x85\x06\x03", b"\x85\x06\x0a", "number 10 is not in the palette"),
+        (b"perl\x18\x19", b"perl\x18\x28", "a region's object in frame 40 of 40 frames"),
+        (b"perl\x18\x19", b"perl\x20", "expected an unsigned integer"),
         (b"\x65linux", b"\x65lin\xffx", "invalid utf-8"),
     ];
     for (from, to, expected) in cases {

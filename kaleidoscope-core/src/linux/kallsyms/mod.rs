@@ -15,17 +15,19 @@
 //! without them (arm64) all offsets are unsigned distances from the base. No version number is trusted: [`Kallsyms::find`] tries the
 //! layouts and takes the one that puts `linux_banner` on the banner's text.
 
+mod hash;
 mod lookup;
 mod names;
 mod search;
 #[cfg(test)]
-mod synthetic;
+pub(super) mod synthetic;
 #[cfg(test)]
 mod tests;
 mod tokens;
 
 use super::bytes::{address, index, u32_at};
 use crate::addr::Gva;
+pub(crate) use hash::{NameHash, PADDING};
 use lookup::Matcher;
 use names::Names;
 use thiserror::Error;

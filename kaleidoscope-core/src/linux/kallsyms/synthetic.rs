@@ -6,31 +6,31 @@ use crate::addr::Gva;
 use std::collections::HashMap;
 
 /// Where synthetic images begin.
-pub(super) const BASE: u64 = 0xffff_ffff_9360_0000;
+pub(crate) const BASE: u64 = 0xffff_ffff_9360_0000;
 
 /// Bytes of an image before its tables; symbols point into it.
-pub(super) const TEXT_BYTES: usize = 0x8000;
+pub(crate) const TEXT_BYTES: usize = 0x8000;
 
 /// Where the banner is.
 const BANNER_AT: u64 = BASE + 0x7000;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Encoding {
+pub(crate) enum Encoding {
     AbsolutePerCpu,
     BaseRelative,
     SelfRelative,
 }
 
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Layout {
-    pub(super) encoding: Encoding,
-    pub(super) alignment: usize,
+pub(crate) struct Layout {
+    pub(crate) encoding: Encoding,
+    pub(crate) alignment: usize,
     /// Offsets before the names (until 6.3) or behind the token index.
-    pub(super) offsets_first: bool,
-    pub(super) sequence_numbers: bool,
+    pub(crate) offsets_first: bool,
+    pub(crate) sequence_numbers: bool,
 }
 
-pub(super) const LAYOUTS: [(&str, Layout); 6] = {
+pub(crate) const LAYOUTS: [(&str, Layout); 6] = {
     use Encoding::{AbsolutePerCpu, BaseRelative, SelfRelative};
     const fn layout(
         encoding: Encoding,
@@ -51,33 +51,33 @@ pub(super) const LAYOUTS: [(&str, Layout); 6] = {
 };
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Entry {
-    pub(super) address: u64,
-    pub(super) kind: char,
-    pub(super) name: String,
+pub(crate) struct Entry {
+    pub(crate) address: u64,
+    pub(crate) kind: char,
+    pub(crate) name: String,
 }
 
-pub(super) struct Synthetic {
-    pub(super) image: Vec<u8>,
+pub(crate) struct Synthetic {
+    pub(crate) image: Vec<u8>,
     /// What the table says, in its order.
-    pub(super) entries: Vec<Entry>,
-    pub(super) token_table: Gva,
+    pub(crate) entries: Vec<Entry>,
+    pub(crate) token_table: Gva,
     /// Offset of the first name in the image.
-    pub(super) names_at: usize,
+    pub(crate) names_at: usize,
     /// Offset of the first offset in the image.
-    pub(super) offsets_at: usize,
+    pub(crate) offsets_at: usize,
 }
 
 /// The image of a kernel that has these functions and a `linux_banner`, one symbol every 16 bytes; the first few are per-CPU symbols
 /// where the encoding has them.
-pub(super) fn image(layout: Layout, names: &[String]) -> Synthetic {
+pub(crate) fn image(layout: Layout, names: &[String]) -> Synthetic {
     let mut entries = entries(layout.encoding, names);
     entries.push(Entry { address: BANNER_AT, kind: 'D', name: "linux_banner".into() });
     image_of(layout, entries)
 }
 
 /// The image of a kernel built without `KALLSYMS_ALL`: functions only.
-pub(super) fn image_without_banner(layout: Layout, names: &[String]) -> Synthetic {
+pub(crate) fn image_without_banner(layout: Layout, names: &[String]) -> Synthetic {
     image_of(layout, entries(layout.encoding, names))
 }
 

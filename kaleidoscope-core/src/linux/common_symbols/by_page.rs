@@ -1,0 +1,87 @@
+//! The names of the symbols in each page of a kernel image, for learning.
+
+use super::score::{over_pages, part_name};
+use crate::linux::bytes::index;
+use crate::linux::kallsyms::{Kallsyms, PADDING};
+use crate::linux::kernel::{find_symbols, image_bytes};
+use crate::linux::locate::{ImageSpan, Located, locate};
+use crate::linux::view::KernelView;
+use crate::linux::{Linux, LinuxError, introspect};
+use crate::memory::GuestMemory;
+use crate::registers::VcpuRegisters;
+
+/// Most bytes of names; kernels have 3 to 10 MB.
+const MAX_TEXT_BYTES: usize = 64 << 20;
+
+/// Symbols of a kernel by the pages of its image.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct SymbolsByPage {
+    /// All names, one behind the other.
+    names: String,
+    /// For each symbol and each of its pages: the page, the page's place in the symbol, the name's place in `names`.
+    entries: Vec<(u32, u32, std::ops::Range<u32>)>,
+}
+
+impl SymbolsByPage {
+    fn read(kallsyms: &Kallsyms<'_>, image: &ImageSpan) -> Self {
+        let mut out = Self::default();
+        let symbols = kallsyms.iter().filter(|s| !s.name.as_bytes().starts_with(PADDING));
+        over_pages(symbols.map(|s| (s.address, s.name)), image, |name, page, part| {
+            out.push(name, page, part);
+        });
+        out
+    }
+
+    /// Adds a symbol's page, unless there are too many names. Pages of a symbol come one after another.
+    pub(super) fn push(&mut self, name: &str, page: u32, part: u32) {
+        let last = self.entries.last().filter(|_| part > 0).map(|(_, _, name)| name.clone());
+        let name = last.or_else(|| {
+            let start = u32::try_from(self.names.len()).ok()?;
+            let end = self.names.len().checked_add(name.len()).filter(|&e| e <= MAX_TEXT_BYTES)?;
+            self.names.push_str(name);
+            Some(start..u32::try_from(end).ok()?)
+        });
+        self.entries.extend(name.map(|name| (page, part, name)));
+    }
+
+    /// All keys: the page, counted from the image's first, and the symbol's name there (`NAME` in its first page, `NAME+1` in
+    /// its second).
+    pub fn iter(&self) -> impl Iterator<Item = (u32, String)> + '_ {
+        self.entries.iter().map(|(page, part, name)| {
+            let name = self.names.get(index(name.start)..index(name.end)).unwrap_or_default();
+            (*page, part_name(name, *part))
+        })
+    }
+
+    /// Number of keys.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+}
+
+impl Linux {
+    /// The symbols of a guest's kernel by the pages of its image. Takes at most 64 MiB for names and 20 bytes for each symbol and
+    /// page of the image; what is more is left out.
+    ///
+    /// # Errors
+    /// When no kernel or no symbol table is found.
+    pub fn symbols_by_page(
+        &self,
+        memory: &dyn GuestMemory,
+        registers: &[VcpuRegisters],
+    ) -> Result<SymbolsByPage, LinuxError> {
+        let mut budget = introspect::table_budget(memory);
+        let Located { space, image, note, .. } = locate(memory, registers, &mut budget)?;
+        let view = KernelView::new(memory, space);
+        let bytes = image_bytes(memory, &image);
+        let kallsyms = find_symbols(&view, &image, &bytes, note.as_ref())?;
+        Ok(SymbolsByPage::read(&kallsyms, &image))
+    }
+}

@@ -1,0 +1,199 @@
+//! The list as text.
+//!
+//! Lines that begin with `#` are comments. Each other line is a symbol, sorted by name: a digit, its heat in tenths; a letter, how many
+//! bytes its name shares with the one before (`a` none, `z` 25); and the rest of the name. The second and later pages of a symbol that
+//! covers several are `NAME+1`, `NAME+2`, ...
+
+use crate::linux::kallsyms::MAX_NAME_BYTES;
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use thiserror::Error;
+
+/// Most bytes of a list.
+const MAX_TEXT_BYTES: usize = 4 << 20;
+
+/// Most symbols of a list: more than any kernel has functions that matter.
+const MAX_SYMBOLS: usize = 1 << 18;
+
+/// Why a list of symbols cannot be read.
+#[derive(Clone, PartialEq, Eq, Debug, Error)]
+#[non_exhaustive]
+pub enum CommonSymbolsError {
+    /// The text is too long, or has too many symbols.
+    #[error("list of symbols with {found} {what}, more than the limit of {limit}")]
+    Limit {
+        /// What there is too much of.
+        what: &'static str,
+        /// How much there is, or how much until it was too much.
+        found: usize,
+        /// How much may be.
+        limit: usize,
+    },
+    /// A line is not as it should be.
+    #[error("list of symbols, line {line}: {problem}")]
+    Line {
+        /// Number of the line, from 1.
+        line: usize,
+        /// What is wrong.
+        problem: &'static str,
+    },
+}
+
+/// Calls `found` with each symbol and its heat in tenths, 1 to 9.
+pub(super) fn read(text: &str, mut found: impl FnMut(&[u8], u8)) -> Result<(), CommonSymbolsError> {
+    let limit = |what, found, limit| Err(CommonSymbolsError::Limit { what, found, limit });
+    if text.len() > MAX_TEXT_BYTES {
+        return limit("bytes", text.len(), MAX_TEXT_BYTES);
+    }
+    let mut name: Vec<u8> = Vec::new();
+    let mut count = 0_usize;
+    for (line, entry) in (1..).zip(text.lines()) {
+        if entry.starts_with('#') {
+            continue;
+        }
+        let wrong = |problem| CommonSymbolsError::Line { line, problem };
+        let (tenths, shared, rest) = match entry.as_bytes() {
+            [digit @ b'1'..=b'9', letter @ b'a'..=b'z', rest @ ..] => {
+                (digit.wrapping_sub(b'0'), usize::from(letter.wrapping_sub(b'a')), rest)
+            }
+            _ => return Err(wrong("neither a comment nor a digit from 1 to 9 and a letter")),
+        };
+        if shared > name.len() {
+            return Err(wrong("it shares more with the symbol before than that has"));
+        }
+        name.truncate(shared);
+        if name.len().saturating_add(rest.len()) > MAX_KEY_BYTES {
+            return Err(wrong("the name is too long"));
+        }
+        if rest.is_empty() || !rest.iter().all(u8::is_ascii_graphic) {
+            return Err(wrong("a name is visible characters of ASCII, one at least"));
+        }
+        name.extend_from_slice(rest);
+        count = count.saturating_add(1);
+        if count > MAX_SYMBOLS {
+            return limit("symbols", count, MAX_SYMBOLS);
+        }
+        found(&name, tenths);
+    }
+    Ok(())
+}
+
+/// Longest name: a symbol's, and the page in it.
+const MAX_KEY_BYTES: usize = MAX_NAME_BYTES + 3;
+
+/// A list of symbols by name, each with its heat in tenths, 1 to 9.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct SymbolHeats(BTreeMap<String, u8>);
+
+impl SymbolHeats {
+    /// Reads a list in the form of [`to_text`](Self::to_text). Of a name that occurs twice, the first counts.
+    ///
+    /// # Errors
+    /// [`CommonSymbolsError`] names the line.
+    pub fn parse(text: &str) -> Result<Self, CommonSymbolsError> {
+        let mut heats = BTreeMap::new();
+        read(text, |name, tenths| {
+            heats.entry(String::from_utf8_lossy(name).into_owned()).or_insert(tenths);
+        })?;
+        Ok(Self(heats))
+    }
+
+    /// The list as text, with a comment in front.
+    #[must_use]
+    pub fn to_text(&self, comment: &str) -> String {
+        let mut out = String::new();
+        // Writing to a string cannot fail.
+        for line in comment.lines() {
+            let _ = writeln!(out, "# {line}");
+        }
+        let mut before: &str = "";
+        for (name, tenths) in &self.0 {
+            let same = before.bytes().zip(name.bytes()).take_while(|(a, b)| a == b).count();
+            let letters = (0..).zip('a'..='z').take(same.saturating_add(1));
+            let (shared, letter) = letters.last().unwrap_or((0, 'a'));
+            let _ = writeln!(out, "{tenths}{letter}{}", name.get(shared..).unwrap_or_default());
+            before = name;
+        }
+        out
+    }
+
+    /// All symbols by name, with heats in tenths.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, u8)> {
+        self.0.iter().map(|(name, &tenths)| (name.as_str(), tenths))
+    }
+
+    /// Number of symbols.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl FromIterator<(String, u8)> for SymbolHeats {
+    /// Names that the list's text cannot hold are left out, and those with a heat of 0; more than 9 tenths are 9.
+    fn from_iter<I: IntoIterator<Item = (String, u8)>>(symbols: I) -> Self {
+        let is_fit = |name: &str| {
+            (1..=MAX_KEY_BYTES).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_graphic())
+        };
+        let fit = symbols.into_iter().filter(|(name, tenths)| *tenths > 0 && is_fit(name));
+        Self(fit.map(|(name, tenths)| (name, tenths.min(9))).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn text_is_sorted_and_shares_beginnings() {
+        let heats =
+            [("schedule", 9), ("sched_clock", 9), ("jiffies", 12), ("jiffies+1", 3), ("b", 0)];
+        let heats: SymbolHeats =
+            heats.map(|(name, heat)| (name.to_owned(), heat)).into_iter().collect();
+        let text = heats.to_text("Two\nlines.");
+        assert_eq!(text, "# Two\n# lines.\n9ajiffies\n3h+1\n9asched_clock\n9fule\n");
+        assert_eq!(SymbolHeats::parse(&text), Ok(heats));
+    }
+
+    #[test]
+    fn errors_name_the_line() {
+        let error = |text: &str| SymbolHeats::parse(text).unwrap_err().to_string();
+        let at = |line, problem: &str| format!("list of symbols, line {line}: {problem}");
+        let neither = "neither a comment nor a digit from 1 to 9 and a letter";
+        for line in ["", "0aschedule", "9", "schedule", "9Aschedule"] {
+            assert_eq!(error(&format!("# x\n{line}\n")), at(2, neither));
+        }
+        let shares = "it shares more with the symbol before than that has";
+        assert_eq!(error("9ab\n9cc\n"), at(2, shares));
+        let graphic = "a name is visible characters of ASCII, one at least";
+        assert_eq!(error("9a\n"), at(1, graphic));
+        assert_eq!(error("9af\u{fc}r\n"), at(1, graphic));
+        assert_eq!(error(&format!("9a{}\n", "x".repeat(516))), at(1, "the name is too long"));
+        let long = "#".repeat(MAX_TEXT_BYTES + 1);
+        assert!(error(&long).contains("4194305 bytes, more than the limit of 4194304"));
+        let many = "1ab\n".repeat(MAX_SYMBOLS + 1);
+        assert!(error(&many).contains("262145 symbols, more than the limit of 262144"));
+    }
+
+    proptest! {
+        #[test]
+        fn lists_round_trip(symbols in prop::collection::btree_map("[!-~]{1,40}|[ab]{20,40}", 1_u8..10, 0..50)) {
+            let heats: SymbolHeats = symbols.into_iter().collect();
+            prop_assert_eq!(SymbolHeats::parse(&heats.to_text("A test.")), Ok(heats));
+        }
+
+        #[test]
+        fn any_text_is_read_or_refused(text in "(#?[1-9][a-c][ -~]{0,4}\n){0,9}|.{0,60}") {
+            if let Ok(heats) = SymbolHeats::parse(&text) {
+                prop_assert!(heats.iter().all(|(name, heat)| !name.is_empty() && (1..10).contains(&heat)));
+            }
+        }
+    }
+}
