@@ -13,6 +13,7 @@ use kaleidoscope_core::tune::Tuner;
 use std::io::{self, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use tempfile::NamedTempFile;
 
 /// Longest policy file that is read, in bytes; the core refuses longer ones too.
 const MAX_POLICY: u64 = 1 << 20;
@@ -42,7 +43,8 @@ pub(crate) struct Args {
     #[arg(value_name = "GUEST", required = true)]
     guests: Vec<PathBuf>,
     /// What a wasted page costs relative to a fault, when both are measured relative to blind-aligned-16
-    #[arg(long, value_name = "P", default_value = "1", value_parser = price)]
+    #[arg(long, value_name = "P", default_value = "1", value_parser = price,
+          allow_negative_numbers = true)]
     price: f64,
     /// Policy file to start from; plain windows of eight pages unless told otherwise
     #[arg(long, value_name = "FILE.toml")]
@@ -74,6 +76,9 @@ impl Args {
     /// Tunes, writes the policy file, and prints the scores.
     pub(crate) fn run(&self) -> Result<(), Failure> {
         let start = self.start()?;
+        let unwritable = |e| Failure::at(&self.output, format_args!("cannot be written: {e}"));
+        // Before the work, so that it is not done in vain.
+        let file = create(&self.output).map_err(unwritable)?;
         let guests: Result<Vec<_>, _> = self.guests.iter().map(|path| Guest::read(path)).collect();
         let guests = guests?;
         if self.cross_validate && folds::kernels(&guests).len() < 2 {
@@ -87,8 +92,7 @@ impl Args {
         if Settings::parse(&text).as_ref() != Ok(&tuned.settings) {
             return Err(Failure::new("these settings do not fit in a policy file"));
         }
-        write(&self.output, &text)
-            .map_err(|e| Failure::at(&self.output, format_args!("cannot be written: {e}")))?;
+        finish(file, &self.output, &text).map_err(unwritable)?;
         print(&if self.json {
             json::render(&guests, &tuned, &tuner)
         } else {
@@ -130,13 +134,16 @@ fn read(path: &Path) -> Result<Settings, Failure> {
     })
 }
 
-/// Writes a file, which has its old content or the whole new one.
-fn write(path: &Path, text: &str) -> io::Result<()> {
+/// A file beside the policy file that takes its place when it is complete.
+fn create(path: &Path) -> io::Result<NamedTempFile> {
     let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     // As any new file, not for its owner alone as temporary ones.
     let permissions = std::fs::Permissions::from_mode(0o666);
-    let mut file =
-        tempfile::Builder::new().prefix(".policy-").permissions(permissions).tempfile_in(folder)?;
+    tempfile::Builder::new().prefix(".policy-").permissions(permissions).tempfile_in(folder)
+}
+
+/// Writes the policy file, which has its old content or the whole new one.
+fn finish(mut file: NamedTempFile, path: &Path, text: &str) -> io::Result<()> {
     file.write_all(text.as_bytes())?;
     file.persist(path).map_err(|e| e.error)?;
     Ok(())
