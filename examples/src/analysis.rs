@@ -121,6 +121,17 @@ pub(crate) fn color(
     Ok(Analysis { coloring, notes, stages: watch.finish() })
 }
 
+/// Colors the guest in a folder as the guest lab makes it: `ram.bin`, with `layout.txt` and `regs.txt` where they are there.
+pub(crate) fn color_guest(folder: &Path) -> Result<Analysis, Failure> {
+    let beside = |name| Some(folder.join(name)).filter(|path| path.is_file());
+    let layout = LayoutArgs { layout: beside("layout.txt"), format: ImageFormat::Auto };
+    let image = layout.open(&folder.join("ram.bin")).map_err(|failure| {
+        failure.hint("a guest is a folder with ram.bin, with layout.txt unless the image says where its bytes belong")
+    })?;
+    let registers = registers(&image, beside("regs.txt").as_deref())?;
+    color(&image, registers, Rules::default())
+}
+
 /// Measures stages, each of which ends when the next one begins.
 #[derive(Debug, Default)]
 struct StopWatch {

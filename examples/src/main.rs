@@ -17,6 +17,7 @@ mod statistics;
 mod table;
 #[cfg(test)]
 mod test_map;
+mod tune;
 
 use std::process::ExitCode;
 
@@ -37,6 +38,7 @@ enum Command {
     Map(map::Args),
     Check(check::Args),
     Replay(replay::Args),
+    Tune(tune::Args),
     #[command(subcommand)]
     Record(record::Command),
     /// Boot real guests whose memory can be compared with what they say of it themselves.
@@ -60,6 +62,7 @@ fn main() -> ExitCode {
         Command::Explain(args) => done(args.run()),
         Command::Map(args) => done(args.run()),
         Command::Replay(args) => done(args.run()),
+        Command::Tune(args) => done(args.run()),
         Command::Record(command) => done(command.run()),
         Command::Lab(command) => done(command.run().map_err(failure::Failure::new)),
         Command::LabAgent(args) => done(args.run().map_err(failure::Failure::new)),

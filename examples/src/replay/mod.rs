@@ -8,7 +8,7 @@ mod policies;
 mod ratios;
 mod runs;
 mod table;
-mod traces;
+pub(crate) mod traces;
 
 use crate::analysis::{LayoutArgs, color, registers};
 use crate::failure::{Failure, print};

@@ -9,13 +9,13 @@ use std::path::{Path, PathBuf};
 
 /// A trace and what it is called.
 #[derive(Debug)]
-pub(super) struct NamedTrace {
-    pub(super) name: String,
-    pub(super) trace: Trace,
+pub(crate) struct NamedTrace {
+    pub(crate) name: String,
+    pub(crate) trace: Trace,
 }
 
 /// Reads traces of the guest with this layout; their clocks run `speed` times as fast.
-pub(super) fn read(
+pub(crate) fn read(
     paths: &[PathBuf],
     layout: &MemoryLayout,
     speed: f64,

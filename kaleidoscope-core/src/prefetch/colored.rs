@@ -1,6 +1,6 @@
 //! The colored policies: blocks of related frames, and what is worth streaming before anybody asks.
 
-use super::{Atlas, Fault, Place, Planner, PrefetchPolicy, Settings};
+use super::{Atlas, Class, Fault, Place, Planner, PrefetchPolicy, Settings};
 use crate::addr::FrameIndex;
 use crate::color::FrameKind;
 use std::ops::Range;
@@ -28,6 +28,17 @@ impl Guide {
         inodes.sort_unstable();
         let predicted = predict(&atlas, &settings);
         Self { atlas, settings, inodes, predicted }
+    }
+
+    /// Goes by other settings from now on; says whether what it predicts was found anew.
+    pub(crate) fn change(&mut self, settings: &Settings) -> bool {
+        let predicts_otherwise = self.settings.predict != settings.predict
+            || self.settings.predict_caches != settings.predict_caches;
+        self.settings.clone_from(settings);
+        if predicts_otherwise {
+            self.predicted = predict(&self.atlas, settings);
+        }
+        predicts_otherwise
     }
 
     /// The guest.
@@ -69,11 +80,22 @@ fn predict(atlas: &Atlas, settings: &Settings) -> Vec<FrameIndex> {
             out.push(frame);
         }
     };
-    for sign in &settings.predict {
-        let signs = (0..).map(FrameIndex).zip(atlas.map().temperatures());
-        let frames = signs.filter(|(_, signs)| signs.contains(sign.signs)).map(|(frame, _)| frame);
-        frames.filter(|frame| atlas.class(*frame) == sign.class).for_each(&mut take);
+    // One look at every frame, however many signs there are.
+    let mut by_class = vec![Vec::new(); Class::COUNT];
+    for (rank, sign) in settings.predict.iter().enumerate() {
+        if let Some(signs) = by_class.get_mut(sign.class.index()) {
+            signs.push((rank, sign.signs));
+        }
     }
+    let mut ranked = vec![Vec::new(); settings.predict.len()];
+    for (frame, shown) in (0..).map(FrameIndex).zip(atlas.map().temperatures()) {
+        let signs = by_class.get(atlas.class(frame).index()).into_iter().flatten();
+        let first = signs.into_iter().find(|(_, signs)| shown.contains(*signs));
+        if let Some(frames) = first.and_then(|(rank, _)| ranked.get_mut(*rank)) {
+            frames.push(frame);
+        }
+    }
+    ranked.into_iter().flatten().for_each(&mut take);
     let mut wanted: Vec<&str> = settings.predict_caches.iter().map(String::as_str).collect();
     wanted.sort_unstable();
     for (stretch, region) in (0..).zip(atlas.map().regions()) {

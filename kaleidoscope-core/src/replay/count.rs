@@ -1,8 +1,9 @@
 //! A replay without a clock: every planned page is there at once. For tuning, which asks only how often and how much.
 
-use super::Trace;
+use super::{Touch, Trace};
 use crate::addr::FrameIndex;
 use crate::prefetch::{Access, Answer, Atlas, Fault, Plan, PrefetchPolicy, Presence};
+use std::ops::AddAssign;
 use std::sync::Arc;
 
 /// What a policy did on a trace, when pages arrive at once.
@@ -26,19 +27,61 @@ impl Counts {
     }
 }
 
+impl AddAssign for Counts {
+    fn add_assign(&mut self, other: Self) {
+        self.needed += other.needed;
+        self.faults += other.faults;
+        self.prefetched += other.prefetched;
+        self.used += other.used;
+    }
+}
+
 /// Where a frame is.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum State {
     Absent,
     Prefetched,
     Present,
 }
 
-struct Absent<'a>(&'a [State]);
+/// Where every frame is, and how that came about.
+#[derive(Debug)]
+struct States {
+    of: Vec<State>,
+    /// What was changed since the start: frames, and what they were.
+    changes: Vec<(FrameIndex, State)>,
+}
 
-impl Presence for Absent<'_> {
+impl States {
+    fn set(&mut self, frame: FrameIndex, state: State) {
+        if let Some(slot) = self.of.get_mut(frame.as_usize()) {
+            self.changes.push((frame, *slot));
+            *slot = state;
+        }
+    }
+
+    fn take_back(&mut self) {
+        while let Some((frame, state)) = self.changes.pop() {
+            if let Some(slot) = self.of.get_mut(frame.as_usize()) {
+                *slot = state;
+            }
+        }
+    }
+
+    fn take_plan(&mut self, plan: &Plan, counts: &mut Counts) {
+        for frame in plan.zero() {
+            self.set(*frame, State::Present);
+        }
+        for frame in plan.fetch() {
+            counts.prefetched += 1;
+            self.set(*frame, State::Prefetched);
+        }
+    }
+}
+
+impl Presence for States {
     fn is_absent(&self, frame: FrameIndex) -> bool {
-        self.0.get(frame.as_usize()) == Some(&State::Absent)
+        self.of.get(frame.as_usize()) == Some(&State::Absent)
     }
 }
 
@@ -47,40 +90,45 @@ impl Presence for Absent<'_> {
 pub struct Counter {
     atlas: Arc<Atlas>,
     plan: Plan,
-    states: Vec<State>,
-}
-
-impl std::fmt::Debug for State {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::Absent => "absent",
-            Self::Prefetched => "prefetched",
-            Self::Present => "present",
-        })
-    }
+    states: States,
 }
 
 impl Counter {
     /// A counter for a guest, with plans of at most `budget` frames.
     #[must_use]
     pub fn new(atlas: Arc<Atlas>, budget: usize) -> Self {
-        let states = vec![State::Absent; atlas.frames() as usize];
+        let of = vec![State::Absent; atlas.frames() as usize];
+        let states = States { of, changes: Vec::new() };
         Self { plan: Plan::new(Arc::clone(&atlas), budget), atlas, states }
     }
 
     /// Replays a trace. The background runs to its end before the first touch.
     pub fn count(&mut self, trace: &Trace, policy: &mut dyn PrefetchPolicy) -> Counts {
-        self.states.fill(State::Absent);
+        let mut counts = self.start(policy);
+        counts += self.resume(trace.touches(), policy);
+        counts
+    }
+
+    /// Runs the background to its end: what it fetches is what clones begin with from now on.
+    pub fn start(&mut self, policy: &mut dyn PrefetchPolicy) -> Counts {
+        self.states.of.fill(State::Absent);
         let mut counts = Counts::default();
         loop {
-            let presence = Absent(&self.states);
-            policy.background(&mut self.plan.begin(&presence, None));
+            policy.background(&mut self.plan.begin(&self.states, None));
             if self.plan.fetch().is_empty() && self.plan.zero().is_empty() {
                 break;
             }
-            self.take_plan(&mut counts);
+            self.states.take_plan(&self.plan, &mut counts);
         }
-        for touch in trace.touches() {
+        self.states.changes.clear();
+        counts
+    }
+
+    /// Replays touches of a clone that begins with what the last [start](Self::start) fetched, which is not counted again.
+    pub fn resume(&mut self, touches: &[Touch], policy: &mut dyn PrefetchPolicy) -> Counts {
+        self.states.take_back();
+        let mut counts = Counts::default();
+        for touch in touches {
             self.touch(touch.frame, touch.access, policy, &mut counts);
         }
         counts
@@ -95,38 +143,17 @@ impl Counter {
     ) {
         let is_free = self.atlas.is_free(frame);
         counts.needed += u32::from(!is_free);
-        let Some(state) = self.states.get(frame.as_usize()).copied() else { return };
+        let Some(state) = self.states.of.get(frame.as_usize()).copied() else { return };
         match state {
             State::Present => {}
             State::Prefetched => counts.used += u32::from(!is_free),
             State::Absent => {
-                let presence = Absent(&self.states);
                 let fault = Fault { frame, access, in_flight: false };
-                policy.fault(&fault, &mut self.plan.begin(&presence, Some(frame)));
+                policy.fault(&fault, &mut self.plan.begin(&self.states, Some(frame)));
                 counts.faults += u32::from(self.plan.answer() == Answer::Fetch);
-                self.take_plan(counts);
+                self.states.take_plan(&self.plan, counts);
             }
         }
-        self.set(frame, State::Present);
-    }
-
-    fn take_plan(&mut self, counts: &mut Counts) {
-        for frame in self.plan.zero() {
-            if let Some(slot) = self.states.get_mut(frame.as_usize()) {
-                *slot = State::Present;
-            }
-        }
-        for frame in self.plan.fetch() {
-            counts.prefetched += 1;
-            if let Some(slot) = self.states.get_mut(frame.as_usize()) {
-                *slot = State::Prefetched;
-            }
-        }
-    }
-
-    fn set(&mut self, frame: FrameIndex, state: State) {
-        if let Some(slot) = self.states.get_mut(frame.as_usize()) {
-            *slot = state;
-        }
+        self.states.set(frame, State::Present);
     }
 }

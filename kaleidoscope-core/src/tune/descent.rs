@@ -1,6 +1,6 @@
 //! Coordinate descent over windows.
 
-use super::{Judge, Score, Subject, predict};
+use super::{Judge, Score, Subject, predict, touched};
 use crate::prefetch::{Class, Settings, Window};
 
 /// Sizes that a window may have.
@@ -42,10 +42,11 @@ pub fn tune<'a>(
     report: &mut dyn FnMut(u32, Class, Score),
 ) -> Settings {
     let mut descent = Descent::new(Judge::new(subjects), start, tuner.price);
+    let classes = touched(descent.judge.subjects());
     for round in 0..tuner.rounds {
         let before = descent.cost;
         predict::choose(&mut descent);
-        for class in descent.classes() {
+        for class in classes.iter().copied() {
             descent.window(class);
             report(round, class, descent.score);
         }
@@ -71,6 +72,7 @@ pub(super) struct Descent<'a> {
 impl<'a> Descent<'a> {
     fn new(mut judge: Judge<'a>, settings: Settings, price: f64) -> Self {
         let score = judge.score(&settings);
+        judge.keep();
         Self { judge, settings, score, cost: score.cost(price), price }
     }
 
@@ -84,25 +86,10 @@ impl<'a> Descent<'a> {
         let score = self.judge.score(&changed);
         let is_better = score.cost(self.price) < self.cost - WORTH;
         if is_better {
+            self.judge.keep();
             (self.settings, self.score, self.cost) = (changed, score, score.cost(self.price));
         }
         is_better
-    }
-
-    /// Classes of frames that were touched in some trace: the numbers of the others cannot be learned here.
-    fn classes(&self) -> Vec<Class> {
-        let mut touched = [false; Class::COUNT];
-        for subject in self.judge.subjects() {
-            for touch in subject.traces.iter().flat_map(|trace| trace.touches()) {
-                let class = subject.atlas.class(touch.frame);
-                if !subject.atlas.is_free(touch.frame)
-                    && let Some(touched) = touched.get_mut(class.index())
-                {
-                    *touched = true;
-                }
-            }
-        }
-        Class::all().filter(|class| touched.get(class.index()) == Some(&true)).collect()
     }
 
     /// Improves one class's window.

@@ -1,14 +1,9 @@
 //! How good settings are on given traces.
 
-use crate::prefetch::{Atlas, Blind, Colored, Guide, Settings};
-use crate::replay::{Counter, Counts, Trace};
+use super::bench::Bench;
+use crate::prefetch::{Atlas, Class, Settings};
+use crate::replay::Trace;
 use std::sync::Arc;
-
-/// Frames of one plan while tuning; as the replay's default.
-const BUDGET: usize = 256;
-
-/// The baseline: blind aligned blocks of this many frames.
-const BASELINE: u32 = 16;
 
 /// A guest with traces of its clones.
 #[derive(Clone, Debug)]
@@ -41,36 +36,33 @@ impl Score {
 }
 
 /// Judges settings on the traces of one or more guests.
+///
+/// Settings that differ little from those that were [kept](Self::keep) are judged fast: only that part of a trace is replayed
+/// anew that the difference can reach.
 #[derive(Debug)]
 pub struct Judge<'a> {
-    subjects: Vec<(&'a Subject, Counter, Vec<Counts>)>,
+    benches: Vec<Bench<'a>>,
 }
 
 impl<'a> Judge<'a> {
     /// Replays the baseline on all traces.
     #[must_use]
     pub fn new(subjects: impl IntoIterator<Item = &'a Subject>) -> Self {
-        let measure = |subject: &'a Subject| {
-            let mut counter = Counter::new(Arc::clone(&subject.atlas), BUDGET);
-            let baseline = |trace| counter.count(trace, &mut Blind::aligned(BASELINE));
-            let baselines = subject.traces.iter().map(baseline).collect();
-            (subject, counter, baselines)
-        };
-        Self { subjects: subjects.into_iter().map(measure).collect() }
+        Self { benches: subjects.into_iter().map(Bench::new).collect() }
     }
 
     /// The guests.
     pub fn subjects(&self) -> impl Iterator<Item = &'a Subject> + '_ {
-        self.subjects.iter().map(|(subject, _, _)| *subject)
+        self.benches.iter().map(Bench::subject)
     }
 
-    /// Replays settings on all traces. All zeros when there are none.
+    /// How settings do on all traces. All zeros when there are none. It depends on the settings alone, not on what was judged
+    /// before.
     pub fn score(&mut self, settings: &Settings) -> Score {
         let (mut sum, mut traces) = (Score::default(), 0.0);
-        for (subject, counter, baselines) in &mut self.subjects {
-            let guide = Arc::new(Guide::new(Arc::clone(&subject.atlas), settings.clone()));
-            for (trace, baseline) in subject.traces.iter().zip(baselines) {
-                let counts = counter.count(trace, &mut Colored::new(Arc::clone(&guide)));
+        for bench in &mut self.benches {
+            bench.replay(settings);
+            for (counts, baseline) in bench.results() {
                 sum.faults += ratio(counts.faults, baseline.faults);
                 sum.waste += ratio(counts.wasted(), baseline.wasted());
                 sum.coverage += 1.0 - ratio(counts.faults, counts.needed);
@@ -86,6 +78,28 @@ impl<'a> Judge<'a> {
             accuracy: mean(sum.accuracy),
         }
     }
+
+    /// Keeps the settings that were judged last: the next are likely to be close to them.
+    pub fn keep(&mut self) {
+        self.benches.iter_mut().for_each(Bench::keep);
+    }
+}
+
+/// Classes of frames that were touched in some trace and are not free, in order: only their numbers can be learned here.
+#[must_use]
+pub fn touched<'a>(subjects: impl IntoIterator<Item = &'a Subject>) -> Vec<Class> {
+    let mut touched = [false; Class::COUNT];
+    for subject in subjects {
+        for touch in subject.traces.iter().flat_map(Trace::touches) {
+            let class = subject.atlas.class(touch.frame);
+            if !subject.atlas.is_free(touch.frame)
+                && let Some(touched) = touched.get_mut(class.index())
+            {
+                *touched = true;
+            }
+        }
+    }
+    Class::all().filter(|class| touched.get(class.index()) == Some(&true)).collect()
 }
 
 /// A ratio whose denominator counts as one when it is zero.

@@ -4,9 +4,12 @@
 //! aligned blocks of 16 on the same trace. It changes one number at a time and keeps what helps (coordinate descent), first
 //! what to predict, then the windows. Numbers found on some guests must be judged on others.
 
+mod bench;
 mod descent;
 mod judge;
 mod predict;
+#[cfg(test)]
+mod tests;
 
 pub use descent::{Tuner, tune};
-pub use judge::{Judge, Score, Subject};
+pub use judge::{Judge, Score, Subject, touched};

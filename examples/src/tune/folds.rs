@@ -1,0 +1,114 @@
+//! Tuning on all guests and, to see what the numbers are worth elsewhere, on all but those of one kernel.
+
+use super::guests::Guest;
+use crate::progress::Bar;
+use kaleidoscope_core::prefetch::Settings;
+use kaleidoscope_core::tune::{Judge, Score, Subject, Tuner, touched, tune};
+use std::num::NonZero;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+
+/// What came of it.
+#[derive(Debug)]
+pub(super) struct Tuned {
+    pub(super) settings: Settings,
+    /// The settings that tuning started with, on all guests.
+    pub(super) start: Score,
+    /// On each guest: the settings, which were tuned on it too.
+    pub(super) in_sample: Vec<Score>,
+    /// On each guest: settings that were tuned on the guests with other kernels. Empty unless cross-validated.
+    pub(super) held_out: Vec<Score>,
+}
+
+/// Tunes; the folds of the cross-validation on all cores. The result depends on the arguments alone.
+pub(super) fn run(
+    guests: &[Guest],
+    start: &Settings,
+    tuner: &Tuner,
+    cross_validate: bool,
+) -> Tuned {
+    // `None` holds nothing out. The longest job first.
+    let mut jobs = vec![None];
+    if cross_validate {
+        jobs.extend(kernels(guests).into_iter().map(Some));
+    }
+    let rounds = usize::try_from(tuner.rounds).unwrap_or(usize::MAX);
+    let steps = |job: &Option<&str>| touched(learners(guests, *job)).len().saturating_mul(rounds);
+    let bar = Bar::new("tuning", jobs.iter().map(steps).sum());
+    let results: Vec<OnceLock<Settings>> = jobs.iter().map(|_| OnceLock::new()).collect();
+    let next = AtomicUsize::new(0);
+    let work = || {
+        loop {
+            let at = next.fetch_add(1, Ordering::Relaxed);
+            let (Some(job), Some(result)) = (jobs.get(at), results.get(at)) else { return };
+            let mut left = steps(job);
+            let settings = tune(learners(guests, *job), start.clone(), tuner, &mut |_, _, _| {
+                left = left.saturating_sub(1);
+                bar.advance();
+            });
+            // It may stop before the last round.
+            (0..left).for_each(|_| bar.advance());
+            // Each place is given to one thread, once.
+            let _ = result.set(settings);
+        }
+    };
+    let threads = thread::available_parallelism().map_or(1, NonZero::get).min(jobs.len());
+    thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(work);
+        }
+    });
+    bar.finish();
+    let mut tuned = results.into_iter().filter_map(OnceLock::into_inner);
+    let settings = tuned.next().unwrap_or_else(|| start.clone());
+    let judge = |guest: &Guest, settings| score([&guest.subject], settings);
+    let folds: Vec<_> = kernels(guests).into_iter().zip(tuned).collect();
+    let of_fold = |guest: &Guest| {
+        let fold = folds.iter().find(|(kernel, _)| *kernel == guest.kernel);
+        fold.map(|(_, settings)| judge(guest, settings))
+    };
+    Tuned {
+        start: score(learners(guests, None), start),
+        in_sample: guests.iter().map(|guest| judge(guest, &settings)).collect(),
+        held_out: guests.iter().filter_map(of_fold).collect(),
+        settings,
+    }
+}
+
+/// The guests to learn from: all but those of one kernel.
+fn learners<'a>(
+    guests: &'a [Guest],
+    held_out: Option<&'a str>,
+) -> impl Iterator<Item = &'a Subject> {
+    let kept = guests.iter().filter(move |guest| Some(guest.kernel.as_str()) != held_out);
+    kept.map(|guest| &guest.subject)
+}
+
+fn score<'a>(subjects: impl IntoIterator<Item = &'a Subject>, settings: &Settings) -> Score {
+    Judge::new(subjects).score(settings)
+}
+
+/// The guests' kernels in order, each once.
+pub(super) fn kernels(guests: &[Guest]) -> Vec<&str> {
+    let mut kernels: Vec<&str> = guests.iter().map(|guest| guest.kernel.as_str()).collect();
+    kernels.sort_unstable();
+    kernels.dedup();
+    kernels
+}
+
+/// Means over all traces of scores, each of which is a guest's mean over its own.
+pub(super) fn mean(guests: &[Guest], scores: &[Score]) -> Score {
+    let traces = |guest: &Guest| f64::from(u32::try_from(guest.traces()).unwrap_or(u32::MAX));
+    let all: f64 = guests.iter().map(traces).sum();
+    let mean = |figure: fn(&Score) -> f64| {
+        let sum = guests.iter().zip(scores).map(|(guest, score)| traces(guest) * figure(score));
+        sum.sum::<f64>() / all.max(1.0)
+    };
+    Score {
+        faults: mean(|score| score.faults),
+        waste: mean(|score| score.waste),
+        coverage: mean(|score| score.coverage),
+        accuracy: mean(|score| score.accuracy),
+    }
+}

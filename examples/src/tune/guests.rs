@@ -1,0 +1,55 @@
+//! Guests from folders, with the traces of their clones.
+
+use crate::analysis::color_guest;
+use crate::failure::Failure;
+use crate::replay::traces;
+use crate::table::printable;
+use kaleidoscope_core::prefetch::Atlas;
+use kaleidoscope_core::tune::Subject;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// A guest that can be tuned on.
+#[derive(Debug)]
+pub(super) struct Guest {
+    /// The folder, as it was asked for.
+    pub(super) name: String,
+    /// Release of its kernel, fit to be printed.
+    pub(super) kernel: String,
+    pub(super) subject: Subject,
+}
+
+impl Guest {
+    /// Colors the guest in a folder, and reads `traces/*.csv` there.
+    pub(super) fn read(folder: &Path) -> Result<Self, Failure> {
+        let paths = trace_files(&folder.join("traces"))?;
+        let map = color_guest(folder)?.coloring.map;
+        let traces = traces::read(&paths, map.layout(), 1.0)?;
+        let kernel = match map.kernel().release.as_str() {
+            "" => "unknown".to_owned(),
+            release => printable(release),
+        };
+        let traces = traces.into_iter().map(|named| named.trace).collect();
+        let subject = Subject { atlas: Arc::new(Atlas::new(map)), traces };
+        Ok(Self { name: printable(&folder.display().to_string()), kernel, subject })
+    }
+
+    pub(super) fn traces(&self) -> usize {
+        self.subject.traces.len()
+    }
+}
+
+/// The traces in a folder, by name.
+fn trace_files(folder: &Path) -> Result<Vec<PathBuf>, Failure> {
+    let hint =
+        "a guest is a folder with ram.bin and traces/*.csv; `kaleidoscope lab trace` records some";
+    let entries = std::fs::read_dir(folder).map_err(|e| Failure::at(folder, e).hint(hint))?;
+    let paths: Result<Vec<_>, _> = entries.map(|entry| entry.map(|entry| entry.path())).collect();
+    let mut paths = paths.map_err(|e| Failure::at(folder, e))?;
+    paths.retain(|path| path.extension().is_some_and(|extension| extension == "csv"));
+    paths.sort();
+    if paths.is_empty() {
+        return Err(Failure::at(folder, "there is no trace").hint(hint));
+    }
+    Ok(paths)
+}

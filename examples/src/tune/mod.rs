@@ -1,0 +1,150 @@
+//! `kaleidoscope tune`: makes a policy file from guests and traces of their clones.
+//!
+//! The tuner itself is the core's. Here [guests](guests) are read, tuned on in parallel [folds](folds), and the scores shown.
+mod folds;
+mod guests;
+mod json;
+mod table;
+
+use crate::failure::{Failure, print};
+use guests::Guest;
+use kaleidoscope_core::prefetch::{Class, Settings, Window};
+use kaleidoscope_core::tune::Tuner;
+use std::io::{self, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use tempfile::NamedTempFile;
+
+/// Longest policy file that is read, in bytes; the core refuses longer ones too.
+const MAX_POLICY: u64 = 1 << 20;
+
+/// Find a prefetch policy's numbers on traces of what clones touched.
+///
+/// Colors each guest, replays the traces of its clones under many policies, and writes the best as a policy file. The best has
+/// the lowest faults plus price times wasted pages, both relative to blind-aligned-16: the mean over all traces.
+///
+/// Numbers look better on the guests they were tuned on than elsewhere. --cross-validate gives the honest figures: each
+/// guest is judged with numbers that were tuned without any guest of its kernel release.
+#[derive(Clone, Debug, clap::Args)]
+#[command(after_help = "\
+A guest is a folder as `kaleidoscope lab` makes it: ram.bin, layout.txt and regs.txt (both may be missing), traces/*.csv.
+
+Examples:
+  kaleidoscope tune guests/6.1 guests/6.12 -o mine.toml
+      a policy for guests like these two
+  kaleidoscope tune guests/* -o frugal.toml --name frugal --price 3
+      one that would rather wait than waste
+  kaleidoscope tune guests/* -o mine.toml --start mine.toml --rounds 2
+      two more rounds, also with new traces
+  kaleidoscope tune guests/* -o mine.toml --cross-validate --json | jq .held_out
+      what to expect on guests with other kernels")]
+pub(crate) struct Args {
+    /// Folders of guests
+    #[arg(value_name = "GUEST", required = true)]
+    guests: Vec<PathBuf>,
+    /// What a wasted page costs relative to a fault, when both are measured relative to blind-aligned-16
+    #[arg(long, value_name = "P", default_value = "1", value_parser = price,
+          allow_negative_numbers = true)]
+    price: f64,
+    /// Policy file to start from; plain windows of eight pages unless told otherwise
+    #[arg(long, value_name = "FILE.toml")]
+    start: Option<PathBuf>,
+    /// Most rounds over all numbers; a round that helps little is the last
+    #[arg(long, value_name = "N", default_value_t = 5,
+          value_parser = clap::value_parser!(u32).range(1..=1000))]
+    rounds: u32,
+    /// Name of the policy; that of the file to start from, or else `tuned`
+    #[arg(long, value_name = "NAME")]
+    name: Option<String>,
+    /// Policy file to write
+    #[arg(short, long, value_name = "FILE.toml")]
+    output: PathBuf,
+    /// Also tune once without each kernel release, and judge on its guests
+    #[arg(long)]
+    cross_validate: bool,
+    /// Print the scores as one JSON object instead of a table
+    #[arg(long)]
+    json: bool,
+}
+
+fn price(text: &str) -> Result<f64, &'static str> {
+    let number: Option<f64> = text.parse().ok();
+    number.filter(|n| n.is_finite() && *n >= 0.0).ok_or("it is a number, at least 0")
+}
+
+impl Args {
+    /// Tunes, writes the policy file, and prints the scores.
+    pub(crate) fn run(&self) -> Result<(), Failure> {
+        let start = self.start()?;
+        let unwritable = |e| Failure::at(&self.output, format_args!("cannot be written: {e}"));
+        // Before the work, so that it is not done in vain.
+        let file = create(&self.output).map_err(unwritable)?;
+        let guests: Result<Vec<_>, _> = self.guests.iter().map(|path| Guest::read(path)).collect();
+        let guests = guests?;
+        if self.cross_validate && folds::kernels(&guests).len() < 2 {
+            let cause = "cannot cross-validate: all guests have the same kernel release";
+            return Err(Failure::new(cause).hint("give guests of two or more kernels"));
+        }
+        let tuner = Tuner { price: self.price, rounds: self.rounds };
+        let tuned = folds::run(&guests, &start, &tuner, self.cross_validate);
+        let text = table::comment(&guests, &tuned, &tuner) + &tuned.settings.to_text();
+        // Names of slab caches are the guests': whatever they hold, the file must say what was tuned.
+        if Settings::parse(&text).as_ref() != Ok(&tuned.settings) {
+            return Err(Failure::new("these settings do not fit in a policy file"));
+        }
+        finish(file, &self.output, &text).map_err(unwritable)?;
+        print(&if self.json {
+            json::render(&guests, &tuned, &tuner)
+        } else {
+            let scores = table::render(&guests, &tuned);
+            format!("{scores}\nwrote {}\n", self.output.display())
+        })
+    }
+
+    /// The settings to start from, with the policy's name.
+    fn start(&self) -> Result<Settings, Failure> {
+        let mut settings = match &self.start {
+            Some(path) => read(path)?,
+            None => start(),
+        };
+        if let Some(name) = &self.name {
+            settings.name.clone_from(name);
+        }
+        Ok(settings)
+    }
+}
+
+/// Where tuning starts unless told otherwise.
+fn start() -> Settings {
+    Settings {
+        windows: [Window::fixed(8); Class::COUNT],
+        zero_ahead: 512,
+        ..Settings::bare("tuned")
+    }
+}
+
+fn read(path: &Path) -> Result<Settings, Failure> {
+    use std::io::Read;
+    let mut text = String::new();
+    std::fs::File::open(path)
+        .and_then(|file| file.take(MAX_POLICY + 1).read_to_string(&mut text))
+        .map_err(|e| Failure::at(path, e))?;
+    Settings::parse(&text).map_err(|e| {
+        Failure::at(path, e).hint("--start takes a policy file, such as `kaleidoscope tune` writes")
+    })
+}
+
+/// A file beside the policy file that takes its place when it is complete.
+fn create(path: &Path) -> io::Result<NamedTempFile> {
+    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    // As any new file, not for its owner alone as temporary ones.
+    let permissions = std::fs::Permissions::from_mode(0o666);
+    tempfile::Builder::new().prefix(".policy-").permissions(permissions).tempfile_in(folder)
+}
+
+/// Writes the policy file, which has its old content or the whole new one.
+fn finish(mut file: NamedTempFile, path: &Path, text: &str) -> io::Result<()> {
+    file.write_all(text.as_bytes())?;
+    file.persist(path).map_err(|e| e.error)?;
+    Ok(())
+}

@@ -1,0 +1,106 @@
+//! The result for people: a table of guests, and the heading of the policy file.
+
+use super::folds::{Tuned, kernels, mean};
+use super::guests::Guest;
+use crate::statistics::counted;
+use crate::table::{finish, percent, table};
+use comfy_table::CellAlignment::{self, Left, Right};
+use comfy_table::Table;
+use kaleidoscope_core::tune::{Score, Tuner};
+use std::fmt::Write;
+
+/// The scores on every guest.
+pub(super) fn render(guests: &[Guest], tuned: &Tuned) -> String {
+    let mut out = String::new();
+    let mut grid = grid(!tuned.held_out.is_empty());
+    let mut row = |name: &str, kernel: &str, traces: usize, scores: [Option<&Score>; 2]| {
+        let mut cells = vec![name.to_owned(), kernel.to_owned(), traces.to_string()];
+        cells.extend(scores.into_iter().flatten().flat_map(cells_of));
+        grid.add_row(cells);
+    };
+    for (at, guest) in guests.iter().enumerate() {
+        let scores = [tuned.held_out.get(at), tuned.in_sample.get(at)];
+        row(&guest.name, &guest.kernel, guest.traces(), scores);
+    }
+    let traces = guests.iter().map(Guest::traces).sum();
+    let held_out = Some(mean(guests, &tuned.held_out)).filter(|_| !tuned.held_out.is_empty());
+    let in_sample = mean(guests, &tuned.in_sample);
+    row("mean over traces", "", traces, [held_out.as_ref(), Some(&in_sample)]);
+    out.push_str(&finish(&grid));
+    let _ = writeln!(
+        out,
+        "\nfaults, waste: relative to blind-aligned-16; before tuning: {}",
+        words(&tuned.start)
+    );
+    out.push_str(if held_out.is_some() {
+        "held out: tuned on the guests with other kernels alone. tuned on: what was learned from is also what judges\n"
+    } else {
+        "what was learned from is also what judges; --cross-validate says what to expect elsewhere\n"
+    });
+    out
+}
+
+fn grid(cross_validated: bool) -> Table {
+    const FIRST: [(&str, CellAlignment); 3] =
+        [("guest", Left), ("kernel", Left), ("traces", Right)];
+    let [a, b, c] = FIRST;
+    let right = |title| (title, Right);
+    if cross_validated {
+        table([
+            a,
+            b,
+            c,
+            right("held out: faults"),
+            right("waste"),
+            right("coverage"),
+            right("accuracy"),
+            right("tuned on: faults"),
+            right("waste"),
+            right("coverage"),
+            right("accuracy"),
+        ])
+    } else {
+        table([a, b, c, right("faults"), right("waste"), right("coverage"), right("accuracy")])
+    }
+}
+
+fn cells_of(score: &Score) -> [String; 4] {
+    [
+        format!("{:.3}", score.faults),
+        format!("{:.3}", score.waste),
+        percent(score.coverage),
+        percent(score.accuracy),
+    ]
+}
+
+/// A score in a line.
+fn words(score: &Score) -> String {
+    let [faults, waste, coverage, accuracy] = cells_of(score);
+    format!("faults {faults}, waste {waste}, coverage {coverage}, accuracy {accuracy}")
+}
+
+/// Where a policy file comes from, as TOML comments.
+pub(super) fn comment(guests: &[Guest], tuned: &Tuned, tuner: &Tuner) -> String {
+    let traces: usize = guests.iter().map(Guest::traces).sum();
+    let mut out = format!(
+        "# Tuned by `kaleidoscope tune` on {} and {}; price of waste {}, at most {}.\n",
+        counted(guests.len(), "guest"),
+        counted(traces, "trace"),
+        tuner.price,
+        counted(usize::try_from(tuner.rounds).unwrap_or(usize::MAX), "round"),
+    );
+    for kernel in kernels(guests) {
+        let of_kernel = || guests.iter().filter(|guest| guest.kernel == kernel);
+        let traces: usize = of_kernel().map(Guest::traces).sum();
+        let (guests, traces) = (counted(of_kernel().count(), "guest"), counted(traces, "trace"));
+        let _ = writeln!(out, "#   kernel {kernel}: {guests}, {traces}");
+    }
+    let in_sample = words(&mean(guests, &tuned.in_sample));
+    let _ = writeln!(out, "# On these, relative to blind-aligned-16: {in_sample}.");
+    if !tuned.held_out.is_empty() {
+        let held_out = words(&mean(guests, &tuned.held_out));
+        let _ = writeln!(out, "# On guests whose kernel was held out: {held_out}.");
+    }
+    out.push('\n');
+    out
+}
