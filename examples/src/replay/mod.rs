@@ -40,7 +40,7 @@ Policies:
   predicted          the same, and what is likely to be used is streamed from the start
   recorded=FILE      follows a recording (kaleidoscope record) as far as the clone does, predicted beside it
   recorded-frames=F  streams a recording's frames by number and nothing else: today's record-and-replay
-  idle=FILE          streams what an idling throwaway clone touched, then as predicted
+  idle=FILE          streams what an idling throwaway clone touched, then as region
   FILE.toml          as a policy file says (docs/policies.md, kaleidoscope tune)
   oracle             knows the trace: the bound
 

@@ -42,7 +42,7 @@ pub(super) enum PolicyChoice {
     Recorded(PathBuf),
     /// Streams a recording's frames by number and fetches what is asked for: today's record-and-replay.
     RecordedFrames(PathBuf),
-    /// Streams what a throwaway clone touched when it idled; then as `Predicted`.
+    /// Streams what a throwaway clone touched when it idled; then as `Region`.
     Idle(PathBuf),
     /// As a policy file says.
     File(PathBuf),
@@ -116,7 +116,8 @@ impl PolicyChoice {
             Self::Idle(path) => {
                 let found = read_recording(path)?.translate(&guest.atlas, Some(&guest.identity));
                 let frames = found.at_least(LEAST_CONFIDENCE).map(|t| t.frame).collect();
-                let guide = Some(guide(Settings::default()));
+                // What the signs expect and an idle clone does not touch is not worth streaming any more.
+                let guide = Some(guide(Settings::default().without_prediction(self.to_string())));
                 Prepared::Set { name: self.to_string(), frames, guide }
             }
         })

@@ -10,7 +10,7 @@ use crate::addr::FrameIndex;
 use std::sync::Arc;
 
 /// Stops of a first read.
-const FIRST: usize = 16;
+const FIRST: usize = 10;
 
 /// Stops of the longest read.
 const LONGEST: usize = 1 << 14;
@@ -23,13 +23,13 @@ const SLACK: usize = 16;
 const READERS: usize = 8;
 
 /// Trust at the start, in misses that it takes to lose it.
-const TRUST: u32 = 8;
+const TRUST: u32 = 4;
 
 /// Most trust.
 const MOST_TRUST: u32 = 512;
 
 /// Pages of the window around the first miss in a region that the recording has been to.
-const FIRST_MISS: u32 = 4;
+const FIRST_MISS: u32 = 2;
 
 /// Reads part of the itinerary ahead of the clone.
 #[derive(Clone, Copy, Debug, Default)]
