@@ -6,77 +6,18 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot read its guests fails")]
 
+mod guests;
+
+use guests::{Guest, guests};
 use kaleidoscope_core::addr::FrameIndex;
-use kaleidoscope_core::coloring::{Options, color};
-use kaleidoscope_core::image::{Format, LayoutFile, MemoryImage, RawLayout};
-use kaleidoscope_core::manifest::ImageIdentity;
-use kaleidoscope_core::prefetch::Atlas;
 use kaleidoscope_core::recording::{Likeness, Recording, RecordingLimits, Salt, Translation};
-use kaleidoscope_core::registers::parse_qemu_text;
-use kaleidoscope_core::replay::Trace;
 use std::collections::{BTreeMap, HashSet};
-use std::fs::{self, File};
-use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-struct Guest {
-    name: String,
-    atlas: Atlas,
-    identity: ImageIdentity,
-    traces: BTreeMap<String, Trace>,
-}
-
-impl Guest {
-    fn open(folder: &Path) -> Self {
-        let layout = LayoutFile::open(&folder.join("layout.txt")).unwrap();
-        let format = Format::Raw(RawLayout::File(layout));
-        let image = MemoryImage::open(&folder.join("ram.bin"), &format).unwrap();
-        let registers =
-            parse_qemu_text(&fs::read_to_string(folder.join("regs.txt")).unwrap()).unwrap();
-        let map = color(&image, &Options { registers, ..Options::default() }).unwrap().map;
-        let identity = ImageIdentity::of(&image, &map).unwrap();
-        let atlas = Atlas::new(map);
-        let traces = entries(&folder.join("traces")).into_iter().map(|path| {
-            let name = path.file_stem().unwrap().to_string_lossy().into_owned();
-            (name, Trace::from_csv(File::open(&path).unwrap(), atlas.layout()).unwrap())
-        });
-        let traces = traces.collect();
-        let name = folder.file_name().unwrap().to_string_lossy().into_owned();
-        Self { name, atlas, identity, traces }
-    }
-
-    fn recording(&self, trace: &str) -> Recording {
-        Recording::from_trace(&self.traces[trace], &self.atlas, self.identity)
-    }
-
-    /// Frames that the trace touches and that were not free.
-    fn touched(&self, trace: &str) -> Vec<FrameIndex> {
-        let touches = self.traces[trace].touches().iter().map(|t| t.frame);
-        touches.filter(|f| !self.atlas.is_free(*f)).collect()
-    }
-}
-
-fn entries(folder: &Path) -> Vec<PathBuf> {
-    let mut all: Vec<PathBuf> =
-        fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
-    all.sort();
-    all
-}
-
-fn guests() -> Vec<Guest> {
-    let Some(root) = std::env::var_os("KALEIDOSCOPE_GUESTS") else {
-        println!(
-            "******** SKIPPED: KALEIDOSCOPE_GUESTS is not set: no real guests to record ********"
-        );
-        return Vec::new();
-    };
-    let folders = entries(Path::new(&root));
-    let guests: Vec<Guest> =
-        folders.iter().filter(|f| f.join("traces").is_dir()).map(|f| Guest::open(f)).collect();
-    if guests.is_empty() {
-        println!("******** SKIPPED: no guest in KALEIDOSCOPE_GUESTS has traces ********");
-    }
-    guests
+/// Frames that a guest's trace touches and that were not free.
+fn touched(guest: &Guest, trace: &str) -> Vec<FrameIndex> {
+    let touches = guest.traces[trace].touches().iter().map(|t| t.frame);
+    touches.filter(|f| !guest.atlas.is_free(*f)).collect()
 }
 
 /// Translated frames, those of them that were touched, and touched frames.
@@ -99,7 +40,7 @@ impl Score {
 
 /// Scores by the color of the image's frames, over all colors, and by whether the confidence is at least a half.
 fn scores(translation: &Translation, guest: &Guest, trace: &str) -> BTreeMap<&'static str, Score> {
-    let touched = guest.touched(trace);
+    let touched = touched(guest, trace);
     let mut scores: BTreeMap<&str, Score> = BTreeMap::new();
     let groups = |frame| [guest.atlas.color(frame).name(), "(all)"];
     for frame in &touched {
@@ -166,7 +107,7 @@ fn same_snapshot(guest: &Guest, recording: &Recording, trace: &str) {
     assert_eq!(by_key.likeness, Likeness::Snapshot);
     let frames = |t: &Translation| t.frames.iter().map(|t| t.frame).collect::<Vec<_>>();
     assert_eq!(frames(&by_key), frames(&by_number));
-    assert_eq!(frames(&by_key), guest.touched(trace));
+    assert_eq!(frames(&by_key), touched(guest, trace));
     assert!(by_key.frames.iter().all(|t| t.confidence == 1.0));
     let bytes = recording.to_bytes().unwrap();
     assert_eq!(Recording::from_bytes(&bytes, &RecordingLimits::default()).unwrap(), *recording);
@@ -203,7 +144,8 @@ fn real_runs_are_merged() {
         let recordings: Vec<Recording> = guest.traces.keys().map(|t| guest.recording(t)).collect();
         let merged = Recording::merge(&recordings).unwrap();
         assert_eq!(merged.runs() as usize, recordings.len());
-        let all: HashSet<FrameIndex> = guest.traces.keys().flat_map(|t| guest.touched(t)).collect();
+        let all: HashSet<FrameIndex> =
+            guest.traces.keys().flat_map(|t| touched(&guest, t)).collect();
         let found = merged.translate(&guest.atlas, Some(&guest.identity));
         assert_eq!(found.frames.len(), all.len());
         assert!(found.frames.iter().all(|t| all.contains(&t.frame)));
