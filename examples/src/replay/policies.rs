@@ -296,6 +296,14 @@ mod tests {
     }
 
     #[test]
+    fn the_example_policies_can_be_used() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("policies");
+        let files = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+        let names: Vec<String> = files.map(|f| read_settings(&f).unwrap().name).collect();
+        assert!(names.contains(&"eager".into()) && names.contains(&"thrifty".into()));
+    }
+
+    #[test]
     fn other_names_are_refused() {
         let error = |text: &str| text.parse::<PolicyChoice>().unwrap_err();
         assert_eq!(error("clairvoyant"), PolicyError::Unknown);
