@@ -140,6 +140,9 @@ impl Colored {
             return;
         };
         for frame in atlas.run(block(place, atlas.range(stretch), self.guide.settings.zero_ahead)) {
+            if planner.zero_room() == 0 {
+                return;
+            }
             planner.zero(*frame);
         }
     }
@@ -194,6 +197,9 @@ fn fetch_blocks(
     let hot = block(place, within, hot);
     let all = cold.start.min(hot.start)..cold.end.max(hot.end);
     for (at, frame) in all.clone().zip(atlas.run(all)) {
+        if planner.room() == 0 {
+            return;
+        }
         let block = if atlas.is_hot(*frame) { &hot } else { &cold };
         if block.contains(&at) {
             planner.fetch_used(*frame);

@@ -117,6 +117,12 @@ impl Planner<'_> {
         self.room
     }
 
+    /// How many more frames can be filled with zeros.
+    #[must_use]
+    pub fn zero_room(&self) -> usize {
+        self.zero_room
+    }
+
     /// Lowers the number of frames that can be fetched, and the number that can be filled with zeros.
     pub fn limit(&mut self, frames: usize) {
         self.room = self.room.min(frames);
