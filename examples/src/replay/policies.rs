@@ -10,6 +10,7 @@ use kaleidoscope_core::prefetch::{
 use kaleidoscope_core::recording::{Likeness, Recording, RecordingLimits};
 use kaleidoscope_core::replay::Trace;
 use std::fmt;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
@@ -97,7 +98,7 @@ impl PolicyChoice {
             Self::File(path) => Prepared::Colored(guide(read_settings(path)?)),
             Self::Recorded(path) => {
                 let translation =
-                    read_recording(path)?.translate(&guest.atlas, Some(&guest.identity));
+                    read_recording(path, guest)?.translate(&guest.atlas, Some(&guest.identity));
                 let predict = match translation.likeness {
                     Likeness::Snapshot | Likeness::Kernel => Predict::Lost,
                     Likeness::Other => Predict::Always,
@@ -108,13 +109,14 @@ impl PolicyChoice {
                 Prepared::Recorded { name: self.to_string(), guide, itinerary, predict }
             }
             Self::RecordedFrames(path) => {
-                let recording = read_recording(path)?;
+                let recording = read_recording(path, guest)?;
                 let found = recording.by_frame_number(&guest.atlas, Some(&guest.identity));
                 let frames = found.frames.iter().map(|t| t.frame).collect();
                 Prepared::Set { name: self.to_string(), frames, guide: None }
             }
             Self::Idle(path) => {
-                let found = read_recording(path)?.translate(&guest.atlas, Some(&guest.identity));
+                let found =
+                    read_recording(path, guest)?.translate(&guest.atlas, Some(&guest.identity));
                 let frames = found.at_least(LEAST_CONFIDENCE).map(|t| t.frame).collect();
                 // What the signs expect and an idle clone does not touch is not worth streaming any more.
                 let guide = Some(guide(Settings::default().without_prediction(self.to_string())));
@@ -193,7 +195,17 @@ fn read_settings(path: &Path) -> Result<Settings, Failure> {
     })
 }
 
-fn read_recording(path: &Path) -> Result<Recording, Failure> {
+/// Reads a recording, or makes one of a trace of this very guest.
+fn read_recording(path: &Path, guest: &Guest) -> Result<Recording, Failure> {
+    if path.extension().is_some_and(|e| e.eq_ignore_ascii_case("csv")) {
+        let file = File::open(path).map_err(|e| Failure::at(path, e))?;
+        let trace = Trace::from_csv(file, guest.atlas.layout()).map_err(|e| {
+            Failure::at(path, e).hint(
+                "a trace is of this guest; `kaleidoscope record make` makes what serves others too",
+            )
+        })?;
+        return Ok(Recording::from_trace(&trace, &guest.atlas, guest.identity));
+    }
     Recording::read_file(path, &RecordingLimits::default()).map_err(|e| {
         Failure::at(path, e).hint("`kaleidoscope record make` makes recordings from traces")
     })

@@ -1,6 +1,6 @@
 //! `kaleidoscope tune`: makes a policy file from guests and traces of their clones.
 //!
-//! The tuner itself is the core's. Here [guests](guests) are read, tuned on in parallel [folds](folds), and the scores shown.
+//! The tuner itself is the core's. Here [guests] are read, tuned on in parallel [folds], and the scores shown.
 mod folds;
 mod guests;
 mod json;

@@ -182,6 +182,11 @@ impl PrefetchPolicy for Recorded {
             self.miss(fault, planner);
             return;
         };
+        if fault.in_flight {
+            // It was read ahead already, only not far enough ahead of the clone.
+            self.read(planner);
+            return;
+        }
         self.follow(stop);
         self.read(planner);
         if !self.is_trusted() {
