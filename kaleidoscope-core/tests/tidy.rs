@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Modules of the core in the order of the pipeline: each may use those before it, never those after it.
-const PIPELINE: [&str; 14] = [
+const PIPELINE: [&str; 18] = [
     "addr",
     "memory",
     "registers",
@@ -21,6 +21,10 @@ const PIPELINE: [&str; 14] = [
     "replay",
     "recording",
     "tune",
+    "sync",
+    "alloc",
+    "clone",
+    "wire",
 ];
 
 /// Files that may hold unsafe code, each of which says why.

@@ -2,6 +2,8 @@
 
 mod guest_memory;
 mod layout;
+mod page;
 
 pub use guest_memory::{GuestMemory, MemoryError, VecMemory};
 pub use layout::{LayoutError, MemoryLayout, RamRegion};
+pub use page::{Page, ZERO_PAGE, is_zero};

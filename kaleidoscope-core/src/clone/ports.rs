@@ -1,0 +1,264 @@
+//! The engine's ports: where pages come from, how they enter the clone, who waits for them, what time it is.
+//!
+//! Each is a small object-safe trait. A backend implements [`Placer`] and [`FaultQueue`] on a hypervisor's memory, the page
+//! server's client implements [`PageSource`]; tests wrap any of them to delay, lose, repeat or damage what passes.
+
+use crate::addr::FrameIndex;
+use crate::memory::Page;
+use crate::prefetch::Access;
+use std::error::Error;
+use std::fmt;
+use std::ops::Range;
+use std::time::{Duration, Instant};
+
+/// How urgently a frame is wanted.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Priority {
+    /// Nobody waits for it yet.
+    Prefetch,
+    /// A vCPU stands still until it comes.
+    Urgent,
+}
+
+/// What a source says of a frame.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Delivery<'a> {
+    /// The frame's bytes at the instant of the freeze.
+    Page(FrameIndex, &'a Page),
+    /// The frame's bytes at the instant of the freeze are all zeros.
+    Zero(FrameIndex),
+    /// The frozen image does not hold the frame. A clone that touches it is stopped.
+    Unavailable(FrameIndex),
+}
+
+impl Delivery<'_> {
+    /// The frame that it is about.
+    #[must_use]
+    pub fn frame(&self) -> FrameIndex {
+        match self {
+            Self::Page(frame, _) | Self::Zero(frame) | Self::Unavailable(frame) => *frame,
+        }
+    }
+}
+
+/// Why no more pages come: whatever could be tried again was.
+#[derive(Debug)]
+pub struct SourceError {
+    message: String,
+    cause: Option<Box<dyn Error + Send + Sync>>,
+}
+
+/// Why a page cannot enter the clone's memory.
+#[derive(Debug)]
+pub struct PlaceError {
+    message: String,
+    cause: Option<Box<dyn Error + Send + Sync>>,
+}
+
+macro_rules! port_error {
+    ($name:ident) => {
+        impl $name {
+            /// An error with a message for people: what failed, where.
+            #[must_use]
+            pub fn new(message: impl Into<String>) -> Self {
+                Self { message: message.into(), cause: None }
+            }
+
+            /// An error with the one that led to it.
+            #[must_use]
+            pub fn caused_by(
+                message: impl Into<String>,
+                cause: impl Into<Box<dyn Error + Send + Sync>>,
+            ) -> Self {
+                Self { message: message.into(), cause: Some(cause.into()) }
+            }
+        }
+
+        impl fmt::Display for $name {
+            /// The message and the chain of causes.
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.message)?;
+                let mut cause = self.source();
+                while let Some(error) = cause {
+                    write!(f, ": {error}")?;
+                    cause = error.source();
+                }
+                Ok(())
+            }
+        }
+
+        impl Error for $name {
+            fn source(&self) -> Option<&(dyn Error + 'static)> {
+                self.cause.as_ref().map(|cause| cause.as_ref() as &(dyn Error + 'static))
+            }
+        }
+    };
+}
+
+port_error!(SourceError);
+port_error!(PlaceError);
+
+/// Where pages come from: a page server, a file, another host's memory.
+///
+/// Asking and receiving are apart, so that many frames can be on their way at once. Every frame that was asked for is
+/// delivered at least once, in any order, or an error ends them all; connections that break are the source's own
+/// affair as long as another way can be found.
+pub trait PageSource: Send + Sync {
+    /// Asks for frames and returns without waiting for them. Called by many threads at once, also while another one
+    /// receives. A frame that is on its way may be asked for again, as urgent: it then comes sooner, and possibly twice.
+    ///
+    /// # Errors
+    /// [`SourceError`] when no page will ever come any more.
+    fn request(&self, frames: &[FrameIndex], priority: Priority) -> Result<(), SourceError>;
+
+    /// Waits until something arrives, but no longer than `wait`, and hands over everything that has arrived. The engine
+    /// has one thread in here at a time.
+    ///
+    /// # Errors
+    /// [`SourceError`] when no page will ever come any more.
+    fn receive(
+        &self,
+        wait: Duration,
+        deliver: &mut dyn FnMut(Delivery<'_>),
+    ) -> Result<(), SourceError>;
+
+    /// How many prefetched frames to have on their way at most: enough to keep the way busy, few enough that an urgent one does
+    /// not wait long.
+    fn window(&self) -> usize {
+        128
+    }
+}
+
+/// What became of a page that was to be placed.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[must_use]
+pub enum Placed {
+    /// It is in the clone's memory.
+    Placed,
+    /// The frame had bytes already; they are untouched.
+    AlreadyThere,
+    /// Not now: the memory is changing, and an event says how, once somebody reads it. Try again after that.
+    Again,
+}
+
+/// What became of a frame that was to be taken back.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[must_use]
+pub enum TakenBack {
+    /// The frame is empty again; the next touch is a fault.
+    Taken,
+    /// The clone has touched it.
+    InUse,
+    /// This memory cannot tell.
+    Unsupported,
+}
+
+/// How pages enter the clone's memory. Called by many threads at once, never by two for the same frame.
+pub trait Placer: Send + Sync {
+    /// Fills a frame that is empty, and wakes the vCPUs that wait for it. A vCPU sees all of the page or none of it.
+    ///
+    /// # Errors
+    /// [`PlaceError`] when the frame cannot be filled; the clone is then stopped.
+    fn place(&self, frame: FrameIndex, page: &Page) -> Result<Placed, PlaceError>;
+
+    /// Fills a frame with zeros, as [`Placer::place`] does with bytes.
+    ///
+    /// # Errors
+    /// As for [`Placer::place`].
+    fn zero(&self, frame: FrameIndex) -> Result<Placed, PlaceError>;
+
+    /// Fills empty frames with zeros ahead of any touch, at the least cost that the memory offers.
+    ///
+    /// Returns how many of them, from the first on, are filled (or had bytes already).
+    ///
+    /// # Errors
+    /// As for [`Placer::place`].
+    fn zero_run(&self, frames: Range<u32>) -> Result<u32, PlaceError> {
+        let mut done = 0;
+        for frame in frames {
+            match self.zero(FrameIndex(frame))? {
+                Placed::Placed | Placed::AlreadyThere => done += 1,
+                Placed::Again => break,
+            }
+        }
+        Ok(done)
+    }
+
+    /// Wakes the vCPUs that wait for a frame that is there already.
+    ///
+    /// # Errors
+    /// [`PlaceError`] when they cannot be woken; the clone is then stopped.
+    fn wake(&self, frame: FrameIndex) -> Result<(), PlaceError>;
+
+    /// Empties a frame again unless the clone has touched it since it was placed.
+    ///
+    /// # Errors
+    /// [`PlaceError`] when it is not known whether the frame is empty now; the clone is then stopped.
+    fn take_back(&self, frame: FrameIndex) -> Result<TakenBack, PlaceError> {
+        let _ = frame;
+        Ok(TakenBack::Unsupported)
+    }
+
+    /// Empties a frame that the guest gave back while it was being placed.
+    ///
+    /// # Errors
+    /// [`PlaceError`] when it cannot be emptied; the clone is then stopped.
+    fn discard(&self, frame: FrameIndex) -> Result<(), PlaceError>;
+}
+
+/// What a clone's memory reports.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Event {
+    /// A vCPU touched an empty frame and waits.
+    Fault {
+        /// The frame.
+        frame: FrameIndex,
+        /// How it was touched.
+        access: Access,
+    },
+    /// The guest gave frames back (a balloon): they read as zeros from now on.
+    Removed(Range<u32>),
+    /// The clone has ended.
+    Closed,
+}
+
+/// Who waits: reports of a clone's memory. Several threads may wait at once; each event goes to one of them.
+pub trait FaultQueue: Send + Sync {
+    /// The next event, or `None` when there was none for `wait`.
+    ///
+    /// # Errors
+    /// [`PlaceError`] when events can no longer be read; the clone is then stopped.
+    fn next(&self, wait: Duration) -> Result<Option<Event>, PlaceError>;
+}
+
+/// What time it is.
+pub trait Clock: Send + Sync {
+    /// Time since some fixed instant; never goes back.
+    fn now(&self) -> Duration;
+}
+
+/// The system's monotonic clock.
+#[derive(Clone, Copy, Debug)]
+pub struct SystemClock {
+    start: Instant,
+}
+
+impl SystemClock {
+    /// A clock that starts at zero now.
+    #[must_use]
+    pub fn new() -> Self {
+        Self { start: Instant::now() }
+    }
+}
+
+impl Default for SystemClock {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Clock for SystemClock {
+    fn now(&self) -> Duration {
+        self.start.elapsed()
+    }
+}
