@@ -19,6 +19,7 @@
 //! ```
 
 pub mod addr;
+pub mod alloc;
 pub mod clone;
 pub mod color;
 pub mod coloring;
