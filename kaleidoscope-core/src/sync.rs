@@ -1,12 +1,12 @@
 //! Atomics and locks: the one place that names them, so that a model checker can stand in for them.
 //!
 //! Built with `--cfg loom`, everything that is synchronized through these types can be run under
-//! [loom](https://docs.rs/loom), which tries every interleaving (`tests/loom.rs`).
+//! [loom](https://docs.rs/loom), which tries every interleaving (`clone/model.rs`).
 
 #[cfg(loom)]
 mod modeled {
     pub(crate) use loom::sync::MutexGuard;
-    pub(crate) use loom::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
+    pub(crate) use loom::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
     use std::time::Duration;
 
     /// loom's mutex with the interface of `parking_lot`'s: a panicking holder ends the model anyway.
@@ -68,7 +68,7 @@ mod modeled {
 #[cfg(not(loom))]
 mod real {
     pub(crate) use parking_lot::{Mutex, MutexGuard, RwLock};
-    pub(crate) use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
+    pub(crate) use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
     use std::time::Duration;
 
     /// A condition variable whose waits take the guard and give it back.

@@ -70,27 +70,7 @@ impl Engine {
     /// # Errors
     /// [`std::io::Error`] when the system gives no thread.
     pub fn start(parts: Parts, options: Options) -> std::io::Result<Self> {
-        let brain = Brain::new(parts.policy, &parts.atlas, &options);
-        let shared = Arc::new(Shared {
-            states: FrameStates::new(parts.atlas.frames()),
-            atlas: parts.atlas,
-            source: parts.source,
-            placer: parts.placer,
-            queue: parts.queue,
-            clock: parts.clock,
-            options,
-            waiters: Waiters::new(),
-            gate: RwLock::new(()),
-            brain: Mutex::new(brain),
-            staging: Mutex::new(Staging::new(options.staged)),
-            counters: Counters::new(),
-            ahead: AtomicUsize::new(0),
-            deferred: Mutex::new(VecDeque::new()),
-            closed: AtomicBool::new(false),
-            stopped: AtomicBool::new(false),
-            why: OnceLock::new(),
-            filled: AtomicBool::new(false),
-        });
+        let shared = Arc::new(Shared::new(parts, options));
         let streaming = Arc::clone(&shared);
         let streamer = std::thread::Builder::new()
             .name("kscope-stream".into())
@@ -187,6 +167,31 @@ impl fmt::Debug for Engine {
 }
 
 impl Shared {
+    /// An engine without its streaming thread.
+    pub(super) fn new(parts: Parts, options: Options) -> Self {
+        let brain = Brain::new(parts.policy, &parts.atlas, &options);
+        Self {
+            states: FrameStates::new(parts.atlas.frames()),
+            atlas: parts.atlas,
+            source: parts.source,
+            placer: parts.placer,
+            queue: parts.queue,
+            clock: parts.clock,
+            options,
+            waiters: Waiters::new(),
+            gate: RwLock::new(()),
+            brain: Mutex::new(brain),
+            staging: Mutex::new(Staging::new(options.staged)),
+            counters: Counters::new(),
+            ahead: AtomicUsize::new(0),
+            deferred: Mutex::new(VecDeque::new()),
+            closed: AtomicBool::new(false),
+            stopped: AtomicBool::new(false),
+            why: OnceLock::new(),
+            filled: AtomicBool::new(false),
+        }
+    }
+
     /// Stops the clone for a reason; the first one counts, and is returned.
     pub(super) fn fail(&self, why: Stopped) -> Stopped {
         let why = self.why.get_or_init(|| why).clone();

@@ -13,6 +13,8 @@ mod fault;
 mod free_frames;
 mod id;
 mod local;
+#[cfg(all(test, loom))]
+mod model;
 mod options;
 pub mod ports;
 mod reclaim;
@@ -21,7 +23,7 @@ mod states;
 mod statistics;
 mod stream;
 mod sweep;
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests;
 mod waiters;
 

@@ -1,8 +1,10 @@
 //! What a clone's memory has cost and saved, by color, live and at the end.
 
 use crate::color::Color;
-use crate::sync::{AtomicU64, Mutex, Ordering};
 use hdrhistogram::Histogram;
+use parking_lot::Mutex;
+// Nothing is synchronized through counters: a model checker need not try their interleavings.
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 /// Longest stall that is told from longer ones.
