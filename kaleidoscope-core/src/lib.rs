@@ -33,4 +33,5 @@ pub mod prefetch;
 pub mod recording;
 pub mod registers;
 pub mod replay;
+mod sync;
 pub mod tune;
