@@ -33,3 +33,4 @@ pub mod recording;
 pub mod registers;
 pub mod replay;
 pub mod tune;
+pub mod wire;

@@ -1,0 +1,3 @@
+//! Pages over sockets.
+
+pub mod transport;
