@@ -35,3 +35,4 @@ pub mod registers;
 pub mod replay;
 mod sync;
 pub mod tune;
+pub mod wire;
