@@ -333,6 +333,7 @@ impl MockMemory {
         }
         if let Some(page) = page {
             self.file.write_all_at(page, at).map_err(|error| {
+                self.bits.clear(frame, BUSY);
                 PlaceError::caused_by(format!("frame {frame}: the memory file"), error)
             })?;
             if before & GIVEN_BACK != 0 {
