@@ -32,4 +32,5 @@ pub mod prefetch;
 pub mod recording;
 pub mod registers;
 pub mod replay;
+mod sync;
 pub mod tune;

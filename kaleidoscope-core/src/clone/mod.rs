@@ -1,10 +1,36 @@
 //! Clones: what they start from, and the engine that fills their memory.
 //!
-//! [`ports`] says what the engine needs of the world around it.
+//! [`ports`] says what the engine needs of the world around it; [`Engine`] is what an embedder starts. Inside, every frame is
+//! one atomic byte (`states`), a fault is answered by the thread that brings it (`fault`), pages come in by one way whoever
+//! receives them (`deliver`), and one thread per clone streams (`stream`).
 
 mod address;
+mod brain;
+mod deliver;
+mod engine;
+mod events;
+mod fault;
+mod free_frames;
 mod id;
+mod local;
+#[cfg(all(test, loom))]
+mod model;
+mod options;
 pub mod ports;
+mod reclaim;
+mod staging;
+mod states;
+mod statistics;
+mod stream;
+mod sweep;
+#[cfg(all(test, not(loom)))]
+mod tests;
+mod waiters;
 
 pub use address::{AddressError, ServerAddress};
+pub use engine::Engine;
+pub use free_frames::FreeFrames;
 pub use id::{CloneId, CloneIdError};
+pub use local::LocalSource;
+pub use options::{Background, Feedback, Options, Parts, Stopped};
+pub use statistics::{Counts, Statistics};
