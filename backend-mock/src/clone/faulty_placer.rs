@@ -88,10 +88,6 @@ impl Placer for FaultyPlacer {
     fn take_back(&self, frame: FrameIndex) -> Result<TakenBack, PlaceError> {
         self.call(Call::TakeBack, &[frame], |_| self.inner.take_back(frame))
     }
-
-    fn discard(&self, frame: FrameIndex) -> Result<(), PlaceError> {
-        self.call(Call::Discard, &[frame], |_| self.inner.discard(frame))
-    }
 }
 
 impl std::fmt::Debug for FaultyPlacer {

@@ -26,11 +26,11 @@ pub enum Call {
     Wake,
     /// `Placer::take_back`.
     TakeBack,
-    /// `Placer::discard`.
-    Discard,
-    /// `FaultQueue::next`.
-    Next,
-    /// One event out of `FaultQueue::next`.
+    /// `FaultQueue::wait`.
+    Wait,
+    /// `FaultQueue::read`.
+    Read,
+    /// One event out of `FaultQueue::read`.
     Event,
 }
 
@@ -151,8 +151,8 @@ impl Call {
             Self::ZeroRun => "zero_run",
             Self::Wake => "wake",
             Self::TakeBack => "take_back",
-            Self::Discard => "discard",
-            Self::Next => "next",
+            Self::Wait => "wait",
+            Self::Read => "read",
             Self::Event => "event",
         }
     }

@@ -2,7 +2,7 @@
 
 use super::frame_bits::{AHEAD, AWAITED, BUSY, DIRTY, FrameBits, GIVEN_BACK, PRESENT, TOUCHED};
 use super::memory_statistics::{Counters, MemoryStatistics};
-use super::queue::{MockQueue, Removal};
+use super::queue::MockQueue;
 use super::waits::{Waited, Waits};
 use kaleidoscope_core::addr::{FRAME_BYTES, FRAME_SIZE, FrameIndex};
 use kaleidoscope_core::clone::ports::{Event, PlaceError, Placed, Placer, TakenBack};
@@ -89,36 +89,23 @@ pub enum VcpuError {
     },
 }
 
-/// How a memory behaves.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct MemoryOptions {
-    /// How long a vCPU waits for a frame before it says that the fault was lost.
-    pub patience: Duration,
-    /// From when on frames that were given back are empty.
-    pub removal: Removal,
-}
-
-impl Default for MemoryOptions {
-    /// Half a minute, and removal as with userfaultfd.
-    fn default() -> Self {
-        Self { patience: Duration::from_secs(30), removal: Removal::WhenRead }
-    }
-}
+/// How long a vCPU waits for a frame before it says that the fault was lost, unless told otherwise.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 impl MockMemory {
-    /// A memory of so many empty frames.
+    /// A memory of so many empty frames, in which a vCPU waits half a minute before it says that its fault was lost.
     ///
     /// # Errors
     /// [`io::Error`] when the system has no memory file or no room for one byte per frame.
     pub fn new(frames: u32) -> io::Result<Self> {
-        Self::with(frames, MemoryOptions::default())
+        Self::with_patience(frames, PATIENCE)
     }
 
-    /// A memory of so many empty frames that behaves as told.
+    /// A memory of so many empty frames in which a vCPU waits so long before it says that its fault was lost.
     ///
     /// # Errors
     /// As for [`MockMemory::new`].
-    pub fn with(frames: u32, options: MemoryOptions) -> io::Result<Self> {
+    pub fn with_patience(frames: u32, patience: Duration) -> io::Result<Self> {
         let file = File::from(rustix::fs::memfd_create("mock-clone", MemfdFlags::CLOEXEC)?);
         file.set_len(u64::from(frames) * FRAME_SIZE)?;
         let bits = FrameBits::new(frames).ok_or(io::ErrorKind::OutOfMemory)?;
@@ -128,8 +115,8 @@ impl MockMemory {
             locks: (0..LOCKS).map(|_| RwLock::new(())).collect(),
             changing: RwLock::new(()),
             waits: Waits::default(),
-            queue: MockQueue::new(options.removal),
-            patience: options.patience,
+            queue: MockQueue::default(),
+            patience,
             closed: Mutex::new(None),
             counters: Counters::default(),
         })
@@ -139,6 +126,10 @@ impl MockMemory {
     #[must_use]
     pub fn queue(&self) -> MockQueue {
         self.queue.clone()
+    }
+
+    pub(super) fn own_queue(&self) -> &MockQueue {
+        &self.queue
     }
 
     /// Number of frames, empty ones included.
@@ -397,23 +388,10 @@ impl Placer for MockMemory {
         if self.has(frame, TOUCHED) {
             return Ok(TakenBack::InUse);
         }
-        self.empty_as_asked(frame)?;
+        self.empty(frame, 0)
+            .map_err(|e| PlaceError::caused_by(format!("frame {frame}: the memory file"), e))?;
         self.counters.taken_back.fetch_add(1, Relaxed);
         Ok(TakenBack::Taken)
-    }
-
-    fn discard(&self, frame: FrameIndex) -> Result<(), PlaceError> {
-        self.checked(frame)?;
-        let _lock = self.lock(frame).map(RwLock::write);
-        self.counters.discarded.fetch_add(1, Relaxed);
-        self.empty_as_asked(frame)
-    }
-}
-
-impl MockMemory {
-    fn empty_as_asked(&self, frame: FrameIndex) -> Result<(), PlaceError> {
-        self.empty(frame, 0)
-            .map_err(|e| PlaceError::caused_by(format!("frame {frame}: the memory file"), e))
     }
 }
 

@@ -47,8 +47,6 @@ counters! {
     given_back,
     /// Taken back untouched.
     taken_back,
-    /// Emptied because the guest gave them back while they were being filled.
-    discarded,
     /// Calls that woke a frame's waiters without filling it.
     wakes,
     /// Calls that tried to fill a frame which had bytes.
@@ -59,7 +57,7 @@ counters! {
     outside,
     /// Misuse: calls that filled a frame while another call did so.
     collisions,
-    /// Misuse, unless emptied at once: frames that the guest gave back, filled with bytes other than zeros.
+    /// Misuse: frames that the guest gave back, filled with bytes other than zeros.
     brought_back,
 }
 

@@ -4,6 +4,7 @@
 //! where they belong; [`MockSource`] delivers them. [`FaultySource`], [`FaultyPlacer`] and [`FaultyQueue`] wrap any port and let
 //! things go wrong as a [`Script`] says; the script's [`Log`] tells who called what. [`ManualClock`] is set by hand.
 
+pub mod contract;
 mod faulty_placer;
 mod faulty_queue;
 mod faulty_source;
@@ -24,9 +25,9 @@ pub use faulty_queue::FaultyQueue;
 pub use faulty_source::FaultySource;
 pub use log::{Call, Entry, Log};
 pub use manual_clock::ManualClock;
-pub use memory::{MemoryOptions, MockMemory, VcpuError};
+pub use memory::{MockMemory, VcpuError};
 pub use memory_statistics::MemoryStatistics;
 pub use parent::{Frozen, MockParent, Writers};
-pub use queue::{MockQueue, Removal};
+pub use queue::MockQueue;
 pub use script::{Failure, Script, When};
 pub use source::MockSource;
