@@ -277,16 +277,20 @@ impl MockMemory {
         access: Access,
         act: impl FnOnce() -> io::Result<()>,
     ) -> Result<(), VcpuError> {
-        let start = Instant::now();
+        let mut since = None;
         loop {
             self.check_open()?;
             let lock = self.lock(frame).map(RwLock::read);
             if self.has(frame, PRESENT) {
                 let bits = if access == Access::Write { TOUCHED | DIRTY } else { TOUCHED };
                 self.counters.touched(self.bits.set(frame, bits));
+                if let Some(since) = since {
+                    self.counters.stalled(Instant::elapsed(&since));
+                }
                 return act().map_err(|source| VcpuError::Io { frame, source });
             }
             drop(lock);
+            let start = *since.get_or_insert_with(Instant::now);
             let wait = self.waits.wait(frame, start + self.patience, || {
                 self.bits.set(frame, AWAITED);
                 self.queue.inject(Event::Fault { frame, access });

@@ -2,6 +2,7 @@
 
 use super::frame_bits::{AHEAD, AWAITED, TOUCHED};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
 
 macro_rules! counters {
     ($($(#[$doc:meta])* $name:ident),* $(,)?) => {
@@ -29,6 +30,12 @@ macro_rules! counters {
 counters! {
     /// Faults that were reported, one for each vCPU and touch.
     faults,
+    /// Touches that had to wait.
+    stalls,
+    /// Nanoseconds that vCPUs waited for frames, all together.
+    stalled_ns,
+    /// Nanoseconds of the longest such wait.
+    longest_stall_ns,
     /// Filled with bytes.
     placed,
     /// Filled with zeros.
@@ -75,6 +82,14 @@ impl Counters {
         }
     }
 
+    /// A vCPU had to wait for a frame.
+    pub(super) fn stalled(&self, stall: Duration) {
+        let ns = u64::try_from(stall.as_nanos()).unwrap_or(u64::MAX);
+        self.stalls.fetch_add(1, Relaxed);
+        self.stalled_ns.fetch_add(ns, Relaxed);
+        self.longest_stall_ns.fetch_max(ns, Relaxed);
+    }
+
     /// A frame is filled.
     pub(super) fn filled(&self, with_zeros: bool, ahead: bool) {
         let filled = if with_zeros { &self.zeroed } else { &self.placed };
@@ -90,6 +105,18 @@ impl MemoryStatistics {
     #[must_use]
     pub fn present(&self) -> u64 {
         (self.placed + self.zeroed).saturating_sub(self.emptied)
+    }
+
+    /// The mean wait of a vCPU for a frame; zero when none waited.
+    #[must_use]
+    pub fn mean_stall(&self) -> Duration {
+        Duration::from_nanos(self.stalled_ns.checked_div(self.stalls).unwrap_or(0))
+    }
+
+    /// The longest wait of a vCPU for a frame; zero when none waited.
+    #[must_use]
+    pub fn longest_stall(&self) -> Duration {
+        Duration::from_nanos(self.longest_stall_ns)
     }
 
     /// Share of the needed frames that were there before the touch; 1 when none was needed.
