@@ -19,6 +19,7 @@
 //! ```
 
 pub mod addr;
+pub mod alloc;
 pub mod clone;
 pub mod color;
 pub mod coloring;
@@ -34,3 +35,4 @@ pub mod registers;
 pub mod replay;
 mod sync;
 pub mod tune;
+pub mod wire;

@@ -1,0 +1,9 @@
+//! Pages over sockets: the protocol, a server of frozen images, and a client that clones fetch from.
+//!
+//! [`transport`] carries bytes and knows who sends them, [`protocol`] says what they mean, [`server`] and [`client`] are the
+//! two ends.
+
+pub mod client;
+pub mod protocol;
+pub mod server;
+pub mod transport;

@@ -1,0 +1,68 @@
+//! Little-endian numbers from and to bytes.
+
+/// Takes numbers off the front of a slice. Past its end they are zero: callers hand in as many bytes as they take.
+pub(super) struct Fields<'a>(pub(super) &'a [u8]);
+
+impl Fields<'_> {
+    pub(super) fn array<const N: usize>(&mut self) -> [u8; N] {
+        match self.0.split_first_chunk::<N>() {
+            Some((value, rest)) => {
+                self.0 = rest;
+                *value
+            }
+            None => {
+                debug_assert!(false, "the caller checks the length");
+                [0; N]
+            }
+        }
+    }
+
+    pub(super) fn u8(&mut self) -> u8 {
+        u8::from_le_bytes(self.array())
+    }
+
+    pub(super) fn u16(&mut self) -> u16 {
+        u16::from_le_bytes(self.array())
+    }
+
+    pub(super) fn u32(&mut self) -> u32 {
+        u32::from_le_bytes(self.array())
+    }
+
+    pub(super) fn u64(&mut self) -> u64 {
+        u64::from_le_bytes(self.array())
+    }
+}
+
+/// Fills an array from its front. What does not fit is left out: the array's size is the message's.
+pub(super) struct Writer<const N: usize> {
+    bytes: [u8; N],
+    at: usize,
+}
+
+impl<const N: usize> Writer<N> {
+    pub(super) fn new() -> Self {
+        Self { bytes: [0; N], at: 0 }
+    }
+
+    pub(super) fn put<const M: usize>(mut self, value: [u8; M]) -> Self {
+        let end = self.at.saturating_add(M);
+        match self.bytes.get_mut(self.at..end) {
+            Some(slot) => slot.copy_from_slice(&value),
+            None => debug_assert!(false, "the message has room for all of its fields"),
+        }
+        self.at = end;
+        self
+    }
+
+    pub(super) fn finish(self) -> [u8; N] {
+        debug_assert_eq!(self.at, N, "every byte of the message is written");
+        self.bytes
+    }
+}
+
+/// At most `most` bytes of a text, cut between two characters.
+pub(super) fn cut(text: &str, most: usize) -> &str {
+    let end = (0..=most.min(text.len())).rev().find(|end| text.is_char_boundary(*end));
+    text.get(..end.unwrap_or(0)).unwrap_or("")
+}

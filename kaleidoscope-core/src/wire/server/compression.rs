@@ -1,0 +1,97 @@
+//! Which pages are worth compressing.
+
+use crate::clone::ports::Priority;
+use crate::color::Color;
+use crate::wire::protocol::{Codec, Codecs};
+
+/// A page is sent compressed when that is shorter than this many bytes (7/8): expanding costs the clone time, too.
+pub(super) const WORTH: usize = 3584;
+
+/// Of a color that does not compress, one page in so many is tried.
+const PROBE: u8 = 64;
+
+/// Below this share of pages that shrank, of 255, a color does not compress.
+const LEAST: u8 = 32;
+
+/// How pages of one color did.
+#[derive(Clone, Copy, Debug)]
+struct Record {
+    /// Share of the pages tried lately that shrank, of 255.
+    shrank: u8,
+    /// Pages that were not tried since the last one that was.
+    skipped: u8,
+}
+
+/// Learns by color whether compression pays. One per connection.
+#[derive(Debug)]
+pub(super) struct Compression {
+    codecs: Codecs,
+    records: [Record; Color::ALL.len()],
+}
+
+impl Compression {
+    pub(super) fn new(codecs: Codecs) -> Self {
+        let hopeful = Record { shrank: 128, skipped: 0 };
+        Self { codecs, records: [hopeful; Color::ALL.len()] }
+    }
+
+    /// What to try on a page of this color: the quicker codec for those that somebody waits for.
+    pub(super) fn codec(&mut self, color: Color, priority: Priority) -> Option<Codec> {
+        let codec = match (self.codecs.lz4, self.codecs.zstd) {
+            (false, false) => return None,
+            (true, false) => Codec::Lz4,
+            (false, true) => Codec::Zstd,
+            (true, true) if priority == Priority::Urgent => Codec::Lz4,
+            (true, true) => Codec::Zstd,
+        };
+        let record = self.records.get_mut(usize::from(color as u8))?;
+        if record.shrank < LEAST && record.skipped < PROBE {
+            record.skipped += 1;
+            return None;
+        }
+        record.skipped = 0;
+        Some(codec)
+    }
+
+    /// Whether a page of this color shrank.
+    pub(super) fn learn(&mut self, color: Color, shrank: bool) {
+        if let Some(record) = self.records.get_mut(usize::from(color as u8)) {
+            // An exponential average that forgets in about sixteen pages.
+            let target = if shrank { 255u8 } else { 0 };
+            let step = record.shrank.abs_diff(target).div_ceil(16);
+            record.shrank = if shrank {
+                record.shrank.saturating_add(step)
+            } else {
+                record.shrank.saturating_sub(step)
+            };
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_does_not_compress_is_left_alone_but_tried_again() {
+        let mut compression = Compression::new(Codecs::ALL);
+        let mut tried = 0;
+        for _ in 0..6500 {
+            if compression.codec(Color::FileCache, Priority::Prefetch).is_some() {
+                tried += 1;
+                compression.learn(Color::FileCache, false);
+            }
+        }
+        assert!((100..150).contains(&tried), "{tried}");
+        assert_eq!(compression.codec(Color::Slab, Priority::Urgent), Some(Codec::Lz4));
+        assert_eq!(compression.codec(Color::Slab, Priority::Prefetch), Some(Codec::Zstd));
+        // It compresses now: a few probes are enough to notice.
+        for _ in 0..1000 {
+            if compression.codec(Color::FileCache, Priority::Prefetch).is_some() {
+                compression.learn(Color::FileCache, true);
+            }
+        }
+        assert!(compression.codec(Color::FileCache, Priority::Prefetch).is_some());
+        assert_eq!(Compression::new(Codecs::NONE).codec(Color::Slab, Priority::Urgent), None);
+    }
+}

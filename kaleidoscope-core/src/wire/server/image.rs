@@ -1,0 +1,37 @@
+//! What a server serves.
+
+use crate::color::ColorMap;
+use crate::memory::GuestMemory;
+use std::fmt;
+use std::sync::Arc;
+
+/// A frozen image, and what belongs to it.
+#[derive(Clone)]
+pub struct ServedImage {
+    /// The guest's memory, as it was at the freeze.
+    pub memory: Arc<dyn GuestMemory>,
+    /// What clients know the image by: its [`ImageIdentity`](crate::manifest::ImageIdentity), usually. Not all zeros.
+    pub digest: [u8; 32],
+    /// What each frame is, so that compression is tried only where it pays; without it all frames count as one color.
+    pub colors: Option<Arc<ColorMap>>,
+    /// What clones start from, handed out as it is; empty when there is none. At most 4 GiB.
+    pub descriptor: Arc<[u8]>,
+}
+
+impl ServedImage {
+    /// An image without colors and descriptor.
+    #[must_use]
+    pub fn new(memory: Arc<dyn GuestMemory>, digest: [u8; 32]) -> Self {
+        Self { memory, digest, colors: None, descriptor: Arc::new([]) }
+    }
+}
+
+impl fmt::Debug for ServedImage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ServedImage")
+            .field("digest", &self.digest)
+            .field("frames", &self.memory.layout().frames())
+            .field("descriptor", &self.descriptor.len())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,263 @@
+//! Serves frozen images to many clones.
+//!
+//! Each connection has a thread, which reads requests, looks the pages up in the image's memory and writes them to the socket
+//! from there. What one client does costs others nothing but their share of the processors: memory, frames, connections and
+//! time are bounded for each.
+
+mod batch;
+mod compression;
+mod connection;
+mod image;
+mod options;
+mod pending;
+mod statistics;
+
+pub use image::ServedImage;
+pub use options::ServerOptions;
+pub use statistics::ServerStatistics;
+
+use super::transport::{Closer, Link, Listener, Peer, Subject};
+use connection::End;
+use parking_lot::{Condvar, Mutex};
+use statistics::{Counters, add};
+use std::collections::HashMap;
+use std::io;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+/// Stack of a connection's thread, in bytes: it recurses nowhere, and its buffers are on the heap.
+const STACK: usize = 256 << 10;
+
+/// How long an accepting thread waits before it looks whether the server is being stopped, and after an error.
+const ACCEPT: Duration = Duration::from_millis(100);
+
+/// How long [`Server::stop`] waits for threads that are stuck in reading the image.
+const STOP: Duration = Duration::from_secs(5);
+
+/// A page server. Dropping it stops it.
+#[derive(Debug)]
+pub struct Server {
+    shared: Arc<Shared>,
+    acceptors: Mutex<Vec<JoinHandle<()>>>,
+}
+
+#[derive(Debug)]
+pub(super) struct Shared {
+    images: Vec<ServedImage>,
+    options: ServerOptions,
+    counters: Counters,
+    stopping: AtomicBool,
+    open: Mutex<Open>,
+    closed: Condvar,
+}
+
+/// The connections that are open.
+#[derive(Debug, Default)]
+struct Open {
+    connections: HashMap<u64, Closer>,
+    by_peer: HashMap<Share, usize>,
+    /// Number of the next connection.
+    next: u64,
+}
+
+/// Whose share of the connections one counts for.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+enum Share {
+    User(u32),
+    Host(IpAddr),
+    Subject(Subject),
+}
+
+impl Share {
+    fn of(peer: &Peer) -> Self {
+        match peer {
+            Peer::Unix { uid, .. } => Self::User(*uid),
+            Peer::Tcp { subject: Some(subject), .. } => Self::Subject(subject.clone()),
+            Peer::Tcp { address, subject: None } => Self::Host(address.ip()),
+        }
+    }
+}
+
+impl Shared {
+    fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::SeqCst)
+    }
+}
+
+/// An open connection's place among the connections; freed on drop.
+struct Place {
+    shared: Arc<Shared>,
+    number: u64,
+    share: Share,
+    /// Whether the server has room for it; if not, it is only told so.
+    has_room: bool,
+}
+
+impl Place {
+    /// A place for one more connection, unless there are so many that they are not even told.
+    fn take(shared: &Arc<Shared>, link: &Link) -> Option<Self> {
+        let options = &shared.options;
+        let share = Share::of(&link.peer);
+        let mut open = shared.open.lock();
+        // Some more, so that those can be refused; they are gone after the handshake.
+        let spare = options.connections / 8 + 4;
+        if open.connections.len() >= options.connections.saturating_add(spare) {
+            return None;
+        }
+        let number = open.next;
+        open.next += 1;
+        open.connections.insert(number, link.closer());
+        let of_peer = open.by_peer.entry(share.clone()).or_default();
+        *of_peer += 1;
+        let has_room = *of_peer <= options.connections_per_peer;
+        let has_room = has_room && open.connections.len() <= options.connections;
+        Some(Self { shared: Arc::clone(shared), number, share, has_room })
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut open = self.shared.open.lock();
+        open.connections.remove(&self.number);
+        if let Some(count) = open.by_peer.get_mut(&self.share) {
+            *count -= 1;
+            if *count == 0 {
+                open.by_peer.remove(&self.share);
+            }
+        }
+        self.shared.closed.notify_all();
+    }
+}
+
+impl Server {
+    /// Serves `images` to whoever connects to one of the `listeners`, from now on.
+    ///
+    /// # Errors
+    /// [`io::Error`] when there is no image, two have one digest, one has a digest of zeros or a descriptor of 4 GiB or
+    /// more, or the system gives no thread.
+    pub fn start(
+        images: Vec<ServedImage>,
+        listeners: Vec<Listener>,
+        options: ServerOptions,
+    ) -> io::Result<Self> {
+        check(&images)?;
+        let shared = Arc::new(Shared {
+            images,
+            options: options.bounded(),
+            counters: Counters::default(),
+            stopping: AtomicBool::new(false),
+            open: Mutex::default(),
+            closed: Condvar::new(),
+        });
+        let server = Self { shared: Arc::clone(&shared), acceptors: Mutex::default() };
+        for listener in listeners {
+            let shared = Arc::clone(&shared);
+            let thread = thread::Builder::new().name("page-accept".into()).stack_size(STACK);
+            let thread = thread.spawn(move || accept(&shared, &listener))?;
+            server.acceptors.lock().push(thread);
+        }
+        Ok(server)
+    }
+
+    /// Serves one more client, which is connected already.
+    ///
+    /// # Errors
+    /// [`io::Error`] when there are too many connections, or the system gives no thread.
+    pub fn attach(&self, link: Link) -> io::Result<()> {
+        attach(&self.shared, link)
+    }
+
+    /// What the server has done so far.
+    #[must_use]
+    pub fn statistics(&self) -> ServerStatistics {
+        let open = self.shared.open.lock().connections.len();
+        let open = u64::try_from(open).unwrap_or(u64::MAX);
+        ServerStatistics { open, ..self.shared.counters.snapshot() }
+    }
+
+    /// Ends all connections and accepts no more. Returns when their threads have ended, or after some seconds: one that waits for
+    /// the image's memory ends when that answers.
+    pub fn stop(&self) {
+        self.shared.stopping.store(true, Ordering::SeqCst);
+        let acceptors: Vec<_> = self.acceptors.lock().drain(..).collect();
+        for acceptor in acceptors {
+            // It does not panic; if it did, it has ended.
+            let _ = acceptor.join();
+        }
+        let mut open = self.shared.open.lock();
+        // Whoever comes after this sees that the server is being stopped before it waits for anything.
+        open.connections.values().for_each(Closer::close);
+        let is_open = |open: &mut Open| !open.connections.is_empty();
+        self.shared.closed.wait_while_for(&mut open, is_open, STOP);
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// Whether the images can be served side by side.
+fn check(images: &[ServedImage]) -> io::Result<()> {
+    let invalid = |text| Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+    if images.is_empty() {
+        return invalid("a server needs an image");
+    }
+    for (at, image) in images.iter().enumerate() {
+        if image.digest == [0; 32] {
+            return invalid("an image's digest must not be all zeros");
+        }
+        if images.iter().take(at).any(|other| other.digest == image.digest) {
+            return invalid("two images have the same digest");
+        }
+        if u32::try_from(image.descriptor.len()).is_err() {
+            return invalid("a descriptor must be smaller than 4 GiB");
+        }
+    }
+    Ok(())
+}
+
+fn accept(shared: &Arc<Shared>, listener: &Listener) {
+    while !shared.is_stopping() {
+        match listener.accept(ACCEPT) {
+            Ok(None) => {}
+            // Those that find no place are counted, and hear nothing.
+            Ok(Some(link)) => drop(attach(shared, link)),
+            // Out of file descriptors, mostly: wait until others are closed.
+            Err(_) => thread::sleep(ACCEPT),
+        }
+    }
+}
+
+fn attach(shared: &Arc<Shared>, link: Link) -> io::Result<()> {
+    let refused = |error| {
+        add(&shared.counters.refused, 1);
+        Err(error)
+    };
+    let Some(place) = Place::take(shared, &link) else {
+        return refused(io::Error::new(io::ErrorKind::ResourceBusy, "too many connections"));
+    };
+    let thread = thread::Builder::new().name("page-server".into()).stack_size(STACK);
+    let spawned = thread.spawn(move || {
+        let shared = &place.shared;
+        let counters = &shared.counters;
+        if place.has_room {
+            add(&counters.connections, 1);
+        }
+        match connection::serve(shared, link, !place.has_room) {
+            End::Closed | End::Stopped | End::Image => {}
+            End::Refused => add(&counters.refused, 1),
+            End::Idle => add(&counters.idle, 1),
+            End::Violation => add(&counters.violations, 1),
+            End::Broken => add(&counters.broken, 1),
+        }
+    });
+    match spawned {
+        Ok(_) => Ok(()),
+        Err(error) => refused(error),
+    }
+}

@@ -1,0 +1,152 @@
+//! The frames that one client waits for.
+
+use crate::addr::FrameIndex;
+use crate::clone::ports::Priority;
+use std::collections::{HashMap, VecDeque};
+
+/// Stale places in the queue of prefetched frames that are not worth cleaning up.
+const STALE: usize = 64;
+
+/// The frames that one client has asked for and not got, each once, urgent ones first.
+#[derive(Debug, Default)]
+pub(super) struct Pending {
+    wanted: HashMap<u32, Priority>,
+    urgent: VecDeque<u32>,
+    /// Also holds frames that became urgent, or were answered, since.
+    prefetch: VecDeque<u32>,
+    /// Frames in `wanted` that are not urgent.
+    relaxed: usize,
+}
+
+impl Pending {
+    /// Number of frames.
+    pub(super) fn len(&self) -> usize {
+        self.wanted.len()
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.wanted.is_empty()
+    }
+
+    /// A frame is asked for. One that is waited for already is answered once, and at the higher priority.
+    pub(super) fn want(&mut self, frame: FrameIndex, priority: Priority) {
+        let old = self.wanted.get(&frame.0).copied();
+        if old >= Some(priority) {
+            return;
+        }
+        self.wanted.insert(frame.0, priority);
+        self.relaxed -= usize::from(old == Some(Priority::Prefetch));
+        match priority {
+            Priority::Urgent => self.urgent.push_back(frame.0),
+            Priority::Prefetch => {
+                self.prefetch.push_back(frame.0);
+                self.relaxed += 1;
+            }
+        }
+        if self.prefetch.len() > 2 * self.relaxed + STALE {
+            // Each frame's last place: an earlier one may be of a request that was answered.
+            let wanted = &self.wanted;
+            self.prefetch.retain(|f| wanted.get(f) == Some(&Priority::Prefetch));
+        }
+    }
+
+    /// Moves the next frames to answer into `batch`, at most `most`: urgent ones if there are any, else prefetched
+    /// ones. Says which.
+    pub(super) fn next(&mut self, most: usize, batch: &mut Vec<FrameIndex>) -> Priority {
+        batch.clear();
+        let priority = if self.urgent.is_empty() { Priority::Prefetch } else { Priority::Urgent };
+        let queue = match priority {
+            Priority::Urgent => &mut self.urgent,
+            Priority::Prefetch => &mut self.prefetch,
+        };
+        while batch.len() < most
+            && let Some(frame) = queue.pop_front()
+        {
+            if self.wanted.get(&frame) == Some(&priority) {
+                self.wanted.remove(&frame);
+                batch.push(FrameIndex(frame));
+            }
+        }
+        if priority == Priority::Prefetch {
+            self.relaxed -= batch.len();
+        }
+        priority
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn an_urgent_frame_goes_first_and_once() {
+        let mut pending = Pending::default();
+        for frame in 0..5 {
+            pending.want(FrameIndex(frame), Priority::Prefetch);
+        }
+        pending.want(FrameIndex(3), Priority::Urgent);
+        pending.want(FrameIndex(3), Priority::Prefetch);
+        let mut batch = Vec::new();
+        assert_eq!(pending.next(2, &mut batch), Priority::Urgent);
+        assert_eq!(batch, [FrameIndex(3)]);
+        assert_eq!(pending.next(9, &mut batch), Priority::Prefetch);
+        assert_eq!(batch, [0, 1, 2, 4].map(FrameIndex));
+        assert!(pending.is_empty());
+    }
+
+    #[test]
+    fn a_client_that_starves_its_prefetch_costs_no_more() {
+        let mut pending = Pending::default();
+        let mut batch = Vec::new();
+        for round in 0..10_000 {
+            let frame = FrameIndex(round % 7);
+            pending.want(frame, Priority::Prefetch);
+            pending.want(frame, Priority::Urgent);
+            pending.next(1, &mut batch);
+            assert_eq!(batch, [frame]);
+        }
+        assert!(pending.is_empty() && pending.prefetch.len() <= STALE);
+    }
+
+    proptest! {
+        #[test]
+        fn every_frame_is_answered_once(
+            steps in prop::collection::vec((0u32..40, any::<bool>(), 0usize..4), 0..300),
+        ) {
+            let mut pending = Pending::default();
+            let mut naive: Vec<(u32, Priority)> = Vec::new();
+            let mut batch = Vec::new();
+            let check = |pending: &mut Pending, naive: &mut Vec<(u32, Priority)>, most, batch: &mut Vec<FrameIndex>| {
+                let urgent = naive.iter().any(|n| n.1 == Priority::Urgent);
+                let priority = pending.next(most, batch);
+                prop_assert_eq!(priority == Priority::Urgent, urgent);
+                let expected: Vec<_> =
+                    naive.iter().filter(|n| n.1 == priority).take(most).map(|n| FrameIndex(n.0)).collect();
+                prop_assert_eq!(&*batch, &expected);
+                naive.retain(|n| !expected.contains(&FrameIndex(n.0)));
+                prop_assert_eq!(pending.len(), naive.len());
+                Ok(())
+            };
+            for (frame, urgent, take) in steps {
+                let priority = if urgent { Priority::Urgent } else { Priority::Prefetch };
+                pending.want(FrameIndex(frame), priority);
+                match naive.iter().position(|n| n.0 == frame) {
+                    Some(at) if naive[at].1 >= priority => {}
+                    Some(at) => {
+                        naive.remove(at);
+                        naive.push((frame, priority));
+                    }
+                    None => naive.push((frame, priority)),
+                }
+                if take > 0 {
+                    check(&mut pending, &mut naive, take, &mut batch)?;
+                }
+            }
+            while !naive.is_empty() {
+                check(&mut pending, &mut naive, 3, &mut batch)?;
+            }
+            prop_assert!(pending.is_empty());
+        }
+    }
+}

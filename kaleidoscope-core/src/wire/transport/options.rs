@@ -1,0 +1,157 @@
+//! How to listen and how to connect.
+
+use super::peer::Peer;
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use thiserror::Error;
+
+/// How long one send may take by default.
+pub(super) const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Bytes in the kernel's buffer by default that the network has not taken yet.
+///
+/// What lies there goes out before an urgent page that is sent next: 128 KiB are 32 pages, a tenth of a millisecond at
+/// 10 Gbit/s. A smaller buffer runs empty before a sender on a busy host gets to run again.
+const UNSENT: u32 = 128 << 10;
+
+/// How to listen.
+#[derive(Clone)]
+#[non_exhaustive]
+pub struct ListenOptions {
+    /// Users who may connect to a Unix socket; by default this process's effective user and root.
+    pub users: Vec<u32>,
+    /// The permissions of a Unix socket's file; by default 0600. Users other than the owner need write permission to connect.
+    pub mode: u32,
+    /// How long one send may take before the link is given up; by default ten seconds.
+    pub patience: Duration,
+    /// Bytes that may wait in the kernel's send buffer; by default 128 KiB. Urgent pages wait behind them.
+    pub unsent: u32,
+    /// Told of every peer that was turned away.
+    pub on_refusal: Option<Arc<dyn Fn(&Refusal) + Send + Sync>>,
+}
+
+impl Default for ListenOptions {
+    fn default() -> Self {
+        let own = rustix::process::geteuid().as_raw();
+        Self {
+            users: if own == 0 { vec![0] } else { vec![own, 0] },
+            mode: 0o600,
+            patience: PATIENCE,
+            unsent: UNSENT,
+            on_refusal: None,
+        }
+    }
+}
+
+impl fmt::Debug for ListenOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ListenOptions")
+            .field("users", &self.users)
+            .field("mode", &format_args!("{:#o}", self.mode))
+            .field("patience", &self.patience)
+            .field("unsent", &self.unsent)
+            .finish_non_exhaustive()
+    }
+}
+
+impl ListenOptions {
+    /// Whether the peer may connect.
+    pub(super) fn allows(&self, peer: &Peer) -> bool {
+        match peer {
+            Peer::Unix { uid, .. } => self.users.contains(uid),
+            // Whoever may not was turned away by TLS; without it, only this host's processes come here.
+            Peer::Tcp { .. } => true,
+        }
+    }
+
+    pub(super) fn refuse(&self, refusal: &Refusal) {
+        if let Some(tell) = &self.on_refusal {
+            tell(refusal);
+        }
+    }
+}
+
+/// Why a peer was turned away.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum Refusal {
+    /// Its user is not among those who may connect.
+    #[error("{0} may not connect")]
+    User(Peer),
+    /// Its connection broke before it could be used.
+    #[error("{0}: {1}")]
+    Broken(Peer, io::Error),
+}
+
+/// How to connect.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct ConnectOptions {
+    /// How long connecting may take; by default five seconds. Looking up a host's name comes on top, as long as the system's
+    /// resolver takes for it.
+    pub timeout: Duration,
+    /// How long one send may take before the link is given up; by default ten seconds.
+    pub patience: Duration,
+    /// Bytes that may wait in the kernel's send buffer; by default 128 KiB.
+    pub unsent: u32,
+    /// Allows TCP without TLS to other hosts, where everybody on the way can read and change the guest's memory; off by default.
+    pub insecure: bool,
+}
+
+impl Default for ConnectOptions {
+    fn default() -> Self {
+        Self {
+            timeout: Duration::from_secs(5),
+            patience: PATIENCE,
+            unsent: UNSENT,
+            insecure: false,
+        }
+    }
+}
+
+/// Why an address cannot be listened at.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum ListenError {
+    /// Other hosts could reach it, and there is no TLS to keep them out.
+    #[error(
+        "tcp:{address} is not a loopback address: give a certificate, a key and a CA so that clients are known by TLS, \
+         or listen at tcp:127.0.0.1:{} or at a Unix socket", address.port()
+    )]
+    NotLoopback {
+        /// The address.
+        address: SocketAddr,
+    },
+    /// The name stands for no address.
+    #[error("tcp:{name}: {source}")]
+    Unresolved {
+        /// Host and port.
+        name: String,
+        /// The resolver's reason.
+        source: io::Error,
+    },
+    /// Somebody listens there already.
+    #[error("unix:{}: another server listens there", path.display())]
+    InUse {
+        /// The socket's path.
+        path: PathBuf,
+    },
+    /// Something else than a socket has that name; it is left alone.
+    #[error("unix:{}: there is something that is no socket; remove it or choose another path", path.display())]
+    NotASocket {
+        /// The path.
+        path: PathBuf,
+    },
+    /// The system refused.
+    #[error("{address}: {source}")]
+    Io {
+        /// The address.
+        address: String,
+        /// The system's reason.
+        source: io::Error,
+    },
+}

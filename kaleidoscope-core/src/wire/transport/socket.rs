@@ -1,0 +1,144 @@
+//! A connected stream socket: waiting sends and receives, each with a limit of time.
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown, recv, sendmsg, shutdown};
+use std::io::{self, ErrorKind, IoSlice};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+/// Parts that one system call takes (Linux's `UIO_MAXIOV`).
+const MAX_PARTS: usize = 1024;
+
+/// Waits below this are made with `poll`: a socket's own timeout is counted in the kernel's ticks, up to 10 ms each.
+const SHORT_WAIT: Duration = Duration::from_millis(20);
+
+/// The longest timeout set on a socket; longer waits are made of several.
+const LONGEST_WAIT: Duration = Duration::from_secs(3600);
+
+/// A connected stream socket in blocking mode.
+#[derive(Debug)]
+pub(super) struct Socket {
+    fd: OwnedFd,
+    patience: Duration,
+}
+
+/// The receive timeout that a socket is set to, so that it is set anew only when it changes.
+#[derive(Debug, Default)]
+pub(super) struct Timer(Duration);
+
+impl Socket {
+    /// A connected socket; `patience` is how long one send may take.
+    pub(super) fn new(fd: OwnedFd, patience: Duration) -> io::Result<Self> {
+        let patience = patience.clamp(Duration::from_millis(1), LONGEST_WAIT);
+        set_socket_timeout(&fd, Timeout::Send, Some(patience))?;
+        Ok(Self { fd, patience })
+    }
+
+    /// Sends all bytes of all parts: one system call unless the socket's buffer is full.
+    pub(super) fn send(&self, parts: &mut [IoSlice<'_>]) -> io::Result<()> {
+        let mut rest = parts;
+        IoSlice::advance_slices(&mut rest, 0);
+        let start = Instant::now();
+        loop {
+            let Some(now) = rest.get(..rest.len().min(MAX_PARTS)).filter(|now| !now.is_empty())
+            else {
+                return Ok(());
+            };
+            // The kernel sends all that it is given, or what it could until the socket's send timeout.
+            match sendmsg(&self.fd, now, &mut SendAncillaryBuffer::default(), SendFlags::NOSIGNAL) {
+                Ok(sent) => IoSlice::advance_slices(&mut rest, sent),
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => return Err(self.impatient()),
+                Err(error) => return Err(error.into()),
+            }
+            if !rest.is_empty() && start.elapsed() >= self.patience {
+                return Err(self.impatient());
+            }
+        }
+    }
+
+    fn impatient(&self) -> io::Error {
+        let message = format!("the peer did not take what was sent within {:?}", self.patience);
+        io::Error::new(ErrorKind::TimedOut, message)
+    }
+
+    /// Receives what is there, or else waits for the first bytes that come: one system call for waits that do not differ from
+    /// the last one, since a socket's own timeout makes one `recv` do the work of `poll` and `recv`.
+    pub(super) fn receive(
+        &self,
+        buf: &mut [u8],
+        wait: Duration,
+        timer: &mut Timer,
+    ) -> io::Result<Option<usize>> {
+        if buf.is_empty() {
+            return Err(io::Error::new(ErrorKind::InvalidInput, "no room to receive into"));
+        }
+        if wait.is_zero() {
+            return self.receive_at_once(buf);
+        }
+        let start = Instant::now();
+        let mut left = wait;
+        while left >= SHORT_WAIT {
+            let timeout = left.min(LONGEST_WAIT);
+            if timer.0 != timeout {
+                set_socket_timeout(&self.fd, Timeout::Recv, Some(timeout))?;
+                timer.0 = timeout;
+            }
+            match recv(&self.fd, &mut *buf, RecvFlags::empty()) {
+                Ok((received, _)) => return Ok(Some(received)),
+                Err(Errno::INTR | Errno::AGAIN) => {}
+                Err(error) => return Err(error.into()),
+            }
+            left = wait.saturating_sub(start.elapsed());
+        }
+        loop {
+            if let Some(received) = self.receive_at_once(buf)? {
+                return Ok(Some(received));
+            }
+            let left = wait.saturating_sub(start.elapsed());
+            if left.is_zero() {
+                return Ok(None);
+            }
+            wait_readable(&mut [PollFd::new(&self.fd, PollFlags::IN)], left)?;
+        }
+    }
+
+    fn receive_at_once(&self, buf: &mut [u8]) -> io::Result<Option<usize>> {
+        loop {
+            match recv(&self.fd, &mut *buf, RecvFlags::DONTWAIT) {
+                Ok((received, _)) => return Ok(Some(received)),
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => return Ok(None),
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// Ends the stream that goes out.
+    pub(super) fn end(&self) {
+        // A socket that is no longer connected has no stream to end.
+        let _ = shutdown(&self.fd, Shutdown::Write);
+    }
+
+    /// Ends both streams; who waits on this socket is woken.
+    pub(super) fn close(&self) {
+        let _ = shutdown(&self.fd, Shutdown::Both);
+    }
+}
+
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+/// Waits until one of the descriptors is ready, for `wait` at most or until a signal comes.
+pub(super) fn wait_readable(fds: &mut [PollFd<'_>], wait: Duration) -> io::Result<()> {
+    let timeout = Timespec::try_from(wait.min(LONGEST_WAIT)).map_err(io::Error::other)?;
+    match poll(fds, Some(&timeout)) {
+        Ok(_) | Err(Errno::INTR) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}

@@ -1,0 +1,152 @@
+//! Servers that die, and what their clients make of it.
+
+use crate::hostile_server::*;
+use crate::image::*;
+use kaleidoscope_core::clone::ports::{PageSource, Priority};
+use kaleidoscope_core::wire::client::ClientOptions;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+#[test]
+fn another_replica_takes_over_again_and_again() {
+    const FRAMES: u32 = 2000;
+    let servers: Vec<_> = (0..5).map(|_| Arc::new(server(FRAMES))).collect();
+    let client = client(Local(servers.clone()), hasty());
+    let mut arrived = Arrived::new();
+    client.request(&indices(0..FRAMES), Priority::Prefetch).unwrap();
+    for (number, server) in servers.iter().enumerate().take(4) {
+        receive(&client, 100 + number * 300, &mut arrived).unwrap();
+        server.stop();
+    }
+    client.request(&indices([FRAMES - 1]), Priority::Urgent).unwrap();
+    receive(&client, FRAMES as usize, &mut arrived).unwrap();
+    check(&arrived);
+    assert!(client.statistics().reconnects >= 1);
+}
+
+#[test]
+fn without_a_server_the_client_gives_up_in_time() {
+    let server = Arc::new(server(2000));
+    let deadline = Duration::from_millis(500);
+    let options = ClientOptions { deadline, ..hasty() };
+    let client = client(Local(vec![server.clone()]), options);
+    client.request(&indices(0..2000), Priority::Prefetch).unwrap();
+    let mut arrived = Arrived::new();
+    receive(&client, 10, &mut arrived).unwrap();
+    server.stop();
+    let start = Instant::now();
+    let error = receive(&client, 2000, &mut arrived).unwrap_err();
+    assert!(start.elapsed() < WATCHDOG / 2);
+    check(&arrived);
+    assert!(error.to_string().contains("server 0"), "{error}");
+    // For good.
+    assert!(client.request(&indices([1]), Priority::Urgent).is_err());
+    assert!(client.receive(Duration::ZERO, &mut |_| {}).is_err());
+}
+
+#[test]
+fn servers_that_only_welcome_are_given_up() {
+    let mute = |wire: &mut Wire| {
+        wire.welcome(&Welcome::default())?;
+        wire.linger()
+    };
+    let patience = Duration::from_millis(50);
+    let options = ClientOptions { patience, deadline: 6 * patience, ..hasty() };
+    let client = client(Scripted::one(mute).and(mute), options);
+    client.request(&indices(0..10), Priority::Urgent).unwrap();
+    let error = receive(&client, 10, &mut Arrived::new()).unwrap_err();
+    assert!(error.to_string().contains("did not come"), "{error}");
+    assert!(client.statistics().silences >= 2);
+}
+
+#[test]
+fn a_server_that_answers_others_only_is_left() {
+    // It never answers frame 5, and always something.
+    let unfair = |wire: &mut Wire| {
+        wire.welcome(&Welcome::default())?;
+        loop {
+            let (_, frames) = wire.request()?;
+            for frame in frames.into_iter().filter(|frame| *frame != 5) {
+                wire.write(&pages(&[honest(frame)]))?;
+            }
+        }
+    };
+    let patience = Duration::from_millis(50);
+    let options = ClientOptions { patience, deadline: Duration::from_secs(2), ..hasty() };
+    let client = client(Scripted::one(unfair).and_honest(), options);
+    client.request(&indices([5]), Priority::Urgent).unwrap();
+    let start = Instant::now();
+    let mut has_come = false;
+    let mut next = 6;
+    while !has_come && start.elapsed() < WATCHDOG {
+        client.request(&indices([next % 94 + 6]), Priority::Prefetch).unwrap();
+        next += 1;
+        client
+            .receive(Duration::from_millis(10), &mut |delivery| {
+                has_come |= delivery.frame().0 == 5;
+            })
+            .unwrap();
+    }
+    assert!(has_come);
+    assert_eq!(client.statistics().silences, 1);
+}
+
+#[test]
+fn a_connection_cut_anywhere_loses_nothing() {
+    // Each connection is cut after some more bytes than the one before, in the middle of whatever is being sent.
+    let cuts = Arc::new(AtomicUsize::new(0));
+    let dial = Scripted::one(move |wire| {
+        wire.welcome(&Welcome { frames: 300, ..Welcome::default() })?;
+        let mut left = 4500 + cuts.fetch_add(1, Ordering::Relaxed) * 977;
+        loop {
+            let (_, frames) = wire.request()?;
+            for batch in frames.chunks(7) {
+                let bytes = pages(&batch.iter().map(|frame| honest(*frame)).collect::<Vec<_>>());
+                wire.write(&bytes[..bytes.len().min(left)])?;
+                left = left.checked_sub(bytes.len())?;
+            }
+        }
+    });
+    let client = client(dial, hasty());
+    client.request(&indices(0..300), Priority::Prefetch).unwrap();
+    let mut arrived = Arrived::new();
+    receive(&client, 300, &mut arrived).unwrap();
+    check(&arrived);
+    assert!(client.statistics().reconnects > 5, "{:?}", client.statistics());
+}
+
+#[test]
+fn a_replica_with_another_image_is_passed_over() {
+    let dial = Scripted::one(|wire| {
+        wire.welcome(&Welcome::default())?;
+        wire.request()?;
+        None
+    })
+    .and(|wire| wire.welcome(&Welcome { image: [9; 32], ..Welcome::default() }))
+    .and(|wire| wire.welcome(&Welcome { frames: 99, ..Welcome::default() }))
+    .and_honest();
+    let client = client(dial, hasty());
+    client.request(&indices(40..50), Priority::Urgent).unwrap();
+    let mut arrived = Arrived::new();
+    receive(&client, 10, &mut arrived).unwrap();
+    check(&arrived);
+}
+
+#[test]
+fn only_replicas_with_another_image_are_an_error_at_once() {
+    let welcomed = AtomicUsize::new(0);
+    let dial = Scripted::one(move |wire| {
+        let image = if welcomed.fetch_add(1, Ordering::Relaxed) == 0 { DIGEST } else { [9; 32] };
+        wire.welcome(&Welcome { image, ..Welcome::default() })?;
+        wire.request()?;
+        None
+    });
+    let options = ClientOptions { deadline: WATCHDOG, ..hasty() };
+    let client = client(dial, options);
+    client.request(&indices([1]), Priority::Urgent).unwrap();
+    let start = Instant::now();
+    let error = receive(&client, 1, &mut Arrived::new()).unwrap_err();
+    assert!(error.to_string().contains("another image"), "{error}");
+    assert!(start.elapsed() < WATCHDOG / 2);
+}

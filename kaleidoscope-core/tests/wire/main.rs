@@ -1,0 +1,9 @@
+//! Page server and client over real sockets: both honest, either one hostile.
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on fails")]
+
+mod exchange;
+mod failover;
+mod hostile_client;
+mod hostile_server;
+mod image;
+mod lies;
