@@ -93,7 +93,7 @@ impl Shared {
                     let page = staging.take(frame).flatten();
                     staging.recycle(page);
                 }
-                Phase::Present => self.counters.evict(self.color(frame)),
+                Phase::Present | Phase::Refilled => self.counters.evict(self.color(frame)),
                 // Nobody places while the gate is held.
                 Phase::Placing => {}
                 Phase::Absent | Phase::Queued | Phase::Removed | Phase::Unavailable => {}
