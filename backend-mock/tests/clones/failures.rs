@@ -69,7 +69,6 @@ fn a_wrong_byte_is_seen() {
     assert!(told.contains("saw a wrong byte") && told.contains("of no known page"), "{told}");
 }
 
-/// A fault that never reaches the engine leaves a vCPU waiting: the memory's watchdog says which.
 #[test]
 fn the_log_tells_who_called_what() {
     let program = Program { steps: 300, ..Program::default() };
@@ -85,7 +84,8 @@ fn the_log_tells_who_called_what() {
         assert!(at(Call::Event) < at(Call::Request), "{}", run.tell());
         assert!(at(Call::Request) < at(Call::Deliver), "{}", run.tell());
         assert!(at(Call::Deliver) < at(Call::Place), "{}", run.tell());
-        assert_eq!(entry.outcome, "Placed");
+        // While frames are given back, nothing can be placed.
+        assert!(matches!(&*entry.outcome, "Placed" | "Again"), "{entry}");
     }
     let statistics = run.engine.statistics().total();
     assert_eq!(statistics.resident, run.memory.statistics().present(), "{}", run.tell());

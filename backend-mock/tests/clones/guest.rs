@@ -19,6 +19,7 @@ use kaleidoscope_mock::clone::{
     MockVm, Program, Report, Script, Threads, When, Work, Writers,
 };
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 /// Which policy a clone has.
@@ -42,6 +43,8 @@ pub(crate) struct Recipe {
     pub(crate) threads: Threads,
     pub(crate) program: Program,
     pub(crate) local_source: bool,
+    /// Whether memory is short all the time: prefetched frames are taken back.
+    pub(crate) pressure: bool,
     pub(crate) failures: Vec<(Call, When, Failure)>,
 }
 
@@ -55,6 +58,7 @@ impl Default for Recipe {
             threads: Threads::default(),
             program: Program::default(),
             local_source: true,
+            pressure: false,
             failures: Vec::new(),
         }
     }
@@ -66,8 +70,6 @@ pub(crate) struct Run {
     pub(crate) engine: Arc<Engine>,
     pub(crate) memory: Arc<MockMemory>,
     pub(crate) script: Script,
-    /// Writes of the parent meanwhile.
-    pub(crate) written: u64,
 }
 
 /// A parent that is being written to, its frozen image, and what clones must see of it.
@@ -186,6 +188,9 @@ impl Guest {
         let parent = MockParent::new(layout.clone(), pattern);
         let frozen = Arc::new(parent.freeze());
         let writers = parent.keep_writing(1, seed ^ 0xffff).unwrap();
+        while writers.written() == 0 {
+            std::thread::yield_now();
+        }
         let zeroed = (free == FreeFrames::Zero).then(|| Arc::clone(&atlas));
         let truth = Arc::new(Truth { layout, pattern, zeroed });
         Self { atlas, frozen, truth, writers }
@@ -239,8 +244,23 @@ pub(crate) fn run(recipe: &Recipe) -> Run {
         Work::Program(recipe.program),
         recipe.threads,
     );
-    let report = vm.unwrap().join();
-    Run { report, engine, memory, script, written: guest.writers.written() }
+    let vm = vm.unwrap();
+    let is_over = AtomicBool::new(false);
+    let report = std::thread::scope(|scope| {
+        if recipe.pressure {
+            scope.spawn(|| {
+                let mut wanted = 1;
+                while !is_over.load(Ordering::Acquire) && engine.reclaim(wanted).is_ok() {
+                    wanted = wanted % 50 + 7;
+                    std::thread::sleep(Duration::from_micros(300));
+                }
+            });
+        }
+        let report = vm.join();
+        is_over.store(true, Ordering::Release);
+        report
+    });
+    Run { report, engine, memory, script }
 }
 
 impl Run {

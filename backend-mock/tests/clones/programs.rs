@@ -31,9 +31,9 @@ fn recipe() -> impl Strategy<Value = Recipe> {
         |(seed, steps, writes, near, give_backs)| Program { seed, steps, writes, near, give_backs },
     );
     let policy = select(POLICIES.to_vec());
-    let rest = (any::<u64>(), 50u32..1200, any::<bool>(), any::<bool>());
+    let rest = (any::<u64>(), 50u32..1200, any::<bool>(), any::<bool>(), any::<bool>());
     (rest, policy, options(), threads, program).prop_map(
-        |((seed, frames, local_source, zero), policy, mut options, threads, program)| {
+        |((seed, frames, local_source, zero, pressure), policy, mut options, threads, program)| {
             // The others fetch free frames now and then, and what they hold is then right as well.
             if zero && matches!(policy, Policy::Colored | Policy::Wild) {
                 options.free_frames = FreeFrames::Zero;
@@ -46,6 +46,7 @@ fn recipe() -> impl Strategy<Value = Recipe> {
                 threads,
                 program,
                 local_source,
+                pressure,
                 failures: Vec::new(),
             }
         },
@@ -100,12 +101,14 @@ fn harmful() -> impl Strategy<Value = (Call, When, Failure)> {
     (prop_oneof![broken, wrong], when).prop_map(|((call, failure), when)| (call, when, failure))
 }
 
+/// So many cases, unless `PROPTEST_CASES` says how many.
 fn config(cases: u32) -> ProptestConfig {
-    // The same case need not fail twice, so that looking for a smaller one is of little use.
+    let told = std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok());
     ProptestConfig {
+        // The same case need not fail twice, so that looking for a smaller one is of little use.
         max_shrink_iters: 30,
         failure_persistence: None,
-        ..ProptestConfig::with_cases(cases)
+        ..ProptestConfig::with_cases(told.unwrap_or(cases))
     }
 }
 
@@ -123,7 +126,6 @@ proptest! {
             prop_assert!(false, "{error}\n{}", run.tell());
         }
         prop_assert!(run.report.is_complete(), "{}", run.tell());
-        prop_assert!(run.written > 0 || run.report.elapsed < Duration::from_millis(5));
     }
 
     #[test]
