@@ -181,18 +181,28 @@ impl Shared {
         Ok(Attempt::Done)
     }
 
-    /// Fills a removed frame that the thread owns with zeros. The gate is held.
+    /// Fills a frame that was given back and that the thread owns with zeros. The gate is held.
     pub(super) fn place_zeros(&self, frame: FrameIndex) -> Result<Attempt, Stopped> {
         let (flags, attempt) = match self.placer.zero(frame)? {
             Placed::Again => (self.states.leave_removed(frame), Attempt::Again),
-            Placed::Placed | Placed::AlreadyThere => (self.states.placed(frame), Attempt::Done),
+            Placed::AlreadyThere => {
+                // These are the zeros of an earlier fault, or bytes that are about to go: the vCPU looks again, and
+                // faults again if they are gone.
+                let flags = self.states.leave_removed(frame);
+                self.placer.wake(frame)?;
+                (flags, Attempt::Done)
+            }
+            Placed::Placed => {
+                let flags = self.states.refilled(frame);
+                if !flags.fill {
+                    self.memory.take_for_fault();
+                    self.memory.enter(self.color(frame));
+                }
+                self.counters.add(self.color(frame), Count::ZeroFaults);
+                (flags, Attempt::Done)
+            }
         };
         self.arrived(Flags { prefetched: false, fill: false, ..flags });
-        if attempt == Attempt::Done {
-            self.memory.take_for_fault();
-            self.memory.enter(self.color(frame));
-            self.counters.add(self.color(frame), Count::ZeroFaults);
-        }
         Ok(attempt)
     }
 

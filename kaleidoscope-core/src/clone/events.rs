@@ -95,7 +95,7 @@ impl Shared {
                     staging.recycle(page);
                     self.memory.give_back(1);
                 }
-                Phase::Present => self.memory.leave(self.color(frame)),
+                Phase::Present | Phase::Refilled => self.memory.leave(self.color(frame)),
                 // Nobody places while the gate is held.
                 Phase::Placing => {}
                 Phase::Absent | Phase::Queued | Phase::Removed | Phase::Unavailable => {}
