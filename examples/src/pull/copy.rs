@@ -68,12 +68,12 @@ impl Copy {
         frames.find(|frame| !self.placed.has(*frame) && !self.unavailable.has(*frame))
     }
 
-    /// Gives the file its name. Nobody else uses it any more.
+    /// Gives the file its name. Nobody else uses it any more. Whether it is on the disk yet is the system's affair: it can be
+    /// pulled again.
     pub(super) fn keep(self: Arc<Self>) -> Result<(), Failure> {
         let copy = Arc::into_inner(self);
         let Self { path, file, .. } =
             copy.ok_or_else(|| Failure::new("internal error: the file is still being written"))?;
-        file.as_file().sync_all().map_err(|e| cannot_write(&path, e))?;
         file.persist(&path).map(drop).map_err(|e| cannot_write(&path, e.error))
     }
 }
