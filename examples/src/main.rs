@@ -11,8 +11,10 @@ mod map;
 mod outputs;
 mod picture;
 mod progress;
+mod pull;
 mod record;
 mod replay;
+mod serve;
 mod statistics;
 mod table;
 #[cfg(test)]
@@ -39,6 +41,8 @@ enum Command {
     Check(check::Args),
     Replay(replay::Args),
     Tune(tune::Args),
+    Serve(serve::Args),
+    Pull(pull::Args),
     #[command(subcommand)]
     Record(record::Command),
     /// Boot real guests whose memory can be compared with what they say of it themselves.
@@ -63,6 +67,8 @@ fn main() -> ExitCode {
         Command::Map(args) => done(args.run()),
         Command::Replay(args) => done(args.run()),
         Command::Tune(args) => done(args.run()),
+        Command::Serve(args) => done(args.run()),
+        Command::Pull(args) => done(args.run()),
         Command::Record(command) => done(command.run()),
         Command::Lab(command) => done(command.run().map_err(failure::Failure::new)),
         Command::LabAgent(args) => done(args.run().map_err(failure::Failure::new)),
