@@ -5,6 +5,7 @@
 mod address;
 mod id;
 pub mod ports;
+pub mod shared;
 
 pub use address::{AddressError, ServerAddress};
 pub use id::{CloneId, CloneIdError};
