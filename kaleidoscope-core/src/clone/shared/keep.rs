@@ -170,15 +170,14 @@ mod tests {
     fn pages_that_are_asked_for_stay() {
         let mut keep = Keep::new(100, 4);
         let page = |n: u32| Content::Page(Arc::new([u8::try_from(n).unwrap(); 4096]));
-        let is_here = |keep: &mut Keep, n: u32| match keep.look_up(FrameIndex(n)) {
-            Known::Here(Content::Page(page)) => {
+        let is_here = |keep: &mut Keep, n: u32| {
+            let known = keep.look_up(FrameIndex(n));
+            if let Known::Here(Content::Page(page)) = &known {
                 assert_eq!(u32::from(page[17]), n);
-                true
+                return true;
             }
-            other => {
-                assert!(matches!(other, Known::Nothing));
-                false
-            }
+            assert!(matches!(known, Known::Nothing));
+            false
         };
         for n in 0..4 {
             keep.store(FrameIndex(n), &page(n));

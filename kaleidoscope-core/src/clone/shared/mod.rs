@@ -17,14 +17,14 @@
 //! Bytes that are kept are those that upstream handed over: whatever it verifies (a checksum per page, an image's identity) is
 //! verified once, and no guest can write to them.
 
+mod hub;
 mod keep;
-mod shared;
 mod sibling;
 #[cfg(test)]
 mod tests;
 mod waiting;
 
-pub use shared::{Shared, SharedStatistics};
+pub use hub::{Shared, SharedStatistics};
 pub use sibling::Sibling;
 pub use waiting::HELD;
 

@@ -1,6 +1,6 @@
 //! One clone's way to the pages that are shared.
 
-use super::shared::{Alive, Hub};
+use super::hub::{Alive, Hub};
 use crate::addr::FrameIndex;
 use crate::clone::ports::{Delivery, PageSource, Priority, SourceError};
 use parking_lot::Condvar;

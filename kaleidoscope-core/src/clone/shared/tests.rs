@@ -16,7 +16,6 @@ use std::time::{Duration, Instant};
 const LONG: Duration = Duration::from_secs(60);
 
 /// The page of a frame: each byte tells which frame and offset it is of.
-#[expect(clippy::cast_possible_truncation, reason = "the low byte is meant")]
 fn page(frame: FrameIndex) -> Page {
     let mut page = [0; FRAME_BYTES];
     for (at, byte) in page.iter_mut().enumerate() {

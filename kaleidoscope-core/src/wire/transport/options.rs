@@ -20,7 +20,6 @@ const UNSENT: u32 = 128 << 10;
 
 /// How to listen.
 #[derive(Clone)]
-#[non_exhaustive]
 pub struct ListenOptions {
     /// Users who may connect to a Unix socket; by default this process's effective user and root.
     pub users: Vec<u32>,
@@ -105,7 +104,6 @@ pub enum Refusal {
 
 /// How to connect.
 #[derive(Clone, Debug)]
-#[non_exhaustive]
 pub struct ConnectOptions {
     /// How long connecting may take; by default five seconds. Looking up a host's name comes on top, as long as the system's
     /// resolver takes for it.

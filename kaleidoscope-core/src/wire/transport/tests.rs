@@ -40,7 +40,6 @@ fn every_transport(patience: Duration) -> Vec<(String, Link, Link)> {
 }
 
 /// The byte at an offset of a stream.
-#[expect(clippy::cast_possible_truncation, reason = "the low byte is meant")]
 fn byte(stream: u64, offset: u64) -> u8 {
     ((offset ^ (stream << 7)).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as u8
 }
