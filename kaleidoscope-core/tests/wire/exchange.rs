@@ -163,7 +163,7 @@ fn images_are_told_apart() {
         assert!(start.elapsed() < WATCHDOG);
         thread::sleep(Duration::from_millis(1));
     }
-    let twice = Server::start(vec![served(1), served(1)], Vec::new(), ServerOptions::default());
+    let twice = Server::start(vec![served(2), served(2)], Vec::new(), ServerOptions::default());
     assert!(twice.is_err());
 }
 
