@@ -48,7 +48,7 @@ run() {
 # Long inputs only where the format needs them.
 max_len() {
   case $1 in
-    btf | manifest | recording) echo 262144 ;;
+    btf | manifest | recording | descriptor) echo 262144 ;;
     kallsyms | image_headers) echo 65536 ;;
     wire_client | wire_server) echo 16384 ;;
     *) echo 4096 ;;

@@ -6,13 +6,16 @@ mod csv_out;
 mod explain;
 mod failure;
 mod json;
+mod keys;
 mod lab;
 mod map;
 mod outputs;
 mod picture;
 mod progress;
+mod pull;
 mod record;
 mod replay;
+mod serve;
 mod statistics;
 mod table;
 #[cfg(test)]
@@ -39,8 +42,11 @@ enum Command {
     Check(check::Args),
     Replay(replay::Args),
     Tune(tune::Args),
+    Serve(serve::Args),
+    Pull(pull::Args),
     #[command(subcommand)]
     Record(record::Command),
+    Keys(keys::Args),
     /// Boot real guests whose memory can be compared with what they say of it themselves.
     #[command(subcommand)]
     Lab(lab::Command),
@@ -63,7 +69,10 @@ fn main() -> ExitCode {
         Command::Map(args) => done(args.run()),
         Command::Replay(args) => done(args.run()),
         Command::Tune(args) => done(args.run()),
+        Command::Serve(args) => done(args.run()),
+        Command::Pull(args) => done(args.run()),
         Command::Record(command) => done(command.run()),
+        Command::Keys(args) => done(args.run()),
         Command::Lab(command) => done(command.run().map_err(failure::Failure::new)),
         Command::LabAgent(args) => done(args.run().map_err(failure::Failure::new)),
         Command::Check(args) => args.run().unwrap_or_else(|error| {

@@ -4,8 +4,8 @@
 #![no_main]
 
 use kaleidoscope_core::addr::{FrameIndex, Gpa, Gva};
-use kaleidoscope_core::clone::CloneId;
 use kaleidoscope_core::clone::ports::Priority;
+use kaleidoscope_core::clone::{CloneId, Descriptor, FreeFrames, ServerAddress};
 use kaleidoscope_core::color::ColorMap;
 use kaleidoscope_core::coloring::{Options, color};
 use kaleidoscope_core::manifest::{ImageIdentity, Manifest};
@@ -24,6 +24,7 @@ use std::error::Error;
 use std::fs;
 use std::num::NonZeroU32;
 use std::path::Path;
+use std::time::{Duration, UNIX_EPOCH};
 
 /// Changes of a guest in the format of the target `frame_table`, one of each kind in each place.
 fn changes(style: u8) -> Vec<u8> {
@@ -106,11 +107,19 @@ fn write(root: &Path) -> Result<(), Box<dyn Error>> {
         put("manifest", &format!("{name}-file"), &[&[0], &file[..]].concat())?;
         let payload = payload_of(&file).ok_or("the manifest has no payload")?;
         put("manifest", &format!("{name}-payload"), &[&[1], &payload[..]].concat())?;
+        let descriptor = Descriptor::of(&guest.memory, Some(coloring.map.clone()))?;
+        let file = descriptor_file(descriptor)?;
+        put("descriptor", &format!("{name}-file"), &[&[0], &file[..]].concat())?;
+        let payload = payload_of(&file).ok_or("the descriptor has no payload")?;
+        put("descriptor", &format!("{name}-payload"), &[&[1], &payload[..]].concat())?;
         let file = recording(coloring.map, identity).to_bytes()?;
         put("recording", &format!("{name}-file"), &[&[0], &file[..]].concat())?;
         let payload = payload_of(&file).ok_or("the recording has no payload")?;
         put("recording", &format!("{name}-payload"), &[&[1], &payload[..]].concat())?;
     }
+    let plain = Descriptor::of(&guest(KernelStyle::V6_1).memory, None)?;
+    let payload = payload_of(&descriptor_file(plain)?).ok_or("the descriptor has no payload")?;
+    put("descriptor", "uncolored-payload", &[&[1], &payload[..]].concat())?;
     let layouts: [&[u64]; 3] = [
         &[0, 0, 0, 1 << 45],
         &[1 << 30, 9 << 45, 0, 1 << 44, 1 << 40, 1 << 44],
@@ -143,13 +152,30 @@ fn write(root: &Path) -> Result<(), Box<dyn Error>> {
     for bits in 0..8_u8 {
         let features = Features::from_bits(bits.into());
         let replies = replies(features)?;
-        put("wire_client", &format!("replies-{bits}"), &[&[bits << 1 | 1, 255], &replies[..]].concat())?;
+        put(
+            "wire_client",
+            &format!("replies-{bits}"),
+            &[&[bits << 1 | 1, 255], &replies[..]].concat(),
+        )?;
         let welcome = welcome(features);
         put("wire_client", &format!("welcome-{bits}"), &[&[bits << 1, 0], &welcome[..]].concat())?;
     }
     let refusal = Welcome::refuse(Refusal::Busy, "too many");
     put("wire_client", "refusal", &[&[0, 0], &refusal[..]].concat())?;
     Ok(())
+}
+
+/// The file of a descriptor with everything that it may have.
+fn descriptor_file(descriptor: Descriptor) -> Result<Vec<u8>, Box<dyn Error>> {
+    let servers = ["unix:/run/k.sock", "tcp:[::1]:7411"].map(str::parse::<ServerAddress>);
+    let servers = servers.into_iter().collect::<Result<_, _>>()?;
+    let descriptor = descriptor
+        .for_clone(CloneId([7; 16]))
+        .frozen(UNIX_EPOCH + Duration::from_secs(1 << 30))
+        .with_free_frames(FreeFrames::Zero)
+        .with_state(b"registers and devices".to_vec())?
+        .with_servers(servers)?;
+    Ok(descriptor.to_bytes()?)
 }
 
 fn hello(features: Features) -> Hello {

@@ -48,7 +48,9 @@ fn describe(reply: &Reply<'_>) -> String {
             assert!(delivery.frame().0 < FRAMES);
             match delivery {
                 Delivery::Page(frame, page) => {
-                    let sum = page.iter().fold(0u64, |sum, byte| sum.wrapping_mul(31).wrapping_add((*byte).into()));
+                    let sum = page
+                        .iter()
+                        .fold(0u64, |sum, byte| sum.wrapping_mul(31).wrapping_add((*byte).into()));
                     format!("{frame} {sum}")
                 }
                 Delivery::Zero(frame) => format!("{frame} zeros"),

@@ -65,7 +65,9 @@ fuzz_target!(|data: &[u8]| {
                 assert!((1..=MAX_BATCH).contains(&(hello.batch as usize)));
                 assert_eq!(Hello::decode(&hello.encode()), Ok(hello));
             }
-            Err(error) => assert!(error.offset < HELLO_BYTES as u64 && !error.to_string().is_empty()),
+            Err(error) => {
+                assert!(error.offset < HELLO_BYTES as u64 && !error.to_string().is_empty())
+            }
         }
         return;
     }

@@ -19,6 +19,7 @@
 //! ```
 
 pub mod addr;
+pub mod alloc;
 pub mod clone;
 pub mod color;
 pub mod coloring;
@@ -32,5 +33,6 @@ pub mod prefetch;
 pub mod recording;
 pub mod registers;
 pub mod replay;
+mod sync;
 pub mod tune;
 pub mod wire;

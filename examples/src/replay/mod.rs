@@ -4,7 +4,7 @@
 //! every size, with which all are [compared](ratios).
 mod json;
 mod plot;
-mod policies;
+pub(crate) mod policies;
 mod ratios;
 mod runs;
 mod table;

@@ -19,12 +19,12 @@ use std::sync::Arc;
 const MAX_BLIND: u32 = 1 << 20;
 
 /// The names, for help and errors.
-pub(super) const NAMES: &str = "demand, blind-next-N, blind-aligned-N, paper, paper-pivot, region, predicted, recorded=FILE, \
+pub(crate) const NAMES: &str = "demand, blind-next-N, blind-aligned-N, paper, paper-pivot, region, predicted, recorded=FILE, \
      recorded-frames=FILE, idle=FILE, oracle, and the path of a policy file";
 
 /// A policy that can be asked for.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
-pub(super) enum PolicyChoice {
+pub(crate) enum PolicyChoice {
     /// Nothing but what is asked for.
     Demand,
     /// The next N frames by number.
@@ -82,7 +82,7 @@ impl PolicyChoice {
     }
 
     /// Reads what the policy needs and prepares it for the guest, once for all traces.
-    pub(super) fn prepare(&self, guest: &Guest) -> Result<Prepared, Failure> {
+    pub(crate) fn prepare(&self, guest: &Guest) -> Result<Prepared, Failure> {
         let guide = |settings| Arc::new(Guide::new(Arc::clone(&guest.atlas), settings));
         Ok(match self {
             Self::Demand
@@ -131,15 +131,15 @@ const LEAST_CONFIDENCE: f32 = 0.5;
 
 /// The guest that policies are prepared for.
 #[derive(Debug)]
-pub(super) struct Guest {
-    pub(super) atlas: Arc<Atlas>,
+pub(crate) struct Guest {
+    pub(crate) atlas: Arc<Atlas>,
     /// Tells whether a recording is of this very snapshot.
-    pub(super) identity: ImageIdentity,
+    pub(crate) identity: ImageIdentity,
 }
 
 /// A policy with everything it needs, from which those of single clones are made.
 #[derive(Clone, Debug)]
-pub(super) enum Prepared {
+pub(crate) enum Prepared {
     Plain(PolicyChoice),
     Colored(Arc<Guide>),
     Recorded { name: String, guide: Arc<Guide>, itinerary: Arc<Itinerary>, predict: Predict },
@@ -148,7 +148,7 @@ pub(super) enum Prepared {
 
 impl Prepared {
     /// A fresh policy for a clone; only the oracle looks at the trace.
-    pub(super) fn build(&self, atlas: &Arc<Atlas>, trace: &Trace) -> Box<dyn PrefetchPolicy> {
+    pub(crate) fn build(&self, atlas: &Arc<Atlas>, trace: &Trace) -> Box<dyn PrefetchPolicy> {
         match self {
             Self::Plain(choice) => choice.plain(atlas, trace),
             Self::Colored(guide) => Box::new(Colored::new(Arc::clone(guide))),
@@ -277,7 +277,7 @@ fn blind_size(text: &str) -> Result<u32, PolicyError> {
 
 /// Why a text names no policy.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
-pub(super) enum PolicyError {
+pub(crate) enum PolicyError {
     #[error("no policy is called that; there are {NAMES}")]
     Unknown,
     #[error("N of a blind policy is a number of frames from 1 to {MAX_BLIND}")]

@@ -1,10 +1,41 @@
 //! Clones: what they start from, and the engine that fills their memory.
 //!
-//! [`ports`] says what the engine needs of the world around it.
+//! A [`Descriptor`] is what a clone starts from, and [`trust`] says whether it may save the transfer of free memory.
+//! [`ports`] says what the engine needs of the world around it; [`Engine`] is what an embedder starts. Inside, every frame is
+//! one atomic byte (`states`), a fault is answered by the thread that brings it (`fault`), pages come in by one way whoever
+//! receives them (`deliver`), and one thread per clone streams (`stream`).
 
 mod address;
+mod brain;
+mod deliver;
+mod descriptor;
+mod engine;
+mod events;
+mod fault;
+mod free_frames;
 mod id;
+mod local;
+mod memory;
+#[cfg(all(test, loom))]
+mod model;
+mod options;
 pub mod ports;
+mod reclaim;
+pub mod shared;
+mod staging;
+mod states;
+mod statistics;
+mod stream;
+mod sweep;
+#[cfg(all(test, not(loom)))]
+mod tests;
+mod waiters;
 
 pub use address::{AddressError, ServerAddress};
+pub use descriptor::{Descriptor, DescriptorError, DescriptorLimits, MAX_SERVERS, MAX_STATE};
+pub use engine::Engine;
+pub use free_frames::{FreeFrames, Trust, UnknownFreeFrames, Verdict, trust};
 pub use id::{CloneId, CloneIdError};
+pub use local::LocalSource;
+pub use options::{Background, Feedback, Options, Parts, Stopped};
+pub use statistics::{Counts, Statistics};

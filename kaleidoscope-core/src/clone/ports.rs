@@ -137,7 +137,7 @@ pub enum Placed {
     Placed,
     /// The frame had bytes already; they are untouched.
     AlreadyThere,
-    /// Not now: the memory is changing, and an event says how, once somebody reads it. Try again after that.
+    /// Not now: the memory is changing, and an event that nobody has read yet says how. Read it, then try again.
     Again,
 }
 
@@ -198,12 +198,6 @@ pub trait Placer: Send + Sync {
         let _ = frame;
         Ok(TakenBack::Unsupported)
     }
-
-    /// Empties a frame that the guest gave back while it was being placed.
-    ///
-    /// # Errors
-    /// [`PlaceError`] when it cannot be emptied; the clone is then stopped.
-    fn discard(&self, frame: FrameIndex) -> Result<(), PlaceError>;
 }
 
 /// What a clone's memory reports.
@@ -222,13 +216,22 @@ pub enum Event {
     Closed,
 }
 
-/// Who waits: reports of a clone's memory. Several threads may wait at once; each event goes to one of them.
+/// Who waits: reports of a clone's memory. Several threads use it at once; each event goes to one of them.
+///
+/// Waiting and reading are apart because the engine reads while it keeps all pages out of the clone's memory: between
+/// the instant at which the guest gives a frame back and the instant at which the engine knows, none may be placed there.
 pub trait FaultQueue: Send + Sync {
-    /// The next event, or `None` when there was none for `wait`.
+    /// Waits until there is an event to read, but no longer than `wait`; may return early, and without one.
     ///
     /// # Errors
     /// [`PlaceError`] when events can no longer be read; the clone is then stopped.
-    fn next(&self, wait: Duration) -> Result<Option<Event>, PlaceError>;
+    fn wait(&self, wait: Duration) -> Result<(), PlaceError>;
+
+    /// Reads the next event, if there is one. Never waits.
+    ///
+    /// # Errors
+    /// As for [`FaultQueue::wait`].
+    fn read(&self) -> Result<Option<Event>, PlaceError>;
 }
 
 /// What time it is.

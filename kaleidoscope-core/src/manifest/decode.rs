@@ -94,7 +94,10 @@ impl<'a> TextBudget<'a> {
     }
 }
 
-fn read_layout(reader: &mut Reader<'_>, limits: &Limits) -> Result<MemoryLayout, ManifestError> {
+pub(crate) fn read_layout(
+    reader: &mut Reader<'_>,
+    limits: &Limits,
+) -> Result<MemoryLayout, ManifestError> {
     let count = reader.array()?;
     if count > MAX_RAM_REGIONS {
         return Err(reader.error(format!("{count} RAM regions")));

@@ -6,26 +6,31 @@ use super::cbor::Writer;
 use super::columns::Columns;
 use super::{ImageIdentity, Manifest};
 use crate::color::{Color, ColorMap, FrameKind, KernelIdentity, Order, Temperature};
+use crate::memory::MemoryLayout;
 
 /// The CBOR map of a manifest.
 pub(crate) fn payload(manifest: &Manifest) -> Vec<u8> {
-    let map = &manifest.map;
+    parts(&manifest.map, &manifest.identity, &manifest.notes)
+}
+
+/// The CBOR map of a manifest with these parts.
+pub(crate) fn parts(map: &ColorMap, of: &ImageIdentity, notes: &[String]) -> Vec<u8> {
     let mut out = Writer::default();
     out.map(7);
     out.text("notes");
-    texts(&mut out, manifest.notes.iter().map(String::as_str));
+    texts(&mut out, notes.iter().map(String::as_str));
     out.text("frames");
     frames(&mut out, &Columns::of(map));
     out.text("kernel");
     kernel(&mut out, map.kernel());
     out.text("layout");
-    layout(&mut out, map);
+    layout(&mut out, map.layout());
     out.text("palette");
     palette(&mut out);
     out.text("regions");
     regions(&mut out, map);
     out.text("identity");
-    identity(&mut out, &manifest.identity);
+    identity(&mut out, of);
     out.finish()
 }
 
@@ -65,8 +70,8 @@ pub(crate) fn kernel(out: &mut Writer, kernel: &KernelIdentity) {
     }
 }
 
-fn layout(out: &mut Writer, map: &ColorMap) {
-    let regions = map.layout().regions();
+pub(crate) fn layout(out: &mut Writer, layout: &MemoryLayout) {
+    let regions = layout.regions();
     out.array(regions.len());
     for region in regions {
         out.array(2);

@@ -1,0 +1,97 @@
+//! A placer with whom something goes wrong.
+
+use super::log::Call;
+use super::script::{Decided, Failure, Script};
+use kaleidoscope_core::addr::FrameIndex;
+use kaleidoscope_core::clone::ports::{PlaceError, Placed, Placer, TakenBack};
+use kaleidoscope_core::memory::Page;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Passes pages on as a [`Script`] says.
+pub struct FaultyPlacer {
+    inner: Arc<dyn Placer>,
+    script: Script,
+    is_dead: AtomicBool,
+}
+
+impl FaultyPlacer {
+    /// A placer that fails as the script says.
+    #[must_use]
+    pub fn new(inner: Arc<dyn Placer>, script: Script) -> Self {
+        Self { inner, script, is_dead: AtomicBool::new(false) }
+    }
+
+    fn call<T: std::fmt::Debug>(
+        &self,
+        call: Call,
+        frames: &[FrameIndex],
+        act: impl FnOnce(&Decided) -> Result<T, PlaceError>,
+    ) -> Result<T, PlaceError> {
+        let decided = self.script.begin(call, frames, "");
+        if decided.has(Failure::Dead) {
+            self.is_dead.store(true, Ordering::Release);
+        }
+        let result = if self.is_dead.load(Ordering::Acquire) || decided.has(Failure::Fail) {
+            Err(PlaceError::new(format!("{call} fails, as scripted")))
+        } else {
+            act(&decided)
+        };
+        match &result {
+            Ok(done) => self.script.end(&decided, format_args!("{done:?}")),
+            Err(error) => self.script.end(&decided, error),
+        }
+        result
+    }
+
+    fn fill(
+        &self,
+        call: Call,
+        frame: FrameIndex,
+        act: impl FnOnce() -> Result<Placed, PlaceError>,
+    ) -> Result<Placed, PlaceError> {
+        self.call(call, &[frame], |decided| {
+            if decided.has(Failure::Again) {
+                self.script.owe_excuse();
+                return Ok(Placed::Again);
+            }
+            act()
+        })
+    }
+}
+
+impl Placer for FaultyPlacer {
+    fn place(&self, frame: FrameIndex, page: &Page) -> Result<Placed, PlaceError> {
+        self.fill(Call::Place, frame, || self.inner.place(frame, page))
+    }
+
+    fn zero(&self, frame: FrameIndex) -> Result<Placed, PlaceError> {
+        self.fill(Call::Zero, frame, || self.inner.zero(frame))
+    }
+
+    fn zero_run(&self, frames: Range<u32>) -> Result<u32, PlaceError> {
+        let list: Vec<_> = frames.clone().map(FrameIndex).collect();
+        self.call(Call::ZeroRun, &list, |decided| {
+            if decided.has(Failure::Again) {
+                self.script.owe_excuse();
+                return Ok(0);
+            }
+            self.inner.zero_run(frames)
+        })
+    }
+
+    fn wake(&self, frame: FrameIndex) -> Result<(), PlaceError> {
+        self.call(Call::Wake, &[frame], |_| self.inner.wake(frame))
+    }
+
+    fn take_back(&self, frame: FrameIndex) -> Result<TakenBack, PlaceError> {
+        self.call(Call::TakeBack, &[frame], |_| self.inner.take_back(frame))
+    }
+}
+
+impl std::fmt::Debug for FaultyPlacer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("FaultyPlacer").field("script", &self.script).finish_non_exhaustive()
+    }
+}

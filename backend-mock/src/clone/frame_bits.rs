@@ -1,0 +1,49 @@
+//! What a mock memory knows of each of its frames, in one byte.
+
+use kaleidoscope_core::addr::FrameIndex;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+/// The frame has bytes.
+pub(super) const PRESENT: u8 = 1 << 0;
+/// A vCPU has touched it since it was filled.
+pub(super) const TOUCHED: u8 = 1 << 1;
+/// A vCPU has written to it since it was filled.
+pub(super) const DIRTY: u8 = 1 << 2;
+/// A vCPU waited for it before it was filled.
+pub(super) const AWAITED: u8 = 1 << 3;
+/// It was filled while nobody waited for it.
+pub(super) const AHEAD: u8 = 1 << 4;
+/// The guest gave it back.
+pub(super) const GIVEN_BACK: u8 = 1 << 5;
+/// Somebody is filling or emptying it.
+pub(super) const BUSY: u8 = 1 << 6;
+
+/// A byte of state per frame. Made in constant time: the system hands out zeroed memory when it is touched.
+pub(super) struct FrameBits(Box<[AtomicU8]>);
+
+impl FrameBits {
+    /// All frames empty; `None` when there is not enough address space.
+    pub(super) fn new(frames: u32) -> Option<Self> {
+        bytemuck::allocation::try_zeroed_slice_box(frames as usize).ok().map(Self)
+    }
+
+    /// Number of frames.
+    pub(super) fn len(&self) -> u32 {
+        u32::try_from(self.0.len()).unwrap_or(u32::MAX)
+    }
+
+    /// The bits of a frame; none for one outside the memory.
+    pub(super) fn get(&self, frame: FrameIndex) -> u8 {
+        self.0.get(frame.as_usize()).map_or(0, |bits| bits.load(Ordering::Acquire))
+    }
+
+    /// Sets bits; the bits before.
+    pub(super) fn set(&self, frame: FrameIndex, bits: u8) -> u8 {
+        self.0.get(frame.as_usize()).map_or(0, |b| b.fetch_or(bits, Ordering::AcqRel))
+    }
+
+    /// Clears bits; the bits before.
+    pub(super) fn clear(&self, frame: FrameIndex, bits: u8) -> u8 {
+        self.0.get(frame.as_usize()).map_or(0, |b| b.fetch_and(!bits, Ordering::AcqRel))
+    }
+}

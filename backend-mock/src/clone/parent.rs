@@ -1,0 +1,351 @@
+//! A parent whose memory goes on being written after the freeze.
+
+use super::pattern::Pattern;
+use crate::Rng;
+use kaleidoscope_core::addr::{FRAME_BYTES, FrameIndex, Gpa};
+use kaleidoscope_core::memory::{GuestMemory, MemoryError, MemoryLayout, Page, ZERO_PAGE};
+use parking_lot::{Mutex, RwLock};
+use std::collections::HashMap;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+/// Locks that the frames share.
+const SHARDS: usize = 64;
+
+/// A parent's memory, written to at any time and frozen at any time. Copies are the same parent.
+///
+/// It is born with the pages of a [`Pattern`], generation 0, or with those of some other memory, and holds only what was
+/// written since. [`MockParent::freeze`] takes constant time; a frame is copied when it is written to after a freeze.
+#[derive(Clone)]
+pub struct MockParent {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    layout: MemoryLayout,
+    born: Born,
+    /// Number of freezes so far. Held exclusively to freeze, shared to write.
+    epoch: RwLock<u64>,
+    shards: Vec<Mutex<Shard>>,
+    copied: AtomicU64,
+}
+
+/// Versions of frames, oldest first.
+type Shard = HashMap<FrameIndex, Vec<Version>>;
+
+/// The bytes of a frame from the freeze with this number on.
+struct Version {
+    epoch: u64,
+    page: Arc<Page>,
+}
+
+enum Born {
+    Pattern(Pattern),
+    Memory(Arc<dyn GuestMemory>),
+}
+
+/// A parent's memory at the instant of a freeze: the same bytes whatever the parent does. Copies are the same memory.
+#[derive(Clone)]
+pub struct Frozen {
+    shared: Arc<Shared>,
+    epoch: u64,
+}
+
+/// Threads that write to a parent until this is dropped.
+#[must_use = "the threads end when this is dropped"]
+pub struct Writers {
+    stop: Arc<AtomicBool>,
+    threads: Vec<JoinHandle<()>>,
+    written: Arc<AtomicU64>,
+}
+
+impl MockParent {
+    /// A parent born with the pages of a pattern, generation 0.
+    #[must_use]
+    pub fn new(layout: MemoryLayout, pattern: Pattern) -> Self {
+        Self::born(layout, Born::Pattern(pattern))
+    }
+
+    /// A parent born with the bytes of a frozen memory.
+    #[must_use]
+    pub fn of(memory: Arc<dyn GuestMemory>) -> Self {
+        Self::born(memory.layout().clone(), Born::Memory(memory))
+    }
+
+    fn born(layout: MemoryLayout, born: Born) -> Self {
+        let shards = (0..SHARDS).map(|_| Mutex::default()).collect();
+        let (epoch, copied) = (RwLock::new(0), AtomicU64::new(0));
+        Self { shared: Arc::new(Shared { layout, born, epoch, shards, copied }) }
+    }
+
+    /// Which frames are RAM.
+    #[must_use]
+    pub fn layout(&self) -> &MemoryLayout {
+        &self.shared.layout
+    }
+
+    /// Freezes the memory as it is now. The parent goes on.
+    #[must_use]
+    pub fn freeze(&self) -> Frozen {
+        let mut epoch = self.shared.epoch.write();
+        let frozen = Frozen { shared: Arc::clone(&self.shared), epoch: *epoch };
+        *epoch += 1;
+        frozen
+    }
+
+    /// Writes to a frame. Bytes past its end are dropped.
+    ///
+    /// # Errors
+    /// [`MemoryError`] when there is no such frame, or what it was born with cannot be read.
+    pub fn write(&self, frame: FrameIndex, offset: usize, bytes: &[u8]) -> Result<(), MemoryError> {
+        let shared = &self.shared;
+        let now = shared.epoch.read();
+        let mut shard = shared.shard(frame).lock();
+        let before = shard.get(&frame).and_then(|versions| versions.last());
+        let page = match before {
+            Some(version) => Arc::clone(&version.page),
+            None => Arc::new(shared.born_page(frame)?),
+        };
+        let versions = shard.entry(frame).or_default();
+        if versions.last().is_none_or(|version| version.epoch != *now) {
+            shared.copied.fetch_add(1, Ordering::Relaxed);
+            versions.push(Version { epoch: *now, page });
+        } else {
+            drop(page);
+        }
+        if let Some(version) = versions.last_mut() {
+            let page = Arc::make_mut(&mut version.page);
+            let target = page.get_mut(offset..).unwrap_or_default();
+            target.iter_mut().zip(bytes).for_each(|(to, from)| *to = *from);
+        }
+        Ok(())
+    }
+
+    /// Copies of pages that were made for writing.
+    #[must_use]
+    pub fn copied_pages(&self) -> u64 {
+        self.shared.copied.load(Ordering::Relaxed)
+    }
+
+    /// Starts threads that write pages of ever later generations of image `image` all over the memory, and zeros, until what
+    /// this returns is dropped.
+    ///
+    /// # Errors
+    /// [`io::Error`] when the system has no more threads.
+    pub fn keep_writing(&self, threads: usize, image: u64) -> io::Result<Writers> {
+        let (stop, written) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let mut writers = Writers { stop, threads: Vec::new(), written };
+        for number in 0..threads {
+            let (parent, stop) = (self.clone(), Arc::clone(&writers.stop));
+            let written = Arc::clone(&writers.written);
+            let mut rng = Rng::new(image ^ number as u64);
+            let work = move || {
+                let mut generation = 1u16;
+                while !stop.load(Ordering::Relaxed) {
+                    // Memory that cannot be read cannot be written: nothing to do about it here.
+                    let _ = parent.write_at_random(&mut rng, image, generation);
+                    generation = generation.checked_add(1).unwrap_or(1);
+                    written.fetch_add(1, Ordering::Relaxed);
+                    if rng.one_in(64) {
+                        // The clones need the processors as well.
+                        thread::sleep(Duration::from_micros(200));
+                    }
+                }
+            };
+            writers.threads.push(thread::Builder::new().name("parent".into()).spawn(work)?);
+        }
+        Ok(writers)
+    }
+
+    fn write_at_random(
+        &self,
+        rng: &mut Rng,
+        image: u64,
+        generation: u16,
+    ) -> Result<(), MemoryError> {
+        let frame = rng.below(u64::from(self.layout().frames()));
+        let frame = FrameIndex(u32::try_from(frame).unwrap_or(0));
+        match rng.below(4) {
+            0 => self.write(frame, 0, &ZERO_PAGE),
+            1 => self.write(frame, rng.index(FRAME_BYTES), &rng.next_u64().to_le_bytes()),
+            _ => self.write(frame, 0, &super::pattern::page(image, frame, generation)),
+        }
+    }
+}
+
+impl Shared {
+    fn shard(&self, frame: FrameIndex) -> &Mutex<Shard> {
+        // There are SHARDS of them.
+        &self.shards[frame.as_usize() % SHARDS]
+    }
+
+    fn born_page(&self, frame: FrameIndex) -> Result<Page, MemoryError> {
+        let outside = MemoryError::NotRam { gpa: Gpa(u64::MAX), len: FRAME_BYTES };
+        let gfn = self.layout.gfn_of(frame).ok_or(outside)?;
+        match &self.born {
+            Born::Pattern(pattern) => Ok(pattern.page(frame, 0)),
+            Born::Memory(memory) => {
+                let mut page = ZERO_PAGE;
+                memory.read(gfn.gpa(), &mut page).map(|()| page)
+            }
+        }
+    }
+}
+
+impl Frozen {
+    /// The bytes of a frame at the instant of the freeze.
+    ///
+    /// # Errors
+    /// [`MemoryError`] when there is no such frame, or what it was born with cannot be read.
+    pub fn page(&self, frame: FrameIndex) -> Result<Page, MemoryError> {
+        let shard = self.shared.shard(frame).lock();
+        let versions = shard.get(&frame).into_iter().flatten().rev();
+        let page = versions.into_iter().find(|v| v.epoch <= self.epoch).map(|v| *v.page);
+        drop(shard);
+        match page {
+            Some(page) => Ok(page),
+            None => self.shared.born_page(frame),
+        }
+    }
+}
+
+impl GuestMemory for Frozen {
+    fn layout(&self) -> &MemoryLayout {
+        &self.shared.layout
+    }
+
+    fn read(&self, gpa: Gpa, buf: &mut [u8]) -> Result<(), MemoryError> {
+        let error = MemoryError::NotRam { gpa, len: buf.len() };
+        let (region, left) = self.layout().span_at(gpa).ok_or(error)?;
+        if buf.len() as u64 > left {
+            return Err(MemoryError::NotRam { gpa, len: buf.len() });
+        }
+        let _ = region;
+        let (mut gpa, mut rest) = (gpa, buf);
+        while !rest.is_empty() {
+            let at = gpa.offset_in_frame();
+            let step = rest.len().min(FRAME_BYTES - at);
+            let frame = self.layout().index_of(gpa.gfn());
+            let frame = frame.ok_or(MemoryError::NotRam { gpa, len: rest.len() })?;
+            let page = self.page(frame)?;
+            let (now, later) = rest.split_at_mut(step);
+            now.iter_mut().zip(page.iter().skip(at)).for_each(|(to, from)| *to = *from);
+            gpa = Gpa(gpa.0.saturating_add(step as u64));
+            rest = later;
+        }
+        Ok(())
+    }
+}
+
+impl Writers {
+    /// How many writes there were so far.
+    #[must_use]
+    pub fn written(&self) -> u64 {
+        self.written.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Writers {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        for thread in self.threads.drain(..) {
+            // A writer that panicked has written enough.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl std::fmt::Debug for MockParent {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let frames = self.layout().frames();
+        f.debug_struct("MockParent").field("frames", &frames).finish_non_exhaustive()
+    }
+}
+
+impl std::fmt::Debug for Frozen {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Frozen").field("freeze", &self.epoch).finish_non_exhaustive()
+    }
+}
+
+impl std::fmt::Debug for Writers {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Writers").field("written", &self.written()).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clone::pattern;
+
+    fn parent() -> (MockParent, Pattern) {
+        let pattern = Pattern::new(3).with(20, 20);
+        (MockParent::new(MemoryLayout::contiguous(64 << 12).unwrap(), pattern), pattern)
+    }
+
+    #[test]
+    fn frozen_means_frozen() {
+        let (parent, pattern) = parent();
+        let first = parent.freeze();
+        let (a, b) = (FrameIndex(5), FrameIndex(6));
+        parent.write(a, 100, &[1, 2, 3]).unwrap();
+        let second = parent.freeze();
+        parent.write(a, 0, &pattern::page(4, a, 1)).unwrap();
+        parent.write(b, 4094, &[9, 9, 9]).unwrap();
+        let third = parent.freeze();
+        let mut after = pattern.page(a, 0);
+        after[100..103].copy_from_slice(&[1, 2, 3]);
+        assert_eq!(first.page(a).unwrap(), pattern.page(a, 0));
+        assert_eq!(second.page(a).unwrap(), after);
+        assert_eq!(third.page(a).unwrap(), pattern::page(4, a, 1));
+        assert_eq!(second.page(b).unwrap(), pattern.page(b, 0));
+        assert_eq!(third.page(b).unwrap()[4094..], [9, 9]);
+        assert!(first.page(FrameIndex(64)).is_err());
+        assert!(parent.write(FrameIndex(64), 0, &[1]).is_err());
+        let grandchild = MockParent::of(Arc::new(second));
+        grandchild.write(a, 0, &[7]).unwrap();
+        let page = grandchild.freeze().page(a).unwrap();
+        assert_eq!((page[0], &page[1..]), (7, &after[1..]));
+    }
+
+    #[test]
+    fn writers_change_nothing_that_is_frozen() {
+        let (parent, pattern) = parent();
+        let born = parent.freeze();
+        let writers = parent.keep_writing(2, 99).unwrap();
+        while writers.written() < 1000 {
+            thread::yield_now();
+        }
+        let later = parent.freeze();
+        let frames = || (0..64).map(FrameIndex);
+        let before: Vec<_> = frames().map(|f| later.page(f).unwrap()).collect();
+        let written = writers.written();
+        while writers.written() < written + 1000 {
+            thread::yield_now();
+        }
+        let mut all = vec![0; 64 << 12];
+        born.read(Gpa(0), &mut all).unwrap();
+        for (frame, page) in frames().zip(all.chunks(FRAME_BYTES)) {
+            pattern.verify(frame, 0, 0, page).unwrap();
+        }
+        assert!(frames().zip(&before).all(|(f, page)| later.page(f).unwrap() == *page));
+        assert!(frames().any(|f| later.page(f).unwrap() != born.page(f).unwrap()));
+        drop(writers);
+        assert!(parent.copied_pages() <= 64 * 2);
+    }
+
+    #[test]
+    fn reads_span_frames_and_end_with_ram() {
+        let (parent, pattern) = parent();
+        let frozen = parent.freeze();
+        let mut buf = [0; 6000];
+        frozen.read(Gpa(0x1ff0), &mut buf).unwrap();
+        assert_eq!(buf[..16], pattern.page(FrameIndex(1), 0)[0xff0..]);
+        assert_eq!(buf[16..4112], pattern.page(FrameIndex(2), 0));
+        assert!(frozen.read(Gpa((64 << 12) - 5999), &mut buf).is_err());
+    }
+}

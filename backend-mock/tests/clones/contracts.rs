@@ -1,0 +1,267 @@
+//! The mock keeps the promises that it checks of others, and the suites notice who does not.
+
+use kaleidoscope_core::addr::FrameIndex;
+use kaleidoscope_core::clone::ports::{
+    Event, FaultQueue, PageSource, PlaceError, Placed, Placer, TakenBack,
+};
+use kaleidoscope_core::memory::Page;
+use kaleidoscope_mock::clone::contract::{self, Subject};
+use kaleidoscope_mock::clone::{
+    Call, Failure, FaultyPlacer, FaultyQueue, FaultySource, MockMemory, MockSource, Script, When,
+};
+use std::error::Error;
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+
+type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
+
+#[test]
+fn the_mock_memory_keeps_the_placer_contract() {
+    contract::placer(&|frames| Ok(MockMemory::new(frames)?)).unwrap();
+}
+
+#[test]
+fn the_mock_queue_keeps_the_queue_contract() {
+    contract::fault_queue(&|frames| Ok(MockMemory::new(frames)?)).unwrap();
+}
+
+#[test]
+fn the_mock_source_keeps_the_source_contract() {
+    contract::source(&|memory| Ok(Arc::new(MockSource::new(memory)))).unwrap();
+}
+
+/// A memory behind decorators.
+struct Wrapped {
+    memory: Arc<MockMemory>,
+    placer: Box<dyn Placer>,
+    queue: FaultyQueue,
+}
+
+fn wrapped(frames: u32, script: &Script) -> Result<Wrapped> {
+    let memory = Arc::new(MockMemory::new(frames)?);
+    let placer = Box::new(FaultyPlacer::new(Arc::clone(&memory) as _, script.clone()));
+    let queue = FaultyQueue::new(Arc::new(memory.queue()), frames, script.clone());
+    Ok(Wrapped { memory, placer, queue })
+}
+
+impl Subject for Wrapped {
+    fn placer(&self) -> &dyn Placer {
+        &*self.placer
+    }
+    fn queue(&self) -> &dyn FaultQueue {
+        &self.queue
+    }
+    fn read(&self, frame: FrameIndex, offset: usize, buf: &mut [u8]) -> Result<()> {
+        Ok(self.memory.read(frame, offset, buf)?)
+    }
+    fn write(&self, frame: FrameIndex, offset: usize, buf: &[u8]) -> Result<()> {
+        Ok(self.memory.write(frame, offset, buf)?)
+    }
+    fn give_back(&self, frames: Range<u32>) -> Result<bool> {
+        self.memory.give_back(frames)?;
+        Ok(true)
+    }
+    fn close(&self) {
+        self.memory.close("the suite is over");
+    }
+}
+
+#[test]
+fn decorators_without_failures_change_nothing() {
+    let script = Script::new(1);
+    contract::placer(&|frames| wrapped(frames, &script)).unwrap();
+    contract::fault_queue(&|frames| wrapped(frames, &script)).unwrap();
+    contract::source(&|memory| {
+        let inner: Arc<dyn PageSource> = Arc::new(MockSource::new(memory));
+        Ok(Arc::new(FaultySource::new(inner, 4096, script.clone())))
+    })
+    .unwrap();
+    let log = script.log().to_string();
+    assert!(log.contains("event fault 5"), "{log}");
+    assert!(log.contains("place 5 -> AlreadyThere"), "{log}");
+}
+
+/// Delays and other orders break no promise.
+#[test]
+fn slow_sources_keep_the_source_contract() {
+    let delay = Failure::Delay(Duration::from_micros(300));
+    contract::source(&|memory| {
+        let script = Script::new(5)
+            .on(Call::Deliver, When::OneIn(5), Failure::Reorder)
+            .on(Call::Deliver, When::OneIn(50), delay)
+            .on(Call::Receive, When::OneIn(20), delay);
+        let inner: Arc<dyn PageSource> = Arc::new(MockSource::new(memory));
+        Ok(Arc::new(FaultySource::new(inner, 4096, script)))
+    })
+    .unwrap();
+}
+
+#[test]
+fn the_source_suite_notices() {
+    let broken = |call, failure| {
+        let result = contract::source(&|memory| {
+            let script = Script::new(5).on(call, When::Every(100), failure);
+            let inner: Arc<dyn PageSource> = Arc::new(MockSource::new(memory));
+            Ok(Arc::new(FaultySource::new(inner, 4096, script)))
+        });
+        result.unwrap_err().to_string()
+    };
+    let told = broken(Call::Deliver, Failure::Corrupt);
+    assert!(told.contains("1 wrong bytes of no known page"), "{told}");
+    assert!(broken(Call::Request, Failure::Fail).contains("fails, as scripted"));
+    assert!(broken(Call::Deliver, Failure::Unavailable).contains("unavailable"));
+}
+
+/// A placer that is wrong in one way.
+struct Wrong {
+    memory: MockMemory,
+    how: How,
+}
+
+#[derive(Clone, Copy)]
+enum How {
+    AnotherPage,
+    ForgetsToPlace,
+    SaysPlaced,
+    TakesBackAnything,
+    OtherFrame,
+}
+
+impl Placer for Wrong {
+    fn place(&self, frame: FrameIndex, page: &Page) -> std::result::Result<Placed, PlaceError> {
+        let mut page = *page;
+        match self.how {
+            How::AnotherPage => page[4095] ^= 1,
+            How::ForgetsToPlace if frame.0 == 14 => return Ok(Placed::Placed),
+            How::OtherFrame if frame.0 == 63 => return self.memory.place(FrameIndex(0), &page),
+            How::SaysPlaced => return self.memory.place(frame, &page).map(|_| Placed::Placed),
+            How::ForgetsToPlace | How::OtherFrame | How::TakesBackAnything => {}
+        }
+        self.memory.place(frame, &page)
+    }
+    fn zero(&self, frame: FrameIndex) -> std::result::Result<Placed, PlaceError> {
+        self.memory.zero(frame)
+    }
+    fn wake(&self, frame: FrameIndex) -> std::result::Result<(), PlaceError> {
+        self.memory.wake(frame)
+    }
+    fn take_back(&self, frame: FrameIndex) -> std::result::Result<TakenBack, PlaceError> {
+        match self.how {
+            How::TakesBackAnything if frame.0 < 64 => Ok(TakenBack::Taken),
+            How::TakesBackAnything
+            | How::AnotherPage
+            | How::ForgetsToPlace
+            | How::SaysPlaced
+            | How::OtherFrame => self.memory.take_back(frame),
+        }
+    }
+}
+
+impl Subject for Wrong {
+    fn placer(&self) -> &dyn Placer {
+        self
+    }
+    fn queue(&self) -> &dyn FaultQueue {
+        Subject::queue(&self.memory)
+    }
+    fn read(&self, frame: FrameIndex, offset: usize, buf: &mut [u8]) -> Result<()> {
+        Ok(self.memory.read(frame, offset, buf)?)
+    }
+    fn write(&self, frame: FrameIndex, offset: usize, buf: &[u8]) -> Result<()> {
+        Ok(self.memory.write(frame, offset, buf)?)
+    }
+    fn give_back(&self, _: Range<u32>) -> Result<bool> {
+        Ok(false)
+    }
+    fn close(&self) {
+        self.memory.close("the suite is over");
+    }
+}
+
+#[test]
+fn the_placer_suite_notices() {
+    let broken = |how| {
+        let make = |frames| {
+            let patience = Duration::from_millis(200);
+            Ok(Wrong { memory: MockMemory::with_patience(frames, patience)?, how })
+        };
+        contract::placer(&make).unwrap_err().to_string()
+    };
+    let told = broken(How::AnotherPage);
+    assert!(
+        told.starts_with("a placed frame holds the page's bytes: frame 0, byte 0xfff"),
+        "{told}"
+    );
+    let told = broken(How::ForgetsToPlace);
+    assert!(told.contains("nobody filled frame 14 for 0.2"), "{told}");
+    let told = broken(How::SaysPlaced);
+    assert!(told.starts_with("a frame that has bytes keeps them: Placed"), "{told}");
+    let told = broken(How::TakesBackAnything);
+    assert!(told.starts_with("only frames that nobody touched are taken back"), "{told}");
+    let told = broken(How::OtherFrame);
+    assert!(told.contains("frame 63"), "{told}");
+}
+
+/// A vCPU whose fault is lost says so, and nothing hangs.
+#[test]
+fn a_lost_fault_is_named() {
+    let memory = MockMemory::with_patience(32, Duration::from_millis(50)).unwrap();
+    let told = memory.read(FrameIndex(17), 0, &mut [0]).unwrap_err().to_string();
+    assert!(
+        told.starts_with("nobody filled frame 17 for 0.0") && told.ends_with("a lost fault"),
+        "{told}"
+    );
+    let told = memory.give_back(3..5).unwrap_err().to_string();
+    assert!(told.contains("frames 3..5 are given back: a lost event"), "{told}");
+    assert!(memory.read(FrameIndex(32), 0, &mut [0]).is_err());
+    assert!(memory.read(FrameIndex(0), 4095, &mut [0; 2]).is_err());
+    assert!(memory.give_back(31..33).is_err());
+}
+
+#[test]
+fn nothing_is_placed_while_a_removal_is_unread() {
+    let memory = MockMemory::new(32).unwrap();
+    std::thread::scope(|scope| {
+        assert_eq!(memory.zero(FrameIndex(3)).unwrap(), Placed::Placed);
+        let balloon = scope.spawn(|| memory.give_back(3..4));
+        while memory.queue().is_empty() {
+            std::thread::yield_now();
+        }
+        assert_eq!(memory.zero(FrameIndex(20)).unwrap(), Placed::Again);
+        assert_eq!(memory.queue().read().unwrap(), Some(Event::Removed(3..4)));
+        assert_eq!(memory.zero(FrameIndex(20)).unwrap(), Placed::Placed);
+        balloon.join().unwrap().unwrap();
+        assert!(!memory.is_present(FrameIndex(3)));
+    });
+    let statistics = memory.statistics();
+    assert_eq!((statistics.again, statistics.given_back, statistics.present()), (1, 1, 1));
+}
+
+#[test]
+fn footprint_coverage_and_accuracy_are_true() {
+    let memory = MockMemory::new(16 << 20).unwrap();
+    for frame in (0..100).map(FrameIndex) {
+        assert_eq!(memory.place(frame, &[1; 4096]).unwrap(), Placed::Placed);
+    }
+    assert_eq!(memory.zero(FrameIndex(100)).unwrap(), Placed::Placed);
+    assert_eq!(memory.resident_pages().unwrap(), 100, "zeros take no memory");
+    for frame in (0..30).map(FrameIndex) {
+        memory.read(frame, 0, &mut [0]).unwrap();
+    }
+    std::thread::scope(|scope| {
+        let vcpu = scope.spawn(|| memory.write(FrameIndex(5000), 0, &[1]));
+        while memory.awaited().is_empty() {
+            std::thread::yield_now();
+        }
+        assert_eq!(memory.zero(FrameIndex(5000)).unwrap(), Placed::Placed);
+        vcpu.join().unwrap().unwrap();
+    });
+    let statistics = memory.statistics();
+    assert_eq!(statistics.coverage(), 30.0 / 31.0);
+    assert_eq!(statistics.accuracy(), 30.0 / 101.0);
+    assert!(memory.is_dirty(FrameIndex(5000)) && !memory.is_dirty(FrameIndex(5)));
+    assert_eq!(memory.take_back(FrameIndex(5)).unwrap(), TakenBack::InUse);
+    assert_eq!(memory.take_back(FrameIndex(50)).unwrap(), TakenBack::Taken);
+    assert_eq!(memory.resident_pages().unwrap(), 100, "one more and one less");
+}

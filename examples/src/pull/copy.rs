@@ -1,0 +1,171 @@
+//! The file that a guest's memory is pulled into.
+
+use super::source::Frames;
+use crate::failure::Failure;
+use kaleidoscope_core::addr::{FRAME_BYTES, FRAME_SIZE, FrameIndex, Gpa};
+use kaleidoscope_core::clone::ports::{PlaceError, Placed, Placer};
+use kaleidoscope_core::memory::{GuestMemory, MemoryError, MemoryLayout, Page};
+use std::fs::{File, Permissions};
+use std::ops::Range;
+use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use tempfile::NamedTempFile;
+
+/// A guest's memory in a file, in frame-index order. It is sparse at first, and has a temporary name until it is whole.
+pub(super) struct Copy {
+    path: PathBuf,
+    file: NamedTempFile,
+    layout: MemoryLayout,
+    /// Frames that are as they should be.
+    placed: Frames,
+    /// Frames that the image does not hold.
+    unavailable: Frames,
+}
+
+impl Copy {
+    /// An empty file beside `path`.
+    pub(super) fn create(path: &Path, layout: &MemoryLayout) -> Result<Self, Failure> {
+        let folder = match path.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent,
+            _ => Path::new("."),
+        };
+        let mut builder = tempfile::Builder::new();
+        // A guest's memory holds its secrets.
+        builder.prefix(".kscope-").permissions(Permissions::from_mode(0o600));
+        let created = builder.tempfile_in(folder).and_then(|file| {
+            file.as_file().set_len(layout.bytes())?;
+            Ok(file)
+        });
+        Ok(Self {
+            path: path.to_owned(),
+            file: created.map_err(|e| cannot_write(path, e))?,
+            layout: layout.clone(),
+            placed: Frames::none_of(layout.frames()),
+            unavailable: Frames::none_of(layout.frames()),
+        })
+    }
+
+    fn file(&self) -> &File {
+        self.file.as_file()
+    }
+
+    /// The image does not hold the frame, so the file does not, either.
+    pub(super) fn lack(&self, frame: FrameIndex) {
+        self.unavailable.add(frame);
+    }
+
+    /// How many frames the image does not hold.
+    pub(super) fn unavailable(&self) -> u32 {
+        self.unavailable.count()
+    }
+
+    /// The first of these frames that is neither there nor unavailable.
+    pub(super) fn first_gap(
+        &self,
+        mut frames: impl Iterator<Item = FrameIndex>,
+    ) -> Option<FrameIndex> {
+        frames.find(|frame| !self.placed.has(*frame) && !self.unavailable.has(*frame))
+    }
+
+    /// Gives the file its name. Nobody else uses it any more. Whether it is on the disk yet is the system's affair: it can be
+    /// pulled again.
+    pub(super) fn keep(self: Arc<Self>) -> Result<(), Failure> {
+        let copy = Arc::into_inner(self);
+        let Self { path, file, .. } =
+            copy.ok_or_else(|| Failure::new("internal error: the file is still being written"))?;
+        file.persist(&path).map(drop).map_err(|e| cannot_write(&path, e.error))
+    }
+}
+
+fn cannot_write(path: &Path, error: std::io::Error) -> Failure {
+    Failure::at(path, format_args!("cannot be written: {error}"))
+}
+
+fn offset(frame: FrameIndex) -> u64 {
+    u64::from(frame.0) * FRAME_SIZE
+}
+
+/// The engine places each frame once, and no vCPU runs here: nobody waits, and nothing changes meanwhile.
+impl Placer for Copy {
+    fn place(&self, frame: FrameIndex, page: &Page) -> Result<Placed, PlaceError> {
+        self.file().write_all_at(page, offset(frame)).map_err(|e| {
+            PlaceError::caused_by(format!("frame {frame} of {}", self.path.display()), e)
+        })?;
+        self.placed.add(frame);
+        Ok(Placed::Placed)
+    }
+
+    fn zero(&self, frame: FrameIndex) -> Result<Placed, PlaceError> {
+        // What was never written is a hole, which reads as zeros.
+        self.placed.add(frame);
+        Ok(Placed::Placed)
+    }
+
+    fn zero_run(&self, frames: Range<u32>) -> Result<u32, PlaceError> {
+        frames.clone().for_each(|frame| self.placed.add(FrameIndex(frame)));
+        Ok(frames.end.saturating_sub(frames.start))
+    }
+
+    fn wake(&self, _frame: FrameIndex) -> Result<(), PlaceError> {
+        Ok(())
+    }
+}
+
+/// The memory as it is in the file, to be compared with the image.
+impl GuestMemory for Copy {
+    fn layout(&self) -> &MemoryLayout {
+        &self.layout
+    }
+
+    fn read(&self, gpa: Gpa, buf: &mut [u8]) -> Result<(), MemoryError> {
+        let len = buf.len();
+        let not_ram = || MemoryError::NotRam { gpa, len };
+        let (_, left) = self.layout.span_at(gpa).ok_or_else(not_ram)?;
+        let first = self.layout.index_of(gpa.gfn()).ok_or_else(not_ram)?;
+        if u64::try_from(len).map_or(true, |len| len > left) {
+            return Err(not_ram());
+        }
+        let frames = (gpa.offset_in_frame() + len).div_ceil(FRAME_BYTES);
+        if (first.0..).take(frames).any(|frame| self.unavailable.has(FrameIndex(frame))) {
+            return Err(MemoryError::Missing { gpa, len });
+        }
+        let at = offset(first) + gpa.0 % FRAME_SIZE;
+        self.file().read_exact_at(buf, at).map_err(|source| MemoryError::Io { gpa, source })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_file_has_its_name_when_it_is_whole() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("copy.bin");
+        let layout = MemoryLayout::new(&[(Gpa(0), 0x2000), (Gpa(0x8000), 0x2000)]).unwrap();
+        let names = || std::fs::read_dir(folder.path()).unwrap().count();
+        drop(Copy::create(&path, &layout).unwrap());
+        assert_eq!(names(), 0, "given up, it is gone");
+
+        let copy = Arc::new(Copy::create(&path, &layout).unwrap());
+        let all = || (0..4).map(FrameIndex);
+        assert_eq!(copy.first_gap(all()), Some(FrameIndex(0)));
+        assert_eq!(copy.zero_run(0..2).unwrap(), 2);
+        assert_eq!(copy.place(FrameIndex(2), &[7; FRAME_BYTES]).unwrap(), Placed::Placed);
+        assert_eq!(copy.first_gap(all()), Some(FrameIndex(3)));
+        assert!(!path.exists());
+        let mut buf = [0; 8];
+        copy.read(Gpa(0x8ffc), &mut buf).unwrap();
+        assert_eq!(buf, [7, 7, 7, 7, 0, 0, 0, 0]);
+        assert!(matches!(copy.read(Gpa(0x2000), &mut buf), Err(MemoryError::NotRam { .. })));
+        assert!(matches!(copy.read(Gpa(0x1ffc), &mut buf), Err(MemoryError::NotRam { .. })));
+        copy.lack(FrameIndex(3));
+        assert_eq!((copy.first_gap(all()), copy.unavailable()), (None, 1));
+        assert!(matches!(copy.read(Gpa(0x8ffc), &mut buf), Err(MemoryError::Missing { .. })));
+        copy.keep().unwrap();
+        let expected = [vec![0; 0x2000], vec![7; 0x1000], vec![0; 0x1000]].concat();
+        assert_eq!(std::fs::read(&path).unwrap(), expected);
+        assert_eq!(names(), 1);
+    }
+}

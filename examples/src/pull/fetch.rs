@@ -1,0 +1,77 @@
+//! Runs a clone engine until it has everything.
+
+use super::copy::Copy;
+use super::source::Watched;
+use super::view::View;
+use crate::failure::Failure;
+use kaleidoscope_core::addr::FrameIndex;
+use kaleidoscope_core::clone::ports::{PageSource, Placer, SystemClock};
+use kaleidoscope_core::clone::{Background, Engine, FreeFrames, Options, Parts, Statistics};
+use kaleidoscope_core::prefetch::{Atlas, PrefetchPolicy};
+use kaleidoscope_core::wire::client::Client;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How often to look how far it is.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// How to fetch.
+pub(super) struct Order {
+    pub(super) policy: Box<dyn PrefetchPolicy>,
+    pub(super) background: Background,
+    pub(super) free_frames: FreeFrames,
+    pub(super) patience: Duration,
+}
+
+/// Fetches everything into the file.
+pub(super) fn all(
+    client: &Arc<Client>,
+    atlas: &Arc<Atlas>,
+    copy: &Arc<Copy>,
+    order: Order,
+) -> Result<Statistics, Failure> {
+    let source =
+        Watched { source: Arc::clone(client) as Arc<dyn PageSource>, copy: Arc::clone(copy) };
+    let parts = Parts {
+        atlas: Arc::clone(atlas),
+        policy: order.policy,
+        source: Arc::new(source),
+        placer: Arc::clone(copy) as Arc<dyn Placer>,
+        queue: None,
+        clock: Arc::new(SystemClock::new()),
+    };
+    let options = Options {
+        background: order.background,
+        free_frames: order.free_frames,
+        patience: order.patience,
+        ..Options::default()
+    };
+    let engine = Engine::start(parts, options)
+        .map_err(|e| Failure::new(format_args!("the system gives no thread: {e}")))?;
+    let is_wanted = |frame| order.free_frames == FreeFrames::Fetch || !atlas.is_free(frame);
+    let wanted = || (0..atlas.frames()).map(FrameIndex).filter(|frame| is_wanted(*frame));
+    let mut view = View::new(wanted().count());
+    let result = loop {
+        if let Some(why) = engine.stopped() {
+            break Err(Failure::new(why).hint(
+                "with the addresses of several servers of the image, a pull goes on where one of them ends",
+            ));
+        }
+        if engine.is_filled() {
+            break Ok(());
+        }
+        std::thread::sleep(LOOK);
+        view.show(&engine.statistics(), &client.statistics());
+    };
+    view.finish();
+    let statistics = engine.statistics();
+    // When it is dropped, its thread has ended, and nothing is written any more.
+    drop(engine);
+    result?;
+    match copy.first_gap(wanted()) {
+        None => Ok(statistics),
+        Some(frame) => {
+            Err(Failure::new(format_args!("internal error: frame {frame} is not there")))
+        }
+    }
+}

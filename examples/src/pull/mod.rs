@@ -1,0 +1,220 @@
+//! `kaleidoscope pull`: a clone's memory from a page server into a file.
+
+mod copy;
+mod fetch;
+mod report;
+mod source;
+mod view;
+
+use crate::failure::{Failure, print};
+use crate::replay::policies::{Guest, PolicyChoice};
+use copy::Copy;
+use kaleidoscope_core::clone::{
+    Background, CloneId, Descriptor, DescriptorLimits, FreeFrames, ServerAddress,
+};
+use kaleidoscope_core::manifest::Manifest;
+use kaleidoscope_core::replay::Trace;
+use kaleidoscope_core::wire::client::{Addresses, Client, ClientOptions};
+use kaleidoscope_core::wire::protocol::{Codecs, Features};
+use kaleidoscope_core::wire::transport::ConnectOptions;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Fetch a guest's memory from a page server, as a clone does, into a file.
+///
+/// The file is the guest's RAM without holes, and equal to the served image byte for byte; it has its name once it is whole
+/// and right. Whatever the order in which the policy has pages come, all come.
+#[derive(Clone, Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  kaleidoscope pull unix:/run/parent.sock -o copy.bin
+      what a clone is likely to need first, then the rest
+  kaleidoscope pull tcp:127.0.0.1:7411 unix:/run/other.sock -o copy.bin --compress
+      from the second server when the first one is gone; compressed on the way
+  kaleidoscope pull unix:/run/parent.sock -o copy.bin --policy recorded=boot.krec --rate 10000
+      in the order of a recording, the rest no faster than 10,000 pages a second
+  kaleidoscope pull unix:/run/parent.sock -o copy.bin --layout layout.txt --manifest copy.kscope
+      with its memory layout and colors, for `kaleidoscope color` and `kaleidoscope map`
+  kaleidoscope pull unix:/run/parent.sock -o copy.bin --skip-free --json
+      zeros for free memory; for programs")]
+pub(crate) struct Args {
+    /// Where page servers of the same image listen: unix:PATH or tcp:HOST:PORT; the first is asked first
+    #[arg(value_name = "ADDRESS", required = true)]
+    servers: Vec<ServerAddress>,
+    /// The file to write; it is replaced if it exists
+    #[arg(short, long, value_name = "FILE")]
+    output: PathBuf,
+    /// Which pages come first: a policy of `kaleidoscope replay`, other than the oracle
+    #[arg(long, value_name = "NAME", default_value = "predicted", value_parser = policy)]
+    policy: PolicyChoice,
+    /// Most pages a second of those that the policy does not ask for
+    #[arg(long, value_name = "PAGES", value_parser = clap::value_parser!(u32).range(1..))]
+    rate: Option<u32>,
+    /// Leave free frames zero instead of fetching them, where the server says that the guest does not mind
+    #[arg(long)]
+    skip_free: bool,
+    /// Have pages compressed on the way
+    #[arg(long)]
+    compress: bool,
+    /// Do without the checksum of each page
+    #[arg(long)]
+    no_checksums: bool,
+    /// How long a page may take, whatever servers are tried, before the pull ends with an error
+    #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = seconds)]
+    patience: Duration,
+    /// Write where the file's bytes belong, for `--layout` of other commands
+    #[arg(long, value_name = "FILE")]
+    layout: Option<PathBuf>,
+    /// Write the guest's colors
+    #[arg(long, value_name = "FILE.kscope")]
+    manifest: Option<PathBuf>,
+    /// Connect to other hosts without TLS: everybody on the way can read and change the guest's memory
+    #[arg(long)]
+    insecure: bool,
+    /// Print a JSON object instead of a table
+    #[arg(long)]
+    json: bool,
+}
+
+fn policy(text: &str) -> Result<PolicyChoice, String> {
+    match text.parse() {
+        Ok(PolicyChoice::Oracle) => Err("the oracle needs a trace; choose another policy".into()),
+        Ok(choice) => Ok(choice),
+        Err(error) => Err(format!("{error}")),
+    }
+}
+
+fn seconds(text: &str) -> Result<Duration, &'static str> {
+    let number: Option<f64> = text.parse().ok();
+    let time = number.and_then(|n| Duration::try_from_secs_f64(n).ok());
+    time.filter(|t| !t.is_zero()).ok_or("it is a number of seconds above 0")
+}
+
+/// Says what to do when no server answers.
+fn unreachable(error: impl std::fmt::Display) -> Failure {
+    Failure::new(error).hint("`kaleidoscope serve` prints where it listens and how to pull from it")
+}
+
+impl Args {
+    /// Pulls the image.
+    pub(crate) fn run(&self) -> Result<(), Failure> {
+        let start = Instant::now();
+        let id = CloneId::random().map_err(Failure::new)?;
+        let client = self.connect(id)?;
+        let descriptor = read_descriptor(&client)?.for_clone(id);
+        let free_frames = self.free_frames(&descriptor)?;
+        let atlas = descriptor.atlas().map_err(Failure::new)?;
+        let guest = Guest { atlas, identity: descriptor.identity() };
+        let order = fetch::Order {
+            policy: self.policy.prepare(&guest)?.build(&guest.atlas, &Trace::default()),
+            background: match self.rate {
+                Some(pages_per_second) => Background::Throttled { pages_per_second },
+                None => Background::Full,
+            },
+            free_frames,
+            patience: self.patience,
+        };
+
+        let copy = Arc::new(Copy::create(&self.output, descriptor.layout())?);
+        let statistics = fetch::all(&client, &guest.atlas, &copy, order)?;
+        let is_verified = self.verify(&copy, &descriptor, free_frames)?;
+        let unavailable = copy.unavailable();
+        copy.keep()?;
+        self.write_beside(&descriptor)?;
+        let pulled = report::Pulled {
+            output: &self.output,
+            descriptor: &descriptor,
+            policy: &self.policy,
+            statistics: &statistics,
+            client: client.statistics(),
+            unavailable,
+            is_verified,
+            took: start.elapsed(),
+        };
+        print(&if self.json { pulled.json() } else { pulled.text() })
+    }
+
+    fn connect(&self, clone: CloneId) -> Result<Arc<Client>, Failure> {
+        let mut options = ConnectOptions::default();
+        options.insecure = self.insecure;
+        options.timeout = options.timeout.min(self.patience);
+        let dial = Addresses { servers: self.servers.clone(), options };
+        let codecs = if self.compress { Codecs::ALL } else { Codecs::NONE };
+        let defaults = ClientOptions::default();
+        let options = ClientOptions {
+            clone,
+            features: Features { checksums: !self.no_checksums, codecs },
+            deadline: self.patience,
+            patience: defaults.patience.min(self.patience),
+            handshake: defaults.handshake.min(self.patience),
+            ..defaults
+        };
+        Client::connect(Arc::new(dial), options).map(Arc::new).map_err(unreachable)
+    }
+
+    fn free_frames(&self, descriptor: &Descriptor) -> Result<FreeFrames, Failure> {
+        match (self.skip_free, descriptor.free_frames()) {
+            (false, _) => Ok(FreeFrames::Fetch),
+            (true, FreeFrames::Zero) => Ok(FreeFrames::Zero),
+            (true, FreeFrames::Fetch) => {
+                Err(Failure::new("the server does not say that free frames may be left out")
+                    .hint("pull without --skip-free; `kaleidoscope serve` tells why"))
+            }
+        }
+    }
+
+    /// Whether the file was compared with the image's identity; it is an error if it differs.
+    fn verify(
+        &self,
+        copy: &Copy,
+        descriptor: &Descriptor,
+        free_frames: FreeFrames,
+    ) -> Result<bool, Failure> {
+        match (descriptor.verify(copy), free_frames) {
+            (Ok(()), _) => Ok(true),
+            // Free frames are in the sample that is compared.
+            (Err(_), FreeFrames::Zero) => Ok(false),
+            (Err(error), FreeFrames::Fetch) => Err(Failure::at(&self.output, error)
+                .hint("the server sent other bytes than those of the image that it describes")),
+        }
+    }
+
+    fn write_beside(&self, descriptor: &Descriptor) -> Result<(), Failure> {
+        if let Some(path) = &self.layout {
+            std::fs::write(path, report::layout(descriptor.layout()))
+                .map_err(|e| Failure::at(path, e))?;
+        }
+        if let Some(path) = &self.manifest {
+            write_manifest(path, descriptor)?;
+        }
+        Ok(())
+    }
+}
+
+fn read_descriptor(client: &Client) -> Result<Descriptor, Failure> {
+    let bytes = client.fetch_descriptor().map_err(unreachable)?;
+    if bytes.is_empty() {
+        return Err(Failure::new("the server says nothing of its image but its size"));
+    }
+    let wrong = |error: &dyn std::fmt::Display| {
+        Failure::new(format_args!("the server's description of its image: {error}"))
+    };
+    let limits = DescriptorLimits::for_frames(client.frames());
+    let descriptor = Descriptor::from_bytes(&bytes, &limits).map_err(|e| wrong(&e))?;
+    if descriptor.layout().frames() != client.frames()
+        || descriptor.identity().digest != client.image()
+    {
+        return Err(wrong(&"it is of another image than the server's"));
+    }
+    Ok(descriptor)
+}
+
+fn write_manifest(path: &Path, descriptor: &Descriptor) -> Result<(), Failure> {
+    let Some(map) = descriptor.map() else {
+        return Err(Failure::at(path, "the image was served without colors"));
+    };
+    let mut manifest = Manifest::new(map.clone(), descriptor.identity());
+    manifest.notes = descriptor.notes().to_vec();
+    manifest.write_file(path).map_err(|e| Failure::at(path, e))
+}

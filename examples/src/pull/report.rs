@@ -1,0 +1,200 @@
+//! What was pulled, for people and for programs.
+
+use crate::replay::policies::PolicyChoice;
+use crate::statistics::thousands;
+use crate::table::{finish, heading, printable, size, table};
+use comfy_table::CellAlignment::{Left, Right};
+use kaleidoscope_core::addr::FRAME_SIZE;
+use kaleidoscope_core::clone::{Counts, Descriptor, Statistics};
+use kaleidoscope_core::memory::MemoryLayout;
+use kaleidoscope_core::wire::client::ClientStatistics;
+use serde_json::{Value, json};
+use std::fmt::Write;
+use std::path::Path;
+use std::time::Duration;
+
+/// What was pulled.
+pub(super) struct Pulled<'a> {
+    pub(super) output: &'a Path,
+    pub(super) descriptor: &'a Descriptor,
+    pub(super) policy: &'a PolicyChoice,
+    pub(super) statistics: &'a Statistics,
+    pub(super) client: ClientStatistics,
+    /// Frames that the image does not hold.
+    pub(super) unavailable: u32,
+    /// Whether the file was compared with the image's identity.
+    pub(super) is_verified: bool,
+    pub(super) took: Duration,
+}
+
+impl Pulled<'_> {
+    /// For people.
+    pub(super) fn text(&self) -> String {
+        let descriptor = self.descriptor;
+        let layout = descriptor.layout();
+        let mut out = descriptor.map().map_or_else(
+            || {
+                let frames = thousands(u64::from(layout.frames()));
+                format!("{}, {frames} frames, without colors\n", size(layout.bytes()))
+            },
+            heading,
+        );
+        out.push('\n');
+        out.push_str(&self.table());
+        let _ = writeln!(
+            out,
+            "\npulled in {:.2} s as {}: {} received{}{}",
+            self.took.as_secs_f64(),
+            self.policy,
+            size(self.client.bytes),
+            counted(", over", self.client.reconnects, "new connection"),
+            counted(";", u64::from(self.unavailable), "frame that the image does not hold"),
+        );
+        let identity = descriptor.identity();
+        let _ = if self.is_verified {
+            writeln!(out, "verified: the file has the image's identity {identity}")
+        } else {
+            writeln!(
+                out,
+                "every page is there; free frames are zero, so the file is not the image byte for byte"
+            )
+        };
+        let _ = writeln!(out, "{}", printable(&self.output.display().to_string()));
+        out
+    }
+
+    fn table(&self) -> String {
+        let mut table = table([
+            ("color", Left),
+            ("frames", Right),
+            ("streamed", Right),
+            ("filled", Right),
+            ("faults", Right),
+            ("in the file", Right),
+        ]);
+        let mut row = |name: String, frames: u64, counts: &Counts| {
+            table.add_row(vec![
+                name,
+                thousands(frames),
+                thousands(counts.prefetched),
+                thousands(counts.filled),
+                thousands(counts.faults.saturating_add(counts.late)),
+                thousands(counts.resident),
+            ]);
+        };
+        for (color, frames, counts) in self.by_color() {
+            row(color.to_owned(), frames, counts);
+        }
+        row("all".to_owned(), u64::from(self.statistics.frames), &self.statistics.total());
+        finish(&table)
+    }
+
+    /// Every color that occurs, its frames in the guest and its counts.
+    fn by_color(&self) -> impl Iterator<Item = (&'static str, u64, &Counts)> {
+        let mut frames = vec![0u64; self.statistics.by_color.len()];
+        match self.descriptor.map() {
+            Some(map) => {
+                for color in map.colors() {
+                    if let Some(n) = frames.get_mut(usize::from(*color as u8)) {
+                        *n += 1;
+                    }
+                }
+            }
+            None => {
+                if let Some(unknown) = frames.first_mut() {
+                    *unknown = u64::from(self.statistics.frames);
+                }
+            }
+        }
+        let colors = self.statistics.by_color.iter().zip(frames);
+        colors
+            .filter(|(_, frames)| *frames > 0)
+            .map(|((color, counts), frames)| (color.name(), frames, counts))
+    }
+
+    /// For programs.
+    pub(super) fn json(&self) -> String {
+        let colors: Vec<Value> = self
+            .by_color()
+            .map(|(color, frames, counts)| {
+                let mut object = of(counts);
+                object["color"] = color.into();
+                object["frames"] = frames.into();
+                object
+            })
+            .collect();
+        let client = &self.client;
+        let document = json!({
+            "output": self.output.display().to_string(),
+            "identity": self.descriptor.identity().to_string(),
+            "verified": self.is_verified,
+            "policy": self.policy.to_string(),
+            "clone": self.descriptor.id().to_string(),
+            "frames": self.statistics.frames,
+            "frame_size": FRAME_SIZE,
+            "seconds": self.took.as_secs_f64(),
+            "unavailable": self.unavailable,
+            "total": of(&self.statistics.total()),
+            "colors": colors,
+            "wire": {
+                "bytes": client.bytes,
+                "frames": client.frames,
+                "zero_frames": client.zero_frames,
+                "second_copies": client.second_copies,
+                "disconnects": client.disconnects,
+                "reconnects": client.reconnects,
+                "checksum_failures": client.checksum_failures,
+            },
+        });
+        // Strings, numbers and maps with text keys always serialize.
+        let mut text = serde_json::to_string_pretty(&document).unwrap_or_default();
+        text.push('\n');
+        text
+    }
+}
+
+fn of(counts: &Counts) -> Value {
+    json!({
+        "faults": counts.faults,
+        "late": counts.late,
+        "prefetched": counts.prefetched,
+        "filled": counts.filled,
+        "dropped": counts.dropped,
+        "resident": counts.resident,
+    })
+}
+
+/// `, over 2 new connections`; nothing for none.
+fn counted(before: &str, count: u64, what: &str) -> String {
+    match count {
+        0 => String::new(),
+        1 => format!("{before} 1 {what}"),
+        _ => format!("{before} {} × {what}", thousands(count)),
+    }
+}
+
+/// Lines of file offset, guest-physical address and size, as `--layout` takes them.
+pub(super) fn layout(layout: &MemoryLayout) -> String {
+    let mut out = String::from("# file_offset gpa size\n");
+    for region in layout.regions() {
+        let offset = u64::from(region.first_index.0) * FRAME_SIZE;
+        let bytes = u64::from(region.frames) * FRAME_SIZE;
+        let _ = writeln!(out, "{offset:#x} {:#x} {bytes:#x}", region.start.gpa().0);
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kaleidoscope_core::addr::Gpa;
+    use kaleidoscope_core::image::LayoutFile;
+
+    #[test]
+    fn the_layout_can_be_read() {
+        let ram = MemoryLayout::new(&[(Gpa(0), 0x3000), (Gpa(1 << 32), 0x2000)]).unwrap();
+        let file: LayoutFile = layout(&ram).parse().unwrap();
+        let segments: Vec<_> = file.segments().map(|s| (s.file_offset, s.gpa.0, s.bytes)).collect();
+        assert_eq!(segments, [(0, 0, 0x3000), (0x3000, 1 << 32, 0x2000)]);
+    }
+}

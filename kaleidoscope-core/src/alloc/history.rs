@@ -1,0 +1,128 @@
+//! What a clone's memory held, over time.
+
+use super::ByColor;
+use std::time::Duration;
+
+/// What a clone's memory held at an instant.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct FootprintSample {
+    /// When, by the clone's clock.
+    pub at: Duration,
+    /// Frames by color.
+    pub frames: ByColor,
+}
+
+/// Footprints over time: a bounded number of samples, whatever the time.
+///
+/// Starts with a fine resolution; when it is full, every second sample goes and the resolution is half as fine. So the samples
+/// always cover all of the time, about evenly, and there are between half as many as fit and as many.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct FootprintHistory {
+    samples: Vec<FootprintSample>,
+    /// The newest one offered, kept or not.
+    latest: Option<FootprintSample>,
+    capacity: usize,
+    interval: Duration,
+}
+
+impl FootprintHistory {
+    /// An empty history of up to `capacity` samples (at least 2), at first no closer than `interval`.
+    #[must_use]
+    pub fn new(capacity: usize, interval: Duration) -> Self {
+        // Doubling zero never thins out.
+        let interval = interval.max(Duration::from_nanos(1));
+        Self { samples: Vec::new(), latest: None, capacity: capacity.max(2), interval }
+    }
+
+    /// When the next sample is wanted; earlier ones are not kept.
+    #[must_use]
+    pub fn due(&self) -> Duration {
+        self.samples.last().map_or(Duration::ZERO, |last| last.at.saturating_add(self.interval))
+    }
+
+    /// Offers a sample. Time does not go back: a sample older than the last one is left out.
+    pub fn record(&mut self, at: Duration, frames: ByColor) {
+        if self.latest.is_some_and(|latest| at < latest.at) {
+            return;
+        }
+        let sample = FootprintSample { at, frames };
+        self.latest = Some(sample);
+        if at < self.due() {
+            return;
+        }
+        if self.samples.len() >= self.capacity {
+            let mut is_odd = true;
+            self.samples.retain(|_| {
+                is_odd = !is_odd;
+                !is_odd
+            });
+            self.interval = self.interval.saturating_mul(2);
+            if at < self.due() {
+                return;
+            }
+        }
+        self.samples.push(sample);
+    }
+
+    /// The samples by time, the newest one offered included: at most one more than fit.
+    pub fn samples(&self) -> impl Iterator<Item = FootprintSample> + '_ {
+        let last = self.samples.last().map(|sample| sample.at);
+        let newer = self.latest.filter(|latest| Some(latest.at) > last);
+        self.samples.iter().copied().chain(newer)
+    }
+
+    /// How close samples are, at least.
+    #[must_use]
+    pub fn interval(&self) -> Duration {
+        self.interval
+    }
+}
+
+impl Default for FootprintHistory {
+    /// 256 samples, at first no closer than a millisecond: 24 KiB.
+    fn default() -> Self {
+        Self::new(256, Duration::from_millis(1))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn a_full_history_thins_out() {
+        let mut history = FootprintHistory::new(4, Duration::from_secs(1));
+        let mut frames = ByColor::default();
+        for second in 0..100_u32 {
+            frames.0[3] = second;
+            history.record(Duration::from_secs(second.into()), frames);
+        }
+        let seconds: Vec<_> = history.samples().map(|s| (s.at.as_secs(), s.frames.0[3])).collect();
+        assert_eq!(seconds, [(0, 0), (32, 32), (64, 64), (96, 96), (99, 99)]);
+        assert_eq!(history.interval(), Duration::from_secs(32));
+        history.record(Duration::from_secs(3), frames);
+        assert_eq!(history.samples().count(), 5, "time does not go back");
+    }
+
+    proptest! {
+        #[test]
+        fn histories_are_bounded_and_cover_all(
+            capacity in 0usize..20,
+            steps in prop::collection::vec(0u64..50, 1..400),
+        ) {
+            let mut history = FootprintHistory::new(capacity, Duration::from_millis(3));
+            let mut at = Duration::ZERO;
+            for step in steps {
+                at += Duration::from_millis(step);
+                history.record(at, ByColor::default());
+                let samples: Vec<_> = history.samples().map(|s| s.at).collect();
+                prop_assert!(samples.len() <= capacity.max(2) + 1);
+                prop_assert!(samples.is_sorted_by(|a, b| a < b));
+                prop_assert_eq!(samples.last(), Some(&at));
+                let kept = &samples[..samples.len() - 1];
+                prop_assert!(kept.windows(2).all(|w| w[1] - w[0] >= history.interval()));
+            }
+        }
+    }
+}

@@ -1,0 +1,148 @@
+//! Policy, plan and queue: what to ask for next.
+
+use super::engine::Shared;
+use super::options::{Background, Options};
+use super::states::Phase;
+use super::sweep::Sweep;
+use crate::addr::FrameIndex;
+use crate::prefetch::{Answer, Atlas, Fault, Outcome, Plan, PrefetchPolicy};
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+/// What decides. One thread at a time thinks.
+pub(super) struct Brain {
+    policy: Box<dyn PrefetchPolicy>,
+    plan: Plan,
+    /// Planned frames that the source does not know of, the oldest first. Some may be on their way meanwhile.
+    queue: VecDeque<FrameIndex>,
+    /// The policy has nothing to stream until the next fault.
+    idle: bool,
+    /// Fills the clone when there is nothing better to do.
+    sweep: Option<Sweep>,
+}
+
+impl Brain {
+    pub(super) fn new(
+        policy: Box<dyn PrefetchPolicy>,
+        atlas: &Arc<Atlas>,
+        options: &Options,
+    ) -> Self {
+        let sweep = match options.background {
+            Background::Off => None,
+            Background::Throttled { pages_per_second } => Some(Sweep::new(Some(pages_per_second))),
+            Background::Full => Some(Sweep::new(None)),
+        };
+        Self {
+            policy,
+            plan: Plan::new(Arc::clone(atlas), options.budget),
+            queue: VecDeque::new(),
+            idle: false,
+            sweep,
+        }
+    }
+
+    /// Asks the policy about a fault. What it wants fetched is queued; what it wants filled with zeros is added to `zeros`.
+    pub(super) fn fault(
+        &mut self,
+        fault: &Fault,
+        clone: &Shared,
+        zeros: &mut Vec<FrameIndex>,
+    ) -> Answer {
+        self.idle = false;
+        let mut planner = self.plan.begin(&clone.states, Some(fault.frame));
+        self.policy.fault(fault, &mut planner);
+        self.take_plan(clone, zeros);
+        self.plan.answer()
+    }
+
+    /// The policy learns what became of a prefetched frame.
+    pub(super) fn feedback(&mut self, frame: FrameIndex, outcome: Outcome) {
+        self.policy.feedback(frame, outcome);
+    }
+
+    /// Queues the plan.
+    fn take_plan(&mut self, clone: &Shared, zeros: &mut Vec<FrameIndex>) {
+        for frame in self.plan.fetch() {
+            if clone.states.plan(*frame) {
+                self.queue.push_back(*frame);
+            }
+        }
+        while self.queue.len() > clone.options.queue
+            && let Some(oldest) = self.queue.pop_front()
+        {
+            clone.states.unplan(oldest);
+        }
+        zeros.extend(self.plan.zero().iter().filter(|frame| clone.is_free(**frame)));
+    }
+
+    /// Fills `batch` with frames to ask for, which are then on their way; returns how many. Only the streaming thread fills
+    /// the clone (`may_fill`). What the policy wants filled with zeros is added to `zeros`.
+    pub(super) fn next(
+        &mut self,
+        batch: &mut [FrameIndex],
+        may_fill: bool,
+        clone: &Shared,
+        zeros: &mut Vec<FrameIndex>,
+    ) -> usize {
+        let mut n = self.dequeue(batch, clone);
+        while n < batch.len() && !self.idle {
+            let mut planner = self.plan.begin(&clone.states, None);
+            planner.limit(batch.len() - n);
+            self.policy.background(&mut planner);
+            self.idle = self.plan.fetch().is_empty() && self.plan.zero().is_empty();
+            self.take_plan(clone, zeros);
+            n += self.dequeue(batch.get_mut(n..).unwrap_or_default(), clone);
+        }
+        if may_fill
+            && n < batch.len()
+            && let Some(sweep) = &mut self.sweep
+        {
+            n += sweep.next(batch.get_mut(n..).unwrap_or_default(), clone);
+        }
+        n
+    }
+
+    fn dequeue(&mut self, batch: &mut [FrameIndex], clone: &Shared) -> usize {
+        let mut n = 0;
+        while let Some(slot) = batch.get_mut(n)
+            && let Some(frame) = self.queue.pop_front()
+        {
+            if clone.states.ask(frame) {
+                *slot = frame;
+                n += 1;
+            }
+        }
+        n
+    }
+
+    /// Forgets everything that is planned: memory is short.
+    pub(super) fn drop_plans(&mut self, clone: &Shared) {
+        for frame in self.queue.drain(..) {
+            clone.states.unplan(frame);
+        }
+    }
+
+    /// Whether filling has seen every frame. A frame that was dropped since is filled in another pass.
+    pub(super) fn has_swept(&mut self, clone: &Shared) -> bool {
+        let Some(sweep) = &mut self.sweep else { return false };
+        if !sweep.is_done() || !self.queue.is_empty() {
+            return false;
+        }
+        let frames = (0..clone.atlas.frames()).map(FrameIndex);
+        let mut missing = frames.filter(|frame| match clone.states.phase(*frame) {
+            Phase::Absent | Phase::Queued => !clone.is_free(*frame),
+            Phase::Requested | Phase::Placing | Phase::Staged => true,
+            Phase::Present | Phase::Removed | Phase::Refilled | Phase::Unavailable => false,
+        });
+        let is_filled = missing.next().is_none();
+        if !is_filled {
+            sweep.again();
+        }
+        is_filled
+    }
+
+    /// How long filling waits before it may ask for more; `None` when it waits for nothing, or there is none.
+    pub(super) fn fills_again_in(&self, clone: &Shared) -> Option<std::time::Duration> {
+        self.sweep.as_ref()?.allowed_in(clone.clock.now())
+    }
+}

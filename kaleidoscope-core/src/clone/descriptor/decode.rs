@@ -1,0 +1,101 @@
+//! From a payload to its descriptor.
+//!
+//! The payload is hostile, as a manifest's is, and read in the same way.
+#![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
+
+use super::limits::{MAX_ADDRESS, MAX_SERVERS};
+use super::{Descriptor, DescriptorError, DescriptorLimits, Template, instant, within};
+use crate::clone::{CloneId, FreeFrames, ServerAddress};
+use crate::manifest::cbor::Reader;
+use crate::manifest::decode::{fields, payload as manifest, read_identity, read_layout};
+use crate::manifest::{Manifest, ManifestError};
+use crate::prefetch::Atlas;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+/// The descriptor in a payload.
+pub(super) fn payload(
+    bytes: &[u8],
+    limits: &DescriptorLimits,
+) -> Result<Descriptor, DescriptorError> {
+    let mut reader = Reader::new(bytes);
+    let keys = ["id", "state", "colors", "frozen", "layout", "servers", "identity", "free_frames"];
+    let [id, state, colors, frozen, layout, servers, identity, free_frames] =
+        fields(&mut reader, keys)?;
+    reader.finish()?;
+
+    let at = |field, place| Reader::at(bytes, field, place);
+    let id = read_id(&mut at("id", id))?;
+    let frozen_at = read_frozen(&mut at("frozen", frozen))?;
+    let servers = read_servers(&mut at("servers", servers))?;
+    let free_frames = read_free_frames(&mut at("free_frames", free_frames))?;
+    let identity = read_identity(&mut at("identity", identity))?;
+    let layout = read_layout(&mut at("layout", layout), &limits.manifest)?;
+    let state = at("state", state).bytes()?;
+    within("bytes of device state", state.len(), limits.max_state())?;
+
+    let mut template = Template::new(layout, identity);
+    let mut at_colors = at("colors", colors);
+    if let Some(Manifest { map, identity, notes }) = read_colors(&mut at_colors, limits)? {
+        if *map.layout() != template.layout {
+            return Err(at_colors.error("the color map before it has another layout").into());
+        }
+        if identity != template.identity {
+            return Err(at_colors.error("the color map before it is of another image").into());
+        }
+        template.is_colored = true;
+        template.notes = notes;
+        template.atlas = Arc::new(Atlas::new(map)).into();
+    }
+    let template = Template { frozen_at, state: state.to_vec(), servers, free_frames, ..template };
+    Ok(Descriptor { id, template: Arc::new(template) })
+}
+
+fn read_id(reader: &mut Reader<'_>) -> Result<CloneId, ManifestError> {
+    let id = reader.bytes()?;
+    id.try_into().map(CloneId).map_err(|_| reader.error("an id is a string of 16 bytes"))
+}
+
+fn read_colors(
+    reader: &mut Reader<'_>,
+    limits: &DescriptorLimits,
+) -> Result<Option<Manifest>, DescriptorError> {
+    let bytes = reader.bytes()?;
+    if bytes.is_empty() {
+        return Ok(None);
+    }
+    manifest(bytes, &limits.manifest).map(Some).map_err(DescriptorError::Colors)
+}
+
+fn read_frozen(reader: &mut Reader<'_>) -> Result<Option<SystemTime>, ManifestError> {
+    match reader.array()? {
+        0 => Ok(None),
+        1 => {
+            let before = reader.moved_to(reader.place());
+            let micros = reader.uint()?;
+            let at = instant(micros);
+            at.map(Some).ok_or_else(|| before.error(format!("{micros} microseconds after 1970")))
+        }
+        n => Err(reader.error(format!("{n} instants of the freeze"))),
+    }
+}
+
+fn read_servers(reader: &mut Reader<'_>) -> Result<Vec<ServerAddress>, ManifestError> {
+    let count = reader.array()?;
+    within("page servers", count, MAX_SERVERS)?;
+    let mut servers = Vec::with_capacity(count);
+    for _ in 0..count {
+        let before = reader.moved_to(reader.place());
+        let text = reader.text()?;
+        within("bytes in a page server's address", text.len(), MAX_ADDRESS)?;
+        let address: ServerAddress = text.parse().map_err(|e| before.error(format!("{e}")))?;
+        servers.push(address);
+    }
+    Ok(servers)
+}
+
+fn read_free_frames(reader: &mut Reader<'_>) -> Result<FreeFrames, ManifestError> {
+    let before = reader.moved_to(reader.place());
+    let name = reader.text()?;
+    name.parse().map_err(|e| before.error(format!("{e}")))
+}

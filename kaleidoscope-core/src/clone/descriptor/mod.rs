@@ -1,0 +1,332 @@
+//! The descriptor: everything that a clone starts from, in a small file (`.kclone`).
+//!
+//! A descriptor names the frozen image and says where its pages come from; it holds none of them. The file is a manifest's
+//! container around one CBOR map, and `docs/formats.md` describes it byte by byte. Files are hostile, as manifests are.
+
+mod decode;
+#[cfg(test)]
+mod doc_example;
+mod encode;
+mod error;
+mod limits;
+#[cfg(test)]
+mod tests;
+
+pub use error::DescriptorError;
+pub use limits::{DescriptorLimits, MAX_SERVERS, MAX_STATE};
+
+use super::{CloneId, FreeFrames, ServerAddress};
+use crate::color::{ColorMap, Frame, KernelIdentity};
+use crate::manifest::container::{self, Family};
+use crate::manifest::{ImageIdentity, Manifest, ManifestError};
+use crate::memory::{GuestMemory, MemoryLayout};
+use crate::prefetch::Atlas;
+use limits::MAX_ADDRESS;
+use std::fmt;
+use std::io::{Read, Write};
+use std::path::Path;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// Descriptors among the files in the container.
+const FAMILY: Family = Family { name: "clone descriptor", magic: *b"KCLONE\r\n", version: 1 };
+
+/// What a clone starts from. Clones of one parent share all of it but their id, and copying it copies only that.
+#[derive(Clone, PartialEq)]
+pub struct Descriptor {
+    id: CloneId,
+    template: Arc<Template>,
+}
+
+/// What clones of one parent share.
+#[derive(Clone, Debug)]
+struct Template {
+    frozen_at: Option<SystemTime>,
+    state: Vec<u8>,
+    layout: MemoryLayout,
+    is_colored: bool,
+    /// The color map, arranged; where there is none, one without colors, once it is asked for.
+    atlas: OnceLock<Arc<Atlas>>,
+    notes: Vec<String>,
+    identity: ImageIdentity,
+    servers: Vec<ServerAddress>,
+    free_frames: FreeFrames,
+}
+
+impl Descriptor {
+    /// A new clone of the frozen guest `image`, colored or not, without device state and page servers.
+    ///
+    /// # Errors
+    /// [`DescriptorError::Identity`] when the image cannot be read, or the map is of another one;
+    /// [`DescriptorError::File`] when the system has no random numbers.
+    pub fn of(image: &dyn GuestMemory, map: Option<ColorMap>) -> Result<Self, DescriptorError> {
+        let layout = image.layout();
+        let (map, is_colored) = match map {
+            Some(map) => (map, true),
+            None => (without_colors(layout)?, false),
+        };
+        let identity = ImageIdentity::of(image, &map)?;
+        let template = Template::new(layout.clone(), identity);
+        let atlas = Arc::new(Atlas::new(map)).into();
+        Self::new(Template { is_colored, atlas, ..template })
+    }
+
+    /// A new clone of the guest that a manifest is of.
+    ///
+    /// # Errors
+    /// [`DescriptorError::File`] when the system has no random numbers.
+    pub fn of_manifest(manifest: Manifest) -> Result<Self, DescriptorError> {
+        let template = Template::new(manifest.map.layout().clone(), manifest.identity);
+        let atlas = Arc::new(Atlas::new(manifest.map)).into();
+        Self::new(Template { is_colored: true, atlas, notes: manifest.notes, ..template })
+    }
+
+    fn new(template: Template) -> Result<Self, DescriptorError> {
+        let id = CloneId::random().map_err(ManifestError::from)?;
+        Ok(Self { id, template: Arc::new(template) })
+    }
+
+    /// The same for another clone. Costs no more than counting it, whatever the guest's size.
+    #[must_use]
+    pub fn for_clone(&self, id: CloneId) -> Self {
+        Self { id, template: Arc::clone(&self.template) }
+    }
+
+    /// With the instant of the freeze, to the microsecond. Instants before 1970 or after 500,000 years are left out.
+    #[must_use]
+    pub fn frozen(mut self, at: SystemTime) -> Self {
+        let since = at.duration_since(UNIX_EPOCH).ok();
+        let micros = since.and_then(|since| u64::try_from(since.as_micros()).ok());
+        self.change().frozen_at = micros.and_then(instant);
+        self
+    }
+
+    /// With the state of vCPUs and devices, in whatever form the VMM has it.
+    ///
+    /// # Errors
+    /// [`DescriptorError::File`] with [`ManifestError::Limit`] for more than [`MAX_STATE`] bytes.
+    pub fn with_state(mut self, state: Vec<u8>) -> Result<Self, DescriptorError> {
+        within("bytes of device state", state.len(), MAX_STATE)?;
+        self.change().state = state;
+        Ok(self)
+    }
+
+    /// With the page servers, each of which has all pages; the first one is asked first.
+    ///
+    /// # Errors
+    /// [`DescriptorError::File`] with [`ManifestError::Limit`] for more than [`MAX_SERVERS`];
+    /// [`DescriptorError::Address`] for an address that cannot be written: no valid text, or longer than 4096 bytes.
+    pub fn with_servers(mut self, servers: Vec<ServerAddress>) -> Result<Self, DescriptorError> {
+        within("page servers", servers.len(), MAX_SERVERS)?;
+        for (number, address) in servers.iter().enumerate() {
+            let text = address.to_string();
+            if text.len() > MAX_ADDRESS || text.parse().as_ref() != Ok(address) {
+                return Err(DescriptorError::Address { number, text });
+            }
+        }
+        self.change().servers = servers;
+        Ok(self)
+    }
+
+    /// With leave to fill free frames with zeros, or not; see [`FreeFrames`].
+    #[must_use]
+    pub fn with_free_frames(mut self, free_frames: FreeFrames) -> Self {
+        self.change().free_frames = free_frames;
+        self
+    }
+
+    fn change(&mut self) -> &mut Template {
+        Arc::make_mut(&mut self.template)
+    }
+
+    /// Which clone.
+    #[must_use]
+    pub fn id(&self) -> CloneId {
+        self.id
+    }
+
+    /// When the parent was frozen, if that is known.
+    #[must_use]
+    pub fn frozen_at(&self) -> Option<SystemTime> {
+        self.template.frozen_at
+    }
+
+    /// The state of vCPUs and devices, which only the VMM understands; may be empty.
+    #[must_use]
+    pub fn state(&self) -> &[u8] {
+        &self.template.state
+    }
+
+    /// The guest's RAM.
+    #[must_use]
+    pub fn layout(&self) -> &MemoryLayout {
+        &self.template.layout
+    }
+
+    /// What every frame is, unless the guest was not colored.
+    #[must_use]
+    pub fn map(&self) -> Option<&ColorMap> {
+        self.template.atlas.get().filter(|_| self.template.is_colored).map(|atlas| atlas.map())
+    }
+
+    /// The color map as policies want it, shared by all clones; all frames are unknown where the guest was not colored.
+    ///
+    /// # Errors
+    /// Never for a colored guest: [`DescriptorError::File`] if a map without colors contradicts itself.
+    pub fn atlas(&self) -> Result<Arc<Atlas>, DescriptorError> {
+        if let Some(atlas) = self.template.atlas.get() {
+            return Ok(Arc::clone(atlas));
+        }
+        let atlas = Arc::new(Atlas::new(without_colors(self.layout())?));
+        Ok(Arc::clone(self.template.atlas.get_or_init(|| atlas)))
+    }
+
+    /// What was damaged or cut while coloring, one sentence each, for people.
+    #[must_use]
+    pub fn notes(&self) -> &[String] {
+        &self.template.notes
+    }
+
+    /// Which image it is a clone of.
+    #[must_use]
+    pub fn identity(&self) -> ImageIdentity {
+        self.template.identity
+    }
+
+    /// Where its pages come from.
+    #[must_use]
+    pub fn servers(&self) -> &[ServerAddress] {
+        &self.template.servers
+    }
+
+    /// Whether its free frames may be filled with zeros.
+    #[must_use]
+    pub fn free_frames(&self) -> FreeFrames {
+        self.template.free_frames
+    }
+
+    /// Checks that `memory` is the image; see [`ImageIdentity`] for how much that says.
+    ///
+    /// # Errors
+    /// [`DescriptorError::Identity`] when it is another image, or cannot be read.
+    pub fn verify(&self, memory: &dyn GuestMemory) -> Result<(), DescriptorError> {
+        Ok(self.identity().verify(memory, self.atlas()?.map())?)
+    }
+
+    /// The descriptor as the bytes of a file.
+    ///
+    /// Takes time in proportion to color map and state. Whoever serves one template to many clones keeps the bytes, and
+    /// the clones take their ids with [`Descriptor::for_clone`].
+    ///
+    /// # Errors
+    /// [`ManifestError::Compression`] when zstd fails (out of memory).
+    pub fn to_bytes(&self) -> Result<Vec<u8>, DescriptorError> {
+        Ok(container::wrap(&FAMILY, &encode::payload(self))?)
+    }
+
+    /// Writes the descriptor.
+    ///
+    /// # Errors
+    /// [`ManifestError::Io`] when `out` fails, [`ManifestError::Compression`] when zstd does.
+    pub fn write_to(&self, mut out: impl Write) -> Result<(), DescriptorError> {
+        Ok(out.write_all(&self.to_bytes()?).map_err(ManifestError::from)?)
+    }
+
+    /// Writes the descriptor to a file, which has either its old content or the whole new one at every instant.
+    ///
+    /// # Errors
+    /// As [`Descriptor::write_to`].
+    pub fn write_file(&self, path: &Path) -> Result<(), DescriptorError> {
+        Ok(container::write_atomically(path, &self.to_bytes()?)?)
+    }
+
+    /// Reads a descriptor that is all of `bytes`. Takes no more memory than [`DescriptorLimits::max_memory`] and time in
+    /// proportion, whatever the bytes are. This is the function to fuzz.
+    ///
+    /// # Errors
+    /// [`DescriptorError`], naming what is wrong and where.
+    pub fn from_bytes(bytes: &[u8], limits: &DescriptorLimits) -> Result<Self, DescriptorError> {
+        decode::payload(&container::unwrap(bytes, &FAMILY, limits.bounds())?, limits)
+    }
+
+    /// Reads a descriptor that is all of `input`.
+    ///
+    /// # Errors
+    /// [`DescriptorError`], naming what is wrong and where.
+    pub fn read_from(input: impl Read, limits: &DescriptorLimits) -> Result<Self, DescriptorError> {
+        Self::from_bytes(&container::read_bounded(input, &FAMILY, limits.bounds())?, limits)
+    }
+
+    /// Reads a descriptor file.
+    ///
+    /// # Errors
+    /// [`DescriptorError`], naming what is wrong and where.
+    pub fn read_file(path: &Path, limits: &DescriptorLimits) -> Result<Self, DescriptorError> {
+        Self::read_from(std::fs::File::open(path).map_err(ManifestError::from)?, limits)
+    }
+}
+
+impl Template {
+    fn new(layout: MemoryLayout, identity: ImageIdentity) -> Self {
+        Self {
+            frozen_at: None,
+            state: Vec::new(),
+            layout,
+            is_colored: false,
+            atlas: OnceLock::new(),
+            notes: Vec::new(),
+            identity,
+            servers: Vec::new(),
+            free_frames: FreeFrames::Fetch,
+        }
+    }
+
+    fn map(&self) -> Option<&ColorMap> {
+        self.atlas.get().filter(|_| self.is_colored).map(|atlas| atlas.map())
+    }
+}
+
+impl PartialEq for Template {
+    fn eq(&self, other: &Self) -> bool {
+        let parts = |t: &Self| (t.frozen_at, t.identity, t.free_frames);
+        parts(self) == parts(other)
+            && self.layout == other.layout
+            && self.servers == other.servers
+            && self.notes == other.notes
+            && self.state == other.state
+            && self.map() == other.map()
+    }
+}
+
+impl fmt::Debug for Descriptor {
+    /// Without state and map, which are large.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Descriptor")
+            .field("id", &self.id)
+            .field("frames", &self.layout().frames())
+            .field("is_colored", &self.template.is_colored)
+            .field("identity", &self.identity())
+            .field("servers", &self.servers())
+            .field("free_frames", &self.free_frames())
+            .finish_non_exhaustive()
+    }
+}
+
+/// A map in which every frame is unknown.
+fn without_colors(layout: &MemoryLayout) -> Result<ColorMap, ManifestError> {
+    let frames = std::iter::repeat_n(Frame::default(), layout.frames() as usize);
+    Ok(ColorMap::new(layout.clone(), KernelIdentity::default(), frames, Vec::new())?)
+}
+
+/// The instant so many microseconds after 1970, if the system can represent it.
+fn instant(micros: u64) -> Option<SystemTime> {
+    UNIX_EPOCH.checked_add(Duration::from_micros(micros))
+}
+
+fn within(what: &'static str, found: usize, limit: usize) -> Result<(), ManifestError> {
+    if found > limit {
+        let number = |n| u64::try_from(n).unwrap_or(u64::MAX);
+        return Err(ManifestError::Limit { what, found: number(found), limit: number(limit) });
+    }
+    Ok(())
+}

@@ -1,0 +1,285 @@
+//! Descriptors round-trip, and damaged or hostile ones are refused.
+
+use super::*;
+use crate::addr::{FrameIndex, Gpa};
+use crate::color::{Color, FrameKind, Order, Region, RegionId};
+use crate::manifest::IdentityError;
+use crate::manifest::cbor::Writer;
+use crate::memory::VecMemory;
+use proptest::prelude::*;
+
+fn limits() -> DescriptorLimits {
+    DescriptorLimits::for_frames(64)
+}
+
+fn image(frames: u64) -> VecMemory {
+    let layout = MemoryLayout::new(&[(Gpa(0), (frames - 1) << 12), (Gpa(1 << 32), 0x1000)]);
+    let mut memory = VecMemory::zeroed(layout.unwrap());
+    for (i, byte) in memory.bytes_mut().iter_mut().enumerate() {
+        *byte = u8::try_from(i / 11 % 251).unwrap();
+    }
+    memory
+}
+
+fn map(layout: &MemoryLayout) -> ColorMap {
+    let regions = vec![Region {
+        anchor: Some(FrameIndex(0)),
+        ..Region::new(FrameKind::File, Order::FileOffset, "ext4:1:2:/bin/true")
+    }];
+    let frames = (0..layout.frames()).map(|i| Frame {
+        kind: FrameKind::File,
+        color: Color::FileCode,
+        region: Some(RegionId(0)),
+        position: u64::from(i / 2),
+        ..Frame::default()
+    });
+    ColorMap::new(layout.clone(), KernelIdentity::default(), frames, regions).unwrap()
+}
+
+fn address() -> impl Strategy<Value = ServerAddress> {
+    let port = any::<u16>();
+    prop_oneof![
+        "/[a-z:. ]{1,40}".prop_map(|path| ServerAddress::Unix(path.into())),
+        ("[a-z.]{1,20}", port)
+            .prop_map(|(host, port)| ServerAddress::Tcp(format!("{host}:{port}"))),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn descriptors_round_trip(
+        is_colored: bool,
+        frames in 2u64..64,
+        id: [u8; 16],
+        micros in prop::option::of(0u64..1 << 60),
+        state in prop::collection::vec(any::<u8>(), 0..2000),
+        servers in prop::collection::vec(address(), 0..=MAX_SERVERS),
+        zero: bool,
+    ) {
+        let image = image(frames);
+        let map = is_colored.then(|| map(image.layout()));
+        let mut descriptor = Descriptor::of(&image, map).unwrap()
+            .for_clone(CloneId(id))
+            .with_free_frames(if zero { FreeFrames::Zero } else { FreeFrames::Fetch })
+            .with_state(state).unwrap()
+            .with_servers(servers).unwrap();
+        if let Some(micros) = micros {
+            // Nanoseconds are cut off.
+            descriptor = descriptor.frozen(instant(micros).unwrap() + Duration::from_nanos(999));
+        }
+        let bytes = descriptor.to_bytes().unwrap();
+        let read = Descriptor::from_bytes(&bytes, &limits()).unwrap();
+        prop_assert_eq!(&read, &descriptor);
+        prop_assert_eq!(read.to_bytes().unwrap(), bytes, "equal descriptors are equal bytes");
+        prop_assert_eq!(read.map().is_some(), is_colored);
+        prop_assert_eq!(read.frozen_at(), micros.and_then(instant));
+        read.verify(&image).unwrap();
+        let atlas = read.atlas().unwrap();
+        prop_assert_eq!(u64::from(atlas.frames()), frames);
+        prop_assert_eq!(atlas.class(FrameIndex(0)), descriptor.atlas().unwrap().class(FrameIndex(0)));
+    }
+
+    /// Any one byte that changes is noticed.
+    #[test]
+    fn damage_is_noticed(at: prop::sample::Index, flip in 1u8..) {
+        let image = image(9);
+        let mut bytes = Descriptor::of(&image, Some(map(image.layout()))).unwrap().to_bytes().unwrap();
+        let at = at.index(bytes.len());
+        bytes[at] ^= flip;
+        prop_assert!(Descriptor::from_bytes(&bytes, &limits()).is_err());
+    }
+}
+
+#[test]
+fn clones_share_their_template() {
+    let image = image(40);
+    let first = Descriptor::of(&image, Some(map(image.layout()))).unwrap();
+    let clones: Vec<_> = (0..1000).map(|_| first.for_clone(CloneId::random().unwrap())).collect();
+    for clone in &clones {
+        assert_ne!(clone.id(), first.id());
+        assert!(Arc::ptr_eq(&clone.atlas().unwrap(), &first.atlas().unwrap()));
+    }
+    let changed = clones[0].clone().with_free_frames(FreeFrames::Zero);
+    assert_eq!((changed.free_frames(), first.free_frames()), (FreeFrames::Zero, FreeFrames::Fetch));
+}
+
+#[test]
+fn another_image_is_refused() {
+    let (first, mut other) = (image(20), image(20));
+    for map in [None, Some(map(first.layout()))] {
+        let descriptor = Descriptor::of(&first, map).unwrap();
+        descriptor.verify(&first).unwrap();
+        other.write(Gpa(0x3210), b"another").unwrap();
+        assert!(matches!(descriptor.verify(&other), Err(DescriptorError::Identity(_))));
+        assert!(matches!(descriptor.verify(&image(21)), Err(DescriptorError::Identity(_))));
+    }
+    let error = Descriptor::of(&first, Some(map(image(21).layout()))).unwrap_err();
+    assert!(matches!(error, DescriptorError::Identity(IdentityError::Layout { .. })));
+}
+
+#[test]
+fn too_much_is_refused_at_once() {
+    let image = image(2);
+    let new = || Descriptor::of(&image, None).unwrap();
+    let error = new().with_state(vec![0; MAX_STATE + 1]).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "67108865 bytes of device state, more than the limit of 67108864"
+    );
+    let address = ServerAddress::Tcp("host:1".into());
+    assert!(new().with_servers(vec![address.clone(); MAX_SERVERS]).is_ok());
+    let error = new().with_servers(vec![address; MAX_SERVERS + 1]).unwrap_err();
+    assert_eq!(error.to_string(), "17 page servers, more than the limit of 16");
+    use std::os::unix::ffi::OsStringExt;
+    let bytes = std::ffi::OsString::from_vec(vec![b'/', 0xff]);
+    for wrong in [
+        ServerAddress::Tcp("no port".into()),
+        ServerAddress::Unix("x".repeat(5000).into()),
+        ServerAddress::Unix(bytes.into()),
+    ] {
+        let error = new().with_servers(vec![wrong]).unwrap_err();
+        assert!(matches!(error, DescriptorError::Address { number: 0, .. }));
+    }
+}
+
+#[test]
+fn other_files_are_told_apart() {
+    let image = image(2);
+    let manifest_limits = limits().manifest;
+    let file = Descriptor::of(&image, None).unwrap().to_bytes().unwrap();
+    let error = Manifest::from_bytes(&file, &manifest_limits).unwrap_err();
+    assert!(error.to_string().contains("not a manifest"), "{error}");
+    let map = map(image.layout());
+    let identity = ImageIdentity::of(&image, &map).unwrap();
+    let manifest = Manifest::new(map, identity);
+    let error = Descriptor::from_bytes(&manifest.to_bytes().unwrap(), &limits()).unwrap_err();
+    assert!(error.to_string().contains("not a clone descriptor"), "{error}");
+    let made = Descriptor::of_manifest(manifest).unwrap();
+    assert_eq!(
+        made.for_clone(CloneId([0; 16])),
+        Descriptor::of(&image, made.map().cloned()).unwrap().for_clone(CloneId([0; 16]))
+    );
+}
+
+/// What a field of the payload is replaced by.
+struct Fields {
+    id: Vec<u8>,
+    state: Vec<u8>,
+    colors: Vec<u8>,
+    frozen: Vec<u64>,
+    layout: Vec<[u64; 2]>,
+    servers: Vec<String>,
+    frames: u64,
+    free_frames: &'static str,
+}
+
+impl Default for Fields {
+    fn default() -> Self {
+        Self {
+            id: vec![7; 16],
+            state: Vec::new(),
+            colors: Vec::new(),
+            frozen: Vec::new(),
+            layout: vec![[0, 3]],
+            servers: Vec::new(),
+            frames: 3,
+            free_frames: "fetch",
+        }
+    }
+}
+
+/// Reads a payload with these fields, and one that no version knows yet.
+fn read(fields: &Fields) -> Result<Descriptor, DescriptorError> {
+    let mut out = Writer::default();
+    out.map(9);
+    out.text("dedup_hashes");
+    out.array(2);
+    out.bytes(&[1; 32]);
+    out.map(0);
+    out.text("id");
+    out.bytes(&fields.id);
+    out.text("state");
+    out.bytes(&fields.state);
+    out.text("colors");
+    out.bytes(&fields.colors);
+    out.text("frozen");
+    out.array(fields.frozen.len());
+    fields.frozen.iter().for_each(|n| out.uint(*n));
+    out.text("layout");
+    out.array(fields.layout.len());
+    for [start, frames] in &fields.layout {
+        out.array(2);
+        out.uint(*start);
+        out.uint(*frames);
+    }
+    out.text("servers");
+    out.array(fields.servers.len());
+    fields.servers.iter().for_each(|s| out.text(s));
+    out.text("identity");
+    out.map(2);
+    out.text("digest");
+    out.bytes(&[0xa5; 32]);
+    out.text("frames");
+    out.uint(fields.frames);
+    out.text("free_frames");
+    out.text(fields.free_frames);
+    let limits = DescriptorLimits { max_state: 1000, ..limits() };
+    Descriptor::from_bytes(&container::wrap(&FAMILY, &out.finish()).unwrap(), &limits)
+}
+
+#[test]
+fn unknown_fields_are_skipped() {
+    let read = read(&Fields::default()).unwrap();
+    assert_eq!((read.layout().frames(), read.id()), (3, CloneId([7; 16])));
+    assert_eq!(read.atlas().unwrap().color(FrameIndex(2)), Color::Unknown);
+}
+
+#[test]
+fn wrong_fields_are_named() {
+    let layout = MemoryLayout::contiguous(0x3000).unwrap();
+    let colors = |identity, layout: &MemoryLayout| {
+        crate::manifest::encode::parts(&map(layout), &identity, &[])
+    };
+    let right = ImageIdentity { digest: [0xa5; 32], frames: 3 };
+    let other = ImageIdentity { digest: [0; 32], frames: 3 };
+    let two = MemoryLayout::contiguous(0x2000).unwrap();
+    let colored = Fields { colors: colors(right, &layout), ..Fields::default() };
+    assert!(read(&colored).unwrap().map().is_some());
+    let cut = colored.colors[..colored.colors.len() - 1].to_vec();
+    let server = |text: &str| Fields { servers: vec![text.into()], ..Fields::default() };
+    let cases = [
+        (Fields { id: vec![1; 15], ..Fields::default() }, "an id is a string of 16 bytes"),
+        (Fields { state: vec![0; 1001], ..Fields::default() }, "1001 bytes of device state"),
+        (Fields { colors: cut, ..Fields::default() }, "in the color map, field `colors`: "),
+        (Fields { colors: colors(other, &layout), ..Fields::default() }, "is of another image"),
+        (Fields { colors: colors(right, &two), ..Fields::default() }, "has another layout"),
+        (Fields { frozen: vec![1, 2], ..Fields::default() }, "2 instants of the freeze"),
+        (Fields { layout: Vec::new(), ..Fields::default() }, "0 RAM regions"),
+        (Fields { layout: vec![[0, 65]], ..Fields::default() }, "65 frames of RAM, more than"),
+        (Fields { layout: vec![[0, 1], [1, 1]], ..Fields::default() }, "gaps between them"),
+        (server("vsock:1"), "`vsock:1` is no address"),
+        (server(&format!("unix:{}", "x".repeat(5000))), "5005 bytes in a page server's address"),
+        (
+            Fields { servers: vec!["tcp:a:1".into(); 17], ..Fields::default() },
+            "17 page servers, more than the limit of 16",
+        ),
+        (Fields { frames: 1 << 40, ..Fields::default() }, "field `identity`"),
+        (Fields { free_frames: "keep", ..Fields::default() }, "`keep`: free frames are either"),
+    ];
+    for (fields, expected) in cases {
+        let error = read(&fields).unwrap_err().to_string();
+        assert!(error.contains(expected), "{error:?} has no {expected:?}");
+    }
+}
+
+/// A file that claims a huge payload takes no memory for it.
+#[test]
+fn huge_claims_are_refused() {
+    let mut bytes = Descriptor::of(&image(2), None).unwrap().to_bytes().unwrap();
+    bytes[24..32].copy_from_slice(&(1u64 << 50).to_le_bytes());
+    let error = Descriptor::from_bytes(&bytes, &limits()).unwrap_err();
+    assert!(matches!(error, DescriptorError::File(ManifestError::Limit { .. })), "{error}");
+    assert!(limits().max_memory() < 1 << 30);
+}

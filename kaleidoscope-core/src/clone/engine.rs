@@ -1,0 +1,255 @@
+//! The engine: faults and plans in, pages into the clone's memory.
+//!
+//! ```text
+//!  fault:  claim the frame ─► ask the source, urgently ─► ask the policy ─► ask for what it plans ─► receive until it is here
+//!  stream: what was planned, then what the policy has for idle times, then everything, a bounded number on their way
+//!  page:   claim its placing ─► place (or stage) ─► wake who waits
+//! ```
+//!
+//! The work is done by the threads that fault, and by one thread per clone that streams. There are four locks, never held
+//! while waiting for anything: the *gate* (shared by all that place, exclusive while events of the memory are read), the
+//! *brain* (policy, plan and queue), the *staging* and the waiters' own. They are taken in this order.
+
+use super::brain::Brain;
+use super::memory::Memory;
+use super::options::{Feedback, FreeFrames, Options, Parts, Stopped};
+use super::ports::{Clock, FaultQueue, PageSource, Placer};
+use super::staging::Staging;
+use super::states::FrameStates;
+use super::statistics::{Counters, Statistics};
+use super::waiters::Waiters;
+use crate::addr::FrameIndex;
+use crate::alloc::{ByColor, FootprintSample, Pressure};
+use crate::color::Color;
+use crate::prefetch::{Access, Atlas};
+use crate::sync::{AtomicBool, AtomicUsize, Mutex, Ordering, RwLock};
+use std::collections::VecDeque;
+use std::fmt;
+use std::sync::{Arc, OnceLock};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+/// Longest wait after which a thread looks whether it should stop.
+pub(super) const SLICE: Duration = Duration::from_millis(20);
+
+/// Fills one clone's memory. Ends with the clone: dropping it stops what it does.
+pub struct Engine {
+    shared: Arc<Shared>,
+    streamer: Option<JoinHandle<()>>,
+}
+
+/// What the engine's threads share.
+pub(super) struct Shared {
+    pub(super) atlas: Arc<Atlas>,
+    pub(super) source: Arc<dyn PageSource>,
+    pub(super) placer: Arc<dyn Placer>,
+    pub(super) queue: Option<Arc<dyn FaultQueue>>,
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) options: Options,
+    pub(super) states: FrameStates,
+    pub(super) waiters: Waiters,
+    /// Shared while a frame is placed, exclusive while events are read: a frame that the guest gave back must not be filled
+    /// with the parent's bytes between the giving back and the engine's taking note of it.
+    pub(super) gate: RwLock<()>,
+    pub(super) brain: Mutex<Brain>,
+    pub(super) staging: Mutex<Staging>,
+    pub(super) counters: Counters,
+    pub(super) memory: Memory,
+    /// Frames on their way that nobody has touched.
+    pub(super) ahead: AtomicUsize,
+    /// Faults that were read while somebody was busy with something else.
+    pub(super) deferred: Mutex<VecDeque<(FrameIndex, Access)>>,
+    /// The clone has ended by itself.
+    pub(super) closed: AtomicBool,
+    pub(super) stopped: AtomicBool,
+    pub(super) why: OnceLock<Stopped>,
+    /// Everything that can be fetched is there.
+    pub(super) filled: AtomicBool,
+}
+
+impl Engine {
+    /// Starts a clone: from here on faults are answered. Takes no time in proportion to the clone's memory.
+    ///
+    /// # Errors
+    /// [`std::io::Error`] when the system gives no thread.
+    pub fn start(parts: Parts, options: Options) -> std::io::Result<Self> {
+        let shared = Arc::new(Shared::new(parts, options));
+        let pressed = Arc::downgrade(&shared);
+        shared.memory.on_pressure(move |level| {
+            if let Some(shared) = pressed.upgrade() {
+                shared.pressed(level);
+            }
+        });
+        let streaming = Arc::clone(&shared);
+        let streamer = std::thread::Builder::new()
+            .name("kscope-stream".into())
+            .stack_size(256 << 10)
+            .spawn(move || streaming.stream())?;
+        Ok(Self { shared, streamer: Some(streamer) })
+    }
+
+    /// A vCPU touched a frame that is not there; returns when it is. Any number of threads may call it at once.
+    ///
+    /// # Errors
+    /// [`Stopped`] when the frame will never come. The clone is stopped then, and every thread gets the same answer.
+    pub fn fault(&self, frame: FrameIndex, access: Access) -> Result<(), Stopped> {
+        self.shared.fault(frame, access).map_err(|error| self.shared.fail(error))
+    }
+
+    /// The guest gave frames back: they read as zeros from now on. For embedders without a [`FaultQueue`]; the caller makes
+    /// sure that the frames are empty, and that nobody touches them, until this returns.
+    ///
+    /// # Errors
+    /// [`Stopped`] when the clone was stopped, or for frames that it does not have.
+    pub fn removed(&self, frames: std::ops::Range<u32>) -> Result<(), Stopped> {
+        let result = {
+            let gate = self.shared.gate.write();
+            let result = self.shared.removed(frames);
+            drop(gate);
+            result
+        };
+        self.shared.waiters.wake();
+        result.map_err(|error| self.shared.fail(error))
+    }
+
+    /// One fault thread: answers the events of the clone's memory until it ends. Run it on as many threads as faults are to
+    /// be answered at once.
+    ///
+    /// # Errors
+    /// [`Stopped`] when the clone was stopped.
+    pub fn serve(&self) -> Result<(), Stopped> {
+        self.shared.serve().map_err(|error| self.shared.fail(error))
+    }
+
+    /// Gives memory back: forgets plans, drops staged pages, and takes back prefetched frames that the clone has not touched
+    /// where its memory can tell, until `wanted` frames are free again. Returns how many are.
+    ///
+    /// # Errors
+    /// [`Stopped`] when the clone was stopped.
+    pub fn reclaim(&self, wanted: u32) -> Result<u32, Stopped> {
+        self.shared.reclaim(wanted).map_err(|error| self.shared.fail(error))
+    }
+
+    /// Stops the clone: threads that wait for pages get [`Stopped::Cancelled`], and nothing more is fetched.
+    pub fn stop(&self) {
+        self.shared.fail(Stopped::Cancelled);
+    }
+
+    /// Why the clone was stopped, if it was.
+    #[must_use]
+    pub fn stopped(&self) -> Option<Stopped> {
+        self.shared.why.get().cloned()
+    }
+
+    /// Whether everything that can be fetched is there; only with background filling.
+    #[must_use]
+    pub fn is_filled(&self) -> bool {
+        self.shared.filled.load(Ordering::Acquire)
+    }
+
+    /// Counters at this moment.
+    #[must_use]
+    pub fn statistics(&self) -> Statistics {
+        let sampled = match self.shared.options.feedback {
+            Feedback::Off | Feedback::Sampled { one_in: 0 } => 0.0,
+            Feedback::Staged => 1.0,
+            Feedback::Sampled { one_in } => 1.0 / f64::from(one_in),
+        };
+        let mut statistics = self.shared.counters.read(self.shared.atlas.frames(), sampled);
+        let resident = self.footprint();
+        for (color, counts) in &mut statistics.by_color {
+            counts.resident = u64::from(resident.get(*color));
+        }
+        statistics
+    }
+
+    /// Frames in the clone's memory by color, now.
+    #[must_use]
+    pub fn footprint(&self) -> ByColor {
+        self.shared.memory.footprint()
+    }
+
+    /// Frames in the clone's memory by color, over time since the clock's start.
+    #[must_use]
+    pub fn footprint_history(&self) -> Vec<FootprintSample> {
+        self.shared.memory.history(self.shared.clock.now())
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        self.stop();
+        if let Some(streamer) = self.streamer.take() {
+            // A panic there has stopped the clone already.
+            let _ = streamer.join();
+        }
+    }
+}
+
+impl fmt::Debug for Engine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Engine").field("stopped", &self.stopped()).finish_non_exhaustive()
+    }
+}
+
+impl Shared {
+    /// An engine without its streaming thread.
+    pub(super) fn new(parts: Parts, options: Options) -> Self {
+        let brain = Brain::new(parts.policy, &parts.atlas, &options);
+        Self {
+            states: FrameStates::new(parts.atlas.frames()),
+            atlas: parts.atlas,
+            source: parts.source,
+            placer: parts.placer,
+            queue: parts.queue,
+            clock: parts.clock,
+            options,
+            waiters: Waiters::new(),
+            gate: RwLock::new(()),
+            brain: Mutex::new(brain),
+            staging: Mutex::new(Staging::new(options.staged)),
+            counters: Counters::new(),
+            memory: Memory::new(parts.grant),
+            ahead: AtomicUsize::new(0),
+            deferred: Mutex::new(VecDeque::new()),
+            closed: AtomicBool::new(false),
+            stopped: AtomicBool::new(false),
+            why: OnceLock::new(),
+            filled: AtomicBool::new(false),
+        }
+    }
+
+    /// Stops the clone for a reason; the first one counts, and is returned.
+    pub(super) fn fail(&self, why: Stopped) -> Stopped {
+        let why = self.why.get_or_init(|| why).clone();
+        if !self.stopped.swap(true, Ordering::AcqRel) {
+            self.waiters.wake();
+            self.waiters.kick();
+        }
+        why
+    }
+
+    pub(super) fn check(&self) -> Result<(), Stopped> {
+        if self.stopped.load(Ordering::Acquire) {
+            return Err(self.why.get().cloned().unwrap_or(Stopped::Cancelled));
+        }
+        Ok(())
+    }
+
+    /// The host's memory has become scarcer, or less scarce.
+    fn pressed(&self, level: Pressure) {
+        if level >= Pressure::Reclaim {
+            self.memory.press();
+        }
+        self.waiters.kick();
+    }
+
+    pub(super) fn color(&self, frame: FrameIndex) -> Color {
+        self.atlas.color(frame)
+    }
+
+    /// Whether a frame may be filled with zeros here because nobody needs its bytes.
+    pub(super) fn is_free(&self, frame: FrameIndex) -> bool {
+        self.options.free_frames == FreeFrames::Zero && self.atlas.is_free(frame)
+    }
+}

@@ -1,0 +1,106 @@
+//! What the clone's memory reports.
+
+use super::engine::{SLICE, Shared};
+use super::options::Stopped;
+use super::ports::Event;
+use super::states::Phase;
+use crate::addr::FrameIndex;
+use crate::sync::Ordering;
+use std::ops::Range;
+
+impl Shared {
+    /// The loop of one fault thread.
+    pub(super) fn serve(&self) -> Result<(), Stopped> {
+        let Some(queue) = &self.queue else { return Ok(()) };
+        loop {
+            self.check()?;
+            if self.closed.load(Ordering::Acquire) {
+                return Ok(());
+            }
+            let deferred = self.deferred.lock().pop_front();
+            let event = match deferred {
+                Some((frame, access)) => Some(Event::Fault { frame, access }),
+                None => {
+                    queue.wait(SLICE)?;
+                    self.read_event()?
+                }
+            };
+            if let Some(Event::Fault { frame, access }) = event {
+                self.fault(frame, access)?;
+            }
+        }
+    }
+
+    /// Reads one event. What is given back is taken note of before any other page is placed.
+    fn read_event(&self) -> Result<Option<Event>, Stopped> {
+        let Some(queue) = &self.queue else { return Ok(None) };
+        let gate = self.gate.write();
+        let event = queue.read()?;
+        if let Some(Event::Removed(frames)) = &event {
+            self.removed(frames.clone())?;
+        }
+        drop(gate);
+        match &event {
+            Some(Event::Removed(_)) => self.waiters.wake(),
+            Some(Event::Closed) => self.closed.store(true, Ordering::Release),
+            Some(Event::Fault { .. }) | None => {}
+        }
+        Ok(event)
+    }
+
+    /// Reads all events, and leaves the faults among them for later: pages cannot be placed before.
+    pub(super) fn read_events(&self) -> Result<(), Stopped> {
+        self.check()?;
+        while let Some(event) = self.read_event()? {
+            match event {
+                Event::Fault { frame, access } => {
+                    self.deferred.lock().push_back((frame, access));
+                }
+                Event::Closed => return Err(Stopped::Cancelled),
+                Event::Removed(_) => {}
+            }
+        }
+        std::thread::yield_now();
+        Ok(())
+    }
+
+    /// Answers faults that were read at a bad time.
+    pub(super) fn answer_deferred(&self) -> Result<(), Stopped> {
+        loop {
+            let deferred = self.deferred.lock().pop_front();
+            let Some((frame, access)) = deferred else { return Ok(()) };
+            self.fault(frame, access)?;
+        }
+    }
+
+    /// The guest gave frames back. The gate is held exclusively.
+    pub(super) fn removed(&self, range: Range<u32>) -> Result<(), Stopped> {
+        let frames = self.atlas.frames();
+        if range.start > range.end || range.end > frames {
+            let frame = FrameIndex(range.end.saturating_sub(1).max(range.start));
+            return Err(Stopped::NoSuchFrame { frame, frames });
+        }
+        for frame in range.map(FrameIndex) {
+            let Some(before) = self.states.removed(frame) else { continue };
+            match before.phase {
+                Phase::Requested => {
+                    self.memory.give_back(1);
+                    if before.flags.ahead() {
+                        self.ahead.fetch_sub(1, Ordering::AcqRel);
+                    }
+                }
+                Phase::Staged => {
+                    let mut staging = self.staging.lock();
+                    let page = staging.take(frame).flatten();
+                    staging.recycle(page);
+                    self.memory.give_back(1);
+                }
+                Phase::Present | Phase::Refilled => self.memory.leave(self.color(frame)),
+                // Nobody places while the gate is held.
+                Phase::Placing => {}
+                Phase::Absent | Phase::Queued | Phase::Removed | Phase::Unavailable => {}
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,127 @@
+//! The way of a fault.
+
+use super::deliver::{Attempt, Origin, Staged};
+use super::engine::{SLICE, Shared};
+use super::options::Stopped;
+use super::ports::{Delivery, Priority};
+use super::states::Step;
+use super::statistics::Count;
+use crate::addr::FrameIndex;
+use crate::prefetch::{Access, Answer, Fault};
+use crate::sync::Ordering;
+use std::time::Duration;
+
+impl Shared {
+    /// Answers a fault; returns when the frame is there.
+    pub(super) fn fault(&self, frame: FrameIndex, access: Access) -> Result<(), Stopped> {
+        let frames = self.atlas.frames();
+        if frame.0 >= frames {
+            return Err(Stopped::NoSuchFrame { frame, frames });
+        }
+        let start = self.clock.now();
+        let mut stalled = false;
+        loop {
+            self.check()?;
+            let gate = self.gate.read();
+            let attempt = match self.states.fault(frame) {
+                Step::Present => {
+                    drop(gate);
+                    if !stalled {
+                        // It came between the touch and here, and the vCPU may still sleep.
+                        self.placer.wake(frame)?;
+                    }
+                    break;
+                }
+                Step::Unavailable => return Err(Stopped::Unavailable { frame }),
+                Step::Unstage => self.place_staged(frame, Staged::Touched)?,
+                Step::Zero => self.place_zeros(frame)?,
+                step @ (Step::Ask | Step::Hurry | Step::Wait) => {
+                    drop(gate);
+                    stalled = true;
+                    if step == Step::Ask {
+                        self.first_touch(Fault { frame, access, in_flight: false })?;
+                    } else if step == Step::Hurry {
+                        self.first_wait(Fault { frame, access, in_flight: true })?;
+                    }
+                    self.wait_for(frame, start)?;
+                    continue;
+                }
+            };
+            drop(gate);
+            match attempt {
+                Attempt::Done => break,
+                Attempt::Again => self.read_events()?,
+            }
+        }
+        if stalled {
+            let now = self.clock.now();
+            self.counters.stalled(now.saturating_sub(start));
+            self.memory.sample(now);
+            if self.ahead.load(Ordering::Acquire) > 0 {
+                // Others are on their way, and this thread no longer receives them.
+                self.waiters.kick();
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until a frame is no longer on its way, receiving for everybody unless somebody else does.
+    fn wait_for(&self, frame: FrameIndex, start: Duration) -> Result<(), Stopped> {
+        let patience = self.options.patience;
+        while self.states.is_on_its_way(frame) {
+            self.check()?;
+            if self.clock.now().saturating_sub(start) > patience {
+                return Err(Stopped::Patience { frame, patience });
+            }
+            let Some(role) = self.waiters.receive() else {
+                let is_over =
+                    || !self.states.is_on_its_way(frame) || self.stopped.load(Ordering::Acquire);
+                self.waiters.wait(SLICE, is_over);
+                continue;
+            };
+            // Whoever had the role may have received the frame just now.
+            if self.states.is_on_its_way(frame) {
+                self.receive(SLICE)?;
+            }
+            drop(role);
+            if self.states.is_on_its_way(frame) {
+                self.feed(false)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A frame that nobody had asked for was touched: the thread asks.
+    fn first_touch(&self, fault: Fault) -> Result<(), Stopped> {
+        let frame = fault.frame;
+        self.memory.take_for_fault();
+        let mut zeros = Vec::new();
+        if self.is_free(frame) {
+            let answer = self.brain.lock().fault(&fault, self, &mut zeros);
+            if answer == Answer::Zero {
+                self.counters.add(self.color(frame), Count::ZeroFaults);
+                self.deliver(Delivery::Zero(frame), Origin::Here)?;
+            } else {
+                self.counters.add(self.color(frame), Count::Faults);
+                self.source.request(&[frame], Priority::Urgent)?;
+            }
+        } else {
+            // The page is on its way while the policy thinks.
+            self.counters.add(self.color(frame), Count::Faults);
+            self.source.request(&[frame], Priority::Urgent)?;
+            self.brain.lock().fault(&fault, self, &mut zeros);
+        }
+        self.zero_ahead(&mut zeros)?;
+        self.feed(false)
+    }
+
+    /// A frame on its way was touched, for the first time.
+    fn first_wait(&self, fault: Fault) -> Result<(), Stopped> {
+        self.counters.add(self.color(fault.frame), Count::Late);
+        self.source.request(&[fault.frame], Priority::Urgent)?;
+        let mut zeros = Vec::new();
+        self.brain.lock().fault(&fault, self, &mut zeros);
+        self.zero_ahead(&mut zeros)?;
+        self.feed(false)
+    }
+}

@@ -1,0 +1,169 @@
+//! Whether free frames may be filled with zeros.
+
+use crate::addr::FRAME_BYTES;
+use crate::color::{Color, ColorMap};
+use crate::memory::{GuestMemory, MemoryError, is_zero};
+use std::fmt;
+use std::str::FromStr;
+use thiserror::Error;
+
+/// What becomes of frames that were free in the guest at the freeze, or given back by it.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub enum FreeFrames {
+    /// They are filled with zeros where the clone runs. The guest's kernel must not rely on what they held: see [`trust`].
+    Zero,
+    /// They are fetched as all others: the clone has the parent's memory byte for byte.
+    #[default]
+    Fetch,
+}
+
+/// A name that says nothing of free frames.
+#[derive(Clone, PartialEq, Eq, Debug, Error)]
+#[error("`{name}`: free frames are either `zero` or `fetch`")]
+pub struct UnknownFreeFrames {
+    name: String,
+}
+
+impl FreeFrames {
+    /// The name used in files and on the command line.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Zero => "zero",
+            Self::Fetch => "fetch",
+        }
+    }
+}
+
+impl fmt::Display for FreeFrames {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+impl FromStr for FreeFrames {
+    type Err = UnknownFreeFrames;
+
+    fn from_str(name: &str) -> Result<Self, UnknownFreeFrames> {
+        let found = [Self::Zero, Self::Fetch].into_iter().find(|f| f.name() == name);
+        found.ok_or_else(|| UnknownFreeFrames { name: name.to_owned() })
+    }
+}
+
+/// What free frames hold, and so what the guest's kernel may rely on.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Verdict {
+    /// All are zero: filling them with zeros changes nothing.
+    Zero,
+    /// Some hold the pattern that page poisoning writes, which the kernel checks.
+    Poisoned,
+    /// They hold what their last users left, on which no kernel relies.
+    Leftovers,
+    /// None could be looked at.
+    Unknown,
+}
+
+/// What was seen in free frames.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Trust {
+    /// What follows from it.
+    pub verdict: Verdict,
+    /// Frames that were looked at.
+    pub sampled: u32,
+    /// Those that are all zeros.
+    pub zero: u32,
+    /// Those that hold the poison.
+    pub poisoned: u32,
+    /// Free frames that there are.
+    pub free: u32,
+}
+
+/// Free frames that are looked at, at most: 4 MiB.
+const SAMPLE: u32 = 1024;
+
+/// What Linux fills free pages with under page poisoning (`PAGE_POISON`, include/linux/poison.h).
+const PAGE_POISON: u8 = 0xaa;
+
+impl Trust {
+    /// Whether zeros are as good as what free frames held.
+    #[must_use]
+    pub fn free_frames(&self) -> FreeFrames {
+        match self.verdict {
+            Verdict::Zero | Verdict::Leftovers => FreeFrames::Zero,
+            Verdict::Poisoned | Verdict::Unknown => FreeFrames::Fetch,
+        }
+    }
+}
+
+impl fmt::Display for Trust {
+    /// One sentence, for people.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { verdict, sampled, zero, poisoned, free } = self;
+        match verdict {
+            Verdict::Zero => write!(f, "all of {sampled} sampled free frames are zero"),
+            Verdict::Poisoned => write!(
+                f,
+                "{poisoned} of {sampled} sampled free frames hold the page-poisoning pattern, which the guest checks"
+            ),
+            Verdict::Leftovers => write!(
+                f,
+                "{zero} of {sampled} sampled free frames are zero; the others hold what nobody relies on"
+            ),
+            Verdict::Unknown => write!(f, "none of {free} free frames could be looked at"),
+        }
+    }
+}
+
+/// Looks at a sample of the frames that a map calls free and says whether the guest's kernel relies on what they hold.
+///
+/// A kernel that allocates a page overwrites it or clears it, so that what a free page holds is nobody's concern. Linux has
+/// two modes in which it is:
+///
+/// - `init_on_free=1` clears pages when they are freed, and then does not clear them when they are allocated. Zeros in
+///   place of the pages are exactly what the kernel expects: they *are* zeros. That shows in the sample, all of which is zero.
+/// - `page_poison=1` fills pages with 0xaa when they are freed, and looks at allocation whether they still are; zeros look
+///   like a stray write, which it reports. That shows as well: there are pages full of 0xaa. One is enough to refuse, though
+///   chance may have left it: fetching a page too many costs time, a wrong page is wrong.
+///
+/// Linux's own balloon driver draws the same line: it tells the host what it fills free pages with, and reports no free pages
+/// where it cannot (`virtballoon_validate`, drivers/virtio/virtio_balloon.c).
+///
+/// Zeros may be trusted only as far as the map may: a frame that is called free must be. Looks at 1024 frames at most.
+///
+/// # Errors
+/// [`MemoryError`] when a frame cannot be read. A frame that the image does not hold ([`MemoryError::Missing`]) is left out.
+pub fn trust(memory: &dyn GuestMemory, map: &ColorMap) -> Result<Trust, MemoryError> {
+    let is_free = |color: &&Color| **color == Color::Free;
+    let free = u32::try_from(map.colors().iter().filter(is_free).count()).unwrap_or(u32::MAX);
+    let step = free.div_ceil(SAMPLE).max(1);
+    let frames = map.layout().iter().zip(map.colors()).filter(|(_, color)| is_free(color));
+    let mut seen = Trust { verdict: Verdict::Unknown, sampled: 0, zero: 0, poisoned: 0, free };
+    let mut page = [0; FRAME_BYTES];
+    for (_, ((_, gfn), _)) in (0..).zip(frames).filter(|(n, _)| is_sampled(*n, step)) {
+        match memory.read(gfn.gpa(), &mut page) {
+            Ok(()) => {}
+            Err(MemoryError::Missing { .. }) => continue,
+            Err(error) => return Err(error),
+        }
+        seen.sampled += 1;
+        seen.zero += u32::from(is_zero(&page));
+        // A few bytes may have been written by mistake, which is what poisoning is there to find.
+        let poison = page.iter().filter(|byte| **byte == PAGE_POISON).count();
+        seen.poisoned += u32::from(poison > FRAME_BYTES / 2);
+    }
+    seen.verdict = match seen {
+        Trust { sampled: 0, .. } => Verdict::Unknown,
+        Trust { poisoned: 1.., .. } => Verdict::Poisoned,
+        Trust { sampled, zero, .. } if sampled == zero => Verdict::Zero,
+        Trust { .. } => Verdict::Leftovers,
+    };
+    Ok(seen)
+}
+
+/// Whether the n-th free frame is in the sample: one of every `step`, at places that follow no pattern, since what frames hold
+/// may well follow one.
+fn is_sampled(n: u32, step: u32) -> bool {
+    // Knuth's multiplicative hash (The Art of Computer Programming, volume 3, section 6.4).
+    let place = (n / step).wrapping_mul(2_654_435_769) >> 8;
+    n % step == place % step
+}

@@ -1,0 +1,104 @@
+//! Pages of a frozen image on this host.
+
+use super::ports::{Delivery, PageSource, Priority, SourceError};
+use crate::addr::{FRAME_BYTES, FrameIndex};
+use crate::memory::{GuestMemory, MemoryError, is_zero};
+use crate::sync::{Condvar, Mutex};
+use std::collections::VecDeque;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Prefetched frames that are handed over at a time, so that an urgent one never waits for more.
+const BATCH: usize = 32;
+
+/// A page source over a frozen image that is mapped or held here.
+pub struct LocalSource {
+    memory: Arc<dyn GuestMemory>,
+    asked: Mutex<Asked>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Asked {
+    urgent: VecDeque<FrameIndex>,
+    prefetch: VecDeque<FrameIndex>,
+}
+
+impl LocalSource {
+    /// A source over a frozen image.
+    #[must_use]
+    pub fn new(memory: Arc<dyn GuestMemory>) -> Self {
+        Self { memory, asked: Mutex::new(Asked::default()), changed: Condvar::new() }
+    }
+
+    fn read(
+        &self,
+        frame: FrameIndex,
+        deliver: &mut dyn FnMut(Delivery<'_>),
+    ) -> Result<(), SourceError> {
+        let Some(gfn) = self.memory.layout().gfn_of(frame) else {
+            let frames = self.memory.layout().frames();
+            let what = format!("frame {frame} was asked for, and the image has {frames} frames");
+            return Err(SourceError::new(what));
+        };
+        let slice = self.memory.slice(gfn.gpa(), FRAME_BYTES).and_then(<[u8]>::first_chunk);
+        let mut buffer = [0; FRAME_BYTES];
+        let page = match slice {
+            Some(page) => page,
+            None => match self.memory.read(gfn.gpa(), &mut buffer) {
+                Ok(()) => &buffer,
+                Err(MemoryError::Missing { .. }) => {
+                    deliver(Delivery::Unavailable(frame));
+                    return Ok(());
+                }
+                Err(error) => {
+                    let what = format!("frame {frame} of the image cannot be read");
+                    return Err(SourceError::caused_by(what, error));
+                }
+            },
+        };
+        deliver(if is_zero(page) { Delivery::Zero(frame) } else { Delivery::Page(frame, page) });
+        Ok(())
+    }
+}
+
+impl PageSource for LocalSource {
+    fn request(&self, frames: &[FrameIndex], priority: Priority) -> Result<(), SourceError> {
+        let mut asked = self.asked.lock();
+        match priority {
+            Priority::Urgent => asked.urgent.extend(frames),
+            Priority::Prefetch => asked.prefetch.extend(frames),
+        }
+        drop(asked);
+        self.changed.notify_all();
+        Ok(())
+    }
+
+    fn receive(
+        &self,
+        wait: Duration,
+        deliver: &mut dyn FnMut(Delivery<'_>),
+    ) -> Result<(), SourceError> {
+        let mut batch = [FrameIndex(0); BATCH];
+        let mut asked = self.asked.lock();
+        if asked.urgent.is_empty() && asked.prefetch.is_empty() {
+            asked = self.changed.wait_for(asked, wait);
+        }
+        let mut n = 0;
+        while let Some(slot) = batch.get_mut(n)
+            && let Some(frame) = asked.urgent.pop_front().or_else(|| asked.prefetch.pop_front())
+        {
+            *slot = frame;
+            n += 1;
+        }
+        drop(asked);
+        batch.iter().take(n).try_for_each(|frame| self.read(*frame, deliver))
+    }
+}
+
+impl fmt::Debug for LocalSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LocalSource").field("asked", &self.asked).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,285 @@
+//! The engine under loom: every interleaving of a few threads, up to a bound of preemptions.
+//!
+//! `RUSTFLAGS="--cfg loom" cargo test --release -p kaleidoscope-core --lib clone::model`
+//!
+//! The model is the engine itself, without its streaming thread, which a model's thread plays where it matters. A page is one
+//! number that is written and read without any ordering of its own, so that whoever may touch a page before it is published
+//! is caught; a lost wake-up shows as a deadlock.
+
+use super::engine::Shared;
+use super::ports::{
+    Clock, Delivery, Event, FaultQueue, PageSource, PlaceError, Placed, Placer, Priority,
+    SourceError, TakenBack,
+};
+use super::{Feedback, FreeFrames, Options, Parts};
+use crate::addr::FrameIndex;
+use crate::color::{ColorMap, Frame, KernelIdentity};
+use crate::memory::{MemoryLayout, Page, ZERO_PAGE};
+use crate::prefetch::{Access, Atlas, Blind, Demand, PrefetchPolicy};
+use crate::sync::{AtomicUsize, Mutex, Ordering};
+use loom::thread;
+use std::sync::Arc;
+use std::time::Duration;
+
+const FRAMES: u32 = 2;
+
+/// An empty frame of the clone.
+const EMPTY: usize = 0;
+/// A frame that holds zeros.
+const ZEROS: usize = 1;
+/// A frame that holds the parent's bytes.
+const BYTES: usize = 2;
+
+struct Memory {
+    frames: Vec<AtomicUsize>,
+    /// Events to be read, the next one last.
+    events: Mutex<Vec<Event>>,
+}
+
+impl Memory {
+    fn put(&self, frame: FrameIndex, what: usize) -> Result<Placed, PlaceError> {
+        if !self.events.lock().is_empty() {
+            return Ok(Placed::Again);
+        }
+        let frame = &self.frames[frame.as_usize()];
+        assert_eq!(frame.load(Ordering::Relaxed), EMPTY, "placed twice");
+        frame.store(what, Ordering::Relaxed);
+        Ok(Placed::Placed)
+    }
+
+    fn get(&self, frame: u32) -> usize {
+        self.frames[frame as usize].load(Ordering::Relaxed)
+    }
+}
+
+impl Placer for Memory {
+    fn place(&self, frame: FrameIndex, _page: &Page) -> Result<Placed, PlaceError> {
+        self.put(frame, BYTES)
+    }
+
+    fn zero(&self, frame: FrameIndex) -> Result<Placed, PlaceError> {
+        // Whoever fills a frame that was given back cannot know whether it has been filled since.
+        if self.get(frame.0) == ZEROS {
+            return Ok(Placed::AlreadyThere);
+        }
+        self.put(frame, ZEROS)
+    }
+
+    fn wake(&self, _frame: FrameIndex) -> Result<(), PlaceError> {
+        Ok(())
+    }
+
+    fn take_back(&self, frame: FrameIndex) -> Result<TakenBack, PlaceError> {
+        let frame = &self.frames[frame.as_usize()];
+        assert_ne!(frame.swap(EMPTY, Ordering::Relaxed), EMPTY, "taken while empty");
+        Ok(TakenBack::Taken)
+    }
+}
+
+/// Events are read in an order that the model chose; reading the last one empties the frames that it gives back, as the
+/// kernel does when the guest's call goes on.
+impl FaultQueue for Memory {
+    fn wait(&self, _wait: Duration) -> Result<(), PlaceError> {
+        Ok(())
+    }
+
+    fn read(&self) -> Result<Option<Event>, PlaceError> {
+        let event = self.events.lock().pop();
+        if let Some(Event::Removed(frames)) = &event {
+            for frame in frames.clone() {
+                self.frames[frame as usize].store(EMPTY, Ordering::Relaxed);
+            }
+        }
+        Ok(event)
+    }
+}
+
+/// Answers what was asked, at once.
+struct Source(Mutex<Vec<FrameIndex>>);
+
+impl PageSource for Source {
+    fn request(&self, frames: &[FrameIndex], _priority: Priority) -> Result<(), SourceError> {
+        self.0.lock().extend(frames);
+        Ok(())
+    }
+
+    fn receive(
+        &self,
+        _wait: Duration,
+        deliver: &mut dyn FnMut(Delivery<'_>),
+    ) -> Result<(), SourceError> {
+        let asked = std::mem::take(&mut *self.0.lock());
+        if asked.is_empty() {
+            // A real source would wait here.
+            thread::yield_now();
+        }
+        asked.into_iter().for_each(|frame| deliver(Delivery::Page(frame, &ZERO_PAGE)));
+        Ok(())
+    }
+}
+
+struct Noon;
+
+impl Clock for Noon {
+    fn now(&self) -> Duration {
+        Duration::ZERO
+    }
+}
+
+#[derive(Clone)]
+struct World {
+    clone: Arc<Shared>,
+    memory: Arc<Memory>,
+}
+
+impl World {
+    fn new(policy: Box<dyn PrefetchPolicy>, feedback: Feedback) -> Self {
+        let layout = MemoryLayout::contiguous(u64::from(FRAMES) * 4096).unwrap();
+        let frames = (0..FRAMES).map(|_| Frame::default());
+        let map = ColorMap::new(layout, KernelIdentity::default(), frames, Vec::new()).unwrap();
+        let frames = (0..FRAMES).map(|_| AtomicUsize::new(EMPTY)).collect();
+        let memory = Arc::new(Memory { frames, events: Mutex::new(Vec::new()) });
+        let parts = Parts {
+            atlas: Arc::new(Atlas::new(map)),
+            policy,
+            source: Arc::new(Source(Mutex::new(Vec::new()))),
+            placer: Arc::clone(&memory) as _,
+            queue: Some(Arc::clone(&memory) as _),
+            clock: Arc::new(Noon),
+            grant: None,
+        };
+        let options =
+            Options { feedback, free_frames: FreeFrames::Fetch, staged: 1, ..Options::default() };
+        Self { clone: Arc::new(Shared::new(parts, options)), memory }
+    }
+
+    /// A vCPU touches a frame; says what it found.
+    fn touch(&self, frame: u32) -> usize {
+        self.clone.fault(FrameIndex(frame), Access::Read).unwrap();
+        self.memory.get(frame)
+    }
+
+    fn beside(&self, act: impl FnOnce(Self) + Send + 'static) -> thread::JoinHandle<()> {
+        let world = self.clone();
+        thread::spawn(move || act(world))
+    }
+}
+
+fn explore(preemptions: usize, model: impl Fn() + Sync + Send + 'static) {
+    let mut builder = loom::model::Builder::new();
+    builder.preemption_bound = Some(preemptions);
+    builder.max_branches = 20_000;
+    builder.check(model);
+}
+
+#[test]
+fn two_vcpus_touch_one_frame() {
+    explore(3, || {
+        let world = World::new(Box::new(Demand), Feedback::Off);
+        let other = world.beside(|world| assert_eq!(world.touch(0), BYTES));
+        assert_eq!(world.touch(0), BYTES);
+        other.join().unwrap();
+    });
+}
+
+#[test]
+fn two_vcpus_touch_two_frames_and_hand_the_receiving_on() {
+    explore(2, || {
+        let world = World::new(Box::new(Demand), Feedback::Off);
+        let other = world.beside(|world| assert_eq!(world.touch(1), BYTES));
+        assert_eq!(world.touch(0), BYTES);
+        other.join().unwrap();
+    });
+}
+
+#[test]
+fn a_vcpu_touches_what_another_one_s_fault_prefetches() {
+    for feedback in [Feedback::Off, Feedback::Staged] {
+        explore(2, move || {
+            let world = World::new(Box::new(Blind::aligned(2)), feedback);
+            let other = world.beside(|world| assert_eq!(world.touch(1), BYTES));
+            assert_eq!(world.touch(0), BYTES);
+            other.join().unwrap();
+        });
+    }
+}
+
+#[test]
+fn the_streaming_thread_receives_beside_a_vcpu() {
+    explore(2, || {
+        let world = World::new(Box::new(Blind::aligned(2)), Feedback::Off);
+        let other = world.beside(|world| {
+            // The thread's work, as often as it takes: it sleeps until it is kicked.
+            while world.clone.ahead.load(Ordering::Acquire) > 0 || world.memory.get(0) == EMPTY {
+                world.clone.feed(false).unwrap();
+                if let Some(_role) = world.clone.waiters.receive() {
+                    world.clone.receive(Duration::ZERO).unwrap();
+                }
+                thread::yield_now();
+            }
+        });
+        assert_eq!(world.touch(0), BYTES);
+        other.join().unwrap();
+        assert_eq!(world.touch(1), BYTES);
+    });
+}
+
+#[test]
+fn kicks_are_not_lost() {
+    explore(3, || {
+        let world = World::new(Box::new(Demand), Feedback::Off);
+        let other = world.beside(|world| {
+            world.clone.waiters.kick();
+            drop(world.clone.waiters.receive());
+        });
+        // Sleeps for ever if the kick is lost.
+        while !world.clone.waiters.wait_for_work(Duration::ZERO, false) {}
+        other.join().unwrap();
+    });
+}
+
+#[test]
+fn what_is_given_back_reads_as_zeros() {
+    explore(2, || {
+        let world = World::new(Box::new(Demand), Feedback::Off);
+        // The guest gives frame 0 back while another vCPU touches it: before, the parent's bytes; after, zeros.
+        let other = world.beside(|world| {
+            let found = world.touch(0);
+            assert!(matches!(found, BYTES | ZEROS | EMPTY), "{found}");
+        });
+        world.memory.events.lock().push(Event::Removed(0..1));
+        world.clone.read_events().unwrap();
+        assert_eq!(world.touch(0), ZEROS);
+        other.join().unwrap();
+        assert_eq!(world.memory.get(0), ZEROS);
+    });
+}
+
+#[test]
+fn what_is_taken_back_comes_again() {
+    explore(2, || {
+        let world = World::new(Box::new(Blind::aligned(2)), Feedback::Off);
+        assert_eq!(world.touch(0), BYTES);
+        let other = world.beside(|world| {
+            world.clone.reclaim(1).unwrap();
+        });
+        let found = world.touch(1);
+        assert!(matches!(found, BYTES | EMPTY), "{found}");
+        other.join().unwrap();
+        assert_eq!(world.touch(1), BYTES);
+    });
+}
+
+#[test]
+fn stopping_wakes_everybody() {
+    explore(2, || {
+        let world = World::new(Box::new(Demand), Feedback::Off);
+        let other = world.beside(|world| {
+            // Either the page comes first, or the stop.
+            let _ = world.clone.fault(FrameIndex(0), Access::Read);
+        });
+        world.clone.fail(super::Stopped::Cancelled);
+        other.join().unwrap();
+        assert!(world.clone.fault(FrameIndex(1), Access::Read).is_err());
+    });
+}

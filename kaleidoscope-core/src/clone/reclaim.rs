@@ -1,0 +1,93 @@
+//! Giving memory back: what was prefetched and never touched.
+
+use super::engine::Shared;
+use super::options::Stopped;
+use super::ports::TakenBack;
+use super::statistics::Count;
+use crate::addr::FrameIndex;
+use crate::prefetch::Outcome;
+use crate::sync::Ordering;
+
+/// Frames that are given back before looking whether it is enough: a chunk of the allocator.
+const AT_ONCE: u32 = 512;
+
+impl Shared {
+    /// Drops plans, then staged pages, then takes prefetched frames back that the clone has not touched, until `wanted` frames
+    /// are free again; returns how many are.
+    pub(super) fn reclaim(&self, wanted: u32) -> Result<u32, Stopped> {
+        self.brain.lock().drop_plans(self);
+        let mut reclaimed = 0;
+        while reclaimed < wanted
+            && let Some(frame) = self.drop_staged()
+        {
+            self.unused(frame);
+            reclaimed += 1;
+        }
+        let mut frames = (0..self.atlas.frames()).map(FrameIndex);
+        while reclaimed < wanted
+            && !self.stopped.load(Ordering::Acquire)
+            && let Some(frame) = frames.find(|frame| self.states.is_prefetched(*frame))
+        {
+            match self.take_back(frame)? {
+                TakenBack::Taken => {
+                    self.unused(frame);
+                    reclaimed += 1;
+                }
+                TakenBack::InUse => self.known_used(frame),
+                TakenBack::Unsupported => break,
+            }
+        }
+        Ok(reclaimed)
+    }
+
+    /// Memory is scarce: gives back until it is not, or nothing is left to give.
+    pub(super) fn relieve(&self) -> Result<(), Stopped> {
+        while self.memory.is_scarce() && self.reclaim(AT_ONCE)? > 0 {}
+        Ok(())
+    }
+
+    /// Drops the staged page that is the oldest.
+    pub(super) fn drop_staged(&self) -> Option<FrameIndex> {
+        let mut staging = self.staging.lock();
+        loop {
+            let oldest = staging.oldest()?;
+            // A fault may own it by now; it then takes the page itself.
+            if self.states.unstage(oldest) {
+                let page = staging.take(oldest).flatten();
+                staging.recycle(page);
+                self.memory.give_back(1);
+                return Some(oldest);
+            }
+        }
+    }
+
+    /// Empties a prefetched frame unless the clone has touched it.
+    fn take_back(&self, frame: FrameIndex) -> Result<TakenBack, Stopped> {
+        let _gate = self.gate.read();
+        if !self.states.take_prefetched(frame) {
+            return Ok(TakenBack::InUse);
+        }
+        let taken = self.placer.take_back(frame)?;
+        let flags = match taken {
+            TakenBack::Taken => {
+                self.memory.leave(self.color(frame));
+                self.states.emptied(frame)
+            }
+            TakenBack::InUse => self.states.found_used(frame),
+            TakenBack::Unsupported => self.states.placed(frame),
+        };
+        if flags.wanted {
+            self.waiters.wake();
+        }
+        Ok(taken)
+    }
+
+    pub(super) fn unused(&self, frame: FrameIndex) {
+        self.counters.add(self.color(frame), Count::Unused);
+        self.brain.lock().feedback(frame, Outcome::Unused);
+    }
+
+    fn known_used(&self, frame: FrameIndex) {
+        self.brain.lock().feedback(frame, Outcome::Used);
+    }
+}

@@ -1,0 +1,310 @@
+//! The engine on a small memory of its own; the mock backend's tests go further.
+
+use super::ports::{
+    Delivery, PageSource, PlaceError, Placed, Placer, Priority, SourceError, SystemClock,
+};
+use super::*;
+use crate::addr::FrameIndex;
+use crate::alloc::{CloneLimits, Grant, Host, HostLimits};
+use crate::color::{Color, ColorMap, Frame, KernelIdentity};
+use crate::memory::{GuestMemory, MemoryLayout, Page, VecMemory, ZERO_PAGE};
+use crate::prefetch::{Access, Atlas, Blind, Demand, PrefetchPolicy};
+use parking_lot::Mutex;
+use std::sync::Arc;
+use std::time::Duration;
+
+const FRAMES: u32 = 700;
+
+/// Frame 3 of every 7 is free, frame 5 of every 7 is zero.
+fn guest() -> (Arc<Atlas>, Arc<VecMemory>) {
+    let layout = MemoryLayout::contiguous(u64::from(FRAMES) * 4096).unwrap();
+    let color = |n: u32| if n % 7 == 3 { Color::Free } else { Color::Anonymous };
+    let frames = (0..FRAMES).map(|n| Frame { color: color(n), ..Frame::default() });
+    let map = ColorMap::new(layout.clone(), KernelIdentity::default(), frames, Vec::new()).unwrap();
+    let mut memory = VecMemory::zeroed(layout);
+    for (n, page) in (0u32..).zip(memory.bytes_mut().chunks_exact_mut(4096)) {
+        if n % 7 != 5 {
+            page.iter_mut().zip(n..).for_each(|(byte, i)| *byte = u8::try_from(i % 251).unwrap());
+        }
+    }
+    (Arc::new(Atlas::new(map)), Arc::new(memory))
+}
+
+/// A clone's memory whose touches go straight to the engine.
+#[derive(Default)]
+struct Memory {
+    pages: Mutex<Vec<Option<Box<Page>>>>,
+}
+
+impl Memory {
+    fn new() -> Arc<Self> {
+        let memory = Self::default();
+        memory.pages.lock().resize(FRAMES as usize, None);
+        Arc::new(memory)
+    }
+
+    fn page(&self, frame: FrameIndex) -> Option<Page> {
+        self.pages.lock()[frame.as_usize()].as_deref().copied()
+    }
+}
+
+impl Placer for Memory {
+    fn place(&self, frame: FrameIndex, page: &Page) -> Result<Placed, PlaceError> {
+        let mut pages = self.pages.lock();
+        assert!(pages[frame.as_usize()].is_none(), "frame {frame} is placed twice");
+        pages[frame.as_usize()] = Some(Box::new(*page));
+        Ok(Placed::Placed)
+    }
+
+    fn zero(&self, frame: FrameIndex) -> Result<Placed, PlaceError> {
+        self.place(frame, &ZERO_PAGE)
+    }
+
+    fn wake(&self, _frame: FrameIndex) -> Result<(), PlaceError> {
+        Ok(())
+    }
+}
+
+fn start(
+    memory: &Arc<Memory>,
+    source: Arc<dyn PageSource>,
+    policy: Box<dyn PrefetchPolicy>,
+    options: Options,
+) -> Engine {
+    start_with(memory, source, policy, options, None)
+}
+
+fn start_with(
+    memory: &Arc<Memory>,
+    source: Arc<dyn PageSource>,
+    policy: Box<dyn PrefetchPolicy>,
+    options: Options,
+    grant: Option<Grant>,
+) -> Engine {
+    let atlas = guest().0;
+    let placer: Arc<dyn Placer> = Arc::clone(memory) as _;
+    let clock = Arc::new(SystemClock::new());
+    let parts = Parts { atlas, policy, source, placer, queue: None, clock, grant };
+    Engine::start(parts, options).unwrap()
+}
+
+fn local() -> Arc<dyn PageSource> {
+    Arc::new(LocalSource::new(guest().1))
+}
+
+fn frozen(image: &VecMemory, frame: FrameIndex) -> Page {
+    let mut page = [0; 4096];
+    image.read(crate::addr::Gpa(u64::from(frame.0) * 4096), &mut page).unwrap();
+    page
+}
+
+#[test]
+fn many_threads_get_the_bytes_of_the_freeze() {
+    let image = guest().1;
+    for feedback in [Feedback::Off, Feedback::Staged, Feedback::Sampled { one_in: 3 }] {
+        let policies: [Box<dyn PrefetchPolicy>; 2] =
+            [Box::new(Demand), Box::new(Blind::aligned(16))];
+        for policy in policies {
+            let memory = Memory::new();
+            let options = Options { feedback, staged: 20, ..Options::default() };
+            let engine = start(&memory, local(), policy, options);
+            std::thread::scope(|scope| {
+                for vcpu in 0..4u32 {
+                    let (engine, memory, image) = (&engine, &memory, &image);
+                    scope.spawn(move || {
+                        for n in 0..2000u32 {
+                            let frame = FrameIndex((n * (vcpu * 2 + 1) * 37) % FRAMES);
+                            if memory.page(frame).is_none() {
+                                engine.fault(frame, Access::Read).unwrap();
+                            }
+                            assert_eq!(memory.page(frame), Some(frozen(image, frame)), "{frame}");
+                        }
+                    });
+                }
+            });
+            let total = engine.statistics().total();
+            let resident = memory.pages.lock().iter().flatten().count() as u64;
+            assert_eq!(total.resident, resident, "{total:?}");
+            // Of several that wait for one frame, each stalls.
+            assert!(total.faults + total.late <= engine.statistics().stalls(), "{total:?}");
+        }
+    }
+}
+
+#[test]
+fn what_was_prefetched_and_not_touched_can_be_had_back() {
+    let memory = Memory::new();
+    let options = Options { feedback: Feedback::Staged, ..Options::default() };
+    let engine = start(&memory, local(), Box::new(Blind::aligned(16)), options);
+    engine.fault(FrameIndex(0), Access::Read).unwrap();
+    while engine.statistics().total().prefetched < 15 {
+        std::thread::yield_now();
+    }
+    engine.fault(FrameIndex(1), Access::Read).unwrap();
+    let statistics = engine.statistics();
+    assert_eq!(statistics.total().staged_faults, 1);
+    assert_eq!(statistics.accuracy(), Some(1.0 / 15.0));
+    assert_eq!(statistics.coverage(), Some(0.5));
+    assert_eq!(engine.reclaim(4).unwrap(), 4);
+    assert_eq!(engine.reclaim(100).unwrap(), 10);
+    let total = engine.statistics().total();
+    assert_eq!((total.resident, total.unused), (2, 14));
+    engine.fault(FrameIndex(2), Access::Read).unwrap();
+    assert_eq!(memory.page(FrameIndex(2)), Some(frozen(&guest().1, FrameIndex(2))));
+}
+
+#[test]
+fn grants_return_and_scarcity_takes_back_what_is_not_used() {
+    let host = Host::new(HostLimits::for_frames(1 << 20));
+    let limits = CloneLimits { frames: 200, shrink_prefetch_at: 100, reclaim_at: 150 };
+    let grant = host.admit(limits).unwrap();
+    let memory = Memory::new();
+    let options = Options { feedback: Feedback::Staged, ..Options::default() };
+    let policy = Box::new(Blind::aligned(64));
+    let engine = start_with(&memory, local(), policy, options, Some(grant));
+    // Each fault brings 63 pages that nobody touches: they must give way.
+    for block in 0..FRAMES / 64 {
+        engine.fault(FrameIndex(block * 64), Access::Read).unwrap();
+    }
+    for n in 0..FRAMES {
+        engine.fault(FrameIndex(n), Access::Read).unwrap();
+        assert_eq!(memory.page(FrameIndex(n)), Some(frozen(&guest().1, FrameIndex(n))));
+    }
+    engine.reclaim(FRAMES).unwrap();
+    let total = engine.statistics().total();
+    assert_eq!(total.resident, u64::from(FRAMES));
+    assert_eq!(host.used(), u64::from(FRAMES), "faults go beyond the clone's limit: {total:?}");
+    assert_eq!(engine.footprint().total(), u64::from(FRAMES));
+    assert_eq!(engine.footprint_history().last().unwrap().frames, engine.footprint());
+    engine.removed(0..100).unwrap();
+    assert_eq!(host.used(), u64::from(FRAMES) - 100);
+    drop(engine);
+    assert_eq!((host.used(), host.granted()), (0, 0));
+}
+
+#[test]
+fn filling_ends_with_every_frame() {
+    for free_frames in [FreeFrames::Zero, FreeFrames::Fetch] {
+        let (memory, image) = (Memory::new(), guest().1);
+        let background = Background::Full;
+        let options = Options { background, free_frames, ..Options::default() };
+        let engine = start(&memory, local(), Box::new(Demand), options);
+        while !engine.is_filled() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        for n in 0..FRAMES {
+            let is_left_out = n % 7 == 3 && free_frames == FreeFrames::Zero;
+            let expected = (!is_left_out).then(|| frozen(&image, FrameIndex(n)));
+            assert_eq!(memory.page(FrameIndex(n)), expected, "{n}");
+        }
+        let total = engine.statistics().total();
+        assert_eq!((total.filled, total.faults, total.prefetched), (total.resident, 0, 0));
+    }
+}
+
+/// A source that says what a test tells it to.
+#[derive(Default)]
+struct Told {
+    asked: Mutex<Vec<(FrameIndex, Priority)>>,
+    answers: Mutex<Vec<Result<Vec<FrameIndex>, String>>>,
+}
+
+impl PageSource for Told {
+    fn request(&self, frames: &[FrameIndex], priority: Priority) -> Result<(), SourceError> {
+        self.asked.lock().extend(frames.iter().map(|frame| (*frame, priority)));
+        Ok(())
+    }
+
+    fn receive(
+        &self,
+        _wait: Duration,
+        deliver: &mut dyn FnMut(Delivery<'_>),
+    ) -> Result<(), SourceError> {
+        std::thread::sleep(Duration::from_millis(1));
+        let answers = std::mem::take(&mut *self.answers.lock());
+        for answer in answers {
+            let frames = answer.map_err(SourceError::new)?;
+            frames.into_iter().for_each(|f| deliver(Delivery::Page(f, &[7; 4096])));
+        }
+        Ok(())
+    }
+}
+
+#[test]
+fn a_source_that_fails_or_is_silent_stops_the_clone() {
+    let source = Arc::new(Told::default());
+    source.answers.lock().push(Err("no route to host".into()));
+    let engine =
+        start(&Memory::new(), Arc::clone(&source) as _, Box::new(Demand), Options::default());
+    let error = engine.fault(FrameIndex(1), Access::Read).unwrap_err();
+    assert!(error.to_string().ends_with("no route to host"), "{error}");
+    assert!(matches!(engine.fault(FrameIndex(2), Access::Read), Err(Stopped::Source(_))));
+
+    let options = Options { patience: Duration::from_millis(50), ..Options::default() };
+    let silent = Arc::new(Told::default());
+    let engine = start(&Memory::new(), Arc::clone(&silent) as _, Box::new(Demand), options);
+    let error = engine.fault(FrameIndex(1), Access::Read).unwrap_err();
+    assert!(matches!(error, Stopped::Patience { frame: FrameIndex(1), .. }), "{error}");
+    assert_eq!(*silent.asked.lock(), [(FrameIndex(1), Priority::Urgent)]);
+
+    let wrong = Arc::new(Told::default());
+    wrong.answers.lock().push(Ok(vec![FrameIndex(FRAMES)]));
+    let engine = start(&Memory::new(), wrong, Box::new(Demand), Options::default());
+    let error = engine.fault(FrameIndex(0), Access::Read).unwrap_err();
+    assert!(error.to_string().contains("frame 700 of a guest with 700"), "{error}");
+    let error = engine.fault(FrameIndex(FRAMES), Access::Read).unwrap_err();
+    assert!(matches!(error, Stopped::Source(_)), "the first reason counts: {error}");
+}
+
+#[test]
+fn what_nobody_asked_for_is_dropped() {
+    let (memory, source) = (Memory::new(), Arc::new(Told::default()));
+    source.answers.lock().push(Ok(vec![FrameIndex(9), FrameIndex(1), FrameIndex(1)]));
+    let engine = start(&memory, Arc::clone(&source) as _, Box::new(Demand), Options::default());
+    engine.fault(FrameIndex(1), Access::Read).unwrap();
+    assert_eq!(memory.page(FrameIndex(1)), Some([7; 4096]));
+    assert_eq!(memory.page(FrameIndex(9)), None);
+    assert_eq!(engine.statistics().total().dropped, 2);
+}
+
+#[test]
+fn what_was_given_back_reads_as_zeros_whatever_arrives_later() {
+    let (memory, source) = (Memory::new(), Arc::new(Told::default()));
+    let engine = start(&memory, Arc::clone(&source) as _, Box::new(Demand), Options::default());
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| engine.fault(FrameIndex(1), Access::Read));
+        while source.asked.lock().is_empty() {
+            std::thread::yield_now();
+        }
+        engine.removed(0..3).unwrap();
+        source.answers.lock().push(Ok(vec![FrameIndex(1)]));
+        waiting.join().unwrap().unwrap();
+    });
+    assert_eq!(memory.page(FrameIndex(1)), Some(ZERO_PAGE));
+    engine.fault(FrameIndex(2), Access::Write).unwrap();
+    assert_eq!(memory.page(FrameIndex(2)), Some(ZERO_PAGE));
+    assert_eq!(source.asked.lock().len(), 1);
+    assert!(matches!(engine.removed(0..FRAMES + 1), Err(Stopped::NoSuchFrame { .. })));
+}
+
+#[test]
+fn stopping_frees_those_who_wait() {
+    let (memory, source) = (Memory::new(), Arc::new(Told::default()));
+    let engine =
+        start(&memory, Arc::clone(&source) as _, Box::new(Blind::next(8)), Options::default());
+    std::thread::scope(|scope| {
+        let waiting: Vec<_> = (0..8)
+            .map(|n| {
+                let engine = &engine;
+                scope.spawn(move || engine.fault(FrameIndex(n % 3), Access::Read))
+            })
+            .collect();
+        while source.asked.lock().len() < 3 {
+            std::thread::yield_now();
+        }
+        engine.stop();
+        for thread in waiting {
+            assert!(matches!(thread.join().unwrap(), Err(Stopped::Cancelled)));
+        }
+    });
+}
