@@ -2,6 +2,7 @@
 
 use crate::addr::FrameIndex;
 use crate::clone::ports::Priority;
+use foldhash::fast::RandomState;
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
 
@@ -15,7 +16,7 @@ type Place = (u32, u64);
 #[derive(Debug, Default)]
 pub(super) struct Pending {
     /// What is wanted, how much, and by which request.
-    wanted: HashMap<u32, (Priority, u64)>,
+    wanted: HashMap<u32, (Priority, u64), RandomState>,
     urgent: VecDeque<Place>,
     /// Also holds frames that became urgent since.
     prefetch: VecDeque<Place>,
