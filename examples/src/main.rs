@@ -1,5 +1,6 @@
 //! The `kaleidoscope` command.
 mod analysis;
+mod bench;
 mod check;
 mod color;
 mod csv_out;
@@ -44,6 +45,7 @@ enum Command {
     Tune(tune::Args),
     Serve(serve::Args),
     Pull(pull::Args),
+    Bench(bench::Args),
     #[command(subcommand)]
     Record(record::Command),
     Keys(keys::Args),
@@ -71,6 +73,7 @@ fn main() -> ExitCode {
         Command::Tune(args) => done(args.run()),
         Command::Serve(args) => done(args.run()),
         Command::Pull(args) => done(args.run()),
+        Command::Bench(args) => done(args.run()),
         Command::Record(command) => done(command.run()),
         Command::Keys(args) => done(args.run()),
         Command::Lab(command) => done(command.run().map_err(failure::Failure::new)),

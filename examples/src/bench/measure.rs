@@ -1,0 +1,225 @@
+//! The measurements, each beside its baseline in alternating rounds.
+
+use super::bare;
+use super::world::{Arena, Endless, Host, Outcome, atlas, image, start};
+use kaleidoscope_core::addr::{FRAME_BYTES, FrameIndex};
+use kaleidoscope_core::clone::ports::{
+    Delivery, PageSource, PlaceError, Placed, Placer, Priority, SourceError,
+};
+use kaleidoscope_core::clone::{Background, Engine, Options};
+use kaleidoscope_core::memory::Page;
+use kaleidoscope_core::prefetch::{Access, Colored, Demand, Guide, Settings};
+use kaleidoscope_mock::clone::MockMemory;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// Frames of the image that is moved: 64 MiB.
+const FRAMES: u32 = 16_384;
+
+/// Frames of the clone whose bookkeeping is measured: 4 GiB.
+const MANY: u32 = 1 << 20;
+
+/// Clones that share a server.
+const CLONES: usize = 16;
+
+/// How long a clone may take to be filled before something is wrong.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// The median; zero of nothing.
+pub(super) fn median(mut times: Vec<Duration>) -> Duration {
+    times.sort_unstable();
+    times.get(times.len() / 2).copied().unwrap_or_default()
+}
+
+/// A baseline and what we take.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Pair {
+    pub(super) bare: Duration,
+    pub(super) ours: Duration,
+}
+
+/// One fault over a Unix socket, from the touch until the page is in the clone's memory.
+pub(super) fn fault(rounds: usize, checksums: bool) -> Outcome<Pair> {
+    let (image, atlas) = (image(FRAMES)?, atlas(FRAMES)?);
+    let host = Host::serve(Arc::clone(&image) as _)?;
+    let (mut bare, mut ours) = (Vec::new(), Vec::new());
+    // Each round touches frames that no other touches, in an order without a pattern.
+    let per_round = FRAMES as usize / rounds.max(1);
+    let arena = Arc::new(Arena::new(FRAMES));
+    let source = Arc::new(host.connect(checksums)?);
+    let engine =
+        start(&atlas, Box::new(Demand), source, Arc::clone(&arena) as _, Options::default())?;
+    for round in 0..rounds {
+        let frames: Vec<usize> =
+            (0..per_round).map(|n| (n * rounds + round) * 4097 % FRAMES as usize).collect();
+        bare.extend(bare::round_trips(&image, &frames)?);
+        for frame in &frames {
+            let frame = FrameIndex(u32::try_from(*frame)?);
+            let start = Instant::now();
+            engine.fault(frame, Access::Read)?;
+            ours.push(start.elapsed());
+            if !arena.matches(frame, &image) {
+                return Err(format!("frame {frame} is wrong").into());
+            }
+        }
+    }
+    Ok(Pair { bare: median(bare), ours: median(ours) })
+}
+
+fn fill(engine: &Engine, start: Instant) -> Outcome<Duration> {
+    while !engine.is_filled() {
+        if let Some(why) = engine.stopped() {
+            return Err(why.into());
+        }
+        if start.elapsed() > PATIENCE {
+            return Err("the clone is not filled".into());
+        }
+        std::thread::sleep(Duration::from_micros(200));
+    }
+    Ok(start.elapsed())
+}
+
+/// All of an image over a Unix socket.
+pub(super) fn stream(rounds: usize, checksums: bool) -> Outcome<Pair> {
+    let (image, atlas) = (image(FRAMES)?, atlas(FRAMES)?);
+    let host = Host::serve(Arc::clone(&image) as _)?;
+    let mut memory = vec![1; FRAMES as usize * FRAME_BYTES];
+    let arena = Arc::new(Arena::new(FRAMES));
+    let options = Options { background: Background::Full, ..Options::default() };
+    let (mut bare, mut ours) = (Vec::new(), Vec::new());
+    for _ in 0..rounds {
+        bare.push(bare::stream(&image, &mut memory)?);
+        let source = Arc::new(host.connect(checksums)?);
+        let now = Instant::now();
+        let engine = start(&atlas, Box::new(Demand), source, Arc::clone(&arena) as _, options)?;
+        ours.push(fill(&engine, now)?);
+    }
+    if (0..FRAMES).any(|frame| !arena.matches(FrameIndex(frame), &image)) {
+        return Err("a page is wrong".into());
+    }
+    Ok(Pair { bare: median(bare), ours: median(ours) })
+}
+
+/// The fewest and the most pages that clones of one server got until the first was filled.
+pub(super) fn fairness() -> Outcome<(u64, u64)> {
+    let (image, atlas) = (image(FRAMES)?, atlas(FRAMES)?);
+    let host = Host::serve(image)?;
+    let options = Options { background: Background::Full, ..Options::default() };
+    let sink = Arc::new(Nowhere);
+    // All are connected before the first one starts.
+    let sources: Vec<_> = (0..CLONES).map(|_| host.connect(true)).collect::<Result<_, _>>()?;
+    let mut engines = Vec::new();
+    for source in sources {
+        engines.push(start(
+            &atlas,
+            Box::new(Demand),
+            Arc::new(source),
+            Arc::clone(&sink) as _,
+            options,
+        )?);
+    }
+    // From where all have begun to where the first is done: what each got in that time.
+    let filled = |engine: &Engine| engine.statistics().total().filled;
+    let begun: Vec<u64> = engines.iter().map(filled).collect();
+    let start = Instant::now();
+    while !engines.iter().any(Engine::is_filled) {
+        if start.elapsed() > PATIENCE {
+            return Err("no clone is filled".into());
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let got: Vec<u64> =
+        engines.iter().zip(begun).map(|(engine, begun)| filled(engine) - begun).collect();
+    Ok((got.iter().min().copied().unwrap_or(0), got.iter().max().copied().unwrap_or(0)))
+}
+
+/// Takes pages and does nothing with them.
+struct Nowhere;
+
+impl Placer for Nowhere {
+    fn place(&self, _frame: FrameIndex, _page: &Page) -> Result<Placed, PlaceError> {
+        Ok(Placed::Placed)
+    }
+
+    fn zero(&self, _frame: FrameIndex) -> Result<Placed, PlaceError> {
+        Ok(Placed::Placed)
+    }
+
+    fn wake(&self, _frame: FrameIndex) -> Result<(), PlaceError> {
+        Ok(())
+    }
+}
+
+/// Has every page at hand.
+#[derive(Default)]
+struct AtHand(Mutex<Vec<FrameIndex>>);
+
+impl PageSource for AtHand {
+    fn request(&self, frames: &[FrameIndex], _priority: Priority) -> Result<(), SourceError> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(frames);
+        Ok(())
+    }
+
+    fn receive(
+        &self,
+        _wait: Duration,
+        deliver: &mut dyn FnMut(Delivery<'_>),
+    ) -> Result<(), SourceError> {
+        let asked = std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner));
+        asked.into_iter().for_each(|frame| deliver(Delivery::Zero(frame)));
+        Ok(())
+    }
+}
+
+/// What the engine does for a frame beside moving its bytes, and the memory that it takes, both per frame.
+pub(super) fn bookkeeping(rounds: usize) -> Outcome<(Duration, f64)> {
+    let atlas = atlas(MANY)?;
+    let options = Options { background: Background::Full, ..Options::default() };
+    let (mut times, mut bytes) = (Vec::new(), 0.0f64);
+    for _ in 0..rounds {
+        let before = resident()?;
+        let now = Instant::now();
+        let source = Arc::new(AtHand::default());
+        let engine = start(&atlas, Box::new(Demand), source, Arc::new(Nowhere), options)?;
+        times.push(fill(&engine, now)? / MANY);
+        #[expect(clippy::cast_precision_loss, reason = "bytes of memory are below 2^53")]
+        let taken = resident()?.saturating_sub(before) as f64;
+        bytes = bytes.max(taken / f64::from(MANY));
+    }
+    Ok((median(times), bytes))
+}
+
+/// Bytes of this process that are in memory.
+fn resident() -> Outcome<u64> {
+    let text = std::fs::read_to_string("/proc/self/statm")?;
+    let pages: u64 =
+        text.split(' ').nth(1).ok_or("no resident size in /proc/self/statm")?.parse()?;
+    Ok(pages * kaleidoscope_core::addr::FRAME_SIZE)
+}
+
+/// From a descriptor in hand to the first byte that a mock clone's vCPU reads: its memory, its connection to the page
+/// server, its engine and a fault.
+pub(super) fn start_time(mib: u32, rounds: usize) -> Outcome<Duration> {
+    let frames = mib.checked_mul(256).ok_or("too large")?;
+    let atlas = atlas(frames)?;
+    let guide = Arc::new(Guide::new(Arc::clone(&atlas), Settings::default()));
+    let host = Host::serve(Arc::new(Endless::new(frames)?))?;
+    let mut times = Vec::new();
+    for round in 0..rounds {
+        let touched = FrameIndex(u32::try_from(round)?.wrapping_mul(40_503) % frames);
+        let now = Instant::now();
+        let memory = Arc::new(MockMemory::new(frames)?);
+        let policy = Box::new(Colored::new(Arc::clone(&guide)));
+        let source = Arc::new(host.connect(true)?);
+        let engine = start(&atlas, policy, source, Arc::clone(&memory) as _, Options::default())?;
+        engine.fault(touched, Access::Read)?;
+        let mut number = [0; 4];
+        memory.read(touched, 0, &mut number)?;
+        times.push(now.elapsed());
+        if number != touched.0.to_le_bytes() {
+            return Err(format!("frame {touched} is wrong").into());
+        }
+        drop(engine);
+    }
+    Ok(median(times))
+}

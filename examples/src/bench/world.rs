@@ -1,0 +1,159 @@
+//! What is measured on: an image, a clone's memory, and a page server between them.
+
+use kaleidoscope_core::addr::{FRAME_BYTES, FRAME_SIZE, FrameIndex, Gpa};
+use kaleidoscope_core::clone::ports::{PageSource, SourceError};
+use kaleidoscope_core::clone::ports::{PlaceError, Placed, Placer, SystemClock};
+use kaleidoscope_core::clone::{Engine, Options, Parts, ServerAddress};
+use kaleidoscope_core::color::{Color, ColorMap, Frame, KernelIdentity};
+use kaleidoscope_core::memory::{
+    GuestMemory, MemoryError, MemoryLayout, Page, VecMemory, ZERO_PAGE,
+};
+use kaleidoscope_core::prefetch::{Atlas, PrefetchPolicy};
+use kaleidoscope_core::wire::client::{Addresses, Client, ClientOptions};
+use kaleidoscope_core::wire::protocol::Features;
+use kaleidoscope_core::wire::server::{ServedImage, Server, ServerOptions};
+use kaleidoscope_core::wire::transport::{ConnectOptions, ListenOptions, Listener};
+use std::error::Error;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Errors of the command's parts, which people read.
+pub(super) type Outcome<T> = Result<T, Box<dyn Error>>;
+
+/// The digest by which the image is known.
+const DIGEST: [u8; 32] = [7; 32];
+
+/// A layout of so many frames from address 0 on.
+pub(super) fn layout(frames: u32) -> Outcome<MemoryLayout> {
+    Ok(MemoryLayout::contiguous(u64::from(frames) * FRAME_SIZE)?)
+}
+
+/// A guest in which every frame is anonymous memory.
+pub(super) fn atlas(frames: u32) -> Outcome<Arc<Atlas>> {
+    let frame = Frame { color: Color::Anonymous, ..Frame::default() };
+    let records = (0..frames).map(|_| frame);
+    let map = ColorMap::new(layout(frames)?, KernelIdentity::default(), records, Vec::new())?;
+    Ok(Arc::new(Atlas::new(map)))
+}
+
+/// An image without a zero byte.
+pub(super) fn image(frames: u32) -> Outcome<Arc<VecMemory>> {
+    let mut memory = VecMemory::zeroed(layout(frames)?);
+    for (n, page) in (0u32..).zip(memory.bytes_mut().chunks_exact_mut(FRAME_BYTES)) {
+        for (offset, word) in (0u32..).zip(page.chunks_exact_mut(4)) {
+            word.copy_from_slice(&(n.wrapping_mul(1024) | offset | 1 << 31).to_le_bytes());
+        }
+    }
+    Ok(Arc::new(memory))
+}
+
+/// An image of any size that takes no memory: every page begins with its frame's number.
+#[derive(Debug)]
+pub(super) struct Endless {
+    layout: MemoryLayout,
+}
+
+impl Endless {
+    pub(super) fn new(frames: u32) -> Outcome<Self> {
+        Ok(Self { layout: layout(frames)? })
+    }
+}
+
+impl GuestMemory for Endless {
+    fn layout(&self) -> &MemoryLayout {
+        &self.layout
+    }
+
+    fn read(&self, gpa: Gpa, buf: &mut [u8]) -> Result<(), MemoryError> {
+        let number = gpa.gfn().0.to_le_bytes();
+        buf.fill(1);
+        buf.iter_mut().zip(number).for_each(|(to, from)| *to = from);
+        Ok(())
+    }
+}
+
+/// A clone's memory: pages to copy into.
+#[derive(Debug)]
+pub(super) struct Arena(Vec<Mutex<Page>>);
+
+impl Arena {
+    pub(super) fn new(frames: u32) -> Self {
+        Self((0..frames).map(|_| Mutex::new([1; FRAME_BYTES])).collect())
+    }
+
+    /// Whether a frame holds what the image holds.
+    pub(super) fn matches(&self, frame: FrameIndex, image: &VecMemory) -> bool {
+        let start = frame.as_usize() * FRAME_BYTES;
+        let expected = image.bytes().get(start..start + FRAME_BYTES);
+        let page =
+            self.0.get(frame.as_usize()).map(|p| p.lock().unwrap_or_else(PoisonError::into_inner));
+        page.is_some_and(|page| expected == Some(page.as_slice()))
+    }
+}
+
+impl Placer for Arena {
+    fn place(&self, frame: FrameIndex, page: &Page) -> Result<Placed, PlaceError> {
+        let slot = self.0.get(frame.as_usize()).ok_or_else(|| PlaceError::new("no such frame"))?;
+        *slot.lock().unwrap_or_else(PoisonError::into_inner) = *page;
+        Ok(Placed::Placed)
+    }
+
+    fn zero(&self, frame: FrameIndex) -> Result<Placed, PlaceError> {
+        self.place(frame, &ZERO_PAGE)
+    }
+
+    fn wake(&self, _frame: FrameIndex) -> Result<(), PlaceError> {
+        Ok(())
+    }
+}
+
+/// A page server on a Unix socket.
+pub(super) struct Host {
+    server: Server,
+    address: ServerAddress,
+    _folder: tempfile::TempDir,
+}
+
+impl Host {
+    pub(super) fn serve(memory: Arc<dyn GuestMemory>) -> Outcome<Self> {
+        let folder = tempfile::tempdir()?;
+        let address = ServerAddress::Unix(folder.path().join("pages.sock"));
+        let listener = Listener::bind(&address, ListenOptions::default())?;
+        let image = ServedImage::new(memory, DIGEST);
+        let server = Server::start(vec![image], vec![listener], ServerOptions::default())?;
+        Ok(Self { server, address, _folder: folder })
+    }
+
+    pub(super) fn connect(&self, checksums: bool) -> Result<Client, SourceError> {
+        let servers = vec![self.address.clone()];
+        let dial = Addresses { servers, options: ConnectOptions::default() };
+        let defaults = ClientOptions::default();
+        let features = Features { checksums, ..defaults.features };
+        Client::connect(Arc::new(dial), ClientOptions { features, ..defaults })
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        self.server.stop();
+    }
+}
+
+/// Starts an engine.
+pub(super) fn start(
+    atlas: &Arc<Atlas>,
+    policy: Box<dyn PrefetchPolicy>,
+    source: Arc<dyn PageSource>,
+    placer: Arc<dyn Placer>,
+    options: Options,
+) -> Outcome<Engine> {
+    let parts = Parts {
+        atlas: Arc::clone(atlas),
+        policy,
+        source,
+        placer,
+        queue: None,
+        clock: Arc::new(SystemClock::new()),
+        grant: None,
+    };
+    Ok(Engine::start(parts, options)?)
+}
