@@ -146,6 +146,7 @@ impl World {
             placer: Arc::clone(&memory) as _,
             queue: Some(Arc::clone(&memory) as _),
             clock: Arc::new(Noon),
+            grant: None,
         };
         let options =
             Options { feedback, free_frames: FreeFrames::Fetch, staged: 1, ..Options::default() };
