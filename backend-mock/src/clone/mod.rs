@@ -1,8 +1,55 @@
 //! Clones without a hypervisor: what surrounds a clone engine, with every failure at hand.
 //!
-//! [`MockMemory`] is a clone's memory, with vCPUs that wait when they touch an empty frame. [`pattern`] makes bytes that say
-//! where they belong; [`MockSource`] delivers them. [`FaultySource`], [`FaultyPlacer`] and [`FaultyQueue`] wrap any port and let
-//! things go wrong as a [`Script`] says; the script's [`Log`] tells who called what. [`ManualClock`] is set by hand.
+//! * [`MockMemory`] is a clone's memory as userfaultfd shows it, with vCPUs that wait when they touch an empty frame;
+//! * [`MockParent`] is the parent, which goes on writing after the freeze;
+//! * [`MockVm`] runs vCPUs, a random [`Program`] or a trace, against a memory, and compares every byte with what it must be;
+//! * [`pattern`] makes bytes that say where they belong, so that a wrong one explains itself;
+//! * [`FaultySource`], [`FaultyPlacer`] and [`FaultyQueue`] wrap any port and let things go wrong as a [`Script`] says, whose [`Log`]
+//!   tells who called what with which frames; [`ManualClock`] is set by hand;
+//! * [`contract`] says what every implementation of a port promises, and checks it.
+//!
+//! A clone from its start to its end, of a source that delivers every tenth page twice:
+//!
+//! ```
+//! use kaleidoscope_core::clone::ports::SystemClock;
+//! use kaleidoscope_core::clone::{Engine, LocalSource, Options, Parts};
+//! use kaleidoscope_core::color::{ColorMap, Frame, KernelIdentity};
+//! use kaleidoscope_core::memory::MemoryLayout;
+//! use kaleidoscope_core::prefetch::{Atlas, Blind};
+//! use kaleidoscope_mock::clone::pattern::Pattern;
+//! use kaleidoscope_mock::clone::*;
+//! use std::sync::Arc;
+//!
+//! let layout = MemoryLayout::contiguous(1 << 20)?;
+//! let frames = layout.frames();
+//! let map = (0..frames).map(|_| Frame::default());
+//! let map = ColorMap::new(layout.clone(), KernelIdentity::default(), map, Vec::new())?;
+//! let parent = MockParent::new(layout, Pattern::new(42));
+//! let frozen = Arc::new(parent.freeze());
+//! let _writers = parent.keep_writing(1, 7)?;
+//!
+//! let script = Script::new(1).on(Call::Deliver, When::Every(10), Failure::Twice);
+//! let source = Arc::new(LocalSource::new(frozen.clone()));
+//! let memory = Arc::new(MockMemory::new(frames)?);
+//! let engine = Engine::start(
+//!     Parts {
+//!         atlas: Arc::new(Atlas::new(map)),
+//!         policy: Box::new(Blind::aligned(8)),
+//!         source: Arc::new(FaultySource::new(source, frames, script.clone())),
+//!         placer: memory.clone(),
+//!         queue: Some(Arc::new(memory.queue())),
+//!         clock: Arc::new(SystemClock::new()),
+//!         grant: None,
+//!     },
+//!     Options::default(),
+//! )?;
+//! let work = Work::Program(Program { steps: 200, ..Program::default() });
+//! let vm = MockVm::start(memory, Arc::new(engine), frozen, work, Threads::default())?;
+//! let report = vm.join();
+//! report.check()?;
+//! assert!(report.is_complete(), "{report}\n{}", script.log());
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 pub mod contract;
 mod faulty_placer;

@@ -1,6 +1,7 @@
 //! The mock keeps the promises that it checks of others, and the suites notice who does not.
 
 use kaleidoscope_core::addr::FrameIndex;
+use kaleidoscope_core::clone::LocalSource;
 use kaleidoscope_core::clone::ports::{
     Event, FaultQueue, PageSource, PlaceError, Placed, Placer, TakenBack,
 };
@@ -29,6 +30,11 @@ fn the_mock_queue_keeps_the_queue_contract() {
 #[test]
 fn the_mock_source_keeps_the_source_contract() {
     contract::source(&|memory| Ok(Arc::new(MockSource::new(memory)))).unwrap();
+}
+
+#[test]
+fn the_local_source_keeps_the_source_contract() {
+    contract::source(&|memory| Ok(Arc::new(LocalSource::new(memory)))).unwrap();
 }
 
 /// A memory behind decorators.

@@ -1,6 +1,7 @@
 //! Clones of a synthetic guest, from a recipe.
 
 use kaleidoscope_core::addr::{FrameIndex, Gpa};
+use kaleidoscope_core::alloc::{CloneLimits, Host, HostLimits};
 use kaleidoscope_core::clone::ports::{PageSource, SystemClock};
 use kaleidoscope_core::clone::{
     Background, Engine, Feedback, FreeFrames, LocalSource, Options, Parts,
@@ -43,6 +44,8 @@ pub(crate) struct Recipe {
     pub(crate) threads: Threads,
     pub(crate) program: Program,
     pub(crate) local_source: bool,
+    /// Frames of the host's memory; `None` for as many as it takes.
+    pub(crate) host_frames: Option<u32>,
     /// Whether memory is short all the time: prefetched frames are taken back.
     pub(crate) pressure: bool,
     pub(crate) failures: Vec<(Call, When, Failure)>,
@@ -58,6 +61,7 @@ impl Default for Recipe {
             threads: Threads::default(),
             program: Program::default(),
             local_source: true,
+            host_frames: None,
             pressure: false,
             failures: Vec::new(),
         }
@@ -70,6 +74,7 @@ pub(crate) struct Run {
     pub(crate) engine: Arc<Engine>,
     pub(crate) memory: Arc<MockMemory>,
     pub(crate) script: Script,
+    pub(crate) host: Arc<Host>,
 }
 
 /// A parent that is being written to, its frozen image, and what clones must see of it.
@@ -226,6 +231,10 @@ pub(crate) fn run(recipe: &Recipe) -> Run {
     } else {
         Arc::new(MockSource::new(frozen))
     };
+    let host = Host::new(match recipe.host_frames {
+        None => HostLimits::unlimited(),
+        Some(frames) => HostLimits::for_frames(u64::from(frames)),
+    });
     let placer = FaultyPlacer::new(Arc::clone(&memory) as _, script.clone());
     let queue = FaultyQueue::new(Arc::new(memory.queue()), recipe.frames, script.clone());
     let parts = Parts {
@@ -235,7 +244,7 @@ pub(crate) fn run(recipe: &Recipe) -> Run {
         placer: Arc::new(placer),
         queue: Some(Arc::new(queue)),
         clock: Arc::new(SystemClock::new()),
-        grant: None,
+        grant: Some(host.admit(CloneLimits::unlimited()).unwrap()),
     };
     let engine = Arc::new(Engine::start(parts, recipe.options).unwrap());
     let vm = MockVm::start(
@@ -261,7 +270,7 @@ pub(crate) fn run(recipe: &Recipe) -> Run {
         is_over.store(true, Ordering::Release);
         report
     });
-    Run { report, engine, memory, script }
+    Run { report, engine, memory, script, host }
 }
 
 impl Run {

@@ -1,6 +1,6 @@
 //! Random programs under random policies and failures: every byte is right, or the clone says why it stops.
 
-use crate::guest::{BACKGROUNDS, FEEDBACKS, Policy, Recipe, run};
+use crate::guest::{BACKGROUNDS, FEEDBACKS, Policy, Recipe, Run, run};
 use kaleidoscope_core::clone::{FreeFrames, Options};
 use kaleidoscope_mock::clone::{Call, Failure, Program, Threads, When};
 use proptest::prelude::*;
@@ -31,9 +31,17 @@ fn recipe() -> impl Strategy<Value = Recipe> {
         |(seed, steps, writes, near, give_backs)| Program { seed, steps, writes, near, give_backs },
     );
     let policy = select(POLICIES.to_vec());
-    let rest = (any::<u64>(), 50u32..1200, any::<bool>(), any::<bool>(), any::<bool>());
+    let host_frames = prop::option::of(600u32..5000);
+    let rest =
+        (any::<u64>(), 50u32..1200, any::<bool>(), any::<bool>(), any::<bool>(), host_frames);
     (rest, policy, options(), threads, program).prop_map(
-        |((seed, frames, local_source, zero, pressure), policy, mut options, threads, program)| {
+        |(
+            (seed, frames, local_source, zero, pressure, host_frames),
+            policy,
+            mut options,
+            threads,
+            program,
+        )| {
             // The others fetch free frames now and then, and what they hold is then right as well.
             if zero && matches!(policy, Policy::Colored | Policy::Wild) {
                 options.free_frames = FreeFrames::Zero;
@@ -47,6 +55,7 @@ fn recipe() -> impl Strategy<Value = Recipe> {
                 program,
                 local_source,
                 pressure,
+                host_frames,
                 failures: Vec::new(),
             }
         },
@@ -101,6 +110,13 @@ fn harmful() -> impl Strategy<Value = (Call, When, Failure)> {
     (prop_oneof![broken, wrong], when).prop_map(|((call, failure), when)| (call, when, failure))
 }
 
+/// What a host misses when its only clone has ended: frames in use, and frames granted.
+fn leftover(run: Run) -> (u64, u64) {
+    let Run { engine, host, .. } = run;
+    drop(engine);
+    (host.used(), host.granted())
+}
+
 /// So many cases, unless `PROPTEST_CASES` says how many.
 fn config(cases: u32) -> ProptestConfig {
     let told = std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok());
@@ -126,6 +142,7 @@ proptest! {
             prop_assert!(false, "{error}\n{}", run.tell());
         }
         prop_assert!(run.report.is_complete(), "{}", run.tell());
+        prop_assert_eq!(leftover(run), (0, 0));
     }
 
     #[test]
@@ -141,5 +158,6 @@ proptest! {
         if let Err(error) = run.report.check() {
             prop_assert!(false, "{error}\n{}", run.tell());
         }
+        prop_assert_eq!(leftover(run), (0, 0));
     }
 }
