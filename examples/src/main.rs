@@ -6,6 +6,7 @@ mod csv_out;
 mod explain;
 mod failure;
 mod json;
+mod keys;
 mod lab;
 mod map;
 mod outputs;
@@ -45,6 +46,7 @@ enum Command {
     Pull(pull::Args),
     #[command(subcommand)]
     Record(record::Command),
+    Keys(keys::Args),
     /// Boot real guests whose memory can be compared with what they say of it themselves.
     #[command(subcommand)]
     Lab(lab::Command),
@@ -70,6 +72,7 @@ fn main() -> ExitCode {
         Command::Serve(args) => done(args.run()),
         Command::Pull(args) => done(args.run()),
         Command::Record(command) => done(command.run()),
+        Command::Keys(args) => done(args.run()),
         Command::Lab(command) => done(command.run().map_err(failure::Failure::new)),
         Command::LabAgent(args) => done(args.run().map_err(failure::Failure::new)),
         Command::Check(args) => args.run().unwrap_or_else(|error| {

@@ -20,6 +20,7 @@ mod model;
 mod options;
 pub mod ports;
 mod reclaim;
+pub mod shared;
 mod staging;
 mod states;
 mod statistics;

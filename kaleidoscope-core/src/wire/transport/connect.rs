@@ -28,6 +28,15 @@ pub fn connect(address: &ServerAddress, options: &ConnectOptions) -> io::Result<
 
 fn connect_tcp(name: &str, options: &ConnectOptions) -> io::Result<Link> {
     let addresses = tcp::resolve(name)?;
+    #[cfg(feature = "tls")]
+    if let Some(tls) = &options.tls {
+        let start = std::time::Instant::now();
+        let stream = tcp::connect(&addresses, options.timeout)?;
+        tcp::prepare(&stream, options.unsent, options.patience)?;
+        let address = stream.peer_addr()?;
+        let left = options.timeout.saturating_sub(start.elapsed());
+        return tls.connect(stream.into(), name, address, options.patience, left);
+    }
     if let Some(other) = addresses.iter().find(|at| !options.insecure && !tcp::is_loopback(at)) {
         let message = format!(
             "{other} is another host: give a certificate, a key and a CA for TLS, \

@@ -2,6 +2,8 @@
 
 use super::peer::Peer;
 use super::socket::{Socket, Timer};
+#[cfg(feature = "tls")]
+use super::tls::{Incoming, Outgoing};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use std::io::{self, ErrorKind, IoSlice};
 use std::os::fd::OwnedFd;
@@ -27,6 +29,8 @@ pub struct Sender {
     socket: Arc<Socket>,
     /// A send failed in the middle: the peer could not make sense of anything that followed.
     broken: bool,
+    #[cfg(feature = "tls")]
+    tls: Option<Outgoing>,
 }
 
 /// A link's receiving half.
@@ -34,6 +38,8 @@ pub struct Sender {
 pub struct Receiver {
     socket: Arc<Socket>,
     timer: Timer,
+    #[cfg(feature = "tls")]
+    tls: Option<Incoming>,
 }
 
 /// Ends a link from any thread, also while its halves are in use.
@@ -45,9 +51,32 @@ pub struct Closer {
 impl Link {
     /// A link over a connected socket.
     pub(super) fn plain(fd: OwnedFd, peer: Peer, patience: Duration) -> io::Result<Self> {
-        let socket = Arc::new(Socket::new(fd, patience)?);
-        let sender = Sender { socket: Arc::clone(&socket), broken: false };
-        Ok(Self { sender, receiver: Receiver { socket, timer: Timer::default() }, peer })
+        Ok(Self::over(Arc::new(Socket::new(fd, patience)?), peer))
+    }
+
+    fn over(socket: Arc<Socket>, peer: Peer) -> Self {
+        let sender = Sender {
+            socket: Arc::clone(&socket),
+            broken: false,
+            #[cfg(feature = "tls")]
+            tls: None,
+        };
+        let receiver = Receiver {
+            socket,
+            timer: Timer::default(),
+            #[cfg(feature = "tls")]
+            tls: None,
+        };
+        Self { sender, receiver, peer }
+    }
+
+    /// A link over a socket and the TLS session on it.
+    #[cfg(feature = "tls")]
+    pub(super) fn tls(socket: Arc<Socket>, halves: (Outgoing, Incoming), peer: Peer) -> Self {
+        let mut link = Self::over(socket, peer);
+        link.sender.tls = Some(halves.0);
+        link.receiver.tls = Some(halves.1);
+        link
     }
 
     /// Two ends of one connection inside this process, with a patience of ten seconds.
@@ -82,15 +111,27 @@ impl Sender {
         if self.broken {
             return Err(io::Error::new(ErrorKind::BrokenPipe, "an earlier send failed"));
         }
-        self.socket.send(parts).inspect_err(|_| {
+        self.send_all(parts).inspect_err(|_| {
             self.broken = true;
             self.socket.close();
         })
+    }
+
+    fn send_all(&mut self, parts: &mut [IoSlice<'_>]) -> io::Result<()> {
+        #[cfg(feature = "tls")]
+        if let Some(tls) = &mut self.tls {
+            return tls.send(&self.socket, parts);
+        }
+        self.socket.send(parts)
     }
 }
 
 impl Drop for Sender {
     fn drop(&mut self) {
+        #[cfg(feature = "tls")]
+        if let Some(tls) = self.tls.as_mut().filter(|_| !self.broken) {
+            tls.end(&self.socket);
+        }
         self.socket.end();
     }
 }
@@ -102,8 +143,13 @@ impl Receiver {
     /// Calls that wait equally long cost one system call each.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidInput`] when `buf` is empty, or the system's error.
+    /// [`ErrorKind::InvalidInput`] when `buf` is empty; [`ErrorKind::InvalidData`] when what came is not the peer's (TLS), and
+    /// [`ErrorKind::UnexpectedEof`] when it ended without the peer's word for it (TLS); or the system's error.
     pub fn receive(&mut self, buf: &mut [u8], wait: Duration) -> io::Result<Option<usize>> {
+        #[cfg(feature = "tls")]
+        if let Some(tls) = &mut self.tls {
+            return tls.receive(&self.socket, buf, wait, &mut self.timer);
+        }
         self.socket.receive(buf, wait, &mut self.timer)
     }
 }

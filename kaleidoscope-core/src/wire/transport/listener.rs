@@ -18,6 +18,8 @@ use std::time::{Duration, Instant};
 #[derive(Debug)]
 pub struct Listener {
     door: Door,
+    #[cfg(feature = "tls")]
+    handshakes: Option<super::tls::Handshakes>,
     options: ListenOptions,
 }
 
@@ -42,13 +44,30 @@ impl Listener {
                 Door::Unix { listener, file }
             }
             ServerAddress::Tcp(name) => {
-                let listener = tcp::listen(name, false)?;
+                #[cfg(feature = "tls")]
+                let known = options.tls.is_some();
+                #[cfg(not(feature = "tls"))]
+                let known = false;
+                let listener = tcp::listen(name, known)?;
                 let at = listener.local_addr();
                 let failed = |source| ListenError::Io { address: address.to_string(), source };
                 Door::Tcp { listener, address: at.map_err(failed)? }
             }
         };
-        Ok(Self { door, options })
+        #[cfg(feature = "tls")]
+        let handshakes = match (&door, &options.tls) {
+            (Door::Tcp { .. }, Some(tls)) => {
+                let failed = |source| ListenError::Io { address: address.to_string(), source };
+                Some(super::tls::Handshakes::new(tls, &options).map_err(failed)?)
+            }
+            (Door::Tcp { .. }, None) | (Door::Unix { .. }, _) => None,
+        };
+        Ok(Self {
+            door,
+            #[cfg(feature = "tls")]
+            handshakes,
+            options,
+        })
     }
 
     /// Where it listens: the port is the true one.
@@ -70,6 +89,10 @@ impl Listener {
     pub fn accept(&self, wait: Duration) -> io::Result<Option<Link>> {
         let start = Instant::now();
         loop {
+            #[cfg(feature = "tls")]
+            if let Some(link) = self.handshakes.as_ref().and_then(super::tls::Handshakes::done) {
+                return Ok(Some(link));
+            }
             if let Some(link) = self.accept_at_once()? {
                 return Ok(Some(link));
             }
@@ -81,7 +104,14 @@ impl Listener {
                 Door::Unix { listener, .. } => listener.as_fd(),
                 Door::Tcp { listener, .. } => listener.as_fd(),
             };
-            wait_readable(&mut [PollFd::from_borrowed_fd(fd, PollFlags::IN)], left)?;
+            let door = PollFd::from_borrowed_fd(fd, PollFlags::IN);
+            #[cfg(feature = "tls")]
+            if let Some(handshakes) = &self.handshakes {
+                let done = PollFd::from_borrowed_fd(handshakes.as_fd(), PollFlags::IN);
+                wait_readable(&mut [door, done], left)?;
+                continue;
+            }
+            wait_readable(&mut [door], left)?;
         }
     }
 
@@ -100,6 +130,7 @@ impl Listener {
             }
             Door::Tcp { listener, .. } => match tcp::accept(listener)? {
                 Some((stream, address)) => {
+                    // Whatever is wrong with it is this connection's fault alone.
                     let peer = Peer::Tcp { address, subject: None };
                     if let Err(error) =
                         tcp::prepare(&stream, self.options.unsent, self.options.patience)
@@ -114,6 +145,11 @@ impl Listener {
         };
         if !self.options.allows(&peer) {
             self.options.refuse(&Refusal::User(peer));
+            return Ok(None);
+        }
+        #[cfg(feature = "tls")]
+        if let Some(handshakes) = &self.handshakes {
+            handshakes.start(fd, peer);
             return Ok(None);
         }
         Link::plain(fd, peer, self.options.patience).map(Some)

@@ -7,7 +7,10 @@
 //!
 //! * over a Unix socket, the users whom [`ListenOptions::users`] lists; the kernel says who asks, and others are cut off before
 //!   a byte of theirs is read;
-//! * over TCP, anybody on this host; a listener refuses addresses that other hosts can reach.
+//! * over TCP without TLS, anybody on this host; a listener refuses addresses that other hosts can reach;
+//! * over TCP with TLS 1.3 (feature `tls`), whoever holds a certificate of the given authorities; both sides show theirs.
+//!   Handshakes run on threads of their own, each with a deadline, so that a peer that is slow in it delays nobody; links come out of
+//!   [`Listener::accept`] with their peers known.
 
 mod connect;
 mod link;
@@ -18,10 +21,12 @@ mod socket;
 mod tcp;
 #[cfg(test)]
 mod tests;
+#[cfg(feature = "tls")]
+pub mod tls;
 mod unix;
 
 pub use connect::connect;
 pub use link::{Closer, Link, Receiver, Sender};
 pub use listener::Listener;
-pub use options::{ConnectOptions, ListenError, ListenOptions, Refusal};
+pub use options::{ConnectOptions, ListenError, ListenOptions, OnRefusal, Refusal};
 pub use peer::{Peer, Subject};

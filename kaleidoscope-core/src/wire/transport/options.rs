@@ -20,7 +20,6 @@ const UNSENT: u32 = 128 << 10;
 
 /// How to listen.
 #[derive(Clone)]
-#[non_exhaustive]
 pub struct ListenOptions {
     /// Users who may connect to a Unix socket; by default this process's effective user and root.
     pub users: Vec<u32>,
@@ -31,8 +30,17 @@ pub struct ListenOptions {
     /// Bytes that may wait in the kernel's send buffer; by default 128 KiB. Urgent pages wait behind them.
     pub unsent: u32,
     /// Told of every peer that was turned away.
-    pub on_refusal: Option<Arc<dyn Fn(&Refusal) + Send + Sync>>,
+    pub on_refusal: Option<OnRefusal>,
+    /// This server's certificate and the clients it trusts. With it, TCP is TLS, and the address may be any.
+    #[cfg(feature = "tls")]
+    pub tls: Option<super::tls::ServerTls>,
+    /// How long a client may take for the TLS handshake; by default five seconds.
+    #[cfg(feature = "tls")]
+    pub handshake: Duration,
 }
+
+/// Is told of a peer that was turned away. Called by the thread that accepts, or by a handshake's.
+pub type OnRefusal = Arc<dyn Fn(&Refusal) + Send + Sync>;
 
 impl Default for ListenOptions {
     fn default() -> Self {
@@ -43,6 +51,10 @@ impl Default for ListenOptions {
             patience: PATIENCE,
             unsent: UNSENT,
             on_refusal: None,
+            #[cfg(feature = "tls")]
+            tls: None,
+            #[cfg(feature = "tls")]
+            handshake: Duration::from_secs(5),
         }
     }
 }
@@ -82,6 +94,9 @@ pub enum Refusal {
     /// Its user is not among those who may connect.
     #[error("{0} may not connect")]
     User(Peer),
+    /// It was not known by its certificate in time.
+    #[error("{0}: TLS: {1}")]
+    Handshake(Peer, io::Error),
     /// Its connection broke before it could be used.
     #[error("{0}: {1}")]
     Broken(Peer, io::Error),
@@ -89,7 +104,6 @@ pub enum Refusal {
 
 /// How to connect.
 #[derive(Clone, Debug)]
-#[non_exhaustive]
 pub struct ConnectOptions {
     /// How long connecting may take; by default five seconds. Looking up a host's name comes on top, as long as the system's
     /// resolver takes for it.
@@ -100,6 +114,9 @@ pub struct ConnectOptions {
     pub unsent: u32,
     /// Allows TCP without TLS to other hosts, where everybody on the way can read and change the guest's memory; off by default.
     pub insecure: bool,
+    /// This client's certificate and the servers it trusts. With it, TCP is TLS.
+    #[cfg(feature = "tls")]
+    pub tls: Option<super::tls::ClientTls>,
 }
 
 impl Default for ConnectOptions {
@@ -109,6 +126,8 @@ impl Default for ConnectOptions {
             patience: PATIENCE,
             unsent: UNSENT,
             insecure: false,
+            #[cfg(feature = "tls")]
+            tls: None,
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Who is at the other end.
 
-use rustix::net::sockopt::socket_peercred;
+use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
@@ -37,12 +37,9 @@ pub struct Subject {
 impl Peer {
     /// The process at the other end of a Unix socket.
     pub(super) fn of_unix(socket: impl AsFd) -> io::Result<Self> {
-        let who = socket_peercred(socket)?;
-        Ok(Self::Unix {
-            uid: who.uid.as_raw(),
-            gid: who.gid.as_raw(),
-            pid: rustix::process::Pid::as_raw(Some(who.pid)),
-        })
+        // rustix has this too, but its process ids cannot be zero.
+        let who = getsockopt(&socket, PeerCredentials)?;
+        Ok(Self::Unix { uid: who.uid(), gid: who.gid(), pid: who.pid() })
     }
 }
 

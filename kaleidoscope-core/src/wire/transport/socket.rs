@@ -59,7 +59,19 @@ impl Socket {
         }
     }
 
-    fn impatient(&self) -> io::Error {
+    /// Sends what the socket's buffer takes at once.
+    #[cfg(feature = "tls")]
+    pub(super) fn send_at_once(&self, bytes: &[u8]) -> io::Result<usize> {
+        use rustix::net::send;
+        Ok(send(&self.fd, bytes, SendFlags::NOSIGNAL | SendFlags::DONTWAIT)?)
+    }
+
+    #[cfg(feature = "tls")]
+    pub(super) fn patience(&self) -> Duration {
+        self.patience
+    }
+
+    pub(super) fn impatient(&self) -> io::Error {
         let message = format!("the peer did not take what was sent within {:?}", self.patience);
         io::Error::new(ErrorKind::TimedOut, message)
     }

@@ -1,0 +1,16 @@
+//! TLS 1.3 with certificates on both sides.
+//!
+//! Certificates and keys are PEM files, as every tool makes them. Each side trusts the authorities that it is given and no others.
+
+mod credentials;
+mod handshakes;
+mod names;
+mod session;
+mod sides;
+#[cfg(test)]
+pub(super) mod tests;
+
+pub use credentials::{Credentials, CredentialsError};
+pub(super) use handshakes::Handshakes;
+pub(super) use session::{Incoming, Outgoing};
+pub use sides::{ClientTls, ServerTls};
