@@ -161,6 +161,19 @@ impl MockMemory {
     /// # Errors
     /// [`VcpuError`] when they are not all in this memory, nobody reads the report, or the memory is closed.
     pub fn give_back(&self, frames: Range<u32>) -> Result<(), VcpuError> {
+        self.give_back_with(frames, || {})
+    }
+
+    /// Gives frames back, and does something after the report was read and before the frames are empty. This is an instant
+    /// in which handlers go wrong: what is placed in it is lost again.
+    ///
+    /// # Errors
+    /// As for [`MockMemory::give_back`].
+    pub fn give_back_with(
+        &self,
+        frames: Range<u32>,
+        between: impl FnOnce(),
+    ) -> Result<(), VcpuError> {
         let first = FrameIndex(frames.start);
         let len = frames.end.saturating_sub(frames.start);
         if frames.end > self.frames() || len == 0 {
@@ -174,6 +187,7 @@ impl MockMemory {
             self.check_open()?;
             return Err(VcpuError::NotRead { frames, waited: self.patience });
         }
+        between();
         for frame in frames.clone().map(FrameIndex) {
             let _lock = self.lock(frame).map(RwLock::write);
             self.empty(frame, GIVEN_BACK).map_err(|source| VcpuError::Io { frame, source })?;

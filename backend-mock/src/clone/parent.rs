@@ -10,6 +10,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 /// Locks that the frames share.
 const SHARDS: usize = 64;
@@ -149,7 +150,8 @@ impl MockParent {
                     generation = generation.checked_add(1).unwrap_or(1);
                     written.fetch_add(1, Ordering::Relaxed);
                     if rng.one_in(64) {
-                        thread::yield_now();
+                        // The clones need the processors as well.
+                        thread::sleep(Duration::from_micros(200));
                     }
                 }
             };

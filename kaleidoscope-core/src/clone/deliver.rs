@@ -63,6 +63,7 @@ impl Shared {
             Delivery::Zero(_) => None,
             Delivery::Unavailable(_) => {
                 if let Some(flags) = self.states.unavailable(frame) {
+                    self.memory.give_back(1);
                     self.arrived(flags);
                 }
                 return Ok(Attempt::Done);
@@ -86,7 +87,7 @@ impl Shared {
             return Ok(Attempt::Again);
         }
         let flags = self.states.placed(frame);
-        self.counters.add(self.color(frame), Count::Resident);
+        self.memory.enter(self.color(frame));
         self.count_arrival(frame, page, flags, origin);
         self.arrived(flags);
         Ok(Attempt::Done)
@@ -156,6 +157,7 @@ impl Shared {
         let Some(page) = self.staging.lock().take(frame) else {
             // Cannot be; but then the frame is fetched again rather than guessed.
             let flags = self.states.emptied(frame);
+            self.memory.give_back(1);
             self.arrived(Flags { prefetched: false, fill: false, ..flags });
             return Ok(Attempt::Again);
         };
@@ -170,7 +172,7 @@ impl Shared {
         let flags = self.states.placed(frame);
         self.arrived(Flags { prefetched: false, ..flags });
         self.staging.lock().recycle(page);
-        self.counters.add(self.color(frame), Count::Resident);
+        self.memory.enter(self.color(frame));
         if why == Staged::Touched {
             self.counters.add(self.color(frame), Count::StagedFaults);
             self.counters.add(self.color(frame), Count::Used);
@@ -179,24 +181,48 @@ impl Shared {
         Ok(Attempt::Done)
     }
 
-    /// Fills a removed frame that the thread owns with zeros. The gate is held.
+    /// Fills a frame that was given back and that the thread owns with zeros. The gate is held.
     pub(super) fn place_zeros(&self, frame: FrameIndex) -> Result<Attempt, Stopped> {
         let (flags, attempt) = match self.placer.zero(frame)? {
             Placed::Again => (self.states.leave_removed(frame), Attempt::Again),
-            Placed::Placed | Placed::AlreadyThere => (self.states.placed(frame), Attempt::Done),
+            Placed::AlreadyThere => {
+                // These are the zeros of an earlier fault, or bytes that are about to go: the vCPU looks again, and
+                // faults again if they are gone.
+                let flags = self.states.leave_removed(frame);
+                self.placer.wake(frame)?;
+                (flags, Attempt::Done)
+            }
+            Placed::Placed => {
+                let flags = self.states.refilled(frame);
+                if !flags.fill {
+                    self.memory.take_for_fault();
+                    self.memory.enter(self.color(frame));
+                }
+                self.counters.add(self.color(frame), Count::ZeroFaults);
+                (flags, Attempt::Done)
+            }
         };
         self.arrived(Flags { prefetched: false, fill: false, ..flags });
-        if attempt == Attempt::Done {
-            self.counters.add(self.color(frame), Count::Resident);
-            self.counters.add(self.color(frame), Count::ZeroFaults);
-        }
         Ok(attempt)
     }
 
     /// Fills free frames with zeros ahead of any touch, run by run.
     pub(super) fn zero_ahead(&self, frames: &mut [FrameIndex]) -> Result<(), Stopped> {
+        if frames.is_empty() {
+            return Ok(());
+        }
+        let taken = self.memory.take_for_prefetch(frames.len());
+        let frames = frames.get_mut(..taken).unwrap_or_default();
         frames.sort_unstable();
-        let mut rest = &*frames;
+        let mut left = taken;
+        let result = self.zero_runs(frames, &mut left);
+        self.memory.give_back(left);
+        result
+    }
+
+    /// Fills frames with zeros, and counts down `left` for each.
+    fn zero_runs(&self, frames: &[FrameIndex], left: &mut usize) -> Result<(), Stopped> {
+        let mut rest = frames;
         while let Some(first) = rest.first() {
             let _gate = self.gate.read();
             let follows = |(n, frame): (u32, &FrameIndex)| {
@@ -210,8 +236,9 @@ impl Shared {
                 let filled = self.placer.zero_run(first.0..last.0.saturating_add(1))?;
                 for (n, frame) in (0u32..).zip(run) {
                     let flags = if n < filled {
+                        *left -= 1;
                         self.counters.add(self.color(*frame), Count::ZeroedAhead);
-                        self.counters.add(self.color(*frame), Count::Resident);
+                        self.memory.enter(self.color(*frame));
                         self.states.placed(*frame)
                     } else {
                         self.states.emptied(*frame)

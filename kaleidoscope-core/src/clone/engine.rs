@@ -11,6 +11,7 @@
 //! *brain* (policy, plan and queue), the *staging* and the waiters' own. They are taken in this order.
 
 use super::brain::Brain;
+use super::memory::Memory;
 use super::options::{Feedback, FreeFrames, Options, Parts, Stopped};
 use super::ports::{Clock, FaultQueue, PageSource, Placer};
 use super::staging::Staging;
@@ -18,6 +19,7 @@ use super::states::FrameStates;
 use super::statistics::{Counters, Statistics};
 use super::waiters::Waiters;
 use crate::addr::FrameIndex;
+use crate::alloc::{ByColor, FootprintSample, Pressure};
 use crate::color::Color;
 use crate::prefetch::{Access, Atlas};
 use crate::sync::{AtomicBool, AtomicUsize, Mutex, Ordering, RwLock};
@@ -52,6 +54,7 @@ pub(super) struct Shared {
     pub(super) brain: Mutex<Brain>,
     pub(super) staging: Mutex<Staging>,
     pub(super) counters: Counters,
+    pub(super) memory: Memory,
     /// Frames on their way that nobody has touched.
     pub(super) ahead: AtomicUsize,
     /// Faults that were read while somebody was busy with something else.
@@ -71,6 +74,12 @@ impl Engine {
     /// [`std::io::Error`] when the system gives no thread.
     pub fn start(parts: Parts, options: Options) -> std::io::Result<Self> {
         let shared = Arc::new(Shared::new(parts, options));
+        let pressed = Arc::downgrade(&shared);
+        shared.memory.on_pressure(move |level| {
+            if let Some(shared) = pressed.upgrade() {
+                shared.pressed(level);
+            }
+        });
         let streaming = Arc::clone(&shared);
         let streamer = std::thread::Builder::new()
             .name("kscope-stream".into())
@@ -146,7 +155,24 @@ impl Engine {
             Feedback::Staged => 1.0,
             Feedback::Sampled { one_in } => 1.0 / f64::from(one_in),
         };
-        self.shared.counters.read(self.shared.atlas.frames(), sampled)
+        let mut statistics = self.shared.counters.read(self.shared.atlas.frames(), sampled);
+        let resident = self.footprint();
+        for (color, counts) in &mut statistics.by_color {
+            counts.resident = u64::from(resident.get(*color));
+        }
+        statistics
+    }
+
+    /// Frames in the clone's memory by color, now.
+    #[must_use]
+    pub fn footprint(&self) -> ByColor {
+        self.shared.memory.footprint()
+    }
+
+    /// Frames in the clone's memory by color, over time since the clock's start.
+    #[must_use]
+    pub fn footprint_history(&self) -> Vec<FootprintSample> {
+        self.shared.memory.history(self.shared.clock.now())
     }
 }
 
@@ -183,6 +209,7 @@ impl Shared {
             brain: Mutex::new(brain),
             staging: Mutex::new(Staging::new(options.staged)),
             counters: Counters::new(),
+            memory: Memory::new(parts.grant),
             ahead: AtomicUsize::new(0),
             deferred: Mutex::new(VecDeque::new()),
             closed: AtomicBool::new(false),
@@ -207,6 +234,14 @@ impl Shared {
             return Err(self.why.get().cloned().unwrap_or(Stopped::Cancelled));
         }
         Ok(())
+    }
+
+    /// The host's memory has become scarcer, or less scarce.
+    fn pressed(&self, level: Pressure) {
+        if level >= Pressure::Reclaim {
+            self.memory.press();
+        }
+        self.waiters.kick();
     }
 
     pub(super) fn color(&self, frame: FrameIndex) -> Color {

@@ -84,6 +84,7 @@ impl Shared {
             let Some(before) = self.states.removed(frame) else { continue };
             match before.phase {
                 Phase::Requested => {
+                    self.memory.give_back(1);
                     if before.flags.ahead() {
                         self.ahead.fetch_sub(1, Ordering::AcqRel);
                     }
@@ -92,8 +93,9 @@ impl Shared {
                     let mut staging = self.staging.lock();
                     let page = staging.take(frame).flatten();
                     staging.recycle(page);
+                    self.memory.give_back(1);
                 }
-                Phase::Present => self.counters.evict(self.color(frame)),
+                Phase::Present | Phase::Refilled => self.memory.leave(self.color(frame)),
                 // Nobody places while the gate is held.
                 Phase::Placing => {}
                 Phase::Absent | Phase::Queued | Phase::Removed | Phase::Unavailable => {}

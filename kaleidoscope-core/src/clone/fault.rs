@@ -54,7 +54,9 @@ impl Shared {
             }
         }
         if stalled {
-            self.counters.stalled(self.clock.now().saturating_sub(start));
+            let now = self.clock.now();
+            self.counters.stalled(now.saturating_sub(start));
+            self.memory.sample(now);
             if self.ahead.load(Ordering::Acquire) > 0 {
                 // Others are on their way, and this thread no longer receives them.
                 self.waiters.kick();
@@ -92,6 +94,7 @@ impl Shared {
     /// A frame that nobody had asked for was touched: the thread asks.
     fn first_touch(&self, fault: Fault) -> Result<(), Stopped> {
         let frame = fault.frame;
+        self.memory.take_for_fault();
         let mut zeros = Vec::new();
         if self.is_free(frame) {
             let answer = self.brain.lock().fault(&fault, self, &mut zeros);

@@ -15,6 +15,7 @@ mod fault;
 mod free_frames;
 mod id;
 mod local;
+mod memory;
 #[cfg(all(test, loom))]
 mod model;
 mod options;

@@ -58,6 +58,10 @@ impl Placer for Memory {
     }
 
     fn zero(&self, frame: FrameIndex) -> Result<Placed, PlaceError> {
+        // Whoever fills a frame that was given back cannot know whether it has been filled since.
+        if self.get(frame.0) == ZEROS {
+            return Ok(Placed::AlreadyThere);
+        }
         self.put(frame, ZEROS)
     }
 
@@ -142,6 +146,7 @@ impl World {
             placer: Arc::clone(&memory) as _,
             queue: Some(Arc::clone(&memory) as _),
             clock: Arc::new(Noon),
+            grant: None,
         };
         let options =
             Options { feedback, free_frames: FreeFrames::Fetch, staged: 1, ..Options::default() };

@@ -3,6 +3,7 @@
 pub(super) use super::free_frames::FreeFrames;
 use super::ports::{Clock, FaultQueue, PageSource, PlaceError, Placer, SourceError};
 use crate::addr::FrameIndex;
+use crate::alloc::Grant;
 use crate::prefetch::{Atlas, PrefetchPolicy};
 use std::fmt;
 use std::sync::Arc;
@@ -23,6 +24,8 @@ pub struct Parts {
     pub queue: Option<Arc<dyn FaultQueue>>,
     /// What time it is.
     pub clock: Arc<dyn Clock>,
+    /// The clone's share of its host's memory; `None` takes what it takes.
+    pub grant: Option<Grant>,
 }
 
 impl fmt::Debug for Parts {

@@ -8,6 +8,9 @@ use crate::addr::FrameIndex;
 use crate::prefetch::Outcome;
 use crate::sync::Ordering;
 
+/// Frames that are given back before looking whether it is enough: a chunk of the allocator.
+const AT_ONCE: u32 = 512;
+
 impl Shared {
     /// Drops plans, then staged pages, then takes prefetched frames back that the clone has not touched, until `wanted` frames
     /// are free again; returns how many are.
@@ -37,6 +40,12 @@ impl Shared {
         Ok(reclaimed)
     }
 
+    /// Memory is scarce: gives back until it is not, or nothing is left to give.
+    pub(super) fn relieve(&self) -> Result<(), Stopped> {
+        while self.memory.is_scarce() && self.reclaim(AT_ONCE)? > 0 {}
+        Ok(())
+    }
+
     /// Drops the staged page that is the oldest.
     pub(super) fn drop_staged(&self) -> Option<FrameIndex> {
         let mut staging = self.staging.lock();
@@ -46,6 +55,7 @@ impl Shared {
             if self.states.unstage(oldest) {
                 let page = staging.take(oldest).flatten();
                 staging.recycle(page);
+                self.memory.give_back(1);
                 return Some(oldest);
             }
         }
@@ -60,7 +70,7 @@ impl Shared {
         let taken = self.placer.take_back(frame)?;
         let flags = match taken {
             TakenBack::Taken => {
-                self.counters.evict(self.color(frame));
+                self.memory.leave(self.color(frame));
                 self.states.emptied(frame)
             }
             TakenBack::InUse => self.states.found_used(frame),

@@ -6,7 +6,7 @@
 //!     │  ▲              │                 ▲  │               │ ▲              │
 //!     │  └──── unplan ──┘                 │  └─ unavailable  │ └── touched ─ staged
 //!     └─────────────── fault ─────────────┘                  └─ stage ───────►
-//!   any of them but placing ── removed ──► removed ── fault (zeros) ──► placing
+//!   any of them but placing ── removed ──► removed ── fault (zeros) ──► placing ──► refilled ── fault ──► placing
 //! ```
 //!
 //! Every change is one compare-and-swap on the frame's byte, so that of several threads exactly one gets to place a frame; the
@@ -49,6 +49,9 @@ pub(crate) enum Phase {
     Removed = 6,
     /// The frozen image does not hold it.
     Unavailable = 7,
+    /// Given back, and filled with zeros since. Not simply present: the event that frames are given back comes before they are
+    /// emptied, and whatever is placed in between is lost again. So a fault on such a frame may be true.
+    Refilled = 8,
 }
 
 impl Phase {
@@ -61,6 +64,7 @@ impl Phase {
             4 => Self::Staged,
             5 => Self::Present,
             6 => Self::Removed,
+            8 => Self::Refilled,
             // Only phases are ever stored.
             _ => Self::Unavailable,
         }
@@ -179,6 +183,8 @@ impl FrameStates {
             Phase::Staged | Phase::Removed => {
                 Some(Phase::Placing as u8 | WANTED | state & PREFETCHED)
             }
+            // How it was is kept in the flag, for the owner to tell what to count and to leave it as it found it.
+            Phase::Refilled => Some(Phase::Placing as u8 | WANTED | FILL),
             Phase::Present | Phase::Unavailable => None,
         };
         match self.change(frame, next).map(Phase::of) {
@@ -186,7 +192,7 @@ impl FrameStates {
             Some(Phase::Requested) => Step::Hurry,
             Some(Phase::Placing) => Step::Wait,
             Some(Phase::Staged) => Step::Unstage,
-            Some(Phase::Removed) => Step::Zero,
+            Some(Phase::Removed | Phase::Refilled) => Step::Zero,
             Some(Phase::Present | Phase::Unavailable) | None => match self.phase(frame) {
                 Phase::Present => Step::Present,
                 Phase::Unavailable => Step::Unavailable,
@@ -195,7 +201,8 @@ impl FrameStates {
                 | Phase::Requested
                 | Phase::Placing
                 | Phase::Staged
-                | Phase::Removed => Step::Wait,
+                | Phase::Removed
+                | Phase::Refilled => Step::Wait,
             },
         }
     }
@@ -245,9 +252,19 @@ impl FrameStates {
         self.step(frame, Phase::Placing, Phase::Requested, WANTED | PREFETCHED | FILL);
     }
 
-    /// The owner could not fill a removed frame with zeros now, and leaves it as it found it. Says whether somebody waits.
+    /// The owner did not fill a frame that was given back, and leaves it as it found it. Says whether somebody waits.
     pub(crate) fn leave_removed(&self, frame: FrameIndex) -> Flags {
-        self.step(frame, Phase::Placing, Phase::Removed, 0).unwrap_or_default()
+        let next = |state| {
+            let found = if Flags::of(state).fill { Phase::Refilled } else { Phase::Removed };
+            (Phase::of(state) == Phase::Placing).then_some(found as u8)
+        };
+        self.change(frame, next).map(Flags::of).unwrap_or_default()
+    }
+
+    /// The owner filled a frame that was given back with zeros. Says whether somebody waits, and in `fill` whether it had been
+    /// filled before.
+    pub(crate) fn refilled(&self, frame: FrameIndex) -> Flags {
+        self.step(frame, Phase::Placing, Phase::Refilled, 0).unwrap_or_default()
     }
 
     /// The owner placed the frame. Says whether somebody waits.

@@ -54,7 +54,7 @@ macro_rules! counters {
                 let get = |count: Count| {
                     kinds.get(count as usize).map_or(0, |n| n.load(Ordering::Relaxed))
                 };
-                Self { $($field: get(Count::$variant)),+ }
+                Self { $($field: get(Count::$variant),)+ resident: 0 }
             }
         }
 
@@ -62,6 +62,7 @@ macro_rules! counters {
             fn add_assign(&mut self, other: &Counts) {
                 // Two counters of one moment may have been read at two: nothing here may overflow by a difference.
                 $(self.$field = self.$field.saturating_add(other.$field);)+
+                self.resident = self.resident.saturating_add(other.resident);
             }
         }
     };
@@ -79,7 +80,6 @@ counters! {
     used => Used,
     unused => Unused,
     dropped => Dropped,
-    resident => Resident,
 }
 
 const COLORS: usize = Color::ALL.len();
@@ -112,13 +112,6 @@ impl Counters {
     pub(crate) fn add(&self, color: Color, count: Count) {
         if let Some(counter) = self.counter(color, count) {
             counter.fetch_add(1, Ordering::Relaxed);
-        }
-    }
-
-    /// A frame left the clone's memory.
-    pub(crate) fn evict(&self, color: Color) {
-        if let Some(counter) = self.counter(color, Count::Resident) {
-            counter.fetch_sub(1, Ordering::Relaxed);
         }
     }
 

@@ -27,6 +27,9 @@ impl Shared {
 
     fn stream_some(&self) -> Result<(), Stopped> {
         self.answer_deferred()?;
+        if self.memory.is_pressed() {
+            self.relieve()?;
+        }
         self.feed(true)?;
         if self.ahead.load(Ordering::Acquire) > 0 {
             if let Some(_role) = self.waiters.receive() {
@@ -71,6 +74,7 @@ impl Shared {
                 result = self.deliver(delivery, Origin::Source);
             }
         })?;
+        self.memory.sample(self.clock.now());
         result
     }
 
@@ -88,8 +92,10 @@ impl Shared {
                 if room < (window / 4).min(BATCH / 2) {
                     return Ok(());
                 }
-                let batch = batch.get_mut(..room.min(BATCH)).unwrap_or_default();
+                let granted = self.memory.take_for_prefetch(room.min(BATCH));
+                let batch = batch.get_mut(..granted).unwrap_or_default();
                 let asked = brain.next(batch, may_fill, self, &mut zeros);
+                self.memory.give_back(granted - asked);
                 self.ahead.fetch_add(asked, Ordering::AcqRel);
                 asked
             };

@@ -5,6 +5,7 @@ use super::ports::{
 };
 use super::*;
 use crate::addr::FrameIndex;
+use crate::alloc::{CloneLimits, Grant, Host, HostLimits};
 use crate::color::{Color, ColorMap, Frame, KernelIdentity};
 use crate::memory::{GuestMemory, MemoryLayout, Page, VecMemory, ZERO_PAGE};
 use crate::prefetch::{Access, Atlas, Blind, Demand, PrefetchPolicy};
@@ -70,10 +71,20 @@ fn start(
     policy: Box<dyn PrefetchPolicy>,
     options: Options,
 ) -> Engine {
+    start_with(memory, source, policy, options, None)
+}
+
+fn start_with(
+    memory: &Arc<Memory>,
+    source: Arc<dyn PageSource>,
+    policy: Box<dyn PrefetchPolicy>,
+    options: Options,
+    grant: Option<Grant>,
+) -> Engine {
     let atlas = guest().0;
     let placer: Arc<dyn Placer> = Arc::clone(memory) as _;
     let clock = Arc::new(SystemClock::new());
-    let parts = Parts { atlas, policy, source, placer, queue: None, clock };
+    let parts = Parts { atlas, policy, source, placer, queue: None, clock, grant };
     Engine::start(parts, options).unwrap()
 }
 
@@ -140,6 +151,35 @@ fn what_was_prefetched_and_not_touched_can_be_had_back() {
     assert_eq!((total.resident, total.unused), (2, 14));
     engine.fault(FrameIndex(2), Access::Read).unwrap();
     assert_eq!(memory.page(FrameIndex(2)), Some(frozen(&guest().1, FrameIndex(2))));
+}
+
+#[test]
+fn grants_return_and_scarcity_takes_back_what_is_not_used() {
+    let host = Host::new(HostLimits::for_frames(1 << 20));
+    let limits = CloneLimits { frames: 200, shrink_prefetch_at: 100, reclaim_at: 150 };
+    let grant = host.admit(limits).unwrap();
+    let memory = Memory::new();
+    let options = Options { feedback: Feedback::Staged, ..Options::default() };
+    let policy = Box::new(Blind::aligned(64));
+    let engine = start_with(&memory, local(), policy, options, Some(grant));
+    // Each fault brings 63 pages that nobody touches: they must give way.
+    for block in 0..FRAMES / 64 {
+        engine.fault(FrameIndex(block * 64), Access::Read).unwrap();
+    }
+    for n in 0..FRAMES {
+        engine.fault(FrameIndex(n), Access::Read).unwrap();
+        assert_eq!(memory.page(FrameIndex(n)), Some(frozen(&guest().1, FrameIndex(n))));
+    }
+    engine.reclaim(FRAMES).unwrap();
+    let total = engine.statistics().total();
+    assert_eq!(total.resident, u64::from(FRAMES));
+    assert_eq!(host.used(), u64::from(FRAMES), "faults go beyond the clone's limit: {total:?}");
+    assert_eq!(engine.footprint().total(), u64::from(FRAMES));
+    assert_eq!(engine.footprint_history().last().unwrap().frames, engine.footprint());
+    engine.removed(0..100).unwrap();
+    assert_eq!(host.used(), u64::from(FRAMES) - 100);
+    drop(engine);
+    assert_eq!((host.used(), host.granted()), (0, 0));
 }
 
 #[test]

@@ -1,0 +1,283 @@
+//! Clones of a synthetic guest, from a recipe.
+
+use kaleidoscope_core::addr::{FrameIndex, Gpa};
+use kaleidoscope_core::clone::ports::{PageSource, SystemClock};
+use kaleidoscope_core::clone::{
+    Background, Engine, Feedback, FreeFrames, LocalSource, Options, Parts,
+};
+use kaleidoscope_core::color::{
+    Color, ColorMap, Frame, FrameKind, KernelIdentity, Order, Region, RegionId, Temperature,
+};
+use kaleidoscope_core::memory::{GuestMemory, MemoryError, MemoryLayout};
+use kaleidoscope_core::prefetch::{
+    Atlas, Blind, Colored, Demand, Fault, Guide, Paper, Planner, PrefetchPolicy, Settings,
+};
+use kaleidoscope_mock::Rng;
+use kaleidoscope_mock::clone::pattern::Pattern;
+use kaleidoscope_mock::clone::{
+    Call, Failure, FaultyPlacer, FaultyQueue, FaultySource, MockMemory, MockParent, MockSource,
+    MockVm, Program, Report, Script, Threads, When, Work, Writers,
+};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+/// Which policy a clone has.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Policy {
+    Demand,
+    Next,
+    Aligned,
+    Colored,
+    Paper,
+    Wild,
+}
+
+/// Everything that a run depends on, but for the threads' timing.
+#[derive(Clone, Debug)]
+pub(crate) struct Recipe {
+    pub(crate) seed: u64,
+    pub(crate) frames: u32,
+    pub(crate) policy: Policy,
+    pub(crate) options: Options,
+    pub(crate) threads: Threads,
+    pub(crate) program: Program,
+    pub(crate) local_source: bool,
+    /// Whether memory is short all the time: prefetched frames are taken back.
+    pub(crate) pressure: bool,
+    pub(crate) failures: Vec<(Call, When, Failure)>,
+}
+
+impl Default for Recipe {
+    fn default() -> Self {
+        Self {
+            seed: 1,
+            frames: 1000,
+            policy: Policy::Aligned,
+            options: Options::default(),
+            threads: Threads::default(),
+            program: Program::default(),
+            local_source: true,
+            pressure: false,
+            failures: Vec::new(),
+        }
+    }
+}
+
+/// What a run left.
+pub(crate) struct Run {
+    pub(crate) report: Report,
+    pub(crate) engine: Arc<Engine>,
+    pub(crate) memory: Arc<MockMemory>,
+    pub(crate) script: Script,
+}
+
+/// A parent that is being written to, its frozen image, and what clones must see of it.
+pub(crate) struct Guest {
+    pub(crate) atlas: Arc<Atlas>,
+    pub(crate) frozen: Arc<dyn GuestMemory>,
+    pub(crate) truth: Arc<dyn GuestMemory>,
+    pub(crate) writers: Writers,
+}
+
+/// The bytes of the freeze from the pattern alone, so that a frozen image that changes is noticed.
+struct Truth {
+    layout: MemoryLayout,
+    pattern: Pattern,
+    /// Whose free frames read as zeros.
+    zeroed: Option<Arc<Atlas>>,
+}
+
+impl GuestMemory for Truth {
+    fn layout(&self) -> &MemoryLayout {
+        &self.layout
+    }
+
+    fn read(&self, gpa: Gpa, buf: &mut [u8]) -> Result<(), MemoryError> {
+        let frame = self.layout.index_of(gpa.gfn()).unwrap();
+        if self.zeroed.as_ref().is_some_and(|atlas| atlas.is_free(frame)) {
+            buf.fill(0);
+        } else {
+            let at = gpa.offset_in_frame();
+            buf.copy_from_slice(&self.pattern.page(frame, 0)[at..at + buf.len()]);
+        }
+        Ok(())
+    }
+}
+
+/// Runs of free memory, files, slabs and processes; a hole in the middle.
+fn map(frames: u32, seed: u64) -> ColorMap {
+    let mut rng = Rng::new(seed);
+    let below = u64::from(frames / 2) << 12;
+    let above = (u64::from(frames) << 12) - below;
+    let layout = MemoryLayout::new(&[(Gpa(0), below), (Gpa(1 << 32), above)]).unwrap();
+    let kinds = [
+        (FrameKind::File, Order::FileOffset, Color::FileCache),
+        (FrameKind::Slab, Order::KernelAddress, Color::Slab),
+        (FrameKind::Anonymous, Order::UserAddress, Color::Anonymous),
+    ];
+    let regions: Vec<_> =
+        (0..9).map(|n| Region::new(kinds[n % 3].0, kinds[n % 3].1, format!("r{n}"))).collect();
+    let mut all = Vec::new();
+    while all.len() < frames as usize {
+        let run = 1 + rng.below(24);
+        let which = rng.index(12);
+        for position in 0..run {
+            all.push(match kinds.get(which % 4) {
+                Some((kind, _, color)) => Frame {
+                    kind: *kind,
+                    color: *color,
+                    region: (which < 9).then(|| RegionId(region(which))),
+                    position: rng.below(9) + position,
+                    temperature: Temperature::from_bits(u8::try_from(rng.below(64)).unwrap())
+                        .unwrap(),
+                },
+                None => Frame { kind: FrameKind::Free, color: Color::Free, ..Frame::default() },
+            });
+        }
+    }
+    all.truncate(frames as usize);
+    ColorMap::new(layout, KernelIdentity::default(), all, regions).unwrap()
+}
+
+/// A region of the same kind.
+fn region(which: usize) -> u32 {
+    u32::try_from(which % 4 + 3 * (which / 4)).unwrap()
+}
+
+/// Plans whatever comes to its mind.
+struct Wild(Rng);
+
+impl Wild {
+    fn plan(&mut self, planner: &mut Planner<'_>) {
+        let frames = u64::from(planner.atlas().frames()) + 3;
+        for _ in 0..self.0.below(40) {
+            let frame = FrameIndex(u32::try_from(self.0.below(frames)).unwrap());
+            if self.0.one_in(3) {
+                planner.zero(frame);
+            } else {
+                planner.fetch_used(frame);
+            }
+        }
+    }
+}
+
+impl PrefetchPolicy for Wild {
+    fn name(&self) -> &str {
+        "wild"
+    }
+
+    fn fault(&mut self, _: &Fault, planner: &mut Planner<'_>) {
+        planner.answer_with_zeros();
+        self.plan(planner);
+    }
+
+    fn background(&mut self, planner: &mut Planner<'_>) {
+        if !self.0.one_in(4) {
+            self.plan(planner);
+        }
+    }
+}
+
+impl Guest {
+    /// A guest whose free frames hold rubbish, and read as zeros in the clone if so asked.
+    pub(crate) fn new(frames: u32, seed: u64, free: FreeFrames) -> Self {
+        let atlas = Arc::new(Atlas::new(map(frames, seed)));
+        let layout = atlas.layout().clone();
+        let pattern = Pattern::new(seed).with(20, 20);
+        let parent = MockParent::new(layout.clone(), pattern);
+        let frozen = Arc::new(parent.freeze());
+        let writers = parent.keep_writing(1, seed ^ 0xffff).unwrap();
+        while writers.written() == 0 {
+            std::thread::yield_now();
+        }
+        let zeroed = (free == FreeFrames::Zero).then(|| Arc::clone(&atlas));
+        let truth = Arc::new(Truth { layout, pattern, zeroed });
+        Self { atlas, frozen, truth, writers }
+    }
+
+    pub(crate) fn policy(&self, policy: Policy, seed: u64) -> Box<dyn PrefetchPolicy> {
+        match policy {
+            Policy::Demand => Box::new(Demand),
+            Policy::Next => Box::new(Blind::next(7)),
+            Policy::Aligned => Box::new(Blind::aligned(16)),
+            Policy::Colored => {
+                let guide = Guide::new(Arc::clone(&self.atlas), Settings::default());
+                Box::new(Colored::new(Arc::new(guide)))
+            }
+            Policy::Paper => Box::new(Paper::new(Arc::clone(&self.atlas))),
+            Policy::Wild => Box::new(Wild(Rng::new(seed))),
+        }
+    }
+}
+
+/// Runs a clone from its start to its end.
+pub(crate) fn run(recipe: &Recipe) -> Run {
+    let guest = Guest::new(recipe.frames, recipe.seed, recipe.options.free_frames);
+    let script = recipe.failures.iter().fold(Script::new(recipe.seed), |script, rule| {
+        let (call, when, failure) = *rule;
+        script.on(call, when, failure)
+    });
+    let memory = MockMemory::with_patience(recipe.frames, Duration::from_secs(20)).unwrap();
+    let memory = Arc::new(memory);
+    let frozen = Arc::clone(&guest.frozen);
+    let source: Arc<dyn PageSource> = if recipe.local_source {
+        Arc::new(LocalSource::new(frozen))
+    } else {
+        Arc::new(MockSource::new(frozen))
+    };
+    let placer = FaultyPlacer::new(Arc::clone(&memory) as _, script.clone());
+    let queue = FaultyQueue::new(Arc::new(memory.queue()), recipe.frames, script.clone());
+    let parts = Parts {
+        atlas: Arc::clone(&guest.atlas),
+        policy: guest.policy(recipe.policy, recipe.seed),
+        source: Arc::new(FaultySource::new(source, recipe.frames, script.clone())),
+        placer: Arc::new(placer),
+        queue: Some(Arc::new(queue)),
+        clock: Arc::new(SystemClock::new()),
+    };
+    let engine = Arc::new(Engine::start(parts, recipe.options).unwrap());
+    let vm = MockVm::start(
+        Arc::clone(&memory),
+        Arc::clone(&engine) as _,
+        Arc::clone(&guest.truth),
+        Work::Program(recipe.program),
+        recipe.threads,
+    );
+    let vm = vm.unwrap();
+    let is_over = AtomicBool::new(false);
+    let report = std::thread::scope(|scope| {
+        if recipe.pressure {
+            scope.spawn(|| {
+                let mut wanted = 1;
+                while !is_over.load(Ordering::Acquire) && engine.reclaim(wanted).is_ok() {
+                    wanted = wanted % 50 + 7;
+                    std::thread::sleep(Duration::from_micros(300));
+                }
+            });
+        }
+        let report = vm.join();
+        is_over.store(true, Ordering::Release);
+        report
+    });
+    Run { report, engine, memory, script }
+}
+
+impl Run {
+    /// The run in words: for a test that fails.
+    pub(crate) fn tell(&self) -> String {
+        let log = self.script.log().to_string();
+        let lines: Vec<_> =
+            log.lines().filter(|l| !l.ends_with(" wait") && !l.ends_with(" read")).collect();
+        let last = lines[lines.len().saturating_sub(60)..].join("\n");
+        format!("{}\n{:?}\n{:#?}\n...\n{last}", self.report, self.engine, self.memory)
+    }
+}
+
+/// The options that a test chooses among.
+pub(crate) const BACKGROUNDS: [Background; 3] =
+    [Background::Off, Background::Throttled { pages_per_second: 2000 }, Background::Full];
+
+/// The options that a test chooses among.
+pub(crate) const FEEDBACKS: [Feedback; 3] =
+    [Feedback::Off, Feedback::Staged, Feedback::Sampled { one_in: 3 }];

@@ -1,0 +1,145 @@
+//! Random programs under random policies and failures: every byte is right, or the clone says why it stops.
+
+use crate::guest::{BACKGROUNDS, FEEDBACKS, Policy, Recipe, run};
+use kaleidoscope_core::clone::{FreeFrames, Options};
+use kaleidoscope_mock::clone::{Call, Failure, Program, Threads, When};
+use proptest::prelude::*;
+use proptest::sample::select;
+use std::time::Duration;
+
+const POLICIES: [Policy; 6] =
+    [Policy::Demand, Policy::Next, Policy::Aligned, Policy::Colored, Policy::Paper, Policy::Wild];
+
+fn options() -> impl Strategy<Value = Options> {
+    let background = select(BACKGROUNDS.to_vec());
+    let feedback = select(FEEDBACKS.to_vec());
+    (background, feedback, 1usize..80, 1usize..300, 0usize..60).prop_map(
+        |(background, feedback, budget, queue, staged)| Options {
+            background,
+            feedback,
+            budget,
+            queue,
+            staged,
+            ..Options::default()
+        },
+    )
+}
+
+fn recipe() -> impl Strategy<Value = Recipe> {
+    let threads = (1u32..5, 1u32..4).prop_map(|(vcpus, fault)| Threads { vcpus, fault });
+    let program = (any::<u64>(), 20u32..300, 0u8..60, 0u8..90, 0u16..60).prop_map(
+        |(seed, steps, writes, near, give_backs)| Program { seed, steps, writes, near, give_backs },
+    );
+    let policy = select(POLICIES.to_vec());
+    let rest = (any::<u64>(), 50u32..1200, any::<bool>(), any::<bool>(), any::<bool>());
+    (rest, policy, options(), threads, program).prop_map(
+        |((seed, frames, local_source, zero, pressure), policy, mut options, threads, program)| {
+            // The others fetch free frames now and then, and what they hold is then right as well.
+            if zero && matches!(policy, Policy::Colored | Policy::Wild) {
+                options.free_frames = FreeFrames::Zero;
+            }
+            Recipe {
+                seed,
+                frames,
+                policy,
+                options,
+                threads,
+                program,
+                local_source,
+                pressure,
+                failures: Vec::new(),
+            }
+        },
+    )
+}
+
+fn often() -> impl Strategy<Value = When> {
+    prop_oneof![(2u64..12).prop_map(When::OneIn), (2u64..12).prop_map(When::Every)]
+}
+
+/// What no clone may notice but by the time it takes.
+fn harmless() -> impl Strategy<Value = (Call, When, Failure)> {
+    let delay = (1u64..1500).prop_map(|us| Failure::Delay(Duration::from_micros(us)));
+    let failure = prop_oneof![
+        (Just(Call::Deliver), select(vec![Failure::Twice, Failure::Reorder])),
+        (Just(Call::Request), select(vec![Failure::Twice, Failure::Unasked])),
+        (select(vec![Call::Place, Call::Zero, Call::ZeroRun]), Just(Failure::Again)),
+        (Just(Call::Event), select(vec![Failure::Twice, Failure::Unasked, Failure::Reorder])),
+        (
+            select(vec![
+                Call::Deliver,
+                Call::Receive,
+                Call::Request,
+                Call::Place,
+                Call::Zero,
+                Call::Wake,
+                Call::Wait,
+                Call::Event
+            ]),
+            delay
+        ),
+    ];
+    (failure, often()).prop_map(|((call, failure), when)| (call, when, failure))
+}
+
+/// What may stop a clone.
+fn harmful() -> impl Strategy<Value = (Call, When, Failure)> {
+    let calls = vec![
+        Call::Request,
+        Call::Receive,
+        Call::Place,
+        Call::Zero,
+        Call::ZeroRun,
+        Call::Wake,
+        Call::Wait,
+        Call::Read,
+    ];
+    let broken = (select(calls), select(vec![Failure::Fail, Failure::Dead]));
+    let wrong =
+        (Just(Call::Deliver), select(vec![Failure::Drop, Failure::Unavailable, Failure::Outside]));
+    let when = (1u64..400).prop_flat_map(|n| select(vec![When::Nth(n), When::From(n)]));
+    (prop_oneof![broken, wrong], when).prop_map(|((call, failure), when)| (call, when, failure))
+}
+
+/// So many cases, unless `PROPTEST_CASES` says how many.
+fn config(cases: u32) -> ProptestConfig {
+    let told = std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok());
+    ProptestConfig {
+        // The same case need not fail twice, so that looking for a smaller one is of little use.
+        max_shrink_iters: 30,
+        failure_persistence: None,
+        ..ProptestConfig::with_cases(told.unwrap_or(cases))
+    }
+}
+
+proptest! {
+    #![proptest_config(config(120))]
+
+    #[test]
+    fn every_byte_is_right_and_nothing_is_lost(
+        mut recipe in recipe(),
+        failures in prop::collection::vec(harmless(), 0..4),
+    ) {
+        recipe.failures = failures;
+        let run = run(&recipe);
+        if let Err(error) = run.report.check() {
+            prop_assert!(false, "{error}\n{}", run.tell());
+        }
+        prop_assert!(run.report.is_complete(), "{}", run.tell());
+    }
+
+    #[test]
+    fn a_clone_is_right_or_stops(
+        mut recipe in recipe(),
+        mut failures in prop::collection::vec(harmless(), 0..2),
+        fatal in harmful(),
+    ) {
+        failures.push(fatal);
+        recipe.failures = failures;
+        recipe.options.patience = Duration::from_millis(300);
+        let run = run(&recipe);
+        if let Err(error) = run.report.check() {
+            prop_assert!(false, "{error}\n{}", run.tell());
+        }
+    }
+}
