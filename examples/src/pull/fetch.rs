@@ -39,6 +39,7 @@ pub(super) fn all(
         placer: Arc::clone(copy) as Arc<dyn Placer>,
         queue: None,
         clock: Arc::new(SystemClock::new()),
+        grant: None,
     };
     let options = Options {
         background: order.background,
