@@ -4,6 +4,7 @@
 #![no_main]
 
 use kaleidoscope_core::addr::{FrameIndex, Gpa, Gva};
+use kaleidoscope_core::clone::ports::Priority;
 use kaleidoscope_core::clone::{CloneId, Descriptor, FreeFrames, ServerAddress};
 use kaleidoscope_core::color::ColorMap;
 use kaleidoscope_core::coloring::{Options, color};
@@ -12,11 +13,16 @@ use kaleidoscope_core::memory::GuestMemory;
 use kaleidoscope_core::prefetch::{Access, Atlas};
 use kaleidoscope_core::recording::Recording;
 use kaleidoscope_core::replay::{Touch, Trace};
+use kaleidoscope_core::wire::protocol::{
+    Codec, Codecs, DescriptorHead, Entry, ErrorCode, Features, FetchEncoder, Hello, PageEncoder,
+    PagesHead, Refusal, Stored, Welcome, checksum, descriptor_request, error_message,
+};
 use kaleidoscope_fuzz::{guest, payload_of};
 use kaleidoscope_mock::linux::{KernelStyle, MockGuest};
 use libfuzzer_sys::fuzz_target;
 use std::error::Error;
 use std::fs;
+use std::num::NonZeroU32;
 use std::path::Path;
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -140,6 +146,22 @@ fn write(root: &Path) -> Result<(), Box<dyn Error>> {
     for (number, free_percent) in (0_u8..).zip([0, 30, 100]) {
         put("policies", &free_percent.to_string(), &faults(number, free_percent))?;
     }
+    let features = Features { checksums: true, codecs: Codecs::ALL };
+    put("wire_server", "hello", &[&[0], &hello(features).encode()[..]].concat())?;
+    put("wire_server", "requests", &[&[9], &requests()[..]].concat())?;
+    for bits in 0..8_u8 {
+        let features = Features::from_bits(bits.into());
+        let replies = replies(features)?;
+        put(
+            "wire_client",
+            &format!("replies-{bits}"),
+            &[&[bits << 1 | 1, 255], &replies[..]].concat(),
+        )?;
+        let welcome = welcome(features);
+        put("wire_client", &format!("welcome-{bits}"), &[&[bits << 1, 0], &welcome[..]].concat())?;
+    }
+    let refusal = Welcome::refuse(Refusal::Busy, "too many");
+    put("wire_client", "refusal", &[&[0, 0], &refusal[..]].concat())?;
     Ok(())
 }
 
@@ -154,6 +176,59 @@ fn descriptor_file(descriptor: Descriptor) -> Result<Vec<u8>, Box<dyn Error>> {
         .with_state(b"registers and devices".to_vec())?
         .with_servers(servers)?;
     Ok(descriptor.to_bytes()?)
+}
+
+fn hello(features: Features) -> Hello {
+    Hello { features, image: [0; 32], clone: CloneId([1; 16]), batch: 64 }
+}
+
+fn welcome(features: Features) -> Vec<u8> {
+    let pending = NonZeroU32::MIN.saturating_add(99);
+    let welcome =
+        Welcome { features, image: [2; 32], frames: pending, pending, batch: 30, descriptor: 7 };
+    welcome.encode().to_vec()
+}
+
+/// Requests in the limits of the target `wire_server`.
+fn requests() -> Vec<u8> {
+    let mut stream = Vec::new();
+    for (priority, step) in [(Priority::Prefetch, 1), (Priority::Urgent, 90)] {
+        let mut encoder = FetchEncoder::new(priority, Vec::new());
+        (0..5000).step_by(step).take(500).for_each(|frame| encoder.push(FrameIndex(frame)));
+        stream.extend(encoder.finish());
+    }
+    stream.extend(descriptor_request(99_000, 1000));
+    stream
+}
+
+/// One reply of each kind in the limits of the target `wire_client`.
+fn replies(features: Features) -> Result<Vec<u8>, Box<dyn Error>> {
+    let mut encoder = PageEncoder::new()?;
+    let (mut entries, mut payloads) = (Vec::new(), Vec::new());
+    let page = [7; 4096];
+    let mut send = |frame, stored, page: Option<&[u8; 4096]>, payload: &[u8]| {
+        let frame = FrameIndex(frame);
+        let checksum = if features.checksums { checksum(frame, page) } else { 0 };
+        let bytes = u16::try_from(payload.len()).unwrap_or(0);
+        entries.extend(Entry { frame, stored, bytes, checksum }.encode());
+        payloads.extend_from_slice(payload);
+    };
+    send(3, Stored::Zero, Some(&[0; 4096]), &[]);
+    send(4, Stored::Unavailable, None, &[]);
+    send(5, Stored::Raw, Some(&page), &page);
+    for codec in [Codec::Lz4, Codec::Zstd].into_iter().filter(|c| features.codecs.has(*c)) {
+        let short = encoder.encode(codec, &page, 4096).ok_or("it compresses")?;
+        send(6, Stored::Compressed(codec), Some(&page), short);
+    }
+    let pages = u16::try_from(entries.len() / 16)?;
+    let bytes = u32::try_from(entries.len() + payloads.len())?;
+    let mut stream = PagesHead { pages, bytes }.encode().to_vec();
+    stream.extend(entries);
+    stream.extend(payloads);
+    stream.extend(DescriptorHead::new(9, b"descriptor").encode(10));
+    stream.extend(b"descriptor");
+    stream.extend(error_message(ErrorCode::Stopping, "good night"));
+    Ok(stream)
 }
 
 /// A guest and faults in the format of the target `policies`.

@@ -22,6 +22,7 @@ fn with_engine(body: impl FnOnce(&MockMemory)) -> Engine {
         placer: Arc::clone(&memory) as _,
         queue: Some(Arc::new(memory.queue())),
         clock: Arc::new(SystemClock::new()),
+        grant: None,
     };
     let engine = Engine::start(parts, Options::default()).unwrap();
     std::thread::scope(|scope| {

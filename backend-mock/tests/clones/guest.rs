@@ -235,6 +235,7 @@ pub(crate) fn run(recipe: &Recipe) -> Run {
         placer: Arc::new(placer),
         queue: Some(Arc::new(queue)),
         clock: Arc::new(SystemClock::new()),
+        grant: None,
     };
     let engine = Arc::new(Engine::start(parts, recipe.options).unwrap());
     let vm = MockVm::start(

@@ -32,6 +32,7 @@ fn sixty_four_clones_of_one_parent() {
                 placer: Arc::clone(&memory) as _,
                 queue: Some(Arc::new(memory.queue())),
                 clock: Arc::new(SystemClock::new()),
+                grant: None,
             };
             let options = Options { feedback, background, ..Options::default() };
             let engine = Arc::new(Engine::start(parts, options).unwrap());
@@ -78,6 +79,7 @@ fn a_trace_is_replayed() {
         placer: Arc::clone(&memory) as _,
         queue: Some(Arc::new(memory.queue())),
         clock: Arc::new(SystemClock::new()),
+        grant: None,
     };
     let engine = Arc::new(Engine::start(parts, Options::default()).unwrap());
     let work = Work::Trace { trace: Arc::clone(&trace), pace: 0.01 };

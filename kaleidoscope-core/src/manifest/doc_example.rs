@@ -146,19 +146,15 @@ fn block<'a>(document: &'a str, name: &str) -> &'a str {
     rest.split_once("<!-- end -->").expect("end marker").0
 }
 
-/// Compares the blocks `file_block` and `payload_block` of the document with a file and its payload, after writing them
-/// anew if that is asked for. Returns the file in the document, which another version of zstd may have compressed.
-pub(crate) fn documented(
-    (file_block, file): (&str, &[u8]),
-    (payload_block, payload): (&str, &[u8]),
-) -> Vec<u8> {
-    // Two tests write the same document.
+/// Compares those blocks of the document that `must_equal` names with the texts that they should hold, after writing all of them
+/// anew if that is asked for. Returns what the document has.
+fn blocks(texts: &[(&str, &str)], must_equal: impl Fn(&str) -> bool) -> Vec<String> {
+    // Several tests write the same document.
     static DOCUMENT_LOCK: std::sync::Mutex<()> = std::sync::Mutex::new(());
     let _lock = DOCUMENT_LOCK.lock();
-    let (file, payload) = (annotated_file(file), annotated_payload(payload));
     let mut document = std::fs::read_to_string(DOCUMENT).unwrap();
     if std::env::var_os("UPDATE_DOCS").is_some() {
-        for (name, text) in [(file_block, &file), (payload_block, &payload)] {
+        for (name, text) in texts {
             let old = block(&document, name).to_owned();
             let marker = format!("<!-- example: {name} -->\n");
             document = document
@@ -166,13 +162,33 @@ pub(crate) fn documented(
         }
         std::fs::write(DOCUMENT, &document).unwrap();
     }
-    let fenced = |name| {
-        let text = block(&document, name).strip_prefix("```text\n");
-        text.and_then(|t| t.strip_suffix("```\n")).expect("a fenced block")
+    let fenced = |(name, text): &(&str, &str)| {
+        let found = block(&document, name).strip_prefix("```text\n");
+        let found = found.and_then(|t| t.strip_suffix("```\n")).expect("a fenced block");
+        if must_equal(name) {
+            assert_eq!(found, *text, "UPDATE_DOCS=1 writes it anew");
+        }
+        found.to_owned()
     };
-    assert_eq!(fenced(payload_block), payload);
-    let documented = bytes_of(fenced(file_block));
-    assert_eq!(annotated_file(&documented), fenced(file_block));
+    texts.iter().map(fenced).collect()
+}
+
+/// Compares blocks of the document with the texts that they should hold, after writing them anew if that is asked for.
+pub(crate) fn compare_blocks(texts: &[(&str, &str)]) {
+    blocks(texts, |_| true);
+}
+
+/// Compares the blocks `file_block` and `payload_block` of the document with a file and its payload, after writing them
+/// anew if that is asked for. Returns the file in the document, which another version of zstd may have compressed.
+pub(crate) fn documented(
+    (file_block, file): (&str, &[u8]),
+    (payload_block, payload): (&str, &[u8]),
+) -> Vec<u8> {
+    let (file, payload) = (annotated_file(file), annotated_payload(payload));
+    let texts = [(file_block, file.as_str()), (payload_block, payload.as_str())];
+    let found = blocks(&texts, |name| name == payload_block);
+    let documented = bytes_of(&found[0]);
+    assert_eq!(annotated_file(&documented), found[0]);
     documented
 }
 

@@ -201,7 +201,7 @@ fn a_flood_is_cut_off() {
         socket.write_all(&request).unwrap();
     }
     at.serves();
-    at.wait_for(|statistics| statistics.pages >= 150);
+    at.wait_for(|statistics| statistics.pages >= 100);
     socket.shutdown(std::net::Shutdown::Write).unwrap();
     reading.join().unwrap();
 }

@@ -45,7 +45,7 @@ impl Dial for Scripted {
         let (ours, theirs) = Link::pair()?;
         let script = self.0[replica].clone();
         let Link { sender, receiver, .. } = theirs;
-        thread::spawn(move || script(&mut Wire { sender, receiver, checksums: true }));
+        thread::spawn(move || script(&mut Wire { sender, receiver }));
         Ok(ours)
     }
 
@@ -140,7 +140,6 @@ pub fn pages(items: &[Item]) -> Vec<u8> {
 pub struct Wire {
     pub sender: Sender,
     pub receiver: Receiver,
-    pub checksums: bool,
 }
 
 impl Wire {

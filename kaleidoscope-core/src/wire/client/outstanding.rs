@@ -3,6 +3,7 @@
 use crate::addr::FrameIndex;
 use crate::clone::ports::Priority;
 use crate::wire::protocol::FetchEncoder;
+use foldhash::fast::RandomState;
 use std::collections::{HashMap, VecDeque};
 use std::time::Instant;
 
@@ -32,7 +33,7 @@ pub(super) enum Arrival {
 /// The frames that a client waits for, and which of them its server knows of.
 #[derive(Debug)]
 pub(super) struct Outstanding {
-    wanted: HashMap<u32, Wanted>,
+    wanted: HashMap<u32, Wanted, RandomState>,
     /// Number of those of which the server knows.
     sent: usize,
     /// Most frames to have the server know of.
@@ -79,7 +80,7 @@ impl Outstanding {
     pub(super) fn new(frames: u32, most: usize) -> Self {
         let words = usize::try_from(frames.div_ceil(64)).unwrap_or(usize::MAX);
         Self {
-            wanted: HashMap::with_capacity(256),
+            wanted: HashMap::with_capacity_and_hasher(256, RandomState::default()),
             sent: 0,
             most,
             backlog: VecDeque::new(),

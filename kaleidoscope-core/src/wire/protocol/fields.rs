@@ -4,6 +4,7 @@
 pub(super) struct Fields<'a>(pub(super) &'a [u8]);
 
 impl Fields<'_> {
+    #[inline]
     pub(super) fn array<const N: usize>(&mut self) -> [u8; N] {
         match self.0.split_first_chunk::<N>() {
             Some((value, rest)) => {
@@ -17,18 +18,22 @@ impl Fields<'_> {
         }
     }
 
+    #[inline]
     pub(super) fn u8(&mut self) -> u8 {
         u8::from_le_bytes(self.array())
     }
 
+    #[inline]
     pub(super) fn u16(&mut self) -> u16 {
         u16::from_le_bytes(self.array())
     }
 
+    #[inline]
     pub(super) fn u32(&mut self) -> u32 {
         u32::from_le_bytes(self.array())
     }
 
+    #[inline]
     pub(super) fn u64(&mut self) -> u64 {
         u64::from_le_bytes(self.array())
     }
@@ -41,10 +46,12 @@ pub(super) struct Writer<const N: usize> {
 }
 
 impl<const N: usize> Writer<N> {
+    #[inline]
     pub(super) fn new() -> Self {
         Self { bytes: [0; N], at: 0 }
     }
 
+    #[inline]
     pub(super) fn put<const M: usize>(mut self, value: [u8; M]) -> Self {
         let end = self.at.saturating_add(M);
         match self.bytes.get_mut(self.at..end) {
@@ -55,6 +62,7 @@ impl<const N: usize> Writer<N> {
         self
     }
 
+    #[inline]
     pub(super) fn finish(self) -> [u8; N] {
         debug_assert_eq!(self.at, N, "every byte of the message is written");
         self.bytes

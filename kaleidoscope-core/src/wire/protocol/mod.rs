@@ -6,6 +6,8 @@
 
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
+#[cfg(test)]
+mod doc_example;
 mod error;
 mod features;
 mod fields;
@@ -15,6 +17,8 @@ mod page;
 mod reply;
 mod reply_reader;
 mod request;
+#[cfg(test)]
+mod tests;
 
 pub use error::{ProtocolError, Violation};
 pub use features::{Codec, Codecs, Features};

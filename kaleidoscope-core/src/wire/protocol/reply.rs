@@ -79,6 +79,7 @@ pub struct Entry {
 
 impl Entry {
     /// The entry's bytes.
+    #[inline]
     #[must_use]
     pub fn encode(&self) -> [u8; ENTRY_BYTES] {
         Writer::new()

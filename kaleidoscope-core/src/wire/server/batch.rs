@@ -3,7 +3,7 @@
 use super::ServedImage;
 use super::compression::{Compression, WORTH};
 use super::statistics::{Counters, add};
-use crate::addr::{FRAME_BYTES, FrameIndex};
+use crate::addr::{FRAME_BYTES, FRAME_SIZE, FrameIndex};
 use crate::clone::ports::Priority;
 use crate::color::Color;
 use crate::memory::{MemoryError, Page, is_zero};
@@ -35,23 +35,77 @@ pub(super) struct Batch {
     pages: Vec<u8>,
 }
 
-/// A page of the image: in place, read into `slot`, or not there.
-fn read<'a>(
-    image: &'a ServedImage,
-    frame: FrameIndex,
-    slot: &'a mut Page,
-) -> Result<Option<&'a Page>, MemoryError> {
-    let Some(gfn) = image.memory.layout().gfn_of(frame) else { return Ok(None) };
-    if let Some(page) = image.memory.slice(gfn.gpa(), FRAME_BYTES)
-        && let Ok(page) = page.try_into()
-    {
-        return Ok(Some(page));
+/// The parts of a reply: its head, then stretches of pages.
+struct Parts<'a> {
+    parts: [IoSlice<'a>; MAX_BATCH + 1],
+    /// Parts in use; the first one is for the head.
+    used: usize,
+    /// Bytes of all parts but the head.
+    bytes: usize,
+}
+
+impl<'a> Parts<'a> {
+    fn new() -> Self {
+        Self { parts: [IoSlice::new(&[]); MAX_BATCH + 1], used: 1, bytes: 0 }
     }
+
+    fn push(&mut self, bytes: &'a [u8]) {
+        if let Some(part) = self.parts.get_mut(self.used).filter(|_| !bytes.is_empty()) {
+            *part = IoSlice::new(bytes);
+            self.used += 1;
+            self.bytes += bytes.len();
+        }
+    }
+
+    fn send(mut self, head: &'a [u8], sender: &mut Sender) -> io::Result<()> {
+        if let Some(first) = self.parts.first_mut() {
+            *first = IoSlice::new(head);
+        }
+        sender.send(self.parts.get_mut(..self.used).unwrap_or_default())
+    }
+}
+
+/// Pages of a batch, by how they were sent.
+#[derive(Default)]
+struct Tally {
+    zero: usize,
+    missing: usize,
+    compressed: usize,
+}
+
+/// The pages of the first of `frames` and of those that follow it, as far as they lie behind one another in the image's memory
+/// as in the request; `None` when the first one has to be read.
+fn in_place<'a>(image: &'a ServedImage, frames: &[FrameIndex]) -> Option<&'a [Page]> {
+    let first = frames.first()?;
+    let layout = image.memory.layout();
+    let gpa = layout.gfn_of(*first)?.gpa();
+    let (_, left) = layout.span_at(gpa)?;
+    let in_a_row = frames.iter().zip(first.0..).take_while(|(frame, next)| frame.0 == *next);
+    let count = in_a_row.count().min(usize::try_from(left / FRAME_SIZE).unwrap_or(usize::MAX));
+    let slice = |count: usize| image.memory.slice(gpa, count * FRAME_BYTES);
+    let bytes = slice(count).or_else(|| slice(1))?;
+    Some(bytes.as_chunks().0).filter(|pages| !pages.is_empty())
+}
+
+/// Reads a page into `slot`. Says whether the image holds it.
+fn read(image: &ServedImage, frame: FrameIndex, slot: &mut Page) -> Result<bool, MemoryError> {
+    let Some(gfn) = image.memory.layout().gfn_of(frame) else { return Ok(false) };
     match image.memory.read(gfn.gpa(), slot) {
-        Ok(()) => Ok(Some(slot)),
-        Err(MemoryError::Missing { .. }) => Ok(None),
+        Ok(()) => Ok(true),
+        Err(MemoryError::Missing { .. }) => Ok(false),
         Err(error @ (MemoryError::NotRam { .. } | MemoryError::Io { .. })) => Err(error),
     }
+}
+
+/// Which of the pages may be zeros: those that begin so. They come from memory one after the other, and a loop that does nothing
+/// else has the processor wait for many at a time.
+fn begin_with_zeros(pages: &[Page]) -> [bool; MAX_BATCH] {
+    let mut found = [false; MAX_BATCH];
+    for (page, found) in pages.iter().zip(&mut found) {
+        *found =
+            page.first_chunk::<64>().is_some_and(|line| line.iter().fold(0, |a, b| a | b) == 0);
+    }
+    found
 }
 
 impl Batch {
@@ -79,72 +133,90 @@ impl Batch {
         counters: &Counters,
     ) -> Result<(), BatchError> {
         let Self { features, compression, encoder, head, pages } = self;
-        let (slots, _) = pages.as_chunks_mut::<FRAME_BYTES>();
-        let mut slots = slots.iter_mut();
-        let mut parts = [IoSlice::new(&[]); MAX_BATCH + 1];
-        let mut part = parts.iter_mut();
-        let first = part.next();
-        let (mut zero, mut missing, mut compressed, mut bytes) = (0, 0, 0, 0);
+        let mut slots = pages.as_chunks_mut::<FRAME_BYTES>().0.iter_mut();
+        let mut parts = Parts::new();
+        let mut tally = Tally::default();
         head.clear();
         head.extend([0; REPLY_BYTES]);
-        for &frame in frames {
-            let (Some(read_slot), Some(short_slot)) = (slots.next(), slots.next()) else { break };
-            let page = read(image, frame, read_slot)?;
-            let (stored, payload): (Stored, &[u8]) = match page {
+        let mut entry = |frame, stored, bytes: usize, page: Option<&Page>| {
+            let checksum = if features.checksums { checksum(frame, page) } else { 0 };
+            let bytes = u16::try_from(bytes).unwrap_or(u16::MAX);
+            head.extend(Entry { frame, stored, bytes, checksum }.encode());
+        };
+        let mut rest = frames;
+        while let Some((&first, others)) = rest.split_first() {
+            let run: &[Page] = match in_place(image, rest) {
+                Some(pages) => pages,
                 None => {
-                    missing += 1;
-                    (Stored::Unavailable, &[])
-                }
-                Some(page) if is_zero(page) => {
-                    zero += 1;
-                    (Stored::Zero, &[])
-                }
-                Some(page) => {
-                    let shorter = encoder.as_mut().and_then(|encoder| {
-                        let color = color(image, frame);
-                        let codec = compression.codec(color, priority)?;
-                        let shorter = encoder.encode(codec, page, WORTH);
-                        compression.learn(color, shorter.is_some());
-                        let shorter = shorter?;
-                        let slot = short_slot.get_mut(..shorter.len())?;
-                        slot.copy_from_slice(shorter);
-                        Some((Stored::Compressed(codec), &*slot))
-                    });
-                    compressed += usize::from(shorter.is_some());
-                    shorter.unwrap_or((Stored::Raw, page))
+                    let Some(slot) = slots.next() else { break };
+                    if !read(image, first, slot)? {
+                        tally.missing += 1;
+                        entry(first, Stored::Unavailable, 0, None);
+                        rest = others;
+                        continue;
+                    }
+                    std::slice::from_ref(slot)
                 }
             };
-            let checksum = if features.checksums { checksum(frame, page) } else { 0 };
-            let length = u16::try_from(payload.len()).unwrap_or(u16::MAX);
-            head.extend(Entry { frame, stored, bytes: length, checksum }.encode());
-            if !payload.is_empty()
-                && let Some(part) = part.next()
+            let maybe_zero = begin_with_zeros(run);
+            // Pages of the run that are sent as they are, and not pushed yet.
+            let mut raw = 0..0;
+            for (place, ((page, &frame), maybe_zero)) in
+                run.iter().zip(rest).zip(maybe_zero).enumerate()
             {
-                *part = IoSlice::new(payload);
-                bytes += payload.len();
+                if maybe_zero && is_zero(page) {
+                    tally.zero += 1;
+                    entry(frame, Stored::Zero, 0, Some(page));
+                    continue;
+                }
+                if let Some(encoder) = encoder {
+                    let color = color(image, frame);
+                    let codec = compression.codec(color, priority);
+                    let short = codec.and_then(|codec| {
+                        let short = encoder.encode(codec, page, WORTH);
+                        compression.learn(color, short.is_some());
+                        Some((codec, short?))
+                    });
+                    if let Some((codec, short)) = short
+                        && let Some(slot) =
+                            slots.next().and_then(|slot| slot.get_mut(..short.len()))
+                    {
+                        slot.copy_from_slice(short);
+                        tally.compressed += 1;
+                        entry(frame, Stored::Compressed(codec), short.len(), Some(page));
+                        parts.push(run.get(raw).unwrap_or_default().as_flattened());
+                        raw = 0..0;
+                        parts.push(slot);
+                        continue;
+                    }
+                }
+                entry(frame, Stored::Raw, FRAME_BYTES, Some(page));
+                if raw.end != place {
+                    parts.push(run.get(raw).unwrap_or_default().as_flattened());
+                    raw = place..place;
+                }
+                raw.end = place + 1;
             }
+            parts.push(run.get(raw).unwrap_or_default().as_flattened());
+            rest = rest.get(run.len()..).unwrap_or_default();
         }
         let count = (head.len() - REPLY_BYTES) / ENTRY_BYTES;
-        let behind = u32::try_from(head.len() - REPLY_BYTES + bytes).unwrap_or(u32::MAX);
+        let bytes = head.len() + parts.bytes;
+        let behind = u32::try_from(bytes - REPLY_BYTES).unwrap_or(u32::MAX);
         let start = PagesHead { pages: u16::try_from(count).unwrap_or(u16::MAX), bytes: behind };
         if let Some(place) = head.first_chunk_mut::<REPLY_BYTES>() {
             *place = start.encode();
         }
-        if let Some(first) = first {
-            *first = IoSlice::new(head);
-        }
-        let unused = part.len();
-        let used = MAX_BATCH + 1 - unused;
-        sender.send(parts.get_mut(..used).unwrap_or_default())?;
+        parts.send(head, sender)?;
         add(&counters.pages, count);
         if priority == Priority::Urgent {
             add(&counters.urgent_pages, count);
         }
-        add(&counters.zero_pages, zero);
-        add(&counters.unavailable_pages, missing);
-        add(&counters.compressed_pages, compressed);
+        add(&counters.zero_pages, tally.zero);
+        add(&counters.unavailable_pages, tally.missing);
+        add(&counters.compressed_pages, tally.compressed);
         add(&counters.batches, 1);
-        add(&counters.bytes, head.len() + bytes);
+        add(&counters.bytes, bytes);
         Ok(())
     }
 }

@@ -2,20 +2,28 @@
 
 use crate::addr::FrameIndex;
 use crate::clone::ports::Priority;
+use foldhash::fast::RandomState;
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
 
 /// Stale places in the queue of prefetched frames that are not worth cleaning up.
 const STALE: usize = 64;
 
+/// A frame in a queue: its number, and that of the request.
+type Place = (u32, u64);
+
 /// The frames that one client has asked for and not got, each once, urgent ones first.
 #[derive(Debug, Default)]
 pub(super) struct Pending {
-    wanted: HashMap<u32, Priority>,
-    urgent: VecDeque<u32>,
-    /// Also holds frames that became urgent, or were answered, since.
-    prefetch: VecDeque<u32>,
+    /// What is wanted, how much, and by which request.
+    wanted: HashMap<u32, (Priority, u64), RandomState>,
+    urgent: VecDeque<Place>,
+    /// Also holds frames that became urgent since.
+    prefetch: VecDeque<Place>,
     /// Frames in `wanted` that are not urgent.
     relaxed: usize,
+    /// Number of the next request.
+    next: u64,
 }
 
 impl Pending {
@@ -30,23 +38,28 @@ impl Pending {
 
     /// A frame is asked for. One that is waited for already is answered once, and at the higher priority.
     pub(super) fn want(&mut self, frame: FrameIndex, priority: Priority) {
-        let old = self.wanted.get(&frame.0).copied();
-        if old >= Some(priority) {
-            return;
+        let place = (frame.0, self.next);
+        match self.wanted.entry(frame.0) {
+            Entry::Vacant(vacant) => {
+                vacant.insert((priority, self.next));
+            }
+            Entry::Occupied(old) if old.get().0 >= priority => return,
+            Entry::Occupied(mut old) => {
+                self.relaxed -= 1;
+                old.insert((priority, self.next));
+            }
         }
-        self.wanted.insert(frame.0, priority);
-        self.relaxed -= usize::from(old == Some(Priority::Prefetch));
+        self.next += 1;
         match priority {
-            Priority::Urgent => self.urgent.push_back(frame.0),
+            Priority::Urgent => self.urgent.push_back(place),
             Priority::Prefetch => {
-                self.prefetch.push_back(frame.0);
+                self.prefetch.push_back(place);
                 self.relaxed += 1;
             }
         }
         if self.prefetch.len() > 2 * self.relaxed + STALE {
-            // Each frame's last place: an earlier one may be of a request that was answered.
             let wanted = &self.wanted;
-            self.prefetch.retain(|f| wanted.get(f) == Some(&Priority::Prefetch));
+            self.prefetch.retain(|place| wanted.get(&place.0).is_some_and(|w| w.1 == place.1));
         }
     }
 
@@ -60,10 +73,12 @@ impl Pending {
             Priority::Prefetch => &mut self.prefetch,
         };
         while batch.len() < most
-            && let Some(frame) = queue.pop_front()
+            && let Some((frame, request)) = queue.pop_front()
         {
-            if self.wanted.get(&frame) == Some(&priority) {
-                self.wanted.remove(&frame);
+            if let Entry::Occupied(wanted) = self.wanted.entry(frame)
+                && wanted.get().1 == request
+            {
+                wanted.remove();
                 batch.push(FrameIndex(frame));
             }
         }
