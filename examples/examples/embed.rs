@@ -77,6 +77,7 @@ impl Vm {
             // A memory that reports faults by itself (userfaultfd) is a `FaultQueue`, and a thread calls `Engine::serve`.
             queue: None,
             clock: Arc::new(SystemClock::new()),
+            // With many clones on a host, an `alloc::Host` says how much each may have.
             grant: None,
         };
         // Everything else comes while nothing better is to be done; then the clone needs the server no more.

@@ -21,6 +21,7 @@ mod statistics;
 mod table;
 #[cfg(test)]
 mod test_map;
+mod tls;
 mod tune;
 
 use std::process::ExitCode;

@@ -256,6 +256,47 @@ fn the_embedded_engine_reads_the_image() {
     assert!(embed::run("unix:/nonexistent", &mut Vec::new()).is_err());
 }
 
+/// An authority, and a certificate of it for this name with its key: three files.
+fn certificates(files: &Files, name: &str) -> [String; 3] {
+    use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+    let mut authority = CertificateParams::new(Vec::new()).unwrap();
+    authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let authority = CertifiedIssuer::self_signed(authority, KeyPair::generate().unwrap()).unwrap();
+    let key = KeyPair::generate().unwrap();
+    let leaf = CertificateParams::new(vec![name.to_owned(), "127.0.0.1".to_owned()]).unwrap();
+    let leaf = leaf.signed_by(&key, &authority).unwrap();
+    let texts = [("cert", leaf.pem()), ("key", key.serialize_pem()), ("ca", authority.pem())];
+    texts.map(|(what, text)| {
+        let path = files.text(&format!("{name}.{what}"));
+        fs::write(&path, text).unwrap();
+        path
+    })
+}
+
+#[test]
+fn certificates_let_in_and_keep_out() {
+    let files = Files::bytes(64);
+    let [cert, key, ca] = certificates(&files, "ours");
+    let tls = ["--cert", &cert, "--key", &key, "--ca", &ca];
+    let listen = ["--no-colors", "--listen", "tcp:127.0.0.1:0"];
+    let server = files.serve(&[&listen[..], &tls].concat());
+    let address = server.addresses().remove(0);
+    let copy = files.text("copy.bin");
+    succeeds(&pull(&[&address], &copy, &tls));
+    assert!(fs::read(&copy).unwrap() == files.image());
+    succeeds(&pull(&[&address], &copy, &[&tls[..], &["--server-name", "ours"]].concat()));
+    fs::remove_file(&copy).unwrap();
+
+    let [cert, key, other] = certificates(&files, "theirs");
+    fails(&pull(&[&address], &copy, &["--cert", &cert, "--key", &key, "--ca", &ca]));
+    fails(&pull(&[&address], &copy, &[&tls[..4], &["--ca", &other]].concat()));
+    fails(&pull(&[&address], &copy, &[&tls[..], &["--server-name", "theirs"]].concat()));
+    fails(&pull(&[&address], &copy, &["--patience", "2"]));
+    assert!(!files.path("copy.bin").exists());
+    // With certificates, a server may listen where other hosts come.
+    drop(files.serve(&[&["--no-colors", "--listen", "tcp:0.0.0.0:0"], &tls[..]].concat()));
+}
+
 #[test]
 fn mistakes_are_explained() {
     let files = Files::bytes(64);

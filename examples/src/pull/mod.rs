@@ -8,6 +8,7 @@ mod view;
 
 use crate::failure::{Failure, print};
 use crate::replay::policies::{Guest, PolicyChoice};
+use crate::tls::TlsArgs;
 use copy::Copy;
 use kaleidoscope_core::clone::{
     Background, CloneId, Descriptor, DescriptorLimits, FreeFrames, ServerAddress,
@@ -32,6 +33,8 @@ Examples:
       what a clone is likely to need first, then the rest
   kaleidoscope pull tcp:127.0.0.1:7411 unix:/run/other.sock -o copy.bin --compress
       from the second server when the first one is gone; compressed on the way
+  kaleidoscope pull tcp:parent:7411 -o copy.bin --cert me.pem --key me.key --ca ca.pem
+      from another host, each known by a certificate of the same authority
   kaleidoscope pull unix:/run/parent.sock -o copy.bin --policy recorded=boot.krec --rate 10000
       in the order of a recording, the rest no faster than 10,000 pages a second
   kaleidoscope pull unix:/run/parent.sock -o copy.bin --layout layout.txt --manifest copy.kscope
@@ -69,6 +72,11 @@ pub(crate) struct Args {
     /// Write the guest's colors
     #[arg(long, value_name = "FILE.kscope")]
     manifest: Option<PathBuf>,
+    #[command(flatten)]
+    tls: TlsArgs,
+    /// Name that the server's certificate is for, where that is not the host's in the address
+    #[arg(long, value_name = "NAME", requires = "cert")]
+    server_name: Option<String>,
     /// Connect to other hosts without TLS: everybody on the way can read and change the guest's memory
     #[arg(long)]
     insecure: bool,
@@ -138,6 +146,7 @@ impl Args {
     fn connect(&self, clone: CloneId) -> Result<Arc<Client>, Failure> {
         let mut options = ConnectOptions::default();
         options.insecure = self.insecure;
+        options.tls = self.tls.client(self.server_name.as_deref())?;
         options.timeout = options.timeout.min(self.patience);
         let dial = Addresses { servers: self.servers.clone(), options };
         let codecs = if self.compress { Codecs::ALL } else { Codecs::NONE };

@@ -6,6 +6,7 @@ mod signals;
 
 use crate::analysis::LayoutArgs;
 use crate::failure::{Failure, print};
+use crate::tls::TlsArgs;
 use kaleidoscope_core::clone::ServerAddress;
 use kaleidoscope_core::wire::server::{ServedImage, Server, ServerOptions};
 use kaleidoscope_core::wire::transport::{ListenError, ListenOptions, Listener};
@@ -64,6 +65,11 @@ pub(crate) struct Args {
     /// Another user whose processes may connect to Unix sockets, by number; may be given several times
     #[arg(long, value_name = "UID")]
     user: Vec<u32>,
+    /// DNS name of a client that may connect over TLS; may be given several times. All of the authority's unless given
+    #[arg(long, value_name = "NAME", requires = "cert")]
+    allow: Vec<String>,
+    #[command(flatten)]
+    tls: TlsArgs,
     /// Print a JSON object when it serves, and one when it has stopped, each on a line
     #[arg(long)]
     json: bool,
@@ -108,6 +114,7 @@ impl Args {
             // The file lets everybody in; the kernel says who came, and others are turned away.
             options.mode = 0o666;
         }
+        options.tls = self.tls.server(&self.allow)?;
         options.on_refusal = Some(Arc::new(|refusal| eprintln!("turned away: {refusal}")));
         Ok(options)
     }

@@ -1,0 +1,40 @@
+//! Certificates on the command line, for servers and clients alike.
+
+use crate::failure::Failure;
+use kaleidoscope_core::wire::transport::tls::{ClientTls, Credentials, ServerTls};
+use std::path::PathBuf;
+
+/// Who we are on TCP, and whom we trust.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub(crate) struct TlsArgs {
+    /// Certificate for TLS over TCP, in PEM; needed beyond this host
+    #[arg(long, value_name = "FILE", requires = "key", requires = "ca")]
+    cert: Option<PathBuf>,
+    /// The certificate's key, in PEM
+    #[arg(long, value_name = "FILE", requires = "cert")]
+    key: Option<PathBuf>,
+    /// Certificates of the authorities that the other side's certificate must come from, in PEM
+    #[arg(long, value_name = "FILE", requires = "cert")]
+    ca: Option<PathBuf>,
+}
+
+impl TlsArgs {
+    fn credentials(&self) -> Result<Option<Credentials>, Failure> {
+        let (Some(cert), Some(key), Some(ca)) = (&self.cert, &self.key, &self.ca) else {
+            return Ok(None);
+        };
+        Credentials::from_files(cert, key, ca).map(Some).map_err(Failure::new)
+    }
+
+    /// A server's side, which lets in clients with one of these names, or all that it knows if there are none.
+    pub(crate) fn server(&self, clients: &[String]) -> Result<Option<ServerTls>, Failure> {
+        let make = |credentials| ServerTls::new(credentials, clients).map_err(Failure::new);
+        self.credentials()?.map(make).transpose()
+    }
+
+    /// A client's side, which expects the server to have this name, or that of its host.
+    pub(crate) fn client(&self, server: Option<&str>) -> Result<Option<ClientTls>, Failure> {
+        let make = |credentials| ClientTls::new(credentials, server).map_err(Failure::new);
+        self.credentials()?.map(make).transpose()
+    }
+}
