@@ -192,18 +192,12 @@ fn a_flood_is_cut_off() {
     // The same frames again and again, and every answer read, cost it nothing but time.
     let mut socket = at.welcomed();
     let mut reader = socket.try_clone().unwrap();
-    let reading = std::thread::spawn(move || {
-        let mut answers = vec![0; 80 * 4096];
-        reader.read_exact(&mut answers).unwrap();
-        while reader.read(&mut answers).unwrap() > 0 {}
-    });
+    let reading = std::thread::spawn(move || reader.read_exact(&mut vec![0; 80 * 4096]));
     for _ in 0..500 {
         socket.write_all(&request).unwrap();
     }
     at.serves();
-    at.wait_for(|statistics| statistics.pages >= 100);
-    socket.shutdown(std::net::Shutdown::Write).unwrap();
-    reading.join().unwrap();
+    reading.join().unwrap().unwrap();
 }
 
 #[test]

@@ -10,25 +10,28 @@ use std::time::Duration;
 use twox_hash::XxHash3_64;
 
 /// What a server does with one connection. It closes it by returning.
-pub type Script = Arc<dyn Fn(&mut Wire) -> Option<()> + Send + Sync>;
+pub(crate) type Script = Arc<dyn Fn(&mut Wire) -> Option<()> + Send + Sync>;
 
 /// Servers inside this process, each with its script, over a pair of sockets for every connection.
 #[derive(Clone)]
-pub struct Scripted(pub Vec<Script>);
+pub(crate) struct Scripted(pub Vec<Script>);
 
 impl Scripted {
-    pub fn one(script: impl Fn(&mut Wire) -> Option<()> + Send + Sync + 'static) -> Self {
+    pub(crate) fn one(script: impl Fn(&mut Wire) -> Option<()> + Send + Sync + 'static) -> Self {
         Self(vec![Arc::new(script)])
     }
 
     /// One more server.
-    pub fn and(mut self, script: impl Fn(&mut Wire) -> Option<()> + Send + Sync + 'static) -> Self {
+    pub(crate) fn and(
+        mut self,
+        script: impl Fn(&mut Wire) -> Option<()> + Send + Sync + 'static,
+    ) -> Self {
         self.0.push(Arc::new(script));
         self
     }
 
     /// One more server, which is honest.
-    pub fn and_honest(self) -> Self {
+    pub(crate) fn and_honest(self) -> Self {
         self.and(|wire| {
             wire.welcome(&Welcome::default())?;
             wire.serve()
@@ -55,7 +58,7 @@ impl Dial for Scripted {
 }
 
 /// What a welcome says.
-pub struct Welcome {
+pub(crate) struct Welcome {
     pub magic: [u8; 8],
     pub version: u32,
     pub status: u32,
@@ -86,7 +89,7 @@ impl Default for Welcome {
 }
 
 impl Welcome {
-    pub fn bytes(&self) -> Vec<u8> {
+    pub(crate) fn bytes(&self) -> Vec<u8> {
         let mut bytes = self.magic.to_vec();
         for word in [self.version, self.status, self.features, self.frames] {
             bytes.extend(word.to_le_bytes());
@@ -101,7 +104,7 @@ impl Welcome {
 
 /// A page in a reply.
 #[derive(Clone)]
-pub struct Item {
+pub(crate) struct Item {
     pub frame: u32,
     pub codec: u8,
     pub reserved: u8,
@@ -112,7 +115,7 @@ pub struct Item {
 }
 
 /// The right answer for a frame.
-pub fn honest(frame: u32) -> Item {
+pub(crate) fn honest(frame: u32) -> Item {
     let bytes = page(frame);
     let checksum = XxHash3_64::oneshot_with_seed(frame.into(), &bytes);
     let is_zero = bytes.iter().all(|byte| *byte == 0);
@@ -121,7 +124,7 @@ pub fn honest(frame: u32) -> Item {
 }
 
 /// A reply with pages.
-pub fn pages(items: &[Item]) -> Vec<u8> {
+pub(crate) fn pages(items: &[Item]) -> Vec<u8> {
     let payloads: usize = items.iter().map(|item| item.payload.len()).sum();
     let mut bytes = vec![1, 0];
     bytes.extend((items.len() as u16).to_le_bytes());
@@ -137,13 +140,13 @@ pub fn pages(items: &[Item]) -> Vec<u8> {
 }
 
 /// A server's end of a connection. Everything returns `None` when the client is gone.
-pub struct Wire {
+pub(crate) struct Wire {
     pub sender: Sender,
     pub receiver: Receiver,
 }
 
 impl Wire {
-    pub fn read(&mut self, count: usize) -> Option<Vec<u8>> {
+    pub(crate) fn read(&mut self, count: usize) -> Option<Vec<u8>> {
         let mut bytes = vec![0; count];
         let mut have = 0;
         while have < count {
@@ -155,18 +158,18 @@ impl Wire {
         Some(bytes)
     }
 
-    pub fn write(&mut self, bytes: &[u8]) -> Option<()> {
+    pub(crate) fn write(&mut self, bytes: &[u8]) -> Option<()> {
         self.sender.send(&mut [IoSlice::new(bytes)]).ok()
     }
 
     /// Reads the hello and answers it.
-    pub fn welcome(&mut self, welcome: &Welcome) -> Option<()> {
+    pub(crate) fn welcome(&mut self, welcome: &Welcome) -> Option<()> {
         self.read(72)?;
         self.write(&welcome.bytes())
     }
 
     /// The frames of the next request, and whether it is urgent.
-    pub fn request(&mut self) -> Option<(bool, Vec<u32>)> {
+    pub(crate) fn request(&mut self) -> Option<(bool, Vec<u32>)> {
         let head = self.read(8)?;
         assert_eq!(head[0], 1, "a request for pages");
         let runs = u16::from_le_bytes([head[2], head[3]]);
@@ -177,7 +180,7 @@ impl Wire {
     }
 
     /// Answers requests honestly until the client is gone.
-    pub fn serve(&mut self) -> Option<()> {
+    pub(crate) fn serve(&mut self) -> Option<()> {
         loop {
             let (_, frames) = self.request()?;
             for batch in frames.chunks(64) {
@@ -188,7 +191,7 @@ impl Wire {
     }
 
     /// Waits until the client is gone.
-    pub fn linger(&mut self) -> Option<()> {
+    pub(crate) fn linger(&mut self) -> Option<()> {
         loop {
             self.read(1)?;
         }

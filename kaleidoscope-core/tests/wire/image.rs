@@ -11,14 +11,14 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-pub const DIGEST: [u8; 32] = [7; 32];
+pub(crate) const DIGEST: [u8; 32] = [7; 32];
 
 /// Nothing in these tests takes as long.
-pub const WATCHDOG: Duration = Duration::from_secs(60);
+pub(crate) const WATCHDOG: Duration = Duration::from_secs(60);
 
 /// What the image holds of a frame: every fifth page is zeros, every third of the others compresses well, every 11th frame
 /// of an image with holes is not held.
-pub fn page(frame: u32) -> Page {
+pub(crate) fn page(frame: u32) -> Page {
     let mut page = [0; FRAME_BYTES];
     if frame.is_multiple_of(5) {
         return page;
@@ -35,20 +35,20 @@ pub fn page(frame: u32) -> Page {
 }
 
 /// RAM in two pieces, so that indices are not frame numbers.
-pub fn layout(frames: u32) -> MemoryLayout {
+pub(crate) fn layout(frames: u32) -> MemoryLayout {
     let half = u64::from(frames / 2) * 4096;
     let rest = u64::from(frames) * 4096 - half;
     MemoryLayout::new(&[(Gpa(0x1000), half), (Gpa(1 << 32), rest)]).unwrap()
 }
 
-pub fn memory(frames: u32) -> VecMemory {
+pub(crate) fn memory(frames: u32) -> VecMemory {
     VecMemory::from_bytes(layout(frames), (0..frames).flat_map(page).collect())
 }
 
 /// The same, with holes, and readable only by copying.
-pub struct Holes(pub VecMemory);
+pub(crate) struct Holes(pub VecMemory);
 
-pub fn is_hole(frame: u32) -> bool {
+pub(crate) fn is_hole(frame: u32) -> bool {
     frame % 11 == 3
 }
 
@@ -66,16 +66,16 @@ impl GuestMemory for Holes {
     }
 }
 
-pub fn served(frames: u32) -> ServedImage {
+pub(crate) fn served(frames: u32) -> ServedImage {
     ServedImage::new(Arc::new(memory(frames)), DIGEST)
 }
 
-pub fn server(frames: u32) -> Server {
+pub(crate) fn server(frames: u32) -> Server {
     Server::start(vec![served(frames)], Vec::new(), ServerOptions::default()).unwrap()
 }
 
 /// Servers inside this process, each over a pair of sockets.
-pub struct Local(pub Vec<Arc<Server>>);
+pub(crate) struct Local(pub Vec<Arc<Server>>);
 
 impl Dial for Local {
     fn replicas(&self) -> usize {
@@ -94,7 +94,7 @@ impl Dial for Local {
 }
 
 /// Options that lose patience soon enough for a test.
-pub fn hasty() -> ClientOptions {
+pub(crate) fn hasty() -> ClientOptions {
     ClientOptions {
         handshake: Duration::from_millis(300),
         patience: Duration::from_millis(300),
@@ -104,15 +104,19 @@ pub fn hasty() -> ClientOptions {
     }
 }
 
-pub fn client(dial: impl Dial + 'static, options: ClientOptions) -> Client {
+pub(crate) fn client(dial: impl Dial + 'static, options: ClientOptions) -> Client {
     Client::connect(Arc::new(dial), options).unwrap()
 }
 
 /// What has arrived: `None` for frames that the image does not hold.
-pub type Arrived = BTreeMap<u32, Option<Box<Page>>>;
+pub(crate) type Arrived = BTreeMap<u32, Option<Box<Page>>>;
 
 /// Receives until so many frames have arrived, or the client gives up. No frame may come twice.
-pub fn receive(client: &Client, frames: usize, arrived: &mut Arrived) -> Result<(), SourceError> {
+pub(crate) fn receive(
+    client: &Client,
+    frames: usize,
+    arrived: &mut Arrived,
+) -> Result<(), SourceError> {
     let start = Instant::now();
     while arrived.len() < frames {
         assert!(start.elapsed() < WATCHDOG, "{} of {frames} frames: {client:?}", arrived.len());
@@ -130,12 +134,12 @@ pub fn receive(client: &Client, frames: usize, arrived: &mut Arrived) -> Result<
 }
 
 /// Every page is the image's.
-pub fn check(arrived: &Arrived) {
+pub(crate) fn check(arrived: &Arrived) {
     for (frame, bytes) in arrived {
         assert_eq!(bytes.as_deref(), Some(&page(*frame)), "frame {frame}");
     }
 }
 
-pub fn indices(frames: impl IntoIterator<Item = u32>) -> Vec<FrameIndex> {
+pub(crate) fn indices(frames: impl IntoIterator<Item = u32>) -> Vec<FrameIndex> {
     frames.into_iter().map(FrameIndex).collect()
 }
