@@ -94,10 +94,15 @@ impl Shared {
     }
 
     fn place(&self, frame: FrameIndex, page: Option<&Page>) -> Result<Placed, Stopped> {
-        Ok(match page {
+        let placed = match page {
             Some(page) => self.placer.place(frame, page)?,
             None => self.placer.zero(frame)?,
-        })
+        };
+        if placed == Placed::AlreadyThere {
+            // Whoever filled it need not know of the vCPUs that wait for us.
+            self.placer.wake(frame)?;
+        }
+        Ok(placed)
     }
 
     /// A frame is no longer on its way.

@@ -56,7 +56,7 @@ impl Shared {
                 Event::Fault { frame, access } => {
                     self.deferred.lock().push_back((frame, access));
                 }
-                Event::Closed => return Err(Stopped::Cancelled),
+                Event::Closed => return Err(Stopped::Ended),
                 Event::Removed(_) => {}
             }
         }

@@ -36,6 +36,10 @@ impl Shared {
                 Step::Unstage => self.place_staged(frame, Staged::Touched)?,
                 Step::Zero => self.place_zeros(frame)?,
                 step @ (Step::Ask | Step::Hurry | Step::Wait) => {
+                    if step == Step::Ask {
+                        // Before anybody can give the frame back.
+                        self.memory.take_for_fault();
+                    }
                     drop(gate);
                     stalled = true;
                     if step == Step::Ask {
@@ -94,7 +98,6 @@ impl Shared {
     /// A frame that nobody had asked for was touched: the thread asks.
     fn first_touch(&self, fault: Fault) -> Result<(), Stopped> {
         let frame = fault.frame;
-        self.memory.take_for_fault();
         let mut zeros = Vec::new();
         if self.is_free(frame) {
             let answer = self.brain.lock().fault(&fault, self, &mut zeros);

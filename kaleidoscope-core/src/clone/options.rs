@@ -106,6 +106,9 @@ pub enum Stopped {
     /// It was told to.
     #[error("the clone was stopped")]
     Cancelled,
+    /// It has ended by itself while a page was placed.
+    #[error("the clone has ended")]
+    Ended,
     /// No more pages come.
     #[error("the clone has no source of pages any more: {0}")]
     Source(Arc<SourceError>),
