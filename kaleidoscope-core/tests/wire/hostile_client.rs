@@ -19,6 +19,7 @@ struct At {
     _folder: tempfile::TempDir,
 }
 
+#[expect(clippy::field_reassign_with_default, reason = "the options are non-exhaustive")]
 fn at(options: ServerOptions, patience: Duration) -> At {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("pages");

@@ -1,5 +1,5 @@
 //! Page server and client over real sockets: both honest, either one hostile.
-#![expect(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on fails")]
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 #![expect(clippy::cast_possible_truncation, reason = "the tests' own messages are short")]
 
 mod exchange;
