@@ -6,6 +6,8 @@
 //! number that is written and read without any ordering of its own, so that whoever may touch a page before it is published
 //! is caught; a lost wake-up shows as a deadlock.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests")]
+
 use super::engine::Shared;
 use super::ports::{
     Clock, Delivery, Event, FaultQueue, PageSource, PlaceError, Placed, Placer, Priority,

@@ -1,5 +1,7 @@
 //! The engine on a small memory of its own; the mock backend's tests go further.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests")]
+
 use super::ports::{
     Delivery, PageSource, PlaceError, Placed, Placer, Priority, SourceError, SystemClock,
 };

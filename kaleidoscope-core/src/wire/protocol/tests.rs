@@ -1,3 +1,4 @@
+#![expect(clippy::arithmetic_side_effects, reason = "small numbers of a test")]
 use super::*;
 use crate::addr::{FRAME_BYTES, FrameIndex};
 use crate::clone::CloneId;
