@@ -1,52 +1,93 @@
 //! The least that moving pages over a socket can cost: `read` and `write` in a loop, and nothing else.
 
+use super::cores::Pinned;
 use super::world::Outcome;
-use kaleidoscope_core::addr::FRAME_BYTES;
-use kaleidoscope_core::memory::VecMemory;
+use kaleidoscope_core::addr::{FRAME_BYTES, FrameIndex};
+use kaleidoscope_core::clone::ports::Placer;
+use kaleidoscope_core::memory::{Page, VecMemory};
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Bytes of one `write` and `read` of a stream: more did not make it faster.
-const CHUNK: usize = 256 << 10;
+/// Bytes of one `write` and `read` of a stream: as many pages as our server sends at once.
+const CHUNK: usize = 128 << 10;
 
-/// The time of each of `faults` round trips: eight bytes there, a page back.
-pub(super) fn round_trips(image: &Arc<VecMemory>, faults: &[usize]) -> Outcome<Vec<Duration>> {
-    let (mut here, mut there) = UnixStream::pair()?;
-    let image = Arc::clone(image);
-    let server = std::thread::spawn(move || -> std::io::Result<()> {
-        let mut request = [0; 8];
-        while there.read_exact(&mut request).is_ok() {
-            let frame = usize::try_from(u64::from_le_bytes(request)).unwrap_or(0);
-            let page = image.bytes().get(frame * FRAME_BYTES..(frame + 1) * FRAME_BYTES);
-            there.write_all(page.unwrap_or_default())?;
-        }
-        Ok(())
-    });
-    let mut page = [0; FRAME_BYTES];
-    let mut times = Vec::with_capacity(faults.len());
-    for frame in faults {
-        let start = Instant::now();
-        here.write_all(&(*frame as u64).to_le_bytes())?;
-        here.read_exact(&mut page)?;
-        times.push(start.elapsed());
-    }
-    drop(here);
-    server.join().map_err(|_| "the bare server failed")??;
-    Ok(times)
+/// Answers eight bytes with a page.
+pub(super) struct Server {
+    here: UnixStream,
+    page: Page,
 }
 
-/// The time in which all of the image crosses a socket.
-pub(super) fn stream(image: &Arc<VecMemory>, memory: &mut [u8]) -> Outcome<Duration> {
+impl Server {
+    /// A server in a thread of its own, which ends with the connection.
+    pub(super) fn start(image: &Arc<VecMemory>) -> Outcome<Self> {
+        let (here, mut there) = UnixStream::pair()?;
+        let image = Arc::clone(image);
+        std::thread::Builder::new().spawn(move || {
+            let mut request = [0; 8];
+            while there.read_exact(&mut request).is_ok() {
+                let frame = usize::try_from(u64::from_le_bytes(request)).unwrap_or(0);
+                let page = image.bytes().get(frame * FRAME_BYTES..(frame + 1) * FRAME_BYTES);
+                if there.write_all(page.unwrap_or_default()).is_err() {
+                    return;
+                }
+            }
+        })?;
+        Ok(Self { here, page: [0; FRAME_BYTES] })
+    }
+
+    /// One round trip, which ends in a clone's memory.
+    pub(super) fn fault(&mut self, frame: u32, memory: &dyn Placer) -> Outcome<()> {
+        self.here.write_all(&u64::from(frame).to_le_bytes())?;
+        self.here.read_exact(&mut self.page)?;
+        let _ = memory.place(FrameIndex(frame), &self.page)?;
+        Ok(())
+    }
+}
+
+/// The time in which all of the image crosses a socket and is placed in a clone's memory, page by page, as a clone without
+/// a hypervisor's help has to.
+pub(super) fn stream(
+    image: &Arc<VecMemory>,
+    memory: &dyn Placer,
+    cores: &Pinned,
+) -> Outcome<Duration> {
+    let mut frame = 0;
+    moved(image, cores, &mut |pages| {
+        for page in pages.chunks_exact(FRAME_BYTES).filter_map(<[u8]>::first_chunk) {
+            let _ = memory.place(FrameIndex(frame), page)?;
+            frame += 1;
+        }
+        Ok(())
+    })
+}
+
+/// The time in which all of the image crosses a socket, and nothing is done with it.
+pub(super) fn crossing(image: &Arc<VecMemory>, cores: &Pinned) -> Outcome<Duration> {
+    moved(image, cores, &mut |_| Ok(()))
+}
+
+fn moved(
+    image: &Arc<VecMemory>,
+    cores: &Pinned,
+    take: &mut dyn FnMut(&[u8]) -> Outcome<()>,
+) -> Outcome<Duration> {
     let (mut here, mut there) = UnixStream::pair()?;
+    let mut rest = image.bytes().len();
     let image = Arc::clone(image);
+    let mut buffer = vec![0; CHUNK];
     let start = Instant::now();
-    let server = std::thread::spawn(move || {
-        image.bytes().chunks(CHUNK).try_for_each(|chunk| there.write_all(chunk))
-    });
-    for chunk in memory.chunks_mut(CHUNK) {
+    let server = cores.server(|| {
+        std::thread::spawn(move || {
+            image.bytes().chunks(CHUNK).try_for_each(|chunk| there.write_all(chunk))
+        })
+    })?;
+    while rest > 0 {
+        let chunk = buffer.get_mut(..rest.min(CHUNK)).unwrap_or_default();
         here.read_exact(chunk)?;
+        take(chunk)?;
+        rest -= chunk.len();
     }
     let time = start.elapsed();
     server.join().map_err(|_| "the bare server failed")??;

@@ -1,8 +1,9 @@
 //! The measurements, each beside its baseline in alternating rounds.
 
 use super::bare;
-use super::world::{Arena, Endless, Host, Outcome, atlas, image, start};
-use kaleidoscope_core::addr::{FRAME_BYTES, FrameIndex};
+use super::cores::{Cores, Pinned};
+use super::world::{Arena, Endless, Host, Outcome, Repeated, atlas, image, start};
+use kaleidoscope_core::addr::FrameIndex;
 use kaleidoscope_core::clone::ports::{
     Delivery, PageSource, PlaceError, Placed, Placer, Priority, SourceError,
 };
@@ -16,11 +17,18 @@ use std::time::{Duration, Instant};
 /// Frames of the image that is moved: 64 MiB.
 const FRAMES: u32 = 16_384;
 
+/// Faults of a round, and of a turn within one.
+const FAULTS: u32 = 1024;
+const BLOCK: usize = 32;
+
 /// Frames of the clone whose bookkeeping is measured: 4 GiB.
 const MANY: u32 = 1 << 20;
 
 /// Clones that share a server.
 const CLONES: usize = 16;
+
+/// How long clones that share a server are watched.
+const WHILE: Duration = Duration::from_secs(3);
 
 /// How long a clone may take to be filled before something is wrong.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -39,31 +47,43 @@ pub(super) struct Pair {
 }
 
 /// One fault over a Unix socket, from the touch until the page is in the clone's memory.
-pub(super) fn fault(rounds: usize, checksums: bool) -> Outcome<Pair> {
+pub(super) fn fault(rounds: usize, checksums: bool, cores: Cores) -> Outcome<Pair> {
     let (image, atlas) = (image(FRAMES)?, atlas(FRAMES)?);
-    let host = Host::serve(Arc::clone(&image) as _)?;
+    let cores = Pinned::new(cores)?;
+    let host = cores.server(|| Host::serve(Arc::clone(&image) as _))??;
     let (mut bare, mut ours) = (Vec::new(), Vec::new());
-    // Each round touches frames that no other touches, in an order without a pattern.
-    let per_round = FRAMES as usize / rounds.max(1);
+    let mut server = cores.server(|| bare::Server::start(&image))??;
+    let source = host.connect(checksums)?;
     let arena = Arc::new(Arena::new(FRAMES));
-    let source = Arc::new(host.connect(checksums)?);
-    let engine =
-        start(&atlas, Box::new(Demand), source, Arc::clone(&arena) as _, Options::default())?;
-    for round in 0..rounds {
-        let frames: Vec<usize> =
-            (0..per_round).map(|n| (n * rounds + round) * 4097 % FRAMES as usize).collect();
-        bare.extend(bare::round_trips(&image, &frames)?);
-        for frame in &frames {
-            let frame = FrameIndex(u32::try_from(*frame)?);
+    let parts = (Arc::new(source), Arc::clone(&arena) as _);
+    let engine = start(&atlas, Box::new(Demand), parts.0, parts.1, Options::default())?;
+    // Both in turn, a few at a time, in an order without a pattern: what else the machine does meets both alike.
+    let faults = FRAMES.min(u32::try_from(rounds)?.saturating_mul(FAULTS));
+    let order: Vec<u32> = (0..faults).map(|n| n.wrapping_mul(4097) % FRAMES).collect();
+    for block in order.chunks(BLOCK) {
+        for frame in block {
             let start = Instant::now();
-            engine.fault(frame, Access::Read)?;
+            server.fault(*frame, &*arena)?;
+            bare.push(start.elapsed());
+        }
+        for frame in block {
+            let start = Instant::now();
+            engine.fault(FrameIndex(*frame), Access::Read)?;
             ours.push(start.elapsed());
-            if !arena.matches(frame, &image) {
-                return Err(format!("frame {frame} is wrong").into());
-            }
         }
     }
+    if order.iter().any(|frame| !arena.matches(FrameIndex(*frame), &image)) {
+        return Err("a page is wrong".into());
+    }
     Ok(Pair { bare: median(bare), ours: median(ours) })
+}
+
+/// What a socket carries when nothing is done with it, as a stream's baseline's baseline.
+pub(super) fn crossing(rounds: usize, cores: Cores) -> Outcome<Duration> {
+    let image = image(FRAMES)?;
+    let cores = Pinned::new(cores)?;
+    let times: Result<Vec<_>, _> = (0..rounds).map(|_| bare::crossing(&image, &cores)).collect();
+    Ok(median(times?))
 }
 
 fn fill(engine: &Engine, start: Instant) -> Outcome<Duration> {
@@ -80,15 +100,15 @@ fn fill(engine: &Engine, start: Instant) -> Outcome<Duration> {
 }
 
 /// All of an image over a Unix socket.
-pub(super) fn stream(rounds: usize, checksums: bool) -> Outcome<Pair> {
+pub(super) fn stream(rounds: usize, checksums: bool, cores: Cores) -> Outcome<Pair> {
     let (image, atlas) = (image(FRAMES)?, atlas(FRAMES)?);
-    let host = Host::serve(Arc::clone(&image) as _)?;
-    let mut memory = vec![1; FRAMES as usize * FRAME_BYTES];
+    let cores = Pinned::new(cores)?;
+    let host = cores.server(|| Host::serve(Arc::clone(&image) as _))??;
     let arena = Arc::new(Arena::new(FRAMES));
     let options = Options { background: Background::Full, ..Options::default() };
     let (mut bare, mut ours) = (Vec::new(), Vec::new());
     for _ in 0..rounds {
-        bare.push(bare::stream(&image, &mut memory)?);
+        bare.push(bare::stream(&image, &*arena, &cores)?);
         let source = Arc::new(host.connect(checksums)?);
         let now = Instant::now();
         let engine = start(&atlas, Box::new(Demand), source, Arc::clone(&arena) as _, options)?;
@@ -100,36 +120,26 @@ pub(super) fn stream(rounds: usize, checksums: bool) -> Outcome<Pair> {
     Ok(Pair { bare: median(bare), ours: median(ours) })
 }
 
-/// The fewest and the most pages that clones of one server got until the first was filled.
+/// The fewest and the most pages that clones of one server get in a while in which none is filled.
 pub(super) fn fairness() -> Outcome<(u64, u64)> {
-    let (image, atlas) = (image(FRAMES)?, atlas(FRAMES)?);
-    let host = Host::serve(image)?;
+    let atlas = atlas(MANY)?;
+    let host = Host::serve(Arc::new(Repeated::new(MANY, image(FRAMES)?)?))?;
     let options = Options { background: Background::Full, ..Options::default() };
     let sink = Arc::new(Nowhere);
-    // All are connected before the first one starts.
-    let sources: Vec<_> = (0..CLONES).map(|_| host.connect(true)).collect::<Result<_, _>>()?;
     let mut engines = Vec::new();
-    for source in sources {
-        engines.push(start(
-            &atlas,
-            Box::new(Demand),
-            Arc::new(source),
-            Arc::clone(&sink) as _,
-            options,
-        )?);
+    for _ in 0..CLONES {
+        let source = Arc::new(host.connect(true)?);
+        engines.push(start(&atlas, Box::new(Demand), source, Arc::clone(&sink) as _, options)?);
     }
-    // From where all have begun to where the first is done: what each got in that time.
     let filled = |engine: &Engine| engine.statistics().total().filled;
+    std::thread::sleep(WHILE / 10);
     let begun: Vec<u64> = engines.iter().map(filled).collect();
-    let start = Instant::now();
-    while !engines.iter().any(Engine::is_filled) {
-        if start.elapsed() > PATIENCE {
-            return Err("no clone is filled".into());
-        }
-        std::thread::sleep(Duration::from_millis(1));
-    }
+    std::thread::sleep(WHILE);
     let got: Vec<u64> =
         engines.iter().zip(begun).map(|(engine, begun)| filled(engine) - begun).collect();
+    if engines.iter().any(Engine::is_filled) {
+        return Err("a clone was filled too soon".into());
+    }
     Ok((got.iter().min().copied().unwrap_or(0), got.iter().max().copied().unwrap_or(0)))
 }
 

@@ -1,12 +1,14 @@
 //! `kaleidoscope bench`: what cloning costs on this machine, beside the least that it could.
 
 mod bare;
+mod cores;
 mod measure;
 mod world;
 
 use crate::failure::Failure;
 use crate::table::{finish, table};
 use comfy_table::CellAlignment::{Left, Right};
+use cores::Cores;
 use measure::Pair;
 use serde::Serialize;
 use std::time::Duration;
@@ -14,7 +16,8 @@ use std::time::Duration;
 /// Measure what cloning costs on this machine.
 ///
 /// Pages go over a Unix socket from a page server to clones in this process. Each figure stands beside a bare loop that moves the
-/// same pages over a socket with `read` and `write` alone, measured in alternating rounds of the same run; times are medians.
+/// same pages over a socket into the same memory with `read`, `write` and a copy alone, measured in alternating rounds of the
+/// same run; times are medians. "One core" shows what the processor has to do, "two cores" how long it takes.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   kaleidoscope bench
@@ -125,12 +128,21 @@ impl Args {
 
     fn measure(&self) -> Result<Report, Box<dyn std::error::Error>> {
         let rounds = usize::from(self.rounds);
-        let mut rows = vec![
-            Row::slower("fault", measure::fault(rounds, true)?, "<= 1.3"),
-            Row::slower("fault, no checksum", measure::fault(rounds, false)?, "<= 1.3"),
-            Row::speed("stream, no checksum", measure::stream(rounds, false)?, ">= 0.8"),
-            Row::speed("stream", measure::stream(rounds, true)?, ">= 0.6"),
-        ];
+        let mut rows = Vec::new();
+        for (cores, on) in [(Cores::One, "one core"), (Cores::Two, "two cores")] {
+            for (checksums, with) in [(true, ""), (false, ", no checksum")] {
+                let pair = measure::fault(rounds, checksums, cores)?;
+                rows.push(Row::slower(&format!("fault, {on}{with}"), pair, "<= 1.3"));
+            }
+            for (checksums, with, aim) in [(true, "", ">= 0.6"), (false, ", no checksum", ">= 0.8")]
+            {
+                let pair = measure::stream(rounds, checksums, cores)?;
+                rows.push(Row::speed(&format!("stream, {on}{with}"), pair, aim));
+            }
+        }
+        let alone = measure::crossing(rounds, Cores::Two)?;
+        let speed = 64.0 / alone.as_secs_f64();
+        rows.push(Row::alone("bare stream, two cores, placed nowhere", "MiB/s", speed, ""));
         let (least, most) = measure::fairness()?;
         #[expect(clippy::cast_precision_loss, reason = "counts of pages are below 2^53")]
         let unfair = most as f64 / least.max(1) as f64;

@@ -71,6 +71,37 @@ impl GuestMemory for Endless {
     }
 }
 
+/// An image of any size that takes the memory of a small one: its pages come again and again.
+#[derive(Debug)]
+pub(super) struct Repeated {
+    layout: MemoryLayout,
+    image: Arc<VecMemory>,
+}
+
+impl Repeated {
+    pub(super) fn new(frames: u32, image: Arc<VecMemory>) -> Outcome<Self> {
+        Ok(Self { layout: layout(frames)?, image })
+    }
+
+    fn inner(&self, gpa: Gpa) -> Gpa {
+        Gpa(gpa.0 % self.image.layout().bytes().max(1))
+    }
+}
+
+impl GuestMemory for Repeated {
+    fn layout(&self) -> &MemoryLayout {
+        &self.layout
+    }
+
+    fn read(&self, gpa: Gpa, buf: &mut [u8]) -> Result<(), MemoryError> {
+        self.image.read(self.inner(gpa), buf)
+    }
+
+    fn slice(&self, gpa: Gpa, len: usize) -> Option<&[u8]> {
+        self.image.slice(self.inner(gpa), len)
+    }
+}
+
 /// A clone's memory: pages to copy into.
 #[derive(Debug)]
 pub(super) struct Arena(Vec<Mutex<Page>>);
