@@ -123,7 +123,11 @@ pub(super) fn stream(rounds: usize, checksums: bool, cores: Cores) -> Outcome<Pa
 /// The fewest and the most pages that clones of one server get in a while in which none is filled.
 pub(super) fn fairness() -> Outcome<(u64, u64)> {
     let atlas = atlas(MANY)?;
-    let host = Host::serve(Arc::new(Repeated::new(MANY, image(FRAMES)?)?))?;
+    // The server on one core and its clones on the other: whom the scheduler favors by moving threads to and fro is not the
+    // server's doing.
+    let cores = Pinned::new(Cores::Two)?;
+    let image = Arc::new(Repeated::new(MANY, image(FRAMES)?)?);
+    let host = cores.server(|| Host::serve(image))??;
     let options = Options { background: Background::Full, ..Options::default() };
     let sink = Arc::new(Nowhere);
     let mut engines = Vec::new();
