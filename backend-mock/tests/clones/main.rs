@@ -8,3 +8,4 @@ mod give_backs;
 mod guest;
 mod programs;
 mod stress;
+mod thousand;
