@@ -1,6 +1,6 @@
 //! The engine under loom: every interleaving of a few threads, up to a bound of preemptions.
 //!
-//! `RUSTFLAGS="--cfg loom" cargo test --release -p kaleidoscope-core --lib clone::model`
+//! `RUSTFLAGS="--cfg loom" cargo test --profile dev -p kaleidoscope-core --lib --target-dir target/loom clone::model`
 //!
 //! The model is the engine itself, without its streaming thread, which a model's thread plays where it matters. A page is one
 //! number that is written and read without any ordering of its own, so that whoever may touch a page before it is published

@@ -30,15 +30,16 @@ pub struct Plan {
     answer: Answer,
     fetch: Vec<FrameIndex>,
     zero: Vec<FrameIndex>,
-    /// Round in which each frame was last planned.
-    planned: Vec<u32>,
-    round: u32,
+    asked: Option<FrameIndex>,
+    /// One bit per frame: it is asked for, or planned. A bit and not a number, so that the plan of a huge clone that is
+    /// started touches next to no memory.
+    planned: Vec<u64>,
     budget: usize,
 }
 
 impl Plan {
-    /// An empty plan with room for `budget` frames to fetch and as many to fill. Takes 4 bytes per frame of the guest and 8
-    /// per frame of the budget.
+    /// An empty plan with room for `budget` frames to fetch and as many to fill. Takes a bit per frame of the guest and 8
+    /// bytes per frame of the budget.
     #[must_use]
     pub fn new(atlas: Arc<Atlas>, budget: usize) -> Self {
         let frames = atlas.frames();
@@ -48,8 +49,8 @@ impl Plan {
             answer: Answer::Fetch,
             fetch: Vec::with_capacity(budget),
             zero: Vec::with_capacity(budget),
-            planned: vec![0; frames as usize],
-            round: 0,
+            asked: None,
+            planned: vec![0; frames.div_ceil(64) as usize],
             budget,
         }
     }
@@ -79,20 +80,28 @@ impl Plan {
         presence: &'a dyn Presence,
         asked: Option<FrameIndex>,
     ) -> Planner<'a> {
-        self.fetch.clear();
-        self.zero.clear();
-        self.answer = Answer::Fetch;
-        self.round = self.round.wrapping_add(1);
-        if self.round == 0 {
-            self.planned.fill(0);
-            self.round = 1;
+        for frame in self.fetch.drain(..).chain(self.zero.drain(..)).chain(self.asked) {
+            let (word, bit) = place(frame);
+            if let Some(word) = self.planned.get_mut(word) {
+                *word &= !bit;
+            }
         }
-        if let Some(planned) = asked.and_then(|f| self.planned.get_mut(f.as_usize())) {
-            *planned = self.round;
+        self.answer = Answer::Fetch;
+        self.asked = asked;
+        if let Some(asked) = asked {
+            let (word, bit) = place(asked);
+            if let Some(word) = self.planned.get_mut(word) {
+                *word |= bit;
+            }
         }
         let room = self.budget;
         Planner { room, zero_room: room, asked, plan: self, presence }
     }
+}
+
+/// Where a frame's bit is: number of the word, and the bit in it.
+fn place(frame: FrameIndex) -> (usize, u64) {
+    (frame.as_usize() / 64, 1 << (frame.0 % 64))
 }
 
 /// Fills a plan, and refuses what no plan may hold.
@@ -138,8 +147,11 @@ impl Planner<'_> {
     /// Whether a frame is neither present nor on its way, nor planned.
     #[must_use]
     pub fn is_absent(&self, frame: FrameIndex) -> bool {
-        let planned = self.plan.planned.get(frame.as_usize());
-        planned.is_some_and(|r| *r != self.plan.round) && self.presence.is_absent(frame)
+        let (word, bit) = place(frame);
+        let planned = self.plan.planned.get(word);
+        frame.0 < self.plan.atlas.frames()
+            && planned.is_some_and(|word| word & bit == 0)
+            && self.presence.is_absent(frame)
     }
 
     /// The frame that was asked for is filled with zeros here; `false`, and no change, unless it is free.
@@ -180,8 +192,9 @@ impl Planner<'_> {
     /// Marks an absent frame as planned.
     fn mark(&mut self, frame: FrameIndex) -> bool {
         let absent = self.is_absent(frame);
-        if absent && let Some(planned) = self.plan.planned.get_mut(frame.as_usize()) {
-            *planned = self.plan.round;
+        let (word, bit) = place(frame);
+        if absent && let Some(word) = self.plan.planned.get_mut(word) {
+            *word |= bit;
         }
         absent
     }
