@@ -1,6 +1,7 @@
 //! What a mock memory knows of each of its frames, in one byte.
 
 use kaleidoscope_core::addr::FrameIndex;
+use kaleidoscope_core::memory::LazyTable;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 /// The frame has bytes.
@@ -18,13 +19,13 @@ pub(super) const GIVEN_BACK: u8 = 1 << 5;
 /// Somebody is filling or emptying it.
 pub(super) const BUSY: u8 = 1 << 6;
 
-/// A byte of state per frame. Made in constant time: the system hands out zeroed memory when it is touched.
-pub(super) struct FrameBits(Box<[AtomicU8]>);
+/// A byte of state per frame. Made in next to no time, whatever their number.
+pub(super) struct FrameBits(LazyTable<AtomicU8>);
 
 impl FrameBits {
-    /// All frames empty; `None` when there is not enough address space.
-    pub(super) fn new(frames: u32) -> Option<Self> {
-        bytemuck::allocation::try_zeroed_slice_box(frames as usize).ok().map(Self)
+    /// All frames empty.
+    pub(super) fn new(frames: u32) -> Self {
+        Self(LazyTable::new(frames as usize))
     }
 
     /// Number of frames.
@@ -34,7 +35,7 @@ impl FrameBits {
 
     /// The bits of a frame; none for one outside the memory.
     pub(super) fn get(&self, frame: FrameIndex) -> u8 {
-        self.0.get(frame.as_usize()).map_or(0, |bits| bits.load(Ordering::Acquire))
+        self.0.made(frame.as_usize()).map_or(0, |bits| bits.load(Ordering::Acquire))
     }
 
     /// Sets bits; the bits before.
@@ -44,6 +45,6 @@ impl FrameBits {
 
     /// Clears bits; the bits before.
     pub(super) fn clear(&self, frame: FrameIndex, bits: u8) -> u8 {
-        self.0.get(frame.as_usize()).map_or(0, |b| b.fetch_and(!bits, Ordering::AcqRel))
+        self.0.made(frame.as_usize()).map_or(0, |b| b.fetch_and(!bits, Ordering::AcqRel))
     }
 }

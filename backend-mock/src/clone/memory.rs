@@ -108,7 +108,7 @@ impl MockMemory {
     pub fn with_patience(frames: u32, patience: Duration) -> io::Result<Self> {
         let file = File::from(rustix::fs::memfd_create("mock-clone", MemfdFlags::CLOEXEC)?);
         file.set_len(u64::from(frames) * FRAME_SIZE)?;
-        let bits = FrameBits::new(frames).ok_or(io::ErrorKind::OutOfMemory)?;
+        let bits = FrameBits::new(frames);
         Ok(Self {
             file,
             bits,

@@ -14,6 +14,7 @@
 //! frame then sees that somebody waits, or the waiter sees the change.
 
 use crate::addr::FrameIndex;
+use crate::memory::LazyTable;
 use crate::prefetch::Presence;
 use crate::sync::{AtomicU8, Ordering};
 
@@ -126,27 +127,23 @@ pub(crate) struct Removed {
     pub(crate) flags: Flags,
 }
 
-/// The states of all frames. Creating them takes no time in proportion to their number: untouched memory is zero, and zero is
-/// absent.
+/// The states of all frames. Creating them takes no time in proportion to their number: what was never looked up is absent.
 #[derive(Debug)]
 pub(crate) struct FrameStates {
-    states: Box<[AtomicU8]>,
-}
-
-#[cfg(not(loom))]
-fn zeroed(frames: usize) -> Box<[AtomicU8]> {
-    bytemuck::zeroed_slice_box(frames)
-}
-
-#[cfg(loom)]
-fn zeroed(frames: usize) -> Box<[AtomicU8]> {
-    (0..frames).map(|_| AtomicU8::new(0)).collect()
+    states: LazyTable<AtomicU8>,
 }
 
 impl FrameStates {
     /// So many frames, all absent.
     pub(crate) fn new(frames: u32) -> Self {
-        Self { states: zeroed(frames as usize) }
+        Self { states: LazyTable::new(frames as usize) }
+    }
+
+    /// A frame's state; `None` past the end.
+    fn load(&self, frame: FrameIndex) -> Option<u8> {
+        let at = frame.as_usize();
+        let absent = (at < self.states.len()).then_some(Phase::Absent as u8);
+        self.states.made(at).map(|state| state.load(Ordering::Acquire)).or(absent)
     }
 
     /// Changes a frame's state as long as `next` has one for it; returns the state before, or `None` when `next` had none
@@ -165,13 +162,12 @@ impl FrameStates {
 
     /// A frame's phase; [`Phase::Unavailable`] for a frame that does not exist.
     pub(crate) fn phase(&self, frame: FrameIndex) -> Phase {
-        let state = self.states.get(frame.as_usize());
-        state.map_or(Phase::Unavailable, |state| Phase::of(state.load(Ordering::Acquire)))
+        self.load(frame).map_or(Phase::Unavailable, Phase::of)
     }
 
     /// Whether a frame is in the clone's memory because of a plan, not of a touch.
     pub(crate) fn is_prefetched(&self, frame: FrameIndex) -> bool {
-        let state = self.states.get(frame.as_usize()).map_or(0, |s| s.load(Ordering::Acquire));
+        let state = self.load(frame).unwrap_or(0);
         Phase::of(state) == Phase::Present && Flags::of(state).prefetched
     }
 

@@ -2,8 +2,10 @@
 
 mod guest_memory;
 mod layout;
+mod lazy_table;
 mod page;
 
 pub use guest_memory::{GuestMemory, MemoryError, VecMemory};
 pub use layout::{LayoutError, MemoryLayout, RamRegion};
+pub use lazy_table::LazyTable;
 pub use page::{Page, ZERO_PAGE, is_zero};

@@ -2,9 +2,11 @@
 
 use crate::addr::FrameIndex;
 use crate::clone::ports::Priority;
+use crate::memory::LazyTable;
 use crate::wire::protocol::FetchEncoder;
 use foldhash::fast::RandomState;
 use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 /// A frame that is waited for.
@@ -41,7 +43,7 @@ pub(super) struct Outstanding {
     /// Those of which it does not know yet, in the order in which it will be told; and others that it knows of since.
     backlog: VecDeque<u32>,
     /// Frames that were ever asked for, a bit each.
-    asked: Vec<u64>,
+    asked: LazyTable<AtomicU64>,
     /// How many second copies may still come on this connection.
     second_copies: u64,
 }
@@ -84,7 +86,7 @@ impl Outstanding {
             sent: 0,
             most,
             backlog: VecDeque::new(),
-            asked: vec![0; words],
+            asked: LazyTable::new(words),
             second_copies: 0,
         }
     }
@@ -134,8 +136,8 @@ impl Outstanding {
     }
 
     fn mark(&mut self, frame: FrameIndex) {
-        if let Some(word) = self.asked.get_mut(frame.as_usize() / 64) {
-            *word |= 1 << (frame.0 % 64);
+        if let Some(word) = self.asked.get(frame.as_usize() / 64) {
+            word.fetch_or(1 << (frame.0 % 64), Ordering::Relaxed);
         }
     }
 
@@ -152,8 +154,8 @@ impl Outstanding {
             self.sent -= usize::from(wanted.is_sent);
             return Arrival::Awaited;
         }
-        let was_asked =
-            self.asked.get(frame.as_usize() / 64).is_some_and(|w| w >> (frame.0 % 64) & 1 == 1);
+        let word = self.asked.made(frame.as_usize() / 64);
+        let was_asked = word.is_some_and(|w| w.load(Ordering::Relaxed) >> (frame.0 % 64) & 1 == 1);
         if !was_asked {
             return Arrival::NotAskedFor;
         }

@@ -1,0 +1,95 @@
+//! Tables with an entry per frame, allocated as they are used.
+
+use std::fmt;
+use std::sync::OnceLock;
+
+/// Entries of a chunk: the frames of 16 MiB. A model checker makes every entry anew for each interleaving, so it gets few.
+const CHUNK: usize = if cfg!(loom) { 4 } else { 4096 };
+
+/// A table whose entries are made when they are first looked up, a chunk at a time.
+///
+/// Making one takes next to no time, and touching few frames next to no memory, however many there are. Asking the system for
+/// zeroed memory instead would do as well, once: from the second large block on, allocators hand out used memory, which they have to
+/// clear.
+pub struct LazyTable<T> {
+    chunks: Box<[OnceLock<Box<[T]>>]>,
+    len: usize,
+}
+
+impl<T: Default> LazyTable<T> {
+    /// A table of `len` entries, none of which is made.
+    #[must_use]
+    pub fn new(len: usize) -> Self {
+        let chunks = (0..len.div_ceil(CHUNK)).map(|_| OnceLock::new()).collect();
+        Self { chunks, len }
+    }
+
+    /// Number of entries, made or not.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there are no entries.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// An entry, which is made if need be; `None` past the end.
+    #[must_use]
+    pub fn get(&self, at: usize) -> Option<&T> {
+        if at >= self.len {
+            return None;
+        }
+        let chunk = self.chunks.get(at / CHUNK)?;
+        let chunk = chunk.get_or_init(|| (0..CHUNK).map(|_| T::default()).collect());
+        chunk.get(at % CHUNK)
+    }
+
+    /// An entry if it was made; `None` past the end, too.
+    #[must_use]
+    pub fn made(&self, at: usize) -> Option<&T> {
+        self.chunks.get(at / CHUNK)?.get()?.get(at % CHUNK).filter(|_| at < self.len)
+    }
+}
+
+impl<T> fmt::Debug for LazyTable<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LazyTable").field("len", &self.len).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicU8, Ordering};
+
+    #[test]
+    fn entries_are_made_when_they_are_looked_up() {
+        let table: LazyTable<AtomicU8> = LazyTable::new(10_000);
+        assert_eq!((table.len(), table.is_empty()), (10_000, false));
+        assert!(table.made(9_999).is_none());
+        table.get(9_999).unwrap().store(7, Ordering::Relaxed);
+        assert_eq!(table.made(9_999).unwrap().load(Ordering::Relaxed), 7);
+        assert_eq!(table.made(8_192).unwrap().load(Ordering::Relaxed), 0, "of the same chunk");
+        assert!(table.made(8_191).is_none(), "of another");
+        assert!(table.get(10_000).is_none() && table.made(10_000).is_none());
+        assert!(LazyTable::<AtomicU8>::new(0).get(0).is_none());
+    }
+
+    #[test]
+    fn threads_agree_on_entries() {
+        let table: LazyTable<AtomicU8> = LazyTable::new(100_000);
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for at in 0..table.len() {
+                        table.get(at).unwrap().fetch_add(1, Ordering::Relaxed);
+                    }
+                });
+            }
+        });
+        assert!((0..table.len()).all(|at| table.get(at).unwrap().load(Ordering::Relaxed) == 4));
+    }
+}
