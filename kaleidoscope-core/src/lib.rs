@@ -3,8 +3,9 @@
 //! Read the modules as a pipeline, each using only those before it: [`addr`] and [`memory`] say which frames there are,
 //! [`image`] and [`registers`] where they come from, [`paging`] and [`linux`] gather facts in the words of [`guest_os`],
 //! [`coloring`] judges them, [`color`] holds the judgement, and [`manifest`] keeps it in a file; [`prefetch`] decides what a
-//! clone gets before it asks, [`replay`] judges such decisions on the touches of real clones, and [`recording`] keeps what clones
-//! touched for other clones, boots and kernels.
+//! clone gets before it asks, [`replay`] judges such decisions on the touches of real clones, [`recording`] keeps what clones
+//! touched for other clones, boots and kernels, and [`tune`] finds the settings of policies; [`alloc`] shares out a host's memory,
+//! [`clone`] runs clones with all of this, and [`wire`] carries their pages from one host to another.
 //!
 //! ```no_run
 //! use kaleidoscope_core::coloring::{Options, color};

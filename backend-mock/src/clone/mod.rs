@@ -66,7 +66,6 @@ mod program;
 mod queue;
 mod report;
 mod script;
-mod source;
 mod vm;
 mod waits;
 
@@ -82,5 +81,4 @@ pub use program::{Done, Halt, Program};
 pub use queue::MockQueue;
 pub use report::{Ended, Misbehaved, Report};
 pub use script::{Failure, Script, When};
-pub use source::MockSource;
 pub use vm::{Handler, MockVm, Threads, Work};

@@ -5,10 +5,11 @@ use kaleidoscope_core::clone::LocalSource;
 use kaleidoscope_core::clone::ports::{
     Event, FaultQueue, PageSource, PlaceError, Placed, Placer, TakenBack,
 };
+use kaleidoscope_core::clone::shared::Shared;
 use kaleidoscope_core::memory::Page;
 use kaleidoscope_mock::clone::contract::{self, Subject};
 use kaleidoscope_mock::clone::{
-    Call, Failure, FaultyPlacer, FaultyQueue, FaultySource, MockMemory, MockSource, Script, When,
+    Call, Failure, FaultyPlacer, FaultyQueue, FaultySource, MockMemory, Script, When,
 };
 use std::error::Error;
 use std::ops::Range;
@@ -28,13 +29,18 @@ fn the_mock_queue_keeps_the_queue_contract() {
 }
 
 #[test]
-fn the_mock_source_keeps_the_source_contract() {
-    contract::source(&|memory| Ok(Arc::new(MockSource::new(memory)))).unwrap();
+fn the_local_source_keeps_the_source_contract() {
+    contract::source(&|memory| Ok(Arc::new(LocalSource::new(memory)))).unwrap();
 }
 
 #[test]
-fn the_local_source_keeps_the_source_contract() {
-    contract::source(&|memory| Ok(Arc::new(LocalSource::new(memory)))).unwrap();
+fn siblings_keep_the_source_contract() {
+    contract::source(&|memory| {
+        let frames = memory.layout().frames();
+        let shared = Shared::new(Arc::new(LocalSource::new(memory)), frames, 100)?;
+        Ok(Arc::new(shared.sibling()))
+    })
+    .unwrap();
 }
 
 /// A memory behind decorators.
@@ -79,7 +85,7 @@ fn decorators_without_failures_change_nothing() {
     contract::placer(&|frames| wrapped(frames, &script)).unwrap();
     contract::fault_queue(&|frames| wrapped(frames, &script)).unwrap();
     contract::source(&|memory| {
-        let inner: Arc<dyn PageSource> = Arc::new(MockSource::new(memory));
+        let inner: Arc<dyn PageSource> = Arc::new(LocalSource::new(memory));
         Ok(Arc::new(FaultySource::new(inner, 4096, script.clone())))
     })
     .unwrap();
@@ -97,7 +103,7 @@ fn slow_sources_keep_the_source_contract() {
             .on(Call::Deliver, When::OneIn(5), Failure::Reorder)
             .on(Call::Deliver, When::OneIn(50), delay)
             .on(Call::Receive, When::OneIn(20), delay);
-        let inner: Arc<dyn PageSource> = Arc::new(MockSource::new(memory));
+        let inner: Arc<dyn PageSource> = Arc::new(LocalSource::new(memory));
         Ok(Arc::new(FaultySource::new(inner, 4096, script)))
     })
     .unwrap();
@@ -108,7 +114,7 @@ fn the_source_suite_notices() {
     let broken = |call, failure| {
         let result = contract::source(&|memory| {
             let script = Script::new(5).on(call, When::Every(100), failure);
-            let inner: Arc<dyn PageSource> = Arc::new(MockSource::new(memory));
+            let inner: Arc<dyn PageSource> = Arc::new(LocalSource::new(memory));
             Ok(Arc::new(FaultySource::new(inner, 4096, script)))
         });
         result.unwrap_err().to_string()

@@ -3,6 +3,7 @@
 use kaleidoscope_core::addr::{FrameIndex, Gpa};
 use kaleidoscope_core::alloc::{CloneLimits, Host, HostLimits};
 use kaleidoscope_core::clone::ports::{PageSource, SystemClock};
+use kaleidoscope_core::clone::shared::Shared;
 use kaleidoscope_core::clone::{
     Background, Engine, Feedback, FreeFrames, LocalSource, Options, Parts,
 };
@@ -16,8 +17,8 @@ use kaleidoscope_core::prefetch::{
 use kaleidoscope_mock::Rng;
 use kaleidoscope_mock::clone::pattern::Pattern;
 use kaleidoscope_mock::clone::{
-    Call, Failure, FaultyPlacer, FaultyQueue, FaultySource, MockMemory, MockParent, MockSource,
-    MockVm, Program, Report, Script, Threads, When, Work, Writers,
+    Call, Failure, FaultyPlacer, FaultyQueue, FaultySource, MockMemory, MockParent, MockVm,
+    Program, Report, Script, Threads, When, Work, Writers,
 };
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -34,6 +35,9 @@ pub(crate) enum Policy {
     Wild,
 }
 
+/// Pages that clones share at most, where they do: few, so that pages are dropped and fetched again.
+const KEPT: usize = 40;
+
 /// Everything that a run depends on, but for the threads' timing.
 #[derive(Clone, Debug)]
 pub(crate) struct Recipe {
@@ -43,7 +47,8 @@ pub(crate) struct Recipe {
     pub(crate) options: Options,
     pub(crate) threads: Threads,
     pub(crate) program: Program,
-    pub(crate) local_source: bool,
+    /// Whether pages come by way of what clones of one host share.
+    pub(crate) shared: bool,
     /// Frames of the host's memory; `None` for as many as it takes.
     pub(crate) host_frames: Option<u32>,
     /// Whether memory is short all the time: prefetched frames are taken back.
@@ -60,7 +65,7 @@ impl Default for Recipe {
             options: Options::default(),
             threads: Threads::default(),
             program: Program::default(),
-            local_source: true,
+            shared: false,
             host_frames: None,
             pressure: false,
             failures: Vec::new(),
@@ -226,11 +231,10 @@ pub(crate) fn run(recipe: &Recipe) -> Run {
     let memory = MockMemory::with_patience(recipe.frames, Duration::from_secs(20)).unwrap();
     let memory = Arc::new(memory);
     let frozen = Arc::clone(&guest.frozen);
-    let source: Arc<dyn PageSource> = if recipe.local_source {
-        Arc::new(LocalSource::new(frozen))
-    } else {
-        Arc::new(MockSource::new(frozen))
-    };
+    let mut source: Arc<dyn PageSource> = Arc::new(LocalSource::new(frozen));
+    if recipe.shared {
+        source = Arc::new(Shared::new(source, recipe.frames, KEPT).unwrap().sibling());
+    }
     let host = Host::new(match recipe.host_frames {
         None => HostLimits::unlimited(),
         Some(frames) => HostLimits::for_frames(u64::from(frames)),

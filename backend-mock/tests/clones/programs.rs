@@ -36,7 +36,7 @@ fn recipe() -> impl Strategy<Value = Recipe> {
         (any::<u64>(), 50u32..1200, any::<bool>(), any::<bool>(), any::<bool>(), host_frames);
     (rest, policy, options(), threads, program).prop_map(
         |(
-            (seed, frames, local_source, zero, pressure, host_frames),
+            (seed, frames, shared, zero, pressure, host_frames),
             policy,
             mut options,
             threads,
@@ -53,7 +53,7 @@ fn recipe() -> impl Strategy<Value = Recipe> {
                 options,
                 threads,
                 program,
-                local_source,
+                shared,
                 pressure,
                 host_frames,
                 failures: Vec::new(),

@@ -7,6 +7,7 @@ use kaleidoscope_core::addr::FrameIndex;
 use kaleidoscope_core::clone::ports::{
     Delivery, PageSource, PlaceError, Placed, Placer, Priority, SourceError,
 };
+use kaleidoscope_core::clone::shared::Shared;
 use kaleidoscope_core::clone::{Background, Engine, Options};
 use kaleidoscope_core::memory::Page;
 use kaleidoscope_core::prefetch::{Access, Colored, Demand, Guide, Settings};
@@ -26,6 +27,9 @@ const MANY: u32 = 1 << 20;
 
 /// Clones that share a server.
 const CLONES: usize = 16;
+
+/// Clones on one host that share what they fetch.
+const SIBLINGS: usize = 4;
 
 /// How long clones that share a server are watched.
 const WHILE: Duration = Duration::from_secs(3);
@@ -147,6 +151,42 @@ pub(super) fn fairness() -> Outcome<(u64, u64)> {
     Ok((got.iter().min().copied().unwrap_or(0), got.iter().max().copied().unwrap_or(0)))
 }
 
+/// Clones of one parent that are filled at once: each over a connection of its own, and all over one. Also says how many pages
+/// crossed the one connection for each that a clone was given.
+pub(super) fn siblings(rounds: usize) -> Outcome<(Pair, f64)> {
+    let (image, atlas) = (image(FRAMES)?, atlas(FRAMES)?);
+    let host = Host::serve(Arc::clone(&image) as _)?;
+    let arenas: Vec<_> = (0..SIBLINGS).map(|_| Arc::new(Arena::new(FRAMES))).collect();
+    let run = |source: &dyn Fn() -> Outcome<Arc<dyn PageSource>>| {
+        let now = Instant::now();
+        let options = Options { background: Background::Full, ..Options::default() };
+        let mut engines = Vec::new();
+        for arena in &arenas {
+            let placer = Arc::clone(arena) as _;
+            engines.push(start(&atlas, Box::new(Demand), source()?, placer, options)?);
+        }
+        for engine in &engines {
+            fill(engine, now)?;
+        }
+        Outcome::Ok(now.elapsed())
+    };
+    let (mut bare, mut ours, mut crossed) = (Vec::new(), Vec::new(), 0.0f64);
+    for _ in 0..rounds {
+        bare.push(run(&|| Ok(Arc::new(host.connect(true)?)))?);
+        let shared = Shared::new(Arc::new(host.connect(true)?), FRAMES, image.bytes().len() >> 12)?;
+        ours.push(run(&|| Ok(Arc::new(shared.sibling())))?);
+        let statistics = shared.statistics();
+        #[expect(clippy::cast_precision_loss, reason = "counts of pages are below 2^53")]
+        let ratio = statistics.fetched as f64 / statistics.given.max(1) as f64;
+        crossed = crossed.max(ratio);
+    }
+    let is_wrong = |frame| arenas.iter().any(|arena| !arena.matches(FrameIndex(frame), &image));
+    if (0..FRAMES).any(is_wrong) {
+        return Err("a page is wrong".into());
+    }
+    Ok((Pair { bare: median(bare), ours: median(ours) }, crossed))
+}
+
 /// Takes pages and does nothing with them.
 struct Nowhere;
 
@@ -217,7 +257,9 @@ pub(super) fn start_time(mib: u32, rounds: usize) -> Outcome<Duration> {
     let frames = mib.checked_mul(256).ok_or("too large")?;
     let atlas = atlas(frames)?;
     let guide = Arc::new(Guide::new(Arc::clone(&atlas), Settings::default()));
-    let host = Host::serve(Arc::new(Endless::new(frames)?))?;
+    // Everything on one core: half a dozen threads take part, and waking an idle core takes as long as all that they do.
+    let cores = Pinned::new(Cores::One)?;
+    let host = cores.server(|| Host::serve(Arc::new(Endless::new(frames)?)))??;
     let mut times = Vec::new();
     for round in 0..rounds {
         let touched = FrameIndex(u32::try_from(round)?.wrapping_mul(40_503) % frames);

@@ -21,9 +21,13 @@ use std::time::Duration;
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   kaleidoscope bench
+  kaleidoscope bench stream --rounds 30
   kaleidoscope bench --rounds 3 --largest 8192
   kaleidoscope bench --json | jq '.rows[] | {name, ratio}'")]
 pub(crate) struct Args {
+    /// Measure only what has this in its name.
+    #[arg(default_value = "", hide_default_value = true)]
+    filter: String,
     /// Rounds of each measurement.
     #[arg(long, default_value_t = 9, value_parser = clap::value_parser!(u16).range(1..=1000))]
     rounds: u16,
@@ -61,30 +65,16 @@ fn us(time: Duration) -> f64 {
 
 impl Row {
     /// A time and its baseline's.
-    fn slower(name: &str, pair: Pair, aim: &'static str) -> Self {
+    fn slower(name: String, pair: Pair, aim: &'static str) -> Self {
         let (bare, ours) = (us(pair.bare), us(pair.ours));
-        Self {
-            name: name.into(),
-            unit: "us",
-            bare: Some(bare),
-            ours,
-            ratio: Some(ours / bare),
-            aim,
-        }
+        Self { name, unit: "us", bare: Some(bare), ours, ratio: Some(ours / bare), aim }
     }
 
     /// The speed at which an image of 64 MiB is moved, and its baseline's.
-    fn speed(name: &str, pair: Pair, aim: &'static str) -> Self {
+    fn speed(name: String, pair: Pair, aim: &'static str) -> Self {
         let speed = |time: Duration| 64.0 / time.as_secs_f64();
         let (bare, ours) = (speed(pair.bare), speed(pair.ours));
-        Self {
-            name: name.into(),
-            unit: "MiB/s",
-            bare: Some(bare),
-            ours,
-            ratio: Some(ours / bare),
-            aim,
-        }
+        Self { name, unit: "MiB/s", bare: Some(bare), ours, ratio: Some(ours / bare), aim }
     }
 
     fn alone(name: impl Into<String>, unit: &'static str, ours: f64, aim: &'static str) -> Self {
@@ -126,38 +116,64 @@ impl Args {
         Ok(())
     }
 
+    /// Whether a measurement was asked for.
+    fn wants(&self, name: &str) -> bool {
+        name.contains(&self.filter)
+    }
+
     fn measure(&self) -> Result<Report, Box<dyn std::error::Error>> {
         let rounds = usize::from(self.rounds);
         let mut rows = Vec::new();
         for (cores, on) in [(Cores::One, "one core"), (Cores::Two, "two cores")] {
             for (checksums, with) in [(true, ""), (false, ", no checksum")] {
-                let pair = measure::fault(rounds, checksums, cores)?;
-                rows.push(Row::slower(&format!("fault, {on}{with}"), pair, "<= 1.3"));
+                let name = format!("fault, {on}{with}");
+                if self.wants(&name) {
+                    let pair = measure::fault(rounds, checksums, cores)?;
+                    rows.push(Row::slower(name, pair, "<= 1.3"));
+                }
             }
             for (checksums, with, aim) in [(true, "", ">= 0.6"), (false, ", no checksum", ">= 0.8")]
             {
-                let pair = measure::stream(rounds, checksums, cores)?;
-                rows.push(Row::speed(&format!("stream, {on}{with}"), pair, aim));
+                let name = format!("stream, {on}{with}");
+                if self.wants(&name) {
+                    let pair = measure::stream(rounds, checksums, cores)?;
+                    rows.push(Row::speed(name, pair, aim));
+                }
             }
         }
-        let alone = measure::crossing(rounds, Cores::Two)?;
-        let speed = 64.0 / alone.as_secs_f64();
-        rows.push(Row::alone("bare stream, two cores, placed nowhere", "MiB/s", speed, ""));
-        let (least, most) = measure::fairness()?;
-        #[expect(clippy::cast_precision_loss, reason = "counts of pages are below 2^53")]
-        let unfair = most as f64 / least.max(1) as f64;
-        rows.push(Row::alone("16 clones, most / least pages", "", unfair, "<= 1.5"));
-        let (time, bytes) = measure::bookkeeping(rounds)?;
-        rows.push(Row::alone("bookkeeping per frame", "ns", us(time) * 1e3, "<= 100"));
-        rows.push(Row::alone("memory per frame", "bytes", bytes, "<= 16"));
+        let name = "bare stream, two cores, placed nowhere";
+        if self.wants(name) {
+            let alone = measure::crossing(rounds, Cores::Two)?;
+            rows.push(Row::alone(name, "MiB/s", 64.0 / alone.as_secs_f64(), ""));
+        }
+        let name = "16 clones, most / least pages";
+        if self.wants(name) {
+            let (least, most) = measure::fairness()?;
+            #[expect(clippy::cast_precision_loss, reason = "counts of pages are below 2^53")]
+            let unfair = most as f64 / least.max(1) as f64;
+            rows.push(Row::alone(name, "", unfair, "<= 1.5"));
+        }
+        let names = ["4 siblings over one connection", "pages that cross for each given"];
+        if names.iter().any(|name| self.wants(name)) {
+            let (pair, crossed) = measure::siblings(rounds)?;
+            let [time_name, crossed_name] = names;
+            // Beside four connections.
+            rows.push(Row::slower(time_name.into(), pair, ""));
+            rows.push(Row::alone(crossed_name, "", crossed, "0.25"));
+        }
+        let names = ["bookkeeping per frame", "memory per frame"];
+        if names.iter().any(|name| self.wants(name)) {
+            let (time, bytes) = measure::bookkeeping(rounds)?;
+            let [time_name, bytes_name] = names;
+            rows.push(Row::alone(time_name, "ns", us(time) * 1e3, "<= 100"));
+            rows.push(Row::alone(bytes_name, "bytes", bytes, "<= 16"));
+        }
         for mib in [64, 512, 4096, 16_384, 65_536].into_iter().filter(|mib| *mib <= self.largest) {
-            let time = measure::start_time(mib, 3 * rounds)?;
-            rows.push(Row::alone(
-                format!("start of a clone of {mib} MiB"),
-                "us",
-                us(time),
-                "<= 1000",
-            ));
+            let name = format!("start of a clone of {mib} MiB");
+            if self.wants(&name) {
+                let time = measure::start_time(mib, 3 * rounds)?;
+                rows.push(Row::alone(name, "us", us(time), "<= 1000"));
+            }
         }
         Ok(Report { rows })
     }

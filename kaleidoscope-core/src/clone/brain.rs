@@ -1,6 +1,6 @@
 //! Policy, plan and queue: what to ask for next.
 
-use super::engine::Shared;
+use super::engine::Inner;
 use super::options::{Background, Options};
 use super::states::Phase;
 use super::sweep::Sweep;
@@ -45,7 +45,7 @@ impl Brain {
     pub(super) fn fault(
         &mut self,
         fault: &Fault,
-        clone: &Shared,
+        clone: &Inner,
         zeros: &mut Vec<FrameIndex>,
     ) -> Answer {
         self.idle = false;
@@ -61,7 +61,7 @@ impl Brain {
     }
 
     /// Queues the plan.
-    fn take_plan(&mut self, clone: &Shared, zeros: &mut Vec<FrameIndex>) {
+    fn take_plan(&mut self, clone: &Inner, zeros: &mut Vec<FrameIndex>) {
         for frame in self.plan.fetch() {
             if clone.states.plan(*frame) {
                 self.queue.push_back(*frame);
@@ -81,7 +81,7 @@ impl Brain {
         &mut self,
         batch: &mut [FrameIndex],
         may_fill: bool,
-        clone: &Shared,
+        clone: &Inner,
         zeros: &mut Vec<FrameIndex>,
     ) -> usize {
         let mut n = self.dequeue(batch, clone);
@@ -102,7 +102,7 @@ impl Brain {
         n
     }
 
-    fn dequeue(&mut self, batch: &mut [FrameIndex], clone: &Shared) -> usize {
+    fn dequeue(&mut self, batch: &mut [FrameIndex], clone: &Inner) -> usize {
         let mut n = 0;
         while let Some(slot) = batch.get_mut(n)
             && let Some(frame) = self.queue.pop_front()
@@ -116,14 +116,14 @@ impl Brain {
     }
 
     /// Forgets everything that is planned: memory is short.
-    pub(super) fn drop_plans(&mut self, clone: &Shared) {
+    pub(super) fn drop_plans(&mut self, clone: &Inner) {
         for frame in self.queue.drain(..) {
             clone.states.unplan(frame);
         }
     }
 
     /// Whether filling has seen every frame. A frame that was dropped since is filled in another pass.
-    pub(super) fn has_swept(&mut self, clone: &Shared) -> bool {
+    pub(super) fn has_swept(&mut self, clone: &Inner) -> bool {
         let Some(sweep) = &mut self.sweep else { return false };
         if !sweep.is_done() || !self.queue.is_empty() {
             return false;
@@ -142,7 +142,7 @@ impl Brain {
     }
 
     /// How long filling waits before it may ask for more; `None` when it waits for nothing, or there is none.
-    pub(super) fn fills_again_in(&self, clone: &Shared) -> Option<std::time::Duration> {
+    pub(super) fn fills_again_in(&self, clone: &Inner) -> Option<std::time::Duration> {
         self.sweep.as_ref()?.allowed_in(clone.clock.now())
     }
 }

@@ -1,6 +1,6 @@
 //! The way of a page into the clone.
 
-use super::engine::Shared;
+use super::engine::Inner;
 use super::options::{Feedback, Stopped};
 use super::ports::{Delivery, Placed, SourceError};
 use super::states::Flags;
@@ -38,7 +38,7 @@ pub(super) enum Attempt {
     Again,
 }
 
-impl Shared {
+impl Inner {
     /// Takes in what the source says of a frame.
     pub(super) fn deliver(&self, delivery: Delivery<'_>, origin: Origin) -> Result<(), Stopped> {
         let frame = delivery.frame();
@@ -105,11 +105,16 @@ impl Shared {
         Ok(placed)
     }
 
-    /// A frame is no longer on its way.
+    /// The source has answered for a frame.
     fn arrived(&self, flags: Flags) {
         if flags.ahead() {
             self.ahead.fetch_sub(1, Ordering::AcqRel);
         }
+        self.settled(flags);
+    }
+
+    /// Nobody is at work on a frame any more: who waits for it looks again.
+    pub(super) fn settled(&self, flags: Flags) {
         if flags.wanted {
             self.waiters.wake();
         }
@@ -163,7 +168,7 @@ impl Shared {
             // Cannot be; but then the frame is fetched again rather than guessed.
             let flags = self.states.emptied(frame);
             self.memory.give_back(1);
-            self.arrived(Flags { prefetched: false, fill: false, ..flags });
+            self.settled(flags);
             return Ok(Attempt::Again);
         };
         if self.place(frame, page.as_deref())? == Placed::Again {
@@ -171,11 +176,11 @@ impl Shared {
             staging.put(frame, page.as_deref());
             let flags = self.states.stage_again(frame);
             drop(staging);
-            self.arrived(Flags { prefetched: false, ..flags });
+            self.settled(flags);
             return Ok(Attempt::Again);
         }
         let flags = self.states.placed(frame);
-        self.arrived(Flags { prefetched: false, ..flags });
+        self.settled(flags);
         self.staging.lock().recycle(page);
         self.memory.enter(self.color(frame));
         if why == Staged::Touched {
@@ -199,7 +204,7 @@ impl Shared {
             }
             Placed::Placed => {
                 let flags = self.states.refilled(frame);
-                if !flags.fill {
+                if !flags.refilled {
                     self.memory.take_for_fault();
                     self.memory.enter(self.color(frame));
                 }
@@ -207,7 +212,7 @@ impl Shared {
                 (flags, Attempt::Done)
             }
         };
-        self.arrived(Flags { prefetched: false, fill: false, ..flags });
+        self.settled(flags);
         Ok(attempt)
     }
 
@@ -248,7 +253,7 @@ impl Shared {
                     } else {
                         self.states.emptied(*frame)
                     };
-                    self.arrived(Flags { prefetched: false, fill: false, ..flags });
+                    self.settled(flags);
                 }
             }
         }

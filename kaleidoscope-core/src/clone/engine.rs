@@ -25,6 +25,8 @@ use crate::prefetch::{Access, Atlas};
 use crate::sync::{AtomicBool, AtomicUsize, Mutex, Ordering, RwLock};
 use std::collections::VecDeque;
 use std::fmt;
+// Nothing is synchronized through an `AtomicU32` here: a model checker need not try its interleavings.
+use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -34,12 +36,12 @@ pub(super) const SLICE: Duration = Duration::from_millis(20);
 
 /// Fills one clone's memory. Ends with the clone: dropping it stops what it does.
 pub struct Engine {
-    shared: Arc<Shared>,
+    inner: Arc<Inner>,
     streamer: Option<JoinHandle<()>>,
 }
 
 /// What the engine's threads share.
-pub(super) struct Shared {
+pub(super) struct Inner {
     pub(super) atlas: Arc<Atlas>,
     pub(super) source: Arc<dyn PageSource>,
     pub(super) placer: Arc<dyn Placer>,
@@ -48,13 +50,15 @@ pub(super) struct Shared {
     pub(super) options: Options,
     pub(super) states: FrameStates,
     pub(super) waiters: Waiters,
-    /// Shared while a frame is placed, exclusive while events are read: a frame that the guest gave back must not be filled
+    /// Inner while a frame is placed, exclusive while events are read: a frame that the guest gave back must not be filled
     /// with the parent's bytes between the giving back and the engine's taking note of it.
     pub(super) gate: RwLock<()>,
     pub(super) brain: Mutex<Brain>,
     pub(super) staging: Mutex<Staging>,
     pub(super) counters: Counters,
     pub(super) memory: Memory,
+    /// Where giving back prefetched frames goes on.
+    pub(super) reclaimed_to: AtomicU32,
     /// Frames on their way that nobody has touched.
     pub(super) ahead: AtomicUsize,
     /// Faults that were read while somebody was busy with something else.
@@ -73,19 +77,19 @@ impl Engine {
     /// # Errors
     /// [`std::io::Error`] when the system gives no thread.
     pub fn start(parts: Parts, options: Options) -> std::io::Result<Self> {
-        let shared = Arc::new(Shared::new(parts, options));
-        let pressed = Arc::downgrade(&shared);
-        shared.memory.on_pressure(move |level| {
-            if let Some(shared) = pressed.upgrade() {
-                shared.pressed(level);
+        let inner = Arc::new(Inner::new(parts, options));
+        let pressed = Arc::downgrade(&inner);
+        inner.memory.on_pressure(move |level| {
+            if let Some(inner) = pressed.upgrade() {
+                inner.pressed(level);
             }
         });
-        let streaming = Arc::clone(&shared);
+        let streaming = Arc::clone(&inner);
         let streamer = std::thread::Builder::new()
             .name("kscope-stream".into())
             .stack_size(256 << 10)
             .spawn(move || streaming.stream())?;
-        Ok(Self { shared, streamer: Some(streamer) })
+        Ok(Self { inner, streamer: Some(streamer) })
     }
 
     /// A vCPU touched a frame that is not there; returns when it is. Any number of threads may call it at once.
@@ -93,7 +97,7 @@ impl Engine {
     /// # Errors
     /// [`Stopped`] when the frame will never come. The clone is stopped then, and every thread gets the same answer.
     pub fn fault(&self, frame: FrameIndex, access: Access) -> Result<(), Stopped> {
-        self.shared.fault(frame, access).map_err(|error| self.shared.fail(error))
+        self.inner.fault(frame, access).map_err(|error| self.inner.fail(error))
     }
 
     /// The guest gave frames back: they read as zeros from now on. For embedders without a [`FaultQueue`]; the caller makes
@@ -103,13 +107,13 @@ impl Engine {
     /// [`Stopped`] when the clone was stopped, or for frames that it does not have.
     pub fn removed(&self, frames: std::ops::Range<u32>) -> Result<(), Stopped> {
         let result = {
-            let gate = self.shared.gate.write();
-            let result = self.shared.removed(frames);
+            let gate = self.inner.gate.write();
+            let result = self.inner.removed(frames);
             drop(gate);
             result
         };
-        self.shared.waiters.wake();
-        result.map_err(|error| self.shared.fail(error))
+        self.inner.waiters.wake();
+        result.map_err(|error| self.inner.fail(error))
     }
 
     /// One fault thread: answers the events of the clone's memory until it ends. Run it on as many threads as faults are to
@@ -118,7 +122,7 @@ impl Engine {
     /// # Errors
     /// [`Stopped`] when the clone was stopped.
     pub fn serve(&self) -> Result<(), Stopped> {
-        self.shared.serve().map_err(|error| self.shared.fail(error))
+        self.inner.serve().map_err(|error| self.inner.fail(error))
     }
 
     /// Gives memory back: forgets plans, drops staged pages, and takes back prefetched frames that the clone has not touched
@@ -127,35 +131,35 @@ impl Engine {
     /// # Errors
     /// [`Stopped`] when the clone was stopped.
     pub fn reclaim(&self, wanted: u32) -> Result<u32, Stopped> {
-        self.shared.reclaim(wanted).map_err(|error| self.shared.fail(error))
+        self.inner.reclaim(wanted).map_err(|error| self.inner.fail(error))
     }
 
     /// Stops the clone: threads that wait for pages get [`Stopped::Cancelled`], and nothing more is fetched.
     pub fn stop(&self) {
-        self.shared.fail(Stopped::Cancelled);
+        self.inner.fail(Stopped::Cancelled);
     }
 
     /// Why the clone was stopped, if it was.
     #[must_use]
     pub fn stopped(&self) -> Option<Stopped> {
-        self.shared.why.get().cloned()
+        self.inner.why.get().cloned()
     }
 
     /// Whether everything that can be fetched is there; only with background filling.
     #[must_use]
     pub fn is_filled(&self) -> bool {
-        self.shared.filled.load(Ordering::Acquire)
+        self.inner.filled.load(Ordering::Acquire)
     }
 
     /// Counters at this moment.
     #[must_use]
     pub fn statistics(&self) -> Statistics {
-        let sampled = match self.shared.options.feedback {
+        let sampled = match self.inner.options.feedback {
             Feedback::Off | Feedback::Sampled { one_in: 0 } => 0.0,
             Feedback::Staged => 1.0,
             Feedback::Sampled { one_in } => 1.0 / f64::from(one_in),
         };
-        let mut statistics = self.shared.counters.read(self.shared.atlas.frames(), sampled);
+        let mut statistics = self.inner.counters.read(self.inner.atlas.frames(), sampled);
         let resident = self.footprint();
         for (color, counts) in &mut statistics.by_color {
             counts.resident = u64::from(resident.get(*color));
@@ -166,13 +170,13 @@ impl Engine {
     /// Frames in the clone's memory by color, now.
     #[must_use]
     pub fn footprint(&self) -> ByColor {
-        self.shared.memory.footprint()
+        self.inner.memory.footprint()
     }
 
     /// Frames in the clone's memory by color, over time since the clock's start.
     #[must_use]
     pub fn footprint_history(&self) -> Vec<FootprintSample> {
-        self.shared.memory.history(self.shared.clock.now())
+        self.inner.memory.history(self.inner.clock.now())
     }
 }
 
@@ -192,7 +196,7 @@ impl fmt::Debug for Engine {
     }
 }
 
-impl Shared {
+impl Inner {
     /// An engine without its streaming thread.
     pub(super) fn new(parts: Parts, options: Options) -> Self {
         let brain = Brain::new(parts.policy, &parts.atlas, &options);
@@ -210,6 +214,7 @@ impl Shared {
             staging: Mutex::new(Staging::new(options.staged)),
             counters: Counters::new(),
             memory: Memory::new(parts.grant),
+            reclaimed_to: AtomicU32::new(0),
             ahead: AtomicUsize::new(0),
             deferred: Mutex::new(VecDeque::new()),
             closed: AtomicBool::new(false),

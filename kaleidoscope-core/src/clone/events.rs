@@ -1,6 +1,6 @@
 //! What the clone's memory reports.
 
-use super::engine::{SLICE, Shared};
+use super::engine::{Inner, SLICE};
 use super::options::Stopped;
 use super::ports::Event;
 use super::states::Phase;
@@ -8,7 +8,7 @@ use crate::addr::FrameIndex;
 use crate::sync::Ordering;
 use std::ops::Range;
 
-impl Shared {
+impl Inner {
     /// The loop of one fault thread.
     pub(super) fn serve(&self) -> Result<(), Stopped> {
         let Some(queue) = &self.queue else { return Ok(()) };
@@ -55,6 +55,8 @@ impl Shared {
             match event {
                 Event::Fault { frame, access } => {
                     self.deferred.lock().push_back((frame, access));
+                    // This thread has a page in hand; the streaming one may be free.
+                    self.waiters.kick();
                 }
                 Event::Closed => return Err(Stopped::Ended),
                 Event::Removed(_) => {}

@@ -1,7 +1,7 @@
 //! The way of a fault.
 
 use super::deliver::{Attempt, Origin, Staged};
-use super::engine::{SLICE, Shared};
+use super::engine::{Inner, SLICE};
 use super::options::Stopped;
 use super::ports::{Delivery, Priority};
 use super::states::Step;
@@ -11,7 +11,7 @@ use crate::prefetch::{Access, Answer, Fault};
 use crate::sync::Ordering;
 use std::time::Duration;
 
-impl Shared {
+impl Inner {
     /// Answers a fault; returns when the frame is there.
     pub(super) fn fault(&self, frame: FrameIndex, access: Access) -> Result<(), Stopped> {
         let frames = self.atlas.frames();
@@ -35,19 +35,26 @@ impl Shared {
                 Step::Unavailable => return Err(Stopped::Unavailable { frame }),
                 Step::Unstage => self.place_staged(frame, Staged::Touched)?,
                 Step::Zero => self.place_zeros(frame)?,
-                step @ (Step::Ask | Step::Hurry | Step::Wait) => {
-                    if step == Step::Ask {
-                        // Before anybody can give the frame back.
-                        self.memory.take_for_fault();
-                    }
+                Step::Ask => {
+                    // Before anybody can give the frame back.
+                    self.memory.take_for_fault();
                     drop(gate);
-                    stalled = true;
-                    if step == Step::Ask {
-                        self.first_touch(Fault { frame, access, in_flight: false })?;
-                    } else if step == Step::Hurry {
-                        self.first_wait(Fault { frame, access, in_flight: true })?;
-                    }
+                    self.first_touch(Fault { frame, access, in_flight: false })?;
                     self.wait_for(frame, start)?;
+                    stalled = true;
+                    continue;
+                }
+                Step::Hurry => {
+                    drop(gate);
+                    self.first_wait(Fault { frame, access, in_flight: true })?;
+                    self.wait_for(frame, start)?;
+                    stalled = true;
+                    continue;
+                }
+                Step::Wait => {
+                    drop(gate);
+                    self.wait_for(frame, start)?;
+                    stalled = true;
                     continue;
                 }
             };

@@ -1,6 +1,6 @@
 //! Giving memory back: what was prefetched and never touched.
 
-use super::engine::Shared;
+use super::engine::Inner;
 use super::options::Stopped;
 use super::ports::TakenBack;
 use super::statistics::Count;
@@ -11,7 +11,7 @@ use crate::sync::Ordering;
 /// Frames that are given back before looking whether it is enough: a chunk of the allocator.
 const AT_ONCE: u32 = 512;
 
-impl Shared {
+impl Inner {
     /// Drops plans, then staged pages, then takes prefetched frames back that the clone has not touched, until `wanted` frames
     /// are free again; returns how many are.
     pub(super) fn reclaim(&self, wanted: u32) -> Result<u32, Stopped> {
@@ -23,11 +23,15 @@ impl Shared {
             self.unused(frame);
             reclaimed += 1;
         }
-        let mut frames = (0..self.atlas.frames()).map(FrameIndex);
+        // From where the last search ended, once around: who gives back little by little does not start over each time.
+        let count = self.atlas.frames();
+        let start = self.reclaimed_to.load(Ordering::Relaxed).min(count);
+        let mut frames = (start..count).chain(0..start).map(FrameIndex);
         while reclaimed < wanted
             && !self.stopped.load(Ordering::Acquire)
             && let Some(frame) = frames.find(|frame| self.states.is_prefetched(*frame))
         {
+            self.reclaimed_to.store(frame.0, Ordering::Relaxed);
             match self.take_back(frame)? {
                 TakenBack::Taken => {
                     self.unused(frame);
@@ -76,9 +80,7 @@ impl Shared {
             TakenBack::InUse => self.states.found_used(frame),
             TakenBack::Unsupported => self.states.placed(frame),
         };
-        if flags.wanted {
-            self.waiters.wake();
-        }
+        self.settled(flags);
         Ok(taken)
     }
 

@@ -30,6 +30,9 @@ const PREFETCHED: u8 = 0x20;
 /// The background fills the frame; nobody predicted its use.
 const FILL: u8 = 0x40;
 
+/// The frame is being filled with zeros that it may hold already; it was refilled before.
+const REFILLED: u8 = 0x80;
+
 /// Where a frame is on its way.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[repr(u8)]
@@ -81,6 +84,8 @@ pub(crate) struct Flags {
     pub(crate) prefetched: bool,
     /// The background fills it.
     pub(crate) fill: bool,
+    /// It was given back, and has been filled with zeros before.
+    pub(crate) refilled: bool,
 }
 
 impl Flags {
@@ -89,6 +94,7 @@ impl Flags {
             wanted: state & WANTED != 0,
             prefetched: state & PREFETCHED != 0,
             fill: state & FILL != 0,
+            refilled: state & REFILLED != 0,
         }
     }
 
@@ -180,7 +186,7 @@ impl FrameStates {
                 Some(Phase::Placing as u8 | WANTED | state & PREFETCHED)
             }
             // How it was is kept in the flag, for the owner to tell what to count and to leave it as it found it.
-            Phase::Refilled => Some(Phase::Placing as u8 | WANTED | FILL),
+            Phase::Refilled => Some(Phase::Placing as u8 | WANTED | REFILLED),
             Phase::Present | Phase::Unavailable => None,
         };
         match self.change(frame, next).map(Phase::of) {
@@ -251,14 +257,14 @@ impl FrameStates {
     /// The owner did not fill a frame that was given back, and leaves it as it found it. Says whether somebody waits.
     pub(crate) fn leave_removed(&self, frame: FrameIndex) -> Flags {
         let next = |state| {
-            let found = if Flags::of(state).fill { Phase::Refilled } else { Phase::Removed };
+            let found = if Flags::of(state).refilled { Phase::Refilled } else { Phase::Removed };
             (Phase::of(state) == Phase::Placing).then_some(found as u8)
         };
         self.change(frame, next).map(Flags::of).unwrap_or_default()
     }
 
-    /// The owner filled a frame that was given back with zeros. Says whether somebody waits, and in `fill` whether it had been
-    /// filled before.
+    /// The owner filled a frame that was given back with zeros. Says whether somebody waits, and whether it had been refilled
+    /// before.
     pub(crate) fn refilled(&self, frame: FrameIndex) -> Flags {
         self.step(frame, Phase::Placing, Phase::Refilled, 0).unwrap_or_default()
     }

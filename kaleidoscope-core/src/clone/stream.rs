@@ -1,7 +1,7 @@
 //! The streaming thread: keeps a bounded number of frames on their way while nobody waits.
 
 use super::deliver::{Attempt, Origin, Staged};
-use super::engine::{SLICE, Shared};
+use super::engine::{Inner, SLICE};
 use super::options::{Background, Stopped};
 use super::ports::Priority;
 use crate::addr::FrameIndex;
@@ -14,7 +14,7 @@ const BATCH: usize = 64;
 /// Longest sleep of a thread that has nothing to do: everything that gives it something also wakes it.
 const NAP: Duration = Duration::from_secs(10);
 
-impl Shared {
+impl Inner {
     /// The thread's life.
     pub(super) fn stream(&self) {
         while !self.stopped.load(Ordering::Acquire) {

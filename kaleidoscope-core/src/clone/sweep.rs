@@ -1,6 +1,6 @@
 //! Filling a clone while nothing better is to be done: every frame, the likelier ones first.
 
-use super::engine::Shared;
+use super::engine::Inner;
 use super::options::FreeFrames;
 use crate::addr::FrameIndex;
 use crate::prefetch::Place;
@@ -85,7 +85,7 @@ impl Sweep {
     }
 
     /// Fills `batch` with frames that are then on their way; returns how many.
-    pub(super) fn next(&mut self, batch: &mut [FrameIndex], clone: &Shared) -> usize {
+    pub(super) fn next(&mut self, batch: &mut [FrameIndex], clone: &Inner) -> usize {
         let allowed = match &mut self.throttle {
             None => batch.len(),
             Some(throttle) => throttle.allowed(clone.clock.now()).min(batch.len()),

@@ -2,6 +2,8 @@
 
 use super::Atlas;
 use crate::addr::FrameIndex;
+use crate::memory::LazyTable;
+use std::cell::Cell;
 use std::sync::Arc;
 
 /// What is in the clone already, or on its way.
@@ -24,16 +26,16 @@ pub enum Answer {
 ///
 /// A [`Planner`] fills it and keeps what every plan must hold, whatever the policy: no frame outside the guest, none
 /// that is present, none twice, no more than the budget, and zeros only for frames that are free.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Plan {
     atlas: Arc<Atlas>,
     answer: Answer,
     fetch: Vec<FrameIndex>,
     zero: Vec<FrameIndex>,
     asked: Option<FrameIndex>,
-    /// One bit per frame: it is asked for, or planned. A bit and not a number, so that the plan of a huge clone that is
-    /// started touches next to no memory.
-    planned: Vec<u64>,
+    /// One bit per frame: it is asked for, or planned. Made as they are used, so that starting a huge clone costs no more than
+    /// starting a small one.
+    planned: LazyTable<Cell<u64>>,
     budget: usize,
 }
 
@@ -50,7 +52,7 @@ impl Plan {
             fetch: Vec::with_capacity(budget),
             zero: Vec::with_capacity(budget),
             asked: None,
-            planned: vec![0; frames.div_ceil(64) as usize],
+            planned: LazyTable::new(frames.div_ceil(64) as usize),
             budget,
         }
     }
@@ -82,16 +84,16 @@ impl Plan {
     ) -> Planner<'a> {
         for frame in self.fetch.drain(..).chain(self.zero.drain(..)).chain(self.asked) {
             let (word, bit) = place(frame);
-            if let Some(word) = self.planned.get_mut(word) {
-                *word &= !bit;
+            if let Some(word) = self.planned.made(word) {
+                word.set(word.get() & !bit);
             }
         }
         self.answer = Answer::Fetch;
         self.asked = asked;
         if let Some(asked) = asked {
             let (word, bit) = place(asked);
-            if let Some(word) = self.planned.get_mut(word) {
-                *word |= bit;
+            if let Some(word) = self.planned.get(word) {
+                word.set(word.get() | bit);
             }
         }
         let room = self.budget;
@@ -148,10 +150,8 @@ impl Planner<'_> {
     #[must_use]
     pub fn is_absent(&self, frame: FrameIndex) -> bool {
         let (word, bit) = place(frame);
-        let planned = self.plan.planned.get(word);
-        frame.0 < self.plan.atlas.frames()
-            && planned.is_some_and(|word| word & bit == 0)
-            && self.presence.is_absent(frame)
+        let is_planned = || self.plan.planned.made(word).is_some_and(|word| word.get() & bit != 0);
+        frame.0 < self.plan.atlas.frames() && !is_planned() && self.presence.is_absent(frame)
     }
 
     /// The frame that was asked for is filled with zeros here; `false`, and no change, unless it is free.
@@ -193,8 +193,8 @@ impl Planner<'_> {
     fn mark(&mut self, frame: FrameIndex) -> bool {
         let absent = self.is_absent(frame);
         let (word, bit) = place(frame);
-        if absent && let Some(word) = self.plan.planned.get_mut(word) {
-            *word |= bit;
+        if absent && let Some(word) = self.plan.planned.get(word) {
+            word.set(word.get() | bit);
         }
         absent
     }

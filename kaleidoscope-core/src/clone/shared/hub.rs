@@ -5,6 +5,7 @@ use super::sibling::Sibling;
 use super::waiting::{Asked, Wants};
 use crate::addr::FrameIndex;
 use crate::clone::ports::{Delivery, PageSource, Priority, SourceError};
+use foldhash::fast::RandomState;
 use parking_lot::{Condvar, Mutex};
 use std::collections::HashMap;
 use std::fmt;
@@ -19,6 +20,9 @@ const ROUND: Duration = Duration::from_millis(100);
 
 /// Frames taken at once, so that the lock is not taken for each.
 const BATCH: usize = 16;
+
+/// Frames stored at once: as many as may be late because of each other.
+const HEAP: usize = 64;
 
 /// Pages that the clones of one host share; see [the module](super).
 #[derive(Debug)]
@@ -57,9 +61,9 @@ pub(super) struct Hub {
 
 struct State {
     keep: Keep,
-    siblings: HashMap<u64, Wants>,
+    siblings: HashMap<u64, Wants, RandomState>,
     /// The siblings that wait for a frame that is on its way; those that are gone included.
-    waiting: HashMap<u32, Vec<u64>>,
+    waiting: HashMap<u32, Vec<u64>, RandomState>,
     next_sibling: u64,
     failure: Option<Arc<SourceError>>,
     statistics: SharedStatistics,
@@ -92,8 +96,8 @@ impl Shared {
     pub fn new(upstream: Arc<dyn PageSource>, frames: u32, bound: usize) -> io::Result<Self> {
         let state = State {
             keep: Keep::new(frames, bound),
-            siblings: HashMap::new(),
-            waiting: HashMap::new(),
+            siblings: HashMap::default(),
+            waiting: HashMap::default(),
             next_sibling: 0,
             failure: None,
             statistics: SharedStatistics::default(),
@@ -148,9 +152,16 @@ impl Hub {
             }
         }
         let last = Last(self);
+        let mut heap = Vec::with_capacity(HEAP);
         while !last.0.ended.load(Ordering::Acquire) {
-            if let Err(error) = self.upstream.receive(ROUND, &mut |delivery| self.arrived(delivery))
-            {
+            let received = self.upstream.receive(ROUND, &mut |delivery| {
+                heap.push((delivery.frame(), Content::new(delivery)));
+                if heap.len() == HEAP {
+                    self.arrived(&mut heap);
+                }
+            });
+            self.arrived(&mut heap);
+            if let Err(error) = received {
                 return self.fail(error);
             }
         }
@@ -164,20 +175,31 @@ impl Hub {
         }
     }
 
-    fn arrived(&self, delivery: Delivery<'_>) {
-        let frame = delivery.frame();
-        let mut state = self.state.lock();
-        // Once more, or never asked for: what we have is as good.
-        if !matches!(state.keep.look_up(frame), Known::Asked(_)) {
+    /// Keeps what came, and tells those who wait: each sibling once, since every telling is a change of threads.
+    fn arrived(&self, heap: &mut Vec<(FrameIndex, Content)>) {
+        if heap.is_empty() {
             return;
         }
-        let content = Content::new(delivery);
-        state.keep.store(frame, &content);
-        for id in state.waiting.remove(&frame.0).unwrap_or_default() {
-            if let Some(wants) = state.siblings.get_mut(&id) {
-                wants.make_ready(frame, &content);
+        let mut tell = Vec::new();
+        let mut state = self.state.lock();
+        for (frame, content) in heap.drain(..) {
+            // Once more, or never asked for: what we have is as good.
+            if !matches!(state.keep.look_up(frame), Known::Asked(_)) {
+                continue;
+            }
+            state.keep.store(frame, &content);
+            for id in state.waiting.remove(&frame.0).unwrap_or_default() {
+                if let Some(wants) = state.siblings.get_mut(&id)
+                    && wants.make_ready(frame, &content)
+                {
+                    tell.push(Arc::clone(&wants.news));
+                }
             }
         }
+        drop(state);
+        tell.iter().for_each(|news| {
+            news.notify_all();
+        });
     }
 
     pub(super) fn request(
@@ -291,7 +313,12 @@ impl State {
         }
         let known = self.keep.look_up(frame);
         match known {
-            Known::Here(content) if asked == Asked::New => wants.make_ready(frame, &content),
+            Known::Here(content) if asked == Asked::New => {
+                if wants.make_ready(frame, &content) {
+                    // Another of its threads may be waiting.
+                    wants.news.notify_all();
+                }
+            }
             Known::Here(_) => wants.hasten(frame),
             Known::Nothing if asked == Asked::New => self.fetch(id, frame, priority, ask),
             // It came, was evicted, and is fetched again when its turn comes: now.

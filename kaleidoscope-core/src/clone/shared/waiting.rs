@@ -3,6 +3,7 @@
 use super::keep::Content;
 use crate::addr::FrameIndex;
 use crate::clone::ports::Priority;
+use foldhash::fast::RandomState;
 use parking_lot::Condvar;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -23,7 +24,7 @@ pub(super) struct Ready {
 #[derive(Debug, Default)]
 pub(super) struct Wants {
     /// How urgently it wants what is on its way, or ready.
-    wanted: HashMap<u32, Priority>,
+    wanted: HashMap<u32, Priority, RandomState>,
     /// What is ready, in the order in which it came.
     urgent: VecDeque<Ready>,
     prefetched: VecDeque<Ready>,
@@ -56,9 +57,11 @@ impl Wants {
         }
     }
 
-    /// Makes a wanted frame ready. Frames that are not wanted (any more) are passed over.
-    pub(super) fn make_ready(&mut self, frame: FrameIndex, content: &Content) {
-        let Some(priority) = self.wanted.get(&frame.0) else { return };
+    /// Makes a wanted frame ready. Frames that are not wanted (any more) are passed over. Says whether the sibling has to be
+    /// told: when something was ready before, it was, or is not waiting.
+    pub(super) fn make_ready(&mut self, frame: FrameIndex, content: &Content) -> bool {
+        let Some(priority) = self.wanted.get(&frame.0) else { return false };
+        let is_first = !self.has_ready();
         let is_page = matches!(content, Content::Page(_));
         let hold = !is_page || self.held < HELD;
         self.held += usize::from(is_page && hold);
@@ -67,7 +70,7 @@ impl Wants {
             Priority::Urgent => self.urgent.push_back(ready),
             Priority::Prefetch => self.prefetched.push_back(ready),
         }
-        self.news.notify_all();
+        is_first
     }
 
     /// Puts a frame among the urgent ones if it is ready.
