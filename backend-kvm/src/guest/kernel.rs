@@ -1,0 +1,121 @@
+//! The guest's kernel: from one process to the next at every tick, and a complaint at every exception.
+
+use super::witness::PORT;
+use iced_x86::IcedError;
+use iced_x86::code_asm::*;
+
+/// The timer's vector.
+pub(super) const TIMER: u8 = 0x20;
+
+/// Registers that are saved on a process's kernel stack, below what the processor saves there itself.
+pub(super) const SAVED: usize = 15;
+
+/// MSRs of the local interrupt controller (Intel SDM vol. 3, 10.12).
+const END_OF_INTERRUPT: u32 = 0x80b;
+const SPURIOUS: u32 = 0x80f;
+const LOCAL_TIMER: u32 = 0x832;
+const INITIAL_COUNT: u32 = 0x838;
+const DIVIDE: u32 = 0x83e;
+
+/// Cycles of KVM's interrupt controller (1 GHz) from tick to tick: a millisecond.
+const TICK: u32 = 1_000_000;
+
+/// Offsets in a process's record.
+pub(super) const STACK: u64 = 0;
+pub(super) const TABLES: u64 = 8;
+pub(super) const STACK_END: u64 = 16;
+pub(super) const NEXT: u64 = 24;
+pub(super) const RECORD: u64 = 32;
+
+/// Where a vCPU's kernel has its things; all below 2 GiB, mapped where they are.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Places {
+    pub(super) code: u64,
+    /// The address of the current process's record.
+    pub(super) current: u64,
+    pub(super) task: u64,
+}
+
+/// The kernel's code, and where it is entered.
+pub(super) struct Code {
+    pub(super) bytes: Vec<u8>,
+    /// By the vCPU at first.
+    pub(super) entry: u64,
+    /// By the timer.
+    pub(super) tick: u64,
+    /// By exceptions: vector, address.
+    pub(super) exceptions: Vec<(u8, u64)>,
+}
+
+fn wrmsr(a: &mut CodeAssembler, msr: u32, value: u32) -> Result<(), IcedError> {
+    a.mov(ecx, msr)?;
+    a.mov(eax, value)?;
+    a.xor(edx, edx)?;
+    a.wrmsr()
+}
+
+/// The code of a vCPU's kernel.
+pub(super) fn code(places: Places) -> Result<Code, IcedError> {
+    let registers = [rax, rbx, rcx, rdx, rsi, rdi, rbp, r8, r9, r10, r11, r12, r13, r14, r15];
+    debug_assert_eq!(registers.len(), SAVED);
+    let mut a = CodeAssembler::new(64)?;
+    let (mut entry, mut tick, mut leave) =
+        (a.create_label(), a.create_label(), a.create_label());
+
+    a.set_label(&mut entry)?;
+    wrmsr(&mut a, SPURIOUS, 0x1ff)?;
+    wrmsr(&mut a, DIVIDE, 0b1011)?;
+    wrmsr(&mut a, LOCAL_TIMER, 1 << 17 | u32::from(TIMER))?;
+    wrmsr(&mut a, INITIAL_COUNT, TICK)?;
+    a.jmp(leave)?;
+
+    a.set_label(&mut tick)?;
+    for register in registers {
+        a.push(register)?;
+    }
+    a.mov(rbx, qword_ptr(places.current))?;
+    a.mov(qword_ptr(rbx + STACK as i32), rsp)?;
+    a.mov(rbx, qword_ptr(rbx + NEXT as i32))?;
+    a.mov(qword_ptr(places.current), rbx)?;
+    wrmsr(&mut a, END_OF_INTERRUPT, 0)?;
+
+    a.set_label(&mut leave)?;
+    a.mov(rbx, qword_ptr(places.current))?;
+    a.mov(rax, qword_ptr(rbx + STACK_END as i32))?;
+    // The stack that the processor changes to on the next tick (Intel SDM vol. 3, 8.7).
+    a.mov(qword_ptr(places.task + 4), rax)?;
+    a.mov(rax, qword_ptr(rbx + TABLES as i32))?;
+    a.mov(cr3, rax)?;
+    a.mov(rsp, qword_ptr(rbx + STACK as i32))?;
+    for register in registers.into_iter().rev() {
+        a.pop(register)?;
+    }
+    a.iretq()?;
+
+    // Divide error, invalid opcode (a process complains), double fault, general protection, page fault.
+    let mut exceptions = Vec::new();
+    for vector in [0u8, 6, 8, 13, 14] {
+        let mut label = a.create_label();
+        a.set_label(&mut label)?;
+        a.mov(rbp, rax)?;
+        a.mov(al, u32::from(vector))?;
+        a.mov(dx, u32::from(PORT))?;
+        a.out(dx, al)?;
+        let mut forever = a.create_label();
+        a.set_label(&mut forever)?;
+        a.jmp(forever)?;
+        exceptions.push((vector, label));
+    }
+
+    let options = iced_x86::BlockEncoderOptions::RETURN_NEW_INSTRUCTION_OFFSETS;
+    let assembled = a.assemble_options(places.code, options)?;
+    Ok(Code {
+        entry: assembled.label_ip(&entry)?,
+        tick: assembled.label_ip(&tick)?,
+        exceptions: exceptions
+            .into_iter()
+            .map(|(vector, label)| Ok((vector, assembled.label_ip(&label)?)))
+            .collect::<Result<_, IcedError>>()?,
+        bytes: assembled.inner.code_buffer,
+    })
+}

@@ -1,0 +1,29 @@
+//! Clones of running KVM guests.
+//!
+//! A [`Machine`](machine::Machine) is frozen in the time that saving its vCPUs takes, and goes on running; from what the freeze leaves
+//! ([`Frozen`](machine::Frozen)) any number of clones start at once, each of which shares what it reads and owns what it writes.
+//!
+//! ```no_run
+//! use kaleidoscope_core::memory::MemoryLayout;
+//! use kaleidoscope_kvm::machine::{Host, Machine, Quiet};
+//! use std::sync::Arc;
+//!
+//! let host = Host::open()?;
+//! let mut parent = Machine::new(&host, MemoryLayout::contiguous(64 << 20)?, 1, Arc::new(Quiet))?;
+//! // Load a guest: `write` its memory, `set_registers` of its vCPUs.
+//! parent.resume()?;
+//! let frozen = parent.freeze()?;
+//! let mut clone = Machine::clone_of(&host, &frozen, Arc::new(Quiet))?;
+//! clone.resume()?;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+mod error;
+#[cfg(feature = "guest")]
+pub mod guest;
+pub mod machine;
+pub mod memory;
+pub mod state;
+mod sys;
+
+pub use error::KvmError;

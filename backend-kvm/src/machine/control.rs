@@ -1,0 +1,130 @@
+//! Whether a machine's vCPUs run.
+
+use super::vcpu::Vcpu;
+use crate::error::KvmError;
+use parking_lot::{Condvar, Mutex};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+/// How often a vCPU that should stop is reminded: a signal that comes just before it enters the guest is lost.
+const REMINDER: Duration = Duration::from_micros(50);
+
+/// How long a vCPU may take to stop. On a busy machine its thread has to get its turn first.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// What the vCPUs' threads and their machine agree on.
+#[derive(Debug)]
+pub(super) struct Control {
+    state: Mutex<State>,
+    changed: Condvar,
+    /// A look at the state without its lock: the vCPUs are to stop.
+    wanted: AtomicBool,
+}
+
+#[derive(Debug)]
+struct State {
+    wish: Wish,
+    /// vCPUs that do not run.
+    parked: usize,
+    vcpus: usize,
+    stopped: Option<Stopped>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Wish {
+    Run,
+    Pause,
+}
+
+/// Why no vCPU will run again.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) enum Stopped {
+    /// The guest ended, or a vCPU broke.
+    Ended(String),
+    /// The machine is dropped.
+    Dropped,
+}
+
+impl Control {
+    pub(super) fn new(vcpus: usize) -> Self {
+        let state = State { wish: Wish::Pause, parked: vcpus, vcpus, stopped: None };
+        Self { state: Mutex::new(state), changed: Condvar::new(), wanted: AtomicBool::new(true) }
+    }
+
+    /// Whether vCPUs are to stop as soon as they can.
+    pub(super) fn is_stop_wanted(&self) -> bool {
+        self.wanted.load(Ordering::Acquire)
+    }
+
+    pub(super) fn is_running(&self) -> bool {
+        self.state.lock().wish == Wish::Run
+    }
+
+    pub(super) fn stopped(&self) -> Option<Stopped> {
+        self.state.lock().stopped.clone()
+    }
+
+    /// A vCPU's thread waits until it is to run; `false` when it never is again. It counts as parked while it waits.
+    pub(super) fn wait(&self, is_parked: &mut bool) -> bool {
+        let mut state = self.state.lock();
+        loop {
+            if state.stopped.is_some() {
+                return false;
+            }
+            if state.wish == Wish::Run {
+                if *is_parked {
+                    state.parked -= 1;
+                    *is_parked = false;
+                }
+                return true;
+            }
+            if !*is_parked {
+                state.parked += 1;
+                *is_parked = true;
+                self.changed.notify_all();
+            }
+            self.changed.wait(&mut state);
+        }
+    }
+
+    /// Has all vCPUs run.
+    pub(super) fn go(&self) -> Result<(), KvmError> {
+        let mut state = self.state.lock();
+        match &state.stopped {
+            Some(Stopped::Ended(how)) => return Err(KvmError::Ended(how.clone())),
+            Some(Stopped::Dropped) => return Err(KvmError::Ended("it was dropped".into())),
+            None => {}
+        }
+        state.wish = Wish::Run;
+        self.wanted.store(false, Ordering::Release);
+        self.changed.notify_all();
+        Ok(())
+    }
+
+    /// Stops all vCPUs, and waits until they have.
+    pub(super) fn pause(&self, vcpus: &[Vcpu]) -> Result<(), KvmError> {
+        let start = Instant::now();
+        let mut state = self.state.lock();
+        state.wish = Wish::Pause;
+        self.wanted.store(true, Ordering::Release);
+        while state.parked < state.vcpus {
+            if let Some(Stopped::Ended(how)) = &state.stopped {
+                return Err(KvmError::Ended(how.clone()));
+            }
+            if start.elapsed() > PATIENCE {
+                return Err(KvmError::Stuck(PATIENCE.as_millis()));
+            }
+            vcpus.iter().for_each(Vcpu::kick);
+            self.changed.wait_for(&mut state, REMINDER);
+        }
+        Ok(())
+    }
+
+    /// No vCPU is to run again.
+    pub(super) fn end(&self, why: Stopped) {
+        let mut state = self.state.lock();
+        state.stopped.get_or_insert(why);
+        self.wanted.store(true, Ordering::Release);
+        self.changed.notify_all();
+    }
+}

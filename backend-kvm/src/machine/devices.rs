@@ -1,0 +1,32 @@
+//! What is on a machine's buses.
+
+/// Answers what a guest does on its buses, beside interrupt controllers and timer. Called by the vCPUs' threads, at once.
+pub trait Devices: Send + Sync {
+    /// The guest writes to a port.
+    fn port_write(&self, vcpu: usize, port: u16, bytes: &[u8]) {
+        let _ = (vcpu, port, bytes);
+    }
+
+    /// The guest reads from a port; what nobody answers reads as ones.
+    fn port_read(&self, vcpu: usize, port: u16, bytes: &mut [u8]) {
+        let _ = (vcpu, port);
+        bytes.fill(0xff);
+    }
+
+    /// The guest writes to an address that is not RAM.
+    fn memory_write(&self, vcpu: usize, gpa: u64, bytes: &[u8]) {
+        let _ = (vcpu, gpa, bytes);
+    }
+
+    /// The guest reads from an address that is not RAM.
+    fn memory_read(&self, vcpu: usize, gpa: u64, bytes: &mut [u8]) {
+        let _ = (vcpu, gpa);
+        bytes.fill(0xff);
+    }
+}
+
+/// Nothing.
+#[derive(Clone, Copy, Debug)]
+pub struct Quiet;
+
+impl Devices for Quiet {}

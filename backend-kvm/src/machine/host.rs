@@ -1,0 +1,56 @@
+//! This host's KVM.
+
+use crate::error::{Asked, KvmError};
+use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES};
+use kvm_ioctls::{Cap, Kvm};
+use rustix::io::Errno;
+use std::sync::Arc;
+
+/// This host's KVM, and what its guests have in common.
+#[derive(Debug)]
+pub struct Host {
+    kvm: Kvm,
+    cpuid: CpuId,
+    msrs: Vec<u32>,
+}
+
+/// What saving and loading a machine needs of KVM.
+const NEEDED: [(Cap, &str); 6] = [
+    (Cap::UserMemory, "user memory"),
+    (Cap::Irqchip, "interrupt controllers"),
+    (Cap::ImmediateExit, "immediate exits"),
+    (Cap::Xsave, "saving vector registers"),
+    (Cap::VcpuEvents, "saving pending events"),
+    (Cap::MpState, "saving a vCPU's run state"),
+];
+
+impl Host {
+    /// Opens this host's KVM.
+    ///
+    /// # Errors
+    /// [`KvmError::NoKvm`] where there is none, [`KvmError::Lacking`] where it cannot do what is needed.
+    pub fn open() -> Result<Arc<Self>, KvmError> {
+        let kvm = Kvm::new()
+            .map_err(|error| KvmError::NoKvm(Errno::from_raw_os_error(error.errno())))?;
+        if let Some((_, name)) = NEEDED.iter().find(|(cap, _)| !kvm.check_extension(*cap)) {
+            return Err(KvmError::Lacking(name));
+        }
+        let cpuid = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).asked("reading CPUID")?;
+        let msrs = kvm.get_msr_index_list().asked("reading the list of MSRs")?;
+        Ok(Arc::new(Self { cpuid, msrs: msrs.as_slice().to_vec(), kvm }))
+    }
+
+    pub(crate) fn kvm(&self) -> &Kvm {
+        &self.kvm
+    }
+
+    /// What processors KVM can show a guest.
+    pub(crate) fn cpuid(&self) -> &CpuId {
+        &self.cpuid
+    }
+
+    /// The MSRs that make up a vCPU's state.
+    pub(crate) fn msrs(&self) -> &[u32] {
+        &self.msrs
+    }
+}

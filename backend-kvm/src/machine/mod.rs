@@ -1,0 +1,251 @@
+//! Machines: a VM with its RAM and vCPUs, which runs, stops, is frozen and starts as a clone.
+
+mod control;
+mod devices;
+mod host;
+mod vcpu;
+
+pub use devices::{Devices, Quiet};
+pub use host::Host;
+
+use crate::error::{Asked, KvmError};
+use crate::memory::{FrozenImage, GuestRam, Prepared};
+use crate::state::{Board, CpuState, MachineState, Sockets};
+use control::{Control, Stopped};
+use kaleidoscope_core::addr::Gpa;
+use kaleidoscope_core::memory::MemoryLayout;
+use kvm_bindings::{KVM_MP_STATE_RUNNABLE, kvm_mp_state, kvm_regs, kvm_sregs};
+use kvm_ioctls::VmFd;
+use parking_lot::{Mutex, RwLock};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use vcpu::Vcpu;
+
+/// A machine. Ends when dropped.
+pub struct Machine {
+    host: Arc<Host>,
+    control: Arc<Control>,
+    vcpus: Vec<Vcpu>,
+    /// Before the memory that it uses.
+    vm: VmFd,
+    ram: RwLock<GuestRam>,
+    /// Held for a whole freeze.
+    freezing: Mutex<()>,
+}
+
+/// What a freeze leaves: everything that a clone is made of.
+#[derive(Clone, Debug)]
+pub struct Frozen {
+    /// The machine's RAM at that instant.
+    pub image: Arc<FrozenImage>,
+    /// All else.
+    pub state: Arc<MachineState>,
+    /// How long the machine stood still.
+    pub pause: Duration,
+}
+
+impl Machine {
+    /// A machine of so many vCPUs and zeroed RAM, which does not run yet.
+    ///
+    /// # Errors
+    /// [`KvmError`] when KVM or the system refuses.
+    pub fn new(
+        host: &Arc<Host>,
+        layout: MemoryLayout,
+        vcpus: usize,
+        devices: Arc<dyn Devices>,
+    ) -> Result<Self, KvmError> {
+        let machine = Self::with_ram(host, GuestRam::new(layout)?, vcpus, devices)?;
+        for vcpu in &machine.vcpus {
+            let fd = vcpu.lock();
+            fd.set_cpuid2(host.cpuid()).asked("setting CPUID")?;
+        }
+        Ok(machine)
+    }
+
+    /// A clone of a frozen machine on the same host, which does not run yet: it shares what it reads with its siblings, and owns
+    /// what it writes.
+    ///
+    /// # Errors
+    /// [`KvmError`] when KVM or the system refuses.
+    pub fn clone_of(
+        host: &Arc<Host>,
+        frozen: &Frozen,
+        devices: Arc<dyn Devices>,
+    ) -> Result<Self, KvmError> {
+        let ram = GuestRam::of_image(Arc::clone(&frozen.image))?;
+        Self::restored(host, ram, &frozen.state, devices)
+    }
+
+    /// A machine with this RAM, in this state.
+    pub(crate) fn restored(
+        host: &Arc<Host>,
+        ram: GuestRam,
+        state: &MachineState,
+        devices: Arc<dyn Devices>,
+    ) -> Result<Self, KvmError> {
+        let machine = Self::with_ram(host, ram, state.cpus.len(), devices)?;
+        state.board.load(&machine.vm)?;
+        for (vcpu, state) in machine.vcpus.iter().zip(&state.cpus) {
+            state.load(&vcpu.lock())?;
+        }
+        Ok(machine)
+    }
+
+    fn with_ram(
+        host: &Arc<Host>,
+        ram: GuestRam,
+        vcpus: usize,
+        devices: Arc<dyn Devices>,
+    ) -> Result<Self, KvmError> {
+        let vm = host.kvm().create_vm().asked("making a VM")?;
+        Sockets::Full.make(&vm)?;
+        ram.install(&vm)?;
+        let control = Arc::new(Control::new(vcpus));
+        let vcpus = (0u64..).take(vcpus).map(|id| {
+            let fd = vm.create_vcpu(id).asked("making a vCPU")?;
+            Ok(Vcpu::new(fd, usize::try_from(id).unwrap_or(0), &control, &devices))
+        });
+        Ok(Self {
+            host: Arc::clone(host),
+            vcpus: vcpus.collect::<Result<_, KvmError>>()?,
+            control,
+            vm,
+            ram: RwLock::new(ram),
+            freezing: Mutex::new(()),
+        })
+    }
+
+    /// The guest's RAM.
+    #[must_use]
+    pub fn layout(&self) -> MemoryLayout {
+        self.ram.read().layout().clone()
+    }
+
+    /// Registers of a vCPU that does not run.
+    ///
+    /// # Errors
+    /// [`KvmError`] when KVM refuses, or there is no such vCPU.
+    pub fn registers(&self, vcpu: usize) -> Result<(kvm_regs, kvm_sregs), KvmError> {
+        let fd = self.vcpu(vcpu)?.lock();
+        Ok((fd.get_regs().asked("reading registers")?, fd.get_sregs().asked("reading registers")?))
+    }
+
+    /// Sets registers of a vCPU that does not run, and makes it one that will.
+    ///
+    /// # Errors
+    /// [`KvmError`] when KVM refuses, or there is no such vCPU.
+    pub fn set_registers(
+        &self,
+        vcpu: usize,
+        regs: &kvm_regs,
+        sregs: &kvm_sregs,
+    ) -> Result<(), KvmError> {
+        let fd = self.vcpu(vcpu)?.lock();
+        // Those after the first wait for the first to start them, otherwise.
+        let runnable = kvm_mp_state { mp_state: KVM_MP_STATE_RUNNABLE };
+        fd.set_mp_state(runnable).asked("setting a vCPU's run state")?;
+        fd.set_sregs(sregs).asked("setting system registers")?;
+        fd.set_regs(regs).asked("setting registers")
+    }
+
+    fn vcpu(&self, vcpu: usize) -> Result<&Vcpu, KvmError> {
+        self.vcpus.get(vcpu).ok_or_else(|| KvmError::State(format!("there is no vCPU {vcpu}")))
+    }
+
+    /// Copies bytes of the guest's RAM, which the guest may be writing meanwhile.
+    ///
+    /// # Errors
+    /// [`KvmError::NotRam`] when the range is not one run of RAM.
+    pub fn read(&self, gpa: Gpa, buf: &mut [u8]) -> Result<(), KvmError> {
+        self.ram.read().read(gpa, buf)
+    }
+
+    /// Overwrites bytes of the guest's RAM.
+    ///
+    /// # Errors
+    /// [`KvmError::NotRam`] when the range is not one run of RAM.
+    pub fn write(&self, gpa: Gpa, bytes: &[u8]) -> Result<(), KvmError> {
+        self.ram.read().write(gpa, bytes)
+    }
+
+    /// Starts the vCPUs, or has them go on.
+    ///
+    /// # Errors
+    /// [`KvmError`] when the system has no threads to give, or the guest has ended.
+    pub fn resume(&mut self) -> Result<(), KvmError> {
+        for vcpu in &mut self.vcpus {
+            vcpu.start()?;
+        }
+        self.control.go()
+    }
+
+    /// Stops all vCPUs, each between two instructions with nothing half done. Returns when they have stopped.
+    ///
+    /// # Errors
+    /// [`KvmError::Stuck`] when one does not.
+    pub fn pause(&self) -> Result<(), KvmError> {
+        self.control.pause(&self.vcpus)
+    }
+
+    /// How the guest ended, if it did: a vCPU shut down, or broke.
+    #[must_use]
+    pub fn ended(&self) -> Option<String> {
+        match self.control.stopped() {
+            Some(Stopped::Ended(how)) => Some(how),
+            Some(Stopped::Dropped) | None => None,
+        }
+    }
+
+    /// Saves the state of all but the RAM. The machine is paused.
+    fn save(&self) -> Result<MachineState, KvmError> {
+        let cpus = self.vcpus.iter().map(|vcpu| CpuState::save(&vcpu.lock(), self.host.msrs()));
+        Ok(MachineState { cpus: cpus.collect::<Result<_, _>>()?, board: Board::save(&self.vm)? })
+    }
+
+    /// Freezes the machine: it stands still for a moment, and goes on if it ran. Every clone of what this returns has its bytes and
+    /// state of that moment, whatever the machine does then.
+    ///
+    /// The first freeze moves the machine to a private mapping of its memory, which takes no copying. Later ones, and those of
+    /// clones, copy what was written since, most of it before the machine is paused.
+    ///
+    /// # Errors
+    /// [`KvmError`] when KVM or the system refuses; the machine then goes on.
+    pub fn freeze(&self) -> Result<Frozen, KvmError> {
+        let _one_at_a_time = self.freezing.lock();
+        let mut prepared = self.ram.read().prepare()?;
+        let start = Instant::now();
+        let ran = self.control.is_running();
+        self.pause()?;
+        let frozen = self.save().and_then(|state| Ok((state, self.freeze_ram(&mut prepared)?)));
+        if ran {
+            self.control.go()?;
+        }
+        let pause = start.elapsed();
+        let (state, dropped) = frozen?;
+        let image = self.ram.write().image(prepared, dropped)?;
+        Ok(Frozen { image, state: Arc::new(state), pause })
+    }
+
+    fn freeze_ram(&self, prepared: &mut Prepared) -> Result<crate::memory::Dropped, KvmError> {
+        self.ram.write().freeze(&self.vm, prepared)
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        self.control.end(Stopped::Dropped);
+        for vcpu in &mut self.vcpus {
+            vcpu.join();
+        }
+    }
+}
+
+impl std::fmt::Debug for Machine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Machine")
+            .field("vcpus", &self.vcpus.len())
+            .field("ended", &self.ended())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,145 @@
+//! A vCPU and its thread.
+
+use super::control::{Control, Stopped};
+use super::devices::Devices;
+use crate::error::{Asked, KvmError};
+use kvm_ioctls::{VcpuExit, VcpuFd};
+use parking_lot::{Mutex, MutexGuard};
+use rustix::io::Errno;
+use std::sync::{Arc, Once};
+use std::thread::JoinHandle;
+use std::time::Duration;
+use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
+
+/// A vCPU of a machine.
+pub(super) struct Vcpu {
+    index: usize,
+    fd: Arc<Mutex<VcpuFd>>,
+    control: Arc<Control>,
+    devices: Arc<dyn Devices>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// The signal that takes a vCPU's thread out of the guest. Its handler does nothing.
+fn signal() -> i32 {
+    static HANDLER: Once = Once::new();
+    extern "C" fn nothing(_: i32, _: *mut libc::siginfo_t, _: *mut std::ffi::c_void) {}
+    HANDLER.call_once(|| {
+        // Without it the signal would end the process; the first freeze would show that.
+        let _ = register_signal_handler(SIGRTMIN(), nothing);
+    });
+    SIGRTMIN()
+}
+
+impl Vcpu {
+    pub(super) fn new(
+        fd: VcpuFd,
+        index: usize,
+        control: &Arc<Control>,
+        devices: &Arc<dyn Devices>,
+    ) -> Self {
+        Self {
+            index,
+            fd: Arc::new(Mutex::new(fd)),
+            control: Arc::clone(control),
+            devices: Arc::clone(devices),
+            thread: None,
+        }
+    }
+
+    /// The vCPU itself, when it does not run.
+    pub(super) fn lock(&self) -> MutexGuard<'_, VcpuFd> {
+        self.fd.lock()
+    }
+
+    /// Starts its thread, unless it was started before.
+    pub(super) fn start(&mut self) -> Result<(), KvmError> {
+        if self.thread.is_some() {
+            return Ok(());
+        }
+        signal();
+        let (fd, control) = (Arc::clone(&self.fd), Arc::clone(&self.control));
+        let (devices, index) = (Arc::clone(&self.devices), self.index);
+        let thread = std::thread::Builder::new()
+            .name(format!("vcpu{index}"))
+            .stack_size(256 << 10)
+            .spawn(move || run(&fd, index, &control, &*devices));
+        self.thread = Some(thread.asked("starting a vCPU's thread")?);
+        Ok(())
+    }
+
+    /// Takes its thread out of the guest, if it is in there now.
+    pub(super) fn kick(&self) {
+        if let Some(thread) = &self.thread {
+            // A thread that has ended needs no signal.
+            let _ = thread.kill(signal());
+        }
+    }
+
+    /// Waits until its thread has ended, as it will soon.
+    pub(super) fn join(&mut self) {
+        let Some(thread) = self.thread.take() else { return };
+        while !thread.is_finished() {
+            let _ = thread.kill(signal());
+            std::thread::sleep(Duration::from_micros(50));
+        }
+        // A panic there has been reported.
+        let _ = thread.join();
+    }
+}
+
+/// The thread of a vCPU.
+fn run(fd: &Mutex<VcpuFd>, index: usize, control: &Control, devices: &dyn Devices) {
+    let mut is_parked = true;
+    while control.wait(&mut is_parked) {
+        let mut fd = fd.lock();
+        let ran = (|| {
+            while !control.is_stop_wanted() {
+                step(&mut fd, index, devices)?;
+            }
+            // What an exit left half done (a port that was read, say) is done on the next entry. Have that entry now, and leave at
+            // once: what is saved is then a state between two instructions.
+            fd.set_kvm_immediate_exit(1);
+            while step(&mut fd, index, devices)? == Left::OnItsOwn {}
+            fd.set_kvm_immediate_exit(0);
+            Ok::<_, String>(())
+        })();
+        if let Err(how) = ran {
+            control.end(Stopped::Ended(format!("vCPU {index}: {how}")));
+            return;
+        }
+    }
+}
+
+/// Why a vCPU left the guest.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Left {
+    /// It wanted something.
+    OnItsOwn,
+    /// It was to.
+    Interrupted,
+}
+
+/// Runs the guest until it wants something, and gives it that.
+fn step(fd: &mut VcpuFd, index: usize, devices: &dyn Devices) -> Result<Left, String> {
+    match fd.run() {
+        Ok(VcpuExit::IoOut(port, bytes)) => devices.port_write(index, port, bytes),
+        Ok(VcpuExit::IoIn(port, bytes)) => devices.port_read(index, port, bytes),
+        Ok(VcpuExit::MmioWrite(gpa, bytes)) => devices.memory_write(index, gpa, bytes),
+        Ok(VcpuExit::MmioRead(gpa, bytes)) => devices.memory_read(index, gpa, bytes),
+        Ok(VcpuExit::Intr) => return Ok(Left::Interrupted),
+        Ok(VcpuExit::IrqWindowOpen) => {}
+        Ok(VcpuExit::Hlt) => return Err("halted".into()),
+        Ok(VcpuExit::Shutdown) => return Err("shut down (a triple fault, or a reset)".into()),
+        Ok(VcpuExit::SystemEvent(kind, _)) => return Err(format!("system event {kind}")),
+        Ok(VcpuExit::FailEntry(reason, _)) => {
+            return Err(format!("KVM could not enter the guest: reason {reason:#x}"));
+        }
+        Ok(other) => return Err(format!("{other:?}")),
+        Err(error) => match Errno::from_raw_os_error(error.errno()) {
+            Errno::INTR | Errno::AGAIN => return Ok(Left::Interrupted),
+            error => return Err(format!("KVM_RUN: {error}")),
+        },
+    }
+    Ok(Left::OnItsOwn)
+}

@@ -1,0 +1,69 @@
+//! Files of memory.
+
+use crate::error::{Asked, KvmError};
+use kaleidoscope_core::addr::FRAME_BYTES;
+use rustix::fs::{
+    MemfdFlags, SealFlags, fcntl_add_seals, fstat, ftruncate, memfd_create,
+};
+use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::FileExt;
+
+/// Memory that has a file descriptor, in frame-index order. Takes memory as it is written.
+#[derive(Debug)]
+pub(crate) struct MemoryFile {
+    file: File,
+    len: usize,
+}
+
+impl MemoryFile {
+    /// An empty file, all zeros, of so many bytes.
+    pub(crate) fn new(len: usize) -> Result<Self, KvmError> {
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+        let fd = memfd_create("kaleidoscope", flags).asked("making a file of memory")?;
+        let size = u64::try_from(len).unwrap_or(u64::MAX);
+        ftruncate(&fd, size).asked("sizing a file of memory")?;
+        fcntl_add_seals(&fd, SealFlags::SHRINK | SealFlags::GROW)
+            .asked("sealing the size of a file of memory")?;
+        Ok(Self { file: File::from(fd), len })
+    }
+
+    /// Its size in bytes, whatever memory it takes.
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Bytes of memory that it takes, as the kernel counts them.
+    pub(crate) fn taken(&self) -> Result<u64, KvmError> {
+        let status = fstat(&self.file).asked("looking at a file of memory")?;
+        // Blocks are of 512 bytes, whatever the file system (stat(3type)).
+        Ok(u64::try_from(status.st_blocks).unwrap_or(0) * 512)
+    }
+
+    /// Writes bytes.
+    pub(crate) fn write(&self, offset: usize, bytes: &[u8]) -> Result<(), KvmError> {
+        let offset = u64::try_from(offset).unwrap_or(u64::MAX);
+        self.file.write_all_at(bytes, offset).asked("writing to a file of memory")
+    }
+
+    /// From here on nobody can write to the file, but through mappings that there are already.
+    pub(crate) fn seal_future_writes(&self) -> Result<(), KvmError> {
+        fcntl_add_seals(&self.file, SealFlags::FUTURE_WRITE).asked("sealing frozen memory")
+    }
+
+    /// From here on nobody can write to the file at all. There is no mapping left that could.
+    pub(crate) fn seal(&self) -> Result<(), KvmError> {
+        fcntl_add_seals(&self.file, SealFlags::WRITE).asked("sealing frozen memory for good")
+    }
+}
+
+impl AsFd for MemoryFile {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
+/// A range of frames as a range of bytes.
+pub(super) fn bytes_of(frames: &std::ops::Range<u32>) -> std::ops::Range<usize> {
+    frames.start as usize * FRAME_BYTES..frames.end as usize * FRAME_BYTES
+}

@@ -1,0 +1,16 @@
+//! A guest's RAM: files of memory, frozen images of them, and what a VM maps.
+
+mod file;
+mod image;
+mod ram;
+mod runs;
+
+pub use image::FrozenImage;
+pub(crate) use ram::{Dropped, GuestRam, Prepared};
+
+use kaleidoscope_core::memory::MemoryLayout;
+
+/// Bytes of a guest's RAM, as lengths of mappings have them. No layout is larger than an address space.
+fn bytes(layout: &MemoryLayout) -> usize {
+    usize::try_from(layout.bytes()).unwrap_or(usize::MAX)
+}

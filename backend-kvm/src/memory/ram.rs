@@ -1,0 +1,229 @@
+//! What a VM has for RAM.
+
+use super::file::MemoryFile;
+use super::{FrozenImage, bytes, runs};
+use crate::error::{Asked, KvmError};
+use crate::sys::{Mapping, Sharing, Tracker, Written, install_slot, remove_slot};
+use kaleidoscope_core::addr::{FRAME_BYTES, Gpa};
+use kaleidoscope_core::memory::MemoryLayout;
+use kvm_ioctls::VmFd;
+use std::ops::Range;
+use std::sync::Arc;
+
+/// Bytes that are copied at once: all of a level-2 cache's share.
+const PIECE: usize = 256 << 10;
+
+/// Where the bytes come from that the VM has not written.
+#[derive(Clone, Debug)]
+enum Origin {
+    /// It was never frozen: the mapping is shared, and the file has all that it wrote.
+    Fresh(Arc<MemoryFile>),
+    /// A frozen image, of the VM or of its parent: the mapping is private.
+    Image(Arc<FrozenImage>),
+    /// Elsewhere: a handler fills the mapping, which is private.
+    Filled,
+}
+
+/// A VM's RAM. One contiguous mapping in frame-index order, of which KVM shows the guest a slot per region.
+#[derive(Debug)]
+pub(crate) struct GuestRam {
+    layout: MemoryLayout,
+    mapping: Arc<Mapping>,
+    origin: Origin,
+}
+
+/// What a machine that was never frozen goes on with after its first freeze.
+pub(crate) struct Flip {
+    file: Arc<MemoryFile>,
+    private: Arc<Mapping>,
+}
+
+/// The copying of what a machine wrote since its image, before it is paused.
+pub(crate) struct Copying {
+    image: Arc<FrozenImage>,
+    tracker: Tracker,
+    delta: MemoryFile,
+    copied: Vec<Range<u32>>,
+    buffer: Vec<u8>,
+}
+
+impl GuestRam {
+    /// RAM that is all zeros.
+    pub(crate) fn new(layout: MemoryLayout) -> Result<Self, KvmError> {
+        let file = Arc::new(MemoryFile::new(bytes(&layout))?);
+        let mapping = Mapping::of_file(std::os::fd::AsFd::as_fd(&*file), file.len(), Sharing::Shared)
+            .asked("mapping guest memory")?;
+        Ok(Self { layout, mapping: Arc::new(mapping), origin: Origin::Fresh(file) })
+    }
+
+    /// RAM that reads as an image does, and keeps its writes to itself.
+    pub(crate) fn of_image(image: Arc<FrozenImage>) -> Result<Self, KvmError> {
+        let layout = kaleidoscope_core::memory::GuestMemory::layout(&*image).clone();
+        let mapping = Arc::new(image.private()?);
+        Ok(Self { layout, mapping, origin: Origin::Image(image) })
+    }
+
+    /// RAM that a handler fills.
+    pub(crate) fn filled(layout: MemoryLayout, mapping: Arc<Mapping>) -> Self {
+        Self { layout, mapping, origin: Origin::Filled }
+    }
+
+    pub(crate) fn layout(&self) -> &MemoryLayout {
+        &self.layout
+    }
+
+    pub(crate) fn mapping(&self) -> &Arc<Mapping> {
+        &self.mapping
+    }
+
+    /// Shows the RAM to the guest.
+    pub(crate) fn install(&self, vm: &VmFd) -> Result<(), KvmError> {
+        self.show(vm, &self.mapping)
+    }
+
+    fn show(&self, vm: &VmFd, mapping: &Arc<Mapping>) -> Result<(), KvmError> {
+        for (slot, region) in (0u32..).zip(self.layout.regions()) {
+            let start = region.first_index.as_usize() * FRAME_BYTES;
+            let part = start..start + region.frames as usize * FRAME_BYTES;
+            install_slot(vm, slot, region.start.gpa().0, mapping, part)
+                .asked("giving a VM its memory")?;
+        }
+        Ok(())
+    }
+
+    fn hide(&self, vm: &VmFd) -> Result<(), KvmError> {
+        for (slot, region) in (0u32..).zip(self.layout.regions()) {
+            remove_slot(vm, slot, region.start.gpa().0).asked("taking a VM's memory")?;
+        }
+        Ok(())
+    }
+
+    /// The offset of a range of guest-physical addresses in the mapping.
+    fn offset(&self, gpa: Gpa, len: usize) -> Result<usize, KvmError> {
+        let not_ram = || KvmError::NotRam { gpa: gpa.0, len };
+        let (region, left) = self.layout.span_at(gpa).ok_or_else(not_ram)?;
+        if u64::try_from(len).map_or(true, |len| len > left) {
+            return Err(not_ram());
+        }
+        let in_region = usize::try_from(gpa.0 - region.start.gpa().0).map_err(|_| not_ram())?;
+        Ok(region.first_index.as_usize() * FRAME_BYTES + in_region)
+    }
+
+    /// Copies bytes of the guest.
+    pub(crate) fn read(&self, gpa: Gpa, buf: &mut [u8]) -> Result<(), KvmError> {
+        let offset = self.offset(gpa, buf.len())?;
+        self.mapping.read(offset, buf).asked("reading guest memory")
+    }
+
+    /// Overwrites bytes of the guest.
+    pub(crate) fn write(&self, gpa: Gpa, bytes: &[u8]) -> Result<(), KvmError> {
+        let offset = self.offset(gpa, bytes.len())?;
+        self.mapping.write(offset, bytes).asked("writing guest memory")
+    }
+
+    /// What has to be done before the machine is paused for a freeze, while it runs.
+    pub(crate) fn prepare(&self) -> Result<Prepared, KvmError> {
+        match &self.origin {
+            Origin::Fresh(file) => {
+                let private = Mapping::of_file(
+                    std::os::fd::AsFd::as_fd(&**file),
+                    file.len(),
+                    Sharing::Private,
+                );
+                let private = Arc::new(private.asked("mapping guest memory")?);
+                Ok(Prepared::Flip(Flip { file: Arc::clone(file), private }))
+            }
+            Origin::Image(image) => {
+                let tracker = Tracker::new(Arc::clone(&self.mapping))
+                    .asked("tracking a machine's writes (Linux 6.7 or later)")?;
+                let mut copying = Copying {
+                    image: Arc::clone(image),
+                    tracker,
+                    delta: MemoryFile::new(bytes(&self.layout))?,
+                    copied: Vec::new(),
+                    buffer: vec![0; PIECE],
+                };
+                copying.copy(&self.mapping, Written::Ever)?;
+                Ok(Prepared::Copying(copying))
+            }
+            Origin::Filled => Err(KvmError::Lacking(
+                "a frozen image of a clone whose memory a handler fills; only local clones become parents",
+            )),
+        }
+    }
+
+    /// While all vCPUs are stopped: has the guest go on without changing what it had.
+    pub(crate) fn freeze(&mut self, vm: &VmFd, prepared: &mut Prepared) -> Result<Dropped, KvmError> {
+        match prepared {
+            Prepared::Flip(flip) => {
+                flip.file.seal_future_writes()?;
+                self.hide(vm)?;
+                self.show(vm, &flip.private)?;
+                let shared = std::mem::replace(&mut self.mapping, Arc::clone(&flip.private));
+                Ok(Dropped(Some(shared)))
+            }
+            Prepared::Copying(copying) => {
+                copying.copy(&self.mapping, Written::Since)?;
+                Ok(Dropped(None))
+            }
+        }
+    }
+
+    /// When the guest runs again: the image.
+    pub(crate) fn image(
+        &mut self,
+        prepared: Prepared,
+        dropped: Dropped,
+    ) -> Result<Arc<FrozenImage>, KvmError> {
+        match prepared {
+            Prepared::Flip(flip) => {
+                // The last mapping that could write to the file.
+                drop(dropped);
+                let image = Arc::new(FrozenImage::new(self.layout.clone(), flip.file)?);
+                self.origin = Origin::Image(Arc::clone(&image));
+                Ok(image)
+            }
+            // The machine keeps the pages of its own, and its origin.
+            Prepared::Copying(copying) => {
+                let Copying { image, tracker, delta, copied, .. } = copying;
+                drop(tracker);
+                Ok(Arc::new(image.with(delta, runs::normal(copied))?))
+            }
+        }
+    }
+}
+
+/// What [`GuestRam::prepare`] has done.
+pub(crate) enum Prepared {
+    Flip(Flip),
+    Copying(Copying),
+}
+
+/// A mapping that the guest does not use any more. Dropping it takes time in proportion to its pages.
+#[must_use]
+pub(crate) struct Dropped(Option<Arc<Mapping>>);
+
+impl Drop for Dropped {
+    fn drop(&mut self) {
+        drop(self.0.take());
+    }
+}
+
+impl Copying {
+    fn copy(&mut self, mapping: &Mapping, written: Written) -> Result<(), KvmError> {
+        let found = self.tracker.runs(written).asked("looking for what a machine wrote")?;
+        for run in found {
+            let mut at = run.start;
+            while at < run.end {
+                let len = (run.end - at).min(PIECE);
+                let piece = self.buffer.get_mut(..len).unwrap_or_default();
+                mapping.read(at, piece).asked("reading guest memory")?;
+                self.delta.write(at, piece)?;
+                at += len;
+            }
+            let frame = |offset: usize| u32::try_from(offset / FRAME_BYTES).unwrap_or(u32::MAX);
+            self.copied.push(frame(run.start)..frame(run.end));
+        }
+        Ok(())
+    }
+}

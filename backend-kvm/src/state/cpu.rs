@@ -1,0 +1,119 @@
+//! A vCPU.
+
+use crate::error::{Asked, KvmError};
+use crate::sys::set_xsave;
+use kvm_bindings::{
+    CpuId, KVM_MAX_CPUID_ENTRIES, Msrs, kvm_cpuid_entry2, kvm_debugregs, kvm_lapic_state,
+    kvm_mp_state, kvm_msr_entry, kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xcrs, kvm_xsave,
+};
+use kvm_ioctls::VcpuFd;
+use serde::{Deserialize, Serialize};
+
+/// MSRs of one call at most (`KVM_MAX_MSR_ENTRIES` of the kernel).
+const MSRS: usize = 256;
+
+/// The deadline of the local timer: loaded last, when timer and time stamp counter are there.
+const TSC_DEADLINE: u32 = 0x6e0;
+
+/// The state of a vCPU.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct CpuState {
+    cpuid: Vec<kvm_cpuid_entry2>,
+    pub(crate) regs: kvm_regs,
+    pub(crate) sregs: kvm_sregs,
+    debug: kvm_debugregs,
+    xsave: kvm_xsave,
+    xcrs: kvm_xcrs,
+    msrs: Vec<kvm_msr_entry>,
+    lapic: kvm_lapic_state,
+    events: kvm_vcpu_events,
+    mp: kvm_mp_state,
+    tsc_khz: u32,
+}
+
+/// Reads as many of the MSRs as the vCPU has.
+fn read_msrs(vcpu: &VcpuFd, indices: &[u32]) -> Result<Vec<kvm_msr_entry>, KvmError> {
+    let state = |error| KvmError::State(format!("MSRs: {error}"));
+    let mut found = Vec::with_capacity(indices.len());
+    let mut rest = indices;
+    while !rest.is_empty() {
+        let part = rest.get(..rest.len().min(MSRS)).unwrap_or_default();
+        let wanted: Vec<_> =
+            part.iter().map(|index| kvm_msr_entry { index: *index, ..Default::default() }).collect();
+        let mut msrs = Msrs::from_entries(&wanted).map_err(state)?;
+        let read = vcpu.get_msrs(&mut msrs).asked("saving MSRs")?;
+        found.extend(msrs.as_slice().iter().take(read));
+        // KVM stops at the first that this vCPU does not have, whatever its list says.
+        let passed = if read < part.len() { read + 1 } else { read };
+        rest = rest.get(passed..).unwrap_or_default();
+    }
+    Ok(found)
+}
+
+/// Loads MSRs. Those that hold zero and cannot be loaded are passed over: that is what they hold anyway.
+fn write_msrs(vcpu: &VcpuFd, entries: &[kvm_msr_entry]) -> Result<(), KvmError> {
+    let mut rest = entries;
+    while !rest.is_empty() {
+        let part = rest.get(..rest.len().min(MSRS)).unwrap_or_default();
+        let msrs = Msrs::from_entries(part)
+            .map_err(|error| KvmError::State(format!("MSRs: {error}")))?;
+        let written = vcpu.set_msrs(&msrs).asked("loading MSRs")?;
+        let mut passed = written;
+        if let Some(refused) = part.get(written) {
+            if refused.data != 0 {
+                let what = format!("MSR {:#x} cannot hold {:#x} here", refused.index, refused.data);
+                return Err(KvmError::State(what));
+            }
+            passed += 1;
+        }
+        rest = rest.get(passed..).unwrap_or_default();
+    }
+    Ok(())
+}
+
+impl CpuState {
+    /// Saves the state of a vCPU that is stopped, with these MSRs as far as it has them. The order is KVM's: what is pending is
+    /// settled by the first calls, and read by the later ones.
+    pub(crate) fn save(vcpu: &VcpuFd, msrs: &[u32]) -> Result<Self, KvmError> {
+        let mp = vcpu.get_mp_state().asked("saving a vCPU's run state")?;
+        let regs = vcpu.get_regs().asked("saving registers")?;
+        let sregs = vcpu.get_sregs().asked("saving system registers")?;
+        let xsave = vcpu.get_xsave().asked("saving vector registers")?;
+        let xcrs = vcpu.get_xcrs().asked("saving extended control registers")?;
+        let debug = vcpu.get_debug_regs().asked("saving debug registers")?;
+        let lapic = vcpu.get_lapic().asked("saving a local interrupt controller")?;
+        let tsc_khz = vcpu.get_tsc_khz().unwrap_or(0);
+        let cpuid = vcpu.get_cpuid2(KVM_MAX_CPUID_ENTRIES).asked("saving CPUID")?;
+        let msrs = read_msrs(vcpu, msrs)?;
+        // Last, as MSRs and the local interrupt controller can make events.
+        let events = vcpu.get_vcpu_events().asked("saving pending events")?;
+        let cpuid = cpuid.as_slice().to_vec();
+        Ok(Self { cpuid, regs, sregs, debug, xsave, xcrs, msrs, lapic, events, mp, tsc_khz })
+    }
+
+    /// Loads the state into a vCPU that never ran.
+    pub(crate) fn load(&self, vcpu: &VcpuFd) -> Result<(), KvmError> {
+        let cpuid = CpuId::from_entries(&self.cpuid)
+            .map_err(|error| KvmError::State(format!("CPUID: {error}")))?;
+        vcpu.set_cpuid2(&cpuid).asked("loading CPUID")?;
+        // Where the host's counter runs at another speed and cannot be scaled, the guest's clock would be wrong.
+        if self.tsc_khz != 0 && vcpu.get_tsc_khz().is_ok_and(|here| here != self.tsc_khz) {
+            vcpu.set_tsc_khz(self.tsc_khz)
+                .map_err(|_| KvmError::Lacking("a time stamp counter at the guest's speed"))?;
+        }
+        vcpu.set_mp_state(self.mp).asked("loading a vCPU's run state")?;
+        vcpu.set_regs(&self.regs).asked("loading registers")?;
+        vcpu.set_sregs(&self.sregs).asked("loading system registers")?;
+        // What the vector registers may be is said by the extended control registers.
+        vcpu.set_xcrs(&self.xcrs).asked("loading extended control registers")?;
+        set_xsave(vcpu, &self.xsave).asked("loading vector registers")?;
+        vcpu.set_debug_regs(&self.debug).asked("loading debug registers")?;
+        // Its base address is one of the system registers; its timer counts from here on.
+        vcpu.set_lapic(&self.lapic).asked("loading a local interrupt controller")?;
+        let (last, first): (Vec<_>, Vec<_>) =
+            self.msrs.iter().partition(|msr| msr.index == TSC_DEADLINE);
+        write_msrs(vcpu, &first)?;
+        write_msrs(vcpu, &last)?;
+        vcpu.set_vcpu_events(&self.events).asked("loading pending events")
+    }
+}

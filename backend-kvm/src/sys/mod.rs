@@ -1,0 +1,11 @@
+//! All that is unsafe here: mappings, userfaultfds, and the two KVM calls that take addresses and unchecked state.
+
+mod mapping;
+mod scan;
+mod userfault;
+mod vcpu;
+
+pub(crate) use mapping::{Mapping, Sealed, Sharing};
+pub(crate) use scan::{Tracker, Written};
+pub(crate) use userfault::{Message, Userfault};
+pub(crate) use vcpu::{install_slot, remove_slot, set_xsave};

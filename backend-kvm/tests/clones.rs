@@ -1,0 +1,259 @@
+//! Real guests that check every byte they own, frozen while they run.
+
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+use kaleidoscope_core::memory::GuestMemory;
+use kaleidoscope_kvm::guest::{Mismatch, Plan, Witness, boot, progress, verify};
+use kaleidoscope_kvm::machine::{Frozen, Host, Machine};
+use kaleidoscope_kvm::{KvmError, state::MachineState};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
+
+/// This host's KVM, or a loud word that there is none.
+fn host() -> Option<Arc<Host>> {
+    match Host::open() {
+        Ok(host) => Some(host),
+        Err(error) => {
+            println!("******** SKIPPED: {error} ********");
+            None
+        }
+    }
+}
+
+#[derive(Debug)]
+enum Wrong {
+    Page(Mismatch),
+    Read(String),
+}
+
+impl From<Mismatch> for Wrong {
+    fn from(mismatch: Mismatch) -> Self {
+        Self::Page(mismatch)
+    }
+}
+
+fn rounds(plan: &Plan, machine: &Machine) -> Vec<u64> {
+    progress(plan, &mut |gpa, buf| machine.read(gpa, buf)).unwrap()
+}
+
+/// Waits until every process has been around so often more, and nobody complains.
+fn let_run(plan: &Plan, machine: &Machine, witness: &Witness, more: u64) {
+    let before = rounds(plan, machine);
+    let start = Instant::now();
+    loop {
+        assert_eq!(witness.complaint(), None, "{machine:?} {:?}", complaint(machine));
+        assert_eq!(machine.ended(), None);
+        let now = rounds(plan, machine);
+        if now.iter().zip(&before).all(|(now, before)| *now >= before + more) {
+            return;
+        }
+        assert!(start.elapsed() < Duration::from_secs(60), "{before:?} to {now:?}: too slow");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// What a process complained of.
+fn complaint(machine: &Machine) -> String {
+    machine.pause().unwrap();
+    let all = (0..).map_while(|vcpu| machine.registers(vcpu).ok());
+    all.map(|(regs, sregs)| format!("{regs:x?} cr2 {:#x}\n", sregs.cr2)).collect()
+}
+
+fn verify_image(plan: &Plan, frozen: &Frozen) {
+    let result = verify::<Wrong>(plan, &mut |gpa, buf| {
+        frozen.image.read(gpa, buf).map_err(|error| Wrong::Read(error.to_string()))
+    });
+    result.unwrap();
+}
+
+fn verify_machine(plan: &Plan, machine: &Machine) {
+    machine.pause().unwrap();
+    let result = verify::<Wrong>(plan, &mut |gpa, buf| {
+        machine.read(gpa, buf).map_err(|error| Wrong::Read(error.to_string()))
+    });
+    result.unwrap();
+}
+
+#[test]
+fn a_guest_runs() -> Outcome<()> {
+    let Some(host) = host() else { return Ok(()) };
+    let plan = Plan::new(32, 1, 3, 256, 256, 2)?;
+    let (mut machine, witness) = boot(&host, &plan)?;
+    machine.resume()?;
+    let_run(&plan, &machine, &witness, 1000);
+    verify_machine(&plan, &machine);
+    machine.resume()?;
+    let_run(&plan, &machine, &witness, 1000);
+    Ok(())
+}
+
+#[test]
+fn a_clone_goes_on_where_its_parent_was_and_both_go_on() -> Outcome<()> {
+    let Some(host) = host() else { return Ok(()) };
+    for vcpus in [1, 2] {
+        let plan = Plan::new(32, vcpus, 4, 256, 256, 2)?;
+        let (mut parent, witness) = boot(&host, &plan)?;
+        parent.resume()?;
+        let_run(&plan, &parent, &witness, 300);
+        let frozen = parent.freeze()?;
+        println!("{vcpus} vCPUs: stood still for {:?}", frozen.pause);
+        let at_freeze = progress(&plan, &mut |gpa, buf| frozen.image.read(gpa, buf))?;
+        verify_image(&plan, &frozen);
+        let_run(&plan, &parent, &witness, 300);
+        verify_image(&plan, &frozen);
+
+        let hears = Arc::new(Witness::default());
+        let mut clone = Machine::clone_of(&host, &frozen, Arc::clone(&hears) as _)?;
+        assert_eq!(rounds(&plan, &clone), at_freeze, "before it runs");
+        clone.resume()?;
+        let_run(&plan, &clone, &hears, 300);
+        let_run(&plan, &parent, &witness, 300);
+        verify_machine(&plan, &clone);
+        verify_machine(&plan, &parent);
+        verify_image(&plan, &frozen);
+    }
+    Ok(())
+}
+
+#[test]
+fn clones_become_parents() -> Outcome<()> {
+    let Some(host) = host() else { return Ok(()) };
+    let plan = Plan::new(32, 2, 4, 256, 256, 2)?;
+    let (mut machine, mut witness) = boot(&host, &plan)?;
+    machine.resume()?;
+    let mut kept: Vec<(Frozen, Vec<u64>)> = Vec::new();
+    for generation in 0..6 {
+        let_run(&plan, &machine, &witness, 100);
+        let frozen = machine.freeze()?;
+        verify_image(&plan, &frozen);
+        println!(
+            "generation {generation}: stood still for {:?}, {} layers, {} KiB",
+            frozen.pause,
+            frozen.image.layers(),
+            frozen.image.taken()? >> 10
+        );
+        let rounds = progress(&plan, &mut |gpa, buf| frozen.image.read(gpa, buf))?;
+        // Every other time the machine itself is frozen again, and not a clone of it.
+        if generation % 2 == 0 {
+            let hears = Arc::new(Witness::default());
+            let mut clone = Machine::clone_of(&host, &frozen, Arc::clone(&hears) as _)?;
+            clone.resume()?;
+            (machine, witness) = (clone, hears);
+        }
+        kept.push((frozen, rounds));
+    }
+    let_run(&plan, &machine, &witness, 100);
+    // Every generation is as it was.
+    for (frozen, expected) in &kept {
+        verify_image(&plan, frozen);
+        assert_eq!(&progress(&plan, &mut |gpa, buf| frozen.image.read(gpa, buf))?, expected);
+        let hears = Arc::new(Witness::default());
+        let mut clone = Machine::clone_of(&host, frozen, Arc::clone(&hears) as _)?;
+        clone.resume()?;
+        let_run(&plan, &clone, &hears, 100);
+        verify_machine(&plan, &clone);
+    }
+    Ok(())
+}
+
+#[test]
+fn a_hundred_clones_at_once() -> Outcome<()> {
+    let Some(host) = host() else { return Ok(()) };
+    let plan = Plan::new(32, 1, 2, 256, 256, 2)?;
+    let (mut parent, witness) = boot(&host, &plan)?;
+    parent.resume()?;
+    let_run(&plan, &parent, &witness, 300);
+    let frozen = parent.freeze()?;
+    let start = Instant::now();
+    let mut clones = Vec::new();
+    for _ in 0..100 {
+        let hears = Arc::new(Witness::default());
+        let mut clone = Machine::clone_of(&host, &frozen, Arc::clone(&hears) as _)?;
+        clone.resume()?;
+        clones.push((clone, hears));
+    }
+    println!("started in {:?} each", start.elapsed() / 100);
+    for (clone, hears) in &clones {
+        let_run(&plan, clone, hears, 30);
+    }
+    // Some end; nobody notices.
+    clones.truncate(60);
+    for (clone, hears) in &clones {
+        let_run(&plan, clone, hears, 10);
+        verify_machine(&plan, clone);
+    }
+    let_run(&plan, &parent, &witness, 300);
+    verify_image(&plan, &frozen);
+    Ok(())
+}
+
+#[test]
+fn any_instant_can_be_frozen() -> Outcome<()> {
+    let Some(host) = host() else { return Ok(()) };
+    let plan = Plan::new(16, 1, 2, 64, 64, 3)?;
+    let (mut parent, witness) = boot(&host, &plan)?;
+    parent.resume()?;
+    let_run(&plan, &parent, &witness, 10);
+    let base = parent.freeze()?;
+    // Many short lives from one image, each stopped anywhere, saved as bytes, and continued.
+    let mut dice: u64 = 1;
+    for _ in 0..300 {
+        let hears = Arc::new(Witness::default());
+        let mut clone = Machine::clone_of(&host, &base, Arc::clone(&hears) as _)?;
+        clone.resume()?;
+        dice = dice.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        std::thread::sleep(Duration::from_nanos(dice >> 43));
+        let mut frozen = clone.freeze()?;
+        verify_image(&plan, &frozen);
+        frozen.state = Arc::new(MachineState::from_bytes(&frozen.state.to_bytes()?)?);
+        drop(clone);
+        let mut again = Machine::clone_of(&host, &frozen, Arc::clone(&hears) as _)?;
+        again.resume()?;
+        let_run(&plan, &again, &hears, 3);
+        verify_machine(&plan, &again);
+    }
+    Ok(())
+}
+
+#[test]
+fn a_wrong_byte_is_noticed() -> Outcome<()> {
+    let Some(host) = host() else { return Ok(()) };
+    let plan = Plan::new(16, 1, 2, 64, 64, 1)?;
+    let (mut machine, witness) = boot(&host, &plan)?;
+    machine.resume()?;
+    let_run(&plan, &machine, &witness, 10);
+    machine.pause()?;
+    let page = plan.processes()[1].heap[5];
+    machine.write(page.checked_add(1000).unwrap(), &[0x5a, 0xa5])?;
+    let seen = verify::<Wrong>(&plan, &mut |gpa, buf| {
+        machine.read(gpa, buf).map_err(|error| Wrong::Read(error.to_string()))
+    });
+    assert!(matches!(seen, Err(Wrong::Page(wrong)) if wrong.gpa == page), "from outside");
+    machine.resume()?;
+    let start = Instant::now();
+    while witness.complaint().is_none() {
+        assert!(start.elapsed() < Duration::from_secs(30), "the guest does not notice");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    assert_eq!(witness.complaint().unwrap().vector, 6);
+    Ok(())
+}
+
+#[test]
+fn saved_state_is_checked() -> Outcome<()> {
+    let Some(host) = host() else { return Ok(()) };
+    let plan = Plan::new(16, 1, 2, 64, 64, 1)?;
+    let (machine, _witness) = boot(&host, &plan)?;
+    let bytes = machine.freeze()?.state.to_bytes()?;
+    println!("{} bytes of state", bytes.len());
+    assert_eq!(MachineState::from_bytes(&bytes)?.vcpus(), 1);
+    for cut in [0, 7, 8, 9, 100, bytes.len() - 1] {
+        assert!(matches!(MachineState::from_bytes(&bytes[..cut]), Err(KvmError::State(_))));
+    }
+    let longer = [&bytes[..], &[0]].concat();
+    let error = MachineState::from_bytes(&longer).unwrap_err();
+    assert_eq!(error.to_string(), "saved machine state: 1 surplus bytes");
+    Ok(())
+}
