@@ -18,9 +18,13 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+#[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]
+compile_error!("KVM guests are supported on Linux, on x86-64");
+
 mod error;
 #[cfg(feature = "guest")]
 pub mod guest;
+pub mod lazy;
 pub mod machine;
 pub mod memory;
 pub mod state;

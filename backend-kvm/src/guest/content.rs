@@ -15,9 +15,7 @@ pub(super) const FILE: u64 = 0xf11e;
 
 /// The first word of a page.
 pub(super) fn first(owner: u64, page: u32, version: u32) -> u64 {
-    seed(owner)
-        ^ u64::from(page).wrapping_mul(PAGE)
-        ^ u64::from(version).wrapping_mul(VERSION)
+    seed(owner) ^ u64::from(page).wrapping_mul(PAGE) ^ u64::from(version).wrapping_mul(VERSION)
 }
 
 /// What a process's, or the file's, pages have in common.

@@ -21,11 +21,11 @@ const DIVIDE: u32 = 0x83e;
 const TICK: u32 = 1_000_000;
 
 /// Offsets in a process's record.
-pub(super) const STACK: u64 = 0;
-pub(super) const TABLES: u64 = 8;
-pub(super) const STACK_END: u64 = 16;
-pub(super) const NEXT: u64 = 24;
-pub(super) const RECORD: u64 = 32;
+pub(super) const STACK: u8 = 0;
+pub(super) const TABLES: u8 = 8;
+pub(super) const STACK_END: u8 = 16;
+pub(super) const NEXT: u8 = 24;
+pub(super) const RECORD: u8 = 32;
 
 /// Where a vCPU's kernel has its things; all below 2 GiB, mapped where they are.
 #[derive(Clone, Copy, Debug)]
@@ -59,8 +59,7 @@ pub(super) fn code(places: Places) -> Result<Code, IcedError> {
     let registers = [rax, rbx, rcx, rdx, rsi, rdi, rbp, r8, r9, r10, r11, r12, r13, r14, r15];
     debug_assert_eq!(registers.len(), SAVED);
     let mut a = CodeAssembler::new(64)?;
-    let (mut entry, mut tick, mut leave) =
-        (a.create_label(), a.create_label(), a.create_label());
+    let (mut entry, mut tick, mut leave) = (a.create_label(), a.create_label(), a.create_label());
 
     a.set_label(&mut entry)?;
     wrmsr(&mut a, SPURIOUS, 0x1ff)?;
@@ -74,19 +73,19 @@ pub(super) fn code(places: Places) -> Result<Code, IcedError> {
         a.push(register)?;
     }
     a.mov(rbx, qword_ptr(places.current))?;
-    a.mov(qword_ptr(rbx + STACK as i32), rsp)?;
-    a.mov(rbx, qword_ptr(rbx + NEXT as i32))?;
+    a.mov(qword_ptr(rbx + i32::from(STACK)), rsp)?;
+    a.mov(rbx, qword_ptr(rbx + i32::from(NEXT)))?;
     a.mov(qword_ptr(places.current), rbx)?;
     wrmsr(&mut a, END_OF_INTERRUPT, 0)?;
 
     a.set_label(&mut leave)?;
     a.mov(rbx, qword_ptr(places.current))?;
-    a.mov(rax, qword_ptr(rbx + STACK_END as i32))?;
+    a.mov(rax, qword_ptr(rbx + i32::from(STACK_END)))?;
     // The stack that the processor changes to on the next tick (Intel SDM vol. 3, 8.7).
     a.mov(qword_ptr(places.task + 4), rax)?;
-    a.mov(rax, qword_ptr(rbx + TABLES as i32))?;
+    a.mov(rax, qword_ptr(rbx + i32::from(TABLES)))?;
     a.mov(cr3, rax)?;
-    a.mov(rsp, qword_ptr(rbx + STACK as i32))?;
+    a.mov(rsp, qword_ptr(rbx + i32::from(STACK)))?;
     for register in registers.into_iter().rev() {
         a.pop(register)?;
     }

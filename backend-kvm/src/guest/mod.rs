@@ -77,14 +77,14 @@ fn segment(selector: u16, type_: u8, long: u8) -> kvm_segment {
     }
 }
 
+/// Copies bytes of the guest.
+pub type ReadGuest<'r, E> = dyn FnMut(Gpa, &mut [u8]) -> Result<(), E> + 'r;
+
 /// How often each process has been around, in the order of [`Plan::processes`]; `read` copies bytes of the guest.
 ///
 /// # Errors
 /// Whatever `read` says.
-pub fn progress<E>(
-    plan: &Plan,
-    read: &mut dyn FnMut(Gpa, &mut [u8]) -> Result<(), E>,
-) -> Result<Vec<u64>, E> {
+pub fn progress<E>(plan: &Plan, read: &mut ReadGuest<'_, E>) -> Result<Vec<u64>, E> {
     let rounds = plan.processes().iter().map(|process| {
         let mut bytes = [0; 8];
         read(process.status, &mut bytes)?;

@@ -24,13 +24,8 @@ const SEGMENTS: u64 = 0x6000;
 const GATES: u64 = 0x7000;
 
 /// Segments: none, kernel code and data, user data and code (Intel SDM vol. 3, 3.4.5); the task's two words follow.
-const FLAT: [u64; 5] = [
-    0,
-    0x00af_9b00_0000_ffff,
-    0x00cf_9300_0000_ffff,
-    0x00cf_f300_0000_ffff,
-    0x00af_fb00_0000_ffff,
-];
+const FLAT: [u64; 5] =
+    [0, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff, 0x00cf_f300_0000_ffff, 0x00af_fb00_0000_ffff];
 const USER_CODE: u64 = 0x23;
 const USER_DATA: u64 = 0x1b;
 
@@ -171,7 +166,7 @@ impl Plan {
 
     fn record(process: &ProcessPlan, vcpus: usize) -> u64 {
         let place = (process.number / vcpus) as u64;
-        Self::places(process.vcpu).current + RECORDS + place * RECORD
+        Self::places(process.vcpu).current + RECORDS + place * u64::from(RECORD)
     }
 
     fn stack_end(process: &ProcessPlan) -> u64 {
@@ -184,7 +179,7 @@ impl Plan {
         let tables = self.processes.iter().map(|process| {
             let tables = self.tables_of(process, room.clone());
             let tables = tables.ok_or_else(|| unfit("no room for page tables"))?;
-            room.start = tables.end();
+            room.start = tables.next();
             Ok(tables)
         });
         tables.collect()
@@ -293,7 +288,7 @@ impl Plan {
             (kernel::NEXT, next),
         ];
         for (offset, value) in fields {
-            write(Gpa(record + offset), &value.to_le_bytes())?;
+            write(Gpa(record + u64::from(offset)), &value.to_le_bytes())?;
         }
         Ok(())
     }

@@ -38,7 +38,7 @@ impl Tables {
     }
 
     /// One past the last table.
-    pub(super) fn end(&self) -> u64 {
+    pub(super) fn next(&self) -> u64 {
         self.next
     }
 

@@ -1,7 +1,7 @@
 //! The guest's memory as seen from outside.
 
 use super::content::{self, FILE, WORDS};
-use super::{Plan, ProcessPlan};
+use super::{Plan, ProcessPlan, ReadGuest};
 use kaleidoscope_core::addr::{FRAME_BYTES, Gpa};
 use std::fmt;
 
@@ -36,10 +36,7 @@ impl std::error::Error for Mismatch {}
 ///
 /// # Errors
 /// The first [`Mismatch`], or what `read` says.
-pub fn verify<E>(
-    plan: &Plan,
-    read: &mut dyn FnMut(Gpa, &mut [u8]) -> Result<(), E>,
-) -> Result<(), E>
+pub fn verify<E>(plan: &Plan, read: &mut ReadGuest<'_, E>) -> Result<(), E>
 where
     E: From<Mismatch>,
 {
@@ -53,10 +50,7 @@ where
     plan.processes().iter().try_for_each(|process| verify_process(process, read))
 }
 
-fn verify_process<E>(
-    process: &ProcessPlan,
-    read: &mut dyn FnMut(Gpa, &mut [u8]) -> Result<(), E>,
-) -> Result<(), E>
+fn verify_process<E>(process: &ProcessPlan, read: &mut ReadGuest<'_, E>) -> Result<(), E>
 where
     E: From<Mismatch>,
 {
@@ -73,7 +67,8 @@ where
         let Some(word) = first_difference(&page, &content::page(owner, number, version)) else {
             continue;
         };
-        let wrong = |word| Mismatch { process: Some(process.number), page: number, gpa: *gpa, word };
+        let wrong =
+            |word| Mismatch { process: Some(process.number), page: number, gpa: *gpa, word };
         // Its words are written in their order: new ones first, old ones after them.
         let new = content::page(owner, number, version.wrapping_add(1));
         let turn = first_difference(&page, &new).unwrap_or(WORDS) as usize * 8;

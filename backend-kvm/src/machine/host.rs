@@ -30,8 +30,8 @@ impl Host {
     /// # Errors
     /// [`KvmError::NoKvm`] where there is none, [`KvmError::Lacking`] where it cannot do what is needed.
     pub fn open() -> Result<Arc<Self>, KvmError> {
-        let kvm = Kvm::new()
-            .map_err(|error| KvmError::NoKvm(Errno::from_raw_os_error(error.errno())))?;
+        let kvm =
+            Kvm::new().map_err(|error| KvmError::NoKvm(Errno::from_raw_os_error(error.errno())))?;
         if let Some((_, name)) = NEEDED.iter().find(|(cap, _)| !kvm.check_extension(*cap)) {
             return Err(KvmError::Lacking(name));
         }

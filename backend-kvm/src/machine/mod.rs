@@ -9,10 +9,12 @@ pub use devices::{Devices, Quiet};
 pub use host::Host;
 
 use crate::error::{Asked, KvmError};
+use crate::lazy::{Lazy, Running};
 use crate::memory::{FrozenImage, GuestRam, Prepared};
 use crate::state::{Board, CpuState, MachineState, Sockets};
 use control::{Control, Stopped};
 use kaleidoscope_core::addr::Gpa;
+use kaleidoscope_core::clone::Engine;
 use kaleidoscope_core::memory::MemoryLayout;
 use kvm_bindings::{KVM_MP_STATE_RUNNABLE, kvm_mp_state, kvm_regs, kvm_sregs};
 use kvm_ioctls::VmFd;
@@ -29,6 +31,8 @@ pub struct Machine {
     /// Before the memory that it uses.
     vm: VmFd,
     ram: RwLock<GuestRam>,
+    /// What fills the RAM, where it comes page by page.
+    filling: Option<Running>,
     /// Held for a whole freeze.
     freezing: Mutex<()>,
 }
@@ -74,22 +78,45 @@ impl Machine {
         devices: Arc<dyn Devices>,
     ) -> Result<Self, KvmError> {
         let ram = GuestRam::of_image(Arc::clone(&frozen.image))?;
-        Self::restored(host, ram, &frozen.state, devices)
+        let machine = Self::with_ram(host, ram, frozen.state.vcpus(), devices)?;
+        machine.load(&frozen.state)?;
+        Ok(machine)
     }
 
-    /// A machine with this RAM, in this state.
-    pub(crate) fn restored(
+    /// A clone of a machine that was frozen anywhere, which does not run yet: its pages come as it touches them, and what belongs to
+    /// them ahead of that. When they cease to come the clone ends.
+    ///
+    /// # Errors
+    /// [`KvmError`] when KVM or the system refuses.
+    pub fn lazy_clone(
         host: &Arc<Host>,
-        ram: GuestRam,
         state: &MachineState,
+        lazy: Lazy,
         devices: Arc<dyn Devices>,
     ) -> Result<Self, KvmError> {
-        let machine = Self::with_ram(host, ram, state.cpus.len(), devices)?;
-        state.board.load(&machine.vm)?;
-        for (vcpu, state) in machine.vcpus.iter().zip(&state.cpus) {
-            state.load(&vcpu.lock())?;
-        }
+        let layout = lazy.atlas.map().layout().clone();
+        let control = Arc::new(Control::new(state.vcpus()));
+        let ends = Arc::clone(&control);
+        let filling = Running::start(lazy, state.vcpus(), move |why| {
+            ends.end(Stopped::Ended(format!("its pages ceased to come: {why}")));
+        })?;
+        let ram = GuestRam::filled(layout, Arc::clone(filling.pages().mapping()));
+        let mut machine = Self::with_control(host, ram, control, state.vcpus(), devices)?;
+        machine.filling = Some(filling);
+        machine.load(state)?;
         Ok(machine)
+    }
+
+    /// What fills the machine's RAM, where it comes page by page: for statistics, and for giving memory back.
+    #[must_use]
+    pub fn engine(&self) -> Option<&Engine> {
+        self.filling.as_ref().map(|filling| &**filling.engine())
+    }
+
+    /// Loads the state of all but the RAM.
+    fn load(&self, state: &MachineState) -> Result<(), KvmError> {
+        state.board.load(&self.vm)?;
+        self.vcpus.iter().zip(&state.cpus).try_for_each(|(vcpu, state)| state.load(&vcpu.lock()))
     }
 
     fn with_ram(
@@ -98,10 +125,19 @@ impl Machine {
         vcpus: usize,
         devices: Arc<dyn Devices>,
     ) -> Result<Self, KvmError> {
+        Self::with_control(host, ram, Arc::new(Control::new(vcpus)), vcpus, devices)
+    }
+
+    fn with_control(
+        host: &Arc<Host>,
+        ram: GuestRam,
+        control: Arc<Control>,
+        vcpus: usize,
+        devices: Arc<dyn Devices>,
+    ) -> Result<Self, KvmError> {
         let vm = host.kvm().create_vm().asked("making a VM")?;
         Sockets::Full.make(&vm)?;
         ram.install(&vm)?;
-        let control = Arc::new(Control::new(vcpus));
         let vcpus = (0u64..).take(vcpus).map(|id| {
             let fd = vm.create_vcpu(id).asked("making a vCPU")?;
             Ok(Vcpu::new(fd, usize::try_from(id).unwrap_or(0), &control, &devices))
@@ -112,6 +148,7 @@ impl Machine {
             control,
             vm,
             ram: RwLock::new(ram),
+            filling: None,
             freezing: Mutex::new(()),
         })
     }
@@ -167,6 +204,15 @@ impl Machine {
     /// [`KvmError::NotRam`] when the range is not one run of RAM.
     pub fn write(&self, gpa: Gpa, bytes: &[u8]) -> Result<(), KvmError> {
         self.ram.read().write(gpa, bytes)
+    }
+
+    /// Gives frames memory of their own, with the bytes that they have, ahead of the guest's writing to them: it then waits for no
+    /// copying. For frames that will be written, on a processor that has nothing better to do.
+    ///
+    /// # Errors
+    /// [`KvmError::Refused`] for frames that there are not, or when there is no memory.
+    pub fn own(&self, frames: std::ops::Range<u32>) -> Result<(), KvmError> {
+        self.ram.read().own(frames)
     }
 
     /// Starts the vCPUs, or has them go on.
@@ -235,6 +281,10 @@ impl Machine {
 impl Drop for Machine {
     fn drop(&mut self) {
         self.control.end(Stopped::Dropped);
+        // A vCPU may be waiting for a page.
+        if let Some(filling) = &self.filling {
+            filling.stop();
+        }
         for vcpu in &mut self.vcpus {
             vcpu.join();
         }

@@ -2,9 +2,7 @@
 
 use crate::error::{Asked, KvmError};
 use kaleidoscope_core::addr::FRAME_BYTES;
-use rustix::fs::{
-    MemfdFlags, SealFlags, fcntl_add_seals, fstat, ftruncate, memfd_create,
-};
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, fstat, ftruncate, memfd_create};
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::FileExt;
@@ -47,13 +45,11 @@ impl MemoryFile {
     }
 
     /// From here on nobody can write to the file, but through mappings that there are already.
-    pub(crate) fn seal_future_writes(&self) -> Result<(), KvmError> {
-        fcntl_add_seals(&self.file, SealFlags::FUTURE_WRITE).asked("sealing frozen memory")
-    }
-
-    /// From here on nobody can write to the file at all. There is no mapping left that could.
+    ///
+    /// The seal that also rules those out (`F_SEAL_WRITE`) looks at every page, waits for all processors, and fails while KVM holds
+    /// a page for a moment: it would take longer than the freeze. Whoever seals a file has its mapping, and drops it.
     pub(crate) fn seal(&self) -> Result<(), KvmError> {
-        fcntl_add_seals(&self.file, SealFlags::WRITE).asked("sealing frozen memory for good")
+        fcntl_add_seals(&self.file, SealFlags::FUTURE_WRITE).asked("sealing frozen memory")
     }
 }
 

@@ -13,7 +13,7 @@ use std::sync::Arc;
 /// Mappings that one clone's memory is made of at most: a process may have 65,530 (vm.max_map_count), for all its clones.
 const MAPPINGS: usize = 512;
 
-/// A guest's RAM at the instant of a freeze, in files that are sealed: nobody can change a byte of it any more.
+/// A guest's RAM at the instant of a freeze, in files that are sealed: nobody can change a byte of it.
 ///
 /// The first image of a machine is one file. Later ones are that file and, over it, files with what was written since; what a file
 /// of these does not hold takes no memory.
@@ -71,7 +71,8 @@ impl FrozenImage {
             layer.file.seal()?;
         }
         let (base, over) = files(&layers)?;
-        let sealed = Sealed::of_files(base, bytes(&layout), &over).asked("mapping frozen memory")?;
+        let sealed =
+            Sealed::of_files(base, bytes(&layout), &over).asked("mapping frozen memory")?;
         Ok(Self { layout, layers, sealed })
     }
 
@@ -115,10 +116,12 @@ fn files(layers: &[Layer]) -> Result<(BorrowedFd<'_>, Vec<Part<'_>>), KvmError> 
     let [base, upper @ ..] = layers else {
         return Err(KvmError::State("an image without a layer".into()));
     };
-    let part = |layer: &'_ Layer, run: &Range<u32>| bytes_of(run).start..bytes_of(run).end.min(layer.file.len());
-    let over = upper.iter().flat_map(|layer| {
-        layer.runs.iter().map(move |run| (part(layer, run), layer.file.as_fd()))
-    });
+    let part = |layer: &'_ Layer, run: &Range<u32>| {
+        bytes_of(run).start..bytes_of(run).end.min(layer.file.len())
+    };
+    let over = upper
+        .iter()
+        .flat_map(|layer| layer.runs.iter().map(move |run| (part(layer, run), layer.file.as_fd())));
     Ok((base.file.as_fd(), over.collect()))
 }
 
@@ -152,7 +155,9 @@ mod tests {
     fn image() -> FrozenImage {
         let layout = MemoryLayout::new(&[(Gpa(0), 0x2000), (Gpa(0x10000), 0x3000)]).unwrap();
         let file = MemoryFile::new(5 * FRAME_BYTES).unwrap();
-        (0..5).for_each(|n| file.write(n * FRAME_BYTES, &[n as u8 + 1; FRAME_BYTES]).unwrap());
+        (0u8..5).for_each(|n| {
+            file.write(usize::from(n) * FRAME_BYTES, &[n + 1; FRAME_BYTES]).unwrap();
+        });
         FrozenImage::new(layout, Arc::new(file)).unwrap()
     }
 

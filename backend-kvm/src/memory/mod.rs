@@ -5,6 +5,7 @@ mod image;
 mod ram;
 mod runs;
 
+pub(crate) use file::MemoryFile;
 pub use image::FrozenImage;
 pub(crate) use ram::{Dropped, GuestRam, Prepared};
 

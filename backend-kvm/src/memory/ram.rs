@@ -51,8 +51,9 @@ impl GuestRam {
     /// RAM that is all zeros.
     pub(crate) fn new(layout: MemoryLayout) -> Result<Self, KvmError> {
         let file = Arc::new(MemoryFile::new(bytes(&layout))?);
-        let mapping = Mapping::of_file(std::os::fd::AsFd::as_fd(&*file), file.len(), Sharing::Shared)
-            .asked("mapping guest memory")?;
+        let mapping =
+            Mapping::of_file(std::os::fd::AsFd::as_fd(&*file), file.len(), Sharing::Shared)
+                .asked("mapping guest memory")?;
         Ok(Self { layout, mapping: Arc::new(mapping), origin: Origin::Fresh(file) })
     }
 
@@ -70,10 +71,6 @@ impl GuestRam {
 
     pub(crate) fn layout(&self) -> &MemoryLayout {
         &self.layout
-    }
-
-    pub(crate) fn mapping(&self) -> &Arc<Mapping> {
-        &self.mapping
     }
 
     /// Shows the RAM to the guest.
@@ -121,6 +118,12 @@ impl GuestRam {
         self.mapping.write(offset, bytes).asked("writing guest memory")
     }
 
+    /// Gives frames memory of their own, ahead of the guest's writing to them.
+    pub(crate) fn own(&self, frames: Range<u32>) -> Result<(), KvmError> {
+        let range = frames.start as usize * FRAME_BYTES..frames.end as usize * FRAME_BYTES;
+        self.mapping.populate(range).asked("giving a clone memory of its own")
+    }
+
     /// What has to be done before the machine is paused for a freeze, while it runs.
     pub(crate) fn prepare(&self) -> Result<Prepared, KvmError> {
         match &self.origin {
@@ -153,10 +156,14 @@ impl GuestRam {
     }
 
     /// While all vCPUs are stopped: has the guest go on without changing what it had.
-    pub(crate) fn freeze(&mut self, vm: &VmFd, prepared: &mut Prepared) -> Result<Dropped, KvmError> {
+    pub(crate) fn freeze(
+        &mut self,
+        vm: &VmFd,
+        prepared: &mut Prepared,
+    ) -> Result<Dropped, KvmError> {
         match prepared {
             Prepared::Flip(flip) => {
-                flip.file.seal_future_writes()?;
+                flip.file.seal()?;
                 self.hide(vm)?;
                 self.show(vm, &flip.private)?;
                 let shared = std::mem::replace(&mut self.mapping, Arc::clone(&flip.private));
@@ -177,7 +184,7 @@ impl GuestRam {
     ) -> Result<Arc<FrozenImage>, KvmError> {
         match prepared {
             Prepared::Flip(flip) => {
-                // The last mapping that could write to the file.
+                // The last mapping that could write to the file: nobody but this value ever had it.
                 drop(dropped);
                 let image = Arc::new(FrozenImage::new(self.layout.clone(), flip.file)?);
                 self.origin = Origin::Image(Arc::clone(&image));

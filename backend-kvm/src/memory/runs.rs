@@ -74,11 +74,6 @@ pub(super) fn fewer(runs: Vec<Range<u32>>, most: usize) -> Vec<Range<u32>> {
     fewer
 }
 
-/// How many frames.
-pub(super) fn count(runs: &[Range<u32>]) -> u64 {
-    runs.iter().map(|run| u64::from(run.end - run.start)).sum()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -99,7 +94,6 @@ mod tests {
             let (na, nb) = (normal(a.clone()), normal(b.clone()));
             prop_assert_eq!(set(&na), set(&a));
             prop_assert!(na.windows(2).all(|w| w[0].end < w[1].start));
-            prop_assert_eq!(count(&na), set(&a).len() as u64);
             let expected: BTreeSet<u32> = set(&a).difference(&set(&b)).copied().collect();
             prop_assert_eq!(set(&without(&na, &nb)), expected);
             let few = fewer(na.clone(), most);

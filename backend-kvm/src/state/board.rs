@@ -2,8 +2,8 @@
 
 use crate::error::{Asked, KvmError};
 use kvm_bindings::{
-    KVM_CLOCK_TSC_STABLE, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE,
-    KVM_PIT_SPEAKER_DUMMY, kvm_clock_data, kvm_irqchip, kvm_pit_config, kvm_pit_state2,
+    KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_PIT_SPEAKER_DUMMY,
+    kvm_clock_data, kvm_irqchip, kvm_pit_config, kvm_pit_state2,
 };
 use kvm_ioctls::{Cap, VmFd};
 use serde::{Deserialize, Serialize};
@@ -72,9 +72,8 @@ impl Board {
             vm.set_pit2(pit).asked("loading the timer")?;
         }
         if let Some(clock) = self.clock.filter(|_| vm.check_extension(Cap::AdjustClock)) {
-            // Time stands still between freeze and start. The flag is KVM's to give, not to take.
-            let flags = clock.flags & !KVM_CLOCK_TSC_STABLE;
-            let clock = kvm_clock_data { clock: clock.clock, flags: flags & 0, ..Default::default() };
+            // Without flags, so that the guest's time goes on from where it was, as its time stamp counter does.
+            let clock = kvm_clock_data { clock: clock.clock, ..Default::default() };
             vm.set_clock(&clock).asked("loading the clock")?;
         }
         Ok(())

@@ -38,8 +38,10 @@ fn read_msrs(vcpu: &VcpuFd, indices: &[u32]) -> Result<Vec<kvm_msr_entry>, KvmEr
     let mut rest = indices;
     while !rest.is_empty() {
         let part = rest.get(..rest.len().min(MSRS)).unwrap_or_default();
-        let wanted: Vec<_> =
-            part.iter().map(|index| kvm_msr_entry { index: *index, ..Default::default() }).collect();
+        let wanted: Vec<_> = part
+            .iter()
+            .map(|index| kvm_msr_entry { index: *index, ..Default::default() })
+            .collect();
         let mut msrs = Msrs::from_entries(&wanted).map_err(state)?;
         let read = vcpu.get_msrs(&mut msrs).asked("saving MSRs")?;
         found.extend(msrs.as_slice().iter().take(read));
@@ -55,8 +57,8 @@ fn write_msrs(vcpu: &VcpuFd, entries: &[kvm_msr_entry]) -> Result<(), KvmError> 
     let mut rest = entries;
     while !rest.is_empty() {
         let part = rest.get(..rest.len().min(MSRS)).unwrap_or_default();
-        let msrs = Msrs::from_entries(part)
-            .map_err(|error| KvmError::State(format!("MSRs: {error}")))?;
+        let msrs =
+            Msrs::from_entries(part).map_err(|error| KvmError::State(format!("MSRs: {error}")))?;
         let written = vcpu.set_msrs(&msrs).asked("loading MSRs")?;
         let mut passed = written;
         if let Some(refused) = part.get(written) {

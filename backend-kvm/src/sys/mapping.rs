@@ -2,9 +2,13 @@
 
 #![expect(unsafe_code, reason = "maps guest memory and reads what a guest writes")]
 
+use libc::{iovec, process_vm_readv, process_vm_writev};
 use rustix::fs::{SealFlags, fcntl_get_seals};
 use rustix::io::Errno;
-use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, mmap_anonymous, munmap};
+use rustix::mm::{
+    Advice, MapFlags, MprotectFlags, ProtFlags, madvise, mmap, mmap_anonymous, mprotect, munmap,
+};
+use rustix::process::getpid;
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::ptr::NonNull;
@@ -25,15 +29,19 @@ pub(crate) struct Mapping {
     len: usize,
 }
 
-// SAFETY: the mapping belongs to this value alone and is unmapped by it alone. All access to its bytes is volatile and
-// never forms a reference, so that several threads, and a guest, may use them at once.
+// SAFETY: the mapping belongs to this value alone and is unmapped by it alone. Its bytes are copied
+// by the kernel, and never referred to, so that several threads, and a guest, may use them at once.
 unsafe impl Send for Mapping {}
 // SAFETY: as above.
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
     /// Maps the first `len` bytes of a file, for reading and writing. Memory is taken as it is used.
-    pub(crate) fn of_file(file: BorrowedFd<'_>, len: usize, sharing: Sharing) -> Result<Self, Errno> {
+    pub(crate) fn of_file(
+        file: BorrowedFd<'_>,
+        len: usize,
+        sharing: Sharing,
+    ) -> Result<Self, Errno> {
         let flags = match sharing {
             Sharing::Shared => MapFlags::SHARED,
             Sharing::Private => MapFlags::PRIVATE,
@@ -89,64 +97,58 @@ impl Mapping {
         self.len
     }
 
-    fn advise(&self, range: Range<usize>, advice: Advice) -> Result<(), Errno> {
-        let start = self.part(&range)?;
-        // SAFETY: the range lies in this mapping, and no reference into it exists that the advice could invalidate.
-        unsafe { madvise(start.cast(), range.len(), advice) }
-    }
-
     /// Gives every page of the range memory of its own, with the bytes that it has.
     pub(crate) fn populate(&self, range: Range<usize>) -> Result<(), Errno> {
-        self.advise(range, Advice::LinuxPopulateWrite)
+        let start = self.part(&range)?;
+        // SAFETY: the range lies in this mapping; the advice changes no byte of it.
+        unsafe { madvise(start.cast(), range.len(), Advice::LinuxPopulateWrite) }
     }
 
-    /// Forgets what the range holds: the file's bytes show again, or zeros.
-    pub(crate) fn discard(&self, range: Range<usize>) -> Result<(), Errno> {
-        self.advise(range, Advice::LinuxDontNeed)
+    /// Takes all access to the mapping away, for good.
+    pub(crate) fn revoke(&self) -> Result<(), Errno> {
+        // SAFETY: the range is the mapping, into which there are no references.
+        unsafe { mprotect(self.start.as_ptr().cast(), self.len, MprotectFlags::empty()) }
     }
 
     /// Copies bytes out. A guest that writes them meanwhile may be seen in the middle of it.
     ///
+    /// The kernel copies: memory that has been revoked is an error then, and not the process's end; and what a guest writes at the
+    /// same time is no matter of the language's rules.
+    ///
     /// # Errors
-    /// [`Errno::INVAL`] when the range is not in the mapping.
+    /// [`Errno::INVAL`] when the range is not in the mapping, [`Errno::FAULT`] when it was revoked.
     pub(crate) fn read(&self, offset: usize, buf: &mut [u8]) -> Result<(), Errno> {
         let end = offset.checked_add(buf.len()).ok_or(Errno::INVAL)?;
-        let mut from = self.part(&(offset..end))?;
-        let (head, words, tail) = (from.align_offset(8).min(buf.len()), 8, 1);
-        let (first, rest) = buf.split_at_mut(head);
-        let (middle, last) = rest.as_chunks_mut::<8>();
-        for byte in first {
-            // SAFETY: as many bytes as the buffer has lie in the mapping from `from` on.
-            *byte = unsafe { from.read_volatile() };
-            from = from.wrapping_add(tail);
-        }
-        for word in middle {
-            // SAFETY: as above; the address is a multiple of 8 now.
-            let value = unsafe { from.cast::<u64>().read_volatile() };
-            *word = value.to_le_bytes();
-            from = from.wrapping_add(words);
-        }
-        for byte in last {
-            // SAFETY: as above.
-            *byte = unsafe { from.read_volatile() };
-            from = from.wrapping_add(tail);
-        }
-        Ok(())
+        let here = iovec { iov_base: buf.as_mut_ptr().cast(), iov_len: buf.len() };
+        let there = iovec { iov_base: self.part(&(offset..end))?.cast(), iov_len: buf.len() };
+        let process = getpid().as_raw_pid();
+        // SAFETY: the call writes to `buf` alone, and reads this process's memory, the range of which lies in the mapping.
+        let copied = unsafe { process_vm_readv(process, &here, 1, &there, 1, 0) };
+        all_of(copied, buf.len())
     }
 
     /// Copies bytes in. A guest may see part of them.
     ///
     /// # Errors
-    /// [`Errno::INVAL`] when the range is not in the mapping.
+    /// As for [`Mapping::read`].
     pub(crate) fn write(&self, offset: usize, bytes: &[u8]) -> Result<(), Errno> {
         let end = offset.checked_add(bytes.len()).ok_or(Errno::INVAL)?;
-        let mut to = self.part(&(offset..end))?;
-        for byte in bytes {
-            // SAFETY: as many bytes as were given lie in the mapping from `to` on.
-            unsafe { to.write_volatile(*byte) };
-            to = to.wrapping_add(1);
-        }
-        Ok(())
+        let here = iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
+        let there = iovec { iov_base: self.part(&(offset..end))?.cast(), iov_len: bytes.len() };
+        let process = getpid().as_raw_pid();
+        // SAFETY: the call reads `bytes`, which it does not change, and writes to this process's memory, in a range that lies in
+        // the mapping, to which there are no references.
+        let copied = unsafe { process_vm_writev(process, &here, 1, &there, 1, 0) };
+        all_of(copied, bytes.len())
+    }
+}
+
+/// Whether all bytes were copied. The kernel stops at the first that cannot be.
+fn all_of(copied: isize, bytes: usize) -> Result<(), Errno> {
+    match usize::try_from(copied) {
+        Ok(copied) if copied == bytes => Ok(()),
+        Ok(_) => Err(Errno::FAULT),
+        Err(_) => Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)),
     }
 }
 
@@ -167,7 +169,8 @@ impl Sealed {
     /// Maps the first `len` bytes of a file, and ranges of others over them.
     ///
     /// # Errors
-    /// [`Errno::PERM`] when one of the files is not sealed against writing and shrinking.
+    /// [`Errno::PERM`] when one of the files is not sealed against writing and shrinking. Whoever sealed it has no mapping left that
+    /// could write.
     pub(crate) fn of_files(
         base: BorrowedFd<'_>,
         len: usize,
@@ -175,9 +178,8 @@ impl Sealed {
     ) -> Result<Self, Errno> {
         require_seals(base)?;
         // SAFETY: without a fixed address the kernel chooses one where nothing is mapped.
-        let start = unsafe {
-            mmap(std::ptr::null_mut(), len, ProtFlags::READ, MapFlags::SHARED, base, 0)
-        }?;
+        let start =
+            unsafe { mmap(std::ptr::null_mut(), len, ProtFlags::READ, MapFlags::SHARED, base, 0) }?;
         let mapping = Mapping::at(start, len)?;
         for (range, file) in over {
             require_seals(*file)?;
@@ -192,14 +194,15 @@ impl Sealed {
 
     /// All bytes.
     pub(crate) fn bytes(&self) -> &[u8] {
-        // SAFETY: the files are sealed: nobody can write or shrink them, through whatever mapping or file descriptor, and
-        // the mapping is read-only and lives as long as `self`.
+        // SAFETY: the files are sealed: nobody can shrink them, or write to them through a file descriptor or a new mapping; the
+        // only mapping from before the seal was dropped by its only owner (`GuestRam::image`). This one is read-only and lives
+        // as long as `self`.
         unsafe { std::slice::from_raw_parts(self.0.start.as_ptr(), self.0.len) }
     }
 }
 
 fn require_seals(file: impl AsFd) -> Result<(), Errno> {
     let seals = fcntl_get_seals(file)?;
-    let needed = SealFlags::WRITE | SealFlags::SHRINK;
-    if seals.contains(needed) { Ok(()) } else { Err(Errno::PERM) }
+    let is_sealed = seals.intersects(SealFlags::WRITE | SealFlags::FUTURE_WRITE);
+    if is_sealed && seals.contains(SealFlags::SHRINK) { Ok(()) } else { Err(Errno::PERM) }
 }

@@ -6,26 +6,18 @@
 
 use super::Mapping;
 use linux_raw_sys::general::{
-    _UFFDIO_API, _UFFDIO_COPY, _UFFDIO_REGISTER, _UFFDIO_UNREGISTER, _UFFDIO_WAKE,
-    _UFFDIO_ZEROPAGE, UFFD_API, UFFD_EVENT_PAGEFAULT, UFFD_EVENT_REMOVE, UFFD_PAGEFAULT_FLAG_WRITE,
-    uffd_msg, uffdio_api, uffdio_copy, uffdio_range, uffdio_register, uffdio_zeropage,
+    UFFD_API, UFFD_EVENT_PAGEFAULT, UFFD_EVENT_REMOVE, UFFD_PAGEFAULT_FLAG_WRITE, uffd_msg,
+    uffdio_api, uffdio_copy, uffdio_range, uffdio_register, uffdio_zeropage,
+};
+use linux_raw_sys::ioctl::{
+    UFFDIO_API, UFFDIO_COPY, UFFDIO_REGISTER, UFFDIO_UNREGISTER, UFFDIO_WAKE, UFFDIO_ZEROPAGE,
 };
 use rustix::io::Errno;
-use rustix::ioctl::{Opcode, Updater, ioctl, opcode};
+use rustix::ioctl::{Opcode, Updater, ioctl};
 use rustix::mm::{UserfaultfdFlags, userfaultfd};
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-
-/// The type byte of userfaultfd's ioctls (`UFFDIO` in linux/userfaultfd.h).
-const UFFDIO: u8 = 0xaa;
-
-const API: Opcode = opcode::read_write::<uffdio_api>(UFFDIO, _UFFDIO_API as u8);
-const REGISTER: Opcode = opcode::read_write::<uffdio_register>(UFFDIO, _UFFDIO_REGISTER as u8);
-const UNREGISTER: Opcode = opcode::read::<uffdio_range>(UFFDIO, _UFFDIO_UNREGISTER as u8);
-const WAKE: Opcode = opcode::read::<uffdio_range>(UFFDIO, _UFFDIO_WAKE as u8);
-const COPY: Opcode = opcode::read_write::<uffdio_copy>(UFFDIO, _UFFDIO_COPY as u8);
-const ZEROPAGE: Opcode = opcode::read_write::<uffdio_zeropage>(UFFDIO, _UFFDIO_ZEROPAGE as u8);
 
 /// Bytes of a message.
 const MESSAGE: usize = size_of::<uffd_msg>();
@@ -73,7 +65,7 @@ impl Userfault {
         let fd = unsafe { userfaultfd(flags) }?;
         let mut api = uffdio_api { api: u64::from(UFFD_API), features, ioctls: 0 };
         // SAFETY: the type is the call's, which refers to no memory.
-        unsafe { call::<API, _>(fd.as_fd(), &mut api) }?;
+        unsafe { call::<UFFDIO_API, _>(fd.as_fd(), &mut api) }?;
         Ok(Self { fd, mapping })
     }
 
@@ -90,14 +82,14 @@ impl Userfault {
         let range = self.range(&range)?;
         let mut register = uffdio_register { range, mode: mode.into(), ioctls: 0 };
         // SAFETY: the type is the call's; the range lies in the mapping, which is kept.
-        unsafe { call::<REGISTER, _>(self.fd.as_fd(), &mut register) }
+        unsafe { call::<UFFDIO_REGISTER, _>(self.fd.as_fd(), &mut register) }
     }
 
     /// Watches a range no longer.
     pub(crate) fn unregister(&self, range: Range<usize>) -> Result<(), Errno> {
         let mut range = self.range(&range)?;
         // SAFETY: the type is the call's; the range lies in the mapping.
-        unsafe { call::<UNREGISTER, _>(self.fd.as_fd(), &mut range) }
+        unsafe { call::<UFFDIO_UNREGISTER, _>(self.fd.as_fd(), &mut range) }
     }
 
     /// Fills whole pages that are not there, and wakes who waits for them. Says how many bytes were filled when it could not be
@@ -109,7 +101,7 @@ impl Userfault {
         let mut copy = uffdio_copy { dst: range.start, src, len: range.len, mode: 0, copy: 0 };
         // SAFETY: the type is the call's; the source is `bytes`, which is exposed to nothing but reading, and the target lies in
         // the mapping, to which there are no references.
-        let result = unsafe { call::<COPY, _>(self.fd.as_fd(), &mut copy) };
+        let result = unsafe { call::<UFFDIO_COPY, _>(self.fd.as_fd(), &mut copy) };
         result.map_err(|error| (usize::try_from(copy.copy).unwrap_or(0), error))
     }
 
@@ -119,7 +111,7 @@ impl Userfault {
         let range = self.range(&range).map_err(|error| (0, error))?;
         let mut zero = uffdio_zeropage { range, mode: 0, zeropage: 0 };
         // SAFETY: the type is the call's; the range lies in the mapping, to which there are no references.
-        let result = unsafe { call::<ZEROPAGE, _>(self.fd.as_fd(), &mut zero) };
+        let result = unsafe { call::<UFFDIO_ZEROPAGE, _>(self.fd.as_fd(), &mut zero) };
         result.map_err(|error| (usize::try_from(zero.zeropage).unwrap_or(0), error))
     }
 
@@ -127,7 +119,7 @@ impl Userfault {
     pub(crate) fn wake(&self, range: Range<usize>) -> Result<(), Errno> {
         let mut range = self.range(&range)?;
         // SAFETY: the type is the call's, which changes no memory.
-        unsafe { call::<WAKE, _>(self.fd.as_fd(), &mut range) }
+        unsafe { call::<UFFDIO_WAKE, _>(self.fd.as_fd(), &mut range) }
     }
 
     /// The next message, if there is one. Does not wait.
@@ -152,7 +144,7 @@ impl Userfault {
     fn decode(&self, bytes: &[u8; MESSAGE]) -> Result<Option<Message>, Errno> {
         let number = |at: usize| {
             let bytes = bytes.get(at..).and_then(<[u8]>::first_chunk);
-            u64::from_ne_bytes(*bytes.unwrap_or(&[0; 8]))
+            u64::from_le_bytes(*bytes.unwrap_or(&[0; 8]))
         };
         let offset = |address: u64| {
             let offset = address.checked_sub(self.mapping.address());

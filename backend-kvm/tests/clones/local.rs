@@ -1,80 +1,12 @@
-//! Real guests that check every byte they own, frozen while they run.
+//! Clones that share their parent's memory on this host.
 
-#![expect(clippy::unwrap_used, reason = "tests")]
-
+use crate::common::{Outcome, Wrong, host, let_run, rounds, verify_image, verify_machine};
 use kaleidoscope_core::memory::GuestMemory;
-use kaleidoscope_kvm::guest::{Mismatch, Plan, Witness, boot, progress, verify};
-use kaleidoscope_kvm::machine::{Frozen, Host, Machine};
+use kaleidoscope_kvm::guest::{Plan, Witness, boot, progress, verify};
+use kaleidoscope_kvm::machine::{Frozen, Machine};
 use kaleidoscope_kvm::{KvmError, state::MachineState};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-
-type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
-
-/// This host's KVM, or a loud word that there is none.
-fn host() -> Option<Arc<Host>> {
-    match Host::open() {
-        Ok(host) => Some(host),
-        Err(error) => {
-            println!("******** SKIPPED: {error} ********");
-            None
-        }
-    }
-}
-
-#[derive(Debug)]
-enum Wrong {
-    Page(Mismatch),
-    Read(String),
-}
-
-impl From<Mismatch> for Wrong {
-    fn from(mismatch: Mismatch) -> Self {
-        Self::Page(mismatch)
-    }
-}
-
-fn rounds(plan: &Plan, machine: &Machine) -> Vec<u64> {
-    progress(plan, &mut |gpa, buf| machine.read(gpa, buf)).unwrap()
-}
-
-/// Waits until every process has been around so often more, and nobody complains.
-fn let_run(plan: &Plan, machine: &Machine, witness: &Witness, more: u64) {
-    let before = rounds(plan, machine);
-    let start = Instant::now();
-    loop {
-        assert_eq!(witness.complaint(), None, "{machine:?} {:?}", complaint(machine));
-        assert_eq!(machine.ended(), None);
-        let now = rounds(plan, machine);
-        if now.iter().zip(&before).all(|(now, before)| *now >= before + more) {
-            return;
-        }
-        assert!(start.elapsed() < Duration::from_secs(60), "{before:?} to {now:?}: too slow");
-        std::thread::sleep(Duration::from_millis(2));
-    }
-}
-
-/// What a process complained of.
-fn complaint(machine: &Machine) -> String {
-    machine.pause().unwrap();
-    let all = (0..).map_while(|vcpu| machine.registers(vcpu).ok());
-    all.map(|(regs, sregs)| format!("{regs:x?} cr2 {:#x}\n", sregs.cr2)).collect()
-}
-
-fn verify_image(plan: &Plan, frozen: &Frozen) {
-    let result = verify::<Wrong>(plan, &mut |gpa, buf| {
-        frozen.image.read(gpa, buf).map_err(|error| Wrong::Read(error.to_string()))
-    });
-    result.unwrap();
-}
-
-fn verify_machine(plan: &Plan, machine: &Machine) {
-    machine.pause().unwrap();
-    let result = verify::<Wrong>(plan, &mut |gpa, buf| {
-        machine.read(gpa, buf).map_err(|error| Wrong::Read(error.to_string()))
-    });
-    result.unwrap();
-}
 
 #[test]
 fn a_guest_runs() -> Outcome<()> {

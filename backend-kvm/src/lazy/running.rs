@@ -1,0 +1,130 @@
+//! The engine of a clone whose memory comes page by page, and the threads that answer its faults.
+
+use super::Stage;
+use super::pages::LazyPages;
+use crate::error::{Asked, KvmError};
+use kaleidoscope_core::alloc::Grant;
+use kaleidoscope_core::clone::ports::{PageSource, SystemClock};
+use kaleidoscope_core::clone::{Engine, Options, Parts, Stopped};
+use kaleidoscope_core::prefetch::{Atlas, PrefetchPolicy};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+/// What a clone whose memory comes page by page is made of, beside its state.
+pub struct Lazy {
+    /// What the parent's frames are.
+    pub atlas: Arc<Atlas>,
+    /// What comes ahead of a touch.
+    pub policy: Box<dyn PrefetchPolicy>,
+    /// Where pages come from.
+    pub source: Arc<dyn PageSource>,
+    /// How.
+    pub options: Options,
+    /// The clone's share of the host's memory.
+    pub grant: Option<Grant>,
+    /// Where pages are kept that clones of the parent on this host share; none to have a copy for each.
+    pub stage: Option<Arc<Stage>>,
+}
+
+impl std::fmt::Debug for Lazy {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Lazy").field("options", &self.options).finish_non_exhaustive()
+    }
+}
+
+/// An engine at work on a machine's memory.
+#[derive(Debug)]
+pub(crate) struct Running {
+    engine: Arc<Engine>,
+    pages: Arc<LazyPages>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Running {
+    /// Starts an engine, with a thread for faults of each vCPU up to the number of processors. `ended` is called once when
+    /// pages cease to come.
+    pub(crate) fn start(
+        lazy: Lazy,
+        vcpus: usize,
+        ended: impl Fn(&Stopped) + Clone + Send + 'static,
+    ) -> Result<Self, KvmError> {
+        let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let threads = vcpus.clamp(1, processors);
+        if let Some(stage) = &lazy.stage
+            && stage.layout() != lazy.atlas.map().layout()
+        {
+            return Err(KvmError::State("the stage is of another guest".into()));
+        }
+        let pages = Arc::new(LazyPages::new(lazy.atlas.frames(), threads, lazy.stage)?);
+        let parts = Parts {
+            atlas: lazy.atlas,
+            policy: lazy.policy,
+            source: lazy.source,
+            placer: Arc::clone(&pages) as _,
+            queue: Some(Arc::clone(&pages) as _),
+            clock: Arc::new(SystemClock::new()),
+            grant: lazy.grant,
+        };
+        let engine =
+            Arc::new(Engine::start(parts, lazy.options).asked("starting a clone's engine")?);
+        let mut running = Self { engine, pages, threads: Vec::new() };
+        for n in 0..threads {
+            let thread = running.serve(n, ended.clone());
+            running.threads.push(thread?);
+        }
+        Ok(running)
+    }
+
+    fn serve(
+        &self,
+        n: usize,
+        ended: impl Fn(&Stopped) + Send + 'static,
+    ) -> Result<JoinHandle<()>, KvmError> {
+        /// However the thread ends, the guest does not go on without it.
+        struct Last<F: Fn(&Stopped)> {
+            engine: Arc<Engine>,
+            pages: Arc<LazyPages>,
+            ended: F,
+        }
+        impl<F: Fn(&Stopped)> Drop for Last<F> {
+            fn drop(&mut self) {
+                self.engine.stop();
+                (self.ended)(&self.engine.stopped().unwrap_or(Stopped::Cancelled));
+                self.pages.revoke();
+            }
+        }
+        let last = Last { engine: Arc::clone(&self.engine), pages: Arc::clone(&self.pages), ended };
+        std::thread::Builder::new()
+            .name(format!("faults{n}"))
+            .stack_size(256 << 10)
+            .spawn(move || {
+                // Why it ended is told by `last`.
+                let _ = last.engine.serve();
+            })
+            .asked("starting a thread for faults")
+    }
+
+    pub(crate) fn engine(&self) -> &Arc<Engine> {
+        &self.engine
+    }
+
+    pub(crate) fn pages(&self) -> &Arc<LazyPages> {
+        &self.pages
+    }
+
+    /// Stops everything, and takes the memory from whoever waits for it.
+    pub(crate) fn stop(&self) {
+        self.engine.stop();
+        self.pages.revoke();
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.stop();
+        for thread in self.threads.drain(..) {
+            // A panic there has ended the clone.
+            let _ = thread.join();
+        }
+    }
+}

@@ -1,0 +1,76 @@
+//! Guests for the tests, and how to watch them.
+
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+use kaleidoscope_core::memory::GuestMemory;
+use kaleidoscope_kvm::guest::{Mismatch, Plan, Witness, progress, verify};
+use kaleidoscope_kvm::machine::{Frozen, Host, Machine};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+pub(crate) type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
+
+/// This host's KVM, or a loud word that there is none.
+pub(crate) fn host() -> Option<Arc<Host>> {
+    match Host::open() {
+        Ok(host) => Some(host),
+        Err(error) => {
+            println!("******** SKIPPED: {error} ********");
+            None
+        }
+    }
+}
+
+#[derive(Debug)]
+pub(crate) enum Wrong {
+    Page(Mismatch),
+    Read(#[expect(dead_code, reason = "shown by a test that fails")] String),
+}
+
+impl From<Mismatch> for Wrong {
+    fn from(mismatch: Mismatch) -> Self {
+        Self::Page(mismatch)
+    }
+}
+
+pub(crate) fn rounds(plan: &Plan, machine: &Machine) -> Vec<u64> {
+    progress(plan, &mut |gpa, buf| machine.read(gpa, buf)).unwrap()
+}
+
+/// Waits until every process has been around so often more, and nobody complains.
+pub(crate) fn let_run(plan: &Plan, machine: &Machine, witness: &Witness, more: u64) {
+    let before = rounds(plan, machine);
+    let start = Instant::now();
+    loop {
+        assert_eq!(witness.complaint(), None, "{machine:?} {:?}", complaint(machine));
+        assert_eq!(machine.ended(), None);
+        let now = rounds(plan, machine);
+        if now.iter().zip(&before).all(|(now, before)| *now >= before + more) {
+            return;
+        }
+        assert!(start.elapsed() < Duration::from_secs(60), "{before:?} to {now:?}: too slow");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// What a process complained of.
+pub(crate) fn complaint(machine: &Machine) -> String {
+    machine.pause().unwrap();
+    let all = (0..).map_while(|vcpu| machine.registers(vcpu).ok());
+    all.map(|(regs, sregs)| format!("{regs:x?} cr2 {:#x}\n", sregs.cr2)).collect()
+}
+
+pub(crate) fn verify_image(plan: &Plan, frozen: &Frozen) {
+    let result = verify::<Wrong>(plan, &mut |gpa, buf| {
+        frozen.image.read(gpa, buf).map_err(|error| Wrong::Read(error.to_string()))
+    });
+    result.unwrap();
+}
+
+pub(crate) fn verify_machine(plan: &Plan, machine: &Machine) {
+    machine.pause().unwrap();
+    let result = verify::<Wrong>(plan, &mut |gpa, buf| {
+        machine.read(gpa, buf).map_err(|error| Wrong::Read(error.to_string()))
+    });
+    result.unwrap();
+}

@@ -1,0 +1,198 @@
+//! Clones whose pages come one by one.
+
+use crate::common::{Outcome, host, let_run, verify_image, verify_machine};
+use kaleidoscope_core::addr::FrameIndex;
+use kaleidoscope_core::clone::ports::{Delivery, PageSource, Priority, SourceError};
+use kaleidoscope_core::clone::{Background, Descriptor, LocalSource, Options};
+use kaleidoscope_core::memory::GuestMemory;
+use kaleidoscope_core::prefetch::{Atlas, Blind, Demand, PrefetchPolicy};
+use kaleidoscope_kvm::guest::{Plan, Witness, boot, progress};
+use kaleidoscope_kvm::lazy::{Lazy, Stage};
+use kaleidoscope_kvm::machine::{Frozen, Machine};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+/// What a clone of `frozen` is made of.
+fn lazy(
+    frozen: &Frozen,
+    atlas: &Arc<Atlas>,
+    policy: Box<dyn PrefetchPolicy>,
+    stage: Option<&Arc<Stage>>,
+) -> Lazy {
+    Lazy {
+        atlas: Arc::clone(atlas),
+        policy,
+        source: Arc::new(LocalSource::new(Arc::clone(&frozen.image) as _)),
+        options: Options::default(),
+        grant: None,
+        stage: stage.cloned(),
+    }
+}
+
+/// A machine that was frozen and goes on, who hears it, what the freeze left, and what its frames are.
+type Parent = (Machine, Arc<Witness>, Frozen, Arc<Atlas>);
+
+fn frozen_parent(plan: &Plan) -> Outcome<Option<Parent>> {
+    let Some(host) = host() else { return Ok(None) };
+    let (mut parent, witness) = boot(&host, plan)?;
+    parent.resume()?;
+    let_run(plan, &parent, &witness, 200);
+    let frozen = parent.freeze()?;
+    let atlas = Descriptor::of(&*frozen.image, None)?.atlas()?;
+    Ok(Some((parent, witness, frozen, atlas)))
+}
+
+#[test]
+fn pages_come_as_they_are_touched() -> Outcome<()> {
+    for vcpus in [1, 2] {
+        let plan = Plan::new(32, vcpus, 4, 256, 256, 2)?;
+        let Some((parent, witness, frozen, atlas)) = frozen_parent(&plan)? else { return Ok(()) };
+        let host = host().unwrap();
+        let stage = Stage::new(parent.layout())?;
+        for stage in [None, Some(&stage), Some(&stage)] {
+            let policies: [Box<dyn PrefetchPolicy>; 2] =
+                [Box::new(Demand), Box::new(Blind::aligned(16))];
+            for policy in policies {
+                let hears = Arc::new(Witness::default());
+                let lazy = lazy(&frozen, &atlas, policy, stage);
+                let mut clone =
+                    Machine::lazy_clone(&host, &frozen.state, lazy, Arc::clone(&hears) as _)?;
+                clone.resume()?;
+                let_run(&plan, &clone, &hears, 100);
+                let total = clone.engine().unwrap().statistics().total();
+                println!(
+                    "{vcpus} vCPUs, staged {}: {} faults, {} prefetched",
+                    stage.is_some(),
+                    total.faults,
+                    total.prefetched
+                );
+                verify_machine(&plan, &clone);
+            }
+        }
+        assert!(stage.taken()? > 0);
+        let_run(&plan, &parent, &witness, 100);
+        verify_image(&plan, &frozen);
+    }
+    Ok(())
+}
+
+#[test]
+fn a_clone_that_is_filled_needs_nobody() -> Outcome<()> {
+    let plan = Plan::new(32, 1, 2, 256, 256, 2)?;
+    let Some((parent, _witness, frozen, atlas)) = frozen_parent(&plan)? else { return Ok(()) };
+    drop(parent);
+    let host = host().unwrap();
+    let hears = Arc::new(Witness::default());
+    let mut lazy = lazy(&frozen, &atlas, Box::new(Demand), None);
+    lazy.options.background = Background::Full;
+    let mut clone = Machine::lazy_clone(&host, &frozen.state, lazy, Arc::clone(&hears) as _)?;
+    clone.resume()?;
+    let start = Instant::now();
+    while !clone.engine().unwrap().is_filled() {
+        assert_eq!(clone.ended(), None);
+        assert!(start.elapsed() < Duration::from_secs(30));
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let_run(&plan, &clone, &hears, 100);
+    verify_machine(&plan, &clone);
+    Ok(())
+}
+
+/// Delivers so many pages, and then dies in one of several ways.
+struct Mortal {
+    source: LocalSource,
+    left: AtomicUsize,
+    silent: bool,
+}
+
+impl PageSource for Mortal {
+    fn request(&self, frames: &[FrameIndex], priority: Priority) -> Result<(), SourceError> {
+        self.source.request(frames, priority)
+    }
+
+    fn receive(
+        &self,
+        wait: Duration,
+        deliver: &mut dyn FnMut(Delivery<'_>),
+    ) -> Result<(), SourceError> {
+        if self.left.load(Ordering::Relaxed) == 0 {
+            std::thread::sleep(wait);
+            return if self.silent { Ok(()) } else { Err(SourceError::new("it is dead")) };
+        }
+        self.source.receive(wait, &mut |delivery| {
+            let before = self.left.load(Ordering::Relaxed);
+            if before > 0 {
+                self.left.store(before - 1, Ordering::Relaxed);
+                deliver(delivery);
+            }
+        })
+    }
+}
+
+#[test]
+fn without_pages_a_clone_ends_and_nobody_else_does() -> Outcome<()> {
+    let plan = Plan::new(32, 2, 4, 256, 256, 2)?;
+    let Some((parent, witness, frozen, atlas)) = frozen_parent(&plan)? else { return Ok(()) };
+    let host = host().unwrap();
+    for (pages, silent) in [(0, false), (1, true), (40, false), (150, true), (300, false)] {
+        let sibling_hears = Arc::new(Witness::default());
+        let parts = lazy(&frozen, &atlas, Box::new(Demand), None);
+        let mut sibling =
+            Machine::lazy_clone(&host, &frozen.state, parts, Arc::clone(&sibling_hears) as _)?;
+        sibling.resume()?;
+        let hears = Arc::new(Witness::default());
+        let mut parts = lazy(&frozen, &atlas, Box::new(Blind::aligned(4)), None);
+        let source = LocalSource::new(Arc::clone(&frozen.image) as _);
+        parts.source = Arc::new(Mortal { source, left: AtomicUsize::new(pages), silent });
+        parts.options.patience = Duration::from_millis(300);
+        let mut clone = Machine::lazy_clone(&host, &frozen.state, parts, Arc::clone(&hears) as _)?;
+        clone.resume()?;
+        let start = Instant::now();
+        let how = loop {
+            assert_eq!(hears.complaint(), None, "a wrong byte instead of an end");
+            if let Some(how) = clone.ended() {
+                break how;
+            }
+            assert!(start.elapsed() < Duration::from_secs(20), "it hangs");
+            std::thread::sleep(Duration::from_millis(1));
+        };
+        println!("{pages} pages: {:?}: {how}", start.elapsed());
+        assert!(how.starts_with("its pages ceased to come: "), "{how}");
+        // Its memory is an error from here on, not zeros and not the end of this process.
+        let mut byte = [0];
+        assert!(clone.read(plan.processes()[0].status, &mut byte).is_err());
+        assert!(clone.pause().is_err());
+        drop(clone);
+        assert_eq!(hears.complaint(), None);
+        let_run(&plan, &sibling, &sibling_hears, 30);
+        let_run(&plan, &parent, &witness, 30);
+    }
+    verify_image(&plan, &frozen);
+    Ok(())
+}
+
+#[test]
+fn a_clone_can_be_dropped_while_it_waits() -> Outcome<()> {
+    let plan = Plan::new(32, 2, 4, 256, 256, 2)?;
+    let Some((_parent, _witness, frozen, atlas)) = frozen_parent(&plan)? else { return Ok(()) };
+    let host = host().unwrap();
+    for round in 0..20 {
+        let mut parts = lazy(&frozen, &atlas, Box::new(Demand), None);
+        let source = LocalSource::new(Arc::clone(&frozen.image) as _);
+        let left = AtomicUsize::new(round * 3);
+        parts.source = Arc::new(Mortal { source, left, silent: true });
+        parts.options.patience = Duration::from_secs(3600);
+        let hears = Arc::new(Witness::default());
+        let mut clone = Machine::lazy_clone(&host, &frozen.state, parts, Arc::clone(&hears) as _)?;
+        clone.resume()?;
+        std::thread::sleep(Duration::from_millis(round as u64));
+        let start = Instant::now();
+        drop(clone);
+        assert!(start.elapsed() < Duration::from_secs(10));
+        assert_eq!(hears.complaint(), None);
+    }
+    let before = progress(&plan, &mut |gpa, buf| frozen.image.read(gpa, buf))?;
+    assert!(before.iter().all(|rounds| *rounds >= 200));
+    Ok(())
+}

@@ -1,0 +1,5 @@
+//! Real guests that check every byte they own, frozen while they run.
+
+mod common;
+mod lazy;
+mod local;
