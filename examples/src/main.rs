@@ -23,6 +23,8 @@ mod table;
 mod test_map;
 mod tls;
 mod tune;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+mod vm;
 
 use std::process::ExitCode;
 

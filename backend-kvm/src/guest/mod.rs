@@ -8,6 +8,7 @@
 //!
 //! The processes run at full speed wherever a vCPU's user mode does; the kernel's instructions may be emulated.
 
+pub mod baseline;
 mod content;
 mod kernel;
 mod plan;

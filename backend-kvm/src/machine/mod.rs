@@ -78,8 +78,18 @@ impl Machine {
         devices: Arc<dyn Devices>,
     ) -> Result<Self, KvmError> {
         let ram = GuestRam::of_image(Arc::clone(&frozen.image))?;
-        let machine = Self::with_ram(host, ram, frozen.state.vcpus(), devices)?;
-        machine.load(&frozen.state)?;
+        Self::restored(host, ram, &frozen.state, devices)
+    }
+
+    /// A machine with this RAM, in this state.
+    pub(crate) fn restored(
+        host: &Arc<Host>,
+        ram: GuestRam,
+        state: &MachineState,
+        devices: Arc<dyn Devices>,
+    ) -> Result<Self, KvmError> {
+        let machine = Self::with_ram(host, ram, state.vcpus(), devices)?;
+        machine.load(state)?;
         Ok(machine)
     }
 
@@ -115,8 +125,7 @@ impl Machine {
 
     /// Loads the state of all but the RAM.
     fn load(&self, state: &MachineState) -> Result<(), KvmError> {
-        state.board.load(&self.vm)?;
-        self.vcpus.iter().zip(&state.cpus).try_for_each(|(vcpu, state)| state.load(&vcpu.lock()))
+        state.load(&self.vm, self.vcpus.iter().map(Vcpu::lock))
     }
 
     fn with_ram(

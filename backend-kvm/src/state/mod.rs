@@ -7,6 +7,7 @@ pub(crate) use board::{Board, Sockets};
 pub(crate) use cpu::CpuState;
 
 use crate::error::KvmError;
+use kvm_ioctls::{VcpuFd, VmFd};
 use serde::{Deserialize, Serialize};
 
 /// First bytes of saved state: name and version.
@@ -30,6 +31,16 @@ impl MachineState {
     #[must_use]
     pub fn vcpus(&self) -> usize {
         self.cpus.len()
+    }
+
+    /// Loads the state into a VM that never ran.
+    pub(crate) fn load<'v>(
+        &self,
+        vm: &VmFd,
+        vcpus: impl Iterator<Item = impl std::ops::Deref<Target = VcpuFd> + 'v>,
+    ) -> Result<(), KvmError> {
+        self.board.load(vm)?;
+        vcpus.zip(&self.cpus).try_for_each(|(vcpu, state)| state.load(&vcpu))
     }
 
     /// The state as bytes.

@@ -2,6 +2,8 @@
 
 mod bare;
 mod cores;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+mod kvm;
 mod measure;
 mod world;
 
@@ -19,12 +21,18 @@ use std::time::Duration;
 /// same pages over a socket into the same memory with `read`, `write` and a copy alone, measured in alternating rounds of the
 /// same run; times are medians. "One core" shows what the processor has to do, "two cores" how long it takes.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:
+#[command(
+    args_conflicts_with_subcommands = true,
+    after_help = "Examples:
   kaleidoscope bench
+  kaleidoscope bench kvm
   kaleidoscope bench stream --rounds 30
   kaleidoscope bench --rounds 3 --largest 8192
-  kaleidoscope bench --json | jq '.rows[] | {name, ratio}'")]
+  kaleidoscope bench --json | jq '.rows[] | {name, ratio}'"
+)]
 pub(crate) struct Args {
+    #[command(subcommand)]
+    what: Option<What>,
     /// Measure only what has this in its name.
     #[arg(default_value = "", hide_default_value = true)]
     filter: String,
@@ -37,6 +45,13 @@ pub(crate) struct Args {
     /// Print one JSON object.
     #[arg(long)]
     json: bool,
+}
+
+/// What else can be measured.
+#[derive(Debug, clap::Subcommand)]
+enum What {
+    #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+    Kvm(kvm::Args),
 }
 
 /// One measurement.
@@ -57,6 +72,40 @@ struct Row {
 #[derive(Serialize)]
 struct Report {
     rows: Vec<Row>,
+}
+
+impl Report {
+    /// Prints a table, or a JSON object.
+    fn print(&self, json: bool) -> Result<(), Failure> {
+        if json {
+            let text = serde_json::to_string_pretty(self).map_err(Failure::new)?;
+            println!("{text}");
+            return Ok(());
+        }
+        let columns = [
+            ("", Left),
+            ("bare", Right),
+            ("ours", Right),
+            ("", Left),
+            ("ratio", Right),
+            ("aim", Right),
+        ];
+        let mut out = table(columns);
+        for row in &self.rows {
+            let number = |n: f64| if n < 10.0 { format!("{n:.2}") } else { format!("{n:.0}") };
+            let optional = |n: Option<f64>| n.map_or_else(String::new, |n| format!("{n:.2}"));
+            out.add_row([
+                row.name.clone(),
+                row.bare.map_or_else(String::new, number),
+                number(row.ours),
+                row.unit.to_owned(),
+                optional(row.ratio),
+                row.aim.to_owned(),
+            ]);
+        }
+        print!("{}", finish(&out));
+        Ok(())
+    }
 }
 
 fn us(time: Duration) -> f64 {
@@ -85,35 +134,11 @@ impl Row {
 impl Args {
     /// Measures and prints.
     pub(crate) fn run(&self) -> Result<(), Failure> {
-        let report = self.measure().map_err(Failure::new)?;
-        if self.json {
-            let text = serde_json::to_string_pretty(&report).map_err(Failure::new)?;
-            println!("{text}");
-            return Ok(());
+        match &self.what {
+            #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+            Some(What::Kvm(args)) => args.run(),
+            None => self.measure().map_err(Failure::new)?.print(self.json),
         }
-        let columns = [
-            ("", Left),
-            ("bare", Right),
-            ("ours", Right),
-            ("", Left),
-            ("ratio", Right),
-            ("aim", Right),
-        ];
-        let mut out = table(columns);
-        for row in &report.rows {
-            let number = |n: f64| if n < 10.0 { format!("{n:.2}") } else { format!("{n:.0}") };
-            let optional = |n: Option<f64>| n.map_or_else(String::new, |n| format!("{n:.2}"));
-            out.add_row([
-                row.name.clone(),
-                row.bare.map_or_else(String::new, number),
-                number(row.ours),
-                row.unit.to_owned(),
-                optional(row.ratio),
-                row.aim.to_owned(),
-            ]);
-        }
-        print!("{}", finish(&out));
-        Ok(())
     }
 
     /// Whether a measurement was asked for.

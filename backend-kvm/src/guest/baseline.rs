@@ -1,0 +1,101 @@
+//! The least that starting and filling a clone can cost: KVM's calls alone, and a loop that copies the page that was touched. What we do
+//! is measured beside these.
+
+use crate::error::{Asked, KvmError};
+use crate::machine::{Devices, Frozen, Host, Machine};
+use crate::memory::GuestRam;
+use crate::state::Sockets;
+use crate::sys::{Mapping, Message, Userfault};
+use kaleidoscope_core::addr::FRAME_BYTES;
+use kaleidoscope_core::memory::GuestMemory;
+use linux_raw_sys::general::{UFFD_FEATURE_MISSING_SHMEM, UFFDIO_REGISTER_MODE_MISSING};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// How long KVM takes to make a VM with this image and in this state, which is then thrown away: no threads, no bookkeeping.
+///
+/// # Errors
+/// [`KvmError`] when KVM or the system refuses.
+pub fn start(host: &Arc<Host>, frozen: &Frozen) -> Result<Duration, KvmError> {
+    let start = Instant::now();
+    let vm = host.kvm().create_vm().asked("making a VM")?;
+    Sockets::Full.make(&vm)?;
+    let ram = GuestRam::of_image(Arc::clone(&frozen.image))?;
+    ram.install(&vm)?;
+    let mut vcpus = Vec::new();
+    for id in 0u64..frozen.state.vcpus() as u64 {
+        vcpus.push(vm.create_vcpu(id).asked("making a vCPU")?);
+    }
+    frozen.state.load(&vm, vcpus.iter())?;
+    let time = start.elapsed();
+    // Before the memory that they use.
+    drop((vcpus, vm));
+    Ok(time)
+}
+
+/// A clone whose every touched page is copied in by one thread that does nothing else. It has to be dropped after the machine.
+#[derive(Debug)]
+pub struct Served {
+    stop: Arc<AtomicBool>,
+    faults: Arc<AtomicU64>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// A clone of `frozen` that a bare loop serves.
+///
+/// # Errors
+/// [`KvmError`] when KVM or the system refuses.
+pub fn served(
+    host: &Arc<Host>,
+    frozen: &Frozen,
+    devices: Arc<dyn Devices>,
+) -> Result<(Machine, Served), KvmError> {
+    let len = frozen.image.bytes().len();
+    let mapping = Arc::new(Mapping::anonymous(len).asked("mapping a clone's memory")?);
+    let userfault = Userfault::new(Arc::clone(&mapping), UFFD_FEATURE_MISSING_SHMEM.into());
+    let userfault = userfault.asked("watching a clone's memory")?;
+    let watched = userfault.register(0..len, UFFDIO_REGISTER_MODE_MISSING);
+    watched.asked("watching a clone's memory")?;
+    let (stop, faults) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+    let (stopped, counted) = (Arc::clone(&stop), Arc::clone(&faults));
+    let image = Arc::clone(&frozen.image);
+    let thread = std::thread::Builder::new().name("bare".into()).spawn(move || {
+        let second = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
+        while !stopped.load(Ordering::Relaxed) {
+            if poll(&mut [PollFd::new(&userfault, PollFlags::IN)], Some(&second)).is_err() {
+                continue;
+            }
+            while let Ok(Some(Message::Fault { offset, .. })) = userfault.read() {
+                let start = offset / FRAME_BYTES * FRAME_BYTES;
+                let page = image.bytes().get(start..start + FRAME_BYTES).unwrap_or_default();
+                let _ = userfault.copy(start, page);
+                counted.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    });
+    let thread = Some(thread.asked("starting a thread")?);
+    let ram = GuestRam::filled(frozen.image.layout().clone(), mapping);
+    let machine = Machine::restored(host, ram, &frozen.state, devices)?;
+    Ok((machine, Served { stop, faults, thread }))
+}
+
+impl Served {
+    /// Pages that were copied.
+    #[must_use]
+    pub fn faults(&self) -> u64 {
+        self.faults.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            // A panic there has been reported.
+            let _ = thread.join();
+        }
+    }
+}

@@ -1,0 +1,219 @@
+//! `kaleidoscope bench kvm`: what freezing and cloning real machines costs, beside KVM's own calls.
+
+use super::measure::{Pair, median};
+use super::{Report, Row, us};
+use crate::failure::Failure;
+use crate::vm::{Outcome, World, let_run};
+use kaleidoscope_core::addr::{FRAME_SIZE, Gpa};
+use kaleidoscope_core::clone::Options;
+use kaleidoscope_core::prefetch::{Blind, Demand};
+use kaleidoscope_kvm::guest::{Plan, Witness, baseline, boot};
+use kaleidoscope_kvm::lazy::Stage;
+use kaleidoscope_kvm::machine::{Host, Machine};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Clones that live at once where their memory is measured.
+const CLONES: usize = 100;
+
+/// How often each process goes around where a clone's running is measured.
+const ROUNDS: u64 = 300;
+
+/// Measure what freezing and cloning machines on KVM costs here.
+///
+/// A small guest checks all of its memory while it runs. What we take stands beside KVM's own calls in a row, a loop that copies the
+/// touched page and does nothing else, or a private mapping without a handler, in alternating rounds of the same run.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Rounds of each measurement.
+    #[arg(long, default_value_t = 9, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    rounds: u16,
+    /// The largest guest, in MiB. It is filled: the host has to have twice that.
+    #[arg(long, default_value_t = 8192, value_parser = clap::value_parser!(u32).range(64..=1 << 20))]
+    largest: u32,
+    /// Print one JSON object.
+    #[arg(long)]
+    json: bool,
+}
+
+/// A guest of so many MiB that uses little of them.
+fn small(mib: u32) -> Outcome<Plan> {
+    Ok(Plan::new(mib, 1, 2, 256, 256, 1)?)
+}
+
+impl Args {
+    /// Measures and prints.
+    pub(super) fn run(&self) -> Result<(), Failure> {
+        let rows = self.measure().map_err(|error| {
+            Failure::new(error).hint("`kaleidoscope bench` without `kvm` needs no KVM")
+        })?;
+        Report { rows }.print(self.json)
+    }
+
+    fn measure(&self) -> Outcome<Vec<Row>> {
+        let rounds = usize::from(self.rounds);
+        let mut rows = Vec::new();
+        for mib in [64, 1024, 8192].into_iter().filter(|mib| *mib <= self.largest) {
+            let (pause, again) = freezing(mib, rounds.min(3))?;
+            let frames = f64::from(mib) * 256.0;
+            let most = 2000.0 + frames * 0.01;
+            let aim = if mib == 64 { "<= 2 ms + 10 ns a frame" } else { "" };
+            let name = format!("stands still for a freeze, {mib} MiB (at most {most:.0} us)");
+            rows.push(Row::alone(name, "us", us(pause), aim));
+            let name = format!("the same, frozen again, {mib} MiB");
+            rows.push(Row::alone(name, "us", us(again), ""));
+        }
+        for mib in [64, 1024, 8192].into_iter().filter(|mib| *mib <= self.largest) {
+            let pair = starting(mib, 3 * rounds)?;
+            rows.push(Row::slower(format!("start of a clone, {mib} MiB"), pair, "<= 2"));
+        }
+        rows.extend(running(rounds)?);
+        rows.extend(footprint()?);
+        Ok(rows)
+    }
+}
+
+/// How long a guest that uses all of its memory stands still, at its first freeze and at another one.
+fn freezing(mib: u32, rounds: usize) -> Outcome<(Duration, Duration)> {
+    let plan = small(mib)?;
+    let host = Host::open()?;
+    let (mut first, mut again) = (Vec::new(), Vec::new());
+    for _ in 0..rounds {
+        let (mut machine, witness) = boot(&host, &plan)?;
+        let page = [0x5a; 1 << 20];
+        let end = u64::from(mib) << 20;
+        for at in (plan.end().0..end).step_by(page.len()) {
+            let len = usize::try_from(end - at).map_or(page.len(), |left| left.min(page.len()));
+            machine.write(Gpa(at), page.get(..len).unwrap_or_default())?;
+        }
+        machine.resume()?;
+        let_run(&plan, &machine, &witness, &[200; 2])?;
+        first.push(machine.freeze()?.pause);
+        let_run(&plan, &machine, &witness, &[400; 2])?;
+        again.push(machine.freeze()?.pause);
+        let_run(&plan, &machine, &witness, &[600; 2])?;
+    }
+    Ok((median(first), median(again)))
+}
+
+/// From a frozen machine in hand until the clone's guest has been around once, beside KVM's calls alone.
+fn starting(mib: u32, rounds: usize) -> Outcome<Pair> {
+    let world = World::new(small(mib)?, 100)?;
+    world.parent.pause()?;
+    let (mut bare, mut ours) = (Vec::new(), Vec::new());
+    for _ in 0..rounds {
+        bare.push(baseline::start(&world.host, &world.frozen)?);
+        let start = Instant::now();
+        let (mut clone, _witness) = world.local()?;
+        clone.resume()?;
+        ours.push(start.elapsed());
+        drop(clone);
+    }
+    Ok(Pair { bare: median(bare), ours: median(ours) })
+}
+
+/// A way to make a clone.
+type Make<'w> = dyn Fn() -> Outcome<(Machine, Arc<Witness>)> + 'w;
+
+/// How long clones run until every process has been around so often.
+fn running(rounds: usize) -> Outcome<Vec<Row>> {
+    let world = World::new(Plan::new(64, 1, 4, 512, 512, 1)?, 1000)?;
+    world.parent.pause()?;
+    let goals = world.goals(ROUNDS)?;
+    let time = |clone: &mut Machine, witness: &Witness| {
+        let start = Instant::now();
+        clone.resume()?;
+        let_run(&world.plan, clone, witness, &goals)?;
+        Outcome::Ok(start.elapsed())
+    };
+    let stage = Stage::new(world.parent.layout())?;
+    let ways: [(&str, Box<Make<'_>>); 4] = [
+        ("served, on demand", Box::new(|| world.lazy(Box::new(Demand), Options::default(), None))),
+        (
+            "served, 16 at a time",
+            Box::new(|| world.lazy(Box::new(Blind::aligned(16)), Options::default(), None)),
+        ),
+        (
+            "staged, 16 at a time, after a sibling",
+            Box::new(|| {
+                let stage = Some(Arc::clone(&stage));
+                world.lazy(Box::new(Blind::aligned(16)), Options::default(), stage)
+            }),
+        ),
+        ("private mapping", Box::new(|| world.local())),
+    ];
+    let mut times: Vec<Vec<Duration>> = vec![Vec::new(); ways.len()];
+    let (mut bare, mut bare_faults, mut faults) = (Vec::new(), 0, 0);
+    for _ in 0..rounds {
+        let witness = Arc::new(Witness::default());
+        let (mut clone, served) =
+            baseline::served(&world.host, &world.frozen, Arc::clone(&witness) as _)?;
+        bare.push(time(&mut clone, &witness)?);
+        bare_faults = served.faults();
+        drop(clone);
+        for (at, ((_, make), times)) in ways.iter().zip(&mut times).enumerate() {
+            let (mut clone, witness) = make()?;
+            times.push(time(&mut clone, &witness)?);
+            if at == 0 {
+                faults = clone.engine().map_or(0, |engine| engine.statistics().total().faults);
+            }
+        }
+    }
+    let bare = median(bare);
+    let medians: Vec<Duration> = times.into_iter().map(median).collect();
+    let mut rows = Vec::new();
+    // What a run takes beyond one in which every page is there at once is what its faults take.
+    if let [demand, .., private] = medians.as_slice() {
+        let each = |time: Duration, faults: u64| {
+            let faults = u32::try_from(faults.max(1)).unwrap_or(u32::MAX);
+            time.saturating_sub(*private) / faults
+        };
+        let pair = Pair { bare: each(bare, bare_faults), ours: each(*demand, faults) };
+        rows.push(Row::slower("a fault, beside a loop that copies alone".into(), pair, "<= 1.15"));
+        for ((name, _), time) in ways.iter().zip(&medians) {
+            let pair = Pair { bare: *private, ours: *time };
+            rows.push(Row::slower(format!("{ROUNDS} rounds of a clone, {name}"), pair, ""));
+        }
+    }
+    Ok(rows)
+}
+
+/// A field of a file of `/proc` with lines of names, numbers and kB, in bytes.
+fn kernel_says(file: &str, field: &str) -> Outcome<u64> {
+    let text = std::fs::read_to_string(file)?;
+    let line = text.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
+    let number = line.and_then(|line| line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());
+    Ok(number.ok_or_else(|| format!("no {field} in {file}"))? * 1024)
+}
+
+/// What many clones take, by the kernel's own count.
+fn footprint() -> Outcome<Vec<Row>> {
+    let world = World::new(small(512)?, 300)?;
+    world.parent.pause()?;
+    let private = || -> Outcome<u64> {
+        let file = "/proc/self/smaps_rollup";
+        Ok(kernel_says(file, "Private_Dirty")? + kernel_says(file, "Private_Clean")?)
+    };
+    let free = || kernel_says("/proc/meminfo", "MemFree");
+    let (private_before, free_before) = (private()?, free()?);
+    let clones: Result<Vec<_>, _> = (0..CLONES).map(|_| world.local()).collect();
+    let clones = clones?;
+    #[expect(clippy::cast_precision_loss, reason = "bytes of memory are below 2^53")]
+    let each = |bytes: u64| bytes as f64 / (CLONES as f64 * f64::from(1 << 20));
+    let private_after = private()?.saturating_sub(private_before);
+    let free_after = free_before.saturating_sub(free()?);
+    drop(clones);
+    let frames = world.frozen.image.taken()? / FRAME_SIZE;
+    #[expect(clippy::cast_precision_loss, reason = "frames are below 2^53")]
+    let frames = frames as f64;
+    Ok(vec![
+        Row::alone(
+            "a clone before it writes, in this process",
+            "MiB",
+            each(private_after),
+            "<= 0.3",
+        ),
+        Row::alone("the same, with what the kernel keeps", "MiB", each(free_after), ""),
+        Row::alone("frames of a 512 MiB image that take memory", "", frames, ""),
+    ])
+}
