@@ -1,7 +1,8 @@
 //! VM state coloring: what every page of a guest's memory is, found from outside.
 //!
 //! Read the modules as a pipeline, each using only those before it: [`addr`] and [`memory`] say which frames there are,
-//! [`image`] and [`registers`] where they come from, [`paging`] and [`linux`] gather facts in the words of [`guest_os`],
+//! [`image`] and [`registers`] where they come from, [`paging`], [`linux`] and, of other systems,
+//! [`page_tables`] gather facts in the words of [`guest_os`],
 //! [`coloring`] judges them, [`color`] holds the judgement, and [`manifest`] keeps it in a file; [`prefetch`] decides what a
 //! clone gets before it asks, [`replay`] judges such decisions on the touches of real clones, [`recording`] keeps what clones
 //! touched for other clones, boots and kernels, and [`tune`] finds the settings of policies; [`alloc`] shares out a host's memory,
@@ -29,6 +30,7 @@ pub mod image;
 pub mod linux;
 pub mod manifest;
 pub mod memory;
+pub mod page_tables;
 pub mod paging;
 pub mod prefetch;
 pub mod recording;

@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Modules of the core in the order of the pipeline: each may use those before it, never those after it.
-const PIPELINE: [&str; 18] = [
+const PIPELINE: [&str; 19] = [
     "addr",
     "memory",
     "registers",
@@ -14,6 +14,7 @@ const PIPELINE: [&str; 18] = [
     "paging",
     "color",
     "guest_os",
+    "page_tables",
     "linux",
     "coloring",
     "manifest",

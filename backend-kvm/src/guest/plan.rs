@@ -75,6 +75,14 @@ fn unfit(what: impl Into<String>) -> KvmError {
     KvmError::State(format!("the small guest: {}", what.into()))
 }
 
+impl ProcessPlan {
+    /// Where its code is.
+    #[must_use]
+    pub fn code(&self) -> Gpa {
+        self.code
+    }
+}
+
 impl Plan {
     /// A guest of `mib` MiB with `processes` processes on `vcpus` vCPUs, each process with a heap of `heap` pages, and all with a
     /// file of `file` pages (powers of two, the heap at least 8). Of four rounds of a process, `writes` write a page.

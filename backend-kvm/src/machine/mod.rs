@@ -11,11 +11,12 @@ pub use host::Host;
 use crate::error::{Asked, KvmError};
 use crate::lazy::{Lazy, Running};
 use crate::memory::{FrozenImage, GuestRam, Prepared};
-use crate::state::{Board, CpuState, MachineState, Sockets};
+use crate::state::{Board, CpuState, MachineState, Sockets, registers};
 use control::{Control, Stopped};
 use kaleidoscope_core::addr::Gpa;
 use kaleidoscope_core::clone::Engine;
 use kaleidoscope_core::memory::MemoryLayout;
+use kaleidoscope_core::registers::VcpuRegisters;
 use kvm_bindings::{KVM_MP_STATE_RUNNABLE, kvm_mp_state, kvm_regs, kvm_sregs};
 use kvm_ioctls::VmFd;
 use parking_lot::{Mutex, RwLock};
@@ -241,6 +242,26 @@ impl Machine {
     /// [`KvmError::Stuck`] when one does not.
     pub fn pause(&self) -> Result<(), KvmError> {
         self.control.pause(&self.vcpus)
+    }
+
+    /// What the vCPUs' registers say of the guest's memory now; the machine stands still for a moment. Several looks see several
+    /// processes.
+    ///
+    /// # Errors
+    /// [`KvmError`] when a vCPU does not stop, or KVM refuses.
+    pub fn look(&self) -> Result<Vec<VcpuRegisters>, KvmError> {
+        let _one_at_a_time = self.freezing.lock();
+        let ran = self.control.is_running();
+        self.pause()?;
+        let seen = (0..self.vcpus.len()).map(|cpu| {
+            let (regs, sregs) = self.registers(cpu)?;
+            Ok(registers(cpu, &regs, &sregs))
+        });
+        let seen = seen.collect();
+        if ran {
+            self.control.go()?;
+        }
+        seen
     }
 
     /// How the guest ended, if it did: a vCPU shut down, or broke.

@@ -2,6 +2,7 @@
 
 use crate::error::{Asked, KvmError};
 use crate::sys::set_xsave;
+use kaleidoscope_core::registers::VcpuRegisters;
 use kvm_bindings::{
     CpuId, KVM_MAX_CPUID_ENTRIES, Msrs, kvm_cpuid_entry2, kvm_debugregs, kvm_lapic_state,
     kvm_mp_state, kvm_msr_entry, kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xcrs, kvm_xsave,
@@ -73,7 +74,36 @@ fn write_msrs(vcpu: &VcpuFd, entries: &[kvm_msr_entry]) -> Result<(), KvmError> 
     Ok(())
 }
 
+/// What a vCPU's registers say of its guest's memory.
+pub(crate) fn registers(cpu: usize, regs: &kvm_regs, sregs: &kvm_sregs) -> VcpuRegisters {
+    VcpuRegisters {
+        cpu: u32::try_from(cpu).unwrap_or(u32::MAX),
+        rip: regs.rip,
+        rsp: regs.rsp,
+        cr0: Some(sregs.cr0),
+        cr3: Some(sregs.cr3),
+        cr4: Some(sregs.cr4),
+        efer: Some(sregs.efer),
+        long_mode: None,
+        gs_base: Some(sregs.gs.base),
+        kernel_gs_base: None,
+        idt_base: Some(sregs.idt.base),
+        gdt_base: Some(sregs.gdt.base),
+        cpl: Some(sregs.ss.dpl),
+    }
+}
+
+/// The base that `swapgs` brings in (`MSR_KERNEL_GS_BASE`).
+const KERNEL_GS_BASE: u32 = 0xc000_0102;
+
 impl CpuState {
+    /// What its registers say of its guest's memory.
+    pub(crate) fn registers(&self, cpu: usize) -> VcpuRegisters {
+        let kernel_gs = self.msrs.iter().find(|msr| msr.index == KERNEL_GS_BASE);
+        let kernel_gs_base = kernel_gs.map(|msr| msr.data);
+        VcpuRegisters { kernel_gs_base, ..registers(cpu, &self.regs, &self.sregs) }
+    }
+
     /// Saves the state of a vCPU that is stopped, with these MSRs as far as it has them. The order is KVM's: what is pending is
     /// settled by the first calls, and read by the later ones.
     pub(crate) fn save(vcpu: &VcpuFd, msrs: &[u32]) -> Result<Self, KvmError> {

@@ -4,9 +4,10 @@ mod board;
 mod cpu;
 
 pub(crate) use board::{Board, Sockets};
-pub(crate) use cpu::CpuState;
+pub(crate) use cpu::{CpuState, registers};
 
 use crate::error::KvmError;
+use kaleidoscope_core::registers::VcpuRegisters;
 use kvm_ioctls::{VcpuFd, VmFd};
 use serde::{Deserialize, Serialize};
 
@@ -31,6 +32,12 @@ impl MachineState {
     #[must_use]
     pub fn vcpus(&self) -> usize {
         self.cpus.len()
+    }
+
+    /// What the vCPUs' registers say of the guest's memory, for coloring it.
+    #[must_use]
+    pub fn registers(&self) -> Vec<VcpuRegisters> {
+        self.cpus.iter().enumerate().map(|(cpu, state)| state.registers(cpu)).collect()
     }
 
     /// Loads the state into a VM that never ran.

@@ -9,6 +9,7 @@ use crate::color::{ColorMap, Frame, MapError};
 use crate::guest_os::{FrameFacts, GuestFacts, Introspect, Note, Process, Stage};
 use crate::linux::{CommonSymbols, Linux, LinuxError};
 use crate::memory::GuestMemory;
+use crate::page_tables::{PageTables, PageTablesError};
 use crate::registers::VcpuRegisters;
 use thiserror::Error;
 
@@ -19,6 +20,9 @@ pub enum ColoringError {
     /// The guest's kernel could not be read.
     #[error(transparent)]
     Linux(#[from] LinuxError),
+    /// The guest's page tables could not be read.
+    #[error(transparent)]
+    PageTables(#[from] PageTablesError),
     /// The facts contradict themselves: an error of ours.
     #[error("internal error: {0}")]
     Map(#[from] MapError),
@@ -91,6 +95,18 @@ impl Coloring {
 /// structures is no error: [`Coloring::notes`] tells of it, and the frames concerned are unknown.
 pub fn color(memory: &dyn GuestMemory, options: &Options) -> Result<Coloring, ColoringError> {
     color_with_progress(memory, options, &mut |_| {})
+}
+
+/// Colors the frames of a guest whose system is not known, by its page tables alone; see [`page_tables`](crate::page_tables).
+///
+/// # Errors
+/// [`ColoringError::PageTables`] when no registers tell of page tables.
+pub fn color_by_page_tables(
+    memory: &dyn GuestMemory,
+    options: &Options,
+) -> Result<Coloring, ColoringError> {
+    let facts = PageTables.introspect(memory, &options.registers, &mut |_| {})?;
+    Ok(Coloring::new(facts, options.rules.clone())?)
 }
 
 /// As [`color()`], telling `begin` of every stage as it begins.

@@ -1,0 +1,264 @@
+//! Guests of which nothing is known but their page tables.
+//!
+//! What the processor has to read cannot be hidden: which frames are page tables, which a process may use, which are code. That is less than an
+//! operating system tells (nothing says which frames are free, or of which file), but it needs none to be known. The roots come
+//! from vCPUs' registers; processes that no vCPU ran when somebody looked are not seen, and their frames are unknown.
+
+use crate::addr::{FRAME_SIZE, Gpa};
+use crate::color::{FrameKind, KernelIdentity, Order, Region, RegionId, Temperature};
+use crate::guest_os::{
+    FrameFacts, FrameUse, GuestFacts, Introspect, KernelArea, Note, Process, Stage,
+};
+use crate::memory::{GuestMemory, MemoryLayout};
+use crate::paging::{GvaRange, Leaf, PagingSpec, TableBudget, Visitor, walk};
+use crate::registers::{PagingMode, VcpuRegisters};
+use std::collections::BTreeSet;
+use thiserror::Error;
+
+/// Address spaces that are walked at most.
+const MAX_SPACES: usize = 4096;
+
+/// Tables that are read at most beside one per frame: some are read again for every address space.
+const SPARE_TABLES: u64 = 1 << 16;
+
+/// Why nothing can be said of a guest.
+#[derive(Clone, PartialEq, Eq, Debug, Error)]
+pub enum PageTablesError {
+    /// No vCPU says where page tables are.
+    #[error(
+        "no vCPU's registers tell of page tables; this needs CR0, CR3, CR4 and EFER of one that has paging on"
+    )]
+    NoRoots,
+}
+
+/// Gathers facts from page tables alone.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct PageTables;
+
+fn spec(mode: PagingMode) -> Option<PagingSpec> {
+    match mode {
+        PagingMode::None => None,
+        PagingMode::Legacy32 => Some(PagingSpec::X86_32),
+        PagingMode::Pae => Some(PagingSpec::X86_PAE),
+        PagingMode::Long4 => Some(PagingSpec::X86_64_4LEVEL),
+        PagingMode::Long5 => Some(PagingSpec::X86_64_5LEVEL),
+    }
+}
+
+impl Introspect for PageTables {
+    type Error = PageTablesError;
+
+    /// The registers of one vCPU may be given several times, as they were at different instants.
+    fn introspect(
+        &self,
+        memory: &dyn GuestMemory,
+        registers: &[VcpuRegisters],
+        begin: &mut dyn FnMut(Stage),
+    ) -> Result<GuestFacts, PageTablesError> {
+        begin(Stage::UserSpaces);
+        let with_paging = |r: &VcpuRegisters| Some((spec(r.paging_mode()?)?, r.cr3?));
+        let known: Vec<_> = registers.iter().filter_map(with_paging).collect();
+        let (spec, _) = known.first().copied().ok_or(PageTablesError::NoRoots)?;
+        let same_mode = known.iter().filter(|(other, _)| other.name == spec.name);
+        let roots: BTreeSet<u64> = same_mode.map(|(_, cr3)| cr3 & spec.root_mask).collect();
+        let layout = memory.layout();
+        let mut finder = Finder {
+            layout,
+            space: 0,
+            mapped: 0,
+            frames: vec![FrameFacts::default(); layout.frames() as usize],
+            owners: vec![NOBODY; layout.frames() as usize],
+        };
+        let mut budget = TableBudget::new(u64::from(layout.frames()).saturating_add(SPARE_TABLES));
+        let (mut processes, mut notes) = (Vec::new(), Vec::new());
+        for (space, root) in (0u16..).zip(roots.iter().take(MAX_SPACES)) {
+            (finder.space, finder.mapped) = (space, 0);
+            let halves = [GvaRange::user_half(&spec), GvaRange::kernel_half(&spec)];
+            let reports =
+                halves.map(|half| walk(memory, &spec, Gpa(*root), half, &mut budget, &mut finder));
+            let unreadable = reports.iter().fold(0u64, |sum, r| sum.saturating_add(r.unreadable));
+            let cut = reports.iter().any(|report| report.cut);
+            if cut || unreadable > 0 {
+                let rest = if cut { ", and others were not: there are too many" } else { "" };
+                let text = format!(
+                    "of the address space at {root:#x} {unreadable} tables cannot be read{rest}"
+                );
+                notes.push(Note { subject: "page tables", text });
+            }
+            processes.push(Process {
+                pid: None,
+                name: format!("address space {root:#x}"),
+                mapped_frames: finder.mapped,
+                anonymous_frames: 0,
+                table_frames: 0,
+                threads: 0,
+                recency: None,
+            });
+        }
+        if roots.len() > MAX_SPACES {
+            let text = format!("{} address spaces; {MAX_SPACES} were walked", roots.len());
+            notes.push(Note { subject: "page tables", text });
+        }
+        begin(Stage::Facts);
+        let names: Vec<String> = processes.iter().map(|process| process.name.clone()).collect();
+        let (frames, regions) = finder.finish(&names);
+        let kernel = KernelIdentity { paging: spec.name.to_owned(), ..KernelIdentity::default() };
+        let layout = layout.clone();
+        Ok(GuestFacts { layout, kernel, frames, regions, processes, notes })
+    }
+}
+
+/// No address space has the frame for its own.
+const NOBODY: u16 = u16::MAX;
+
+struct Finder<'a> {
+    layout: &'a MemoryLayout,
+    space: u16,
+    mapped: u64,
+    frames: Vec<FrameFacts>,
+    /// Which address space mapped a frame first for its user mode.
+    owners: Vec<u16>,
+}
+
+impl Visitor for Finder<'_> {
+    fn leaf(&mut self, leaf: &Leaf) {
+        let (first, page) = (leaf.gpa.gfn(), leaf.gva.0 / FRAME_SIZE);
+        for part in self.layout.parts(first, leaf.bytes / FRAME_SIZE) {
+            let page = page.saturating_add(part.start.0.saturating_sub(first.0));
+            let at = part.first_index.as_usize();
+            let frames = self.frames.get_mut(at..).unwrap_or_default();
+            let owners = self.owners.get_mut(at..).unwrap_or_default();
+            for ((frame, owner), n) in frames.iter_mut().zip(owners).zip(0..part.frames) {
+                let page = page.saturating_add(u64::from(n));
+                let signs = [
+                    (leaf.accessed, Temperature::ACCESSED),
+                    (leaf.dirty, Temperature::DIRTY),
+                    (*owner != NOBODY && *owner != self.space, Temperature::SHARED),
+                ];
+                for (_, sign) in signs.into_iter().filter(|(holds, _)| *holds) {
+                    frame.temperature = frame.temperature | sign;
+                }
+                if leaf.rights.user {
+                    if *owner == NOBODY {
+                        (*owner, frame.position) = (self.space, page);
+                    }
+                    frame.user_mapped = true;
+                    frame.user_executable |= leaf.rights.execute;
+                    self.mapped = self.mapped.saturating_add(1);
+                } else if !frame.user_mapped && leaf.bytes == FRAME_SIZE {
+                    // Large pages of the kernel are its map of all memory: they say nothing of a frame.
+                    if frame.area == KernelArea::None {
+                        frame.position = page;
+                    }
+                    frame.area = match (leaf.rights.execute, leaf.rights.write, frame.area) {
+                        (true, _, _) | (_, _, KernelArea::Text) => KernelArea::Text,
+                        (false, true, _) | (_, _, KernelArea::Data) => KernelArea::Data,
+                        (false, false, _) => KernelArea::Rodata,
+                    };
+                }
+            }
+        }
+    }
+
+    fn table(&mut self, gpa: Gpa, _depth: usize, _gva: crate::addr::Gva) {
+        let index = self.layout.index_of(gpa.gfn());
+        if let Some(frame) = index.and_then(|index| self.frames.get_mut(index.as_usize())) {
+            frame.is_table = true;
+        }
+    }
+}
+
+impl Finder<'_> {
+    /// Settles what each frame is, and which region it belongs to: an address space's own memory, what several share, the kernel's.
+    fn finish(self, spaces: &[String]) -> (Vec<FrameFacts>, Vec<Region>) {
+        let Self { mut frames, owners, layout, .. } = self;
+        let region =
+            |kind, order, name: String| Region { kind, order, name, frames: 0, anchor: None };
+        let mut regions: Vec<Region> = spaces
+            .iter()
+            .map(|name| region(FrameKind::Anonymous, Order::UserAddress, name.clone()))
+            .collect();
+        let shared = regions.len();
+        regions.push(region(FrameKind::Shared, Order::UserAddress, "shared memory".into()));
+        regions.push(region(FrameKind::Kernel, Order::KernelAddress, "kernel".into()));
+        regions.push(region(FrameKind::Kernel, Order::FrameNumber, "page tables".into()));
+        for ((index, frame), owner) in (0u32..).zip(&mut frames).zip(owners) {
+            let place = if frame.is_table {
+                frame.usage = FrameUse::Reserved;
+                let gfn = layout.gfn_of(crate::addr::FrameIndex(index));
+                frame.position = gfn.map_or(0, |gfn| gfn.0);
+                Some(shared.saturating_add(2))
+            } else if owner != NOBODY {
+                let is_shared = frame.temperature.contains(Temperature::SHARED);
+                frame.usage = if is_shared { FrameUse::Shared } else { FrameUse::Anonymous };
+                Some(if is_shared { shared } else { usize::from(owner) })
+            } else if frame.area != KernelArea::None {
+                frame.usage = FrameUse::Reserved;
+                Some(shared.saturating_add(1))
+            } else {
+                None
+            };
+            if let Some(region) = place.and_then(|place| regions.get_mut(place)) {
+                region.frames = region.frames.saturating_add(1);
+            }
+            frame.region = place.and_then(|place| u32::try_from(place).ok()).map(RegionId);
+        }
+        (frames, regions)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::VecMemory;
+    use proptest::prelude::*;
+
+    fn registers(cr3: u64) -> VcpuRegisters {
+        VcpuRegisters {
+            cr0: Some(1 << 31),
+            cr3: Some(cr3),
+            cr4: Some(1 << 5),
+            efer: Some(1 << 10),
+            ..VcpuRegisters::default()
+        }
+    }
+
+    fn introspect(memory: &VecMemory, cr3: &[u64]) -> Result<GuestFacts, PageTablesError> {
+        let registers: Vec<_> = cr3.iter().copied().map(registers).collect();
+        PageTables.introspect(memory, &registers, &mut |_| {})
+    }
+
+    #[test]
+    fn without_registers_nothing_is_known() {
+        let memory = VecMemory::zeroed(MemoryLayout::contiguous(0x4000).unwrap());
+        assert_eq!(introspect(&memory, &[]).unwrap_err(), PageTablesError::NoRoots);
+        let off = VcpuRegisters { cr0: Some(0), ..registers(0) };
+        assert!(PageTables.introspect(&memory, &[off], &mut |_| {}).is_err());
+        // No table at all is no error: nothing is mapped.
+        let facts = introspect(&memory, &[0x1000]).unwrap();
+        assert_eq!(facts.frames.iter().filter(|f| f.is_table).count(), 1);
+        let beyond = introspect(&memory, &[0x8000_0000]).unwrap();
+        assert_eq!(beyond.notes.len(), 1, "{:?}", beyond.notes);
+    }
+
+    proptest! {
+        /// Tables may point anywhere, at each other and at themselves: a walk ends, and every frame has a place.
+        #[test]
+        fn tables_may_be_anything(
+            entries in prop::collection::vec((0u64..16 * 512, 0u64..24, 0u64..0x1000, any::<bool>()), 0..400),
+            roots in prop::collection::vec(0u64..20, 1..4),
+        ) {
+            let layout = MemoryLayout::contiguous(16 << 12).unwrap();
+            let mut memory = VecMemory::zeroed(layout.clone());
+            for (at, frame, flags, no_execute) in entries {
+                let entry = frame << 12 | flags | u64::from(no_execute) << 63;
+                memory.write(Gpa(at * 8), &entry.to_le_bytes()).unwrap();
+            }
+            let roots: Vec<u64> = roots.into_iter().map(|frame| frame << 12).collect();
+            let facts = introspect(&memory, &roots).unwrap();
+            let in_regions: u32 = facts.regions.iter().map(|region| region.frames).sum();
+            let with_region = facts.frames.iter().filter(|frame| frame.region.is_some()).count();
+            prop_assert_eq!(in_regions as usize, with_region);
+        }
+    }
+}
