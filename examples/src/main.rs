@@ -4,6 +4,7 @@ mod bench;
 mod check;
 mod color;
 mod csv_out;
+mod demo;
 mod explain;
 mod failure;
 mod json;
@@ -40,6 +41,7 @@ struct Cli {
 
 #[derive(Debug, clap::Subcommand)]
 enum Command {
+    Demo(demo::Args),
     Color(color::Args),
     Explain(explain::Args),
     Map(map::Args),
@@ -69,6 +71,7 @@ fn main() -> ExitCode {
         }
     };
     match Cli::parse().command {
+        Command::Demo(args) => done(args.run()),
         Command::Color(args) => done(args.run()),
         Command::Explain(args) => done(args.run()),
         Command::Map(args) => done(args.run()),

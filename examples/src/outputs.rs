@@ -65,7 +65,7 @@ impl OutputArgs {
 }
 
 /// Whether standard output shows colors: a terminal, unless the user objects (<https://no-color.org>).
-fn shows_colors() -> bool {
+pub(crate) fn shows_colors() -> bool {
     io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty())
 }
 

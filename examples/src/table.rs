@@ -88,7 +88,7 @@ pub(crate) fn printable(text: &str) -> String {
     out
 }
 
-fn colors(statistics: &Statistics, colored: bool) -> String {
+pub(crate) fn colors(statistics: &Statistics, colored: bool) -> String {
     let mut table = table([
         ("color", Left),
         ("frames", Right),

@@ -60,7 +60,7 @@ impl LazyPages {
         let shards: Result<_, _> = (0..frames).step_by(per_shard.max(1)).map(watch).collect();
         Ok(Self {
             shards: shards.asked(
-                "watching a clone's memory (userfaultfd: root, or vm.unprivileged_userfaultfd)",
+                "watching a clone's memory (userfaultfd: as root, with the right to open /dev/userfaultfd, or with vm.unprivileged_userfaultfd = 1)",
             )?,
             mapping,
             per_shard,

@@ -216,6 +216,14 @@ impl Machine {
         self.ram.read().write(gpa, bytes)
     }
 
+    /// Bytes of memory that the machine's RAM takes and that it shares with nobody, as the kernel counts them.
+    ///
+    /// # Errors
+    /// [`KvmError::Refused`] on a kernel before 6.7.
+    pub fn memory_taken(&self) -> Result<u64, KvmError> {
+        self.ram.read().own_bytes()
+    }
+
     /// Gives frames memory of their own, with the bytes that they have, ahead of the guest's writing to them: it then waits for no
     /// copying. For frames that will be written, on a processor that has nothing better to do.
     ///

@@ -3,7 +3,7 @@
 use super::file::MemoryFile;
 use super::{FrozenImage, bytes, runs};
 use crate::error::{Asked, KvmError};
-use crate::sys::{Mapping, Sharing, Tracker, Written, install_slot, remove_slot};
+use crate::sys::{Mapping, Sharing, Tracker, Written, install_slot, own_bytes, remove_slot};
 use kaleidoscope_core::addr::{FRAME_BYTES, Gpa};
 use kaleidoscope_core::memory::MemoryLayout;
 use kvm_ioctls::VmFd;
@@ -118,6 +118,16 @@ impl GuestRam {
         self.mapping.write(offset, bytes).asked("writing guest memory")
     }
 
+    /// Bytes of memory that are this RAM's own, as the kernel counts them.
+    pub(crate) fn own_bytes(&self) -> Result<u64, KvmError> {
+        match &self.origin {
+            Origin::Fresh(file) => file.taken(),
+            Origin::Image(_) | Origin::Filled => {
+                own_bytes(&self.mapping).asked("counting a clone's memory (Linux 6.7 or later)")
+            }
+        }
+    }
+
     /// Gives frames memory of their own, ahead of the guest's writing to them.
     pub(crate) fn own(&self, frames: Range<u32>) -> Result<(), KvmError> {
         let range = frames.start as usize * FRAME_BYTES..frames.end as usize * FRAME_BYTES;
@@ -138,7 +148,7 @@ impl GuestRam {
             }
             Origin::Image(image) => {
                 let tracker = Tracker::new(Arc::clone(&self.mapping))
-                    .asked("tracking a machine's writes (Linux 6.7 or later)")?;
+                    .asked("tracking a machine's writes (Linux 6.7 or later, and the right to use userfaultfd)")?;
                 let mut copying = Copying {
                     image: Arc::clone(image),
                     tracker,

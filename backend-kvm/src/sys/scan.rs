@@ -6,10 +6,10 @@
 
 use super::{Mapping, Userfault};
 use linux_raw_sys::general::{
-    PAGE_IS_FILE, PAGE_IS_PRESENT, PAGE_IS_SWAPPED, PAGE_IS_WRITTEN, PM_SCAN_CHECK_WPASYNC,
-    PM_SCAN_WP_MATCHING, UFFD_FEATURE_PAGEFAULT_FLAG_WP, UFFD_FEATURE_WP_ASYNC,
-    UFFD_FEATURE_WP_HUGETLBFS_SHMEM, UFFD_FEATURE_WP_UNPOPULATED, UFFDIO_REGISTER_MODE_WP,
-    page_region, pm_scan_arg,
+    PAGE_IS_FILE, PAGE_IS_PFNZERO, PAGE_IS_PRESENT, PAGE_IS_SWAPPED, PAGE_IS_WRITTEN,
+    PM_SCAN_CHECK_WPASYNC, PM_SCAN_WP_MATCHING, UFFD_FEATURE_PAGEFAULT_FLAG_WP,
+    UFFD_FEATURE_WP_ASYNC, UFFD_FEATURE_WP_HUGETLBFS_SHMEM, UFFD_FEATURE_WP_UNPOPULATED,
+    UFFDIO_REGISTER_MODE_WP, page_region, pm_scan_arg,
 };
 use rustix::io::Errno;
 use rustix::ioctl::{Opcode, Updater, ioctl, opcode};
@@ -52,61 +52,83 @@ impl Tracker {
             | UFFD_FEATURE_PAGEFAULT_FLAG_WP;
         let userfault = Userfault::new(Arc::clone(&mapping), features.into())?;
         userfault.register(0..mapping.len(), UFFDIO_REGISTER_MODE_WP)?;
-        let pagemap = File::open("/proc/self/pagemap")
-            .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
-        Ok(Self { userfault, mapping, pagemap })
+        Ok(Self { userfault, mapping, pagemap: pagemap()? })
     }
 
     /// Runs of pages, as ranges of bytes in the mapping.
     pub(crate) fn runs(&self, written: Written) -> Result<Vec<Range<usize>>, Errno> {
-        let own = u64::from(PAGE_IS_PRESENT | PAGE_IS_SWAPPED);
         let (flags, written) = match written {
             Written::Ever => (PM_SCAN_WP_MATCHING | PM_SCAN_CHECK_WPASYNC, 0),
             Written::Since => (PM_SCAN_CHECK_WPASYNC, PAGE_IS_WRITTEN),
         };
-        let base = self.mapping.address();
-        let end = base + self.mapping.len() as u64;
-        let mut found = Vec::new();
-        let mut start = base;
-        let mut regions = vec![page_region { start: 0, end: 0, categories: 0 }; RUNS];
-        while start < end {
-            let mut request = pm_scan_arg {
-                size: size_of::<pm_scan_arg>() as u64,
-                flags: flags.into(),
-                start,
-                end,
-                walk_end: 0,
-                vec: regions.as_mut_ptr().addr() as u64,
-                vec_len: RUNS as u64,
-                max_pages: 0,
-                // Memory of the mapping's own is memory that is not the file's.
-                category_inverted: u64::from(PAGE_IS_FILE),
-                category_mask: u64::from(PAGE_IS_FILE | written),
-                category_anyof_mask: own,
-                // Only what all pages of a run have in common is asked for, so that runs are long.
-                return_mask: 0,
-            };
-            // SAFETY: the type is the call's.
-            let call = unsafe { Updater::<SCAN, _>::new(&mut request) };
-            // SAFETY: the call writes to `regions`, no more than its length, and looks at pages of this process.
-            unsafe { ioctl(&self.pagemap, call) }?;
-            // Regions that were not written to are empty.
-            for region in regions.iter_mut() {
-                if region.start >= region.end {
-                    break;
-                }
-                let from = usize::try_from(region.start - base).map_err(|_| Errno::OVERFLOW)?;
-                let to = usize::try_from(region.end - base).map_err(|_| Errno::OVERFLOW)?;
-                found.push(from..to);
-                *region = page_region { start: 0, end: 0, categories: 0 };
-            }
-            if request.walk_end <= start {
-                return Err(Errno::IO);
-            }
-            start = request.walk_end;
-        }
-        Ok(found)
+        scan(&self.pagemap, &self.mapping, flags, written)
     }
+}
+
+/// Bytes of a mapping that are in memory of its own, as the kernel counts them.
+///
+/// # Errors
+/// [`Errno::NOTTY`] on a kernel before 6.7.
+pub(crate) fn own_bytes(mapping: &Mapping) -> Result<u64, Errno> {
+    let runs = scan(&pagemap()?, mapping, 0, 0)?;
+    Ok(runs.iter().map(|run| run.len() as u64).sum())
+}
+
+fn pagemap() -> Result<File, Errno> {
+    File::open("/proc/self/pagemap")
+        .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))
+}
+
+/// Runs of pages with memory of the mapping's own that have all of `written`.
+fn scan(
+    pagemap: &File,
+    mapping: &Mapping,
+    flags: u32,
+    written: u32,
+) -> Result<Vec<Range<usize>>, Errno> {
+    let own = u64::from(PAGE_IS_PRESENT | PAGE_IS_SWAPPED);
+    let base = mapping.address();
+    let end = base + mapping.len() as u64;
+    let mut found = Vec::new();
+    let mut start = base;
+    let mut regions = vec![page_region { start: 0, end: 0, categories: 0 }; RUNS];
+    while start < end {
+        let mut request = pm_scan_arg {
+            size: size_of::<pm_scan_arg>() as u64,
+            flags: flags.into(),
+            start,
+            end,
+            walk_end: 0,
+            vec: regions.as_mut_ptr().addr() as u64,
+            vec_len: RUNS as u64,
+            max_pages: 0,
+            // Memory of the mapping's own is neither the file's nor the one page of zeros that all mappings share.
+            category_inverted: u64::from(PAGE_IS_FILE | PAGE_IS_PFNZERO),
+            category_mask: u64::from(PAGE_IS_FILE | PAGE_IS_PFNZERO | written),
+            category_anyof_mask: own,
+            // Only what all pages of a run have in common is asked for, so that runs are long.
+            return_mask: 0,
+        };
+        // SAFETY: the type is the call's.
+        let call = unsafe { Updater::<SCAN, _>::new(&mut request) };
+        // SAFETY: the call writes to `regions`, no more than its length, and looks at pages of this process.
+        unsafe { ioctl(pagemap, call) }?;
+        // Regions that were not written to are empty.
+        for region in regions.iter_mut() {
+            if region.start >= region.end {
+                break;
+            }
+            let from = usize::try_from(region.start - base).map_err(|_| Errno::OVERFLOW)?;
+            let to = usize::try_from(region.end - base).map_err(|_| Errno::OVERFLOW)?;
+            found.push(from..to);
+            *region = page_region { start: 0, end: 0, categories: 0 };
+        }
+        if request.walk_end <= start {
+            return Err(Errno::IO);
+        }
+        start = request.walk_end;
+    }
+    Ok(found)
 }
 
 impl Drop for Tracker {

@@ -12,11 +12,12 @@ use linux_raw_sys::general::{
 use linux_raw_sys::ioctl::{
     UFFDIO_API, UFFDIO_COPY, UFFDIO_REGISTER, UFFDIO_UNREGISTER, UFFDIO_WAKE, UFFDIO_ZEROPAGE,
 };
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
-use rustix::ioctl::{Opcode, Updater, ioctl};
+use rustix::ioctl::{Ioctl, IoctlOutput, Opcode, Updater, ioctl, opcode};
 use rustix::mm::{UserfaultfdFlags, userfaultfd};
 use std::ops::Range;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::sync::Arc;
 
 /// Bytes of a message.
@@ -54,15 +55,52 @@ unsafe fn call<const CODE: Opcode, T>(fd: BorrowedFd<'_>, value: &mut T) -> Resu
     unsafe { ioctl(fd, request) }
 }
 
+/// The call of `/dev/userfaultfd` that makes a userfaultfd (`USERFAULTFD_IOC_NEW`), with its flags.
+struct New(u32);
+
+// SAFETY: the call takes its argument by value, refers to no memory, and returns a new file descriptor.
+unsafe impl Ioctl for New {
+    type Output = OwnedFd;
+
+    const IS_MUTATING: bool = false;
+
+    fn opcode(&self) -> Opcode {
+        opcode::none(0xaa, 0)
+    }
+
+    fn as_ptr(&mut self) -> *mut std::ffi::c_void {
+        std::ptr::without_provenance_mut(self.0 as usize)
+    }
+
+    unsafe fn output_from_ptr(
+        output: IoctlOutput,
+        _: *mut std::ffi::c_void,
+    ) -> Result<OwnedFd, Errno> {
+        // SAFETY: the call returned a file descriptor that nobody else knows of.
+        Ok(unsafe { OwnedFd::from_raw_fd(output) })
+    }
+}
+
+/// A userfaultfd: by the system call, which takes privileges, or by the device, which takes the right to open it.
+fn open() -> Result<OwnedFd, Errno> {
+    let flags = UserfaultfdFlags::CLOEXEC | UserfaultfdFlags::NONBLOCK;
+    // SAFETY: the file descriptor is its owner's, who only fills memory of mappings to which nobody has references.
+    let made = unsafe { userfaultfd(flags) };
+    let Err(Errno::PERM) = made else { return made };
+    let access = OFlags::RDWR | OFlags::CLOEXEC;
+    let device = rustix::fs::open("/dev/userfaultfd", access, Mode::empty());
+    let device = device.map_err(|_| Errno::PERM)?;
+    // SAFETY: as above.
+    unsafe { ioctl(device, New(flags.bits())) }
+}
+
 impl Userfault {
     /// Nothing is watched yet. `features` are the `UFFD_FEATURE_` bits that are needed.
     ///
     /// # Errors
     /// [`Errno::PERM`] without the right to watch what the kernel touches, [`Errno::INVAL`] where a feature is missing.
     pub(crate) fn new(mapping: Arc<Mapping>, features: u64) -> Result<Self, Errno> {
-        let flags = UserfaultfdFlags::CLOEXEC | UserfaultfdFlags::NONBLOCK;
-        // SAFETY: the file descriptor is this value's, which only fills memory of mappings to which nobody has references.
-        let fd = unsafe { userfaultfd(flags) }?;
+        let fd = open()?;
         let mut api = uffdio_api { api: u64::from(UFFD_API), features, ioctls: 0 };
         // SAFETY: the type is the call's, which refers to no memory.
         unsafe { call::<UFFDIO_API, _>(fd.as_fd(), &mut api) }?;

@@ -21,6 +21,18 @@ pub(crate) fn host() -> Option<Arc<Host>> {
     }
 }
 
+/// Whether clones can be filled page by page here, or a loud word that they cannot.
+pub(crate) fn can_watch() -> bool {
+    let is_root = rustix::process::geteuid().is_root();
+    let device = std::fs::File::options().read(true).write(true).open("/dev/userfaultfd");
+    if !is_root && device.is_err() {
+        println!(
+            "******** SKIPPED: userfaultfd needs root, or the right to open its device ********"
+        );
+    }
+    is_root || device.is_ok()
+}
+
 #[derive(Debug)]
 pub(crate) enum Wrong {
     Page(Mismatch),

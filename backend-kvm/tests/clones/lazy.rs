@@ -1,6 +1,6 @@
 //! Clones whose pages come one by one.
 
-use crate::common::{Outcome, host, let_run, verify_image, verify_machine};
+use crate::common::{Outcome, can_watch, host, let_run, verify_image, verify_machine};
 use kaleidoscope_core::addr::FrameIndex;
 use kaleidoscope_core::clone::ports::{Delivery, PageSource, Priority, SourceError};
 use kaleidoscope_core::clone::{Background, Descriptor, LocalSource, Options};
@@ -34,7 +34,7 @@ fn lazy(
 type Parent = (Machine, Arc<Witness>, Frozen, Arc<Atlas>);
 
 fn frozen_parent(plan: &Plan) -> Outcome<Option<Parent>> {
-    let Some(host) = host() else { return Ok(None) };
+    let Some(host) = host().filter(|_| can_watch()) else { return Ok(None) };
     let (mut parent, witness) = boot(&host, plan)?;
     parent.resume()?;
     let_run(plan, &parent, &witness, 200);

@@ -2,4 +2,4 @@
 
 mod world;
 
-pub(crate) use world::{Outcome, World, let_run};
+pub(crate) use world::{Outcome, World, let_run, rounds};

@@ -57,10 +57,20 @@ pub(crate) fn let_run(
 impl World {
     /// Boots a guest, has each of its processes go around `warm` times, and freezes it while it runs on.
     pub(crate) fn new(plan: Plan, warm: u64) -> Outcome<Self> {
+        Self::warmed(plan, warm, &mut |_| Ok(()))
+    }
+
+    /// The same; `look` is called with the warm machine, which runs.
+    pub(crate) fn warmed(
+        plan: Plan,
+        warm: u64,
+        look: &mut dyn FnMut(&Machine) -> Outcome<()>,
+    ) -> Outcome<Self> {
         let host = Host::open()?;
         let (mut parent, witness) = boot(&host, &plan)?;
         parent.resume()?;
         let_run(&plan, &parent, &witness, &vec![warm; plan.processes().len()])?;
+        look(&parent)?;
         let frozen = parent.freeze()?;
         let atlas = Descriptor::of(&*frozen.image, None)?.atlas()?;
         Ok(Self { host, plan, parent, frozen, atlas })

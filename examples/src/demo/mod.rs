@@ -1,0 +1,104 @@
+//! `kaleidoscope demo`: a machine is frozen while it runs, and clones of it start in every way there is.
+
+mod chart;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+mod machine;
+mod mock;
+mod report;
+mod results;
+
+use crate::failure::{Failure, print};
+use crate::outputs;
+use crate::picture;
+use crate::progress;
+use crate::statistics::Statistics;
+use crate::table;
+use report::Page;
+use results::Contest;
+use std::path::{Path, PathBuf};
+
+/// Freeze a running machine, and watch clones of it start.
+///
+/// With KVM it boots a small guest whose processes check every byte that they own, warms it, and freezes it while it runs on. It
+/// finds what every page is, from outside, and starts clones under each policy: how soon they start, how often and how
+/// long they wait, what they move and take. Without KVM it does so with mock machines.
+#[derive(Clone, Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  kaleidoscope demo
+      a table
+  kaleidoscope demo --out demo --clones 8
+      and a report with curves, and the picture of what every page is
+  kaleidoscope demo --json | jq '.ways[] | {name, took_ms, faults}'")]
+pub(crate) struct Args {
+    /// Clones that run at once, for each policy
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=200))]
+    clones: u16,
+    /// Write colors.png and report.html into this folder
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// Run mock machines even where there is KVM
+    #[arg(long)]
+    mock: bool,
+    /// Print a JSON object instead of tables
+    #[arg(long)]
+    json: bool,
+}
+
+impl Args {
+    /// Runs the demonstration.
+    pub(crate) fn run(&self) -> Result<(), Failure> {
+        let contest = progress::during("demo", |status| self.contest(status))?;
+        if let Some(folder) = &self.out {
+            self.write(folder, &contest)?;
+        }
+        if self.json {
+            let text = serde_json::to_string_pretty(&contest.results).map_err(Failure::new)?;
+            return print(&(text + "\n"));
+        }
+        let mut text = String::new();
+        if let Some(map) = &contest.map {
+            text.push_str(&table::heading(map));
+            text.push('\n');
+            text.push_str(&table::colors(&Statistics::of(map), outputs::shows_colors()));
+            text.push('\n');
+        }
+        text.push_str(&contest.results.text());
+        if let Some(folder) = &self.out {
+            text.push_str(&format!("\nreport: {}\n", folder.join("report.html").display()));
+        }
+        print(&text)
+    }
+
+    fn contest(&self, status: &progress::Status) -> Result<Contest, Failure> {
+        let clones = usize::from(self.clones);
+        #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+        if !self.mock {
+            match kaleidoscope_kvm::machine::Host::open() {
+                Ok(host) => return machine::contest(host, clones, status).map_err(Failure::new),
+                Err(error) => eprintln!("{error}: these are mock machines"),
+            }
+        }
+        mock::contest(clones, status).map_err(Failure::new)
+    }
+
+    fn write(&self, folder: &Path, contest: &Contest) -> Result<(), Failure> {
+        let failed = |path: &Path, error: &dyn std::fmt::Display| {
+            Failure::at(path, format_args!("cannot be written: {error}"))
+        };
+        std::fs::create_dir_all(folder).map_err(|e| failed(folder, &e))?;
+        let mut picture = None;
+        if let Some(map) = &contest.map {
+            let path = folder.join("colors.png");
+            let mut png = Vec::new();
+            let canvas = picture::draw(map, &Statistics::of(map));
+            canvas.write_png(&mut png).map_err(|e| failed(&path, &e))?;
+            std::fs::write(&path, png).map_err(|e| failed(&path, &e))?;
+            picture = Some("colors.png");
+        }
+        let path = folder.join("report.html");
+        let page = Page { results: &contest.results, picture };
+        let text = page.render().map_err(|e| failed(&path, &e))?;
+        std::fs::write(&path, text).map_err(|e| failed(&path, &e))
+    }
+}

@@ -1,0 +1,139 @@
+//! The report: one page that needs nothing but the picture beside it.
+
+use super::chart::{Curve, PALETTE, draw};
+use super::results::{Results, Way};
+use std::fmt::Write;
+
+/// What is shown.
+pub(super) struct Page<'a> {
+    pub(super) results: &'a Results,
+    /// The file of the color map's picture.
+    pub(super) picture: Option<&'a str>,
+}
+
+const STYLE: &str = "body{font:16px/1.5 Helvetica,Arial,sans-serif;color:#262b33;max-width:1080px;margin:40px auto;padding:0 20px}\
+h1{font-size:28px}h2{font-size:20px;margin-top:40px}table{border-collapse:collapse;font-size:14px}\
+th,td{padding:4px 10px;text-align:right;border-bottom:1px solid #e4e7ec}td:first-child,th:first-child{text-align:left}\
+img{max-width:100%;border-radius:6px}.dot{display:inline-block;width:10px;height:10px;border-radius:5px;margin-right:8px}\
+p.note{color:#767e8c}";
+
+/// Text as HTML shows it.
+fn escaped(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
+}
+
+/// Rounds a millisecond between one sample and the next.
+fn throughput(way: &Way) -> Vec<(f64, f64)> {
+    let pairs = way.samples.windows(2).filter_map(|pair| match pair {
+        [a, b] if b.at_ms > a.at_ms => {
+            let done = super::results::number(b.rounds.saturating_sub(a.rounds));
+            Some((b.at_ms, done / (b.at_ms - a.at_ms)))
+        }
+        _ => None,
+    });
+    pairs.collect()
+}
+
+impl Page<'_> {
+    /// The page.
+    pub(super) fn render(&self) -> Result<String, String> {
+        let results = self.results;
+        let mut out = format!(
+            "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><title>Kaleidoscope</title><style>{STYLE}</style>\
+             <h1>Clones of a running machine</h1><p>{}, {} clones at once.",
+            escaped(&results.guest),
+            results.clones
+        );
+        if let Some(pause) = results.pause_us {
+            let _ = write!(out, " The parent stood still for {:.2} ms, and ran on.", pause / 1e3);
+        }
+        out.push_str("</p>");
+        self.table(&mut out);
+        self.curves(&mut out)?;
+        self.colors(&mut out);
+        if let Some(picture) = self.picture {
+            let _ = write!(
+                out,
+                "<h2>What every page is</h2><p class=note>Found from outside, by page tables alone.</p>\
+                 <img src=\"{}\" alt=\"color map\">",
+                escaped(picture)
+            );
+        }
+        out.push_str("</html>\n");
+        Ok(out)
+    }
+
+    fn dot(place: usize) -> String {
+        let color = PALETTE.get(place % PALETTE.len()).map_or((0, 0, 0), |c| (c.0, c.1, c.2));
+        format!("<span class=dot style=\"background:rgb{color:?}\"></span>")
+    }
+
+    fn table(&self, out: &mut String) {
+        out.push_str(
+            "<table><tr><th>way<th>start, us<th>done, ms<th>faults<th>late<th>fetched ahead<th>waited, ms\
+             <th>longest, us<th>moved, MiB<th>memory of all, MiB</tr>",
+        );
+        for (place, way) in self.results.ways.iter().enumerate() {
+            let _ = write!(
+                out,
+                "<tr><td>{}{}<td>{:.0}<td>{:.1}<td>{:.0}<td>{:.0}<td>{:.0}<td>{:.1}<td>{}<td>{:.1}<td>{:.1}</tr>",
+                Self::dot(place),
+                escaped(&way.name),
+                way.start_us,
+                way.took_ms,
+                way.faults,
+                way.late,
+                way.prefetched,
+                way.stalled_ms,
+                way.longest_stall_us.map_or_else(String::new, |us| format!("{us:.0}")),
+                way.moved_mib,
+                way.memory_mib
+            );
+        }
+        out.push_str("</table>");
+    }
+
+    fn curves(&self, out: &mut String) -> Result<(), String> {
+        if self.results.ways.iter().all(|way| way.samples.len() < 3) {
+            return Ok(());
+        }
+        let curves = |points: &dyn Fn(&Way) -> Vec<(f64, f64)>| -> Vec<Curve> {
+            let ways = self.results.ways.iter().enumerate();
+            ways.map(|(place, way)| Curve { place, points: points(way) }).collect()
+        };
+        let end = self.results.ways.iter().map(|way| way.took_ms).fold(0.0, f64::max);
+        let work = draw(&curves(&throughput), end, "rounds of work a ms")?;
+        let waited = |way: &Way| way.samples.iter().map(|s| (s.at_ms, s.stalled_ms)).collect();
+        let waited = draw(&curves(&waited), end, "ms waited so far, all vCPUs")?;
+        let _ = write!(
+            out,
+            "<h2>How clones warm up</h2><p class=note>Work done over time by all clones of a way, in the colors of the table.</p>{work}\
+             <h2>How long they wait</h2>{waited}"
+        );
+        Ok(())
+    }
+
+    fn colors(&self, out: &mut String) {
+        if self.results.ways.iter().all(|way| way.faults_by_color.is_empty()) {
+            return;
+        }
+        out.push_str(
+            "<h2>What they wait for</h2><p class=note>Faults of all clones, by color.</p><table>",
+        );
+        for (place, way) in self.results.ways.iter().enumerate() {
+            let faults: Vec<String> = way
+                .faults_by_color
+                .iter()
+                .map(|(color, faults)| format!("{} {faults}", escaped(color)))
+                .collect();
+            let _ = write!(
+                out,
+                "<tr><td>{}{}<td style=\"text-align:left\">{}</tr>",
+                Self::dot(place),
+                escaped(&way.name),
+                faults.join(", ")
+            );
+        }
+        out.push_str("</table>");
+    }
+}

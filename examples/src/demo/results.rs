@@ -1,0 +1,150 @@
+//! What the clones of each way did.
+
+use crate::table::{finish, table};
+use comfy_table::CellAlignment::{Left, Right};
+use kaleidoscope_core::clone::Statistics;
+use kaleidoscope_core::color::ColorMap;
+use serde::Serialize;
+use std::time::Duration;
+
+/// A demonstration: what the parent is, and how its clones did.
+pub(super) struct Contest {
+    /// What the parent's frames are; absent for mock machines.
+    pub(super) map: Option<ColorMap>,
+    pub(super) results: Results,
+}
+
+/// How the clones did.
+#[derive(Debug, Serialize)]
+pub(super) struct Results {
+    /// What was cloned, in words.
+    pub(super) guest: String,
+    /// How long the parent stood still, where it ran.
+    pub(super) pause_us: Option<f64>,
+    /// Clones of each way.
+    pub(super) clones: usize,
+    pub(super) ways: Vec<Way>,
+}
+
+/// A way to clone, and how it went; numbers are means over the clones unless they say otherwise.
+#[derive(Debug, Default, Serialize)]
+pub(super) struct Way {
+    pub(super) name: String,
+    /// From what the freeze left until the clone runs.
+    pub(super) start_us: f64,
+    /// Until the last clone has done its work.
+    pub(super) took_ms: f64,
+    /// Touches that waited for a page, and those that a page on its way met.
+    pub(super) faults: f64,
+    pub(super) late: f64,
+    pub(super) prefetched: f64,
+    /// Time that vCPUs waited.
+    pub(super) stalled_ms: f64,
+    pub(super) longest_stall_us: Option<f64>,
+    pub(super) moved_mib: f64,
+    /// Memory that all clones took together, as the kernel counts it.
+    pub(super) memory_mib: f64,
+    /// Faults by color, the most first.
+    pub(super) faults_by_color: Vec<(String, u64)>,
+    /// Every byte that a clone owns was right at its end.
+    pub(super) is_verified: bool,
+    pub(super) samples: Vec<Sample>,
+}
+
+/// All clones of a way at one moment.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(super) struct Sample {
+    pub(super) at_ms: f64,
+    /// Rounds of work that they have done together.
+    pub(super) rounds: u64,
+    /// Time that their vCPUs have waited, together.
+    pub(super) stalled_ms: f64,
+}
+
+/// Milliseconds.
+pub(super) fn ms(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e3
+}
+
+/// How long a clone has waited so far.
+pub(super) fn stalled(statistics: &Statistics) -> Duration {
+    statistics.mean_stall().mul_f64(number(statistics.stalls()))
+}
+
+/// A count as a number to calculate with.
+#[expect(clippy::cast_precision_loss, reason = "counts are below 2^53")]
+pub(super) fn number(count: u64) -> f64 {
+    count as f64
+}
+
+impl Way {
+    /// Adds up what the engines of a way's clones counted.
+    pub(super) fn count(&mut self, engines: &[Statistics]) {
+        let clones = number(engines.len().max(1) as u64);
+        let mut colors: Vec<(String, u64)> = Vec::new();
+        for statistics in engines {
+            let total = statistics.total();
+            self.faults += number(total.faults) / clones;
+            self.late += number(total.late) / clones;
+            self.prefetched += number(total.prefetched) / clones;
+            self.stalled_ms += ms(stalled(statistics)) / clones;
+            self.moved_mib += number(statistics.bytes()) / clones / f64::from(1 << 20);
+            let longest = statistics.stall(1.0).map(|stall| ms(stall) * 1e3);
+            self.longest_stall_us = match (self.longest_stall_us, longest) {
+                (Some(a), Some(b)) => Some(a.max(b)),
+                (a, b) => a.or(b),
+            };
+            for (color, counts) in statistics.by_color.iter().filter(|(_, c)| c.faults > 0) {
+                match colors.iter_mut().find(|(name, _)| name == color.name()) {
+                    Some((_, faults)) => *faults += counts.faults,
+                    None => colors.push((color.name().to_owned(), counts.faults)),
+                }
+            }
+        }
+        colors.sort_by_key(|(_, faults)| std::cmp::Reverse(*faults));
+        self.faults_by_color = colors;
+    }
+}
+
+impl Results {
+    /// A table for people.
+    pub(super) fn text(&self) -> String {
+        let mut text = format!("{}, {} clones at once\n", self.guest, self.clones);
+        if let Some(pause) = self.pause_us {
+            text.push_str(&format!(
+                "frozen while it ran: it stood still for {:.2} ms\n",
+                pause / 1e3
+            ));
+        }
+        let mut out = table([
+            ("", Left),
+            ("start us", Right),
+            ("done ms", Right),
+            ("faults", Right),
+            ("late", Right),
+            ("ahead", Right),
+            ("waited ms", Right),
+            ("longest us", Right),
+            ("moved MiB", Right),
+            ("memory MiB", Right),
+            ("bytes", Left),
+        ]);
+        for way in &self.ways {
+            out.add_row([
+                way.name.clone(),
+                format!("{:.0}", way.start_us),
+                format!("{:.1}", way.took_ms),
+                format!("{:.0}", way.faults),
+                format!("{:.0}", way.late),
+                format!("{:.0}", way.prefetched),
+                format!("{:.1}", way.stalled_ms),
+                way.longest_stall_us.map_or_else(String::new, |us| format!("{us:.0}")),
+                format!("{:.1}", way.moved_mib),
+                format!("{:.1}", way.memory_mib),
+                if way.is_verified { "all right" } else { "not checked" }.to_owned(),
+            ]);
+        }
+        text.push_str(&finish(&out));
+        text
+    }
+}
