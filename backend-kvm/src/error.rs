@@ -1,5 +1,6 @@
 //! What goes wrong between us, KVM and the system.
 
+use kaleidoscope_core::clone::hooks::HookError;
 use rustix::io::Errno;
 use thiserror::Error;
 
@@ -35,6 +36,9 @@ pub enum KvmError {
     /// The guest has ended, or a vCPU of it.
     #[error("the guest has ended: {0}")]
     Ended(String),
+    /// A hook around a freeze or a start failed.
+    #[error("a hook failed: {0}")]
+    Hook(#[from] HookError),
     /// vCPUs did not stop in time.
     #[error("a vCPU did not stop within {0} ms")]
     Stuck(u128),

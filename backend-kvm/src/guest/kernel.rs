@@ -7,6 +7,9 @@ use iced_x86::code_asm::*;
 /// The timer's vector.
 pub(super) const TIMER: u8 = 0x20;
 
+/// The vector by which the guest is told that it is a clone.
+pub const NOTICE: u8 = 0x21;
+
 /// Registers that are saved on a process's kernel stack, below what the processor saves there itself.
 pub(super) const SAVED: usize = 15;
 
@@ -33,6 +36,8 @@ pub(super) struct Places {
     pub(super) code: u64,
     /// The address of the current process's record.
     pub(super) current: u64,
+    /// How often it was told that it is a clone.
+    pub(super) notices: u64,
     pub(super) task: u64,
 }
 
@@ -43,6 +48,8 @@ pub(super) struct Code {
     pub(super) entry: u64,
     /// By the timer.
     pub(super) tick: u64,
+    /// By a notice.
+    pub(super) notice: u64,
     /// By exceptions: vector, address.
     pub(super) exceptions: Vec<(u8, u64)>,
 }
@@ -59,7 +66,8 @@ pub(super) fn code(places: Places) -> Result<Code, IcedError> {
     let registers = [rax, rbx, rcx, rdx, rsi, rdi, rbp, r8, r9, r10, r11, r12, r13, r14, r15];
     debug_assert_eq!(registers.len(), SAVED);
     let mut a = CodeAssembler::new(64)?;
-    let (mut entry, mut tick, mut leave) = (a.create_label(), a.create_label(), a.create_label());
+    let (mut entry, mut leave) = (a.create_label(), a.create_label());
+    let (mut tick, mut notice) = (a.create_label(), a.create_label());
 
     a.set_label(&mut entry)?;
     wrmsr(&mut a, SPURIOUS, 0x1ff)?;
@@ -91,6 +99,17 @@ pub(super) fn code(places: Places) -> Result<Code, IcedError> {
     }
     a.iretq()?;
 
+    a.set_label(&mut notice)?;
+    for register in [rax, rcx, rdx] {
+        a.push(register)?;
+    }
+    a.inc(qword_ptr(places.notices))?;
+    wrmsr(&mut a, END_OF_INTERRUPT, 0)?;
+    for register in [rdx, rcx, rax] {
+        a.pop(register)?;
+    }
+    a.iretq()?;
+
     // Divide error, invalid opcode (a process complains), double fault, general protection, page fault.
     let mut exceptions = Vec::new();
     for vector in [0u8, 6, 8, 13, 14] {
@@ -111,6 +130,7 @@ pub(super) fn code(places: Places) -> Result<Code, IcedError> {
     Ok(Code {
         entry: assembled.label_ip(&entry)?,
         tick: assembled.label_ip(&tick)?,
+        notice: assembled.label_ip(&notice)?,
         exceptions: exceptions
             .into_iter()
             .map(|(vector, label)| Ok((vector, assembled.label_ip(&label)?)))

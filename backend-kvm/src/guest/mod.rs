@@ -17,6 +17,7 @@ mod tables;
 mod verify;
 mod witness;
 
+pub use kernel::NOTICE;
 pub use plan::{Plan, ProcessPlan};
 pub use verify::{Mismatch, verify};
 pub use witness::{Complaint, Witness};

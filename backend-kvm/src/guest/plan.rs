@@ -1,8 +1,8 @@
 //! Where everything is in the guest, and what is there at first.
 
 use super::content::{self, FILE};
-use super::kernel::{self, Places, RECORD, SAVED, STACK, STACK_END, TABLES, TIMER};
-use super::process::{self, CODE, Character, FILE_AT, HEAP, STATUS, VERSIONS};
+use super::kernel::{self, NOTICE, Places, RECORD, SAVED, STACK, STACK_END, TABLES, TIMER};
+use super::process::{self, CODE, Character, FILE_AT, HEAP, IDENTITY, SEEN, STATUS, VERSIONS};
 use super::tables::{NO_EXECUTE, Tables, USER, WRITE};
 use crate::error::KvmError;
 use kaleidoscope_core::addr::{FRAME_BYTES, FRAME_SIZE, Gpa};
@@ -13,6 +13,8 @@ const BLOCK: u64 = 0x1_0000;
 const MOST_VCPUS: usize = 6;
 const STACKS: u64 = 0x8_0000;
 const MOST_PROCESSES: usize = 64;
+/// The page that says who the machine is; all processes read it.
+const IDENTITY_AT: u64 = 0xe_0000;
 const TABLES_AT: u64 = 0x10_0000;
 const USER_AT: u64 = 0x40_0000;
 
@@ -76,6 +78,12 @@ fn unfit(what: impl Into<String>) -> KvmError {
 }
 
 impl ProcessPlan {
+    /// Where it says who the machine is, as it saw last: 16 bytes.
+    #[must_use]
+    pub fn identity(&self) -> Gpa {
+        Gpa(self.status.0 + u64::from(SEEN))
+    }
+
     /// Where its code is.
     #[must_use]
     pub fn code(&self) -> Gpa {
@@ -161,6 +169,18 @@ impl Plan {
         (0..u64::from(self.file)).map(move |page| Gpa(last + page * FRAME_SIZE))
     }
 
+    /// Where 16 bytes say who the machine is: zeros until somebody writes there.
+    #[must_use]
+    pub fn identity(&self) -> Gpa {
+        Gpa(IDENTITY_AT)
+    }
+
+    /// Where a vCPU counts how often [`NOTICE`](super::NOTICE) told it that it is a clone, in 8 bytes.
+    #[must_use]
+    pub fn notices(&self, vcpu: usize) -> Gpa {
+        Gpa(Self::places(vcpu).notices)
+    }
+
     /// One past the last address that is ever used.
     #[must_use]
     pub fn end(&self) -> Gpa {
@@ -169,7 +189,7 @@ impl Plan {
 
     fn places(vcpu: usize) -> Places {
         let block = BLOCK * (vcpu as u64 + 1);
-        Places { code: block, current: block + DATA, task: block + TASK }
+        Places { code: block, current: block + DATA, notices: block + DATA + 8, task: block + TASK }
     }
 
     fn record(process: &ProcessPlan, vcpus: usize) -> u64 {
@@ -206,6 +226,7 @@ impl Plan {
             let at = STACKS + number * FRAME_SIZE;
             tables.map(at, at, WRITE | NO_EXECUTE)?;
         }
+        tables.map(IDENTITY, IDENTITY_AT, USER | NO_EXECUTE)?;
         tables.map(CODE, process.code.0, USER)?;
         let data = USER | WRITE | NO_EXECUTE;
         tables.map(STATUS, process.status.0, data)?;
@@ -252,7 +273,9 @@ impl Plan {
         let segments = FLAT.into_iter().chain([low, task >> 32]);
         let segments: Vec<u8> = segments.flat_map(u64::to_le_bytes).collect();
         write(Gpa(places.code + SEGMENTS), &segments)?;
-        for (vector, handler) in code.exceptions.iter().copied().chain([(TIMER, code.tick)]) {
+        for (vector, handler) in
+            code.exceptions.iter().copied().chain([(TIMER, code.tick), (NOTICE, code.notice)])
+        {
             // An interrupt gate of the kernel's code segment (Intel SDM vol. 3, 7.14.1).
             let low = handler & 0xffff | 0x08 << 16 | 0x8e00 << 32 | (handler >> 16 & 0xffff) << 48;
             let gate = [low.to_le_bytes(), (handler >> 32).to_le_bytes()];

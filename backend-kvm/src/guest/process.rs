@@ -10,9 +10,11 @@ pub(super) const STATUS: u64 = 0x11_0000_0000;
 pub(super) const VERSIONS: u64 = STATUS + 0x1000;
 pub(super) const HEAP: u64 = 0x12_0000_0000;
 pub(super) const FILE_AT: u64 = 0x13_0000_0000;
+pub(super) const IDENTITY: u64 = 0x14_0000_0000;
 
-/// Offsets in the status page: rounds, and the time stamp counter as it was last.
+/// Offsets in the status page: rounds, the time stamp counter as it was last, and who the machine is, as the process saw last.
 const TIME: i32 = 8;
+pub(super) const SEEN: u8 = 16;
 
 /// What a process complains of, in `rax`; `rsi` has the page, `rdi` the word that was expected, `r9` its address.
 pub(super) const WRONG_HEAP: u64 = 1;
@@ -150,6 +152,12 @@ pub(super) fn code(character: Character) -> Result<Vec<u8>, IcedError> {
         a.mov(rax, seed(owner))?;
         a.cmp(rdi, rax)?;
         a.jne(wrong_vector)?;
+    }
+    // Who it is.
+    a.mov(rdx, IDENTITY)?;
+    for half in [0, 8] {
+        a.mov(rax, qword_ptr(rdx + half))?;
+        a.mov(qword_ptr(r13 + i32::from(SEEN) + half), rax)?;
     }
     a.inc(qword_ptr(r13))?;
     a.jmp(round)?;

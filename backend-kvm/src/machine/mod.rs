@@ -2,6 +2,7 @@
 
 mod control;
 mod devices;
+mod hooked;
 mod host;
 mod vcpu;
 

@@ -2,5 +2,6 @@
 
 mod colors;
 mod common;
+mod hooks;
 mod lazy;
 mod local;

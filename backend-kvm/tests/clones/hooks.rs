@@ -1,0 +1,118 @@
+//! Clones that know that they are clones, and which.
+
+use crate::common::{Outcome, host, let_run, verify_machine};
+use kaleidoscope_core::clone::CloneId;
+use kaleidoscope_core::clone::hooks::{
+    CloneHook, GenerationId, Guest, HookError, Hooks, IdentityInMemory, Notice,
+};
+use kaleidoscope_kvm::KvmError;
+use kaleidoscope_kvm::guest::{NOTICE, Plan, Witness, boot};
+use kaleidoscope_kvm::machine::Machine;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+/// Who each process believes the machine to be.
+fn identities(plan: &Plan, machine: &Machine) -> Outcome<Vec<[u8; 16]>> {
+    let seen = plan.processes().iter().map(|process| {
+        let mut seen = [0; 16];
+        machine.read(process.identity(), &mut seen)?;
+        Ok(seen)
+    });
+    seen.collect()
+}
+
+fn notices(plan: &Plan, machine: &Machine, vcpu: usize) -> Outcome<u64> {
+    let mut bytes = [0; 8];
+    machine.read(plan.notices(vcpu), &mut bytes)?;
+    Ok(u64::from_le_bytes(bytes))
+}
+
+/// Counts freezes, and forbids them when told to.
+#[derive(Default)]
+struct Guard(Arc<AtomicUsize>, bool);
+
+impl CloneHook for Guard {
+    fn before_freeze(&self, _: &dyn Guest) -> Result<(), HookError> {
+        if self.1 { Err(HookError::new("not now")) } else { Ok(()) }
+    }
+
+    fn after_freeze(&self, _: &dyn Guest) -> Result<(), HookError> {
+        self.0.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+}
+
+#[test]
+fn every_clone_knows_who_it_is() -> Outcome<()> {
+    let Some(host) = host() else { return Ok(()) };
+    let plan = Plan::new(32, 2, 4, 256, 256, 2)?;
+    let (mut parent, witness) = boot(&host, &plan)?;
+    parent.resume()?;
+    let_run(&plan, &parent, &witness, 100);
+    let freezes = Arc::new(AtomicUsize::new(0));
+    let hooks = Hooks::none()
+        .and(Guard(Arc::clone(&freezes), false))
+        .and(IdentityInMemory { gpa: plan.identity() })
+        .and(GenerationId {
+            gpa: plan.identity(),
+            notice: Some(Notice { vcpu: 1, vector: NOTICE }),
+        });
+    let forbidden = parent.freeze_with(&Hooks::none().and(Guard(Arc::default(), true)));
+    assert!(matches!(forbidden, Err(KvmError::Hook(error)) if error.to_string() == "not now"));
+    let_run(&plan, &parent, &witness, 10);
+    let frozen = parent.freeze_with(&hooks)?;
+    assert_eq!(freezes.load(Ordering::Relaxed), 1);
+
+    let mut clones = Vec::new();
+    for _ in 0..5 {
+        let hears = Arc::new(Witness::default());
+        let mut clone = Machine::clone_of(&host, &frozen, Arc::clone(&hears) as _)?;
+        let id = CloneId::random()?;
+        clone.resume_as(id, &hooks)?;
+        clones.push((clone, hears, id));
+    }
+    for (clone, hears, id) in &clones {
+        let_run(&plan, clone, hears, 30);
+        assert!(identities(&plan, clone)?.iter().all(|seen| *seen == id.0));
+        let start = Instant::now();
+        while notices(&plan, clone, 1)? == 0 {
+            assert!(start.elapsed() < Duration::from_secs(20), "it was not told");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        assert_eq!((notices(&plan, clone, 0)?, notices(&plan, clone, 1)?), (0, 1));
+        verify_machine(&plan, clone);
+    }
+    // The parent is nobody's clone, and was told nothing.
+    let_run(&plan, &parent, &witness, 30);
+    assert!(identities(&plan, &parent)?.iter().all(|seen| *seen == [0; 16]));
+    assert_eq!((notices(&plan, &parent, 0)?, notices(&plan, &parent, 1)?), (0, 0));
+    Ok(())
+}
+
+#[test]
+fn interrupts_that_are_pending_survive() -> Outcome<()> {
+    let Some(host) = host() else { return Ok(()) };
+    let plan = Plan::new(16, 1, 2, 64, 64, 1)?;
+    let (mut parent, witness) = boot(&host, &plan)?;
+    parent.resume()?;
+    let_run(&plan, &parent, &witness, 30);
+    // Sent while it stands still: it is in no register of the guest, but in its interrupt controller.
+    parent.pause()?;
+    parent.interrupt(0, NOTICE)?;
+    assert!(parent.interrupt(1, NOTICE).is_err());
+    let before = notices(&plan, &parent, 0)?;
+    let frozen = parent.freeze()?;
+    assert_eq!(before, 0);
+    for _ in 0..3 {
+        let hears = Arc::new(Witness::default());
+        let mut clone = Machine::clone_of(&host, &frozen, Arc::clone(&hears) as _)?;
+        clone.resume()?;
+        let_run(&plan, &clone, &hears, 30);
+        assert_eq!(notices(&plan, &clone, 0)?, 1);
+    }
+    parent.resume()?;
+    let_run(&plan, &parent, &witness, 30);
+    assert_eq!(notices(&plan, &parent, 0)?, 1);
+    Ok(())
+}

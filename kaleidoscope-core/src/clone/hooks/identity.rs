@@ -1,0 +1,19 @@
+//! The clone's id where its guest can read it.
+
+use super::{CloneHook, Guest, HookError};
+use crate::addr::Gpa;
+use crate::clone::CloneId;
+
+/// Writes the clone's id (16 bytes) to an address that the guest has set aside for it, before the clone runs. The parent's stays as
+/// it is, zeros say.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct IdentityInMemory {
+    /// Where.
+    pub gpa: Gpa,
+}
+
+impl CloneHook for IdentityInMemory {
+    fn before_resume(&self, clone: &dyn Guest, id: CloneId) -> Result<(), HookError> {
+        clone.write(self.gpa, &id.0)
+    }
+}

@@ -1,0 +1,136 @@
+//! Hooks around a machine that only remembers.
+
+use super::*;
+use parking_lot::Mutex;
+use std::ffi::OsString;
+
+/// What was done, in order.
+type Log = Arc<Mutex<Vec<String>>>;
+
+struct Notebook(Log);
+
+impl Guest for Notebook {
+    fn read(&self, _gpa: Gpa, _buf: &mut [u8]) -> Result<(), HookError> {
+        Ok(())
+    }
+
+    fn write(&self, gpa: Gpa, bytes: &[u8]) -> Result<(), HookError> {
+        self.0.lock().push(format!("write {gpa} {}", bytes.len()));
+        Ok(())
+    }
+
+    fn interrupt(&self, vcpu: u32, vector: u8) -> Result<(), HookError> {
+        self.0.lock().push(format!("interrupt {vcpu} {vector}"));
+        Ok(())
+    }
+}
+
+/// Says when it is called, and fails at one instant.
+struct Voice(Log, &'static str, &'static str);
+
+impl Voice {
+    fn say(&self, what: &str) -> Result<(), HookError> {
+        self.0.lock().push(format!("{} {what}", self.1));
+        if what == self.2 { Err(HookError::new("hoarse")) } else { Ok(()) }
+    }
+}
+
+impl CloneHook for Voice {
+    fn before_freeze(&self, _: &dyn Guest) -> Result<(), HookError> {
+        self.say("before freeze")
+    }
+    fn after_freeze(&self, _: &dyn Guest) -> Result<(), HookError> {
+        self.say("after freeze")
+    }
+    fn before_resume(&self, _: &dyn Guest, _: CloneId) -> Result<(), HookError> {
+        self.say("before resume")
+    }
+    fn after_resume(&self, _: &dyn Guest, _: CloneId) -> Result<(), HookError> {
+        self.say("after resume")
+    }
+}
+
+fn voices(fails: &'static str) -> (Log, Hooks) {
+    let log = Log::default();
+    let hooks = Hooks::none().and(Voice(Arc::clone(&log), "a", "")).and(Voice(
+        Arc::clone(&log),
+        "b",
+        fails,
+    ));
+    let hooks = hooks.and(Voice(Arc::clone(&log), "c", ""));
+    (log, hooks)
+}
+
+fn freeze(log: &Log, hooks: &Hooks) -> Result<(), HookError> {
+    hooks.around_freeze(&Notebook(Arc::clone(log)), || {
+        log.lock().push("freeze".into());
+        Ok(())
+    })
+}
+
+fn resume(log: &Log, hooks: &Hooks) -> Result<(), HookError> {
+    hooks.around_resume(&mut Notebook(Arc::clone(log)), CloneId([7; 16]), |_| {
+        log.lock().push("resume".into());
+        Ok(())
+    })
+}
+
+#[test]
+fn hooks_are_called_in_order() {
+    let (log, hooks) = voices("");
+    freeze(&log, &hooks).unwrap();
+    let all = ["a before freeze", "b before freeze", "c before freeze", "freeze"];
+    let after = ["c after freeze", "b after freeze", "a after freeze"];
+    assert_eq!(std::mem::take(&mut *log.lock()), [&all[..], &after[..]].concat());
+    resume(&log, &hooks).unwrap();
+    let expected = ["a before resume", "b before resume", "c before resume", "resume"];
+    assert_eq!(log.lock()[..4], expected);
+    assert_eq!(log.lock()[4..], ["a after resume", "b after resume", "c after resume"]);
+}
+
+#[test]
+fn a_hook_that_fails_prevents_what_follows() {
+    let (log, hooks) = voices("before freeze");
+    assert_eq!(freeze(&log, &hooks).unwrap_err().to_string(), "hoarse");
+    let expected = ["a before freeze", "b before freeze", "b after freeze", "a after freeze"];
+    assert_eq!(*log.lock(), expected, "who was called before is called after");
+    let (log, hooks) = voices("after freeze");
+    assert!(freeze(&log, &hooks).is_err());
+    assert_eq!(log.lock().last().unwrap(), "a after freeze");
+    let (log, hooks) = voices("before resume");
+    assert!(resume(&log, &hooks).is_err());
+    assert_eq!(*log.lock(), ["a before resume", "b before resume"]);
+}
+
+#[test]
+fn clones_are_told_who_they_are() {
+    let log = Log::default();
+    let notice = Some(Notice { vcpu: 1, vector: 33 });
+    let hooks = Hooks::none()
+        .and(IdentityInMemory { gpa: Gpa(0x7000) })
+        .and(GenerationId { gpa: Gpa(0x8008), notice });
+    resume(&log, &hooks).unwrap();
+    assert_eq!(*log.lock(), ["write 0x7000 16", "write 0x8008 16", "resume", "interrupt 1 33"]);
+    let crooked = Hooks::none().and(GenerationId { gpa: Gpa(0x8004), notice: None });
+    let error = resume(&log, &crooked).unwrap_err();
+    assert_eq!(error.to_string(), "no generation id can be at 0x8004");
+}
+
+#[test]
+fn a_command_knows_its_clone() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("id");
+    let script = format!("printf %s \"$KALEIDOSCOPE_CLONE\" > '{}'", file.display());
+    let command = |script: &str| Reconfigure {
+        program: "sh".into(),
+        arguments: ["-c", script].map(OsString::from).to_vec(),
+    };
+    let log = Log::default();
+    resume(&log, &Hooks::none().and(command(&script))).unwrap();
+    assert_eq!(std::fs::read_to_string(file).unwrap(), CloneId([7; 16]).to_string());
+    let error = resume(&log, &Hooks::none().and(command("exit 3"))).unwrap_err();
+    assert_eq!(error.to_string(), "sh: exit status: 3");
+    let nothing = Reconfigure { program: "/does/not/exist".into(), arguments: Vec::new() };
+    let error = resume(&log, &Hooks::none().and(nothing)).unwrap_err();
+    assert!(error.to_string().starts_with("/does/not/exist cannot be run: "), "{error}");
+}
