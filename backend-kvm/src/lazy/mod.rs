@@ -5,6 +5,8 @@
 mod pages;
 mod running;
 mod stage;
+#[cfg(test)]
+mod tests;
 
 pub use running::Lazy;
 pub(crate) use running::Running;

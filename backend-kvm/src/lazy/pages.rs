@@ -83,6 +83,11 @@ impl LazyPages {
             .ok_or_else(|| PlaceError::new(format!("the clone has no frame {frame}")))
     }
 
+    /// Whether a page is on the stage: zeros over it would hide it from this clone.
+    fn is_staged(&self, frame: FrameIndex) -> bool {
+        self.stage.as_ref().is_some_and(|stage| stage.has(frame))
+    }
+
     /// What the system's answer means.
     fn placed(
         &self,
@@ -125,15 +130,18 @@ impl Placer for LazyPages {
         };
         let failed =
             |error| PlaceError::caused_by(format!("frame {frame} cannot be filled"), error);
-        stage.put(frame, page).map_err(failed)?;
+        let is_new = stage.put(frame, page).map_err(failed)?;
         shard
             .wake(range)
             .map_err(|error| failed(KvmError::Refused { what: "waking a vCPU", source: error }))?;
-        Ok(Placed::Placed)
+        Ok(if is_new { Placed::Placed } else { Placed::AlreadyThere })
     }
 
     fn zero(&self, frame: FrameIndex) -> Result<Placed, PlaceError> {
         let (shard, range) = self.shard(frame)?;
+        if self.is_staged(frame) {
+            return Ok(Placed::AlreadyThere);
+        }
         self.placed(frame, shard.zero(range))
     }
 
@@ -142,7 +150,13 @@ impl Placer for LazyPages {
         while done < frames.end {
             let (shard, range) = self.shard(FrameIndex(done))?;
             let in_shard = self.per_shard - done as usize % self.per_shard;
-            let count = (frames.end - done).min(u32::try_from(in_shard).unwrap_or(u32::MAX));
+            let most = (frames.end - done).min(u32::try_from(in_shard).unwrap_or(u32::MAX));
+            let count = (0..most).take_while(|n| !self.is_staged(FrameIndex(done + n))).count();
+            let count = u32::try_from(count).unwrap_or(0);
+            if count == 0 {
+                done += 1;
+                continue;
+            }
             let end = range.start + count as usize * FRAME_BYTES;
             match shard.zero(range.start..end) {
                 Ok(()) => done += count,
@@ -174,6 +188,9 @@ impl Placer for LazyPages {
 
 impl FaultQueue for LazyPages {
     fn wait(&self, wait: Duration) -> Result<(), PlaceError> {
+        if self.revoked.load(Ordering::Acquire) {
+            return Ok(());
+        }
         let mut fds: Vec<_> =
             self.shards.iter().map(|shard| PollFd::new(shard, PollFlags::IN)).collect();
         let timeout = Timespec::try_from(wait).ok();
@@ -184,6 +201,9 @@ impl FaultQueue for LazyPages {
     }
 
     fn read(&self) -> Result<Option<Event>, PlaceError> {
+        if self.revoked.load(Ordering::Acquire) {
+            return Ok(Some(Event::Closed));
+        }
         let first = self.turn.fetch_add(1, Ordering::Relaxed);
         for n in 0..self.shards.len() {
             let Some(shard) = self.shards.get(first.wrapping_add(n) % self.shards.len()) else {

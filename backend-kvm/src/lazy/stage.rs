@@ -51,15 +51,27 @@ impl Stage {
             .asked("mapping a clone's memory")
     }
 
-    /// Puts a page here unless somebody else does. A clone sees all of it or none: the kernel keeps a page that is being written
-    /// locked.
-    pub(super) fn put(&self, frame: FrameIndex, page: &Page) -> Result<(), KvmError> {
+    /// Whether somebody has put a page here, or is about to.
+    pub(super) fn has(&self, frame: FrameIndex) -> bool {
+        let word = self.taken.get(frame.as_usize() / 64);
+        word.is_some_and(|word| word.load(Ordering::Acquire) & 1 << (frame.0 % 64) != 0)
+    }
+
+    /// Puts a page here; `false` when somebody else has, or does. A clone sees all of it or none: the kernel keeps a page that is
+    /// being written locked.
+    pub(super) fn put(&self, frame: FrameIndex, page: &Page) -> Result<bool, KvmError> {
         let bit = 1 << (frame.0 % 64);
         let word = self.taken.get(frame.as_usize() / 64);
         // Whoever comes second has the same bytes, and need not wait: its clone faults once more if the page is not here yet.
-        if word.is_some_and(|word| word.fetch_or(bit, Ordering::AcqRel) & bit == 0) {
-            self.file.write(frame.as_usize() * FRAME_BYTES, page)?;
+        let Some(word) = word.filter(|word| word.fetch_or(bit, Ordering::AcqRel) & bit == 0) else {
+            return Ok(false);
+        };
+        let written = self.file.write(frame.as_usize() * FRAME_BYTES, page);
+        // Another clone may have more luck.
+        if written.is_err() {
+            word.fetch_and(!bit, Ordering::AcqRel);
         }
-        Ok(())
+        written?;
+        Ok(true)
     }
 }

@@ -104,6 +104,14 @@ impl Mapping {
         unsafe { madvise(start.cast(), range.len(), Advice::LinuxPopulateWrite) }
     }
 
+    /// Forgets what the range holds, as a balloon has the system do.
+    #[cfg(test)]
+    pub(crate) fn discard(&self, range: Range<usize>) -> Result<(), Errno> {
+        let start = self.part(&range)?;
+        // SAFETY: the range lies in this mapping, into which there are no references.
+        unsafe { madvise(start.cast(), range.len(), Advice::LinuxDontNeed) }
+    }
+
     /// Takes all access to the mapping away, for good.
     pub(crate) fn revoke(&self) -> Result<(), Errno> {
         // SAFETY: the range is the mapping, into which there are no references.

@@ -192,3 +192,44 @@ fn saved_state_is_checked() -> Outcome<()> {
     assert_eq!(error.to_string(), "saved machine state: 1 surplus bytes");
     Ok(())
 }
+
+/// State that is damaged is refused, by us or by KVM, or makes a guest that is wrong: never more than that.
+#[test]
+fn damaged_state_harms_nobody() -> Outcome<()> {
+    let Some(host) = host() else { return Ok(()) };
+    let plan = Plan::new(16, 2, 2, 64, 64, 1)?;
+    let (mut parent, witness) = boot(&host, &plan)?;
+    parent.resume()?;
+    let_run(&plan, &parent, &witness, 10);
+    let mut frozen = parent.freeze()?;
+    let bytes = frozen.state.to_bytes()?;
+    let (mut refused, mut started, mut dice) = (0, 0, 7u64);
+    let mut roll = |below: usize| {
+        dice = dice.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        usize::try_from(dice >> 33).unwrap() % below
+    };
+    for _ in 0..150 {
+        let mut damaged = bytes.clone();
+        for _ in 0..1 + roll(4) {
+            let at = roll(damaged.len());
+            damaged[at] ^= 1 << roll(8);
+        }
+        let Ok(state) = MachineState::from_bytes(&damaged) else {
+            refused += 1;
+            continue;
+        };
+        frozen.state = Arc::new(state);
+        let hears = Arc::new(Witness::default());
+        let Ok(mut clone) = Machine::clone_of(&host, &frozen, hears) else {
+            refused += 1;
+            continue;
+        };
+        clone.resume()?;
+        started += 1;
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    println!("{refused} refused, {started} started");
+    assert!(started > 0);
+    let_run(&plan, &parent, &witness, 30);
+    Ok(())
+}
