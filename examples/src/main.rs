@@ -1,6 +1,7 @@
 //! The `kaleidoscope` command.
 mod analysis;
 mod bench;
+mod chart_style;
 mod check;
 mod color;
 mod csv_out;

@@ -261,12 +261,12 @@ impl Machine {
     pub fn look(&self) -> Result<Vec<VcpuRegisters>, KvmError> {
         let _one_at_a_time = self.freezing.lock();
         let ran = self.control.is_running();
-        self.pause()?;
+        let paused = self.pause();
         let seen = (0..self.vcpus.len()).map(|cpu| {
             let (regs, sregs) = self.registers(cpu)?;
             Ok(registers(cpu, &regs, &sregs))
         });
-        let seen = seen.collect();
+        let seen = paused.and_then(|()| seen.collect());
         if ran {
             self.control.go()?;
         }
@@ -301,8 +301,9 @@ impl Machine {
         let mut prepared = self.ram.read().prepare()?;
         let start = Instant::now();
         let ran = self.control.is_running();
-        self.pause()?;
-        let frozen = self.save().and_then(|state| Ok((state, self.freeze_ram(&mut prepared)?)));
+        let paused = self.pause();
+        let frozen = paused.and_then(|()| self.save());
+        let frozen = frozen.and_then(|state| Ok((state, self.freeze_ram(&mut prepared)?)));
         if ran {
             self.control.go()?;
         }

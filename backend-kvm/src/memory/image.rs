@@ -4,7 +4,7 @@ use super::file::{MemoryFile, bytes_of};
 use super::{bytes, runs};
 use crate::error::{Asked, KvmError};
 use crate::sys::{Mapping, Sealed, Sharing};
-use kaleidoscope_core::addr::{FRAME_BYTES, Gpa};
+use kaleidoscope_core::addr::Gpa;
 use kaleidoscope_core::memory::{GuestMemory, MemoryError, MemoryLayout};
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -137,19 +137,14 @@ impl GuestMemory for FrozenImage {
     }
 
     fn slice(&self, gpa: Gpa, len: usize) -> Option<&[u8]> {
-        let (region, left) = self.layout.span_at(gpa)?;
-        if u64::try_from(len).ok()? > left {
-            return None;
-        }
-        let in_region = usize::try_from(gpa.0 - region.start.gpa().0).ok()?;
-        let start = region.first_index.as_usize() * FRAME_BYTES + in_region;
-        self.bytes().get(start..start + len)
+        self.layout.bytes_at(gpa, len).and_then(|range| self.bytes().get(range))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use kaleidoscope_core::addr::FRAME_BYTES;
 
     /// An image of five frames, which hold their number plus one.
     fn image() -> FrozenImage {

@@ -22,6 +22,8 @@ enum Origin {
     Image(Arc<FrozenImage>),
     /// Elsewhere: a handler fills the mapping, which is private.
     Filled,
+    /// An image that could not be kept: the mapping is private.
+    Lost,
 }
 
 /// A VM's RAM. One contiguous mapping in frame-index order, of which KVM shows the guest a slot per region.
@@ -97,13 +99,8 @@ impl GuestRam {
 
     /// The offset of a range of guest-physical addresses in the mapping.
     fn offset(&self, gpa: Gpa, len: usize) -> Result<usize, KvmError> {
-        let not_ram = || KvmError::NotRam { gpa: gpa.0, len };
-        let (region, left) = self.layout.span_at(gpa).ok_or_else(not_ram)?;
-        if u64::try_from(len).map_or(true, |len| len > left) {
-            return Err(not_ram());
-        }
-        let in_region = usize::try_from(gpa.0 - region.start.gpa().0).map_err(|_| not_ram())?;
-        Ok(region.first_index.as_usize() * FRAME_BYTES + in_region)
+        let range = self.layout.bytes_at(gpa, len);
+        range.map(|range| range.start).ok_or(KvmError::NotRam { gpa: gpa.0, len })
     }
 
     /// Copies bytes of the guest.
@@ -122,7 +119,7 @@ impl GuestRam {
     pub(crate) fn own_bytes(&self) -> Result<u64, KvmError> {
         match &self.origin {
             Origin::Fresh(file) => file.taken(),
-            Origin::Image(_) | Origin::Filled => {
+            Origin::Image(_) | Origin::Filled | Origin::Lost => {
                 own_bytes(&self.mapping).asked("counting a clone's memory (Linux 6.7 or later)")
             }
         }
@@ -159,6 +156,7 @@ impl GuestRam {
                 copying.copy(&self.mapping, Written::Ever)?;
                 Ok(Prepared::Copying(copying))
             }
+            Origin::Lost => Err(KvmError::Lacking("the image of this machine's last freeze")),
             Origin::Filled => Err(KvmError::Lacking(
                 "a frozen image of a clone whose memory a handler fills; only local clones become parents",
             )),
@@ -174,8 +172,15 @@ impl GuestRam {
         match prepared {
             Prepared::Flip(flip) => {
                 flip.file.seal()?;
-                self.hide(vm)?;
-                self.show(vm, &flip.private)?;
+                let moved = self.hide(vm).and_then(|()| self.show(vm, &flip.private));
+                if let Err(error) = moved {
+                    // Back to where it was.
+                    let _ = self.hide(vm);
+                    self.show(vm, &self.mapping)?;
+                    return Err(error);
+                }
+                // Until there is an image: what the file holds is not what the guest has any more.
+                self.origin = Origin::Lost;
                 let shared = std::mem::replace(&mut self.mapping, Arc::clone(&flip.private));
                 Ok(Dropped(Some(shared)))
             }

@@ -1,23 +1,9 @@
 //! Curves over time.
 
+use crate::chart_style::{FAINT, FONT, GRID, TEXT, color};
 use plotters::prelude::*;
 
 const SIZE: (u32, u32) = (960, 420);
-const FONT: &str = "Helvetica, Arial, sans-serif";
-const TEXT: RGBColor = RGBColor(0x26, 0x2b, 0x33);
-const FAINT: RGBColor = RGBColor(0x76, 0x7e, 0x8c);
-const GRID: RGBColor = RGBColor(0xe4, 0xe7, 0xec);
-
-/// Colors that color-blind people tell apart too (Okabe and Ito, <https://jfly.uni-koeln.de/color/>).
-pub(super) const PALETTE: [RGBColor; 6] = [
-    RGBColor(0xd5, 0x5e, 0x00),
-    RGBColor(0xc9, 0x86, 0x00),
-    RGBColor(0x00, 0x9e, 0x73),
-    RGBColor(0x00, 0x72, 0xb2),
-    RGBColor(0x2b, 0x95, 0xd0),
-    RGBColor(0xc0, 0x5c, 0x94),
-];
-
 /// A curve: points of time in ms and a value.
 pub(super) struct Curve {
     pub(super) place: usize,
@@ -53,8 +39,7 @@ pub(super) fn draw(curves: &[Curve], end: f64, unit: &str) -> Result<String, Str
                 .axis_style(FAINT)
                 .draw()?;
             for (place, line) in lines {
-                let color = PALETTE.get(place % PALETTE.len()).copied().unwrap_or(TEXT);
-                chart.draw_series(LineSeries::new(line, color.stroke_width(2)))?;
+                chart.draw_series(LineSeries::new(line, color(place).stroke_width(2)))?;
             }
             area.present()
         })();

@@ -1,6 +1,6 @@
 //! The report: one page that needs nothing but the picture beside it.
 
-use super::chart::{Curve, PALETTE, draw};
+use super::chart::{Curve, draw};
 use super::results::{Results, Way};
 use std::fmt::Write;
 
@@ -64,7 +64,8 @@ impl Page<'_> {
     }
 
     fn dot(place: usize) -> String {
-        let color = PALETTE.get(place % PALETTE.len()).map_or((0, 0, 0), |c| (c.0, c.1, c.2));
+        let color = crate::chart_style::color(place);
+        let color = (color.0, color.1, color.2);
         format!("<span class=dot style=\"background:rgb{color:?}\"></span>")
     }
 

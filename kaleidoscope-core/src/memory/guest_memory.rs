@@ -115,20 +115,10 @@ impl VecMemory {
     /// # Errors
     /// [`MemoryError::NotRam`] when the range is not one run of RAM.
     pub fn write(&mut self, gpa: Gpa, data: &[u8]) -> Result<(), MemoryError> {
-        let range = self.range(gpa, data.len());
+        let range = self.layout.bytes_at(gpa, data.len());
         let target = range.and_then(|r| self.bytes.get_mut(r));
         target.ok_or(MemoryError::NotRam { gpa, len: data.len() })?.copy_from_slice(data);
         Ok(())
-    }
-
-    fn range(&self, gpa: Gpa, len: usize) -> Option<std::ops::Range<usize>> {
-        let (region, left) = self.layout.span_at(gpa)?;
-        if u64::try_from(len).ok()? > left {
-            return None;
-        }
-        let in_region = usize::try_from(gpa.0 - region.start.gpa().0).ok()?;
-        let start = region.first_index.as_usize() * FRAME_BYTES + in_region;
-        Some(start..start + len)
     }
 }
 
@@ -144,7 +134,7 @@ impl GuestMemory for VecMemory {
     }
 
     fn slice(&self, gpa: Gpa, len: usize) -> Option<&[u8]> {
-        self.range(gpa, len).and_then(|r| self.bytes.get(r))
+        self.layout.bytes_at(gpa, len).and_then(|range| self.bytes.get(range))
     }
 }
 

@@ -1,6 +1,6 @@
 //! Which guest frames are RAM, and their dense numbering.
 
-use crate::addr::{FRAME_SIZE, FrameIndex, GPA_LIMIT, Gfn, Gpa};
+use crate::addr::{FRAME_BYTES, FRAME_SIZE, FrameIndex, GPA_LIMIT, Gfn, Gpa};
 use thiserror::Error;
 
 /// More RAM regions than any real machine describes; bounds what a hostile image header can ask for.
@@ -162,6 +162,19 @@ impl MemoryLayout {
         let region = *self.regions.get(at)?;
         let end = region.start.gpa().0 + u64::from(region.frames) * FRAME_SIZE;
         (gpa.0 < end).then(|| (region, end - gpa.0))
+    }
+
+    /// Where `len` bytes from `gpa` on are in all bytes of RAM in frame-index order; `None` unless they lie in one region.
+    #[must_use]
+    pub fn bytes_at(&self, gpa: Gpa, len: usize) -> Option<std::ops::Range<usize>> {
+        let (region, left) = self.span_at(gpa)?;
+        if u64::try_from(len).ok()? > left {
+            return None;
+        }
+        let in_region = usize::try_from(gpa.0 - region.start.gpa().0).ok()?;
+        let start =
+            region.first_index.as_usize().checked_mul(FRAME_BYTES)?.checked_add(in_region)?;
+        Some(start..start.checked_add(len)?)
     }
 
     /// What of the `frames` frames from `first` on is RAM, by ascending address: parts of regions. Costs nothing for what is

@@ -8,6 +8,7 @@ mod scatter;
 use super::ratios::Comparison;
 use super::runs::Results;
 use super::traces::NamedTrace;
+use crate::chart_style::{FAINT, FONT, GRID, SHADE, TEXT, color};
 use crate::failure::Failure;
 use plotters::coord::Shift;
 use plotters::prelude::*;
@@ -16,27 +17,6 @@ use std::path::Path;
 /// Size in pixels, and of the upper half.
 const SIZE: (u32, u32) = (1120, 1180);
 const UPPER: u32 = 700;
-
-const FONT: &str = "Helvetica, Arial, sans-serif";
-const TEXT: RGBColor = RGBColor(0x26, 0x2b, 0x33);
-const FAINT: RGBColor = RGBColor(0x76, 0x7e, 0x8c);
-const GRID: RGBColor = RGBColor(0xe4, 0xe7, 0xec);
-const SHADE: RGBColor = RGBColor(0xf1, 0xf3, 0xf6);
-
-/// Colors of policies: near those that color-blind people tell apart too (Okabe and Ito,
-/// <https://jfly.uni-koeln.de/color/>), dark enough for text, and then others.
-const PALETTE: [RGBColor; 10] = [
-    RGBColor(0xd5, 0x5e, 0x00),
-    RGBColor(0x00, 0x72, 0xb2),
-    RGBColor(0x00, 0x9e, 0x73),
-    RGBColor(0xc0, 0x5c, 0x94),
-    RGBColor(0xc9, 0x86, 0x00),
-    RGBColor(0x2b, 0x95, 0xd0),
-    RGBColor(0x8a, 0x3b, 0x12),
-    RGBColor(0x5b, 0x4b, 0x9a),
-    RGBColor(0x1b, 0x5e, 0x4a),
-    RGBColor(0x9a, 0x2a, 0x5b),
-];
 
 type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 type Drawn<'a> = Result<(), DrawingAreaErrorKind<<SVGBackend<'a> as DrawingBackend>::ErrorType>>;
@@ -81,11 +61,6 @@ fn draw<'a>(
         footprint::draw(&lower, trace, judged)?;
     }
     area.present()
-}
-
-/// The color of a chosen policy, by its place.
-fn color(place: usize) -> RGBColor {
-    PALETTE.get(place % PALETTE.len()).copied().unwrap_or(TEXT)
 }
 
 /// A chart's title, and a line of explanation below it.
