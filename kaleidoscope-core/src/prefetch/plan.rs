@@ -40,8 +40,8 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// An empty plan with room for `budget` frames to fetch and as many to fill. Takes a bit per frame of the guest and 8
-    /// bytes per frame of the budget.
+    /// An empty plan with room for `budget` frames to fetch and as many to fill. Takes 8 bytes per frame of the budget, and 32 KiB
+    /// for each GiB of the guest, which are allocated when a frame there is first asked for or planned.
     #[must_use]
     pub fn new(atlas: Arc<Atlas>, budget: usize) -> Self {
         let frames = atlas.frames();
