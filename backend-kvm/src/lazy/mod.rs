@@ -4,10 +4,15 @@
 
 mod pages;
 mod running;
+#[cfg(feature = "vm-memory")]
+mod rust_vmm;
 mod stage;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use pages::Part;
 pub use running::Lazy;
 pub(crate) use running::Running;
+#[cfg(feature = "vm-memory")]
+pub use rust_vmm::{Filling, FrozenMmap};
 pub use stage::Stage;

@@ -20,66 +20,93 @@ use std::time::Duration;
 /// Frames that one userfaultfd watches at least: below that, sharing one costs less than having several.
 const SHARD: usize = 1 << 13;
 
+/// A mapping, and which frames it shows, from its first byte on.
+#[derive(Clone, Debug)]
+pub(crate) struct Part {
+    pub(crate) mapping: Arc<Mapping>,
+    pub(crate) frames: Range<u32>,
+}
+
+/// Frames that one userfaultfd watches.
+#[derive(Debug)]
+struct Shard {
+    userfault: Userfault,
+    mapping: Arc<Mapping>,
+    frames: Range<u32>,
+    /// Where the first of them is in the mapping.
+    base: usize,
+}
+
 /// A clone's memory that is filled as it is touched.
 ///
-/// Its parts are watched by userfaultfds of their own, so that faults of several vCPUs do not queue for one lock.
+/// Its shards are watched by userfaultfds of their own, so that faults of several vCPUs do not queue for one lock.
 #[derive(Debug)]
 pub(crate) struct LazyPages {
-    mapping: Arc<Mapping>,
-    shards: Vec<Userfault>,
-    /// Frames of a shard; the last one has the rest.
-    per_shard: usize,
-    frames: usize,
+    /// By frame.
+    shards: Vec<Shard>,
     stage: Option<Arc<Stage>>,
     /// The shard that is looked at first.
     turn: AtomicUsize,
     revoked: AtomicBool,
 }
 
+impl Shard {
+    fn new(part: &Part, frames: Range<u32>) -> Result<Self, Errno> {
+        let features = UFFD_FEATURE_EVENT_REMOVE | UFFD_FEATURE_MISSING_SHMEM;
+        let userfault = Userfault::new(Arc::clone(&part.mapping), features.into())?;
+        let base = (frames.start - part.frames.start) as usize * FRAME_BYTES;
+        let shard = Self { userfault, mapping: Arc::clone(&part.mapping), frames, base };
+        shard
+            .userfault
+            .register(shard.bytes(shard.frames.clone()), UFFDIO_REGISTER_MODE_MISSING)?;
+        Ok(shard)
+    }
+
+    /// Where frames of the shard are in its mapping.
+    fn bytes(&self, frames: Range<u32>) -> Range<usize> {
+        let at =
+            |frame: u32| self.base + frame.saturating_sub(self.frames.start) as usize * FRAME_BYTES;
+        at(frames.start)..at(frames.end)
+    }
+
+    /// The frame at an offset in the mapping.
+    fn frame(&self, offset: usize) -> u32 {
+        let frame = offset.saturating_sub(self.base) / FRAME_BYTES;
+        u32::try_from(frame).map_or(u32::MAX, |frame| self.frames.start.saturating_add(frame))
+    }
+}
+
 impl LazyPages {
-    /// Memory of so many frames, in up to `shards` parts; with a stage, pages are kept there and shared.
+    /// Memory that consists of these parts, in the order of their frames and without gaps between them, each watched in up to `shards`
+    /// pieces; with a stage, which the mapping then shows, pages are kept there and shared.
     pub(crate) fn new(
-        frames: u32,
+        parts: &[Part],
         shards: usize,
         stage: Option<Arc<Stage>>,
     ) -> Result<Self, KvmError> {
-        let frames = frames as usize;
-        let mapping = Arc::new(match &stage {
-            Some(stage) => stage.map()?,
-            None => Mapping::anonymous(frames * FRAME_BYTES).asked("mapping a clone's memory")?,
-        });
-        let per_shard = frames.div_ceil(shards.clamp(1, frames.div_ceil(SHARD).max(1)));
-        let features = UFFD_FEATURE_EVENT_REMOVE | UFFD_FEATURE_MISSING_SHMEM;
-        let watch = |start: usize| {
-            let end = (start + per_shard).min(frames);
-            let userfault = Userfault::new(Arc::clone(&mapping), features.into())?;
-            let bytes = start * FRAME_BYTES..end * FRAME_BYTES;
-            userfault.register(bytes, UFFDIO_REGISTER_MODE_MISSING)?;
-            Ok::<_, Errno>(userfault)
-        };
-        let shards: Result<_, _> = (0..frames).step_by(per_shard.max(1)).map(watch).collect();
-        Ok(Self {
-            shards: shards.asked(
-                "watching a clone's memory (userfaultfd: as root, with the right to open /dev/userfaultfd, or with vm.unprivileged_userfaultfd = 1)",
-            )?,
-            mapping,
-            per_shard,
-            frames,
-            stage,
-            turn: AtomicUsize::new(0),
-            revoked: AtomicBool::new(false),
-        })
+        let mut all = Vec::new();
+        for part in parts {
+            let frames = part.frames.len();
+            let each = frames.div_ceil(shards.clamp(1, frames.div_ceil(SHARD).max(1))).max(1);
+            for start in part.frames.clone().step_by(each) {
+                let each = u32::try_from(each).unwrap_or(u32::MAX);
+                let shard =
+                    Shard::new(part, start..start.saturating_add(each).min(part.frames.end));
+                all.push(shard.asked(
+                    "watching a clone's memory (userfaultfd: as root, with the right to open /dev/userfaultfd, or with vm.unprivileged_userfaultfd = 1)",
+                )?);
+            }
+        }
+        let (turn, revoked) = (AtomicUsize::new(0), AtomicBool::new(false));
+        Ok(Self { shards: all, stage, turn, revoked })
     }
 
-    pub(crate) fn mapping(&self) -> &Arc<Mapping> {
-        &self.mapping
-    }
-
-    fn shard(&self, frame: FrameIndex) -> Result<(&Userfault, Range<usize>), PlaceError> {
-        let shard = self.shards.get(frame.as_usize() / self.per_shard);
-        let start = frame.as_usize() * FRAME_BYTES;
+    /// The shard of a frame, and where the frame is in its mapping.
+    fn shard(&self, frame: FrameIndex) -> Result<(&Shard, Range<usize>), PlaceError> {
+        let at = self.shards.partition_point(|shard| shard.frames.end <= frame.0);
+        let shard = self.shards.get(at).filter(|shard| shard.frames.contains(&frame.0));
         shard
-            .map(|shard| (shard, start..start + FRAME_BYTES))
+            .map(|shard| (shard, shard.bytes(frame.0..frame.0 + 1)))
             .ok_or_else(|| PlaceError::new(format!("the clone has no frame {frame}")))
     }
 
@@ -111,12 +138,10 @@ impl LazyPages {
         if self.revoked.swap(true, Ordering::AcqRel) {
             return;
         }
-        // Cannot fail but for lack of the kernel's own memory; then whoever waits must go on waiting.
-        if self.mapping.revoke().is_ok() {
-            for (n, shard) in self.shards.iter().enumerate() {
-                let start = n * self.per_shard;
-                let end = (start + self.per_shard).min(self.frames);
-                let _ = shard.wake(start * FRAME_BYTES..end * FRAME_BYTES);
+        for shard in &self.shards {
+            // Memory of another owner cannot be taken; nor can any for lack of the kernel's own. Whoever waits there goes on waiting.
+            if shard.mapping.revoke().is_ok() {
+                let _ = shard.userfault.wake(shard.bytes(shard.frames.clone()));
             }
         }
     }
@@ -126,12 +151,13 @@ impl Placer for LazyPages {
     fn place(&self, frame: FrameIndex, page: &Page) -> Result<Placed, PlaceError> {
         let (shard, range) = self.shard(frame)?;
         let Some(stage) = &self.stage else {
-            return self.placed(frame, shard.copy(range.start, page));
+            return self.placed(frame, shard.userfault.copy(range.start, page));
         };
         let failed =
             |error| PlaceError::caused_by(format!("frame {frame} cannot be filled"), error);
         let is_new = stage.put(frame, page).map_err(failed)?;
         shard
+            .userfault
             .wake(range)
             .map_err(|error| failed(KvmError::Refused { what: "waking a vCPU", source: error }))?;
         Ok(if is_new { Placed::Placed } else { Placed::AlreadyThere })
@@ -142,23 +168,21 @@ impl Placer for LazyPages {
         if self.is_staged(frame) {
             return Ok(Placed::AlreadyThere);
         }
-        self.placed(frame, shard.zero(range))
+        self.placed(frame, shard.userfault.zero(range))
     }
 
     fn zero_run(&self, frames: Range<u32>) -> Result<u32, PlaceError> {
         let mut done = frames.start;
         while done < frames.end {
-            let (shard, range) = self.shard(FrameIndex(done))?;
-            let in_shard = self.per_shard - done as usize % self.per_shard;
-            let most = (frames.end - done).min(u32::try_from(in_shard).unwrap_or(u32::MAX));
+            let (shard, _) = self.shard(FrameIndex(done))?;
+            let most = frames.end.min(shard.frames.end) - done;
             let count = (0..most).take_while(|n| !self.is_staged(FrameIndex(done + n))).count();
             let count = u32::try_from(count).unwrap_or(0);
             if count == 0 {
                 done += 1;
                 continue;
             }
-            let end = range.start + count as usize * FRAME_BYTES;
-            match shard.zero(range.start..end) {
+            match shard.userfault.zero(shard.bytes(done..done + count)) {
                 Ok(()) => done += count,
                 Err((bytes, error)) => {
                     done += u32::try_from(bytes / FRAME_BYTES).unwrap_or(0);
@@ -180,7 +204,7 @@ impl Placer for LazyPages {
 
     fn wake(&self, frame: FrameIndex) -> Result<(), PlaceError> {
         let (shard, range) = self.shard(frame)?;
-        shard.wake(range).map_err(|error| {
+        shard.userfault.wake(range).map_err(|error| {
             PlaceError::caused_by(format!("who waits for frame {frame} cannot be woken"), error)
         })
     }
@@ -192,7 +216,7 @@ impl FaultQueue for LazyPages {
             return Ok(());
         }
         let mut fds: Vec<_> =
-            self.shards.iter().map(|shard| PollFd::new(shard, PollFlags::IN)).collect();
+            self.shards.iter().map(|shard| PollFd::new(&shard.userfault, PollFlags::IN)).collect();
         let timeout = Timespec::try_from(wait).ok();
         match poll(&mut fds, timeout.as_ref()) {
             Ok(_) | Err(Errno::INTR) => Ok(()),
@@ -209,17 +233,20 @@ impl FaultQueue for LazyPages {
             let Some(shard) = self.shards.get(first.wrapping_add(n) % self.shards.len()) else {
                 continue;
             };
-            let message =
-                shard.read().map_err(|error| PlaceError::caused_by("reading faults", error))?;
-            let frame = |offset: usize| u32::try_from(offset / FRAME_BYTES).unwrap_or(u32::MAX);
-            match message {
+            let message = shard.userfault.read();
+            match message.map_err(|error| PlaceError::caused_by("reading faults", error))? {
                 None => {}
                 Some(Message::Fault { offset, is_write }) => {
                     let access = if is_write { Access::Write } else { Access::Read };
-                    return Ok(Some(Event::Fault { frame: FrameIndex(frame(offset)), access }));
+                    return Ok(Some(Event::Fault {
+                        frame: FrameIndex(shard.frame(offset)),
+                        access,
+                    }));
                 }
                 Some(Message::Removed(range)) => {
-                    return Ok(Some(Event::Removed(frame(range.start)..frame(range.end))));
+                    return Ok(Some(Event::Removed(
+                        shard.frame(range.start)..shard.frame(range.end),
+                    )));
                 }
             }
         }

@@ -1,8 +1,10 @@
 //! The engine of a clone whose memory comes page by page, and the threads that answer its faults.
 
 use super::Stage;
-use super::pages::LazyPages;
+use super::pages::{LazyPages, Part};
 use crate::error::{Asked, KvmError};
+use crate::sys::Mapping;
+use kaleidoscope_core::addr::FRAME_BYTES;
 use kaleidoscope_core::alloc::Grant;
 use kaleidoscope_core::clone::ports::{PageSource, SystemClock};
 use kaleidoscope_core::clone::{Engine, Options, Parts, Stopped};
@@ -26,6 +28,21 @@ pub struct Lazy {
     pub stage: Option<Arc<Stage>>,
 }
 
+impl Lazy {
+    /// Memory for the clone, none of which is there yet.
+    pub(crate) fn map(&self) -> Result<Arc<Mapping>, KvmError> {
+        let layout = self.atlas.map().layout();
+        match &self.stage {
+            Some(stage) if stage.layout() == layout => Ok(Arc::new(stage.map()?)),
+            Some(_) => Err(KvmError::State("the stage is of another guest".into())),
+            None => {
+                let mapping = Mapping::anonymous(layout.frames() as usize * FRAME_BYTES);
+                Ok(Arc::new(mapping.asked("mapping a clone's memory")?))
+            }
+        }
+    }
+}
+
 impl std::fmt::Debug for Lazy {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Lazy").field("options", &self.options).finish_non_exhaustive()
@@ -41,21 +58,17 @@ pub(crate) struct Running {
 }
 
 impl Running {
-    /// Starts an engine, with a thread for faults of each vCPU up to the number of processors. `ended` is called once when
-    /// pages cease to come.
+    /// Starts an engine on memory that consists of these parts, with a thread for faults of each vCPU up to the number of processors.
+    /// `ended` is called once when pages cease to come.
     pub(crate) fn start(
         lazy: Lazy,
+        parts: &[Part],
         vcpus: usize,
         ended: impl Fn(&Stopped) + Clone + Send + 'static,
     ) -> Result<Self, KvmError> {
         let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let threads = vcpus.clamp(1, processors);
-        if let Some(stage) = &lazy.stage
-            && stage.layout() != lazy.atlas.map().layout()
-        {
-            return Err(KvmError::State("the stage is of another guest".into()));
-        }
-        let pages = Arc::new(LazyPages::new(lazy.atlas.frames(), threads, lazy.stage)?);
+        let pages = Arc::new(LazyPages::new(parts, threads, lazy.stage)?);
         let parts = Parts {
             atlas: lazy.atlas,
             policy: lazy.policy,
@@ -106,10 +119,6 @@ impl Running {
 
     pub(crate) fn engine(&self) -> &Arc<Engine> {
         &self.engine
-    }
-
-    pub(crate) fn pages(&self) -> &Arc<LazyPages> {
-        &self.pages
     }
 
     /// Stops everything, and takes the memory from whoever waits for it.

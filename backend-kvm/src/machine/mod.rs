@@ -10,7 +10,7 @@ pub use devices::{Devices, Quiet};
 pub use host::Host;
 
 use crate::error::{Asked, KvmError};
-use crate::lazy::{Lazy, Running};
+use crate::lazy::{Lazy, Part, Running};
 use crate::memory::{FrozenImage, GuestRam, Prepared};
 use crate::state::{Board, CpuState, MachineState, Sockets, registers};
 use control::{Control, Stopped};
@@ -109,10 +109,12 @@ impl Machine {
         let layout = lazy.atlas.map().layout().clone();
         let control = Arc::new(Control::new(state.vcpus()));
         let ends = Arc::clone(&control);
-        let filling = Running::start(lazy, state.vcpus(), move |why| {
+        let mapping = lazy.map()?;
+        let part = Part { mapping: Arc::clone(&mapping), frames: 0..layout.frames() };
+        let filling = Running::start(lazy, &[part], state.vcpus(), move |why| {
             ends.end(Stopped::Ended(format!("its pages ceased to come: {why}")));
         })?;
-        let ram = GuestRam::filled(layout, Arc::clone(filling.pages().mapping()));
+        let ram = GuestRam::filled(layout, mapping);
         let mut machine = Self::with_control(host, ram, control, state.vcpus(), devices)?;
         machine.filling = Some(filling);
         machine.load(state)?;

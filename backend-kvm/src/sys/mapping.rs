@@ -22,14 +22,27 @@ pub(crate) enum Sharing {
     Private,
 }
 
-/// Memory that a guest sees as its RAM. Unmapped on drop.
+/// Memory that a guest sees as its RAM. Unmapped on drop, unless it is somebody else's.
 #[derive(Debug)]
 pub(crate) struct Mapping {
     start: NonNull<u8>,
     len: usize,
+    owner: Owner,
 }
 
-// SAFETY: the mapping belongs to this value alone and is unmapped by it alone. Its bytes are copied
+/// Whose a mapping is.
+#[derive(Debug)]
+enum Owner {
+    /// This value's.
+    Ours,
+    /// A VMM's; it lives as long as this.
+    #[cfg(feature = "vm-memory")]
+    Theirs(
+        #[expect(dead_code, reason = "keeps the mapping")] std::sync::Arc<vm_memory::MmapRegion>,
+    ),
+}
+
+// SAFETY: the mapping is unmapped by its owner alone, who lives as long as this value. Its bytes are copied
 // by the kernel, and never referred to, so that several threads, and a guest, may use them at once.
 unsafe impl Send for Mapping {}
 // SAFETY: as above.
@@ -64,7 +77,15 @@ impl Mapping {
     }
 
     fn at(start: *mut std::ffi::c_void, len: usize) -> Result<Self, Errno> {
-        Ok(Self { start: NonNull::new(start.cast()).ok_or(Errno::NOMEM)?, len })
+        Ok(Self { start: NonNull::new(start.cast()).ok_or(Errno::NOMEM)?, len, owner: Owner::Ours })
+    }
+
+    /// A VMM's mapping, whose pages are not there yet.
+    #[cfg(feature = "vm-memory")]
+    pub(crate) fn of_region(region: std::sync::Arc<vm_memory::MmapRegion>) -> Result<Self, Errno> {
+        let start = NonNull::new(region.as_ptr()).ok_or(Errno::INVAL)?;
+        let len = region.size();
+        Ok(Self { start, len, owner: Owner::Theirs(region) })
     }
 
     /// Has `range` show the same bytes of another file instead, copy on write.
@@ -113,7 +134,13 @@ impl Mapping {
     }
 
     /// Takes all access to the mapping away, for good.
+    ///
+    /// # Errors
+    /// [`Errno::PERM`] when it is somebody else's, who may be using it.
     pub(crate) fn revoke(&self) -> Result<(), Errno> {
+        if !matches!(self.owner, Owner::Ours) {
+            return Err(Errno::PERM);
+        }
         // SAFETY: the range is the mapping, into which there are no references.
         unsafe { mprotect(self.start.as_ptr().cast(), self.len, MprotectFlags::empty()) }
     }
@@ -162,6 +189,9 @@ fn all_of(copied: isize, bytes: usize) -> Result<(), Errno> {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
+        if !matches!(self.owner, Owner::Ours) {
+            return;
+        }
         // SAFETY: the mapping is this value's, and nothing refers to it any more. Whoever gave its address to a VM keeps it
         // alive as long as the VM.
         let unmapped = unsafe { munmap(self.start.as_ptr().cast(), self.len) };

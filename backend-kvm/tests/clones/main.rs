@@ -5,3 +5,4 @@ mod common;
 mod hooks;
 mod lazy;
 mod local;
+mod rust_vmm;
