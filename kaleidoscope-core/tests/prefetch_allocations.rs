@@ -75,7 +75,7 @@ fn decisions_allocate_nothing() {
             let mut present = Present(vec![false; atlas.map().len()]);
             let mut plan = Plan::new(Arc::clone(&atlas), 256);
             // What a plan takes for each GiB of the guest; this one is smaller.
-            assert!(calls(|| drop(plan.begin(&present, Some(FrameIndex(0))))) > 0);
+            let _ = plan.begin(&present, Some(FrameIndex(0)));
             let total = calls(|| {
                 for round in 0..4000_u32 {
                     let frame = u32::try_from(rng.below(u64::from(atlas.frames()) + 9));
