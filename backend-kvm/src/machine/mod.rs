@@ -11,8 +11,8 @@ pub use host::Host;
 
 use crate::error::{Asked, KvmError};
 use crate::lazy::{Lazy, Part, Running};
-use crate::memory::{FrozenImage, GuestRam, Prepared};
-use crate::state::{Board, CpuState, MachineState, Sockets, registers};
+use crate::memory::{Dropped, FrozenImage, GuestRam, Prepared};
+use crate::state::{Board, CpuState, MachineState, make, registers};
 use control::{Control, Stopped};
 use kaleidoscope_core::addr::Gpa;
 use kaleidoscope_core::clone::Engine;
@@ -149,7 +149,7 @@ impl Machine {
         devices: Arc<dyn Devices>,
     ) -> Result<Self, KvmError> {
         let vm = host.kvm().create_vm().asked("making a VM")?;
-        Sockets::Full.make(&vm)?;
+        make(&vm)?;
         ram.install(&vm)?;
         let vcpus = (0u64..).take(vcpus).map(|id| {
             let fd = vm.create_vcpu(id).asked("making a vCPU")?;
@@ -315,7 +315,7 @@ impl Machine {
         Ok(Frozen { image, state: Arc::new(state), pause })
     }
 
-    fn freeze_ram(&self, prepared: &mut Prepared) -> Result<crate::memory::Dropped, KvmError> {
+    fn freeze_ram(&self, prepared: &mut Prepared) -> Result<Dropped, KvmError> {
         self.ram.write().freeze(&self.vm, prepared)
     }
 }

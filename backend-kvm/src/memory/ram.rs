@@ -5,9 +5,10 @@ use super::{FrozenImage, bytes, runs};
 use crate::error::{Asked, KvmError};
 use crate::sys::{Mapping, Sharing, Tracker, Written, install_slot, own_bytes, remove_slot};
 use kaleidoscope_core::addr::{FRAME_BYTES, Gpa};
-use kaleidoscope_core::memory::MemoryLayout;
+use kaleidoscope_core::memory::{GuestMemory, MemoryLayout};
 use kvm_ioctls::VmFd;
 use std::ops::Range;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 
 /// Bytes that are copied at once: all of a level-2 cache's share.
@@ -53,15 +54,14 @@ impl GuestRam {
     /// RAM that is all zeros.
     pub(crate) fn new(layout: MemoryLayout) -> Result<Self, KvmError> {
         let file = Arc::new(MemoryFile::new(bytes(&layout))?);
-        let mapping =
-            Mapping::of_file(std::os::fd::AsFd::as_fd(&*file), file.len(), Sharing::Shared)
-                .asked("mapping guest memory")?;
+        let mapping = Mapping::of_file(file.as_fd(), file.len(), Sharing::Shared)
+            .asked("mapping guest memory")?;
         Ok(Self { layout, mapping: Arc::new(mapping), origin: Origin::Fresh(file) })
     }
 
     /// RAM that reads as an image does, and keeps its writes to itself.
     pub(crate) fn of_image(image: Arc<FrozenImage>) -> Result<Self, KvmError> {
-        let layout = kaleidoscope_core::memory::GuestMemory::layout(&*image).clone();
+        let layout = image.layout().clone();
         let mapping = Arc::new(image.private()?);
         Ok(Self { layout, mapping, origin: Origin::Image(image) })
     }
@@ -135,11 +135,7 @@ impl GuestRam {
     pub(crate) fn prepare(&self) -> Result<Prepared, KvmError> {
         match &self.origin {
             Origin::Fresh(file) => {
-                let private = Mapping::of_file(
-                    std::os::fd::AsFd::as_fd(&**file),
-                    file.len(),
-                    Sharing::Private,
-                );
+                let private = Mapping::of_file(file.as_fd(), file.len(), Sharing::Private);
                 let private = Arc::new(private.asked("mapping guest memory")?);
                 Ok(Prepared::Flip(Flip { file: Arc::clone(file), private }))
             }

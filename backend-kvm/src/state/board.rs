@@ -11,13 +11,6 @@ use serde::{Deserialize, Serialize};
 /// Where KVM keeps three pages for itself on Intel processors: in the hole below 4 GiB, where nobody else is.
 const TSS: usize = 0xfffb_d000;
 
-/// The sockets of a board: what a VM has before its state is loaded.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Sockets {
-    /// Interrupt controllers and timer in the kernel.
-    Full,
-}
-
 /// The state of what all vCPUs share.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Board {
@@ -29,17 +22,15 @@ pub(crate) struct Board {
     clock: Option<kvm_clock_data>,
 }
 
-impl Sockets {
-    /// Makes them.
-    pub(crate) fn make(self, vm: &VmFd) -> Result<(), KvmError> {
-        vm.set_tss_address(TSS).asked("setting KVM's own pages aside")?;
-        vm.create_irq_chip().asked("making interrupt controllers")?;
-        if vm.check_extension(Cap::PitState2) {
-            let config = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
-            vm.create_pit2(config).asked("making a timer")?;
-        }
-        Ok(())
+/// Makes what all vCPUs share, in a VM that has no vCPU yet: a board's state is loaded into it.
+pub(crate) fn make(vm: &VmFd) -> Result<(), KvmError> {
+    vm.set_tss_address(TSS).asked("setting KVM's own pages aside")?;
+    vm.create_irq_chip().asked("making interrupt controllers")?;
+    if vm.check_extension(Cap::PitState2) {
+        let config = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
+        vm.create_pit2(config).asked("making a timer")?;
     }
+    Ok(())
 }
 
 fn chip(vm: &VmFd, id: u32) -> Result<kvm_irqchip, KvmError> {
