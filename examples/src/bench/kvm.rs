@@ -96,7 +96,7 @@ fn freezing(mib: u32, rounds: usize) -> Outcome<(Duration, Duration)> {
     Ok((median(first), median(again)))
 }
 
-/// From a frozen machine in hand until the clone's guest has been around once, beside KVM's calls alone.
+/// From a frozen machine in hand until the clone's vCPUs are started, beside KVM's calls alone, which start none.
 fn starting(mib: u32, rounds: usize) -> Outcome<Pair> {
     let world = World::new(small(mib)?, 100)?;
     world.parent.pause()?;
