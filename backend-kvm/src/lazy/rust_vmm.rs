@@ -51,10 +51,11 @@ impl GuestMemory for FrozenMmap {
     }
 }
 
-/// An engine that fills a VMM's memory. Pages cease to come when it is dropped, so keep it as long as the clone.
+/// An engine that fills a VMM's memory.
 ///
-/// When pages cease to come before that, whoever waits for one waits for ever, since the VMM's own threads may be using the memory: the
-/// callback has to end the clone, and must not return before no vCPU can run any more.
+/// Drop it only when the clone's vCPUs have ended: the system fills what is not there with zeros then, as in any memory that nobody
+/// watches. When pages cease to come before that, whoever waits for one goes on waiting, and is not shown zeros. The memory cannot be
+/// taken from the guest, since the VMM's own threads may be using it, so the callback has to end the VMM.
 #[derive(Debug)]
 pub struct Filling(Running);
 

@@ -1,7 +1,6 @@
 //! Pages that clones of one parent on this host share, each of which is fetched and kept once.
 
-use crate::error::Asked;
-use crate::error::KvmError;
+use crate::error::{Asked, KvmError};
 use crate::memory::MemoryFile;
 use crate::sys::{Mapping, Sharing};
 use kaleidoscope_core::addr::{FRAME_BYTES, FrameIndex};

@@ -195,8 +195,11 @@ impl GuestRam {
     ) -> Result<Arc<FrozenImage>, KvmError> {
         match prepared {
             Prepared::Flip(flip) => {
-                // The last mapping that could write to the file: nobody but this value ever had it.
-                drop(dropped);
+                // The last mapping that could write to the file: frozen bytes are frozen only without it.
+                if dropped.0.is_some_and(|shared| Arc::into_inner(shared).is_none()) {
+                    let what = "internal error: frozen memory is still mapped for writing";
+                    return Err(KvmError::State(what.into()));
+                }
                 let image = Arc::new(FrozenImage::new(self.layout.clone(), flip.file)?);
                 self.origin = Origin::Image(Arc::clone(&image));
                 Ok(image)
@@ -220,12 +223,6 @@ pub(crate) enum Prepared {
 /// A mapping that the guest does not use any more. Dropping it takes time in proportion to its pages.
 #[must_use]
 pub(crate) struct Dropped(Option<Arc<Mapping>>);
-
-impl Drop for Dropped {
-    fn drop(&mut self) {
-        drop(self.0.take());
-    }
-}
 
 impl Copying {
     fn copy(&mut self, mapping: &Mapping, written: Written) -> Result<(), KvmError> {

@@ -7,6 +7,7 @@ use kaleidoscope_core::memory::GuestMemory;
 use kaleidoscope_kvm::guest::{Plan, Witness, boot, progress, verify};
 use kaleidoscope_kvm::machine::{Frozen, Machine};
 use kaleidoscope_kvm::{KvmError, state::MachineState};
+use kaleidoscope_mock::Rng;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -133,13 +134,12 @@ fn any_instant_can_be_frozen() -> Outcome<()> {
     let_run(&plan, &parent, &witness, 10);
     let base = parent.freeze()?;
     // Many short lives from one image, each stopped anywhere, saved as bytes, and continued.
-    let mut dice: u64 = 1;
+    let mut dice = Rng::new(1);
     for _ in 0..300 {
         let hears = Arc::new(Witness::default());
         let mut clone = Machine::clone_of(&host, &base, Arc::clone(&hears) as _)?;
         clone.resume()?;
-        dice = dice.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        std::thread::sleep(Duration::from_nanos(dice >> 43));
+        std::thread::sleep(Duration::from_nanos(dice.below(1 << 21)));
         let mut frozen = clone.freeze()?;
         verify_image(&plan, &frozen);
         frozen.state = Arc::new(MachineState::from_bytes(&frozen.state.to_bytes()?)?);
@@ -203,11 +203,8 @@ fn damaged_state_harms_nobody() -> Outcome<()> {
     let_run(&plan, &parent, &witness, 10);
     let mut frozen = parent.freeze()?;
     let bytes = frozen.state.to_bytes()?;
-    let (mut refused, mut started, mut dice) = (0, 0, 7u64);
-    let mut roll = |below: usize| {
-        dice = dice.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        usize::try_from(dice >> 33).unwrap() % below
-    };
+    let (mut refused, mut started, mut dice) = (0, 0, Rng::new(7));
+    let mut roll = |below: usize| usize::try_from(dice.below(below as u64)).unwrap();
     for _ in 0..150 {
         let mut damaged = bytes.clone();
         for _ in 0..1 + roll(4) {
