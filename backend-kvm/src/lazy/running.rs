@@ -59,12 +59,13 @@ pub(crate) struct Running {
 
 impl Running {
     /// Starts an engine on memory that consists of these parts, with a thread for faults of each vCPU up to the number of processors.
-    /// `ended` is called once when pages cease to come.
+    /// `ended` is called when pages cease to come, by each of the threads, with what takes the memory from the guest: it calls that
+    /// before anybody can learn that the clone has ended, and after nobody can give another reason for it.
     pub(crate) fn start(
         lazy: Lazy,
         parts: &[Part],
         vcpus: usize,
-        ended: impl Fn(&Stopped) + Clone + Send + 'static,
+        ended: impl Fn(&Stopped, &dyn Fn()) + Clone + Send + 'static,
     ) -> Result<Self, KvmError> {
         let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let threads = vcpus.clamp(1, processors);
@@ -91,19 +92,19 @@ impl Running {
     fn serve(
         &self,
         n: usize,
-        ended: impl Fn(&Stopped) + Send + 'static,
+        ended: impl Fn(&Stopped, &dyn Fn()) + Send + 'static,
     ) -> Result<JoinHandle<()>, KvmError> {
         /// However the thread ends, the guest does not go on without it.
-        struct Last<F: Fn(&Stopped)> {
+        struct Last<F: Fn(&Stopped, &dyn Fn())> {
             engine: Arc<Engine>,
             pages: Arc<LazyPages>,
             ended: F,
         }
-        impl<F: Fn(&Stopped)> Drop for Last<F> {
+        impl<F: Fn(&Stopped, &dyn Fn())> Drop for Last<F> {
             fn drop(&mut self) {
                 self.engine.stop();
-                (self.ended)(&self.engine.stopped().unwrap_or(Stopped::Cancelled));
-                self.pages.revoke();
+                let why = self.engine.stopped().unwrap_or(Stopped::Cancelled);
+                (self.ended)(&why, &|| self.pages.revoke());
             }
         }
         let last = Last { engine: Arc::clone(&self.engine), pages: Arc::clone(&self.pages), ended };

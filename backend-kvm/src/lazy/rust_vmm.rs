@@ -89,6 +89,10 @@ impl Filling {
             });
             next = next.saturating_add(frames);
         }
+        let ended = move |why: &Stopped, take: &dyn Fn()| {
+            take();
+            ended(why);
+        };
         Ok(Self(Running::start(lazy, &parts, vcpus, ended)?))
     }
 

@@ -122,7 +122,17 @@ impl Control {
 
     /// No vCPU is to run again.
     pub(super) fn end(&self, why: Stopped) {
+        self.end_locked(&mut self.state.lock(), why);
+    }
+
+    /// The guest has ended, which is told when `last` was called. What `last` does may break a vCPU; that is not the reason then.
+    pub(super) fn end_after(&self, last: &dyn Fn(), how: String) {
         let mut state = self.state.lock();
+        last();
+        self.end_locked(&mut state, Stopped::Ended(how));
+    }
+
+    fn end_locked(&self, state: &mut State, why: Stopped) {
         state.stopped.get_or_insert(why);
         self.wanted.store(true, Ordering::Release);
         self.changed.notify_all();

@@ -111,8 +111,8 @@ impl Machine {
         let ends = Arc::clone(&control);
         let mapping = lazy.map()?;
         let part = Part { mapping: Arc::clone(&mapping), frames: 0..layout.frames() };
-        let filling = Running::start(lazy, &[part], state.vcpus(), move |why| {
-            ends.end(Stopped::Ended(format!("its pages ceased to come: {why}")));
+        let filling = Running::start(lazy, &[part], state.vcpus(), move |why, take_memory| {
+            ends.end_after(take_memory, format!("its pages ceased to come: {why}"));
         })?;
         let ram = GuestRam::filled(layout, mapping);
         let mut machine = Self::with_control(host, ram, control, state.vcpus(), devices)?;
