@@ -160,7 +160,8 @@ fn a_wrong_byte_is_noticed() -> Outcome<()> {
     machine.resume()?;
     let_run(&plan, &machine, &witness, 10);
     machine.pause()?;
-    let page = plan.processes()[1].heap[5];
+    // A page that nobody is about to write: that would mend it.
+    let page = plan.file().nth(5).unwrap();
     machine.write(page.checked_add(1000).unwrap(), &[0x5a, 0xa5])?;
     let seen = verify::<Wrong>(&plan, &mut |gpa, buf| {
         machine.read(gpa, buf).map_err(|error| Wrong::Read(error.to_string()))
