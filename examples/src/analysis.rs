@@ -6,6 +6,7 @@ use clap::ValueEnum;
 use kaleidoscope_core::coloring::{Coloring, Options, Rules, color_with_progress};
 use kaleidoscope_core::guest_os::Stage;
 use kaleidoscope_core::image::{Format, ImageError, LayoutFile, MemoryImage, Preset, RawLayout};
+use kaleidoscope_core::memory::GuestMemory;
 use kaleidoscope_core::registers::{VcpuRegisters, parse_qemu_text};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -99,7 +100,7 @@ pub(crate) fn registers(
 
 /// Colors an image.
 pub(crate) fn color(
-    image: &MemoryImage,
+    image: &dyn GuestMemory,
     registers: Vec<VcpuRegisters>,
     rules: Rules,
 ) -> Result<Analysis, Failure> {

@@ -3,7 +3,10 @@ mod analysis;
 mod bench;
 mod chart_style;
 mod check;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+mod clone;
 mod color;
+mod cpio;
 mod csv_out;
 mod demo;
 mod explain;
@@ -27,6 +30,8 @@ mod tls;
 mod tune;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod vm;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+mod vmm;
 
 use std::process::ExitCode;
 
@@ -43,6 +48,8 @@ struct Cli {
 #[derive(Debug, clap::Subcommand)]
 enum Command {
     Demo(demo::Args),
+    #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+    Clone(Box<clone::Args>),
     Color(color::Args),
     Explain(explain::Args),
     Map(map::Args),
@@ -73,6 +80,8 @@ fn main() -> ExitCode {
     };
     match Cli::parse().command {
         Command::Demo(args) => done(args.run()),
+        #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+        Command::Clone(args) => done(args.run()),
         Command::Color(args) => done(args.run()),
         Command::Explain(args) => done(args.run()),
         Command::Map(args) => done(args.run()),

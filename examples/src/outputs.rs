@@ -70,7 +70,10 @@ pub(crate) fn shows_colors() -> bool {
 }
 
 /// Creates a file and writes it.
-fn write(path: &Path, content: impl FnOnce(File) -> io::Result<()>) -> Result<(), Failure> {
+pub(crate) fn write(
+    path: &Path,
+    content: impl FnOnce(File) -> io::Result<()>,
+) -> Result<(), Failure> {
     let written = File::create(path).and_then(content);
     written.map_err(|e| Failure::at(path, format_args!("cannot be written: {e}")))
 }

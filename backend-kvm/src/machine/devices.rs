@@ -23,6 +23,12 @@ pub trait Devices: Send + Sync {
         let _ = (vcpu, gpa);
         bytes.fill(0xff);
     }
+
+    /// What the devices of a clone begin with. Called when the machine is frozen and no vCPU runs; whatever else acts on the devices has to
+    /// wait for this. Requests in flight are the parent's: they are not part of it.
+    fn save(&self) -> Vec<u8> {
+        Vec::new()
+    }
 }
 
 /// Nothing.

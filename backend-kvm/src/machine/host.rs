@@ -44,9 +44,22 @@ impl Host {
         &self.kvm
     }
 
-    /// What processors KVM can show a guest.
-    pub(crate) fn cpuid(&self) -> &CpuId {
-        &self.cpuid
+    /// What a guest's processor with this number is: all that KVM can show.
+    pub(crate) fn cpuid(&self, vcpu: u32) -> CpuId {
+        let mut cpuid = self.cpuid.clone();
+        for entry in cpuid.as_mut_slice() {
+            match entry.function {
+                // Features, and the number of its interrupt controller (Intel SDM vol. 2, CPUID); that it is virtual.
+                0x1 => {
+                    entry.ebx = entry.ebx & 0x00ff_ffff | vcpu << 24;
+                    entry.ecx |= 1 << 31;
+                }
+                // Topology.
+                0xb | 0x1f => entry.edx = vcpu,
+                _ => {}
+            }
+        }
+        cpuid
     }
 
     /// The MSRs that make up a vCPU's state.

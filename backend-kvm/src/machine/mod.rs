@@ -24,12 +24,14 @@ use parking_lot::{Mutex, RwLock};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use vcpu::Vcpu;
+use vmm_sys_util::eventfd::EventFd;
 
 /// A machine. Ends when dropped.
 pub struct Machine {
     host: Arc<Host>,
     control: Arc<Control>,
     vcpus: Vec<Vcpu>,
+    devices: Arc<dyn Devices>,
     /// Before the memory that it uses.
     vm: VmFd,
     ram: RwLock<GuestRam>,
@@ -62,9 +64,8 @@ impl Machine {
         devices: Arc<dyn Devices>,
     ) -> Result<Self, KvmError> {
         let machine = Self::with_ram(host, GuestRam::new(layout)?, vcpus, devices)?;
-        for vcpu in &machine.vcpus {
-            let fd = vcpu.lock();
-            fd.set_cpuid2(host.cpuid()).asked("setting CPUID")?;
+        for (id, vcpu) in (0..).zip(&machine.vcpus) {
+            vcpu.lock().set_cpuid2(&host.cpuid(id)).asked("setting CPUID")?;
         }
         Ok(machine)
     }
@@ -121,6 +122,14 @@ impl Machine {
         Ok(machine)
     }
 
+    /// Connects an event with an input of the interrupt controllers: whoever signals it raises an edge there.
+    ///
+    /// # Errors
+    /// [`KvmError`] when KVM refuses.
+    pub fn connect(&self, event: &EventFd, line: u32) -> Result<(), KvmError> {
+        self.vm.register_irqfd(event, line).asked("connecting an interrupt")
+    }
+
     /// What fills the machine's RAM, where it comes page by page: for statistics, and for giving memory back.
     #[must_use]
     pub fn engine(&self) -> Option<&Engine> {
@@ -157,6 +166,7 @@ impl Machine {
         });
         Ok(Self {
             host: Arc::clone(host),
+            devices: Arc::clone(&devices),
             vcpus: vcpus.collect::<Result<_, KvmError>>()?,
             control,
             vm,
@@ -287,7 +297,11 @@ impl Machine {
     /// Saves the state of all but the RAM. The machine is paused.
     fn save(&self) -> Result<MachineState, KvmError> {
         let cpus = self.vcpus.iter().map(|vcpu| CpuState::save(&vcpu.lock(), self.host.msrs()));
-        Ok(MachineState { cpus: cpus.collect::<Result<_, _>>()?, board: Board::save(&self.vm)? })
+        Ok(MachineState {
+            cpus: cpus.collect::<Result<_, _>>()?,
+            board: Board::save(&self.vm)?,
+            devices: self.devices.save(),
+        })
     }
 
     /// Freezes the machine: it stands still for a moment, and goes on if it ran. Every clone of what this returns has its bytes and

@@ -12,12 +12,12 @@ use kvm_ioctls::{VcpuFd, VmFd};
 use serde::{Deserialize, Serialize};
 
 /// First bytes of saved state: name and version.
-const MAGIC: [u8; 8] = *b"KSKVM\0\0\x01";
+const MAGIC: [u8; 8] = *b"KSKVM\0\0\x02";
 
 /// Most bytes of saved state that are looked at: a vCPU takes some 10 KiB.
 const MOST: usize = 64 << 20;
 
-/// The state of a machine's vCPUs, interrupt controllers, timer and clock at one instant. Its RAM is elsewhere.
+/// The state of a machine's vCPUs, interrupt controllers, timer, clock and devices at one instant. Its RAM is elsewhere.
 ///
 /// Goes into a clone's descriptor as opaque bytes. What the bytes say is checked by KVM when it is loaded: a state that is wrong makes a
 /// guest that is wrong, and no more.
@@ -25,6 +25,7 @@ const MOST: usize = 64 << 20;
 pub struct MachineState {
     pub(crate) board: Board,
     pub(crate) cpus: Vec<CpuState>,
+    pub(crate) devices: Vec<u8>,
 }
 
 impl MachineState {
@@ -32,6 +33,13 @@ impl MachineState {
     #[must_use]
     pub fn vcpus(&self) -> usize {
         self.cpus.len()
+    }
+
+    /// What [`Devices::save`](crate::machine::Devices::save) said: a clone's devices are made from it. The bytes are as trustworthy as
+    /// where they come from.
+    #[must_use]
+    pub fn devices(&self) -> &[u8] {
+        &self.devices
     }
 
     /// What the vCPUs' registers say of the guest's memory, for coloring it.

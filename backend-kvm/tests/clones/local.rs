@@ -3,9 +3,9 @@
 use crate::common::{
     Outcome, Wrong, can_watch, host, let_run, rounds, verify_image, verify_machine,
 };
-use kaleidoscope_core::memory::GuestMemory;
+use kaleidoscope_core::memory::{GuestMemory, MemoryLayout};
 use kaleidoscope_kvm::guest::{Plan, Witness, boot, progress, verify};
-use kaleidoscope_kvm::machine::{Frozen, Machine};
+use kaleidoscope_kvm::machine::{Devices, Frozen, Machine};
 use kaleidoscope_kvm::{KvmError, state::MachineState};
 use kaleidoscope_mock::Rng;
 use std::sync::Arc;
@@ -174,6 +174,26 @@ fn a_wrong_byte_is_noticed() -> Outcome<()> {
         std::thread::sleep(Duration::from_millis(1));
     }
     assert_eq!(witness.complaint().unwrap().vector, 6);
+    Ok(())
+}
+
+/// A device with something to remember.
+struct Diary;
+
+impl Devices for Diary {
+    fn save(&self) -> Vec<u8> {
+        b"dear diary".to_vec()
+    }
+}
+
+#[test]
+fn devices_are_saved_with_the_rest() -> Outcome<()> {
+    let Some(host) = host() else { return Ok(()) };
+    let layout = MemoryLayout::contiguous(1 << 20)?;
+    let machine = Machine::new(&host, layout, 1, Arc::new(Diary))?;
+    let frozen = machine.freeze()?;
+    let state = MachineState::from_bytes(&frozen.state.to_bytes()?)?;
+    assert_eq!(state.devices(), b"dear diary");
     Ok(())
 }
 

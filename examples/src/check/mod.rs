@@ -16,12 +16,17 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 pub(crate) use error::Error;
+pub(crate) use judge::frames::FrameFindings;
 
 use crate::analysis::{ImageFormat, LayoutArgs};
 use coloring::Coloring;
+use kaleidoscope_core::color::ColorMap;
 use kaleidoscope_core::coloring::Rules;
 use report::Report;
 use truth::Truth;
+
+/// Example frames that are shown for each kind of mistake.
+const EXAMPLES: usize = 5;
 
 /// Compare a coloring with what the guest's own kernel said of every frame.
 ///
@@ -50,8 +55,17 @@ pub(crate) struct Args {
     #[arg(long, value_name = "FRAMES", default_value_t = 0)]
     tolerance: u64,
     /// Example frames to show for each kind of mistake.
-    #[arg(long, value_name = "N", default_value_t = 5)]
+    #[arg(long, value_name = "N", default_value_t = EXAMPLES)]
     examples: usize,
+}
+
+/// Compares a coloring with `/proc/kpageflags`, as a guest's own kernel has it: flags and for how many frames they are, pair by pair.
+///
+/// # Errors
+/// If these are no pairs of words, or of more frames than the guest can have.
+pub(crate) fn frames(runs: &[u8], map: &ColorMap) -> Result<FrameFindings, Error> {
+    let truth = Truth::of_runs(runs, map.layout().end_gfn().0)?;
+    Ok(judge::frames::judge(&truth, &Coloring::from_map(map), EXAMPLES))
 }
 
 impl Args {

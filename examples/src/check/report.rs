@@ -92,40 +92,6 @@ impl Report {
         &self.defects
     }
 
-    fn write_frames(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let frames = &self.frames;
-        let mut table = table(&["truth", "frames", "right", "wrong", "%"]);
-        for class in &frames.classes {
-            table.add_row([
-                class.class.name().to_owned(),
-                class.frames.to_string(),
-                class.right.to_string(),
-                class.wrong.to_string(),
-                percent(class.right, class.frames),
-            ]);
-        }
-        writeln!(f, "{}\n", right_aligned(table, 1..5))?;
-        let (unknown, all) = (frames.unknown, frames.frames);
-        writeln!(f, "unknown: {unknown} of {all} frames ({} %)", percent(unknown, all))?;
-        writeln!(
-            f,
-            "not judged: {} untyped, {} unstable, {} outside the guest's memory, {} reserved left out",
-            frames.untyped.iter().map(|called| called.cell.frames).sum::<u64>(),
-            frames.unstable,
-            frames.outside,
-            frames.reserved_left_out,
-        )?;
-        if let Some(buffers) = frames.buffers {
-            writeln!(
-                f,
-                "block-device frames: {}, the guest's Buffers: {buffers}",
-                frames.block_device
-            )?;
-        }
-        write_called(f, "Wrong frames", &frames.wrong)?;
-        write_called(f, "Untyped frames (not judged)", &frames.untyped)
-    }
-
     fn write_files(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let files = &self.files;
         writeln!(f, "\nFile pages\n")?;
@@ -200,9 +166,45 @@ impl Report {
     }
 }
 
+impl fmt::Display for FrameFindings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let frames = self;
+        let mut table = table(&["truth", "frames", "right", "wrong", "%"]);
+        for class in &frames.classes {
+            table.add_row([
+                class.class.name().to_owned(),
+                class.frames.to_string(),
+                class.right.to_string(),
+                class.wrong.to_string(),
+                percent(class.right, class.frames),
+            ]);
+        }
+        writeln!(f, "{}\n", right_aligned(table, 1..5))?;
+        let (unknown, all) = (frames.unknown, frames.frames);
+        writeln!(f, "unknown: {unknown} of {all} frames ({} %)", percent(unknown, all))?;
+        writeln!(
+            f,
+            "not judged: {} untyped, {} unstable, {} outside the guest's memory, {} reserved left out",
+            frames.untyped.iter().map(|called| called.cell.frames).sum::<u64>(),
+            frames.unstable,
+            frames.outside,
+            frames.reserved_left_out,
+        )?;
+        if let Some(buffers) = frames.buffers {
+            writeln!(
+                f,
+                "block-device frames: {}, the guest's Buffers: {buffers}",
+                frames.block_device
+            )?;
+        }
+        write_called(f, "Wrong frames", &frames.wrong)?;
+        write_called(f, "Untyped frames (not judged)", &frames.untyped)
+    }
+}
+
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.write_frames(f)?;
+        self.frames.fmt(f)?;
         self.write_files(f)?;
         self.write_anonymous(f)?;
         for defect in &self.defects {

@@ -2,9 +2,9 @@
 
 use std::path::Path;
 
-use super::cpio::CpioWriter;
 use super::error::{Error, Result};
 use super::modules::Module;
+use crate::cpio::CpioWriter;
 
 /// Loads the modules in order, finds the disk whose serial number is `root`, and goes there.
 const INIT: &str = r#"#!/bin/busybox sh

@@ -14,7 +14,6 @@ pub(crate) mod agent;
 mod command;
 mod config;
 mod control;
-mod cpio;
 mod disks;
 mod error;
 mod feature;

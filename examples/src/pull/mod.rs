@@ -7,7 +7,7 @@ mod source;
 mod view;
 
 use crate::failure::{Failure, print};
-use crate::replay::policies::{Guest, PolicyChoice};
+use crate::replay::policies::{Guest, PolicyChoice, for_a_clone};
 use crate::tls::TlsArgs;
 use copy::Copy;
 use kaleidoscope_core::clone::{
@@ -49,7 +49,7 @@ pub(crate) struct Args {
     #[arg(short, long, value_name = "FILE")]
     output: PathBuf,
     /// Which pages come first: a policy of `kaleidoscope replay`, other than the oracle
-    #[arg(long, value_name = "NAME", default_value = "predicted", value_parser = policy)]
+    #[arg(long, value_name = "NAME", default_value = "predicted", value_parser = for_a_clone)]
     policy: PolicyChoice,
     /// Most pages a second of those that the policy does not ask for
     #[arg(long, value_name = "PAGES", value_parser = clap::value_parser!(u32).range(1..))]
@@ -83,14 +83,6 @@ pub(crate) struct Args {
     /// Print a JSON object instead of a table
     #[arg(long)]
     json: bool,
-}
-
-fn policy(text: &str) -> Result<PolicyChoice, String> {
-    match text.parse() {
-        Ok(PolicyChoice::Oracle) => Err("the oracle needs a trace; choose another policy".into()),
-        Ok(choice) => Ok(choice),
-        Err(error) => Err(format!("{error}")),
-    }
 }
 
 fn seconds(text: &str) -> Result<Duration, &'static str> {

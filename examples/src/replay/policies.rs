@@ -129,6 +129,15 @@ impl PolicyChoice {
 /// What a recorded frame must be sure of to be streamed before the clone is seen to go that way.
 const LEAST_CONFIDENCE: f32 = 0.5;
 
+/// A policy for clones, of which nobody knows what they will touch.
+pub(crate) fn for_a_clone(text: &str) -> Result<PolicyChoice, String> {
+    match text.parse() {
+        Ok(PolicyChoice::Oracle) => Err("the oracle needs a trace; choose another policy".into()),
+        Ok(choice) => Ok(choice),
+        Err(error) => Err(format!("{error}")),
+    }
+}
+
 /// The guest that policies are prepared for.
 #[derive(Debug)]
 pub(crate) struct Guest {

@@ -19,6 +19,9 @@ pub(crate) const KPAGEFLAGS: &str = "proc_kpageflags";
 /// A second copy of `/proc/kpageflags`, read after everything else. Optional.
 const KPAGEFLAGS_AFTER: &str = "proc_kpageflags_after";
 
+/// Frames of a section of the guest's memory.
+const SECTION_FRAMES: u64 = (128 << 20) / 4096;
+
 /// What the guest said.
 #[derive(Debug)]
 pub(crate) struct Truth {
@@ -47,6 +50,32 @@ impl Truth {
             buffers: std::fs::read_to_string(dir.join("proc_meminfo"))
                 .ok()
                 .and_then(|text| buffers(&text)),
+        })
+    }
+
+    /// The truth that consists of `/proc/kpageflags` alone, of which there are pairs of words: flags, and for how many frames they are.
+    /// Some kernels list frames up to the end of a section of 128 MiB, past the last one at `end`.
+    ///
+    /// # Errors
+    /// If these are no whole pairs, or of more frames.
+    pub(crate) fn of_runs(runs: &[u8], end: u64) -> Result<Self, Error> {
+        let path = Path::new("runs of /proc/kpageflags");
+        let most = end.saturating_add(SECTION_FRAMES);
+        let mut flags = Vec::new();
+        for (word, count) in words::pairs_of_bytes(path, runs)? {
+            let listed = u64::try_from(flags.len()).unwrap_or(u64::MAX);
+            if listed.saturating_add(count) > most {
+                return Err(damaged(path, 0, format!("more than {most} frames")));
+            }
+            flags.extend((0..count).map(|_| Flags(word)));
+        }
+        Ok(Self {
+            classes: flags::classify(&flags),
+            flags,
+            after: None,
+            files: Vec::new(),
+            processes: Vec::new(),
+            buffers: None,
         })
     }
 

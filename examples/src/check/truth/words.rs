@@ -9,7 +9,10 @@ const WORD: usize = size_of::<u64>();
 
 /// Reads a file of words.
 pub(super) fn read(path: &Path) -> Result<Vec<u64>, Error> {
-    let bytes = super::read(path)?;
+    of_bytes(path, &super::read(path)?)
+}
+
+fn of_bytes(path: &Path, bytes: &[u8]) -> Result<Vec<u64>, Error> {
     let (words, rest) = bytes.as_chunks::<WORD>();
     if !rest.is_empty() {
         let whole = bytes.len().saturating_sub(rest.len());
@@ -24,7 +27,12 @@ pub(super) fn read(path: &Path) -> Result<Vec<u64>, Error> {
 
 /// Reads a file of pairs of words.
 pub(super) fn read_pairs(path: &Path) -> Result<Vec<(u64, u64)>, Error> {
-    let words = read(path)?;
+    pairs_of_bytes(path, &super::read(path)?)
+}
+
+/// The pairs of words of a file's contents, or of what came from elsewhere under a name like a file's.
+pub(super) fn pairs_of_bytes(path: &Path, bytes: &[u8]) -> Result<Vec<(u64, u64)>, Error> {
+    let words = of_bytes(path, bytes)?;
     let (pairs, rest) = words.as_chunks::<2>();
     if !rest.is_empty() {
         let whole = pairs.len().saturating_mul(2).saturating_mul(WORD);

@@ -1,0 +1,259 @@
+//! What runs inside a Linux guest of `kaleidoscope clone`: proof that a clone is right, and the guest's half of SIGCLONE.
+//!
+//! As process 1 it mounts what it needs and starts workers, each of which fills memory with what only it can know, and checks it round after round.
+//! It says `guest: ready` on the console once they are warm, and then does as the host says on the console, a word per line:
+//!
+//! - `clone ID`: this is a clone. Whoever has subscribed is sent SIGCLONE (a file in `/run/sigclone` has its process's number as name, and the signal's as
+//!   content), and finds its id in `/run/clone-id`. The workers check all that they have, and `guest: clone ID: 4 of 4 right` is said.
+//! - `flags`: `/proc/kpageflags` is stored in the window to the host, as pairs of words: the flags of some frames, and how many these are.
+//! - `end`: the guest ends.
+
+use nix::sys::signal::{SigSet, Signal, kill};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::unistd::Pid;
+use rustix::mount::{MountFlags, mount};
+use rustix::system::{RebootCommand, reboot};
+use std::error::Error;
+use std::fs::{self, File, OpenOptions};
+use std::io::{BufRead, Read, Write, stdin};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+type Outcome<T> = Result<T, Box<dyn Error>>;
+
+const WORKERS: usize = 4;
+/// Words of a page, and pages of a worker.
+const WORDS: usize = 512;
+const PAGES: usize = 1024;
+/// Rounds until a worker is warm.
+const WARM: u64 = 2000;
+
+/// How long a worker rests after some rounds.
+const REST: Duration = Duration::from_millis(20);
+
+const SUBSCRIBERS: &str = "/run/sigclone";
+const IDENTITY: &str = "/run/clone-id";
+
+/// The window to the host, a page, in `/dev/mem`.
+const WINDOW: u64 = 0xd_0000;
+
+/// How long workers may take for what they are told.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+fn main() -> Outcome<()> {
+    let mut args = std::env::args().skip(1);
+    match (args.next().as_deref(), args.next()) {
+        (Some("worker"), Some(number)) => worker(number.parse()?),
+        (None, _) if std::process::id() == 1 => {
+            // Process 1 must not end: the kernel would panic, and not say why.
+            if let Err(error) = init() {
+                println!("guest: failed: {error}");
+            }
+            Ok(reboot(RebootCommand::Restart)?)
+        }
+        _ => Err("this runs as the first process of a guest of `kaleidoscope clone`".into()),
+    }
+}
+
+fn init() -> Outcome<()> {
+    for (kind, at) in [("proc", "/proc"), ("sysfs", "/sys"), ("tmpfs", "/run"), ("tmpfs", "/tmp")] {
+        mount(kind, at, kind, MountFlags::empty(), None)?;
+    }
+    fs::create_dir(SUBSCRIBERS)?;
+    // A file that was read: in the page cache, and in nobody's memory.
+    let mut file = Vec::new();
+    File::open("/init")?.read_to_end(&mut file)?;
+    let length = file.len();
+    fs::write("/tmp/copy", file)?;
+    for number in 0..WORKERS {
+        Command::new("/init").args(["worker", &number.to_string()]).spawn()?;
+    }
+    for number in 0..WORKERS {
+        wait_for(&said(number, "warm"))?;
+    }
+    // What the answer to `flags` takes, so that the question changes little.
+    let mut flags = vec![0; flags_bytes()?];
+    println!("guest: ready, {WORKERS} workers of {} MiB, a file of {length} bytes", PAGES >> 8);
+    for line in stdin().lock().lines() {
+        let line = line?;
+        match line.trim().split_once(' ').unwrap_or((line.trim(), "")) {
+            ("clone", id) => cloned(id)?,
+            ("flags", _) => {
+                let length = read_flags(&mut flags)?;
+                let runs = runs(flags.get(..length).unwrap_or_default());
+                show(&runs)?;
+                println!("guest: {} runs of flags", runs.len() / 16);
+            }
+            ("end", _) => return Ok(()),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Tells whoever wants to know that this is a clone, and what the workers say to that.
+fn cloned(id: &str) -> Outcome<()> {
+    fs::write(IDENTITY, id)?;
+    for entry in fs::read_dir(SUBSCRIBERS)? {
+        let path = entry?.path();
+        let number = path.file_name().and_then(|name| name.to_str()?.parse().ok());
+        let signal: i32 = fs::read_to_string(&path)?.trim().parse()?;
+        if let Some(number) = number {
+            // Who has ended needs not be told.
+            let _ = kill(Pid::from_raw(number), Signal::try_from(signal)?);
+        }
+    }
+    let mut right = 0;
+    for number in 0..WORKERS {
+        if wait_for(&said(number, id))? == "right" {
+            right += 1;
+        }
+    }
+    println!("guest: clone {id}: {right} of {WORKERS} right");
+    Ok(())
+}
+
+/// The file in which a worker says something.
+fn said(worker: usize, word: &str) -> PathBuf {
+    Path::new("/run").join(format!("worker-{worker}-{word}"))
+}
+
+/// Waits until a file has something in it.
+fn wait_for(path: &Path) -> Outcome<String> {
+    let start = Instant::now();
+    loop {
+        match fs::read_to_string(path) {
+            Ok(text) if !text.is_empty() => return Ok(text),
+            _ if start.elapsed() > PATIENCE => {
+                return Err(format!("{} does not come", path.display()).into());
+            }
+            _ => std::thread::sleep(Duration::from_millis(20)),
+        }
+    }
+}
+
+/// Bytes of `/proc/kpageflags`: eight for each frame, up to the end of RAM, and some more for the end of its section.
+fn flags_bytes() -> Outcome<usize> {
+    let text = fs::read_to_string("/proc/iomem")?;
+    let ends = text.lines().filter(|line| line.ends_with(" : System RAM")).filter_map(|line| {
+        let (_, end) = line.trim_start().split(' ').next()?.split_once('-')?;
+        usize::from_str_radix(end, 16).ok()
+    });
+    let end = ends.max().ok_or("/proc/iomem has no System RAM")?;
+    Ok(end.next_multiple_of(128 << 20) / 4096 * 8)
+}
+
+fn read_flags(bytes: &mut [u8]) -> Outcome<usize> {
+    let mut file = File::open("/proc/kpageflags")?;
+    let mut filled = 0;
+    loop {
+        match file.read(bytes.get_mut(filled..).unwrap_or_default())? {
+            0 => return Ok(filled),
+            count => filled += count,
+        }
+    }
+}
+
+/// Runs of equal words: each word, and how often it comes.
+fn runs(words: &[u8]) -> Vec<u8> {
+    let (words, _) = words.as_chunks::<8>();
+    let runs = words.chunk_by(|a, b| a == b);
+    let pair = |run: &[[u8; 8]]| {
+        [run.first().copied().unwrap_or_default(), (run.len() as u64).to_le_bytes()]
+    };
+    runs.flat_map(pair).flatten().collect()
+}
+
+/// Stores bytes in the window.
+fn show(bytes: &[u8]) -> Outcome<()> {
+    let memory = OpenOptions::new().write(true).open("/dev/mem")?;
+    for piece in bytes.chunks(4096) {
+        memory.write_all_at(piece, WINDOW)?;
+    }
+    Ok(())
+}
+
+/// A process that knows every word of its memory.
+struct Worker {
+    number: u64,
+    /// How often each page was written anew.
+    versions: Vec<u64>,
+    pages: Vec<Box<[u64; WORDS]>>,
+}
+
+impl Worker {
+    fn new(number: u64) -> Self {
+        let mut worker = Self {
+            number,
+            versions: vec![0; PAGES],
+            pages: (0..PAGES).map(|_| Box::new([0; WORDS])).collect(),
+        };
+        (0..PAGES).for_each(|page| worker.write(page));
+        worker
+    }
+
+    /// The words of a page, one after the other.
+    fn words(&self, page: usize) -> impl Iterator<Item = u64> + use<> {
+        let version = self.versions.get(page).copied().unwrap_or_default();
+        let first = (self.number + 1)
+            .wrapping_mul(0x9e37_79b9_7f4a_7c15)
+            .wrapping_add((page as u64).wrapping_mul(0xbf58_476d_1ce4_e5b9))
+            ^ version.wrapping_mul(0x94d0_49bb_1331_11eb);
+        (0u64..).map(move |n| first.wrapping_add(n.wrapping_mul(0xd6e8_feb8_6659_fd93)))
+    }
+
+    /// Writes a page anew.
+    fn write(&mut self, page: usize) {
+        if let Some(version) = self.versions.get_mut(page) {
+            *version += 1;
+        }
+        let words = self.words(page);
+        if let Some(page) = self.pages.get_mut(page) {
+            page.iter_mut().zip(words).for_each(|(word, new)| *word = new);
+        }
+    }
+
+    fn is_right(&self, page: usize) -> bool {
+        self.pages.get(page).is_some_and(|p| p.iter().copied().eq(self.words(page).take(WORDS)))
+    }
+}
+
+fn worker(number: usize) -> Outcome<()> {
+    let mut signals = SigSet::empty();
+    signals.add(Signal::SIGUSR1);
+    signals.thread_block()?;
+    let signals = SignalFd::with_flags(&signals, SfdFlags::SFD_NONBLOCK)?;
+    let mut worker = Worker::new(u64::try_from(number)?);
+    let pid = std::process::id().to_string();
+    fs::write(Path::new(SUBSCRIBERS).join(pid), (Signal::SIGUSR1 as i32).to_string())?;
+    let mut dice = u64::try_from(number)? + 1;
+    for round in 0u64.. {
+        // Knuth's MMIX generator.
+        dice = dice.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let page = usize::try_from(dice >> 40)? % PAGES;
+        if !worker.is_right(page) {
+            println!("guest: worker {number}: page {page} is wrong");
+            return Err("a wrong page".into());
+        }
+        if dice >> 36 & 3 == 0 {
+            worker.write(page);
+        }
+        if round == WARM {
+            fs::write(said(number, "warm"), "warm")?;
+        }
+        if round % 64 != 0 {
+            continue;
+        }
+        // Others have to get their turn, also where a guest's kernel is emulated, which is slow.
+        std::thread::sleep(REST);
+        if signals.read_signal()?.is_some() {
+            let is_right = (0..PAGES).all(|page| worker.is_right(page));
+            let id = fs::read_to_string(IDENTITY)?;
+            let mut file = File::create(said(number, &id))?;
+            file.write_all(if is_right { b"right" } else { b"wrong" })?;
+        }
+    }
+    Ok(())
+}

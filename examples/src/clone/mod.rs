@@ -1,0 +1,129 @@
+//! `kaleidoscope clone`: a Linux guest is booted, frozen while it runs, colored, and cloned.
+
+mod report;
+mod run;
+
+use crate::csv_out;
+use crate::failure::{Failure, print};
+use crate::outputs;
+use crate::picture;
+use crate::progress;
+use crate::replay::policies::{PolicyChoice, for_a_clone};
+use crate::statistics::Statistics;
+use crate::table;
+use report::Report;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Boot Linux on KVM, freeze it while it runs, and start clones of it.
+///
+/// The guest has one processor, RAM, and a serial line as its console. When it has said what `--when` waits for it is frozen, and goes
+/// on; what every page of it is, is found from outside. Each clone is told on its console who it is.
+#[derive(Clone, Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  kaleidoscope clone --kernel vmlinux --init target/release/kaleidoscope-guest --out clones
+      workers that check their memory; clones prove that they have all of it
+  kaleidoscope clone --kernel /boot/vmlinuz --initramfs initrd.img --when 'login:' --after 0 --clones 16
+      16 clones of any Linux that has come to its login prompt
+  kaleidoscope clone --kernel vmlinux --init ./server --when ready --tell 'id {id}\\n' --until serving --way copied --policy predicted
+      a program of your own as the guest's only one; clones whose pages come as they are touched")]
+pub(crate) struct Args {
+    /// The kernel: a bzImage, or a vmlinux
+    #[arg(long, value_name = "FILE")]
+    kernel: PathBuf,
+    /// Its first root, a cpio archive
+    #[arg(long, value_name = "FILE", required_unless_present = "init")]
+    initramfs: Option<PathBuf>,
+    /// A program to run as its first process; its first root is made of it and the shared libraries that it needs
+    #[arg(long, value_name = "PROGRAM", conflicts_with = "initramfs")]
+    init: Option<PathBuf>,
+    /// The kernel's command line
+    #[arg(
+        long,
+        value_name = "WORDS",
+        default_value = "console=ttyS0 quiet reboot=t panic=-1 rdinit=/init"
+    )]
+    append: String,
+    /// RAM in MiB
+    #[arg(long, value_name = "MIB", default_value_t = 256, value_parser = clap::value_parser!(u32).range(2..=1 << 20))]
+    mib: u32,
+    /// Freeze the guest when it has said this on its console
+    #[arg(long, value_name = "TEXT", default_value = "guest: ready")]
+    when: String,
+    /// And so long after that
+    #[arg(long, value_name = "SECONDS", default_value = "1", value_parser = seconds)]
+    after: Duration,
+    /// Clones
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    clones: u16,
+    /// How clones get their memory
+    #[arg(long, value_enum, default_value_t = Way::Local)]
+    way: Way,
+    /// What comes ahead of a touch, where pages come one by one: a policy of `kaleidoscope replay`, other than the oracle
+    #[arg(long, value_name = "NAME", default_value = "predicted", value_parser = for_a_clone)]
+    policy: PolicyChoice,
+    /// What each clone is told on its console; {id} is its id, \n the end of a line
+    #[arg(long, value_name = "TEXT", default_value = "clone {id}\\n")]
+    tell: String,
+    /// A clone has done its work when it has said this; {id} is its id
+    #[arg(long, value_name = "TEXT", default_value = "clone {id}: 4 of 4 right")]
+    until: String,
+    /// Compare the colors with what one more clone says of its own pages, which takes `kaleidoscope-guest` as --init
+    #[arg(long, requires = "init")]
+    check: bool,
+    /// How long the guest may take for each of these
+    #[arg(long, value_name = "SECONDS", default_value = "300", value_parser = seconds)]
+    patience: Duration,
+    /// Write consoles, the colors (colors.png, frames.csv, regions.csv) into this folder
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// Print a JSON object instead of tables
+    #[arg(long)]
+    json: bool,
+}
+
+/// How a clone gets its memory.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
+enum Way {
+    /// Shared with the parent on this host, until it is written
+    Local,
+    /// Page by page, kept once for all clones of this host
+    Staged,
+    /// Page by page, a copy for each clone
+    Copied,
+}
+
+fn seconds(text: &str) -> Result<Duration, &'static str> {
+    let number: Option<f64> = text.parse().ok();
+    number.and_then(|n| Duration::try_from_secs_f64(n).ok()).ok_or("it is a number of seconds")
+}
+
+impl Args {
+    /// Boots, freezes, colors and clones.
+    pub(crate) fn run(&self) -> Result<(), Failure> {
+        if let Some(folder) = &self.out {
+            std::fs::create_dir_all(folder).map_err(|error| Failure::at(folder, error))?;
+        }
+        let report = progress::during("clone", |status| run::run(self, status))?;
+        if let Some(folder) = &self.out {
+            write(folder, &report)?;
+        }
+        if self.json {
+            let text = serde_json::to_string_pretty(&report.figures).map_err(Failure::new)?;
+            return print(&(text + "\n"));
+        }
+        let map = &report.map;
+        let heading = table::heading(map);
+        let colors = table::colors(&Statistics::of(map), outputs::shows_colors());
+        print(&format!("{heading}\n{colors}\n{}", report.text()))
+    }
+}
+
+fn write(folder: &Path, report: &Report) -> Result<(), Failure> {
+    let map = &report.map;
+    let canvas = picture::draw(map, &Statistics::of(map));
+    outputs::write(&folder.join("colors.png"), |file| canvas.write_png(file))?;
+    outputs::write(&folder.join("frames.csv"), |file| csv_out::write_frames(map, file))?;
+    outputs::write(&folder.join("regions.csv"), |file| csv_out::write_regions(map, file))
+}

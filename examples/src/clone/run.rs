@@ -1,0 +1,218 @@
+//! From a kernel to clones.
+
+use super::report::{Figures, OfClone, Report};
+use super::{Args, Way};
+use crate::analysis::color;
+use crate::check;
+use crate::failure::Failure;
+use crate::progress::Status;
+use crate::replay::policies::{Guest as Prepares, Prepared};
+use crate::vmm::{Console, Linux, Platform, Software, with_program};
+use kaleidoscope_core::clone::hooks::{CloneHook, Guest, HookError, Hooks};
+use kaleidoscope_core::clone::{CloneId, LocalSource, Options};
+use kaleidoscope_core::coloring::Rules;
+use kaleidoscope_core::manifest::ImageIdentity;
+use kaleidoscope_core::prefetch::Atlas;
+use kaleidoscope_core::replay::Trace;
+use kaleidoscope_kvm::lazy::{Lazy, Stage};
+use kaleidoscope_kvm::machine::{Frozen, Host};
+use std::fs::File;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Lines of a guest's console that an error quotes.
+const QUOTED: usize = 15;
+
+/// What the program in the guest is asked for its own account of its memory, and how it ends its answer.
+const QUESTION: &str = "flags\n";
+const ANSWERED: &str = "runs of flags";
+
+pub(super) fn run(args: &Args, status: &Status) -> Result<Report, Failure> {
+    let host = Host::open().map_err(|error| {
+        Failure::new(error).hint("it needs /dev/kvm, and the right to open it (group kvm, or root)")
+    })?;
+    status.set("booting");
+    let start = Instant::now();
+    let parent = boot(args, &host)?;
+    let booted = start.elapsed();
+    std::thread::sleep(args.after);
+
+    status.set("freezing");
+    let frozen = parent.machine.freeze().map_err(Failure::new)?;
+    let start = Instant::now();
+    let analysis = color(&*frozen.image, frozen.state.registers(), Rules::default())?;
+    let colored = start.elapsed();
+    let map = analysis.coloring.map;
+    let identity = ImageIdentity::of(&*frozen.image, &map).map_err(Failure::new)?;
+    let guest = Prepares { atlas: Arc::new(Atlas::new(map.clone())), identity };
+    let stage = matches!(args.way, Way::Staged).then(|| Stage::new(parent.machine.layout()));
+    let nursery = Nursery {
+        args,
+        host: &host,
+        frozen: &frozen,
+        policy: args.policy.prepare(&guest)?,
+        stage: stage.transpose().map_err(Failure::new)?,
+        guest,
+    };
+    status.set("running clones");
+    let clones = nursery.all()?;
+    let check = if args.check {
+        status.set("asking a clone what its pages are");
+        let findings = nursery.ask()?;
+        Some(check::frames(&findings, &map).map_err(Failure::new)?)
+    } else {
+        None
+    };
+    let own = parent.machine.memory_taken().map_err(Failure::new)?;
+    if let Some(how) = parent.machine.ended() {
+        return Err(Failure::new(format_args!("the parent ended after the freeze: {how}")));
+    }
+    let figures = Figures {
+        kernel: map.kernel().release.clone(),
+        mib: args.mib,
+        booted_s: booted.as_secs_f64(),
+        pause_us: frozen.pause.as_secs_f64() * 1e6,
+        colored_ms: colored.as_secs_f64() * 1e3,
+        parent_own_bytes: own,
+        shared_bytes: nursery.shared()?,
+        clones,
+        check,
+    };
+    Ok(Report { map, figures })
+}
+
+/// Boots the parent, until it has said that it is warm.
+fn boot(args: &Args, host: &Arc<Host>) -> Result<Linux, Failure> {
+    let initramfs = match (&args.init, &args.initramfs) {
+        (Some(program), _) => with_program(program).map_err(Failure::new)?,
+        (None, Some(path)) => std::fs::read(path).map_err(|error| Failure::at(path, error))?,
+        (None, None) => Vec::new(),
+    };
+    let software = Software { kernel: &args.kernel, initramfs: &initramfs, words: &args.append };
+    let console = console(args, "parent")?;
+    let mut parent =
+        Linux::new(host, &software, args.mib, Arc::clone(&console)).map_err(Failure::new)?;
+    parent.machine.resume().map_err(Failure::new)?;
+    hears(args, &parent, &args.when, "the guest")?;
+    Ok(parent)
+}
+
+/// Where a guest's words go.
+fn console(args: &Args, name: &str) -> Result<Arc<Console>, Failure> {
+    let Some(folder) = &args.out else { return Ok(Arc::new(Console::new(None))) };
+    let path = folder.join(format!("{name}.log"));
+    let file = File::create(&path).map_err(|error| Failure::at(&path, error))?;
+    Ok(Arc::new(Console::new(Some(file))))
+}
+
+/// Waits until a guest has said something.
+fn hears(args: &Args, guest: &Linux, text: &str, who: &str) -> Result<(), Failure> {
+    let console = guest.devices.console();
+    let is_over = || guest.machine.ended().is_some();
+    if console.wait_for(text, args.patience, &is_over) {
+        return Ok(());
+    }
+    let why = guest.machine.ended().unwrap_or_else(|| "it has more to do, or hangs".to_owned());
+    Err(Failure::new(format_args!(
+        "{who} has not said {text:?}: {why}\nits last words:\n{}",
+        console.last_lines(QUOTED)
+    ))
+    .hint("--when and --until say what is waited for, --patience how long, --append what the kernel is told"))
+}
+
+/// Tells a clone something when it runs.
+struct Tell {
+    devices: Arc<Platform>,
+    text: String,
+}
+
+impl CloneHook for Tell {
+    fn after_resume(&self, _clone: &dyn Guest, _id: CloneId) -> Result<(), HookError> {
+        self.devices.say(&self.text).map_err(|error| HookError::new(error.to_string()))
+    }
+}
+
+/// Where clones come from.
+struct Nursery<'a> {
+    args: &'a Args,
+    host: &'a Arc<Host>,
+    frozen: &'a Frozen,
+    guest: Prepares,
+    policy: Prepared,
+    stage: Option<Arc<Stage>>,
+}
+
+/// A clone that runs.
+struct Running {
+    clone: Linux,
+    id: CloneId,
+    /// How long its start took.
+    started: Duration,
+}
+
+impl Nursery<'_> {
+    /// A clone that runs, and was told something.
+    fn start(&self, way: Way, name: &str, text: &str) -> Result<Running, Failure> {
+        let console = console(self.args, name)?;
+        let id = CloneId::random().map_err(Failure::new)?;
+        let start = Instant::now();
+        let made = match way {
+            Way::Local => Linux::local(self.host, self.frozen, console),
+            Way::Staged | Way::Copied => {
+                let lazy = Lazy {
+                    atlas: Arc::clone(&self.guest.atlas),
+                    policy: self.policy.build(&self.guest.atlas, &Trace::default()),
+                    source: Arc::new(LocalSource::new(Arc::clone(&self.frozen.image) as _)),
+                    options: Options::default(),
+                    grant: None,
+                    stage: self.stage.clone(),
+                };
+                Linux::lazy(self.host, self.frozen, lazy, console)
+            }
+        };
+        let mut clone = made.map_err(Failure::new)?;
+        let text = text.replace("{id}", &id.to_string()).replace("\\n", "\n");
+        let hooks = Hooks::none().and(Tell { devices: Arc::clone(&clone.devices), text });
+        clone.machine.resume_as(id, &hooks).map_err(Failure::new)?;
+        Ok(Running { clone, id, started: start.elapsed() })
+    }
+
+    /// All clones at once, each until it has done its work.
+    fn all(&self) -> Result<Vec<OfClone>, Failure> {
+        let args = self.args;
+        let begin = Instant::now();
+        let mut running = Vec::new();
+        for n in 0..args.clones {
+            running.push(self.start(args.way, &format!("clone-{n}"), &args.tell)?);
+        }
+        let mut done = Vec::new();
+        for (n, Running { clone, id, started }) in running.iter().enumerate() {
+            let id = id.to_string();
+            hears(args, clone, &args.until.replace("{id}", &id), &format!("clone {n}"))?;
+            let statistics = clone.machine.engine().map(|engine| engine.statistics());
+            let total = statistics.as_ref().map(|s| s.total()).unwrap_or_default();
+            done.push(OfClone {
+                id,
+                start_us: started.as_secs_f64() * 1e6,
+                done_ms: begin.elapsed().as_secs_f64() * 1e3,
+                faults: total.faults,
+                prefetched: total.prefetched,
+                bytes_moved: statistics.map_or(0, |s| s.bytes()),
+                own_bytes: clone.machine.memory_taken().map_err(Failure::new)?,
+            });
+        }
+        Ok(done)
+    }
+
+    /// Has one more clone say what each of its pages is, in runs of `/proc/kpageflags`: it begins as the parent was when it was frozen.
+    fn ask(&self) -> Result<Vec<u8>, Failure> {
+        let Running { clone, .. } = self.start(Way::Local, "clone-asked", QUESTION)?;
+        hears(self.args, &clone, ANSWERED, "the clone that is asked for its flags")?;
+        Ok(clone.devices.console().take_data())
+    }
+
+    /// Memory that the clones share, beside the parent's.
+    fn shared(&self) -> Result<u64, Failure> {
+        self.stage.as_ref().map_or(Ok(0), |stage| stage.taken().map_err(Failure::new))
+    }
+}

@@ -1,0 +1,106 @@
+//! What a guest says.
+
+use parking_lot::{Condvar, Mutex};
+use std::fs::File;
+use std::io::{self, Write};
+use std::time::{Duration, Instant};
+
+/// How much of what a guest says is remembered.
+const MEMORY: usize = 1 << 20;
+
+/// The other end of a guest's serial line: remembers the end of what it says, and writes all of it into a file.
+#[derive(Debug, Default)]
+pub(crate) struct Console {
+    said: Mutex<Said>,
+    more: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Said {
+    text: Vec<u8>,
+    file: Option<File>,
+    /// What the guest stored in its window to the host.
+    data: Vec<u8>,
+}
+
+/// Most bytes that are taken through the window.
+const MOST_DATA: usize = 1 << 30;
+
+impl Console {
+    /// Remembers, and writes into a file if there is one.
+    pub(crate) fn new(file: Option<File>) -> Self {
+        let said = Said { file, ..Said::default() };
+        Self { said: Mutex::new(said), more: Condvar::new() }
+    }
+
+    /// Waits until the guest has said `text`; `false` when it did not in time, or `is_over` says that it never will.
+    pub(crate) fn wait_for(
+        &self,
+        text: &str,
+        patience: Duration,
+        is_over: &dyn Fn() -> bool,
+    ) -> bool {
+        const LOOK: Duration = Duration::from_millis(20);
+        let start = Instant::now();
+        let mut said = self.said.lock();
+        loop {
+            if contains(&said.text, text.as_bytes()) {
+                return true;
+            }
+            if start.elapsed() > patience || is_over() {
+                return false;
+            }
+            self.more.wait_for(&mut said, LOOK);
+        }
+    }
+
+    /// The end of what the guest said, in lines.
+    pub(crate) fn last_lines(&self, lines: usize) -> String {
+        let said = self.said.lock();
+        let text = String::from_utf8_lossy(&said.text).replace('\r', "");
+        let all: Vec<_> = text.trim_end().lines().collect();
+        all.iter().skip(all.len().saturating_sub(lines)).copied().collect::<Vec<_>>().join("\n")
+    }
+
+    /// Takes what the guest has stored in its window.
+    pub(crate) fn take_data(&self) -> Vec<u8> {
+        std::mem::take(&mut self.said.lock().data)
+    }
+
+    /// The guest stores bytes in its window.
+    pub(super) fn store(&self, bytes: &[u8]) {
+        let mut said = self.said.lock();
+        if said.data.len() + bytes.len() <= MOST_DATA {
+            said.data.extend_from_slice(bytes);
+        }
+    }
+
+    fn hear(&self, bytes: &[u8]) -> io::Result<()> {
+        let mut said = self.said.lock();
+        if let Some(file) = &mut said.file {
+            file.write_all(bytes)?;
+        }
+        said.text.extend_from_slice(bytes);
+        if said.text.len() > 2 * MEMORY {
+            let surplus = said.text.len() - MEMORY;
+            said.text.drain(..surplus);
+        }
+        self.more.notify_all();
+        Ok(())
+    }
+}
+
+impl Write for &Console {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.hear(bytes)?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn contains(text: &[u8], wanted: &[u8]) -> bool {
+    wanted.is_empty() || text.windows(wanted.len()).any(|window| window == wanted)
+}

@@ -1,0 +1,176 @@
+//! The machine's devices: a serial line, and a window to the host.
+
+use super::console::Console;
+use super::platform::ADAPTERS;
+use crate::vm::Outcome;
+use kaleidoscope_kvm::machine::Devices;
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+use std::io::{self, Write};
+use std::ops::Range;
+use std::sync::Arc;
+use vm_superio::serial::{NoEvents, SerialState};
+use vm_superio::{Serial, Trigger};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+/// A PC's first serial line: ports, and its interrupt.
+const SERIAL: Range<u16> = 0x3f8..0x400;
+pub(super) const SERIAL_LINE: u32 = 4;
+
+/// What a guest stores in this page goes to the host as it is: `/dev/mem` has it, without a driver.
+const WINDOW: Range<u64> = 0xd_0000..0xd_1000;
+const _: () = assert!(ADAPTERS.start <= WINDOW.start && WINDOW.end <= ADAPTERS.end);
+
+/// Longest input that waits for the guest.
+const MOST_INPUT: usize = 64 << 10;
+
+/// Raises the serial line's interrupt.
+struct Bell(EventFd);
+
+impl Trigger for Bell {
+    type E = io::Error;
+
+    fn trigger(&self) -> io::Result<()> {
+        self.0.write(1)
+    }
+}
+
+/// Where the serial line's words go.
+struct Line(Arc<Console>);
+
+impl Write for Line {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        (&*self.0).write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// A serial line, and what waits until the guest has room for it.
+struct Port {
+    uart: Serial<Bell, NoEvents, Line>,
+    input: std::collections::VecDeque<u8>,
+}
+
+impl Port {
+    /// Gives the guest as much as it has room for.
+    fn feed(&mut self) {
+        let room = self.uart.fifo_capacity().min(self.input.len());
+        let bytes: Vec<u8> = self.input.iter().copied().take(room).collect();
+        if let Ok(taken) = self.uart.enqueue_raw_bytes(&bytes) {
+            self.input.drain(..taken.min(room));
+        }
+    }
+}
+
+/// All devices.
+pub(crate) struct Platform {
+    port: Mutex<Port>,
+    console: Arc<Console>,
+    interrupt: EventFd,
+}
+
+/// Registers of the serial line. What waited to be read is not among them: it was for the parent.
+#[derive(Serialize, Deserialize)]
+struct Saved {
+    baud: [u8; 2],
+    interrupt_enable: u8,
+    line_control: u8,
+    modem: [u8; 2],
+    scratch: u8,
+}
+
+impl Platform {
+    /// Devices that are switched on.
+    pub(super) fn new(console: Arc<Console>) -> Outcome<Self> {
+        Self::with(&SerialState::default(), console)
+    }
+
+    /// Devices of a clone, from what a freeze saved.
+    pub(super) fn restored(saved: &[u8], console: Arc<Console>) -> Outcome<Self> {
+        let saved: Saved = serde_json::from_slice(saved)
+            .map_err(|error| format!("the devices' saved state: {error}"))?;
+        let state = SerialState {
+            baud_divisor_low: saved.baud[0],
+            baud_divisor_high: saved.baud[1],
+            interrupt_enable: saved.interrupt_enable,
+            line_control: saved.line_control,
+            modem_control: saved.modem[0],
+            modem_status: saved.modem[1],
+            scratch: saved.scratch,
+            ..SerialState::default()
+        };
+        Self::with(&state, console)
+    }
+
+    fn with(state: &SerialState, console: Arc<Console>) -> Outcome<Self> {
+        let interrupt = EventFd::new(EFD_NONBLOCK)?;
+        let (bell, line) = (Bell(interrupt.try_clone()?), Line(Arc::clone(&console)));
+        let uart = Serial::from_state(state, bell, NoEvents, line)
+            .map_err(|error| format!("the serial line: {error:?}"))?;
+        let port = Mutex::new(Port { uart, input: std::collections::VecDeque::new() });
+        Ok(Self { port, console, interrupt })
+    }
+
+    /// Where the guest's words go.
+    pub(crate) fn console(&self) -> &Console {
+        &self.console
+    }
+
+    /// What raises the serial line's interrupt.
+    pub(super) fn interrupt(&self) -> &EventFd {
+        &self.interrupt
+    }
+
+    /// Says something to the guest, on its console.
+    pub(crate) fn say(&self, text: &str) -> Outcome<()> {
+        let mut port = self.port.lock();
+        if port.input.len() + text.len() > MOST_INPUT {
+            return Err("the guest does not listen".into());
+        }
+        port.input.extend(text.bytes());
+        port.feed();
+        Ok(())
+    }
+}
+
+impl Devices for Platform {
+    fn port_write(&self, _vcpu: usize, port: u16, bytes: &[u8]) {
+        if let ([byte], true) = (bytes, SERIAL.contains(&port)) {
+            let offset = (port - SERIAL.start).to_le_bytes()[0];
+            // It fails when the console's file does; the guest is not to blame.
+            let _ = self.port.lock().uart.write(offset, *byte);
+        }
+    }
+
+    fn port_read(&self, _vcpu: usize, port: u16, bytes: &mut [u8]) {
+        bytes.fill(0xff);
+        if let ([byte], true) = (bytes, SERIAL.contains(&port)) {
+            let offset = (port - SERIAL.start).to_le_bytes()[0];
+            let mut port = self.port.lock();
+            *byte = port.uart.read(offset);
+            port.feed();
+        }
+    }
+
+    fn memory_write(&self, _vcpu: usize, gpa: u64, bytes: &[u8]) {
+        if WINDOW.contains(&gpa) {
+            self.console.store(bytes);
+        }
+    }
+
+    fn save(&self) -> Vec<u8> {
+        let state = self.port.lock().uart.state();
+        let saved = Saved {
+            baud: [state.baud_divisor_low, state.baud_divisor_high],
+            interrupt_enable: state.interrupt_enable,
+            line_control: state.line_control,
+            modem: [state.modem_control, state.modem_status],
+            scratch: state.scratch,
+        };
+        // Numbers always have a form.
+        serde_json::to_vec(&saved).unwrap_or_default()
+    }
+}

@@ -1,0 +1,55 @@
+//! A first root for a guest that consists of one program.
+
+use crate::cpio::CpioWriter;
+use crate::vm::Outcome;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// An archive with a program as `/init`, the shared libraries that it needs, and folders to mount on.
+pub(crate) fn with_program(program: &Path) -> Outcome<Vec<u8>> {
+    let mut cpio = CpioWriter::new(Vec::new());
+    for folder in ["dev", "proc", "sys", "tmp", "run"] {
+        cpio.directory(folder)?;
+    }
+    // Without it the kernel has no console to run init on.
+    cpio.device("dev/console", 5, 1)?;
+    cpio.device("dev/mem", 1, 1)?;
+    cpio.file("init", 0o755, &stripped(program)?)?;
+    let mut folders = BTreeSet::new();
+    for library in libraries(program)? {
+        let name = library.strip_prefix("/").unwrap_or(&library);
+        let above: Vec<_> =
+            name.ancestors().skip(1).filter(|a| !a.as_os_str().is_empty()).collect();
+        for folder in above.into_iter().rev() {
+            if folders.insert(folder.to_owned()) {
+                cpio.directory(&folder.to_string_lossy())?;
+            }
+        }
+        cpio.file(&name.to_string_lossy(), 0o755, &read(&library)?)?;
+    }
+    Ok(cpio.finish()?)
+}
+
+/// A program without what only debuggers want, where there are tools for that.
+fn stripped(program: &Path) -> Outcome<Vec<u8>> {
+    let output = tempfile::NamedTempFile::new()?;
+    let strip = Command::new("strip").arg("-o").arg(output.path()).arg(program).output();
+    match strip {
+        Ok(done) if done.status.success() => read(output.path()),
+        Ok(_) | Err(_) => read(program),
+    }
+}
+
+fn read(path: &Path) -> Outcome<Vec<u8>> {
+    std::fs::read(path).map_err(|error| format!("{}: {error}", path.display()).into())
+}
+
+/// The shared libraries of a program with their paths, its loader among them: none for a static one.
+fn libraries(program: &Path) -> Outcome<Vec<PathBuf>> {
+    let output = Command::new("ldd").arg(program).env("LC_ALL", "C").output()?;
+    // It fails for programs that need none.
+    let text = String::from_utf8(output.stdout)?;
+    let paths = text.lines().flat_map(str::split_whitespace).filter(|word| word.starts_with('/'));
+    Ok(paths.map(PathBuf::from).collect())
+}

@@ -1,0 +1,139 @@
+//! A kernel and what it needs to start, in memory.
+
+use super::Software;
+use super::platform::{ADAPTERS, tables};
+use crate::vm::Outcome;
+use kaleidoscope_core::addr::{FRAME_BYTES, FRAME_SIZE, Gpa};
+use kaleidoscope_core::memory::MemoryLayout;
+use linux_loader::cmdline::Cmdline;
+use linux_loader::configurator::linux::LinuxBootConfigurator;
+use linux_loader::configurator::{BootConfigurator, BootParams};
+use linux_loader::loader::bootparam::{boot_e820_entry, boot_params};
+use linux_loader::loader::{BzImage, Elf, KernelLoader, load_cmdline};
+use std::fs::File;
+use std::ops::Range;
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
+
+const PARAMETERS_AT: u64 = 0x7000;
+const WORDS_AT: u64 = 0x2_0000;
+const MOST_WORDS: usize = 2048;
+const HIGH: GuestAddress = GuestAddress(ADAPTERS.end);
+
+/// A bzImage's 64-bit entry, from where it is loaded.
+const ENTRY_64: u64 = 0x200;
+
+/// Kinds of memory in the kernel's first map of it.
+const RAM: u32 = 1;
+
+/// Marks of the boot protocol: "no boot loader that is known", and its two magic numbers.
+const UNKNOWN_LOADER: u8 = 0xff;
+const BOOT_FLAG: u16 = 0xaa55;
+const HEADER: u32 = 0x5372_6448;
+
+/// Memory with a kernel in it, and where that starts.
+pub(super) struct Boot {
+    memory: GuestMemoryMmap,
+    pub(super) entry: u64,
+    /// Where its boot parameters are.
+    pub(super) parameters: u64,
+}
+
+impl Boot {
+    /// Hands over what is not zero, page by page.
+    pub(super) fn memory(&self, take: &mut dyn FnMut(Gpa, &[u8]) -> Outcome<()>) -> Outcome<()> {
+        let mut page = [0; FRAME_BYTES];
+        for region in self.memory.iter() {
+            for offset in (0..region.len()).step_by(FRAME_BYTES) {
+                let at = region.start_addr().0 + offset;
+                self.memory.read_slice(&mut page, GuestAddress(at))?;
+                if page != [0; FRAME_BYTES] {
+                    take(Gpa(at), &page)?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Loads a kernel and what belongs to it into memory of this layout.
+pub(super) fn load(software: &Software<'_>, layout: &MemoryLayout) -> Outcome<Boot> {
+    let ranges: Vec<_> = regions(layout)
+        .map(|region| Ok((GuestAddress(region.start), usize::try_from(region.end - region.start)?)))
+        .collect::<Outcome<_>>()?;
+    let memory = GuestMemoryMmap::<()>::from_ranges(&ranges)?;
+    let path = software.kernel;
+    let mut file = File::open(path).map_err(|error| format!("{}: {error}", path.display()))?;
+    let (kernel, entry) = match Elf::load(&memory, None, &mut file, Some(HIGH)) {
+        Ok(kernel) => {
+            let entry = kernel.kernel_load.0;
+            (kernel, entry)
+        }
+        Err(no_elf) => {
+            let kernel = BzImage::load(&memory, None, &mut file, Some(HIGH));
+            let kernel = kernel.map_err(|no_bzimage| {
+                format!(
+                    "{}: neither a vmlinux ({no_elf}) nor a bzImage ({no_bzimage})",
+                    path.display()
+                )
+            })?;
+            let entry = kernel.kernel_load.0 + ENTRY_64;
+            (kernel, entry)
+        }
+    };
+    for (gpa, bytes) in tables() {
+        memory.write_slice(&bytes, GuestAddress(gpa.0))?;
+    }
+    let mut words = Cmdline::new(MOST_WORDS)?;
+    words.insert_str(software.words)?;
+    load_cmdline(&memory, GuestAddress(WORDS_AT), &words)?;
+
+    let mut parameters =
+        boot_params { hdr: kernel.setup_header.unwrap_or_default(), ..Default::default() };
+    parameters.hdr.type_of_loader = UNKNOWN_LOADER;
+    parameters.hdr.boot_flag = BOOT_FLAG;
+    parameters.hdr.header = HEADER;
+    parameters.hdr.cmd_line_ptr = u32::try_from(WORDS_AT)?;
+    parameters.hdr.cmdline_size = u32::try_from(software.words.len() + 1)?;
+    if !software.initramfs.is_empty() {
+        let header = &parameters.hdr;
+        let needed = header.pref_address.saturating_add(header.init_size.into());
+        let last = u64::from(header.initrd_addr_max);
+        let room = kernel.kernel_end.max(needed)..if last == 0 { 1 << 32 } else { last + 1 };
+        let at = initramfs(software.initramfs, room, layout, &memory)?;
+        parameters.hdr.ramdisk_image = u32::try_from(at)?;
+        parameters.hdr.ramdisk_size = u32::try_from(software.initramfs.len())?;
+    }
+    for (entry, region) in parameters.e820_table.iter_mut().zip(regions(layout)) {
+        let size = region.end - region.start;
+        *entry = boot_e820_entry { addr: region.start, size, r#type: RAM };
+        parameters.e820_entries += 1;
+    }
+    let parameters = BootParams::new(&parameters, GuestAddress(PARAMETERS_AT));
+    LinuxBootConfigurator::write_bootparams(&parameters, &memory)?;
+    Ok(Boot { memory, entry, parameters: PARAMETERS_AT })
+}
+
+/// Addresses of RAM.
+fn regions(layout: &MemoryLayout) -> impl Iterator<Item = Range<u64>> + '_ {
+    layout.regions().iter().map(|region| {
+        let start = region.start.0 * FRAME_SIZE;
+        start..start + u64::from(region.frames) * FRAME_SIZE
+    })
+}
+
+/// Puts the initramfs at the end of the RAM that the kernel has room for it in, and says where.
+fn initramfs(
+    archive: &[u8],
+    room: Range<u64>,
+    layout: &MemoryLayout,
+    memory: &GuestMemoryMmap,
+) -> Outcome<u64> {
+    let low = regions(layout).filter(|region| region.start < 1 << 32);
+    let end = low.map(|region| region.end).max().unwrap_or(0).min(room.end);
+    let at = end.checked_sub(u64::try_from(archive.len())?).map(|at| at / FRAME_SIZE * FRAME_SIZE);
+    let at = at
+        .filter(|at| *at >= room.start)
+        .ok_or("the guest's memory is too small for its initramfs")?;
+    memory.write_slice(archive, GuestAddress(at))?;
+    Ok(at)
+}
