@@ -26,9 +26,9 @@ type Outcome<T> = Result<T, Box<dyn Error>>;
 const WORKERS: usize = 4;
 /// Words of a page, and pages of a worker.
 const WORDS: usize = 512;
-const PAGES: usize = 1024;
+const PAGES: usize = 512;
 /// Rounds until a worker is warm.
-const WARM: u64 = 2000;
+const WARM: u64 = 1000;
 
 /// How long a worker rests after some rounds.
 const REST: Duration = Duration::from_millis(20);
@@ -45,14 +45,15 @@ const PATIENCE: Duration = Duration::from_secs(120);
 fn main() -> Outcome<()> {
     let mut args = std::env::args().skip(1);
     match (args.next().as_deref(), args.next()) {
-        (Some("worker"), Some(number)) => worker(number.parse()?),
-        (None, _) if std::process::id() == 1 => {
+        // Whatever its arguments are: words that the kernel does not know become its.
+        _ if std::process::id() == 1 => {
             // Process 1 must not end: the kernel would panic, and not say why.
             if let Err(error) = init() {
                 println!("guest: failed: {error}");
             }
             Ok(reboot(RebootCommand::Restart)?)
         }
+        (Some("worker"), Some(number)) => worker(number.parse()?),
         _ => Err("this runs as the first process of a guest of `kaleidoscope clone`".into()),
     }
 }

@@ -26,7 +26,7 @@ Examples:
       workers that check their memory; clones prove that they have all of it
   kaleidoscope clone --kernel /boot/vmlinuz --initramfs initrd.img --when 'login:' --after 0 --clones 16
       16 clones of any Linux that has come to its login prompt
-  kaleidoscope clone --kernel vmlinux --init ./server --when ready --tell 'id {id}\\n' --until serving --way copied --policy predicted
+  kaleidoscope clone --kernel vmlinux --init ./server --when ready --tell 'id {id}\\n' --until serving --ways copied --policy predicted
       a program of your own as the guest's only one; clones whose pages come as they are touched")]
 pub(crate) struct Args {
     /// The kernel: a bzImage, or a vmlinux
@@ -57,16 +57,17 @@ pub(crate) struct Args {
     /// Clones
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=1000))]
     clones: u16,
-    /// How clones get their memory
-    #[arg(long, value_enum, default_value_t = Way::Local)]
-    way: Way,
+    /// How clones get their memory; of several ways one after the other, so many clones of each
+    #[arg(long, value_enum, value_name = "WAY", default_value = "local", value_delimiter = ',')]
+    ways: Vec<Way>,
     /// What comes ahead of a touch, where pages come one by one: a policy of `kaleidoscope replay`, other than the oracle
     #[arg(long, value_name = "NAME", default_value = "predicted", value_parser = for_a_clone)]
     policy: PolicyChoice,
     /// What each clone is told on its console; {id} is its id, \n the end of a line
     #[arg(long, value_name = "TEXT", default_value = "clone {id}\\n")]
     tell: String,
-    /// A clone has done its work when it has said this; {id} is its id
+    /// A clone has done its work when it has said this; {id} is its id. At the end the parent is told and has to say the same, under the
+    /// name `parent`
     #[arg(long, value_name = "TEXT", default_value = "clone {id}: 4 of 4 right")]
     until: String,
     /// Compare the colors with what one more clone says of its own pages, which takes `kaleidoscope-guest` as --init
@@ -92,6 +93,16 @@ enum Way {
     Staged,
     /// Page by page, a copy for each clone
     Copied,
+}
+
+impl Way {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Local => "local",
+            Self::Staged => "staged",
+            Self::Copied => "copied",
+        }
+    }
 }
 
 fn seconds(text: &str) -> Result<Duration, &'static str> {

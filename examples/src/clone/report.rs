@@ -35,9 +35,10 @@ pub(super) struct Figures {
 /// A clone.
 #[derive(Debug, Serialize)]
 pub(super) struct OfClone {
+    pub(super) way: &'static str,
     pub(super) id: String,
     pub(super) start_us: f64,
-    /// Since the first clone's start.
+    /// Since the start of the first clone of its way.
     pub(super) done_ms: f64,
     pub(super) faults: u64,
     pub(super) prefetched: u64,
@@ -64,6 +65,7 @@ impl Report {
             text.push_str(&format!("clones share {} MiB\n", mib(self.figures.shared_bytes)));
         }
         let mut out = table([
+            ("way", Left),
             ("clone", Left),
             ("start ms", Right),
             ("done ms", Right),
@@ -74,6 +76,7 @@ impl Report {
         ]);
         for clone in &self.figures.clones {
             out.add_row([
+                clone.way.to_owned(),
                 clone.id.clone(),
                 format!("{:.1}", clone.start_us / 1e3),
                 format!("{:.0}", clone.done_ms),

@@ -27,6 +27,9 @@ const QUOTED: usize = 15;
 const QUESTION: &str = "flags\n";
 const ANSWERED: &str = "runs of flags";
 
+/// What the parent is called.
+const PARENT: &str = "parent";
+
 pub(super) fn run(args: &Args, status: &Status) -> Result<Report, Failure> {
     let host = Host::open().map_err(|error| {
         Failure::new(error).hint("it needs /dev/kvm, and the right to open it (group kvm, or root)")
@@ -45,7 +48,7 @@ pub(super) fn run(args: &Args, status: &Status) -> Result<Report, Failure> {
     let map = analysis.coloring.map;
     let identity = ImageIdentity::of(&*frozen.image, &map).map_err(Failure::new)?;
     let guest = Prepares { atlas: Arc::new(Atlas::new(map.clone())), identity };
-    let stage = matches!(args.way, Way::Staged).then(|| Stage::new(parent.machine.layout()));
+    let stage = args.ways.contains(&Way::Staged).then(|| Stage::new(parent.machine.layout()));
     let nursery = Nursery {
         args,
         host: &host,
@@ -55,7 +58,10 @@ pub(super) fn run(args: &Args, status: &Status) -> Result<Report, Failure> {
         guest,
     };
     status.set("running clones");
-    let clones = nursery.all()?;
+    let mut clones = Vec::new();
+    for way in &args.ways {
+        clones.extend(nursery.all(*way)?);
+    }
     let check = if args.check {
         status.set("asking a clone what its pages are");
         let findings = nursery.ask()?;
@@ -63,10 +69,9 @@ pub(super) fn run(args: &Args, status: &Status) -> Result<Report, Failure> {
     } else {
         None
     };
+    parent.devices.say(&words(&args.tell, PARENT)).map_err(Failure::new)?;
+    hears(args, &parent, &words(&args.until, PARENT), "the parent")?;
     let own = parent.machine.memory_taken().map_err(Failure::new)?;
-    if let Some(how) = parent.machine.ended() {
-        return Err(Failure::new(format_args!("the parent ended after the freeze: {how}")));
-    }
     let figures = Figures {
         kernel: map.kernel().release.clone(),
         mib: args.mib,
@@ -120,6 +125,11 @@ fn hears(args: &Args, guest: &Linux, text: &str, who: &str) -> Result<(), Failur
     .hint("--when and --until say what is waited for, --patience how long, --append what the kernel is told"))
 }
 
+/// What is said to, or by, the machine of this name.
+fn words(text: &str, name: &str) -> String {
+    text.replace("{id}", name).replace("\\n", "\n")
+}
+
 /// Tells a clone something when it runs.
 struct Tell {
     devices: Arc<Platform>,
@@ -165,33 +175,34 @@ impl Nursery<'_> {
                     source: Arc::new(LocalSource::new(Arc::clone(&self.frozen.image) as _)),
                     options: Options::default(),
                     grant: None,
-                    stage: self.stage.clone(),
+                    stage: self.stage.clone().filter(|_| way == Way::Staged),
                 };
                 Linux::lazy(self.host, self.frozen, lazy, console)
             }
         };
         let mut clone = made.map_err(Failure::new)?;
-        let text = text.replace("{id}", &id.to_string()).replace("\\n", "\n");
+        let text = words(text, &id.to_string());
         let hooks = Hooks::none().and(Tell { devices: Arc::clone(&clone.devices), text });
         clone.machine.resume_as(id, &hooks).map_err(Failure::new)?;
         Ok(Running { clone, id, started: start.elapsed() })
     }
 
-    /// All clones at once, each until it has done its work.
-    fn all(&self) -> Result<Vec<OfClone>, Failure> {
+    /// All clones of one way at once, until each has done its work.
+    fn all(&self, way: Way) -> Result<Vec<OfClone>, Failure> {
         let args = self.args;
         let begin = Instant::now();
         let mut running = Vec::new();
         for n in 0..args.clones {
-            running.push(self.start(args.way, &format!("clone-{n}"), &args.tell)?);
+            running.push(self.start(way, &format!("{}-{n}", way.name()), &args.tell)?);
         }
         let mut done = Vec::new();
         for (n, Running { clone, id, started }) in running.iter().enumerate() {
             let id = id.to_string();
-            hears(args, clone, &args.until.replace("{id}", &id), &format!("clone {n}"))?;
+            hears(args, clone, &words(&args.until, &id), &format!("{} clone {n}", way.name()))?;
             let statistics = clone.machine.engine().map(|engine| engine.statistics());
             let total = statistics.as_ref().map(|s| s.total()).unwrap_or_default();
             done.push(OfClone {
+                way: way.name(),
                 id,
                 start_us: started.as_secs_f64() * 1e6,
                 done_ms: begin.elapsed().as_secs_f64() * 1e3,

@@ -1,0 +1,65 @@
+//! Runs `kaleidoscope clone` on a Linux kernel, if `KALEIDOSCOPE_KERNEL` names one that boots on this host's KVM, with the words of
+//! `KALEIDOSCOPE_KERNEL_WORDS` on its command line.
+
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+use serde_json::Value;
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::process::Command;
+
+/// Frames of a class that may differ: a clone that is asked what its pages are has run a little.
+const TOLERANCE: u64 = 16;
+
+fn skip(why: &str) {
+    println!("******** SKIPPED: clones of Linux on KVM: {why} ********");
+}
+
+#[test]
+fn clones_of_linux_prove_themselves() {
+    let Ok(kernel) = std::env::var("KALEIDOSCOPE_KERNEL") else {
+        return skip("KALEIDOSCOPE_KERNEL names no kernel");
+    };
+    if !Path::new("/dev/kvm").exists() {
+        return skip("there is no /dev/kvm");
+    }
+    let words = std::env::var("KALEIDOSCOPE_KERNEL_WORDS").unwrap_or_default();
+    let folder = tempfile::tempdir().unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_kaleidoscope"))
+        .args(["clone", "--json", "--check", "--mib", "64", "--clones", "3"])
+        .args(["--ways", "local,staged,copied", "--kernel", &kernel])
+        .args(["--init", env!("CARGO_BIN_EXE_kaleidoscope-guest")])
+        .args(["--append", &format!("console=ttyS0 quiet reboot=t panic=-1 rdinit=/init {words}")])
+        .arg("--out")
+        .arg(folder.path())
+        .output()
+        .unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success(), "{said}");
+    let result: Value = serde_json::from_slice(&output.stdout).unwrap();
+    println!("{result:#}");
+
+    // Every clone, and the parent after all of them, has said that all its memory is right: the command would have failed otherwise.
+    let clones = result["clones"].as_array().unwrap();
+    assert_eq!(clones.len(), 9);
+    let ids: BTreeSet<_> = clones.iter().map(|clone| clone["id"].as_str().unwrap()).collect();
+    assert_eq!(ids.len(), 9, "each knows itself by another id");
+    for clone in clones {
+        let is_local = clone["way"] == "local";
+        assert_eq!(clone["bytes_moved"] == 0, is_local, "{clone}");
+        assert!(clone["own_bytes"].as_u64().unwrap() < 64 << 20, "{clone}");
+    }
+
+    let check = &result["check"];
+    assert_eq!(check["unknown"], 0);
+    for class in check["classes"].as_array().unwrap() {
+        assert!(class["wrong"].as_u64().unwrap() <= TOLERANCE, "{check:#}");
+    }
+    let classes: Vec<_> = check["classes"].as_array().unwrap().iter().collect();
+    for name in ["free", "slab", "page-table", "anonymous", "shared", "kernel"] {
+        assert!(classes.iter().any(|class| class["class"] == name), "{name}: {check:#}");
+    }
+    for file in ["colors.png", "frames.csv", "regions.csv", "parent.log", "staged-2.log"] {
+        assert!(folder.path().join(file).metadata().unwrap().len() > 0, "{file}");
+    }
+}
