@@ -1,5 +1,6 @@
 //! Machines: a VM with its RAM and vCPUs, which runs, stops, is frozen and starts as a clone.
 
+mod ahead;
 mod control;
 mod devices;
 mod hooked;
@@ -13,6 +14,7 @@ use crate::error::{Asked, KvmError};
 use crate::lazy::{Lazy, Part, Running};
 use crate::memory::{Dropped, FrozenImage, GuestRam, Prepared};
 use crate::state::{Board, CpuState, MachineState, make, registers};
+use ahead::Ahead;
 use control::{Control, Stopped};
 use kaleidoscope_core::addr::Gpa;
 use kaleidoscope_core::clone::Engine;
@@ -34,7 +36,9 @@ pub struct Machine {
     devices: Arc<dyn Devices>,
     /// Before the memory that it uses.
     vm: VmFd,
-    ram: RwLock<GuestRam>,
+    ram: Arc<RwLock<GuestRam>>,
+    /// What copies ahead of the guest's writing.
+    ahead: Option<Ahead>,
     /// What fills the RAM, where it comes page by page.
     filling: Option<Running>,
     /// Held for a whole freeze.
@@ -170,7 +174,8 @@ impl Machine {
             vcpus: vcpus.collect::<Result<_, KvmError>>()?,
             control,
             vm,
-            ram: RwLock::new(ram),
+            ram: Arc::new(RwLock::new(ram)),
+            ahead: None,
             filling: None,
             freezing: Mutex::new(()),
         })
@@ -237,8 +242,17 @@ impl Machine {
         self.ram.read().own_bytes()
     }
 
+    /// Frames that the machine has written since its last freeze, or since it became a clone: runs in order. None for machines that were
+    /// never frozen, or whose memory comes page by page. What a parent or a sibling wrote, a clone will write.
+    ///
+    /// # Errors
+    /// [`KvmError::Refused`] on a kernel before 6.7.
+    pub fn written(&self) -> Result<Vec<std::ops::Range<u32>>, KvmError> {
+        self.ram.read().written()
+    }
+
     /// Gives frames memory of their own, with the bytes that they have, ahead of the guest's writing to them: it then waits for no
-    /// copying. For frames that will be written, on a processor that has nothing better to do.
+    /// copying. [`Machine::own_ahead`] does so while the guest runs.
     ///
     /// # Errors
     /// [`KvmError::Refused`] for frames that there are not, or when there is no memory.
@@ -337,6 +351,7 @@ impl Machine {
 impl Drop for Machine {
     fn drop(&mut self) {
         self.control.end(Stopped::Dropped);
+        self.ahead = None;
         // A vCPU may be waiting for a page.
         if let Some(filling) = &self.filling {
             filling.stop();

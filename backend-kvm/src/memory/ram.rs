@@ -3,7 +3,7 @@
 use super::file::MemoryFile;
 use super::{FrozenImage, bytes, runs};
 use crate::error::{Asked, KvmError};
-use crate::sys::{Mapping, Sharing, Tracker, Written, install_slot, own_bytes, remove_slot};
+use crate::sys::{Mapping, Sharing, Tracker, Written, install_slot, own_pages, remove_slot};
 use kaleidoscope_core::addr::{FRAME_BYTES, Gpa};
 use kaleidoscope_core::memory::{GuestMemory, MemoryLayout};
 use kvm_ioctls::VmFd;
@@ -120,9 +120,26 @@ impl GuestRam {
         match &self.origin {
             Origin::Fresh(file) => file.taken(),
             Origin::Image(_) | Origin::Filled | Origin::Lost => {
-                own_bytes(&self.mapping).asked("counting a clone's memory (Linux 6.7 or later)")
+                let pages = own_pages(&self.mapping);
+                let pages = pages.asked("counting a clone's memory (Linux 6.7 or later)")?;
+                Ok(pages.iter().map(|run| run.len() as u64).sum())
             }
         }
+    }
+
+    /// Whether frames are shared until they are written.
+    pub(crate) fn is_shared(&self) -> bool {
+        matches!(self.origin, Origin::Image(_))
+    }
+
+    /// Frames that have memory of their own since the image, in order.
+    pub(crate) fn written(&self) -> Result<Vec<Range<u32>>, KvmError> {
+        if !self.is_shared() {
+            return Ok(Vec::new());
+        }
+        let pages = own_pages(&self.mapping);
+        let pages = pages.asked("looking for what a machine wrote (Linux 6.7 or later)")?;
+        Ok(pages.iter().map(frames_of).collect())
     }
 
     /// Gives frames memory of their own, ahead of the guest's writing to them.
@@ -236,9 +253,14 @@ impl Copying {
                 self.delta.write(at, piece)?;
                 at += len;
             }
-            let frame = |offset: usize| u32::try_from(offset / FRAME_BYTES).unwrap_or(u32::MAX);
-            self.copied.push(frame(run.start)..frame(run.end));
+            self.copied.push(frames_of(&run));
         }
         Ok(())
     }
+}
+
+/// A range of bytes as a range of frames.
+fn frames_of(bytes: &Range<usize>) -> Range<u32> {
+    let frame = |offset: usize| u32::try_from(offset / FRAME_BYTES).unwrap_or(u32::MAX);
+    frame(bytes.start)..frame(bytes.end)
 }

@@ -6,6 +6,6 @@ mod userfault;
 mod vcpu;
 
 pub(crate) use mapping::{Mapping, Sealed, Sharing};
-pub(crate) use scan::{Tracker, Written, own_bytes};
+pub(crate) use scan::{Tracker, Written, own_pages};
 pub(crate) use userfault::{Message, Userfault};
 pub(crate) use vcpu::{install_slot, remove_slot, set_xsave};

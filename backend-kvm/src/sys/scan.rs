@@ -65,13 +65,12 @@ impl Tracker {
     }
 }
 
-/// Bytes of a mapping that are in memory of its own, as the kernel counts them.
+/// The pages of a mapping that are in memory of its own, as the kernel has it: ranges of bytes in it.
 ///
 /// # Errors
 /// [`Errno::NOTTY`] on a kernel before 6.7.
-pub(crate) fn own_bytes(mapping: &Mapping) -> Result<u64, Errno> {
-    let runs = scan(&pagemap()?, mapping, 0, 0)?;
-    Ok(runs.iter().map(|run| run.len() as u64).sum())
+pub(crate) fn own_pages(mapping: &Mapping) -> Result<Vec<Range<usize>>, Errno> {
+    scan(&pagemap()?, mapping, 0, 0)
 }
 
 fn pagemap() -> Result<File, Errno> {

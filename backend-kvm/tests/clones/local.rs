@@ -4,6 +4,7 @@ use crate::common::{
     Outcome, Wrong, can_watch, host, let_run, rounds, verify_image, verify_machine,
 };
 use kaleidoscope_core::memory::{GuestMemory, MemoryLayout};
+use kaleidoscope_core::prefetch::WriteForecast;
 use kaleidoscope_kvm::guest::{Plan, Witness, boot, progress, verify};
 use kaleidoscope_kvm::machine::{Devices, Frozen, Machine};
 use kaleidoscope_kvm::{KvmError, state::MachineState};
@@ -125,29 +126,38 @@ fn a_hundred_clones_at_once() -> Outcome<()> {
     Ok(())
 }
 
+/// Instants at which a machine is frozen: thousands by night (`KALEIDOSCOPE_FREEZES`).
+fn freezes() -> u32 {
+    let wish = std::env::var("KALEIDOSCOPE_FREEZES");
+    wish.map_or(300, |number| number.parse().expect("KALEIDOSCOPE_FREEZES is a number"))
+}
+
 #[test]
 fn any_instant_can_be_frozen() -> Outcome<()> {
     let Some(host) = host().filter(|_| can_watch()) else { return Ok(()) };
-    let plan = Plan::new(16, 1, 2, 64, 64, 3)?;
-    let (mut parent, witness) = boot(&host, &plan)?;
-    parent.resume()?;
-    let_run(&plan, &parent, &witness, 10);
-    let base = parent.freeze()?;
-    // Many short lives from one image, each stopped anywhere, saved as bytes, and continued.
     let mut dice = Rng::new(1);
-    for _ in 0..300 {
-        let hears = Arc::new(Witness::default());
-        let mut clone = Machine::clone_of(&host, &base, Arc::clone(&hears) as _)?;
-        clone.resume()?;
-        std::thread::sleep(Duration::from_nanos(dice.below(1 << 21)));
-        let mut frozen = clone.freeze()?;
-        verify_image(&plan, &frozen);
-        frozen.state = Arc::new(MachineState::from_bytes(&frozen.state.to_bytes()?)?);
-        drop(clone);
-        let mut again = Machine::clone_of(&host, &frozen, Arc::clone(&hears) as _)?;
-        again.resume()?;
-        let_run(&plan, &again, &hears, 3);
-        verify_machine(&plan, &again);
+    for vcpus in [1, 2] {
+        let plan = Plan::new(16, vcpus, 2, 64, 64, 3)?;
+        let (mut parent, witness) = boot(&host, &plan)?;
+        parent.resume()?;
+        let_run(&plan, &parent, &witness, 10);
+        let base = parent.freeze()?;
+        drop(parent);
+        // Many short lives from one image, each stopped anywhere, saved as bytes, and continued.
+        for _ in 0..freezes() / 2 {
+            let hears = Arc::new(Witness::default());
+            let mut clone = Machine::clone_of(&host, &base, Arc::clone(&hears) as _)?;
+            clone.resume()?;
+            std::thread::sleep(Duration::from_nanos(dice.below(1 << 21)));
+            let mut frozen = clone.freeze()?;
+            verify_image(&plan, &frozen);
+            frozen.state = Arc::new(MachineState::from_bytes(&frozen.state.to_bytes()?)?);
+            drop(clone);
+            let mut again = Machine::clone_of(&host, &frozen, Arc::clone(&hears) as _)?;
+            again.resume()?;
+            let_run(&plan, &again, &hears, 3);
+            verify_machine(&plan, &again);
+        }
     }
     Ok(())
 }
@@ -175,6 +185,58 @@ fn a_wrong_byte_is_noticed() -> Outcome<()> {
     }
     assert_eq!(witness.complaint().unwrap().vector, 6);
     Ok(())
+}
+
+#[test]
+fn what_siblings_wrote_is_copied_ahead() -> Outcome<()> {
+    let Some(host) = host().filter(|_| can_watch()) else { return Ok(()) };
+    let plan = Plan::new(32, 2, 4, 256, 256, 2)?;
+    let (mut parent, witness) = boot(&host, &plan)?;
+    assert!(parent.written()?.is_empty(), "all of it is its own");
+    let taken = parent.memory_taken()?;
+    parent.own_ahead(vec![0..100])?;
+    parent.resume()?;
+    let_run(&plan, &parent, &witness, 100);
+    let frozen = parent.freeze()?;
+    assert!(parent.memory_taken()? < taken, "it begins again");
+
+    let mut forecast = WriteForecast::new();
+    let hears = Arc::new(Witness::default());
+    let mut sibling = Machine::clone_of(&host, &frozen, Arc::clone(&hears) as _)?;
+    assert!(sibling.written()?.is_empty());
+    sibling.resume()?;
+    let_run(&plan, &sibling, &hears, 100);
+    sibling.pause()?;
+    forecast.learn(&sibling.written()?);
+    let frames = forecast.frames(u32::MAX);
+    for process in plan.processes() {
+        let status = u32::try_from(process.status.0 / 4096)?;
+        assert!(frames.iter().any(|run| run.contains(&status)), "every process counts");
+    }
+
+    let whole = parent.layout().frames();
+    for wish in [frames.clone(), vec![0..whole], vec![whole..whole + 9], vec![5..5]] {
+        let hears = Arc::new(Witness::default());
+        let mut clone = Machine::clone_of(&host, &frozen, Arc::clone(&hears) as _)?;
+        clone.own_ahead(wish.clone())?;
+        clone.resume()?;
+        // Frozen, and given another task, while it copies.
+        let again = clone.freeze()?;
+        verify_image(&plan, &again);
+        clone.own_ahead(wish.clone())?;
+        let_run(&plan, &clone, &hears, 50);
+        let start = Instant::now();
+        while wish == frames && total(&clone.written()?) < total(&frames) {
+            assert!(start.elapsed() < Duration::from_secs(20), "it is not copied");
+        }
+        verify_machine(&plan, &clone);
+    }
+    verify_image(&plan, &frozen);
+    Ok(())
+}
+
+fn total(runs: &[std::ops::Range<u32>]) -> usize {
+    runs.iter().map(ExactSizeIterator::len).sum()
 }
 
 /// A device with something to remember.

@@ -89,6 +89,8 @@ pub(crate) struct Args {
 enum Way {
     /// Shared with the parent on this host, until it is written
     Local,
+    /// The same, and what the parent has written since the freeze is copied ahead
+    Ahead,
     /// Page by page, kept once for all clones of this host
     Staged,
     /// Page by page, a copy for each clone
@@ -99,6 +101,7 @@ impl Way {
     fn name(self) -> &'static str {
         match self {
             Self::Local => "local",
+            Self::Ahead => "ahead",
             Self::Staged => "staged",
             Self::Copied => "copied",
         }

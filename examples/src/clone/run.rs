@@ -12,7 +12,7 @@ use kaleidoscope_core::clone::hooks::{CloneHook, Guest, HookError, Hooks};
 use kaleidoscope_core::clone::{CloneId, LocalSource, Options};
 use kaleidoscope_core::coloring::Rules;
 use kaleidoscope_core::manifest::ImageIdentity;
-use kaleidoscope_core::prefetch::Atlas;
+use kaleidoscope_core::prefetch::{Atlas, WriteForecast};
 use kaleidoscope_core::replay::Trace;
 use kaleidoscope_kvm::lazy::{Lazy, Stage};
 use kaleidoscope_kvm::machine::{Frozen, Host};
@@ -26,6 +26,9 @@ const QUOTED: usize = 15;
 /// What the program in the guest is asked for its own account of its memory, and how it ends its answer.
 const QUESTION: &str = "flags\n";
 const ANSWERED: &str = "runs of flags";
+
+/// Frames that are copied ahead of their being written, at most.
+const MOST_AHEAD: u32 = 4096;
 
 /// What the parent is called.
 const PARENT: &str = "parent";
@@ -49,7 +52,10 @@ pub(super) fn run(args: &Args, status: &Status) -> Result<Report, Failure> {
     let identity = ImageIdentity::of(&*frozen.image, &map).map_err(Failure::new)?;
     let guest = Prepares { atlas: Arc::new(Atlas::new(map.clone())), identity };
     let stage = args.ways.contains(&Way::Staged).then(|| Stage::new(parent.machine.layout()));
+    let mut forecast = WriteForecast::new();
+    forecast.learn(&parent.machine.written().map_err(Failure::new)?);
     let nursery = Nursery {
+        forecast,
         args,
         host: &host,
         frozen: &frozen,
@@ -150,6 +156,8 @@ struct Nursery<'a> {
     guest: Prepares,
     policy: Prepared,
     stage: Option<Arc<Stage>>,
+    /// What a clone will write.
+    forecast: WriteForecast,
 }
 
 /// A clone that runs.
@@ -167,7 +175,7 @@ impl Nursery<'_> {
         let id = CloneId::random().map_err(Failure::new)?;
         let start = Instant::now();
         let made = match way {
-            Way::Local => Linux::local(self.host, self.frozen, console),
+            Way::Local | Way::Ahead => Linux::local(self.host, self.frozen, console),
             Way::Staged | Way::Copied => {
                 let lazy = Lazy {
                     atlas: Arc::clone(&self.guest.atlas),
@@ -181,6 +189,10 @@ impl Nursery<'_> {
             }
         };
         let mut clone = made.map_err(Failure::new)?;
+        if way == Way::Ahead {
+            let frames = self.forecast.frames(MOST_AHEAD);
+            clone.machine.own_ahead(frames).map_err(Failure::new)?;
+        }
         let text = words(text, &id.to_string());
         let hooks = Hooks::none().and(Tell { devices: Arc::clone(&clone.devices), text });
         clone.machine.resume_as(id, &hooks).map_err(Failure::new)?;

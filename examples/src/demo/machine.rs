@@ -7,11 +7,12 @@ use kaleidoscope_core::addr::Gpa;
 use kaleidoscope_core::clone::Options;
 use kaleidoscope_core::coloring::color_by_page_tables;
 use kaleidoscope_core::prefetch::{
-    Atlas, Blind, Colored, Demand, Guide, Paper, PrefetchPolicy, Settings,
+    Atlas, Blind, Colored, Demand, Guide, Paper, PrefetchPolicy, Settings, WriteForecast,
 };
 use kaleidoscope_kvm::guest::{Mismatch, Plan, Witness, verify};
 use kaleidoscope_kvm::lazy::Stage;
 use kaleidoscope_kvm::machine::{Host, Machine};
+use std::cell::RefCell;
 use std::error::Error;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -28,6 +29,9 @@ const SAMPLE: Duration = Duration::from_millis(2);
 
 /// How long clones may take.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Frames that are copied ahead of their being written, at most.
+const MOST_AHEAD: u32 = 4096;
 
 /// Makes a policy.
 type Policy = dyn Fn(&Arc<Guide>) -> Box<dyn PrefetchPolicy>;
@@ -63,6 +67,8 @@ pub(super) fn contest(host: Arc<Host>, clones: usize, status: &Status) -> Outcom
         let make = move || world.lazy(policy(guide), Options::default(), None);
         Entry { name, make: Box::new(make), stage: None }
     };
+    // Learned from clones that shared their memory.
+    let written = RefCell::new(WriteForecast::new());
     let ways = [
         served("on demand", &|_| Box::new(Demand)),
         served("blind, 16 at a time", &|_| Box::new(Blind::aligned(16))),
@@ -77,11 +83,20 @@ pub(super) fn contest(host: Arc<Host>, clones: usize, status: &Status) -> Outcom
             stage: Some(&stage),
         },
         Entry { name: "local, copy on write", make: Box::new(|| world.local()), stage: None },
+        Entry {
+            name: "local, copied ahead",
+            make: Box::new(|| {
+                let (mut clone, witness) = world.local()?;
+                clone.own_ahead(written.borrow().frames(MOST_AHEAD))?;
+                Ok((clone, witness))
+            }),
+            stage: None,
+        },
     ];
     let mut results = Vec::new();
     for way in &ways {
         status.set(way.name);
-        results.push(run(&world, clones, way)?);
+        results.push(run(&world, clones, way, &written)?);
     }
     let guest = format!(
         "a guest of 64 MiB with 6 processes on 2 vCPUs, each of which checks {} MiB of its own",
@@ -106,7 +121,12 @@ struct Entry<'w> {
     stage: Option<&'w Stage>,
 }
 
-fn run(world: &World, clones: usize, way: &Entry<'_>) -> Outcome<Way> {
+fn run(
+    world: &World,
+    clones: usize,
+    way: &Entry<'_>,
+    written: &RefCell<WriteForecast>,
+) -> Outcome<Way> {
     let (name, make, stage) = (way.name, &way.make, way.stage);
     let taken = || stage.map_or(Ok(0), Stage::taken);
     let shared = taken()?;
@@ -154,6 +174,9 @@ fn run(world: &World, clones: usize, way: &Entry<'_>) -> Outcome<Way> {
     let took = begin.elapsed();
     for (machine, _) in &made {
         machine.pause()?;
+    }
+    for (machine, _) in made.iter().filter(|(machine, _)| machine.engine().is_none()) {
+        written.borrow_mut().learn(&machine.written()?);
     }
     let engines: Vec<_> = made.iter().filter_map(|(m, _)| Some(m.engine()?.statistics())).collect();
     let mut memory = taken()?.saturating_sub(shared);

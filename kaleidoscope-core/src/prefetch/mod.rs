@@ -2,11 +2,14 @@
 //!
 //! A [`PrefetchPolicy`] is told of every fault and fills a [`Plan`]; between faults it is asked what to stream. It sees the
 //! guest through an [`Atlas`], in which related frames are neighbors.
+//!
+//! A clone that shares its parent's memory has every page from the start, and waits where it writes. For it there is a [`WriteForecast`].
 
 mod atlas;
 mod blind;
 mod class;
 mod colored;
+mod forecast;
 mod itinerary;
 mod oracle;
 mod paper;
@@ -19,6 +22,7 @@ pub use atlas::{Atlas, Place};
 pub use blind::{Blind, Demand};
 pub use class::{Class, UnknownClass};
 pub use colored::{Colored, Guide};
+pub use forecast::WriteForecast;
 pub use itinerary::Itinerary;
 pub use oracle::Oracle;
 pub use paper::{Paper, Shape};
