@@ -104,3 +104,33 @@ impl Write for &Console {
 fn contains(text: &[u8], wanted: &[u8]) -> bool {
     wanted.is_empty() || text.windows(wanted.len()).any(|window| window == wanted)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_guest_says_is_waited_for() {
+        let console = Console::default();
+        let soon = Duration::from_millis(30);
+        assert!(!console.wait_for("ready", soon, &|| false), "too late");
+        assert!(!console.wait_for("ready", Duration::from_secs(600), &|| true), "never");
+        (&console).write_all(b"one\r\ntwo\r\nnot re").unwrap();
+        std::thread::scope(|scope| {
+            let heard =
+                scope.spawn(|| console.wait_for("ready", Duration::from_secs(60), &|| false));
+            (&console).write_all(b"ady\r\n").unwrap();
+            assert!(heard.join().unwrap());
+        });
+        assert_eq!(console.last_lines(2), "two\nnot ready");
+    }
+
+    #[test]
+    fn a_guest_that_talks_for_ever_is_forgotten() {
+        let console = Console::default();
+        for _ in 0..40 {
+            (&console).write_all(&[b'x'; MEMORY / 10]).unwrap();
+        }
+        assert!(console.said.lock().text.len() <= 2 * MEMORY);
+    }
+}

@@ -174,3 +174,57 @@ impl Devices for Platform {
         serde_json::to_vec(&saved).unwrap_or_default()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(platform: &Platform, port: u16) -> u8 {
+        let mut byte = [0];
+        platform.port_read(0, port, &mut byte);
+        byte[0]
+    }
+
+    #[test]
+    fn a_clone_s_serial_line_is_its_parent_s_without_what_was_under_way() {
+        let (heard, other) = (Arc::new(Console::default()), Arc::new(Console::default()));
+        let parent = Platform::new(Arc::clone(&heard)).unwrap();
+        // Interrupts when there is input; a scratch register; a word.
+        parent.port_write(0, 0x3f9, &[1]);
+        parent.port_write(0, 0x3ff, &[0x5a]);
+        parent.port_write(0, 0x3f8, b"p");
+        parent.say("for the parent").unwrap();
+        let clone = Platform::restored(&parent.save(), Arc::clone(&other)).unwrap();
+        assert_eq!((read(&clone, 0x3f9), read(&clone, 0x3ff)), (1, 0x5a));
+        assert_eq!(read(&clone, 0x3fd) & 1, 0, "no input");
+        clone.port_write(0, 0x3f8, b"c");
+        assert_eq!((heard.last_lines(1), other.last_lines(1)), ("p".into(), "c".into()));
+        assert!(Platform::restored(b"damaged", other).is_err());
+    }
+
+    #[test]
+    fn input_comes_as_the_guest_has_room() {
+        let platform = Platform::new(Arc::default()).unwrap();
+        platform.port_write(0, 0x3f9, &[1]);
+        let text = "words ".repeat(40);
+        platform.say(&text).unwrap();
+        assert_eq!(platform.interrupt.read().unwrap(), 1, "the guest is told");
+        let mut taken = String::new();
+        while read(&platform, 0x3fd) & 1 == 1 {
+            taken.push(char::from(read(&platform, 0x3f8)));
+        }
+        assert_eq!(taken, text);
+        assert!(platform.say(&"x".repeat(MOST_INPUT + 1)).is_err());
+    }
+
+    #[test]
+    fn what_is_nobody_s_reads_as_ones() {
+        let console = Arc::new(Console::default());
+        let platform = Platform::new(Arc::clone(&console)).unwrap();
+        assert_eq!(read(&platform, 0x70), 0xff);
+        platform.memory_write(0, 0xd_0ff8, &[1, 2, 3]);
+        platform.memory_write(0, 0xd_1000, &[4]);
+        assert_eq!(console.take_data(), [1, 2, 3]);
+        assert!(console.take_data().is_empty());
+    }
+}

@@ -53,3 +53,20 @@ fn libraries(program: &Path) -> Outcome<Vec<PathBuf>> {
     let paths = text.lines().flat_map(str::split_whitespace).filter(|word| word.starts_with('/'));
     Ok(paths.map(PathBuf::from).collect())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_program_comes_with_its_libraries() {
+        let archive = with_program(Path::new("/proc/self/exe")).unwrap();
+        let has = |text: &str| archive.windows(text.len()).any(|window| window == text.as_bytes());
+        assert!(has("init\0") && has("TRAILER!!!") && has("dev/console"));
+        for library in libraries(Path::new("/proc/self/exe")).unwrap() {
+            assert!(has(&library.to_string_lossy()[1..]), "{}", library.display());
+        }
+        let error = with_program(Path::new("/no/such/program")).unwrap_err();
+        assert!(error.to_string().contains("/no/such/program"), "{error}");
+    }
+}

@@ -137,3 +137,61 @@ fn initramfs(
     memory.write_slice(archive, GuestAddress(at))?;
     Ok(at)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::platform::layout;
+    use super::*;
+
+    /// A bzImage whose kernel is a few bytes.
+    fn image() -> Vec<u8> {
+        let mut image = vec![0; 1024];
+        image[0x1f1] = 1;
+        image[0x1fe..0x200].copy_from_slice(&BOOT_FLAG.to_le_bytes());
+        image[0x202..0x206].copy_from_slice(&HEADER.to_le_bytes());
+        image[0x206..0x208].copy_from_slice(&0x020c_u16.to_le_bytes());
+        image[0x211] = 1;
+        image[0x214..0x218].copy_from_slice(&0x10_0000_u32.to_le_bytes());
+        image.extend_from_slice(b"a kernel");
+        image
+    }
+
+    fn load_image(image: &[u8], initramfs: &[u8], mib: u32) -> Outcome<Boot> {
+        let file = tempfile::NamedTempFile::new()?;
+        std::fs::write(file.path(), image)?;
+        let software = Software { kernel: file.path(), initramfs, words: "console=ttyS0 quiet" };
+        load(&software, &layout(mib)?)
+    }
+
+    #[test]
+    fn a_kernel_and_what_it_needs_are_in_memory() {
+        let boot = load_image(&image(), b"an archive", 8).unwrap();
+        assert_eq!((boot.entry, boot.parameters), (0x10_0200, PARAMETERS_AT));
+        let mut pages = std::collections::BTreeMap::new();
+        let mut take = |gpa: Gpa, bytes: &[u8]| {
+            pages.insert(gpa.0, bytes.to_vec());
+            Ok(())
+        };
+        boot.memory(&mut take).unwrap();
+        assert!(pages[&0x10_0000].starts_with(b"a kernel"));
+        assert!(pages[&WORDS_AT].starts_with(b"console=ttyS0 quiet\0"));
+        assert!(pages[&0x7f_f000].starts_with(b"an archive"), "at the end of memory");
+        let parameters = &pages[&PARAMETERS_AT];
+        // Offsets of the boot protocol: where and how large the archive is, and how many ranges of memory there are.
+        let word = |at: usize| u32::from_le_bytes(parameters[at..at + 4].try_into().unwrap());
+        assert_eq!((word(0x218), word(0x21c), parameters[0x1e8]), (0x7f_f000, 10, 2));
+    }
+
+    #[test]
+    fn what_is_no_kernel_or_does_not_fit_is_refused() {
+        let why = |result: Outcome<Boot>| result.err().unwrap().to_string();
+        for garbage in [&b""[..], b"MZ", &[0x7f; 5000], b"\x7fELF\x02\x01\x01 and no more"] {
+            assert!(why(load_image(garbage, b"", 8)).contains("neither a vmlinux"));
+        }
+        let large = vec![1; 8 << 20];
+        assert!(why(load_image(&image(), &large, 8)).contains("too small for its initramfs"));
+        let mut truncated = image();
+        truncated.truncate(600);
+        assert!(load_image(&truncated, b"", 8).is_err());
+    }
+}

@@ -70,3 +70,20 @@ pub(super) fn enter(machine: &Machine, boot: &Boot) -> Outcome<()> {
     (sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss) = (data, data, data, data, data);
     Ok(machine.set_registers(0, &regs, &sregs)?)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ram_has_a_pc_s_holes() {
+        let regions = |mib| {
+            let layout = layout(mib).unwrap();
+            let region = |r: &kaleidoscope_core::memory::RamRegion| (r.start.gpa().0, r.frames);
+            layout.regions().iter().map(region).collect::<Vec<_>>()
+        };
+        assert_eq!(regions(64), [(0, 0xa0), (0x10_0000, 0x3f00)]);
+        assert_eq!(regions(4096), [(0, 0xa0), (0x10_0000, 0xb_ff00), (1 << 32, 0x4_0000)]);
+        assert!(layout(1).is_err());
+    }
+}
