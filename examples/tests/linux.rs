@@ -1,8 +1,6 @@
 //! Runs `kaleidoscope clone` on a Linux kernel, if `KALEIDOSCOPE_KERNEL` names one that boots on this host's KVM, with the words of
 //! `KALEIDOSCOPE_KERNEL_WORDS` on its command line.
 
-#![expect(clippy::unwrap_used, reason = "tests")]
-
 use serde_json::Value;
 use std::collections::BTreeSet;
 use std::path::Path;

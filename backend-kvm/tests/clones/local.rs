@@ -188,6 +188,7 @@ fn a_wrong_byte_is_noticed() -> Outcome<()> {
 }
 
 #[test]
+#[expect(clippy::single_range_in_vec_init, reason = "sets of frames")]
 fn what_siblings_wrote_is_copied_ahead() -> Outcome<()> {
     let Some(host) = host().filter(|_| can_watch()) else { return Ok(()) };
     let plan = Plan::new(32, 2, 4, 256, 256, 2)?;
