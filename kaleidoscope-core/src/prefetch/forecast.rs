@@ -65,6 +65,7 @@ impl WriteForecast {
 }
 
 #[cfg(test)]
+#[expect(clippy::single_range_in_vec_init, reason = "sets of frames")]
 mod tests {
     use super::*;
 
