@@ -25,6 +25,9 @@ pub enum KvmError {
     /// Saved state is not what it should be.
     #[error("saved machine state: {0}")]
     State(String),
+    /// A machine cannot be frozen as it is now.
+    #[error("it cannot be frozen: {0}")]
+    NotWhole(&'static str),
     /// An access outside the guest's RAM.
     #[error("guest-physical range {gpa:#x}..+{len:#x} is not RAM")]
     NotRam {

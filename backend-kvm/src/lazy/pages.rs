@@ -48,6 +48,8 @@ pub(crate) struct LazyPages {
     /// The shard that is looked at first.
     turn: AtomicUsize,
     revoked: AtomicBool,
+    /// Nobody watches the memory any more: every frame is there, or is zeros.
+    released: AtomicBool,
 }
 
 impl Shard {
@@ -97,8 +99,13 @@ impl LazyPages {
                 )?);
             }
         }
-        let (turn, revoked) = (AtomicUsize::new(0), AtomicBool::new(false));
-        Ok(Self { shards: all, stage, turn, revoked })
+        Ok(Self {
+            shards: all,
+            stage,
+            turn: AtomicUsize::new(0),
+            revoked: AtomicBool::new(false),
+            released: AtomicBool::new(false),
+        })
     }
 
     /// The shard of a frame, and where the frame is in its mapping.
@@ -126,10 +133,23 @@ impl LazyPages {
             Err((_, Errno::EXIST)) => Ok(Placed::AlreadyThere),
             // Memory is being given back, and the event that says so was not read yet.
             Err((_, Errno::AGAIN)) => Ok(Placed::Again),
+            // Whoever waited for zeros has found them.
+            Err((_, Errno::NOENT)) if self.released.load(Ordering::Acquire) => {
+                Ok(Placed::AlreadyThere)
+            }
             Err((_, error)) => {
                 Err(PlaceError::caused_by(format!("frame {frame} cannot be filled"), error))
             }
         }
+    }
+
+    /// Ceases to watch the memory, of which every frame is there or is zeros: who waits for zeros finds them.
+    pub(crate) fn release(&self) -> Result<(), KvmError> {
+        self.released.store(true, Ordering::Release);
+        self.shards.iter().try_for_each(|shard| {
+            let done = shard.userfault.unregister(shard.bytes(shard.frames.clone()));
+            done.asked("ceasing to watch a clone's memory")
+        })
     }
 
     /// Takes the memory from the guest for good: whatever touches it from here on is an error, never a page that is not the

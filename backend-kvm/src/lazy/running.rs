@@ -55,6 +55,8 @@ pub(crate) struct Running {
     engine: Arc<Engine>,
     pages: Arc<LazyPages>,
     threads: Vec<JoinHandle<()>>,
+    /// Its pages are shared with siblings.
+    shares: bool,
 }
 
 impl Running {
@@ -69,6 +71,7 @@ impl Running {
     ) -> Result<Self, KvmError> {
         let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let threads = vcpus.clamp(1, processors);
+        let shares = lazy.stage.is_some();
         let pages = Arc::new(LazyPages::new(parts, threads, lazy.stage)?);
         let parts = Parts {
             atlas: lazy.atlas,
@@ -81,7 +84,7 @@ impl Running {
         };
         let engine =
             Arc::new(Engine::start(parts, lazy.options).asked("starting a clone's engine")?);
-        let mut running = Self { engine, pages, threads: Vec::new() };
+        let mut running = Self { engine, pages, threads: Vec::new(), shares };
         for n in 0..threads {
             let thread = running.serve(n, ended.clone());
             running.threads.push(thread?);
@@ -120,6 +123,25 @@ impl Running {
 
     pub(crate) fn engine(&self) -> &Arc<Engine> {
         &self.engine
+    }
+
+    /// Lets go of memory that has every frame: the machine needs no handler from here on.
+    ///
+    /// # Errors
+    /// [`KvmError::NotWhole`] when frames are missing, or are shared with siblings.
+    pub(crate) fn release(&self) -> Result<(), KvmError> {
+        if self.shares {
+            // A page may be counted as there that a sibling is about to write.
+            return Err(KvmError::NotWhole(
+                "its pages are staged, which siblings share; a clone with copies of its own can be",
+            ));
+        }
+        if !self.engine.is_whole() {
+            return Err(KvmError::NotWhole(
+                "pages of it are missing; Background::Full has all of them come",
+            ));
+        }
+        self.pages.release()
     }
 
     /// Stops everything, and takes the memory from whoever waits for it.

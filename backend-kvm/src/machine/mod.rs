@@ -322,12 +322,16 @@ impl Machine {
     /// state of that moment, whatever the machine does then.
     ///
     /// The first freeze moves the machine to a private mapping of its memory, which takes no copying. Later ones, and those of
-    /// clones, copy what was written since, most of it before the machine is paused.
+    /// clones, copy what was written since, most of it before the machine is paused. A clone whose pages came one by one is copied as a
+    /// whole, once it has all of them; one that shares a stage cannot be frozen.
     ///
     /// # Errors
     /// [`KvmError`] when KVM or the system refuses; the machine then goes on.
     pub fn freeze(&self) -> Result<Frozen, KvmError> {
         let _one_at_a_time = self.freezing.lock();
+        if let Some(filling) = &self.filling {
+            filling.release()?;
+        }
         let mut prepared = self.ram.read().prepare()?;
         let start = Instant::now();
         let ran = self.control.is_running();

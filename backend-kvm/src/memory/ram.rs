@@ -41,9 +41,10 @@ pub(crate) struct Flip {
     private: Arc<Mapping>,
 }
 
-/// The copying of what a machine wrote since its image, before it is paused.
+/// The copying of what a machine wrote since its image, or of all that it has, before it is paused.
 pub(crate) struct Copying {
-    image: Arc<FrozenImage>,
+    /// None when all of it is copied.
+    image: Option<Arc<FrozenImage>>,
     tracker: Tracker,
     delta: MemoryFile,
     copied: Vec<Range<u32>>,
@@ -157,22 +158,16 @@ impl GuestRam {
                 Ok(Prepared::Flip(Flip { file: Arc::clone(file), private }))
             }
             Origin::Image(image) => {
-                let tracker = Tracker::new(Arc::clone(&self.mapping))
-                    .asked("tracking a machine's writes (Linux 6.7 or later, and the right to use userfaultfd)")?;
-                let mut copying = Copying {
-                    image: Arc::clone(image),
-                    tracker,
-                    delta: MemoryFile::new(bytes(&self.layout))?,
-                    copied: Vec::new(),
-                    buffer: vec![0; PIECE],
-                };
+                let mut copying = Copying::new(self, Some(Arc::clone(image)))?;
                 copying.copy(&self.mapping, Written::Ever)?;
                 Ok(Prepared::Copying(copying))
             }
+            Origin::Filled => {
+                let mut copying = Copying::new(self, None)?;
+                copying.copy_all(&self.mapping)?;
+                Ok(Prepared::Copying(copying))
+            }
             Origin::Lost => Err(KvmError::Lacking("the image of this machine's last freeze")),
-            Origin::Filled => Err(KvmError::Lacking(
-                "a frozen image of a clone whose memory a handler fills; only local clones become parents",
-            )),
         }
     }
 
@@ -225,7 +220,10 @@ impl GuestRam {
             Prepared::Copying(copying) => {
                 let Copying { image, tracker, delta, copied, .. } = copying;
                 drop(tracker);
-                Ok(Arc::new(image.with(delta, runs::normal(copied))?))
+                Ok(Arc::new(match image {
+                    Some(image) => image.with(delta, runs::normal(copied))?,
+                    None => FrozenImage::new(self.layout.clone(), Arc::new(delta))?,
+                }))
             }
         }
     }
@@ -242,6 +240,38 @@ pub(crate) enum Prepared {
 pub(crate) struct Dropped(Option<Arc<Mapping>>);
 
 impl Copying {
+    fn new(ram: &GuestRam, image: Option<Arc<FrozenImage>>) -> Result<Self, KvmError> {
+        let tracker = Tracker::new(Arc::clone(&ram.mapping));
+        Ok(Self {
+            image,
+            tracker: tracker.asked(
+                "tracking a machine's writes (Linux 6.7 or later, and the right to use userfaultfd)",
+            )?,
+            delta: MemoryFile::new(bytes(&ram.layout))?,
+            copied: Vec::new(),
+            buffer: vec![0; PIECE],
+        })
+    }
+
+    /// Copies everything, from a moment on from which writes are tracked.
+    fn copy_all(&mut self, mapping: &Mapping) -> Result<(), KvmError> {
+        self.tracker.runs(Written::Ever).asked("tracking what a machine writes")?;
+        let mut at = 0;
+        while at < mapping.len() {
+            let piece = at..at.saturating_add(PIECE).min(mapping.len());
+            let buffer = self.buffer.get_mut(..piece.len()).unwrap_or_default();
+            mapping.read(at, buffer).asked("reading guest memory")?;
+            for (n, page) in buffer.chunks(FRAME_BYTES).enumerate() {
+                // The file has zeros already, and takes no memory for them.
+                if page.iter().any(|byte| *byte != 0) {
+                    self.delta.write(at + n * FRAME_BYTES, page)?;
+                }
+            }
+            at = piece.end;
+        }
+        Ok(())
+    }
+
     fn copy(&mut self, mapping: &Mapping, written: Written) -> Result<(), KvmError> {
         let found = self.tracker.runs(written).asked("looking for what a machine wrote")?;
         for run in found {

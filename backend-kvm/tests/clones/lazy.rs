@@ -99,6 +99,46 @@ fn a_clone_that_is_filled_needs_nobody() -> Outcome<()> {
     Ok(())
 }
 
+#[test]
+fn a_clone_that_was_filled_becomes_a_parent() -> Outcome<()> {
+    let plan = Plan::new(32, 2, 4, 256, 256, 2)?;
+    let Some((parent, _witness, frozen, atlas)) = frozen_parent(&plan)? else { return Ok(()) };
+    let host = host().unwrap();
+    let hears = Arc::new(Witness::default());
+    let mut lazy_parts = lazy(&frozen, &atlas, Box::new(Demand), None);
+    lazy_parts.options.background = Background::Full;
+    let mut clone = Machine::lazy_clone(&host, &frozen.state, lazy_parts, Arc::clone(&hears) as _)?;
+    let why = clone.freeze().unwrap_err().to_string();
+    assert!(why.contains("Background::Full"), "{why}");
+    clone.resume()?;
+    let start = Instant::now();
+    while !clone.engine().unwrap().is_whole() {
+        assert!(start.elapsed() < Duration::from_secs(30));
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    drop(parent);
+    for generation in 0..5 {
+        let again = clone.freeze()?;
+        assert!(again.image.taken()? < plan.layout()?.bytes(), "zeros take no memory");
+        verify_image(&plan, &again);
+        let grandchild_hears = Arc::new(Witness::default());
+        let mut grandchild = Machine::clone_of(&host, &again, Arc::clone(&grandchild_hears) as _)?;
+        grandchild.resume()?;
+        let_run(&plan, &clone, &hears, 20);
+        let_run(&plan, &grandchild, &grandchild_hears, 20);
+        verify_machine(&plan, &grandchild);
+        verify_image(&plan, &again);
+        println!("generation {generation}: stood still for {:?}", again.pause);
+    }
+    assert_eq!(clone.ended(), None);
+    // Who shares a stage says so.
+    let stage = Stage::new(clone.layout())?;
+    let parts = lazy(&frozen, &atlas, Box::new(Demand), Some(&stage));
+    let staged = Machine::lazy_clone(&host, &frozen.state, parts, Arc::new(Witness::default()))?;
+    assert!(staged.freeze().unwrap_err().to_string().contains("staged"));
+    Ok(())
+}
+
 /// Delivers so many pages, and then dies in one of several ways.
 struct Mortal {
     source: LocalSource,

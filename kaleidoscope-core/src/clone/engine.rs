@@ -151,6 +151,20 @@ impl Engine {
         self.inner.filled.load(Ordering::Acquire)
     }
 
+    /// Whether the clone's memory has every frame but those that are zeros when they are touched: it needs nobody any more. Looks at all frames.
+    #[must_use]
+    pub fn is_whole(&self) -> bool {
+        let frames = (0..self.inner.atlas.frames()).map(FrameIndex);
+        let mut missing = frames.filter(|frame| match self.inner.states.phase(*frame) {
+            Phase::Present | Phase::Removed | Phase::Refilled => false,
+            Phase::Absent => !self.inner.is_free(*frame),
+            Phase::Queued | Phase::Requested | Phase::Placing => true,
+            // Staged here, not in the clone; or not in the image: touching it is an error.
+            Phase::Staged | Phase::Unavailable => true,
+        });
+        self.stopped().is_none() && missing.next().is_none()
+    }
+
     /// Counters at this moment.
     #[must_use]
     pub fn statistics(&self) -> Statistics {

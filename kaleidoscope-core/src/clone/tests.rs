@@ -194,6 +194,9 @@ fn filling_ends_with_every_frame() {
         while !engine.is_filled() {
             std::thread::sleep(Duration::from_millis(1));
         }
+        assert!(engine.is_whole());
+        engine.stop();
+        assert!(!engine.is_whole(), "nobody knows any more");
         for n in 0..FRAMES {
             let is_left_out = n % 7 == 3 && free_frames == FreeFrames::Zero;
             let expected = (!is_left_out).then(|| frozen(&image, FrameIndex(n)));
@@ -202,6 +205,21 @@ fn filling_ends_with_every_frame() {
         let total = engine.statistics().total();
         assert_eq!((total.filled, total.faults, total.prefetched), (total.resident, 0, 0));
     }
+}
+
+#[test]
+fn a_clone_that_lacks_frames_is_not_whole() {
+    let memory = Memory::new();
+    let options = Options { free_frames: FreeFrames::Zero, ..Options::default() };
+    let engine = start(&memory, local(), Box::new(Demand), options);
+    for n in 0..FRAMES {
+        // Free frames are zeros whenever they are touched.
+        assert!(!engine.is_whole() || (n..FRAMES).all(|n| n % 7 == 3));
+        engine.fault(FrameIndex(n), Access::Read).unwrap();
+    }
+    assert!(engine.is_whole());
+    engine.removed(5..9).unwrap();
+    assert!(engine.is_whole(), "what the guest gave back is zeros");
 }
 
 /// A source that says what a test tells it to.
