@@ -41,7 +41,7 @@ fn every_way_to_clone_is_shown() {
         return;
     }
     assert!(results["pause_us"].as_f64().unwrap() > 0.0);
-    assert_eq!(names(&results).len(), 6);
+    assert_eq!(names(&results).len(), 7);
     assert_eq!(report.matches("<svg").count(), 2);
     let png = std::fs::read(folder.path().join("colors.png")).unwrap();
     assert!(png.starts_with(b"\x89PNG"));

@@ -15,7 +15,7 @@ use super::memory::Memory;
 use super::options::{Feedback, FreeFrames, Options, Parts, Stopped};
 use super::ports::{Clock, FaultQueue, PageSource, Placer};
 use super::staging::Staging;
-use super::states::FrameStates;
+use super::states::{FrameStates, Phase};
 use super::statistics::{Counters, Statistics};
 use super::waiters::Waiters;
 use crate::addr::FrameIndex;
@@ -158,8 +158,8 @@ impl Engine {
         let mut missing = frames.filter(|frame| match self.inner.states.phase(*frame) {
             Phase::Present | Phase::Removed | Phase::Refilled => false,
             Phase::Absent => !self.inner.is_free(*frame),
+            // Staged is with us, not with the clone; what is unavailable is an error when it is touched.
             Phase::Queued | Phase::Requested | Phase::Placing => true,
-            // Staged here, not in the clone; or not in the image: touching it is an error.
             Phase::Staged | Phase::Unavailable => true,
         });
         self.stopped().is_none() && missing.next().is_none()
