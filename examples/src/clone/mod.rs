@@ -15,6 +15,11 @@ use report::Report;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+/// What `kaleidoscope-guest` says when it is warm, what it is told in a clone, and what it says to that.
+const READY: &str = "guest: ready";
+const TOLD: &str = "clone {id}\\n";
+const RIGHT: &str = "clone {id}: 4 of 4 right";
+
 /// Boot Linux on KVM, freeze it while it runs, and start clones of it.
 ///
 /// The guest has one processor, RAM, and a serial line as its console. When it has said what `--when` waits for it is frozen, and goes
@@ -24,8 +29,8 @@ use std::time::Duration;
 Examples:
   kaleidoscope clone --kernel vmlinux --init target/release/kaleidoscope-guest --out clones
       workers that check their memory; clones prove that they have all of it
-  kaleidoscope clone --kernel /boot/vmlinuz --initramfs initrd.img --when 'login:' --after 0 --clones 16
-      16 clones of any Linux that has come to its login prompt
+  kaleidoscope clone --kernel /boot/vmlinuz --initramfs initrd.img --when 'login:' --clones 16 --out clones
+      16 clones of any Linux that has come to its login prompt; their consoles are in files
   kaleidoscope clone --kernel vmlinux --init ./server --when ready --tell 'id {id}\\n' --until serving --ways copied --policy predicted
       a program of your own as the guest's only one; clones whose pages come as they are touched")]
 pub(crate) struct Args {
@@ -49,7 +54,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "MIB", default_value_t = 256, value_parser = clap::value_parser!(u32).range(2..=1 << 20))]
     mib: u32,
     /// Freeze the guest when it has said this on its console
-    #[arg(long, value_name = "TEXT", default_value = "guest: ready")]
+    #[arg(long, value_name = "TEXT", default_value = READY)]
     when: String,
     /// And so long after that
     #[arg(long, value_name = "SECONDS", default_value = "1", value_parser = seconds)]
@@ -63,13 +68,13 @@ pub(crate) struct Args {
     /// What comes ahead of a touch, where pages come one by one: a policy of `kaleidoscope replay`, other than the oracle
     #[arg(long, value_name = "NAME", default_value = "predicted", value_parser = for_a_clone)]
     policy: PolicyChoice,
-    /// What each clone is told on its console; {id} is its id, \n the end of a line
-    #[arg(long, value_name = "TEXT", default_value = "clone {id}\\n")]
-    tell: String,
+    /// What each clone is told on its console; {id} is its id, \n the end of a line. Unless --when is given: what `kaleidoscope-guest` is told
+    #[arg(long, value_name = "TEXT")]
+    tell: Option<String>,
     /// A clone has done its work when it has said this; {id} is its id. At the end the parent is told and has to say the same, under the
-    /// name `parent`
-    #[arg(long, value_name = "TEXT", default_value = "clone {id}: 4 of 4 right")]
-    until: String,
+    /// name `parent`. Without it clones run for a second, unless --when is not given either: then it is what `kaleidoscope-guest` says
+    #[arg(long, value_name = "TEXT")]
+    until: Option<String>,
     /// Compare the colors with what one more clone says of its own pages, which takes `kaleidoscope-guest` as --init
     #[arg(long, requires = "init")]
     check: bool,
@@ -114,6 +119,20 @@ fn seconds(text: &str) -> Result<Duration, &'static str> {
 }
 
 impl Args {
+    /// What each clone is told; empty for nothing.
+    fn tell(&self) -> &str {
+        self.words(self.tell.as_deref(), TOLD)
+    }
+
+    /// What each clone says when it has done its work; empty for those that are not asked.
+    fn until(&self) -> &str {
+        self.words(self.until.as_deref(), RIGHT)
+    }
+
+    fn words<'a>(&'a self, given: Option<&'a str>, ours: &'static str) -> &'a str {
+        given.unwrap_or(if self.when == READY { ours } else { "" })
+    }
+
     /// Boots, freezes, colors and clones.
     pub(crate) fn run(&self) -> Result<(), Failure> {
         if let Some(folder) = &self.out {
@@ -140,4 +159,41 @@ fn write(folder: &Path, report: &Report) -> Result<(), Failure> {
     outputs::write(&folder.join("colors.png"), |file| canvas.write_png(file))?;
     outputs::write(&folder.join("frames.csv"), |file| csv_out::write_frames(map, file))?;
     outputs::write(&folder.join("regions.csv"), |file| csv_out::write_regions(map, file))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    fn parse(words: &[&str]) -> Result<Args, clap::Error> {
+        let line = ["clone", "--kernel", "k"].iter().chain(words);
+        Line::try_parse_from(line).map(|line| line.args)
+    }
+
+    #[test]
+    fn other_guests_than_ours_are_told_nothing() {
+        let ours = parse(&["--init", "guest"]).unwrap();
+        assert_eq!((ours.tell(), ours.until()), (TOLD, RIGHT));
+        let other = parse(&["--initramfs", "i", "--when", "login:"]).unwrap();
+        assert_eq!((other.tell(), other.until()), ("", ""));
+        let asked = parse(&["--init", "i", "--when", "up", "--until", "done"]).unwrap();
+        assert_eq!((asked.tell(), asked.until()), ("", "done"));
+    }
+
+    #[test]
+    fn a_guest_needs_a_first_process() {
+        assert!(parse(&[]).is_err());
+        assert!(parse(&["--init", "a", "--initramfs", "b"]).is_err());
+        assert!(parse(&["--initramfs", "b", "--check"]).is_err());
+        assert!(parse(&["--init", "a", "--policy", "oracle"]).is_err());
+        let args = parse(&["--init", "a", "--ways", "local,copied"]).unwrap();
+        assert_eq!(args.ways, [Way::Local, Way::Copied]);
+    }
 }

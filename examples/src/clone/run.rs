@@ -30,6 +30,9 @@ const ANSWERED: &str = "runs of flags";
 /// Frames that are copied ahead of their being written, at most.
 const MOST_AHEAD: u32 = 4096;
 
+/// What guests have who cannot say when they have done their work.
+const TIME: Duration = Duration::from_secs(1);
+
 /// What the parent is called.
 const PARENT: &str = "parent";
 
@@ -75,8 +78,8 @@ pub(super) fn run(args: &Args, status: &Status) -> Result<Report, Failure> {
     } else {
         None
     };
-    parent.devices.say(&words(&args.tell, PARENT)).map_err(Failure::new)?;
-    hears(args, &parent, &words(&args.until, PARENT), "the parent")?;
+    parent.devices.say(&words(args.tell(), PARENT)).map_err(Failure::new)?;
+    works(args, &parent, PARENT, "the parent", Instant::now() + TIME)?;
     let own = parent.machine.memory_taken().map_err(Failure::new)?;
     let figures = Figures {
         kernel: map.kernel().release.clone(),
@@ -129,6 +132,18 @@ fn hears(args: &Args, guest: &Linux, text: &str, who: &str) -> Result<(), Failur
         console.last_lines(QUOTED)
     ))
     .hint("--when and --until say what is waited for, --patience how long, --append what the kernel is told"))
+}
+
+/// Waits until a guest has done its work; one that cannot say so has until `end` for it.
+fn works(args: &Args, guest: &Linux, name: &str, who: &str, end: Instant) -> Result<(), Failure> {
+    if !args.until().is_empty() {
+        return hears(args, guest, &words(args.until(), name), who);
+    }
+    std::thread::sleep(end.saturating_duration_since(Instant::now()));
+    match guest.machine.ended() {
+        Some(how) => Err(Failure::new(format_args!("{who} has ended: {how}"))),
+        None => Ok(()),
+    }
 }
 
 /// What is said to, or by, the machine of this name.
@@ -205,12 +220,13 @@ impl Nursery<'_> {
         let begin = Instant::now();
         let mut running = Vec::new();
         for n in 0..args.clones {
-            running.push(self.start(way, &format!("{}-{n}", way.name()), &args.tell)?);
+            running.push(self.start(way, &format!("{}-{n}", way.name()), args.tell())?);
         }
+        let end = Instant::now() + TIME;
         let mut done = Vec::new();
         for (n, Running { clone, id, started }) in running.iter().enumerate() {
             let id = id.to_string();
-            hears(args, clone, &words(&args.until, &id), &format!("{} clone {n}", way.name()))?;
+            works(args, clone, &id, &format!("{} clone {n}", way.name()), end)?;
             let statistics = clone.machine.engine().map(|engine| engine.statistics());
             let total = statistics.as_ref().map(|s| s.total()).unwrap_or_default();
             done.push(OfClone {
