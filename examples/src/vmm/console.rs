@@ -24,7 +24,7 @@ struct Said {
 }
 
 /// Most bytes that are taken through the window.
-const MOST_DATA: usize = 1 << 30;
+const MOST_DATA: usize = 64 << 20;
 
 impl Console {
     /// Remembers, and writes into a file if there is one.
