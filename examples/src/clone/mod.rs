@@ -76,7 +76,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "TEXT")]
     until: Option<String>,
     /// Compare the colors with what one more clone says of its own pages, which takes `kaleidoscope-guest` as --init
-    #[arg(long, requires = "init")]
+    #[arg(long, conflicts_with = "initramfs")]
     check: bool,
     /// How long the guest may take for each of these
     #[arg(long, value_name = "SECONDS", default_value = "300", value_parser = seconds)]
