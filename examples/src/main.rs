@@ -14,6 +14,7 @@ mod failure;
 mod json;
 mod keys;
 mod lab;
+mod lines;
 mod map;
 mod outputs;
 mod picture;

@@ -4,7 +4,7 @@
 use crate::error::{Asked, KvmError};
 use crate::machine::{Devices, Frozen, Host, Machine};
 use crate::memory::GuestRam;
-use crate::state::make;
+use crate::state::make_board;
 use crate::sys::{Mapping, Message, Userfault};
 use kaleidoscope_core::addr::FRAME_BYTES;
 use kaleidoscope_core::memory::GuestMemory;
@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 pub fn start(host: &Arc<Host>, frozen: &Frozen) -> Result<Duration, KvmError> {
     let start = Instant::now();
     let vm = host.kvm().create_vm().asked("making a VM")?;
-    make(&vm)?;
+    make_board(&vm)?;
     let ram = GuestRam::of_image(Arc::clone(&frozen.image))?;
     ram.install(&vm)?;
     let mut vcpus = Vec::new();

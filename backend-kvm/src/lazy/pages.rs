@@ -117,6 +117,11 @@ impl LazyPages {
             .ok_or_else(|| PlaceError::new(format!("the clone has no frame {frame}")))
     }
 
+    /// Whether siblings share its pages.
+    pub(crate) fn is_shared(&self) -> bool {
+        self.stage.is_some()
+    }
+
     /// Whether a page is on the stage: zeros over it would hide it from this clone.
     fn is_staged(&self, frame: FrameIndex) -> bool {
         self.stage.as_ref().is_some_and(|stage| stage.has(frame))

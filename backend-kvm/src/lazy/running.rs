@@ -55,8 +55,6 @@ pub(crate) struct Running {
     engine: Arc<Engine>,
     pages: Arc<LazyPages>,
     threads: Vec<JoinHandle<()>>,
-    /// Its pages are shared with siblings.
-    shares: bool,
 }
 
 impl Running {
@@ -71,7 +69,6 @@ impl Running {
     ) -> Result<Self, KvmError> {
         let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let threads = vcpus.clamp(1, processors);
-        let shares = lazy.stage.is_some();
         let pages = Arc::new(LazyPages::new(parts, threads, lazy.stage)?);
         let parts = Parts {
             atlas: lazy.atlas,
@@ -84,7 +81,7 @@ impl Running {
         };
         let engine =
             Arc::new(Engine::start(parts, lazy.options).asked("starting a clone's engine")?);
-        let mut running = Self { engine, pages, threads: Vec::new(), shares };
+        let mut running = Self { engine, pages, threads: Vec::new() };
         for n in 0..threads {
             let thread = running.serve(n, ended.clone());
             running.threads.push(thread?);
@@ -130,7 +127,7 @@ impl Running {
     /// # Errors
     /// [`KvmError::NotWhole`] when frames are missing, or are shared with siblings.
     pub(crate) fn release(&self) -> Result<(), KvmError> {
-        if self.shares {
+        if self.pages.is_shared() {
             // A page may be counted as there that a sibling is about to write.
             return Err(KvmError::NotWhole(
                 "its pages are staged, which siblings share; a clone with copies of its own can be",

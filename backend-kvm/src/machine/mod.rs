@@ -13,7 +13,7 @@ pub use host::Host;
 use crate::error::{Asked, KvmError};
 use crate::lazy::{Lazy, Part, Running};
 use crate::memory::{Dropped, FrozenImage, GuestRam, Prepared};
-use crate::state::{Board, CpuState, MachineState, make, registers};
+use crate::state::{Board, CpuState, MachineState, make_board, registers};
 use ahead::Ahead;
 use control::{Control, Stopped};
 use kaleidoscope_core::addr::Gpa;
@@ -162,7 +162,7 @@ impl Machine {
         devices: Arc<dyn Devices>,
     ) -> Result<Self, KvmError> {
         let vm = host.kvm().create_vm().asked("making a VM")?;
-        make(&vm)?;
+        make_board(&vm)?;
         ram.install(&vm)?;
         let vcpus = (0u64..).take(vcpus).map(|id| {
             let fd = vm.create_vcpu(id).asked("making a vCPU")?;

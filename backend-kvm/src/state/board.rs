@@ -23,7 +23,7 @@ pub(crate) struct Board {
 }
 
 /// Makes what all vCPUs share, in a VM that has no vCPU yet: a board's state is loaded into it.
-pub(crate) fn make(vm: &VmFd) -> Result<(), KvmError> {
+pub(crate) fn make_board(vm: &VmFd) -> Result<(), KvmError> {
     vm.set_tss_address(TSS).asked("setting KVM's own pages aside")?;
     vm.create_irq_chip().asked("making interrupt controllers")?;
     if vm.check_extension(Cap::PitState2) {

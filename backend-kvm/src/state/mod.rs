@@ -3,7 +3,7 @@
 mod board;
 mod cpu;
 
-pub(crate) use board::{Board, make};
+pub(crate) use board::{Board, make_board};
 pub(crate) use cpu::{CpuState, registers};
 
 use crate::error::KvmError;

@@ -3,7 +3,7 @@
 use super::measure::{Pair, median};
 use super::{Report, Row, us};
 use crate::failure::Failure;
-use crate::vm::{Outcome, World, let_run, rounds as rounds_of};
+use crate::vm::{MOST_AHEAD, Outcome, World, let_run, rounds as rounds_of};
 use kaleidoscope_core::addr::{FRAME_SIZE, Gpa};
 use kaleidoscope_core::clone::Options;
 use kaleidoscope_core::prefetch::{Blind, Demand, WriteForecast};
@@ -20,9 +20,8 @@ const CLONES: usize = 100;
 const PATIENCE: Duration = Duration::from_secs(20);
 const LOOK: Duration = Duration::from_micros(10);
 
-/// Clones from which is learned what a clone writes, and frames that are copied ahead at most.
+/// Clones from which is learned what a clone writes.
 const SIBLINGS: usize = 3;
-const MOST_AHEAD: u32 = 4096;
 
 /// How often each process goes around where a clone's running is measured.
 const ROUNDS: u64 = 300;

@@ -39,6 +39,9 @@ const IDENTITY: &str = "/run/clone-id";
 /// The window to the host, a page, in `/dev/mem`.
 const WINDOW: u64 = 0xd_0000;
 
+/// Bytes of flags that are read at a time, and of runs of them that there is room for from the start.
+const PIECE: usize = 64 << 10;
+
 /// How long workers may take for what they are told.
 const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -75,15 +78,14 @@ fn init() -> Outcome<()> {
         wait_for(&said(number, "warm"))?;
     }
     // What the answer to `flags` takes, so that the question changes little.
-    let mut flags = vec![0; flags_bytes()?];
+    let (mut flags, mut runs) = (vec![0; PIECE], Vec::with_capacity(PIECE));
     println!("guest: ready, {WORKERS} workers of {} MiB, a file of {length} bytes", PAGES >> 8);
     for line in stdin().lock().lines() {
         let line = line?;
         match line.trim().split_once(' ').unwrap_or((line.trim(), "")) {
             ("clone", id) => cloned(id)?,
             ("flags", _) => {
-                let length = read_flags(&mut flags)?;
-                let runs = runs(flags.get(..length).unwrap_or_default());
+                read_flags(&mut flags, &mut runs)?;
                 show(&runs)?;
                 println!("guest: {} runs of flags", runs.len() / 16);
             }
@@ -135,36 +137,33 @@ fn wait_for(path: &Path) -> Outcome<String> {
     }
 }
 
-/// Bytes of `/proc/kpageflags`: eight for each frame, up to the end of RAM, and some more for the end of its section.
-fn flags_bytes() -> Outcome<usize> {
-    let text = fs::read_to_string("/proc/iomem")?;
-    let ends = text.lines().filter(|line| line.ends_with(" : System RAM")).filter_map(|line| {
-        let (_, end) = line.trim_start().split(' ').next()?.split_once('-')?;
-        usize::from_str_radix(end, 16).ok()
-    });
-    let end = ends.max().ok_or("/proc/iomem has no System RAM")?;
-    Ok(end.next_multiple_of(128 << 20) / 4096 * 8)
-}
-
-fn read_flags(bytes: &mut [u8]) -> Outcome<usize> {
+/// Reads `/proc/kpageflags`, a piece at a time, as runs of equal words: each word, and how often it comes.
+fn read_flags(piece: &mut [u8], runs: &mut Vec<u8>) -> Outcome<()> {
     let mut file = File::open("/proc/kpageflags")?;
-    let mut filled = 0;
+    let mut last = None;
+    runs.clear();
     loop {
-        match file.read(bytes.get_mut(filled..).unwrap_or_default())? {
-            0 => return Ok(filled),
-            count => filled += count,
+        // The kernel gives whole words.
+        let length = file.read(piece)?;
+        let (words, _) = piece.get(..length).unwrap_or_default().as_chunks::<8>();
+        for word in words {
+            match &mut last {
+                Some((run, count)) if run == word => *count += 1,
+                _ => write_run(last.replace((*word, 1u64)), runs),
+            }
+        }
+        if length == 0 {
+            write_run(last, runs);
+            return Ok(());
         }
     }
 }
 
-/// Runs of equal words: each word, and how often it comes.
-fn runs(words: &[u8]) -> Vec<u8> {
-    let (words, _) = words.as_chunks::<8>();
-    let runs = words.chunk_by(|a, b| a == b);
-    let pair = |run: &[[u8; 8]]| {
-        [run.first().copied().unwrap_or_default(), (run.len() as u64).to_le_bytes()]
-    };
-    runs.flat_map(pair).flatten().collect()
+fn write_run(run: Option<([u8; 8], u64)>, runs: &mut Vec<u8>) {
+    if let Some((word, count)) = run {
+        runs.extend(word);
+        runs.extend(count.to_le_bytes());
+    }
 }
 
 /// Stores bytes in the window.

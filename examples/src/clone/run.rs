@@ -6,7 +6,8 @@ use crate::analysis::color;
 use crate::check;
 use crate::failure::Failure;
 use crate::progress::Status;
-use crate::replay::policies::{Guest as Prepares, Prepared};
+use crate::replay::policies::{self, Prepared};
+use crate::vm::MOST_AHEAD;
 use crate::vmm::{Console, Linux, Platform, Software, with_program};
 use kaleidoscope_core::clone::hooks::{CloneHook, Guest, HookError, Hooks};
 use kaleidoscope_core::clone::{CloneId, LocalSource, Options};
@@ -26,9 +27,6 @@ const QUOTED: usize = 15;
 /// What the program in the guest is asked for its own account of its memory, and how it ends its answer.
 const QUESTION: &str = "flags\n";
 const ANSWERED: &str = "runs of flags";
-
-/// Frames that are copied ahead of their being written, at most.
-const MOST_AHEAD: u32 = 4096;
 
 /// What guests have who cannot say when they have done their work.
 const TIME: Duration = Duration::from_secs(1);
@@ -53,7 +51,7 @@ pub(super) fn run(args: &Args, status: &Status) -> Result<Report, Failure> {
     let colored = start.elapsed();
     let map = analysis.coloring.map;
     let identity = ImageIdentity::of(&*frozen.image, &map).map_err(Failure::new)?;
-    let guest = Prepares { atlas: Arc::new(Atlas::new(map.clone())), identity };
+    let guest = policies::Guest { atlas: Arc::new(Atlas::new(map.clone())), identity };
     let stage = args.ways.contains(&Way::Staged).then(|| Stage::new(parent.machine.layout()));
     let mut forecast = WriteForecast::new();
     forecast.learn(&parent.machine.written().map_err(Failure::new)?);
@@ -168,7 +166,7 @@ struct Nursery<'a> {
     args: &'a Args,
     host: &'a Arc<Host>,
     frozen: &'a Frozen,
-    guest: Prepares,
+    guest: policies::Guest,
     policy: Prepared,
     stage: Option<Arc<Stage>>,
     /// What a clone will write.

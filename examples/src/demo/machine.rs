@@ -2,7 +2,7 @@
 
 use super::results::{Contest, Results, Sample, Way, ms, number, stalled};
 use crate::progress::Status;
-use crate::vm::{Outcome, World, rounds};
+use crate::vm::{MOST_AHEAD, Outcome, World, rounds};
 use kaleidoscope_core::addr::Gpa;
 use kaleidoscope_core::clone::Options;
 use kaleidoscope_core::coloring::color_by_page_tables;
@@ -29,9 +29,6 @@ const SAMPLE: Duration = Duration::from_millis(2);
 
 /// How long clones may take.
 const PATIENCE: Duration = Duration::from_secs(60);
-
-/// Frames that are copied ahead of their being written, at most.
-const MOST_AHEAD: u32 = 4096;
 
 /// Makes a policy.
 type Policy = dyn Fn(&Arc<Guide>) -> Box<dyn PrefetchPolicy>;

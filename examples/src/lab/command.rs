@@ -4,6 +4,7 @@ use std::io::ErrorKind;
 use std::process::{Command, Output, Stdio};
 
 use super::error::{Error, Result};
+use crate::lines::last_lines;
 
 /// A host program the lab uses, and where it comes from.
 #[derive(Clone, Copy, Debug)]
@@ -74,16 +75,10 @@ impl Tool {
         Error::Program {
             command: words.join(" "),
             status: output.status,
-            stderr: tail(&String::from_utf8_lossy(&output.stderr), 10),
+            stderr: last_lines(&String::from_utf8_lossy(&output.stderr), 10),
             hint: self.hint,
         }
     }
-}
-
-/// The last `lines` lines of `text`.
-pub(crate) fn tail(text: &str, lines: usize) -> String {
-    let all: Vec<_> = text.trim_end().lines().collect();
-    all.iter().skip(all.len().saturating_sub(lines)).copied().collect::<Vec<_>>().join("\n")
 }
 
 #[cfg(test)]
@@ -103,11 +98,5 @@ mod tests {
         let message =
             sh.run(sh.command().args(["-c", "echo broken >&2; exit 3"])).unwrap_err().to_string();
         assert!(message.contains("broken") && message.contains('3'), "{message}");
-    }
-
-    #[test]
-    fn tail_keeps_the_end() {
-        assert_eq!(tail("a\nb\nc\n", 2), "b\nc");
-        assert_eq!(tail("a", 5), "a");
     }
 }

@@ -9,12 +9,13 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::command::{QEMU, SETPRIV, tail};
+use super::command::{QEMU, SETPRIV};
 use super::config::{Config, RAM};
 use super::control::{FromGuest, FromHost};
 use super::error::{Error, Result};
 use super::layout::Layout;
 use super::qmp::Qmp;
+use crate::lines::last_lines;
 
 /// How long QEMU may take to answer on its sockets.
 const QMP_TIMEOUT: Duration = Duration::from_secs(60);
@@ -283,7 +284,7 @@ impl Machine {
     /// An error with the end of the guest's console; `begin` is when the wait began.
     pub(crate) fn guest_error(&self, what: String, begin: Instant) -> Error {
         let console = std::fs::read(&self.console).unwrap_or_default();
-        let tail = tail(&String::from_utf8_lossy(&console), TAIL_LINES);
+        let tail = last_lines(&String::from_utf8_lossy(&console), TAIL_LINES);
         Error::Guest { what, after: begin.elapsed(), tail }
     }
 }
@@ -342,7 +343,7 @@ fn said_by(qemu: &mut Child) -> Option<Error> {
         let _ = pipe.read_to_string(&mut stderr);
     }
     let command = QEMU.program.to_owned();
-    Some(Error::Program { command, status, stderr: tail(&stderr, 10), hint: "" })
+    Some(Error::Program { command, status, stderr: last_lines(&stderr, 10), hint: "" })
 }
 
 /// A path as one word of the shell.

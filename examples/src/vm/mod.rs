@@ -3,3 +3,6 @@
 mod world;
 
 pub(crate) use world::{Outcome, World, let_run, rounds};
+
+/// Frames of a clone that are copied ahead of their being written, at most.
+pub(crate) const MOST_AHEAD: u32 = 4096;

@@ -1,6 +1,7 @@
 //! What a guest says.
 
-use parking_lot::{Condvar, Mutex};
+use crate::lines::last_lines;
+use parking_lot::Mutex;
 use std::fs::File;
 use std::io::{self, Write};
 use std::time::{Duration, Instant};
@@ -12,7 +13,6 @@ const MEMORY: usize = 1 << 20;
 #[derive(Debug, Default)]
 pub(crate) struct Console {
     said: Mutex<Said>,
-    more: Condvar,
 }
 
 #[derive(Debug, Default)]
@@ -30,7 +30,7 @@ impl Console {
     /// Remembers, and writes into a file if there is one.
     pub(crate) fn new(file: Option<File>) -> Self {
         let said = Said { file, ..Said::default() };
-        Self { said: Mutex::new(said), more: Condvar::new() }
+        Self { said: Mutex::new(said) }
     }
 
     /// Waits until the guest has said `text`; `false` when it did not in time, or `is_over` says that it never will.
@@ -40,26 +40,24 @@ impl Console {
         patience: Duration,
         is_over: &dyn Fn() -> bool,
     ) -> bool {
-        const LOOK: Duration = Duration::from_millis(20);
+        // A guest says its words byte by byte: who looked at each would look at all of them as often.
+        const LOOK: Duration = Duration::from_millis(5);
         let start = Instant::now();
-        let mut said = self.said.lock();
         loop {
-            if contains(&said.text, text.as_bytes()) {
+            if contains(&self.said.lock().text, text.as_bytes()) {
                 return true;
             }
             if start.elapsed() > patience || is_over() {
                 return false;
             }
-            self.more.wait_for(&mut said, LOOK);
+            std::thread::sleep(LOOK);
         }
     }
 
     /// The end of what the guest said, in lines.
     pub(crate) fn last_lines(&self, lines: usize) -> String {
         let said = self.said.lock();
-        let text = String::from_utf8_lossy(&said.text).replace('\r', "");
-        let all: Vec<_> = text.trim_end().lines().collect();
-        all.iter().skip(all.len().saturating_sub(lines)).copied().collect::<Vec<_>>().join("\n")
+        last_lines(&String::from_utf8_lossy(&said.text).replace('\r', ""), lines)
     }
 
     /// Takes what the guest has stored in its window.
@@ -85,7 +83,6 @@ impl Console {
             let surplus = said.text.len() - MEMORY;
             said.text.drain(..surplus);
         }
-        self.more.notify_all();
         Ok(())
     }
 }

@@ -72,11 +72,15 @@ pub(crate) struct Platform {
     interrupt: EventFd,
 }
 
+/// Says that there is input: a bit of the register that names the interrupt (PC16550D data sheet, table 4).
+const HAS_INPUT: u8 = 0x4;
+
 /// Registers of the serial line. What waited to be read is not among them: it was for the parent.
 #[derive(Serialize, Deserialize)]
 struct Saved {
     baud: [u8; 2],
     interrupt_enable: u8,
+    interrupt_identification: u8,
     line_control: u8,
     modem: [u8; 2],
     scratch: u8,
@@ -96,13 +100,17 @@ impl Platform {
             baud_divisor_low: saved.baud[0],
             baud_divisor_high: saved.baud[1],
             interrupt_enable: saved.interrupt_enable,
+            interrupt_identification: saved.interrupt_identification & !HAS_INPUT,
             line_control: saved.line_control,
             modem_control: saved.modem[0],
             modem_status: saved.modem[1],
             scratch: saved.scratch,
             ..SerialState::default()
         };
-        Self::with(&state, console)
+        let devices = Self::with(&state, console)?;
+        // An interrupt that was on its way when the parent was frozen is nowhere in the state; a guest that has none to serve does not mind it.
+        devices.interrupt.write(1)?;
+        Ok(devices)
     }
 
     fn with(state: &SerialState, console: Arc<Console>) -> Outcome<Self> {
@@ -166,6 +174,7 @@ impl Devices for Platform {
         let saved = Saved {
             baud: [state.baud_divisor_low, state.baud_divisor_high],
             interrupt_enable: state.interrupt_enable,
+            interrupt_identification: state.interrupt_identification,
             line_control: state.line_control,
             modem: [state.modem_control, state.modem_status],
             scratch: state.scratch,
@@ -200,6 +209,18 @@ mod tests {
         clone.port_write(0, 0x3f8, b"c");
         assert_eq!((heard.last_lines(1), other.last_lines(1)), ("p".into(), "c".into()));
         assert!(Platform::restored(b"damaged", other).is_err());
+    }
+
+    #[test]
+    fn an_interrupt_on_its_way_reaches_the_clone() {
+        let parent = Platform::new(Arc::default()).unwrap();
+        // Interrupts when there is input, and when there is room for output.
+        parent.port_write(0, 0x3f9, &[3]);
+        parent.port_write(0, 0x3f8, b"p");
+        parent.say("x").unwrap();
+        let clone = Platform::restored(&parent.save(), Arc::default()).unwrap();
+        assert_eq!(clone.interrupt.read().unwrap(), 1);
+        assert_eq!(read(&clone, 0x3fa) & 0xf, 2, "room for output, and no input");
     }
 
     #[test]

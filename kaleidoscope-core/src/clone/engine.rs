@@ -159,8 +159,11 @@ impl Engine {
             Phase::Present | Phase::Removed | Phase::Refilled => false,
             Phase::Absent => !self.inner.is_free(*frame),
             // Staged is with us, not with the clone; what is unavailable is an error when it is touched.
-            Phase::Queued | Phase::Requested | Phase::Placing => true,
-            Phase::Staged | Phase::Unavailable => true,
+            Phase::Queued
+            | Phase::Requested
+            | Phase::Placing
+            | Phase::Staged
+            | Phase::Unavailable => true,
         });
         self.stopped().is_none() && missing.next().is_none()
     }
