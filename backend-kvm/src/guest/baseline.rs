@@ -3,7 +3,7 @@
 
 use crate::error::{Asked, KvmError};
 use crate::machine::{Devices, Frozen, Host, Machine};
-use crate::memory::GuestRam;
+use crate::memory::{GuestRam, PageSize};
 use crate::state::make_board;
 use crate::sys::{Mapping, Message, Userfault};
 use kaleidoscope_core::addr::FRAME_BYTES;
@@ -54,7 +54,8 @@ pub fn served(
     devices: Arc<dyn Devices>,
 ) -> Result<(Machine, Served), KvmError> {
     let len = frozen.image.bytes().len();
-    let mapping = Arc::new(Mapping::anonymous(len).asked("mapping a clone's memory")?);
+    let mapping =
+        Arc::new(Mapping::anonymous(len, PageSize::Small).asked("mapping a clone's memory")?);
     let userfault = Userfault::new(Arc::clone(&mapping), UFFD_FEATURE_MISSING_SHMEM.into());
     let userfault = userfault.asked("watching a clone's memory")?;
     let watched = userfault.register(0..len, UFFDIO_REGISTER_MODE_MISSING);

@@ -24,6 +24,7 @@ pub use witness::{Complaint, Witness};
 
 use crate::error::KvmError;
 use crate::machine::{Host, Machine};
+use crate::memory::{PageSize, Ram};
 use kaleidoscope_core::addr::Gpa;
 use kvm_bindings::{kvm_dtable, kvm_segment};
 use std::sync::Arc;
@@ -33,8 +34,21 @@ use std::sync::Arc;
 /// # Errors
 /// [`KvmError`] when KVM or the system refuses, or the plan does not fit its memory.
 pub fn boot(host: &Arc<Host>, plan: &Plan) -> Result<(Machine, Arc<Witness>), KvmError> {
+    boot_on(host, plan, PageSize::Small)
+}
+
+/// The same, on pages of that size.
+///
+/// # Errors
+/// As for [`boot`].
+pub fn boot_on(
+    host: &Arc<Host>,
+    plan: &Plan,
+    pages: PageSize,
+) -> Result<(Machine, Arc<Witness>), KvmError> {
     let witness = Arc::new(Witness::default());
-    let machine = Machine::new(host, plan.layout()?, plan.vcpus(), Arc::clone(&witness) as _)?;
+    let ram = Ram { layout: plan.layout()?, pages };
+    let machine = Machine::new(host, ram, plan.vcpus(), Arc::clone(&witness) as _)?;
     plan.load(&mut |gpa, bytes| machine.write(gpa, bytes))?;
     for vcpu in 0..plan.vcpus() {
         let start = plan.start(vcpu)?;

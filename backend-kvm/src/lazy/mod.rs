@@ -2,6 +2,7 @@
 //!
 //! The kernel says which page a vCPU waits for (userfaultfd), the clone engine fetches it and what belongs to it, and fills it in.
 
+mod blocks;
 mod pages;
 mod running;
 #[cfg(feature = "vm-memory")]

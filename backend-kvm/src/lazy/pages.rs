@@ -1,14 +1,17 @@
 //! A clone's memory as the engine's ports see it.
 
 use super::Stage;
+use super::blocks::Blocks;
 use crate::error::{Asked, KvmError};
+use crate::memory::PageSize;
 use crate::sys::{Mapping, Message, Userfault};
 use kaleidoscope_core::addr::{FRAME_BYTES, FrameIndex};
 use kaleidoscope_core::clone::ports::{Event, FaultQueue, PlaceError, Placed, Placer};
 use kaleidoscope_core::memory::Page;
 use kaleidoscope_core::prefetch::Access;
 use linux_raw_sys::general::{
-    UFFD_FEATURE_EVENT_REMOVE, UFFD_FEATURE_MISSING_SHMEM, UFFDIO_REGISTER_MODE_MISSING,
+    UFFD_FEATURE_EVENT_REMOVE, UFFD_FEATURE_EXACT_ADDRESS, UFFD_FEATURE_MISSING_HUGETLBFS,
+    UFFD_FEATURE_MISSING_SHMEM, UFFDIO_REGISTER_MODE_MISSING,
 };
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
@@ -35,6 +38,7 @@ struct Shard {
     frames: Range<u32>,
     /// Where the first of them is in the mapping.
     base: usize,
+    pages: PageSize,
 }
 
 /// A clone's memory that is filled as it is touched.
@@ -45,6 +49,8 @@ pub(crate) struct LazyPages {
     /// By frame.
     shards: Vec<Shard>,
     stage: Option<Arc<Stage>>,
+    /// Huge pages on their way, where the memory is of those.
+    blocks: Option<Blocks>,
     /// The shard that is looked at first.
     turn: AtomicUsize,
     revoked: AtomicBool,
@@ -53,14 +59,17 @@ pub(crate) struct LazyPages {
 }
 
 impl Shard {
-    fn new(part: &Part, frames: Range<u32>) -> Result<Self, Errno> {
-        let features = UFFD_FEATURE_EVENT_REMOVE | UFFD_FEATURE_MISSING_SHMEM;
+    fn new(part: &Part, frames: Range<u32>, pages: PageSize) -> Result<Self, Errno> {
+        let features = UFFD_FEATURE_EVENT_REMOVE
+            | match pages {
+                PageSize::Small => UFFD_FEATURE_MISSING_SHMEM,
+                // Which of its frames was touched is for the policy to know.
+                PageSize::Huge => UFFD_FEATURE_MISSING_HUGETLBFS | UFFD_FEATURE_EXACT_ADDRESS,
+            };
         let userfault = Userfault::new(Arc::clone(&part.mapping), features.into())?;
         let base = (frames.start - part.frames.start) as usize * FRAME_BYTES;
-        let shard = Self { userfault, mapping: Arc::clone(&part.mapping), frames, base };
-        shard
-            .userfault
-            .register(shard.bytes(shard.frames.clone()), UFFDIO_REGISTER_MODE_MISSING)?;
+        let shard = Self { userfault, mapping: Arc::clone(&part.mapping), frames, base, pages };
+        shard.userfault.register(shard.all_bytes(), UFFDIO_REGISTER_MODE_MISSING)?;
         Ok(shard)
     }
 
@@ -69,6 +78,18 @@ impl Shard {
         let at =
             |frame: u32| self.base + frame.saturating_sub(self.frames.start) as usize * FRAME_BYTES;
         at(frames.start)..at(frames.end)
+    }
+
+    /// Where the shard is in its mapping, to the end of its last page.
+    fn all_bytes(&self) -> Range<usize> {
+        let bytes = self.bytes(self.frames.clone());
+        bytes.start..bytes.start + self.pages.round_up(bytes.len())
+    }
+
+    /// Fills a page that begins with a frame.
+    fn fill(&self, start: u32, bytes: &[u8]) -> Result<(), Errno> {
+        let at = self.bytes(start..start).start;
+        self.userfault.copy(at, bytes).map_err(|(_, error)| error)
     }
 
     /// The frame at an offset in the mapping.
@@ -80,28 +101,36 @@ impl Shard {
 
 impl LazyPages {
     /// Memory that consists of these parts, in the order of their frames and without gaps between them, each watched in up to `shards`
-    /// pieces; with a stage, which the mapping then shows, pages are kept there and shared.
+    /// pieces; with a stage, which the mapping then shows, pages are kept there and shared. Huge pages are one part, without a stage.
     pub(crate) fn new(
         parts: &[Part],
         shards: usize,
         stage: Option<Arc<Stage>>,
+        pages: PageSize,
     ) -> Result<Self, KvmError> {
+        if pages == PageSize::Huge && (parts.len() != 1 || stage.is_some()) {
+            let what = "memory of huge pages is a clone's own, and in one piece";
+            return Err(KvmError::State(what.into()));
+        }
         let mut all = Vec::new();
         for part in parts {
             let frames = part.frames.len();
-            let each = frames.div_ceil(shards.clamp(1, frames.div_ceil(SHARD).max(1))).max(1);
+            let each = frames.div_ceil(shards.clamp(1, frames.div_ceil(SHARD).max(1)));
+            let each = each.max(1).next_multiple_of(pages.frames() as usize);
             for start in part.frames.clone().step_by(each) {
                 let each = u32::try_from(each).unwrap_or(u32::MAX);
                 let shard =
-                    Shard::new(part, start..start.saturating_add(each).min(part.frames.end));
+                    Shard::new(part, start..start.saturating_add(each).min(part.frames.end), pages);
                 all.push(shard.asked(
                     "watching a clone's memory (userfaultfd: as root, with the right to open /dev/userfaultfd, or with vm.unprivileged_userfaultfd = 1)",
                 )?);
             }
         }
+        let frames = parts.last().map_or(0, |part| part.frames.end);
         Ok(Self {
             shards: all,
             stage,
+            blocks: (pages == PageSize::Huge).then(|| Blocks::new(frames)),
             turn: AtomicUsize::new(0),
             revoked: AtomicBool::new(false),
             released: AtomicBool::new(false),
@@ -148,11 +177,33 @@ impl LazyPages {
         }
     }
 
+    /// A frame of a huge page came, zeros without a page.
+    fn collect(
+        &self,
+        blocks: &Blocks,
+        frame: FrameIndex,
+        page: Option<&Page>,
+    ) -> Result<Placed, PlaceError> {
+        let (shard, _) = self.shard(frame)?;
+        match blocks.put(frame, page, |start, bytes| shard.fill(start, bytes)) {
+            Ok(placed) => Ok(placed),
+            Err(error) => self.placed(frame, Err((0, error))),
+        }
+    }
+
     /// Ceases to watch the memory, of which every frame is there or is zeros: who waits for zeros finds them.
     pub(crate) fn release(&self) -> Result<(), KvmError> {
+        if let Some(blocks) = &self.blocks {
+            // Huge pages of which the free frames were not touched.
+            let completed = blocks.complete(|start, bytes| {
+                let (shard, _) = self.shard(FrameIndex(start)).map_err(|_| Errno::INVAL)?;
+                shard.fill(start, bytes)
+            });
+            completed.asked("completing a clone's huge pages")?;
+        }
         self.released.store(true, Ordering::Release);
         self.shards.iter().try_for_each(|shard| {
-            let done = shard.userfault.unregister(shard.bytes(shard.frames.clone()));
+            let done = shard.userfault.unregister(shard.all_bytes());
             done.asked("ceasing to watch a clone's memory")
         })
     }
@@ -166,7 +217,7 @@ impl LazyPages {
         for shard in &self.shards {
             // Memory of another owner cannot be taken; nor can any for lack of the kernel's own. Whoever waits there goes on waiting.
             if shard.mapping.revoke().is_ok() {
-                let _ = shard.userfault.wake(shard.bytes(shard.frames.clone()));
+                let _ = shard.userfault.wake(shard.all_bytes());
             }
         }
     }
@@ -174,6 +225,9 @@ impl LazyPages {
 
 impl Placer for LazyPages {
     fn place(&self, frame: FrameIndex, page: &Page) -> Result<Placed, PlaceError> {
+        if let Some(blocks) = &self.blocks {
+            return self.collect(blocks, frame, Some(page));
+        }
         let (shard, range) = self.shard(frame)?;
         let Some(stage) = &self.stage else {
             return self.placed(frame, shard.userfault.copy(range.start, page));
@@ -189,6 +243,9 @@ impl Placer for LazyPages {
     }
 
     fn zero(&self, frame: FrameIndex) -> Result<Placed, PlaceError> {
+        if let Some(blocks) = &self.blocks {
+            return self.collect(blocks, frame, None);
+        }
         let (shard, range) = self.shard(frame)?;
         if self.is_staged(frame) {
             return Ok(Placed::AlreadyThere);
@@ -198,6 +255,14 @@ impl Placer for LazyPages {
 
     fn zero_run(&self, frames: Range<u32>) -> Result<u32, PlaceError> {
         let mut done = frames.start;
+        if let Some(blocks) = &self.blocks {
+            while done < frames.end
+                && self.collect(blocks, FrameIndex(done), None)? != Placed::Again
+            {
+                done += 1;
+            }
+            return Ok(done - frames.start);
+        }
         while done < frames.end {
             let (shard, _) = self.shard(FrameIndex(done))?;
             let most = frames.end.min(shard.frames.end) - done;
@@ -269,9 +334,13 @@ impl FaultQueue for LazyPages {
                     }));
                 }
                 Some(Message::Removed(range)) => {
-                    return Ok(Some(Event::Removed(
-                        shard.frame(range.start)..shard.frame(range.end),
-                    )));
+                    // The last page may have room that no frame has.
+                    let end = shard.frame(range.end).min(shard.frames.end);
+                    let frames = shard.frame(range.start)..end;
+                    if let Some(blocks) = &self.blocks {
+                        blocks.give_back(frames.clone());
+                    }
+                    return Ok(Some(Event::Removed(frames)));
                 }
             }
         }

@@ -3,6 +3,7 @@
 use super::Stage;
 use super::pages::{LazyPages, Part};
 use crate::error::{Asked, KvmError};
+use crate::memory::PageSize;
 use crate::sys::Mapping;
 use kaleidoscope_core::addr::FRAME_BYTES;
 use kaleidoscope_core::alloc::Grant;
@@ -26,6 +27,8 @@ pub struct Lazy {
     pub grant: Option<Grant>,
     /// Where pages are kept that clones of the parent on this host share; none to have a copy for each.
     pub stage: Option<Arc<Stage>>,
+    /// The host's pages that its memory is made of. Huge ones are filled as a whole, with what is not free of their frames; a stage has small ones.
+    pub pages: PageSize,
 }
 
 impl Lazy {
@@ -33,10 +36,14 @@ impl Lazy {
     pub(crate) fn map(&self) -> Result<Arc<Mapping>, KvmError> {
         let layout = self.atlas.map().layout();
         match &self.stage {
+            Some(_) if self.pages != PageSize::Small => {
+                Err(KvmError::State("a stage is of 4 KiB pages".into()))
+            }
             Some(stage) if stage.layout() == layout => Ok(Arc::new(stage.map()?)),
             Some(_) => Err(KvmError::State("the stage is of another guest".into())),
             None => {
-                let mapping = Mapping::anonymous(layout.frames() as usize * FRAME_BYTES);
+                let bytes = self.pages.round_up(layout.frames() as usize * FRAME_BYTES);
+                let mapping = Mapping::anonymous(bytes, self.pages);
                 Ok(Arc::new(mapping.asked("mapping a clone's memory")?))
             }
         }
@@ -69,7 +76,8 @@ impl Running {
     ) -> Result<Self, KvmError> {
         let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let threads = vcpus.clamp(1, processors);
-        let pages = Arc::new(LazyPages::new(parts, threads, lazy.stage)?);
+        let pages = Arc::new(LazyPages::new(parts, threads, lazy.stage, lazy.pages)?);
+        let options = Options { granule: lazy.pages.frames(), ..lazy.options };
         let parts = Parts {
             atlas: lazy.atlas,
             policy: lazy.policy,
@@ -79,8 +87,7 @@ impl Running {
             clock: Arc::new(SystemClock::new()),
             grant: lazy.grant,
         };
-        let engine =
-            Arc::new(Engine::start(parts, lazy.options).asked("starting a clone's engine")?);
+        let engine = Arc::new(Engine::start(parts, options).asked("starting a clone's engine")?);
         let mut running = Self { engine, pages, threads: Vec::new() };
         for n in 0..threads {
             let thread = running.serve(n, ended.clone());

@@ -5,6 +5,7 @@
 
 use super::{Lazy, Part, Running};
 use crate::error::{Asked, KvmError};
+use crate::memory::PageSize;
 use crate::sys::Mapping;
 use kaleidoscope_core::addr::{FRAME_SIZE, Gpa};
 use kaleidoscope_core::clone::{Engine, Stopped};
@@ -77,6 +78,9 @@ impl Filling {
         }
         if lazy.stage.is_some() || memory.iter().any(|region| region.file_offset().is_some()) {
             return Err(KvmError::State("the memory has to be anonymous, without a stage".into()));
+        }
+        if lazy.pages != PageSize::Small {
+            return Err(KvmError::State("a VMM's memory has to be of 4 KiB pages".into()));
         }
         let mut next = 0;
         let mut parts = Vec::new();

@@ -2,9 +2,10 @@
 
 use super::Stage;
 use super::pages::{LazyPages, Part};
+use crate::memory::PageSize;
 use crate::sys::Mapping;
 use kaleidoscope_core::addr::{FRAME_BYTES, FrameIndex};
-use kaleidoscope_core::clone::ports::{FaultQueue, Placer};
+use kaleidoscope_core::clone::ports::{Event, FaultQueue, Placed, Placer};
 use kaleidoscope_core::memory::MemoryLayout;
 use kaleidoscope_mock::clone::contract::{self, Subject};
 use std::error::Error;
@@ -26,10 +27,10 @@ impl Touched {
         let stage = is_staged.then(|| Stage::new(layout)).transpose()?;
         let mapping = Arc::new(match &stage {
             Some(stage) => stage.map()?,
-            None => Mapping::anonymous(frames as usize * FRAME_BYTES)?,
+            None => Mapping::anonymous(frames as usize * FRAME_BYTES, PageSize::Small)?,
         });
         let part = Part { mapping: Arc::clone(&mapping), frames: 0..frames };
-        let pages = LazyPages::new(&[part], 2, stage)?;
+        let pages = LazyPages::new(&[part], 2, stage, PageSize::Small)?;
         Ok(Self { pages, mapping, has_balloon: !is_staged })
     }
 }
@@ -92,4 +93,89 @@ fn staged_memory_keeps_the_contracts() {
         contract::placer(&|frames| Touched::new(frames, true)).unwrap();
         contract::fault_queue(&|frames| Touched::new(frames, true)).unwrap();
     }
+}
+
+/// Huge pages for a test; the system's pool is as it was afterwards.
+struct Pool(String);
+
+const COUNT: &str = "/proc/sys/vm/nr_hugepages";
+
+impl Pool {
+    /// Four more than there are, where the system gives any: what is given up is free a little later.
+    fn new() -> Outcome<Self> {
+        let before = std::fs::read_to_string(COUNT)?;
+        let pool = Self(before);
+        std::fs::write(COUNT, format!("{}", pool.0.trim().parse::<u32>()? + 4))?;
+        Ok(pool)
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        let _ = std::fs::write(COUNT, &self.0);
+    }
+}
+
+#[test]
+fn a_huge_page_comes_as_a_whole_and_goes_as_a_whole() -> Outcome<()> {
+    let Ok(_pool) = Pool::new() else {
+        println!("******** SKIPPED: no right to {COUNT} ********");
+        return Ok(());
+    };
+    let mapping = Mapping::anonymous(2 * PageSize::Huge.bytes(), PageSize::Huge)?;
+    let (mapping, frames) = (Arc::new(mapping), 0..700);
+    let part = Part { mapping: Arc::clone(&mapping), frames };
+    let pages = LazyPages::new(&[part], 1, None, PageSize::Huge)?;
+    let byte = |frame: u32| frame.to_le_bytes()[0] | 1;
+    std::thread::scope(|scope| {
+        // A vCPU touches the last frame, and waits until the first has come.
+        let vcpu = scope.spawn(|| {
+            let mut seen = [0];
+            mapping.read(offset(FrameIndex(511), 9), &mut seen).map(|()| seen[0])
+        });
+        let touched = loop {
+            pages.wait(std::time::Duration::from_secs(1))?;
+            if let Some(event) = pages.read()? {
+                break event;
+            }
+        };
+        let access = kaleidoscope_core::prefetch::Access::Read;
+        assert_eq!(touched, Event::Fault { frame: FrameIndex(511), access });
+        for frame in (0..512).rev() {
+            assert!(!vcpu.is_finished());
+            let page = [byte(frame); FRAME_BYTES];
+            assert_eq!(pages.place(FrameIndex(frame), &page)?, Placed::Placed);
+        }
+        assert_eq!(vcpu.join().unwrap()?, byte(511));
+        Outcome::Ok(())
+    })?;
+    for frame in 0..512 {
+        let mut seen = [0; FRAME_BYTES];
+        mapping.read(offset(FrameIndex(frame), 0), &mut seen)?;
+        assert_eq!(seen, [byte(frame); FRAME_BYTES]);
+    }
+    std::thread::scope(|scope| {
+        // Waits until the event is read.
+        let balloon = scope.spawn(|| mapping.discard(0..PageSize::Huge.bytes()));
+        let event = loop {
+            pages.wait(std::time::Duration::from_secs(1))?;
+            if let Some(event) = pages.read()? {
+                break event;
+            }
+        };
+        assert_eq!(event, Event::Removed(0..512));
+        balloon.join().unwrap()?;
+        Outcome::Ok(())
+    })?;
+    assert_eq!(pages.zero(FrameIndex(5))?, Placed::Placed);
+    assert_eq!(pages.zero_run(5..9)?, 4);
+    let mut seen = [1; FRAME_BYTES];
+    mapping.read(offset(FrameIndex(511), 0), &mut seen)?;
+    assert_eq!(seen, [0; FRAME_BYTES]);
+    // The second page has room that no frame has.
+    for frame in 512..700 {
+        assert_eq!(pages.zero(FrameIndex(frame))?, Placed::Placed);
+    }
+    mapping.read(offset(FrameIndex(699), 0), &mut seen)?;
+    Ok(())
 }

@@ -12,7 +12,7 @@ pub use host::Host;
 
 use crate::error::{Asked, KvmError};
 use crate::lazy::{Lazy, Part, Running};
-use crate::memory::{Dropped, FrozenImage, GuestRam, Prepared};
+use crate::memory::{Dropped, FrozenImage, GuestRam, Prepared, Ram};
 use crate::state::{Board, CpuState, MachineState, make_board, registers};
 use ahead::Ahead;
 use control::{Control, Stopped};
@@ -57,17 +57,17 @@ pub struct Frozen {
 }
 
 impl Machine {
-    /// A machine of so many vCPUs and zeroed RAM, which does not run yet.
+    /// A machine of so many vCPUs and zeroed RAM (a layout: on 4 KiB pages), which does not run yet.
     ///
     /// # Errors
     /// [`KvmError`] when KVM or the system refuses.
     pub fn new(
         host: &Arc<Host>,
-        layout: MemoryLayout,
+        ram: impl Into<Ram>,
         vcpus: usize,
         devices: Arc<dyn Devices>,
     ) -> Result<Self, KvmError> {
-        let machine = Self::with_ram(host, GuestRam::new(layout)?, vcpus, devices)?;
+        let machine = Self::with_ram(host, GuestRam::new(ram.into())?, vcpus, devices)?;
         for (id, vcpu) in (0..).zip(&machine.vcpus) {
             vcpu.lock().set_cpuid2(&host.cpuid(id)).asked("setting CPUID")?;
         }

@@ -1,5 +1,6 @@
 //! Files of memory.
 
+use super::PageSize;
 use crate::error::{Asked, KvmError};
 use kaleidoscope_core::addr::FRAME_BYTES;
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, fstat, ftruncate, memfd_create};
@@ -12,23 +13,40 @@ use std::os::unix::fs::FileExt;
 pub(crate) struct MemoryFile {
     file: File,
     len: usize,
+    pages: PageSize,
 }
 
 impl MemoryFile {
     /// An empty file, all zeros, of so many bytes.
     pub(crate) fn new(len: usize) -> Result<Self, KvmError> {
+        Self::of_pages(len, PageSize::Small)
+    }
+
+    /// An empty file, all zeros, of so many bytes or, where its pages are larger, up to a page more. Files of huge pages are written to through
+    /// mappings alone.
+    pub(crate) fn of_pages(len: usize, pages: PageSize) -> Result<Self, KvmError> {
+        let len = pages.round_up(len);
         let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+        let flags = match pages {
+            PageSize::Small => flags,
+            PageSize::Huge => flags | MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB,
+        };
         let fd = memfd_create("kaleidoscope", flags).asked("making a file of memory")?;
         let size = u64::try_from(len).unwrap_or(u64::MAX);
         ftruncate(&fd, size).asked("sizing a file of memory")?;
         fcntl_add_seals(&fd, SealFlags::SHRINK | SealFlags::GROW)
             .asked("sealing the size of a file of memory")?;
-        Ok(Self { file: File::from(fd), len })
+        Ok(Self { file: File::from(fd), len, pages })
     }
 
     /// Its size in bytes, whatever memory it takes.
     pub(crate) fn len(&self) -> usize {
         self.len
+    }
+
+    /// The pages that it is made of.
+    pub(crate) fn pages(&self) -> PageSize {
+        self.pages
     }
 
     /// Bytes of memory that it takes, as the kernel counts them.

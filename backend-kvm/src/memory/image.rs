@@ -1,7 +1,7 @@
 //! A guest's RAM as it was at one instant.
 
 use super::file::{MemoryFile, bytes_of};
-use super::{bytes, runs};
+use super::{PageSize, bytes, runs};
 use crate::error::{Asked, KvmError};
 use crate::sys::{Mapping, Sealed, Sharing};
 use kaleidoscope_core::addr::Gpa;
@@ -16,7 +16,8 @@ const MAPPINGS: usize = 512;
 /// A guest's RAM at the instant of a freeze, in files that are sealed: nobody can change a byte of it.
 ///
 /// The first image of a machine is one file. Later ones are that file and, over it, files with what was written since; what a file
-/// of these does not hold takes no memory.
+/// of these does not hold takes no memory. Those over the first are of 4 KiB pages, also where that one is of huge pages: what its
+/// parent wrote, a clone will write, and shall then copy no more than it writes.
 #[derive(Debug)]
 pub struct FrozenImage {
     layout: MemoryLayout,
@@ -47,10 +48,13 @@ impl FrozenImage {
         changed: Vec<Range<u32>>,
     ) -> Result<Self, KvmError> {
         let upper = self.layers.iter().skip(1).map(|layer| layer.runs.len()).sum::<usize>();
-        let all = runs::fewer(changed.clone(), MAPPINGS.saturating_sub(2 * upper).max(1) / 2);
+        let all =
+            runs::fewer(self.whole_pages(&changed), MAPPINGS.saturating_sub(2 * upper).max(1) / 2);
         for gap in runs::without(&all, &changed) {
             let range = bytes_of(&gap);
-            file.write(range.start, self.bytes().get(range).unwrap_or_default())?;
+            let end = range.end.min(self.sealed.bytes().len());
+            let bytes = self.sealed.bytes().get(range.start..end);
+            file.write(range.start, bytes.unwrap_or_default())?;
         }
         let mut layers: Vec<Layer> = self.layers.clone();
         // A frame is looked for in the highest layer that has it: the others need not show it.
@@ -66,20 +70,27 @@ impl FrozenImage {
         Self::of_layers(self.layout.clone(), layers)
     }
 
+    /// Runs (normal) that begin and end where the lowest layer can be cut.
+    fn whole_pages(&self, changed: &[Range<u32>]) -> Vec<Range<u32>> {
+        let pages = self.layers.first().map_or(PageSize::Small, |layer| layer.file.pages());
+        runs::normal(changed.iter().map(|run| pages.whole(run)).collect())
+    }
+
     fn of_layers(layout: MemoryLayout, layers: Vec<Layer>) -> Result<Self, KvmError> {
         for layer in &layers {
             layer.file.seal()?;
         }
         let (base, over) = files(&layers)?;
         let sealed =
-            Sealed::of_files(base, bytes(&layout), &over).asked("mapping frozen memory")?;
+            Sealed::of_files(base.as_fd(), base.len(), &over).asked("mapping frozen memory")?;
         Ok(Self { layout, layers, sealed })
     }
 
     /// All bytes, in frame-index order.
     #[must_use]
     pub fn bytes(&self) -> &[u8] {
-        self.sealed.bytes()
+        // The rest of the last page is nobody's.
+        self.sealed.bytes().get(..bytes(&self.layout)).unwrap_or_default()
     }
 
     /// Bytes of memory that the image takes, those that it shares with earlier images of the machine included; as the kernel counts
@@ -100,7 +111,7 @@ impl FrozenImage {
     /// A mapping of the image for a clone: it reads these bytes, and what it writes is its own.
     pub(crate) fn private(&self) -> Result<Mapping, KvmError> {
         let (base, over) = files(&self.layers)?;
-        let mapping = Mapping::of_file(base, bytes(&self.layout), Sharing::Private)
+        let mapping = Mapping::of_file(base.as_fd(), base.len(), Sharing::Private)
             .asked("mapping a clone's memory")?;
         for (range, file) in over {
             mapping.overlay(range, file).asked("mapping a clone's memory")?;
@@ -112,7 +123,8 @@ impl FrozenImage {
 /// A range of an image, and the file that it is in.
 type Part<'a> = (Range<usize>, BorrowedFd<'a>);
 
-fn files(layers: &[Layer]) -> Result<(BorrowedFd<'_>, Vec<Part<'_>>), KvmError> {
+/// The lowest layer's file, and what covers it.
+fn files(layers: &[Layer]) -> Result<(&MemoryFile, Vec<Part<'_>>), KvmError> {
     let [base, upper @ ..] = layers else {
         return Err(KvmError::State("an image without a layer".into()));
     };
@@ -122,7 +134,7 @@ fn files(layers: &[Layer]) -> Result<(BorrowedFd<'_>, Vec<Part<'_>>), KvmError> 
     let over = upper
         .iter()
         .flat_map(|layer| layer.runs.iter().map(move |run| (part(layer, run), layer.file.as_fd())));
-    Ok((base.file.as_fd(), over.collect()))
+    Ok((&base.file, over.collect()))
 }
 
 impl GuestMemory for FrozenImage {

@@ -2,11 +2,13 @@
 
 mod file;
 mod image;
+mod page_size;
 mod ram;
 mod runs;
 
 pub(crate) use file::MemoryFile;
 pub use image::FrozenImage;
+pub use page_size::{PageSize, Ram};
 pub(crate) use ram::{Dropped, GuestRam, Prepared};
 
 use kaleidoscope_core::memory::MemoryLayout;

@@ -1,7 +1,7 @@
 //! What a VM has for RAM.
 
 use super::file::MemoryFile;
-use super::{FrozenImage, bytes, runs};
+use super::{FrozenImage, PageSize, Ram, bytes, runs};
 use crate::error::{Asked, KvmError};
 use crate::sys::{Mapping, Sharing, Tracker, Written, install_slot, own_pages, remove_slot};
 use kaleidoscope_core::addr::{FRAME_BYTES, Gpa};
@@ -53,10 +53,17 @@ pub(crate) struct Copying {
 
 impl GuestRam {
     /// RAM that is all zeros.
-    pub(crate) fn new(layout: MemoryLayout) -> Result<Self, KvmError> {
-        let file = Arc::new(MemoryFile::new(bytes(&layout))?);
-        let mapping = Mapping::of_file(file.as_fd(), file.len(), Sharing::Shared)
-            .asked("mapping guest memory")?;
+    pub(crate) fn new(ram: Ram) -> Result<Self, KvmError> {
+        let Ram { layout, pages } = ram;
+        let file = Arc::new(MemoryFile::of_pages(bytes(&layout), pages)?);
+        // The pool of huge pages has all of the machine's or refuses it, so that looking at its image never lacks one.
+        let mapping = Mapping::of_file(file.as_fd(), file.len(), Sharing::Shared);
+        let mapping = mapping.asked(match pages {
+            PageSize::Small => "mapping guest memory",
+            PageSize::Huge => {
+                "taking guest memory from the huge pages that are free (vm.nr_hugepages)"
+            }
+        })?;
         Ok(Self { layout, mapping: Arc::new(mapping), origin: Origin::Fresh(file) })
     }
 
@@ -257,8 +264,9 @@ impl Copying {
     fn copy_all(&mut self, mapping: &Mapping) -> Result<(), KvmError> {
         self.tracker.runs(Written::Ever).asked("tracking what a machine writes")?;
         let mut at = 0;
-        while at < mapping.len() {
-            let piece = at..at.saturating_add(PIECE).min(mapping.len());
+        let end = self.delta.len();
+        while at < end {
+            let piece = at..at.saturating_add(PIECE).min(end);
             let buffer = self.buffer.get_mut(..piece.len()).unwrap_or_default();
             mapping.read(at, buffer).asked("reading guest memory")?;
             for (n, page) in buffer.chunks(FRAME_BYTES).enumerate() {
@@ -275,6 +283,8 @@ impl Copying {
     fn copy(&mut self, mapping: &Mapping, written: Written) -> Result<(), KvmError> {
         let found = self.tracker.runs(written).asked("looking for what a machine wrote")?;
         for run in found {
+            // The rest of a last page that is huge is nobody's.
+            let run = run.start..run.end.min(self.delta.len());
             let mut at = run.start;
             while at < run.end {
                 let len = (run.end - at).min(PIECE);

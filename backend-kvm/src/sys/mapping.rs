@@ -2,6 +2,7 @@
 
 #![expect(unsafe_code, reason = "maps guest memory and reads what a guest writes")]
 
+use crate::memory::PageSize;
 use libc::{iovec, process_vm_readv, process_vm_writev};
 use rustix::fs::{SealFlags, fcntl_get_seals};
 use rustix::io::Errno;
@@ -49,7 +50,8 @@ unsafe impl Send for Mapping {}
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
-    /// Maps the first `len` bytes of a file, for reading and writing. Memory is taken as it is used.
+    /// Maps the first `len` bytes of a file, for reading and writing. Memory is taken as it is used; what huge pages a shared mapping may
+    /// use is set aside.
     pub(crate) fn of_file(
         file: BorrowedFd<'_>,
         len: usize,
@@ -57,20 +59,22 @@ impl Mapping {
     ) -> Result<Self, Errno> {
         let flags = match sharing {
             Sharing::Shared => MapFlags::SHARED,
-            Sharing::Private => MapFlags::PRIVATE,
+            Sharing::Private => MapFlags::PRIVATE | MapFlags::NORESERVE,
         };
         let access = ProtFlags::READ | ProtFlags::WRITE;
         // SAFETY: without a fixed address the kernel chooses one where nothing is mapped.
-        let start = unsafe {
-            mmap(std::ptr::null_mut(), len, access, flags | MapFlags::NORESERVE, file, 0)
-        }?;
+        let start = unsafe { mmap(std::ptr::null_mut(), len, access, flags, file, 0) }?;
         Self::at(start, len)
     }
 
-    /// Maps memory without a file.
-    pub(crate) fn anonymous(len: usize) -> Result<Self, Errno> {
+    /// Maps memory without a file: `len` bytes, which are whole pages.
+    pub(crate) fn anonymous(len: usize, pages: PageSize) -> Result<Self, Errno> {
         let access = ProtFlags::READ | ProtFlags::WRITE;
         let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
+        let flags = match pages {
+            PageSize::Small => flags,
+            PageSize::Huge => flags | MapFlags::HUGETLB | MapFlags::HUGE_2MB,
+        };
         // SAFETY: without a fixed address the kernel chooses one where nothing is mapped.
         let start = unsafe { mmap_anonymous(std::ptr::null_mut(), len, access, flags) }?;
         Self::at(start, len)

@@ -9,6 +9,7 @@ use kaleidoscope_core::prefetch::{Atlas, Blind, Demand, PrefetchPolicy};
 use kaleidoscope_kvm::guest::{Plan, Witness, boot, progress};
 use kaleidoscope_kvm::lazy::{Lazy, Stage};
 use kaleidoscope_kvm::machine::{Frozen, Machine};
+use kaleidoscope_kvm::memory::PageSize;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -27,6 +28,7 @@ fn lazy(
         options: Options::default(),
         grant: None,
         stage: stage.cloned(),
+        pages: PageSize::Small,
     }
 }
 

@@ -3,6 +3,7 @@
 mod colors;
 mod common;
 mod hooks;
+mod huge;
 mod lazy;
 mod local;
 mod rust_vmm;

@@ -6,6 +6,7 @@ use kaleidoscope_core::clone::{Descriptor, LocalSource, Options};
 use kaleidoscope_core::memory::{GuestMemory, MemoryLayout, VecMemory};
 use kaleidoscope_core::prefetch::{Blind, Demand, PrefetchPolicy};
 use kaleidoscope_kvm::lazy::{Filling, FrozenMmap, Lazy};
+use kaleidoscope_kvm::memory::PageSize;
 use std::sync::Arc;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
@@ -45,6 +46,7 @@ fn a_vmm_s_memory_is_filled_as_it_is_touched() -> Outcome<()> {
             options: Options::default(),
             grant: None,
             stage: None,
+            pages: PageSize::Small,
         };
         let filling = Filling::start(&memory, lazy(policy), 2, |_| {})?;
         std::thread::scope(|scope| {
@@ -84,6 +86,7 @@ fn memory_of_another_form_is_refused() -> Outcome<()> {
         options: Options::default(),
         grant: None,
         stage: None,
+        pages: PageSize::Small,
     };
     let other = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 81 << 20)])?;
     let error = Filling::start(&other, lazy, 1, |_| {}).unwrap_err();

@@ -17,6 +17,7 @@ use kaleidoscope_core::prefetch::{Atlas, WriteForecast};
 use kaleidoscope_core::replay::Trace;
 use kaleidoscope_kvm::lazy::{Lazy, Stage};
 use kaleidoscope_kvm::machine::{Frozen, Host};
+use kaleidoscope_kvm::memory::PageSize;
 use std::fs::File;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -197,6 +198,7 @@ impl Nursery<'_> {
                     options: Options::default(),
                     grant: None,
                     stage: self.stage.clone().filter(|_| way == Way::Staged),
+                    pages: PageSize::Small,
                 };
                 Linux::lazy(self.host, self.frozen, lazy, console)
             }

@@ -5,6 +5,7 @@ use kaleidoscope_core::prefetch::{Atlas, PrefetchPolicy};
 use kaleidoscope_kvm::guest::{Plan, Witness, boot, progress};
 use kaleidoscope_kvm::lazy::{Lazy, Stage};
 use kaleidoscope_kvm::machine::{Frozen, Host, Machine};
+use kaleidoscope_kvm::memory::PageSize;
 use std::error::Error;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -105,6 +106,7 @@ impl World {
             options,
             grant: None,
             stage,
+            pages: PageSize::Small,
         };
         let state = &self.frozen.state;
         Ok((Machine::lazy_clone(&self.host, state, lazy, Arc::clone(&witness) as _)?, witness))

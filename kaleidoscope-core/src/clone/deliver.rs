@@ -49,10 +49,11 @@ impl Inner {
         }
         loop {
             match self.try_deliver(delivery, origin)? {
-                Attempt::Done => return Ok(()),
+                Attempt::Done => break,
                 Attempt::Again => self.read_events()?,
             }
         }
+        self.fill_with_zeros_around(frame)
     }
 
     fn try_deliver(&self, delivery: Delivery<'_>, origin: Origin) -> Result<Attempt, Stopped> {

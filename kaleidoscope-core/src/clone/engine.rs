@@ -11,6 +11,7 @@
 //! *brain* (policy, plan and queue), the *staging* and the waiters' own. They are taken in this order.
 
 use super::brain::Brain;
+use super::granule::Granules;
 use super::memory::Memory;
 use super::options::{Feedback, FreeFrames, Options, Parts, Stopped};
 use super::ports::{Clock, FaultQueue, PageSource, Placer};
@@ -49,6 +50,7 @@ pub(super) struct Inner {
     pub(super) clock: Arc<dyn Clock>,
     pub(super) options: Options,
     pub(super) states: FrameStates,
+    pub(super) granules: Granules,
     pub(super) waiters: Waiters,
     /// Inner while a frame is placed, exclusive while events are read: a frame that the guest gave back must not be filled
     /// with the parent's bytes between the giving back and the engine's taking note of it.
@@ -219,6 +221,7 @@ impl Inner {
         let brain = Brain::new(parts.policy, &parts.atlas, &options);
         Self {
             states: FrameStates::new(parts.atlas.frames()),
+            granules: Granules::new(options.granule, parts.atlas.frames()),
             atlas: parts.atlas,
             source: parts.source,
             placer: parts.placer,

@@ -18,6 +18,9 @@ impl Inner {
         if frame.0 >= frames {
             return Err(Stopped::NoSuchFrame { frame, frames });
         }
+        if let Some(granule) = self.granules.of(frame) {
+            return self.fault_granule(&granule, frame, access);
+        }
         let start = self.clock.now();
         let mut stalled = false;
         loop {
@@ -65,19 +68,13 @@ impl Inner {
             }
         }
         if stalled {
-            let now = self.clock.now();
-            self.counters.stalled(now.saturating_sub(start));
-            self.memory.sample(now);
-            if self.ahead.load(Ordering::Acquire) > 0 {
-                // Others are on their way, and this thread no longer receives them.
-                self.waiters.kick();
-            }
+            self.stalled(start);
         }
         Ok(())
     }
 
     /// Waits until a frame is no longer on its way, receiving for everybody unless somebody else does.
-    fn wait_for(&self, frame: FrameIndex, start: Duration) -> Result<(), Stopped> {
+    pub(super) fn wait_for(&self, frame: FrameIndex, start: Duration) -> Result<(), Stopped> {
         let patience = self.options.patience;
         while self.states.is_on_its_way(frame) {
             self.check()?;

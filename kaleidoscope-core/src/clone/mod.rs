@@ -13,6 +13,7 @@ mod engine;
 mod events;
 mod fault;
 mod free_frames;
+mod granule;
 pub mod hooks;
 mod id;
 mod local;

@@ -81,11 +81,14 @@ pub struct Options {
     pub free_frames: FreeFrames,
     /// How long a touched frame may take before the clone is stopped.
     pub patience: Duration,
+    /// Frames that the clone's memory is filled by: 1, or those of the host's pages where it has larger ones (512 of 2 MiB), aligned by frame
+    /// index; 0 is 1. A fault brings all of them, and a frame that the image lacks stops the clone when any of them is touched.
+    pub granule: u32,
 }
 
 impl Default for Options {
     /// 256 pages per plan, 4096 planned, no feedback (4096 pages if it is turned on), no background filling, free frames
-    /// fetched, 30 seconds of patience.
+    /// fetched, 30 seconds of patience, frames one by one.
     fn default() -> Self {
         Self {
             background: Background::Off,
@@ -95,6 +98,7 @@ impl Default for Options {
             staged: 4096,
             free_frames: FreeFrames::Fetch,
             patience: Duration::from_secs(30),
+            granule: 1,
         }
     }
 }

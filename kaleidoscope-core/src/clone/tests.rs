@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
+mod granules;
+
 use super::ports::{
     Delivery, PageSource, PlaceError, Placed, Placer, Priority, SourceError, SystemClock,
 };

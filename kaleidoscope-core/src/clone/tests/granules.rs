@@ -1,0 +1,183 @@
+//! Clones whose memory is filled several frames at a time.
+
+use super::*;
+use crate::prefetch::{Fault, Planner};
+use crate::sync::{AtomicUsize, Ordering};
+use std::sync::OnceLock;
+
+const GRANULE: u32 = 16;
+
+/// Memory of which the clone sees a granule when all of it has come.
+struct Large {
+    frames: Memory,
+    seen: Mutex<Vec<bool>>,
+}
+
+impl Large {
+    fn new() -> Arc<Self> {
+        let frames = Arc::into_inner(Memory::new()).unwrap();
+        Arc::new(Self { frames, seen: Mutex::new(vec![false; FRAMES.div_ceil(GRANULE) as usize]) })
+    }
+
+    fn granule(frame: FrameIndex) -> std::ops::Range<u32> {
+        let start = frame.0 / GRANULE * GRANULE;
+        start..(start + GRANULE).min(FRAMES)
+    }
+
+    /// What the clone sees.
+    fn page(&self, frame: FrameIndex) -> Option<Page> {
+        let is_seen = self.seen.lock()[(frame.0 / GRANULE) as usize];
+        is_seen.then(|| self.frames.page(frame).unwrap())
+    }
+}
+
+impl Placer for Large {
+    fn place(&self, frame: FrameIndex, page: &Page) -> Result<Placed, PlaceError> {
+        let mut seen = self.seen.lock();
+        let placed = self.frames.place(frame, page);
+        let mut granule = Self::granule(frame).map(FrameIndex);
+        if granule.all(|frame| self.frames.page(frame).is_some()) {
+            seen[(frame.0 / GRANULE) as usize] = true;
+        }
+        placed
+    }
+
+    fn zero(&self, frame: FrameIndex) -> Result<Placed, PlaceError> {
+        self.place(frame, &ZERO_PAGE)
+    }
+
+    fn wake(&self, _frame: FrameIndex) -> Result<(), PlaceError> {
+        Ok(())
+    }
+}
+
+/// Counts what is asked for.
+struct Counted {
+    inner: LocalSource,
+    asked: AtomicUsize,
+}
+
+/// Wants the first 64 frames but those that are free.
+struct Related;
+
+impl PrefetchPolicy for Related {
+    fn name(&self) -> &'static str {
+        "related"
+    }
+
+    fn fault(&mut self, _fault: &Fault, planner: &mut Planner<'_>) {
+        (0..64).filter(|n| n % 7 != 3).for_each(|n| {
+            planner.fetch(FrameIndex(n));
+        });
+    }
+}
+
+impl PageSource for Counted {
+    fn request(&self, frames: &[FrameIndex], priority: Priority) -> Result<(), SourceError> {
+        self.asked.fetch_add(frames.len(), Ordering::Relaxed);
+        self.inner.request(frames, priority)
+    }
+
+    fn receive(
+        &self,
+        wait: Duration,
+        deliver: &mut dyn FnMut(Delivery<'_>),
+    ) -> Result<(), SourceError> {
+        self.inner.receive(wait, deliver)
+    }
+}
+
+fn start_large(
+    memory: &Arc<Large>,
+    policy: Box<dyn PrefetchPolicy>,
+    options: Options,
+) -> (Engine, Arc<Counted>) {
+    let inner = LocalSource::new(guest().1);
+    let source = Arc::new(Counted { inner, asked: AtomicUsize::new(0) });
+    let parts = Parts {
+        atlas: guest().0,
+        policy,
+        source: Arc::clone(&source) as _,
+        placer: Arc::clone(memory) as _,
+        queue: None,
+        clock: Arc::new(SystemClock::new()),
+        grant: None,
+    };
+    (Engine::start(parts, Options { granule: GRANULE, ..options }).unwrap(), source)
+}
+
+fn expected(frame: u32, free_frames: FreeFrames) -> Page {
+    static IMAGE: OnceLock<Arc<VecMemory>> = OnceLock::new();
+    let is_zeroed = frame % 7 == 3 && free_frames == FreeFrames::Zero;
+    let image = IMAGE.get_or_init(|| guest().1);
+    if is_zeroed { ZERO_PAGE } else { frozen(image, FrameIndex(frame)) }
+}
+
+#[test]
+fn a_fault_brings_all_that_is_filled_with_it() {
+    for free_frames in [FreeFrames::Zero, FreeFrames::Fetch] {
+        let memory = Large::new();
+        let options = Options { free_frames, ..Options::default() };
+        let (engine, source) = start_large(&memory, Box::new(Demand), options);
+        engine.fault(FrameIndex(37), Access::Read).unwrap();
+        for n in 0..FRAMES {
+            let there = (32..48).contains(&n).then(|| expected(n, free_frames));
+            assert_eq!(memory.page(FrameIndex(n)), there, "{n}");
+        }
+        let free = (32..48).filter(|n| n % 7 == 3 && free_frames == FreeFrames::Zero).count();
+        assert_eq!(source.asked.load(Ordering::Relaxed), 16 - free);
+        let total = engine.statistics().total();
+        assert_eq!((total.faults, engine.statistics().stalls()), (1, 1));
+        // The last one is cut.
+        engine.fault(FrameIndex(FRAMES - 1), Access::Write).unwrap();
+        assert!(memory.page(FrameIndex(FRAMES - 12)).is_some());
+    }
+}
+
+#[test]
+fn many_threads_and_all_ways_of_prefetching() {
+    let backgrounds = [Background::Off, Background::Full];
+    for (n, feedback) in
+        [Feedback::Off, Feedback::Staged, Feedback::Sampled { one_in: 3 }].into_iter().enumerate()
+    {
+        for free_frames in [FreeFrames::Zero, FreeFrames::Fetch] {
+            let memory = Large::new();
+            let background = backgrounds[n % 2];
+            let options =
+                Options { feedback, free_frames, background, staged: 20, ..Options::default() };
+            let (engine, _) = start_large(&memory, Box::new(Blind::aligned(64)), options);
+            std::thread::scope(|scope| {
+                for vcpu in 0..4u32 {
+                    let (engine, memory) = (&engine, &memory);
+                    scope.spawn(move || {
+                        for n in 0..600u32 {
+                            let frame = FrameIndex((n * (vcpu * 2 + 1) * 37) % FRAMES);
+                            if memory.page(frame).is_none() {
+                                engine.fault(frame, Access::Read).unwrap();
+                            }
+                            let page = memory.page(frame).unwrap();
+                            // What is free may come all the same: the policy does not see colors.
+                            let fetched = page == expected(frame.0, FreeFrames::Fetch);
+                            assert!(fetched || page == expected(frame.0, free_frames), "{frame}");
+                        }
+                    });
+                }
+            });
+        }
+    }
+}
+
+#[test]
+fn what_was_prefetched_is_seen_without_a_fault() {
+    let memory = Large::new();
+    let options = Options { free_frames: FreeFrames::Zero, ..Options::default() };
+    // One fault plans 64 frames: three more granules, of which the free frames are filled as well.
+    let (engine, _) = start_large(&memory, Box::new(Related), options);
+    engine.fault(FrameIndex(0), Access::Read).unwrap();
+    let start = std::time::Instant::now();
+    while !(0..64).all(|n| memory.page(FrameIndex(n)).is_some()) {
+        assert!(start.elapsed() < Duration::from_secs(10));
+        std::thread::yield_now();
+    }
+    assert!((0..64).all(|n| memory.page(FrameIndex(n)) == Some(expected(n, FreeFrames::Zero))));
+}
