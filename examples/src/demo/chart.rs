@@ -3,15 +3,28 @@
 use crate::chart_style::{FAINT, FONT, GRID, TEXT, color};
 use plotters::prelude::*;
 
-const SIZE: (u32, u32) = (960, 420);
+/// Pixels of a chart that stands alone, and of one among several.
+pub(super) const WIDE: (u32, u32) = (960, 420);
+pub(super) const SMALL: (u32, u32) = (480, 280);
+
 /// A curve: points of time in ms and a value.
 pub(super) struct Curve {
     pub(super) place: usize,
     pub(super) points: Vec<(f64, f64)>,
 }
 
-/// Draws curves as SVG; `end` is where the time ends. What lies beyond is cut.
-pub(super) fn draw(curves: &[Curve], end: f64, unit: &str) -> Result<String, String> {
+/// What a chart shows.
+pub(super) struct Chart<'a> {
+    pub(super) size: (u32, u32),
+    /// Where the time ends; what lies beyond is cut.
+    pub(super) end: f64,
+    /// What the values are.
+    pub(super) unit: &'a str,
+}
+
+/// Draws curves as SVG.
+pub(super) fn draw(curves: &[Curve], chart: &Chart<'_>) -> Result<String, String> {
+    let Chart { size, end, unit } = *chart;
     let shown = |curve: &Curve| -> Vec<(f64, f64)> {
         curve.points.iter().copied().filter(|(at, _)| *at <= end).collect()
     };
@@ -20,7 +33,7 @@ pub(super) fn draw(curves: &[Curve], end: f64, unit: &str) -> Result<String, Str
     let most = values.fold(1e-9, f64::max);
     let mut text = String::new();
     {
-        let area = SVGBackend::with_string(&mut text, SIZE).into_drawing_area();
+        let area = SVGBackend::with_string(&mut text, size).into_drawing_area();
         let drawn = (|| {
             let style = |size: u32, color: RGBColor| (FONT, size).into_font().color(&color);
             let mut chart = ChartBuilder::on(&area)

@@ -1,6 +1,6 @@
 //! The demonstration on KVM.
 
-use super::results::{Contest, Results, Sample, Way, ms, number, stalled};
+use super::results::{Contest, Results, Sample, Way, ms, number};
 use crate::progress::Status;
 use crate::vm::{MOST_AHEAD, Outcome, World, rounds};
 use kaleidoscope_core::addr::Gpa;
@@ -144,7 +144,7 @@ fn run(
     let base: u64 = goals.iter().map(|goal| goal - WORK).sum::<u64>() * clones as u64;
     let mut samples = Vec::new();
     loop {
-        let (mut done, mut waited, mut is_done) = (0, Duration::ZERO, true);
+        let (mut done, mut sample, mut is_done) = (0, Sample::default(), true);
         for (machine, witness) in &made {
             if let Some(complaint) = witness.complaint() {
                 return Err(format!("{name}: a guest found a wrong byte: {complaint:?}").into());
@@ -155,11 +155,13 @@ fn run(
             let now = rounds(&world.plan, machine)?;
             is_done &= now.iter().zip(&goals).all(|(now, goal)| now >= goal);
             done += now.iter().sum::<u64>();
-            waited +=
-                machine.engine().map_or(Duration::ZERO, |engine| stalled(&engine.statistics()));
+            if let Some(engine) = machine.engine() {
+                sample.count(&engine.statistics());
+            }
         }
-        let at_ms = ms(begin.elapsed());
-        samples.push(Sample { at_ms, rounds: done.saturating_sub(base), stalled_ms: ms(waited) });
+        sample.at_ms = ms(begin.elapsed());
+        sample.rounds = done.saturating_sub(base);
+        samples.push(sample);
         if is_done {
             break;
         }

@@ -1,7 +1,7 @@
 //! The report: one page that needs nothing but the picture beside it.
 
-use super::chart::{Curve, draw};
-use super::results::{Results, Way};
+use super::chart::{Chart, Curve, SMALL, WIDE, draw};
+use super::results::{Results, Sample, Way};
 use std::fmt::Write;
 
 /// What is shown.
@@ -15,7 +15,7 @@ const STYLE: &str = "body{font:16px/1.5 Helvetica,Arial,sans-serif;color:#262b33
 h1{font-size:28px}h2{font-size:20px;margin-top:40px}table{border-collapse:collapse;font-size:14px}\
 th,td{padding:4px 10px;text-align:right;border-bottom:1px solid #e4e7ec}td:first-child,th:first-child{text-align:left}\
 img{max-width:100%;border-radius:6px}.dot{display:inline-block;width:10px;height:10px;border-radius:5px;margin-right:8px}\
-p.note{color:#767e8c}";
+p.note{color:#767e8c}.charts{display:flex;flex-wrap:wrap;gap:16px}";
 
 /// Text as HTML shows it.
 fn escaped(text: &str) -> String {
@@ -103,14 +103,52 @@ impl Page<'_> {
             ways.map(|(place, way)| Curve { place, points: points(way) }).collect()
         };
         let end = self.results.ways.iter().map(|way| way.took_ms).fold(0.0, f64::max);
-        let work = draw(&curves(&throughput), end, "rounds of work a ms")?;
+        let wide = |unit| Chart { size: WIDE, end, unit };
+        let work = draw(&curves(&throughput), &wide("rounds of work a ms"))?;
         let waited = |way: &Way| way.samples.iter().map(|s| (s.at_ms, s.stalled_ms)).collect();
-        let waited = draw(&curves(&waited), end, "ms waited so far, all vCPUs")?;
+        let waited = draw(&curves(&waited), &wide("ms waited so far, all vCPUs"))?;
         let _ = write!(
             out,
             "<h2>How clones warm up</h2><p class=note>Work done over time by all clones of a way, in the colors of the table.</p>{work}\
              <h2>How long they wait</h2>{waited}"
         );
+        self.curves_by_color(out)
+    }
+
+    /// A small chart for each way whose clones wait: for what.
+    fn curves_by_color(&self, out: &mut String) -> Result<(), String> {
+        let last = |way: &Way| way.samples.last().map(|sample| sample.stalled_ms_by_color.clone());
+        let ends: Vec<_> = self.results.ways.iter().filter_map(last).collect();
+        let mut colors: Vec<&str> = ends.iter().flat_map(|end| end.keys().copied()).collect();
+        colors.sort_unstable();
+        colors.dedup();
+        if colors.is_empty() {
+            return Ok(());
+        }
+        out.push_str("<h2>What for</h2><p class=note>");
+        for (place, color) in colors.iter().enumerate() {
+            let _ = write!(out, "{}{} &nbsp; ", Self::dot(place), escaped(color));
+        }
+        out.push_str("</p><div class=charts>");
+        for way in &self.results.ways {
+            let waits = way.samples.last().is_some_and(|s| !s.stalled_ms_by_color.is_empty());
+            if !waits || way.samples.len() < 3 {
+                continue;
+            }
+            let of = |color: &str| -> Vec<(f64, f64)> {
+                let waited = |sample: &Sample| sample.stalled_ms_by_color.get(color).copied();
+                way.samples.iter().map(|s| (s.at_ms, waited(s).unwrap_or(0.0))).collect()
+            };
+            let curves: Vec<Curve> = colors
+                .iter()
+                .enumerate()
+                .map(|(place, color)| Curve { place, points: of(color) })
+                .collect();
+            let chart = Chart { size: SMALL, end: way.took_ms, unit: "ms waited so far" };
+            let drawn = draw(&curves, &chart)?;
+            let _ = write!(out, "<div><b>{}</b><br>{drawn}</div>", escaped(&way.name));
+        }
+        out.push_str("</div>");
         Ok(())
     }
 

@@ -5,6 +5,7 @@ use comfy_table::CellAlignment::{Left, Right};
 use kaleidoscope_core::clone::Statistics;
 use kaleidoscope_core::color::ColorMap;
 use serde::Serialize;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// A demonstration: what the parent is, and how its clones did.
@@ -52,23 +53,31 @@ pub(super) struct Way {
 }
 
 /// All clones of a way at one moment.
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Debug, Default, Serialize)]
 pub(super) struct Sample {
     pub(super) at_ms: f64,
     /// Rounds of work that they have done together.
     pub(super) rounds: u64,
     /// Time that their vCPUs have waited, together.
     pub(super) stalled_ms: f64,
+    /// The same for frames of each color.
+    pub(super) stalled_ms_by_color: BTreeMap<&'static str, f64>,
+}
+
+impl Sample {
+    /// Adds what a clone's engine has counted so far.
+    pub(super) fn count(&mut self, statistics: &Statistics) {
+        for (color, counts) in statistics.by_color.iter().filter(|(_, c)| c.stalled_ns > 0) {
+            let waited = number(counts.stalled_ns) / 1e6;
+            self.stalled_ms += waited;
+            *self.stalled_ms_by_color.entry(color.name()).or_default() += waited;
+        }
+    }
 }
 
 /// Milliseconds.
 pub(super) fn ms(time: Duration) -> f64 {
     time.as_secs_f64() * 1e3
-}
-
-/// How long a clone has waited so far.
-pub(super) fn stalled(statistics: &Statistics) -> Duration {
-    statistics.mean_stall().mul_f64(number(statistics.stalls()))
 }
 
 /// A count as a number to calculate with.
@@ -87,7 +96,7 @@ impl Way {
             self.faults += number(total.faults) / clones;
             self.late += number(total.late) / clones;
             self.prefetched += number(total.prefetched) / clones;
-            self.stalled_ms += ms(stalled(statistics)) / clones;
+            self.stalled_ms += number(total.stalled_ns) / 1e6 / clones;
             self.moved_mib += number(statistics.bytes()) / clones / f64::from(1 << 20);
             let longest = statistics.stall(1.0).map(|stall| ms(stall) * 1e3);
             self.longest_stall_us = match (self.longest_stall_us, longest) {

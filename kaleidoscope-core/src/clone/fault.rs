@@ -68,7 +68,7 @@ impl Inner {
             }
         }
         if stalled {
-            self.stalled(start);
+            self.stalled(frame, start);
         }
         Ok(())
     }

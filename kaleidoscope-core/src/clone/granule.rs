@@ -88,7 +88,7 @@ impl Inner {
             }
         }
         if stalled {
-            self.stalled(start);
+            self.stalled(frame, start);
         } else {
             // It came between the touch and here, and the vCPU may still sleep.
             self.placer.wake(frame)?;
@@ -170,9 +170,9 @@ impl Inner {
     }
 
     /// A fault that had to wait is over.
-    pub(super) fn stalled(&self, start: Duration) {
+    pub(super) fn stalled(&self, frame: FrameIndex, start: Duration) {
         let now = self.clock.now();
-        self.counters.stalled(now.saturating_sub(start));
+        self.counters.stalled(self.color(frame), now.saturating_sub(start));
         self.memory.sample(now);
         if self.ahead.load(Ordering::Acquire) > 0 {
             // Others are on their way, and this thread no longer receives them.

@@ -10,7 +10,7 @@ use std::time::Duration;
 /// Longest stall that is told from longer ones.
 const LONGEST_STALL: Duration = Duration::from_secs(3600);
 
-/// What is counted for each color, in frames.
+/// What is counted for each color, in frames unless it says otherwise.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Counts {
     /// Touches that had to wait for the parent, because nobody had asked for the frame.
@@ -35,6 +35,8 @@ pub struct Counts {
     pub unused: u64,
     /// Frames that came twice, or too late to be needed, and were dropped.
     pub dropped: u64,
+    /// Nanoseconds that touches have waited for frames, all vCPUs together.
+    pub stalled_ns: u64,
     /// Frames in the clone's memory now.
     pub resident: u64,
 }
@@ -80,6 +82,7 @@ counters! {
     used => Used,
     unused => Unused,
     dropped => Dropped,
+    stalled_ns => StalledNanos,
 }
 
 const COLORS: usize = Color::ALL.len();
@@ -110,8 +113,12 @@ impl Counters {
     }
 
     pub(crate) fn add(&self, color: Color, count: Count) {
+        self.add_many(color, count, 1);
+    }
+
+    fn add_many(&self, color: Color, count: Count, more: u64) {
         if let Some(counter) = self.counter(color, count) {
-            counter.fetch_add(1, Ordering::Relaxed);
+            counter.fetch_add(more, Ordering::Relaxed);
         }
     }
 
@@ -119,9 +126,12 @@ impl Counters {
         self.moved.fetch_add(1, Ordering::Relaxed);
     }
 
-    pub(crate) fn stalled(&self, stall: Duration) {
+    /// A touch of a frame of this color has waited.
+    pub(crate) fn stalled(&self, color: Color, stall: Duration) {
+        let nanos = u64::try_from(stall.as_nanos()).unwrap_or(u64::MAX);
+        self.add_many(color, Count::StalledNanos, nanos);
         if let Some(stalls) = self.stalls.lock().as_mut() {
-            stalls.saturating_record(u64::try_from(stall.as_nanos()).unwrap_or(u64::MAX));
+            stalls.saturating_record(nanos);
         }
     }
 
