@@ -23,11 +23,13 @@ fn clones_of_linux_prove_themselves() {
     }
     let words = std::env::var("KALEIDOSCOPE_KERNEL_WORDS").unwrap_or_default();
     let folder = tempfile::tempdir().unwrap();
+    let registered = folder.path().join("registered");
     let output = Command::new(env!("CARGO_BIN_EXE_kaleidoscope"))
         .args(["clone", "--json", "--check", "--mib", "64", "--clones", "3"])
         .args(["--ways", "local,ahead,staged,copied", "--kernel", &kernel])
         .args(["--init", env!("CARGO_BIN_EXE_kaleidoscope-guest")])
         .args(["--append", &format!("console=ttyS0 quiet reboot=t panic=-1 rdinit=/init {words}")])
+        .args(["--command", &format!("echo $KALEIDOSCOPE_CLONE >> {}", registered.display())])
         .arg("--out")
         .arg(folder.path())
         .output()
@@ -42,6 +44,9 @@ fn clones_of_linux_prove_themselves() {
     assert_eq!(clones.len(), 12);
     let ids: BTreeSet<_> = clones.iter().map(|clone| clone["id"].as_str().unwrap()).collect();
     assert_eq!(ids.len(), 12, "each knows itself by another id");
+    let registered = std::fs::read_to_string(registered).unwrap();
+    let registered: BTreeSet<_> = registered.lines().collect();
+    assert!(registered.is_superset(&ids), "the command ran for each");
     for clone in clones {
         let is_local = clone["way"] == "local" || clone["way"] == "ahead";
         assert_eq!(clone["bytes_moved"] == 0, is_local, "{clone}");

@@ -11,6 +11,7 @@ use crate::progress;
 use crate::replay::policies::{PolicyChoice, for_a_clone};
 use crate::statistics::Statistics;
 use crate::table;
+use kaleidoscope_kvm::memory::PageSize;
 use report::Report;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -53,6 +54,9 @@ pub(crate) struct Args {
     /// RAM in MiB
     #[arg(long, value_name = "MIB", default_value_t = 256, value_parser = clap::value_parser!(u32).range(2..=1 << 20))]
     mib: u32,
+    /// Make its RAM, and that of clones with copies of their own, of 2 MiB pages, which the system must have (vm.nr_hugepages)
+    #[arg(long)]
+    huge_pages: bool,
     /// Freeze the guest when it has said this on its console
     #[arg(long, value_name = "TEXT", default_value = READY)]
     when: String,
@@ -75,6 +79,9 @@ pub(crate) struct Args {
     /// name `parent`. Without it clones run for a second, unless --when is not given either: then it is what `kaleidoscope-guest` says
     #[arg(long, value_name = "TEXT")]
     until: Option<String>,
+    /// When a clone runs, run this shell command beside it, with its id in KALEIDOSCOPE_CLONE: what registers it, say
+    #[arg(long, value_name = "COMMAND")]
+    command: Option<String>,
     /// Compare the colors with what one more clone says of its own pages, which takes `kaleidoscope-guest` as --init
     #[arg(long, conflicts_with = "initramfs")]
     check: bool,
@@ -131,6 +138,10 @@ impl Args {
 
     fn words<'a>(&'a self, given: Option<&'a str>, ours: &'static str) -> &'a str {
         given.unwrap_or(if self.when == READY { ours } else { "" })
+    }
+
+    fn pages(&self) -> PageSize {
+        if self.huge_pages { PageSize::Huge } else { PageSize::Small }
     }
 
     /// Boots, freezes, colors and clones.

@@ -9,7 +9,7 @@ use crate::progress::Status;
 use crate::replay::policies::{self, Prepared};
 use crate::vm::MOST_AHEAD;
 use crate::vmm::{Console, Linux, Platform, Software, with_program};
-use kaleidoscope_core::clone::hooks::{CloneHook, Guest, HookError, Hooks};
+use kaleidoscope_core::clone::hooks::{CloneHook, Guest, HookError, Hooks, Reconfigure};
 use kaleidoscope_core::clone::{CloneId, LocalSource, Options};
 use kaleidoscope_core::coloring::Rules;
 use kaleidoscope_core::manifest::ImageIdentity;
@@ -18,6 +18,7 @@ use kaleidoscope_core::replay::Trace;
 use kaleidoscope_kvm::lazy::{Lazy, Stage};
 use kaleidoscope_kvm::machine::{Frozen, Host};
 use kaleidoscope_kvm::memory::PageSize;
+use std::ffi::OsString;
 use std::fs::File;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -103,8 +104,9 @@ fn boot(args: &Args, host: &Arc<Host>) -> Result<Linux, Failure> {
     };
     let software = Software { kernel: &args.kernel, initramfs: &initramfs, words: &args.append };
     let console = console(args, "parent")?;
+    let ram = (args.mib, args.pages());
     let mut parent =
-        Linux::new(host, &software, args.mib, Arc::clone(&console)).map_err(Failure::new)?;
+        Linux::new(host, &software, ram, Arc::clone(&console)).map_err(Failure::new)?;
     parent.machine.resume().map_err(Failure::new)?;
     hears(args, &parent, &args.when, "the guest")?;
     Ok(parent)
@@ -198,7 +200,7 @@ impl Nursery<'_> {
                     options: Options::default(),
                     grant: None,
                     stage: self.stage.clone().filter(|_| way == Way::Staged),
-                    pages: PageSize::Small,
+                    pages: if way == Way::Copied { self.args.pages() } else { PageSize::Small },
                 };
                 Linux::lazy(self.host, self.frozen, lazy, console)
             }
@@ -209,7 +211,13 @@ impl Nursery<'_> {
             clone.machine.own_ahead(frames).map_err(Failure::new)?;
         }
         let text = words(text, &id.to_string());
-        let hooks = Hooks::none().and(Tell { devices: Arc::clone(&clone.devices), text });
+        let mut hooks = Hooks::none().and(Tell { devices: Arc::clone(&clone.devices), text });
+        if let Some(command) = &self.args.command {
+            // What it prints is not part of the report.
+            let command = format!("exec >&2\n{command}");
+            let arguments = ["-c", &command].map(OsString::from).to_vec();
+            hooks = hooks.and(Reconfigure { program: "sh".into(), arguments });
+        }
         clone.machine.resume_as(id, &hooks).map_err(Failure::new)?;
         Ok(Running { clone, id, started: start.elapsed() })
     }

@@ -17,6 +17,7 @@ pub(crate) use initramfs::with_program;
 use crate::vm::Outcome;
 use kaleidoscope_kvm::lazy::Lazy;
 use kaleidoscope_kvm::machine::{Frozen, Host, Machine};
+use kaleidoscope_kvm::memory::{PageSize, Ram};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -42,12 +43,13 @@ impl Linux {
     pub(crate) fn new(
         host: &Arc<Host>,
         software: &Software<'_>,
-        mib: u32,
+        (mib, pages): (u32, PageSize),
         console: Arc<Console>,
     ) -> Outcome<Self> {
         let devices = Arc::new(Platform::new(console)?);
         let layout = platform::layout(mib)?;
-        let machine = Machine::new(host, layout.clone(), 1, Arc::clone(&devices) as _)?;
+        let ram = Ram { layout: layout.clone(), pages };
+        let machine = Machine::new(host, ram, 1, Arc::clone(&devices) as _)?;
         let boot = kernel::load(software, &layout)?;
         boot.memory(&mut |gpa, bytes| Ok(machine.write(gpa, bytes)?))?;
         platform::enter(&machine, &boot)?;

@@ -9,16 +9,18 @@
 //! ```
 //!
 //! What a clone's guest must find from its first instruction on belongs before its start; what it has to be told by an interrupt, and what
-//! happens outside (its network coming up under a new address), after it. Requests in flight are the parent's: a VMM's devices begin
+//! happens outside, after it; a network is cut before and connected after ([`NewAddress`]). Requests in flight are the parent's: a VMM's devices begin
 //! empty in a clone, unless a hook carries them over.
 
 mod command;
 mod generation;
 mod identity;
+mod network;
 
 pub use command::Reconfigure;
 pub use generation::{GenerationId, Notice};
 pub use identity::IdentityInMemory;
+pub use network::{Network, NewAddress};
 
 use super::CloneId;
 use crate::addr::Gpa;

@@ -134,3 +134,37 @@ fn a_command_knows_its_clone() {
     let error = resume(&log, &Hooks::none().and(nothing)).unwrap_err();
     assert!(error.to_string().starts_with("/does/not/exist cannot be run: "), "{error}");
 }
+
+/// A network that says what is done to it, and whose guest may not listen.
+struct Cable(Log, bool);
+
+impl Cable {
+    fn say(&self, what: &str) -> Result<(), HookError> {
+        self.0.lock().push(what.into());
+        Ok(())
+    }
+}
+
+impl Network for Cable {
+    fn disconnect(&self, _: &dyn Guest, _: CloneId) -> Result<(), HookError> {
+        self.say("disconnect")
+    }
+    fn readdress(&self, _: &dyn Guest, _: CloneId) -> Result<(), HookError> {
+        self.say("readdress")?;
+        if self.1 { Ok(()) } else { Err(HookError::new("no answer")) }
+    }
+    fn connect(&self, _: &dyn Guest, _: CloneId) -> Result<(), HookError> {
+        self.say("connect")
+    }
+}
+
+#[test]
+fn no_packet_passes_under_the_parent_s_address() {
+    let log = Log::default();
+    resume(&log, &Hooks::none().and(NewAddress(Cable(Arc::clone(&log), true)))).unwrap();
+    assert_eq!(*log.lock(), ["disconnect", "resume", "readdress", "connect"]);
+    let log = Log::default();
+    let hooks = Hooks::none().and(NewAddress(Cable(Arc::clone(&log), false)));
+    assert_eq!(resume(&log, &hooks).unwrap_err().to_string(), "no answer");
+    assert_eq!(*log.lock(), ["disconnect", "resume", "readdress"], "it stays cut off");
+}
