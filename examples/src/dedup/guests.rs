@@ -90,7 +90,9 @@ fn workload(
     for path in paths {
         let file = File::open(&path).map_err(|e| Failure::at(&path, e))?;
         let frames = written_frames(BufReader::new(file), image.layout()).map_err(|e| {
-            Failure::at(&path, e).hint("traces/*.csv beside an image are taken for traces of its clones: move others away")
+            Failure::at(&path, e).hint(
+                "traces/*.csv beside an image are taken for traces of its clones: move others away",
+            )
         })?;
         let mut is_written = vec![false; map.len()];
         let mut count = 0usize;

@@ -77,11 +77,8 @@ pub(super) fn render(guests: &[Guest], results: &[Result], ksm: Option<&Merged>)
     let total = blind.map_or_else(Tally::default, |blind| blind.trial.total());
     let row = |result: &Result| {
         let Tally { hashed, shared, within, diverged, .. } = result.trial.total();
-        let part = |tally: Tally| Part {
-            hashed: tally.hashed,
-            shared: tally.shared,
-            net: tally.net(),
-        };
+        let part =
+            |tally: Tally| Part { hashed: tally.hashed, shared: tally.shared, net: tally.net() };
         Row {
             hashed,
             shared,

@@ -58,7 +58,8 @@ impl Restore {
         let path = Path::new(FOLDER).join(name);
         let Ok(before) = fs::read_to_string(&path) else { return Ok(()) };
         fs::write(&path, value).map_err(|e| {
-            Failure::at(&path, e).hint("--ksm changes the kernel's settings for a while: run it as root")
+            Failure::at(&path, e)
+                .hint("--ksm changes the kernel's settings for a while: run it as root")
         })?;
         self.0.push((path, before.trim().to_owned()));
         Ok(())
@@ -153,7 +154,9 @@ fn copy(guests: &[Guest]) -> Result<(Vec<MmapMut>, u64), Failure> {
 fn figure(name: &str) -> Result<u64, Failure> {
     let path = Path::new(FOLDER).join(name);
     let text = fs::read_to_string(&path).map_err(|e| Failure::at(&path, e))?;
-    text.trim().parse().map_err(|_| Failure::at(&path, format_args!("`{}` is no number", text.trim())))
+    text.trim()
+        .parse()
+        .map_err(|_| Failure::at(&path, format_args!("`{}` is no number", text.trim())))
 }
 
 /// The folder of the kernel thread in `/proc`.

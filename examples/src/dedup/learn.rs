@@ -12,7 +12,9 @@ use std::path::Path;
 /// Learns from every pair of the guests, and writes it.
 pub(super) fn write(path: &Path, guests: &[Guest]) -> Result<(), Failure> {
     if guests.len() < 2 {
-        return Err(Failure::new("one guest teaches nothing of others").hint("give two images or more"));
+        return Err(
+            Failure::new("one guest teaches nothing of others").hint("give two images or more")
+        );
     }
     let pages: Result<Vec<_>, _> = guests.iter().map(fingerprints).collect();
     let pages = pages?;

@@ -6,7 +6,8 @@ use crate::failure::Failure;
 use crate::progress::Bar;
 use kaleidoscope_core::addr::{FRAME_BYTES, FrameIndex};
 use kaleidoscope_core::dedup::{
-    Adaptive, Blind, Catalog, DedupSelector, GuestNumber, Outcome, Paper, Subject, Trial, Yields, run,
+    Adaptive, Blind, Catalog, DedupSelector, GuestNumber, Outcome, Paper, Subject, Trial, Yields,
+    run,
 };
 use kaleidoscope_core::fingerprint::{Content, Domain, contents};
 use kaleidoscope_core::memory::GuestMemory;
@@ -113,7 +114,10 @@ pub(super) fn ratio(count: u64, by: u64) -> Option<f64> {
 }
 
 /// Runs all strategies, blind first.
-pub(super) fn run_all(guests: &[Guest], yields: &Yields) -> std::result::Result<Vec<Result>, Failure> {
+pub(super) fn run_all(
+    guests: &[Guest],
+    yields: &Yields,
+) -> std::result::Result<Vec<Result>, Failure> {
     let domain = Domain::random().map_err(|e| Failure::new(format_args!("no random key: {e}")))?;
     let threads = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
     let bar = Bar::new("strategies", STRATEGIES.len());

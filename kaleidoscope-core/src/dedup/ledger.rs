@@ -1,9 +1,9 @@
 //! What hashing a set of guests has saved.
 
 use super::GuestNumber;
+use crate::addr::FrameIndex;
 use crate::color::Color;
 use crate::fingerprint::Fingerprint;
-use crate::addr::FrameIndex;
 use foldhash::fast::RandomState;
 use std::collections::HashMap;
 
@@ -141,8 +141,10 @@ impl Ledger {
     pub fn bound(&self, hashes: u64) -> u64 {
         let mut groups: Vec<_> = self.groups.values().map(|g| (g.copies, g.written)).collect();
         // A written copy is a hash in vain; who knows it leaves it out.
-        let mut sizes: Vec<u64> =
-            groups.drain(..).map(|(copies, written)| u64::from(copies - written.min(copies))).collect();
+        let mut sizes: Vec<u64> = groups
+            .drain(..)
+            .map(|(copies, written)| u64::from(copies - written.min(copies)))
+            .collect();
         sizes.sort_unstable_by(|a, b| b.cmp(a));
         let mut left = hashes;
         let mut saved = 0;

@@ -19,6 +19,8 @@ mod ledger;
 mod paper;
 mod relation;
 mod selector;
+#[cfg(test)]
+mod tests;
 mod trial;
 mod yields;
 

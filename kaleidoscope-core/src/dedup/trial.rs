@@ -77,7 +77,13 @@ pub fn run<E>(
                 continue;
             }
             let found = read(place, &chosen)?;
-            record(&mut trial.ledger, guests, place, chosen.iter().copied().zip(found), &mut outcomes);
+            record(
+                &mut trial.ledger,
+                guests,
+                place,
+                chosen.iter().copied().zip(found),
+                &mut outcomes,
+            );
         }
         if outcomes.iter().all(Vec::is_empty) {
             return Ok(trial);

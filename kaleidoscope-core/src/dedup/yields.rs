@@ -83,7 +83,9 @@ pub enum YieldsError {
         source: UnknownName,
     },
     /// A count that is no number from 0 to 10^12, or larger than what it is a part of.
-    #[error("line {line}: counts are numbers from 0 to 10^12, shared and saved at most hashed, diverged at most shared, alike at most saved")]
+    #[error(
+        "line {line}: counts are numbers from 0 to 10^12, shared and saved at most hashed, diverged at most shared, alike at most saved"
+    )]
     Count {
         /// Line, from 1.
         line: usize,

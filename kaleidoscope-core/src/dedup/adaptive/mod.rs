@@ -26,8 +26,9 @@ use std::sync::Arc;
 use stock::Stock;
 use worth::{Prospect, worth};
 
-/// Hashes that what is known of a class counts as, beside those of this guest. Guests differ, so few.
-const CLASS_WEIGHT: f64 = 64.0;
+/// Most hashes that what is known of a class counts as, beside those of this guest. With fewer, frames whose equal ones the other
+/// guest has yet to hash count for too much.
+const CLASS_WEIGHT: f64 = 256.0;
 
 /// Hashes that the class counts as beside those of the group.
 const GROUP_WEIGHT: f64 = 8.0;
@@ -90,12 +91,7 @@ enum Answer {
 impl Adaptive {
     /// A selector of frames of one guest of the catalog, which starts with what is known of other guests.
     #[must_use]
-    pub fn new(
-        atlas: Arc<Atlas>,
-        catalog: &Catalog,
-        guest: GuestNumber,
-        yields: &Yields,
-    ) -> Self {
+    pub fn new(atlas: Arc<Atlas>, catalog: &Catalog, guest: GuestNumber, yields: &Yields) -> Self {
         let stock = Stock::new(&atlas, catalog, guest);
         let mut adaptive = Self {
             arms: vec![Tried::default(); stock.arms.len()],
@@ -195,7 +191,8 @@ impl Adaptive {
             saved: known.saved * scale + here.saved,
             diverged: known.diverged * scale + here.diverged,
             // How alike frames are is known from other guests: here, many arms are known by one frame only.
-            alike: known.alike / known.saved.max(f64::MIN_POSITIVE) * (known.saved * scale + here.saved),
+            alike: known.alike / known.saved.max(f64::MIN_POSITIVE)
+                * (known.saved * scale + here.saved),
         }
     }
 
@@ -267,9 +264,7 @@ impl Adaptive {
             for other in arms.iter().flatten() {
                 self.enqueue(*other as usize);
             }
-            if let (Some(slot), Some(arms)) =
-                (self.stock.groups.get_mut(of.group as usize), arms)
-            {
+            if let (Some(slot), Some(arms)) = (self.stock.groups.get_mut(of.group as usize), arms) {
                 *slot = arms;
             }
         }
@@ -322,11 +317,8 @@ impl Adaptive {
         let Some(answer) = self.answers.get_mut(frame.as_usize()) else { return };
         let before = *answer;
         let hash = ClassYield { hashed: 1.0, ..ClassYield::default() };
-        let gain = |copies| ClassYield {
-            shared: 1.0,
-            saved: saved(copies),
-            ..ClassYield::default()
-        };
+        let gain =
+            |copies| ClassYield { shared: 1.0, saved: saved(copies), ..ClassYield::default() };
         let change = match (before, outcome) {
             (Answer::Pending, Outcome::Skipped) => {
                 *answer = Answer::Skipped;
@@ -386,4 +378,3 @@ fn saved(copies: u32) -> f64 {
 fn steps(worth: f64) -> u32 {
     (worth * STEPS) as u32
 }
-
