@@ -23,12 +23,13 @@ impl Guest {
     fn new(regions: &[(FrameKind, &str, Vec<u64>)], free: usize) -> Self {
         let (mut frames, mut pages, mut all) = (Vec::new(), Vec::new(), Vec::new());
         for (id, (kind, name, held)) in (0..).map(RegionId).zip(regions) {
-            let (order, color) = match kind {
-                FrameKind::File => (Order::FileOffset, Color::FileCache),
-                FrameKind::Kernel => (Order::KernelAddress, Color::KernelText),
-                FrameKind::Slab => (Order::FrameNumber, Color::Slab),
-                _ => (Order::UserAddress, Color::Anonymous),
-            };
+            let orders = [
+                (FrameKind::File, Order::FileOffset, Color::FileCache),
+                (FrameKind::Kernel, Order::KernelAddress, Color::KernelText),
+                (FrameKind::Slab, Order::FrameNumber, Color::Slab),
+                (FrameKind::Anonymous, Order::UserAddress, Color::Anonymous),
+            ];
+            let (_, order, color) = orders.into_iter().find(|(of, ..)| of == kind).unwrap();
             all.push(Region::new(*kind, order, *name));
             for (position, page) in (0..).zip(held) {
                 let region = Some(id);
@@ -201,7 +202,7 @@ fn what_diverges_is_avoided_later() {
     let numbers: Vec<_> = guests.iter().map(|guest| catalog.add(&guest.atlas)).collect();
     let judge = |frame: FrameIndex| match guests[0].content(frame) {
         Content::Page(_) => (if frame.0 < 200 { 2 } else { 1 }, frame.0 < 200),
-        _ => (0, false),
+        Content::Zero | Content::Missing => (0, false),
     };
     let taught = Adaptive::teach(&guests[0].atlas, &catalog, numbers[0], judge);
     let shared = taught.iter().find(|(_, relation, _)| *relation == Relation::SameFile).unwrap().2;

@@ -22,10 +22,8 @@ impl Class {
     /// The class of a frame. Files are one color here: which of their pages happen to be mapped differs from guest to guest, and their
     /// bytes do not care.
     pub(super) fn of(color: Color, relation: Relation) -> Self {
-        let color = match color {
-            Color::FileCode | Color::FileMapped => Color::FileCache,
-            other => other,
-        };
+        let is_mapped_file = matches!(color, Color::FileCode | Color::FileMapped);
+        let color = if is_mapped_file { Color::FileCache } else { color };
         Self(color as u16 * 8 + relation as u16)
     }
 

@@ -34,7 +34,7 @@ const CLASS_WEIGHT: f64 = 256.0;
 const GROUP_WEIGHT: f64 = 8.0;
 
 /// Worth below which the rest is left alone, unless told otherwise.
-const LEAST_WORTH: f64 = 0.06;
+const LEAST_WORTH: f64 = 0.03;
 
 /// What is taken for granted of a class that nobody has seen.
 const UNSEEN: ClassYield =
