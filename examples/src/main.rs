@@ -8,6 +8,7 @@ mod clone;
 mod color;
 mod cpio;
 mod csv_out;
+mod dedup;
 mod demo;
 mod explain;
 mod failure;
@@ -56,6 +57,7 @@ enum Command {
     Map(map::Args),
     Check(check::Args),
     Replay(replay::Args),
+    Dedup(dedup::Args),
     Tune(tune::Args),
     Serve(serve::Args),
     Pull(pull::Args),
@@ -87,6 +89,7 @@ fn main() -> ExitCode {
         Command::Explain(args) => done(args.run()),
         Command::Map(args) => done(args.run()),
         Command::Replay(args) => done(args.run()),
+        Command::Dedup(args) => done(args.run()),
         Command::Tune(args) => done(args.run()),
         Command::Serve(args) => done(args.run()),
         Command::Pull(args) => done(args.run()),

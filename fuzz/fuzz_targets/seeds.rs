@@ -8,6 +8,7 @@ use kaleidoscope_core::clone::ports::Priority;
 use kaleidoscope_core::clone::{CloneId, Descriptor, FreeFrames, ServerAddress};
 use kaleidoscope_core::color::ColorMap;
 use kaleidoscope_core::coloring::{Options, color};
+use kaleidoscope_core::fingerprint::{Domain, Fingerprints, contents};
 use kaleidoscope_core::manifest::{ImageIdentity, Manifest};
 use kaleidoscope_core::memory::GuestMemory;
 use kaleidoscope_core::prefetch::{Access, Atlas};
@@ -22,7 +23,7 @@ use kaleidoscope_mock::linux::{KernelStyle, MockGuest};
 use libfuzzer_sys::fuzz_target;
 use std::error::Error;
 use std::fs;
-use std::num::NonZeroU32;
+use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::Path;
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -69,6 +70,15 @@ fn image(guest: &MockGuest, start: Gva, bytes: u64) -> Result<Vec<u8>, Box<dyn E
     Ok(out)
 }
 
+/// Fingerprints of every other frame.
+fn fingerprints(guest: &MockGuest) -> Result<Fingerprints, Box<dyn Error>> {
+    let frames = guest.memory.layout().frames();
+    let chosen: Vec<_> = (0..frames).step_by(2).map(FrameIndex).collect();
+    let domain = Domain::new([7; 32]);
+    let found = contents(&guest.memory, &chosen, &domain, NonZeroUsize::MIN)?;
+    Ok(Fingerprints::new(domain.id(), frames, chosen.into_iter().zip(found)))
+}
+
 fuzz_target!(
     init: {
         let root = std::env::var_os("KALEIDOSCOPE_SEEDS").expect("KALEIDOSCOPE_SEEDS names a folder");
@@ -103,11 +113,19 @@ fn write(root: &Path) -> Result<(), Box<dyn Error>> {
         let options = Options { registers: guest.registers.clone(), ..Options::default() };
         let coloring = color(&guest.memory, &options)?;
         let identity = ImageIdentity::of(&guest.memory, &coloring.map)?;
-        let file = Manifest::new(coloring.map.clone(), identity).to_bytes()?;
+        let mut manifest = Manifest::new(coloring.map.clone(), identity);
+        // One of them without the part that may be missing.
+        manifest.fingerprints = (number > 0).then(|| fingerprints(&guest)).transpose()?;
+        let table = manifest.fingerprints.clone();
+        let file = manifest.to_bytes()?;
         put("manifest", &format!("{name}-file"), &[&[0], &file[..]].concat())?;
         let payload = payload_of(&file).ok_or("the manifest has no payload")?;
         put("manifest", &format!("{name}-payload"), &[&[1], &payload[..]].concat())?;
         let descriptor = Descriptor::of(&guest.memory, Some(coloring.map.clone()))?;
+        let descriptor = match table {
+            Some(table) => descriptor.with_fingerprints(table)?,
+            None => descriptor,
+        };
         let file = descriptor_file(descriptor)?;
         put("descriptor", &format!("{name}-file"), &[&[0], &file[..]].concat())?;
         let payload = payload_of(&file).ok_or("the descriptor has no payload")?;

@@ -6,7 +6,7 @@
 //! [`coloring`] judges them, [`color`] holds the judgement, and [`manifest`] keeps it in a file; [`prefetch`] decides what a
 //! clone gets before it asks, [`replay`] judges such decisions on the touches of real clones, [`recording`] keeps what clones
 //! touched for other clones, boots and kernels, and [`tune`] finds the settings of policies; [`alloc`] shares out a host's memory,
-//! [`clone`] runs clones with all of this, and [`wire`] carries their pages from one host to another.
+//! [`dedup`] finds equal pages of its guests by their [`fingerprint`]s, [`clone`] runs clones with all of this, and [`wire`] carries their pages from one host to another.
 //!
 //! ```no_run
 //! use kaleidoscope_core::coloring::{Options, color};
@@ -25,6 +25,8 @@ pub mod alloc;
 pub mod clone;
 pub mod color;
 pub mod coloring;
+pub mod dedup;
+pub mod fingerprint;
 pub mod guest_os;
 pub mod image;
 pub mod linux;

@@ -6,11 +6,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Modules of the core in the order of the pipeline: each may use those before it, never those after it.
-const PIPELINE: [&str; 19] = [
+const PIPELINE: [&str; 21] = [
     "addr",
     "memory",
     "registers",
     "image",
+    "fingerprint",
     "paging",
     "color",
     "guest_os",
@@ -24,6 +25,7 @@ const PIPELINE: [&str; 19] = [
     "tune",
     "sync",
     "alloc",
+    "dedup",
     "clone",
     "wire",
 ];

@@ -6,16 +6,16 @@ use std::io::{self, BufWriter, Write};
 
 /// Letters of one size and weight.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Font {
+pub(crate) struct Font {
     /// Size.
-    pub(super) height: RasterHeight,
+    pub(crate) height: RasterHeight,
     /// Weight.
-    pub(super) weight: FontWeight,
+    pub(crate) weight: FontWeight,
 }
 
 impl Font {
     /// Width of a text in pixels.
-    pub(super) fn width(self, text: &str) -> usize {
+    pub(crate) fn width(self, text: &str) -> usize {
         text.chars().count() * get_raster_width(self.weight, self.height)
     }
 }
@@ -30,7 +30,7 @@ pub(crate) struct Canvas {
 
 impl Canvas {
     /// An empty picture.
-    pub(super) fn new(width: usize, height: usize) -> Self {
+    pub(crate) fn new(width: usize, height: usize) -> Self {
         Self { width, height, pixels: vec![BACKGROUND; width * height] }
     }
 
@@ -40,7 +40,7 @@ impl Canvas {
     }
 
     /// Fills a rectangle; parts outside are cut off.
-    pub(super) fn fill(&mut self, x: usize, y: usize, width: usize, height: usize, color: Rgb) {
+    pub(crate) fn fill(&mut self, x: usize, y: usize, width: usize, height: usize, color: Rgb) {
         for row in y..y + height {
             for column in x..x + width {
                 if let Some(pixel) = self.pixel(column, row) {
@@ -51,7 +51,7 @@ impl Canvas {
     }
 
     /// Draws a line of text with its upper left corner at a place. Letters that the font lacks become question marks.
-    pub(super) fn text(&mut self, x: usize, y: usize, font: Font, color: Rgb, text: &str) {
+    pub(crate) fn text(&mut self, x: usize, y: usize, font: Font, color: Rgb, text: &str) {
         let width = get_raster_width(font.weight, font.height);
         for (at, letter) in text.chars().enumerate() {
             let raster = get_raster(letter, font.weight, font.height)
@@ -68,7 +68,7 @@ impl Canvas {
     }
 
     /// Draws a line of text that ends at a place.
-    pub(super) fn text_to(&mut self, x: usize, y: usize, font: Font, color: Rgb, text: &str) {
+    pub(crate) fn text_to(&mut self, x: usize, y: usize, font: Font, color: Rgb, text: &str) {
         self.text(x.saturating_sub(font.width(text)), y, font, color, text);
     }
 

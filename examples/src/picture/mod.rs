@@ -4,11 +4,10 @@ mod canvas;
 mod curve;
 pub(crate) mod palette;
 
-pub(crate) use canvas::Canvas;
+pub(crate) use canvas::{Canvas, Font};
 
 use crate::statistics::{ColorFigures, Statistics, mib, thousands};
 use crate::table::{percent, printable, size};
-use canvas::Font;
 use kaleidoscope_core::color::ColorMap;
 use noto_sans_mono_bitmap::{FontWeight, RasterHeight};
 use palette::{BRIGHT, FAINT, FAMILIES, Rgb, TEXT};

@@ -183,6 +183,12 @@ impl ColorMap {
         &self.colors
     }
 
+    /// Positions in frame-index order; 0 outside a region.
+    #[must_use]
+    pub fn positions(&self) -> &[u64] {
+        &self.positions
+    }
+
     /// Temperatures in frame-index order.
     #[must_use]
     pub fn temperatures(&self) -> &[Temperature] {

@@ -115,6 +115,13 @@ pub struct UnknownName {
     name: String,
 }
 
+impl UnknownName {
+    /// A name that is not among the `what`s.
+    pub(crate) fn new(what: &'static str, name: &str) -> Self {
+        Self { what, name: name.to_owned() }
+    }
+}
+
 macro_rules! named {
     ($type:ident, $what:literal, $count:literal, [$($variant:ident => $name:literal),+ $(,)?]) => {
         impl $type {

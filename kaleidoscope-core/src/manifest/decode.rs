@@ -27,7 +27,8 @@ const MAX_NOTES: u32 = 1 << 12;
 pub(crate) fn payload(bytes: &[u8], limits: &Limits) -> Result<Manifest, ManifestError> {
     let mut reader = Reader::new(bytes);
     let keys = ["layout", "kernel", "palette", "regions", "frames", "identity", "notes"];
-    let [layout, kernel, palette, regions, frames, identity, notes] = fields(&mut reader, keys)?;
+    let ([layout, kernel, palette, regions, frames, identity, notes], [fingerprints]) =
+        fields_and_optional(&mut reader, keys, [super::fingerprints::KEY])?;
     reader.finish()?;
 
     let at = |field, place| Reader::at(bytes, field, place);
@@ -42,7 +43,10 @@ pub(crate) fn payload(bytes: &[u8], limits: &Limits) -> Result<Manifest, Manifes
     let map = build(layout, kernel, regions, &columns, &palette)?;
     let identity = read_identity(&mut at("identity", identity))?;
     let notes = read_notes(&mut at("notes", notes), &mut text)?;
-    Ok(Manifest { map, identity, notes })
+    let read =
+        |place| super::fingerprints::read(&mut at(super::fingerprints::KEY, place), frames_of_ram);
+    let fingerprints = fingerprints.map(read).transpose()?;
+    Ok(Manifest { map, identity, notes, fingerprints })
 }
 
 /// Reads a map with text keys and returns where the values of `keys` are. Other entries are skipped.
@@ -50,10 +54,21 @@ pub(crate) fn fields<const N: usize>(
     reader: &mut Reader<'_>,
     keys: [&'static str; N],
 ) -> Result<[usize; N], ManifestError> {
-    let mut places = [None; N];
+    let (places, []) = fields_and_optional(reader, keys, [])?;
+    Ok(places)
+}
+
+/// The same with keys that may be missing.
+pub(crate) fn fields_and_optional<const N: usize, const M: usize>(
+    reader: &mut Reader<'_>,
+    keys: [&'static str; N],
+    optional: [&'static str; M],
+) -> Result<([usize; N], [Option<usize>; M]), ManifestError> {
+    let (mut places, mut others) = ([None; N], [None; M]);
     for _ in 0..reader.map()? {
         let key = reader.text()?;
-        let slot = keys.iter().zip(&mut places).find(|(k, _)| **k == key);
+        let needed = keys.iter().zip(&mut places);
+        let slot = needed.chain(optional.iter().zip(&mut others)).find(|(k, _)| **k == key);
         if let Some((_, place)) = slot
             && place.replace(reader.place()).is_some()
         {
@@ -65,7 +80,7 @@ pub(crate) fn fields<const N: usize>(
     for ((key, place), out) in keys.iter().zip(places).zip(&mut out) {
         *out = place.ok_or_else(|| reader.error(format!("key `{key}` is missing")))?;
     }
-    Ok(out)
+    Ok((out, others))
 }
 
 /// Counts down the text that a file may hold.

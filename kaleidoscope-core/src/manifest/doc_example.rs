@@ -6,6 +6,7 @@ use super::cbor::Reader;
 use super::*;
 use crate::addr::{FrameIndex, Gfn};
 use crate::color::{Color, Frame, FrameKind, KernelIdentity, Order, Region, RegionId, Temperature};
+use crate::fingerprint::{Content, DomainId, Fingerprint};
 use crate::memory::{MemoryLayout, VecMemory};
 use ciborium_ll::Header;
 use std::fmt::Write;
@@ -198,4 +199,22 @@ fn the_documented_example_is_what_is_written() {
     let (file, payload) = (example.to_bytes().unwrap(), encode::payload(&example));
     let documented = documented(("file", &file), ("payload", &payload));
     assert_eq!(Manifest::from_bytes(&documented, &Limits::for_frames(4)).unwrap(), example);
+}
+
+#[test]
+fn the_documented_fingerprints_are_what_is_written() {
+    let page = |byte| Content::Page(Fingerprint([byte; 16]));
+    let found = [(1, page(0x11)), (2, Content::Zero), (9, page(0x99))];
+    let found = found.map(|(frame, content)| (FrameIndex(frame), content));
+    let table = Fingerprints::new(DomainId([0xd0; 16]), 10, found);
+    let mut out = cbor::Writer::default();
+    fingerprints::write(&mut out, &table);
+    let bytes = out.finish();
+    let mut reader = Reader::new(&bytes);
+    assert_eq!(reader.text().unwrap(), fingerprints::KEY);
+    let start = reader.place();
+    let mut text = String::new();
+    item(&bytes, &mut reader, 0, &mut text);
+    compare_blocks(&[("fingerprints", &text)]);
+    assert_eq!(fingerprints::read(&mut Reader::at(&bytes, "x", start), 10).unwrap(), table);
 }

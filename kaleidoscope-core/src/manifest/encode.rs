@@ -6,17 +6,24 @@ use super::cbor::Writer;
 use super::columns::Columns;
 use super::{ImageIdentity, Manifest};
 use crate::color::{Color, ColorMap, FrameKind, KernelIdentity, Order, Temperature};
+use crate::fingerprint::Fingerprints;
 use crate::memory::MemoryLayout;
 
 /// The CBOR map of a manifest.
 pub(crate) fn payload(manifest: &Manifest) -> Vec<u8> {
-    parts(&manifest.map, &manifest.identity, &manifest.notes)
+    let Manifest { map, identity, notes, fingerprints } = manifest;
+    parts(map, identity, notes, fingerprints.as_ref())
 }
 
 /// The CBOR map of a manifest with these parts.
-pub(crate) fn parts(map: &ColorMap, of: &ImageIdentity, notes: &[String]) -> Vec<u8> {
+pub(crate) fn parts(
+    map: &ColorMap,
+    of: &ImageIdentity,
+    notes: &[String],
+    fingerprints: Option<&Fingerprints>,
+) -> Vec<u8> {
     let mut out = Writer::default();
-    out.map(7);
+    out.map(if fingerprints.is_some() { 8 } else { 7 });
     out.text("notes");
     texts(&mut out, notes.iter().map(String::as_str));
     out.text("frames");
@@ -31,6 +38,9 @@ pub(crate) fn parts(map: &ColorMap, of: &ImageIdentity, notes: &[String]) -> Vec
     regions(&mut out, map);
     out.text("identity");
     identity(&mut out, of);
+    if let Some(fingerprints) = fingerprints {
+        super::fingerprints::write(&mut out, fingerprints);
+    }
     out.finish()
 }
 

@@ -2,8 +2,8 @@
 
 use super::container::Bounds;
 
-/// Bytes of a frame in the payload's columns, and in a [`ColorMap`](crate::color::ColorMap).
-pub(super) const FRAME_RECORD_BYTES: u64 = 1 + 1 + 1 + 4 + 8;
+/// Bytes of a frame in the payload's columns and in its fingerprints, and more than what is made of them takes in memory.
+pub(super) const FRAME_RECORD_BYTES: u64 = 1 + 1 + 1 + 4 + 8 + super::fingerprints::FRAME_BYTES;
 
 /// Room for what does not grow with frames, regions and text: kernel identity, layout, palette, unknown fields.
 const FIXED_BYTES: u64 = 1 << 20;
@@ -49,7 +49,7 @@ impl Limits {
     /// Most bytes of uncompressed payload that these limits admit.
     #[must_use]
     pub fn max_payload(&self) -> u64 {
-        // At most 2^32 * (15 + 56 + 1) + 2^20: far from overflow.
+        // At most 2^32 * (32 + 56 + 1) + 2^20: far from overflow.
         FIXED_BYTES
             .saturating_add(u64::from(self.max_frames).saturating_mul(FRAME_RECORD_BYTES))
             .saturating_add(u64::from(self.max_regions).saturating_mul(REGION_BYTES))

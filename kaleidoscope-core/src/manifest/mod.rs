@@ -20,6 +20,7 @@ pub(crate) mod decode;
 pub(crate) mod doc_example;
 pub(crate) mod encode;
 mod error;
+pub(crate) mod fingerprints;
 mod identity;
 mod limits;
 #[cfg(test)]
@@ -30,6 +31,7 @@ pub use identity::{IdentityError, ImageIdentity};
 pub use limits::Limits;
 
 use crate::color::ColorMap;
+use crate::fingerprint::Fingerprints;
 use crate::memory::GuestMemory;
 use std::io::{Read, Write};
 use std::path::Path;
@@ -48,13 +50,15 @@ pub struct Manifest {
     pub identity: ImageIdentity,
     /// What was damaged or cut while coloring, one sentence each, for people.
     pub notes: Vec<String>,
+    /// Fingerprints of frames, where somebody took them: of as many frames as the map has, or reading the file again fails.
+    pub fingerprints: Option<Fingerprints>,
 }
 
 impl Manifest {
-    /// A manifest without notes.
+    /// A manifest without notes and fingerprints.
     #[must_use]
     pub fn new(map: ColorMap, identity: ImageIdentity) -> Self {
-        Self { map, identity, notes: Vec::new() }
+        Self { map, identity, notes: Vec::new(), fingerprints: None }
     }
 
     /// The manifest as the bytes of a file. Equal manifests give equal bytes under one version of this library.

@@ -3,6 +3,7 @@
 use super::*;
 use crate::addr::{FRAME_SIZE, FrameIndex, Gfn};
 use crate::color::{Color, Frame, FrameKind, KernelIdentity, Order, Region, RegionId, Temperature};
+use crate::fingerprint::{Content, DomainId, Fingerprint};
 use crate::memory::MemoryLayout;
 use proptest::prelude::*;
 
@@ -50,21 +51,36 @@ fn layout() -> impl Strategy<Value = MemoryLayout> {
     })
 }
 
+/// Fingerprints of some frames, or none.
+fn fingerprints(frames: u32) -> impl Strategy<Value = Option<Fingerprints>> {
+    let content = (0u8..40).prop_map(|byte| match byte {
+        0..15 => Content::Missing,
+        15..25 => Content::Zero,
+        _ => Content::Page(Fingerprint([byte; 16])),
+    });
+    let found = prop::collection::vec(content, frames as usize);
+    let table = (any::<[u8; 16]>(), found).prop_map(move |(domain, found)| {
+        Fingerprints::new(DomainId(domain), frames, (0..).map(FrameIndex).zip(found))
+    });
+    prop::option::of(table)
+}
+
 prop_compose! {
     fn manifest()
         (layout in layout(), regions in prop::collection::vec(region(), 0..6))
         (frames in prop::collection::vec(frame(regions.clone()), layout.frames() as usize),
-         layout in Just(layout), regions in Just(regions),
          texts in prop::array::uniform5(".{0,20}"),
          digest in any::<[u8; 32]>(), sampled in any::<u32>(),
-         notes in prop::collection::vec(".{0,20}", 0..3))
+         notes in prop::collection::vec(".{0,20}", 0..3),
+         fingerprints in fingerprints(layout.frames()),
+         layout in Just(layout), regions in Just(regions))
         -> Manifest
     {
         let [os, release, banner, build_id, paging] = texts;
         let kernel = KernelIdentity { os, release, banner, build_id, paging };
         let map = ColorMap::new(layout, kernel, frames, regions).unwrap();
         let identity = ImageIdentity { digest, frames: sampled };
-        Manifest { map, identity, notes }
+        Manifest { map, identity, notes, fingerprints }
     }
 }
 
@@ -274,3 +290,52 @@ fn files_are_replaced_in_one_step() {
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "no temporary file is left");
     assert!(sample().write_file(&dir.path().join("no/such/directory.kscope")).is_err());
 }
+
+/// The sample with fingerprints of three frames, one of them zero.
+fn with_fingerprints() -> Manifest {
+    let page = |byte| Content::Page(Fingerprint([byte; 16]));
+    let found = [(3, page(1)), (30, page(2)), (31, Content::Zero)];
+    let found = found.map(|(frame, content)| (FrameIndex(frame), content));
+    let fingerprints = Fingerprints::new(DomainId([9; 16]), 40, found);
+    Manifest { fingerprints: Some(fingerprints), ..sample() }
+}
+
+#[test]
+fn fingerprints_are_one_more_key_which_others_skip() {
+    let with = encode::payload(&with_fingerprints());
+    let without = encode::payload(&sample());
+    // The head of the map counts one more, and the part stands behind all others.
+    assert_eq!((without[0], with[0]), (0xa7, 0xa8));
+    assert_eq!(with[1..without.len()], without[1..]);
+    let read = read_payload(&with).unwrap();
+    let table = read.fingerprints.unwrap();
+    assert_eq!(table.get(FrameIndex(30)), Some(Fingerprint([2; 16])));
+    assert!(table.is_zero(FrameIndex(31)) && table.get(FrameIndex(0)).is_none());
+    assert_eq!(read_payload(&without).unwrap().fingerprints, None);
+}
+
+#[test]
+fn damaged_fingerprints_are_refused() {
+    let good = encode::payload(&with_fingerprints());
+    let find = |text: &[u8]| good.windows(text.len()).rposition(|w| w == text).unwrap();
+    let refused = |payload: &[u8], problem: &str| {
+        let error = read_payload(payload).unwrap_err().to_string();
+        assert!(error.contains("fingerprints") && error.contains(problem), "{error}");
+    };
+    // Behind `hashed` comes the head of five bytes, behind `zero` likewise.
+    let (hashed, zero) = (find(b"fhashed") + 8, find(b"dzero") + 6);
+    let mut both = good.clone();
+    both[zero] |= 1 << 3;
+    refused(&both, "in the sets of hashed and of zero");
+    let mut more = good.clone();
+    more[hashed + 1] |= 1;
+    refused(&more, "32 bytes of fingerprints for 3 hashed frames");
+    let mut short = good.clone();
+    short[find(b"fvalues") + 8] -= 1;
+    assert!(read_payload(&short).is_err());
+    for end in find(KEY)..good.len() {
+        assert!(read_payload(&good[..end]).is_err(), "cut at {end}");
+    }
+}
+
+const KEY: &[u8] = fingerprints::KEY.as_bytes();

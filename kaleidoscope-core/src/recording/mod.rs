@@ -21,7 +21,7 @@ mod encode;
 mod error;
 mod limits;
 mod merge;
-mod name;
+pub(crate) mod name;
 mod pairing;
 mod region;
 #[cfg(test)]

@@ -16,7 +16,7 @@ const HASH_BYTES: usize = 12;
 
 /// A region's name, taken apart.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Name<'a> {
+pub(crate) enum Name<'a> {
     /// `FSTYPE:DEVICE:INODE:PATH`.
     File { file_system: &'a str, device: &'a str, inode: &'a str, path: &'a str },
     /// `NAME[PID]`.
@@ -26,7 +26,7 @@ pub(super) enum Name<'a> {
 }
 
 impl<'a> Name<'a> {
-    pub(super) fn parse(order: Order, name: &'a str) -> Self {
+    pub(crate) fn parse(order: Order, name: &'a str) -> Self {
         match order {
             Order::FileOffset => {
                 let mut parts = name.splitn(4, ':');
@@ -50,7 +50,7 @@ impl<'a> Name<'a> {
     }
 
     /// The part that names the same thing in another guest; `None` when no part does.
-    pub(super) fn portable(&self, kind: FrameKind) -> Option<&'a str> {
+    pub(crate) fn portable(&self, kind: FrameKind) -> Option<&'a str> {
         match *self {
             // A disk is told by its device number, which is its inode in the file system of block devices.
             Self::File { inode, path: "", .. } if kind == FrameKind::BlockDevice => Some(inode),
@@ -62,12 +62,12 @@ impl<'a> Name<'a> {
     }
 
     /// A process's id.
-    pub(super) fn pid(&self) -> Option<u32> {
+    pub(crate) fn pid(&self) -> Option<u32> {
         if let Self::Process { pid, .. } = self { *pid } else { None }
     }
 
     /// How well another name of the same portable part fits: same type of file system first, then same device and inode.
-    pub(super) fn likeness(&self, other: &Self) -> u8 {
+    pub(crate) fn likeness(&self, other: &Self) -> u8 {
         match (self, other) {
             (
                 Self::File { file_system, device, inode, .. },
@@ -85,7 +85,7 @@ impl<'a> Name<'a> {
 impl Salt {
     /// A region's name without what could tell of the guest's users: a hash in place of path and inode, or of a process's
     /// name. Empty paths stay empty; kernel names stay.
-    pub(super) fn hash_name(&self, kind: FrameKind, order: Order, name: &str) -> String {
+    pub(crate) fn hash_name(&self, kind: FrameKind, order: Order, name: &str) -> String {
         match Name::parse(order, name) {
             Name::File { file_system, device, inode, .. } if kind == FrameKind::BlockDevice => {
                 let path = self.hash(name.splitn(4, ':').nth(3).unwrap_or(""));

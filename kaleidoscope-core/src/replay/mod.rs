@@ -8,9 +8,11 @@ mod simulator;
 #[cfg(test)]
 mod tests;
 mod trace;
+mod written;
 
 pub use cost::{CostError, CostModel};
 pub use count::{Counter, Counts};
 pub use metrics::{Metrics, Sample};
 pub use simulator::{Replay, replay};
 pub use trace::{Touch, Trace, TraceError};
+pub use written::written_frames;

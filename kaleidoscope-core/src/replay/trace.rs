@@ -151,10 +151,10 @@ fn to_us(us: f64) -> u64 {
 }
 
 /// Passes input on up to a line that is too long.
-struct ShortLines<R> {
-    input: R,
+pub(super) struct ShortLines<R> {
+    pub(super) input: R,
     /// Bytes of the line so far.
-    line: usize,
+    pub(super) line: usize,
 }
 
 impl<R: Read> Read for ShortLines<R> {

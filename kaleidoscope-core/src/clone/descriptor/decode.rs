@@ -7,7 +7,10 @@ use super::limits::{MAX_ADDRESS, MAX_SERVERS};
 use super::{Descriptor, DescriptorError, DescriptorLimits, Template, instant, within};
 use crate::clone::{CloneId, FreeFrames, ServerAddress};
 use crate::manifest::cbor::Reader;
-use crate::manifest::decode::{fields, payload as manifest, read_identity, read_layout};
+use crate::manifest::decode::{
+    fields_and_optional, payload as manifest, read_identity, read_layout,
+};
+use crate::manifest::fingerprints;
 use crate::manifest::{Manifest, ManifestError};
 use crate::prefetch::Atlas;
 use std::sync::Arc;
@@ -20,8 +23,8 @@ pub(super) fn payload(
 ) -> Result<Descriptor, DescriptorError> {
     let mut reader = Reader::new(bytes);
     let keys = ["id", "state", "colors", "frozen", "layout", "servers", "identity", "free_frames"];
-    let [id, state, colors, frozen, layout, servers, identity, free_frames] =
-        fields(&mut reader, keys)?;
+    let (needed, [table]) = fields_and_optional(&mut reader, keys, [fingerprints::KEY])?;
+    let [id, state, colors, frozen, layout, servers, identity, free_frames] = needed;
     reader.finish()?;
 
     let at = |field, place| Reader::at(bytes, field, place);
@@ -36,7 +39,8 @@ pub(super) fn payload(
 
     let mut template = Template::new(layout, identity);
     let mut at_colors = at("colors", colors);
-    if let Some(Manifest { map, identity, notes }) = read_colors(&mut at_colors, limits)? {
+    // Fingerprints in there are not written and not used: those of a descriptor are its own.
+    if let Some(Manifest { map, identity, notes, .. }) = read_colors(&mut at_colors, limits)? {
         if *map.layout() != template.layout {
             return Err(at_colors.error("the color map before it has another layout").into());
         }
@@ -46,6 +50,11 @@ pub(super) fn payload(
         template.is_colored = true;
         template.notes = notes;
         template.atlas = Arc::new(Atlas::new(map)).into();
+    }
+    if let Some(place) = table {
+        let frames = template.layout.frames();
+        let table = fingerprints::read(&mut at(fingerprints::KEY, place), frames)?;
+        template.fingerprints = Some(Arc::new(table));
     }
     let template = Template { frozen_at, state: state.to_vec(), servers, free_frames, ..template };
     Ok(Descriptor { id, template: Arc::new(template) })

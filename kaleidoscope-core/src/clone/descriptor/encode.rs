@@ -5,19 +5,20 @@
 use super::Descriptor;
 use crate::manifest::cbor::Writer;
 use crate::manifest::encode::{identity, layout, parts};
+use crate::manifest::fingerprints;
 use std::time::UNIX_EPOCH;
 
 /// The CBOR map of a descriptor.
 pub(super) fn payload(descriptor: &Descriptor) -> Vec<u8> {
     let template = &descriptor.template;
     let mut out = Writer::default();
-    out.map(8);
+    out.map(if template.fingerprints.is_some() { 9 } else { 8 });
     out.text("id");
     out.bytes(&descriptor.id.0);
     out.text("state");
     out.bytes(&template.state);
     out.text("colors");
-    let colors = template.map().map(|map| parts(map, &template.identity, &template.notes));
+    let colors = template.map().map(|map| parts(map, &template.identity, &template.notes, None));
     out.bytes(&colors.unwrap_or_default());
     out.text("frozen");
     frozen(&mut out, descriptor);
@@ -30,6 +31,9 @@ pub(super) fn payload(descriptor: &Descriptor) -> Vec<u8> {
     identity(&mut out, &template.identity);
     out.text("free_frames");
     out.text(template.free_frames.name());
+    if let Some(table) = &template.fingerprints {
+        fingerprints::write(&mut out, table);
+    }
     out.finish()
 }
 

@@ -17,6 +17,7 @@ pub use limits::{DescriptorLimits, MAX_SERVERS, MAX_STATE};
 
 use super::{CloneId, FreeFrames, ServerAddress};
 use crate::color::{ColorMap, Frame, KernelIdentity};
+use crate::fingerprint::Fingerprints;
 use crate::manifest::container::{self, Family};
 use crate::manifest::{ImageIdentity, Manifest, ManifestError};
 use crate::memory::{GuestMemory, MemoryLayout};
@@ -51,6 +52,7 @@ struct Template {
     identity: ImageIdentity,
     servers: Vec<ServerAddress>,
     free_frames: FreeFrames,
+    fingerprints: Option<Arc<Fingerprints>>,
 }
 
 impl Descriptor {
@@ -78,7 +80,9 @@ impl Descriptor {
     pub fn of_manifest(manifest: Manifest) -> Result<Self, DescriptorError> {
         let template = Template::new(manifest.map.layout().clone(), manifest.identity);
         let atlas = Arc::new(Atlas::new(manifest.map)).into();
-        Self::new(Template { is_colored: true, atlas, notes: manifest.notes, ..template })
+        let fingerprints = manifest.fingerprints.map(Arc::new);
+        let notes = manifest.notes;
+        Self::new(Template { is_colored: true, atlas, notes, fingerprints, ..template })
     }
 
     fn new(template: Template) -> Result<Self, DescriptorError> {
@@ -133,6 +137,21 @@ impl Descriptor {
     pub fn with_free_frames(mut self, free_frames: FreeFrames) -> Self {
         self.change().free_frames = free_frames;
         self
+    }
+
+    /// With fingerprints of frames of the frozen image, by which a host finds pages that it has already.
+    ///
+    /// # Errors
+    /// [`DescriptorError::File`] with [`ManifestError::Limit`] when they are of a guest with another number of frames.
+    pub fn with_fingerprints(mut self, table: Fingerprints) -> Result<Self, DescriptorError> {
+        let frames = self.layout().frames();
+        if table.frames() != frames {
+            let (found, limit) = (u64::from(table.frames()), u64::from(frames));
+            let what = "frames in the fingerprints of another guest";
+            return Err(ManifestError::Limit { what, found, limit }.into());
+        }
+        self.change().fingerprints = Some(Arc::new(table));
+        Ok(self)
     }
 
     fn change(&mut self) -> &mut Template {
@@ -203,6 +222,12 @@ impl Descriptor {
     #[must_use]
     pub fn free_frames(&self) -> FreeFrames {
         self.template.free_frames
+    }
+
+    /// Fingerprints of frames of the frozen image, shared by all clones, if somebody took them.
+    #[must_use]
+    pub fn fingerprints(&self) -> Option<&Arc<Fingerprints>> {
+        self.template.fingerprints.as_ref()
     }
 
     /// Checks that `memory` is the image; see [`ImageIdentity`] for how much that says.
@@ -278,6 +303,7 @@ impl Template {
             identity,
             servers: Vec::new(),
             free_frames: FreeFrames::Fetch,
+            fingerprints: None,
         }
     }
 
@@ -294,6 +320,7 @@ impl PartialEq for Template {
             && self.servers == other.servers
             && self.notes == other.notes
             && self.state == other.state
+            && self.fingerprints == other.fingerprints
             && self.map() == other.map()
     }
 }
@@ -308,6 +335,7 @@ impl fmt::Debug for Descriptor {
             .field("identity", &self.identity())
             .field("servers", &self.servers())
             .field("free_frames", &self.free_frames())
+            .field("fingerprints", &self.fingerprints().map(|table| table.hashed()))
             .finish_non_exhaustive()
     }
 }

@@ -3,10 +3,12 @@
 use super::*;
 use crate::addr::{FrameIndex, Gpa};
 use crate::color::{Color, FrameKind, Order, Region, RegionId};
+use crate::fingerprint::{Content, DomainId, Fingerprint};
 use crate::manifest::IdentityError;
 use crate::manifest::cbor::Writer;
 use crate::memory::VecMemory;
 use proptest::prelude::*;
+use std::collections::BTreeMap;
 
 fn limits() -> DescriptorLimits {
     DescriptorLimits::for_frames(64)
@@ -36,6 +38,13 @@ fn map(layout: &MemoryLayout) -> ColorMap {
     ColorMap::new(layout.clone(), KernelIdentity::default(), frames, regions).unwrap()
 }
 
+fn fingerprints(frames: u32, hashed: &BTreeMap<u32, [u8; 16]>) -> Fingerprints {
+    let page = |(frame, bytes): (&u32, &[u8; 16])| {
+        (FrameIndex(*frame), Content::Page(Fingerprint(*bytes)))
+    };
+    Fingerprints::new(DomainId([6; 16]), frames, hashed.iter().map(page))
+}
+
 fn address() -> impl Strategy<Value = ServerAddress> {
     let port = any::<u16>();
     prop_oneof![
@@ -57,6 +66,7 @@ proptest! {
         state in prop::collection::vec(any::<u8>(), 0..2000),
         servers in prop::collection::vec(address(), 0..=MAX_SERVERS),
         zero: bool,
+        hashed in prop::option::of(prop::collection::btree_map(0u32..64, any::<[u8; 16]>(), 0..64)),
     ) {
         let image = image(frames);
         let map = is_colored.then(|| map(image.layout()));
@@ -65,6 +75,10 @@ proptest! {
             .with_free_frames(if zero { FreeFrames::Zero } else { FreeFrames::Fetch })
             .with_state(state).unwrap()
             .with_servers(servers).unwrap();
+        if let Some(hashed) = &hashed {
+            let table = fingerprints(frames.try_into().unwrap(), hashed);
+            descriptor = descriptor.with_fingerprints(table).unwrap();
+        }
         if let Some(micros) = micros {
             // Nanoseconds are cut off.
             descriptor = descriptor.frozen(instant(micros).unwrap() + Duration::from_nanos(999));
@@ -74,6 +88,7 @@ proptest! {
         prop_assert_eq!(&read, &descriptor);
         prop_assert_eq!(read.to_bytes().unwrap(), bytes, "equal descriptors are equal bytes");
         prop_assert_eq!(read.map().is_some(), is_colored);
+        prop_assert_eq!(read.fingerprints().is_some(), hashed.is_some());
         prop_assert_eq!(read.frozen_at(), micros.and_then(instant));
         read.verify(&image).unwrap();
         let atlas = read.atlas().unwrap();
@@ -85,11 +100,42 @@ proptest! {
     #[test]
     fn damage_is_noticed(at: prop::sample::Index, flip in 1u8..) {
         let image = image(9);
-        let mut bytes = Descriptor::of(&image, Some(map(image.layout()))).unwrap().to_bytes().unwrap();
+        let table = fingerprints(9, &BTreeMap::from([(3, [1; 16]), (8, [2; 16])]));
+        let descriptor = Descriptor::of(&image, Some(map(image.layout()))).unwrap();
+        let mut bytes = descriptor.with_fingerprints(table).unwrap().to_bytes().unwrap();
         let at = at.index(bytes.len());
         bytes[at] ^= flip;
         prop_assert!(Descriptor::from_bytes(&bytes, &limits()).is_err());
     }
+}
+
+#[test]
+fn fingerprints_of_another_guest_are_refused() {
+    let image = image(9);
+    let descriptor = Descriptor::of(&image, None).unwrap();
+    let of = |frames| fingerprints(frames, &BTreeMap::from([(3, [1; 16])]));
+    let error = descriptor.clone().with_fingerprints(of(10)).unwrap_err().to_string();
+    assert!(error.contains("fingerprints of another guest"), "{error}");
+    let good = descriptor.with_fingerprints(of(9)).unwrap();
+    // In the file, a frame past the end.
+    let mut payload = encode::payload(&good);
+    let set = payload.windows(7).rposition(|w| w == b"fhashed").unwrap() + 8;
+    payload[set + 1] = 0x80;
+    let bytes = container::wrap(&FAMILY, &payload).unwrap();
+    let error = Descriptor::from_bytes(&bytes, &limits()).unwrap_err().to_string();
+    assert!(error.contains("`fingerprints`") && error.contains("set of hashed"), "{error}");
+}
+
+#[test]
+fn a_manifests_fingerprints_become_the_descriptors() {
+    let image = image(9);
+    let colors = map(image.layout());
+    let identity = ImageIdentity::of(&image, &colors).unwrap();
+    let mut manifest = Manifest::new(colors, identity);
+    let table = fingerprints(9, &BTreeMap::from([(3, [1; 16])]));
+    manifest.fingerprints = Some(table.clone());
+    let descriptor = Descriptor::of_manifest(manifest).unwrap();
+    assert_eq!(descriptor.fingerprints().map(|found| found.as_ref()), Some(&table));
 }
 
 #[test]
@@ -240,7 +286,7 @@ fn unknown_fields_are_skipped() {
 fn wrong_fields_are_named() {
     let layout = MemoryLayout::contiguous(0x3000).unwrap();
     let colors = |identity, layout: &MemoryLayout| {
-        crate::manifest::encode::parts(&map(layout), &identity, &[])
+        crate::manifest::encode::parts(&map(layout), &identity, &[], None)
     };
     let right = ImageIdentity { digest: [0xa5; 32], frames: 3 };
     let other = ImageIdentity { digest: [0; 32], frames: 3 };

@@ -1,0 +1,115 @@
+//! The strategies as a JSON object.
+
+use super::guests::Guest;
+use super::ksm::Merged;
+use super::strategies::Result;
+use kaleidoscope_core::dedup::Tally;
+use serde::Serialize;
+use std::collections::BTreeMap;
+
+/// All guests and strategies.
+#[derive(Serialize)]
+struct Report<'a> {
+    images: Vec<Image<'a>>,
+    /// Frames that are neither zero nor free: what blind hashes.
+    frames: u64,
+    zero: u64,
+    free: u64,
+    strategies: BTreeMap<String, Row>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ksm: Option<Ksm>,
+}
+
+#[derive(Serialize)]
+struct Image<'a> {
+    name: &'a str,
+    kernel: &'a str,
+    ram_frames: u32,
+    workload: Option<&'a str>,
+}
+
+#[derive(Serialize)]
+struct Row {
+    hashed: u64,
+    shared: u64,
+    within: u64,
+    diverged: u64,
+    net: u64,
+    hashing_cpu_ms: f64,
+    choosing_cpu_ms: f64,
+    counting_cpu_ms: f64,
+    /// What the same number of hashes could have saved at most.
+    bound: Option<u64>,
+    colors: BTreeMap<&'static str, Part>,
+    /// Pairs of hashes and pages saved, net.
+    curve: Vec<[u64; 2]>,
+}
+
+#[derive(Serialize)]
+struct Part {
+    hashed: u64,
+    shared: u64,
+    net: u64,
+}
+
+#[derive(Serialize)]
+struct Ksm {
+    frames: u64,
+    shared: u64,
+    zero: u64,
+    cpu_ms: f64,
+    seconds: f64,
+    full_scans: u64,
+}
+
+fn image(guest: &Guest) -> Image<'_> {
+    Image {
+        name: &guest.name,
+        kernel: &guest.atlas.map().kernel().release,
+        ram_frames: guest.atlas.frames(),
+        workload: guest.workload.as_ref().map(|workload| workload.name.as_str()),
+    }
+}
+
+/// The object, ending with a line feed.
+pub(super) fn render(guests: &[Guest], results: &[Result], ksm: Option<&Merged>) -> String {
+    let blind = results.first();
+    let total = blind.map_or_else(Tally::default, |blind| blind.trial.total());
+    let row = |result: &Result| {
+        let Tally { hashed, shared, within, diverged, .. } = result.trial.total();
+        let part =
+            |tally: Tally| Part { hashed: tally.hashed, shared: tally.shared, net: tally.net() };
+        Row {
+            hashed,
+            shared,
+            within,
+            diverged,
+            net: result.trial.total().net(),
+            hashing_cpu_ms: result.hashing.as_secs_f64() * 1e3,
+            choosing_cpu_ms: result.choosing.as_secs_f64() * 1e3,
+            counting_cpu_ms: result.counting.as_secs_f64() * 1e3,
+            bound: blind.map(|blind| blind.trial.ledger.bound(hashed)),
+            colors: result.trial.ledger.colors().map(|(c, t)| (c.name(), part(t))).collect(),
+            curve: result.trial.curve.iter().map(|point| [point.hashed, point.net]).collect(),
+        }
+    };
+    let report = Report {
+        images: guests.iter().map(image).collect(),
+        frames: total.hashed,
+        zero: total.zero,
+        free: super::table::free(guests),
+        strategies: results.iter().map(|r| (r.strategy.to_string(), row(r))).collect(),
+        ksm: ksm.map(|ksm| Ksm {
+            frames: ksm.frames,
+            shared: ksm.shared,
+            zero: ksm.zero,
+            cpu_ms: ksm.cpu.as_secs_f64() * 1e3,
+            seconds: ksm.time.as_secs_f64(),
+            full_scans: ksm.full_scans,
+        }),
+    };
+    // Strings, numbers and maps with text keys always serialize.
+    let mut text = serde_json::to_string_pretty(&report).unwrap_or_default();
+    text.push('\n');
+    text
+}

@@ -1,0 +1,210 @@
+//! The kernel's own page merging (KSM), on the same memory.
+//!
+//! Frames that are not free are copied into anonymous memory that may be merged, so that the kernel has to find what the strategies
+//! find. Its scanner is a kernel thread, whose CPU time `/proc` tells.
+
+use super::guests::Guest;
+use crate::failure::Failure;
+use crate::progress;
+use kaleidoscope_core::addr::{FRAME_BYTES, FrameIndex};
+use kaleidoscope_core::memory::GuestMemory;
+use memmap2::{Advice, MmapMut};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// Where the kernel has its figures and settings.
+const FOLDER: &str = "/sys/kernel/mm/ksm";
+
+/// Settings while it works: it scans without pauses, counts zero pages apart, and skips nothing.
+const SETTINGS: [(&str, &str); 4] = [
+    ("sleep_millisecs", "0"),
+    ("pages_to_scan", "4096"),
+    ("use_zero_pages", "1"),
+    ("smart_scan", "0"),
+];
+
+/// Time between two looks, and how long to wait in all.
+const LOOK: Duration = Duration::from_millis(20);
+const PATIENCE: Duration = Duration::from_secs(600);
+
+/// A page is merged at the second sight, so that the third full scan changes nothing any more.
+const SCANS: u64 = 3;
+
+/// Clock ticks a second in `/proc/PID/stat`: the same on every Linux that Rust runs on.
+const TICKS: u64 = 100;
+
+/// What the kernel found.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Merged {
+    /// Frames that it was given.
+    pub(super) frames: u64,
+    /// Pages that it saved, zero pages apart.
+    pub(super) shared: u64,
+    /// Pages of zeros that it saved.
+    pub(super) zero: u64,
+    /// CPU time of its thread until it had found 99 % of what it found in the end.
+    pub(super) cpu: Duration,
+    pub(super) time: Duration,
+    pub(super) full_scans: u64,
+}
+
+/// Puts settings back when it goes, whatever happened.
+struct Restore(Vec<(PathBuf, String)>);
+
+impl Restore {
+    /// Remembers a setting and changes it. One that this kernel lacks is left out.
+    fn set(&mut self, name: &str, value: &str) -> Result<(), Failure> {
+        let path = Path::new(FOLDER).join(name);
+        let Ok(before) = fs::read_to_string(&path) else { return Ok(()) };
+        fs::write(&path, value).map_err(|e| {
+            Failure::at(&path, e)
+                .hint("--ksm changes the kernel's settings for a while: run it as root")
+        })?;
+        self.0.push((path, before.trim().to_owned()));
+        Ok(())
+    }
+}
+
+impl Drop for Restore {
+    fn drop(&mut self) {
+        for (path, value) in self.0.drain(..).rev() {
+            if let Err(error) = fs::write(&path, &value) {
+                eprintln!("warning: {} is not {value} again: {error}", path.display());
+            }
+        }
+    }
+}
+
+/// Has the kernel merge the guests' memory.
+pub(super) fn run(guests: &[Guest]) -> Result<Merged, Failure> {
+    let missing = |what: &str| {
+        Failure::new(what).hint("--ksm needs a kernel with CONFIG_KSM; all else works without")
+    };
+    if !Path::new(FOLDER).is_dir() {
+        return Err(missing("this kernel has no KSM: /sys/kernel/mm/ksm is not there"));
+    }
+    let thread = thread().ok_or_else(|| missing("the kernel thread ksmd is not to be seen"))?;
+    let (sharing, zero) = (figure("pages_sharing")?, figure("ksm_zero_pages").unwrap_or(0));
+    let (memory, frames) = copy(guests)?;
+    for part in &memory {
+        part.advise(Advice::Mergeable)
+            .map_err(|e| Failure::new(format_args!("memory cannot be merged: {e}")))?;
+    }
+    let mut restore = Restore(Vec::new());
+    for (name, value) in SETTINGS {
+        restore.set(name, value)?;
+    }
+    let (start, scans, ticks) = (Instant::now(), figure("full_scans")?, cpu_ticks(&thread)?);
+    restore.set("run", "1")?;
+    let found = progress::during("merging", |status| {
+        status.set("the kernel scans");
+        let mut looks = Vec::new();
+        while start.elapsed() < PATIENCE {
+            std::thread::sleep(LOOK);
+            let shared = figure("pages_sharing")?.saturating_sub(sharing);
+            looks.push((shared, cpu_ticks(&thread)?.saturating_sub(ticks), start.elapsed()));
+            // The scan that was under way when it began is not a full one.
+            if figure("full_scans")?.saturating_sub(scans) > SCANS {
+                break;
+            }
+        }
+        Ok::<_, Failure>(looks)
+    })?;
+    let shared = found.last().map_or(0, |last| last.0);
+    let settled = found.iter().find(|look| look.0 >= shared - shared / 100);
+    let (_, ticks, time) = settled.copied().unwrap_or((0, 0, Duration::ZERO));
+    let merged = Merged {
+        frames,
+        shared,
+        zero: figure("ksm_zero_pages").unwrap_or(0).saturating_sub(zero),
+        cpu: Duration::from_millis(ticks.saturating_mul(1000) / TICKS),
+        time,
+        full_scans: figure("full_scans")?.saturating_sub(scans),
+    };
+    drop(restore);
+    // Only now, so that the figures were of memory that is there.
+    drop(memory);
+    Ok(merged)
+}
+
+/// The frames that are not free, in memory of their own for each guest, and how many they are.
+fn copy(guests: &[Guest]) -> Result<(Vec<MmapMut>, u64), Failure> {
+    let mut all = Vec::with_capacity(guests.len());
+    let mut count = 0u64;
+    for guest in guests {
+        let frames = (0..guest.atlas.frames()).map(FrameIndex);
+        let frames: Vec<_> = frames.filter(|frame| !guest.atlas.is_free(*frame)).collect();
+        let bytes = frames.len().saturating_mul(FRAME_BYTES).max(FRAME_BYTES);
+        let mut memory = MmapMut::map_anon(bytes)
+            .map_err(|e| Failure::new(format_args!("{bytes} bytes of memory: {e}")))?;
+        for (frame, page) in frames.iter().zip(memory.chunks_mut(FRAME_BYTES)) {
+            let Some(gfn) = guest.atlas.layout().gfn_of(*frame) else { continue };
+            // A frame that the image lacks stays zero, and counts as such.
+            if guest.image.read(gfn.gpa(), page).is_ok() {
+                count += 1;
+            }
+        }
+        all.push(memory);
+    }
+    Ok((all, count))
+}
+
+/// One of the kernel's figures.
+fn figure(name: &str) -> Result<u64, Failure> {
+    let path = Path::new(FOLDER).join(name);
+    let text = fs::read_to_string(&path).map_err(|e| Failure::at(&path, e))?;
+    text.trim()
+        .parse()
+        .map_err(|_| Failure::at(&path, format_args!("`{}` is no number", text.trim())))
+}
+
+/// The folder of the kernel thread in `/proc`.
+fn thread() -> Option<PathBuf> {
+    let folders = fs::read_dir("/proc").ok()?.filter_map(|entry| Some(entry.ok()?.path()));
+    let mut folders = folders.filter(|path| path.join("comm").is_file());
+    folders.find(|path| fs::read_to_string(path.join("comm")).is_ok_and(|comm| comm == "ksmd\n"))
+}
+
+/// CPU time of a thread, in clock ticks.
+fn cpu_ticks(folder: &Path) -> Result<u64, Failure> {
+    let path = folder.join("stat");
+    let text = fs::read_to_string(&path).map_err(|e| Failure::at(&path, e))?;
+    ticks(&text).ok_or_else(|| Failure::at(&path, "no CPU time in it"))
+}
+
+/// User and system time in a line of `/proc/PID/stat`.
+fn ticks(stat: &str) -> Option<u64> {
+    // The name may hold blanks and parentheses; after it comes field 3. Times are fields 14 and 15.
+    let (_, rest) = stat.rsplit_once(')')?;
+    let mut fields = rest.split_whitespace().skip(11);
+    let mut next = || fields.next()?.parse::<u64>().ok();
+    Some(next()?.saturating_add(next()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cpu_time_is_found_behind_odd_names() {
+        let stat = "37 (k (s) md) S 2 0 0 0 -1 2097216 0 0 0 0 12 345 0 0 25 5 1 0 90";
+        assert_eq!(ticks(stat), Some(357));
+        assert_eq!(ticks("37 (ksmd) S 2"), None);
+        assert_eq!(ticks(""), None);
+    }
+
+    #[test]
+    fn settings_come_back_also_after_a_failure() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("run");
+        fs::write(&path, "7").unwrap();
+        let restore = Restore(vec![(path.clone(), "0".to_owned())]);
+        let result = std::panic::catch_unwind(move || {
+            let _restore = restore;
+            panic!("on purpose");
+        });
+        assert!(result.is_err());
+        assert_eq!(fs::read_to_string(&path).unwrap(), "0");
+    }
+}

@@ -1,0 +1,63 @@
+//! What pairs of guests teach: the yield of every class of frames when all are hashed.
+
+use super::guests::Guest;
+use crate::failure::Failure;
+use crate::progress::Bar;
+use kaleidoscope_core::addr::FrameIndex;
+use kaleidoscope_core::dedup::{Adaptive, Ledger, Yields};
+use kaleidoscope_core::fingerprint::{Content, Domain, Fingerprints, contents};
+use std::num::NonZeroUsize;
+use std::path::Path;
+
+/// Learns from every pair of the guests, and writes it.
+pub(super) fn write(path: &Path, guests: &[Guest]) -> Result<(), Failure> {
+    if guests.len() < 2 {
+        return Err(
+            Failure::new("one guest teaches nothing of others").hint("give two images or more")
+        );
+    }
+    let pages: Result<Vec<_>, _> = guests.iter().map(fingerprints).collect();
+    let pages = pages?;
+    let mut all = Yields::default();
+    let pairs = guests.len() * (guests.len() - 1) / 2;
+    let bar = Bar::new("pairs", pairs);
+    for (at, (guest, page)) in guests.iter().zip(&pages).enumerate() {
+        for (other, other_page) in guests.iter().zip(&pages).skip(at + 1) {
+            all.merge(&pair([guest, other], [page, other_page]));
+            bar.advance();
+        }
+    }
+    bar.finish();
+    std::fs::write(path, all.to_text()).map_err(|e| Failure::at(path, e))
+}
+
+fn fingerprints(guest: &Guest) -> Result<Fingerprints, Failure> {
+    // Never leaves this program, so that any key will do.
+    let domain = Domain::new([0; 32]);
+    let threads = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
+    let frames: Vec<_> =
+        (0..guest.atlas.frames()).map(FrameIndex).filter(|f| !guest.atlas.is_free(*f)).collect();
+    let found: Vec<Content> = contents(&guest.image, &frames, &domain, threads)
+        .map_err(|e| Failure::new(format_args!("{}: {e}", guest.name)))?;
+    Ok(Fingerprints::new(domain.id(), guest.atlas.frames(), frames.into_iter().zip(found)))
+}
+
+fn pair(guests: [&Guest; 2], pages: [&Fingerprints; 2]) -> Yields {
+    let mut catalog = kaleidoscope_core::dedup::Catalog::new();
+    let numbers = guests.map(|guest| catalog.add(&guest.atlas));
+    let mut ledger = Ledger::new();
+    for ((guest, number), pages) in guests.iter().zip(numbers).zip(pages) {
+        for (frame, page) in pages.iter() {
+            ledger.add((number, frame), guest.atlas.color(frame), page, guest.is_written(frame));
+        }
+    }
+    let mut yields = Yields::default();
+    for ((guest, number), pages) in guests.iter().zip(numbers).zip(pages) {
+        let judge = |frame| {
+            let copies = pages.get(frame).map_or(0, |page| ledger.copies(page));
+            (copies, guest.is_written(frame))
+        };
+        yields.merge(&Adaptive::teach(&guest.atlas, &catalog, number, judge));
+    }
+    yields
+}

@@ -1,0 +1,98 @@
+//! `kaleidoscope dedup`: what guests of one host have in common, and how few hashes find it.
+//!
+//! Guests are [opened and colored](guests); every [strategy](strategies) chooses frames and hashes them for real, and the
+//! [ledger](kaleidoscope_core::dedup::Ledger) counts what that saves. With `--ksm` the kernel's own page merging works on the same memory.
+mod chart;
+mod clock;
+mod guests;
+mod json;
+mod ksm;
+mod learn;
+mod strategies;
+mod table;
+
+use crate::analysis::LayoutArgs;
+use crate::failure::{Failure, print};
+use guests::Guest;
+use kaleidoscope_core::dedup::Yields;
+use std::path::PathBuf;
+
+/// Find out which pages guests of one host could share, and how little hashing finds them.
+///
+/// Colors one or more memory images, and lets every strategy choose frames to hash: all (blind), the two sets of the Kaleidoscope
+/// paper, and the adaptive selector, which knows from names and colors where equal pages are. Zero and free frames are left out
+/// everywhere. Where traces of clones lie beside an image (traces/*.csv), pages that the clone which writes most would
+/// write to count as diverged.
+#[derive(Clone, Debug, clap::Args)]
+#[command(after_help = "\
+Strategies:
+  blind              every frame
+  kernel+executable  kernel pages, but not the page cache, and executable pages (Bryant et al., 2011)
+  cache+executable   the page cache and executable pages (an earlier section of the same paper)
+  adaptive-N%        adaptive, with at most N % of the hashes that blind makes
+  adaptive           as long as it is worth it
+
+Examples:
+  kaleidoscope dedup guests/web guests/sql
+      two guests as the lab makes them: folders with ram.bin, layout.txt, regs.txt, traces
+  kaleidoscope dedup web.core sql.core --png yield.png
+      two dumps, and a picture of the yield against the effort
+  kaleidoscope dedup guests/web guests/sql --ksm
+      beside what the kernel's page merging finds on the same memory, and what that costs (as root)
+  kaleidoscope dedup guests/web guests/sql --json | jq -r '.strategies | to_entries[] | [.key, .value.hashed, .value.net] | @tsv'
+      for programs
+  kaleidoscope dedup guests/* --learn yields.csv
+      learn from one's own guests where equal pages are; --yields uses it")]
+pub(crate) struct Args {
+    /// Memory images, or folders with ram.bin; ram.kscope beside an image spares coloring it
+    #[arg(value_name = "IMAGE", required = true, num_args = 1..)]
+    images: Vec<PathBuf>,
+    /// Of all images that are files
+    #[command(flatten)]
+    layout: LayoutArgs,
+    /// What the adaptive selector knows beforehand; what is shipped unless told otherwise
+    #[arg(long, value_name = "FILE.csv")]
+    yields: Option<PathBuf>,
+    /// Write what every pair of the guests teaches, for --yields
+    #[arg(long, value_name = "FILE.csv", conflicts_with_all = ["ksm", "png", "json"])]
+    learn: Option<PathBuf>,
+    /// Have the kernel merge the same memory (needs root and /sys/kernel/mm/ksm; its settings are restored)
+    #[arg(long)]
+    ksm: bool,
+    /// Print a JSON object instead of tables
+    #[arg(long)]
+    json: bool,
+    /// Draw the yield against the effort
+    #[arg(long, value_name = "FILE.png")]
+    png: Option<PathBuf>,
+}
+
+impl Args {
+    /// Runs all strategies on the images.
+    pub(crate) fn run(&self) -> Result<(), Failure> {
+        let yields = self.yields()?;
+        let guests: Result<Vec<_>, _> =
+            self.images.iter().map(|path| Guest::open(path, &self.layout)).collect();
+        let guests = guests?;
+        if let Some(path) = &self.learn {
+            return learn::write(path, &guests);
+        }
+        let results = strategies::run_all(&guests, &yields)?;
+        let ksm = if self.ksm { Some(ksm::run(&guests)?) } else { None };
+        if let Some(path) = &self.png {
+            chart::write(path, &results)?;
+        }
+        print(&match self.json {
+            true => json::render(&guests, &results, ksm.as_ref()),
+            false => table::render(&guests, &results, ksm.as_ref()),
+        })
+    }
+
+    fn yields(&self) -> Result<Yields, Failure> {
+        let Some(path) = &self.yields else { return Ok(Yields::shipped()) };
+        let text = std::fs::read_to_string(path).map_err(|e| Failure::at(path, e))?;
+        Yields::parse(&text).map_err(|e| {
+            Failure::at(path, e).hint("--yields takes what `kaleidoscope dedup --learn` wrote")
+        })
+    }
+}

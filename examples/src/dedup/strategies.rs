@@ -1,0 +1,206 @@
+//! The strategies, each at work on all guests.
+
+use super::clock::cpu_time;
+use super::guests::Guest;
+use crate::failure::Failure;
+use crate::progress::Bar;
+use kaleidoscope_core::addr::{FRAME_BYTES, FrameIndex};
+use kaleidoscope_core::dedup::{
+    Adaptive, Blind, Catalog, DedupSelector, GuestNumber, Outcome, Paper, Subject, Trial, Yields,
+    run,
+};
+use kaleidoscope_core::fingerprint::{Content, Domain, contents};
+use kaleidoscope_core::memory::GuestMemory;
+use std::fmt;
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// A way to choose what is hashed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Strategy {
+    Blind,
+    KernelAndExecutable,
+    CacheAndExecutable,
+    /// With at most so many percent of the hashes that blind makes.
+    Adaptive(Option<u32>),
+}
+
+/// All, blind first: the others are compared with it.
+pub(super) const STRATEGIES: [Strategy; 6] = [
+    Strategy::Blind,
+    Strategy::KernelAndExecutable,
+    Strategy::CacheAndExecutable,
+    Strategy::Adaptive(Some(5)),
+    Strategy::Adaptive(Some(25)),
+    Strategy::Adaptive(None),
+];
+
+impl fmt::Display for Strategy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = match self {
+            Self::Blind => "blind",
+            Self::KernelAndExecutable => "kernel+executable",
+            Self::CacheAndExecutable => "cache+executable",
+            Self::Adaptive(None) => "adaptive",
+            Self::Adaptive(Some(percent)) => return f.pad(&format!("adaptive-{percent}%")),
+        };
+        f.pad(name)
+    }
+}
+
+/// What came of a strategy.
+#[derive(Clone, Debug)]
+pub(super) struct Result {
+    pub(super) strategy: Strategy,
+    pub(super) trial: Trial,
+    /// CPU time of all threads: reading and hashing; cataloging names, choosing and learning; looking up and counting.
+    pub(super) hashing: Duration,
+    pub(super) choosing: Duration,
+    pub(super) counting: Duration,
+}
+
+impl Result {
+    /// Hashes for each page that stays saved.
+    pub(super) fn hashes_per_page(&self) -> Option<f64> {
+        let total = self.trial.total();
+        ratio(total.hashed, total.net())
+    }
+}
+
+impl Result {
+    /// All CPU time.
+    pub(super) fn cpu(&self) -> Duration {
+        self.hashing + self.choosing + self.counting
+    }
+}
+
+/// A selector whose CPU time is measured.
+struct Timed {
+    selector: Box<dyn DedupSelector>,
+    time: Duration,
+}
+
+impl Timed {
+    fn new(make: impl FnOnce() -> Box<dyn DedupSelector>) -> Self {
+        let begun = cpu_time();
+        let selector = make();
+        Self { selector, time: cpu_time().saturating_sub(begun) }
+    }
+}
+
+impl DedupSelector for Timed {
+    fn name(&self) -> &str {
+        self.selector.name()
+    }
+
+    fn select(&mut self, room: usize, frames: &mut Vec<FrameIndex>) {
+        let begun = cpu_time();
+        self.selector.select(room, frames);
+        self.time += cpu_time().saturating_sub(begun);
+    }
+
+    fn learn(&mut self, outcomes: &[(FrameIndex, Outcome)]) {
+        let begun = cpu_time();
+        self.selector.learn(outcomes);
+        self.time += cpu_time().saturating_sub(begun);
+    }
+}
+
+/// One count divided by another.
+pub(super) fn ratio(count: u64, by: u64) -> Option<f64> {
+    let number = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
+    (by > 0).then(|| f64::from(number(count)) / f64::from(number(by)))
+}
+
+/// Runs all strategies, blind first.
+pub(super) fn run_all(
+    guests: &[Guest],
+    yields: &Yields,
+) -> std::result::Result<Vec<Result>, Failure> {
+    let domain = Domain::random().map_err(|e| Failure::new(format_args!("no random key: {e}")))?;
+    let threads = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
+    let bar = Bar::new("strategies", STRATEGIES.len());
+    guests.iter().for_each(touch);
+    let mut results: Vec<Result> = Vec::with_capacity(STRATEGIES.len());
+    for strategy in STRATEGIES {
+        let all = results.first().map_or(u64::MAX, |blind| blind.trial.total().hashed);
+        let budget = match strategy {
+            Strategy::Adaptive(Some(percent)) => all.saturating_mul(percent.into()) / 100,
+            _ => u64::MAX,
+        };
+        results.push(run_one(strategy, guests, yields, budget, (&domain, threads))?);
+        bar.advance();
+    }
+    bar.finish();
+    Ok(results)
+}
+
+/// Reads all frames once, so that the first strategy does not pay for what the others find in memory.
+fn touch(guest: &Guest) {
+    for (frame, gfn) in guest.atlas.layout().iter().filter(|(f, _)| !guest.atlas.is_free(*f)) {
+        let page = guest.image.slice(gfn.gpa(), FRAME_BYTES);
+        std::hint::black_box((frame, page.and_then(<[u8]>::first)));
+    }
+}
+
+/// A catalog of all guests, which are numbered by their places.
+fn catalog(guests: &[Guest]) -> Catalog {
+    let mut catalog = Catalog::new();
+    for guest in guests {
+        catalog.add(&guest.atlas);
+    }
+    catalog
+}
+
+fn run_one(
+    strategy: Strategy,
+    guests: &[Guest],
+    yields: &Yields,
+    budget: u64,
+    (domain, threads): (&Domain, NonZeroUsize),
+) -> std::result::Result<Result, Failure> {
+    let start = cpu_time();
+    let mut hashing = Duration::ZERO;
+    let needs_names = matches!(strategy, Strategy::Adaptive(_));
+    let catalog = catalog(if needs_names { guests } else { &[] });
+    let cataloging = cpu_time().saturating_sub(start);
+    let make = |(number, guest): (GuestNumber, &Guest)| {
+        let atlas = Arc::clone(&guest.atlas);
+        Timed::new(|| match strategy {
+            Strategy::Blind => Box::new(Blind::new(atlas)),
+            Strategy::KernelAndExecutable => Box::new(Paper::kernel_and_executable(atlas)),
+            Strategy::CacheAndExecutable => Box::new(Paper::cache_and_executable(atlas)),
+            Strategy::Adaptive(_) => Box::new(Adaptive::new(atlas, &catalog, number, yields)),
+        })
+    };
+    let mut selectors: Vec<Timed> = (0..).map(GuestNumber).zip(guests).map(make).collect();
+    let written: Vec<_> =
+        guests.iter().map(|guest| |frame: FrameIndex| guest.is_written(frame)).collect();
+    let mut subjects: Vec<Subject<'_>> = guests
+        .iter()
+        .zip(&mut selectors)
+        .zip((0..).map(GuestNumber).zip(&written))
+        .map(|((guest, selector), (number, is_written))| Subject {
+            number,
+            atlas: &guest.atlas,
+            selector,
+            is_written,
+        })
+        .collect();
+    let read = |place: usize, frames: &[FrameIndex]| {
+        let begun = cpu_time();
+        let found: std::result::Result<Vec<Content>, Failure> = match guests.get(place) {
+            Some(guest) => contents(&guest.image, frames, domain, threads)
+                .map_err(|e| Failure::new(format_args!("{}: {e}", guest.name))),
+            None => Ok(Vec::new()),
+        };
+        hashing += cpu_time().saturating_sub(begun);
+        found
+    };
+    let trial = run(&mut subjects, budget, read)?;
+    drop(subjects);
+    let choosing = cataloging + selectors.iter().map(|selector| selector.time).sum::<Duration>();
+    let counting = cpu_time().saturating_sub(start).saturating_sub(hashing + choosing);
+    Ok(Result { strategy, trial, hashing, choosing, counting })
+}

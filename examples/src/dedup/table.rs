@@ -1,0 +1,154 @@
+//! The strategies as tables for people.
+
+use super::guests::Guest;
+use super::ksm::Merged;
+use super::strategies::{Result, ratio};
+use crate::statistics::thousands;
+use crate::table::{finish, heading, percent, printable, table};
+use comfy_table::CellAlignment::{Left, Right};
+use kaleidoscope_core::color::{Color, PaperColor};
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::time::Duration;
+
+/// Free frames of all guests.
+pub(super) fn free(guests: &[Guest]) -> u64 {
+    let colors = guests.iter().flat_map(|guest| guest.atlas.map().colors());
+    let free = colors.filter(|color| color.paper() == PaperColor::Free).count();
+    u64::try_from(free).unwrap_or(u64::MAX)
+}
+
+/// The guests, the strategies, what they find by color, and the kernel's merging if it ran.
+pub(super) fn render(guests: &[Guest], results: &[Result], ksm: Option<&Merged>) -> String {
+    let mut out = String::new();
+    for guest in guests {
+        let workload = guest.workload.as_ref().map_or_else(
+            || "no traces: nothing counts as diverged".to_owned(),
+            |workload| format!("diverged: written by {}", printable(&workload.name)),
+        );
+        let map = heading(guest.atlas.map());
+        let _ = writeln!(out, "{}: {} ({workload})", printable(&guest.name), map.trim_end());
+    }
+    let Some(blind) = results.first() else { return out };
+    let total = blind.trial.total();
+    let _ = writeln!(
+        out,
+        "{} frames; left out: {} zero, {} free\n",
+        thousands(total.hashed),
+        thousands(total.zero),
+        thousands(free(guests)),
+    );
+    out.push_str(&strategies(results, blind));
+    let _ = writeln!(
+        out,
+        "\nof blind: of its hashes, and of what it saves net; bound: what as many hashes could save at most, by who knows every page before\n\
+         \nsaved net, of so many hashes, by color"
+    );
+    out.push_str(&colors(results));
+    if let Some(ksm) = ksm {
+        out.push('\n');
+        out.push_str(&merging(ksm, results));
+    }
+    out
+}
+
+fn strategies(results: &[Result], blind: &Result) -> String {
+    let mut table = table([
+        ("strategy", Left),
+        ("hashed", Right),
+        ("of blind", Right),
+        ("shared", Right),
+        ("within", Right),
+        ("diverged", Right),
+        ("net", Right),
+        ("of blind", Right),
+        ("bound", Right),
+        ("hashes/net", Right),
+        ("hashing ms", Right),
+        ("choosing ms", Right),
+        ("counting ms", Right),
+    ]);
+    let all = blind.trial.total();
+    let share = |part, of| ratio(part, of).map_or_else(String::new, percent);
+    for result in results {
+        let total = result.trial.total();
+        table.add_row(vec![
+            result.strategy.to_string(),
+            thousands(total.hashed),
+            share(total.hashed, all.hashed),
+            thousands(total.shared),
+            thousands(total.within),
+            thousands(total.diverged),
+            thousands(total.net()),
+            share(total.net(), all.net()),
+            share(blind.trial.ledger.bound(total.hashed), all.net()),
+            result.hashes_per_page().map_or_else(String::new, |n| format!("{n:.1}")),
+            milliseconds(result.hashing),
+            milliseconds(result.choosing),
+            milliseconds(result.counting),
+        ]);
+    }
+    finish(&table)
+}
+
+/// A row for each color, and two columns for each strategy.
+fn colors(results: &[Result]) -> String {
+    let mut rows: BTreeMap<Color, Vec<String>> = BTreeMap::new();
+    for (place, result) in results.iter().enumerate() {
+        for (color, tally) in result.trial.ledger.colors() {
+            let row = rows.entry(color).or_insert_with(|| vec![String::new(); results.len()]);
+            if let Some(cell) = row.get_mut(place) {
+                *cell = format!("{} of {}", thousands(tally.net()), thousands(tally.hashed));
+            }
+        }
+    }
+    let mut table = table([("color", Left)]);
+    let names = results.iter().map(|result| result.strategy.to_string());
+    table.set_header(std::iter::once("color".to_owned()).chain(names));
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 1));
+        if column.index > 0 {
+            column.set_cell_alignment(Right);
+        }
+    }
+    for (color, cells) in rows {
+        table.add_row(std::iter::once(color.to_string()).chain(cells));
+    }
+    finish(&table)
+}
+
+/// What the kernel found, and what each page cost it and us.
+fn merging(ksm: &Merged, results: &[Result]) -> String {
+    let mut out = format!(
+        "the kernel's merging (KSM): {} of {} frames shared, {} zero, {} full scans, {:.1} s, {} ms of CPU\n",
+        thousands(ksm.shared),
+        thousands(ksm.frames),
+        thousands(ksm.zero),
+        ksm.full_scans,
+        ksm.time.as_secs_f64(),
+        milliseconds(ksm.cpu),
+    );
+    let mut table = table([
+        ("strategy", Left),
+        ("CPU us per shared page", Right),
+        ("KSM takes × as much", Right),
+    ]);
+    let per_page = |cpu: Duration, pages: u64| {
+        let pages = u32::try_from(pages).unwrap_or(u32::MAX);
+        (pages > 0).then(|| cpu.as_secs_f64() * 1e6 / f64::from(pages))
+    };
+    let theirs = per_page(ksm.cpu, ksm.shared);
+    let show = |n: Option<f64>| n.map_or_else(String::new, |n| format!("{n:.1}"));
+    table.add_row(vec!["KSM".to_owned(), show(theirs), String::new()]);
+    for result in results {
+        let ours = per_page(result.cpu(), result.trial.total().shared);
+        let times = theirs.zip(ours).map(|(theirs, ours)| theirs / ours);
+        table.add_row(vec![result.strategy.to_string(), show(ours), show(times)]);
+    }
+    out.push_str(&finish(&table));
+    out
+}
+
+fn milliseconds(time: Duration) -> String {
+    format!("{:.1}", time.as_secs_f64() * 1e3)
+}

@@ -1,0 +1,175 @@
+//! What finding equal pages costs: fingerprints beside a bare loop of hashes, and choosing beside hashing.
+//!
+//! `cargo bench -p kaleidoscope-core --bench dedup` measures a synthetic guest; with `KALEIDOSCOPE_GUESTS` naming a folder of guest folders (`ram.bin`,
+//! `layout.txt`, `regs.txt`), each of those too. It first prints both ratios beside what they should be; then criterion compares means with
+//! those of the last run.
+
+use criterion::Criterion;
+use kaleidoscope_core::addr::{FRAME_BYTES, FrameIndex};
+use kaleidoscope_core::coloring::{Options, color};
+use kaleidoscope_core::dedup::{Adaptive, Catalog, DedupSelector, GuestNumber, Outcome, Yields};
+use kaleidoscope_core::fingerprint::{Domain, contents};
+use kaleidoscope_core::image::{Format, LayoutFile, MemoryImage, RawLayout};
+use kaleidoscope_core::memory::GuestMemory;
+use kaleidoscope_core::prefetch::Atlas;
+use kaleidoscope_core::registers::parse_qemu_text;
+use kaleidoscope_mock::linux::{GuestBuilder, KernelStyle};
+use std::error::Error;
+use std::hint::black_box;
+use std::num::NonZeroUsize;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// RAM of the synthetic guest.
+const RAM: u64 = 64 << 20;
+
+/// Frames chosen at once.
+const ROUND: usize = 1024;
+
+/// Runs of which the fastest counts.
+const RUNS: usize = 5;
+
+/// A guest to measure.
+struct Guest {
+    name: String,
+    memory: Box<dyn GuestMemory>,
+    atlas: Arc<Atlas>,
+}
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let mut guests = vec![synthetic()?];
+    match std::env::var_os("KALEIDOSCOPE_GUESTS") {
+        Some(folder) if !folder.is_empty() => guests.extend(real_guests(Path::new(&folder))?),
+        _ => println!("SKIPPED real guests: KALEIDOSCOPE_GUESTS names no folder"),
+    }
+    for guest in &guests {
+        report(guest)?;
+    }
+    if let Some(guest) = guests.first() {
+        compare(guest);
+    }
+    Ok(())
+}
+
+fn synthetic() -> Result<Guest, Box<dyn Error>> {
+    let guest = GuestBuilder::new(KernelStyle::V6_1).seed(3).ram_bytes(RAM).build()?;
+    let options = Options { registers: guest.registers.clone(), ..Options::default() };
+    let map = color(&guest.memory, &options)?.map;
+    let atlas = Arc::new(Atlas::new(map));
+    Ok(Guest { name: "synthetic".into(), memory: Box::new(guest.memory), atlas })
+}
+
+fn real_guests(folder: &Path) -> Result<Vec<Guest>, Box<dyn Error>> {
+    let mut guests = Vec::new();
+    for entry in folder.read_dir()? {
+        let folder = entry?.path();
+        if !folder.join("ram.bin").is_file() {
+            continue;
+        }
+        let layout = LayoutFile::open(&folder.join("layout.txt"))?;
+        let format = Format::Raw(RawLayout::File(layout));
+        let image = MemoryImage::open(&folder.join("ram.bin"), &format)?;
+        let registers = parse_qemu_text(&std::fs::read_to_string(folder.join("regs.txt"))?)?;
+        let map = color(&image, &Options { registers, ..Options::default() })?.map;
+        let name = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        guests.push(Guest { name, memory: Box::new(image), atlas: Arc::new(Atlas::new(map)) });
+    }
+    Ok(guests)
+}
+
+/// The frames that are not free.
+fn candidates(guest: &Guest) -> Vec<FrameIndex> {
+    (0..guest.atlas.frames()).map(FrameIndex).filter(|f| !guest.atlas.is_free(*f)).collect()
+}
+
+/// BLAKE3 of the frames one after the other and nothing else: on one thread, no zeros, no table.
+fn bare(guest: &Guest, frames: &[FrameIndex]) {
+    let mut buffer = [0; FRAME_BYTES];
+    for frame in frames {
+        let Some(gfn) = guest.atlas.layout().gfn_of(*frame) else { continue };
+        let page = match guest.memory.slice(gfn.gpa(), FRAME_BYTES) {
+            Some(page) => page,
+            None if guest.memory.read(gfn.gpa(), &mut buffer).is_ok() => &buffer,
+            None => continue,
+        };
+        black_box(blake3::keyed_hash(&[1; 32], page));
+    }
+}
+
+/// Chooses everything that is worth a hash, in rounds, as if each third frame had an equal one. Returns how many frames that is.
+fn choose(guest: &Guest) -> usize {
+    let mut catalog = Catalog::new();
+    // Two guests with the same names, which is the most work.
+    let number: GuestNumber = catalog.add(&guest.atlas);
+    catalog.add(&guest.atlas);
+    let mut selector =
+        Adaptive::new(Arc::clone(&guest.atlas), &catalog, number, &Yields::shipped());
+    let (mut frames, mut outcomes) = (Vec::new(), Vec::new());
+    let mut count = 0;
+    loop {
+        frames.clear();
+        selector.select(ROUND, &mut frames);
+        if frames.is_empty() {
+            return count;
+        }
+        count += frames.len();
+        outcomes.clear();
+        outcomes.extend(frames.iter().map(|frame| match frame.0 % 3 {
+            0 => (*frame, Outcome::Alone),
+            _ => (*frame, Outcome::Shared { copies: 2 }),
+        }));
+        selector.learn(&outcomes);
+    }
+}
+
+fn fastest(mut work: impl FnMut()) -> Duration {
+    let time = |_| {
+        let start = Instant::now();
+        work();
+        start.elapsed()
+    };
+    (0..RUNS).map(time).min().unwrap_or_default()
+}
+
+fn report(guest: &Guest) -> Result<(), Box<dyn Error>> {
+    let frames = candidates(guest);
+    let domain = Domain::new([1; 32]);
+    let all = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
+    contents(guest.memory.as_ref(), &frames, &domain, all)?;
+    let hash = |threads| {
+        fastest(|| drop(black_box(contents(guest.memory.as_ref(), &frames, &domain, threads))))
+    };
+    let (loops, one, many) = (fastest(|| bare(guest, &frames)), hash(NonZeroUsize::MIN), hash(all));
+    let chosen = choose(guest);
+    let choosing = fastest(|| {
+        black_box(choose(guest));
+    });
+    let share = |part: Duration, of: Duration| 100.0 * part.as_secs_f64() / of.as_secs_f64();
+    println!(
+        "{}: {} frames hashed in {one:.1?} on one thread, {many:.1?} on {all}; a bare loop: {loops:.1?}: \
+         {:.0} % of its throughput on one thread (70 % or more is wanted), {:.0} % on {all}",
+        guest.name,
+        frames.len(),
+        share(loops, one),
+        share(loops, many),
+    );
+    println!(
+        "{}: {chosen} frames chosen in {choosing:.2?}: {:.1} % of hashing all on one thread (less than 5 % is wanted)",
+        guest.name,
+        share(choosing, one),
+    );
+    Ok(())
+}
+
+fn compare(guest: &Guest) {
+    let frames = candidates(guest);
+    let domain = Domain::new([1; 32]);
+    let mut criterion = Criterion::default().configure_from_args();
+    criterion.bench_function("dedup/bare", |b| b.iter(|| bare(guest, &frames)));
+    criterion.bench_function("dedup/contents", |b| {
+        b.iter(|| contents(guest.memory.as_ref(), &frames, &domain, NonZeroUsize::MIN));
+    });
+    criterion.bench_function("dedup/choose", |b| b.iter(|| choose(guest)));
+    criterion.final_summary();
+}

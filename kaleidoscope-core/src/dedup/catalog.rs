@@ -1,0 +1,152 @@
+//! The names of what a host's guests hold: region by region, from their color maps alone. No byte of a page is read for it.
+
+use super::Relation;
+use crate::addr::FrameIndex;
+use crate::color::{FrameKind, KernelIdentity, Order, Region, RegionId};
+use crate::prefetch::Atlas;
+use crate::recording::name::Name;
+use foldhash::fast::RandomState;
+use std::collections::HashMap;
+use twox_hash::XxHash3_64;
+
+/// Number of a guest in a [`Catalog`].
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct GuestNumber(pub u32);
+
+/// What regions the guests of a host have, under names that mean the same in all of them.
+///
+/// Names are kept as 64-bit hashes. A guest may choose names so that hashes collide; what it gains is that frames are
+/// hashed in vain. Whether pages are equal is never decided by names. Takes 8 bytes for each frame whose place in its region means something in
+/// another guest, and some 100 for each region.
+#[derive(Clone, Debug, Default)]
+pub struct Catalog {
+    guests: u32,
+    known: HashMap<u64, Vec<Known>, RandomState>,
+}
+
+/// A region of a guest.
+#[derive(Clone, Debug)]
+struct Known {
+    guest: GuestNumber,
+    /// What tells two regions of the same name apart.
+    exact: u64,
+    /// Positions of its frames, ascending, where they mean something in another guest.
+    positions: Vec<u64>,
+}
+
+/// A region's name in numbers.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct RegionKey {
+    /// What means the same in every guest: kind and path, command or kernel name.
+    pub(super) name: u64,
+    /// Inode number of a file, build of a kernel.
+    exact: u64,
+    /// Whether positions mean the same in every guest.
+    is_placed: bool,
+}
+
+impl RegionKey {
+    /// The key of a region; `None` for one without a name that others understand, and for free memory.
+    pub(super) fn of(region: &Region, kernel: &KernelIdentity) -> Option<Self> {
+        if matches!(region.kind, FrameKind::Free | FrameKind::Offline) {
+            return None;
+        }
+        let name = Name::parse(region.order, &region.name);
+        let portable = name.portable(region.kind)?;
+        let exact = match name {
+            Name::File { file_system, inode, .. } => hash(&[file_system, inode, portable]),
+            Name::Process { .. } => 0,
+            // The banner names the build where the build id was not found.
+            Name::Kernel(_) => hash(&[&kernel.build_id, &kernel.banner]),
+        };
+        let kind = [region.kind as u8, region.order as u8];
+        Some(Self {
+            name: XxHash3_64::oneshot_with_seed(hash(&[portable]), &kind),
+            exact,
+            is_placed: matches!(region.order, Order::FileOffset | Order::KernelAddress),
+        })
+    }
+}
+
+/// A hash of texts, in which it matters where one ends.
+pub(super) fn hash(texts: &[&str]) -> u64 {
+    texts.iter().fold(0, |seed, text| XxHash3_64::oneshot_with_seed(seed, text.as_bytes()))
+}
+
+impl Catalog {
+    /// A catalog of no guest.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Number of guests.
+    #[must_use]
+    pub fn guests(&self) -> u32 {
+        self.guests
+    }
+
+    /// Takes in a guest.
+    pub fn add(&mut self, atlas: &Atlas) -> GuestNumber {
+        let guest = GuestNumber(self.guests);
+        self.guests = self.guests.saturating_add(1);
+        for (number, region) in (0..).zip(atlas.map().regions()) {
+            let Some(key) = RegionKey::of(region, atlas.map().kernel()) else { continue };
+            let positions = match key.is_placed {
+                true => positions(atlas, RegionId(number)).collect(),
+                false => Vec::new(),
+            };
+            self.known.entry(key.name).or_default().push(Known {
+                guest,
+                exact: key.exact,
+                positions,
+            });
+        }
+        guest
+    }
+
+    /// How each frame of a region, in its natural order, relates to what guests other than `guest` have.
+    pub(super) fn relations(
+        &self,
+        guest: GuestNumber,
+        key: &RegionKey,
+        is_file: bool,
+        own: &[u64],
+        relations: &mut Vec<Relation>,
+    ) {
+        let all = self.known.get(&key.name).map_or(&[][..], Vec::as_slice);
+        let others = || all.iter().filter(|known| known.guest != guest);
+        let any = others().next().map_or(Relation::None, |_| Relation::Namesake);
+        relations.clear();
+        relations.resize(own.len(), any);
+        if !key.is_placed {
+            return;
+        }
+        for other in others() {
+            let relation = match (is_file, other.exact == key.exact) {
+                (true, true) => Relation::SameFile,
+                (true, false) if other.positions.last() == own.last() => Relation::LikeFile,
+                (true, false) => Relation::OtherFile,
+                (false, true) => Relation::SameBuild,
+                (false, false) => Relation::OtherBuild,
+            };
+            let mut theirs = other.positions.iter().copied().peekable();
+            for (position, known) in own.iter().zip(relations.iter_mut()) {
+                while theirs.next_if(|their| their < position).is_some() {}
+                if theirs.peek() == Some(position) {
+                    *known = relation.max(*known);
+                }
+            }
+        }
+    }
+}
+
+/// Positions of a region's frames, ascending.
+pub(super) fn positions(atlas: &Atlas, region: RegionId) -> impl Iterator<Item = u64> + '_ {
+    atlas.run(atlas.range(region.0)).iter().map(|frame| position(atlas, *frame))
+}
+
+/// A frame's position in its region.
+pub(super) fn position(atlas: &Atlas, frame: FrameIndex) -> u64 {
+    atlas.map().positions().get(frame.as_usize()).copied().unwrap_or(0)
+}

@@ -1,0 +1,35 @@
+//! Deduplication: which frames of the guests of a host are worth a hash, and what that saves.
+//!
+//! Equal pages are found by their [fingerprints](crate::fingerprint). To fingerprint every frame is dear and mostly in vain; colors, regions and
+//! names say where equal pages are:
+//!
+//! ```text
+//!  atlases of the host's guests ──► Catalog ──┐
+//!  what earlier guests taught  ──► Yields  ──┴► DedupSelector ──frames──► hashes ──► Ledger
+//!                                                    ▲                        │
+//!                                                    └───────── Outcome ──────┘
+//! ```
+//!
+//! Zero and free frames are no part of this: everybody has a page of zeros, and nobody needs the bytes of a free frame.
+
+mod adaptive;
+mod blind;
+mod catalog;
+mod ledger;
+mod paper;
+mod relation;
+mod selector;
+#[cfg(test)]
+mod tests;
+mod trial;
+mod yields;
+
+pub use adaptive::Adaptive;
+pub use blind::Blind;
+pub use catalog::{Catalog, GuestNumber};
+pub use ledger::{ColorTally, Ledger, Tally};
+pub use paper::Paper;
+pub use relation::Relation;
+pub use selector::{DedupSelector, Outcome};
+pub use trial::{Point, Subject, Trial, run};
+pub use yields::{ClassYield, Yields, YieldsError};

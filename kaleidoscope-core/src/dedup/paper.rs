@@ -1,0 +1,64 @@
+//! The candidates of the Kaleidoscope paper (Bryant et al., EuroSys 2011).
+
+use super::DedupSelector;
+use crate::addr::FrameIndex;
+use crate::color::{Color, PaperColor};
+use crate::prefetch::Atlas;
+use std::sync::Arc;
+
+/// One of the paper's two sets of colors, by frame number. It names free frames too, which are nobody's business here.
+#[derive(Clone, Debug)]
+pub struct Paper {
+    atlas: Arc<Atlas>,
+    set: Set,
+    next: u32,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Set {
+    KernelAndExecutable,
+    CacheAndExecutable,
+}
+
+impl Paper {
+    /// Kernel pages, but not the page cache, and executable pages, those in the page cache included: what the paper measured.
+    #[must_use]
+    pub fn kernel_and_executable(atlas: Arc<Atlas>) -> Self {
+        Self { atlas, set: Set::KernelAndExecutable, next: 0 }
+    }
+
+    /// The page cache and executable pages, the kernel's included: what an earlier section of the paper proposes.
+    #[must_use]
+    pub fn cache_and_executable(atlas: Arc<Atlas>) -> Self {
+        Self { atlas, set: Set::CacheAndExecutable, next: 0 }
+    }
+
+    fn wants(&self, color: Color) -> bool {
+        match color.paper() {
+            PaperColor::KernelCode | PaperColor::UserCode => true,
+            PaperColor::KernelData => self.set == Set::KernelAndExecutable,
+            PaperColor::PageCache => self.set == Set::CacheAndExecutable,
+            PaperColor::Unknown | PaperColor::Free | PaperColor::UserData => false,
+        }
+    }
+}
+
+impl DedupSelector for Paper {
+    fn name(&self) -> &str {
+        match self.set {
+            Set::KernelAndExecutable => "kernel+executable",
+            Set::CacheAndExecutable => "cache+executable",
+        }
+    }
+
+    fn select(&mut self, room: usize, frames: &mut Vec<FrameIndex>) {
+        let end = frames.len().saturating_add(room);
+        while frames.len() < end && self.next < self.atlas.frames() {
+            let frame = FrameIndex(self.next);
+            self.next = self.next.saturating_add(1);
+            if self.wants(self.atlas.color(frame)) {
+                frames.push(frame);
+            }
+        }
+    }
+}

@@ -1,0 +1,288 @@
+//! Selectors on small synthetic guests.
+
+use super::*;
+use crate::addr::FrameIndex;
+use crate::color::{Color, ColorMap, Frame, FrameKind, KernelIdentity, Order, Region, RegionId};
+use crate::fingerprint::{Content, Fingerprint};
+use crate::memory::MemoryLayout;
+use crate::prefetch::Atlas;
+use proptest::prelude::*;
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::sync::Arc;
+
+/// A guest: pages of regions, and what each holds (0: zeros).
+struct Guest {
+    atlas: Arc<Atlas>,
+    pages: Vec<u64>,
+    written: Vec<bool>,
+}
+
+impl Guest {
+    /// Regions by name with one page for each number, then as many free frames.
+    fn new(regions: &[(FrameKind, &str, Vec<u64>)], free: usize) -> Self {
+        let (mut frames, mut pages, mut all) = (Vec::new(), Vec::new(), Vec::new());
+        for (id, (kind, name, held)) in (0..).map(RegionId).zip(regions) {
+            let orders = [
+                (FrameKind::File, Order::FileOffset, Color::FileCache),
+                (FrameKind::Kernel, Order::KernelAddress, Color::KernelText),
+                (FrameKind::Slab, Order::FrameNumber, Color::Slab),
+                (FrameKind::Anonymous, Order::UserAddress, Color::Anonymous),
+            ];
+            let (_, order, color) = orders.into_iter().find(|(of, ..)| of == kind).unwrap();
+            all.push(Region::new(*kind, order, *name));
+            for (position, page) in (0..).zip(held) {
+                let region = Some(id);
+                frames.push(Frame { kind: *kind, color, region, position, ..Frame::default() });
+                pages.push(*page);
+            }
+        }
+        let empty = Frame { kind: FrameKind::Free, color: Color::Free, ..Frame::default() };
+        frames.extend(std::iter::repeat_n(empty, free));
+        // What free frames hold would be found by whoever hashed them.
+        pages.extend(std::iter::repeat_n(7, free));
+        let layout = MemoryLayout::contiguous(u64::try_from(frames.len()).unwrap() << 12).unwrap();
+        let map = ColorMap::new(layout, KernelIdentity::default(), frames, all).unwrap();
+        let written = vec![false; pages.len()];
+        Self { atlas: Arc::new(Atlas::new(map)), pages, written }
+    }
+
+    fn content(&self, frame: FrameIndex) -> Content {
+        match self.pages[frame.as_usize()] {
+            0 => Content::Zero,
+            page => Content::Page(Fingerprint(u128::from(page).to_le_bytes())),
+        }
+    }
+}
+
+/// Numbers that nobody else has.
+fn unique(guest: u64, count: u64) -> Vec<u64> {
+    (0..count).map(|n| (guest << 32) + (1 << 40) + n).collect()
+}
+
+type Make<'a> = &'a dyn Fn(&Guest, &Catalog, GuestNumber) -> Box<dyn DedupSelector>;
+
+fn trial(guests: &[Guest], budget: u64, make: Make<'_>) -> (Trial, Vec<Vec<FrameIndex>>) {
+    let mut catalog = Catalog::new();
+    let numbers: Vec<_> = guests.iter().map(|guest| catalog.add(&guest.atlas)).collect();
+    let mut selectors: Vec<_> =
+        guests.iter().zip(&numbers).map(|(guest, number)| make(guest, &catalog, *number)).collect();
+    let written: Vec<_> =
+        guests.iter().map(|g| |frame: FrameIndex| g.written[frame.as_usize()]).collect();
+    let mut subjects: Vec<_> = guests
+        .iter()
+        .zip(&mut selectors)
+        .zip(numbers.iter().zip(&written))
+        .map(|((guest, selector), (number, is_written))| Subject {
+            number: *number,
+            atlas: &guest.atlas,
+            selector: selector.as_mut(),
+            is_written,
+        })
+        .collect();
+    let mut chosen = vec![Vec::new(); guests.len()];
+    let read = |place: usize, frames: &[FrameIndex]| {
+        chosen[place].extend_from_slice(frames);
+        Ok::<_, Infallible>(frames.iter().map(|f| guests[place].content(*f)).collect())
+    };
+    let trial = run(&mut subjects, budget, read).unwrap();
+    (trial, chosen)
+}
+
+fn blind(guest: &Guest, _: &Catalog, _: GuestNumber) -> Box<dyn DedupSelector> {
+    Box::new(Blind::new(Arc::clone(&guest.atlas)))
+}
+
+fn adaptive(guest: &Guest, catalog: &Catalog, number: GuestNumber) -> Box<dyn DedupSelector> {
+    Box::new(Adaptive::new(Arc::clone(&guest.atlas), catalog, number, &Yields::shipped()))
+}
+
+fn thorough(guest: &Guest, catalog: &Catalog, number: GuestNumber) -> Box<dyn DedupSelector> {
+    let selector = Adaptive::new(Arc::clone(&guest.atlas), catalog, number, &Yields::shipped());
+    Box::new(selector.with_least_worth(0.0))
+}
+
+/// A library that both have, a file of the same name that differs, files and memory of their own.
+fn pair() -> [Guest; 2] {
+    [1, 2].map(|number| {
+        let (inode, own) = (100 + number, format!("/srv/data-{number}"));
+        Guest::new(
+            &[
+                (FrameKind::File, "ext4:1:12:/usr/lib/libc.so.6", (1..=200).collect()),
+                (FrameKind::File, &format!("ext4:1:{inode}:/etc/config"), unique(number, 150)),
+                (FrameKind::File, &format!("ext4:1:9:{own}"), unique(number + 10, 2000)),
+                (FrameKind::Anonymous, "sh[7]", unique(number + 20, 1500)),
+                (FrameKind::Slab, "dentry", unique(number + 30, 1000)),
+                (
+                    FrameKind::Kernel,
+                    "kernel-text",
+                    [unique(number + 40, 300), vec![999; 200]].concat(),
+                ),
+                (FrameKind::Anonymous, "zero[8]", vec![0; 50]),
+            ],
+            400,
+        )
+    })
+}
+
+#[test]
+fn blind_finds_all_and_never_touches_free_or_zero_frames() {
+    let guests = pair();
+    let (trial, chosen) = trial(&guests, u64::MAX, &blind);
+    let total = trial.total();
+    // The library once, and of 400 pages of padding all but one.
+    assert_eq!((total.shared, total.within), (200 + 399, 398));
+    assert_eq!((total.hashed, total.zero), (2 * (200 + 150 + 2000 + 1500 + 1000 + 500), 100));
+    assert_eq!((total.diverged, total.net()), (0, 599));
+    assert!(chosen.iter().flatten().all(|frame| frame.0 < 5400));
+    assert_eq!(trial.ledger.bound(total.hashed), 599);
+    // 400 of the padding, then pairs.
+    assert_eq!(trial.ledger.bound(410), 399 + 5);
+    let of_colors: u64 = trial.ledger.colors().map(|(_, tally)| tally.net()).sum();
+    assert_eq!(of_colors, 599);
+}
+
+#[test]
+fn adaptive_finds_nearly_all_with_few_hashes() {
+    let guests = pair();
+    let all = trial(&guests, u64::MAX, &blind).0.total();
+    let found = trial(&guests, u64::MAX, &adaptive).0.total();
+    assert!(found.net() * 100 >= all.net() * 95, "{found:?}");
+    assert!(found.hashed * 4 <= all.hashed, "{found:?}");
+    let budget = all.hashed / 20;
+    let few = trial(&guests, budget, &adaptive).0.total();
+    assert!(few.hashed <= budget && few.net() * 2 > all.net(), "{few:?}");
+}
+
+#[test]
+fn adaptive_without_a_least_worth_ends_with_everything_once() {
+    let guests = pair();
+    let (found, chosen) = trial(&guests, u64::MAX, &thorough);
+    let (all, _) = trial(&guests, u64::MAX, &blind);
+    assert_eq!(found.total(), all.total());
+    for chosen in &chosen {
+        let mut frames = chosen.clone();
+        frames.sort();
+        assert!(frames.windows(2).all(|two| two[0] < two[1]), "each frame once");
+    }
+    assert!(chosen == trial(&guests, u64::MAX, &thorough).1, "the same again");
+}
+
+#[test]
+fn the_papers_sets_are_what_they_say() {
+    let guests = pair();
+    let kernel: Make<'_> =
+        &|guest, _, _| Box::new(Paper::kernel_and_executable(Arc::clone(&guest.atlas)));
+    let cache: Make<'_> =
+        &|guest, _, _| Box::new(Paper::cache_and_executable(Arc::clone(&guest.atlas)));
+    let colors =
+        |make| trial(&guests, u64::MAX, make).0.ledger.colors().map(|(c, _)| c).collect::<Vec<_>>();
+    assert_eq!(colors(kernel), [Color::KernelText, Color::Slab]);
+    assert_eq!(colors(cache), [Color::KernelText, Color::FileCache]);
+}
+
+#[test]
+fn written_pages_do_not_stay_saved() {
+    let mut guests = pair();
+    // One copy of the first page of the library, both of the second one, and all padding of one guest but a page.
+    guests[0].written[0] = true;
+    guests[0].written[1] = true;
+    guests[1].written[1] = true;
+    for frame in 5150..5349 {
+        guests[1].written[frame] = true;
+    }
+    let total = trial(&guests, u64::MAX, &blind).0.total();
+    assert_eq!((total.shared, total.diverged), (599, 1 + 1 + 199));
+}
+
+#[test]
+fn what_diverges_is_avoided_later() {
+    let guests = pair();
+    let mut catalog = Catalog::new();
+    let numbers: Vec<_> = guests.iter().map(|guest| catalog.add(&guest.atlas)).collect();
+    let judge = |frame: FrameIndex| match guests[0].content(frame) {
+        Content::Page(_) => (if frame.0 < 200 { 2 } else { 1 }, frame.0 < 200),
+        Content::Zero | Content::Missing => (0, false),
+    };
+    let taught = Adaptive::teach(&guests[0].atlas, &catalog, numbers[0], judge);
+    let shared = taught.iter().find(|(_, relation, _)| *relation == Relation::SameFile).unwrap().2;
+    assert_eq!((shared.hashed, shared.shared, shared.diverged), (200.0, 200.0, 200.0));
+    let mut frames = Vec::new();
+    let mut selector = Adaptive::new(Arc::clone(&guests[0].atlas), &catalog, numbers[0], &taught);
+    selector.select(10_000, &mut frames);
+    assert!(!frames.iter().any(|frame| frame.0 < 200), "all of it was written to before");
+}
+
+#[test]
+fn names_relate_guests_as_they_should() {
+    let relation_of = |mine: &str, theirs: &str, pages: (u64, u64)| {
+        let guest = |name, count| Guest::new(&[(FrameKind::File, name, unique(1, count))], 1);
+        let guests = [guest(mine, pages.0), guest(theirs, pages.1)];
+        let mut catalog = Catalog::new();
+        let numbers: Vec<_> = guests.iter().map(|guest| catalog.add(&guest.atlas)).collect();
+        let taught = Adaptive::teach(&guests[0].atlas, &catalog, numbers[0], |_| (1, false));
+        let relations: HashMap<_, _> =
+            taught.iter().map(|(_, relation, found)| (relation, found.hashed)).collect();
+        relations
+    };
+    let only = |relation, count: u32| HashMap::from([(relation, f64::from(count))]);
+    let same = relation_of("ext4:1:12:/bin/sh", "ext4:2:12:/bin/sh", (5, 5));
+    assert_eq!(same, only(Relation::SameFile, 5), "another device is as good");
+    let like = relation_of("ext4:1:12:/bin/sh", "ext4:1:13:/bin/sh", (5, 5));
+    assert_eq!(like, only(Relation::LikeFile, 5));
+    let other = relation_of("ext4:1:12:/bin/sh", "ext4:1:13:/bin/sh", (5, 4));
+    assert_eq!(other[&Relation::OtherFile], 4.0);
+    assert_eq!(other[&Relation::Namesake], 1.0, "a page that the other lacks");
+    assert_eq!(relation_of("ext4:1:12:/a", "ext4:1:12:/b", (5, 5)), only(Relation::None, 5));
+    assert_eq!(relation_of("ext4:1:12:", "ext4:1:12:", (5, 5)), only(Relation::None, 5));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    /// Whatever guests hold and whatever the budget: no frame twice, none that is free, no more hashes than allowed, and the counts are those
+    /// of a simple count.
+    #[test]
+    fn trials_are_sound(
+        held in prop::collection::vec(
+            prop::collection::vec((0usize..4, 0usize..3, prop::collection::vec(0u64..12, 0..90)), 1..6),
+            1..4,
+        ),
+        budget in prop_oneof![0u64..300, Just(u64::MAX)],
+        is_blind: bool,
+    ) {
+        let kinds = [FrameKind::File, FrameKind::Kernel, FrameKind::Slab, FrameKind::Anonymous];
+        let names = ["ext4:1:2:/usr/a", "ext4:1:3:/opt/a", "x[3]"];
+        let guests: Vec<_> = held
+            .iter()
+            .map(|regions| {
+                let of = |(kind, name, pages): &(usize, usize, Vec<u64>)| (kinds[*kind], names[*name], pages.clone());
+                Guest::new(&regions.iter().map(of).collect::<Vec<_>>(), 3)
+            })
+            .collect();
+        let make: Make<'_> = if is_blind { &blind } else { &thorough };
+        let (trial, chosen) = trial(&guests, budget, make);
+        let total = trial.total();
+        prop_assert!(total.hashed <= budget);
+        let mut copies: HashMap<u64, u64> = HashMap::new();
+        let mut zero = 0;
+        for (guest, chosen) in guests.iter().zip(&chosen) {
+            let mut seen = std::collections::HashSet::new();
+            for frame in chosen {
+                prop_assert!(seen.insert(*frame) && !guest.atlas.is_free(*frame));
+                match guest.pages[frame.as_usize()] {
+                    0 => zero += 1,
+                    page => *copies.entry(page).or_default() += 1,
+                }
+            }
+        }
+        prop_assert_eq!(total.zero, zero);
+        prop_assert_eq!(total.hashed, copies.values().sum::<u64>());
+        prop_assert_eq!(total.shared, copies.values().map(|n| n - 1).sum::<u64>());
+        prop_assert!(total.net() <= trial.ledger.bound(total.hashed));
+        if budget == u64::MAX {
+            let candidates: usize = guests.iter().map(|g| g.pages.iter().filter(|p| **p != 0).count() - 3).sum();
+            prop_assert_eq!(total.hashed, u64::try_from(candidates).unwrap());
+        }
+    }
+}

@@ -1,0 +1,40 @@
+//! Fingerprints in a payload: a part that files may have, manifests and descriptors alike.
+#![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
+
+use super::ManifestError;
+use super::cbor::{Reader, Writer};
+use super::decode::fields;
+use crate::fingerprint::{DomainId, Fingerprints};
+
+/// The key of the part.
+pub(crate) const KEY: &str = "fingerprints";
+
+/// Most bytes of the part for a frame: a fingerprint, and a bit in either set.
+pub(super) const FRAME_BYTES: u64 = 17;
+
+/// Writes the part with its key.
+pub(crate) fn write(out: &mut Writer, fingerprints: &Fingerprints) {
+    out.text(KEY);
+    out.map(4);
+    out.text("zero");
+    out.bytes(&fingerprints.zero_set());
+    out.text("domain");
+    out.bytes(&fingerprints.domain().0);
+    out.text("hashed");
+    out.bytes(&fingerprints.hashed_set());
+    out.text("values");
+    out.bytes(&fingerprints.value_bytes());
+}
+
+/// Reads the part's value, of a guest of `frames` frames.
+pub(crate) fn read(reader: &mut Reader<'_>, frames: u32) -> Result<Fingerprints, ManifestError> {
+    let before = reader.moved_to(reader.place());
+    let [zero, domain, hashed, values] = fields(reader, ["zero", "domain", "hashed", "values"])?;
+    let mut at_domain = reader.moved_to(domain);
+    let id = at_domain.bytes()?.try_into().map(DomainId);
+    let id = id.map_err(|_| at_domain.error("a domain is a string of 16 bytes"))?;
+    let bytes = |place| reader.moved_to(place).bytes();
+    let (hashed, zero, values) = (bytes(hashed)?, bytes(zero)?, bytes(values)?);
+    Fingerprints::from_parts(id, frames, hashed, zero, values)
+        .map_err(|error| before.error(error.to_string()))
+}
