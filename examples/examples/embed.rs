@@ -79,6 +79,7 @@ impl Vm {
             clock: Arc::new(SystemClock::new()),
             // With many clones on a host, an `alloc::Host` says how much each may have.
             grant: None,
+            nearby: None,
         };
         // Everything else comes while nothing better is to be done; then the clone needs the server no more.
         let options = Options { background: Background::Full, ..Options::default() };

@@ -6,7 +6,8 @@
 //! [`coloring`] judges them, [`color`] holds the judgement, and [`manifest`] keeps it in a file; [`prefetch`] decides what a
 //! clone gets before it asks, [`replay`] judges such decisions on the touches of real clones, [`recording`] keeps what clones
 //! touched for other clones, boots and kernels, and [`tune`] finds the settings of policies; [`alloc`] shares out a host's memory,
-//! [`dedup`] finds equal pages of its guests by their [`fingerprint`]s, [`clone`] runs clones with all of this, and [`wire`] carries their pages from one host to another.
+//! [`dedup`] finds equal pages of its guests by their [`fingerprint`]s, [`store`] keeps one of each, [`clone`] runs clones with all
+//! of this, and [`wire`] carries their pages from one host to another.
 //!
 //! ```no_run
 //! use kaleidoscope_core::coloring::{Options, color};
@@ -38,6 +39,7 @@ pub mod prefetch;
 pub mod recording;
 pub mod registers;
 pub mod replay;
+pub mod store;
 mod sync;
 pub mod tune;
 pub mod wire;

@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Modules of the core in the order of the pipeline: each may use those before it, never those after it.
-const PIPELINE: [&str; 21] = [
+const PIPELINE: [&str; 22] = [
     "addr",
     "memory",
     "registers",
@@ -26,6 +26,7 @@ const PIPELINE: [&str; 21] = [
     "sync",
     "alloc",
     "dedup",
+    "store",
     "clone",
     "wire",
 ];

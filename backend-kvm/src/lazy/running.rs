@@ -7,7 +7,7 @@ use crate::memory::PageSize;
 use crate::sys::Mapping;
 use kaleidoscope_core::addr::FRAME_BYTES;
 use kaleidoscope_core::alloc::Grant;
-use kaleidoscope_core::clone::ports::{PageSource, SystemClock};
+use kaleidoscope_core::clone::ports::{Nearby, PageSource, SystemClock};
 use kaleidoscope_core::clone::{Engine, Options, Parts, Stopped};
 use kaleidoscope_core::prefetch::{Atlas, PrefetchPolicy};
 use std::sync::Arc;
@@ -25,6 +25,8 @@ pub struct Lazy {
     pub options: Options,
     /// The clone's share of the host's memory.
     pub grant: Option<Grant>,
+    /// Pages that are on this host already, whoever brought them.
+    pub nearby: Option<Arc<dyn Nearby>>,
     /// Where pages are kept that clones of the parent on this host share; none to have a copy for each.
     pub stage: Option<Arc<Stage>>,
     /// The host's pages that its memory is made of. Huge ones are filled as a whole, with what is not free of their frames; a stage has small ones.
@@ -86,6 +88,7 @@ impl Running {
             queue: Some(Arc::clone(&pages) as _),
             clock: Arc::new(SystemClock::new()),
             grant: lazy.grant,
+            nearby: lazy.nearby,
         };
         let engine = Arc::new(Engine::start(parts, options).asked("starting a clone's engine")?);
         let mut running = Self { engine, pages, threads: Vec::new() };

@@ -62,6 +62,12 @@ impl MemoryFile {
         self.file.write_all_at(bytes, offset).asked("writing to a file of memory")
     }
 
+    /// Copies bytes out.
+    pub(crate) fn read(&self, offset: usize, bytes: &mut [u8]) -> Result<(), KvmError> {
+        let offset = u64::try_from(offset).unwrap_or(u64::MAX);
+        self.file.read_exact_at(bytes, offset).asked("reading a file of memory")
+    }
+
     /// From here on nobody can write to the file, but through mappings that there are already.
     ///
     /// The seal that also rules those out (`F_SEAL_WRITE`) looks at every page, waits for all processors, and fails while KVM holds

@@ -1,13 +1,15 @@
 //! A guest's RAM as it was at one instant.
 
 use super::file::{MemoryFile, bytes_of};
-use super::{PageSize, bytes, runs};
+use super::store::Pins;
+use super::{ContentStore, PageSize, bytes, runs};
 use crate::error::{Asked, KvmError};
-use crate::sys::{Mapping, Sealed, Sharing};
-use kaleidoscope_core::addr::Gpa;
-use kaleidoscope_core::memory::{GuestMemory, MemoryError, MemoryLayout};
+use crate::sys::{Mapping, Overlay, Sealed, Sharing, Stands};
+use kaleidoscope_core::addr::{FRAME_BYTES, FrameIndex, Gpa};
+use kaleidoscope_core::fingerprint::Fingerprints;
+use kaleidoscope_core::memory::{GuestMemory, MemoryError, MemoryLayout, is_zero};
 use std::ops::Range;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::AsFd;
 use std::sync::Arc;
 
 /// Mappings that one clone's memory is made of at most: a process may have 65,530 (vm.max_map_count), for all its clones.
@@ -28,15 +30,78 @@ pub struct FrozenImage {
 
 #[derive(Clone, Debug)]
 struct Layer {
-    file: Arc<MemoryFile>,
+    bytes: Bytes,
     runs: Vec<Range<u32>>,
+}
+
+/// Where a layer's bytes are.
+#[derive(Clone, Debug)]
+enum Bytes {
+    /// In a file of its own, in frame-index order.
+    File(Arc<MemoryFile>),
+    /// In the host's content store.
+    Store(Arc<Pins>),
+}
+
+/// What sharing an image's pages with others has come to, in frames.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Shared {
+    /// Shown from the store.
+    pub shared: u32,
+    /// Kept in the image's own memory, zeros aside.
+    pub own: u32,
+    /// Zeros, which take no memory.
+    pub zero: u32,
+    /// Runs that the store's pages are shown in, each a mapping for every clone.
+    pub runs: u32,
 }
 
 impl FrozenImage {
     /// What one file holds, which nobody writes to any more.
     pub(crate) fn new(layout: MemoryLayout, file: Arc<MemoryFile>) -> Result<Self, KvmError> {
         let all = 0..layout.frames();
-        Self::of_layers(layout, vec![Layer { file, runs: vec![all] }])
+        Self::of_layers(layout, vec![Layer { bytes: Bytes::File(file), runs: vec![all] }])
+    }
+
+    /// The same image, which has in common with others what their fingerprints say: those pages are shown from the content store,
+    /// into which they are put, and the others are copied. The memory of this one is free when it and its clones are gone.
+    ///
+    /// Bytes are compared before they are shared. Pages are shown in runs, the longest first, at most as many as mappings are good for:
+    /// a store that is filled in the order of frames gives long ones.
+    ///
+    /// # Errors
+    /// [`KvmError`] when the system refuses, or the store fails.
+    pub fn sharing(
+        &self,
+        store: &Arc<ContentStore>,
+        fingerprints: &Fingerprints,
+    ) -> Result<(Self, Shared), KvmError> {
+        let pages = self.bytes().chunks_exact(FRAME_BYTES);
+        let frames = (0..self.layout.frames()).zip(pages);
+        let known = frames.clone().filter_map(|(n, page)| {
+            Some((n, fingerprints.get(FrameIndex(n))?, page.first_chunk()?))
+        });
+        let pins = Pins::new(store, known, MAPPINGS / 4)?;
+        let runs = pins.runs();
+        let mut shared =
+            Shared { runs: u32::try_from(runs.len()).unwrap_or(0), ..Shared::default() };
+        let file = MemoryFile::new(bytes(&self.layout))?;
+        for (n, page) in frames {
+            if page.first_chunk().is_some_and(is_zero) {
+                shared.zero += 1;
+            } else if pins.has(n) {
+                shared.shared += 1;
+            } else {
+                shared.own += 1;
+                file.write(n as usize * FRAME_BYTES, page)?;
+            }
+        }
+        let all = 0..self.layout.frames();
+        let layers = vec![
+            Layer { bytes: Bytes::File(Arc::new(file)), runs: vec![all] },
+            Layer { bytes: Bytes::Store(Arc::new(pins)), runs },
+        ];
+        Ok((Self::of_layers(self.layout.clone(), layers)?, shared))
     }
 
     /// This image with other bytes in some frames (sorted and joined): those that `file` holds, which nobody writes to any more.
@@ -66,19 +131,24 @@ impl FrozenImage {
             at += 1;
             at == 1 || !layer.runs.is_empty()
         });
-        layers.push(Layer { file: Arc::new(file), runs: all });
+        layers.push(Layer { bytes: Bytes::File(Arc::new(file)), runs: all });
         Self::of_layers(self.layout.clone(), layers)
     }
 
     /// Runs (normal) that begin and end where the lowest layer can be cut.
     fn whole_pages(&self, changed: &[Range<u32>]) -> Vec<Range<u32>> {
-        let pages = self.layers.first().map_or(PageSize::Small, |layer| layer.file.pages());
+        let pages = match self.layers.first().map(|layer| &layer.bytes) {
+            Some(Bytes::File(file)) => file.pages(),
+            Some(Bytes::Store(_)) | None => PageSize::Small,
+        };
         runs::normal(changed.iter().map(|run| pages.whole(run)).collect())
     }
 
     fn of_layers(layout: MemoryLayout, layers: Vec<Layer>) -> Result<Self, KvmError> {
         for layer in &layers {
-            layer.file.seal()?;
+            if let Bytes::File(file) = &layer.bytes {
+                file.seal()?;
+            }
         }
         let (base, over) = files(&layers)?;
         let sealed =
@@ -93,13 +163,17 @@ impl FrozenImage {
         self.sealed.bytes().get(..bytes(&self.layout)).unwrap_or_default()
     }
 
-    /// Bytes of memory that the image takes, those that it shares with earlier images of the machine included; as the kernel counts
-    /// them.
+    /// Bytes of memory that the image takes, those that it shares with earlier images of the machine included, those of the content store
+    /// not; as the kernel counts them.
     ///
     /// # Errors
     /// [`KvmError::Refused`] when the kernel does not say.
     pub fn taken(&self) -> Result<u64, KvmError> {
-        self.layers.iter().map(|layer| layer.file.taken()).sum()
+        let taken = self.layers.iter().map(|layer| match &layer.bytes {
+            Bytes::File(file) => file.taken(),
+            Bytes::Store(_) => Ok(0),
+        });
+        taken.sum()
     }
 
     /// Files that the image consists of.
@@ -113,28 +187,39 @@ impl FrozenImage {
         let (base, over) = files(&self.layers)?;
         let mapping = Mapping::of_file(base.as_fd(), base.len(), Sharing::Private)
             .asked("mapping a clone's memory")?;
-        for (range, file) in over {
-            mapping.overlay(range, file).asked("mapping a clone's memory")?;
+        for part in over {
+            mapping.overlay(part).asked("mapping a clone's memory")?;
         }
         Ok(mapping)
     }
 }
 
-/// A range of an image, and the file that it is in.
-type Part<'a> = (Range<usize>, BorrowedFd<'a>);
-
 /// The lowest layer's file, and what covers it.
-fn files(layers: &[Layer]) -> Result<(&MemoryFile, Vec<Part<'_>>), KvmError> {
-    let [base, upper @ ..] = layers else {
-        return Err(KvmError::State("an image without a layer".into()));
+fn files(layers: &[Layer]) -> Result<(&MemoryFile, Vec<Overlay<'_>>), KvmError> {
+    let [Layer { bytes: Bytes::File(base), .. }, upper @ ..] = layers else {
+        return Err(KvmError::State("an image without a file".into()));
     };
-    let part = |layer: &'_ Layer, run: &Range<u32>| {
-        bytes_of(run).start..bytes_of(run).end.min(layer.file.len())
-    };
-    let over = upper
-        .iter()
-        .flat_map(|layer| layer.runs.iter().map(move |run| (part(layer, run), layer.file.as_fd())));
-    Ok((&base.file, over.collect()))
+    let over = upper.iter().flat_map(|layer| layer.runs.iter().map(|run| part(layer, run)));
+    Ok((base, over.collect()))
+}
+
+/// What a run of a layer covers the lower ones with.
+fn part<'a>(layer: &'a Layer, run: &Range<u32>) -> Overlay<'a> {
+    let range = bytes_of(run);
+    match &layer.bytes {
+        Bytes::File(file) => Overlay {
+            offset: range.start,
+            range: range.start..range.end.min(file.len()),
+            file: file.as_fd(),
+            stands: Stands::Sealed,
+        },
+        Bytes::Store(pins) => Overlay {
+            offset: pins.offset(run.start),
+            range,
+            file: pins.file(),
+            stands: Stands::Pinned,
+        },
+    }
 }
 
 impl GuestMemory for FrozenImage {
@@ -156,7 +241,10 @@ impl GuestMemory for FrozenImage {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use kaleidoscope_core::addr::FRAME_BYTES;
+    use kaleidoscope_core::fingerprint::{Domain, contents};
+    use kaleidoscope_core::store::PageStore;
+    use proptest::prelude::*;
+    use std::num::NonZeroUsize;
 
     /// An image of five frames, which hold their number plus one.
     fn image() -> FrozenImage {
@@ -190,7 +278,7 @@ mod tests {
     #[test]
     fn frozen_memory_cannot_be_written() {
         let image = image();
-        let file = &image.layers[0].file;
+        let Bytes::File(file) = &image.layers[0].bytes else { panic!() };
         let error = file.write(0, &[7]).unwrap_err();
         assert!(error.to_string().contains("writing to a file of memory"), "{error}");
         assert!(Mapping::of_file(file.as_fd(), FRAME_BYTES, Sharing::Shared).is_err());
@@ -223,5 +311,125 @@ mod tests {
         let (file, runs) = changed(&[1], 70);
         assert_eq!(third.with(file, runs).unwrap().layers(), 3);
         assert_eq!(third.taken().unwrap(), 9 * FRAME_BYTES as u64);
+    }
+
+    /// What the host's key says of all frames of an image.
+    fn fingerprints(image: &FrozenImage) -> Fingerprints {
+        let domain = Domain::new([5; 32]);
+        let frames: Vec<_> = (0..image.layout.frames()).map(FrameIndex).collect();
+        let found = contents(image, &frames, &domain, NonZeroUsize::MIN).unwrap();
+        Fingerprints::new(domain.id(), image.layout.frames(), frames.into_iter().zip(found))
+    }
+
+    #[test]
+    fn pages_in_common_are_kept_once() {
+        let (a, b) = (image(), image());
+        let store = ContentStore::new(100).unwrap();
+        let (a2, shared) = a.sharing(&store, &fingerprints(&a)).unwrap();
+        assert_eq!(shared, Shared { shared: 5, own: 0, zero: 0, runs: 1 });
+        let file = MemoryFile::new(5 * FRAME_BYTES).unwrap();
+        file.write(2 * FRAME_BYTES, &[77; FRAME_BYTES]).unwrap();
+        // The other one was written since.
+        let b = b.with(file, vec![2..4]).unwrap();
+        let (b2, shared) = b.sharing(&store, &fingerprints(&b)).unwrap();
+        // Frame 2 has a page of its own, and so a place behind the others; frame 3 is zeros.
+        assert_eq!(shared, Shared { shared: 4, own: 0, zero: 1, runs: 3 });
+        assert_eq!((a2.taken().unwrap(), b2.taken().unwrap()), (0, 0));
+        assert_eq!(
+            (numbers(a2.bytes()), numbers(b2.bytes())),
+            (numbers(a.bytes()), numbers(b.bytes()))
+        );
+        let statistics = store.statistics();
+        assert_eq!((statistics.pages, statistics.pinned, statistics.pins), (6, 6, 9));
+        assert_eq!(store.taken().unwrap(), 6 * FRAME_BYTES as u64);
+        // Layers over it, and a clone.
+        let file = MemoryFile::new(5 * FRAME_BYTES).unwrap();
+        file.write(FRAME_BYTES, &[88; FRAME_BYTES]).unwrap();
+        let a3 = a2.with(file, vec![1..2]).unwrap();
+        drop(a2);
+        assert_eq!(numbers(a3.bytes()), [1, 88, 3, 4, 5]);
+        let clone = a3.private().unwrap();
+        clone.write(17, &[99]).unwrap();
+        let mut all = vec![0; 5 * FRAME_BYTES];
+        clone.read(0, &mut all).unwrap();
+        assert_eq!(numbers(&all), [99, 88, 3, 4, 5]);
+        drop((clone, a3));
+        assert_eq!(numbers(b2.bytes()), [1, 2, 77, 0, 5], "a clone's writes are its own");
+        assert_eq!(store.statistics().pins, 4);
+        drop(b2);
+        assert_eq!((store.statistics().pins, store.statistics().pinned), (0, 0));
+    }
+
+    #[test]
+    fn a_fingerprint_that_lies_shares_nothing() {
+        let (a, b) = (image(), image());
+        let store = ContentStore::new(100).unwrap();
+        let (_a, _) = a.sharing(&store, &fingerprints(&a)).unwrap();
+        let file = MemoryFile::new(5 * FRAME_BYTES).unwrap();
+        file.write(0, &[7; FRAME_BYTES]).unwrap();
+        let changed = b.with(file, vec![0..1]).unwrap();
+        // Those of the image before it was written to.
+        let (c, shared) = changed.sharing(&store, &fingerprints(&b)).unwrap();
+        assert_eq!((shared.shared, shared.own), (4, 1));
+        assert_eq!(numbers(c.bytes()), [7, 2, 3, 4, 5]);
+        let full = ContentStore::new(2).unwrap();
+        let (c, shared) = changed.sharing(&full, &fingerprints(&changed)).unwrap();
+        assert_eq!((shared.shared, shared.own), (2, 3), "no room for more");
+        assert_eq!(numbers(c.bytes()), [7, 2, 3, 4, 5]);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(48))]
+
+        /// Images of few different pages come, are written to, and go, in a store that has too little room: none ever shows another
+        /// byte, and nothing stays pinned.
+        #[test]
+        fn images_show_their_own_bytes(
+            steps in prop::collection::vec((0u8..4, prop::collection::vec(0u8..12, 16)), 1..24),
+            room in 1u32..14,
+        ) {
+            let layout = MemoryLayout::contiguous(16 * FRAME_BYTES as u64).unwrap();
+            let store = ContentStore::new(room).unwrap();
+            let mut images: Vec<(FrozenImage, Vec<u8>)> = Vec::new();
+            for (what, pages) in steps {
+                let file = MemoryFile::new(16 * FRAME_BYTES).unwrap();
+                for (n, byte) in pages.iter().enumerate() {
+                    file.write(n * FRAME_BYTES, &[*byte; FRAME_BYTES]).unwrap();
+                }
+                match (what, images.pop()) {
+                    (0, Some(_)) => {}
+                    (1, Some((image, before))) => {
+                        let mut expected = before.clone();
+                        let some = [2u32..5, 9..10];
+                        for frame in some.iter().cloned().flatten() {
+                            expected[frame as usize] = pages[frame as usize];
+                        }
+                        let newer = image.with(file, some.to_vec()).unwrap();
+                        images.push((image, before));
+                        images.push((newer, expected));
+                    }
+                    (_, last) => {
+                        images.extend(last);
+                        let plain = FrozenImage::new(layout.clone(), Arc::new(file)).unwrap();
+                        let (image, shared) = plain.sharing(&store, &fingerprints(&plain)).unwrap();
+                        prop_assert_eq!(shared.shared + shared.own + shared.zero, 16);
+                        images.push((image, pages));
+                    }
+                }
+                // Fetched pages push others out.
+                let page = [what + 100; FRAME_BYTES];
+                store.put(Domain::new([5; 32]).fingerprint(&page), &page).unwrap();
+                for (image, expected) in &images {
+                    prop_assert_eq!(&numbers(image.bytes()), expected);
+                    let mut all = vec![0; 16 * FRAME_BYTES];
+                    image.private().unwrap().read(0, &mut all).unwrap();
+                    prop_assert_eq!(&numbers(&all), expected);
+                }
+                let statistics = store.statistics();
+                prop_assert!(statistics.pages <= room);
+            }
+            images.clear();
+            prop_assert_eq!(store.statistics().pins, 0);
+        }
     }
 }

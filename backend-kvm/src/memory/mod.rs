@@ -5,11 +5,14 @@ mod image;
 mod page_size;
 mod ram;
 mod runs;
+mod store;
 
 pub(crate) use file::MemoryFile;
 pub use image::FrozenImage;
+pub use image::Shared;
 pub use page_size::{PageSize, Ram};
 pub(crate) use ram::{Dropped, GuestRam, Prepared};
+pub use store::ContentStore;
 
 use kaleidoscope_core::memory::MemoryLayout;
 

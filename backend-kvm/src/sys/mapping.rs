@@ -23,6 +23,27 @@ pub(crate) enum Sharing {
     Private,
 }
 
+/// Bytes of a file that a range of a mapping is to show.
+#[derive(Clone, Debug)]
+pub(crate) struct Overlay<'a> {
+    /// Bytes of the mapping.
+    pub(crate) range: Range<usize>,
+    pub(crate) file: BorrowedFd<'a>,
+    /// Where they begin in the file.
+    pub(crate) offset: usize,
+    /// Why nobody changes them.
+    pub(crate) stands: Stands,
+}
+
+/// Why the bytes of a file do not change.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Stands {
+    /// It is sealed against writing.
+    Sealed,
+    /// They are pages of the host's content store, which it does not write to while they are pinned; whoever maps them has the pins.
+    Pinned,
+}
+
 /// Memory that a guest sees as its RAM. Unmapped on drop, unless it is somebody else's.
 #[derive(Debug)]
 pub(crate) struct Mapping {
@@ -92,12 +113,13 @@ impl Mapping {
         Ok(Self { start, len, owner: Owner::Theirs(region) })
     }
 
-    /// Has `range` show the same bytes of another file instead, copy on write.
-    pub(crate) fn overlay(&self, range: Range<usize>, file: BorrowedFd<'_>) -> Result<(), Errno> {
+    /// Has a range show bytes of another file instead, copy on write.
+    pub(crate) fn overlay(&self, part: Overlay<'_>) -> Result<(), Errno> {
+        let Overlay { range, file, offset, .. } = part;
         let start = self.part(&range)?;
         let access = ProtFlags::READ | ProtFlags::WRITE;
         let flags = MapFlags::PRIVATE | MapFlags::FIXED | MapFlags::NORESERVE;
-        let offset = u64::try_from(range.start).map_err(|_| Errno::OVERFLOW)?;
+        let offset = u64::try_from(offset).map_err(|_| Errno::OVERFLOW)?;
         // SAFETY: the range lies in this mapping, and nobody holds a reference into it.
         unsafe { mmap(start.cast(), range.len(), access, flags, file, offset) }?;
         Ok(())
@@ -203,7 +225,7 @@ impl Drop for Mapping {
     }
 }
 
-/// Bytes that nobody can change: files sealed against writing, mapped for reading.
+/// Bytes that nobody changes, mapped for reading: files sealed against writing, and pinned pages of the content store.
 #[derive(Debug)]
 pub(crate) struct Sealed(Mapping);
 
@@ -211,22 +233,22 @@ impl Sealed {
     /// Maps the first `len` bytes of a file, and ranges of others over them.
     ///
     /// # Errors
-    /// [`Errno::PERM`] when one of the files is not sealed against writing and shrinking. Whoever sealed it has no mapping left that
-    /// could write.
+    /// [`Errno::PERM`] when one of the files is not sealed against shrinking, or against writing unless it is the content store's. Whoever
+    /// sealed it has no mapping left that could write.
     pub(crate) fn of_files(
         base: BorrowedFd<'_>,
         len: usize,
-        over: &[(Range<usize>, BorrowedFd<'_>)],
+        over: &[Overlay<'_>],
     ) -> Result<Self, Errno> {
-        require_seals(base)?;
+        require_seals(base, Stands::Sealed)?;
         // SAFETY: without a fixed address the kernel chooses one where nothing is mapped.
         let start =
             unsafe { mmap(std::ptr::null_mut(), len, ProtFlags::READ, MapFlags::SHARED, base, 0) }?;
         let mapping = Mapping::at(start, len)?;
-        for (range, file) in over {
-            require_seals(*file)?;
+        for Overlay { range, file, offset, stands } in over {
+            require_seals(*file, *stands)?;
             let start = mapping.part(range)?;
-            let offset = u64::try_from(range.start).map_err(|_| Errno::OVERFLOW)?;
+            let offset = u64::try_from(*offset).map_err(|_| Errno::OVERFLOW)?;
             let flags = MapFlags::SHARED | MapFlags::FIXED;
             // SAFETY: the range lies in the mapping, of which nobody knows yet.
             unsafe { mmap(start.cast(), range.len(), ProtFlags::READ, flags, file, offset) }?;
@@ -237,14 +259,16 @@ impl Sealed {
     /// All bytes.
     pub(crate) fn bytes(&self) -> &[u8] {
         // SAFETY: the files are sealed: nobody can shrink them, or write to them through a file descriptor or a new mapping; the
-        // only mapping from before the seal was dropped by its only owner (`GuestRam::image`). This one is read-only and lives
-        // as long as `self`.
+        // only mapping from before the seal was dropped by its only owner (`GuestRam::image`). Pages of the content store are pinned by
+        // the image that has this mapping, and written only before they are and after they no longer are (`core::store::Index`
+        // gives a pinned page's slot to nobody). This mapping is read-only and lives as long as `self`.
         unsafe { std::slice::from_raw_parts(self.0.start.as_ptr(), self.0.len) }
     }
 }
 
-fn require_seals(file: impl AsFd) -> Result<(), Errno> {
+fn require_seals(file: impl AsFd, stands: Stands) -> Result<(), Errno> {
     let seals = fcntl_get_seals(file)?;
-    let is_sealed = seals.intersects(SealFlags::WRITE | SealFlags::FUTURE_WRITE);
+    let is_sealed =
+        stands == Stands::Pinned || seals.intersects(SealFlags::WRITE | SealFlags::FUTURE_WRITE);
     if is_sealed && seals.contains(SealFlags::SHRINK) { Ok(()) } else { Err(Errno::PERM) }
 }

@@ -5,7 +5,7 @@ mod scan;
 mod userfault;
 mod vcpu;
 
-pub(crate) use mapping::{Mapping, Sealed, Sharing};
+pub(crate) use mapping::{Mapping, Overlay, Sealed, Sharing, Stands};
 pub(crate) use scan::{Tracker, Written, own_pages};
 pub(crate) use userfault::{Message, Userfault};
 pub(crate) use vcpu::{install_slot, remove_slot, set_xsave};

@@ -70,6 +70,7 @@ fn lazy(frozen: &Frozen, atlas: &Arc<Atlas>, policy: Box<dyn PrefetchPolicy>) ->
         source: Arc::new(LocalSource::new(Arc::clone(&frozen.image) as _)),
         options: Options { free_frames: FreeFrames::Zero, ..Options::default() },
         grant: None,
+        nearby: None,
         stage: None,
         pages: PageSize::Huge,
     }

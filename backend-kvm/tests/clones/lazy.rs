@@ -27,6 +27,7 @@ fn lazy(
         source: Arc::new(LocalSource::new(Arc::clone(&frozen.image) as _)),
         options: Options::default(),
         grant: None,
+        nearby: None,
         stage: stage.cloned(),
         pages: PageSize::Small,
     }

@@ -7,3 +7,4 @@ mod huge;
 mod lazy;
 mod local;
 mod rust_vmm;
+mod store;

@@ -45,6 +45,7 @@ fn a_vmm_s_memory_is_filled_as_it_is_touched() -> Outcome<()> {
             source: Arc::new(LocalSource::new(Arc::clone(&parent) as _)),
             options: Options::default(),
             grant: None,
+            nearby: None,
             stage: None,
             pages: PageSize::Small,
         };
@@ -85,6 +86,7 @@ fn memory_of_another_form_is_refused() -> Outcome<()> {
         source: Arc::new(LocalSource::new(Arc::clone(&parent) as _)),
         options: Options::default(),
         grant: None,
+        nearby: None,
         stage: None,
         pages: PageSize::Small,
     };

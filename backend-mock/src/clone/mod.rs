@@ -40,6 +40,7 @@
 //!         queue: Some(Arc::new(memory.queue())),
 //!         clock: Arc::new(SystemClock::new()),
 //!         grant: None,
+//!         nearby: None,
 //!     },
 //!     Options::default(),
 //! )?;

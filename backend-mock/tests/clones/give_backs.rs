@@ -23,6 +23,7 @@ fn with_engine(body: impl FnOnce(&MockMemory)) -> Engine {
         queue: Some(Arc::new(memory.queue())),
         clock: Arc::new(SystemClock::new()),
         grant: None,
+        nearby: None,
     };
     let engine = Engine::start(parts, Options::default()).unwrap();
     std::thread::scope(|scope| {

@@ -10,16 +10,19 @@ use kaleidoscope_core::clone::{
 use kaleidoscope_core::color::{
     Color, ColorMap, Frame, FrameKind, KernelIdentity, Order, Region, RegionId, Temperature,
 };
+use kaleidoscope_core::fingerprint::{Domain, Fingerprints, contents};
 use kaleidoscope_core::memory::{GuestMemory, MemoryError, MemoryLayout};
 use kaleidoscope_core::prefetch::{
     Atlas, Blind, Colored, Demand, Fault, Guide, Paper, Planner, PrefetchPolicy, Settings,
 };
+use kaleidoscope_core::store::{MemoryStore, PageStore, Shelf};
 use kaleidoscope_mock::Rng;
 use kaleidoscope_mock::clone::pattern::Pattern;
 use kaleidoscope_mock::clone::{
     Call, Failure, FaultyPlacer, FaultyQueue, FaultySource, MockMemory, MockParent, MockVm,
     Program, Report, Script, Threads, When, Work, Writers,
 };
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -49,6 +52,8 @@ pub(crate) struct Recipe {
     pub(crate) program: Program,
     /// Whether pages come by way of what clones of one host share.
     pub(crate) shared: bool,
+    /// Pages that the host's content store holds, where it has one: half of the clone's are there at first, and others' come and go.
+    pub(crate) store: Option<u32>,
     /// Frames of the host's memory; `None` for as many as it takes.
     pub(crate) host_frames: Option<u32>,
     /// Whether memory is short all the time: prefetched frames are taken back.
@@ -66,6 +71,7 @@ impl Default for Recipe {
             threads: Threads::default(),
             program: Program::default(),
             shared: false,
+            store: None,
             host_frames: None,
             pressure: false,
             failures: Vec::new(),
@@ -235,6 +241,7 @@ pub(crate) fn run(recipe: &Recipe) -> Run {
     if recipe.shared {
         source = Arc::new(Shared::new(source, recipe.frames, KEPT).unwrap().sibling());
     }
+    let store = recipe.store.map(|pages| Store::new(&guest, pages, recipe.seed));
     let host = Host::new(match recipe.host_frames {
         None => HostLimits::unlimited(),
         Some(frames) => HostLimits::for_frames(u64::from(frames)),
@@ -249,6 +256,7 @@ pub(crate) fn run(recipe: &Recipe) -> Run {
         queue: Some(Arc::new(queue)),
         clock: Arc::new(SystemClock::new()),
         grant: Some(host.admit(CloneLimits::unlimited()).unwrap()),
+        nearby: store.clone().map(|store| Arc::new(store.shelf) as _),
     };
     let engine = Arc::new(Engine::start(parts, recipe.options).unwrap());
     let vm = MockVm::start(
@@ -270,11 +278,79 @@ pub(crate) fn run(recipe: &Recipe) -> Run {
                 }
             });
         }
+        if let Some(store) = &store {
+            scope.spawn(|| store.churn(recipe.seed, &is_over));
+        }
         let report = vm.join();
         is_over.store(true, Ordering::Release);
         report
     });
+    if let Some(store) = store {
+        let statistics = store.shelf.store().statistics();
+        assert!(statistics.pages <= statistics.bound, "{statistics:?}");
+        assert_eq!((statistics.pinned, statistics.pins), (0, 0), "{statistics:?}");
+    }
     Run { report, engine, memory, script, host }
+}
+
+/// A host's content store, as a guest's clones see it.
+#[derive(Clone)]
+pub(crate) struct Store {
+    pub(crate) shelf: Shelf,
+    domain: Arc<Domain>,
+}
+
+impl Store {
+    /// A store of so many pages, with some of the guest's in it.
+    fn new(guest: &Guest, pages: u32, seed: u64) -> Self {
+        let store = Self::of(guest, Arc::new(MemoryStore::new(pages)));
+        let layout = guest.frozen.layout();
+        let mut rng = Rng::new(seed);
+        for frame in (0..layout.frames()).map(FrameIndex) {
+            let mut page = [0; 4096];
+            let gpa = layout.gfn_of(frame).unwrap().gpa();
+            if rng.one_in(2) && guest.frozen.read(gpa, &mut page).is_ok() {
+                store.shelf.keep(frame, &page).unwrap();
+            }
+        }
+        store
+    }
+
+    /// A store as the clones of one more guest see it.
+    pub(crate) fn of(guest: &Guest, store: Arc<dyn PageStore>) -> Self {
+        let domain = Arc::new(Domain::new([3; 32]));
+        let frames: Vec<_> = (0..guest.atlas.frames()).map(FrameIndex).collect();
+        let found = contents(&*guest.frozen, &frames, &domain, NonZeroUsize::MIN).unwrap();
+        let found = frames.iter().copied().zip(found);
+        let table = Fingerprints::new(domain.id(), guest.atlas.frames(), found);
+        let shelf = Shelf::new(store, Arc::new(table), Arc::clone(&domain)).unwrap();
+        Self { shelf, domain }
+    }
+
+    /// Others' pages come, and push some of the guest's out; some are pinned for a while.
+    fn churn(&self, seed: u64, is_over: &AtomicBool) {
+        let mut rng = Rng::new(seed);
+        let mut pinned = Vec::new();
+        let store = self.shelf.store();
+        while !is_over.load(Ordering::Acquire) {
+            let mut page = [1; 4096];
+            page[..8].copy_from_slice(&rng.below(u64::MAX).to_le_bytes());
+            let key = self.domain.fingerprint(&page);
+            store.put(key, &page).unwrap();
+            if store.pin(key).is_some() {
+                pinned.push(key);
+            }
+            if pinned.len() > 5 {
+                store.unpin(pinned.swap_remove(rng.index(pinned.len())));
+            }
+            let mut seen = [0; 4096];
+            if store.get(key, &mut seen).unwrap() {
+                assert_eq!(seen, page);
+            }
+            std::thread::sleep(Duration::from_micros(50));
+        }
+        pinned.into_iter().for_each(|key| store.unpin(key));
+    }
 }
 
 impl Run {

@@ -7,5 +7,6 @@ mod failures;
 mod give_backs;
 mod guest;
 mod programs;
+mod store;
 mod stress;
 mod thousand;

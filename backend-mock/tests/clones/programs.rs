@@ -13,8 +13,10 @@ const POLICIES: [Policy; 6] =
 fn options() -> impl Strategy<Value = Options> {
     let background = select(BACKGROUNDS.to_vec());
     let feedback = select(FEEDBACKS.to_vec());
-    (background, feedback, 1usize..80, 1usize..300, 0usize..60).prop_map(
-        |(background, feedback, budget, queue, staged)| Options {
+    let granule = select(vec![1, 1, 1, 4, 64]);
+    (background, feedback, 1usize..80, 1usize..300, 0usize..60, granule).prop_map(
+        |(background, feedback, budget, queue, staged, granule)| Options {
+            granule,
             background,
             feedback,
             budget,
@@ -32,11 +34,12 @@ fn recipe() -> impl Strategy<Value = Recipe> {
     );
     let policy = select(POLICIES.to_vec());
     let host_frames = prop::option::of(600u32..5000);
-    let rest =
-        (any::<u64>(), 50u32..1200, any::<bool>(), any::<bool>(), any::<bool>(), host_frames);
+    let store = prop::option::of(6u32..900);
+    let flags = (any::<bool>(), any::<bool>(), any::<bool>());
+    let rest = (any::<u64>(), 50u32..1200, flags, host_frames, store);
     (rest, policy, options(), threads, program).prop_map(
         |(
-            (seed, frames, shared, zero, pressure, host_frames),
+            (seed, frames, (shared, zero, pressure), host_frames, store),
             policy,
             mut options,
             threads,
@@ -54,6 +57,7 @@ fn recipe() -> impl Strategy<Value = Recipe> {
                 threads,
                 program,
                 shared,
+                store,
                 pressure,
                 host_frames,
                 failures: Vec::new(),

@@ -33,6 +33,7 @@ fn sixty_four_clones_of_one_parent() {
                 queue: Some(Arc::new(memory.queue())),
                 clock: Arc::new(SystemClock::new()),
                 grant: None,
+                nearby: None,
             };
             let options = Options { feedback, background, ..Options::default() };
             let engine = Arc::new(Engine::start(parts, options).unwrap());
@@ -80,6 +81,7 @@ fn a_trace_is_replayed() {
         queue: Some(Arc::new(memory.queue())),
         clock: Arc::new(SystemClock::new()),
         grant: None,
+        nearby: None,
     };
     let engine = Arc::new(Engine::start(parts, Options::default()).unwrap());
     let work = Work::Trace { trace: Arc::clone(&trace), pace: 0.01 };

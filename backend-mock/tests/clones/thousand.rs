@@ -53,6 +53,7 @@ fn a_thousand_clones_over_sockets_lose_their_server_and_go_on() {
             queue: Some(Arc::new(memory.queue())),
             clock: Arc::new(SystemClock::new()),
             grant: None,
+            nearby: None,
         };
         let patience = Duration::from_secs(60);
         let engine = Engine::start(parts, Options { patience, ..Options::default() }).unwrap();

@@ -185,6 +185,7 @@ pub(super) fn start(
         queue: None,
         clock: Arc::new(SystemClock::new()),
         grant: None,
+        nearby: None,
     };
     Ok(Engine::start(parts, options)?)
 }

@@ -199,6 +199,7 @@ impl Nursery<'_> {
                     source: Arc::new(LocalSource::new(Arc::clone(&self.frozen.image) as _)),
                     options: Options::default(),
                     grant: None,
+                    nearby: None,
                     stage: self.stage.clone().filter(|_| way == Way::Staged),
                     pages: if way == Way::Copied { self.args.pages() } else { PageSize::Small },
                 };

@@ -45,6 +45,7 @@ pub(super) fn contest(clones: usize, status: &Status) -> Result<Contest, Box<dyn
                 queue: Some(Arc::new(memory.queue())),
                 clock: Arc::new(SystemClock::new()),
                 grant: None,
+                nearby: None,
             };
             let engine = Arc::new(Engine::start(parts, Options::default())?);
             let program = Program { seed: clone as u64, steps: 4000, ..Program::default() };

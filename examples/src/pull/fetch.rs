@@ -40,6 +40,7 @@ pub(super) fn all(
         queue: None,
         clock: Arc::new(SystemClock::new()),
         grant: None,
+        nearby: None,
     };
     let options = Options {
         background: order.background,

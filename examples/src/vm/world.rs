@@ -105,6 +105,7 @@ impl World {
             source: Arc::new(LocalSource::new(Arc::clone(&self.frozen.image) as _)),
             options,
             grant: None,
+            nearby: None,
             stage,
             pages: PageSize::Small,
         };

@@ -17,6 +17,8 @@ pub(super) enum Origin {
     Source,
     /// The engine: it is free.
     Here,
+    /// Whoever had it on this host.
+    Nearby,
 }
 
 /// Why a staged page enters the clone's memory.
@@ -53,12 +55,27 @@ impl Inner {
                 Attempt::Again => self.read_events()?,
             }
         }
+        if let (Origin::Source, Delivery::Page(_, page), Some(nearby)) =
+            (origin, delivery, &self.nearby)
+        {
+            // Whoever waited for it runs by now.
+            nearby.keep(frame, page);
+        }
         self.fill_with_zeros_around(frame)
     }
 
     fn try_deliver(&self, delivery: Delivery<'_>, origin: Origin) -> Result<Attempt, Stopped> {
-        let frame = delivery.frame();
         let _gate = self.gate.read();
+        self.try_deliver_at_gate(delivery, origin)
+    }
+
+    /// The gate is held.
+    pub(super) fn try_deliver_at_gate(
+        &self,
+        delivery: Delivery<'_>,
+        origin: Origin,
+    ) -> Result<Attempt, Stopped> {
+        let frame = delivery.frame();
         let page = match delivery {
             Delivery::Page(_, page) => Some(page),
             Delivery::Zero(_) => None,
@@ -122,8 +139,13 @@ impl Inner {
     }
 
     fn count_arrival(&self, frame: FrameIndex, page: Option<&Page>, flags: Flags, origin: Origin) {
-        if origin == Origin::Here {
-            return;
+        match origin {
+            Origin::Here => return,
+            Origin::Nearby => {
+                self.counters.add(self.color(frame), Count::Nearby);
+                return;
+            }
+            Origin::Source => {}
         }
         let count = match flags {
             Flags { prefetched: true, .. } => Count::Prefetched,

@@ -14,7 +14,7 @@ use super::brain::Brain;
 use super::granule::Granules;
 use super::memory::Memory;
 use super::options::{Feedback, FreeFrames, Options, Parts, Stopped};
-use super::ports::{Clock, FaultQueue, PageSource, Placer};
+use super::ports::{Clock, FaultQueue, Nearby, PageSource, Placer};
 use super::staging::Staging;
 use super::states::{FrameStates, Phase};
 use super::statistics::{Counters, Statistics};
@@ -48,6 +48,7 @@ pub(super) struct Inner {
     pub(super) placer: Arc<dyn Placer>,
     pub(super) queue: Option<Arc<dyn FaultQueue>>,
     pub(super) clock: Arc<dyn Clock>,
+    pub(super) nearby: Option<Arc<dyn Nearby>>,
     pub(super) options: Options,
     pub(super) states: FrameStates,
     pub(super) granules: Granules,
@@ -227,6 +228,7 @@ impl Inner {
             placer: parts.placer,
             queue: parts.queue,
             clock: parts.clock,
+            nearby: parts.nearby,
             options,
             waiters: Waiters::new(),
             gate: RwLock::new(()),

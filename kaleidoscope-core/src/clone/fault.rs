@@ -110,12 +110,12 @@ impl Inner {
                 self.deliver(Delivery::Zero(frame), Origin::Here)?;
             } else {
                 self.counters.add(self.color(frame), Count::Faults);
-                self.source.request(&[frame], Priority::Urgent)?;
+                self.request(&[frame], Priority::Urgent)?;
             }
         } else {
             // The page is on its way while the policy thinks.
             self.counters.add(self.color(frame), Count::Faults);
-            self.source.request(&[frame], Priority::Urgent)?;
+            self.request(&[frame], Priority::Urgent)?;
             self.brain.lock().fault(&fault, self, &mut zeros);
         }
         self.zero_ahead(&mut zeros)?;
@@ -125,7 +125,7 @@ impl Inner {
     /// A frame on its way was touched, for the first time.
     fn first_wait(&self, fault: Fault) -> Result<(), Stopped> {
         self.counters.add(self.color(fault.frame), Count::Late);
-        self.source.request(&[fault.frame], Priority::Urgent)?;
+        self.request(&[fault.frame], Priority::Urgent)?;
         let mut zeros = Vec::new();
         self.brain.lock().fault(&fault, self, &mut zeros);
         self.zero_ahead(&mut zeros)?;

@@ -32,7 +32,7 @@ pub(super) struct Granules {
 struct Missing {
     /// To ask for, or to ask for again as urgent.
     ask: Vec<FrameIndex>,
-    /// Free: filled here.
+    /// Free, and to be filled here when the memory is no longer changing.
     zeros: Vec<FrameIndex>,
     /// Some are on their way.
     waits: bool,
@@ -68,11 +68,10 @@ impl Inner {
         loop {
             self.check()?;
             let mut missing = Missing::default();
-            if self.claim(granule, &mut missing)? == Attempt::Again {
-                // What was claimed is on its way by then, or is found so in the next round.
-                self.ask(&missing)?;
+            let mut rest = granule.clone();
+            // From where it was interrupted: what was zeroed once would be zeroed again.
+            while self.claim(&mut rest, &mut missing)? == Attempt::Again {
                 self.read_events()?;
-                continue;
             }
             if !missing.waits {
                 break;
@@ -96,10 +95,10 @@ impl Inner {
         Ok(())
     }
 
-    /// Places what is at hand of a granule, and says what is missing of it.
-    fn claim(&self, granule: &Range<u32>, missing: &mut Missing) -> Result<Attempt, Stopped> {
+    /// Places what is at hand of the rest of a granule, and says what is missing of it.
+    fn claim(&self, rest: &mut Range<u32>, missing: &mut Missing) -> Result<Attempt, Stopped> {
         let _gate = self.gate.read();
-        for frame in granule.clone().map(FrameIndex) {
+        while let Some(frame) = rest.clone().next().map(FrameIndex) {
             let attempt = match self.states.fault(frame) {
                 Step::Present => Attempt::Done,
                 Step::Unavailable => return Err(Stopped::Unavailable { frame }),
@@ -108,11 +107,15 @@ impl Inner {
                 Step::Ask => {
                     // Before anybody can give the frame back.
                     self.memory.take_for_fault();
-                    let list =
-                        if self.is_free(frame) { &mut missing.zeros } else { &mut missing.ask };
-                    list.push(frame);
                     missing.waits = true;
                     missing.is_new = true;
+                    if !self.is_free(frame) {
+                        missing.ask.push(frame);
+                    } else if self.try_deliver_at_gate(Delivery::Zero(frame), Origin::Here)?
+                        == Attempt::Again
+                    {
+                        missing.zeros.push(frame);
+                    }
                     Attempt::Done
                 }
                 Step::Hurry => {
@@ -128,6 +131,7 @@ impl Inner {
             if attempt == Attempt::Again {
                 return Ok(Attempt::Again);
             }
+            rest.start += 1;
         }
         Ok(Attempt::Done)
     }
@@ -135,7 +139,7 @@ impl Inner {
     /// Has what is missing come.
     fn ask(&self, missing: &Missing) -> Result<(), Stopped> {
         if !missing.ask.is_empty() {
-            self.source.request(&missing.ask, Priority::Urgent)?;
+            self.request(&missing.ask, Priority::Urgent)?;
         }
         for frame in &missing.zeros {
             self.deliver(Delivery::Zero(*frame), Origin::Here)?;

@@ -20,6 +20,7 @@ mod local;
 mod memory;
 #[cfg(all(test, loom))]
 mod model;
+mod nearby;
 mod options;
 pub mod ports;
 mod reclaim;

@@ -141,6 +141,7 @@ impl World {
             queue: Some(Arc::clone(&memory) as _),
             clock: Arc::new(Noon),
             grant: None,
+            nearby: None,
         };
         let options =
             Options { feedback, free_frames: FreeFrames::Fetch, staged: 1, ..Options::default() };

@@ -1,7 +1,7 @@
 //! What an engine is made of, how it behaves, and how it ends.
 
 pub(super) use super::free_frames::FreeFrames;
-use super::ports::{Clock, FaultQueue, PageSource, PlaceError, Placer, SourceError};
+use super::ports::{Clock, FaultQueue, Nearby, PageSource, PlaceError, Placer, SourceError};
 use crate::addr::FrameIndex;
 use crate::alloc::Grant;
 use crate::prefetch::{Atlas, PrefetchPolicy};
@@ -26,6 +26,8 @@ pub struct Parts {
     pub clock: Arc<dyn Clock>,
     /// The clone's share of its host's memory; `None` takes what it takes.
     pub grant: Option<Grant>,
+    /// What is here already and need not be fetched; `None` for nothing.
+    pub nearby: Option<Arc<dyn Nearby>>,
 }
 
 impl fmt::Debug for Parts {

@@ -129,6 +129,27 @@ pub trait PageSource: Send + Sync {
     }
 }
 
+/// What is known here of a frame's bytes at the instant of the freeze.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[must_use]
+pub enum AtHand {
+    /// They are these.
+    Page,
+    /// They are all zeros.
+    Zero,
+    /// Nothing: the source has to be asked.
+    Nothing,
+}
+
+/// Pages that are on this host already, whoever brought them: no source need be asked for them. Called by many threads at once.
+pub trait Nearby: Send + Sync {
+    /// Copies a frame's bytes, if they are here. Does not wait for anything slower than memory.
+    fn take(&self, frame: FrameIndex, page: &mut Page) -> AtHand;
+
+    /// Is offered a page that the source brought.
+    fn keep(&self, frame: FrameIndex, page: &Page);
+}
+
 /// What became of a page that was to be placed.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[must_use]

@@ -27,6 +27,8 @@ pub struct Counts {
     pub prefetched: u64,
     /// Frames that came to fill the clone.
     pub filled: u64,
+    /// Frames that were on this host already, for whatever reason they were wanted.
+    pub nearby: u64,
     /// Frames that were filled with zeros ahead of any touch.
     pub zeroed_ahead: u64,
     /// Prefetched frames that are known to have been touched.
@@ -78,6 +80,7 @@ counters! {
     fetched => Fetched,
     prefetched => Prefetched,
     filled => Filled,
+    nearby => Nearby,
     zeroed_ahead => ZeroedAhead,
     used => Used,
     unused => Unused,

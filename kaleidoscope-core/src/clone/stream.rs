@@ -100,7 +100,7 @@ impl Inner {
                 asked
             };
             if let Some(asked @ [_, ..]) = batch.get(..asked) {
-                self.source.request(asked, Priority::Prefetch)?;
+                self.request(asked, Priority::Prefetch)?;
             }
             self.zero_ahead(&mut zeros)?;
             zeros.clear();

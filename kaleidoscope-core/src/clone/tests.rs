@@ -88,7 +88,7 @@ fn start_with(
     let atlas = guest().0;
     let placer: Arc<dyn Placer> = Arc::clone(memory) as _;
     let clock = Arc::new(SystemClock::new());
-    let parts = Parts { atlas, policy, source, placer, queue: None, clock, grant };
+    let parts = Parts { atlas, policy, source, placer, queue: None, clock, grant, nearby: None };
     Engine::start(parts, options).unwrap()
 }
 

@@ -102,6 +102,7 @@ fn start_large(
         queue: None,
         clock: Arc::new(SystemClock::new()),
         grant: None,
+        nearby: None,
     };
     (Engine::start(parts, Options { granule: GRANULE, ..options }).unwrap(), source)
 }

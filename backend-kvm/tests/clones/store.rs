@@ -1,0 +1,150 @@
+//! Clones of several parents that have pages in common.
+
+use crate::common::{Outcome, can_watch, host, let_run, verify_image, verify_machine};
+use kaleidoscope_core::addr::FrameIndex;
+use kaleidoscope_core::clone::{Descriptor, LocalSource, Options};
+use kaleidoscope_core::fingerprint::{Domain, Fingerprints, contents};
+use kaleidoscope_core::memory::GuestMemory;
+use kaleidoscope_core::prefetch::Blind;
+use kaleidoscope_core::store::{PageStore, Shelf};
+use kaleidoscope_kvm::guest::{Plan, Witness, boot};
+use kaleidoscope_kvm::lazy::{Lazy, Stage};
+use kaleidoscope_kvm::machine::{Frozen, Host, Machine};
+use kaleidoscope_kvm::memory::{ContentStore, PageSize};
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+fn domain() -> Arc<Domain> {
+    Arc::new(Domain::new([9; 32]))
+}
+
+fn fingerprints(frozen: &Frozen) -> Outcome<Arc<Fingerprints>> {
+    let domain = domain();
+    let frames: Vec<_> = (0..frozen.image.layout().frames()).map(FrameIndex).collect();
+    let found = contents(&*frozen.image, &frames, &domain, NonZeroUsize::MIN)?;
+    let all = frozen.image.layout().frames();
+    Ok(Arc::new(Fingerprints::new(domain.id(), all, frames.into_iter().zip(found))))
+}
+
+/// A machine that ran so long, frozen.
+fn frozen(host: &Arc<Host>, plan: &Plan, rounds: u64) -> Outcome<Frozen> {
+    let (mut machine, witness) = boot(host, plan)?;
+    machine.resume()?;
+    let_run(plan, &machine, &witness, rounds);
+    Ok(machine.freeze()?)
+}
+
+/// Pages come into a store and push others out until told to stop.
+fn churn(store: &ContentStore, stop: &AtomicBool) {
+    let mut n = 0u64;
+    while !stop.load(Ordering::Acquire) {
+        let mut page = [1; 4096];
+        page[..8].copy_from_slice(&n.to_le_bytes());
+        store.put(domain().fingerprint(&page), &page).unwrap();
+        n += 1;
+    }
+}
+
+#[test]
+fn images_share_what_they_have_in_common() -> Outcome<()> {
+    let Some(host) = host() else { return Ok(()) };
+    let plan = Plan::new(32, 2, 4, 256, 1024, 2)?;
+    let store = ContentStore::new(9000)?;
+    let mut taken = 0;
+    let mut all = Vec::new();
+    // Machines of one build that have done different things.
+    for rounds in [50, 200, 400] {
+        let frozen = frozen(&host, &plan, rounds)?;
+        taken += frozen.image.taken()?;
+        let (image, shared) = frozen.image.sharing(&store, &*fingerprints(&frozen)?)?;
+        println!("{rounds} rounds: {shared:?}");
+        all.push(Frozen { image: Arc::new(image), ..frozen });
+    }
+    let own = all.iter().map(|frozen| frozen.image.taken()).sum::<Result<u64, _>>()?;
+    let now = own + store.taken()?;
+    println!("{} KiB before, {} KiB now, {:?}", taken >> 10, now >> 10, store.statistics());
+    // The file that all of them have read is there once.
+    assert!(now + (1024 << 12) < taken);
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| churn(&store, &stop));
+        let run = || -> Outcome<()> {
+            let mut clones = Vec::new();
+            for frozen in all.iter().cycle().take(6) {
+                let hears = Arc::new(Witness::default());
+                let mut clone = Machine::clone_of(&host, frozen, Arc::clone(&hears) as _)?;
+                clone.resume()?;
+                clones.push((clone, hears));
+            }
+            for (clone, hears) in &clones {
+                let_run(&plan, clone, hears, 60);
+            }
+            // A clone of a clone, when its parent is gone.
+            let (parent, _) = clones.swap_remove(0);
+            let again = parent.freeze()?;
+            drop(parent);
+            verify_image(&plan, &again);
+            let hears = Arc::new(Witness::default());
+            let mut clone = Machine::clone_of(&host, &again, Arc::clone(&hears) as _)?;
+            drop(again);
+            clone.resume()?;
+            let_run(&plan, &clone, &hears, 60);
+            clones.push((clone, hears));
+            for (clone, _) in &clones {
+                verify_machine(&plan, clone);
+            }
+            for frozen in &all {
+                verify_image(&plan, frozen);
+            }
+            Ok(())
+        };
+        let result = run();
+        stop.store(true, Ordering::Release);
+        result
+    })?;
+    assert!(store.statistics().evicted > 0, "{:?}", store.statistics());
+    drop(all);
+    let statistics = store.statistics();
+    assert_eq!((statistics.pins, statistics.pinned), (0, 0), "{statistics:?}");
+    Ok(())
+}
+
+#[test]
+fn what_a_sibling_s_parent_had_is_not_fetched() -> Outcome<()> {
+    let Some(host) = host().filter(|_| can_watch()) else { return Ok(()) };
+    let plan = Plan::new(32, 1, 4, 256, 1024, 2)?;
+    let store = ContentStore::new(9000)?;
+    let mut fetched = Vec::new();
+    for (rounds, is_staged) in [(50, false), (200, false), (400, true)] {
+        let frozen = frozen(&host, &plan, rounds)?;
+        let atlas = Descriptor::of(&*frozen.image, None)?.atlas()?;
+        let shelf = Shelf::new(Arc::clone(&store) as _, fingerprints(&frozen)?, domain())?;
+        let stage = is_staged.then(|| Stage::new(frozen.image.layout().clone())).transpose()?;
+        let lazy = Lazy {
+            atlas,
+            policy: Box::new(Blind::aligned(16)),
+            source: Arc::new(LocalSource::new(Arc::clone(&frozen.image) as _)),
+            options: Options::default(),
+            grant: None,
+            nearby: Some(Arc::new(shelf)),
+            stage,
+            pages: PageSize::Small,
+        };
+        let hears = Arc::new(Witness::default());
+        let mut clone = Machine::lazy_clone(&host, &frozen.state, lazy, Arc::clone(&hears) as _)?;
+        clone.resume()?;
+        let_run(&plan, &clone, &hears, 100);
+        verify_machine(&plan, &clone);
+        let total = clone.engine().ok_or("no engine")?.statistics().total();
+        println!(
+            "{rounds} rounds: {} fetched, {} ahead, {} found",
+            total.fetched, total.prefetched, total.nearby
+        );
+        fetched.push((total.fetched + total.prefetched, total.nearby));
+    }
+    // The file, at least, and the code.
+    assert!(fetched[1].0 + 900 < fetched[0].0 && fetched[1].1 > 1000, "{fetched:?}");
+    assert!(fetched[2].0 + 900 < fetched[0].0 && fetched[2].1 > 1000, "{fetched:?}");
+    Ok(())
+}
