@@ -251,6 +251,15 @@ impl Machine {
         self.ram.read().written()
     }
 
+    /// Frames among those that have diverged: they were shared with images of other parents, and sharing them saves nothing for this machine
+    /// any more. What a selector of frames learns from.
+    ///
+    /// # Errors
+    /// [`KvmError::Refused`] on a kernel before 6.7.
+    pub fn diverged(&self) -> Result<Vec<std::ops::Range<u32>>, KvmError> {
+        self.ram.read().diverged()
+    }
+
     /// Gives frames memory of their own, with the bytes that they have, ahead of the guest's writing to them: it then waits for no
     /// copying. [`Machine::own_ahead`] does so while the guest runs.
     ///

@@ -156,6 +156,13 @@ impl FrozenImage {
         Ok(Self { layout, layers, sealed })
     }
 
+    /// Frames that are shown from the content store, in order.
+    #[must_use]
+    pub fn shared(&self) -> Vec<Range<u32>> {
+        let shared = self.layers.iter().filter(|layer| matches!(layer.bytes, Bytes::Store(_)));
+        runs::normal(shared.flat_map(|layer| layer.runs.iter().cloned()).collect())
+    }
+
     /// All bytes, in frame-index order.
     #[must_use]
     pub fn bytes(&self) -> &[u8] {
@@ -330,7 +337,7 @@ mod tests {
         let file = MemoryFile::new(5 * FRAME_BYTES).unwrap();
         file.write(2 * FRAME_BYTES, &[77; FRAME_BYTES]).unwrap();
         // The other one was written since.
-        let b = b.with(file, vec![2..4]).unwrap();
+        let b = b.with(file, runs::normal(vec![2..3, 3..4])).unwrap();
         let (b2, shared) = b.sharing(&store, &fingerprints(&b)).unwrap();
         // Frame 2 has a page of its own, and so a place behind the others; frame 3 is zeros.
         assert_eq!(shared, Shared { shared: 4, own: 0, zero: 1, runs: 3 });
@@ -345,7 +352,7 @@ mod tests {
         // Layers over it, and a clone.
         let file = MemoryFile::new(5 * FRAME_BYTES).unwrap();
         file.write(FRAME_BYTES, &[88; FRAME_BYTES]).unwrap();
-        let a3 = a2.with(file, vec![1..2]).unwrap();
+        let a3 = a2.with(file, runs::normal(vec![1..2, 1..2])).unwrap();
         drop(a2);
         assert_eq!(numbers(a3.bytes()), [1, 88, 3, 4, 5]);
         let clone = a3.private().unwrap();
@@ -367,7 +374,7 @@ mod tests {
         let (_a, _) = a.sharing(&store, &fingerprints(&a)).unwrap();
         let file = MemoryFile::new(5 * FRAME_BYTES).unwrap();
         file.write(0, &[7; FRAME_BYTES]).unwrap();
-        let changed = b.with(file, vec![0..1]).unwrap();
+        let changed = b.with(file, runs::normal(vec![0..1, 0..1])).unwrap();
         // Those of the image before it was written to.
         let (c, shared) = changed.sharing(&store, &fingerprints(&b)).unwrap();
         assert_eq!((shared.shared, shared.own), (4, 1));

@@ -150,6 +150,13 @@ impl GuestRam {
         Ok(pages.iter().map(frames_of).collect())
     }
 
+    /// Frames among them that the image shows from the content store.
+    pub(crate) fn diverged(&self) -> Result<Vec<Range<u32>>, KvmError> {
+        let written = self.written()?;
+        let Origin::Image(image) = &self.origin else { return Ok(Vec::new()) };
+        Ok(runs::without(&written, &runs::without(&written, &image.shared())))
+    }
+
     /// Gives frames memory of their own, ahead of the guest's writing to them.
     pub(crate) fn own(&self, frames: Range<u32>) -> Result<(), KvmError> {
         let range = frames.start as usize * FRAME_BYTES..frames.end as usize * FRAME_BYTES;

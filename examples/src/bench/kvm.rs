@@ -4,12 +4,17 @@ use super::measure::{Pair, median};
 use super::{Report, Row, us};
 use crate::failure::Failure;
 use crate::vm::{MOST_AHEAD, Outcome, World, let_run, rounds as rounds_of};
-use kaleidoscope_core::addr::{FRAME_SIZE, Gpa};
+use kaleidoscope_core::addr::{FRAME_BYTES, FRAME_SIZE, FrameIndex, Gpa};
 use kaleidoscope_core::clone::Options;
+use kaleidoscope_core::fingerprint::{Domain, Fingerprints, contents};
+use kaleidoscope_core::memory::GuestMemory;
 use kaleidoscope_core::prefetch::{Blind, Demand, WriteForecast};
+use kaleidoscope_core::store::PageStore;
 use kaleidoscope_kvm::guest::{Plan, Witness, baseline, boot};
 use kaleidoscope_kvm::lazy::Stage;
-use kaleidoscope_kvm::machine::{Host, Machine};
+use kaleidoscope_kvm::machine::{Frozen, Host, Machine};
+use kaleidoscope_kvm::memory::ContentStore;
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -154,7 +159,8 @@ fn running(rounds: usize) -> Outcome<Vec<Row>> {
         forecast.learn(&sibling.written()?);
     }
     let written = forecast.frames(MOST_AHEAD);
-    let ways: [(&str, Box<Make<'_>>); 5] = [
+    let shared = sharing(&world)?;
+    let ways: [(&str, Box<Make<'_>>); 6] = [
         ("served, on demand", Box::new(|| world.lazy(Box::new(Demand), Options::default(), None))),
         (
             "served, 16 at a time",
@@ -172,6 +178,14 @@ fn running(rounds: usize) -> Outcome<Vec<Row>> {
             Box::new(|| {
                 let (mut clone, witness) = world.local()?;
                 clone.own_ahead(written.clone())?;
+                Ok((clone, witness))
+            }),
+        ),
+        (
+            "private mapping, 128 runs of it of the content store",
+            Box::new(|| {
+                let witness = Arc::new(Witness::default());
+                let clone = Machine::clone_of(&world.host, &shared, Arc::clone(&witness) as _)?;
                 Ok((clone, witness))
             }),
         ),
@@ -213,6 +227,25 @@ fn running(rounds: usize) -> Outcome<Vec<Row>> {
         }
     }
     Ok(rows)
+}
+
+/// The frozen parent, showing pages of a content store in as many runs as an image may: every eighth page of it came before the others.
+fn sharing(world: &World) -> Outcome<Frozen> {
+    let image = &world.frozen.image;
+    let domain = Domain::random()?;
+    let frames: Vec<_> = (0..image.layout().frames()).map(FrameIndex).collect();
+    let found = contents(&**image, &frames, &domain, NonZeroUsize::MIN)?;
+    let fingerprints =
+        Fingerprints::new(domain.id(), image.layout().frames(), frames.into_iter().zip(found));
+    let store = ContentStore::new(image.layout().frames())?;
+    let (pages, _) = image.bytes().as_chunks::<FRAME_BYTES>();
+    for (frame, page) in (0..).map(FrameIndex).zip(pages).step_by(8) {
+        if let Some(key) = fingerprints.get(frame) {
+            store.put(key, page)?;
+        }
+    }
+    let (image, _) = image.sharing(&store, &fingerprints)?;
+    Ok(Frozen { image: Arc::new(image), ..world.frozen.clone() })
 }
 
 /// A field of a file of `/proc` with lines of names, numbers and kB, in bytes.
