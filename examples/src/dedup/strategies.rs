@@ -127,7 +127,10 @@ pub(super) fn run_all(
         let all = results.first().map_or(u64::MAX, |blind| blind.trial.total().hashed);
         let budget = match strategy {
             Strategy::Adaptive(Some(percent)) => all.saturating_mul(percent.into()) / 100,
-            _ => u64::MAX,
+            Strategy::Blind
+            | Strategy::KernelAndExecutable
+            | Strategy::CacheAndExecutable
+            | Strategy::Adaptive(None) => u64::MAX,
         };
         results.push(run_one(strategy, guests, yields, budget, (&domain, threads))?);
         bar.advance();
