@@ -10,7 +10,7 @@ mod shelf;
 
 pub use index::{Full, Index, Inserted};
 pub use memory::MemoryStore;
-pub use shelf::Shelf;
+pub use shelf::{Shelf, Stranger};
 
 use crate::fingerprint::Fingerprint;
 use crate::memory::Page;
