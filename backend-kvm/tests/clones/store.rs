@@ -3,9 +3,13 @@
 use crate::common::{Outcome, can_watch, host, let_run, verify_image, verify_machine};
 use kaleidoscope_core::addr::FrameIndex;
 use kaleidoscope_core::clone::{Descriptor, LocalSource, Options};
-use kaleidoscope_core::fingerprint::{Domain, Fingerprints, contents};
-use kaleidoscope_core::memory::GuestMemory;
-use kaleidoscope_core::prefetch::Blind;
+use kaleidoscope_core::coloring::{self, color_by_page_tables};
+use kaleidoscope_core::dedup::{
+    self, Adaptive, Catalog, DedupSelector, Outcome as Fate, Subject, Yields,
+};
+use kaleidoscope_core::fingerprint::{Content, Domain, Fingerprints, contents};
+use kaleidoscope_core::memory::{GuestMemory, MemoryError};
+use kaleidoscope_core::prefetch::{Atlas, Blind};
 use kaleidoscope_core::store::{PageStore, Shelf};
 use kaleidoscope_kvm::guest::{Plan, Witness, boot};
 use kaleidoscope_kvm::lazy::{Lazy, Stage};
@@ -14,6 +18,7 @@ use kaleidoscope_kvm::memory::{ContentStore, PageSize};
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 fn domain() -> Arc<Domain> {
     Arc::new(Domain::new([9; 32]))
@@ -152,5 +157,81 @@ fn what_a_sibling_s_parent_had_is_not_fetched() -> Outcome<()> {
     // The file, at least, and the code.
     assert!(fetched[1].0 + 900 < fetched[0].0 && fetched[1].1 > 1000, "{fetched:?}");
     assert!(fetched[2].0 + 900 < fetched[0].0 && fetched[2].1 > 1000, "{fetched:?}");
+    Ok(())
+}
+
+/// A machine that ran so long, frozen, and what its frames are.
+fn colored(host: &Arc<Host>, plan: &Plan, rounds: u64) -> Outcome<(Frozen, Arc<Atlas>)> {
+    let (mut machine, witness) = boot(host, plan)?;
+    machine.resume()?;
+    let_run(plan, &machine, &witness, rounds);
+    let mut registers = Vec::new();
+    for _ in 0..40 {
+        registers.extend(machine.look()?);
+        std::thread::sleep(Duration::from_micros(1300));
+    }
+    let frozen = machine.freeze()?;
+    let options = coloring::Options { registers, ..coloring::Options::default() };
+    let map = color_by_page_tables(&*frozen.image, &options)?.map;
+    Ok((frozen, Arc::new(Atlas::new(map))))
+}
+
+/// From colors to selectors, from their choice to fingerprints, to images that share, to clones, and from what these write back to the
+/// selectors.
+#[test]
+fn what_selectors_choose_is_shared_and_they_learn_what_diverges() -> Outcome<()> {
+    let Some(host) = host() else { return Ok(()) };
+    let plan = Plan::new(32, 2, 4, 256, 1024, 2)?;
+    let guests = [colored(&host, &plan, 50)?, colored(&host, &plan, 300)?];
+    let mut catalog = Catalog::new();
+    let numbers: Vec<_> = guests.iter().map(|(_, atlas)| catalog.add(atlas)).collect();
+    let mut hashed = Vec::new();
+    for is_adaptive in [false, true] {
+        let mut selectors: Vec<Box<dyn DedupSelector>> = Vec::new();
+        for ((_, atlas), number) in guests.iter().zip(&numbers) {
+            let atlas = Arc::clone(atlas);
+            selectors.push(match is_adaptive {
+                true => Box::new(Adaptive::new(atlas, &catalog, *number, &Yields::shipped())),
+                false => Box::new(dedup::Blind::new(atlas)),
+            });
+        }
+        let mut subjects = Vec::new();
+        for (((_, atlas), number), selector) in guests.iter().zip(&numbers).zip(&mut selectors) {
+            let (number, selector) = (*number, &mut **selector);
+            subjects.push(Subject { number, atlas, selector, is_written: &|_| false });
+        }
+        let mut found: [Vec<(FrameIndex, Content)>; 2] = Default::default();
+        let trial = dedup::run(&mut subjects, u64::MAX, |place, frames| {
+            let image = &*guests[place].0.image;
+            let read = contents(image, frames, &domain(), NonZeroUsize::MIN)?;
+            found[place].extend(frames.iter().copied().zip(read.iter().copied()));
+            Ok::<_, MemoryError>(read)
+        })?;
+        let total = trial.total();
+        println!("{}: {total:?}", selectors[0].name());
+
+        let store = ContentStore::new(9000)?;
+        for (((frozen, _), found), selector) in guests.iter().zip(found).zip(&mut selectors) {
+            let frames = frozen.image.layout().frames();
+            let fingerprints = Fingerprints::new(domain().id(), frames, found);
+            let (image, shared) = frozen.image.sharing(&store, &fingerprints)?;
+            println!("{shared:?}");
+            assert!(shared.shared > 0);
+            let frozen = Frozen { image: Arc::new(image), ..frozen.clone() };
+            let hears = Arc::new(Witness::default());
+            let mut clone = Machine::clone_of(&host, &frozen, Arc::clone(&hears) as _)?;
+            clone.resume()?;
+            let_run(&plan, &clone, &hears, 60);
+            verify_machine(&plan, &clone);
+            let diverged = clone.diverged()?.into_iter().flatten();
+            let fates: Vec<_> = diverged.map(|n| (FrameIndex(n), Fate::Diverged)).collect();
+            selector.learn(&fates);
+        }
+        // Each page that a guest shares with the other one, or with itself, is there once.
+        let pages = u64::from(store.statistics().pages);
+        assert!(pages <= total.hashed - total.shared, "{total:?}");
+        hashed.push(total.hashed);
+    }
+    assert!(hashed[1] <= hashed[0], "{hashed:?}");
     Ok(())
 }
