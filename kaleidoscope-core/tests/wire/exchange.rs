@@ -21,8 +21,11 @@ fn every_page_arrives_with_every_combination_of_features() {
         let client = client(Local(vec![server.clone()]), options);
         assert_eq!((client.image(), client.frames()), (DIGEST, FRAMES));
         let mut arrived = Arrived::new();
-        client.request(&indices((0..FRAMES).rev()), Priority::Prefetch).unwrap();
-        client.request(&indices([17, 300, 5]), Priority::Urgent).unwrap();
+        // First, so that they cannot have come as prefetch by then.
+        let urgent = [17, 300, 5];
+        client.request(&indices(urgent), Priority::Urgent).unwrap();
+        let rest = (0..FRAMES).rev().filter(|frame| !urgent.contains(frame));
+        client.request(&indices(rest), Priority::Prefetch).unwrap();
         receive(&client, FRAMES as usize, &mut arrived).unwrap();
         check(&arrived);
         let statistics = client.statistics();
