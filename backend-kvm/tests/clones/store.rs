@@ -44,6 +44,15 @@ fn count(runs: &[std::ops::Range<u32>]) -> usize {
     runs.iter().map(|run| run.len()).sum()
 }
 
+/// Tells a thread to stop, however the scope is left.
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Release);
+    }
+}
+
 /// Pages come into a store and push others out until told to stop.
 fn churn(store: &ContentStore, stop: &AtomicBool) {
     let mut n = 0u64;
@@ -88,7 +97,9 @@ fn images_share_what_they_have_in_common() -> Outcome<()> {
             }
             for (clone, hears) in &clones {
                 let_run(&plan, clone, hears, 60);
-                let (written, diverged) = (count(&clone.written()?), count(&clone.diverged()?));
+                // In this order: it writes on.
+                let diverged = count(&clone.diverged()?);
+                let written = count(&clone.written()?);
                 assert!(diverged > 0 && diverged <= written, "{diverged} of {written}");
             }
             // A clone of a clone, when its parent is gone.
@@ -110,9 +121,9 @@ fn images_share_what_they_have_in_common() -> Outcome<()> {
             }
             Ok(())
         };
-        let result = run();
-        stop.store(true, Ordering::Release);
-        result
+        // Also when it panics.
+        let _stop = Stop(&stop);
+        run()
     })?;
     assert!(store.statistics().evicted > 0, "{:?}", store.statistics());
     drop(all);
