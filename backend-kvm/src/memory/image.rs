@@ -23,9 +23,10 @@ const MAPPINGS: usize = 512;
 #[derive(Debug)]
 pub struct FrozenImage {
     layout: MemoryLayout,
+    /// Before the layers, which have the pins of the store's pages that it shows.
+    sealed: Sealed,
     /// From the lowest to the highest, each with the frames that it holds; the lowest holds all.
     layers: Vec<Layer>,
-    sealed: Sealed,
 }
 
 #[derive(Clone, Debug)]

@@ -8,8 +8,7 @@ mod runs;
 mod store;
 
 pub(crate) use file::MemoryFile;
-pub use image::FrozenImage;
-pub use image::Shared;
+pub use image::{FrozenImage, Shared};
 pub use page_size::{PageSize, Ram};
 pub(crate) use ram::{Dropped, GuestRam, Prepared};
 pub use store::ContentStore;

@@ -50,13 +50,23 @@ impl ContentStore {
             read?;
             return Ok((there == *page).then_some(slot));
         }
-        let Ok(inserted) = index.insert(key) else { return Ok(None) };
+        self.insert(&mut index, key, page)?;
+        Ok(index.pin(key))
+    }
+
+    /// Puts a page in that is not here; `false` when there is no room.
+    fn insert(&self, index: &mut Index, key: Fingerprint, page: &Page) -> Result<bool, KvmError> {
+        let Ok(inserted) = index.insert(key) else { return Ok(false) };
         let written = self.file.write(inserted.slot as usize * FRAME_BYTES, page);
         if written.is_err() {
             index.remove(key);
         }
-        written?;
-        Ok(index.pin(key))
+        written.map(|()| true)
+    }
+
+    fn let_go(&self, runs: &[Run]) {
+        let mut index = self.index.lock();
+        runs.iter().flat_map(|run| &run.keys).for_each(|key| index.unpin(*key));
     }
 }
 
@@ -78,12 +88,7 @@ impl PageStore for ContentStore {
         if index.has(key) {
             return Ok(true);
         }
-        let Ok(inserted) = index.insert(key) else { return Ok(false) };
-        let written = self.file.write(inserted.slot as usize * FRAME_BYTES, page);
-        if written.is_err() {
-            index.remove(key);
-        }
-        written.map(|()| true).map_err(|error| failed(&error))
+        self.insert(&mut index, key, page).map_err(|error| failed(&error))
     }
 
     fn pin(&self, key: Fingerprint) -> Option<u32> {
@@ -170,13 +175,6 @@ impl Pins {
     /// The store's file.
     pub(super) fn file(&self) -> BorrowedFd<'_> {
         self.store.file.as_fd()
-    }
-}
-
-impl ContentStore {
-    fn let_go(&self, runs: &[Run]) {
-        let mut index = self.index.lock();
-        runs.iter().flat_map(|run| &run.keys).for_each(|key| index.unpin(*key));
     }
 }
 
