@@ -2,56 +2,24 @@
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "helpers of a test fail by panicking")]
 
+mod synthetic;
+
 use kaleidoscope_core::addr::{FrameIndex, Gfn};
 use kaleidoscope_core::color::Color;
 use kaleidoscope_mock::linux::{GuestBuilder, KernelStyle, MockGuest};
 use serde_json::Value;
 use std::fmt::Write as _;
 use std::fs;
-use std::path::Path;
-use std::process::{Command, Output};
-use tempfile::TempDir;
-
-const RAM: u64 = 32 << 20;
+use synthetic::{Files, RAM};
 
 /// A guest as files: `ram.bin`, `layout.txt`, and two traces of clones.
-struct Files(TempDir);
-
-impl Files {
-    fn new() -> Self {
-        let guest = GuestBuilder::new(KernelStyle::V6_12).seed(3).ram_bytes(RAM).build().unwrap();
-        let files = Self(tempfile::tempdir().unwrap());
-        fs::write(files.path("ram.bin"), guest.memory.bytes()).unwrap();
-        let (mut layout, mut offset) = (String::new(), 0);
-        for region in guest.truth.layout().regions() {
-            let bytes = u64::from(region.frames) * 4096;
-            writeln!(layout, "{offset:#x} {:#x} {bytes:#x}", region.start.gpa().0).unwrap();
-            offset += bytes;
-        }
-        fs::write(files.path("layout.txt"), layout).unwrap();
-        fs::write(files.path("some.csv"), trace(&guest, 3)).unwrap();
-        fs::write(files.path("more.csv"), trace(&guest, 2)).unwrap();
-        files
-    }
-
-    fn path(&self, name: &str) -> std::path::PathBuf {
-        self.0.path().join(name)
-    }
-
-    fn run(&self, arguments: &[&str]) -> Output {
-        Command::new(env!("CARGO_BIN_EXE_kaleidoscope"))
-            .current_dir(self.0.path())
-            .args(["replay", "ram.bin", "--layout", "layout.txt"])
-            .args(arguments)
-            .output()
-            .unwrap()
-    }
-
-    fn json(&self, arguments: &[&str]) -> Vec<Value> {
-        let output = self.run(&[arguments, &["--json"]].concat());
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        serde_json::from_slice(&output.stdout).unwrap()
-    }
+fn files() -> Files {
+    let guest = GuestBuilder::new(KernelStyle::V6_12).seed(3).ram_bytes(RAM).build().unwrap();
+    let files = Files::new(&["replay", "ram.bin", "--layout", "layout.txt"]);
+    files.write_guest("", &guest);
+    fs::write(files.path("some.csv"), trace(&guest, 3)).unwrap();
+    fs::write(files.path("more.csv"), trace(&guest, 2)).unwrap();
+    files
 }
 
 /// A clone that touches every `step`th frame that is in use, and some that are free.
@@ -77,8 +45,8 @@ fn row<'a>(rows: &'a [Value], trace: &str, policy: &str) -> &'a Value {
 
 #[test]
 fn policies_do_what_they_are_for() {
-    let files = Files::new();
-    let rows = files.json(&["--trace", "some.csv", "more.csv"]);
+    let files = files();
+    let rows = files.json::<Vec<Value>>(&["--trace", "some.csv", "more.csv"]);
     assert_eq!(rows.len(), 16, "two traces, eight policies");
     for row in &rows {
         for field in [
@@ -144,10 +112,11 @@ fn policies_do_what_they_are_for() {
 
 #[test]
 fn faster_networks_wait_less_and_slower_clocks_prefetch_more() {
-    let files = Files::new();
+    let files = files();
     let stall = |arguments: &[&str]| {
-        let rows =
-            files.json(&[&["--trace", "some.csv", "--policy", "demand"], arguments].concat());
+        let rows = files.json::<Vec<Value>>(
+            &[&["--trace", "some.csv", "--policy", "demand"], arguments].concat(),
+        );
         assert_eq!(rows.len(), 1);
         number(&rows[0], "stall_us")
     };
@@ -156,19 +125,19 @@ fn faster_networks_wait_less_and_slower_clocks_prefetch_more() {
     assert_eq!(stall(&["--cost", "fault=300,page=35"]), gbe);
     let prefetched = |arguments: &[&str]| {
         let arguments = [&["--trace", "some.csv", "--policy", "blind-next-64"], arguments].concat();
-        number(&files.json(&arguments)[0], "prefetched")
+        number(&files.json::<Vec<Value>>(&arguments)[0], "prefetched")
     };
     assert!(prefetched(&["--budget", "2"]) < prefetched(&[]));
     let covered = |speed: &str| {
         let arguments = ["--trace", "some.csv", "--policy", "paper", "--speed", speed];
-        number(&files.json(&arguments)[0], "coverage")
+        number(&files.json::<Vec<Value>>(&arguments)[0], "coverage")
     };
     assert!(covered("100") < covered("0.1"), "what comes in time depends on the clock");
 }
 
 #[test]
 fn tables_and_pictures_are_always_the_same() {
-    let files = Files::new();
+    let files = files();
     let run = || {
         let output = files.run(&["--trace", "some.csv", "more.csv", "--plot", "p.svg"]);
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -195,12 +164,8 @@ fn tables_and_pictures_are_always_the_same() {
 
 #[test]
 fn bad_arguments_say_what_to_do() {
-    let files = Files::new();
-    let error = |arguments: &[&str]| {
-        let output = files.run(arguments);
-        assert!(!output.status.success() && output.stdout.is_empty());
-        String::from_utf8(output.stderr).unwrap()
-    };
+    let files = files();
+    let error = |arguments: &[&str]| files.error(arguments);
     let text = error(&["--trace", "some.csv", "--policy", "paper,magic"]);
     assert!(text.contains("'magic'") && text.contains("there are demand, blind-next-N"), "{text}");
     let text = error(&["--trace", "some.csv", "--cost", "fault=1"]);
@@ -212,5 +177,5 @@ fn bad_arguments_say_what_to_do() {
     let text = error(&["--trace", "bad.csv"]);
     assert!(text.contains("bad.csv: line 2: the guest has no RAM at frame"), "{text}");
     assert!(text.contains("\nhint: "), "{text}");
-    assert!(!Path::new(&files.path("p.svg")).exists());
+    assert!(!files.path("p.svg").exists());
 }

@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of a test fail by panicking")]
 
+mod synthetic;
+
 use kaleidoscope_core::addr::{FrameIndex, Gfn};
 use kaleidoscope_core::color::Color;
 use kaleidoscope_core::prefetch::Settings;
@@ -9,69 +11,26 @@ use kaleidoscope_mock::linux::{GuestBuilder, KernelStyle, MockGuest};
 use serde_json::Value;
 use std::fmt::Write as _;
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
-use tempfile::TempDir;
-
-const RAM: u64 = 32 << 20;
+use synthetic::{Files, RAM};
 
 /// Guests of two kernels as folders `old` and `new`, each with two traces.
-struct Guests(TempDir);
-
-impl Guests {
-    fn new() -> Self {
-        let guests = Self(tempfile::tempdir().unwrap());
-        for (name, style) in [("old", KernelStyle::V5_10), ("new", KernelStyle::V6_12)] {
-            let guest = GuestBuilder::new(style).seed(3).ram_bytes(RAM).build().unwrap();
-            write_guest(&guests.path(name), &guest);
+fn guests() -> Files {
+    let files = Files::new(&["tune"]);
+    for (name, style) in [("old", KernelStyle::V5_10), ("new", KernelStyle::V6_12)] {
+        let guest = GuestBuilder::new(style).seed(3).ram_bytes(RAM).build().unwrap();
+        files.write_guest(name, &guest);
+        let traces = files.path(name).join("traces");
+        fs::create_dir(&traces).unwrap();
+        for (name, step) in [("few.csv", 7), ("many.csv", 3)] {
+            fs::write(traces.join(name), trace(&guest, step)).unwrap();
         }
-        guests
+        fs::write(traces.join("few.json"), "{}").unwrap();
     }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
-    fn run(&self, arguments: &[&str]) -> Output {
-        Command::new(env!("CARGO_BIN_EXE_kaleidoscope"))
-            .current_dir(self.0.path())
-            .arg("tune")
-            .args(arguments)
-            .output()
-            .unwrap()
-    }
-
-    fn json(&self, arguments: &[&str]) -> Value {
-        let output = self.run(&[arguments, &["--json"]].concat());
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        serde_json::from_slice(&output.stdout).unwrap()
-    }
-
-    fn settings(&self, name: &str) -> Settings {
-        Settings::parse(&fs::read_to_string(self.path(name)).unwrap()).unwrap()
-    }
-
-    fn error(&self, arguments: &[&str]) -> String {
-        let output = self.run(arguments);
-        assert!(!output.status.success() && output.stdout.is_empty());
-        String::from_utf8(output.stderr).unwrap()
-    }
+    files
 }
 
-fn write_guest(folder: &Path, guest: &MockGuest) {
-    fs::create_dir_all(folder.join("traces")).unwrap();
-    fs::write(folder.join("ram.bin"), guest.memory.bytes()).unwrap();
-    let (mut layout, mut offset) = (String::new(), 0);
-    for region in guest.truth.layout().regions() {
-        let bytes = u64::from(region.frames) * 4096;
-        writeln!(layout, "{offset:#x} {:#x} {bytes:#x}", region.start.gpa().0).unwrap();
-        offset += bytes;
-    }
-    fs::write(folder.join("layout.txt"), layout).unwrap();
-    for (name, step) in [("few.csv", 7), ("many.csv", 3)] {
-        fs::write(folder.join("traces").join(name), trace(guest, step)).unwrap();
-    }
-    fs::write(folder.join("traces/few.json"), "{}").unwrap();
+fn settings(guests: &Files, name: &str) -> Settings {
+    Settings::parse(&fs::read_to_string(guests.path(name)).unwrap()).unwrap()
 }
 
 /// A clone that touches every page of files, and every `step`th other frame that is in use.
@@ -94,8 +53,9 @@ fn number(of: &Value, field: &str) -> f64 {
 
 #[test]
 fn policies_are_tuned_written_and_tuned_on() {
-    let guests = Guests::new();
-    let report = guests.json(&["new", "old", "-o", "a.toml", "--rounds", "2", "--name", "mine"]);
+    let guests = guests();
+    let report =
+        guests.json::<Value>(&["new", "old", "-o", "a.toml", "--rounds", "2", "--name", "mine"]);
     assert_eq!(report["policy"], "mine");
     assert_eq!(report["guests"].as_array().unwrap().len(), 2);
     assert_eq!(report["guests"][0]["traces"], 2, "what is no CSV is no trace");
@@ -110,38 +70,39 @@ fn policies_are_tuned_written_and_tuned_on() {
         )
     );
     assert!(text.contains("\n#   kernel 5.10."), "{text}");
-    assert_eq!(guests.settings("a.toml").name, "mine");
+    assert_eq!(settings(&guests, "a.toml").name, "mine");
 
     // The same again is the same; one step further is not worse, and keeps the name.
-    guests.json(&["new", "old", "-o", "b.toml", "--rounds", "2", "--name", "mine"]);
+    guests.json::<Value>(&["new", "old", "-o", "b.toml", "--rounds", "2", "--name", "mine"]);
     assert_eq!(fs::read_to_string(guests.path("b.toml")).unwrap(), text);
     let further =
-        guests.json(&["new", "old", "-o", "b.toml", "--rounds", "1", "--start", "a.toml"]);
+        guests.json::<Value>(&["new", "old", "-o", "b.toml", "--rounds", "1", "--start", "a.toml"]);
     assert_eq!(further["policy"], "mine");
     assert_eq!(further["start"], *tuned);
     assert!(number(&further["tuned_on"], "cost") <= number(tuned, "cost"));
 
-    let dear = guests.json(&["new", "old", "-o", "c.toml", "--rounds", "2", "--price", "20"]);
+    let dear =
+        guests.json::<Value>(&["new", "old", "-o", "c.toml", "--rounds", "2", "--price", "20"]);
     assert!(number(&dear["tuned_on"], "waste") < number(tuned, "waste"), "{dear}");
-    assert_eq!(guests.settings("c.toml").name, "tuned");
+    assert_eq!(settings(&guests, "c.toml").name, "tuned");
 }
 
 #[test]
 fn cross_validation_holds_kernels_out() {
-    let guests = Guests::new();
+    let guests = guests();
     let arguments = ["old", "new", "-o", "both.toml", "--rounds", "1"];
-    let report = guests.json(&[&arguments[..], &["--cross-validate"]].concat());
+    let report = guests.json::<Value>(&[&arguments[..], &["--cross-validate"]].concat());
     let both = fs::read_to_string(guests.path("both.toml")).unwrap();
     assert!(both.contains("\n# On guests whose kernel was held out: faults "), "{both}");
     for (row, (own, other)) in [("old", "new"), ("new", "old")].into_iter().enumerate() {
         let row = &report["guests"][row];
         assert_eq!(row["guest"], own);
         // Held out: what tuning on the other alone gives.
-        let alone = guests.json(&[other, "-o", "other.toml", "--rounds", "1"]);
+        let alone = guests.json::<Value>(&[other, "-o", "other.toml", "--rounds", "1"]);
         assert_eq!(alone["guests"][0]["guest"], other);
-        let judged = guests.judge(own, "other.toml");
+        let judged = judge(&guests, own, "other.toml");
         assert_eq!(row["held_out"], judged, "{own}");
-        assert_eq!(row["tuned_on"], guests.judge(own, "both.toml"), "{own}");
+        assert_eq!(row["tuned_on"], judge(&guests, own, "both.toml"), "{own}");
     }
 
     let output = guests.run(&[&arguments[..], &["--cross-validate"]].concat());
@@ -152,17 +113,15 @@ fn cross_validation_holds_kernels_out() {
     assert_eq!(fs::read_to_string(guests.path("both.toml")).unwrap(), both);
 }
 
-impl Guests {
-    /// How a policy file does on a guest: the score that tuning from it begins with.
-    fn judge(&self, guest: &str, policy: &str) -> Value {
-        let arguments = [guest, "-o", "unused.toml", "--rounds", "1", "--start", policy];
-        self.json(&arguments)["start"].clone()
-    }
+/// How a policy file does on a guest: the score that tuning from it begins with.
+fn judge(guests: &Files, guest: &str, policy: &str) -> Value {
+    let arguments = [guest, "-o", "unused.toml", "--rounds", "1", "--start", policy];
+    guests.json::<Value>(&arguments)["start"].clone()
 }
 
 #[test]
 fn bad_arguments_say_what_to_do() {
-    let guests = Guests::new();
+    let guests = guests();
     let text = guests.error(&["old", "-o", "x.toml", "--cross-validate"]);
     assert!(text.contains("same kernel release\nhint: give guests of two"), "{text}");
     assert!(guests.error(&["old"]).contains("--output"));
