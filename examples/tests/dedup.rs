@@ -33,7 +33,7 @@ fn strategies_are_compared() {
     assert_eq!(count(&report, "frames"), count(blind, "hashed"));
     let accounted = count(&report, "frames") + count(&report, "zero") + count(&report, "free");
     assert_eq!(accounted, 2 * RAM / 4096, "every frame is one of the three");
-    assert_eq!(all.as_object().unwrap().len(), 6);
+    assert_eq!(all.as_object().unwrap().len(), 9);
     for (name, row) in all.as_object().unwrap() {
         assert!(count(row, "shared") <= count(blind, "shared"), "{name}");
         assert_eq!(count(row, "net") + count(row, "diverged"), count(row, "shared"));
@@ -41,6 +41,11 @@ fn strategies_are_compared() {
     }
     assert!(count(&all["adaptive-5%"], "hashed") * 20 <= count(blind, "hashed"));
     assert!(count(&all["adaptive-25%"], "hashed") * 4 <= count(blind, "hashed"));
+    let sieved = &all["sieved-25%"];
+    assert_eq!(count(sieved, "glanced"), count(blind, "hashed"));
+    assert!(count(sieved, "hashed") * 4 <= count(blind, "hashed"));
+    assert!(count(&all["sieved"], "glanced") < count(blind, "hashed"));
+    assert!(count(&all["sieved-5%"], "hashed") * 20 <= count(blind, "hashed"));
     let png = fs::read(guests.path("yield.png")).unwrap();
     assert!(png.starts_with(b"\x89PNG"));
 

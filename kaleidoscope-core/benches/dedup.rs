@@ -1,14 +1,14 @@
-//! What finding equal pages costs: fingerprints beside a bare loop of hashes, and choosing beside hashing.
+//! What finding equal pages costs: fingerprints beside a bare loop of hashes, and choosing and glancing at a few lines beside hashing.
 //!
 //! `cargo bench -p kaleidoscope-core --bench dedup` measures a synthetic guest; with `KALEIDOSCOPE_GUESTS` naming a folder of guest folders (`ram.bin`,
-//! `layout.txt`, `regs.txt`), each of those too. It first prints both ratios beside what they should be; then criterion compares means with
+//! `layout.txt`, `regs.txt`), each of those too. It first prints these ratios beside what they should be; then criterion compares means with
 //! those of the last run.
 
 use criterion::Criterion;
 use kaleidoscope_core::addr::{FRAME_BYTES, FrameIndex};
 use kaleidoscope_core::coloring::{Options, color};
 use kaleidoscope_core::dedup::{Adaptive, Catalog, DedupSelector, GuestNumber, Outcome, Yields};
-use kaleidoscope_core::fingerprint::{Domain, contents};
+use kaleidoscope_core::fingerprint::{Domain, contents, partial_contents};
 use kaleidoscope_core::image::{Format, LayoutFile, MemoryImage, RawLayout};
 use kaleidoscope_core::memory::GuestMemory;
 use kaleidoscope_core::prefetch::Atlas;
@@ -141,6 +141,10 @@ fn report(guest: &Guest) -> Result<(), Box<dyn Error>> {
         fastest(|| drop(black_box(contents(guest.memory.as_ref(), &frames, &domain, threads))))
     };
     let (loops, one, many) = (fastest(|| bare(guest, &frames)), hash(NonZeroUsize::MIN), hash(all));
+    let glancing = fastest(|| {
+        let one = NonZeroUsize::MIN;
+        drop(black_box(partial_contents(guest.memory.as_ref(), &frames, &domain, one)));
+    });
     let chosen = choose(guest);
     let choosing = fastest(|| {
         black_box(choose(guest));
@@ -159,6 +163,12 @@ fn report(guest: &Guest) -> Result<(), Box<dyn Error>> {
         guest.name,
         share(choosing, one),
     );
+    println!(
+        "{}: {} frames glanced at in {glancing:.2?}: {:.1} % of hashing all on one thread",
+        guest.name,
+        frames.len(),
+        share(glancing, one),
+    );
     Ok(())
 }
 
@@ -169,6 +179,9 @@ fn compare(guest: &Guest) {
     criterion.bench_function("dedup/bare", |b| b.iter(|| bare(guest, &frames)));
     criterion.bench_function("dedup/contents", |b| {
         b.iter(|| contents(guest.memory.as_ref(), &frames, &domain, NonZeroUsize::MIN));
+    });
+    criterion.bench_function("dedup/partial", |b| {
+        b.iter(|| partial_contents(guest.memory.as_ref(), &frames, &domain, NonZeroUsize::MIN));
     });
     criterion.bench_function("dedup/choose", |b| b.iter(|| choose(guest)));
     criterion.final_summary();

@@ -30,11 +30,14 @@ struct Image<'a> {
 
 #[derive(Serialize)]
 struct Row {
+    /// Frames of which some lines were hashed, to know which ones to hash.
+    glanced: u64,
     hashed: u64,
     shared: u64,
     within: u64,
     diverged: u64,
     net: u64,
+    glancing_cpu_ms: f64,
     hashing_cpu_ms: f64,
     choosing_cpu_ms: f64,
     counting_cpu_ms: f64,
@@ -76,15 +79,17 @@ pub(super) fn render(guests: &[Guest], results: &[Result], ksm: Option<&Merged>)
     let blind = results.first();
     let total = blind.map_or_else(Tally::default, |blind| blind.trial.total());
     let row = |result: &Result| {
-        let Tally { hashed, shared, within, diverged, .. } = result.trial.total();
+        let Tally { glanced, hashed, shared, within, diverged, .. } = result.trial.total();
         let part =
             |tally: Tally| Part { hashed: tally.hashed, shared: tally.shared, net: tally.net() };
         Row {
+            glanced,
             hashed,
             shared,
             within,
             diverged,
             net: result.trial.total().net(),
+            glancing_cpu_ms: result.glancing.as_secs_f64() * 1e3,
             hashing_cpu_ms: result.hashing.as_secs_f64() * 1e3,
             choosing_cpu_ms: result.choosing.as_secs_f64() * 1e3,
             counting_cpu_ms: result.counting.as_secs_f64() * 1e3,

@@ -20,7 +20,8 @@ use std::path::PathBuf;
 /// Find out which pages guests of one host could share, and how little hashing finds them.
 ///
 /// Colors one or more memory images, and lets every strategy choose frames to hash: all (blind), the two sets of the Kaleidoscope
-/// paper, and the adaptive selector, which knows from names and colors where equal pages are. Zero and free frames are left out
+/// paper, and the adaptive selector, which knows from names and colors where equal pages are, alone and with a sieve that
+/// first looks at a few lines of each page. Zero and free frames are left out
 /// everywhere. Where traces of clones lie beside an image (traces/*.csv), pages that the clone which writes most would
 /// write to count as diverged.
 #[derive(Clone, Debug, clap::Args)]
@@ -31,6 +32,8 @@ Strategies:
   cache+executable   the page cache and executable pages (an earlier section of the same paper)
   adaptive-N%        adaptive, with at most N % of the hashes that blind makes
   adaptive           as long as it is worth it
+  sieved-N%          a few lines of every page are read, and only pages with lines alike are hashed: at most N % of blind's hashes
+  sieved             the same of what the adaptive selector finds worth a glance
 
 Examples:
   kaleidoscope dedup guests/web guests/sql

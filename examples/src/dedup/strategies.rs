@@ -7,9 +7,9 @@ use crate::progress::Bar;
 use kaleidoscope_core::addr::{FRAME_BYTES, FrameIndex};
 use kaleidoscope_core::dedup::{
     Adaptive, Blind, Catalog, DedupSelector, GuestNumber, Outcome, Paper, Subject, Trial, Yields,
-    run,
+    run, run_sieved,
 };
-use kaleidoscope_core::fingerprint::{Content, Domain, contents};
+use kaleidoscope_core::fingerprint::{Domain, contents, partial_contents};
 use kaleidoscope_core::memory::GuestMemory;
 use std::fmt;
 use std::num::NonZeroUsize;
@@ -24,17 +24,26 @@ pub(super) enum Strategy {
     CacheAndExecutable,
     /// With at most so many percent of the hashes that blind makes.
     Adaptive(Option<u32>),
+    /// The same through a sieve of partial hashes: with at most so many percent of blind's hashes of what is alike in all guests, or
+    /// glancing only where colors make it worth that.
+    Sieved(Option<u32>),
 }
 
 /// All, blind first: the others are compared with it.
-pub(super) const STRATEGIES: [Strategy; 6] = [
+pub(super) const STRATEGIES: [Strategy; 9] = [
     Strategy::Blind,
     Strategy::KernelAndExecutable,
     Strategy::CacheAndExecutable,
     Strategy::Adaptive(Some(5)),
     Strategy::Adaptive(Some(25)),
     Strategy::Adaptive(None),
+    Strategy::Sieved(Some(5)),
+    Strategy::Sieved(Some(25)),
+    Strategy::Sieved(None),
 ];
+
+/// Worth below which a frame is not even glanced at where nothing else ends it. A glance costs a fifth of a hash.
+const LEAST_GLANCE: f64 = 0.01;
 
 impl fmt::Display for Strategy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -44,6 +53,8 @@ impl fmt::Display for Strategy {
             Self::CacheAndExecutable => "cache+executable",
             Self::Adaptive(None) => "adaptive",
             Self::Adaptive(Some(percent)) => return f.pad(&format!("adaptive-{percent}%")),
+            Self::Sieved(None) => "sieved",
+            Self::Sieved(Some(percent)) => return f.pad(&format!("sieved-{percent}%")),
         };
         f.pad(name)
     }
@@ -54,7 +65,9 @@ impl fmt::Display for Strategy {
 pub(super) struct Result {
     pub(super) strategy: Strategy,
     pub(super) trial: Trial,
-    /// CPU time of all threads: reading and hashing; cataloging names, choosing and learning; looking up and counting.
+    /// CPU time of all threads: reading and hashing some lines; reading and hashing pages; cataloging names, choosing and learning; looking
+    /// up and counting.
+    pub(super) glancing: Duration,
     pub(super) hashing: Duration,
     pub(super) choosing: Duration,
     pub(super) counting: Duration,
@@ -71,7 +84,7 @@ impl Result {
 impl Result {
     /// All CPU time.
     pub(super) fn cpu(&self) -> Duration {
-        self.hashing + self.choosing + self.counting
+        self.glancing + self.hashing + self.choosing + self.counting
     }
 }
 
@@ -83,9 +96,9 @@ struct Timed {
 
 impl Timed {
     fn new(make: impl FnOnce() -> Box<dyn DedupSelector>) -> Self {
-        let begun = cpu_time();
-        let selector = make();
-        Self { selector, time: cpu_time().saturating_sub(begun) }
+        let mut time = Duration::ZERO;
+        let selector = timed(&mut time, make);
+        Self { selector, time }
     }
 }
 
@@ -95,15 +108,11 @@ impl DedupSelector for Timed {
     }
 
     fn select(&mut self, room: usize, frames: &mut Vec<FrameIndex>) {
-        let begun = cpu_time();
-        self.selector.select(room, frames);
-        self.time += cpu_time().saturating_sub(begun);
+        timed(&mut self.time, || self.selector.select(room, frames));
     }
 
     fn learn(&mut self, outcomes: &[(FrameIndex, Outcome)]) {
-        let begun = cpu_time();
-        self.selector.learn(outcomes);
-        self.time += cpu_time().saturating_sub(begun);
+        timed(&mut self.time, || self.selector.learn(outcomes));
     }
 }
 
@@ -126,11 +135,14 @@ pub(super) fn run_all(
     for strategy in STRATEGIES {
         let all = results.first().map_or(u64::MAX, |blind| blind.trial.total().hashed);
         let budget = match strategy {
-            Strategy::Adaptive(Some(percent)) => all.saturating_mul(percent.into()) / 100,
+            Strategy::Adaptive(Some(percent)) | Strategy::Sieved(Some(percent)) => {
+                all.saturating_mul(percent.into()) / 100
+            }
             Strategy::Blind
             | Strategy::KernelAndExecutable
             | Strategy::CacheAndExecutable
-            | Strategy::Adaptive(None) => u64::MAX,
+            | Strategy::Adaptive(None)
+            | Strategy::Sieved(None) => u64::MAX,
         };
         results.push(run_one(strategy, guests, yields, budget, (&domain, threads))?);
         bar.advance();
@@ -164,8 +176,7 @@ fn run_one(
     (domain, threads): (&Domain, NonZeroUsize),
 ) -> std::result::Result<Result, Failure> {
     let start = cpu_time();
-    let mut hashing = Duration::ZERO;
-    let needs_names = matches!(strategy, Strategy::Adaptive(_));
+    let needs_names = matches!(strategy, Strategy::Adaptive(_) | Strategy::Sieved(_));
     let catalog = catalog(if needs_names { guests } else { &[] });
     let cataloging = cpu_time().saturating_sub(start);
     let make = |(number, guest): (GuestNumber, &Guest)| {
@@ -175,6 +186,11 @@ fn run_one(
             Strategy::KernelAndExecutable => Box::new(Paper::kernel_and_executable(atlas)),
             Strategy::CacheAndExecutable => Box::new(Paper::cache_and_executable(atlas)),
             Strategy::Adaptive(_) => Box::new(Adaptive::new(atlas, &catalog, number, yields)),
+            Strategy::Sieved(percent) => {
+                let least = percent.map_or(LEAST_GLANCE, |_| 0.0);
+                let adaptive = Adaptive::new(atlas, &catalog, number, yields);
+                Box::new(adaptive.with_least_worth(least))
+            }
         })
     };
     let mut selectors: Vec<Timed> = (0..).map(GuestNumber).zip(guests).map(make).collect();
@@ -191,19 +207,39 @@ fn run_one(
             is_written,
         })
         .collect();
+    let (mut glancing, mut hashing) = (Duration::ZERO, Duration::ZERO);
+    let glance = |place: usize, frames: &[FrameIndex]| {
+        timed(&mut glancing, || match guests.get(place) {
+            Some(guest) => partial_contents(&guest.image, frames, domain, threads)
+                .map_err(|e| Failure::new(format_args!("{}: {e}", guest.name))),
+            None => Ok(Vec::new()),
+        })
+    };
     let read = |place: usize, frames: &[FrameIndex]| {
-        let begun = cpu_time();
-        let found: std::result::Result<Vec<Content>, Failure> = match guests.get(place) {
+        timed(&mut hashing, || match guests.get(place) {
             Some(guest) => contents(&guest.image, frames, domain, threads)
                 .map_err(|e| Failure::new(format_args!("{}: {e}", guest.name))),
             None => Ok(Vec::new()),
-        };
-        hashing += cpu_time().saturating_sub(begun);
-        found
+        })
     };
-    let trial = run(&mut subjects, budget, read)?;
+    let trial = match strategy {
+        Strategy::Sieved(_) => run_sieved(&mut subjects, budget, glance, read)?,
+        Strategy::Blind
+        | Strategy::KernelAndExecutable
+        | Strategy::CacheAndExecutable
+        | Strategy::Adaptive(_) => run(&mut subjects, budget, read)?,
+    };
     drop(subjects);
     let choosing = cataloging + selectors.iter().map(|selector| selector.time).sum::<Duration>();
-    let counting = cpu_time().saturating_sub(start).saturating_sub(hashing + choosing);
-    Ok(Result { strategy, trial, hashing, choosing, counting })
+    let all = cpu_time().saturating_sub(start);
+    let counting = all.saturating_sub(glancing + hashing + choosing);
+    Ok(Result { strategy, trial, glancing, hashing, choosing, counting })
+}
+
+/// Adds the CPU time that some work takes.
+fn timed<T>(sum: &mut Duration, work: impl FnOnce() -> T) -> T {
+    let begun = cpu_time();
+    let done = work();
+    *sum += cpu_time().saturating_sub(begun);
+    done
 }

@@ -55,6 +55,7 @@ pub(super) fn render(guests: &[Guest], results: &[Result], ksm: Option<&Merged>)
 fn strategies(results: &[Result], blind: &Result) -> String {
     let mut table = table([
         ("strategy", Left),
+        ("glanced", Right),
         ("hashed", Right),
         ("of blind", Right),
         ("shared", Right),
@@ -64,6 +65,7 @@ fn strategies(results: &[Result], blind: &Result) -> String {
         ("of blind", Right),
         ("bound", Right),
         ("hashes/net", Right),
+        ("glancing ms", Right),
         ("hashing ms", Right),
         ("choosing ms", Right),
         ("counting ms", Right),
@@ -74,6 +76,7 @@ fn strategies(results: &[Result], blind: &Result) -> String {
         let total = result.trial.total();
         table.add_row(vec![
             result.strategy.to_string(),
+            thousands(total.glanced),
             thousands(total.hashed),
             share(total.hashed, all.hashed),
             thousands(total.shared),
@@ -83,6 +86,7 @@ fn strategies(results: &[Result], blind: &Result) -> String {
             share(total.net(), all.net()),
             share(blind.trial.ledger.bound(total.hashed), all.net()),
             result.hashes_per_page().map_or_else(String::new, |n| format!("{n:.1}")),
+            milliseconds(result.glancing),
             milliseconds(result.hashing),
             milliseconds(result.choosing),
             milliseconds(result.counting),

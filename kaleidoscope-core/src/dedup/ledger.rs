@@ -10,6 +10,8 @@ use std::collections::HashMap;
 /// Counts of frames and pages.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Tally {
+    /// Frames of which some lines were read and hashed.
+    pub glanced: u64,
     /// Frames that were hashed.
     pub hashed: u64,
     /// Pages that can be dropped because an equal one is kept: n equal pages count n - 1.
@@ -95,11 +97,16 @@ impl Ledger {
             shared: u64::from(now_saved.saturating_sub(saved)),
             within: u64::from(is_within),
             diverged: u64::from(now_lost.saturating_sub(lost)),
-            zero: 0,
+            ..Tally::default()
         };
         let found = (group.copies, group.first);
         self.count(color, &change);
         found
+    }
+
+    /// Counts a frame of which some lines were read and hashed.
+    pub fn add_glanced(&mut self, color: Color) {
+        self.count(color, &Tally { glanced: 1, ..Tally::default() });
     }
 
     /// Counts a frame that was read and is zero.
@@ -110,6 +117,7 @@ impl Ledger {
     fn count(&mut self, color: Color, change: &Tally) {
         let of_color = self.colors.get_mut(color as usize);
         for tally in of_color.into_iter().chain([&mut self.total]) {
+            tally.glanced += change.glanced;
             tally.hashed += change.hashed;
             tally.shared += change.shared;
             tally.within += change.within;
@@ -127,7 +135,7 @@ impl Ledger {
     /// Colors of which a frame was read.
     pub fn colors(&self) -> impl Iterator<Item = (Color, ColorTally)> + '_ {
         let tallies = Color::ALL.into_iter().zip(self.colors);
-        tallies.filter(|(_, tally)| tally.hashed > 0 || tally.zero > 0)
+        tallies.filter(|(_, tally)| *tally != Tally::default())
     }
 
     /// How many copies of a page are known.

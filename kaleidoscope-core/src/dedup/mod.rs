@@ -10,6 +10,9 @@
 //!                                                    └───────── Outcome ──────┘
 //! ```
 //!
+//! What a selector chooses may go through a [`Sieve`] first: by a few lines of each page it tells which frames can have an equal one, and only those
+//! are hashed whole.
+//!
 //! Zero and free frames are no part of this: everybody has a page of zeros, and nobody needs the bytes of a free frame.
 
 mod adaptive;
@@ -19,6 +22,7 @@ mod ledger;
 mod paper;
 mod relation;
 mod selector;
+mod sieve;
 #[cfg(test)]
 mod tests;
 mod trial;
@@ -31,5 +35,6 @@ pub use ledger::{ColorTally, Ledger, Tally};
 pub use paper::Paper;
 pub use relation::Relation;
 pub use selector::{DedupSelector, Outcome};
-pub use trial::{Point, Subject, Trial, run};
+pub use sieve::{Alike, Sieve};
+pub use trial::{Point, Subject, Trial, run, run_sieved};
 pub use yields::{ClassYield, Yields, YieldsError};

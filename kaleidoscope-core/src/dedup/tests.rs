@@ -3,7 +3,7 @@
 use super::*;
 use crate::addr::FrameIndex;
 use crate::color::{Color, ColorMap, Frame, FrameKind, KernelIdentity, Order, Region, RegionId};
-use crate::fingerprint::{Content, Fingerprint};
+use crate::fingerprint::{Content, Fingerprint, PartialHash};
 use crate::memory::MemoryLayout;
 use crate::prefetch::Atlas;
 use proptest::prelude::*;
@@ -53,6 +53,18 @@ impl Guest {
             page => Content::Page(Fingerprint(u128::from(page).to_le_bytes())),
         }
     }
+
+    fn glance(&self, frame: FrameIndex) -> Content<PartialHash> {
+        match self.pages[frame.as_usize()] {
+            0 => Content::Zero,
+            page => Content::Page(lines(page)),
+        }
+    }
+}
+
+/// What a glance at a page shows: of 64 pages, two look alike.
+fn lines(page: u64) -> PartialHash {
+    PartialHash(if page % 64 == 1 { page - 1 } else { page })
 }
 
 /// Numbers that nobody else has.
@@ -63,6 +75,16 @@ fn unique(guest: u64, count: u64) -> Vec<u64> {
 type Make<'a> = &'a dyn Fn(&Guest, &Catalog, GuestNumber) -> Box<dyn DedupSelector>;
 
 fn trial(guests: &[Guest], budget: u64, make: Make<'_>) -> (Trial, Vec<Vec<FrameIndex>>) {
+    trial_of(guests, budget, make, false)
+}
+
+/// The trial, and the frames of each guest that were hashed.
+fn trial_of(
+    guests: &[Guest],
+    budget: u64,
+    make: Make<'_>,
+    is_sieved: bool,
+) -> (Trial, Vec<Vec<FrameIndex>>) {
     let mut catalog = Catalog::new();
     let numbers: Vec<_> = guests.iter().map(|guest| catalog.add(&guest.atlas)).collect();
     let mut selectors: Vec<_> =
@@ -85,7 +107,13 @@ fn trial(guests: &[Guest], budget: u64, make: Make<'_>) -> (Trial, Vec<Vec<Frame
         chosen[place].extend_from_slice(frames);
         Ok::<_, Infallible>(frames.iter().map(|f| guests[place].content(*f)).collect())
     };
-    let trial = run(&mut subjects, budget, read).unwrap();
+    let glance = |place: usize, frames: &[FrameIndex]| {
+        Ok(frames.iter().map(|f| guests[place].glance(*f)).collect())
+    };
+    let trial = match is_sieved {
+        true => run_sieved(&mut subjects, budget, glance, read).unwrap(),
+        false => run(&mut subjects, budget, read).unwrap(),
+    };
     (trial, chosen)
 }
 
@@ -169,6 +197,36 @@ fn adaptive_without_a_least_worth_ends_with_everything_once() {
 }
 
 #[test]
+fn a_sieve_spares_hashes_and_loses_nothing() {
+    let guests = pair();
+    let all = trial(&guests, u64::MAX, &blind).0.total();
+    let (found, chosen) = trial_of(&guests, u64::MAX, &thorough, true);
+    let total = found.total();
+    assert_eq!((total.shared, total.within, total.zero), (all.shared, all.within, all.zero));
+    assert_eq!(total.glanced, all.hashed);
+    assert!(total.hashed * 3 < all.hashed, "{total:?}");
+    // Equal pages, and those that look like another one.
+    let all: Vec<_> = guests.iter().flat_map(|guest| &guest.pages[..5400]).collect();
+    for (guest, chosen) in guests.iter().zip(&chosen) {
+        for frame in chosen {
+            let own = lines(guest.pages[frame.as_usize()]);
+            assert!(all.iter().filter(|page| lines(***page) == own).count() > 1);
+        }
+    }
+    // Much padding first, then nothing but pairs.
+    let few = trial_of(&guests, 400, &thorough, true).0.total();
+    assert_eq!((few.hashed, few.shared), (400, 399));
+}
+
+#[test]
+fn a_sieve_glances_only_at_what_is_worth_it() {
+    let guests = pair();
+    let all = trial(&guests, u64::MAX, &blind).0.total();
+    let found = trial_of(&guests, u64::MAX, &adaptive, true).0.total();
+    assert!(found.glanced * 4 <= all.hashed && found.net() * 100 >= all.net() * 95, "{found:?}");
+}
+
+#[test]
 fn the_papers_sets_are_what_they_say() {
     let guests = pair();
     let kernel: Make<'_> =
@@ -249,7 +307,7 @@ proptest! {
             1..4,
         ),
         budget in prop_oneof![0u64..300, Just(u64::MAX)],
-        is_blind: bool,
+        (is_blind, is_sieved) in any::<(bool, bool)>(),
     ) {
         let kinds = [FrameKind::File, FrameKind::Kernel, FrameKind::Slab, FrameKind::Anonymous];
         let names = ["ext4:1:2:/usr/a", "ext4:1:3:/opt/a", "x[3]"];
@@ -261,7 +319,7 @@ proptest! {
             })
             .collect();
         let make: Make<'_> = if is_blind { &blind } else { &thorough };
-        let (trial, chosen) = trial(&guests, budget, make);
+        let (trial, chosen) = trial_of(&guests, budget, make, is_sieved);
         let total = trial.total();
         prop_assert!(total.hashed <= budget);
         let mut copies: HashMap<u64, u64> = HashMap::new();
@@ -276,13 +334,23 @@ proptest! {
                 }
             }
         }
-        prop_assert_eq!(total.zero, zero);
+        if !is_sieved {
+            prop_assert_eq!(total.zero, zero);
+        }
         prop_assert_eq!(total.hashed, copies.values().sum::<u64>());
         prop_assert_eq!(total.shared, copies.values().map(|n| n - 1).sum::<u64>());
         prop_assert!(total.net() <= trial.ledger.bound(total.hashed));
         if budget == u64::MAX {
             let candidates: usize = guests.iter().map(|g| g.pages.iter().filter(|p| **p != 0).count() - 3).sum();
-            prop_assert_eq!(total.hashed, u64::try_from(candidates).unwrap());
+            let candidates = u64::try_from(candidates).unwrap();
+            let read = if is_sieved { total.glanced } else { total.hashed };
+            prop_assert_eq!(read, candidates);
+            let mut all: HashMap<u64, u64> = HashMap::new();
+            for page in guests.iter().flat_map(|g| &g.pages[..g.pages.len() - 3]) {
+                *all.entry(*page).or_default() += u64::from(*page != 0);
+            }
+            let shared: u64 = all.values().map(|n| n.saturating_sub(1)).sum();
+            prop_assert_eq!(total.shared, shared, "a sieve loses nothing");
         }
     }
 }

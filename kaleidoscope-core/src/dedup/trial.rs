@@ -1,8 +1,8 @@
 //! Selectors at work on a set of guests.
 
-use super::{DedupSelector, GuestNumber, Ledger, Outcome, Tally};
+use super::{DedupSelector, GuestNumber, Ledger, Outcome, Sieve, Tally};
 use crate::addr::FrameIndex;
-use crate::fingerprint::Content;
+use crate::fingerprint::{Content, Fingerprint, PartialHash};
 use crate::prefetch::Atlas;
 
 /// Rounds that a budget is spent in, about: in each, every selector chooses, all is hashed, and all learn.
@@ -47,7 +47,16 @@ impl Trial {
     pub fn total(&self) -> Tally {
         self.ledger.total()
     }
+
+    /// Notes how far it has come.
+    fn mark(&mut self) {
+        let total = self.total();
+        self.curve.push(Point { hashed: total.hashed, net: total.net() });
+    }
 }
+
+/// What selectors will be told, guest by guest.
+type Outcomes = Vec<Vec<(FrameIndex, Outcome)>>;
 
 /// Lets the selectors choose in turn until `budget` frames of all guests were hashed, or none is worth it any more. `read` says what the chosen
 /// frames of one of the guests hold, which is named by its place in `guests`.
@@ -60,11 +69,79 @@ pub fn run<E>(
     mut read: impl FnMut(usize, &[FrameIndex]) -> Result<Vec<Content>, E>,
 ) -> Result<Trial, E> {
     let mut trial = Trial::default();
+    let share = share(guests, budget);
+    rounds(guests, &mut trial, (share, budget), |trial, guests, place, chosen, outcomes| {
+        let found = chosen.iter().copied().zip(read(place, chosen)?);
+        note(&mut trial.ledger, guests, place, found, outcomes, hashed);
+        Ok(())
+    })?;
+    Ok(trial)
+}
+
+/// The same through a [`Sieve`]: of everything that the selectors choose, `glance` reads some lines, and only frames that may have an equal one are
+/// hashed by `read`, the largest groups first, until `budget` of them were. Selectors learn from the lines: of what they take
+/// for shared, a few frames in a hundred are not.
+///
+/// # Errors
+/// The first one of `glance` or `read`.
+pub fn run_sieved<E>(
+    guests: &mut [Subject<'_>],
+    budget: u64,
+    mut glance: impl FnMut(usize, &[FrameIndex]) -> Result<Vec<Content<PartialHash>>, E>,
+    mut read: impl FnMut(usize, &[FrameIndex]) -> Result<Vec<Content>, E>,
+) -> Result<Trial, E> {
+    let mut trial = Trial::default();
+    let mut sieve = Sieve::new();
+    let all = share(guests, u64::MAX);
+    rounds(guests, &mut trial, (all, u64::MAX), |trial, guests, place, chosen, outcomes| {
+        let found = chosen.iter().copied().zip(glance(place, chosen)?);
+        note(&mut trial.ledger, guests, place, found, outcomes, |ledger, guest, frame, page| {
+            ledger.add_glanced(guest.atlas.color(frame));
+            let alike = sieve.add(guest.number, frame, page);
+            (alike.frames, alike.first)
+        });
+        Ok(())
+    })?;
+    let mut alike = sieve.alike();
+    alike.truncate(usize::try_from(budget).unwrap_or(usize::MAX));
+    let batch = usize::try_from(share(guests, budget)).unwrap_or(usize::MAX);
+    let mut unheard = vec![Vec::new(); guests.len()];
+    for batch in alike.chunks(batch.saturating_mul(guests.len()).max(1)) {
+        for place in 0..guests.len() {
+            let number = guests.get(place).map(|guest| guest.number);
+            let of_guest = batch.iter().filter(|frame| Some(frame.0) == number);
+            let frames: Vec<_> = of_guest.map(|frame| frame.1).collect();
+            let found = frames.iter().copied().zip(read(place, &frames)?);
+            note(&mut trial.ledger, guests, place, found, &mut unheard, hashed);
+        }
+        trial.mark();
+    }
+    Ok(trial)
+}
+
+/// Frames that a selector chooses in a round.
+fn share(guests: &[Subject<'_>], budget: u64) -> u64 {
     let all: u64 = guests.iter().map(|guest| u64::from(guest.atlas.frames())).sum();
     let count = u64::try_from(guests.len()).unwrap_or(u64::MAX).max(1);
-    let share = (budget.min(all) / ROUNDS / count).clamp(ROUND.0, ROUND.1);
+    (budget.min(all) / ROUNDS / count).clamp(ROUND.0, ROUND.1)
+}
+
+/// Lets the selectors choose `share` frames each in turn until `budget` were hashed or they choose nothing more, and learn after each round what
+/// `work` found out.
+fn rounds<E>(
+    guests: &mut [Subject<'_>],
+    trial: &mut Trial,
+    (share, budget): (u64, u64),
+    mut work: impl FnMut(
+        &mut Trial,
+        &[Subject<'_>],
+        usize,
+        &[FrameIndex],
+        &mut Outcomes,
+    ) -> Result<(), E>,
+) -> Result<(), E> {
     let mut chosen = Vec::new();
-    let mut outcomes: Vec<Vec<(FrameIndex, Outcome)>> = vec![Vec::new(); guests.len()];
+    let mut outcomes: Outcomes = vec![Vec::new(); guests.len()];
     loop {
         outcomes.iter_mut().for_each(Vec::clear);
         for place in 0..guests.len() {
@@ -73,69 +150,78 @@ pub fn run<E>(
             let Some(guest) = guests.get_mut(place).filter(|_| room > 0) else { continue };
             chosen.clear();
             guest.selector.select(room, &mut chosen);
-            if chosen.is_empty() {
-                continue;
+            if !chosen.is_empty() {
+                work(trial, guests, place, &chosen, &mut outcomes)?;
             }
-            let found = read(place, &chosen)?;
-            record(
-                &mut trial.ledger,
-                guests,
-                place,
-                chosen.iter().copied().zip(found),
-                &mut outcomes,
-            );
         }
         if outcomes.iter().all(Vec::is_empty) {
-            return Ok(trial);
+            return Ok(());
         }
         for (guest, outcomes) in guests.iter_mut().zip(&outcomes) {
             guest.selector.learn(outcomes);
         }
-        let total = trial.total();
-        trial.curve.push(Point { hashed: total.hashed, net: total.net() });
+        trial.mark();
     }
 }
 
-/// Counts what the frames of one guest hold, and notes what it means for selectors.
-fn record(
+/// Notes an outcome for the selector of the guest at a place.
+fn tell(outcomes: &mut Outcomes, place: usize, frame: FrameIndex, outcome: Outcome) {
+    if let Some(outcomes) = outcomes.get_mut(place) {
+        outcomes.push((frame, outcome));
+    }
+}
+
+/// Notes for selectors that a frame is one of so many equal ones. The one that was alone until now is not any more.
+fn tell_shared(
+    guests: &[Subject<'_>],
+    outcomes: &mut Outcomes,
+    (place, frame): (usize, FrameIndex),
+    copies: u32,
+    first: (GuestNumber, FrameIndex),
+) {
+    if copies < 2 {
+        return tell(outcomes, place, frame, Outcome::Alone);
+    }
+    tell(outcomes, place, frame, Outcome::Shared { copies });
+    if copies == 2
+        && let Some(at) = guests.iter().position(|guest| guest.number == first.0)
+    {
+        tell(outcomes, at, first.1, Outcome::Shared { copies });
+    }
+}
+
+/// Notes what the frames of one guest hold, which `count` counts: how many equal ones there are now, and which is the first one.
+fn note<H>(
     ledger: &mut Ledger,
     guests: &[Subject<'_>],
     place: usize,
-    found: impl Iterator<Item = (FrameIndex, Content)>,
-    outcomes: &mut [Vec<(FrameIndex, Outcome)>],
+    found: impl Iterator<Item = (FrameIndex, Content<H>)>,
+    outcomes: &mut Outcomes,
+    mut count: impl FnMut(&mut Ledger, &Subject<'_>, FrameIndex, H) -> (u32, (GuestNumber, FrameIndex)),
 ) {
     let Some(guest) = guests.get(place) else { return };
-    let mut tell = |place: usize, frame, outcome| {
-        if let Some(outcomes) = outcomes.get_mut(place) {
-            outcomes.push((frame, outcome));
-        }
-    };
     for (frame, content) in found {
-        let color = guest.atlas.color(frame);
-        let page = match content {
-            Content::Page(page) => page,
+        match content {
+            Content::Page(page) => {
+                let (copies, first) = count(ledger, guest, frame, page);
+                tell_shared(guests, outcomes, (place, frame), copies, first);
+            }
             Content::Zero => {
-                ledger.add_zero(color);
-                tell(place, frame, Outcome::Skipped);
-                continue;
+                ledger.add_zero(guest.atlas.color(frame));
+                tell(outcomes, place, frame, Outcome::Skipped);
             }
-            Content::Missing => {
-                tell(place, frame, Outcome::Skipped);
-                continue;
-            }
-        };
-        let is_written = (guest.is_written)(frame);
-        let (copies, first) = ledger.add((guest.number, frame), color, page, is_written);
-        if copies < 2 {
-            tell(place, frame, Outcome::Alone);
-            continue;
-        }
-        tell(place, frame, Outcome::Shared { copies });
-        // The one that was alone is not any more.
-        if copies == 2
-            && let Some(at) = guests.iter().position(|guest| guest.number == first.0)
-        {
-            tell(at, first.1, Outcome::Shared { copies });
+            Content::Missing => tell(outcomes, place, frame, Outcome::Skipped),
         }
     }
+}
+
+/// Counts a frame that was hashed.
+fn hashed(
+    ledger: &mut Ledger,
+    guest: &Subject<'_>,
+    frame: FrameIndex,
+    page: Fingerprint,
+) -> (u32, (GuestNumber, FrameIndex)) {
+    let is_written = (guest.is_written)(frame);
+    ledger.add((guest.number, frame), guest.atlas.color(frame), page, is_written)
 }

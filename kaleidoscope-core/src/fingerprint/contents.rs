@@ -1,22 +1,22 @@
 //! Reading frames and naming their bytes, on several threads.
 
-use super::{Domain, Fingerprint};
+use super::{Domain, Fingerprint, PartialHash};
 use crate::addr::{FRAME_BYTES, FrameIndex};
-use crate::memory::{GuestMemory, MemoryError, Page, is_zero};
+use crate::memory::{GuestMemory, MemoryError, Page};
 use std::num::NonZeroUsize;
 
 /// Frames below which another thread costs more than it saves.
 const FRAMES_PER_THREAD: usize = 256;
 
-/// What a frame holds.
+/// What a frame holds, under a name of the kind `H`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Content {
+pub enum Content<H = Fingerprint> {
     /// The image lacks the frame.
     Missing,
     /// Nothing but zeros. Such a frame is never hashed and never shared: everybody has a page of zeros.
     Zero,
     /// Anything else.
-    Page(Fingerprint),
+    Page(H),
 }
 
 /// What these frames hold, in their order. Reads each frame once, on up to `threads` threads, with one page of memory for each beside the
@@ -30,6 +30,31 @@ pub fn contents(
     domain: &Domain,
     threads: NonZeroUsize,
 ) -> Result<Vec<Content>, MemoryError> {
+    name_all(memory, frames, threads, &|page| domain.content(page))
+}
+
+/// What these frames may hold, by some lines of each page: as [`contents`], for a small part of the cost. Of memory that can be
+/// [borrowed](GuestMemory::slice), only those lines are read, and what comes before the first and after the last line that is not zero.
+///
+/// # Errors
+/// The first [`MemoryError`] but [`MemoryError::Missing`].
+pub fn partial_contents(
+    memory: &dyn GuestMemory,
+    frames: &[FrameIndex],
+    domain: &Domain,
+    threads: NonZeroUsize,
+) -> Result<Vec<Content<PartialHash>>, MemoryError> {
+    name_all(memory, frames, threads, &|page| domain.partial_content(page))
+}
+
+type Name<'a, H> = &'a (dyn Fn(&Page) -> Content<H> + Sync);
+
+fn name_all<H: Copy + Send>(
+    memory: &dyn GuestMemory,
+    frames: &[FrameIndex],
+    threads: NonZeroUsize,
+    name: Name<'_, H>,
+) -> Result<Vec<Content<H>>, MemoryError> {
     let mut found = vec![Content::Missing; frames.len()];
     let threads = threads.get().min(frames.len().div_ceil(FRAMES_PER_THREAD)).max(1);
     let share = frames.len().div_ceil(threads).max(1);
@@ -38,8 +63,8 @@ pub fn contents(
     let first = parts.next();
     std::thread::scope(|scope| {
         let others: Vec<_> =
-            parts.map(|(of, to)| scope.spawn(move || fill(memory, of, domain, to))).collect();
-        let mut result = first.map_or(Ok(()), |(of, to)| fill(memory, of, domain, to));
+            parts.map(|(of, to)| scope.spawn(move || fill(memory, of, name, to))).collect();
+        let mut result = first.map_or(Ok(()), |(of, to)| fill(memory, of, name, to));
         for other in others {
             // A panic in a reader is the caller's, as it would be on one thread.
             let done = other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
@@ -50,11 +75,11 @@ pub fn contents(
     Ok(found)
 }
 
-fn fill(
+fn fill<H>(
     memory: &dyn GuestMemory,
     frames: &[FrameIndex],
-    domain: &Domain,
-    found: &mut [Content],
+    name: Name<'_, H>,
+    found: &mut [Content<H>],
 ) -> Result<(), MemoryError> {
     let mut buffer: Page = [0; FRAME_BYTES];
     for (frame, found) in frames.iter().zip(found) {
@@ -69,8 +94,7 @@ fn fill(
                 Err(error) => return Err(error),
             },
         };
-        *found =
-            if is_zero(page) { Content::Zero } else { Content::Page(domain.fingerprint(page)) };
+        *found = name(page);
     }
     Ok(())
 }

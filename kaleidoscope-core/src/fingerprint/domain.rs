@@ -1,12 +1,15 @@
 //! Who may share pages with whom.
 
-use super::{FINGERPRINT_BYTES, Fingerprint};
-use crate::memory::Page;
+use super::{Content, FINGERPRINT_BYTES, Fingerprint, PartialHash};
+use crate::memory::{Page, is_zero};
 use std::fmt;
 use std::io;
 
 /// What a domain's public name is derived under, so that it is a name of nothing else.
 const CONTEXT: &str = "kaleidoscope 2026 dedup domain id 1";
+
+/// The same for the seed of its partial hashes.
+const PARTIAL: &str = "kaleidoscope 2026 dedup partial hash 1";
 
 /// Guests that may share pages: as a rule those of one tenant. It is a secret key, and whoever has it can tell whether a page
 /// that they guess is among the fingerprints.
@@ -14,6 +17,7 @@ const CONTEXT: &str = "kaleidoscope 2026 dedup domain id 1";
 pub struct Domain {
     key: [u8; 32],
     id: DomainId,
+    seed: u64,
 }
 
 /// A domain's public name. It says which fingerprints can be compared, and nothing of the key.
@@ -25,7 +29,8 @@ impl Domain {
     #[must_use]
     pub fn new(key: [u8; 32]) -> Self {
         let id = first_half(&blake3::derive_key(CONTEXT, &key));
-        Self { key, id: DomainId(id) }
+        let [a, b, c, d, e, f, g, h, ..] = blake3::derive_key(PARTIAL, &key);
+        Self { key, id: DomainId(id), seed: u64::from_le_bytes([a, b, c, d, e, f, g, h]) }
     }
 
     /// A domain that nobody else has.
@@ -54,6 +59,18 @@ impl Domain {
     #[must_use]
     pub fn fingerprint(&self, page: &Page) -> Fingerprint {
         Fingerprint(first_half(blake3::keyed_hash(&self.key, page).as_bytes()))
+    }
+
+    /// What a page is: zeros, or its fingerprint.
+    #[must_use]
+    pub fn content(&self, page: &Page) -> Content {
+        if is_zero(page) { Content::Zero } else { Content::Page(self.fingerprint(page)) }
+    }
+
+    /// What a page may be: zeros, or its partial hash.
+    #[must_use]
+    pub fn partial_content(&self, page: &Page) -> Content<PartialHash> {
+        PartialHash::of(page, self.seed).map_or(Content::Zero, Content::Page)
     }
 }
 

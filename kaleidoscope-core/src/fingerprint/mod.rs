@@ -19,10 +19,12 @@
 mod bits;
 mod contents;
 mod domain;
+mod partial;
 mod table;
 
-pub use contents::{Content, contents};
+pub use contents::{Content, contents, partial_contents};
 pub use domain::{Domain, DomainId};
+pub use partial::PartialHash;
 pub use table::{Fingerprints, FingerprintsError};
 
 use std::fmt;
