@@ -45,6 +45,13 @@ pub(super) const STRATEGIES: [Strategy; 9] = [
 /// Worth below which a frame is not even glanced at where nothing else ends it. A glance costs a fifth of a hash.
 const LEAST_GLANCE: f64 = 0.01;
 
+impl Strategy {
+    /// Whether the number of its hashes is limited.
+    pub(super) fn has_budget(self) -> bool {
+        matches!(self, Self::Adaptive(Some(_)) | Self::Sieved(Some(_)))
+    }
+}
+
 impl fmt::Display for Strategy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let name = match self {

@@ -41,7 +41,8 @@ pub(super) fn render(guests: &[Guest], results: &[Result], ksm: Option<&Merged>)
     out.push_str(&strategies(results, blind));
     let _ = writeln!(
         out,
-        "\nof blind: of its hashes, and of what it saves net; bound: what as many hashes could save at most, by who knows every page before\n\
+        "\nglanced: frames of which a few lines were read, to know which ones to hash\n\
+         of blind: of its hashes, and of what it saves net; bound: what as many hashes could save at most, by who knows every page before\n\
          \nsaved net, of so many hashes, by color"
     );
     out.push_str(&colors(results));
@@ -65,10 +66,7 @@ fn strategies(results: &[Result], blind: &Result) -> String {
         ("of blind", Right),
         ("bound", Right),
         ("hashes/net", Right),
-        ("glancing ms", Right),
-        ("hashing ms", Right),
-        ("choosing ms", Right),
-        ("counting ms", Right),
+        ("CPU ms", Right),
     ]);
     let all = blind.trial.total();
     let share = |part, of| ratio(part, of).map_or_else(String::new, percent);
@@ -86,17 +84,15 @@ fn strategies(results: &[Result], blind: &Result) -> String {
             share(total.net(), all.net()),
             share(blind.trial.ledger.bound(total.hashed), all.net()),
             result.hashes_per_page().map_or_else(String::new, |n| format!("{n:.1}")),
-            milliseconds(result.glancing),
-            milliseconds(result.hashing),
-            milliseconds(result.choosing),
-            milliseconds(result.counting),
+            milliseconds(result.cpu()),
         ]);
     }
     finish(&table)
 }
 
-/// A row for each color, and two columns for each strategy.
+/// A row for each color, and a column for each strategy without a budget: the others are in JSON.
 fn colors(results: &[Result]) -> String {
+    let results: Vec<_> = results.iter().filter(|result| !result.strategy.has_budget()).collect();
     let mut rows: BTreeMap<Color, Vec<String>> = BTreeMap::new();
     for (place, result) in results.iter().enumerate() {
         for (color, tally) in result.trial.ledger.colors() {
