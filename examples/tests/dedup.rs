@@ -85,7 +85,7 @@ fn yields_are_learned_and_used() {
     let output = guests.run(&["one", "two", "--learn", "mine.csv"]);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let learned = fs::read_to_string(guests.path("mine.csv")).unwrap();
-    assert!(learned.starts_with("color,relation,hashed,"), "{learned}");
+    assert!(learned.starts_with("color,relation,heat,hashed,"), "{learned}");
     assert!(learned.lines().count() > 5);
     guests.json::<Value>(&["one", "two", "--yields", "mine.csv"]);
     fs::write(guests.path("bad.csv"), "x\n").unwrap();

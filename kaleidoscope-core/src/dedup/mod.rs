@@ -18,6 +18,7 @@
 mod adaptive;
 mod blind;
 mod catalog;
+mod heat;
 mod ledger;
 mod paper;
 mod relation;
@@ -31,6 +32,7 @@ mod yields;
 pub use adaptive::Adaptive;
 pub use blind::Blind;
 pub use catalog::{Catalog, GuestNumber};
+pub use heat::Heat;
 pub use ledger::{ColorTally, Ledger, Tally};
 pub use paper::Paper;
 pub use relation::Relation;

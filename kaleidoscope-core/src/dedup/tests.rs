@@ -263,7 +263,7 @@ fn what_diverges_is_avoided_later() {
         Content::Zero | Content::Missing => (0, false),
     };
     let taught = Adaptive::teach(&guests[0].atlas, &catalog, numbers[0], judge);
-    let shared = taught.iter().find(|(_, relation, _)| *relation == Relation::SameFile).unwrap().2;
+    let shared = taught.iter().find(|(_, relation, ..)| *relation == Relation::SameFile).unwrap().3;
     assert_eq!((shared.hashed, shared.shared, shared.diverged), (200.0, 200.0, 200.0));
     let mut frames = Vec::new();
     let mut selector = Adaptive::new(Arc::clone(&guests[0].atlas), &catalog, numbers[0], &taught);
@@ -280,7 +280,7 @@ fn names_relate_guests_as_they_should() {
         let numbers: Vec<_> = guests.iter().map(|guest| catalog.add(&guest.atlas)).collect();
         let taught = Adaptive::teach(&guests[0].atlas, &catalog, numbers[0], |_| (1, false));
         let relations: HashMap<_, _> =
-            taught.iter().map(|(_, relation, found)| (relation, found.hashed)).collect();
+            taught.iter().map(|(_, relation, _, found)| (relation, found.hashed)).collect();
         relations
     };
     let only = |relation, count: u32| HashMap::from([(relation, f64::from(count))]);

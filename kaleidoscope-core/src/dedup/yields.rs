@@ -1,6 +1,6 @@
 //! What hashing has brought so far, by class of frames: what a host learns, and what is shipped.
 
-use super::Relation;
+use super::{Heat, Relation};
 use crate::color::{Color, UnknownName};
 use std::fmt::Write;
 use thiserror::Error;
@@ -9,33 +9,36 @@ use thiserror::Error;
 const SHIPPED: &str = include_str!("yields.csv");
 
 /// The first line of a file.
-const HEADER: &str = "color,relation,hashed,shared,saved,diverged,alike";
+const HEADER: &str = "color,relation,heat,hashed,shared,saved,diverged,alike";
 
-/// Classes: every color with every relation.
-const CLASSES: usize = Color::ALL.len() * Relation::ALL.len();
+/// Classes: every color with every relation and every heat.
+const CLASSES: usize = Color::ALL.len() * Relation::ALL.len() * Heat::ALL.len();
 
-/// A color and a relation: frames that are expected to be alike.
+/// A color, a relation and a heat: frames that are expected to be alike.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub(super) struct Class(u16);
 
 impl Class {
-    /// The class of a frame. Files are one color here: which of their pages happen to be mapped differs from guest to guest, and their
-    /// bytes do not care.
-    pub(super) fn of(color: Color, relation: Relation) -> Self {
-        let is_mapped_file = matches!(color, Color::FileCode | Color::FileMapped);
-        let color = if is_mapped_file { Color::FileCache } else { color };
-        Self(color as u16 * 8 + relation as u16)
+    /// The class of a frame. Files are one color here, and neither hot nor cold: which of their pages happen to be mapped or read differs from
+    /// guest to guest, and their bytes do not care.
+    pub(super) fn of(color: Color, relation: Relation, heat: Heat) -> Self {
+        let is_file = matches!(color, Color::FileCode | Color::FileMapped | Color::FileCache);
+        let (color, heat) = if is_file { (Color::FileCache, Heat::Cold) } else { (color, heat) };
+        Self((color as u16 * RELATIONS + relation as u16) * HEATS + heat as u16)
     }
 
-    fn parts(self) -> (Color, Relation) {
-        let number = |n: u16| u8::try_from(n).unwrap_or(u8::MAX);
-        let relation = Relation::ALL.get(usize::from(self.0 % 8)).copied();
-        let color = Color::from_u8(number(self.0 / 8));
-        (color.unwrap_or_default(), relation.unwrap_or(Relation::None))
+    fn parts(self) -> (Color, Relation, Heat) {
+        let heat = Heat::ALL.get(usize::from(self.0 % HEATS)).copied();
+        let relation = Relation::ALL.get(usize::from(self.0 / HEATS % RELATIONS)).copied();
+        let color = u8::try_from(self.0 / HEATS / RELATIONS).ok().and_then(Color::from_u8);
+        (color.unwrap_or_default(), relation.unwrap_or(Relation::None), heat.unwrap_or(Heat::Cold))
     }
 }
 
-const _: () = assert!(Relation::ALL.len() == 8, "a class is a color times eight and a relation");
+/// In what a class's number is made of.
+const RELATIONS: u16 = 8;
+const HEATS: u16 = 3;
+const _: () = assert!(Relation::ALL.len() == 8 && Heat::ALL.len() == 3);
 
 /// What came of the hashes of one class.
 #[derive(Clone, Copy, PartialEq, Debug, Default)]
@@ -53,7 +56,7 @@ pub struct ClassYield {
     pub alike: f64,
 }
 
-/// What hashing has brought so far, for every class of frames: color, and [`Relation`] to what is known elsewhere.
+/// What hashing has brought so far, for every class of frames: color, [`Relation`] to what is known elsewhere, and [`Heat`].
 #[derive(Clone, PartialEq, Debug)]
 pub struct Yields {
     classes: Vec<ClassYield>,
@@ -67,12 +70,12 @@ pub enum YieldsError {
     #[error("the first line is not `{HEADER}`")]
     Header,
     /// A line has too few or too many fields.
-    #[error("line {line}: seven fields are needed")]
+    #[error("line {line}: eight fields are needed")]
     Fields {
         /// Line, from 1.
         line: usize,
     },
-    /// A color or a relation that does not exist.
+    /// A color, a relation or a heat that does not exist.
     #[error("line {line}: {source}")]
     Name {
         /// Line, from 1.
@@ -121,6 +124,7 @@ impl Yields {
             let name = |source| YieldsError::Name { line, source };
             let color: Color = field()?.parse().map_err(name)?;
             let relation: Relation = field()?.parse().map_err(name)?;
+            let heat: Heat = field()?.parse().map_err(name)?;
             let mut count = || {
                 let count: Option<f64> = field()?.parse().ok();
                 let count = count.filter(|count| (0.0..=1e12).contains(count));
@@ -141,7 +145,7 @@ impl Yields {
             if most > found.hashed || !is_part {
                 return Err(YieldsError::Count { line });
             }
-            yields.add(Class::of(color, relation), &found);
+            yields.add(Class::of(color, relation, heat), &found);
         }
         Ok(yields)
     }
@@ -150,20 +154,22 @@ impl Yields {
     #[must_use]
     pub fn to_text(&self) -> String {
         let mut text = format!("{HEADER}\n");
-        for (color, relation, found) in self.iter() {
+        for (color, relation, heat, found) in self.iter() {
             let ClassYield { hashed, shared, saved, diverged, alike } = found;
             let (saved, alike) = (tenths(saved), tenths(alike));
-            let _ =
-                writeln!(text, "{color},{relation},{hashed},{shared},{saved},{diverged},{alike}");
+            let _ = writeln!(
+                text,
+                "{color},{relation},{heat},{hashed},{shared},{saved},{diverged},{alike}"
+            );
         }
         text
     }
 
     /// The classes of which something is known. Pages of files are under [`Color::FileCache`], mapped or not.
-    pub fn iter(&self) -> impl Iterator<Item = (Color, Relation, ClassYield)> + '_ {
+    pub fn iter(&self) -> impl Iterator<Item = (Color, Relation, Heat, ClassYield)> + '_ {
         (0..).zip(&self.classes).filter(|(_, found)| found.hashed > 0.0).map(|(number, found)| {
-            let (color, relation) = Class(number).parts();
-            (color, relation, *found)
+            let (color, relation, heat) = Class(number).parts();
+            (color, relation, heat, *found)
         })
     }
 
@@ -202,8 +208,9 @@ mod tests {
     fn what_is_shipped_can_be_read_and_says_something() {
         let shipped = Yields::parse(SHIPPED).unwrap();
         let yield_of = |color, relation| {
-            let found = shipped.get(Class::of(color, relation));
-            found.saved / found.hashed
+            let all = Heat::ALL.map(|heat| shipped.get(Class::of(color, relation, heat)));
+            let sum = |of: fn(&ClassYield) -> f64| all.iter().map(of).sum::<f64>();
+            sum(|found| found.saved) / sum(|found| found.hashed)
         };
         let same = yield_of(Color::FileCode, Relation::SameFile);
         assert!(same > 0.4, "{same}");
@@ -215,9 +222,9 @@ mod tests {
     fn bad_lines_are_named() {
         let parse = |lines: &str| Yields::parse(&format!("# made\n{HEADER}\n{lines}"));
         assert_eq!(Yields::parse("color\n"), Err(YieldsError::Header));
-        assert!(parse("slab,none,5,2,1.5,1,0.5\n\n# rest\n").is_ok());
-        assert_eq!(parse("slab,none,5,2\n"), Err(YieldsError::Fields { line: 3 }));
-        assert_eq!(parse("slab,none,5,2,1,0,0,0\n"), Err(YieldsError::Fields { line: 3 }));
+        assert!(parse("slab,none,cold,5,2,1.5,1,0.5\n\n# rest\n").is_ok());
+        assert_eq!(parse("slab,none,cold,5,2\n"), Err(YieldsError::Fields { line: 3 }));
+        assert_eq!(parse("slab,none,cold,5,2,1,0,0,0\n"), Err(YieldsError::Fields { line: 3 }));
         for wrong in [
             "x,2,1,0,0",
             "5,6,1,0,0",
@@ -227,10 +234,10 @@ mod tests {
             "inf,0,0,0,0",
             "-1,0,0,0,0",
         ] {
-            let found = parse(&format!("slab,none,{wrong}\n"));
+            let found = parse(&format!("slab,none,cold,{wrong}\n"));
             assert_eq!(found, Err(YieldsError::Count { line: 3 }), "{wrong}");
         }
-        let error = parse("mauve,none,5,2,1,0,0\n").unwrap_err().to_string();
+        let error = parse("mauve,none,cold,5,2,1,0,0\n").unwrap_err().to_string();
         assert_eq!(error, "line 3: no color is called `mauve`");
     }
 
@@ -238,14 +245,16 @@ mod tests {
     fn classes_come_apart_as_they_were_put_together() {
         for color in Color::ALL {
             for relation in Relation::ALL {
-                let (back, same) = Class::of(color, relation).parts();
-                assert_eq!(same, relation);
-                assert!(back == color || back == Color::FileCache);
+                for heat in Heat::ALL {
+                    let (back, same, as_hot) = Class::of(color, relation, heat).parts();
+                    assert_eq!(same, relation);
+                    assert!((back, as_hot) == (color, heat) || back == Color::FileCache);
+                }
             }
         }
         let mut yields = Yields::default();
         let one = ClassYield { hashed: 4.0, shared: 2.0, saved: 1.0, diverged: 1.0, alike: 0.5 };
-        yields.add(Class::of(Color::Slab, Relation::None), &one);
+        yields.add(Class::of(Color::Slab, Relation::None, Heat::Cold), &one);
         yields.merge(&yields.clone());
         assert_eq!(yields.iter().next().map(|(.., found)| found.hashed), Some(8.0));
     }

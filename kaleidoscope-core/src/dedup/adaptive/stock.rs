@@ -4,7 +4,7 @@ use crate::addr::FrameIndex;
 use crate::color::{FrameKind, Order, Region, RegionId};
 use crate::dedup::catalog::{RegionKey, hash, position, positions};
 use crate::dedup::yields::Class;
-use crate::dedup::{Catalog, GuestNumber, Relation};
+use crate::dedup::{Catalog, GuestNumber, Heat, Relation};
 use crate::prefetch::Atlas;
 use crate::recording::name::Name;
 use foldhash::fast::RandomState;
@@ -149,7 +149,7 @@ impl<'a> Sorter<'a> {
             if relation < Relation::Sibling && reach.is_some_and(|reach| position <= reach) {
                 relation = Relation::Sibling;
             }
-            let class = Class::of(atlas.color(*frame), relation);
+            let class = class_of(atlas, *frame, relation);
             if let (Relation::Sibling, Some(base)) = (relation, base) {
                 let piece = (base, position >> SIBLING_SHIFT);
                 let next = to_u32(self.stock.arms.len());
@@ -188,7 +188,7 @@ impl<'a> Sorter<'a> {
                 chunk = rank >> CHUNK_SHIFT;
                 self.open.clear();
             }
-            let class = Class::of(atlas.color(*frame), Relation::None);
+            let class = class_of(atlas, *frame, Relation::None);
             let open = self.open.iter().find(|(of, _)| *of == class).map(|(_, arm)| *arm);
             let arm = open.unwrap_or_else(|| {
                 let arm = self.add_arm(class, u64::MAX, u64::from(frame.0));
@@ -253,6 +253,11 @@ impl<'a> Sorter<'a> {
         }
         self.stock
     }
+}
+
+fn class_of(atlas: &Atlas, frame: FrameIndex, relation: Relation) -> Class {
+    let temperature = atlas.map().temperatures().get(frame.as_usize()).copied();
+    Class::of(atlas.color(frame), relation, Heat::of(temperature.unwrap_or_default()))
 }
 
 /// Folder and base name of a region that is a file.
