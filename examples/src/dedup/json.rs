@@ -1,7 +1,7 @@
 //! The strategies as a JSON object.
 
 use super::guests::Guest;
-use super::ksm::Merged;
+use super::ksm::{Merged, Merging};
 use super::strategies::Result;
 use kaleidoscope_core::dedup::Tally;
 use serde::Serialize;
@@ -18,6 +18,9 @@ struct Report<'a> {
     strategies: BTreeMap<String, Row>,
     #[serde(skip_serializing_if = "Option::is_none")]
     ksm: Option<Ksm>,
+    /// The same of what the adaptive selector chose only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ksm_selected: Option<Ksm>,
 }
 
 #[derive(Serialize)]
@@ -58,6 +61,7 @@ struct Part {
 #[derive(Serialize)]
 struct Ksm {
     frames: u64,
+    ranges: u64,
     shared: u64,
     zero: u64,
     cpu_ms: f64,
@@ -74,8 +78,20 @@ fn image(guest: &Guest) -> Image<'_> {
     }
 }
 
+fn merged(ksm: &Merged) -> Ksm {
+    Ksm {
+        frames: ksm.frames,
+        ranges: ksm.ranges,
+        shared: ksm.shared,
+        zero: ksm.zero,
+        cpu_ms: ksm.cpu.as_secs_f64() * 1e3,
+        seconds: ksm.time.as_secs_f64(),
+        full_scans: ksm.full_scans,
+    }
+}
+
 /// The object, ending with a line feed.
-pub(super) fn render(guests: &[Guest], results: &[Result], ksm: Option<&Merged>) -> String {
+pub(super) fn render(guests: &[Guest], results: &[Result], ksm: Option<&Merging>) -> String {
     let blind = results.first();
     let total = blind.map_or_else(Tally::default, |blind| blind.trial.total());
     let row = |result: &Result| {
@@ -104,14 +120,8 @@ pub(super) fn render(guests: &[Guest], results: &[Result], ksm: Option<&Merged>)
         zero: total.zero,
         free: super::table::free(guests),
         strategies: results.iter().map(|r| (r.strategy.to_string(), row(r))).collect(),
-        ksm: ksm.map(|ksm| Ksm {
-            frames: ksm.frames,
-            shared: ksm.shared,
-            zero: ksm.zero,
-            cpu_ms: ksm.cpu.as_secs_f64() * 1e3,
-            seconds: ksm.time.as_secs_f64(),
-            full_scans: ksm.full_scans,
-        }),
+        ksm: ksm.map(|ksm| merged(&ksm.all)),
+        ksm_selected: ksm.map(|ksm| merged(&ksm.selected)),
     };
     // Strings, numbers and maps with text keys always serialize.
     let mut text = serde_json::to_string_pretty(&report).unwrap_or_default();

@@ -1,9 +1,11 @@
 //! The kernel's own page merging (KSM), on the same memory.
 //!
 //! Frames that are not free are copied into anonymous memory that may be merged, so that the kernel has to find what the strategies
-//! find. Its scanner is a kernel thread, whose CPU time `/proc` tells.
+//! find; and then once more only those that the adaptive selector finds worth a hash. Its scanner is a kernel thread, whose CPU time `/proc`
+//! tells.
 
 use super::guests::Guest;
+use super::strategies::{Result as Done, Strategy};
 use crate::failure::Failure;
 use crate::progress;
 use kaleidoscope_core::addr::{FRAME_BYTES, FrameIndex};
@@ -28,17 +30,29 @@ const SETTINGS: [(&str, &str); 4] = [
 const LOOK: Duration = Duration::from_millis(20);
 const PATIENCE: Duration = Duration::from_secs(600);
 
+/// Time without a change after which there will be none.
+const SETTLED: Duration = Duration::from_millis(300);
+
 /// A page is merged at the second sight, so that the third full scan changes nothing any more.
 const SCANS: u64 = 3;
 
 /// Clock ticks a second in `/proc/PID/stat`: the same on every Linux that Rust runs on.
 const TICKS: u64 = 100;
 
+/// What the kernel found in all frames, and in those that are selected.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Merging {
+    pub(super) all: Merged,
+    pub(super) selected: Merged,
+}
+
 /// What the kernel found.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Merged {
     /// Frames that it was given.
     pub(super) frames: u64,
+    /// Ranges of guest memory that these are: as many mappings it takes to give it no others.
+    pub(super) ranges: u64,
     /// Pages that it saved, zero pages apart.
     pub(super) shared: u64,
     /// Pages of zeros that it saved.
@@ -76,8 +90,23 @@ impl Drop for Restore {
     }
 }
 
-/// Has the kernel merge the guests' memory.
-pub(super) fn run(guests: &[Guest]) -> Result<Merged, Failure> {
+/// Has the kernel merge the guests' memory: all that is not free, and what the adaptive selector chose.
+pub(super) fn run(guests: &[Guest], results: &[Done]) -> Result<Merging, Failure> {
+    let all: Vec<Vec<_>> = guests
+        .iter()
+        .map(|guest| {
+            let frames = (0..guest.atlas.frames()).map(FrameIndex);
+            frames.filter(|frame| !guest.atlas.is_free(*frame)).collect()
+        })
+        .collect();
+    let adaptive = results.iter().find(|result| result.strategy == Strategy::Adaptive(None));
+    let mut selected = adaptive.map_or_else(Vec::new, |result| result.hashed.clone());
+    // As they lie in memory, for that is how the kernel scans.
+    selected.iter_mut().for_each(|frames| frames.sort_unstable());
+    Ok(Merging { all: merge(guests, &all)?, selected: merge(guests, &selected)? })
+}
+
+fn merge(guests: &[Guest], chosen: &[Vec<FrameIndex>]) -> Result<Merged, Failure> {
     let missing = |what: &str| {
         Failure::new(what).hint("--ksm needs a kernel with CONFIG_KSM; all else works without")
     };
@@ -85,18 +114,19 @@ pub(super) fn run(guests: &[Guest]) -> Result<Merged, Failure> {
         return Err(missing("this kernel has no KSM: /sys/kernel/mm/ksm is not there"));
     }
     let thread = thread().ok_or_else(|| missing("the kernel thread ksmd is not to be seen"))?;
-    let (sharing, zero) = (figure("pages_sharing")?, figure("ksm_zero_pages").unwrap_or(0));
-    let (memory, frames) = copy(guests)?;
-    for part in &memory {
-        part.advise(Advice::Mergeable)
-            .map_err(|e| Failure::new(format_args!("memory cannot be merged: {e}")))?;
-    }
+    let (memory, frames) = copy(guests, chosen)?;
     let mut restore = Restore(Vec::new());
     for (name, value) in SETTINGS {
         restore.set(name, value)?;
     }
-    let (start, scans, ticks) = (Instant::now(), figure("full_scans")?, cpu_ticks(&thread)?);
     restore.set("run", "1")?;
+    settle()?;
+    let (sharing, zero) = (figure("pages_sharing")?, figure("ksm_zero_pages").unwrap_or(0));
+    let (start, scans, ticks) = (Instant::now(), figure("full_scans")?, cpu_ticks(&thread)?);
+    for part in &memory {
+        part.advise(Advice::Mergeable)
+            .map_err(|e| Failure::new(format_args!("memory cannot be merged: {e}")))?;
+    }
     let found = progress::during("merging", |status| {
         status.set("the kernel scans");
         let mut looks = Vec::new();
@@ -116,25 +146,39 @@ pub(super) fn run(guests: &[Guest]) -> Result<Merged, Failure> {
     let (_, ticks, time) = settled.copied().unwrap_or((0, 0, Duration::ZERO));
     let merged = Merged {
         frames,
+        ranges: chosen.iter().map(|frames| ranges(frames)).sum(),
         shared,
         zero: figure("ksm_zero_pages").unwrap_or(0).saturating_sub(zero),
         cpu: Duration::from_millis(ticks.saturating_mul(1000) / TICKS),
         time,
         full_scans: figure("full_scans")?.saturating_sub(scans),
     };
-    drop(restore);
     // Only now, so that the figures were of memory that is there.
     drop(memory);
+    settle()?;
+    drop(restore);
     Ok(merged)
 }
 
-/// The frames that are not free, in memory of their own for each guest, and how many they are.
-fn copy(guests: &[Guest]) -> Result<(Vec<MmapMut>, u64), Failure> {
+/// Waits until the kernel has forgotten the memory of whoever is gone, which it notices when it scans: until its figures stay the same.
+fn settle() -> Result<(), Failure> {
+    let start = Instant::now();
+    let (mut before, mut since) = (None, Instant::now());
+    while since.elapsed() < SETTLED && start.elapsed() < PATIENCE {
+        std::thread::sleep(LOOK);
+        let now = Some((figure("pages_sharing")?, figure("pages_shared")?));
+        if now != before {
+            (before, since) = (now, Instant::now());
+        }
+    }
+    Ok(())
+}
+
+/// The chosen frames, in memory of their own for each guest, and how many they are.
+fn copy(guests: &[Guest], chosen: &[Vec<FrameIndex>]) -> Result<(Vec<MmapMut>, u64), Failure> {
     let mut all = Vec::with_capacity(guests.len());
     let mut count = 0u64;
-    for guest in guests {
-        let frames = (0..guest.atlas.frames()).map(FrameIndex);
-        let frames: Vec<_> = frames.filter(|frame| !guest.atlas.is_free(*frame)).collect();
+    for (guest, frames) in guests.iter().zip(chosen) {
         let bytes = frames.len().saturating_mul(FRAME_BYTES).max(FRAME_BYTES);
         let mut memory = MmapMut::map_anon(bytes)
             .map_err(|e| Failure::new(format_args!("{bytes} bytes of memory: {e}")))?;
@@ -148,6 +192,15 @@ fn copy(guests: &[Guest]) -> Result<(Vec<MmapMut>, u64), Failure> {
         all.push(memory);
     }
     Ok((all, count))
+}
+
+/// Runs of frames that follow each other.
+fn ranges(frames: &[FrameIndex]) -> u64 {
+    let breaks = frames.windows(2).filter(|two| match two {
+        [before, frame] => before.0.checked_add(1) != Some(frame.0),
+        _ => false,
+    });
+    u64::try_from(breaks.count() + usize::from(!frames.is_empty())).unwrap_or(u64::MAX)
 }
 
 /// One of the kernel's figures.
@@ -192,6 +245,12 @@ mod tests {
         assert_eq!(ticks(stat), Some(357));
         assert_eq!(ticks("37 (ksmd) S 2"), None);
         assert_eq!(ticks(""), None);
+    }
+
+    #[test]
+    fn frames_that_follow_each_other_are_one_range() {
+        assert_eq!(ranges(&[]), 0);
+        assert_eq!(ranges(&[3, 4, 5, 7, 9, 10].map(FrameIndex)), 3);
     }
 
     #[test]

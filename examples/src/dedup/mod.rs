@@ -59,7 +59,7 @@ pub(crate) struct Args {
     /// Write what every pair of the guests teaches, for --yields
     #[arg(long, value_name = "FILE.csv", conflicts_with_all = ["ksm", "png", "json"])]
     learn: Option<PathBuf>,
-    /// Have the kernel merge the same memory (needs root and /sys/kernel/mm/ksm; its settings are restored)
+    /// Have the kernel merge the same memory, and then only what the adaptive selector chose (needs root and /sys/kernel/mm/ksm; its settings are restored)
     #[arg(long)]
     ksm: bool,
     /// Print a JSON object instead of tables
@@ -81,7 +81,7 @@ impl Args {
             return learn::write(path, &guests);
         }
         let results = strategies::run_all(&guests, &yields)?;
-        let ksm = if self.ksm { Some(ksm::run(&guests)?) } else { None };
+        let ksm = if self.ksm { Some(ksm::run(&guests, &results)?) } else { None };
         if let Some(path) = &self.png {
             chart::write(path, &results)?;
         }

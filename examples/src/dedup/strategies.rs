@@ -72,6 +72,8 @@ impl fmt::Display for Strategy {
 pub(super) struct Result {
     pub(super) strategy: Strategy,
     pub(super) trial: Trial,
+    /// Frames of each guest that were hashed.
+    pub(super) hashed: Vec<Vec<FrameIndex>>,
     /// CPU time of all threads: reading and hashing some lines; reading and hashing pages; cataloging names, choosing and learning; looking
     /// up and counting.
     pub(super) glancing: Duration,
@@ -222,7 +224,11 @@ fn run_one(
             None => Ok(Vec::new()),
         })
     };
+    let mut hashed = vec![Vec::new(); guests.len()];
     let read = |place: usize, frames: &[FrameIndex]| {
+        if let Some(hashed) = hashed.get_mut(place) {
+            hashed.extend_from_slice(frames);
+        }
         timed(&mut hashing, || match guests.get(place) {
             Some(guest) => contents(&guest.image, frames, domain, threads)
                 .map_err(|e| Failure::new(format_args!("{}: {e}", guest.name))),
@@ -240,7 +246,7 @@ fn run_one(
     let choosing = cataloging + selectors.iter().map(|selector| selector.time).sum::<Duration>();
     let all = cpu_time().saturating_sub(start);
     let counting = all.saturating_sub(glancing + hashing + choosing);
-    Ok(Result { strategy, trial, glancing, hashing, choosing, counting })
+    Ok(Result { strategy, trial, hashed, glancing, hashing, choosing, counting })
 }
 
 /// Adds the CPU time that some work takes.

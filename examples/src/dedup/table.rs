@@ -1,7 +1,7 @@
 //! The strategies as tables for people.
 
 use super::guests::Guest;
-use super::ksm::Merged;
+use super::ksm::{Merged, Merging};
 use super::strategies::{Result, ratio};
 use crate::statistics::thousands;
 use crate::table::{finish, heading, percent, printable, table};
@@ -19,7 +19,7 @@ pub(super) fn free(guests: &[Guest]) -> u64 {
 }
 
 /// The guests, the strategies, what they find by color, and the kernel's merging if it ran.
-pub(super) fn render(guests: &[Guest], results: &[Result], ksm: Option<&Merged>) -> String {
+pub(super) fn render(guests: &[Guest], results: &[Result], ksm: Option<&Merging>) -> String {
     let mut out = String::new();
     for guest in guests {
         let workload = guest.workload.as_ref().map_or_else(
@@ -118,16 +118,22 @@ fn colors(results: &[Result]) -> String {
 }
 
 /// What the kernel found, and what each page cost it and us.
-fn merging(ksm: &Merged, results: &[Result]) -> String {
-    let mut out = format!(
-        "the kernel's merging (KSM): {} of {} frames shared, {} zero, {} full scans, {:.1} s, {} ms of CPU\n",
-        thousands(ksm.shared),
-        thousands(ksm.frames),
-        thousands(ksm.zero),
-        ksm.full_scans,
-        ksm.time.as_secs_f64(),
-        milliseconds(ksm.cpu),
-    );
+fn merging(ksm: &Merging, results: &[Result]) -> String {
+    let mut out = String::new();
+    let runs = [("all that is not free", ksm.all), ("what adaptive chose", ksm.selected)];
+    for (what, ksm) in runs {
+        let _ = writeln!(
+            out,
+            "the kernel's merging (KSM) of {what}: {} of {} frames in {} ranges shared, {} zero, {} full scans, {:.1} s, {} ms of CPU",
+            thousands(ksm.shared),
+            thousands(ksm.frames),
+            thousands(ksm.ranges),
+            thousands(ksm.zero),
+            ksm.full_scans,
+            ksm.time.as_secs_f64(),
+            milliseconds(ksm.cpu),
+        );
+    }
     let mut table = table([
         ("strategy", Left),
         ("CPU us per shared page", Right),
@@ -137,13 +143,17 @@ fn merging(ksm: &Merged, results: &[Result]) -> String {
         let pages = u32::try_from(pages).unwrap_or(u32::MAX);
         (pages > 0).then(|| cpu.as_secs_f64() * 1e6 / f64::from(pages))
     };
-    let theirs = per_page(ksm.cpu, ksm.shared);
+    let of_kernel = |merged: Merged| per_page(merged.cpu, merged.shared);
+    let theirs = of_kernel(ksm.all);
     let show = |n: Option<f64>| n.map_or_else(String::new, |n| format!("{n:.1}"));
-    table.add_row(vec!["KSM".to_owned(), show(theirs), String::new()]);
+    let mut row = |name: String, cost: Option<f64>| {
+        let times = theirs.zip(cost).map(|(theirs, ours)| theirs / ours);
+        table.add_row(vec![name, show(cost), show(times)]);
+    };
+    row("KSM".to_owned(), theirs);
+    row("KSM of what adaptive chose".to_owned(), of_kernel(ksm.selected));
     for result in results {
-        let ours = per_page(result.cpu(), result.trial.total().shared);
-        let times = theirs.zip(ours).map(|(theirs, ours)| theirs / ours);
-        table.add_row(vec![result.strategy.to_string(), show(ours), show(times)]);
+        row(result.strategy.to_string(), per_page(result.cpu(), result.trial.total().shared));
     }
     out.push_str(&finish(&table));
     out
