@@ -1,5 +1,6 @@
 //! What goes wrong between us, KVM and the system.
 
+use crate::memory::StoreFileError;
 use kaleidoscope_core::clone::hooks::HookError;
 use rustix::io::Errno;
 use thiserror::Error;
@@ -42,6 +43,9 @@ pub enum KvmError {
     /// A hook around a freeze or a start failed.
     #[error("a hook failed: {0}")]
     Hook(#[from] HookError),
+    /// A content store cannot be opened again.
+    #[error("a content store's file: {0}")]
+    StoreFile(#[from] StoreFileError),
     /// vCPUs did not stop in time.
     #[error("a vCPU did not stop within {0} ms")]
     Stuck(u128),

@@ -39,6 +39,11 @@ impl MemoryFile {
         Ok(Self { file: File::from(fd), len, pages })
     }
 
+    /// A file of memory that somebody else made, of so many bytes: 4 KiB pages, and a size that is sealed.
+    pub(super) fn made(file: File, len: usize) -> Self {
+        Self { file, len, pages: PageSize::Small }
+    }
+
     /// Its size in bytes, whatever memory it takes.
     pub(crate) fn len(&self) -> usize {
         self.len

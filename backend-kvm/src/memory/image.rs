@@ -349,7 +349,8 @@ mod tests {
         );
         let statistics = store.statistics();
         assert_eq!((statistics.pages, statistics.pinned, statistics.pins), (6, 6, 9));
-        assert_eq!(store.taken().unwrap(), 6 * FRAME_BYTES as u64);
+        // And a page each that says what this is and which page is where.
+        assert_eq!(store.taken().unwrap(), 8 * FRAME_BYTES as u64);
         // Layers over it, and a clone.
         let file = MemoryFile::new(5 * FRAME_BYTES).unwrap();
         file.write(FRAME_BYTES, &[88; FRAME_BYTES]).unwrap();

@@ -11,7 +11,7 @@ pub(crate) use file::MemoryFile;
 pub use image::{FrozenImage, Shared};
 pub use page_size::{PageSize, Ram};
 pub(crate) use ram::{Dropped, GuestRam, Prepared};
-pub use store::ContentStore;
+pub use store::{ContentStore, StoreFileError};
 
 use kaleidoscope_core::memory::MemoryLayout;
 

@@ -261,7 +261,8 @@ impl Sealed {
         // SAFETY: the files are sealed: nobody can shrink them, or write to them through a file descriptor or a new mapping; the
         // only mapping from before the seal was dropped by its only owner (`GuestRam::image`). Pages of the content store are pinned by
         // the image that has this mapping, and written only before they are and after they no longer are (`core::store::Index`
-        // gives a pinned page's slot to nobody). This mapping is read-only and lives as long as `self`.
+        // gives a pinned page's slot to nobody, nor one of a former life of the store until its owner vouches that nobody shows it:
+        // `ContentStore::release_former`). This mapping is read-only and lives as long as `self`.
         unsafe { std::slice::from_raw_parts(self.0.start.as_ptr(), self.0.len) }
     }
 }

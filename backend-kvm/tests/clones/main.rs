@@ -8,3 +8,4 @@ mod lazy;
 mod local;
 mod rust_vmm;
 mod store;
+mod store_life;

@@ -20,11 +20,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-fn domain() -> Arc<Domain> {
+pub(crate) fn domain() -> Arc<Domain> {
     Arc::new(Domain::new([9; 32]))
 }
 
-fn fingerprints(frozen: &Frozen) -> Outcome<Arc<Fingerprints>> {
+pub(crate) fn fingerprints(frozen: &Frozen) -> Outcome<Arc<Fingerprints>> {
     let domain = domain();
     let frames: Vec<_> = (0..frozen.image.layout().frames()).map(FrameIndex).collect();
     let found = contents(&*frozen.image, &frames, &domain, NonZeroUsize::MIN)?;
@@ -33,7 +33,7 @@ fn fingerprints(frozen: &Frozen) -> Outcome<Arc<Fingerprints>> {
 }
 
 /// A machine that ran so long, frozen.
-fn frozen(host: &Arc<Host>, plan: &Plan, rounds: u64) -> Outcome<Frozen> {
+pub(crate) fn frozen(host: &Arc<Host>, plan: &Plan, rounds: u64) -> Outcome<Frozen> {
     let (mut machine, witness) = boot(host, plan)?;
     machine.resume()?;
     let_run(plan, &machine, &witness, rounds);
@@ -45,7 +45,7 @@ fn count(runs: &[std::ops::Range<u32>]) -> usize {
 }
 
 /// Tells a thread to stop, however the scope is left.
-struct Stop<'a>(&'a AtomicBool);
+pub(crate) struct Stop<'a>(pub(crate) &'a AtomicBool);
 
 impl Drop for Stop<'_> {
     fn drop(&mut self) {
@@ -54,7 +54,7 @@ impl Drop for Stop<'_> {
 }
 
 /// Pages come into a store and push others out until told to stop.
-fn churn(store: &ContentStore, stop: &AtomicBool) {
+pub(crate) fn churn(store: &ContentStore, stop: &AtomicBool) {
     let mut n = 0u64;
     while !stop.load(Ordering::Acquire) {
         let mut page = [1; 4096];

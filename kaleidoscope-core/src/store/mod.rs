@@ -35,6 +35,9 @@ pub struct StoreStatistics {
     pub pinned: u32,
     /// Pins of them: a page that three images show has three.
     pub pins: u64,
+    /// Slots that stay as they are because machines from before the store was opened again may show them, whether it knows the page
+    /// that is there (then it is among the pinned ones) or not.
+    pub former: u32,
     /// Pages that were asked for and were there.
     pub hits: u64,
     /// Pages that were asked for and were not there.

@@ -1,0 +1,77 @@
+//! Clones that outlive the store whose pages they show.
+
+use crate::common::{Outcome, host, let_run, verify_image, verify_machine};
+use crate::store::{Stop, churn, domain, fingerprints, frozen};
+use kaleidoscope_core::store::PageStore;
+use kaleidoscope_kvm::guest::{Plan, Witness};
+use kaleidoscope_kvm::machine::{Frozen, Machine};
+use kaleidoscope_kvm::memory::ContentStore;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+#[test]
+fn clones_outlive_their_store() -> Outcome<()> {
+    let Some(host) = host() else { return Ok(()) };
+    let plan = Plan::new(32, 2, 4, 256, 1024, 2)?;
+    let former = ContentStore::new(6000)?;
+    let mut clones = Vec::new();
+    for rounds in [50, 200] {
+        let frozen = frozen(&host, &plan, rounds)?;
+        let (image, shared) = frozen.image.sharing(&former, &*fingerprints(&frozen)?)?;
+        assert!(shared.shared > 1000, "{shared:?}");
+        let frozen = Frozen { image: Arc::new(image), ..frozen };
+        for _ in 0..2 {
+            let hears = Arc::new(Witness::default());
+            let mut clone = Machine::clone_of(&host, &frozen, Arc::clone(&hears) as _)?;
+            clone.resume()?;
+            clones.push((clone, hears));
+        }
+    }
+    let held = former.statistics();
+    let file = former.file().try_clone_to_owned()?;
+    drop(former);
+
+    let store = ContentStore::reopen(file, &[(*domain()).clone()])?;
+    let found = store.statistics();
+    println!("{held:?}, opened again {found:?}");
+    assert_eq!((found.pages, found.former), (held.pages, held.pages));
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| churn(&store, &stop));
+        let mut run = || -> Outcome<()> {
+            // Until pages of this life push each other out: every place that is to be had was written to.
+            while store.statistics().evicted < 2 * u64::from(store.statistics().bound) {
+                assert!(clones.iter().all(|(clone, _)| clone.ended().is_none()));
+                std::thread::sleep(std::time::Duration::from_millis(5));
+            }
+            for (clone, hears) in &clones {
+                let_run(&plan, clone, hears, 60);
+                verify_machine(&plan, clone);
+            }
+            // What they show can be shown to others from now on.
+            let newcomer = frozen(&host, &plan, 100)?;
+            let (image, shared) = newcomer.image.sharing(&store, &*fingerprints(&newcomer)?)?;
+            assert!(shared.shared > 1000, "{shared:?}");
+            let newcomer = Frozen { image: Arc::new(image), ..newcomer };
+            verify_image(&plan, &newcomer);
+            clones.clear();
+            store.release_former();
+            let before = store.statistics().evicted;
+            while store.statistics().evicted < before + 2 * u64::from(store.statistics().bound) {
+                std::thread::sleep(std::time::Duration::from_millis(5));
+            }
+            let hears = Arc::new(Witness::default());
+            let mut clone = Machine::clone_of(&host, &newcomer, Arc::clone(&hears) as _)?;
+            clone.resume()?;
+            let_run(&plan, &clone, &hears, 60);
+            verify_machine(&plan, &clone);
+            Ok(())
+        };
+        // Also when it panics.
+        let _stop = Stop(&stop);
+        run()
+    })?;
+    let statistics = store.statistics();
+    assert_eq!((statistics.pins, statistics.former), (0, 0), "{statistics:?}");
+    Ok(())
+}
