@@ -292,6 +292,10 @@ impl Placer for LazyPages {
         Ok(done - frames.start)
     }
 
+    fn shown(&self) -> Vec<Range<u32>> {
+        self.stage.as_ref().map_or_else(Vec::new, |stage| stage.shared())
+    }
+
     fn wake(&self, frame: FrameIndex) -> Result<(), PlaceError> {
         let (shard, range) = self.shard(frame)?;
         shard.userfault.wake(range).map_err(|error| {

@@ -27,7 +27,8 @@ pub struct Lazy {
     pub grant: Option<Grant>,
     /// Pages that are on this host already, whoever brought them.
     pub nearby: Option<Arc<dyn Nearby>>,
-    /// Where pages are kept that clones of the parent on this host share; none to have a copy for each.
+    /// Where pages are kept that clones of the parent on this host share, and what they show of the content store; none to have a copy for
+    /// each.
     pub stage: Option<Arc<Stage>>,
     /// The host's pages that its memory is made of. Huge ones are filled as a whole, with what is not free of their frames; a stage has small ones.
     pub pages: PageSize,

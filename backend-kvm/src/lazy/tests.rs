@@ -2,11 +2,13 @@
 
 use super::Stage;
 use super::pages::{LazyPages, Part};
-use crate::memory::PageSize;
+use crate::memory::{ContentStore, PageSize};
 use crate::sys::Mapping;
 use kaleidoscope_core::addr::{FRAME_BYTES, FrameIndex};
 use kaleidoscope_core::clone::ports::{Event, FaultQueue, Placed, Placer};
+use kaleidoscope_core::fingerprint::{Content, Domain, Fingerprints};
 use kaleidoscope_core::memory::MemoryLayout;
+use kaleidoscope_core::store::PageStore;
 use kaleidoscope_mock::clone::contract::{self, Subject};
 use std::error::Error;
 use std::ops::Range;
@@ -93,6 +95,104 @@ fn staged_memory_keeps_the_contracts() {
         contract::placer(&|frames| Touched::new(frames, true)).unwrap();
         contract::fault_queue(&|frames| Touched::new(frames, true)).unwrap();
     }
+}
+
+/// A page of its own for each number.
+fn page(n: u32) -> [u8; FRAME_BYTES] {
+    let mut page = [n.to_le_bytes()[0]; FRAME_BYTES];
+    page[..4].copy_from_slice(&n.to_le_bytes());
+    page
+}
+
+/// What the parent's host says of frames that hold the page of their number.
+fn fingerprints(domain: &Domain, frames: u32) -> Fingerprints {
+    let content = |n: u32| (FrameIndex(n), Content::Page(domain.fingerprint(&page(n))));
+    Fingerprints::new(domain.id(), frames, (0..frames).map(content))
+}
+
+#[test]
+fn a_stage_shows_what_the_store_has() -> Outcome<()> {
+    let domain = Domain::new([3; 32]);
+    let store = ContentStore::new(9)?;
+    let key = |n: u32| domain.fingerprint(&page(n));
+    for n in 0..5 {
+        store.put(key(n), &page(n))?;
+    }
+    // Nobody has checked it on its way in; and one of the next two is not there.
+    store.put(key(5), &page(99))?;
+    store.put(key(7), &page(7))?;
+    let layout = MemoryLayout::contiguous(12 << 12)?;
+    let known = fingerprints(&domain, 12);
+    let stage = Stage::sharing(layout.clone(), &store, &known, Some(&domain))?;
+    assert_eq!(stage.shared(), [0..5, 7..8]);
+    assert_eq!(Stage::sharing(layout.clone(), &store, &known, None)?.shared(), [0..6, 7..8]);
+    assert_eq!(store.statistics().pins, 6);
+    let stranger = Domain::new([4; 32]);
+    assert!(Stage::sharing(layout.clone(), &store, &known, Some(&stranger)).is_err());
+    assert!(Stage::sharing(layout, &store, &fingerprints(&domain, 11), None).is_err());
+    if is_skipped() {
+        return Ok(());
+    }
+
+    let (mapping, sibling) = (Arc::new(stage.map()?), stage.map()?);
+    let part = Part { mapping: Arc::clone(&mapping), frames: 0..12 };
+    let pages = LazyPages::new(&[part], 2, Some(Arc::clone(&stage)), PageSize::Small)?;
+    assert_eq!(pages.shown(), [0..5, 7..8]);
+    let seen = |mapping: &Mapping, n: u32| -> Outcome<[u8; FRAME_BYTES]> {
+        let mut seen = [0xee; FRAME_BYTES];
+        mapping.read(offset(FrameIndex(n), 0), &mut seen)?;
+        Ok(seen)
+    };
+    // Nobody hides them, whatever is done first.
+    assert_eq!(pages.zero(FrameIndex(0))?, Placed::AlreadyThere);
+    assert_eq!(pages.place(FrameIndex(1), &page(50))?, Placed::AlreadyThere);
+    assert_eq!(pages.place(FrameIndex(5), &page(5))?, Placed::Placed);
+    assert_eq!(pages.zero_run(2..12)?, 10);
+    for n in [0, 1, 2, 3, 4, 5, 7] {
+        assert_eq!(seen(&mapping, n)?, page(n));
+    }
+    assert_eq!(seen(&mapping, 6)?, [0; FRAME_BYTES]);
+    assert_eq!(stage.taken()?, FRAME_BYTES as u64, "the one that was placed");
+    // Writes are the clone's own; others in the store give way to each other.
+    mapping.write(offset(FrameIndex(3), 0), &[77])?;
+    for n in 100..200 {
+        assert!(store.put(key(n), &page(n))?);
+    }
+    let mut kept = [0; FRAME_BYTES];
+    assert!(store.get(key(3), &mut kept)?);
+    assert_eq!((kept, seen(&sibling, 3)?), (page(3), page(3)));
+    // Pinned until nobody maps them.
+    drop((stage, pages, sibling));
+    assert_eq!(store.statistics().pins, 6);
+    assert_eq!(seen(&mapping, 4)?, page(4));
+    drop(mapping);
+    assert_eq!((store.statistics().pins, store.statistics().pinned), (0, 0));
+    Ok(())
+}
+
+#[test]
+fn a_stage_shows_few_runs() -> Outcome<()> {
+    let domain = Domain::new([3; 32]);
+    let store = ContentStore::new(600)?;
+    let put = |n: u32| store.put(domain.fingerprint(&page(n)), &page(n));
+    // No two follow each other but those of the last run.
+    for n in (0..400).rev().chain(400..450) {
+        put(n)?;
+    }
+    let layout = MemoryLayout::contiguous(500 << 12)?;
+    let stage = Stage::sharing(layout, &store, &fingerprints(&domain, 500), Some(&domain))?;
+    let shared = stage.shared();
+    assert_eq!((shared.len(), shared.last()), (128, Some(&(400..450))));
+    assert_eq!(store.statistics().pins, 127 + 50);
+    let mapping = stage.map()?;
+    for n in shared.into_iter().flatten() {
+        let mut seen = [0; FRAME_BYTES];
+        mapping.read(offset(FrameIndex(n), 0), &mut seen)?;
+        assert_eq!(seen, page(n));
+    }
+    drop((stage, mapping));
+    assert_eq!(store.statistics().pins, 0);
+    Ok(())
 }
 
 /// Huge pages for a test; the system's pool is as it was afterwards.

@@ -1,7 +1,7 @@
 //! A guest's RAM as it was at one instant.
 
 use super::file::{MemoryFile, bytes_of};
-use super::store::Pins;
+use super::store::{Pins, RUNS};
 use super::{ContentStore, PageSize, bytes, runs};
 use crate::error::{Asked, KvmError};
 use crate::sys::{Mapping, Overlay, Sealed, Sharing, Stands};
@@ -12,8 +12,8 @@ use std::ops::Range;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
-/// Mappings that one clone's memory is made of at most: a process may have 65,530 (vm.max_map_count), for all its clones.
-const MAPPINGS: usize = 512;
+/// Mappings that one clone's memory is made of at most, those of the store's pages included.
+const MAPPINGS: usize = 4 * RUNS;
 
 /// A guest's RAM at the instant of a freeze, in files that are sealed: nobody can change a byte of it.
 ///
@@ -82,7 +82,7 @@ impl FrozenImage {
         let known = frames.clone().filter_map(|(n, page)| {
             Some((n, fingerprints.get(FrameIndex(n))?, page.first_chunk()?))
         });
-        let pins = Pins::new(store, known, MAPPINGS / 4)?;
+        let pins = Pins::put(store, known)?;
         let runs = pins.runs();
         let mut shared =
             Shared { runs: u32::try_from(runs.len()).unwrap_or(0), ..Shared::default() };
@@ -213,20 +213,17 @@ fn files(layers: &[Layer]) -> Result<(&MemoryFile, Vec<Overlay<'_>>), KvmError> 
 
 /// What a run of a layer covers the lower ones with.
 fn part<'a>(layer: &'a Layer, run: &Range<u32>) -> Overlay<'a> {
-    let range = bytes_of(run);
     match &layer.bytes {
-        Bytes::File(file) => Overlay {
-            offset: range.start,
-            range: range.start..range.end.min(file.len()),
-            file: file.as_fd(),
-            stands: Stands::Sealed,
-        },
-        Bytes::Store(pins) => Overlay {
-            offset: pins.offset(run.start),
-            range,
-            file: pins.file(),
-            stands: Stands::Pinned,
-        },
+        Bytes::File(file) => {
+            let range = bytes_of(run);
+            Overlay {
+                offset: range.start,
+                range: range.start..range.end.min(file.len()),
+                file: file.as_fd(),
+                stands: Stands::Sealed,
+            }
+        }
+        Bytes::Store(pins) => pins.part(run),
     }
 }
 

@@ -11,6 +11,7 @@ pub(crate) use file::MemoryFile;
 pub use image::{FrozenImage, Shared};
 pub use page_size::{PageSize, Ram};
 pub(crate) use ram::{Dropped, GuestRam, Prepared};
+pub(crate) use store::Pins;
 pub use store::{ContentStore, StoreFileError};
 
 use kaleidoscope_core::memory::MemoryLayout;

@@ -10,9 +10,11 @@ use rustix::mm::{
     Advice, MapFlags, MprotectFlags, ProtFlags, madvise, mmap, mmap_anonymous, mprotect, munmap,
 };
 use rustix::process::getpid;
+use std::any::Any;
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::ptr::NonNull;
+use std::sync::Arc;
 
 /// What becomes of writes to a mapping.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -50,6 +52,8 @@ pub(crate) struct Mapping {
     start: NonNull<u8>,
     len: usize,
     owner: Owner,
+    /// Dropped when it is unmapped.
+    kept: Option<Arc<dyn Any + Send + Sync>>,
 }
 
 /// Whose a mapping is.
@@ -59,9 +63,7 @@ enum Owner {
     Ours,
     /// A VMM's; it lives as long as this.
     #[cfg(feature = "vm-memory")]
-    Theirs(
-        #[expect(dead_code, reason = "keeps the mapping")] std::sync::Arc<vm_memory::MmapRegion>,
-    ),
+    Theirs(#[expect(dead_code, reason = "keeps the mapping")] Arc<vm_memory::MmapRegion>),
 }
 
 // SAFETY: the mapping is unmapped by its owner alone, who lives as long as this value. Its bytes are copied
@@ -102,15 +104,22 @@ impl Mapping {
     }
 
     fn at(start: *mut std::ffi::c_void, len: usize) -> Result<Self, Errno> {
-        Ok(Self { start: NonNull::new(start.cast()).ok_or(Errno::NOMEM)?, len, owner: Owner::Ours })
+        let start = NonNull::new(start.cast()).ok_or(Errno::NOMEM)?;
+        Ok(Self { start, len, owner: Owner::Ours, kept: None })
+    }
+
+    /// The same mapping, which keeps something as long as it is there: what its parts show, and must not change before.
+    pub(crate) fn keeping(mut self, kept: Arc<dyn Any + Send + Sync>) -> Self {
+        self.kept = Some(kept);
+        self
     }
 
     /// A VMM's mapping, whose pages are not there yet.
     #[cfg(feature = "vm-memory")]
-    pub(crate) fn of_region(region: std::sync::Arc<vm_memory::MmapRegion>) -> Result<Self, Errno> {
+    pub(crate) fn of_region(region: Arc<vm_memory::MmapRegion>) -> Result<Self, Errno> {
         let start = NonNull::new(region.as_ptr()).ok_or(Errno::INVAL)?;
         let len = region.size();
-        Ok(Self { start, len, owner: Owner::Theirs(region) })
+        Ok(Self { start, len, owner: Owner::Theirs(region), kept: None })
     }
 
     /// Has a range show bytes of another file instead, copy on write.

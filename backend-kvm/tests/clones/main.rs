@@ -9,3 +9,4 @@ mod local;
 mod rust_vmm;
 mod store;
 mod store_life;
+mod store_stage;

@@ -40,7 +40,7 @@ pub(crate) fn frozen(host: &Arc<Host>, plan: &Plan, rounds: u64) -> Outcome<Froz
     Ok(machine.freeze()?)
 }
 
-fn count(runs: &[std::ops::Range<u32>]) -> usize {
+pub(crate) fn count(runs: &[std::ops::Range<u32>]) -> usize {
     runs.iter().map(|run| run.len()).sum()
 }
 

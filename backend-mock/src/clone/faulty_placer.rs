@@ -81,6 +81,10 @@ impl Placer for FaultyPlacer {
         })
     }
 
+    fn shown(&self) -> Vec<Range<u32>> {
+        self.inner.shown()
+    }
+
     fn wake(&self, frame: FrameIndex) -> Result<(), PlaceError> {
         self.call(Call::Wake, &[frame], |_| self.inner.wake(frame))
     }

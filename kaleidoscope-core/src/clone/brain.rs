@@ -132,7 +132,11 @@ impl Brain {
         let mut missing = frames.filter(|frame| match clone.states.phase(*frame) {
             Phase::Absent | Phase::Queued => !clone.is_free(*frame),
             Phase::Requested | Phase::Placing | Phase::Staged => true,
-            Phase::Present | Phase::Removed | Phase::Refilled | Phase::Unavailable => false,
+            Phase::Present
+            | Phase::Shown
+            | Phase::Removed
+            | Phase::Refilled
+            | Phase::Unavailable => false,
         });
         let is_filled = missing.next().is_none();
         if !is_filled {

@@ -17,7 +17,7 @@ use super::options::{Feedback, FreeFrames, Options, Parts, Stopped};
 use super::ports::{Clock, FaultQueue, Nearby, PageSource, Placer};
 use super::staging::Staging;
 use super::states::{FrameStates, Phase};
-use super::statistics::{Counters, Statistics};
+use super::statistics::{Count, Counters, Statistics};
 use super::waiters::Waiters;
 use crate::addr::FrameIndex;
 use crate::alloc::{ByColor, FootprintSample, Pressure};
@@ -75,12 +75,14 @@ pub(super) struct Inner {
 }
 
 impl Engine {
-    /// Starts a clone: from here on faults are answered. Takes no time in proportion to the clone's memory.
+    /// Starts a clone: from here on faults are answered. Takes no time in proportion to the clone's memory, but for what of it is
+    /// [shown](Placer::shown) from the start.
     ///
     /// # Errors
     /// [`std::io::Error`] when the system gives no thread.
     pub fn start(parts: Parts, options: Options) -> std::io::Result<Self> {
         let inner = Arc::new(Inner::new(parts, options));
+        inner.take_note_of_shown();
         let pressed = Arc::downgrade(&inner);
         inner.memory.on_pressure(move |level| {
             if let Some(inner) = pressed.upgrade() {
@@ -159,7 +161,7 @@ impl Engine {
     pub fn is_whole(&self) -> bool {
         let frames = (0..self.inner.atlas.frames()).map(FrameIndex);
         let mut missing = frames.filter(|frame| match self.inner.states.phase(*frame) {
-            Phase::Present | Phase::Removed | Phase::Refilled => false,
+            Phase::Present | Phase::Shown | Phase::Removed | Phase::Refilled => false,
             Phase::Absent => !self.inner.is_free(*frame),
             // Staged is with us, not with the clone; what is unavailable is an error when it is touched.
             Phase::Queued
@@ -243,6 +245,15 @@ impl Inner {
             stopped: AtomicBool::new(false),
             why: OnceLock::new(),
             filled: AtomicBool::new(false),
+        }
+    }
+
+    /// Frames that are in the clone's memory already are neither planned nor asked for.
+    fn take_note_of_shown(&self) {
+        for frame in self.placer.shown().into_iter().flatten().map(FrameIndex) {
+            if self.states.show(frame) {
+                self.counters.add(self.color(frame), Count::Nearby);
+            }
         }
     }
 

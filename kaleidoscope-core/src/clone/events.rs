@@ -100,7 +100,12 @@ impl Inner {
                 Phase::Present | Phase::Refilled => self.memory.leave(self.color(frame)),
                 // Nobody places while the gate is held.
                 Phase::Placing => {}
-                Phase::Absent | Phase::Queued | Phase::Removed | Phase::Unavailable => {}
+                // What is shown was never on the clone's account.
+                Phase::Absent
+                | Phase::Queued
+                | Phase::Removed
+                | Phase::Shown
+                | Phase::Unavailable => {}
             }
         }
         Ok(())

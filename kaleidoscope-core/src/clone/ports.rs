@@ -205,6 +205,12 @@ pub trait Placer: Send + Sync {
         Ok(done)
     }
 
+    /// Frames that have the bytes of the freeze before anything is placed, in memory that is not the clone's own until it writes there:
+    /// pages of a store, mapped. They are never faults. Asked once, when the engine starts.
+    fn shown(&self) -> Vec<Range<u32>> {
+        Vec::new()
+    }
+
     /// Wakes the vCPUs that wait for a frame that is there already.
     ///
     /// # Errors

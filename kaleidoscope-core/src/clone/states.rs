@@ -7,6 +7,7 @@
 //!     │  └──── unplan ──┘                 │  └─ unavailable  │ └── touched ─ staged
 //!     └─────────────── fault ─────────────┘                  └─ stage ───────►
 //!   any of them but placing ── removed ──► removed ── fault (zeros) ──► placing ──► refilled ── fault ──► placing
+//!   absent ── when the engine starts ──► shown
 //! ```
 //!
 //! Every change is one compare-and-swap on the frame's byte, so that of several threads exactly one gets to place a frame; the
@@ -56,6 +57,8 @@ pub(crate) enum Phase {
     /// Given back, and filled with zeros since. Not simply present: the event that frames are given back comes before they are
     /// emptied, and whatever is placed in between is lost again. So a fault on such a frame may be true.
     Refilled = 8,
+    /// In the clone's memory from the start, which is somebody else's there.
+    Shown = 9,
 }
 
 impl Phase {
@@ -69,6 +72,7 @@ impl Phase {
             5 => Self::Present,
             6 => Self::Removed,
             8 => Self::Refilled,
+            9 => Self::Shown,
             // Only phases are ever stored.
             _ => Self::Unavailable,
         }
@@ -187,7 +191,7 @@ impl FrameStates {
             }
             // How it was is kept in the flag, for the owner to tell what to count and to leave it as it found it.
             Phase::Refilled => Some(Phase::Placing as u8 | WANTED | REFILLED),
-            Phase::Present | Phase::Unavailable => None,
+            Phase::Present | Phase::Shown | Phase::Unavailable => None,
         };
         match self.change(frame, next).map(Phase::of) {
             Some(Phase::Absent | Phase::Queued) => Step::Ask,
@@ -195,23 +199,30 @@ impl FrameStates {
             Some(Phase::Placing) => Step::Wait,
             Some(Phase::Staged) => Step::Unstage,
             Some(Phase::Removed | Phase::Refilled) => Step::Zero,
-            Some(Phase::Present | Phase::Unavailable) | None => match self.phase(frame) {
-                Phase::Present => Step::Present,
-                Phase::Unavailable => Step::Unavailable,
-                Phase::Absent
-                | Phase::Queued
-                | Phase::Requested
-                | Phase::Placing
-                | Phase::Staged
-                | Phase::Removed
-                | Phase::Refilled => Step::Wait,
-            },
+            Some(Phase::Present | Phase::Shown | Phase::Unavailable) | None => {
+                match self.phase(frame) {
+                    Phase::Present | Phase::Shown => Step::Present,
+                    Phase::Unavailable => Step::Unavailable,
+                    Phase::Absent
+                    | Phase::Queued
+                    | Phase::Requested
+                    | Phase::Placing
+                    | Phase::Staged
+                    | Phase::Removed
+                    | Phase::Refilled => Step::Wait,
+                }
+            }
         }
     }
 
     /// Whether a waiting thread has to wait on.
     pub(crate) fn is_on_its_way(&self, frame: FrameIndex) -> bool {
         matches!(self.phase(frame), Phase::Requested | Phase::Placing)
+    }
+
+    /// Takes note of a frame that is in the clone's memory from the start; `false` when it is not absent.
+    pub(crate) fn show(&self, frame: FrameIndex) -> bool {
+        self.step(frame, Phase::Absent, Phase::Shown, 0).is_some()
     }
 
     /// Plans an absent frame.

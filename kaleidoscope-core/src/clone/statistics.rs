@@ -27,7 +27,7 @@ pub struct Counts {
     pub prefetched: u64,
     /// Frames that came to fill the clone.
     pub filled: u64,
-    /// Frames that were on this host already, for whatever reason they were wanted.
+    /// Frames that were on this host already: found there when they were wanted, for whatever reason, or shown to the clone from the start.
     pub nearby: u64,
     /// Frames that were filled with zeros ahead of any touch.
     pub zeroed_ahead: u64,
@@ -39,7 +39,7 @@ pub struct Counts {
     pub dropped: u64,
     /// Nanoseconds that touches have waited for frames, all vCPUs together.
     pub stalled_ns: u64,
-    /// Frames in the clone's memory now.
+    /// Frames in the clone's memory now, without those that are shown to it from the start.
     pub resident: u64,
 }
 

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
 mod granules;
+mod shown;
 
 use super::ports::{
     Delivery, PageSource, PlaceError, Placed, Placer, Priority, SourceError, SystemClock,

@@ -7,7 +7,7 @@ mod reopen;
 mod tests;
 
 pub use file::StoreFileError;
-pub(crate) use pins::Pins;
+pub(crate) use pins::{Pins, RUNS};
 
 use crate::error::KvmError;
 use file::StoreFile;

@@ -1,0 +1,152 @@
+//! Clones on a stage that shows what the content store has.
+
+use crate::common::{Outcome, can_watch, host, let_run, verify_machine};
+use crate::store::{Stop, churn, count, domain, fingerprints, frozen};
+use kaleidoscope_core::clone::{Background, Descriptor, LocalSource, Options};
+use kaleidoscope_core::memory::GuestMemory;
+use kaleidoscope_core::prefetch::{Blind, Demand, PrefetchPolicy};
+use kaleidoscope_core::store::PageStore;
+use kaleidoscope_kvm::guest::{Plan, Witness};
+use kaleidoscope_kvm::lazy::{Lazy, Stage};
+use kaleidoscope_kvm::machine::{Frozen, Host, Machine};
+use kaleidoscope_kvm::memory::{ContentStore, PageSize};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+/// A clone of `frozen` on a stage.
+fn clone_on(
+    host: &Arc<Host>,
+    frozen: &Frozen,
+    stage: &Arc<Stage>,
+    policy: Box<dyn PrefetchPolicy>,
+    background: Background,
+) -> Outcome<(Machine, Arc<Witness>)> {
+    let lazy = Lazy {
+        atlas: Descriptor::of(&*frozen.image, None)?.atlas()?,
+        policy,
+        source: Arc::new(LocalSource::new(Arc::clone(&frozen.image) as _)),
+        options: Options { background, ..Options::default() },
+        grant: None,
+        nearby: None,
+        stage: Some(Arc::clone(stage)),
+        pages: PageSize::Small,
+    };
+    let hears = Arc::new(Witness::default());
+    let clone = Machine::lazy_clone(host, &frozen.state, lazy, Arc::clone(&hears) as _)?;
+    Ok((clone, hears))
+}
+
+/// Frames that came to fill a clone, and those that were there: all that it has, when nothing ran.
+fn filled(
+    host: &Arc<Host>,
+    frozen: &Frozen,
+    stage: &Arc<Stage>,
+) -> Outcome<(u64, u64, Machine, Arc<Witness>)> {
+    let (clone, hears) = clone_on(host, frozen, stage, Box::new(Demand), Background::Full)?;
+    let engine = clone.engine().ok_or("no engine")?;
+    while !engine.is_whole() {
+        assert!(clone.ended().is_none() && engine.stopped().is_none());
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let total = engine.statistics().total();
+    Ok((total.fetched + total.prefetched + total.filled, total.nearby, clone, hears))
+}
+
+#[test]
+fn staged_clones_map_what_another_parent_had() -> Outcome<()> {
+    let Some(host) = host().filter(|_| can_watch()) else { return Ok(()) };
+    let plan = Plan::new(32, 2, 4, 256, 1024, 2)?;
+    let store = ContentStore::new(6000)?;
+    // Another machine of the build has filled the store, and is gone.
+    let other = frozen(&host, &plan, 50)?;
+    drop(other.image.sharing(&store, &*fingerprints(&other)?)?);
+    drop(other);
+    assert_eq!(store.statistics().pins, 0);
+
+    let parent = frozen(&host, &plan, 200)?;
+    let (layout, known) = (parent.image.layout().clone(), fingerprints(&parent)?);
+    let stage = Stage::sharing(layout.clone(), &store, &known, Some(&domain()))?;
+    let shown = count(&stage.shared());
+    assert!(shown > 1000 && stage.shared().len() <= 128, "{:?}", stage.shared());
+    assert_eq!(store.statistics().pins, shown as u64);
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| churn(&store, &stop));
+        let run = || -> Outcome<()> {
+            // Every place that is not pinned was written to since.
+            while store.statistics().evicted < 2 * u64::from(store.statistics().bound) {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            let mut clones = Vec::new();
+            let ways: [(Box<dyn PrefetchPolicy>, Background); 3] = [
+                (Box::new(Demand), Background::Off),
+                (Box::new(Blind::aligned(16)), Background::Off),
+                (Box::new(Blind::aligned(16)), Background::Full),
+            ];
+            for (policy, background) in ways {
+                let (mut clone, hears) = clone_on(&host, &parent, &stage, policy, background)?;
+                clone.resume()?;
+                clones.push((clone, hears));
+            }
+            for (clone, hears) in &clones {
+                let_run(&plan, clone, hears, 100);
+                verify_machine(&plan, clone);
+                let total = clone.engine().ok_or("no engine")?.statistics().total();
+                println!(
+                    "{} faults, {} prefetched, {} filled, {} there",
+                    total.faults, total.prefetched, total.filled, total.nearby
+                );
+                assert_eq!(total.nearby, shown as u64);
+            }
+            // Pages stay as long as one clone is left that shows them.
+            let (mut clone, hears) = clones.swap_remove(0);
+            drop((clones, stage));
+            assert_eq!(store.statistics().pins, shown as u64);
+            clone.resume()?;
+            let_run(&plan, &clone, &hears, 60);
+            verify_machine(&plan, &clone);
+            Ok(())
+        };
+        // Also when it panics.
+        let _stop = Stop(&stop);
+        run()
+    })?;
+    let statistics = store.statistics();
+    assert_eq!((statistics.pins, statistics.pinned), (0, 0), "{statistics:?}");
+    Ok(())
+}
+
+#[test]
+fn what_is_mapped_is_neither_fetched_nor_staged() -> Outcome<()> {
+    let Some(host) = host().filter(|_| can_watch()) else { return Ok(()) };
+    let plan = Plan::new(32, 1, 4, 256, 1024, 2)?;
+    let store = ContentStore::new(6000)?;
+    let other = frozen(&host, &plan, 50)?;
+    drop(other.image.sharing(&store, &*fingerprints(&other)?)?);
+    let parent = frozen(&host, &plan, 200)?;
+    let (layout, known) = (parent.image.layout().clone(), fingerprints(&parent)?);
+    let frames = u64::from(layout.frames());
+
+    let plain = Stage::new(layout.clone())?;
+    let (fetched, there, ..) = filled(&host, &parent, &plain)?;
+    assert_eq!((fetched, there), (frames, 0));
+    let stage = Stage::sharing(layout, &store, &known, Some(&domain()))?;
+    let shown = count(&stage.shared()) as u64;
+    let (fetched, there, mut clone, hears) = filled(&host, &parent, &stage)?;
+    println!(
+        "{shown} of {frames} frames in {} runs: {fetched} fetched; stage {} KiB, without a store {} KiB",
+        stage.shared().len(),
+        stage.taken()? >> 10,
+        plain.taken()? >> 10
+    );
+    assert!(shown > 1000);
+    assert_eq!((fetched, there), (frames - shown, shown));
+    assert_eq!(stage.taken()? + (shown << 12), plain.taken()?);
+    clone.resume()?;
+    let_run(&plan, &clone, &hears, 100);
+    verify_machine(&plan, &clone);
+    drop((clone, stage));
+    assert_eq!(store.statistics().pins, 0);
+    Ok(())
+}

@@ -1,0 +1,120 @@
+//! Clones some of whose memory is there from the start.
+
+use super::*;
+use std::ops::Range;
+
+/// Memory that shows some frames before anything is placed; placing them is an error of the engine.
+struct Showing {
+    memory: Arc<Memory>,
+    shown: Vec<Range<u32>>,
+    woken: Mutex<Vec<FrameIndex>>,
+}
+
+impl Showing {
+    fn new(shown: &[Range<u32>]) -> Arc<Self> {
+        let memory = Memory::new();
+        let image = guest().1;
+        for frame in shown.iter().cloned().flatten().filter(|frame| *frame < FRAMES) {
+            let page = frozen(&image, FrameIndex(frame));
+            memory.pages.lock()[frame as usize] = Some(Box::new(page));
+        }
+        Arc::new(Self { memory, shown: shown.to_vec(), woken: Mutex::default() })
+    }
+
+    fn start(
+        self: &Arc<Self>,
+        source: Arc<dyn PageSource>,
+        options: Options,
+        grant: Option<Grant>,
+    ) -> Engine {
+        let parts = Parts {
+            atlas: guest().0,
+            policy: Box::new(Blind::aligned(16)),
+            source,
+            placer: Arc::clone(self) as _,
+            queue: None,
+            clock: Arc::new(SystemClock::new()),
+            grant,
+            nearby: None,
+        };
+        Engine::start(parts, options).unwrap()
+    }
+}
+
+impl Placer for Showing {
+    fn place(&self, frame: FrameIndex, page: &Page) -> Result<Placed, PlaceError> {
+        self.memory.place(frame, page)
+    }
+
+    fn zero(&self, frame: FrameIndex) -> Result<Placed, PlaceError> {
+        self.memory.zero(frame)
+    }
+
+    fn shown(&self) -> Vec<Range<u32>> {
+        self.shown.clone()
+    }
+
+    fn wake(&self, frame: FrameIndex) -> Result<(), PlaceError> {
+        self.woken.lock().push(frame);
+        Ok(())
+    }
+}
+
+/// A source that remembers what it was asked for.
+struct Asked {
+    source: LocalSource,
+    asked: Mutex<Vec<FrameIndex>>,
+}
+
+impl PageSource for Asked {
+    fn request(&self, frames: &[FrameIndex], priority: Priority) -> Result<(), SourceError> {
+        self.asked.lock().extend(frames);
+        self.source.request(frames, priority)
+    }
+
+    fn receive(
+        &self,
+        wait: Duration,
+        deliver: &mut dyn FnMut(Delivery<'_>),
+    ) -> Result<(), SourceError> {
+        self.source.receive(wait, deliver)
+    }
+}
+
+#[test]
+fn what_is_shown_is_neither_planned_nor_fetched() {
+    // One run twice, and one that is past the end.
+    let shown = [10..40, 30..40, 200..333, 690..720];
+    let count = 30 + 133 + 10;
+    let image = guest().1;
+    for background in [Background::Off, Background::Full] {
+        let memory = Showing::new(&shown);
+        let source =
+            Asked { source: LocalSource::new(Arc::clone(&image) as _), asked: Mutex::default() };
+        let source = Arc::new(source);
+        let host = Host::new(HostLimits::for_frames(1 << 20));
+        let limits = CloneLimits { frames: 2000, shrink_prefetch_at: 2000, reclaim_at: 2000 };
+        let grant = host.admit(limits).unwrap();
+        let options = Options { background, ..Options::default() };
+        let engine = memory.start(Arc::clone(&source) as _, options, Some(grant));
+        for frame in (0..FRAMES).map(FrameIndex) {
+            engine.fault(frame, Access::Read).unwrap();
+            assert_eq!(memory.memory.page(frame), Some(frozen(&image, frame)));
+        }
+        assert!(engine.is_whole());
+        let total = engine.statistics().total();
+        assert_eq!(total.nearby, count);
+        let fetched = total.fetched + total.prefetched + total.filled;
+        assert_eq!(fetched, u64::from(FRAMES) - count);
+        assert_eq!(total.resident, u64::from(FRAMES) - count);
+        let asked = source.asked.lock();
+        assert!(asked.iter().all(|frame| !shown.iter().any(|run| run.contains(&frame.0))));
+        assert!(memory.woken.lock().contains(&FrameIndex(10)), "who waits there looks again");
+        // Giving back what was never on the account gives nothing.
+        assert_eq!(host.used(), u64::from(FRAMES) - count);
+        engine.removed(10..40).unwrap();
+        assert_eq!(host.used(), u64::from(FRAMES) - count);
+        engine.removed(0..10).unwrap();
+        assert_eq!(host.used(), u64::from(FRAMES) - count - 10);
+    }
+}
