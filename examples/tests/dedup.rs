@@ -97,3 +97,38 @@ fn yields_are_learned_and_used() {
     assert!(guests.error(&["one", "--learn", "x.csv"]).contains("hint: give two images"));
     assert!(guests.error(&["nobody"]).contains("nobody"));
 }
+
+/// Why the kernel's merging cannot be tried here.
+fn no_ksm() -> Option<&'static str> {
+    match fs::read_to_string("/sys/kernel/mm/ksm/run") {
+        Err(_) => Some("this kernel has no KSM"),
+        Ok(run) if run.trim() == "1" => Some("somebody uses KSM here"),
+        Ok(_) if fs::OpenOptions::new().write(true).open("/sys/kernel/mm/ksm/run").is_err() => {
+            Some("KSM's settings are root's")
+        }
+        Ok(_) => None,
+    }
+}
+
+#[test]
+fn the_kernel_merges_what_is_equal() {
+    if let Some(why) = no_ksm() {
+        eprintln!("******** SKIPPED: the kernel's merging: {why} ********");
+        return;
+    }
+    let settings = || fs::read_to_string("/sys/kernel/mm/ksm/pages_to_scan").unwrap();
+    let before = settings();
+    let guests = guests();
+    let report = guests.json::<Value>(&["one", "two", "--ksm"]);
+    assert_eq!(settings(), before);
+    let (all, selected) = (&report["ksm"], &report["ksm_selected"]);
+    let (blind, adaptive) = (&report["strategies"]["blind"], &report["strategies"]["adaptive"]);
+    assert_eq!(count(all, "frames"), count(&report, "frames") + count(&report, "zero"));
+    assert!(count(selected, "frames") >= count(adaptive, "hashed"));
+    assert!(count(selected, "ranges") > 0);
+    // It keeps one copy for each 256, and for whatever it did not get to see twice.
+    let (found, equal) = (count(all, "shared"), count(blind, "shared"));
+    assert!(found <= equal && found * 10 >= equal * 9, "{found} of {equal}");
+    let (found, equal) = (count(selected, "shared"), count(adaptive, "shared"));
+    assert!(found <= equal && found * 10 >= equal * 9, "{found} of {equal} that were selected");
+}

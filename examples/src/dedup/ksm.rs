@@ -160,16 +160,21 @@ fn merge(guests: &[Guest], chosen: &[Vec<FrameIndex>]) -> Result<Merged, Failure
     Ok(merged)
 }
 
-/// Waits until the kernel has forgotten the memory of whoever is gone, which it notices when it scans: until its figures stay the same.
+/// Waits until the kernel has forgotten the memory of whoever is gone, which it notices when it scans: until nothing is merged, or two scans
+/// later its figures stay the same.
 fn settle() -> Result<(), Failure> {
-    let start = Instant::now();
+    let (start, scans) = (Instant::now(), figure("full_scans")?);
     let (mut before, mut since) = (None, Instant::now());
-    while since.elapsed() < SETTLED && start.elapsed() < PATIENCE {
-        std::thread::sleep(LOOK);
-        let now = Some((figure("pages_sharing")?, figure("pages_shared")?));
-        if now != before {
-            (before, since) = (now, Instant::now());
+    while start.elapsed() < PATIENCE {
+        let now = (figure("pages_sharing")?, figure("pages_shared")?);
+        if before != Some(now) {
+            (before, since) = (Some(now), Instant::now());
         }
+        let has_scanned = figure("full_scans")?.saturating_sub(scans) >= 2;
+        if now == (0, 0) || (has_scanned && since.elapsed() >= SETTLED) {
+            break;
+        }
+        std::thread::sleep(LOOK);
     }
     Ok(())
 }
