@@ -194,11 +194,14 @@ fn run_one(
             Strategy::Blind => Box::new(Blind::new(atlas)),
             Strategy::KernelAndExecutable => Box::new(Paper::kernel_and_executable(atlas)),
             Strategy::CacheAndExecutable => Box::new(Paper::cache_and_executable(atlas)),
-            Strategy::Adaptive(_) => Box::new(Adaptive::new(atlas, &catalog, number, yields)),
-            Strategy::Sieved(percent) => {
-                let least = percent.map_or(LEAST_GLANCE, |_| 0.0);
+            Strategy::Adaptive(percent) | Strategy::Sieved(percent) => {
                 let adaptive = Adaptive::new(atlas, &catalog, number, yields);
-                Box::new(adaptive.with_least_worth(least))
+                Box::new(match (strategy, percent) {
+                    // A budget is there to be spent.
+                    (_, Some(_)) => adaptive.with_least_worth(0.0),
+                    (Strategy::Sieved(_), None) => adaptive.with_least_worth(LEAST_GLANCE),
+                    _ => adaptive,
+                })
             }
         })
     };
