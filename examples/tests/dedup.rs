@@ -4,7 +4,7 @@
 
 mod synthetic;
 
-use kaleidoscope_mock::linux::{GuestBuilder, KernelStyle};
+use kaleidoscope_mock::linux::{FileKind, GuestBuilder, KernelStyle, MockGuest};
 use serde_json::Value;
 use std::fmt::Write as _;
 use std::fs;
@@ -131,4 +131,66 @@ fn the_kernel_merges_what_is_equal() {
     assert!(found <= equal && found * 10 >= equal * 9, "{found} of {equal}");
     let (found, equal) = (count(selected, "shared"), count(adaptive, "shared"));
     assert!(found <= equal && found * 10 >= equal * 9, "{found} of {equal} that were selected");
+}
+
+/// The first page of a library with a build id of these bytes.
+fn library(id: u8) -> Vec<u8> {
+    let mut page = vec![0; 4096];
+    let parts: [(usize, &[u8]); 8] = [
+        (0, b"\x7fELF\x02\x01\x01"),
+        (16, &[3, 0, 62]),
+        // One program header at 64: notes, 24 bytes at 120.
+        (32, &[64]),
+        (54, &[56, 0, 1]),
+        (64, &[4]),
+        (72, &[120]),
+        (96, &[24]),
+        (
+            120,
+            &[
+                4, 0, 0, 0, 8, 0, 0, 0, 3, 0, 0, 0, b'G', b'N', b'U', 0, id, id, id, id, id, id,
+                id, id,
+            ],
+        ),
+    ];
+    for (at, bytes) in parts {
+        page[at..at + bytes.len()].copy_from_slice(bytes);
+    }
+    page
+}
+
+/// Makes every file whose first page is cached a library.
+fn make_libraries(guest: &mut MockGuest, id: u8) {
+    let files = guest.truth.files.iter().filter(|file| file.kind == FileKind::Regular);
+    for (first, _) in files.filter_map(|file| file.folios.get(&0)) {
+        guest.memory.write(first.gpa(), &library(id)).unwrap();
+    }
+}
+
+#[test]
+fn build_ids_relate_files() {
+    let files = Files::new(&["dedup"]);
+    let learn = |ids: Option<[u8; 2]>| {
+        for (name, seed, at) in [("one", 3, 0), ("two", 4, 1)] {
+            let builder = GuestBuilder::new(KernelStyle::V6_1).seed(seed).ram_bytes(RAM);
+            let mut guest = builder.build().unwrap();
+            if let Some(ids) = ids {
+                make_libraries(&mut guest, ids[at]);
+            }
+            files.write_guest(name, &guest);
+        }
+        let output = files.run(&["one", "two", "--learn", "mine.csv"]);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let learned = fs::read_to_string(files.path("mine.csv")).unwrap();
+        ["same-file", "like-file", "other-file"].map(|relation| {
+            let start = format!("file-cache,{relation},cold,");
+            let row = learned.lines().find_map(|line| line.strip_prefix(&start));
+            row.map_or(0.0, |row| row.split(',').next().unwrap().parse::<f64>().unwrap())
+        })
+    };
+    let (without, same, other) = (learn(None), learn(Some([1, 1])), learn(Some([1, 2])));
+    // Guests of other seeds have other inode numbers. Files whose first page is not cached stay as they are.
+    assert!(without[0] == 0.0 && without[1] > 0.0, "{without:?}");
+    assert!(same[0] > 10.0 * (same[1] + same[2]), "{same:?}");
+    assert!(other[0] == 0.0 && other[1] < without[1] && other[2] > without[2], "{other:?}");
 }

@@ -5,6 +5,7 @@ use crate::failure::Failure;
 use kaleidoscope_core::addr::FrameIndex;
 use kaleidoscope_core::color::ColorMap;
 use kaleidoscope_core::coloring::Rules;
+use kaleidoscope_core::dedup::BuildIds;
 use kaleidoscope_core::image::MemoryImage;
 use kaleidoscope_core::manifest::{Limits, Manifest};
 use kaleidoscope_core::memory::GuestMemory;
@@ -49,6 +50,12 @@ impl Guest {
         let workload = workload(&folder.join("traces"), &image, &map)?;
         let atlas = Arc::new(Atlas::new(map));
         Ok(Self { name: name(path), image, atlas, workload })
+    }
+
+    /// Reads the build ids of its files.
+    pub(super) fn build_ids(&self) -> Result<BuildIds, Failure> {
+        BuildIds::read(&self.image, &self.atlas)
+            .map_err(|e| Failure::new(format_args!("{}: {e}", self.name)))
     }
 
     /// Whether the workload writes to a frame.

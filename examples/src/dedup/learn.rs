@@ -4,10 +4,17 @@ use super::guests::Guest;
 use crate::failure::Failure;
 use crate::progress::Bar;
 use kaleidoscope_core::addr::FrameIndex;
-use kaleidoscope_core::dedup::{Adaptive, Ledger, Yields};
+use kaleidoscope_core::dedup::{Adaptive, BuildIds, Catalog, Ledger, Yields};
 use kaleidoscope_core::fingerprint::{Content, Domain, Fingerprints, contents};
 use std::num::NonZeroUsize;
 use std::path::Path;
+
+/// A guest, what its frames hold, and the build ids of its files.
+struct Known<'a> {
+    guest: &'a Guest,
+    pages: Fingerprints,
+    ids: BuildIds,
+}
 
 /// Learns from every pair of the guests, and writes it.
 pub(super) fn write(path: &Path, guests: &[Guest]) -> Result<(), Failure> {
@@ -16,14 +23,17 @@ pub(super) fn write(path: &Path, guests: &[Guest]) -> Result<(), Failure> {
             Failure::new("one guest teaches nothing of others").hint("give two images or more")
         );
     }
-    let pages: Result<Vec<_>, _> = guests.iter().map(fingerprints).collect();
-    let pages = pages?;
+    let known: Result<Vec<_>, Failure> = guests
+        .iter()
+        .map(|guest| Ok(Known { guest, pages: fingerprints(guest)?, ids: guest.build_ids()? }))
+        .collect();
+    let known = known?;
     let mut all = Yields::default();
     let pairs = guests.len() * (guests.len() - 1) / 2;
     let bar = Bar::new("pairs", pairs);
-    for (at, (guest, page)) in guests.iter().zip(&pages).enumerate() {
-        for (other, other_page) in guests.iter().zip(&pages).skip(at + 1) {
-            all.merge(&pair([guest, other], [page, other_page]));
+    for (at, one) in known.iter().enumerate() {
+        for other in known.iter().skip(at + 1) {
+            all.merge(&pair([one, other]));
             bar.advance();
         }
     }
@@ -42,17 +52,17 @@ fn fingerprints(guest: &Guest) -> Result<Fingerprints, Failure> {
     Ok(Fingerprints::new(domain.id(), guest.atlas.frames(), frames.into_iter().zip(found)))
 }
 
-fn pair(guests: [&Guest; 2], pages: [&Fingerprints; 2]) -> Yields {
-    let mut catalog = kaleidoscope_core::dedup::Catalog::new();
-    let numbers = guests.map(|guest| catalog.add(&guest.atlas));
+fn pair(both: [&Known<'_>; 2]) -> Yields {
+    let mut catalog = Catalog::new();
+    let numbers = both.map(|known| catalog.add_with(&known.guest.atlas, &known.ids));
     let mut ledger = Ledger::new();
-    for ((guest, number), pages) in guests.iter().zip(numbers).zip(pages) {
+    for (Known { guest, pages, .. }, number) in both.into_iter().zip(numbers) {
         for (frame, page) in pages.iter() {
             ledger.add((number, frame), guest.atlas.color(frame), page, guest.is_written(frame));
         }
     }
     let mut yields = Yields::default();
-    for ((guest, number), pages) in guests.iter().zip(numbers).zip(pages) {
+    for (Known { guest, pages, .. }, number) in both.into_iter().zip(numbers) {
         let judge = |frame| {
             let copies = pages.get(frame).map_or(0, |page| ledger.copies(page));
             (copies, guest.is_written(frame))

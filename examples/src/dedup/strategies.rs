@@ -74,8 +74,8 @@ pub(super) struct Result {
     pub(super) trial: Trial,
     /// Frames of each guest that were hashed.
     pub(super) hashed: Vec<Vec<FrameIndex>>,
-    /// CPU time of all threads: reading and hashing some lines; reading and hashing pages; cataloging names, choosing and learning; looking
-    /// up and counting.
+    /// CPU time of all threads: reading and hashing some lines; reading and hashing pages; cataloging names and build
+    /// ids, choosing and learning; looking up and counting.
     pub(super) glancing: Duration,
     pub(super) hashing: Duration,
     pub(super) choosing: Duration,
@@ -168,13 +168,13 @@ fn touch(guest: &Guest) {
     }
 }
 
-/// A catalog of all guests, which are numbered by their places.
-fn catalog(guests: &[Guest]) -> Catalog {
+/// A catalog of all guests, which are numbered by their places. Build ids are read anew each time, so that every strategy pays for them.
+fn catalog(guests: &[Guest]) -> std::result::Result<Catalog, Failure> {
     let mut catalog = Catalog::new();
     for guest in guests {
-        catalog.add(&guest.atlas);
+        catalog.add_with(&guest.atlas, &guest.build_ids()?);
     }
-    catalog
+    Ok(catalog)
 }
 
 fn run_one(
@@ -186,7 +186,7 @@ fn run_one(
 ) -> std::result::Result<Result, Failure> {
     let start = cpu_time();
     let needs_names = matches!(strategy, Strategy::Adaptive(_) | Strategy::Sieved(_));
-    let catalog = catalog(if needs_names { guests } else { &[] });
+    let catalog = catalog(if needs_names { guests } else { &[] })?;
     let cataloging = cpu_time().saturating_sub(start);
     let make = |(number, guest): (GuestNumber, &Guest)| {
         let atlas = Arc::clone(&guest.atlas);

@@ -1,6 +1,6 @@
-//! The names of what a host's guests hold: region by region, from their color maps alone. No byte of a page is read for it.
+//! The names of what a host's guests hold: region by region, from their color maps, and the build ids of their files where these were read.
 
-use super::Relation;
+use super::{BuildIds, Relation};
 use crate::addr::FrameIndex;
 use crate::color::{FrameKind, KernelIdentity, Order, Region, RegionId};
 use crate::prefetch::Atlas;
@@ -15,7 +15,7 @@ pub struct GuestNumber(pub u32);
 
 /// What regions the guests of a host have, under names that mean the same in all of them.
 ///
-/// Names are kept as 64-bit hashes. A guest may choose names so that hashes collide; what it gains is that frames are
+/// Names and build ids are kept as 64-bit hashes. A guest may choose them so that hashes collide; what it gains is that frames are
 /// hashed in vain. Whether pages are equal is never decided by names. Takes 8 bytes for each frame whose place in its region means something in
 /// another guest, and some 100 for each region.
 #[derive(Clone, Debug, Default)]
@@ -28,8 +28,11 @@ pub struct Catalog {
 #[derive(Clone, Debug)]
 struct Known {
     guest: GuestNumber,
+    region: RegionId,
     /// What tells two regions of the same name apart.
     exact: u64,
+    /// What does so better, where it is known.
+    build_id: Option<u64>,
     /// Positions of its frames, ascending, where they mean something in another guest.
     positions: Vec<u64>,
 }
@@ -86,29 +89,36 @@ impl Catalog {
         self.guests
     }
 
-    /// Takes in a guest.
+    /// Takes in a guest of whose files no build ids are known.
     pub fn add(&mut self, atlas: &Atlas) -> GuestNumber {
+        self.add_with(atlas, &BuildIds::default())
+    }
+
+    /// Takes in a guest and the build ids of its files. Ids of another guest are no error: they mislead, as names do that lie.
+    pub fn add_with(&mut self, atlas: &Atlas, build_ids: &BuildIds) -> GuestNumber {
         let guest = GuestNumber(self.guests);
         self.guests = self.guests.saturating_add(1);
-        for (number, region) in (0..).zip(atlas.map().regions()) {
+        for (id, region) in (0..).map(RegionId).zip(atlas.map().regions()) {
             let Some(key) = RegionKey::of(region, atlas.map().kernel()) else { continue };
             let positions = match key.is_placed {
-                true => positions(atlas, RegionId(number)).collect(),
+                true => positions(atlas, id).collect(),
                 false => Vec::new(),
             };
             self.known.entry(key.name).or_default().push(Known {
                 guest,
+                region: id,
                 exact: key.exact,
+                build_id: build_ids.get(id).map(XxHash3_64::oneshot),
                 positions,
             });
         }
         guest
     }
 
-    /// How each frame of a region, in its natural order, relates to what guests other than `guest` have.
+    /// How each frame of a guest's region, in its natural order, relates to what other guests have.
     pub(super) fn relations(
         &self,
-        guest: GuestNumber,
+        (guest, region): (GuestNumber, RegionId),
         key: &RegionKey,
         is_file: bool,
         own: &[u64],
@@ -122,9 +132,14 @@ impl Catalog {
         if !key.is_placed {
             return;
         }
+        let itself = all.iter().find(|known| known.guest == guest && known.region == region);
+        let build_id = itself.and_then(|known| known.build_id);
         for other in others() {
-            let relation = match (is_file, other.exact == key.exact) {
+            let is_same_build = other.build_id.zip(build_id).map(|(their, own)| their == own);
+            let is_same = is_same_build.unwrap_or(other.exact == key.exact);
+            let relation = match (is_file, is_same) {
                 (true, true) => Relation::SameFile,
+                (true, false) if is_same_build.is_some() => Relation::OtherFile,
                 (true, false) if other.positions.last() == own.last() => Relation::LikeFile,
                 (true, false) => Relation::OtherFile,
                 (false, true) => Relation::SameBuild,

@@ -13,10 +13,13 @@
 //! What a selector chooses may go through a [`Sieve`] first: by a few lines of each page it tells which frames can have an equal one, and only those
 //! are hashed whole.
 //!
+//! Names are in the color maps. [`BuildIds`] of programs and libraries, which tell two versions of a file apart, are read from one page of each.
+//!
 //! Zero and free frames are no part of this: everybody has a page of zeros, and nobody needs the bytes of a free frame.
 
 mod adaptive;
 mod blind;
+mod build_ids;
 mod catalog;
 mod heat;
 mod ledger;
@@ -31,6 +34,7 @@ mod yields;
 
 pub use adaptive::Adaptive;
 pub use blind::Blind;
+pub use build_ids::BuildIds;
 pub use catalog::{Catalog, GuestNumber};
 pub use heat::Heat;
 pub use ledger::{ColorTally, Ledger, Tally};

@@ -5,6 +5,8 @@ use std::fmt;
 use std::str::FromStr;
 
 /// How a frame's name relates to the names that are known, from the weakest relation to the strongest.
+///
+/// A build id is known where [`BuildIds`](super::BuildIds) were read. Of two files, it counts only if both of them have one.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 #[repr(u8)]
 #[non_exhaustive]
@@ -17,13 +19,13 @@ pub enum Relation {
     Sibling = 2,
     /// This page of another build of the kernel.
     OtherBuild = 3,
-    /// This page of a file of the same path, but with another last page.
+    /// This page of a file of the same path, but with another build id; with another last page where ids are not known.
     OtherFile = 4,
-    /// This page of a file of the same path with the same last page.
+    /// This page of a file of the same path with the same last page, where build ids are not known.
     LikeFile = 5,
     /// This page of the same build of the kernel.
     SameBuild = 6,
-    /// This page of a file of the same path and inode number.
+    /// This page of a file of the same path and build id; of the same path and inode number where build ids are not known.
     SameFile = 7,
 }
 

@@ -295,6 +295,48 @@ fn names_relate_guests_as_they_should() {
     assert_eq!(relation_of("ext4:1:12:", "ext4:1:12:", (5, 5)), only(Relation::None, 5));
 }
 
+#[test]
+fn build_ids_say_more_than_inodes_and_sizes() {
+    let relation_of = |inodes: (u64, u64), pages: (u64, u64), ids: (&[u8], &[u8])| {
+        let add = |catalog: &mut Catalog, inode: u64, count: u64, id: &[u8]| {
+            let name = format!("ext4:1:{inode}:/usr/lib/libc.so.6");
+            // Another file before it, so that its region is not the first one.
+            let own = (FrameKind::File, "ext4:1:3:/srv/own", vec![1]);
+            let guest = Guest::new(&[own, (FrameKind::File, &name, unique(1, count))], 1);
+            let known = [(1, id)];
+            let ids = BuildIds::of(if id.is_empty() { &[] } else { &known });
+            (catalog.add_with(&guest.atlas, &ids), guest)
+        };
+        let mut catalog = Catalog::new();
+        let (number, guest) = add(&mut catalog, inodes.0, pages.0, ids.0);
+        add(&mut catalog, inodes.1, pages.1, ids.1);
+        let taught = Adaptive::teach(&guest.atlas, &catalog, number, |frame| {
+            (u32::from(frame.0 > 0), false)
+        });
+        let found: HashMap<_, _> = taught
+            .iter()
+            .filter(|(.., found)| found.hashed > 0.0)
+            .map(|(_, relation, _, found)| (relation, found.hashed))
+            .collect();
+        found
+    };
+    let only = |relation| HashMap::from([(relation, 5.0)]);
+    let (same, other) = ((12, 12), (12, 13));
+    assert_eq!(relation_of(other, (5, 5), (b"a", b"a")), only(Relation::SameFile));
+    assert_eq!(relation_of(same, (5, 5), (b"a", b"a")), only(Relation::SameFile));
+    assert_eq!(relation_of(same, (5, 5), (b"a", b"b")), only(Relation::OtherFile));
+    assert_eq!(relation_of(other, (5, 5), (b"a", b"b")), only(Relation::OtherFile));
+    // Of which the other has less: pages are related one by one.
+    let less = relation_of(other, (5, 3), (b"a", b"a"));
+    assert_eq!((less[&Relation::SameFile], less[&Relation::Namesake]), (3.0, 2.0));
+    // One id alone says nothing.
+    for ids in [(&b"a"[..], &b""[..]), (b"", b"a"), (b"", b"")] {
+        assert_eq!(relation_of(same, (5, 5), ids), only(Relation::SameFile));
+        assert_eq!(relation_of(other, (5, 5), ids), only(Relation::LikeFile));
+        assert_eq!(relation_of(other, (5, 6), ids), only(Relation::OtherFile));
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
 

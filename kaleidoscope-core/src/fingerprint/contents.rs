@@ -2,7 +2,7 @@
 
 use super::{Domain, Fingerprint, PartialHash};
 use crate::addr::{FRAME_BYTES, FrameIndex};
-use crate::memory::{GuestMemory, MemoryError, Page};
+use crate::memory::{GuestMemory, MemoryError, Page, read_page};
 use std::num::NonZeroUsize;
 
 /// Frames below which another thread costs more than it saves.
@@ -84,17 +84,9 @@ fn fill<H>(
     let mut buffer: Page = [0; FRAME_BYTES];
     for (frame, found) in frames.iter().zip(found) {
         let Some(gfn) = memory.layout().gfn_of(*frame) else { continue };
-        let mapped: Option<&Page> =
-            memory.slice(gfn.gpa(), FRAME_BYTES).and_then(|bytes| bytes.try_into().ok());
-        let page = match mapped {
-            Some(page) => page,
-            None => match memory.read(gfn.gpa(), &mut buffer) {
-                Ok(()) => &buffer,
-                Err(MemoryError::Missing { .. }) => continue,
-                Err(error) => return Err(error),
-            },
-        };
-        *found = name(page);
+        if let Some(page) = read_page(memory, gfn, &mut buffer)? {
+            *found = name(page);
+        }
     }
     Ok(())
 }

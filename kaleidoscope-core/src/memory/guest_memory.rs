@@ -1,7 +1,7 @@
 //! How guest memory is read.
 
-use super::MemoryLayout;
-use crate::addr::{FRAME_BYTES, Gpa};
+use super::{MemoryLayout, Page};
+use crate::addr::{FRAME_BYTES, Gfn, Gpa};
 use thiserror::Error;
 
 /// Why guest memory could not be read.
@@ -74,6 +74,23 @@ impl<M: GuestMemory + ?Sized> GuestMemory for &M {
     }
     fn slice(&self, gpa: Gpa, len: usize) -> Option<&[u8]> {
         (**self).slice(gpa, len)
+    }
+}
+
+/// A frame's page: borrowed where the memory can be, or else read into `buffer`; `None` where the image lacks it.
+pub(crate) fn read_page<'a>(
+    memory: &'a dyn GuestMemory,
+    gfn: Gfn,
+    buffer: &'a mut Page,
+) -> Result<Option<&'a Page>, MemoryError> {
+    let mapped = memory.slice(gfn.gpa(), FRAME_BYTES);
+    if let Some(page) = mapped.and_then(|bytes| bytes.try_into().ok()) {
+        return Ok(Some(page));
+    }
+    match memory.read(gfn.gpa(), buffer) {
+        Ok(()) => Ok(Some(buffer)),
+        Err(MemoryError::Missing { .. }) => Ok(None),
+        Err(error) => Err(error),
     }
 }
 

@@ -5,6 +5,7 @@ mod layout;
 mod lazy_table;
 mod page;
 
+pub(crate) use guest_memory::read_page;
 pub use guest_memory::{GuestMemory, MemoryError, VecMemory};
 pub use layout::{LayoutError, MemoryLayout, RamRegion};
 pub use lazy_table::LazyTable;

@@ -126,7 +126,7 @@ impl<'a> Sorter<'a> {
         let is_file = region.order == Order::FileOffset;
         match &key {
             Some(key) => {
-                catalog.relations(guest, key, is_file, &self.own, &mut self.relations);
+                catalog.relations((guest, id), key, is_file, &self.own, &mut self.relations);
             }
             None => {
                 self.relations.clear();

@@ -12,7 +12,12 @@ pub(super) const PT_LOAD: u32 = 1;
 /// A segment with notes.
 pub(super) const PT_NOTE: u32 = 4;
 
-const ET_CORE: u16 = 4;
+/// A program at fixed addresses.
+pub(super) const ET_EXEC: u16 = 2;
+/// A library, or a program at any addresses.
+pub(super) const ET_DYN: u16 = 3;
+/// A dump.
+pub(super) const ET_CORE: u16 = 4;
 const EM_386: u16 = 3;
 const EM_X86_64: u16 = 62;
 
@@ -94,7 +99,8 @@ pub(super) struct ProgramHeader {
 }
 
 impl<'a> Header<'a> {
-    pub(super) fn parse(file: &'a [u8]) -> Result<Self, ElfError> {
+    /// Reads the headers of a file of one of these types (`e_type`).
+    pub(super) fn parse(file: &'a [u8], kinds: &[u16]) -> Result<Self, ElfError> {
         if !file.starts_with(b"\x7fELF") {
             return Err(ElfError::NotElf);
         }
@@ -109,7 +115,7 @@ impl<'a> Header<'a> {
         let half = |offset| u16_at(file, offset).ok_or(ElfError::HeaderCut);
         let word = |offset| (class.word)(file, offset).ok_or(ElfError::HeaderCut);
         let kind = half(16)?;
-        if kind != ET_CORE {
+        if !kinds.contains(&kind) {
             return Err(ElfError::NotCore { kind });
         }
         let long_mode = match half(18)? {

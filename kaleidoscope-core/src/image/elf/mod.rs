@@ -6,6 +6,7 @@
 //! A dump made with `paging=true` describes what the guest has mapped: RAM that is not mapped is absent from it, and
 //! mapped holes may count as RAM.
 
+mod build_id;
 mod error;
 mod fields;
 mod header;
@@ -13,12 +14,13 @@ mod loads;
 mod notes;
 mod vcpu_note;
 
+pub(crate) use build_id::{build_id, note_segments};
 pub use error::ElfError;
 
 use super::segments::SegmentTable;
 use crate::addr::Gpa;
 use crate::registers::VcpuRegisters;
-use header::{Header, PT_LOAD, PT_NOTE};
+use header::{ET_CORE, Header, PT_LOAD, PT_NOTE};
 use loads::Loads;
 use notes::Notes;
 use std::ops::Range;
@@ -46,7 +48,7 @@ pub fn is_elf(file: &[u8]) -> bool {
 /// # Errors
 /// [`ElfError`] when the file is no dump of an x86 machine, is cut, or contradicts itself.
 pub fn parse(file: &[u8]) -> Result<ElfCore, ElfError> {
-    let header = Header::parse(file)?;
+    let header = Header::parse(file, &[ET_CORE])?;
     let mut loads = Loads::default();
     let mut notes = Notes::default();
     for program_header in header.program_headers() {

@@ -93,23 +93,23 @@ fn push_vcpu(
 }
 
 /// One note.
-struct Note<'a> {
+pub(super) struct Note<'a> {
     /// Where it starts in the file.
     offset: u64,
     /// Who defines the kind, without the trailing zeros.
-    name: &'a [u8],
-    kind: u32,
-    contents: &'a [u8],
+    pub(super) name: &'a [u8],
+    pub(super) kind: u32,
+    pub(super) contents: &'a [u8],
     /// Where the contents start in the file.
     contents_offset: u64,
     /// Where the next note starts in the segment.
-    end: u64,
+    pub(super) end: u64,
 }
 
 /// The note at `at` in a segment that starts at `base` in the file; `None` at the end, or where only padding follows.
 ///
 /// Name and contents are padded to 4 bytes, in both classes.
-fn next_note(base: u64, data: &[u8], at: u64) -> Result<Option<Note<'_>>, ElfError> {
+pub(super) fn next_note(base: u64, data: &[u8], at: u64) -> Result<Option<Note<'_>>, ElfError> {
     let offset = base.saturating_add(at);
     let note = || {
         let name_size = u64::from(u32_at(data, at)?);
