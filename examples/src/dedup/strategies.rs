@@ -42,7 +42,7 @@ pub(super) const STRATEGIES: [Strategy; 9] = [
     Strategy::Sieved(None),
 ];
 
-/// Worth below which a frame is not even glanced at where nothing else ends it. A glance costs a fifth of a hash.
+/// Worth below which a frame is not even glanced at where nothing else ends it. A glance costs a tenth to a fifth of a hash.
 const LEAST_GLANCE: f64 = 0.01;
 
 impl Strategy {

@@ -198,7 +198,10 @@ impl Adaptive {
 
     /// Puts an arm in the queue under what it is worth now, if it has frames left and all that it gave are answered.
     fn enqueue(&mut self, arm: usize) {
-        let worth = steps(self.worth(arm));
+        self.enqueue_at(arm, steps(self.worth(arm)));
+    }
+
+    fn enqueue_at(&mut self, arm: usize, worth: u32) {
         let (Some(of), Some(tried)) = (self.stock.arms.get(arm), self.arms.get_mut(arm)) else {
             return;
         };
@@ -210,13 +213,12 @@ impl Adaptive {
     }
 
     /// The next frames of an arm.
-    fn give(&mut self, arm: usize, room: usize, frames: &mut Vec<FrameIndex>) {
-        let worth = self.worth(arm);
+    fn give(&mut self, arm: usize, is_sure: bool, room: usize, frames: &mut Vec<FrameIndex>) {
         let (Some(of), Some(tried)) = (self.stock.arms.get(arm), self.arms.get_mut(arm)) else {
             return;
         };
         let grant = match tried.given {
-            _ if worth >= SURE => SURE_GRANT.max(tried.given.saturating_mul(2)),
+            _ if is_sure => SURE_GRANT.max(tried.given.saturating_mul(2)),
             // Of siblings, the same page of two.
             0 => 2,
             given => given.saturating_mul(2),
@@ -288,19 +290,20 @@ impl DedupSelector for Adaptive {
             }
             tried.queued = None;
             // Its class may have fallen since it was queued.
-            let now = steps(self.worth(arm));
+            let exact = self.worth(arm);
+            let now = steps(exact);
             if now < worth {
-                self.enqueue(arm);
+                self.enqueue_at(arm, now);
                 if now >= least || self.queue.peek().is_some_and(|next| next.0 >= least) {
                     continue;
                 }
                 return;
             }
             if worth < least {
-                self.enqueue(arm);
+                self.enqueue_at(arm, now);
                 return;
             }
-            self.give(arm, end.saturating_sub(frames.len()), frames);
+            self.give(arm, exact >= SURE, end.saturating_sub(frames.len()), frames);
         }
     }
 
