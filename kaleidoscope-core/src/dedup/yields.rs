@@ -35,6 +35,9 @@ impl Class {
     }
 }
 
+/// Most hashes of a class in a file: those of 4 PiB of memory.
+const MOST: f64 = 1e12;
+
 /// In what a class's number is made of.
 const RELATIONS: u16 = 8;
 const HEATS: u16 = 3;
@@ -127,7 +130,7 @@ impl Yields {
             let heat: Heat = field()?.parse().map_err(name)?;
             let mut count = || {
                 let count: Option<f64> = field()?.parse().ok();
-                let count = count.filter(|count| (0.0..=1e12).contains(count));
+                let count = count.filter(|count| (0.0..=MOST).contains(count));
                 count.ok_or(YieldsError::Count { line })
             };
             let found = ClassYield {
@@ -142,10 +145,13 @@ impl Yields {
             }
             let most = found.shared.max(found.saved);
             let is_part = found.diverged <= found.shared && found.alike <= found.saved;
-            if most > found.hashed || !is_part {
+            let class = Class::of(color, relation, heat);
+            // Lines of one class add up.
+            let all = yields.get(class).hashed + found.hashed;
+            if most > found.hashed || !is_part || all > MOST {
                 return Err(YieldsError::Count { line });
             }
-            yields.add(Class::of(color, relation, heat), &found);
+            yields.add(class, &found);
         }
         Ok(yields)
     }
@@ -237,6 +243,8 @@ mod tests {
             let found = parse(&format!("slab,none,cold,{wrong}\n"));
             assert_eq!(found, Err(YieldsError::Count { line: 3 }), "{wrong}");
         }
+        let twice = "slab,none,cold,1e12,0,0,0,0\n".repeat(2);
+        assert_eq!(parse(&twice), Err(YieldsError::Count { line: 4 }), "what two lines add up to");
         let error = parse("mauve,none,cold,5,2,1,0,0\n").unwrap_err().to_string();
         assert_eq!(error, "line 3: no color is called `mauve`");
     }
