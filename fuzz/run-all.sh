@@ -50,7 +50,7 @@ max_len() {
   case $1 in
     btf | manifest | recording | descriptor) echo 262144 ;;
     kallsyms | image_headers) echo 65536 ;;
-    wire_client | wire_server) echo 16384 ;;
+    wire_client | wire_server | dedup) echo 16384 ;;
     *) echo 4096 ;;
   esac
 }

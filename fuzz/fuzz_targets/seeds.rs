@@ -8,6 +8,7 @@ use kaleidoscope_core::clone::ports::Priority;
 use kaleidoscope_core::clone::{CloneId, Descriptor, FreeFrames, ServerAddress};
 use kaleidoscope_core::color::ColorMap;
 use kaleidoscope_core::coloring::{Options, color};
+use kaleidoscope_core::dedup::Yields;
 use kaleidoscope_core::fingerprint::{Domain, Fingerprints, contents};
 use kaleidoscope_core::manifest::{ImageIdentity, Manifest};
 use kaleidoscope_core::memory::GuestMemory;
@@ -154,6 +155,8 @@ fn write(root: &Path) -> Result<(), Box<dyn Error>> {
     )?;
     put("image_headers", "registers", b"\x03CPU#0\nRAX=0000000000000000 RBX=0000000000000000\nRIP=ffffffff81000000 RFL=00000246\nCS =0010 0000000000000000 ffffffff 00af9b00\nGS =0000 ffff888000000000 ffffffff 00c00000\nCR0=80050033 CR2=0000000000000000 CR3=0000000001000000 CR4=000006f0\nEFER=0000000000000d01\n")?;
     put("image_headers", "elf", &elf())?;
+    put("dedup", "library", &library())?;
+    put("dedup", "yields", &[&[0], Yields::shipped().to_text().as_bytes()].concat())?;
     put(
         "trace",
         "full",
@@ -272,6 +275,17 @@ fn recording(map: ColorMap, identity: ImageIdentity) -> Recording {
     let touch = |frame| Touch { at_us: 0, frame: FrameIndex(frame), access: Access::Read, vcpu: 0 };
     let touches = (0..atlas.frames()).step_by(7).map(touch);
     Recording::from_trace(&Trace::new(touches, atlas.layout()), &atlas, identity)
+}
+
+/// A library with a build id in its first page.
+fn library() -> Vec<u8> {
+    let mut file = elf();
+    // The first byte chooses; type library in place of core, and the note is another.
+    file[0] = 1;
+    file[17] = 3;
+    let note = b"\x04\0\0\0\x08\0\0\0\x03\0\0\0GNU\0\x01\x02\x03\x04\x05\x06\x07\x08";
+    file[1 + 0x100..][..note.len()].copy_from_slice(note);
+    file
 }
 
 /// An ELF core dump with one segment of RAM and a note.
