@@ -45,7 +45,7 @@ pub(crate) fn count(runs: &[std::ops::Range<u32>]) -> usize {
 }
 
 /// Tells a thread to stop, however the scope is left.
-pub(crate) struct Stop<'a>(pub(crate) &'a AtomicBool);
+struct Stop<'a>(&'a AtomicBool);
 
 impl Drop for Stop<'_> {
     fn drop(&mut self) {
@@ -53,8 +53,29 @@ impl Drop for Stop<'_> {
     }
 }
 
-/// Pages come into a store and push others out until told to stop.
-pub(crate) fn churn(store: &ContentStore, stop: &AtomicBool) {
+/// Does something while pages come into a store and push others out.
+pub(crate) fn while_churning(
+    store: &ContentStore,
+    work: impl FnOnce() -> Outcome<()>,
+) -> Outcome<()> {
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| churn(store, &stop));
+        // Also when it panics.
+        let _stop = Stop(&stop);
+        work()
+    })
+}
+
+/// Waits until every place of a store that is not pinned was written to.
+pub(crate) fn turned_over(store: &ContentStore) {
+    let before = store.statistics().evicted;
+    while store.statistics().evicted < before + 2 * u64::from(store.statistics().bound) {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn churn(store: &ContentStore, stop: &AtomicBool) {
     let mut n = 0u64;
     while !stop.load(Ordering::Acquire) {
         let mut page = [1; 4096];
@@ -84,46 +105,39 @@ fn images_share_what_they_have_in_common() -> Outcome<()> {
     println!("{} KiB before, {} KiB now, {:?}", taken >> 10, now >> 10, store.statistics());
     // The file that all of them have read is there once.
     assert!(now + (1024 << 12) < taken);
-    let stop = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        scope.spawn(|| churn(&store, &stop));
-        let run = || -> Outcome<()> {
-            let mut clones = Vec::new();
-            for frozen in all.iter().cycle().take(6) {
-                let hears = Arc::new(Witness::default());
-                let mut clone = Machine::clone_of(&host, frozen, Arc::clone(&hears) as _)?;
-                clone.resume()?;
-                clones.push((clone, hears));
-            }
-            for (clone, hears) in &clones {
-                let_run(&plan, clone, hears, 60);
-                // In this order: it writes on.
-                let diverged = count(&clone.diverged()?);
-                let written = count(&clone.written()?);
-                assert!(diverged > 0 && diverged <= written, "{diverged} of {written}");
-            }
-            // A clone of a clone, when its parent is gone.
-            let (parent, _) = clones.swap_remove(0);
-            let again = parent.freeze()?;
-            drop(parent);
-            verify_image(&plan, &again);
+    while_churning(&store, || {
+        let mut clones = Vec::new();
+        for frozen in all.iter().cycle().take(6) {
             let hears = Arc::new(Witness::default());
-            let mut clone = Machine::clone_of(&host, &again, Arc::clone(&hears) as _)?;
-            drop(again);
+            let mut clone = Machine::clone_of(&host, frozen, Arc::clone(&hears) as _)?;
             clone.resume()?;
-            let_run(&plan, &clone, &hears, 60);
             clones.push((clone, hears));
-            for (clone, _) in &clones {
-                verify_machine(&plan, clone);
-            }
-            for frozen in &all {
-                verify_image(&plan, frozen);
-            }
-            Ok(())
-        };
-        // Also when it panics.
-        let _stop = Stop(&stop);
-        run()
+        }
+        for (clone, hears) in &clones {
+            let_run(&plan, clone, hears, 60);
+            // In this order: it writes on.
+            let diverged = count(&clone.diverged()?);
+            let written = count(&clone.written()?);
+            assert!(diverged > 0 && diverged <= written, "{diverged} of {written}");
+        }
+        // A clone of a clone, when its parent is gone.
+        let (parent, _) = clones.swap_remove(0);
+        let again = parent.freeze()?;
+        drop(parent);
+        verify_image(&plan, &again);
+        let hears = Arc::new(Witness::default());
+        let mut clone = Machine::clone_of(&host, &again, Arc::clone(&hears) as _)?;
+        drop(again);
+        clone.resume()?;
+        let_run(&plan, &clone, &hears, 60);
+        clones.push((clone, hears));
+        for (clone, _) in &clones {
+            verify_machine(&plan, clone);
+        }
+        for frozen in &all {
+            verify_image(&plan, frozen);
+        }
+        Ok(())
     })?;
     assert!(store.statistics().evicted > 0, "{:?}", store.statistics());
     drop(all);

@@ -1,13 +1,12 @@
 //! Clones that outlive the store whose pages they show.
 
 use crate::common::{Outcome, host, let_run, verify_image, verify_machine};
-use crate::store::{Stop, churn, domain, fingerprints, frozen};
+use crate::store::{domain, fingerprints, frozen, turned_over, while_churning};
 use kaleidoscope_core::store::PageStore;
 use kaleidoscope_kvm::guest::{Plan, Witness};
 use kaleidoscope_kvm::machine::{Frozen, Machine};
 use kaleidoscope_kvm::memory::ContentStore;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
 #[test]
 fn clones_outlive_their_store() -> Outcome<()> {
@@ -35,41 +34,28 @@ fn clones_outlive_their_store() -> Outcome<()> {
     let found = store.statistics();
     println!("{held:?}, opened again {found:?}");
     assert_eq!((found.pages, found.former), (held.pages, held.pages));
-    let stop = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        scope.spawn(|| churn(&store, &stop));
-        let mut run = || -> Outcome<()> {
-            // Until pages of this life push each other out: every place that is to be had was written to.
-            while store.statistics().evicted < 2 * u64::from(store.statistics().bound) {
-                assert!(clones.iter().all(|(clone, _)| clone.ended().is_none()));
-                std::thread::sleep(std::time::Duration::from_millis(5));
-            }
-            for (clone, hears) in &clones {
-                let_run(&plan, clone, hears, 60);
-                verify_machine(&plan, clone);
-            }
-            // What they show can be shown to others from now on.
-            let newcomer = frozen(&host, &plan, 100)?;
-            let (image, shared) = newcomer.image.sharing(&store, &*fingerprints(&newcomer)?)?;
-            assert!(shared.shared > 1000, "{shared:?}");
-            let newcomer = Frozen { image: Arc::new(image), ..newcomer };
-            verify_image(&plan, &newcomer);
-            clones.clear();
-            store.release_former();
-            let before = store.statistics().evicted;
-            while store.statistics().evicted < before + 2 * u64::from(store.statistics().bound) {
-                std::thread::sleep(std::time::Duration::from_millis(5));
-            }
-            let hears = Arc::new(Witness::default());
-            let mut clone = Machine::clone_of(&host, &newcomer, Arc::clone(&hears) as _)?;
-            clone.resume()?;
-            let_run(&plan, &clone, &hears, 60);
-            verify_machine(&plan, &clone);
-            Ok(())
-        };
-        // Also when it panics.
-        let _stop = Stop(&stop);
-        run()
+    while_churning(&store, || {
+        turned_over(&store);
+        assert!(clones.iter().all(|(clone, _)| clone.ended().is_none()));
+        for (clone, hears) in &clones {
+            let_run(&plan, clone, hears, 60);
+            verify_machine(&plan, clone);
+        }
+        // What they show can be shown to others from now on.
+        let newcomer = frozen(&host, &plan, 100)?;
+        let (image, shared) = newcomer.image.sharing(&store, &*fingerprints(&newcomer)?)?;
+        assert!(shared.shared > 1000, "{shared:?}");
+        let newcomer = Frozen { image: Arc::new(image), ..newcomer };
+        verify_image(&plan, &newcomer);
+        clones.clear();
+        store.release_former();
+        turned_over(&store);
+        let hears = Arc::new(Witness::default());
+        let mut clone = Machine::clone_of(&host, &newcomer, Arc::clone(&hears) as _)?;
+        clone.resume()?;
+        let_run(&plan, &clone, &hears, 60);
+        verify_machine(&plan, &clone);
+        Ok(())
     })?;
     let statistics = store.statistics();
     assert_eq!((statistics.pins, statistics.former), (0, 0), "{statistics:?}");

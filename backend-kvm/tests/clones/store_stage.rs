@@ -1,7 +1,7 @@
 //! Clones on a stage that shows what the content store has.
 
 use crate::common::{Outcome, can_watch, host, let_run, verify_machine};
-use crate::store::{Stop, churn, count, domain, fingerprints, frozen};
+use crate::store::{count, domain, fingerprints, frozen, turned_over, while_churning};
 use kaleidoscope_core::clone::{Background, Descriptor, LocalSource, Options};
 use kaleidoscope_core::memory::GuestMemory;
 use kaleidoscope_core::prefetch::{Blind, Demand, PrefetchPolicy};
@@ -11,7 +11,6 @@ use kaleidoscope_kvm::lazy::{Lazy, Stage};
 use kaleidoscope_kvm::machine::{Frozen, Host, Machine};
 use kaleidoscope_kvm::memory::{ContentStore, PageSize};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 /// A clone of `frozen` on a stage.
@@ -70,47 +69,37 @@ fn staged_clones_map_what_another_parent_had() -> Outcome<()> {
     let shown = count(&stage.shared());
     assert!(shown > 1000 && stage.shared().len() <= 128, "{:?}", stage.shared());
     assert_eq!(store.statistics().pins, shown as u64);
-    let stop = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        scope.spawn(|| churn(&store, &stop));
-        let run = || -> Outcome<()> {
-            // Every place that is not pinned was written to since.
-            while store.statistics().evicted < 2 * u64::from(store.statistics().bound) {
-                std::thread::sleep(Duration::from_millis(5));
-            }
-            let mut clones = Vec::new();
-            let ways: [(Box<dyn PrefetchPolicy>, Background); 3] = [
-                (Box::new(Demand), Background::Off),
-                (Box::new(Blind::aligned(16)), Background::Off),
-                (Box::new(Blind::aligned(16)), Background::Full),
-            ];
-            for (policy, background) in ways {
-                let (mut clone, hears) = clone_on(&host, &parent, &stage, policy, background)?;
-                clone.resume()?;
-                clones.push((clone, hears));
-            }
-            for (clone, hears) in &clones {
-                let_run(&plan, clone, hears, 100);
-                verify_machine(&plan, clone);
-                let total = clone.engine().ok_or("no engine")?.statistics().total();
-                println!(
-                    "{} faults, {} prefetched, {} filled, {} there",
-                    total.faults, total.prefetched, total.filled, total.nearby
-                );
-                assert_eq!(total.nearby, shown as u64);
-            }
-            // Pages stay as long as one clone is left that shows them.
-            let (mut clone, hears) = clones.swap_remove(0);
-            drop((clones, stage));
-            assert_eq!(store.statistics().pins, shown as u64);
+    while_churning(&store, || {
+        turned_over(&store);
+        let mut clones = Vec::new();
+        let ways: [(Box<dyn PrefetchPolicy>, Background); 3] = [
+            (Box::new(Demand), Background::Off),
+            (Box::new(Blind::aligned(16)), Background::Off),
+            (Box::new(Blind::aligned(16)), Background::Full),
+        ];
+        for (policy, background) in ways {
+            let (mut clone, hears) = clone_on(&host, &parent, &stage, policy, background)?;
             clone.resume()?;
-            let_run(&plan, &clone, &hears, 60);
-            verify_machine(&plan, &clone);
-            Ok(())
-        };
-        // Also when it panics.
-        let _stop = Stop(&stop);
-        run()
+            clones.push((clone, hears));
+        }
+        for (clone, hears) in &clones {
+            let_run(&plan, clone, hears, 100);
+            verify_machine(&plan, clone);
+            let total = clone.engine().ok_or("no engine")?.statistics().total();
+            println!(
+                "{} faults, {} prefetched, {} filled, {} there",
+                total.faults, total.prefetched, total.filled, total.nearby
+            );
+            assert_eq!(total.nearby, shown as u64);
+        }
+        // Pages stay as long as one clone is left that shows them.
+        let (mut clone, hears) = clones.swap_remove(0);
+        drop((clones, stage));
+        assert_eq!(store.statistics().pins, shown as u64);
+        clone.resume()?;
+        let_run(&plan, &clone, &hears, 60);
+        verify_machine(&plan, &clone);
+        Ok(())
     })?;
     let statistics = store.statistics();
     assert_eq!((statistics.pins, statistics.pinned), (0, 0), "{statistics:?}");
