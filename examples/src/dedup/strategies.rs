@@ -46,9 +46,12 @@ pub(super) const STRATEGIES: [Strategy; 9] = [
 const LEAST_GLANCE: f64 = 0.01;
 
 impl Strategy {
-    /// Whether the number of its hashes is limited.
-    pub(super) fn has_budget(self) -> bool {
-        matches!(self, Self::Adaptive(Some(_)) | Self::Sieved(Some(_)))
+    /// Percent of blind's hashes that it makes at most, if their number is limited.
+    pub(super) fn percent(self) -> Option<u32> {
+        match self {
+            Self::Adaptive(percent) | Self::Sieved(percent) => percent,
+            Self::Blind | Self::KernelAndExecutable | Self::CacheAndExecutable => None,
+        }
     }
 }
 
@@ -143,16 +146,8 @@ pub(super) fn run_all(
     let mut results: Vec<Result> = Vec::with_capacity(STRATEGIES.len());
     for strategy in STRATEGIES {
         let all = results.first().map_or(u64::MAX, |blind| blind.trial.total().hashed);
-        let budget = match strategy {
-            Strategy::Adaptive(Some(percent)) | Strategy::Sieved(Some(percent)) => {
-                all.saturating_mul(percent.into()) / 100
-            }
-            Strategy::Blind
-            | Strategy::KernelAndExecutable
-            | Strategy::CacheAndExecutable
-            | Strategy::Adaptive(None)
-            | Strategy::Sieved(None) => u64::MAX,
-        };
+        let share = |percent: u32| all.saturating_mul(percent.into()) / 100;
+        let budget = strategy.percent().map_or(u64::MAX, share);
         results.push(run_one(strategy, guests, yields, budget, (&domain, threads))?);
         bar.advance();
     }
@@ -190,19 +185,17 @@ fn run_one(
     let cataloging = cpu_time().saturating_sub(start);
     let make = |(number, guest): (GuestNumber, &Guest)| {
         let atlas = Arc::clone(&guest.atlas);
+        let adaptive = || Adaptive::new(Arc::clone(&guest.atlas), &catalog, number, yields);
         Timed::new(|| match strategy {
             Strategy::Blind => Box::new(Blind::new(atlas)),
             Strategy::KernelAndExecutable => Box::new(Paper::kernel_and_executable(atlas)),
             Strategy::CacheAndExecutable => Box::new(Paper::cache_and_executable(atlas)),
-            Strategy::Adaptive(percent) | Strategy::Sieved(percent) => {
-                let adaptive = Adaptive::new(atlas, &catalog, number, yields);
-                Box::new(match (strategy, percent) {
-                    // A budget is there to be spent.
-                    (_, Some(_)) => adaptive.with_least_worth(0.0),
-                    (Strategy::Sieved(_), None) => adaptive.with_least_worth(LEAST_GLANCE),
-                    _ => adaptive,
-                })
+            // A budget is there to be spent.
+            Strategy::Adaptive(Some(_)) | Strategy::Sieved(Some(_)) => {
+                Box::new(adaptive().with_least_worth(0.0))
             }
+            Strategy::Adaptive(None) => Box::new(adaptive()),
+            Strategy::Sieved(None) => Box::new(adaptive().with_least_worth(LEAST_GLANCE)),
         })
     };
     let mut selectors: Vec<Timed> = (0..).map(GuestNumber).zip(guests).map(make).collect();

@@ -92,7 +92,8 @@ fn strategies(results: &[Result], blind: &Result) -> String {
 
 /// A row for each color, and a column for each strategy without a budget: the others are in JSON.
 fn colors(results: &[Result]) -> String {
-    let results: Vec<_> = results.iter().filter(|result| !result.strategy.has_budget()).collect();
+    let results: Vec<_> =
+        results.iter().filter(|result| result.strategy.percent().is_none()).collect();
     let mut rows: BTreeMap<Color, Vec<String>> = BTreeMap::new();
     for (place, result) in results.iter().enumerate() {
         for (color, tally) in result.trial.ledger.colors() {
