@@ -12,7 +12,7 @@ pub use host::Host;
 
 use crate::error::{Asked, KvmError};
 use crate::lazy::{Lazy, Part, Running};
-use crate::memory::{Dropped, FrozenImage, GuestRam, Prepared, Ram};
+use crate::memory::{FrozenImage, GuestRam, Prepared, Ram};
 use crate::state::{Board, CpuState, MachineState, make_board, registers};
 use ahead::Ahead;
 use control::{Control, Stopped};
@@ -346,18 +346,23 @@ impl Machine {
         let ran = self.control.is_running();
         let paused = self.pause();
         let frozen = paused.and_then(|()| self.save());
-        let frozen = frozen.and_then(|state| Ok((state, self.freeze_ram(&mut prepared)?)));
-        if ran {
-            self.control.go()?;
-        }
+        let frozen = frozen.and_then(|state| self.freeze_ram(&mut prepared).map(|()| state));
+        let went_on = if ran { self.control.go() } else { Ok(()) };
         let pause = start.elapsed();
-        let (state, dropped) = frozen?;
-        let image = self.ram.write().image(prepared, dropped)?;
-        Ok(Frozen { image, state: Arc::new(state), pause })
+        let state = Arc::new(frozen?);
+        went_on?;
+        let image = self.ram.write().image(prepared)?;
+        Ok(Frozen { image, state, pause })
     }
 
-    fn freeze_ram(&self, prepared: &mut Prepared) -> Result<Dropped, KvmError> {
-        self.ram.write().freeze(&self.vm, prepared)
+    /// Freezes the RAM of the machine, which is paused.
+    fn freeze_ram(&self, prepared: &mut Prepared) -> Result<(), KvmError> {
+        let mut ram = self.ram.write();
+        ram.freeze(prepared).inspect_err(|error| {
+            if ram.is_lost() {
+                self.control.end(Stopped::Ended(format!("its memory is lost: {error}")));
+            }
+        })
     }
 }
 

@@ -1,6 +1,7 @@
 //! A guest's RAM: files of memory, frozen images of them, and what a VM maps.
 
 mod file;
+mod freeze;
 mod image;
 mod page_size;
 mod ram;
@@ -8,9 +9,10 @@ mod runs;
 mod store;
 
 pub(crate) use file::MemoryFile;
+pub(crate) use freeze::Prepared;
 pub use image::{FrozenImage, Shared};
 pub use page_size::{PageSize, Ram};
-pub(crate) use ram::{Dropped, GuestRam, Prepared};
+pub(crate) use ram::GuestRam;
 pub(crate) use store::Pins;
 pub use store::{ContentStore, StoreFileError};
 

@@ -1,18 +1,20 @@
 //! What a VM has for RAM.
 
-use super::file::MemoryFile;
+use super::file::{MemoryFile, bytes_of, frames_of};
+use super::freeze::{Copying, Prepared, until_short};
 use super::{FrozenImage, PageSize, Ram, bytes, runs};
 use crate::error::{Asked, KvmError};
-use crate::sys::{Mapping, Sharing, Tracker, Written, install_slot, own_pages, remove_slot};
+use crate::sys::{Mapping, Sharing, install_slot, own_pages};
 use kaleidoscope_core::addr::{FRAME_BYTES, Gpa};
 use kaleidoscope_core::memory::{GuestMemory, MemoryLayout};
 use kvm_ioctls::VmFd;
+use rustix::io::Errno;
 use std::ops::Range;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
-/// Bytes that are copied at once: all of a level-2 cache's share.
-const PIECE: usize = 256 << 10;
+/// Bytes that the guest is kept from while a mapping forgets where they are. On 64 MiB, pieces from 1 to 32 MiB take the same time together.
+const PIECE: usize = 4 << 20;
 
 /// Where the bytes come from that the VM has not written.
 #[derive(Clone, Debug)]
@@ -23,7 +25,7 @@ enum Origin {
     Image(Arc<FrozenImage>),
     /// Elsewhere: a handler fills the mapping, which is private.
     Filled,
-    /// An image that could not be kept: the mapping is private.
+    /// There is no image, or no mapping any more: a freeze failed halfway.
     Lost,
 }
 
@@ -33,22 +35,6 @@ pub(crate) struct GuestRam {
     layout: MemoryLayout,
     mapping: Arc<Mapping>,
     origin: Origin,
-}
-
-/// What a machine that was never frozen goes on with after its first freeze.
-pub(crate) struct Flip {
-    file: Arc<MemoryFile>,
-    private: Arc<Mapping>,
-}
-
-/// The copying of what a machine wrote since its image, or of all that it has, before it is paused.
-pub(crate) struct Copying {
-    /// None when all of it is copied.
-    image: Option<Arc<FrozenImage>>,
-    tracker: Tracker,
-    delta: MemoryFile,
-    copied: Vec<Range<u32>>,
-    buffer: Vec<u8>,
 }
 
 impl GuestRam {
@@ -85,22 +71,11 @@ impl GuestRam {
 
     /// Shows the RAM to the guest.
     pub(crate) fn install(&self, vm: &VmFd) -> Result<(), KvmError> {
-        self.show(vm, &self.mapping)
-    }
-
-    fn show(&self, vm: &VmFd, mapping: &Arc<Mapping>) -> Result<(), KvmError> {
         for (slot, region) in (0u32..).zip(self.layout.regions()) {
             let start = region.first_index.as_usize() * FRAME_BYTES;
             let part = start..start + region.frames as usize * FRAME_BYTES;
-            install_slot(vm, slot, region.start.gpa().0, mapping, part)
+            install_slot(vm, slot, region.start.gpa().0, &self.mapping, part)
                 .asked("giving a VM its memory")?;
-        }
-        Ok(())
-    }
-
-    fn hide(&self, vm: &VmFd) -> Result<(), KvmError> {
-        for (slot, region) in (0u32..).zip(self.layout.regions()) {
-            remove_slot(vm, slot, region.start.gpa().0).asked("taking a VM's memory")?;
         }
         Ok(())
     }
@@ -159,155 +134,89 @@ impl GuestRam {
 
     /// Gives frames memory of their own, ahead of the guest's writing to them.
     pub(crate) fn own(&self, frames: Range<u32>) -> Result<(), KvmError> {
-        let range = frames.start as usize * FRAME_BYTES..frames.end as usize * FRAME_BYTES;
-        self.mapping.populate(range).asked("giving a clone memory of its own")
+        self.mapping.populate(bytes_of(&frames)).asked("giving a clone memory of its own")
     }
 
     /// What has to be done before the machine is paused for a freeze, while it runs.
     pub(crate) fn prepare(&self) -> Result<Prepared, KvmError> {
         match &self.origin {
             Origin::Fresh(file) => {
+                // What would refuse the mapping in the pause does so here, where the machine can go on.
                 let private = Mapping::of_file(file.as_fd(), file.len(), Sharing::Private);
-                let private = Arc::new(private.asked("mapping guest memory")?);
-                Ok(Prepared::Flip(Flip { file: Arc::clone(file), private }))
+                drop(private.asked("mapping guest memory")?);
+                until_short(|| self.forget())?;
+                Ok(Prepared::Flip(Arc::clone(file)))
             }
             Origin::Image(image) => {
-                let mut copying = Copying::new(self, Some(Arc::clone(image)))?;
-                copying.copy(&self.mapping, Written::Ever)?;
+                let mut copying =
+                    Copying::new(&self.layout, &self.mapping, Some(Arc::clone(image)))?;
+                copying.begin()?;
+                until_short(|| copying.go_on())?;
                 Ok(Prepared::Copying(copying))
             }
             Origin::Filled => {
-                let mut copying = Copying::new(self, None)?;
-                copying.copy_all(&self.mapping)?;
+                let mut copying = Copying::new(&self.layout, &self.mapping, None)?;
+                copying.begin_with_all()?;
+                until_short(|| copying.go_on())?;
                 Ok(Prepared::Copying(copying))
             }
             Origin::Lost => Err(KvmError::Lacking("the image of this machine's last freeze")),
         }
     }
 
+    /// Has KVM and processors forget where the pages of a shared mapping are, piece by piece: a guest that runs waits for no more than one.
+    fn forget(&self) -> Result<(), KvmError> {
+        let len = self.mapping.len();
+        for at in (0..len).step_by(PIECE) {
+            match self.mapping.forget(at..at.saturating_add(PIECE).min(len)) {
+                // Huge pages, before Linux 5.18: the pause is longer.
+                Err(Errno::INVAL) if !self.is_of_small_pages() => return Ok(()),
+                forgotten => forgotten.asked("unmapping guest memory")?,
+            }
+        }
+        Ok(())
+    }
+
+    fn is_of_small_pages(&self) -> bool {
+        matches!(&self.origin, Origin::Fresh(file) if file.pages() == PageSize::Small)
+    }
+
     /// While all vCPUs are stopped: has the guest go on without changing what it had.
-    pub(crate) fn freeze(
-        &mut self,
-        vm: &VmFd,
-        prepared: &mut Prepared,
-    ) -> Result<Dropped, KvmError> {
+    ///
+    /// # Errors
+    /// [`KvmError`]; when the machine cannot go on after it [`GuestRam::is_lost`].
+    pub(crate) fn freeze(&mut self, prepared: &mut Prepared) -> Result<(), KvmError> {
         match prepared {
-            Prepared::Flip(flip) => {
-                flip.file.seal()?;
-                let moved = self.hide(vm).and_then(|()| self.show(vm, &flip.private));
-                if let Err(error) = moved {
-                    // Back to where it was.
-                    let _ = self.hide(vm);
-                    self.show(vm, &self.mapping)?;
-                    return Err(error);
-                }
+            Prepared::Flip(file) => {
+                // The last mapping that could write to the file: frozen bytes are frozen only without it.
+                let mapping = Arc::get_mut(&mut self.mapping);
+                let mapping = mapping.ok_or_else(|| {
+                    KvmError::State("internal error: its memory is mapped for others".into())
+                })?;
+                file.seal()?;
                 // Until there is an image: what the file holds is not what the guest has any more.
                 self.origin = Origin::Lost;
-                let shared = std::mem::replace(&mut self.mapping, Arc::clone(&flip.private));
-                Ok(Dropped(Some(shared)))
+                mapping.make_private(file.as_fd()).asked("mapping frozen memory")
             }
-            Prepared::Copying(copying) => {
-                copying.copy(&self.mapping, Written::Since)?;
-                Ok(Dropped(None))
-            }
+            Prepared::Copying(copying) => copying.finish(),
         }
     }
 
+    /// Whether its bytes are gone.
+    pub(crate) fn is_lost(&self) -> bool {
+        self.mapping.len() == 0
+    }
+
     /// When the guest runs again: the image.
-    pub(crate) fn image(
-        &mut self,
-        prepared: Prepared,
-        dropped: Dropped,
-    ) -> Result<Arc<FrozenImage>, KvmError> {
+    pub(crate) fn image(&mut self, prepared: Prepared) -> Result<Arc<FrozenImage>, KvmError> {
         match prepared {
-            Prepared::Flip(flip) => {
-                // The last mapping that could write to the file: frozen bytes are frozen only without it.
-                if dropped.0.is_some_and(|shared| Arc::into_inner(shared).is_none()) {
-                    let what = "internal error: frozen memory is still mapped for writing";
-                    return Err(KvmError::State(what.into()));
-                }
-                let image = Arc::new(FrozenImage::new(self.layout.clone(), flip.file)?);
+            Prepared::Flip(file) => {
+                let image = Arc::new(FrozenImage::new(self.layout.clone(), file)?);
                 self.origin = Origin::Image(Arc::clone(&image));
                 Ok(image)
             }
             // The machine keeps the pages of its own, and its origin.
-            Prepared::Copying(copying) => {
-                let Copying { image, tracker, delta, copied, .. } = copying;
-                drop(tracker);
-                Ok(Arc::new(match image {
-                    Some(image) => image.with(delta, runs::normal(copied))?,
-                    None => FrozenImage::new(self.layout.clone(), Arc::new(delta))?,
-                }))
-            }
+            Prepared::Copying(copying) => Ok(Arc::new(copying.image(&self.layout)?)),
         }
     }
-}
-
-/// What [`GuestRam::prepare`] has done.
-pub(crate) enum Prepared {
-    Flip(Flip),
-    Copying(Copying),
-}
-
-/// A mapping that the guest does not use any more. Dropping it takes time in proportion to its pages.
-#[must_use]
-pub(crate) struct Dropped(Option<Arc<Mapping>>);
-
-impl Copying {
-    fn new(ram: &GuestRam, image: Option<Arc<FrozenImage>>) -> Result<Self, KvmError> {
-        let tracker = Tracker::new(Arc::clone(&ram.mapping));
-        Ok(Self {
-            image,
-            tracker: tracker.asked(
-                "tracking a machine's writes (Linux 6.7 or later, and the right to use userfaultfd)",
-            )?,
-            delta: MemoryFile::new(bytes(&ram.layout))?,
-            copied: Vec::new(),
-            buffer: vec![0; PIECE],
-        })
-    }
-
-    /// Copies everything, from a moment on from which writes are tracked.
-    fn copy_all(&mut self, mapping: &Mapping) -> Result<(), KvmError> {
-        self.tracker.runs(Written::Ever).asked("tracking what a machine writes")?;
-        let mut at = 0;
-        let end = self.delta.len();
-        while at < end {
-            let piece = at..at.saturating_add(PIECE).min(end);
-            let buffer = self.buffer.get_mut(..piece.len()).unwrap_or_default();
-            mapping.read(at, buffer).asked("reading guest memory")?;
-            for (n, page) in buffer.chunks(FRAME_BYTES).enumerate() {
-                // The file has zeros already, and takes no memory for them.
-                if page.iter().any(|byte| *byte != 0) {
-                    self.delta.write(at + n * FRAME_BYTES, page)?;
-                }
-            }
-            at = piece.end;
-        }
-        Ok(())
-    }
-
-    fn copy(&mut self, mapping: &Mapping, written: Written) -> Result<(), KvmError> {
-        let found = self.tracker.runs(written).asked("looking for what a machine wrote")?;
-        for run in found {
-            // The rest of a last page that is huge is nobody's.
-            let run = run.start..run.end.min(self.delta.len());
-            let mut at = run.start;
-            while at < run.end {
-                let len = (run.end - at).min(PIECE);
-                let piece = self.buffer.get_mut(..len).unwrap_or_default();
-                mapping.read(at, piece).asked("reading guest memory")?;
-                self.delta.write(at, piece)?;
-                at += len;
-            }
-            self.copied.push(frames_of(&run));
-        }
-        Ok(())
-    }
-}
-
-/// A range of bytes as a range of frames.
-fn frames_of(bytes: &Range<usize>) -> Range<u32> {
-    let frame = |offset: usize| u32::try_from(offset / FRAME_BYTES).unwrap_or(u32::MAX);
-    frame(bytes.start)..frame(bytes.end)
 }

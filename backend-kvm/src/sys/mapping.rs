@@ -50,7 +50,9 @@ pub(crate) enum Stands {
 #[derive(Debug)]
 pub(crate) struct Mapping {
     start: NonNull<u8>,
+    /// None of it when somebody else's memory may be there now.
     len: usize,
+    sharing: Sharing,
     owner: Owner,
     /// Dropped when it is unmapped.
     kept: Option<Arc<dyn Any + Send + Sync>>,
@@ -87,7 +89,7 @@ impl Mapping {
         let access = ProtFlags::READ | ProtFlags::WRITE;
         // SAFETY: without a fixed address the kernel chooses one where nothing is mapped.
         let start = unsafe { mmap(std::ptr::null_mut(), len, access, flags, file, 0) }?;
-        Self::at(start, len)
+        Self::at(start, len, sharing)
     }
 
     /// Maps memory without a file: `len` bytes, which are whole pages.
@@ -100,12 +102,12 @@ impl Mapping {
         };
         // SAFETY: without a fixed address the kernel chooses one where nothing is mapped.
         let start = unsafe { mmap_anonymous(std::ptr::null_mut(), len, access, flags) }?;
-        Self::at(start, len)
+        Self::at(start, len, Sharing::Private)
     }
 
-    fn at(start: *mut std::ffi::c_void, len: usize) -> Result<Self, Errno> {
+    fn at(start: *mut std::ffi::c_void, len: usize, sharing: Sharing) -> Result<Self, Errno> {
         let start = NonNull::new(start.cast()).ok_or(Errno::NOMEM)?;
-        Ok(Self { start, len, owner: Owner::Ours, kept: None })
+        Ok(Self { start, len, sharing, owner: Owner::Ours, kept: None })
     }
 
     /// The same mapping, which keeps something as long as it is there: what its parts show, and must not change before.
@@ -119,7 +121,8 @@ impl Mapping {
     pub(crate) fn of_region(region: Arc<vm_memory::MmapRegion>) -> Result<Self, Errno> {
         let start = NonNull::new(region.as_ptr()).ok_or(Errno::INVAL)?;
         let len = region.size();
-        Ok(Self { start, len, owner: Owner::Theirs(region), kept: None })
+        let owner = Owner::Theirs(region);
+        Ok(Self { start, len, sharing: Sharing::Private, owner, kept: None })
     }
 
     /// Has a range show bytes of another file instead, copy on write.
@@ -132,6 +135,44 @@ impl Mapping {
         // SAFETY: the range lies in this mapping, and nobody holds a reference into it.
         unsafe { mmap(start.cast(), range.len(), access, flags, file, offset) }?;
         Ok(())
+    }
+
+    /// Has a shared mapping, all of it, become a private one of the same file, at the same addresses: whoever knows those sees the same
+    /// bytes, and its writes are its own from here on. Takes time in proportion to the pages that were used since they were
+    /// [forgotten](Mapping::forget).
+    ///
+    /// # Errors
+    /// [`Errno::INVAL`] when it is private, or somebody else's; otherwise the mapping is lost, which the system refuses a
+    /// mapping that it gave before ([`Mapping::of_file`]) only for want of memory for its own books. Everybody who knows its addresses has to
+    /// be kept from using them then.
+    pub(crate) fn make_private(&mut self, file: BorrowedFd<'_>) -> Result<(), Errno> {
+        if self.sharing != Sharing::Shared || !matches!(self.owner, Owner::Ours) {
+            return Err(Errno::INVAL);
+        }
+        self.sharing = Sharing::Private;
+        // The kernel may have unmapped it when it fails; then the addresses are free for others, whose memory is neither to be read nor
+        // unmapped.
+        let len = std::mem::take(&mut self.len);
+        let access = ProtFlags::READ | ProtFlags::WRITE;
+        let flags = MapFlags::PRIVATE | MapFlags::FIXED | MapFlags::NORESERVE;
+        // SAFETY: the range is the mapping, of which nobody holds references.
+        unsafe { mmap(self.start.as_ptr().cast(), len, access, flags, file, 0) }?;
+        self.len = len;
+        Ok(())
+    }
+
+    /// Has processors and VMs forget where the pages of a range are. They are in the file, where the next use of each finds it again.
+    ///
+    /// # Errors
+    /// [`Errno::INVAL`] when the range is not in the mapping, or the mapping is private: its pages may be nowhere else.
+    pub(crate) fn forget(&self, range: Range<usize>) -> Result<(), Errno> {
+        if self.sharing != Sharing::Shared {
+            return Err(Errno::INVAL);
+        }
+        let start = self.part(&range)?;
+        // SAFETY: the range lies in this mapping, into which there are no references; and in a shared mapping of a file the advice
+        // changes no byte.
+        unsafe { madvise(start.cast(), range.len(), Advice::LinuxDontNeed) }
     }
 
     /// The address of a range that lies in the mapping.
@@ -224,7 +265,7 @@ fn all_of(copied: isize, bytes: usize) -> Result<(), Errno> {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        if !matches!(self.owner, Owner::Ours) {
+        if !matches!(self.owner, Owner::Ours) || self.len == 0 {
             return;
         }
         // SAFETY: the mapping is this value's, and nothing refers to it any more. Whoever gave its address to a VM keeps it
@@ -253,7 +294,7 @@ impl Sealed {
         // SAFETY: without a fixed address the kernel chooses one where nothing is mapped.
         let start =
             unsafe { mmap(std::ptr::null_mut(), len, ProtFlags::READ, MapFlags::SHARED, base, 0) }?;
-        let mapping = Mapping::at(start, len)?;
+        let mapping = Mapping::at(start, len, Sharing::Shared)?;
         for Overlay { range, file, offset, stands } in over {
             require_seals(*file, *stands)?;
             let start = mapping.part(range)?;
@@ -268,7 +309,7 @@ impl Sealed {
     /// All bytes.
     pub(crate) fn bytes(&self) -> &[u8] {
         // SAFETY: the files are sealed: nobody can shrink them, or write to them through a file descriptor or a new mapping; the
-        // only mapping from before the seal was dropped by its only owner (`GuestRam::image`). Pages of the content store are pinned by
+        // only mapping from before the seal became a private one (`GuestRam::freeze`). Pages of the content store are pinned by
         // the image that has this mapping, and written only before they are and after they no longer are (`core::store::Index`
         // gives a pinned page's slot to nobody, nor one of a former life of the store until its owner vouches that nobody shows it:
         // `ContentStore::release_former`). This mapping is read-only and lives as long as `self`.

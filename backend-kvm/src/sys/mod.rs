@@ -2,10 +2,12 @@
 
 mod mapping;
 mod scan;
+#[cfg(test)]
+mod tests;
 mod userfault;
 mod vcpu;
 
 pub(crate) use mapping::{Mapping, Overlay, Sealed, Sharing, Stands};
-pub(crate) use scan::{Tracker, Written, own_pages};
+pub(crate) use scan::{Tracker, own_pages};
 pub(crate) use userfault::{Message, Userfault};
-pub(crate) use vcpu::{install_slot, remove_slot, set_xsave};
+pub(crate) use vcpu::{install_slot, set_xsave};

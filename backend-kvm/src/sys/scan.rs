@@ -23,13 +23,19 @@ const SCAN: Opcode = opcode::read_write::<pm_scan_arg>(b'f', 16);
 /// Runs that one call returns.
 const RUNS: usize = 1024;
 
-/// Which pages to look for.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Written {
-    /// All with memory of their own; from here on their writes are tracked.
-    Ever,
-    /// Those among them that were written, or got memory of their own, since.
-    Since,
+/// Bytes whose writers wait while they are protected.
+const PIECE: usize = 4 << 20;
+
+/// Which pages of a mapping a scan is for, and what it does with them.
+#[derive(Clone, Copy, Debug)]
+struct Which {
+    /// Only those in memory of the mapping's own: neither the file's, nor the one page of zeros that all mappings share. Looking takes
+    /// ten times as long (75 ns a page here), for that is written in the page's own record.
+    own: bool,
+    /// Only those written since they were protected.
+    written: bool,
+    /// Has the next write to each be told.
+    protect: bool,
 }
 
 /// Tracks the writes to a private mapping. Ends on drop.
@@ -55,13 +61,41 @@ impl Tracker {
         Ok(Self { userfault, mapping, pagemap: pagemap()? })
     }
 
-    /// Runs of pages, as ranges of bytes in the mapping.
-    pub(crate) fn runs(&self, written: Written) -> Result<Vec<Range<usize>>, Errno> {
-        let (flags, written) = match written {
-            Written::Ever => (PM_SCAN_WP_MATCHING | PM_SCAN_CHECK_WPASYNC, 0),
-            Written::Since => (PM_SCAN_CHECK_WPASYNC, PAGE_IS_WRITTEN),
-        };
-        scan(&self.pagemap, &self.mapping, flags, written)
+    /// The pages that the mapping has of its own, as runs of bytes in it; what is written from here on is told from it.
+    pub(crate) fn begin(&self) -> Result<Vec<Range<usize>>, Errno> {
+        let len = self.mapping.len();
+        for at in (0..len).step_by(PIECE) {
+            let piece = at..at.saturating_add(PIECE).min(len);
+            self.scan(piece, Which { own: false, written: false, protect: true })?;
+        }
+        self.scan(0..len, Which { own: true, written: false, protect: false })
+    }
+
+    /// Those among them that were written, or became its own, since this was asked last.
+    pub(crate) fn written(&self) -> Result<Vec<Range<usize>>, Errno> {
+        self.touched(true)
+    }
+
+    /// The same, for the last time: later writes are not told from these.
+    pub(crate) fn last_written(&self) -> Result<Vec<Range<usize>>, Errno> {
+        self.touched(false)
+    }
+
+    fn touched(&self, protect: bool) -> Result<Vec<Range<usize>>, Errno> {
+        let all = Which { own: false, written: true, protect: false };
+        let mut found = Vec::new();
+        // Pages of the file that were read for the first time since are among them.
+        for run in self.scan(0..self.mapping.len(), all)? {
+            if protect {
+                self.scan(run.clone(), Which { own: false, written: true, protect })?;
+            }
+            found.extend(self.scan(run, Which { own: true, written: false, protect: false })?);
+        }
+        Ok(found)
+    }
+
+    fn scan(&self, range: Range<usize>, which: Which) -> Result<Vec<Range<usize>>, Errno> {
+        scan(&self.pagemap, &self.mapping, range, which)
     }
 }
 
@@ -70,7 +104,8 @@ impl Tracker {
 /// # Errors
 /// [`Errno::NOTTY`] on a kernel before 6.7.
 pub(crate) fn own_pages(mapping: &Mapping) -> Result<Vec<Range<usize>>, Errno> {
-    scan(&pagemap()?, mapping, 0, 0)
+    let which = Which { own: true, written: false, protect: false };
+    scan(&pagemap()?, mapping, 0..mapping.len(), which)
 }
 
 fn pagemap() -> Result<File, Errno> {
@@ -78,18 +113,21 @@ fn pagemap() -> Result<File, Errno> {
         .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))
 }
 
-/// Runs of pages with memory of the mapping's own that have all of `written`.
+/// Runs of pages in a range of bytes.
 fn scan(
     pagemap: &File,
     mapping: &Mapping,
-    flags: u32,
-    written: u32,
+    range: Range<usize>,
+    which: Which,
 ) -> Result<Vec<Range<usize>>, Errno> {
-    let own = u64::from(PAGE_IS_PRESENT | PAGE_IS_SWAPPED);
+    let Which { own, written, protect } = which;
+    let not = if own { PAGE_IS_FILE | PAGE_IS_PFNZERO } else { 0 };
+    let written = if written { PAGE_IS_WRITTEN } else { 0 };
+    let flags = if protect { PM_SCAN_WP_MATCHING | PM_SCAN_CHECK_WPASYNC } else { 0 };
     let base = mapping.address();
-    let end = base + mapping.len() as u64;
+    let end = base + range.end as u64;
     let mut found = Vec::new();
-    let mut start = base;
+    let mut start = base + range.start as u64;
     let mut regions = vec![page_region { start: 0, end: 0, categories: 0 }; RUNS];
     while start < end {
         let mut request = pm_scan_arg {
@@ -101,10 +139,9 @@ fn scan(
             vec: regions.as_mut_ptr().addr() as u64,
             vec_len: RUNS as u64,
             max_pages: 0,
-            // Memory of the mapping's own is neither the file's nor the one page of zeros that all mappings share.
-            category_inverted: u64::from(PAGE_IS_FILE | PAGE_IS_PFNZERO),
-            category_mask: u64::from(PAGE_IS_FILE | PAGE_IS_PFNZERO | written),
-            category_anyof_mask: own,
+            category_inverted: not.into(),
+            category_mask: (not | written).into(),
+            category_anyof_mask: (PAGE_IS_PRESENT | PAGE_IS_SWAPPED).into(),
             // Only what all pages of a run have in common is asked for, so that runs are long.
             return_mask: 0,
         };

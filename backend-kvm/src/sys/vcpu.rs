@@ -27,21 +27,8 @@ pub(crate) fn install_slot(
         memory_size: part.len() as u64,
         userspace_addr: keep.address() + part.start as u64,
     };
-    // SAFETY: the range lies in the mapping. Its owner, [`GuestRam`](crate::memory::GuestRam), unmaps it only after the slot was
-    // removed or replaced, or with the VM; and nothing in this process holds references into it, so the guest may write there.
-    unsafe { vm.set_user_memory_region(region) }
-}
-
-/// Removes what [`install_slot`] made. When this returns no vCPU uses its memory any more.
-pub(crate) fn remove_slot(vm: &VmFd, slot: u32, gpa: u64) -> Result<(), kvm_ioctls::Error> {
-    let region = kvm_userspace_memory_region {
-        slot,
-        flags: 0,
-        guest_phys_addr: gpa,
-        memory_size: 0,
-        userspace_addr: 0,
-    };
-    // SAFETY: a slot of no size refers to no memory.
+    // SAFETY: the range lies in the mapping. Its owner, [`GuestRam`](crate::memory::GuestRam), unmaps it with the VM,
+    // or has other memory of its own take its place; and nothing in this process holds references into it, so the guest may write there.
     unsafe { vm.set_user_memory_region(region) }
 }
 
