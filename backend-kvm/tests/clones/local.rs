@@ -162,6 +162,30 @@ fn any_instant_can_be_frozen() -> Outcome<()> {
     Ok(())
 }
 
+/// The first freeze changes the memory under a running guest; whatever it was doing then, it and its clone have the right bytes.
+#[test]
+fn any_instant_can_be_the_first() -> Outcome<()> {
+    let Some(host) = host() else { return Ok(()) };
+    let mut dice = Rng::new(2);
+    for round in 0..(freezes() / 5).max(1) {
+        let vcpus = 1 + round as usize % 2;
+        let plan = Plan::new(16, vcpus, 2, 256, 256, 3)?;
+        let (mut parent, witness) = boot(&host, &plan)?;
+        parent.resume()?;
+        std::thread::sleep(Duration::from_nanos(dice.below(1 << 23)));
+        let frozen = parent.freeze()?;
+        let_run(&plan, &parent, &witness, 20);
+        verify_image(&plan, &frozen);
+        verify_machine(&plan, &parent);
+        let hears = Arc::new(Witness::default());
+        let mut clone = Machine::clone_of(&host, &frozen, Arc::clone(&hears) as _)?;
+        clone.resume()?;
+        let_run(&plan, &clone, &hears, 3);
+        verify_machine(&plan, &clone);
+    }
+    Ok(())
+}
+
 #[test]
 fn a_wrong_byte_is_noticed() -> Outcome<()> {
     let Some(host) = host() else { return Ok(()) };

@@ -85,7 +85,9 @@ impl Args {
             ));
         }
         rows.extend(running(rounds)?);
-        rows.extend(footprint()?);
+        for mib in [64, 512] {
+            rows.extend(footprint(mib)?);
+        }
         Ok(rows)
     }
 }
@@ -286,8 +288,8 @@ fn kernel_says(file: &str, field: &str) -> Outcome<u64> {
 }
 
 /// What many clones take, by the kernel's own count.
-fn footprint() -> Outcome<Vec<Row>> {
-    let world = World::new(small(512)?, 300)?;
+fn footprint(mib: u32) -> Outcome<Vec<Row>> {
+    let world = World::new(small(mib)?, 300)?;
     world.parent.pause()?;
     let private = || -> Outcome<u64> {
         let file = "/proc/self/smaps_rollup";
@@ -307,12 +309,12 @@ fn footprint() -> Outcome<Vec<Row>> {
     let frames = frames as f64;
     Ok(vec![
         Row::alone(
-            "a clone before it writes, in this process",
+            format!("a clone of {mib} MiB before it writes, in this process"),
             "MiB",
             each(private_after),
             "<= 0.3",
         ),
-        Row::alone("the same, with what the kernel keeps", "MiB", each(free_after), ""),
-        Row::alone("frames of a 512 MiB image that take memory", "", frames, ""),
+        Row::alone("  the same, with what the kernel keeps", "MiB", each(free_after), ""),
+        Row::alone("  frames of its image that take memory", "", frames, ""),
     ])
 }
