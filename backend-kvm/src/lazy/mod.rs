@@ -2,12 +2,15 @@
 //!
 //! The kernel says which page a vCPU waits for (userfaultfd), the clone engine fetches it and what belongs to it, and fills it in.
 
+mod bits;
 mod blocks;
 mod pages;
 mod running;
 #[cfg(feature = "vm-memory")]
 mod rust_vmm;
 mod stage;
+#[cfg(test)]
+mod stage_tests;
 #[cfg(test)]
 mod tests;
 

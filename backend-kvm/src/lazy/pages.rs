@@ -2,9 +2,10 @@
 
 use super::Stage;
 use super::blocks::Blocks;
+use super::stage::Put;
 use crate::error::{Asked, KvmError};
-use crate::memory::PageSize;
-use crate::sys::{Mapping, Message, Userfault};
+use crate::memory::{FrozenImage, PageSize, bytes_of, frames_of, runs};
+use crate::sys::{Mapping, Message, Userfault, own_pages, zero_pages};
 use kaleidoscope_core::addr::{FRAME_BYTES, FrameIndex};
 use kaleidoscope_core::clone::ports::{Event, FaultQueue, PlaceError, Placed, Placer};
 use kaleidoscope_core::memory::Page;
@@ -146,9 +147,22 @@ impl LazyPages {
             .ok_or_else(|| PlaceError::new(format!("the clone has no frame {frame}")))
     }
 
-    /// Whether siblings share its pages.
-    pub(crate) fn is_shared(&self) -> bool {
-        self.stage.is_some()
+    /// Makes what the clone has from a stage an image, of which its memory is then a private mapping. Every frame of it is there.
+    fn freeze_stage(&self, stage: &Stage) -> Result<(Arc<FrozenImage>, &Mapping), KvmError> {
+        let mapping = match self.shards.as_slice() {
+            [first, ..] if first.mapping.len() == self.bytes() => &*first.mapping,
+            _ => return Err(KvmError::NotWhole("its memory is not one mapping of its stage")),
+        };
+        let looking = "looking for what a clone has (Linux 6.7 or later)";
+        let own = own_pages(mapping).asked(looking)?;
+        let zeros = zero_pages(mapping).asked(looking)?;
+        let kept = own.iter().chain(&zeros).map(frames_of).collect();
+        Ok((stage.freeze(&runs::normal(kept))?, mapping))
+    }
+
+    /// Bytes of all frames.
+    fn bytes(&self) -> usize {
+        self.shards.last().map_or(0, |shard| shard.frames.end as usize * FRAME_BYTES)
     }
 
     /// Whether a page is on the stage: zeros over it would hide it from this clone.
@@ -191,8 +205,23 @@ impl LazyPages {
         }
     }
 
-    /// Ceases to watch the memory, of which every frame is there or is zeros: who waits for zeros finds them.
-    pub(crate) fn release(&self) -> Result<(), KvmError> {
+    /// Ceases to watch the memory, of which every frame is there or is zeros: who waits for zeros finds them. The image that it is a
+    /// private mapping of from here on, where it was on a stage.
+    pub(crate) fn release(&self) -> Result<Option<Arc<FrozenImage>>, KvmError> {
+        let Some(stage) = &self.stage else { return self.unwatch().map(|()| None) };
+        let (image, mapping) = self.freeze_stage(stage)?;
+        self.unwatch()?;
+        // What was filled with zeros just before a sibling put its page here is zeros for this clone, and not for its image.
+        for run in zero_pages(mapping).asked("looking for what a clone has")? {
+            for frame in frames_of(&run).filter(|frame| stage.is_there(FrameIndex(*frame))) {
+                let own = mapping.populate(bytes_of(&(frame..frame + 1)));
+                own.asked("giving a clone memory of its own")?;
+            }
+        }
+        Ok(Some(image))
+    }
+
+    fn unwatch(&self) -> Result<(), KvmError> {
         if let Some(blocks) = &self.blocks {
             // Huge pages of which the free frames were not touched.
             let completed = blocks.complete(|start, bytes| {
@@ -234,12 +263,15 @@ impl Placer for LazyPages {
         };
         let failed =
             |error| PlaceError::caused_by(format!("frame {frame} cannot be filled"), error);
-        let is_new = stage.put(frame, page).map_err(failed)?;
+        let put = stage.put(frame, page).map_err(failed)?;
+        if put == Put::Sealed {
+            return self.placed(frame, shard.userfault.zero(range));
+        }
         shard
             .userfault
             .wake(range)
             .map_err(|error| failed(KvmError::Refused { what: "waking a vCPU", source: error }))?;
-        Ok(if is_new { Placed::Placed } else { Placed::AlreadyThere })
+        Ok(if put == Put::New { Placed::Placed } else { Placed::AlreadyThere })
     }
 
     fn zero(&self, frame: FrameIndex) -> Result<Placed, PlaceError> {

@@ -3,7 +3,7 @@
 use super::Stage;
 use super::pages::{LazyPages, Part};
 use crate::error::{Asked, KvmError};
-use crate::memory::PageSize;
+use crate::memory::{FrozenImage, PageSize};
 use crate::sys::Mapping;
 use kaleidoscope_core::addr::FRAME_BYTES;
 use kaleidoscope_core::alloc::Grant;
@@ -42,7 +42,9 @@ impl Lazy {
             Some(_) if self.pages != PageSize::Small => {
                 Err(KvmError::State("a stage is of 4 KiB pages".into()))
             }
-            Some(stage) if stage.layout() == layout => Ok(Arc::new(stage.map()?)),
+            Some(stage) if stage.layout() == layout => {
+                Ok(Arc::new(stage.admit(&self.atlas, self.options.free_frames)?))
+            }
             Some(_) => Err(KvmError::State("the stage is of another guest".into())),
             None => {
                 let bytes = self.pages.round_up(layout.frames() as usize * FRAME_BYTES);
@@ -133,17 +135,12 @@ impl Running {
         &self.engine
     }
 
-    /// Lets go of memory that has every frame: the machine needs no handler from here on.
+    /// Lets go of memory that has every frame: the machine needs no handler from here on. Where pages of it were staged, the image that its
+    /// memory is now a private mapping of.
     ///
     /// # Errors
-    /// [`KvmError::NotWhole`] when frames are missing, or are shared with siblings.
-    pub(crate) fn release(&self) -> Result<(), KvmError> {
-        if self.pages.is_shared() {
-            // A page may be counted as there that a sibling is about to write.
-            return Err(KvmError::NotWhole(
-                "its pages are staged, which siblings share; a clone with copies of its own can be",
-            ));
-        }
+    /// [`KvmError::NotWhole`] when frames are missing.
+    pub(crate) fn release(&self) -> Result<Option<Arc<FrozenImage>>, KvmError> {
         if !self.engine.is_whole() {
             return Err(KvmError::NotWhole(
                 "pages of it are missing; Background::Full has all of them come",

@@ -331,15 +331,17 @@ impl Machine {
     /// state of that moment, whatever the machine does then.
     ///
     /// The first freeze moves the machine to a private mapping of its memory, which takes no copying. Later ones, and those of
-    /// clones, copy what was written since, most of it before the machine is paused. A clone whose pages came one by one is copied as a
-    /// whole, once it has all of them; one that shares a stage cannot be frozen.
+    /// clones, copy what was written since, most of it before the machine is paused. A clone whose pages came one by one can be frozen once it has
+    /// all of them. It is copied as a whole; or, where they came to a stage, nothing of what is there is copied: the stage becomes an image.
     ///
     /// # Errors
     /// [`KvmError`] when KVM or the system refuses; the machine then goes on.
     pub fn freeze(&self) -> Result<Frozen, KvmError> {
         let _one_at_a_time = self.freezing.lock();
-        if let Some(filling) = &self.filling {
-            filling.release()?;
+        if let Some(filling) = &self.filling
+            && let Some(image) = filling.release()?
+        {
+            self.ram.write().based_on(image);
         }
         let mut prepared = self.ram.read().prepare()?;
         let start = Instant::now();

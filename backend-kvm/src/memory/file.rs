@@ -89,12 +89,12 @@ impl AsFd for MemoryFile {
 }
 
 /// A range of frames as a range of bytes.
-pub(super) fn bytes_of(frames: &std::ops::Range<u32>) -> std::ops::Range<usize> {
+pub(crate) fn bytes_of(frames: &std::ops::Range<u32>) -> std::ops::Range<usize> {
     frames.start as usize * FRAME_BYTES..frames.end as usize * FRAME_BYTES
 }
 
 /// A range of bytes as a range of frames.
-pub(super) fn frames_of(bytes: &std::ops::Range<usize>) -> std::ops::Range<u32> {
+pub(crate) fn frames_of(bytes: &std::ops::Range<usize>) -> std::ops::Range<u32> {
     let frame = |offset: usize| u32::try_from(offset / FRAME_BYTES).unwrap_or(u32::MAX);
     frame(bytes.start)..frame(bytes.end)
 }

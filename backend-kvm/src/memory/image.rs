@@ -64,6 +64,21 @@ impl FrozenImage {
         Self::of_layers(layout, vec![Layer { bytes: Bytes::File(file), runs: vec![all] }])
     }
 
+    /// What one file holds, which nobody writes to any more, but for the pages that are shown from the content store.
+    pub(crate) fn staged(
+        layout: MemoryLayout,
+        file: Arc<MemoryFile>,
+        pins: Option<Arc<Pins>>,
+    ) -> Result<Self, KvmError> {
+        let all = 0..layout.frames();
+        let mut layers = vec![Layer { bytes: Bytes::File(file), runs: vec![all] }];
+        if let Some(pins) = pins {
+            let runs = pins.runs();
+            layers.push(Layer { bytes: Bytes::Store(pins), runs });
+        }
+        Self::of_layers(layout, layers)
+    }
+
     /// The same image, which has in common with others what their fingerprints say: those pages are shown from the content store,
     /// into which they are put, and the others are copied. The memory of this one is free when it and its clones are gone.
     ///

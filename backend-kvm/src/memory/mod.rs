@@ -5,10 +5,10 @@ mod freeze;
 mod image;
 mod page_size;
 mod ram;
-mod runs;
+pub(crate) mod runs;
 mod store;
 
-pub(crate) use file::MemoryFile;
+pub(crate) use file::{MemoryFile, bytes_of, frames_of};
 pub(crate) use freeze::Prepared;
 pub use image::{FrozenImage, Shared};
 pub use page_size::{PageSize, Ram};

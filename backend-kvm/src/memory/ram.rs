@@ -65,6 +65,11 @@ impl GuestRam {
         Self { layout, mapping, origin: Origin::Filled }
     }
 
+    /// RAM that a handler filled reads as an image does where it was not written, from here on.
+    pub(crate) fn based_on(&mut self, image: Arc<FrozenImage>) {
+        self.origin = Origin::Image(image);
+    }
+
     pub(crate) fn layout(&self) -> &MemoryLayout {
         &self.layout
     }

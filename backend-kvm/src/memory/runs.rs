@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 /// Sorts runs and joins those that touch or overlap.
-pub(super) fn normal(mut runs: Vec<Range<u32>>) -> Vec<Range<u32>> {
+pub(crate) fn normal(mut runs: Vec<Range<u32>>) -> Vec<Range<u32>> {
     runs.retain(|run| run.start < run.end);
     runs.sort_unstable_by_key(|run| run.start);
     let mut joined: Vec<Range<u32>> = Vec::with_capacity(runs.len());

@@ -26,16 +26,30 @@ const RUNS: usize = 1024;
 /// Bytes whose writers wait while they are protected.
 const PIECE: usize = 4 << 20;
 
-/// Which pages of a mapping a scan is for, and what it does with them.
+/// Which pages of a mapping a scan is for, of those that are there.
 #[derive(Clone, Copy, Debug)]
 struct Which {
-    /// Only those in memory of the mapping's own: neither the file's, nor the one page of zeros that all mappings share. Looking takes
-    /// ten times as long (75 ns a page here), for that is written in the page's own record.
-    own: bool,
-    /// Only those written since they were protected.
-    written: bool,
-    /// Has the next write to each be told.
-    protect: bool,
+    /// What they are (`PAGE_IS_...`).
+    are: u32,
+    /// What they are not.
+    are_not: u32,
+}
+
+impl Which {
+    const ALL: Self = Self { are: 0, are_not: 0 };
+    const WRITTEN: Self = Self { are: PAGE_IS_WRITTEN, are_not: 0 };
+    /// In memory of the mapping's own: neither the file's, nor the one page of zeros that all mappings share. Looking takes ten times as long as
+    /// for the others (75 ns a page here): whose a page is, is written in its own record.
+    const OWN: Self = Self { are: 0, are_not: PAGE_IS_FILE | PAGE_IS_PFNZERO };
+    const ZEROS: Self = Self { are: PAGE_IS_PFNZERO, are_not: 0 };
+}
+
+/// What becomes of the pages that are found.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Then {
+    Leave,
+    /// The next write to each is told.
+    Protect,
 }
 
 /// Tracks the writes to a private mapping. Ends on drop.
@@ -66,36 +80,40 @@ impl Tracker {
         let len = self.mapping.len();
         for at in (0..len).step_by(PIECE) {
             let piece = at..at.saturating_add(PIECE).min(len);
-            self.scan(piece, Which { own: false, written: false, protect: true })?;
+            self.scan(piece, Which::ALL, Then::Protect)?;
         }
-        self.scan(0..len, Which { own: true, written: false, protect: false })
+        self.scan(0..len, Which::OWN, Then::Leave)
     }
 
     /// Those among them that were written, or became its own, since this was asked last.
     pub(crate) fn written(&self) -> Result<Vec<Range<usize>>, Errno> {
-        self.touched(true)
+        self.touched(Then::Protect)
     }
 
     /// The same, for the last time: later writes are not told from these.
     pub(crate) fn last_written(&self) -> Result<Vec<Range<usize>>, Errno> {
-        self.touched(false)
+        self.touched(Then::Leave)
     }
 
-    fn touched(&self, protect: bool) -> Result<Vec<Range<usize>>, Errno> {
-        let all = Which { own: false, written: true, protect: false };
+    fn touched(&self, then: Then) -> Result<Vec<Range<usize>>, Errno> {
         let mut found = Vec::new();
         // Pages of the file that were read for the first time since are among them.
-        for run in self.scan(0..self.mapping.len(), all)? {
-            if protect {
-                self.scan(run.clone(), Which { own: false, written: true, protect })?;
+        for run in self.scan(0..self.mapping.len(), Which::WRITTEN, Then::Leave)? {
+            if then == Then::Protect {
+                self.scan(run.clone(), Which::WRITTEN, then)?;
             }
-            found.extend(self.scan(run, Which { own: true, written: false, protect: false })?);
+            found.extend(self.scan(run, Which::OWN, Then::Leave)?);
         }
         Ok(found)
     }
 
-    fn scan(&self, range: Range<usize>, which: Which) -> Result<Vec<Range<usize>>, Errno> {
-        scan(&self.pagemap, &self.mapping, range, which)
+    fn scan(
+        &self,
+        range: Range<usize>,
+        which: Which,
+        then: Then,
+    ) -> Result<Vec<Range<usize>>, Errno> {
+        scan(&self.pagemap, &self.mapping, range, which, then)
     }
 }
 
@@ -104,8 +122,15 @@ impl Tracker {
 /// # Errors
 /// [`Errno::NOTTY`] on a kernel before 6.7.
 pub(crate) fn own_pages(mapping: &Mapping) -> Result<Vec<Range<usize>>, Errno> {
-    let which = Which { own: true, written: false, protect: false };
-    scan(&pagemap()?, mapping, 0..mapping.len(), which)
+    scan(&pagemap()?, mapping, 0..mapping.len(), Which::OWN, Then::Leave)
+}
+
+/// The pages of a mapping that are the one page of zeros which all mappings share, as the kernel has it: ranges of bytes in it.
+///
+/// # Errors
+/// As for [`own_pages`].
+pub(crate) fn zero_pages(mapping: &Mapping) -> Result<Vec<Range<usize>>, Errno> {
+    scan(&pagemap()?, mapping, 0..mapping.len(), Which::ZEROS, Then::Leave)
 }
 
 fn pagemap() -> Result<File, Errno> {
@@ -118,12 +143,13 @@ fn scan(
     pagemap: &File,
     mapping: &Mapping,
     range: Range<usize>,
-    which: Which,
+    Which { are, are_not }: Which,
+    then: Then,
 ) -> Result<Vec<Range<usize>>, Errno> {
-    let Which { own, written, protect } = which;
-    let not = if own { PAGE_IS_FILE | PAGE_IS_PFNZERO } else { 0 };
-    let written = if written { PAGE_IS_WRITTEN } else { 0 };
-    let flags = if protect { PM_SCAN_WP_MATCHING | PM_SCAN_CHECK_WPASYNC } else { 0 };
+    let flags = match then {
+        Then::Leave => 0,
+        Then::Protect => PM_SCAN_WP_MATCHING | PM_SCAN_CHECK_WPASYNC,
+    };
     let base = mapping.address();
     let end = base + range.end as u64;
     let mut found = Vec::new();
@@ -139,8 +165,8 @@ fn scan(
             vec: regions.as_mut_ptr().addr() as u64,
             vec_len: RUNS as u64,
             max_pages: 0,
-            category_inverted: not.into(),
-            category_mask: (not | written).into(),
+            category_inverted: are_not.into(),
+            category_mask: (are | are_not).into(),
             category_anyof_mask: (PAGE_IS_PRESENT | PAGE_IS_SWAPPED).into(),
             // Only what all pages of a run have in common is asked for, so that runs are long.
             return_mask: 0,

@@ -7,6 +7,7 @@ mod huge;
 mod lazy;
 mod local;
 mod rust_vmm;
+mod staged;
 mod store;
 mod store_life;
 mod store_stage;

@@ -37,7 +37,7 @@ fn clone_on(
 }
 
 /// Frames that came to fill a clone, and those that were there: all that it has, when nothing ran.
-fn filled(
+pub(crate) fn filled(
     host: &Arc<Host>,
     frozen: &Frozen,
     stage: &Arc<Stage>,
