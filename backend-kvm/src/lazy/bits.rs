@@ -22,16 +22,10 @@ impl FrameBits {
         self.word(frame).is_some_and(|(word, bit)| word.load(Ordering::Acquire) & bit != 0)
     }
 
-    /// Adds a frame; `false` when it is among them, or there is none.
-    pub(super) fn set(&self, frame: FrameIndex) -> bool {
-        let word = self.word(frame);
-        word.is_some_and(|(word, bit)| word.fetch_or(bit, Ordering::AcqRel) & bit == 0)
-    }
-
-    /// Takes a frame away.
-    pub(super) fn clear(&self, frame: FrameIndex) {
+    /// Adds a frame.
+    pub(super) fn set(&self, frame: FrameIndex) {
         if let Some((word, bit)) = self.word(frame) {
-            word.fetch_and(!bit, Ordering::AcqRel);
+            word.fetch_or(bit, Ordering::AcqRel);
         }
     }
 }

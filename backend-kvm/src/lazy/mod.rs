@@ -4,6 +4,7 @@
 
 mod bits;
 mod blocks;
+mod inlet;
 mod pages;
 mod running;
 #[cfg(feature = "vm-memory")]

@@ -213,7 +213,7 @@ impl LazyPages {
         self.unwatch()?;
         // What was filled with zeros just before a sibling put its page here is zeros for this clone, and not for its image.
         for run in zero_pages(mapping).asked("looking for what a clone has")? {
-            for frame in frames_of(&run).filter(|frame| stage.is_there(FrameIndex(*frame))) {
+            for frame in frames_of(&run).filter(|frame| stage.has(FrameIndex(*frame))) {
                 let own = mapping.populate(bytes_of(&(frame..frame + 1)));
                 own.asked("giving a clone memory of its own")?;
             }

@@ -1,25 +1,22 @@
 //! Pages that clones of one parent on this host share, each of which is fetched and kept once.
 
 use super::bits::FrameBits;
+use super::inlet::Inlet;
 use crate::error::{Asked, KvmError};
-use crate::memory::{ContentStore, FrozenImage, MemoryFile, Pins};
+use crate::memory::{ContentStore, FrozenImage, MemoryFile, Pins, bytes};
 use crate::sys::{Mapping, Sharing};
-use kaleidoscope_core::addr::{FRAME_BYTES, FrameIndex};
+use kaleidoscope_core::addr::FrameIndex;
 use kaleidoscope_core::clone::FreeFrames;
 use kaleidoscope_core::fingerprint::{Domain, Fingerprints};
 use kaleidoscope_core::memory::{MemoryLayout, Page};
 use kaleidoscope_core::prefetch::Atlas;
-use parking_lot::Mutex;
-use rustix::io::Errno;
+use parking_lot::{Mutex, RwLock};
 use std::ops::Range;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
-/// Longer than anybody takes to write one page.
-const PATIENCE: Duration = Duration::from_secs(5);
-
-/// Pages of one frozen parent, in memory that all of its clones on this host map.
+/// Pages of one frozen parent, in memory that all of its clones on this host map, in this process and in others
+/// ([`file`](Self::file), [`join`](Self::join)).
 ///
 /// A page that is here is no longer a fault for any of them: the kernel maps it. Nor is one that the host's content store has when the
 /// stage is made, and that the clones map from there ([`sharing`](Self::sharing)).
@@ -28,24 +25,22 @@ const PATIENCE: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub struct Stage {
     layout: MemoryLayout,
-    file: Arc<MemoryFile>,
+    pub(super) file: Arc<MemoryFile>,
     /// What is mapped from the store. Mappings have it too: it is unpinned when the last is unmapped.
     pins: Option<Arc<Pins>>,
-    /// Frames that somebody has put here or is about to.
-    taken: FrameBits,
-    /// Frames whose bytes are here.
+    /// Frames whose bytes are here, as far as this process knows.
     there: FrameBits,
+    /// By which pages come; none when no more do.
+    inlet: RwLock<Option<Inlet>>,
     audience: Mutex<Audience>,
 }
 
-/// What a stage's clones do without.
+/// What is known of a stage's clones.
 #[derive(Debug)]
 struct Audience {
     without: Without,
     /// What the stage was when a clone on it was frozen.
     image: Option<Arc<FrozenImage>>,
-    /// Nothing is put here any more.
-    is_sealed: bool,
 }
 
 /// Frames that clones fill with zeros, whatever the parent's bytes are.
@@ -57,7 +52,7 @@ enum Without {
     Nothing,
     /// Those that are free in this map.
     Free(Arc<Atlas>),
-    /// Others for each of them.
+    /// Others for each of them, or some of them are in other processes.
     Various,
 }
 
@@ -66,7 +61,7 @@ enum Without {
 pub(super) enum Put {
     /// It is there.
     New,
-    /// Somebody else has put it there, or does.
+    /// It was there.
     Known,
     /// The stage has become an image, in which the frame is zeros: its page is, or nobody needs it.
     Sealed,
@@ -100,7 +95,7 @@ impl Stage {
     /// An empty stage for a guest of this layout.
     ///
     /// # Errors
-    /// [`KvmError::Refused`] when the system has no memory to give.
+    /// [`KvmError::Refused`] when the system has no memory to give, or no right to use userfaultfd.
     pub fn new(layout: MemoryLayout) -> Result<Arc<Self>, KvmError> {
         Self::with(layout, None)
     }
@@ -134,24 +129,63 @@ impl Stage {
     }
 
     fn with(layout: MemoryLayout, pins: Option<Arc<Pins>>) -> Result<Arc<Self>, KvmError> {
-        let frames = layout.frames();
+        let file = MemoryFile::new(bytes(&layout))?;
+        Self::on(layout, file, pins, Without::Unknown)
+    }
+
+    fn on(
+        layout: MemoryLayout,
+        file: MemoryFile,
+        pins: Option<Arc<Pins>>,
+        without: Without,
+    ) -> Result<Arc<Self>, KvmError> {
         let stage = Self {
-            file: Arc::new(MemoryFile::new(frames as usize * FRAME_BYTES)?),
-            pins,
-            taken: FrameBits::new(frames),
-            there: FrameBits::new(frames),
-            audience: Mutex::new(Audience {
-                without: Without::Unknown,
-                image: None,
-                is_sealed: false,
-            }),
+            there: FrameBits::new(layout.frames()),
+            inlet: RwLock::new(Some(Inlet::new(&file)?)),
+            audience: Mutex::new(Audience { without, image: None }),
+            file: Arc::new(file),
             layout,
+            pins,
         };
         for frame in stage.shared().into_iter().flatten().map(FrameIndex) {
-            stage.taken.set(frame);
             stage.there.set(frame);
         }
         Ok(Arc::new(stage))
+    }
+
+    /// The stage's memory, for another process of this host that [joins](Self::join) it: over a Unix socket, say, or as a descriptor that
+    /// it inherits. What is shown from a content store is not part of it.
+    ///
+    /// A page that any of the processes fetched is there for the clones of all of them, until the last has gone; one that is killed leaves
+    /// whole pages. Who has the descriptor can read the parent's memory, and put wrong pages there. Clones on a stage that others may have joined
+    /// cannot be frozen: what those do without is not known.
+    ///
+    /// # Errors
+    /// [`KvmError::State`] when the stage has become an image of a clone that was frozen.
+    pub fn file(&self) -> Result<BorrowedFd<'_>, KvmError> {
+        let mut audience = self.audience.lock();
+        if self.is_sealed() {
+            return Err(KvmError::State("the stage was frozen with a clone".into()));
+        }
+        audience.without = Without::Various;
+        Ok(self.file.as_fd())
+    }
+
+    /// The stage that another process of this host has, from what its [`file`](Self::file) is; `layout` is the parent's.
+    ///
+    /// # Errors
+    /// [`KvmError::State`] when this is not the memory of a stage of that layout; [`KvmError::Refused`] as for [`new`](Self::new).
+    pub fn join(layout: MemoryLayout, file: OwnedFd) -> Result<Arc<Self>, KvmError> {
+        let unfit = |why: &str| KvmError::State(format!("not the memory of a stage: {why}"));
+        let file = MemoryFile::of_others(file)?.map_err(|error| unfit(&error.to_string()))?;
+        if file.len() != bytes(&layout) {
+            return Err(unfit(&format!(
+                "it has {} bytes, and the guest {}",
+                file.len(),
+                layout.bytes()
+            )));
+        }
+        Self::on(layout, file, None, Without::Various)
     }
 
     /// Frames that are mapped from the content store, in order.
@@ -182,7 +216,7 @@ impl Stage {
         if matches!(audience.without, Without::Unknown) {
             audience.without = wish;
         } else if !audience.without.is_the_same(&wish) {
-            if audience.is_sealed {
+            if self.is_sealed() {
                 let what = "the stage was frozen with clones that did without other free frames";
                 return Err(KvmError::State(what.into()));
             }
@@ -204,34 +238,28 @@ impl Stage {
         Ok(mapping)
     }
 
-    /// Whether somebody has put a page here, or is about to.
+    /// Whether a page is here, as far as this process knows.
     pub(super) fn has(&self, frame: FrameIndex) -> bool {
-        self.taken.has(frame)
+        self.there.has(frame)
     }
 
-    /// Puts a page here. A clone sees all of it or none: the kernel keeps a page that is being written locked.
+    /// Puts a page here.
     pub(super) fn put(&self, frame: FrameIndex, page: &Page) -> Result<Put, KvmError> {
-        // Whoever comes second has the same bytes, and need not wait: its clone faults once more if the page is not here yet.
-        if !self.taken.set(frame) {
+        if self.there.has(frame) {
             return Ok(Put::Known);
         }
-        let written = self.file.write(frame.as_usize() * FRAME_BYTES, page);
-        if written.is_ok() {
-            self.there.set(frame);
-            return Ok(Put::New);
-        }
-        // Another clone may have more luck.
-        self.taken.clear(frame);
-        match written {
-            Err(KvmError::Refused { source: Errno::PERM, .. }) if self.is_sealed() => {
-                Ok(Put::Sealed)
-            }
-            other => other.map(|()| Put::New),
-        }
+        let inlet = self.inlet.read();
+        let Some(inlet) = &*inlet else {
+            // It may have come just before.
+            return Ok(if self.there.has(frame) { Put::Known } else { Put::Sealed });
+        };
+        let is_new = inlet.put(frame, page)?;
+        self.there.set(frame);
+        Ok(if is_new { Put::New } else { Put::Known })
     }
 
     fn is_sealed(&self) -> bool {
-        self.audience.lock().is_sealed
+        self.inlet.read().is_none()
     }
 
     /// Makes the stage an image, in which frames that are not here are zeros: `kept` are those that a clone of the stage, which has every
@@ -241,8 +269,8 @@ impl Stage {
     /// without the same frames as this one, and a page that comes for one of them later is told so ([`Put::Sealed`]).
     ///
     /// # Errors
-    /// [`KvmError::NotWhole`] when the stage's clones do without different frames, or a frame that this one has is not here, for lack of memory
-    /// say; [`KvmError::Refused`] when the system refuses.
+    /// [`KvmError::NotWhole`] when the stage's clones do without different frames, or are not all known, or when a frame is not here;
+    /// [`KvmError::Refused`] when the system refuses.
     pub(super) fn freeze(&self, kept: &[Range<u32>]) -> Result<Arc<FrozenImage>, KvmError> {
         let mut audience = self.audience.lock();
         if let Some(image) = &audience.image {
@@ -250,42 +278,24 @@ impl Stage {
         }
         if matches!(audience.without, Without::Various) {
             return Err(KvmError::NotWhole(
-                "clones on its stage do not agree about which frames are free",
+                "the clones on its stage do not agree about which frames are free, or are of several processes",
             ));
         }
         let mut kept = kept.iter().cloned().peekable();
         for frame in (0..self.layout.frames()).map(FrameIndex) {
             while kept.next_if(|run| run.end <= frame.0).is_some() {}
             let is_kept = kept.peek().is_some_and(|run| run.contains(&frame.0));
-            if !is_kept && !audience.without.has(frame) {
-                self.wait_for(frame)?;
+            if !is_kept && !audience.without.has(frame) && !self.there.has(frame) {
+                return Err(KvmError::NotWhole("a page of it is not on its stage"));
             }
         }
-        // Who is told that it may not write asks why.
-        audience.is_sealed = true;
+        // The last mapping that could write to the file.
+        *self.inlet.write() = None;
         self.file.seal()?;
         let file = Arc::clone(&self.file);
         let image = FrozenImage::staged(self.layout.clone(), file, self.pins.clone())?;
         let image = Arc::new(image);
         audience.image = Some(Arc::clone(&image));
         Ok(image)
-    }
-
-    /// Waits until a page that is being put here is here.
-    fn wait_for(&self, frame: FrameIndex) -> Result<(), KvmError> {
-        let mut since = None;
-        while !self.there.has(frame) {
-            let start = *since.get_or_insert_with(Instant::now);
-            if !self.taken.has(frame) || start.elapsed() > PATIENCE {
-                return Err(KvmError::NotWhole("a page of it could not be kept on its stage"));
-            }
-            std::thread::yield_now();
-        }
-        Ok(())
-    }
-
-    /// Whether a frame's bytes are here.
-    pub(super) fn is_there(&self, frame: FrameIndex) -> bool {
-        self.there.has(frame)
     }
 }

@@ -6,16 +6,22 @@ use super::Stage;
 use super::pages::{LazyPages, Part};
 use super::stage::Put;
 use crate::error::KvmError;
-use crate::memory::PageSize;
-use crate::sys::{Userfault, own_pages};
+use crate::memory::{MemoryFile, PageSize, bytes, runs};
+use crate::sys::{Mapping, Sharing, own_pages};
 use kaleidoscope_core::addr::{FRAME_BYTES, FrameIndex};
 use kaleidoscope_core::clone::FreeFrames;
 use kaleidoscope_core::clone::ports::{Placed, Placer};
 use kaleidoscope_core::color::{Color, ColorMap, Frame, FrameKind, KernelIdentity};
 use kaleidoscope_core::memory::MemoryLayout;
 use kaleidoscope_core::prefetch::Atlas;
+use rustix::fs::{Mode, OFlags, SealFlags, SeekFrom, fcntl_add_seals, open, seek};
+use rustix::io::Errno;
+use rustix::process::{Signal, set_parent_process_death_signal};
 use std::error::Error;
+use std::io::{BufRead, BufReader};
 use std::ops::Range;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 
 type Outcome = Result<(), Box<dyn Error>>;
@@ -40,6 +46,17 @@ fn atlas(free: Range<u32>) -> Arc<Atlas> {
     Arc::new(Atlas::new(map.unwrap()))
 }
 
+/// An empty stage; none where memory cannot be watched.
+fn stage() -> Option<Arc<Stage>> {
+    match Stage::new(layout()) {
+        Err(KvmError::Refused { what, source: Errno::PERM }) => {
+            println!("******** SKIPPED: {what} ********");
+            None
+        }
+        made => Some(made.unwrap()),
+    }
+}
+
 fn put(stage: &Stage, n: u32) -> Put {
     stage.put(FrameIndex(n), &page(n)).unwrap()
 }
@@ -50,7 +67,7 @@ fn refusal(result: Result<impl Sized, KvmError>) -> String {
 
 #[test]
 fn a_stage_with_every_page_becomes_an_image() -> Outcome {
-    let stage = Stage::new(layout())?;
+    let Some(stage) = stage() else { return Ok(()) };
     let free = atlas(90..96);
     let first = stage.admit(&free, FreeFrames::Zero)?;
     // The same frames are free, whoever says so.
@@ -58,7 +75,7 @@ fn a_stage_with_every_page_becomes_an_image() -> Outcome {
     for n in (0..80).chain([91]) {
         assert_eq!(put(&stage, n), Put::New);
     }
-    assert!(refusal(stage.freeze(&[80..89])).contains("could not be kept"));
+    assert!(refusal(stage.freeze(&[80..89])).contains("not on its stage"));
     assert_eq!(put(&stage, 5), Put::Known);
     assert_eq!(put(&stage, 89), Put::New, "what cannot be frozen goes on");
     let image = stage.freeze(&[80..89])?;
@@ -84,7 +101,7 @@ fn a_stage_with_every_page_becomes_an_image() -> Outcome {
 #[test]
 fn clones_that_do_without_different_frames_cannot_be_frozen() -> Outcome {
     for (other, mode) in [(90..96, FreeFrames::Fetch), (91..96, FreeFrames::Zero)] {
-        let stage = Stage::new(layout())?;
+        let Some(stage) = stage() else { return Ok(()) };
         stage.admit(&atlas(90..96), FreeFrames::Zero)?;
         stage.admit(&atlas(other), mode)?;
         (0..FRAMES).for_each(|n| assert_eq!(put(&stage, n), Put::New));
@@ -95,11 +112,11 @@ fn clones_that_do_without_different_frames_cannot_be_frozen() -> Outcome {
 
 #[test]
 fn frames_that_are_needed_are_never_zeros() -> Outcome {
-    let stage = Stage::new(layout())?;
+    let Some(stage) = stage() else { return Ok(()) };
     stage.admit(&atlas(0..FRAMES), FreeFrames::Fetch)?;
     (1..FRAMES).for_each(|n| assert_eq!(put(&stage, n), Put::New));
-    assert!(refusal(stage.freeze(&[])).contains("could not be kept"), "free frames are fetched");
-    assert!(refusal(stage.freeze(&[1..FRAMES])).contains("could not be kept"));
+    assert!(refusal(stage.freeze(&[])).contains("not on its stage"), "free frames are fetched");
+    assert!(refusal(stage.freeze(&[1..FRAMES])).contains("not on its stage"));
     assert!(stage.freeze(&[0..1]).is_ok());
     Ok(())
 }
@@ -108,7 +125,7 @@ fn frames_that_are_needed_are_never_zeros() -> Outcome {
 #[test]
 fn a_stage_is_frozen_with_every_page_or_not_at_all() -> Outcome {
     for round in 0..200u32 {
-        let stage = Stage::new(layout())?;
+        let Some(stage) = stage() else { return Ok(()) };
         stage.admit(&atlas(0..0), FreeFrames::Fetch)?;
         let image = std::thread::scope(|scope| {
             for thread in 0..3 {
@@ -136,13 +153,9 @@ fn a_stage_is_frozen_with_every_page_or_not_at_all() -> Outcome {
 
 #[test]
 fn zeros_over_a_page_of_the_stage_stay() -> Outcome {
-    let stage = Stage::new(layout())?;
+    let Some(stage) = stage() else { return Ok(()) };
     let free = atlas(90..96);
     let mapping = Arc::new(stage.admit(&free, FreeFrames::Zero)?);
-    if let Err(error) = Userfault::new(Arc::clone(&mapping), 0) {
-        println!("******** SKIPPED: memory cannot be watched here: {error} ********");
-        return Ok(());
-    }
     let part = Part { mapping: Arc::clone(&mapping), frames: 0..FRAMES };
     let pages = LazyPages::new(&[part], 1, Some(Arc::clone(&stage)), PageSize::Small)?;
     for n in 0..90 {
@@ -161,5 +174,124 @@ fn zeros_over_a_page_of_the_stage_stay() -> Outcome {
     // Its image has the sibling's page there, and the clone's next freeze has to say otherwise.
     assert_eq!(image.bytes().get(91 * FRAME_BYTES).copied(), Some(page(91)[0]));
     assert_eq!(own_pages(&mapping)?, [91 * FRAME_BYTES..92 * FRAME_BYTES]);
+    Ok(())
+}
+
+/// What says to the test below that it is the process that is to be killed.
+const ROLE: &str = "KALEIDOSCOPE_STAGE_TO_BE_KILLED";
+
+/// Does nothing but in the process that [`a_killed_process_leaves_whole_pages`] starts: there it puts pages until it is killed.
+#[test]
+fn puts_until_it_is_killed() {
+    let Some(seed) = std::env::var_os(ROLE) else { return };
+    let seed: u32 = seed.to_str().unwrap().parse().unwrap();
+    set_parent_process_death_signal(Some(Signal::KILL)).unwrap();
+    let stage = stage().unwrap();
+    println!("\nstage {}", stage.file().unwrap().as_raw_fd());
+    for n in (0..FRAMES).map(|n| (n * 7 + seed) % FRAMES) {
+        assert_ne!(put(&stage, n), Put::Sealed);
+        std::thread::sleep(std::time::Duration::from_micros(300));
+    }
+    println!("\nall");
+    std::thread::park();
+}
+
+/// Killed and waited for however the test ends.
+struct Killed(Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Frames that a stage's file has, as the kernel says.
+fn in_file(file: &OwnedFd) -> Vec<u32> {
+    let mut found = Vec::new();
+    let mut at = 0;
+    while let Ok(from) = seek(file, SeekFrom::Data(at)) {
+        let to = seek(file, SeekFrom::Hole(from)).unwrap();
+        found.extend(from / 4096..to / 4096);
+        at = to;
+    }
+    found.into_iter().map(|n| u32::try_from(n).unwrap()).collect()
+}
+
+#[test]
+fn a_killed_process_leaves_whole_pages() -> Outcome {
+    if stage().is_none() {
+        return Ok(());
+    }
+    let (_, path) = module_path!().split_once("::").ok_or("no module")?;
+    for (seed, wait) in (0..12u32).zip((0..).step_by(3)) {
+        let child = Command::new(std::env::current_exe()?)
+            .args(["--exact", &format!("{path}::puts_until_it_is_killed"), "--nocapture"])
+            .env(ROLE, (seed * 11).to_string())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let mut child = Killed(child);
+        let mut lines = BufReader::new(child.0.stdout.take().ok_or("no output")?).lines();
+        let fd = lines.find_map(|line| line.ok()?.strip_prefix("stage ").map(str::to_owned));
+        let path = format!("/proc/{}/fd/{}", child.0.id(), fd.ok_or("no stage")?);
+        let file = open(&path, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
+        let ours = Stage::join(layout(), file.try_clone()?)?;
+        let mapping = ours.admit(&atlas(0..0), FreeFrames::Fetch)?;
+        let check = |n: u32| -> Outcome {
+            let mut bytes = [0; FRAME_BYTES];
+            mapping.read(n as usize * FRAME_BYTES, &mut bytes)?;
+            assert_eq!(bytes, page(n), "frame {n}");
+            Ok(())
+        };
+        if wait == 0 {
+            // It puts all of them, and lives on while we do.
+            let mut known = 0;
+            for n in 0..FRAMES {
+                known += u32::from(put(&ours, n) == Put::Known);
+                check(n)?;
+            }
+            println!("{known} of {FRAMES} were there");
+            lines.find(|line| line.as_ref().is_ok_and(|line| line == "all")).ok_or("not all")??;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(wait));
+        // What is there at any moment is there as a whole.
+        in_file(&file).into_iter().try_for_each(check)?;
+        drop(child);
+        let left = in_file(&file);
+        left.iter().copied().try_for_each(check)?;
+        let new = (0..FRAMES).filter(|n| put(&ours, *n) == Put::New).count();
+        println!("killed after {} pages", left.len());
+        assert_eq!(new + left.len(), FRAMES as usize, "each comes once");
+        (0..FRAMES).try_for_each(check)?;
+        let why = refusal(ours.freeze(&[]));
+        assert!(why.contains("several processes"), "{why}");
+    }
+    Ok(())
+}
+
+#[test]
+fn only_the_memory_of_a_stage_is_joined() -> Outcome {
+    let Some(stage) = stage() else { return Ok(()) };
+    let why = |file: OwnedFd| refusal(Stage::join(layout(), file));
+    let small = MemoryFile::new(FRAME_BYTES)?;
+    assert!(why(small.as_fd().try_clone_to_owned()?).contains("it has 4096 bytes"));
+    let read_only = format!("/proc/self/fd/{}", stage.file()?.as_raw_fd());
+    assert!(why(open(read_only, OFlags::RDONLY, Mode::empty())?).contains("not open for reading"));
+    assert!(why(open("/proc/self/exe", OFlags::RDONLY, Mode::empty())?).contains("not a file of"));
+    let sealed = MemoryFile::new(bytes(&layout()))?;
+    fcntl_add_seals(&sealed, SealFlags::FUTURE_WRITE)?;
+    assert!(why(sealed.as_fd().try_clone_to_owned()?).contains("must be sealed"));
+
+    // What became an image is nobody else's stage.
+    let alone = Stage::new(layout())?;
+    alone.admit(&atlas(0..0), FreeFrames::Fetch)?;
+    (0..FRAMES).for_each(|n| assert_eq!(put(&alone, n), Put::New));
+    let before = Mapping::of_file(alone.file.as_fd(), alone.file.len(), Sharing::Private)?;
+    let image = alone.freeze(&runs::normal(Vec::new()))?;
+    assert!(refusal(alone.file()).contains("was frozen"));
+    let mut seen = vec![0; bytes(&layout())];
+    before.read(0, &mut seen)?;
+    assert_eq!(seen, image.bytes());
     Ok(())
 }

@@ -3,10 +3,32 @@
 use super::PageSize;
 use crate::error::{Asked, KvmError};
 use kaleidoscope_core::addr::FRAME_BYTES;
-use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, fstat, ftruncate, memfd_create};
+use rustix::fs::{
+    MemfdFlags, OFlags, SealFlags, fcntl_add_seals, fcntl_get_seals, fcntl_getfl, fstat, fstatfs,
+    ftruncate, memfd_create,
+};
+use rustix::io::{FdFlags, fcntl_setfd};
 use std::fs::File;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
+use thiserror::Error;
+
+/// What statfs(2) says of files of memory (TMPFS_MAGIC).
+const TMPFS: i64 = 0x0102_1994;
+
+/// Why a file that somebody else made is not used.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
+pub(crate) enum Unfit {
+    /// It is on a disk, or is no file.
+    #[error("it is not a file of memory (memfd) of 4 KiB pages")]
+    NotMemory,
+    /// It is open for reading only, or for appending.
+    #[error("it is not open for reading and writing anywhere in it")]
+    Access,
+    /// Somebody could change its size, or nobody can change its bytes.
+    #[error("its size must be sealed (F_SEAL_SHRINK, F_SEAL_GROW), its contents must not be")]
+    Seals,
+}
 
 /// Memory that has a file descriptor, in frame-index order. Takes memory as it is written.
 #[derive(Debug)]
@@ -39,9 +61,27 @@ impl MemoryFile {
         Ok(Self { file: File::from(fd), len, pages })
     }
 
-    /// A file of memory that somebody else made, of so many bytes: 4 KiB pages, and a size that is sealed.
-    pub(super) fn made(file: File, len: usize) -> Self {
-        Self { file, len, pages: PageSize::Small }
+    /// A file of memory that somebody else made, of 4 KiB pages, which is written to by whoever has it, and whose size is sealed.
+    pub(crate) fn of_others(fd: OwnedFd) -> Result<Result<Self, Unfit>, KvmError> {
+        let what = "looking at a file of memory";
+        #[expect(clippy::useless_conversion, reason = "the type differs between C libraries")]
+        let kind = i64::from(fstatfs(&fd).asked(what)?.f_type);
+        if kind != TMPFS {
+            return Ok(Err(Unfit::NotMemory));
+        }
+        let access = fcntl_getfl(&fd).asked(what)?;
+        if access & (OFlags::ACCMODE | OFlags::APPEND | OFlags::PATH) != OFlags::RDWR {
+            return Ok(Err(Unfit::Access));
+        }
+        let seals = fcntl_get_seals(&fd).asked(what)?;
+        if !seals.contains(SealFlags::SHRINK | SealFlags::GROW)
+            || seals.intersects(SealFlags::WRITE | SealFlags::FUTURE_WRITE)
+        {
+            return Ok(Err(Unfit::Seals));
+        }
+        fcntl_setfd(&fd, FdFlags::CLOEXEC).asked(what)?;
+        let len = usize::try_from(fstat(&fd).asked(what)?.st_size).unwrap_or(usize::MAX);
+        Ok(Ok(Self { file: File::from(fd), len, pages: PageSize::Small }))
     }
 
     /// Its size in bytes, whatever memory it takes.

@@ -8,7 +8,7 @@ mod ram;
 pub(crate) mod runs;
 mod store;
 
-pub(crate) use file::{MemoryFile, bytes_of, frames_of};
+pub(crate) use file::{MemoryFile, Unfit, bytes_of, frames_of};
 pub(crate) use freeze::Prepared;
 pub use image::{FrozenImage, Shared};
 pub use page_size::{PageSize, Ram};
@@ -19,6 +19,6 @@ pub use store::{ContentStore, StoreFileError};
 use kaleidoscope_core::memory::MemoryLayout;
 
 /// Bytes of a guest's RAM, as lengths of mappings have them. No layout is larger than an address space.
-fn bytes(layout: &MemoryLayout) -> usize {
+pub(crate) fn bytes(layout: &MemoryLayout) -> usize {
     usize::try_from(layout.bytes()).unwrap_or(usize::MAX)
 }

@@ -6,13 +6,20 @@ use crate::store_stage::filled;
 use kaleidoscope_core::addr::Gpa;
 use kaleidoscope_core::clone::{Background, FreeFrames, LocalSource, Options};
 use kaleidoscope_core::color::{Color, ColorMap, Frame, FrameKind, KernelIdentity};
-use kaleidoscope_core::memory::GuestMemory;
+use kaleidoscope_core::memory::{GuestMemory, MemoryLayout, VecMemory};
 use kaleidoscope_core::prefetch::{Atlas, Blind, Demand, PrefetchPolicy};
 use kaleidoscope_core::store::PageStore;
 use kaleidoscope_kvm::guest::{Plan, Witness, boot};
 use kaleidoscope_kvm::lazy::{Lazy, Stage};
 use kaleidoscope_kvm::machine::{Frozen, Host, Machine};
 use kaleidoscope_kvm::memory::{ContentStore, PageSize};
+use kaleidoscope_kvm::state::MachineState;
+use rustix::fs::{Mode, OFlags, open};
+use rustix::process::{Signal, set_parent_process_death_signal};
+use std::io::{BufRead, BufReader, Lines};
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -147,5 +154,129 @@ fn pages_of_the_store_stay_pinned_for_the_image_of_a_staged_clone() -> Outcome<(
     lives.iter().for_each(|frozen| verify_image(&plan, frozen));
     drop(lives);
     assert_eq!(store.statistics().pins, 0);
+    Ok(())
+}
+
+/// What says to the test below that it is another process, and where it finds what it needs.
+const ROLE: &str = "KALEIDOSCOPE_STAGED_ELSEWHERE";
+
+/// The guest of two processes.
+fn plan_of_both() -> Outcome<Plan> {
+    Ok(Plan::new(32, 2, 4, 256, 256, 2)?)
+}
+
+/// Frames of which nothing is known.
+fn plain(layout: MemoryLayout) -> Outcome<Arc<Atlas>> {
+    let frames = (0..layout.frames()).map(|_| Frame::default());
+    let map = ColorMap::new(layout, KernelIdentity::default(), frames, Vec::new())?;
+    Ok(Arc::new(Atlas::new(map)))
+}
+
+/// Does nothing but in a process that [`a_stage_serves_several_processes`] starts: there a clone runs on a stage of the other's.
+#[test]
+fn runs_elsewhere() -> Outcome<()> {
+    let Some(place) = std::env::var_os(ROLE) else { return Ok(()) };
+    set_parent_process_death_signal(Some(Signal::KILL))?;
+    let place = PathBuf::from(place);
+    let host = host().ok_or("no KVM")?;
+    let plan = plan_of_both()?;
+    let fd = open(std::fs::read_to_string(place.join("stage"))?, OFlags::RDWR, Mode::empty())?;
+    let stage = Stage::join(plan.layout()?, fd)?;
+    let state = MachineState::from_bytes(&std::fs::read(place.join("state"))?)?;
+    let ram = VecMemory::from_bytes(plan.layout()?, std::fs::read(place.join("ram"))?);
+    let lazy = Lazy {
+        atlas: plain(plan.layout()?)?,
+        policy: Box::new(Demand),
+        source: Arc::new(LocalSource::new(Arc::new(ram))),
+        options: Options::default(),
+        grant: None,
+        nearby: None,
+        stage: Some(stage),
+        pages: PageSize::Small,
+    };
+    let hears = Arc::new(Witness::default());
+    let mut clone = Machine::lazy_clone(&host, &state, lazy, Arc::clone(&hears) as _)?;
+    clone.resume()?;
+    let_run(&plan, &clone, &hears, 100);
+    println!("\nfaults {}", clone.engine().ok_or("no engine")?.statistics().total().faults);
+    let_run(&plan, &clone, &hears, 100);
+    verify_machine(&plan, &clone);
+    println!("\nright");
+    std::thread::sleep(Duration::from_secs(600));
+    Ok(())
+}
+
+/// Killed and waited for however the test ends.
+struct Elsewhere {
+    child: Child,
+    lines: Lines<BufReader<ChildStdout>>,
+}
+
+impl Elsewhere {
+    fn start(place: &Path) -> Outcome<Self> {
+        let mut child = Command::new(std::env::current_exe()?)
+            .args(["--exact", "staged::runs_elsewhere", "--nocapture"])
+            .env(ROLE, place)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let lines = BufReader::new(child.stdout.take().ok_or("no output")?).lines();
+        Ok(Self { child, lines })
+    }
+
+    /// What follows a word at the beginning of a line.
+    fn says(&mut self, word: &str) -> Outcome<String> {
+        let mut found = self.lines.by_ref().map_while(Result::ok);
+        let said = found.find_map(|line| line.strip_prefix(word).map(str::to_owned));
+        Ok(said.ok_or_else(|| format!("it does not say {word:?}"))?)
+    }
+}
+
+impl Drop for Elsewhere {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn a_stage_serves_several_processes() -> Outcome<()> {
+    let Some(host) = host().filter(|_| can_watch()) else { return Ok(()) };
+    let plan = plan_of_both()?;
+    let frozen = frozen(&host, &plan, 200)?;
+    let place = tempfile::tempdir()?;
+    std::fs::write(place.path().join("state"), frozen.state.to_bytes()?)?;
+    std::fs::write(place.path().join("ram"), frozen.image.bytes())?;
+    let stage = Stage::new(plan.layout()?)?;
+    let path = format!("/proc/{}/fd/{}", std::process::id(), stage.file()?.as_raw_fd());
+    std::fs::write(place.path().join("stage"), path)?;
+
+    let empty = stage.taken()?;
+    let mut first = Elsewhere::start(place.path())?;
+    let alone: u64 = first.says("faults ")?.parse()?;
+    let by_first = stage.taken()?;
+    assert!(alone > 100 && by_first > empty, "{alone} faults, {by_first} bytes");
+    // What one process fetched is there for the others. None goes with one that is killed.
+    let hears = Arc::new(Witness::default());
+    let mut lazy =
+        lazy(&frozen, &plain(plan.layout()?)?, Box::new(Demand), &stage, Background::Off);
+    lazy.options.free_frames = FreeFrames::Fetch;
+    let mut clone = Machine::lazy_clone(&host, &frozen.state, lazy, Arc::clone(&hears) as _)?;
+    clone.resume()?;
+    let_run(&plan, &clone, &hears, 100);
+    let ours = clone.engine().ok_or("no engine")?.statistics().total().faults;
+    first.says("right")?;
+    drop(first);
+    let_run(&plan, &clone, &hears, 100);
+    for _ in 0..5 {
+        drop(Elsewhere::start(place.path())?.says("faults ")?);
+    }
+    let mut last = Elsewhere::start(place.path())?;
+    let theirs: u64 = last.says("faults ")?.parse()?;
+    last.says("right")?;
+    println!("faults: the first {alone}, ours {ours}, the last {theirs}");
+    assert!(ours < alone / 4 && theirs < alone / 4, "{alone} {ours} {theirs}");
+    let_run(&plan, &clone, &hears, 100);
+    verify_machine(&plan, &clone);
     Ok(())
 }

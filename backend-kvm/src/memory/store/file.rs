@@ -4,19 +4,14 @@
 //! written last: at no moment does a fingerprint name other bytes than those that it was computed for.
 
 use crate::error::{Asked, KvmError};
-use crate::memory::{MemoryFile, runs};
+use crate::memory::{MemoryFile, Unfit, runs};
 use kaleidoscope_core::addr::FRAME_BYTES;
 use kaleidoscope_core::fingerprint::{FINGERPRINT_BYTES, Fingerprint};
 use kaleidoscope_core::memory::Page;
-use rustix::fs::{
-    FlockOperation, OFlags, SealFlags, SeekFrom, fcntl_get_seals, fcntl_getfl, fcntl_lock, fstat,
-    fstatfs, seek,
-};
-use rustix::io::{Errno, FdFlags, fcntl_setfd};
-use std::fs::File;
+use rustix::fs::{FlockOperation, SeekFrom, fcntl_lock, seek};
+use rustix::io::Errno;
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::FileExt;
 use thiserror::Error;
 
 /// What every store begins with.
@@ -24,9 +19,6 @@ const MAGIC: [u8; 8] = *b"KSTORE\r\n";
 
 /// A reader refuses any other.
 const VERSION: u32 = 1;
-
-/// What statfs(2) says of files of memory (TMPFS_MAGIC).
-const TMPFS: i64 = 0x0102_1994;
 
 /// A place without a page that is known. A page whose fingerprint is this one is lost with its process.
 const NONE: Fingerprint = Fingerprint([0; FINGERPRINT_BYTES]);
@@ -71,6 +63,16 @@ pub enum StoreFileError {
     },
 }
 
+impl From<Unfit> for StoreFileError {
+    fn from(unfit: Unfit) -> Self {
+        match unfit {
+            Unfit::NotMemory => Self::NotMemory,
+            Unfit::Access => Self::Access,
+            Unfit::Seals => Self::Seals,
+        }
+    }
+}
+
 /// A header, a fingerprint for each place, and the places.
 #[derive(Debug)]
 pub(super) struct StoreFile {
@@ -110,33 +112,14 @@ impl StoreFile {
 
     /// A store that a process that has ended has left.
     pub(super) fn open(fd: OwnedFd) -> Result<Self, KvmError> {
-        let what = "looking at a content store's file";
-        #[expect(clippy::useless_conversion, reason = "the type differs between C libraries")]
-        let kind = i64::from(fstatfs(&fd).asked(what)?.f_type);
-        if kind != TMPFS {
-            return Err(StoreFileError::NotMemory.into());
-        }
-        let access = fcntl_getfl(&fd).asked(what)?;
-        if access & (OFlags::ACCMODE | OFlags::APPEND | OFlags::PATH) != OFlags::RDWR {
-            return Err(StoreFileError::Access.into());
-        }
-        let seals = fcntl_get_seals(&fd).asked(what)?;
-        if !seals.contains(SealFlags::SHRINK | SealFlags::GROW)
-            || seals.intersects(SealFlags::WRITE | SealFlags::FUTURE_WRITE)
-        {
-            return Err(StoreFileError::Seals.into());
-        }
-        fcntl_setfd(&fd, FdFlags::CLOEXEC).asked(what)?;
-        let size = u64::try_from(fstat(&fd).asked(what)?.st_size).unwrap_or(0);
-        let file = File::from(fd);
+        let file = MemoryFile::of_others(fd)?.map_err(StoreFileError::from)?;
         let pages = header(&file)?;
-        let expected = all_bytes(pages);
-        if size != expected as u64 {
-            let expected = expected as u64;
+        let (size, expected) = (file.len() as u64, all_bytes(pages) as u64);
+        if size != expected {
             return Err(StoreFileError::Size { size, pages, expected }.into());
         }
         claim(file.as_fd())?;
-        Ok(Self { file: MemoryFile::made(file, expected), pages })
+        Ok(Self { file, pages })
     }
 
     /// Pages that it has room for.
@@ -218,10 +201,10 @@ impl AsFd for StoreFile {
 }
 
 /// Room that a header says.
-fn header(file: &File) -> Result<u32, KvmError> {
+fn header(file: &MemoryFile) -> Result<u32, KvmError> {
     let mut header = [0; MAGIC.len() + 12];
     // A file without room for it is none either.
-    file.read_exact_at(&mut header, 0).map_err(|_| StoreFileError::Magic)?;
+    file.read(0, &mut header).map_err(|_| StoreFileError::Magic)?;
     let (magic, fields) = header.split_at(MAGIC.len());
     let (fields, _) = fields.as_chunks();
     let [version, flags, pages] = fields else { return Err(StoreFileError::Magic.into()) };
