@@ -6,6 +6,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot read its guests fails")]
 
 mod guests;
+mod writes;
 
 use guests::{Guest, guests};
 use kaleidoscope_core::addr::FrameIndex;

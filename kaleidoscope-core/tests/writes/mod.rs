@@ -1,0 +1,103 @@
+//! Whether colors say what a clone will write.
+//!
+//! A clone that shares its parent's memory waits where it writes. What it will write could be copied ahead; a frame is worth that when it is
+//! written more often than not. This prints how many frames colors and temperature find worth it on the guests of
+//! `KALEIDOSCOPE_GUESTS`, each judged by what clones of the others wrote (see `guests`), and holds us to what is said of it in ARCHITECTURE.md.
+
+use crate::guests::{Guest, guests};
+use kaleidoscope_core::addr::{FrameIndex, Gfn};
+use kaleidoscope_core::color::Temperature;
+use kaleidoscope_core::prefetch::Class;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::Path;
+
+/// What is known of a frame ahead of its use.
+type Signs = (Class, u8);
+
+/// Frames that each of a guest's clones wrote.
+fn writes(guest: &Guest) -> BTreeMap<&str, BTreeSet<FrameIndex>> {
+    let root = std::env::var_os("KALEIDOSCOPE_GUESTS").unwrap();
+    let folder = Path::new(&root).join(&guest.name).join("traces");
+    let of_trace = |name: &str| {
+        let text = fs::read_to_string(folder.join(format!("{name}.csv"))).unwrap();
+        let mut lines = text.lines();
+        let columns: Vec<&str> = lines.next().unwrap().split(',').collect();
+        let column = |name: &str| columns.iter().position(|column| *column == name);
+        let [gfn, event, access] = ["gfn", "event", "access_write"].map(|c| column(c).unwrap());
+        let written = column("written");
+        let mut found = BTreeSet::new();
+        for fields in lines.map(|line| line.split(',').collect::<Vec<_>>()) {
+            // A page is written at its first touch, later, or by the end.
+            let is_written = fields[access] == "1"
+                || fields[event] == "firstwrite"
+                || written.is_some_and(|column| fields[column] == "1");
+            if is_written {
+                let gfn = Gfn(u64::from_str_radix(fields[gfn], 16).unwrap());
+                found.extend(guest.atlas.layout().index_of(gfn));
+            }
+        }
+        found
+    };
+    guest.traces.keys().map(|name| (name.as_str(), of_trace(name))).collect()
+}
+
+fn frames(guest: &Guest) -> impl Iterator<Item = FrameIndex> {
+    (0..guest.atlas.frames()).map(FrameIndex)
+}
+
+fn signs(guest: &Guest, frame: FrameIndex) -> Signs {
+    let temperature = guest.atlas.map().temperatures().get(frame.as_usize());
+    (guest.atlas.class(frame), temperature.copied().unwrap_or(Temperature::NONE).bits())
+}
+
+#[test]
+fn colors_do_not_say_what_will_be_written() {
+    let guests = guests();
+    if guests.len() < 2 {
+        return;
+    }
+    let written: Vec<_> = guests.iter().map(writes).collect();
+    println!(
+        "| guest | clones | frames that one writes | free ones of them | worth copying by color | written | of all writes |"
+    );
+    println!("|---|---|---|---|---|---|---|");
+    for (judged, guest) in guests.iter().enumerate() {
+        // Frames with each of the signs that clones of the others had and wrote: sums over the clones.
+        let (mut had, mut wrote) = (BTreeMap::<Signs, f64>::new(), BTreeMap::<Signs, f64>::new());
+        for (n, other) in guests.iter().enumerate().filter(|(n, _)| *n != judged) {
+            let clones = written[n].len() as f64;
+            frames(other).for_each(|frame| *had.entry(signs(other, frame)).or_default() += clones);
+            for frame in written[n].values().flatten() {
+                *wrote.entry(signs(other, *frame)).or_default() += 1.0;
+            }
+        }
+        let is_worth = |signs: &Signs| {
+            let of = |counts: &BTreeMap<Signs, f64>| counts.get(signs).copied().unwrap_or(0.0);
+            of(&wrote) > of(&had) / 2.0
+        };
+        let worth: BTreeSet<_> =
+            frames(guest).filter(|frame| is_worth(&signs(guest, *frame))).collect();
+        let clones = written[judged].len() as f64;
+        let mean = |of: &dyn Fn(&BTreeSet<FrameIndex>) -> usize| {
+            written[judged].values().map(|frames| of(frames) as f64).sum::<f64>() / clones
+        };
+        let all = mean(&|frames| frames.len());
+        let free = mean(&|frames| frames.iter().filter(|f| guest.atlas.is_free(**f)).count());
+        let hit = mean(&|frames| frames.intersection(&worth).count());
+        let (accuracy, coverage) = (hit / worth.len().max(1) as f64, hit / all);
+        println!(
+            "| {} | {clones} | {all:.0} | {free:.0} | {} | {:.0} % | {:.1} % |",
+            guest.name,
+            worth.len(),
+            100.0 * accuracy,
+            100.0 * coverage
+        );
+        assert!(free > all / 4.0, "{}: much of what clones write was free", guest.name);
+        assert!(
+            accuracy < 0.5 || coverage < 0.05,
+            "{}: colors say more of writes than they did; copying ahead by them may be worth it now",
+            guest.name
+        );
+    }
+}
