@@ -1,5 +1,6 @@
 //! `kaleidoscope bench kvm`: what freezing and cloning real machines costs, beside KVM's own calls.
 
+use super::cores::{Cores, Pinned};
 use super::measure::{Pair, median};
 use super::{Report, Row, us};
 use crate::failure::Failure;
@@ -84,6 +85,7 @@ impl Args {
                 "<= 2",
             ));
         }
+        rows.push(faulting(3 * rounds)?);
         rows.extend(running(rounds)?);
         for mib in [64, 512] {
             rows.extend(footprint(mib)?);
@@ -171,23 +173,69 @@ fn starting(mib: u32, rounds: usize) -> Outcome<Pair> {
 /// A way to make a clone.
 type Make<'w> = dyn Fn() -> Outcome<(Machine, Arc<Witness>)> + 'w;
 
-/// How long clones take, from when they begin to be made, until every process has been around so often.
-fn running(rounds: usize) -> Outcome<Vec<Row>> {
+/// A parent of which clones go around, and how far each process of one goes.
+fn runner() -> Outcome<(World, Vec<u64>)> {
     let world = World::new(Plan::new(64, 1, 4, 512, 512, 1)?, 1000)?;
     world.parent.pause()?;
     let goals = world.goals(ROUNDS)?;
-    let time = |clone: &mut Machine, start: Instant, witness: &Witness| {
-        clone.resume()?;
-        let_run(&world.plan, clone, witness, &goals)?;
-        Outcome::Ok(start.elapsed())
-    };
+    Ok((world, goals))
+}
+
+/// From when a clone began to be made until every process has been around so often.
+fn time(
+    world: &World,
+    goals: &[u64],
+    start: Instant,
+    (clone, witness): &mut (Machine, Arc<Witness>),
+) -> Outcome<Duration> {
+    clone.resume()?;
+    let_run(&world.plan, clone, witness, goals)?;
+    Ok(start.elapsed())
+}
+
+/// What a fault takes beyond a page that is there, beside a loop that copies the page and does nothing else. All threads are on one core, so that
+/// it is what the processor has to do, and not how long it takes to wake another one.
+fn faulting(rounds: usize) -> Outcome<Row> {
+    let (world, goals) = runner()?;
+    let (mut bare, mut ours) = (Vec::new(), Vec::new());
+    let cores = Pinned::new(Cores::One)?;
+    for _ in 0..rounds {
+        let each = cores.server(|| -> Outcome<_> {
+            let start = Instant::now();
+            let there = time(&world, &goals, start, &mut world.local()?)?;
+            let each = |time: Duration, faults: u64| {
+                let faults = u32::try_from(faults.max(1)).unwrap_or(u32::MAX);
+                time.saturating_sub(there) / faults
+            };
+            let witness = Arc::new(Witness::default());
+            let start = Instant::now();
+            let (clone, served) =
+                baseline::served(&world.host, &world.frozen, Arc::clone(&witness) as _)?;
+            let took = time(&world, &goals, start, &mut (clone, witness))?;
+            let bare = each(took, served.faults());
+            let start = Instant::now();
+            let mut made = world.lazy(Box::new(Demand), Options::default(), None)?;
+            let took = time(&world, &goals, start, &mut made)?;
+            let faults = made.0.engine().map_or(0, |engine| engine.statistics().total().faults);
+            Ok((bare, each(took, faults)))
+        })??;
+        bare.push(each.0);
+        ours.push(each.1);
+    }
+    let pair = Pair { bare: median(bare), ours: median(ours) };
+    Ok(Row::slower("a fault, beside a loop that copies alone".into(), pair, "<= 1.15"))
+}
+
+/// How long clones take, from when they begin to be made, until every process has been around so often.
+fn running(rounds: usize) -> Outcome<Vec<Row>> {
+    let (world, goals) = runner()?;
     let stage = Stage::new(world.parent.layout())?;
     let mut forecast = WriteForecast::new();
     for _ in 0..SIBLINGS {
-        let (mut sibling, witness) = world.local()?;
-        time(&mut sibling, Instant::now(), &witness)?;
-        sibling.pause()?;
-        forecast.learn(&sibling.written()?);
+        let mut sibling = world.local()?;
+        time(&world, &goals, Instant::now(), &mut sibling)?;
+        sibling.0.pause()?;
+        forecast.learn(&sibling.0.written()?);
     }
     let written = forecast.frames(MOST_AHEAD);
     let shared = sharing(&world)?;
@@ -223,41 +271,19 @@ fn running(rounds: usize) -> Outcome<Vec<Row>> {
         ("private mapping", Box::new(|| world.local())),
     ];
     let mut times: Vec<Vec<Duration>> = vec![Vec::new(); ways.len()];
-    let (mut bare, mut bare_faults, mut faults) = (Vec::new(), 0, 0);
     for _ in 0..rounds {
-        let witness = Arc::new(Witness::default());
-        let start = Instant::now();
-        let (mut clone, served) =
-            baseline::served(&world.host, &world.frozen, Arc::clone(&witness) as _)?;
-        bare.push(time(&mut clone, start, &witness)?);
-        bare_faults = served.faults();
-        drop(clone);
-        for (at, ((_, make), times)) in ways.iter().zip(&mut times).enumerate() {
+        for ((_, make), times) in ways.iter().zip(&mut times) {
             let start = Instant::now();
-            let (mut clone, witness) = make()?;
-            times.push(time(&mut clone, start, &witness)?);
-            if at == 0 {
-                faults = clone.engine().map_or(0, |engine| engine.statistics().total().faults);
-            }
+            times.push(time(&world, &goals, start, &mut make()?)?);
         }
     }
-    let bare = median(bare);
     let medians: Vec<Duration> = times.into_iter().map(median).collect();
-    let mut rows = Vec::new();
-    // What a run takes beyond one in which every page is there at once is what its faults take.
-    if let [demand, .., private] = medians.as_slice() {
-        let each = |time: Duration, faults: u64| {
-            let faults = u32::try_from(faults.max(1)).unwrap_or(u32::MAX);
-            time.saturating_sub(*private) / faults
-        };
-        let pair = Pair { bare: each(bare, bare_faults), ours: each(*demand, faults) };
-        rows.push(Row::slower("a fault, beside a loop that copies alone".into(), pair, "<= 1.15"));
-        for ((name, _), time) in ways.iter().zip(&medians) {
-            let pair = Pair { bare: *private, ours: *time };
-            rows.push(Row::slower(format!("{ROUNDS} rounds of a clone, {name}"), pair, ""));
-        }
-    }
-    Ok(rows)
+    let private = medians.last().copied().unwrap_or_default();
+    let rows = ways.iter().zip(medians).map(|((name, _), time)| {
+        let pair = Pair { bare: private, ours: time };
+        Row::slower(format!("{ROUNDS} rounds of a clone, {name}"), pair, "")
+    });
+    Ok(rows.collect())
 }
 
 /// The frozen parent, showing pages of a content store in as many runs as an image may: every eighth page of it came before the others.
