@@ -16,9 +16,10 @@ use thiserror::Error;
 /// What statfs(2) says of files of memory (TMPFS_MAGIC).
 const TMPFS: i64 = 0x0102_1994;
 
-/// Why a file that somebody else made is not used.
+/// Why a file of memory that another process made is not used.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
-pub(crate) enum Unfit {
+#[non_exhaustive]
+pub enum UnfitFile {
     /// It is on a disk, or is no file.
     #[error("it is not a file of memory (memfd) of 4 KiB pages")]
     NotMemory,
@@ -62,22 +63,22 @@ impl MemoryFile {
     }
 
     /// A file of memory that somebody else made, of 4 KiB pages, which is written to by whoever has it, and whose size is sealed.
-    pub(crate) fn of_others(fd: OwnedFd) -> Result<Result<Self, Unfit>, KvmError> {
+    pub(crate) fn of_others(fd: OwnedFd) -> Result<Result<Self, UnfitFile>, KvmError> {
         let what = "looking at a file of memory";
         #[expect(clippy::useless_conversion, reason = "the type differs between C libraries")]
         let kind = i64::from(fstatfs(&fd).asked(what)?.f_type);
         if kind != TMPFS {
-            return Ok(Err(Unfit::NotMemory));
+            return Ok(Err(UnfitFile::NotMemory));
         }
         let access = fcntl_getfl(&fd).asked(what)?;
         if access & (OFlags::ACCMODE | OFlags::APPEND | OFlags::PATH) != OFlags::RDWR {
-            return Ok(Err(Unfit::Access));
+            return Ok(Err(UnfitFile::Access));
         }
         let seals = fcntl_get_seals(&fd).asked(what)?;
         if !seals.contains(SealFlags::SHRINK | SealFlags::GROW)
             || seals.intersects(SealFlags::WRITE | SealFlags::FUTURE_WRITE)
         {
-            return Ok(Err(Unfit::Seals));
+            return Ok(Err(UnfitFile::Seals));
         }
         fcntl_setfd(&fd, FdFlags::CLOEXEC).asked(what)?;
         let len = usize::try_from(fstat(&fd).asked(what)?.st_size).unwrap_or(usize::MAX);

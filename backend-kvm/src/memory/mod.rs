@@ -8,7 +8,8 @@ mod ram;
 pub(crate) mod runs;
 mod store;
 
-pub(crate) use file::{MemoryFile, Unfit, bytes_of, frames_of};
+pub use file::UnfitFile;
+pub(crate) use file::{MemoryFile, bytes_of, frames_of};
 pub(crate) use freeze::Prepared;
 pub use image::{FrozenImage, Shared};
 pub use page_size::{PageSize, Ram};

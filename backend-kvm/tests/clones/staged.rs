@@ -1,18 +1,18 @@
 //! Clones on a stage that become parents.
 
 use crate::common::{Outcome, can_watch, host, let_run, verify_image, verify_machine};
-use crate::store::{count, domain, fingerprints, frozen};
-use crate::store_stage::filled;
+use crate::store::{count, domain, frozen};
+use crate::store_stage::{after_another, filled};
 use kaleidoscope_core::addr::Gpa;
 use kaleidoscope_core::clone::{Background, FreeFrames, LocalSource, Options};
 use kaleidoscope_core::color::{Color, ColorMap, Frame, FrameKind, KernelIdentity};
-use kaleidoscope_core::memory::{GuestMemory, MemoryLayout, VecMemory};
+use kaleidoscope_core::memory::{MemoryLayout, VecMemory};
 use kaleidoscope_core::prefetch::{Atlas, Blind, Demand, PrefetchPolicy};
 use kaleidoscope_core::store::PageStore;
 use kaleidoscope_kvm::guest::{Plan, Witness, boot};
 use kaleidoscope_kvm::lazy::{Lazy, Stage};
 use kaleidoscope_kvm::machine::{Frozen, Host, Machine};
-use kaleidoscope_kvm::memory::{ContentStore, PageSize};
+use kaleidoscope_kvm::memory::PageSize;
 use kaleidoscope_kvm::state::MachineState;
 use rustix::fs::{Mode, OFlags, open};
 use rustix::process::{Signal, set_parent_process_death_signal};
@@ -135,12 +135,8 @@ fn a_staged_clone_becomes_a_parent_among_its_siblings() -> Outcome<()> {
 fn pages_of_the_store_stay_pinned_for_the_image_of_a_staged_clone() -> Outcome<()> {
     let Some(host) = host().filter(|_| can_watch()) else { return Ok(()) };
     let plan = Plan::new(32, 1, 4, 256, 1024, 2)?;
-    let store = ContentStore::new(6000)?;
-    let other = frozen(&host, &plan, 50)?;
-    drop(other.image.sharing(&store, &*fingerprints(&other)?)?);
-    let parent = frozen(&host, &plan, 200)?;
-    let (layout, known) = (parent.image.layout().clone(), fingerprints(&parent)?);
-    let stage = Stage::sharing(layout, &store, &known, Some(&domain()))?;
+    let (store, parent, known) = after_another(&host, &plan)?;
+    let stage = Stage::sharing(plan.layout()?, &store, &known, Some(&domain()))?;
     let shown = count(&stage.shared());
     assert!(shown > 1000);
     let (_, _, mut clone, hears) = filled(&host, &parent, &stage)?;

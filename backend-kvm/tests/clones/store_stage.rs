@@ -3,6 +3,7 @@
 use crate::common::{Outcome, can_watch, host, let_run, verify_machine};
 use crate::store::{count, domain, fingerprints, frozen, turned_over, while_churning};
 use kaleidoscope_core::clone::{Background, Descriptor, LocalSource, Options};
+use kaleidoscope_core::fingerprint::Fingerprints;
 use kaleidoscope_core::memory::GuestMemory;
 use kaleidoscope_core::prefetch::{Blind, Demand, PrefetchPolicy};
 use kaleidoscope_core::store::PageStore;
@@ -36,6 +37,20 @@ fn clone_on(
     Ok((clone, hears))
 }
 
+/// A store that another machine of the build has filled, which is gone; a parent, and what its host says of its pages.
+pub(crate) fn after_another(
+    host: &Arc<Host>,
+    plan: &Plan,
+) -> Outcome<(Arc<ContentStore>, Frozen, Arc<Fingerprints>)> {
+    let store = ContentStore::new(6000)?;
+    let other = frozen(host, plan, 50)?;
+    drop(other.image.sharing(&store, &*fingerprints(&other)?)?);
+    drop(other);
+    let parent = frozen(host, plan, 200)?;
+    let known = fingerprints(&parent)?;
+    Ok((store, parent, known))
+}
+
 /// Frames that came to fill a clone, and those that were there: all that it has, when nothing ran.
 pub(crate) fn filled(
     host: &Arc<Host>,
@@ -56,15 +71,9 @@ pub(crate) fn filled(
 fn staged_clones_map_what_another_parent_had() -> Outcome<()> {
     let Some(host) = host().filter(|_| can_watch()) else { return Ok(()) };
     let plan = Plan::new(32, 2, 4, 256, 1024, 2)?;
-    let store = ContentStore::new(6000)?;
-    // Another machine of the build has filled the store, and is gone.
-    let other = frozen(&host, &plan, 50)?;
-    drop(other.image.sharing(&store, &*fingerprints(&other)?)?);
-    drop(other);
+    let (store, parent, known) = after_another(&host, &plan)?;
     assert_eq!(store.statistics().pins, 0);
-
-    let parent = frozen(&host, &plan, 200)?;
-    let (layout, known) = (parent.image.layout().clone(), fingerprints(&parent)?);
+    let layout = parent.image.layout().clone();
     let stage = Stage::sharing(layout.clone(), &store, &known, Some(&domain()))?;
     let shown = count(&stage.shared());
     assert!(shown > 1000 && stage.shared().len() <= 128, "{:?}", stage.shared());
@@ -110,11 +119,8 @@ fn staged_clones_map_what_another_parent_had() -> Outcome<()> {
 fn what_is_mapped_is_neither_fetched_nor_staged() -> Outcome<()> {
     let Some(host) = host().filter(|_| can_watch()) else { return Ok(()) };
     let plan = Plan::new(32, 1, 4, 256, 1024, 2)?;
-    let store = ContentStore::new(6000)?;
-    let other = frozen(&host, &plan, 50)?;
-    drop(other.image.sharing(&store, &*fingerprints(&other)?)?);
-    let parent = frozen(&host, &plan, 200)?;
-    let (layout, known) = (parent.image.layout().clone(), fingerprints(&parent)?);
+    let (store, parent, known) = after_another(&host, &plan)?;
+    let layout = parent.image.layout().clone();
     let frames = u64::from(layout.frames());
 
     let plain = Stage::new(layout.clone())?;

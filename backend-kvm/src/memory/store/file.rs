@@ -4,7 +4,7 @@
 //! written last: at no moment does a fingerprint name other bytes than those that it was computed for.
 
 use crate::error::{Asked, KvmError};
-use crate::memory::{MemoryFile, Unfit, runs};
+use crate::memory::{MemoryFile, UnfitFile, runs};
 use kaleidoscope_core::addr::FRAME_BYTES;
 use kaleidoscope_core::fingerprint::{FINGERPRINT_BYTES, Fingerprint};
 use kaleidoscope_core::memory::Page;
@@ -30,15 +30,9 @@ const PER_PAGE: u32 = 256;
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
 #[non_exhaustive]
 pub enum StoreFileError {
-    /// It is on a disk, or is no file.
-    #[error("it is not a file of memory (memfd) of 4 KiB pages")]
-    NotMemory,
-    /// It is open for reading only, or for appending.
-    #[error("it is not open for reading and writing anywhere in it")]
-    Access,
-    /// Somebody could change its size, or nobody can change its bytes.
-    #[error("its size must be sealed (F_SEAL_SHRINK, F_SEAL_GROW), its contents must not be")]
-    Seals,
+    /// It is not such a file as a store has.
+    #[error(transparent)]
+    Unfit(#[from] UnfitFile),
     /// Its former process has not ended.
     #[error("a process that lives uses it")]
     InUse,
@@ -61,16 +55,6 @@ pub enum StoreFileError {
         /// Bytes that a store of so many pages has.
         expected: u64,
     },
-}
-
-impl From<Unfit> for StoreFileError {
-    fn from(unfit: Unfit) -> Self {
-        match unfit {
-            Unfit::NotMemory => Self::NotMemory,
-            Unfit::Access => Self::Access,
-            Unfit::Seals => Self::Seals,
-        }
-    }
 }
 
 /// A header, a fingerprint for each place, and the places.

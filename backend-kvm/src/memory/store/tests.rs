@@ -2,6 +2,7 @@
 
 use super::file::{StoreFile, StoreFileError};
 use super::*;
+use crate::memory::UnfitFile;
 use crate::sys::{Mapping, Sharing};
 use proptest::prelude::*;
 use rustix::fs::{
@@ -194,17 +195,20 @@ fn what_is_no_store_is_refused() {
     assert!(ContentStore::reopen(memory(len, sealed, &good), &[]).is_ok());
     // Where these are kept in memory, that cannot be sealed.
     let disk = refused(tempfile::tempfile().unwrap().into());
-    assert!(matches!(disk, StoreFileError::NotMemory | StoreFileError::Seals), "{disk}");
-    assert_eq!(refused(std::io::pipe().unwrap().0.into()), StoreFileError::NotMemory);
-    assert_eq!(refused(memory(len, SealFlags::empty(), &good)), StoreFileError::Seals);
-    assert_eq!(refused(memory(len, SealFlags::SHRINK, &good)), StoreFileError::Seals);
+    assert!(
+        matches!(disk, StoreFileError::Unfit(UnfitFile::NotMemory | UnfitFile::Seals)),
+        "{disk}"
+    );
+    assert_eq!(refused(std::io::pipe().unwrap().0.into()), UnfitFile::NotMemory.into());
+    assert_eq!(refused(memory(len, SealFlags::empty(), &good)), UnfitFile::Seals.into());
+    assert_eq!(refused(memory(len, SealFlags::SHRINK, &good)), UnfitFile::Seals.into());
     let frozen = memory(len, sealed | SealFlags::FUTURE_WRITE, &good);
-    assert_eq!(refused(frozen), StoreFileError::Seals);
+    assert_eq!(refused(frozen), UnfitFile::Seals.into());
     let whole = memory(len, sealed, &good);
     let again =
         |flags| open(format!("/proc/self/fd/{}", whole.as_raw_fd()), flags, Mode::empty()).unwrap();
-    assert_eq!(refused(again(OFlags::RDONLY)), StoreFileError::Access);
-    assert_eq!(refused(again(OFlags::RDWR | OFlags::APPEND)), StoreFileError::Access);
+    assert_eq!(refused(again(OFlags::RDONLY)), UnfitFile::Access.into());
+    assert_eq!(refused(again(OFlags::RDWR | OFlags::APPEND)), UnfitFile::Access.into());
     assert_eq!(refused(memory(0, sealed, &[])), StoreFileError::Magic);
     assert_eq!(refused(memory(10, sealed, &good[..10])), StoreFileError::Magic);
     assert_eq!(refused(memory(len, sealed, b"KSTORE\n\n")), StoreFileError::Magic);
