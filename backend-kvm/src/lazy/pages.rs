@@ -153,11 +153,18 @@ impl LazyPages {
             [first, ..] if first.mapping.len() == self.bytes() => &*first.mapping,
             _ => return Err(KvmError::NotWhole("its memory is not one mapping of its stage")),
         };
-        let looking = "looking for what a clone has (Linux 6.7 or later)";
-        let own = own_pages(mapping).asked(looking)?;
-        let zeros = zero_pages(mapping).asked(looking)?;
-        let kept = own.iter().chain(&zeros).map(frames_of).collect();
-        Ok((stage.freeze(&runs::normal(kept))?, mapping))
+        let image = stage.freeze(|| {
+            let looking = "looking for what a clone has (Linux 6.7 or later)";
+            let own = own_pages(mapping).asked(looking)?;
+            let zeros = zero_pages(mapping).asked(looking)?;
+            Ok(runs::normal(own.iter().chain(&zeros).map(frames_of).collect()))
+        });
+        Ok((image?, mapping))
+    }
+
+    /// Whether pages of it are shared with siblings.
+    pub(crate) fn has_stage(&self) -> bool {
+        self.stage.is_some()
     }
 
     /// Bytes of all frames.

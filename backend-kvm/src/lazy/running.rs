@@ -139,11 +139,17 @@ impl Running {
     /// memory is now a private mapping of.
     ///
     /// # Errors
-    /// [`KvmError::NotWhole`] when frames are missing.
+    /// [`KvmError::NotWhole`] when frames are missing, or a staged clone's guest gave some back.
     pub(crate) fn release(&self) -> Result<Option<Arc<FrozenImage>>, KvmError> {
         if !self.engine.is_whole() {
             return Err(KvmError::NotWhole(
                 "pages of it are missing; Background::Full has all of them come",
+            ));
+        }
+        // A stage that is frozen has zeros for all clones where this one has them, and no page.
+        if self.pages.has_stage() && self.engine.has_given_back() {
+            return Err(KvmError::NotWhole(
+                "its guest gave memory back, which its siblings on the stage may need",
             ));
         }
         self.pages.release()

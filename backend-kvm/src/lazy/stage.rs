@@ -262,16 +262,19 @@ impl Stage {
         self.inlet.read().is_none()
     }
 
-    /// Makes the stage an image, in which frames that are not here are zeros: `kept` are those that a clone of the stage, which has every
-    /// frame, has in memory of its own or as zeros. That clone got the others from here, or does without them.
+    /// Makes the stage an image, in which frames that are not here are zeros. `kept` says which frames a clone of the stage has in memory of
+    /// its own or as zeros; it has every frame, and got the others from here, or does without them.
     ///
-    /// A frame that the clone got as zeros has a page of zeros. So what is not here is zeros for every clone of the stage that does
-    /// without the same frames as this one, and a page that comes for one of them later is told so ([`Put::Sealed`]).
+    /// A frame that the clone got as zeros has a page of zeros: none was given back. So what is not here is zeros for every clone of the stage that
+    /// does without the same frames as this one, and whoever brings a page later is told so ([`Put::Sealed`]).
     ///
     /// # Errors
     /// [`KvmError::NotWhole`] when the stage's clones do without different frames, or are not all known, or when a frame is not here;
     /// [`KvmError::Refused`] when the system refuses.
-    pub(super) fn freeze(&self, kept: &[Range<u32>]) -> Result<Arc<FrozenImage>, KvmError> {
+    pub(super) fn freeze(
+        &self,
+        kept: impl FnOnce() -> Result<Vec<Range<u32>>, KvmError>,
+    ) -> Result<Arc<FrozenImage>, KvmError> {
         let mut audience = self.audience.lock();
         if let Some(image) = &audience.image {
             return Ok(Arc::clone(image));
@@ -281,7 +284,7 @@ impl Stage {
                 "the clones on its stage do not agree about which frames are free, or are of several processes",
             ));
         }
-        let mut kept = kept.iter().cloned().peekable();
+        let mut kept = kept()?.into_iter().peekable();
         for frame in (0..self.layout.frames()).map(FrameIndex) {
             while kept.next_if(|run| run.end <= frame.0).is_some() {}
             let is_kept = kept.peek().is_some_and(|run| run.contains(&frame.0));

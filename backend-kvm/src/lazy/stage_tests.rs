@@ -6,7 +6,7 @@ use super::Stage;
 use super::pages::{LazyPages, Part};
 use super::stage::Put;
 use crate::error::KvmError;
-use crate::memory::{MemoryFile, PageSize, bytes, runs};
+use crate::memory::{FrozenImage, MemoryFile, PageSize, bytes};
 use crate::sys::{Mapping, Sharing, own_pages};
 use kaleidoscope_core::addr::{FRAME_BYTES, FrameIndex};
 use kaleidoscope_core::clone::FreeFrames;
@@ -61,6 +61,11 @@ fn put(stage: &Stage, n: u32) -> Put {
     stage.put(FrameIndex(n), &page(n)).unwrap()
 }
 
+/// Freezes a stage as a clone does that has these frames itself.
+fn freeze(stage: &Stage, kept: &[Range<u32>]) -> Result<Arc<FrozenImage>, KvmError> {
+    stage.freeze(|| Ok(kept.to_vec()))
+}
+
 fn refusal(result: Result<impl Sized, KvmError>) -> String {
     result.err().map(|error| error.to_string()).unwrap_or_default()
 }
@@ -75,10 +80,10 @@ fn a_stage_with_every_page_becomes_an_image() -> Outcome {
     for n in (0..80).chain([91]) {
         assert_eq!(put(&stage, n), Put::New);
     }
-    assert!(refusal(stage.freeze(&[80..89])).contains("not on its stage"));
+    assert!(refusal(freeze(&stage, &[80..89])).contains("not on its stage"));
     assert_eq!(put(&stage, 5), Put::Known);
     assert_eq!(put(&stage, 89), Put::New, "what cannot be frozen goes on");
-    let image = stage.freeze(&[80..89])?;
+    let image = freeze(&stage, &[80..89])?;
     let expected = |n: u32| if n < 80 || n == 89 || n == 91 { page(n)[0] } else { 0 };
     let bytes = || image.bytes().iter().step_by(FRAME_BYTES).copied();
     assert!(bytes().eq((0..FRAMES).map(expected)));
@@ -90,7 +95,7 @@ fn a_stage_with_every_page_becomes_an_image() -> Outcome {
     let mut byte = [7];
     first.read(80 * FRAME_BYTES, &mut byte)?;
     assert_eq!(byte, [0]);
-    assert!(Arc::ptr_eq(&image, &stage.freeze(&[])?), "it is frozen once");
+    assert!(Arc::ptr_eq(&image, &freeze(&stage, &[])?), "it is frozen once");
     // Clones that need what is zeros now have to go elsewhere.
     stage.admit(&free, FreeFrames::Zero)?;
     assert!(refusal(stage.admit(&free, FreeFrames::Fetch)).contains("other free frames"));
@@ -105,7 +110,7 @@ fn clones_that_do_without_different_frames_cannot_be_frozen() -> Outcome {
         stage.admit(&atlas(90..96), FreeFrames::Zero)?;
         stage.admit(&atlas(other), mode)?;
         (0..FRAMES).for_each(|n| assert_eq!(put(&stage, n), Put::New));
-        assert!(refusal(stage.freeze(&[])).contains("do not agree"));
+        assert!(refusal(freeze(&stage, &[])).contains("do not agree"));
     }
     Ok(())
 }
@@ -115,9 +120,9 @@ fn frames_that_are_needed_are_never_zeros() -> Outcome {
     let Some(stage) = stage() else { return Ok(()) };
     stage.admit(&atlas(0..FRAMES), FreeFrames::Fetch)?;
     (1..FRAMES).for_each(|n| assert_eq!(put(&stage, n), Put::New));
-    assert!(refusal(stage.freeze(&[])).contains("not on its stage"), "free frames are fetched");
-    assert!(refusal(stage.freeze(&[1..FRAMES])).contains("not on its stage"));
-    assert!(stage.freeze(&[0..1]).is_ok());
+    assert!(refusal(freeze(&stage, &[])).contains("not on its stage"), "free frames are fetched");
+    assert!(refusal(freeze(&stage, &[1..FRAMES])).contains("not on its stage"));
+    assert!(freeze(&stage, &[0..1]).is_ok());
     Ok(())
 }
 
@@ -138,7 +143,7 @@ fn a_stage_is_frozen_with_every_page_or_not_at_all() -> Outcome {
                 });
             }
             loop {
-                match stage.freeze(&[]) {
+                match freeze(&stage, &[]) {
                     Ok(image) => return image,
                     Err(KvmError::NotWhole(_)) => std::thread::yield_now(),
                     Err(other) => panic!("{other}"),
@@ -264,7 +269,7 @@ fn a_killed_process_leaves_whole_pages() -> Outcome {
         println!("killed after {} pages", left.len());
         assert_eq!(new + left.len(), FRAMES as usize, "each comes once");
         (0..FRAMES).try_for_each(check)?;
-        let why = refusal(ours.freeze(&[]));
+        let why = refusal(freeze(&ours, &[]));
         assert!(why.contains("several processes"), "{why}");
     }
     Ok(())
@@ -288,7 +293,7 @@ fn only_the_memory_of_a_stage_is_joined() -> Outcome {
     alone.admit(&atlas(0..0), FreeFrames::Fetch)?;
     (0..FRAMES).for_each(|n| assert_eq!(put(&alone, n), Put::New));
     let before = Mapping::of_file(alone.file.as_fd(), alone.file.len(), Sharing::Private)?;
-    let image = alone.freeze(&runs::normal(Vec::new()))?;
+    let image = freeze(&alone, &[])?;
     assert!(refusal(alone.file()).contains("was frozen"));
     let mut seen = vec![0; bytes(&layout())];
     before.read(0, &mut seen)?;

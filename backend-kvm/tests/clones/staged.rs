@@ -109,6 +109,14 @@ fn a_staged_clone_becomes_a_parent_among_its_siblings() -> Outcome<()> {
     let (sibling, sibling_hears) = make(Box::new(Blind::aligned(16)), Background::Off)?;
     let why = sibling.freeze().unwrap_err().to_string();
     assert!(why.contains("Background::Full"), "{why}");
+    // What a guest gives back is zeros for it, and not for its siblings.
+    let (generous, _) = make(Box::new(Demand), Background::Full)?;
+    until_whole(&generous);
+    generous.pause()?;
+    generous.engine().ok_or("no engine")?.removed(used..used + 1)?;
+    let why = generous.freeze().unwrap_err().to_string();
+    assert!(why.contains("gave memory back"), "{why}");
+    drop(generous);
     let (clone, hears) = make(Box::new(Demand), Background::Full)?;
     until_whole(&clone);
     let lives = generations(&host, &plan, &clone, &hears)?;

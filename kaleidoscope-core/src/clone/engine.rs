@@ -173,6 +173,14 @@ impl Engine {
         self.stopped().is_none() && missing.next().is_none()
     }
 
+    /// Whether the guest has given frames back, which read as zeros since, whatever the parent has there. Looks at all frames.
+    #[must_use]
+    pub fn has_given_back(&self) -> bool {
+        let frames = (0..self.inner.atlas.frames()).map(FrameIndex);
+        let mut phases = frames.map(|frame| self.inner.states.phase(frame));
+        phases.any(|phase| matches!(phase, Phase::Removed | Phase::Refilled))
+    }
+
     /// Counters at this moment.
     #[must_use]
     pub fn statistics(&self) -> Statistics {
