@@ -3,14 +3,43 @@
 
 use serde_json::Value;
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::error::Error;
+use std::path::{Path, PathBuf};
 use std::process::Command;
+use twox_hash::XxHash3_64;
+
+/// Files on the guest's disk.
+const FILES: usize = 24;
 
 /// Frames of a class that may differ: a clone that is asked what its pages are has run a little.
 const TOLERANCE: u64 = 16;
 
 fn skip(why: &str) {
     println!("******** SKIPPED: clones of Linux on KVM: {why} ********");
+}
+
+/// A disk with files that are named by what they hold.
+fn disk(folder: &Path) -> Result<PathBuf, Box<dyn Error>> {
+    let (root, image) = (folder.join("root"), folder.join("disk.ext4"));
+    let files = root.join("files");
+    std::fs::create_dir_all(&files)?;
+    for number in 0..FILES {
+        let bytes = (0..number * 3000 + 100).map(|at| (at / 5 * (number + 3)).to_le_bytes()[0]);
+        let bytes: Vec<u8> = bytes.collect();
+        let name = format!("{:016x}", XxHash3_64::oneshot(&bytes));
+        std::fs::write(files.join(name), bytes)?;
+    }
+    // Part of e2fsprogs, which every Debian has; users' paths may lack the folder that it is in.
+    let made = Command::new("mke2fs")
+        .env("PATH", std::env::var("PATH")? + ":/usr/sbin:/sbin")
+        .args(["-q", "-t", "ext4", "-d"])
+        .args([&root, &image])
+        .arg("16M")
+        .status()?;
+    match made.success() {
+        true => Ok(image),
+        false => Err("mke2fs makes no disk".into()),
+    }
 }
 
 #[test]
@@ -24,12 +53,16 @@ fn clones_of_linux_prove_themselves() {
     let words = std::env::var("KALEIDOSCOPE_KERNEL_WORDS").unwrap_or_default();
     let folder = tempfile::tempdir().unwrap();
     let registered = folder.path().join("registered");
+    let disk = disk(folder.path()).unwrap();
+    let before = std::fs::read(&disk).unwrap();
     let output = Command::new(env!("CARGO_BIN_EXE_kaleidoscope"))
         .args(["clone", "--json", "--check", "--mib", "64", "--clones", "3"])
         .args(["--ways", "local,ahead,staged,copied", "--kernel", &kernel])
         .args(["--init", env!("CARGO_BIN_EXE_kaleidoscope-guest")])
         .args(["--append", &format!("console=ttyS0 quiet reboot=t panic=-1 rdinit=/init {words}")])
         .args(["--command", &format!("echo $KALEIDOSCOPE_CLONE >> {}", registered.display())])
+        .arg("--disk")
+        .arg(&disk)
         .arg("--out")
         .arg(folder.path())
         .output()
@@ -53,13 +86,21 @@ fn clones_of_linux_prove_themselves() {
         assert!(clone["own_bytes"].as_u64().unwrap() < 64 << 20, "{clone}");
     }
 
+    // Each has read all files of the disk, written one, and found none of the others': clones of the parent's disk, which is as it was.
+    let log = std::fs::read_to_string(folder.path().join("parent.log")).unwrap();
+    assert!(log.contains(&format!("a disk with {FILES} files")), "{log}");
+    assert!(std::fs::read(&disk).unwrap() == before);
+    let regions = std::fs::read_to_string(folder.path().join("regions.csv")).unwrap();
+    let on_disk = regions.lines().filter(|line| line.contains(":/files/")).count();
+    assert!(on_disk >= FILES / 2, "files that were read are known by name:\n{regions}");
+
     let check = &result["check"];
     assert_eq!(check["unknown"], 0);
     for class in check["classes"].as_array().unwrap() {
         assert!(class["wrong"].as_u64().unwrap() <= TOLERANCE, "{check:#}");
     }
     let classes: Vec<_> = check["classes"].as_array().unwrap().iter().collect();
-    for name in ["free", "slab", "page-table", "anonymous", "shared", "kernel"] {
+    for name in ["free", "slab", "page-table", "anonymous", "shared", "file", "kernel"] {
         assert!(classes.iter().any(|class| class["class"] == name), "{name}: {check:#}");
     }
     for file in ["colors.png", "frames.csv", "regions.csv", "parent.log", "staged-2.log"] {

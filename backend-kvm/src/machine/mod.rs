@@ -2,11 +2,13 @@
 
 mod ahead;
 mod control;
+mod device_memory;
 mod devices;
 mod hooked;
 mod host;
 mod vcpu;
 
+pub use device_memory::DeviceMemory;
 pub use devices::{Devices, Quiet};
 pub use host::Host;
 

@@ -3,7 +3,7 @@
 //! As process 1 it mounts what it needs and starts workers, each of which fills memory with what only it can know, and checks it round after round.
 //! It says `guest: ready` on the console once they are warm, and then does as the host says on the console, a word per line:
 //!
-//! - `clone ID`: this is a clone. Whoever has subscribed is sent SIGCLONE (a file in `/run/sigclone` has its process's number as name, and the signal's as
+//! - `clone ID`: this is a clone. If there is a disk, all of its files are read and a file is written (see `disk`). Whoever has subscribed is sent SIGCLONE (a file in `/run/sigclone` has its process's number as name, and the signal's as
 //!   content), and finds its id in `/run/clone-id`. The workers check all that they have, and `guest: clone ID: 4 of 4 right` is said.
 //! - `flags`: `/proc/kpageflags` is stored in the window to the host, as pairs of words: the flags of some frames, and how many these are.
 //! - `end`: the guest ends.
@@ -20,6 +20,68 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
+
+/// What is on the disk, if there is one: files whose names are the XXH3 hashes of what they hold, in sixteen digits.
+mod disk {
+    use super::Outcome;
+    use rustix::fs::sync;
+    use rustix::mount::{MountFlags, mount};
+    use std::fs;
+    use std::path::{Path, PathBuf};
+    use twox_hash::XxHash3_64;
+
+    const DEVICE: &str = "/dev/vda";
+    const AT: &str = "/disk";
+
+    /// Mounts the disk and reads every second file; says how many there are, or that there is no disk.
+    pub(crate) fn warm() -> Outcome<Option<usize>> {
+        mount("devtmpfs", "/dev", "devtmpfs", MountFlags::empty(), None)?;
+        if !Path::new(DEVICE).exists() {
+            return Ok(None);
+        }
+        fs::create_dir(AT)?;
+        mount(DEVICE, AT, "ext4", MountFlags::empty(), None)?;
+        let files = files()?;
+        files.iter().step_by(2).try_for_each(|path| check(path))?;
+        Ok(Some(files.len()))
+    }
+
+    fn files() -> Outcome<Vec<PathBuf>> {
+        let entries = fs::read_dir(Path::new(AT).join("files"))?;
+        let mut files = entries.map(|entry| Ok(entry?.path())).collect::<Outcome<Vec<_>>>()?;
+        files.sort();
+        Ok(files)
+    }
+
+    fn check(path: &Path) -> Outcome<()> {
+        let hash = format!("{:016x}", XxHash3_64::oneshot(&fs::read(path)?));
+        match path.ends_with(&hash) {
+            true => Ok(()),
+            false => Err(format!("{} holds what hashes to {hash}", path.display()).into()),
+        }
+    }
+
+    /// Reads all files, those for the first time that nobody has read; writes one, which nobody else has, and reads it from the disk.
+    pub(crate) fn check_all(id: &str) -> Outcome<()> {
+        if !Path::new(AT).exists() {
+            return Ok(());
+        }
+        files()?.iter().try_for_each(|path| check(path))?;
+        let own = Path::new(AT).join("own");
+        if own.exists() {
+            return Err("another machine's file is on the disk".into());
+        }
+        let text = format!("{id} ").repeat(1000);
+        fs::write(&own, &text)?;
+        sync();
+        // Pages and names: what is read now comes from the disk.
+        fs::write("/proc/sys/vm/drop_caches", "3")?;
+        match fs::read_to_string(&own)? == text {
+            true => Ok(()),
+            false => Err("the disk does not hold what was written to it".into()),
+        }
+    }
+}
 
 type Outcome<T> = Result<T, Box<dyn Error>>;
 
@@ -71,6 +133,7 @@ fn init() -> Outcome<()> {
     File::open("/init")?.read_to_end(&mut file)?;
     let length = file.len();
     fs::write("/tmp/copy", file)?;
+    let disk = disk::warm()?;
     for number in 0..WORKERS {
         Command::new("/init").args(["worker", &number.to_string()]).spawn()?;
     }
@@ -79,7 +142,11 @@ fn init() -> Outcome<()> {
     }
     // What the answer to `flags` takes, so that the question changes little.
     let (mut flags, mut runs) = (vec![0; PIECE], Vec::with_capacity(PIECE));
-    println!("guest: ready, {WORKERS} workers of {} MiB, a file of {length} bytes", PAGES >> 8);
+    let on_disk = disk.map_or("no disk".to_owned(), |files| format!("a disk with {files} files"));
+    println!(
+        "guest: ready, {WORKERS} workers of {} MiB, a file of {length} bytes, {on_disk}",
+        PAGES >> 8
+    );
     for line in stdin().lock().lines() {
         let line = line?;
         match line.trim().split_once(' ').unwrap_or((line.trim(), "")) {
@@ -107,6 +174,10 @@ fn cloned(id: &str) -> Outcome<()> {
             // Who has ended needs not be told.
             let _ = kill(Pid::from_raw(number), Signal::try_from(signal)?);
         }
+    }
+    if let Err(error) = disk::check_all(id) {
+        println!("guest: clone {id}: its disk is wrong: {error}");
+        return Ok(());
     }
     let mut right = 0;
     for number in 0..WORKERS {

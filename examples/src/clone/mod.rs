@@ -23,7 +23,7 @@ const RIGHT: &str = "clone {id}: 4 of 4 right";
 
 /// Boot Linux on KVM, freeze it while it runs, and start clones of it.
 ///
-/// The guest has one processor, RAM, and a serial line as its console. When it has said what `--when` waits for it is frozen, and goes
+/// The guest has one processor, RAM, a serial line as its console, and a disk if it is given one. When it has said what `--when` waits for it is frozen, and goes
 /// on; what every page of it is, is found from outside. Each clone is told on its console who it is.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = "\
@@ -32,6 +32,8 @@ Examples:
       workers that check their memory; clones prove that they have all of it
   kaleidoscope clone --kernel /boot/vmlinuz --initramfs initrd.img --when 'login:' --clones 16 --out clones
       16 clones of any Linux that has come to its login prompt; their consoles are in files
+  kaleidoscope clone --kernel vmlinux --disk root.ext4 --append 'console=ttyS0 root=/dev/vda rw' --when 'login:' --out clones
+      a guest with a disk; what it and its clones write to it they keep to themselves
   kaleidoscope clone --kernel vmlinux --init ./server --when ready --tell 'id {id}\\n' --until serving --ways copied --policy predicted
       a program of your own as the guest's only one; clones whose pages come as they are touched")]
 pub(crate) struct Args {
@@ -39,11 +41,15 @@ pub(crate) struct Args {
     #[arg(long, value_name = "FILE")]
     kernel: PathBuf,
     /// Its first root, a cpio archive
-    #[arg(long, value_name = "FILE", required_unless_present = "init")]
+    #[arg(long, value_name = "FILE", required_unless_present_any = ["init", "disk"])]
     initramfs: Option<PathBuf>,
     /// A program to run as its first process; its first root is made of it and the shared libraries that it needs
     #[arg(long, value_name = "PROGRAM", conflicts_with = "initramfs")]
     init: Option<PathBuf>,
+    /// A disk (/dev/vda): a file or a block device, which stays as it is. What the guest writes is in memory, and a clone begins with what its
+    /// parent had written
+    #[arg(long, value_name = "FILE")]
+    disk: Option<PathBuf>,
     /// The kernel's command line
     #[arg(
         long,

@@ -8,7 +8,7 @@ use crate::failure::Failure;
 use crate::progress::Status;
 use crate::replay::policies::{self, Prepared};
 use crate::vm::MOST_AHEAD;
-use crate::vmm::{Console, Linux, Platform, Software, with_program};
+use crate::vmm::{Console, Disk, FrozenLinux, Linux, Platform, Software, with_program};
 use kaleidoscope_core::clone::hooks::{CloneHook, Guest, HookError, Hooks, Reconfigure};
 use kaleidoscope_core::clone::{CloneId, LocalSource, Options};
 use kaleidoscope_core::coloring::Rules;
@@ -16,7 +16,7 @@ use kaleidoscope_core::manifest::ImageIdentity;
 use kaleidoscope_core::prefetch::{Atlas, WriteForecast};
 use kaleidoscope_core::replay::Trace;
 use kaleidoscope_kvm::lazy::{Lazy, Stage};
-use kaleidoscope_kvm::machine::{Frozen, Host};
+use kaleidoscope_kvm::machine::Host;
 use kaleidoscope_kvm::memory::PageSize;
 use std::ffi::OsString;
 use std::fs::File;
@@ -42,17 +42,18 @@ pub(super) fn run(args: &Args, status: &Status) -> Result<Report, Failure> {
     })?;
     status.set("booting");
     let start = Instant::now();
-    let parent = boot(args, &host)?;
+    let mut parent = boot(args, &host)?;
     let booted = start.elapsed();
     std::thread::sleep(args.after);
 
     status.set("freezing");
-    let frozen = parent.machine.freeze().map_err(Failure::new)?;
+    let frozen = parent.freeze().map_err(Failure::new)?;
+    let (image, state) = (&*frozen.machine.image, &frozen.machine.state);
     let start = Instant::now();
-    let analysis = color(&*frozen.image, frozen.state.registers(), Rules::default())?;
+    let analysis = color(image, state.registers(), Rules::default())?;
     let colored = start.elapsed();
     let map = analysis.coloring.map;
-    let identity = ImageIdentity::of(&*frozen.image, &map).map_err(Failure::new)?;
+    let identity = ImageIdentity::of(image, &map).map_err(Failure::new)?;
     let guest = policies::Guest { atlas: Arc::new(Atlas::new(map.clone())), identity };
     let stage = args.ways.contains(&Way::Staged).then(|| Stage::new(parent.machine.layout()));
     let mut forecast = WriteForecast::new();
@@ -85,7 +86,7 @@ pub(super) fn run(args: &Args, status: &Status) -> Result<Report, Failure> {
         kernel: map.kernel().release.clone(),
         mib: args.mib,
         booted_s: booted.as_secs_f64(),
-        pause_us: frozen.pause.as_secs_f64() * 1e6,
+        pause_us: frozen.machine.pause.as_secs_f64() * 1e6,
         colored_ms: colored.as_secs_f64() * 1e3,
         parent_own_bytes: own,
         shared_bytes: nursery.shared()?,
@@ -102,7 +103,9 @@ fn boot(args: &Args, host: &Arc<Host>) -> Result<Linux, Failure> {
         (None, Some(path)) => std::fs::read(path).map_err(|error| Failure::at(path, error))?,
         (None, None) => Vec::new(),
     };
-    let software = Software { kernel: &args.kernel, initramfs: &initramfs, words: &args.append };
+    let disk = args.disk.as_deref().map(Disk::open).transpose().map_err(Failure::new)?;
+    let (kernel, words) = (&*args.kernel, &*args.append);
+    let software = Software { kernel, initramfs: &initramfs, words, disk };
     let console = console(args, "parent")?;
     let ram = (args.mib, args.pages());
     let mut parent =
@@ -168,7 +171,7 @@ impl CloneHook for Tell {
 struct Nursery<'a> {
     args: &'a Args,
     host: &'a Arc<Host>,
-    frozen: &'a Frozen,
+    frozen: &'a FrozenLinux,
     guest: policies::Guest,
     policy: Prepared,
     stage: Option<Arc<Stage>>,
@@ -196,7 +199,7 @@ impl Nursery<'_> {
                 let lazy = Lazy {
                     atlas: Arc::clone(&self.guest.atlas),
                     policy: self.policy.build(&self.guest.atlas, &Trace::default()),
-                    source: Arc::new(LocalSource::new(Arc::clone(&self.frozen.image) as _)),
+                    source: Arc::new(LocalSource::new(Arc::clone(&self.frozen.machine.image) as _)),
                     options: Options::default(),
                     grant: None,
                     nearby: None,

@@ -1,21 +1,23 @@
-//! The machine's devices: a serial line, and a window to the host.
+//! The machine's devices: a serial line, a disk, and a window to the host.
 
+use super::block::{self, BlockDevice, Registers};
 use super::console::Console;
+use super::disk::Disk;
 use super::platform::ADAPTERS;
 use crate::vm::Outcome;
-use kaleidoscope_kvm::machine::Devices;
+use kaleidoscope_kvm::machine::{DeviceMemory, Devices, Machine};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use std::io::{self, Write};
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use vm_superio::serial::{NoEvents, SerialState};
 use vm_superio::{Serial, Trigger};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 /// A PC's first serial line: ports, and its interrupt.
 const SERIAL: Range<u16> = 0x3f8..0x400;
-pub(super) const SERIAL_LINE: u32 = 4;
+const SERIAL_LINE: u32 = 4;
 
 /// What a guest stores in this page goes to the host as it is: `/dev/mem` has it, without a driver.
 const WINDOW: Range<u64> = 0xd_0000..0xd_1000;
@@ -65,19 +67,43 @@ impl Port {
     }
 }
 
+/// A disk, and its interrupt.
+struct Storage {
+    device: Mutex<BlockDevice>,
+    interrupt: EventFd,
+    /// What was on it at the last freeze.
+    frozen: Mutex<Option<Disk>>,
+}
+
+impl Storage {
+    fn new(disk: Disk, registers: Registers) -> io::Result<Self> {
+        let interrupt = EventFd::new(EFD_NONBLOCK)?;
+        // As for the serial line: it may have been on its way.
+        if registers.interrupts != 0 {
+            interrupt.write(1)?;
+        }
+        let device = Mutex::new(BlockDevice::new(disk, registers));
+        Ok(Self { device, interrupt, frozen: Mutex::new(None) })
+    }
+}
+
 /// All devices.
 pub(crate) struct Platform {
     port: Mutex<Port>,
     console: Arc<Console>,
     interrupt: EventFd,
+    storage: Option<Storage>,
+    /// The guest's memory, once it is there.
+    memory: OnceLock<DeviceMemory>,
 }
 
 /// Says that there is input: a bit of the register that names the interrupt (PC16550D data sheet, table 4).
 const HAS_INPUT: u8 = 0x4;
 
-/// Registers of the serial line. What waited to be read is not among them: it was for the parent.
+/// Registers of the serial line and of the disk. What waited to be read from the line is not among them: it was for the parent.
 #[derive(Serialize, Deserialize)]
 struct Saved {
+    storage: Option<Registers>,
     baud: [u8; 2],
     interrupt_enable: u8,
     interrupt_identification: u8,
@@ -88,14 +114,28 @@ struct Saved {
 
 impl Platform {
     /// Devices that are switched on.
-    pub(super) fn new(console: Arc<Console>) -> Outcome<Self> {
-        Self::with(&SerialState::default(), console)
+    pub(super) fn new(console: Arc<Console>, disk: Option<Disk>) -> Outcome<Self> {
+        let storage = disk.map(|disk| Storage::new(disk, Registers::default())).transpose()?;
+        Self::with(&SerialState::default(), console, storage)
     }
 
-    /// Devices of a clone, from what a freeze saved.
-    pub(super) fn restored(saved: &[u8], console: Arc<Console>) -> Outcome<Self> {
+    /// Devices of a clone, from what a freeze saved and what was on the disk then.
+    pub(super) fn restored(
+        saved: &[u8],
+        disk: Option<Disk>,
+        console: Arc<Console>,
+    ) -> Outcome<Self> {
         let saved: Saved = serde_json::from_slice(saved)
             .map_err(|error| format!("the devices' saved state: {error}"))?;
+        let storage = match (saved.storage, disk) {
+            (Some(registers), Some(disk)) => Some(Storage::new(disk, registers)?),
+            (None, None) => None,
+            (Some(_), None) | (None, Some(_)) => {
+                return Err(
+                    "the devices' saved state: a disk is missing, or is one too many".into()
+                );
+            }
+        };
         let state = SerialState {
             baud_divisor_low: saved.baud[0],
             baud_divisor_high: saved.baud[1],
@@ -107,29 +147,45 @@ impl Platform {
             scratch: saved.scratch,
             ..SerialState::default()
         };
-        let devices = Self::with(&state, console)?;
+        let devices = Self::with(&state, console, storage)?;
         // An interrupt that was on its way when the parent was frozen is nowhere in the state; a guest that has none to serve does not mind it.
         devices.interrupt.write(1)?;
         Ok(devices)
     }
 
-    fn with(state: &SerialState, console: Arc<Console>) -> Outcome<Self> {
+    fn with(state: &SerialState, console: Arc<Console>, storage: Option<Storage>) -> Outcome<Self> {
         let interrupt = EventFd::new(EFD_NONBLOCK)?;
         let (bell, line) = (Bell(interrupt.try_clone()?), Line(Arc::clone(&console)));
         let uart = Serial::from_state(state, bell, NoEvents, line)
             .map_err(|error| format!("the serial line: {error:?}"))?;
         let port = Mutex::new(Port { uart, input: std::collections::VecDeque::new() });
-        Ok(Self { port, console, interrupt })
+        Ok(Self { port, console, interrupt, storage, memory: OnceLock::new() })
+    }
+
+    /// Connects interrupts, and gives the devices the machine's memory.
+    pub(super) fn connect(&self, machine: &Machine) -> Outcome<()> {
+        // Whoever connects twice connects the same.
+        let _ = self.memory.set(machine.device_memory());
+        machine.connect(&self.interrupt, SERIAL_LINE)?;
+        if let Some(storage) = &self.storage {
+            machine.connect(&storage.interrupt, block::LINE)?;
+        }
+        Ok(())
+    }
+
+    /// What was on the disk at the last freeze; `None` where there is no disk, or was no freeze.
+    pub(super) fn frozen_disk(&self) -> Option<Disk> {
+        self.storage.as_ref()?.frozen.lock().clone()
+    }
+
+    fn storage_at(&self, gpa: u64) -> Option<(&Storage, u64)> {
+        let storage = self.storage.as_ref().filter(|_| block::REGISTERS.contains(&gpa))?;
+        Some((storage, gpa - block::REGISTERS.start))
     }
 
     /// Where the guest's words go.
     pub(crate) fn console(&self) -> &Console {
         &self.console
-    }
-
-    /// What raises the serial line's interrupt.
-    pub(super) fn interrupt(&self) -> &EventFd {
-        &self.interrupt
     }
 
     /// Says something to the guest, on its console.
@@ -167,11 +223,31 @@ impl Devices for Platform {
         if WINDOW.contains(&gpa) {
             self.console.store(bytes);
         }
+        if let Some((storage, offset)) = self.storage_at(gpa)
+            && let Some(memory) = self.memory.get()
+            && storage.device.lock().write(offset, bytes, memory)
+        {
+            // An event that is full has been signaled.
+            let _ = storage.interrupt.write(1);
+        }
+    }
+
+    fn memory_read(&self, _vcpu: usize, gpa: u64, bytes: &mut [u8]) {
+        bytes.fill(0xff);
+        if let Some((storage, offset)) = self.storage_at(gpa) {
+            storage.device.lock().read(offset, bytes);
+        }
     }
 
     fn save(&self) -> Vec<u8> {
         let state = self.port.lock().uart.state();
+        let storage = self.storage.as_ref().map(|storage| {
+            let device = storage.device.lock();
+            *storage.frozen.lock() = Some(device.disk.clone());
+            device.registers.clone()
+        });
         let saved = Saved {
+            storage,
             baud: [state.baud_divisor_low, state.baud_divisor_high],
             interrupt_enable: state.interrupt_enable,
             interrupt_identification: state.interrupt_identification,
@@ -197,35 +273,35 @@ mod tests {
     #[test]
     fn a_clone_s_serial_line_is_its_parent_s_without_what_was_under_way() {
         let (heard, other) = (Arc::new(Console::default()), Arc::new(Console::default()));
-        let parent = Platform::new(Arc::clone(&heard)).unwrap();
+        let parent = Platform::new(Arc::clone(&heard), None).unwrap();
         // Interrupts when there is input; a scratch register; a word.
         parent.port_write(0, 0x3f9, &[1]);
         parent.port_write(0, 0x3ff, &[0x5a]);
         parent.port_write(0, 0x3f8, b"p");
         parent.say("for the parent").unwrap();
-        let clone = Platform::restored(&parent.save(), Arc::clone(&other)).unwrap();
+        let clone = Platform::restored(&parent.save(), None, Arc::clone(&other)).unwrap();
         assert_eq!((read(&clone, 0x3f9), read(&clone, 0x3ff)), (1, 0x5a));
         assert_eq!(read(&clone, 0x3fd) & 1, 0, "no input");
         clone.port_write(0, 0x3f8, b"c");
         assert_eq!((heard.last_lines(1), other.last_lines(1)), ("p".into(), "c".into()));
-        assert!(Platform::restored(b"damaged", other).is_err());
+        assert!(Platform::restored(b"damaged", None, other).is_err());
     }
 
     #[test]
     fn an_interrupt_on_its_way_reaches_the_clone() {
-        let parent = Platform::new(Arc::default()).unwrap();
+        let parent = Platform::new(Arc::default(), None).unwrap();
         // Interrupts when there is input, and when there is room for output.
         parent.port_write(0, 0x3f9, &[3]);
         parent.port_write(0, 0x3f8, b"p");
         parent.say("x").unwrap();
-        let clone = Platform::restored(&parent.save(), Arc::default()).unwrap();
+        let clone = Platform::restored(&parent.save(), None, Arc::default()).unwrap();
         assert!(clone.interrupt.read().is_ok(), "the guest is told");
         assert_eq!(read(&clone, 0x3fa) & 0xf, 2, "room for output, and no input");
     }
 
     #[test]
     fn input_comes_as_the_guest_has_room() {
-        let platform = Platform::new(Arc::default()).unwrap();
+        let platform = Platform::new(Arc::default(), None).unwrap();
         platform.port_write(0, 0x3f9, &[1]);
         let text = "words ".repeat(40);
         platform.say(&text).unwrap();
@@ -241,7 +317,7 @@ mod tests {
     #[test]
     fn what_is_nobody_s_reads_as_ones() {
         let console = Arc::new(Console::default());
-        let platform = Platform::new(Arc::clone(&console)).unwrap();
+        let platform = Platform::new(Arc::clone(&console), None).unwrap();
         assert_eq!(read(&platform, 0x70), 0xff);
         platform.memory_write(0, 0xd_0ff8, &[1, 2, 3]);
         platform.memory_write(0, 0xd_1000, &[4]);

@@ -1,7 +1,7 @@
 //! A kernel and what it needs to start, in memory.
 
-use super::Software;
 use super::platform::{ADAPTERS, tables};
+use super::{Software, block};
 use crate::vm::Outcome;
 use kaleidoscope_core::addr::{FRAME_BYTES, FRAME_SIZE, Gpa};
 use kaleidoscope_core::memory::MemoryLayout;
@@ -85,6 +85,11 @@ pub(super) fn load(software: &Software<'_>, layout: &MemoryLayout) -> Outcome<Bo
     }
     let mut words = Cmdline::new(MOST_WORDS)?;
     words.insert_str(software.words)?;
+    if software.disk.is_some() {
+        // Nothing else tells a guest without ACPI of a device.
+        let (size, at) = (block::REGISTERS.end - block::REGISTERS.start, block::REGISTERS.start);
+        words.insert_str(format!("virtio_mmio.device={size:#x}@{at:#x}:{}", block::LINE))?;
+    }
     load_cmdline(&memory, GuestAddress(WORDS_AT), &words)?;
 
     let mut parameters =
@@ -93,7 +98,7 @@ pub(super) fn load(software: &Software<'_>, layout: &MemoryLayout) -> Outcome<Bo
     parameters.hdr.boot_flag = BOOT_FLAG;
     parameters.hdr.header = HEADER;
     parameters.hdr.cmd_line_ptr = u32::try_from(WORDS_AT)?;
-    parameters.hdr.cmdline_size = u32::try_from(software.words.len() + 1)?;
+    parameters.hdr.cmdline_size = u32::try_from(words.as_cstring()?.as_bytes_with_nul().len())?;
     if !software.initramfs.is_empty() {
         let header = &parameters.hdr;
         let needed = header.pref_address.saturating_add(header.init_size.into());
@@ -159,7 +164,8 @@ mod tests {
     fn load_image(image: &[u8], initramfs: &[u8], mib: u32) -> Outcome<Boot> {
         let file = tempfile::NamedTempFile::new()?;
         std::fs::write(file.path(), image)?;
-        let software = Software { kernel: file.path(), initramfs, words: "console=ttyS0 quiet" };
+        let software =
+            Software { kernel: file.path(), initramfs, words: "console=ttyS0 quiet", disk: None };
         load(&software, &layout(mib)?)
     }
 

@@ -1,17 +1,25 @@
-//! A small VMM for Linux guests: one vCPU, RAM, a kernel and its initramfs, a serial console. It shows how a VMM uses the library.
+//! A small VMM for Linux guests: one vCPU, RAM, a kernel and its initramfs, a serial console, a disk. It shows how a VMM uses the library.
 //!
 //! ```text
 //!  kernel.rs, initramfs.rs, platform.rs ─► RAM and registers ─► Machine ◄─ devices.rs ◄─► console.rs
+//!                                                                              ▲
+//!                                                     disk.rs ─► block.rs ─────┘
+//!                                                                   ▲
+//!                                                             virtqueue.rs
 //! ```
 
+mod block;
 mod console;
 mod devices;
+mod disk;
 mod initramfs;
 mod kernel;
 mod platform;
+mod virtqueue;
 
 pub(crate) use console::Console;
 pub(crate) use devices::Platform;
+pub(crate) use disk::Disk;
 pub(crate) use initramfs::with_program;
 
 use crate::vm::Outcome;
@@ -29,6 +37,15 @@ pub(crate) struct Software<'a> {
     pub(crate) initramfs: &'a [u8],
     /// Its command line.
     pub(crate) words: &'a str,
+    /// What is on its disk, if it has one.
+    pub(crate) disk: Option<Disk>,
+}
+
+/// What clones of a guest are made of.
+pub(crate) struct FrozenLinux {
+    pub(crate) machine: Frozen,
+    /// What was on its disk.
+    disk: Option<Disk>,
 }
 
 /// A guest.
@@ -46,7 +63,7 @@ impl Linux {
         (mib, pages): (u32, PageSize),
         console: Arc<Console>,
     ) -> Outcome<Self> {
-        let devices = Arc::new(Platform::new(console)?);
+        let devices = Arc::new(Platform::new(console, software.disk.clone())?);
         let layout = platform::layout(mib)?;
         let ram = Ram { layout: layout.clone(), pages };
         let machine = Machine::new(host, ram, 1, Arc::clone(&devices) as _)?;
@@ -56,27 +73,45 @@ impl Linux {
         Self::connected(machine, devices)
     }
 
+    /// Freezes the guest, which goes on, and its disk.
+    pub(crate) fn freeze(&mut self) -> Outcome<FrozenLinux> {
+        let machine = self.machine.freeze()?;
+        Ok(FrozenLinux { machine, disk: self.devices.frozen_disk() })
+    }
+
     /// A clone of a guest, which shares the parent's memory.
-    pub(crate) fn local(host: &Arc<Host>, frozen: &Frozen, console: Arc<Console>) -> Outcome<Self> {
-        let devices = Arc::new(Platform::restored(frozen.state.devices(), console)?);
-        let machine = Machine::clone_of(host, frozen, Arc::clone(&devices) as _)?;
+    pub(crate) fn local(
+        host: &Arc<Host>,
+        frozen: &FrozenLinux,
+        console: Arc<Console>,
+    ) -> Outcome<Self> {
+        let devices = frozen.devices(console)?;
+        let machine = Machine::clone_of(host, &frozen.machine, Arc::clone(&devices) as _)?;
         Self::connected(machine, devices)
     }
 
     /// A clone of a guest whose pages come one by one.
     pub(crate) fn lazy(
         host: &Arc<Host>,
-        frozen: &Frozen,
+        frozen: &FrozenLinux,
         lazy: Lazy,
         console: Arc<Console>,
     ) -> Outcome<Self> {
-        let devices = Arc::new(Platform::restored(frozen.state.devices(), console)?);
-        let machine = Machine::lazy_clone(host, &frozen.state, lazy, Arc::clone(&devices) as _)?;
+        let (devices, state) = (frozen.devices(console)?, &frozen.machine.state);
+        let machine = Machine::lazy_clone(host, state, lazy, Arc::clone(&devices) as _)?;
         Self::connected(machine, devices)
     }
 
     fn connected(machine: Machine, devices: Arc<Platform>) -> Outcome<Self> {
-        machine.connect(devices.interrupt(), devices::SERIAL_LINE)?;
+        devices.connect(&machine)?;
         Ok(Self { machine, devices })
+    }
+}
+
+impl FrozenLinux {
+    /// Devices for a clone.
+    fn devices(&self, console: Arc<Console>) -> Outcome<Arc<Platform>> {
+        let saved = self.machine.state.devices();
+        Ok(Arc::new(Platform::restored(saved, self.disk.clone(), console)?))
     }
 }
