@@ -91,7 +91,7 @@ fn clones_of_linux_prove_themselves() {
     assert!(log.contains(&format!("a disk with {FILES} files")), "{log}");
     assert!(std::fs::read(&disk).unwrap() == before);
     let regions = std::fs::read_to_string(folder.path().join("regions.csv")).unwrap();
-    let on_disk = regions.lines().filter(|line| line.contains(":/files/")).count();
+    let on_disk = regions.lines().filter(|line| line.contains(":/disk/files/")).count();
     assert!(on_disk >= FILES / 2, "files that were read are known by name:\n{regions}");
 
     let check = &result["check"];
