@@ -218,6 +218,49 @@ fn names_and_positions_are_true() {
     }
 }
 
+/// Positions of free frames are in the order of the kernel's own lists, each of which has a number of its own.
+#[test]
+fn free_frames_are_in_the_order_of_their_lists() {
+    for style in KernelStyle::ALL {
+        for (shape, builder) in shapes(style) {
+            let guest = builder.build().unwrap();
+            let lists = guest.free_lists().unwrap();
+            assert!(lists.iter().filter(|frames| frames.len() > 1).count() > 4);
+            for layers in [
+                ALL,
+                Layers { registers: false, symbols: false, types: false, note: true },
+                Layers { note: false, ..ALL },
+            ] {
+                let name = format!("{style:?} {shape} {layers:?}");
+                let map = try_color(&guest, layers).unwrap().map;
+                let mut numbers = BTreeSet::new();
+                let mut listed = BTreeSet::new();
+                for frames in &lists {
+                    let number = |gfn: &Gfn| {
+                        let index = map.layout().index_of(*gfn).unwrap();
+                        let frame = map.frame(index).unwrap();
+                        let region = map.region(frame.region.unwrap()).unwrap();
+                        assert_eq!(region.order, Order::Allocation, "{name} {gfn}");
+                        let list = Order::list_of(frame.position);
+                        (list.unwrap_or_else(|| panic!("{name} {gfn}")), frame.position)
+                    };
+                    let (list, _) = number(&frames[0]);
+                    assert!(numbers.insert(list), "{name}: two lists have the number {list}");
+                    for (before, gfn) in (0..).zip(frames) {
+                        let position = Order::position_on_list(list, before);
+                        assert_eq!(number(gfn), (list, position), "{name} {gfn}");
+                        assert!(listed.insert(*gfn));
+                    }
+                }
+                let free = map.iter().filter(|(_, _, frame)| frame.kind == FrameKind::Free);
+                assert!(free.map(|(_, gfn, _)| gfn).eq(listed.iter().copied()), "{name}");
+                let last = u32::try_from(numbers.len()).unwrap() - 1;
+                assert_eq!(numbers.last(), Some(&last), "{name}: numbers without gaps");
+            }
+        }
+    }
+}
+
 #[test]
 fn temperature_is_true() {
     let not_in_truth = Temperature::RECENT_TASK | Temperature::FREQUENT | Temperature::COMMON;

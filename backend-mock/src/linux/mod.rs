@@ -8,6 +8,7 @@ mod builder;
 mod corrupt;
 mod extras;
 mod frames;
+mod free_lists;
 mod guest;
 mod image;
 mod image_content;

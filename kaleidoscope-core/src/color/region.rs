@@ -22,12 +22,24 @@ pub enum Order {
     UserAddress = 2,
     /// By offset in a file. Position: offset / 4096.
     FileOffset = 3,
+    /// In the order in which the guest's allocator will give them away, as far as its lists of free frames say. Position: the list's
+    /// number times 2^32, plus how many frames of the list are given away before. Frames that were found on no list
+    /// have the number [`NO_LIST`](Self::NO_LIST), and are counted by frame index.
+    Allocation = 4,
 }
 
 impl Order {
     /// Every order, in numeric order.
-    pub const ALL: [Self; 4] =
-        [Self::FrameNumber, Self::KernelAddress, Self::UserAddress, Self::FileOffset];
+    pub const ALL: [Self; 5] = [
+        Self::FrameNumber,
+        Self::KernelAddress,
+        Self::UserAddress,
+        Self::FileOffset,
+        Self::Allocation,
+    ];
+
+    /// In [`Allocation`](Self::Allocation), the number in place of a list's for frames that are on none.
+    pub const NO_LIST: u32 = u32::MAX;
 
     /// The name used in files and tables.
     #[must_use]
@@ -37,6 +49,7 @@ impl Order {
             Self::KernelAddress => "kernel-address",
             Self::UserAddress => "user-address",
             Self::FileOffset => "file-offset",
+            Self::Allocation => "allocation",
         }
     }
 
@@ -44,6 +57,18 @@ impl Order {
     #[must_use]
     pub fn from_u8(number: u8) -> Option<Self> {
         Self::ALL.get(usize::from(number)).copied()
+    }
+
+    /// A position in [`Allocation`](Self::Allocation): so many frames of the list are given away before.
+    #[must_use]
+    pub const fn position_on_list(list: u32, before: u32) -> u64 {
+        (list as u64) << 32 | before as u64
+    }
+
+    /// The list that a position in [`Allocation`](Self::Allocation) is on; `None` where it is on none.
+    #[must_use]
+    pub fn list_of(position: u64) -> Option<u32> {
+        u32::try_from(position >> 32).ok().filter(|list| *list != Self::NO_LIST)
     }
 }
 

@@ -57,6 +57,7 @@ pub(super) fn assemble<M: GuestMemory + ?Sized>(gathered: Gathered<'_, '_, M>) -
     let mut regions = Regions::new(owners, &names);
     let mut frames = Vec::with_capacity(records.records.len());
     let mut tables = tables.into_iter().peekable();
+    let mut free = records.free.cursor();
     let columns = records.records.iter().zip(&users.frames).zip(&areas.frames);
     for (index, ((record, user), area)) in (0..).map(FrameIndex).zip(columns) {
         let table = tables.next_if(|(frame, _)| *frame == index).map_or(TableUse::NONE, |(_, t)| t);
@@ -79,7 +80,8 @@ pub(super) fn assemble<M: GuestMemory + ?Sized>(gathered: Gathered<'_, '_, M>) -
         let key = RegionKey { usage: facts.usage, area: area.area, owner, space };
         facts.region = regions.region(&key);
         let order = facts.region.map_or(Order::FrameNumber, |id| regions.order(id));
-        facts.position = position_of(order, &facts, record, user, area, table);
+        let given_away = || free.position(index);
+        facts.position = position_of(order, &facts, record, user, area, table, given_away);
         if let Some(process) = processes.get_mut(space as usize) {
             let count = |frames: &mut u64, of: FrameUse| {
                 *frames = frames.saturating_add(u64::from(facts.usage == of));
@@ -156,6 +158,7 @@ fn position_of(
     user: &UserMapping,
     area: &AreaOfFrame,
     table: TableUse,
+    given_away: impl FnOnce() -> u64,
 ) -> u64 {
     match order {
         Order::FileOffset => record.position,
@@ -163,6 +166,7 @@ fn position_of(
         Order::UserAddress if facts.usage == FrameUse::PageTable => table.page,
         Order::UserAddress => user.page,
         Order::FrameNumber => record.gfn,
+        Order::Allocation => given_away(),
     }
 }
 

@@ -7,6 +7,7 @@
 //! that links back, and tails of plain high-order blocks, which share the use of the record at the start of their block.
 
 use super::frame_table::{FrameTable, RawPage};
+use super::free_lists::{FreeBlock, FreeLists, ListKind};
 use super::view::KernelView;
 use crate::addr::{FrameIndex, Gfn, Gva};
 use crate::color::Temperature;
@@ -120,6 +121,8 @@ pub(crate) struct FrameRecords {
     pub(crate) owners: Vec<Owner>,
     /// Frames with a type whose meaning is not known, and the type's number.
     pub(crate) typed: Vec<(FrameIndex, u32)>,
+    /// In which order the free ones are given away.
+    pub(crate) free: FreeLists,
     pub(crate) damage: Damage,
 }
 
@@ -155,6 +158,8 @@ pub(super) struct FrameReader<'a> {
     last_owner: Option<(Owner, u32)>,
     /// One past the last frame of the free block being passed.
     block_end: Gfn,
+    /// The allocator's blocks, by ascending frame.
+    blocks: Vec<FreeBlock>,
     unreferenced: Vec<Unreferenced>,
 }
 
@@ -164,10 +169,19 @@ impl<'a> FrameReader<'a> {
             records: Vec::with_capacity(layout.frames() as usize),
             owners: Vec::new(),
             typed: Vec::new(),
+            free: FreeLists::default(),
             damage: Damage::default(),
         };
-        let (numbers, unreferenced) = (HashMap::new(), Vec::new());
-        Self { table, layout, out, numbers, last_owner: None, block_end: Gfn(0), unreferenced }
+        Self {
+            table,
+            layout,
+            out,
+            numbers: HashMap::new(),
+            last_owner: None,
+            block_end: Gfn(0),
+            blocks: Vec::new(),
+            unreferenced: Vec::new(),
+        }
     }
 
     /// The next frame has no readable record.
@@ -190,6 +204,9 @@ impl<'a> FrameReader<'a> {
         let compound = page.u64(self.table.offsets.compound);
         if gfn < self.block_end && self.is_block_member(flags, page) {
             record.usage = FrameUse::Free;
+            if let Some(block) = self.blocks.last_mut() {
+                block.frames = index.0.saturating_sub(block.first.0).saturating_add(1);
+            }
         } else {
             if gfn < self.block_end {
                 self.out.damage.blocks.add(gfn);
@@ -251,7 +268,7 @@ impl<'a> FrameReader<'a> {
         let types = self.table.types.filter(|t| t.is_typed(word));
         record.usage = if let Some(types) = types {
             if types.is(word, types.buddy) {
-                self.begin_block(gfn, page.u64(o.private))
+                self.begin_block(gfn, index, page)
             } else if types.is(word, types.slab) {
                 self.slab(page, record)
             } else if types.is(word, types.table) {
@@ -283,7 +300,7 @@ impl<'a> FrameReader<'a> {
         } else if page.u32(o.refcount) != 0 {
             FrameUse::Allocated
         } else {
-            let (next, prev) = (page.u64(o.lru), page.u64(o.lru.saturating_add(8)));
+            let (next, prev) = self.links(page);
             self.unreferenced.push(Unreferenced { index, gfn, next, prev });
             FrameUse::Unknown
         };
@@ -298,15 +315,26 @@ impl<'a> FrameReader<'a> {
         }
     }
 
-    /// The first frame of a free block of `1 << order` frames.
-    fn begin_block(&mut self, gfn: Gfn, order: u64) -> FrameUse {
-        let order = u32::try_from(order).ok().filter(|&o| o < self.table.buddy_orders);
-        let frames = order.map(|o| 1u64 << o).filter(|n| gfn.0.is_multiple_of(*n));
-        match frames {
-            Some(frames) => self.block_end = Gfn(gfn.0.saturating_add(frames)),
+    /// The first frame of a free block.
+    fn begin_block(&mut self, gfn: Gfn, index: FrameIndex, page: RawPage<'_>) -> FrameUse {
+        let order = u32::try_from(page.u64(self.table.offsets.private)).ok();
+        let order = order.filter(|&o| o < self.table.buddy_orders);
+        match order.filter(|&o| gfn.0.is_multiple_of(1 << o)) {
+            Some(order) => {
+                self.block_end = Gfn(gfn.0.saturating_add(1 << order));
+                let (next, prev) = self.links(page);
+                let kind = ListKind::Buddy(order);
+                self.blocks.push(FreeBlock { first: index, frames: 1, kind, next, prev });
+            }
             None => self.out.damage.blocks.add(gfn),
         }
         FrameUse::Free
+    }
+
+    /// A record's links: the next and the previous in its list.
+    fn links(&self, page: RawPage<'_>) -> (u64, u64) {
+        let lru = self.table.offsets.lru;
+        (page.u64(lru), page.u64(lru.saturating_add(8)))
     }
 
     fn slab(&mut self, page: RawPage<'_>, record: &mut Record) -> FrameUse {
@@ -363,19 +391,37 @@ impl<'a> FrameReader<'a> {
         view: &KernelView<'_, M>,
     ) -> FrameRecords {
         let waiting = std::mem::take(&mut self.unreferenced);
+        let zones = self.blocks.len();
         for page in &waiting {
             if self.is_on_list(view, page) {
                 self.set_usage(page.index, FrameUse::FreePerCpu);
+                let &Unreferenced { index: first, next, prev, .. } = page;
+                let kind = ListKind::Cpu;
+                self.blocks.push(FreeBlock { first, frames: 1, kind, next, prev });
             }
         }
+        let mut blocks = std::mem::take(&mut self.blocks);
+        let mut heads = blocks.get_mut(zones..).unwrap_or_default().iter_mut().peekable();
+        let mut head: Option<&mut FreeBlock> = None;
         for page in &waiting {
+            if let Some(next) = heads.next_if(|block| block.first == page.index) {
+                head = Some(next);
+            }
             let usage = self.out.record(page.index).map(|r| r.usage);
             if usage == Some(FrameUse::Unknown)
                 && let Some(usage) = self.usage_of_block(page.gfn)
             {
                 self.set_usage(page.index, usage);
+                // A tail is given away with the frames before it.
+                if usage == FrameUse::FreePerCpu
+                    && let Some(head) = head.as_mut().filter(|head| head.end() == page.index.0)
+                {
+                    head.frames = head.frames.saturating_add(1);
+                }
             }
         }
+        blocks.sort_unstable_by_key(|block| block.first);
+        self.out.free = FreeLists::follow(self.table, self.layout, &blocks);
         self.out
     }
 
@@ -391,9 +437,7 @@ impl<'a> FrameReader<'a> {
         view: &KernelView<'_, M>,
         page: &Unreferenced,
     ) -> bool {
-        let address = self.table.record_address(page.gfn);
-        let lru = u64::try_from(self.table.offsets.lru).unwrap_or(0);
-        let Some(own) = address.and_then(|a| a.checked_add(lru)) else { return false };
+        let Some(own) = self.table.link_address(page.gfn) else { return false };
         let back = || view.read_field(Gva(page.next), 8);
         let forth = || view.read_u64(Gva(page.prev));
         page.next != own.0 && back() == Some(own.0) && forth() == Some(own.0)

@@ -42,6 +42,8 @@ pub(crate) struct FrameTable {
     pub(super) hugetlb_dtor: Option<(usize, u8)>,
     pub(super) hugetlb_tail_flag: u64,
     pub(super) buddy_orders: u32,
+    /// How far the heads of the lists of neighboring orders are from each other.
+    pub(super) free_area_bytes: Option<u64>,
 }
 
 /// Offsets in a record, all checked to lie inside it.
@@ -111,6 +113,7 @@ impl FrameTable {
             hugetlb_dtor: dtor_offset.zip(profile.hugetlb_dtor),
             hugetlb_tail_flag: profile.hugetlb_tail_flag,
             buddy_orders: profile.buddy_orders,
+            free_area_bytes: profile.free_area_bytes,
         })
     }
 
@@ -122,6 +125,16 @@ impl FrameTable {
     /// The frame whose record is at `address` (or contains it).
     pub(super) fn gfn_at(&self, address: u64) -> Option<Gfn> {
         Some(Gfn(address.checked_sub(self.base.0)?.checked_div(self.stride)?))
+    }
+
+    /// Address of what links a frame into lists, in its record.
+    pub(super) fn link_address(&self, gfn: Gfn) -> Option<Gva> {
+        self.record_address(gfn)?.checked_add(u64::try_from(self.offsets.lru).ok()?)
+    }
+
+    /// The frame whose link is at `address`.
+    pub(super) fn gfn_of_link(&self, address: u64) -> Option<Gfn> {
+        self.gfn_at(address).filter(|gfn| self.link_address(*gfn) == Some(Gva(address)))
     }
 
     /// Reads every frame's record.

@@ -38,6 +38,7 @@ mod dentries;
 mod files;
 mod frame_reader;
 mod frame_table;
+mod free_lists;
 mod inspect;
 mod introspect;
 pub mod kallsyms;

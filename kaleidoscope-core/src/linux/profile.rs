@@ -100,6 +100,7 @@ const TYPE_NAMES: &[&str] = &[
     "mm_struct",
     "pageflags",
     "pagetype",
+    "free_area",
 ];
 
 /// Everything that introspection knows of this kernel's structures.
@@ -116,6 +117,8 @@ pub(crate) struct Profile {
     pub(crate) hugetlb_tail_flag: u64,
     /// Number of block orders that the buddy allocator has.
     pub(crate) buddy_orders: u32,
+    /// Bytes of a `struct free_area`: what a zone has for each of them.
+    pub(crate) free_area_bytes: Option<u64>,
     /// Bytes of a task's name.
     pub(crate) comm_bytes: usize,
 }
@@ -145,20 +148,22 @@ impl Profile {
             fields.page_index.or(fields.page_mapping.and_then(|m| m.checked_add(8)));
         // The slab allocator's list and a tail's head share the second word in every layout so far.
         fields.page_compound = fields.page_compound.or(fields.page_lru);
-        let from_type = types.and_then(|t| t.struct_named("page")).map(|p| p.size());
         let from_note = || note.and_then(|n| n.size("page"));
         let dtor = note.and_then(|n| n.number("HUGETLB_PAGE_DTOR")).unwrap_or(2);
         let dtor = u8::try_from(dtor).ok().filter(|_| fields.page_compound_dtor.is_some());
         let orders = note.and_then(|n| n.length("zone.free_area")).unwrap_or(BUDDY_ORDERS.into());
+        let size_of = |name: &str| types.and_then(|t| t.struct_named(name)).map(|s| s.size());
+        let free_area = size_of("free_area").or_else(|| note.and_then(|n| n.size("free_area")));
         let comm = types.and_then(|t| t.btf().type_size(t.member("task_struct.comm")?.type_id));
         Self {
             fields,
             flags: page_flags(types, note),
             types: page_types(types, note),
-            page_bytes: from_type.or_else(from_note).unwrap_or(PAGE_BYTES),
+            page_bytes: size_of("page").or_else(from_note).unwrap_or(PAGE_BYTES),
             hugetlb_dtor: dtor,
             hugetlb_tail_flag: flag_mask(types, note, "PG_hugetlb"),
             buddy_orders: u32::try_from(orders).unwrap_or(BUDDY_ORDERS).clamp(1, 32),
+            free_area_bytes: free_area,
             comm_bytes: comm.and_then(|c| usize::try_from(c).ok()).unwrap_or(16).min(64),
         }
     }

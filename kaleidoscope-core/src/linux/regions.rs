@@ -169,6 +169,7 @@ fn fixed_name(usage: FrameUse, area: KernelArea) -> (&'static str, Order) {
     use KernelArea as A;
     let frame_number = |name| (name, Order::FrameNumber);
     let address = |name| (name, Order::KernelAddress);
+    let allocation = |name| (name, Order::Allocation);
     match (usage, area) {
         (FrameUse::Reserved, A::Text) => address("kernel-text"),
         (FrameUse::Reserved, A::Rodata) => address("kernel-rodata"),
@@ -180,8 +181,8 @@ fn fixed_name(usage: FrameUse, area: KernelArea) -> (&'static str, Order) {
         (_, A::Vmalloc) => address("vmalloc"),
         (FrameUse::Reserved, A::None) => frame_number("reserved"),
         (FrameUse::Allocated, _) => frame_number("kernel-alloc"),
-        (FrameUse::Free, _) => frame_number("free"),
-        (FrameUse::FreePerCpu, _) => frame_number("free-per-cpu"),
+        (FrameUse::Free, _) => allocation("free"),
+        (FrameUse::FreePerCpu, _) => allocation("free-per-cpu"),
         (FrameUse::Slab, _) => frame_number("slab"),
         (FrameUse::LargeKmalloc, _) => frame_number("kmalloc-large"),
         (FrameUse::PageTable, _) => frame_number("page-tables"),

@@ -45,7 +45,7 @@ impl<'a> Name<'a> {
                     None => Self::Process { command: name, pid: None },
                 }
             }
-            Order::FrameNumber | Order::KernelAddress => Self::Kernel(name),
+            Order::FrameNumber | Order::KernelAddress | Order::Allocation => Self::Kernel(name),
         }
     }
 

@@ -57,10 +57,11 @@ impl RecordedRegion {
     }
 }
 
-/// Whether frames are told by their rank in the region, because positions mean nothing to another guest: frame numbers, and
-/// the addresses that a process's page tables translate (of which several levels share one).
+/// Whether frames are told by their rank in the region, because positions mean nothing to another guest: frame numbers, places on lists
+/// of free frames, and the addresses that a process's page tables translate (of which several levels share one).
 pub(super) fn is_ranked(kind: FrameKind, order: Order) -> bool {
-    order == Order::FrameNumber || (order == Order::UserAddress && kind == FrameKind::PageTable)
+    matches!(order, Order::FrameNumber | Order::Allocation)
+        || (order == Order::UserAddress && kind == FrameKind::PageTable)
 }
 
 /// Whether the region's positions are randomized addresses.

@@ -132,7 +132,7 @@ fn find(
                 Order::UserAddress if there == position => Match::SameAddress,
                 Order::UserAddress => Match::MovedAddress,
                 Order::KernelAddress => Match::KernelAddress,
-                Order::FrameNumber => Match::Rank,
+                Order::FrameNumber | Order::Allocation => Match::Rank,
             };
             Some((frame, how))
         }

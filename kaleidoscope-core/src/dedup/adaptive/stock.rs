@@ -138,7 +138,7 @@ impl<'a> Sorter<'a> {
         let name = key.map_or(u64::from(id.0), |key| key.name);
         let group = path.map_or(name, |(folder, _)| hash(&[folder]));
         let reach = base.and_then(|base| self.siblings.get(&base)?.reach[1]);
-        let is_ranked = region.order == Order::FrameNumber;
+        let is_ranked = matches!(region.order, Order::FrameNumber | Order::Allocation);
         let mut chunk = u64::MAX;
         self.open.clear();
         let frames = atlas.run(atlas.range(id.0));
