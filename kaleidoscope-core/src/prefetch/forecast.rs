@@ -53,15 +53,20 @@ impl WriteForecast {
             likely.truncate(most);
             likely.sort_unstable_by_key(|(_, frame)| *frame);
         }
-        let mut runs: Vec<Range<u32>> = Vec::new();
-        for (_, frame) in likely {
-            match runs.last_mut().filter(|run| run.end == frame) {
-                Some(run) => run.end = frame.saturating_add(1),
-                None => runs.push(frame..frame.saturating_add(1)),
-            }
-        }
-        runs
+        runs(likely.into_iter().map(|(_, frame)| frame))
     }
+}
+
+/// Ascending frames as ranges that do not touch.
+pub(super) fn runs(frames: impl IntoIterator<Item = u32>) -> Vec<Range<u32>> {
+    let mut runs: Vec<Range<u32>> = Vec::new();
+    for frame in frames {
+        match runs.last_mut().filter(|run| run.end == frame) {
+            Some(run) => run.end = frame.saturating_add(1),
+            None => runs.push(frame..frame.saturating_add(1)),
+        }
+    }
+    runs
 }
 
 #[cfg(test)]

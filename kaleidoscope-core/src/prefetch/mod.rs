@@ -3,8 +3,10 @@
 //! A [`PrefetchPolicy`] is told of every fault and fills a [`Plan`]; between faults it is asked what to stream. It sees the
 //! guest through an [`Atlas`], in which related frames are neighbors.
 //!
-//! A clone that shares its parent's memory has every page from the start, and waits where it writes. For it there is a [`WriteForecast`].
+//! A clone that shares its parent's memory has every page from the start, and waits where it writes. For it there are two forecasts: a
+//! [`WriteForecast`] of what its siblings wrote, and an [`AllocationForecast`] of the free frames that its kernel will give away next.
 
+mod allocation;
 mod atlas;
 mod blind;
 mod class;
@@ -18,6 +20,7 @@ mod policy;
 mod recorded;
 mod settings;
 
+pub use allocation::{AllocationForecast, FreeOrder};
 pub use atlas::{Atlas, Place};
 pub use blind::{Blind, Demand};
 pub use class::{Class, UnknownClass};
