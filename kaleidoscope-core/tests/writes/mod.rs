@@ -1,22 +1,24 @@
-//! Whether colors say what a clone will write.
+//! What says which frames a clone will write: colors do not, lists of free frames do.
 //!
 //! A clone that shares its parent's memory waits where it writes. What it will write could be copied ahead; a frame is worth that when it is
 //! written more often than not. This prints how many frames colors and temperature find worth it on the guests of
-//! `KALEIDOSCOPE_GUESTS`, each judged by what clones of the others wrote (see `guests`), and holds us to what is said of it in ARCHITECTURE.md.
+//! `KALEIDOSCOPE_GUESTS`, each judged by what clones of the others wrote (see `guests`), and how many of the frames that clones take from the
+//! allocator are copied ahead by its lists; and holds us to what is said of both in ARCHITECTURE.md.
 
 use crate::guests::{Guest, guests};
 use kaleidoscope_core::addr::{FrameIndex, Gfn};
 use kaleidoscope_core::color::Temperature;
-use kaleidoscope_core::prefetch::Class;
+use kaleidoscope_core::prefetch::{AllocationForecast, Class, FreeOrder};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
 
 /// What is known of a frame ahead of its use.
 type Signs = (Class, u8);
 
-/// Frames that each of a guest's clones wrote.
-fn writes(guest: &Guest) -> BTreeMap<&str, BTreeSet<FrameIndex>> {
+/// Frames that each of a guest's clones wrote, in the order of their first writes.
+fn writes_in_order(guest: &Guest) -> BTreeMap<&str, Vec<FrameIndex>> {
     let root = std::env::var_os("KALEIDOSCOPE_GUESTS").unwrap();
     let folder = Path::new(&root).join(&guest.name).join("traces");
     let of_trace = |name: &str| {
@@ -26,7 +28,7 @@ fn writes(guest: &Guest) -> BTreeMap<&str, BTreeSet<FrameIndex>> {
         let column = |name: &str| columns.iter().position(|column| *column == name);
         let [gfn, event, access] = ["gfn", "event", "access_write"].map(|c| column(c).unwrap());
         let written = column("written");
-        let mut found = BTreeSet::new();
+        let (mut seen, mut found) = (BTreeSet::new(), Vec::new());
         for fields in lines.map(|line| line.split(',').collect::<Vec<_>>()) {
             // A page is written at its first touch, later, or by the end.
             let is_written = fields[access] == "1"
@@ -34,12 +36,19 @@ fn writes(guest: &Guest) -> BTreeMap<&str, BTreeSet<FrameIndex>> {
                 || written.is_some_and(|column| fields[column] == "1");
             if is_written {
                 let gfn = Gfn(u64::from_str_radix(fields[gfn], 16).unwrap());
-                found.extend(guest.atlas.layout().index_of(gfn));
+                let frame = guest.atlas.layout().index_of(gfn);
+                found.extend(frame.filter(|frame| seen.insert(*frame)));
             }
         }
         found
     };
     guest.traces.keys().map(|name| (name.as_str(), of_trace(name))).collect()
+}
+
+/// Frames that each of a guest's clones wrote.
+fn writes(guest: &Guest) -> BTreeMap<&str, BTreeSet<FrameIndex>> {
+    let sets = writes_in_order(guest).into_iter();
+    sets.map(|(trace, frames)| (trace, frames.into_iter().collect())).collect()
 }
 
 fn frames(guest: &Guest) -> impl Iterator<Item = FrameIndex> {
@@ -99,5 +108,88 @@ fn colors_do_not_say_what_will_be_written() {
             "{}: colors say more of writes than they did; copying ahead by them may be worth it now",
             guest.name
         );
+    }
+}
+
+/// How well a clone was followed through its free frames.
+#[derive(Clone, Copy, Default)]
+struct Followed {
+    written: usize,
+    free: usize,
+    copied: usize,
+    /// Copied frames that were written after they were copied.
+    used: usize,
+}
+
+impl Followed {
+    fn accuracy(&self) -> f64 {
+        self.used as f64 / self.copied.max(1) as f64
+    }
+
+    fn of_free(&self) -> f64 {
+        self.used as f64 / self.free.max(1) as f64
+    }
+
+    fn of_all(&self) -> f64 {
+        self.used as f64 / self.written.max(1) as f64
+    }
+
+    fn add(&mut self, other: Self) {
+        self.written += other.written;
+        self.free += other.free;
+        self.copied += other.copied;
+        self.used += other.used;
+    }
+
+    fn print(&self, guest: &str, trace: &str, looks: usize) {
+        let Self { written, free, copied, .. } = self;
+        let [accuracy, of_free, of_all] =
+            [self.accuracy(), self.of_free(), self.of_all()].map(|share| 100.0 * share);
+        println!(
+            "| {guest} | {trace} | {looks} | {written} | {free} | {copied} | {accuracy:.1} % | {of_free:.1} % | {of_all:.1} % |"
+        );
+    }
+}
+
+/// Lets a forecast follow a clone, looking at it after every so many writes.
+fn follow(guest: &Guest, order: &Arc<FreeOrder>, writes: &[FrameIndex], looks: usize) -> Followed {
+    let mut forecast = AllocationForecast::new(Arc::clone(order));
+    let (mut copied, mut written) = (BTreeSet::new(), BTreeSet::new());
+    let mut found = Followed { written: writes.len(), ..Followed::default() };
+    for (number, frame) in (1..).zip(writes) {
+        found.free += usize::from(guest.atlas.is_free(*frame));
+        found.used += usize::from(copied.contains(frame));
+        written.insert(*frame);
+        if number % looks == 0 {
+            let ahead = forecast.advance(|frame| written.contains(&frame));
+            copied.extend(ahead.into_iter().flatten().map(FrameIndex));
+        }
+    }
+    found.copied = copied.len();
+    found
+}
+
+#[test]
+fn allocation_lists_say_what_will_be_written() {
+    println!(
+        "| guest | clone | writes between looks | frames written | free ones | copied ahead | written then | of the free ones | of all |"
+    );
+    println!("|---|---|---|---|---|---|---|---|---|");
+    for guest in guests() {
+        let order = Arc::new(FreeOrder::new(&guest.atlas));
+        let traces = writes_in_order(&guest);
+        for looks in [1, 16, 64] {
+            let mut sum = Followed::default();
+            for (trace, writes) in &traces {
+                let followed = follow(&guest, &order, writes, looks);
+                followed.print(&guest.name, trace, looks);
+                sum.add(followed);
+            }
+            sum.print(&guest.name, "all", looks);
+            if looks == 1 {
+                assert!(sum.accuracy() > 0.9, "{}: {}", guest.name, sum.accuracy());
+                assert!(sum.of_free() > 0.8, "{}: {}", guest.name, sum.of_free());
+            }
+        }
     }
 }
