@@ -116,7 +116,7 @@ impl Args {
 
 /// Where tuning starts unless told otherwise: from nothing that was learned, so that a cross-validation is one.
 fn start() -> Settings {
-    let mut settings = Settings { zero_ahead: 512, ..Settings::bare("tuned") };
+    let mut settings = Settings { zero_ahead: 256, ..Settings::bare("tuned") };
     for class in Class::all() {
         // What matters of the kernel image is known by its symbols; from blocks of 8 for all of it the descent does not
         // find that out.

@@ -2,7 +2,7 @@
 
 use super::{Atlas, Class, Fault, Place, Planner, PrefetchPolicy, Settings};
 use crate::addr::FrameIndex;
-use crate::color::FrameKind;
+use crate::color::{FrameKind, Order, RegionId};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -133,13 +133,22 @@ impl Colored {
         &self.guide
     }
 
-    /// Fills free frames around a free one with zeros.
+    /// Fills free frames with zeros that will be touched next: those that the guest's allocator gives away after this one or, where its order
+    /// is not known, the block around it.
     fn fill(&self, frame: FrameIndex, planner: &mut Planner<'_>) {
         let atlas = &self.guide.atlas;
         let (Some(place), Some(stretch)) = (atlas.place(frame), atlas.stretch(frame)) else {
             return;
         };
-        for frame in atlas.run(block(place, atlas.range(stretch), self.guide.settings.zero_ahead)) {
+        let (within, pages) = (atlas.range(stretch), self.guide.settings.zero_ahead);
+        let region = atlas.map().region(RegionId(stretch));
+        let is_in_order = region.is_some_and(|region| region.order == Order::Allocation);
+        let ahead = if is_in_order {
+            place..place.saturating_add(pages).min(within.end)
+        } else {
+            block(place, within, pages)
+        };
+        for frame in atlas.run(ahead) {
             if planner.zero_room() == 0 {
                 return;
             }

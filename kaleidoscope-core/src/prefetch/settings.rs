@@ -68,7 +68,8 @@ pub struct Settings {
     pub name: String,
     /// The windows, by class.
     pub windows: [Window; Class::COUNT],
-    /// Pages of the aligned block of free frames that is filled with zeros at the first touch of one.
+    /// Free frames that are filled with zeros at the first touch of one: those that the guest's allocator gives away next or, where a map does
+    /// not tell, the aligned block.
     pub zero_ahead: u32,
     /// Pages of each file to fetch when the frame that holds its inode is asked for; 0 for none.
     pub inode_pages: u32,
