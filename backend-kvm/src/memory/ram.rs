@@ -4,7 +4,7 @@ use super::file::{MemoryFile, bytes_of, frames_of};
 use super::freeze::{Copying, Prepared, until_short};
 use super::{FrozenImage, PageSize, Ram, bytes, runs};
 use crate::error::{Asked, KvmError};
-use crate::sys::{Mapping, Sharing, install_slot, own_pages};
+use crate::sys::{Mapping, Pages, Sharing, install_slot, own_pages};
 use kaleidoscope_core::addr::{FRAME_BYTES, Gpa};
 use kaleidoscope_core::memory::{GuestMemory, MemoryLayout};
 use kvm_ioctls::VmFd;
@@ -35,6 +35,22 @@ pub(crate) struct GuestRam {
     layout: MemoryLayout,
     mapping: Arc<Mapping>,
     origin: Origin,
+}
+
+/// The kernel's view of a RAM's frames, one by one.
+#[derive(Debug)]
+pub(crate) struct FramePages<'a> {
+    pages: Pages<'a>,
+    frames: u32,
+}
+
+impl FramePages<'_> {
+    /// Whether a frame has memory of its own; a frame that there is not has none.
+    pub(crate) fn is_own(&self, frame: u32) -> Result<bool, KvmError> {
+        let offset = frame as usize * FRAME_BYTES;
+        let is_own = || self.pages.is_own(offset).asked("reading a page map");
+        if frame < self.frames { is_own() } else { Ok(false) }
+    }
 }
 
 impl GuestRam {
@@ -135,6 +151,12 @@ impl GuestRam {
         let written = self.written()?;
         let Origin::Image(image) = &self.origin else { return Ok(Vec::new()) };
         Ok(runs::without(&written, &runs::without(&written, &image.shared())))
+    }
+
+    /// What is known of single frames.
+    pub(crate) fn pages(&self) -> Result<FramePages<'_>, KvmError> {
+        let pages = Pages::of(&self.mapping).asked("opening a page map")?;
+        Ok(FramePages { pages, frames: self.layout.frames() })
     }
 
     /// Gives frames memory of their own, ahead of the guest's writing to them.

@@ -8,6 +8,6 @@ mod userfault;
 mod vcpu;
 
 pub(crate) use mapping::{Mapping, Overlay, Sealed, Sharing, Stands};
-pub(crate) use scan::{Tracker, own_pages, zero_pages};
+pub(crate) use scan::{Pages, Tracker, own_pages, zero_pages};
 pub(crate) use userfault::{Message, Userfault};
 pub(crate) use vcpu::{install_slot, set_xsave};

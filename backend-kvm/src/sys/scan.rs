@@ -5,6 +5,7 @@
 #![expect(unsafe_code, reason = "an ioctl that writes to a buffer of ours")]
 
 use super::{Mapping, Userfault};
+use kaleidoscope_core::addr::FRAME_SIZE;
 use linux_raw_sys::general::{
     PAGE_IS_FILE, PAGE_IS_PFNZERO, PAGE_IS_PRESENT, PAGE_IS_SWAPPED, PAGE_IS_WRITTEN,
     PM_SCAN_CHECK_WPASYNC, PM_SCAN_WP_MATCHING, UFFD_FEATURE_PAGEFAULT_FLAG_WP,
@@ -131,6 +132,35 @@ pub(crate) fn own_pages(mapping: &Mapping) -> Result<Vec<Range<usize>>, Errno> {
 /// As for [`own_pages`].
 pub(crate) fn zero_pages(mapping: &Mapping) -> Result<Vec<Range<usize>>, Errno> {
     scan(&pagemap()?, mapping, 0..mapping.len(), Which::ZEROS, Then::Leave)
+}
+
+/// What the kernel says of single pages of a mapping. A scan says it of many at a time, and is the slower for it.
+#[derive(Debug)]
+pub(crate) struct Pages<'a> {
+    pagemap: File,
+    mapping: &'a Mapping,
+}
+
+/// Bits of an entry of a page map (Linux `Documentation/admin-guide/mm/pagemap.rst`): the page is a file's, is swapped out, is there.
+const IS_FILE: u64 = 1 << 61;
+const IS_SWAPPED: u64 = 1 << 62;
+const IS_PRESENT: u64 = 1 << 63;
+
+impl<'a> Pages<'a> {
+    /// The pages of a mapping.
+    pub(crate) fn of(mapping: &'a Mapping) -> Result<Self, Errno> {
+        Ok(Self { pagemap: pagemap()?, mapping })
+    }
+
+    /// Whether the page at this offset is in memory of the mapping's own.
+    pub(crate) fn is_own(&self, offset: usize) -> Result<bool, Errno> {
+        let page = (self.mapping.address() + offset as u64) / FRAME_SIZE;
+        let mut entry = [0; 8];
+        rustix::io::pread(&self.pagemap, &mut entry, page * 8)
+            .and_then(|read| if read == entry.len() { Ok(()) } else { Err(Errno::IO) })?;
+        let entry = u64::from_le_bytes(entry);
+        Ok(entry & (IS_PRESENT | IS_SWAPPED) != 0 && entry & IS_FILE == 0)
+    }
 }
 
 fn pagemap() -> Result<File, Errno> {

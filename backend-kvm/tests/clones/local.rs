@@ -219,7 +219,7 @@ fn what_siblings_wrote_is_copied_ahead() -> Outcome<()> {
     let (mut parent, witness) = boot(&host, &plan)?;
     assert!(parent.written()?.is_empty(), "all of it is its own");
     let taken = parent.memory_taken()?;
-    parent.own_ahead(vec![0..100])?;
+    parent.own_ahead(vec![0..100], None)?;
     parent.resume()?;
     let_run(&plan, &parent, &witness, 100);
     let frozen = parent.freeze()?;
@@ -243,12 +243,12 @@ fn what_siblings_wrote_is_copied_ahead() -> Outcome<()> {
     for wish in [frames.clone(), vec![0..whole], vec![whole..whole + 9], vec![5..5]] {
         let hears = Arc::new(Witness::default());
         let mut clone = Machine::clone_of(&host, &frozen, Arc::clone(&hears) as _)?;
-        clone.own_ahead(wish.clone())?;
+        clone.own_ahead(wish.clone(), None)?;
         clone.resume()?;
         // Frozen, and given another task, while it copies.
         let again = clone.freeze()?;
         verify_image(&plan, &again);
-        clone.own_ahead(wish.clone())?;
+        clone.own_ahead(wish.clone(), None)?;
         let_run(&plan, &clone, &hears, 50);
         let start = Instant::now();
         while wish == frames && total(&clone.written()?) < total(&frames) {

@@ -1,5 +1,6 @@
 //! Real guests that check every byte they own, frozen while they run.
 
+mod ahead;
 mod colors;
 mod common;
 mod hooks;

@@ -256,7 +256,7 @@ fn running(rounds: usize) -> Outcome<Vec<Row>> {
             "private mapping, copied ahead as siblings wrote",
             Box::new(|| {
                 let (mut clone, witness) = world.local()?;
-                clone.own_ahead(written.clone())?;
+                clone.own_ahead(written.clone(), None)?;
                 Ok((clone, witness))
             }),
         ),

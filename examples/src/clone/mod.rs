@@ -107,7 +107,7 @@ pub(crate) struct Args {
 enum Way {
     /// Shared with the parent on this host, until it is written
     Local,
-    /// The same, and what the parent has written since the freeze is copied ahead
+    /// The same; what the parent has written since the freeze, and what the guest's kernel gives away next of its free memory, is copied ahead
     Ahead,
     /// Page by page, kept once for all clones of this host
     Staged,

@@ -13,7 +13,7 @@ use kaleidoscope_core::clone::hooks::{CloneHook, Guest, HookError, Hooks, Reconf
 use kaleidoscope_core::clone::{CloneId, LocalSource, Options};
 use kaleidoscope_core::coloring::Rules;
 use kaleidoscope_core::manifest::ImageIdentity;
-use kaleidoscope_core::prefetch::{Atlas, WriteForecast};
+use kaleidoscope_core::prefetch::{AllocationForecast, Atlas, FreeOrder, WriteForecast};
 use kaleidoscope_core::replay::Trace;
 use kaleidoscope_kvm::lazy::{Lazy, Stage};
 use kaleidoscope_kvm::machine::Host;
@@ -60,6 +60,7 @@ pub(super) fn run(args: &Args, status: &Status) -> Result<Report, Failure> {
     forecast.learn(&parent.machine.written().map_err(Failure::new)?);
     let nursery = Nursery {
         forecast,
+        order: Arc::new(FreeOrder::new(&guest.atlas)),
         args,
         host: &host,
         frozen: &frozen,
@@ -175,8 +176,9 @@ struct Nursery<'a> {
     guest: policies::Guest,
     policy: Prepared,
     stage: Option<Arc<Stage>>,
-    /// What a clone will write.
+    /// What a clone will write: what the parent wrote, and what the kernel gives away next.
     forecast: WriteForecast,
+    order: Arc<FreeOrder>,
 }
 
 /// A clone that runs.
@@ -212,7 +214,8 @@ impl Nursery<'_> {
         let mut clone = made.map_err(Failure::new)?;
         if way == Way::Ahead {
             let frames = self.forecast.frames(MOST_AHEAD);
-            clone.machine.own_ahead(frames).map_err(Failure::new)?;
+            let following = AllocationForecast::new(Arc::clone(&self.order));
+            clone.machine.own_ahead(frames, Some(following)).map_err(Failure::new)?;
         }
         let text = words(text, &id.to_string());
         let mut hooks = Hooks::none().and(Tell { devices: Arc::clone(&clone.devices), text });

@@ -84,7 +84,7 @@ pub(super) fn contest(host: Arc<Host>, clones: usize, status: &Status) -> Outcom
             name: "local, copied ahead",
             make: Box::new(|| {
                 let (mut clone, witness) = world.local()?;
-                clone.own_ahead(written.borrow().frames(MOST_AHEAD))?;
+                clone.own_ahead(written.borrow().frames(MOST_AHEAD), None)?;
                 Ok((clone, witness))
             }),
             stage: None,

@@ -173,9 +173,9 @@ impl Platform {
         Ok(())
     }
 
-    /// What was on the disk at the last freeze; `None` where there is no disk, or was no freeze.
+    /// Takes what was on the disk at the last freeze; `None` where there is no disk, or was no freeze.
     pub(super) fn frozen_disk(&self) -> Option<Disk> {
-        self.storage.as_ref()?.frozen.lock().clone()
+        self.storage.as_ref()?.frozen.lock().take()
     }
 
     fn storage_at(&self, gpa: u64) -> Option<(&Storage, u64)> {
@@ -285,6 +285,30 @@ mod tests {
         clone.port_write(0, 0x3f8, b"c");
         assert_eq!((heard.last_lines(1), other.last_lines(1)), ("p".into(), "c".into()));
         assert!(Platform::restored(b"damaged", None, other).is_err());
+    }
+
+    #[test]
+    fn a_clone_has_a_disk_if_its_parent_has() {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(&[7; 1024]).unwrap();
+        let disk = Disk::open(file.path()).unwrap();
+        let parent = Platform::new(Arc::default(), Some(disk.clone())).unwrap();
+        let magic = |platform: &Platform| {
+            let mut bytes = [0; 4];
+            platform.memory_read(0, block::REGISTERS.start, &mut bytes);
+            bytes
+        };
+        assert!(parent.frozen_disk().is_none(), "it was not frozen");
+        let saved = parent.save();
+        let frozen = parent.frozen_disk();
+        assert!(frozen.is_some());
+        let clone = Platform::restored(&saved, frozen, Arc::default()).unwrap();
+        assert_eq!((&magic(&parent), &magic(&clone)), (b"virt", b"virt"));
+        assert!(Platform::restored(&saved, None, Arc::default()).is_err());
+
+        let without = Platform::new(Arc::default(), None).unwrap();
+        assert_eq!(magic(&without), [0xff; 4]);
+        assert!(Platform::restored(&without.save(), Some(disk), Arc::default()).is_err());
     }
 
     #[test]
