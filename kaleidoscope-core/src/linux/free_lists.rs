@@ -63,16 +63,26 @@ struct List {
     stream: u64,
     kind: ListKind,
     /// Number of the first block.
-    start: usize,
+    start: u32,
 }
 
 impl FreeLists {
     /// Follows the lists of these blocks, which are in ascending order and do not overlap.
     pub(super) fn follow(table: &FrameTable, layout: &MemoryLayout, blocks: &[FreeBlock]) -> Self {
         let links = Links { table, layout, blocks };
-        let is_first = |(_, block): &(usize, &FreeBlock)| links.block_at(block.prev).is_none();
-        let starts = blocks.iter().enumerate().filter(is_first);
-        let mut lists: Vec<List> = starts.map(|(n, block)| list_of(table, n, block)).collect();
+        let after: Vec<Option<u32>> = blocks.iter().map(|block| links.after(block)).collect();
+        let mut follows = vec![false; blocks.len()];
+        for next in after.iter().flatten() {
+            if let Some(follows) = follows.get_mut(*next as usize) {
+                *follows = true;
+            }
+        }
+        let starts = (0..).zip(blocks).zip(&follows);
+        let starts = starts.filter(|((_, block), follows)| {
+            // One that names a block before it, which does not agree, is at no list's beginning either.
+            !**follows && links.block_at(block.prev).is_none()
+        });
+        let mut lists: Vec<List> = starts.map(|((n, block), _)| list_of(table, n, block)).collect();
         lists.sort_unstable();
 
         let mut taken = vec![false; blocks.len()];
@@ -87,14 +97,14 @@ impl FreeLists {
             last = Some(list);
             let mut next = Some(list.start);
             while let Some(number) = next
-                && let Some(block) = blocks.get(number)
-                && let Some(taken) = taken.get_mut(number)
+                && let Some(block) = blocks.get(number as usize)
+                && let Some(taken) = taken.get_mut(number as usize)
                 && !std::mem::replace(taken, true)
             {
                 let position = Order::position_on_list(stream, given);
                 spans.push(Span { first: block.first, frames: block.frames, position });
                 given = given.saturating_add(block.frames);
-                next = links.after(number, block);
+                next = after.get(number as usize).copied().flatten();
             }
         }
         spans.sort_unstable_by_key(|span| span.first);
@@ -108,7 +118,7 @@ impl FreeLists {
 }
 
 /// The list that begins with a block.
-fn list_of(table: &FrameTable, start: usize, block: &FreeBlock) -> List {
+fn list_of(table: &FrameTable, start: u32, block: &FreeBlock) -> List {
     let head = block.prev;
     let stream = match (block.kind, table.free_area_bytes) {
         (ListKind::Buddy(order), Some(bytes)) => {
@@ -129,17 +139,19 @@ struct Links<'a> {
 
 impl Links<'_> {
     /// Number of the block whose place in a list is at this address.
-    fn block_at(&self, address: u64) -> Option<usize> {
+    fn block_at(&self, address: u64) -> Option<u32> {
         let gfn = self.table.gfn_of_link(address)?;
         let frame = self.layout.index_of(gfn)?;
-        self.blocks.binary_search_by_key(&frame, |block| block.first).ok()
+        let number = self.blocks.binary_search_by_key(&frame, |block| block.first).ok()?;
+        u32::try_from(number).ok()
     }
 
     /// The block that follows in the same list, if both agree on it.
-    fn after(&self, number: usize, block: &FreeBlock) -> Option<usize> {
+    fn after(&self, block: &FreeBlock) -> Option<u32> {
         let next = self.block_at(block.next)?;
-        let follows = self.blocks.get(next)?;
-        (follows.kind == block.kind && self.block_at(follows.prev)? == number).then_some(next)
+        let follows = self.blocks.get(next as usize)?;
+        let own = self.table.link_address(self.layout.gfn_of(block.first)?)?;
+        (follows.kind == block.kind && follows.prev == own.0).then_some(next)
     }
 }
 
