@@ -255,3 +255,48 @@ impl PrefetchPolicy for Colored {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::color::{Color, ColorMap, Frame, Region};
+    use crate::memory::MemoryLayout;
+    use crate::prefetch::{Access, Answer, Plan, Presence};
+
+    struct Nothing;
+
+    impl Presence for Nothing {
+        fn is_absent(&self, _: FrameIndex) -> bool {
+            true
+        }
+    }
+
+    /// What is filled with zeros when frame 5 of eight free ones is touched, which are given away from the last to the first.
+    fn filled(order: Order) -> Vec<u32> {
+        let layout = MemoryLayout::contiguous(8 * 4096).unwrap();
+        let frames = (0..8).map(|frame| Frame {
+            kind: FrameKind::Free,
+            color: Color::Free,
+            region: Some(RegionId(0)),
+            position: if order == Order::Allocation { 7 - frame } else { frame },
+            ..Frame::default()
+        });
+        let regions = vec![Region::new(FrameKind::Free, order, "free")];
+        let map = ColorMap::new(layout, Default::default(), frames, regions).unwrap();
+        let atlas = Arc::new(Atlas::new(map));
+        let settings = Settings { zero_ahead: 4, ..Settings::bare("bare") };
+        let mut policy = Colored::new(Arc::new(Guide::new(Arc::clone(&atlas), settings)));
+        let mut plan = Plan::new(atlas, 8);
+        let touched = FrameIndex(5);
+        let fault = Fault { frame: touched, access: Access::Write, in_flight: false };
+        policy.fault(&fault, &mut plan.begin(&Nothing, Some(touched)));
+        assert_eq!((plan.answer(), plan.fetch()), (Answer::Zero, &[][..]));
+        plan.zero().iter().map(|frame| frame.0).collect()
+    }
+
+    #[test]
+    fn what_is_given_away_next_is_filled() {
+        assert_eq!(filled(Order::Allocation), [4, 3, 2]);
+        assert_eq!(filled(Order::FrameNumber), [4, 6, 7], "the block around it");
+    }
+}
