@@ -26,6 +26,8 @@ struct State {
     wish: Wish,
     /// vCPUs that do not run.
     parked: usize,
+    /// When the last of them that ran again did.
+    went_on: Instant,
     vcpus: usize,
     stopped: Option<Stopped>,
 }
@@ -47,7 +49,8 @@ pub(super) enum Stopped {
 
 impl Control {
     pub(super) fn new(vcpus: usize) -> Self {
-        let state = State { wish: Wish::Pause, parked: vcpus, vcpus, stopped: None };
+        let (wish, went_on) = (Wish::Pause, Instant::now());
+        let state = State { wish, parked: vcpus, went_on, vcpus, stopped: None };
         Self { state: Mutex::new(state), changed: Condvar::new(), wanted: AtomicBool::new(true) }
     }
 
@@ -74,7 +77,11 @@ impl Control {
             if state.wish == Wish::Run {
                 if *is_parked {
                     state.parked -= 1;
+                    state.went_on = Instant::now();
                     *is_parked = false;
+                    if state.parked == 0 {
+                        self.changed.notify_all();
+                    }
                 }
                 return true;
             }
@@ -89,7 +96,27 @@ impl Control {
 
     /// Has all vCPUs run.
     pub(super) fn go(&self) -> Result<(), KvmError> {
+        self.tell(&mut self.state.lock())
+    }
+
+    /// Has all vCPUs run, waits until they do, and says when the last of them began. If one of them never does, that is now.
+    pub(super) fn go_on(&self) -> Result<Instant, KvmError> {
+        let start = Instant::now();
         let mut state = self.state.lock();
+        self.tell(&mut state)?;
+        // None is woken before the lock is let go of, and that is when this thread sleeps: a vCPU has its processor then. Where this thread is
+        // in its way, the scheduler puts it behind another vCPU, and it stands still for that one's turn, some milliseconds.
+        while state.parked > 0 {
+            let is_expected = state.wish == Wish::Run && state.stopped.is_none();
+            if !is_expected || start.elapsed() > PATIENCE {
+                return Ok(Instant::now());
+            }
+            self.changed.wait_for(&mut state, PATIENCE);
+        }
+        Ok(state.went_on)
+    }
+
+    fn tell(&self, state: &mut State) -> Result<(), KvmError> {
         match &state.stopped {
             Some(Stopped::Ended(how)) => return Err(KvmError::Ended(how.clone())),
             Some(Stopped::Dropped) => return Err(KvmError::Ended("it was dropped".into())),

@@ -54,7 +54,7 @@ pub struct Frozen {
     pub image: Arc<FrozenImage>,
     /// All else.
     pub state: Arc<MachineState>,
-    /// How long the machine stood still.
+    /// How long the machine stood still: from when its vCPUs were to stop until all of them ran again.
     pub pause: Duration,
 }
 
@@ -351,10 +351,9 @@ impl Machine {
         let paused = self.pause();
         let frozen = paused.and_then(|()| self.save());
         let frozen = frozen.and_then(|state| self.freeze_ram(&mut prepared).map(|()| state));
-        let went_on = if ran { self.control.go() } else { Ok(()) };
-        let pause = start.elapsed();
+        let went_on = if ran { self.control.go_on() } else { Ok(Instant::now()) };
         let state = Arc::new(frozen?);
-        went_on?;
+        let pause = went_on?.saturating_duration_since(start);
         let image = self.ram.write().image(prepared)?;
         Ok(Frozen { image, state, pause })
     }
