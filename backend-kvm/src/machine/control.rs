@@ -2,7 +2,8 @@
 
 use super::vcpu::Vcpu;
 use crate::error::KvmError;
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, MutexGuard};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -16,12 +17,14 @@ const PATIENCE: Duration = Duration::from_secs(20);
 #[derive(Debug)]
 pub(super) struct Control {
     state: Mutex<State>,
-    changed: Condvar,
+    /// For vCPUs: they are to do something else.
+    told: Condvar,
+    /// For who tells them: they do something else.
+    done: Condvar,
     /// A look at the state without its lock: the vCPUs are to stop.
     wanted: AtomicBool,
 }
 
-#[derive(Debug)]
 struct State {
     wish: Wish,
     /// vCPUs that do not run.
@@ -30,6 +33,17 @@ struct State {
     went_on: Instant,
     vcpus: usize,
     stopped: Option<Stopped>,
+    /// What is to be done when all have stopped.
+    work: Option<Box<dyn FnOnce() + Send>>,
+    /// Whether that is being done.
+    is_working: bool,
+}
+
+impl std::fmt::Debug for State {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { wish, parked, stopped, .. } = self;
+        write!(f, "{wish:?}, {parked} parked, {stopped:?}")
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -50,8 +64,10 @@ pub(super) enum Stopped {
 impl Control {
     pub(super) fn new(vcpus: usize) -> Self {
         let (wish, went_on) = (Wish::Pause, Instant::now());
-        let state = State { wish, parked: vcpus, went_on, vcpus, stopped: None };
-        Self { state: Mutex::new(state), changed: Condvar::new(), wanted: AtomicBool::new(true) }
+        let (work, is_working) = (None, false);
+        let state = State { wish, parked: vcpus, went_on, vcpus, stopped: None, work, is_working };
+        let (told, done) = (Condvar::new(), Condvar::new());
+        Self { state: Mutex::new(state), told, done, wanted: AtomicBool::new(true) }
     }
 
     /// Whether vCPUs are to stop as soon as they can.
@@ -67,7 +83,8 @@ impl Control {
         self.state.lock().stopped.clone()
     }
 
-    /// A vCPU's thread waits until it is to run; `false` when it never is again. It counts as parked while it waits.
+    /// A vCPU's thread waits until it is to run; `false` when it never is again. It counts as parked while it waits. The last one to stop does what is
+    /// to be done.
     pub(super) fn wait(&self, is_parked: &mut bool) -> bool {
         let mut state = self.state.lock();
         loop {
@@ -80,7 +97,7 @@ impl Control {
                     state.went_on = Instant::now();
                     *is_parked = false;
                     if state.parked == 0 {
-                        self.changed.notify_all();
+                        self.done.notify_all();
                     }
                 }
                 return true;
@@ -88,35 +105,30 @@ impl Control {
             if !*is_parked {
                 state.parked += 1;
                 *is_parked = true;
-                self.changed.notify_all();
+                self.done.notify_all();
             }
-            self.changed.wait(&mut state);
+            if state.parked == state.vcpus
+                && let Some(work) = state.work.take()
+            {
+                state.is_working = true;
+                MutexGuard::unlocked(&mut state, work);
+                state.is_working = false;
+                // Who waits for it would only be in the way of the others, which need a processor now.
+                state.wish = Wish::Run;
+                self.wanted.store(state.stopped.is_some(), Ordering::Release);
+                self.told.notify_all();
+                if state.stopped.is_some() {
+                    self.done.notify_all();
+                }
+            } else {
+                self.told.wait(&mut state);
+            }
         }
     }
 
     /// Has all vCPUs run.
     pub(super) fn go(&self) -> Result<(), KvmError> {
-        self.tell(&mut self.state.lock())
-    }
-
-    /// Has all vCPUs run, waits until they do, and says when the last of them began. If one of them never does, that is now.
-    pub(super) fn go_on(&self) -> Result<Instant, KvmError> {
-        let start = Instant::now();
         let mut state = self.state.lock();
-        self.tell(&mut state)?;
-        // None is woken before the lock is let go of, and that is when this thread sleeps: a vCPU has its processor then. Where this thread is
-        // in its way, the scheduler puts it behind another vCPU, and it stands still for that one's turn, some milliseconds.
-        while state.parked > 0 {
-            let is_expected = state.wish == Wish::Run && state.stopped.is_none();
-            if !is_expected || start.elapsed() > PATIENCE {
-                return Ok(Instant::now());
-            }
-            self.changed.wait_for(&mut state, PATIENCE);
-        }
-        Ok(state.went_on)
-    }
-
-    fn tell(&self, state: &mut State) -> Result<(), KvmError> {
         match &state.stopped {
             Some(Stopped::Ended(how)) => return Err(KvmError::Ended(how.clone())),
             Some(Stopped::Dropped) => return Err(KvmError::Ended("it was dropped".into())),
@@ -124,8 +136,53 @@ impl Control {
         }
         state.wish = Wish::Run;
         self.wanted.store(false, Ordering::Release);
-        self.changed.notify_all();
+        self.told.notify_all();
         Ok(())
+    }
+
+    /// Stops all vCPUs, which run, has something done, and has them go on; returns how long they stood still, all of them or one.
+    ///
+    /// The last one to stop does it, on its own thread. So there is one thread less that needs a processor, and each vCPU finds the one that it
+    /// had: this thread would have taken one from them, and the scheduler puts a vCPU that finds none behind another, for that one's turn of some milliseconds.
+    pub(super) fn stop_for<T: Send + 'static>(
+        &self,
+        vcpus: &[Vcpu],
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<(T, Duration), KvmError> {
+        let result = Arc::new(Mutex::new(None));
+        let place = Arc::clone(&result);
+        let start = Instant::now();
+        let mut state = self.state.lock();
+        state.work = Some(Box::new(move || *place.lock() = Some(work())));
+        state.wish = Wish::Pause;
+        self.wanted.store(true, Ordering::Release);
+        // They may not even have begun to run.
+        self.told.notify_all();
+        while state.work.is_some() {
+            let is_late = start.elapsed() > PATIENCE;
+            if is_late || state.stopped.is_some() {
+                state.work = None;
+                return Err(match &state.stopped {
+                    Some(Stopped::Ended(how)) => KvmError::Ended(how.clone()),
+                    Some(Stopped::Dropped) => KvmError::Ended("it was dropped".into()),
+                    None => KvmError::Stuck(PATIENCE.as_millis()),
+                });
+            }
+            vcpus.iter().for_each(Vcpu::kick);
+            self.done.wait_for(&mut state, REMINDER);
+        }
+        // It is being done, or is done. One of them may never go on: then they have stood still until now.
+        let is_going_on =
+            |state: &State| state.is_working || state.wish == Wish::Run && state.stopped.is_none();
+        while state.parked > 0 && is_going_on(&state) && start.elapsed() < 2 * PATIENCE {
+            self.done.wait_for(&mut state, PATIENCE);
+        }
+        let end = if state.parked == 0 { state.went_on } else { Instant::now() };
+        drop(state);
+        let result = result.lock().take();
+        let result =
+            result.ok_or_else(|| KvmError::State("internal error: it broke off".into()))?;
+        Ok((result, end.saturating_duration_since(start)))
     }
 
     /// Stops all vCPUs, and waits until they have.
@@ -142,7 +199,7 @@ impl Control {
                 return Err(KvmError::Stuck(PATIENCE.as_millis()));
             }
             vcpus.iter().for_each(Vcpu::kick);
-            self.changed.wait_for(&mut state, REMINDER);
+            self.done.wait_for(&mut state, REMINDER);
         }
         Ok(())
     }
@@ -162,6 +219,7 @@ impl Control {
     fn end_locked(&self, state: &mut State, why: Stopped) {
         state.stopped.get_or_insert(why);
         self.wanted.store(true, Ordering::Release);
-        self.changed.notify_all();
+        self.told.notify_all();
+        self.done.notify_all();
     }
 }

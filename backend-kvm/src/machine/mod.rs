@@ -6,6 +6,7 @@ mod device_memory;
 mod devices;
 mod hooked;
 mod host;
+mod stop;
 mod vcpu;
 
 pub use device_memory::DeviceMemory;
@@ -14,8 +15,8 @@ pub use host::Host;
 
 use crate::error::{Asked, KvmError};
 use crate::lazy::{Lazy, Part, Running};
-use crate::memory::{FrozenImage, GuestRam, Prepared, Ram};
-use crate::state::{Board, CpuState, MachineState, make_board, registers};
+use crate::memory::{FrozenImage, GuestRam, Ram};
+use crate::state::{MachineState, make_board, registers};
 use ahead::Ahead;
 use control::{Control, Stopped};
 use kaleidoscope_core::addr::Gpa;
@@ -27,6 +28,7 @@ use kvm_ioctls::VmFd;
 use parking_lot::{Mutex, RwLock};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use stop::Stop;
 use vcpu::Vcpu;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -37,7 +39,7 @@ pub struct Machine {
     vcpus: Vec<Vcpu>,
     devices: Arc<dyn Devices>,
     /// Before the memory that it uses.
-    vm: VmFd,
+    vm: Arc<VmFd>,
     ram: Arc<RwLock<GuestRam>>,
     /// What copies ahead of the guest's writing.
     ahead: Option<Ahead>,
@@ -175,7 +177,7 @@ impl Machine {
             devices: Arc::clone(&devices),
             vcpus: vcpus.collect::<Result<_, KvmError>>()?,
             control,
-            vm,
+            vm: Arc::new(vm),
             ram: Arc::new(RwLock::new(ram)),
             ahead: None,
             filling: None,
@@ -319,16 +321,6 @@ impl Machine {
         }
     }
 
-    /// Saves the state of all but the RAM. The machine is paused.
-    fn save(&self) -> Result<MachineState, KvmError> {
-        let cpus = self.vcpus.iter().map(|vcpu| CpuState::save(&vcpu.lock(), self.host.msrs()));
-        Ok(MachineState {
-            cpus: cpus.collect::<Result<_, _>>()?,
-            board: Board::save(&self.vm)?,
-            devices: self.devices.save(),
-        })
-    }
-
     /// Freezes the machine: it stands still for a moment, and goes on if it ran. Every clone of what this returns has its bytes and
     /// state of that moment, whatever the machine does then.
     ///
@@ -346,26 +338,32 @@ impl Machine {
             self.ram.write().based_on(image);
         }
         let mut prepared = self.ram.read().prepare()?;
-        let start = Instant::now();
-        let ran = self.control.is_running();
-        let paused = self.pause();
-        let frozen = paused.and_then(|()| self.save());
-        let frozen = frozen.and_then(|state| self.freeze_ram(&mut prepared).map(|()| state));
-        let went_on = if ran { self.control.go_on() } else { Ok(Instant::now()) };
-        let state = Arc::new(frozen?);
-        let pause = went_on?.saturating_duration_since(start);
+        let stop = self.stop();
+        let freeze = move || (stop.freeze(&mut prepared), prepared);
+        let ((state, prepared), pause) = if self.control.is_running() {
+            // Where it did not even stop it goes on.
+            let stopped = self.control.stop_for(&self.vcpus, freeze);
+            stopped.inspect_err(|_| drop(self.control.go()))?
+        } else {
+            let start = Instant::now();
+            self.pause()?;
+            (freeze(), start.elapsed())
+        };
+        let state = Arc::new(state?);
         let image = self.ram.write().image(prepared)?;
         Ok(Frozen { image, state, pause })
     }
 
-    /// Freezes the RAM of the machine, which is paused.
-    fn freeze_ram(&self, prepared: &mut Prepared) -> Result<(), KvmError> {
-        let mut ram = self.ram.write();
-        ram.freeze(prepared).inspect_err(|error| {
-            if ram.is_lost() {
-                self.control.end(Stopped::Ended(format!("its memory is lost: {error}")));
-            }
-        })
+    /// What a freeze needs.
+    fn stop(&self) -> Stop {
+        Stop {
+            host: Arc::clone(&self.host),
+            vm: Arc::clone(&self.vm),
+            vcpus: self.vcpus.iter().map(Vcpu::fd).collect(),
+            devices: Arc::clone(&self.devices),
+            ram: Arc::clone(&self.ram),
+            control: Arc::clone(&self.control),
+        }
     }
 }
 

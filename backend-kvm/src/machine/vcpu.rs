@@ -47,6 +47,11 @@ impl Vcpu {
         }
     }
 
+    /// The vCPU itself, for a thread that uses it when it does not run.
+    pub(super) fn fd(&self) -> Arc<Mutex<VcpuFd>> {
+        Arc::clone(&self.fd)
+    }
+
     /// The vCPU itself, when it does not run.
     pub(super) fn lock(&self) -> MutexGuard<'_, VcpuFd> {
         self.fd.lock()

@@ -1,0 +1,43 @@
+//! What is done while a machine stands still for a freeze.
+
+use super::control::{Control, Stopped};
+use super::{Devices, Host};
+use crate::error::KvmError;
+use crate::memory::{GuestRam, Prepared};
+use crate::state::{Board, CpuState, MachineState};
+use kvm_ioctls::{VcpuFd, VmFd};
+use parking_lot::{Mutex, RwLock};
+use std::sync::Arc;
+
+/// All of a machine that a freeze needs, for the thread that does it.
+pub(super) struct Stop {
+    pub(super) host: Arc<Host>,
+    pub(super) vm: Arc<VmFd>,
+    pub(super) vcpus: Vec<Arc<Mutex<VcpuFd>>>,
+    pub(super) devices: Arc<dyn Devices>,
+    pub(super) ram: Arc<RwLock<GuestRam>>,
+    pub(super) control: Arc<Control>,
+}
+
+impl Stop {
+    /// Saves the state of all but the RAM, and freezes that. No vCPU runs.
+    pub(super) fn freeze(&self, prepared: &mut Prepared) -> Result<MachineState, KvmError> {
+        let state = self.save()?;
+        let mut ram = self.ram.write();
+        let frozen = ram.freeze(prepared).inspect_err(|error| {
+            if ram.is_lost() {
+                self.control.end(Stopped::Ended(format!("its memory is lost: {error}")));
+            }
+        });
+        frozen.map(|()| state)
+    }
+
+    fn save(&self) -> Result<MachineState, KvmError> {
+        let cpus = self.vcpus.iter().map(|vcpu| CpuState::save(&vcpu.lock(), self.host.msrs()));
+        Ok(MachineState {
+            cpus: cpus.collect::<Result<_, _>>()?,
+            board: Board::save(&self.vm)?,
+            devices: self.devices.save(),
+        })
+    }
+}
