@@ -64,16 +64,17 @@ for name in random.sample(modules, 24):
         pass
 END",
     ),
-    // Many short programs.
+    // Many short programs, chosen outside of the pipe: in a subshell, bash forgets the seed.
     (
         "shell",
         "RANDOM=$SEED
 tools=('date' 'id' 'uname -a' 'wc /etc/passwd' 'sort /etc/passwd' 'head -n 3 /usr/sbin/init'
-    'md5sum /usr/bin/bash' 'expr 6 * 7' 'stat /usr' 'du -s /etc' 'df' 'env' 'basename /a/b'
+    'md5sum /usr/bin/bash' 'expr 6 + 7' 'stat /usr' 'du -s /etc' 'df' 'env' 'basename /a/b'
     'seq 200' 'ls -l /usr/lib' 'tac /etc/passwd' 'od /etc/passwd' 'factor 1234567' 'nproc'
     'busybox ps' 'busybox free' 'cksum /usr/bin/perl' 'perl -v' 'readlink -f /bin' 'ls -R /etc')
-for n in $(seq 80); do
-    ${tools[RANDOM % ${#tools[@]}]} | tr a-z A-Z
+for ((n = 0; n < 80; n++)); do
+    tool=${tools[RANDOM % ${#tools[@]}]}
+    $tool | tr a-z A-Z || exit
 done",
     ),
     // Every third of all installed files.
@@ -199,6 +200,29 @@ mod tests {
             assert!(output.status.success() && output.stderr.is_empty(), "{name}: {output:?}");
         }
         assert!(Workload::built_in("nonsense", 1).is_none());
+    }
+
+    #[test]
+    fn a_seed_chooses_the_short_programs() {
+        // No program is found, so that each only says its name and what it was given.
+        let told = |seed| {
+            let script = Workload::built_in("shell", seed).unwrap().script;
+            let words = format!(
+                "command_not_found_handle() {{
+                    if [ \"$1\" = tr ]; then mapfile; printf %s \"${{MAPFILE[@]}}\"; else echo \"$@\"; fi
+                }}
+                PATH=/nonexistent
+                {script}"
+            );
+            let output = Command::new("bash").args(["-c", &words]).output().unwrap();
+            assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
+            String::from_utf8(output.stdout).unwrap()
+        };
+        let first = told(1);
+        assert_eq!(first.lines().count(), 80);
+        assert!(first.lines().any(|line| line == "expr 6 + 7"), "{first}");
+        assert_eq!(first, told(1));
+        assert_ne!(first, told(2));
     }
 
     #[test]
