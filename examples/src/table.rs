@@ -228,6 +228,7 @@ mod tests {
             table_frames: 5,
             threads: 2,
             recency,
+            root: kaleidoscope_core::addr::Gpa(0x1000),
         };
         vec![process(1, "systemd", None), process(812, "perl\n\u{1b}[31m", Some(0))]
     }

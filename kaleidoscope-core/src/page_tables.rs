@@ -4,15 +4,16 @@
 //! operating system tells (nothing says which frames are free, or of which file), but it needs none to be known. The roots come
 //! from vCPUs' registers; processes that no vCPU ran when somebody looked are not seen, and their frames are unknown.
 
-use crate::addr::{FRAME_SIZE, Gpa};
+use crate::addr::{FRAME_BYTES, FRAME_SIZE, Gpa, Gva};
 use crate::color::{FrameKind, KernelIdentity, Order, Region, RegionId, Temperature};
 use crate::guest_os::{
     FrameFacts, FrameUse, GuestFacts, Introspect, KernelArea, Note, Process, Stage,
 };
 use crate::memory::{GuestMemory, MemoryLayout};
-use crate::paging::{GvaRange, Leaf, PagingSpec, TableBudget, Visitor, walk};
+use crate::paging::{GvaRange, Leaf, PagingSpec, TableBudget, Visitor, WalkReport, walk};
 use crate::registers::{PagingMode, VcpuRegisters};
-use std::collections::BTreeSet;
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
 use thiserror::Error;
 
 /// Address spaces that are walked at most.
@@ -71,28 +72,38 @@ impl Introspect for PageTables {
         };
         let mut budget = TableBudget::new(u64::from(layout.frames()).saturating_add(SPARE_TABLES));
         let (mut processes, mut notes) = (Vec::new(), Vec::new());
-        for (space, root) in (0u16..).zip(roots.iter().take(MAX_SPACES)) {
+        let mut spaces = BTreeMap::new();
+        for root in roots.iter().copied().map(Gpa).take(MAX_SPACES) {
+            let next = u16::try_from(processes.len()).unwrap_or(NOBODY);
+            let known = user_tables(memory, &spec, root).map(|tables| spaces.entry(tables));
+            let is_new = !matches!(known, Some(Entry::Occupied(_)));
+            let space = known.map_or(next, |entry| *entry.or_insert(next));
             (finder.space, finder.mapped) = (space, 0);
-            let halves = [GvaRange::user_half(&spec), GvaRange::kernel_half(&spec)];
-            let reports =
-                halves.map(|half| walk(memory, &spec, Gpa(*root), half, &mut budget, &mut finder));
+            let mut read = |half| walk(memory, &spec, root, half, &mut budget, &mut finder);
+            let user =
+                if is_new { read(GvaRange::user_half(&spec)) } else { WalkReport::default() };
+            let reports = [user, read(GvaRange::kernel_half(&spec))];
             let unreadable = reports.iter().fold(0u64, |sum, r| sum.saturating_add(r.unreadable));
             let cut = reports.iter().any(|report| report.cut);
             if cut || unreadable > 0 {
                 let rest = if cut { ", and others were not: there are too many" } else { "" };
                 let text = format!(
-                    "of the address space at {root:#x} {unreadable} tables cannot be read{rest}"
+                    "of the address space at {root} {unreadable} tables cannot be read{rest}"
                 );
                 notes.push(Note { subject: "page tables", text });
             }
+            if !is_new {
+                continue;
+            }
             processes.push(Process {
                 pid: None,
-                name: format!("address space {root:#x}"),
+                name: format!("address space {root}"),
                 mapped_frames: finder.mapped,
                 anonymous_frames: 0,
                 table_frames: 0,
                 threads: 0,
                 recency: None,
+                root,
             });
         }
         if roots.len() > MAX_SPACES {
@@ -106,6 +117,24 @@ impl Introspect for PageTables {
         let layout = layout.clone();
         Ok(GuestFacts { layout, kernel, frames, regions, processes, notes })
     }
+}
+
+/// What a root's entries for processes lead to, by the addresses that they serve; `None` when they lead to nothing.
+///
+/// Two roots may be of one process: a system that hides its kernel from processes (Meltdown) has one for each mode of the processor, and
+/// both lead to the process's own tables.
+fn user_tables(memory: &dyn GuestMemory, spec: &PagingSpec, root: Gpa) -> Option<Vec<(Gva, u64)>> {
+    let level = spec.levels.first()?;
+    let mut copy = [0; FRAME_BYTES];
+    let table = copy.get_mut(..spec.table_bytes(level))?;
+    memory.read(root, table).ok()?;
+    let half = GvaRange::user_half(spec);
+    let entries =
+        spec.entries(table).map(|(index, entry)| (spec.canonical(index << level.shift), entry));
+    let present =
+        entries.filter(|(gva, entry)| *gva <= half.last && entry & PagingSpec::PRESENT != 0);
+    let tables: Vec<_> = present.map(|(gva, entry)| (gva, entry & spec.address_mask)).collect();
+    (!tables.is_empty()).then_some(tables)
 }
 
 /// No address space has the frame for its own.
@@ -160,7 +189,7 @@ impl Visitor for Finder<'_> {
         }
     }
 
-    fn table(&mut self, gpa: Gpa, _depth: usize, _gva: crate::addr::Gva) {
+    fn table(&mut self, gpa: Gpa, _depth: usize, _gva: Gva) {
         let index = self.layout.index_of(gpa.gfn());
         if let Some(frame) = index.and_then(|index| self.frames.get_mut(index.as_usize())) {
             frame.is_table = true;
@@ -239,6 +268,39 @@ mod tests {
         assert_eq!(facts.frames.iter().filter(|f| f.is_table).count(), 1);
         let beyond = introspect(&memory, &[0x8000_0000]).unwrap();
         assert_eq!(beyond.notes.len(), 1, "{:?}", beyond.notes);
+    }
+
+    #[test]
+    fn two_roots_of_one_process_are_one_address_space() {
+        const MAPPED: u64 = 0x7;
+        let mut memory = VecMemory::zeroed(MemoryLayout::contiguous(0x10000).unwrap());
+        let mut write = |at: u64, entry: u64| memory.write(Gpa(at), &entry.to_le_bytes()).unwrap();
+        // A process with a root for each mode: one of them also has kernel memory, frame 9.
+        write(0x2000, 0x4000 | MAPPED | 1 << 63);
+        write(0x3000, 0x4000 | MAPPED);
+        write(0x2000 + 511 * 8, 0xa000 | 0x3);
+        // Another process, which uses one frame of the first one's.
+        write(0x1000, 0xd000 | MAPPED);
+        for (table, next) in
+            [(0x4000, 0x5000), (0x5000, 0x6000), (0xd000, 0xe000), (0xe000, 0xf000)]
+        {
+            write(table, next | MAPPED);
+        }
+        for (table, next) in [(0xa000, 0xb000), (0xb000, 0xc000), (0xc000, 0x9000)] {
+            write(table, next | 0x3);
+        }
+        write(0x6000, 0x7000 | MAPPED);
+        write(0x6008, 0x8000 | MAPPED);
+        write(0xf000, 0x8000 | MAPPED);
+        let facts = introspect(&memory, &[0x3000, 0x2000, 0x1000]).unwrap();
+        let roots: Vec<_> = facts.processes.iter().map(|process| process.root).collect();
+        assert_eq!(roots, [Gpa(0x1000), Gpa(0x2000)]);
+        assert_eq!(facts.processes[1].mapped_frames, 2);
+        let usage = |frame: usize| facts.frames[frame].usage;
+        assert_eq!((usage(7), usage(8)), (FrameUse::Anonymous, FrameUse::Shared));
+        assert!(facts.frames[7].user_executable && facts.frames[2].is_table);
+        assert!(facts.frames[3].is_table, "tables of both roots are known");
+        assert_eq!(facts.frames[9].area, KernelArea::Text);
     }
 
     proptest! {

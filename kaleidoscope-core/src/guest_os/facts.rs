@@ -1,7 +1,7 @@
 //! Everything introspection found: facts for every frame, and what it could not read.
 
 use super::{FrameUse, KernelArea};
-use crate::addr::FrameIndex;
+use crate::addr::{FrameIndex, Gpa};
 use crate::color::{KernelIdentity, Region, RegionId, Temperature};
 use crate::memory::MemoryLayout;
 use std::fmt;
@@ -44,6 +44,8 @@ pub struct Process {
     pub threads: u32,
     /// Place among all tasks by when they last ran, 0 the most recent; `None` when not known.
     pub recency: Option<u32>,
+    /// Where its page tables begin, as a vCPU's CR3 has it; with page-table isolation that is the kernel's half of the pair in Linux.
+    pub root: Gpa,
 }
 
 /// Something that could not be read or was left out.

@@ -216,6 +216,7 @@ fn list_processes(users: &UserMappings, tasks: &Tasks) -> Vec<Process> {
             table_frames: 0,
             threads: u32::try_from(threads.len()).unwrap_or(u32::MAX),
             recency,
+            root: space.root,
         }
     };
     users.spaces.iter().map(describe).collect()

@@ -141,6 +141,21 @@ impl PagingSpec {
         self.entry_bytes << level.index_bits
     }
 
+    /// The entries of a table, with their numbers.
+    pub(crate) fn entries<'t>(
+        &self,
+        table: &'t [u8],
+    ) -> impl Iterator<Item = (u64, u64)> + use<'t> {
+        (0..).zip(table.chunks_exact(self.entry_bytes)).map(|(index, bytes)| {
+            let entry = match (bytes.first_chunk(), bytes.first_chunk()) {
+                (Some(&long), _) => u64::from_le_bytes(long),
+                (None, Some(&short)) => u64::from(u32::from_le_bytes(short)),
+                (None, None) => 0,
+            };
+            (index, entry)
+        })
+    }
+
     /// Whether addresses repeat their highest significant bit up to bit 63.
     #[must_use]
     pub fn has_canonical_addresses(&self) -> bool {

@@ -202,12 +202,7 @@ impl<M: GuestMemory + ?Sized, V: Visitor> Walker<'_, M, V> {
         self.report.tables = self.report.tables.saturating_add(1);
         let depth = self.spec.levels.len().saturating_sub(levels.len());
         self.visitor.table(gpa, depth, self.spec.canonical(base));
-        for (index, entry) in (0u64..).zip(table.chunks_exact(self.spec.entry_bytes)) {
-            let entry = match (entry.first_chunk(), entry.first_chunk()) {
-                (Some(&long), _) => u64::from_le_bytes(long),
-                (None, Some(&short)) => u64::from(u32::from_le_bytes(short)),
-                (None, None) => 0,
-            };
+        for (index, entry) in self.spec.entries(table) {
             if entry & PagingSpec::PRESENT == 0 {
                 continue;
             }
