@@ -68,7 +68,8 @@ impl Vm {
         // The policy says what to fetch before it is touched: what belongs together and is likely to be used. `Demand` in its
         // place would fetch nothing.
         let atlas = descriptor.atlas()?;
-        let guide = Arc::new(Guide::new(Arc::clone(&atlas), Settings::default()));
+        let guide =
+            Arc::new(Guide::new(Arc::clone(&atlas), Settings::shipped_for(atlas.map().kernel())));
         let parts = Parts {
             atlas,
             policy: Box::new(Colored::new(guide)),

@@ -3,8 +3,11 @@
 use crate::failure::Failure;
 use crate::progress;
 use clap::ValueEnum;
-use kaleidoscope_core::coloring::{Coloring, Options, Rules, color_with_progress};
-use kaleidoscope_core::guest_os::Stage;
+use kaleidoscope_core::color::{ColorMap, KernelIdentity};
+use kaleidoscope_core::coloring::{
+    Coloring, Options, Rules, color_by_page_tables, color_with_progress,
+};
+use kaleidoscope_core::guest_os::{Process, Stage};
 use kaleidoscope_core::image::{Format, ImageError, LayoutFile, MemoryImage, Preset, RawLayout};
 use kaleidoscope_core::memory::GuestMemory;
 use kaleidoscope_core::registers::{VcpuRegisters, parse_qemu_text};
@@ -122,15 +125,59 @@ pub(crate) fn color(
     Ok(Analysis { coloring, notes, stages: watch.finish() })
 }
 
-/// Colors the guest in a folder as the guest lab makes it: `ram.bin`, with `layout.txt` and `regs.txt` where they are there.
-pub(crate) fn color_guest(folder: &Path) -> Result<Analysis, Failure> {
+/// What may be known of a guest for which policies are judged.
+#[derive(Clone, Copy, Debug, clap::Args)]
+pub(crate) struct Knowledge {
+    /// Color by page tables alone, as a guest whose system is not known; every process of it counts as one that was seen
+    #[arg(long)]
+    pub(crate) page_tables: bool,
+}
+
+impl Knowledge {
+    /// Colors a guest by what may be known of it. Says besides which kernel it has.
+    pub(crate) fn color(
+        self,
+        image: &dyn GuestMemory,
+        registers: Vec<VcpuRegisters>,
+    ) -> Result<(ColorMap, KernelIdentity), Failure> {
+        let analysis = color(image, registers.clone(), Rules::default())?;
+        let kernel = analysis.coloring.map.kernel().clone();
+        let map = if self.page_tables {
+            by_page_tables(image, &registers, analysis.coloring.processes())?
+        } else {
+            analysis.coloring.map
+        };
+        Ok((map, kernel))
+    }
+}
+
+fn by_page_tables(
+    image: &dyn GuestMemory,
+    registers: &[VcpuRegisters],
+    processes: &[Process],
+) -> Result<ColorMap, Failure> {
+    let in_turn = |vcpu: &VcpuRegisters| {
+        let vcpu = vcpu.clone();
+        let root = |process: &Process| Some(process.root.0);
+        processes.iter().map(move |process| VcpuRegisters { cr3: root(process), ..vcpu.clone() })
+    };
+    let registers = registers.iter().flat_map(in_turn).collect();
+    let options = Options { registers, ..Options::default() };
+    let coloring = color_by_page_tables(image, &options).map_err(|error| {
+        Failure::new(error).hint("the registers are --regs's, or regs.txt in the guest's folder")
+    })?;
+    Ok(coloring.map)
+}
+
+/// Opens the guest in a folder as the guest lab makes it: `ram.bin`, with `layout.txt` and `regs.txt` where they are there.
+pub(crate) fn open_guest(folder: &Path) -> Result<(MemoryImage, Vec<VcpuRegisters>), Failure> {
     let beside = |name| Some(folder.join(name)).filter(|path| path.is_file());
     let layout = LayoutArgs { layout: beside("layout.txt"), format: ImageFormat::Auto };
     let image = layout.open(&folder.join("ram.bin")).map_err(|failure| {
         failure.hint("a guest is a folder with ram.bin, with layout.txt unless the image says where its bytes belong")
     })?;
     let registers = registers(&image, beside("regs.txt").as_deref())?;
-    color(&image, registers, Rules::default())
+    Ok((image, registers))
 }
 
 /// Measures stages, each of which ends when the next one begins.

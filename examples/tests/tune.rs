@@ -19,6 +19,7 @@ fn guests() -> Files {
     for (name, style) in [("old", KernelStyle::V5_10), ("new", KernelStyle::V6_12)] {
         let guest = GuestBuilder::new(style).seed(3).ram_bytes(RAM).build().unwrap();
         files.write_guest(name, &guest);
+        fs::write(files.path(name).join("regs.txt"), registers(&guest)).unwrap();
         let traces = files.path(name).join("traces");
         fs::create_dir(&traces).unwrap();
         for (name, step) in [("few.csv", 7), ("many.csv", 3)] {
@@ -27,6 +28,19 @@ fn guests() -> Files {
         fs::write(traces.join("few.json"), "{}").unwrap();
     }
     files
+}
+
+/// The first vCPU's registers as QEMU prints them.
+fn registers(guest: &MockGuest) -> String {
+    let vcpu = &guest.registers[0];
+    format!(
+        "CPU#0\nRIP={:016x} RSP=0000000000000000\nCR0={:08x} CR2=0000000000000000 CR3={:016x} CR4={:08x}\nEFER={:016x}\n",
+        vcpu.rip,
+        vcpu.cr0.unwrap(),
+        vcpu.cr3.unwrap(),
+        vcpu.cr4.unwrap(),
+        vcpu.efer.unwrap()
+    )
 }
 
 fn settings(guests: &Files, name: &str) -> Settings {
@@ -117,6 +131,25 @@ fn cross_validation_holds_kernels_out() {
 fn judge(guests: &Files, guest: &str, policy: &str) -> Value {
     let arguments = [guest, "-o", "unused.toml", "--rounds", "1", "--start", policy];
     guests.json::<Value>(&arguments)["start"].clone()
+}
+
+#[test]
+fn systems_that_are_not_known_are_tuned_for_too() {
+    let guests = guests();
+    let arguments = ["new", "old", "-o", "x.toml", "--rounds", "2", "--page-tables"];
+    let report = guests.json::<Value>(&[&arguments[..], &["--cross-validate"]].concat());
+    assert!(number(&report["tuned_on"], "cost") < number(&report["start"], "cost"), "{report}");
+    let text = fs::read_to_string(guests.path("x.toml")).unwrap();
+    assert!(text.contains("by page tables alone") && text.contains("\n#   kernel 6.12."), "{text}");
+    let tuned = settings(&guests, "x.toml");
+    assert!(tuned.predict_caches.is_empty(), "nothing is known of slab caches: {tuned:?}");
+    let known = ["anonymous", "kernel-", "page-table", "shared", "unknown"];
+    let is_known = |class: &str| known.iter().any(|name| class.starts_with(name));
+    assert!(tuned.predict.iter().all(|sign| is_known(sign.class.name())), "{tuned:?}");
+
+    fs::remove_file(guests.path("new/regs.txt")).unwrap();
+    let text = guests.error(&["new", "-o", "x.toml", "--page-tables"]);
+    assert!(text.contains("registers tell of page tables") && text.contains("hint: "), "{text}");
 }
 
 #[test]

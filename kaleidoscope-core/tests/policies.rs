@@ -10,12 +10,15 @@ mod writes;
 
 use guests::{Guest, guests};
 use kaleidoscope_core::addr::FrameIndex;
+use kaleidoscope_core::coloring::{Options, color, color_by_page_tables};
 use kaleidoscope_core::prefetch::{
-    Blind, Colored, Demand, Guide, Itinerary, Paper, Predict, PrefetchPolicy, Recorded, Settings,
-    Streamed,
+    Atlas, Blind, Colored, Demand, Guide, Itinerary, Paper, Predict, PrefetchPolicy, Recorded,
+    Settings, Streamed,
 };
 use kaleidoscope_core::recording::{Likeness, Translation};
-use kaleidoscope_core::replay::{CostModel, Metrics, Replay, replay};
+use kaleidoscope_core::registers::VcpuRegisters;
+use kaleidoscope_core::replay::{CostModel, Metrics, Replay, Trace, replay};
+use std::path::Path;
 use std::sync::Arc;
 
 /// How a policy did on one trace; faults, waste and stalls relative to blind aligned blocks of 16.
@@ -32,10 +35,12 @@ struct Row {
 
 /// Replays one trace of a guest under a policy, made anew for each replay.
 fn judge(guest: &Guest, trace: &str, make: &dyn Fn() -> Box<dyn PrefetchPolicy>) -> Row {
-    let trace = &guest.traces[trace];
-    let run = |policy: &mut dyn PrefetchPolicy, costs| {
-        replay(trace, &guest.atlas, policy, &Replay::new(costs))
-    };
+    judge_on(&guest.atlas, &guest.traces[trace], make)
+}
+
+fn judge_on(atlas: &Arc<Atlas>, trace: &Trace, make: &dyn Fn() -> Box<dyn PrefetchPolicy>) -> Row {
+    let run =
+        |policy: &mut dyn PrefetchPolicy, costs| replay(trace, atlas, policy, &Replay::new(costs));
     let ours = run(make().as_mut(), CostModel::GBE25);
     let blind = run(&mut Blind::aligned(16), CostModel::GBE25);
     let slow = run(make().as_mut(), CostModel::GBE);
@@ -86,7 +91,11 @@ fn summary(name: &str, rows: &[Row]) -> Row {
 }
 
 fn colored(guest: &Guest, settings: Settings) -> Box<dyn PrefetchPolicy> {
-    Box::new(Colored::new(Arc::new(Guide::new(Arc::clone(&guest.atlas), settings))))
+    colored_on(&guest.atlas, settings)
+}
+
+fn colored_on(atlas: &Arc<Atlas>, settings: Settings) -> Box<dyn PrefetchPolicy> {
+    Box::new(Colored::new(Arc::new(Guide::new(Arc::clone(atlas), settings))))
 }
 
 fn region() -> Settings {
@@ -216,4 +225,37 @@ fn policies_keep_their_promises_on_real_guests() {
         }
     }
     pairs("the same by frame numbers, then demand", by_number, &wrong);
+}
+
+/// A guest as if nothing were known of it but page tables, those of every process.
+fn by_page_tables(guest: &Guest) -> Arc<Atlas> {
+    let root = std::env::var_os("KALEIDOSCOPE_GUESTS").unwrap();
+    let (image, registers) = guests::open(&Path::new(&root).join(&guest.name));
+    let vcpu = registers[0].clone();
+    let coloring = color(&image, &Options { registers, ..Options::default() }).unwrap();
+    let roots = coloring.processes().iter().map(|process| Some(process.root.0));
+    let registers = roots.map(|cr3| VcpuRegisters { cr3, ..vcpu.clone() }).collect();
+    let options = Options { registers, ..Options::default() };
+    Arc::new(Atlas::new(color_by_page_tables(&image, &options).unwrap().map))
+}
+
+#[test]
+fn page_tables_alone_are_better_than_nothing() {
+    let guests = guests();
+    if guests.is_empty() {
+        return;
+    }
+    let atlases: Vec<_> = guests.iter().map(by_page_tables).collect();
+    let on_all = |name: &str, settings: &dyn Fn(&Atlas) -> Settings| {
+        let rows = guests.iter().zip(&atlases).flat_map(|(guest, atlas)| {
+            let judged = |trace| judge_on(atlas, trace, &|| colored_on(atlas, settings(atlas)));
+            guest.traces.values().map(judged).collect::<Vec<_>>()
+        });
+        summary(name, &rows.collect::<Vec<_>>())
+    };
+    let shipped =
+        on_all("by page tables alone", &|atlas| Settings::shipped_for(atlas.map().kernel()));
+    let linux = on_all("the same, settings for Linux", &|_| Settings::default());
+    assert!(shipped.faults <= 0.97 && shipped.waste <= 1.02, "{shipped:?}");
+    assert!(linux.waste > 10.0, "settings for other guests would do as well: {linux:?}");
 }

@@ -256,7 +256,8 @@ fn resident() -> Outcome<u64> {
 pub(super) fn start_time(mib: u32, rounds: usize) -> Outcome<Duration> {
     let frames = mib.checked_mul(256).ok_or("too large")?;
     let atlas = atlas(frames)?;
-    let guide = Arc::new(Guide::new(Arc::clone(&atlas), Settings::default()));
+    let guide =
+        Arc::new(Guide::new(Arc::clone(&atlas), Settings::shipped_for(atlas.map().kernel())));
     // Everything on one core: half a dozen threads take part, and waking an idle core takes as long as all that they do.
     let cores = Pinned::new(Cores::One)?;
     let host = cores.server(|| Host::serve(Arc::new(Endless::new(frames)?)))??;

@@ -57,7 +57,8 @@ pub(super) fn contest(host: Arc<Host>, clones: usize, status: &Status) -> Outcom
     // The parent has shown that it goes on; the clones' figures are to be theirs alone.
     world.parent.pause()?;
 
-    let guide = Arc::new(Guide::new(Arc::clone(&atlas), Settings::default()));
+    let guide =
+        Arc::new(Guide::new(Arc::clone(&atlas), Settings::shipped_for(atlas.map().kernel())));
     let stage = Stage::new(world.parent.layout())?;
     let served = |name, policy: &'static Policy| {
         let (world, guide) = (&world, &guide);

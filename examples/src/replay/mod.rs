@@ -10,9 +10,8 @@ mod runs;
 mod table;
 pub(crate) mod traces;
 
-use crate::analysis::{LayoutArgs, color, registers};
+use crate::analysis::{Knowledge, LayoutArgs, registers};
 use crate::failure::{Failure, print};
-use kaleidoscope_core::coloring::Rules;
 use kaleidoscope_core::manifest::ImageIdentity;
 use kaleidoscope_core::prefetch::Atlas;
 use kaleidoscope_core::replay::{CostModel, Replay};
@@ -61,6 +60,8 @@ pub(crate) struct Args {
     /// Registers of the vCPUs, as `info registers -a` of QEMU's monitor prints them
     #[arg(long, value_name = "FILE")]
     regs: Option<PathBuf>,
+    #[command(flatten)]
+    knowledge: Knowledge,
     /// What clones touched: CSV files
     #[arg(long = "trace", value_name = "FILE.csv", required = true, num_args = 1..)]
     traces: Vec<PathBuf>,
@@ -113,8 +114,7 @@ impl Args {
     pub(crate) fn run(&self) -> Result<(), Failure> {
         let image = self.layout.open(&self.image)?;
         let registers = registers(&image, self.regs.as_deref())?;
-        let analysis = color(&image, registers, Rules::default())?;
-        let map = analysis.coloring.map;
+        let (map, _) = self.knowledge.color(&image, registers)?;
         let traces = traces::read(&self.traces, map.layout(), self.speed)?;
         let heading = crate::table::heading(&map);
         let identity = ImageIdentity::of(&image, &map).map_err(|e| Failure::at(&self.image, e))?;

@@ -84,6 +84,7 @@ impl PolicyChoice {
     /// Reads what the policy needs and prepares it for the guest, once for all traces.
     pub(crate) fn prepare(&self, guest: &Guest) -> Result<Prepared, Failure> {
         let guide = |settings| Arc::new(Guide::new(Arc::clone(&guest.atlas), settings));
+        let shipped = || Settings::shipped_for(guest.atlas.map().kernel());
         Ok(match self {
             Self::Demand
             | Self::BlindNext(_)
@@ -91,10 +92,8 @@ impl PolicyChoice {
             | Self::Paper
             | Self::PaperPivot
             | Self::Oracle => Prepared::Plain(self.clone()),
-            Self::Region => {
-                Prepared::Colored(guide(Settings::default().without_prediction("region")))
-            }
-            Self::Predicted => Prepared::Colored(guide(Settings::default())),
+            Self::Region => Prepared::Colored(guide(shipped().without_prediction("region"))),
+            Self::Predicted => Prepared::Colored(guide(shipped())),
             Self::File(path) => Prepared::Colored(guide(read_settings(path)?)),
             Self::Recorded(path) => {
                 let translation =
@@ -105,7 +104,7 @@ impl PolicyChoice {
                 };
                 let frames = translation.frames.iter().map(|t| (t.frame, t.confidence));
                 let itinerary = Arc::new(Itinerary::new(&guest.atlas, frames, LEAST_CONFIDENCE));
-                let guide = guide(Settings::default());
+                let guide = guide(shipped());
                 Prepared::Recorded { name: self.to_string(), guide, itinerary, predict }
             }
             Self::RecordedFrames(path) => {
@@ -119,7 +118,7 @@ impl PolicyChoice {
                     read_recording(path, guest)?.translate(&guest.atlas, Some(&guest.identity));
                 let frames = found.at_least(LEAST_CONFIDENCE).map(|t| t.frame).collect();
                 // What the signs expect and an idle clone does not touch is not worth streaming any more.
-                let guide = Some(guide(Settings::default().without_prediction(self.to_string())));
+                let guide = Some(guide(shipped().without_prediction(self.to_string())));
                 Prepared::Set { name: self.to_string(), frames, guide }
             }
         })

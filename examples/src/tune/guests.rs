@@ -1,6 +1,6 @@
 //! Guests from folders, with the traces of their clones.
 
-use crate::analysis::color_guest;
+use crate::analysis::{Knowledge, open_guest};
 use crate::failure::Failure;
 use crate::replay::traces;
 use crate::table::printable;
@@ -21,11 +21,12 @@ pub(super) struct Guest {
 
 impl Guest {
     /// Colors the guest in a folder, and reads `traces/*.csv` there.
-    pub(super) fn read(folder: &Path) -> Result<Self, Failure> {
+    pub(super) fn read(folder: &Path, knowledge: Knowledge) -> Result<Self, Failure> {
         let paths = trace_files(&folder.join("traces"))?;
-        let map = color_guest(folder)?.coloring.map;
+        let (image, registers) = open_guest(folder)?;
+        let (map, kernel) = knowledge.color(&image, registers)?;
         let traces = traces::read(&paths, map.layout(), 1.0)?;
-        let kernel = match map.kernel().release.as_str() {
+        let kernel = match kernel.release.as_str() {
             "" => "unknown".to_owned(),
             release => printable(release),
         };

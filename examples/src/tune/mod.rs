@@ -6,6 +6,7 @@ mod guests;
 mod json;
 mod table;
 
+use crate::analysis::Knowledge;
 use crate::failure::{Failure, print};
 use guests::Guest;
 use kaleidoscope_core::prefetch::{Class, Settings, Window};
@@ -37,7 +38,9 @@ Examples:
   kaleidoscope tune guests/* -o mine.toml --start mine.toml --rounds 2
       two more rounds, also with new traces
   kaleidoscope tune guests/* -o mine.toml --cross-validate --json | jq .held_out
-      what to expect on guests with other kernels")]
+      what to expect on guests with other kernels
+  kaleidoscope tune guests/* -o others.toml --page-tables
+      a policy for guests whose system is not known")]
 pub(crate) struct Args {
     /// Folders of guests
     #[arg(value_name = "GUEST", required = true)]
@@ -59,6 +62,8 @@ pub(crate) struct Args {
     /// Policy file to write
     #[arg(short, long, value_name = "FILE.toml")]
     output: PathBuf,
+    #[command(flatten)]
+    knowledge: Knowledge,
     /// Also tune once without each kernel release, and judge on its guests
     #[arg(long)]
     cross_validate: bool,
@@ -79,7 +84,8 @@ impl Args {
         let unwritable = |e| Failure::at(&self.output, format_args!("cannot be written: {e}"));
         // Before the work, so that it is not done in vain.
         let file = create(&self.output).map_err(unwritable)?;
-        let guests: Result<Vec<_>, _> = self.guests.iter().map(|path| Guest::read(path)).collect();
+        let guests: Result<Vec<_>, _> =
+            self.guests.iter().map(|path| Guest::read(path, self.knowledge)).collect();
         let guests = guests?;
         if self.cross_validate && folds::kernels(&guests).len() < 2 {
             let cause = "cannot cross-validate: all guests have the same kernel release";
@@ -87,7 +93,8 @@ impl Args {
         }
         let tuner = Tuner { price: self.price, rounds: self.rounds };
         let tuned = folds::run(&guests, &start, &tuner, self.cross_validate);
-        let text = table::comment(&guests, &tuned, &tuner) + &tuned.settings.to_text();
+        let text =
+            table::comment(&guests, self.knowledge, &tuned, &tuner) + &tuned.settings.to_text();
         // Names of slab caches are the guests': whatever they hold, the file must say what was tuned.
         if Settings::parse(&text).as_ref() != Ok(&tuned.settings) {
             return Err(Failure::new("these settings do not fit in a policy file"));

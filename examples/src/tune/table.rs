@@ -2,6 +2,7 @@
 
 use super::folds::{Tuned, kernels, mean};
 use super::guests::Guest;
+use crate::analysis::Knowledge;
 use crate::statistics::counted;
 use crate::table::{finish, percent, table};
 use comfy_table::CellAlignment::{self, Left, Right};
@@ -80,12 +81,18 @@ fn words(score: &Score) -> String {
 }
 
 /// Where a policy file comes from, as TOML comments.
-pub(super) fn comment(guests: &[Guest], tuned: &Tuned, tuner: &Tuner) -> String {
+pub(super) fn comment(
+    guests: &[Guest],
+    knowledge: Knowledge,
+    tuned: &Tuned,
+    tuner: &Tuner,
+) -> String {
     let traces: usize = guests.iter().map(Guest::traces).sum();
     let mut out = format!(
-        "# Tuned by `kaleidoscope tune` on {} and {}; price of waste {}, at most {}.\n",
+        "# Tuned by `kaleidoscope tune` on {} and {}{}; price of waste {}, at most {}.\n",
         counted(guests.len(), "guest"),
         counted(traces, "trace"),
+        if knowledge.page_tables { ", colored by page tables alone" } else { "" },
         tuner.price,
         counted(usize::try_from(tuner.rounds).unwrap_or(usize::MAX), "round"),
     );

@@ -1,7 +1,7 @@
 //! Settings: a policy as a small file.
 
 use super::{Class, UnknownClass};
-use crate::color::Temperature;
+use crate::color::{KernelIdentity, Temperature};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use thiserror::Error;
@@ -61,7 +61,7 @@ pub struct Sign {
     pub signs: Temperature,
 }
 
-/// What a colored policy does, in numbers. Made by the tuner; [`Settings::default`] are the shipped ones.
+/// What a colored policy does, in numbers. Made by the tuner; [`Settings::shipped_for`] has the shipped ones.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Settings {
     /// The policy's name.
@@ -81,9 +81,24 @@ pub struct Settings {
 
 /// The shipped settings.
 const DEFAULT: &str = include_str!("default.toml");
+const PAGE_TABLES: &str = include_str!("page_tables.toml");
+
+impl Settings {
+    /// The shipped settings for a guest: the [default](Self::default) ones, or those for guests of which only
+    /// [page tables](crate::page_tables) are known. There, a frame that nothing is known of may be free as well as anything else, and most are.
+    #[must_use]
+    pub fn shipped_for(kernel: &KernelIdentity) -> Self {
+        if kernel.os.is_empty() {
+            // A test sees to it that the file parses.
+            Self::parse(PAGE_TABLES).unwrap_or_else(|_| Self::bare("predicted"))
+        } else {
+            Self::default()
+        }
+    }
+}
 
 impl Default for Settings {
-    /// The shipped settings: tuned on traces of Debian guests with Linux 5.10 to 7.2; see `docs/policies.md` for how.
+    /// The shipped settings for guests with Linux: tuned on traces of Debian guests with Linux 5.10 to 7.2; see `docs/policies.md` for how.
     fn default() -> Self {
         // A test sees to it that the file parses.
         Self::parse(DEFAULT).unwrap_or_else(|_| Self::bare("predicted"))
@@ -283,6 +298,21 @@ mod tests {
         let region = settings.without_prediction("region");
         assert!(region.predict.is_empty() && region.predict_caches.is_empty());
         assert_eq!(region.name, "region");
+    }
+
+    #[test]
+    fn unknown_systems_have_settings_of_their_own() {
+        let linux = KernelIdentity { os: "linux".into(), ..KernelIdentity::default() };
+        assert_eq!(Settings::shipped_for(&linux), Settings::default());
+        let unknown = Settings::shipped_for(&KernelIdentity::default());
+        assert_eq!(Settings::parse(PAGE_TABLES).as_ref(), Ok(&unknown));
+        let nothing: Class = "unknown".parse().unwrap();
+        assert!(
+            unknown
+                .predict
+                .iter()
+                .all(|sign| sign.class != nothing && sign.signs != Temperature::NONE)
+        );
     }
 
     #[test]

@@ -8,7 +8,7 @@ use kaleidoscope_core::image::{Format, LayoutFile, MemoryImage, RawLayout};
 use kaleidoscope_core::manifest::ImageIdentity;
 use kaleidoscope_core::prefetch::Atlas;
 use kaleidoscope_core::recording::Recording;
-use kaleidoscope_core::registers::parse_qemu_text;
+use kaleidoscope_core::registers::{VcpuRegisters, parse_qemu_text};
 use kaleidoscope_core::replay::Trace;
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -23,13 +23,18 @@ pub(crate) struct Guest {
     pub(crate) traces: BTreeMap<String, Trace>,
 }
 
+/// The guest's memory, and its vCPUs' registers.
+pub(crate) fn open(folder: &Path) -> (MemoryImage, Vec<VcpuRegisters>) {
+    let layout = LayoutFile::open(&folder.join("layout.txt")).unwrap();
+    let format = Format::Raw(RawLayout::File(layout));
+    let image = MemoryImage::open(&folder.join("ram.bin"), &format).unwrap();
+    let registers = fs::read_to_string(folder.join("regs.txt")).unwrap();
+    (image, parse_qemu_text(&registers).unwrap())
+}
+
 impl Guest {
-    fn open(folder: &Path) -> Self {
-        let layout = LayoutFile::open(&folder.join("layout.txt")).unwrap();
-        let format = Format::Raw(RawLayout::File(layout));
-        let image = MemoryImage::open(&folder.join("ram.bin"), &format).unwrap();
-        let registers =
-            parse_qemu_text(&fs::read_to_string(folder.join("regs.txt")).unwrap()).unwrap();
+    fn read(folder: &Path) -> Self {
+        let (image, registers) = open(folder);
         let map = color(&image, &Options { registers, ..Options::default() }).unwrap().map;
         let identity = ImageIdentity::of(&image, &map).unwrap();
         let atlas = Arc::new(Atlas::new(map));
@@ -64,7 +69,7 @@ pub(crate) fn guests() -> Vec<Guest> {
     };
     let folders = entries(Path::new(&root));
     let guests: Vec<Guest> =
-        folders.iter().filter(|f| f.join("traces").is_dir()).map(|f| Guest::open(f)).collect();
+        folders.iter().filter(|f| f.join("traces").is_dir()).map(|f| Guest::read(f)).collect();
     if guests.is_empty() {
         println!("******** SKIPPED: no guest in KALEIDOSCOPE_GUESTS has traces ********");
     }
