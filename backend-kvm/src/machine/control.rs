@@ -1,5 +1,6 @@
 //! Whether a machine's vCPUs run.
 
+use super::places::Places;
 use super::vcpu::Vcpu;
 use crate::error::KvmError;
 use parking_lot::{Condvar, Mutex, MutexGuard};
@@ -32,6 +33,8 @@ struct State {
     /// When the last of them that ran again did.
     went_on: Instant,
     vcpus: usize,
+    /// Where they were.
+    places: Places,
     stopped: Option<Stopped>,
     /// What is to be done when all have stopped.
     work: Option<Box<dyn FnOnce() + Send>>,
@@ -65,7 +68,9 @@ impl Control {
     pub(super) fn new(vcpus: usize) -> Self {
         let (wish, went_on) = (Wish::Pause, Instant::now());
         let (work, is_working) = (None, false);
-        let state = State { wish, parked: vcpus, went_on, vcpus, stopped: None, work, is_working };
+        let (places, stopped) = (Places::default(), None);
+        let state =
+            State { wish, parked: vcpus, went_on, vcpus, places, stopped, work, is_working };
         let (told, done) = (Condvar::new(), Condvar::new());
         Self { state: Mutex::new(state), told, done, wanted: AtomicBool::new(true) }
     }
@@ -94,6 +99,7 @@ impl Control {
             if state.wish == Wish::Run {
                 if *is_parked {
                     state.parked -= 1;
+                    state.places.go_on();
                     state.went_on = Instant::now();
                     *is_parked = false;
                     if state.parked == 0 {
@@ -104,6 +110,7 @@ impl Control {
             }
             if !*is_parked {
                 state.parked += 1;
+                state.places.stop();
                 *is_parked = true;
                 self.done.notify_all();
             }
@@ -116,10 +123,12 @@ impl Control {
                 // Who waits for it would only be in the way of the others, which need a processor now.
                 state.wish = Wish::Run;
                 self.wanted.store(state.stopped.is_some(), Ordering::Release);
-                self.told.notify_all();
                 if state.stopped.is_some() {
                     self.done.notify_all();
+                } else {
+                    state.places.spread();
                 }
+                self.told.notify_all();
             } else {
                 self.told.wait(&mut state);
             }

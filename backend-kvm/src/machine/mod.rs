@@ -6,6 +6,7 @@ mod device_memory;
 mod devices;
 mod hooked;
 mod host;
+mod places;
 mod stop;
 mod vcpu;
 
