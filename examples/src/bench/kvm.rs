@@ -151,12 +151,14 @@ fn starting(mib: u32, rounds: usize) -> Outcome<Pair> {
     let world = World::new(small(mib)?, 100)?;
     world.parent.pause()?;
     let at_freeze = world.goals(0)?;
+    // As where clones are [`running`].
+    let cores = Pinned::new(Cores::Two)?;
     let (mut bare, mut ours) = (Vec::new(), Vec::new());
     for _ in 0..rounds {
         bare.push(baseline::start(&world.host, &world.frozen)?);
         let start = Instant::now();
         let (mut clone, _witness) = world.local()?;
-        clone.resume()?;
+        cores.server(|| clone.resume())??;
         while rounds_of(&world.plan, &clone)? == at_freeze {
             if start.elapsed() > PATIENCE {
                 return Err("a clone does not begin".into());
@@ -185,10 +187,11 @@ fn runner() -> Outcome<(World, Vec<u64>)> {
 fn time(
     world: &World,
     goals: &[u64],
+    cores: &Pinned,
     start: Instant,
     (clone, witness): &mut (Machine, Arc<Witness>),
 ) -> Outcome<Duration> {
-    clone.resume()?;
+    cores.server(|| clone.resume())??;
     let_run(&world.plan, clone, witness, goals)?;
     Ok(start.elapsed())
 }
@@ -202,7 +205,7 @@ fn faulting(rounds: usize) -> Outcome<Row> {
     for _ in 0..rounds {
         let each = cores.server(|| -> Outcome<_> {
             let start = Instant::now();
-            let there = time(&world, &goals, start, &mut world.local()?)?;
+            let there = time(&world, &goals, &cores, start, &mut world.local()?)?;
             let each = |time: Duration, faults: u64| {
                 let faults = u32::try_from(faults.max(1)).unwrap_or(u32::MAX);
                 time.saturating_sub(there) / faults
@@ -211,11 +214,11 @@ fn faulting(rounds: usize) -> Outcome<Row> {
             let start = Instant::now();
             let (clone, served) =
                 baseline::served(&world.host, &world.frozen, Arc::clone(&witness) as _)?;
-            let took = time(&world, &goals, start, &mut (clone, witness))?;
+            let took = time(&world, &goals, &cores, start, &mut (clone, witness))?;
             let bare = each(took, served.faults());
             let start = Instant::now();
             let mut made = world.lazy(Box::new(Demand), Options::default(), None)?;
-            let took = time(&world, &goals, start, &mut made)?;
+            let took = time(&world, &goals, &cores, start, &mut made)?;
             let faults = made.0.engine().map_or(0, |engine| engine.statistics().total().faults);
             Ok((bare, each(took, faults)))
         })??;
@@ -226,14 +229,16 @@ fn faulting(rounds: usize) -> Outcome<Row> {
     Ok(Row::slower("a fault, beside a loop that copies alone".into(), pair, "<= 1.15"))
 }
 
-/// How long clones take, from when they begin to be made, until every process has been around so often.
+/// How long clones take, from when they begin to be made, until every process has been around so often. The vCPU has a core of its own, and who
+/// helps it or looks at it another: on a shared one it would stand behind them, or they behind it, for a turn of some milliseconds.
 fn running(rounds: usize) -> Outcome<Vec<Row>> {
     let (world, goals) = runner()?;
+    let cores = Pinned::new(Cores::Two)?;
     let stage = Stage::new(world.parent.layout())?;
     let mut forecast = WriteForecast::new();
     for _ in 0..SIBLINGS {
         let mut sibling = world.local()?;
-        time(&world, &goals, Instant::now(), &mut sibling)?;
+        time(&world, &goals, &cores, Instant::now(), &mut sibling)?;
         sibling.0.pause()?;
         forecast.learn(&sibling.0.written()?);
     }
@@ -274,7 +279,7 @@ fn running(rounds: usize) -> Outcome<Vec<Row>> {
     for _ in 0..rounds {
         for ((_, make), times) in ways.iter().zip(&mut times) {
             let start = Instant::now();
-            times.push(time(&world, &goals, start, &mut make()?)?);
+            times.push(time(&world, &goals, &cores, start, &mut make()?)?);
         }
     }
     let medians: Vec<Duration> = times.into_iter().map(median).collect();
