@@ -29,7 +29,8 @@ impl Places {
     }
 
     /// All that have stopped will go on, of which the calling thread runs: each of the others that has its last processor in common with
-    /// another gets one that nobody has, if there is one. Where that is not permitted, all is as it would be without.
+    /// another gets one that nobody has, if there is one, until it has gone on. Where that is not permitted, all is as it would be without; who gives a
+    /// thread other processors just then gives them in vain.
     pub(super) fn spread(&mut self) {
         let this = gettid();
         let mut taken = vec![sched_getcpu()];
