@@ -30,6 +30,8 @@ struct State {
     wish: Wish,
     /// vCPUs that do not run.
     parked: usize,
+    /// When the first of them stopped.
+    stopped_at: Instant,
     /// When the last of them that ran again did.
     went_on: Instant,
     vcpus: usize,
@@ -66,11 +68,18 @@ pub(super) enum Stopped {
 
 impl Control {
     pub(super) fn new(vcpus: usize) -> Self {
-        let (wish, went_on) = (Wish::Pause, Instant::now());
-        let (work, is_working) = (None, false);
-        let (places, stopped) = (Places::default(), None);
-        let state =
-            State { wish, parked: vcpus, went_on, vcpus, places, stopped, work, is_working };
+        let now = Instant::now();
+        let state = State {
+            wish: Wish::Pause,
+            parked: vcpus,
+            stopped_at: now,
+            went_on: now,
+            vcpus,
+            places: Places::default(),
+            stopped: None,
+            work: None,
+            is_working: false,
+        };
         let (told, done) = (Condvar::new(), Condvar::new());
         Self { state: Mutex::new(state), told, done, wanted: AtomicBool::new(true) }
     }
@@ -109,6 +118,9 @@ impl Control {
                 return true;
             }
             if !*is_parked {
+                if state.parked == 0 {
+                    state.stopped_at = Instant::now();
+                }
                 state.parked += 1;
                 state.places.stop();
                 *is_parked = true;
@@ -167,6 +179,7 @@ impl Control {
         self.wanted.store(true, Ordering::Release);
         // They may not even have begun to run.
         self.told.notify_all();
+        let mut kicked = None;
         while state.work.is_some() {
             let is_late = start.elapsed() > PATIENCE;
             if is_late || state.stopped.is_some() {
@@ -177,6 +190,8 @@ impl Control {
                     None => KvmError::Stuck(PATIENCE.as_millis()),
                 });
             }
+            // Until then they run, even if this thread loses its processor.
+            kicked.get_or_insert_with(Instant::now);
             vcpus.iter().for_each(Vcpu::kick);
             self.done.wait_for(&mut state, REMINDER);
         }
@@ -186,12 +201,14 @@ impl Control {
         while state.parked > 0 && is_going_on(&state) && start.elapsed() < 2 * PATIENCE {
             self.done.wait_for(&mut state, PATIENCE);
         }
+        // One may have stopped before it was kicked, or all long ago.
+        let begin = state.stopped_at.max(start).min(kicked.unwrap_or(start));
         let end = if state.parked == 0 { state.went_on } else { Instant::now() };
         drop(state);
         let result = result.lock().take();
         let result =
             result.ok_or_else(|| KvmError::State("internal error: it broke off".into()))?;
-        Ok((result, end.saturating_duration_since(start)))
+        Ok((result, end.saturating_duration_since(begin)))
     }
 
     /// Stops all vCPUs, and waits until they have.

@@ -17,7 +17,7 @@ pub(super) struct Places {
 struct Place {
     thread: Pid,
     processor: usize,
-    /// Processors that it may use otherwise, when it is to go on on a certain one.
+    /// Processors that it may use otherwise, when it is kept from some until it goes on.
     allowed: Option<CpuSet>,
 }
 
@@ -29,7 +29,7 @@ impl Places {
     }
 
     /// All that have stopped will go on, of which the calling thread runs: each of the others that has its last processor in common with
-    /// another gets one that nobody has, if there is one, until it has gone on. Where that is not permitted, all is as it would be without; who gives a
+    /// another is kept from theirs until it has gone on, if there are more. Where that is not permitted, all is as it would be without; who gives a
     /// thread other processors just then gives them in vain.
     pub(super) fn spread(&mut self) {
         let this = gettid();
@@ -42,16 +42,12 @@ impl Places {
                 taken.push(place.processor);
             }
         }
-        for place in crowded {
+        for place in crowded.into_iter().filter(|place| place.allowed.is_none()) {
             let Ok(allowed) = sched_getaffinity(Some(place.thread)) else { continue };
-            let mut free =
-                (0..CpuSet::MAX_CPU).filter(|cpu| allowed.is_set(*cpu) && !taken.contains(cpu));
-            let Some(processor) = free.next() else { continue };
-            let mut only = CpuSet::new();
-            only.set(processor);
-            if sched_setaffinity(Some(place.thread), &only).is_ok() {
-                taken.push(processor);
-                (place.processor, place.allowed) = (processor, Some(allowed));
+            let mut free = allowed;
+            taken.iter().filter(|cpu| **cpu < CpuSet::MAX_CPU).for_each(|cpu| free.unset(*cpu));
+            if free.count() > 0 && sched_setaffinity(Some(place.thread), &free).is_ok() {
+                place.allowed = Some(allowed);
             }
         }
     }
@@ -102,22 +98,23 @@ mod tests {
         let mut only = CpuSet::new();
         only.set(here);
         sched_setaffinity(None, &only).unwrap();
-        let other = |taken: &[usize]| all.iter().copied().find(|cpu| !taken.contains(cpu));
+        let without = |taken: &[usize]| {
+            let rest: Vec<_> = all.iter().copied().filter(|cpu| !taken.contains(cpu)).collect();
+            if rest.is_empty() { all.clone() } else { rest }
+        };
 
         // The first was where this one goes on, the second was alone somewhere, the third was where the first was.
-        let elsewhere = other(&[here]).unwrap_or(here);
+        let elsewhere = all.iter().copied().find(|cpu| *cpu != here).unwrap_or(here);
         let stopped = [(gettid(), here), (first, here), (second, elsewhere), (third, here)];
         let stopped = stopped.map(|(thread, processor)| place(thread, processor)).into();
         let mut places = Places { stopped };
         places.spread();
-        let next = other(&[here, elsewhere]);
-        let last = next.and_then(|next| other(&[here, elsewhere, next]));
         let may_use = sleepers.map(|(thread, _, tell)| {
             tell.send(()).unwrap();
             thread.join().unwrap()
         });
-        let one_or_all = |one: Option<usize>| one.map_or(all.clone(), |cpu| vec![cpu]);
-        assert_eq!(may_use, [one_or_all(next), all.clone(), one_or_all(last)]);
+        let apart = without(&[here, elsewhere]);
+        assert_eq!(may_use, [apart.clone(), all.clone(), apart]);
 
         // Two processors are enough for two threads. Who goes on may go anywhere again.
         let (thread, crowded, tell) = sleeper();
@@ -127,7 +124,7 @@ mod tests {
         let mut places = Places { stopped: vec![place(crowded, here)] };
         places.spread();
         tell.send(()).unwrap();
-        assert_eq!(thread.join().unwrap(), one_or_all(other(&[here])));
+        assert_eq!(thread.join().unwrap(), without(&[here]));
         places.stop();
         places.stopped.iter_mut().for_each(|place| place.allowed = Some(set));
         places.go_on();
