@@ -4,6 +4,7 @@ use super::places::Places;
 use super::vcpu::Vcpu;
 use crate::error::KvmError;
 use parking_lot::{Condvar, Mutex, MutexGuard};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -130,7 +131,12 @@ impl Control {
                 && let Some(work) = state.work.take()
             {
                 state.is_working = true;
-                MutexGuard::unlocked(&mut state, work);
+                let work = || catch_unwind(AssertUnwindSafe(work));
+                if MutexGuard::unlocked(&mut state, work).is_err() {
+                    // Devices are the embedder's code. Nobody knows what was half done.
+                    let how = "what was to be done while it stood still broke off".into();
+                    state.stopped.get_or_insert(Stopped::Ended(how));
+                }
                 state.is_working = false;
                 // Who waits for it would only be in the way of the others, which need a processor now.
                 state.wish = Wish::Run;
@@ -206,8 +212,7 @@ impl Control {
         let end = if state.parked == 0 { state.went_on } else { Instant::now() };
         drop(state);
         let result = result.lock().take();
-        let result =
-            result.ok_or_else(|| KvmError::State("internal error: it broke off".into()))?;
+        let result = result.ok_or_else(|| KvmError::Ended("its freeze broke off".into()))?;
         Ok((result, end.saturating_duration_since(begin)))
     }
 
@@ -247,5 +252,51 @@ impl Control {
         self.wanted.store(true, Ordering::Release);
         self.told.notify_all();
         self.done.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::thread::{JoinHandle, current, spawn, yield_now};
+
+    /// A vCPU's thread, but for the vCPU.
+    fn running() -> (Arc<Control>, JoinHandle<()>) {
+        let control = Arc::new(Control::new(1));
+        let its = Arc::clone(&control);
+        let thread = spawn(move || {
+            let mut is_parked = true;
+            while its.wait(&mut is_parked) {
+                while !its.is_stop_wanted() {
+                    yield_now();
+                }
+            }
+        });
+        control.go().unwrap();
+        (control, thread)
+    }
+
+    #[test]
+    fn what_is_to_be_done_is_done_by_a_vcpu_s_thread() {
+        let (control, thread) = running();
+        for _ in 0..1000 {
+            let (by, _) = control.stop_for(&[], || current().id()).unwrap();
+            assert_eq!(by, thread.thread().id());
+            assert!(control.is_running());
+        }
+        control.end(Stopped::Dropped);
+        thread.join().unwrap();
+        assert!(matches!(control.stop_for(&[], || ()), Err(KvmError::Ended(_))));
+    }
+
+    #[test]
+    fn a_freeze_that_breaks_off_ends_the_machine() {
+        let (control, thread) = running();
+        let stopped = control.stop_for(&[], || assert!(current().name().is_some(), "on purpose"));
+        assert!(matches!(stopped, Err(KvmError::Ended(_))), "{stopped:?}");
+        assert!(
+            matches!(control.stopped(), Some(Stopped::Ended(how)) if how.contains("broke off"))
+        );
+        thread.join().unwrap();
     }
 }

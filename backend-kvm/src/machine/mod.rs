@@ -57,7 +57,7 @@ pub struct Frozen {
     pub image: Arc<FrozenImage>,
     /// All else.
     pub state: Arc<MachineState>,
-    /// How long the machine stood still: from when its vCPUs were to stop until all of them ran again.
+    /// How long the machine stood still: from when the first of its vCPUs was told to stop until all of them ran again.
     pub pause: Duration,
 }
 
