@@ -90,7 +90,7 @@ impl Introspect for PageTables {
                 let text = format!(
                     "of the address space at {root} {unreadable} tables cannot be read{rest}"
                 );
-                notes.push(Note { subject: "page tables", text });
+                notes.push(Note::incomplete("page tables", text));
             }
             if !is_new {
                 continue;
@@ -108,7 +108,7 @@ impl Introspect for PageTables {
         }
         if roots.len() > MAX_SPACES {
             let text = format!("{} address spaces; {MAX_SPACES} were walked", roots.len());
-            notes.push(Note { subject: "page tables", text });
+            notes.push(Note::incomplete("page tables", text));
         }
         begin(Stage::Facts);
         let names: Vec<String> = processes.iter().map(|process| process.name.clone()).collect();

@@ -70,7 +70,7 @@ pub(super) enum Put {
 impl Without {
     /// What clones do without that do as is said.
     fn of(atlas: &Arc<Atlas>, free: FreeFrames) -> Self {
-        match free {
+        match free.allowed_by(atlas.map()) {
             FreeFrames::Fetch => Self::Nothing,
             FreeFrames::Zero => Self::Free(Arc::clone(atlas)),
         }

@@ -229,6 +229,8 @@ impl fmt::Debug for Engine {
 impl Inner {
     /// An engine without its streaming thread.
     pub(super) fn new(parts: Parts, options: Options) -> Self {
+        let free_frames = options.free_frames.allowed_by(parts.atlas.map());
+        let options = Options { free_frames, ..options };
         let brain = Brain::new(parts.policy, &parts.atlas, &options);
         Self {
             states: FrameStates::new(parts.atlas.frames()),

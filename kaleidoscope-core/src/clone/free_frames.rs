@@ -33,6 +33,17 @@ impl FreeFrames {
             Self::Fetch => "fetch",
         }
     }
+
+    /// The rule that every place follows which fills frames with zeros: they are filled only where the map's facts do not
+    /// contradict each other. Lists that do not close, blocks that overlap, a former kernel beside the running one: any of it
+    /// may mean that a frame is called free and is not, and then all are fetched.
+    #[must_use]
+    pub fn allowed_by(self, map: &ColorMap) -> Self {
+        match map.contradictions() {
+            0 => self,
+            1.. => Self::Fetch,
+        }
+    }
 }
 
 impl fmt::Display for FreeFrames {
@@ -61,6 +72,8 @@ pub enum Verdict {
     Leftovers,
     /// None could be looked at.
     Unknown,
+    /// The facts behind the map contradict each other, so that a frame which it calls free may be in use.
+    Contradicted,
 }
 
 /// What was seen in free frames.
@@ -76,6 +89,8 @@ pub struct Trust {
     pub poisoned: u32,
     /// Free frames that there are.
     pub free: u32,
+    /// Contradictions among the facts behind the map.
+    pub contradictions: u32,
 }
 
 /// Free frames that are looked at, at most: 4 MiB.
@@ -90,7 +105,7 @@ impl Trust {
     pub fn free_frames(&self) -> FreeFrames {
         match self.verdict {
             Verdict::Zero | Verdict::Leftovers => FreeFrames::Zero,
-            Verdict::Poisoned | Verdict::Unknown => FreeFrames::Fetch,
+            Verdict::Poisoned | Verdict::Unknown | Verdict::Contradicted => FreeFrames::Fetch,
         }
     }
 }
@@ -98,7 +113,7 @@ impl Trust {
 impl fmt::Display for Trust {
     /// One sentence, for people.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { verdict, sampled, zero, poisoned, free } = self;
+        let Self { verdict, sampled, zero, poisoned, free, contradictions } = self;
         match verdict {
             Verdict::Zero => write!(f, "all of {sampled} sampled free frames are zero"),
             Verdict::Poisoned => write!(
@@ -110,6 +125,10 @@ impl fmt::Display for Trust {
                 "{zero} of {sampled} sampled free frames are zero; the others hold what nobody relies on"
             ),
             Verdict::Unknown => write!(f, "none of {free} free frames could be looked at"),
+            Verdict::Contradicted => write!(
+                f,
+                "the coloring noted {contradictions} contradictions, so that frames called free may be in use"
+            ),
         }
     }
 }
@@ -128,7 +147,8 @@ impl fmt::Display for Trust {
 /// Linux's own balloon driver draws the same line: it tells the host what it fills free pages with, and reports no free pages
 /// where it cannot (`virtballoon_validate`, drivers/virtio/virtio_balloon.c).
 ///
-/// Zeros may be trusted only as far as the map may: a frame that is called free must be. Looks at 1024 frames at most.
+/// Zeros may be trusted only as far as the map may: a frame that is called free must be. So a map whose facts contradict each other
+/// is not trusted, whatever its free frames hold ([`FreeFrames::allowed_by`]). Looks at 1024 frames at most.
 ///
 /// # Errors
 /// [`MemoryError`] when a frame cannot be read. A frame that the image does not hold ([`MemoryError::Missing`]) is left out.
@@ -137,7 +157,9 @@ pub fn trust(memory: &dyn GuestMemory, map: &ColorMap) -> Result<Trust, MemoryEr
     let free = u32::try_from(map.colors().iter().filter(is_free).count()).unwrap_or(u32::MAX);
     let step = free.div_ceil(SAMPLE).max(1);
     let frames = map.layout().iter().zip(map.colors()).filter(|(_, color)| is_free(color));
-    let mut seen = Trust { verdict: Verdict::Unknown, sampled: 0, zero: 0, poisoned: 0, free };
+    let contradictions = map.contradictions();
+    let verdict = Verdict::Unknown;
+    let mut seen = Trust { verdict, sampled: 0, zero: 0, poisoned: 0, free, contradictions };
     let mut page = [0; FRAME_BYTES];
     for (_, ((_, gfn), _)) in (0..).zip(frames).filter(|(n, _)| is_sampled(*n, step)) {
         match memory.read(gfn.gpa(), &mut page) {
@@ -152,6 +174,7 @@ pub fn trust(memory: &dyn GuestMemory, map: &ColorMap) -> Result<Trust, MemoryEr
         seen.poisoned += u32::from(poison > FRAME_BYTES / 2);
     }
     seen.verdict = match seen {
+        Trust { contradictions: 1.., .. } => Verdict::Contradicted,
         Trust { sampled: 0, .. } => Verdict::Unknown,
         Trust { poisoned: 1.., .. } => Verdict::Poisoned,
         Trust { sampled, zero, .. } if sampled == zero => Verdict::Zero,

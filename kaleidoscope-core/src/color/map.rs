@@ -84,6 +84,7 @@ pub struct ColorMap {
     positions: Vec<u64>,
     temperatures: Vec<Temperature>,
     regions: Vec<Region>,
+    contradictions: u32,
 }
 
 impl ColorMap {
@@ -126,7 +127,31 @@ impl ColorMap {
         if kinds.len() != n {
             return Err(MapError::Length { records: kinds.len(), frames: layout.frames() });
         }
-        Ok(Self { layout, kernel, kinds, colors, region_of, positions, temperatures, regions })
+        let contradictions = 0;
+        Ok(Self {
+            layout,
+            kernel,
+            kinds,
+            colors,
+            region_of,
+            positions,
+            temperatures,
+            regions,
+            contradictions,
+        })
+    }
+
+    /// The map with the number of contradictions among the facts that it was made from.
+    #[must_use]
+    pub fn with_contradictions(self, contradictions: u32) -> Self {
+        Self { contradictions, ..self }
+    }
+
+    /// How many contradictions there were among the facts that the map was made from. If there is one, free frames must be
+    /// fetched like all others; see [`FreeFrames::allowed_by`](crate::clone::FreeFrames::allowed_by).
+    #[must_use]
+    pub fn contradictions(&self) -> u32 {
+        self.contradictions
     }
 
     /// The guest's RAM.

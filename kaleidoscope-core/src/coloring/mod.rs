@@ -6,7 +6,7 @@ pub use rules::{Rule, Rules};
 
 use crate::addr::Gfn;
 use crate::color::{ColorMap, Frame, MapError};
-use crate::guest_os::{FrameFacts, GuestFacts, Introspect, Note, Process, Stage};
+use crate::guest_os::{FrameFacts, GuestFacts, Introspect, Note, NoteKind, Process, Stage};
 use crate::linux::{CommonSymbols, Linux, LinuxError};
 use crate::memory::GuestMemory;
 use crate::page_tables::{PageTables, PageTablesError};
@@ -64,7 +64,10 @@ impl Coloring {
         };
         let frames = facts.frames.iter().map(frame);
         let (layout, kernel) = (facts.layout.clone(), facts.kernel.clone());
-        let map = ColorMap::new(layout, kernel, frames, facts.regions.clone())?;
+        let contradictions = facts.notes.iter().filter(|n| n.kind == NoteKind::Contradiction);
+        let contradictions = u32::try_from(contradictions.count()).unwrap_or(u32::MAX);
+        let map = ColorMap::new(layout, kernel, frames, facts.regions.clone())?
+            .with_contradictions(contradictions);
         Ok(Self { map, facts, rules })
     }
 

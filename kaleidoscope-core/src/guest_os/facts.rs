@@ -48,13 +48,41 @@ pub struct Process {
     pub root: Gpa,
 }
 
-/// Something that could not be read or was left out.
+/// What a note means for the trust in what was read.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[non_exhaustive]
+pub enum NoteKind {
+    /// Something is missing or was left out. What was read holds.
+    Incomplete,
+    /// Structures disagree with each other, or with the memory that holds them. What they say of free frames is not to be
+    /// trusted: see [`trust`](crate::clone::trust).
+    Contradiction,
+}
+
+/// Something that could not be read, was left out, or contradicts itself.
 #[derive(Clone, PartialEq, Eq, Debug)]
+#[non_exhaustive]
 pub struct Note {
+    /// What it means for the rest.
+    pub kind: NoteKind,
     /// What it concerns, such as `frame table`.
     pub subject: &'static str,
     /// What was wrong, with the address where it began.
     pub text: String,
+}
+
+impl Note {
+    /// A note of something that is missing.
+    #[must_use]
+    pub const fn incomplete(subject: &'static str, text: String) -> Self {
+        Self { kind: NoteKind::Incomplete, subject, text }
+    }
+
+    /// A note of structures that disagree.
+    #[must_use]
+    pub const fn contradiction(subject: &'static str, text: String) -> Self {
+        Self { kind: NoteKind::Contradiction, subject, text }
+    }
 }
 
 impl fmt::Display for Note {

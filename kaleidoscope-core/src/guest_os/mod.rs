@@ -5,5 +5,5 @@ mod facts;
 mod introspect;
 
 pub use evidence::{FrameUse, KernelArea};
-pub use facts::{FrameFacts, GuestFacts, Note, Process};
+pub use facts::{FrameFacts, GuestFacts, Note, NoteKind, Process};
 pub use introspect::{Introspect, Stage};

@@ -9,7 +9,7 @@ use super::user_spaces::{NO_SPACE, SpaceId, UserMapping, UserMappings, UserTable
 use super::view::KernelView;
 use crate::addr::{FRAME_SIZE, FrameIndex, Gpa, Gva};
 use crate::color::{KernelIdentity, Order, Temperature};
-use crate::guest_os::{FrameFacts, FrameUse, GuestFacts, KernelArea, Note, Process};
+use crate::guest_os::{FrameFacts, FrameUse, GuestFacts, KernelArea, Note, NoteKind, Process};
 use crate::memory::GuestMemory;
 use std::collections::HashMap;
 
@@ -260,18 +260,22 @@ fn describe_damage<M: GuestMemory + ?Sized>(
     areas: &KernelAreas,
     notes: &mut Vec<Note>,
 ) {
-    let mut trouble = |what: &str, trouble: Trouble| {
+    let mut trouble = |kind: NoteKind, what: &str, trouble: Trouble| {
         if let Some(first) = trouble.first {
             let text = format!("{} {what}, the first at frame {first}", trouble.count);
-            notes.push(Note { subject: "frame table", text });
+            notes.push(match kind {
+                NoteKind::Incomplete => Note::incomplete("frame table", text),
+                NoteKind::Contradiction => Note::contradiction("frame table", text),
+            });
         }
     };
-    trouble("frames without a readable record", damage.unreadable);
-    trouble("free blocks that contradict themselves", damage.blocks);
-    trouble("tails without a head", damage.tails);
+    // Memory that was never brought online has no records.
+    trouble(NoteKind::Incomplete, "frames without a readable record", damage.unreadable);
+    trouble(NoteKind::Contradiction, "free blocks that contradict themselves", damage.blocks);
+    trouble(NoteKind::Contradiction, "tails without a head", damage.tails);
     let mut note = |subject, is_wrong: bool, text: String| {
         if is_wrong {
-            notes.push(Note { subject, text });
+            notes.push(Note::contradiction(subject, text));
         }
     };
     let kernel = view.space().report();

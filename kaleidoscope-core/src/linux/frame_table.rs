@@ -200,6 +200,25 @@ impl FrameTable {
         copy
     }
 
+    /// Whether a frame that begins a free block is on a list whose neighbors point back at it; `None` when it begins none.
+    pub(crate) fn is_linked<M>(&self, view: &KernelView<'_, M>, gfn: Gfn) -> Option<bool>
+    where
+        M: GuestMemory + ?Sized,
+    {
+        let types = self.types?;
+        let field =
+            |offset: usize| self.record_address(gfn)?.checked_add(u64::try_from(offset).ok()?);
+        let word = view.read_u32(field(self.offsets.mapcount)?)?;
+        if !types.is_typed(word) || !types.is(word, types.buddy) {
+            return None;
+        }
+        let own = self.link_address(gfn)?;
+        let next = view.read_u64(own)?;
+        let prev = view.read_field(own, 8)?;
+        let back = view.read_field(Gva(next), 8);
+        Some(back == Some(own.0) && view.read_u64(Gva(prev)) == Some(own.0))
+    }
+
     /// The words of one frame's record, for explaining it: `(field, value)`.
     pub(crate) fn describe<M>(
         &self,

@@ -3,6 +3,7 @@
 use super::common_symbols::CommonSymbols;
 use super::introspect::{Linux, LinuxError, table_budget};
 use super::kernel::Kernel;
+use super::locate::Hints;
 use crate::addr::Gfn;
 use crate::memory::GuestMemory;
 use crate::registers::VcpuRegisters;
@@ -34,7 +35,8 @@ impl Linux {
         let mut budget = table_budget(memory);
         let none = CommonSymbols::none();
         let (mut begin, mut notes) = (|_| {}, Vec::new());
-        let kernel = Kernel::open(memory, registers, &mut budget, &none, &mut begin, &mut notes)?;
+        let hints = Hints { registers, notes: &[] };
+        let kernel = Kernel::open(memory, hints, &mut budget, &none, &mut begin, &mut notes)?;
         let mut facts = Vec::new();
         let mut fact = |name: String, value: String| facts.push(Fact { name, value });
         match kernel.table.describe(&kernel.view, gfn) {

@@ -8,7 +8,7 @@ use super::frame_table::FrameTableError;
 use super::kallsyms::KallsymsError;
 use super::kernel::Kernel;
 use super::kernel_areas::KernelAreas;
-use super::locate::LocateError;
+use super::locate::{Hints, LocateError};
 use super::name_budget::NameBudget;
 use super::profile::Profile;
 use super::regions::OwnerName;
@@ -67,7 +67,8 @@ impl Introspect for Linux {
         let mut notes = Vec::new();
         let mut budget = table_budget(memory);
         let common = &self.common_symbols;
-        let opened = Kernel::open(memory, registers, &mut budget, common, begin, &mut notes)?;
+        let hints = Hints { registers, notes: &[] };
+        let opened = Kernel::open(memory, hints, &mut budget, common, begin, &mut notes)?;
         let own_root = opened.own_root();
         let kernel = opened.identity();
         let Kernel { view, spec, image, symbols, page_signs, profile, table, .. } = opened;
@@ -118,7 +119,7 @@ pub(super) fn table_budget(memory: &dyn GuestMemory) -> TableBudget {
 }
 
 /// Finds and walks processes' address spaces, those of the lowest process ids first.
-fn read_users<M: GuestMemory + ?Sized>(
+pub(super) fn read_users<M: GuestMemory + ?Sized>(
     view: &KernelView<'_, M>,
     spec: &PagingSpec,
     kernel_root: Gpa,
@@ -152,7 +153,7 @@ fn read_users<M: GuestMemory + ?Sized>(
 }
 
 /// Types that no table names: the one that most last-level page tables carry is the page tables'.
-fn resolve_types(records: &mut FrameRecords, users: &UserMappings, known: Option<u32>) {
+pub(super) fn resolve_types(records: &mut FrameRecords, users: &UserMappings, known: Option<u32>) {
     if known.is_some() {
         return;
     }
@@ -208,7 +209,7 @@ fn name_owners<M: GuestMemory + ?Sized>(
     let names = records.owners.iter().map(&mut name).collect();
     if files.budget().is_exhausted() {
         let text = "names take too much time or memory; the rest was left out".to_owned();
-        notes.push(Note { subject: "files and caches", text });
+        notes.push(Note::incomplete("files and caches", text));
     }
     names
 }

@@ -5,8 +5,11 @@ use super::common_symbols::{CommonSymbols, signs_of_pages};
 use super::frame_table::{FrameTable, FrameTableError};
 use super::introspect::LinuxError;
 use super::kallsyms::{Kallsyms, KallsymsError, KallsymsHints};
-use super::locate::{IMAGE_BASE, ImageSpan, Located, locate, read_note, scan_notes};
+use super::locate::{
+    Hints, IMAGE_BASE, ImageSpan, Located, Sign, locate, notes_in, read_note, reread,
+};
 use super::profile::Profile;
+use super::running::choose;
 use super::symbols::Symbols;
 use super::view::{DirectMap, KernelView};
 use super::vmcoreinfo::VmcoreInfo;
@@ -15,7 +18,6 @@ use crate::color::{KernelIdentity, Temperature};
 use crate::guest_os::{Note, Stage};
 use crate::memory::GuestMemory;
 use crate::paging::{PagingSpec, TableBudget};
-use crate::registers::VcpuRegisters;
 use std::borrow::Cow;
 use std::collections::HashMap;
 
@@ -40,14 +42,33 @@ impl<'m> Kernel<'m> {
     /// Finds the kernel and what it says of itself. What is missing or damaged, but can be done without, goes to `notes`.
     pub(super) fn open(
         memory: &'m dyn GuestMemory,
-        registers: &[VcpuRegisters],
+        hints: Hints<'_>,
         budget: &mut TableBudget,
         common: &CommonSymbols,
         begin: &mut dyn FnMut(Stage),
         notes: &mut Vec<Note>,
     ) -> Result<Self, LinuxError> {
         begin(Stage::Locate);
-        let Located { spec, root, space, image, note } = locate(memory, registers, budget)?;
+        let mut located = locate(memory, hints, budget)?;
+        match (located.pop(), located.is_empty()) {
+            (Some(only), true) => Self::open_one(memory, only, common, budget, begin, notes),
+            (last, _) => {
+                located.extend(last);
+                choose(memory, located, common, budget, begin, notes)
+            }
+        }
+    }
+
+    /// Reads what a kernel at a known place says of itself.
+    pub(super) fn open_one(
+        memory: &'m dyn GuestMemory,
+        located: Located,
+        common: &CommonSymbols,
+        budget: &mut TableBudget,
+        begin: &mut dyn FnMut(Stage),
+        notes: &mut Vec<Note>,
+    ) -> Result<Self, LinuxError> {
+        let Located { spec, root, space, image, note, sign } = located;
         let mut view = KernelView::new(memory, space);
         if let Some(direct_map) = find_direct_map(&view) {
             view.set_direct_map(direct_map);
@@ -56,9 +77,20 @@ impl<'m> Kernel<'m> {
         begin(Stage::Symbols);
         let bytes = image_bytes(memory, &image);
         let kallsyms = find_symbols(&view, &image, &bytes, note.as_ref())
-            .map_err(|e| notes.push(Note { subject: "symbols", text: e.to_string() }))
+            .map_err(|e| notes.push(Note::incomplete("symbols", e.to_string())))
             .ok();
         let from_table = Symbols::from_kallsyms(kallsyms.as_ref());
+        if sign == Sign::RootTable {
+            // A root that a scan finds may be that of a process which is no more, and lack what the kernel mapped since.
+            let own = from_table.root().and_then(|r| view.translate(r)).map(|(gpa, _)| gpa);
+            let own = own.filter(|own| *own != root);
+            if let Some(space) = own.and_then(|own| reread(memory, &spec, own, &image, budget)) {
+                view = KernelView::new(memory, space);
+                if let Some(direct_map) = find_direct_map(&view) {
+                    view.set_direct_map(direct_map);
+                }
+            }
+        }
         let note = note.or_else(|| find_note(&view, &image, &from_table));
         let symbols = from_table.or(Symbols::from_note(note.as_ref()));
 
@@ -145,7 +177,7 @@ fn find_types<'b>(
     let section = known.and_then(|(start, stop)| bytes.get(start..stop));
     let by_symbol = section.and_then(|s| Btf::parse(s).ok());
     let found = by_symbol.map_or_else(|| Btf::find(bytes), Ok);
-    found.map_err(|e| notes.push(Note { subject: "types", text: e.to_string() })).ok()
+    found.map_err(|e| notes.push(Note::incomplete("types", e.to_string()))).ok()
 }
 
 /// VMCOREINFO, by the kernel's own pointer to it, else by looking at every page's start.
@@ -168,7 +200,7 @@ where
         let start = note.symbol("_stext").is_some_and(|s| image.contains(s));
         start && distance == base.wrapping_sub(IMAGE_BASE.0)
     };
-    by_symbol().or_else(|| scan_notes(view.memory()).find(speaks_of_image))
+    by_symbol().or_else(|| notes_in(view.memory()).into_iter().find(speaks_of_image))
 }
 
 /// The direct map: the distance between virtual and physical addresses that most memory is mapped at.

@@ -49,6 +49,7 @@ mod name_budget;
 mod page_types;
 mod profile;
 mod regions;
+mod running;
 mod symbols;
 mod tasks;
 mod text;

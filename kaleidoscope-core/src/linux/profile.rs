@@ -101,6 +101,7 @@ const TYPE_NAMES: &[&str] = &[
     "pageflags",
     "pagetype",
     "free_area",
+    "system_states",
 ];
 
 /// Everything that introspection knows of this kernel's structures.
@@ -121,6 +122,8 @@ pub(crate) struct Profile {
     pub(crate) free_area_bytes: Option<u64>,
     /// Bytes of a task's name.
     pub(crate) comm_bytes: usize,
+    /// Values of `enum system_states` for a kernel that does not run any more: halted, powered off, restarting.
+    pub(crate) shut_down: [Option<u32>; 3],
 }
 
 /// Bytes of a `struct page` on every 64-bit kernel so far, if nobody says otherwise.
@@ -134,6 +137,11 @@ impl Profile {
     pub(crate) fn has_files(&self) -> bool {
         let f = &self.fields;
         f.mapping_host.is_some() && f.inode_mapping.is_some() && f.inode_super.is_some()
+    }
+
+    /// Whether a value of `enum system_states` says that the kernel was shut down.
+    pub(crate) fn is_shut_down(&self, state: u32) -> bool {
+        self.shut_down.contains(&Some(state))
     }
 
     /// The names whose types [`collect`](Self::collect) looks into.
@@ -154,6 +162,9 @@ impl Profile {
         let orders = note.and_then(|n| n.length("zone.free_area")).unwrap_or(BUDDY_ORDERS.into());
         let size_of = |name: &str| types.and_then(|t| t.struct_named(name)).map(|s| s.size());
         let free_area = size_of("free_area").or_else(|| note.and_then(|n| n.size("free_area")));
+        let state = |name: &str| {
+            types.and_then(|t| t.enum_value("system_states", name)).and_then(|v| v.try_into().ok())
+        };
         let comm = types.and_then(|t| t.btf().type_size(t.member("task_struct.comm")?.type_id));
         Self {
             fields,
@@ -164,6 +175,7 @@ impl Profile {
             hugetlb_tail_flag: flag_mask(types, note, "PG_hugetlb"),
             buddy_orders: u32::try_from(orders).unwrap_or(BUDDY_ORDERS).clamp(1, 32),
             free_area_bytes: free_area,
+            shut_down: ["SYSTEM_HALT", "SYSTEM_POWER_OFF", "SYSTEM_RESTART"].map(state),
             comm_bytes: comm.and_then(|c| usize::try_from(c).ok()).unwrap_or(16).min(64),
         }
     }

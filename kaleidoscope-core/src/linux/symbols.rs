@@ -45,6 +45,10 @@ symbols! {
     /// Variable: first address of the frame table.
     vmemmap_base,
     init_task,
+    /// Variable (`atomic_t`): the CPU that panicked.
+    panic_cpu,
+    /// Variable (`enum system_states`): whether the kernel boots, runs or shuts down.
+    system_state,
     /// Variable: first address of the first per-CPU chunk.
     pcpu_base_addr,
     /// Variable (`int`): size of one CPU's unit.

@@ -6,6 +6,7 @@
 
 use super::cbor::Reader;
 use super::columns::{Columns, Names, Palette};
+use super::encode::CONTRADICTIONS;
 use super::{ImageIdentity, Limits, Manifest, ManifestError};
 use crate::addr::{FRAME_SIZE, FrameIndex, Gpa};
 use crate::color::{Color, ColorMap, Frame, FrameKind, KernelIdentity, Order, Region, Temperature};
@@ -27,8 +28,10 @@ const MAX_NOTES: u32 = 1 << 12;
 pub(crate) fn payload(bytes: &[u8], limits: &Limits) -> Result<Manifest, ManifestError> {
     let mut reader = Reader::new(bytes);
     let keys = ["layout", "kernel", "palette", "regions", "frames", "identity", "notes"];
-    let ([layout, kernel, palette, regions, frames, identity, notes], [fingerprints]) =
-        fields_and_optional(&mut reader, keys, [super::fingerprints::KEY])?;
+    let optional = [super::fingerprints::KEY, CONTRADICTIONS];
+    let (needed, [fingerprints, contradictions]) =
+        fields_and_optional(&mut reader, keys, optional)?;
+    let [layout, kernel, palette, regions, frames, identity, notes] = needed;
     reader.finish()?;
 
     let at = |field, place| Reader::at(bytes, field, place);
@@ -40,7 +43,11 @@ pub(crate) fn payload(bytes: &[u8], limits: &Limits) -> Result<Manifest, Manifes
     let mut at_regions = at("regions", regions);
     let regions = read_regions(&mut at_regions, frames_of_ram, &palette, &mut text)?;
     let columns = read_columns(&mut at("frames", frames))?;
-    let map = build(layout, kernel, regions, &columns, &palette)?;
+    let read = |place| at(CONTRADICTIONS, place).uint();
+    let contradictions = contradictions.map(read).transpose()?.unwrap_or(0);
+    let contradictions = u32::try_from(contradictions).unwrap_or(u32::MAX);
+    let map =
+        build(layout, kernel, regions, &columns, &palette)?.with_contradictions(contradictions);
     let identity = read_identity(&mut at("identity", identity))?;
     let notes = read_notes(&mut at("notes", notes), &mut text)?;
     let read =

@@ -9,6 +9,9 @@ use crate::color::{Color, ColorMap, FrameKind, KernelIdentity, Order, Temperatur
 use crate::fingerprint::Fingerprints;
 use crate::memory::MemoryLayout;
 
+/// Key of the number of contradictions, left out where there are none.
+pub(super) const CONTRADICTIONS: &str = "contradictions";
+
 /// The CBOR map of a manifest.
 pub(crate) fn payload(manifest: &Manifest) -> Vec<u8> {
     let Manifest { map, identity, notes, fingerprints } = manifest;
@@ -23,7 +26,8 @@ pub(crate) fn parts(
     fingerprints: Option<&Fingerprints>,
 ) -> Vec<u8> {
     let mut out = Writer::default();
-    out.map(if fingerprints.is_some() { 8 } else { 7 });
+    let contradictions = map.contradictions();
+    out.map(7 + usize::from(fingerprints.is_some()) + usize::from(contradictions > 0));
     out.text("notes");
     texts(&mut out, notes.iter().map(String::as_str));
     out.text("frames");
@@ -40,6 +44,10 @@ pub(crate) fn parts(
     identity(&mut out, of);
     if let Some(fingerprints) = fingerprints {
         super::fingerprints::write(&mut out, fingerprints);
+    }
+    if contradictions > 0 {
+        out.text(CONTRADICTIONS);
+        out.uint(contradictions);
     }
     out.finish()
 }

@@ -221,7 +221,8 @@ impl Descriptor {
     /// Whether its free frames may be filled with zeros.
     #[must_use]
     pub fn free_frames(&self) -> FreeFrames {
-        self.template.free_frames
+        let said = self.template.free_frames;
+        self.template.map().map_or(said, |map| said.allowed_by(map))
     }
 
     /// Fingerprints of frames of the frozen image, shared by all clones, if somebody took them.

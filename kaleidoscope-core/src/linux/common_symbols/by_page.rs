@@ -1,11 +1,11 @@
 //! The names of the symbols in each page of a kernel image, for learning.
 
+use super::CommonSymbols;
 use super::score::{over_pages, part_name};
 use crate::linux::bytes::index;
 use crate::linux::kallsyms::{Kallsyms, PADDING};
-use crate::linux::kernel::{find_symbols, image_bytes};
-use crate::linux::locate::{ImageSpan, Located, locate};
-use crate::linux::view::KernelView;
+use crate::linux::kernel::{Kernel, find_symbols, image_bytes};
+use crate::linux::locate::{Hints, ImageSpan};
 use crate::linux::{Linux, LinuxError, introspect};
 use crate::memory::GuestMemory;
 use crate::registers::VcpuRegisters;
@@ -78,10 +78,12 @@ impl Linux {
         registers: &[VcpuRegisters],
     ) -> Result<SymbolsByPage, LinuxError> {
         let mut budget = introspect::table_budget(memory);
-        let Located { space, image, note, .. } = locate(memory, registers, &mut budget)?;
-        let view = KernelView::new(memory, space);
-        let bytes = image_bytes(memory, &image);
-        let kallsyms = find_symbols(&view, &image, &bytes, note.as_ref())?;
-        Ok(SymbolsByPage::read(&kallsyms, &image))
+        let hints = Hints { registers, notes: &[] };
+        let (mut begin, mut notes, none) = (|_| {}, Vec::new(), CommonSymbols::none());
+        let kernel = Kernel::open(memory, hints, &mut budget, &none, &mut begin, &mut notes)?;
+        let Kernel { view, image, note, .. } = &kernel;
+        let bytes = image_bytes(memory, image);
+        let kallsyms = find_symbols(view, image, &bytes, note.as_ref())?;
+        Ok(SymbolsByPage::read(&kallsyms, image))
     }
 }

@@ -1,0 +1,114 @@
+//! Memory that holds more than one kernel: RAM is not cleared by a reset, and a crash kernel runs beside the one that crashed.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "helpers of tests, which clippy does not see as tests"
+)]
+
+use kaleidoscope_core::addr::Gfn;
+use kaleidoscope_core::color::FrameKind;
+use kaleidoscope_core::coloring::{Coloring, ColoringError, Options, color};
+use kaleidoscope_core::linux::{LinuxError, LocateError};
+use kaleidoscope_core::memory::GuestMemory;
+use kaleidoscope_core::registers::VcpuRegisters;
+use kaleidoscope_mock::linux::{GuestBuilder, KernelStyle, MockGuest, Role};
+
+fn try_color(guest: &MockGuest, registers: &[VcpuRegisters]) -> Result<Coloring, ColoringError> {
+    color(&guest.memory, &Options { registers: registers.to_vec(), ..Options::default() })
+}
+
+/// How long ago the former kernel ran: what is left of it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Age {
+    /// All that the running kernel has not allocated.
+    JustNow,
+    /// Of that, one page in sixteen was used and freed again since.
+    Hours,
+    /// Of that, every other page.
+    Weeks,
+}
+
+const AGES: [Age; 3] = [Age::JustNow, Age::Hours, Age::Weeks];
+
+fn is_free(guest: &MockGuest, gfn: Gfn) -> bool {
+    matches!(guest.truth.role(gfn), Some(Role::Free { .. } | Role::PerCpuFree { .. }))
+}
+
+/// Fills free frames of a guest with what a former one has there.
+fn leave(former: &MockGuest, running: &mut MockGuest, age: Age) {
+    let mut word = 0x9e37_79b9_7f4a_7c15_u64;
+    for (_, gfn) in former.truth.layout().clone().iter() {
+        // Knuth's MMIX generator.
+        word = word.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let is_used_since = match age {
+            Age::JustNow => false,
+            Age::Hours => word >> 60 == 0,
+            Age::Weeks => word >> 63 == 0,
+        };
+        if is_free(running, gfn) && !is_used_since {
+            let mut page = [0; 4096];
+            former.memory.read(gfn.gpa(), &mut page).unwrap();
+            running.memory.write(gfn.gpa(), &page).unwrap();
+        }
+    }
+}
+
+/// Frames whose kind is not the true one, and those of them that are called free.
+fn wrong(guest: &MockGuest, coloring: &Coloring) -> (usize, usize) {
+    let truth = |index| guest.truth.kind(index);
+    let wrong = coloring.map.iter().filter(|(index, _, frame)| {
+        frame.kind != FrameKind::Unknown && frame.kind != truth(*index)
+    });
+    wrong.fold((0, 0), |(all, free), (_, _, frame)| {
+        (all + 1, free + usize::from(frame.kind == FrameKind::Free))
+    })
+}
+
+/// What came of coloring without registers.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+struct Tally {
+    right: u32,
+    ties: u32,
+}
+
+fn sweep(style: KernelStyle, seeds: std::ops::Range<u64>, tally: &mut Tally) {
+    for seed in seeds {
+        let old_style = KernelStyle::ALL[usize::try_from(seed).unwrap() % KernelStyle::ALL.len()];
+        let age = AGES[usize::try_from(seed / 4).unwrap() % AGES.len()];
+        // Every third former kernel had as much RAM.
+        let old_bytes = if seed % 3 == 0 { 192 << 20 } else { 64 << 20 };
+        let old = GuestBuilder::new(old_style).ram_bytes(old_bytes).seed(100 + seed);
+        let old = old.build().unwrap();
+        let new = GuestBuilder::new(style).ram_bytes(192 << 20).files(20).processes(2);
+        let mut new = new.seed(500 + seed).build().unwrap();
+        leave(&old, &mut new, age);
+        let name = format!("{style:?} after {old_style:?}, {age:?}, seed {seed}");
+        let with = try_color(&new, &new.registers).unwrap_or_else(|e| panic!("{name}: {e}"));
+        assert_eq!(wrong(&new, &with), (0, 0), "{name}: with registers");
+        match try_color(&new, &[]) {
+            Ok(coloring) => {
+                assert_eq!(wrong(&new, &coloring), (0, 0), "{name}: {:?}", coloring.notes());
+                assert_eq!(coloring.map.kernel().release, new.truth.kernel.release, "{name}");
+                tally.right += 1;
+            }
+            Err(ColoringError::Linux(LinuxError::Locate(LocateError::Ambiguous { .. }))) => {
+                println!("{name}: {}", try_color(&new, &[]).unwrap_err());
+                tally.ties += 1;
+            }
+            Err(error) => panic!("{name}: {error}"),
+        }
+    }
+}
+
+/// Never a former kernel, and almost always the running one.
+#[test]
+fn the_running_kernel_is_found_after_a_reset() {
+    let seeds: u64 = std::env::var("FORMER_SEEDS").ok().and_then(|s| s.parse().ok()).unwrap_or(8);
+    let mut tally = Tally::default();
+    for style in KernelStyle::ALL {
+        sweep(style, 0..seeds, &mut tally);
+    }
+    println!("{tally:?}");
+    assert!(tally.ties * 50 <= tally.right + tally.ties, "{tally:?}");
+}

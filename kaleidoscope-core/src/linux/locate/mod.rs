@@ -1,0 +1,374 @@
+//! Finding kernels: their page tables, their images in memory, their own notes.
+//!
+//! With vCPU registers a root is CR3. Without, every kernel in memory is a candidate, because RAM is not cleared by a reset or
+//! by kexec: a former kernel may be as complete as the one that runs. Two signs lead to a kernel, and one pass over memory
+//! ([`scan`]) finds both: the VMCOREINFO page, which names the address of the root table, and root tables themselves, whose last
+//! entry leads to a mapped image. Which candidate runs is not decided here but in [`running`](super::running).
+
+mod roots;
+mod scan;
+
+use self::roots::Roots;
+use self::scan::{Signs, scan};
+use super::vmcoreinfo::VmcoreInfo;
+use crate::addr::{FRAME_BYTES, Gpa, Gva};
+use crate::memory::GuestMemory;
+use crate::paging::{
+    GvaRange, KernelSpace, Leaf, PagingSpec, TableBudget, Visitor, translate, walk,
+};
+use crate::registers::{PagingMode, VcpuRegisters};
+use thiserror::Error;
+
+/// Where x86-64 Linux maps its image, before the random offset (`__START_KERNEL_map`).
+pub(crate) const IMAGE_BASE: Gva = Gva(0xffff_ffff_8000_0000);
+
+/// End of the area that the image is mapped in (`KERNEL_IMAGE_SIZE` with a random offset), inclusive.
+pub(crate) const IMAGE_LAST: Gva = Gva(0xffff_ffff_bfff_ffff);
+
+/// The smallest executable part that a kernel image has.
+const MIN_TEXT: u64 = 4 << 20;
+
+/// The largest image that is looked at.
+const MAX_IMAGE: u64 = 256 << 20;
+
+/// Most kernels that are told apart. A machine that was reset many times holds the remains of a few.
+const MAX_KERNELS: usize = 16;
+
+/// Frames for each of which a kernel's own page tables may have one table, and tables beside.
+const FRAMES_PER_TABLE: u64 = 8;
+const SPARE_TABLES: u64 = 2048;
+
+/// Why no Linux kernel was found.
+#[derive(Clone, PartialEq, Eq, Debug, Error)]
+#[non_exhaustive]
+pub enum LocateError {
+    /// No evidence leads to a kernel image.
+    #[error(
+        "no Linux kernel found: {roots} page-table roots and {notes} VMCOREINFO pages were tried; \
+         if the guest runs Linux, give its vCPUs' registers"
+    )]
+    NoKernel {
+        /// Roots tried: those from registers, and frames that look like a kernel's root table.
+        roots: usize,
+        /// Pages that start like VMCOREINFO.
+        notes: usize,
+    },
+    /// The memory holds several kernels, and nothing says which one runs.
+    #[error(
+        "{count} kernels are in this memory and nothing says which one runs: {first}; {second}; \
+         give the vCPUs' registers"
+    )]
+    Ambiguous {
+        /// How many kernels could be the running one.
+        count: usize,
+        /// One of them: its release and its root table.
+        first: String,
+        /// Another one.
+        second: String,
+    },
+}
+
+/// The kernel image as mapped.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct ImageSpan {
+    /// First virtual address: the image starts with executable code.
+    pub(crate) gva: Gva,
+    /// First physical address.
+    pub(crate) gpa: Gpa,
+    /// Length in bytes, gaps left by freed parts included.
+    pub(crate) bytes: u64,
+}
+
+impl ImageSpan {
+    /// Whether an address lies in the image.
+    pub(crate) fn contains(&self, gva: Gva) -> bool {
+        gva.0.checked_sub(self.gva.0).is_some_and(|offset| offset < self.bytes)
+    }
+}
+
+/// A kernel found in memory; whether it still runs is another question.
+#[derive(Clone, Debug)]
+pub(crate) struct Located {
+    pub(crate) spec: PagingSpec,
+    pub(crate) root: Gpa,
+    pub(crate) space: KernelSpace,
+    pub(crate) image: ImageSpan,
+    /// VMCOREINFO, if it led to the kernel.
+    pub(crate) note: Option<VmcoreInfo>,
+    /// What led to the kernel.
+    pub(crate) sign: Sign,
+}
+
+/// What leads to a kernel.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Sign {
+    /// A vCPU's registers.
+    Registers,
+    /// A VMCOREINFO text.
+    Note,
+    /// A frame that looks like a root table.
+    RootTable,
+}
+
+impl Located {
+    /// Whether both are the same kernel: its image is at the same addresses.
+    fn is_same_kernel(&self, image: &ImageSpan) -> bool {
+        (self.image.gva, self.image.gpa) == (image.gva, image.gpa)
+    }
+}
+
+/// What is known beside the memory.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Hints<'a> {
+    /// The vCPUs' registers; may be empty.
+    pub(crate) registers: &'a [VcpuRegisters],
+    /// VMCOREINFO as the image file itself carries it.
+    pub(crate) notes: &'a [VmcoreInfo],
+}
+
+/// Tables that one root may cost while the kernel is looked for: so many serve a kernel that maps every frame 64 times. A root
+/// that is none, or a decoy, thus leaves enough for the others.
+fn read_space<M>(memory: &M, spec: &PagingSpec, root: Gpa, budget: &mut TableBudget) -> KernelSpace
+where
+    M: GuestMemory + ?Sized,
+{
+    let tables = u64::from(memory.layout().frames()) / FRAMES_PER_TABLE;
+    let mut part = budget.take(tables.saturating_add(SPARE_TABLES));
+    let space = KernelSpace::read(memory, spec, root, &mut part);
+    budget.put_back(part);
+    space
+}
+
+/// Finds every kernel that could be the running one: those that the registers lead to if they lead to any, else the one whose crash
+/// the image was made to show, else all that left a sign in memory. At least one.
+pub(crate) fn locate<M>(
+    memory: &M,
+    hints: Hints<'_>,
+    budget: &mut TableBudget,
+) -> Result<Vec<Located>, LocateError>
+where
+    M: GuestMemory + ?Sized,
+{
+    let mut found = Found::default();
+    for vcpu in hints.registers {
+        found.add_registers(memory, vcpu, budget);
+    }
+    if !found.kernels.is_empty() {
+        return Ok(found.kernels);
+    }
+    // A crash dump is made to show the kernel that crashed, which need not be the one that ran when it was made.
+    let (crashed, others): (Vec<_>, Vec<_>) =
+        hints.notes.iter().partition(|note| note.crash_time().is_some());
+    for note in crashed {
+        found.add_note(memory, note.clone(), budget);
+    }
+    if !found.kernels.is_empty() {
+        return Ok(found.kernels);
+    }
+    let Signs { notes, roots } = scan(memory);
+    for note in others.into_iter().cloned().chain(notes) {
+        found.add_note(memory, note, budget);
+    }
+    found.add_roots(memory, &roots, budget);
+    match found {
+        Found { kernels, .. } if !kernels.is_empty() => Ok(kernels),
+        Found { roots, notes, .. } => Err(LocateError::NoKernel { roots, notes }),
+    }
+}
+
+/// Kernels found so far, and what was tried for them.
+#[derive(Debug, Default)]
+struct Found {
+    kernels: Vec<Located>,
+    roots: usize,
+    notes: usize,
+}
+
+impl Found {
+    fn add_registers<M>(&mut self, memory: &M, vcpu: &VcpuRegisters, budget: &mut TableBudget)
+    where
+        M: GuestMemory + ?Sized,
+    {
+        let Some((spec, pair)) = roots_of(vcpu) else { return };
+        // vCPUs of one kernel need one walk. A vCPU that a crash left behind still has the former kernel's tables.
+        let leads_to = |root: Gpa, kernel: &Located| {
+            let image = kernel.image;
+            translate(memory, &spec, root, image.gva).gpa() == Some(image.gpa)
+        };
+        if self.kernels.iter().any(|k| pair.into_iter().any(|root| leads_to(root, k))) {
+            return;
+        }
+        self.roots = self.roots.saturating_add(pair.len());
+        // Under page-table isolation one of the two maps little of the kernel.
+        let tried = pair
+            .into_iter()
+            .filter_map(|root| by_root(memory, spec, root, Sign::Registers, budget));
+        if let Some((_, located)) = tried.max_by_key(|(mapped, _)| *mapped) {
+            self.add(located);
+        }
+    }
+
+    fn add_note<M>(&mut self, memory: &M, note: VmcoreInfo, budget: &mut TableBudget)
+    where
+        M: GuestMemory + ?Sized,
+    {
+        self.notes = self.notes.saturating_add(1);
+        if self.kernels.len() < MAX_KERNELS
+            && let Some(located) = by_note(memory, note, budget)
+        {
+            self.add(located);
+        }
+    }
+
+    fn add_roots<M>(&mut self, memory: &M, roots: &Roots, budget: &mut TableBudget)
+    where
+        M: GuestMemory + ?Sized,
+    {
+        for (spec, root, top) in roots.iter() {
+            self.roots = self.roots.saturating_add(1);
+            let is_known = |k: &Located| {
+                let known = roots::top_of(memory, &k.spec, k.root);
+                known == Some(top)
+            };
+            if self.kernels.len() >= MAX_KERNELS || self.kernels.iter().any(is_known) {
+                continue;
+            }
+            if let Some((_, located)) = by_root(memory, spec, root, Sign::RootTable, budget) {
+                self.add(located);
+            }
+        }
+    }
+
+    /// Adds a kernel that is not known yet. Of one that is, a note with the time of its crash says more than one without.
+    fn add(&mut self, located: Located) {
+        let Some(known) = self.kernels.iter_mut().find(|k| k.is_same_kernel(&located.image)) else {
+            self.kernels.push(located);
+            return;
+        };
+        let crash = |k: &Located| k.note.as_ref().and_then(VmcoreInfo::crash_time);
+        let note = match (known.note.take(), located.note.clone()) {
+            (None, note) | (note, None) => note,
+            (known_note, note) if crash(&located) > crash(known) => note.or(known_note),
+            (note, _) => note,
+        };
+        // Under page-table isolation, what serves user mode maps a part of the same kernel.
+        if mapped_bytes(&located.space) > mapped_bytes(&known.space) {
+            *known = located;
+        }
+        known.note = note;
+    }
+}
+
+/// The root table that a vCPU uses, and under page-table isolation its twin: the two halves of an 8 KiB pair.
+fn roots_of(vcpu: &VcpuRegisters) -> Option<(PagingSpec, [Gpa; 2])> {
+    let spec = match vcpu.paging_mode()? {
+        PagingMode::Long4 => PagingSpec::X86_64_4LEVEL,
+        PagingMode::Long5 => PagingSpec::X86_64_5LEVEL,
+        PagingMode::None | PagingMode::Legacy32 | PagingMode::Pae => return None,
+    };
+    let cr3 = vcpu.cr3? & spec.root_mask;
+    Some((spec, [Gpa(cr3 & !0x1000), Gpa(cr3 | 0x1000)]))
+}
+
+/// The kernel that a root maps, and how many bytes of its image's area.
+fn by_root<M>(
+    memory: &M,
+    spec: PagingSpec,
+    root: Gpa,
+    sign: Sign,
+    budget: &mut TableBudget,
+) -> Option<(u64, Located)>
+where
+    M: GuestMemory + ?Sized,
+{
+    let space = read_space(memory, &spec, root, budget);
+    let image = image_span(&space)?;
+    let runs = space.runs_in(IMAGE_BASE, IMAGE_LAST).iter();
+    let mapped = runs.fold(0_u64, |sum, r| sum.saturating_add(r.bytes));
+    Some((mapped, Located { spec, root, space, image, note: None, sign }))
+}
+
+fn mapped_bytes(space: &KernelSpace) -> u64 {
+    space.runs().iter().fold(0, |sum, run| sum.saturating_add(run.bytes))
+}
+
+/// The kernel's address space by another root of the same kernel; `None` if that root maps another image.
+pub(crate) fn reread<M>(
+    memory: &M,
+    spec: &PagingSpec,
+    root: Gpa,
+    image: &ImageSpan,
+    budget: &mut TableBudget,
+) -> Option<KernelSpace>
+where
+    M: GuestMemory + ?Sized,
+{
+    let space = read_space(memory, spec, root, budget);
+    let found = image_span(&space)?;
+    ((found.gva, found.gpa) == (image.gva, image.gpa)).then_some(space)
+}
+
+/// The tables that lead from a root to the page at `gva`, the root first.
+pub(crate) fn tables_to_image<M>(memory: &M, spec: &PagingSpec, root: Gpa, gva: Gva) -> Vec<Gpa>
+where
+    M: GuestMemory + ?Sized,
+{
+    #[derive(Default)]
+    struct Path(Vec<Gpa>);
+    impl Visitor for Path {
+        fn leaf(&mut self, _leaf: &Leaf) {}
+        fn table(&mut self, gpa: Gpa, _depth: usize, _gva: Gva) {
+            self.0.push(gpa);
+        }
+    }
+    let mut path = Path::default();
+    let range = GvaRange { first: gva, last: gva };
+    walk(memory, spec, root, range, &mut TableBudget::new(spec.levels.len() as u64), &mut path);
+    path.0
+}
+
+/// Every page of memory that is a VMCOREINFO text.
+pub(crate) fn notes_in<M: GuestMemory + ?Sized>(memory: &M) -> Vec<VmcoreInfo> {
+    scan(memory).notes
+}
+
+/// The kernel image: the first executable mapping of at least 4 MiB in its area, and all that continues it with the same
+/// distance between virtual and physical addresses.
+fn image_span(space: &KernelSpace) -> Option<ImageSpan> {
+    let runs = space.runs_in(IMAGE_BASE, IMAGE_LAST);
+    let first = runs.iter().find(|r| r.rights.execute && r.bytes >= MIN_TEXT)?;
+    let continues = |r: &&crate::paging::Run| {
+        let distance = r.gva.0.checked_sub(first.gva.0);
+        distance.is_some_and(|d| d == r.gpa.0.wrapping_sub(first.gpa.0))
+    };
+    let last = runs.iter().filter(continues).map(|r| r.last()).max()?;
+    let bytes = last.0.checked_sub(first.gva.0)?.saturating_add(1).min(MAX_IMAGE);
+    Some(ImageSpan { gva: first.gva, gpa: first.gpa, bytes })
+}
+
+/// Parses the VMCOREINFO text at `gpa`.
+pub(crate) fn read_note<M: GuestMemory + ?Sized>(memory: &M, gpa: Gpa) -> Option<VmcoreInfo> {
+    let mut page = [0; FRAME_BYTES];
+    memory.read(gpa, &mut page).ok()?;
+    VmcoreInfo::parse(&page).ok()
+}
+
+/// The kernel that a VMCOREINFO page describes, if its root table really maps itself where the page says.
+fn by_note<M>(memory: &M, note: VmcoreInfo, budget: &mut TableBudget) -> Option<Located>
+where
+    M: GuestMemory + ?Sized,
+{
+    let root_gva = note.symbol("init_top_pgt").or_else(|| note.symbol("swapper_pg_dir"))?;
+    let phys_base = note.phys_base().unwrap_or(0);
+    let offset = root_gva.0.checked_sub(IMAGE_BASE.0)?;
+    let root = Gpa(offset.checked_add_signed(phys_base)?);
+    let five_levels = note.number("pgtable_l5_enabled").is_some_and(|n| n != 0);
+    let spec = if five_levels { PagingSpec::X86_64_5LEVEL } else { PagingSpec::X86_64_4LEVEL };
+    // Following one address costs little, so a page that lies is not worth a walk of all tables.
+    if translate(memory, &spec, root, root_gva).gpa() != Some(root) {
+        return None;
+    }
+    let space = read_space(memory, &spec, root, budget);
+    let image = image_span(&space)?;
+    Some(Located { spec, root, space, image, note: Some(note), sign: Sign::Note })
+}

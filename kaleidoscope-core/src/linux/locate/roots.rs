@@ -1,0 +1,129 @@
+//! Frames that look like a kernel's root table.
+//!
+//! The last entry of a root table leads to the table that maps the kernel image, the same for all processes of one kernel. So the
+//! roots of one kernel are known by that table, its *top*; of each family the root with the most kernel entries is kept.
+
+use super::{IMAGE_BASE, IMAGE_LAST};
+use crate::addr::{FRAME_SIZE, Gpa};
+use crate::memory::GuestMemory;
+use crate::paging::{PagingSpec, Translation, translate};
+use std::collections::HashMap;
+
+/// Most families that are told apart. Pages whose last word happens to be an entry that leads to a mapped image are rare.
+const MAX_FAMILIES: usize = 64;
+
+/// Byte offset of the last entry of a table.
+const LAST_ENTRY: u64 = FRAME_SIZE - 8;
+
+/// Byte offset of the entry that serves the image's 1 GiB in its table: the last but one.
+const IMAGE_ENTRY: u64 = FRAME_SIZE - 16;
+
+/// First byte of a root table's kernel half.
+const KERNEL_HALF: usize = 2048;
+
+/// Roots by family.
+#[derive(Debug, Default)]
+pub(super) struct Roots {
+    families: HashMap<Gpa, Family>,
+    /// The last entry that led to no image; free memory is full of copies of the same words.
+    refused: Option<u64>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Family {
+    spec: PagingSpec,
+    root: Gpa,
+    kernel_entries: usize,
+}
+
+impl Roots {
+    /// Every family's spec, its fullest root, and its top, in the order of the roots.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (PagingSpec, Gpa, Gpa)> {
+        let mut all: Vec<_> = self.families.iter().map(|(top, f)| (f.spec, f.root, *top)).collect();
+        all.sort_unstable_by_key(|&(_, root, _)| root);
+        all.into_iter()
+    }
+
+    /// Looks at a page whose last word is `last`.
+    pub(super) fn look_at<M>(&mut self, memory: &M, gpa: Gpa, page: &[u8], last: u64)
+    where
+        M: GuestMemory + ?Sized,
+    {
+        if !leads_on(last) || self.refused == Some(last) {
+            return;
+        }
+        let is_full = self.families.len() >= MAX_FAMILIES;
+        let specs = [PagingSpec::X86_64_4LEVEL, PagingSpec::X86_64_5LEVEL];
+        let found = specs.into_iter().find_map(|spec| {
+            let top = top_of(memory, &spec, gpa)?;
+            let is_known = self.families.contains_key(&top);
+            (is_known || !is_full && maps_image(memory, &spec, gpa)).then_some((spec, top))
+        });
+        let Some((spec, top)) = found else {
+            self.refused = Some(last);
+            return;
+        };
+        let kernel = page.get(KERNEL_HALF..).unwrap_or_default().chunks_exact(8);
+        let is_present = |entry: &&[u8]| entry.first().is_some_and(|low| low & 1 != 0);
+        let kernel_entries = kernel.filter(is_present).count();
+        let family = Family { spec, root: gpa, kernel_entries };
+        match self.families.get_mut(&top) {
+            Some(known) if known.kernel_entries < kernel_entries => *known = family,
+            Some(_) => {}
+            None => {
+                self.families.insert(top, family);
+            }
+        }
+    }
+}
+
+/// Whether an entry can lead from a root table to the image: present, not a page, executable.
+fn leads_on(entry: u64) -> bool {
+    let executable = PagingSpec::X86_64_4LEVEL.no_execute.is_none_or(|nx| entry & nx == 0);
+    executable && entry & (PagingSpec::PRESENT | PagingSpec::LARGE) == PagingSpec::PRESENT
+}
+
+/// The table that maps the image's last 512 GiB, by a root's last entry.
+pub(super) fn top_of<M>(memory: &M, spec: &PagingSpec, root: Gpa) -> Option<Gpa>
+where
+    M: GuestMemory + ?Sized,
+{
+    let mut table = root;
+    // All levels above the one with 1 GiB entries.
+    for _ in 0..spec.levels.len().checked_sub(3)? {
+        let entry = read_entry(memory, table.checked_add(LAST_ENTRY)?)?;
+        table = Some(Gpa(entry & spec.address_mask)).filter(|_| leads_on(entry))?;
+    }
+    memory.layout().index_of(table.gfn())?;
+    Some(table)
+}
+
+/// Whether a root's tables map something executable in the first 2 MiB steps of the image's area. Cheap, and wrong only where
+/// a walk of all tables finds out.
+fn maps_image<M: GuestMemory + ?Sized>(memory: &M, spec: &PagingSpec, root: Gpa) -> bool {
+    let Some(top) = top_of(memory, spec, root) else { return false };
+    let entry = top.checked_add(IMAGE_ENTRY).and_then(|at| read_entry(memory, at));
+    if !entry.is_some_and(leads_on) {
+        return false;
+    }
+    let step = 2 << 20;
+    let mut gva = IMAGE_BASE;
+    while gva <= IMAGE_LAST {
+        match translate(memory, spec, root, gva) {
+            Translation::Mapped { gpa, .. } => {
+                return memory.layout().index_of(gpa.gfn()).is_some();
+            }
+            Translation::NotPresent { .. } => {}
+            Translation::Unreadable { .. } | Translation::NotCanonical => return false,
+        }
+        let Some(next) = gva.checked_add(step) else { return false };
+        gva = next;
+    }
+    false
+}
+
+fn read_entry<M: GuestMemory + ?Sized>(memory: &M, at: Gpa) -> Option<u64> {
+    let mut bytes = [0; 8];
+    memory.read(at, &mut bytes).ok()?;
+    Some(u64::from_le_bytes(bytes))
+}

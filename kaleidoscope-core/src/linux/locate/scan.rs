@@ -1,0 +1,77 @@
+//! One pass over memory for signs of kernels.
+//!
+//! Two places of each page are looked at: its start, where the VMCOREINFO text begins, and its last entry, which in a root table
+//! leads to the kernel image. Copies of the text elsewhere in a page, in logs or files, are no signs.
+
+use super::read_note;
+use super::roots::Roots;
+use crate::addr::{FRAME_BYTES, Gfn, Gpa};
+use crate::linux::vmcoreinfo::{SIGNATURE, VmcoreInfo};
+use crate::memory::{GuestMemory, RamRegion};
+
+/// How many pages that look like VMCOREINFO are tried.
+const MAX_NOTES: usize = 64;
+
+/// Bytes read at a time where the memory cannot be borrowed.
+const CHUNK_BYTES: usize = 64 * FRAME_BYTES;
+
+/// What a pass over memory finds.
+#[derive(Debug, Default)]
+pub(super) struct Signs {
+    /// Every page that starts like VMCOREINFO and parses, by ascending address.
+    pub(super) notes: Vec<VmcoreInfo>,
+    /// Frames that look like a kernel's root table.
+    pub(super) roots: Roots,
+}
+
+/// Looks at every page of memory.
+pub(super) fn scan<M: GuestMemory + ?Sized>(memory: &M) -> Signs {
+    let mut signs = Signs::default();
+    let mut copy = vec![0; CHUNK_BYTES];
+    for region in memory.layout().regions() {
+        scan_region(memory, region, &mut copy, &mut signs);
+    }
+    signs
+}
+
+fn scan_region<M: GuestMemory + ?Sized>(
+    memory: &M,
+    region: &RamRegion,
+    copy: &mut [u8],
+    signs: &mut Signs,
+) {
+    let mut gfn = region.start;
+    let mut left = usize::try_from(region.frames).unwrap_or(usize::MAX);
+    while left > 0 {
+        let frames = left.min(CHUNK_BYTES / FRAME_BYTES);
+        let Some(copy) = copy.get_mut(..frames.saturating_mul(FRAME_BYTES)) else { return };
+        match memory.slice(gfn.gpa(), copy.len()) {
+            Some(bytes) => scan_pages(memory, gfn, bytes, signs),
+            None if memory.read(gfn.gpa(), copy).is_ok() => scan_pages(memory, gfn, copy, signs),
+            // The image lacks some of these pages.
+            None => {
+                for (gfn, page) in (gfn.0..).map(Gfn).zip(copy.chunks_exact_mut(FRAME_BYTES)) {
+                    if memory.read(gfn.gpa(), page).is_ok() {
+                        scan_pages(memory, gfn, page, signs);
+                    }
+                }
+            }
+        }
+        gfn = Gfn(gfn.0.saturating_add(frames as u64));
+        left = left.saturating_sub(frames);
+    }
+}
+
+fn scan_pages<M>(memory: &M, first: Gfn, bytes: &[u8], signs: &mut Signs)
+where
+    M: GuestMemory + ?Sized,
+{
+    for (gfn, page) in (first.0..).map(Gfn).zip(bytes.chunks_exact(FRAME_BYTES)) {
+        if page.starts_with(SIGNATURE) && signs.notes.len() < MAX_NOTES {
+            signs.notes.extend(read_note(memory, gfn.gpa()));
+        }
+        if let Some(last) = page.last_chunk().map(|b| u64::from_le_bytes(*b)) {
+            signs.roots.look_at(memory, Gpa(gfn.0 << 12), page, last);
+        }
+    }
+}
