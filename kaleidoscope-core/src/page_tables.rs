@@ -10,7 +10,9 @@ use crate::guest_os::{
     FrameFacts, FrameUse, GuestFacts, Introspect, KernelArea, Note, Process, Stage,
 };
 use crate::memory::{GuestMemory, MemoryLayout};
-use crate::paging::{GvaRange, Leaf, PagingSpec, TableBudget, Visitor, WalkReport, walk};
+use crate::paging::{
+    GvaRange, Leaf, PagingSpec, SharedBit, TableBudget, Visitor, WalkReport, find_mask, walk,
+};
 use crate::registers::{PagingMode, VcpuRegisters};
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
@@ -61,62 +63,87 @@ impl Introspect for PageTables {
         let known: Vec<_> = registers.iter().filter_map(with_paging).collect();
         let (spec, _) = known.first().copied().ok_or(PageTablesError::NoRoots)?;
         let same_mode = known.iter().filter(|(other, _)| other.name == spec.name);
-        let roots: BTreeSet<u64> = same_mode.map(|(_, cr3)| cr3 & spec.root_mask).collect();
-        let layout = memory.layout();
-        let mut finder = Finder {
-            layout,
-            space: 0,
-            mapped: 0,
-            frames: vec![FrameFacts::default(); layout.frames() as usize],
-            owners: vec![NOBODY; layout.frames() as usize],
-        };
-        let mut budget = TableBudget::new(u64::from(layout.frames()).saturating_add(SPARE_TABLES));
-        let (mut processes, mut notes) = (Vec::new(), Vec::new());
-        let mut spaces = BTreeMap::new();
-        for root in roots.iter().copied().map(Gpa).take(MAX_SPACES) {
-            let next = u16::try_from(processes.len()).unwrap_or(NOBODY);
-            let known = user_tables(memory, &spec, root).map(|tables| spaces.entry(tables));
-            let is_new = !matches!(known, Some(Entry::Occupied(_)));
-            let space = known.map_or(next, |entry| *entry.or_insert(next));
-            (finder.space, finder.mapped) = (space, 0);
-            let mut read = |half| walk(memory, &spec, root, half, &mut budget, &mut finder);
-            let user =
-                if is_new { read(GvaRange::user_half(&spec)) } else { WalkReport::default() };
-            let reports = [user, read(GvaRange::kernel_half(&spec))];
-            let unreadable = reports.iter().fold(0u64, |sum, r| sum.saturating_add(r.unreadable));
-            let cut = reports.iter().any(|report| report.cut);
-            if cut || unreadable > 0 {
-                let rest = if cut { ", and others were not: there are too many" } else { "" };
-                let text = format!(
-                    "of the address space at {root} {unreadable} tables cannot be read{rest}"
-                );
-                notes.push(Note::incomplete("page tables", text));
-            }
-            if !is_new {
-                continue;
-            }
-            processes.push(Process {
-                pid: None,
-                name: format!("address space {root}"),
-                mapped_frames: finder.mapped,
-                anonymous_frames: 0,
-                table_frames: 0,
-                threads: 0,
-                recency: None,
-                root,
-            });
+        let values: BTreeSet<u64> = same_mode.map(|&(_, cr3)| cr3).collect();
+        let mask = values.iter().map(|&cr3| find_mask(memory, &spec, Gpa(cr3), None));
+        let spec = spec.without_bits(mask.max().unwrap_or(0));
+        let mut gathered = gather(memory, &spec, &values);
+        if gathered.shared_bit != 0 {
+            gathered = gather(memory, &spec.without_bits(gathered.shared_bit), &values);
         }
-        if roots.len() > MAX_SPACES {
-            let text = format!("{} address spaces; {MAX_SPACES} were walked", roots.len());
-            notes.push(Note::incomplete("page tables", text));
-        }
+        let Gathered { frames, owners, processes, notes, .. } = gathered;
         begin(Stage::Facts);
         let names: Vec<String> = processes.iter().map(|process| process.name.clone()).collect();
-        let (frames, regions) = finder.finish(&names);
+        let layout = memory.layout();
+        let (frames, regions) = settle(layout, frames, owners, &names);
         let kernel = KernelIdentity { paging: spec.name.to_owned(), ..KernelIdentity::default() };
         let layout = layout.clone();
         Ok(GuestFacts { layout, kernel, frames, regions, processes, notes })
     }
+}
+
+/// What walks of all address spaces found.
+struct Gathered {
+    frames: Vec<FrameFacts>,
+    /// Which address space mapped a frame first for its user mode.
+    owners: Vec<u16>,
+    processes: Vec<Process>,
+    notes: Vec<Note>,
+    /// A bit that entries of shared pages carry (TDX), or 0. With one, the walks have to be done again without it.
+    shared_bit: u64,
+}
+
+/// Walks the tables that these values of CR3 lead to.
+fn gather(memory: &dyn GuestMemory, spec: &PagingSpec, values: &BTreeSet<u64>) -> Gathered {
+    let roots: BTreeSet<u64> = values.iter().map(|cr3| cr3 & spec.root_mask).collect();
+    let layout = memory.layout();
+    let mut finder = Finder {
+        layout,
+        space: 0,
+        mapped: 0,
+        frames: vec![FrameFacts::default(); layout.frames() as usize],
+        owners: vec![NOBODY; layout.frames() as usize],
+        shared_bit: SharedBit::new(spec, layout),
+    };
+    let mut budget = TableBudget::new(u64::from(layout.frames()).saturating_add(SPARE_TABLES));
+    let (mut processes, mut notes) = (Vec::new(), Vec::new());
+    let mut spaces = BTreeMap::new();
+    for root in roots.iter().copied().map(Gpa).take(MAX_SPACES) {
+        let next = u16::try_from(processes.len()).unwrap_or(NOBODY);
+        let known = user_tables(memory, spec, root).map(|tables| spaces.entry(tables));
+        let is_new = !matches!(known, Some(Entry::Occupied(_)));
+        let space = known.map_or(next, |entry| *entry.or_insert(next));
+        (finder.space, finder.mapped) = (space, 0);
+        let mut read = |half| walk(memory, spec, root, half, &mut budget, &mut finder);
+        let user = if is_new { read(GvaRange::user_half(spec)) } else { WalkReport::default() };
+        let reports = [user, read(GvaRange::kernel_half(spec))];
+        let unreadable = reports.iter().fold(0u64, |sum, r| sum.saturating_add(r.unreadable));
+        let cut = reports.iter().any(|report| report.cut);
+        if cut || unreadable > 0 {
+            let rest = if cut { ", and others were not: there are too many" } else { "" };
+            let text =
+                format!("of the address space at {root} {unreadable} tables cannot be read{rest}");
+            notes.push(Note::incomplete("page tables", text));
+        }
+        if !is_new {
+            continue;
+        }
+        processes.push(Process {
+            pid: None,
+            name: format!("address space {root}"),
+            mapped_frames: finder.mapped,
+            anonymous_frames: 0,
+            table_frames: 0,
+            threads: 0,
+            recency: None,
+            root,
+        });
+    }
+    if roots.len() > MAX_SPACES {
+        let text = format!("{} address spaces; {MAX_SPACES} were walked", roots.len());
+        notes.push(Note::incomplete("page tables", text));
+    }
+    let Finder { frames, owners, shared_bit, .. } = finder;
+    Gathered { frames, owners, processes, notes, shared_bit: shared_bit.mask() }
 }
 
 /// What a root's entries for processes lead to, by the addresses that they serve; `None` when they lead to nothing.
@@ -147,10 +174,12 @@ struct Finder<'a> {
     frames: Vec<FrameFacts>,
     /// Which address space mapped a frame first for its user mode.
     owners: Vec<u16>,
+    shared_bit: SharedBit<'a>,
 }
 
 impl Visitor for Finder<'_> {
     fn leaf(&mut self, leaf: &Leaf) {
+        self.shared_bit.see(leaf.gva, leaf.gpa, leaf.bytes);
         let (first, page) = (leaf.gpa.gfn(), leaf.gva.0 / FRAME_SIZE);
         for part in self.layout.parts(first, leaf.bytes / FRAME_SIZE) {
             let page = page.saturating_add(part.start.0.saturating_sub(first.0));
@@ -197,45 +226,45 @@ impl Visitor for Finder<'_> {
     }
 }
 
-impl Finder<'_> {
-    /// Settles what each frame is, and which region it belongs to: an address space's own memory, what several share, the kernel's.
-    fn finish(self, spaces: &[String]) -> (Vec<FrameFacts>, Vec<Region>) {
-        let Self { mut frames, owners, layout, .. } = self;
-        let region =
-            |kind, order, name: String| Region { kind, order, name, frames: 0, anchor: None };
-        let mut regions: Vec<Region> = spaces
-            .iter()
-            .map(|name| region(FrameKind::Anonymous, Order::UserAddress, name.clone()))
-            .collect();
-        let shared = regions.len();
-        regions.push(region(FrameKind::Shared, Order::UserAddress, "shared memory".into()));
-        regions.push(region(FrameKind::Kernel, Order::KernelAddress, "kernel".into()));
-        regions.push(region(FrameKind::Kernel, Order::FrameNumber, "page tables".into()));
-        for ((index, frame), owner) in (0u32..).zip(&mut frames).zip(owners) {
-            let place = if frame.is_table {
-                frame.usage = FrameUse::Reserved;
-                let gfn = layout.gfn_of(crate::addr::FrameIndex(index));
-                frame.position = gfn.map_or(0, |gfn| gfn.0);
-                Some(shared.saturating_add(2))
-            } else if owner != NOBODY {
-                let is_shared = frame.temperature.contains(Temperature::SHARED);
-                frame.usage = if is_shared { FrameUse::Shared } else { FrameUse::Anonymous };
-                Some(if is_shared { shared } else { usize::from(owner) })
-            } else if frame.area != KernelArea::None {
-                frame.usage = FrameUse::Reserved;
-                Some(shared.saturating_add(1))
-            } else {
-                None
-            };
-            if let Some(region) = place.and_then(|place| regions.get_mut(place)) {
-                region.frames = region.frames.saturating_add(1);
-            }
-            frame.region = place.and_then(|place| u32::try_from(place).ok()).map(RegionId);
+/// Settles what each frame is, and which region it belongs to: an address space's own memory, what several share, the kernel's.
+fn settle(
+    layout: &MemoryLayout,
+    mut frames: Vec<FrameFacts>,
+    owners: Vec<u16>,
+    spaces: &[String],
+) -> (Vec<FrameFacts>, Vec<Region>) {
+    let region = |kind, order, name: String| Region { kind, order, name, frames: 0, anchor: None };
+    let mut regions: Vec<Region> = spaces
+        .iter()
+        .map(|name| region(FrameKind::Anonymous, Order::UserAddress, name.clone()))
+        .collect();
+    let shared = regions.len();
+    regions.push(region(FrameKind::Shared, Order::UserAddress, "shared memory".into()));
+    regions.push(region(FrameKind::Kernel, Order::KernelAddress, "kernel".into()));
+    regions.push(region(FrameKind::Kernel, Order::FrameNumber, "page tables".into()));
+    for ((index, frame), owner) in (0u32..).zip(&mut frames).zip(owners) {
+        let place = if frame.is_table {
+            frame.usage = FrameUse::Reserved;
+            let gfn = layout.gfn_of(crate::addr::FrameIndex(index));
+            frame.position = gfn.map_or(0, |gfn| gfn.0);
+            Some(shared.saturating_add(2))
+        } else if owner != NOBODY {
+            let is_shared = frame.temperature.contains(Temperature::SHARED);
+            frame.usage = if is_shared { FrameUse::Shared } else { FrameUse::Anonymous };
+            Some(if is_shared { shared } else { usize::from(owner) })
+        } else if frame.area != KernelArea::None {
+            frame.usage = FrameUse::Reserved;
+            Some(shared.saturating_add(1))
+        } else {
+            None
+        };
+        if let Some(region) = place.and_then(|place| regions.get_mut(place)) {
+            region.frames = region.frames.saturating_add(1);
         }
-        (frames, regions)
+        frame.region = place.and_then(|place| u32::try_from(place).ok()).map(RegionId);
     }
+    (frames, regions)
 }
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -13,11 +13,13 @@
     )
 )]
 
+mod encryption;
 mod kernel_space;
 mod spec;
 mod translate;
 mod walk;
 
+pub(crate) use encryption::{SharedBit, find_mask};
 pub use kernel_space::{KernelSpace, Run};
 pub use spec::{LevelSpec, PagingSpec};
 pub use translate::{Translation, translate};

@@ -135,6 +135,15 @@ impl PagingSpec {
         address_bits: 32,
     };
 
+    /// The format of tables whose addresses do not have the bits of `mask`, because these say how
+    /// memory is encrypted.
+    #[must_use]
+    pub(crate) fn without_bits(mut self, mask: u64) -> Self {
+        self.address_mask &= !mask;
+        self.root_mask &= !mask;
+        self
+    }
+
     /// Bytes in a table of this level.
     #[must_use]
     pub fn table_bytes(&self, level: &LevelSpec) -> usize {
@@ -183,7 +192,7 @@ impl PagingSpec {
     }
 
     /// Physical address of the page that a leaf entry of this level maps.
-    pub(super) fn leaf_address(&self, entry: u64, level: &LevelSpec) -> Gpa {
+    pub(crate) fn leaf_address(&self, entry: u64, level: &LevelSpec) -> Gpa {
         let mut address = entry & self.address_mask & !level.offset_mask();
         if self.pse36 && level.shift > crate::addr::FRAME_SHIFT {
             address |= (entry >> 13 & 0xff) << 32;
@@ -192,7 +201,7 @@ impl PagingSpec {
     }
 
     /// Whether an entry of this level maps a page itself.
-    pub(super) fn is_leaf(entry: u64, level: &LevelSpec, last: bool) -> bool {
+    pub(crate) fn is_leaf(entry: u64, level: &LevelSpec, last: bool) -> bool {
         last || (level.large_pages && entry & Self::LARGE != 0)
     }
 }

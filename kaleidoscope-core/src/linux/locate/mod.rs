@@ -14,7 +14,8 @@ use super::vmcoreinfo::VmcoreInfo;
 use crate::addr::{FRAME_BYTES, Gpa, Gva};
 use crate::memory::GuestMemory;
 use crate::paging::{
-    GvaRange, KernelSpace, Leaf, PagingSpec, TableBudget, Visitor, translate, walk,
+    GvaRange, KernelSpace, Leaf, PagingSpec, SharedBit, TableBudget, Visitor, find_mask, translate,
+    walk,
 };
 use crate::registers::{PagingMode, VcpuRegisters};
 use thiserror::Error;
@@ -128,15 +129,27 @@ pub(crate) struct Hints<'a> {
 
 /// Tables that one root may cost while the kernel is looked for: so many serve a kernel that maps every frame 64 times. A root
 /// that is none, or a decoy, thus leaves enough for the others.
-fn read_space<M>(memory: &M, spec: &PagingSpec, root: Gpa, budget: &mut TableBudget) -> KernelSpace
+///
+/// Where entries of shared pages carry a bit for that (TDX), the format that comes back is without it.
+fn read_space<M>(
+    memory: &M,
+    spec: PagingSpec,
+    root: Gpa,
+    budget: &mut TableBudget,
+) -> (PagingSpec, KernelSpace)
 where
     M: GuestMemory + ?Sized,
 {
     let tables = u64::from(memory.layout().frames()) / FRAMES_PER_TABLE;
     let mut part = budget.take(tables.saturating_add(SPARE_TABLES));
-    let space = KernelSpace::read(memory, spec, root, &mut part);
+    let mut read = |spec| KernelSpace::read(memory, &spec, root, &mut part);
+    let space = read(spec);
+    let found = match SharedBit::of_space(&spec, memory.layout(), &space) {
+        0 => (spec, space),
+        shared => (spec.without_bits(shared), read(spec.without_bits(shared))),
+    };
     budget.put_back(part);
-    space
+    found
 }
 
 /// Finds every kernel that could be the running one: those that the registers lead to if they lead to any, else the one whose crash
@@ -189,7 +202,7 @@ impl Found {
     where
         M: GuestMemory + ?Sized,
     {
-        let Some((spec, pair)) = roots_of(vcpu) else { return };
+        let Some((spec, pair)) = roots_of(memory, vcpu) else { return };
         // vCPUs of one kernel need one walk. A vCPU that a crash left behind still has the former kernel's tables.
         let leads_to = |root: Gpa, kernel: &Located| {
             let image = kernel.image;
@@ -260,13 +273,18 @@ impl Found {
 }
 
 /// The root table that a vCPU uses, and under page-table isolation its twin: the two halves of an 8 KiB pair.
-fn roots_of(vcpu: &VcpuRegisters) -> Option<(PagingSpec, [Gpa; 2])> {
+fn roots_of<M>(memory: &M, vcpu: &VcpuRegisters) -> Option<(PagingSpec, [Gpa; 2])>
+where
+    M: GuestMemory + ?Sized,
+{
     let spec = match vcpu.paging_mode()? {
         PagingMode::Long4 => PagingSpec::X86_64_4LEVEL,
         PagingMode::Long5 => PagingSpec::X86_64_5LEVEL,
         PagingMode::None | PagingMode::Legacy32 | PagingMode::Pae => return None,
     };
-    let cr3 = vcpu.cr3? & spec.root_mask;
+    let cr3 = vcpu.cr3?;
+    let spec = spec.without_bits(find_mask(memory, &spec, Gpa(cr3), None));
+    let cr3 = cr3 & spec.root_mask;
     Some((spec, [Gpa(cr3 & !0x1000), Gpa(cr3 | 0x1000)]))
 }
 
@@ -281,7 +299,7 @@ fn by_root<M>(
 where
     M: GuestMemory + ?Sized,
 {
-    let space = read_space(memory, &spec, root, budget);
+    let (spec, space) = read_space(memory, spec, root, budget);
     let image = image_span(&space)?;
     let runs = space.runs_in(IMAGE_BASE, IMAGE_LAST).iter();
     let mapped = runs.fold(0_u64, |sum, r| sum.saturating_add(r.bytes));
@@ -303,7 +321,7 @@ pub(crate) fn reread<M>(
 where
     M: GuestMemory + ?Sized,
 {
-    let space = read_space(memory, spec, root, budget);
+    let (_, space) = read_space(memory, *spec, root, budget);
     let found = image_span(&space)?;
     ((found.gva, found.gpa) == (image.gva, image.gpa)).then_some(space)
 }
@@ -364,11 +382,13 @@ where
     let root = Gpa(offset.checked_add_signed(phys_base)?);
     let five_levels = note.number("pgtable_l5_enabled").is_some_and(|n| n != 0);
     let spec = if five_levels { PagingSpec::X86_64_5LEVEL } else { PagingSpec::X86_64_4LEVEL };
+    let sme_mask = note.number("sme_mask").map(i64::cast_unsigned);
+    let spec = spec.without_bits(find_mask(memory, &spec, root, sme_mask));
     // Following one address costs little, so a page that lies is not worth a walk of all tables.
     if translate(memory, &spec, root, root_gva).gpa() != Some(root) {
         return None;
     }
-    let space = read_space(memory, &spec, root, budget);
+    let (spec, space) = read_space(memory, spec, root, budget);
     let image = image_span(&space)?;
     Some(Located { spec, root, space, image, note: Some(note), sign: Sign::Note })
 }

@@ -6,7 +6,7 @@
 use super::{IMAGE_BASE, IMAGE_LAST};
 use crate::addr::{FRAME_SIZE, Gpa};
 use crate::memory::GuestMemory;
-use crate::paging::{PagingSpec, Translation, translate};
+use crate::paging::{PagingSpec, Translation, find_mask, translate};
 use std::collections::HashMap;
 
 /// Most families that are told apart. Pages whose last word happens to be an entry that leads to a mapped image are rare.
@@ -55,6 +55,7 @@ impl Roots {
         let is_full = self.families.len() >= MAX_FAMILIES;
         let specs = [PagingSpec::X86_64_4LEVEL, PagingSpec::X86_64_5LEVEL];
         let found = specs.into_iter().find_map(|spec| {
+            let spec = without_encryption(memory, spec, gpa, last)?;
             let top = top_of(memory, &spec, gpa)?;
             let is_known = self.families.contains_key(&top);
             (is_known || !is_full && maps_image(memory, &spec, gpa)).then_some((spec, top))
@@ -81,6 +82,27 @@ impl Roots {
 fn leads_on(entry: u64) -> bool {
     let executable = PagingSpec::X86_64_4LEVEL.no_execute.is_none_or(|nx| entry & nx == 0);
     executable && entry & (PagingSpec::PRESENT | PagingSpec::LARGE) == PagingSpec::PRESENT
+}
+
+/// The format with which a root's last entry leads to RAM: without the bit of memory encryption, where the entry has one.
+fn without_encryption<M>(memory: &M, spec: PagingSpec, root: Gpa, last: u64) -> Option<PagingSpec>
+where
+    M: GuestMemory + ?Sized,
+{
+    let layout = memory.layout();
+    let address = last & spec.address_mask;
+    if layout.index_of(Gpa(address).gfn()).is_some() {
+        return Some(spec);
+    }
+    // One bit above all RAM, or a word that is no entry.
+    let end = layout.end_gfn().gpa().0.checked_next_power_of_two()?;
+    let high = address & !end.saturating_sub(1);
+    let rest = Gpa(address ^ high).gfn();
+    if !high.is_power_of_two() || layout.index_of(rest).is_none() {
+        return None;
+    }
+    let bits = find_mask(memory, &spec, root, None);
+    (bits == high).then(|| spec.without_bits(bits))
 }
 
 /// The table that maps the image's last 512 GiB, by a root's last entry.
