@@ -26,7 +26,7 @@ pub(crate) struct Report {
 }
 
 impl Report {
-    /// Gives the verdict on findings. Each class may have `tolerance` wrong frames.
+    /// Gives the verdict on findings. Each class may have `tolerance` wrong frames, and as many may lose their process.
     pub(crate) fn new(
         frames: FrameFindings,
         files: FileFindings,
@@ -45,6 +45,10 @@ impl Report {
         }
         if files.wrong > 0 {
             failures.push(format!("{} of {} file pages are wrong", files.wrong, files.pages));
+        }
+        let (of_processes, lost) = anonymous.lost();
+        if lost > tolerance {
+            failures.push(format!("{lost} of {of_processes} anonymous frames lost their process"));
         }
         if frames.unknown.saturating_mul(1000)
             > frames.frames.saturating_mul(MOST_UNKNOWN_PER_MILLE)
@@ -137,6 +141,7 @@ impl Report {
             "command",
             "frames",
             "right",
+            "lost",
             "names pid",
             "names command",
             "neighbors",
@@ -148,13 +153,14 @@ impl Report {
                 process.comm.clone(),
                 process.frames.to_string(),
                 process.right.to_string(),
+                process.lost.to_string(),
                 process.named_by_pid.to_string(),
                 process.named_by_comm.to_string(),
                 process.neighbors.to_string(),
                 process.neighbors_in_order.to_string(),
             ]);
         }
-        writeln!(f, "{}", right_aligned(table, 2..8))?;
+        writeln!(f, "{}", right_aligned(table, 2..9))?;
         for process in &self.anonymous.set_aside {
             writeln!(
                 f,

@@ -286,6 +286,29 @@ fn frames_whose_flags_changed_during_the_capture_are_not_judged() {
 }
 
 #[test]
+fn a_page_that_lost_its_process_is_wrong() {
+    // In no region, and in the region of anonymous memory that no process maps.
+    for row in ["anonymous,,,", "anonymous,,6,9"] {
+        let mut fixture = Fixture::new().say(0x10, "").say(9, row);
+        fixture.regions.push_str("6,anonymous,anonymous,1\n");
+        let report = fixture.report();
+        assert_eq!(failures(&report), ["1 of 2 anonymous frames lost their process"], "{row}");
+        assert_eq!(
+            (report.anonymous().processes[0].frames, report.anonymous().lost()),
+            (2, (2, 1))
+        );
+        fixture.tolerance = 1;
+        assert!(fixture.report().passed());
+    }
+    // A process whose task was not found, and another one that maps the page too, are owners.
+    for name in ["unnamed process", "sh[77]"] {
+        let mut fixture = Fixture::new().say(0x10, "").say(9, "anonymous,,6,9");
+        fixture.regions.push_str(&format!("6,anonymous,{name},1\n"));
+        assert!(fixture.report().passed(), "{name}");
+    }
+}
+
+#[test]
 fn a_pagemap_of_another_moment_is_set_aside() {
     let fixture = Fixture::new().say(0x10, "");
     fixture.write_pagemap(

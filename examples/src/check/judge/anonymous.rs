@@ -1,7 +1,7 @@
 //! Is every anonymous frame that a process maps anonymous, and does its region name the process?
 //!
-//! Only the kind is judged, and a wrong one counts among the wrong frames of its class already. Names and order are
-//! reported for information.
+//! A wrong kind counts among the wrong frames of its class already. A frame in the region of no process has lost its
+//! owner, which is judged. Names and order are reported for information.
 use std::collections::BTreeMap;
 
 use serde::Serialize;
@@ -15,6 +15,9 @@ use crate::check::truth::processes::{MappedPage, Process};
 /// that agrees less is left over from another capture, and is set aside.
 const LEAST_AGREEMENT: u64 = 90;
 
+/// The region of a process that no task leads to.
+const UNNAMED: &str = "unnamed process";
+
 /// Findings about one process.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct ProcessFindings {
@@ -26,6 +29,8 @@ pub(crate) struct ProcessFindings {
     pub(crate) frames: u64,
     /// Those that are anonymous in the coloring, too.
     pub(crate) right: u64,
+    /// Those that are anonymous and in the region of no process: the coloring lost their owner.
+    pub(crate) lost: u64,
     /// Those whose region names the process by its id.
     pub(crate) named_by_pid: u64,
     /// Those whose region names the process's command (without or with its id).
@@ -56,6 +61,14 @@ pub(crate) struct AnonymousFindings {
     pub(crate) processes: Vec<ProcessFindings>,
     /// Processes not judged.
     pub(crate) set_aside: Vec<SetAside>,
+}
+
+impl AnonymousFindings {
+    /// Frames of all processes, and those that lost their owner.
+    pub(crate) fn lost(&self) -> (u64, u64) {
+        let both = self.processes.iter().map(|process| (process.frames, process.lost));
+        both.fold((0, 0), |(all, lost), (frames, more)| (all + frames, lost + more))
+    }
 }
 
 /// Compares the anonymous memory of all processes.
@@ -95,6 +108,7 @@ fn judge_process(truth: &Truth, coloring: &Coloring, process: &Process) -> Proce
         comm: process.comm.clone(),
         frames: 0,
         right: 0,
+        lost: 0,
         named_by_pid: 0,
         named_by_comm: 0,
         neighbors: 0,
@@ -108,7 +122,10 @@ fn judge_process(truth: &Truth, coloring: &Coloring, process: &Process) -> Proce
         findings.frames += 1;
         let Some(frame) = coloring.frame(page.gfn) else { continue };
         findings.right += u64::from(frame.kind == Kind::Anonymous);
-        let Some(region) = coloring.region_of(frame) else { continue };
+        let region = coloring.region_of(frame);
+        let has_owner = region.is_some_and(|region| names_process(&region.name));
+        findings.lost += u64::from(frame.kind == Kind::Anonymous && !has_owner);
+        let Some(region) = region else { continue };
         findings.named_by_pid += u64::from(names_pid(&region.name, process.pid));
         findings.named_by_comm +=
             u64::from(!process.comm.is_empty() && region.name.contains(&process.comm));
@@ -118,6 +135,11 @@ fn judge_process(truth: &Truth, coloring: &Coloring, process: &Process) -> Proce
         }
     }
     findings
+}
+
+/// Whether a region of anonymous memory is a process's: named with its id, or found without one.
+fn names_process(name: &str) -> bool {
+    name.contains(|c: char| c.is_ascii_digit()) || name == UNNAMED
 }
 
 /// Whether `pid` is among the numbers in `name`.
