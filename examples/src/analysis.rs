@@ -41,7 +41,7 @@ pub(crate) enum ImageFormat {
 /// Where a guest's memory is.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct LayoutArgs {
-    /// Where the file's bytes belong: lines of file offset, guest-physical address and size
+    /// Where the bytes belong: lines of file offset, guest-physical address, size, and the name of a further file
     #[arg(long, value_name = "FILE")]
     pub(crate) layout: Option<PathBuf>,
     /// Format of the image

@@ -7,6 +7,15 @@
 //! ```
 //! Three hexadecimal numbers a line, `#` starts a comment, lines come in any order. Addresses and sizes are multiples
 //! of 4096; every range of the file and of memory is named once.
+//!
+//! A guest's memory may lie in several files: RAM, a DIMM, a virtio-mem device. A line that ends with a
+//! file's name is about that file and its offsets, all others are about the memory file that the layout
+//! is given with. Names are relative to the layout file's folder:
+//!
+//! ```text
+//! 0x0 0x0 0x40000000
+//! 0x0 0x100000000 0x20000000 dimm0.bin
+//! ```
 
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
@@ -14,7 +23,7 @@ use super::segments::Segment;
 use crate::addr::{FRAME_SIZE, GPA_LIMIT, Gpa};
 use std::fs::File;
 use std::io::{self, Read};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use thiserror::Error;
 
@@ -40,10 +49,10 @@ pub enum LayoutFileError {
         line: usize,
     },
     /// There are no ranges.
-    #[error("the layout names no range")]
+    #[error("the layout names no range of the memory file that it is given with")]
     Empty,
-    /// The line is not three numbers.
-    #[error("layout line {line}: expected `0xOFFSET 0xGPA 0xSIZE`, found {words} words")]
+    /// The line is not three numbers, or three numbers and a file's name.
+    #[error("layout line {line}: expected `0xOFFSET 0xGPA 0xSIZE [FILE]`, found {words} words")]
     Words {
         /// Line number, from 1.
         line: usize,
@@ -113,8 +122,10 @@ pub enum LayoutFileError {
 /// A parsed layout file.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct LayoutFile {
-    /// Ranges by ascending address, each with its line number.
+    /// Ranges of the memory file by ascending address, each with its line number.
     ranges: Vec<(Segment, usize)>,
+    /// The same for further files, in the order of their first lines.
+    others: Vec<(PathBuf, Vec<(Segment, usize)>)>,
 }
 
 impl LayoutFile {
@@ -129,10 +140,22 @@ impl LayoutFile {
         if read as u64 > MAX_TEXT_BYTES {
             return Err(LayoutFileError::TooLong);
         }
-        text.parse()
+        let mut layout: Self = text.parse()?;
+        let folder = path.parent().unwrap_or(Path::new(""));
+        for (name, _) in &mut layout.others {
+            *name = folder.join(&*name);
+        }
+        Ok(layout)
     }
 
-    /// The ranges as segments by ascending address.
+    /// The further files that it names, each with a layout of its own. Their memory is disjoint.
+    pub fn files(&self) -> impl Iterator<Item = (&Path, Self)> + '_ {
+        self.others.iter().map(|(path, ranges)| {
+            (path.as_path(), Self { ranges: ranges.clone(), others: Vec::new() })
+        })
+    }
+
+    /// The memory file's ranges as segments by ascending address.
     pub fn segments(&self) -> impl Iterator<Item = Segment> + '_ {
         self.ranges.iter().map(|(segment, _)| *segment)
     }
@@ -153,37 +176,55 @@ impl FromStr for LayoutFile {
 
     fn from_str(text: &str) -> Result<Self, LayoutFileError> {
         let mut ranges: Vec<(Segment, usize)> = Vec::new();
+        let mut others: Vec<(PathBuf, Vec<(Segment, usize)>)> = Vec::new();
+        let mut all: Vec<(Segment, usize)> = Vec::new();
         for (number, text) in (1..).zip(text.lines()) {
             let content = text.split_once('#').map_or(text, |(before, _)| before);
             if content.trim().is_empty() {
                 continue;
             }
-            if ranges.len() == MAX_RANGES {
+            if all.len() == MAX_RANGES {
                 return Err(LayoutFileError::TooManyRanges { line: number });
             }
-            ranges.push((parse_range(number, content)?, number));
+            let (segment, file) = parse_range(number, content)?;
+            let file = file.map(Path::new);
+            all.push((segment, number));
+            let known = file.and_then(|name| others.iter_mut().find(|(known, _)| known == name));
+            match (file, known) {
+                (None, _) => ranges.push((segment, number)),
+                (Some(_), Some((_, ranges))) => ranges.push((segment, number)),
+                (Some(name), None) => others.push((name.to_path_buf(), vec![(segment, number)])),
+            }
         }
         if ranges.is_empty() {
             return Err(LayoutFileError::Empty);
         }
-        ranges.sort_by_key(|(segment, _)| segment.file_offset);
+        sort_file(&mut ranges)?;
+        others.iter_mut().try_for_each(|(_, ranges)| sort_file(ranges))?;
+        all.sort_by_key(|(segment, _)| segment.gpa);
         check_neighbors(
-            &ranges,
-            |a, b| a.file_end() > b.file_offset,
-            |line, segment, other| LayoutFileError::FileOverlap {
-                line,
-                offset: segment.file_offset,
-                other,
-            },
-        )?;
-        ranges.sort_by_key(|(segment, _)| segment.gpa);
-        check_neighbors(
-            &ranges,
+            &all,
             |a, b| a.end() > b.gpa.0,
             |line, segment, other| LayoutFileError::GpaOverlap { line, gpa: segment.gpa, other },
         )?;
-        Ok(Self { ranges })
+        Ok(Self { ranges, others })
     }
+}
+
+/// Sorts a file's ranges by address, after checking that none is named twice.
+fn sort_file(ranges: &mut [(Segment, usize)]) -> Result<(), LayoutFileError> {
+    ranges.sort_by_key(|(segment, _)| segment.file_offset);
+    check_neighbors(
+        ranges,
+        |a, b| a.file_end() > b.file_offset,
+        |line, segment, other| LayoutFileError::FileOverlap {
+            line,
+            offset: segment.file_offset,
+            other,
+        },
+    )?;
+    ranges.sort_by_key(|(segment, _)| segment.gpa);
+    Ok(())
 }
 
 /// Fails on the first pair of neighbors that overlap.
@@ -200,13 +241,20 @@ fn check_neighbors(
     Ok(())
 }
 
-fn parse_range(line: usize, content: &str) -> Result<Segment, LayoutFileError> {
-    let mut words = content.split_whitespace();
-    let (Some(offset), Some(gpa), Some(size), None) =
-        (words.next(), words.next(), words.next(), words.next())
-    else {
-        return Err(LayoutFileError::Words { line, words: content.split_whitespace().count() });
+/// A range, and the name of its file where the line has one.
+fn parse_range(line: usize, content: &str) -> Result<(Segment, Option<&str>), LayoutFileError> {
+    let mut rest = content.trim();
+    let mut word = || {
+        let (word, after) = rest.split_once(char::is_whitespace).unwrap_or((rest, ""));
+        rest = after.trim_start();
+        word
     };
+    let (offset, gpa, size) = (word(), word(), word());
+    // A file's name may have blanks; a fourth number is no name.
+    let file = Some(rest).filter(|name| !name.is_empty());
+    if size.is_empty() || file.is_some_and(|name| name.starts_with("0x")) {
+        return Err(LayoutFileError::Words { line, words: content.split_whitespace().count() });
+    }
     let file_offset = parse_hex(line, offset)?;
     let gpa = Gpa(parse_hex(line, gpa)?);
     let bytes = parse_hex(line, size)?;
@@ -217,7 +265,7 @@ fn parse_range(line: usize, content: &str) -> Result<Segment, LayoutFileError> {
     if bytes == 0 || !in_space || file_offset.checked_add(bytes).is_none() {
         return Err(LayoutFileError::OutOfRange { line });
     }
-    Ok(Segment { gpa, bytes, file_offset })
+    Ok((Segment { gpa, bytes, file_offset }, file))
 }
 
 fn parse_hex(line: usize, word: &str) -> Result<u64, LayoutFileError> {
@@ -277,6 +325,36 @@ mod tests {
         let many: String =
             (0..5000).map(|i| format!("{0:#x} {0:#x} 0x1000\n", i * 0x1000)).collect();
         assert!(message(&many).contains("line 4097: more than 4096 ranges"));
+    }
+
+    #[test]
+    fn lines_may_name_files() {
+        let text = "0x0 0x0 0x3000\n0x0 0x5000 0x1000 my dimm.bin # one\n0x1000 0x4000 0x1000 b\n\
+            0x1000 0x6000 0x1000 my dimm.bin\n";
+        let layout = parse(text).unwrap();
+        assert_eq!(layout.segments().count(), 1);
+        let files: Vec<_> = layout.files().map(|(path, file)| (path.to_owned(), file)).collect();
+        let segment = |gpa, file_offset| Segment { gpa: Gpa(gpa), bytes: 0x1000, file_offset };
+        let of = |at: usize| files[at].1.segments().collect::<Vec<_>>();
+        assert_eq!(files.len(), 2);
+        assert_eq!(files[0].0, Path::new("my dimm.bin"));
+        assert_eq!(of(0), [segment(0x5000, 0), segment(0x6000, 0x1000)]);
+        assert_eq!((files[1].0.as_path(), of(1)), (Path::new("b"), vec![segment(0x4000, 0x1000)]));
+        // Offsets count in each file, addresses in all of them.
+        let message = |text| parse(text).unwrap_err().to_string();
+        assert!(message("0x0 0x0 0x2000\n0x0 0x1000 0x1000 b\n").contains("address 0x1000"));
+        let twice = "0x0 0x0 0x1000\n0x0 0x1000 0x2000 b\n0x1000 0x4000 0x1000 b\n";
+        assert!(message(twice).contains("line 3: file offset 0x1000 is also in line 2"));
+        assert!(message("0x0 0x0 0x1000 b\n").contains("names no range of the memory file"));
+    }
+
+    #[test]
+    fn files_are_beside_the_layout() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("layout.txt");
+        std::fs::write(&path, "0x0 0x0 0x1000\n0x0 0x2000 0x1000 b\n").unwrap();
+        let layout = LayoutFile::open(&path).unwrap();
+        assert_eq!(layout.files().next().unwrap().0, folder.path().join("b"));
     }
 
     #[test]

@@ -8,6 +8,7 @@ pub mod elf;
 mod error;
 mod layout_file;
 mod mapping;
+mod parts;
 mod preset;
 mod segments;
 mod signature;
@@ -18,10 +19,11 @@ pub use layout_file::{LayoutFile, LayoutFileError};
 pub use preset::{Preset, UnknownPreset};
 pub use segments::Segment;
 
-use crate::addr::{FRAME_SIZE, FrameIndex, Gpa};
+use crate::addr::{FRAME_SIZE, FrameIndex, Gfn, Gpa};
 use crate::memory::{GuestMemory, MemoryError, MemoryLayout};
 use crate::registers::VcpuRegisters;
 use mapping::ImageBytes;
+use parts::Parts;
 use segments::SegmentTable;
 use std::fs::File;
 use std::ops::Range;
@@ -59,6 +61,8 @@ pub struct MemoryImage {
     segments: SegmentTable,
     vcpus: Vec<VcpuRegisters>,
     vmcoreinfo: Option<Range<usize>>,
+    /// Further files that hold some of the memory.
+    parts: Option<Box<Parts>>,
 }
 
 impl MemoryImage {
@@ -72,10 +76,11 @@ impl MemoryImage {
     pub fn open(path: &Path, format: &Format) -> Result<Self, ImageError> {
         let map = |path| ImageBytes::map(&File::open(path)?);
         let bytes = map(path).map_err(|source| ImageError::Io { path: path.to_owned(), source })?;
-        Self::new(bytes, format)
+        Self::new(bytes, format)?.with_parts(format)
     }
 
-    /// An image in memory instead of in a file, for tests and fuzzing.
+    /// An image in memory instead of in a file, for tests and fuzzing. Further files that a layout names
+    /// are not opened, and their memory is no RAM.
     ///
     /// # Errors
     /// As [`open`](Self::open).
@@ -100,13 +105,13 @@ impl MemoryImage {
         let ram: Vec<(Gpa, u64)> = raw.iter().map(|s| (s.gpa, s.bytes)).collect();
         let layout = MemoryLayout::new(&ram)?;
         let segments = SegmentTable::from_sorted(raw);
-        Ok(Self { bytes, layout, segments, vcpus: Vec::new(), vmcoreinfo: None })
+        Ok(Self { bytes, layout, segments, vcpus: Vec::new(), vmcoreinfo: None, parts: None })
     }
 
     fn elf(bytes: ImageBytes) -> Result<Self, ImageError> {
         let elf::ElfCore { segments, ram, vcpus, vmcoreinfo } = elf::parse(bytes.as_slice())?;
         let layout = MemoryLayout::new(&ram)?;
-        Ok(Self { bytes, layout, segments, vcpus, vmcoreinfo })
+        Ok(Self { bytes, layout, segments, vcpus, vmcoreinfo, parts: None })
     }
 
     /// The vCPUs' registers, where the file has them.
@@ -124,26 +129,52 @@ impl MemoryImage {
     /// Whether the image holds all bytes of a frame. Frames past the layout are not held.
     #[must_use]
     pub fn holds(&self, frame: FrameIndex) -> bool {
-        self.layout.gfn_of(frame).is_some_and(|gfn| self.segments.holds_frame(gfn.gpa()))
+        let gpa = self.layout.gfn_of(frame).map(Gfn::gpa);
+        let in_part = |gpa| self.parts.as_ref().is_some_and(|parts| parts.holds(gpa));
+        gpa.is_some_and(|gpa| self.segments.holds_frame(gpa) || in_part(gpa))
     }
 
     /// Number of RAM frames that the image does not hold; reading them fails with [`MemoryError::Missing`].
     #[must_use]
     pub fn missing_frames(&self) -> u32 {
         let held = u32::try_from(self.segments.held_frames()).unwrap_or(u32::MAX);
-        self.layout.frames().saturating_sub(held)
+        let in_parts = self.parts.as_ref().map_or(0, |parts| parts.held_frames());
+        self.layout.frames().saturating_sub(held).saturating_sub(in_parts)
     }
 
-    /// Offset of a frame's bytes in the file; `None` where the image does not hold them in one piece.
+    /// Offset of a frame's bytes in the file that was opened; `None` where it does not hold them in one
+    /// piece, or another file has them.
     #[must_use]
     pub fn file_offset(&self, frame: FrameIndex) -> Option<u64> {
         self.segments.frame_offset(self.layout.gfn_of(frame)?.gpa())
     }
 
-    /// What the file holds, by ascending address.
+    /// What the file that was opened holds, by ascending address.
     #[must_use]
     pub fn segments(&self) -> &[Segment] {
         self.segments.as_slice()
+    }
+
+    /// As [`GuestMemory::read`], from the file that was opened.
+    #[inline]
+    fn read_own(&self, gpa: Gpa, buf: &mut [u8]) -> Result<(), MemoryError> {
+        match self.slice_own(gpa, buf.len()) {
+            Some(bytes) => {
+                buf.copy_from_slice(bytes);
+                Ok(())
+            }
+            None => self.read_pieces(gpa, buf),
+        }
+    }
+
+    /// As [`GuestMemory::slice`], of the file that was opened.
+    #[inline]
+    fn slice_own(&self, gpa: Gpa, len: usize) -> Option<&[u8]> {
+        let range = self.segments.locate(gpa, len)?;
+        if range.len() < len {
+            return None;
+        }
+        self.bytes.as_slice().get(range)
     }
 
     /// Copies a range that no single segment holds; the error says why if there is none.
@@ -180,22 +211,16 @@ impl GuestMemory for MemoryImage {
 
     #[inline]
     fn read(&self, gpa: Gpa, buf: &mut [u8]) -> Result<(), MemoryError> {
-        match self.slice(gpa, buf.len()) {
-            Some(bytes) => {
-                buf.copy_from_slice(bytes);
-                Ok(())
-            }
-            None => self.read_pieces(gpa, buf),
+        match &self.parts {
+            None => self.read_own(gpa, buf),
+            Some(parts) => parts.read(self, gpa, buf),
         }
     }
 
     #[inline]
     fn slice(&self, gpa: Gpa, len: usize) -> Option<&[u8]> {
-        let range = self.segments.locate(gpa, len)?;
-        if range.len() < len {
-            return None;
-        }
-        self.bytes.as_slice().get(range)
+        let own = self.slice_own(gpa, len);
+        own.or_else(|| self.parts.as_ref()?.slice(gpa, len))
     }
 }
 
