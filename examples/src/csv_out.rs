@@ -1,6 +1,7 @@
 //! Frames and regions as CSV (RFC 4180), for programs that do not read manifests.
 
 use kaleidoscope_core::color::ColorMap;
+use kaleidoscope_core::guest_os::name::shown;
 use std::io::{self, BufWriter, Write};
 
 /// Writes `gfn,kind,color,region,position`, one row per frame by ascending frame number. Numbers are decimal; region and
@@ -36,7 +37,8 @@ pub(crate) fn write_regions(map: &ColorMap, out: impl Write) -> io::Result<()> {
     let (mut id, mut frames) = (itoa::Buffer::new(), itoa::Buffer::new());
     for (number, region) in map.regions().iter().enumerate() {
         let (id, frames) = (id.format(number), frames.format(region.frames));
-        out.write_record([id, region.kind.name(), region.name.as_str(), frames])?;
+        let name = shown(&region.name);
+        out.write_record([id, region.kind.name(), &name, frames])?;
     }
     out.flush()
 }

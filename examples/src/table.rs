@@ -77,15 +77,7 @@ pub(crate) fn size(bytes: u64) -> String {
 
 /// Text from a guest or a file, safe to print: control characters, which could steer a terminal, are escaped.
 pub(crate) fn printable(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for c in text.chars() {
-        if c.is_control() {
-            out.extend(c.escape_default());
-        } else {
-            out.push(c);
-        }
-    }
-    out
+    kaleidoscope_core::guest_os::name::shown(text).into_owned()
 }
 
 pub(crate) fn colors(statistics: &Statistics, colored: bool) -> String {
@@ -249,7 +241,7 @@ processes
 pid  threads  anonymous  mapped  page tables  last ran  name
 ─────────────────────────────────────────────────────────────────────────
   1        2      1,001      20            5            systemd
-812        2      1,812      20            5        1.  perl\n\u{1b}[31m
+812        2      1,812      20            5        1.  perl\x0a\x1b[31m
 
 cached files
 pages  type  device  inode  path

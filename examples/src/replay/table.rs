@@ -196,7 +196,7 @@ mod tests {
         let traces = [NamedTrace { name: "scan\u{7}".into(), trace: Trace::default() }];
         let text = render(&traces, &all, &[&all[0], &all[1]], &comparison);
         assert!(text.starts_with(
-            "scan\\u{7}: 1,000 frames needed, 0 touched that were free, 0.00 s\npolicy"
+            "scan\\x07: 1,000 frames needed, 0 touched that were free, 0.00 s\npolicy"
         ));
         let lines = |name: &str| -> Vec<Vec<&str>> {
             let lines = text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());

@@ -3,6 +3,7 @@
 mod evidence;
 mod facts;
 mod introspect;
+pub mod name;
 
 pub use evidence::{FrameUse, KernelArea};
 pub use facts::{FrameFacts, GuestFacts, Note, NoteKind, Process};

@@ -5,9 +5,9 @@
 
 use super::name_budget::NameBudget;
 use super::profile::Fields;
-use super::text::text;
 use super::view::KernelView;
 use crate::addr::Gva;
+use crate::guest_os::name::escape;
 use crate::memory::GuestMemory;
 use std::collections::HashMap;
 use std::rc::Rc;
@@ -15,8 +15,8 @@ use std::rc::Rc;
 /// Longest chain of directories that is followed.
 const MAX_DEPTH: usize = 256;
 
-/// Longest path, in bytes (`PATH_MAX`).
-const MAX_PATH: usize = 4096;
+/// Longest path, in bytes (`PATH_MAX`), each of which may be written as an escape of four.
+const MAX_PATH: usize = 4 * 4096;
 
 /// Most mounts of one file system, and deepest stack of mounts, that are looked at.
 const MAX_MOUNTS: usize = 64;
@@ -111,7 +111,7 @@ impl<'v, 'm, M: GuestMemory + ?Sized> Paths<'v, 'm, M> {
         let mut buf = [0; MAX_NAME];
         let buf = buf.get_mut(..length)?;
         self.view.read(start, buf)?;
-        Some(text(buf))
+        Some(escape(buf))
     }
 
     /// Where a file system is mounted, without the final slash: empty for the root, or when nobody can say.

@@ -18,7 +18,7 @@
 //! the kernel image comes on top, of at most 256 MiB. Time grows with the size of RAM alone, because everything that is
 //! followed is paid for from budgets in proportion to it: page tables, mappings, tasks, address spaces, directory entries,
 //! bytes of names. What no budget covers is left out, and [notes](crate::guest_os::Note) say so. Names that are shown
-//! contain no control characters. The tests of hostile guests in `kaleidoscope-mock` hold all of this against planted
+//! contain no control characters; they are written as [`name`](crate::guest_os::name) says. The tests of hostile guests in `kaleidoscope-mock` hold all of this against planted
 //! cycles, floods of names and blind damage.
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 #![cfg_attr(
@@ -52,7 +52,6 @@ mod regions;
 mod running;
 mod symbols;
 mod tasks;
-mod text;
 mod user_spaces;
 mod view;
 pub mod vmcoreinfo;

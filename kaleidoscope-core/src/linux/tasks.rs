@@ -3,9 +3,9 @@
 use super::introspect::RECENT_TASKS;
 use super::profile::Profile;
 use super::symbols::Symbols;
-use super::text::text;
 use super::view::KernelView;
 use crate::addr::{Gpa, Gva};
+use crate::guest_os::name::escape;
 use crate::memory::GuestMemory;
 use std::collections::{HashMap, HashSet};
 
@@ -135,7 +135,7 @@ impl<M: GuestMemory + ?Sized> Reader<'_, '_, M> {
         let comm = comm.get_mut(..self.profile.comm_bytes)?;
         view.read(address.checked_add(fields.task_comm?)?, comm)?;
         let end = memchr::memchr(0, comm).unwrap_or(comm.len());
-        let name = text(comm.get(..end)?);
+        let name = escape(comm.get(..end)?);
         let pid = view.read_u32(address.checked_add(fields.task_pid?)?)?;
         let mm = view.read_field(address, fields.task_mm?).filter(|&mm| mm != 0);
         let root = mm.and_then(|mm| view.read_pointer_field(Gva(mm), fields.mm_root?));

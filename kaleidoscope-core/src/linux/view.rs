@@ -1,7 +1,7 @@
 //! Reading kernel-virtual memory.
 
-use super::text::text;
 use crate::addr::{FRAME_BYTES, Gpa, Gva};
+use crate::guest_os::name::escape;
 use crate::memory::GuestMemory;
 use crate::paging::KernelSpace;
 
@@ -131,6 +131,6 @@ impl<'m, M: GuestMemory + ?Sized> KernelView<'m, M> {
             self.read(next, buf.get_mut(first..)?)?;
             end = memchr::memchr(0, &buf);
         }
-        Some(text(buf.get(..end.unwrap_or(MAX_STRING))?.trim_ascii_end()))
+        Some(escape(buf.get(..end.unwrap_or(MAX_STRING))?.trim_ascii_end()))
     }
 }

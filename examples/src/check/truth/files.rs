@@ -4,6 +4,7 @@ use std::path::Path;
 use super::read;
 use super::words::Cursor;
 use crate::check::error::Error;
+use kaleidoscope_core::guest_os::name::escape;
 
 /// Longest path taken seriously, in bytes: `PATH_MAX` of Linux.
 const LONGEST_PATH: usize = 4096;
@@ -11,7 +12,7 @@ const LONGEST_PATH: usize = 4096;
 /// A file with its resident pages.
 #[derive(Debug)]
 pub(crate) struct ResidentFile {
-    /// Path by which the guest found it. Bytes that are not UTF-8 are replaced, as in the coloring.
+    /// Path by which the guest found it, escaped as in the coloring.
     pub(crate) path: String,
     /// `st_dev`.
     pub(crate) device: u64,
@@ -62,7 +63,7 @@ fn load_record(cursor: &mut Cursor<'_>) -> Result<ResidentFile, Error> {
     let [path_length, device, inode, _size, count] = cursor.words("header of a file")?;
     let length = usize::try_from(path_length).ok().filter(|&length| length <= LONGEST_PATH);
     let length = length.ok_or_else(|| cursor.error(format!("a path of {path_length} bytes")))?;
-    let path = String::from_utf8_lossy(cursor.take(length, "path")?).into_owned();
+    let path = escape(cursor.take(length, "path")?);
     let entries = cursor.pairs(count, "resident pages")?;
     let pages =
         entries.into_iter().filter_map(|(index, entry)| Some((index, Entry(entry).frame()?)));

@@ -4,6 +4,7 @@ use std::path::Path;
 use super::files::Entry;
 use super::{read, words};
 use crate::check::error::Error;
+use kaleidoscope_core::guest_os::name::escape;
 
 /// Size of a page in bytes.
 const PAGE_SIZE: u64 = 4096;
@@ -45,7 +46,7 @@ pub(super) fn load(dir: &Path) -> Result<Vec<Process>, Error> {
         let comm = if comm.is_file() { read(&comm)? } else { Vec::new() };
         processes.push(Process {
             pid,
-            comm: String::from_utf8_lossy(&comm).trim_end().to_owned(),
+            comm: escape(comm.trim_ascii_end()),
             pages: load_pages(&entry.path())?,
         });
     }
