@@ -194,10 +194,15 @@ impl FrameTable {
             return records;
         }
         let Some(copy) = copy.get_mut(..bytes) else { return &[] };
-        if view.read(address, copy).is_none() {
-            return &[];
+        if view.read(address, copy).is_some() {
+            return copy;
         }
-        copy
+        // A dump may lack a page of the run: the records that end before the first page does, or one.
+        let to_page_end = FRAME_BYTES.saturating_sub(address.offset_in_frame());
+        let rest = to_page_end.checked_rem(stride).unwrap_or(0);
+        let bytes = to_page_end.saturating_sub(rest).max(stride).min(bytes);
+        let Some(copy) = copy.get_mut(..bytes) else { return &[] };
+        if view.read(address, copy).is_some() { copy } else { &[] }
     }
 
     /// Whether a frame that begins a free block is on a list whose neighbors point back at it; `None` when it begins none.

@@ -3,6 +3,7 @@
 use super::btf::Btf;
 use super::common_symbols::{CommonSymbols, signs_of_pages};
 use super::frame_table::{FrameTable, FrameTableError};
+use super::image_bytes::image_bytes;
 use super::introspect::LinuxError;
 use super::kallsyms::{Kallsyms, KallsymsError, KallsymsHints};
 use super::locate::{
@@ -18,7 +19,6 @@ use crate::color::{KernelIdentity, Temperature};
 use crate::guest_os::{Note, Stage};
 use crate::memory::GuestMemory;
 use crate::paging::{PagingSpec, TableBudget};
-use std::borrow::Cow;
 use std::collections::HashMap;
 
 /// Everything needed to read the kernel's structures.
@@ -75,7 +75,8 @@ impl<'m> Kernel<'m> {
         }
 
         begin(Stage::Symbols);
-        let bytes = image_bytes(memory, &image);
+        let (bytes, missing) = image_bytes(memory, &image);
+        notes.extend(missing);
         let kallsyms = find_symbols(&view, &image, &bytes, note.as_ref())
             .map_err(|e| notes.push(Note::incomplete("symbols", e.to_string())))
             .ok();
@@ -135,20 +136,6 @@ impl<'m> Kernel<'m> {
             build_id: note.and_then(VmcoreInfo::build_id).unwrap_or_default().to_owned(),
             paging: self.spec.name.to_owned(),
         }
-    }
-}
-
-/// The image's bytes: borrowed where the memory is mapped, else copied. Empty when they cannot be read.
-pub(super) fn image_bytes<'m>(memory: &'m dyn GuestMemory, image: &ImageSpan) -> Cow<'m, [u8]> {
-    let left = memory.layout().span_at(image.gpa).map_or(0, |(_, left)| left);
-    let len = usize::try_from(image.bytes.min(left)).unwrap_or(0);
-    if let Some(bytes) = memory.slice(image.gpa, len) {
-        return Cow::Borrowed(bytes);
-    }
-    let mut copy = vec![0; len];
-    match memory.read(image.gpa, &mut copy) {
-        Ok(()) => Cow::Owned(copy),
-        Err(_) => Cow::Borrowed(&[]),
     }
 }
 

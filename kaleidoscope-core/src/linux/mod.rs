@@ -39,6 +39,7 @@ mod files;
 mod frame_reader;
 mod frame_table;
 mod free_lists;
+mod image_bytes;
 mod inspect;
 mod introspect;
 pub mod kallsyms;

@@ -3,8 +3,9 @@
 use super::CommonSymbols;
 use super::score::{over_pages, part_name};
 use crate::linux::bytes::index;
+use crate::linux::image_bytes::image_bytes;
 use crate::linux::kallsyms::{Kallsyms, PADDING};
-use crate::linux::kernel::{Kernel, find_symbols, image_bytes};
+use crate::linux::kernel::{Kernel, find_symbols};
 use crate::linux::locate::{Hints, ImageSpan};
 use crate::linux::{Linux, LinuxError, introspect};
 use crate::memory::GuestMemory;
@@ -82,7 +83,7 @@ impl Linux {
         let (mut begin, mut notes, none) = (|_| {}, Vec::new(), CommonSymbols::none());
         let kernel = Kernel::open(memory, hints, &mut budget, &none, &mut begin, &mut notes)?;
         let Kernel { view, image, note, .. } = &kernel;
-        let bytes = image_bytes(memory, image);
+        let (bytes, _) = image_bytes(memory, image);
         let kallsyms = find_symbols(view, image, &bytes, note.as_ref())?;
         Ok(SymbolsByPage::read(&kallsyms, image))
     }
