@@ -96,7 +96,7 @@ pub(crate) struct Trouble {
 }
 
 impl Trouble {
-    fn add(&mut self, gfn: Gfn) {
+    pub(super) fn add(&mut self, gfn: Gfn) {
         self.count = self.count.saturating_add(1);
         self.first.get_or_insert(gfn);
     }

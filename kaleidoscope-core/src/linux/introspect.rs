@@ -13,6 +13,7 @@ use super::name_budget::NameBudget;
 use super::profile::Profile;
 use super::regions::OwnerName;
 use super::tasks::Tasks;
+use super::unplugged::unplugged;
 use super::user_spaces::{
     RootSignature, UserMappings, UserSpace, find_roots, find_twin, read_mappings,
 };
@@ -75,6 +76,8 @@ impl Introspect for Linux {
 
         begin(Stage::FrameTable);
         let mut records = table.read(&view);
+        let kept = unplugged(&view, &symbols, &profile.fields);
+        records.set_unplugged(&view, &table, &kept);
 
         begin(Stage::Tasks);
         let tasks = Tasks::read(&view, &profile, &symbols);

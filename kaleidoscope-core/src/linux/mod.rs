@@ -53,6 +53,7 @@ mod regions;
 mod running;
 mod symbols;
 mod tasks;
+mod unplugged;
 mod user_spaces;
 mod view;
 pub mod vmcoreinfo;

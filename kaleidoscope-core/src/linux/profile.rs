@@ -81,6 +81,12 @@ fields! {
     task_last_run: "task_struct.sched_info.last_arrival" | "task_struct.se.exec_start",
     signal_threads: "signal_struct.thread_head",
     mm_root: "mm_struct.pgd",
+    resource_start: "resource.start",
+    resource_end: "resource.end",
+    resource_name: "resource.name",
+    resource_flags: "resource.flags",
+    resource_sibling: "resource.sibling",
+    resource_child: "resource.child",
 }
 
 /// Names of the structures and enumerations above, for one pass over the type information.
@@ -102,6 +108,7 @@ const TYPE_NAMES: &[&str] = &[
     "pagetype",
     "free_area",
     "system_states",
+    "resource",
 ];
 
 /// Everything that introspection knows of this kernel's structures.

@@ -49,6 +49,8 @@ symbols! {
     panic_cpu,
     /// Variable (`enum system_states`): whether the kernel boots, runs or shuts down.
     system_state,
+    /// The root of the tree of physical address ranges (`struct resource`).
+    iomem_resource,
     /// Variable: first address of the first per-CPU chunk.
     pcpu_base_addr,
     /// Variable (`int`): size of one CPU's unit.
