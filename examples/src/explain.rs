@@ -166,6 +166,7 @@ impl<'a> Explanation<'a> {
 /// The facts that rules and temperature rest on.
 fn in_words(facts: &FrameFacts) -> Vec<(String, String)> {
     let user = match (facts.user_mapped, facts.user_executable) {
+        _ if facts.inaccessible => "a process maps it, and may not touch it now",
         (_, true) => "a process maps it executable",
         (true, false) => "a process maps it, none executable",
         (false, false) => "no process maps it",

@@ -19,6 +19,9 @@ pub struct FrameFacts {
     pub user_mapped: bool,
     /// Whether a process maps it executable.
     pub user_executable: bool,
+    /// Whether processes map it and none of them may touch it now: `PROT_NONE`, or a page that NUMA
+    /// balancing watches.
+    pub inaccessible: bool,
     /// Signs of recent use.
     pub temperature: Temperature,
     /// Its region.

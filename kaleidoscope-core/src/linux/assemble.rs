@@ -67,6 +67,7 @@ pub(super) fn assemble<M: GuestMemory + ?Sized>(gathered: Gathered<'_, '_, M>) -
             is_table: table.is_table,
             user_mapped: user.space != NO_SPACE,
             user_executable: user.execute,
+            inaccessible: user.space != NO_SPACE && !user.accessible,
             temperature: temperature_of(record, user),
             region: None,
             position: 0,

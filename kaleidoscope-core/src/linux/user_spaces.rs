@@ -2,12 +2,16 @@
 //!
 //! A process's root table is recognized by its kernel half, which is the kernel's own. That needs neither symbols nor
 //! types, and finds processes that no list leads to. Under page-table isolation each root has a twin in the next frame.
+//!
+//! A process may own pages that it may not touch: those under `PROT_NONE`, and those that NUMA
+//! balancing has marked to learn which CPU touches them next. Their entries are not present for the
+//! processor, but keep the address; see [`PROT_NONE`].
 
 use super::frame_reader::{FrameRecords, Record};
 use crate::addr::{FRAME_BYTES, FRAME_SIZE, FrameIndex, Gpa, Gva};
 use crate::guest_os::FrameUse;
 use crate::memory::{GuestMemory, MemoryLayout};
-use crate::paging::{GvaRange, Leaf, PagingSpec, TableBudget, Visitor, WalkReport, walk};
+use crate::paging::{GvaRange, Leaf, PagingSpec, Rights, TableBudget, Visitor, WalkReport, walk};
 
 /// The first entry of a long-mode root table that belongs to the kernel.
 const FIRST_KERNEL_ENTRY: usize = 256;
@@ -18,6 +22,15 @@ const FRAMES_PER_SPACE: usize = 4;
 /// How often, on average, a frame may be found mapped before walks end. Sharing between many processes is real, but to get
 /// here an eighth of memory must be page tables. This bounds what tables that map everything everywhere can cost.
 const MAPPINGS_PER_FRAME: u64 = 64;
+
+/// The bit that tells an entry of a page without any right from an entry of a page that is swapped out
+/// or migrated: `_PAGE_PROTNONE` of Linux, the global bit of entries that are present.
+///
+/// In entries that are not present, Linux keeps the bits of the address inverted, so that a processor
+/// that ignores the present bit for a moment (L1TF) is led nowhere.
+///
+/// Source: Linux, `arch/x86/include/asm/pgtable_types.h`, `pgtable-invert.h` and `pgtable_64.h`.
+const PROT_NONE: u64 = 1 << 8;
 
 /// Number of an address space in [`UserMappings::spaces`].
 pub(crate) type SpaceId = u32;
@@ -37,6 +50,8 @@ pub(crate) struct UserMapping {
     pub(crate) dirty: bool,
     /// Whether a second address space maps it too.
     pub(crate) shared: bool,
+    /// Whether a mapping lets the process touch it.
+    pub(crate) accessible: bool,
     /// Whether an address space of [`recent`](UserSpace::recent) processes accessed it.
     pub(crate) recent: bool,
 }
@@ -49,6 +64,7 @@ impl UserMapping {
         accessed: false,
         dirty: false,
         shared: false,
+        accessible: false,
         recent: false,
     };
 }
@@ -199,6 +215,7 @@ where
     let frames = layout.frames();
     let mut visitor = UserVisitor {
         layout,
+        spec,
         last_depth: spec.levels.len().saturating_sub(1),
         space: 0,
         recent: false,
@@ -228,6 +245,7 @@ where
 
 struct UserVisitor<'a> {
     layout: &'a MemoryLayout,
+    spec: &'a PagingSpec,
     last_depth: usize,
     space: SpaceId,
     recent: bool,
@@ -237,12 +255,9 @@ struct UserVisitor<'a> {
     tables: Vec<UserTable>,
 }
 
-impl Visitor for UserVisitor<'_> {
-    fn leaf(&mut self, leaf: &Leaf) {
-        // A frame that only the kernel may touch here (an entry without the user bit) is no process memory.
-        if !leaf.rights.user {
-            return;
-        }
+impl UserVisitor<'_> {
+    /// Notes a mapping of the process's own.
+    fn map(&mut self, leaf: &Leaf, accessible: bool) {
         if self.left == 0 {
             return;
         }
@@ -258,6 +273,7 @@ impl Visitor for UserVisitor<'_> {
                 }
                 frame.shared |= frame.space != self.space;
                 frame.execute |= leaf.rights.execute;
+                frame.accessible |= accessible;
                 frame.accessed |= leaf.accessed;
                 frame.dirty |= leaf.dirty;
                 frame.recent |= self.recent & leaf.accessed;
@@ -265,6 +281,34 @@ impl Visitor for UserVisitor<'_> {
             let frames = u64::from(part.frames);
             self.mapped = self.mapped.saturating_add(frames);
             self.left = self.left.saturating_sub(frames.saturating_sub(1));
+        }
+    }
+}
+
+impl Visitor for UserVisitor<'_> {
+    fn leaf(&mut self, leaf: &Leaf) {
+        // A frame that only the kernel may touch here (an entry without the user bit) is no process memory.
+        if leaf.rights.user {
+            self.map(leaf, true);
+        }
+    }
+
+    fn not_present(&mut self, entry: u64, depth: usize, gva: Gva) {
+        if entry & PROT_NONE == 0 {
+            return;
+        }
+        let Some(level) = self.spec.levels.get(depth) else { return };
+        if PagingSpec::is_leaf(entry, level, depth == self.last_depth) {
+            let leaf = Leaf {
+                gva,
+                gpa: self.spec.leaf_address(!entry, level),
+                bytes: 1 << level.shift,
+                // What the process may do once the page is accessible again, the entry does not say.
+                rights: Rights { user: true, write: false, execute: false },
+                accessed: entry & PagingSpec::ACCESSED != 0,
+                dirty: entry & PagingSpec::DIRTY != 0,
+            };
+            self.map(&leaf, false);
         }
     }
 

@@ -122,6 +122,12 @@ pub trait Visitor {
     /// A page is mapped.
     fn leaf(&mut self, leaf: &Leaf);
 
+    /// An entry `depth` levels below the root that is not present and not zero, for addresses from
+    /// `gva` on. The processor ignores its bits; what they mean is the operating system's own affair.
+    fn not_present(&mut self, entry: u64, depth: usize, gva: Gva) {
+        let _ = (entry, depth, gva);
+    }
+
     /// A table at `gpa`, `depth` levels below the root (the root is 0), serves addresses from `gva` on.
     fn table(&mut self, gpa: Gpa, depth: usize, gva: Gva) {
         let _ = (gpa, depth, gva);
@@ -203,13 +209,17 @@ impl<M: GuestMemory + ?Sized, V: Visitor> Walker<'_, M, V> {
         let depth = self.spec.levels.len().saturating_sub(levels.len());
         self.visitor.table(gpa, depth, self.spec.canonical(base));
         for (index, entry) in self.spec.entries(table) {
-            if entry & PagingSpec::PRESENT == 0 {
+            if entry == 0 {
                 continue;
             }
             let base = base | index << level.shift;
             let gva = self.spec.canonical(base);
             let last = gva.0 | level.offset_mask();
             if last < self.range.first.0 || gva > self.range.last {
+                continue;
+            }
+            if entry & PagingSpec::PRESENT == 0 {
+                self.visitor.not_present(entry, depth, gva);
                 continue;
             }
             let rights = rights.and(self.entry_rights(entry, level, depth == 0, gva));
