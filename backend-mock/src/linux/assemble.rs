@@ -8,6 +8,7 @@ use super::kernel::Kernel;
 use super::tasks::{Group, Tasks};
 use super::truth::{FileTruth, KernelTruth, Role, Truth, Users};
 use super::vfs::{File, Vfs};
+use super::virtio_mem::Unmanaged;
 use crate::MockError;
 use crate::paging::{LeafTruth, TableFrame};
 use kaleidoscope_core::addr::{FRAME_SIZE, Gfn, Gva};
@@ -30,6 +31,11 @@ pub(super) fn assemble(knobs: &Knobs) -> Result<MockGuest, MockError> {
     let gva =
         kernel.image.place(Section::Rodata, "linux_banner", banner_text.len() as u64 + 1, 32)?;
     kernel.store_bytes(gva.0, banner_text.as_bytes())?;
+    let kept_frames = knobs.kept.map(|kept| kept / FRAME_SIZE);
+    let unmanaged = kept_frames.map(|kept| Unmanaged::behind(kernel.frames.layout(), kept));
+    if let Some(unmanaged) = &unmanaged {
+        kernel.resources(unmanaged)?;
+    }
     let btf = kernel.write_btf(&functions)?;
     kernel.vmcoreinfo_variables()?;
     let zones = kernel.zones(node, &mut per_cpu)?;
@@ -112,7 +118,17 @@ pub(super) fn assemble(knobs: &Knobs) -> Result<MockGuest, MockError> {
         users,
         per_cpu_units: per_cpu.units,
     };
-    Ok(MockGuest::new(kernel.memory, truth, registers, kernel.types))
+    let mut guest = MockGuest::new(kernel.memory, truth, registers, kernel.types);
+    if let Some(encryption) = knobs.encryption {
+        guest.encrypt(encryption)?;
+    }
+    if knobs.prot_none {
+        guest.revoke(knobs.encryption)?;
+    }
+    if let Some(unmanaged) = unmanaged {
+        guest.add_unmanaged(unmanaged)?;
+    }
+    Ok(guest)
 }
 
 fn file_truth(file: File, vfs: &Vfs) -> FileTruth {

@@ -6,7 +6,7 @@ use super::image::{IMAGE_MAP, IMAGE_START, Image, LARGE, Section};
 use super::kernel::{Bases, Kernel, Object, PAGE_BYTES, PageFields, SECTION_FRAMES};
 use super::slab::Slabs;
 use super::truth::Role;
-use super::{KernelStyle, schema};
+use super::{KernelStyle, schema, virtio_mem};
 use crate::paging::{Attributes, FrameSource, Mode, PageSize, PageTables, Rights};
 use crate::{MockError, Rng};
 use kaleidoscope_core::addr::{FRAME_SIZE, Gfn, Gpa, Gva};
@@ -54,7 +54,10 @@ impl PerCpu {
 pub(super) fn boot(knobs: &Knobs) -> Result<(Kernel, PerCpu, Object), MockError> {
     let mut rng = Rng::new(knobs.seed);
     let layout = layout(knobs)?;
-    let types = schema::types(knobs.style, &mut rng, knobs.move_page_words)?;
+    let mut types = schema::types(knobs.style, &mut rng, knobs.move_page_words)?;
+    if knobs.kept.is_some() {
+        virtio_mem::resource_type(&mut types, &mut rng)?;
+    }
     let memory = VecMemory::zeroed(layout.clone());
     let mut frames = Frames::new(layout, Rng::new(rng.next_u64()));
     for gfn in [0].into_iter().chain(0x9f..0x100) {

@@ -1,5 +1,6 @@
 //! The knobs of a synthetic guest.
 
+use super::encryption::Encryption;
 use super::{KernelStyle, MockGuest, assemble};
 use crate::MockError;
 use kaleidoscope_core::addr::FRAME_SIZE;
@@ -22,6 +23,10 @@ pub(super) struct Knobs {
     pub(super) processes: u32,
     pub(super) hugetlb_pages: u32,
     pub(super) balloon: bool,
+    pub(super) encryption: Option<Encryption>,
+    pub(super) prot_none: bool,
+    /// Bytes that a virtio-mem device keeps.
+    pub(super) kept: Option<u64>,
 }
 
 /// Builds a synthetic Linux guest. The same knobs give the same guest, byte for byte.
@@ -58,6 +63,9 @@ impl GuestBuilder {
                 processes: 5,
                 hugetlb_pages: 2,
                 balloon: true,
+                encryption: None,
+                prot_none: false,
+                kept: None,
             },
         }
     }
@@ -146,6 +154,33 @@ impl GuestBuilder {
         self
     }
 
+    /// Memory encryption as of AMD: CR3 and page-table entries carry this bit (32 to 51) beside addresses, but for entries of
+    /// pages that the kernel shares with its host.
+    pub fn memory_encryption(mut self, bit: u32) -> Self {
+        self.knobs.encryption = Some(Encryption::Encrypted(bit));
+        self
+    }
+
+    /// Memory encryption as of Intel: page-table entries of pages that the kernel shares with its host carry this bit (32 to
+    /// 51) beside addresses.
+    pub fn shared_bit(mut self, bit: u32) -> Self {
+        self.knobs.encryption = Some(Encryption::Shared(bit));
+        self
+    }
+
+    /// Processes may not touch some of their pages (`PROT_NONE`, NUMA balancing), and others are in swap.
+    pub fn prot_none(mut self, on: bool) -> Self {
+        self.knobs.prot_none = on;
+        self
+    }
+
+    /// RAM above 4 GiB (see [`pci_hole_at`](Self::pci_hole_at)) comes from a virtio-mem device, which keeps so many bytes of
+    /// its own, a multiple of 4096. The guest has a small NVDIMM as well. The kernel has no frame table of either.
+    pub fn virtio_mem(mut self, kept: u64) -> Self {
+        self.knobs.kept = Some(kept);
+        self
+    }
+
     /// Builds the guest.
     ///
     /// # Errors
@@ -161,6 +196,18 @@ impl GuestBuilder {
         }
         if !(1..=32).contains(&k.cpus) || k.processes == 0 {
             return Err(MockError::Knobs("a guest has 1 to 32 CPUs and at least one process"));
+        }
+        let has_high_ram = k.hole_at.is_some_and(|at| at < k.ram_bytes);
+        let fits = |kept: u64| has_high_ram && kept > 0 && kept.is_multiple_of(FRAME_SIZE);
+        if !k.kept.is_none_or(fits) {
+            return Err(MockError::Knobs(
+                "a virtio-mem device has RAM above 4 GiB and whole frames",
+            ));
+        }
+        let highest = k.hole_at.map_or(k.ram_bytes, |_| (4 << 30) + k.ram_bytes);
+        let fits = |e: Encryption| (1 << 32..1 << 52).contains(&e.mask()) && e.mask() >= highest;
+        if !k.encryption.is_none_or(fits) {
+            return Err(MockError::Knobs("a bit of encryption is one of 32 to 51, above RAM"));
         }
         assemble::assemble(k)
     }

@@ -3,10 +3,11 @@
 use super::truth::Truth;
 use super::types::Types;
 use crate::MockError;
-use crate::paging::translate;
-use kaleidoscope_core::addr::{Gpa, Gva};
+use crate::paging::translate_without;
+use kaleidoscope_core::addr::{Gfn, Gpa, Gva};
 use kaleidoscope_core::memory::VecMemory;
 use kaleidoscope_core::registers::VcpuRegisters;
+use std::ops::Range;
 
 /// A synthetic guest: its memory, its registers, and what is true of it.
 #[derive(Clone, Debug)]
@@ -18,6 +19,14 @@ pub struct MockGuest {
     /// Registers of each CPU, as far as introspection can use them.
     pub registers: Vec<VcpuRegisters>,
     pub(super) types: Types,
+    /// Bits of page-table entries that are no part of the address.
+    pub(super) ignored: u64,
+    /// Frames that processes map and may not touch, each mapping counted.
+    pub revoked: u64,
+    /// Frames that a virtio-mem device has not given the guest.
+    pub kept: Range<Gfn>,
+    /// Frames of an NVDIMM.
+    pub nvdimm: Range<Gfn>,
 }
 
 impl MockGuest {
@@ -27,7 +36,8 @@ impl MockGuest {
         registers: Vec<VcpuRegisters>,
         types: Types,
     ) -> Self {
-        Self { memory, truth, registers, types }
+        let (kept, nvdimm) = (Gfn(0)..Gfn(0), Gfn(0)..Gfn(0));
+        Self { memory, truth, registers, types, ignored: 0, revoked: 0, kept, nvdimm }
     }
 
     /// Where this guest's kernel keeps `path` (`member` or `member.member`) in a structure, in bytes.
@@ -45,7 +55,8 @@ impl MockGuest {
     /// Where the kernel's page tables lead, by the oracle's walk.
     #[must_use]
     pub fn physical(&self, gva: Gva) -> Option<Gpa> {
-        translate(&self.memory, self.truth.kernel.mode, self.truth.kernel.root, gva).map(|t| t.gpa)
+        let (mode, root) = (self.truth.kernel.mode, self.truth.kernel.root);
+        translate_without(&self.memory, mode, root, gva, self.ignored).map(|t| t.gpa)
     }
 
     /// Overwrites the symbol table with zeros, as if the kernel had been built without.

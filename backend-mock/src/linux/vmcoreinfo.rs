@@ -4,6 +4,7 @@ use super::KernelStyle;
 use super::boot::section_roots;
 use super::buddy::MAX_NODES;
 use super::builder::Knobs;
+use super::encryption::Encryption;
 use super::image::{IMAGE_START, Section};
 use super::kallsyms::Parts;
 use super::kernel::{Kernel, PageRecord};
@@ -146,7 +147,8 @@ impl Kernel {
         }
         line(format!("KERNELOFFSET={:x}", self.image.gva.0 - IMAGE_START));
         line("NUMBER(KERNEL_IMAGE_SIZE)=1073741824".to_owned());
-        line("NUMBER(sme_mask)=0".to_owned());
+        let sme_mask = knobs.encryption.map_or(0, Encryption::sme_mask);
+        line(format!("NUMBER(sme_mask)={sme_mask}"));
         Ok(out)
     }
 

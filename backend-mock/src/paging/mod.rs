@@ -10,4 +10,4 @@ mod tests;
 
 pub use builder::{FrameRange, FrameSource, LeafTruth, PageTables, TableFrame};
 pub use mode::{Attributes, Mode, PageSize, Rights};
-pub use oracle::{Translation, translate};
+pub use oracle::{Translation, translate, translate_without};

@@ -23,11 +23,23 @@ pub struct Translation {
 /// Translates `gva` as the processor would with `root` in CR3; `None` when it is not mapped or a table is not in RAM.
 #[must_use]
 pub fn translate(memory: &VecMemory, mode: Mode, root: Gpa, gva: Gva) -> Option<Translation> {
+    translate_without(memory, mode, root, gva, 0)
+}
+
+/// As [`translate`], with address bits that entries carry for memory encryption and the processor takes off.
+#[must_use]
+pub fn translate_without(
+    memory: &VecMemory,
+    mode: Mode,
+    root: Gpa,
+    gva: Gva,
+    ignored: u64,
+) -> Option<Translation> {
     match mode {
         Mode::Bits32 => translate_32(memory, root, gva),
-        Mode::Pae => translate_pae(memory, root, gva),
-        Mode::FourLevel => translate_long(memory, root, gva, 4),
-        Mode::FiveLevel => translate_long(memory, root, gva, 5),
+        Mode::Pae => translate_pae(memory, root, gva, ignored),
+        Mode::FourLevel => translate_long(memory, root, gva, 4, ignored),
+        Mode::FiveLevel => translate_long(memory, root, gva, 5, ignored),
     }
 }
 
@@ -67,7 +79,7 @@ fn translate_32(memory: &VecMemory, root: Gpa, gva: Gva) -> Option<Translation> 
     )
 }
 
-fn translate_pae(memory: &VecMemory, root: Gpa, gva: Gva) -> Option<Translation> {
+fn translate_pae(memory: &VecMemory, root: Gpa, gva: Gva, ignored: u64) -> Option<Translation> {
     if gva.0 >> 32 != 0 {
         return None;
     }
@@ -75,12 +87,20 @@ fn translate_pae(memory: &VecMemory, root: Gpa, gva: Gva) -> Option<Translation>
     if pdpte & 1 == 0 {
         return None;
     }
-    let pde = read_u64(memory, Gpa((pdpte & ADDRESS) + (gva.0 >> 21 & 0x1ff) * 8)).ok()?;
-    last_levels(memory, pde, Rights::ALL, gva)
+    let pde =
+        read_u64(memory, Gpa((pdpte & ADDRESS & !ignored) + (gva.0 >> 21 & 0x1ff) * 8)).ok()?;
+    last_levels(memory, pde, Rights::ALL, gva, ignored)
 }
 
 /// The page-directory entry and, unless it maps 2 MiB, the page-table entry.
-fn last_levels(memory: &VecMemory, pde: u64, above: Rights, gva: Gva) -> Option<Translation> {
+fn last_levels(
+    memory: &VecMemory,
+    pde: u64,
+    above: Rights,
+    gva: Gva,
+    ignored: u64,
+) -> Option<Translation> {
+    let address = ADDRESS & !ignored;
     if pde & 1 == 0 {
         return None;
     }
@@ -88,24 +108,31 @@ fn last_levels(memory: &VecMemory, pde: u64, above: Rights, gva: Gva) -> Option<
     if pde & 0x80 != 0 {
         return found(
             pde,
-            (pde & ADDRESS & !0x1f_ffff) + (gva.0 & 0x1f_ffff),
+            (pde & address & !0x1f_ffff) + (gva.0 & 0x1f_ffff),
             PageSize::Mega2,
             rights,
         );
     }
-    let pte = read_u64(memory, Gpa((pde & ADDRESS) + (gva.0 >> 12 & 0x1ff) * 8)).ok()?;
+    let pte = read_u64(memory, Gpa((pde & address) + (gva.0 >> 12 & 0x1ff) * 8)).ok()?;
     if pte & 1 == 0 {
         return None;
     }
-    found(pte, (pte & ADDRESS) + (gva.0 & 0xfff), PageSize::Small, rights.and(rights_of(pte)))
+    found(pte, (pte & address) + (gva.0 & 0xfff), PageSize::Small, rights.and(rights_of(pte)))
 }
 
-fn translate_long(memory: &VecMemory, root: Gpa, gva: Gva, levels: u32) -> Option<Translation> {
+fn translate_long(
+    memory: &VecMemory,
+    root: Gpa,
+    gva: Gva,
+    levels: u32,
+    ignored: u64,
+) -> Option<Translation> {
+    let address = ADDRESS & !ignored;
     let unused = 64 - (12 + 9 * levels);
     if (gva.0 << unused).cast_signed() >> unused != gva.0.cast_signed() {
         return None;
     }
-    let mut table = root.0 & ADDRESS;
+    let mut table = root.0 & address;
     let mut rights = Rights::ALL;
     for level in (3..=levels).rev() {
         let index = gva.0 >> (12 + 9 * (level - 1)) & 0x1ff;
@@ -117,13 +144,13 @@ fn translate_long(memory: &VecMemory, root: Gpa, gva: Gva, levels: u32) -> Optio
         if level == 3 && entry & 0x80 != 0 {
             return found(
                 entry,
-                (entry & ADDRESS & !0x3fff_ffff) + (gva.0 & 0x3fff_ffff),
+                (entry & address & !0x3fff_ffff) + (gva.0 & 0x3fff_ffff),
                 PageSize::Giga,
                 rights,
             );
         }
-        table = entry & ADDRESS;
+        table = entry & address;
     }
     let pde = read_u64(memory, Gpa(table + (gva.0 >> 21 & 0x1ff) * 8)).ok()?;
-    last_levels(memory, pde, rights, gva)
+    last_levels(memory, pde, rights, gva, ignored)
 }

@@ -324,3 +324,78 @@ impl Visitor for UserVisitor<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::addr::Gfn;
+    use crate::memory::VecMemory;
+
+    const SPEC: PagingSpec = PagingSpec::X86_64_4LEVEL;
+    const USER: u64 = 7;
+    const LARGE: u64 = PagingSpec::LARGE;
+
+    /// What one space maps: root at 1 MiB, then a table of each level, whose entries for page 0 and on
+    /// are given from the second-lowest level down.
+    fn read(directory: &[u64], table: &[u64]) -> UserMappings {
+        let layout = MemoryLayout::contiguous(8 << 20).unwrap();
+        let mut memory = VecMemory::zeroed(layout);
+        let mut write = |table: u64, slot: usize, entry: u64| {
+            memory.write(Gpa(table + slot as u64 * 8), &entry.to_le_bytes()).unwrap();
+        };
+        write(0x10_0000, 0, 0x10_1000 | USER);
+        write(0x10_1000, 0, 0x10_2000 | USER);
+        directory.iter().enumerate().for_each(|(slot, entry)| write(0x10_2000, slot, *entry));
+        table.iter().enumerate().for_each(|(slot, entry)| write(0x10_3000, slot, *entry));
+        let root = Gpa(0x10_0000);
+        let space = UserSpace { root, twin: None, recent: false, mapped_frames: 0 };
+        read_mappings(&memory, &SPEC, vec![space], &mut TableBudget::new(100))
+    }
+
+    /// An entry as Linux leaves it when it takes all rights off a page.
+    fn revoked(gfn: u64, flags: u64) -> u64 {
+        !(gfn << 12) & 0x000f_ffff_ffff_f000 | flags | PROT_NONE
+    }
+
+    fn frame(users: &UserMappings, gfn: u64) -> UserMapping {
+        users.frames[Gfn(gfn).0 as usize]
+    }
+
+    #[test]
+    fn pages_without_rights_have_an_owner() {
+        let accessed = PagingSpec::ACCESSED;
+        let users = read(&[0x10_3000 | USER], &[0x20_0000 | USER, revoked(0x300, accessed)]);
+        let (plain, revoked) = (frame(&users, 0x200), frame(&users, 0x300));
+        assert!(plain.accessible && plain.space == 0);
+        assert!(!revoked.accessible && revoked.accessed && !revoked.execute && !revoked.dirty);
+        assert_eq!((revoked.space, revoked.page), (0, 1));
+        assert_eq!(users.spaces[0].mapped_frames, 2);
+    }
+
+    #[test]
+    fn a_huge_page_without_rights_is_512_frames() {
+        // Linux inverts the bits from 21 on; bit 12 is a cache mode.
+        let entry = !0x40_0000 & 0x000f_ffff_ffe0_0000 | LARGE | 1 << 12 | PROT_NONE;
+        let users = read(&[0, entry], &[]);
+        assert_eq!(users.spaces[0].mapped_frames, 512);
+        for gfn in [0x400, 0x5ff] {
+            let found = frame(&users, gfn);
+            assert_eq!(
+                (found.space, found.page, found.accessible),
+                (0, 0x200 + gfn - 0x400, false)
+            );
+        }
+        assert_eq!(frame(&users, 0x600).space, NO_SPACE);
+    }
+
+    #[test]
+    fn pages_in_swap_have_none() {
+        // A type, and the inverted offset from bit 9 on: no bit of a page without rights is set.
+        let swap = |gfn: u64| 1 << 59 | !(gfn << 12) & 0x07ff_ffff_ffff_fe00;
+        // Where a table would be, an entry without the large bit is none of a page.
+        let users =
+            read(&[0x10_3000 | USER, revoked(0x400, 0)], &[swap(0x300), swap(0x301) | 0x1e]);
+        assert_eq!(users.spaces[0].mapped_frames, 0);
+        assert!(users.frames.iter().all(|frame| frame.space == NO_SPACE));
+    }
+}

@@ -114,19 +114,20 @@ impl<'a> SharedBit<'a> {
     }
 
     /// Looks at a mapping of `bytes`.
+    #[inline]
     pub(crate) fn see(&mut self, gva: Gva, gpa: Gpa, bytes: u64) {
-        if let Some((_, end_gpa)) = self.end.filter(|(end, _)| *end == gva.0) {
-            let difference = end_gpa ^ gpa.0;
-            // The last page of RAM may end where the bit begins, so both ends must lie in RAM.
-            let inside = |at: u64| self.layout.index_of(Gpa(at & !self.candidates).gfn()).is_some();
-            if difference & !self.candidates == 0
-                && inside(gpa.0)
-                && inside(end_gpa.wrapping_sub(1))
-            {
-                self.votes.add(difference);
-            }
+        let end = Some((gva.0.wrapping_add(bytes), gpa.0.wrapping_add(bytes)));
+        let Some((end_gva, end_gpa)) = std::mem::replace(&mut self.end, end) else { return };
+        let difference = end_gpa ^ gpa.0;
+        // What continues the last mapping without a difference is the usual case.
+        if end_gva != gva.0 || difference == 0 || difference & !self.candidates != 0 {
+            return;
         }
-        self.end = Some((gva.0.wrapping_add(bytes), gpa.0.wrapping_add(bytes)));
+        // Behind the last page of RAM there may be something else, so both sides must be RAM.
+        let inside = |at: u64| self.layout.index_of(Gpa(at & !self.candidates).gfn()).is_some();
+        if inside(gpa.0) && inside(end_gpa.wrapping_sub(1)) {
+            self.votes.add(difference);
+        }
     }
 
     /// The bit and all above it, or 0. The shared bit is the highest of a guest-physical address; the

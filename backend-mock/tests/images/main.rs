@@ -1,0 +1,31 @@
+//! Guests and dumps as tools and hypervisors leave them: with bits of memory encryption in their page tables, with pages
+//! that nobody may touch, with pages left out, with memory that a device has not given.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests, which clippy does not see as tests")]
+
+mod dump;
+mod encryption;
+mod names;
+mod prot_none;
+mod unplugged;
+
+use kaleidoscope_core::addr::Gfn;
+use kaleidoscope_core::coloring::{Coloring, Options, color};
+use kaleidoscope_core::memory::GuestMemory;
+use kaleidoscope_core::registers::VcpuRegisters;
+
+fn linux(memory: &dyn GuestMemory, registers: &[VcpuRegisters]) -> Coloring {
+    let options = Options { registers: registers.to_vec(), ..Options::default() };
+    color(memory, &options).unwrap()
+}
+
+/// Panics where two colorings differ in more than their notes.
+#[track_caller]
+fn assert_same(name: &str, found: &Coloring, plain: &Coloring) {
+    let pairs = found.map.iter().zip(plain.map.iter());
+    let mut other = pairs.filter(|(a, b)| a != b).map(|(a, b)| (a.1, a.2, b.2));
+    let first: Option<(Gfn, _, _)> = other.next();
+    assert!(first.is_none(), "{name}: {} frames differ: {first:?}", other.count() + 1);
+    assert!(found.map == plain.map, "{name}");
+    assert_eq!(found.processes(), plain.processes(), "{name}");
+}
