@@ -9,6 +9,7 @@ use kaleidoscope_core::coloring::{
 };
 use kaleidoscope_core::guest_os::{Process, Stage};
 use kaleidoscope_core::image::{Format, ImageError, LayoutFile, MemoryImage, Preset, RawLayout};
+use kaleidoscope_core::linux::vmcoreinfo::VmcoreInfo;
 use kaleidoscope_core::memory::GuestMemory;
 use kaleidoscope_core::registers::{VcpuRegisters, parse_qemu_text};
 use std::path::{Path, PathBuf};
@@ -101,20 +102,38 @@ pub(crate) fn registers(
     file.map_or_else(|| Ok(image.vcpus().to_vec()), read_registers)
 }
 
-/// Colors an image.
+/// The VMCOREINFO text that an image has as a note. One that is no such text is left out.
+pub(crate) fn vmcoreinfo(image: &MemoryImage) -> Vec<VmcoreInfo> {
+    image.vmcoreinfo().and_then(|note| VmcoreInfo::parse(note).ok()).into_iter().collect()
+}
+
+/// Colors an image, with what it says of its guest beside the memory.
+pub(crate) fn color_image(
+    image: &MemoryImage,
+    registers: Vec<VcpuRegisters>,
+    rules: Rules,
+) -> Result<Analysis, Failure> {
+    let vmcoreinfo = vmcoreinfo(image);
+    color_with(image, &Options { registers, vmcoreinfo, rules, ..Options::default() })
+}
+
+/// Colors memory of which nothing else is known.
 pub(crate) fn color(
     image: &dyn GuestMemory,
     registers: Vec<VcpuRegisters>,
     rules: Rules,
 ) -> Result<Analysis, Failure> {
-    let options = Options { registers, rules, ..Options::default() };
+    color_with(image, &Options { registers, rules, ..Options::default() })
+}
+
+fn color_with(image: &dyn GuestMemory, options: &Options) -> Result<Analysis, Failure> {
     let mut watch = StopWatch::default();
     let coloring = progress::during("coloring", |status| {
         let mut begin = |stage: Stage| {
             watch.begin(stage.name());
             status.set(stage.name());
         };
-        color_with_progress(image, &options, &mut begin)
+        color_with_progress(image, options, &mut begin)
     });
     let coloring = coloring.map_err(|error| {
         Failure::new(error).hint(
@@ -137,10 +156,10 @@ impl Knowledge {
     /// Colors a guest by what may be known of it. Says besides which kernel it has.
     pub(crate) fn color(
         self,
-        image: &dyn GuestMemory,
+        image: &MemoryImage,
         registers: Vec<VcpuRegisters>,
     ) -> Result<(ColorMap, KernelIdentity), Failure> {
-        let analysis = color(image, registers.clone(), Rules::default())?;
+        let analysis = color_image(image, registers.clone(), Rules::default())?;
         let kernel = analysis.coloring.map.kernel().clone();
         let map = if self.page_tables {
             by_page_tables(image, &registers, analysis.coloring.processes())?

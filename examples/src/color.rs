@@ -1,6 +1,6 @@
 //! `kaleidoscope color`: colors an image.
 
-use crate::analysis::{LayoutArgs, color, registers};
+use crate::analysis::{LayoutArgs, color_image, registers};
 use crate::failure::Failure;
 use crate::outputs::{OutputArgs, View};
 use kaleidoscope_core::coloring::Rules;
@@ -49,7 +49,7 @@ impl Args {
         let image = self.layout.open(&self.image)?;
         let rules = if self.cache_wins { Rules::page_cache_wins() } else { Rules::default() };
         let registers = registers(&image, self.regs.as_deref())?;
-        let analysis = color(&image, registers, rules)?;
+        let analysis = color_image(&image, registers, rules)?;
         let map = &analysis.coloring.map;
         if let Some(path) = &self.output {
             let identity =

@@ -1,6 +1,6 @@
 //! `kaleidoscope explain`: why a frame has its color.
 
-use crate::analysis::{LayoutArgs, color, registers};
+use crate::analysis::{LayoutArgs, color_image, registers, vmcoreinfo};
 use crate::failure::{Failure, print};
 use crate::table;
 use kaleidoscope_core::addr::{FRAME_SIZE, Gfn, Gpa};
@@ -44,12 +44,12 @@ impl Args {
         let image = self.layout.open(&self.image)?;
         let rules = if self.cache_wins { Rules::page_cache_wins() } else { Rules::default() };
         let registers = registers(&image, self.regs.as_deref())?;
-        let coloring = color(&image, registers.clone(), rules)?.coloring;
+        let coloring = color_image(&image, registers.clone(), rules)?.coloring;
         let explanation = Explanation::of(&coloring, self.gpa.gfn());
         let mut explanation =
             explanation.ok_or_else(|| not_ram(self.gpa, coloring.map.layout()))?;
-        let words =
-            Linux::default().inspect(&image, &registers, self.gpa.gfn()).map_err(Failure::new)?;
+        let linux = Linux { vmcoreinfo: vmcoreinfo(&image), ..Linux::default() };
+        let words = linux.inspect(&image, &registers, self.gpa.gfn()).map_err(Failure::new)?;
         explanation.facts.extend(words.into_iter().map(|fact| (fact.name, fact.value)));
         print(&if self.json { explanation.json() } else { explanation.text() })
     }

@@ -105,7 +105,7 @@ impl Args {
         let image = layout.open(&dir.join("ram.bin"))?;
         let file = Some(dir.join("regs.txt")).filter(|_| !self.no_registers);
         let registers = crate::analysis::registers(&image, file.as_deref())?;
-        let analysis = crate::analysis::color(&image, registers, Rules::default())?;
+        let analysis = crate::analysis::color_image(&image, registers, Rules::default())?;
         Ok(Coloring::from_map(&analysis.coloring.map))
     }
 

@@ -1,6 +1,6 @@
 //! The guests of a host: their memory, their colors, and what clones of them write.
 
-use crate::analysis::{ImageFormat, LayoutArgs, color, registers};
+use crate::analysis::{ImageFormat, LayoutArgs, color_image, registers};
 use crate::failure::Failure;
 use kaleidoscope_core::addr::FrameIndex;
 use kaleidoscope_core::color::ColorMap;
@@ -70,7 +70,7 @@ fn map(image: &MemoryImage, path: &Path, regs: Option<&Path>) -> Result<ColorMap
     let manifest = path.with_extension("kscope");
     if !manifest.is_file() {
         let registers = registers(image, regs)?;
-        return Ok(color(image, registers, Rules::default())?.coloring.map);
+        return Ok(color_image(image, registers, Rules::default())?.coloring.map);
     }
     let limits = Limits::for_frames(image.layout().frames());
     let read = Manifest::read_file(&manifest, &limits).map_err(|e| Failure::at(&manifest, e))?;

@@ -2,7 +2,7 @@
 
 mod show;
 
-use crate::analysis::{LayoutArgs, color, registers};
+use crate::analysis::{LayoutArgs, color_image, registers};
 use crate::failure::{Failure, print};
 use kaleidoscope_core::coloring::Rules;
 use kaleidoscope_core::manifest::{ImageIdentity, ManifestError};
@@ -54,7 +54,7 @@ impl ImageArgs {
     fn color(&self) -> Result<(Atlas, ImageIdentity), Failure> {
         let image = self.layout.open(&self.image)?;
         let registers = registers(&image, self.regs.as_deref())?;
-        let map = color(&image, registers, Rules::default())?.coloring.map;
+        let map = color_image(&image, registers, Rules::default())?.coloring.map;
         let identity = ImageIdentity::of(&image, &map).map_err(|e| Failure::at(&self.image, e))?;
         Ok((Atlas::new(map), identity))
     }

@@ -1,7 +1,7 @@
 //! What is served: an image, and what its clones start from.
 
 use super::Args;
-use crate::analysis::{color, registers};
+use crate::analysis::{color_image, registers};
 use crate::failure::Failure;
 use kaleidoscope_core::clone::{
     Descriptor, DescriptorError, FreeFrames, MAX_SERVERS, MAX_STATE, ServerAddress, Trust, trust,
@@ -72,7 +72,7 @@ fn describe(args: &Args, image: &MemoryImage) -> Result<Descriptor, Failure> {
         }
         None => {
             let registers = registers(image, args.regs.as_deref())?;
-            let analysis = color(image, registers, Rules::default())?;
+            let analysis = color_image(image, registers, Rules::default())?;
             let map = analysis.coloring.map;
             let identity =
                 ImageIdentity::of(image, &map).map_err(|e| Failure::at(&args.image, e))?;

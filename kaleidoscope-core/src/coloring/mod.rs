@@ -7,6 +7,7 @@ pub use rules::{Rule, Rules};
 use crate::addr::Gfn;
 use crate::color::{ColorMap, Frame, MapError};
 use crate::guest_os::{FrameFacts, GuestFacts, Introspect, Note, NoteKind, Process, Stage};
+use crate::linux::vmcoreinfo::VmcoreInfo;
 use crate::linux::{CommonSymbols, Linux, LinuxError};
 use crate::memory::GuestMemory;
 use crate::page_tables::{PageTables, PageTablesError};
@@ -33,6 +34,9 @@ pub enum ColoringError {
 pub struct Options {
     /// The vCPUs' registers; may be empty.
     pub registers: Vec<VcpuRegisters>,
+    /// VMCOREINFO texts that came with the memory, such as a dump's own note; may be empty. They are
+    /// candidates: a text may be of a kernel that ran before, or of another machine.
+    pub vmcoreinfo: Vec<VmcoreInfo>,
     /// The rules.
     pub rules: Rules,
     /// Which symbols of a kernel most workloads use; by default the list that comes with the library.
@@ -121,7 +125,10 @@ pub fn color_with_progress(
     options: &Options,
     begin: &mut dyn FnMut(Stage),
 ) -> Result<Coloring, ColoringError> {
-    let linux = Linux { common_symbols: options.common_symbols.clone() };
+    let linux = Linux {
+        common_symbols: options.common_symbols.clone(),
+        vmcoreinfo: options.vmcoreinfo.clone(),
+    };
     let facts = linux.introspect(memory, &options.registers, begin)?;
     begin(Stage::Color);
     Ok(Coloring::new(facts, options.rules.clone())?)

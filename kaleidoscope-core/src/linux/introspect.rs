@@ -18,6 +18,7 @@ use super::user_spaces::{
     RootSignature, UserMappings, UserSpace, find_roots, find_twin, read_mappings,
 };
 use super::view::KernelView;
+use super::vmcoreinfo::VmcoreInfo;
 use crate::addr::{Gpa, Gva};
 use crate::color::FrameKind;
 use crate::guest_os::{FrameUse, GuestFacts, Introspect, Note, Stage};
@@ -54,6 +55,9 @@ pub enum LinuxError {
 pub struct Linux {
     /// Which symbols most workloads use. The default is the list that comes with the library.
     pub common_symbols: CommonSymbols,
+    /// VMCOREINFO texts that came with the memory: candidates, as
+    /// [`Options::vmcoreinfo`](crate::coloring::Options::vmcoreinfo).
+    pub vmcoreinfo: Vec<VmcoreInfo>,
 }
 
 impl Introspect for Linux {
