@@ -3,6 +3,7 @@
 use super::elf::ElfError;
 use super::layout_file::LayoutFileError;
 use super::preset;
+use super::source::Unreadable;
 use crate::memory::LayoutError;
 use std::io;
 use std::path::PathBuf;
@@ -10,6 +11,7 @@ use thiserror::Error;
 
 /// Why a memory image could not be opened.
 #[derive(Debug, Error)]
+#[non_exhaustive]
 pub enum ImageError {
     /// The file could not be opened or mapped.
     #[error("{}: {source}", path.display())]
@@ -19,6 +21,27 @@ pub enum ImageError {
         /// The system's reason.
         source: io::Error,
     },
+    /// The file is of a kind that has no bytes at offsets.
+    #[error("{} is {kind}: {advice}", path.display())]
+    Special {
+        /// The file.
+        path: PathBuf,
+        /// What it is.
+        kind: &'static str,
+        /// What to give instead.
+        advice: String,
+    },
+    /// A part of the file could not be read.
+    #[error("file offset {offset:#x} cannot be read: {reason}")]
+    Unreadable {
+        /// Where.
+        offset: u64,
+        /// The system's reason.
+        reason: String,
+    },
+    /// The file changed while it was open.
+    #[error(transparent)]
+    Changed(io::Error),
     /// The file is empty.
     #[error("the memory file is empty")]
     Empty,
@@ -60,4 +83,10 @@ pub enum ImageError {
         /// How to get an image that can be read.
         advice: &'static str,
     },
+}
+
+impl From<Unreadable> for ImageError {
+    fn from(Unreadable { offset, reason }: Unreadable) -> Self {
+        Self::Unreadable { offset, reason }
+    }
 }

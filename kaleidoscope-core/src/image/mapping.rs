@@ -1,44 +1,146 @@
-//! The bytes of an image file: mapped, or held in memory.
+//! The bytes of an image: mapped where they cannot change, copied from the file where they can, or
+//! held in memory.
+//!
+//! A file is mapped only if no process can write to it or cut it while it is mapped: a memfd that is
+//! sealed against both, or a file that is immutable or under fs-verity. Then slices of it can be
+//! handed out, and nothing is copied. Every other file is read; see [`file`](super::file).
 
-#![expect(unsafe_code, reason = "maps the image file")]
+#![expect(unsafe_code, reason = "maps image files that cannot change")]
 
+use super::file::ImageFile;
+use super::source::{Source, Unreadable};
+use super::{Format, ImageError, MemoryImage, open};
 use memmap2::Mmap;
+use rustix::fs::{AtFlags, SealFlags, StatxAttributes, StatxFlags, fcntl_get_seals, statx};
+use std::borrow::Cow;
 use std::fs::File;
 use std::io;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
 
 /// Where an image's bytes are.
 #[derive(Debug)]
 pub(super) enum ImageBytes {
-    /// A private read-only mapping of the file.
+    /// A private read-only mapping of a file that does not change.
     Mapped(Mmap),
+    /// A file that may change, which is noticed.
+    File(Box<ImageFile>),
     /// Bytes given by the caller.
     Owned(Vec<u8>),
 }
 
 impl ImageBytes {
-    /// Maps the whole file. An empty file becomes no bytes.
-    ///
-    /// The file is not locked: `flock` is advisory, and the programs that truncate or rewrite memory files do not take
-    /// it, so a lock would only look like protection.
-    pub(super) fn map(file: &File) -> io::Result<Self> {
-        if file.metadata()?.len() == 0 {
+    /// The bytes of a file or block device that was opened by the name `path`.
+    pub(super) fn open(file: File, path: PathBuf) -> io::Result<Self> {
+        if open::length(&file)? == 0 {
             return Ok(Self::Owned(Vec::new()));
         }
-        // SAFETY: the mapping is private and read-only, so nothing in this process writes to it, and it is kept alive by
-        // the `Mmap` that every slice borrows from. Another process could change the file underneath: that the image is
-        // frozen for as long as it is open is the documented contract of `MemoryImage::open`. The kernel rounds the
-        // mapping up to whole pages; `Mmap` hands out only the file's length at this moment. A file that shrinks later
-        // raises SIGBUS on access, which ends the process and is memory-safe.
-        let map = unsafe { Mmap::map(file)? };
-        Ok(Self::Mapped(map))
+        if cannot_change(&file) {
+            // SAFETY: as `cannot_change` says, no process can write to the file or cut it, however
+            // it has opened it. The mapping is private and read-only, so nothing in this process
+            // writes to it either, and it is kept alive by the `Mmap` that every slice borrows from.
+            return Ok(Self::Mapped(unsafe { Mmap::map(&file)? }));
+        }
+        ImageFile::new(file, path).map(|file| Self::File(Box::new(file)))
     }
 
-    /// All bytes of the file.
+    /// The bytes if they are in memory.
     #[inline]
-    pub(super) fn as_slice(&self) -> &[u8] {
+    fn in_memory(&self) -> Option<&[u8]> {
         match self {
-            Self::Mapped(map) => map,
-            Self::Owned(bytes) => bytes,
+            Self::Mapped(map) => Some(map),
+            Self::Owned(bytes) => Some(bytes),
+            Self::File(_) => None,
         }
     }
+
+    /// A part of the bytes, where they are in memory.
+    #[inline]
+    pub(super) fn slice(&self, range: Range<usize>) -> Option<&[u8]> {
+        self.in_memory()?.get(range)
+    }
+
+    /// Copies the bytes from `offset` on.
+    #[inline]
+    pub(super) fn read(&self, offset: usize, buf: &mut [u8]) -> io::Result<()> {
+        let bytes = match self {
+            Self::File(file) => return file.read(offset as u64, buf),
+            Self::Mapped(map) => map,
+            Self::Owned(bytes) => bytes.as_slice(),
+        };
+        let range = offset..offset.saturating_add(buf.len());
+        let bytes = bytes.get(range).ok_or(io::ErrorKind::UnexpectedEof)?;
+        buf.copy_from_slice(bytes);
+        Ok(())
+    }
+
+    /// Fails once the file is not as it was when it was opened.
+    pub(super) fn check(&self) -> io::Result<()> {
+        match self {
+            Self::File(file) => file.check(),
+            Self::Mapped(_) | Self::Owned(_) => Ok(()),
+        }
+    }
+}
+
+impl Source for ImageBytes {
+    fn len(&self) -> u64 {
+        match self {
+            Self::File(file) => file.bytes(),
+            Self::Mapped(map) => map.len() as u64,
+            Self::Owned(bytes) => bytes.len() as u64,
+        }
+    }
+
+    fn bytes_at(&self, offset: u64, len: u64) -> Result<Option<Cow<'_, [u8]>>, Unreadable> {
+        match self {
+            Self::File(file) => file.bytes_at(offset, len),
+            Self::Mapped(map) => map.bytes_at(offset, len),
+            Self::Owned(bytes) => bytes.as_slice().bytes_at(offset, len),
+        }
+    }
+}
+
+impl MemoryImage {
+    /// As [`open`](Self::open), but maps the file whatever it is: nothing is copied, slices of it can
+    /// be borrowed, and nothing looks whether it changes.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    ///
+    /// # Safety
+    /// While the image is open no process writes to the file or cuts it, through a descriptor, a
+    /// mapping, or the device that it lies on.
+    pub unsafe fn open_unchanging(path: &Path, format: &Format) -> Result<Self, ImageError> {
+        let failed = |source| ImageError::Io { path: path.to_owned(), source };
+        let file = open::open(path)?;
+        let bytes = match open::length(&file).map_err(failed)? {
+            0 => ImageBytes::Owned(Vec::new()),
+            len => {
+                let len = usize::try_from(len).unwrap_or(usize::MAX);
+                // SAFETY: the caller promises that the file does not change. The mapping is private
+                // and read-only, and kept alive by the `Mmap` that every slice borrows from. The
+                // length is given because a block device's file has none.
+                let map = unsafe { memmap2::MmapOptions::new().len(len).map(&file) };
+                ImageBytes::Mapped(map.map_err(failed)?)
+            }
+        };
+        // Further files that a layout names are watched as usual.
+        Self::new(bytes, format)?.with_parts(format)
+    }
+}
+
+/// Whether no process can write to the file or cut it, in whatever way it has opened it.
+fn cannot_change(file: &File) -> bool {
+    // A memfd can be sealed against writing only while nothing maps it for writing, and seals stay.
+    let seals = SealFlags::WRITE | SealFlags::SHRINK;
+    if fcntl_get_seals(file).is_ok_and(|has| has.contains(seals)) {
+        return true;
+    }
+    // An immutable file refuses writes through descriptors that were opened before, and writes
+    // through mappings. Only the administrator can make it writable again, and a file under
+    // fs-verity never is.
+    let never = StatxAttributes::IMMUTABLE | StatxAttributes::VERITY;
+    let known = statx(file, "", AtFlags::EMPTY_PATH, StatxFlags::TYPE);
+    known.is_ok_and(|s| (s.stx_attributes & s.stx_attributes_mask).intersects(never))
 }

@@ -1,19 +1,23 @@
 //! Memory images: files that hold a guest's RAM.
 //!
-//! [`MemoryImage::open`] maps a file and serves it as [`GuestMemory`]. An [ELF dump](elf) says itself which memory it holds
+//! [`MemoryImage::open`] opens a file or block device and serves it as [`GuestMemory`]. An [ELF dump](elf) says itself which memory it holds
 //! and often has the vCPUs' registers. A raw file is RAM and nothing else, so where its bytes belong comes from a
 //! [`LayoutFile`] or from the machine's [`Preset`].
 
 pub mod elf;
 mod error;
+mod file;
 mod layout_file;
 mod mapping;
+mod open;
 mod parts;
 mod preset;
 mod segments;
 mod signature;
+mod source;
+mod stamp;
 
-pub use elf::ElfError;
+pub use elf::{ElfError, Skipped, SkippedPart};
 pub use error::ImageError;
 pub use layout_file::{LayoutFile, LayoutFileError};
 pub use preset::{Preset, UnknownPreset};
@@ -25,8 +29,8 @@ use crate::registers::VcpuRegisters;
 use mapping::ImageBytes;
 use parts::Parts;
 use segments::SegmentTable;
+use source::Source;
 use std::fs::File;
-use std::ops::Range;
 use std::path::Path;
 
 /// What a file is.
@@ -60,23 +64,42 @@ pub struct MemoryImage {
     layout: MemoryLayout,
     segments: SegmentTable,
     vcpus: Vec<VcpuRegisters>,
-    vmcoreinfo: Option<Range<usize>>,
+    vmcoreinfo: Option<Vec<u8>>,
+    skipped: Vec<Skipped>,
     /// Further files that hold some of the memory.
     parts: Option<Box<Parts>>,
 }
 
 impl MemoryImage {
-    /// Opens and maps an image.
+    /// Opens an image: a file or a block device.
     ///
-    /// The file must not change while the image is open: it is mapped, not copied. If it shrinks, reading what is gone
-    /// raises SIGBUS and ends the process; if it is written, reads see a mixture. Give it a frozen copy or snapshot.
+    /// The file must not change while the image is open, which is watched: after its size or time
+    /// stamps have changed, each read is a [`MemoryError::Io`] that says so. Bytes are copied from the
+    /// file, unless it is known never to change: a memfd that is sealed against writing and shrinking, or
+    /// a file that is immutable or under fs-verity, is mapped, and can be [borrowed](GuestMemory::slice).
+    /// [`open_unchanging`](Self::open_unchanging) maps any file.
+    ///
+    /// What is not noticed are writes through a mapping on tmpfs and hugetlbfs, and writes to a disk
+    /// that go past a block device's file. Give such memory as a copy or snapshot.
+    ///
+    /// Waits 20 ms if the file was written to a moment ago, so that the next write is noticed.
     ///
     /// # Errors
-    /// [`ImageError`] when the file cannot be mapped, is not of this format, or contradicts its layout.
+    /// [`ImageError`] when the file cannot be read, is no file or block device, is not of this format,
+    /// or contradicts its layout.
     pub fn open(path: &Path, format: &Format) -> Result<Self, ImageError> {
-        let map = |path| ImageBytes::map(&File::open(path)?);
-        let bytes = map(path).map_err(|source| ImageError::Io { path: path.to_owned(), source })?;
-        Self::new(bytes, format)?.with_parts(format)
+        Self::from_file(open::open(path)?, path, format)?.with_parts(format)
+    }
+
+    /// As [`open`](Self::open), of a file that is open already, such as a memfd. Errors call it `name`. Further files that a
+    /// layout names are not opened, and their memory is no RAM.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn from_file(file: File, name: &Path, format: &Format) -> Result<Self, ImageError> {
+        let failed = |source| ImageError::Io { path: name.to_owned(), source };
+        open::refuse_special(name, file.metadata().map_err(failed)?.file_type())?;
+        Self::new(ImageBytes::open(file, name.to_owned()).map_err(failed)?, format)
     }
 
     /// An image in memory instead of in a file, for tests and fuzzing. Further files that a layout names
@@ -89,29 +112,44 @@ impl MemoryImage {
     }
 
     fn new(bytes: ImageBytes, format: &Format) -> Result<Self, ImageError> {
-        let file = bytes.as_slice();
-        if file.is_empty() {
+        let len = bytes.len();
+        if len == 0 {
             return Err(ImageError::Empty);
         }
+        let start = bytes.start(signature::LOOKED_AT)?;
         let raw = match format {
-            Format::Elf => return Self::elf(bytes),
-            Format::Auto if elf::is_elf(file) => return Self::elf(bytes),
-            Format::Auto => match signature::unsupported(file) {
+            Format::Elf => None,
+            Format::Auto if elf::is_elf(&start) => None,
+            Format::Auto => match signature::unsupported(&start) {
                 Some(error) => return Err(error),
-                None => raw_segments(file.len() as u64, &RawLayout::Contiguous)?,
+                None => Some(raw_segments(len, &RawLayout::Contiguous)?),
             },
-            Format::Raw(layout) => raw_segments(file.len() as u64, layout)?,
+            Format::Raw(layout) => Some(raw_segments(len, layout)?),
         };
+        drop(start);
+        let Some(raw) = raw else { return Self::elf(bytes) };
         let ram: Vec<(Gpa, u64)> = raw.iter().map(|s| (s.gpa, s.bytes)).collect();
         let layout = MemoryLayout::new(&ram)?;
         let segments = SegmentTable::from_sorted(raw);
-        Ok(Self { bytes, layout, segments, vcpus: Vec::new(), vmcoreinfo: None, parts: None })
+        let (vcpus, skipped) = (Vec::new(), Vec::new());
+        Ok(Self { bytes, layout, segments, vcpus, vmcoreinfo: None, skipped, parts: None })
     }
 
     fn elf(bytes: ImageBytes) -> Result<Self, ImageError> {
-        let elf::ElfCore { segments, ram, vcpus, vmcoreinfo } = elf::parse(bytes.as_slice())?;
+        let core = elf::parse_source(&bytes)?;
+        let elf::ElfCore { segments, ram, vcpus, vmcoreinfo, skipped } = core;
         let layout = MemoryLayout::new(&ram)?;
-        Ok(Self { bytes, layout, segments, vcpus, vmcoreinfo, parts: None })
+        Ok(Self { bytes, layout, segments, vcpus, vmcoreinfo, skipped, parts: None })
+    }
+
+    /// Fails once one of the image's files is not as it was when it was opened. Reads look at that themselves;
+    /// this is for answers that are known without reading.
+    ///
+    /// # Errors
+    /// [`ImageError::Changed`], from the first change on for good.
+    pub fn check_unchanged(&self) -> Result<(), ImageError> {
+        self.bytes.check().map_err(ImageError::Changed)?;
+        self.parts.as_ref().map_or(Ok(()), |parts| parts.check_unchanged())
     }
 
     /// The vCPUs' registers, where the file has them.
@@ -123,7 +161,13 @@ impl MemoryImage {
     /// The guest kernel's VMCOREINFO text, where the file has it as a note.
     #[must_use]
     pub fn vmcoreinfo(&self) -> Option<&[u8]> {
-        self.bytes.as_slice().get(self.vmcoreinfo.clone()?)
+        self.vmcoreinfo.as_deref()
+    }
+
+    /// What of the file was passed over, for people: parts that the memory can be read without.
+    #[must_use]
+    pub fn skipped(&self) -> &[Skipped] {
+        &self.skipped
     }
 
     /// Whether the image holds all bytes of a frame. Frames past the layout are not held.
@@ -158,12 +202,12 @@ impl MemoryImage {
     /// As [`GuestMemory::read`], from the file that was opened.
     #[inline]
     fn read_own(&self, gpa: Gpa, buf: &mut [u8]) -> Result<(), MemoryError> {
-        match self.slice_own(gpa, buf.len()) {
-            Some(bytes) => {
-                buf.copy_from_slice(bytes);
-                Ok(())
+        match self.segments.locate(gpa, buf.len()) {
+            Some(range) if range.len() == buf.len() => {
+                let read = self.bytes.read(range.start, buf);
+                read.map_err(|source| MemoryError::Io { gpa, source })
             }
-            None => self.read_pieces(gpa, buf),
+            _ => self.read_pieces(gpa, buf),
         }
     }
 
@@ -174,7 +218,7 @@ impl MemoryImage {
         if range.len() < len {
             return None;
         }
-        self.bytes.as_slice().get(range)
+        self.bytes.slice(range)
     }
 
     /// Copies a range that no single segment holds; the error says why if there is none.
@@ -187,20 +231,16 @@ impl MemoryImage {
         }
         let mut rest = buf;
         while !rest.is_empty() {
-            let missing = MemoryError::Missing { gpa, len: rest.len() };
-            let piece = self.slice_up_to(gpa, rest.len()).ok_or(missing)?;
+            let piece = self.segments.locate(gpa, rest.len()).filter(|piece| !piece.is_empty());
+            let Some(piece) = piece else {
+                return Err(MemoryError::Missing { gpa, len: rest.len() });
+            };
             let (now, later) = rest.split_at_mut(piece.len());
-            now.copy_from_slice(piece);
+            self.bytes.read(piece.start, now).map_err(|source| MemoryError::Io { gpa, source })?;
             gpa = Gpa(gpa.0.saturating_add(piece.len() as u64));
             rest = later;
         }
         Ok(())
-    }
-
-    /// At least one and at most `len` bytes from `gpa` on.
-    fn slice_up_to(&self, gpa: Gpa, len: usize) -> Option<&[u8]> {
-        let range = self.segments.locate(gpa, len)?;
-        self.bytes.as_slice().get(range).filter(|piece| !piece.is_empty())
     }
 }
 

@@ -57,6 +57,11 @@ impl Parts {
         self.images.iter().map(held).fold(0, u32::saturating_add)
     }
 
+    /// Fails once a part's file is not as it was when it was opened.
+    pub(super) fn check_unchanged(&self) -> Result<(), ImageError> {
+        self.images.iter().try_for_each(MemoryImage::check_unchanged)
+    }
+
     pub(super) fn slice(&self, gpa: Gpa, len: usize) -> Option<&[u8]> {
         self.part_at(gpa)?.slice(gpa, len)
     }

@@ -5,6 +5,9 @@ use crate::addr::Gfn;
 use std::io::Write;
 use std::str::FromStr;
 
+mod changing;
+mod special;
+
 /// Bytes that tell their offset in the file: each frame starts with its number, the rest is a function of the offset.
 fn telling_bytes(frames: u64) -> Vec<u8> {
     let mut bytes: Vec<u8> =
@@ -27,7 +30,7 @@ fn with_layout(frames: u64, text: &str) -> Result<MemoryImage, ImageError> {
 }
 
 #[test]
-fn a_raw_file_is_mapped_from_zero() {
+fn a_raw_file_is_read_from_zero() {
     let mut file = tempfile::NamedTempFile::new().unwrap();
     file.write_all(&telling_bytes(3)).unwrap();
     let image = MemoryImage::open(file.path(), &Format::Auto).unwrap();
@@ -36,8 +39,7 @@ fn a_raw_file_is_mapped_from_zero() {
     assert_eq!(frame_number_at(&image, 0x2000), 2);
     assert_eq!(image.file_offset(FrameIndex(2)), Some(0x2000));
     assert!(image.holds(FrameIndex(2)) && !image.holds(FrameIndex(3)));
-    assert_eq!(image.slice(Gpa(0xffe), 4).unwrap().len(), 4);
-    assert_eq!(image.slice(Gpa(0x2fff), 2), None);
+    assert_eq!(image.slice(Gpa(0xffe), 4), None, "the file may change");
     assert!(matches!(image.read(Gpa(0x2fff), &mut [0; 2]), Err(MemoryError::NotRam { .. })));
     assert!(matches!(image.read(Gpa(u64::MAX), &mut [0; 2]), Err(MemoryError::NotRam { .. })));
 }
@@ -98,6 +100,8 @@ fn other_formats_are_recognized_unless_told_otherwise() {
     let mut bytes = telling_bytes(1);
     bytes[..8].copy_from_slice(b"KDUMP   ");
     let error = MemoryImage::from_bytes(bytes.clone(), &Format::Auto).unwrap_err().to_string();
-    assert!(error.contains("kdump-compressed") && error.contains("makedumpfile -E"));
+    assert!(
+        error.contains("kdump-compressed") && error.contains("makedumpfile converts nothing back")
+    );
     assert!(MemoryImage::from_bytes(bytes, &Format::Raw(RawLayout::Contiguous)).is_ok());
 }

@@ -1,10 +1,12 @@
 //! Why an ELF file is not a memory image.
 
 use crate::addr::Gpa;
+use crate::image::source::Unreadable;
 use thiserror::Error;
 
 /// Why an ELF file is not a memory image. Offsets are file offsets in bytes.
 #[derive(Clone, PartialEq, Eq, Debug, Error)]
+#[non_exhaustive]
 pub enum ElfError {
     /// The file does not start with an ELF header.
     #[error("not an ELF file")]
@@ -86,18 +88,6 @@ pub enum ElfError {
         /// `p_memsz`.
         memory: u64,
     },
-    /// A segment reaches past the physical address space.
-    #[error(
-        "program header {header}: {bytes:#x} bytes at physical address {gpa} reach past the 52-bit address space"
-    )]
-    OutOfRange {
-        /// Number of the program header, from 0.
-        header: u32,
-        /// `p_paddr`.
-        gpa: Gpa,
-        /// `p_memsz`.
-        bytes: u64,
-    },
     /// No segment describes memory.
     #[error("the dump describes no memory: it has no PT_LOAD program header")]
     NoMemory,
@@ -113,35 +103,40 @@ pub enum ElfError {
         /// Where the limit was reached.
         gpa: Gpa,
     },
-    /// A note does not fit into its segment.
-    #[error("the note at {offset:#x} reaches past the end of its segment")]
-    NoteCut {
-        /// Where the note starts.
+    /// The system could not read a part of the file.
+    #[error("file offset {offset:#x} cannot be read: {reason}")]
+    Unreadable {
+        /// Where.
         offset: u64,
+        /// The system's reason.
+        reason: String,
     },
-    /// There are more bytes of notes than any dump has.
-    #[error("program header {header}: more than {max:#x} bytes of notes")]
-    TooManyNotes {
-        /// Number of the program header, from 0.
-        header: u32,
-        /// The most that is read.
-        max: u64,
-    },
-    /// A note with a vCPU's registers is too short.
-    #[error("the vCPU note at {offset:#x} has {bytes} bytes, which are too few")]
-    VcpuNoteShort {
-        /// Where the note starts.
-        offset: u64,
-        /// Length of its contents.
-        bytes: usize,
-    },
-    /// There are more vCPUs than any machine has.
+    /// No segment has a physical address.
     #[error(
-        "the note at {offset:#x} describes more vCPUs than the {} that are read",
-        crate::registers::MAX_VCPUS
+        "none of the {segments} segments has a physical address; give a dump of the guest's \
+         physical memory, such as one of QEMU's `dump-guest-memory` without paging"
     )]
-    TooManyVcpus {
-        /// Where the note starts.
-        offset: u64,
+    NoPhysicalAddresses {
+        /// How many there are.
+        segments: u32,
     },
+    /// The dump is of a process and not of a machine.
+    #[error(
+        "this is the core dump of a process: its segments are at virtual addresses, and none has \
+         a physical address. Dump the guest instead of its VMM: `virsh dump --memory-only \
+         --format elf`, or `dump-guest-memory` in QEMU's monitor"
+    )]
+    Process,
+    /// The dump has its memory in sections, which only Xen's tools write.
+    #[error(
+        "this dump has its memory in sections, as Xen's `xl dump-core` writes it. Take a raw \
+         image instead: `vmi-dump-memory DOMAIN FILE` of LibVMI writes one"
+    )]
+    Sections,
+}
+
+impl From<Unreadable> for ElfError {
+    fn from(Unreadable { offset, reason }: Unreadable) -> Self {
+        Self::Unreadable { offset, reason }
+    }
 }

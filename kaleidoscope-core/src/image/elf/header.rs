@@ -5,7 +5,9 @@
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
 use super::ElfError;
-use super::fields::{bytes_at, u16_at, u32_at, u64_at};
+use super::fields::{u16_at, u32_at, u64_at};
+use crate::image::source::Source;
+use std::borrow::Cow;
 
 /// A segment with memory.
 pub(super) const PT_LOAD: u32 = 1;
@@ -18,6 +20,10 @@ pub(super) const ET_EXEC: u16 = 2;
 pub(super) const ET_DYN: u16 = 3;
 /// A dump.
 pub(super) const ET_CORE: u16 = 4;
+
+/// Length of the longer ELF header.
+const HEADER_BYTES: u64 = 64;
+
 const EM_386: u16 = 3;
 const EM_X86_64: u16 = 62;
 
@@ -36,14 +42,16 @@ struct Class {
     e_phentsize: u64,
     e_phnum: u64,
     sh_info: u64,
+    e_shnum: u64,
     p_offset: u64,
+    p_vaddr: u64,
     p_paddr: u64,
     p_filesz: u64,
     p_memsz: u64,
     /// Size of a program header.
     phdr: u64,
-    /// An offset with all bits set.
-    no_offset: u64,
+    /// An offset or address with all bits set, which stands for none.
+    none: u64,
 }
 
 const CLASS32: Class = Class {
@@ -53,12 +61,14 @@ const CLASS32: Class = Class {
     e_phentsize: 42,
     e_phnum: 44,
     sh_info: 28,
+    e_shnum: 48,
     p_offset: 4,
+    p_vaddr: 8,
     p_paddr: 12,
     p_filesz: 16,
     p_memsz: 20,
     phdr: 32,
-    no_offset: 0xffff_ffff,
+    none: 0xffff_ffff,
 };
 
 const CLASS64: Class = Class {
@@ -68,12 +78,14 @@ const CLASS64: Class = Class {
     e_phentsize: 54,
     e_phnum: 56,
     sh_info: 44,
+    e_shnum: 60,
     p_offset: 8,
+    p_vaddr: 16,
     p_paddr: 24,
     p_filesz: 32,
     p_memsz: 40,
     phdr: 56,
-    no_offset: u64::MAX,
+    none: u64::MAX,
 };
 
 /// What the ELF header says.
@@ -82,7 +94,7 @@ pub(super) struct Header<'a> {
     pub(super) long_mode: bool,
     class: &'static Class,
     /// The program header table.
-    table: &'a [u8],
+    table: Cow<'a, [u8]>,
 }
 
 /// One program header.
@@ -93,18 +105,27 @@ pub(super) struct ProgramHeader {
     pub(super) kind: u32,
     /// File offset, or `None` where the dump says that it has none.
     pub(super) offset: Option<u64>,
+    pub(super) vaddr: u64,
+    /// Physical address; all bits set where the dump says that it has none.
     pub(super) paddr: u64,
+    /// Whether it has one.
+    pub(super) has_paddr: bool,
     pub(super) filesz: u64,
     pub(super) memsz: u64,
 }
 
 impl<'a> Header<'a> {
     /// Reads the headers of a file of one of these types (`e_type`).
-    pub(super) fn parse(file: &'a [u8], kinds: &[u16]) -> Result<Self, ElfError> {
-        if !file.starts_with(b"\x7fELF") {
+    pub(super) fn parse<S>(file: &'a S, kinds: &[u16]) -> Result<Self, ElfError>
+    where
+        S: Source + ?Sized,
+    {
+        let start = file.start(HEADER_BYTES)?;
+        let start = &*start;
+        if !start.starts_with(b"\x7fELF") {
             return Err(ElfError::NotElf);
         }
-        let &[class, data] = bytes_at(file, 4, 2).ok_or(ElfError::HeaderCut)? else {
+        let &[class, data] = start.get(4..6).ok_or(ElfError::HeaderCut)? else {
             return Err(ElfError::HeaderCut);
         };
         let class = match (class, data) {
@@ -112,8 +133,8 @@ impl<'a> Header<'a> {
             (2, 1) => &CLASS64,
             _ => return Err(ElfError::Ident { class, data }),
         };
-        let half = |offset| u16_at(file, offset).ok_or(ElfError::HeaderCut);
-        let word = |offset| (class.word)(file, offset).ok_or(ElfError::HeaderCut);
+        let half = |offset| u16_at(start, offset).ok_or(ElfError::HeaderCut);
+        let word = |offset| (class.word)(start, offset).ok_or(ElfError::HeaderCut);
         let kind = half(16)?;
         if !kinds.contains(&kind) {
             return Err(ElfError::NotCore { kind });
@@ -130,17 +151,23 @@ impl<'a> Header<'a> {
         let count = match half(class.e_phnum)? {
             PN_XNUM => {
                 let offset = word(class.e_shoff)?;
-                let info = offset.checked_add(class.sh_info).and_then(|at| u32_at(file, at));
-                info.filter(|_| offset != 0).ok_or(ElfError::NoSectionHeader { offset })?
+                let at = offset.checked_add(class.sh_info).filter(|_| offset != 0);
+                let info = at.map_or(Ok(None), |at| file.bytes_at(at, 4))?;
+                let info = info.and_then(|info| u32_at(&info, 0));
+                info.ok_or(ElfError::NoSectionHeader { offset })?
             }
             count => u32::from(count),
         };
+        // The first section is none, and stands for itself.
+        if count == 0 && kind == ET_CORE && half(class.e_shnum)? > 1 {
+            return Err(ElfError::Sections);
+        }
         if count == 0 || count > MAX_PROGRAM_HEADERS {
             return Err(ElfError::HeaderCount { count, max: MAX_PROGRAM_HEADERS });
         }
         let offset = word(class.e_phoff)?;
-        let table =
-            u64::from(count).checked_mul(class.phdr).and_then(|len| bytes_at(file, offset, len));
+        let len = u64::from(count).saturating_mul(class.phdr);
+        let table = file.bytes_at(offset, len)?;
         let table = table.ok_or(ElfError::HeadersCut { offset, count })?;
         Ok(Self { long_mode, class, table })
     }
@@ -154,8 +181,10 @@ impl<'a> Header<'a> {
             Some(ProgramHeader {
                 number,
                 kind: u32_at(header, 0)?,
-                offset: word(class.p_offset).filter(|&offset| offset != class.no_offset),
+                offset: word(class.p_offset).filter(|&offset| offset != class.none),
+                vaddr: word(class.p_vaddr)?,
                 paddr: word(class.p_paddr)?,
+                has_paddr: word(class.p_paddr)? != class.none,
                 filesz: word(class.p_filesz)?,
                 memsz: word(class.p_memsz)?,
             })
@@ -164,11 +193,11 @@ impl<'a> Header<'a> {
 }
 
 impl ProgramHeader {
-    /// The segment's bytes and where they start in the file.
-    pub(super) fn contents<'a>(&self, file: &'a [u8]) -> Result<(u64, &'a [u8]), ElfError> {
+    /// Where the segment's bytes start in the file, all of which must be there.
+    pub(super) fn held(&self, file_bytes: u64) -> Result<u64, ElfError> {
         let offset = self.offset.unwrap_or(u64::MAX);
-        let bytes = bytes_at(file, offset, self.filesz);
+        let end = offset.checked_add(self.filesz).filter(|&end| end <= file_bytes);
         let cut = ElfError::SegmentCut { header: self.number, offset, bytes: self.filesz };
-        Ok((offset, bytes.ok_or(cut)?))
+        end.map(|_| offset).ok_or(cut)
     }
 }

@@ -7,11 +7,15 @@
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
 use super::ElfError;
-use super::fields::bytes_at;
 use super::header::ProgramHeader;
+use super::skipped::{SkipList, SkippedPart};
 use crate::addr::{FRAME_SIZE, GPA_LIMIT, Gpa};
 use crate::image::Segment;
 use crate::image::segments::SegmentTable;
+use crate::image::source::Source;
+
+/// Bytes that are compared at a time.
+const COMPARED: u64 = 1 << 20;
 
 /// Segments as they are found.
 #[derive(Default)]
@@ -20,6 +24,12 @@ pub(super) struct Loads {
     held: Vec<Segment>,
     /// All memory as `start..end`; it may overlap.
     memory: Vec<(u64, u64)>,
+    /// The virtual address of the first segment.
+    first_vaddr: Option<u64>,
+    /// Whether a segment is at another virtual address than the first one.
+    has_other_vaddrs: bool,
+    /// Whether a segment is at another physical address than 0.
+    has_paddrs: bool,
 }
 
 /// Segments after overlaps are resolved, by ascending address.
@@ -30,29 +40,50 @@ pub(super) struct Memory {
 }
 
 impl Loads {
-    pub(super) fn add(&mut self, file: &[u8], load: &ProgramHeader) -> Result<(), ElfError> {
+    /// Takes a segment of a file of `file_bytes` bytes.
+    pub(super) fn add(
+        &mut self,
+        file_bytes: u64,
+        load: &ProgramHeader,
+        skipped: &mut SkipList,
+    ) -> Result<(), ElfError> {
         let ProgramHeader { number: header, paddr, filesz, memsz, .. } = *load;
         // QEMU describes mappings of device memory so: they have no bytes, and are no RAM.
         if memsz == 0 || (filesz == 0 && load.offset.is_none()) {
             return Ok(());
         }
+        let end = paddr.checked_add(memsz).filter(|&end| load.has_paddr && end <= GPA_LIMIT);
+        let Some(end) = end else {
+            skipped.add(SkippedPart::Segment { header, gpa: Gpa(paddr), bytes: memsz });
+            return Ok(());
+        };
         if filesz > memsz {
             return Err(ElfError::FileLarger { header, file: filesz, memory: memsz });
         }
-        let end = paddr.checked_add(memsz).filter(|&end| end <= GPA_LIMIT);
-        let end = end.ok_or(ElfError::OutOfRange { header, gpa: Gpa(paddr), bytes: memsz })?;
+        self.has_paddrs |= paddr != 0;
+        self.has_other_vaddrs |= *self.first_vaddr.get_or_insert(load.vaddr) != load.vaddr;
         self.memory.push((paddr, end));
         if filesz > 0 {
-            let (file_offset, _) = load.contents(file)?;
+            let file_offset = load.held(file_bytes)?;
             self.held.push(Segment { gpa: Gpa(paddr), bytes: filesz, file_offset });
         }
         Ok(())
     }
 
-    pub(super) fn finish(self, file: &[u8]) -> Result<Memory, ElfError> {
+    pub(super) fn finish<S>(self, file: &S, skipped: &SkipList) -> Result<Memory, ElfError>
+    where
+        S: Source + ?Sized,
+    {
+        // A machine has one page at physical address 0, and a process many that say so.
+        if !self.has_paddrs && self.has_other_vaddrs {
+            return Err(ElfError::Process);
+        }
         let ram = union_of_frames(self.memory);
         if ram.is_empty() {
-            return Err(ElfError::NoMemory);
+            return Err(match skipped.segments() {
+                0 => ElfError::NoMemory,
+                segments => ElfError::NoPhysicalAddresses { segments },
+            });
         }
         Ok(Memory { held: resolve_overlaps(file, self.held)?, ram })
     }
@@ -78,12 +109,15 @@ fn union_of_frames(mut ranges: Vec<(u64, u64)>) -> Vec<(Gpa, u64)> {
 }
 
 /// Makes segments disjoint. Where they overlap, their bytes must be the same.
-fn resolve_overlaps(file: &[u8], mut held: Vec<Segment>) -> Result<SegmentTable, ElfError> {
+fn resolve_overlaps<S>(file: &S, mut held: Vec<Segment>) -> Result<SegmentTable, ElfError>
+where
+    S: Source + ?Sized,
+{
     held.sort_unstable_by_key(|s| (s.gpa, s.file_offset));
     let mut table = SegmentTable::default();
     let mut covered_to = 0u64;
     // Every copy takes place in the file, so comparing more than the file has is never needed.
-    let mut budget = file.len() as u64;
+    let mut budget = file.len();
     for segment in held {
         // Segments come by ascending address, so that whatever lies below `covered_to` is in the table.
         let overlap = covered_to.min(segment.end()).saturating_sub(segment.gpa.0);
@@ -99,8 +133,8 @@ fn resolve_overlaps(file: &[u8], mut held: Vec<Segment>) -> Result<SegmentTable,
 }
 
 /// Fails unless the table has the same bytes as `again`. Takes what it compares off the budget.
-fn compare(
-    file: &[u8],
+fn compare<S: Source + ?Sized>(
+    file: &S,
     table: &SegmentTable,
     mut again: Segment,
     budget: &mut u64,
@@ -115,7 +149,7 @@ fn compare(
         let same_place = first.start as u64 == file_offset;
         let cost = if same_place { 1 } else { len };
         *budget = budget.checked_sub(cost).ok_or(ElfError::TooMuchOverlap { gpa })?;
-        if !same_place && file.get(first) != bytes_at(file, file_offset, len) {
+        if !same_place && !are_equal(file, first.start as u64, file_offset, len)? {
             return Err(ElfError::Conflict { gpa });
         }
         again = Segment {
@@ -125,4 +159,23 @@ fn compare(
         };
     }
     Ok(())
+}
+
+/// Whether the file has the same `len` bytes at two offsets.
+fn are_equal<S>(file: &S, mut one: u64, mut other: u64, len: u64) -> Result<bool, ElfError>
+where
+    S: Source + ?Sized,
+{
+    let mut left = len;
+    while left > 0 {
+        let now = left.min(COMPARED);
+        let (first, second) = (file.bytes_at(one, now)?, file.bytes_at(other, now)?);
+        if first.is_none() || first != second {
+            return Ok(false);
+        }
+        one = one.saturating_add(now);
+        other = other.saturating_add(now);
+        left = left.saturating_sub(now);
+    }
+    Ok(true)
 }

@@ -12,18 +12,21 @@ mod fields;
 mod header;
 mod loads;
 mod notes;
+mod skipped;
 mod vcpu_note;
 
 pub(crate) use build_id::{build_id, note_segments};
 pub use error::ElfError;
+pub use skipped::{Skipped, SkippedPart};
 
 use super::segments::SegmentTable;
+use super::source::Source;
 use crate::addr::Gpa;
 use crate::registers::VcpuRegisters;
 use header::{ET_CORE, Header, PT_LOAD, PT_NOTE};
 use loads::Loads;
 use notes::Notes;
-use std::ops::Range;
+use skipped::SkipList;
 
 /// What an ELF dump describes.
 #[derive(Clone, Debug)]
@@ -33,8 +36,10 @@ pub struct ElfCore {
     pub ram: Vec<(Gpa, u64)>,
     /// The vCPUs, numbered in the order of their notes. Control registers are there if QEMU wrote the dump.
     pub vcpus: Vec<VcpuRegisters>,
-    /// Where in the file the text of the VMCOREINFO note is.
-    pub vmcoreinfo: Option<Range<usize>>,
+    /// The first VMCOREINFO note's text, of at most 64 KiB.
+    pub vmcoreinfo: Option<Vec<u8>>,
+    /// What was passed over, for people: parts that the memory can be read without.
+    pub skipped: Vec<Skipped>,
 }
 
 /// Whether a file starts as an ELF file does.
@@ -45,22 +50,37 @@ pub fn is_elf(file: &[u8]) -> bool {
 
 /// Reads the headers and notes of an ELF dump. Memory itself is read only where two segments describe it.
 ///
+/// Parts that need not be understood are passed over: segments without a physical address, and
+/// notes that are damaged or of an unknown size. [`ElfCore::skipped`] tells of them.
+///
 /// # Errors
 /// [`ElfError`] when the file is no dump of an x86 machine, is cut, or contradicts itself.
 pub fn parse(file: &[u8]) -> Result<ElfCore, ElfError> {
+    parse_source(file)
+}
+
+/// As [`parse`], of bytes that may have to be read.
+pub(super) fn parse_source<S: Source + ?Sized>(file: &S) -> Result<ElfCore, ElfError> {
     let header = Header::parse(file, &[ET_CORE])?;
     let mut loads = Loads::default();
     let mut notes = Notes::default();
+    let mut skipped = SkipList::default();
     for program_header in header.program_headers() {
         match program_header.kind {
-            PT_LOAD => loads.add(file, &program_header)?,
-            PT_NOTE => notes.add(file, &program_header, header.long_mode)?,
+            PT_LOAD => loads.add(file.len(), &program_header, &mut skipped)?,
+            PT_NOTE => notes.add(file, &program_header, header.long_mode, &mut skipped)?,
             _ => {}
         }
     }
-    let memory = loads.finish(file)?;
-    let vmcoreinfo = notes.vmcoreinfo.clone();
-    Ok(ElfCore { segments: memory.held, ram: memory.ram, vcpus: notes.into_vcpus(), vmcoreinfo })
+    let memory = loads.finish(file, &skipped)?;
+    let vmcoreinfo = notes.vmcoreinfo.take();
+    Ok(ElfCore {
+        segments: memory.held,
+        ram: memory.ram,
+        vcpus: notes.into_vcpus(),
+        vmcoreinfo,
+        skipped: skipped.into_list(),
+    })
 }
 
 #[cfg(test)]

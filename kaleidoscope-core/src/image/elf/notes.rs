@@ -5,47 +5,66 @@
 use super::ElfError;
 use super::fields::{bytes_at, u32_at};
 use super::header::ProgramHeader;
+use super::skipped::{SkipList, SkippedPart};
 use super::vcpu_note;
+use crate::image::source::Source;
 use crate::registers::{MAX_VCPUS, VcpuRegisters};
-use std::ops::Range;
 
 /// Most bytes of notes: [`MAX_VCPUS`] vCPUs with several notes of a few hundred bytes each.
 const MAX_NOTE_BYTES: u64 = 64 << 20;
 
+/// Most bytes of a VMCOREINFO text, which is one page of the guest: 64 KiB at most.
+const MAX_VMCOREINFO: usize = 64 << 10;
+
 const NT_PRSTATUS: u32 = 1;
 
-/// What is read from the notes.
+/// What is read from the notes. None of it is needed to read the memory, so that what is damaged
+/// or unknown is passed over.
 #[derive(Default)]
 pub(super) struct Notes {
     /// vCPUs from QEMU's own notes, which have control registers.
     qemu: Vec<VcpuRegisters>,
     /// vCPUs from the notes that every core dump has.
     prstatus: Vec<VcpuRegisters>,
-    /// Where the first VMCOREINFO note has its contents in the file.
-    pub(super) vmcoreinfo: Option<Range<usize>>,
+    /// Contents of the first VMCOREINFO note.
+    pub(super) vmcoreinfo: Option<Vec<u8>>,
     bytes: u64,
 }
 
 impl Notes {
     /// Reads one segment of notes.
-    pub(super) fn add(
+    pub(super) fn add<S: Source + ?Sized>(
         &mut self,
-        file: &[u8],
+        file: &S,
         header: &ProgramHeader,
         long_mode: bool,
+        skipped: &mut SkipList,
     ) -> Result<(), ElfError> {
-        let too_many = ElfError::TooManyNotes { header: header.number, max: MAX_NOTE_BYTES };
+        let (max, number) = (MAX_NOTE_BYTES, header.number);
+        if self.bytes.saturating_add(header.filesz) > max {
+            skipped.add(SkippedPart::TooManyNotes { header: number, max });
+            return Ok(());
+        }
+        let base = header.offset.unwrap_or(u64::MAX);
+        let Some(data) = file.bytes_at(base, header.filesz)? else {
+            skipped.add(SkippedPart::NotesCut { header: number });
+            return Ok(());
+        };
         self.bytes = self.bytes.saturating_add(header.filesz);
-        if self.bytes > MAX_NOTE_BYTES {
-            return Err(too_many);
-        }
-        let (base, data) = header.contents(file)?;
         let mut at = 0;
-        while let Some(note) = next_note(base, data, at)? {
-            self.take(&note, long_mode)?;
-            at = note.end;
+        loop {
+            match next_note(base, &data, at) {
+                Ok(None) => return Ok(()),
+                Ok(Some(note)) => {
+                    self.take(&note, long_mode, skipped);
+                    at = note.end;
+                }
+                Err(NoteCut { offset }) => {
+                    skipped.add(SkippedPart::NoteCut { offset });
+                    return Ok(());
+                }
+            }
         }
-        Ok(())
     }
 
     /// The vCPUs, from the better source.
@@ -53,27 +72,25 @@ impl Notes {
         if self.qemu.is_empty() { self.prstatus } else { self.qemu }
     }
 
-    fn take(&mut self, note: &Note<'_>, long_mode: bool) -> Result<(), ElfError> {
-        let short = ElfError::VcpuNoteShort { offset: note.offset, bytes: note.contents.len() };
+    fn take(&mut self, note: &Note<'_>, long_mode: bool, skipped: &mut SkipList) {
+        let (offset, bytes) = (note.offset, note.contents.len());
+        let unknown = SkippedPart::VcpuNote { offset, bytes };
         match (note.name, note.kind) {
-            (b"QEMU", 0) => {
-                let Some(cpu) = vcpu_note::parse_qemu(note.contents, long_mode).ok_or(short)?
-                else {
-                    return Ok(());
-                };
-                push_vcpu(&mut self.qemu, note, cpu)
-            }
-            (b"CORE", NT_PRSTATUS) => {
-                let cpu = vcpu_note::parse_prstatus(note.contents).ok_or(short)?;
-                push_vcpu(&mut self.prstatus, note, cpu)
-            }
+            (b"QEMU", 0) => match vcpu_note::parse_qemu(note.contents, long_mode) {
+                Some(Some(cpu)) => push_vcpu(&mut self.qemu, note, cpu, skipped),
+                // A version that is not known.
+                Some(None) => {}
+                None => skipped.add(unknown),
+            },
+            (b"CORE", NT_PRSTATUS) => match vcpu_note::parse_prstatus(note.contents) {
+                Some(cpu) => push_vcpu(&mut self.prstatus, note, cpu, skipped),
+                None => skipped.add(unknown),
+            },
             (b"VMCOREINFO", _) if self.vmcoreinfo.is_none() => {
-                let start = usize::try_from(note.contents_offset).ok();
-                let end = start.and_then(|start| start.checked_add(note.contents.len()));
-                self.vmcoreinfo = start.zip(end).map(|(start, end)| start..end);
-                Ok(())
+                let text = note.contents.get(..MAX_VMCOREINFO).unwrap_or(note.contents);
+                self.vmcoreinfo = Some(text.to_vec());
             }
-            _ => Ok(()),
+            _ => {}
         }
     }
 }
@@ -82,14 +99,22 @@ fn push_vcpu(
     list: &mut Vec<VcpuRegisters>,
     note: &Note<'_>,
     mut cpu: VcpuRegisters,
-) -> Result<(), ElfError> {
-    let too_many = ElfError::TooManyVcpus { offset: note.offset };
-    if list.len() >= MAX_VCPUS {
-        return Err(too_many);
+    skipped: &mut SkipList,
+) {
+    match u32::try_from(list.len()) {
+        Ok(number) if list.len() < MAX_VCPUS => {
+            cpu.cpu = number;
+            list.push(cpu);
+        }
+        _ => skipped.add(SkippedPart::TooManyVcpus { offset: note.offset }),
     }
-    cpu.cpu = u32::try_from(list.len()).map_err(|_| too_many)?;
-    list.push(cpu);
-    Ok(())
+}
+
+/// A note reaches past the end of its segment.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct NoteCut {
+    /// Where it starts in the file.
+    offset: u64,
 }
 
 /// One note.
@@ -100,8 +125,6 @@ pub(super) struct Note<'a> {
     pub(super) name: &'a [u8],
     pub(super) kind: u32,
     pub(super) contents: &'a [u8],
-    /// Where the contents start in the file.
-    contents_offset: u64,
     /// Where the next note starts in the segment.
     pub(super) end: u64,
 }
@@ -109,7 +132,7 @@ pub(super) struct Note<'a> {
 /// The note at `at` in a segment that starts at `base` in the file; `None` at the end, or where only padding follows.
 ///
 /// Name and contents are padded to 4 bytes, in both classes.
-pub(super) fn next_note(base: u64, data: &[u8], at: u64) -> Result<Option<Note<'_>>, ElfError> {
+pub(super) fn next_note(base: u64, data: &[u8], at: u64) -> Result<Option<Note<'_>>, NoteCut> {
     let offset = base.saturating_add(at);
     let note = || {
         let name_size = u64::from(u32_at(data, at)?);
@@ -122,19 +145,12 @@ pub(super) fn next_note(base: u64, data: &[u8], at: u64) -> Result<Option<Note<'
         let end = contents_at.checked_add(size)?.checked_next_multiple_of(4)?;
         let name_end = name.iter().rposition(|&b| b != 0).map_or(0, |last| last.saturating_add(1));
         let name = name.get(..name_end)?;
-        Some(Note {
-            offset,
-            name,
-            kind,
-            contents,
-            contents_offset: base.checked_add(contents_at)?,
-            end,
-        })
+        Some(Note { offset, name, kind, contents, end })
     };
     let rest = usize::try_from(at).ok().and_then(|at| data.get(at..)).unwrap_or(&[]);
     let header = rest.get(..12).unwrap_or(rest);
     if header.iter().all(|&b| b == 0) {
         return Ok(None);
     }
-    note().map(Some).ok_or(ElfError::NoteCut { offset })
+    note().map(Some).ok_or(NoteCut { offset })
 }

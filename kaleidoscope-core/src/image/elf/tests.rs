@@ -1,7 +1,7 @@
 //! ELF dumps made by a writer that shares nothing with the reader.
 
 use super::*;
-use crate::addr::{FrameIndex, Gfn};
+use crate::addr::{FrameIndex, GPA_LIMIT, Gfn};
 use crate::image::{Format, ImageError, MemoryImage};
 use crate::memory::{GuestMemory, MemoryError};
 use crate::registers::PagingMode;
@@ -326,30 +326,111 @@ fn bad_headers_are_named() {
         with(load + 40, &[1, 0]),
         ElfError::FileLarger { header: 1, file: 0x1000, memory: 1 }
     );
-    assert!(matches!(with(load + 24, &[0xff; 8]), ElfError::OutOfRange { header: 1, .. }));
-    assert!(matches!(with(load + 46, &[0xff]), ElfError::OutOfRange { header: 1, .. }));
+    let none = ElfError::NoPhysicalAddresses { segments: 1 };
+    assert_eq!((with(load + 24, &[0xff; 8]), with(load + 46, &[0xff])), (none.clone(), none));
+    let mut sections = good.clone();
+    sections[56..58].copy_from_slice(&[0, 0]);
+    sections[60..62].copy_from_slice(&[9, 0]);
+    assert_eq!(parse(&sections).unwrap_err(), ElfError::Sections);
 }
 
 #[test]
-fn bad_notes_are_named() {
+fn segments_without_a_physical_address_are_passed_over() {
+    for (class, none) in [(1, 0xffff_ffff), (2, u64::MAX)] {
+        let mut writer = Writer::new().load(none, frames(1, 9), 0).load(0, frames(2, 5), 0).load(
+            none,
+            frames(1, 8),
+            0x1000,
+        );
+        writer.class = class;
+        let image = writer.open().unwrap();
+        assert_eq!((image.layout().frames(), image.missing_frames()), (2, 0));
+        let mut page = [0; 0x1000];
+        image.read(Gpa(0x1000), &mut page).unwrap();
+        assert_eq!(page, [5; 0x1000]);
+        let [skipped] = image.skipped() else { panic!("{:?}", image.skipped()) };
+        assert_eq!(skipped.count, 2);
+        let text = skipped.to_string();
+        assert!(text.starts_with("program header 1 is passed over"), "{text}");
+        assert!(text.ends_with("(1 more like it)"), "{text}");
+    }
+    // Past the address space, or into it from inside; its bytes may even lie past the end.
+    let mut file = Writer::new()
+        .load(0, frames(1, 5), 0)
+        .load(GPA_LIMIT - 0x1000, frames(2, 9), 0)
+        .load(GPA_LIMIT * 4, frames(1, 9), 0)
+        .write();
+    file.truncate(file.len() - 0x1000);
+    let core = parse(&file).unwrap();
+    assert_eq!((core.ram, core.skipped[0].count), (vec![(Gpa(0), 0x1000)], 2));
+    let only = Writer::new().load(u64::MAX, frames(1, 9), 0).elf_error();
+    assert_eq!(only, ElfError::NoPhysicalAddresses { segments: 1 });
+}
+
+#[test]
+fn core_dumps_of_processes_are_named() {
+    let at = |vaddrs: &[u64]| {
+        let mut writer = Writer::new();
+        for vaddr in vaddrs {
+            writer = writer.load(0, frames(1, u8::try_from(vaddr >> 16).unwrap()), 0);
+        }
+        let mut file = writer.write();
+        for (number, vaddr) in vaddrs.iter().enumerate() {
+            // p_vaddr of the program headers, the first of which is for notes.
+            let at = 64 + 64 + 56 * (number + 1) + 16;
+            file[at..at + 8].copy_from_slice(&vaddr.to_le_bytes());
+        }
+        parse(&file)
+    };
+    let error = at(&[0x40_0000, 0x41_0000, 0x42_0000]).unwrap_err();
+    assert_eq!(error, ElfError::Process);
+    assert!(error.to_string().contains("core dump of a process"));
+    // One segment at 0 is a small machine, wherever its kernel has it.
+    assert_eq!(at(&[0x40_0000]).unwrap().ram, [(Gpa(0), 0x1000)]);
+    assert!(at(&[0x40_0000, 0x40_0000]).is_ok());
+}
+
+#[test]
+fn damaged_and_unknown_notes_are_passed_over() {
     let writer = || Writer::new().load(0, frames(1, 0), 0);
-    let notes = 64 + 64 + 2 * 56;
-    let short = writer().note("QEMU", 0, &qemu_note(1, 0, 0)[..100]).elf_error();
-    assert_eq!(short, ElfError::VcpuNoteShort { offset: notes, bytes: 100 });
-    let mut cut = writer().note("VMCOREINFO", 0, b"x");
-    cut.notes[4..8].copy_from_slice(&[0xff; 4]);
-    assert_eq!(cut.elf_error(), ElfError::NoteCut { offset: notes });
+    let skipped = |writer: &Writer| parse(&writer.write()).unwrap().skipped;
+    let first = 64 + 64 + 2 * 56;
+    let one = |first| vec![Skipped { first, count: 1 }];
+    let short = writer().note("QEMU", 0, &qemu_note(1, 0, 0)[..100]);
+    let vcpu = |bytes| one(SkippedPart::VcpuNote { offset: first, bytes });
+    assert_eq!(skipped(&short), vcpu(100));
+    for bytes in [0, 296, 335, 337, 352] {
+        let odd = writer().note("CORE", 1, &vec![0; bytes]).note("CORE", 1, &prstatus(true));
+        assert_eq!(skipped(&odd), vcpu(bytes));
+        let text = skipped(&odd)[0].to_string();
+        assert!(text.contains(&format!("{first:#x}")) && text.contains(&format!("{bytes} bytes")));
+        assert_eq!(odd.open().unwrap().vcpus().len(), 1, "the one that is known is read");
+    }
+    let mut cut = writer().note("CORE", 1, &prstatus(true)).note("VMCOREINFO", 0, b"x");
+    let second = cut.notes.len() - 12 - 12 - 4;
+    cut.notes[second + 4..second + 8].copy_from_slice(&[0xff; 4]);
+    let offset = first + second as u64;
+    assert_eq!(skipped(&cut), one(SkippedPart::NoteCut { offset }));
+    assert_eq!(cut.open().unwrap().vcpus().len(), 1, "notes before the damage are read");
     let mut padded = writer().note("VMCOREINFO", 0, b"x");
     padded.notes.extend([0; 50]);
     assert_eq!(padded.open().unwrap().vmcoreinfo(), Some(&b"x"[..]));
     let mut many = writer();
-    for _ in 0..=crate::registers::MAX_VCPUS {
+    for _ in 0..crate::registers::MAX_VCPUS + 3 {
         many = many.note("CORE", 1, &prstatus(false));
     }
-    assert!(matches!(many.elf_error(), ElfError::TooManyVcpus { .. }));
+    assert!(matches!(
+        skipped(&many)[..],
+        [Skipped { first: SkippedPart::TooManyVcpus { .. }, count: 3 }]
+    ));
+    assert_eq!(many.open().unwrap().vcpus().len(), crate::registers::MAX_VCPUS);
     let mut large = writer();
     large.notes = vec![0; (64 << 20) + 4];
-    assert!(matches!(large.elf_error(), ElfError::TooManyNotes { header: 0, .. }));
+    let max = 64 << 20;
+    assert_eq!(skipped(&large), one(SkippedPart::TooManyNotes { header: 0, max }));
+    let mut past = writer().note("CORE", 1, &prstatus(true)).write();
+    past[64 + 64 + 8..][..8].copy_from_slice(&(1u64 << 40).to_le_bytes());
+    assert_eq!(parse(&past).unwrap().skipped, one(SkippedPart::NotesCut { header: 0 }));
 }
 
 #[test]
