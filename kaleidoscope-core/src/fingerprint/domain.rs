@@ -8,6 +8,9 @@ use std::io;
 /// What a domain's public name is derived under, so that it is a name of nothing else.
 const CONTEXT: &str = "kaleidoscope 2026 dedup domain id 1";
 
+/// What the key of an image's own domain is derived under.
+const IMAGE: &str = "kaleidoscope 2026 whole image check 1";
+
 /// The same for the seed of its partial hashes.
 const PARTIAL: &str = "kaleidoscope 2026 dedup partial hash 1";
 
@@ -31,6 +34,13 @@ impl Domain {
         let id = first_half(&blake3::derive_key(CONTEXT, &key));
         let [a, b, c, d, e, f, g, h, ..] = blake3::derive_key(PARTIAL, &key);
         Self { key, id: DomainId(id), seed: u64::from_le_bytes([a, b, c, d, e, f, g, h]) }
+    }
+
+    /// The domain in which all of an image with this digest is checked. Its key is as public as the digest, so
+    /// that pages must not be shared by fingerprints of it.
+    #[must_use]
+    pub fn of_image(digest: &[u8; 32]) -> Self {
+        Self::new(blake3::derive_key(IMAGE, digest))
     }
 
     /// A domain that nobody else has.

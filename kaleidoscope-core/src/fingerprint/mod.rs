@@ -21,11 +21,13 @@ mod contents;
 mod domain;
 mod partial;
 mod table;
+mod whole;
 
 pub use contents::{Content, contents, partial_contents};
 pub use domain::{Domain, DomainId};
 pub use partial::PartialHash;
 pub use table::{Fingerprints, FingerprintsError};
+pub use whole::WholeImage;
 
 use std::fmt;
 
