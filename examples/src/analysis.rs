@@ -71,11 +71,15 @@ impl LayoutArgs {
         };
         MemoryImage::open(path, &format).map_err(|error| {
             let needs_layout = matches!(error, ImageError::LayoutNeeded { .. });
-            let names_file = matches!(error, ImageError::Io { .. });
+            let is_known = matches!(error, ImageError::Unsupported { .. });
+            let names_file =
+                matches!(error, ImageError::Io { .. } | ImageError::Special { .. } | ImageError::Changed(_));
             let failure =
                 if names_file { Failure::new(error) } else { Failure::at(path, error) };
             if needs_layout {
                 failure.hint("say which machine wrote it (--format qemu-q35, for example), or give --layout FILE")
+            } else if is_known {
+                failure.hint("if the file is RAM all the same, --format raw takes it as such")
             } else {
                 failure
             }
@@ -107,6 +111,15 @@ pub(crate) fn vmcoreinfo(image: &MemoryImage) -> Vec<VmcoreInfo> {
     image.vmcoreinfo().and_then(|note| VmcoreInfo::parse(note).ok()).into_iter().collect()
 }
 
+/// What of the image's file was passed over.
+fn passed_over(image: &MemoryImage) -> Vec<String> {
+    let mut notes: Vec<_> = image.skipped().iter().map(|s| format!("the image: {s}")).collect();
+    if let Some(Err(error)) = image.vmcoreinfo().map(VmcoreInfo::parse) {
+        notes.push(format!("the image: its VMCOREINFO note is passed over: {error}"));
+    }
+    notes
+}
+
 /// Colors an image, with what it says of its guest beside the memory.
 pub(crate) fn color_image(
     image: &MemoryImage,
@@ -114,7 +127,12 @@ pub(crate) fn color_image(
     rules: Rules,
 ) -> Result<Analysis, Failure> {
     let vmcoreinfo = vmcoreinfo(image);
-    color_with(image, &Options { registers, vmcoreinfo, rules, ..Options::default() })
+    let options = Options { registers, vmcoreinfo, rules, ..Options::default() };
+    let mut analysis = color_with(image, &options)?;
+    analysis.notes.splice(..0, passed_over(image));
+    // What was found in a file that changed meanwhile may be of two times.
+    image.check_unchanged().map_err(Failure::new)?;
+    Ok(analysis)
 }
 
 /// Colors memory of which nothing else is known.
@@ -263,5 +281,50 @@ mod tests {
         assert!(failure.contains("\nhint: is this the memory of a Linux guest"), "{failure}");
         let failure = registers(&image, Some(&path)).unwrap_err().to_string();
         assert!(failure.contains("hint: --regs takes"), "{failure}");
+    }
+
+    /// An ELF core of one frame of RAM, a segment without a physical address, and these notes.
+    fn elf_core(notes: &[u8]) -> Vec<u8> {
+        let mut file = b"\x7fELF\x02\x01\x01".to_vec();
+        file.resize(16, 0);
+        file.extend([4u16, 62].map(u16::to_le_bytes).concat());
+        file.extend(1u32.to_le_bytes());
+        file.extend([0u64, 64, 0].map(u64::to_le_bytes).concat());
+        file.extend(0u32.to_le_bytes());
+        file.extend([64u16, 56, 3, 0, 0, 0].map(u16::to_le_bytes).concat());
+        let notes_bytes = notes.len() as u64;
+        let headers =
+            [(4u32, 0x2000, 0, notes_bytes), (1, 0x1000, 0, 0x1000), (1, 0x1000, u64::MAX, 0x1000)];
+        for (kind, offset, paddr, bytes) in headers {
+            file.extend([kind, 7].map(u32::to_le_bytes).concat());
+            file.extend([offset, 0, paddr, bytes, bytes, 0].map(u64::to_le_bytes).concat());
+        }
+        file.resize(0x2000, 0);
+        file.extend(notes);
+        file
+    }
+
+    #[test]
+    fn what_is_passed_over_of_an_image_is_told() {
+        let mut notes = [5u32, 296, 1].map(u32::to_le_bytes).concat();
+        notes.extend(b"CORE\0\0\0\0");
+        notes.extend([0; 296]);
+        notes.extend([11u32, 4, 0].map(u32::to_le_bytes).concat());
+        notes.extend(b"VMCOREINFO\0\0????");
+        let image = MemoryImage::from_bytes(elf_core(&notes), &Format::Auto).unwrap();
+        assert!(vmcoreinfo(&image).is_empty());
+        let told = passed_over(&image);
+        let all = ["vCPU note at 0x2000", "program header 2", "VMCOREINFO note is passed over"];
+        assert_eq!(told.len(), all.len(), "{told:?}");
+        for (text, part) in told.iter().zip(all) {
+            assert!(text.starts_with("the image: ") && text.contains(part), "{text}");
+        }
+        notes.truncate(notes.len() - 4);
+        notes.extend(b"OSRELEASE=6.1\n\0\0");
+        let at = notes.len() - 16 - 12 - 12 + 4;
+        notes[at..at + 4].copy_from_slice(&16u32.to_le_bytes());
+        let image = MemoryImage::from_bytes(elf_core(&notes), &Format::Auto).unwrap();
+        assert_eq!(vmcoreinfo(&image)[0].os_release(), "6.1");
+        assert_eq!(passed_over(&image).len(), 2);
     }
 }

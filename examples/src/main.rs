@@ -31,6 +31,7 @@ mod test_map;
 mod tls;
 mod tune;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+mod verify;
 mod vm;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod vmm;

@@ -16,6 +16,7 @@ use serde_json::Value;
 use std::fmt::Write as _;
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
+use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::process::{Child, ChildStdout, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -408,4 +409,65 @@ fn a_pull_without_a_replica_ends_with_its_server() {
         fs::read_dir(files.0.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
     let is_temporary = |name: &std::ffi::OsString| name.to_string_lossy().starts_with(".kscope-");
     assert!(!left.iter().any(is_temporary), "{left:?}");
+}
+
+/// Serves an image of 4096 frames, has `change` change its file, and pulls twice. Returns what the server says of it.
+fn pull_changed(arguments: &[&str], change: impl FnOnce(&fs::File)) -> String {
+    let files = Files::bytes(4096);
+    let (socket, copy) = (format!("unix:{}", files.text("s")), files.text("copy.bin"));
+    let all = [&["--no-colors", "--listen", &socket], arguments].concat();
+    let mut server = files.serve(&all);
+    succeeds(&pull(&[&socket], &copy, &[]));
+    fs::remove_file(&copy).unwrap();
+    change(&fs::OpenOptions::new().write(true).open(files.path("ram.bin")).unwrap());
+    for _ in 0..2 {
+        let error = fails(&pull(&[&socket], &copy, &["--patience", "2"]));
+        assert!(error.contains("the image cannot be read"), "{error}");
+        assert!(!files.path("copy.bin").exists());
+    }
+    let mut stderr = server.child.stderr.take().unwrap();
+    // It has not died of it.
+    assert_eq!(server.interrupt()["event"], "stopped");
+    let mut said = String::new();
+    stderr.read_to_string(&mut said).unwrap();
+    assert_eq!(said.matches("clients of the image get errors").count(), 1, "{said}");
+    said
+}
+
+#[test]
+fn a_cut_image_is_an_error_for_its_clients() {
+    for arguments in [&[][..], &["--verify", "all"]] {
+        let said = pull_changed(arguments, |file| file.set_len(1000 * 4096).unwrap());
+        assert!(said.contains("it had 0x1000000 bytes and has 0x3e8000"), "{said}");
+    }
+}
+
+#[test]
+fn changed_pages_are_not_served() {
+    let said = pull_changed(&[], |file| {
+        // Bytes of frames that are not in the sample of the image's identity, which is every fourth.
+        (0..500u64).for_each(|i| file.write_all_at(&[0x77], (i * 8 + 1) * 4096 + 5).unwrap());
+    });
+    assert!(said.contains("it was written to"), "{said}");
+}
+
+#[test]
+fn all_of_an_image_can_be_checked() {
+    let files = Files::guest(0);
+    let (all, sample) = (format!("unix:{}", files.text("a")), format!("unix:{}", files.text("b")));
+    let _server = files.serve(&["--listen", &all, "--verify", "all"]);
+    let _other = files.serve(&["--listen", &sample]);
+    let copy = files.text("copy.bin");
+    let verified = |address: &str, arguments: &[&str]| -> Value {
+        let text = succeeds(&pull(&[address], &copy, &[arguments, &["--json"]].concat()));
+        serde_json::from_str::<Value>(&text).unwrap()["verified_frames"].clone()
+    };
+    assert_eq!(verified(&all, &[]), "all");
+    assert_eq!(fs::read(&copy).unwrap(), files.image());
+    assert_eq!(verified(&all, &["--verify", "all", "--skip-free"]), "all-but-free");
+    assert_eq!(verified(&all, &["--verify", "sample"]), "sample");
+    assert_eq!(verified(&sample, &[]), "sample");
+    let error = fails(&pull(&[&sample], &copy, &["--verify", "all"]));
+    assert!(error.contains("serve --verify all"), "{error}");
+    assert!(succeeds(&pull(&[&all], &copy, &[])).contains("verified: every frame is that of"));
 }

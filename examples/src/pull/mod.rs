@@ -9,15 +9,19 @@ mod view;
 use crate::failure::{Failure, print};
 use crate::replay::policies::{Guest, PolicyChoice, for_a_clone};
 use crate::tls::TlsArgs;
+use crate::verify::{Verify, threads};
 use copy::Copy;
 use kaleidoscope_core::clone::{
     Background, CloneId, Descriptor, DescriptorLimits, FreeFrames, ServerAddress,
 };
+use kaleidoscope_core::fingerprint::WholeImage;
 use kaleidoscope_core::manifest::Manifest;
+use kaleidoscope_core::prefetch::Atlas;
 use kaleidoscope_core::replay::Trace;
 use kaleidoscope_core::wire::client::{Addresses, Client, ClientOptions};
 use kaleidoscope_core::wire::protocol::{Codecs, Features};
 use kaleidoscope_core::wire::transport::ConnectOptions;
+use report::Verified;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -66,6 +70,10 @@ pub(crate) struct Args {
     /// How long a page may take, whatever servers are tried, before the pull ends with an error
     #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = seconds)]
     patience: Duration,
+    /// What to compare with the image once it is pulled. Every frame unless given, where the server lets its clients
+    /// (`serve --verify all`), or else a sample
+    #[arg(long, value_enum, value_name = "FRAMES")]
+    verify: Option<Verify>,
     /// Write where the file's bytes belong, for `--layout` of other commands
     #[arg(long, value_name = "FILE")]
     layout: Option<PathBuf>,
@@ -104,6 +112,7 @@ impl Args {
         let client = self.connect(id)?;
         let descriptor = read_descriptor(&client)?.for_clone(id);
         let free_frames = self.free_frames(&descriptor)?;
+        let whole = self.whole(&descriptor)?;
         let atlas = descriptor.atlas().map_err(Failure::new)?;
         let guest = Guest { atlas, identity: descriptor.identity() };
         let order = fetch::Order {
@@ -118,7 +127,10 @@ impl Args {
 
         let copy = Arc::new(Copy::create(&self.output, descriptor.layout())?);
         let statistics = fetch::all(&client, &guest.atlas, &copy, order)?;
-        let is_verified = self.verify(&copy, &descriptor, free_frames)?;
+        let verified = match whole {
+            Some(whole) => self.verify_all(&copy, &whole, &guest.atlas, free_frames)?,
+            None => self.verify(&copy, &descriptor, free_frames)?,
+        };
         let unavailable = copy.unavailable();
         copy.keep()?;
         self.write_beside(&descriptor)?;
@@ -129,7 +141,7 @@ impl Args {
             statistics: &statistics,
             client: client.statistics(),
             unavailable,
-            is_verified,
+            verified,
             took: start.elapsed(),
         };
         print(&if self.json { pulled.json() } else { pulled.text() })
@@ -165,20 +177,61 @@ impl Args {
         }
     }
 
-    /// Whether the file was compared with the image's identity; it is an error if it differs.
+    /// What all of the image was, if all is to be compared.
+    fn whole(&self, descriptor: &Descriptor) -> Result<Option<WholeImage>, Failure> {
+        if self.verify == Some(Verify::Sample) {
+            return Ok(None);
+        }
+        let digest = descriptor.identity().digest;
+        let table = descriptor.fingerprints();
+        let whole = table.and_then(|table| WholeImage::from_table(table, &digest));
+        match (whole, self.verify) {
+            (None, Some(Verify::All)) => {
+                Err(Failure::new("the server does not say what every frame of its image is")
+                    .hint("it does with `kaleidoscope serve --verify all`; without --verify, a sample is compared"))
+            }
+            (whole, _) => Ok(whole),
+        }
+    }
+
+    /// Compares a sample of the file with the image's identity; it is an error if it differs.
     fn verify(
         &self,
         copy: &Copy,
         descriptor: &Descriptor,
         free_frames: FreeFrames,
-    ) -> Result<bool, Failure> {
+    ) -> Result<Verified, Failure> {
         match (descriptor.verify(copy), free_frames) {
-            (Ok(()), _) => Ok(true),
+            (Ok(()), _) => Ok(Verified::Sample),
             // Free frames are in the sample that is compared.
-            (Err(_), FreeFrames::Zero) => Ok(false),
-            (Err(error), FreeFrames::Fetch) => Err(Failure::at(&self.output, error)
-                .hint("the server sent other bytes than those of the image that it describes")),
+            (Err(_), FreeFrames::Zero) => Ok(Verified::Nothing),
+            (Err(error), FreeFrames::Fetch) => Err(self.other_bytes(error)),
         }
+    }
+
+    /// Compares each frame of the file with the image's; it is an error if one differs.
+    fn verify_all(
+        &self,
+        copy: &Copy,
+        whole: &WholeImage,
+        atlas: &Atlas,
+        free_frames: FreeFrames,
+    ) -> Result<Verified, Failure> {
+        let is_wanted = |frame| free_frames == FreeFrames::Fetch || !atlas.is_free(frame);
+        let found = whole.first_difference(copy, &is_wanted, threads());
+        match (found.map_err(|e| Failure::at(&self.output, e))?, free_frames) {
+            (Some(frame), _) => {
+                Err(self
+                    .other_bytes(format_args!("frame {frame} has other bytes than the image's")))
+            }
+            (None, FreeFrames::Fetch) => Ok(Verified::All),
+            (None, FreeFrames::Zero) => Ok(Verified::AllButFree),
+        }
+    }
+
+    fn other_bytes(&self, error: impl std::fmt::Display) -> Failure {
+        Failure::at(&self.output, error)
+            .hint("the server sent other bytes than those of the image that it describes")
     }
 
     fn write_beside(&self, descriptor: &Descriptor) -> Result<(), Failure> {

@@ -13,6 +13,31 @@ use std::fmt::Write;
 use std::path::Path;
 use std::time::Duration;
 
+/// What of the file was compared with the image, and is equal.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Verified {
+    /// Free frames are zero in the file, so that the sample says nothing.
+    Nothing,
+    /// The sample that the image's identity is made of.
+    Sample,
+    /// Every frame that is not free; those that are free are zero in the file.
+    AllButFree,
+    /// Every frame.
+    All,
+}
+
+impl Verified {
+    /// For programs.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Nothing => "nothing",
+            Self::Sample => "sample",
+            Self::AllButFree => "all-but-free",
+            Self::All => "all",
+        }
+    }
+}
+
 /// What was pulled.
 pub(super) struct Pulled<'a> {
     pub(super) output: &'a Path,
@@ -22,8 +47,7 @@ pub(super) struct Pulled<'a> {
     pub(super) client: ClientStatistics,
     /// Frames that the image does not hold.
     pub(super) unavailable: u32,
-    /// Whether the file was compared with the image's identity.
-    pub(super) is_verified: bool,
+    pub(super) verified: Verified,
     pub(super) took: Duration,
 }
 
@@ -51,13 +75,22 @@ impl Pulled<'_> {
             counted(";", u64::from(self.unavailable), "frame that the image does not hold"),
         );
         let identity = descriptor.identity();
-        let _ = if self.is_verified {
-            writeln!(out, "verified: the file has the image's identity {identity}")
-        } else {
-            writeln!(
+        let _ = match self.verified {
+            Verified::All => {
+                writeln!(out, "verified: every frame is that of the image {identity}")
+            }
+            Verified::AllButFree => writeln!(
+                out,
+                "verified: every frame that is not free is that of the image {identity}; free frames are zero"
+            ),
+            Verified::Sample => writeln!(
+                out,
+                "verified: the file has the image's identity {identity}, which is of a sample of its frames"
+            ),
+            Verified::Nothing => writeln!(
                 out,
                 "every page is there; free frames are zero, so the file is not the image byte for byte"
-            )
+            ),
         };
         let _ = writeln!(out, "{}", printable(&self.output.display().to_string()));
         out
@@ -127,7 +160,8 @@ impl Pulled<'_> {
         let document = json!({
             "output": self.output.display().to_string(),
             "identity": self.descriptor.identity().to_string(),
-            "verified": self.is_verified,
+            "verified": self.verified != Verified::Nothing,
+            "verified_frames": self.verified.name(),
             "policy": self.policy.to_string(),
             "clone": self.descriptor.id().to_string(),
             "frames": self.statistics.frames,

@@ -3,23 +3,28 @@
 mod parent;
 mod report;
 mod signals;
+mod watched;
 
 use crate::analysis::LayoutArgs;
 use crate::failure::{Failure, print};
 use crate::tls::TlsArgs;
+use crate::verify::Verify;
 use kaleidoscope_core::clone::ServerAddress;
 use kaleidoscope_core::wire::server::{ServedImage, Server, ServerOptions};
 use kaleidoscope_core::wire::transport::{ListenError, ListenOptions, Listener};
 use parent::Parent;
 use report::Serving;
 use signals::Signals;
+use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
+use watched::{Tell, Watched};
 
 /// Serve a frozen image's pages to clones.
 ///
 /// Colors the image, and hands clones what they start from and every page that they ask for, over Unix sockets and TCP,
-/// until it is told to stop (Ctrl-C). The image must not change meanwhile.
+/// until it is told to stop (Ctrl-C). The image must not change meanwhile: its file's size and time stamps are watched, and
+/// when they change, clients get errors instead of pages. With --verify all, each page is compared before it is sent.
 ///
 /// TCP reaches no further than this host unless there are certificates on both sides.
 #[derive(Clone, Debug, clap::Args)]
@@ -59,6 +64,10 @@ pub(crate) struct Args {
     /// Have clones fetch free frames, too, whatever those hold
     #[arg(long)]
     fetch_free: bool,
+    /// What to compare with what it was when the server started. `all` reads the whole image first, notices each changed
+    /// byte, and lets clients check all that they pulled; in place of a manifest's fingerprints
+    #[arg(long, value_enum, value_name = "FRAMES", default_value_t = Verify::Sample)]
+    verify: Verify,
     /// Keep what clones start from in a file
     #[arg(long, value_name = "FILE.kclone")]
     descriptor: Option<PathBuf>,
@@ -92,10 +101,15 @@ impl Args {
         }
         let descriptor: Arc<[u8]> = parent.descriptor.to_bytes().map_err(Failure::new)?.into();
         let serving = Serving::new(&self.image, &parent, &listening, descriptor.len());
+        let tell: Tell = Box::new(|text| {
+            // There may be nobody to hear of it any more.
+            let _ = writeln!(std::io::stderr(), "{text}");
+        });
+        let memory = Arc::new(Watched::new(parent.memory, parent.whole, tell));
         let image = ServedImage {
             colors: parent.descriptor.map().cloned().map(Arc::new),
             descriptor,
-            ..ServedImage::new(parent.memory, parent.descriptor.identity().digest)
+            ..ServedImage::new(memory, parent.descriptor.identity().digest)
         };
         let server = Server::start(vec![image], listeners, ServerOptions::default())
             .map_err(|e| Failure::new(format_args!("cannot serve: {e}")))?;

@@ -3,10 +3,12 @@
 use super::Args;
 use crate::analysis::{color_image, registers};
 use crate::failure::Failure;
+use crate::verify::{Verify, threads};
 use kaleidoscope_core::clone::{
     Descriptor, DescriptorError, FreeFrames, MAX_SERVERS, MAX_STATE, ServerAddress, Trust, trust,
 };
 use kaleidoscope_core::coloring::Rules;
+use kaleidoscope_core::fingerprint::{Fingerprints, WholeImage};
 use kaleidoscope_core::image::MemoryImage;
 use kaleidoscope_core::manifest::{ImageIdentity, Limits, Manifest};
 use kaleidoscope_core::memory::GuestMemory;
@@ -22,6 +24,8 @@ pub(super) struct Parent {
     pub(super) descriptor: Descriptor,
     /// What free frames hold; `None` without colors.
     pub(super) trust: Option<Trust>,
+    /// What every page was, if all are to be compared.
+    pub(super) whole: Option<WholeImage>,
 }
 
 impl Parent {
@@ -40,7 +44,20 @@ impl Parent {
             let state = read_state(path)?;
             descriptor = descriptor.with_state(state).map_err(|e| Failure::at(path, e))?;
         }
-        Ok(Self { memory: Arc::new(image), descriptor, trust })
+        let whole = match args.verify {
+            Verify::Sample => None,
+            Verify::All => {
+                let digest = descriptor.identity().digest;
+                let whole = WholeImage::of(&image, &digest, threads());
+                let whole = whole.map_err(|e| Failure::at(&args.image, e))?;
+                let table = Fingerprints::clone(whole.table());
+                descriptor = descriptor.with_fingerprints(table).map_err(Failure::new)?;
+                Some(whole)
+            }
+        };
+        // What was found in a file that changed meanwhile may be of two times.
+        image.check_unchanged().map_err(Failure::new)?;
+        Ok(Self { memory: Arc::new(image), descriptor, trust, whole })
     }
 
     /// Puts the servers into the descriptor: those that this one is known by elsewhere, and its replicas.
