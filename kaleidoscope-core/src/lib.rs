@@ -39,6 +39,7 @@ pub mod prefetch;
 pub mod recording;
 pub mod registers;
 pub mod replay;
+pub mod service;
 pub mod store;
 mod sync;
 pub mod tune;

@@ -63,6 +63,23 @@ mod modeled {
             self.0.notify_all();
         }
     }
+
+    /// Ways to wait for other threads. A model has no time: all of them let the others run.
+    pub(crate) mod wait {
+        use std::time::Duration;
+
+        pub(crate) fn spin(_times: u32) {
+            loom::thread::yield_now();
+        }
+
+        pub(crate) fn yield_now() {
+            loom::thread::yield_now();
+        }
+
+        pub(crate) fn sleep(_time: Duration) {
+            loom::thread::yield_now();
+        }
+    }
 }
 
 #[cfg(not(loom))]
@@ -92,6 +109,16 @@ mod real {
 
         pub(crate) fn notify_all(&self) {
             self.0.notify_all();
+        }
+    }
+
+    /// Ways to wait for other threads.
+    pub(crate) mod wait {
+        pub(crate) use std::thread::{sleep, yield_now};
+
+        /// Keeps the processor for about so many turns of a short loop.
+        pub(crate) fn spin(times: u32) {
+            (0..times).for_each(|_| std::hint::spin_loop());
         }
     }
 }

@@ -6,7 +6,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Modules of the core in the order of the pipeline: each may use those before it, never those after it.
-const PIPELINE: [&str; 22] = [
+const PIPELINE: [&str; 23] = [
+    "service",
     "addr",
     "memory",
     "registers",

@@ -85,13 +85,19 @@ impl Brain {
         zeros: &mut Vec<FrameIndex>,
     ) -> usize {
         let mut n = self.dequeue(batch, clone);
+        let (mut barren, most) = (0, clone.atlas.frames() as usize);
         while n < batch.len() && !self.idle {
+            let before = (n, zeros.len());
             let mut planner = self.plan.begin(&clone.states, None);
             planner.limit(batch.len() - n);
             self.policy.background(&mut planner);
             self.idle = self.plan.fetch().is_empty() && self.plan.zero().is_empty();
             self.take_plan(clone, zeros);
             n += self.dequeue(batch.get_mut(n..).unwrap_or_default(), clone);
+            // A policy may plan for ever what is of no use: frames that are not to be zeros, or that are to be already. Who has planned more than
+            // there are frames has nothing to say until the next fault.
+            barren = if before == (n, zeros.len()) { barren + 1 } else { 0 };
+            self.idle |= barren > most || zeros.len() > most;
         }
         if may_fill
             && n < batch.len()

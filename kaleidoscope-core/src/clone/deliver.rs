@@ -3,6 +3,7 @@
 use super::engine::Inner;
 use super::options::{Feedback, Stopped};
 use super::ports::{Delivery, Placed, SourceError};
+use super::retry::Retry;
 use super::states::Flags;
 use super::statistics::Count;
 use crate::addr::FrameIndex;
@@ -49,11 +50,9 @@ impl Inner {
             let what = format!("it delivered frame {frame} of a guest with {frames} frames");
             return Err(SourceError::new(what).into());
         }
-        loop {
-            match self.try_deliver(delivery, origin)? {
-                Attempt::Done => break,
-                Attempt::Again => self.read_events()?,
-            }
+        let mut retry = Retry::new(self.options.patience);
+        while self.try_deliver(delivery, origin)? == Attempt::Again {
+            self.try_again(frame, &mut retry)?;
         }
         if let (Origin::Source, Delivery::Page(_, page), Some(nearby)) =
             (origin, delivery, &self.nearby)

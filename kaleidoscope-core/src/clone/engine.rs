@@ -23,6 +23,7 @@ use crate::addr::FrameIndex;
 use crate::alloc::{ByColor, FootprintSample, Pressure};
 use crate::color::Color;
 use crate::prefetch::{Access, Atlas};
+use crate::service::{self, Panicked};
 use crate::sync::{AtomicBool, AtomicUsize, Mutex, Ordering, RwLock};
 use std::collections::VecDeque;
 use std::fmt;
@@ -76,7 +77,7 @@ pub(super) struct Inner {
 
 impl Engine {
     /// Starts a clone: from here on faults are answered. Takes no time in proportion to the clone's memory, but for what of it is
-    /// [shown](Placer::shown) from the start.
+    /// [shown](Placer::shown) from the start. Should one of its parts panic, the clone is stopped ([`Stopped::Panicked`]).
     ///
     /// # Errors
     /// [`std::io::Error`] when the system gives no thread.
@@ -89,11 +90,10 @@ impl Engine {
                 inner.pressed(level);
             }
         });
-        let streaming = Arc::clone(&inner);
-        let streamer = std::thread::Builder::new()
-            .name("kscope-stream".into())
-            .stack_size(256 << 10)
-            .spawn(move || streaming.stream())?;
+        let (streaming, failing) = (Arc::clone(&inner), Arc::clone(&inner));
+        let panicked = move |error: Panicked| drop(failing.fail(error.into()));
+        let stream = move || streaming.stream();
+        let streamer = service::spawn("kscope-stream", 256 << 10, stream, panicked)?;
         Ok(Self { inner, streamer: Some(streamer) })
     }
 
@@ -102,7 +102,7 @@ impl Engine {
     /// # Errors
     /// [`Stopped`] when the frame will never come. The clone is stopped then, and every thread gets the same answer.
     pub fn fault(&self, frame: FrameIndex, access: Access) -> Result<(), Stopped> {
-        self.inner.fault(frame, access).map_err(|error| self.inner.fail(error))
+        self.inner.contained("answering a fault", |inner| inner.fault(frame, access))
     }
 
     /// The guest gave frames back: they read as zeros from now on. For embedders without a [`FaultQueue`]; the caller makes
@@ -111,14 +111,12 @@ impl Engine {
     /// # Errors
     /// [`Stopped`] when the clone was stopped, or for frames that it does not have.
     pub fn removed(&self, frames: std::ops::Range<u32>) -> Result<(), Stopped> {
-        let result = {
-            let gate = self.inner.gate.write();
-            let result = self.inner.removed(frames);
-            drop(gate);
-            result
-        };
+        let result = self.inner.contained("taking note of frames given back", |inner| {
+            let _gate = inner.gate.write();
+            inner.removed(frames)
+        });
         self.inner.waiters.wake();
-        result.map_err(|error| self.inner.fail(error))
+        result
     }
 
     /// One fault thread: answers the events of the clone's memory until it ends. Run it on as many threads as faults are to
@@ -127,7 +125,7 @@ impl Engine {
     /// # Errors
     /// [`Stopped`] when the clone was stopped.
     pub fn serve(&self) -> Result<(), Stopped> {
-        self.inner.serve().map_err(|error| self.inner.fail(error))
+        self.inner.contained("a thread that answers faults", Inner::serve)
     }
 
     /// Gives memory back: forgets plans, drops staged pages, and takes back prefetched frames that the clone has not touched
@@ -136,7 +134,7 @@ impl Engine {
     /// # Errors
     /// [`Stopped`] when the clone was stopped.
     pub fn reclaim(&self, wanted: u32) -> Result<u32, Stopped> {
-        self.inner.reclaim(wanted).map_err(|error| self.inner.fail(error))
+        self.inner.contained("giving memory back", |inner| inner.reclaim(wanted))
     }
 
     /// Stops the clone: threads that wait for pages get [`Stopped::Cancelled`], and nothing more is fetched.
@@ -214,7 +212,7 @@ impl Drop for Engine {
     fn drop(&mut self) {
         self.stop();
         if let Some(streamer) = self.streamer.take() {
-            // A panic there has stopped the clone already.
+            // A panic there has stopped the clone.
             let _ = streamer.join();
         }
     }
@@ -275,6 +273,17 @@ impl Inner {
             self.waiters.kick();
         }
         why
+    }
+
+    /// Does something for whoever called the engine. The clone is stopped when that fails, or when a policy, a source or the clone's memory panics:
+    /// the frame that it was about would be on its way for ever.
+    fn contained<T>(
+        &self,
+        what: &str,
+        work: impl FnOnce(&Self) -> Result<T, Stopped>,
+    ) -> Result<T, Stopped> {
+        let done = service::contained(what, || work(self));
+        done.map_err(Stopped::from).and_then(|done| done).map_err(|error| self.fail(error))
     }
 
     pub(super) fn check(&self) -> Result<(), Stopped> {

@@ -3,15 +3,20 @@
 use super::engine::{Inner, SLICE};
 use super::options::Stopped;
 use super::ports::Event;
+use super::retry::Retry;
 use super::states::Phase;
 use crate::addr::FrameIndex;
 use crate::sync::Ordering;
 use std::ops::Range;
 
+/// Events that are read at once.
+const AT_ONCE: usize = 256;
+
 impl Inner {
     /// The loop of one fault thread.
     pub(super) fn serve(&self) -> Result<(), Stopped> {
         let Some(queue) = &self.queue else { return Ok(()) };
+        let mut idle = Retry::endless();
         loop {
             self.check()?;
             if self.closed.load(Ordering::Acquire) {
@@ -21,8 +26,13 @@ impl Inner {
             let event = match deferred {
                 Some((frame, access)) => Some(Event::Fault { frame, access }),
                 None => {
+                    let start = self.clock.now();
                     queue.wait(SLICE)?;
-                    self.read_event()?
+                    let event = self.read_event()?;
+                    let has_waited =
+                        event.is_some() || self.clock.now().saturating_sub(start) >= SLICE / 2;
+                    self.rest(has_waited, &mut idle);
+                    event
                 }
             };
             if let Some(Event::Fault { frame, access }) = event {
@@ -48,10 +58,42 @@ impl Inner {
         Ok(event)
     }
 
-    /// Reads all events, and leaves the faults among them for later: pages cannot be placed before.
+    /// Something is not possible while the clone's memory changes: reads how it does, and waits a little.
+    ///
+    /// # Errors
+    /// [`Stopped::Patience`] when it was tried for too long.
+    pub(super) fn try_again(&self, frame: FrameIndex, retry: &mut Retry) -> Result<(), Stopped> {
+        self.read_events()?;
+        self.in_time(frame, retry)
+    }
+
+    /// Waits a little before what is about a frame is tried again.
+    ///
+    /// # Errors
+    /// [`Stopped::Patience`] when it was tried for too long.
+    pub(super) fn in_time(&self, frame: FrameIndex, retry: &mut Retry) -> Result<(), Stopped> {
+        if retry.pause(&*self.clock) {
+            return Ok(());
+        }
+        Err(Stopped::Patience { frame, patience: self.options.patience })
+    }
+
+    /// Before a port is asked once more that may have come back at once with nothing: it is asked ever less often then.
+    pub(super) fn rest(&self, has_waited: bool, idle: &mut Retry) {
+        if has_waited {
+            idle.reset();
+        } else {
+            // Without an end: the caller looks whether there is one.
+            let _ = idle.pause(&*self.clock);
+        }
+    }
+
+    /// Reads events, all that there are as a rule, and leaves the faults among them for later: pages cannot be placed before.
     pub(super) fn read_events(&self) -> Result<(), Stopped> {
         self.check()?;
-        while let Some(event) = self.read_event()? {
+        // A guest that makes events as fast as they are read does not keep a thread here: who calls this has a time limit.
+        for _ in 0..AT_ONCE {
+            let Some(event) = self.read_event()? else { break };
             match event {
                 Event::Fault { frame, access } => {
                     self.deferred.lock().push_back((frame, access));
@@ -62,7 +104,6 @@ impl Inner {
                 Event::Removed(_) => {}
             }
         }
-        std::thread::yield_now();
         Ok(())
     }
 

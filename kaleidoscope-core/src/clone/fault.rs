@@ -4,6 +4,7 @@ use super::deliver::{Attempt, Origin, Staged};
 use super::engine::{Inner, SLICE};
 use super::options::Stopped;
 use super::ports::{Delivery, Priority};
+use super::retry::Retry;
 use super::states::Step;
 use super::statistics::Count;
 use crate::addr::FrameIndex;
@@ -22,6 +23,7 @@ impl Inner {
             return self.fault_granule(&granule, frame, access);
         }
         let start = self.clock.now();
+        let mut retry = Retry::since(start, self.options.patience);
         let mut stalled = false;
         loop {
             self.check()?;
@@ -44,6 +46,10 @@ impl Inner {
                     drop(gate);
                     self.first_touch(Fault { frame, access, in_flight: false })?;
                     self.wait_for(frame, start)?;
+                    if stalled {
+                        // It came, and is gone again.
+                        self.in_time(frame, &mut retry)?;
+                    }
                     stalled = true;
                     continue;
                 }
@@ -51,12 +57,20 @@ impl Inner {
                     drop(gate);
                     self.first_wait(Fault { frame, access, in_flight: true })?;
                     self.wait_for(frame, start)?;
+                    if stalled {
+                        // It came, and is gone again.
+                        self.in_time(frame, &mut retry)?;
+                    }
                     stalled = true;
                     continue;
                 }
                 Step::Wait => {
                     drop(gate);
                     self.wait_for(frame, start)?;
+                    if stalled {
+                        // It came, and is gone again.
+                        self.in_time(frame, &mut retry)?;
+                    }
                     stalled = true;
                     continue;
                 }
@@ -64,7 +78,7 @@ impl Inner {
             drop(gate);
             match attempt {
                 Attempt::Done => break,
-                Attempt::Again => self.read_events()?,
+                Attempt::Again => self.try_again(frame, &mut retry)?,
             }
         }
         if stalled {
@@ -76,6 +90,7 @@ impl Inner {
     /// Waits until a frame is no longer on its way, receiving for everybody unless somebody else does.
     pub(super) fn wait_for(&self, frame: FrameIndex, start: Duration) -> Result<(), Stopped> {
         let patience = self.options.patience;
+        let mut idle = Retry::endless();
         while self.states.is_on_its_way(frame) {
             self.check()?;
             if self.clock.now().saturating_sub(start) > patience {
@@ -88,12 +103,11 @@ impl Inner {
                 continue;
             };
             // Whoever had the role may have received the frame just now.
-            if self.states.is_on_its_way(frame) {
-                self.receive(SLICE)?;
-            }
+            let has_waited = !self.states.is_on_its_way(frame) || self.receive(SLICE)?;
             drop(role);
             if self.states.is_on_its_way(frame) {
                 self.feed(false)?;
+                self.rest(has_waited, &mut idle);
             }
         }
         Ok(())

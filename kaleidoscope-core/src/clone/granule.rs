@@ -7,6 +7,7 @@ use super::deliver::{Attempt, Origin, Staged};
 use super::engine::Inner;
 use super::options::Stopped;
 use super::ports::{Delivery, Priority};
+use super::retry::Retry;
 use super::states::Step;
 use super::statistics::Count;
 use crate::addr::FrameIndex;
@@ -64,6 +65,7 @@ impl Inner {
         access: Access,
     ) -> Result<(), Stopped> {
         let start = self.clock.now();
+        let mut retry = Retry::since(start, self.options.patience);
         let mut stalled = false;
         loop {
             self.check()?;
@@ -71,7 +73,7 @@ impl Inner {
             let mut rest = granule.clone();
             // From where it was interrupted: what was zeroed once would be zeroed again.
             while self.claim(&mut rest, &mut missing)? == Attempt::Again {
-                self.read_events()?;
+                self.try_again(frame, &mut retry)?;
             }
             if !missing.waits {
                 break;
@@ -84,6 +86,10 @@ impl Inner {
             }
             for frame in granule.clone().map(FrameIndex) {
                 self.wait_for(frame, start)?;
+            }
+            if !is_first {
+                // Some of it came, and is gone again.
+                self.in_time(frame, &mut retry)?;
             }
         }
         if stalled {

@@ -5,6 +5,7 @@ use super::ports::{Clock, FaultQueue, Nearby, PageSource, PlaceError, Placer, So
 use crate::addr::FrameIndex;
 use crate::alloc::Grant;
 use crate::prefetch::{Atlas, PrefetchPolicy};
+use crate::service::Panicked;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -81,7 +82,7 @@ pub struct Options {
     pub staged: usize,
     /// Whether free frames are filled with zeros here, or fetched.
     pub free_frames: FreeFrames,
-    /// How long a touched frame may take before the clone is stopped.
+    /// How long a touched frame may take before the clone is stopped, and how long anything is tried again that its memory refuses for now.
     pub patience: Duration,
     /// Frames that the clone's memory is filled by: 1, or those of the host's pages where it has larger ones (512 of 2 MiB), aligned by frame
     /// index; 0 is 1. A fault brings all of them, and a frame that the image lacks stops the clone when any of them is touched.
@@ -143,6 +144,15 @@ pub enum Stopped {
         /// How long the engine waited.
         patience: Duration,
     },
+    /// Code that it calls, or that calls it, panicked: what it was about is half done.
+    #[error("the clone cannot go on: {0}")]
+    Panicked(Panicked),
+}
+
+impl From<Panicked> for Stopped {
+    fn from(error: Panicked) -> Self {
+        Self::Panicked(error)
+    }
 }
 
 impl From<SourceError> for Stopped {

@@ -44,9 +44,17 @@ impl Inner {
         Ok(reclaimed)
     }
 
-    /// Memory is scarce: gives back until it is not, or nothing is left to give.
+    /// Memory is scarce: gives back until it is not, or nothing is left to give; but no more than a guest's frames in one go, since others may take
+    /// as fast as this gives, and faults wait for this thread, too.
     pub(super) fn relieve(&self) -> Result<(), Stopped> {
-        while self.memory.is_scarce() && self.reclaim(AT_ONCE)? > 0 {}
+        for _ in 0..=self.atlas.frames() / AT_ONCE {
+            self.check()?;
+            if !self.memory.is_scarce() || self.reclaim(AT_ONCE)? == 0 {
+                return Ok(());
+            }
+        }
+        self.memory.press();
+        self.waiters.kick();
         Ok(())
     }
 

@@ -4,6 +4,7 @@ use super::deliver::{Attempt, Origin, Staged};
 use super::engine::{Inner, SLICE};
 use super::options::{Background, Stopped};
 use super::ports::Priority;
+use super::retry::Retry;
 use crate::addr::FrameIndex;
 use crate::sync::Ordering;
 use std::time::Duration;
@@ -17,23 +18,27 @@ const NAP: Duration = Duration::from_secs(10);
 impl Inner {
     /// The thread's life.
     pub(super) fn stream(&self) {
+        let mut idle = Retry::endless();
         while !self.stopped.load(Ordering::Acquire) {
-            if let Err(why) = self.stream_some() {
+            if let Err(why) = self.stream_some(&mut idle) {
                 self.fail(why);
                 return;
             }
         }
     }
 
-    fn stream_some(&self) -> Result<(), Stopped> {
+    fn stream_some(&self, idle: &mut Retry) -> Result<(), Stopped> {
         self.answer_deferred()?;
         if self.memory.is_pressed() {
             self.relieve()?;
         }
         self.feed(true)?;
         if self.ahead.load(Ordering::Acquire) > 0 {
-            if let Some(_role) = self.waiters.receive() {
-                return self.receive(SLICE);
+            if let Some(role) = self.waiters.receive() {
+                let has_waited = self.receive(SLICE)?;
+                drop(role);
+                self.rest(has_waited, idle);
+                return Ok(());
             }
             self.waiters.wait_for_work(SLICE, true);
             return Ok(());
@@ -53,29 +58,37 @@ impl Inner {
     }
 
     /// Places what is staged: the clone is to be filled, and nothing else is to come for now.
-    fn place_all_staged(&self) -> Result<(), Stopped> {
+    pub(super) fn place_all_staged(&self) -> Result<(), Stopped> {
+        let mut retry = Retry::new(self.options.patience);
         loop {
             let Some(frame) = self.staging.lock().oldest() else { return Ok(()) };
             let gate = self.gate.read();
-            if self.states.take_staged(frame)
-                && self.place_staged(frame, Staged::Filled)? == Attempt::Again
-            {
+            if self.states.take_staged(frame) {
+                let attempt = self.place_staged(frame, Staged::Filled)?;
                 drop(gate);
-                self.read_events()?;
+                match attempt {
+                    Attempt::Done => retry.reset(),
+                    Attempt::Again => self.try_again(frame, &mut retry)?,
+                }
             }
         }
     }
 
-    /// Receives for everybody, for at most `wait`. The caller has the role.
-    pub(super) fn receive(&self, wait: Duration) -> Result<(), Stopped> {
+    /// Receives for everybody, for at most `wait`. The caller has the role. Says whether something came, or the wait was one: a source that comes
+    /// back at once with nothing is not to keep a processor busy.
+    pub(super) fn receive(&self, wait: Duration) -> Result<bool, Stopped> {
         let mut result = Ok(());
+        let mut has_come = false;
+        let start = self.clock.now();
         self.source.receive(wait, &mut |delivery| {
+            has_come = true;
             if result.is_ok() {
                 result = self.deliver(delivery, Origin::Source);
             }
         })?;
-        self.memory.sample(self.clock.now());
-        result
+        let now = self.clock.now();
+        self.memory.sample(now);
+        result.map(|()| has_come || now.saturating_sub(start) >= wait / 2)
     }
 
     /// Asks for frames ahead of any touch, as many as may be on their way.

@@ -3,6 +3,8 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
 mod granules;
+mod panics;
+mod patience;
 mod shown;
 
 use super::ports::{

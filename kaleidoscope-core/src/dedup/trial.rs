@@ -142,6 +142,8 @@ fn rounds<E>(
 ) -> Result<(), E> {
     let mut chosen = Vec::new();
     let mut outcomes: Outcomes = vec![Vec::new(); guests.len()];
+    // No frame comes twice: selectors that choose more than there are would go on for ever.
+    let mut left_to_choose: u64 = guests.iter().map(|guest| u64::from(guest.atlas.frames())).sum();
     loop {
         outcomes.iter_mut().for_each(Vec::clear);
         for place in 0..guests.len() {
@@ -150,6 +152,8 @@ fn rounds<E>(
             let Some(guest) = guests.get_mut(place).filter(|_| room > 0) else { continue };
             chosen.clear();
             guest.selector.select(room, &mut chosen);
+            chosen.truncate(usize::try_from(left_to_choose).unwrap_or(usize::MAX));
+            left_to_choose -= u64::try_from(chosen.len()).unwrap_or(left_to_choose);
             if !chosen.is_empty() {
                 work(trial, guests, place, &chosen, &mut outcomes)?;
             }

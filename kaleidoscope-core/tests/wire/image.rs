@@ -96,9 +96,9 @@ impl Dial for Local {
 /// Options that lose patience soon enough for a test.
 pub(crate) fn hasty() -> ClientOptions {
     ClientOptions {
-        handshake: Duration::from_millis(300),
-        patience: Duration::from_millis(300),
-        deadline: Duration::from_secs(10),
+        handshake: Duration::from_secs(1),
+        patience: Duration::from_millis(500),
+        deadline: Duration::from_secs(30),
         backoff: Duration::from_millis(50),
         ..ClientOptions::default()
     }

@@ -8,3 +8,4 @@ mod hostile_client;
 mod hostile_server;
 mod image;
 mod lies;
+mod panics;

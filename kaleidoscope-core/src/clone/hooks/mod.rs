@@ -24,6 +24,7 @@ pub use network::{Network, NewAddress};
 
 use super::CloneId;
 use crate::addr::Gpa;
+use crate::service::{Panicked, contained};
 use std::error::Error;
 use std::sync::Arc;
 use thiserror::Error;
@@ -75,7 +76,7 @@ pub trait Guest {
     fn interrupt(&self, vcpu: u32, vector: u8) -> Result<(), HookError>;
 }
 
-/// Does something around freezes and starts of clones. One hook serves any number of them, also at once.
+/// Does something around freezes and starts of clones. One hook serves any number of them, also at once. A panic of one is an error of it.
 pub trait CloneHook: Send + Sync {
     /// The parent runs, and is about to be frozen. An error prevents it.
     ///
@@ -151,15 +152,16 @@ impl Hooks {
         let mut called = 0;
         let before = self.0.iter().try_for_each(|hook| {
             called += 1;
-            hook.before_freeze(parent)
+            whole(|| hook.before_freeze(parent))
         });
-        let frozen = before.map_err(E::from).and_then(|()| freeze());
+        // Should freezing panic, the hooks are called after it nevertheless.
+        let frozen = before.and_then(|()| Ok(contained("a freeze", freeze)?));
         let mut after = Ok(());
         // The last one first, as scopes end.
         for hook in self.0.iter().take(called).rev() {
-            after = after.and(hook.after_freeze(parent));
+            after = after.and(whole(|| hook.after_freeze(parent)));
         }
-        let frozen = frozen?;
+        let frozen = frozen??;
         after?;
         Ok(frozen)
     }
@@ -175,9 +177,20 @@ impl Hooks {
         id: CloneId,
         resume: impl FnOnce(&mut G) -> Result<(), E>,
     ) -> Result<(), E> {
-        self.0.iter().try_for_each(|hook| hook.before_resume(clone, id))?;
-        resume(clone)?;
-        Ok(self.0.iter().try_for_each(|hook| hook.after_resume(clone, id))?)
+        self.0.iter().try_for_each(|hook| whole(|| hook.before_resume(clone, id)))?;
+        contained("a start", || resume(clone)).map_err(HookError::from)??;
+        Ok(self.0.iter().try_for_each(|hook| whole(|| hook.after_resume(clone, id)))?)
+    }
+}
+
+/// Calls a hook; its panic is a failure.
+fn whole(hook: impl FnOnce() -> Result<(), HookError>) -> Result<(), HookError> {
+    contained("a hook", hook).unwrap_or_else(|panicked| Err(panicked.into()))
+}
+
+impl From<Panicked> for HookError {
+    fn from(panicked: Panicked) -> Self {
+        Self { reason: panicked.to_string(), source: None }
     }
 }
 

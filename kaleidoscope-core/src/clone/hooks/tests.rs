@@ -31,6 +31,7 @@ struct Voice(Log, &'static str, &'static str);
 impl Voice {
     fn say(&self, what: &str) -> Result<(), HookError> {
         self.0.lock().push(format!("{} {what}", self.1));
+        assert!(self.2.strip_prefix("panics ") != Some(what), "lost its voice");
         if what == self.2 { Err(HookError::new("hoarse")) } else { Ok(()) }
     }
 }
@@ -100,6 +101,29 @@ fn a_hook_that_fails_prevents_what_follows() {
     let (log, hooks) = voices("before resume");
     assert!(resume(&log, &hooks).is_err());
     assert_eq!(*log.lock(), ["a before resume", "b before resume"]);
+}
+
+#[test]
+fn a_hook_that_panics_fails_as_any_other() {
+    let (log, hooks) = voices("panics before freeze");
+    assert_eq!(freeze(&log, &hooks).unwrap_err().to_string(), "a hook panicked: lost its voice");
+    let expected = ["a before freeze", "b before freeze", "b after freeze", "a after freeze"];
+    assert_eq!(*log.lock(), expected, "those that were called before are called after");
+    let (log, hooks) = voices("panics after freeze");
+    assert!(freeze(&log, &hooks).is_err());
+    assert_eq!(log.lock().last().unwrap(), "a after freeze");
+    for at in ["panics before resume", "panics after resume"] {
+        let (log, hooks) = voices(at);
+        assert!(resume(&log, &hooks).unwrap_err().to_string().contains("lost its voice"));
+    }
+    // What is between them, too.
+    let (log, hooks) = voices("");
+    let broken = hooks.around_freeze::<(), HookError>(&Notebook(Arc::clone(&log)), || {
+        panic!("no ice");
+    });
+    assert_eq!(broken.unwrap_err().to_string(), "a freeze panicked: no ice");
+    let after = ["c after freeze", "b after freeze", "a after freeze"];
+    assert_eq!(log.lock()[3..], after);
 }
 
 #[test]

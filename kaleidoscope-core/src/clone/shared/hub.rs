@@ -4,7 +4,9 @@ use super::keep::{Content, Keep, Known};
 use super::sibling::Sibling;
 use super::waiting::{Asked, Wants};
 use crate::addr::FrameIndex;
-use crate::clone::ports::{Delivery, PageSource, Priority, SourceError};
+use crate::clone::Retry;
+use crate::clone::ports::{Clock, Delivery, PageSource, Priority, SourceError, SystemClock};
+use crate::service;
 use foldhash::fast::RandomState;
 use parking_lot::{Condvar, Mutex};
 use std::collections::HashMap;
@@ -12,11 +14,13 @@ use std::fmt;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread;
 use std::time::{Duration, Instant};
 
 /// How long one wait for upstream takes: the thread ends that long after the last sibling, at most.
 const ROUND: Duration = Duration::from_millis(100);
+
+/// Stack of the thread, in bytes: upstream may be anybody's.
+const STACK: usize = 2 << 20;
 
 /// Frames taken at once, so that the lock is not taken for each.
 const BATCH: usize = 16;
@@ -104,8 +108,13 @@ impl Shared {
         };
         let hub =
             Arc::new(Hub { upstream, state: Mutex::new(state), ended: AtomicBool::new(false) });
-        let of_thread = Arc::clone(&hub);
-        thread::Builder::new().name("shared pages".to_owned()).spawn(move || of_thread.run())?;
+        let (of_thread, failing) = (Arc::clone(&hub), Arc::clone(&hub));
+        let panicked = move |error| {
+            // Those that wait do not wait for a thread that is gone.
+            let what = "the thread that receives shared pages has ended";
+            failing.fail(SourceError::caused_by(what, Box::new(error)));
+        };
+        service::spawn("shared pages", STACK, move || of_thread.run(), panicked)?;
         Ok(Self { alive: Arc::new(Alive(Arc::clone(&hub))), hub })
     }
 
@@ -144,17 +153,12 @@ impl Hub {
 
     /// The receiving thread.
     fn run(&self) {
-        /// Nobody waits for a thread that is gone, however it went.
-        struct Last<'a>(&'a Hub);
-        impl Drop for Last<'_> {
-            fn drop(&mut self) {
-                self.0.fail(SourceError::new("the thread that receives shared pages has ended"));
-            }
-        }
-        let last = Last(self);
         let mut heap = Vec::with_capacity(HEAP);
-        while !last.0.ended.load(Ordering::Acquire) {
+        let (clock, mut idle) = (SystemClock::new(), Retry::endless());
+        while !self.ended.load(Ordering::Acquire) {
+            let (start, mut has_come) = (clock.now(), false);
             let received = self.upstream.receive(ROUND, &mut |delivery| {
+                has_come = true;
                 heap.push((delivery.frame(), Content::new(delivery)));
                 if heap.len() == HEAP {
                     self.arrived(&mut heap);
@@ -163,6 +167,12 @@ impl Hub {
             self.arrived(&mut heap);
             if let Err(error) = received {
                 return self.fail(error);
+            }
+            // A source that comes back at once with nothing does not keep a processor busy.
+            if has_come || clock.now().saturating_sub(start) >= ROUND / 2 {
+                idle.reset();
+            } else {
+                let _ = idle.pause(&clock);
             }
         }
     }
@@ -281,7 +291,10 @@ impl Hub {
                 if any {
                     return Ok(());
                 }
-                // What was ready has been evicted and comes again.
+                // What was ready has been evicted and comes again; the next call may take it.
+                if until.is_some_and(|until| Instant::now() >= until) {
+                    return Ok(());
+                }
                 continue;
             }
             any = true;

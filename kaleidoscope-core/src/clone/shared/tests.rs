@@ -383,7 +383,8 @@ fn a_source_that_panics_is_a_failure() {
     let shared = Shared::new(Arc::new(Bad), 10, 10).unwrap();
     let sibling = shared.sibling();
     let start = Instant::now();
-    assert!(sibling.receive(LONG * 2, &mut |_| {}).is_err());
+    let error = sibling.receive(LONG * 2, &mut |_| {}).unwrap_err().to_string();
+    assert!(error.ends_with("panicked: a defect"), "{error}");
     assert!(sibling.request(&[FrameIndex(1)], Priority::Urgent).is_err());
     assert!(start.elapsed() < LONG);
 }

@@ -177,7 +177,7 @@ fn what_was_prefetched_is_seen_without_a_fault() {
     engine.fault(FrameIndex(0), Access::Read).unwrap();
     let start = std::time::Instant::now();
     while !(0..64).all(|n| memory.page(FrameIndex(n)).is_some()) {
-        assert!(start.elapsed() < Duration::from_secs(10));
+        assert!(start.elapsed() < Duration::from_secs(120));
         std::thread::yield_now();
     }
     assert!((0..64).all(|n| memory.page(FrameIndex(n)) == Some(expected(n, FreeFrames::Zero))));

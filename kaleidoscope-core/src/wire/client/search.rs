@@ -2,11 +2,14 @@
 
 use super::connect::{ConnectError, Image, Welcomed, connect};
 use super::{ClientOptions, Dial};
+use crate::service::{self, Panicked};
 use std::io;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
-use std::thread;
 use std::time::{Duration, Instant};
+
+/// Stack of the thread that looks, in bytes.
+const STACK: usize = 2 << 20;
 
 /// The first pause between two rounds; each is twice the one before.
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
@@ -67,6 +70,7 @@ impl Search {
     ) -> io::Result<Self> {
         let (say, news) = mpsc::channel();
         let (stop, stopped) = mpsc::channel::<()>();
+        let tell = say.clone();
         let search = move || {
             let start = Instant::now();
             loop {
@@ -83,7 +87,9 @@ impl Search {
                 pause = next_pause(pause, options.backoff);
             }
         };
-        thread::Builder::new().name("page-search".into()).spawn(search)?;
+        // How servers are reached may be the embedder's code.
+        let panicked = move |error: Panicked| drop(tell.send(Err((error.to_string(), true))));
+        service::spawn("page-search", STACK, search, panicked)?;
         Ok(Self { news, _stop: stop })
     }
 

@@ -17,6 +17,7 @@ pub use options::ServerOptions;
 pub use statistics::ServerStatistics;
 
 use super::transport::{Closer, Link, Listener, Peer, Subject};
+use crate::service::{self, Panicked};
 use connection::End;
 use parking_lot::{Condvar, Mutex};
 use statistics::{Counters, add};
@@ -52,6 +53,8 @@ pub(super) struct Shared {
     stopping: AtomicBool,
     open: Mutex<Open>,
     closed: Condvar,
+    failure: Mutex<Option<Panicked>>,
+    failed: Condvar,
 }
 
 /// The connections that are open.
@@ -84,6 +87,14 @@ impl Share {
 impl Shared {
     fn is_stopping(&self) -> bool {
         self.stopping.load(Ordering::SeqCst)
+    }
+
+    /// Ends the service: none of it goes on without a part of it, and its owner learns why.
+    fn fail(&self, error: Panicked) {
+        self.stopping.store(true, Ordering::SeqCst);
+        self.open.lock().connections.values().for_each(Closer::close);
+        self.failure.lock().get_or_insert(error);
+        self.failed.notify_all();
     }
 }
 
@@ -151,12 +162,15 @@ impl Server {
             stopping: AtomicBool::new(false),
             open: Mutex::default(),
             closed: Condvar::new(),
+            failure: Mutex::new(None),
+            failed: Condvar::new(),
         });
         let server = Self { shared: Arc::clone(&shared), acceptors: Mutex::default() };
         for listener in listeners {
-            let shared = Arc::clone(&shared);
-            let thread = thread::Builder::new().name("page-accept".into()).stack_size(STACK);
-            let thread = thread.spawn(move || accept(&shared, &listener))?;
+            let (accepting, failing) = (Arc::clone(&shared), Arc::clone(&shared));
+            let accept = move || accept(&accepting, &listener);
+            let panicked = move |error| failing.fail(error);
+            let thread = service::spawn("page-accept", STACK, accept, panicked)?;
             server.acceptors.lock().push(thread);
         }
         Ok(server)
@@ -178,13 +192,29 @@ impl Server {
         ServerStatistics { open, ..self.shared.counters.snapshot() }
     }
 
+    /// Why the server has ended by itself, if it has: a thread that accepts, or what is told of [refusals](super::transport::OnRefusal), panicked. It serves nobody
+    /// any more then. A panic that is about one client ends that connection, and is [counted](ServerStatistics::panics).
+    #[must_use]
+    pub fn failure(&self) -> Option<Panicked> {
+        self.shared.failure.lock().clone()
+    }
+
+    /// Waits until the server has ended by itself, but no longer than `at_most`; says [why](Self::failure).
+    #[must_use]
+    pub fn wait_for_failure(&self, at_most: Duration) -> Option<Panicked> {
+        let mut failure = self.shared.failure.lock();
+        let is_well = |failure: &mut Option<Panicked>| failure.is_none();
+        self.shared.failed.wait_while_for(&mut failure, is_well, at_most);
+        failure.clone()
+    }
+
     /// Ends all connections and accepts no more. Returns when their threads have ended, or after some seconds: one that waits for
     /// the image's memory ends when that answers.
     pub fn stop(&self) {
         self.shared.stopping.store(true, Ordering::SeqCst);
         let acceptors: Vec<_> = self.acceptors.lock().drain(..).collect();
         for acceptor in acceptors {
-            // It does not panic; if it did, it has ended.
+            // If it panicked, it has ended, and the reason is kept.
             let _ = acceptor.join();
         }
         let mut open = self.shared.open.lock();
@@ -227,8 +257,13 @@ fn accept(shared: &Arc<Shared>, listener: &Listener) {
             Ok(None) => {}
             // Those that find no place are counted, and hear nothing.
             Ok(Some(link)) => drop(attach(shared, link)),
-            // Out of file descriptors, mostly: wait until others are closed.
-            Err(_) => thread::sleep(ACCEPT),
+            Err(error) => {
+                match error.get_ref().and_then(|cause| cause.downcast_ref::<Panicked>()) {
+                    Some(panicked) => return shared.fail(panicked.clone()),
+                    // Out of file descriptors, mostly: wait until others are closed.
+                    None => thread::sleep(ACCEPT),
+                }
+            }
         }
     }
 }
@@ -241,8 +276,11 @@ fn attach(shared: &Arc<Shared>, link: Link) -> io::Result<()> {
     let Some(place) = Place::take(shared, &link) else {
         return refused(io::Error::new(io::ErrorKind::ResourceBusy, "too many connections"));
     };
-    let thread = thread::Builder::new().name("page-server".into()).stack_size(STACK);
-    let spawned = thread.spawn(move || {
+    let panicked = {
+        let shared = Arc::clone(shared);
+        move |_| add(&shared.counters.panics, 1)
+    };
+    let serve = move || {
         let shared = &place.shared;
         let counters = &shared.counters;
         if place.has_room {
@@ -255,8 +293,8 @@ fn attach(shared: &Arc<Shared>, link: Link) -> io::Result<()> {
             End::Violation => add(&counters.violations, 1),
             End::Broken => add(&counters.broken, 1),
         }
-    });
-    match spawned {
+    };
+    match service::spawn("page-server", STACK, serve, panicked) {
         Ok(_) => Ok(()),
         Err(error) => refused(error),
     }

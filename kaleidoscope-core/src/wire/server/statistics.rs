@@ -38,6 +38,8 @@ counters! {
     broken,
     /// Connections on which nothing was asked for too long.
     idle,
+    /// Connections that ended because their thread panicked, in the image's memory say.
+    panics,
     /// Pages sent in all.
     pages,
     /// Pages of those that somebody waited for.

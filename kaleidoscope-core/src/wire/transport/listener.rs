@@ -85,12 +85,15 @@ impl Listener {
     ///
     /// # Errors
     /// [`io::Error`] when the system lacks something for a new connection (descriptors, memory). The listener stays usable: wait a
-    /// little before the next call.
+    /// little before the next call. It does not when the error is a [`Panicked`](crate::service::Panicked): the thread of a handshake has panicked,
+    /// in [`ListenOptions::on_refusal`] say.
     pub fn accept(&self, wait: Duration) -> io::Result<Option<Link>> {
         let start = Instant::now();
         loop {
             #[cfg(feature = "tls")]
-            if let Some(link) = self.handshakes.as_ref().and_then(super::tls::Handshakes::done) {
+            if let Some(handshakes) = &self.handshakes
+                && let Some(link) = handshakes.done().map_err(io::Error::other)?
+            {
                 return Ok(Some(link));
             }
             if let Some(link) = self.accept_at_once()? {

@@ -5,6 +5,7 @@ use super::super::options::{ListenOptions, Refusal};
 use super::super::peer::Peer;
 use super::super::socket::Socket;
 use super::sides::ServerTls;
+use crate::service::{self, Panicked};
 use parking_lot::Mutex;
 use rustix::event::{EventfdFlags, eventfd};
 use std::collections::{BTreeMap, VecDeque};
@@ -12,12 +13,14 @@ use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::thread;
 use std::time::Instant;
 
 /// Handshakes at a time. One more ends the oldest: a handshake takes milliseconds, so that the oldest of so many is one that does not
 /// go on.
 const MOST: usize = 64;
+
+/// Stack of a handshake's thread, in bytes.
+const STACK: usize = 1 << 20;
 
 /// Handshakes that are going on, each on a thread of its own, and links that are ready.
 pub(crate) struct Handshakes {
@@ -37,6 +40,7 @@ struct State {
     started: u64,
     going_on: BTreeMap<u64, Arc<Socket>>,
     done: VecDeque<Link>,
+    broken: Option<Panicked>,
 }
 
 impl fmt::Debug for Handshakes {
@@ -65,12 +69,18 @@ impl Handshakes {
     }
 
     /// A link that is ready.
-    pub(in super::super) fn done(&self) -> Option<Link> {
+    ///
+    /// # Errors
+    /// [`Panicked`], from then on, when the thread of a handshake has panicked.
+    pub(in super::super) fn done(&self) -> Result<Option<Link>, Panicked> {
         let mut state = self.shared.state.lock();
-        let link = state.done.pop_front()?;
+        if let Some(error) = &state.broken {
+            return Err(error.clone());
+        }
+        let Some(link) = state.done.pop_front() else { return Ok(None) };
         // One unit per link: the descriptor stays readable for the others.
         let _ = rustix::io::read(&self.shared.ready, &mut [0; 8]);
-        Some(link)
+        Ok(Some(link))
     }
 
     /// Starts the handshake of an accepted connection.
@@ -111,7 +121,14 @@ impl Handshakes {
                 }
             }
         };
-        if let Err(error) = thread::Builder::new().name("tls handshake".to_owned()).spawn(run) {
+        let of_panic = Arc::clone(shared);
+        let panicked = move |error| {
+            let mut state = of_panic.state.lock();
+            state.going_on.remove(&number);
+            state.broken.get_or_insert(error);
+            let _ = rustix::io::write(&of_panic.ready, bytemuck::bytes_of(&1u64));
+        };
+        if let Err(error) = service::spawn("tls handshake", STACK, run, panicked) {
             shared.state.lock().going_on.remove(&number);
             shared.options.refuse(&Refusal::Broken(peer, error));
         }

@@ -198,8 +198,12 @@ impl Incoming {
                 }
                 Some(received) => (self.start, self.end) = (0, received),
             }
-            // What came may be less than a record: the rest is waited for no longer than the caller said.
+            // What came may be less than a record: the rest is waited for no longer than the caller said. Nor is a peer listened to for longer
+            // that sends records without end in which there is nothing.
             left = wait.saturating_sub(start.elapsed());
+            if left.is_zero() {
+                return self.decrypted(socket, buf);
+            }
         }
     }
 

@@ -3,6 +3,7 @@
 use super::super::{ConnectOptions, Link, ListenOptions, Listener, Peer, Refusal, connect};
 use super::*;
 use crate::clone::ServerAddress;
+use crate::service::Panicked;
 use parking_lot::Mutex;
 use rcgen::{
     BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
@@ -247,6 +248,27 @@ fn a_handshake_has_a_deadline() {
     let timeout = Duration::from_millis(50);
     let options = ConnectOptions { tls, timeout, ..ConnectOptions::default() };
     assert_eq!(connect(&at, &options).unwrap_err().kind(), ErrorKind::TimedOut);
+}
+
+#[test]
+fn a_handshake_s_panic_is_the_listener_s_error() {
+    let authority = Authority::new();
+    let server = authority.trusted_by(authority.sign(&["pages"], VALID));
+    let options = ListenOptions {
+        tls: Some(ServerTls::new(server, &[]).unwrap()),
+        on_refusal: Some(Arc::new(|_: &Refusal| panic!("nobody listens"))),
+        ..ListenOptions::default()
+    };
+    let at = ServerAddress::Tcp("127.0.0.1:0".to_owned());
+    let listener = Listener::bind(&at, options).unwrap();
+    // It says something else than TLS, and is turned away.
+    let mut plain = connect(&listener.local_address(), &ConnectOptions::default()).unwrap();
+    plain.sender.send(&mut [IoSlice::new(b"GET / HTTP/1.0\r\n\r\n")]).unwrap();
+    for _ in 0..2 {
+        let error = listener.accept(LONG).unwrap_err();
+        let panicked = error.get_ref().and_then(|cause| cause.downcast_ref::<Panicked>());
+        assert_eq!(panicked.map(Panicked::message), Some("nobody listens"), "{error}");
+    }
 }
 
 #[test]

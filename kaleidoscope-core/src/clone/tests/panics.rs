@@ -1,0 +1,203 @@
+//! Parts of an engine that panic: the clone is stopped, with an error for whoever waits, and nothing waits for a thread that is gone.
+
+use super::*;
+use crate::clone::ports::{Event, FaultQueue, TakenBack};
+use crate::prefetch::{Fault, Planner};
+use crate::sync::{AtomicBool, Ordering};
+use std::sync::mpsc::channel;
+
+/// A part that panics, of those that an embedder gives.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Where {
+    Place,
+    TakeBack,
+    Request,
+    Receive,
+    Fault,
+    Background,
+    Feedback,
+    Wait,
+    Read,
+}
+
+/// All parts, of which one panics once it is armed.
+struct Trap {
+    at: Where,
+    armed: AtomicBool,
+    memory: Arc<Memory>,
+    source: Arc<dyn PageSource>,
+}
+
+impl Trap {
+    fn spring(&self, at: Where) {
+        assert!(at != self.at || !self.armed.load(Ordering::Acquire), "sprung at {at:?}");
+    }
+}
+
+impl Placer for Trap {
+    fn place(&self, frame: FrameIndex, page: &Page) -> Result<Placed, PlaceError> {
+        self.spring(Where::Place);
+        self.memory.place(frame, page)
+    }
+
+    fn zero(&self, frame: FrameIndex) -> Result<Placed, PlaceError> {
+        self.place(frame, &ZERO_PAGE)
+    }
+
+    fn wake(&self, _frame: FrameIndex) -> Result<(), PlaceError> {
+        Ok(())
+    }
+
+    fn take_back(&self, _frame: FrameIndex) -> Result<TakenBack, PlaceError> {
+        self.spring(Where::TakeBack);
+        Ok(TakenBack::InUse)
+    }
+}
+
+impl FaultQueue for Trap {
+    fn wait(&self, wait: Duration) -> Result<(), PlaceError> {
+        self.spring(Where::Wait);
+        std::thread::sleep(wait);
+        Ok(())
+    }
+
+    fn read(&self) -> Result<Option<Event>, PlaceError> {
+        self.spring(Where::Read);
+        Ok(None)
+    }
+}
+
+impl PageSource for Trap {
+    fn request(&self, frames: &[FrameIndex], priority: Priority) -> Result<(), SourceError> {
+        self.spring(Where::Request);
+        self.source.request(frames, priority)
+    }
+
+    fn receive(
+        &self,
+        wait: Duration,
+        deliver: &mut dyn FnMut(Delivery<'_>),
+    ) -> Result<(), SourceError> {
+        self.spring(Where::Receive);
+        self.source.receive(wait, deliver)
+    }
+}
+
+struct Policy(Arc<Trap>, Blind);
+
+impl PrefetchPolicy for Policy {
+    fn name(&self) -> &'static str {
+        "trap"
+    }
+
+    fn fault(&mut self, fault: &Fault, planner: &mut Planner<'_>) {
+        self.0.spring(Where::Fault);
+        self.1.fault(fault, planner);
+    }
+
+    fn background(&mut self, planner: &mut Planner<'_>) {
+        self.0.spring(Where::Background);
+        self.1.background(planner);
+    }
+
+    fn feedback(&mut self, frame: FrameIndex, outcome: crate::prefetch::Outcome) {
+        self.0.spring(Where::Feedback);
+        self.1.feedback(frame, outcome);
+    }
+}
+
+fn engine(at: Where, options: Options) -> (Arc<Trap>, Arc<Engine>) {
+    let trap = Arc::new(Trap {
+        at,
+        armed: AtomicBool::new(false),
+        memory: Memory::new(),
+        source: local(),
+    });
+    let parts = Parts {
+        atlas: guest().0,
+        policy: Box::new(Policy(Arc::clone(&trap), Blind::aligned(8))),
+        source: Arc::clone(&trap) as _,
+        placer: Arc::clone(&trap) as _,
+        queue: Some(Arc::clone(&trap) as _),
+        clock: Arc::new(SystemClock::new()),
+        grant: None,
+        nearby: None,
+    };
+    (trap, Arc::new(Engine::start(parts, options).unwrap()))
+}
+
+/// What a thread that waits for ever would not say.
+fn in_time<T: Send + 'static>(act: impl FnOnce() -> T + Send + 'static) -> T {
+    let (say, said) = channel();
+    std::thread::spawn(move || say.send(act()));
+    said.recv_timeout(Duration::from_secs(120)).expect("it takes for ever")
+}
+
+fn is_of(why: &Stopped, at: Where) -> bool {
+    matches!(why, Stopped::Panicked(error) if error.message() == format!("sprung at {at:?}"))
+}
+
+#[test]
+fn a_part_that_panics_stops_the_clone() {
+    use Where::*;
+    for at in [Place, Request, Receive, Fault, Background, Feedback, Wait, Read, TakeBack] {
+        let feedback = if at == Feedback { super::Feedback::Staged } else { super::Feedback::Off };
+        let (trap, engine) = engine(at, Options { feedback, ..Options::default() });
+        engine.fault(FrameIndex(8), Access::Read).unwrap();
+        let served = Arc::clone(&engine);
+        let server = std::thread::spawn(move || served.serve());
+        trap.armed.store(true, Ordering::Release);
+        // Faults on several threads, and whatever else leads there.
+        let ended = in_time({
+            let engine = Arc::clone(&engine);
+            move || {
+                let faults = std::thread::scope(|scope| {
+                    let touch = |first: u32| {
+                        let engine = &engine;
+                        move || {
+                            (first..FRAMES)
+                                .step_by(3)
+                                .try_for_each(|n| engine.fault(FrameIndex(n), Access::Write))
+                        }
+                    };
+                    [0, 1, 2].map(|first| scope.spawn(touch(first))).map(|t| t.join().unwrap())
+                });
+                let reclaimed = engine.reclaim(1).map(drop);
+                faults.into_iter().chain([reclaimed]).find_map(Result::err)
+            }
+        });
+        let served = in_time(move || server.join().unwrap());
+        let why = served.unwrap_err();
+        assert!(is_of(&why, at), "{at:?}: {why:?}");
+        assert!(ended.is_none_or(|why| is_of(&why, at)));
+        assert!(is_of(&engine.stopped().unwrap(), at));
+        assert!(is_of(&engine.fault(FrameIndex(699), Access::Read).unwrap_err(), at));
+        in_time(move || drop((engine, trap)));
+    }
+}
+
+#[test]
+fn a_panic_on_the_streaming_thread_stops_the_clone() {
+    for at in [Where::Place, Where::Request, Where::Receive, Where::Background] {
+        // Nobody faults: only the thread that fills the clone gets there.
+        let full = Options { background: Background::Full, ..Options::default() };
+        let slow = Options { background: Background::Throttled { pages_per_second: 50 }, ..full };
+        let (trap, engine) = engine(at, if at == Where::Background { full } else { slow });
+        trap.armed.store(true, Ordering::Release);
+        if at == Where::Background {
+            // It is asked again after a fault; which may find the clone stopped.
+            let _ = engine.fault(FrameIndex(8), Access::Read);
+        }
+        let watched = Arc::clone(&engine);
+        let why = in_time(move || {
+            loop {
+                match watched.stopped() {
+                    Some(why) => break why,
+                    None => std::thread::sleep(Duration::from_millis(1)),
+                }
+            }
+        });
+        assert!(is_of(&why, at), "{at:?}: {why:?}");
+        in_time(move || drop((engine, trap)));
+    }
+}

@@ -1,0 +1,115 @@
+//! Code of the embedder that panics on a thread of ours: the service ends with an error, or what it was about does; none goes on without a part of it.
+
+use crate::image::{Arrived, Local, WATCHDOG, check, client, hasty, indices, receive, served};
+use kaleidoscope_core::addr::Gpa;
+use kaleidoscope_core::clone::ServerAddress;
+use kaleidoscope_core::clone::ports::{PageSource, Priority};
+use kaleidoscope_core::memory::{GuestMemory, MemoryError, MemoryLayout, VecMemory};
+use kaleidoscope_core::wire::client::Dial;
+use kaleidoscope_core::wire::server::{ServedImage, Server, ServerOptions};
+use kaleidoscope_core::wire::transport::{Link, ListenOptions, Listener};
+use std::io;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
+
+#[test]
+fn a_panic_of_who_is_told_of_refusals_ends_the_server() {
+    let folder = tempfile::tempdir().unwrap();
+    let bind = |name: &str, users: Vec<u32>| {
+        let mut options = ListenOptions::default();
+        options.users = users;
+        options.on_refusal = Some(Arc::new(|_| panic!("standard error is gone")));
+        let path = folder.path().join(name);
+        (Listener::bind(&ServerAddress::Unix(path.clone()), options).unwrap(), path)
+    };
+    // Nobody may connect to the first, and this user to the second.
+    let ((closed, door), (open, other)) =
+        (bind("closed", Vec::new()), bind("open", ListenOptions::default().users));
+    let server = Server::start(vec![served(100)], vec![closed, open], ServerOptions::default());
+    let server = Arc::new(server.unwrap());
+    let client = client(Local(vec![Arc::clone(&server)]), hasty());
+    client.request(&indices(0..10), Priority::Urgent).unwrap();
+    receive(&client, 10, &mut Arrived::new()).unwrap();
+    assert_eq!(server.wait_for_failure(std::time::Duration::ZERO), None);
+    UnixStream::connect(&door).unwrap();
+    let why =
+        server.wait_for_failure(WATCHDOG).expect("it goes on without the thread that accepts");
+    assert_eq!(why.message(), "standard error is gone");
+    assert_eq!(server.failure(), Some(why));
+    // All of it: nobody connects to a door behind which there is no one, and clients go elsewhere.
+    let start = Instant::now();
+    while UnixStream::connect(&other).is_ok() || server.statistics().open > 0 {
+        assert!(start.elapsed() < WATCHDOG, "{:?}", server.statistics());
+        std::thread::yield_now();
+    }
+    assert!(!door.exists());
+    server.stop();
+}
+
+/// Memory of which one frame cannot be looked at.
+struct Mined(VecMemory);
+
+impl GuestMemory for Mined {
+    fn layout(&self) -> &MemoryLayout {
+        self.0.layout()
+    }
+
+    fn read(&self, gpa: Gpa, buf: &mut [u8]) -> Result<(), MemoryError> {
+        assert!(gpa != Gpa(0x1000 + 7 * 4096), "stepped on frame 7");
+        self.0.read(gpa, buf)
+    }
+}
+
+#[test]
+fn a_panic_about_one_client_ends_its_connection() {
+    let image = ServedImage::new(Arc::new(Mined(crate::image::memory(100))), crate::image::DIGEST);
+    let server = Server::start(vec![image], Vec::new(), ServerOptions::default()).unwrap();
+    let server = Arc::new(server);
+    let mut options = hasty();
+    options.deadline = std::time::Duration::from_secs(2);
+    let unlucky = client(Local(vec![Arc::clone(&server)]), options);
+    let lucky = client(Local(vec![Arc::clone(&server)]), hasty());
+    unlucky.request(&indices([7]), Priority::Urgent).unwrap();
+    let error = receive(&unlucky, 1, &mut Arrived::new()).unwrap_err();
+    assert!(error.to_string().contains("did not come"), "{error}");
+    assert!(server.statistics().panics >= 1, "{:?}", server.statistics());
+    let mut arrived = Arrived::new();
+    lucky.request(&indices(8..50), Priority::Urgent).unwrap();
+    receive(&lucky, 42, &mut arrived).unwrap();
+    check(&arrived);
+    assert_eq!(lucky.statistics().reconnects, 0);
+    assert_eq!(server.failure(), None);
+    drop((unlucky, lucky));
+}
+
+/// Reaches its server once.
+struct Once(Local, AtomicUsize);
+
+impl Dial for Once {
+    fn replicas(&self) -> usize {
+        self.0.replicas()
+    }
+
+    fn dial(&self, replica: usize) -> io::Result<Link> {
+        assert_eq!(self.1.fetch_add(1, Ordering::Relaxed), 0, "dialed twice");
+        self.0.dial(replica)
+    }
+
+    fn name(&self, replica: usize) -> String {
+        self.0.name(replica)
+    }
+}
+
+#[test]
+fn a_panic_while_looking_for_a_server_is_the_client_s_error() {
+    let server = Arc::new(crate::image::server(100));
+    let dial = Once(Local(vec![Arc::clone(&server)]), AtomicUsize::new(0));
+    let client = client(dial, hasty());
+    server.stop();
+    client.request(&indices(0..10), Priority::Urgent).unwrap();
+    let error = receive(&client, 10, &mut Arrived::new()).unwrap_err();
+    assert!(error.to_string().contains("`page-search` panicked"), "{error}");
+    assert!(error.to_string().contains("dialed twice"), "{error}");
+}
