@@ -4,6 +4,7 @@ use crate::error::{Asked, KvmError};
 use crate::memory::MemoryFile;
 use crate::sys::{Mapping, Sharing, Userfault};
 use kaleidoscope_core::addr::{FRAME_BYTES, FrameIndex};
+use kaleidoscope_core::clone::ports::Placed;
 use kaleidoscope_core::memory::Page;
 use linux_raw_sys::general::{UFFD_FEATURE_MISSING_SHMEM, UFFDIO_REGISTER_MODE_MISSING};
 use rustix::io::Errno;
@@ -33,16 +34,14 @@ impl Inlet {
         )
     }
 
-    /// Puts a page into the file; `false` when it has one there.
-    pub(super) fn put(&self, frame: FrameIndex, page: &Page) -> Result<bool, KvmError> {
-        loop {
-            match self.0.copy(frame.as_usize() * FRAME_BYTES, page) {
-                Ok(()) => return Ok(true),
-                Err((_, Errno::EXIST)) => return Ok(false),
-                // The process's memory is being rearranged.
-                Err((_, Errno::AGAIN)) => std::thread::yield_now(),
-                Err((_, error)) => return Err(error).asked("putting a page on a stage"),
-            }
+    /// Puts a page into the file, unless it has one there.
+    pub(super) fn put(&self, frame: FrameIndex, page: &Page) -> Result<Placed, KvmError> {
+        match self.0.copy(frame.as_usize() * FRAME_BYTES, page) {
+            Ok(()) => Ok(Placed::Placed),
+            Err((_, Errno::EXIST)) => Ok(Placed::AlreadyThere),
+            // The process's memory is being rearranged: the engine knows for how long to try.
+            Err((_, Errno::AGAIN)) => Ok(Placed::Again),
+            Err((_, error)) => Err(error).asked("putting a page on a stage"),
         }
     }
 }

@@ -271,8 +271,10 @@ impl Placer for LazyPages {
         let failed =
             |error| PlaceError::caused_by(format!("frame {frame} cannot be filled"), error);
         let put = stage.put(frame, page).map_err(failed)?;
-        if put == Put::Sealed {
-            return self.placed(frame, shard.userfault.zero(range));
+        match put {
+            Put::New | Put::Known => {}
+            Put::Again => return Ok(Placed::Again),
+            Put::Sealed => return self.placed(frame, shard.userfault.zero(range)),
         }
         shard
             .userfault

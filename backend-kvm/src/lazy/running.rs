@@ -10,6 +10,7 @@ use kaleidoscope_core::alloc::Grant;
 use kaleidoscope_core::clone::ports::{Nearby, PageSource, SystemClock};
 use kaleidoscope_core::clone::{Engine, Options, Parts, Stopped};
 use kaleidoscope_core::prefetch::{Atlas, PrefetchPolicy};
+use kaleidoscope_core::service;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
@@ -117,18 +118,22 @@ impl Running {
             fn drop(&mut self) {
                 self.engine.stop();
                 let why = self.engine.stopped().unwrap_or(Stopped::Cancelled);
-                (self.ended)(&why, &|| self.pages.revoke());
+                let take = || self.pages.revoke();
+                if service::contained("who is told of a clone's end", || (self.ended)(&why, &take))
+                    .is_err()
+                {
+                    // It may not have got that far.
+                    take();
+                }
             }
         }
         let last = Last { engine: Arc::clone(&self.engine), pages: Arc::clone(&self.pages), ended };
-        std::thread::Builder::new()
-            .name(format!("faults{n}"))
-            .stack_size(256 << 10)
-            .spawn(move || {
-                // Why it ended is told by `last`.
-                let _ = last.engine.serve();
-            })
-            .asked("starting a thread for faults")
+        let serve = move || {
+            // Why it ended is told by `last`, also of a panic: that has stopped the engine.
+            let _ = last.engine.serve();
+        };
+        let thread = service::spawn(&format!("faults{n}"), 256 << 10, serve, drop);
+        thread.asked("starting a thread for faults")
     }
 
     pub(crate) fn engine(&self) -> &Arc<Engine> {

@@ -7,6 +7,7 @@ use crate::memory::{ContentStore, FrozenImage, MemoryFile, Pins, bytes};
 use crate::sys::{Mapping, Sharing};
 use kaleidoscope_core::addr::FrameIndex;
 use kaleidoscope_core::clone::FreeFrames;
+use kaleidoscope_core::clone::ports::Placed;
 use kaleidoscope_core::fingerprint::{Domain, Fingerprints};
 use kaleidoscope_core::memory::{MemoryLayout, Page};
 use kaleidoscope_core::prefetch::Atlas;
@@ -63,6 +64,8 @@ pub(super) enum Put {
     New,
     /// It was there.
     Known,
+    /// Not now.
+    Again,
     /// The stage has become an image, in which the frame is zeros: its page is, or nobody needs it.
     Sealed,
 }
@@ -253,9 +256,13 @@ impl Stage {
             // It may have come just before.
             return Ok(if self.there.has(frame) { Put::Known } else { Put::Sealed });
         };
-        let is_new = inlet.put(frame, page)?;
+        let put = match inlet.put(frame, page)? {
+            Placed::Placed => Put::New,
+            Placed::AlreadyThere => Put::Known,
+            Placed::Again => return Ok(Put::Again),
+        };
         self.there.set(frame);
-        Ok(if is_new { Put::New } else { Put::Known })
+        Ok(put)
     }
 
     fn is_sealed(&self) -> bool {

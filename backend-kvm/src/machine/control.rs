@@ -3,17 +3,27 @@
 use super::places::Places;
 use super::vcpu::Vcpu;
 use crate::error::KvmError;
+use kaleidoscope_core::service::contained;
 use parking_lot::{Condvar, Mutex, MutexGuard};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-/// How often a vCPU that should stop is reminded: a signal that comes just before it enters the guest is lost.
+/// How often a vCPU that should stop is reminded: a signal that comes just before it enters the guest is lost. So often at first, and after
+/// [`SOON`] reminders ever less, down to one a millisecond.
 const REMINDER: Duration = Duration::from_micros(50);
 
+/// Reminders after which it is something else that keeps a vCPU, or its thread has no processor.
+const SOON: u32 = 64;
+
 /// How long a vCPU may take to stop. On a busy machine its thread has to get its turn first.
-const PATIENCE: Duration = Duration::from_secs(20);
+pub(super) const PATIENCE: Duration = Duration::from_secs(20);
+
+/// The wait after so many reminders.
+fn reminder(after: u32) -> Duration {
+    let times = 1 + after.saturating_sub(SOON).min(19);
+    REMINDER.saturating_mul(times)
+}
 
 /// What the vCPUs' threads and their machine agree on.
 #[derive(Debug)]
@@ -131,11 +141,10 @@ impl Control {
                 && let Some(work) = state.work.take()
             {
                 state.is_working = true;
-                let work = || catch_unwind(AssertUnwindSafe(work));
-                if MutexGuard::unlocked(&mut state, work).is_err() {
-                    // Devices are the embedder's code. Nobody knows what was half done.
-                    let how = "what was to be done while it stood still broke off".into();
-                    state.stopped.get_or_insert(Stopped::Ended(how));
+                // Devices are the embedder's code. Nobody knows what was half done.
+                let work = || contained("what was to be done while it stood still", work);
+                if let Err(error) = MutexGuard::unlocked(&mut state, work) {
+                    state.stopped.get_or_insert(Stopped::Ended(error.to_string()));
                 }
                 state.is_working = false;
                 // Who waits for it would only be in the way of the others, which need a processor now.
@@ -185,7 +194,7 @@ impl Control {
         self.wanted.store(true, Ordering::Release);
         // They may not even have begun to run.
         self.told.notify_all();
-        let mut kicked = None;
+        let (mut kicked, mut reminders) = (None, 0);
         while state.work.is_some() {
             let is_late = start.elapsed() > PATIENCE;
             if is_late || state.stopped.is_some() {
@@ -199,7 +208,8 @@ impl Control {
             // Until then they run, even if this thread loses its processor.
             kicked.get_or_insert_with(Instant::now);
             vcpus.iter().for_each(Vcpu::kick);
-            self.done.wait_for(&mut state, REMINDER);
+            self.done.wait_for(&mut state, reminder(reminders));
+            reminders += 1;
         }
         // It is being done, or is done. One of them may never go on: then they have stood still until now.
         let is_going_on =
@@ -210,15 +220,19 @@ impl Control {
         // One may have stopped before it was kicked, or all long ago.
         let begin = state.stopped_at.max(start).min(kicked.unwrap_or(start));
         let end = if state.parked == 0 { state.went_on } else { Instant::now() };
+        let why = match &state.stopped {
+            Some(Stopped::Ended(how)) => how.clone(),
+            Some(Stopped::Dropped) | None => "its freeze broke off".into(),
+        };
         drop(state);
         let result = result.lock().take();
-        let result = result.ok_or_else(|| KvmError::Ended("its freeze broke off".into()))?;
+        let result = result.ok_or(KvmError::Ended(why))?;
         Ok((result, end.saturating_duration_since(begin)))
     }
 
     /// Stops all vCPUs, and waits until they have.
     pub(super) fn pause(&self, vcpus: &[Vcpu]) -> Result<(), KvmError> {
-        let start = Instant::now();
+        let (start, mut reminders) = (Instant::now(), 0);
         let mut state = self.state.lock();
         state.wish = Wish::Pause;
         self.wanted.store(true, Ordering::Release);
@@ -230,7 +244,8 @@ impl Control {
                 return Err(KvmError::Stuck(PATIENCE.as_millis()));
             }
             vcpus.iter().for_each(Vcpu::kick);
-            self.done.wait_for(&mut state, REMINDER);
+            self.done.wait_for(&mut state, reminder(reminders));
+            reminders += 1;
         }
         Ok(())
     }
@@ -295,7 +310,7 @@ mod tests {
         let stopped = control.stop_for(&[], || assert!(current().name().is_some(), "on purpose"));
         assert!(matches!(stopped, Err(KvmError::Ended(_))), "{stopped:?}");
         assert!(
-            matches!(control.stopped(), Some(Stopped::Ended(how)) if how.contains("broke off"))
+            matches!(control.stopped(), Some(Stopped::Ended(how)) if how.contains("panicked: on purpose"))
         );
         thread.join().unwrap();
     }

@@ -1,6 +1,7 @@
 //! What is on a machine's buses.
 
-/// Answers what a guest does on its buses, beside interrupt controllers and timer. Called by the vCPUs' threads, at once.
+/// Answers what a guest does on its buses, beside interrupt controllers and timer. Called by the vCPUs' threads, at once. A panic in here ends the
+/// machine ([`Machine::ended`](super::Machine::ended) says so).
 pub trait Devices: Send + Sync {
     /// The guest writes to a port.
     fn port_write(&self, vcpu: usize, port: u16, bytes: &[u8]) {

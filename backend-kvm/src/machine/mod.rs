@@ -19,11 +19,13 @@ use crate::lazy::{Lazy, Part, Running};
 use crate::memory::{FrozenImage, GuestRam, Ram};
 use crate::state::{MachineState, make_board, registers};
 use ahead::Ahead;
-use control::{Control, Stopped};
+use control::{Control, PATIENCE, Stopped};
 use kaleidoscope_core::addr::Gpa;
-use kaleidoscope_core::clone::Engine;
+use kaleidoscope_core::clone::ports::SystemClock;
+use kaleidoscope_core::clone::{Engine, Retry};
 use kaleidoscope_core::memory::MemoryLayout;
 use kaleidoscope_core::registers::VcpuRegisters;
+use kaleidoscope_core::service::contained;
 use kvm_bindings::{KVM_MP_STATE_RUNNABLE, kvm_mp_state, kvm_regs, kvm_sregs};
 use kvm_ioctls::VmFd;
 use parking_lot::{Mutex, RwLock};
@@ -33,7 +35,8 @@ use stop::Stop;
 use vcpu::Vcpu;
 use vmm_sys_util::eventfd::EventFd;
 
-/// A machine. Ends when dropped.
+/// A machine. Ends when dropped, which waits for what its [devices](Devices) are doing, but not for ever: after 20 seconds the memory of one that is
+/// kept from ending is given up, and stays taken.
 pub struct Machine {
     host: Arc<Host>,
     control: Arc<Control>,
@@ -348,7 +351,12 @@ impl Machine {
         } else {
             let start = Instant::now();
             self.pause()?;
-            (freeze(), start.elapsed())
+            let frozen = contained("what was to be done while it stood still", freeze);
+            let frozen = frozen.map_err(|error| {
+                self.control.end(Stopped::Ended(error.to_string()));
+                KvmError::Ended(error.to_string())
+            })?;
+            (frozen, start.elapsed())
         };
         let state = Arc::new(state?);
         let image = self.ram.write().image(prepared)?;
@@ -376,8 +384,14 @@ impl Drop for Machine {
         if let Some(filling) = &self.filling {
             filling.stop();
         }
-        for vcpu in &mut self.vcpus {
-            vcpu.join();
+        let (clock, mut retry) = (SystemClock::new(), Retry::new(PATIENCE));
+        while self.vcpus.iter_mut().map(Vcpu::has_ended).filter(|ended| !ended).count() > 0 {
+            if !retry.pause(&clock) {
+                // A thread that a device keeps may enter the guest once more. Its memory stays where it is then, for the rest of the process's
+                // life: the guest must not write to what comes to these addresses next.
+                std::mem::forget(Arc::clone(&self.ram));
+                return;
+            }
         }
     }
 }

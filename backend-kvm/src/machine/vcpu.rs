@@ -3,12 +3,14 @@
 use super::control::{Control, Stopped};
 use super::devices::Devices;
 use crate::error::{Asked, KvmError};
+use kaleidoscope_core::clone::Retry;
+use kaleidoscope_core::clone::ports::SystemClock;
+use kaleidoscope_core::service::{self, Panicked};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use parking_lot::{Mutex, MutexGuard};
 use rustix::io::Errno;
 use std::sync::{Arc, Once};
 use std::thread::JoinHandle;
-use std::time::Duration;
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
 /// A vCPU of a machine.
@@ -65,10 +67,11 @@ impl Vcpu {
         signal();
         let (fd, control) = (Arc::clone(&self.fd), Arc::clone(&self.control));
         let (devices, index) = (Arc::clone(&self.devices), self.index);
-        let thread = std::thread::Builder::new()
-            .name(format!("vcpu{index}"))
-            .stack_size(256 << 10)
-            .spawn(move || run(&fd, index, &control, &*devices));
+        let ending = Arc::clone(&control);
+        // Devices are the embedder's code: without one of its vCPUs a machine does not go on.
+        let panicked = move |error: Panicked| ending.end(Stopped::Ended(error.to_string()));
+        let run = move || run(&fd, index, &control, &*devices);
+        let thread = service::spawn(&format!("vcpu{index}"), 256 << 10, run, panicked);
         self.thread = Some(thread.asked("starting a vCPU's thread")?);
         Ok(())
     }
@@ -81,26 +84,33 @@ impl Vcpu {
         }
     }
 
-    /// Waits until its thread has ended, as it will soon.
-    pub(super) fn join(&mut self) {
-        let Some(thread) = self.thread.take() else { return };
-        while !thread.is_finished() {
-            let _ = thread.kill(signal());
-            std::thread::sleep(Duration::from_micros(50));
+    /// Whether its thread has ended, which was told to. It is taken out of the guest for that.
+    pub(super) fn has_ended(&mut self) -> bool {
+        if self.thread.as_ref().is_some_and(|thread| !thread.is_finished()) {
+            self.kick();
+            return false;
         }
-        // A panic there has been reported.
-        let _ = thread.join();
+        if let Some(thread) = self.thread.take() {
+            // A panic there has been told.
+            let _ = thread.join();
+        }
+        true
     }
 }
 
 /// The thread of a vCPU.
 fn run(fd: &Mutex<VcpuFd>, index: usize, control: &Control, devices: &dyn Devices) {
+    let (clock, mut idle) = (SystemClock::new(), Retry::endless());
     let mut is_parked = true;
     while control.wait(&mut is_parked) {
         let mut fd = fd.lock();
         let ran = (|| {
             while !control.is_stop_wanted() {
-                step(&mut fd, index, devices)?;
+                match step(&mut fd, index, devices)? {
+                    Left::OnItsOwn | Left::Interrupted => idle.reset(),
+                    // Without an end: another vCPU of the guest decides when.
+                    Left::NotYet => drop(idle.pause(&clock)),
+                }
             }
             // What an exit left half done (a port that was read, say) is done on the next entry. Have that entry now, and leave at
             // once: what is saved is then a state between two instructions.
@@ -123,6 +133,8 @@ enum Left {
     OnItsOwn,
     /// It was to.
     Interrupted,
+    /// It did not even enter it: another vCPU has to start this one first.
+    NotYet,
 }
 
 /// Runs the guest until it wants something, and gives it that.
@@ -142,7 +154,8 @@ fn step(fd: &mut VcpuFd, index: usize, devices: &dyn Devices) -> Result<Left, St
         }
         Ok(other) => return Err(format!("{other:?}")),
         Err(error) => match Errno::from_raw_os_error(error.errno()) {
-            Errno::INTR | Errno::AGAIN => return Ok(Left::Interrupted),
+            Errno::INTR => return Ok(Left::Interrupted),
+            Errno::AGAIN => return Ok(Left::NotYet),
             error => return Err(format!("KVM_RUN: {error}")),
         },
     }

@@ -3,6 +3,7 @@
 mod ahead;
 mod colors;
 mod common;
+mod devices;
 mod hooks;
 mod huge;
 mod lazy;
