@@ -7,9 +7,12 @@ use crate::memory::{GuestRam, PageSize};
 use crate::state::make_board;
 use crate::sys::{Mapping, Message, Userfault};
 use kaleidoscope_core::addr::FRAME_BYTES;
+use kaleidoscope_core::clone::Retry;
+use kaleidoscope_core::clone::ports::SystemClock;
 use kaleidoscope_core::memory::GuestMemory;
 use linux_raw_sys::general::{UFFD_FEATURE_MISSING_SHMEM, UFFDIO_REGISTER_MODE_MISSING};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
@@ -36,6 +39,9 @@ pub fn start(host: &Arc<Host>, frozen: &Frozen) -> Result<Duration, KvmError> {
     Ok(time)
 }
 
+/// How long a page is tried to be put in.
+const PATIENCE: Duration = Duration::from_secs(1);
+
 /// A clone whose every touched page is copied in by one thread that does nothing else. It has to be dropped after the machine.
 #[derive(Debug)]
 pub struct Served {
@@ -53,7 +59,8 @@ pub fn served(
     frozen: &Frozen,
     devices: Arc<dyn Devices>,
 ) -> Result<(Machine, Served), KvmError> {
-    let len = frozen.image.bytes().len();
+    let len = frozen.image.bytes().map(<[u8]>::len);
+    let len = len.ok_or_else(|| KvmError::State("an image that shares pages".into()))?;
     let mapping =
         Arc::new(Mapping::anonymous(len, PageSize::Small).asked("mapping a clone's memory")?);
     let userfault = Userfault::new(Arc::clone(&mapping), UFFD_FEATURE_MISSING_SHMEM.into());
@@ -64,15 +71,23 @@ pub fn served(
     let (stopped, counted) = (Arc::clone(&stop), Arc::clone(&faults));
     let image = Arc::clone(&frozen.image);
     let thread = std::thread::Builder::new().name("bare".into()).spawn(move || {
+        let clock = SystemClock::new();
         let second = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
         while !stopped.load(Ordering::Relaxed) {
-            if poll(&mut [PollFd::new(&userfault, PollFlags::IN)], Some(&second)).is_err() {
-                continue;
+            match poll(&mut [PollFd::new(&userfault, PollFlags::IN)], Some(&second)) {
+                Ok(_) => {}
+                Err(Errno::INTR) => continue,
+                Err(_) => return,
             }
             while let Ok(Some(Message::Fault { offset, .. })) = userfault.read() {
                 let start = offset / FRAME_BYTES * FRAME_BYTES;
-                let page = image.bytes().get(start..start + FRAME_BYTES).unwrap_or_default();
-                let _ = userfault.copy(start, page);
+                let page = image.bytes().and_then(|bytes| bytes.get(start..start + FRAME_BYTES));
+                let page = page.unwrap_or_default();
+                let mut retry = Retry::new(PATIENCE);
+                // Nobody gives this memory back; the kernel may still say that it changes.
+                while let Err((0, Errno::AGAIN)) = userfault.copy(start, page)
+                    && retry.pause(&clock)
+                {}
                 counted.fetch_add(1, Ordering::Relaxed);
             }
         }

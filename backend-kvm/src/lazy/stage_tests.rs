@@ -85,7 +85,7 @@ fn a_stage_with_every_page_becomes_an_image() -> Outcome {
     assert_eq!(put(&stage, 89), Put::New, "what cannot be frozen goes on");
     let image = freeze(&stage, &[80..89])?;
     let expected = |n: u32| if n < 80 || n == 89 || n == 91 { page(n)[0] } else { 0 };
-    let bytes = || image.bytes().iter().step_by(FRAME_BYTES).copied();
+    let bytes = || image.bytes().unwrap().iter().step_by(FRAME_BYTES).copied();
     assert!(bytes().eq((0..FRAMES).map(expected)));
     // What comes too late is zeros for whoever asked.
     assert_eq!([5, 80, 91, 95].map(|n| put(&stage, n)), {
@@ -150,7 +150,7 @@ fn a_stage_is_frozen_with_every_page_or_not_at_all() -> Outcome {
                 }
             }
         });
-        let firsts = image.bytes().iter().step_by(FRAME_BYTES).copied();
+        let firsts = image.bytes().unwrap().iter().step_by(FRAME_BYTES).copied();
         assert!(firsts.eq((0..FRAMES).map(|n| page(n)[0])));
     }
     Ok(())
@@ -177,7 +177,7 @@ fn zeros_over_a_page_of_the_stage_stay() -> Outcome {
     assert!((0..90).all(|n| seen(n) == Some(page(n)[0])));
     assert!((90..FRAMES).all(|n| seen(n) == Some(0)));
     // Its image has the sibling's page there, and the clone's next freeze has to say otherwise.
-    assert_eq!(image.bytes().get(91 * FRAME_BYTES).copied(), Some(page(91)[0]));
+    assert_eq!(image.bytes().unwrap().get(91 * FRAME_BYTES).copied(), Some(page(91)[0]));
     assert_eq!(own_pages(&mapping)?, [91 * FRAME_BYTES..92 * FRAME_BYTES]);
     Ok(())
 }
@@ -276,6 +276,23 @@ fn a_killed_process_leaves_whole_pages() -> Outcome {
 }
 
 #[test]
+fn what_others_can_write_to_is_no_image() -> Outcome {
+    // Who was given a stage's file can write there, at any time and in the safe language too: no image refers to it.
+    let Some(stage) = stage() else { return Ok(()) };
+    stage.admit(&atlas(0..0), FreeFrames::Fetch)?;
+    (0..FRAMES).for_each(|n| assert_eq!(put(&stage, n), Put::New));
+    let given = stage.file()?.try_clone_to_owned()?;
+    let joined = Stage::join(layout(), given.try_clone()?)?;
+    joined.admit(&atlas(0..0), FreeFrames::Fetch)?;
+    (0..FRAMES).for_each(|n| assert_eq!(put(&joined, n), Put::Known));
+    for stage in [&stage, &joined] {
+        assert!(refusal(freeze(stage, &[])).contains("several processes"));
+    }
+    std::os::unix::fs::FileExt::write_all_at(&std::fs::File::from(given), &[1], 0)?;
+    Ok(())
+}
+
+#[test]
 fn only_the_memory_of_a_stage_is_joined() -> Outcome {
     let Some(stage) = stage() else { return Ok(()) };
     let why = |file: OwnedFd| refusal(Stage::join(layout(), file));
@@ -297,6 +314,6 @@ fn only_the_memory_of_a_stage_is_joined() -> Outcome {
     assert!(refusal(alone.file()).contains("was frozen"));
     let mut seen = vec![0; bytes(&layout())];
     before.read(0, &mut seen)?;
-    assert_eq!(seen, image.bytes());
+    assert_eq!(Some(seen.as_slice()), image.bytes());
     Ok(())
 }

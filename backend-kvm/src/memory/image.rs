@@ -17,16 +17,29 @@ const MAPPINGS: usize = 4 * RUNS;
 
 /// A guest's RAM at the instant of a freeze, in files that are sealed: nobody can change a byte of it.
 ///
+/// Pages that it [shares](Self::sharing) are in the content store's file, which is not sealed: others may have it, and be wrong about it. So these
+/// are copied out, and never referred to.
+///
 /// The first image of a machine is one file. Later ones are that file and, over it, files with what was written since; what a file
 /// of these does not hold takes no memory. Those over the first are of 4 KiB pages, also where that one is of huge pages: what its
 /// parent wrote, a clone will write, and shall then copy no more than it writes.
 #[derive(Debug)]
 pub struct FrozenImage {
     layout: MemoryLayout,
-    /// Before the layers, which have the pins of the store's pages that it shows.
+    /// Frames that are shown from the content store have no bytes here that mean anything.
     sealed: Sealed,
     /// From the lowest to the highest, each with the frames that it holds; the lowest holds all.
     layers: Vec<Layer>,
+    /// Frames that are shown from the content store, in order.
+    stored: Vec<(Range<u32>, Arc<Pins>)>,
+}
+
+/// Bytes of an image that are in one place.
+#[derive(Clone, Debug)]
+struct Piece<'a> {
+    range: Range<usize>,
+    /// Where they are if not in the image's own files.
+    store: Option<&'a Pins>,
 }
 
 #[derive(Clone, Debug)]
@@ -92,24 +105,23 @@ impl FrozenImage {
         store: &Arc<ContentStore>,
         fingerprints: &Fingerprints,
     ) -> Result<(Self, Shared), KvmError> {
-        let pages = self.bytes().chunks_exact(FRAME_BYTES);
-        let frames = (0..self.layout.frames()).zip(pages);
-        let known = frames.clone().filter_map(|(n, page)| {
-            Some((n, fingerprints.get(FrameIndex(n))?, page.first_chunk()?))
-        });
-        let pins = Pins::put(store, known)?;
+        let frames = 0..self.layout.frames();
+        let known = frames.clone().filter_map(|n| Some((n, fingerprints.get(FrameIndex(n))?)));
+        let pins = Pins::put(store, known, |n, page| self.copy(n as usize * FRAME_BYTES, page))?;
         let runs = pins.runs();
         let mut shared =
             Shared { runs: u32::try_from(runs.len()).unwrap_or(0), ..Shared::default() };
         let file = MemoryFile::new(bytes(&self.layout))?;
-        for (n, page) in frames {
-            if page.first_chunk().is_some_and(is_zero) {
+        let mut page = [0; FRAME_BYTES];
+        for n in frames {
+            self.copy(n as usize * FRAME_BYTES, &mut page)?;
+            if is_zero(&page) {
                 shared.zero += 1;
             } else if pins.has(n) {
                 shared.shared += 1;
             } else {
                 shared.own += 1;
-                file.write(n as usize * FRAME_BYTES, page)?;
+                file.write(n as usize * FRAME_BYTES, &page)?;
             }
         }
         let all = 0..self.layout.frames();
@@ -133,9 +145,7 @@ impl FrozenImage {
             runs::fewer(self.whole_pages(&changed), MAPPINGS.saturating_sub(2 * upper).max(1) / 2);
         for gap in runs::without(&all, &changed) {
             let range = bytes_of(&gap);
-            let end = range.end.min(self.sealed.bytes().len());
-            let bytes = self.sealed.bytes().get(range.start..end);
-            file.write(range.start, bytes.unwrap_or_default())?;
+            self.copy_to(&file, range.start..range.end.min(self.sealed.bytes().len()))?;
         }
         let mut layers: Vec<Layer> = self.layers.clone();
         // A frame is looked for in the highest layer that has it: the others need not show it.
@@ -166,24 +176,85 @@ impl FrozenImage {
                 file.seal()?;
             }
         }
-        let (base, over) = files(&layers)?;
+        let (base, mut over) = files(&layers)?;
+        over.retain(|part| part.stands == Stands::Sealed);
         let sealed =
             Sealed::of_files(base.as_fd(), base.len(), &over).asked("mapping frozen memory")?;
-        Ok(Self { layout, layers, sealed })
+        let in_store = layers.iter().filter_map(|layer| match &layer.bytes {
+            Bytes::File(_) => None,
+            Bytes::Store(pins) => {
+                Some(layer.runs.iter().map(|run| (run.clone(), Arc::clone(pins))))
+            }
+        });
+        let mut stored: Vec<_> = in_store.flatten().collect();
+        stored.sort_unstable_by_key(|(run, _)| run.start);
+        Ok(Self { layout, layers, sealed, stored })
+    }
+
+    /// The bytes of a range, piece by piece.
+    fn pieces(&self, range: Range<usize>) -> impl Iterator<Item = Piece<'_>> {
+        let mut at = range.start;
+        std::iter::from_fn(move || {
+            if at >= range.end {
+                return None;
+            }
+            let next = self.stored.partition_point(|(run, _)| bytes_of(run).end <= at);
+            let next = self.stored.get(next).map(|(run, pins)| (bytes_of(run), &**pins));
+            let (end, store) = match next {
+                Some((run, pins)) if run.start <= at => (run.end, Some(pins)),
+                Some((run, _)) => (run.start, None),
+                None => (range.end, None),
+            };
+            let piece = at..end.min(range.end);
+            at = piece.end;
+            Some(Piece { range: piece, store })
+        })
+    }
+
+    /// Copies bytes out, from an offset in frame-index order on.
+    fn copy(&self, offset: usize, buf: &mut [u8]) -> Result<(), KvmError> {
+        let end = offset.checked_add(buf.len()).filter(|end| *end <= self.sealed.bytes().len());
+        let end = end.ok_or_else(|| KvmError::State("past the end of an image".into()))?;
+        for Piece { range, store } in self.pieces(offset..end) {
+            let Some(buf) = buf.get_mut(range.start - offset..range.end - offset) else { continue };
+            match store {
+                Some(pins) => pins.read(range.start, buf)?,
+                None => buf.copy_from_slice(self.sealed.bytes().get(range).unwrap_or_default()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Copies bytes to the same place in a file.
+    fn copy_to(&self, file: &MemoryFile, range: Range<usize>) -> Result<(), KvmError> {
+        let mut page = [0; FRAME_BYTES];
+        for Piece { range, store } in self.pieces(range) {
+            let Some(pins) = store else {
+                let bytes = self.sealed.bytes().get(range.clone()).unwrap_or_default();
+                file.write(range.start, bytes)?;
+                continue;
+            };
+            // Whole frames, since runs are, and whoever asks has whole ones.
+            for at in range.step_by(FRAME_BYTES) {
+                pins.read(at, &mut page)?;
+                file.write(at, &page)?;
+            }
+        }
+        Ok(())
     }
 
     /// Frames that are shown from the content store, in order.
     #[must_use]
     pub fn shared(&self) -> Vec<Range<u32>> {
-        let shared = self.layers.iter().filter(|layer| matches!(layer.bytes, Bytes::Store(_)));
-        runs::normal(shared.flat_map(|layer| layer.runs.iter().cloned()).collect())
+        runs::normal(self.stored.iter().map(|(run, _)| run.clone()).collect())
     }
 
-    /// All bytes, in frame-index order.
+    /// All bytes, in frame-index order; `None` for an image that [shares](Self::sharing) pages, which can be [read](GuestMemory::read): the content
+    /// store's file is open to others.
     #[must_use]
-    pub fn bytes(&self) -> &[u8] {
+    pub fn bytes(&self) -> Option<&[u8]> {
         // The rest of the last page is nobody's.
-        self.sealed.bytes().get(..bytes(&self.layout)).unwrap_or_default()
+        self.sealed.bytes().get(..bytes(&self.layout)).filter(|_| self.stored.is_empty())
     }
 
     /// Bytes of memory that the image takes, those that it shares with earlier images of the machine included, those of the content store
@@ -248,209 +319,19 @@ impl GuestMemory for FrozenImage {
     }
 
     fn read(&self, gpa: Gpa, buf: &mut [u8]) -> Result<(), MemoryError> {
-        let bytes = self.slice(gpa, buf.len());
-        buf.copy_from_slice(bytes.ok_or(MemoryError::NotRam { gpa, len: buf.len() })?);
-        Ok(())
+        let len = buf.len();
+        let range = self.layout.bytes_at(gpa, len).ok_or(MemoryError::NotRam { gpa, len })?;
+        let copied = self.copy(range.start, buf);
+        copied.map_err(|error| MemoryError::Io { gpa, source: std::io::Error::other(error) })
     }
 
     fn slice(&self, gpa: Gpa, len: usize) -> Option<&[u8]> {
-        self.layout.bytes_at(gpa, len).and_then(|range| self.bytes().get(range))
+        let range = self.layout.bytes_at(gpa, len)?;
+        // Pages of the store can be copied, and not referred to.
+        let is_sealed = self.pieces(range.clone()).all(|piece| piece.store.is_none());
+        self.sealed.bytes().get(range).filter(|_| is_sealed)
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use kaleidoscope_core::fingerprint::{Domain, contents};
-    use kaleidoscope_core::store::PageStore;
-    use proptest::prelude::*;
-    use std::num::NonZeroUsize;
-
-    /// An image of five frames, which hold their number plus one.
-    fn image() -> FrozenImage {
-        let layout = MemoryLayout::new(&[(Gpa(0), 0x2000), (Gpa(0x10000), 0x3000)]).unwrap();
-        let file = MemoryFile::new(5 * FRAME_BYTES).unwrap();
-        (0u8..5).for_each(|n| {
-            file.write(usize::from(n) * FRAME_BYTES, &[n + 1; FRAME_BYTES]).unwrap();
-        });
-        FrozenImage::new(layout, Arc::new(file)).unwrap()
-    }
-
-    fn numbers(bytes: &[u8]) -> Vec<u8> {
-        bytes.chunks(FRAME_BYTES).map(|page| page[17]).collect()
-    }
-
-    #[test]
-    fn a_clone_s_writes_are_its_own() {
-        let image = image();
-        let (a, b) = (image.private().unwrap(), image.private().unwrap());
-        a.write(FRAME_BYTES + 17, &[99]).unwrap();
-        let mut byte = [0];
-        a.read(FRAME_BYTES + 17, &mut byte).unwrap();
-        assert_eq!(byte, [99]);
-        b.read(FRAME_BYTES + 17, &mut byte).unwrap();
-        assert_eq!(byte, [2]);
-        assert_eq!(numbers(image.bytes()), [1, 2, 3, 4, 5]);
-        assert_eq!(image.slice(Gpa(0x11ff0), 0x20).unwrap(), [[4; 16], [5; 16]].as_flattened());
-        assert!(image.slice(Gpa(0x1ff0), 0x20).is_none());
-    }
-
-    #[test]
-    fn frozen_memory_cannot_be_written() {
-        let image = image();
-        let Bytes::File(file) = &image.layers[0].bytes else { panic!() };
-        let error = file.write(0, &[7]).unwrap_err();
-        assert!(error.to_string().contains("writing to a file of memory"), "{error}");
-        assert!(Mapping::of_file(file.as_fd(), FRAME_BYTES, Sharing::Shared).is_err());
-        let open = MemoryFile::new(FRAME_BYTES).unwrap();
-        assert!(Sealed::of_files(open.as_fd(), FRAME_BYTES, &[]).is_err(), "not sealed");
-    }
-
-    #[test]
-    fn layers_show_the_newest_bytes() {
-        let first = image();
-        let changed = |frames: &[u32], byte: u8| {
-            let file = MemoryFile::new(5 * FRAME_BYTES).unwrap();
-            for frame in frames {
-                file.write(*frame as usize * FRAME_BYTES, &[byte; FRAME_BYTES]).unwrap();
-            }
-            (file, runs::normal(frames.iter().map(|f| *f..*f + 1).collect()))
-        };
-        let (file, runs) = changed(&[1, 3], 50);
-        let second = first.with(file, runs).unwrap();
-        let (file, runs) = changed(&[0, 3], 60);
-        let third = second.with(file, runs).unwrap();
-        assert_eq!(numbers(first.bytes()), [1, 2, 3, 4, 5]);
-        assert_eq!(numbers(second.bytes()), [1, 50, 3, 50, 5]);
-        assert_eq!(numbers(third.bytes()), [60, 50, 3, 60, 5]);
-        assert_eq!((second.layers(), third.layers()), (2, 3));
-        let mut all = vec![0; 5 * FRAME_BYTES];
-        third.private().unwrap().read(0, &mut all).unwrap();
-        assert_eq!(all, third.bytes());
-        // A layer that shows nothing any more goes.
-        let (file, runs) = changed(&[1], 70);
-        assert_eq!(third.with(file, runs).unwrap().layers(), 3);
-        assert_eq!(third.taken().unwrap(), 9 * FRAME_BYTES as u64);
-    }
-
-    /// What the host's key says of all frames of an image.
-    fn fingerprints(image: &FrozenImage) -> Fingerprints {
-        let domain = Domain::new([5; 32]);
-        let frames: Vec<_> = (0..image.layout.frames()).map(FrameIndex).collect();
-        let found = contents(image, &frames, &domain, NonZeroUsize::MIN).unwrap();
-        Fingerprints::new(domain.id(), image.layout.frames(), frames.into_iter().zip(found))
-    }
-
-    #[test]
-    fn pages_in_common_are_kept_once() {
-        let (a, b) = (image(), image());
-        let store = ContentStore::new(100).unwrap();
-        let (a2, shared) = a.sharing(&store, &fingerprints(&a)).unwrap();
-        assert_eq!(shared, Shared { shared: 5, own: 0, zero: 0, runs: 1 });
-        let file = MemoryFile::new(5 * FRAME_BYTES).unwrap();
-        file.write(2 * FRAME_BYTES, &[77; FRAME_BYTES]).unwrap();
-        // The other one was written since.
-        let b = b.with(file, runs::normal(vec![2..3, 3..4])).unwrap();
-        let (b2, shared) = b.sharing(&store, &fingerprints(&b)).unwrap();
-        // Frame 2 has a page of its own, and so a place behind the others; frame 3 is zeros.
-        assert_eq!(shared, Shared { shared: 4, own: 0, zero: 1, runs: 3 });
-        assert_eq!((a2.taken().unwrap(), b2.taken().unwrap()), (0, 0));
-        assert_eq!(
-            (numbers(a2.bytes()), numbers(b2.bytes())),
-            (numbers(a.bytes()), numbers(b.bytes()))
-        );
-        let statistics = store.statistics();
-        assert_eq!((statistics.pages, statistics.pinned, statistics.pins), (6, 6, 9));
-        // And a page each that says what this is and which page is where.
-        assert_eq!(store.taken().unwrap(), 8 * FRAME_BYTES as u64);
-        // Layers over it, and a clone.
-        let file = MemoryFile::new(5 * FRAME_BYTES).unwrap();
-        file.write(FRAME_BYTES, &[88; FRAME_BYTES]).unwrap();
-        let a3 = a2.with(file, runs::normal(vec![1..2, 1..2])).unwrap();
-        drop(a2);
-        assert_eq!(numbers(a3.bytes()), [1, 88, 3, 4, 5]);
-        let clone = a3.private().unwrap();
-        clone.write(17, &[99]).unwrap();
-        let mut all = vec![0; 5 * FRAME_BYTES];
-        clone.read(0, &mut all).unwrap();
-        assert_eq!(numbers(&all), [99, 88, 3, 4, 5]);
-        drop((clone, a3));
-        assert_eq!(numbers(b2.bytes()), [1, 2, 77, 0, 5], "a clone's writes are its own");
-        assert_eq!(store.statistics().pins, 4);
-        drop(b2);
-        assert_eq!((store.statistics().pins, store.statistics().pinned), (0, 0));
-    }
-
-    #[test]
-    fn a_fingerprint_that_lies_shares_nothing() {
-        let (a, b) = (image(), image());
-        let store = ContentStore::new(100).unwrap();
-        let (_a, _) = a.sharing(&store, &fingerprints(&a)).unwrap();
-        let file = MemoryFile::new(5 * FRAME_BYTES).unwrap();
-        file.write(0, &[7; FRAME_BYTES]).unwrap();
-        let changed = b.with(file, runs::normal(vec![0..1, 0..1])).unwrap();
-        // Those of the image before it was written to.
-        let (c, shared) = changed.sharing(&store, &fingerprints(&b)).unwrap();
-        assert_eq!((shared.shared, shared.own), (4, 1));
-        assert_eq!(numbers(c.bytes()), [7, 2, 3, 4, 5]);
-        let full = ContentStore::new(2).unwrap();
-        let (c, shared) = changed.sharing(&full, &fingerprints(&changed)).unwrap();
-        assert_eq!((shared.shared, shared.own), (2, 3), "no room for more");
-        assert_eq!(numbers(c.bytes()), [7, 2, 3, 4, 5]);
-    }
-
-    proptest! {
-        #![proptest_config(ProptestConfig::with_cases(48))]
-
-        /// Images of few different pages come, are written to, and go, in a store that has too little room: none ever shows another
-        /// byte, and nothing stays pinned.
-        #[test]
-        fn images_show_their_own_bytes(
-            steps in prop::collection::vec((0u8..4, prop::collection::vec(0u8..12, 16)), 1..24),
-            room in 1u32..14,
-        ) {
-            let layout = MemoryLayout::contiguous(16 * FRAME_BYTES as u64).unwrap();
-            let store = ContentStore::new(room).unwrap();
-            let mut images: Vec<(FrozenImage, Vec<u8>)> = Vec::new();
-            for (what, pages) in steps {
-                let file = MemoryFile::new(16 * FRAME_BYTES).unwrap();
-                for (n, byte) in pages.iter().enumerate() {
-                    file.write(n * FRAME_BYTES, &[*byte; FRAME_BYTES]).unwrap();
-                }
-                match (what, images.pop()) {
-                    (0, Some(_)) => {}
-                    (1, Some((image, before))) => {
-                        let mut expected = before.clone();
-                        let some = [2u32..5, 9..10];
-                        for frame in some.iter().cloned().flatten() {
-                            expected[frame as usize] = pages[frame as usize];
-                        }
-                        let newer = image.with(file, some.to_vec()).unwrap();
-                        images.push((image, before));
-                        images.push((newer, expected));
-                    }
-                    (_, last) => {
-                        images.extend(last);
-                        let plain = FrozenImage::new(layout.clone(), Arc::new(file)).unwrap();
-                        let (image, shared) = plain.sharing(&store, &fingerprints(&plain)).unwrap();
-                        prop_assert_eq!(shared.shared + shared.own + shared.zero, 16);
-                        images.push((image, pages));
-                    }
-                }
-                // Fetched pages push others out.
-                let page = [what + 100; FRAME_BYTES];
-                store.put(Domain::new([5; 32]).fingerprint(&page), &page).unwrap();
-                for (image, expected) in &images {
-                    prop_assert_eq!(&numbers(image.bytes()), expected);
-                    let mut all = vec![0; 16 * FRAME_BYTES];
-                    image.private().unwrap().read(0, &mut all).unwrap();
-                    prop_assert_eq!(&numbers(&all), expected);
-                }
-                let statistics = store.statistics();
-                prop_assert!(statistics.pages <= room);
-            }
-            images.clear();
-            prop_assert_eq!(store.statistics().pins, 0);
-        }
-    }
-}
+mod tests;

@@ -275,7 +275,7 @@ impl Drop for Mapping {
     }
 }
 
-/// Bytes that nobody changes, mapped for reading: files sealed against writing, and pinned pages of the content store.
+/// Bytes that nobody changes, mapped for reading: files sealed against writing.
 #[derive(Debug)]
 pub(crate) struct Sealed(Mapping);
 
@@ -283,20 +283,20 @@ impl Sealed {
     /// Maps the first `len` bytes of a file, and ranges of others over them.
     ///
     /// # Errors
-    /// [`Errno::PERM`] when one of the files is not sealed against shrinking, or against writing unless it is the content store's. Whoever
+    /// [`Errno::PERM`] when one of the files is not sealed against shrinking and writing, as the content store's never is. Whoever
     /// sealed it has no mapping left that could write.
     pub(crate) fn of_files(
         base: BorrowedFd<'_>,
         len: usize,
         over: &[Overlay<'_>],
     ) -> Result<Self, Errno> {
-        require_seals(base, Stands::Sealed)?;
+        require_seals(base)?;
         // SAFETY: without a fixed address the kernel chooses one where nothing is mapped.
         let start =
             unsafe { mmap(std::ptr::null_mut(), len, ProtFlags::READ, MapFlags::SHARED, base, 0) }?;
         let mapping = Mapping::at(start, len, Sharing::Shared)?;
-        for Overlay { range, file, offset, stands } in over {
-            require_seals(*file, *stands)?;
+        for Overlay { range, file, offset, .. } in over {
+            require_seals(file)?;
             let start = mapping.part(range)?;
             let offset = u64::try_from(*offset).map_err(|_| Errno::OVERFLOW)?;
             let flags = MapFlags::SHARED | MapFlags::FIXED;
@@ -308,18 +308,15 @@ impl Sealed {
 
     /// All bytes.
     pub(crate) fn bytes(&self) -> &[u8] {
-        // SAFETY: the files are sealed: nobody can shrink them, or write to them through a file descriptor or a new mapping; the
-        // only mapping from before the seal became a private one (`GuestRam::freeze`). Pages of the content store are pinned by
-        // the image that has this mapping, and written only before they are and after they no longer are (`core::store::Index`
-        // gives a pinned page's slot to nobody, nor one of a former life of the store until its owner vouches that nobody shows it:
-        // `ContentStore::release_former`). This mapping is read-only and lives as long as `self`.
+        // SAFETY: the files are sealed: nobody can shrink them, or write to them through a file descriptor or a new mapping, in this
+        // process or another (`require_seals`); the only mapping from before the seal became a private one (`GuestRam::freeze`), or is gone
+        // (`Stage::freeze`), and none was ever handed out with a file that becomes an image. This mapping is read-only and lives as long as `self`.
         unsafe { std::slice::from_raw_parts(self.0.start.as_ptr(), self.0.len) }
     }
 }
 
-fn require_seals(file: impl AsFd, stands: Stands) -> Result<(), Errno> {
+fn require_seals(file: impl AsFd) -> Result<(), Errno> {
     let seals = fcntl_get_seals(file)?;
-    let is_sealed =
-        stands == Stands::Pinned || seals.intersects(SealFlags::WRITE | SealFlags::FUTURE_WRITE);
+    let is_sealed = seals.intersects(SealFlags::WRITE | SealFlags::FUTURE_WRITE);
     if is_sealed && seals.contains(SealFlags::SHRINK) { Ok(()) } else { Err(Errno::PERM) }
 }

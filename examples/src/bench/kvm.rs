@@ -300,7 +300,8 @@ fn sharing(world: &World) -> Outcome<Frozen> {
     let fingerprints =
         Fingerprints::new(domain.id(), image.layout().frames(), frames.into_iter().zip(found));
     let store = ContentStore::new(image.layout().frames())?;
-    let (pages, _) = image.bytes().as_chunks::<FRAME_BYTES>();
+    let bytes = image.bytes().ok_or("the image shares pages already")?;
+    let (pages, _) = bytes.as_chunks::<FRAME_BYTES>();
     for (frame, page) in (0..).map(FrameIndex).zip(pages).step_by(8) {
         if let Some(key) = fingerprints.get(frame) {
             store.put(key, page)?;

@@ -121,6 +121,16 @@ impl StoreFile {
         self.file.read(self.offset(slot), page)
     }
 
+    /// Copies out bytes of a place and those that follow it, from an offset in it on.
+    pub(super) fn read_from(
+        &self,
+        slot: u32,
+        offset: usize,
+        buf: &mut [u8],
+    ) -> Result<(), KvmError> {
+        self.file.read(self.offset(slot).saturating_add(offset), buf)
+    }
+
     /// Puts a page in a place.
     pub(super) fn put(&self, slot: u32, key: Fingerprint, page: &Page) -> Result<(), KvmError> {
         self.file.write(key_at(slot), &NONE.0)?;

@@ -16,6 +16,8 @@ use kaleidoscope_core::fingerprint::{Domain, Fingerprint};
 use kaleidoscope_core::memory::Page;
 use kaleidoscope_core::store::{Index, PageStore, StoreError, StoreStatistics};
 use parking_lot::Mutex;
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
@@ -28,6 +30,9 @@ use std::sync::Arc;
 pub struct ContentStore {
     file: StoreFile,
     index: Mutex<Index>,
+    /// Pins that were taken by name, through [`PageStore`]: nobody lets go of more of them, and so of a page that an image or a stage shows. Locked before
+    /// the index.
+    named: Mutex<HashMap<Fingerprint, u64>>,
 }
 
 impl ContentStore {
@@ -37,7 +42,7 @@ impl ContentStore {
     /// [`KvmError::Refused`] when the system has no memory to give.
     pub fn new(pages: u32) -> Result<Arc<Self>, KvmError> {
         let file = StoreFile::create(pages)?;
-        Ok(Arc::new(Self { file, index: Mutex::new(Index::new(pages)) }))
+        Ok(Self::with(file, Index::new(pages)))
     }
 
     /// The store that a former process left in a file, with the pages that are of one of these domains.
@@ -55,12 +60,16 @@ impl ContentStore {
     pub fn reopen(file: OwnedFd, domains: &[Domain]) -> Result<Arc<Self>, KvmError> {
         let file = StoreFile::open(file)?;
         let index = reopen::index(&file, domains)?;
-        Ok(Arc::new(Self { file, index: Mutex::new(index) }))
+        Ok(Self::with(file, index))
+    }
+
+    fn with(file: StoreFile, index: Index) -> Arc<Self> {
+        Arc::new(Self { file, index: Mutex::new(index), named: Mutex::default() })
     }
 
     /// The file, for whoever shall keep it when this process has ended.
     ///
-    /// Who has it can read and write the pages of all tenants. One store at a time may be open on it: another process is refused while this
+    /// Who has it can read and write the pages of all tenants, those that clones show included; so no [image](super::FrozenImage::bytes) refers to them. One store at a time may be open on it: another process is refused while this
     /// one lives, but this one is not, nor is anybody once this process closed a descriptor of the file.
     #[must_use]
     pub fn file(&self) -> BorrowedFd<'_> {
@@ -111,6 +120,11 @@ impl ContentStore {
         written.map(|()| true)
     }
 
+    /// Pins a page for an image or a stage, unless it is not here.
+    fn pin_shown(&self, key: Fingerprint) -> Option<u32> {
+        self.index.lock().pin(key)
+    }
+
     fn let_go<'k>(&self, keys: impl Iterator<Item = &'k Fingerprint>) {
         let mut index = self.index.lock();
         keys.for_each(|key| index.unpin(*key));
@@ -139,10 +153,21 @@ impl PageStore for ContentStore {
     }
 
     fn pin(&self, key: Fingerprint) -> Option<u32> {
-        self.index.lock().pin(key)
+        let mut named = self.named.lock();
+        let slot = self.pin_shown(key)?;
+        let count = named.entry(key).or_default();
+        *count = count.saturating_add(1);
+        Some(slot)
     }
 
+    /// Lets go of a page that was [pinned](PageStore::pin) here. What images and stages show stays pinned, however often this is called.
     fn unpin(&self, key: Fingerprint) {
+        let mut named = self.named.lock();
+        let Entry::Occupied(mut entry) = named.entry(key) else { return };
+        *entry.get_mut() -= 1;
+        if *entry.get() == 0 {
+            entry.remove();
+        }
         self.index.lock().unpin(key);
     }
 

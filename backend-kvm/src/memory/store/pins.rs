@@ -2,13 +2,13 @@
 
 use super::ContentStore;
 use crate::error::KvmError;
-use crate::memory::file::bytes_of;
+use crate::memory::file::{bytes_of, frames_of};
 use crate::sys::{Overlay, Stands};
 use kaleidoscope_core::addr::FRAME_BYTES;
 use kaleidoscope_core::fingerprint::{Domain, Fingerprint};
 use kaleidoscope_core::memory::Page;
-use kaleidoscope_core::store::PageStore;
 use std::ops::Range;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 
 /// Runs of the store's pages that one clone's memory shows at most, each of which is a mapping: a process may have 65,530 (vm.max_map_count),
@@ -33,14 +33,18 @@ pub(crate) struct Pins {
 
 impl Pins {
     /// Puts pages of an image into the store, in the order of their frames, and pins those that are shown in the [`RUNS`] longest runs.
-    pub(crate) fn put<'p>(
+    /// `read` copies the bytes of a frame.
+    pub(crate) fn put(
         store: &Arc<ContentStore>,
-        pages: impl Iterator<Item = (u32, Fingerprint, &'p Page)>,
+        pages: impl Iterator<Item = (u32, Fingerprint)>,
+        read: impl Fn(u32, &mut Page) -> Result<(), KvmError>,
     ) -> Result<Self, KvmError> {
         // From here on what is pinned is unpinned, whatever fails.
         let mut pins = Self { store: Arc::clone(store), runs: Vec::new() };
-        for (frame, key, page) in pages {
-            if let Some(slot) = store.put_pinned(key, page)? {
+        let mut page = [0; FRAME_BYTES];
+        for (frame, key) in pages {
+            read(frame, &mut page)?;
+            if let Some(slot) = store.put_pinned(key, &page)? {
                 pins.add(frame, key, slot);
             }
         }
@@ -60,7 +64,7 @@ impl Pins {
     ) -> Result<Self, KvmError> {
         let mut pins = Self { store: Arc::clone(store), runs: Vec::new() };
         for (frame, key) in wanted {
-            if let Some(slot) = store.pin(key) {
+            if let Some(slot) = store.pin_shown(key) {
                 pins.add(frame, key, slot);
             }
         }
@@ -127,6 +131,15 @@ impl Pins {
         self.runs.get(at).filter(|run| run.frames.contains(&frame))
     }
 
+    /// Copies bytes out of frames that follow each other in one of the runs, from an offset in frame-index order on.
+    pub(crate) fn read(&self, offset: usize, buf: &mut [u8]) -> Result<(), KvmError> {
+        let frame = frames_of(&(offset..offset)).start;
+        let run = self.run(frame);
+        let run = run.ok_or_else(|| KvmError::State(format!("frame {frame} is not shared")))?;
+        let start = bytes_of(&run.frames).start;
+        self.store.file.read_from(run.slot, offset - start, buf)
+    }
+
     /// Where frames are that follow each other in one of the runs.
     pub(crate) fn part(&self, frames: &Range<u32>) -> Overlay<'_> {
         let slot =
@@ -134,7 +147,7 @@ impl Pins {
         Overlay {
             offset: self.store.file.offset(slot),
             range: bytes_of(frames),
-            file: self.store.file(),
+            file: self.store.file.as_fd(),
             stands: Stands::Pinned,
         }
     }

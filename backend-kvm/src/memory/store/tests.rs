@@ -73,7 +73,7 @@ fn a_store_comes_back_with_its_pages() {
     assert_eq!((store.statistics().pins, store.statistics().former), (1, 0));
     assert!((100..120).all(|n| put(&store, &mine, n)));
     assert_eq!([0, 1, 2].map(|n| has(&store, &mine, n)), [false, true, false]);
-    store.unpin(mine.fingerprint(&page(1)));
+    store.let_go([mine.fingerprint(&page(1))].iter());
     // And once more, with what is there by now.
     let kept = file(&store);
     drop(store);
