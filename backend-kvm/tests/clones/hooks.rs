@@ -77,7 +77,7 @@ fn every_clone_knows_who_it_is() -> Outcome<()> {
         assert!(identities(&plan, clone)?.iter().all(|seen| *seen == id.0));
         let start = Instant::now();
         while notices(&plan, clone, 1)? == 0 {
-            assert!(start.elapsed() < Duration::from_secs(20), "it was not told");
+            assert!(start.elapsed() < Duration::from_secs(180), "it was not told");
             std::thread::sleep(Duration::from_millis(1));
         }
         assert_eq!((notices(&plan, clone, 0)?, notices(&plan, clone, 1)?), (0, 1));

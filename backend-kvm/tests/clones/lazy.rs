@@ -94,7 +94,7 @@ fn a_clone_that_is_filled_needs_nobody() -> Outcome<()> {
     let start = Instant::now();
     while !clone.engine().unwrap().is_filled() {
         assert_eq!(clone.ended(), None);
-        assert!(start.elapsed() < Duration::from_secs(30));
+        assert!(start.elapsed() < Duration::from_secs(180));
         std::thread::sleep(Duration::from_millis(1));
     }
     let_run(&plan, &clone, &hears, 100);
@@ -116,7 +116,7 @@ fn a_clone_that_was_filled_becomes_a_parent() -> Outcome<()> {
     clone.resume()?;
     let start = Instant::now();
     while !clone.engine().unwrap().is_whole() {
-        assert!(start.elapsed() < Duration::from_secs(30));
+        assert!(start.elapsed() < Duration::from_secs(180));
         std::thread::sleep(Duration::from_millis(1));
     }
     drop(parent);
@@ -192,7 +192,7 @@ fn without_pages_a_clone_ends_and_nobody_else_does() -> Outcome<()> {
             if let Some(how) = clone.ended() {
                 break how;
             }
-            assert!(start.elapsed() < Duration::from_secs(20), "it hangs");
+            assert!(start.elapsed() < Duration::from_secs(180), "it hangs");
             std::thread::sleep(Duration::from_millis(1));
         };
         println!("{pages} pages: {:?}: {how}", start.elapsed());
@@ -227,7 +227,7 @@ fn a_clone_can_be_dropped_while_it_waits() -> Outcome<()> {
         std::thread::sleep(Duration::from_millis(round as u64));
         let start = Instant::now();
         drop(clone);
-        assert!(start.elapsed() < Duration::from_secs(10));
+        assert!(start.elapsed() < Duration::from_secs(180));
         assert_eq!(hears.complaint(), None);
     }
     let before = progress(&plan, &mut |gpa, buf| frozen.image.read(gpa, buf))?;

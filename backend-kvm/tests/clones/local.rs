@@ -204,7 +204,7 @@ fn a_wrong_byte_is_noticed() -> Outcome<()> {
     machine.resume()?;
     let start = Instant::now();
     while witness.complaint().is_none() {
-        assert!(start.elapsed() < Duration::from_secs(30), "the guest does not notice");
+        assert!(start.elapsed() < Duration::from_secs(180), "the guest does not notice");
         std::thread::sleep(Duration::from_millis(1));
     }
     assert_eq!(witness.complaint().unwrap().vector, 6);
@@ -252,7 +252,7 @@ fn what_siblings_wrote_is_copied_ahead() -> Outcome<()> {
         let_run(&plan, &clone, &hears, 50);
         let start = Instant::now();
         while wish == frames && total(&clone.written()?) < total(&frames) {
-            assert!(start.elapsed() < Duration::from_secs(20), "it is not copied");
+            assert!(start.elapsed() < Duration::from_secs(180), "it is not copied");
         }
         verify_machine(&plan, &clone);
     }

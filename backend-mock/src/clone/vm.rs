@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 const STACK: usize = 256 << 10;
 
 /// How long fault threads may take to end after the clone has.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Whoever answers a clone's faults: an [`Engine`], or a handler to be tested.
 pub trait Handler: Send + Sync {

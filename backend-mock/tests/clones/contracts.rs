@@ -195,7 +195,7 @@ impl Subject for Wrong {
 fn the_placer_suite_notices() {
     let broken = |how| {
         let make = |frames| {
-            let patience = Duration::from_millis(200);
+            let patience = Duration::from_secs(1);
             Ok(Wrong { memory: MockMemory::with_patience(frames, patience)?, how })
         };
         contract::placer(&make).unwrap_err().to_string()
@@ -206,7 +206,7 @@ fn the_placer_suite_notices() {
         "{told}"
     );
     let told = broken(How::ForgetsToPlace);
-    assert!(told.contains("nobody filled frame 14 for 0.2"), "{told}");
+    assert!(told.contains("nobody filled frame 14 for "), "{told}");
     let told = broken(How::SaysPlaced);
     assert!(told.starts_with("a frame that has bytes keeps them: Placed"), "{told}");
     let told = broken(How::TakesBackAnything);
@@ -221,7 +221,7 @@ fn a_lost_fault_is_named() {
     let memory = MockMemory::with_patience(32, Duration::from_millis(50)).unwrap();
     let told = memory.read(FrameIndex(17), 0, &mut [0]).unwrap_err().to_string();
     assert!(
-        told.starts_with("nobody filled frame 17 for 0.0") && told.ends_with("a lost fault"),
+        told.starts_with("nobody filled frame 17 for ") && told.ends_with("a lost fault"),
         "{told}"
     );
     let told = memory.give_back(3..5).unwrap_err().to_string();

@@ -14,7 +14,7 @@ const FRAME: FrameIndex = FrameIndex(40);
 /// An engine with two fault threads on a memory, while `body` runs.
 fn with_engine(body: impl FnOnce(&MockMemory)) -> Engine {
     let guest = Guest::new(100, 3, FreeFrames::Fetch);
-    let memory = Arc::new(MockMemory::with_patience(100, Duration::from_secs(5)).unwrap());
+    let memory = Arc::new(MockMemory::with_patience(100, Duration::from_secs(60)).unwrap());
     let parts = Parts {
         atlas: Arc::clone(&guest.atlas),
         policy: guest.policy(Policy::Demand, 0),
@@ -44,7 +44,7 @@ fn with_engine(body: impl FnOnce(&MockMemory)) -> Engine {
 }
 
 fn wait_until(mut is_true: impl FnMut() -> bool) {
-    let end = Instant::now() + Duration::from_secs(5);
+    let end = Instant::now() + Duration::from_secs(60);
     while !is_true() && Instant::now() < end {
         std::thread::sleep(Duration::from_micros(100));
     }

@@ -234,7 +234,7 @@ pub(crate) fn run(recipe: &Recipe) -> Run {
         let (call, when, failure) = *rule;
         script.on(call, when, failure)
     });
-    let memory = MockMemory::with_patience(recipe.frames, Duration::from_secs(20)).unwrap();
+    let memory = MockMemory::with_patience(recipe.frames, Duration::from_secs(60)).unwrap();
     let memory = Arc::new(memory);
     let frozen = Arc::clone(&guest.frozen);
     let mut source: Arc<dyn PageSource> = Arc::new(LocalSource::new(frozen));

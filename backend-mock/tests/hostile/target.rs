@@ -20,7 +20,7 @@ const MAX_IMAGE: usize = 256 << 20;
 /// A damaged run may take this many times as long as an undamaged one, and this long beside. A guard against hangs, not a
 /// benchmark.
 const SLOWER: u32 = 20;
-const SPARE_TIME: Duration = Duration::from_secs(8);
+const SPARE_TIME: Duration = Duration::from_secs(60);
 
 /// How a damaged guest fared.
 pub(crate) struct Outcome {
@@ -47,7 +47,7 @@ impl<'m> Target<'m> {
     ) -> Self {
         let options = Options { registers, ..Options::default() };
         let (coloring, cost) =
-            measure(name, Duration::from_secs(60), || color(memory, &options).unwrap());
+            measure(name, Duration::from_secs(300), || color(memory, &options).unwrap());
         println!("{name}: undamaged {cost:?}, {} frames", memory.layout().frames());
         Self { name: name.to_owned(), memory, registers: options.registers, coloring, cost }
     }

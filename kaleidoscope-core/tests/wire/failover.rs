@@ -28,7 +28,7 @@ fn another_replica_takes_over_again_and_again() {
 #[test]
 fn without_a_server_the_client_gives_up_in_time() {
     let server = Arc::new(server(2000));
-    let deadline = Duration::from_millis(500);
+    let deadline = Duration::from_secs(3);
     let options = ClientOptions { deadline, ..hasty() };
     let client = client(Local(vec![server.clone()]), options);
     client.request(&indices(0..2000), Priority::Prefetch).unwrap();
@@ -52,7 +52,7 @@ fn servers_that_only_welcome_are_given_up() {
         wire.linger()
     };
     let patience = Duration::from_millis(50);
-    let options = ClientOptions { patience, deadline: 6 * patience, ..hasty() };
+    let options = ClientOptions { patience, deadline: 60 * patience, ..hasty() };
     let client = client(Scripted::one(mute).and(mute), options);
     client.request(&indices(0..10), Priority::Urgent).unwrap();
     let error = receive(&client, 10, &mut Arrived::new()).unwrap_err();
@@ -73,7 +73,7 @@ fn a_server_that_answers_others_only_is_left() {
         }
     };
     let patience = Duration::from_millis(50);
-    let options = ClientOptions { patience, deadline: Duration::from_secs(2), ..hasty() };
+    let options = ClientOptions { patience, deadline: Duration::from_secs(6), ..hasty() };
     let client = client(Scripted::one(unfair).and_honest(), options);
     client.request(&indices([5]), Priority::Urgent).unwrap();
     let start = Instant::now();
@@ -89,7 +89,8 @@ fn a_server_that_answers_others_only_is_left() {
             .unwrap();
     }
     assert!(has_come);
-    assert_eq!(client.statistics().silences, 1);
+    // More of them where the honest one does not get a processor in time.
+    assert!(client.statistics().silences >= 1);
 }
 
 #[test]
