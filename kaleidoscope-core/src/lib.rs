@@ -33,6 +33,7 @@ pub mod image;
 pub mod linux;
 pub mod manifest;
 pub mod memory;
+pub mod output_file;
 pub mod page_tables;
 pub mod paging;
 pub mod prefetch;
