@@ -2,6 +2,8 @@
 //!
 //! `cargo run --release -p kaleidoscope-examples --example largest_files -- IMAGE`
 
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "an example shows what it finds")]
+
 use kaleidoscope_core::color::FrameKind;
 use kaleidoscope_core::coloring::{Options, color};
 use kaleidoscope_core::image::{Format, MemoryImage};

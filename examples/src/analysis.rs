@@ -51,6 +51,11 @@ pub(crate) struct LayoutArgs {
 }
 
 impl LayoutArgs {
+    /// What is read beside images.
+    pub(crate) fn inputs(&self) -> impl Iterator<Item = &PathBuf> {
+        self.layout.iter()
+    }
+
     /// Opens the image at `path`.
     pub(crate) fn open(&self, path: &Path) -> Result<MemoryImage, Failure> {
         let raw = |preset| Format::Raw(RawLayout::Preset(preset));

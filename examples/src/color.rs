@@ -2,6 +2,7 @@
 
 use crate::analysis::{LayoutArgs, color_image, registers};
 use crate::failure::Failure;
+use crate::outfile::{Files, Output};
 use crate::outputs::{OutputArgs, View};
 use kaleidoscope_core::coloring::Rules;
 use kaleidoscope_core::manifest::{ImageIdentity, Manifest};
@@ -44,25 +45,35 @@ pub(crate) struct Args {
 }
 
 impl Args {
+    /// What is read and written.
+    pub(crate) fn files(&self) -> Files {
+        let reads = Files::new().reads([&self.image]).reads(self.layout.inputs()).reads(&self.regs);
+        reads.writes(&self.output).writes(self.outputs.paths())
+    }
+
     /// Colors the image.
     pub(crate) fn run(&self) -> Result<(), Failure> {
         let image = self.layout.open(&self.image)?;
+        let output = self.output.as_deref().map(Output::lasting).transpose()?;
+        let files = self.outputs.create()?;
         let rules = if self.cache_wins { Rules::page_cache_wins() } else { Rules::default() };
         let registers = registers(&image, self.regs.as_deref())?;
         let analysis = color_image(&image, registers, rules)?;
         let map = &analysis.coloring.map;
-        if let Some(path) = &self.output {
+        if let Some(output) = output {
             let identity =
                 ImageIdentity::of(&image, map).map_err(|e| Failure::at(&self.image, e))?;
             let mut manifest = Manifest::new(map.clone(), identity);
             manifest.notes.clone_from(&analysis.notes);
-            manifest.write_file(path).map_err(|e| Failure::at(path, e))?;
+            let bytes = manifest.to_bytes().map_err(|e| Failure::at(output.path(), e))?;
+            output.write(|out| out.write_all(&bytes))?;
         }
-        self.outputs.emit(&View {
+        let view = View {
             map,
             notes: &analysis.notes,
             stages: &analysis.stages,
             processes: self.processes.then(|| analysis.coloring.processes()),
-        })
+        };
+        self.outputs.emit(files, &view)
     }
 }

@@ -1,7 +1,8 @@
 //! `kaleidoscope explain`: why a frame has its color.
 
 use crate::analysis::{LayoutArgs, color_image, registers, vmcoreinfo};
-use crate::failure::{Failure, print};
+use crate::failure::Failure;
+use crate::stdio::print;
 use crate::table;
 use kaleidoscope_core::addr::{FRAME_SIZE, Gfn, Gpa};
 use kaleidoscope_core::color::{ColorMap, FrameKind, Region, Temperature};

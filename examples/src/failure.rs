@@ -1,6 +1,9 @@
 //! Why a command could not do its job, and what to do about it.
 
+use rustix::io::Errno;
+use std::error::Error;
 use std::fmt;
+use std::io;
 use std::path::Path;
 
 /// Ends a command: a cause on one line and, where there is one, a hint of what to do next.
@@ -21,10 +24,49 @@ impl Failure {
         Self::new(format_args!("{}: {cause}", path.display()))
     }
 
+    /// A failure whose reason is the system's, with a hint if there is one for it.
+    pub(crate) fn io(cause: impl fmt::Display, reason: &io::Error) -> Self {
+        let hint = reason.raw_os_error().and_then(hint).map(str::to_owned);
+        Self { cause: cause.to_string(), hint }
+    }
+
+    /// A failure to write a file.
+    pub(crate) fn unwritable(path: &Path, reason: &io::Error) -> Self {
+        Self::io(format_args!("{}: cannot be written: {reason}", path.display()), reason)
+    }
+
+    /// A failure that may have one of the system's reasons somewhere below it.
+    pub(crate) fn of(error: &(dyn Error + 'static)) -> Self {
+        let (mut reason, mut found) = (Some(error), None);
+        while let (Some(error), None) = (reason, found) {
+            let number = match error.downcast_ref::<Errno>() {
+                Some(error) => Some(error.raw_os_error()),
+                None => error.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error),
+            };
+            found = number.and_then(hint);
+            reason = error.source();
+        }
+        Self { cause: error.to_string(), hint: found.map(str::to_owned) }
+    }
+
     /// Says what to do next.
     pub(crate) fn hint(self, hint: impl Into<String>) -> Self {
         Self { hint: Some(hint.into()), ..self }
     }
+}
+
+/// What to do about one of the system's reasons for not writing, where its name does not say it.
+fn hint(number: i32) -> Option<&'static str> {
+    Some(match Errno::from_raw_os_error(number) {
+        Errno::NOSPC => "make room on that file system, or write to another one",
+        Errno::DQUOT => "the disk quota is used up: remove files, or write to another file system",
+        Errno::FBIG => {
+            "the process may not write files of this size (`ulimit -f` in a shell, LimitFSIZE= of \
+             a unit; memory files count too), or the file system has none so large"
+        }
+        Errno::ROFS => "write to another file system: this one is mounted read-only",
+        _ => return None,
+    })
 }
 
 impl fmt::Display for Failure {
@@ -37,14 +79,19 @@ impl fmt::Display for Failure {
     }
 }
 
-/// Writes text to standard output. A reader that went away (`| head`) is not a failure.
-pub(crate) fn print(text: &str) -> Result<(), Failure> {
-    use std::io::{ErrorKind, Write};
-    let mut out = std::io::stdout().lock();
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
-            Err(Failure::new(format_args!("cannot write the result: {error}")))
-        }
-        _ => Ok(()),
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_systems_reasons_have_hints_however_deep_they_are() {
+        #[derive(Debug, thiserror::Error)]
+        #[error("above")]
+        struct Above(#[source] io::Error);
+        let error = Above(io::Error::from(Errno::FBIG));
+        assert!(Failure::of(&error).to_string().starts_with("above\nhint: the process may not"));
+        let full = Failure::unwritable(Path::new("x"), &Errno::NOSPC.into()).to_string();
+        assert!(full.contains("\nhint: make room"), "{full}");
+        assert!(!Failure::of(&Above(Errno::NOENT.into())).to_string().contains("hint"));
     }
 }

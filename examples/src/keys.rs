@@ -1,13 +1,15 @@
 //! `kaleidoscope keys`: certificates for page servers and clients that have none.
 
 use crate::failure::Failure;
+use crate::interrupt::{Armed, Undo, arm_with};
+use crate::outfile::Output;
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose,
 };
-use std::fs::{DirBuilder, OpenOptions};
-use std::io::{ErrorKind, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::fs::DirBuilder;
+use std::io::ErrorKind;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 /// Make keys and certificates with which page servers and their clients know each other.
@@ -58,7 +60,7 @@ impl Args {
             .iter()
             .map(|(name, _)| format!("{}\n", self.folder.join(name).display()))
             .collect();
-        crate::failure::print(&listed)
+        crate::stdio::print(&listed)
     }
 
     fn make(&self) -> Result<Files, rcgen::Error> {
@@ -100,19 +102,27 @@ impl Args {
 
     fn write(&self, files: &Files) -> Result<(), Failure> {
         let folder = &self.folder;
+        let is_new = !exists(folder);
         let made = DirBuilder::new().recursive(true).mode(0o700).create(folder);
-        made.map_err(|error| Failure::at(folder, error))?;
+        made.map_err(|error| Failure::unwritable(folder, &error))?;
         // All or nothing, as far as that goes: half a set is no use.
         if let Some((name, _)) = files.iter().find(|(name, _)| exists(&folder.join(name))) {
             return Err(Failure::at(&folder.join(name), "the file exists, and is left alone")
                 .hint("choose another folder, or remove the old keys yourself"));
         }
-        files.iter().try_for_each(|(name, text)| {
+        let undo = |path: &Path| arm_with(Undo::Remove(path.to_owned()), || Ok::<_, Failure>(()));
+        let mut written = Vec::new();
+        if is_new {
+            written.push(undo(folder)?.1);
+        }
+        for (name, text) in files {
             let path = folder.join(name);
-            let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
-            file.and_then(|mut file| file.write_all(text.as_bytes()))
-                .map_err(|error| Failure::at(&path, error))
-        })
+            let file = Output::secret(&path)?;
+            written.push(undo(&path)?.1);
+            file.write(|out| out.write_all(text.as_bytes()))?;
+        }
+        written.into_iter().for_each(Armed::disarm);
+        Ok(())
     }
 }
 

@@ -2,6 +2,7 @@
 
 use crate::analysis::LayoutArgs;
 use crate::failure::Failure;
+use crate::outfile::Files;
 use crate::outputs::{OutputArgs, View};
 use kaleidoscope_core::manifest::{Limits, Manifest, ManifestError};
 use std::path::{Path, PathBuf};
@@ -30,6 +31,12 @@ pub(crate) struct Args {
 }
 
 impl Args {
+    /// What is read and written.
+    pub(crate) fn files(&self) -> Files {
+        let reads = Files::new().reads([&self.manifest]).reads(&self.verify);
+        reads.reads(self.layout.inputs()).writes(self.outputs.paths())
+    }
+
     /// Reads and shows the map.
     pub(crate) fn run(&self) -> Result<(), Failure> {
         let path = &self.manifest;
@@ -42,12 +49,9 @@ impl Args {
                     .hint("color this image again: a map says nothing about another freeze")
             })?;
         }
-        self.outputs.emit(&View {
-            map: &manifest.map,
-            notes: &manifest.notes,
-            stages: &[],
-            processes: None,
-        })
+        let view =
+            View { map: &manifest.map, notes: &manifest.notes, stages: &[], processes: None };
+        self.outputs.emit(self.outputs.create()?, &view)
     }
 }
 

@@ -1,13 +1,14 @@
 //! What `color` and `map` can do with a color map.
 
-use crate::failure::{Failure, print};
+use crate::failure::Failure;
+use crate::outfile::{Output, create_if};
 use crate::statistics::Statistics;
+use crate::stdio::print;
 use crate::{csv_out, json, picture, table};
 use kaleidoscope_core::color::ColorMap;
 use kaleidoscope_core::guest_os::Process;
-use std::fs::File;
 use std::io::{self, IsTerminal};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// What to show and to write.
@@ -43,18 +44,40 @@ pub(crate) struct View<'a> {
     pub(crate) processes: Option<&'a [Process]>,
 }
 
+/// The files of [`OutputArgs`], which are written when there is something to show.
+#[derive(Debug)]
+pub(crate) struct OutputFiles {
+    frames: Option<Output>,
+    regions: Option<Output>,
+    png: Option<Output>,
+}
+
 impl OutputArgs {
+    /// The files that are asked for.
+    pub(crate) fn paths(&self) -> impl Iterator<Item = &PathBuf> {
+        [&self.frames, &self.regions, &self.png].into_iter().flatten()
+    }
+
+    /// Begins the files.
+    pub(crate) fn create(&self) -> Result<OutputFiles, Failure> {
+        Ok(OutputFiles {
+            frames: create_if(self.frames.as_ref())?,
+            regions: create_if(self.regions.as_ref())?,
+            png: create_if(self.png.as_ref())?,
+        })
+    }
+
     /// Writes the files and prints the tables or the JSON object.
-    pub(crate) fn emit(&self, view: &View<'_>) -> Result<(), Failure> {
+    pub(crate) fn emit(&self, files: OutputFiles, view: &View<'_>) -> Result<(), Failure> {
         let statistics = Statistics::of(view.map);
-        if let Some(path) = &self.frames {
-            write(path, |file| csv_out::write_frames(view.map, file))?;
+        if let Some(file) = files.frames {
+            file.write(|out| csv_out::write_frames(view.map, out))?;
         }
-        if let Some(path) = &self.regions {
-            write(path, |file| csv_out::write_regions(view.map, file))?;
+        if let Some(file) = files.regions {
+            file.write(|out| csv_out::write_regions(view.map, out))?;
         }
-        if let Some(path) = &self.png {
-            write(path, |file| picture::draw(view.map, &statistics).write_png(file))?;
+        if let Some(file) = files.png {
+            file.write(|out| picture::draw(view.map, &statistics).write_png(out))?;
         }
         print(&if self.json {
             json::render(view, &statistics, self.files)
@@ -67,13 +90,4 @@ impl OutputArgs {
 /// Whether standard output shows colors: a terminal, unless the user objects (<https://no-color.org>).
 pub(crate) fn shows_colors() -> bool {
     io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty())
-}
-
-/// Creates a file and writes it.
-pub(crate) fn write(
-    path: &Path,
-    content: impl FnOnce(File) -> io::Result<()>,
-) -> Result<(), Failure> {
-    let written = File::create(path).and_then(content);
-    written.map_err(|e| Failure::at(path, format_args!("cannot be written: {e}")))
 }

@@ -19,6 +19,11 @@ pub(crate) struct TlsArgs {
 }
 
 impl TlsArgs {
+    /// What is read.
+    pub(crate) fn inputs(&self) -> impl Iterator<Item = &PathBuf> {
+        [&self.cert, &self.key, &self.ca].into_iter().flatten()
+    }
+
     fn credentials(&self) -> Result<Option<Credentials>, Failure> {
         let (Some(cert), Some(key), Some(ca)) = (&self.cert, &self.key, &self.ca) else {
             return Ok(None);

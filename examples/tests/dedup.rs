@@ -1,5 +1,10 @@
 //! Runs `kaleidoscope dedup` on synthetic guests.
 
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a test's figures, and what it skips, are for people"
+)]
 #![expect(clippy::unwrap_used, reason = "helpers of a test fail by panicking")]
 
 mod synthetic;

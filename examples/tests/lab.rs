@@ -2,6 +2,11 @@
 //!
 //! `KALEIDOSCOPE_LAB_GUEST` names the folder that `kaleidoscope lab run` made; without it the test says that it was skipped.
 
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a test's figures, and what it skips, are for people"
+)]
 #![expect(clippy::unwrap_used, clippy::panic, reason = "helpers of a test fail by panicking")]
 
 use std::collections::{BTreeMap, HashSet};

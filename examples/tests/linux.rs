@@ -1,6 +1,12 @@
 //! Runs `kaleidoscope clone` on a Linux kernel, if `KALEIDOSCOPE_KERNEL` names one that boots on this host's KVM, with the words of
 //! `KALEIDOSCOPE_KERNEL_WORDS` on its command line.
 
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a test's figures, and what it skips, are for people"
+)]
+
 use serde_json::Value;
 use std::collections::BTreeSet;
 use std::error::Error;

@@ -4,6 +4,12 @@
 //! folder of guest folders (each with `ram.bin`, `layout.txt`, `regs.txt`), it measures those too. One thread; the image
 //! is in the page cache and mapped. Measurements of the two alternate, so that a busy machine slows both.
 
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a benchmark's figures are for people"
+)]
+
 use kaleidoscope_core::coloring::{Options, color_with_progress};
 use kaleidoscope_core::guest_os::Stage;
 use kaleidoscope_core::image::{Format, LayoutFile, MemoryImage, RawLayout};

@@ -4,6 +4,12 @@
 //! `layout.txt`, `regs.txt`), each of those too. It first prints these ratios beside what they should be; then criterion compares means with
 //! those of the last run.
 
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a benchmark's figures are for people"
+)]
+
 use criterion::Criterion;
 use kaleidoscope_core::addr::{FRAME_BYTES, FrameIndex};
 use kaleidoscope_core::coloring::{Options, color};

@@ -5,6 +5,12 @@
 //! of 1 GiB; with `KALEIDOSCOPE_GUESTS` naming a folder of guest folders, those with traces too (`ram.bin`, `layout.txt`, `regs.txt`,
 //! `traces/*.csv`).
 
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a benchmark's figures are for people"
+)]
+
 #[path = "../tests/prefetch/policies.rs"]
 mod policies;
 

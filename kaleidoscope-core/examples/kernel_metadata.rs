@@ -7,6 +7,8 @@
 //! with physical addresses as file offsets. `symbols` prints every symbol as `/proc/kallsyms` does; `types` reads paths like
 //! `page.mapping` or `enum pageflags.PG_locked` from standard input, one a line, and prints where they are or what they are worth.
 
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "an example shows what it finds")]
+
 use kaleidoscope_core::addr::Gva;
 use kaleidoscope_core::linux::btf::Btf;
 use kaleidoscope_core::linux::kallsyms::{Kallsyms, KallsymsHints};

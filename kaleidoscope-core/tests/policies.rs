@@ -3,6 +3,11 @@
 //! Prints the table of the README, and checks the claims behind it, on the guests of `KALEIDOSCOPE_GUESTS` (see `guests`). The
 //! shipped windows were tuned on other guests. Nothing here depends on how fast the machine is: time is simulated.
 
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a test's figures, and what it skips, are for people"
+)]
 #![expect(clippy::unwrap_used, reason = "a test that cannot read its guests fails")]
 
 mod guests;

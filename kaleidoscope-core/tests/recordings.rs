@@ -4,6 +4,11 @@
 //! files; a program's trace has the same name in each. Prints how many translated frames were touched (precision) and how many
 //! touched frames were translated (recall), by color.
 
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a test's figures, and what it skips, are for people"
+)]
 #![expect(clippy::unwrap_used, reason = "a test that cannot read its guests fails")]
 
 mod guests;

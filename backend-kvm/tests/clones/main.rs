@@ -1,5 +1,11 @@
 //! Real guests that check every byte they own, frozen while they run.
 
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a test's figures, and what it skips, are for people"
+)]
+
 mod ahead;
 mod colors;
 mod common;

@@ -8,6 +8,7 @@ mod measure;
 mod world;
 
 use crate::failure::Failure;
+use crate::stdio::{print, print_line};
 use crate::table::{finish, table};
 use comfy_table::CellAlignment::{Left, Right};
 use cores::Cores;
@@ -79,8 +80,7 @@ impl Report {
     fn print(&self, json: bool) -> Result<(), Failure> {
         if json {
             let text = serde_json::to_string_pretty(self).map_err(Failure::new)?;
-            println!("{text}");
-            return Ok(());
+            return print_line(text);
         }
         let columns = [
             ("", Left),
@@ -103,8 +103,7 @@ impl Report {
                 row.aim.clone(),
             ]);
         }
-        print!("{}", finish(&out));
-        Ok(())
+        print(&finish(&out))
     }
 }
 
@@ -149,7 +148,7 @@ impl Args {
         match &self.what {
             #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
             Some(What::Kvm(args)) => args.run(),
-            None => self.measure().map_err(Failure::new)?.print(self.json),
+            None => self.measure().map_err(|e| Failure::of(&*e))?.print(self.json),
         }
     }
 

@@ -1,5 +1,6 @@
 //! What is measured on: an image, a clone's memory, and a page server between them.
 
+use crate::interrupt::Scratch;
 use kaleidoscope_core::addr::{FRAME_BYTES, FRAME_SIZE, FrameIndex, Gpa};
 use kaleidoscope_core::clone::ports::{PageSource, SourceError};
 use kaleidoscope_core::clone::ports::{PlaceError, Placed, Placer, SystemClock};
@@ -141,12 +142,12 @@ impl Placer for Arena {
 pub(super) struct Host {
     server: Server,
     address: ServerAddress,
-    _folder: tempfile::TempDir,
+    _folder: Scratch,
 }
 
 impl Host {
     pub(super) fn serve(memory: Arc<dyn GuestMemory>) -> Outcome<Self> {
-        let folder = tempfile::tempdir()?;
+        let folder = Scratch::new("kaleidoscope-bench-")?;
         let address = ServerAddress::Unix(folder.path().join("pages.sock"));
         let listener = Listener::bind(&address, ListenOptions::default())?;
         let image = ServedImage::new(memory, DIGEST);

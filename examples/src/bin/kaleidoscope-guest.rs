@@ -21,6 +21,13 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+/// Says something on the console, or nowhere: process 1 must not end because a line is lost.
+macro_rules! say {
+    ($($text:tt)*) => {{
+        let _ = writeln!(std::io::stdout(), $($text)*);
+    }};
+}
+
 /// What is on the disk, if there is one: files whose names are the XXH3 hashes of what they hold, in sixteen digits.
 mod disk {
     use super::Outcome;
@@ -114,7 +121,7 @@ fn main() -> Outcome<()> {
         _ if std::process::id() == 1 => {
             // Process 1 must not end: the kernel would panic, and not say why.
             if let Err(error) = init() {
-                println!("guest: failed: {error}");
+                say!("guest: failed: {error}");
             }
             Ok(reboot(RebootCommand::Restart)?)
         }
@@ -143,7 +150,7 @@ fn init() -> Outcome<()> {
     // What the answer to `flags` takes, so that the question changes little.
     let (mut flags, mut runs) = (vec![0; PIECE], Vec::with_capacity(PIECE));
     let on_disk = disk.map_or("no disk".to_owned(), |files| format!("a disk with {files} files"));
-    println!(
+    say!(
         "guest: ready, {WORKERS} workers of {} MiB, a file of {length} bytes, {on_disk}",
         PAGES >> 8
     );
@@ -154,7 +161,7 @@ fn init() -> Outcome<()> {
             ("flags", _) => {
                 read_flags(&mut flags, &mut runs)?;
                 show(&runs)?;
-                println!("guest: {} runs of flags", runs.len() / 16);
+                say!("guest: {} runs of flags", runs.len() / 16);
             }
             ("end", _) => return Ok(()),
             _ => {}
@@ -176,7 +183,7 @@ fn cloned(id: &str) -> Outcome<()> {
         }
     }
     if let Err(error) = disk::check_all(id) {
-        println!("guest: clone {id}: its disk is wrong: {error}");
+        say!("guest: clone {id}: its disk is wrong: {error}");
         return Ok(());
     }
     let mut right = 0;
@@ -185,7 +192,7 @@ fn cloned(id: &str) -> Outcome<()> {
             right += 1;
         }
     }
-    println!("guest: clone {id}: {right} of {WORKERS} right");
+    say!("guest: clone {id}: {right} of {WORKERS} right");
     Ok(())
 }
 
@@ -305,7 +312,7 @@ fn worker(number: usize) -> Outcome<()> {
         dice = dice.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         let page = usize::try_from(dice >> 40)? % PAGES;
         if !worker.is_right(page) {
-            println!("guest: worker {number}: page {page} is wrong");
+            say!("guest: worker {number}: page {page} is wrong");
             return Err("a wrong page".into());
         }
         if dice >> 36 & 3 == 0 {

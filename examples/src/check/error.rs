@@ -53,9 +53,6 @@ pub(crate) enum Error {
     /// The report cannot be serialized.
     #[error("cannot write the report as JSON: {0}")]
     Json(serde_json::Error),
-    /// The report cannot be written.
-    #[error("cannot write the report: {0}")]
-    Output(std::io::Error),
 }
 
 impl From<Failure> for Error {

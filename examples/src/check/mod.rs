@@ -11,7 +11,6 @@ mod report;
 mod tests;
 mod truth;
 
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -77,7 +76,7 @@ impl Args {
         } else {
             report.to_string()
         };
-        writeln!(std::io::stdout().lock(), "{text}").map_err(Error::Output)?;
+        crate::stdio::print_line(text)?;
         Ok(if report.passed() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
 

@@ -4,12 +4,14 @@ mod report;
 mod run;
 
 use crate::csv_out;
-use crate::failure::{Failure, print};
+use crate::failure::Failure;
+use crate::outfile::{self, Files, create_folder};
 use crate::outputs;
 use crate::picture;
 use crate::progress;
 use crate::replay::policies::{PolicyChoice, for_a_clone};
 use crate::statistics::Statistics;
+use crate::stdio::print;
 use crate::table;
 use kaleidoscope_kvm::memory::PageSize;
 use report::Report;
@@ -102,6 +104,9 @@ pub(crate) struct Args {
     json: bool,
 }
 
+/// What is written into the folder, beside consoles.
+const WRITTEN: [&str; 3] = ["colors.png", "frames.csv", "regions.csv"];
+
 /// How a clone gets its memory.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
 enum Way {
@@ -150,10 +155,27 @@ impl Args {
         if self.huge_pages { PageSize::Huge } else { PageSize::Small }
     }
 
+    /// What is read and written.
+    pub(crate) fn files(&self) -> Files {
+        let reads = Files::new().reads([&self.kernel]).reads(&self.initramfs).reads(&self.init);
+        let reads = reads.reads(&self.disk).reads(self.policy.input());
+        let written = reads.writes_into(self.out.as_ref(), &WRITTEN);
+        let consoles = self.ways.iter().flat_map(|way| {
+            (0..self.clones).map(move |n| run::console_name(&format!("{}-{n}", way.name())))
+        });
+        let folder = self.out.iter();
+        let others = [run::PARENT, run::ASKED].map(run::console_name).into_iter().chain(consoles);
+        let mut names: Vec<_> = others.collect();
+        // A way that is named twice has the same consoles again.
+        names.sort();
+        names.dedup();
+        written.writes(folder.flat_map(|folder| names.iter().map(|name| folder.join(name))))
+    }
+
     /// Boots, freezes, colors and clones.
     pub(crate) fn run(&self) -> Result<(), Failure> {
         if let Some(folder) = &self.out {
-            std::fs::create_dir_all(folder).map_err(|error| Failure::at(folder, error))?;
+            create_folder(folder)?;
         }
         let report = progress::during("clone", |status| run::run(self, status))?;
         if let Some(folder) = &self.out {
@@ -173,9 +195,10 @@ impl Args {
 fn write(folder: &Path, report: &Report) -> Result<(), Failure> {
     let map = &report.map;
     let canvas = picture::draw(map, &Statistics::of(map));
-    outputs::write(&folder.join("colors.png"), |file| canvas.write_png(file))?;
-    outputs::write(&folder.join("frames.csv"), |file| csv_out::write_frames(map, file))?;
-    outputs::write(&folder.join("regions.csv"), |file| csv_out::write_regions(map, file))
+    let [png, frames, regions] = WRITTEN.map(|name| folder.join(name));
+    outfile::write(&png, |out| canvas.write_png(out))?;
+    outfile::write(&frames, |out| csv_out::write_frames(map, out))?;
+    outfile::write(&regions, |out| csv_out::write_regions(map, out))
 }
 
 #[cfg(test)]

@@ -34,7 +34,10 @@ const ANSWERED: &str = "runs of flags";
 const TIME: Duration = Duration::from_secs(1);
 
 /// What the parent is called.
-const PARENT: &str = "parent";
+pub(super) const PARENT: &str = "parent";
+
+/// What the clone is called that is asked for its flags.
+pub(super) const ASKED: &str = "clone-asked";
 
 pub(super) fn run(args: &Args, status: &Status) -> Result<Report, Failure> {
     let host = Host::open().map_err(|error| {
@@ -116,11 +119,17 @@ fn boot(args: &Args, host: &Arc<Host>) -> Result<Linux, Failure> {
     Ok(parent)
 }
 
+/// The file of a guest's words.
+pub(super) fn console_name(name: &str) -> String {
+    format!("{name}.log")
+}
+
 /// Where a guest's words go.
 fn console(args: &Args, name: &str) -> Result<Arc<Console>, Failure> {
     let Some(folder) = &args.out else { return Ok(Arc::new(Console::new(None))) };
-    let path = folder.join(format!("{name}.log"));
-    let file = File::create(&path).map_err(|error| Failure::at(&path, error))?;
+    let path = folder.join(console_name(name));
+    #[expect(clippy::disallowed_methods, reason = "a log is read while it grows")]
+    let file = File::create(&path).map_err(|error| Failure::unwritable(&path, &error))?;
     Ok(Arc::new(Console::new(Some(file))))
 }
 
@@ -260,7 +269,7 @@ impl Nursery<'_> {
 
     /// Has one more clone say what each of its pages is, in runs of `/proc/kpageflags`: it begins as the parent was when it was frozen.
     fn ask(&self) -> Result<Vec<u8>, Failure> {
-        let Running { clone, .. } = self.start(Way::Local, "clone-asked", QUESTION)?;
+        let Running { clone, .. } = self.start(Way::Local, ASKED, QUESTION)?;
         hears(self.args, &clone, ANSWERED, "the clone that is asked for its flags")?;
         Ok(clone.devices.console().take_data())
     }

@@ -2,12 +2,10 @@
 
 use super::strategies::Result as Done;
 use crate::chart_style::{FAINT, GRID, TEXT, color};
-use crate::failure::Failure;
 use crate::picture::{Canvas, Font};
 use crate::statistics::thousands;
 use noto_sans_mono_bitmap::{FontWeight, RasterHeight};
 use plotters::style::RGBColor;
-use std::path::Path;
 
 /// Size in pixels, and what is empty around the curves: left, top, right, below.
 const SIZE: (usize, usize) = (1120, 720);
@@ -21,13 +19,6 @@ const STROKE: usize = 3;
 
 const TITLE: Font = Font { height: RasterHeight::Size20, weight: FontWeight::Bold };
 const BODY: Font = Font { height: RasterHeight::Size16, weight: FontWeight::Regular };
-
-/// Draws the strategies' curves, and the bound.
-pub(super) fn write(path: &Path, results: &[Done]) -> Result<(), Failure> {
-    let file = std::fs::File::create(path).map_err(|e| Failure::at(path, e))?;
-    let drawn = draw(results).write_png(file);
-    drawn.map_err(|e| Failure::at(path, format_args!("cannot be drawn: {e}")))
-}
 
 /// Where hashes and pages are in the picture.
 struct Scale {
@@ -57,7 +48,8 @@ fn rgb(color: RGBColor) -> [u8; 3] {
     [color.0, color.1, color.2]
 }
 
-fn draw(results: &[Done]) -> Canvas {
+/// Draws the strategies' curves, and the bound.
+pub(super) fn draw(results: &[Done]) -> Canvas {
     let mut canvas = Canvas::new(SIZE.0, SIZE.1);
     canvas.fill(0, 0, SIZE.0, SIZE.1, [255; 3]);
     canvas.text(24, 20, TITLE, rgb(TEXT), "Pages saved against frames hashed");

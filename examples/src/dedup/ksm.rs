@@ -7,6 +7,7 @@
 use super::guests::Guest;
 use super::strategies::{Result as Done, Strategy};
 use crate::failure::Failure;
+use crate::interrupt::{Armed, Undo, arm_with};
 use crate::progress;
 use kaleidoscope_core::addr::{FRAME_BYTES, FrameIndex};
 use kaleidoscope_core::memory::GuestMemory;
@@ -63,29 +64,36 @@ pub(super) struct Merged {
     pub(super) full_scans: u64,
 }
 
-/// Puts settings back when it goes, whatever happened.
-struct Restore(Vec<(PathBuf, String)>);
+/// Settings that are put back when this goes, or when the command ends in whatever way.
+#[derive(Default)]
+struct Settings(Vec<Armed>);
 
-impl Restore {
-    /// Remembers a setting and changes it. One that this kernel lacks is left out.
+impl Settings {
+    /// Changes a setting. One that this kernel lacks is left out.
     fn set(&mut self, name: &str, value: &str) -> Result<(), Failure> {
         let path = Path::new(FOLDER).join(name);
         let Ok(before) = fs::read_to_string(&path) else { return Ok(()) };
-        fs::write(&path, value).map_err(|e| {
+        let undo = Undo::Restore { path: path.clone(), value: before.trim().to_owned() };
+        let ((), armed) = arm_with(undo, || write_setting(&path, value)).map_err(|e| {
             Failure::at(&path, e)
                 .hint("--ksm changes the kernel's settings for a while: run it as root")
         })?;
-        self.0.push((path, before.trim().to_owned()));
+        self.0.push(armed);
         Ok(())
     }
 }
 
-impl Drop for Restore {
+/// Writes a setting, which is no file that could be replaced.
+#[expect(clippy::disallowed_methods, reason = "a setting of the kernel's is written as it is")]
+fn write_setting(path: &Path, value: &str) -> std::io::Result<()> {
+    fs::write(path, value)
+}
+
+impl Drop for Settings {
     fn drop(&mut self) {
-        for (path, value) in self.0.drain(..).rev() {
-            if let Err(error) = fs::write(&path, &value) {
-                eprintln!("warning: {} is not {value} again: {error}", path.display());
-            }
+        // The last first.
+        while let Some(armed) = self.0.pop() {
+            drop(armed);
         }
     }
 }
@@ -115,7 +123,7 @@ fn merge(guests: &[Guest], chosen: &[Vec<FrameIndex>]) -> Result<Merged, Failure
     }
     let thread = thread().ok_or_else(|| missing("the kernel thread ksmd is not to be seen"))?;
     let (memory, frames) = copy(guests, chosen)?;
-    let mut restore = Restore(Vec::new());
+    let mut restore = Settings::default();
     for (name, value) in SETTINGS {
         restore.set(name, value)?;
     }
@@ -262,10 +270,13 @@ mod tests {
     fn settings_come_back_also_after_a_failure() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("run");
-        fs::write(&path, "7").unwrap();
-        let restore = Restore(vec![(path.clone(), "0".to_owned())]);
+        fs::write(&path, "0").unwrap();
+        let undo = Undo::Restore { path: path.clone(), value: "0".to_owned() };
+        let ((), armed) = arm_with(undo, || fs::write(&path, "1")).unwrap();
+        let settings = Settings(vec![armed]);
+        assert_eq!(fs::read_to_string(&path).unwrap(), "1");
         let result = std::panic::catch_unwind(move || {
-            let _restore = restore;
+            let _settings = settings;
             panic!("on purpose");
         });
         assert!(result.is_err());

@@ -2,12 +2,12 @@
 
 use super::guests::Guest;
 use crate::failure::Failure;
+use crate::outfile::Output;
 use crate::progress::Bar;
 use kaleidoscope_core::addr::FrameIndex;
 use kaleidoscope_core::dedup::{Adaptive, BuildIds, Catalog, Ledger, Yields};
 use kaleidoscope_core::fingerprint::{Content, Domain, Fingerprints, contents};
 use std::num::NonZeroUsize;
-use std::path::Path;
 
 /// A guest, what its frames hold, and the build ids of its files.
 struct Known<'a> {
@@ -17,7 +17,7 @@ struct Known<'a> {
 }
 
 /// Learns from every pair of the guests, and writes it.
-pub(super) fn write(path: &Path, guests: &[Guest]) -> Result<(), Failure> {
+pub(super) fn write(output: Output, guests: &[Guest]) -> Result<(), Failure> {
     if guests.len() < 2 {
         return Err(
             Failure::new("one guest teaches nothing of others").hint("give two images or more")
@@ -38,7 +38,7 @@ pub(super) fn write(path: &Path, guests: &[Guest]) -> Result<(), Failure> {
         }
     }
     bar.finish();
-    std::fs::write(path, all.to_text()).map_err(|e| Failure::at(path, e))
+    output.write(|out| out.write_all(all.to_text().as_bytes()))
 }
 
 fn fingerprints(guest: &Guest) -> Result<Fingerprints, Failure> {

@@ -12,7 +12,9 @@ mod strategies;
 mod table;
 
 use crate::analysis::LayoutArgs;
-use crate::failure::{Failure, print};
+use crate::failure::Failure;
+use crate::outfile::{Files, create_if};
+use crate::stdio::print;
 use guests::Guest;
 use kaleidoscope_core::dedup::Yields;
 use std::path::PathBuf;
@@ -71,19 +73,30 @@ pub(crate) struct Args {
 }
 
 impl Args {
+    /// What is read and written.
+    pub(crate) fn files(&self) -> Files {
+        let reads = Files::new().reads_guests(&self.images).reads(self.layout.inputs());
+        // Beside an image that is a file lies what is known of it.
+        let folders = self.images.iter().filter_map(|image| image.parent());
+        let maps = self.images.iter().map(|image| image.with_extension("kscope"));
+        let reads = reads.reads_guests(folders).reads(maps).reads(&self.yields);
+        reads.writes(&self.learn).writes(&self.png)
+    }
+
     /// Runs all strategies on the images.
     pub(crate) fn run(&self) -> Result<(), Failure> {
         let yields = self.yields()?;
+        let (learned, png) = (create_if(self.learn.as_ref())?, create_if(self.png.as_ref())?);
         let guests: Result<Vec<_>, _> =
             self.images.iter().map(|path| Guest::open(path, &self.layout)).collect();
         let guests = guests?;
-        if let Some(path) = &self.learn {
-            return learn::write(path, &guests);
+        if let Some(output) = learned {
+            return learn::write(output, &guests);
         }
         let results = strategies::run_all(&guests, &yields)?;
         let ksm = if self.ksm { Some(ksm::run(&guests, &results)?) } else { None };
-        if let Some(path) = &self.png {
-            chart::write(path, &results)?;
+        if let Some(output) = png {
+            output.write(|out| chart::draw(&results).write_png(out))?;
         }
         print(&match self.json {
             true => json::render(&guests, &results, ksm.as_ref()),

@@ -7,11 +7,13 @@ mod mock;
 mod report;
 mod results;
 
-use crate::failure::{Failure, print};
+use crate::failure::Failure;
+use crate::outfile::{self, Files, Output, create_folder};
 use crate::outputs;
 use crate::picture;
 use crate::progress;
 use crate::statistics::Statistics;
+use crate::stdio::{print, say};
 use crate::table;
 use report::Page;
 use results::Contest;
@@ -46,11 +48,23 @@ pub(crate) struct Args {
 }
 
 impl Args {
+    /// What is written.
+    pub(crate) fn files(&self) -> Files {
+        Files::new().writes_into(self.out.as_ref(), &["colors.png", "report.html"])
+    }
+
     /// Runs the demonstration.
     pub(crate) fn run(&self) -> Result<(), Failure> {
+        let report = match &self.out {
+            Some(folder) => {
+                create_folder(folder)?;
+                Some(Output::create(&folder.join("report.html"))?)
+            }
+            None => None,
+        };
         let contest = progress::during("demo", |status| self.contest(status))?;
-        if let Some(folder) = &self.out {
-            self.write(folder, &contest)?;
+        if let (Some(folder), Some(report)) = (&self.out, report) {
+            write(folder, report, &contest)?;
         }
         if self.json {
             let text = serde_json::to_string_pretty(&contest.results).map_err(Failure::new)?;
@@ -75,30 +89,25 @@ impl Args {
         #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
         if !self.mock {
             match kaleidoscope_kvm::machine::Host::open() {
-                Ok(host) => return machine::contest(host, clones, status).map_err(Failure::new),
-                Err(error) => eprintln!("{error}: these are mock machines"),
+                Ok(host) => {
+                    return machine::contest(host, clones, status).map_err(|e| Failure::of(&*e));
+                }
+                Err(error) => say(format_args!("{error}: these are mock machines")),
             }
         }
-        mock::contest(clones, status).map_err(Failure::new)
+        mock::contest(clones, status).map_err(|e| Failure::of(&*e))
     }
+}
 
-    fn write(&self, folder: &Path, contest: &Contest) -> Result<(), Failure> {
-        let failed = |path: &Path, error: &dyn std::fmt::Display| {
-            Failure::at(path, format_args!("cannot be written: {error}"))
-        };
-        std::fs::create_dir_all(folder).map_err(|e| failed(folder, &e))?;
-        let mut picture = None;
-        if let Some(map) = &contest.map {
-            let path = folder.join("colors.png");
-            let mut png = Vec::new();
-            let canvas = picture::draw(map, &Statistics::of(map));
-            canvas.write_png(&mut png).map_err(|e| failed(&path, &e))?;
-            std::fs::write(&path, png).map_err(|e| failed(&path, &e))?;
-            picture = Some("colors.png");
-        }
-        let path = folder.join("report.html");
-        let page = Page { results: &contest.results, picture };
-        let text = page.render().map_err(|e| failed(&path, &e))?;
-        std::fs::write(&path, text).map_err(|e| failed(&path, &e))
+/// Writes the picture, and the report that shows it.
+fn write(folder: &Path, report: Output, contest: &Contest) -> Result<(), Failure> {
+    let mut picture = None;
+    if let Some(map) = &contest.map {
+        let canvas = picture::draw(map, &Statistics::of(map));
+        outfile::write(&folder.join("colors.png"), |out| canvas.write_png(out))?;
+        picture = Some("colors.png");
     }
+    let page = Page { results: &contest.results, picture };
+    let text = page.render().map_err(|e| Failure::at(report.path(), e))?;
+    report.write(|out| out.write_all(text.as_bytes()))
 }

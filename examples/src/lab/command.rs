@@ -4,6 +4,7 @@ use std::io::ErrorKind;
 use std::process::{Command, Output, Stdio};
 
 use super::error::{Error, Result};
+use crate::interrupt::child;
 use crate::lines::last_lines;
 
 /// A host program the lab uses, and where it comes from.
@@ -21,7 +22,6 @@ const APT_HINT: &str =
     "\n(are the package lists present? run: apt-get update; then check that a mirror is reachable)";
 
 pub(crate) const QEMU: Tool = tool("qemu-system-x86_64", "qemu-system-x86");
-pub(crate) const SETPRIV: Tool = tool("setpriv", "util-linux");
 pub(crate) const DPKG_DEB: Tool = tool("dpkg-deb", "dpkg");
 pub(crate) const TAR: Tool = tool("tar", "tar");
 pub(crate) const XZ: Tool = tool("xz", "xz-utils");
@@ -53,7 +53,7 @@ impl Tool {
     /// # Errors
     /// [`Error::MissingProgram`] if it is not installed, [`Error::Program`] if it fails.
     pub(crate) fn run(self, command: &mut Command) -> Result<Output> {
-        let output = command.output().map_err(|source| self.not_started(source))?;
+        let output = child::output(command).map_err(|source| self.not_started(source))?;
         if output.status.success() {
             return Ok(output);
         }

@@ -3,6 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::failure::Failure;
+
 /// Why a lab run failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
@@ -79,9 +81,18 @@ pub(crate) enum Error {
         /// What is wrong with it.
         what: String,
     },
+    /// A result cannot be written.
+    #[error("{0}")]
+    Output(Failure),
     /// A step inside the guest failed.
     #[error("guest agent: {0}")]
     Agent(String),
+}
+
+impl From<Failure> for Error {
+    fn from(failure: Failure) -> Self {
+        Self::Output(failure)
+    }
 }
 
 /// The lab's result.

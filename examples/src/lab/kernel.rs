@@ -1,7 +1,17 @@
 //! The guest's kernel: from packages or an unpacked tree to an image and its modules.
 
+#![cfg_attr(
+    not(test),
+    expect(
+        clippy::disallowed_methods,
+        reason = "a tree in the cache is made again if it is not whole"
+    )
+)]
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+
+use crate::interrupt::{Undo, arm_with};
 
 use super::error::{Error, Result};
 use super::packages;
@@ -108,11 +118,14 @@ fn unpack_once(cache: &Path, archives: &[PathBuf]) -> Result<PathBuf> {
     if partial.exists() {
         std::fs::remove_dir_all(&partial).map_err(Error::io("remove", &partial))?;
     }
-    std::fs::create_dir_all(&partial).map_err(Error::io("create", &partial))?;
+    let make = || std::fs::create_dir_all(&partial).map_err(Error::io("create", &partial));
+    let ((), armed) = arm_with(Undo::Remove(partial.clone()), make)?;
     for archive in archives {
         packages::unpack(archive, &partial)?;
     }
-    std::fs::rename(&partial, &tree).map_err(Error::io("rename", &partial))?;
+    armed
+        .disarm_with(|| std::fs::rename(&partial, &tree))
+        .map_err(Error::io("rename", &partial))?;
     Ok(tree)
 }
 

@@ -9,12 +9,13 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::command::{QEMU, SETPRIV};
+use super::command::QEMU;
 use super::config::{Config, RAM};
 use super::control::{FromGuest, FromHost};
 use super::error::{Error, Result};
 use super::layout::Layout;
 use super::qmp::Qmp;
+use crate::interrupt::{Armed, Scratch, child};
 use crate::lines::last_lines;
 
 /// How long QEMU may take to answer on its sockets.
@@ -34,7 +35,7 @@ pub(crate) struct Machine {
     patience: Duration,
     ram_bytes: u64,
     /// Holds the sockets; their paths must be short, so that they are not beside the images.
-    _sockets: tempfile::TempDir,
+    _sockets: Scratch,
 }
 
 impl Machine {
@@ -43,21 +44,15 @@ impl Machine {
     /// # Errors
     /// If QEMU is missing, ends at once, or does not open its sockets in time.
     pub(crate) fn start(config: &Config) -> Result<Self> {
-        let sockets = tempfile::Builder::new()
-            .prefix("kaleidoscope-lab-")
-            .tempdir()
+        let sockets = Scratch::new("kaleidoscope-lab-")
             .map_err(Error::io("create", Path::new("socket folder")))?;
         let (qmp, control) = (sockets.path().join("qmp"), sockets.path().join("control"));
         // QEMU ends with this process, whatever ends it.
-        let qemu = SETPRIV
-            .command()
-            .args(["--pdeathsig", "KILL", QEMU.program])
-            .args(config.arguments(&qmp, &control))
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .map_err(|source| SETPRIV.not_started(source))?;
-        let mut qemu = KillOnDrop(qemu);
+        let mut command = QEMU.command();
+        command.args(config.arguments(&qmp, &control)).stdout(Stdio::null()).stderr(Stdio::piped());
+        let (qemu, armed) =
+            child::spawn(&mut command).map_err(|source| QEMU.not_started(source))?;
+        let mut qemu = KillOnDrop(qemu, Some(armed));
         let control = connect(&mut qemu.0, &control)?;
         let qmp = connect(&mut qemu.0, &qmp)?;
         qmp.set_read_timeout(Some(QMP_TIMEOUT)).map_err(Error::io("configure", &config.ram))?;
@@ -291,13 +286,16 @@ impl Machine {
 
 /// A child that does not outlive this value.
 #[derive(Debug)]
-struct KillOnDrop(Child);
+struct KillOnDrop(Child, Option<Armed>);
 
 impl Drop for KillOnDrop {
     fn drop(&mut self) {
         // Both fail only if the process has ended already.
         let _ = self.0.kill();
         let _ = self.0.wait();
+        if let Some(armed) = self.1.take() {
+            armed.disarm();
+        }
     }
 }
 

@@ -36,6 +36,8 @@ mod truth;
 
 pub(crate) use error::Result;
 
+use crate::outfile::Files;
+
 /// Subcommands of `kaleidoscope lab`.
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum Command {
@@ -45,6 +47,14 @@ pub(crate) enum Command {
 }
 
 impl Command {
+    /// What is read and written. A guest's folder is not there, or replaced as a whole.
+    pub(crate) fn files(&self) -> Files {
+        match self {
+            Self::Run(_) | Self::Trace(_) => Files::new(),
+            Self::Symbols(args) => args.files(),
+        }
+    }
+
     /// Runs the subcommand.
     ///
     /// # Errors

@@ -3,9 +3,16 @@
 //! Nothing is installed and no root rights are needed: apt resolves dependencies against an empty
 //! package database, downloads into the lab's cache, and the archives are unpacked like tar files.
 
+#![cfg_attr(
+    not(test),
+    expect(clippy::disallowed_methods, reason = "archives are renamed when they are whole")
+)]
+
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+
+use crate::interrupt::{Scratch, child};
 
 use super::command::{APT_CACHE, APT_GET, DPKG_DEB, TAR};
 use super::error::{Error, Result};
@@ -60,14 +67,21 @@ pub(crate) fn download(folder: &Path, packages: &[String]) -> Result<Vec<PathBuf
     let missing: Vec<_> =
         packages.iter().filter(|package| archive_of(folder, package).is_none()).collect();
     if !missing.is_empty() {
+        // An archive that is cut short must not be taken for a whole one the next time.
+        let scratch = Scratch::within(folder, ".partial-").map_err(Error::io("create", folder))?;
         // As root, apt downloads as its own user and warns where that user may not write.
         APT_GET.run(
             APT_GET
                 .command()
-                .current_dir(folder)
+                .current_dir(scratch.path())
                 .args(["-q", "-o", "APT::Sandbox::User=root", "download"])
                 .args(missing),
         )?;
+        let entries = std::fs::read_dir(scratch.path()).map_err(Error::io("read", folder))?;
+        for entry in entries.flatten() {
+            let path = folder.join(entry.file_name());
+            std::fs::rename(entry.path(), &path).map_err(Error::io("rename", &path))?;
+        }
     }
     packages
         .iter()
@@ -99,14 +113,10 @@ fn archive_of(folder: &Path, package: &str) -> Option<PathBuf> {
 /// # Errors
 /// If the archive cannot be read or unpacked.
 pub(crate) fn unpack(archive: &Path, folder: &Path) -> Result<()> {
-    let mut reader = DPKG_DEB
-        .command()
-        .arg("--fsys-tarfile")
-        .arg(archive)
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
-        .map_err(|source| DPKG_DEB.not_started(source))?;
+    let mut reader = DPKG_DEB.command();
+    reader.arg("--fsys-tarfile").arg(archive).stdout(Stdio::piped()).stderr(Stdio::null());
+    let (mut reader, armed) =
+        child::spawn(&mut reader).map_err(|source| DPKG_DEB.not_started(source))?;
     let mut tar = TAR.command();
     tar.args(["--extract", "--keep-directory-symlink", "--directory"]).arg(folder);
     if let Some(stream) = reader.stdout.take() {
@@ -114,6 +124,7 @@ pub(crate) fn unpack(archive: &Path, folder: &Path) -> Result<()> {
     }
     let unpacked = TAR.run(&mut tar);
     let status = reader.wait().map_err(Error::io("unpack", archive))?;
+    armed.disarm();
     if !status.success() {
         return Err(Error::Program {
             command: format!("dpkg-deb --fsys-tarfile {}", archive.display()),

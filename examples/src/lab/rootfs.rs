@@ -1,7 +1,17 @@
 //! The guest's root file system: a few Debian packages on ext4.
 
+#![cfg_attr(
+    not(test),
+    expect(
+        clippy::disallowed_methods,
+        reason = "a tree in the cache is made again if it is not whole"
+    )
+)]
+
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
+
+use crate::interrupt::{Scratch, Undo, arm_with};
 
 use super::command::{DEBUGFS, MKFS_EXT4};
 use super::error::{Error, Result};
@@ -75,13 +85,13 @@ impl RootFs {
     /// If the copy fails or the image has no room.
     pub(crate) fn disk_with_agent(&self, disk: &Path, agent: &Path) -> Result<()> {
         super::sparse::copy(&self.image, disk)?;
-        let commands = tempfile::NamedTempFile::new().map_err(Error::io("create", disk))?;
+        let scratch = Scratch::new("kaleidoscope-lab-").map_err(Error::io("create", disk))?;
+        let commands = scratch.path().join("commands");
         let name = AGENT.trim_start_matches('/');
         let script =
             format!("write {} {name}\nset_inode_field {name} mode 0100755\n", agent.display());
-        std::fs::write(commands.path(), script).map_err(Error::io("write", commands.path()))?;
-        let output =
-            DEBUGFS.run(DEBUGFS.command().args(["-w", "-f"]).arg(commands.path()).arg(disk))?;
+        std::fs::write(&commands, script).map_err(Error::io("write", &commands))?;
+        let output = DEBUGFS.run(DEBUGFS.command().args(["-w", "-f"]).arg(&commands).arg(disk))?;
         // debugfs reports failures of its commands only in words.
         let said = String::from_utf8_lossy(&output.stderr);
         let complaints: Vec<_> =
@@ -127,6 +137,7 @@ impl RootFs {
         if partial.exists() {
             std::fs::remove_file(&partial).map_err(Error::io("remove", &partial))?;
         }
+        let ((), armed) = arm_with(Undo::Remove(partial.clone()), || Ok::<_, Error>(()))?;
         MKFS_EXT4.run(
             MKFS_EXT4
                 .command()
@@ -135,7 +146,9 @@ impl RootFs {
                 .arg(&partial)
                 .arg(SIZE),
         )?;
-        std::fs::rename(&partial, &self.image).map_err(Error::io("rename", &partial))
+        armed
+            .disarm_with(|| std::fs::rename(&partial, &self.image))
+            .map_err(Error::io("rename", &partial))
     }
 }
 

@@ -1,10 +1,17 @@
 //! `kaleidoscope lab run`: boots a guest, warms it, and saves its memory with its own truth.
 
+#![cfg_attr(
+    not(test),
+    expect(clippy::disallowed_methods, reason = "the guest's folder is renamed when it is whole")
+)]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use clap::ValueEnum;
+use rustix::fs::{CWD, RenameFlags, renameat_with};
+use rustix::io::Errno;
 
 use super::agent;
 use super::config::{Config, Disk, Origin};
@@ -22,6 +29,8 @@ use super::saved::Saved;
 use super::sparse;
 use super::steps::Steps;
 use super::truth;
+use crate::interrupt::{Armed, Undo, arm_with};
+use crate::stdio::print_line;
 
 /// Modules that every guest needs to find its disks.
 const DISK_MODULES: &[&str] = &["virtio_pci", "virtio_blk"];
@@ -128,23 +137,16 @@ impl Args {
             });
         }
         let steps = Steps::new();
-        let folder = partial(&self.out)?;
+        replaceable(&self.out, &self.kernel)?;
+        let (folder, armed) = partial(&self.out)?;
         let mut report = self.make(&folder, &steps)?;
-        if self.out.exists() {
-            fs::remove_dir_all(&self.out).map_err(Error::io("remove", &self.out))?;
-        }
         report.total_seconds = begin.elapsed().as_secs_f64();
         let json = serde_json::to_string_pretty(&report)
             .map_err(|error| Error::Qmp(format!("cannot write the report: {error}")))?;
         write(&folder.join("lab.json"), &json)?;
-        fs::rename(&folder, &self.out).map_err(Error::io("rename", &folder))?;
+        take_place(&folder, &self.out, armed).map_err(Error::io("rename", &folder))?;
         steps.done();
-        if self.json {
-            println!("{json}");
-        } else {
-            println!("{report}");
-        }
-        Ok(())
+        Ok(if self.json { print_line(json) } else { print_line(report) }?)
     }
 
     /// Makes the guest in `folder`.
@@ -300,15 +302,55 @@ impl Args {
 }
 
 /// A fresh folder beside `out`, which becomes `out` once everything is in it.
-fn partial(out: &Path) -> Result<PathBuf> {
+fn partial(out: &Path) -> Result<(PathBuf, Armed)> {
     let mut name = out.file_name().unwrap_or_default().to_owned();
     name.push(".partial");
     let folder = out.with_file_name(name);
     if folder.exists() {
         fs::remove_dir_all(&folder).map_err(Error::io("remove", &folder))?;
     }
-    fs::create_dir_all(&folder).map_err(Error::io("create", &folder))?;
-    folder.canonicalize().map_err(Error::io("find", &folder))
+    let folder = std::path::absolute(&folder).map_err(Error::io("find", &folder))?;
+    let make = || {
+        fs::create_dir_all(&folder).map_err(Error::io("create", &folder))?;
+        folder.canonicalize().map_err(Error::io("find", &folder))
+    };
+    // A guest's memory is in it.
+    arm_with(Undo::Remove(folder.clone()), make)
+}
+
+/// Refuses to replace what no guest of the lab's is in, or what the new one is made of.
+fn replaceable(out: &Path, kernels: &[PathBuf]) -> Result<()> {
+    let refused = |why: &str| {
+        let source = std::io::Error::other(why.to_owned());
+        Err(Error::Io { doing: "replace", path: out.to_owned(), source })
+    };
+    let Ok(folder) = out.canonicalize() else { return Ok(()) };
+    let is_within = |path: &PathBuf| path.canonicalize().is_ok_and(|p| p.starts_with(&folder));
+    if kernels.iter().any(is_within) {
+        return refused("a kernel of --kernel is in it");
+    }
+    let is_empty = fs::read_dir(&folder).is_ok_and(|mut entries| entries.next().is_none());
+    if is_empty || folder.join("lab.json").is_file() {
+        return Ok(());
+    }
+    refused("there is no guest in it that `lab run` made; remove it yourself, or choose another")
+}
+
+/// Gives the folder the name `out`. What has that name keeps it until then.
+fn take_place(folder: &Path, out: &Path, armed: Armed) -> std::io::Result<()> {
+    match renameat_with(CWD, folder, CWD, out, RenameFlags::EXCHANGE) {
+        // The former guest has the other name now, and goes with it.
+        Ok(()) => {
+            drop(armed);
+            Ok(())
+        }
+        Err(Errno::NOENT) => armed.disarm_with(|| fs::rename(folder, out)),
+        Err(Errno::INVAL | Errno::NOSYS) => armed.disarm_with(|| {
+            fs::remove_dir_all(out)?;
+            fs::rename(folder, out)
+        }),
+        Err(error) => Err(error.into()),
+    }
 }
 
 fn make_disks(work: &Path, root: &RootFs, features: &Features) -> Result<Vec<Disk>> {

@@ -14,6 +14,8 @@ use kaleidoscope_core::registers::{VcpuRegisters, parse_qemu_text};
 use kaleidoscope_core::replay::Trace;
 
 use super::error::{Error, Result};
+use crate::outfile::{self, Files};
+use crate::stdio::{print, say};
 
 /// Learn from traces of clones which kernel symbols every workload uses.
 ///
@@ -44,21 +46,26 @@ pub(crate) struct Args {
 }
 
 impl Args {
+    /// What is read and written.
+    pub(super) fn files(&self) -> Files {
+        Files::new().reads_guests(&self.guests).reads_guests(&self.judge).writes(&self.output)
+    }
+
     /// Learns, writes, judges.
     pub(super) fn run(&self) -> Result<()> {
         let lessons =
             self.guests.iter().map(|folder| lesson(folder)).collect::<Result<Vec<_>>>()?;
         let pruning = Pruning { least_heat: self.least_heat, least_kernels: self.least_kernels };
         let heats = learn(&lessons, &pruning);
-        eprintln!("{} symbols", heats.len());
+        say(format_args!("{} symbols", heats.len()));
         if let Some(path) = &self.output {
             let text = heats.to_text(&self.comment(&lessons));
-            fs::write(path, text).map_err(Error::io("write", path))?;
+            outfile::write(path, |out| out.write_all(text.as_bytes()))?;
         }
         let common = CommonSymbols::from(&heats);
         for folder in &self.judge {
             let guest = Guest::open(folder, common.clone())?;
-            print!("{}", judge(&guest.map, &guest.traces, &folder.display().to_string()));
+            print(&judge(&guest.map, &guest.traces, &folder.display().to_string()))?;
         }
         Ok(())
     }

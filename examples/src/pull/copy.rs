@@ -2,20 +2,22 @@
 
 use super::source::Frames;
 use crate::failure::Failure;
+use crate::outfile::Output;
 use kaleidoscope_core::addr::{FRAME_BYTES, FRAME_SIZE, FrameIndex, Gpa};
 use kaleidoscope_core::clone::ports::{PlaceError, Placed, Placer};
 use kaleidoscope_core::memory::{GuestMemory, MemoryError, MemoryLayout, Page};
-use std::fs::{File, Permissions};
+use std::fs::File;
+use std::io;
 use std::ops::Range;
-use std::os::unix::fs::{FileExt, PermissionsExt};
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use tempfile::NamedTempFile;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
 
-/// A guest's memory in a file, in frame-index order. It is sparse at first, and has a temporary name until it is whole.
+/// A guest's memory in a file, in frame-index order. It is sparse at first, and has its name when it is whole.
 pub(super) struct Copy {
-    path: PathBuf,
-    file: NamedTempFile,
+    output: Output,
+    /// Why a page could not be written.
+    failed: Mutex<Option<io::Error>>,
     layout: MemoryLayout,
     /// Frames that are as they should be.
     placed: Frames,
@@ -24,30 +26,25 @@ pub(super) struct Copy {
 }
 
 impl Copy {
-    /// An empty file beside `path`.
+    /// An empty file.
     pub(super) fn create(path: &Path, layout: &MemoryLayout) -> Result<Self, Failure> {
-        let folder = match path.parent() {
-            Some(parent) if !parent.as_os_str().is_empty() => parent,
-            _ => Path::new("."),
-        };
-        let mut builder = tempfile::Builder::new();
-        // A guest's memory holds its secrets.
-        builder.prefix(".kscope-").permissions(Permissions::from_mode(0o600));
-        let created = builder.tempfile_in(folder).and_then(|file| {
-            file.as_file().set_len(layout.bytes())?;
-            Ok(file)
-        });
         Ok(Self {
-            path: path.to_owned(),
-            file: created.map_err(|e| cannot_write(path, e))?,
+            output: Output::memory(path, layout.bytes())?,
+            failed: Mutex::new(None),
             layout: layout.clone(),
             placed: Frames::none_of(layout.frames()),
             unavailable: Frames::none_of(layout.frames()),
         })
     }
 
-    fn file(&self) -> &File {
-        self.file.as_file()
+    fn file(&self) -> io::Result<&File> {
+        self.output.file().ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+
+    /// Why the file could not be written, if that is so.
+    pub(super) fn failure(&self) -> Option<Failure> {
+        let failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner).take();
+        failed.map(|error| Failure::unwritable(self.output.path(), &error))
     }
 
     /// The image does not hold the frame, so the file does not, either.
@@ -68,18 +65,13 @@ impl Copy {
         frames.find(|frame| !self.placed.has(*frame) && !self.unavailable.has(*frame))
     }
 
-    /// Gives the file its name. Nobody else uses it any more. Whether it is on the disk yet is the system's affair: it can be
-    /// pulled again.
+    /// Gives the file its name, and has the disk keep it. No other thread uses it any more.
     pub(super) fn keep(self: Arc<Self>) -> Result<(), Failure> {
         let copy = Arc::into_inner(self);
-        let Self { path, file, .. } =
+        let copy =
             copy.ok_or_else(|| Failure::new("internal error: the file is still being written"))?;
-        file.persist(&path).map(drop).map_err(|e| cannot_write(&path, e.error))
+        copy.output.keep()
     }
-}
-
-fn cannot_write(path: &Path, error: std::io::Error) -> Failure {
-    Failure::at(path, format_args!("cannot be written: {error}"))
 }
 
 fn offset(frame: FrameIndex) -> u64 {
@@ -89,9 +81,12 @@ fn offset(frame: FrameIndex) -> u64 {
 /// The engine places each frame once, and no vCPU runs here: nobody waits, and nothing changes meanwhile.
 impl Placer for Copy {
     fn place(&self, frame: FrameIndex, page: &Page) -> Result<Placed, PlaceError> {
-        self.file().write_all_at(page, offset(frame)).map_err(|e| {
-            PlaceError::caused_by(format!("frame {frame} of {}", self.path.display()), e)
-        })?;
+        let written = self.file().and_then(|file| file.write_all_at(page, offset(frame)));
+        if let Err(error) = written {
+            let what = format!("frame {frame} of {}: {error}", self.output.path().display());
+            *self.failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+            return Err(PlaceError::new(what));
+        }
         self.placed.add(frame);
         Ok(Placed::Placed)
     }
@@ -131,7 +126,8 @@ impl GuestMemory for Copy {
             return Err(MemoryError::Missing { gpa, len });
         }
         let at = offset(first) + gpa.0 % FRAME_SIZE;
-        self.file().read_exact_at(buf, at).map_err(|source| MemoryError::Io { gpa, source })
+        let read = self.file().and_then(|file| file.read_exact_at(buf, at));
+        read.map_err(|source| MemoryError::Io { gpa, source })
     }
 }
 

@@ -69,6 +69,9 @@ pub(super) fn all(
     let statistics = engine.statistics();
     // When it is dropped, its thread has ended, and nothing is written any more.
     drop(engine);
+    if let (Err(_), Some(failure)) = (&result, copy.failure()) {
+        return Err(failure);
+    }
     result?;
     match copy.first_gap(wanted()) {
         None => Ok(statistics),

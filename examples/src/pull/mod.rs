@@ -6,8 +6,10 @@ mod report;
 mod source;
 mod view;
 
-use crate::failure::{Failure, print};
+use crate::failure::Failure;
+use crate::outfile::{Files, Output, create_if};
 use crate::replay::policies::{Guest, PolicyChoice, for_a_clone};
+use crate::stdio::print;
 use crate::tls::TlsArgs;
 use crate::verify::{Verify, threads};
 use copy::Copy;
@@ -22,7 +24,7 @@ use kaleidoscope_core::wire::client::{Addresses, Client, ClientOptions};
 use kaleidoscope_core::wire::protocol::{Codecs, Features};
 use kaleidoscope_core::wire::transport::ConnectOptions;
 use report::Verified;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -105,6 +107,12 @@ fn unreachable(error: impl std::fmt::Display) -> Failure {
 }
 
 impl Args {
+    /// What is read and written.
+    pub(crate) fn files(&self) -> Files {
+        let reads = Files::new().reads(self.policy.input()).reads(self.tls.inputs());
+        reads.writes([&self.output]).writes(&self.layout).writes(&self.manifest)
+    }
+
     /// Pulls the image.
     pub(crate) fn run(&self) -> Result<(), Failure> {
         let start = Instant::now();
@@ -125,6 +133,8 @@ impl Args {
             patience: self.patience,
         };
 
+        let layout = create_if(self.layout.as_ref())?;
+        let manifest = self.manifest.as_deref().map(Output::lasting).transpose()?;
         let copy = Arc::new(Copy::create(&self.output, descriptor.layout())?);
         let statistics = fetch::all(&client, &guest.atlas, &copy, order)?;
         let verified = match whole {
@@ -133,7 +143,13 @@ impl Args {
         };
         let unavailable = copy.unavailable();
         copy.keep()?;
-        self.write_beside(&descriptor)?;
+        if let Some(output) = layout {
+            let text = report::layout(descriptor.layout());
+            output.write(|out| out.write_all(text.as_bytes()))?;
+        }
+        if let Some(output) = manifest {
+            write_manifest(output, &descriptor)?;
+        }
         let pulled = report::Pulled {
             output: &self.output,
             descriptor: &descriptor,
@@ -233,17 +249,6 @@ impl Args {
         Failure::at(&self.output, error)
             .hint("the server sent other bytes than those of the image that it describes")
     }
-
-    fn write_beside(&self, descriptor: &Descriptor) -> Result<(), Failure> {
-        if let Some(path) = &self.layout {
-            std::fs::write(path, report::layout(descriptor.layout()))
-                .map_err(|e| Failure::at(path, e))?;
-        }
-        if let Some(path) = &self.manifest {
-            write_manifest(path, descriptor)?;
-        }
-        Ok(())
-    }
 }
 
 fn read_descriptor(client: &Client) -> Result<Descriptor, Failure> {
@@ -264,11 +269,12 @@ fn read_descriptor(client: &Client) -> Result<Descriptor, Failure> {
     Ok(descriptor)
 }
 
-fn write_manifest(path: &Path, descriptor: &Descriptor) -> Result<(), Failure> {
+fn write_manifest(output: Output, descriptor: &Descriptor) -> Result<(), Failure> {
     let Some(map) = descriptor.map() else {
-        return Err(Failure::at(path, "the image was served without colors"));
+        return Err(Failure::at(output.path(), "the image was served without colors"));
     };
     let mut manifest = Manifest::new(map.clone(), descriptor.identity());
     manifest.notes = descriptor.notes().to_vec();
-    manifest.write_file(path).map_err(|e| Failure::at(path, e))
+    let bytes = manifest.to_bytes().map_err(|e| Failure::at(output.path(), e))?;
+    output.write(|out| out.write_all(&bytes))
 }

@@ -3,7 +3,9 @@
 mod show;
 
 use crate::analysis::{LayoutArgs, color_image, registers};
-use crate::failure::{Failure, print};
+use crate::failure::Failure;
+use crate::outfile::{Files, Output, create_if};
+use crate::stdio::print;
 use kaleidoscope_core::coloring::Rules;
 use kaleidoscope_core::manifest::{ImageIdentity, ManifestError};
 use kaleidoscope_core::prefetch::Atlas;
@@ -12,7 +14,7 @@ use kaleidoscope_core::recording::{
 };
 use kaleidoscope_core::replay::{Trace, TraceError};
 use std::fs::File;
-use std::io::{BufReader, BufWriter, Write};
+use std::io::{self, BufReader, Write};
 use std::path::{Path, PathBuf};
 
 /// Keep what clones touched, and find it again in another guest.
@@ -50,6 +52,11 @@ struct ImageArgs {
 }
 
 impl ImageArgs {
+    /// Adds what is read.
+    fn inputs(&self, files: Files) -> Files {
+        files.reads([&self.image]).reads(self.layout.inputs()).reads(&self.regs)
+    }
+
     /// Colors the image.
     fn color(&self) -> Result<(Atlas, ImageIdentity), Failure> {
         let image = self.layout.open(&self.image)?;
@@ -140,6 +147,20 @@ pub(crate) struct TranslateArgs {
 }
 
 impl Command {
+    /// What is read and written.
+    pub(crate) fn files(&self) -> Files {
+        match self {
+            Self::Make(args) => {
+                args.image.inputs(Files::new()).reads(&args.traces).writes([&args.output])
+            }
+            Self::Merge(args) => Files::new().reads(&args.recordings).writes([&args.output]),
+            Self::Inspect(_) => Files::new(),
+            Self::Translate(args) => {
+                args.image.inputs(Files::new()).reads([&args.recording]).writes(&args.output)
+            }
+        }
+    }
+
     /// Does what is asked for.
     pub(crate) fn run(&self) -> Result<(), Failure> {
         match self {
@@ -154,6 +175,7 @@ impl Command {
 impl MakeArgs {
     fn run(&self) -> Result<(), Failure> {
         let salt = if self.hash_paths { Some(random_salt()?) } else { None };
+        let output = Output::lasting(&self.output)?;
         let (atlas, identity) = self.image.color()?;
         let mut runs = Vec::with_capacity(self.traces.len());
         for path in &self.traces {
@@ -164,14 +186,15 @@ impl MakeArgs {
         if let Some(salt) = salt {
             recording = recording.hashed(salt);
         }
-        keep(&recording, &self.output)
+        keep(&recording, output)
     }
 }
 
 impl MergeArgs {
     fn run(&self) -> Result<(), Failure> {
+        let output = Output::lasting(&self.output)?;
         let recordings: Result<Vec<_>, _> = self.recordings.iter().map(|p| read(p)).collect();
-        keep(&merge(&recordings?)?, &self.output)
+        keep(&merge(&recordings?)?, output)
     }
 }
 
@@ -186,11 +209,11 @@ impl InspectArgs {
 impl TranslateArgs {
     fn run(&self) -> Result<(), Failure> {
         let recording = read(&self.recording)?;
+        let output = create_if(self.output.as_ref())?;
         let (atlas, identity) = self.image.color()?;
         let translation = recording.translate(&atlas, Some(&identity));
-        if let Some(path) = &self.output {
-            write_csv(path, &translation, &atlas)
-                .map_err(|e| Failure::at(path, format_args!("cannot be written: {e}")))?;
+        if let Some(output) = output {
+            output.write(|out| write_csv(out, &translation, &atlas))?;
         }
         let result = show::Found::of(&translation);
         print(&if self.json { show::json(&result) } else { show::found_table(&result) })
@@ -245,9 +268,11 @@ fn merge(recordings: &[Recording]) -> Result<Recording, Failure> {
 }
 
 /// Writes a recording and says what was written.
-fn keep(recording: &Recording, path: &Path) -> Result<(), Failure> {
-    recording.write_file(path).map_err(|error| Failure::at(path, error))?;
-    print(&show::kept(recording, path))
+fn keep(recording: &Recording, output: Output) -> Result<(), Failure> {
+    let path = output.path().to_owned();
+    let bytes = recording.to_bytes().map_err(|error| Failure::at(&path, error))?;
+    output.write(|out| out.write_all(&bytes))?;
+    print(&show::kept(recording, &path))
 }
 
 /// A salt that nobody can guess before the recording is made.
@@ -261,19 +286,13 @@ fn random_salt() -> Result<Salt, Failure> {
     Ok(Salt(salt))
 }
 
-/// Writes `gfn,confidence,how`, one row per frame in recorded order; frame numbers are hexadecimal, as in traces. The file has
-/// its old content or the whole new one.
-fn write_csv(path: &Path, translation: &Translation, atlas: &Atlas) -> std::io::Result<()> {
-    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let file = tempfile::Builder::new().prefix(".frames-").tempfile_in(folder)?;
-    let mut out = BufWriter::new(file);
+/// Writes `gfn,confidence,how`, one row per frame in recorded order; frame numbers are hexadecimal, as in traces.
+fn write_csv(out: &mut dyn Write, translation: &Translation, atlas: &Atlas) -> io::Result<()> {
     writeln!(out, "gfn,confidence,how")?;
     for found in &translation.frames {
         let gfn = atlas.layout().gfn_of(found.frame).unwrap_or_default();
         writeln!(out, "{:x},{:.3},{}", gfn.0, found.confidence, found.how)?;
     }
-    let file = out.into_inner().map_err(std::io::IntoInnerError::into_error)?;
-    file.persist(path).map_err(|e| e.error)?;
     Ok(())
 }
 

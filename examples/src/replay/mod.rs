@@ -11,7 +11,9 @@ mod table;
 pub(crate) mod traces;
 
 use crate::analysis::{Knowledge, LayoutArgs, registers};
-use crate::failure::{Failure, print};
+use crate::failure::Failure;
+use crate::outfile::{Files, create_if};
+use crate::stdio::print;
 use kaleidoscope_core::manifest::ImageIdentity;
 use kaleidoscope_core::prefetch::Atlas;
 use kaleidoscope_core::replay::{CostModel, Replay};
@@ -110,9 +112,17 @@ fn positive(text: &str) -> Result<f64, &'static str> {
 }
 
 impl Args {
+    /// What is read and written.
+    pub(crate) fn files(&self) -> Files {
+        let reads = Files::new().reads([&self.image]).reads(self.layout.inputs()).reads(&self.regs);
+        let policies = self.policies.iter().filter_map(PolicyChoice::input);
+        reads.reads(&self.traces).reads(policies).writes(&self.plot)
+    }
+
     /// Replays the traces.
     pub(crate) fn run(&self) -> Result<(), Failure> {
         let image = self.layout.open(&self.image)?;
+        let picture = create_if(self.plot.as_ref())?;
         let registers = registers(&image, self.regs.as_deref())?;
         let (map, _) = self.knowledge.color(&image, registers)?;
         let traces = traces::read(&self.traces, map.layout(), self.speed)?;
@@ -131,8 +141,8 @@ impl Args {
         let (judged, _) = results.split_at(chosen.len());
         let judged: Vec<_> = judged.iter().collect();
         let comparison = Comparison::new(&results, &chosen);
-        if let Some(path) = &self.plot {
-            plot::write(path, &comparison, &traces, &judged)?;
+        if let Some(output) = picture {
+            plot::write(output, &comparison, &traces, &judged)?;
         }
         print(&if self.json {
             json::render(&traces, &judged, &self.cost.text)

@@ -67,6 +67,24 @@ pub(super) const FRONTIER: [PolicyChoice; 8] = [
 ];
 
 impl PolicyChoice {
+    /// The file that it is read from.
+    pub(crate) fn input(&self) -> Option<&PathBuf> {
+        match self {
+            Self::Recorded(path)
+            | Self::RecordedFrames(path)
+            | Self::Idle(path)
+            | Self::File(path) => Some(path),
+            Self::Demand
+            | Self::BlindNext(_)
+            | Self::BlindAligned(_)
+            | Self::Paper
+            | Self::PaperPivot
+            | Self::Region
+            | Self::Predicted
+            | Self::Oracle => None,
+        }
+    }
+
     /// All that need no file, the blind ones with 16 frames.
     pub(super) fn defaults() -> Vec<Self> {
         vec![

@@ -2,11 +2,13 @@
 
 mod parent;
 mod report;
-mod signals;
 mod watched;
 
 use crate::analysis::LayoutArgs;
-use crate::failure::{Failure, print};
+use crate::failure::Failure;
+use crate::interrupt::{Armed, Stop, Undo, arm_after};
+use crate::outfile::{Files, Output};
+use crate::stdio::{Sayer, print};
 use crate::tls::TlsArgs;
 use crate::verify::Verify;
 use kaleidoscope_core::clone::ServerAddress;
@@ -14,8 +16,6 @@ use kaleidoscope_core::wire::server::{ServedImage, Server, ServerOptions};
 use kaleidoscope_core::wire::transport::{ListenError, ListenOptions, Listener};
 use parent::Parent;
 use report::Serving;
-use signals::Signals;
-use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
 use watched::{Tell, Watched};
@@ -85,26 +85,34 @@ pub(crate) struct Args {
 }
 
 impl Args {
+    /// What is read and written.
+    pub(crate) fn files(&self) -> Files {
+        let reads = Files::new().reads([&self.image]).reads(self.layout.inputs()).reads(&self.regs);
+        let reads = reads.reads(&self.manifest).reads(&self.state).reads(self.tls.inputs());
+        reads.writes(&self.descriptor)
+    }
+
     /// Serves until a signal comes.
     pub(crate) fn run(&self) -> Result<(), Failure> {
         let options = self.options()?;
+        let kept = self.descriptor.as_deref().map(Output::lasting).transpose()?;
         let mut parent = Parent::open(self)?;
 
-        // Blocked in every thread that is started from here on.
-        let signals = Signals::block()?;
+        // From here on there are sockets to remove.
+        let stop = Stop::take();
         let listeners: Vec<_> = self.listen.iter().map(|at| bind(at, &options)).collect();
         let listeners = listeners.into_iter().collect::<Result<Vec<_>, _>>()?;
         let listening: Vec<_> = listeners.iter().map(Listener::local_address).collect();
+        // For a second signal: at the first one the listeners remove their sockets themselves.
+        let sockets = sockets(&listening)?;
         parent.describe(&listening, &self.replica)?;
-        if let Some(path) = &self.descriptor {
-            parent.descriptor.write_file(path).map_err(|e| Failure::at(path, e))?;
-        }
         let descriptor: Arc<[u8]> = parent.descriptor.to_bytes().map_err(Failure::new)?.into();
+        if let Some(output) = kept {
+            output.write(|out| out.write_all(&descriptor))?;
+        }
         let serving = Serving::new(&self.image, &parent, &listening, descriptor.len());
-        let tell: Tell = Box::new(|text| {
-            // There may be nobody to hear of it any more.
-            let _ = writeln!(std::io::stderr(), "{text}");
-        });
+        let sayer = Sayer::start()?;
+        let tell: Tell = Box::new(move |text| sayer.say(text));
         let memory = Arc::new(Watched::new(parent.memory, parent.whole, tell));
         let image = ServedImage {
             colors: parent.descriptor.map().cloned().map(Arc::new),
@@ -115,8 +123,9 @@ impl Args {
             .map_err(|e| Failure::new(format_args!("cannot serve: {e}")))?;
         print(&if self.json { serving.json() } else { serving.text() })?;
 
-        signals.wait()?;
+        stop.wait();
         server.stop();
+        sockets.into_iter().for_each(Armed::disarm);
         let statistics = server.statistics();
         print(&if self.json { report::json(&statistics) } else { report::text(&statistics) })
     }
@@ -129,9 +138,25 @@ impl Args {
             options.mode = 0o666;
         }
         options.tls = self.tls.server(&self.allow)?;
-        options.on_refusal = Some(Arc::new(|refusal| eprintln!("turned away: {refusal}")));
+        // Said by another thread: the one that accepts clients must not wait for a reader.
+        let sayer = Sayer::start()?;
+        options.on_refusal =
+            Some(Arc::new(move |refusal| sayer.say(format_args!("turned away: {refusal}"))));
         Ok(options)
     }
+}
+
+/// Has a signal that ends the process at once remove its sockets.
+fn sockets(listening: &[ServerAddress]) -> Result<Vec<Armed>, Failure> {
+    let mut armed = Vec::new();
+    for address in listening {
+        if let ServerAddress::Unix(path) = address {
+            let path = std::path::absolute(path).map_err(|e| Failure::at(path, e))?;
+            let undo = || Ok::<_, Failure>(((), Undo::Remove(path)));
+            armed.push(arm_after(undo)?.1);
+        }
+    }
+    Ok(armed)
 }
 
 fn bind(address: &ServerAddress, options: &ListenOptions) -> Result<Listener, Failure> {

@@ -7,14 +7,13 @@ mod json;
 mod table;
 
 use crate::analysis::Knowledge;
-use crate::failure::{Failure, print};
+use crate::failure::Failure;
+use crate::outfile::{Files, Output};
+use crate::stdio::print;
 use guests::Guest;
 use kaleidoscope_core::prefetch::{Class, Settings, Window};
 use kaleidoscope_core::tune::Tuner;
-use std::io::{self, Write};
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use tempfile::NamedTempFile;
 
 /// Longest policy file that is read, in bytes; the core refuses longer ones too.
 const MAX_POLICY: u64 = 1 << 20;
@@ -78,12 +77,15 @@ fn price(text: &str) -> Result<f64, &'static str> {
 }
 
 impl Args {
+    /// What is read and written.
+    pub(crate) fn files(&self) -> Files {
+        Files::new().reads_guests(&self.guests).reads(&self.start).writes([&self.output])
+    }
+
     /// Tunes, writes the policy file, and prints the scores.
     pub(crate) fn run(&self) -> Result<(), Failure> {
         let start = self.start()?;
-        let unwritable = |e| Failure::at(&self.output, format_args!("cannot be written: {e}"));
-        // Before the work, so that it is not done in vain.
-        let file = create(&self.output).map_err(unwritable)?;
+        let output = Output::create(&self.output)?;
         let guests: Result<Vec<_>, _> =
             self.guests.iter().map(|path| Guest::read(path, self.knowledge)).collect();
         let guests = guests?;
@@ -99,7 +101,7 @@ impl Args {
         if Settings::parse(&text).as_ref() != Ok(&tuned.settings) {
             return Err(Failure::new("these settings do not fit in a policy file"));
         }
-        finish(file, &self.output, &text).map_err(unwritable)?;
+        output.write(|out| out.write_all(text.as_bytes()))?;
         print(&if self.json {
             json::render(&guests, &tuned, &tuner)
         } else {
@@ -145,19 +147,4 @@ fn read(path: &Path) -> Result<Settings, Failure> {
     Settings::parse(&text).map_err(|e| {
         Failure::at(path, e).hint("--start takes a policy file, such as `kaleidoscope tune` writes")
     })
-}
-
-/// A file beside the policy file that takes its place when it is complete.
-fn create(path: &Path) -> io::Result<NamedTempFile> {
-    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    // As any new file, not for its owner alone as temporary ones.
-    let permissions = std::fs::Permissions::from_mode(0o666);
-    tempfile::Builder::new().prefix(".policy-").permissions(permissions).tempfile_in(folder)
-}
-
-/// Writes the policy file, which has its old content or the whole new one.
-fn finish(mut file: NamedTempFile, path: &Path, text: &str) -> io::Result<()> {
-    file.write_all(text.as_bytes())?;
-    file.persist(path).map_err(|e| e.error)?;
-    Ok(())
 }

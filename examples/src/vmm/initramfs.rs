@@ -1,6 +1,7 @@
 //! A first root for a guest that consists of one program.
 
 use crate::cpio::CpioWriter;
+use crate::interrupt::{Scratch, child};
 use crate::vm::Outcome;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -33,10 +34,11 @@ pub(crate) fn with_program(program: &Path) -> Outcome<Vec<u8>> {
 
 /// A program without what only debuggers want, where there are tools for that.
 fn stripped(program: &Path) -> Outcome<Vec<u8>> {
-    let output = tempfile::NamedTempFile::new()?;
-    let strip = Command::new("strip").arg("-o").arg(output.path()).arg(program).output();
+    let folder = Scratch::new("kaleidoscope-init-")?;
+    let output = folder.path().join("stripped");
+    let strip = child::output(Command::new("strip").arg("-o").arg(&output).arg(program));
     match strip {
-        Ok(done) if done.status.success() => read(output.path()),
+        Ok(done) if done.status.success() => read(&output),
         Ok(_) | Err(_) => read(program),
     }
 }
@@ -47,7 +49,7 @@ fn read(path: &Path) -> Outcome<Vec<u8>> {
 
 /// The shared libraries of a program with their paths, its loader among them: none for a static one.
 fn libraries(program: &Path) -> Outcome<Vec<PathBuf>> {
-    let output = Command::new("ldd").arg(program).env("LC_ALL", "C").output()?;
+    let output = child::output(Command::new("ldd").arg(program).env("LC_ALL", "C"))?;
     // It fails for programs that need none.
     let text = String::from_utf8(output.stdout)?;
     let paths = text.lines().flat_map(str::split_whitespace).filter(|word| word.starts_with('/'));

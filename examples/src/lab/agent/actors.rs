@@ -48,7 +48,7 @@ impl Actor {
             Self::Swap => swap()?,
             Self::Memfd => memfd()?,
         };
-        println!("{READY}");
+        writeln!(io::stdout(), "{READY}")?;
         io::stdout().flush()?;
         loop {
             std::thread::park();

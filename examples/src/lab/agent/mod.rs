@@ -1,6 +1,11 @@
 //! The lab's half inside the guest: it warms the guest, dumps the guest's own truth, and keeps
 //! still while the host takes the snapshot.
 
+#![cfg_attr(
+    not(test),
+    expect(clippy::disallowed_methods, reason = "it runs in a guest, whose files go with it")
+)]
+
 pub(crate) mod actors;
 mod dump;
 pub(crate) mod os;

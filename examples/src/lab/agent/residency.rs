@@ -4,6 +4,7 @@
 //! `/proc/self/pagemap` gives their frames. Nothing that was not in memory is brought there:
 //! the mapping is advised to be random, which turns readahead off.
 
+use crate::stdio::say;
 use std::collections::BTreeSet;
 use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
@@ -125,7 +126,7 @@ impl Residency {
                     self.records.extend_from_slice(&entry.to_le_bytes());
                 }
             }
-            Err(error) => eprintln!("lab: {}: {error}", path.display()),
+            Err(error) => say(format_args!("lab: {}: {error}", path.display())),
         }
     }
 

@@ -260,5 +260,5 @@ fn set(path: &str, value: &str) -> Result<()> {
 
 /// To the guest's console.
 fn log(what: &str) {
-    eprintln!("lab: {what}");
+    crate::stdio::say(format_args!("lab: {what}"));
 }

@@ -14,8 +14,8 @@ mod table;
 mod workload;
 mod written;
 
-use std::fs::{self, File};
-use std::io::BufWriter;
+use std::fs;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -28,6 +28,9 @@ use super::error::{Error, Result};
 use super::machine::{Machine, qemu_version};
 use super::saved::Saved;
 use super::steps::Steps;
+use crate::interrupt::Scratch;
+use crate::outfile;
+use crate::stdio::print_line;
 
 /// A workload that stands for all built-in ones.
 const ALL: &str = "all";
@@ -89,12 +92,12 @@ impl Args {
         for workload in &workloads {
             let report = session.record(workload)?;
             if !self.json {
-                println!("{report}");
+                print_line(&report)?;
             }
             reports.push(report);
         }
         if self.json {
-            println!("{}", to_json(&reports)?);
+            print_line(to_json(&reports)?)?;
         }
         Ok(())
     }
@@ -153,9 +156,7 @@ impl Recording {
     fn record_here(&self, workload: &Workload) -> Result<Report> {
         let steps = Steps::new();
         steps.begin(&format!("{}: starting a clone", workload.name));
-        let scratch = tempfile::Builder::new()
-            .prefix("kaleidoscope-trace-")
-            .tempdir()
+        let scratch = Scratch::new("kaleidoscope-trace-")
             .map_err(Error::io("create", Path::new("scratch folder")))?;
         // Declared before the machine, so that it serves until QEMU is gone.
         let server = RamServer::mount(&self.guest.join("ram.bin"))?;
@@ -205,7 +206,8 @@ impl Recording {
             trace: path.clone(),
         };
         let beside = path.with_extension("json");
-        fs::write(&beside, to_json(&report)?).map_err(Error::io("write", &beside))?;
+        let text = to_json(&report)?;
+        outfile::write(&beside, |out| out.write_all(text.as_bytes()))?;
         Ok(report)
     }
 
@@ -268,13 +270,8 @@ impl Recording {
 }
 
 fn write(trace: &Trace<'_>, path: &Path) -> Result<()> {
-    // Complete or not there.
-    let partial = path.with_extension("partial");
-    let file = File::create(&partial).map_err(Error::io("create", &partial))?;
-    trace
-        .write(BufWriter::new(file))
-        .map_err(|error| Error::Trace(format!("{}: {error}", partial.display())))?;
-    fs::rename(&partial, path).map_err(Error::io("rename", &partial))
+    let written = |out: &mut dyn Write| trace.write(out).map_err(io::Error::other);
+    Ok(outfile::write(path, written)?)
 }
 
 fn to_json(value: &impl serde::Serialize) -> Result<String> {

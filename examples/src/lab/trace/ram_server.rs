@@ -19,6 +19,8 @@ use fuser::{
 };
 use rustix::mount::UnmountFlags;
 
+use crate::interrupt::{Armed, Scratch, Undo, arm_with};
+
 use super::recorder::{FRAME, Recorder};
 use crate::lab::error::{Error, Result};
 
@@ -40,7 +42,9 @@ pub(crate) struct RamServer {
     recorder: Arc<Mutex<Recorder>>,
     /// Declared before the folder, so that it is unmounted before that is removed.
     _session: BackgroundSession,
-    folder: tempfile::TempDir,
+    /// Goes before the folder too.
+    _mount: Armed,
+    folder: Scratch,
 }
 
 impl RamServer {
@@ -59,23 +63,21 @@ impl RamServer {
             )));
         }
         let recorder = Arc::new(Mutex::new(Recorder::new(pages)));
-        let folder = tempfile::Builder::new()
-            .prefix("kaleidoscope-ram-")
-            .tempdir()
+        let folder = Scratch::new("kaleidoscope-ram-")
             .map_err(Error::io("create", Path::new("mount point")))?;
         let server = Server { file, size, recorder: Arc::clone(&recorder) };
         let mut options = fuser::Config::default();
         options.mount_options =
             vec![MountOption::FSName("kaleidoscope-lab".to_owned()), MountOption::NoDev];
-        let session = Session::new(server, folder.path(), &options)
-            .and_then(Session::spawn)
-            .map_err(|error| {
+        let mount = || Session::new(server, folder.path(), &options).and_then(Session::spawn);
+        let (session, mount) =
+            arm_with(Undo::Unmount(folder.path().to_owned()), mount).map_err(|error| {
                 Error::Trace(format!(
                     "cannot mount a file system for the clone's memory: {error}; recording needs \
                      {DEVICE} and root's rights"
                 ))
             })?;
-        Ok(Self { recorder, _session: session, folder })
+        Ok(Self { recorder, _session: session, _mount: mount, folder })
     }
 
     /// The file that is to be the clone's RAM.

@@ -10,9 +10,9 @@ use super::runs::Results;
 use super::traces::NamedTrace;
 use crate::chart_style::{FAINT, FONT, GRID, SHADE, TEXT, color};
 use crate::failure::Failure;
+use crate::outfile::Output;
 use plotters::coord::Shift;
 use plotters::prelude::*;
-use std::path::Path;
 
 /// Size in pixels, and of the upper half.
 const SIZE: (u32, u32) = (1120, 1180);
@@ -23,15 +23,14 @@ type Drawn<'a> = Result<(), DrawingAreaErrorKind<<SVGBackend<'a> as DrawingBacke
 
 /// Draws the comparison, and the first trace's clones under the policies of `judged`, which are the chosen ones in order.
 pub(super) fn write(
-    path: &Path,
+    output: Output,
     comparison: &Comparison,
     traces: &[NamedTrace],
     judged: &[&Results],
 ) -> Result<(), Failure> {
-    let failure =
-        |e: &dyn std::fmt::Display| Failure::at(path, format_args!("cannot be drawn: {e}"));
-    let text = render(comparison, traces, judged).map_err(|e| failure(&e))?;
-    std::fs::write(path, text).map_err(|e| failure(&e))
+    let text = render(comparison, traces, judged)
+        .map_err(|e| Failure::at(output.path(), format_args!("cannot be drawn: {e}")))?;
+    output.write(|out| out.write_all(text.as_bytes()))
 }
 
 fn render(

@@ -1,0 +1,111 @@
+//! What happens when the command is told to end: by SIGINT, SIGTERM or SIGHUP.
+//!
+//! Only the command handles signals, never the library. They are blocked in every thread, and one
+//! thread waits for them. At the first signal it [undoes](undo) what would outlive the process, and
+//! the process dies of that signal. A second one ends it at once.
+//!
+//! A process that is killed (SIGKILL) undoes nothing itself. Files under construction have no name
+//! then ([`crate::outfile`]), children die with it ([`child`]), and for the rest a [guard] process
+//! waits for its end.
+
+pub(crate) mod child;
+pub(crate) mod guard;
+mod registry;
+mod undo;
+
+pub(crate) use registry::{Armed, Scratch, arm_after, arm_with, uninterrupted};
+pub(crate) use undo::Undo;
+
+use crate::failure::Failure;
+use nix::sys::signal::{SigSet, Signal, raise};
+use std::fs;
+use std::process;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Mutex, PoisonError};
+
+/// The signals that tell the command to end.
+const ENDING: [Signal; 3] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP];
+
+/// Takes the first signal where a command ends in its own way.
+static TAKER: Mutex<Option<SyncSender<Signal>>> = Mutex::new(None);
+
+/// Begins to handle signals. Called before there is any other thread.
+pub(crate) fn begin() -> Result<(), Failure> {
+    // Blocked, it ends nothing: a write beyond a limit on the size of files is an error. Children
+    // have their own mask.
+    let mut ignored = SigSet::empty();
+    ignored.add(Signal::SIGXFSZ);
+    let ending = ending(&fs::read_to_string("/proc/self/status").unwrap_or_default());
+    let failed = |e: nix::Error| Failure::new(format_args!("cannot block signals: {e}"));
+    ignored.thread_block().map_err(failed)?;
+    ending.thread_block().map_err(failed)?;
+    let thread = std::thread::Builder::new().name("signals".to_owned());
+    let thread = thread.spawn(move || wait(&ending));
+    thread.map(drop).map_err(|e| Failure::new(format_args!("the system gives no thread: {e}")))
+}
+
+/// Blocks the signals for a process that is ended by other means.
+fn block() {
+    let _ = SigSet::from_iter(ENDING).thread_block();
+}
+
+/// Those that the process was not started to ignore, as `nohup` and shells do; of its status.
+fn ending(status: &str) -> SigSet {
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let ignored = ignored.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);
+    let is_heeded = |signal: &Signal| ignored & (1 << (*signal as u32 - 1)) == 0;
+    ENDING.into_iter().filter(is_heeded).collect()
+}
+
+/// Waits for signals, until one ends the process.
+fn wait(ending: &SigSet) {
+    loop {
+        let Ok(signal) = ending.wait() else { return };
+        let taker = TAKER.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if taker.is_some_and(|taker| taker.send(signal).is_ok()) {
+            continue;
+        }
+        // A second one ends the process while this one is worked on.
+        let _ = ending.thread_unblock();
+        registry::undo_all();
+        let _ = raise(signal);
+        // Process 1 does not die of signals.
+        process::exit(128 + signal as i32);
+    }
+}
+
+/// A signal that a command waits for, to end in its own way. A second one ends the process.
+#[derive(Debug)]
+pub(crate) struct Stop(Receiver<Signal>);
+
+impl Stop {
+    /// Takes the next signal.
+    pub(crate) fn take() -> Self {
+        let (taker, taken) = sync_channel(1);
+        *TAKER.lock().unwrap_or_else(PoisonError::into_inner) = Some(taker);
+        Self(taken)
+    }
+
+    /// Returns when it comes.
+    pub(crate) fn wait(&self) {
+        // The sender is there until it has sent one.
+        let _ = self.0.recv();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ignored_signals_stay_ignored() {
+        let all = SigSet::from_iter(ENDING);
+        assert_eq!(ending("Name:\tx\nSigIgn:\t0000000000001000\n"), all);
+        let without_hangup = ending("SigIgn:\t0000000000000001\n");
+        assert!(!without_hangup.contains(Signal::SIGHUP));
+        assert!(
+            without_hangup.contains(Signal::SIGINT) && without_hangup.contains(Signal::SIGTERM)
+        );
+        assert_eq!(ending(""), all);
+    }
+}
