@@ -26,8 +26,7 @@ impl Failure {
 
     /// A failure whose reason is the system's, with a hint if there is one for it.
     pub(crate) fn io(cause: impl fmt::Display, reason: &io::Error) -> Self {
-        let hint = reason.raw_os_error().and_then(hint).map(str::to_owned);
-        Self { cause: cause.to_string(), hint }
+        Self { cause: cause.to_string(), ..Self::of(reason) }
     }
 
     /// A failure to write a file.
@@ -39,12 +38,13 @@ impl Failure {
     pub(crate) fn of(error: &(dyn Error + 'static)) -> Self {
         let (mut reason, mut found) = (Some(error), None);
         while let (Some(error), None) = (reason, found) {
-            let number = match error.downcast_ref::<Errno>() {
-                Some(error) => Some(error.raw_os_error()),
-                None => error.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error),
-            };
-            found = number.and_then(hint);
-            reason = error.source();
+            let system = error.downcast_ref::<io::Error>();
+            let number = error.downcast_ref::<Errno>().map(|error| error.raw_os_error());
+            found = number.or_else(|| system?.raw_os_error()).and_then(hint);
+            // What such an error was made of is not its source, whose source is.
+            let inner =
+                system.and_then(io::Error::get_ref).map(|inner| inner as &(dyn Error + 'static));
+            reason = inner.or_else(|| error.source());
         }
         Self { cause: error.to_string(), hint: found.map(str::to_owned) }
     }
@@ -90,6 +90,8 @@ mod tests {
         struct Above(#[source] io::Error);
         let error = Above(io::Error::from(Errno::FBIG));
         assert!(Failure::of(&error).to_string().starts_with("above\nhint: the process may not"));
+        let wrapped = io::Error::other(Above(io::Error::from(Errno::FBIG)));
+        assert!(Failure::of(&wrapped).to_string().contains("hint: the process may not"));
         let full = Failure::unwritable(Path::new("x"), &Errno::NOSPC.into()).to_string();
         assert!(full.contains("\nhint: make room"), "{full}");
         assert!(!Failure::of(&Above(Errno::NOENT.into())).to_string().contains("hint"));

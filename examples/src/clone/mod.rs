@@ -174,9 +174,7 @@ impl Args {
 
     /// Boots, freezes, colors and clones.
     pub(crate) fn run(&self) -> Result<(), Failure> {
-        if let Some(folder) = &self.out {
-            create_folder(folder)?;
-        }
+        let _folder = self.out.as_deref().map(create_folder).transpose()?;
         let report = progress::during("clone", |status| run::run(self, status))?;
         if let Some(folder) = &self.out {
             write(folder, &report)?;

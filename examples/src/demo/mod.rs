@@ -55,13 +55,9 @@ impl Args {
 
     /// Runs the demonstration.
     pub(crate) fn run(&self) -> Result<(), Failure> {
-        let report = match &self.out {
-            Some(folder) => {
-                create_folder(folder)?;
-                Some(Output::create(&folder.join("report.html"))?)
-            }
-            None => None,
-        };
+        let _folder = self.out.as_deref().map(create_folder).transpose()?;
+        let report = self.out.as_ref().map(|folder| Output::create(&folder.join("report.html")));
+        let report = report.transpose()?;
         let contest = progress::during("demo", |status| self.contest(status))?;
         if let (Some(folder), Some(report)) = (&self.out, report) {
             write(folder, report, &contest)?;

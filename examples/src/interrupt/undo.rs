@@ -24,6 +24,8 @@ const DYING: i64 = 5;
 pub(crate) enum Undo {
     /// A file or folder that goes away.
     Remove(PathBuf),
+    /// Folders that go away if they are empty, each before the one that it is in.
+    RemoveEmpty(Vec<PathBuf>),
     /// A file system that goes away.
     Unmount(PathBuf),
     /// A setting of the kernel's that gets its former value.
@@ -44,6 +46,11 @@ impl Undo {
     pub(crate) fn perform(&self) -> io::Result<()> {
         match self {
             Self::Remove(path) => remove(path),
+            Self::RemoveEmpty(folders) => {
+                // Where the work was done there is something in them.
+                let _ = folders.iter().try_for_each(fs::remove_dir);
+                Ok(())
+            }
             Self::Unmount(path) => {
                 // Not mounted any more, in all likelihood; else the folder cannot be removed.
                 let _ = unmount(path, UnmountFlags::DETACH);
@@ -64,6 +71,7 @@ impl Undo {
     pub(crate) fn complaint(&self, error: &io::Error) -> String {
         match self {
             Self::Remove(path) => format!("warning: {} is left: {error}", path.display()),
+            Self::RemoveEmpty(_) => format!("warning: a folder is left: {error}"),
             Self::Unmount(path) => format!("warning: {} is left mounted: {error}", path.display()),
             Self::Restore { path, value } => {
                 format!("warning: {} is not {value} again: {error}", path.display())

@@ -338,10 +338,10 @@ mod tests {
         let summary = show::summary_tables(&show::Summary::of(&merged, 1));
         assert!(summary.contains("2 runs, 3 frames"), "{summary}");
         assert!(summary.contains("and 2 more"), "{summary}");
-        let csv = path("frames.csv");
+        let mut csv = Vec::new();
         let translation = merged.translate(&atlas, Some(&merged.image()));
-        write_csv(Path::new(&csv), &translation, &atlas).unwrap();
-        let text = std::fs::read_to_string(csv).unwrap();
+        write_csv(&mut csv, &translation, &atlas).unwrap();
+        let text = String::from_utf8(csv).unwrap();
         let rows = "6,1.000,file-offset\n103,1.000,same-address\n10,1.000,file-offset\n";
         assert_eq!(text, format!("gfn,confidence,how\n{rows}"));
         let found = show::found_table(&show::Found::of(&translation));

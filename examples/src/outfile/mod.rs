@@ -3,23 +3,19 @@
 //! A file has its name once it is whole ([`OutputFile`]), and is gone with the process before that.
 //! [`Files`] refuses beforehand an output that is an input, and two outputs under one name.
 
+mod distinct;
+
+pub(crate) use distinct::Files;
+
 use crate::failure::Failure;
 use crate::interrupt::{Armed, Undo, arm_after, uninterrupted};
 use crate::stdio;
-use kaleidoscope_core::output_file::{OutputFile, follow_links};
+use kaleidoscope_core::output_file::OutputFile;
 use rustix::fs::Access;
-use std::collections::HashMap;
-use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{self, BufWriter, ErrorKind, Seek, Write};
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
-
-/// Most entries of a folder of inputs that are looked at.
-const MAX_ENTRIES: usize = 10_000;
-
-/// What is read of a guest's folder, beside its traces.
-const GUEST: [&str; 4] = ["ram.bin", "ram.kscope", "layout.txt", "regs.txt"];
 
 /// What a file holds.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -134,9 +130,12 @@ impl Output {
         content: impl FnOnce(&mut dyn Write) -> io::Result<()>,
     ) -> Result<(), Failure> {
         let written = self.open().and_then(|file| {
-            let mut out = BufWriter::with_capacity(1 << 16, file);
-            content(&mut out)?;
-            out.flush()
+            let mut remembering = Remembering { file, reason: None };
+            let mut out = BufWriter::with_capacity(1 << 16, &mut remembering);
+            let written = content(&mut out).and_then(|()| out.flush());
+            // What is left in it has no use, and would be tried again.
+            drop(out.into_parts());
+            written.map_err(|error| remembering.reason.map_or(error, io::Error::from_raw_os_error))
         });
         self.end(written)
     }
@@ -175,6 +174,35 @@ impl Output {
     }
 }
 
+/// Keeps the system's first reason for not writing, of which encoders leave nothing but its text.
+struct Remembering<'a> {
+    file: &'a mut OutputFile,
+    reason: Option<i32>,
+}
+
+impl Remembering<'_> {
+    fn note<T>(&mut self, done: io::Result<T>) -> io::Result<T> {
+        if let Err(error) = &done
+            && error.kind() != ErrorKind::Interrupted
+        {
+            self.reason = self.reason.or(error.raw_os_error());
+        }
+        done
+    }
+}
+
+impl Write for Remembering<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.file.write(bytes);
+        self.note(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        let flushed = self.file.flush();
+        self.note(flushed)
+    }
+}
+
 fn spooling(path: &Path, error: &io::Error) -> Failure {
     let folder = std::env::temp_dir();
     Failure::at(path, format_args!("cannot be collected in {} first: {error}", folder.display()))
@@ -194,160 +222,36 @@ pub(crate) fn write(
     Output::create(path)?.write(content)
 }
 
-/// Makes a folder for outputs, with those above it.
-pub(crate) fn create_folder(path: &Path) -> Result<(), Failure> {
-    let made = fs::create_dir_all(path);
-    made.map_err(|error| {
+/// Makes a folder for outputs, with those above it. When what is returned goes, those that were made
+/// go too if nothing is in them, because the work came to nothing.
+pub(crate) fn create_folder(path: &Path) -> Result<Armed, Failure> {
+    let failed = |error: io::Error| {
         Failure::io(format_args!("{}: cannot be made: {error}", path.display()), &error)
-    })
-}
-
-/// What a command reads and writes.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Files {
-    reads: Vec<PathBuf>,
-    writes: Vec<PathBuf>,
-}
-
-/// What makes two paths the same file.
-#[derive(Clone, PartialEq, Eq, Hash, Debug)]
-enum Identity {
-    /// Device and inode.
-    Is(u64, u64),
-    /// Device and inode of its folder, and its name there: nothing is there yet.
-    Will(u64, u64, OsString),
-}
-
-impl Files {
-    /// None.
-    pub(crate) fn new() -> Self {
-        Self::default()
-    }
-
-    /// Files that are read.
-    #[must_use]
-    pub(crate) fn reads<P: AsRef<Path>>(mut self, paths: impl IntoIterator<Item = P>) -> Self {
-        self.reads.extend(paths.into_iter().map(|path| path.as_ref().to_owned()));
-        self
-    }
-
-    /// Guests that are read: files, or folders as the lab makes them.
-    #[must_use]
-    pub(crate) fn reads_guests<P: AsRef<Path>>(
-        mut self,
-        paths: impl IntoIterator<Item = P>,
-    ) -> Self {
-        for path in paths {
-            let path = path.as_ref();
-            self.reads.push(path.to_owned());
-            // Other files in them may well be outputs, of former runs.
-            self.reads.extend(GUEST.map(|name| path.join(name)));
-            let is_trace = |path: &PathBuf| path.extension().is_some_and(|e| e == "csv");
-            self.reads.extend(entries(&path.join("traces")).filter(is_trace));
-        }
-        self
-    }
-
-    /// Files that are written.
-    #[must_use]
-    pub(crate) fn writes<P: AsRef<Path>>(mut self, paths: impl IntoIterator<Item = P>) -> Self {
-        self.writes.extend(paths.into_iter().map(|path| path.as_ref().to_owned()));
-        self
-    }
-
-    /// Files of these names that are written into a folder, if there is one.
-    #[must_use]
-    pub(crate) fn writes_into(self, folder: Option<&PathBuf>, names: &[&str]) -> Self {
-        let folder = folder.into_iter();
-        self.writes(folder.flat_map(|folder| names.iter().map(|name| folder.join(name))))
-    }
-
-    /// Refuses an output that is an input, and two outputs that are one file, through whatever links.
-    pub(crate) fn check(&self) -> Result<(), Failure> {
-        let mut known: HashMap<Identity, &Path> = HashMap::new();
-        let mut reads = HashMap::new();
-        for path in &self.reads {
-            if let Some(identity) = identity(path) {
-                reads.entry(identity).or_insert(path);
-            }
-        }
-        for path in &self.writes {
-            let Some(identity) = identity(path) else { continue };
-            let name = path.display();
-            if let Some(read) = reads.get(&identity) {
-                let what = format_args!("{name}: it is read too, as {}", read.display());
-                return Err(
-                    Failure::new(what).hint("write to another file: inputs stay as they are")
-                );
-            }
-            if let Some(other) = known.insert(identity, path) {
-                let what = format_args!("{name}: it is written twice, as {} too", other.display());
-                return Err(Failure::new(what).hint("give each output a file of its own"));
-            }
-        }
-        Ok(())
-    }
-}
-
-fn entries(folder: &Path) -> impl Iterator<Item = PathBuf> {
-    let entries = fs::read_dir(folder).into_iter().flatten().take(MAX_ENTRIES);
-    entries.filter_map(|entry| Some(entry.ok()?.path()))
-}
-
-/// Which file a path leads to; `None` for what any number of outputs may go to (`/dev/null`).
-fn identity(path: &Path) -> Option<Identity> {
-    match fs::metadata(path) {
-        Ok(found) if found.file_type().is_char_device() => None,
-        // Links to a file descriptor lead here too.
-        Ok(found) => Some(Identity::Is(found.dev(), found.ino())),
-        Err(_) => {
-            let path = follow_links(path).ok()?;
-            let parent = path.parent().filter(|folder| !folder.as_os_str().is_empty());
-            let folder = fs::metadata(parent.unwrap_or(Path::new("."))).ok()?;
-            Some(Identity::Will(folder.dev(), folder.ino(), path.file_name()?.to_owned()))
-        }
-    }
+    };
+    let whole = std::path::absolute(path).map_err(failed)?;
+    let missing = whole.ancestors().take_while(|folder| fs::symlink_metadata(folder).is_err());
+    let missing: Vec<_> = missing.map(Path::to_owned).collect();
+    let make = || Ok((fs::create_dir_all(path).map_err(failed)?, Undo::RemoveEmpty(missing)));
+    arm_after(make).map(|((), armed)| armed)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::symlink;
 
     #[test]
-    fn inputs_and_other_outputs_are_known_through_all_links() {
+    fn folders_that_stay_empty_go() {
         let folder = tempfile::tempdir().unwrap();
         let at = |name: &str| folder.path().join(name);
-        fs::write(at("ram"), "x").unwrap();
-        symlink("ram", at("link")).unwrap();
-        fs::hard_link(at("ram"), at("twin")).unwrap();
-        symlink("new", at("dangling")).unwrap();
-        fs::create_dir(at("guest")).unwrap();
-        fs::write(at("guest/ram.bin"), "x").unwrap();
-        symlink(folder.path(), at("guest/up")).unwrap();
-        let check = |reads: &[&str], writes: &[&str]| {
-            let files = Files::new().reads_guests(reads.iter().map(|name| at(name)));
-            let checked = files.writes(writes.iter().map(|name| at(name))).check();
-            checked.map_err(|failure| failure.to_string())
-        };
-        for output in ["ram", "link", "twin", "guest/up/ram", "./link"] {
-            let failure = check(&["link"], &[output]).unwrap_err();
-            assert!(failure.contains("it is read too"), "{output}: {failure}");
-        }
-        assert!(check(&["guest"], &["guest/ram.bin"]).is_err());
-        fs::create_dir(at("guest/traces")).unwrap();
-        fs::write(at("guest/traces/one.csv"), "x").unwrap();
-        fs::write(at("guest/policy.toml"), "x").unwrap();
-        assert!(check(&["guest"], &["guest/traces/one.csv"]).is_err());
-        assert!(check(&["guest"], &["guest/policy.toml", "guest/traces/one.json"]).is_ok());
-        assert!(check(&["ram"], &["new", "guest/new"]).is_ok());
-        for twice in [["new", "dangling"], ["new", "guest/up/new"], ["ram", "twin"]] {
-            let failure = check(&[], &twice).unwrap_err();
-            assert!(failure.contains("written twice"), "{twice:?}: {failure}");
-        }
-        let null = PathBuf::from("/dev/null");
-        assert!(Files::new().reads([&null]).writes([&null, &null]).check().is_ok());
-        assert!(check(&["ram"], &["none/x", "none/y"]).is_ok(), "creating them is an error");
+        drop(create_folder(&at("a/b")).unwrap());
+        assert!(!at("a").exists());
+        fs::create_dir(at("a")).unwrap();
+        drop(create_folder(&at("a")).unwrap());
+        assert!(at("a").exists(), "it was there before");
+        let made = create_folder(&at("a/b/c")).unwrap();
+        fs::write(at("a/b/result"), "x").unwrap();
+        drop(made);
+        assert!(at("a/b/result").exists() && !at("a/b/c").exists());
     }
 
     #[test]
