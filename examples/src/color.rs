@@ -5,7 +5,8 @@ use crate::failure::Failure;
 use crate::outfile::{Files, Output};
 use crate::outputs::{OutputArgs, View};
 use kaleidoscope_core::coloring::Rules;
-use kaleidoscope_core::manifest::{ImageIdentity, Manifest};
+use kaleidoscope_core::manifest::{ImageIdentity, Limits, Manifest};
+use kaleidoscope_core::memory::GuestMemory;
 use std::path::PathBuf;
 
 /// Find out what every frame of a memory image is.
@@ -54,6 +55,14 @@ impl Args {
     /// Colors the image.
     pub(crate) fn run(&self) -> Result<(), Failure> {
         let image = self.layout.open(&self.image)?;
+        if let Some(path) = &self.output {
+            // Said before the work, not after it.
+            let fits = Limits::default().admit_frames(image.layout().frames());
+            fits.map_err(|e| {
+                Failure::at(path, e)
+                    .hint("leave out --output: the table, --png and --frames have no such limit")
+            })?;
+        }
         let output = self.output.as_deref().map(Output::lasting).transpose()?;
         let files = self.outputs.create()?;
         let rules = if self.cache_wins { Rules::page_cache_wins() } else { Rules::default() };

@@ -64,6 +64,8 @@ fn explained(path: &Path, error: &ManifestError) -> Failure {
         failure.hint("`kaleidoscope color IMAGE -o FILE.kscope` makes a map of an image")
     } else if matches!(error, ManifestError::Version { .. } | ManifestError::Flags { .. }) {
         failure.hint("read it with the version that wrote it, or color the image again")
+    } else if matches!(error, ManifestError::Limit { .. }) {
+        failure.hint("no version of `kaleidoscope color` writes such a file: color the image again")
     } else {
         failure.hint("copy the file again, or color the image again")
     }

@@ -10,7 +10,7 @@ use crate::failure::Failure;
 use crate::interrupt::{Armed, Undo, arm_with};
 use crate::progress;
 use kaleidoscope_core::addr::{FRAME_BYTES, FrameIndex};
-use kaleidoscope_core::memory::GuestMemory;
+use kaleidoscope_core::memory::{GuestMemory, data_frames};
 use memmap2::{Advice, MmapMut};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -103,7 +103,7 @@ pub(super) fn run(guests: &[Guest], results: &[Done]) -> Result<Merging, Failure
     let all: Vec<Vec<_>> = guests
         .iter()
         .map(|guest| {
-            let frames = (0..guest.atlas.frames()).map(FrameIndex);
+            let frames = data_frames(&guest.image);
             frames.filter(|frame| !guest.atlas.is_free(*frame)).collect()
         })
         .collect();

@@ -10,7 +10,7 @@ use kaleidoscope_core::dedup::{
     run, run_sieved,
 };
 use kaleidoscope_core::fingerprint::{Domain, contents, partial_contents};
-use kaleidoscope_core::memory::GuestMemory;
+use kaleidoscope_core::memory::{GuestMemory, data_frames};
 use std::fmt;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -157,8 +157,9 @@ pub(super) fn run_all(
 
 /// Reads all frames once, so that the first strategy does not pay for what the others find in memory.
 fn touch(guest: &Guest) {
-    for (frame, gfn) in guest.atlas.layout().iter().filter(|(f, _)| !guest.atlas.is_free(*f)) {
-        let page = guest.image.slice(gfn.gpa(), FRAME_BYTES);
+    for frame in data_frames(&guest.image).filter(|frame| !guest.atlas.is_free(*frame)) {
+        let gfn = guest.atlas.layout().gfn_of(frame);
+        let page = gfn.and_then(|gfn| guest.image.slice(gfn.gpa(), FRAME_BYTES));
         std::hint::black_box((frame, page.and_then(<[u8]>::first)));
     }
 }

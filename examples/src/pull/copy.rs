@@ -23,17 +23,26 @@ pub(super) struct Copy {
     placed: Frames,
     /// Frames that the image does not hold.
     unavailable: Frames,
+    /// Holes of the image, which are holes of the file, too.
+    holes: Vec<Range<u32>>,
 }
 
 impl Copy {
-    /// An empty file.
-    pub(super) fn create(path: &Path, layout: &MemoryLayout) -> Result<Self, Failure> {
+    /// A file of holes. Those of the image are as they should be, and need not be fetched.
+    pub(super) fn create(
+        path: &Path,
+        layout: &MemoryLayout,
+        holes: &[Range<u32>],
+    ) -> Result<Self, Failure> {
+        let placed = Frames::none_of(layout.frames());
+        holes.iter().cloned().flatten().for_each(|frame| placed.add(FrameIndex(frame)));
         Ok(Self {
             output: Output::memory(path, layout.bytes())?,
             failed: Mutex::new(None),
             layout: layout.clone(),
-            placed: Frames::none_of(layout.frames()),
+            placed,
             unavailable: Frames::none_of(layout.frames()),
+            holes: holes.to_vec(),
         })
     }
 
@@ -105,6 +114,10 @@ impl Placer for Copy {
     fn wake(&self, _frame: FrameIndex) -> Result<(), PlaceError> {
         Ok(())
     }
+
+    fn shown(&self) -> Vec<Range<u32>> {
+        self.holes.clone()
+    }
 }
 
 /// The memory as it is in the file, to be compared with the image.
@@ -141,10 +154,10 @@ mod tests {
         let path = folder.path().join("copy.bin");
         let layout = MemoryLayout::new(&[(Gpa(0), 0x2000), (Gpa(0x8000), 0x2000)]).unwrap();
         let names = || std::fs::read_dir(folder.path()).unwrap().count();
-        drop(Copy::create(&path, &layout).unwrap());
+        drop(Copy::create(&path, &layout, &[]).unwrap());
         assert_eq!(names(), 0, "given up, it is gone");
 
-        let copy = Arc::new(Copy::create(&path, &layout).unwrap());
+        let copy = Arc::new(Copy::create(&path, &layout, &[]).unwrap());
         let all = || (0..4).map(FrameIndex);
         assert_eq!(copy.first_gap(all()), Some(FrameIndex(0)));
         assert_eq!(copy.zero_run(0..2).unwrap(), 2);
@@ -163,5 +176,18 @@ mod tests {
         let expected = [vec![0; 0x2000], vec![7; 0x1000], vec![0; 0x1000]].concat();
         assert_eq!(std::fs::read(&path).unwrap(), expected);
         assert_eq!(names(), 1);
+    }
+
+    #[test]
+    fn holes_of_the_image_are_holes_of_the_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let layout = MemoryLayout::contiguous(0x4000).unwrap();
+        let holes = [0..1, 2..4];
+        let copy = Copy::create(&folder.path().join("copy.bin"), &layout, &holes).unwrap();
+        assert_eq!(copy.shown(), holes);
+        let gap = |copy: &Copy| copy.first_gap((0..4).map(FrameIndex));
+        assert_eq!(gap(&copy), Some(FrameIndex(1)));
+        assert_eq!(copy.place(FrameIndex(1), &[3; FRAME_BYTES]).unwrap(), Placed::Placed);
+        assert_eq!(gap(&copy), None);
     }
 }

@@ -135,7 +135,7 @@ impl Args {
 
         let layout = create_if(self.layout.as_ref())?;
         let manifest = self.manifest.as_deref().map(Output::lasting).transpose()?;
-        let copy = Arc::new(Copy::create(&self.output, descriptor.layout())?);
+        let copy = Arc::new(Copy::create(&self.output, descriptor.layout(), descriptor.holes())?);
         let statistics = fetch::all(&client, &guest.atlas, &copy, order)?;
         let verified = match whole {
             Some(whole) => self.verify_all(&copy, &whole, &guest.atlas, free_frames)?,

@@ -32,6 +32,9 @@ impl Parent {
     /// Opens the image and finds out its colors.
     pub(super) fn open(args: &Args) -> Result<Self, Failure> {
         let image = args.layout.open(&args.image)?;
+        // What clones start from has a limit; it is said before the work, not after it.
+        let fits = Limits::default().admit_frames(image.layout().frames());
+        fits.map_err(|e| Failure::at(&args.image, e))?;
         let descriptor = describe(args, &image)?;
         let trust = descriptor.map().map(|map| trust(&image, map)).transpose();
         let trust = trust.map_err(|e| Failure::at(&args.image, e))?;
@@ -39,7 +42,7 @@ impl Parent {
             Some(trust) if !args.fetch_free => trust.free_frames(),
             _ => FreeFrames::Fetch,
         };
-        let mut descriptor = descriptor.with_free_frames(free_frames);
+        let mut descriptor = descriptor.with_free_frames(free_frames).with_holes_of(&image);
         if let Some(path) = &args.state {
             let state = read_state(path)?;
             descriptor = descriptor.with_state(state).map_err(|e| Failure::at(path, e))?;

@@ -1,9 +1,9 @@
 //! The served image's memory, and what is said when it is not what it was.
 
-use kaleidoscope_core::addr::{FRAME_BYTES, FRAME_SIZE, Gpa};
+use kaleidoscope_core::addr::{FRAME_BYTES, FRAME_SIZE, FrameIndex, Gpa};
 use kaleidoscope_core::fingerprint::WholeImage;
 use kaleidoscope_core::image::MemoryImage;
-use kaleidoscope_core::memory::{GuestMemory, MemoryError, MemoryLayout};
+use kaleidoscope_core::memory::{Backing, Extent, GuestMemory, MemoryError, MemoryLayout};
 use std::io;
 use std::sync::{Arc, Once};
 
@@ -58,6 +58,17 @@ impl GuestMemory for Watched {
     fn slice(&self, gpa: Gpa, len: usize) -> Option<&[u8]> {
         // What is to be compared is read.
         self.image.slice(gpa, len).filter(|_| self.whole.is_none())
+    }
+
+    fn extent(&self, frame: FrameIndex) -> Extent {
+        let extent = self.image.extent(frame);
+        // What is to be compared is read.
+        let backing = if self.whole.is_none() { extent.backing } else { Backing::Data };
+        Extent { backing, ..extent }
+    }
+
+    fn release(&self, gpa: Gpa, bytes: u64) {
+        self.image.release(gpa, bytes);
     }
 }
 

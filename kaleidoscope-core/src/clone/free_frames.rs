@@ -2,7 +2,7 @@
 
 use crate::addr::FRAME_BYTES;
 use crate::color::{Color, ColorMap};
-use crate::memory::{GuestMemory, MemoryError, is_zero};
+use crate::memory::{Backing, GuestMemory, MemoryError, data_frames, extents, is_zero};
 use std::fmt;
 use std::str::FromStr;
 use thiserror::Error;
@@ -153,15 +153,28 @@ impl fmt::Display for Trust {
 /// # Errors
 /// [`MemoryError`] when a frame cannot be read. A frame that the image does not hold ([`MemoryError::Missing`]) is left out.
 pub fn trust(memory: &dyn GuestMemory, map: &ColorMap) -> Result<Trust, MemoryError> {
-    let is_free = |color: &&Color| **color == Color::Free;
-    let free = u32::try_from(map.colors().iter().filter(is_free).count()).unwrap_or(u32::MAX);
-    let step = free.div_ceil(SAMPLE).max(1);
-    let frames = map.layout().iter().zip(map.colors()).filter(|(_, color)| is_free(color));
+    let is_free = |frame: u32| map.colors().get(frame as usize) == Some(&Color::Free);
+    let count = |backing| {
+        let of_memory = extents(memory, 0..map.layout().frames());
+        let frames = of_memory.filter(|e| e.backing == backing).flat_map(|e| e.frames);
+        u32::try_from(frames.filter(|frame| is_free(*frame)).count()).unwrap_or(u32::MAX)
+    };
+    let (stored, holes, missing) =
+        (count(Backing::Data), count(Backing::Hole), count(Backing::Missing));
+    let free = stored.saturating_add(holes).saturating_add(missing);
+    // Holes are known to be zeros, so the sample is of what is stored: among many holes a few poisoned frames would not
+    // be found.
+    let step = stored.div_ceil(SAMPLE).max(1);
+    let frames = data_frames(memory).filter(|frame| is_free(frame.0));
     let contradictions = map.contradictions();
     let verdict = Verdict::Unknown;
     let mut seen = Trust { verdict, sampled: 0, zero: 0, poisoned: 0, free, contradictions };
+    if stored == 0 {
+        (seen.sampled, seen.zero) = (holes, holes);
+    }
     let mut page = [0; FRAME_BYTES];
-    for (_, ((_, gfn), _)) in (0..).zip(frames).filter(|(n, _)| is_sampled(*n, step)) {
+    for (_, frame) in (0..).zip(frames).filter(|(n, _)| is_sampled(*n, step)) {
+        let Some(gfn) = map.layout().gfn_of(frame) else { continue };
         match memory.read(gfn.gpa(), &mut page) {
             Ok(()) => {}
             Err(MemoryError::Missing { .. }) => continue,

@@ -2,7 +2,7 @@
 
 use super::ports::{Delivery, PageSource, Priority, SourceError};
 use crate::addr::{FRAME_BYTES, FrameIndex};
-use crate::memory::{GuestMemory, MemoryError, is_zero};
+use crate::memory::{GuestMemory, is_zero, read_page};
 use crate::sync::{Condvar, Mutex};
 use std::collections::VecDeque;
 use std::fmt;
@@ -42,21 +42,17 @@ impl LocalSource {
             let what = format!("frame {frame} was asked for, and the image has {frames} frames");
             return Err(SourceError::new(what));
         };
-        let slice = self.memory.slice(gfn.gpa(), FRAME_BYTES).and_then(<[u8]>::first_chunk);
         let mut buffer = [0; FRAME_BYTES];
-        let page = match slice {
-            Some(page) => page,
-            None => match self.memory.read(gfn.gpa(), &mut buffer) {
-                Ok(()) => &buffer,
-                Err(MemoryError::Missing { .. }) => {
-                    deliver(Delivery::Unavailable(frame));
-                    return Ok(());
-                }
-                Err(error) => {
-                    let what = format!("frame {frame} of the image cannot be read");
-                    return Err(SourceError::caused_by(what, error));
-                }
-            },
+        let page = match read_page(&*self.memory, gfn, &mut buffer) {
+            Ok(Some(page)) => page,
+            Ok(None) => {
+                deliver(Delivery::Unavailable(frame));
+                return Ok(());
+            }
+            Err(error) => {
+                let what = format!("frame {frame} of the image cannot be read");
+                return Err(SourceError::caused_by(what, error));
+            }
         };
         deliver(if is_zero(page) { Delivery::Zero(frame) } else { Delivery::Page(frame, page) });
         Ok(())

@@ -3,6 +3,7 @@
 use super::{Color, FrameKind, Order, Region, RegionId, Temperature};
 use crate::addr::{FrameIndex, Gfn};
 use crate::memory::MemoryLayout;
+use std::sync::Arc;
 use thiserror::Error;
 
 /// Region number of frames that are in no region.
@@ -74,8 +75,16 @@ pub enum MapError {
 }
 
 /// What every frame of a guest is: kind, color, region, position, temperature.
+///
+/// Takes 15 bytes for every frame. A map does not change, so its copies share them.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ColorMap {
+    inner: Arc<Inner>,
+    contradictions: u32,
+}
+
+#[derive(PartialEq, Eq, Debug)]
+struct Inner {
     layout: MemoryLayout,
     kernel: KernelIdentity,
     kinds: Vec<FrameKind>,
@@ -84,7 +93,6 @@ pub struct ColorMap {
     positions: Vec<u64>,
     temperatures: Vec<Temperature>,
     regions: Vec<Region>,
-    contradictions: u32,
 }
 
 impl ColorMap {
@@ -127,18 +135,9 @@ impl ColorMap {
         if kinds.len() != n {
             return Err(MapError::Length { records: kinds.len(), frames: layout.frames() });
         }
-        let contradictions = 0;
-        Ok(Self {
-            layout,
-            kernel,
-            kinds,
-            colors,
-            region_of,
-            positions,
-            temperatures,
-            regions,
-            contradictions,
-        })
+        let columns =
+            Inner { layout, kernel, kinds, colors, region_of, positions, temperatures, regions };
+        Ok(Self { inner: Arc::new(columns), contradictions: 0 })
     }
 
     /// The map with the number of contradictions among the facts that it was made from.
@@ -157,25 +156,25 @@ impl ColorMap {
     /// The guest's RAM.
     #[must_use]
     pub fn layout(&self) -> &MemoryLayout {
-        &self.layout
+        &self.inner.layout
     }
 
     /// The guest's kernel.
     #[must_use]
     pub fn kernel(&self) -> &KernelIdentity {
-        &self.kernel
+        &self.inner.kernel
     }
 
     /// Number of frames.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.kinds.len()
+        self.inner.kinds.len()
     }
 
     /// Whether there are no frames; never true, since a layout has at least one.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.kinds.is_empty()
+        self.inner.kinds.is_empty()
     }
 
     /// Everything known of one frame, or `None` past the end.
@@ -183,53 +182,58 @@ impl ColorMap {
     pub fn frame(&self, index: FrameIndex) -> Option<Frame> {
         let i = index.as_usize();
         Some(Frame {
-            kind: *self.kinds.get(i)?,
-            color: *self.colors.get(i)?,
-            region: self.region_of.get(i).filter(|&&r| r != NO_REGION).map(|&r| RegionId(r)),
-            position: *self.positions.get(i)?,
-            temperature: *self.temperatures.get(i)?,
+            kind: *self.inner.kinds.get(i)?,
+            color: *self.inner.colors.get(i)?,
+            region: self.inner.region_of.get(i).filter(|&&r| r != NO_REGION).map(|&r| RegionId(r)),
+            position: *self.inner.positions.get(i)?,
+            temperature: *self.inner.temperatures.get(i)?,
         })
     }
 
     /// Every frame in index order.
     pub fn iter(&self) -> impl Iterator<Item = (FrameIndex, Gfn, Frame)> + '_ {
-        self.layout.iter().filter_map(|(i, gfn)| Some((i, gfn, self.frame(i)?)))
+        self.inner.layout.iter().filter_map(|(i, gfn)| Some((i, gfn, self.frame(i)?)))
     }
 
     /// Kinds in frame-index order.
     #[must_use]
     pub fn kinds(&self) -> &[FrameKind] {
-        &self.kinds
+        &self.inner.kinds
     }
 
     /// Colors in frame-index order.
     #[must_use]
     pub fn colors(&self) -> &[Color] {
-        &self.colors
+        &self.inner.colors
+    }
+
+    /// Region numbers in frame-index order, and `u32::MAX` outside a region.
+    pub(crate) fn region_numbers(&self) -> &[u32] {
+        &self.inner.region_of
     }
 
     /// Positions in frame-index order; 0 outside a region.
     #[must_use]
     pub fn positions(&self) -> &[u64] {
-        &self.positions
+        &self.inner.positions
     }
 
     /// Temperatures in frame-index order.
     #[must_use]
     pub fn temperatures(&self) -> &[Temperature] {
-        &self.temperatures
+        &self.inner.temperatures
     }
 
     /// All regions; a [`RegionId`] is a position in this slice.
     #[must_use]
     pub fn regions(&self) -> &[Region] {
-        &self.regions
+        &self.inner.regions
     }
 
     /// One region, or `None` when there is none of that number.
     #[must_use]
     pub fn region(&self, id: RegionId) -> Option<&Region> {
-        self.regions.get(id.0 as usize)
+        self.inner.regions.get(id.0 as usize)
     }
 
     /// The frames of every region in its natural order.
@@ -248,16 +252,16 @@ pub struct Members {
 
 impl Members {
     fn new(map: &ColorMap) -> Self {
-        let mut starts = Vec::with_capacity(map.regions.len() + 1);
+        let mut starts = Vec::with_capacity(map.inner.regions.len() + 1);
         let mut total = 0usize;
-        for region in &map.regions {
+        for region in &map.inner.regions {
             starts.push(total);
             total += region.frames as usize;
         }
         starts.push(total);
         let mut next = starts.clone();
         let mut frames = vec![FrameIndex(0); total];
-        for (index, &region) in (0u32..).zip(&map.region_of) {
+        for (index, &region) in (0u32..).zip(&map.inner.region_of) {
             // ColorMap::new counted the frames, so each slot exists; NO_REGION has no slot.
             if let Some(slot) = next.get_mut(region as usize) {
                 if let Some(frame) = frames.get_mut(*slot) {
@@ -266,7 +270,8 @@ impl Members {
                 *slot += 1;
             }
         }
-        let key = |f: &FrameIndex| (map.positions.get(f.as_usize()).copied().unwrap_or(0), *f);
+        let key =
+            |f: &FrameIndex| (map.inner.positions.get(f.as_usize()).copied().unwrap_or(0), *f);
         for window in starts.windows(2) {
             let (&[start, end], frames) = (window.first_chunk().unwrap_or(&[0, 0]), &mut frames);
             if let Some(run) = frames.get_mut(start..end)

@@ -7,5 +7,6 @@ mod temperature;
 
 pub use map::{ColorMap, Frame, KernelIdentity, MapError, Members};
 pub use palette::{Color, FrameKind, PaperColor, UnknownName};
+pub(crate) use region::MAX_REGIONS;
 pub use region::{Order, Region, RegionId};
 pub use temperature::Temperature;

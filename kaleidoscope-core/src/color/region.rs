@@ -4,6 +4,9 @@ use super::FrameKind;
 use crate::addr::FrameIndex;
 use std::fmt;
 
+/// Most regions of a map. A guest of 1 TiB full of small cached files has about 10 million.
+pub(crate) const MAX_REGIONS: u32 = 1 << 24;
+
 /// Number of a region in its [`ColorMap`](super::ColorMap).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct RegionId(pub u32);

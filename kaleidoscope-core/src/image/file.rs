@@ -63,6 +63,11 @@ impl ImageFile {
         })
     }
 
+    /// The open file.
+    pub(super) fn file(&self) -> &File {
+        &self.file
+    }
+
     /// Length when it was opened, in bytes.
     pub(super) fn bytes(&self) -> u64 {
         self.opened.bytes()

@@ -7,6 +7,7 @@
 pub mod elf;
 mod error;
 mod file;
+mod holes;
 mod layout_file;
 mod mapping;
 mod open;
@@ -24,7 +25,7 @@ pub use preset::{Preset, UnknownPreset};
 pub use segments::Segment;
 
 use crate::addr::{FRAME_SIZE, FrameIndex, Gfn, Gpa};
-use crate::memory::{GuestMemory, MemoryError, MemoryLayout};
+use crate::memory::{Backing, Extent, ExtentTable, GuestMemory, MemoryError, MemoryLayout};
 use crate::registers::VcpuRegisters;
 use mapping::ImageBytes;
 use parts::Parts;
@@ -68,6 +69,7 @@ pub struct MemoryImage {
     skipped: Vec<Skipped>,
     /// Further files that hold some of the memory.
     parts: Option<Box<Parts>>,
+    extents: ExtentTable,
 }
 
 impl MemoryImage {
@@ -132,14 +134,18 @@ impl MemoryImage {
         let layout = MemoryLayout::new(&ram)?;
         let segments = SegmentTable::from_sorted(raw);
         let (vcpus, skipped) = (Vec::new(), Vec::new());
-        Ok(Self { bytes, layout, segments, vcpus, vmcoreinfo: None, skipped, parts: None })
+        let extents = holes::table(&layout, &segments, &bytes.stored_parts());
+        let (vmcoreinfo, parts) = (None, None);
+        Ok(Self { bytes, layout, segments, vcpus, vmcoreinfo, skipped, parts, extents })
     }
 
     fn elf(bytes: ImageBytes) -> Result<Self, ImageError> {
         let core = elf::parse_source(&bytes)?;
         let elf::ElfCore { segments, ram, vcpus, vmcoreinfo, skipped } = core;
         let layout = MemoryLayout::new(&ram)?;
-        Ok(Self { bytes, layout, segments, vcpus, vmcoreinfo, skipped, parts: None })
+        let extents = holes::table(&layout, &segments, &bytes.stored_parts());
+        let parts = None;
+        Ok(Self { bytes, layout, segments, vcpus, vmcoreinfo, skipped, parts, extents })
     }
 
     /// Fails once one of the image's files is not as it was when it was opened. Reads look at that themselves;
@@ -261,6 +267,25 @@ impl GuestMemory for MemoryImage {
     fn slice(&self, gpa: Gpa, len: usize) -> Option<&[u8]> {
         let own = self.slice_own(gpa, len);
         own.or_else(|| self.parts.as_ref()?.slice(gpa, len))
+    }
+
+    #[inline]
+    fn extent(&self, frame: FrameIndex) -> Extent {
+        let extent = self.extents.extent(frame);
+        match extent.backing {
+            // In a file that changed, a hole may have been filled: reading it says that the file changed.
+            Backing::Hole if self.check_unchanged().is_err() => {
+                Extent { backing: Backing::Data, ..extent }
+            }
+            Backing::Hole | Backing::Missing | Backing::Data => extent,
+        }
+    }
+
+    fn release(&self, gpa: Gpa, bytes: u64) {
+        let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
+        if let Some(range) = self.segments.locate(gpa, bytes) {
+            self.bytes.release(range);
+        }
     }
 }
 

@@ -6,7 +6,9 @@
 
 use super::{Format, ImageError, MemoryImage, RawLayout};
 use crate::addr::{FRAME_SIZE, Gpa};
-use crate::memory::{GuestMemory, MemoryError, MemoryLayout};
+use crate::memory::{
+    Backing, Extent, ExtentTable, GuestMemory, MemoryError, MemoryLayout, extents,
+};
 
 /// Further files of an image.
 #[derive(Debug)]
@@ -32,9 +34,29 @@ impl MemoryImage {
         let ram = all.map(|r| (r.start.gpa(), u64::from(r.frames).saturating_mul(FRAME_SIZE)));
         let mut ram: Vec<(Gpa, u64)> = ram.collect();
         ram.sort_unstable();
-        let own = std::mem::replace(&mut self.layout, MemoryLayout::new(&ram)?);
+        let layout = MemoryLayout::new(&ram)?;
+        let mut known: Vec<Extent> =
+            images.iter().chain([&self]).flat_map(|image| image.known_in(&layout)).collect();
+        known.sort_unstable_by_key(|extent| extent.frames.start);
+        self.extents = ExtentTable::new(&layout, known);
+        let own = std::mem::replace(&mut self.layout, layout);
         self.parts = Some(Box::new(Parts { own, images }));
         Ok(self)
+    }
+
+    /// What is known of this image's frames without reading them, as frames of a layout that has all of them.
+    fn known_in(&self, layout: &MemoryLayout) -> Vec<Extent> {
+        let all = extents(self, 0..self.layout.frames());
+        let known = all.filter(|extent| extent.backing != Backing::Data);
+        let moved = known.flat_map(|Extent { frames, backing }| {
+            let runs = self.layout.parts_of(frames);
+            let runs = runs.flat_map(|run| layout.parts(run.start, run.frames.into()));
+            runs.map(move |run| {
+                let first = run.first_index.0;
+                Extent { frames: first..first.saturating_add(run.frames), backing }
+            })
+        });
+        moved.collect()
     }
 }
 

@@ -58,8 +58,9 @@ pub(super) fn assemble<M: GuestMemory + ?Sized>(gathered: Gathered<'_, '_, M>) -
     let mut frames = Vec::with_capacity(records.records.len());
     let mut tables = tables.into_iter().peekable();
     let mut free = records.free.cursor();
-    let columns = records.records.iter().zip(&users.frames).zip(&areas.frames);
-    for (index, ((record, user), area)) in (0..).map(FrameIndex).zip(columns) {
+    for ((index, gfn), record) in layout.iter().zip(&records.records) {
+        let user = users.frames.made(index.as_usize()).unwrap_or(&UserMapping::NONE);
+        let area = areas.frames.made(index.as_usize()).unwrap_or(&AreaOfFrame::NONE);
         let table = tables.next_if(|(frame, _)| *frame == index).map_or(TableUse::NONE, |(_, t)| t);
         let mut facts = FrameFacts {
             usage: usage_of(record, table, &regions),
@@ -81,8 +82,14 @@ pub(super) fn assemble<M: GuestMemory + ?Sized>(gathered: Gathered<'_, '_, M>) -
         let key = RegionKey { usage: facts.usage, area: area.area, owner, space };
         facts.region = regions.region(&key);
         let order = facts.region.map_or(Order::FrameNumber, |id| regions.order(id));
-        let given_away = || free.position(index);
-        facts.position = position_of(order, &facts, record, user, area, table, given_away);
+        facts.position = match order {
+            Order::FrameNumber => gfn.0,
+            Order::FileOffset => record.position,
+            Order::KernelAddress => area.page,
+            Order::UserAddress if facts.usage == FrameUse::PageTable => table.page,
+            Order::UserAddress => user.page,
+            Order::Allocation => free.position(index),
+        };
         if let Some(process) = processes.get_mut(space as usize) {
             let count = |frames: &mut u64, of: FrameUse| {
                 *frames = frames.saturating_add(u64::from(facts.usage == of));
@@ -150,25 +157,6 @@ fn temperature_of(record: &Record, user: &UserMapping) -> Temperature {
         }
     }
     temperature
-}
-
-fn position_of(
-    order: Order,
-    facts: &FrameFacts,
-    record: &Record,
-    user: &UserMapping,
-    area: &AreaOfFrame,
-    table: TableUse,
-    given_away: impl FnOnce() -> u64,
-) -> u64 {
-    match order {
-        Order::FileOffset => record.position,
-        Order::KernelAddress => area.page,
-        Order::UserAddress if facts.usage == FrameUse::PageTable => table.page,
-        Order::UserAddress => user.page,
-        Order::FrameNumber => record.gfn,
-        Order::Allocation => given_away(),
-    }
 }
 
 /// Which frames page-table walks went through, by ascending frame: each process's, and the kernel's own tables. A frame

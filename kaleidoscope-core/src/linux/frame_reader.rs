@@ -37,7 +37,6 @@ const BLOCK_USES: [FrameUse; 5] = [
 /// What one frame's record says.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Record {
-    pub(crate) gfn: u64,
     /// Index in the file, or in the process's memory; 0 for other frames.
     pub(crate) position: u64,
     /// Number of the object in [`FrameRecords::owners`] that the frame belongs to, or [`NO_OWNER`].
@@ -49,17 +48,18 @@ pub(crate) struct Record {
 }
 
 impl Record {
-    fn new(gfn: Gfn) -> Self {
-        Self {
-            gfn: gfn.0,
-            position: 0,
-            owner: NO_OWNER,
-            usage: FrameUse::Unknown,
-            temperature: Temperature::NONE,
-            on_lru: false,
-        }
-    }
+    /// Of a frame of which nothing is known.
+    const UNKNOWN: Self = Self {
+        position: 0,
+        owner: NO_OWNER,
+        usage: FrameUse::Unknown,
+        temperature: Temperature::NONE,
+        on_lru: false,
+    };
 }
+
+// There is one for every frame.
+const _: () = assert!(size_of::<Record>() == 16);
 
 /// What kind of object owns frames.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -97,8 +97,13 @@ pub(crate) struct Trouble {
 
 impl Trouble {
     pub(super) fn add(&mut self, gfn: Gfn) {
-        self.count = self.count.saturating_add(1);
-        self.first.get_or_insert(gfn);
+        self.add_many(gfn, 1);
+    }
+
+    /// Adds consecutive frames.
+    pub(super) fn add_many(&mut self, first: Gfn, frames: u32) {
+        self.count = self.count.saturating_add(frames.into());
+        self.first.get_or_insert(first);
     }
 }
 
@@ -184,10 +189,11 @@ impl<'a> FrameReader<'a> {
         }
     }
 
-    /// The next frame has no readable record.
-    pub(super) fn unreadable(&mut self, gfn: Gfn) {
-        self.out.damage.unreadable.add(gfn);
-        self.out.records.push(Record::new(gfn));
+    /// The next `frames` frames, of which this is the first, have no readable record.
+    pub(super) fn unreadable(&mut self, gfn: Gfn, frames: u32) {
+        self.out.damage.unreadable.add_many(gfn, frames);
+        let known = self.out.records.len().saturating_add(frames as usize);
+        self.out.records.resize(known.min(self.layout.frames() as usize), Record::UNKNOWN);
     }
 
     /// The next frame's record, and the one after it where it was read along.
@@ -199,7 +205,7 @@ impl<'a> FrameReader<'a> {
         page: RawPage<'_>,
         after: Option<RawPage<'_>>,
     ) {
-        let mut record = Record::new(gfn);
+        let mut record = Record::UNKNOWN;
         let flags = page.u64(self.table.offsets.flags);
         let compound = page.u64(self.table.offsets.compound);
         if gfn < self.block_end && self.is_block_member(flags, page) {
@@ -248,7 +254,6 @@ impl<'a> FrameReader<'a> {
         if matches!(record.usage, FrameUse::Free | FrameUse::Unknown | FrameUse::Reserved) {
             return None;
         }
-        record.gfn = gfn.0;
         record.position = record.position.wrapping_add(distance);
         Some(record)
     }

@@ -164,8 +164,9 @@ impl FrameTable {
             let records = self.chunk(view, gfn, wanted.saturating_mul(stride), &mut copy);
             let mut pages = records.chunks_exact(stride).map(RawPage).peekable();
             if pages.peek().is_none() {
-                reader.unreadable(gfn);
-                done = done.saturating_add(1);
+                let frames = self.unmapped(view, gfn).min(left);
+                reader.unreadable(gfn, frames);
+                done = done.saturating_add(frames);
             }
             for (gfn, index) in (gfn.0..).map(Gfn).zip((index.0..).map(FrameIndex)) {
                 let Some(page) = pages.next() else { break };
@@ -222,6 +223,16 @@ impl FrameTable {
         let prev = view.read_field(own, 8)?;
         let back = view.read_field(Gva(next), 8);
         Some(back == Some(own.0) && view.read_u64(Gva(prev)) == Some(own.0))
+    }
+
+    /// How many frames from `gfn` on certainly have no record, because nothing is mapped where it would start; at least
+    /// one, of which the caller knows it. A kernel maps no records for memory that is not plugged in, however much.
+    fn unmapped<M: GuestMemory + ?Sized>(&self, view: &KernelView<'_, M>, gfn: Gfn) -> u32 {
+        let records = || {
+            let bytes = view.unmapped(self.record_address(gfn)?)?;
+            u32::try_from(bytes.div_ceil(self.stride)).ok()
+        };
+        records().unwrap_or(1).max(1)
     }
 
     /// The words of one frame's record, for explaining it: `(field, value)`.

@@ -12,7 +12,7 @@ use super::tasks::Tasks;
 use super::view::KernelView;
 use crate::addr::{FRAME_SIZE, Gfn, Gva};
 use crate::guest_os::{FrameUse, KernelArea};
-use crate::memory::{GuestMemory, MemoryLayout};
+use crate::memory::{GuestMemory, LazyTable, MemoryLayout};
 use crate::paging::Run;
 
 /// The CPU entry area (`CPU_ENTRY_AREA_BASE`), one top-level entry of 512 GiB.
@@ -39,10 +39,15 @@ pub(crate) struct AreaOfFrame {
     pub(crate) page: u64,
 }
 
+impl AreaOfFrame {
+    /// Of a frame that the kernel maps nowhere else.
+    pub(crate) const NONE: Self = Self { area: KernelArea::None, page: 0 };
+}
+
 /// The kernel's use of its address space, in frame-index order.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(crate) struct KernelAreas {
-    pub(crate) frames: Vec<AreaOfFrame>,
+    pub(crate) frames: LazyTable<AreaOfFrame>,
     /// Whether more was mapped than is looked at.
     pub(crate) cut: bool,
 }
@@ -95,7 +100,7 @@ impl KernelAreas {
         tasks: &Tasks,
     ) -> Self {
         let layout = view.memory().layout();
-        let frames = vec![AreaOfFrame::default(); layout.frames() as usize];
+        let frames = LazyTable::new(layout.frames() as usize);
         let mut areas = Self { frames, cut: false };
         let direct_last =
             view.direct_map().map_or(Gva(0), |d| Gva(d.base.0.saturating_add(d.end.0)));
@@ -137,8 +142,8 @@ impl KernelAreas {
         let mut marked = 0_u64;
         for part in layout.parts(first, pages) {
             let page = page.saturating_add(part.start.0.saturating_sub(first.0));
-            let frames = self.frames.get_mut(part.first_index.as_usize()..).unwrap_or_default();
-            for (frame, i) in frames.iter_mut().zip(0..part.frames) {
+            for (at, i) in (part.first_index.as_usize()..).zip(0..part.frames) {
+                let Some(frame) = self.frames.get_mut(at) else { break };
                 *frame = AreaOfFrame { area, page: page.saturating_add(u64::from(i)) };
             }
             marked = marked.saturating_add(u64::from(part.frames));
@@ -167,7 +172,7 @@ impl KernelAreas {
             let Some(index) = layout.index_of(Gfn(gfn)) else { continue };
             // The unused end of each CPU's unit was given to the page allocator.
             let is_unit = records.record(index).is_some_and(|r| r.usage == FrameUse::Reserved);
-            if let Some(frame) = self.frames.get_mut(index.as_usize()).filter(|_| is_unit) {
+            if is_unit && let Some(frame) = self.frames.get_mut(index.as_usize()) {
                 *frame = AreaOfFrame { area: KernelArea::PerCpu, page };
             }
         }

@@ -11,6 +11,9 @@ const SPARE_STEPS: u64 = 65_536;
 const BYTES_PER_FRAME: u64 = 64;
 const SPARE_BYTES: u64 = 4 << 20;
 
+/// Most bytes of names, however large the guest, so that its map can be kept in a file (`manifest::Limits`).
+const MAX_BYTES: u64 = 512 << 20;
+
 /// How much may still be spent on names.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct NameBudget {
@@ -24,7 +27,7 @@ impl NameBudget {
         let per_guest =
             |each: u64, spare: u64| u64::from(frames).saturating_mul(each).saturating_add(spare);
         let steps = per_guest(STEPS_PER_FRAME, SPARE_STEPS);
-        let bytes = per_guest(BYTES_PER_FRAME, SPARE_BYTES);
+        let bytes = per_guest(BYTES_PER_FRAME, SPARE_BYTES).min(MAX_BYTES);
         Self { steps, bytes, exhausted: false }
     }
 

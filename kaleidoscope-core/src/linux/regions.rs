@@ -3,7 +3,7 @@
 use super::frame_reader::NO_OWNER;
 use super::user_spaces::{NO_SPACE, SpaceId};
 use crate::addr::FrameIndex;
-use crate::color::{FrameKind, Order, Region, RegionId};
+use crate::color::{FrameKind, MAX_REGIONS, Order, Region, RegionId};
 use crate::guest_os::{FrameUse, KernelArea};
 
 /// Name of a kernel object that owns frames.
@@ -29,6 +29,8 @@ pub(crate) struct Regions<'a> {
     owners: Vec<Option<OwnerName>>,
     spaces: &'a [String],
     regions: Vec<Region>,
+    /// Once there are so many, frames of further owners share the regions of frames without one.
+    enough: usize,
     /// Region of each owner, of each space's anonymous memory, of each space's tables, of each use and area.
     of_owner: Vec<Option<RegionId>>,
     of_anonymous: Vec<Option<RegionId>>,
@@ -40,11 +42,15 @@ pub(crate) struct Regions<'a> {
 const USES: usize = FrameUse::ALL.len();
 const AREAS: usize = KernelArea::ALL.len();
 
+/// Regions of owners, at most: with the fixed ones not more than a map may have.
+const ENOUGH: usize = MAX_REGIONS as usize - USES * AREAS;
+
 impl<'a> Regions<'a> {
     pub(crate) fn new(owners: Vec<Option<OwnerName>>, spaces: &'a [String]) -> Self {
         Self {
             spaces,
             regions: Vec::new(),
+            enough: ENOUGH,
             of_owner: vec![None; owners.len()],
             owners,
             of_anonymous: vec![None; spaces.len()],
@@ -78,34 +84,43 @@ impl<'a> Regions<'a> {
         } else if owned && key.owner != NO_OWNER {
             self.by_owner(key)
         } else if key.usage == FrameUse::Anonymous && key.space != NO_SPACE {
-            let slot = self.of_anonymous.get_mut(key.space as usize)?;
-            Self::by_space(slot, self.spaces, &mut self.regions, key)
+            self.by_space(key, |regions| &mut regions.of_anonymous)
         } else if key.usage == FrameUse::PageTable && key.space != NO_SPACE {
-            let slot = self.of_tables.get_mut(key.space as usize)?;
-            Self::by_space(slot, self.spaces, &mut self.regions, key)
+            self.by_space(key, |regions| &mut regions.of_tables)
         } else {
             self.fixed(key)
         }
     }
 
     fn by_space(
-        slot: &mut Option<RegionId>,
-        spaces: &[String],
-        regions: &mut Vec<Region>,
+        &mut self,
         key: &RegionKey,
+        slots: fn(&mut Self) -> &mut Vec<Option<RegionId>>,
     ) -> Option<RegionId> {
-        let name = spaces.get(key.space as usize)?;
-        let make = || push(regions, key.usage.kind(), Order::UserAddress, name.clone());
-        Some(*slot.get_or_insert_with(make))
+        let space = key.space as usize;
+        let known = *slots(self).get(space)?;
+        if known.is_some() {
+            return known;
+        }
+        if self.regions.len() >= self.enough {
+            return self.fixed(key);
+        }
+        let name = self.spaces.get(space)?.clone();
+        let id = push(&mut self.regions, key.usage.kind(), Order::UserAddress, name);
+        slots(self).get_mut(space)?.replace(id);
+        Some(id)
     }
 
     fn by_owner(&mut self, key: &RegionKey) -> Option<RegionId> {
-        let slot = self.of_owner.get_mut(key.owner as usize)?;
+        let known = *self.of_owner.get(key.owner as usize)?;
         let kind = key.usage.kind();
-        if let Some(id) = *slot {
+        if let Some(id) = known {
             // One object's pages are of one kind. A page that disagrees is caught in between, or damaged.
             let agrees = self.regions.get(id.0 as usize).is_some_and(|r| r.kind == kind);
             return if agrees { Some(id) } else { self.fixed(key) };
+        }
+        if self.regions.len() >= self.enough {
+            return self.fixed(key);
         }
         // Names may be long, and each is used once.
         let owner = self.owners.get_mut(key.owner as usize)?.as_mut();
@@ -116,7 +131,7 @@ impl<'a> Regions<'a> {
         if let Some(region) = self.regions.get_mut(id.0 as usize) {
             region.anchor = anchor;
         }
-        *slot = Some(id);
+        self.of_owner.get_mut(key.owner as usize)?.replace(id);
         Some(id)
     }
 
@@ -194,5 +209,31 @@ fn fixed_name(usage: FrameUse, area: KernelArea) -> (&'static str, Order) {
         (FrameUse::Hugetlb, _) => frame_number("hugetlb"),
         (FrameUse::Offline, _) => frame_number("offline"),
         (FrameUse::Unknown, _) => frame_number("unknown"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn past_what_a_map_may_have_frames_share_regions() {
+        let owner = |n: u32| {
+            let name = format!("file {n}");
+            Some(OwnerName { is_block_device: false, name, frame: None })
+        };
+        let spaces = ["one".to_owned(), "two".to_owned()];
+        let mut regions = Regions::new((0..5).map(owner).collect(), &spaces);
+        regions.enough = 3;
+        let (file, space) = (FrameUse::File, NO_SPACE);
+        let key = |usage, owner, space| RegionKey { usage, area: KernelArea::None, owner, space };
+        let mut ids: Vec<_> = (0..5).map(|n| regions.region(&key(file, n, space))).collect();
+        ids.push(regions.region(&key(FrameUse::Anonymous, NO_OWNER, 0)));
+        ids.push(regions.region(&key(FrameUse::PageTable, NO_OWNER, 1)));
+        ids.push(regions.region(&key(file, 1, space)));
+        let ids: Vec<u32> = ids.into_iter().map(|id| id.unwrap().0).collect();
+        assert_eq!(ids, [0, 1, 2, 3, 3, 4, 5, 1]);
+        let names: Vec<_> = regions.finish().into_iter().map(|region| region.name).collect();
+        assert_eq!(names, ["file 0", "file 1", "file 2", "file", "anonymous", "page-tables"]);
     }
 }

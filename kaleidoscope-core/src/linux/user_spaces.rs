@@ -8,9 +8,9 @@
 //! processor, but keep the address; see [`PROT_NONE`].
 
 use super::frame_reader::{FrameRecords, Record};
-use crate::addr::{FRAME_BYTES, FRAME_SIZE, FrameIndex, Gpa, Gva};
+use crate::addr::{FRAME_BYTES, FRAME_SIZE, FrameIndex, Gfn, Gpa, Gva};
 use crate::guest_os::FrameUse;
-use crate::memory::{GuestMemory, MemoryLayout};
+use crate::memory::{GuestMemory, LazyTable, MemoryLayout, data_parts};
 use crate::paging::{GvaRange, Leaf, PagingSpec, Rights, TableBudget, Visitor, WalkReport, walk};
 
 /// The first entry of a long-mode root table that belongs to the kernel.
@@ -57,7 +57,8 @@ pub(crate) struct UserMapping {
 }
 
 impl UserMapping {
-    const NONE: Self = Self {
+    /// Of a frame that no process maps.
+    pub(crate) const NONE: Self = Self {
         space: NO_SPACE,
         page: 0,
         execute: false,
@@ -67,6 +68,12 @@ impl UserMapping {
         accessible: false,
         recent: false,
     };
+}
+
+impl Default for UserMapping {
+    fn default() -> Self {
+        Self::NONE
+    }
 }
 
 /// One process's address space.
@@ -93,10 +100,10 @@ pub(crate) struct UserTable {
 }
 
 /// Everything that processes map.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(crate) struct UserMappings {
-    /// In frame-index order.
-    pub(crate) frames: Vec<UserMapping>,
+    /// By frame index; of a large guest mostly empty.
+    pub(crate) frames: LazyTable<UserMapping>,
     pub(crate) spaces: Vec<UserSpace>,
     pub(crate) tables: Vec<UserTable>,
     pub(crate) report: WalkReport,
@@ -157,20 +164,25 @@ where
     let mut copy = [0; FRAME_BYTES];
     let mut roots = Vec::new();
     let max = memory.layout().frames() as usize / FRAMES_PER_SPACE;
-    for ((_, gfn), record) in memory.layout().iter().zip(&records.records) {
-        let root = gfn.gpa();
-        if !may_be_root(record) || root == kernel_root {
-            continue;
-        }
-        let matches = match memory.slice(root, FRAME_BYTES) {
-            Some(table) => signature.matches(table),
-            None => memory.read(root, &mut copy).is_ok() && signature.matches(&copy),
-        };
-        if matches {
-            if roots.len() >= max {
-                return (roots, true);
+    // A page of zeros is no root table, so holes need no look.
+    for part in data_parts(memory, 0..memory.layout().frames()) {
+        let of_part = records.records.get(part.first_index.as_usize()..).unwrap_or_default();
+        let frames = (part.start.0..).map(Gfn).zip(of_part.iter().take(part.frames as usize));
+        for (gfn, record) in frames {
+            let root = gfn.gpa();
+            if !may_be_root(record) || root == kernel_root {
+                continue;
             }
-            roots.push(root);
+            let matches = match memory.slice(root, FRAME_BYTES) {
+                Some(table) => signature.matches(table),
+                None => memory.read(root, &mut copy).is_ok() && signature.matches(&copy),
+            };
+            if matches {
+                if roots.len() >= max {
+                    return (roots, true);
+                }
+                roots.push(root);
+            }
         }
     }
     (roots, false)
@@ -221,7 +233,7 @@ where
         recent: false,
         mapped: 0,
         left: u64::from(frames).saturating_mul(MAPPINGS_PER_FRAME),
-        frames: vec![UserMapping::NONE; frames as usize],
+        frames: LazyTable::new(frames as usize),
         tables: Vec::new(),
     };
     let mut spaces = spaces;
@@ -251,7 +263,7 @@ struct UserVisitor<'a> {
     recent: bool,
     mapped: u64,
     left: u64,
-    frames: Vec<UserMapping>,
+    frames: LazyTable<UserMapping>,
     tables: Vec<UserTable>,
 }
 
@@ -266,8 +278,8 @@ impl UserVisitor<'_> {
         let (first, page) = (leaf.gpa.gfn(), leaf.gva.0 / FRAME_SIZE);
         for part in self.layout.parts(first, leaf.bytes / FRAME_SIZE) {
             let page = page.saturating_add(part.start.0.saturating_sub(first.0));
-            let frames = self.frames.get_mut(part.first_index.as_usize()..).unwrap_or_default();
-            for (frame, i) in frames.iter_mut().zip(0..part.frames) {
+            for (at, i) in (part.first_index.as_usize()..).zip(0..part.frames) {
+                let Some(frame) = self.frames.get_mut(at) else { break };
                 if frame.space == NO_SPACE {
                     (frame.space, frame.page) = (self.space, page.saturating_add(u64::from(i)));
                 }
@@ -358,7 +370,7 @@ mod tests {
     }
 
     fn frame(users: &UserMappings, gfn: u64) -> UserMapping {
-        users.frames[Gfn(gfn).0 as usize]
+        users.frames.made(Gfn(gfn).0 as usize).copied().unwrap_or_default()
     }
 
     #[test]
@@ -396,6 +408,6 @@ mod tests {
         let users =
             read(&[0x10_3000 | USER, revoked(0x400, 0)], &[swap(0x300), swap(0x301) | 0x1e]);
         assert_eq!(users.spaces[0].mapped_frames, 0);
-        assert!(users.frames.iter().all(|frame| frame.space == NO_SPACE));
+        assert!((0..users.frames.len() as u64).all(|gfn| frame(&users, gfn).space == NO_SPACE));
     }
 }

@@ -65,6 +65,21 @@ impl<'m, M: GuestMemory + ?Sized> KernelView<'m, M> {
         self.space.translate(gva)
     }
 
+    /// For how many bytes from `gva` on nothing is mapped; `None` where something is.
+    pub(crate) fn unmapped(&self, gva: Gva) -> Option<u64> {
+        if self.translate(gva).is_some() {
+            return None;
+        }
+        // What the direct map's arithmetic adds to the walked tables may begin in between.
+        let direct = self.direct_map.map(|map| map.base).filter(|base| *base > gva);
+        let walked = self.space.next_after(gva);
+        let next = walked.into_iter().chain(direct).min();
+        let end = next.unwrap_or(Gva(u64::MAX));
+        // Addresses of the direct map that are no RAM are not worth a rule of their own.
+        let in_direct = self.direct_map.is_some_and(|map| map.translate(gva).is_some());
+        end.0.checked_sub(gva.0).filter(|_| !in_direct)
+    }
+
     /// The bytes from `gva` on, where they are contiguous in physical memory and mapped by the implementation.
     pub(crate) fn slice(&self, gva: Gva, len: usize) -> Option<&'m [u8]> {
         let (gpa, left) = self.translate(gva)?;

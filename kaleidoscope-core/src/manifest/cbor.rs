@@ -197,6 +197,18 @@ impl Writer {
         self.out.extend_from_slice(body);
     }
 
+    /// A byte string of `count` items of `N` bytes, which `items` has.
+    pub(crate) fn bytes_of<const N: usize>(
+        &mut self,
+        count: usize,
+        items: impl Iterator<Item = [u8; N]>,
+    ) {
+        let len = count.saturating_mul(N);
+        self.head(Header::Bytes(Some(len)));
+        self.out.reserve(len);
+        items.take(count).for_each(|item| self.out.extend_from_slice(&item));
+    }
+
     pub(crate) fn text(&mut self, body: &str) {
         self.head(Header::Text(Some(body.len())));
         self.out.extend_from_slice(body.as_bytes());

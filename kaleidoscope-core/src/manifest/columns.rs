@@ -44,23 +44,14 @@ impl LastPosition {
     }
 }
 
-impl Columns<Vec<u8>> {
-    /// The columns of a map.
-    pub(crate) fn of(map: &ColorMap) -> Self {
-        let mut columns = Self::default();
-        let mut last = LastPosition::new(map.regions().len());
-        for (_, _, frame) in map.iter() {
-            columns.kind.push(frame.kind as u8);
-            columns.color.push(frame.color as u8);
-            columns.temperature.push(frame.temperature.bits());
-            let region = frame.region.map_or(NO_REGION, |r| r.0);
-            columns.region.extend_from_slice(&region.to_le_bytes());
-            let before = std::mem::replace(last.slot(region), frame.position);
-            let difference = frame.position.wrapping_sub(before);
-            columns.position.extend_from_slice(&difference.to_le_bytes());
-        }
-        columns
-    }
+/// The column of positions, as differences; see [`Columns::position`].
+pub(crate) fn position_differences(map: &ColorMap) -> impl Iterator<Item = u64> + '_ {
+    let mut last = LastPosition::new(map.regions().len());
+    let rows = map.region_numbers().iter().zip(map.positions());
+    rows.map(move |(&region, &position)| {
+        let before = std::mem::replace(last.slot(region), position);
+        position.wrapping_sub(before)
+    })
 }
 
 impl Columns<&[u8]> {

@@ -164,7 +164,12 @@ fn decompress(compressed: &[u8], expected: u64) -> Result<Vec<u8>, ManifestError
         return Err(wrong("the zstd frame's content size differs from the header's"));
     }
     let capacity = usize::try_from(expected).map_err(|_| wrong("larger than the address space"))?;
-    let payload = zstd::bulk::decompress(compressed, capacity)
+    // A small file may expand to a large one: that there is no memory for it is this file's error, not the process's end.
+    let mut payload = Vec::new();
+    let room = payload.try_reserve_exact(capacity);
+    room.map_err(|_| wrong(&format!("there is no memory for its {capacity} bytes")))?;
+    zstd::bulk::Decompressor::new()
+        .and_then(|mut decompressor| decompressor.decompress_to_buffer(compressed, &mut payload))
         .map_err(|e| ManifestError::Compression(e.to_string()))?;
     if payload.len() != capacity {
         return Err(wrong("the zstd frame is shorter than its content size"));

@@ -22,7 +22,7 @@ const MAX_NAMES: usize = 256;
 const MAX_NAME_LEN: usize = 64;
 
 /// Most notes. Whoever colors stops taking notes long before.
-const MAX_NOTES: u32 = 1 << 12;
+pub(super) const MAX_NOTES: u32 = 1 << 12;
 
 /// The manifest in a payload.
 pub(crate) fn payload(bytes: &[u8], limits: &Limits) -> Result<Manifest, ManifestError> {

@@ -3,14 +3,64 @@
 //! Keys of a map are written in ascending order of their encoding (shorter ones first), as deterministic CBOR asks.
 
 use super::cbor::Writer;
-use super::columns::Columns;
-use super::{ImageIdentity, Manifest};
+use super::columns;
+use super::limits::within;
+use super::{ImageIdentity, Limits, Manifest, ManifestError};
 use crate::color::{Color, ColorMap, FrameKind, KernelIdentity, Order, Temperature};
 use crate::fingerprint::Fingerprints;
 use crate::memory::MemoryLayout;
 
 /// Key of the number of contradictions, left out where there are none.
 pub(super) const CONTRADICTIONS: &str = "contradictions";
+
+/// Refuses what a reader would refuse: the format's limits, and what readers that know the guest allow it.
+pub(crate) fn check(manifest: &Manifest) -> Result<(), ManifestError> {
+    let Manifest { map, notes, fingerprints, .. } = manifest;
+    check_parts(map, notes)?;
+    let frames = map.layout().frames();
+    match fingerprints {
+        Some(table) if table.frames() != frames => Err(ManifestError::Limit {
+            what: "frames in the fingerprints of another guest",
+            found: u64::from(table.frames()),
+            limit: u64::from(frames),
+        }),
+        Some(_) | None => Ok(()),
+    }
+}
+
+/// The same for a map and its notes.
+pub(crate) fn check_parts(map: &ColorMap, notes: &[String]) -> Result<(), ManifestError> {
+    let frames = map.layout().frames();
+    Limits::default().admit_frames(frames)?;
+    let limits = Limits::for_frames(frames);
+    let count = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
+    within("regions", count(map.regions().len()), limits.max_regions)?;
+    within("notes", count(notes.len()), super::decode::MAX_NOTES)?;
+    if let Some(anchor) = map.regions().iter().filter_map(|r| r.anchor).find(|a| a.0 >= frames) {
+        let (found, limit) = (u64::from(anchor.0), u64::from(frames).saturating_sub(1));
+        let what = "as the frame of a region's object";
+        return Err(ManifestError::Limit { what, found, limit });
+    }
+    let kernel = map.kernel();
+    let kernel =
+        [&kernel.os, &kernel.release, &kernel.banner, &kernel.build_id, &kernel.paging].into_iter();
+    let names = map.regions().iter().map(|region| &region.name);
+    check_texts(kernel.chain(names).chain(notes).map(String::as_str), &limits)
+}
+
+/// Refuses texts that are too long, or too long together.
+pub(crate) fn check_texts<'a>(
+    texts: impl Iterator<Item = &'a str>,
+    limits: &Limits,
+) -> Result<(), ManifestError> {
+    let mut total = 0_u64;
+    for text in texts {
+        let bytes = u64::try_from(text.len()).unwrap_or(u64::MAX);
+        within("bytes in a text", bytes, limits.max_text)?;
+        total = total.saturating_add(bytes);
+    }
+    within("bytes in all texts", total, limits.max_text_total)
+}
 
 /// The CBOR map of a manifest.
 pub(crate) fn payload(manifest: &Manifest) -> Vec<u8> {
@@ -31,7 +81,7 @@ pub(crate) fn parts(
     out.text("notes");
     texts(&mut out, notes.iter().map(String::as_str));
     out.text("frames");
-    frames(&mut out, &Columns::of(map));
+    frames(&mut out, map);
     out.text("kernel");
     kernel(&mut out, map.kernel());
     out.text("layout");
@@ -60,18 +110,19 @@ pub(crate) fn identity(out: &mut Writer, identity: &ImageIdentity) {
     out.uint(identity.frames);
 }
 
-fn frames(out: &mut Writer, columns: &Columns<Vec<u8>>) {
+/// The columns, each written straight into the payload: of a large guest there is no second copy of them.
+fn frames(out: &mut Writer, map: &ColorMap) {
     out.map(5);
     out.text("kind");
-    out.bytes(&columns.kind);
+    out.bytes_of(map.len(), map.kinds().iter().map(|kind| [*kind as u8]));
     out.text("color");
-    out.bytes(&columns.color);
+    out.bytes_of(map.len(), map.colors().iter().map(|color| [*color as u8]));
     out.text("region");
-    out.bytes(&columns.region);
+    out.bytes_of(map.len(), map.region_numbers().iter().map(|region| region.to_le_bytes()));
     out.text("position");
-    out.bytes(&columns.position);
+    out.bytes_of(map.len(), columns::position_differences(map).map(u64::to_le_bytes));
     out.text("temperature");
-    out.bytes(&columns.temperature);
+    out.bytes_of(map.len(), map.temperatures().iter().map(|signs| [signs.bits()]));
 }
 
 pub(crate) fn kernel(out: &mut Writer, kernel: &KernelIdentity) {

@@ -2,7 +2,7 @@
 
 use crate::addr::{FRAME_BYTES, FrameIndex};
 use crate::color::{Color, ColorMap};
-use crate::memory::{GuestMemory, MemoryError, MemoryLayout};
+use crate::memory::{GuestMemory, MemoryError, MemoryLayout, read_page};
 use sha2::{Digest, Sha256};
 use std::fmt;
 use thiserror::Error;
@@ -90,19 +90,12 @@ impl ImageIdentity {
         for index in sample(map) {
             let Some(gfn) = layout.gfn_of(index) else { continue };
             hash.update(index.0.to_le_bytes());
-            match memory.slice(gfn.gpa(), FRAME_BYTES) {
-                Some(bytes) => {
+            match read_page(memory, gfn, &mut buf)? {
+                Some(page) => {
                     hash.update([1]);
-                    hash.update(bytes);
+                    hash.update(page);
                 }
-                None => match memory.read(gfn.gpa(), &mut buf) {
-                    Ok(()) => {
-                        hash.update([1]);
-                        hash.update(buf);
-                    }
-                    Err(MemoryError::Missing { .. }) => hash.update([0]),
-                    Err(error) => return Err(error.into()),
-                },
+                None => hash.update([0]),
             }
             frames += 1;
         }

@@ -22,7 +22,7 @@ pub(crate) mod encode;
 mod error;
 pub(crate) mod fingerprints;
 mod identity;
-mod limits;
+pub(crate) mod limits;
 #[cfg(test)]
 mod tests;
 
@@ -64,15 +64,17 @@ impl Manifest {
     /// The manifest as the bytes of a file. Equal manifests give equal bytes under one version of this library.
     ///
     /// # Errors
-    /// [`ManifestError::Compression`] when zstd fails (out of memory).
+    /// [`ManifestError::Limit`] when there is more of something than the format admits, that is, when a reader with
+    /// [`Limits::for_frames`] would refuse it; [`ManifestError::Compression`] when zstd fails (out of memory).
     pub fn to_bytes(&self) -> Result<Vec<u8>, ManifestError> {
+        encode::check(self)?;
         container::wrap(&FAMILY, &encode::payload(self))
     }
 
     /// Writes the manifest.
     ///
     /// # Errors
-    /// [`ManifestError::Io`] when `out` fails, [`ManifestError::Compression`] when zstd does.
+    /// [`ManifestError::Io`] when `out` fails, and those of [`to_bytes`](Self::to_bytes).
     pub fn write_to(&self, mut out: impl Write) -> Result<(), ManifestError> {
         Ok(out.write_all(&self.to_bytes()?)?)
     }
@@ -81,7 +83,7 @@ impl Manifest {
     /// after a crash.
     ///
     /// # Errors
-    /// [`ManifestError::Io`] when the directory cannot be written, [`ManifestError::Compression`] when zstd fails.
+    /// [`ManifestError::Io`] when the directory cannot be written, and those of [`to_bytes`](Self::to_bytes).
     pub fn write_file(&self, path: &Path) -> Result<(), ManifestError> {
         container::write_atomically(path, &self.to_bytes()?)
     }

@@ -339,3 +339,87 @@ fn damaged_fingerprints_are_refused() {
 }
 
 const KEY: &[u8] = fingerprints::KEY.as_bytes();
+
+/// What is at a limit, and what is one more.
+#[derive(Clone, Debug)]
+struct Extremes {
+    regions: usize,
+    long_names: usize,
+    name_bytes: usize,
+    notes: usize,
+    anchor: Option<u32>,
+    fingerprinted: Option<u32>,
+}
+
+impl Extremes {
+    fn manifest(&self) -> Manifest {
+        let layout = MemoryLayout::contiguous(2 * FRAME_SIZE).unwrap();
+        let name = |n| if n < self.long_names { "x".repeat(self.name_bytes) } else { "y".into() };
+        let region = |n| Region::new(FrameKind::File, Order::FileOffset, name(n));
+        let mut regions: Vec<_> = (0..self.regions).map(region).collect();
+        if let Some(region) = regions.first_mut() {
+            region.anchor = self.anchor.map(FrameIndex);
+        }
+        let frames = [Frame::default(); 2];
+        let map = ColorMap::new(layout, KernelIdentity::default(), frames, regions).unwrap();
+        let identity = ImageIdentity { digest: [3; 32], frames: 2 };
+        let notes = vec!["a note".to_owned(); self.notes];
+        let table = |frames| Fingerprints::new(DomainId([1; 16]), frames, []);
+        let fingerprints = self.fingerprinted.map(table);
+        Manifest { map, identity, notes, fingerprints }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(40))]
+
+    /// One limit: what is written is read, and what readers refuse is not written.
+    #[test]
+    fn writers_refuse_what_readers_refuse(
+        regions in prop::sample::select(vec![0, 1, 1 << 14, (1 << 14) + 1]),
+        long_names in prop::sample::select(vec![1, 1000, 1023, 1024]),
+        name_bytes in prop::sample::select(vec![8, 1 << 14, (1 << 14) + 1]),
+        notes in prop::sample::select(vec![0, 4096, 4097]),
+        anchor in prop::option::weighted(0.5, 0u32..3),
+        fingerprinted in prop::sample::select(vec![None, Some(2), Some(2), Some(30)]),
+    ) {
+        let extremes = Extremes { regions, long_names, name_bytes, notes, anchor, fingerprinted };
+        let manifest = extremes.manifest();
+        let unchecked = container::wrap(&FAMILY, &encode::payload(&manifest)).unwrap();
+        let read = Manifest::from_bytes(&unchecked, &Limits::for_frames(2));
+        let written = manifest.to_bytes();
+        prop_assert_eq!(written.is_ok(), read.is_ok(), "{:?}: {:?}, {:?}", extremes, written.err(), read.err());
+        if let (Ok(written), Ok(read)) = (written, read) {
+            prop_assert_eq!(&read, &manifest);
+            prop_assert_eq!(&Manifest::from_bytes(&written, &Limits::default()).unwrap(), &manifest);
+        }
+    }
+}
+
+#[test]
+fn a_guest_of_1_tib_fits_and_a_larger_one_is_refused_before_the_work() {
+    let limits = Limits::default();
+    limits.admit_frames(1 << 28).unwrap();
+    let error = limits.admit_frames((1 << 28) + 1).unwrap_err().to_string();
+    assert_eq!(error, "268435457 frames of RAM, more than the limit of 268435456");
+    // Whoever knows the guest allows no less than what is written for it.
+    for frames in [1, 1 << 14, 1 << 20, 1 << 26, 1 << 28] {
+        let known = Limits::for_frames(frames);
+        assert!(known.max_regions <= limits.max_regions && known.max_text <= limits.max_text);
+        assert!(known.max_text_total <= limits.max_text_total);
+    }
+}
+
+#[test]
+fn a_claim_without_memory_for_it_is_an_error() {
+    // A frame of zstd that says that it expands to 2^62 bytes.
+    let mut compressed = zstd::bulk::compress(&[0; 1000], 1).unwrap();
+    let size = zstd::zstd_safe::get_frame_content_size(&compressed).unwrap();
+    assert_eq!(size, Some(1000));
+    // The descriptor's byte is followed by a size of eight bytes.
+    compressed.splice(4..7, [0xe0].into_iter().chain((1_u64 << 62).to_le_bytes()));
+    let bytes = container::seal(&FAMILY, 1 << 62, &compressed);
+    let bounds = container::Bounds { max_payload: u64::MAX, max_file: u64::MAX };
+    let error = container::unwrap(&bytes, &FAMILY, bounds).unwrap_err();
+    assert!(matches!(error, ManifestError::Compression(_)), "{error}");
+}

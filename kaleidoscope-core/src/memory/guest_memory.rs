@@ -1,7 +1,7 @@
 //! How guest memory is read.
 
-use super::{MemoryLayout, Page};
-use crate::addr::{FRAME_BYTES, Gfn, Gpa};
+use super::{Backing, Extent, MemoryLayout, Page, ZERO_PAGE};
+use crate::addr::{FRAME_BYTES, FrameIndex, Gfn, Gpa};
 use thiserror::Error;
 
 /// Why guest memory could not be read.
@@ -60,6 +60,22 @@ pub trait GuestMemory: Send + Sync {
         let _ = (gpa, len);
         None
     }
+
+    /// What is known of `frame` without reading it, and of the frames after it as far as the same holds for them.
+    ///
+    /// The default knows nothing: every frame is [`Backing::Data`]. An implementation that wraps another one and shows
+    /// the same bytes should pass this on. An answer of [`Backing::Hole`] is a promise that every byte reads as zero, for
+    /// as long as this memory exists. Past the end of RAM the answer is one frame of data.
+    fn extent(&self, frame: FrameIndex) -> Extent {
+        let end = self.layout().frames().max(frame.0.saturating_add(1));
+        Extent { frames: frame.0..end, backing: Backing::Data }
+    }
+
+    /// Says that the caller will not soon read these bytes again, so that what the implementation keeps of them in
+    /// memory can go. Reads go on as before; the default does nothing.
+    fn release(&self, gpa: Gpa, bytes: u64) {
+        let _ = (gpa, bytes);
+    }
 }
 
 impl<M: GuestMemory + ?Sized> GuestMemory for &M {
@@ -75,14 +91,27 @@ impl<M: GuestMemory + ?Sized> GuestMemory for &M {
     fn slice(&self, gpa: Gpa, len: usize) -> Option<&[u8]> {
         (**self).slice(gpa, len)
     }
+    fn extent(&self, frame: FrameIndex) -> Extent {
+        (**self).extent(frame)
+    }
+    fn release(&self, gpa: Gpa, bytes: u64) {
+        (**self).release(gpa, bytes);
+    }
 }
 
-/// A frame's page: borrowed where the memory can be, or else read into `buffer`; `None` where the image lacks it.
+/// A frame's page: borrowed where the memory can be, or else read into `buffer`; `None` where the image lacks it. A hole
+/// is a page of zeros, and is not read.
 pub(crate) fn read_page<'a>(
     memory: &'a dyn GuestMemory,
     gfn: Gfn,
     buffer: &'a mut Page,
 ) -> Result<Option<&'a Page>, MemoryError> {
+    let backing = memory.layout().index_of(gfn).map(|frame| memory.extent(frame).backing);
+    match backing {
+        Some(Backing::Hole) => return Ok(Some(&ZERO_PAGE)),
+        Some(Backing::Missing) => return Ok(None),
+        Some(Backing::Data) | None => {}
+    }
     let mapped = memory.slice(gfn.gpa(), FRAME_BYTES);
     if let Some(page) = mapped.and_then(|bytes| bytes.try_into().ok()) {
         return Ok(Some(page));

@@ -193,6 +193,20 @@ impl MemoryLayout {
         })
     }
 
+    /// The frames with these indices, as parts of regions, by ascending index. Indices past the end are left out.
+    pub fn parts_of(&self, frames: std::ops::Range<u32>) -> impl Iterator<Item = RamRegion> + '_ {
+        let end = |r: &RamRegion| r.first_index.0.saturating_add(r.frames);
+        let from = self.regions.partition_point(|r| end(r) <= frames.start);
+        let regions = self.regions.get(from..).unwrap_or_default().iter();
+        regions.take_while(move |r| r.first_index.0 < frames.end).filter_map(move |r| {
+            let skipped = frames.start.saturating_sub(r.first_index.0);
+            let first_index = FrameIndex(r.first_index.0.saturating_add(skipped));
+            let frames = end(r).min(frames.end).checked_sub(first_index.0)?;
+            let start = Gfn(r.start.0.saturating_add(u64::from(skipped)));
+            (frames > 0).then_some(RamRegion { start, frames, first_index })
+        })
+    }
+
     /// Every frame in index order.
     pub fn iter(&self) -> impl Iterator<Item = (FrameIndex, Gfn)> + '_ {
         self.regions.iter().flat_map(|r| {

@@ -54,6 +54,16 @@ impl<T: Default> LazyTable<T> {
         chunk.get(at % CHUNK)
     }
 
+    /// An entry for writing, which is made if need be; `None` past the end.
+    pub fn get_mut(&mut self, at: usize) -> Option<&mut T> {
+        if at >= self.len {
+            return None;
+        }
+        let chunk = self.chunks.get_mut(at / CHUNK)?;
+        chunk.get_or_init(|| (0..CHUNK).map(|_| T::default()).collect());
+        chunk.get_mut()?.get_mut(at % CHUNK)
+    }
+
     /// An entry if it was made; `None` past the end, too.
     #[must_use]
     pub fn made(&self, at: usize) -> Option<&T> {
@@ -83,6 +93,10 @@ mod tests {
         assert!(table.made(8_191).is_none(), "of another");
         assert!(table.get(10_000).is_none() && table.made(10_000).is_none());
         assert!(LazyTable::<AtomicU8>::new(0).get(0).is_none());
+        let mut table: LazyTable<u32> = LazyTable::new(5000);
+        *table.get_mut(4097).unwrap() = 3;
+        assert_eq!([4095, 4096, 4097].map(|at| table.made(at).copied()), [None, Some(0), Some(3)]);
+        assert!(table.get_mut(5000).is_none());
     }
 
     #[test]

@@ -1,10 +1,13 @@
 //! What a guest's RAM is: which frames exist, and how their bytes are read.
 
+mod extents;
 mod guest_memory;
 mod layout;
 mod lazy_table;
 mod page;
 
+pub(crate) use extents::ExtentTable;
+pub use extents::{Backing, Extent, data_frames, data_parts, extents};
 pub(crate) use guest_memory::read_page;
 pub use guest_memory::{GuestMemory, MemoryError, VecMemory};
 pub use layout::{LayoutError, MemoryLayout, RamRegion};

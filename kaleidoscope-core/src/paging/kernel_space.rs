@@ -101,6 +101,11 @@ impl KernelSpace {
         &self.report
     }
 
+    /// The first address after `gva` at which a run begins; `None` when there is none.
+    pub(crate) fn next_after(&self, gva: Gva) -> Option<Gva> {
+        self.runs.get(self.runs.partition_point(|r| r.gva <= gva)).map(|run| run.gva)
+    }
+
     /// Where `gva` leads, and for how many bytes from there on the mapping stays contiguous.
     #[must_use]
     pub fn translate(&self, gva: Gva) -> Option<(Gpa, u64)> {

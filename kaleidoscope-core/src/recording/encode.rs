@@ -2,10 +2,12 @@
 //!
 //! Keys of a map are written in ascending order of their encoding (shorter ones first), as deterministic CBOR asks.
 
-use super::{Key, RecordedRegion, Recording};
+use super::{Key, RecordedRegion, Recording, RecordingLimits};
 use crate::color::{Color, FrameKind, Order};
+use crate::manifest::ManifestError;
 use crate::manifest::cbor::Writer;
-use crate::manifest::encode::{identity, kernel, texts};
+use crate::manifest::encode::{check_texts, identity, kernel, texts};
+use crate::manifest::limits::within;
 
 /// Region number of entries that are in none.
 pub(super) const NO_REGION: u32 = u32::MAX;
@@ -15,6 +17,19 @@ pub(super) const NO_FRAME: u64 = u64::MAX;
 
 /// Names of the ways to find a frame; a number in column `key` is a place in this list.
 pub(super) const KEYS: [&str; 3] = ["frame", "position", "rank"];
+
+/// Refuses what a reader with these limits would refuse.
+pub(super) fn check(recording: &Recording, limits: &RecordingLimits) -> Result<(), ManifestError> {
+    let Recording { kernel, regions, entries, .. } = recording;
+    let count = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
+    within("entries", count(entries.len()), limits.max_entries)?;
+    within("regions", count(regions.len()), limits.max_regions)?;
+    let stretches = regions.iter().map(|region| count(region.stretches.len()));
+    within("stretches", stretches.sum(), limits.max_stretches)?;
+    let kernel = [&kernel.os, &kernel.release, &kernel.banner, &kernel.build_id, &kernel.paging];
+    let texts = kernel.into_iter().chain(regions.iter().map(|region| &region.name));
+    check_texts(texts.map(String::as_str), &limits.texts())
+}
 
 /// The CBOR map of a recording.
 pub(super) fn payload(recording: &Recording) -> Vec<u8> {

@@ -17,7 +17,7 @@ const REGION_BYTES: u64 = 72;
 const STRETCH_BYTES: u64 = 18;
 
 /// Bounds on what a recording may hold, and so on the memory that reading one takes. The default admits 16 million entries
-/// (working sets of 64 GiB).
+/// (working sets of 64 GiB) and is the limit of the format: what exceeds it is not written.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct RecordingLimits {
     /// Most entries.

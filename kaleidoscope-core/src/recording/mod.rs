@@ -244,15 +244,17 @@ impl Recording {
     /// The recording as the bytes of a file.
     ///
     /// # Errors
-    /// [`ManifestError::Compression`] when zstd fails (out of memory).
+    /// [`ManifestError::Limit`] when there is more of something than the format admits, that is, when a reader with
+    /// [`RecordingLimits::default`] would refuse it; [`ManifestError::Compression`] when zstd fails (out of memory).
     pub fn to_bytes(&self) -> Result<Vec<u8>, RecordingError> {
+        encode::check(self, &RecordingLimits::default())?;
         Ok(container::wrap(&FAMILY, &encode::payload(self))?)
     }
 
     /// Writes the recording.
     ///
     /// # Errors
-    /// [`ManifestError::Io`] when `out` fails, [`ManifestError::Compression`] when zstd does.
+    /// [`ManifestError::Io`] when `out` fails, and those of [`to_bytes`](Self::to_bytes).
     pub fn write_to(&self, mut out: impl Write) -> Result<(), RecordingError> {
         Ok(out.write_all(&self.to_bytes()?).map_err(ManifestError::from)?)
     }

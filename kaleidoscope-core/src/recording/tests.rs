@@ -378,3 +378,23 @@ proptest! {
         prop_assert!(Recording::from_bytes(&file, &RecordingLimits::for_entries(16)).is_err());
     }
 }
+
+proptest! {
+    /// One limit: what is written is read, and what readers refuse is not written.
+    #[test]
+    fn writers_refuse_what_readers_refuse(
+        recording in recording(),
+        max_entries in 0u32..12,
+        max_regions in 0u32..6,
+        max_stretches in 0u32..8,
+        max_text in 0u32..40,
+        max_text_total in 0u32..120,
+    ) {
+        let limits =
+            RecordingLimits { max_entries, max_regions, max_stretches, max_text, max_text_total };
+        let bytes = container::wrap(&FAMILY, &encode::payload(&recording)).unwrap();
+        let written = encode::check(&recording, &limits);
+        let read = Recording::from_bytes(&bytes, &limits);
+        prop_assert_eq!(written.is_ok(), read.is_ok(), "{:?}, {:?}", written, read.err());
+    }
+}

@@ -3,7 +3,8 @@
 //! The payload is hostile, as a manifest's is, and read in the same way.
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
-use super::limits::{MAX_ADDRESS, MAX_SERVERS};
+use super::encode::HOLES;
+use super::limits::{MAX_ADDRESS, MAX_HOLES, MAX_SERVERS};
 use super::{Descriptor, DescriptorError, DescriptorLimits, Template, instant, within};
 use crate::clone::{CloneId, FreeFrames, ServerAddress};
 use crate::manifest::cbor::Reader;
@@ -13,6 +14,7 @@ use crate::manifest::decode::{
 use crate::manifest::fingerprints;
 use crate::manifest::{Manifest, ManifestError};
 use crate::prefetch::Atlas;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -23,7 +25,8 @@ pub(super) fn payload(
 ) -> Result<Descriptor, DescriptorError> {
     let mut reader = Reader::new(bytes);
     let keys = ["id", "state", "colors", "frozen", "layout", "servers", "identity", "free_frames"];
-    let (needed, [table]) = fields_and_optional(&mut reader, keys, [fingerprints::KEY])?;
+    let optional = [fingerprints::KEY, HOLES];
+    let (needed, [table, holes]) = fields_and_optional(&mut reader, keys, optional)?;
     let [id, state, colors, frozen, layout, servers, identity, free_frames] = needed;
     reader.finish()?;
 
@@ -55,6 +58,9 @@ pub(super) fn payload(
         let frames = template.layout.frames();
         let table = fingerprints::read(&mut at(fingerprints::KEY, place), frames)?;
         template.fingerprints = Some(Arc::new(table));
+    }
+    if let Some(place) = holes {
+        template.holes = read_holes(&mut at(HOLES, place), template.layout.frames())?;
     }
     let template = Template { frozen_at, state: state.to_vec(), servers, free_frames, ..template };
     Ok(Descriptor { id, template: Arc::new(template) })
@@ -101,6 +107,32 @@ fn read_servers(reader: &mut Reader<'_>) -> Result<Vec<ServerAddress>, ManifestE
         servers.push(address);
     }
     Ok(servers)
+}
+
+fn read_holes(reader: &mut Reader<'_>, frames: u32) -> Result<Vec<Range<u32>>, ManifestError> {
+    let numbers = reader.array()?;
+    within("holes", numbers / 2, MAX_HOLES)?;
+    if numbers % 2 != 0 {
+        return Err(reader.error(format!("{numbers} numbers, not two for each hole")));
+    }
+    let mut holes: Vec<Range<u32>> = Vec::with_capacity(numbers / 2);
+    for _ in 0..numbers / 2 {
+        let (gap, length) = (reader.uint()?, reader.uint()?);
+        let before = holes.last().map_or(0, |hole| hole.end);
+        let is_apart = length > 0 && (gap > 0 || holes.is_empty());
+        let start = u64::from(before).checked_add(gap).filter(|_| is_apart);
+        let range = start.and_then(|start| Some(start..start.checked_add(length)?));
+        let range = range.filter(|range| range.end <= u64::from(frames));
+        let hole = range.and_then(|range| {
+            Some(u32::try_from(range.start).ok()?..u32::try_from(range.end).ok()?)
+        });
+        holes.push(hole.ok_or_else(|| {
+            reader.error(format!(
+                "holes must ascend, have gaps between them, and end by frame {frames}"
+            ))
+        })?);
+    }
+    Ok(holes)
 }
 
 fn read_free_frames(reader: &mut Reader<'_>) -> Result<FreeFrames, ManifestError> {

@@ -2,19 +2,34 @@
 //!
 //! Keys of a map are written in ascending order of their encoding (shorter ones first), as deterministic CBOR asks.
 
-use super::Descriptor;
+use super::{Descriptor, DescriptorError, DescriptorLimits};
 use crate::manifest::cbor::Writer;
-use crate::manifest::encode::{identity, layout, parts};
+use crate::manifest::encode::{check_parts, identity, layout, parts};
 use crate::manifest::fingerprints;
+use std::ops::Range;
 use std::time::UNIX_EPOCH;
+
+/// Refuses what a reader would refuse. State, addresses and fingerprints were checked when they came.
+pub(super) fn check(descriptor: &Descriptor) -> Result<(), DescriptorError> {
+    let template = &descriptor.template;
+    DescriptorLimits::default().manifest.admit_frames(template.layout.frames())?;
+    let Some(map) = template.map() else { return Ok(()) };
+    check_parts(map, &template.notes).map_err(DescriptorError::Colors)
+}
 
 /// The CBOR map of a descriptor.
 pub(super) fn payload(descriptor: &Descriptor) -> Vec<u8> {
     let template = &descriptor.template;
     let mut out = Writer::default();
-    out.map(if template.fingerprints.is_some() { 9 } else { 8 });
+    let is_sparse = !template.holes.is_empty();
+    let more = usize::from(is_sparse).saturating_add(template.fingerprints.iter().len());
+    out.map(more.saturating_add(8));
     out.text("id");
     out.bytes(&descriptor.id.0);
+    if is_sparse {
+        out.text(HOLES);
+        holes(&mut out, &template.holes);
+    }
     out.text("state");
     out.bytes(&template.state);
     out.text("colors");
@@ -35,6 +50,20 @@ pub(super) fn payload(descriptor: &Descriptor) -> Vec<u8> {
         fingerprints::write(&mut out, table);
     }
     out.finish()
+}
+
+/// The key of the holes.
+pub(super) const HOLES: &str = "holes";
+
+/// Frames between each hole and the one before it, and frames of the hole.
+fn holes(out: &mut Writer, holes: &[Range<u32>]) {
+    out.array(holes.len().saturating_mul(2));
+    let mut end = 0;
+    for hole in holes {
+        out.uint(hole.start.wrapping_sub(end));
+        out.uint(hole.end.wrapping_sub(hole.start));
+        end = hole.end;
+    }
 }
 
 fn frozen(out: &mut Writer, descriptor: &Descriptor) {

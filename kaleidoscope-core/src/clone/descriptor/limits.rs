@@ -12,14 +12,18 @@ pub const MAX_SERVERS: usize = 16;
 /// Most bytes of a page server's address. A Unix socket's path has 107, a host's name 255.
 pub(super) const MAX_ADDRESS: usize = 4096;
 
-/// Room for what does not grow: layout, addresses, unknown fields.
+/// Most holes. Each takes up to 10 bytes.
+pub(super) const MAX_HOLES: usize = 1 << 16;
+
+/// Room for what does not grow: layout, addresses, holes, unknown fields.
 const FIXED_BYTES: u64 = 1 << 20;
 
 /// Bytes that the color map takes for each frame once it is arranged, what arranging takes meanwhile included.
 const ATLAS_BYTES: u64 = 64;
 
 /// Bounds on what a descriptor may hold, and so on the memory that reading one takes. The default admits guests of
-/// 256 GiB; whoever knows the guest should allow no more than it has: [`DescriptorLimits::for_frames`].
+/// 1 TiB and is the limit of the format; a reader that knows the guest should allow no more than the guest has:
+/// [`DescriptorLimits::for_frames`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct DescriptorLimits {
     /// Most bytes of vCPU and device state, [`MAX_STATE`] at most.

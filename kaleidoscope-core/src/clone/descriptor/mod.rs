@@ -20,11 +20,12 @@ use crate::color::{ColorMap, Frame, KernelIdentity};
 use crate::fingerprint::Fingerprints;
 use crate::manifest::container::{self, Family};
 use crate::manifest::{ImageIdentity, Manifest, ManifestError};
-use crate::memory::{GuestMemory, MemoryLayout};
+use crate::memory::{Backing, Extent, GuestMemory, MemoryLayout, extents};
 use crate::prefetch::Atlas;
-use limits::MAX_ADDRESS;
+use limits::{MAX_ADDRESS, MAX_HOLES};
 use std::fmt;
 use std::io::{Read, Write};
+use std::ops::Range;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -53,6 +54,8 @@ struct Template {
     servers: Vec<ServerAddress>,
     free_frames: FreeFrames,
     fingerprints: Option<Arc<Fingerprints>>,
+    /// Frames for which the image stores nothing, ascending and apart.
+    holes: Vec<Range<u32>>,
 }
 
 impl Descriptor {
@@ -154,6 +157,27 @@ impl Descriptor {
         Ok(self)
     }
 
+    /// With the holes of the frozen image, whose frames are all zeros: nobody has to be asked for them. Of an image with
+    /// more than 65,536 holes, the longest are kept.
+    #[must_use]
+    pub fn with_holes_of(mut self, image: &dyn GuestMemory) -> Self {
+        let of_image = extents(image, 0..self.layout().frames());
+        let mut holes: Vec<Range<u32>> = Vec::new();
+        for Extent { frames, .. } in of_image.filter(|e| e.backing == Backing::Hole) {
+            match holes.last_mut().filter(|last| last.end == frames.start) {
+                Some(last) => last.end = frames.end,
+                None => holes.push(frames),
+            }
+        }
+        if holes.len() > MAX_HOLES {
+            holes.sort_by_key(|hole| std::cmp::Reverse(hole.end - hole.start));
+            holes.truncate(MAX_HOLES);
+            holes.sort_by_key(|hole| hole.start);
+        }
+        self.change().holes = holes;
+        self
+    }
+
     fn change(&mut self) -> &mut Template {
         Arc::make_mut(&mut self.template)
     }
@@ -225,6 +249,12 @@ impl Descriptor {
         self.template.map().map_or(said, |map| said.allowed_by(map))
     }
 
+    /// Runs of frames that the image has nothing stored for, ascending and apart: they are all zeros.
+    #[must_use]
+    pub fn holes(&self) -> &[Range<u32>] {
+        &self.template.holes
+    }
+
     /// Fingerprints of frames of the frozen image, shared by all clones, if somebody took them.
     #[must_use]
     pub fn fingerprints(&self) -> Option<&Arc<Fingerprints>> {
@@ -245,15 +275,17 @@ impl Descriptor {
     /// the clones take their ids with [`Descriptor::for_clone`].
     ///
     /// # Errors
-    /// [`ManifestError::Compression`] when zstd fails (out of memory).
+    /// [`ManifestError::Limit`] when there is more of something than the format admits, that is, when a reader with
+    /// [`DescriptorLimits::for_frames`] would refuse it; [`ManifestError::Compression`] when zstd fails (out of memory).
     pub fn to_bytes(&self) -> Result<Vec<u8>, DescriptorError> {
+        encode::check(self)?;
         Ok(container::wrap(&FAMILY, &encode::payload(self))?)
     }
 
     /// Writes the descriptor.
     ///
     /// # Errors
-    /// [`ManifestError::Io`] when `out` fails, [`ManifestError::Compression`] when zstd does.
+    /// [`ManifestError::Io`] when `out` fails, and those of [`to_bytes`](Self::to_bytes).
     pub fn write_to(&self, mut out: impl Write) -> Result<(), DescriptorError> {
         Ok(out.write_all(&self.to_bytes()?).map_err(ManifestError::from)?)
     }
@@ -305,6 +337,7 @@ impl Template {
             servers: Vec::new(),
             free_frames: FreeFrames::Fetch,
             fingerprints: None,
+            holes: Vec::new(),
         }
     }
 
@@ -322,6 +355,7 @@ impl PartialEq for Template {
             && self.notes == other.notes
             && self.state == other.state
             && self.fingerprints == other.fingerprints
+            && self.holes == other.holes
             && self.map() == other.map()
     }
 }

@@ -23,6 +23,23 @@ fn image(frames: u64) -> VecMemory {
     memory
 }
 
+/// An image of which some frames are holes, or said to be.
+struct Sparse(VecMemory, Vec<bool>);
+
+impl GuestMemory for Sparse {
+    fn layout(&self) -> &MemoryLayout {
+        self.0.layout()
+    }
+    fn read(&self, gpa: Gpa, buf: &mut [u8]) -> Result<(), crate::memory::MemoryError> {
+        self.0.read(gpa, buf)
+    }
+    fn extent(&self, frame: FrameIndex) -> Extent {
+        let is_hole = self.1[frame.as_usize()];
+        let backing = if is_hole { Backing::Hole } else { Backing::Data };
+        Extent { frames: frame.0..frame.0 + 1, backing }
+    }
+}
+
 fn map(layout: &MemoryLayout) -> ColorMap {
     let regions = vec![Region {
         anchor: Some(FrameIndex(0)),
@@ -67,6 +84,7 @@ proptest! {
         servers in prop::collection::vec(address(), 0..=MAX_SERVERS),
         zero: bool,
         hashed in prop::option::of(prop::collection::btree_map(0u32..64, any::<[u8; 16]>(), 0..64)),
+        is_hole in prop::collection::vec(any::<bool>(), 64),
     ) {
         let image = image(frames);
         let map = is_colored.then(|| map(image.layout()));
@@ -74,7 +92,8 @@ proptest! {
             .for_clone(CloneId(id))
             .with_free_frames(if zero { FreeFrames::Zero } else { FreeFrames::Fetch })
             .with_state(state).unwrap()
-            .with_servers(servers).unwrap();
+            .with_servers(servers).unwrap()
+            .with_holes_of(&Sparse(image.clone(), is_hole.clone()));
         if let Some(hashed) = &hashed {
             let table = fingerprints(frames.try_into().unwrap(), hashed);
             descriptor = descriptor.with_fingerprints(table).unwrap();
@@ -89,6 +108,10 @@ proptest! {
         prop_assert_eq!(read.to_bytes().unwrap(), bytes, "equal descriptors are equal bytes");
         prop_assert_eq!(read.map().is_some(), is_colored);
         prop_assert_eq!(read.fingerprints().is_some(), hashed.is_some());
+        let holes: Vec<u32> = read.holes().iter().cloned().flatten().collect();
+        let expected = (0u32..).zip(&is_hole).filter(|(n, is_hole)| u64::from(*n) < frames && **is_hole);
+        prop_assert_eq!(holes, expected.map(|(n, _)| n).collect::<Vec<_>>());
+        prop_assert!(read.holes().windows(2).all(|pair| pair[0].end < pair[1].start));
         prop_assert_eq!(read.frozen_at(), micros.and_then(instant));
         read.verify(&image).unwrap();
         let atlas = read.atlas().unwrap();
@@ -219,6 +242,7 @@ struct Fields {
     servers: Vec<String>,
     frames: u64,
     free_frames: &'static str,
+    holes: Vec<u64>,
 }
 
 impl Default for Fields {
@@ -232,6 +256,7 @@ impl Default for Fields {
             servers: Vec::new(),
             frames: 3,
             free_frames: "fetch",
+            holes: vec![0, 1],
         }
     }
 }
@@ -239,7 +264,10 @@ impl Default for Fields {
 /// Reads a payload with these fields, and one that no version knows yet.
 fn read(fields: &Fields) -> Result<Descriptor, DescriptorError> {
     let mut out = Writer::default();
-    out.map(9);
+    out.map(10);
+    out.text("holes");
+    out.array(fields.holes.len());
+    fields.holes.iter().for_each(|n| out.uint(*n));
     out.text("dedup_hashes");
     out.array(2);
     out.bytes(&[1; 32]);
@@ -312,12 +340,51 @@ fn wrong_fields_are_named() {
             "17 page servers, more than the limit of 16",
         ),
         (Fields { frames: 1 << 40, ..Fields::default() }, "field `identity`"),
+        (Fields { holes: vec![1], ..Fields::default() }, "1 numbers, not two for each hole"),
+        (Fields { holes: vec![0, 0], ..Fields::default() }, "holes must ascend"),
+        (Fields { holes: vec![0, 1, 0, 1], ..Fields::default() }, "holes must ascend"),
+        (Fields { holes: vec![2, 2], ..Fields::default() }, "end by frame 3"),
+        (Fields { holes: vec![u64::MAX, 9], ..Fields::default() }, "holes must ascend"),
         (Fields { free_frames: "keep", ..Fields::default() }, "`keep`: free frames are either"),
     ];
     for (fields, expected) in cases {
         let error = read(&fields).unwrap_err().to_string();
         assert!(error.contains(expected), "{error:?} has no {expected:?}");
     }
+}
+
+/// A template with this layout, which nothing was read for.
+fn of_frames(frames: u64) -> Descriptor {
+    let layout = MemoryLayout::contiguous(frames << 12).unwrap();
+    let identity = ImageIdentity { digest: [1; 32], frames: 1 };
+    Descriptor::new(Template::new(layout, identity)).unwrap()
+}
+
+#[test]
+fn writers_refuse_guests_that_readers_refuse() {
+    let written = of_frames(1 << 28).to_bytes().unwrap();
+    Descriptor::from_bytes(&written, &DescriptorLimits::default()).unwrap();
+    let larger = of_frames((1 << 28) + 1);
+    let unchecked = container::wrap(&FAMILY, &encode::payload(&larger)).unwrap();
+    let error = larger.to_bytes().unwrap_err().to_string();
+    assert!(error.contains("268435457 frames of RAM, more than the limit"), "{error}");
+    let read = Descriptor::from_bytes(&unchecked, &DescriptorLimits::default()).unwrap_err();
+    assert_eq!(read.to_string(), error);
+}
+
+#[test]
+fn of_many_holes_the_longest_are_kept() {
+    // Frames 4 n are data; every thousandth hole has three frames, the others one.
+    let frames = 4 * 70_000;
+    let is_hole = (0..frames).map(|n| n % 4 == 1 || (n % 4 != 0 && n / 4 % 1000 == 0)).collect();
+    let layout = MemoryLayout::contiguous(u64::from(frames) << 12).unwrap();
+    let image = Sparse(VecMemory::zeroed(layout), is_hole);
+    let descriptor = of_frames(frames.into()).with_holes_of(&image);
+    assert_eq!(descriptor.holes().len(), 1 << 16);
+    assert_eq!(descriptor.holes().iter().filter(|hole| hole.len() == 3).count(), 70);
+    let limits = DescriptorLimits::for_frames(frames);
+    let read = Descriptor::from_bytes(&descriptor.to_bytes().unwrap(), &limits).unwrap();
+    assert_eq!(read.holes(), descriptor.holes());
 }
 
 /// A file that claims a huge payload takes no memory for it.

@@ -7,7 +7,7 @@ use super::read_note;
 use super::roots::Roots;
 use crate::addr::{FRAME_BYTES, Gfn, Gpa};
 use crate::linux::vmcoreinfo::{SIGNATURE, VmcoreInfo};
-use crate::memory::{GuestMemory, RamRegion};
+use crate::memory::{GuestMemory, RamRegion, data_parts};
 
 /// How many pages that look like VMCOREINFO are tried.
 const MAX_NOTES: usize = 64;
@@ -24,28 +24,27 @@ pub(super) struct Signs {
     pub(super) roots: Roots,
 }
 
-/// Looks at every page of memory.
+/// Looks at every page that is stored. A page of zeros is no sign, so holes are not read.
 pub(super) fn scan<M: GuestMemory + ?Sized>(memory: &M) -> Signs {
     let mut signs = Signs::default();
     let mut copy = vec![0; CHUNK_BYTES];
-    for region in memory.layout().regions() {
-        scan_region(memory, region, &mut copy, &mut signs);
+    for part in data_parts(memory, 0..memory.layout().frames()) {
+        scan_part(memory, &part, &mut copy, &mut signs);
     }
     signs
 }
 
-fn scan_region<M: GuestMemory + ?Sized>(
-    memory: &M,
-    region: &RamRegion,
-    copy: &mut [u8],
-    signs: &mut Signs,
-) {
-    let mut gfn = region.start;
-    let mut left = usize::try_from(region.frames).unwrap_or(usize::MAX);
+fn scan_part<M>(memory: &M, part: &RamRegion, copy: &mut [u8], signs: &mut Signs)
+where
+    M: GuestMemory + ?Sized,
+{
+    let mut gfn = part.start;
+    let mut left = usize::try_from(part.frames).unwrap_or(usize::MAX);
     while left > 0 {
         let frames = left.min(CHUNK_BYTES / FRAME_BYTES);
-        let Some(copy) = copy.get_mut(..frames.saturating_mul(FRAME_BYTES)) else { return };
-        match memory.slice(gfn.gpa(), copy.len()) {
+        let bytes = frames.saturating_mul(FRAME_BYTES);
+        let Some(copy) = copy.get_mut(..bytes) else { return };
+        match memory.slice(gfn.gpa(), bytes) {
             Some(bytes) => scan_pages(memory, gfn, bytes, signs),
             None if memory.read(gfn.gpa(), copy).is_ok() => scan_pages(memory, gfn, copy, signs),
             // The image lacks some of these pages.
@@ -57,6 +56,8 @@ fn scan_region<M: GuestMemory + ?Sized>(
                 }
             }
         }
+        // Looking at a byte of a mapped page makes the page count as this process's memory.
+        memory.release(gfn.gpa(), bytes as u64);
         gfn = Gfn(gfn.0.saturating_add(frames as u64));
         left = left.saturating_sub(frames);
     }

@@ -1,7 +1,7 @@
 //! How a client fetches.
 
 use crate::clone::CloneId;
-use crate::wire::protocol::{Codecs, Features, MAX_BATCH};
+use crate::wire::protocol::{Codecs, Features, MAX_BATCH, MAX_DESCRIPTOR};
 use std::time::Duration;
 
 /// How a client fetches, and how long it bears with its servers.
@@ -40,7 +40,7 @@ impl Default for ClientOptions {
             batch: MAX_BATCH,
             window: 128,
             buffer: 256 << 10,
-            descriptor: 64 << 20,
+            descriptor: MAX_DESCRIPTOR,
             handshake: Duration::from_secs(5),
             patience: Duration::from_secs(5),
             deadline: Duration::from_secs(30),

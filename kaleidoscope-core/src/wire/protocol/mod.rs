@@ -51,3 +51,6 @@ pub const MAX_TEXT: usize = 512;
 
 /// Most frames that a client may keep unanswered on one connection, whatever a server offers.
 pub const MAX_PENDING: u32 = 1 << 20;
+
+/// Most bytes of a descriptor: servers refuse to start with a larger one, and clients take none unless told so.
+pub const MAX_DESCRIPTOR: u32 = 1 << 30;

@@ -6,7 +6,7 @@ use super::statistics::{Counters, add};
 use crate::addr::{FRAME_BYTES, FRAME_SIZE, FrameIndex};
 use crate::clone::ports::Priority;
 use crate::color::Color;
-use crate::memory::{MemoryError, Page, is_zero};
+use crate::memory::{Backing, MemoryError, Page, ZERO_PAGE, is_zero};
 use crate::wire::protocol::{
     ENTRY_BYTES, Entry, Features, MAX_BATCH, PageEncoder, PagesHead, REPLY_BYTES, Stored, checksum,
 };
@@ -74,13 +74,20 @@ struct Tally {
 }
 
 /// The pages of the first of `frames` and of those that follow it, as far as they lie behind one another in the image's memory
-/// as in the request; `None` when the first one has to be read.
+/// as in the request; `None` when the first one has to be read. A hole is one page of zeros, and is not read.
 fn in_place<'a>(image: &'a ServedImage, frames: &[FrameIndex]) -> Option<&'a [Page]> {
     let first = frames.first()?;
     let layout = image.memory.layout();
     let gpa = layout.gfn_of(*first)?.gpa();
     let (_, left) = layout.span_at(gpa)?;
-    let in_a_row = frames.iter().zip(first.0..).take_while(|(frame, next)| frame.0 == *next);
+    let extent = image.memory.extent(*first);
+    match extent.backing {
+        Backing::Hole => return Some(std::slice::from_ref(&ZERO_PAGE)),
+        Backing::Missing => return None,
+        Backing::Data => {}
+    }
+    let extent = first.0..extent.frames.end;
+    let in_a_row = frames.iter().zip(extent).take_while(|(frame, next)| frame.0 == *next);
     let count = in_a_row.count().min(usize::try_from(left / FRAME_SIZE).unwrap_or(usize::MAX));
     let slice = |count: usize| image.memory.slice(gpa, count * FRAME_BYTES);
     let bytes = slice(count).or_else(|| slice(1))?;

@@ -14,7 +14,7 @@ pub struct ServedImage {
     pub digest: [u8; 32],
     /// What each frame is, so that compression is tried only where it pays; without it all frames count as one color.
     pub colors: Option<Arc<ColorMap>>,
-    /// What clones start from, handed out as it is; empty when there is none. At most 4 GiB.
+    /// What clones start from, handed out as it is; empty when there is none. At most 1 GiB.
     pub descriptor: Arc<[u8]>,
 }
 

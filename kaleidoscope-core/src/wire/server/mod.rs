@@ -16,6 +16,7 @@ pub use image::ServedImage;
 pub use options::ServerOptions;
 pub use statistics::ServerStatistics;
 
+use super::protocol::MAX_DESCRIPTOR;
 use super::transport::{Closer, Link, Listener, Peer, Subject};
 use crate::service::{self, Panicked};
 use connection::End;
@@ -147,8 +148,8 @@ impl Server {
     /// Serves `images` to whoever connects to one of the `listeners`, from now on.
     ///
     /// # Errors
-    /// [`io::Error`] when there is no image, two have one digest, one has a digest of zeros or a descriptor of 4 GiB or
-    /// more, or the system gives no thread.
+    /// [`io::Error`] when there is no image, two have one digest, one has a digest of zeros or a descriptor of more
+    /// than [`MAX_DESCRIPTOR`] bytes, or the system gives no thread.
     pub fn start(
         images: Vec<ServedImage>,
         listeners: Vec<Listener>,
@@ -244,8 +245,8 @@ fn check(images: &[ServedImage]) -> io::Result<()> {
         if images.iter().take(at).any(|other| other.digest == image.digest) {
             return invalid("two images have the same digest");
         }
-        if u32::try_from(image.descriptor.len()).is_err() {
-            return invalid("a descriptor must be smaller than 4 GiB");
+        if u32::try_from(image.descriptor.len()).map_or(true, |bytes| bytes > MAX_DESCRIPTOR) {
+            return invalid("a descriptor may have 1 GiB at most: leave fingerprints out");
         }
     }
     Ok(())
