@@ -36,11 +36,13 @@ struct Memory {
     frames: Vec<AtomicUsize>,
     /// Events to be read, the next one last.
     events: Mutex<Vec<Event>>,
+    /// It never takes a page.
+    refuses: bool,
 }
 
 impl Memory {
     fn put(&self, frame: FrameIndex, what: usize) -> Result<Placed, PlaceError> {
-        if !self.events.lock().is_empty() {
+        if self.refuses || !self.events.lock().is_empty() {
             return Ok(Placed::Again);
         }
         let frame = &self.frames[frame.as_usize()];
@@ -128,11 +130,17 @@ struct World {
 
 impl World {
     fn new(policy: Box<dyn PrefetchPolicy>, feedback: Feedback) -> Self {
+        let options =
+            Options { feedback, free_frames: FreeFrames::Fetch, staged: 1, ..Options::default() };
+        Self::with(policy, options, false)
+    }
+
+    fn with(policy: Box<dyn PrefetchPolicy>, options: Options, refuses: bool) -> Self {
         let layout = MemoryLayout::contiguous(u64::from(FRAMES) * 4096).unwrap();
         let frames = (0..FRAMES).map(|_| Frame::default());
         let map = ColorMap::new(layout, KernelIdentity::default(), frames, Vec::new()).unwrap();
         let frames = (0..FRAMES).map(|_| AtomicUsize::new(EMPTY)).collect();
-        let memory = Arc::new(Memory { frames, events: Mutex::new(Vec::new()) });
+        let memory = Arc::new(Memory { frames, events: Mutex::new(Vec::new()), refuses });
         let parts = Parts {
             atlas: Arc::new(Atlas::new(map)),
             policy,
@@ -143,8 +151,6 @@ impl World {
             grant: None,
             nearby: None,
         };
-        let options =
-            Options { feedback, free_frames: FreeFrames::Fetch, staged: 1, ..Options::default() };
         Self { clone: Arc::new(Inner::new(parts, options)), memory }
     }
 
@@ -278,5 +284,23 @@ fn stopping_wakes_everybody() {
         world.clone.fail(super::Stopped::Cancelled);
         other.join().unwrap();
         assert!(world.clone.fault(FrameIndex(1), Access::Read).is_err());
+    });
+}
+
+/// Time stands still, so that only what was slept ends the attempts; and waits do not end by themselves.
+#[test]
+fn memory_that_refuses_for_good_ends_all_who_wait() {
+    explore(2, || {
+        let patience = Duration::from_micros(20);
+        let options = Options { patience, ..Options::default() };
+        let world = World::with(Box::new(Demand), options, true);
+        let touch = |world: &World, frame| {
+            let ended = world.clone.fault(FrameIndex(frame), Access::Read);
+            let why = world.clone.fail(ended.unwrap_err());
+            assert!(matches!(why, super::Stopped::Patience { .. }), "{why}");
+        };
+        let other = world.beside(move |world| touch(&world, 0));
+        touch(&world, 0);
+        other.join().unwrap();
     });
 }

@@ -5,10 +5,10 @@ use crate::sync::wait;
 use std::time::Duration;
 
 /// Attempts after which a thread still has its processor: what it waits for takes microseconds as a rule.
-const SPINS: u32 = 8;
+const SPINS: u32 = if cfg!(loom) { 1 } else { 8 };
 
 /// Attempts after those between which it lets others run.
-const YIELDS: u32 = 32;
+const YIELDS: u32 = if cfg!(loom) { 1 } else { 32 };
 
 /// The first sleep after that, in microseconds; each is twice the one before.
 const FIRST_SLEEP: u64 = 8;

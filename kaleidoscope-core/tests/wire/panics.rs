@@ -7,7 +7,7 @@ use kaleidoscope_core::clone::ports::{PageSource, Priority};
 use kaleidoscope_core::memory::{GuestMemory, MemoryError, MemoryLayout, VecMemory};
 use kaleidoscope_core::wire::client::Dial;
 use kaleidoscope_core::wire::server::{ServedImage, Server, ServerOptions};
-use kaleidoscope_core::wire::transport::{Link, ListenOptions, Listener};
+use kaleidoscope_core::wire::transport::{Link, ListenOptions, Listener, OnRefusal};
 use std::io;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -18,9 +18,9 @@ use std::time::Instant;
 fn a_panic_of_who_is_told_of_refusals_ends_the_server() {
     let folder = tempfile::tempdir().unwrap();
     let bind = |name: &str, users: Vec<u32>| {
-        let mut options = ListenOptions::default();
-        options.users = users;
-        options.on_refusal = Some(Arc::new(|_| panic!("standard error is gone")));
+        let on_refusal: OnRefusal = Arc::new(|_| panic!("standard error is gone"));
+        let options =
+            ListenOptions { users, on_refusal: Some(on_refusal), ..ListenOptions::default() };
         let path = folder.path().join(name);
         (Listener::bind(&ServerAddress::Unix(path.clone()), options).unwrap(), path)
     };

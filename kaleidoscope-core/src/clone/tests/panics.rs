@@ -106,10 +106,10 @@ impl PrefetchPolicy for Policy {
     }
 }
 
-fn engine(at: Where, options: Options) -> (Arc<Trap>, Arc<Engine>) {
+fn engine(at: Where, options: Options, is_armed: bool) -> (Arc<Trap>, Arc<Engine>) {
     let trap = Arc::new(Trap {
         at,
-        armed: AtomicBool::new(false),
+        armed: AtomicBool::new(is_armed),
         memory: Memory::new(),
         source: local(),
     });
@@ -142,7 +142,7 @@ fn a_part_that_panics_stops_the_clone() {
     use Where::*;
     for at in [Place, Request, Receive, Fault, Background, Feedback, Wait, Read, TakeBack] {
         let feedback = if at == Feedback { super::Feedback::Staged } else { super::Feedback::Off };
-        let (trap, engine) = engine(at, Options { feedback, ..Options::default() });
+        let (trap, engine) = engine(at, Options { feedback, ..Options::default() }, false);
         engine.fault(FrameIndex(8), Access::Read).unwrap();
         let served = Arc::clone(&engine);
         let server = std::thread::spawn(move || served.serve());
@@ -179,15 +179,9 @@ fn a_part_that_panics_stops_the_clone() {
 #[test]
 fn a_panic_on_the_streaming_thread_stops_the_clone() {
     for at in [Where::Place, Where::Request, Where::Receive, Where::Background] {
-        // Nobody faults: only the thread that fills the clone gets there.
-        let full = Options { background: Background::Full, ..Options::default() };
-        let slow = Options { background: Background::Throttled { pages_per_second: 50 }, ..full };
-        let (trap, engine) = engine(at, if at == Where::Background { full } else { slow });
-        trap.armed.store(true, Ordering::Release);
-        if at == Where::Background {
-            // It is asked again after a fault; which may find the clone stopped.
-            let _ = engine.fault(FrameIndex(8), Access::Read);
-        }
+        // Nobody faults: only the thread that fills the clone gets there, as soon as it runs.
+        let options = Options { background: Background::Full, ..Options::default() };
+        let (trap, engine) = engine(at, options, true);
         let watched = Arc::clone(&engine);
         let why = in_time(move || {
             loop {
