@@ -65,7 +65,7 @@ mod tests {
                 if self.missing.contains(&(at >> 12)) {
                     return Err(MemoryError::Missing { gpa: Gpa(at), len: 1 });
                 }
-                *byte = (at >> 12) as u8;
+                *byte = u8::try_from(at >> 12).unwrap();
             }
             Ok(())
         }

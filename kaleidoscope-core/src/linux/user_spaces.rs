@@ -340,7 +340,6 @@ impl Visitor for UserVisitor<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::addr::Gfn;
     use crate::memory::VecMemory;
 
     const SPEC: PagingSpec = PagingSpec::X86_64_4LEVEL;
@@ -370,7 +369,7 @@ mod tests {
     }
 
     fn frame(users: &UserMappings, gfn: u64) -> UserMapping {
-        users.frames.made(Gfn(gfn).0 as usize).copied().unwrap_or_default()
+        users.frames.made(usize::try_from(gfn).unwrap()).copied().unwrap_or_default()
     }
 
     #[test]
@@ -408,6 +407,9 @@ mod tests {
         let users =
             read(&[0x10_3000 | USER, revoked(0x400, 0)], &[swap(0x300), swap(0x301) | 0x1e]);
         assert_eq!(users.spaces[0].mapped_frames, 0);
-        assert!((0..users.frames.len() as u64).all(|gfn| frame(&users, gfn).space == NO_SPACE));
+        assert!(
+            (0..u64::try_from(users.frames.len()).unwrap())
+                .all(|gfn| frame(&users, gfn).space == NO_SPACE)
+        );
     }
 }
