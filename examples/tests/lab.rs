@@ -13,6 +13,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 const PAGE: u64 = 4096;
 
@@ -199,4 +200,42 @@ fn traces_are_first_touches_in_order() {
         checked += 1;
     }
     assert!(checked > 0, "the guest's folder of traces has none");
+}
+
+/// Runs `kaleidoscope check`; its exit status, and all that it said.
+fn check(folder: &Path, words: &[&str]) -> (Option<i32>, String) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_kaleidoscope"));
+    let output = command.arg("check").arg(folder).args(words).output().unwrap();
+    let said = [output.stdout, output.stderr].concat();
+    (output.status.code(), String::from_utf8(said).unwrap())
+}
+
+#[test]
+fn a_crash_kernel_is_colored_or_both_kernels_are_named() {
+    let Ok(folder) = std::env::var("KALEIDOSCOPE_LAB_CRASH").map(PathBuf::from) else {
+        println!("******** SKIPPED: KALEIDOSCOPE_LAB_CRASH names no crashed guest ********");
+        return;
+    };
+    let lab = fs::read_to_string(folder.join("lab.json")).unwrap();
+    let lab: serde_json::Value = serde_json::from_str(&lab).unwrap();
+    assert!(lab["crash_kernel_mib"].is_u64(), "made with --crash-kernel: {lab}");
+    // The truth is the crash kernel's, which has less memory than the guest.
+    let reserved = lab["crash_kernel_mib"].as_u64().unwrap() << 20;
+    let guest = Guest::open(folder.clone());
+    let meminfo = String::from_utf8(guest.truth("proc_meminfo")).unwrap();
+    let total = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:")).unwrap();
+    let total = total.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024;
+    assert!(total < reserved, "{total} bytes of {reserved}");
+
+    let (status, said) = check(&folder, &[]);
+    assert_eq!(status, Some(0), "with registers:\n{said}");
+    let (status, said) = check(&folder, &["--no-registers"]);
+    match status {
+        Some(0) => {}
+        Some(2) => {
+            let release = lab["kernel"].as_str().unwrap();
+            assert!(said.matches(release).count() >= 2, "both kernels are named:\n{said}");
+        }
+        other => assert_eq!(other, Some(0), "without registers:\n{said}"),
+    }
 }

@@ -26,6 +26,8 @@ pub(crate) enum FromGuest {
 pub(crate) enum FromHost {
     /// Start the dump.
     Dump,
+    /// Load the crash kernel and panic into it; the agent's next life says `ready` again.
+    Crash,
     /// The pause is over: read the page flags again.
     Again,
     /// This is a clone: run these words with bash. On the line they are a JSON string, because
@@ -56,6 +58,7 @@ impl FromHost {
     pub(crate) fn parse(line: &str) -> Option<Self> {
         match line.trim() {
             "dump" => Some(Self::Dump),
+            "crash" => Some(Self::Crash),
             "again" => Some(Self::Again),
             other => serde_json::from_str(other.strip_prefix("run ")?).ok().map(Self::Run),
         }
@@ -80,6 +83,7 @@ impl Display for FromHost {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Dump => f.write_str("dump"),
+            Self::Crash => f.write_str("crash"),
             Self::Again => f.write_str("again"),
             Self::Run(words) => write!(f, "run {}", serde_json::Value::from(words.as_str())),
         }
@@ -106,7 +110,7 @@ mod tests {
         }
         let script = FromHost::Run("echo \"a\\b\"\nexit 3 # äöü".to_owned());
         assert_eq!(script.to_string().lines().count(), 1);
-        for word in [FromHost::Dump, FromHost::Again, script] {
+        for word in [FromHost::Dump, FromHost::Crash, FromHost::Again, script] {
             assert_eq!(FromHost::parse(&format!("{word}\n")), Some(word));
         }
         assert_eq!(FromGuest::parse("[ 0.1] Linux"), None);

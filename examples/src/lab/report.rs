@@ -28,6 +28,8 @@ pub(crate) struct Report {
     pub(crate) features: Vec<&'static str>,
     /// The guest's kernel command line.
     pub(crate) command_line: String,
+    /// MiB reserved for the crash kernel that the guest panicked into and was saved in.
+    pub(crate) crash_kernel_mib: Option<u64>,
     /// Records in `truth/gt`.
     pub(crate) truth_records: usize,
     /// The truth belongs to the same instant as `ram.bin`.
@@ -55,6 +57,12 @@ impl Display for Report {
         writeln!(f, "memory    {} MiB, {} vCPU(s)", self.memory_mib, self.cpus)?;
         writeln!(f, "frames    {} ({} not zero)", self.frames, self.frames_used)?;
         writeln!(f, "features  {features}")?;
+        if let Some(reserved) = self.crash_kernel_mib {
+            writeln!(
+                f,
+                "panicked  into a crash kernel in {reserved} MiB, which is what was saved"
+            )?;
+        }
         writeln!(
             f,
             "seconds   {:.1} boot, {:.1} warm-up, {:.1} dump, {:.1} in all, boots: {}",

@@ -79,17 +79,27 @@ impl RootFs {
         self.tree.join("usr/bin/busybox")
     }
 
-    /// Copies the image to `disk` and puts `agent` into it.
+    /// Copies the image to `disk` and puts the agent, which is to be executable, and other `files`
+    /// into it, each under its absolute name in the guest.
     ///
     /// # Errors
     /// If the copy fails or the image has no room.
-    pub(crate) fn disk_with_agent(&self, disk: &Path, agent: &Path) -> Result<()> {
+    pub(crate) fn disk_with_agent(
+        &self,
+        disk: &Path,
+        agent: &Path,
+        files: &[(&Path, &str)],
+    ) -> Result<()> {
         super::sparse::copy(&self.image, disk)?;
         let scratch = Scratch::new("kaleidoscope-lab-").map_err(Error::io("create", disk))?;
         let commands = scratch.path().join("commands");
+        let mut script = String::new();
+        for (file, name) in files.iter().copied().chain([(agent, AGENT)]) {
+            let name = name.trim_start_matches('/');
+            script.push_str(&format!("write {} {name}\n", file.display()));
+        }
         let name = AGENT.trim_start_matches('/');
-        let script =
-            format!("write {} {name}\nset_inode_field {name} mode 0100755\n", agent.display());
+        script.push_str(&format!("set_inode_field {name} mode 0100755\n"));
         std::fs::write(&commands, script).map_err(Error::io("write", &commands))?;
         let output = DEBUGFS.run(DEBUGFS.command().args(["-w", "-f"]).arg(&commands).arg(disk))?;
         // debugfs reports failures of its commands only in words.
@@ -99,7 +109,10 @@ impl RootFs {
         if complaints.is_empty() {
             return Ok(());
         }
-        Err(Error::Agent(format!("cannot be put into the image: {}", complaints.join("; "))))
+        Err(Error::Agent(format!(
+            "its files cannot be put into the image: {}",
+            complaints.join("; ")
+        )))
     }
 
     fn stage(&self, cache: &Path) -> Result<()> {

@@ -35,6 +35,9 @@ use crate::stdio::print_line;
 /// Modules that every guest needs to find its disks.
 const DISK_MODULES: &[&str] = &["virtio_pci", "virtio_blk"];
 
+/// The least memory that the workload runs in.
+const LEAST_MEMORY_MIB: u64 = 256;
+
 /// Whether the kernel keeps its page tables apart from user space's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Pti {
@@ -72,7 +75,7 @@ pub(crate) struct Args {
     #[arg(long)]
     release: Option<String>,
     /// RAM in MiB.
-    #[arg(long, value_name = "MIB", default_value_t = 512, value_parser = clap::value_parser!(u64).range(256..=65536))]
+    #[arg(long, value_name = "MIB", default_value_t = 512, value_parser = clap::value_parser!(u64).range(LEAST_MEMORY_MIB..=65536))]
     memory: u64,
     /// Number of vCPUs.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=16))]
@@ -93,6 +96,12 @@ pub(crate) struct Args {
     /// xfs, balloon, memfd, all; repeat or separate by commas.
     #[arg(long, value_name = "FEATURE", value_delimiter = ',')]
     feature: Vec<Choice>,
+    /// Let the guest, once it is warm, panic into a crash kernel in reserved memory, and save that:
+    /// the memory then holds two kernels, of which one runs (kdump). MIB is what crashkernel=
+    /// reserves.
+    #[arg(long, value_name = "MIB", num_args = 0..=1, require_equals = true,
+        default_missing_value = "192", value_parser = clap::value_parser!(u64).range(128..=4096))]
+    crash_kernel: Option<u64>,
     /// Further words for the guest's kernel command line.
     #[arg(long, value_name = "WORDS")]
     append: Option<String>,
@@ -135,6 +144,16 @@ impl Args {
                     "it exists (--force replaces it)",
                 ),
             });
+        }
+        if let Some(reserved) = self.crash_kernel
+            && self.memory < reserved + LEAST_MEMORY_MIB
+        {
+            return Err(Error::Kernel(format!(
+                "of {} MiB a crash kernel's {reserved} MiB leave less than {LEAST_MEMORY_MIB}; \
+                 say --memory {} or more",
+                self.memory,
+                reserved + LEAST_MEMORY_MIB
+            )));
         }
         let steps = Steps::new();
         replaceable(&self.out, &self.kernel)?;
@@ -183,7 +202,7 @@ impl Args {
         let mut attempt = 1;
         let life = loop {
             steps.begin("making the disks");
-            config.disks = make_disks(&work, &root, &features)?;
+            config.disks = self.make_disks(&work, &root, &config)?;
             steps.begin(&format!("booting {} (attempt {attempt})", kernel.release));
             match self.live(&config, folder, &emulator, steps) {
                 Err(Error::Guest { .. }) if attempt < self.attempts => attempt += 1,
@@ -202,6 +221,7 @@ impl Args {
             cpus: self.cpus,
             features: features.iter().map(Feature::name).collect(),
             command_line: config.command_line,
+            crash_kernel_mib: self.crash_kernel,
             truth_records,
             truth_is_same_instant: true,
             attempts: attempt,
@@ -210,6 +230,33 @@ impl Args {
             dump_seconds: life.dump.as_secs_f64(),
             total_seconds: 0.0,
         })
+    }
+
+    /// Makes the disks of one boot; `config` says what the guest boots.
+    fn make_disks(&self, work: &Path, root: &RootFs, config: &Config) -> Result<Vec<Disk>> {
+        let features = Features::from_choices(&self.feature);
+        let disk = |serial: &str| Disk { serial: serial.to_owned(), path: work.join(serial) };
+        let agent =
+            std::env::current_exe().map_err(Error::io("find", Path::new("this program")))?;
+        let mut disks = vec![disk("root"), disk(agent::TRUTH_DISK)];
+        let crash_kernel: &[(&Path, &str)] =
+            &[(&config.kernel, agent::crash::KERNEL), (&config.initramfs, agent::crash::INITRAMFS)];
+        let files = if self.crash_kernel.is_some() { crash_kernel } else { &[] };
+        root.disk_with_agent(&work.join("root"), &agent, files)?;
+        disks::empty(&work.join(agent::TRUTH_DISK), truth::DISK_SIZE)?;
+        if features.has(Feature::Swap) {
+            disks::swap(&work.join("swap"))?;
+            disks.push(disk("swap"));
+        }
+        if features.has(Feature::Squashfs) {
+            disks::squashfs(&work.join("squashfs"), &root.tree.join("usr/lib"))?;
+            disks.push(disk("squashfs"));
+        }
+        if features.has(Feature::Xfs) {
+            disks::xfs(&work.join("xfs"))?;
+            disks.push(disk("xfs"));
+        }
+        Ok(disks)
     }
 
     /// Boots the guest, lets it warm up and dump its truth, and saves it into `folder`.
@@ -229,6 +276,13 @@ impl Args {
             steps.begin("inflating the balloon");
             let bytes = config.memory_mib << 20;
             machine.balloon(bytes - bytes / 8)?;
+        }
+        if self.crash_kernel.is_some() {
+            steps.begin("panicking into the crash kernel");
+            machine.tell(&FromHost::Crash)?;
+            machine.wait_for(&FromGuest::Ready)?;
+            steps.begin("warming the crash kernel");
+            machine.wait_for(&FromGuest::Warm)?;
         }
         let warm = begin.elapsed() - boot;
 
@@ -293,6 +347,9 @@ impl Args {
             agent::FEATURES,
             features.to_list()
         );
+        if let Some(reserved) = self.crash_kernel {
+            words.push_str(&format!(" {}{reserved}M", agent::crash::RESERVE));
+        }
         if let Some(more) = &self.append {
             words.push(' ');
             words.push_str(more);
@@ -351,27 +408,6 @@ fn take_place(folder: &Path, out: &Path, armed: Armed) -> std::io::Result<()> {
         }),
         Err(error) => Err(error.into()),
     }
-}
-
-fn make_disks(work: &Path, root: &RootFs, features: &Features) -> Result<Vec<Disk>> {
-    let disk = |serial: &str| Disk { serial: serial.to_owned(), path: work.join(serial) };
-    let agent = std::env::current_exe().map_err(Error::io("find", Path::new("this program")))?;
-    let mut disks = vec![disk("root"), disk(agent::TRUTH_DISK)];
-    root.disk_with_agent(&work.join("root"), &agent)?;
-    disks::empty(&work.join(agent::TRUTH_DISK), truth::DISK_SIZE)?;
-    if features.has(Feature::Swap) {
-        disks::swap(&work.join("swap"))?;
-        disks.push(disk("swap"));
-    }
-    if features.has(Feature::Squashfs) {
-        disks::squashfs(&work.join("squashfs"), &root.tree.join("usr/lib"))?;
-        disks.push(disk("squashfs"));
-    }
-    if features.has(Feature::Xfs) {
-        disks::xfs(&work.join("xfs"))?;
-        disks.push(disk("xfs"));
-    }
-    Ok(disks)
 }
 
 fn load_modules(kernel: &Kernel, features: &Features) -> Result<Vec<super::modules::Module>> {

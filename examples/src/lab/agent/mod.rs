@@ -7,6 +7,7 @@
 )]
 
 pub(crate) mod actors;
+pub(crate) mod crash;
 mod dump;
 pub(crate) mod os;
 mod programs;
@@ -71,9 +72,19 @@ fn run(host: &mut Host) -> Result<()> {
     let path = Path::new("/proc/cmdline");
     let command_line = std::fs::read_to_string(path).map_err(Error::io("read", path))?;
     let features = command_line.split_whitespace().find_map(|word| word.strip_prefix(FEATURES));
-    let workload = Workload::start(&Features::from_list(features.unwrap_or_default()))?;
+    let workload = if crash::is_crash_kernel() {
+        Workload::start_in_crash_kernel()?
+    } else {
+        Workload::start(&Features::from_list(features.unwrap_or_default()))?
+    };
     host.say(&FromGuest::Warm)?;
-    while host.hear()? != FromHost::Dump {}
+    loop {
+        match host.hear()? {
+            FromHost::Dump => break,
+            FromHost::Crash => match crash::panic(&command_line)? {},
+            FromHost::Again | FromHost::Run(_) => {}
+        }
+    }
     let mut dump = Dump::open(&workload::disk(TRUTH_DISK)?)?;
     dump.write_all()?;
     dump.read_flags_before()?;
@@ -87,7 +98,7 @@ fn run(host: &mut Host) -> Result<()> {
                 let status = run_script(&script)?;
                 host.say(&FromGuest::Ended(status))?;
             }
-            FromHost::Dump => {}
+            FromHost::Dump | FromHost::Crash => {}
         }
     }
     dump.finish()?;

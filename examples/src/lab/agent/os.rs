@@ -228,6 +228,34 @@ pub(crate) fn memory_file(name: &std::ffi::CStr) -> io::Result<File> {
     Ok(unsafe { File::from_raw_fd(fd) })
 }
 
+/// Loads `kernel` and `initramfs` into the memory that `crashkernel=` reserved, so that a panic
+/// boots them (kexec_file_load(2)). `command_line` is the crash kernel's, without a NUL.
+///
+/// # Errors
+/// If no memory was reserved, the files are no kernel and initramfs, or the kernel refuses.
+pub(crate) fn load_crash_kernel(
+    kernel: &File,
+    initramfs: &File,
+    command_line: &std::ffi::CStr,
+) -> io::Result<()> {
+    // `KEXEC_FILE_ON_CRASH` of linux/kexec.h.
+    const ON_CRASH: libc::c_ulong = 2;
+    let words = command_line.to_bytes_with_nul();
+    // SAFETY: both descriptors are open while their `File`s are borrowed. The kernel reads
+    // `words.len()` bytes, the NUL included, from `words`, and writes to no memory of this process.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_kexec_file_load,
+            kernel.as_raw_fd(),
+            initramfs.as_raw_fd(),
+            words.len(),
+            words.as_ptr(),
+            ON_CRASH,
+        )
+    };
+    if result == -1 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
 fn check(result: libc::c_int) -> io::Result<()> {
     if result == -1 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }

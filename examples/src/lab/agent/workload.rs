@@ -59,6 +59,25 @@ impl Workload {
         Ok(workload)
     }
 
+    /// What fits into the memory of a crash kernel: a few programs, files, and a part of the first
+    /// kernel's memory read as a dump's collector reads it.
+    ///
+    /// # Errors
+    /// If a step fails.
+    pub(crate) fn start_in_crash_kernel() -> Result<Self> {
+        let mut workload = Self::default();
+        log("programs of the crash kernel");
+        workload.spawn(Command::new("perl").args(["-e", PERL_OBJECTS]))?;
+        workload.actor(Actor::Heap)?;
+        workload.actor(Actor::Files)?;
+        log("files of the crash kernel");
+        read_files(Path::new("/usr"), FILES_READ / 4)?;
+        const COLLECT: &str = "dd if=/proc/vmcore bs=1M count=16 status=none | md5sum";
+        run(Command::new("bash").args(["-c", COLLECT]))?;
+        settle()?;
+        Ok(workload)
+    }
+
     fn plain(&mut self) -> Result<()> {
         log("programs");
         self.spawn(Command::new("python3").args(["-c", PYTHON_DATABASE]))?;
@@ -182,7 +201,7 @@ fn xfs() -> Result<()> {
     // Written pages and, after the cache is dropped for one copy, read pages.
     run(Command::new("bash").args(["-c", "cp -aL /usr/lib/python3*/*.py /mnt/xfs"]))?;
     run(Command::new("cp").args(["-L", "/usr/bin/perl", "/usr/bin/bash", "/mnt/xfs"]))?;
-    run(&mut Command::new("sync"))?;
+    sync()?;
     const FORGET: &str = "for f in /mnt/xfs/[a-m]* /mnt/xfs/perl; do
         dd if=$f iflag=nocache count=0 status=none
     done";
@@ -193,10 +212,18 @@ fn xfs() -> Result<()> {
 /// Waits for writeback, then leaves a few pages dirty.
 fn settle() -> Result<()> {
     log("settling");
-    run(&mut Command::new("sync"))?;
+    sync()?;
     std::thread::sleep(Duration::from_millis(300));
     let dirty = Path::new("/var/tmp/dirty");
     fs::write(dirty, [b'w'; 100_000]).map_err(Error::io("write", dirty))
+}
+
+/// Writes out everything that is dirty.
+///
+/// # Errors
+/// If the program fails.
+pub(crate) fn sync() -> Result<()> {
+    run(&mut Command::new("sync"))
 }
 
 /// Reads up to `limit` regular files under `folder`, in the folder's order, and names them.
