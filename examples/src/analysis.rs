@@ -61,7 +61,11 @@ impl LayoutArgs {
         let raw = |preset| Format::Raw(RawLayout::Preset(preset));
         let format = match (&self.layout, self.format) {
             (Some(layout), _) => {
-                let layout = LayoutFile::open(layout).map_err(|e| Failure::at(layout, e))?;
+                let layout = LayoutFile::open(layout).map_err(|e| {
+                    Failure::at(layout, e).hint(
+                        "--layout takes lines like `0x0 0x0 0x80000000`: file offset, guest-physical address and size, each in hexadecimal",
+                    )
+                })?;
                 Format::Raw(RawLayout::File(layout))
             }
             (None, ImageFormat::Auto) => Format::Auto,
@@ -86,10 +90,25 @@ impl LayoutArgs {
             } else if is_known {
                 failure.hint("if the file is RAM all the same, --format raw takes it as such")
             } else {
-                failure
+                failure.maybe_hint(of_folder(path))
             }
         })
     }
+}
+
+/// What to name instead of a folder.
+fn of_folder(path: &Path) -> Option<String> {
+    let image = path.join("ram.bin");
+    if image.is_file() {
+        let words = |(option, name)| {
+            let beside = path.join(name);
+            beside.is_file().then(|| format!(" {option} {}", beside.display()))
+        };
+        let beside = [("--layout", "layout.txt"), ("--regs", "regs.txt")].map(words);
+        let beside: String = beside.into_iter().flatten().collect();
+        return Some(format!("the image in this folder is {}{beside}", image.display()));
+    }
+    path.is_dir().then(|| "this is a folder; an image is a file".to_owned())
 }
 
 /// A colored image, and how the coloring went.

@@ -50,7 +50,10 @@ impl Args {
         let mut explanation =
             explanation.ok_or_else(|| not_ram(self.gpa, coloring.map.layout()))?;
         let linux = Linux { vmcoreinfo: vmcoreinfo(&image), ..Linux::default() };
-        let words = linux.inspect(&image, &registers, self.gpa.gfn()).map_err(Failure::new)?;
+        let words = linux.inspect(&image, &registers, self.gpa.gfn()).map_err(|error| {
+            Failure::new(error)
+                .hint("`kaleidoscope color` shows what was found of the guest's kernel")
+        })?;
         explanation.facts.extend(words.into_iter().map(|fact| (fact.name, fact.value)));
         print(&if self.json { explanation.json() } else { explanation.text() })
     }

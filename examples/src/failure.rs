@@ -49,9 +49,19 @@ impl Failure {
         Self { cause: error.to_string(), hint: found.map(str::to_owned) }
     }
 
-    /// Says what to do next.
+    /// Says what to do next where the system's reason does not.
+    pub(crate) fn or_hint(self, hint: impl Into<String>) -> Self {
+        Self { hint: self.hint.or_else(|| Some(hint.into())), ..self }
+    }
+
+    /// Says what to do next; a line for each thing.
     pub(crate) fn hint(self, hint: impl Into<String>) -> Self {
-        Self { hint: Some(hint.into()), ..self }
+        self.maybe_hint(Some(hint))
+    }
+
+    /// Says what to do next, if something can be done.
+    pub(crate) fn maybe_hint(self, hint: Option<impl Into<String>>) -> Self {
+        Self { hint: hint.map(Into::into), ..self }
     }
 }
 
@@ -72,10 +82,8 @@ fn hint(number: i32) -> Option<&'static str> {
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.cause)?;
-        match &self.hint {
-            Some(hint) => write!(f, "\nhint: {hint}"),
-            None => Ok(()),
-        }
+        let mut hints = self.hint.iter().flat_map(|hint| hint.lines());
+        hints.try_for_each(|hint| write!(f, "\nhint: {hint}"))
     }
 }
 

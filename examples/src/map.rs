@@ -56,7 +56,7 @@ impl Args {
 }
 
 /// What is wrong with a manifest, and what to do about it.
-fn explained(path: &Path, error: &ManifestError) -> Failure {
+pub(crate) fn explained(path: &Path, error: &ManifestError) -> Failure {
     let failure = Failure::at(path, error);
     if matches!(error, ManifestError::Io(_)) {
         failure

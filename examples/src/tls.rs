@@ -24,11 +24,21 @@ impl TlsArgs {
         [&self.cert, &self.key, &self.ca].into_iter().flatten()
     }
 
+    /// Whether TCP is TLS.
+    pub(crate) fn is_given(&self) -> bool {
+        self.cert.is_some()
+    }
+
     fn credentials(&self) -> Result<Option<Credentials>, Failure> {
         let (Some(cert), Some(key), Some(ca)) = (&self.cert, &self.key, &self.ca) else {
             return Ok(None);
         };
-        Credentials::from_files(cert, key, ca).map(Some).map_err(Failure::new)
+        Credentials::from_files(cert, key, ca).map(Some).map_err(|error| {
+            Failure::new(error).hint(
+                "`kaleidoscope keys DIR` makes a set that fits together: ca.pem for both sides, server.pem and server-key.pem, \
+                 client.pem and client-key.pem",
+            )
+        })
     }
 
     /// A server's side, which lets in clients with one of these names, or all that it knows if there are none.

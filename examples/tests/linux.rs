@@ -17,9 +17,6 @@ use twox_hash::XxHash3_64;
 /// Files on the guest's disk.
 const FILES: usize = 24;
 
-/// Frames of a class that may differ: a clone that is asked what its pages are has run a little.
-const TOLERANCE: u64 = 16;
-
 fn skip(why: &str) {
     println!("******** SKIPPED: clones of Linux on KVM: {why} ********");
 }
@@ -63,6 +60,8 @@ fn clones_of_linux_prove_themselves() {
     let before = std::fs::read(&disk).unwrap();
     let output = Command::new(env!("CARGO_BIN_EXE_kaleidoscope"))
         .args(["clone", "--json", "--check", "--mib", "64", "--clones", "3"])
+        // Where kernels are emulated, beside a busy host.
+        .args(["--patience", "1800"])
         .args(["--ways", "local,ahead,staged,copied", "--kernel", &kernel])
         .args(["--init", env!("CARGO_BIN_EXE_kaleidoscope-guest")])
         .args(["--append", &format!("console=ttyS0 quiet reboot=t panic=-1 rdinit=/init {words}")])
@@ -103,7 +102,7 @@ fn clones_of_linux_prove_themselves() {
     let check = &result["check"];
     assert_eq!(check["unknown"], 0);
     for class in check["classes"].as_array().unwrap() {
-        assert!(class["wrong"].as_u64().unwrap() <= TOLERANCE, "{check:#}");
+        assert!(class["wrong"] == 0, "{check:#}");
     }
     let classes: Vec<_> = check["classes"].as_array().unwrap().iter().collect();
     for name in ["free", "slab", "page-table", "anonymous", "shared", "file", "kernel"] {

@@ -14,6 +14,7 @@ use comfy_table::CellAlignment::{Left, Right};
 use cores::Cores;
 use measure::Pair;
 use serde::Serialize;
+use std::cell::RefCell;
 use std::time::Duration;
 
 /// Measure what cloning costs on this machine.
@@ -21,6 +22,8 @@ use std::time::Duration;
 /// Pages go over a Unix socket from a page server to clones in this process. Each figure stands beside a bare loop that moves the
 /// same pages over a socket into the same memory with `read`, `write` and a copy alone, measured in alternating rounds of the
 /// same run; times are medians. "One core" shows what the processor has to do, "two cores" how long it takes.
+///
+/// A wrong page ends it with an error. An aim that is missed does not: on a busy host the same code misses some.
 #[derive(Debug, clap::Args)]
 #[command(
     args_conflicts_with_subcommands = true,
@@ -46,6 +49,9 @@ pub(crate) struct Args {
     /// Print one JSON object.
     #[arg(long)]
     json: bool,
+    /// Names of all measurements that there are, as they are come by.
+    #[arg(skip)]
+    known: RefCell<Vec<String>>,
 }
 
 /// What else can be measured.
@@ -148,13 +154,31 @@ impl Args {
         match &self.what {
             #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
             Some(What::Kvm(args)) => args.run(),
-            None => self.measure().map_err(|e| Failure::of(&*e))?.print(self.json),
+            None => self.some(self.measure().map_err(|e| Failure::of(&*e))?)?.print(self.json),
         }
+    }
+
+    /// A report of nothing is a filter that means nothing.
+    fn some(&self, report: Report) -> Result<Report, Failure> {
+        if !report.rows.is_empty() {
+            return Ok(report);
+        }
+        let filter = &self.filter;
+        Err(Failure::new(format_args!("no measurement has {filter:?} in its name")).hint(format!(
+            "there are: {}; and `kaleidoscope bench kvm`",
+            self.known.borrow().join("; ")
+        )))
     }
 
     /// Whether a measurement was asked for.
     fn wants(&self, name: &str) -> bool {
+        self.known.borrow_mut().push(name.to_owned());
         name.contains(&self.filter)
+    }
+
+    fn wants_one_of(&self, names: &[&str]) -> bool {
+        // Not `any`, which would look no further than the first.
+        names.iter().filter(|name| self.wants(name)).count() > 0
     }
 
     fn measure(&self) -> Result<Report, Box<dyn std::error::Error>> {
@@ -190,7 +214,7 @@ impl Args {
             rows.push(Row::alone(name, "", unfair, "<= 1.5"));
         }
         let names = ["4 siblings over one connection", "pages that cross for each given"];
-        if names.iter().any(|name| self.wants(name)) {
+        if self.wants_one_of(&names) {
             let (pair, crossed) = measure::siblings(rounds)?;
             let [time_name, crossed_name] = names;
             // Beside four connections.
@@ -198,7 +222,7 @@ impl Args {
             rows.push(Row::alone(crossed_name, "", crossed, "0.25"));
         }
         let names = ["bookkeeping per frame", "memory per frame"];
-        if names.iter().any(|name| self.wants(name)) {
+        if self.wants_one_of(&names) {
             let (time, bytes) = measure::bookkeeping(rounds)?;
             let [time_name, bytes_name] = names;
             rows.push(Row::alone(time_name, "ns", us(time) * 1e3, "<= 100"));

@@ -5,7 +5,8 @@
 //!
 //! - `clone ID`: this is a clone. If there is a disk, all of its files are read and a file is written (see `disk`). Whoever has subscribed is sent SIGCLONE (a file in `/run/sigclone` has its process's number as name, and the signal's as
 //!   content), and finds its id in `/run/clone-id`. The workers check all that they have, and `guest: clone ID: 4 of 4 right` is said.
-//! - `flags`: `/proc/kpageflags` is stored in the window to the host, as pairs of words: the flags of some frames, and how many these are.
+//! - `flags N`: the workers are stopped, so that memory changes as little as a kernel lets it, and `/proc/kpageflags` is stored in the window to the host, as pairs of
+//!   words: the flags of some frames, and how many these are. `guest: R runs of flags N` is said. Asked twice, the guest tells the host which frames may have changed between.
 //! - `end`: the guest ends.
 
 use nix::sys::signal::{SigSet, Signal, kill};
@@ -141,9 +142,9 @@ fn init() -> Outcome<()> {
     let length = file.len();
     fs::write("/tmp/copy", file)?;
     let disk = disk::warm()?;
-    for number in 0..WORKERS {
-        Command::new("/init").args(["worker", &number.to_string()]).spawn()?;
-    }
+    let workers = (0..WORKERS)
+        .map(|number| Command::new("/init").args(["worker", &number.to_string()]).spawn())
+        .collect::<Result<Vec<_>, _>>()?;
     for number in 0..WORKERS {
         wait_for(&said(number, "warm"))?;
     }
@@ -158,10 +159,13 @@ fn init() -> Outcome<()> {
         let line = line?;
         match line.trim().split_once(' ').unwrap_or((line.trim(), "")) {
             ("clone", id) => cloned(id)?,
-            ("flags", _) => {
+            ("flags", number) => {
+                for worker in &workers {
+                    kill(Pid::from_raw(worker.id().try_into()?), Signal::SIGSTOP)?;
+                }
                 read_flags(&mut flags, &mut runs)?;
                 show(&runs)?;
-                say!("guest: {} runs of flags", runs.len() / 16);
+                say!("guest: {} runs of flags {number}", runs.len() / 16);
             }
             ("end", _) => return Ok(()),
             _ => {}

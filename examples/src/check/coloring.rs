@@ -236,7 +236,7 @@ impl Coloring {
 
 fn load_regions(path: &Path) -> Result<BTreeMap<u64, Region>, Error> {
     let mut regions = BTreeMap::new();
-    for_each_row(path, |line, record, headers| {
+    for_each_row(path, &["region", "kind", "name", "frames"], |line, record, headers| {
         let row: RegionRow<'_> =
             record.deserialize(Some(headers)).map_err(|source| csv_error(path, source))?;
         let name = String::from_utf8_lossy(row.name).into_owned();
@@ -250,7 +250,7 @@ fn load_regions(path: &Path) -> Result<BTreeMap<u64, Region>, Error> {
 
 fn load_frames(path: &Path, regions: &BTreeMap<u64, Region>) -> Result<Vec<Frame>, Error> {
     let mut frames = Vec::new();
-    for_each_row(path, |line, record, headers| {
+    for_each_row(path, &["gfn", "kind", "region", "position"], |line, record, headers| {
         let row: FrameRow<'_> =
             record.deserialize(Some(headers)).map_err(|source| csv_error(path, source))?;
         let gfn = parse_gfn(row.gfn)
@@ -280,10 +280,16 @@ fn load_frames(path: &Path, regions: &BTreeMap<u64, Region>) -> Result<Vec<Frame
 
 fn for_each_row(
     path: &Path,
+    columns: &[&str],
     mut each: impl FnMut(u64, &csv::ByteRecord, &csv::ByteRecord) -> Result<(), Error>,
 ) -> Result<(), Error> {
     let mut reader = csv::Reader::from_path(path).map_err(|source| csv_error(path, source))?;
     let headers = reader.byte_headers().map_err(|source| csv_error(path, source))?.clone();
+    // Without rows, nothing else would notice.
+    let has = |column: &&&str| headers.iter().any(|header| header == column.as_bytes());
+    if let Some(missing) = columns.iter().find(|column| !has(column)) {
+        return Err(row_error(path, 1, format!("there is no column `{missing}`")));
+    }
     let mut record = csv::ByteRecord::new();
     while reader.read_byte_record(&mut record).map_err(|source| csv_error(path, source))? {
         each(record.position().map_or(0, csv::Position::line), &record, &headers)?;

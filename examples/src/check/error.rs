@@ -6,7 +6,11 @@ use std::path::PathBuf;
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
     /// No truth where it was expected.
-    #[error("no truth in {dir}: it needs at least truth/gt/proc_kpageflags")]
+    #[error(
+        "no truth in {}: it needs at least truth/gt/proc_kpageflags\n\
+         hint: `kaleidoscope lab run` makes a guest with its truth; --truth names a folder of /proc files that were read in a guest",
+        dir.display()
+    )]
     NoTruth {
         /// Directory searched.
         dir: PathBuf,

@@ -11,6 +11,7 @@ mod report;
 mod tests;
 mod truth;
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -58,13 +59,21 @@ pub(crate) struct Args {
     examples: usize,
 }
 
-/// Compares a coloring with `/proc/kpageflags`, as a guest's own kernel has it: flags and for how many frames they are, pair by pair.
+/// Compares a coloring with what a guest's own kernel said of its frames before the image was taken and after it: flags of
+/// `/proc/kpageflags` and for how many frames they are, pair by pair. Only frames with the same flags in both are judged.
+///
+/// A frame may also have changed and changed back between the two. That does not happen to the same frame again and again, so a
+/// caller that finds wrong frames takes another image and passes these frames as `suspects`: then others are not judged wrong.
 ///
 /// # Errors
 /// If these are no pairs of words, or of more frames than the guest can have.
-pub(crate) fn frames(runs: &[u8], map: &ColorMap) -> Result<FrameFindings, Error> {
-    let truth = Truth::of_runs(runs, map.layout().end_gfn().0)?;
-    Ok(judge::frames::judge(&truth, &Coloring::from_map(map), EXAMPLES))
+pub(crate) fn frames(
+    [before, after]: [&[u8]; 2],
+    map: &ColorMap,
+    suspects: Option<&BTreeSet<u64>>,
+) -> Result<FrameFindings, Error> {
+    let truth = Truth::of_runs(before, after, map.layout().end_gfn().0)?;
+    Ok(judge::frames::judge(&truth, &Coloring::from_map(map), EXAMPLES, suspects))
 }
 
 impl Args {
@@ -88,7 +97,7 @@ impl Args {
             (None, _) | (_, None) => self.color_image(&directory)?,
         };
         Ok(Report::new(
-            judge::frames::judge(&truth, &coloring, self.examples),
+            judge::frames::judge(&truth, &coloring, self.examples, None),
             judge::files::judge(&truth, &coloring, self.examples),
             judge::anonymous::judge(&truth, &coloring),
             coloring.defects(self.examples),

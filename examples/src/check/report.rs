@@ -9,9 +9,6 @@ use super::judge::anonymous::AnonymousFindings;
 use super::judge::files::FileFindings;
 use super::judge::frames::{Called, FrameFindings};
 
-/// Largest share of unknown frames that passes, in thousandths of all frames.
-const MOST_UNKNOWN_PER_MILLE: u64 = 5;
-
 /// Everything found, and the verdict.
 #[derive(Debug, Serialize)]
 pub(crate) struct Report {
@@ -34,29 +31,13 @@ impl Report {
         defects: Vec<Defect>,
         tolerance: u64,
     ) -> Self {
-        let mut failures = Vec::new();
-        for class in frames.classes.iter().filter(|class| class.wrong > tolerance) {
-            failures.push(format!(
-                "{} of {} {} frames are wrong",
-                class.wrong,
-                class.frames,
-                class.class.name()
-            ));
-        }
+        let mut failures = frames.failures(tolerance);
         if files.wrong > 0 {
             failures.push(format!("{} of {} file pages are wrong", files.wrong, files.pages));
         }
         let (of_processes, lost) = anonymous.lost();
         if lost > tolerance {
             failures.push(format!("{lost} of {of_processes} anonymous frames lost their process"));
-        }
-        if frames.unknown.saturating_mul(1000)
-            > frames.frames.saturating_mul(MOST_UNKNOWN_PER_MILLE)
-        {
-            failures.push(format!("{} of {} frames are unknown", frames.unknown, frames.frames));
-        }
-        if frames.classes.is_empty() {
-            failures.push("no frame was judged".to_owned());
         }
         Self { passed: failures.is_empty(), failures, frames, files, anonymous, defects }
     }

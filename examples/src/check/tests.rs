@@ -1,13 +1,16 @@
 //! The whole comparison on a small synthetic guest, colored rightly and with planted errors.
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::path::Path;
 
 use tempfile::TempDir;
 
+use super::coloring::Coloring;
 use super::judge::files::Verdict;
 use super::report::Report;
+use super::truth::Truth;
 use super::truth::flags::Class;
-use super::{Args, Error};
+use super::{Args, Error, judge};
 
 const LRU: u64 = 1 << 5;
 const ANON: u64 = 1 << 12;
@@ -123,6 +126,11 @@ impl Fixture {
     fn report(&self) -> Report {
         self.args().compare().unwrap()
     }
+
+    fn coloring(&self) -> Coloring {
+        let args = self.args();
+        Coloring::load(&args.frames.unwrap(), &args.regions.unwrap()).unwrap()
+    }
 }
 
 fn push_file(out: &mut Vec<u8>, path: &str, device: u64, inode: u64, pages: &[(u64, u64)]) {
@@ -223,9 +231,39 @@ fn untyped_frames_may_be_anything_but_unknown() {
 
 #[test]
 fn frames_the_guest_does_not_know_are_counted_apart() {
+    for row in ["unknown,,,", "kernel,,,", "offline,,,"] {
+        let report = Fixture::new().say(0x10, row).report();
+        assert!(report.passed(), "{row}");
+        assert_eq!((report.frames().outside, report.frames().unknown), (1, 0), "{row}");
+    }
     let report = Fixture::new().say(0x10, "free,,,").report();
-    assert!(report.passed());
-    assert_eq!(report.frames().outside, 1);
+    assert_eq!(failures(&report), ["1 frames that the guest does not know are called free"]);
+}
+
+#[test]
+fn only_a_frame_that_stays_wrong_is_wrong() {
+    let coloring = Fixture::new().say(0x10, "").say(2, "free,,,").coloring();
+    let runs = |flags: &[u64]| -> Vec<u8> {
+        flags.iter().flat_map(|flags| [*flags, 1]).flat_map(u64::to_le_bytes).collect()
+    };
+    let same = FRAMES[..16].iter().map(|&(flags, _)| flags).collect::<Vec<_>>();
+    let changed = [&same[..2], &[0], &same[3..]].concat();
+    let judge = |after: &[u64], suspects: Option<&BTreeSet<u64>>| {
+        let truth = Truth::of_runs(&runs(&same), &runs(after), 16).unwrap();
+        judge::frames::judge(&truth, &coloring, 5, suspects)
+    };
+    // It was slab before and after.
+    let findings = judge(&same, None);
+    assert_eq!(findings.failures(0), ["1 of 2 slab frames are wrong"]);
+    assert_eq!(findings.wrong_gfns, BTreeSet::from([2]));
+    // So it was in the image before this one.
+    assert_eq!(judge(&same, Some(&findings.wrong_gfns)).failures(0).len(), 1);
+    // In that one another frame was wrong, or it is no slab any more: then it may have been anything between.
+    for findings in [judge(&same, Some(&BTreeSet::from([3]))), judge(&changed, None)] {
+        assert!(findings.failures(0).is_empty() && findings.wrong.is_empty());
+        assert_eq!((findings.unstable, findings.wrong_gfns.len()), (1, 0));
+    }
+    assert!(Truth::of_runs(&runs(&same), &[0; 8], 16).is_err(), "half a pair");
 }
 
 #[test]
@@ -343,6 +381,9 @@ fn csv_files_that_contradict_themselves_are_errors_with_a_line() {
     let mut fixture = Fixture::new();
     fixture.regions.push_str("4,file,again,0\n");
     assert_eq!(line(&fixture), (7, "region 4 is listed twice".to_owned()));
+    // Another file, even one of a line, is no coloring that leaves out everything.
+    fixture.regions = "no table\n".to_owned();
+    assert_eq!(line(&fixture), (1, "there is no column `region`".to_owned()));
     let fixture = Fixture::new().say(1, "purple,,,");
     assert!(matches!(fixture.args().compare(), Err(Error::Csv { .. })));
 }

@@ -3,6 +3,7 @@
 mod report;
 mod run;
 
+use crate::check::FrameFindings;
 use crate::csv_out;
 use crate::failure::Failure;
 use crate::outfile::{self, Files, create_folder};
@@ -181,13 +182,25 @@ impl Args {
         }
         if self.json {
             let text = serde_json::to_string_pretty(&report.figures).map_err(Failure::new)?;
-            return print(&(text + "\n"));
+            print(&(text + "\n"))?;
+        } else {
+            let map = &report.map;
+            let heading = table::heading(map);
+            let colors = table::colors(&Statistics::of(map), outputs::shows_colors());
+            print(&format!("{heading}\n{colors}\n{}", report.text()))?;
         }
-        let map = &report.map;
-        let heading = table::heading(map);
-        let colors = table::colors(&Statistics::of(map), outputs::shows_colors());
-        print(&format!("{heading}\n{colors}\n{}", report.text()))
+        report.figures.check.as_ref().map_or(Ok(()), verdict)
     }
+}
+
+/// A coloring that the guest's own kernel contradicts is a failure.
+fn verdict(findings: &FrameFindings) -> Result<(), Failure> {
+    let failures = findings.failures(0);
+    if failures.is_empty() {
+        return Ok(());
+    }
+    Err(Failure::new(format_args!("the clone's kernel says otherwise: {}", failures.join("; ")))
+        .hint("the frames are among the report's; `kaleidoscope lab run` and `check` show more"))
 }
 
 fn write(folder: &Path, report: &Report) -> Result<(), Failure> {

@@ -7,7 +7,7 @@ use crate::check;
 use crate::failure::Failure;
 use crate::progress::Status;
 use crate::replay::policies::{self, Prepared};
-use crate::vm::MOST_AHEAD;
+use crate::vm::{MOST_AHEAD, hints};
 use crate::vmm::{Console, Disk, FrozenLinux, Linux, Platform, Software, with_program};
 use kaleidoscope_core::clone::hooks::{CloneHook, Guest, HookError, Hooks, Reconfigure};
 use kaleidoscope_core::clone::{CloneId, LocalSource, Options};
@@ -26,9 +26,9 @@ use std::time::{Duration, Instant};
 /// Lines of a guest's console that an error quotes.
 const QUOTED: usize = 15;
 
-/// What the program in the guest is asked for its own account of its memory, and how it ends its answer.
-const QUESTION: &str = "flags\n";
-const ANSWERED: &str = "runs of flags";
+/// Most images of the clone that is asked what its pages are. A frame may change and change back between the two readings around one
+/// image; a frame that is wrong in each of them has a wrong color.
+const ROUNDS: usize = 3;
 
 /// What guests have who cannot say when they have done their work.
 const TIME: Duration = Duration::from_secs(1);
@@ -41,7 +41,8 @@ pub(super) const ASKED: &str = "clone-asked";
 
 pub(super) fn run(args: &Args, status: &Status) -> Result<Report, Failure> {
     let host = Host::open().map_err(|error| {
-        Failure::new(error).hint("it needs /dev/kvm, and the right to open it (group kvm, or root)")
+        let hint = hints::of_kvm(&error);
+        Failure::new(error).maybe_hint(hint)
     })?;
     status.set("booting");
     let start = Instant::now();
@@ -78,8 +79,7 @@ pub(super) fn run(args: &Args, status: &Status) -> Result<Report, Failure> {
     }
     let check = if args.check {
         status.set("asking a clone what its pages are");
-        let findings = nursery.ask()?;
-        Some(check::frames(&findings, &map).map_err(Failure::new)?)
+        Some(nursery.ask()?)
     } else {
         None
     };
@@ -112,8 +112,13 @@ fn boot(args: &Args, host: &Arc<Host>) -> Result<Linux, Failure> {
     let software = Software { kernel, initramfs: &initramfs, words, disk };
     let console = console(args, "parent")?;
     let ram = (args.mib, args.pages());
-    let mut parent =
-        Linux::new(host, &software, ram, Arc::clone(&console)).map_err(Failure::new)?;
+    let mut parent = Linux::new(host, &software, ram, Arc::clone(&console)).map_err(|error| {
+        Failure::new(error).hint(if args.huge_pages {
+            "huge pages are set aside with `sysctl vm.nr_hugepages=N`: two MiB each, enough for the guest and for clones with copies"
+        } else {
+            "--kernel takes a bzImage, as a distribution's /boot/vmlinuz is, or a vmlinux; --mib is the RAM that it gets"
+        })
+    })?;
     parent.machine.resume().map_err(Failure::new)?;
     hears(args, &parent, &args.when, "the guest")?;
     Ok(parent)
@@ -141,11 +146,13 @@ fn hears(args: &Args, guest: &Linux, text: &str, who: &str) -> Result<(), Failur
         return Ok(());
     }
     let why = guest.machine.ended().unwrap_or_else(|| "it has more to do, or hangs".to_owned());
+    let words = "--when and --until say what is waited for, --patience how long, --append what the kernel is told";
+    let slow = hints::of_slow_host().map_or_else(String::new, |hint| format!("{hint}\n"));
     Err(Failure::new(format_args!(
         "{who} has not said {text:?}: {why}\nits last words:\n{}",
         console.last_lines(QUOTED)
     ))
-    .hint("--when and --until say what is waited for, --patience how long, --append what the kernel is told"))
+    .hint(slow + words))
 }
 
 /// Waits until a guest has done its work; one that cannot say so has until `end` for it.
@@ -163,6 +170,11 @@ fn works(args: &Args, guest: &Linux, name: &str, who: &str, end: Instant) -> Res
 /// What is said to, or by, the machine of this name.
 fn words(text: &str, name: &str) -> String {
     text.replace("{id}", name).replace("\\n", "\n")
+}
+
+/// Asks the program in the guest for its own account of its memory.
+fn question(number: usize) -> String {
+    format!("flags {number}\n")
 }
 
 /// Tells a clone something when it runs.
@@ -267,10 +279,35 @@ impl Nursery<'_> {
         Ok(done)
     }
 
-    /// Has one more clone say what each of its pages is, in runs of `/proc/kpageflags`: it begins as the parent was when it was frozen.
-    fn ask(&self) -> Result<Vec<u8>, Failure> {
-        let Running { clone, .. } = self.start(Way::Local, ASKED, QUESTION)?;
-        hears(self.args, &clone, ANSWERED, "the clone that is asked for its flags")?;
+    /// Has one more clone say what each of its pages is, before and after it is frozen itself, and judges what is found in its memory at
+    /// that instant. It begins as the parent was when it was frozen, but goes on while it looks: the parent's colors are of another
+    /// instant.
+    fn ask(&self) -> Result<check::FrameFindings, Failure> {
+        let mut clone = self.start(Way::Local, "clone-asked", &question(0))?.clone;
+        let mut before = self.flags(&clone, 0)?;
+        let mut suspects = None;
+        let mut round = 1;
+        loop {
+            let frozen = clone.freeze().map_err(Failure::new)?.machine;
+            clone.devices.say(&question(round)).map_err(Failure::new)?;
+            let after = self.flags(&clone, round)?;
+            let map = color(&*frozen.image, frozen.state.registers(), Rules::default())?;
+            let map = map.coloring.map;
+            let findings = check::frames([&before, &after], &map, suspects.as_ref());
+            let findings = findings.map_err(Failure::new)?;
+            if findings.wrong_gfns.is_empty() || round == ROUNDS {
+                return Ok(findings);
+            }
+            suspects = Some(findings.wrong_gfns);
+            before = after;
+            round += 1;
+        }
+    }
+
+    /// The clone's answer to a question: runs of `/proc/kpageflags`.
+    fn flags(&self, clone: &Linux, number: usize) -> Result<Vec<u8>, Failure> {
+        let answered = format!("runs of flags {number}");
+        hears(self.args, clone, &answered, "the clone that is asked for its flags")?;
         Ok(clone.devices.console().take_data())
     }
 

@@ -73,12 +73,14 @@ fn map(image: &MemoryImage, path: &Path, regs: Option<&Path>) -> Result<ColorMap
         return Ok(color_image(image, registers, Rules::default())?.coloring.map);
     }
     let limits = Limits::for_frames(image.layout().frames());
-    let read = Manifest::read_file(&manifest, &limits).map_err(|e| Failure::at(&manifest, e))?;
-    let verified = read.verify(image).map_err(|e| Failure::at(&manifest, e));
+    let read = Manifest::read_file(&manifest, &limits).map_err(|e| Failure::at(&manifest, e));
+    let verified = read.and_then(|read| match read.verify(image) {
+        Ok(()) => Ok(read.map),
+        Err(error) => Err(Failure::at(&manifest, error)),
+    });
     verified.map_err(|failure| {
         failure.hint("the manifest beside an image is used in place of coloring it: remove or renew it (kaleidoscope color -o)")
-    })?;
-    Ok(read.map)
+    })
 }
 
 /// Of the traces in a folder, the one that writes to most frames that are not free.

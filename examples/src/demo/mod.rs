@@ -86,7 +86,9 @@ impl Args {
         if !self.mock {
             match kaleidoscope_kvm::machine::Host::open() {
                 Ok(host) => {
-                    return machine::contest(host, clones, status).map_err(|e| Failure::of(&*e));
+                    return machine::contest(host, clones, status).map_err(|error| {
+                        Failure::of(&*error).or_hint("--mock runs mock machines, without KVM")
+                    });
                 }
                 Err(error) => say(format_args!("{error}: these are mock machines")),
             }

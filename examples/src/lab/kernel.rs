@@ -96,7 +96,11 @@ impl Kernel {
                 Err(Error::Kernel(format!("several kernels; choose one with --release: {names}")))
             }
             None => kernels.pop_first().map(|(_, kernel)| kernel).ok_or_else(|| {
-                Error::Kernel("no boot/vmlinuz-* and no lib/modules/*/vmlinuz there".to_owned())
+                Error::Kernel(
+                    "no boot/vmlinuz-* and no lib/modules/*/vmlinuz there; --kernel takes packages \
+                     (.deb), or the folder that they were unpacked in"
+                        .to_owned(),
+                )
             }),
         }
     }

@@ -6,7 +6,9 @@ use super::view::View;
 use crate::failure::Failure;
 use kaleidoscope_core::addr::FrameIndex;
 use kaleidoscope_core::clone::ports::{PageSource, Placer, SystemClock};
-use kaleidoscope_core::clone::{Background, Engine, FreeFrames, Options, Parts, Statistics};
+use kaleidoscope_core::clone::{
+    Background, Engine, FreeFrames, Options, Parts, Statistics, Stopped,
+};
 use kaleidoscope_core::prefetch::{Atlas, PrefetchPolicy};
 use kaleidoscope_core::wire::client::Client;
 use std::sync::Arc;
@@ -21,6 +23,26 @@ pub(super) struct Order {
     pub(super) background: Background,
     pub(super) free_frames: FreeFrames,
     pub(super) patience: Duration,
+}
+
+/// What to do depends on whose fault it is.
+fn failure(why: &Stopped) -> Failure {
+    let failure = Failure::new(why);
+    match why {
+        Stopped::Memory(_) => failure.hint(
+            "the file takes as much room as the guest has RAM, less what is zeros there: free some, or have -o point \
+             elsewhere",
+        ),
+        Stopped::Source(_) | Stopped::Patience { .. } => failure.hint(
+            "with the addresses of several servers of the image, a pull goes on where one of them ends; --patience \
+             is how long a page may take",
+        ),
+        Stopped::Cancelled
+        | Stopped::Ended
+        | Stopped::Unavailable { .. }
+        | Stopped::NoSuchFrame { .. }
+        | _ => failure,
+    }
 }
 
 /// Fetches everything into the file.
@@ -55,9 +77,7 @@ pub(super) fn all(
     let mut view = View::new(wanted().count());
     let result = loop {
         if let Some(why) = engine.stopped() {
-            break Err(Failure::new(why).hint(
-                "with the addresses of several servers of the image, a pull goes on where one of them ends",
-            ));
+            break Err(failure(&why));
         }
         if engine.is_filled() {
             break Ok(());
@@ -78,5 +98,22 @@ pub(super) fn all(
         Some(frame) => {
             Err(Failure::new(format_args!("internal error: frame {frame} is not there")))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kaleidoscope_core::clone::ports::{PlaceError, SourceError};
+
+    #[test]
+    fn only_servers_that_end_are_replaced_by_others() {
+        let full = std::io::Error::from(std::io::ErrorKind::StorageFull);
+        let full = PlaceError::caused_by("frame 7 of copy.bin", full);
+        let failure = failure(&Stopped::Memory(Arc::new(full))).to_string();
+        assert!(failure.contains("room") && !failure.contains("server"), "{failure}");
+        let gone = Stopped::Source(Arc::new(SourceError::new("closed by the server")));
+        let failure = super::failure(&gone).to_string();
+        assert!(failure.contains("several servers"), "{failure}");
     }
 }

@@ -2,6 +2,7 @@
 
 mod copy;
 mod fetch;
+mod reach;
 mod report;
 mod source;
 mod view;
@@ -23,8 +24,9 @@ use kaleidoscope_core::replay::Trace;
 use kaleidoscope_core::wire::client::{Addresses, Client, ClientOptions};
 use kaleidoscope_core::wire::protocol::{Codecs, Features};
 use kaleidoscope_core::wire::transport::ConnectOptions;
+use reach::Reached;
 use report::Verified;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -101,11 +103,6 @@ fn seconds(text: &str) -> Result<Duration, &'static str> {
     time.filter(|t| !t.is_zero()).ok_or("it is a number of seconds above 0")
 }
 
-/// Says what to do when no server answers.
-fn unreachable(error: impl std::fmt::Display) -> Failure {
-    Failure::new(error).hint("`kaleidoscope serve` prints where it listens and how to pull from it")
-}
-
 impl Args {
     /// What is read and written.
     pub(crate) fn files(&self) -> Files {
@@ -117,8 +114,12 @@ impl Args {
     pub(crate) fn run(&self) -> Result<(), Failure> {
         let start = Instant::now();
         let id = CloneId::random().map_err(Failure::new)?;
-        let client = self.connect(id)?;
-        let descriptor = read_descriptor(&client)?.for_clone(id);
+        let servers = Arc::new(self.servers()?);
+        let client = self.connect(&servers, id)?;
+        let descriptor = read_descriptor(&servers, &client)?.for_clone(id);
+        if let (Some(path), None) = (&self.manifest, descriptor.map()) {
+            return Err(uncolored(path));
+        }
         let free_frames = self.free_frames(&descriptor)?;
         let whole = self.whole(&descriptor)?;
         let atlas = descriptor.atlas().map_err(Failure::new)?;
@@ -163,12 +164,15 @@ impl Args {
         print(&if self.json { pulled.json() } else { pulled.text() })
     }
 
-    fn connect(&self, clone: CloneId) -> Result<Arc<Client>, Failure> {
+    fn servers(&self) -> Result<Reached, Failure> {
         let mut options = ConnectOptions::default();
         options.insecure = self.insecure;
         options.tls = self.tls.client(self.server_name.as_deref())?;
         options.timeout = options.timeout.min(self.patience);
-        let dial = Addresses { servers: self.servers.clone(), options };
+        Ok(Reached::new(Addresses { servers: self.servers.clone(), options }))
+    }
+
+    fn connect(&self, servers: &Arc<Reached>, clone: CloneId) -> Result<Arc<Client>, Failure> {
         let codecs = if self.compress { Codecs::ALL } else { Codecs::NONE };
         let defaults = ClientOptions::default();
         let options = ClientOptions {
@@ -179,7 +183,8 @@ impl Args {
             handshake: defaults.handshake.min(self.patience),
             ..defaults
         };
-        Client::connect(Arc::new(dial), options).map(Arc::new).map_err(unreachable)
+        let client = Client::connect(Arc::clone(servers) as _, options);
+        client.map(Arc::new).map_err(|error| servers.failure(error))
     }
 
     fn free_frames(&self, descriptor: &Descriptor) -> Result<FreeFrames, Failure> {
@@ -251,10 +256,12 @@ impl Args {
     }
 }
 
-fn read_descriptor(client: &Client) -> Result<Descriptor, Failure> {
-    let bytes = client.fetch_descriptor().map_err(unreachable)?;
+fn read_descriptor(servers: &Reached, client: &Client) -> Result<Descriptor, Failure> {
+    let bytes = client.fetch_descriptor().map_err(|error| servers.lost(error))?;
     if bytes.is_empty() {
-        return Err(Failure::new("the server says nothing of its image but its size"));
+        return Err(Failure::new("the server says nothing of its image but its size").hint(
+            "`kaleidoscope serve` tells clones what they start from; another server may be told to",
+        ));
     }
     let wrong = |error: &dyn std::fmt::Display| {
         Failure::new(format_args!("the server's description of its image: {error}"))
@@ -269,9 +276,14 @@ fn read_descriptor(client: &Client) -> Result<Descriptor, Failure> {
     Ok(descriptor)
 }
 
+fn uncolored(path: &Path) -> Failure {
+    Failure::at(path, "the image was served without colors")
+        .hint("serve it without --no-colors, or pull without --manifest")
+}
+
 fn write_manifest(output: Output, descriptor: &Descriptor) -> Result<(), Failure> {
     let Some(map) = descriptor.map() else {
-        return Err(Failure::at(output.path(), "the image was served without colors"));
+        return Err(uncolored(output.path()));
     };
     let mut manifest = Manifest::new(map.clone(), descriptor.identity());
     manifest.notes = descriptor.notes().to_vec();

@@ -16,6 +16,7 @@ use kaleidoscope_core::wire::server::{ServedImage, Server, ServerOptions};
 use kaleidoscope_core::wire::transport::{ListenError, ListenOptions, Listener};
 use parent::Parent;
 use report::Serving;
+use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::sync::Arc;
 use watched::{Tell, Watched};
@@ -110,7 +111,7 @@ impl Args {
         if let Some(output) = kept {
             output.write(|out| out.write_all(&descriptor))?;
         }
-        let serving = Serving::new(&self.image, &parent, &listening, descriptor.len());
+        let serving = Serving::new(&self.image, &parent, listening, descriptor.len());
         let sayer = Sayer::start()?;
         let tell: Tell = Box::new(move |text| sayer.say(text));
         let memory = Arc::new(Watched::new(parent.memory, parent.whole, tell));
@@ -121,7 +122,8 @@ impl Args {
         };
         let server = Server::start(vec![image], listeners, ServerOptions::default())
             .map_err(|e| Failure::new(format_args!("cannot serve: {e}")))?;
-        print(&if self.json { serving.json() } else { serving.text() })?;
+        let is_tls = self.tls.is_given();
+        print(&if self.json { serving.json() } else { serving.text(is_tls) })?;
 
         stop.wait();
         server.stop();
@@ -140,8 +142,7 @@ impl Args {
         options.tls = self.tls.server(&self.allow)?;
         // Said by another thread: the one that accepts clients must not wait for a reader.
         let sayer = Sayer::start()?;
-        options.on_refusal =
-            Some(Arc::new(move |refusal| sayer.say(format_args!("turned away: {refusal}"))));
+        options.on_refusal = Some(Arc::new(move |refusal| sayer.say(report::turned_away(refusal))));
         Ok(options)
     }
 }
@@ -161,14 +162,42 @@ fn sockets(listening: &[ServerAddress]) -> Result<Vec<Armed>, Failure> {
 
 fn bind(address: &ServerAddress, options: &ListenOptions) -> Result<Listener, Failure> {
     Listener::bind(address, options.clone()).map_err(|error| {
-        let needs_tls = matches!(error, ListenError::NotLoopback { .. });
-        let failure = Failure::new(error);
-        if needs_tls {
-            failure.hint(
-                "--cert, --key and --ca take them; `openssl` and every other CA tool make them",
-            )
-        } else {
-            failure
-        }
+        let hint = hint(&error);
+        Failure::new(error).maybe_hint(hint)
     })
+}
+
+/// What to do where an address cannot be listened at.
+fn hint(error: &ListenError) -> Option<&'static str> {
+    Some(match error {
+        ListenError::NotLoopback { .. } => {
+            "`kaleidoscope keys DIR --server-name NAME` makes certificates for a server that clients reach by this name: \
+             give it --cert DIR/server.pem --key DIR/server-key.pem --ca DIR/ca.pem"
+        }
+        ListenError::Unresolved { .. } => {
+            "give an address of this host, or [::] for all of them: tcp:192.0.2.7:7411"
+        }
+        ListenError::InUse { .. } => "stop that server, or choose another path",
+        ListenError::Io { source, .. } => return hint_of_system(source.kind()),
+        ListenError::NotASocket { .. } | _ => return None,
+    })
+}
+
+fn hint_of_system(error: ErrorKind) -> Option<&'static str> {
+    let hints = [
+        (
+            ErrorKind::AddrInUse,
+            "another program listens there: choose another port; port 0 is any free one",
+        ),
+        (
+            ErrorKind::AddrNotAvailable,
+            "the address is none of this host's: `ip address` lists them",
+        ),
+        (ErrorKind::NotFound, "the socket's folder has to exist"),
+        (
+            ErrorKind::PermissionDenied,
+            "a socket needs a folder in which this user may create files; ports below 1024 are root's",
+        ),
+    ];
+    hints.into_iter().find_map(|(kind, hint)| (kind == error).then_some(hint))
 }

@@ -3,6 +3,7 @@
 use super::Args;
 use crate::analysis::{color_image, registers};
 use crate::failure::Failure;
+use crate::map::explained;
 use crate::verify::{Verify, threads};
 use kaleidoscope_core::clone::{
     Descriptor, DescriptorError, FreeFrames, MAX_SERVERS, MAX_STATE, ServerAddress, Trust, trust,
@@ -84,7 +85,8 @@ fn describe(args: &Args, image: &MemoryImage) -> Result<Descriptor, Failure> {
     let manifest = match &args.manifest {
         Some(path) => {
             let limits = Limits::for_frames(image.layout().frames());
-            let manifest = Manifest::read_file(path, &limits).map_err(|e| Failure::at(path, e))?;
+            let manifest =
+                Manifest::read_file(path, &limits).map_err(|error| explained(path, &error))?;
             manifest.verify(image).map_err(|e| {
                 Failure::at(path, e).hint("the manifest is of another image: color this one anew")
             })?;

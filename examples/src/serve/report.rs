@@ -6,8 +6,10 @@ use crate::table::{finish, heading, printable, size, table};
 use comfy_table::CellAlignment::{Left, Right};
 use kaleidoscope_core::clone::{FreeFrames, ServerAddress};
 use kaleidoscope_core::wire::server::ServerStatistics;
-use serde::Serialize;
+use kaleidoscope_core::wire::transport::{Peer, Refusal};
+use serde::{Serialize, Serializer};
 use std::fmt::Write;
+use std::net::SocketAddr;
 use std::path::Path;
 
 /// What is served, and where.
@@ -20,7 +22,8 @@ pub(super) struct Serving {
     colored: bool,
     free_frames: &'static str,
     descriptor_bytes: usize,
-    listening: Vec<String>,
+    #[serde(serialize_with = "as_texts")]
+    listening: Vec<ServerAddress>,
     #[serde(skip)]
     heading: String,
     #[serde(skip)]
@@ -32,7 +35,7 @@ impl Serving {
     pub(super) fn new(
         image: &Path,
         parent: &Parent,
-        listening: &[ServerAddress],
+        listening: Vec<ServerAddress>,
         descriptor_bytes: usize,
     ) -> Self {
         let descriptor = &parent.descriptor;
@@ -48,7 +51,7 @@ impl Serving {
             colored: descriptor.map().is_some(),
             free_frames: free_frames.name(),
             descriptor_bytes,
-            listening: listening.iter().map(ToString::to_string).collect(),
+            listening,
             heading: descriptor.map().map_or_else(uncolored, heading),
             trust: parent.trust.map_or_else(String::new, |trust| {
                 let may = match free_frames {
@@ -60,18 +63,17 @@ impl Serving {
         }
     }
 
-    /// For people.
-    pub(super) fn text(&self) -> String {
+    /// For people; `is_tls` where clients need certificates over TCP.
+    pub(super) fn text(&self, is_tls: bool) -> String {
         let Self { image, heading, identity, trust, descriptor_bytes, .. } = self;
         let mut out =
             format!("serving {}: {heading}identity {identity}\n{trust}", printable(image));
         let bytes = thousands(u64::try_from(*descriptor_bytes).unwrap_or(u64::MAX));
         let _ = writeln!(out, "clones start from a descriptor of {bytes} bytes");
         for address in &self.listening {
-            let _ = writeln!(out, "listening at {}", printable(address));
+            let _ = writeln!(out, "listening at {}", printable(&address.to_string()));
         }
-        let addresses: Vec<_> = self.listening.iter().map(|a| quoted(&printable(a))).collect();
-        let _ = writeln!(out, "pull with: kaleidoscope pull {} -o copy.bin", addresses.join(" "));
+        out.push_str(&pulling(&self.listening, is_tls));
         out
     }
 
@@ -79,6 +81,66 @@ impl Serving {
     pub(super) fn json(&self) -> String {
         line(self)
     }
+}
+
+/// How clients get at it, one line for all that takes the same words.
+fn pulling(listening: &[ServerAddress], is_tls: bool) -> String {
+    let needs_keys = |at: &&ServerAddress| is_tls && matches!(at, ServerAddress::Tcp(_));
+    let (with, without): (Vec<_>, Vec<_>) = listening.iter().partition(needs_keys);
+    let keys = " --cert client.pem --key client-key.pem --ca ca.pem";
+    let mut out = String::new();
+    for (addresses, keys) in [(without, ""), (with, keys)] {
+        if addresses.is_empty() {
+            continue;
+        }
+        let addresses: Vec<_> = addresses.into_iter().map(dialed).collect();
+        let addresses = addresses.join(" ");
+        let _ = writeln!(out, "pull with: kaleidoscope pull {addresses} -o copy.bin{keys}");
+        if addresses.contains(ANY) {
+            let _ = writeln!(
+                out,
+                "  {ANY} is a name or an address of this host{}",
+                match keys {
+                    "" => "",
+                    _ => ", one that the certificate is for",
+                }
+            );
+        }
+    }
+    out
+}
+
+/// What stands for this host where a server listens at all of its addresses.
+const ANY: &str = "HOST";
+
+/// The address as a client takes it, as a word of a shell.
+fn dialed(address: &ServerAddress) -> String {
+    let any = match address {
+        ServerAddress::Tcp(at) => {
+            at.parse().ok().filter(|at: &SocketAddr| at.ip().is_unspecified())
+        }
+        ServerAddress::Unix(_) => None,
+    };
+    match any {
+        Some(at) => format!("tcp:{ANY}:{}", at.port()),
+        None => quoted(&printable(&address.to_string())),
+    }
+}
+
+/// Whom the server turned away, and what lets it in.
+pub(super) fn turned_away(refusal: &Refusal) -> String {
+    let hint = match refusal {
+        Refusal::User(Peer::Unix { uid, .. }) => format!(" (--user {uid} lets it in)"),
+        Refusal::Handshake(..) => {
+            " (clients need a certificate of the authority that --ca names; `kaleidoscope keys` makes them)".to_owned()
+        }
+        Refusal::User(Peer::Tcp { .. }) | Refusal::Broken(..) | _ => String::new(),
+    };
+    format!("turned away: {refusal}{hint}")
+}
+
+fn as_texts<S: Serializer>(addresses: &[ServerAddress], to: S) -> Result<S::Ok, S::Error> {
+    to.collect_seq(addresses.iter().map(ToString::to_string))
 }
 
 /// As a shell takes it.
@@ -144,6 +206,30 @@ mod tests {
         assert_eq!(quoted("unix:/run/a-b_c.sock"), "unix:/run/a-b_c.sock");
         assert_eq!(quoted("tcp:[::1]:7411"), "'tcp:[::1]:7411'");
         assert_eq!(quoted("unix:/a b'c"), r"'unix:/a b'\''c'");
+    }
+
+    #[test]
+    fn a_pull_line_can_be_pasted_on_another_host() {
+        let at = |text: &str| text.parse::<ServerAddress>().unwrap();
+        let here = [at("unix:/run/a"), at("tcp:127.0.0.1:1")];
+        let line = pulling(&here, false);
+        assert_eq!(line, "pull with: kaleidoscope pull unix:/run/a tcp:127.0.0.1:1 -o copy.bin\n");
+        for any in ["tcp:0.0.0.0:7411", "tcp:[::]:7411"] {
+            let lines = pulling(&[at("unix:/run/a"), at(any)], true);
+            assert!(lines.contains("pull unix:/run/a -o copy.bin\n"), "{lines}");
+            let keys = "--cert client.pem --key client-key.pem --ca ca.pem";
+            let there = format!("pull tcp:HOST:7411 -o copy.bin {keys}\n");
+            assert!(lines.contains(&there), "{lines}");
+            assert!(lines.ends_with("one that the certificate is for\n"), "{lines}");
+            assert!(!lines.contains("0.0.0.0") && !lines.contains("::"), "{lines}");
+        }
+    }
+
+    #[test]
+    fn who_is_turned_away_can_be_let_in() {
+        let peer = Peer::Unix { uid: 1234, gid: 1, pid: 7 };
+        let text = turned_away(&Refusal::User(peer));
+        assert!(text.contains("--user 1234"), "{text}");
     }
 
     #[test]

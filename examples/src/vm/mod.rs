@@ -1,5 +1,6 @@
 //! Small guests in real machines: what the commands that run them share.
 
+pub(crate) mod hints;
 mod world;
 
 pub(crate) use world::{Outcome, World, let_run, rounds};

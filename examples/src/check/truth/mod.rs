@@ -53,26 +53,17 @@ impl Truth {
         })
     }
 
-    /// The truth that consists of `/proc/kpageflags` alone, of which there are pairs of words: flags, and for how many frames they are.
-    /// Some kernels list frames up to the end of a section of 128 MiB, past the last one at `end`.
+    /// The truth that consists of `/proc/kpageflags` alone, read before the image was taken and after it. Of both there are pairs of words:
+    /// flags, and for how many frames they are. Some kernels list frames up to the end of a section of 128 MiB, past the last one at `end`.
     ///
     /// # Errors
     /// If these are no whole pairs, or of more frames.
-    pub(crate) fn of_runs(runs: &[u8], end: u64) -> Result<Self, Error> {
-        let path = Path::new("runs of /proc/kpageflags");
-        let most = end.saturating_add(SECTION_FRAMES);
-        let mut flags = Vec::new();
-        for (word, count) in words::pairs_of_bytes(path, runs)? {
-            let listed = u64::try_from(flags.len()).unwrap_or(u64::MAX);
-            if listed.saturating_add(count) > most {
-                return Err(damaged(path, 0, format!("more than {most} frames")));
-            }
-            flags.extend((0..count).map(|_| Flags(word)));
-        }
+    pub(crate) fn of_runs(before: &[u8], after: &[u8], end: u64) -> Result<Self, Error> {
+        let flags = flags_of_runs(before, end)?;
         Ok(Self {
             classes: flags::classify(&flags),
             flags,
-            after: None,
+            after: Some(flags_of_runs(after, end)?),
             files: Vec::new(),
             processes: Vec::new(),
             buffers: None,
@@ -82,11 +73,6 @@ impl Truth {
     /// Every frame the guest knows, with its flags and what they make of it, by gfn.
     pub(crate) fn frames(&self) -> impl Iterator<Item = (u64, Flags, Class)> {
         (0..).zip(&self.flags).zip(&self.classes).map(|((gfn, &flags), &class)| (gfn, flags, class))
-    }
-
-    /// Number of frames the guest's kernel spoke of: gfn 0 up to the end of its memory.
-    pub(crate) fn len(&self) -> u64 {
-        u64::try_from(self.flags.len()).unwrap_or(u64::MAX)
     }
 
     /// What the flags of `gfn` make of it.
@@ -100,6 +86,20 @@ impl Truth {
         usize::try_from(gfn)
             .is_ok_and(|at| self.flags.get(at).is_some_and(|flags| after.get(at) == Some(flags)))
     }
+}
+
+fn flags_of_runs(runs: &[u8], end: u64) -> Result<Vec<Flags>, Error> {
+    let path = Path::new("runs of /proc/kpageflags");
+    let most = end.saturating_add(SECTION_FRAMES);
+    let mut flags = Vec::new();
+    for (word, count) in words::pairs_of_bytes(path, runs)? {
+        let listed = u64::try_from(flags.len()).unwrap_or(u64::MAX);
+        if listed.saturating_add(count) > most {
+            return Err(damaged(path, 0, format!("more than {most} frames")));
+        }
+        flags.extend((0..count).map(|_| Flags(word)));
+    }
+    Ok(flags)
 }
 
 fn read_flags(path: &Path) -> Result<Vec<Flags>, Error> {
