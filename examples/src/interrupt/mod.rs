@@ -20,8 +20,9 @@ use crate::failure::Failure;
 use nix::sys::signal::{SigSet, Signal, raise};
 use std::fs;
 use std::process;
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 /// The signals that tell the command to end.
 const ENDING: [Signal; 3] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP];
@@ -86,10 +87,10 @@ impl Stop {
         Self(taken)
     }
 
-    /// Returns when it comes.
-    pub(crate) fn wait(&self) {
+    /// Whether it comes within a time.
+    pub(crate) fn comes_within(&self, time: Duration) -> bool {
         // The sender is there until it has sent one.
-        let _ = self.0.recv();
+        !matches!(self.0.recv_timeout(time), Err(RecvTimeoutError::Timeout))
     }
 }
 

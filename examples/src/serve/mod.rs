@@ -19,6 +19,7 @@ use report::Serving;
 use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 use watched::{Tell, Watched};
 
 /// Serve a frozen image's pages to clones.
@@ -125,11 +126,12 @@ impl Args {
         let is_tls = self.tls.is_given();
         print(&if self.json { serving.json() } else { serving.text(is_tls) })?;
 
-        stop.wait();
+        let ended = wait(&stop, &server);
         server.stop();
         sockets.into_iter().for_each(Armed::disarm);
         let statistics = server.statistics();
-        print(&if self.json { report::json(&statistics) } else { report::text(&statistics) })
+        print(&if self.json { report::json(&statistics) } else { report::text(&statistics) })?;
+        ended
     }
 
     fn options(&self) -> Result<ListenOptions, Failure> {
@@ -145,6 +147,16 @@ impl Args {
         options.on_refusal = Some(Arc::new(move |refusal| sayer.say(report::turned_away(refusal))));
         Ok(options)
     }
+}
+
+/// Returns when a signal comes, or with an error when the server has ended by itself.
+fn wait(stop: &Stop, server: &Server) -> Result<(), Failure> {
+    while !stop.comes_within(Duration::from_millis(250)) {
+        if let Some(panicked) = server.failure() {
+            return Err(Failure::new(format_args!("the server ended: {panicked}")));
+        }
+    }
+    Ok(())
 }
 
 /// Has a signal that ends the process at once remove its sockets.

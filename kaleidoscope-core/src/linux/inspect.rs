@@ -35,7 +35,7 @@ impl Linux {
         let mut budget = table_budget(memory);
         let none = CommonSymbols::none();
         let (mut begin, mut notes) = (|_| {}, Vec::new());
-        let hints = Hints { registers, notes: &[] };
+        let hints = Hints { registers, notes: &self.vmcoreinfo };
         let kernel = Kernel::open(memory, hints, &mut budget, &none, &mut begin, &mut notes)?;
         let mut facts = Vec::new();
         let mut fact = |name: String, value: String| facts.push(Fact { name, value });

@@ -72,7 +72,7 @@ impl Introspect for Linux {
         let mut notes = Vec::new();
         let mut budget = table_budget(memory);
         let common = &self.common_symbols;
-        let hints = Hints { registers, notes: &[] };
+        let hints = Hints { registers, notes: &self.vmcoreinfo };
         let opened = Kernel::open(memory, hints, &mut budget, common, begin, &mut notes)?;
         let own_root = opened.own_root();
         let kernel = opened.identity();

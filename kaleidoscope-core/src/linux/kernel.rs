@@ -7,7 +7,7 @@ use super::image_bytes::image_bytes;
 use super::introspect::LinuxError;
 use super::kallsyms::{Kallsyms, KallsymsError, KallsymsHints};
 use super::locate::{
-    Hints, IMAGE_BASE, ImageSpan, Located, Sign, locate, notes_in, read_note, reread,
+    Hints, IMAGE_BASE, ImageSpan, Located, Sign, locate, notes_in, read_note, reread, speaks_of,
 };
 use super::profile::Profile;
 use super::running::choose;
@@ -180,14 +180,8 @@ where
         let (gpa, _) = view.translate(view.read_pointer(symbols.vmcoreinfo_data?)?)?;
         read_note(view.memory(), gpa)
     };
-    // Anybody in the guest can write a page that looks like the note; the kernel's own speaks of this image.
-    let speaks_of_image = |note: &VmcoreInfo| {
-        let distance = image.gpa.0.wrapping_sub(image.gva.0);
-        let base = note.phys_base().unwrap_or(0).cast_unsigned();
-        let start = note.symbol("_stext").is_some_and(|s| image.contains(s));
-        start && distance == base.wrapping_sub(IMAGE_BASE.0)
-    };
-    by_symbol().or_else(|| notes_in(view.memory()).into_iter().find(speaks_of_image))
+    let of_image = |note: &VmcoreInfo| speaks_of(note, image);
+    by_symbol().or_else(|| notes_in(view.memory()).into_iter().find(of_image))
 }
 
 /// The direct map: the distance between virtual and physical addresses that most memory is mapped at.

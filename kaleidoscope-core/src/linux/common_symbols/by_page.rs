@@ -79,7 +79,7 @@ impl Linux {
         registers: &[VcpuRegisters],
     ) -> Result<SymbolsByPage, LinuxError> {
         let mut budget = introspect::table_budget(memory);
-        let hints = Hints { registers, notes: &[] };
+        let hints = Hints { registers, notes: &self.vmcoreinfo };
         let (mut begin, mut notes, none) = (|_| {}, Vec::new(), CommonSymbols::none());
         let kernel = Kernel::open(memory, hints, &mut budget, &none, &mut begin, &mut notes)?;
         let Kernel { view, image, note, .. } = &kernel;

@@ -166,6 +166,9 @@ where
     for vcpu in hints.registers {
         found.add_registers(memory, vcpu, budget);
     }
+    for kernel in &mut found.kernels {
+        kernel.note = hints.notes.iter().find(|note| speaks_of(note, &kernel.image)).cloned();
+    }
     if !found.kernels.is_empty() {
         return Ok(found.kernels);
     }
@@ -362,6 +365,14 @@ fn image_span(space: &KernelSpace) -> Option<ImageSpan> {
     let last = runs.iter().filter(continues).map(|r| r.last()).max()?;
     let bytes = last.0.checked_sub(first.gva.0)?.saturating_add(1).min(MAX_IMAGE);
     Some(ImageSpan { gva: first.gva, gpa: first.gpa, bytes })
+}
+
+/// Whether a note speaks of the kernel at this image. Any program in the guest can write a page that looks like a note.
+pub(crate) fn speaks_of(note: &VmcoreInfo, image: &ImageSpan) -> bool {
+    let distance = image.gpa.0.wrapping_sub(image.gva.0);
+    let base = note.phys_base().unwrap_or(0).cast_unsigned();
+    let start = note.symbol("_stext").is_some_and(|s| image.contains(s));
+    start && distance == base.wrapping_sub(IMAGE_BASE.0)
 }
 
 /// Parses the VMCOREINFO text at `gpa`.
