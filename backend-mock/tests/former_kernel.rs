@@ -86,6 +86,12 @@ fn sweep(style: KernelStyle, seeds: std::ops::Range<u64>, tally: &mut Tally) {
         let name = format!("{style:?} after {old_style:?}, {age:?}, seed {seed}");
         let with = try_color(&new, &new.registers).unwrap_or_else(|e| panic!("{name}: {e}"));
         assert_eq!(wrong(&new, &with), (0, 0), "{name}: with registers");
+        // A vCPU that was stopped by a crash still has the former kernel's registers.
+        let stopped: Vec<_> = old.registers.iter().chain(&new.registers).cloned().collect();
+        match try_color(&new, &stopped) {
+            Ok(coloring) => assert_eq!(wrong(&new, &coloring), (0, 0), "{name}: both registers"),
+            Err(error) => assert!(error.to_string().contains("kernels"), "{name}: {error}"),
+        }
         match try_color(&new, &[]) {
             Ok(coloring) => {
                 assert_eq!(wrong(&new, &coloring), (0, 0), "{name}: {:?}", coloring.notes());

@@ -5,11 +5,13 @@
     reason = "a synthetic guest that cannot be built or colored fails the test"
 )]
 
-use kaleidoscope_core::clone::{FreeFrames, Verdict, trust};
+use kaleidoscope_core::clone::{Descriptor, FreeFrames, Verdict, trust};
 use kaleidoscope_core::color::{Color, ColorMap};
 use kaleidoscope_core::coloring::{Options, color};
+use kaleidoscope_core::guest_os::NoteKind;
+use kaleidoscope_core::manifest::{ImageIdentity, Limits, Manifest};
 use kaleidoscope_core::memory::GuestMemory;
-use kaleidoscope_mock::linux::{GuestBuilder, KernelStyle, MockGuest};
+use kaleidoscope_mock::linux::{Damage, GuestBuilder, KernelStyle, MockGuest};
 
 /// A guest whose free frames hold what `fill` says of the n-th one, and its colors.
 fn guest(style: KernelStyle, fill: impl Fn(usize) -> [u8; 4096]) -> (MockGuest, ColorMap) {
@@ -92,4 +94,33 @@ fn nothing_seen_is_not_trusted() {
     let map = ColorMap::new(layout, map.kernel().clone(), frames, map.regions().to_vec()).unwrap();
     let seen = trust(&guest.memory, &map).unwrap();
     assert_eq!((seen.verdict, seen.free_frames()), (Verdict::Unknown, FreeFrames::Fetch));
+}
+
+/// Guests whose structures contradict each other are not trusted, however harmless their free frames look, and a manifest or a descriptor
+/// says so to its reader.
+#[test]
+fn contradictions_are_not_trusted() {
+    for style in KernelStyle::ALL {
+        for damage in [Damage::BlockOrder, Damage::TaskCycle, Damage::TaskWild] {
+            let mut guest = GuestBuilder::new(style).seed(3).ram_bytes(32 << 20).build().unwrap();
+            guest.damage(damage).unwrap();
+            let options = Options { registers: guest.registers.clone(), ..Options::default() };
+            let coloring = color(&guest.memory, &options).unwrap();
+            let name = format!("{style:?} {damage:?}: {:?}", coloring.notes());
+            assert!(coloring.notes().iter().any(|n| n.kind == NoteKind::Contradiction), "{name}");
+            let seen = trust(&guest.memory, &coloring.map).unwrap();
+            assert_eq!(seen.verdict, Verdict::Contradicted, "{name}");
+            assert_eq!(seen.free_frames(), FreeFrames::Fetch, "{name}");
+            assert_eq!(FreeFrames::Zero.allowed_by(&coloring.map), FreeFrames::Fetch, "{name}");
+
+            let identity = ImageIdentity::of(&guest.memory, &coloring.map).unwrap();
+            let manifest = Manifest::new(coloring.map, identity);
+            let read = manifest.to_bytes().unwrap();
+            let read = Manifest::from_bytes(&read, &Limits::default()).unwrap();
+            assert_eq!(read, manifest, "{name}");
+            let descriptor =
+                Descriptor::of_manifest(read).unwrap().with_free_frames(FreeFrames::Zero);
+            assert_eq!(descriptor.free_frames(), FreeFrames::Fetch, "{name}");
+        }
+    }
 }
