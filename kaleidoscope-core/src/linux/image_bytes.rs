@@ -1,51 +1,108 @@
 //! The bytes of the kernel image, as far as a dump has them.
 
 use super::locate::ImageSpan;
-use crate::addr::FRAME_BYTES;
+use crate::addr::{FRAME_BYTES, FRAME_SIZE, Gpa, Gva};
 use crate::guest_os::Note;
 use crate::memory::GuestMemory;
+use crate::paging::KernelSpace;
 use std::borrow::Cow;
+use std::ops::Range;
 
-/// The image's bytes: borrowed where the memory is mapped in one piece, else copied page by page.
+/// Which bytes are needed where they have to be copied.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Wanted {
+    /// All of the image.
+    All,
+    /// What the kernel maps for reading alone, where symbol tables and types are: a quarter of a usual image. All else is zeros.
+    ReadOnly,
+}
+
+/// The image's bytes: borrowed where the memory is mapped in one piece, else copied.
 ///
 /// A dump may lack some pages: makedumpfile leaves out those that are zero. They are zeros here too,
 /// and a note tells how many there are. Without any page, the bytes are empty.
 pub(super) fn image_bytes<'m>(
     memory: &'m dyn GuestMemory,
     image: &ImageSpan,
+    space: &KernelSpace,
+    wanted: Wanted,
 ) -> (Cow<'m, [u8]>, Option<Note>) {
     let left = memory.layout().span_at(image.gpa).map_or(0, |(_, left)| left);
     let len = usize::try_from(image.bytes.min(left)).unwrap_or(0);
     if let Some(bytes) = memory.slice(image.gpa, len) {
         return (Cow::Borrowed(bytes), None);
     }
+    let parts = match wanted {
+        Wanted::ReadOnly => read_only_parts(image, space),
+        Wanted::All => Vec::new(),
+    };
+    // Pages of this that are never written to cost nothing.
     let mut copy = vec![0; len];
-    if memory.read(image.gpa, &mut copy).is_ok() {
-        return (Cow::Owned(copy), None);
+    let mut pages = Pages::default();
+    if parts.is_empty() {
+        pages.read(memory, image.gpa, &mut copy);
     }
-    let (mut pages, mut missing, mut first) = (0_u64, 0_u64, None);
-    for page in copy.chunks_mut(FRAME_BYTES) {
-        let gpa = image.gpa.checked_add(pages.saturating_mul(FRAME_BYTES as u64));
-        pages = pages.saturating_add(1);
-        if gpa.is_none_or(|gpa| memory.read(gpa, page).is_err()) {
-            // A read that failed half-way may have left bytes of another page.
-            page.fill(0);
-            missing = missing.saturating_add(1);
-            first = first.or(gpa);
+    for part in parts {
+        let gpa = image.gpa.checked_add(part.start as u64);
+        let part = part.start..part.end.min(len);
+        if let Some((gpa, bytes)) = gpa.zip(copy.get_mut(part)) {
+            pages.read(memory, gpa, bytes);
         }
     }
+    let Pages { seen, missing, first } = pages;
     let Some(first) = first else { return (Cow::Owned(copy), None) };
     let text = format!(
-        "{missing} of {pages} pages are not in the image and were taken for zeros, the first at {first}"
+        "{missing} of {seen} pages are not in the image and were taken for zeros, the first at {first}"
     );
     let note = Some(Note::incomplete("kernel image", text));
-    if missing == pages { (Cow::Borrowed(&[]), note) } else { (Cow::Owned(copy), note) }
+    if missing == seen { (Cow::Borrowed(&[]), note) } else { (Cow::Owned(copy), note) }
+}
+
+/// The parts of the image that are mapped for reading alone, in bytes from its start.
+fn read_only_parts(image: &ImageSpan, space: &KernelSpace) -> Vec<Range<usize>> {
+    let last = Gva(image.gva.0.saturating_add(image.bytes.saturating_sub(1)));
+    let runs = space.runs_in(image.gva, last).iter();
+    let parts = runs.filter(|run| !run.rights.write && !run.rights.execute).filter_map(|run| {
+        let start = usize::try_from(run.gva.0.checked_sub(image.gva.0)?).ok()?;
+        let end = start.checked_add(usize::try_from(run.bytes).ok()?)?;
+        Some(start..end)
+    });
+    parts.collect()
+}
+
+/// Pages that were read, and those that are not there.
+#[derive(Debug, Default)]
+struct Pages {
+    seen: u64,
+    missing: u64,
+    first: Option<Gpa>,
+}
+
+impl Pages {
+    /// Reads from `gpa` on; what the image lacks is zeros.
+    fn read(&mut self, memory: &dyn GuestMemory, gpa: Gpa, bytes: &mut [u8]) {
+        let pages = bytes.len().div_ceil(FRAME_BYTES) as u64;
+        if memory.read(gpa, bytes).is_ok() {
+            self.seen = self.seen.saturating_add(pages);
+            return;
+        }
+        let mut at = Some(gpa);
+        for page in bytes.chunks_mut(FRAME_BYTES) {
+            self.seen = self.seen.saturating_add(1);
+            if at.is_none_or(|gpa| memory.read(gpa, page).is_err()) {
+                // A read that failed half-way may have left bytes of another page.
+                page.fill(0);
+                self.missing = self.missing.saturating_add(1);
+                self.first = self.first.or(at);
+            }
+            at = at.and_then(|at| at.checked_add(FRAME_SIZE));
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::addr::{Gpa, Gva};
     use crate::memory::{MemoryError, MemoryLayout};
 
     /// Memory of eight pages, of which some are missing.
@@ -75,7 +132,7 @@ mod tests {
         let layout = MemoryLayout::contiguous(8 << 12).unwrap();
         let dump = Dump { layout, missing: missing.to_vec() };
         let image = ImageSpan { gva: Gva(0xffff_ffff_8100_0000), gpa: Gpa(0x2000), bytes: 0x4800 };
-        let (bytes, note) = image_bytes(&dump, &image);
+        let (bytes, note) = image_bytes(&dump, &image, &KernelSpace::default(), Wanted::ReadOnly);
         (bytes.into_owned(), note.map(|note| note.to_string()))
     }
 

@@ -1,9 +1,9 @@
 //! A kernel opened for reading: where it is, its symbols, its types, its frame table.
 
-use super::btf::Btf;
+use super::btf::{Btf, MAGIC as BTF_MAGIC};
 use super::common_symbols::{CommonSymbols, signs_of_pages};
 use super::frame_table::{FrameTable, FrameTableError};
-use super::image_bytes::image_bytes;
+use super::image_bytes::{Wanted, image_bytes};
 use super::introspect::LinuxError;
 use super::kallsyms::{Kallsyms, KallsymsError, KallsymsHints};
 use super::locate::{
@@ -19,6 +19,7 @@ use crate::color::{KernelIdentity, Temperature};
 use crate::guest_os::{Note, Stage};
 use crate::memory::GuestMemory;
 use crate::paging::{PagingSpec, TableBudget};
+use std::borrow::Cow;
 use std::collections::HashMap;
 
 /// Everything needed to read the kernel's structures.
@@ -75,7 +76,13 @@ impl<'m> Kernel<'m> {
         }
 
         begin(Stage::Symbols);
-        let (bytes, missing) = image_bytes(memory, &image);
+        let read = |wanted| image_bytes(memory, &image, view.space(), wanted);
+        let (bytes, missing) = match read(Wanted::ReadOnly) {
+            (Cow::Owned(part), _) if !has_tables(&view, &image, &part, note.as_ref()) => {
+                read(Wanted::All)
+            }
+            found => found,
+        };
         notes.extend(missing);
         let kallsyms = find_symbols(&view, &image, &bytes, note.as_ref())
             .map_err(|e| notes.push(Note::incomplete("symbols", e.to_string())))
@@ -151,6 +158,23 @@ pub(super) fn find_symbols<'b, M: GuestMemory + ?Sized>(
     let token_table = note.and_then(|n| n.symbol("kallsyms_token_table"));
     let hints = KallsymsHints { token_table, read_only_data: read_only };
     Kallsyms::find(bytes, image.gva, &hints)
+}
+
+/// Whether this part of the image has the symbol table, and the types where the symbols say.
+fn has_tables<M>(
+    view: &KernelView<'_, M>,
+    image: &ImageSpan,
+    part: &[u8],
+    note: Option<&VmcoreInfo>,
+) -> bool
+where
+    M: GuestMemory + ?Sized,
+{
+    let Ok(kallsyms) = find_symbols(view, image, part, note) else { return false };
+    let symbols = Symbols::from_kallsyms(Some(&kallsyms));
+    let types = symbols.__start_BTF.and_then(|start| start.0.checked_sub(image.gva.0));
+    let at = types.and_then(|offset| part.get(usize::try_from(offset).ok()?..));
+    types.is_none() || at.is_some_and(|bytes| bytes.starts_with(&BTF_MAGIC))
 }
 
 fn find_types<'b>(
