@@ -35,7 +35,9 @@ fn real_guests() {
 fn attack(folder: &Path) {
     let layout = LayoutFile::open(&folder.join("layout.txt")).unwrap();
     let format = Format::Raw(RawLayout::File(layout));
-    let image = MemoryImage::open(&folder.join("ram.bin"), &format).unwrap();
+    // In memory, because a file that can change is copied for each of many hundred colorings.
+    let bytes = std::fs::read(folder.join("ram.bin")).unwrap();
+    let image = MemoryImage::from_bytes(bytes, &format).unwrap();
     let registers = std::fs::read_to_string(folder.join("regs.txt")).unwrap();
     let name = folder.file_name().unwrap().to_string_lossy();
     let target = Target::new(&name, &image, parse_qemu_text(&registers).unwrap());
