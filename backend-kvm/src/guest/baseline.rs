@@ -84,7 +84,7 @@ pub fn served(
                 let page = image.bytes().and_then(|bytes| bytes.get(start..start + FRAME_BYTES));
                 let page = page.unwrap_or_default();
                 let mut retry = Retry::new(PATIENCE);
-                // Nobody gives this memory back; the kernel may still say that it changes.
+                // No thread gives this memory back; the kernel may still say that it changes.
                 while let Err((0, Errno::AGAIN)) = userfault.copy(start, page)
                     && retry.pause(&clock)
                 {}

@@ -141,7 +141,7 @@ impl Control {
                 && let Some(work) = state.work.take()
             {
                 state.is_working = true;
-                // Devices are the embedder's code. Nobody knows what was half done.
+                // Devices are the embedder's code. What was half done is not known.
                 let work = || contained("what was to be done while it stood still", work);
                 if let Err(error) = MutexGuard::unlocked(&mut state, work) {
                     state.stopped.get_or_insert(Stopped::Ended(error.to_string()));

@@ -234,7 +234,7 @@ impl FrozenImage {
                 file.write(range.start, bytes)?;
                 continue;
             };
-            // Whole frames, since runs are, and whoever asks has whole ones.
+            // Whole frames, since runs and requests are.
             for at in range.step_by(FRAME_BYTES) {
                 pins.read(at, &mut page)?;
                 file.write(at, &page)?;

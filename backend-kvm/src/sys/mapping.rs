@@ -275,7 +275,7 @@ impl Drop for Mapping {
     }
 }
 
-/// Bytes that nobody changes, mapped for reading: files sealed against writing.
+/// Bytes that never change, mapped for reading: files sealed against writing.
 #[derive(Debug)]
 pub(crate) struct Sealed(Mapping);
 

@@ -54,7 +54,7 @@ fn a_device_that_panics_ends_its_machine() -> Outcome<()> {
     machine.resume()?;
     let how = ended(&machine);
     assert_eq!(how, "the thread `vcpu0` panicked: vCPU 0 wrote [42]");
-    // Whatever is asked of it has that answer, at once: nobody waits for a thread that is gone.
+    // Every later request gets that answer at once: no thread waits for one that is gone.
     let is_it = |error: KvmError| matches!(error, KvmError::Ended(why) if why == how);
     assert!(is_it(machine.pause().unwrap_err()));
     assert!(is_it(machine.freeze().unwrap_err()));
