@@ -5,7 +5,7 @@ use kaleidoscope_core::clone::hooks::HookError;
 use rustix::io::Errno;
 use thiserror::Error;
 
-/// Why a machine could not be made, run, frozen or cloned.
+/// Why a machine could not be made, run, snapshot or cloned.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum KvmError {
@@ -26,8 +26,8 @@ pub enum KvmError {
     /// Saved state is not what it should be.
     #[error("saved machine state: {0}")]
     State(String),
-    /// A machine cannot be frozen as it is now.
-    #[error("it cannot be frozen: {0}")]
+    /// A machine cannot be snapshot as it is now.
+    #[error("it cannot be snapshot: {0}")]
     NotWhole(&'static str),
     /// An access outside the guest's RAM.
     #[error("guest-physical range {gpa:#x}..+{len:#x} is not RAM")]

@@ -1,19 +1,20 @@
 //! Clones of running KVM guests.
 //!
-//! A [`Machine`](machine::Machine) is frozen in the time that saving its vCPUs takes, and goes on running; from what the freeze leaves
-//! ([`Frozen`](machine::Frozen)) any number of clones start at once, each of which shares what it reads and owns what it writes.
+//! A [`Machine`](machine::Machine) is snapshot in the time that saving its vCPUs takes, and goes on
+//! running; from what the freeze leaves ([`Snapshot`](machine::Snapshot)) any number of clones
+//! start at once, each of which shares what it reads and owns what it writes.
 //!
 //! ```no_run
 //! use kaleidoscope_core::memory::MemoryLayout;
-//! use kaleidoscope_kvm::machine::{Host, Machine, Quiet};
+//! use kaleidoscope_kvm::machine::{Host, Machine, NoDevices};
 //! use std::sync::Arc;
 //!
 //! let host = Host::open()?;
-//! let mut parent = Machine::new(&host, MemoryLayout::contiguous(64 << 20)?, 1, Arc::new(Quiet))?;
+//! let mut parent = Machine::new(&host, MemoryLayout::contiguous(64 << 20)?, 1, Arc::new(NoDevices))?;
 //! // Load a guest: `write` its memory, `set_registers` of its vCPUs.
 //! parent.resume()?;
-//! let frozen = parent.freeze()?;
-//! let mut clone = Machine::clone_of(&host, &frozen, Arc::new(Quiet))?;
+//! let snapshot = parent.freeze()?;
+//! let mut clone = Machine::clone_of(&host, &snapshot, Arc::new(NoDevices))?;
 //! clone.resume()?;
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
@@ -24,10 +25,10 @@ compile_error!("KVM guests are supported on Linux, on x86-64");
 mod error;
 #[cfg(feature = "guest")]
 pub mod guest;
-pub mod lazy;
 pub mod machine;
 pub mod memory;
 pub mod state;
 mod sys;
+pub mod uffd;
 
 pub use error::KvmError;

@@ -1,9 +1,10 @@
 //! Synthetic guests whose truth is known by construction.
 //!
-//! [`paging`] builds x86 page tables of every mode. [`linux`] builds a Linux guest in memory, from page tables to
-//! kallsyms, BTF and frame table, together with the [truth](linux::Truth) about every frame. Everything is written
-//! independently of the introspection that is tested on it, and is a function of a seed. [`clone`] is all that surrounds a
-//! clone engine: memory, vCPUs, a parent that goes on, and failures on demand.
+//! [`paging`] builds x86 page tables of every mode. [`linux`] builds a Linux guest in memory, from
+//! page tables to kallsyms, BTF and frame table, together with the [truth](linux::Truth) about
+//! every frame. Everything is written independently of the introspection that is tested on it, and
+//! is a function of a seed. [`clone`] is all that surrounds a clone engine: memory, vCPUs, a parent
+//! that goes on, and failures on demand.
 
 pub mod clone;
 pub mod linux;

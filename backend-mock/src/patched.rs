@@ -5,7 +5,8 @@ use kaleidoscope_core::addr::{FRAME_BYTES, FRAME_SIZE, Gfn, Gpa};
 use kaleidoscope_core::memory::{GuestMemory, MemoryError, MemoryLayout};
 use std::collections::BTreeMap;
 
-/// Guest memory with some frames changed. Only the changed frames are copied, so that damaging a large image costs little.
+/// Guest memory with some frames changed. Only the changed frames are copied, so that damaging a
+/// large image costs little.
 pub struct PatchedMemory<'m> {
     base: &'m dyn GuestMemory,
     frames: BTreeMap<Gfn, Box<[u8; FRAME_BYTES]>>,
@@ -21,7 +22,8 @@ impl<'m> PatchedMemory<'m> {
     /// Overwrites the bytes from `gpa` on, over frame boundaries if need be.
     ///
     /// # Errors
-    /// [`MockError::Memory`] when a frame is not RAM or cannot be read. The frames before it are changed then.
+    /// [`MockError::Memory`] when a frame is not RAM or cannot be read. The frames before it are
+    /// changed then.
     pub fn write(&mut self, gpa: Gpa, bytes: &[u8]) -> Result<(), MockError> {
         let (mut gpa, mut rest) = (gpa, bytes);
         while !rest.is_empty() {
@@ -80,7 +82,8 @@ impl GuestMemory for PatchedMemory<'_> {
         Ok(())
     }
 
-    /// Borrowed from the base where nothing is changed, from the changed frame where only that is asked for.
+    /// Borrowed from the base where nothing is changed, from the changed frame where only that is
+    /// asked for.
     fn slice(&self, gpa: Gpa, len: usize) -> Option<&[u8]> {
         let (first, last) = Self::span(gpa, len)?;
         match self.frames.range(first..=last).next() {

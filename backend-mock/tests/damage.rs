@@ -1,13 +1,15 @@
-//! Introspection of damaged guests comes to an end, in bounded time, and what is undamaged stays true.
+//! Introspection of damaged guests comes to an end, in bounded time, and what is undamaged stays
+//! true.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests, which clippy does not see as tests")]
 
 use kaleidoscope_core::color::FrameKind;
-use kaleidoscope_core::coloring::{Coloring, Options, color};
+use kaleidoscope_core::coloring::{Coloring, ColoringOptions, color};
 use kaleidoscope_mock::linux::{Area, Damage, GuestBuilder, KernelStyle, MockGuest};
 use std::time::{Duration, Instant};
 
-/// Far more than an undamaged guest of this size needs, also on a busy machine and without optimization.
+/// Far more than an undamaged guest of this size needs, also on a busy machine and without
+/// optimization.
 const LIMIT: Duration = Duration::from_secs(120);
 
 fn guest(style: KernelStyle, seed: u64) -> MockGuest {
@@ -19,7 +21,8 @@ fn color_both_ways(name: &str, guest: &MockGuest) -> Option<Coloring> {
     let mut out = None;
     for registers in [guest.registers.clone(), Vec::new()] {
         let start = Instant::now();
-        let coloring = color(&guest.memory, &Options { registers, ..Options::default() }).ok();
+        let coloring =
+            color(&guest.memory, &ColoringOptions { registers, ..ColoringOptions::default() }).ok();
         assert!(start.elapsed() < LIMIT, "{name} took {:?}", start.elapsed());
         out = out.or(coloring);
     }
@@ -79,8 +82,9 @@ fn rare_errors_do_little_harm() {
     }
 }
 
-/// A frame that is in use is never called free, whatever is flipped in the frame table: filling it with zeros would
-/// destroy it. Flips that happen to spell a free page are beyond anybody's knowledge, hence a few are allowed.
+/// A frame that is in use is never called free, whatever is flipped in the frame table: filling it
+/// with zeros would destroy it. Flips that happen to spell a free page are beyond anybody's
+/// knowledge, hence a few are allowed.
 #[test]
 fn damage_seldom_frees_what_is_in_use() {
     for style in KernelStyle::ALL {

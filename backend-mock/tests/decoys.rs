@@ -1,5 +1,6 @@
-//! Memory that holds another kernel's pages although no other kernel runs or ran there: a nested guest, a saved image of a
-//! machine in the page cache, a kernel's own file, a crash kernel that is loaded and waits.
+//! Memory that holds another kernel's pages although no other kernel runs or ran there: a nested
+//! guest, a saved image of a machine in the page cache, a kernel's own file, a crash kernel that is
+//! loaded and waits.
 
 #![expect(
     clippy::unwrap_used,
@@ -9,7 +10,7 @@
 
 use kaleidoscope_core::addr::{FRAME_BYTES, Gfn};
 use kaleidoscope_core::color::FrameKind;
-use kaleidoscope_core::coloring::{ColoringError, Options, color};
+use kaleidoscope_core::coloring::{ColoringError, ColoringOptions, color};
 use kaleidoscope_core::linux::{LinuxError, LocateError};
 use kaleidoscope_core::memory::GuestMemory;
 use kaleidoscope_core::registers::VcpuRegisters;
@@ -33,7 +34,8 @@ fn is_image(role: Role) -> bool {
     matches!(role, Role::KernelText | Role::KernelRodata | Role::KernelData)
 }
 
-/// Where a decoy can lie: memory whose bytes say nothing about what it is. The first page of a file may be an ELF header.
+/// Where a decoy can lie: memory whose bytes say nothing about what it is. The first page of a file
+/// may be an ELF header.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Home {
     /// A process's memory, as that of a nested guest.
@@ -65,11 +67,12 @@ fn lay(running: &mut MockGuest, home: Home, pages: impl IntoIterator<Item = Page
     laid
 }
 
-/// Copies each page to its own address where that is a home: the other kernel's tables lead where they did.
+/// Copies each page to its own address where that is a home: the other kernel's tables lead where
+/// they did.
 fn lay_in_place(running: &mut MockGuest, home: Home, other: &MockGuest) -> usize {
     let mut laid = 0;
     for gfn in frames(running, |role| home.holds(role)) {
-        if other.truth.layout().contains(gfn) {
+        if other.truth.layout().index_of(gfn).is_some() {
             running.memory.write(gfn.gpa(), &page(other, gfn)).unwrap();
             laid += 1;
         }
@@ -79,7 +82,7 @@ fn lay_in_place(running: &mut MockGuest, home: Home, other: &MockGuest) -> usize
 
 /// The coloring is right, or an error that names two kernels. True if it is right.
 fn is_right(guest: &MockGuest, registers: &[VcpuRegisters], name: &str) -> bool {
-    let options = Options { registers: registers.to_vec(), ..Options::default() };
+    let options = ColoringOptions { registers: registers.to_vec(), ..ColoringOptions::default() };
     match color(&guest.memory, &options) {
         Ok(coloring) => {
             assert_eq!(coloring.map.kernel().release, guest.truth.kernel.release, "{name}");
@@ -124,9 +127,7 @@ fn a_nested_guest_is_a_process() {
         let pages: Vec<Page> = pages.collect();
         lay(running, Home::Process, pages)
     });
-    try_all("nested guest in place", |running, other| {
-        lay_in_place(running, Home::Process, other)
-    });
+    try_all("nested guest in place", |running, other| lay_in_place(running, Home::Process, other));
 }
 
 /// An image of a machine that lies in the page cache is a file.
@@ -156,7 +157,8 @@ fn the_file_of_a_kernel_is_a_file() {
     });
 }
 
-/// A crash kernel that is loaded and waits: its image, and a copy of the note for the day that the running kernel's is damaged.
+/// A crash kernel that is loaded and waits: its image, and a copy of the note for the day that the
+/// running kernel's is damaged.
 #[test]
 fn a_crash_kernel_that_waits_does_not_run() {
     try_all("waiting crash kernel", |running, other| {

@@ -1,4 +1,5 @@
-//! Memory that holds more than one kernel: RAM is not cleared by a reset, and a crash kernel runs beside the one that crashed.
+//! Memory that holds more than one kernel: RAM is not cleared by a reset, and a crash kernel runs
+//! beside the one that crashed.
 
 #![expect(
     clippy::unwrap_used,
@@ -8,14 +9,17 @@
 
 use kaleidoscope_core::addr::Gfn;
 use kaleidoscope_core::color::FrameKind;
-use kaleidoscope_core::coloring::{Coloring, ColoringError, Options, color};
+use kaleidoscope_core::coloring::{Coloring, ColoringError, ColoringOptions, color};
 use kaleidoscope_core::linux::{LinuxError, LocateError};
 use kaleidoscope_core::memory::GuestMemory;
 use kaleidoscope_core::registers::VcpuRegisters;
 use kaleidoscope_mock::linux::{GuestBuilder, KernelStyle, MockGuest, Role};
 
 fn try_color(guest: &MockGuest, registers: &[VcpuRegisters]) -> Result<Coloring, ColoringError> {
-    color(&guest.memory, &Options { registers: registers.to_vec(), ..Options::default() })
+    color(
+        &guest.memory,
+        &ColoringOptions { registers: registers.to_vec(), ..ColoringOptions::default() },
+    )
 }
 
 /// How long ago the former kernel ran: what is left of it.

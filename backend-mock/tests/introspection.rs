@@ -1,4 +1,5 @@
-//! Introspection of synthetic guests finds what is true of them, whatever layers of evidence are left.
+//! Introspection of synthetic guests finds what is true of them, whatever layers of evidence are
+//! left.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests, which clippy does not see as tests")]
 #![expect(
@@ -8,7 +9,7 @@
 
 use kaleidoscope_core::addr::{FrameIndex, Gfn};
 use kaleidoscope_core::color::{Color, FrameKind, Order, Temperature};
-use kaleidoscope_core::coloring::{Coloring, ColoringError, Options, color};
+use kaleidoscope_core::coloring::{Coloring, ColoringError, ColoringOptions, color};
 use kaleidoscope_core::memory::{MemoryLayout, VecMemory};
 use kaleidoscope_mock::linux::{FileKind, GuestBuilder, KernelStyle, MockGuest, Role, Truth};
 use std::collections::{BTreeMap, BTreeSet};
@@ -37,10 +38,11 @@ fn try_color(guest: &MockGuest, layers: Layers) -> Result<Coloring, ColoringErro
         guest.wipe_vmcoreinfo().unwrap();
     }
     let registers = if layers.registers { guest.registers.clone() } else { Vec::new() };
-    color(&guest.memory, &Options { registers, ..Options::default() })
+    color(&guest.memory, &ColoringOptions { registers, ..ColoringOptions::default() })
 }
 
-/// What can be known of a frame from these layers; several answers where it depends on more than the frame's role.
+/// What can be known of a frame from these layers; several answers where it depends on more than
+/// the frame's role.
 fn expected(truth: &Truth, layers: Layers, index: FrameIndex) -> Vec<(FrameKind, Color)> {
     let (kind, color) = (truth.kind(index), truth.color(index));
     // The first task's stack is a part of the image.
@@ -64,7 +66,8 @@ fn expected(truth: &Truth, layers: Layers, index: FrameIndex) -> Vec<(FrameKind,
     }
 }
 
-/// Panics where introspection finds something else than what can be known, saying how often and where first.
+/// Panics where introspection finds something else than what can be known, saying how often and
+/// where first.
 fn check_frames(name: &str, guest: &MockGuest, coloring: &Coloring, layers: Layers) {
     let mut wrong: BTreeMap<String, (u32, Gfn)> = BTreeMap::new();
     for (index, gfn, frame) in coloring.map.iter() {
@@ -146,8 +149,8 @@ fn words_of_the_page_may_move_where_types_tell() {
     }
 }
 
-/// A kernel without VMCOREINFO, as small VMMs build theirs, and an image without registers: the kernel is found by a root table
-/// that leads to its image.
+/// A kernel without VMCOREINFO, as small VMMs build theirs, and an image without registers: the
+/// kernel is found by a root table that leads to its image.
 #[test]
 fn a_kernel_is_found_without_registers_and_note() {
     for style in KernelStyle::ALL {
@@ -166,7 +169,7 @@ fn a_kernel_is_found_without_registers_and_note() {
 #[test]
 fn memory_without_a_kernel_says_what_to_give() {
     let empty = VecMemory::zeroed(MemoryLayout::contiguous(1 << 20).unwrap());
-    let error = color(&empty, &Options::default()).unwrap_err();
+    let error = color(&empty, &ColoringOptions::default()).unwrap_err();
     assert!(error.to_string().contains("registers"), "{error}");
 }
 
@@ -236,7 +239,8 @@ fn names_and_positions_are_true() {
     }
 }
 
-/// Positions of free frames are in the order of the kernel's own lists, each of which has a number of its own.
+/// Positions of free frames are in the order of the kernel's own lists, each of which has a number
+/// of its own.
 #[test]
 fn free_frames_are_in_the_order_of_their_lists() {
     for style in KernelStyle::ALL {
@@ -289,7 +293,8 @@ fn temperature_is_true() {
             let coloring = try_color(&guest, ALL).unwrap();
             for (_, gfn, frame) in coloring.map.iter() {
                 for (sign, name) in Temperature::NAMES {
-                    // What the guest's truth does not say: which task ran last, and what other guests use.
+                    // What the guest's truth does not say: which task ran last, and what other
+                    // guests use.
                     if !not_in_truth.contains(sign) {
                         let (found, known) = (frame.temperature, guest.truth.temperature(gfn));
                         assert_eq!(

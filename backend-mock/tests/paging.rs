@@ -42,7 +42,8 @@ fn random_tables(mode: Mode, seed: u64) -> (VecMemory, PageTables) {
         let gpa = Gpa(rng.below(mode.physical_limit(size)) & !(size.bytes() - 1));
         let mut bit = || rng.one_in(2);
         let rights = Rights { user: bit(), write: bit(), exec: bit() };
-        // Linux sets NX above user mappings for isolation alone, so the walker ignores it at the top of the lower half.
+        // Linux sets NX above user mappings for isolation alone, so the walker ignores it at the
+        // top of the lower half.
         let upper = Rights { user: bit(), write: bit(), exec: gva.0 >> 63 == 0 || bit() };
         let attributes = Attributes { rights, accessed: bit(), dirty: bit(), global: bit() };
         match tables.map_under(&mut memory, &mut frames, (gva, gpa), size, attributes, upper) {

@@ -5,15 +5,18 @@
 //! cargo run --example embed -- unix:/tmp/parent.sock            # in another one
 //! ```
 //!
-//! A VMM has memory and vCPUs. Here the memory is a vector of pages, and a "vCPU" is whoever calls [`Vm::read`]. A real one
-//! maps its memory into a guest, and is told by the processor, by `userfaultfd` or by the hypervisor that the guest touched a page
-//! that is not there; what it does then is what `read` does here.
+//! A VMM has memory and vCPUs. Here the memory is a vector of pages, and a "vCPU" is whoever calls
+//! [`Vm::read`]. A real one maps its memory into a guest, and is told by the processor, by
+//! `userfaultfd` or by the hypervisor that the guest touched a page that is not there; what it does
+//! then is what `read` does here.
 
 use kaleidoscope_core::addr::{FrameIndex, Gpa};
-use kaleidoscope_core::clone::ports::{PlaceError, Placed, Placer, SystemClock};
-use kaleidoscope_core::clone::{Background, Descriptor, DescriptorLimits, Engine, Options, Parts};
+use kaleidoscope_core::clone::ports::{InstallError, Installed, PageInstaller, SystemClock};
+use kaleidoscope_core::clone::{
+    Background, Descriptor, DescriptorLimits, Engine, EngineOptions, EngineParts,
+};
 use kaleidoscope_core::memory::{MemoryLayout, Page, ZERO_PAGE};
-use kaleidoscope_core::prefetch::{Access, Colored, Guide, Settings};
+use kaleidoscope_core::prefetch::{Access, ColorGuide, Colored, Settings};
 use kaleidoscope_core::wire::client::{Addresses, Client, ClientOptions};
 use kaleidoscope_core::wire::transport::ConnectOptions;
 use std::error::Error;
@@ -23,21 +26,27 @@ use std::sync::{Arc, OnceLock};
 /// The clone's memory: at first no page is there.
 struct Ram(Vec<OnceLock<Box<Page>>>);
 
-/// How pages enter the memory. The engine calls this from several threads, and never twice for a page that is there.
-impl Placer for Ram {
-    fn place(&self, frame: FrameIndex, page: &Page) -> Result<Placed, PlaceError> {
+/// How pages enter the memory. The engine calls this from several threads, and never twice for a
+/// page that is there.
+impl PageInstaller for Ram {
+    fn install(&self, frame: FrameIndex, page: &Page) -> Result<Installed, InstallError> {
         let slot = self.0.get(frame.as_usize());
-        let slot = slot.ok_or_else(|| PlaceError::new(format!("there is no frame {frame}")))?;
-        // A vCPU must see all of a page or nothing of it: the page is copied first, and then there at once.
-        Ok(if slot.set(Box::new(*page)).is_ok() { Placed::Placed } else { Placed::AlreadyThere })
+        let slot = slot.ok_or_else(|| InstallError::new(format!("there is no frame {frame}")))?;
+        // A vCPU must see all of a page or nothing of it: the page is copied first, and then there
+        // at once.
+        Ok(if slot.set(Box::new(*page)).is_ok() {
+            Installed::Installed
+        } else {
+            Installed::AlreadyPresent
+        })
     }
 
-    fn zero(&self, frame: FrameIndex) -> Result<Placed, PlaceError> {
-        self.place(frame, &ZERO_PAGE)
+    fn zero(&self, frame: FrameIndex) -> Result<Installed, InstallError> {
+        self.install(frame, &ZERO_PAGE)
     }
 
     // Nobody sleeps in this memory: `Engine::fault` returns when the page is there.
-    fn wake(&self, _frame: FrameIndex) -> Result<(), PlaceError> {
+    fn wake(&self, _frame: FrameIndex) -> Result<(), InstallError> {
         Ok(())
     }
 }
@@ -50,50 +59,57 @@ struct Vm {
 }
 
 impl Vm {
-    /// Starts a clone of what the page server at `address` serves. It runs at once; its pages come when they are touched, or
-    /// before.
+    /// Starts a clone of what the page server at `address` serves. It runs at once; its pages come
+    /// when they are touched, or before.
     fn start(address: &str) -> Result<Self, Box<dyn Error>> {
-        // Pages come from here. With more addresses, the client goes on with another server when one is gone.
+        // Pages come from here. With more addresses, the client goes on with another server when
+        // one is gone.
         let servers =
             Addresses { servers: vec![address.parse()?], options: ConnectOptions::default() };
         let client = Client::connect(Arc::new(servers), ClientOptions::default())?;
 
-        // What the clone starts from: its memory's layout and colors, and its vCPUs' and devices' state, which a real
-        // VMM restores now (`descriptor.state()`).
+        // What the clone starts from: its memory's layout and colors, and its vCPUs' and devices'
+        // state, which a real VMM restores now (`descriptor.state()`).
         let limits = DescriptorLimits::for_frames(client.frames());
         let descriptor = Descriptor::from_bytes(&client.fetch_descriptor()?, &limits)?;
         let layout = descriptor.layout().clone();
         let ram = Arc::new(Ram((0..layout.frames()).map(|_| OnceLock::new()).collect()));
 
-        // The policy says what to fetch before it is touched: what belongs together and is likely to be used. `Demand` in its
-        // place would fetch nothing.
-        let atlas = descriptor.atlas()?;
-        let guide =
-            Arc::new(Guide::new(Arc::clone(&atlas), Settings::shipped_for(atlas.map().kernel())));
-        let parts = Parts {
-            atlas,
+        // The policy says what to fetch before it is touched: what belongs together and is likely
+        // to be used. `Demand` in its place would fetch nothing.
+        let locality = descriptor.locality()?;
+        let guide = Arc::new(ColorGuide::new(
+            Arc::clone(&locality),
+            Settings::shipped_for(locality.map().kernel()),
+        ));
+        let parts = EngineParts {
+            locality,
             policy: Box::new(Colored::new(guide)),
             source: Arc::new(client),
-            placer: Arc::clone(&ram) as Arc<dyn Placer>,
-            // A memory that reports faults by itself (userfaultfd) is a `FaultQueue`, and a thread calls `Engine::serve`.
+            installer: Arc::clone(&ram) as Arc<dyn PageInstaller>,
+            // A memory that reports faults by itself (userfaultfd) is a `FaultQueue`, and a thread
+            // calls `Engine::serve`.
             queue: None,
             clock: Arc::new(SystemClock::new()),
             // With many clones on a host, an `alloc::Host` says how much each may have.
-            grant: None,
-            nearby: None,
+            reservation: None,
+            local_cache: None,
         };
-        // Everything else comes while nothing better is to be done; then the clone needs the server no more.
-        let options = Options { background: Background::Full, ..Options::default() };
+        // Everything else comes while nothing better is to be done; then the clone needs the server
+        // no more.
+        let options = EngineOptions { background: Background::Full, ..EngineOptions::default() };
         let engine = Engine::start(parts, options)?;
         Ok(Self { ram, layout, engine })
     }
 
-    /// What a vCPU does: reads its memory, and faults where no page is yet. Any number of threads may do so at once.
+    /// What a vCPU does: reads its memory, and faults where no page is yet. Any number of threads
+    /// may do so at once.
     fn read(&self, gpa: Gpa, buf: &mut [u8]) -> Result<(), Box<dyn Error>> {
         let frame = self.layout.index_of(gpa.gfn()).ok_or("no RAM there")?;
         let slot = self.ram.0.get(frame.as_usize()).ok_or("no RAM there")?;
         while slot.get().is_none() {
-            // Returns when the page is there, or with an error: a clone never goes on with a wrong page.
+            // Returns when the page is there, or with an error: a clone never goes on with a wrong
+            // page.
             self.engine.fault(frame, Access::Read)?;
         }
         let page = slot.get().ok_or("the page is gone")?;

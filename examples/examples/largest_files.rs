@@ -5,7 +5,7 @@
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "an example shows what it finds")]
 
 use kaleidoscope_core::color::FrameKind;
-use kaleidoscope_core::coloring::{Options, color};
+use kaleidoscope_core::coloring::{ColoringOptions, color};
 use kaleidoscope_core::image::{Format, MemoryImage};
 use std::error::Error;
 use std::path::Path;
@@ -18,7 +18,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     // Opening maps the file: nothing is read before it is asked for.
     let image = MemoryImage::open(Path::new(&path), &Format::Auto)?;
     // No registers, no symbols: the guest's kernel describes itself in its own memory.
-    let coloring = color(&image, &Options::default())?;
+    let coloring = color(&image, &ColoringOptions::default())?;
 
     // A region is a set of related frames; a file's cache is one.
     let regions = coloring.map.regions().iter();

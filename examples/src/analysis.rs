@@ -5,9 +5,9 @@ use crate::progress;
 use clap::ValueEnum;
 use kaleidoscope_core::color::{ColorMap, KernelIdentity};
 use kaleidoscope_core::coloring::{
-    Coloring, Options, Rules, color_by_page_tables, color_with_progress,
+    Coloring, ColoringOptions, Rules, color_by_page_tables, color_with_progress,
 };
-use kaleidoscope_core::guest_os::{Process, Stage};
+use kaleidoscope_core::guest_os::{Phase, Process};
 use kaleidoscope_core::image::{Format, ImageError, LayoutFile, MemoryImage, Preset, RawLayout};
 use kaleidoscope_core::linux::vmcoreinfo::VmcoreInfo;
 use kaleidoscope_core::memory::GuestMemory;
@@ -42,7 +42,8 @@ pub(crate) enum ImageFormat {
 /// Where a guest's memory is.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct LayoutArgs {
-    /// Where the bytes belong: lines of file offset, guest-physical address, size, and the name of a further file
+    /// Where the bytes belong: lines of file offset, guest-physical address, size, and the name of
+    /// a further file
     #[arg(long, value_name = "FILE")]
     pub(crate) layout: Option<PathBuf>,
     /// Format of the image
@@ -151,7 +152,7 @@ pub(crate) fn color_image(
     rules: Rules,
 ) -> Result<Analysis, Failure> {
     let vmcoreinfo = vmcoreinfo(image);
-    let options = Options { registers, vmcoreinfo, rules, ..Options::default() };
+    let options = ColoringOptions { registers, vmcoreinfo, rules, ..ColoringOptions::default() };
     let mut analysis = color_with(image, &options)?;
     analysis.notes.splice(..0, passed_over(image));
     // What was found in a file that changed meanwhile may be of two times.
@@ -165,13 +166,13 @@ pub(crate) fn color(
     registers: Vec<VcpuRegisters>,
     rules: Rules,
 ) -> Result<Analysis, Failure> {
-    color_with(image, &Options { registers, rules, ..Options::default() })
+    color_with(image, &ColoringOptions { registers, rules, ..ColoringOptions::default() })
 }
 
-fn color_with(image: &dyn GuestMemory, options: &Options) -> Result<Analysis, Failure> {
+fn color_with(image: &dyn GuestMemory, options: &ColoringOptions) -> Result<Analysis, Failure> {
     let mut watch = StopWatch::default();
     let coloring = progress::during("coloring", |status| {
-        let mut begin = |stage: Stage| {
+        let mut begin = |stage: Phase| {
             watch.begin(stage.name());
             status.set(stage.name());
         };
@@ -189,7 +190,8 @@ fn color_with(image: &dyn GuestMemory, options: &Options) -> Result<Analysis, Fa
 /// What may be known of a guest for which policies are judged.
 #[derive(Clone, Copy, Debug, clap::Args)]
 pub(crate) struct Knowledge {
-    /// Color by page tables alone, as a guest whose system is not known; every process of it counts as one that was seen
+    /// Color by page tables alone, as a guest whose system is not known; every process of it
+    /// counts as one that was seen
     #[arg(long)]
     pub(crate) page_tables: bool,
 }
@@ -223,14 +225,15 @@ fn by_page_tables(
         processes.iter().map(move |process| VcpuRegisters { cr3: root(process), ..vcpu.clone() })
     };
     let registers = registers.iter().flat_map(in_turn).collect();
-    let options = Options { registers, ..Options::default() };
+    let options = ColoringOptions { registers, ..ColoringOptions::default() };
     let coloring = color_by_page_tables(image, &options).map_err(|error| {
         Failure::new(error).hint("the registers are --regs's, or regs.txt in the guest's folder")
     })?;
     Ok(coloring.map)
 }
 
-/// Opens the guest in a folder as the guest lab makes it: `ram.bin`, with `layout.txt` and `regs.txt` where they are there.
+/// Opens the guest in a folder as the guest lab makes it: `ram.bin`, with `layout.txt` and
+/// `regs.txt` where they are there.
 pub(crate) fn open_guest(folder: &Path) -> Result<(MemoryImage, Vec<VcpuRegisters>), Failure> {
     let beside = |name| Some(folder.join(name)).filter(|path| path.is_file());
     let layout = LayoutArgs { layout: beside("layout.txt"), format: ImageFormat::Auto };

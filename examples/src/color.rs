@@ -11,8 +11,8 @@ use std::path::PathBuf;
 
 /// Find out what every frame of a memory image is.
 ///
-/// The image is all that is needed: no symbols, no profile, no registers. Prints a table of colors; writes what it is
-/// asked to.
+/// The image is all that is needed: no symbols, no profile, no registers. Prints a table of colors;
+/// writes what it is asked to.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = "\
 Examples:

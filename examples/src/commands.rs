@@ -11,8 +11,8 @@ use std::fmt::Write;
 pub(crate) struct Args;
 
 impl Args {
-    /// Prints a line for each command: its words, a tab, and its paths, separated by blanks: `--output`
-    /// for an option, `image` for one that has a place.
+    /// Prints a line for each command: its words, a tab, and its paths, separated by blanks:
+    /// `--output` for an option, `image` for one that has a place.
     pub(crate) fn run(&self) -> Result<(), Failure> {
         let mut text = String::new();
         list(&crate::Cli::command(), "", &mut text);

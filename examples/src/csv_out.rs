@@ -4,8 +4,8 @@ use kaleidoscope_core::color::ColorMap;
 use kaleidoscope_core::guest_os::name::shown;
 use std::io::{self, BufWriter, Write};
 
-/// Writes `gfn,kind,color,region,position`, one row per frame by ascending frame number. Numbers are decimal; region and
-/// position are empty for frames without a region.
+/// Writes `gfn,kind,color,region,position`, one row per frame by ascending frame number. Numbers
+/// are decimal; region and position are empty for frames without a region.
 pub(crate) fn write_frames(map: &ColorMap, out: impl Write) -> io::Result<()> {
     // A row per frame is the hot path: no field can need quoting, so rows are put together by hand.
     let mut out = BufWriter::with_capacity(1 << 20, out);

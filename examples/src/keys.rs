@@ -14,8 +14,9 @@ use std::path::{Path, PathBuf};
 
 /// Make keys and certificates with which page servers and their clients know each other.
 ///
-/// Writes an authority (ca.pem, ca-key.pem), a server's certificate and key (server.pem, server-key.pem) and a client's (client.pem,
-/// client-key.pem). Files can be read by their owner only, and none is ever replaced.
+/// Writes an authority (ca.pem, ca-key.pem), a server's certificate and key (server.pem,
+/// server-key.pem) and a client's (client.pem, client-key.pem). Files can be read by their owner
+/// only, and none is ever replaced.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = "\
 Examples:

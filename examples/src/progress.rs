@@ -5,7 +5,7 @@ use std::sync::{Mutex, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
 /// Work that is faster shows nothing.
-const PATIENCE: Duration = Duration::from_secs(1);
+const TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Time between two frames of the animation.
 const TICK: Duration = Duration::from_millis(100);
@@ -25,8 +25,8 @@ impl Status {
     }
 }
 
-/// Does `work`, showing what it is and how long it takes once a second has passed. Shows nothing where standard error is
-/// no terminal.
+/// Does `work`, showing what it is and how long it takes once a second has passed. Shows nothing
+/// where standard error is no terminal.
 pub(crate) fn during<T>(what: &str, work: impl FnOnce(&Status) -> T) -> T {
     let start = Instant::now();
     let status = Status::default();
@@ -34,7 +34,7 @@ pub(crate) fn during<T>(what: &str, work: impl FnOnce(&Status) -> T) -> T {
     std::thread::scope(|scope| {
         let status = &status;
         scope.spawn(move || {
-            if finished.recv_timeout(PATIENCE) != Err(mpsc::RecvTimeoutError::Timeout) {
+            if finished.recv_timeout(TIMEOUT) != Err(mpsc::RecvTimeoutError::Timeout) {
                 return;
             }
             let style = ProgressStyle::with_template("{spinner} {msg} {elapsed}");
@@ -53,8 +53,8 @@ pub(crate) fn during<T>(what: &str, work: impl FnOnce(&Status) -> T) -> T {
     })
 }
 
-/// How far along work is that consists of many pieces, which threads may share. Shows nothing during the first second,
-/// nor where standard error is no terminal.
+/// How far along work is that consists of many pieces, which threads may share. Shows nothing
+/// during the first second, nor where standard error is no terminal.
 #[derive(Debug)]
 pub(crate) struct Bar {
     bar: ProgressBar,
@@ -73,7 +73,7 @@ impl Bar {
 
     /// One more piece is done.
     pub(crate) fn advance(&self) {
-        if self.bar.is_hidden() && self.start.elapsed() > PATIENCE {
+        if self.bar.is_hidden() && self.start.elapsed() > TIMEOUT {
             self.bar.set_draw_target(ProgressDrawTarget::stderr());
         }
         self.bar.inc(1);

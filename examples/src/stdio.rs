@@ -18,7 +18,8 @@ static IS_TAKEN: AtomicBool = AtomicBool::new(false);
 
 /// Prints a result. A reader that went away is not a failure.
 ///
-/// The result goes to standard error where [standard output is a file](take_stdout) of the command's.
+/// The result goes to standard error where [standard output is a file](take_stdout) of the
+/// command's.
 pub(crate) fn print(text: &str) -> Result<(), Failure> {
     if is_stdout_taken() {
         let _ = io::stderr().lock().write_all(text.as_bytes());
@@ -74,7 +75,8 @@ pub(crate) fn show_usage(error: &clap::Error) -> Result<(), Failure> {
 pub(crate) struct Sayer(SyncSender<String>);
 
 impl Sayer {
-    /// Starts the thread that waits in their place. It ends with the process, or with the last clone.
+    /// Starts the thread that waits in their place. It ends with the process, or with the last
+    /// clone.
     pub(crate) fn start() -> Result<Self, Failure> {
         let (lines, waiting) = sync_channel::<String>(WAITING);
         let write = move || waiting.into_iter().for_each(say);

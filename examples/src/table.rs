@@ -75,7 +75,8 @@ pub(crate) fn size(bytes: u64) -> String {
     }
 }
 
-/// Text from a guest or a file, safe to print: control characters, which could steer a terminal, are escaped.
+/// Text from a guest or a file, safe to print: control characters, which could steer a terminal,
+/// are escaped.
 pub(crate) fn printable(text: &str) -> String {
     kaleidoscope_core::guest_os::name::shown(text).into_owned()
 }
@@ -172,7 +173,8 @@ fn file_table(map: &ColorMap) -> String {
     finish(&table)
 }
 
-/// An empty table with these columns, each aligned as its title: a rule below the titles, and nothing else drawn.
+/// An empty table with these columns, each aligned as its title: a rule below the titles, and
+/// nothing else drawn.
 pub(crate) fn table<const N: usize>(titles: [(&str, CellAlignment); N]) -> Table {
     let mut table = Table::new();
     table.load_preset(presets::NOTHING);

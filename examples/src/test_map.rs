@@ -6,8 +6,9 @@ use kaleidoscope_core::color::{
 };
 use kaleidoscope_core::memory::MemoryLayout;
 
-/// 40 frames in two RAM regions (0 to 23 and 256 to 271): free memory on both sides of the hole, a file with code and
-/// cached pages, a file without a name, a slab cache, a process, and one frame that is unknown.
+/// 40 frames in two RAM regions (0 to 23 and 256 to 271): free memory on both sides of the hole, a
+/// file with code and cached pages, a file without a name, a slab cache, a process, and one frame
+/// that is unknown.
 pub(crate) fn small() -> ColorMap {
     let layout = MemoryLayout::new(&[(Gfn(0).gpa(), 0x18000), (Gfn(256).gpa(), 0x10000)]).unwrap();
     let kernel = KernelIdentity {

@@ -41,7 +41,8 @@ impl TlsArgs {
         })
     }
 
-    /// A server's side, which lets in clients with one of these names, or all that it knows if there are none.
+    /// A server's side, which lets in clients with one of these names, or all that it knows if
+    /// there are none.
     pub(crate) fn server(&self, clients: &[String]) -> Result<Option<ServerTls>, Failure> {
         let make = |credentials| ServerTls::new(credentials, clients).map_err(Failure::new);
         self.credentials()?.map(make).transpose()

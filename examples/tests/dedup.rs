@@ -105,8 +105,9 @@ fn yields_are_learned_and_used() {
 
 /// Why the kernel's merging cannot be tried here.
 ///
-/// It is one for the whole host: whoever else has memory merged, or runs this test just then, is in its figures, and it finds in time only what a
-/// host at rest leaves time for. So it is tried when that is asked for, as `.ci/run` does once.
+/// It is one for the whole host: whoever else has memory merged, or runs this test just then, is in
+/// its figures, and it finds in time only what a host at rest leaves time for. So it is tried when
+/// that is asked for, as `.ci/run` does once.
 fn no_ksm() -> Option<&'static str> {
     if std::env::var_os("KALEIDOSCOPE_KSM").is_none() {
         return Some(
@@ -202,7 +203,8 @@ fn build_ids_relate_files() {
         })
     };
     let (without, same, other) = (learn(None), learn(Some([1, 1])), learn(Some([1, 2])));
-    // Guests of other seeds have other inode numbers. Files whose first page is not cached stay as they are.
+    // Guests of other seeds have other inode numbers. Files whose first page is not cached stay as
+    // they are.
     assert!(without[0] == 0.0 && without[1] > 0.0, "{without:?}");
     assert!(same[0] > 10.0 * (same[1] + same[2]), "{same:?}");
     assert!(other[0] == 0.0 && other[1] < without[1] && other[2] > without[2], "{other:?}");

@@ -42,7 +42,8 @@ fn every_way_to_clone_is_shown() {
     }
     assert!(results["pause_us"].as_f64().unwrap() > 0.0);
     assert_eq!(names(&results).len(), 7);
-    // Two for all ways, and one for each whose clones wait, unless they were done before there was a curve to draw.
+    // Two for all ways, and one for each whose clones wait, unless they were done before there was
+    // a curve to draw.
     assert!((3..=7).contains(&report.matches("<svg").count()));
     let png = std::fs::read(folder.path().join("colors.png")).unwrap();
     assert!(png.starts_with(b"\x89PNG"));

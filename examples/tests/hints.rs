@@ -43,7 +43,8 @@ fn text(path: &Path) -> String {
 struct Serving(Child);
 
 impl Serving {
-    /// Starts a server and returns what it says until its line on how to pull, with what is explained of that.
+    /// Starts a server and returns what it says until its line on how to pull, with what is
+    /// explained of that.
     fn start(folder: &Path, words: &[&str]) -> (Self, Vec<String>) {
         let mut command = kaleidoscope();
         command.args(["serve", "ram.bin", "--no-colors"]).args(words).current_dir(folder);
@@ -134,7 +135,7 @@ fn addresses_beyond_this_host_need_keys_and_we_make_them() {
 
     // A client without keys is told of them.
     let address = words.split(' ').nth(1).unwrap();
-    let said = fails(&["pull", address, "-o", &copy, "--patience", "20"]);
+    let said = fails(&["pull", address, "-o", &copy, "--timeout", "20"]);
     assert!(said.contains("client.pem"), "{said}");
 }
 

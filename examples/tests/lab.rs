@@ -1,6 +1,7 @@
 //! Checks that a lab guest's memory, its own account of it, and traces of its clones agree.
 //!
-//! `KALEIDOSCOPE_LAB_GUEST` names the folder that `kaleidoscope lab run` made; without it the test says that it was skipped.
+//! `KALEIDOSCOPE_LAB_GUEST` names the folder that `kaleidoscope lab run` made; without it the test
+//! says that it was skipped.
 
 #![allow(
     clippy::print_stdout,

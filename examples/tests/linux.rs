@@ -1,5 +1,5 @@
-//! Runs `kaleidoscope clone` on a Linux kernel, if `KALEIDOSCOPE_KERNEL` names one that boots on this host's KVM, with the words of
-//! `KALEIDOSCOPE_KERNEL_WORDS` on its command line.
+//! Runs `kaleidoscope clone` on a Linux kernel, if `KALEIDOSCOPE_KERNEL` names one that boots on
+//! this host's KVM, with the words of `KALEIDOSCOPE_KERNEL_WORDS` on its command line.
 
 #![allow(
     clippy::print_stdout,
@@ -61,7 +61,7 @@ fn clones_of_linux_prove_themselves() {
     let output = Command::new(env!("CARGO_BIN_EXE_kaleidoscope"))
         .args(["clone", "--json", "--check", "--mib", "64", "--clones", "3"])
         // Where kernels are emulated, beside a busy host.
-        .args(["--patience", "1800"])
+        .args(["--timeout", "1800"])
         .args(["--ways", "local,ahead,staged,copied", "--kernel", &kernel])
         .args(["--init", env!("CARGO_BIN_EXE_kaleidoscope-guest")])
         .args(["--append", &format!("console=ttyS0 quiet reboot=t panic=-1 rdinit=/init {words}")])
@@ -77,7 +77,8 @@ fn clones_of_linux_prove_themselves() {
     let result: Value = serde_json::from_slice(&output.stdout).unwrap();
     println!("{result:#}");
 
-    // Every clone, and the parent after all of them, has said that all its memory is right: the command would have failed otherwise.
+    // Every clone, and the parent after all of them, has said that all its memory is right: the
+    // command would have failed otherwise.
     let clones = result["clones"].as_array().unwrap();
     assert_eq!(clones.len(), 12);
     let ids: BTreeSet<_> = clones.iter().map(|clone| clone["id"].as_str().unwrap()).collect();
@@ -91,7 +92,8 @@ fn clones_of_linux_prove_themselves() {
         assert!(clone["own_bytes"].as_u64().unwrap() < 64 << 20, "{clone}");
     }
 
-    // Each has read all files of the disk, written one, and found none of the others': clones of the parent's disk, which is as it was.
+    // Each has read all files of the disk, written one, and found none of the others': clones of
+    // the parent's disk, which is as it was.
     let log = std::fs::read_to_string(folder.path().join("parent.log")).unwrap();
     assert!(log.contains(&format!("a disk with {FILES} files")), "{log}");
     assert!(std::fs::read(&disk).unwrap() == before);

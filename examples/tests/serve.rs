@@ -292,7 +292,7 @@ fn certificates_let_in_and_keep_out() {
     fails(&pull(&[&address], &copy, &["--cert", &cert, "--key", &key, "--ca", &ca]));
     fails(&pull(&[&address], &copy, &[&tls[..4], &["--ca", &other]].concat()));
     fails(&pull(&[&address], &copy, &[&tls[..], &["--server-name", "theirs"]].concat()));
-    fails(&pull(&[&address], &copy, &["--patience", "2"]));
+    fails(&pull(&[&address], &copy, &["--timeout", "2"]));
     assert!(!files.path("copy.bin").exists());
     // With certificates, a server may listen where other hosts come.
     drop(files.serve(&[&["--no-colors", "--listen", "tcp:0.0.0.0:0"], &tls[..]].concat()));
@@ -334,8 +334,8 @@ fn pull_while_killed(files: &Files, number: u64, delay: Duration, replica: Optio
     let socket = format!("unix:{}", files.text(&format!("{number}.sock")));
     let mut server = files.serve(&["--no-colors", "--listen", &socket]);
     let copy = files.text(&format!("{number}.bin"));
-    let patience = if replica.is_some() { "60" } else { "0.3" };
-    let options = ["-o", &copy, "--policy", "demand", "--rate", RATE, "--patience", patience];
+    let timeout = if replica.is_some() { "60" } else { "0.3" };
+    let options = ["-o", &copy, "--policy", "demand", "--rate", RATE, "--timeout", timeout];
     let arguments = [&["pull", &socket][..], replica.as_slice(), &options].concat();
     let start = Instant::now();
     let child = kaleidoscope(&arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
@@ -346,8 +346,8 @@ fn pull_while_killed(files: &Files, number: u64, delay: Duration, replica: Optio
     output
 }
 
-/// Kills servers `kills` times at times that differ, four at a time; `check` looks at what came of each pull, and says whether the
-/// kill was in the middle of it.
+/// Kills servers `kills` times at times that differ, four at a time; `check` looks at what came of
+/// each pull, and says whether the kill was in the middle of it.
 fn kill_servers(
     kills: u64,
     files: &Files,
@@ -411,7 +411,8 @@ fn a_pull_without_a_replica_ends_with_its_server() {
     assert!(!left.iter().any(is_temporary), "{left:?}");
 }
 
-/// Serves an image of 4096 frames, has `change` change its file, and pulls twice. Returns what the server says of it.
+/// Serves an image of 4096 frames, has `change` change its file, and pulls twice. Returns what the
+/// server says of it.
 fn pull_changed(arguments: &[&str], change: impl FnOnce(&fs::File)) -> String {
     let files = Files::bytes(4096);
     let (socket, copy) = (format!("unix:{}", files.text("s")), files.text("copy.bin"));
@@ -421,7 +422,7 @@ fn pull_changed(arguments: &[&str], change: impl FnOnce(&fs::File)) -> String {
     fs::remove_file(&copy).unwrap();
     change(&fs::OpenOptions::new().write(true).open(files.path("ram.bin")).unwrap());
     for _ in 0..2 {
-        let error = fails(&pull(&[&socket], &copy, &["--patience", "2"]));
+        let error = fails(&pull(&[&socket], &copy, &["--timeout", "2"]));
         assert!(error.contains("the image cannot be read"), "{error}");
         assert!(!files.path("copy.bin").exists());
     }
@@ -445,7 +446,8 @@ fn a_cut_image_is_an_error_for_its_clients() {
 #[test]
 fn changed_pages_are_not_served() {
     let said = pull_changed(&[], |file| {
-        // Bytes of frames that are not in the sample of the image's identity, which is every fourth.
+        // Bytes of frames that are not in the sample of the image's identity, which is every
+        // fourth.
         (0..500u64).for_each(|i| file.write_all_at(&[0x77], (i * 8 + 1) * 4096 + 5).unwrap());
     });
     assert!(said.contains("it was written to"), "{said}");

@@ -1,5 +1,5 @@
-//! Every command that reads an image, on 64 GiB of address space with 32 MiB of data: what a command reads into memory
-//! grows with the data.
+//! Every command that reads an image, on 64 GiB of address space with 32 MiB of data: what a
+//! command reads into memory grows with the data.
 
 #![expect(clippy::unwrap_used, reason = "helpers of a test fail by panicking")]
 
@@ -20,7 +20,8 @@ const SPACE: u64 = 64 << 30;
 /// Where the guest could have plugged in more memory.
 const ABOVE: u64 = 1 << 40;
 
-/// Most memory of a command, in KiB: some 100 bytes for each of 16 million frames, and a tenth of the address space.
+/// Most memory of a command, in KiB: some 100 bytes for each of 16 million frames, and a tenth of
+/// the address space.
 const MOST: u64 = 6 << 20;
 
 /// A folder with a sparse image.

@@ -5,9 +5,9 @@
 use kaleidoscope_core::color::{
     Color, ColorMap, Frame, FrameKind, KernelIdentity, Order, Region, RegionId,
 };
-use kaleidoscope_core::dedup::{BuildIds, Catalog, Yields};
+use kaleidoscope_core::dedup::{BuildIds, Catalog, HitRates};
 use kaleidoscope_core::memory::{MemoryLayout, VecMemory};
-use kaleidoscope_core::prefetch::Atlas;
+use kaleidoscope_core::prefetch::LocalityOrder;
 use libfuzzer_sys::fuzz_target;
 
 const PAGE: usize = 4096;
@@ -28,15 +28,15 @@ fn build_ids(data: &[u8], hole: u64) {
     let file = Region::new(FrameKind::File, Order::FileOffset, "ext4:1:12:/usr/lib/libc.so.6");
     let frames: Vec<_> = frames.collect();
     let map = ColorMap::new(layout, KernelIdentity::default(), frames, vec![file]).unwrap();
-    let atlas = Atlas::new(map);
-    let ids = BuildIds::read(&memory, &atlas).unwrap();
+    let locality = LocalityOrder::new(map);
+    let ids = BuildIds::read(&memory, &locality).unwrap();
     if let Some(id) = ids.get(RegionId(0)) {
         assert!((1..=64).contains(&id.len()));
         assert!(
             memory.bytes().chunks(PAGE).any(|page| page.windows(id.len()).any(|bytes| bytes == id))
         );
     }
-    Catalog::new().add_with(&atlas, &ids);
+    Catalog::new().add_with(&locality, &ids);
 }
 
 fuzz_target!(|data: &[u8]| {
@@ -45,10 +45,10 @@ fuzz_target!(|data: &[u8]| {
         return build_ids(data, u64::from(choice / 4));
     }
     let Ok(text) = std::str::from_utf8(data) else { return };
-    match Yields::parse(text) {
+    match HitRates::parse(text) {
         Ok(yields) => {
             let text = yields.to_text();
-            let again = Yields::parse(&text).unwrap();
+            let again = HitRates::parse(&text).unwrap();
             assert_eq!(again.to_text(), text);
         }
         Err(error) => assert!(!error.to_string().is_empty()),

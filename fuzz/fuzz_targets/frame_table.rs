@@ -3,7 +3,7 @@
 #![no_main]
 
 use kaleidoscope_core::addr::{FrameIndex, Gfn, Gpa};
-use kaleidoscope_core::coloring::{ColoringError, Options, color};
+use kaleidoscope_core::coloring::{ColoringError, ColoringOptions, color};
 use kaleidoscope_core::memory::GuestMemory;
 use kaleidoscope_core::registers::VcpuRegisters;
 use kaleidoscope_fuzz::{Input, guest};
@@ -38,7 +38,7 @@ fn base(style: KernelStyle) -> Base {
         of(&|_| true),
     ];
     places.retain(|frames| !frames.is_empty());
-    assert!(color(&guest.memory, &Options::default()).is_ok(), "else little is fuzzed");
+    assert!(color(&guest.memory, &ColoringOptions::default()).is_ok(), "else little is fuzzed");
     Base { registers: guest.registers.clone(), guest, places }
 }
 
@@ -84,7 +84,7 @@ fuzz_target!(|data: &[u8]| {
         memory.write(at, &new.to_le_bytes()).expect("it is RAM");
     }
     let registers = if has_registers { base.registers.clone() } else { Vec::new() };
-    let options = Options { registers, ..Options::default() };
+    let options = ColoringOptions { registers, ..ColoringOptions::default() };
     let frames = memory.layout().frames() as usize;
     match color(memory, &options) {
         Ok(coloring) => {

@@ -8,7 +8,7 @@ mod plans;
 #[path = "../../kaleidoscope-core/tests/prefetch/policies.rs"]
 mod policies;
 
-use kaleidoscope_core::prefetch::Atlas;
+use kaleidoscope_core::prefetch::LocalityOrder;
 use kaleidoscope_core::replay::{CostModel, Replay, Touch, Trace, replay};
 use kaleidoscope_fuzz::Input;
 use libfuzzer_sys::fuzz_target;
@@ -31,11 +31,11 @@ fuzz_target!(|data: &[u8]| {
         stream_pages: u32::from(input.u8()),
     };
     let options = Replay { costs, budget, feedback: input.u8() % 2 == 1 };
-    let atlas = Arc::new(Atlas::new(map(&recipe)));
+    let locality = Arc::new(LocalityOrder::new(map(&recipe)));
     let (mut steps, mut touches, mut at_us) = (Vec::new(), Vec::new(), 0_u64);
     while !input.is_empty() && steps.len() < 64 {
         let step =
-            step((input.u8(), u32::from_le_bytes(input.bytes()), input.u8()), atlas.frames());
+            step((input.u8(), u32::from_le_bytes(input.bytes()), input.u8()), locality.frames());
         if let Step::Fault(fault) = step {
             // Small steps mostly, and now and then one to the end of time.
             let pause = u64::from(input.u16());
@@ -46,17 +46,17 @@ fuzz_target!(|data: &[u8]| {
         }
         steps.push(step);
     }
-    let trace = Trace::new(touches, atlas.layout());
-    for (mut policy, mut again) in policies(&atlas).into_iter().zip(policies(&atlas)) {
-        let plans = run(&atlas, &mut *policy, &steps, budget, true);
-        let same = run(&atlas, &mut *again, &steps, budget, false);
+    let trace = Trace::new(touches, locality.layout());
+    for (mut policy, mut again) in policies(&locality).into_iter().zip(policies(&locality)) {
+        let plans = run(&locality, &mut *policy, &steps, budget, true);
+        let same = run(&locality, &mut *again, &steps, budget, false);
         assert_eq!(plans, same, "{}: other plans", policy.name());
         if let Err(wrong) = plans {
             panic!("{wrong}");
         }
     }
-    for mut policy in policies(&atlas) {
-        let metrics = replay(&trace, &atlas, &mut *policy, &options);
+    for mut policy in policies(&locality) {
+        let metrics = replay(&trace, &locality, &mut *policy, &options);
         let touched = metrics.needed + metrics.free_touched;
         assert_eq!(touched as usize, trace.touches().len());
         let waits = metrics.faults + metrics.late + metrics.zero_faults;
@@ -64,7 +64,7 @@ fuzz_target!(|data: &[u8]| {
         assert_eq!(metrics.transferred, metrics.faults + metrics.prefetched);
         assert!(metrics.used <= metrics.prefetched && metrics.covered <= metrics.used);
         assert!(
-            metrics.transferred <= atlas.frames()
+            metrics.transferred <= locality.frames()
                 && metrics.free_transferred <= metrics.transferred
         );
         assert!(metrics.waits_us.is_sorted() && metrics.samples.len() <= 256);

@@ -2,18 +2,18 @@
 //! read back the same, translates to frames of a guest, and merges with itself.
 #![no_main]
 
-use kaleidoscope_core::coloring::{Options, color};
-use kaleidoscope_core::prefetch::Atlas;
+use kaleidoscope_core::coloring::{ColoringOptions, color};
+use kaleidoscope_core::prefetch::LocalityOrder;
 use kaleidoscope_core::recording::{Recording, RecordingLimits};
 use kaleidoscope_fuzz::{file_around, guest};
 use kaleidoscope_mock::linux::KernelStyle;
 use libfuzzer_sys::fuzz_target;
 use std::sync::LazyLock;
 
-static ATLAS: LazyLock<Atlas> = LazyLock::new(|| {
+static ATLAS: LazyLock<LocalityOrder> = LazyLock::new(|| {
     let guest = guest(KernelStyle::ALL[0]);
-    let options = Options { registers: guest.registers.clone(), ..Options::default() };
-    Atlas::new(color(&guest.memory, &options).expect("a synthetic guest is colored").map)
+    let options = ColoringOptions { registers: guest.registers.clone(), ..ColoringOptions::default() };
+    LocalityOrder::new(color(&guest.memory, &options).expect("a synthetic guest is colored").map)
 });
 
 fuzz_target!(|data: &[u8]| {

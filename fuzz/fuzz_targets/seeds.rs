@@ -7,12 +7,12 @@ use kaleidoscope_core::addr::{FrameIndex, Gpa, Gva};
 use kaleidoscope_core::clone::ports::Priority;
 use kaleidoscope_core::clone::{CloneId, Descriptor, FreeFrames, ServerAddress};
 use kaleidoscope_core::color::ColorMap;
-use kaleidoscope_core::coloring::{Options, color};
-use kaleidoscope_core::dedup::Yields;
+use kaleidoscope_core::coloring::{ColoringOptions, color};
+use kaleidoscope_core::dedup::HitRates;
 use kaleidoscope_core::fingerprint::{Domain, Fingerprints, contents};
 use kaleidoscope_core::manifest::{ImageIdentity, Manifest};
 use kaleidoscope_core::memory::GuestMemory;
-use kaleidoscope_core::prefetch::{Access, Atlas};
+use kaleidoscope_core::prefetch::{Access, LocalityOrder};
 use kaleidoscope_core::recording::Recording;
 use kaleidoscope_core::replay::{Touch, Trace};
 use kaleidoscope_core::wire::protocol::{
@@ -111,7 +111,7 @@ fn write(root: &Path) -> Result<(), Box<dyn Error>> {
         guest.memory.read(kernel.vmcoreinfo, &mut page)?;
         let end = page.iter().position(|&b| b == 0).unwrap_or(page.len());
         put("vmcoreinfo", &name, page.get(..end).unwrap_or(&page))?;
-        let options = Options { registers: guest.registers.clone(), ..Options::default() };
+        let options = ColoringOptions { registers: guest.registers.clone(), ..ColoringOptions::default() };
         let coloring = color(&guest.memory, &options)?;
         let identity = ImageIdentity::of(&guest.memory, &coloring.map)?;
         let mut manifest = Manifest::new(coloring.map.clone(), identity);
@@ -156,7 +156,7 @@ fn write(root: &Path) -> Result<(), Box<dyn Error>> {
     put("image_headers", "registers", b"\x03CPU#0\nRAX=0000000000000000 RBX=0000000000000000\nRIP=ffffffff81000000 RFL=00000246\nCS =0010 0000000000000000 ffffffff 00af9b00\nGS =0000 ffff888000000000 ffffffff 00c00000\nCR0=80050033 CR2=0000000000000000 CR3=0000000001000000 CR4=000006f0\nEFER=0000000000000d01\n")?;
     put("image_headers", "elf", &elf())?;
     put("dedup", "library", &library())?;
-    put("dedup", "yields", &[&[0], Yields::shipped().to_text().as_bytes()].concat())?;
+    put("dedup", "yields", &[&[0], HitRates::shipped().to_text().as_bytes()].concat())?;
     put(
         "trace",
         "full",
@@ -192,7 +192,7 @@ fn descriptor_file(descriptor: Descriptor) -> Result<Vec<u8>, Box<dyn Error>> {
     let servers = servers.into_iter().collect::<Result<_, _>>()?;
     let descriptor = descriptor
         .for_clone(CloneId([7; 16]))
-        .frozen(UNIX_EPOCH + Duration::from_secs(1 << 30))
+        .snapshot(UNIX_EPOCH + Duration::from_secs(1 << 30))
         .with_free_frames(FreeFrames::Zero)
         .with_state(b"registers and devices".to_vec())?
         .with_servers(servers)?;
@@ -271,10 +271,10 @@ fn faults(seed: u8, free_percent: u8) -> Vec<u8> {
 
 /// A recording of a run that touches every seventh frame.
 fn recording(map: ColorMap, identity: ImageIdentity) -> Recording {
-    let atlas = Atlas::new(map);
+    let locality = LocalityOrder::new(map);
     let touch = |frame| Touch { at_us: 0, frame: FrameIndex(frame), access: Access::Read, vcpu: 0 };
-    let touches = (0..atlas.frames()).step_by(7).map(touch);
-    Recording::from_trace(&Trace::new(touches, atlas.layout()), &atlas, identity)
+    let touches = (0..locality.frames()).step_by(7).map(touch);
+    Recording::from_trace(&Trace::new(touches, locality.layout()), &locality, identity)
 }
 
 /// A library with a build id in its first page.

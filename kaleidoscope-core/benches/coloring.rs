@@ -1,8 +1,9 @@
 //! What coloring costs, against one pass of xxh3 over the same image in the same run.
 //!
-//! `cargo bench -p kaleidoscope-core --bench coloring` measures a synthetic guest at several sizes; with `KALEIDOSCOPE_GUESTS` naming a
-//! folder of guest folders (each with `ram.bin`, `layout.txt`, `regs.txt`), it measures those too. One thread; the image
-//! is in the page cache and mapped. Measurements of the two alternate, so that a busy machine slows both.
+//! `cargo bench -p kaleidoscope-core --bench coloring` measures a synthetic guest at several sizes;
+//! with `KALEIDOSCOPE_GUESTS` naming a folder of guest folders (each with `ram.bin`, `layout.txt`,
+//! `regs.txt`), it measures those too. One thread; the image is in the page cache and mapped.
+//! Measurements of the two alternate, so that a busy machine slows both.
 
 #![allow(
     clippy::print_stdout,
@@ -10,8 +11,8 @@
     reason = "a benchmark's figures are for people"
 )]
 
-use kaleidoscope_core::coloring::{Options, color_with_progress};
-use kaleidoscope_core::guest_os::Stage;
+use kaleidoscope_core::coloring::{ColoringOptions, color_with_progress};
+use kaleidoscope_core::guest_os::Phase;
 use kaleidoscope_core::image::{Format, LayoutFile, MemoryImage, RawLayout};
 use kaleidoscope_core::memory::GuestMemory;
 use kaleidoscope_core::registers::{VcpuRegisters, parse_qemu_text};
@@ -37,7 +38,7 @@ struct Durations {
     hash: Vec<Duration>,
     with_registers: Vec<Duration>,
     without_registers: Vec<Duration>,
-    stages: Vec<(Stage, Vec<Duration>)>,
+    stages: Vec<(Phase, Vec<Duration>)>,
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -81,8 +82,8 @@ fn main() -> Result<(), Box<dyn Error>> {
 
 fn measure(guest: &Guest) -> Result<Durations, Box<dyn Error>> {
     let memory = &*guest.memory;
-    let with = Options { registers: guest.registers.clone(), ..Options::default() };
-    let without = Options::default();
+    let with = ColoringOptions { registers: guest.registers.clone(), ..ColoringOptions::default() };
+    let without = ColoringOptions::default();
     let mut out = Durations::default();
     for round in 0..=ROUNDS {
         let hash = timed(|| hash(memory));

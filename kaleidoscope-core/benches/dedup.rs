@@ -1,8 +1,10 @@
-//! What finding equal pages costs: fingerprints beside a bare loop of hashes, and choosing and glancing at a few lines beside hashing.
+//! What finding equal pages costs: fingerprints beside a bare loop of hashes, and choosing and
+//! glancing at a few lines beside hashing.
 //!
-//! `cargo bench -p kaleidoscope-core --bench dedup` measures a synthetic guest; with `KALEIDOSCOPE_GUESTS` naming a folder of guest folders (`ram.bin`,
-//! `layout.txt`, `regs.txt`), each of those too. It first prints these ratios beside what they should be; then criterion compares means with
-//! those of the last run.
+//! `cargo bench -p kaleidoscope-core --bench dedup` measures a synthetic guest; with
+//! `KALEIDOSCOPE_GUESTS` naming a folder of guest folders (`ram.bin`, `layout.txt`, `regs.txt`),
+//! each of those too. It first prints these ratios beside what they should be; then criterion
+//! compares means with those of the last run.
 
 #![allow(
     clippy::print_stdout,
@@ -12,14 +14,14 @@
 
 use criterion::Criterion;
 use kaleidoscope_core::addr::{FRAME_BYTES, FrameIndex};
-use kaleidoscope_core::coloring::{Options, color};
+use kaleidoscope_core::coloring::{ColoringOptions, color};
 use kaleidoscope_core::dedup::{
-    Adaptive, BuildIds, Catalog, DedupSelector, GuestNumber, Outcome, Yields,
+    Adaptive, BuildIds, Catalog, DedupSelector, GuestNumber, HitRates, SelectionOutcome,
 };
 use kaleidoscope_core::fingerprint::{Domain, contents, partial_contents};
 use kaleidoscope_core::image::{Format, LayoutFile, MemoryImage, RawLayout};
 use kaleidoscope_core::memory::GuestMemory;
-use kaleidoscope_core::prefetch::Atlas;
+use kaleidoscope_core::prefetch::LocalityOrder;
 use kaleidoscope_core::registers::parse_qemu_text;
 use kaleidoscope_mock::linux::{GuestBuilder, KernelStyle};
 use std::error::Error;
@@ -43,7 +45,7 @@ const MORE_RUNS: usize = 40;
 struct Guest {
     name: String,
     memory: Box<dyn GuestMemory>,
-    atlas: Arc<Atlas>,
+    locality: Arc<LocalityOrder>,
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -63,10 +65,11 @@ fn main() -> Result<(), Box<dyn Error>> {
 
 fn synthetic() -> Result<Guest, Box<dyn Error>> {
     let guest = GuestBuilder::new(KernelStyle::V6_1).seed(3).ram_bytes(RAM).build()?;
-    let options = Options { registers: guest.registers.clone(), ..Options::default() };
+    let options =
+        ColoringOptions { registers: guest.registers.clone(), ..ColoringOptions::default() };
     let map = color(&guest.memory, &options)?.map;
-    let atlas = Arc::new(Atlas::new(map));
-    Ok(Guest { name: "synthetic".into(), memory: Box::new(guest.memory), atlas })
+    let locality = Arc::new(LocalityOrder::new(map));
+    Ok(Guest { name: "synthetic".into(), memory: Box::new(guest.memory), locality })
 }
 
 fn real_guests(folder: &Path) -> Result<Vec<Guest>, Box<dyn Error>> {
@@ -80,23 +83,27 @@ fn real_guests(folder: &Path) -> Result<Vec<Guest>, Box<dyn Error>> {
         let format = Format::Raw(RawLayout::File(layout));
         let image = MemoryImage::open(&folder.join("ram.bin"), &format)?;
         let registers = parse_qemu_text(&std::fs::read_to_string(folder.join("regs.txt"))?)?;
-        let map = color(&image, &Options { registers, ..Options::default() })?.map;
+        let map = color(&image, &ColoringOptions { registers, ..ColoringOptions::default() })?.map;
         let name = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        guests.push(Guest { name, memory: Box::new(image), atlas: Arc::new(Atlas::new(map)) });
+        guests.push(Guest {
+            name,
+            memory: Box::new(image),
+            locality: Arc::new(LocalityOrder::new(map)),
+        });
     }
     Ok(guests)
 }
 
 /// The frames that are not free.
 fn candidates(guest: &Guest) -> Vec<FrameIndex> {
-    (0..guest.atlas.frames()).map(FrameIndex).filter(|f| !guest.atlas.is_free(*f)).collect()
+    (0..guest.locality.frames()).map(FrameIndex).filter(|f| !guest.locality.is_free(*f)).collect()
 }
 
 /// BLAKE3 of the frames one after the other and nothing else: on one thread, no zeros, no table.
 fn bare(guest: &Guest, frames: &[FrameIndex]) {
     let mut buffer = [0; FRAME_BYTES];
     for frame in frames {
-        let Some(gfn) = guest.atlas.layout().gfn_of(*frame) else { continue };
+        let Some(gfn) = guest.locality.layout().gfn_of(*frame) else { continue };
         let page = match guest.memory.slice(gfn.gpa(), FRAME_BYTES) {
             Some(page) => page,
             None if guest.memory.read(gfn.gpa(), &mut buffer).is_ok() => &buffer,
@@ -106,15 +113,16 @@ fn bare(guest: &Guest, frames: &[FrameIndex]) {
     }
 }
 
-/// Chooses everything that is worth a hash, in rounds, as if each third frame had an equal one. Returns how many frames that is.
+/// Chooses everything that is worth a hash, in rounds, as if each third frame had an equal one.
+/// Returns how many frames that is.
 fn choose(guest: &Guest) -> usize {
     let mut catalog = Catalog::new();
-    let Ok(ids) = BuildIds::read(guest.memory.as_ref(), &guest.atlas) else { return 0 };
+    let Ok(ids) = BuildIds::read(guest.memory.as_ref(), &guest.locality) else { return 0 };
     // Two guests with the same names, which is the most work.
-    let number: GuestNumber = catalog.add_with(&guest.atlas, &ids);
-    catalog.add_with(&guest.atlas, &ids);
+    let number: GuestNumber = catalog.add_with(&guest.locality, &ids);
+    catalog.add_with(&guest.locality, &ids);
     let mut selector =
-        Adaptive::new(Arc::clone(&guest.atlas), &catalog, number, &Yields::shipped());
+        Adaptive::new(Arc::clone(&guest.locality), &catalog, number, &HitRates::shipped());
     let (mut frames, mut outcomes) = (Vec::new(), Vec::new());
     let mut count = 0;
     loop {
@@ -126,8 +134,8 @@ fn choose(guest: &Guest) -> usize {
         count += frames.len();
         outcomes.clear();
         outcomes.extend(frames.iter().map(|frame| match frame.0 % 3 {
-            0 => (*frame, Outcome::Alone),
-            _ => (*frame, Outcome::Shared { copies: 2 }),
+            0 => (*frame, SelectionOutcome::Alone),
+            _ => (*frame, SelectionOutcome::Shared { copies: 2 }),
         }));
         selector.learn(&outcomes);
     }

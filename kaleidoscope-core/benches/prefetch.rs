@@ -1,9 +1,10 @@
-//! What prefetch costs: a decision of every policy, a replay, and an atlas.
+//! What prefetch costs: a decision of every policy, a replay, and an locality.
 //!
-//! `cargo bench -p kaleidoscope-core --bench prefetch` first prints medians and 99th percentiles of single decisions, which means
-//! would hide, beside what they should be; then criterion compares means with those of the last run. A synthetic guest
-//! of 1 GiB; with `KALEIDOSCOPE_GUESTS` naming a folder of guest folders, those with traces too (`ram.bin`, `layout.txt`, `regs.txt`,
-//! `traces/*.csv`).
+//! `cargo bench -p kaleidoscope-core --bench prefetch` first prints medians and 99th percentiles of
+//! single decisions, which means would hide, beside what they should be; then criterion compares
+//! means with those of the last run. A synthetic guest of 1 GiB; with `KALEIDOSCOPE_GUESTS` naming
+//! a folder of guest folders, those with traces too (`ram.bin`, `layout.txt`, `regs.txt`, `traces/*.
+//! csv`).
 
 #![allow(
     clippy::print_stdout,
@@ -19,10 +20,10 @@ use kaleidoscope_core::addr::FrameIndex;
 use kaleidoscope_core::color::{
     Color, ColorMap, Frame, FrameKind, KernelIdentity, Order, Region, RegionId,
 };
-use kaleidoscope_core::coloring::{Options, color};
+use kaleidoscope_core::coloring::{ColoringOptions, color};
 use kaleidoscope_core::image::{Format, LayoutFile, MemoryImage, RawLayout};
 use kaleidoscope_core::memory::{GuestMemory, MemoryLayout};
-use kaleidoscope_core::prefetch::{Access, Atlas, Fault, Plan, PrefetchPolicy, Presence};
+use kaleidoscope_core::prefetch::{Access, Fault, LocalityOrder, Plan, PrefetchPolicy, Presence};
 use kaleidoscope_core::registers::parse_qemu_text;
 use kaleidoscope_core::replay::{CostModel, Replay, Touch, Trace, replay};
 use kaleidoscope_mock::Rng;
@@ -47,7 +48,7 @@ const TOUCHES: usize = 16_000;
 /// A guest to measure.
 struct Guest {
     name: String,
-    atlas: Arc<Atlas>,
+    locality: Arc<LocalityOrder>,
     trace: Trace,
 }
 
@@ -67,8 +68,8 @@ fn main() -> Result<(), Box<dyn Error>> {
 }
 
 /// Policies, without sizes that only tests are interested in.
-fn measured(atlas: &Arc<Atlas>) -> Vec<Box<dyn PrefetchPolicy>> {
-    let mut all = policies::policies(atlas);
+fn measured(locality: &Arc<LocalityOrder>) -> Vec<Box<dyn PrefetchPolicy>> {
+    let mut all = policies::policies(locality);
     let size = |name: &str| name.rsplit('-').next().and_then(|size| size.parse::<u32>().ok());
     all.retain(|policy| size(policy.name()).is_none_or(|size| (2..=1024).contains(&size)));
     all
@@ -84,8 +85,8 @@ impl Presence for Present {
 }
 
 impl Present {
-    fn nothing(atlas: &Atlas) -> Self {
-        Self(vec![false; atlas.map().len()])
+    fn nothing(locality: &LocalityOrder) -> Self {
+        Self(vec![false; locality.map().len()])
     }
 
     fn add(&mut self, frames: &[FrameIndex]) {
@@ -99,23 +100,23 @@ impl Present {
 
 /// Prints what single decisions and a replay take.
 fn report(guest: &Guest) {
-    let Guest { name, atlas, trace } = guest;
-    let frames = atlas.frames();
-    println!("\n{name}: {frames} frames, {} regions", atlas.stretches() - 1);
-    let map = atlas.map().clone();
-    println!("atlas: {:.2} ms", millis(&timed(|| Atlas::new(map)).1));
+    let Guest { name, locality, trace } = guest;
+    let frames = locality.frames();
+    println!("\n{name}: {frames} frames, {} regions", locality.stretches() - 1);
+    let map = locality.map().clone();
+    println!("locality: {:.2} ms", millis(&timed(|| LocalityOrder::new(map)).1));
     println!(
         "decisions in ns; the goal is a median of 1000, 99th percentiles of 10000, and a replay of 100 ms\n{:<20} {:>8} \
          {:>8} {:>8} {:>8} {:>10} {:>10} {:>10}",
         "policy", "median", "p99", "p99.9", "frames", "batch", "batch p99", "replay ms"
     );
-    for number in 0..measured(atlas).len() {
-        let fresh = || measured(atlas).swap_remove(number);
+    for number in 0..measured(locality).len() {
+        let fresh = || measured(locality).swap_remove(number);
         let (faults, planned) = faults(guest, fresh);
-        let batches = batches(atlas, &mut *fresh());
+        let batches = batches(locality, &mut *fresh());
         let options = Replay::new(CostModel::GBE);
         let mut policy = fresh();
-        let replayed = timed(|| replay(trace, atlas, &mut *policy, &options)).1;
+        let replayed = timed(|| replay(trace, locality, &mut *policy, &options)).1;
         let [median, p99, p999] = [500, 990, 999].map(|share| nanos(&faults, share));
         // The only batch of a policy that streams nothing is an empty one.
         let [batch, batch_p99] = [500, 990].map(|share| match batches.len() {
@@ -130,14 +131,14 @@ fn report(guest: &Guest) {
     }
 }
 
-/// Times decisions about faults, each alone, from empty clone to the trace's end as often as needed. Returns also how many
-/// frames a decision planned in the mean.
+/// Times decisions about faults, each alone, from empty clone to the trace's end as often as
+/// needed. Returns also how many frames a decision planned in the mean.
 fn faults(guest: &Guest, fresh: impl Fn() -> Box<dyn PrefetchPolicy>) -> (Vec<Duration>, f64) {
-    let Guest { atlas, trace, .. } = guest;
+    let Guest { locality, trace, .. } = guest;
     let (mut took, mut planned) = (Vec::with_capacity(DECISIONS), 0_u32);
-    let mut plan = Plan::new(Arc::clone(atlas), BUDGET);
+    let mut plan = Plan::new(Arc::clone(locality), BUDGET);
     while took.len() < DECISIONS {
-        let (mut policy, mut present) = (fresh(), Present::nothing(atlas));
+        let (mut policy, mut present) = (fresh(), Present::nothing(locality));
         for touch in trace.touches() {
             if !present.is_absent(touch.frame) {
                 continue;
@@ -158,9 +159,9 @@ fn faults(guest: &Guest, fresh: impl Fn() -> Box<dyn PrefetchPolicy>) -> (Vec<Du
 }
 
 /// Times batches of the background, until there are none or the guest is there.
-fn batches(atlas: &Arc<Atlas>, policy: &mut dyn PrefetchPolicy) -> Vec<Duration> {
-    let (mut took, mut present) = (Vec::new(), Present::nothing(atlas));
-    let mut plan = Plan::new(Arc::clone(atlas), BATCH);
+fn batches(locality: &Arc<LocalityOrder>, policy: &mut dyn PrefetchPolicy) -> Vec<Duration> {
+    let (mut took, mut present) = (Vec::new(), Present::nothing(locality));
+    let mut plan = Plan::new(Arc::clone(locality), BATCH);
     loop {
         let start = Instant::now();
         policy.background(&mut plan.begin(&present, None));
@@ -176,21 +177,21 @@ fn batches(atlas: &Arc<Atlas>, policy: &mut dyn PrefetchPolicy) -> Vec<Duration>
 
 /// Criterion's comparison with the last run.
 fn compare(guest: &Guest) {
-    let Guest { atlas, trace, .. } = guest;
+    let Guest { locality, trace, .. } = guest;
     let mut criterion = Criterion::default()
         .sample_size(20)
         .warm_up_time(Duration::from_millis(300))
         .measurement_time(Duration::from_secs(1))
         .configure_from_args();
-    criterion.bench_function("atlas", |bencher| {
-        bencher.iter_batched(|| atlas.map().clone(), Atlas::new, BatchSize::LargeInput);
+    criterion.bench_function("locality", |bencher| {
+        bencher.iter_batched(|| locality.map().clone(), LocalityOrder::new, BatchSize::LargeInput);
     });
     let mut group = criterion.benchmark_group("decision");
-    for mut policy in measured(atlas) {
+    for mut policy in measured(locality) {
         // A clone that has some frames, so that plans differ in length.
         let mut rng = Rng::new(1);
         let present = Present((0..FRAMES).map(|_| rng.one_in(3)).collect());
-        let mut plan = Plan::new(Arc::clone(atlas), BUDGET);
+        let mut plan = Plan::new(Arc::clone(locality), BUDGET);
         let mut touches = trace.touches().iter().cycle();
         group.bench_function(policy.name().to_owned(), |bencher| {
             bencher.iter(|| {
@@ -203,12 +204,13 @@ fn compare(guest: &Guest) {
     }
     group.finish();
     let mut group = criterion.benchmark_group("replay");
-    for number in 0..measured(atlas).len() {
-        let fresh = || measured(atlas).swap_remove(number);
+    for number in 0..measured(locality).len() {
+        let fresh = || measured(locality).swap_remove(number);
         let options = Replay::new(CostModel::GBE);
         group.bench_function(fresh().name().to_owned(), |bencher| {
-            let run =
-                |mut policy: Box<dyn PrefetchPolicy>| replay(trace, atlas, &mut *policy, &options);
+            let run = |mut policy: Box<dyn PrefetchPolicy>| {
+                replay(trace, locality, &mut *policy, &options)
+            };
             bencher.iter_batched(fresh, run, BatchSize::LargeInput);
         });
     }
@@ -232,8 +234,8 @@ fn nanos(sorted: &[Duration], share: usize) -> u128 {
     sorted.get(at).copied().unwrap_or_default().as_nanos()
 }
 
-/// A guest of 1 GiB as a warm server has it: thousands of files, some processes, slab caches, and 40 % of RAM free, in short
-/// runs of neighbors all over RAM.
+/// A guest of 1 GiB as a warm server has it: thousands of files, some processes, slab caches, and
+/// 40 % of RAM free, in short runs of neighbors all over RAM.
 fn synthetic() -> Result<Guest, Box<dyn Error>> {
     // Kind, color, order, share of RAM in percent, and the base-2 logarithm of the largest region.
     let parts = [
@@ -274,13 +276,14 @@ fn synthetic() -> Result<Guest, Box<dyn Error>> {
     let layout = MemoryLayout::contiguous(u64::from(FRAMES) << 12)?;
     let frames = runs.into_iter().flatten();
     let map = ColorMap::new(layout, KernelIdentity::default(), frames, regions)?;
-    let atlas = Arc::new(Atlas::new(map));
-    let trace = walk(&atlas, &mut rng);
-    Ok(Guest { name: "synthetic".to_owned(), atlas, trace })
+    let locality = Arc::new(LocalityOrder::new(map));
+    let trace = walk(&locality, &mut rng);
+    Ok(Guest { name: "synthetic".to_owned(), locality, trace })
 }
 
-/// Touches as programs make them: pieces of regions one after the other, and now and then fresh memory.
-fn walk(atlas: &Atlas, rng: &mut Rng) -> Trace {
+/// Touches as programs make them: pieces of regions one after the other, and now and then fresh
+/// memory.
+fn walk(locality: &LocalityOrder, rng: &mut Rng) -> Trace {
     let (mut touches, mut trace) = (Vec::new(), Trace::default());
     let mut at_us = 0;
     while trace.touches().len() < TOUCHES {
@@ -288,14 +291,14 @@ fn walk(atlas: &Atlas, rng: &mut Rng) -> Trace {
             let place = u32::try_from(rng.below(u64::from(FRAMES))).unwrap_or(0);
             let piece = 1 + u32::try_from(rng.below(40)).unwrap_or(0);
             let vcpu = u16::from(rng.one_in(2));
-            for &frame in atlas.run(place..place.saturating_add(piece)) {
+            for &frame in locality.run(place..place.saturating_add(piece)) {
                 at_us += 20;
                 touches.push(Touch { at_us, frame, access: Access::Read, vcpu });
             }
         }
-        trace = Trace::new(touches.iter().copied(), atlas.layout());
+        trace = Trace::new(touches.iter().copied(), locality.layout());
     }
-    Trace::new(trace.touches().iter().copied().take(TOUCHES), atlas.layout())
+    Trace::new(trace.touches().iter().copied().take(TOUCHES), locality.layout())
 }
 
 /// Guests that have traces, each with the longest of them.
@@ -310,7 +313,7 @@ fn real_guests(folder: &Path) -> Result<Vec<Guest>, Box<dyn Error>> {
         let memory =
             MemoryImage::open(&folder.join("ram.bin"), &Format::Raw(RawLayout::File(layout)))?;
         let registers = parse_qemu_text(&std::fs::read_to_string(folder.join("regs.txt"))?)?;
-        let map = color(&memory, &Options { registers, ..Options::default() })?.map;
+        let map = color(&memory, &ColoringOptions { registers, ..ColoringOptions::default() })?.map;
         let mut longest = (Trace::default(), String::new());
         for entry in std::fs::read_dir(folder.join("traces"))? {
             let path = entry?.path();
@@ -324,7 +327,7 @@ fn real_guests(folder: &Path) -> Result<Vec<Guest>, Box<dyn Error>> {
         let (trace, workload) = longest;
         guests.push(Guest {
             name: format!("{name}, {workload}, {} touches", trace.touches().len()),
-            atlas: Arc::new(Atlas::new(map)),
+            locality: Arc::new(LocalityOrder::new(map)),
             trace,
         });
     }

@@ -1,11 +1,14 @@
-//! Reads a kernel's own metadata from a flat kernel image or from a guest's memory and prints how long each step took.
+//! Reads a kernel's own metadata from a flat kernel image or from a guest's memory and prints how
+//! long each step took.
 //!
 //! ```text
 //! kernel_metadata FILE [VA] [symbols|types]
 //! ```
-//! With `VA` (hexadecimal) the file is a kernel image that begins at that address; without, it is memory that has a VMCOREINFO page,
-//! with physical addresses as file offsets. `symbols` prints every symbol as `/proc/kallsyms` does; `types` reads paths like
-//! `page.mapping` or `enum pageflags.PG_locked` from standard input, one a line, and prints where they are or what they are worth.
+//! With `VA` (hexadecimal) the file is a kernel image that begins at that address; without, it is
+//! memory that has a VMCOREINFO page, with physical addresses as file offsets. `symbols` prints
+//! every symbol as `/proc/kallsyms` does; `types` reads paths like `page.mapping` or `enum
+//! pageflags.PG_locked` from standard input, one a line, and prints where they are or what they are
+//! worth.
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "an example shows what it finds")]
 

@@ -63,7 +63,8 @@ address! {
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Debug)]
 pub struct Gfn(pub u64);
 
-/// Dense position of a frame in the guest's RAM, holes skipped. Every per-frame table is indexed by it.
+/// Dense position of a frame in the guest's RAM, holes skipped. Every per-frame table is indexed by
+/// it.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Debug)]
 pub struct FrameIndex(pub u32);
 

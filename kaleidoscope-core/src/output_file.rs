@@ -1,9 +1,9 @@
 //! Files that get their name once they are whole.
 //!
-//! A program that is interrupted, or whose disk is full, leaves the older file as it was and nothing
-//! else: on Linux the new one has no name at all until [`OutputFile::commit`]. Links are followed.
-//! What is no regular file (a device, a FIFO, a file descriptor under `/proc`) is written to as it
-//! is, because replacing it would destroy it.
+//! A program that is interrupted, or whose disk is full, leaves the older file as it was and
+//! nothing else: on Linux the new one has no name at all until [`OutputFile::commit`]. Links are
+//! followed. What is no regular file (a device, a FIFO, a file descriptor under `/proc`) is written
+//! to as it is, because replacing it would destroy it.
 
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
@@ -86,7 +86,8 @@ impl OutputFile {
             }
             Place::Name(path, replaced) => {
                 if replaced.is_some() {
-                    // The folder's rights alone would let a file be replaced that may not be written to.
+                    // The folder's rights alone would let a file be replaced that may not be
+                    // written to.
                     rustix::fs::access(&path, Access::WRITE_OK)?;
                 }
                 let (file, temporary) = match unnamed(folder(&path), mode)? {
@@ -117,8 +118,8 @@ impl OutputFile {
         matches!(self.target, Target::Stream { is_stdout: true })
     }
 
-    /// The name that the file has until it is committed, on file systems where it needs one. Whoever
-    /// ends the process without dropping the file removes it.
+    /// The name that the file has until it is committed, on file systems where it needs one.
+    /// Whoever ends the process without dropping the file removes it.
     pub fn temporary_name(&self) -> Option<&Path> {
         match &self.target {
             Target::Name { temporary: Some(name), .. } => Some(name),
@@ -144,8 +145,8 @@ impl OutputFile {
     /// Has the disk keep the bytes, and then the name too, so that both outlast a power failure.
     ///
     /// # Errors
-    /// As [`commit`](Self::commit). If it is the folder that cannot be written to the disk, the file
-    /// has its name nevertheless.
+    /// As [`commit`](Self::commit). If it is the folder that cannot be written to the disk, the
+    /// file has its name nevertheless.
     pub fn commit_synced(self) -> io::Result<()> {
         let Target::Name { path, replaced, .. } = &self.target else {
             return match self.file.sync_all() {
@@ -212,8 +213,8 @@ fn resolve(path: &Path) -> io::Result<Place> {
     Err(Errno::LOOP.into())
 }
 
-/// Linux's rule (`fs.protected_symlinks`), since we read links ourselves: in a folder where everybody
-/// may make links, only those of the user's own and of the folder's owner lead anywhere.
+/// Linux's rule (`fs.protected_symlinks`), since we read links ourselves: in a folder where
+/// everybody may make links, only those of the user's own and of the folder's owner lead anywhere.
 fn may_follow(folder: &Path, link: &Metadata) -> io::Result<bool> {
     let folder = fs::metadata(folder)?;
     let is_shared = folder.mode() & 0o1002 == 0o1002;

@@ -1,13 +1,15 @@
 //! Guests of which nothing is known but their page tables.
 //!
-//! What the processor has to read cannot be hidden: which frames are page tables, which a process may use, which are code. That is less than an
-//! operating system tells (nothing says which frames are free, or of which file), but it needs none to be known. The roots come
-//! from vCPUs' registers; processes that no vCPU ran when somebody looked are not seen, and their frames are unknown.
+//! What the processor has to read cannot be hidden: which frames are page tables, which a process
+//! may use, which are code. That is less than an operating system tells (nothing says which frames
+//! are free, or of which file), but it needs none to be known. The roots come from vCPUs'
+//! registers; processes that no vCPU ran when somebody looked are not seen, and their frames are
+//! unknown.
 
 use crate::addr::{FRAME_BYTES, FRAME_SIZE, Gpa, Gva};
 use crate::color::{FrameKind, KernelIdentity, Order, Region, RegionId, Temperature};
 use crate::guest_os::{
-    FrameFacts, FrameUse, GuestFacts, Introspect, KernelArea, Note, Process, Stage,
+    FrameFacts, FrameUse, GuestFacts, Introspect, KernelArea, Note, Phase, Process,
 };
 use crate::memory::{GuestMemory, MemoryLayout};
 use crate::paging::{
@@ -56,9 +58,9 @@ impl Introspect for PageTables {
         &self,
         memory: &dyn GuestMemory,
         registers: &[VcpuRegisters],
-        begin: &mut dyn FnMut(Stage),
+        begin: &mut dyn FnMut(Phase),
     ) -> Result<GuestFacts, PageTablesError> {
-        begin(Stage::UserSpaces);
+        begin(Phase::UserSpaces);
         let with_paging = |r: &VcpuRegisters| Some((spec(r.paging_mode()?)?, r.cr3?));
         let known: Vec<_> = registers.iter().filter_map(with_paging).collect();
         let (spec, _) = known.first().copied().ok_or(PageTablesError::NoRoots)?;
@@ -71,7 +73,7 @@ impl Introspect for PageTables {
             gathered = gather(memory, &spec.without_bits(gathered.shared_bit), &values);
         }
         let Gathered { frames, owners, processes, notes, .. } = gathered;
-        begin(Stage::Facts);
+        begin(Phase::Facts);
         let names: Vec<String> = processes.iter().map(|process| process.name.clone()).collect();
         let layout = memory.layout();
         let (frames, regions) = settle(layout, frames, owners, &names);
@@ -88,7 +90,8 @@ struct Gathered {
     owners: Vec<u16>,
     processes: Vec<Process>,
     notes: Vec<Note>,
-    /// A bit that entries of shared pages carry (TDX), or 0. With one, the walks have to be done again without it.
+    /// A bit that entries of shared pages carry (TDX), or 0. With one, the walks have to be done
+    /// again without it.
     shared_bit: u64,
 }
 
@@ -146,10 +149,11 @@ fn gather(memory: &dyn GuestMemory, spec: &PagingSpec, values: &BTreeSet<u64>) -
     Gathered { frames, owners, processes, notes, shared_bit: shared_bit.mask() }
 }
 
-/// What a root's entries for processes lead to, by the addresses that they serve; `None` when they lead to nothing.
+/// What a root's entries for processes lead to, by the addresses that they serve; `None` when they
+/// lead to nothing.
 ///
-/// Two roots may be of one process: a system that hides its kernel from processes (Meltdown) has one for each mode of the processor, and
-/// both lead to the process's own tables.
+/// Two roots may be of one process: a system that hides its kernel from processes (Meltdown) has
+/// one for each mode of the processor, and both lead to the process's own tables.
 fn user_tables(memory: &dyn GuestMemory, spec: &PagingSpec, root: Gpa) -> Option<Vec<(Gva, u64)>> {
     let level = spec.levels.first()?;
     let mut copy = [0; FRAME_BYTES];
@@ -204,7 +208,8 @@ impl Visitor for Finder<'_> {
                     frame.user_executable |= leaf.rights.execute;
                     self.mapped = self.mapped.saturating_add(1);
                 } else if !frame.user_mapped && leaf.bytes == FRAME_SIZE {
-                    // Large pages of the kernel are its map of all memory: they say nothing of a frame.
+                    // Large pages of the kernel are its map of all memory: they say nothing of a
+                    // frame.
                     if frame.area == KernelArea::None {
                         frame.position = page;
                     }
@@ -226,7 +231,8 @@ impl Visitor for Finder<'_> {
     }
 }
 
-/// Settles what each frame is, and which region it belongs to: an address space's own memory, what several share, the kernel's.
+/// Settles what each frame is, and which region it belongs to: an address space's own memory, what
+/// several share, the kernel's.
 fn settle(
     layout: &MemoryLayout,
     mut frames: Vec<FrameFacts>,

@@ -1,7 +1,9 @@
-//! Threads that serve, and code of others that they call: a panic ends what was served, with an error that its owner sees.
+//! Threads that serve, and code of others that they call: a panic ends what was served, with an
+//! error that its owner sees.
 //!
-//! A thread that dies leaves a service that looks alive: others wait for what it would have done. So every thread that is started for a service
-//! is [started here](spawn), with what is to be told when it panics, and what an embedder gave to be called is [called here](contained) where
+//! A thread that dies leaves a service that looks alive: others wait for what it would have done.
+//! So every thread that is started for a service is [started here](spawn), with what is to be told
+//! when it panics, and what an embedder gave to be called is [called here](contained) where
 //! its panic would leave something half done.
 
 use std::any::Any;
@@ -46,7 +48,8 @@ impl Panicked {
 /// # Errors
 /// [`Panicked`] when it panicked.
 pub fn contained<T>(what: &str, work: impl FnOnce() -> T) -> Result<T, Panicked> {
-    // Locks are released on the way, without being poisoned (`parking_lot`); what they guard is not used for long: the service ends.
+    // Locks are released on the way, without being poisoned (`parking_lot`); what they guard is not
+    // used for long: the service ends.
     catch_unwind(AssertUnwindSafe(work)).map_err(|payload| {
         let panicked = Panicked::new(what, &*payload);
         // A payload may panic when it is dropped.
@@ -55,8 +58,8 @@ pub fn contained<T>(what: &str, work: impl FnOnce() -> T) -> Result<T, Panicked>
     })
 }
 
-/// Starts a thread of a service, with so many bytes of stack. Should it panic, it calls `panicked` before it ends: that has to end the service, and
-/// to keep the error for its owner.
+/// Starts a thread of a service, with so many bytes of stack. Should it panic, it calls `panicked`
+/// before it ends: that has to end the service, and to keep the error for its owner.
 ///
 /// # Errors
 /// [`io::Error`] when the system gives no thread.

@@ -9,7 +9,8 @@ mod modeled {
     pub(crate) use loom::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
     use std::time::Duration;
 
-    /// loom's mutex with the interface of `parking_lot`'s: a panicking holder ends the model anyway.
+    /// loom's mutex with the interface of `parking_lot`'s: a panicking holder ends the model
+    /// anyway.
     #[derive(Debug)]
     pub(crate) struct Mutex<T>(loom::sync::Mutex<T>);
 
@@ -50,7 +51,8 @@ mod modeled {
             Self(loom::sync::Condvar::new())
         }
 
-        /// Never times out: a model in which a thread waits for ever is a model that shows a lost wake-up.
+        /// Never times out: a model in which a thread waits for ever is a model that shows a lost
+        /// wake-up.
         pub(crate) fn wait_for<'a, T>(
             &self,
             guard: MutexGuard<'a, T>,

@@ -1,4 +1,5 @@
-//! Whether free frames may be filled with zeros, on synthetic guests that use them in each way that Linux has.
+//! Whether free frames may be filled with zeros, on synthetic guests that use them in each way that
+//! Linux has.
 
 #![expect(
     clippy::unwrap_used,
@@ -7,7 +8,7 @@
 
 use kaleidoscope_core::clone::{Descriptor, FreeFrames, Verdict, trust};
 use kaleidoscope_core::color::{Color, ColorMap};
-use kaleidoscope_core::coloring::{Options, color};
+use kaleidoscope_core::coloring::{ColoringOptions, color};
 use kaleidoscope_core::guest_os::NoteKind;
 use kaleidoscope_core::manifest::{ImageIdentity, Limits, Manifest};
 use kaleidoscope_core::memory::GuestMemory;
@@ -17,7 +18,8 @@ use kaleidoscope_mock::linux::{Damage, GuestBuilder, KernelStyle, MockGuest};
 fn guest(style: KernelStyle, fill: impl Fn(usize) -> [u8; 4096]) -> (MockGuest, ColorMap) {
     let builder = GuestBuilder::new(style).seed(3).ram_bytes(32 << 20).pci_hole_at(16 << 20);
     let mut guest = builder.build().unwrap();
-    let options = Options { registers: guest.registers.clone(), ..Options::default() };
+    let options =
+        ColoringOptions { registers: guest.registers.clone(), ..ColoringOptions::default() };
     let map = color(&guest.memory, &options).unwrap().map;
     let free = map.iter().filter(|(_, _, frame)| frame.color == Color::Free);
     for (n, (_, gfn, _)) in free.enumerate() {
@@ -96,15 +98,18 @@ fn nothing_seen_is_not_trusted() {
     assert_eq!((seen.verdict, seen.free_frames()), (Verdict::Unknown, FreeFrames::Fetch));
 }
 
-/// Guests whose structures contradict each other are not trusted, however harmless their free frames look, and a manifest or a descriptor
-/// says so to its reader.
+/// Guests whose structures contradict each other are not trusted, however harmless their free
+/// frames look, and a manifest or a descriptor says so to its reader.
 #[test]
 fn contradictions_are_not_trusted() {
     for style in KernelStyle::ALL {
         for damage in [Damage::BlockOrder, Damage::TaskCycle, Damage::TaskWild] {
             let mut guest = GuestBuilder::new(style).seed(3).ram_bytes(32 << 20).build().unwrap();
             guest.damage(damage).unwrap();
-            let options = Options { registers: guest.registers.clone(), ..Options::default() };
+            let options = ColoringOptions {
+                registers: guest.registers.clone(),
+                ..ColoringOptions::default()
+            };
             let coloring = color(&guest.memory, &options).unwrap();
             let name = format!("{style:?} {damage:?}: {:?}", coloring.notes());
             assert!(coloring.notes().iter().any(|n| n.kind == NoteKind::Contradiction), "{name}");

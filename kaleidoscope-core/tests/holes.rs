@@ -6,14 +6,14 @@ use kaleidoscope_core::addr::{FrameIndex, Gpa};
 use kaleidoscope_core::clone::ports::{Delivery, PageSource, Priority};
 use kaleidoscope_core::clone::{Descriptor, LocalSource, Verdict, trust};
 use kaleidoscope_core::color::{Color, ColorMap, Frame, FrameKind, KernelIdentity};
-use kaleidoscope_core::coloring::{Coloring, Options, color};
+use kaleidoscope_core::coloring::{Coloring, ColoringOptions, color};
 use kaleidoscope_core::dedup::BuildIds;
 use kaleidoscope_core::fingerprint::{Content, Domain, contents, partial_contents};
 use kaleidoscope_core::manifest::{ImageIdentity, Limits, Manifest};
 use kaleidoscope_core::memory::{
     Backing, Extent, GuestMemory, MemoryError, MemoryLayout, data_frames,
 };
-use kaleidoscope_core::prefetch::Atlas;
+use kaleidoscope_core::prefetch::LocalityOrder;
 use kaleidoscope_mock::linux::{GuestBuilder, KernelStyle, MockGuest};
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -54,7 +54,7 @@ impl Sparse {
 
     fn color(&self, with_registers: bool) -> Coloring {
         let registers = if with_registers { self.guest.registers.clone() } else { Vec::new() };
-        color(self, &Options { registers, ..Options::default() }).unwrap()
+        color(self, &ColoringOptions { registers, ..ColoringOptions::default() }).unwrap()
     }
 }
 
@@ -85,7 +85,7 @@ fn coloring_reads_no_hole_and_finds_the_same() {
         let sparse = Sparse::new(is_borrowed);
         let found = sparse.color(with_registers);
         let registers = if with_registers { sparse.guest.registers.clone() } else { Vec::new() };
-        let options = Options { registers, ..Options::default() };
+        let options = ColoringOptions { registers, ..ColoringOptions::default() };
         let dense = color(&sparse.guest.memory, &options).unwrap();
         let stored = sparse.stored() as usize;
         assert_eq!(found.map.colors()[..stored], *dense.map.colors());
@@ -128,7 +128,7 @@ fn whatever_is_made_of_an_image_reads_no_hole() {
         assert!(found[sparse.stored() as usize..].iter().all(|c| *c == Content::Zero));
         let found = partial_contents(&sparse, &all, &domain, threads).unwrap();
         assert!(found[sparse.stored() as usize..].iter().all(|c| *c == Content::Zero));
-        BuildIds::read(&sparse, &Atlas::new(map)).unwrap();
+        BuildIds::read(&sparse, &LocalityOrder::new(map)).unwrap();
         assert_eq!(data_frames(&sparse).count(), sparse.stored() as usize);
     }
 }

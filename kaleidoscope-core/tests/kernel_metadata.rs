@@ -1,8 +1,10 @@
-//! VMCOREINFO, kallsyms and BTF of real kernels, checked against what the guests said of themselves.
+//! VMCOREINFO, kallsyms and BTF of real kernels, checked against what the guests said of
+//! themselves.
 //!
-//! `KALEIDOSCOPE_GUESTS` names a directory with a directory for each guest: `ram.bin`, its memory with physical addresses as offsets, and
-//! `truth/gt/proc_kallsyms`, its `/proc/kallsyms`. `KALEIDOSCOPE_KERNELS` names a directory with kernels that never ran: `*.flat`, the
-//! segments of `vmlinux` laid out by physical address, linked at the usual address.
+//! `KALEIDOSCOPE_GUESTS` names a directory with a directory for each guest: `ram.bin`, its memory
+//! with physical addresses as offsets, and `truth/gt/proc_kallsyms`, its `/proc/kallsyms`.
+//! `KALEIDOSCOPE_KERNELS` names a directory with kernels that never ran: `*.flat`, the segments of
+//! `vmlinux` laid out by physical address, linked at the usual address.
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
 use kaleidoscope_core::addr::Gva;
@@ -17,7 +19,8 @@ const KERNEL_MAP: u64 = 0xffff_ffff_8000_0000;
 const LINKED_AT: Gva = Gva(0xffff_ffff_8100_0000);
 const IMAGE_BYTES: usize = 64 << 20;
 
-/// What is in the directory that the environment variable names; nothing, said loudly, if it is unset.
+/// What is in the directory that the environment variable names; nothing, said loudly, if it is
+/// unset.
 fn files(variable: &str, wanted: impl Fn(&Path) -> bool) -> Vec<PathBuf> {
     let Some(directory) = std::env::var_os(variable) else {
         // Not a print macro: the test harness would swallow it.

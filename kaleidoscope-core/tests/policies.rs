@@ -1,7 +1,8 @@
 //! Policies on real guests: what we say of them holds.
 //!
-//! Prints the table of the README, and checks the claims behind it, on the guests of `KALEIDOSCOPE_GUESTS` (see `guests`). The
-//! shipped windows were tuned on other guests. Nothing here depends on how fast the machine is: time is simulated.
+//! Prints the table of the README, and checks the claims behind it, on the guests of
+//! `KALEIDOSCOPE_GUESTS` (see `guests`). The shipped windows were tuned on other guests. Nothing
+//! here depends on how fast the machine is: time is simulated.
 
 #![allow(
     clippy::print_stdout,
@@ -15,12 +16,12 @@ mod writes;
 
 use guests::{Guest, guests};
 use kaleidoscope_core::addr::FrameIndex;
-use kaleidoscope_core::coloring::{Options, color, color_by_page_tables};
+use kaleidoscope_core::coloring::{ColoringOptions, color, color_by_page_tables};
 use kaleidoscope_core::prefetch::{
-    Atlas, Blind, Colored, Demand, Guide, Itinerary, Paper, Predict, PrefetchPolicy, Recorded,
-    Settings, Streamed,
+    Blind, ColorGuide, Colored, Demand, LocalityOrder, Paper, Predict, PrefetchPolicy, Recorded,
+    RecordedOrder, Settings, Streamed,
 };
-use kaleidoscope_core::recording::{Likeness, Translation};
+use kaleidoscope_core::recording::{Similarity, TranslatedRecording};
 use kaleidoscope_core::registers::VcpuRegisters;
 use kaleidoscope_core::replay::{CostModel, Metrics, Replay, Trace, replay};
 use std::path::Path;
@@ -40,12 +41,17 @@ struct Row {
 
 /// Replays one trace of a guest under a policy, made anew for each replay.
 fn judge(guest: &Guest, trace: &str, make: &dyn Fn() -> Box<dyn PrefetchPolicy>) -> Row {
-    judge_on(&guest.atlas, &guest.traces[trace], make)
+    judge_on(&guest.locality, &guest.traces[trace], make)
 }
 
-fn judge_on(atlas: &Arc<Atlas>, trace: &Trace, make: &dyn Fn() -> Box<dyn PrefetchPolicy>) -> Row {
-    let run =
-        |policy: &mut dyn PrefetchPolicy, costs| replay(trace, atlas, policy, &Replay::new(costs));
+fn judge_on(
+    locality: &Arc<LocalityOrder>,
+    trace: &Trace,
+    make: &dyn Fn() -> Box<dyn PrefetchPolicy>,
+) -> Row {
+    let run = |policy: &mut dyn PrefetchPolicy, costs| {
+        replay(trace, locality, policy, &Replay::new(costs))
+    };
     let ours = run(make().as_mut(), CostModel::GBE25);
     let blind = run(&mut Blind::aligned(16), CostModel::GBE25);
     let slow = run(make().as_mut(), CostModel::GBE);
@@ -96,11 +102,11 @@ fn summary(name: &str, rows: &[Row]) -> Row {
 }
 
 fn colored(guest: &Guest, settings: Settings) -> Box<dyn PrefetchPolicy> {
-    colored_on(&guest.atlas, settings)
+    colored_on(&guest.locality, settings)
 }
 
-fn colored_on(atlas: &Arc<Atlas>, settings: Settings) -> Box<dyn PrefetchPolicy> {
-    Box::new(Colored::new(Arc::new(Guide::new(Arc::clone(atlas), settings))))
+fn colored_on(locality: &Arc<LocalityOrder>, settings: Settings) -> Box<dyn PrefetchPolicy> {
+    Box::new(Colored::new(Arc::new(ColorGuide::new(Arc::clone(locality), settings))))
 }
 
 fn region() -> Settings {
@@ -109,24 +115,24 @@ fn region() -> Settings {
 
 /// A recording made on one guest, as a policy for another (or the same).
 fn recorded(guest: &Guest, from: &Guest, trace: &str) -> Box<dyn PrefetchPolicy> {
-    let found = from.recording(trace).translate(&guest.atlas, Some(&guest.identity));
+    let found = from.recording(trace).translate(&guest.locality, Some(&guest.identity));
     let predict = match found.likeness {
-        Likeness::Snapshot | Likeness::Kernel => Predict::Lost,
-        Likeness::Other => Predict::Always,
+        Similarity::Snapshot | Similarity::Kernel => Predict::Lost,
+        Similarity::Other => Predict::Always,
     };
     let frames = found.frames.iter().map(|t| (t.frame, t.confidence));
-    let itinerary = Arc::new(Itinerary::new(&guest.atlas, frames, 0.5));
-    let guide = Arc::new(Guide::new(Arc::clone(&guest.atlas), Settings::default()));
-    Box::new(Recorded::new("recorded", guide, itinerary, predict))
+    let recorded_order = Arc::new(RecordedOrder::new(&guest.locality, frames, 0.5));
+    let guide = Arc::new(ColorGuide::new(Arc::clone(&guest.locality), Settings::default()));
+    Box::new(Recorded::new("recorded", guide, recorded_order, predict))
 }
 
-fn frames(translation: &Translation) -> Arc<[FrameIndex]> {
+fn frames(translation: &TranslatedRecording) -> Arc<[FrameIndex]> {
     translation.at_least(0.5).map(|t| t.frame).collect()
 }
 
 /// Today's record-and-replay: the frames by number, then nothing but what is asked for.
 fn by_number(guest: &Guest, from: &Guest, trace: &str) -> Box<dyn PrefetchPolicy> {
-    let found = from.recording(trace).by_frame_number(&guest.atlas, Some(&guest.identity));
+    let found = from.recording(trace).by_frame_number(&guest.locality, Some(&guest.identity));
     Box::new(Streamed::new(
         "recorded-frames",
         found.frames.iter().map(|t| t.frame).collect(),
@@ -158,7 +164,7 @@ fn policies_keep_their_promises_on_real_guests() {
     on_all("demand", &|_| Box::new(Demand));
     on_all("blind-next-16", &|_| Box::new(Blind::next(16)));
     on_all("blind-aligned-64", &|_| Box::new(Blind::aligned(64)));
-    let (paper, _) = on_all("paper", &|g| Box::new(Paper::new(Arc::clone(&g.atlas))));
+    let (paper, _) = on_all("paper", &|g| Box::new(Paper::new(Arc::clone(&g.locality))));
     let (region_sum, _) = on_all("region", &|g| colored(g, region()));
     let (first, rows) = on_all("predicted", &|g| colored(g, Settings::default()));
 
@@ -178,9 +184,9 @@ fn policies_keep_their_promises_on_real_guests() {
     let mut rows = Vec::new();
     for (guest, trace) in all.iter().filter(|(g, t)| g.traces.contains_key("idle") && *t != "idle")
     {
-        let idle = guest.recording("idle").translate(&guest.atlas, Some(&guest.identity));
+        let idle = guest.recording("idle").translate(&guest.locality, Some(&guest.identity));
         rows.push(judge(guest, trace, &|| {
-            let guide = Arc::new(Guide::new(Arc::clone(&guest.atlas), region()));
+            let guide = Arc::new(ColorGuide::new(Arc::clone(&guest.locality), region()));
             Box::new(Streamed::new("idle", frames(&idle), Colored::new(guide)))
         }));
     }
@@ -233,15 +239,16 @@ fn policies_keep_their_promises_on_real_guests() {
 }
 
 /// A guest as if nothing were known of it but page tables, those of every process.
-fn by_page_tables(guest: &Guest) -> Arc<Atlas> {
+fn by_page_tables(guest: &Guest) -> Arc<LocalityOrder> {
     let root = std::env::var_os("KALEIDOSCOPE_GUESTS").unwrap();
     let (image, registers) = guests::open(&Path::new(&root).join(&guest.name));
     let vcpu = registers[0].clone();
-    let coloring = color(&image, &Options { registers, ..Options::default() }).unwrap();
+    let coloring =
+        color(&image, &ColoringOptions { registers, ..ColoringOptions::default() }).unwrap();
     let roots = coloring.processes().iter().map(|process| Some(process.root.0));
     let registers = roots.map(|cr3| VcpuRegisters { cr3, ..vcpu.clone() }).collect();
-    let options = Options { registers, ..Options::default() };
-    Arc::new(Atlas::new(color_by_page_tables(&image, &options).unwrap().map))
+    let options = ColoringOptions { registers, ..ColoringOptions::default() };
+    Arc::new(LocalityOrder::new(color_by_page_tables(&image, &options).unwrap().map))
 }
 
 #[test]
@@ -250,16 +257,17 @@ fn page_tables_alone_are_better_than_nothing() {
     if guests.is_empty() {
         return;
     }
-    let atlases: Vec<_> = guests.iter().map(by_page_tables).collect();
-    let on_all = |name: &str, settings: &dyn Fn(&Atlas) -> Settings| {
-        let rows = guests.iter().zip(&atlases).flat_map(|(guest, atlas)| {
-            let judged = |trace| judge_on(atlas, trace, &|| colored_on(atlas, settings(atlas)));
+    let localities: Vec<_> = guests.iter().map(by_page_tables).collect();
+    let on_all = |name: &str, settings: &dyn Fn(&LocalityOrder) -> Settings| {
+        let rows = guests.iter().zip(&localities).flat_map(|(guest, locality)| {
+            let judged =
+                |trace| judge_on(locality, trace, &|| colored_on(locality, settings(locality)));
             guest.traces.values().map(judged).collect::<Vec<_>>()
         });
         summary(name, &rows.collect::<Vec<_>>())
     };
     let shipped =
-        on_all("by page tables alone", &|atlas| Settings::shipped_for(atlas.map().kernel()));
+        on_all("by page tables alone", &|locality| Settings::shipped_for(locality.map().kernel()));
     let linux = on_all("the same, settings for Linux", &|_| Settings::default());
     assert!(shipped.faults <= 0.97 && shipped.waste <= 1.02, "{shipped:?}");
     assert!(linux.waste > 10.0, "settings for other guests would do as well: {linux:?}");

@@ -7,7 +7,7 @@ mod maps;
 mod policies;
 
 use kaleidoscope_core::addr::FrameIndex;
-use kaleidoscope_core::prefetch::{Access, Atlas, Fault, Outcome, Plan, Presence};
+use kaleidoscope_core::prefetch::{Access, Fault, LocalityOrder, PrefetchOutcome, Plan, Presence};
 use kaleidoscope_mock::Rng;
 use maps::{Recipe, map};
 use policies::policies;
@@ -25,18 +25,20 @@ struct Counting;
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-// SAFETY: every call is passed on unchanged to the system's allocator, which keeps the contract. Growing a block
-// goes through `alloc`.
+// SAFETY: every call is passed on unchanged to the system's allocator, which keeps the contract.
+// Growing a block goes through `alloc`.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         CALLS.set(CALLS.get() + 1);
-        // SAFETY: the caller's promise about `layout` is the one that the system's allocator asks for.
+        // SAFETY: the caller's promise about `layout` is the one that the system's allocator asks
+        // for.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
         CALLS.set(CALLS.get() + 1);
-        // SAFETY: the block came from `alloc`, that is, from the system's allocator, with this layout.
+        // SAFETY: the block came from `alloc`, that is, from the system's allocator, with this
+        // layout.
         unsafe { System.dealloc(ptr, layout) }
     }
 }
@@ -68,17 +70,22 @@ fn the_counter_counts() {
 fn decisions_allocate_nothing() {
     for (free_percent, seed) in [(0, 1), (40, 2), (100, 3)] {
         let ram = vec![(0, 200), (5, 255), (1, 255), (200, 255), (3, 255)];
-        let atlas =
-            Arc::new(Atlas::new(map(&Recipe { ram, regions: 90, free_percent, run: 30, seed })));
-        for mut policy in policies(&atlas) {
+        let locality = Arc::new(LocalityOrder::new(map(&Recipe {
+            ram,
+            regions: 90,
+            free_percent,
+            run: 30,
+            seed,
+        })));
+        for mut policy in policies(&locality) {
             let mut rng = Rng::new(seed);
-            let mut present = Present(vec![false; atlas.map().len()]);
-            let mut plan = Plan::new(Arc::clone(&atlas), 256);
+            let mut present = Present(vec![false; locality.map().len()]);
+            let mut plan = Plan::new(Arc::clone(&locality), 256);
             // What a plan takes for each GiB of the guest; this one is smaller.
             let _ = plan.begin(&present, Some(FrameIndex(0)));
             let total = calls(|| {
                 for round in 0..4000_u32 {
-                    let frame = u32::try_from(rng.below(u64::from(atlas.frames()) + 9));
+                    let frame = u32::try_from(rng.below(u64::from(locality.frames()) + 9));
                     let frame = FrameIndex(frame.unwrap_or(u32::MAX));
                     let in_flight = rng.one_in(9);
                     let fault = Fault { frame, access: Access::Write, in_flight };
@@ -91,7 +98,7 @@ fn decisions_allocate_nothing() {
                         present.0[planned.as_usize()] = true;
                     }
                     policy
-                        .feedback(frame, [Outcome::Used, Outcome::Unused][usize::from(in_flight)]);
+                        .feedback(frame, [PrefetchOutcome::Used, PrefetchOutcome::Unused][usize::from(in_flight)]);
                     if round.is_multiple_of(100) {
                         present.0.fill(false);
                     }

@@ -1,8 +1,10 @@
-//! Recordings of real guests, translated from one to the other and compared with what was touched there.
+//! Recordings of real guests, translated from one to the other and compared with what was touched
+//! there.
 //!
-//! `KALEIDOSCOPE_GUESTS` names a folder of guest folders, each with `ram.bin`, `layout.txt`, `regs.txt` and a folder `traces` of CSV
-//! files; a program's trace has the same name in each. Prints how many translated frames were touched (precision) and how many
-//! touched frames were translated (recall), by color.
+//! `KALEIDOSCOPE_GUESTS` names a folder of guest folders, each with `ram.bin`, `layout.txt`,
+//! `regs.txt` and a folder `traces` of CSV files; a program's trace has the same name in each.
+//! Prints how many translated frames were touched (precision) and how many touched frames were
+//! translated (recall), by color.
 
 #![allow(
     clippy::print_stdout,
@@ -15,17 +17,19 @@ mod guests;
 
 use guests::{Guest, guests};
 use kaleidoscope_core::addr::FrameIndex;
-use kaleidoscope_core::recording::{Likeness, Recording, RecordingLimits, Salt, Translation};
+use kaleidoscope_core::recording::{
+    Recording, RecordingLimits, Salt, Similarity, TranslatedRecording,
+};
 use std::collections::{BTreeMap, HashSet};
 use std::time::{Duration, Instant};
 
 /// Frames that a guest's trace touches and that were not free.
 fn touched(guest: &Guest, trace: &str) -> Vec<FrameIndex> {
     let touches = guest.traces[trace].touches().iter().map(|t| t.frame);
-    touches.filter(|f| !guest.atlas.is_free(*f)).collect()
+    touches.filter(|f| !guest.locality.is_free(*f)).collect()
 }
 
-/// Translated frames, those of them that were touched, and touched frames.
+/// TranslatedEntry frames, those of them that were touched, and touched frames.
 #[derive(Clone, Copy, Default)]
 struct Score {
     translated: u32,
@@ -43,11 +47,16 @@ impl Score {
     }
 }
 
-/// Scores by the color of the image's frames, over all colors, and by whether the confidence is at least a half.
-fn scores(translation: &Translation, guest: &Guest, trace: &str) -> BTreeMap<&'static str, Score> {
+/// Scores by the color of the image's frames, over all colors, and by whether the confidence is at
+/// least a half.
+fn scores(
+    translation: &TranslatedRecording,
+    guest: &Guest,
+    trace: &str,
+) -> BTreeMap<&'static str, Score> {
     let touched = touched(guest, trace);
     let mut scores: BTreeMap<&str, Score> = BTreeMap::new();
-    let groups = |frame| [guest.atlas.color(frame).name(), "(all)"];
+    let groups = |frame| [guest.locality.color(frame).name(), "(all)"];
     for frame in &touched {
         for group in groups(*frame) {
             scores.entry(group).or_default().touched += 1;
@@ -79,7 +88,7 @@ fn print(title: &str, scores: &BTreeMap<&str, Score>) {
     }
 }
 
-fn fastest(mut work: impl FnMut() -> Translation) -> Duration {
+fn fastest(mut work: impl FnMut() -> TranslatedRecording) -> Duration {
     let time = |()| {
         let start = Instant::now();
         let translation = work();
@@ -107,10 +116,10 @@ fn real_recordings_carry_over() {
 
 /// In the very same snapshot keys and frame numbers say the same, and nothing is lost.
 fn same_snapshot(guest: &Guest, recording: &Recording, trace: &str) {
-    let by_key = recording.translate(&guest.atlas, Some(&guest.identity));
-    let by_number = recording.by_frame_number(&guest.atlas, Some(&guest.identity));
-    assert_eq!(by_key.likeness, Likeness::Snapshot);
-    let frames = |t: &Translation| t.frames.iter().map(|t| t.frame).collect::<Vec<_>>();
+    let by_key = recording.translate(&guest.locality, Some(&guest.identity));
+    let by_number = recording.by_frame_number(&guest.locality, Some(&guest.identity));
+    assert_eq!(by_key.likeness, Similarity::Snapshot);
+    let frames = |t: &TranslatedRecording| t.frames.iter().map(|t| t.frame).collect::<Vec<_>>();
     assert_eq!(frames(&by_key), frames(&by_number));
     assert_eq!(frames(&by_key), touched(guest, trace));
     assert!(by_key.frames.iter().all(|t| t.confidence == 1.0));
@@ -125,8 +134,8 @@ fn same_snapshot(guest: &Guest, recording: &Recording, trace: &str) {
 }
 
 fn another_guest(recording: &Recording, from: &Guest, to: &Guest, trace: &str) {
-    let translation = recording.translate(&to.atlas, Some(&to.identity));
-    let time = fastest(|| recording.translate(&to.atlas, Some(&to.identity)));
+    let translation = recording.translate(&to.locality, Some(&to.identity));
+    let time = fastest(|| recording.translate(&to.locality, Some(&to.identity)));
     let scores = scores(&translation, to, trace);
     print(&format!("{trace}: {} to {} in {time:?}", from.name, to.name), &scores);
     for color in ["file-code", "file-mapped", "file-cache"] {
@@ -135,7 +144,8 @@ fn another_guest(recording: &Recording, from: &Guest, to: &Guest, trace: &str) {
     }
     assert!(scores["(all)"].recall() >= 0.9);
     assert!(scores["(sure)"].precision() >= 0.97);
-    let hashed = recording.clone().hashed(Salt([3; 16])).translate(&to.atlas, Some(&to.identity));
+    let hashed =
+        recording.clone().hashed(Salt([3; 16])).translate(&to.locality, Some(&to.identity));
     assert_eq!(hashed, translation, "hashed names translate alike");
     // An unoptimized build takes several times as long.
     if !cfg!(debug_assertions) {
@@ -151,7 +161,7 @@ fn real_runs_are_merged() {
         assert_eq!(merged.runs() as usize, recordings.len());
         let all: HashSet<FrameIndex> =
             guest.traces.keys().flat_map(|t| touched(&guest, t)).collect();
-        let found = merged.translate(&guest.atlas, Some(&guest.identity));
+        let found = merged.translate(&guest.locality, Some(&guest.identity));
         assert_eq!(found.frames.len(), all.len());
         assert!(found.frames.iter().all(|t| all.contains(&t.frame)));
     }

@@ -5,7 +5,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Modules of the core in the order of the pipeline: each may use those before it, never those after it.
+/// Modules of the core in the order of the pipeline: each may use those before it, never those
+/// after it.
 const PIPELINE: [&str; 24] = [
     "service",
     "output_file",

@@ -1,8 +1,8 @@
-//! The least that starting and filling a clone can cost: KVM's calls alone, and a loop that copies the page that was touched. What we do
-//! is measured beside these.
+//! The least that starting and filling a clone can cost: KVM's calls alone, and a loop that copies
+//! the page that was touched. What we do is measured beside these.
 
 use crate::error::{Asked, KvmError};
-use crate::machine::{Devices, Frozen, Host, Machine};
+use crate::machine::{Devices, Host, Machine, Snapshot};
 use crate::memory::{GuestRam, PageSize};
 use crate::state::make_board;
 use crate::sys::{Mapping, Message, Userfault};
@@ -18,21 +18,22 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// How long KVM takes to make a VM with this image and in this state, which is then thrown away: no threads, no bookkeeping.
+/// How long KVM takes to make a VM with this image and in this state, which is then thrown away: no
+/// threads, no bookkeeping.
 ///
 /// # Errors
 /// [`KvmError`] when KVM or the system refuses.
-pub fn start(host: &Arc<Host>, frozen: &Frozen) -> Result<Duration, KvmError> {
+pub fn start(host: &Arc<Host>, snapshot: &Snapshot) -> Result<Duration, KvmError> {
     let start = Instant::now();
     let vm = host.kvm().create_vm().asked("making a VM")?;
     make_board(&vm)?;
-    let ram = GuestRam::of_image(Arc::clone(&frozen.image))?;
+    let ram = GuestRam::of_image(Arc::clone(&snapshot.image))?;
     ram.install(&vm)?;
     let mut vcpus = Vec::new();
-    for id in 0u64..frozen.state.vcpus() as u64 {
+    for id in 0u64..snapshot.state.vcpus() as u64 {
         vcpus.push(vm.create_vcpu(id).asked("making a vCPU")?);
     }
-    frozen.state.load(&vm, vcpus.iter())?;
+    snapshot.state.load(&vm, vcpus.iter())?;
     let time = start.elapsed();
     // Before the memory that they use.
     drop((vcpus, vm));
@@ -40,9 +41,10 @@ pub fn start(host: &Arc<Host>, frozen: &Frozen) -> Result<Duration, KvmError> {
 }
 
 /// How long a page is tried to be put in.
-const PATIENCE: Duration = Duration::from_secs(1);
+const TIMEOUT: Duration = Duration::from_secs(1);
 
-/// A clone whose every touched page is copied in by one thread that does nothing else. It has to be dropped after the machine.
+/// A clone whose every touched page is copied in by one thread that does nothing else. It has to be
+/// dropped after the machine.
 #[derive(Debug)]
 pub struct Served {
     stop: Arc<AtomicBool>,
@@ -50,16 +52,16 @@ pub struct Served {
     thread: Option<JoinHandle<()>>,
 }
 
-/// A clone of `frozen` that a bare loop serves.
+/// A clone of `snapshot` that a bare loop serves.
 ///
 /// # Errors
 /// [`KvmError`] when KVM or the system refuses.
 pub fn served(
     host: &Arc<Host>,
-    frozen: &Frozen,
+    snapshot: &Snapshot,
     devices: Arc<dyn Devices>,
 ) -> Result<(Machine, Served), KvmError> {
-    let len = frozen.image.bytes().map(<[u8]>::len);
+    let len = snapshot.image.bytes().map(<[u8]>::len);
     let len = len.ok_or_else(|| KvmError::State("an image that shares pages".into()))?;
     let mapping =
         Arc::new(Mapping::anonymous(len, PageSize::Small).asked("mapping a clone's memory")?);
@@ -69,7 +71,7 @@ pub fn served(
     watched.asked("watching a clone's memory")?;
     let (stop, faults) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
     let (stopped, counted) = (Arc::clone(&stop), Arc::clone(&faults));
-    let image = Arc::clone(&frozen.image);
+    let image = Arc::clone(&snapshot.image);
     let thread = std::thread::Builder::new().name("bare".into()).spawn(move || {
         let clock = SystemClock::new();
         let second = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
@@ -83,7 +85,7 @@ pub fn served(
                 let start = offset / FRAME_BYTES * FRAME_BYTES;
                 let page = image.bytes().and_then(|bytes| bytes.get(start..start + FRAME_BYTES));
                 let page = page.unwrap_or_default();
-                let mut retry = Retry::new(PATIENCE);
+                let mut retry = Retry::new(TIMEOUT);
                 // No thread gives this memory back; the kernel may still say that it changes.
                 while let Err((0, Errno::AGAIN)) = userfault.copy(start, page)
                     && retry.pause(&clock)
@@ -93,8 +95,8 @@ pub fn served(
         }
     });
     let thread = Some(thread.asked("starting a thread")?);
-    let ram = GuestRam::filled(frozen.image.layout().clone(), mapping);
-    let machine = Machine::restored(host, ram, &frozen.state, devices)?;
+    let ram = GuestRam::filled(snapshot.image.layout().clone(), mapping);
+    let machine = Machine::restored(host, ram, &snapshot.state, devices)?;
     Ok((machine, Served { stop, faults, thread }))
 }
 

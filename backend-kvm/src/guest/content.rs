@@ -5,7 +5,8 @@ use kaleidoscope_core::addr::FRAME_BYTES;
 /// Words of a page.
 pub(super) const WORDS: u32 = 512;
 
-/// Odd numbers without a pattern (digits of the golden ratio, of pi, of e), so that pages and versions differ in all words.
+/// Odd numbers without a pattern (digits of the golden ratio, of pi, of e), so that pages and
+/// versions differ in all words.
 pub(super) const PAGE: u64 = 0x9e37_79b9_7f4a_7c15;
 pub(super) const VERSION: u64 = 0x2437_54a8_885a_3083;
 pub(super) const STEP: u64 = 0xadf8_5458_a2bb_4a9b;

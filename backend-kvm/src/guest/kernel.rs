@@ -1,6 +1,7 @@
-//! The guest's kernel: from one process to the next at every tick, and a complaint at every exception.
+//! The guest's kernel: from one process to the next at every tick, and a failure at every
+//! exception.
 
-use super::witness::PORT;
+use super::check_port::PORT;
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
 
@@ -10,7 +11,8 @@ pub(super) const TIMER: u8 = 0x20;
 /// The vector by which the guest is told that it is a clone.
 pub const NOTICE: u8 = 0x21;
 
-/// Registers that are saved on a process's kernel stack, below what the processor saves there itself.
+/// Registers that are saved on a process's kernel stack, below what the processor saves there
+/// itself.
 pub(super) const SAVED: usize = 15;
 
 /// MSRs of the local interrupt controller (Intel SDM vol. 3, 10.12).
@@ -32,7 +34,7 @@ pub(super) const RECORD: u8 = 32;
 
 /// Where a vCPU's kernel has its things; all below 2 GiB, mapped where they are.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Places {
+pub(super) struct AddressLayout {
     pub(super) code: u64,
     /// The address of the current process's record.
     pub(super) current: u64,
@@ -62,7 +64,7 @@ fn wrmsr(a: &mut CodeAssembler, msr: u32, value: u32) -> Result<(), IcedError> {
 }
 
 /// The code of a vCPU's kernel.
-pub(super) fn code(places: Places) -> Result<Code, IcedError> {
+pub(super) fn code(places: AddressLayout) -> Result<Code, IcedError> {
     let registers = [rax, rbx, rcx, rdx, rsi, rdi, rbp, r8, r9, r10, r11, r12, r13, r14, r15];
     debug_assert_eq!(registers.len(), SAVED);
     let mut a = CodeAssembler::new(64)?;
@@ -110,7 +112,8 @@ pub(super) fn code(places: Places) -> Result<Code, IcedError> {
     }
     a.iretq()?;
 
-    // Divide error, invalid opcode (a process complains), double fault, general protection, page fault.
+    // Divide error, invalid opcode (a process complains), double fault, general protection, page
+    // fault.
     let mut exceptions = Vec::new();
     for vector in [0u8, 6, 8, 13, 14] {
         let mut label = a.create_label();

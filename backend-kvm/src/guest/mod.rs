@@ -1,26 +1,28 @@
 //! A small guest that checks its own memory.
 //!
-//! A few processes, each with page tables of its own, share every vCPU under a kernel of some fifty instructions, which a timer enters a
-//! thousand times a second. Every process has code, data that is not executable, and a file that all of them read. Each byte of it
-//! is a function of (process, page, version): a process checks a page as a whole before it uses it, and some of the time writes it anew, one
-//! version on. It also checks that time does not go back and that its vector registers are its own. Whatever is wrong ends the guest, which
-//! says what and where.
+//! A few processes, each with page tables of its own, share every vCPU under a kernel of some fifty
+//! instructions, which a timer enters a thousand times a second. Every process has code, data that
+//! is not executable, and a file that all of them read. Each byte of it is a function of (process,
+//! page, version): a process checks a page as a whole before it uses it, and some of the time
+//! writes it anew, one version on. It also checks that time does not go back and that its vector
+//! registers are its own. Whatever is wrong ends the guest, which says what and where.
 //!
-//! The processes run at full speed wherever a vCPU's user mode does; the kernel's instructions may be emulated.
+//! The processes run at full speed wherever a vCPU's user mode does; the kernel's instructions may
+//! be emulated.
 
 pub mod baseline;
+mod check_port;
 mod content;
 mod kernel;
 mod plan;
 mod process;
 mod tables;
 mod verify;
-mod witness;
 
+pub use check_port::{CheckFailure, CheckPort};
 pub use kernel::NOTICE;
 pub use plan::{Plan, ProcessPlan};
 pub use verify::{Mismatch, verify};
-pub use witness::{Complaint, Witness};
 
 use crate::error::KvmError;
 use crate::machine::{Host, Machine};
@@ -29,11 +31,12 @@ use kaleidoscope_core::addr::Gpa;
 use kvm_bindings::{kvm_dtable, kvm_segment};
 use std::sync::Arc;
 
-/// A guest of this plan in a machine of its own, which does not run yet, and what hears its complaints.
+/// A guest of this plan in a machine of its own, which does not run yet, and what hears its
+/// complaints.
 ///
 /// # Errors
 /// [`KvmError`] when KVM or the system refuses, or the plan does not fit its memory.
-pub fn boot(host: &Arc<Host>, plan: &Plan) -> Result<(Machine, Arc<Witness>), KvmError> {
+pub fn boot(host: &Arc<Host>, plan: &Plan) -> Result<(Machine, Arc<CheckPort>), KvmError> {
     boot_on(host, plan, PageSize::Small)
 }
 
@@ -45,10 +48,10 @@ pub fn boot_on(
     host: &Arc<Host>,
     plan: &Plan,
     pages: PageSize,
-) -> Result<(Machine, Arc<Witness>), KvmError> {
-    let witness = Arc::new(Witness::default());
+) -> Result<(Machine, Arc<CheckPort>), KvmError> {
+    let check_port = Arc::new(CheckPort::default());
     let ram = Ram { layout: plan.layout()?, pages };
-    let machine = Machine::new(host, ram, plan.vcpus(), Arc::clone(&witness) as _)?;
+    let machine = Machine::new(host, ram, plan.vcpus(), Arc::clone(&check_port) as _)?;
     plan.load(&mut |gpa, bytes| machine.write(gpa, bytes))?;
     for vcpu in 0..plan.vcpus() {
         let start = plan.start(vcpu)?;
@@ -56,9 +59,11 @@ pub fn boot_on(
         regs.rip = start.entry;
         regs.rsp = start.stack;
         regs.rflags = 2;
-        // Protection, paging, write protection of the kernel's own writes; SSE; long mode, no-execute.
+        // Protection, paging, write protection of the kernel's own writes; SSE; long mode,
+        // no-execute.
         (sregs.cr0, sregs.cr4, sregs.efer, sregs.cr3) = (0x8005_0033, 0x620, 0xd00, start.tables);
-        // The local interrupt controller by registers (x2APIC), so that the kernel needs no mapping of it.
+        // The local interrupt controller by registers (x2APIC), so that the kernel needs no mapping
+        // of it.
         sregs.apic_base |= 0xc00;
         sregs.cs = segment(0x08, 0xb, 1);
         sregs.ss = segment(0x10, 0x3, 0);
@@ -75,7 +80,7 @@ pub fn boot_on(
         sregs.idt = kvm_dtable { base: start.gates, limit: 0xfff, ..Default::default() };
         machine.set_registers(vcpu, &regs, &sregs)?;
     }
-    Ok((machine, witness))
+    Ok((machine, check_port))
 }
 
 /// A flat segment of the kernel.
@@ -96,7 +101,8 @@ fn segment(selector: u16, type_: u8, long: u8) -> kvm_segment {
 /// Copies bytes of the guest.
 pub type ReadGuest<'r, E> = dyn FnMut(Gpa, &mut [u8]) -> Result<(), E> + 'r;
 
-/// How often each process has been around, in the order of [`Plan::processes`]; `read` copies bytes of the guest.
+/// How often each process has been around, in the order of [`Plan::processes`]; `read` copies bytes
+/// of the guest.
 ///
 /// # Errors
 /// Whatever `read` says.

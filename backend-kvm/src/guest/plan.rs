@@ -1,7 +1,7 @@
 //! Where everything is in the guest, and what is there at first.
 
 use super::content::{self, FILE};
-use super::kernel::{self, NOTICE, Places, RECORD, SAVED, STACK, STACK_END, TABLES, TIMER};
+use super::kernel::{self, AddressLayout, NOTICE, RECORD, SAVED, STACK, STACK_END, TABLES, TIMER};
 use super::process::{self, CODE, Character, FILE_AT, HEAP, IDENTITY, SEEN, STATUS, VERSIONS};
 use super::tables::{NO_EXECUTE, Tables, USER, WRITE};
 use crate::error::KvmError;
@@ -25,7 +25,8 @@ const TASK: u64 = 0x5000;
 const SEGMENTS: u64 = 0x6000;
 const GATES: u64 = 0x7000;
 
-/// Segments: none, kernel code and data, user data and code (Intel SDM vol. 3, 3.4.5); the task's two words follow.
+/// Segments: none, kernel code and data, user data and code (Intel SDM vol. 3, 3.4.5); the task's
+/// two words follow.
 const FLAT: [u64; 5] =
     [0, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff, 0x00cf_f300_0000_ffff, 0x00af_fb00_0000_ffff];
 const USER_CODE: u64 = 0x23;
@@ -92,8 +93,9 @@ impl ProcessPlan {
 }
 
 impl Plan {
-    /// A guest of `mib` MiB with `processes` processes on `vcpus` vCPUs, each process with a heap of `heap` pages, and all with a
-    /// file of `file` pages (powers of two, the heap at least 8). Of four rounds of a process, `writes` write a page.
+    /// A guest of `mib` MiB with `processes` processes on `vcpus` vCPUs, each process with a heap
+    /// of `heap` pages, and all with a file of `file` pages (powers of two, the heap at least
+    /// 8). Of four rounds of a process, `writes` write a page.
     ///
     /// # Errors
     /// [`KvmError::State`] when that does not fit.
@@ -130,7 +132,8 @@ impl Plan {
             })
             .collect();
         take(file.into());
-        // As in a machine that has run for a while, neighbors in a process are not neighbors in memory.
+        // As in a machine that has run for a while, neighbors in a process are not neighbors in
+        // memory.
         for _ in 0..heap {
             plans.iter_mut().for_each(|process| process.heap.push(take(1)));
         }
@@ -175,7 +178,8 @@ impl Plan {
         Gpa(IDENTITY_AT)
     }
 
-    /// Where a vCPU counts how often [`NOTICE`](super::NOTICE) told it that it is a clone, in 8 bytes.
+    /// Where a vCPU counts how often [`NOTICE`](super::NOTICE) told it that it is a clone, in 8
+    /// bytes.
     #[must_use]
     pub fn notices(&self, vcpu: usize) -> Gpa {
         Gpa(Self::places(vcpu).notices)
@@ -187,9 +191,14 @@ impl Plan {
         Gpa(self.end)
     }
 
-    fn places(vcpu: usize) -> Places {
+    fn places(vcpu: usize) -> AddressLayout {
         let block = BLOCK * (vcpu as u64 + 1);
-        Places { code: block, current: block + DATA, notices: block + DATA + 8, task: block + TASK }
+        AddressLayout {
+            code: block,
+            current: block + DATA,
+            notices: block + DATA + 8,
+            task: block + TASK,
+        }
     }
 
     fn record(process: &ProcessPlan, vcpus: usize) -> u64 {

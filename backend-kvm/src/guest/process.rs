@@ -12,11 +12,13 @@ pub(super) const HEAP: u64 = 0x12_0000_0000;
 pub(super) const FILE_AT: u64 = 0x13_0000_0000;
 pub(super) const IDENTITY: u64 = 0x14_0000_0000;
 
-/// Offsets in the status page: rounds, the time stamp counter as it was last, and who the machine is, as the process saw last.
+/// Offsets in the status page: rounds, the time stamp counter as it was last, and who the machine
+/// is, as the process saw last.
 const TIME: i32 = 8;
 pub(super) const SEEN: u8 = 16;
 
-/// What a process complains of, in `rax`; `rsi` has the page, `rdi` the word that was expected, `r9` its address.
+/// What a process complains of, in `rax`; `rsi` has the page, `rdi` the word that was expected,
+/// `r9` its address.
 pub(super) const WRONG_HEAP: u64 = 1;
 pub(super) const WRONG_FILE: u64 = 2;
 pub(super) const WRONG_TIME: u64 = 3;
@@ -26,7 +28,8 @@ pub(super) const WRONG_VECTOR: u64 = 4;
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Character {
     pub(super) owner: u64,
-    /// Pages of its heap: a power of two, at least 8. Seven of eight rounds are in its first eighth.
+    /// Pages of its heap: a power of two, at least 8. Seven of eight rounds are in its first
+    /// eighth.
     pub(super) heap: u32,
     /// Pages of the file: a power of two.
     pub(super) file: u32,
@@ -36,7 +39,8 @@ pub(super) struct Character {
     pub(super) vector: bool,
 }
 
-/// Checks the words of the page at `r9`, the first of which should be `rdi`; goes to `wrong` otherwise.
+/// Checks the words of the page at `r9`, the first of which should be `rdi`; goes to `wrong`
+/// otherwise.
 fn check_page(a: &mut CodeAssembler, wrong: CodeLabel) -> Result<(), IcedError> {
     let mut next = a.create_label();
     a.mov(r10, STEP)?;
@@ -164,9 +168,9 @@ pub(super) fn code(character: Character) -> Result<Vec<u8>, IcedError> {
 
     let complaints = [WRONG_HEAP, WRONG_FILE, WRONG_TIME, WRONG_VECTOR];
     let labels = [&mut wrong_heap, &mut wrong_file, &mut wrong_time, &mut wrong_vector];
-    for (label, complaint) in labels.into_iter().zip(complaints) {
+    for (label, failure) in labels.into_iter().zip(complaints) {
         a.set_label(label)?;
-        a.mov(rax, complaint)?;
+        a.mov(rax, failure)?;
         a.ud2()?;
     }
     a.assemble(CODE)

@@ -31,8 +31,8 @@ impl fmt::Display for Mismatch {
 
 impl std::error::Error for Mismatch {}
 
-/// Checks every byte of heaps and file in a guest that stands still. A page in the middle of its process's writing may be of two versions:
-/// one page of each process at most.
+/// Checks every byte of heaps and file in a guest that stands still. A page in the middle of its
+/// process's writing may be of two versions: one page of each process at most.
 ///
 /// # Errors
 /// The first [`Mismatch`], or what `read` says.

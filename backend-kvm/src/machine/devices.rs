@@ -1,6 +1,7 @@
 //! What is on a machine's buses.
 
-/// Answers what a guest does on its buses, beside interrupt controllers and timer. Called by the vCPUs' threads, at once. A panic in here ends the
+/// Answers what a guest does on its buses, beside interrupt controllers and timer. Called by the
+/// vCPUs' threads, at once. A panic in here ends the
 /// machine ([`Machine::ended`](super::Machine::ended) says so).
 pub trait Devices: Send + Sync {
     /// The guest writes to a port.
@@ -25,8 +26,9 @@ pub trait Devices: Send + Sync {
         bytes.fill(0xff);
     }
 
-    /// What the devices of a clone begin with. Called when the machine is frozen and no vCPU runs; whatever else acts on the devices has to
-    /// wait for this. Requests in flight are the parent's: they are not part of it.
+    /// What the devices of a clone begin with. Called when the machine is snapshot and no vCPU
+    /// runs; whatever else acts on the devices has to wait for this. Requests in flight are the
+    /// parent's: they are not part of it.
     fn save(&self) -> Vec<u8> {
         Vec::new()
     }
@@ -34,6 +36,6 @@ pub trait Devices: Send + Sync {
 
 /// Nothing.
 #[derive(Clone, Copy, Debug)]
-pub struct Quiet;
+pub struct NoDevices;
 
-impl Devices for Quiet {}
+impl Devices for NoDevices {}

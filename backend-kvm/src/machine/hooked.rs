@@ -1,14 +1,14 @@
 //! Freezes and starts with hooks around them.
 
-use super::{Frozen, Machine};
+use super::{Machine, Snapshot};
 use crate::error::{Asked, KvmError};
 use kaleidoscope_core::addr::Gpa;
 use kaleidoscope_core::clone::CloneId;
 use kaleidoscope_core::clone::hooks::{Guest, HookError, Hooks};
 use kvm_bindings::kvm_msi;
 
-/// Where messages that are interrupts are sent (Intel SDM vol. 3, 11.11.1); the local interrupt controller's number goes into bits 12 to
-/// 19.
+/// Where messages that are interrupts are sent (Intel SDM vol. 3, 11.11.1); the local interrupt
+/// controller's number goes into bits 12 to 19.
 const MESSAGES: u32 = 0xfee0_0000;
 
 impl Guest for Machine {
@@ -51,11 +51,12 @@ impl Machine {
     ///
     /// # Errors
     /// As for [`Machine::freeze`], and [`KvmError::Hook`].
-    pub fn freeze_with(&self, hooks: &Hooks) -> Result<Frozen, KvmError> {
+    pub fn freeze_with(&self, hooks: &Hooks) -> Result<Snapshot, KvmError> {
         hooks.around_freeze(self, || self.freeze())
     }
 
-    /// Starts a clone under an identity of its own, between hooks. When one fails the clone does not run.
+    /// Starts a clone under an identity of its own, between hooks. When one fails the clone does
+    /// not run.
     ///
     /// # Errors
     /// As for [`Machine::resume`], and [`KvmError::Hook`].

@@ -28,7 +28,8 @@ impl Host {
     /// Opens this host's KVM.
     ///
     /// # Errors
-    /// [`KvmError::NoKvm`] where there is none, [`KvmError::Lacking`] where it cannot do what is needed.
+    /// [`KvmError::NoKvm`] where there is none, [`KvmError::Lacking`] where it cannot do what is
+    /// needed.
     pub fn open() -> Result<Arc<Self>, KvmError> {
         let kvm =
             Kvm::new().map_err(|error| KvmError::NoKvm(Errno::from_raw_os_error(error.errno())))?;
@@ -49,7 +50,8 @@ impl Host {
         let mut cpuid = self.cpuid.clone();
         for entry in cpuid.as_mut_slice() {
             match entry.function {
-                // Features, and the number of its interrupt controller (Intel SDM vol. 2, CPUID); that it is virtual.
+                // Features, and the number of its interrupt controller (Intel SDM vol. 2, CPUID);
+                // that it is virtual.
                 0x1 => {
                     entry.ebx = entry.ebx & 0x00ff_ffff | vcpu << 24;
                     entry.ecx |= 1 << 31;

@@ -1,25 +1,24 @@
-//! Machines: a VM with its RAM and vCPUs, which runs, stops, is frozen and starts as a clone.
+//! Machines: a VM with its RAM and vCPUs, which runs, stops, is snapshot and starts as a clone.
 
-mod ahead;
-mod control;
+mod affinity;
+mod copy_ahead;
 mod device_memory;
 mod devices;
 mod hooked;
 mod host;
-mod places;
+mod run_state;
 mod stop;
 mod vcpu;
 
 pub use device_memory::DeviceMemory;
-pub use devices::{Devices, Quiet};
+pub use devices::{Devices, NoDevices};
 pub use host::Host;
 
 use crate::error::{Asked, KvmError};
-use crate::lazy::{Lazy, Part, Running};
-use crate::memory::{FrozenImage, GuestRam, Ram};
+use crate::memory::{GuestRam, Ram, SnapshotMemory};
 use crate::state::{MachineState, make_board, registers};
-use ahead::Ahead;
-use control::{Control, PATIENCE, Stopped};
+use crate::uffd::{OnDemand, Part, Running};
+use copy_ahead::CopyAhead;
 use kaleidoscope_core::addr::Gpa;
 use kaleidoscope_core::clone::ports::SystemClock;
 use kaleidoscope_core::clone::{Engine, Retry};
@@ -29,24 +28,25 @@ use kaleidoscope_core::service::contained;
 use kvm_bindings::{KVM_MP_STATE_RUNNABLE, kvm_mp_state, kvm_regs, kvm_sregs};
 use kvm_ioctls::VmFd;
 use parking_lot::{Mutex, RwLock};
+use run_state::{RunState, Stopped, TIMEOUT};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use stop::Stop;
 use vcpu::Vcpu;
 use vmm_sys_util::eventfd::EventFd;
 
-/// A machine. Ends when dropped, which waits for what its [devices](Devices) are doing, but not for ever: after 20 seconds the memory of one that is
-/// kept from ending is given up, and stays taken.
+/// A machine. Ends when dropped, which waits for what its [devices](Devices) are doing, but not for
+/// ever: after 20 seconds the memory of one that is kept from ending is given up, and stays taken.
 pub struct Machine {
     host: Arc<Host>,
-    control: Arc<Control>,
+    run_state: Arc<RunState>,
     vcpus: Vec<Vcpu>,
     devices: Arc<dyn Devices>,
     /// Before the memory that it uses.
     vm: Arc<VmFd>,
     ram: Arc<RwLock<GuestRam>>,
     /// What copies ahead of the guest's writing.
-    ahead: Option<Ahead>,
+    copying: Option<CopyAhead>,
     /// What fills the RAM, where it comes page by page.
     filling: Option<Running>,
     /// Held for a whole freeze.
@@ -55,17 +55,19 @@ pub struct Machine {
 
 /// What a freeze leaves: everything that a clone is made of.
 #[derive(Clone, Debug)]
-pub struct Frozen {
+pub struct Snapshot {
     /// The machine's RAM at that instant.
-    pub image: Arc<FrozenImage>,
+    pub image: Arc<SnapshotMemory>,
     /// All else.
     pub state: Arc<MachineState>,
-    /// How long the machine stood still: from when the first of its vCPUs was told to stop until all of them ran again.
+    /// How long the machine stood still: from when the first of its vCPUs was told to stop until
+    /// all of them ran again.
     pub pause: Duration,
 }
 
 impl Machine {
-    /// A machine of so many vCPUs and zeroed RAM (a layout: on 4 KiB pages), which does not run yet.
+    /// A machine of so many vCPUs and zeroed RAM (a layout: on 4 KiB pages), which does not run
+    /// yet.
     ///
     /// # Errors
     /// [`KvmError`] when KVM or the system refuses.
@@ -82,18 +84,18 @@ impl Machine {
         Ok(machine)
     }
 
-    /// A clone of a frozen machine on the same host, which does not run yet: it shares what it reads with its siblings, and owns
-    /// what it writes.
+    /// A clone of a snapshot machine on the same host, which does not run yet: it shares what it
+    /// reads with its siblings, and owns what it writes.
     ///
     /// # Errors
     /// [`KvmError`] when KVM or the system refuses.
     pub fn clone_of(
         host: &Arc<Host>,
-        frozen: &Frozen,
+        snapshot: &Snapshot,
         devices: Arc<dyn Devices>,
     ) -> Result<Self, KvmError> {
-        let ram = GuestRam::of_image(Arc::clone(&frozen.image))?;
-        Self::restored(host, ram, &frozen.state, devices)
+        let ram = GuestRam::of_image(Arc::clone(&snapshot.image))?;
+        Self::restored(host, ram, &snapshot.state, devices)
     }
 
     /// A machine with this RAM, in this state.
@@ -108,33 +110,36 @@ impl Machine {
         Ok(machine)
     }
 
-    /// A clone of a machine that was frozen anywhere, which does not run yet: its pages come as it touches them, and what belongs to
-    /// them ahead of that. When they cease to come the clone ends.
+    /// A clone of a machine that was snapshot anywhere, which does not run yet: its pages come as
+    /// it touches them, and what belongs to them ahead of that. When they cease to come the
+    /// clone ends.
     ///
     /// # Errors
     /// [`KvmError`] when KVM or the system refuses.
-    pub fn lazy_clone(
+    pub fn on_demand_clone(
         host: &Arc<Host>,
         state: &MachineState,
-        lazy: Lazy,
+        post_copy: OnDemand,
         devices: Arc<dyn Devices>,
     ) -> Result<Self, KvmError> {
-        let layout = lazy.atlas.map().layout().clone();
-        let control = Arc::new(Control::new(state.vcpus()));
-        let ends = Arc::clone(&control);
-        let mapping = lazy.map()?;
+        let layout = post_copy.locality.map().layout().clone();
+        let run_state = Arc::new(RunState::new(state.vcpus()));
+        let ends = Arc::clone(&run_state);
+        let mapping = post_copy.map()?;
         let part = Part { mapping: Arc::clone(&mapping), frames: 0..layout.frames() };
-        let filling = Running::start(lazy, &[part], state.vcpus(), move |why, take_memory| {
-            ends.end_after(take_memory, format!("its pages ceased to come: {why}"));
-        })?;
+        let filling =
+            Running::start(post_copy, &[part], state.vcpus(), move |why, take_memory| {
+                ends.end_after(take_memory, format!("its pages ceased to come: {why}"));
+            })?;
         let ram = GuestRam::filled(layout, mapping);
-        let mut machine = Self::with_control(host, ram, control, state.vcpus(), devices)?;
+        let mut machine = Self::with_control(host, ram, run_state, state.vcpus(), devices)?;
         machine.filling = Some(filling);
         machine.load(state)?;
         Ok(machine)
     }
 
-    /// Connects an event with an input of the interrupt controllers: whoever signals it raises an edge there.
+    /// Connects an event with an input of the interrupt controllers: whoever signals it raises an
+    /// edge there.
     ///
     /// # Errors
     /// [`KvmError`] when KVM refuses.
@@ -142,7 +147,8 @@ impl Machine {
         self.vm.register_irqfd(event, line).asked("connecting an interrupt")
     }
 
-    /// What fills the machine's RAM, where it comes page by page: for statistics, and for giving memory back.
+    /// What fills the machine's RAM, where it comes page by page: for statistics, and for giving
+    /// memory back.
     #[must_use]
     pub fn engine(&self) -> Option<&Engine> {
         self.filling.as_ref().map(|filling| &**filling.engine())
@@ -159,13 +165,13 @@ impl Machine {
         vcpus: usize,
         devices: Arc<dyn Devices>,
     ) -> Result<Self, KvmError> {
-        Self::with_control(host, ram, Arc::new(Control::new(vcpus)), vcpus, devices)
+        Self::with_control(host, ram, Arc::new(RunState::new(vcpus)), vcpus, devices)
     }
 
     fn with_control(
         host: &Arc<Host>,
         ram: GuestRam,
-        control: Arc<Control>,
+        run_state: Arc<RunState>,
         vcpus: usize,
         devices: Arc<dyn Devices>,
     ) -> Result<Self, KvmError> {
@@ -174,16 +180,16 @@ impl Machine {
         ram.install(&vm)?;
         let vcpus = (0u64..).take(vcpus).map(|id| {
             let fd = vm.create_vcpu(id).asked("making a vCPU")?;
-            Ok(Vcpu::new(fd, usize::try_from(id).unwrap_or(0), &control, &devices))
+            Ok(Vcpu::new(fd, usize::try_from(id).unwrap_or(0), &run_state, &devices))
         });
         Ok(Self {
             host: Arc::clone(host),
             devices: Arc::clone(&devices),
             vcpus: vcpus.collect::<Result<_, KvmError>>()?,
-            control,
+            run_state,
             vm: Arc::new(vm),
             ram: Arc::new(RwLock::new(ram)),
-            ahead: None,
+            copying: None,
             filling: None,
             freezing: Mutex::new(()),
         })
@@ -242,7 +248,8 @@ impl Machine {
         self.ram.read().write(gpa, bytes)
     }
 
-    /// Bytes of memory that the machine's RAM takes and that it shares with nobody, as the kernel counts them.
+    /// Bytes of memory that the machine's RAM takes and that it shares with nobody, as the kernel
+    /// counts them.
     ///
     /// # Errors
     /// [`KvmError::Refused`] on a kernel before 6.7.
@@ -250,8 +257,9 @@ impl Machine {
         self.ram.read().own_bytes()
     }
 
-    /// Frames that the machine has written since its last freeze, or since it became a clone: runs in order. None for machines that were
-    /// never frozen, or whose memory comes page by page. What a parent or a sibling wrote, a clone will write.
+    /// Frames that the machine has written since its last freeze, or since it became a clone: runs
+    /// in order. None for machines that were never snapshot, or whose memory comes page by
+    /// page. What a parent or a sibling wrote, a clone will write.
     ///
     /// # Errors
     /// [`KvmError::Refused`] on a kernel before 6.7.
@@ -259,8 +267,9 @@ impl Machine {
         self.ram.read().written()
     }
 
-    /// Frames among those that have diverged: they were shared with images of other parents, and sharing them saves nothing for this machine
-    /// any more. What a selector of frames learns from.
+    /// Frames among those that have diverged: they were shared with images of other parents, and
+    /// sharing them saves nothing for this machine any more. What a selector of frames learns
+    /// from.
     ///
     /// # Errors
     /// [`KvmError::Refused`] on a kernel before 6.7.
@@ -268,8 +277,9 @@ impl Machine {
         self.ram.read().diverged()
     }
 
-    /// Gives frames memory of their own, with the bytes that they have, ahead of the guest's writing to them: it then waits for no
-    /// copying. [`Machine::own_ahead`] does so while the guest runs.
+    /// Gives frames memory of their own, with the bytes that they have, ahead of the guest's
+    /// writing to them: it then waits for no copying. [`Machine::copy_ahead`] does so while the
+    /// guest runs.
     ///
     /// # Errors
     /// [`KvmError::Refused`] for frames that there are not, or when there is no memory.
@@ -285,25 +295,26 @@ impl Machine {
         for vcpu in &mut self.vcpus {
             vcpu.start()?;
         }
-        self.control.go()
+        self.run_state.go()
     }
 
-    /// Stops all vCPUs, each between two instructions with nothing half done. Returns when they have stopped.
+    /// Stops all vCPUs, each between two instructions with nothing half done. Returns when they
+    /// have stopped.
     ///
     /// # Errors
     /// [`KvmError::Stuck`] when one does not.
     pub fn pause(&self) -> Result<(), KvmError> {
-        self.control.pause(&self.vcpus)
+        self.run_state.pause(&self.vcpus)
     }
 
-    /// What the vCPUs' registers say of the guest's memory now; the machine stands still for a moment. Several looks see several
-    /// processes.
+    /// What the vCPUs' registers say of the guest's memory now; the machine stands still for a
+    /// moment. Several looks see several processes.
     ///
     /// # Errors
     /// [`KvmError`] when a vCPU does not stop, or KVM refuses.
     pub fn look(&self) -> Result<Vec<VcpuRegisters>, KvmError> {
         let _one_at_a_time = self.freezing.lock();
-        let ran = self.control.is_running();
+        let ran = self.run_state.is_running();
         let paused = self.pause();
         let seen = (0..self.vcpus.len()).map(|cpu| {
             let (regs, sregs) = self.registers(cpu)?;
@@ -311,7 +322,7 @@ impl Machine {
         });
         let seen = paused.and_then(|()| seen.collect());
         if ran {
-            self.control.go()?;
+            self.run_state.go()?;
         }
         seen
     }
@@ -319,22 +330,25 @@ impl Machine {
     /// How the guest ended, if it did: a vCPU shut down, or broke.
     #[must_use]
     pub fn ended(&self) -> Option<String> {
-        match self.control.stopped() {
+        match self.run_state.stopped() {
             Some(Stopped::Ended(how)) => Some(how),
             Some(Stopped::Dropped) | None => None,
         }
     }
 
-    /// Freezes the machine: it stands still for a moment, and goes on if it ran. Every clone of what this returns has its bytes and
-    /// state of that moment, whatever the machine does then.
+    /// Freezes the machine: it stands still for a moment, and goes on if it ran. Every clone of
+    /// what this returns has its bytes and state of that moment, whatever the machine does
+    /// then.
     ///
-    /// The first freeze moves the machine to a private mapping of its memory, which takes no copying. Later ones, and those of
-    /// clones, copy what was written since, most of it before the machine is paused. A clone whose pages came one by one can be frozen once it has
-    /// all of them. It is copied as a whole; or, where they came to a stage, nothing of what is there is copied: the stage becomes an image.
+    /// The first freeze moves the machine to a private mapping of its memory, which takes no
+    /// copying. Later ones, and those of clones, copy what was written since, most of it before
+    /// the machine is paused. A clone whose pages came one by one can be snapshot once it has
+    /// all of them. It is copied as a whole; or, where they came to a stage, nothing of what is
+    /// there is copied: the stage becomes an image.
     ///
     /// # Errors
     /// [`KvmError`] when KVM or the system refuses; the machine then goes on.
-    pub fn freeze(&self) -> Result<Frozen, KvmError> {
+    pub fn freeze(&self) -> Result<Snapshot, KvmError> {
         let _one_at_a_time = self.freezing.lock();
         if let Some(filling) = &self.filling
             && let Some(image) = filling.release()?
@@ -344,23 +358,23 @@ impl Machine {
         let mut prepared = self.ram.read().prepare()?;
         let stop = self.stop();
         let freeze = move || (stop.freeze(&mut prepared), prepared);
-        let ((state, prepared), pause) = if self.control.is_running() {
+        let ((state, prepared), pause) = if self.run_state.is_running() {
             // Where it did not even stop it goes on.
-            let stopped = self.control.stop_for(&self.vcpus, freeze);
-            stopped.inspect_err(|_| drop(self.control.go()))?
+            let stopped = self.run_state.stop_for(&self.vcpus, freeze);
+            stopped.inspect_err(|_| drop(self.run_state.go()))?
         } else {
             let start = Instant::now();
             self.pause()?;
-            let frozen = contained("what was to be done while it stood still", freeze);
-            let frozen = frozen.map_err(|error| {
-                self.control.end(Stopped::Ended(error.to_string()));
+            let snapshot = contained("what was to be done while it stood still", freeze);
+            let snapshot = snapshot.map_err(|error| {
+                self.run_state.end(Stopped::Ended(error.to_string()));
                 KvmError::Ended(error.to_string())
             })?;
-            (frozen, start.elapsed())
+            (snapshot, start.elapsed())
         };
         let state = Arc::new(state?);
         let image = self.ram.write().image(prepared)?;
-        Ok(Frozen { image, state, pause })
+        Ok(Snapshot { image, state, pause })
     }
 
     /// What a freeze needs.
@@ -371,24 +385,25 @@ impl Machine {
             vcpus: self.vcpus.iter().map(Vcpu::fd).collect(),
             devices: Arc::clone(&self.devices),
             ram: Arc::clone(&self.ram),
-            control: Arc::clone(&self.control),
+            run_state: Arc::clone(&self.run_state),
         }
     }
 }
 
 impl Drop for Machine {
     fn drop(&mut self) {
-        self.control.end(Stopped::Dropped);
-        self.ahead = None;
+        self.run_state.end(Stopped::Dropped);
+        self.copying = None;
         // A vCPU may be waiting for a page.
         if let Some(filling) = &self.filling {
             filling.stop();
         }
-        let (clock, mut retry) = (SystemClock::new(), Retry::new(PATIENCE));
+        let (clock, mut retry) = (SystemClock::new(), Retry::new(TIMEOUT));
         while self.vcpus.iter_mut().map(Vcpu::has_ended).filter(|ended| !ended).count() > 0 {
             if !retry.pause(&clock) {
-                // A thread that a device keeps may enter the guest once more. Its memory stays where it is then, for the rest of the process's
-                // life: the guest must not write to what comes to these addresses next.
+                // A thread that a device keeps may enter the guest once more. Its memory stays
+                // where it is then, for the rest of the process's life: the guest
+                // must not write to what comes to these addresses next.
                 std::mem::forget(Arc::clone(&self.ram));
                 return;
             }

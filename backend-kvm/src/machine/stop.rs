@@ -1,10 +1,10 @@
 //! What is done while a machine stands still for a freeze.
 
-use super::control::{Control, Stopped};
+use super::run_state::{RunState, Stopped};
 use super::{Devices, Host};
 use crate::error::KvmError;
 use crate::memory::{GuestRam, Prepared};
-use crate::state::{Board, CpuState, MachineState};
+use crate::state::{CpuState, MachineState, VmState};
 use kvm_ioctls::{VcpuFd, VmFd};
 use parking_lot::{Mutex, RwLock};
 use std::sync::Arc;
@@ -16,7 +16,7 @@ pub(super) struct Stop {
     pub(super) vcpus: Vec<Arc<Mutex<VcpuFd>>>,
     pub(super) devices: Arc<dyn Devices>,
     pub(super) ram: Arc<RwLock<GuestRam>>,
-    pub(super) control: Arc<Control>,
+    pub(super) run_state: Arc<RunState>,
 }
 
 impl Stop {
@@ -24,19 +24,19 @@ impl Stop {
     pub(super) fn freeze(&self, prepared: &mut Prepared) -> Result<MachineState, KvmError> {
         let state = self.save()?;
         let mut ram = self.ram.write();
-        let frozen = ram.freeze(prepared).inspect_err(|error| {
+        let snapshot = ram.freeze(prepared).inspect_err(|error| {
             if ram.is_lost() {
-                self.control.end(Stopped::Ended(format!("its memory is lost: {error}")));
+                self.run_state.end(Stopped::Ended(format!("its memory is lost: {error}")));
             }
         });
-        frozen.map(|()| state)
+        snapshot.map(|()| state)
     }
 
     fn save(&self) -> Result<MachineState, KvmError> {
         let cpus = self.vcpus.iter().map(|vcpu| CpuState::save(&vcpu.lock(), self.host.msrs()));
         Ok(MachineState {
             cpus: cpus.collect::<Result<_, _>>()?,
-            board: Board::save(&self.vm)?,
+            vm_state: VmState::save(&self.vm)?,
             devices: self.devices.save(),
         })
     }

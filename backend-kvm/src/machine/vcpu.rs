@@ -1,7 +1,7 @@
 //! A vCPU and its thread.
 
-use super::control::{Control, Stopped};
 use super::devices::Devices;
+use super::run_state::{RunState, Stopped};
 use crate::error::{Asked, KvmError};
 use kaleidoscope_core::clone::Retry;
 use kaleidoscope_core::clone::ports::SystemClock;
@@ -17,7 +17,7 @@ use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 pub(super) struct Vcpu {
     index: usize,
     fd: Arc<Mutex<VcpuFd>>,
-    control: Arc<Control>,
+    run_state: Arc<RunState>,
     devices: Arc<dyn Devices>,
     thread: Option<JoinHandle<()>>,
 }
@@ -37,13 +37,13 @@ impl Vcpu {
     pub(super) fn new(
         fd: VcpuFd,
         index: usize,
-        control: &Arc<Control>,
+        run_state: &Arc<RunState>,
         devices: &Arc<dyn Devices>,
     ) -> Self {
         Self {
             index,
             fd: Arc::new(Mutex::new(fd)),
-            control: Arc::clone(control),
+            run_state: Arc::clone(run_state),
             devices: Arc::clone(devices),
             thread: None,
         }
@@ -65,12 +65,12 @@ impl Vcpu {
             return Ok(());
         }
         signal();
-        let (fd, control) = (Arc::clone(&self.fd), Arc::clone(&self.control));
+        let (fd, run_state) = (Arc::clone(&self.fd), Arc::clone(&self.run_state));
         let (devices, index) = (Arc::clone(&self.devices), self.index);
-        let ending = Arc::clone(&control);
+        let ending = Arc::clone(&run_state);
         // Devices are the embedder's code: without one of its vCPUs a machine does not go on.
         let panicked = move |error: Panicked| ending.end(Stopped::Ended(error.to_string()));
-        let run = move || run(&fd, index, &control, &*devices);
+        let run = move || run(&fd, index, &run_state, &*devices);
         let thread = service::spawn(&format!("vcpu{index}"), 256 << 10, run, panicked);
         self.thread = Some(thread.asked("starting a vCPU's thread")?);
         Ok(())
@@ -99,28 +99,29 @@ impl Vcpu {
 }
 
 /// The thread of a vCPU.
-fn run(fd: &Mutex<VcpuFd>, index: usize, control: &Control, devices: &dyn Devices) {
+fn run(fd: &Mutex<VcpuFd>, index: usize, run_state: &RunState, devices: &dyn Devices) {
     let (clock, mut idle) = (SystemClock::new(), Retry::endless());
     let mut is_parked = true;
-    while control.wait(&mut is_parked) {
+    while run_state.wait(&mut is_parked) {
         let mut fd = fd.lock();
         let ran = (|| {
-            while !control.is_stop_wanted() {
+            while !run_state.is_stop_wanted() {
                 match step(&mut fd, index, devices)? {
                     Left::OnItsOwn | Left::Interrupted => idle.reset(),
                     // Without an end: another vCPU of the guest decides when.
                     Left::NotYet => drop(idle.pause(&clock)),
                 }
             }
-            // What an exit left half done (a port that was read, say) is done on the next entry. Have that entry now, and leave at
-            // once: what is saved is then a state between two instructions.
+            // What an exit left half done (a port that was read, say) is done on the next entry.
+            // Have that entry now, and leave at once: what is saved is then a state
+            // between two instructions.
             fd.set_kvm_immediate_exit(1);
             while step(&mut fd, index, devices)? == Left::OnItsOwn {}
             fd.set_kvm_immediate_exit(0);
             Ok::<_, String>(())
         })();
         if let Err(how) = ran {
-            control.end(Stopped::Ended(format!("vCPU {index}: {how}")));
+            run_state.end(Stopped::Ended(format!("vCPU {index}: {how}")));
             return;
         }
     }

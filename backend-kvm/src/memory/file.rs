@@ -45,8 +45,8 @@ impl MemoryFile {
         Self::of_pages(len, PageSize::Small)
     }
 
-    /// An empty file, all zeros, of so many bytes or, where its pages are larger, up to a page more. Files of huge pages are written to through
-    /// mappings alone.
+    /// An empty file, all zeros, of so many bytes or, where its pages are larger, up to a page
+    /// more. Files of huge pages are written to through mappings alone.
     pub(crate) fn of_pages(len: usize, pages: PageSize) -> Result<Self, KvmError> {
         let len = pages.round_up(len);
         let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
@@ -62,7 +62,8 @@ impl MemoryFile {
         Ok(Self { file: File::from(fd), len, pages })
     }
 
-    /// A file of memory that somebody else made, of 4 KiB pages, which is written to by whoever has it, and whose size is sealed.
+    /// A file of memory that somebody else made, of 4 KiB pages, which is written to by whoever has
+    /// it, and whose size is sealed.
     pub(crate) fn of_others(fd: OwnedFd) -> Result<Result<Self, UnfitFile>, KvmError> {
         let what = "looking at a file of memory";
         #[expect(clippy::useless_conversion, reason = "the type differs between C libraries")]
@@ -116,10 +117,11 @@ impl MemoryFile {
 
     /// From here on nobody can write to the file, but through mappings that there are already.
     ///
-    /// The seal that also rules those out (`F_SEAL_WRITE`) looks at every page, waits for all processors, and fails while KVM holds
-    /// a page for a moment: it would take longer than the freeze. Whoever seals a file has its mapping, and drops it.
+    /// The seal that also rules those out (`F_SEAL_WRITE`) looks at every page, waits for all
+    /// processors, and fails while KVM holds a page for a moment: it would take longer than the
+    /// freeze. Whoever seals a file has its mapping, and drops it.
     pub(crate) fn seal(&self) -> Result<(), KvmError> {
-        fcntl_add_seals(&self.file, SealFlags::FUTURE_WRITE).asked("sealing frozen memory")
+        fcntl_add_seals(&self.file, SealFlags::FUTURE_WRITE).asked("sealing snapshot memory")
     }
 }
 

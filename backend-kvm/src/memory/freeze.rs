@@ -1,7 +1,7 @@
 //! What is done for a freeze while the machine runs, so that little is left for its pause.
 
 use super::file::{MemoryFile, frames_of};
-use super::{FrozenImage, bytes, runs};
+use super::{SnapshotMemory, bytes, runs};
 use crate::error::{Asked, KvmError};
 use crate::sys::{Mapping, Tracker};
 use kaleidoscope_core::addr::FRAME_BYTES;
@@ -13,10 +13,12 @@ use std::time::{Duration, Instant};
 /// Bytes that are copied at once: all of a level-2 cache's share.
 const PIECE: usize = 256 << 10;
 
-/// A pass this short leaves as little to do for the pause: a quarter of what a freeze of the smallest machine may take.
+/// A pass this short leaves as little to do for the pause: a quarter of what a freeze of the
+/// smallest machine may take.
 const SHORT: Duration = Duration::from_micros(500);
 
-/// Passes at most: each of them slows the guest a little, and one that undoes them as fast as they are made would never be paused.
+/// Passes at most: each of them slows the guest a little, and one that undoes them as fast as they
+/// are made would never be paused.
 const PASSES: usize = 6;
 
 /// What a machine's RAM was prepared for.
@@ -30,7 +32,7 @@ pub(crate) enum Prepared {
 /// The copying of what a machine wrote since its image, or of all that it has.
 pub(crate) struct Copying {
     /// None when all of it is copied.
-    image: Option<Arc<FrozenImage>>,
+    image: Option<Arc<SnapshotMemory>>,
     mapping: Arc<Mapping>,
     tracker: Tracker,
     delta: MemoryFile,
@@ -55,7 +57,7 @@ impl Copying {
     pub(super) fn new(
         layout: &MemoryLayout,
         mapping: &Arc<Mapping>,
-        image: Option<Arc<FrozenImage>>,
+        image: Option<Arc<SnapshotMemory>>,
     ) -> Result<Self, KvmError> {
         let tracker = Tracker::new(Arc::clone(mapping));
         Ok(Self {
@@ -126,12 +128,12 @@ impl Copying {
     }
 
     /// What was copied, over the image if there is one. Writes are not tracked any more.
-    pub(super) fn image(self, layout: &MemoryLayout) -> Result<FrozenImage, KvmError> {
+    pub(super) fn image(self, layout: &MemoryLayout) -> Result<SnapshotMemory, KvmError> {
         let Self { image, tracker, delta, copied, .. } = self;
         drop(tracker);
         match image {
             Some(image) => image.with(delta, runs::normal(copied)),
-            None => FrozenImage::new(layout.clone(), Arc::new(delta)),
+            None => SnapshotMemory::new(layout.clone(), Arc::new(delta)),
         }
     }
 }

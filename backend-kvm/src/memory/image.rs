@@ -4,7 +4,7 @@ use super::file::{MemoryFile, bytes_of};
 use super::store::{Pins, RUNS};
 use super::{ContentStore, PageSize, bytes, runs};
 use crate::error::{Asked, KvmError};
-use crate::sys::{Mapping, Overlay, Sealed, Sharing, Stands};
+use crate::sys::{Immutability, Mapping, Overlay, Sealed, Sharing};
 use kaleidoscope_core::addr::{FRAME_BYTES, FrameIndex, Gpa};
 use kaleidoscope_core::fingerprint::Fingerprints;
 use kaleidoscope_core::memory::{GuestMemory, MemoryError, MemoryLayout, is_zero};
@@ -15,16 +15,18 @@ use std::sync::Arc;
 /// Mappings that one clone's memory is made of at most, those of the store's pages included.
 const MAPPINGS: usize = 4 * RUNS;
 
-/// A guest's RAM at the instant of a freeze, in files that are sealed: nobody can change a byte of it.
+/// A guest's RAM at the instant of a freeze, in files that are sealed: nobody can change a byte of
+/// it.
 ///
-/// Pages that it [shares](Self::sharing) are in the content store's file, which is not sealed: others may have it, and be wrong about it. So these
-/// are copied out, and never referred to.
+/// Pages that it [shares](Self::sharing) are in the content store's file, which is not sealed:
+/// others may have it, and be wrong about it. So these are copied out, and never referred to.
 ///
-/// The first image of a machine is one file. Later ones are that file and, over it, files with what was written since; what a file
-/// of these does not hold takes no memory. Those over the first are of 4 KiB pages, also where that one is of huge pages: what its
-/// parent wrote, a clone will write, and shall then copy no more than it writes.
+/// The first image of a machine is one file. Later ones are that file and, over it, files with what
+/// was written since; what a file of these does not hold takes no memory. Those over the first are
+/// of 4 KiB pages, also where that one is of huge pages: what its parent wrote, a clone will write,
+/// and shall then copy no more than it writes.
 #[derive(Debug)]
-pub struct FrozenImage {
+pub struct SnapshotMemory {
     layout: MemoryLayout,
     /// Frames that are shown from the content store have no bytes here that mean anything.
     sealed: Sealed,
@@ -70,14 +72,15 @@ pub struct Shared {
     pub runs: u32,
 }
 
-impl FrozenImage {
+impl SnapshotMemory {
     /// What one file holds, which nobody writes to any more.
     pub(crate) fn new(layout: MemoryLayout, file: Arc<MemoryFile>) -> Result<Self, KvmError> {
         let all = 0..layout.frames();
         Self::of_layers(layout, vec![Layer { bytes: Bytes::File(file), runs: vec![all] }])
     }
 
-    /// What one file holds, which nobody writes to any more, but for the pages that are shown from the content store.
+    /// What one file holds, which nobody writes to any more, but for the pages that are shown from
+    /// the content store.
     pub(crate) fn staged(
         layout: MemoryLayout,
         file: Arc<MemoryFile>,
@@ -92,11 +95,13 @@ impl FrozenImage {
         Self::of_layers(layout, layers)
     }
 
-    /// The same image, which has in common with others what their fingerprints say: those pages are shown from the content store,
-    /// into which they are put, and the others are copied. The memory of this one is free when it and its clones are gone.
+    /// The same image, which has in common with others what their fingerprints say: those pages are
+    /// shown from the content store, into which they are put, and the others are copied. The
+    /// memory of this one is free when it and its clones are gone.
     ///
-    /// Bytes are compared before they are shared. Pages are shown in runs, the longest first, at most as many as mappings are good for:
-    /// a store that is filled in the order of frames gives long ones.
+    /// Bytes are compared before they are shared. Pages are shown in runs, the longest first, at
+    /// most as many as mappings are good for: a store that is filled in the order of frames
+    /// gives long ones.
     ///
     /// # Errors
     /// [`KvmError`] when the system refuses, or the store fails.
@@ -132,7 +137,8 @@ impl FrozenImage {
         Ok((Self::of_layers(self.layout.clone(), layers)?, shared))
     }
 
-    /// This image with other bytes in some frames (sorted and joined): those that `file` holds, which nobody writes to any more.
+    /// This image with other bytes in some frames (sorted and joined): those that `file` holds,
+    /// which nobody writes to any more.
     ///
     /// Frames between them may be written to the file to have fewer runs.
     pub(crate) fn with(
@@ -177,9 +183,9 @@ impl FrozenImage {
             }
         }
         let (base, mut over) = files(&layers)?;
-        over.retain(|part| part.stands == Stands::Sealed);
+        over.retain(|part| part.stands == Immutability::Sealed);
         let sealed =
-            Sealed::of_files(base.as_fd(), base.len(), &over).asked("mapping frozen memory")?;
+            Sealed::of_files(base.as_fd(), base.len(), &over).asked("mapping snapshot memory")?;
         let in_store = layers.iter().filter_map(|layer| match &layer.bytes {
             Bytes::File(_) => None,
             Bytes::Store(pins) => {
@@ -249,16 +255,16 @@ impl FrozenImage {
         runs::normal(self.stored.iter().map(|(run, _)| run.clone()).collect())
     }
 
-    /// All bytes, in frame-index order; `None` for an image that [shares](Self::sharing) pages, which can be [read](GuestMemory::read): the content
-    /// store's file is open to others.
+    /// All bytes, in frame-index order; `None` for an image that [shares](Self::sharing) pages,
+    /// which can be [read](GuestMemory::read): the content store's file is open to others.
     #[must_use]
     pub fn bytes(&self) -> Option<&[u8]> {
         // The rest of the last page is nobody's.
         self.sealed.bytes().get(..bytes(&self.layout)).filter(|_| self.stored.is_empty())
     }
 
-    /// Bytes of memory that the image takes, those that it shares with earlier images of the machine included, those of the content store
-    /// not; as the kernel counts them.
+    /// Bytes of memory that the image takes, those that it shares with earlier images of the
+    /// machine included, those of the content store not; as the kernel counts them.
     ///
     /// # Errors
     /// [`KvmError::Refused`] when the kernel does not say.
@@ -306,14 +312,14 @@ fn part<'a>(layer: &'a Layer, run: &Range<u32>) -> Overlay<'a> {
                 offset: range.start,
                 range: range.start..range.end.min(file.len()),
                 file: file.as_fd(),
-                stands: Stands::Sealed,
+                stands: Immutability::Sealed,
             }
         }
         Bytes::Store(pins) => pins.part(run),
     }
 }
 
-impl GuestMemory for FrozenImage {
+impl GuestMemory for SnapshotMemory {
     fn layout(&self) -> &MemoryLayout {
         &self.layout
     }

@@ -1,4 +1,4 @@
-//! A guest's RAM: files of memory, frozen images of them, and what a VM maps.
+//! A guest's RAM: files of memory, snapshot images of them, and what a VM maps.
 
 mod file;
 mod freeze;
@@ -11,7 +11,7 @@ mod store;
 pub use file::UnfitFile;
 pub(crate) use file::{MemoryFile, bytes_of, frames_of};
 pub(crate) use freeze::Prepared;
-pub use image::{FrozenImage, Shared};
+pub use image::{Shared, SnapshotMemory};
 pub use page_size::{PageSize, Ram};
 pub(crate) use ram::GuestRam;
 pub(crate) use store::Pins;
@@ -19,7 +19,8 @@ pub use store::{ContentStore, StoreFileError};
 
 use kaleidoscope_core::memory::MemoryLayout;
 
-/// Bytes of a guest's RAM, as lengths of mappings have them. No layout is larger than an address space.
+/// Bytes of a guest's RAM, as lengths of mappings have them. No layout is larger than an address
+/// space.
 pub(crate) fn bytes(layout: &MemoryLayout) -> usize {
     usize::try_from(layout.bytes()).unwrap_or(usize::MAX)
 }

@@ -10,8 +10,9 @@ pub enum PageSize {
     /// 4 KiB: a frame each.
     #[default]
     Small,
-    /// 2 MiB, of the system's pool (hugetlb; `vm.nr_hugepages`): 512 frames each. Whoever writes a byte owns all of them, so this is for
-    /// machines that run long, not for clones that write little.
+    /// 2 MiB, of the system's pool (hugetlb; `vm.nr_hugepages`): 512 frames each. Whoever writes a
+    /// byte owns all of them, so this is for machines that run long, not for clones that write
+    /// little.
     Huge,
 }
 

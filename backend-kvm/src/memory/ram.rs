@@ -2,7 +2,7 @@
 
 use super::file::{MemoryFile, bytes_of, frames_of};
 use super::freeze::{Copying, Prepared, until_short};
-use super::{FrozenImage, PageSize, Ram, bytes, runs};
+use super::{PageSize, Ram, SnapshotMemory, bytes, runs};
 use crate::error::{Asked, KvmError};
 use crate::sys::{Mapping, Pages, Sharing, install_slot, own_pages};
 use kaleidoscope_core::addr::{FRAME_BYTES, Gpa};
@@ -13,23 +13,25 @@ use std::ops::Range;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
-/// Bytes that the guest is kept from while a mapping forgets where they are. On 64 MiB, pieces from 1 to 32 MiB take the same time together.
+/// Bytes that the guest is kept from while a mapping forgets where they are. On 64 MiB, pieces from
+/// 1 to 32 MiB take the same time together.
 const PIECE: usize = 4 << 20;
 
 /// Where the bytes come from that the VM has not written.
 #[derive(Clone, Debug)]
 enum Origin {
-    /// It was never frozen: the mapping is shared, and the file has all that it wrote.
+    /// It was never snapshot: the mapping is shared, and the file has all that it wrote.
     Fresh(Arc<MemoryFile>),
-    /// A frozen image, of the VM or of its parent: the mapping is private.
-    Image(Arc<FrozenImage>),
+    /// A snapshot image, of the VM or of its parent: the mapping is private.
+    Image(Arc<SnapshotMemory>),
     /// Elsewhere: a handler fills the mapping, which is private.
     Filled,
     /// There is no image, or no mapping any more: a freeze failed halfway.
     Lost,
 }
 
-/// A VM's RAM. One contiguous mapping in frame-index order, of which KVM shows the guest a slot per region.
+/// A VM's RAM. One contiguous mapping in frame-index order, of which KVM shows the guest a slot per
+/// region.
 #[derive(Debug)]
 pub(crate) struct GuestRam {
     layout: MemoryLayout,
@@ -58,7 +60,8 @@ impl GuestRam {
     pub(crate) fn new(ram: Ram) -> Result<Self, KvmError> {
         let Ram { layout, pages } = ram;
         let file = Arc::new(MemoryFile::of_pages(bytes(&layout), pages)?);
-        // The pool of huge pages has all of the machine's or refuses it, so that looking at its image never lacks one.
+        // The pool of huge pages has all of the machine's or refuses it, so that looking at its
+        // image never lacks one.
         let mapping = Mapping::of_file(file.as_fd(), file.len(), Sharing::Shared);
         let mapping = mapping.asked(match pages {
             PageSize::Small => "mapping guest memory",
@@ -70,7 +73,7 @@ impl GuestRam {
     }
 
     /// RAM that reads as an image does, and keeps its writes to itself.
-    pub(crate) fn of_image(image: Arc<FrozenImage>) -> Result<Self, KvmError> {
+    pub(crate) fn of_image(image: Arc<SnapshotMemory>) -> Result<Self, KvmError> {
         let layout = image.layout().clone();
         let mapping = Arc::new(image.private()?);
         Ok(Self { layout, mapping, origin: Origin::Image(image) })
@@ -82,7 +85,7 @@ impl GuestRam {
     }
 
     /// RAM that a handler filled reads as an image does where it was not written, from here on.
-    pub(crate) fn based_on(&mut self, image: Arc<FrozenImage>) {
+    pub(crate) fn based_on(&mut self, image: Arc<SnapshotMemory>) {
         self.origin = Origin::Image(image);
     }
 
@@ -168,7 +171,8 @@ impl GuestRam {
     pub(crate) fn prepare(&self) -> Result<Prepared, KvmError> {
         match &self.origin {
             Origin::Fresh(file) => {
-                // What would refuse the mapping in the pause does so here, where the machine can go on.
+                // What would refuse the mapping in the pause does so here, where the machine can go
+                // on.
                 let private = Mapping::of_file(file.as_fd(), file.len(), Sharing::Private);
                 drop(private.asked("mapping guest memory")?);
                 until_short(|| self.forget())?;
@@ -191,7 +195,8 @@ impl GuestRam {
         }
     }
 
-    /// Has KVM and processors forget where the pages of a shared mapping are, piece by piece: a guest that runs waits for no more than one.
+    /// Has KVM and processors forget where the pages of a shared mapping are, piece by piece: a
+    /// guest that runs waits for no more than one.
     fn forget(&self) -> Result<(), KvmError> {
         let len = self.mapping.len();
         for at in (0..len).step_by(PIECE) {
@@ -215,7 +220,8 @@ impl GuestRam {
     pub(crate) fn freeze(&mut self, prepared: &mut Prepared) -> Result<(), KvmError> {
         match prepared {
             Prepared::Flip(file) => {
-                // The last mapping that could write to the file: frozen bytes are frozen only without it.
+                // The last mapping that could write to the file: snapshot bytes are snapshot only
+                // without it.
                 let mapping = Arc::get_mut(&mut self.mapping);
                 let mapping = mapping.ok_or_else(|| {
                     KvmError::State("internal error: its memory is mapped for others".into())
@@ -223,7 +229,7 @@ impl GuestRam {
                 file.seal()?;
                 // Until there is an image: what the file holds is not what the guest has any more.
                 self.origin = Origin::Lost;
-                mapping.make_private(file.as_fd()).asked("mapping frozen memory")
+                mapping.make_private(file.as_fd()).asked("mapping snapshot memory")
             }
             Prepared::Copying(copying) => copying.finish(),
         }
@@ -235,10 +241,10 @@ impl GuestRam {
     }
 
     /// When the guest runs again: the image.
-    pub(crate) fn image(&mut self, prepared: Prepared) -> Result<Arc<FrozenImage>, KvmError> {
+    pub(crate) fn image(&mut self, prepared: Prepared) -> Result<Arc<SnapshotMemory>, KvmError> {
         match prepared {
             Prepared::Flip(file) => {
-                let image = Arc::new(FrozenImage::new(self.layout.clone(), file)?);
+                let image = Arc::new(SnapshotMemory::new(self.layout.clone(), file)?);
                 self.origin = Origin::Image(Arc::clone(&image));
                 Ok(image)
             }

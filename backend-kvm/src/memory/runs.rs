@@ -43,7 +43,8 @@ pub(super) fn without(runs: &[Range<u32>], others: &[Range<u32>]) -> Vec<Range<u
     left
 }
 
-/// Joins the runs (normal) with the smallest gaps between them until there are at most `most`, at least one.
+/// Joins the runs (normal) with the smallest gaps between them until there are at most `most`, at
+/// least one.
 pub(super) fn fewer(runs: Vec<Range<u32>>, most: usize) -> Vec<Range<u32>> {
     let surplus = runs.len().saturating_sub(most.max(1));
     if surplus == 0 {

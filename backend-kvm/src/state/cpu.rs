@@ -53,7 +53,8 @@ fn read_msrs(vcpu: &VcpuFd, indices: &[u32]) -> Result<Vec<kvm_msr_entry>, KvmEr
     Ok(found)
 }
 
-/// Loads MSRs. Those that hold zero and cannot be loaded are passed over: that is what they hold anyway.
+/// Loads MSRs. Those that hold zero and cannot be loaded are passed over: that is what they hold
+/// anyway.
 fn write_msrs(vcpu: &VcpuFd, entries: &[kvm_msr_entry]) -> Result<(), KvmError> {
     let mut rest = entries;
     while !rest.is_empty() {
@@ -104,8 +105,8 @@ impl CpuState {
         VcpuRegisters { kernel_gs_base, ..registers(cpu, &self.regs, &self.sregs) }
     }
 
-    /// Saves the state of a vCPU that is stopped, with these MSRs as far as it has them. The order is KVM's: what is pending is
-    /// settled by the first calls, and read by the later ones.
+    /// Saves the state of a vCPU that is stopped, with these MSRs as far as it has them. The order
+    /// is KVM's: what is pending is settled by the first calls, and read by the later ones.
     pub(crate) fn save(vcpu: &VcpuFd, msrs: &[u32]) -> Result<Self, KvmError> {
         let mp = vcpu.get_mp_state().asked("saving a vCPU's run state")?;
         let regs = vcpu.get_regs().asked("saving registers")?;
@@ -128,7 +129,8 @@ impl CpuState {
         let cpuid = CpuId::from_entries(&self.cpuid)
             .map_err(|error| KvmError::State(format!("CPUID: {error}")))?;
         vcpu.set_cpuid2(&cpuid).asked("loading CPUID")?;
-        // Where the host's counter runs at another speed and cannot be scaled, the guest's clock would be wrong.
+        // Where the host's counter runs at another speed and cannot be scaled, the guest's clock
+        // would be wrong.
         if self.tsc_khz != 0 && vcpu.get_tsc_khz().is_ok_and(|here| here != self.tsc_khz) {
             vcpu.set_tsc_khz(self.tsc_khz)
                 .map_err(|_| KvmError::Lacking("a time stamp counter at the guest's speed"))?;

@@ -1,10 +1,10 @@
 //! What a machine is beside its memory.
 
-mod board;
 mod cpu;
+mod vm_state;
 
-pub(crate) use board::{Board, make_board};
 pub(crate) use cpu::{CpuState, registers};
+pub(crate) use vm_state::{VmState, make_board};
 
 use crate::error::KvmError;
 use kaleidoscope_core::registers::VcpuRegisters;
@@ -17,13 +17,14 @@ const MAGIC: [u8; 8] = *b"KSKVM\0\0\x02";
 /// Most bytes of saved state that are looked at: a vCPU takes some 10 KiB.
 const MOST: usize = 64 << 20;
 
-/// The state of a machine's vCPUs, interrupt controllers, timer, clock and devices at one instant. Its RAM is elsewhere.
+/// The state of a machine's vCPUs, interrupt controllers, timer, clock and devices at one instant.
+/// Its RAM is elsewhere.
 ///
-/// Goes into a clone's descriptor as opaque bytes. What the bytes say is checked by KVM when it is loaded: a state that is wrong makes a
-/// guest that is wrong, and no more.
+/// Goes into a clone's descriptor as opaque bytes. What the bytes say is checked by KVM when it is
+/// loaded: a state that is wrong makes a guest that is wrong, and no more.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct MachineState {
-    pub(crate) board: Board,
+    pub(crate) vm_state: VmState,
     pub(crate) cpus: Vec<CpuState>,
     pub(crate) devices: Vec<u8>,
 }
@@ -35,8 +36,8 @@ impl MachineState {
         self.cpus.len()
     }
 
-    /// What [`Devices::save`](crate::machine::Devices::save) said: a clone's devices are made from it. The bytes are as trustworthy as
-    /// where they come from.
+    /// What [`Devices::save`](crate::machine::Devices::save) said: a clone's devices are made from
+    /// it. The bytes are as trustworthy as where they come from.
     #[must_use]
     pub fn devices(&self) -> &[u8] {
         &self.devices
@@ -54,7 +55,7 @@ impl MachineState {
         vm: &VmFd,
         vcpus: impl Iterator<Item = impl std::ops::Deref<Target = VcpuFd> + 'v>,
     ) -> Result<(), KvmError> {
-        self.board.load(vm)?;
+        self.vm_state.load(vm)?;
         vcpus.zip(&self.cpus).try_for_each(|(vcpu, state)| state.load(&vcpu))
     }
 

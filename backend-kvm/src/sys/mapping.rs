@@ -34,15 +34,16 @@ pub(crate) struct Overlay<'a> {
     /// Where they begin in the file.
     pub(crate) offset: usize,
     /// Why nobody changes them.
-    pub(crate) stands: Stands,
+    pub(crate) stands: Immutability,
 }
 
 /// Why the bytes of a file do not change.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Stands {
+pub(crate) enum Immutability {
     /// It is sealed against writing.
     Sealed,
-    /// They are pages of the host's content store, which it does not write to while they are pinned; whoever maps them has the pins.
+    /// They are pages of the host's content store, which it does not write to while they are
+    /// pinned; whoever maps them has the pins.
     Pinned,
 }
 
@@ -68,15 +69,16 @@ enum Owner {
     Theirs(#[expect(dead_code, reason = "keeps the mapping")] Arc<vm_memory::MmapRegion>),
 }
 
-// SAFETY: the mapping is unmapped by its owner alone, who lives as long as this value. Its bytes are copied
-// by the kernel, and never referred to, so that several threads, and a guest, may use them at once.
+// SAFETY: the mapping is unmapped by its owner alone, who lives as long as this value. Its bytes
+// are copied by the kernel, and never referred to, so that several threads, and a guest, may use
+// them at once.
 unsafe impl Send for Mapping {}
 // SAFETY: as above.
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
-    /// Maps the first `len` bytes of a file, for reading and writing. Memory is taken as it is used; what huge pages a shared mapping may
-    /// use is set aside.
+    /// Maps the first `len` bytes of a file, for reading and writing. Memory is taken as it is
+    /// used; what huge pages a shared mapping may use is set aside.
     pub(crate) fn of_file(
         file: BorrowedFd<'_>,
         len: usize,
@@ -110,7 +112,8 @@ impl Mapping {
         Ok(Self { start, len, sharing, owner: Owner::Ours, kept: None })
     }
 
-    /// The same mapping, which keeps something as long as it is there: what its parts show, and must not change before.
+    /// The same mapping, which keeps something as long as it is there: what its parts show, and
+    /// must not change before.
     pub(crate) fn keeping(mut self, kept: Arc<dyn Any + Send + Sync>) -> Self {
         self.kept = Some(kept);
         self
@@ -137,21 +140,23 @@ impl Mapping {
         Ok(())
     }
 
-    /// Has a shared mapping, all of it, become a private one of the same file, at the same addresses: whoever knows those sees the same
-    /// bytes, and its writes are its own from here on. Takes time in proportion to the pages that were used since they were
+    /// Has a shared mapping, all of it, become a private one of the same file, at the same
+    /// addresses: whoever knows those sees the same bytes, and its writes are its own from here
+    /// on. Takes time in proportion to the pages that were used since they were
     /// [forgotten](Mapping::forget).
     ///
     /// # Errors
-    /// [`Errno::INVAL`] when it is private, or somebody else's; otherwise the mapping is lost, which the system refuses a
-    /// mapping that it gave before ([`Mapping::of_file`]) only for want of memory for its own books. Everybody who knows its addresses has to
-    /// be kept from using them then.
+    /// [`Errno::INVAL`] when it is private, or somebody else's; otherwise the mapping is lost,
+    /// which the system refuses a mapping that it gave before ([`Mapping::of_file`]) only for
+    /// want of memory for its own books. Everybody who knows its addresses has to be kept from
+    /// using them then.
     pub(crate) fn make_private(&mut self, file: BorrowedFd<'_>) -> Result<(), Errno> {
         if self.sharing != Sharing::Shared || !matches!(self.owner, Owner::Ours) {
             return Err(Errno::INVAL);
         }
         self.sharing = Sharing::Private;
-        // The kernel may have unmapped it when it fails; then the addresses are free for others, whose memory is neither to be read nor
-        // unmapped.
+        // The kernel may have unmapped it when it fails; then the addresses are free for others,
+        // whose memory is neither to be read nor unmapped.
         let len = std::mem::take(&mut self.len);
         let access = ProtFlags::READ | ProtFlags::WRITE;
         let flags = MapFlags::PRIVATE | MapFlags::FIXED | MapFlags::NORESERVE;
@@ -161,17 +166,19 @@ impl Mapping {
         Ok(())
     }
 
-    /// Has processors and VMs forget where the pages of a range are. They are in the file, where the next use of each finds it again.
+    /// Has processors and VMs forget where the pages of a range are. They are in the file, where
+    /// the next use of each finds it again.
     ///
     /// # Errors
-    /// [`Errno::INVAL`] when the range is not in the mapping, or the mapping is private: its pages may be nowhere else.
+    /// [`Errno::INVAL`] when the range is not in the mapping, or the mapping is private: its pages
+    /// may be nowhere else.
     pub(crate) fn forget(&self, range: Range<usize>) -> Result<(), Errno> {
         if self.sharing != Sharing::Shared {
             return Err(Errno::INVAL);
         }
         let start = self.part(&range)?;
-        // SAFETY: the range lies in this mapping, into which there are no references; and in a shared mapping of a file the advice
-        // changes no byte.
+        // SAFETY: the range lies in this mapping, into which there are no references; and in a
+        // shared mapping of a file the advice changes no byte.
         unsafe { madvise(start.cast(), range.len(), Advice::LinuxDontNeed) }
     }
 
@@ -223,8 +230,8 @@ impl Mapping {
 
     /// Copies bytes out. A guest that writes them meanwhile may be seen in the middle of it.
     ///
-    /// The kernel copies: memory that has been revoked is an error then, and not the process's end; and what a guest writes at the
-    /// same time is no matter of the language's rules.
+    /// The kernel copies: memory that has been revoked is an error then, and not the process's end;
+    /// and what a guest writes at the same time is no matter of the language's rules.
     ///
     /// # Errors
     /// [`Errno::INVAL`] when the range is not in the mapping, [`Errno::FAULT`] when it was revoked.
@@ -233,7 +240,8 @@ impl Mapping {
         let here = iovec { iov_base: buf.as_mut_ptr().cast(), iov_len: buf.len() };
         let there = iovec { iov_base: self.part(&(offset..end))?.cast(), iov_len: buf.len() };
         let process = getpid().as_raw_pid();
-        // SAFETY: the call writes to `buf` alone, and reads this process's memory, the range of which lies in the mapping.
+        // SAFETY: the call writes to `buf` alone, and reads this process's memory, the range of
+        // which lies in the mapping.
         let copied = unsafe { process_vm_readv(process, &here, 1, &there, 1, 0) };
         all_of(copied, buf.len())
     }
@@ -247,8 +255,8 @@ impl Mapping {
         let here = iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
         let there = iovec { iov_base: self.part(&(offset..end))?.cast(), iov_len: bytes.len() };
         let process = getpid().as_raw_pid();
-        // SAFETY: the call reads `bytes`, which it does not change, and writes to this process's memory, in a range that lies in
-        // the mapping, to which there are no references.
+        // SAFETY: the call reads `bytes`, which it does not change, and writes to this process's
+        // memory, in a range that lies in the mapping, to which there are no references.
         let copied = unsafe { process_vm_writev(process, &here, 1, &there, 1, 0) };
         all_of(copied, bytes.len())
     }
@@ -268,8 +276,8 @@ impl Drop for Mapping {
         if !matches!(self.owner, Owner::Ours) || self.len == 0 {
             return;
         }
-        // SAFETY: the mapping is this value's, and nothing refers to it any more. Whoever gave its address to a VM keeps it
-        // alive as long as the VM.
+        // SAFETY: the mapping is this value's, and nothing refers to it any more. Whoever gave its
+        // address to a VM keeps it alive as long as the VM.
         let unmapped = unsafe { munmap(self.start.as_ptr().cast(), self.len) };
         debug_assert!(unmapped.is_ok());
     }
@@ -283,8 +291,8 @@ impl Sealed {
     /// Maps the first `len` bytes of a file, and ranges of others over them.
     ///
     /// # Errors
-    /// [`Errno::PERM`] when one of the files is not sealed against shrinking and writing, as the content store's never is. Whoever
-    /// sealed it has no mapping left that could write.
+    /// [`Errno::PERM`] when one of the files is not sealed against shrinking and writing, as the
+    /// content store's never is. Whoever sealed it has no mapping left that could write.
     pub(crate) fn of_files(
         base: BorrowedFd<'_>,
         len: usize,
@@ -308,9 +316,11 @@ impl Sealed {
 
     /// All bytes.
     pub(crate) fn bytes(&self) -> &[u8] {
-        // SAFETY: the files are sealed: nobody can shrink them, or write to them through a file descriptor or a new mapping, in this
-        // process or another (`require_seals`); the only mapping from before the seal became a private one (`GuestRam::freeze`), or is gone
-        // (`Stage::freeze`), and none was ever handed out with a file that becomes an image. This mapping is read-only and lives as long as `self`.
+        // SAFETY: the files are sealed: nobody can shrink them, or write to them through a file
+        // descriptor or a new mapping, in this process or another (`require_seals`); the
+        // only mapping from before the seal became a private one (`GuestRam::freeze`), or is gone
+        // (`SharedPageCache::freeze`), and none was ever handed out with a file that becomes an
+        // image. This mapping is read-only and lives as long as `self`.
         unsafe { std::slice::from_raw_parts(self.0.start.as_ptr(), self.0.len) }
     }
 }

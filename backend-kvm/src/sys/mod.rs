@@ -1,4 +1,5 @@
-//! All that is unsafe here: mappings, userfaultfds, and the two KVM calls that take addresses and unchecked state.
+//! All that is unsafe here: mappings, userfaultfds, and the two KVM calls that take addresses and
+//! unchecked state.
 
 mod mapping;
 mod scan;
@@ -7,7 +8,7 @@ mod tests;
 mod userfault;
 mod vcpu;
 
-pub(crate) use mapping::{Mapping, Overlay, Sealed, Sharing, Stands};
+pub(crate) use mapping::{Immutability, Mapping, Overlay, Sealed, Sharing};
 pub(crate) use scan::{Pages, Tracker, own_pages, zero_pages};
 pub(crate) use userfault::{Message, Userfault};
 pub(crate) use vcpu::{install_slot, set_xsave};

@@ -1,6 +1,8 @@
-//! Which pages of a private mapping have memory of their own, and which of them were written since the last look.
+//! Which pages of a private mapping have memory of their own, and which of them were written since
+//! the last look.
 //!
-//! The kernel keeps track of writes by itself (asynchronous write protection, Linux 6.7): no fault waits for us.
+//! The kernel keeps track of writes by itself (asynchronous write protection, Linux 6.7): no fault
+//! waits for us.
 
 #![expect(unsafe_code, reason = "an ioctl that writes to a buffer of ours")]
 
@@ -39,8 +41,9 @@ struct Which {
 impl Which {
     const ALL: Self = Self { are: 0, are_not: 0 };
     const WRITTEN: Self = Self { are: PAGE_IS_WRITTEN, are_not: 0 };
-    /// In memory of the mapping's own: neither the file's, nor the one page of zeros that all mappings share. Looking takes ten times as long as
-    /// for the others (75 ns a page here): whose a page is, is written in its own record.
+    /// In memory of the mapping's own: neither the file's, nor the one page of zeros that all
+    /// mappings share. Looking takes ten times as long as for the others (75 ns a page here):
+    /// whose a page is, is written in its own record.
     const OWN: Self = Self { are: 0, are_not: PAGE_IS_FILE | PAGE_IS_PFNZERO };
     const ZEROS: Self = Self { are: PAGE_IS_PFNZERO, are_not: 0 };
 }
@@ -76,7 +79,8 @@ impl Tracker {
         Ok(Self { userfault, mapping, pagemap: pagemap()? })
     }
 
-    /// The pages that the mapping has of its own, as runs of bytes in it; what is written from here on is told from it.
+    /// The pages that the mapping has of its own, as runs of bytes in it; what is written from here
+    /// on is told from it.
     pub(crate) fn begin(&self) -> Result<Vec<Range<usize>>, Errno> {
         let len = self.mapping.len();
         for at in (0..len).step_by(PIECE) {
@@ -118,7 +122,8 @@ impl Tracker {
     }
 }
 
-/// The pages of a mapping that are in memory of its own, as the kernel has it: ranges of bytes in it.
+/// The pages of a mapping that are in memory of its own, as the kernel has it: ranges of bytes in
+/// it.
 ///
 /// # Errors
 /// [`Errno::NOTTY`] on a kernel before 6.7.
@@ -126,7 +131,8 @@ pub(crate) fn own_pages(mapping: &Mapping) -> Result<Vec<Range<usize>>, Errno> {
     scan(&pagemap()?, mapping, 0..mapping.len(), Which::OWN, Then::Leave)
 }
 
-/// The pages of a mapping that are the one page of zeros which all mappings share, as the kernel has it: ranges of bytes in it.
+/// The pages of a mapping that are the one page of zeros which all mappings share, as the kernel
+/// has it: ranges of bytes in it.
 ///
 /// # Errors
 /// As for [`own_pages`].
@@ -134,14 +140,16 @@ pub(crate) fn zero_pages(mapping: &Mapping) -> Result<Vec<Range<usize>>, Errno> 
     scan(&pagemap()?, mapping, 0..mapping.len(), Which::ZEROS, Then::Leave)
 }
 
-/// What the kernel says of single pages of a mapping. A scan says it of many at a time, and is the slower for it.
+/// What the kernel says of single pages of a mapping. A scan says it of many at a time, and is the
+/// slower for it.
 #[derive(Debug)]
 pub(crate) struct Pages<'a> {
     pagemap: File,
     mapping: &'a Mapping,
 }
 
-/// Bits of an entry of a page map (Linux `Documentation/admin-guide/mm/pagemap.rst`): the page is a file's, is swapped out, is there.
+/// Bits of an entry of a page map (Linux `Documentation/admin-guide/mm/pagemap.rst`): the page is a
+/// file's, is swapped out, is there.
 const IS_FILE: u64 = 1 << 61;
 const IS_SWAPPED: u64 = 1 << 62;
 const IS_PRESENT: u64 = 1 << 63;
@@ -203,7 +211,8 @@ fn scan(
         };
         // SAFETY: the type is the call's.
         let call = unsafe { Updater::<SCAN, _>::new(&mut request) };
-        // SAFETY: the call writes to `regions`, no more than its length, and looks at pages of this process.
+        // SAFETY: the call writes to `regions`, no more than its length, and looks at pages of this
+        // process.
         unsafe { ioctl(pagemap, call) }?;
         // Regions that were not written to are empty.
         for region in regions.iter_mut() {

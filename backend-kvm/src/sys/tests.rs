@@ -51,9 +51,9 @@ fn a_mapping_keeps_its_bytes_and_its_address_when_it_becomes_private() {
     assert_eq!([1, 4, 5, 6].map(|page| byte(&mapping, page)), [1, 2, 3, 0]);
     mapping.write(4 * FRAME_BYTES, &[9; FRAME_BYTES]).unwrap();
     assert_eq!(byte(&mapping, 4), 9);
-    let mut frozen = [0];
-    file.read(4 * FRAME_BYTES, &mut frozen).unwrap();
-    assert_eq!(frozen, [2], "what is written now is the mapping's own");
+    let mut snapshot = [0];
+    file.read(4 * FRAME_BYTES, &mut snapshot).unwrap();
+    assert_eq!(snapshot, [2], "what is written now is the mapping's own");
 }
 
 #[test]

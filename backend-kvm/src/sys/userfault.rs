@@ -58,7 +58,8 @@ unsafe fn call<const CODE: Opcode, T>(fd: BorrowedFd<'_>, value: &mut T) -> Resu
 /// The call of `/dev/userfaultfd` that makes a userfaultfd (`USERFAULTFD_IOC_NEW`), with its flags.
 struct New(u32);
 
-// SAFETY: the call takes its argument by value, refers to no memory, and returns a new file descriptor.
+// SAFETY: the call takes its argument by value, refers to no memory, and returns a new file
+// descriptor.
 unsafe impl Ioctl for New {
     type Output = OwnedFd;
 
@@ -81,10 +82,12 @@ unsafe impl Ioctl for New {
     }
 }
 
-/// A userfaultfd: by the system call, which takes privileges, or by the device, which takes the right to open it.
+/// A userfaultfd: by the system call, which takes privileges, or by the device, which takes the
+/// right to open it.
 fn open() -> Result<OwnedFd, Errno> {
     let flags = UserfaultfdFlags::CLOEXEC | UserfaultfdFlags::NONBLOCK;
-    // SAFETY: the file descriptor is its owner's, who only fills memory of mappings to which nobody has references.
+    // SAFETY: the file descriptor is its owner's, who only fills memory of mappings to which nobody
+    // has references.
     let made = unsafe { userfaultfd(flags) };
     let Err(Errno::PERM) = made else { return made };
     let access = OFlags::RDWR | OFlags::CLOEXEC;
@@ -98,7 +101,8 @@ impl Userfault {
     /// Nothing is watched yet. `features` are the `UFFD_FEATURE_` bits that are needed.
     ///
     /// # Errors
-    /// [`Errno::PERM`] without the right to watch what the kernel touches, [`Errno::INVAL`] where a feature is missing.
+    /// [`Errno::PERM`] without the right to watch what the kernel touches, [`Errno::INVAL`] where a
+    /// feature is missing.
     pub(crate) fn new(mapping: Arc<Mapping>, features: u64) -> Result<Self, Errno> {
         let fd = open()?;
         let mut api = uffdio_api { api: u64::from(UFFD_API), features, ioctls: 0 };
@@ -130,25 +134,26 @@ impl Userfault {
         unsafe { call::<UFFDIO_UNREGISTER, _>(self.fd.as_fd(), &mut range) }
     }
 
-    /// Fills whole pages that are not there, and wakes who waits for them. Says how many bytes were filled when it could not be
-    /// all of them.
+    /// Fills whole pages that are not there, and wakes who waits for them. Says how many bytes were
+    /// filled when it could not be all of them.
     pub(crate) fn copy(&self, offset: usize, bytes: &[u8]) -> Result<(), (usize, Errno)> {
         let end = offset.checked_add(bytes.len()).ok_or((0, Errno::INVAL))?;
         let range = self.range(&(offset..end)).map_err(|error| (0, error))?;
         let src = bytes.as_ptr().addr() as u64;
         let mut copy = uffdio_copy { dst: range.start, src, len: range.len, mode: 0, copy: 0 };
-        // SAFETY: the type is the call's; the source is `bytes`, which is exposed to nothing but reading, and the target lies in
-        // the mapping, to which there are no references.
+        // SAFETY: the type is the call's; the source is `bytes`, which is exposed to nothing but
+        // reading, and the target lies in the mapping, to which there are no references.
         let result = unsafe { call::<UFFDIO_COPY, _>(self.fd.as_fd(), &mut copy) };
         result.map_err(|error| (usize::try_from(copy.copy).unwrap_or(0), error))
     }
 
-    /// Fills pages that are not there with zeros, and wakes who waits for them. Says how many bytes were filled when it could not
-    /// be all of them.
+    /// Fills pages that are not there with zeros, and wakes who waits for them. Says how many bytes
+    /// were filled when it could not be all of them.
     pub(crate) fn zero(&self, range: Range<usize>) -> Result<(), (usize, Errno)> {
         let range = self.range(&range).map_err(|error| (0, error))?;
         let mut zero = uffdio_zeropage { range, mode: 0, zeropage: 0 };
-        // SAFETY: the type is the call's; the range lies in the mapping, to which there are no references.
+        // SAFETY: the type is the call's; the range lies in the mapping, to which there are no
+        // references.
         let result = unsafe { call::<UFFDIO_ZEROPAGE, _>(self.fd.as_fd(), &mut zero) };
         result.map_err(|error| (usize::try_from(zero.zeropage).unwrap_or(0), error))
     }
@@ -177,8 +182,8 @@ impl Userfault {
         }
     }
 
-    /// The message in these bytes (struct `uffd_msg`: the event at 0, its two numbers at 8 and 16); `None` for events of no
-    /// interest.
+    /// The message in these bytes (struct `uffd_msg`: the event at 0, its two numbers at 8 and 16);
+    /// `None` for events of no interest.
     fn decode(&self, bytes: &[u8; MESSAGE]) -> Result<Option<Message>, Errno> {
         let number = |at: usize| {
             let bytes = bytes.get(at..).and_then(<[u8]>::first_chunk);

@@ -8,8 +8,8 @@ use kvm_ioctls::{VcpuFd, VmFd};
 use std::ops::Range;
 use std::sync::Arc;
 
-/// Has the guest-physical range from `gpa` on show a part of a mapping. The VM's owner keeps the mapping for as long as the slot or
-/// the VM exists, which is what `keep` reminds of.
+/// Has the guest-physical range from `gpa` on show a part of a mapping. The VM's owner keeps the
+/// mapping for as long as the slot or the VM exists, which is what `keep` reminds of.
 pub(crate) fn install_slot(
     vm: &VmFd,
     slot: u32,
@@ -27,14 +27,15 @@ pub(crate) fn install_slot(
         memory_size: part.len() as u64,
         userspace_addr: keep.address() + part.start as u64,
     };
-    // SAFETY: the range lies in the mapping. Its owner, [`GuestRam`](crate::memory::GuestRam), unmaps it with the VM,
-    // or has other memory of its own take its place; and nothing in this process holds references into it, so the guest may write there.
+    // SAFETY: the range lies in the mapping. Its owner, [`GuestRam`](crate::memory::GuestRam),
+    // unmaps it with the VM, or has other memory of its own take its place; and nothing in this
+    // process holds references into it, so the guest may write there.
     unsafe { vm.set_user_memory_region(region) }
 }
 
 /// Loads the vector registers. KVM checks what they hold.
 pub(crate) fn set_xsave(vcpu: &VcpuFd, xsave: &kvm_xsave) -> Result<(), kvm_ioctls::Error> {
-    // SAFETY: KVM reads 4096 bytes, the size of the structure: no feature that needs more is enabled for this process, which
-    // would take an `arch_prctl` for each.
+    // SAFETY: KVM reads 4096 bytes, the size of the structure: no feature that needs more is
+    // enabled for this process, which would take an `arch_prctl` for each.
     unsafe { vcpu.set_xsave(xsave) }
 }

@@ -4,12 +4,13 @@ use crate::common::{Outcome, can_watch, host};
 use kaleidoscope_core::addr::Gpa;
 use kaleidoscope_core::color::{Color, ColorMap, Frame, FrameKind, Order, Region, RegionId};
 use kaleidoscope_core::memory::{GuestMemory, MemoryLayout};
-use kaleidoscope_core::prefetch::{AllocationForecast, Atlas, FreeOrder};
-use kaleidoscope_kvm::machine::{Machine, Quiet};
+use kaleidoscope_core::prefetch::{AllocationForecast, FreeOrder, LocalityOrder};
+use kaleidoscope_kvm::machine::{Machine, NoDevices};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Frames of the guest, and those among them that are free: the first. They are given away from the last to the first.
+/// Frames of the guest, and those among them that are free: the first. They are given away from the
+/// last to the first.
 const FRAMES: u32 = 1024;
 const FREE: u32 = 512;
 
@@ -27,7 +28,7 @@ fn order() -> Outcome<Arc<FreeOrder>> {
     let region = Region::new(FrameKind::Free, Order::Allocation, "free");
     let layout = MemoryLayout::contiguous(u64::from(FRAMES) << 12)?;
     let map = ColorMap::new(layout, Default::default(), frames, vec![region])?;
-    Ok(Arc::new(FreeOrder::new(&Atlas::new(map))))
+    Ok(Arc::new(FreeOrder::new(&LocalityOrder::new(map))))
 }
 
 /// Where the n-th frame that is given away is.
@@ -59,12 +60,12 @@ fn has(clone: &Machine, frames: usize) -> Outcome<()> {
 fn free_memory_is_copied_before_it_is_taken() -> Outcome<()> {
     let Some(host) = host().filter(|_| can_watch()) else { return Ok(()) };
     let layout = MemoryLayout::contiguous(u64::from(FRAMES) << 12)?;
-    let parent = Machine::new(&host, layout, 1, Arc::new(Quiet))?;
+    let parent = Machine::new(&host, layout, 1, Arc::new(NoDevices))?;
     // Kernels leave in free memory what was there.
     (0..FREE).try_for_each(|n| parent.write(Gpa(place(n)), &before(n)))?;
-    let frozen = parent.freeze()?;
-    let mut clone = Machine::clone_of(&host, &frozen, Arc::new(Quiet))?;
-    clone.own_ahead(Vec::new(), Some(AllocationForecast::new(order()?)))?;
+    let snapshot = parent.freeze()?;
+    let mut clone = Machine::clone_of(&host, &snapshot, Arc::new(NoDevices))?;
+    clone.copy_ahead(Vec::new(), Some(AllocationForecast::new(order()?)))?;
     std::thread::sleep(Duration::from_millis(20));
     assert_eq!(own(&clone)?, 0, "who takes nothing has nothing");
 
@@ -94,7 +95,7 @@ fn free_memory_is_copied_before_it_is_taken() -> Outcome<()> {
         is(bytes, is_taken(300));
         again.image.read(Gpa(place(n) + 2048), &mut bytes)?;
         is(bytes, is_taken(100));
-        frozen.image.read(Gpa(place(n)), &mut bytes)?;
+        snapshot.image.read(Gpa(place(n)), &mut bytes)?;
         is(bytes, before(n));
     }
     Ok(())

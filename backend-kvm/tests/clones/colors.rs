@@ -3,7 +3,7 @@
 use crate::common::{Outcome, host, let_run};
 use kaleidoscope_core::addr::Gpa;
 use kaleidoscope_core::color::{Color, Temperature};
-use kaleidoscope_core::coloring::{Options, color, color_by_page_tables};
+use kaleidoscope_core::coloring::{ColoringOptions, color, color_by_page_tables};
 use kaleidoscope_kvm::guest::{Plan, boot};
 use std::time::Duration;
 
@@ -11,20 +11,20 @@ use std::time::Duration;
 fn page_tables_tell_a_guest_s_colors() -> Outcome<()> {
     let Some(host) = host() else { return Ok(()) };
     let plan = Plan::new(32, 2, 6, 256, 256, 2)?;
-    let (mut machine, witness) = boot(&host, &plan)?;
+    let (mut machine, check_port) = boot(&host, &plan)?;
     machine.resume()?;
-    let_run(&plan, &machine, &witness, 300);
+    let_run(&plan, &machine, &check_port, 300);
     let mut registers = Vec::new();
     for _ in 0..60 {
         registers.extend(machine.look()?);
         std::thread::sleep(Duration::from_micros(1300));
     }
-    let_run(&plan, &machine, &witness, 10);
-    let frozen = machine.freeze()?;
-    registers.extend(frozen.state.registers());
-    let options = Options { registers, ..Options::default() };
-    assert!(color(&*frozen.image, &options).is_err(), "it is no Linux");
-    let coloring = color_by_page_tables(&*frozen.image, &options)?;
+    let_run(&plan, &machine, &check_port, 10);
+    let snapshot = machine.freeze()?;
+    registers.extend(snapshot.state.registers());
+    let options = ColoringOptions { registers, ..ColoringOptions::default() };
+    assert!(color(&*snapshot.image, &options).is_err(), "it is no Linux");
+    let coloring = color_by_page_tables(&*snapshot.image, &options)?;
     assert_eq!(coloring.processes().len(), 6, "the timer brought each to a vCPU while we looked");
     assert!(coloring.notes().is_empty());
 

@@ -3,8 +3,8 @@
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 use kaleidoscope_core::memory::GuestMemory;
-use kaleidoscope_kvm::guest::{Mismatch, Plan, Witness, progress, verify};
-use kaleidoscope_kvm::machine::{Frozen, Host, Machine};
+use kaleidoscope_kvm::guest::{CheckPort, Mismatch, Plan, progress, verify};
+use kaleidoscope_kvm::machine::{Host, Machine, Snapshot};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -50,11 +50,11 @@ pub(crate) fn rounds(plan: &Plan, machine: &Machine) -> Vec<u64> {
 }
 
 /// Waits until every process has been around so often more, and nobody complains.
-pub(crate) fn let_run(plan: &Plan, machine: &Machine, witness: &Witness, more: u64) {
+pub(crate) fn let_run(plan: &Plan, machine: &Machine, check_port: &CheckPort, more: u64) {
     let before = rounds(plan, machine);
     let start = Instant::now();
     loop {
-        assert_eq!(witness.complaint(), None, "{machine:?} {:?}", complaint(machine));
+        assert_eq!(check_port.failure(), None, "{machine:?} {:?}", failure(machine));
         assert_eq!(machine.ended(), None);
         let now = rounds(plan, machine);
         if now.iter().zip(&before).all(|(now, before)| *now >= before + more) {
@@ -66,15 +66,15 @@ pub(crate) fn let_run(plan: &Plan, machine: &Machine, witness: &Witness, more: u
 }
 
 /// What a process complained of.
-pub(crate) fn complaint(machine: &Machine) -> String {
+pub(crate) fn failure(machine: &Machine) -> String {
     machine.pause().unwrap();
     let all = (0..).map_while(|vcpu| machine.registers(vcpu).ok());
     all.map(|(regs, sregs)| format!("{regs:x?} cr2 {:#x}\n", sregs.cr2)).collect()
 }
 
-pub(crate) fn verify_image(plan: &Plan, frozen: &Frozen) {
+pub(crate) fn verify_image(plan: &Plan, snapshot: &Snapshot) {
     let result = verify::<Wrong>(plan, &mut |gpa, buf| {
-        frozen.image.read(gpa, buf).map_err(|error| Wrong::Read(error.to_string()))
+        snapshot.image.read(gpa, buf).map_err(|error| Wrong::Read(error.to_string()))
     });
     result.unwrap();
 }

@@ -13,7 +13,8 @@ use std::time::{Duration, Instant};
 /// The port that it is about.
 const PORT: u16 = 0x10;
 
-/// A machine whose vCPUs write to the port, again and again: in real mode `mov al, 42`, `out 16, al`, `jmp` to the second.
+/// A machine whose vCPUs write to the port, again and again: in real mode `mov al, 42`, `out 16,
+/// al`, `jmp` to the second.
 fn machine(host: &Arc<Host>, vcpus: usize, devices: Arc<dyn Devices>) -> Outcome<Machine> {
     let layout = MemoryLayout::contiguous(1 << 20)?;
     let machine = Machine::new(host, layout, vcpus, devices)?;

@@ -6,7 +6,7 @@ use kaleidoscope_core::clone::hooks::{
     CloneHook, GenerationId, Guest, HookError, Hooks, IdentityInMemory, Notice,
 };
 use kaleidoscope_kvm::KvmError;
-use kaleidoscope_kvm::guest::{NOTICE, Plan, Witness, boot};
+use kaleidoscope_kvm::guest::{CheckPort, NOTICE, Plan, boot};
 use kaleidoscope_kvm::machine::Machine;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -47,9 +47,9 @@ impl CloneHook for Guard {
 fn every_clone_knows_who_it_is() -> Outcome<()> {
     let Some(host) = host() else { return Ok(()) };
     let plan = Plan::new(32, 2, 4, 256, 256, 2)?;
-    let (mut parent, witness) = boot(&host, &plan)?;
+    let (mut parent, check_port) = boot(&host, &plan)?;
     parent.resume()?;
-    let_run(&plan, &parent, &witness, 100);
+    let_run(&plan, &parent, &check_port, 100);
     let freezes = Arc::new(AtomicUsize::new(0));
     let hooks = Hooks::none()
         .and(Guard(Arc::clone(&freezes), false))
@@ -60,14 +60,14 @@ fn every_clone_knows_who_it_is() -> Outcome<()> {
         });
     let forbidden = parent.freeze_with(&Hooks::none().and(Guard(Arc::default(), true)));
     assert!(matches!(forbidden, Err(KvmError::Hook(error)) if error.to_string() == "not now"));
-    let_run(&plan, &parent, &witness, 10);
-    let frozen = parent.freeze_with(&hooks)?;
+    let_run(&plan, &parent, &check_port, 10);
+    let snapshot = parent.freeze_with(&hooks)?;
     assert_eq!(freezes.load(Ordering::Relaxed), 1);
 
     let mut clones = Vec::new();
     for _ in 0..5 {
-        let hears = Arc::new(Witness::default());
-        let mut clone = Machine::clone_of(&host, &frozen, Arc::clone(&hears) as _)?;
+        let hears = Arc::new(CheckPort::default());
+        let mut clone = Machine::clone_of(&host, &snapshot, Arc::clone(&hears) as _)?;
         let id = CloneId::random()?;
         clone.resume_as(id, &hooks)?;
         clones.push((clone, hears, id));
@@ -84,7 +84,7 @@ fn every_clone_knows_who_it_is() -> Outcome<()> {
         verify_machine(&plan, clone);
     }
     // The parent is nobody's clone, and was told nothing.
-    let_run(&plan, &parent, &witness, 30);
+    let_run(&plan, &parent, &check_port, 30);
     assert!(identities(&plan, &parent)?.iter().all(|seen| *seen == [0; 16]));
     assert_eq!((notices(&plan, &parent, 0)?, notices(&plan, &parent, 1)?), (0, 0));
     Ok(())
@@ -94,25 +94,26 @@ fn every_clone_knows_who_it_is() -> Outcome<()> {
 fn interrupts_that_are_pending_survive() -> Outcome<()> {
     let Some(host) = host() else { return Ok(()) };
     let plan = Plan::new(16, 1, 2, 64, 64, 1)?;
-    let (mut parent, witness) = boot(&host, &plan)?;
+    let (mut parent, check_port) = boot(&host, &plan)?;
     parent.resume()?;
-    let_run(&plan, &parent, &witness, 30);
-    // Sent while it stands still: it is in no register of the guest, but in its interrupt controller.
+    let_run(&plan, &parent, &check_port, 30);
+    // Sent while it stands still: it is in no register of the guest, but in its interrupt
+    // controller.
     parent.pause()?;
     parent.interrupt(0, NOTICE)?;
     assert!(parent.interrupt(1, NOTICE).is_err());
     let before = notices(&plan, &parent, 0)?;
-    let frozen = parent.freeze()?;
+    let snapshot = parent.freeze()?;
     assert_eq!(before, 0);
     for _ in 0..3 {
-        let hears = Arc::new(Witness::default());
-        let mut clone = Machine::clone_of(&host, &frozen, Arc::clone(&hears) as _)?;
+        let hears = Arc::new(CheckPort::default());
+        let mut clone = Machine::clone_of(&host, &snapshot, Arc::clone(&hears) as _)?;
         clone.resume()?;
         let_run(&plan, &clone, &hears, 30);
         assert_eq!(notices(&plan, &clone, 0)?, 1);
     }
     parent.resume()?;
-    let_run(&plan, &parent, &witness, 30);
+    let_run(&plan, &parent, &check_port, 30);
     assert_eq!(notices(&plan, &parent, 0)?, 1);
     Ok(())
 }

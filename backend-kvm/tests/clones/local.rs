@@ -5,8 +5,8 @@ use crate::common::{
 };
 use kaleidoscope_core::memory::{GuestMemory, MemoryLayout};
 use kaleidoscope_core::prefetch::WriteForecast;
-use kaleidoscope_kvm::guest::{Plan, Witness, boot, progress, verify};
-use kaleidoscope_kvm::machine::{Devices, Frozen, Machine};
+use kaleidoscope_kvm::guest::{CheckPort, Plan, boot, progress, verify};
+use kaleidoscope_kvm::machine::{Devices, Machine, Snapshot};
 use kaleidoscope_kvm::{KvmError, state::MachineState};
 use kaleidoscope_mock::Rng;
 use std::sync::Arc;
@@ -16,12 +16,12 @@ use std::time::{Duration, Instant};
 fn a_guest_runs() -> Outcome<()> {
     let Some(host) = host() else { return Ok(()) };
     let plan = Plan::new(32, 1, 3, 256, 256, 2)?;
-    let (mut machine, witness) = boot(&host, &plan)?;
+    let (mut machine, check_port) = boot(&host, &plan)?;
     machine.resume()?;
-    let_run(&plan, &machine, &witness, 1000);
+    let_run(&plan, &machine, &check_port, 1000);
     verify_machine(&plan, &machine);
     machine.resume()?;
-    let_run(&plan, &machine, &witness, 1000);
+    let_run(&plan, &machine, &check_port, 1000);
     Ok(())
 }
 
@@ -30,25 +30,25 @@ fn a_clone_goes_on_where_its_parent_was_and_both_go_on() -> Outcome<()> {
     let Some(host) = host() else { return Ok(()) };
     for vcpus in [1, 2] {
         let plan = Plan::new(32, vcpus, 4, 256, 256, 2)?;
-        let (mut parent, witness) = boot(&host, &plan)?;
+        let (mut parent, check_port) = boot(&host, &plan)?;
         parent.resume()?;
-        let_run(&plan, &parent, &witness, 300);
-        let frozen = parent.freeze()?;
-        println!("{vcpus} vCPUs: stood still for {:?}", frozen.pause);
-        let at_freeze = progress(&plan, &mut |gpa, buf| frozen.image.read(gpa, buf))?;
-        verify_image(&plan, &frozen);
-        let_run(&plan, &parent, &witness, 300);
-        verify_image(&plan, &frozen);
+        let_run(&plan, &parent, &check_port, 300);
+        let snapshot = parent.freeze()?;
+        println!("{vcpus} vCPUs: stood still for {:?}", snapshot.pause);
+        let at_freeze = progress(&plan, &mut |gpa, buf| snapshot.image.read(gpa, buf))?;
+        verify_image(&plan, &snapshot);
+        let_run(&plan, &parent, &check_port, 300);
+        verify_image(&plan, &snapshot);
 
-        let hears = Arc::new(Witness::default());
-        let mut clone = Machine::clone_of(&host, &frozen, Arc::clone(&hears) as _)?;
+        let hears = Arc::new(CheckPort::default());
+        let mut clone = Machine::clone_of(&host, &snapshot, Arc::clone(&hears) as _)?;
         assert_eq!(rounds(&plan, &clone), at_freeze, "before it runs");
         clone.resume()?;
         let_run(&plan, &clone, &hears, 300);
-        let_run(&plan, &parent, &witness, 300);
+        let_run(&plan, &parent, &check_port, 300);
         verify_machine(&plan, &clone);
         verify_machine(&plan, &parent);
-        verify_image(&plan, &frozen);
+        verify_image(&plan, &snapshot);
     }
     Ok(())
 }
@@ -57,36 +57,36 @@ fn a_clone_goes_on_where_its_parent_was_and_both_go_on() -> Outcome<()> {
 fn clones_become_parents() -> Outcome<()> {
     let Some(host) = host().filter(|_| can_watch()) else { return Ok(()) };
     let plan = Plan::new(32, 2, 4, 256, 256, 2)?;
-    let (mut machine, mut witness) = boot(&host, &plan)?;
+    let (mut machine, mut check_port) = boot(&host, &plan)?;
     machine.resume()?;
-    let mut kept: Vec<(Frozen, Vec<u64>)> = Vec::new();
+    let mut kept: Vec<(Snapshot, Vec<u64>)> = Vec::new();
     for generation in 0..6 {
-        let_run(&plan, &machine, &witness, 100);
-        let frozen = machine.freeze()?;
-        verify_image(&plan, &frozen);
+        let_run(&plan, &machine, &check_port, 100);
+        let snapshot = machine.freeze()?;
+        verify_image(&plan, &snapshot);
         println!(
             "generation {generation}: stood still for {:?}, {} layers, {} KiB",
-            frozen.pause,
-            frozen.image.layers(),
-            frozen.image.taken()? >> 10
+            snapshot.pause,
+            snapshot.image.layers(),
+            snapshot.image.taken()? >> 10
         );
-        let rounds = progress(&plan, &mut |gpa, buf| frozen.image.read(gpa, buf))?;
-        // Every other time the machine itself is frozen again, and not a clone of it.
+        let rounds = progress(&plan, &mut |gpa, buf| snapshot.image.read(gpa, buf))?;
+        // Every other time the machine itself is snapshot again, and not a clone of it.
         if generation % 2 == 0 {
-            let hears = Arc::new(Witness::default());
-            let mut clone = Machine::clone_of(&host, &frozen, Arc::clone(&hears) as _)?;
+            let hears = Arc::new(CheckPort::default());
+            let mut clone = Machine::clone_of(&host, &snapshot, Arc::clone(&hears) as _)?;
             clone.resume()?;
-            (machine, witness) = (clone, hears);
+            (machine, check_port) = (clone, hears);
         }
-        kept.push((frozen, rounds));
+        kept.push((snapshot, rounds));
     }
-    let_run(&plan, &machine, &witness, 100);
+    let_run(&plan, &machine, &check_port, 100);
     // Every generation is as it was.
-    for (frozen, expected) in &kept {
-        verify_image(&plan, frozen);
-        assert_eq!(&progress(&plan, &mut |gpa, buf| frozen.image.read(gpa, buf))?, expected);
-        let hears = Arc::new(Witness::default());
-        let mut clone = Machine::clone_of(&host, frozen, Arc::clone(&hears) as _)?;
+    for (snapshot, expected) in &kept {
+        verify_image(&plan, snapshot);
+        assert_eq!(&progress(&plan, &mut |gpa, buf| snapshot.image.read(gpa, buf))?, expected);
+        let hears = Arc::new(CheckPort::default());
+        let mut clone = Machine::clone_of(&host, snapshot, Arc::clone(&hears) as _)?;
         clone.resume()?;
         let_run(&plan, &clone, &hears, 100);
         verify_machine(&plan, &clone);
@@ -98,15 +98,15 @@ fn clones_become_parents() -> Outcome<()> {
 fn a_hundred_clones_at_once() -> Outcome<()> {
     let Some(host) = host() else { return Ok(()) };
     let plan = Plan::new(32, 1, 2, 256, 256, 2)?;
-    let (mut parent, witness) = boot(&host, &plan)?;
+    let (mut parent, check_port) = boot(&host, &plan)?;
     parent.resume()?;
-    let_run(&plan, &parent, &witness, 300);
-    let frozen = parent.freeze()?;
+    let_run(&plan, &parent, &check_port, 300);
+    let snapshot = parent.freeze()?;
     let start = Instant::now();
     let mut clones = Vec::new();
     for _ in 0..100 {
-        let hears = Arc::new(Witness::default());
-        clones.push((Machine::clone_of(&host, &frozen, Arc::clone(&hears) as _)?, hears));
+        let hears = Arc::new(CheckPort::default());
+        clones.push((Machine::clone_of(&host, &snapshot, Arc::clone(&hears) as _)?, hears));
     }
     println!("made in {:?} each", start.elapsed() / 100);
     for (clone, _) in &mut clones {
@@ -121,12 +121,12 @@ fn a_hundred_clones_at_once() -> Outcome<()> {
         let_run(&plan, clone, hears, 10);
         verify_machine(&plan, clone);
     }
-    let_run(&plan, &parent, &witness, 300);
-    verify_image(&plan, &frozen);
+    let_run(&plan, &parent, &check_port, 300);
+    verify_image(&plan, &snapshot);
     Ok(())
 }
 
-/// Instants at which a machine is frozen: thousands by night (`KALEIDOSCOPE_FREEZES`).
+/// Instants at which a machine is snapshot: thousands by night (`KALEIDOSCOPE_FREEZES`).
 fn freezes() -> u32 {
     let wish = std::env::var("KALEIDOSCOPE_FREEZES");
     wish.map_or(300, |number| number.parse().expect("KALEIDOSCOPE_FREEZES is a number"))
@@ -138,22 +138,22 @@ fn any_instant_can_be_frozen() -> Outcome<()> {
     let mut dice = Rng::new(1);
     for vcpus in [1, 2] {
         let plan = Plan::new(16, vcpus, 2, 64, 64, 3)?;
-        let (mut parent, witness) = boot(&host, &plan)?;
+        let (mut parent, check_port) = boot(&host, &plan)?;
         parent.resume()?;
-        let_run(&plan, &parent, &witness, 10);
+        let_run(&plan, &parent, &check_port, 10);
         let base = parent.freeze()?;
         drop(parent);
         // Many short lives from one image, each stopped anywhere, saved as bytes, and continued.
         for _ in 0..freezes() / 2 {
-            let hears = Arc::new(Witness::default());
+            let hears = Arc::new(CheckPort::default());
             let mut clone = Machine::clone_of(&host, &base, Arc::clone(&hears) as _)?;
             clone.resume()?;
             std::thread::sleep(Duration::from_nanos(dice.below(1 << 21)));
-            let mut frozen = clone.freeze()?;
-            verify_image(&plan, &frozen);
-            frozen.state = Arc::new(MachineState::from_bytes(&frozen.state.to_bytes()?)?);
+            let mut snapshot = clone.freeze()?;
+            verify_image(&plan, &snapshot);
+            snapshot.state = Arc::new(MachineState::from_bytes(&snapshot.state.to_bytes()?)?);
             drop(clone);
-            let mut again = Machine::clone_of(&host, &frozen, Arc::clone(&hears) as _)?;
+            let mut again = Machine::clone_of(&host, &snapshot, Arc::clone(&hears) as _)?;
             again.resume()?;
             let_run(&plan, &again, &hears, 3);
             verify_machine(&plan, &again);
@@ -162,7 +162,8 @@ fn any_instant_can_be_frozen() -> Outcome<()> {
     Ok(())
 }
 
-/// The first freeze changes the memory under a running guest; whatever it was doing then, it and its clone have the right bytes.
+/// The first freeze changes the memory under a running guest; whatever it was doing then, it and
+/// its clone have the right bytes.
 #[test]
 fn any_instant_can_be_the_first() -> Outcome<()> {
     let Some(host) = host() else { return Ok(()) };
@@ -170,15 +171,15 @@ fn any_instant_can_be_the_first() -> Outcome<()> {
     for round in 0..(freezes() / 5).max(1) {
         let vcpus = 1 + round as usize % 2;
         let plan = Plan::new(16, vcpus, 2, 256, 256, 3)?;
-        let (mut parent, witness) = boot(&host, &plan)?;
+        let (mut parent, check_port) = boot(&host, &plan)?;
         parent.resume()?;
         std::thread::sleep(Duration::from_nanos(dice.below(1 << 23)));
-        let frozen = parent.freeze()?;
-        let_run(&plan, &parent, &witness, 20);
-        verify_image(&plan, &frozen);
+        let snapshot = parent.freeze()?;
+        let_run(&plan, &parent, &check_port, 20);
+        verify_image(&plan, &snapshot);
         verify_machine(&plan, &parent);
-        let hears = Arc::new(Witness::default());
-        let mut clone = Machine::clone_of(&host, &frozen, Arc::clone(&hears) as _)?;
+        let hears = Arc::new(CheckPort::default());
+        let mut clone = Machine::clone_of(&host, &snapshot, Arc::clone(&hears) as _)?;
         clone.resume()?;
         let_run(&plan, &clone, &hears, 3);
         verify_machine(&plan, &clone);
@@ -190,9 +191,9 @@ fn any_instant_can_be_the_first() -> Outcome<()> {
 fn a_wrong_byte_is_noticed() -> Outcome<()> {
     let Some(host) = host() else { return Ok(()) };
     let plan = Plan::new(16, 1, 2, 64, 64, 1)?;
-    let (mut machine, witness) = boot(&host, &plan)?;
+    let (mut machine, check_port) = boot(&host, &plan)?;
     machine.resume()?;
-    let_run(&plan, &machine, &witness, 10);
+    let_run(&plan, &machine, &check_port, 10);
     machine.pause()?;
     // A page that nobody is about to write: that would mend it.
     let page = plan.file().nth(5).unwrap();
@@ -203,11 +204,11 @@ fn a_wrong_byte_is_noticed() -> Outcome<()> {
     assert!(matches!(seen, Err(Wrong::Page(wrong)) if wrong.gpa == page), "from outside");
     machine.resume()?;
     let start = Instant::now();
-    while witness.complaint().is_none() {
+    while check_port.failure().is_none() {
         assert!(start.elapsed() < Duration::from_secs(180), "the guest does not notice");
         std::thread::sleep(Duration::from_millis(1));
     }
-    assert_eq!(witness.complaint().unwrap().vector, 6);
+    assert_eq!(check_port.failure().unwrap().vector, 6);
     Ok(())
 }
 
@@ -216,18 +217,18 @@ fn a_wrong_byte_is_noticed() -> Outcome<()> {
 fn what_siblings_wrote_is_copied_ahead() -> Outcome<()> {
     let Some(host) = host().filter(|_| can_watch()) else { return Ok(()) };
     let plan = Plan::new(32, 2, 4, 256, 256, 2)?;
-    let (mut parent, witness) = boot(&host, &plan)?;
+    let (mut parent, check_port) = boot(&host, &plan)?;
     assert!(parent.written()?.is_empty(), "all of it is its own");
     let taken = parent.memory_taken()?;
-    parent.own_ahead(vec![0..100], None)?;
+    parent.copy_ahead(vec![0..100], None)?;
     parent.resume()?;
-    let_run(&plan, &parent, &witness, 100);
-    let frozen = parent.freeze()?;
+    let_run(&plan, &parent, &check_port, 100);
+    let snapshot = parent.freeze()?;
     assert!(parent.memory_taken()? < taken, "it begins again");
 
     let mut forecast = WriteForecast::new();
-    let hears = Arc::new(Witness::default());
-    let mut sibling = Machine::clone_of(&host, &frozen, Arc::clone(&hears) as _)?;
+    let hears = Arc::new(CheckPort::default());
+    let mut sibling = Machine::clone_of(&host, &snapshot, Arc::clone(&hears) as _)?;
     assert!(sibling.written()?.is_empty());
     sibling.resume()?;
     let_run(&plan, &sibling, &hears, 100);
@@ -241,14 +242,14 @@ fn what_siblings_wrote_is_copied_ahead() -> Outcome<()> {
 
     let whole = parent.layout().frames();
     for wish in [frames.clone(), vec![0..whole], vec![whole..whole + 9], vec![5..5]] {
-        let hears = Arc::new(Witness::default());
-        let mut clone = Machine::clone_of(&host, &frozen, Arc::clone(&hears) as _)?;
-        clone.own_ahead(wish.clone(), None)?;
+        let hears = Arc::new(CheckPort::default());
+        let mut clone = Machine::clone_of(&host, &snapshot, Arc::clone(&hears) as _)?;
+        clone.copy_ahead(wish.clone(), None)?;
         clone.resume()?;
-        // Frozen, and given another task, while it copies.
+        // Snapshot, and given another task, while it copies.
         let again = clone.freeze()?;
         verify_image(&plan, &again);
-        clone.own_ahead(wish.clone(), None)?;
+        clone.copy_ahead(wish.clone(), None)?;
         let_run(&plan, &clone, &hears, 50);
         let start = Instant::now();
         while wish == frames && total(&clone.written()?) < total(&frames) {
@@ -256,7 +257,7 @@ fn what_siblings_wrote_is_copied_ahead() -> Outcome<()> {
         }
         verify_machine(&plan, &clone);
     }
-    verify_image(&plan, &frozen);
+    verify_image(&plan, &snapshot);
     Ok(())
 }
 
@@ -278,8 +279,8 @@ fn devices_are_saved_with_the_rest() -> Outcome<()> {
     let Some(host) = host() else { return Ok(()) };
     let layout = MemoryLayout::contiguous(1 << 20)?;
     let machine = Machine::new(&host, layout, 1, Arc::new(Diary))?;
-    let frozen = machine.freeze()?;
-    let state = MachineState::from_bytes(&frozen.state.to_bytes()?)?;
+    let snapshot = machine.freeze()?;
+    let state = MachineState::from_bytes(&snapshot.state.to_bytes()?)?;
     assert_eq!(state.devices(), b"dear diary");
     Ok(())
 }
@@ -301,16 +302,17 @@ fn saved_state_is_checked() -> Outcome<()> {
     Ok(())
 }
 
-/// State that is damaged is refused, by us or by KVM, or makes a guest that is wrong: never more than that.
+/// State that is damaged is refused, by us or by KVM, or makes a guest that is wrong: never more
+/// than that.
 #[test]
 fn damaged_state_harms_nobody() -> Outcome<()> {
     let Some(host) = host() else { return Ok(()) };
     let plan = Plan::new(16, 2, 2, 64, 64, 1)?;
-    let (mut parent, witness) = boot(&host, &plan)?;
+    let (mut parent, check_port) = boot(&host, &plan)?;
     parent.resume()?;
-    let_run(&plan, &parent, &witness, 10);
-    let mut frozen = parent.freeze()?;
-    let bytes = frozen.state.to_bytes()?;
+    let_run(&plan, &parent, &check_port, 10);
+    let mut snapshot = parent.freeze()?;
+    let bytes = snapshot.state.to_bytes()?;
     let (mut refused, mut started, mut dice) = (0, 0, Rng::new(7));
     let mut roll = |below: usize| usize::try_from(dice.below(below as u64)).unwrap();
     for _ in 0..150 {
@@ -323,9 +325,9 @@ fn damaged_state_harms_nobody() -> Outcome<()> {
             refused += 1;
             continue;
         };
-        frozen.state = Arc::new(state);
-        let hears = Arc::new(Witness::default());
-        let Ok(mut clone) = Machine::clone_of(&host, &frozen, hears) else {
+        snapshot.state = Arc::new(state);
+        let hears = Arc::new(CheckPort::default());
+        let Ok(mut clone) = Machine::clone_of(&host, &snapshot, hears) else {
             refused += 1;
             continue;
         };
@@ -335,6 +337,6 @@ fn damaged_state_harms_nobody() -> Outcome<()> {
     }
     println!("{refused} refused, {started} started");
     assert!(started > 0);
-    let_run(&plan, &parent, &witness, 30);
+    let_run(&plan, &parent, &check_port, 30);
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! Real guests that check every byte they own, frozen while they run.
+//! Real guests that check every byte they own, snapshot while they run.
 
 #![allow(
     clippy::print_stdout,
@@ -12,8 +12,8 @@ mod common;
 mod devices;
 mod hooks;
 mod huge;
-mod lazy;
 mod local;
+mod on_demand;
 mod rust_vmm;
 mod staged;
 mod store;

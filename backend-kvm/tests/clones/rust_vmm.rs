@@ -2,15 +2,16 @@
 
 use crate::common::{Outcome, can_watch};
 use kaleidoscope_core::addr::{FRAME_BYTES, Gpa};
-use kaleidoscope_core::clone::{Descriptor, LocalSource, Options};
+use kaleidoscope_core::clone::{Descriptor, EngineOptions, LocalSource};
 use kaleidoscope_core::memory::{GuestMemory, MemoryLayout, VecMemory};
 use kaleidoscope_core::prefetch::{Blind, Demand, PrefetchPolicy};
-use kaleidoscope_kvm::lazy::{Filling, FrozenMmap, Lazy};
 use kaleidoscope_kvm::memory::PageSize;
+use kaleidoscope_kvm::uffd::{Filling, OnDemand, SnapshotMmap};
 use std::sync::Arc;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
-/// Two regions with a hole between them, the first of them far larger than what one userfaultfd watches at least.
+/// Two regions with a hole between them, the first of them far larger than what one userfaultfd
+/// watches at least.
 const REGIONS: [(u64, usize); 2] = [(0, 80 << 20), (0x1_0000_0000, 1 << 20)];
 
 fn parent() -> Outcome<Arc<VecMemory>> {
@@ -35,21 +36,21 @@ fn a_vmm_s_memory_is_filled_as_it_is_touched() -> Outcome<()> {
         return Ok(());
     }
     let parent = parent()?;
-    let atlas = Descriptor::of(&*parent, None)?.atlas()?;
+    let locality = Descriptor::of(&*parent, None)?.locality()?;
     let policies: [Box<dyn PrefetchPolicy>; 2] = [Box::new(Demand), Box::new(Blind::aligned(16))];
     for policy in policies {
         let memory = empty()?;
-        let lazy = |policy| Lazy {
-            atlas: Arc::clone(&atlas),
+        let on_demand = |policy| OnDemand {
+            locality: Arc::clone(&locality),
             policy,
             source: Arc::new(LocalSource::new(Arc::clone(&parent) as _)),
-            options: Options::default(),
-            grant: None,
-            nearby: None,
-            stage: None,
+            options: EngineOptions::default(),
+            reservation: None,
+            local_cache: None,
+            cache: None,
             pages: PageSize::Small,
         };
-        let filling = Filling::start(&memory, lazy(policy), 2, |_| {})?;
+        let filling = Filling::start(&memory, on_demand(policy), 2, |_| {})?;
         std::thread::scope(|scope| {
             for thread in 0..3u64 {
                 let (memory, parent) = (&memory, &parent);
@@ -67,12 +68,12 @@ fn a_vmm_s_memory_is_filled_as_it_is_touched() -> Outcome<()> {
         });
         assert!(filling.engine().statistics().total().faults > 100);
         // What it reads like as a whole, to whoever colors it.
-        let frozen = FrozenMmap::new(memory.clone())?;
+        let snapshot = SnapshotMmap::new(memory.clone())?;
         let mut page = [0; FRAME_BYTES];
-        frozen.read(Gpa(0x1_0000_0000), &mut page)?;
+        snapshot.read(Gpa(0x1_0000_0000), &mut page)?;
         assert_eq!(parent.slice(Gpa(0x1_0000_0000), FRAME_BYTES), Some(&page[..]));
-        assert!(frozen.read(Gpa(0x1_0010_0000), &mut page).is_err());
-        assert_eq!(frozen.layout(), parent.layout());
+        assert!(snapshot.read(Gpa(0x1_0010_0000), &mut page).is_err());
+        assert_eq!(snapshot.layout(), parent.layout());
     }
     Ok(())
 }
@@ -80,18 +81,18 @@ fn a_vmm_s_memory_is_filled_as_it_is_touched() -> Outcome<()> {
 #[test]
 fn memory_of_another_form_is_refused() -> Outcome<()> {
     let parent = parent()?;
-    let lazy = Lazy {
-        atlas: Descriptor::of(&*parent, None)?.atlas()?,
+    let on_demand = OnDemand {
+        locality: Descriptor::of(&*parent, None)?.locality()?,
         policy: Box::new(Demand),
         source: Arc::new(LocalSource::new(Arc::clone(&parent) as _)),
-        options: Options::default(),
-        grant: None,
-        nearby: None,
-        stage: None,
+        options: EngineOptions::default(),
+        reservation: None,
+        local_cache: None,
+        cache: None,
         pages: PageSize::Small,
     };
     let other = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 81 << 20)])?;
-    let error = Filling::start(&other, lazy, 1, |_| {}).unwrap_err();
+    let error = Filling::start(&other, on_demand, 1, |_| {}).unwrap_err();
     assert!(error.to_string().contains("other regions"), "{error}");
     Ok(())
 }

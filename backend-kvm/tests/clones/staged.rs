@@ -1,19 +1,19 @@
-//! Clones on a stage that become parents.
+//! Clones on a cache that become parents.
 
 use crate::common::{Outcome, can_watch, host, let_run, verify_image, verify_machine};
-use crate::store::{count, domain, frozen};
+use crate::store::{count, domain, snapshot};
 use crate::store_stage::{after_another, filled};
 use kaleidoscope_core::addr::Gpa;
-use kaleidoscope_core::clone::{Background, FreeFrames, LocalSource, Options};
+use kaleidoscope_core::clone::{Background, EngineOptions, FreeFrames, LocalSource};
 use kaleidoscope_core::color::{Color, ColorMap, Frame, FrameKind, KernelIdentity};
 use kaleidoscope_core::memory::{MemoryLayout, VecMemory};
-use kaleidoscope_core::prefetch::{Atlas, Blind, Demand, PrefetchPolicy};
+use kaleidoscope_core::prefetch::{Blind, Demand, LocalityOrder, PrefetchPolicy};
 use kaleidoscope_core::store::PageStore;
-use kaleidoscope_kvm::guest::{Plan, Witness, boot};
-use kaleidoscope_kvm::lazy::{Lazy, Stage};
-use kaleidoscope_kvm::machine::{Frozen, Host, Machine};
+use kaleidoscope_kvm::guest::{CheckPort, Plan, boot};
+use kaleidoscope_kvm::machine::{Host, Machine, Snapshot};
 use kaleidoscope_kvm::memory::PageSize;
 use kaleidoscope_kvm::state::MachineState;
+use kaleidoscope_kvm::uffd::{OnDemand, SharedPageCache};
 use rustix::fs::{Mode, OFlags, open};
 use rustix::process::{Signal, set_parent_process_death_signal};
 use std::io::{BufRead, BufReader, Lines};
@@ -23,22 +23,26 @@ use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// What a clone of `frozen` is made of: everything comes, but for what is free.
-fn lazy(
-    frozen: &Frozen,
-    atlas: &Arc<Atlas>,
+/// What a clone of `snapshot` is made of: everything comes, but for what is free.
+fn on_demand(
+    snapshot: &Snapshot,
+    locality: &Arc<LocalityOrder>,
     policy: Box<dyn PrefetchPolicy>,
-    stage: &Arc<Stage>,
+    cache: &Arc<SharedPageCache>,
     background: Background,
-) -> Lazy {
-    Lazy {
-        atlas: Arc::clone(atlas),
+) -> OnDemand {
+    OnDemand {
+        locality: Arc::clone(locality),
         policy,
-        source: Arc::new(LocalSource::new(Arc::clone(&frozen.image) as _)),
-        options: Options { background, free_frames: FreeFrames::Zero, ..Options::default() },
-        grant: None,
-        nearby: None,
-        stage: Some(Arc::clone(stage)),
+        source: Arc::new(LocalSource::new(Arc::clone(&snapshot.image) as _)),
+        options: EngineOptions {
+            background,
+            free_frames: FreeFrames::Zero,
+            ..EngineOptions::default()
+        },
+        reservation: None,
+        local_cache: None,
+        cache: Some(Arc::clone(cache)),
         pages: PageSize::Small,
     }
 }
@@ -52,18 +56,19 @@ fn until_whole(clone: &Machine) {
     }
 }
 
-/// Five generations of a clone, each with a clone of its own, whose memory is right while the clone goes on.
+/// Five generations of a clone, each with a clone of its own, whose memory is right while the clone
+/// goes on.
 fn generations(
     host: &Arc<Host>,
     plan: &Plan,
     clone: &Machine,
-    hears: &Witness,
-) -> Outcome<Vec<Frozen>> {
+    hears: &CheckPort,
+) -> Outcome<Vec<Snapshot>> {
     let mut all = Vec::new();
     for generation in 0..5 {
         let again = clone.freeze()?;
         verify_image(plan, &again);
-        let grandchild_hears = Arc::new(Witness::default());
+        let grandchild_hears = Arc::new(CheckPort::default());
         let mut grandchild = Machine::clone_of(host, &again, Arc::clone(&grandchild_hears) as _)?;
         grandchild.resume()?;
         let_run(plan, clone, hears, 20);
@@ -72,7 +77,7 @@ fn generations(
         println!("generation {generation}: stood still for {:?}", again.pause);
         all.push(again);
     }
-    all.iter().for_each(|frozen| verify_image(plan, frozen));
+    all.iter().for_each(|snapshot| verify_image(plan, snapshot));
     Ok(all)
 }
 
@@ -80,15 +85,15 @@ fn generations(
 fn a_staged_clone_becomes_a_parent_among_its_siblings() -> Outcome<()> {
     let Some(host) = host().filter(|_| can_watch()) else { return Ok(()) };
     let plan = Plan::new(32, 2, 4, 256, 256, 2)?;
-    let (mut parent, witness) = boot(&host, &plan)?;
+    let (mut parent, check_port) = boot(&host, &plan)?;
     // What is free is full of what was there before.
     let end = plan.layout()?.bytes();
     for at in (plan.end().0..end).step_by(4096) {
         parent.write(Gpa(at), &[0xee; 4096])?;
     }
     parent.resume()?;
-    let_run(&plan, &parent, &witness, 200);
-    let frozen = parent.freeze()?;
+    let_run(&plan, &parent, &check_port, 200);
+    let snapshot = parent.freeze()?;
     drop(parent);
     let used = u32::try_from(plan.end().0 >> 12)?;
     let frames = (0..plan.layout()?.frames()).map(|n| match n < used {
@@ -96,13 +101,14 @@ fn a_staged_clone_becomes_a_parent_among_its_siblings() -> Outcome<()> {
         false => Frame { kind: FrameKind::Free, color: Color::Free, ..Frame::default() },
     });
     let map = ColorMap::new(plan.layout()?, KernelIdentity::default(), frames, Vec::new())?;
-    let atlas = Arc::new(Atlas::new(map));
+    let locality = Arc::new(LocalityOrder::new(map));
 
-    let stage = Stage::new(plan.layout()?)?;
+    let cache = SharedPageCache::new(plan.layout()?)?;
     let make = |policy: Box<dyn PrefetchPolicy>, background| -> Outcome<_> {
-        let hears = Arc::new(Witness::default());
-        let lazy = lazy(&frozen, &atlas, policy, &stage, background);
-        let mut clone = Machine::lazy_clone(&host, &frozen.state, lazy, Arc::clone(&hears) as _)?;
+        let hears = Arc::new(CheckPort::default());
+        let on_demand = on_demand(&snapshot, &locality, policy, &cache, background);
+        let mut clone =
+            Machine::on_demand_clone(&host, &snapshot.state, on_demand, Arc::clone(&hears) as _)?;
         clone.resume()?;
         Ok((clone, hears))
     };
@@ -125,13 +131,14 @@ fn a_staged_clone_becomes_a_parent_among_its_siblings() -> Outcome<()> {
     let taken = lives.last().ok_or("no generation")?.image.taken()?;
     println!("{written} frames written, image {} KiB of {} KiB used", taken >> 10, used << 2);
     assert!(taken < u64::from(used) * 4096 + 5 * (written as u64 + 64) * 4096);
-    // Those that began before the stage became an image and those that begin later are none the wiser.
+    // Those that began before the cache became an image and those that begin later are none the
+    // wiser.
     let (late, late_hears) = make(Box::new(Blind::aligned(64)), Background::Full)?;
     let_run(&plan, &sibling, &sibling_hears, 100);
     let_run(&plan, &late, &late_hears, 100);
     until_whole(&late);
     generations(&host, &plan, &late, &late_hears)?;
-    drop((clone, stage));
+    drop((clone, cache));
     generations(&host, &plan, &late, &late_hears)?;
     let_run(&plan, &sibling, &sibling_hears, 50);
     verify_machine(&plan, &sibling);
@@ -144,18 +151,18 @@ fn pages_of_the_store_stay_pinned_for_the_image_of_a_staged_clone() -> Outcome<(
     let Some(host) = host().filter(|_| can_watch()) else { return Ok(()) };
     let plan = Plan::new(32, 1, 4, 256, 1024, 2)?;
     let (store, parent, known) = after_another(&host, &plan)?;
-    let stage = Stage::sharing(plan.layout()?, &store, &known, Some(&domain()))?;
-    let shown = count(&stage.shared());
+    let cache = SharedPageCache::sharing(plan.layout()?, &store, &known, Some(&domain()))?;
+    let shown = count(&cache.shared());
     assert!(shown > 1000);
-    let (_, _, mut clone, hears) = filled(&host, &parent, &stage)?;
+    let (_, _, mut clone, hears) = filled(&host, &parent, &cache)?;
     clone.resume()?;
-    drop(stage);
+    drop(cache);
     let lives = generations(&host, &plan, &clone, &hears)?;
     drop(clone);
     assert!(store.statistics().pins > 0, "the images show them");
     let image = &lives.first().ok_or("no generation")?.image;
     assert!(count(&image.shared()) > 500, "{:?}", image.shared());
-    lives.iter().for_each(|frozen| verify_image(&plan, frozen));
+    lives.iter().for_each(|snapshot| verify_image(&plan, snapshot));
     drop(lives);
     assert_eq!(store.statistics().pins, 0);
     Ok(())
@@ -170,13 +177,14 @@ fn plan_of_both() -> Outcome<Plan> {
 }
 
 /// Frames of which nothing is known.
-fn plain(layout: MemoryLayout) -> Outcome<Arc<Atlas>> {
+fn plain(layout: MemoryLayout) -> Outcome<Arc<LocalityOrder>> {
     let frames = (0..layout.frames()).map(|_| Frame::default());
     let map = ColorMap::new(layout, KernelIdentity::default(), frames, Vec::new())?;
-    Ok(Arc::new(Atlas::new(map)))
+    Ok(Arc::new(LocalityOrder::new(map)))
 }
 
-/// Does nothing but in a process that [`a_stage_serves_several_processes`] starts: there a clone runs on a stage of the other's.
+/// Does nothing but in a process that [`a_stage_serves_several_processes`] starts: there a clone
+/// runs on a cache of the other's.
 #[test]
 fn runs_elsewhere() -> Outcome<()> {
     let Some(place) = std::env::var_os(ROLE) else { return Ok(()) };
@@ -184,22 +192,22 @@ fn runs_elsewhere() -> Outcome<()> {
     let place = PathBuf::from(place);
     let host = host().ok_or("no KVM")?;
     let plan = plan_of_both()?;
-    let fd = open(std::fs::read_to_string(place.join("stage"))?, OFlags::RDWR, Mode::empty())?;
-    let stage = Stage::join(plan.layout()?, fd)?;
+    let fd = open(std::fs::read_to_string(place.join("cache"))?, OFlags::RDWR, Mode::empty())?;
+    let cache = SharedPageCache::join(plan.layout()?, fd)?;
     let state = MachineState::from_bytes(&std::fs::read(place.join("state"))?)?;
     let ram = VecMemory::from_bytes(plan.layout()?, std::fs::read(place.join("ram"))?);
-    let lazy = Lazy {
-        atlas: plain(plan.layout()?)?,
+    let on_demand = OnDemand {
+        locality: plain(plan.layout()?)?,
         policy: Box::new(Demand),
         source: Arc::new(LocalSource::new(Arc::new(ram))),
-        options: Options::default(),
-        grant: None,
-        nearby: None,
-        stage: Some(stage),
+        options: EngineOptions::default(),
+        reservation: None,
+        local_cache: None,
+        cache: Some(cache),
         pages: PageSize::Small,
     };
-    let hears = Arc::new(Witness::default());
-    let mut clone = Machine::lazy_clone(&host, &state, lazy, Arc::clone(&hears) as _)?;
+    let hears = Arc::new(CheckPort::default());
+    let mut clone = Machine::on_demand_clone(&host, &state, on_demand, Arc::clone(&hears) as _)?;
     clone.resume()?;
     let_run(&plan, &clone, &hears, 100);
     println!("\nfaults {}", clone.engine().ok_or("no engine")?.statistics().total().faults);
@@ -247,25 +255,26 @@ impl Drop for Elsewhere {
 fn a_stage_serves_several_processes() -> Outcome<()> {
     let Some(host) = host().filter(|_| can_watch()) else { return Ok(()) };
     let plan = plan_of_both()?;
-    let frozen = frozen(&host, &plan, 200)?;
+    let snapshot = snapshot(&host, &plan, 200)?;
     let place = tempfile::tempdir()?;
-    std::fs::write(place.path().join("state"), frozen.state.to_bytes()?)?;
-    std::fs::write(place.path().join("ram"), frozen.image.bytes().ok_or("shared")?)?;
-    let stage = Stage::new(plan.layout()?)?;
-    let path = format!("/proc/{}/fd/{}", std::process::id(), stage.file()?.as_raw_fd());
-    std::fs::write(place.path().join("stage"), path)?;
+    std::fs::write(place.path().join("state"), snapshot.state.to_bytes()?)?;
+    std::fs::write(place.path().join("ram"), snapshot.image.bytes().ok_or("shared")?)?;
+    let cache = SharedPageCache::new(plan.layout()?)?;
+    let path = format!("/proc/{}/fd/{}", std::process::id(), cache.file()?.as_raw_fd());
+    std::fs::write(place.path().join("cache"), path)?;
 
-    let empty = stage.taken()?;
+    let empty = cache.taken()?;
     let mut first = Elsewhere::start(place.path())?;
     let alone: u64 = first.says("faults ")?.parse()?;
-    let by_first = stage.taken()?;
+    let by_first = cache.taken()?;
     assert!(alone > 100 && by_first > empty, "{alone} faults, {by_first} bytes");
     // What one process fetched is there for the others. None goes with one that is killed.
-    let hears = Arc::new(Witness::default());
-    let mut lazy =
-        lazy(&frozen, &plain(plan.layout()?)?, Box::new(Demand), &stage, Background::Off);
-    lazy.options.free_frames = FreeFrames::Fetch;
-    let mut clone = Machine::lazy_clone(&host, &frozen.state, lazy, Arc::clone(&hears) as _)?;
+    let hears = Arc::new(CheckPort::default());
+    let mut on_demand =
+        on_demand(&snapshot, &plain(plan.layout()?)?, Box::new(Demand), &cache, Background::Off);
+    on_demand.options.free_frames = FreeFrames::Fetch;
+    let mut clone =
+        Machine::on_demand_clone(&host, &snapshot.state, on_demand, Arc::clone(&hears) as _)?;
     clone.resume()?;
     let_run(&plan, &clone, &hears, 100);
     let ours = clone.engine().ok_or("no engine")?.statistics().total().faults;

@@ -2,19 +2,19 @@
 
 use crate::common::{Outcome, can_watch, host, let_run, verify_image, verify_machine};
 use kaleidoscope_core::addr::FrameIndex;
-use kaleidoscope_core::clone::{Descriptor, LocalSource, Options};
+use kaleidoscope_core::clone::{Descriptor, EngineOptions, LocalSource};
 use kaleidoscope_core::coloring::{self, color_by_page_tables};
 use kaleidoscope_core::dedup::{
-    self, Adaptive, Catalog, DedupSelector, Outcome as Fate, Subject, Yields,
+    self, Adaptive, Catalog, TrialGuest, DedupSelector, HitRates, SelectionOutcome as Fate,
 };
 use kaleidoscope_core::fingerprint::{Content, Domain, Fingerprints, contents, partial_contents};
 use kaleidoscope_core::memory::{GuestMemory, MemoryError};
-use kaleidoscope_core::prefetch::{Atlas, Blind};
-use kaleidoscope_core::store::{PageStore, Shelf};
-use kaleidoscope_kvm::guest::{Plan, Witness, boot};
-use kaleidoscope_kvm::lazy::{Lazy, Stage};
-use kaleidoscope_kvm::machine::{Frozen, Host, Machine};
+use kaleidoscope_core::prefetch::{Blind, LocalityOrder};
+use kaleidoscope_core::store::{PageStore, StoreView};
+use kaleidoscope_kvm::guest::{CheckPort, Plan, boot};
+use kaleidoscope_kvm::machine::{Host, Machine, Snapshot};
 use kaleidoscope_kvm::memory::{ContentStore, PageSize};
+use kaleidoscope_kvm::uffd::{OnDemand, SharedPageCache};
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -24,19 +24,19 @@ pub(crate) fn domain() -> Arc<Domain> {
     Arc::new(Domain::new([9; 32]))
 }
 
-pub(crate) fn fingerprints(frozen: &Frozen) -> Outcome<Arc<Fingerprints>> {
+pub(crate) fn fingerprints(snapshot: &Snapshot) -> Outcome<Arc<Fingerprints>> {
     let domain = domain();
-    let frames: Vec<_> = (0..frozen.image.layout().frames()).map(FrameIndex).collect();
-    let found = contents(&*frozen.image, &frames, &domain, NonZeroUsize::MIN)?;
-    let all = frozen.image.layout().frames();
+    let frames: Vec<_> = (0..snapshot.image.layout().frames()).map(FrameIndex).collect();
+    let found = contents(&*snapshot.image, &frames, &domain, NonZeroUsize::MIN)?;
+    let all = snapshot.image.layout().frames();
     Ok(Arc::new(Fingerprints::new(domain.id(), all, frames.into_iter().zip(found))))
 }
 
-/// A machine that ran so long, frozen.
-pub(crate) fn frozen(host: &Arc<Host>, plan: &Plan, rounds: u64) -> Outcome<Frozen> {
-    let (mut machine, witness) = boot(host, plan)?;
+/// A machine that ran so long, snapshot.
+pub(crate) fn snapshot(host: &Arc<Host>, plan: &Plan, rounds: u64) -> Outcome<Snapshot> {
+    let (mut machine, check_port) = boot(host, plan)?;
     machine.resume()?;
-    let_run(plan, &machine, &witness, rounds);
+    let_run(plan, &machine, &check_port, rounds);
     Ok(machine.freeze()?)
 }
 
@@ -94,22 +94,22 @@ fn images_share_what_they_have_in_common() -> Outcome<()> {
     let mut all = Vec::new();
     // Machines of one build that have done different things.
     for rounds in [50, 200, 400] {
-        let frozen = frozen(&host, &plan, rounds)?;
-        taken += frozen.image.taken()?;
-        let (image, shared) = frozen.image.sharing(&store, &*fingerprints(&frozen)?)?;
+        let snapshot = snapshot(&host, &plan, rounds)?;
+        taken += snapshot.image.taken()?;
+        let (image, shared) = snapshot.image.sharing(&store, &*fingerprints(&snapshot)?)?;
         println!("{rounds} rounds: {shared:?}");
-        all.push(Frozen { image: Arc::new(image), ..frozen });
+        all.push(Snapshot { image: Arc::new(image), ..snapshot });
     }
-    let own = all.iter().map(|frozen| frozen.image.taken()).sum::<Result<u64, _>>()?;
+    let own = all.iter().map(|snapshot| snapshot.image.taken()).sum::<Result<u64, _>>()?;
     let now = own + store.taken()?;
     println!("{} KiB before, {} KiB now, {:?}", taken >> 10, now >> 10, store.statistics());
     // The file that all of them have read is there once.
     assert!(now + (1024 << 12) < taken);
     while_churning(&store, || {
         let mut clones = Vec::new();
-        for frozen in all.iter().cycle().take(6) {
-            let hears = Arc::new(Witness::default());
-            let mut clone = Machine::clone_of(&host, frozen, Arc::clone(&hears) as _)?;
+        for snapshot in all.iter().cycle().take(6) {
+            let hears = Arc::new(CheckPort::default());
+            let mut clone = Machine::clone_of(&host, snapshot, Arc::clone(&hears) as _)?;
             clone.resume()?;
             clones.push((clone, hears));
         }
@@ -125,7 +125,7 @@ fn images_share_what_they_have_in_common() -> Outcome<()> {
         let again = parent.freeze()?;
         drop(parent);
         verify_image(&plan, &again);
-        let hears = Arc::new(Witness::default());
+        let hears = Arc::new(CheckPort::default());
         let mut clone = Machine::clone_of(&host, &again, Arc::clone(&hears) as _)?;
         drop(again);
         clone.resume()?;
@@ -134,8 +134,8 @@ fn images_share_what_they_have_in_common() -> Outcome<()> {
         for (clone, _) in &clones {
             verify_machine(&plan, clone);
         }
-        for frozen in &all {
-            verify_image(&plan, frozen);
+        for snapshot in &all {
+            verify_image(&plan, snapshot);
         }
         Ok(())
     })?;
@@ -153,31 +153,33 @@ fn what_a_sibling_s_parent_had_is_not_fetched() -> Outcome<()> {
     let store = ContentStore::new(9000)?;
     let mut fetched = Vec::new();
     for (rounds, is_staged) in [(50, false), (200, false), (400, true)] {
-        let frozen = frozen(&host, &plan, rounds)?;
-        let atlas = Descriptor::of(&*frozen.image, None)?.atlas()?;
-        let shelf = Shelf::new(Arc::clone(&store) as _, fingerprints(&frozen)?, domain())?;
-        let stage = is_staged.then(|| Stage::new(frozen.image.layout().clone())).transpose()?;
-        let lazy = Lazy {
-            atlas,
+        let snapshot = snapshot(&host, &plan, rounds)?;
+        let locality = Descriptor::of(&*snapshot.image, None)?.locality()?;
+        let view = StoreView::new(Arc::clone(&store) as _, fingerprints(&snapshot)?, domain())?;
+        let cache =
+            is_staged.then(|| SharedPageCache::new(snapshot.image.layout().clone())).transpose()?;
+        let on_demand = OnDemand {
+            locality,
             policy: Box::new(Blind::aligned(16)),
-            source: Arc::new(LocalSource::new(Arc::clone(&frozen.image) as _)),
-            options: Options::default(),
-            grant: None,
-            nearby: Some(Arc::new(shelf)),
-            stage,
+            source: Arc::new(LocalSource::new(Arc::clone(&snapshot.image) as _)),
+            options: EngineOptions::default(),
+            reservation: None,
+            local_cache: Some(Arc::new(view)),
+            cache,
             pages: PageSize::Small,
         };
-        let hears = Arc::new(Witness::default());
-        let mut clone = Machine::lazy_clone(&host, &frozen.state, lazy, Arc::clone(&hears) as _)?;
+        let hears = Arc::new(CheckPort::default());
+        let mut clone =
+            Machine::on_demand_clone(&host, &snapshot.state, on_demand, Arc::clone(&hears) as _)?;
         clone.resume()?;
         let_run(&plan, &clone, &hears, 100);
         verify_machine(&plan, &clone);
         let total = clone.engine().ok_or("no engine")?.statistics().total();
         println!(
             "{rounds} rounds: {} fetched, {} ahead, {} found",
-            total.fetched, total.prefetched, total.nearby
+            total.fetched, total.prefetched, total.local_cache
         );
-        fetched.push((total.fetched + total.prefetched, total.nearby));
+        fetched.push((total.fetched + total.prefetched, total.local_cache));
     }
     // The file, at least, and the code.
     assert!(fetched[1].0 + 900 < fetched[0].0 && fetched[1].1 > 1000, "{fetched:?}");
@@ -185,45 +187,45 @@ fn what_a_sibling_s_parent_had_is_not_fetched() -> Outcome<()> {
     Ok(())
 }
 
-/// A machine that ran so long, frozen, and what its frames are.
-fn colored(host: &Arc<Host>, plan: &Plan, rounds: u64) -> Outcome<(Frozen, Arc<Atlas>)> {
-    let (mut machine, witness) = boot(host, plan)?;
+/// A machine that ran so long, snapshot, and what its frames are.
+fn colored(host: &Arc<Host>, plan: &Plan, rounds: u64) -> Outcome<(Snapshot, Arc<LocalityOrder>)> {
+    let (mut machine, check_port) = boot(host, plan)?;
     machine.resume()?;
-    let_run(plan, &machine, &witness, rounds);
+    let_run(plan, &machine, &check_port, rounds);
     let mut registers = Vec::new();
     for _ in 0..40 {
         registers.extend(machine.look()?);
         std::thread::sleep(Duration::from_micros(1300));
     }
-    let frozen = machine.freeze()?;
-    let options = coloring::Options { registers, ..coloring::Options::default() };
-    let map = color_by_page_tables(&*frozen.image, &options)?.map;
-    Ok((frozen, Arc::new(Atlas::new(map))))
+    let snapshot = machine.freeze()?;
+    let options = coloring::ColoringOptions { registers, ..coloring::ColoringOptions::default() };
+    let map = color_by_page_tables(&*snapshot.image, &options)?.map;
+    Ok((snapshot, Arc::new(LocalityOrder::new(map))))
 }
 
-/// From colors to selectors, from their choice to fingerprints, to images that share, to clones, and from what these write back to the
-/// selectors.
+/// From colors to selectors, from their choice to fingerprints, to images that share, to clones,
+/// and from what these write back to the selectors.
 #[test]
 fn what_selectors_choose_is_shared_and_they_learn_what_diverges() -> Outcome<()> {
     let Some(host) = host() else { return Ok(()) };
     let plan = Plan::new(32, 2, 4, 256, 1024, 2)?;
     let guests = [colored(&host, &plan, 50)?, colored(&host, &plan, 300)?];
     let mut catalog = Catalog::new();
-    let numbers: Vec<_> = guests.iter().map(|(_, atlas)| catalog.add(atlas)).collect();
+    let numbers: Vec<_> = guests.iter().map(|(_, locality)| catalog.add(locality)).collect();
     let mut hashed = Vec::new();
     for (is_adaptive, is_sieved) in [(false, false), (true, false), (true, true)] {
         let mut selectors: Vec<Box<dyn DedupSelector>> = Vec::new();
-        for ((_, atlas), number) in guests.iter().zip(&numbers) {
-            let atlas = Arc::clone(atlas);
+        for ((_, locality), number) in guests.iter().zip(&numbers) {
+            let locality = Arc::clone(locality);
             selectors.push(match is_adaptive {
-                true => Box::new(Adaptive::new(atlas, &catalog, *number, &Yields::shipped())),
-                false => Box::new(dedup::Blind::new(atlas)),
+                true => Box::new(Adaptive::new(locality, &catalog, *number, &HitRates::shipped())),
+                false => Box::new(dedup::Blind::new(locality)),
             });
         }
         let mut subjects = Vec::new();
-        for (((_, atlas), number), selector) in guests.iter().zip(&numbers).zip(&mut selectors) {
+        for (((_, locality), number), selector) in guests.iter().zip(&numbers).zip(&mut selectors) {
             let (number, selector) = (*number, &mut **selector);
-            subjects.push(Subject { number, atlas, selector, is_written: &|_| false });
+            subjects.push(TrialGuest { number, locality, selector, is_written: &|_| false });
         }
         let mut found: [Vec<(FrameIndex, Content)>; 2] = Default::default();
         let glance = |place: usize, frames: &[FrameIndex]| {
@@ -236,22 +238,22 @@ fn what_selectors_choose_is_shared_and_they_learn_what_diverges() -> Outcome<()>
             Ok::<_, MemoryError>(read)
         };
         let trial = match is_sieved {
-            true => dedup::run_sieved(&mut subjects, u64::MAX, glance, read)?,
+            true => dedup::run_filtered(&mut subjects, u64::MAX, glance, read)?,
             false => dedup::run(&mut subjects, u64::MAX, read)?,
         };
         let total = trial.total();
         println!("{}, sieved: {is_sieved}: {total:?}", selectors[0].name());
 
         let store = ContentStore::new(9000)?;
-        for (((frozen, _), found), selector) in guests.iter().zip(found).zip(&mut selectors) {
-            let frames = frozen.image.layout().frames();
+        for (((snapshot, _), found), selector) in guests.iter().zip(found).zip(&mut selectors) {
+            let frames = snapshot.image.layout().frames();
             let fingerprints = Fingerprints::new(domain().id(), frames, found);
-            let (image, shared) = frozen.image.sharing(&store, &fingerprints)?;
+            let (image, shared) = snapshot.image.sharing(&store, &fingerprints)?;
             println!("{shared:?}");
             assert!(shared.shared > 0);
-            let frozen = Frozen { image: Arc::new(image), ..frozen.clone() };
-            let hears = Arc::new(Witness::default());
-            let mut clone = Machine::clone_of(&host, &frozen, Arc::clone(&hears) as _)?;
+            let snapshot = Snapshot { image: Arc::new(image), ..snapshot.clone() };
+            let hears = Arc::new(CheckPort::default());
+            let mut clone = Machine::clone_of(&host, &snapshot, Arc::clone(&hears) as _)?;
             clone.resume()?;
             let_run(&plan, &clone, &hears, 60);
             verify_machine(&plan, &clone);

@@ -1,10 +1,10 @@
 //! Clones that outlive the store whose pages they show.
 
 use crate::common::{Outcome, host, let_run, verify_image, verify_machine};
-use crate::store::{domain, fingerprints, frozen, turned_over, while_churning};
+use crate::store::{domain, fingerprints, snapshot, turned_over, while_churning};
 use kaleidoscope_core::store::PageStore;
-use kaleidoscope_kvm::guest::{Plan, Witness};
-use kaleidoscope_kvm::machine::{Frozen, Machine};
+use kaleidoscope_kvm::guest::{CheckPort, Plan};
+use kaleidoscope_kvm::machine::{Machine, Snapshot};
 use kaleidoscope_kvm::memory::ContentStore;
 use std::sync::Arc;
 
@@ -15,13 +15,13 @@ fn clones_outlive_their_store() -> Outcome<()> {
     let former = ContentStore::new(6000)?;
     let mut clones = Vec::new();
     for rounds in [50, 200] {
-        let frozen = frozen(&host, &plan, rounds)?;
-        let (image, shared) = frozen.image.sharing(&former, &*fingerprints(&frozen)?)?;
+        let snapshot = snapshot(&host, &plan, rounds)?;
+        let (image, shared) = snapshot.image.sharing(&former, &*fingerprints(&snapshot)?)?;
         assert!(shared.shared > 1000, "{shared:?}");
-        let frozen = Frozen { image: Arc::new(image), ..frozen };
+        let snapshot = Snapshot { image: Arc::new(image), ..snapshot };
         for _ in 0..2 {
-            let hears = Arc::new(Witness::default());
-            let mut clone = Machine::clone_of(&host, &frozen, Arc::clone(&hears) as _)?;
+            let hears = Arc::new(CheckPort::default());
+            let mut clone = Machine::clone_of(&host, &snapshot, Arc::clone(&hears) as _)?;
             clone.resume()?;
             clones.push((clone, hears));
         }
@@ -42,15 +42,15 @@ fn clones_outlive_their_store() -> Outcome<()> {
             verify_machine(&plan, clone);
         }
         // What they show can be shown to others from now on.
-        let newcomer = frozen(&host, &plan, 100)?;
+        let newcomer = snapshot(&host, &plan, 100)?;
         let (image, shared) = newcomer.image.sharing(&store, &*fingerprints(&newcomer)?)?;
         assert!(shared.shared > 1000, "{shared:?}");
-        let newcomer = Frozen { image: Arc::new(image), ..newcomer };
+        let newcomer = Snapshot { image: Arc::new(image), ..newcomer };
         verify_image(&plan, &newcomer);
         clones.clear();
         store.release_former();
         turned_over(&store);
-        let hears = Arc::new(Witness::default());
+        let hears = Arc::new(CheckPort::default());
         let mut clone = Machine::clone_of(&host, &newcomer, Arc::clone(&hears) as _)?;
         clone.resume()?;
         let_run(&plan, &clone, &hears, 60);

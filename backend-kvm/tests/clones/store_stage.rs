@@ -1,52 +1,53 @@
-//! Clones on a stage that shows what the content store has.
+//! Clones on a cache that shows what the content store has.
 
 use crate::common::{Outcome, can_watch, host, let_run, verify_machine};
-use crate::store::{count, domain, fingerprints, frozen, turned_over, while_churning};
-use kaleidoscope_core::clone::{Background, Descriptor, LocalSource, Options};
+use crate::store::{count, domain, fingerprints, snapshot, turned_over, while_churning};
+use kaleidoscope_core::clone::{Background, Descriptor, EngineOptions, LocalSource};
 use kaleidoscope_core::fingerprint::Fingerprints;
 use kaleidoscope_core::memory::GuestMemory;
 use kaleidoscope_core::prefetch::{Blind, Demand, PrefetchPolicy};
 use kaleidoscope_core::store::PageStore;
-use kaleidoscope_kvm::guest::{Plan, Witness};
-use kaleidoscope_kvm::lazy::{Lazy, Stage};
-use kaleidoscope_kvm::machine::{Frozen, Host, Machine};
+use kaleidoscope_kvm::guest::{CheckPort, Plan};
+use kaleidoscope_kvm::machine::{Host, Machine, Snapshot};
 use kaleidoscope_kvm::memory::{ContentStore, PageSize};
+use kaleidoscope_kvm::uffd::{OnDemand, SharedPageCache};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// A clone of `frozen` on a stage.
+/// A clone of `snapshot` on a cache.
 fn clone_on(
     host: &Arc<Host>,
-    frozen: &Frozen,
-    stage: &Arc<Stage>,
+    snapshot: &Snapshot,
+    cache: &Arc<SharedPageCache>,
     policy: Box<dyn PrefetchPolicy>,
     background: Background,
-) -> Outcome<(Machine, Arc<Witness>)> {
-    let lazy = Lazy {
-        atlas: Descriptor::of(&*frozen.image, None)?.atlas()?,
+) -> Outcome<(Machine, Arc<CheckPort>)> {
+    let on_demand = OnDemand {
+        locality: Descriptor::of(&*snapshot.image, None)?.locality()?,
         policy,
-        source: Arc::new(LocalSource::new(Arc::clone(&frozen.image) as _)),
-        options: Options { background, ..Options::default() },
-        grant: None,
-        nearby: None,
-        stage: Some(Arc::clone(stage)),
+        source: Arc::new(LocalSource::new(Arc::clone(&snapshot.image) as _)),
+        options: EngineOptions { background, ..EngineOptions::default() },
+        reservation: None,
+        local_cache: None,
+        cache: Some(Arc::clone(cache)),
         pages: PageSize::Small,
     };
-    let hears = Arc::new(Witness::default());
-    let clone = Machine::lazy_clone(host, &frozen.state, lazy, Arc::clone(&hears) as _)?;
+    let hears = Arc::new(CheckPort::default());
+    let clone = Machine::on_demand_clone(host, &snapshot.state, on_demand, Arc::clone(&hears) as _)?;
     Ok((clone, hears))
 }
 
-/// A store that another machine of the build has filled, which is gone; a parent, and what its host says of its pages.
+/// A store that another machine of the build has filled, which is gone; a parent, and what its host
+/// says of its pages.
 pub(crate) fn after_another(
     host: &Arc<Host>,
     plan: &Plan,
-) -> Outcome<(Arc<ContentStore>, Frozen, Arc<Fingerprints>)> {
+) -> Outcome<(Arc<ContentStore>, Snapshot, Arc<Fingerprints>)> {
     let store = ContentStore::new(6000)?;
-    let other = frozen(host, plan, 50)?;
+    let other = snapshot(host, plan, 50)?;
     drop(other.image.sharing(&store, &*fingerprints(&other)?)?);
     drop(other);
-    let parent = frozen(host, plan, 200)?;
+    let parent = snapshot(host, plan, 200)?;
     let known = fingerprints(&parent)?;
     Ok((store, parent, known))
 }
@@ -54,17 +55,17 @@ pub(crate) fn after_another(
 /// Frames that came to fill a clone, and those that were there: all that it has, when nothing ran.
 pub(crate) fn filled(
     host: &Arc<Host>,
-    frozen: &Frozen,
-    stage: &Arc<Stage>,
-) -> Outcome<(u64, u64, Machine, Arc<Witness>)> {
-    let (clone, hears) = clone_on(host, frozen, stage, Box::new(Demand), Background::Full)?;
+    snapshot: &Snapshot,
+    cache: &Arc<SharedPageCache>,
+) -> Outcome<(u64, u64, Machine, Arc<CheckPort>)> {
+    let (clone, hears) = clone_on(host, snapshot, cache, Box::new(Demand), Background::Full)?;
     let engine = clone.engine().ok_or("no engine")?;
     while !engine.is_whole() {
         assert!(clone.ended().is_none() && engine.stopped().is_none());
         std::thread::sleep(Duration::from_millis(1));
     }
     let total = engine.statistics().total();
-    Ok((total.fetched + total.prefetched + total.filled, total.nearby, clone, hears))
+    Ok((total.fetched + total.prefetched + total.filled, total.local_cache, clone, hears))
 }
 
 #[test]
@@ -74,9 +75,9 @@ fn staged_clones_map_what_another_parent_had() -> Outcome<()> {
     let (store, parent, known) = after_another(&host, &plan)?;
     assert_eq!(store.statistics().pins, 0);
     let layout = parent.image.layout().clone();
-    let stage = Stage::sharing(layout.clone(), &store, &known, Some(&domain()))?;
-    let shown = count(&stage.shared());
-    assert!(shown > 1000 && stage.shared().len() <= 128, "{:?}", stage.shared());
+    let cache = SharedPageCache::sharing(layout.clone(), &store, &known, Some(&domain()))?;
+    let shown = count(&cache.shared());
+    assert!(shown > 1000 && cache.shared().len() <= 128, "{:?}", cache.shared());
     assert_eq!(store.statistics().pins, shown as u64);
     while_churning(&store, || {
         turned_over(&store);
@@ -87,7 +88,7 @@ fn staged_clones_map_what_another_parent_had() -> Outcome<()> {
             (Box::new(Blind::aligned(16)), Background::Full),
         ];
         for (policy, background) in ways {
-            let (mut clone, hears) = clone_on(&host, &parent, &stage, policy, background)?;
+            let (mut clone, hears) = clone_on(&host, &parent, &cache, policy, background)?;
             clone.resume()?;
             clones.push((clone, hears));
         }
@@ -97,13 +98,13 @@ fn staged_clones_map_what_another_parent_had() -> Outcome<()> {
             let total = clone.engine().ok_or("no engine")?.statistics().total();
             println!(
                 "{} faults, {} prefetched, {} filled, {} there",
-                total.faults, total.prefetched, total.filled, total.nearby
+                total.faults, total.prefetched, total.filled, total.local_cache
             );
-            assert_eq!(total.nearby, shown as u64);
+            assert_eq!(total.local_cache, shown as u64);
         }
         // Pages stay as long as one clone is left that shows them.
         let (mut clone, hears) = clones.swap_remove(0);
-        drop((clones, stage));
+        drop((clones, cache));
         assert_eq!(store.statistics().pins, shown as u64);
         clone.resume()?;
         let_run(&plan, &clone, &hears, 60);
@@ -123,25 +124,25 @@ fn what_is_mapped_is_neither_fetched_nor_staged() -> Outcome<()> {
     let layout = parent.image.layout().clone();
     let frames = u64::from(layout.frames());
 
-    let plain = Stage::new(layout.clone())?;
+    let plain = SharedPageCache::new(layout.clone())?;
     let (fetched, there, ..) = filled(&host, &parent, &plain)?;
     assert_eq!((fetched, there), (frames, 0));
-    let stage = Stage::sharing(layout, &store, &known, Some(&domain()))?;
-    let shown = count(&stage.shared()) as u64;
-    let (fetched, there, mut clone, hears) = filled(&host, &parent, &stage)?;
+    let cache = SharedPageCache::sharing(layout, &store, &known, Some(&domain()))?;
+    let shown = count(&cache.shared()) as u64;
+    let (fetched, there, mut clone, hears) = filled(&host, &parent, &cache)?;
     println!(
-        "{shown} of {frames} frames in {} runs: {fetched} fetched; stage {} KiB, without a store {} KiB",
-        stage.shared().len(),
-        stage.taken()? >> 10,
+        "{shown} of {frames} frames in {} runs: {fetched} fetched; cache {} KiB, without a store {} KiB",
+        cache.shared().len(),
+        cache.taken()? >> 10,
         plain.taken()? >> 10
     );
     assert!(shown > 1000);
     assert_eq!((fetched, there), (frames - shown, shown));
-    assert_eq!(stage.taken()? + (shown << 12), plain.taken()?);
+    assert_eq!(cache.taken()? + (shown << 12), plain.taken()?);
     clone.resume()?;
     let_run(&plan, &clone, &hears, 100);
     verify_machine(&plan, &clone);
-    drop((clone, stage));
+    drop((clone, cache));
     assert_eq!(store.statistics().pins, 0);
     Ok(())
 }

@@ -3,7 +3,7 @@
 use super::log::Call;
 use super::script::{Failure, Script};
 use kaleidoscope_core::addr::FrameIndex;
-use kaleidoscope_core::clone::ports::{Event, FaultQueue, PlaceError};
+use kaleidoscope_core::clone::ports::{Event, FaultQueue, InstallError};
 use kaleidoscope_core::prefetch::Access;
 use parking_lot::Mutex;
 use std::collections::VecDeque;
@@ -14,8 +14,9 @@ use std::time::Duration;
 /// Longest wait while events are held back.
 const TICK: Duration = Duration::from_millis(1);
 
-/// Passes events on as a [`Script`] says. That frames were given back is never lost, repeated or overtaken by a fault that came
-/// later: it happens once, and a system that got it wrong could not be served by anybody.
+/// Passes events on as a [`Script`] says. That frames were given back is never lost, repeated or
+/// overtaken by a fault that came later: it happens once, and a system that got it wrong could not
+/// be served by anybody.
 pub struct FaultyQueue {
     inner: Arc<dyn FaultQueue>,
     script: Script,
@@ -40,14 +41,14 @@ impl FaultyQueue {
         Self { inner, script, frames, is_dead, kept }
     }
 
-    fn check(&self, call: Call) -> Result<(), PlaceError> {
+    fn check(&self, call: Call) -> Result<(), InstallError> {
         let decided = self.script.begin(call, &[], "");
         if decided.has(Failure::Dead) {
             self.is_dead.store(true, Ordering::Release);
         }
         if self.is_dead.load(Ordering::Acquire) || decided.has(Failure::Fail) {
             self.script.end(&decided, "error");
-            return Err(PlaceError::new(format!("{call} fails, as scripted")));
+            return Err(InstallError::new(format!("{call} fails, as scripted")));
         }
         Ok(())
     }
@@ -83,7 +84,7 @@ impl FaultyQueue {
 }
 
 impl FaultQueue for FaultyQueue {
-    fn wait(&self, wait: Duration) -> Result<(), PlaceError> {
+    fn wait(&self, wait: Duration) -> Result<(), InstallError> {
         self.check(Call::Wait)?;
         let (is_ready, is_holding) = {
             let kept = self.kept.lock();
@@ -96,7 +97,7 @@ impl FaultQueue for FaultyQueue {
         }
     }
 
-    fn read(&self) -> Result<Option<Event>, PlaceError> {
+    fn read(&self) -> Result<Option<Event>, InstallError> {
         self.check(Call::Read)?;
         if self.script.take_excuse() {
             return Ok(Some(Event::Removed(0..0)));

@@ -94,7 +94,8 @@ impl FaultySource {
         }
     }
 
-    /// Hands over what is due, and some of what is held back for a random time: all of it if nothing else came.
+    /// Hands over what is due, and some of what is held back for a random time: all of it if
+    /// nothing else came.
     fn release(&self, is_idle: bool, deliver: &mut dyn FnMut(Delivery<'_>)) -> bool {
         let mut held = self.held.lock();
         let now = Instant::now();

@@ -16,16 +16,16 @@ pub enum Call {
     Receive,
     /// One delivery out of `PageSource::receive`.
     Deliver,
-    /// `Placer::place`.
-    Place,
-    /// `Placer::zero`.
+    /// `PageInstaller::place`.
+    Install,
+    /// `PageInstaller::zero`.
     Zero,
-    /// `Placer::zero_run`.
+    /// `PageInstaller::zero_run`.
     ZeroRun,
-    /// `Placer::wake`.
+    /// `PageInstaller::wake`.
     Wake,
-    /// `Placer::take_back`.
-    TakeBack,
+    /// `PageInstaller::evict`.
+    Evict,
     /// `FaultQueue::wait`.
     Wait,
     /// `FaultQueue::read`.
@@ -51,7 +51,8 @@ pub struct Entry {
 
 /// An ordered record of what passed through the ports. Copies are the same log.
 ///
-/// A call is recorded when it begins, and gets its outcome when it ends. Calls beyond the log's room are counted, not kept.
+/// A call is recorded when it begins, and gets its outcome when it ends. Calls beyond the log's
+/// room are counted, not kept.
 #[derive(Clone)]
 pub struct Log {
     shared: Arc<Mutex<Entries>>,
@@ -146,11 +147,11 @@ impl Call {
             Self::Request => "request",
             Self::Receive => "receive",
             Self::Deliver => "deliver",
-            Self::Place => "place",
+            Self::Install => "install",
             Self::Zero => "zero",
             Self::ZeroRun => "zero_run",
             Self::Wake => "wake",
-            Self::TakeBack => "take_back",
+            Self::Evict => "evict",
             Self::Wait => "wait",
             Self::Read => "read",
             Self::Event => "event",

@@ -5,7 +5,7 @@ use super::memory_statistics::{Counters, MemoryStatistics};
 use super::queue::MockQueue;
 use super::waits::{Waited, Waits};
 use kaleidoscope_core::addr::{FRAME_BYTES, FRAME_SIZE, FrameIndex};
-use kaleidoscope_core::clone::ports::{Event, PlaceError, Placed, Placer, TakenBack};
+use kaleidoscope_core::clone::ports::{Event, Eviction, InstallError, Installed, PageInstaller};
 use kaleidoscope_core::memory::{Page, ZERO_PAGE};
 use kaleidoscope_core::prefetch::Access;
 use parking_lot::{Mutex, RwLock};
@@ -20,11 +20,12 @@ use std::time::{Duration, Instant};
 /// Locks that the frames share. A touch holds one shared, filling and emptying exclusively.
 const LOCKS: u32 = 64;
 
-/// A clone's memory: frames that are empty until somebody fills them, and vCPUs that wait when they touch an empty one.
+/// A clone's memory: frames that are empty until somebody fills them, and vCPUs that wait when they
+/// touch an empty one.
 ///
 /// It behaves as memory under userfaultfd does, misuse included:
-/// * each vCPU that touches an empty frame reports a fault of its own, so that one frame may be reported many times, and also once
-///   more after it was filled;
+/// * each vCPU that touches an empty frame reports a fault of its own, so that one frame may be
+///   reported many times, and also once more after it was filled;
 /// * filling a frame that has bytes changes nothing and wakes nobody;
 /// * a waiter that is woken looks again, and reports another fault if the frame is still empty;
 /// * while frames are being given back, nothing can be filled until somebody has read the event.
@@ -38,7 +39,7 @@ pub struct MockMemory {
     changing: RwLock<()>,
     waits: Waits,
     queue: MockQueue,
-    patience: Duration,
+    timeout: Duration,
     closed: Mutex<Option<String>>,
     counters: Counters,
 }
@@ -90,22 +91,24 @@ pub enum VcpuError {
 }
 
 /// How long a vCPU waits for a frame before it says that the fault was lost, unless told otherwise.
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 impl MockMemory {
-    /// A memory of so many empty frames, in which a vCPU waits half a minute before it says that its fault was lost.
+    /// A memory of so many empty frames, in which a vCPU waits half a minute before it says that
+    /// its fault was lost.
     ///
     /// # Errors
     /// [`io::Error`] when the system has no memory file or no room for one byte per frame.
     pub fn new(frames: u32) -> io::Result<Self> {
-        Self::with_patience(frames, PATIENCE)
+        Self::with_patience(frames, TIMEOUT)
     }
 
-    /// A memory of so many empty frames in which a vCPU waits so long before it says that its fault was lost.
+    /// A memory of so many empty frames in which a vCPU waits so long before it says that its fault
+    /// was lost.
     ///
     /// # Errors
     /// As for [`MockMemory::new`].
-    pub fn with_patience(frames: u32, patience: Duration) -> io::Result<Self> {
+    pub fn with_patience(frames: u32, timeout: Duration) -> io::Result<Self> {
         let file = File::from(rustix::fs::memfd_create("mock-clone", MemfdFlags::CLOEXEC)?);
         file.set_len(u64::from(frames) * FRAME_SIZE)?;
         let bits = FrameBits::new(frames);
@@ -116,7 +119,7 @@ impl MockMemory {
             changing: RwLock::new(()),
             waits: Waits::default(),
             queue: MockQueue::default(),
-            patience,
+            timeout,
             closed: Mutex::new(None),
             counters: Counters::default(),
         })
@@ -156,16 +159,19 @@ impl MockMemory {
         self.touch(frame, Access::Write, || self.file.write_all_at(buf, at))
     }
 
-    /// Gives frames back, as a balloon does: reports it, waits until somebody has read the report, and empties them.
+    /// Gives frames back, as a balloon does: reports it, waits until somebody has read the report,
+    /// and empties them.
     ///
     /// # Errors
-    /// [`VcpuError`] when they are not all in this memory, nobody reads the report, or the memory is closed.
+    /// [`VcpuError`] when they are not all in this memory, nobody reads the report, or the memory
+    /// is closed.
     pub fn give_back(&self, frames: Range<u32>) -> Result<(), VcpuError> {
         self.give_back_with(frames, || {})
     }
 
-    /// Gives frames back, and does something after the report was read and before the frames are empty. This is an instant
-    /// in which handlers go wrong: what is placed in it is lost again.
+    /// Gives frames back, and does something after the report was read and before the frames are
+    /// empty. This is an instant in which handlers go wrong: what is placed in it is lost
+    /// again.
     ///
     /// # Errors
     /// As for [`MockMemory::give_back`].
@@ -183,9 +189,9 @@ impl MockMemory {
         let gate = self.changing.write();
         let ticket = self.queue.push_removed(frames.clone());
         drop(gate);
-        if !self.queue.wait_removed(ticket, Instant::now() + self.patience) {
+        if !self.queue.wait_removed(ticket, Instant::now() + self.timeout) {
             self.check_open()?;
-            return Err(VcpuError::NotRead { frames, waited: self.patience });
+            return Err(VcpuError::NotRead { frames, waited: self.timeout });
         }
         between();
         for frame in frames.clone().map(FrameIndex) {
@@ -235,8 +241,8 @@ impl MockMemory {
         self.waits.frames()
     }
 
-    /// Ends the clone: waiting vCPUs and later touches get [`VcpuError::Closed`] with this reason (the first one counts),
-    /// readers of the queue get [`Event::Closed`].
+    /// Ends the clone: waiting vCPUs and later touches get [`VcpuError::Closed`] with this reason
+    /// (the first one counts), readers of the queue get [`Event::Closed`].
     pub fn close(&self, reason: impl Into<String>) {
         self.closed.lock().get_or_insert_with(|| reason.into());
         self.waits.close();
@@ -305,7 +311,7 @@ impl MockMemory {
             }
             drop(lock);
             let start = *since.get_or_insert_with(Instant::now);
-            let wait = self.waits.wait(frame, start + self.patience, || {
+            let wait = self.waits.wait(frame, start + self.timeout, || {
                 self.bits.set(frame, AWAITED);
                 self.queue.inject(Event::Fault { frame, access });
                 self.counters.faults.fetch_add(1, Relaxed);
@@ -323,12 +329,12 @@ impl MockMemory {
     }
 
     /// Fills a frame with bytes, or with the zeros that it holds while it is empty.
-    fn fill(&self, frame: FrameIndex, page: Option<&Page>) -> Result<Placed, PlaceError> {
+    fn fill(&self, frame: FrameIndex, page: Option<&Page>) -> Result<Installed, InstallError> {
         let at = self.checked(frame)?;
         let _gate = self.changing.read();
         if self.queue.is_changing() {
             self.counters.again.fetch_add(1, Relaxed);
-            return Ok(Placed::Again);
+            return Ok(Installed::TryAgain);
         }
         if self.bits.set(frame, BUSY) & BUSY != 0 {
             self.counters.collisions.fetch_add(1, Relaxed);
@@ -338,12 +344,12 @@ impl MockMemory {
         if before & PRESENT != 0 {
             self.bits.clear(frame, BUSY);
             self.counters.already_there.fetch_add(1, Relaxed);
-            return Ok(Placed::AlreadyThere);
+            return Ok(Installed::AlreadyPresent);
         }
         if let Some(page) = page {
             self.file.write_all_at(page, at).map_err(|error| {
                 self.bits.clear(frame, BUSY);
-                PlaceError::caused_by(format!("frame {frame}: the memory file"), error)
+                InstallError::caused_by(format!("frame {frame}: the memory file"), error)
             })?;
             if before & GIVEN_BACK != 0 {
                 self.counters.brought_back.fetch_add(1, Relaxed);
@@ -355,18 +361,18 @@ impl MockMemory {
         drop(lock);
         self.counters.filled(page.is_none(), ahead != 0);
         self.waits.wake(frame.0..frame.0 + 1);
-        Ok(Placed::Placed)
+        Ok(Installed::Installed)
     }
 
     /// Position of a frame in the file, unless it is outside or the memory is closed.
-    fn checked(&self, frame: FrameIndex) -> Result<u64, PlaceError> {
+    fn checked(&self, frame: FrameIndex) -> Result<u64, InstallError> {
         if let Err(error) = self.check_open() {
-            return Err(PlaceError::caused_by(format!("frame {frame}"), error));
+            return Err(InstallError::caused_by(format!("frame {frame}"), error));
         }
         self.position(frame, 0, FRAME_BYTES).map_err(|_| {
             self.counters.outside.fetch_add(1, Relaxed);
             let frames = self.frames();
-            PlaceError::new(format!("frame {frame} is outside a memory of {frames} frames"))
+            InstallError::new(format!("frame {frame} is outside a memory of {frames} frames"))
         })
     }
 
@@ -384,32 +390,32 @@ impl MockMemory {
     }
 }
 
-impl Placer for MockMemory {
-    fn place(&self, frame: FrameIndex, page: &Page) -> Result<Placed, PlaceError> {
+impl PageInstaller for MockMemory {
+    fn install(&self, frame: FrameIndex, page: &Page) -> Result<Installed, InstallError> {
         self.fill(frame, Some(page))
     }
 
-    fn zero(&self, frame: FrameIndex) -> Result<Placed, PlaceError> {
+    fn zero(&self, frame: FrameIndex) -> Result<Installed, InstallError> {
         self.fill(frame, None)
     }
 
-    fn wake(&self, frame: FrameIndex) -> Result<(), PlaceError> {
+    fn wake(&self, frame: FrameIndex) -> Result<(), InstallError> {
         self.checked(frame)?;
         self.counters.wakes.fetch_add(1, Relaxed);
         self.waits.wake(frame.0..frame.0 + 1);
         Ok(())
     }
 
-    fn take_back(&self, frame: FrameIndex) -> Result<TakenBack, PlaceError> {
+    fn evict(&self, frame: FrameIndex) -> Result<Eviction, InstallError> {
         self.checked(frame)?;
         let _lock = self.lock(frame).map(RwLock::write);
         if self.has(frame, TOUCHED) {
-            return Ok(TakenBack::InUse);
+            return Ok(Eviction::InUse);
         }
         self.empty(frame, 0)
-            .map_err(|e| PlaceError::caused_by(format!("frame {frame}: the memory file"), e))?;
+            .map_err(|e| InstallError::caused_by(format!("frame {frame}: the memory file"), e))?;
         self.counters.taken_back.fetch_add(1, Relaxed);
-        Ok(TakenBack::Taken)
+        Ok(Eviction::Evicted)
     }
 }
 

@@ -1,21 +1,24 @@
 //! Clones without a hypervisor: what surrounds a clone engine, with every failure at hand.
 //!
-//! * [`MockMemory`] is a clone's memory as userfaultfd shows it, with vCPUs that wait when they touch an empty frame;
+//! * [`MockMemory`] is a clone's memory as userfaultfd shows it, with vCPUs that wait when they
+//!   touch an empty frame;
 //! * [`MockParent`] is the parent, which goes on writing after the freeze;
-//! * [`MockVm`] runs vCPUs, a random [`Program`] or a trace, against a memory, and compares every byte with what it must be;
+//! * [`MockVm`] runs vCPUs, a random [`Program`] or a trace, against a memory, and compares every
+//!   byte with what it must be;
 //! * [`pattern`] makes bytes that say where they belong, so that a wrong one explains itself;
-//! * [`FaultySource`], [`FaultyPlacer`] and [`FaultyQueue`] wrap any port and let things go wrong as a [`Script`] says, whose [`Log`]
-//!   tells who called what with which frames; [`ManualClock`] is set by hand;
+//! * [`FaultySource`], [`FaultyInstaller`] and [`FaultyQueue`] wrap any port and let things go
+//!   wrong as a [`Script`] says, whose [`Log`] tells who called what with which frames;
+//!   [`ManualClock`] is set by hand;
 //! * [`contract`] says what every implementation of a port promises, and checks it.
 //!
 //! A clone from its start to its end, of a source that delivers every tenth page twice:
 //!
 //! ```
 //! use kaleidoscope_core::clone::ports::SystemClock;
-//! use kaleidoscope_core::clone::{Engine, LocalSource, Options, Parts};
+//! use kaleidoscope_core::clone::{Engine, LocalSource, EngineOptions, EngineParts};
 //! use kaleidoscope_core::color::{ColorMap, Frame, KernelIdentity};
 //! use kaleidoscope_core::memory::MemoryLayout;
-//! use kaleidoscope_core::prefetch::{Atlas, Blind};
+//! use kaleidoscope_core::prefetch::{LocalityOrder, Blind};
 //! use kaleidoscope_mock::clone::pattern::Pattern;
 //! use kaleidoscope_mock::clone::*;
 //! use std::sync::Arc;
@@ -25,27 +28,27 @@
 //! let map = (0..frames).map(|_| Frame::default());
 //! let map = ColorMap::new(layout.clone(), KernelIdentity::default(), map, Vec::new())?;
 //! let parent = MockParent::new(layout, Pattern::new(42));
-//! let frozen = Arc::new(parent.freeze());
+//! let snapshot = Arc::new(parent.freeze());
 //! let _writers = parent.keep_writing(1, 7)?;
 //!
 //! let script = Script::new(1).on(Call::Deliver, When::Every(10), Failure::Twice);
-//! let source = Arc::new(LocalSource::new(frozen.clone()));
+//! let source = Arc::new(LocalSource::new(snapshot.clone()));
 //! let memory = Arc::new(MockMemory::new(frames)?);
 //! let engine = Engine::start(
-//!     Parts {
-//!         atlas: Arc::new(Atlas::new(map)),
+//!     EngineParts {
+//!         locality: Arc::new(LocalityOrder::new(map)),
 //!         policy: Box::new(Blind::aligned(8)),
 //!         source: Arc::new(FaultySource::new(source, frames, script.clone())),
-//!         placer: memory.clone(),
+//!         installer: memory.clone(),
 //!         queue: Some(Arc::new(memory.queue())),
 //!         clock: Arc::new(SystemClock::new()),
-//!         grant: None,
-//!         nearby: None,
+//!         reservation: None,
+//!         local_cache: None,
 //!     },
-//!     Options::default(),
+//!     EngineOptions::default(),
 //! )?;
 //! let work = Work::Program(Program { steps: 200, ..Program::default() });
-//! let vm = MockVm::start(memory, Arc::new(engine), frozen, work, Threads::default())?;
+//! let vm = MockVm::start(memory, Arc::new(engine), snapshot, work, Threads::default())?;
 //! let report = vm.join();
 //! report.check()?;
 //! assert!(report.is_complete(), "{report}\n{}", script.log());
@@ -53,7 +56,7 @@
 //! ```
 
 pub mod contract;
-mod faulty_placer;
+mod faulty_installer;
 mod faulty_queue;
 mod faulty_source;
 mod frame_bits;
@@ -70,14 +73,14 @@ mod script;
 mod vm;
 mod waits;
 
-pub use faulty_placer::FaultyPlacer;
+pub use faulty_installer::FaultyInstaller;
 pub use faulty_queue::FaultyQueue;
 pub use faulty_source::FaultySource;
 pub use log::{Call, Entry, Log};
 pub use manual_clock::ManualClock;
 pub use memory::{MockMemory, VcpuError};
 pub use memory_statistics::MemoryStatistics;
-pub use parent::{Frozen, MockParent, Writers};
+pub use parent::{MockParent, Snapshot, Writers};
 pub use program::{Done, Halt, Program};
 pub use queue::MockQueue;
 pub use report::{Ended, Misbehaved, Report};

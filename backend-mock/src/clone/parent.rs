@@ -15,10 +15,11 @@ use std::time::Duration;
 /// Locks that the frames share.
 const SHARDS: usize = 64;
 
-/// A parent's memory, written to at any time and frozen at any time. Copies are the same parent.
+/// A parent's memory, written to at any time and snapshot at any time. Copies are the same parent.
 ///
-/// It is born with the pages of a [`Pattern`], generation 0, or with those of some other memory, and holds only what was
-/// written since. [`MockParent::freeze`] takes constant time; a frame is copied when it is written to after a freeze.
+/// It is born with the pages of a [`Pattern`], generation 0, or with those of some other memory,
+/// and holds only what was written since. [`MockParent::freeze`] takes constant time; a frame is
+/// copied when it is written to after a freeze.
 #[derive(Clone)]
 pub struct MockParent {
     shared: Arc<Shared>,
@@ -47,9 +48,10 @@ enum Born {
     Memory(Arc<dyn GuestMemory>),
 }
 
-/// A parent's memory at the instant of a freeze: the same bytes whatever the parent does. Copies are the same memory.
+/// A parent's memory at the instant of a freeze: the same bytes whatever the parent does. Copies
+/// are the same memory.
 #[derive(Clone)]
-pub struct Frozen {
+pub struct Snapshot {
     shared: Arc<Shared>,
     epoch: u64,
 }
@@ -69,7 +71,7 @@ impl MockParent {
         Self::born(layout, Born::Pattern(pattern))
     }
 
-    /// A parent born with the bytes of a frozen memory.
+    /// A parent born with the bytes of a snapshot memory.
     #[must_use]
     pub fn of(memory: Arc<dyn GuestMemory>) -> Self {
         Self::born(memory.layout().clone(), Born::Memory(memory))
@@ -89,11 +91,11 @@ impl MockParent {
 
     /// Freezes the memory as it is now. The parent goes on.
     #[must_use]
-    pub fn freeze(&self) -> Frozen {
+    pub fn freeze(&self) -> Snapshot {
         let mut epoch = self.shared.epoch.write();
-        let frozen = Frozen { shared: Arc::clone(&self.shared), epoch: *epoch };
+        let snapshot = Snapshot { shared: Arc::clone(&self.shared), epoch: *epoch };
         *epoch += 1;
-        frozen
+        snapshot
     }
 
     /// Writes to a frame. Bytes past its end are dropped.
@@ -130,8 +132,8 @@ impl MockParent {
         self.shared.copied.load(Ordering::Relaxed)
     }
 
-    /// Starts threads that write pages of ever later generations of image `image` all over the memory, and zeros, until what
-    /// this returns is dropped.
+    /// Starts threads that write pages of ever later generations of image `image` all over the
+    /// memory, and zeros, until what this returns is dropped.
     ///
     /// # Errors
     /// [`io::Error`] when the system has no more threads.
@@ -195,7 +197,7 @@ impl Shared {
     }
 }
 
-impl Frozen {
+impl Snapshot {
     /// The bytes of a frame at the instant of the freeze.
     ///
     /// # Errors
@@ -212,7 +214,7 @@ impl Frozen {
     }
 }
 
-impl GuestMemory for Frozen {
+impl GuestMemory for Snapshot {
     fn layout(&self) -> &MemoryLayout {
         &self.shared.layout
     }
@@ -265,9 +267,9 @@ impl std::fmt::Debug for MockParent {
     }
 }
 
-impl std::fmt::Debug for Frozen {
+impl std::fmt::Debug for Snapshot {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Frozen").field("freeze", &self.epoch).finish_non_exhaustive()
+        f.debug_struct("Snapshot").field("freeze", &self.epoch).finish_non_exhaustive()
     }
 }
 
@@ -341,11 +343,11 @@ mod tests {
     #[test]
     fn reads_span_frames_and_end_with_ram() {
         let (parent, pattern) = parent();
-        let frozen = parent.freeze();
+        let snapshot = parent.freeze();
         let mut buf = [0; 6000];
-        frozen.read(Gpa(0x1ff0), &mut buf).unwrap();
+        snapshot.read(Gpa(0x1ff0), &mut buf).unwrap();
         assert_eq!(buf[..16], pattern.page(FrameIndex(1), 0)[0xff0..]);
         assert_eq!(buf[16..4112], pattern.page(FrameIndex(2), 0));
-        assert!(frozen.read(Gpa((64 << 12) - 5999), &mut buf).is_err());
+        assert!(snapshot.read(Gpa((64 << 12) - 5999), &mut buf).is_err());
     }
 }

@@ -1,8 +1,9 @@
-//! Self-checking bytes: every byte of a page follows from its image, its frame, its generation and its offset.
+//! Self-checking bytes: every byte of a page follows from its image, its frame, its generation and
+//! its offset.
 //!
-//! A page is 256 blocks of 16 bytes. A block is an invertible scrambling of what it is (image, frame, generation, number of
-//! the block), so that no byte is the same on two pages but by chance, and a block that turns up in the wrong place still
-//! says where it belongs.
+//! A page is 256 blocks of 16 bytes. A block is an invertible scrambling of what it is (image,
+//! frame, generation, number of the block), so that no byte is the same on two pages but by chance,
+//! and a block that turns up in the wrong place still says where it belongs.
 
 use kaleidoscope_core::addr::{FRAME_BYTES, FrameIndex};
 use kaleidoscope_core::memory::{Page, ZERO_PAGE};
@@ -103,7 +104,8 @@ impl Pattern {
     /// Checks bytes that were read at an offset of a frame.
     ///
     /// # Errors
-    /// [`Mismatch`] names the first wrong byte, and what it looks like. Bytes past the end of the page are wrong.
+    /// [`Mismatch`] names the first wrong byte, and what it looks like. Bytes past the end of the
+    /// page are wrong.
     pub fn verify(
         &self,
         frame: FrameIndex,
@@ -223,7 +225,8 @@ impl Origin {
         block
     }
 
-    /// What 16 bytes at a multiple of 16 say of themselves; `None` when they are no block of a pattern.
+    /// What 16 bytes at a multiple of 16 say of themselves; `None` when they are no block of a
+    /// pattern.
     #[must_use]
     pub fn of_block(block: &[u8]) -> Option<Self> {
         let mut left = u64::from_le_bytes(*block.first_chunk()?);
@@ -238,7 +241,8 @@ impl Origin {
     }
 }
 
-/// Keys of a Feistel network's rounds: four make every bit depend on every other. Any numbers do (these are digits of pi).
+/// Keys of a Feistel network's rounds: four make every bit depend on every other. Any numbers do
+/// (these are digits of pi).
 const ROUNDS: [u64; 4] =
     [0x243f_6a88_85a3_08d3, 0x1319_8a2e_0370_7344, 0xa409_3822_299f_31d0, 0x082e_fa98_ec4e_6c89];
 

@@ -19,9 +19,10 @@ const RECENT: usize = 32;
 
 /// A random program, the same for the same seed. Each vCPU runs it with numbers of its own.
 ///
-/// Frames belong to vCPUs in blocks of eight; one block in as many as there are vCPUs, and one more, belongs to nobody and is only
-/// read, by all. A vCPU reads bytes and pages anywhere in its own blocks and nobody's, writes to its own, gives frames of its
-/// own back, and at the end reads all again that it changed.
+/// Frames belong to vCPUs in blocks of eight; one block in as many as there are vCPUs, and one
+/// more, belongs to nobody and is only read, by all. A vCPU reads bytes and pages anywhere in its
+/// own blocks and nobody's, writes to its own, gives frames of its own back, and at the end reads
+/// all again that it changed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Program {
     /// The seed.
@@ -37,7 +38,8 @@ pub struct Program {
 }
 
 impl Default for Program {
-    /// A thousand touches, a quarter of them writes, half of them near others, ten in a thousand giving back.
+    /// A thousand touches, a quarter of them writes, half of them near others, ten in a thousand
+    /// giving back.
     fn default() -> Self {
         Self { seed: 0, steps: 1000, writes: 25, near: 50, give_backs: 10 }
     }
@@ -53,8 +55,8 @@ pub enum Halt {
     /// It cannot go on.
     #[error(transparent)]
     Vcpu(#[from] VcpuError),
-    /// What it must see is not known: the frozen memory cannot be read.
-    #[error("the frozen memory: {0}")]
+    /// What it must see is not known: the snapshot memory cannot be read.
+    #[error("the snapshot memory: {0}")]
     Truth(#[from] MemoryError),
 }
 
@@ -197,7 +199,7 @@ fn owner(frame: FrameIndex, vcpus: u32) -> Option<u32> {
     Some(frame.0 / BLOCK % (vcpus + 1)).filter(|owner| *owner < vcpus)
 }
 
-/// The frame itself if the vCPU may touch it, or one nearby that it may.
+/// The frame itself if the vCPU may touch it, or one local_cache that it may.
 fn mine(frame: FrameIndex, number: u32, vcpus: u32, frames: u32) -> FrameIndex {
     let frame = FrameIndex(frame.0.min(frames.saturating_sub(1)));
     if owner(frame, vcpus).is_none_or(|owner| owner == number) {

@@ -1,6 +1,6 @@
 //! The events of a mock memory.
 
-use kaleidoscope_core::clone::ports::{Event, FaultQueue, PlaceError};
+use kaleidoscope_core::clone::ports::{Event, FaultQueue, InstallError};
 use parking_lot::{Condvar, Mutex};
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -33,7 +33,8 @@ struct Events {
 }
 
 impl MockQueue {
-    /// Puts an event into the queue as if the memory had reported it: a fault that nobody waits on, for example.
+    /// Puts an event into the queue as if the memory had reported it: a fault that nobody waits on,
+    /// for example.
     pub fn inject(&self, event: Event) {
         self.push(event);
     }
@@ -79,7 +80,8 @@ impl MockQueue {
         self.push(Event::Removed(frames))
     }
 
-    /// Waits until a removal has been read; `false` when it was not in time, or the queue is closed.
+    /// Waits until a removal has been read; `false` when it was not in time, or the queue is
+    /// closed.
     pub(super) fn wait_removed(&self, ticket: u64, deadline: Instant) -> bool {
         let mut events = self.shared.events.lock();
         loop {
@@ -103,7 +105,7 @@ impl MockQueue {
 }
 
 impl FaultQueue for MockQueue {
-    fn wait(&self, wait: Duration) -> Result<(), PlaceError> {
+    fn wait(&self, wait: Duration) -> Result<(), InstallError> {
         let mut events = self.shared.events.lock();
         if events.unread.is_empty() && !events.is_closed {
             self.shared.arrived.wait_for(&mut events, wait);
@@ -111,7 +113,7 @@ impl FaultQueue for MockQueue {
         Ok(())
     }
 
-    fn read(&self) -> Result<Option<Event>, PlaceError> {
+    fn read(&self) -> Result<Option<Event>, InstallError> {
         let mut events = self.shared.events.lock();
         if events.is_closed {
             return Ok(Some(Event::Closed));

@@ -62,7 +62,8 @@ impl Report {
         matches!(self.ended, Ended::Completed)
     }
 
-    /// That every byte was right, nothing hangs, no call was misused: the clone did its work or was stopped for a reason.
+    /// That every byte was right, nothing hangs, no call was misused: the clone did its work or was
+    /// stopped for a reason.
     ///
     /// # Errors
     /// [`Misbehaved`] says what went wrong.

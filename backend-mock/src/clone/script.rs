@@ -17,7 +17,8 @@ pub enum Failure {
     Fail,
     /// Any call that can return an error: this one and all later ones of the same port do.
     Dead,
-    /// Any call: it begins so much later. A delivery: it arrives so much later, and others overtake it.
+    /// Any call: it begins so much later. A delivery: it arrives so much later, and others overtake
+    /// it.
     Delay(Duration),
     /// A request: never sent. A delivery, an event: lost.
     Drop,
@@ -25,8 +26,8 @@ pub enum Failure {
     Twice,
     /// A delivery, an event: others overtake it.
     Reorder,
-    /// A request: a frame that nobody asked for is asked for as well, so that it is delivered unasked. An event: a fault on a frame that
-    /// nobody waits for comes first.
+    /// A request: a frame that nobody asked for is asked for as well, so that it is delivered
+    /// unasked. An event: a fault on a frame that nobody waits for comes first.
     Unasked,
     /// A delivery: before it comes a page for a frame that does not exist.
     Outside,
@@ -34,7 +35,8 @@ pub enum Failure {
     Corrupt,
     /// A delivery: the source says that it does not hold the frame.
     Unavailable,
-    /// A filling: not now. A queue under the same script says in its next event that no frames were given back.
+    /// A filling: not now. A queue under the same script says in its next event that no frames were
+    /// given back.
     Again,
 }
 
@@ -51,8 +53,8 @@ pub enum When {
     OneIn(u64),
 }
 
-/// What goes wrong with which calls, as a function of a seed and the order of the calls; and the [`Log`] of them all. Copies are
-/// the same script, so that one drives all decorators of a clone.
+/// What goes wrong with which calls, as a function of a seed and the order of the calls; and the
+/// [`Log`] of them all. Copies are the same script, so that one drives all decorators of a clone.
 ///
 /// ```
 /// use kaleidoscope_mock::clone::{Call, Failure, Script, When};
@@ -114,7 +116,8 @@ impl Script {
         self.state.lock().calls.get(&call).copied().unwrap_or(0)
     }
 
-    /// Counts a call, logs it, decides what goes wrong with it, and waits if that is a delay (of anything but a delivery).
+    /// Counts a call, logs it, decides what goes wrong with it, and waits if that is a delay (of
+    /// anything but a delivery).
     pub(super) fn begin(&self, call: Call, frames: &[FrameIndex], detail: &'static str) -> Decided {
         let mut state = self.state.lock();
         let number = state.calls.entry(call).or_default();

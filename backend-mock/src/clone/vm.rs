@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 const STACK: usize = 256 << 10;
 
 /// How long fault threads may take to end after the clone has.
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Whoever answers a clone's faults: an [`Engine`], or a handler to be tested.
 pub trait Handler: Send + Sync {
@@ -43,7 +43,8 @@ pub enum Work {
     Trace {
         /// The trace.
         trace: Arc<Trace>,
-        /// How many times as long as in the trace the pauses between a vCPU's touches are; 0 for none at all.
+        /// How many times as long as in the trace the pauses between a vCPU's touches are; 0 for
+        /// none at all.
         pace: f64,
     },
 }
@@ -76,8 +77,9 @@ pub struct MockVm {
 }
 
 impl MockVm {
-    /// Starts vCPUs on a memory and the threads that answer their faults. Every byte read is compared with `truth`, the
-    /// parent's memory at the freeze, or with what the vCPU itself wrote there, or with zero once it gave the frame back.
+    /// Starts vCPUs on a memory and the threads that answer their faults. Every byte read is
+    /// compared with `truth`, the parent's memory at the freeze, or with what the vCPU itself
+    /// wrote there, or with zero once it gave the frame back.
     ///
     /// # Errors
     /// [`io::Error`] when the system has no more threads.
@@ -130,8 +132,9 @@ impl MockVm {
         &self.memory
     }
 
-    /// Waits until all vCPUs have ended, ends the clone, and reports. Takes bounded time: a vCPU that waits for a frame gives up when
-    /// the memory's patience ends, and a fault thread that does not end is reported.
+    /// Waits until all vCPUs have ended, ends the clone, and reports. Takes bounded time: a vCPU
+    /// that waits for a frame gives up when the memory's timeout ends, and a fault thread that
+    /// does not end is reported.
     pub fn join(self) -> Report {
         let mut done = Done::default();
         let mut halts = Vec::new();
@@ -148,7 +151,7 @@ impl MockVm {
         let elapsed = self.start.elapsed();
         self.memory.close("its work is done");
         let mut ended = 0;
-        let end = Instant::now() + PATIENCE;
+        let end = Instant::now() + TIMEOUT;
         while ended < self.fault_threads {
             match self.fault_ends.recv_timeout(end.saturating_duration_since(Instant::now())) {
                 Ok(()) => ended += 1,

@@ -36,8 +36,8 @@ pub(super) enum Waited {
 }
 
 impl Waits {
-    /// Waits until somebody wakes the frame's waiters. `enter` is called once the wait counts, so that no wake-up is lost
-    /// between it and the wait; it returns whether to wait at all.
+    /// Waits until somebody wakes the frame's waiters. `enter` is called once the wait counts, so
+    /// that no wake-up is lost between it and the wait; it returns whether to wait at all.
     pub(super) fn wait(
         &self,
         frame: FrameIndex,

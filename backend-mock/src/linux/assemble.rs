@@ -178,7 +178,8 @@ fn registers(
         let in_user_mode = knobs.isolated && cpu % 2 == 1;
         let root =
             space.map_or(kernel.tables.root(), |s| if in_user_mode { s.user_root } else { s.root });
-        // Under isolation the low bits of CR3 carry an address-space number; user mode has bit 11 of it set.
+        // Under isolation the low bits of CR3 carry an address-space number; user mode has bit 11
+        // of it set.
         let number = if in_user_mode { 0x801 + cpu as u64 % 6 } else { 1 + cpu as u64 % 6 };
         let (cr3, cr4) = if knobs.isolated {
             (root.0 | number, mode.cr4() | 1 << 17)

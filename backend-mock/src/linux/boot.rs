@@ -1,4 +1,5 @@
-//! What a kernel does before its page allocator works: the image, the maps of all memory, the frame table, per-CPU areas.
+//! What a kernel does before its page allocator works: the image, the maps of all memory, the frame
+//! table, per-CPU areas.
 
 use super::builder::Knobs;
 use super::frames::{BootTables, Frames, ImageTables};
@@ -13,7 +14,8 @@ use kaleidoscope_core::addr::{FRAME_SIZE, Gfn, Gpa, Gva};
 use kaleidoscope_core::memory::{MemoryLayout, VecMemory};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Bytes of a CPU's unit in the per-CPU chunk, and how many of them are kept; the rest is given back.
+/// Bytes of a CPU's unit in the per-CPU chunk, and how many of them are kept; the rest is given
+/// back.
 const UNIT_BYTES: u64 = 0x2_0000;
 const UNIT_USED: u64 = 0x1_4000;
 
@@ -50,7 +52,8 @@ impl PerCpu {
     }
 }
 
-/// The kernel at the moment when its page allocator takes over, its per-CPU areas, and its memory node.
+/// The kernel at the moment when its page allocator takes over, its per-CPU areas, and its memory
+/// node.
 pub(super) fn boot(knobs: &Knobs) -> Result<(Kernel, PerCpu, Object), MockError> {
     let mut rng = Rng::new(knobs.seed);
     let layout = layout(knobs)?;
@@ -88,8 +91,8 @@ pub(super) fn boot(knobs: &Knobs) -> Result<(Kernel, PerCpu, Object), MockError>
     kernel.map_frame_table()?;
     kernel.base_variables()?;
     kernel.memory_sections(knobs)?;
-    // The initial ramdisk, or what is left of it; and the node. Both before per-CPU areas give frames back, so that no
-    // reserved frame lies inside a unit.
+    // The initial ramdisk, or what is left of it; and the node. Both before per-CPU areas give
+    // frames back, so that no reserved frame lies inside a unit.
     let initrd = kernel.frames.layout().frames() / 512;
     kernel.frames.take_at_boot(initrd.into(), 1, Role::Reserved)?;
     let node = kernel.place_node(knobs)?;
@@ -162,8 +165,8 @@ fn place_image(knobs: &Knobs, rng: &mut Rng, frames: &mut Frames) -> Result<Imag
 }
 
 impl Kernel {
-    /// Maps the image as it is after boot: code read-only, constants and data not executable, freed parts away under
-    /// page-table isolation.
+    /// Maps the image as it is after boot: code read-only, constants and data not executable, freed
+    /// parts away under page-table isolation.
     fn map_image(&mut self, knobs: &Knobs) -> Result<(), MockError> {
         let mut table = |name: &str, bytes| self.image.place(Section::Data, name, bytes, bytes);
         let root = table("init_top_pgt", 2 * FRAME_SIZE)?;
@@ -315,8 +318,8 @@ impl Kernel {
             let size = FRAME_SIZE / per_root;
             let at =
                 self.object(Gva(self.load(root)? + section % per_root * size), "mem_section")?;
-            // The frame table's address minus the section's first record, which is its base; and flags:
-            // present, has a frame table, online, early.
+            // The frame table's address minus the section's first record, which is its base; and
+            // flags: present, has a frame table, online, early.
             self.set(at, "section_mem_map", self.bases.vmemmap | 0xf)?;
         }
         Ok(())

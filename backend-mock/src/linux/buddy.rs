@@ -1,4 +1,5 @@
-//! The page allocator's own view: zones, free blocks and their lists, each CPU's list of free pages.
+//! The page allocator's own view: zones, free blocks and their lists, each CPU's list of free
+//! pages.
 
 use super::KernelStyle;
 use super::boot::PerCpu;
@@ -114,8 +115,8 @@ impl Kernel {
         }
     }
 
-    /// Settles what nobody took: a few pages on per-CPU lists, the rest in free blocks as large as they can be.
-    /// Returns the blocks. Afterwards every frame has its role and its record.
+    /// Settles what nobody took: a few pages on per-CPU lists, the rest in free blocks as large as
+    /// they can be. Returns the blocks. Afterwards every frame has its role and its record.
     pub(super) fn give_back(
         &mut self,
         zones: &Zones,
@@ -229,7 +230,8 @@ impl Kernel {
         Ok(())
     }
 
-    /// Records of frames that were never given to the allocator, and of holes inside memory sections.
+    /// Records of frames that were never given to the allocator, and of holes inside memory
+    /// sections.
     fn reserved_records(&mut self) -> Result<(), MockError> {
         let flags = self.style.flag("PG_reserved");
         let sections: Vec<u64> = self.memmap.keys().copied().collect();

@@ -44,7 +44,8 @@ pub struct GuestBuilder {
 }
 
 impl GuestBuilder {
-    /// A guest with 64 MiB of RAM, two CPUs, four-level paging, a randomized kernel and a little of everything.
+    /// A guest with 64 MiB of RAM, two CPUs, four-level paging, a randomized kernel and a little of
+    /// everything.
     pub fn new(style: KernelStyle) -> Self {
         Self {
             knobs: Knobs {
@@ -82,7 +83,8 @@ impl GuestBuilder {
         self
     }
 
-    /// RAM from this address on (a multiple of 2 MiB) lies above 4 GiB instead, as devices have their addresses below.
+    /// RAM from this address on (a multiple of 2 MiB) lies above 4 GiB instead, as devices have
+    /// their addresses below.
     pub fn pci_hole_at(mut self, address: u64) -> Self {
         self.knobs.hole_at = Some(address);
         self
@@ -106,7 +108,8 @@ impl GuestBuilder {
         self
     }
 
-    /// Whether the kernel was built for several memory nodes, which changes where it keeps its zones.
+    /// Whether the kernel was built for several memory nodes, which changes where it keeps its
+    /// zones.
     pub fn numa(mut self, on: bool) -> Self {
         self.knobs.numa = on;
         self
@@ -154,28 +157,31 @@ impl GuestBuilder {
         self
     }
 
-    /// Memory encryption as of AMD: CR3 and page-table entries carry this bit (32 to 51) beside addresses, but for entries of
-    /// pages that the kernel shares with its host.
+    /// Memory encryption as of AMD: CR3 and page-table entries carry this bit (32 to 51) beside
+    /// addresses, but for entries of pages that the kernel shares with its host.
     pub fn memory_encryption(mut self, bit: u32) -> Self {
         self.knobs.encryption = Some(Encryption::Encrypted(bit));
         self
     }
 
-    /// Memory encryption as of Intel: page-table entries of pages that the kernel shares with its host carry this bit (32 to
+    /// Memory encryption as of Intel: page-table entries of pages that the kernel shares with its
+    /// host carry this bit (32 to
     /// 51) beside addresses.
     pub fn shared_bit(mut self, bit: u32) -> Self {
         self.knobs.encryption = Some(Encryption::Shared(bit));
         self
     }
 
-    /// Processes may not touch some of their pages (`PROT_NONE`, NUMA balancing), and others are in swap.
+    /// Processes may not touch some of their pages (`PROT_NONE`, NUMA balancing), and others are in
+    /// swap.
     pub fn prot_none(mut self, on: bool) -> Self {
         self.knobs.prot_none = on;
         self
     }
 
-    /// RAM above 4 GiB (see [`pci_hole_at`](Self::pci_hole_at)) comes from a virtio-mem device, which keeps so many bytes of
-    /// its own, a multiple of 4096. The guest has a small NVDIMM as well. The kernel has no frame table of either.
+    /// RAM above 4 GiB (see [`pci_hole_at`](Self::pci_hole_at)) comes from a virtio-mem device,
+    /// which keeps so many bytes of its own, a multiple of 4096. The guest has a small NVDIMM
+    /// as well. The kernel has no frame table of either.
     pub fn virtio_mem(mut self, kept: u64) -> Self {
         self.knobs.kept = Some(kept);
         self
@@ -184,8 +190,8 @@ impl GuestBuilder {
     /// Builds the guest.
     ///
     /// # Errors
-    /// [`MockError::Knobs`] when the knobs describe no machine, [`MockError::OutOfFrames`] when the RAM is too small for
-    /// what it has to hold.
+    /// [`MockError::Knobs`] when the knobs describe no machine, [`MockError::OutOfFrames`] when the
+    /// RAM is too small for what it has to hold.
     pub fn build(&self) -> Result<MockGuest, MockError> {
         let k = &self.knobs;
         let whole = |bytes: u64| bytes.is_multiple_of(512 * FRAME_SIZE);

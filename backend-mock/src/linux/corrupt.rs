@@ -1,6 +1,7 @@
 //! Damage: what a hostile or broken guest may have in its structures.
 //!
-//! Afterwards the truth no longer holds for what was damaged. Introspection must come to an end all the same.
+//! Afterwards the truth no longer holds for what was damaged. Introspection must come to an end all
+//! the same.
 
 use super::KernelStyle;
 use super::guest::MockGuest;

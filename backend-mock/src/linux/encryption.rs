@@ -1,4 +1,5 @@
-//! Memory encryption: bits in page-table entries beside addresses. Memory itself is as a decrypted dump shows it.
+//! Memory encryption: bits in page-table entries beside addresses. Memory itself is as a decrypted
+//! dump shows it.
 
 use super::guest::MockGuest;
 use super::truth::Role;
@@ -34,7 +35,8 @@ impl Encryption {
 }
 
 impl MockGuest {
-    /// Whether the kernel shares what lies here with its host: every eighth page or so, none of its image.
+    /// Whether the kernel shares what lies here with its host: every eighth page or so, none of its
+    /// image.
     fn is_shared(&self, gfn: Gfn) -> bool {
         let in_image = matches!(
             self.truth.role(gfn),

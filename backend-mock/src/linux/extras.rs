@@ -1,4 +1,5 @@
-//! Everything else that takes frames: modules, vmalloc, the kernel's own buffers, hugetlb pools, the balloon.
+//! Everything else that takes frames: modules, vmalloc, the kernel's own buffers, hugetlb pools,
+//! the balloon.
 
 use super::KernelStyle;
 use super::boot::PerCpu;
@@ -44,7 +45,8 @@ impl Kernel {
         names.iter().try_for_each(|name| self.load_module(name, &mut at))
     }
 
-    /// Maps the start of each CPU's area where CPUs enter the kernel; read-only, as the kernel does for its GDT.
+    /// Maps the start of each CPU's area where CPUs enter the kernel; read-only, as the kernel does
+    /// for its GDT.
     pub(super) fn map_cpu_entries(&mut self, per_cpu: &PerCpu) -> Result<(), MockError> {
         let first = if self.style.zero_based_per_cpu() {
             0

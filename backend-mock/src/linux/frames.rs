@@ -56,8 +56,8 @@ impl Frames {
         (0..1 << order).all(|i| self.is_left(Gfn(gfn.0 + i)))
     }
 
-    /// Claims an aligned block of `2^order` frames; `role` says what the frame at each distance is for.
-    /// Mostly the next block, at times one far away, so that memory looks used.
+    /// Claims an aligned block of `2^order` frames; `role` says what the frame at each distance is
+    /// for. Mostly the next block, at times one far away, so that memory looks used.
     pub(super) fn take(
         &mut self,
         order: u32,

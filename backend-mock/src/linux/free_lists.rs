@@ -1,5 +1,5 @@
-//! The order in which a synthetic guest's kernel would give its free frames away, by walking its lists as that kernel does: from the heads in its
-//! zones and per-CPU areas.
+//! The order in which a synthetic guest's kernel would give its free frames away, by walking its
+//! lists as that kernel does: from the heads in its zones and per-CPU areas.
 
 use super::guest::MockGuest;
 use super::schema::{BUDDY_ORDERS, ZONES};
@@ -11,8 +11,9 @@ use kaleidoscope_core::addr::{Gfn, Gva};
 const MAX_BLOCKS: usize = 1 << 20;
 
 impl MockGuest {
-    /// For each list of a CPU, and for each zone and migration type all lists of blocks, the smallest blocks first: the frames in the order in which
-    /// the kernel would give them away. Empty lists are left out. `None` when a list leads out of memory or has no end.
+    /// For each list of a CPU, and for each zone and migration type all lists of blocks, the
+    /// smallest blocks first: the frames in the order in which the kernel would give them away.
+    /// Empty lists are left out. `None` when a list leads out of memory or has no end.
     #[must_use]
     pub fn free_lists(&self) -> Option<Vec<Vec<Gfn>>> {
         let style = self.truth.kernel.style;

@@ -40,7 +40,8 @@ impl MockGuest {
         Self { memory, truth, registers, types, ignored: 0, revoked: 0, kept, nvdimm }
     }
 
-    /// Where this guest's kernel keeps `path` (`member` or `member.member`) in a structure, in bytes.
+    /// Where this guest's kernel keeps `path` (`member` or `member.member`) in a structure, in
+    /// bytes.
     #[must_use]
     pub fn offset(&self, structure: &str, path: &str) -> Option<u64> {
         self.types.offset(structure, path).ok()

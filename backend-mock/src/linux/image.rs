@@ -94,7 +94,8 @@ impl Image {
         Some(Gpa(self.gpa.0 + distance))
     }
 
-    /// Sets room aside in a section and gives its first byte a name; no symbol when the name is empty.
+    /// Sets room aside in a section and gives its first byte a name; no symbol when the name is
+    /// empty.
     pub(super) fn place(
         &mut self,
         section: Section,

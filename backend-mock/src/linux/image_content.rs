@@ -1,4 +1,5 @@
-//! What the image holds: functions, banner, type information, symbol table, and things that only look like them.
+//! What the image holds: functions, banner, type information, symbol table, and things that only
+//! look like them.
 
 use super::image::Section;
 use super::kernel::Kernel;
@@ -98,7 +99,8 @@ impl Kernel {
         Ok(functions)
     }
 
-    /// Bytes that look like the beginning of a symbol table or of type information, as real kernels have them too.
+    /// Bytes that look like the beginning of a symbol table or of type information, as real kernels
+    /// have them too.
     pub(super) fn write_decoys(&mut self) -> Result<(), MockError> {
         // A table of wide characters, digits among them.
         let wide: Vec<u8> = (0u16..256).flat_map(u16::to_le_bytes).collect();

@@ -1,5 +1,6 @@
-//! Writes the kernel's symbol table, compressed as the kernel's build does it (`scripts/kallsyms.c`): every byte of a
-//! name stands for a token; bytes that occur in names stand for themselves, the others for longer pieces.
+//! Writes the kernel's symbol table, compressed as the kernel's build does it
+//! (`scripts/kallsyms.c`): every byte of a name stands for a token; bytes that occur in names stand
+//! for themselves, the others for longer pieces.
 
 use super::style::KallsymsLayout;
 use std::collections::BTreeMap;
@@ -27,8 +28,8 @@ pub(super) struct Parts {
     pub(super) token_index: u64,
 }
 
-/// The table's bytes, to lie at the address `at`, and where its parts begin. `base` is the address of the image's
-/// first byte. Symbols come in the order of their addresses.
+/// The table's bytes, to lie at the address `at`, and where its parts begin. `base` is the address
+/// of the image's first byte. Symbols come in the order of their addresses.
 pub(super) fn encode(
     symbols: &[Symbol],
     layout: KallsymsLayout,
@@ -112,7 +113,8 @@ fn low_word(value: u64) -> [u8; 4] {
     [a, b, c, d]
 }
 
-/// Addresses as the kernel computes them back: a negative offset counts from the base, others are absolute.
+/// Addresses as the kernel computes them back: a negative offset counts from the base, others are
+/// absolute.
 fn relative_offsets(symbols: &[Symbol], base: u64) -> Vec<u8> {
     let word = |s: &Symbol| {
         if s.address < base {
@@ -124,7 +126,8 @@ fn relative_offsets(symbols: &[Symbol], base: u64) -> Vec<u8> {
     symbols.iter().flat_map(word).collect()
 }
 
-/// What each of the 256 codes stands for: bytes that occur stand for themselves, the rest for frequent pairs of tokens.
+/// What each of the 256 codes stands for: bytes that occur stand for themselves, the rest for
+/// frequent pairs of tokens.
 fn choose_tokens(names: &[Vec<u8>]) -> Vec<Vec<u8>> {
     let mut tokens: Vec<Vec<u8>> = vec![Vec::new(); 256];
     for &byte in names.iter().flatten().chain(b"0123456789") {
@@ -198,7 +201,8 @@ mod tests {
         u32::from_le_bytes(bytes[index(at)..][..4].try_into().unwrap())
     }
 
-    /// Reads a table back by the rules of the kernel's own `kallsyms_expand_symbol` and `kallsyms_sym_address`.
+    /// Reads a table back by the rules of the kernel's own `kallsyms_expand_symbol` and
+    /// `kallsyms_sym_address`.
     fn decode(bytes: &[u8], parts: &Parts, at: u64) -> Vec<Symbol> {
         let mut place = index(parts.names);
         (0..u64::from(u32_at(bytes, parts.num_syms)))

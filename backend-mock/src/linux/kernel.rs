@@ -171,7 +171,8 @@ impl Kernel {
         write_uint(&mut self.memory, Gpa(object.gpa.0 + offset), size, value)
     }
 
-    /// Writes text to a member that is an array of characters; what does not fit is cut, a terminator stays.
+    /// Writes text to a member that is an array of characters; what does not fit is cut, a
+    /// terminator stays.
     pub(super) fn set_text(
         &mut self,
         object: Object,
@@ -357,7 +358,8 @@ impl Kernel {
         Ok(head)
     }
 
-    /// Fills the start of a frame with bytes of its own, so that it is neither zero nor like another.
+    /// Fills the start of a frame with bytes of its own, so that it is neither zero nor like
+    /// another.
     pub(super) fn scribble(&mut self, gfn: Gfn) -> Result<(), MockError> {
         let mut bytes = [0; 64];
         for chunk in bytes.chunks_mut(8) {

@@ -1,4 +1,5 @@
-//! A Linux guest in memory: kernel image, page tables, symbol table, type information, frame table, page cache, tasks.
+//! A Linux guest in memory: kernel image, page tables, symbol table, type information, frame table,
+//! page cache, tasks.
 
 mod assemble;
 mod boot;

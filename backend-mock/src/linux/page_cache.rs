@@ -18,8 +18,8 @@ struct Entry {
 }
 
 impl Kernel {
-    /// Puts pages into a file's cache: `(page of the file, order)`, not overlapping. `number` is the file's place in
-    /// the truth.
+    /// Puts pages into a file's cache: `(page of the file, order)`, not overlapping. `number` is
+    /// the file's place in the truth.
     pub(super) fn fill_cache(
         &mut self,
         file: &mut File,
@@ -125,7 +125,8 @@ impl Kernel {
         self.set(file.mapping, "i_pages.xa_head", head)
     }
 
-    /// Writes the node whose slots cover `1 << shift` indices each from `base` on, and those below it; its address.
+    /// Writes the node whose slots cover `1 << shift` indices each from `base` on, and those below
+    /// it; its address.
     fn xa_node(
         &mut self,
         mapping: Object,

@@ -208,7 +208,8 @@ impl Kernel {
     }
 }
 
-/// Which pages of a file are cached: about `average`, with holes; folios of several pages when `large`.
+/// Which pages of a file are cached: about `average`, with holes; folios of several pages when
+/// `large`.
 fn plan(rng: &mut Rng, average: u64, large: bool) -> Vec<(u64, u32)> {
     let pages = match rng.below(8) {
         0 => 1,
@@ -224,7 +225,8 @@ fn plan(rng: &mut Rng, average: u64, large: bool) -> Vec<(u64, u32)> {
         let largest = index.trailing_zeros().min(if rng.one_in(40) { 9 } else { 4 });
         let order =
             if large { u32::try_from(rng.below(u64::from(largest) + 1)).unwrap_or(0) } else { 0 };
-        // A folio of two pages does not exist in the page cache: its first tail has no room for what it needs.
+        // A folio of two pages does not exist in the page cache: its first tail has no room for
+        // what it needs.
         let order = if order == 1 { 0 } else { order };
         out.push((index, order));
         index += 1 << order;

@@ -85,8 +85,8 @@ impl Kernel {
         Ok(spaces)
     }
 
-    /// Fills one process's address space. The second process is a child of the first, which it shares its heap with; the
-    /// third has code that it made itself.
+    /// Fills one process's address space. The second process is a child of the first, which it
+    /// shares its heap with; the third has code that it made itself.
     fn fill_space(
         &mut self,
         space: &mut Space,

@@ -1,4 +1,5 @@
-//! Pages that their processes may not touch: `PROT_NONE` and NUMA balancing; and entries that look alike and are none.
+//! Pages that their processes may not touch: `PROT_NONE` and NUMA balancing; and entries that look
+//! alike and are none.
 
 use super::encryption::Encryption;
 use super::guest::MockGuest;
@@ -8,7 +9,8 @@ use crate::ram::{read_u64, write_uint};
 use kaleidoscope_core::addr::{Gfn, Gpa};
 use std::collections::BTreeMap;
 
-/// What `pte_modify` keeps of an entry beside the address: cache modes, accessed, dirty, soft-dirty and special bits.
+/// What `pte_modify` keeps of an entry beside the address: cache modes, accessed, dirty, soft-dirty
+/// and special bits.
 const KEPT: u64 = 1 << 3 | 1 << 4 | 1 << 5 | 1 << 6 | 1 << 9 | 1 << 11;
 
 /// `_PAGE_PROTNONE`.
@@ -23,10 +25,12 @@ fn one_in_four(table: Gfn, slot: u64) -> bool {
 }
 
 impl MockGuest {
-    /// Takes the rights off every fourth page, and every huge one, that processes map and may not execute. Where tables of the last level have
-    /// room, there will be entries of pages in swap, and of pages that are being migrated.
+    /// Takes the rights off every fourth page, and every huge one, that processes map and may not
+    /// execute. Where tables of the last level have room, there will be entries of pages in
+    /// swap, and of pages that are being migrated.
     ///
-    /// With `encryption`, the tables carry its bit already; it is no part of the address that Linux inverts.
+    /// With `encryption`, the tables carry its bit already; it is no part of the address that Linux
+    /// inverts.
     pub(super) fn revoke(&mut self, encryption: Option<Encryption>) -> Result<(), MockError> {
         let physical = match encryption {
             None => (1 << 52) - 1,
@@ -73,8 +77,8 @@ impl MockGuest {
     }
 }
 
-/// `__swp_entry`: a page in swap, or one that is being migrated. The offset is such that the entry, taken for one of a
-/// page without rights, would lead to `gfn`.
+/// `__swp_entry`: a page in swap, or one that is being migrated. The offset is such that the entry,
+/// taken for one of a page without rights, would lead to `gfn`.
 fn not_mapped(gfn: u64, migrating: bool) -> u64 {
     let (kind, bits, offset) = (if migrating { 30 } else { 1 }, 5, gfn << 3);
     (!offset << (9 + bits) >> bits) | kind << 59

@@ -44,7 +44,8 @@ impl Kernel {
         tables.share_upper_half(&mut self.memory, &self.tables)?;
         let mut user_root = root.gpa();
         if isolated {
-            // A block of two frames that is no compound page: nobody counts references to the second.
+            // A block of two frames that is no compound page: nobody counts references to the
+            // second.
             self.write_page(Gfn(root.0 + 1), &PageRecord::default())?;
             user_root = Gfn(root.0 + 1).gpa();
         }
@@ -77,7 +78,8 @@ impl Kernel {
         Ok(())
     }
 
-    /// Maps cached pages `pages` of a file from `gva` on; pages that are not cached stay away. Returns the pages mapped.
+    /// Maps cached pages `pages` of a file from `gva` on; pages that are not cached stay away.
+    /// Returns the pages mapped.
     pub(super) fn map_file(
         &mut self,
         space: &mut Space,
@@ -138,7 +140,8 @@ impl Kernel {
         self.scribble(gfn)
     }
 
-    /// Counts the mappings of all spaces in the frames' records; the image's own frames are not counted.
+    /// Counts the mappings of all spaces in the frames' records; the image's own frames are not
+    /// counted.
     pub(super) fn count_mappings(&mut self, spaces: &[Space]) -> Result<(), MockError> {
         let mut total: BTreeMap<Gfn, u32> = BTreeMap::new();
         for (&gfn, &count) in spaces.iter().flat_map(|s| &s.mappings) {

@@ -1,7 +1,7 @@
 //! What differs between kernel versions, as data.
 //!
-//! Sources: the kernels' own type information and VMCOREINFO pages (Debian's cloud kernels of these versions), and
-//! Linux's `include/linux/page-flags.h` and `mm_types.h`.
+//! Sources: the kernels' own type information and VMCOREINFO pages (Debian's cloud kernels of these
+//! versions), and Linux's `include/linux/page-flags.h` and `mm_types.h`.
 
 /// A kernel version whose data structures the guest follows.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -223,7 +223,8 @@ impl KernelStyle {
         self < Self::V7_2
     }
 
-    /// Whether a page table of this level carries the page type; others are told by reaching them only.
+    /// Whether a page table of this level carries the page type; others are told by reaching them
+    /// only.
     pub(super) fn types_table_level(self, level: u8) -> bool {
         match self {
             Self::V5_10 | Self::V6_1 => level <= 2,

@@ -253,7 +253,8 @@ fn records_say_what_frames_are() {
     }
 }
 
-/// Reads an xarray back by the rules of its documentation: the folio at every index, siblings followed.
+/// Reads an xarray back by the rules of its documentation: the folio at every index, siblings
+/// followed.
 fn read_xarray(guest: &MockGuest, entry: u64, base: u64, out: &mut BTreeMap<u64, u64>) {
     if entry & 3 != 2 {
         if entry != 0 && entry & 1 == 0 {
@@ -310,7 +311,8 @@ fn tasks_are_listed() {
     }
 }
 
-/// Offsets of a structure's direct members by name, read from BTF by a decoder that knows nothing of the encoder.
+/// Offsets of a structure's direct members by name, read from BTF by a decoder that knows nothing
+/// of the encoder.
 fn members_in_btf(bytes: &[u8], wanted: &str) -> BTreeMap<String, u64> {
     let u32_at = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap());
     let (types, strings) = (24 + u32_at(8) as usize, 24 + u32_at(16) as usize);

@@ -24,7 +24,8 @@ pub enum Role {
     KernelText,
     /// Read-only part of the kernel image.
     KernelRodata,
-    /// Writable part of the kernel image. The root page table and the first tables below it lie here.
+    /// Writable part of the kernel image. The root page table and the first tables below it lie
+    /// here.
     KernelData,
     /// Reserved at boot: firmware, memory sections' tables, the initial ramdisk.
     Reserved,

@@ -15,7 +15,8 @@ pub(super) enum Type {
     Pointer(Box<Type>),
     Const(Box<Type>),
     Array(Box<Type>, u32),
-    /// A structure, union, enumeration or typedef by name. Behind a pointer it may be one that nobody defines.
+    /// A structure, union, enumeration or typedef by name. Behind a pointer it may be one that
+    /// nobody defines.
     Named(&'static str),
     /// A structure or union without name.
     Anonymous(Composite),

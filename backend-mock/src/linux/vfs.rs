@@ -215,7 +215,8 @@ impl Kernel {
         self.set(inode, "i_nlink", 0)
     }
 
-    /// Mounts a file system (its directory `root`) on a directory of another; without one it is a mount of its own.
+    /// Mounts a file system (its directory `root`) on a directory of another; without one it is a
+    /// mount of its own.
     pub(super) fn new_mount(
         &mut self,
         vfs: &Vfs,
@@ -329,7 +330,8 @@ impl Kernel {
         })
     }
 
-    /// A block device: an inode of the internal file system, and a node in `/dev` that shares its page cache.
+    /// A block device: an inode of the internal file system, and a node in `/dev` that shares its
+    /// page cache.
     pub(super) fn new_block_device(
         &mut self,
         vfs: &mut Vfs,

@@ -1,4 +1,5 @@
-//! A virtio-mem device that keeps some of its memory, and an NVDIMM: memory that the kernel has no frame table of.
+//! A virtio-mem device that keeps some of its memory, and an NVDIMM: memory that the kernel has no
+//! frame table of.
 
 use super::guest::MockGuest;
 use super::image::Section;
@@ -58,7 +59,8 @@ pub(super) fn resource_type(types: &mut Types, rng: &mut Rng) -> Result<(), Mock
 }
 
 impl Kernel {
-    /// The tree of resources: RAM at the bottom, the device's region with what it has given at its start, the NVDIMM.
+    /// The tree of resources: RAM at the bottom, the device's region with what it has given at its
+    /// start, the NVDIMM.
     pub(super) fn resources(&mut self, unmanaged: &Unmanaged) -> Result<(), MockError> {
         let addresses =
             |frames: Range<u64>| (frames.start * FRAME_SIZE, frames.end * FRAME_SIZE - 1);
@@ -103,7 +105,8 @@ impl Kernel {
 }
 
 impl MockGuest {
-    /// Adds the memory that the kernel does not manage to the guest. The NVDIMM's bytes are not zero.
+    /// Adds the memory that the kernel does not manage to the guest. The NVDIMM's bytes are not
+    /// zero.
     pub(super) fn add_unmanaged(&mut self, unmanaged: Unmanaged) -> Result<(), MockError> {
         let old = self.truth.layout.regions();
         let ranges = old.iter().map(|r| (r.start.gpa(), u64::from(r.frames) * FRAME_SIZE));

@@ -75,7 +75,8 @@ struct Table {
 pub struct PageTables {
     mode: Mode,
     root: Gpa,
-    /// Tables below the root, by level and first virtual address, with the rights of the entry that points to them.
+    /// Tables below the root, by level and first virtual address, with the rights of the entry
+    /// that points to them.
     tables: BTreeMap<(u8, u64), Table>,
     leaves: BTreeMap<u64, (Gpa, PageSize, Attributes)>,
     noise: Option<Rng>,
@@ -88,7 +89,8 @@ impl PageTables {
         Self { mode, root, tables: BTreeMap::new(), leaves: BTreeMap::new(), noise: None }
     }
 
-    /// Sets bits that the processor ignores (software bits, protection keys, PAT) at random in what is written from now on.
+    /// Sets bits that the processor ignores (software bits, protection keys, PAT) at random in what
+    /// is written from now on.
     #[must_use]
     pub fn with_noise(mut self, rng: Rng) -> Self {
         self.noise = Some(rng);
@@ -107,11 +109,12 @@ impl PageTables {
         self.root
     }
 
-    /// Maps one page. Tables that are missing are added; the entries that point to them allow everything that
-    /// `attributes` allow, and writing and execution.
+    /// Maps one page. Tables that are missing are added; the entries that point to them allow
+    /// everything that `attributes` allow, and writing and execution.
     ///
     /// # Errors
-    /// [`MockError`] when the mode cannot express the mapping, something is mapped there, or there are no frames left.
+    /// [`MockError`] when the mode cannot express the mapping, something is mapped there, or there
+    /// are no frames left.
     pub fn map(
         &mut self,
         memory: &mut VecMemory,
@@ -161,8 +164,8 @@ impl PageTables {
         Ok(())
     }
 
-    /// Limits the rights of the entry that points to the table of `level` that covers `gva` (the root has no such entry).
-    /// Without such a table nothing happens.
+    /// Limits the rights of the entry that points to the table of `level` that covers `gva` (the
+    /// root has no such entry). Without such a table nothing happens.
     ///
     /// # Errors
     /// [`MockError::Memory`] when the tables are no longer in RAM.
@@ -184,8 +187,8 @@ impl PageTables {
         self.write(memory, slot, entry)
     }
 
-    /// Copies the upper half of another root, as Linux shares the kernel's part among all processes.
-    /// The mappings reached that way belong to the truth of `from`.
+    /// Copies the upper half of another root, as Linux shares the kernel's part among all
+    /// processes. The mappings reached that way belong to the truth of `from`.
     ///
     /// # Errors
     /// [`MockError::Memory`] when a root is not in RAM.
@@ -203,8 +206,9 @@ impl PageTables {
         Ok(())
     }
 
-    /// Copies the lower half of the root to `second` and sets NX in the original's entries, as Linux does under
-    /// page-table isolation. The truth about rights does not change: `second` is what user mode runs on.
+    /// Copies the lower half of the root to `second` and sets NX in the original's entries, as
+    /// Linux does under page-table isolation. The truth about rights does not change: `second`
+    /// is what user mode runs on.
     ///
     /// # Errors
     /// [`MockError::Memory`] when a root is not in RAM.
@@ -334,7 +338,8 @@ impl PageTables {
             | self.noise_bits(level, large)
     }
 
-    /// Random values in the bits that the processor ignores: software bits, and in long mode the protection key.
+    /// Random values in the bits that the processor ignores: software bits, and in long mode the
+    /// protection key.
     fn noise_bits(&mut self, level: u8, large: bool) -> u64 {
         let (mode, Some(rng)) = (self.mode, self.noise.as_mut()) else {
             return 0;

@@ -1,4 +1,5 @@
-//! Reads page tables by hand, one `if` for every rule of the manual: slow, and plain enough to be trusted.
+//! Reads page tables by hand, one `if` for every rule of the manual: slow, and plain enough to be
+//! trusted.
 
 use super::{Mode, PageSize, Rights};
 use crate::ram::{read_u32, read_u64};
@@ -12,7 +13,8 @@ pub struct Translation {
     pub gpa: Gpa,
     /// Size of the page.
     pub size: PageSize,
-    /// Effective rights. NX of top-level entries counts here, also where Linux sets it only for isolation.
+    /// Effective rights. NX of top-level entries counts here, also where Linux sets it only for
+    /// isolation.
     pub rights: Rights,
     /// The accessed bit of the entry that maps the page.
     pub accessed: bool,
@@ -20,13 +22,15 @@ pub struct Translation {
     pub dirty: bool,
 }
 
-/// Translates `gva` as the processor would with `root` in CR3; `None` when it is not mapped or a table is not in RAM.
+/// Translates `gva` as the processor would with `root` in CR3; `None` when it is not mapped or a
+/// table is not in RAM.
 #[must_use]
 pub fn translate(memory: &VecMemory, mode: Mode, root: Gpa, gva: Gva) -> Option<Translation> {
     translate_without(memory, mode, root, gva, 0)
 }
 
-/// As [`translate`], with address bits that entries carry for memory encryption and the processor takes off.
+/// As [`translate`], with address bits that entries carry for memory encryption and the processor
+/// takes off.
 #[must_use]
 pub fn translate_without(
     memory: &VecMemory,

@@ -3,13 +3,13 @@
 use kaleidoscope_core::addr::FrameIndex;
 use kaleidoscope_core::clone::LocalSource;
 use kaleidoscope_core::clone::ports::{
-    Event, FaultQueue, PageSource, PlaceError, Placed, Placer, TakenBack,
+    Event, Eviction, FaultQueue, InstallError, Installed, PageInstaller, PageSource,
 };
 use kaleidoscope_core::clone::shared::Shared;
 use kaleidoscope_core::memory::Page;
-use kaleidoscope_mock::clone::contract::{self, Subject};
+use kaleidoscope_mock::clone::contract::{self, ContractTarget};
 use kaleidoscope_mock::clone::{
-    Call, Failure, FaultyPlacer, FaultyQueue, FaultySource, MockMemory, Script, When,
+    Call, Failure, FaultyInstaller, FaultyQueue, FaultySource, MockMemory, Script, When,
 };
 use std::error::Error;
 use std::ops::Range;
@@ -20,7 +20,7 @@ type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 
 #[test]
 fn the_mock_memory_keeps_the_placer_contract() {
-    contract::placer(&|frames| Ok(MockMemory::new(frames)?)).unwrap();
+    contract::installer(&|frames| Ok(MockMemory::new(frames)?)).unwrap();
 }
 
 #[test]
@@ -46,20 +46,20 @@ fn siblings_keep_the_source_contract() {
 /// A memory behind decorators.
 struct Wrapped {
     memory: Arc<MockMemory>,
-    placer: Box<dyn Placer>,
+    installer: Box<dyn PageInstaller>,
     queue: FaultyQueue,
 }
 
 fn wrapped(frames: u32, script: &Script) -> Result<Wrapped> {
     let memory = Arc::new(MockMemory::new(frames)?);
-    let placer = Box::new(FaultyPlacer::new(Arc::clone(&memory) as _, script.clone()));
+    let installer = Box::new(FaultyInstaller::new(Arc::clone(&memory) as _, script.clone()));
     let queue = FaultyQueue::new(Arc::new(memory.queue()), frames, script.clone());
-    Ok(Wrapped { memory, placer, queue })
+    Ok(Wrapped { memory, installer, queue })
 }
 
-impl Subject for Wrapped {
-    fn placer(&self) -> &dyn Placer {
-        &*self.placer
+impl ContractTarget for Wrapped {
+    fn installer(&self) -> &dyn PageInstaller {
+        &*self.installer
     }
     fn queue(&self) -> &dyn FaultQueue {
         &self.queue
@@ -82,7 +82,7 @@ impl Subject for Wrapped {
 #[test]
 fn decorators_without_failures_change_nothing() {
     let script = Script::new(1);
-    contract::placer(&|frames| wrapped(frames, &script)).unwrap();
+    contract::installer(&|frames| wrapped(frames, &script)).unwrap();
     contract::fault_queue(&|frames| wrapped(frames, &script)).unwrap();
     contract::source(&|memory| {
         let inner: Arc<dyn PageSource> = Arc::new(LocalSource::new(memory));
@@ -91,7 +91,7 @@ fn decorators_without_failures_change_nothing() {
     .unwrap();
     let log = script.log().to_string();
     assert!(log.contains("event fault 5"), "{log}");
-    assert!(log.contains("place 5 -> AlreadyThere"), "{log}");
+    assert!(log.contains("place 5 -> AlreadyPresent"), "{log}");
 }
 
 /// Delays and other orders break no promise.
@@ -125,7 +125,7 @@ fn the_source_suite_notices() {
     assert!(broken(Call::Deliver, Failure::Unavailable).contains("unavailable"));
 }
 
-/// A placer that is wrong in one way.
+/// A installer that is wrong in one way.
 struct Wrong {
     memory: MockMemory,
     how: How,
@@ -140,42 +140,48 @@ enum How {
     OtherFrame,
 }
 
-impl Placer for Wrong {
-    fn place(&self, frame: FrameIndex, page: &Page) -> std::result::Result<Placed, PlaceError> {
+impl PageInstaller for Wrong {
+    fn install(
+        &self,
+        frame: FrameIndex,
+        page: &Page,
+    ) -> std::result::Result<Installed, InstallError> {
         let mut page = *page;
         match self.how {
             How::AnotherPage => page[4095] ^= 1,
-            How::ForgetsToPlace if frame.0 == 14 => return Ok(Placed::Placed),
-            How::OtherFrame if frame.0 == 63 => return self.memory.place(FrameIndex(0), &page),
-            How::SaysPlaced => return self.memory.place(frame, &page).map(|_| Placed::Placed),
+            How::ForgetsToPlace if frame.0 == 14 => return Ok(Installed::Installed),
+            How::OtherFrame if frame.0 == 63 => return self.memory.install(FrameIndex(0), &page),
+            How::SaysPlaced => {
+                return self.memory.install(frame, &page).map(|_| Installed::Installed);
+            }
             How::ForgetsToPlace | How::OtherFrame | How::TakesBackAnything => {}
         }
-        self.memory.place(frame, &page)
+        self.memory.install(frame, &page)
     }
-    fn zero(&self, frame: FrameIndex) -> std::result::Result<Placed, PlaceError> {
+    fn zero(&self, frame: FrameIndex) -> std::result::Result<Installed, InstallError> {
         self.memory.zero(frame)
     }
-    fn wake(&self, frame: FrameIndex) -> std::result::Result<(), PlaceError> {
+    fn wake(&self, frame: FrameIndex) -> std::result::Result<(), InstallError> {
         self.memory.wake(frame)
     }
-    fn take_back(&self, frame: FrameIndex) -> std::result::Result<TakenBack, PlaceError> {
+    fn evict(&self, frame: FrameIndex) -> std::result::Result<Eviction, InstallError> {
         match self.how {
-            How::TakesBackAnything if frame.0 < 64 => Ok(TakenBack::Taken),
+            How::TakesBackAnything if frame.0 < 64 => Ok(Eviction::Evicted),
             How::TakesBackAnything
             | How::AnotherPage
             | How::ForgetsToPlace
             | How::SaysPlaced
-            | How::OtherFrame => self.memory.take_back(frame),
+            | How::OtherFrame => self.memory.evict(frame),
         }
     }
 }
 
-impl Subject for Wrong {
-    fn placer(&self) -> &dyn Placer {
+impl ContractTarget for Wrong {
+    fn installer(&self) -> &dyn PageInstaller {
         self
     }
     fn queue(&self) -> &dyn FaultQueue {
-        Subject::queue(&self.memory)
+        ContractTarget::queue(&self.memory)
     }
     fn read(&self, frame: FrameIndex, offset: usize, buf: &mut [u8]) -> Result<()> {
         Ok(self.memory.read(frame, offset, buf)?)
@@ -195,10 +201,10 @@ impl Subject for Wrong {
 fn the_placer_suite_notices() {
     let broken = |how| {
         let make = |frames| {
-            let patience = Duration::from_secs(1);
-            Ok(Wrong { memory: MockMemory::with_patience(frames, patience)?, how })
+            let timeout = Duration::from_secs(1);
+            Ok(Wrong { memory: MockMemory::with_patience(frames, timeout)?, how })
         };
-        contract::placer(&make).unwrap_err().to_string()
+        contract::installer(&make).unwrap_err().to_string()
     };
     let told = broken(How::AnotherPage);
     assert!(
@@ -208,7 +214,7 @@ fn the_placer_suite_notices() {
     let told = broken(How::ForgetsToPlace);
     assert!(told.contains("nobody filled frame 14 for "), "{told}");
     let told = broken(How::SaysPlaced);
-    assert!(told.starts_with("a frame that has bytes keeps them: Placed"), "{told}");
+    assert!(told.starts_with("a frame that has bytes keeps them: Installed"), "{told}");
     let told = broken(How::TakesBackAnything);
     assert!(told.starts_with("only frames that nobody touched are taken back"), "{told}");
     let told = broken(How::OtherFrame);
@@ -235,14 +241,14 @@ fn a_lost_fault_is_named() {
 fn nothing_is_placed_while_a_removal_is_unread() {
     let memory = MockMemory::new(32).unwrap();
     std::thread::scope(|scope| {
-        assert_eq!(memory.zero(FrameIndex(3)).unwrap(), Placed::Placed);
+        assert_eq!(memory.zero(FrameIndex(3)).unwrap(), Installed::Installed);
         let balloon = scope.spawn(|| memory.give_back(3..4));
         while memory.queue().is_empty() {
             std::thread::yield_now();
         }
-        assert_eq!(memory.zero(FrameIndex(20)).unwrap(), Placed::Again);
+        assert_eq!(memory.zero(FrameIndex(20)).unwrap(), Installed::TryAgain);
         assert_eq!(memory.queue().read().unwrap(), Some(Event::Removed(3..4)));
-        assert_eq!(memory.zero(FrameIndex(20)).unwrap(), Placed::Placed);
+        assert_eq!(memory.zero(FrameIndex(20)).unwrap(), Installed::Installed);
         balloon.join().unwrap().unwrap();
         assert!(!memory.is_present(FrameIndex(3)));
     });
@@ -254,9 +260,9 @@ fn nothing_is_placed_while_a_removal_is_unread() {
 fn footprint_coverage_and_accuracy_are_true() {
     let memory = MockMemory::new(16 << 20).unwrap();
     for frame in (0..100).map(FrameIndex) {
-        assert_eq!(memory.place(frame, &[1; 4096]).unwrap(), Placed::Placed);
+        assert_eq!(memory.install(frame, &[1; 4096]).unwrap(), Installed::Installed);
     }
-    assert_eq!(memory.zero(FrameIndex(100)).unwrap(), Placed::Placed);
+    assert_eq!(memory.zero(FrameIndex(100)).unwrap(), Installed::Installed);
     assert_eq!(memory.resident_pages().unwrap(), 100, "zeros take no memory");
     for frame in (0..30).map(FrameIndex) {
         memory.read(frame, 0, &mut [0]).unwrap();
@@ -266,14 +272,14 @@ fn footprint_coverage_and_accuracy_are_true() {
         while memory.awaited().is_empty() {
             std::thread::yield_now();
         }
-        assert_eq!(memory.zero(FrameIndex(5000)).unwrap(), Placed::Placed);
+        assert_eq!(memory.zero(FrameIndex(5000)).unwrap(), Installed::Installed);
         vcpu.join().unwrap().unwrap();
     });
     let statistics = memory.statistics();
     assert_eq!(statistics.coverage(), 30.0 / 31.0);
     assert_eq!(statistics.accuracy(), 30.0 / 101.0);
     assert!(memory.is_dirty(FrameIndex(5000)) && !memory.is_dirty(FrameIndex(5)));
-    assert_eq!(memory.take_back(FrameIndex(5)).unwrap(), TakenBack::InUse);
-    assert_eq!(memory.take_back(FrameIndex(50)).unwrap(), TakenBack::Taken);
+    assert_eq!(memory.evict(FrameIndex(5)).unwrap(), Eviction::InUse);
+    assert_eq!(memory.evict(FrameIndex(50)).unwrap(), Eviction::Evicted);
     assert_eq!(memory.resident_pages().unwrap(), 100, "one more and one less");
 }

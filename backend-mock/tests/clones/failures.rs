@@ -1,11 +1,11 @@
 //! Single failures, each with what must come of it.
 
 use crate::guest::{Policy, Recipe, Run, run};
-use kaleidoscope_core::clone::{Background, Feedback, Options};
+use kaleidoscope_core::clone::{Background, EngineOptions, Feedback};
 use kaleidoscope_mock::clone::{Call, Ended, Failure, Program, When};
 use std::time::Duration;
 
-fn with(failures: &[(Call, When, Failure)], options: Options) -> Run {
+fn with(failures: &[(Call, When, Failure)], options: EngineOptions) -> Run {
     let program = Program { steps: 2000, give_backs: 0, ..Program::default() };
     run(&Recipe { failures: failures.to_vec(), options, program, ..Recipe::default() })
 }
@@ -24,7 +24,7 @@ fn a_dead_source_stops_the_clone() {
     for background in [Background::Off, Background::Full] {
         for feedback in [Feedback::Off, Feedback::Staged] {
             for call in [Call::Request, Call::Receive] {
-                let options = Options { background, feedback, ..Options::default() };
+                let options = EngineOptions { background, feedback, ..EngineOptions::default() };
                 let run = with(&[(call, When::From(20), Failure::Dead)], options);
                 assert!(reason(&run).contains("dead, as scripted"), "{}", reason(&run));
                 assert!(run.report.elapsed < Duration::from_secs(25), "{}", run.tell());
@@ -35,36 +35,38 @@ fn a_dead_source_stops_the_clone() {
 
 #[test]
 fn a_silent_source_stops_the_clone() {
-    let options = Options { patience: Duration::from_millis(200), ..Options::default() };
+    let options = EngineOptions { timeout: Duration::from_millis(200), ..EngineOptions::default() };
     let run = with(&[(Call::Deliver, When::From(50), Failure::Drop)], options);
     assert!(reason(&run).contains("did not come within 200 ms"), "{}", reason(&run));
 }
 
 #[test]
 fn a_missing_frame_stops_the_clone_that_touches_it() {
-    let run = with(&[(Call::Deliver, When::From(50), Failure::Unavailable)], Options::default());
-    assert!(reason(&run).contains("which the frozen image does not hold"), "{}", reason(&run));
+    let run =
+        with(&[(Call::Deliver, When::From(50), Failure::Unavailable)], EngineOptions::default());
+    assert!(reason(&run).contains("which the snapshot image does not hold"), "{}", reason(&run));
 }
 
 #[test]
 fn a_frame_that_does_not_exist_stops_the_clone() {
-    let run = with(&[(Call::Deliver, When::Nth(50), Failure::Outside)], Options::default());
+    let run = with(&[(Call::Deliver, When::Nth(50), Failure::Outside)], EngineOptions::default());
     assert!(reason(&run).contains("delivered frame 1000"), "{}", reason(&run));
 }
 
 #[test]
 fn memory_that_cannot_be_filled_stops_the_clone() {
-    for call in [Call::Place, Call::Zero, Call::Wait, Call::Read] {
-        let run = with(&[(call, When::Nth(30), Failure::Fail)], Options::default());
+    for call in [Call::Install, Call::Zero, Call::Wait, Call::Read] {
+        let run = with(&[(call, When::Nth(30), Failure::Fail)], EngineOptions::default());
         let expected = format!("{call} fails, as scripted");
         assert!(reason(&run).contains(&expected), "{}", reason(&run));
     }
 }
 
-/// Whatever is wrong with the page must be noticed where it crossed the wire: here it is too late, and the mock says so.
+/// Whatever is wrong with the page must be noticed where it crossed the wire: here it is too late,
+/// and the mock says so.
 #[test]
 fn a_wrong_byte_is_seen() {
-    let run = with(&[(Call::Deliver, When::Every(50), Failure::Corrupt)], Options::default());
+    let run = with(&[(Call::Deliver, When::Every(50), Failure::Corrupt)], EngineOptions::default());
     let told = run.report.check().unwrap_err().to_string();
     assert!(told.contains("saw a wrong byte") && told.contains("of no known page"), "{told}");
 }
@@ -75,7 +77,7 @@ fn the_log_tells_who_called_what() {
     let run = run(&Recipe { policy: Policy::Demand, program, ..Recipe::default() });
     assert!(run.report.is_complete(), "{}", run.tell());
     let log = run.script.log();
-    let placed = log.of(Call::Place);
+    let placed = log.of(Call::Install);
     assert!(!placed.is_empty());
     for entry in placed {
         // A fault, a request, a delivery, and only then the page.
@@ -83,9 +85,9 @@ fn the_log_tells_who_called_what() {
         let at = |call| before.iter().position(|e| e.call == call).unwrap_or(usize::MAX);
         assert!(at(Call::Event) < at(Call::Request), "{}", run.tell());
         assert!(at(Call::Request) < at(Call::Deliver), "{}", run.tell());
-        assert!(at(Call::Deliver) < at(Call::Place), "{}", run.tell());
+        assert!(at(Call::Deliver) < at(Call::Install), "{}", run.tell());
         // While frames are given back, nothing can be placed.
-        assert!(matches!(&*entry.outcome, "Placed" | "Again"), "{entry}");
+        assert!(matches!(&*entry.outcome, "Installed" | "Again"), "{entry}");
     }
     let statistics = run.engine.statistics().total();
     assert_eq!(statistics.resident, run.memory.statistics().present(), "{}", run.tell());

@@ -3,7 +3,7 @@
 use crate::guest::{Guest, Policy};
 use kaleidoscope_core::addr::FrameIndex;
 use kaleidoscope_core::clone::ports::{Event, FaultQueue, SystemClock};
-use kaleidoscope_core::clone::{Engine, FreeFrames, LocalSource, Options, Parts};
+use kaleidoscope_core::clone::{Engine, EngineOptions, EngineParts, FreeFrames, LocalSource};
 use kaleidoscope_core::prefetch::Access;
 use kaleidoscope_mock::clone::MockMemory;
 use std::sync::Arc;
@@ -15,17 +15,17 @@ const FRAME: FrameIndex = FrameIndex(40);
 fn with_engine(body: impl FnOnce(&MockMemory)) -> Engine {
     let guest = Guest::new(100, 3, FreeFrames::Fetch);
     let memory = Arc::new(MockMemory::with_patience(100, Duration::from_secs(60)).unwrap());
-    let parts = Parts {
-        atlas: Arc::clone(&guest.atlas),
+    let parts = EngineParts {
+        locality: Arc::clone(&guest.locality),
         policy: guest.policy(Policy::Demand, 0),
-        source: Arc::new(LocalSource::new(Arc::clone(&guest.frozen))),
-        placer: Arc::clone(&memory) as _,
+        source: Arc::new(LocalSource::new(Arc::clone(&guest.snapshot))),
+        installer: Arc::clone(&memory) as _,
         queue: Some(Arc::new(memory.queue())),
         clock: Arc::new(SystemClock::new()),
-        grant: None,
-        nearby: None,
+        reservation: None,
+        local_cache: None,
     };
-    let engine = Engine::start(parts, Options::default()).unwrap();
+    let engine = Engine::start(parts, EngineOptions::default()).unwrap();
     std::thread::scope(|scope| {
         /// Ends the fault threads also when the test fails.
         struct Closing<'m>(&'m MockMemory);
@@ -68,7 +68,8 @@ fn frames_given_back_are_zero() {
     });
 }
 
-/// A late report of an earlier fault is answered while the frame is being given back and still has its bytes.
+/// A late report of an earlier fault is answered while the frame is being given back and still has
+/// its bytes.
 #[test]
 fn a_late_fault_on_a_frame_that_is_being_emptied() {
     with_engine(|memory| {

@@ -5,7 +5,7 @@ use kaleidoscope_core::alloc::{CloneLimits, Host, HostLimits};
 use kaleidoscope_core::clone::ports::{PageSource, SystemClock};
 use kaleidoscope_core::clone::shared::Shared;
 use kaleidoscope_core::clone::{
-    Background, Engine, Feedback, FreeFrames, LocalSource, Options, Parts,
+    Background, Engine, EngineOptions, EngineParts, Feedback, FreeFrames, LocalSource,
 };
 use kaleidoscope_core::color::{
     Color, ColorMap, Frame, FrameKind, KernelIdentity, Order, Region, RegionId, Temperature,
@@ -13,13 +13,14 @@ use kaleidoscope_core::color::{
 use kaleidoscope_core::fingerprint::{Domain, Fingerprints, contents};
 use kaleidoscope_core::memory::{GuestMemory, MemoryError, MemoryLayout};
 use kaleidoscope_core::prefetch::{
-    Atlas, Blind, Colored, Demand, Fault, Guide, Paper, Planner, PrefetchPolicy, Settings,
+    Blind, ColorGuide, Colored, Demand, Fault, LocalityOrder, Paper, Planner, PrefetchPolicy,
+    Settings,
 };
-use kaleidoscope_core::store::{MemoryStore, PageStore, Shelf};
+use kaleidoscope_core::store::{MemoryStore, PageStore, StoreView};
 use kaleidoscope_mock::Rng;
 use kaleidoscope_mock::clone::pattern::Pattern;
 use kaleidoscope_mock::clone::{
-    Call, Failure, FaultyPlacer, FaultyQueue, FaultySource, MockMemory, MockParent, MockVm,
+    Call, Failure, FaultyInstaller, FaultyQueue, FaultySource, MockMemory, MockParent, MockVm,
     Program, Report, Script, Threads, When, Work, Writers,
 };
 use std::num::NonZeroUsize;
@@ -38,7 +39,8 @@ pub(crate) enum Policy {
     Wild,
 }
 
-/// Pages that clones share at most, where they do: few, so that pages are dropped and fetched again.
+/// Pages that clones share at most, where they do: few, so that pages are dropped and fetched
+/// again.
 const KEPT: usize = 40;
 
 /// Everything that a run depends on, but for the threads' timing.
@@ -47,12 +49,13 @@ pub(crate) struct Recipe {
     pub(crate) seed: u64,
     pub(crate) frames: u32,
     pub(crate) policy: Policy,
-    pub(crate) options: Options,
+    pub(crate) options: EngineOptions,
     pub(crate) threads: Threads,
     pub(crate) program: Program,
     /// Whether pages come by way of what clones of one host share.
     pub(crate) shared: bool,
-    /// Pages that the host's content store holds, where it has one: half of the clone's are there at first, and others' come and go.
+    /// Pages that the host's content store holds, where it has one: half of the clone's are there
+    /// at first, and others' come and go.
     pub(crate) store: Option<u32>,
     /// Frames of the host's memory; `None` for as many as it takes.
     pub(crate) host_frames: Option<u32>,
@@ -67,7 +70,7 @@ impl Default for Recipe {
             seed: 1,
             frames: 1000,
             policy: Policy::Aligned,
-            options: Options::default(),
+            options: EngineOptions::default(),
             threads: Threads::default(),
             program: Program::default(),
             shared: false,
@@ -88,20 +91,21 @@ pub(crate) struct Run {
     pub(crate) host: Arc<Host>,
 }
 
-/// A parent that is being written to, its frozen image, and what clones must see of it.
+/// A parent that is being written to, its snapshot image, and what clones must see of it.
 pub(crate) struct Guest {
-    pub(crate) atlas: Arc<Atlas>,
-    pub(crate) frozen: Arc<dyn GuestMemory>,
+    pub(crate) locality: Arc<LocalityOrder>,
+    pub(crate) snapshot: Arc<dyn GuestMemory>,
     pub(crate) truth: Arc<dyn GuestMemory>,
     pub(crate) writers: Writers,
 }
 
-/// The bytes of the freeze from the pattern alone, so that a frozen image that changes is noticed.
+/// The bytes of the freeze from the pattern alone, so that a snapshot image that changes is
+/// noticed.
 struct Truth {
     layout: MemoryLayout,
     pattern: Pattern,
     /// Whose free frames read as zeros.
-    zeroed: Option<Arc<Atlas>>,
+    zeroed: Option<Arc<LocalityOrder>>,
 }
 
 impl GuestMemory for Truth {
@@ -111,7 +115,7 @@ impl GuestMemory for Truth {
 
     fn read(&self, gpa: Gpa, buf: &mut [u8]) -> Result<(), MemoryError> {
         let frame = self.layout.index_of(gpa.gfn()).unwrap();
-        if self.zeroed.as_ref().is_some_and(|atlas| atlas.is_free(frame)) {
+        if self.zeroed.as_ref().is_some_and(|locality| locality.is_free(frame)) {
             buf.fill(0);
         } else {
             let at = gpa.offset_in_frame();
@@ -166,7 +170,7 @@ struct Wild(Rng);
 
 impl Wild {
     fn plan(&mut self, planner: &mut Planner<'_>) {
-        let frames = u64::from(planner.atlas().frames()) + 3;
+        let frames = u64::from(planner.locality().frames()) + 3;
         for _ in 0..self.0.below(40) {
             let frame = FrameIndex(u32::try_from(self.0.below(frames)).unwrap());
             if self.0.one_in(3) {
@@ -198,18 +202,18 @@ impl PrefetchPolicy for Wild {
 impl Guest {
     /// A guest whose free frames hold rubbish, and read as zeros in the clone if so asked.
     pub(crate) fn new(frames: u32, seed: u64, free: FreeFrames) -> Self {
-        let atlas = Arc::new(Atlas::new(map(frames, seed)));
-        let layout = atlas.layout().clone();
+        let locality = Arc::new(LocalityOrder::new(map(frames, seed)));
+        let layout = locality.layout().clone();
         let pattern = Pattern::new(seed).with(20, 20);
         let parent = MockParent::new(layout.clone(), pattern);
-        let frozen = Arc::new(parent.freeze());
+        let snapshot = Arc::new(parent.freeze());
         let writers = parent.keep_writing(1, seed ^ 0xffff).unwrap();
         while writers.written() == 0 {
             std::thread::yield_now();
         }
-        let zeroed = (free == FreeFrames::Zero).then(|| Arc::clone(&atlas));
+        let zeroed = (free == FreeFrames::Zero).then(|| Arc::clone(&locality));
         let truth = Arc::new(Truth { layout, pattern, zeroed });
-        Self { atlas, frozen, truth, writers }
+        Self { locality, snapshot, truth, writers }
     }
 
     pub(crate) fn policy(&self, policy: Policy, seed: u64) -> Box<dyn PrefetchPolicy> {
@@ -218,10 +222,10 @@ impl Guest {
             Policy::Next => Box::new(Blind::next(7)),
             Policy::Aligned => Box::new(Blind::aligned(16)),
             Policy::Colored => {
-                let guide = Guide::new(Arc::clone(&self.atlas), Settings::default());
+                let guide = ColorGuide::new(Arc::clone(&self.locality), Settings::default());
                 Box::new(Colored::new(Arc::new(guide)))
             }
-            Policy::Paper => Box::new(Paper::new(Arc::clone(&self.atlas))),
+            Policy::Paper => Box::new(Paper::new(Arc::clone(&self.locality))),
             Policy::Wild => Box::new(Wild(Rng::new(seed))),
         }
     }
@@ -236,8 +240,8 @@ pub(crate) fn run(recipe: &Recipe) -> Run {
     });
     let memory = MockMemory::with_patience(recipe.frames, Duration::from_secs(60)).unwrap();
     let memory = Arc::new(memory);
-    let frozen = Arc::clone(&guest.frozen);
-    let mut source: Arc<dyn PageSource> = Arc::new(LocalSource::new(frozen));
+    let snapshot = Arc::clone(&guest.snapshot);
+    let mut source: Arc<dyn PageSource> = Arc::new(LocalSource::new(snapshot));
     if recipe.shared {
         source = Arc::new(Shared::new(source, recipe.frames, KEPT).unwrap().sibling());
     }
@@ -246,17 +250,17 @@ pub(crate) fn run(recipe: &Recipe) -> Run {
         None => HostLimits::unlimited(),
         Some(frames) => HostLimits::for_frames(u64::from(frames)),
     });
-    let placer = FaultyPlacer::new(Arc::clone(&memory) as _, script.clone());
+    let installer = FaultyInstaller::new(Arc::clone(&memory) as _, script.clone());
     let queue = FaultyQueue::new(Arc::new(memory.queue()), recipe.frames, script.clone());
-    let parts = Parts {
-        atlas: Arc::clone(&guest.atlas),
+    let parts = EngineParts {
+        locality: Arc::clone(&guest.locality),
         policy: guest.policy(recipe.policy, recipe.seed),
         source: Arc::new(FaultySource::new(source, recipe.frames, script.clone())),
-        placer: Arc::new(placer),
+        installer: Arc::new(installer),
         queue: Some(Arc::new(queue)),
         clock: Arc::new(SystemClock::new()),
-        grant: Some(host.admit(CloneLimits::unlimited()).unwrap()),
-        nearby: store.clone().map(|store| Arc::new(store.shelf) as _),
+        reservation: Some(host.admit(CloneLimits::unlimited()).unwrap()),
+        local_cache: store.clone().map(|store| Arc::new(store.view) as _),
     };
     let engine = Arc::new(Engine::start(parts, recipe.options).unwrap());
     let vm = MockVm::start(
@@ -286,7 +290,7 @@ pub(crate) fn run(recipe: &Recipe) -> Run {
         report
     });
     if let Some(store) = store {
-        let statistics = store.shelf.store().statistics();
+        let statistics = store.view.store().statistics();
         assert!(statistics.pages <= statistics.bound, "{statistics:?}");
         assert_eq!((statistics.pinned, statistics.pins), (0, 0), "{statistics:?}");
     }
@@ -296,7 +300,7 @@ pub(crate) fn run(recipe: &Recipe) -> Run {
 /// A host's content store, as a guest's clones see it.
 #[derive(Clone)]
 pub(crate) struct Store {
-    pub(crate) shelf: Shelf,
+    pub(crate) view: StoreView,
     domain: Arc<Domain>,
 }
 
@@ -304,13 +308,13 @@ impl Store {
     /// A store of so many pages, with some of the guest's in it.
     fn new(guest: &Guest, pages: u32, seed: u64) -> Self {
         let store = Self::of(guest, Arc::new(MemoryStore::new(pages)));
-        let layout = guest.frozen.layout();
+        let layout = guest.snapshot.layout();
         let mut rng = Rng::new(seed);
         for frame in (0..layout.frames()).map(FrameIndex) {
             let mut page = [0; 4096];
             let gpa = layout.gfn_of(frame).unwrap().gpa();
-            if rng.one_in(2) && guest.frozen.read(gpa, &mut page).is_ok() {
-                store.shelf.keep(frame, &page).unwrap();
+            if rng.one_in(2) && guest.snapshot.read(gpa, &mut page).is_ok() {
+                store.view.keep(frame, &page).unwrap();
             }
         }
         store
@@ -319,19 +323,19 @@ impl Store {
     /// A store as the clones of one more guest see it.
     pub(crate) fn of(guest: &Guest, store: Arc<dyn PageStore>) -> Self {
         let domain = Arc::new(Domain::new([3; 32]));
-        let frames: Vec<_> = (0..guest.atlas.frames()).map(FrameIndex).collect();
-        let found = contents(&*guest.frozen, &frames, &domain, NonZeroUsize::MIN).unwrap();
+        let frames: Vec<_> = (0..guest.locality.frames()).map(FrameIndex).collect();
+        let found = contents(&*guest.snapshot, &frames, &domain, NonZeroUsize::MIN).unwrap();
         let found = frames.iter().copied().zip(found);
-        let table = Fingerprints::new(domain.id(), guest.atlas.frames(), found);
-        let shelf = Shelf::new(store, Arc::new(table), Arc::clone(&domain)).unwrap();
-        Self { shelf, domain }
+        let table = Fingerprints::new(domain.id(), guest.locality.frames(), found);
+        let view = StoreView::new(store, Arc::new(table), Arc::clone(&domain)).unwrap();
+        Self { view, domain }
     }
 
     /// Others' pages come, and push some of the guest's out; some are pinned for a while.
     fn churn(&self, seed: u64, is_over: &AtomicBool) {
         let mut rng = Rng::new(seed);
         let mut pinned = Vec::new();
-        let store = self.shelf.store();
+        let store = self.view.store();
         while !is_over.load(Ordering::Acquire) {
             let mut page = [1; 4096];
             page[..8].copy_from_slice(&rng.below(u64::MAX).to_le_bytes());

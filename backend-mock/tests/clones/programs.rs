@@ -1,7 +1,8 @@
-//! Random programs under random policies and failures: every byte is right, or the clone says why it stops.
+//! Random programs under random policies and failures: every byte is right, or the clone says why
+//! it stops.
 
 use crate::guest::{BACKGROUNDS, FEEDBACKS, Policy, Recipe, Run, run};
-use kaleidoscope_core::clone::{FreeFrames, Options};
+use kaleidoscope_core::clone::{EngineOptions, FreeFrames};
 use kaleidoscope_mock::clone::{Call, Failure, Program, Threads, When};
 use proptest::prelude::*;
 use proptest::sample::select;
@@ -10,19 +11,19 @@ use std::time::Duration;
 const POLICIES: [Policy; 6] =
     [Policy::Demand, Policy::Next, Policy::Aligned, Policy::Colored, Policy::Paper, Policy::Wild];
 
-fn options() -> impl Strategy<Value = Options> {
+fn options() -> impl Strategy<Value = EngineOptions> {
     let background = select(BACKGROUNDS.to_vec());
     let feedback = select(FEEDBACKS.to_vec());
     let granule = select(vec![1, 1, 1, 4, 64]);
     (background, feedback, 1usize..80, 1usize..300, 0usize..60, granule).prop_map(
-        |(background, feedback, budget, queue, staged, granule)| Options {
+        |(background, feedback, budget, queue, staged, granule)| EngineOptions {
             granule,
             background,
             feedback,
             budget,
             queue,
             staged,
-            ..Options::default()
+            ..EngineOptions::default()
         },
     )
 }
@@ -76,14 +77,14 @@ fn harmless() -> impl Strategy<Value = (Call, When, Failure)> {
     let failure = prop_oneof![
         (Just(Call::Deliver), select(vec![Failure::Twice, Failure::Reorder])),
         (Just(Call::Request), select(vec![Failure::Twice, Failure::Unasked])),
-        (select(vec![Call::Place, Call::Zero, Call::ZeroRun]), Just(Failure::Again)),
+        (select(vec![Call::Install, Call::Zero, Call::ZeroRun]), Just(Failure::Again)),
         (Just(Call::Event), select(vec![Failure::Twice, Failure::Unasked, Failure::Reorder])),
         (
             select(vec![
                 Call::Deliver,
                 Call::Receive,
                 Call::Request,
-                Call::Place,
+                Call::Install,
                 Call::Zero,
                 Call::Wake,
                 Call::Wait,
@@ -100,7 +101,7 @@ fn harmful() -> impl Strategy<Value = (Call, When, Failure)> {
     let calls = vec![
         Call::Request,
         Call::Receive,
-        Call::Place,
+        Call::Install,
         Call::Zero,
         Call::ZeroRun,
         Call::Wake,
@@ -157,7 +158,7 @@ proptest! {
     ) {
         failures.push(fatal);
         recipe.failures = failures;
-        recipe.options.patience = Duration::from_millis(300);
+        recipe.options.timeout = Duration::from_millis(300);
         let run = run(&recipe);
         if let Err(error) = run.report.check() {
             prop_assert!(false, "{error}\n{}", run.tell());

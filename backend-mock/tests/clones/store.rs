@@ -3,7 +3,7 @@
 use crate::guest::{Guest, Policy, Store};
 use kaleidoscope_core::addr::FrameIndex;
 use kaleidoscope_core::clone::ports::{Delivery, PageSource, Priority, SourceError, SystemClock};
-use kaleidoscope_core::clone::{Engine, FreeFrames, LocalSource, Options, Parts};
+use kaleidoscope_core::clone::{Engine, EngineOptions, EngineParts, FreeFrames, LocalSource};
 use kaleidoscope_core::store::{MemoryStore, PageStore};
 use kaleidoscope_mock::clone::{MockMemory, MockVm, Program, Threads, Work};
 use std::sync::Arc;
@@ -33,18 +33,19 @@ impl PageSource for Counted {
 /// What a clone fetched, and what it found on its host.
 fn run(guest: &Guest, store: &Arc<dyn PageStore>, seed: u64) -> (u64, u64) {
     let memory = Arc::new(MockMemory::new(FRAMES).unwrap());
-    let source = Arc::new(Counted(LocalSource::new(Arc::clone(&guest.frozen)), AtomicU64::new(0)));
-    let parts = Parts {
-        atlas: Arc::clone(&guest.atlas),
+    let source =
+        Arc::new(Counted(LocalSource::new(Arc::clone(&guest.snapshot)), AtomicU64::new(0)));
+    let parts = EngineParts {
+        locality: Arc::clone(&guest.locality),
         policy: guest.policy(Policy::Aligned, seed),
         source: Arc::clone(&source) as _,
-        placer: Arc::clone(&memory) as _,
+        installer: Arc::clone(&memory) as _,
         queue: Some(Arc::new(memory.queue())),
         clock: Arc::new(SystemClock::new()),
-        grant: None,
-        nearby: Some(Arc::new(Store::of(guest, Arc::clone(store)).shelf)),
+        reservation: None,
+        local_cache: Some(Arc::new(Store::of(guest, Arc::clone(store)).view)),
     };
-    let engine = Arc::new(Engine::start(parts, Options::default()).unwrap());
+    let engine = Arc::new(Engine::start(parts, EngineOptions::default()).unwrap());
     let program = Program { seed, steps: 1500, give_backs: 1, ..Program::default() };
     let vm = MockVm::start(
         memory,
@@ -56,7 +57,7 @@ fn run(guest: &Guest, store: &Arc<dyn PageStore>, seed: u64) -> (u64, u64) {
     let report = vm.unwrap().join();
     assert_eq!(report.check(), Ok(()), "{report}");
     assert!(report.is_complete(), "{report}");
-    (source.1.load(Ordering::Relaxed), engine.statistics().total().nearby)
+    (source.1.load(Ordering::Relaxed), engine.statistics().total().local_cache)
 }
 
 #[test]

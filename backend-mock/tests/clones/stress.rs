@@ -2,9 +2,9 @@
 
 use crate::guest::{Guest, Policy};
 use kaleidoscope_core::addr::FrameIndex;
-use kaleidoscope_core::clone::ports::{Event, FaultQueue, Placer, SystemClock};
+use kaleidoscope_core::clone::ports::{Event, FaultQueue, PageInstaller, SystemClock};
 use kaleidoscope_core::clone::{
-    Background, Engine, Feedback, FreeFrames, LocalSource, Options, Parts,
+    Background, Engine, EngineOptions, EngineParts, Feedback, FreeFrames, LocalSource,
 };
 use kaleidoscope_core::memory::MemoryLayout;
 use kaleidoscope_core::prefetch::Access;
@@ -25,17 +25,17 @@ fn sixty_four_clones_of_one_parent() {
             let policy = [Policy::Demand, Policy::Aligned, Policy::Colored, Policy::Wild];
             let feedback = if n % 3 == 0 { Feedback::Staged } else { Feedback::Off };
             let background = if n % 8 == 7 { Background::Full } else { Background::Off };
-            let parts = Parts {
-                atlas: Arc::clone(&guest.atlas),
+            let parts = EngineParts {
+                locality: Arc::clone(&guest.locality),
                 policy: guest.policy(policy[usize::try_from(n % 4).unwrap()], n),
-                source: Arc::new(LocalSource::new(Arc::clone(&guest.frozen))),
-                placer: Arc::clone(&memory) as _,
+                source: Arc::new(LocalSource::new(Arc::clone(&guest.snapshot))),
+                installer: Arc::clone(&memory) as _,
                 queue: Some(Arc::new(memory.queue())),
                 clock: Arc::new(SystemClock::new()),
-                grant: None,
-                nearby: None,
+                reservation: None,
+                local_cache: None,
             };
-            let options = Options { feedback, background, ..Options::default() };
+            let options = EngineOptions { feedback, background, ..EngineOptions::default() };
             let engine = Arc::new(Engine::start(parts, options).unwrap());
             let program = Program { seed: n, steps: 2000, give_backs: 2, ..Program::default() };
             let vm = MockVm::start(
@@ -71,19 +71,19 @@ fn a_trace_is_replayed() {
             vcpu: u16::try_from(rng.below(6)).unwrap(),
         })
         .collect();
-    let trace = Arc::new(Trace::new(touches, guest.atlas.layout()));
+    let trace = Arc::new(Trace::new(touches, guest.locality.layout()));
     let memory = Arc::new(MockMemory::new(FRAMES).unwrap());
-    let parts = Parts {
-        atlas: Arc::clone(&guest.atlas),
+    let parts = EngineParts {
+        locality: Arc::clone(&guest.locality),
         policy: guest.policy(Policy::Colored, 0),
-        source: Arc::new(LocalSource::new(Arc::clone(&guest.frozen))),
-        placer: Arc::clone(&memory) as _,
+        source: Arc::new(LocalSource::new(Arc::clone(&guest.snapshot))),
+        installer: Arc::clone(&memory) as _,
         queue: Some(Arc::new(memory.queue())),
         clock: Arc::new(SystemClock::new()),
-        grant: None,
-        nearby: None,
+        reservation: None,
+        local_cache: None,
     };
-    let engine = Arc::new(Engine::start(parts, Options::default()).unwrap());
+    let engine = Arc::new(Engine::start(parts, EngineOptions::default()).unwrap());
     let work = Work::Trace { trace: Arc::clone(&trace), pace: 0.01 };
     let truth = Arc::clone(&guest.truth);
     let vm = MockVm::start(memory, engine, truth, work, Threads::default()).unwrap();
@@ -95,7 +95,8 @@ fn a_trace_is_replayed() {
     assert!(report.memory.coverage() > 0.0 && report.memory.coverage() < 1.0, "{report}");
 }
 
-/// A handler that knows nothing of the size of what it serves: 64 GiB are nothing until they are touched.
+/// A handler that knows nothing of the size of what it serves: 64 GiB are nothing until they are
+/// touched.
 #[test]
 fn large_memories_start_empty_at_no_cost() {
     struct Zeros(Arc<MockMemory>);

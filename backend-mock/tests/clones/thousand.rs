@@ -2,7 +2,7 @@
 
 use crate::guest::{Guest, Policy};
 use kaleidoscope_core::clone::ports::SystemClock;
-use kaleidoscope_core::clone::{Engine, FreeFrames, Options, Parts, ServerAddress};
+use kaleidoscope_core::clone::{Engine, EngineOptions, EngineParts, FreeFrames, ServerAddress};
 use kaleidoscope_core::wire::client::{Addresses, Client, ClientOptions};
 use kaleidoscope_core::wire::server::{ServedImage, Server, ServerOptions};
 use kaleidoscope_core::wire::transport::{ConnectOptions, ListenOptions, Listener};
@@ -18,12 +18,13 @@ const FRAMES: u32 = 2000;
 fn serve(guest: &Guest, path: &Path) -> Server {
     let listener =
         Listener::bind(&ServerAddress::Unix(path.to_owned()), ListenOptions::default()).unwrap();
-    let image = ServedImage::new(Arc::clone(&guest.frozen), [3; 32]);
+    let image = ServedImage::new(Arc::clone(&guest.snapshot), [3; 32]);
     Server::start(vec![image], vec![listener], ServerOptions::default()).unwrap()
 }
 
-/// Every clone checks every byte that it reads, while the parent goes on writing. Every tenth is killed while it runs. Their first server
-/// dies in the middle and comes back; the second one goes on.
+/// Every clone checks every byte that it reads, while the parent goes on writing. Every tenth is
+/// killed while it runs. Their first server dies in the middle and comes back; the second one goes
+/// on.
 #[test]
 fn a_thousand_clones_over_sockets_lose_their_server_and_go_on() {
     let guest = Guest::new(FRAMES, 11, FreeFrames::Fetch);
@@ -45,18 +46,19 @@ fn a_thousand_clones_over_sockets_lose_their_server_and_go_on() {
             ..ClientOptions::default()
         };
         let source = Client::connect(Arc::clone(&dial) as _, options).unwrap();
-        let parts = Parts {
-            atlas: Arc::clone(&guest.atlas),
+        let parts = EngineParts {
+            locality: Arc::clone(&guest.locality),
             policy: guest.policy(policies[usize::try_from(n % 4).unwrap()], n),
             source: Arc::new(source),
-            placer: Arc::clone(&memory) as _,
+            installer: Arc::clone(&memory) as _,
             queue: Some(Arc::new(memory.queue())),
             clock: Arc::new(SystemClock::new()),
-            grant: None,
-            nearby: None,
+            reservation: None,
+            local_cache: None,
         };
-        let patience = Duration::from_secs(60);
-        let engine = Engine::start(parts, Options { patience, ..Options::default() }).unwrap();
+        let timeout = Duration::from_secs(60);
+        let engine =
+            Engine::start(parts, EngineOptions { timeout, ..EngineOptions::default() }).unwrap();
         let engine = Arc::new(engine);
         let program = Program { seed: n, steps: 120, ..Program::default() };
         let vm = MockVm::start(

@@ -82,7 +82,8 @@ pub(crate) fn damage(memory: &mut PatchedMemory<'_>, place: &Place, rng: &mut Rn
             // A page-table entry for this very frame, or any.
             6 => gfn.gpa().0 | 0x67,
             7 => any_ram(rng, memory) | 0xe7,
-            // A word from elsewhere in the same place: a pointer of the right kind to the wrong object.
+            // A word from elsewhere in the same place: a pointer of the right kind to the wrong
+            // object.
             8 => {
                 let other = place.frames[rng.index(place.frames.len())].gpa().0;
                 let _ = memory.read(Gpa(other + rng.below(512) * 8), &mut word);

@@ -11,7 +11,8 @@ thread_local! {
     static PEAK: Cell<usize> = const { Cell::new(0) };
 }
 
-/// The system's allocator, counting bytes for each thread: coloring runs on one, and tests on several at a time.
+/// The system's allocator, counting bytes for each thread: coloring runs on one, and tests on
+/// several at a time.
 struct Counting;
 
 #[global_allocator]
@@ -23,7 +24,8 @@ unsafe impl GlobalAlloc for Counting {
         let now = ALLOCATED.get().saturating_add(layout.size());
         ALLOCATED.set(now);
         PEAK.set(PEAK.get().max(now));
-        // SAFETY: the caller's promise about `layout` is the one that the system's allocator asks for.
+        // SAFETY: the caller's promise about `layout` is the one that the system's allocator asks
+        // for.
         unsafe { System.alloc(layout) }
     }
 
@@ -37,7 +39,8 @@ unsafe impl GlobalAlloc for Counting {
 
     unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
         ALLOCATED.set(ALLOCATED.get().saturating_sub(layout.size()));
-        // SAFETY: the block came from `alloc`, that is, from the system's allocator, with this layout.
+        // SAFETY: the block came from `alloc`, that is, from the system's allocator, with this
+        // layout.
         unsafe { System.dealloc(ptr, layout) }
     }
 }
@@ -50,7 +53,8 @@ pub(crate) struct Cost {
     pub(crate) peak: usize,
 }
 
-/// Runs something that must end before `limit`; a run that does not ends the process, naming itself.
+/// Runs something that must end before `limit`; a run that does not ends the process, naming
+/// itself.
 pub(crate) fn measure<T>(what: &str, limit: Duration, run: impl FnOnce() -> T) -> (T, Cost) {
     let (done, watched) = mpsc::channel::<()>();
     let name = what.to_owned();

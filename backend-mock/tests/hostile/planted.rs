@@ -105,8 +105,8 @@ impl Victim<'_> {
     }
 }
 
-/// Damages guests of every style and lets introspection endure it. Where a trap must leave a trace, `says` is what a note or
-/// the error must contain; otherwise the trap would have caught nobody.
+/// Damages guests of every style and lets introspection endure it. Where a trap must leave a trace,
+/// `says` is what a note or the error must contain; otherwise the trap would have caught nobody.
 fn endure(
     says: &str,
     builder: impl Fn(GuestBuilder) -> GuestBuilder,
@@ -156,7 +156,8 @@ fn a_process_list_that_never_returns() {
     );
 }
 
-/// A list through all of memory, of tasks that are none, each with a name of bytes that are no text.
+/// A list through all of memory, of tasks that are none, each with a name of bytes that are no
+/// text.
 #[test]
 fn a_process_list_through_all_of_memory() {
     endure(
@@ -228,7 +229,8 @@ fn mounts_in_a_circle() {
     );
 }
 
-/// Every frame belongs to a file of its own, whose path is 200 directories long, of 255 bytes each, and shared with no other.
+/// Every frame belongs to a file of its own, whose path is 200 directories long, of 255 bytes each,
+/// and shared with no other.
 #[test]
 fn a_path_for_every_frame() {
     endure(
@@ -263,7 +265,8 @@ fn a_path_for_every_frame() {
                 };
                 v.store(Gva(pair[0] + (length & !7)), value);
             }
-            // Inodes of real files, copied: one for each frame, each with its own place in the chain.
+            // Inodes of real files, copied: one for each frame, each with its own place in the
+            // chain.
             let file = v.guest.truth.files.iter().find(|f| f.path.is_some()).unwrap().clone();
             let host = v.offset("address_space", &["host"]);
             let i_mapping = v.offset("inode", &["i_mapping"]);
@@ -510,8 +513,9 @@ fn records_of_ones_and_of_zeros() {
     }
 }
 
-/// Free frames that are the page which leads to a kernel and the root table that it names, in one. They map themselves where
-/// they say, and everything else without end, but no code: each costs a walk before it is known for what it is.
+/// Free frames that are the page which leads to a kernel and the root table that it names, in one.
+/// They map themselves where they say, and everything else without end, but no code: each costs a
+/// walk before it is known for what it is.
 #[test]
 fn decoys_of_the_note() {
     let note = "OSRELEASE=decoy\nNUMBER(phys_base)=0\nSYMBOL(swapper_pg_dir)=";
@@ -538,7 +542,8 @@ fn decoys_of_the_note() {
     );
 }
 
-/// What cannot be read is a page of its own kind for each part: without symbols, without types, without the note.
+/// What cannot be read is a page of its own kind for each part: without symbols, without types,
+/// without the note.
 #[test]
 fn nothing_but_damage() {
     endure(

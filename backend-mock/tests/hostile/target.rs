@@ -3,7 +3,7 @@
 use crate::meter::{Cost, measure};
 use kaleidoscope_core::addr::{FrameIndex, Gfn};
 use kaleidoscope_core::color::{Color, RegionId};
-use kaleidoscope_core::coloring::{Coloring, ColoringError, Options, color};
+use kaleidoscope_core::coloring::{Coloring, ColoringError, ColoringOptions, color};
 use kaleidoscope_core::linux::Linux;
 use kaleidoscope_core::memory::GuestMemory;
 use kaleidoscope_core::registers::VcpuRegisters;
@@ -17,8 +17,8 @@ pub(crate) const SPARE_BYTES: usize = 64 << 20;
 /// The kernel image is copied when the memory is not mapped in one piece: at most so much of it.
 const MAX_IMAGE: usize = 256 << 20;
 
-/// A damaged run may take this many times as long as an undamaged one, and this long beside. A guard against hangs, not a
-/// benchmark.
+/// A damaged run may take this many times as long as an undamaged one, and this long beside. A
+/// guard against hangs, not a benchmark.
 const SLOWER: u32 = 20;
 const SPARE_TIME: Duration = Duration::from_secs(60);
 
@@ -45,7 +45,7 @@ impl<'m> Target<'m> {
         memory: &'m dyn GuestMemory,
         registers: Vec<VcpuRegisters>,
     ) -> Self {
-        let options = Options { registers, ..Options::default() };
+        let options = ColoringOptions { registers, ..ColoringOptions::default() };
         let (coloring, cost) =
             measure(name, Duration::from_secs(300), || color(memory, &options).unwrap());
         println!("{name}: undamaged {cost:?}, {} frames", memory.layout().frames());
@@ -69,8 +69,8 @@ impl<'m> Target<'m> {
         map.iter().filter(|(_, _, f)| f.region.is_some_and(is_in)).map(|(_, gfn, _)| gfn).collect()
     }
 
-    /// Colors the damaged guest with and without registers. Whatever it contains, every frame has a color or there is an error
-    /// with a message; in time, and within bounds.
+    /// Colors the damaged guest with and without registers. Whatever it contains, every frame has a
+    /// color or there is an error with a message; in time, and within bounds.
     pub(crate) fn endure(&self, what: &str, damaged: &dyn GuestMemory, is_mapped: bool) -> Outcome {
         let frames = damaged.layout().frames();
         let image = if is_mapped { 0 } else { MAX_IMAGE.min(frames as usize * 4096) };
@@ -79,7 +79,8 @@ impl<'m> Target<'m> {
             Outcome { cost: Cost { time: Duration::ZERO, peak: 0 }, notes: Vec::new() };
         for registers in [&self.registers[..], &[]] {
             let what = format!("{}: {what}, {} registers", self.name, registers.len());
-            let options = Options { registers: registers.to_vec(), ..Options::default() };
+            let options =
+                ColoringOptions { registers: registers.to_vec(), ..ColoringOptions::default() };
             let limit = self.cost.time * SLOWER + SPARE_TIME;
             let (result, cost) = measure(&what, limit, || color(damaged, &options));
             assert!(cost.peak <= max_bytes, "{what}: {cost:?}, {max_bytes} allowed");

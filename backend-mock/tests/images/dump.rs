@@ -83,7 +83,8 @@ fn is_filtered(guest: &MockGuest, gfn: Gfn) -> bool {
     )
 }
 
-/// Kinds, names and processes are as those of the whole guest, although pages of the kernel image are missing.
+/// Kinds, names and processes are as those of the whole guest, although pages of the kernel image
+/// are missing.
 #[test]
 fn pages_left_out_cost_no_name() {
     for style in KernelStyle::ALL {

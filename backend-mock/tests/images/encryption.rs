@@ -2,7 +2,7 @@
 
 use super::{assert_same, linux};
 use kaleidoscope_core::addr::Gva;
-use kaleidoscope_core::coloring::{Coloring, Options, color_by_page_tables};
+use kaleidoscope_core::coloring::{Coloring, ColoringOptions, color_by_page_tables};
 use kaleidoscope_mock::linux::{GuestBuilder, KernelStyle, MockGuest};
 
 /// What carries the bit: AMD's encrypted pages, or Intel's shared ones.
@@ -75,7 +75,10 @@ fn the_bit_is_found_without_the_note_and_in_plain_cr3() {
 fn any_system_is_colored_as_without_the_bit() {
     for (shape, builder) in shapes(KernelStyle::V6_12) {
         let by_tables = |guest: &MockGuest| {
-            let options = Options { registers: guest.registers.clone(), ..Options::default() };
+            let options = ColoringOptions {
+                registers: guest.registers.clone(),
+                ..ColoringOptions::default()
+            };
             color_by_page_tables(&guest.memory, &options).unwrap()
         };
         let plain = by_tables(&builder.build().unwrap());

@@ -1,5 +1,6 @@
-//! Guests and dumps as tools and hypervisors leave them: with bits of memory encryption in their page tables, with pages
-//! that nobody may touch, with pages left out, with memory that a device has not given.
+//! Guests and dumps as tools and hypervisors leave them: with bits of memory encryption in their
+//! page tables, with pages that nobody may touch, with pages left out, with memory that a device
+//! has not given.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests, which clippy does not see as tests")]
 
@@ -10,12 +11,12 @@ mod prot_none;
 mod unplugged;
 
 use kaleidoscope_core::addr::Gfn;
-use kaleidoscope_core::coloring::{Coloring, Options, color};
+use kaleidoscope_core::coloring::{Coloring, ColoringOptions, color};
 use kaleidoscope_core::memory::GuestMemory;
 use kaleidoscope_core::registers::VcpuRegisters;
 
 fn linux(memory: &dyn GuestMemory, registers: &[VcpuRegisters]) -> Coloring {
-    let options = Options { registers: registers.to_vec(), ..Options::default() };
+    let options = ColoringOptions { registers: registers.to_vec(), ..ColoringOptions::default() };
     color(memory, &options).unwrap()
 }
 

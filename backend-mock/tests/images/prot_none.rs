@@ -1,4 +1,5 @@
-//! Pages that their processes may not touch (`PROT_NONE`, NUMA balancing) keep their owners; pages in swap have none.
+//! Pages that their processes may not touch (`PROT_NONE`, NUMA balancing) keep their owners; pages
+//! in swap have none.
 
 use super::{assert_same, linux};
 use kaleidoscope_mock::linux::{GuestBuilder, KernelStyle};

@@ -1,4 +1,5 @@
-//! Memory that a virtio-mem device keeps is offline; other memory without a frame table is not known.
+//! Memory that a virtio-mem device keeps is offline; other memory without a frame table is not
+//! known.
 
 use super::linux;
 use kaleidoscope_core::addr::Gfn;

@@ -1,9 +1,10 @@
-//! The least that moving pages over a socket can cost: `read` and `write` in a loop, and nothing else.
+//! The least that moving pages over a socket can cost: `read` and `write` in a loop, and nothing
+//! else.
 
 use super::cores::Pinned;
 use super::world::Outcome;
 use kaleidoscope_core::addr::{FRAME_BYTES, FrameIndex};
-use kaleidoscope_core::clone::ports::Placer;
+use kaleidoscope_core::clone::ports::PageInstaller;
 use kaleidoscope_core::memory::{Page, VecMemory};
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
@@ -38,25 +39,25 @@ impl Server {
     }
 
     /// One round trip, which ends in a clone's memory.
-    pub(super) fn fault(&mut self, frame: u32, memory: &dyn Placer) -> Outcome<()> {
+    pub(super) fn fault(&mut self, frame: u32, memory: &dyn PageInstaller) -> Outcome<()> {
         self.here.write_all(&u64::from(frame).to_le_bytes())?;
         self.here.read_exact(&mut self.page)?;
-        let _ = memory.place(FrameIndex(frame), &self.page)?;
+        let _ = memory.install(FrameIndex(frame), &self.page)?;
         Ok(())
     }
 }
 
-/// The time in which all of the image crosses a socket and is placed in a clone's memory, page by page, as a clone without
-/// a hypervisor's help has to.
+/// The time in which all of the image crosses a socket and is placed in a clone's memory, page by
+/// page, as a clone without a hypervisor's help has to.
 pub(super) fn stream(
     image: &Arc<VecMemory>,
-    memory: &dyn Placer,
+    memory: &dyn PageInstaller,
     cores: &Pinned,
 ) -> Outcome<Duration> {
     let mut frame = 0;
     moved(image, cores, &mut |pages| {
         for page in pages.chunks_exact(FRAME_BYTES).filter_map(<[u8]>::first_chunk) {
-            let _ = memory.place(FrameIndex(frame), page)?;
+            let _ = memory.install(FrameIndex(frame), page)?;
             frame += 1;
         }
         Ok(())

@@ -1,7 +1,8 @@
 //! Which core does what.
 //!
-//! On a machine with two cores the scheduler puts client and server on one core or on two as it likes, and a wake-up costs
-//! several times as much on one way as on the other. So threads are pinned: the bare loop's as ours.
+//! On a machine with two cores the scheduler puts client and server on one core or on two as it
+//! likes, and a wake-up costs several times as much on one way as on the other. So threads are
+//! pinned: the bare loop's as ours.
 
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 

@@ -6,15 +6,15 @@ use super::{Report, Row, us};
 use crate::failure::Failure;
 use crate::vm::{MOST_AHEAD, Outcome, World, let_run, rounds as rounds_of};
 use kaleidoscope_core::addr::{FRAME_BYTES, FRAME_SIZE, FrameIndex, Gpa};
-use kaleidoscope_core::clone::Options;
+use kaleidoscope_core::clone::EngineOptions;
 use kaleidoscope_core::fingerprint::{Domain, Fingerprints, contents};
 use kaleidoscope_core::memory::GuestMemory;
 use kaleidoscope_core::prefetch::{Blind, Demand, WriteForecast};
 use kaleidoscope_core::store::PageStore;
-use kaleidoscope_kvm::guest::{Plan, Witness, baseline, boot};
-use kaleidoscope_kvm::lazy::Stage;
-use kaleidoscope_kvm::machine::{Frozen, Host, Machine};
+use kaleidoscope_kvm::guest::{CheckPort, Plan, baseline, boot};
+use kaleidoscope_kvm::machine::{Host, Machine, Snapshot};
 use kaleidoscope_kvm::memory::ContentStore;
+use kaleidoscope_kvm::uffd::SharedPageCache;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 const CLONES: usize = 100;
 
 /// How long a clone may take to begin, and how often it is looked at.
-const PATIENCE: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 const LOOK: Duration = Duration::from_micros(10);
 
 /// Clones from which is learned what a clone writes.
@@ -34,8 +34,9 @@ const ROUNDS: u64 = 300;
 
 /// Measure what freezing and cloning machines on KVM costs here.
 ///
-/// A small guest checks all of its memory while it runs. What we take stands beside KVM's own calls in a row, a loop that copies the
-/// touched page and does nothing else, or a private mapping without a handler, in alternating rounds of the same run.
+/// A small guest checks all of its memory while it runs. What we take stands beside KVM's own calls
+/// in a row, a loop that copies the touched page and does nothing else, or a private mapping
+/// without a handler, in alternating rounds of the same run.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// Rounds of each measurement.
@@ -115,20 +116,22 @@ impl Freeze {
     }
 }
 
-/// A guest whose processes work in most of its memory, or in 768 MiB of it, and how often they have to go around until they have
-/// touched nearly all of that: one of eight rounds is anywhere in the heap.
+/// A guest whose processes work in most of its memory, or in 768 MiB of it, and how often they have
+/// to go around until they have touched nearly all of that: one of eight rounds is anywhere in the
+/// heap.
 fn busy(mib: u32) -> Outcome<(Plan, u64)> {
     let pages = 1 << (mib.min(1024).ilog2() + 6);
     Ok((Plan::new(mib, 1, 2, pages, pages, 1)?, u64::from(pages) * 8))
 }
 
-/// The first freeze of a guest that has touched its memory, the rest of which is full, and another one.
+/// The first freeze of a guest that has touched its memory, the rest of which is full, and another
+/// one.
 fn freezing(mib: u32, rounds: usize) -> Outcome<(Freeze, Freeze)> {
     let (plan, warm) = busy(mib)?;
     let host = Host::open()?;
     let (mut first, mut again) = (Vec::new(), Vec::new());
     for _ in 0..rounds {
-        let (mut machine, witness) = boot(&host, &plan)?;
+        let (mut machine, check_port) = boot(&host, &plan)?;
         let page = [0x5a; 1 << 20];
         let end = u64::from(mib) << 20;
         for at in (plan.end().0..end).step_by(page.len()) {
@@ -136,17 +139,17 @@ fn freezing(mib: u32, rounds: usize) -> Outcome<(Freeze, Freeze)> {
             machine.write(Gpa(at), page.get(..len).unwrap_or_default())?;
         }
         machine.resume()?;
-        let_run(&plan, &machine, &witness, &[warm; 2])?;
+        let_run(&plan, &machine, &check_port, &[warm; 2])?;
         first.push(Freeze::of(&machine)?);
-        let_run(&plan, &machine, &witness, &[2 * warm; 2])?;
+        let_run(&plan, &machine, &check_port, &[2 * warm; 2])?;
         again.push(Freeze::of(&machine)?);
-        let_run(&plan, &machine, &witness, &[2 * warm + 200; 2])?;
+        let_run(&plan, &machine, &check_port, &[2 * warm + 200; 2])?;
     }
     Ok((Freeze::median(first), Freeze::median(again)))
 }
 
-/// From a frozen machine in hand until the clone's guest has been around once, which it does within microseconds of its first
-/// instruction; beside KVM's calls alone, which run none.
+/// From a snapshot machine in hand until the clone's guest has been around once, which it does
+/// within microseconds of its first instruction; beside KVM's calls alone, which run none.
 fn starting(mib: u32, rounds: usize) -> Outcome<Pair> {
     let world = World::new(small(mib)?, 100)?;
     world.parent.pause()?;
@@ -155,12 +158,12 @@ fn starting(mib: u32, rounds: usize) -> Outcome<Pair> {
     let cores = Pinned::new(Cores::Two)?;
     let (mut bare, mut ours) = (Vec::new(), Vec::new());
     for _ in 0..rounds {
-        bare.push(baseline::start(&world.host, &world.frozen)?);
+        bare.push(baseline::start(&world.host, &world.snapshot)?);
         let start = Instant::now();
         let (mut clone, _witness) = world.local()?;
         cores.server(|| clone.resume())??;
         while rounds_of(&world.plan, &clone)? == at_freeze {
-            if start.elapsed() > PATIENCE {
+            if start.elapsed() > TIMEOUT {
                 return Err("a clone does not begin".into());
             }
             // Whoever spins here may keep the vCPU from a processor.
@@ -173,7 +176,7 @@ fn starting(mib: u32, rounds: usize) -> Outcome<Pair> {
 }
 
 /// A way to make a clone.
-type Make<'w> = dyn Fn() -> Outcome<(Machine, Arc<Witness>)> + 'w;
+type Make<'w> = dyn Fn() -> Outcome<(Machine, Arc<CheckPort>)> + 'w;
 
 /// A parent of which clones go around, and how far each process of one goes.
 fn runner() -> Outcome<(World, Vec<u64>)> {
@@ -189,15 +192,16 @@ fn time(
     goals: &[u64],
     cores: &Pinned,
     start: Instant,
-    (clone, witness): &mut (Machine, Arc<Witness>),
+    (clone, check_port): &mut (Machine, Arc<CheckPort>),
 ) -> Outcome<Duration> {
     cores.server(|| clone.resume())??;
-    let_run(&world.plan, clone, witness, goals)?;
+    let_run(&world.plan, clone, check_port, goals)?;
     Ok(start.elapsed())
 }
 
-/// What a fault takes beyond a page that is there, beside a loop that copies the page and does nothing else. All threads are on one core, so that
-/// it is what the processor has to do, and not how long it takes to wake another one.
+/// What a fault takes beyond a page that is there, beside a loop that copies the page and does
+/// nothing else. All threads are on one core, so that it is what the processor has to do, and not
+/// how long it takes to wake another one.
 fn faulting(rounds: usize) -> Outcome<Row> {
     let (world, goals) = runner()?;
     let (mut bare, mut ours) = (Vec::new(), Vec::new());
@@ -210,14 +214,14 @@ fn faulting(rounds: usize) -> Outcome<Row> {
                 let faults = u32::try_from(faults.max(1)).unwrap_or(u32::MAX);
                 time.saturating_sub(there) / faults
             };
-            let witness = Arc::new(Witness::default());
+            let check_port = Arc::new(CheckPort::default());
             let start = Instant::now();
             let (clone, served) =
-                baseline::served(&world.host, &world.frozen, Arc::clone(&witness) as _)?;
-            let took = time(&world, &goals, &cores, start, &mut (clone, witness))?;
+                baseline::served(&world.host, &world.snapshot, Arc::clone(&check_port) as _)?;
+            let took = time(&world, &goals, &cores, start, &mut (clone, check_port))?;
             let bare = each(took, served.faults());
             let start = Instant::now();
-            let mut made = world.lazy(Box::new(Demand), Options::default(), None)?;
+            let mut made = world.on_demand(Box::new(Demand), EngineOptions::default(), None)?;
             let took = time(&world, &goals, &cores, start, &mut made)?;
             let faults = made.0.engine().map_or(0, |engine| engine.statistics().total().faults);
             Ok((bare, each(took, faults)))
@@ -229,12 +233,13 @@ fn faulting(rounds: usize) -> Outcome<Row> {
     Ok(Row::slower("a fault, beside a loop that copies alone".into(), pair, "<= 1.15"))
 }
 
-/// How long clones take, from when they begin to be made, until every process has been around so often. The vCPU has a core of its own, and who
-/// helps it or looks at it another: on a shared one it would stand behind them, or they behind it, for a turn of some milliseconds.
+/// How long clones take, from when they begin to be made, until every process has been around so
+/// often. The vCPU has a core of its own, and who helps it or looks at it another: on a shared one
+/// it would stand behind them, or they behind it, for a turn of some milliseconds.
 fn running(rounds: usize) -> Outcome<Vec<Row>> {
     let (world, goals) = runner()?;
     let cores = Pinned::new(Cores::Two)?;
-    let stage = Stage::new(world.parent.layout())?;
+    let cache = SharedPageCache::new(world.parent.layout())?;
     let mut forecast = WriteForecast::new();
     for _ in 0..SIBLINGS {
         let mut sibling = world.local()?;
@@ -245,32 +250,37 @@ fn running(rounds: usize) -> Outcome<Vec<Row>> {
     let written = forecast.frames(MOST_AHEAD);
     let shared = sharing(&world)?;
     let ways: [(&str, Box<Make<'_>>); 6] = [
-        ("served, on demand", Box::new(|| world.lazy(Box::new(Demand), Options::default(), None))),
+        (
+            "served, on demand",
+            Box::new(|| world.on_demand(Box::new(Demand), EngineOptions::default(), None)),
+        ),
         (
             "served, 16 at a time",
-            Box::new(|| world.lazy(Box::new(Blind::aligned(16)), Options::default(), None)),
+            Box::new(|| {
+                world.on_demand(Box::new(Blind::aligned(16)), EngineOptions::default(), None)
+            }),
         ),
         (
             "staged, 16 at a time, after a sibling",
             Box::new(|| {
-                let stage = Some(Arc::clone(&stage));
-                world.lazy(Box::new(Blind::aligned(16)), Options::default(), stage)
+                let cache = Some(Arc::clone(&cache));
+                world.on_demand(Box::new(Blind::aligned(16)), EngineOptions::default(), cache)
             }),
         ),
         (
             "private mapping, copied ahead as siblings wrote",
             Box::new(|| {
-                let (mut clone, witness) = world.local()?;
-                clone.own_ahead(written.clone(), None)?;
-                Ok((clone, witness))
+                let (mut clone, check_port) = world.local()?;
+                clone.copy_ahead(written.clone(), None)?;
+                Ok((clone, check_port))
             }),
         ),
         (
             "private mapping, 128 runs of it of the content store",
             Box::new(|| {
-                let witness = Arc::new(Witness::default());
-                let clone = Machine::clone_of(&world.host, &shared, Arc::clone(&witness) as _)?;
-                Ok((clone, witness))
+                let check_port = Arc::new(CheckPort::default());
+                let clone = Machine::clone_of(&world.host, &shared, Arc::clone(&check_port) as _)?;
+                Ok((clone, check_port))
             }),
         ),
         ("private mapping", Box::new(|| world.local())),
@@ -291,9 +301,10 @@ fn running(rounds: usize) -> Outcome<Vec<Row>> {
     Ok(rows.collect())
 }
 
-/// The frozen parent, showing pages of a content store in as many runs as an image may: every eighth page of it came before the others.
-fn sharing(world: &World) -> Outcome<Frozen> {
-    let image = &world.frozen.image;
+/// The snapshot parent, showing pages of a content store in as many runs as an image may: every
+/// eighth page of it came before the others.
+fn sharing(world: &World) -> Outcome<Snapshot> {
+    let image = &world.snapshot.image;
     let domain = Domain::random()?;
     let frames: Vec<_> = (0..image.layout().frames()).map(FrameIndex).collect();
     let found = contents(&**image, &frames, &domain, NonZeroUsize::MIN)?;
@@ -308,7 +319,7 @@ fn sharing(world: &World) -> Outcome<Frozen> {
         }
     }
     let (image, _) = image.sharing(&store, &fingerprints)?;
-    Ok(Frozen { image: Arc::new(image), ..world.frozen.clone() })
+    Ok(Snapshot { image: Arc::new(image), ..world.snapshot.clone() })
 }
 
 /// A field of a file of `/proc` with lines of names, numbers and kB, in bytes.
@@ -336,7 +347,7 @@ fn footprint(mib: u32) -> Outcome<Vec<Row>> {
     let private_after = private()?.saturating_sub(private_before);
     let free_after = free_before.saturating_sub(free()?);
     drop(clones);
-    let frames = world.frozen.image.taken()? / FRAME_SIZE;
+    let frames = world.snapshot.image.taken()? / FRAME_SIZE;
     #[expect(clippy::cast_precision_loss, reason = "frames are below 2^53")]
     let frames = frames as f64;
     Ok(vec![

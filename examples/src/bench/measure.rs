@@ -2,15 +2,15 @@
 
 use super::bare;
 use super::cores::{Cores, Pinned};
-use super::world::{Arena, Endless, Host, Outcome, Repeated, atlas, image, start};
+use super::world::{Arena, Endless, Host, Outcome, Repeated, image, locality, start};
 use kaleidoscope_core::addr::FrameIndex;
 use kaleidoscope_core::clone::ports::{
-    Delivery, PageSource, PlaceError, Placed, Placer, Priority, SourceError,
+    Delivery, InstallError, Installed, PageInstaller, PageSource, Priority, SourceError,
 };
 use kaleidoscope_core::clone::shared::Shared;
-use kaleidoscope_core::clone::{Background, Engine, Options};
+use kaleidoscope_core::clone::{Background, Engine, EngineOptions};
 use kaleidoscope_core::memory::Page;
-use kaleidoscope_core::prefetch::{Access, Colored, Demand, Guide, Settings};
+use kaleidoscope_core::prefetch::{Access, ColorGuide, Colored, Demand, Settings};
 use kaleidoscope_mock::clone::MockMemory;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -35,7 +35,7 @@ const SIBLINGS: usize = 4;
 const WHILE: Duration = Duration::from_secs(3);
 
 /// How long a clone may take to be filled before something is wrong.
-const PATIENCE: Duration = Duration::from_secs(120);
+const TIMEOUT: Duration = Duration::from_secs(120);
 
 /// The median; zero of nothing.
 pub(super) fn median(mut times: Vec<Duration>) -> Duration {
@@ -52,7 +52,7 @@ pub(super) struct Pair {
 
 /// One fault over a Unix socket, from the touch until the page is in the clone's memory.
 pub(super) fn fault(rounds: usize, checksums: bool, cores: Cores) -> Outcome<Pair> {
-    let (image, atlas) = (image(FRAMES)?, atlas(FRAMES)?);
+    let (image, locality) = (image(FRAMES)?, locality(FRAMES)?);
     let cores = Pinned::new(cores)?;
     let host = cores.server(|| Host::serve(Arc::clone(&image) as _))??;
     let (mut bare, mut ours) = (Vec::new(), Vec::new());
@@ -60,8 +60,9 @@ pub(super) fn fault(rounds: usize, checksums: bool, cores: Cores) -> Outcome<Pai
     let source = host.connect(checksums)?;
     let arena = Arc::new(Arena::new(FRAMES));
     let parts = (Arc::new(source), Arc::clone(&arena) as _);
-    let engine = start(&atlas, Box::new(Demand), parts.0, parts.1, Options::default())?;
-    // Both in turn, a few at a time, in an order without a pattern: what else the machine does meets both alike.
+    let engine = start(&locality, Box::new(Demand), parts.0, parts.1, EngineOptions::default())?;
+    // Both in turn, a few at a time, in an order without a pattern: what else the machine does
+    // meets both alike.
     let faults = FRAMES.min(u32::try_from(rounds)?.saturating_mul(FAULTS));
     let order: Vec<u32> = (0..faults).map(|n| n.wrapping_mul(4097) % FRAMES).collect();
     for block in order.chunks(BLOCK) {
@@ -95,7 +96,7 @@ fn fill(engine: &Engine, start: Instant) -> Outcome<Duration> {
         if let Some(why) = engine.stopped() {
             return Err(why.into());
         }
-        if start.elapsed() > PATIENCE {
+        if start.elapsed() > TIMEOUT {
             return Err("the clone is not filled".into());
         }
         std::thread::sleep(Duration::from_micros(200));
@@ -105,17 +106,17 @@ fn fill(engine: &Engine, start: Instant) -> Outcome<Duration> {
 
 /// All of an image over a Unix socket.
 pub(super) fn stream(rounds: usize, checksums: bool, cores: Cores) -> Outcome<Pair> {
-    let (image, atlas) = (image(FRAMES)?, atlas(FRAMES)?);
+    let (image, locality) = (image(FRAMES)?, locality(FRAMES)?);
     let cores = Pinned::new(cores)?;
     let host = cores.server(|| Host::serve(Arc::clone(&image) as _))??;
     let arena = Arc::new(Arena::new(FRAMES));
-    let options = Options { background: Background::Full, ..Options::default() };
+    let options = EngineOptions { background: Background::Full, ..EngineOptions::default() };
     let (mut bare, mut ours) = (Vec::new(), Vec::new());
     for _ in 0..rounds {
         bare.push(bare::stream(&image, &*arena, &cores)?);
         let source = Arc::new(host.connect(checksums)?);
         let now = Instant::now();
-        let engine = start(&atlas, Box::new(Demand), source, Arc::clone(&arena) as _, options)?;
+        let engine = start(&locality, Box::new(Demand), source, Arc::clone(&arena) as _, options)?;
         ours.push(fill(&engine, now)?);
     }
     if (0..FRAMES).any(|frame| !arena.matches(FrameIndex(frame), &image)) {
@@ -126,18 +127,18 @@ pub(super) fn stream(rounds: usize, checksums: bool, cores: Cores) -> Outcome<Pa
 
 /// The fewest and the most pages that clones of one server get in a while in which none is filled.
 pub(super) fn fairness() -> Outcome<(u64, u64)> {
-    let atlas = atlas(MANY)?;
-    // The server on one core and its clones on the other: whom the scheduler favors by moving threads to and fro is not the
-    // server's doing.
+    let locality = locality(MANY)?;
+    // The server on one core and its clones on the other: whom the scheduler favors by moving
+    // threads to and fro is not the server's doing.
     let cores = Pinned::new(Cores::Two)?;
     let image = Arc::new(Repeated::new(MANY, image(FRAMES)?)?);
     let host = cores.server(|| Host::serve(image))??;
-    let options = Options { background: Background::Full, ..Options::default() };
+    let options = EngineOptions { background: Background::Full, ..EngineOptions::default() };
     let sink = Arc::new(Nowhere);
     let mut engines = Vec::new();
     for _ in 0..CLONES {
         let source = Arc::new(host.connect(true)?);
-        engines.push(start(&atlas, Box::new(Demand), source, Arc::clone(&sink) as _, options)?);
+        engines.push(start(&locality, Box::new(Demand), source, Arc::clone(&sink) as _, options)?);
     }
     let filled = |engine: &Engine| engine.statistics().total().filled;
     std::thread::sleep(WHILE / 10);
@@ -151,19 +152,19 @@ pub(super) fn fairness() -> Outcome<(u64, u64)> {
     Ok((got.iter().min().copied().unwrap_or(0), got.iter().max().copied().unwrap_or(0)))
 }
 
-/// Clones of one parent that are filled at once: each over a connection of its own, and all over one. Also says how many pages
-/// crossed the one connection for each that a clone was given.
+/// Clones of one parent that are filled at once: each over a connection of its own, and all over
+/// one. Also says how many pages crossed the one connection for each that a clone was given.
 pub(super) fn siblings(rounds: usize) -> Outcome<(Pair, f64)> {
-    let (image, atlas) = (image(FRAMES)?, atlas(FRAMES)?);
+    let (image, locality) = (image(FRAMES)?, locality(FRAMES)?);
     let host = Host::serve(Arc::clone(&image) as _)?;
     let arenas: Vec<_> = (0..SIBLINGS).map(|_| Arc::new(Arena::new(FRAMES))).collect();
     let run = |source: &dyn Fn() -> Outcome<Arc<dyn PageSource>>| {
         let now = Instant::now();
-        let options = Options { background: Background::Full, ..Options::default() };
+        let options = EngineOptions { background: Background::Full, ..EngineOptions::default() };
         let mut engines = Vec::new();
         for arena in &arenas {
-            let placer = Arc::clone(arena) as _;
-            engines.push(start(&atlas, Box::new(Demand), source()?, placer, options)?);
+            let installer = Arc::clone(arena) as _;
+            engines.push(start(&locality, Box::new(Demand), source()?, installer, options)?);
         }
         for engine in &engines {
             fill(engine, now)?;
@@ -190,25 +191,25 @@ pub(super) fn siblings(rounds: usize) -> Outcome<(Pair, f64)> {
 /// Takes pages and does nothing with them.
 struct Nowhere;
 
-impl Placer for Nowhere {
-    fn place(&self, _frame: FrameIndex, _page: &Page) -> Result<Placed, PlaceError> {
-        Ok(Placed::Placed)
+impl PageInstaller for Nowhere {
+    fn install(&self, _frame: FrameIndex, _page: &Page) -> Result<Installed, InstallError> {
+        Ok(Installed::Installed)
     }
 
-    fn zero(&self, _frame: FrameIndex) -> Result<Placed, PlaceError> {
-        Ok(Placed::Placed)
+    fn zero(&self, _frame: FrameIndex) -> Result<Installed, InstallError> {
+        Ok(Installed::Installed)
     }
 
-    fn wake(&self, _frame: FrameIndex) -> Result<(), PlaceError> {
+    fn wake(&self, _frame: FrameIndex) -> Result<(), InstallError> {
         Ok(())
     }
 }
 
 /// Has every page at hand.
 #[derive(Default)]
-struct AtHand(Mutex<Vec<FrameIndex>>);
+struct Lookup(Mutex<Vec<FrameIndex>>);
 
-impl PageSource for AtHand {
+impl PageSource for Lookup {
     fn request(&self, frames: &[FrameIndex], _priority: Priority) -> Result<(), SourceError> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(frames);
         Ok(())
@@ -225,16 +226,17 @@ impl PageSource for AtHand {
     }
 }
 
-/// What the engine does for a frame beside moving its bytes, and the memory that it takes, both per frame.
+/// What the engine does for a frame beside moving its bytes, and the memory that it takes, both per
+/// frame.
 pub(super) fn bookkeeping(rounds: usize) -> Outcome<(Duration, f64)> {
-    let atlas = atlas(MANY)?;
-    let options = Options { background: Background::Full, ..Options::default() };
+    let locality = locality(MANY)?;
+    let options = EngineOptions { background: Background::Full, ..EngineOptions::default() };
     let (mut times, mut bytes) = (Vec::new(), 0.0f64);
     for _ in 0..rounds {
         let before = resident()?;
         let now = Instant::now();
-        let source = Arc::new(AtHand::default());
-        let engine = start(&atlas, Box::new(Demand), source, Arc::new(Nowhere), options)?;
+        let source = Arc::new(Lookup::default());
+        let engine = start(&locality, Box::new(Demand), source, Arc::new(Nowhere), options)?;
         times.push(fill(&engine, now)? / MANY);
         #[expect(clippy::cast_precision_loss, reason = "bytes of memory are below 2^53")]
         let taken = resident()?.saturating_sub(before) as f64;
@@ -251,14 +253,17 @@ fn resident() -> Outcome<u64> {
     Ok(pages * kaleidoscope_core::addr::FRAME_SIZE)
 }
 
-/// From a descriptor in hand to the first byte that a mock clone's vCPU reads: its memory, its connection to the page
-/// server, its engine and a fault.
+/// From a descriptor in hand to the first byte that a mock clone's vCPU reads: its memory, its
+/// connection to the page server, its engine and a fault.
 pub(super) fn start_time(mib: u32, rounds: usize) -> Outcome<Duration> {
     let frames = mib.checked_mul(256).ok_or("too large")?;
-    let atlas = atlas(frames)?;
-    let guide =
-        Arc::new(Guide::new(Arc::clone(&atlas), Settings::shipped_for(atlas.map().kernel())));
-    // Everything on one core: half a dozen threads take part, and waking an idle core takes as long as all that they do.
+    let locality = locality(frames)?;
+    let guide = Arc::new(ColorGuide::new(
+        Arc::clone(&locality),
+        Settings::shipped_for(locality.map().kernel()),
+    ));
+    // Everything on one core: half a dozen threads take part, and waking an idle core takes as long
+    // as all that they do.
     let cores = Pinned::new(Cores::One)?;
     let host = cores.server(|| Host::serve(Arc::new(Endless::new(frames)?)))??;
     let mut times = Vec::new();
@@ -268,7 +273,8 @@ pub(super) fn start_time(mib: u32, rounds: usize) -> Outcome<Duration> {
         let memory = Arc::new(MockMemory::new(frames)?);
         let policy = Box::new(Colored::new(Arc::clone(&guide)));
         let source = Arc::new(host.connect(true)?);
-        let engine = start(&atlas, policy, source, Arc::clone(&memory) as _, Options::default())?;
+        let engine =
+            start(&locality, policy, source, Arc::clone(&memory) as _, EngineOptions::default())?;
         engine.fault(touched, Access::Read)?;
         let mut number = [0; 4];
         memory.read(touched, 0, &mut number)?;

@@ -19,11 +19,13 @@ use std::time::Duration;
 
 /// Measure what cloning costs on this machine.
 ///
-/// Pages go over a Unix socket from a page server to clones in this process. Each figure stands beside a bare loop that moves the
-/// same pages over a socket into the same memory with `read`, `write` and a copy alone, measured in alternating rounds of the
-/// same run; times are medians. "One core" shows what the processor has to do, "two cores" how long it takes.
+/// Pages go over a Unix socket from a page server to clones in this process. Each figure stands
+/// beside a bare loop that moves the same pages over a socket into the same memory with `read`,
+/// `write` and a copy alone, measured in alternating rounds of the same run; times are medians.
+/// "One core" shows what the processor has to do, "two cores" how long it takes.
 ///
-/// A wrong page ends it with an error. An aim that is missed does not: on a busy host the same code misses some.
+/// A wrong page ends it with an error. An aim that is missed does not: on a busy host the same code
+/// misses some.
 #[derive(Debug, clap::Args)]
 #[command(
     args_conflicts_with_subcommands = true,

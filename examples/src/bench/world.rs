@@ -2,14 +2,14 @@
 
 use crate::interrupt::Scratch;
 use kaleidoscope_core::addr::{FRAME_BYTES, FRAME_SIZE, FrameIndex, Gpa};
+use kaleidoscope_core::clone::ports::{InstallError, Installed, PageInstaller, SystemClock};
 use kaleidoscope_core::clone::ports::{PageSource, SourceError};
-use kaleidoscope_core::clone::ports::{PlaceError, Placed, Placer, SystemClock};
-use kaleidoscope_core::clone::{Engine, Options, Parts, ServerAddress};
+use kaleidoscope_core::clone::{Engine, EngineOptions, EngineParts, ServerAddress};
 use kaleidoscope_core::color::{Color, ColorMap, Frame, KernelIdentity};
 use kaleidoscope_core::memory::{
     GuestMemory, MemoryError, MemoryLayout, Page, VecMemory, ZERO_PAGE,
 };
-use kaleidoscope_core::prefetch::{Atlas, PrefetchPolicy};
+use kaleidoscope_core::prefetch::{LocalityOrder, PrefetchPolicy};
 use kaleidoscope_core::wire::client::{Addresses, Client, ClientOptions};
 use kaleidoscope_core::wire::protocol::Features;
 use kaleidoscope_core::wire::server::{ServedImage, Server, ServerOptions};
@@ -29,11 +29,11 @@ pub(super) fn layout(frames: u32) -> Outcome<MemoryLayout> {
 }
 
 /// A guest in which every frame is anonymous memory.
-pub(super) fn atlas(frames: u32) -> Outcome<Arc<Atlas>> {
+pub(super) fn locality(frames: u32) -> Outcome<Arc<LocalityOrder>> {
     let frame = Frame { color: Color::Anonymous, ..Frame::default() };
     let records = (0..frames).map(|_| frame);
     let map = ColorMap::new(layout(frames)?, KernelIdentity::default(), records, Vec::new())?;
-    Ok(Arc::new(Atlas::new(map)))
+    Ok(Arc::new(LocalityOrder::new(map)))
 }
 
 /// An image without a zero byte.
@@ -122,18 +122,19 @@ impl Arena {
     }
 }
 
-impl Placer for Arena {
-    fn place(&self, frame: FrameIndex, page: &Page) -> Result<Placed, PlaceError> {
-        let slot = self.0.get(frame.as_usize()).ok_or_else(|| PlaceError::new("no such frame"))?;
+impl PageInstaller for Arena {
+    fn install(&self, frame: FrameIndex, page: &Page) -> Result<Installed, InstallError> {
+        let slot =
+            self.0.get(frame.as_usize()).ok_or_else(|| InstallError::new("no such frame"))?;
         *slot.lock().unwrap_or_else(PoisonError::into_inner) = *page;
-        Ok(Placed::Placed)
+        Ok(Installed::Installed)
     }
 
-    fn zero(&self, frame: FrameIndex) -> Result<Placed, PlaceError> {
-        self.place(frame, &ZERO_PAGE)
+    fn zero(&self, frame: FrameIndex) -> Result<Installed, InstallError> {
+        self.install(frame, &ZERO_PAGE)
     }
 
-    fn wake(&self, _frame: FrameIndex) -> Result<(), PlaceError> {
+    fn wake(&self, _frame: FrameIndex) -> Result<(), InstallError> {
         Ok(())
     }
 }
@@ -172,21 +173,21 @@ impl Drop for Host {
 
 /// Starts an engine.
 pub(super) fn start(
-    atlas: &Arc<Atlas>,
+    locality: &Arc<LocalityOrder>,
     policy: Box<dyn PrefetchPolicy>,
     source: Arc<dyn PageSource>,
-    placer: Arc<dyn Placer>,
-    options: Options,
+    installer: Arc<dyn PageInstaller>,
+    options: EngineOptions,
 ) -> Outcome<Engine> {
-    let parts = Parts {
-        atlas: Arc::clone(atlas),
+    let parts = EngineParts {
+        locality: Arc::clone(locality),
         policy,
         source,
-        placer,
+        installer,
         queue: None,
         clock: Arc::new(SystemClock::new()),
-        grant: None,
-        nearby: None,
+        reservation: None,
+        local_cache: None,
     };
     Ok(Engine::start(parts, options)?)
 }

@@ -1,12 +1,19 @@
-//! What runs inside a Linux guest of `kaleidoscope clone`: proof that a clone is right, and the guest's half of SIGCLONE.
+//! What runs inside a Linux guest of `kaleidoscope clone`: proof that a clone is right, and the
+//! guest's half of SIGCLONE.
 //!
-//! As process 1 it mounts what it needs and starts workers, each of which fills memory with what only it can know, and checks it round after round.
-//! It says `guest: ready` on the console once they are warm, and then does as the host says on the console, a word per line:
+//! As process 1 it mounts what it needs and starts workers, each of which fills memory with what
+//! only it can know, and checks it round after round. It says `guest: ready` on the console once
+//! they are warm, and then does as the host says on the console, a word per line:
 //!
-//! - `clone ID`: this is a clone. If there is a disk, all of its files are read and a file is written (see `disk`). Whoever has subscribed is sent SIGCLONE (a file in `/run/sigclone` has its process's number as name, and the signal's as
-//!   content), and finds its id in `/run/clone-id`. The workers check all that they have, and `guest: clone ID: 4 of 4 right` is said.
-//! - `flags N`: the workers are stopped, so that memory changes as little as a kernel lets it, and `/proc/kpageflags` is stored in the window to the host, as pairs of
-//!   words: the flags of some frames, and how many these are. `guest: R runs of flags N` is said. Asked twice, the guest tells the host which frames may have changed between.
+//! - `clone ID`: this is a clone. If there is a disk, all of its files are read and a file is
+//!   written (see `disk`). Whoever has subscribed is sent SIGCLONE (a file in `/run/sigclone` has
+//!   its process's number as name, and the signal's as content), and finds its id in
+//!   `/run/clone-id`. The workers check all that they have, and `guest: clone ID: 4 of 4 right` is
+//!   said.
+//! - `flags N`: the workers are stopped, so that memory changes as little as a kernel lets it, and
+//!   `/proc/kpageflags` is stored in the window to the host, as pairs of words: the flags of some
+//!   frames, and how many these are. `guest: R runs of flags N` is said. Asked twice, the guest
+//!   tells the host which frames may have changed between.
 //! - `end`: the guest ends.
 
 use nix::sys::signal::{SigSet, Signal, kill};
@@ -29,7 +36,8 @@ macro_rules! say {
     }};
 }
 
-/// What is on the disk, if there is one: files whose names are the XXH3 hashes of what they hold, in sixteen digits.
+/// What is on the disk, if there is one: files whose names are the XXH3 hashes of what they hold,
+/// in sixteen digits.
 mod disk {
     use super::Outcome;
     use rustix::fs::sync;
@@ -41,7 +49,8 @@ mod disk {
     const DEVICE: &str = "/dev/vda";
     const AT: &str = "/disk";
 
-    /// Mounts the disk and reads every second file; says how many there are, or that there is no disk.
+    /// Mounts the disk and reads every second file; says how many there are, or that there is no
+    /// disk.
     pub(crate) fn warm() -> Outcome<Option<usize>> {
         mount("devtmpfs", "/dev", "devtmpfs", MountFlags::empty(), None)?;
         if !Path::new(DEVICE).exists() {
@@ -69,7 +78,8 @@ mod disk {
         }
     }
 
-    /// Reads all files, those for the first time that nobody has read; writes one, which nobody else has, and reads it from the disk.
+    /// Reads all files, those for the first time that nobody has read; writes one, which nobody
+    /// else has, and reads it from the disk.
     pub(crate) fn check_all(id: &str) -> Outcome<()> {
         if !Path::new(AT).exists() {
             return Ok(());
@@ -109,11 +119,12 @@ const IDENTITY: &str = "/run/clone-id";
 /// The window to the host, a page, in `/dev/mem`.
 const WINDOW: u64 = 0xd_0000;
 
-/// Bytes of flags that are read at a time, and of runs of them that there is room for from the start.
+/// Bytes of flags that are read at a time, and of runs of them that there is room for from the
+/// start.
 const PIECE: usize = 64 << 10;
 
 /// How long workers may take for what they are told.
-const PATIENCE: Duration = Duration::from_secs(120);
+const TIMEOUT: Duration = Duration::from_secs(120);
 
 fn main() -> Outcome<()> {
     let mut args = std::env::args().skip(1);
@@ -211,7 +222,7 @@ fn wait_for(path: &Path) -> Outcome<String> {
     loop {
         match fs::read_to_string(path) {
             Ok(text) if !text.is_empty() => return Ok(text),
-            _ if start.elapsed() > PATIENCE => {
+            _ if start.elapsed() > TIMEOUT => {
                 return Err(format!("{} does not come", path.display()).into());
             }
             _ => std::thread::sleep(Duration::from_millis(20)),
@@ -219,7 +230,8 @@ fn wait_for(path: &Path) -> Outcome<String> {
     }
 }
 
-/// Reads `/proc/kpageflags`, a piece at a time, as runs of equal words: each word, and how often it comes.
+/// Reads `/proc/kpageflags`, a piece at a time, as runs of equal words: each word, and how often it
+/// comes.
 fn read_flags(piece: &mut [u8], runs: &mut Vec<u8>) -> Outcome<()> {
     let mut file = File::open("/proc/kpageflags")?;
     let mut last = None;

@@ -161,8 +161,8 @@ impl Coloring {
     /// Reads a coloring.
     ///
     /// # Errors
-    /// If a file cannot be read, a row is malformed, a frame or region is listed twice, or a frame's region is not
-    /// listed.
+    /// If a file cannot be read, a row is malformed, a frame or region is listed twice, or a
+    /// frame's region is not listed.
     pub(crate) fn load(frames: &Path, regions: &Path) -> Result<Self, Error> {
         let regions = load_regions(regions)?;
         Ok(Self { frames: load_frames(frames, &regions)?, regions })

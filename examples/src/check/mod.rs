@@ -1,8 +1,9 @@
 //! `kaleidoscope check`: compares a coloring with what the guest's own kernel said of every frame.
 //!
-//! The truth is a directory of `/proc` files captured inside the guest ([`truth`]); the coloring ([`coloring`]) is made
-//! from the guest's image, or read from the pair of CSV files that `kaleidoscope color` writes. Three judges ([`judge`]) compare them: the kind of every
-//! frame, the file and page index of every cached file page, and the owner of every anonymous frame.
+//! The truth is a directory of `/proc` files captured inside the guest ([`truth`]); the coloring
+//! ([`coloring`]) is made from the guest's image, or read from the pair of CSV files that
+//! `kaleidoscope color` writes. Three judges ([`judge`]) compare them: the kind of every frame, the
+//! file and page index of every cached file page, and the owner of every anonymous frame.
 mod coloring;
 mod error;
 mod judge;
@@ -30,8 +31,9 @@ const EXAMPLES: usize = 5;
 
 /// Compare a coloring with what the guest's own kernel said of every frame.
 ///
-/// Colors the image beside the truth (ram.bin with layout.txt and regs.txt), or judges the CSV files of a coloring.
-/// Exits with 0 if the coloring is right, 1 if it is not, 2 if the input cannot be read.
+/// Colors the image beside the truth (ram.bin with layout.txt and regs.txt), or judges the CSV
+/// files of a coloring. Exits with 0 if the coloring is right, 1 if it is not, 2 if the input
+/// cannot be read.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct Args {
     /// Directory of the guest; the truth is looked for in `truth/gt` and `gt` below it.
@@ -51,7 +53,8 @@ pub(crate) struct Args {
     /// Print the report as JSON.
     #[arg(long)]
     json: bool,
-    /// Wrong frames that each class may have. A truth captured a moment before the image was taken differs from it.
+    /// Wrong frames that each class may have. A truth captured a moment before the image was taken
+    /// differs from it.
     #[arg(long, value_name = "FRAMES", default_value_t = 0)]
     tolerance: u64,
     /// Example frames to show for each kind of mistake.
@@ -59,11 +62,13 @@ pub(crate) struct Args {
     examples: usize,
 }
 
-/// Compares a coloring with what a guest's own kernel said of its frames before the image was taken and after it: flags of
-/// `/proc/kpageflags` and for how many frames they are, pair by pair. Only frames with the same flags in both are judged.
+/// Compares a coloring with what a guest's own kernel said of its frames before the image was taken
+/// and after it: flags of `/proc/kpageflags` and for how many frames they are, pair by pair. Only
+/// frames with the same flags in both are judged.
 ///
-/// A frame may also have changed and changed back between the two. That does not happen to the same frame again and again, so a
-/// caller that finds wrong frames takes another image and passes these frames as `suspects`: then others are not judged wrong.
+/// A frame may also have changed and changed back between the two. That does not happen to the same
+/// frame again and again, so a caller that finds wrong frames takes another image and passes these
+/// frames as `suspects`: then others are not judged wrong.
 ///
 /// # Errors
 /// If these are no pairs of words, or of more frames than the guest can have.
@@ -105,7 +110,8 @@ impl Args {
         ))
     }
 
-    /// Colors the image that the truth in `truth` was captured with: the one beside it, or else the guest's.
+    /// Colors the image that the truth in `truth` was captured with: the one beside it, or else the
+    /// guest's.
     fn color_image(&self, truth: &Path) -> Result<Coloring, Error> {
         let beside = truth.parent().filter(|dir| dir.join("ram.bin").is_file());
         let dir = beside.unwrap_or(&self.guest_dir);

@@ -23,7 +23,8 @@ pub(crate) struct Report {
 }
 
 impl Report {
-    /// Gives the verdict on findings. Each class may have `tolerance` wrong frames, and as many may lose their process.
+    /// Gives the verdict on findings. Each class may have `tolerance` wrong frames, and as many may
+    /// lose their process.
     pub(crate) fn new(
         frames: FrameFindings,
         files: FileFindings,

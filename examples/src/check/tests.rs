@@ -18,8 +18,8 @@ const SWAPBACKED: u64 = 1 << 14;
 const PRESENT: u64 = 1 << 63;
 const SHARED: u64 = 1 << 61;
 
-/// Frames of the fixture: flags in the guest, and the right row after the gfn: kind,color,region,position. The last one
-/// is not the guest's; most tests leave it out.
+/// Frames of the fixture: flags in the guest, and the right row after the gfn:
+/// kind,color,region,position. The last one is not the guest's; most tests leave it out.
 const FRAMES: [(u64, &str); 17] = [
     (1 << 32, "kernel,,,"),                               // 0x0 reserved
     (1 << 10, "free,,,"),                                 // 0x1 buddy
@@ -258,7 +258,8 @@ fn only_a_frame_that_stays_wrong_is_wrong() {
     assert_eq!(findings.wrong_gfns, BTreeSet::from([2]));
     // So it was in the image before this one.
     assert_eq!(judge(&same, Some(&findings.wrong_gfns)).failures(0).len(), 1);
-    // In that one another frame was wrong, or it is no slab any more: then it may have been anything between.
+    // In that one another frame was wrong, or it is no slab any more: then it may have been
+    // anything between.
     for findings in [judge(&same, Some(&BTreeSet::from([3]))), judge(&changed, None)] {
         assert!(findings.failures(0).is_empty() && findings.wrong.is_empty());
         assert_eq!((findings.unstable, findings.wrong_gfns.len()), (1, 0));

@@ -1,4 +1,4 @@
-//! `kaleidoscope clone`: a Linux guest is booted, frozen while it runs, colored, and cloned.
+//! `kaleidoscope clone`: a Linux guest is booted, snapshot while it runs, colored, and cloned.
 
 mod report;
 mod run;
@@ -19,15 +19,17 @@ use report::Report;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// What `kaleidoscope-guest` says when it is warm, what it is told in a clone, and what it says to that.
+/// What `kaleidoscope-guest` says when it is warm, what it is told in a clone, and what it says to
+/// that.
 const READY: &str = "guest: ready";
 const TOLD: &str = "clone {id}\\n";
 const RIGHT: &str = "clone {id}: 4 of 4 right";
 
 /// Boot Linux on KVM, freeze it while it runs, and start clones of it.
 ///
-/// The guest has one processor, RAM, a serial line as its console, and a disk if it is given one. When it has said what `--when` waits for it is frozen, and goes
-/// on; what every page of it is, is found from outside. Each clone is told on its console who it is.
+/// The guest has one processor, RAM, a serial line as its console, and a disk if it is given one.
+/// When it has said what `--when` waits for it is snapshot, and goes on; what every page of it is,
+/// is found from outside. Each clone is told on its console who it is.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -46,11 +48,12 @@ pub(crate) struct Args {
     /// Its first root, a cpio archive
     #[arg(long, value_name = "FILE", required_unless_present_any = ["init", "disk"])]
     initramfs: Option<PathBuf>,
-    /// A program to run as its first process; its first root is made of it and the shared libraries that it needs
+    /// A program to run as its first process; its first root is made of it and the shared
+    /// libraries that it needs
     #[arg(long, value_name = "PROGRAM", conflicts_with = "initramfs")]
     init: Option<PathBuf>,
-    /// A disk (/dev/vda): a file or a block device, which stays as it is. What the guest writes is in memory, and a clone begins with what its
-    /// parent had written
+    /// A disk (/dev/vda): a file or a block device, which stays as it is. What the guest writes is
+    /// in memory, and a clone begins with what its parent had written
     #[arg(long, value_name = "FILE")]
     disk: Option<PathBuf>,
     /// The kernel's command line
@@ -63,7 +66,8 @@ pub(crate) struct Args {
     /// RAM in MiB
     #[arg(long, value_name = "MIB", default_value_t = 256, value_parser = clap::value_parser!(u32).range(2..=1 << 20))]
     mib: u32,
-    /// Make its RAM, and that of clones with copies of their own, of 2 MiB pages, which the system must have (vm.nr_hugepages)
+    /// Make its RAM, and that of clones with copies of their own, of 2 MiB pages, which the system
+    /// must have (vm.nr_hugepages)
     #[arg(long)]
     huge_pages: bool,
     /// Freeze the guest when it has said this on its console
@@ -78,25 +82,30 @@ pub(crate) struct Args {
     /// How clones get their memory; of several ways one after the other, so many clones of each
     #[arg(long, value_enum, value_name = "WAY", default_value = "local", value_delimiter = ',')]
     ways: Vec<Way>,
-    /// What comes ahead of a touch, where pages come one by one: a policy of `kaleidoscope replay`, other than the oracle
+    /// What comes ahead of a touch, where pages come one by one: a policy of `kaleidoscope
+    /// replay`, other than the oracle
     #[arg(long, value_name = "NAME", default_value = "predicted", value_parser = for_a_clone)]
     policy: PolicyChoice,
-    /// What each clone is told on its console; {id} is its id, \n the end of a line. Unless --when is given: what `kaleidoscope-guest` is told
+    /// What each clone is told on its console; {id} is its id, \n the end of a line. Unless --when
+    /// is given: what `kaleidoscope-guest` is told
     #[arg(long, value_name = "TEXT")]
     tell: Option<String>,
-    /// A clone has done its work when it has said this; {id} is its id. At the end the parent is told and has to say the same, under the
-    /// name `parent`. Without it clones run for a second, unless --when is not given either: then it is what `kaleidoscope-guest` says
+    /// A clone has done its work when it has said this; {id} is its id. At the end the parent is
+    /// told and has to say the same, under the name `parent`. Without it clones run for a
+    /// second, unless --when is not given either: then it is what `kaleidoscope-guest` says
     #[arg(long, value_name = "TEXT")]
     until: Option<String>,
-    /// When a clone runs, run this shell command beside it, with its id in KALEIDOSCOPE_CLONE: what registers it, say
+    /// When a clone runs, run this shell command beside it, with its id in KALEIDOSCOPE_CLONE:
+    /// what registers it, say
     #[arg(long, value_name = "COMMAND")]
     command: Option<String>,
-    /// Compare the colors with what one more clone says of its own pages, which takes `kaleidoscope-guest` as --init
+    /// Compare the colors with what one more clone says of its own pages, which takes
+    /// `kaleidoscope-guest` as --init
     #[arg(long, conflicts_with = "initramfs")]
     check: bool,
     /// How long the guest may take for each of these
     #[arg(long, value_name = "SECONDS", default_value = "300", value_parser = seconds)]
-    patience: Duration,
+    timeout: Duration,
     /// Write consoles, the colors (colors.png, frames.csv, regions.csv) into this folder
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
@@ -113,7 +122,8 @@ const WRITTEN: [&str; 3] = ["colors.png", "frames.csv", "regions.csv"];
 enum Way {
     /// Shared with the parent on this host, until it is written
     Local,
-    /// The same; what the parent has written since the freeze, and what the guest's kernel gives away next of its free memory, is copied ahead
+    /// The same; what the parent has written since the freeze, and what the guest's kernel gives
+    /// away next of its free memory, is copied ahead
     Ahead,
     /// Page by page, kept once for all clones of this host
     Staged,

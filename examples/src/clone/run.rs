@@ -8,16 +8,16 @@ use crate::failure::Failure;
 use crate::progress::Status;
 use crate::replay::policies::{self, Prepared};
 use crate::vm::{MOST_AHEAD, hints};
-use crate::vmm::{Console, Disk, FrozenLinux, Linux, Platform, Software, with_program};
+use crate::vmm::{Console, Disk, Linux, LinuxSnapshot, Platform, Software, with_program};
 use kaleidoscope_core::clone::hooks::{CloneHook, Guest, HookError, Hooks, Reconfigure};
-use kaleidoscope_core::clone::{CloneId, LocalSource, Options};
+use kaleidoscope_core::clone::{CloneId, EngineOptions, LocalSource};
 use kaleidoscope_core::coloring::Rules;
 use kaleidoscope_core::manifest::ImageIdentity;
-use kaleidoscope_core::prefetch::{AllocationForecast, Atlas, FreeOrder, WriteForecast};
+use kaleidoscope_core::prefetch::{AllocationForecast, FreeOrder, LocalityOrder, WriteForecast};
 use kaleidoscope_core::replay::Trace;
-use kaleidoscope_kvm::lazy::{Lazy, Stage};
 use kaleidoscope_kvm::machine::Host;
 use kaleidoscope_kvm::memory::PageSize;
+use kaleidoscope_kvm::uffd::{OnDemand, SharedPageCache};
 use std::ffi::OsString;
 use std::fs::File;
 use std::sync::Arc;
@@ -26,8 +26,9 @@ use std::time::{Duration, Instant};
 /// Lines of a guest's console that an error quotes.
 const QUOTED: usize = 15;
 
-/// Most images of the clone that is asked what its pages are. A frame may change and change back between the two readings around one
-/// image; a frame that is wrong in each of them has a wrong color.
+/// Most images of the clone that is asked what its pages are. A frame may change and change back
+/// between the two readings around one image; a frame that is wrong in each of them has a wrong
+/// color.
 const ROUNDS: usize = 3;
 
 /// What guests have who cannot say when they have done their work.
@@ -51,25 +52,26 @@ pub(super) fn run(args: &Args, status: &Status) -> Result<Report, Failure> {
     std::thread::sleep(args.after);
 
     status.set("freezing");
-    let frozen = parent.freeze().map_err(Failure::new)?;
-    let (image, state) = (&*frozen.machine.image, &frozen.machine.state);
+    let snapshot = parent.freeze().map_err(Failure::new)?;
+    let (image, state) = (&*snapshot.machine.image, &snapshot.machine.state);
     let start = Instant::now();
     let analysis = color(image, state.registers(), Rules::default())?;
     let colored = start.elapsed();
     let map = analysis.coloring.map;
     let identity = ImageIdentity::of(image, &map).map_err(Failure::new)?;
-    let guest = policies::Guest { atlas: Arc::new(Atlas::new(map.clone())), identity };
-    let stage = args.ways.contains(&Way::Staged).then(|| Stage::new(parent.machine.layout()));
+    let guest = policies::Guest { locality: Arc::new(LocalityOrder::new(map.clone())), identity };
+    let cache =
+        args.ways.contains(&Way::Staged).then(|| SharedPageCache::new(parent.machine.layout()));
     let mut forecast = WriteForecast::new();
     forecast.learn(&parent.machine.written().map_err(Failure::new)?);
     let nursery = Nursery {
         forecast,
-        order: Arc::new(FreeOrder::new(&guest.atlas)),
+        order: Arc::new(FreeOrder::new(&guest.locality)),
         args,
         host: &host,
-        frozen: &frozen,
+        snapshot: &snapshot,
         policy: args.policy.prepare(&guest)?,
-        stage: stage.transpose().map_err(Failure::new)?,
+        cache: cache.transpose().map_err(Failure::new)?,
         guest,
     };
     status.set("running clones");
@@ -90,7 +92,7 @@ pub(super) fn run(args: &Args, status: &Status) -> Result<Report, Failure> {
         kernel: map.kernel().release.clone(),
         mib: args.mib,
         booted_s: booted.as_secs_f64(),
-        pause_us: frozen.machine.pause.as_secs_f64() * 1e6,
+        pause_us: snapshot.machine.pause.as_secs_f64() * 1e6,
         colored_ms: colored.as_secs_f64() * 1e3,
         parent_own_bytes: own,
         shared_bytes: nursery.shared()?,
@@ -142,11 +144,11 @@ fn console(args: &Args, name: &str) -> Result<Arc<Console>, Failure> {
 fn hears(args: &Args, guest: &Linux, text: &str, who: &str) -> Result<(), Failure> {
     let console = guest.devices.console();
     let is_over = || guest.machine.ended().is_some();
-    if console.wait_for(text, args.patience, &is_over) {
+    if console.wait_for(text, args.timeout, &is_over) {
         return Ok(());
     }
     let why = guest.machine.ended().unwrap_or_else(|| "it has more to do, or hangs".to_owned());
-    let words = "--when and --until say what is waited for, --patience how long, --append what the kernel is told";
+    let words = "--when and --until say what is waited for, --timeout how long, --append what the kernel is told";
     let slow = hints::of_slow_host().map_or_else(String::new, |hint| format!("{hint}\n"));
     Err(Failure::new(format_args!(
         "{who} has not said {text:?}: {why}\nits last words:\n{}",
@@ -193,10 +195,10 @@ impl CloneHook for Tell {
 struct Nursery<'a> {
     args: &'a Args,
     host: &'a Arc<Host>,
-    frozen: &'a FrozenLinux,
+    snapshot: &'a LinuxSnapshot,
     guest: policies::Guest,
     policy: Prepared,
-    stage: Option<Arc<Stage>>,
+    cache: Option<Arc<SharedPageCache>>,
     /// What a clone will write: what the parent wrote, and what the kernel gives away next.
     forecast: WriteForecast,
     order: Arc<FreeOrder>,
@@ -217,26 +219,28 @@ impl Nursery<'_> {
         let id = CloneId::random().map_err(Failure::new)?;
         let start = Instant::now();
         let made = match way {
-            Way::Local | Way::Ahead => Linux::local(self.host, self.frozen, console),
+            Way::Local | Way::Ahead => Linux::local(self.host, self.snapshot, console),
             Way::Staged | Way::Copied => {
-                let lazy = Lazy {
-                    atlas: Arc::clone(&self.guest.atlas),
-                    policy: self.policy.build(&self.guest.atlas, &Trace::default()),
-                    source: Arc::new(LocalSource::new(Arc::clone(&self.frozen.machine.image) as _)),
-                    options: Options::default(),
-                    grant: None,
-                    nearby: None,
-                    stage: self.stage.clone().filter(|_| way == Way::Staged),
+                let on_demand = OnDemand {
+                    locality: Arc::clone(&self.guest.locality),
+                    policy: self.policy.build(&self.guest.locality, &Trace::default()),
+                    source: Arc::new(LocalSource::new(
+                        Arc::clone(&self.snapshot.machine.image) as _
+                    )),
+                    options: EngineOptions::default(),
+                    reservation: None,
+                    local_cache: None,
+                    cache: self.cache.clone().filter(|_| way == Way::Staged),
                     pages: if way == Way::Copied { self.args.pages() } else { PageSize::Small },
                 };
-                Linux::lazy(self.host, self.frozen, lazy, console)
+                Linux::on_demand(self.host, self.snapshot, on_demand, console)
             }
         };
         let mut clone = made.map_err(Failure::new)?;
         if way == Way::Ahead {
             let frames = self.forecast.frames(MOST_AHEAD);
             let following = AllocationForecast::new(Arc::clone(&self.order));
-            clone.machine.own_ahead(frames, Some(following)).map_err(Failure::new)?;
+            clone.machine.copy_ahead(frames, Some(following)).map_err(Failure::new)?;
         }
         let text = words(text, &id.to_string());
         let mut hooks = Hooks::none().and(Tell { devices: Arc::clone(&clone.devices), text });
@@ -279,19 +283,19 @@ impl Nursery<'_> {
         Ok(done)
     }
 
-    /// Has one more clone say what each of its pages is, before and after it is frozen itself, and judges what is found in its memory at
-    /// that instant. It begins as the parent was when it was frozen, but goes on while it looks: the parent's colors are of another
-    /// instant.
+    /// Has one more clone say what each of its pages is, before and after it is snapshot itself,
+    /// and judges what is found in its memory at that instant. It begins as the parent was when
+    /// it was snapshot, but goes on while it looks: the parent's colors are of another instant.
     fn ask(&self) -> Result<check::FrameFindings, Failure> {
         let mut clone = self.start(Way::Local, "clone-asked", &question(0))?.clone;
         let mut before = self.flags(&clone, 0)?;
         let mut suspects = None;
         let mut round = 1;
         loop {
-            let frozen = clone.freeze().map_err(Failure::new)?.machine;
+            let snapshot = clone.freeze().map_err(Failure::new)?.machine;
             clone.devices.say(&question(round)).map_err(Failure::new)?;
             let after = self.flags(&clone, round)?;
-            let map = color(&*frozen.image, frozen.state.registers(), Rules::default())?;
+            let map = color(&*snapshot.image, snapshot.state.registers(), Rules::default())?;
             let map = map.coloring.map;
             let findings = check::frames([&before, &after], &map, suspects.as_ref());
             let findings = findings.map_err(Failure::new)?;
@@ -313,6 +317,6 @@ impl Nursery<'_> {
 
     /// Memory that the clones share, beside the parent's.
     fn shared(&self) -> Result<u64, Failure> {
-        self.stage.as_ref().map_or(Ok(0), |stage| stage.taken().map_err(Failure::new))
+        self.cache.as_ref().map_or(Ok(0), |cache| cache.taken().map_err(Failure::new))
     }
 }

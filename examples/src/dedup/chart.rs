@@ -1,4 +1,5 @@
-//! The yield against the effort as a picture: pages saved over frames hashed, one curve for each strategy.
+//! The yield against the effort as a picture: pages saved over frames hashed, one curve for each
+//! strategy.
 
 use super::strategies::Result as Done;
 use crate::chart_style::{FAINT, GRID, TEXT, color};
@@ -64,7 +65,7 @@ pub(super) fn draw(results: &[Done]) -> Canvas {
     let steps = 200;
     let bound = (0..=steps).map(|step| {
         let hashes = scale.hashes.saturating_mul(step) / steps;
-        (hashes, blind.trial.ledger.bound(hashes).min(most))
+        (hashes, blind.trial.sharing.bound(hashes).min(most))
     });
     line(&mut canvas, &scale, bound, 1, rgb(FAINT));
     let legend = SIZE.0.saturating_sub(300);

@@ -9,7 +9,7 @@ use kaleidoscope_core::dedup::BuildIds;
 use kaleidoscope_core::image::MemoryImage;
 use kaleidoscope_core::manifest::{Limits, Manifest};
 use kaleidoscope_core::memory::GuestMemory;
-use kaleidoscope_core::prefetch::Atlas;
+use kaleidoscope_core::prefetch::LocalityOrder;
 use kaleidoscope_core::replay::written_frames;
 use std::fs::File;
 use std::io::BufReader;
@@ -21,7 +21,7 @@ use std::sync::Arc;
 pub(super) struct Guest {
     pub(super) name: String,
     pub(super) image: MemoryImage,
-    pub(super) atlas: Arc<Atlas>,
+    pub(super) locality: Arc<LocalityOrder>,
     /// The workload after which sharing is judged, if traces lie beside the image.
     pub(super) workload: Option<Workload>,
 }
@@ -48,13 +48,13 @@ impl Guest {
         })?;
         let map = map(&image, &image_path, beside("regs.txt").as_deref())?;
         let workload = workload(&folder.join("traces"), &image, &map)?;
-        let atlas = Arc::new(Atlas::new(map));
-        Ok(Self { name: name(path), image, atlas, workload })
+        let locality = Arc::new(LocalityOrder::new(map));
+        Ok(Self { name: name(path), image, locality, workload })
     }
 
     /// Reads the build ids of its files.
     pub(super) fn build_ids(&self) -> Result<BuildIds, Failure> {
-        BuildIds::read(&self.image, &self.atlas)
+        BuildIds::read(&self.image, &self.locality)
             .map_err(|e| Failure::new(format_args!("{}: {e}", self.name)))
     }
 

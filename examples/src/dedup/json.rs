@@ -72,8 +72,8 @@ struct Ksm {
 fn image(guest: &Guest) -> Image<'_> {
     Image {
         name: &guest.name,
-        kernel: &guest.atlas.map().kernel().release,
-        ram_frames: guest.atlas.frames(),
+        kernel: &guest.locality.map().kernel().release,
+        ram_frames: guest.locality.frames(),
         workload: guest.workload.as_ref().map(|workload| workload.name.as_str()),
     }
 }
@@ -109,8 +109,8 @@ pub(super) fn render(guests: &[Guest], results: &[Result], ksm: Option<&Merging>
             hashing_cpu_ms: result.hashing.as_secs_f64() * 1e3,
             choosing_cpu_ms: result.choosing.as_secs_f64() * 1e3,
             counting_cpu_ms: result.counting.as_secs_f64() * 1e3,
-            bound: blind.map(|blind| blind.trial.ledger.bound(hashed)),
-            colors: result.trial.ledger.colors().map(|(c, t)| (c.name(), part(t))).collect(),
+            bound: blind.map(|blind| blind.trial.sharing.bound(hashed)),
+            colors: result.trial.sharing.colors().map(|(c, t)| (c.name(), part(t))).collect(),
             curve: result.trial.curve.iter().map(|point| [point.hashed, point.net]).collect(),
         }
     };

@@ -1,8 +1,8 @@
 //! The kernel's own page merging (KSM), on the same memory.
 //!
-//! Frames that are not free are copied into anonymous memory that may be merged, so that the kernel has to find what the strategies
-//! find; and then once more only those that the adaptive selector finds worth a hash. Its scanner is a kernel thread, whose CPU time `/proc`
-//! tells.
+//! Frames that are not free are copied into anonymous memory that may be merged, so that the kernel
+//! has to find what the strategies find; and then once more only those that the adaptive selector
+//! finds worth a hash. Its scanner is a kernel thread, whose CPU time `/proc` tells.
 
 use super::guests::Guest;
 use super::strategies::{Result as Done, Strategy};
@@ -29,7 +29,7 @@ const SETTINGS: [(&str, &str); 4] = [
 
 /// Time between two looks, and how long to wait in all.
 const LOOK: Duration = Duration::from_millis(20);
-const PATIENCE: Duration = Duration::from_secs(600);
+const TIMEOUT: Duration = Duration::from_secs(600);
 
 /// Time without a change after which there will be none.
 const SETTLED: Duration = Duration::from_millis(300);
@@ -98,13 +98,14 @@ impl Drop for Settings {
     }
 }
 
-/// Has the kernel merge the guests' memory: all that is not free, and what the adaptive selector chose.
+/// Has the kernel merge the guests' memory: all that is not free, and what the adaptive selector
+/// chose.
 pub(super) fn run(guests: &[Guest], results: &[Done]) -> Result<Merging, Failure> {
     let all: Vec<Vec<_>> = guests
         .iter()
         .map(|guest| {
             let frames = data_frames(&guest.image);
-            frames.filter(|frame| !guest.atlas.is_free(*frame)).collect()
+            frames.filter(|frame| !guest.locality.is_free(*frame)).collect()
         })
         .collect();
     let adaptive = results.iter().find(|result| result.strategy == Strategy::Adaptive(None));
@@ -138,7 +139,7 @@ fn merge(guests: &[Guest], chosen: &[Vec<FrameIndex>]) -> Result<Merged, Failure
     let found = progress::during("merging", |status| {
         status.set("the kernel scans");
         let mut looks = Vec::new();
-        while start.elapsed() < PATIENCE {
+        while start.elapsed() < TIMEOUT {
             std::thread::sleep(LOOK);
             let shared = figure("pages_sharing")?.saturating_sub(sharing);
             looks.push((shared, cpu_ticks(&thread)?.saturating_sub(ticks), start.elapsed()));
@@ -168,12 +169,12 @@ fn merge(guests: &[Guest], chosen: &[Vec<FrameIndex>]) -> Result<Merged, Failure
     Ok(merged)
 }
 
-/// Waits until the kernel has forgotten the memory of whoever is gone, which it notices when it scans: until nothing is merged, or two scans
-/// later its figures stay the same.
+/// Waits until the kernel has forgotten the memory of whoever is gone, which it notices when it
+/// scans: until nothing is merged, or two scans later its figures stay the same.
 fn settle() -> Result<(), Failure> {
     let (start, scans) = (Instant::now(), figure("full_scans")?);
     let (mut before, mut since) = (None, Instant::now());
-    while start.elapsed() < PATIENCE {
+    while start.elapsed() < TIMEOUT {
         let now = (figure("pages_sharing")?, figure("pages_shared")?);
         if before != Some(now) {
             (before, since) = (Some(now), Instant::now());
@@ -196,7 +197,7 @@ fn copy(guests: &[Guest], chosen: &[Vec<FrameIndex>]) -> Result<(Vec<MmapMut>, u
         let mut memory = MmapMut::map_anon(bytes)
             .map_err(|e| Failure::new(format_args!("{bytes} bytes of memory: {e}")))?;
         for (frame, page) in frames.iter().zip(memory.chunks_mut(FRAME_BYTES)) {
-            let Some(gfn) = guest.atlas.layout().gfn_of(*frame) else { continue };
+            let Some(gfn) = guest.locality.layout().gfn_of(*frame) else { continue };
             // A frame that the image lacks stays zero, and counts as such.
             if guest.image.read(gfn.gpa(), page).is_ok() {
                 count += 1;

@@ -5,7 +5,7 @@ use crate::failure::Failure;
 use crate::outfile::Output;
 use crate::progress::Bar;
 use kaleidoscope_core::addr::FrameIndex;
-use kaleidoscope_core::dedup::{Adaptive, BuildIds, Catalog, Ledger, Yields};
+use kaleidoscope_core::dedup::{Adaptive, BuildIds, Catalog, HitRates, SharingStatistics};
 use kaleidoscope_core::fingerprint::{Content, Domain, Fingerprints, contents};
 use std::num::NonZeroUsize;
 
@@ -28,7 +28,7 @@ pub(super) fn write(output: Output, guests: &[Guest]) -> Result<(), Failure> {
         .map(|guest| Ok(Known { guest, pages: fingerprints(guest)?, ids: guest.build_ids()? }))
         .collect();
     let known = known?;
-    let mut all = Yields::default();
+    let mut all = HitRates::default();
     let pairs = guests.len() * (guests.len() - 1) / 2;
     let bar = Bar::new("pairs", pairs);
     for (at, one) in known.iter().enumerate() {
@@ -45,29 +45,36 @@ fn fingerprints(guest: &Guest) -> Result<Fingerprints, Failure> {
     // Never leaves this program, so that any key will do.
     let domain = Domain::new([0; 32]);
     let threads = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
-    let frames: Vec<_> =
-        (0..guest.atlas.frames()).map(FrameIndex).filter(|f| !guest.atlas.is_free(*f)).collect();
+    let frames: Vec<_> = (0..guest.locality.frames())
+        .map(FrameIndex)
+        .filter(|f| !guest.locality.is_free(*f))
+        .collect();
     let found: Vec<Content> = contents(&guest.image, &frames, &domain, threads)
         .map_err(|e| Failure::new(format_args!("{}: {e}", guest.name)))?;
-    Ok(Fingerprints::new(domain.id(), guest.atlas.frames(), frames.into_iter().zip(found)))
+    Ok(Fingerprints::new(domain.id(), guest.locality.frames(), frames.into_iter().zip(found)))
 }
 
-fn pair(both: [&Known<'_>; 2]) -> Yields {
+fn pair(both: [&Known<'_>; 2]) -> HitRates {
     let mut catalog = Catalog::new();
-    let numbers = both.map(|known| catalog.add_with(&known.guest.atlas, &known.ids));
-    let mut ledger = Ledger::new();
+    let numbers = both.map(|known| catalog.add_with(&known.guest.locality, &known.ids));
+    let mut sharing = SharingStatistics::new();
     for (Known { guest, pages, .. }, number) in both.into_iter().zip(numbers) {
         for (frame, page) in pages.iter() {
-            ledger.add((number, frame), guest.atlas.color(frame), page, guest.is_written(frame));
+            sharing.add(
+                (number, frame),
+                guest.locality.color(frame),
+                page,
+                guest.is_written(frame),
+            );
         }
     }
-    let mut yields = Yields::default();
+    let mut hit_rates = HitRates::default();
     for (Known { guest, pages, .. }, number) in both.into_iter().zip(numbers) {
         let judge = |frame| {
-            let copies = pages.get(frame).map_or(0, |page| ledger.copies(page));
+            let copies = pages.get(frame).map_or(0, |page| sharing.copies(page));
             (copies, guest.is_written(frame))
         };
-        yields.merge(&Adaptive::teach(&guest.atlas, &catalog, number, judge));
+        hit_rates.merge(&Adaptive::teach(&guest.locality, &catalog, number, judge));
     }
-    yields
+    hit_rates
 }

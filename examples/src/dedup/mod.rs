@@ -1,7 +1,8 @@
 //! `kaleidoscope dedup`: what guests of one host have in common, and how few hashes find it.
 //!
-//! Guests are [opened and colored](guests); every [strategy](strategies) chooses frames and hashes them for real, and the
-//! [ledger](kaleidoscope_core::dedup::Ledger) counts what that saves. With `--ksm` the kernel's own page merging works on the same memory.
+//! Guests are [opened and colored](guests); every [strategy](strategies) chooses frames and hashes
+//! them for real, and the [sharing](kaleidoscope_core::dedup::SharingStatistics) counts what that
+//! saves. With `--ksm` the kernel's own page merging works on the same memory.
 mod chart;
 mod clock;
 mod guests;
@@ -16,16 +17,16 @@ use crate::failure::Failure;
 use crate::outfile::{Files, create_if};
 use crate::stdio::print;
 use guests::Guest;
-use kaleidoscope_core::dedup::Yields;
+use kaleidoscope_core::dedup::HitRates;
 use std::path::PathBuf;
 
 /// Find out which pages guests of one host could share, and how little hashing finds them.
 ///
-/// Colors one or more memory images, and lets every strategy choose frames to hash: all (blind), the two sets of the Kaleidoscope
-/// paper, and the adaptive selector, which knows from names and colors where equal pages are, alone and with a sieve that
-/// first looks at a few lines of each page. Zero and free frames are left out
-/// everywhere. Where traces of clones lie beside an image (traces/*.csv), pages that the clone which writes most would
-/// write to count as diverged.
+/// Colors one or more memory images, and lets every strategy choose frames to hash: all (blind),
+/// the two sets of the Kaleidoscope paper, and the adaptive selector, which knows from names and
+/// colors where equal pages are, alone and with a filter that first looks at a few lines of each
+/// page. Zero and free frames are left out everywhere. Where traces of clones lie beside an image
+/// (traces/*.csv), pages that the clone which writes most would write to count as diverged.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = "\
 Strategies:
@@ -46,8 +47,8 @@ Examples:
       beside what the kernel's page merging finds on the same memory, and what that costs (as root)
   kaleidoscope dedup guests/web guests/sql --json | jq -r '.strategies | to_entries[] | [.key, .value.hashed, .value.net] | @tsv'
       for programs
-  kaleidoscope dedup guests/* --learn yields.csv
-      learn from one's own guests where equal pages are; --yields uses it")]
+  kaleidoscope dedup guests/* --learn hit_rates.csv
+      learn from one's own guests where equal pages are; --hit_rates uses it")]
 pub(crate) struct Args {
     /// Memory images, or folders with ram.bin; ram.kscope beside an image spares coloring it
     #[arg(value_name = "IMAGE", required = true, num_args = 1..)]
@@ -57,11 +58,12 @@ pub(crate) struct Args {
     layout: LayoutArgs,
     /// What the adaptive selector knows beforehand; what is shipped unless told otherwise
     #[arg(long, value_name = "FILE.csv")]
-    yields: Option<PathBuf>,
-    /// Write what every pair of the guests teaches, for --yields
+    hit_rates: Option<PathBuf>,
+    /// Write what every pair of the guests teaches, for --hit_rates
     #[arg(long, value_name = "FILE.csv", conflicts_with_all = ["ksm", "png", "json"])]
     learn: Option<PathBuf>,
-    /// Have the kernel merge the same memory, and then only what the adaptive selector chose (needs root and /sys/kernel/mm/ksm; its settings are restored)
+    /// Have the kernel merge the same memory, and then only what the adaptive selector chose
+    /// (needs root and /sys/kernel/mm/ksm; its settings are restored)
     #[arg(long)]
     ksm: bool,
     /// Print a JSON object instead of tables
@@ -79,13 +81,13 @@ impl Args {
         // Beside an image that is a file lies what is known of it.
         let folders = self.images.iter().filter_map(|image| image.parent());
         let maps = self.images.iter().map(|image| image.with_extension("kscope"));
-        let reads = reads.reads_guests(folders).reads(maps).reads(&self.yields);
+        let reads = reads.reads_guests(folders).reads(maps).reads(&self.hit_rates);
         reads.writes(&self.learn).writes(&self.png)
     }
 
     /// Runs all strategies on the images.
     pub(crate) fn run(&self) -> Result<(), Failure> {
-        let yields = self.yields()?;
+        let hit_rates = self.hit_rates()?;
         let (learned, png) = (create_if(self.learn.as_ref())?, create_if(self.png.as_ref())?);
         let guests: Result<Vec<_>, _> =
             self.images.iter().map(|path| Guest::open(path, &self.layout)).collect();
@@ -93,7 +95,7 @@ impl Args {
         if let Some(output) = learned {
             return learn::write(output, &guests);
         }
-        let results = strategies::run_all(&guests, &yields)?;
+        let results = strategies::run_all(&guests, &hit_rates)?;
         let ksm = if self.ksm { Some(ksm::run(&guests, &results)?) } else { None };
         if let Some(output) = png {
             output.write(|out| chart::draw(&results).write_png(out))?;
@@ -104,11 +106,11 @@ impl Args {
         })
     }
 
-    fn yields(&self) -> Result<Yields, Failure> {
-        let Some(path) = &self.yields else { return Ok(Yields::shipped()) };
+    fn hit_rates(&self) -> Result<HitRates, Failure> {
+        let Some(path) = &self.hit_rates else { return Ok(HitRates::shipped()) };
         let text = std::fs::read_to_string(path).map_err(|e| Failure::at(path, e))?;
-        Yields::parse(&text).map_err(|e| {
-            Failure::at(path, e).hint("--yields takes what `kaleidoscope dedup --learn` wrote")
+        HitRates::parse(&text).map_err(|e| {
+            Failure::at(path, e).hint("--hit_rates takes what `kaleidoscope dedup --learn` wrote")
         })
     }
 }

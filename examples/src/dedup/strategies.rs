@@ -6,8 +6,8 @@ use crate::failure::Failure;
 use crate::progress::Bar;
 use kaleidoscope_core::addr::{FRAME_BYTES, FrameIndex};
 use kaleidoscope_core::dedup::{
-    Adaptive, Blind, Catalog, DedupSelector, GuestNumber, Outcome, Paper, Subject, Trial, Yields,
-    run, run_sieved,
+    Adaptive, Blind, Catalog, DedupSelector, GuestNumber, HitRates, Paper, SelectionOutcome, Trial,
+    TrialGuest, run, run_filtered,
 };
 use kaleidoscope_core::fingerprint::{Domain, contents, partial_contents};
 use kaleidoscope_core::memory::{GuestMemory, data_frames};
@@ -24,8 +24,8 @@ pub(super) enum Strategy {
     CacheAndExecutable,
     /// With at most so many percent of the hashes that blind makes.
     Adaptive(Option<u32>),
-    /// The same through a sieve of partial hashes: with at most so many percent of blind's hashes of what is alike in all guests, or
-    /// glancing only where colors make it worth that.
+    /// The same through a filter of partial hashes: with at most so many percent of blind's hashes
+    /// of what is alike in all guests, or glancing only where colors make it worth that.
     Sieved(Option<u32>),
 }
 
@@ -42,7 +42,8 @@ pub(super) const STRATEGIES: [Strategy; 9] = [
     Strategy::Sieved(None),
 ];
 
-/// Worth below which a frame is not even glanced at where nothing else ends it. A glance costs a tenth to a fifth of a hash.
+/// Worth below which a frame is not even glanced at where nothing else ends it. A glance costs a
+/// tenth to a fifth of a hash.
 const LEAST_GLANCE: f64 = 0.01;
 
 impl Strategy {
@@ -77,8 +78,8 @@ pub(super) struct Result {
     pub(super) trial: Trial,
     /// Frames of each guest that were hashed.
     pub(super) hashed: Vec<Vec<FrameIndex>>,
-    /// CPU time of all threads: reading and hashing some lines; reading and hashing pages; cataloging names and build
-    /// ids, choosing and learning; looking up and counting.
+    /// CPU time of all threads: reading and hashing some lines; reading and hashing pages;
+    /// cataloging names and build ids, choosing and learning; looking up and counting.
     pub(super) glancing: Duration,
     pub(super) hashing: Duration,
     pub(super) choosing: Duration,
@@ -123,7 +124,7 @@ impl DedupSelector for Timed {
         timed(&mut self.time, || self.selector.select(room, frames));
     }
 
-    fn learn(&mut self, outcomes: &[(FrameIndex, Outcome)]) {
+    fn learn(&mut self, outcomes: &[(FrameIndex, SelectionOutcome)]) {
         timed(&mut self.time, || self.selector.learn(outcomes));
     }
 }
@@ -137,7 +138,7 @@ pub(super) fn ratio(count: u64, by: u64) -> Option<f64> {
 /// Runs all strategies, blind first.
 pub(super) fn run_all(
     guests: &[Guest],
-    yields: &Yields,
+    hit_rates: &HitRates,
 ) -> std::result::Result<Vec<Result>, Failure> {
     let domain = Domain::random().map_err(|e| Failure::new(format_args!("no random key: {e}")))?;
     let threads = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
@@ -148,27 +149,29 @@ pub(super) fn run_all(
         let all = results.first().map_or(u64::MAX, |blind| blind.trial.total().hashed);
         let share = |percent: u32| all.saturating_mul(percent.into()) / 100;
         let budget = strategy.percent().map_or(u64::MAX, share);
-        results.push(run_one(strategy, guests, yields, budget, (&domain, threads))?);
+        results.push(run_one(strategy, guests, hit_rates, budget, (&domain, threads))?);
         bar.advance();
     }
     bar.finish();
     Ok(results)
 }
 
-/// Reads all frames once, so that the first strategy does not pay for what the others find in memory.
+/// Reads all frames once, so that the first strategy does not pay for what the others find in
+/// memory.
 fn touch(guest: &Guest) {
-    for frame in data_frames(&guest.image).filter(|frame| !guest.atlas.is_free(*frame)) {
-        let gfn = guest.atlas.layout().gfn_of(frame);
+    for frame in data_frames(&guest.image).filter(|frame| !guest.locality.is_free(*frame)) {
+        let gfn = guest.locality.layout().gfn_of(frame);
         let page = gfn.and_then(|gfn| guest.image.slice(gfn.gpa(), FRAME_BYTES));
         std::hint::black_box((frame, page.and_then(<[u8]>::first)));
     }
 }
 
-/// A catalog of all guests, which are numbered by their places. Build ids are read anew each time, so that every strategy pays for them.
+/// A catalog of all guests, which are numbered by their places. Build ids are read anew each time,
+/// so that every strategy pays for them.
 fn catalog(guests: &[Guest]) -> std::result::Result<Catalog, Failure> {
     let mut catalog = Catalog::new();
     for guest in guests {
-        catalog.add_with(&guest.atlas, &guest.build_ids()?);
+        catalog.add_with(&guest.locality, &guest.build_ids()?);
     }
     Ok(catalog)
 }
@@ -176,7 +179,7 @@ fn catalog(guests: &[Guest]) -> std::result::Result<Catalog, Failure> {
 fn run_one(
     strategy: Strategy,
     guests: &[Guest],
-    yields: &Yields,
+    hit_rates: &HitRates,
     budget: u64,
     (domain, threads): (&Domain, NonZeroUsize),
 ) -> std::result::Result<Result, Failure> {
@@ -185,12 +188,12 @@ fn run_one(
     let catalog = catalog(if needs_names { guests } else { &[] })?;
     let cataloging = cpu_time().saturating_sub(start);
     let make = |(number, guest): (GuestNumber, &Guest)| {
-        let atlas = Arc::clone(&guest.atlas);
-        let adaptive = || Adaptive::new(Arc::clone(&guest.atlas), &catalog, number, yields);
+        let locality = Arc::clone(&guest.locality);
+        let adaptive = || Adaptive::new(Arc::clone(&guest.locality), &catalog, number, hit_rates);
         Timed::new(|| match strategy {
-            Strategy::Blind => Box::new(Blind::new(atlas)),
-            Strategy::KernelAndExecutable => Box::new(Paper::kernel_and_executable(atlas)),
-            Strategy::CacheAndExecutable => Box::new(Paper::cache_and_executable(atlas)),
+            Strategy::Blind => Box::new(Blind::new(locality)),
+            Strategy::KernelAndExecutable => Box::new(Paper::kernel_and_executable(locality)),
+            Strategy::CacheAndExecutable => Box::new(Paper::cache_and_executable(locality)),
             // A budget is there to be spent.
             Strategy::Adaptive(Some(_)) | Strategy::Sieved(Some(_)) => {
                 Box::new(adaptive().with_least_worth(0.0))
@@ -202,13 +205,13 @@ fn run_one(
     let mut selectors: Vec<Timed> = (0..).map(GuestNumber).zip(guests).map(make).collect();
     let written: Vec<_> =
         guests.iter().map(|guest| |frame: FrameIndex| guest.is_written(frame)).collect();
-    let mut subjects: Vec<Subject<'_>> = guests
+    let mut subjects: Vec<TrialGuest<'_>> = guests
         .iter()
         .zip(&mut selectors)
         .zip((0..).map(GuestNumber).zip(&written))
-        .map(|((guest, selector), (number, is_written))| Subject {
+        .map(|((guest, selector), (number, is_written))| TrialGuest {
             number,
-            atlas: &guest.atlas,
+            locality: &guest.locality,
             selector,
             is_written,
         })
@@ -233,7 +236,7 @@ fn run_one(
         })
     };
     let trial = match strategy {
-        Strategy::Sieved(_) => run_sieved(&mut subjects, budget, glance, read)?,
+        Strategy::Sieved(_) => run_filtered(&mut subjects, budget, glance, read)?,
         Strategy::Blind
         | Strategy::KernelAndExecutable
         | Strategy::CacheAndExecutable

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 /// Free frames of all guests.
 pub(super) fn free(guests: &[Guest]) -> u64 {
-    let colors = guests.iter().flat_map(|guest| guest.atlas.map().colors());
+    let colors = guests.iter().flat_map(|guest| guest.locality.map().colors());
     let free = colors.filter(|color| color.paper() == PaperColor::Free).count();
     u64::try_from(free).unwrap_or(u64::MAX)
 }
@@ -26,7 +26,7 @@ pub(super) fn render(guests: &[Guest], results: &[Result], ksm: Option<&Merging>
             || "no traces: nothing counts as diverged".to_owned(),
             |workload| format!("diverged: written by {}", printable(&workload.name)),
         );
-        let map = heading(guest.atlas.map());
+        let map = heading(guest.locality.map());
         let _ = writeln!(out, "{}: {} ({workload})", printable(&guest.name), map.trim_end());
     }
     let Some(blind) = results.first() else { return out };
@@ -82,7 +82,7 @@ fn strategies(results: &[Result], blind: &Result) -> String {
             thousands(total.diverged),
             thousands(total.net()),
             share(total.net(), all.net()),
-            share(blind.trial.ledger.bound(total.hashed), all.net()),
+            share(blind.trial.sharing.bound(total.hashed), all.net()),
             result.hashes_per_page().map_or_else(String::new, |n| format!("{n:.1}")),
             milliseconds(result.cpu()),
         ]);
@@ -96,7 +96,7 @@ fn colors(results: &[Result]) -> String {
         results.iter().filter(|result| result.strategy.percent().is_none()).collect();
     let mut rows: BTreeMap<Color, Vec<String>> = BTreeMap::new();
     for (place, result) in results.iter().enumerate() {
-        for (color, tally) in result.trial.ledger.colors() {
+        for (color, tally) in result.trial.sharing.colors() {
             let row = rows.entry(color).or_insert_with(|| vec![String::new(); results.len()]);
             if let Some(cell) = row.get_mut(place) {
                 *cell = format!("{} of {}", thousands(tally.net()), thousands(tally.hashed));

@@ -4,14 +4,15 @@ use super::results::{Contest, Results, Sample, Way, ms, number};
 use crate::progress::Status;
 use crate::vm::{MOST_AHEAD, Outcome, World, rounds};
 use kaleidoscope_core::addr::Gpa;
-use kaleidoscope_core::clone::Options;
+use kaleidoscope_core::clone::EngineOptions;
 use kaleidoscope_core::coloring::color_by_page_tables;
 use kaleidoscope_core::prefetch::{
-    Atlas, Blind, Colored, Demand, Guide, Paper, PrefetchPolicy, Settings, WriteForecast,
+    Blind, ColorGuide, Colored, Demand, LocalityOrder, Paper, PrefetchPolicy, Settings,
+    WriteForecast,
 };
-use kaleidoscope_kvm::guest::{Mismatch, Plan, Witness, verify};
-use kaleidoscope_kvm::lazy::Stage;
+use kaleidoscope_kvm::guest::{CheckPort, Mismatch, Plan, verify};
 use kaleidoscope_kvm::machine::{Host, Machine};
+use kaleidoscope_kvm::uffd::SharedPageCache;
 use std::cell::RefCell;
 use std::error::Error;
 use std::sync::Arc;
@@ -28,13 +29,13 @@ const LOOKS: usize = 80;
 const SAMPLE: Duration = Duration::from_millis(2);
 
 /// How long clones may take.
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Makes a policy.
-type Policy = dyn Fn(&Arc<Guide>) -> Box<dyn PrefetchPolicy>;
+type Policy = dyn Fn(&Arc<ColorGuide>) -> Box<dyn PrefetchPolicy>;
 
 /// A clone, and who hears its guest complain.
-type Made = (Machine, Arc<Witness>);
+type Made = (Machine, Arc<CheckPort>);
 
 pub(super) fn contest(host: Arc<Host>, clones: usize, status: &Status) -> Outcome<Contest> {
     status.set("booting and warming a guest");
@@ -49,46 +50,50 @@ pub(super) fn contest(host: Arc<Host>, clones: usize, status: &Status) -> Outcom
         Ok(())
     })?;
     status.set("coloring it");
-    registers.extend(world.frozen.state.registers());
-    let options = kaleidoscope_core::coloring::Options { registers, ..Default::default() };
-    let coloring = color_by_page_tables(&*world.frozen.image, &options)?;
-    let atlas = Arc::new(Atlas::new(coloring.map.clone()));
-    world.atlas = Arc::clone(&atlas);
+    registers.extend(world.snapshot.state.registers());
+    let options = kaleidoscope_core::coloring::ColoringOptions { registers, ..Default::default() };
+    let coloring = color_by_page_tables(&*world.snapshot.image, &options)?;
+    let locality = Arc::new(LocalityOrder::new(coloring.map.clone()));
+    world.locality = Arc::clone(&locality);
     // The parent has shown that it goes on; the clones' figures are to be theirs alone.
     world.parent.pause()?;
 
-    let guide =
-        Arc::new(Guide::new(Arc::clone(&atlas), Settings::shipped_for(atlas.map().kernel())));
-    let stage = Stage::new(world.parent.layout())?;
+    let guide = Arc::new(ColorGuide::new(
+        Arc::clone(&locality),
+        Settings::shipped_for(locality.map().kernel()),
+    ));
+    let cache = SharedPageCache::new(world.parent.layout())?;
     let served = |name, policy: &'static Policy| {
         let (world, guide) = (&world, &guide);
-        let make = move || world.lazy(policy(guide), Options::default(), None);
-        Entry { name, make: Box::new(make), stage: None }
+        let make = move || world.on_demand(policy(guide), EngineOptions::default(), None);
+        Entry { name, make: Box::new(make), cache: None }
     };
     // Learned from clones that shared their memory.
     let written = RefCell::new(WriteForecast::new());
     let ways = [
         served("on demand", &|_| Box::new(Demand)),
         served("blind, 16 at a time", &|_| Box::new(Blind::aligned(16))),
-        served("by color (the paper's)", &|guide| Box::new(Paper::new(Arc::clone(guide.atlas())))),
+        served("by color (the paper's)", &|guide| {
+            Box::new(Paper::new(Arc::clone(guide.locality())))
+        }),
         served("by color and use", &|guide| Box::new(Colored::new(Arc::clone(guide)))),
         Entry {
             name: "the same, shared by siblings",
             make: Box::new(|| {
                 let policy = Box::new(Colored::new(Arc::clone(&guide)));
-                world.lazy(policy, Options::default(), Some(Arc::clone(&stage)))
+                world.on_demand(policy, EngineOptions::default(), Some(Arc::clone(&cache)))
             }),
-            stage: Some(&stage),
+            cache: Some(&cache),
         },
-        Entry { name: "local, copy on write", make: Box::new(|| world.local()), stage: None },
+        Entry { name: "local, copy on write", make: Box::new(|| world.local()), cache: None },
         Entry {
             name: "local, copied ahead",
             make: Box::new(|| {
-                let (mut clone, witness) = world.local()?;
-                clone.own_ahead(written.borrow().frames(MOST_AHEAD), None)?;
-                Ok((clone, witness))
+                let (mut clone, check_port) = world.local()?;
+                clone.copy_ahead(written.borrow().frames(MOST_AHEAD), None)?;
+                Ok((clone, check_port))
             }),
-            stage: None,
+            cache: None,
         },
     ];
     let mut results = Vec::new();
@@ -104,7 +109,7 @@ pub(super) fn contest(host: Arc<Host>, clones: usize, status: &Status) -> Outcom
         map: Some(coloring.map),
         results: Results {
             guest,
-            pause_us: Some(ms(world.frozen.pause) * 1e3),
+            pause_us: Some(ms(world.snapshot.pause) * 1e3),
             clones,
             ways: results,
         },
@@ -116,7 +121,7 @@ struct Entry<'w> {
     name: &'static str,
     make: Box<dyn Fn() -> Outcome<Made> + 'w>,
     /// What its clones share.
-    stage: Option<&'w Stage>,
+    cache: Option<&'w SharedPageCache>,
 }
 
 fn run(
@@ -125,8 +130,8 @@ fn run(
     way: &Entry<'_>,
     written: &RefCell<WriteForecast>,
 ) -> Outcome<Way> {
-    let (name, make, stage) = (way.name, &way.make, way.stage);
-    let taken = || stage.map_or(Ok(0), Stage::taken);
+    let (name, make, cache) = (way.name, &way.make, way.cache);
+    let taken = || cache.map_or(Ok(0), SharedPageCache::taken);
     let shared = taken()?;
     let mut made = Vec::new();
     let mut starts = Duration::ZERO;
@@ -146,9 +151,9 @@ fn run(
     let mut samples = Vec::new();
     loop {
         let (mut done, mut sample, mut is_done) = (0, Sample::default(), true);
-        for (machine, witness) in &made {
-            if let Some(complaint) = witness.complaint() {
-                return Err(format!("{name}: a guest found a wrong byte: {complaint:?}").into());
+        for (machine, check_port) in &made {
+            if let Some(failure) = check_port.failure() {
+                return Err(format!("{name}: a guest found a wrong byte: {failure:?}").into());
             }
             if let Some(how) = machine.ended() {
                 return Err(format!("{name}: {how}").into());
@@ -166,7 +171,7 @@ fn run(
         if is_done {
             break;
         }
-        if begin.elapsed() > PATIENCE {
+        if begin.elapsed() > TIMEOUT {
             return Err(format!("{name}: the clones do not get on").into());
         }
         std::thread::sleep(SAMPLE);

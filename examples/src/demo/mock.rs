@@ -4,7 +4,7 @@ use super::results::{Contest, Results, Way, ms, number};
 use crate::progress::Status;
 use kaleidoscope_core::addr::FRAME_SIZE;
 use kaleidoscope_core::clone::ports::SystemClock;
-use kaleidoscope_core::clone::{Descriptor, Engine, LocalSource, Options, Parts};
+use kaleidoscope_core::clone::{Descriptor, Engine, EngineOptions, EngineParts, LocalSource};
 use kaleidoscope_core::memory::MemoryLayout;
 use kaleidoscope_core::prefetch::{Blind, Demand, PrefetchPolicy};
 use kaleidoscope_mock::clone::pattern::Pattern;
@@ -22,9 +22,9 @@ type Make = fn() -> Box<dyn PrefetchPolicy>;
 pub(super) fn contest(clones: usize, status: &Status) -> Result<Contest, Box<dyn Error>> {
     status.set("a mock parent");
     let parent = MockParent::new(MemoryLayout::contiguous(BYTES)?, Pattern::new(42));
-    let frozen = Arc::new(parent.freeze());
+    let snapshot = Arc::new(parent.freeze());
     let _writers = parent.keep_writing(1, 7)?;
-    let atlas = Descriptor::of(&*frozen, None)?.atlas()?;
+    let locality = Descriptor::of(&*snapshot, None)?.locality()?;
     let ways: [(&'static str, Make); 2] = [
         ("on demand", || Box::new(Demand)),
         ("blind, 16 at a time", || Box::new(Blind::aligned(16))),
@@ -36,22 +36,22 @@ pub(super) fn contest(clones: usize, status: &Status) -> Result<Contest, Box<dyn
         let begin = Instant::now();
         for clone in 0..clones {
             let start = Instant::now();
-            let memory = Arc::new(MockMemory::new(atlas.frames())?);
-            let parts = Parts {
-                atlas: Arc::clone(&atlas),
+            let memory = Arc::new(MockMemory::new(locality.frames())?);
+            let parts = EngineParts {
+                locality: Arc::clone(&locality),
                 policy: make(),
-                source: Arc::new(LocalSource::new(Arc::clone(&frozen) as _)),
-                placer: Arc::clone(&memory) as _,
+                source: Arc::new(LocalSource::new(Arc::clone(&snapshot) as _)),
+                installer: Arc::clone(&memory) as _,
                 queue: Some(Arc::new(memory.queue())),
                 clock: Arc::new(SystemClock::new()),
-                grant: None,
-                nearby: None,
+                reservation: None,
+                local_cache: None,
             };
-            let engine = Arc::new(Engine::start(parts, Options::default())?);
+            let engine = Arc::new(Engine::start(parts, EngineOptions::default())?);
             let program = Program { seed: clone as u64, steps: 4000, ..Program::default() };
             let work = Work::Program(program);
             let handler = Arc::clone(&engine) as _;
-            let truth = Arc::clone(&frozen) as _;
+            let truth = Arc::clone(&snapshot) as _;
             let vm = MockVm::start(memory, handler, truth, work, Threads::default())?;
             starts += start.elapsed();
             running.push((engine, vm));

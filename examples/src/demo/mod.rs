@@ -1,4 +1,5 @@
-//! `kaleidoscope demo`: a machine is frozen while it runs, and clones of it start in every way there is.
+//! `kaleidoscope demo`: a machine is snapshot while it runs, and clones of it start in every way
+//! there is.
 
 mod chart;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
@@ -21,9 +22,10 @@ use std::path::{Path, PathBuf};
 
 /// Freeze a running machine, and watch clones of it start.
 ///
-/// With KVM it boots a small guest whose processes check every byte that they own, warms it, and freezes it while it runs on. It
-/// finds what every page is, from outside, and starts clones under each policy: how soon they start, how often and how
-/// long they wait, what they move and take. Without KVM it does so with mock machines.
+/// With KVM it boots a small guest whose processes check every byte that they own, warms it, and
+/// freezes it while it runs on. It finds what every page is, from outside, and starts clones under
+/// each policy: how soon they start, how often and how long they wait, what they move and take.
+/// Without KVM it does so with mock machines.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = "\
 Examples:

@@ -121,7 +121,7 @@ impl Results {
         let mut text = format!("{}, {} clones at once\n", self.guest, self.clones);
         if let Some(pause) = self.pause_us {
             text.push_str(&format!(
-                "frozen while it ran: it stood still for {:.2} ms\n",
+                "snapshot while it ran: it stood still for {:.2} ms\n",
                 pause / 1e3
             ));
         }

@@ -10,8 +10,8 @@ use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::Arc;
 
-/// Starts a child that a signal to the command kills, and that dies with the thread that started it,
-/// also if that is killed.
+/// Starts a child that a signal to the command kills, and that dies with the thread that started
+/// it, also if that is killed.
 ///
 /// # Errors
 /// As [`Command::spawn`].
@@ -24,8 +24,8 @@ pub(crate) fn spawn(command: &mut Command) -> io::Result<(Child, Armed)> {
         if getppid() == Some(parent) { Ok(()) } else { Err(io::ErrorKind::Interrupted.into()) }
     };
     #[expect(unsafe_code, reason = "no safe call of the standard library runs code in the child")]
-    // SAFETY: the closure makes two system calls and neither allocates nor takes a lock: an error is
-    // made of a number or a kind.
+    // SAFETY: the closure makes two system calls and neither allocates nor takes a lock: an error
+    // is made of a number or a kind.
     unsafe {
         command.pre_exec(die_too);
     }

@@ -1,8 +1,8 @@
 //! A process that puts right what a killed one cannot.
 //!
-//! It is this same program, in a process group of its own, and reads from a pipe what is to be undone
-//! and what is not any more. The pipe ends when the command ends, however that was; then the rest is
-//! undone. So the kernel's settings come back even after SIGKILL, unless that goes to both.
+//! It is this same program, in a process group of its own, and reads from a pipe what is to be
+//! undone and what is not any more. The pipe ends when the command ends, however that was; then the
+//! rest is undone. So the kernel's settings come back even after SIGKILL, unless that goes to both.
 
 use super::undo::Undo;
 use serde::{Deserialize, Serialize};

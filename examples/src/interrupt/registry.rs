@@ -46,7 +46,7 @@ fn lock() -> MutexGuard<'static, Registry> {
 
 fn perform(undo: &Undo) {
     if let Err(error) = undo.perform() {
-        say(undo.complaint(&error));
+        say(undo.failure(&error));
     }
 }
 

@@ -11,8 +11,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// How often to remove a folder in which a process that ends still makes files, and how long to wait
-/// between two attempts.
+/// How often to remove a folder in which a process that ends still makes files, and how long to
+/// wait between two attempts.
 const ATTEMPTS: u32 = 20;
 const PAUSE: Duration = Duration::from_millis(10);
 
@@ -68,7 +68,7 @@ impl Undo {
     }
 
     /// What is said if it cannot be put right.
-    pub(crate) fn complaint(&self, error: &io::Error) -> String {
+    pub(crate) fn failure(&self, error: &io::Error) -> String {
         match self {
             Self::Remove(path) => format!("warning: {} is left: {error}", path.display()),
             Self::RemoveEmpty(_) => format!("warning: a folder is left: {error}"),

@@ -53,7 +53,7 @@ pub(crate) struct Config {
     /// The file that takes the guest's console.
     pub(crate) console: PathBuf,
     /// How long to wait for each of the guest's words.
-    pub(crate) patience: Duration,
+    pub(crate) timeout: Duration,
 }
 
 impl Config {
@@ -133,7 +133,7 @@ mod tests {
             balloon: false,
             ram: "ram".into(),
             console: "console".into(),
-            patience: Duration::ZERO,
+            timeout: Duration::ZERO,
         };
         let sockets = (Path::new("qmp"), Path::new("control"));
         let words = config.arguments(sockets.0, sockets.1).join(" ");

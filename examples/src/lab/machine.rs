@@ -32,7 +32,7 @@ pub(crate) struct Machine {
     control: UnixStream,
     heard: Vec<u8>,
     console: PathBuf,
-    patience: Duration,
+    timeout: Duration,
     ram_bytes: u64,
     /// Holds the sockets; their paths must be short, so that they are not beside the images.
     _sockets: Scratch,
@@ -67,7 +67,7 @@ impl Machine {
             control,
             heard: Vec::new(),
             console: config.console.clone(),
-            patience: config.patience,
+            timeout: config.timeout,
             ram_bytes: config.memory_mib << 20,
             _sockets: sockets,
         })
@@ -77,7 +77,7 @@ impl Machine {
     ///
     /// # Errors
     /// [`Error::Agent`] if it says that it failed; [`Error::Guest`], with the end of its console,
-    /// if it ends or takes longer than the configured patience.
+    /// if it ends or takes longer than the configured timeout.
     pub(crate) fn wait_for(&mut self, expected: &FromGuest) -> Result<()> {
         let begin = Instant::now();
         loop {
@@ -87,7 +87,7 @@ impl Machine {
                     let what = format!("the guest said `{word}` instead of `{expected}`");
                     return Err(self.guest_error(what, begin));
                 }
-                None if begin.elapsed() > self.patience => {
+                None if begin.elapsed() > self.timeout => {
                     let what = format!("the guest did not say `{expected}` in time");
                     return Err(self.guest_error(what, begin));
                 }
@@ -196,7 +196,7 @@ impl Machine {
                 Some("failed" | "cancelled") => {
                     return Err(Error::Qmp(format!("migration failed: {answer}")));
                 }
-                _ if begin.elapsed() > self.patience => {
+                _ if begin.elapsed() > self.timeout => {
                     return Err(Error::Qmp(format!("migration does not end: {answer}")));
                 }
                 _ => sleep(Duration::from_millis(5)),
@@ -233,7 +233,7 @@ impl Machine {
     /// Takes memory from the guest until it has `target` bytes.
     ///
     /// # Errors
-    /// If the guest gives back nothing for the configured patience.
+    /// If the guest gives back nothing for the configured timeout.
     pub(crate) fn balloon(&mut self, target: u64) -> Result<()> {
         self.qmp.execute("balloon", json!({ "value": target }))?;
         let begin = Instant::now();
@@ -242,7 +242,7 @@ impl Machine {
             if answer.get("actual").and_then(Value::as_u64) == Some(target) {
                 return Ok(());
             }
-            if begin.elapsed() > self.patience {
+            if begin.elapsed() > self.timeout {
                 let what = format!("the balloon did not reach {target} bytes: {answer}");
                 return Err(self.guest_error(what, begin));
             }

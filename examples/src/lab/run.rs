@@ -96,9 +96,9 @@ pub(crate) struct Args {
     /// xfs, balloon, memfd, all; repeat or separate by commas.
     #[arg(long, value_name = "FEATURE", value_delimiter = ',')]
     feature: Vec<Choice>,
-    /// Let the guest, once it is warm, panic into a crash kernel in reserved memory, and save that:
-    /// the memory then holds two kernels, of which one runs (kdump). MIB is what crashkernel=
-    /// reserves.
+    /// Let the guest, once it is warm, panic into a crash kernel in reserved memory, and save
+    /// that: the memory then holds two kernels, of which one runs (kdump). MIB is what
+    /// crashkernel= reserves.
     #[arg(long, value_name = "MIB", num_args = 0..=1, require_equals = true,
         default_missing_value = "192", value_parser = clap::value_parser!(u64).range(128..=4096))]
     crash_kernel: Option<u64>,
@@ -197,7 +197,7 @@ impl Args {
             balloon: features.has(Feature::Balloon),
             ram: work.join("ram"),
             console: folder.join("console.txt"),
-            patience: Duration::from_secs(self.timeout),
+            timeout: Duration::from_secs(self.timeout),
         };
         let mut attempt = 1;
         let life = loop {

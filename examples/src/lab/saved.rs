@@ -123,7 +123,7 @@ impl Saved {
         guest: &Path,
         ram: PathBuf,
         console: PathBuf,
-        patience: Duration,
+        timeout: Duration,
     ) -> Config {
         let folder = guest.join(FOLDER);
         let disk = |serial: &String| Disk {
@@ -143,7 +143,7 @@ impl Saved {
             balloon: self.balloon,
             ram,
             console,
-            patience,
+            timeout,
         }
     }
 

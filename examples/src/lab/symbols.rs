@@ -1,11 +1,12 @@
-//! `kaleidoscope lab symbols`: learns from traces of clones which kernel symbols every workload uses.
+//! `kaleidoscope lab symbols`: learns from traces of clones which kernel symbols every workload
+//! uses.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use kaleidoscope_core::addr::FrameIndex;
 use kaleidoscope_core::color::{Color, ColorMap, Temperature};
-use kaleidoscope_core::coloring::{Options, color};
+use kaleidoscope_core::coloring::{ColoringOptions, color};
 use kaleidoscope_core::image::{Format, LayoutFile, MemoryImage, RawLayout};
 use kaleidoscope_core::linux::Linux;
 use kaleidoscope_core::linux::common_symbols::{CommonSymbols, Lesson, Pruning, learn};
@@ -20,8 +21,8 @@ use crate::stdio::{print, say};
 /// Learn from traces of clones which kernel symbols every workload uses.
 ///
 /// Makes the list that the library comes with. A guest is a folder with ram.bin, layout.txt,
-/// regs.txt and traces/*.csv. To know what a list is worth on kernels it has never seen, judge it on
-/// guests whose kernels it was not learned from.
+/// regs.txt and traces/*.csv. To know what a list is worth on kernels it has never seen, judge it
+/// on guests whose kernels it was not learned from.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -110,8 +111,11 @@ impl Guest {
         let regs_path = folder.join("regs.txt");
         let text = fs::read_to_string(&regs_path).map_err(Error::io("read", &regs_path))?;
         let registers = parse_qemu_text(&text).map_err(|e| wrong(&regs_path, &e))?;
-        let options =
-            Options { registers: registers.clone(), common_symbols, ..Options::default() };
+        let options = ColoringOptions {
+            registers: registers.clone(),
+            common_symbols,
+            ..ColoringOptions::default()
+        };
         let map = color(&image, &options).map_err(|e| wrong(&ram, &e))?.map;
         let traces = read_traces(&folder.join("traces"), &image)?;
         Ok(Self { image, registers, map, traces })
@@ -147,8 +151,9 @@ fn wrong(path: &Path, what: &dyn std::fmt::Display) -> Error {
     Error::Traces { path: path.to_owned(), what: what.to_string() }
 }
 
-/// For each part of the kernel image and each sign, how many frames have it; which share of those a trace touched, mean over
-/// traces (precision); and which share of what a trace touched has the sign (recall).
+/// For each part of the kernel image and each sign, how many frames have it; which share of those a
+/// trace touched, mean over traces (precision); and which share of what a trace touched has the
+/// sign (recall).
 fn judge(map: &ColorMap, traces: &[Vec<FrameIndex>], name: &str) -> String {
     let mut out = String::new();
     for color in [Color::KernelText, Color::KernelData, Color::KernelRodata] {
@@ -167,7 +172,8 @@ fn judge(map: &ColorMap, traces: &[Vec<FrameIndex>], name: &str) -> String {
     out
 }
 
-/// Frames of a color with a sign, touches of the color in all traces, and touches of the color with the sign.
+/// Frames of a color with a sign, touches of the color in all traces, and touches of the color with
+/// the sign.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Counts {
     frames: usize,

@@ -74,7 +74,8 @@ impl Files {
         self.writes(folder.flat_map(|folder| names.iter().map(|name| folder.join(name))))
     }
 
-    /// Refuses an output that is an input, and two outputs that are one file, through whatever links.
+    /// Refuses an output that is an input, and two outputs that are one file, through whatever
+    /// links.
     pub(crate) fn check(&self) -> Result<(), Failure> {
         let mut known: HashMap<Identity, &Path> = HashMap::new();
         let mut reads = HashMap::new();

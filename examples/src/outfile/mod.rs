@@ -43,7 +43,8 @@ pub(crate) struct Output {
 }
 
 impl Output {
-    /// Begins a file before the work whose result it will hold, so that the work is not done in vain.
+    /// Begins a file before the work whose result it will hold, so that the work is not done in
+    /// vain.
     pub(crate) fn create(path: &Path) -> Result<Self, Failure> {
         Self::begin(path, Content::Plain)
     }
@@ -222,8 +223,8 @@ pub(crate) fn write(
     Output::create(path)?.write(content)
 }
 
-/// Makes a folder for outputs, with those above it. When what is returned goes, those that were made
-/// go too if nothing is in them, because the work came to nothing.
+/// Makes a folder for outputs, with those above it. When what is returned goes, those that were
+/// made go too if nothing is in them, because the work came to nothing.
 pub(crate) fn create_folder(path: &Path) -> Result<Armed, Failure> {
     let failed = |error: io::Error| {
         Failure::io(format_args!("{}: cannot be made: {error}", path.display()), &error)

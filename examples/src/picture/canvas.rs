@@ -50,7 +50,8 @@ impl Canvas {
         }
     }
 
-    /// Draws a line of text with its upper left corner at a place. Letters that the font lacks become question marks.
+    /// Draws a line of text with its upper left corner at a place. Letters that the font lacks
+    /// become question marks.
     pub(crate) fn text(&mut self, x: usize, y: usize, font: Font, color: Rgb, text: &str) {
         let width = get_raster_width(font.weight, font.height);
         for (at, letter) in text.chars().enumerate() {
@@ -79,7 +80,8 @@ impl Canvas {
         let mut encoder = png::Encoder::new(&mut out, side(self.width)?, side(self.height)?);
         encoder.set_color(png::ColorType::Rgb);
         encoder.set_depth(png::BitDepth::Eight);
-        // Neighboring pixels of the map are equal or unrelated: filters only hide the repetitions from the compressor.
+        // Neighboring pixels of the map are equal or unrelated: filters only hide the repetitions
+        // from the compressor.
         encoder.set_filter(png::Filter::NoFilter);
         let mut writer = encoder.write_header()?;
         writer.write_image_data(self.pixels.as_flattened())?;

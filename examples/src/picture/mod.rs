@@ -1,4 +1,5 @@
-//! The picture of a color map: one pixel per frame, or a few, along a space-filling curve, and a legend.
+//! The picture of a color map: one pixel per frame, or a few, along a space-filling curve, and a
+//! legend.
 
 mod canvas;
 mod curve;
@@ -78,7 +79,8 @@ pub(crate) fn draw(map: &ColorMap, statistics: &Statistics) -> Canvas {
     canvas
 }
 
-/// One color per cell: that of a frame, or the mean of several where there are more frames than cells.
+/// One color per cell: that of a frame, or the mean of several where there are more frames than
+/// cells.
 fn cell_colors(map: &ColorMap) -> Vec<Rgb> {
     let per_cell = map.len().div_ceil(MAX_SIDE * MAX_SIDE).max(1);
     let shades: Vec<Rgb> = map.iter().map(|(_, _, frame)| palette::shade(&frame)).collect();
@@ -124,7 +126,8 @@ fn legend_height(statistics: &Statistics) -> usize {
     BAR + lines * LINE + rows.len() * FAMILY_GAP + CAPTION.len() * CAPTION_LINE
 }
 
-/// The legend, with its left edge at `x`: shares as a bar, a line per color, and, ending at `bottom`, how to read the map.
+/// The legend, with its left edge at `x`: shares as a bar, a line per color, and, ending at
+/// `bottom`, how to read the map.
 fn legend(canvas: &mut Canvas, x: usize, bottom: usize, statistics: &Statistics) {
     let rows = legend_rows(statistics);
     let right = x + LEGEND;

@@ -14,7 +14,8 @@ pub(super) const TEXT: Rgb = [0xb9, 0xc1, 0xd0];
 /// Text of little weight.
 pub(super) const FAINT: Rgb = [0x6b, 0x75, 0x88];
 
-/// Families of colors that belong together, in the order of the legend: each has one part of the color circle.
+/// Families of colors that belong together, in the order of the legend: each has one part of the
+/// color circle.
 pub(super) const FAMILIES: [(&str, &[Color]); 5] = [
     ("Processes", &[Color::Anonymous, Color::AnonymousCode, Color::Shared, Color::Hugetlb]),
     ("Files", &[Color::FileCode, Color::FileMapped, Color::FileCache, Color::BlockCache]),
@@ -43,8 +44,9 @@ pub(super) const FAMILIES: [(&str, &[Color]); 5] = [
     ("Unused", &[Color::Free, Color::Offline, Color::Unknown]),
 ];
 
-/// The color that stands for a color: greens for processes, golds for files, blues for the kernel's image, violets for
-/// what the kernel allocates, near black for free memory, and red for what is unknown.
+/// The color that stands for a color: greens for processes, golds for files, blues for the kernel's
+/// image, violets for what the kernel allocates, near black for free memory, and red for what is
+/// unknown.
 pub(crate) const fn rgb(color: Color) -> Rgb {
     match color {
         Color::Unknown => [0xff, 0x2d, 0x55],
@@ -78,14 +80,15 @@ pub(crate) const fn rgb(color: Color) -> Rgb {
     }
 }
 
-/// The color of one frame: its color's, brighter where it was used lately, and of a slightly different shade in each
-/// region, so that neighboring files and processes can be told apart.
+/// The color of one frame: its color's, brighter where it was used lately, and of a slightly
+/// different shade in each region, so that neighboring files and processes can be told apart.
 pub(super) fn shade(frame: &Frame) -> Rgb {
     let light = heat(frame) * grain(frame);
     rgb(frame.color).map(|channel| scale(channel, light))
 }
 
-/// 0.7 for cold to 1.0 for hot. Kernel and free frames have no signs of use of their own and stay as they are.
+/// 0.7 for cold to 1.0 for hot. Kernel and free frames have no signs of use of their own and stay
+/// as they are.
 fn heat(frame: &Frame) -> f32 {
     let (processes, files) = (FAMILIES[0].1, FAMILIES[1].1);
     if !processes.contains(&frame.color) && !files.contains(&frame.color) {
@@ -104,12 +107,14 @@ fn heat(frame: &Frame) -> f32 {
 /// A factor near 1 that is the same for all frames of a region and different for its neighbors.
 fn grain(frame: &Frame) -> f32 {
     let Some(region) = frame.region.filter(|_| has_many_regions(frame.kind)) else { return 1.0 };
-    // Multiplication by 2^32 divided by the golden ratio spreads consecutive numbers (Knuth, TAOCP 3, section 6.4).
+    // Multiplication by 2^32 divided by the golden ratio spreads consecutive numbers (Knuth, TAOCP
+    // 3, section 6.4).
     let spread = region.0.wrapping_mul(0x9e37_79b9) >> 24;
     0.9 + 0.2 * f32::from(u8::try_from(spread).unwrap_or(0)) / 255.0
 }
 
-/// Whether frames of a kind belong to files, processes or caches, rather than to one part of the kernel.
+/// Whether frames of a kind belong to files, processes or caches, rather than to one part of the
+/// kernel.
 fn has_many_regions(kind: FrameKind) -> bool {
     matches!(kind, FrameKind::File | FrameKind::Shared | FrameKind::Anonymous | FrameKind::Slab)
 }

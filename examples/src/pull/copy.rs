@@ -4,7 +4,7 @@ use super::source::Frames;
 use crate::failure::Failure;
 use crate::outfile::Output;
 use kaleidoscope_core::addr::{FRAME_BYTES, FRAME_SIZE, FrameIndex, Gpa};
-use kaleidoscope_core::clone::ports::{PlaceError, Placed, Placer};
+use kaleidoscope_core::clone::ports::{InstallError, Installed, PageInstaller};
 use kaleidoscope_core::memory::{GuestMemory, MemoryError, MemoryLayout, Page};
 use std::fs::File;
 use std::io;
@@ -13,7 +13,8 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// A guest's memory in a file, in frame-index order. It is sparse at first, and has its name when it is whole.
+/// A guest's memory in a file, in frame-index order. It is sparse at first, and has its name when
+/// it is whole.
 pub(super) struct Copy {
     output: Output,
     /// Why a page could not be written.
@@ -87,31 +88,32 @@ fn offset(frame: FrameIndex) -> u64 {
     u64::from(frame.0) * FRAME_SIZE
 }
 
-/// The engine places each frame once, and no vCPU runs here: nobody waits, and nothing changes meanwhile.
-impl Placer for Copy {
-    fn place(&self, frame: FrameIndex, page: &Page) -> Result<Placed, PlaceError> {
+/// The engine places each frame once, and no vCPU runs here: nobody waits, and nothing changes
+/// meanwhile.
+impl PageInstaller for Copy {
+    fn install(&self, frame: FrameIndex, page: &Page) -> Result<Installed, InstallError> {
         let written = self.file().and_then(|file| file.write_all_at(page, offset(frame)));
         if let Err(error) = written {
             let what = format!("frame {frame} of {}: {error}", self.output.path().display());
             *self.failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
-            return Err(PlaceError::new(what));
+            return Err(InstallError::new(what));
         }
         self.placed.add(frame);
-        Ok(Placed::Placed)
+        Ok(Installed::Installed)
     }
 
-    fn zero(&self, frame: FrameIndex) -> Result<Placed, PlaceError> {
+    fn zero(&self, frame: FrameIndex) -> Result<Installed, InstallError> {
         // What was never written is a hole, which reads as zeros.
         self.placed.add(frame);
-        Ok(Placed::Placed)
+        Ok(Installed::Installed)
     }
 
-    fn zero_run(&self, frames: Range<u32>) -> Result<u32, PlaceError> {
+    fn zero_run(&self, frames: Range<u32>) -> Result<u32, InstallError> {
         frames.clone().for_each(|frame| self.placed.add(FrameIndex(frame)));
         Ok(frames.end.saturating_sub(frames.start))
     }
 
-    fn wake(&self, _frame: FrameIndex) -> Result<(), PlaceError> {
+    fn wake(&self, _frame: FrameIndex) -> Result<(), InstallError> {
         Ok(())
     }
 
@@ -161,7 +163,7 @@ mod tests {
         let all = || (0..4).map(FrameIndex);
         assert_eq!(copy.first_gap(all()), Some(FrameIndex(0)));
         assert_eq!(copy.zero_run(0..2).unwrap(), 2);
-        assert_eq!(copy.place(FrameIndex(2), &[7; FRAME_BYTES]).unwrap(), Placed::Placed);
+        assert_eq!(copy.install(FrameIndex(2), &[7; FRAME_BYTES]).unwrap(), Installed::Installed);
         assert_eq!(copy.first_gap(all()), Some(FrameIndex(3)));
         assert!(!path.exists());
         let mut buf = [0; 8];
@@ -187,7 +189,7 @@ mod tests {
         assert_eq!(copy.shown(), holes);
         let gap = |copy: &Copy| copy.first_gap((0..4).map(FrameIndex));
         assert_eq!(gap(&copy), Some(FrameIndex(1)));
-        assert_eq!(copy.place(FrameIndex(1), &[3; FRAME_BYTES]).unwrap(), Placed::Placed);
+        assert_eq!(copy.install(FrameIndex(1), &[3; FRAME_BYTES]).unwrap(), Installed::Installed);
         assert_eq!(gap(&copy), None);
     }
 }

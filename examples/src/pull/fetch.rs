@@ -5,11 +5,11 @@ use super::source::Watched;
 use super::view::View;
 use crate::failure::Failure;
 use kaleidoscope_core::addr::FrameIndex;
-use kaleidoscope_core::clone::ports::{PageSource, Placer, SystemClock};
+use kaleidoscope_core::clone::ports::{PageInstaller, PageSource, SystemClock};
 use kaleidoscope_core::clone::{
-    Background, Engine, FreeFrames, Options, Parts, Statistics, Stopped,
+    Background, Engine, EngineOptions, EngineParts, FreeFrames, Statistics, Stopped,
 };
-use kaleidoscope_core::prefetch::{Atlas, PrefetchPolicy};
+use kaleidoscope_core::prefetch::{LocalityOrder, PrefetchPolicy};
 use kaleidoscope_core::wire::client::Client;
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,7 +22,7 @@ pub(super) struct Order {
     pub(super) policy: Box<dyn PrefetchPolicy>,
     pub(super) background: Background,
     pub(super) free_frames: FreeFrames,
-    pub(super) patience: Duration,
+    pub(super) timeout: Duration,
 }
 
 /// What to do depends on whose fault it is.
@@ -34,7 +34,7 @@ fn failure(why: &Stopped) -> Failure {
              elsewhere",
         ),
         Stopped::Source(_) | Stopped::Patience { .. } => failure.hint(
-            "with the addresses of several servers of the image, a pull goes on where one of them ends; --patience \
+            "with the addresses of several servers of the image, a pull goes on where one of them ends; --timeout \
              is how long a page may take",
         ),
         Stopped::Cancelled
@@ -48,32 +48,32 @@ fn failure(why: &Stopped) -> Failure {
 /// Fetches everything into the file.
 pub(super) fn all(
     client: &Arc<Client>,
-    atlas: &Arc<Atlas>,
+    locality: &Arc<LocalityOrder>,
     copy: &Arc<Copy>,
     order: Order,
 ) -> Result<Statistics, Failure> {
     let source =
         Watched { source: Arc::clone(client) as Arc<dyn PageSource>, copy: Arc::clone(copy) };
-    let parts = Parts {
-        atlas: Arc::clone(atlas),
+    let parts = EngineParts {
+        locality: Arc::clone(locality),
         policy: order.policy,
         source: Arc::new(source),
-        placer: Arc::clone(copy) as Arc<dyn Placer>,
+        installer: Arc::clone(copy) as Arc<dyn PageInstaller>,
         queue: None,
         clock: Arc::new(SystemClock::new()),
-        grant: None,
-        nearby: None,
+        reservation: None,
+        local_cache: None,
     };
-    let options = Options {
+    let options = EngineOptions {
         background: order.background,
         free_frames: order.free_frames,
-        patience: order.patience,
-        ..Options::default()
+        timeout: order.timeout,
+        ..EngineOptions::default()
     };
     let engine = Engine::start(parts, options)
         .map_err(|e| Failure::new(format_args!("the system gives no thread: {e}")))?;
-    let is_wanted = |frame| order.free_frames == FreeFrames::Fetch || !atlas.is_free(frame);
-    let wanted = || (0..atlas.frames()).map(FrameIndex).filter(|frame| is_wanted(*frame));
+    let is_wanted = |frame| order.free_frames == FreeFrames::Fetch || !locality.is_free(frame);
+    let wanted = || (0..locality.frames()).map(FrameIndex).filter(|frame| is_wanted(*frame));
     let mut view = View::new(wanted().count());
     let result = loop {
         if let Some(why) = engine.stopped() {
@@ -104,12 +104,12 @@ pub(super) fn all(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use kaleidoscope_core::clone::ports::{PlaceError, SourceError};
+    use kaleidoscope_core::clone::ports::{InstallError, SourceError};
 
     #[test]
     fn only_servers_that_end_are_replaced_by_others() {
         let full = std::io::Error::from(std::io::ErrorKind::StorageFull);
-        let full = PlaceError::caused_by("frame 7 of copy.bin", full);
+        let full = InstallError::caused_by("frame 7 of copy.bin", full);
         let failure = failure(&Stopped::Memory(Arc::new(full))).to_string();
         assert!(failure.contains("room") && !failure.contains("server"), "{failure}");
         let gone = Stopped::Source(Arc::new(SourceError::new("closed by the server")));

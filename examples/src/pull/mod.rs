@@ -19,7 +19,7 @@ use kaleidoscope_core::clone::{
 };
 use kaleidoscope_core::fingerprint::WholeImage;
 use kaleidoscope_core::manifest::Manifest;
-use kaleidoscope_core::prefetch::Atlas;
+use kaleidoscope_core::prefetch::LocalityOrder;
 use kaleidoscope_core::replay::Trace;
 use kaleidoscope_core::wire::client::{Addresses, Client, ClientOptions};
 use kaleidoscope_core::wire::protocol::{Codecs, Features};
@@ -32,8 +32,9 @@ use std::time::{Duration, Instant};
 
 /// Fetch a guest's memory from a page server, as a clone does, into a file.
 ///
-/// The file is the guest's RAM without holes, and equal to the served image byte for byte; it has its name once it is whole
-/// and right. Whatever the order in which the policy has pages come, all come.
+/// The file is the guest's RAM without holes, and equal to the served image byte for byte; it has
+/// its name once it is whole and right. Whatever the order in which the policy has pages come, all
+/// come.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -50,7 +51,8 @@ Examples:
   kaleidoscope pull unix:/run/parent.sock -o copy.bin --skip-free --json
       zeros for free memory; for programs")]
 pub(crate) struct Args {
-    /// Where page servers of the same image listen: unix:PATH or tcp:HOST:PORT; the first is asked first
+    /// Where page servers of the same image listen: unix:PATH or tcp:HOST:PORT; the first is asked
+    /// first
     #[arg(value_name = "ADDRESS", required = true)]
     servers: Vec<ServerAddress>,
     /// The file to write; it is replaced if it exists
@@ -62,7 +64,8 @@ pub(crate) struct Args {
     /// Most pages a second of those that the policy does not ask for
     #[arg(long, value_name = "PAGES", value_parser = clap::value_parser!(u32).range(1..))]
     rate: Option<u32>,
-    /// Leave free frames zero instead of fetching them, where the server says that the guest does not mind
+    /// Leave free frames zero instead of fetching them, where the server says that the guest does
+    /// not mind
     #[arg(long)]
     skip_free: bool,
     /// Have pages compressed on the way
@@ -73,9 +76,9 @@ pub(crate) struct Args {
     no_checksums: bool,
     /// How long a page may take, whatever servers are tried, before the pull ends with an error
     #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = seconds)]
-    patience: Duration,
-    /// What to compare with the image once it is pulled. Every frame unless given, where the server lets its clients
-    /// (`serve --verify all`), or else a sample
+    timeout: Duration,
+    /// What to compare with the image once it is pulled. Every frame unless given, where the
+    /// server lets its clients (`serve --verify all`), or else a sample
     #[arg(long, value_enum, value_name = "FRAMES")]
     verify: Option<Verify>,
     /// Write where the file's bytes belong, for `--layout` of other commands
@@ -89,7 +92,8 @@ pub(crate) struct Args {
     /// Name that the server's certificate is for, where that is not the host's in the address
     #[arg(long, value_name = "NAME", requires = "cert")]
     server_name: Option<String>,
-    /// Connect to other hosts without TLS: everybody on the way can read and change the guest's memory
+    /// Connect to other hosts without TLS: everybody on the way can read and change the guest's
+    /// memory
     #[arg(long)]
     insecure: bool,
     /// Print a JSON object instead of a table
@@ -122,24 +126,24 @@ impl Args {
         }
         let free_frames = self.free_frames(&descriptor)?;
         let whole = self.whole(&descriptor)?;
-        let atlas = descriptor.atlas().map_err(Failure::new)?;
-        let guest = Guest { atlas, identity: descriptor.identity() };
+        let locality = descriptor.locality().map_err(Failure::new)?;
+        let guest = Guest { locality, identity: descriptor.identity() };
         let order = fetch::Order {
-            policy: self.policy.prepare(&guest)?.build(&guest.atlas, &Trace::default()),
+            policy: self.policy.prepare(&guest)?.build(&guest.locality, &Trace::default()),
             background: match self.rate {
                 Some(pages_per_second) => Background::Throttled { pages_per_second },
                 None => Background::Full,
             },
             free_frames,
-            patience: self.patience,
+            timeout: self.timeout,
         };
 
         let layout = create_if(self.layout.as_ref())?;
         let manifest = self.manifest.as_deref().map(Output::lasting).transpose()?;
         let copy = Arc::new(Copy::create(&self.output, descriptor.layout(), descriptor.holes())?);
-        let statistics = fetch::all(&client, &guest.atlas, &copy, order)?;
+        let statistics = fetch::all(&client, &guest.locality, &copy, order)?;
         let verified = match whole {
-            Some(whole) => self.verify_all(&copy, &whole, &guest.atlas, free_frames)?,
+            Some(whole) => self.verify_all(&copy, &whole, &guest.locality, free_frames)?,
             None => self.verify(&copy, &descriptor, free_frames)?,
         };
         let unavailable = copy.unavailable();
@@ -168,7 +172,7 @@ impl Args {
         let mut options = ConnectOptions::default();
         options.insecure = self.insecure;
         options.tls = self.tls.client(self.server_name.as_deref())?;
-        options.timeout = options.timeout.min(self.patience);
+        options.timeout = options.timeout.min(self.timeout);
         Ok(Reached::new(Addresses { servers: self.servers.clone(), options }))
     }
 
@@ -178,9 +182,9 @@ impl Args {
         let options = ClientOptions {
             clone,
             features: Features { checksums: !self.no_checksums, codecs },
-            deadline: self.patience,
-            patience: defaults.patience.min(self.patience),
-            handshake: defaults.handshake.min(self.patience),
+            deadline: self.timeout,
+            timeout: defaults.timeout.min(self.timeout),
+            handshake: defaults.handshake.min(self.timeout),
             ..defaults
         };
         let client = Client::connect(Arc::clone(servers) as _, options);
@@ -235,10 +239,10 @@ impl Args {
         &self,
         copy: &Copy,
         whole: &WholeImage,
-        atlas: &Atlas,
+        locality: &LocalityOrder,
         free_frames: FreeFrames,
     ) -> Result<Verified, Failure> {
-        let is_wanted = |frame| free_frames == FreeFrames::Fetch || !atlas.is_free(frame);
+        let is_wanted = |frame| free_frames == FreeFrames::Fetch || !locality.is_free(frame);
         let found = whole.first_difference(copy, &is_wanted, threads());
         match (found.map_err(|e| Failure::at(&self.output, e))?, free_frames) {
             (Some(frame), _) => {

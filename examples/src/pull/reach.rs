@@ -2,7 +2,7 @@
 
 use crate::failure::Failure;
 use kaleidoscope_core::clone::ServerAddress;
-use kaleidoscope_core::wire::client::{Addresses, Dial};
+use kaleidoscope_core::wire::client::{Addresses, Connector};
 use kaleidoscope_core::wire::transport::Link;
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
@@ -70,7 +70,7 @@ impl Reached {
                     .to_owned()
             }
             (_, Some(ErrorKind::TimedOut | ErrorKind::WouldBlock)) => {
-                "is the host up, and does a firewall let connections through? --patience waits \
+                "is the host up, and does a firewall let connections through? --timeout waits \
                  longer"
                     .to_owned()
             }
@@ -91,7 +91,7 @@ impl Reached {
 const KEYS: &str = "`kaleidoscope keys DIR` makes certificates for a server and its clients, which \
                     take --cert DIR/client.pem --key DIR/client-key.pem --ca DIR/ca.pem";
 
-impl Dial for Reached {
+impl Connector for Reached {
     fn replicas(&self) -> usize {
         self.addresses.replicas()
     }

@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 /// A pull that is faster shows nothing.
-const PATIENCE: Duration = Duration::from_millis(500);
+const TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Time between two pictures.
 const TICK: Duration = Duration::from_millis(100);
@@ -52,7 +52,7 @@ impl View {
         while self.pages.front().is_some_and(|(at, _)| now.duration_since(*at) > WINDOW) {
             self.pages.pop_front();
         }
-        if self.start.elapsed() < PATIENCE {
+        if self.start.elapsed() < TIMEOUT {
             return;
         }
         if self.bar.is_hidden() {

@@ -8,9 +8,9 @@ use crate::outfile::{Files, Output, create_if};
 use crate::stdio::print;
 use kaleidoscope_core::coloring::Rules;
 use kaleidoscope_core::manifest::{ImageIdentity, ManifestError};
-use kaleidoscope_core::prefetch::Atlas;
+use kaleidoscope_core::prefetch::LocalityOrder;
 use kaleidoscope_core::recording::{
-    MergeError, Recording, RecordingError, RecordingLimits, Salt, Translation,
+    MergeError, Recording, RecordingError, RecordingLimits, Salt, TranslatedRecording,
 };
 use kaleidoscope_core::replay::{Trace, TraceError};
 use std::fs::File;
@@ -19,8 +19,8 @@ use std::path::{Path, PathBuf};
 
 /// Keep what clones touched, and find it again in another guest.
 ///
-/// A recording names a touched frame by what it holds (page 3 of /usr/bin/python3), so that a recording of one boot serves
-/// another boot, kernel or build.
+/// A recording names a touched frame by what it holds (page 3 of /usr/bin/python3), so that a
+/// recording of one boot serves another boot, kernel or build.
 #[derive(Clone, Debug, clap::Subcommand)]
 #[command(after_help = "\
 Examples:
@@ -58,12 +58,12 @@ impl ImageArgs {
     }
 
     /// Colors the image.
-    fn color(&self) -> Result<(Atlas, ImageIdentity), Failure> {
+    fn color(&self) -> Result<(LocalityOrder, ImageIdentity), Failure> {
         let image = self.layout.open(&self.image)?;
         let registers = registers(&image, self.regs.as_deref())?;
         let map = color_image(&image, registers, Rules::default())?.coloring.map;
         let identity = ImageIdentity::of(&image, &map).map_err(|e| Failure::at(&self.image, e))?;
-        Ok((Atlas::new(map), identity))
+        Ok((LocalityOrder::new(map), identity))
     }
 }
 
@@ -86,7 +86,8 @@ pub(crate) struct MakeArgs {
     /// Recording to write
     #[arg(short, long, value_name = "FILE.krec")]
     output: PathBuf,
-    /// Replace names of files and processes by salted hashes, which hide only what cannot be guessed
+    /// Replace names of files and processes by salted hashes, which hide only what cannot be
+    /// guessed
     #[arg(long)]
     hash_paths: bool,
 }
@@ -176,11 +177,11 @@ impl MakeArgs {
     fn run(&self) -> Result<(), Failure> {
         let salt = if self.hash_paths { Some(random_salt()?) } else { None };
         let output = Output::lasting(&self.output)?;
-        let (atlas, identity) = self.image.color()?;
+        let (locality, identity) = self.image.color()?;
         let mut runs = Vec::with_capacity(self.traces.len());
         for path in &self.traces {
-            let trace = read_trace(path, &atlas)?;
-            runs.push(Recording::from_trace(&trace, &atlas, identity));
+            let trace = read_trace(path, &locality)?;
+            runs.push(Recording::from_trace(&trace, &locality, identity));
         }
         let mut recording = merge(&runs)?;
         if let Some(salt) = salt {
@@ -210,19 +211,19 @@ impl TranslateArgs {
     fn run(&self) -> Result<(), Failure> {
         let recording = read(&self.recording)?;
         let output = create_if(self.output.as_ref())?;
-        let (atlas, identity) = self.image.color()?;
-        let translation = recording.translate(&atlas, Some(&identity));
+        let (locality, identity) = self.image.color()?;
+        let translation = recording.translate(&locality, Some(&identity));
         if let Some(output) = output {
-            output.write(|out| write_csv(out, &translation, &atlas))?;
+            output.write(|out| write_csv(out, &translation, &locality))?;
         }
         let result = show::Found::of(&translation);
         print(&if self.json { show::json(&result) } else { show::found_table(&result) })
     }
 }
 
-fn read_trace(path: &Path, atlas: &Atlas) -> Result<Trace, Failure> {
+fn read_trace(path: &Path, locality: &LocalityOrder) -> Result<Trace, Failure> {
     let file = File::open(path).map_err(|e| Failure::at(path, e))?;
-    Trace::from_csv(BufReader::new(file), atlas.layout()).map_err(|error| {
+    Trace::from_csv(BufReader::new(file), locality.layout()).map_err(|error| {
         let other_guest = matches!(error, TraceError::NotRam { .. });
         let failure = Failure::at(path, error);
         failure.hint(if other_guest {
@@ -286,11 +287,16 @@ fn random_salt() -> Result<Salt, Failure> {
     Ok(Salt(salt))
 }
 
-/// Writes `gfn,confidence,how`, one row per frame in recorded order; frame numbers are hexadecimal, as in traces.
-fn write_csv(out: &mut dyn Write, translation: &Translation, atlas: &Atlas) -> io::Result<()> {
+/// Writes `gfn,confidence,how`, one row per frame in recorded order; frame numbers are hexadecimal,
+/// as in traces.
+fn write_csv(
+    out: &mut dyn Write,
+    translation: &TranslatedRecording,
+    locality: &LocalityOrder,
+) -> io::Result<()> {
     writeln!(out, "gfn,confidence,how")?;
     for found in &translation.frames {
-        let gfn = atlas.layout().gfn_of(found.frame).unwrap_or_default();
+        let gfn = locality.layout().gfn_of(found.frame).unwrap_or_default();
         writeln!(out, "{:x},{:.3},{}", gfn.0, found.confidence, found.how)?;
     }
     Ok(())
@@ -313,13 +319,13 @@ mod tests {
         cli.command.run().map_err(|e| e.to_string())
     }
 
-    fn recording() -> (Atlas, Recording) {
-        let atlas = Atlas::new(test_map::small());
+    fn recording() -> (LocalityOrder, Recording) {
+        let locality = LocalityOrder::new(test_map::small());
         let text = "t_us,gfn\n1,6\n2,1\n3,103\n4,10\n";
-        let trace = Trace::from_csv(text.as_bytes(), atlas.layout()).unwrap();
+        let trace = Trace::from_csv(text.as_bytes(), locality.layout()).unwrap();
         let image = ImageIdentity { digest: [9; 32], frames: 40 };
-        let recording = Recording::from_trace(&trace, &atlas, image);
-        (atlas, recording)
+        let recording = Recording::from_trace(&trace, &locality, image);
+        (locality, recording)
     }
 
     #[test]
@@ -327,7 +333,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
         let (a, both) = (path("a.krec"), path("both.krec"));
-        let (atlas, recording) = recording();
+        let (locality, recording) = recording();
         assert_eq!(recording.entries().len(), 3, "frame 1 is free");
         recording.write_file(Path::new(&a)).unwrap();
         run(&["merge", &a, &a, "-o", &both]).unwrap();
@@ -339,8 +345,8 @@ mod tests {
         assert!(summary.contains("2 runs, 3 frames"), "{summary}");
         assert!(summary.contains("and 2 more"), "{summary}");
         let mut csv = Vec::new();
-        let translation = merged.translate(&atlas, Some(&merged.image()));
-        write_csv(&mut csv, &translation, &atlas).unwrap();
+        let translation = merged.translate(&locality, Some(&merged.image()));
+        write_csv(&mut csv, &translation, &locality).unwrap();
         let text = String::from_utf8(csv).unwrap();
         let rows = "6,1.000,file-offset\n103,1.000,same-address\n10,1.000,file-offset\n";
         assert_eq!(text, format!("gfn,confidence,how\n{rows}"));

@@ -4,7 +4,7 @@ use crate::statistics::thousands;
 use crate::table::{finish, percent, printable, table};
 use comfy_table::CellAlignment::{Left, Right};
 use kaleidoscope_core::color::Color;
-use kaleidoscope_core::recording::{Likeness, Match, Recording, Translation};
+use kaleidoscope_core::recording::{Match, Recording, Similarity, TranslatedRecording};
 use serde::Serialize;
 use std::cmp::Reverse;
 use std::fmt::Write;
@@ -119,7 +119,7 @@ struct FoundColor {
 
 impl Found {
     /// Counts what was found.
-    pub(super) fn of(translation: &Translation) -> Self {
+    pub(super) fn of(translation: &TranslatedRecording) -> Self {
         let counts = Color::ALL.into_iter().zip(translation.found.iter().zip(&translation.missing));
         let colors: Vec<FoundColor> = counts
             .filter(|(_, (found, missing))| **found + **missing > 0)
@@ -135,9 +135,9 @@ impl Found {
         };
         Self {
             likeness: match translation.likeness {
-                Likeness::Snapshot => "same-snapshot",
-                Likeness::Kernel => "same-kernel",
-                Likeness::Other => "other-kernel",
+                Similarity::Snapshot => "same-snapshot",
+                Similarity::Kernel => "same-kernel",
+                Similarity::Other => "other-kernel",
             },
             found: translation.found.iter().sum(),
             missing: translation.missing.iter().sum(),

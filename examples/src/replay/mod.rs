@@ -1,7 +1,7 @@
 //! `kaleidoscope replay`: judges prefetch policies on what clones really touched.
 //!
-//! An image is colored once; then every trace is [replayed](runs) under every [policy](policies), beside blind prefetch of
-//! every size, with which all are [compared](ratios).
+//! An image is colored once; then every trace is [replayed](runs) under every [policy](policies),
+//! beside blind prefetch of every size, with which all are [compared](ratios).
 mod json;
 mod plot;
 pub(crate) mod policies;
@@ -15,7 +15,7 @@ use crate::failure::Failure;
 use crate::outfile::{Files, create_if};
 use crate::stdio::print;
 use kaleidoscope_core::manifest::ImageIdentity;
-use kaleidoscope_core::prefetch::Atlas;
+use kaleidoscope_core::prefetch::LocalityOrder;
 use kaleidoscope_core::replay::{CostModel, Replay};
 use policies::{BASELINE, FRONTIER, Guest, PolicyChoice};
 use ratios::Comparison;
@@ -24,11 +24,13 @@ use std::sync::Arc;
 
 /// Judge prefetch policies on traces of what clones touched.
 ///
-/// Colors a parent's memory image, and replays traces of its clones under every policy in simulated time: how often a
-/// clone has to ask and wait, and what it gets for nothing. Blind prefetch of all sizes is replayed beside the policies.
+/// Colors a parent's memory image, and replays traces of its clones under every policy in simulated
+/// time: how often a clone has to ask and wait, and what it gets for nothing. Blind prefetch of all
+/// sizes is replayed beside the policies.
 ///
-/// A trace is a CSV with a header line and columns t_us (microseconds since the clone was resumed) and gfn (hexadecimal);
-/// access_write (0 or 1), vcpu and event (only `touch` counts) are used where they are there.
+/// A trace is a CSV with a header line and columns t_us (microseconds since the clone was resumed)
+/// and gfn (hexadecimal); access_write (0 or 1), vcpu and event (only `touch` counts) are used
+/// where they are there.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = "\
 Policies:
@@ -70,10 +72,12 @@ pub(crate) struct Args {
     /// Policies to judge, separated by commas; all of them unless told otherwise
     #[arg(long = "policy", value_name = "NAME", value_delimiter = ',', num_args = 1..)]
     policies: Vec<PolicyChoice>,
-    /// What faults and pages cost: gbe, 25gbe, local, or fault=US,page=US[,zero=US,message=PAGES,stream=PAGES]
+    /// What faults and pages cost: gbe, 25gbe, local, or
+    /// fault=US,page=US[,zero=US,message=PAGES,stream=PAGES]
     ///
-    /// Microseconds from a fault to its page on an idle link; per page on the link; per fault answered with zeros (20). Most
-    /// pages of a message (16), and that the background may have on their way (64).
+    /// Microseconds from a fault to its page on an idle link; per page on the link; per fault
+    /// answered with zeros (20). Most pages of a message (16), and that the background may
+    /// have on their way (64).
     #[arg(long, value_name = "MODEL", default_value = "gbe")]
     cost: Cost,
     /// The traces' clocks run this many times as fast: for traces from a slow emulator
@@ -128,7 +132,7 @@ impl Args {
         let traces = traces::read(&self.traces, map.layout(), self.speed)?;
         let heading = crate::table::heading(&map);
         let identity = ImageIdentity::of(&image, &map).map_err(|e| Failure::at(&self.image, e))?;
-        let guest = Guest { atlas: Arc::new(Atlas::new(map)), identity };
+        let guest = Guest { locality: Arc::new(LocalityOrder::new(map)), identity };
 
         let chosen = self.chosen();
         let mut policies = chosen.clone();

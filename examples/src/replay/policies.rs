@@ -1,13 +1,14 @@
-//! Which policies there are, by name. To add one: a variant of [`PolicyChoice`], its name, and how it is built.
+//! Which policies there are, by name. To add one: a variant of [`PolicyChoice`], its name, and how
+//! it is built.
 
 use crate::failure::Failure;
 use kaleidoscope_core::addr::FrameIndex;
 use kaleidoscope_core::manifest::ImageIdentity;
 use kaleidoscope_core::prefetch::{
-    Atlas, Blind, Colored, Demand, Guide, Itinerary, Oracle, Paper, Predict, PrefetchPolicy,
-    Recorded, Settings, Shape, Streamed,
+    Blind, ColorGuide, Colored, Demand, LocalityOrder, Oracle, Paper, Predict, PrefetchPolicy,
+    Recorded, RecordedOrder, Settings, Shape, Streamed,
 };
-use kaleidoscope_core::recording::{Likeness, Recording, RecordingLimits};
+use kaleidoscope_core::recording::{Recording, RecordingLimits, Similarity};
 use kaleidoscope_core::replay::Trace;
 use std::fmt;
 use std::fs::File;
@@ -41,7 +42,8 @@ pub(crate) enum PolicyChoice {
     Predicted,
     /// Follows a recording as far as the clone does.
     Recorded(PathBuf),
-    /// Streams a recording's frames by number and fetches what is asked for: today's record-and-replay.
+    /// Streams a recording's frames by number and fetches what is asked for: today's
+    /// record-and-replay.
     RecordedFrames(PathBuf),
     /// Streams what a throwaway clone touched when it idled; then as `Region`.
     Idle(PathBuf),
@@ -101,8 +103,8 @@ impl PolicyChoice {
 
     /// Reads what the policy needs and prepares it for the guest, once for all traces.
     pub(crate) fn prepare(&self, guest: &Guest) -> Result<Prepared, Failure> {
-        let guide = |settings| Arc::new(Guide::new(Arc::clone(&guest.atlas), settings));
-        let shipped = || Settings::shipped_for(guest.atlas.map().kernel());
+        let guide = |settings| Arc::new(ColorGuide::new(Arc::clone(&guest.locality), settings));
+        let shipped = || Settings::shipped_for(guest.locality.map().kernel());
         Ok(match self {
             Self::Demand
             | Self::BlindNext(_)
@@ -115,27 +117,29 @@ impl PolicyChoice {
             Self::File(path) => Prepared::Colored(guide(read_settings(path)?)),
             Self::Recorded(path) => {
                 let translation =
-                    read_recording(path, guest)?.translate(&guest.atlas, Some(&guest.identity));
+                    read_recording(path, guest)?.translate(&guest.locality, Some(&guest.identity));
                 let predict = match translation.likeness {
-                    Likeness::Snapshot | Likeness::Kernel => Predict::Lost,
-                    Likeness::Other => Predict::Always,
+                    Similarity::Snapshot | Similarity::Kernel => Predict::Lost,
+                    Similarity::Other => Predict::Always,
                 };
                 let frames = translation.frames.iter().map(|t| (t.frame, t.confidence));
-                let itinerary = Arc::new(Itinerary::new(&guest.atlas, frames, LEAST_CONFIDENCE));
+                let recorded_order =
+                    Arc::new(RecordedOrder::new(&guest.locality, frames, LEAST_CONFIDENCE));
                 let guide = guide(shipped());
-                Prepared::Recorded { name: self.to_string(), guide, itinerary, predict }
+                Prepared::Recorded { name: self.to_string(), guide, recorded_order, predict }
             }
             Self::RecordedFrames(path) => {
                 let recording = read_recording(path, guest)?;
-                let found = recording.by_frame_number(&guest.atlas, Some(&guest.identity));
+                let found = recording.by_frame_number(&guest.locality, Some(&guest.identity));
                 let frames = found.frames.iter().map(|t| t.frame).collect();
                 Prepared::Set { name: self.to_string(), frames, guide: None }
             }
             Self::Idle(path) => {
                 let found =
-                    read_recording(path, guest)?.translate(&guest.atlas, Some(&guest.identity));
+                    read_recording(path, guest)?.translate(&guest.locality, Some(&guest.identity));
                 let frames = found.at_least(LEAST_CONFIDENCE).map(|t| t.frame).collect();
-                // What the signs expect and an idle clone does not touch is not worth streaming any more.
+                // What the signs expect and an idle clone does not touch is not worth streaming any
+                // more.
                 let guide = Some(guide(shipped().without_prediction(self.to_string())));
                 Prepared::Set { name: self.to_string(), frames, guide }
             }
@@ -158,7 +162,7 @@ pub(crate) fn for_a_clone(text: &str) -> Result<PolicyChoice, String> {
 /// The guest that policies are prepared for.
 #[derive(Debug)]
 pub(crate) struct Guest {
-    pub(crate) atlas: Arc<Atlas>,
+    pub(crate) locality: Arc<LocalityOrder>,
     /// Tells whether a recording is of this very snapshot.
     pub(crate) identity: ImageIdentity,
 }
@@ -167,20 +171,33 @@ pub(crate) struct Guest {
 #[derive(Clone, Debug)]
 pub(crate) enum Prepared {
     Plain(PolicyChoice),
-    Colored(Arc<Guide>),
-    Recorded { name: String, guide: Arc<Guide>, itinerary: Arc<Itinerary>, predict: Predict },
-    Set { name: String, frames: Arc<[FrameIndex]>, guide: Option<Arc<Guide>> },
+    Colored(Arc<ColorGuide>),
+    Recorded {
+        name: String,
+        guide: Arc<ColorGuide>,
+        recorded_order: Arc<RecordedOrder>,
+        predict: Predict,
+    },
+    Set {
+        name: String,
+        frames: Arc<[FrameIndex]>,
+        guide: Option<Arc<ColorGuide>>,
+    },
 }
 
 impl Prepared {
     /// A fresh policy for a clone; only the oracle looks at the trace.
-    pub(crate) fn build(&self, atlas: &Arc<Atlas>, trace: &Trace) -> Box<dyn PrefetchPolicy> {
+    pub(crate) fn build(
+        &self,
+        locality: &Arc<LocalityOrder>,
+        trace: &Trace,
+    ) -> Box<dyn PrefetchPolicy> {
         match self {
-            Self::Plain(choice) => choice.plain(atlas, trace),
+            Self::Plain(choice) => choice.plain(locality, trace),
             Self::Colored(guide) => Box::new(Colored::new(Arc::clone(guide))),
-            Self::Recorded { name, guide, itinerary, predict } => {
-                let (guide, itinerary) = (Arc::clone(guide), Arc::clone(itinerary));
-                Box::new(Recorded::new(name, guide, itinerary, *predict))
+            Self::Recorded { name, guide, recorded_order, predict } => {
+                let (guide, recorded_order) = (Arc::clone(guide), Arc::clone(recorded_order));
+                Box::new(Recorded::new(name, guide, recorded_order, *predict))
             }
             Self::Set { name, frames, guide: Some(guide) } => {
                 let then = Colored::new(Arc::clone(guide));
@@ -194,13 +211,14 @@ impl Prepared {
 }
 
 impl PolicyChoice {
-    /// A policy that needs no preparation; [`PolicyChoice::prepare`] sees to it that there are no others here.
-    fn plain(&self, atlas: &Arc<Atlas>, trace: &Trace) -> Box<dyn PrefetchPolicy> {
+    /// A policy that needs no preparation; [`PolicyChoice::prepare`] sees to it that there are no
+    /// others here.
+    fn plain(&self, locality: &Arc<LocalityOrder>, trace: &Trace) -> Box<dyn PrefetchPolicy> {
         match self {
             Self::BlindNext(size) => Box::new(Blind::next(*size)),
             Self::BlindAligned(size) => Box::new(Blind::aligned(*size)),
-            Self::Paper => Box::new(Paper::new(Arc::clone(atlas))),
-            Self::PaperPivot => Box::new(Paper::shaped(Arc::clone(atlas), Shape::Pivot)),
+            Self::Paper => Box::new(Paper::new(Arc::clone(locality))),
+            Self::PaperPivot => Box::new(Paper::shaped(Arc::clone(locality), Shape::Pivot)),
             Self::Oracle => Box::new(Oracle::new(trace.touches().iter().map(|touch| touch.frame))),
             Self::Demand
             | Self::Region
@@ -225,12 +243,12 @@ fn read_settings(path: &Path) -> Result<Settings, Failure> {
 fn read_recording(path: &Path, guest: &Guest) -> Result<Recording, Failure> {
     if path.extension().is_some_and(|e| e.eq_ignore_ascii_case("csv")) {
         let file = File::open(path).map_err(|e| Failure::at(path, e))?;
-        let trace = Trace::from_csv(file, guest.atlas.layout()).map_err(|e| {
+        let trace = Trace::from_csv(file, guest.locality.layout()).map_err(|e| {
             Failure::at(path, e).hint(
                 "a trace is of this guest; `kaleidoscope record make` makes what serves others too",
             )
         })?;
-        return Ok(Recording::from_trace(&trace, &guest.atlas, guest.identity));
+        return Ok(Recording::from_trace(&trace, &guest.locality, guest.identity));
     }
     Recording::read_file(path, &RecordingLimits::default()).map_err(|e| {
         Failure::at(path, e).hint("`kaleidoscope record make` makes recordings from traces")
@@ -320,13 +338,14 @@ mod tests {
 
     #[test]
     fn names_are_those_of_the_policies() {
-        let atlas = Arc::new(Atlas::new(test_map::small()));
+        let locality = Arc::new(LocalityOrder::new(test_map::small()));
         let identity =
-            ImageIdentity::of(&VecMemory::zeroed(atlas.layout().clone()), atlas.map()).unwrap();
-        let guest = Guest { atlas, identity };
+            ImageIdentity::of(&VecMemory::zeroed(locality.layout().clone()), locality.map())
+                .unwrap();
+        let guest = Guest { locality, identity };
         for choice in PolicyChoice::defaults().into_iter().chain(FRONTIER) {
             assert_eq!(choice.to_string().parse(), Ok(choice.clone()));
-            let policy = choice.prepare(&guest).unwrap().build(&guest.atlas, &Trace::default());
+            let policy = choice.prepare(&guest).unwrap().build(&guest.locality, &Trace::default());
             assert_eq!(policy.name(), choice.to_string());
         }
         let missing = PolicyChoice::Recorded("/nonexistent".into()).prepare(&guest).unwrap_err();

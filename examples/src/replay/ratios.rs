@@ -51,7 +51,8 @@ pub(super) struct Mean {
     pub(super) stall: f64,
     /// No trace had a fault.
     pub(super) never_faults: bool,
-    /// Nothing was wasted on any trace: the mean of the waste says only how much the baseline wasted.
+    /// Nothing was wasted on any trace: the mean of the waste says only how much the baseline
+    /// wasted.
     pub(super) wastes_nothing: bool,
     /// Mean share of needed frames that were there in time.
     pub(super) coverage: f64,
@@ -137,8 +138,9 @@ fn average(values: impl IntoIterator<Item = f64>) -> f64 {
     if count == 0.0 { 0.0 } else { sum / count }
 }
 
-/// The second figure of a falling line of points at a value of the first, interpolated on logarithms. Where the line passes
-/// the value more than once, the lowest counts. Beyond the ends, only a bound is known. `None` without points.
+/// The second figure of a falling line of points at a value of the first, interpolated on
+/// logarithms. Where the line passes the value more than once, the lowest counts. Beyond the ends,
+/// only a bound is known. `None` without points.
 fn along(points: &[(f64, f64)], value: f64) -> Option<Blind> {
     let segments = points.windows(2).filter_map(|pair| match pair {
         [(x0, y0), (x1, y1)] => {

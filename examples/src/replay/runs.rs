@@ -26,7 +26,7 @@ pub(super) fn run(
 ) -> Result<Vec<Results>, Failure> {
     let prepared: Vec<Prepared> =
         policies.iter().map(|policy| policy.prepare(guest)).collect::<Result<_, _>>()?;
-    let atlas = &guest.atlas;
+    let locality = &guest.locality;
     let pairs = prepared.iter().flat_map(|policy| traces.iter().map(move |trace| (policy, trace)));
     let pairs: Vec<_> = pairs.collect();
     let results: Vec<OnceLock<Metrics>> = pairs.iter().map(|_| OnceLock::new()).collect();
@@ -38,8 +38,8 @@ pub(super) fn run(
             let (Some((policy, trace)), Some(result)) = (pairs.get(at), results.get(at)) else {
                 return;
             };
-            let mut policy = policy.build(atlas, &trace.trace);
-            let metrics = replay(&trace.trace, atlas, policy.as_mut(), options);
+            let mut policy = policy.build(locality, &trace.trace);
+            let metrics = replay(&trace.trace, locality, policy.as_mut(), options);
             // Each place is given to one thread, once.
             let _ = result.set(metrics);
             bar.advance();

@@ -10,7 +10,8 @@ use comfy_table::CellAlignment::{Left, Right};
 use kaleidoscope_core::replay::Metrics;
 use std::fmt::Write;
 
-/// One block per trace, the means, and the frontier. `results` has the chosen policies and the baseline.
+/// One block per trace, the means, and the frontier. `results` has the chosen policies and the
+/// baseline.
 pub(super) fn render(
     traces: &[NamedTrace],
     results: &[Results],

@@ -34,7 +34,8 @@ pub(crate) fn read(
     paths.iter().zip(names(paths)).map(read).collect()
 }
 
-/// A name for every path: the file's stem; where several have it, the folder too; where they have that too, the path.
+/// A name for every path: the file's stem; where several have it, the folder too; where they have
+/// that too, the path.
 fn names(paths: &[PathBuf]) -> Vec<String> {
     let ways: [fn(&Path) -> String; 2] = [stem, with_folder];
     let name = |path: &PathBuf| {
@@ -50,7 +51,8 @@ fn stem(path: &Path) -> String {
     path.file_stem().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
 }
 
-/// `guest/traces/scan.csv` is `guest/scan`, `guest/scan.csv` too: a folder that is called `traces` says nothing.
+/// `guest/traces/scan.csv` is `guest/scan`, `guest/scan.csv` too: a folder that is called `traces`
+/// says nothing.
 fn with_folder(path: &Path) -> String {
     let folders = path.ancestors().skip(1).filter_map(Path::file_name);
     let folder = folders.map(|name| name.to_string_lossy()).find(|name| name != "traces");

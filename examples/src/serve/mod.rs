@@ -1,4 +1,4 @@
-//! `kaleidoscope serve`: a page server for a frozen image.
+//! `kaleidoscope serve`: a page server for a snapshot image.
 
 mod parent;
 mod report;
@@ -22,11 +22,12 @@ use std::sync::Arc;
 use std::time::Duration;
 use watched::{Tell, Watched};
 
-/// Serve a frozen image's pages to clones.
+/// Serve a snapshot image's pages to clones.
 ///
-/// Colors the image, and hands clones what they start from and every page that they ask for, over Unix sockets and TCP,
-/// until it is told to stop (Ctrl-C). The image must not change meanwhile: its file's size and time stamps are watched, and
-/// when they change, clients get errors instead of pages. With --verify all, each page is compared before it is sent.
+/// Colors the image, and hands clones what they start from and every page that they ask for, over
+/// Unix sockets and TCP, until it is told to stop (Ctrl-C). The image must not change meanwhile:
+/// its file's size and time stamps are watched, and when they change, clients get errors instead of
+/// pages. With --verify all, each page is compared before it is sent.
 ///
 /// TCP reaches no further than this host unless there are certificates on both sides.
 #[derive(Clone, Debug, clap::Args)]
@@ -54,7 +55,8 @@ pub(crate) struct Args {
     /// Serve without colors: a guest that is not Linux, for example
     #[arg(long, conflicts_with_all = ["manifest", "regs"])]
     no_colors: bool,
-    /// Where to listen: unix:PATH or tcp:HOST:PORT; may be given several times. Port 0 is any free one
+    /// Where to listen: unix:PATH or tcp:HOST:PORT; may be given several times. Port 0 is any free
+    /// one
     #[arg(long, value_name = "ADDRESS", required = true)]
     listen: Vec<ServerAddress>,
     /// Another server with the same image, for clones to go on with; may be given several times
@@ -66,17 +68,20 @@ pub(crate) struct Args {
     /// Have clones fetch free frames, too, whatever those hold
     #[arg(long)]
     fetch_free: bool,
-    /// What to compare with what it was when the server started. `all` reads the whole image first, notices each changed
-    /// byte, and lets clients check all that they pulled; in place of a manifest's fingerprints
+    /// What to compare with what it was when the server started. `all` reads the whole image
+    /// first, notices each changed byte, and lets clients check all that they pulled; in place
+    /// of a manifest's fingerprints
     #[arg(long, value_enum, value_name = "FRAMES", default_value_t = Verify::Sample)]
     verify: Verify,
     /// Keep what clones start from in a file
     #[arg(long, value_name = "FILE.kclone")]
     descriptor: Option<PathBuf>,
-    /// Another user whose processes may connect to Unix sockets, by number; may be given several times
+    /// Another user whose processes may connect to Unix sockets, by number; may be given several
+    /// times
     #[arg(long, value_name = "UID")]
     user: Vec<u32>,
-    /// DNS name of a client that may connect over TLS; may be given several times. All of the authority's unless given
+    /// DNS name of a client that may connect over TLS; may be given several times. All of the
+    /// authority's unless given
     #[arg(long, value_name = "NAME", requires = "cert")]
     allow: Vec<String>,
     #[command(flatten)]

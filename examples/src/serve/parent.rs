@@ -64,7 +64,8 @@ impl Parent {
         Ok(Self { memory: Arc::new(image), descriptor, trust, whole })
     }
 
-    /// Puts the servers into the descriptor: those that this one is known by elsewhere, and its replicas.
+    /// Puts the servers into the descriptor: those that this one is known by elsewhere, and its
+    /// replicas.
     pub(super) fn describe(
         &mut self,
         listening: &[ServerAddress],

@@ -24,7 +24,8 @@ impl Watched {
         Self { image, whole, tell, told: Once::new() }
     }
 
-    /// Fails if one of the whole frames that were read is not what it was. The server reads no parts of frames.
+    /// Fails if one of the whole frames that were read is not what it was. The server reads no
+    /// parts of frames.
     fn compare(&self, gpa: Gpa, buf: &[u8]) -> Result<(), MemoryError> {
         let Some(whole) = &self.whole else { return Ok(()) };
         let pages = buf.as_chunks::<FRAME_BYTES>().0;

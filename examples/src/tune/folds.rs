@@ -1,9 +1,10 @@
-//! Tuning on all guests and, to see what the numbers are worth elsewhere, on all but those of one kernel.
+//! Tuning on all guests and, to see what the numbers are worth elsewhere, on all but those of one
+//! kernel.
 
 use super::guests::Guest;
 use crate::progress::Bar;
 use kaleidoscope_core::prefetch::Settings;
-use kaleidoscope_core::tune::{Judge, Score, Subject, Tuner, touched, tune};
+use kaleidoscope_core::tune::{Judge, Score, TracedGuest, Tuner, touched, tune};
 use std::num::NonZero;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -17,11 +18,13 @@ pub(super) struct Tuned {
     pub(super) start: Score,
     /// On each guest: the settings, which were tuned on it too.
     pub(super) in_sample: Vec<Score>,
-    /// On each guest: settings that were tuned on the guests with other kernels. Empty unless cross-validated.
+    /// On each guest: settings that were tuned on the guests with other kernels. Empty unless
+    /// cross-validated.
     pub(super) held_out: Vec<Score>,
 }
 
-/// Tunes; the folds of the cross-validation on all cores. The result depends on the arguments alone.
+/// Tunes; the folds of the cross-validation on all cores. The result depends on the arguments
+/// alone.
 pub(super) fn run(
     guests: &[Guest],
     start: &Settings,
@@ -80,12 +83,12 @@ pub(super) fn run(
 fn learners<'a>(
     guests: &'a [Guest],
     held_out: Option<&'a str>,
-) -> impl Iterator<Item = &'a Subject> {
+) -> impl Iterator<Item = &'a TracedGuest> {
     let kept = guests.iter().filter(move |guest| Some(guest.kernel.as_str()) != held_out);
     kept.map(|guest| &guest.subject)
 }
 
-fn score<'a>(subjects: impl IntoIterator<Item = &'a Subject>, settings: &Settings) -> Score {
+fn score<'a>(subjects: impl IntoIterator<Item = &'a TracedGuest>, settings: &Settings) -> Score {
     Judge::new(subjects).score(settings)
 }
 

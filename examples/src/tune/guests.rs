@@ -4,8 +4,8 @@ use crate::analysis::{Knowledge, open_guest};
 use crate::failure::Failure;
 use crate::replay::traces;
 use crate::table::printable;
-use kaleidoscope_core::prefetch::Atlas;
-use kaleidoscope_core::tune::Subject;
+use kaleidoscope_core::prefetch::LocalityOrder;
+use kaleidoscope_core::tune::TracedGuest;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -16,7 +16,7 @@ pub(super) struct Guest {
     pub(super) name: String,
     /// Release of its kernel, fit to be printed.
     pub(super) kernel: String,
-    pub(super) subject: Subject,
+    pub(super) subject: TracedGuest,
 }
 
 impl Guest {
@@ -31,7 +31,7 @@ impl Guest {
             release => printable(release),
         };
         let traces = traces.into_iter().map(|named| named.trace).collect();
-        let subject = Subject { atlas: Arc::new(Atlas::new(map)), traces };
+        let subject = TracedGuest { locality: Arc::new(LocalityOrder::new(map)), traces };
         Ok(Self { name: printable(&folder.display().to_string()), kernel, subject })
     }
 

@@ -1,6 +1,7 @@
 //! `kaleidoscope tune`: makes a policy file from guests and traces of their clones.
 //!
-//! The tuner itself is the core's. Here [guests] are read, tuned on in parallel [folds], and the scores shown.
+//! The tuner itself is the core's. Here [guests] are read, tuned on in parallel [folds], and the
+//! scores shown.
 mod folds;
 mod guests;
 mod json;
@@ -20,11 +21,13 @@ const MAX_POLICY: u64 = 1 << 20;
 
 /// Find a prefetch policy's numbers on traces of what clones touched.
 ///
-/// Colors each guest, replays the traces of its clones under many policies, and writes the best as a policy file. The best has
-/// the lowest faults plus price times wasted pages, both relative to blind-aligned-16: the mean over all traces.
+/// Colors each guest, replays the traces of its clones under many policies, and writes the best as
+/// a policy file. The best has the lowest faults plus price times wasted pages, both relative to
+/// blind-aligned-16: the mean over all traces.
 ///
-/// Numbers look better on the guests they were tuned on than elsewhere. --cross-validate gives the honest figures: each
-/// guest is judged with numbers that were tuned without any guest of its kernel release.
+/// Numbers look better on the guests they were tuned on than elsewhere. --cross-validate gives the
+/// honest figures: each guest is judged with numbers that were tuned without any guest of its
+/// kernel release.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = "\
 A guest is a folder as `kaleidoscope lab` makes it: ram.bin, layout.txt and regs.txt (both may be missing), traces/*.csv.
@@ -44,7 +47,8 @@ pub(crate) struct Args {
     /// Folders of guests
     #[arg(value_name = "GUEST", required = true)]
     guests: Vec<PathBuf>,
-    /// What a wasted page costs relative to a fault, when both are measured relative to blind-aligned-16
+    /// What a wasted page costs relative to a fault, when both are measured relative to
+    /// blind-aligned-16
     #[arg(long, value_name = "P", default_value = "1", value_parser = price,
           allow_negative_numbers = true)]
     price: f64,
@@ -97,7 +101,8 @@ impl Args {
         let tuned = folds::run(&guests, &start, &tuner, self.cross_validate);
         let text =
             table::comment(&guests, self.knowledge, &tuned, &tuner) + &tuned.settings.to_text();
-        // Names of slab caches are the guests': whatever they hold, the file must say what was tuned.
+        // Names of slab caches are the guests': whatever they hold, the file must say what was
+        // tuned.
         if Settings::parse(&text).as_ref() != Ok(&tuned.settings) {
             return Err(Failure::new("these settings do not fit in a policy file"));
         }
@@ -123,12 +128,13 @@ impl Args {
     }
 }
 
-/// Where tuning starts unless told otherwise: from nothing that was learned, so that a cross-validation is one.
+/// Where tuning starts unless told otherwise: from nothing that was learned, so that a
+/// cross-validation is one.
 fn start() -> Settings {
     let mut settings = Settings { zero_ahead: 256, ..Settings::bare("tuned") };
     for class in Class::all() {
-        // What matters of the kernel image is known by its symbols; from blocks of 8 for all of it the descent does not
-        // find that out.
+        // What matters of the kernel image is known by its symbols; from blocks of 8 for all of it
+        // the descent does not find that out.
         let is_image = ["kernel-text", "kernel-rodata", "kernel-data"].contains(&class.name());
         let (cold, hot) = if is_image { (4, 64) } else { (8, 8) };
         if let Some(window) = settings.windows.get_mut(class.index()) {

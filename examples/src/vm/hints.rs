@@ -29,13 +29,14 @@ pub(crate) fn of_kvm(error: &KvmError) -> Option<&'static str> {
     })
 }
 
-/// What to do where a guest's kernel does not get far, if this host's KVM has no hardware to run it.
+/// What to do where a guest's kernel does not get far, if this host's KVM has no hardware to run
+/// it.
 pub(crate) fn of_slow_host() -> Option<&'static str> {
     has_only_software(Path::new("/sys/module")).then_some(
         "this host's KVM works without hardware virtualization (neither kvm_intel nor kvm_amd is \
          loaded): it emulates kernels, slowly and not all of their instructions, and most kernels \
          do not boot. What works here: a kernel that was built for such a KVM, with a longer \
-         --patience; `kaleidoscope demo`, whose guest has no kernel; `kaleidoscope lab run`, under \
+         --timeout; `kaleidoscope demo`, whose guest has no kernel; `kaleidoscope lab run`, under \
          QEMU's emulation. Elsewhere: a host with VT-x or AMD-V, or nested virtualization",
     )
 }

@@ -1,6 +1,8 @@
-//! A virtio block device (virtio 1.2, sections 4.2 and 5.2): registers in memory, and requests that are done as they come.
+//! A virtio block device (virtio 1.2, sections 4.2 and 5.2): registers in memory, and requests that
+//! are done as they come.
 //!
-//! A request is done by the vCPU's thread before the guest goes on, so that a freeze finds none half done.
+//! A request is done by the vCPU's thread before the guest goes on, so that a freeze finds none
+//! half done.
 
 use super::disk::{Disk, SECTOR};
 use super::virtqueue::{Broken, Buffer, Chain, MOST, Memory, Queue};
@@ -83,7 +85,8 @@ impl BlockDevice {
     pub(super) fn read(&self, offset: u64, bytes: &mut [u8]) {
         let config = u64::from(mmio::VIRTIO_MMIO_CONFIG);
         if let Some(from) = offset.checked_sub(config) {
-            // The disk's size is all that there is to configure; what follows is of features that were not offered.
+            // The disk's size is all that there is to configure; what follows is of features that
+            // were not offered.
             let size = self.disk.sectors().to_le_bytes();
             let rest = size.iter().skip(usize::try_from(from).unwrap_or(usize::MAX));
             let given = rest.copied().chain(std::iter::repeat(0));
@@ -116,7 +119,8 @@ impl BlockDevice {
         }
     }
 
-    /// The guest writes at this distance from the first register; says whether it is to be interrupted.
+    /// The guest writes at this distance from the first register; says whether it is to be
+    /// interrupted.
     pub(super) fn write(&mut self, offset: u64, bytes: &[u8], memory: &dyn Memory) -> bool {
         let (Ok(bytes), Ok(offset)) = (<[u8; 4]>::try_from(bytes), u32::try_from(offset)) else {
             return false;
@@ -156,7 +160,8 @@ impl BlockDevice {
             self.registers = Registers::default();
             return;
         }
-        // A driver that wants what was not offered, or is older than the specification, is told by the bit that it does not find set.
+        // A driver that wants what was not offered, or is older than the specification, is told by
+        // the bit that it does not find set.
         let refuses = self.registers.driver_features != FEATURES;
         let value = if refuses { value & !VIRTIO_CONFIG_S_FEATURES_OK } else { value };
         self.registers.status = value | self.registers.status & VIRTIO_CONFIG_S_NEEDS_RESET;

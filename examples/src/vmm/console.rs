@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 /// How much of what a guest says is remembered.
 const MEMORY: usize = 1 << 20;
 
-/// The other end of a guest's serial line: remembers the end of what it says, and writes all of it into a file.
+/// The other end of a guest's serial line: remembers the end of what it says, and writes all of it
+/// into a file.
 #[derive(Debug, Default)]
 pub(crate) struct Console {
     said: Mutex<Said>,
@@ -33,21 +34,23 @@ impl Console {
         Self { said: Mutex::new(said) }
     }
 
-    /// Waits until the guest has said `text`; `false` when it did not in time, or `is_over` says that it never will.
+    /// Waits until the guest has said `text`; `false` when it did not in time, or `is_over` says
+    /// that it never will.
     pub(crate) fn wait_for(
         &self,
         text: &str,
-        patience: Duration,
+        timeout: Duration,
         is_over: &dyn Fn() -> bool,
     ) -> bool {
-        // A guest says its words byte by byte: who looked at each would look at all of them as often.
+        // A guest says its words byte by byte: who looked at each would look at all of them as
+        // often.
         const LOOK: Duration = Duration::from_millis(5);
         let start = Instant::now();
         loop {
             if contains(&self.said.lock().text, text.as_bytes()) {
                 return true;
             }
-            if start.elapsed() > patience || is_over() {
+            if start.elapsed() > timeout || is_over() {
                 return false;
             }
             std::thread::sleep(LOOK);

@@ -72,7 +72,7 @@ struct Storage {
     device: Mutex<BlockDevice>,
     interrupt: EventFd,
     /// What was on it at the last freeze.
-    frozen: Mutex<Option<Disk>>,
+    snapshot: Mutex<Option<Disk>>,
 }
 
 impl Storage {
@@ -83,7 +83,7 @@ impl Storage {
             interrupt.write(1)?;
         }
         let device = Mutex::new(BlockDevice::new(disk, registers));
-        Ok(Self { device, interrupt, frozen: Mutex::new(None) })
+        Ok(Self { device, interrupt, snapshot: Mutex::new(None) })
     }
 }
 
@@ -97,10 +97,12 @@ pub(crate) struct Platform {
     memory: OnceLock<DeviceMemory>,
 }
 
-/// Says that there is input: a bit of the register that names the interrupt (PC16550D data sheet, table 4).
+/// Says that there is input: a bit of the register that names the interrupt (PC16550D data sheet,
+/// table 4).
 const HAS_INPUT: u8 = 0x4;
 
-/// Registers of the serial line and of the disk. What waited to be read from the line is not among them: it was for the parent.
+/// Registers of the serial line and of the disk. What waited to be read from the line is not among
+/// them: it was for the parent.
 #[derive(Serialize, Deserialize)]
 struct Saved {
     storage: Option<Registers>,
@@ -148,7 +150,8 @@ impl Platform {
             ..SerialState::default()
         };
         let devices = Self::with(&state, console, storage)?;
-        // An interrupt that was on its way when the parent was frozen is nowhere in the state; a guest that has none to serve does not mind it.
+        // An interrupt that was on its way when the parent was snapshot is nowhere in the state; a
+        // guest that has none to serve does not mind it.
         devices.interrupt.write(1)?;
         Ok(devices)
     }
@@ -173,9 +176,10 @@ impl Platform {
         Ok(())
     }
 
-    /// Takes what was on the disk at the last freeze; `None` where there is no disk, or was no freeze.
+    /// Takes what was on the disk at the last freeze; `None` where there is no disk, or was no
+    /// freeze.
     pub(super) fn frozen_disk(&self) -> Option<Disk> {
-        self.storage.as_ref()?.frozen.lock().take()
+        self.storage.as_ref()?.snapshot.lock().take()
     }
 
     fn storage_at(&self, gpa: u64) -> Option<(&Storage, u64)> {
@@ -243,7 +247,7 @@ impl Devices for Platform {
         let state = self.port.lock().uart.state();
         let storage = self.storage.as_ref().map(|storage| {
             let device = storage.device.lock();
-            *storage.frozen.lock() = Some(device.disk.clone());
+            *storage.snapshot.lock() = Some(device.disk.clone());
             device.registers.clone()
         });
         let saved = Saved {
@@ -298,11 +302,11 @@ mod tests {
             platform.memory_read(0, block::REGISTERS.start, &mut bytes);
             bytes
         };
-        assert!(parent.frozen_disk().is_none(), "it was not frozen");
+        assert!(parent.frozen_disk().is_none(), "it was not snapshot");
         let saved = parent.save();
-        let frozen = parent.frozen_disk();
-        assert!(frozen.is_some());
-        let clone = Platform::restored(&saved, frozen, Arc::default()).unwrap();
+        let snapshot = parent.frozen_disk();
+        assert!(snapshot.is_some());
+        let clone = Platform::restored(&saved, snapshot, Arc::default()).unwrap();
         assert_eq!((&magic(&parent), &magic(&clone)), (b"virt", b"virt"));
         assert!(Platform::restored(&saved, None, Arc::default()).is_err());
 

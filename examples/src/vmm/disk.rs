@@ -14,9 +14,11 @@ pub(super) const SECTOR: u64 = 512;
 /// Bytes that are kept together where a guest writes.
 const BLOCK: usize = 4096;
 
-/// A disk. Its clone has what it has, and goes its own way: blocks are shared until either writes to them.
+/// A disk. Its clone has what it has, and goes its own way: blocks are shared until either writes
+/// to them.
 ///
-/// What a guest writes is in memory, as large as what it wrote at most, and is gone with the last of those that have it. Nobody else may change the file.
+/// What a guest writes is in memory, as large as what it wrote at most, and is gone with the last
+/// of those that have it. Nobody else may change the file.
 #[derive(Clone, Debug)]
 pub(crate) struct Disk {
     file: Arc<File>,
@@ -77,7 +79,8 @@ impl Disk {
                 self.file.read_exact_at(&mut before[..len], start)?;
                 Arc::make_mut(&mut self.written).insert(block, Arc::new(before));
             }
-            // The first write after a clone was made copies the table; a shared block is copied when it is written to.
+            // The first write after a clone was made copies the table; a shared block is copied
+            // when it is written to.
             if let Some(kept) = Arc::make_mut(&mut self.written).get_mut(&block) {
                 Arc::make_mut(kept)[within..within + part.len()].copy_from_slice(part);
             }

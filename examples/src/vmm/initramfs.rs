@@ -7,7 +7,8 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// An archive with a program as `/init`, the shared libraries that it needs, and folders to mount on.
+/// An archive with a program as `/init`, the shared libraries that it needs, and folders to mount
+/// on.
 pub(crate) fn with_program(program: &Path) -> Outcome<Vec<u8>> {
     let mut cpio = CpioWriter::new(Vec::new());
     for folder in ["dev", "proc", "sys", "tmp", "run"] {
@@ -47,7 +48,8 @@ fn read(path: &Path) -> Outcome<Vec<u8>> {
     std::fs::read(path).map_err(|error| format!("{}: {error}", path.display()).into())
 }
 
-/// The shared libraries of a program with their paths, its loader among them: none for a static one.
+/// The shared libraries of a program with their paths, its loader among them: none for a static
+/// one.
 fn libraries(program: &Path) -> Outcome<Vec<PathBuf>> {
     let output = child::output(Command::new("ldd").arg(program).env("LC_ALL", "C"))?;
     // It fails for programs that need none.

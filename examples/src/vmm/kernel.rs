@@ -183,7 +183,8 @@ mod tests {
         assert!(pages[&WORDS_AT].starts_with(b"console=ttyS0 quiet\0"));
         assert!(pages[&0x7f_f000].starts_with(b"an archive"), "at the end of memory");
         let parameters = &pages[&PARAMETERS_AT];
-        // Offsets of the boot protocol: where and how large the archive is, and how many ranges of memory there are.
+        // Offsets of the boot protocol: where and how large the archive is, and how many ranges of
+        // memory there are.
         let word = |at: usize| u32::from_le_bytes(parameters[at..at + 4].try_into().unwrap());
         assert_eq!((word(0x218), word(0x21c), parameters[0x1e8]), (0x7f_f000, 10, 2));
     }

@@ -1,4 +1,5 @@
-//! A small VMM for Linux guests: one vCPU, RAM, a kernel and its initramfs, a serial console, a disk. It shows how a VMM uses the library.
+//! A small VMM for Linux guests: one vCPU, RAM, a kernel and its initramfs, a serial console, a
+//! disk. It shows how a VMM uses the library.
 //!
 //! ```text
 //!  kernel.rs, initramfs.rs, platform.rs ─► RAM and registers ─► Machine ◄─ devices.rs ◄─► console.rs
@@ -23,9 +24,9 @@ pub(crate) use disk::Disk;
 pub(crate) use initramfs::with_program;
 
 use crate::vm::Outcome;
-use kaleidoscope_kvm::lazy::Lazy;
-use kaleidoscope_kvm::machine::{Frozen, Host, Machine};
+use kaleidoscope_kvm::machine::{Host, Machine, Snapshot};
 use kaleidoscope_kvm::memory::{PageSize, Ram};
+use kaleidoscope_kvm::uffd::OnDemand;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -42,8 +43,8 @@ pub(crate) struct Software<'a> {
 }
 
 /// What clones of a guest are made of.
-pub(crate) struct FrozenLinux {
-    pub(crate) machine: Frozen,
+pub(crate) struct LinuxSnapshot {
+    pub(crate) machine: Snapshot,
     /// What was on its disk.
     disk: Option<Disk>,
 }
@@ -74,31 +75,31 @@ impl Linux {
     }
 
     /// Freezes the guest, which goes on, and its disk.
-    pub(crate) fn freeze(&mut self) -> Outcome<FrozenLinux> {
+    pub(crate) fn freeze(&mut self) -> Outcome<LinuxSnapshot> {
         let machine = self.machine.freeze()?;
-        Ok(FrozenLinux { machine, disk: self.devices.frozen_disk() })
+        Ok(LinuxSnapshot { machine, disk: self.devices.frozen_disk() })
     }
 
     /// A clone of a guest, which shares the parent's memory.
     pub(crate) fn local(
         host: &Arc<Host>,
-        frozen: &FrozenLinux,
+        snapshot: &LinuxSnapshot,
         console: Arc<Console>,
     ) -> Outcome<Self> {
-        let devices = frozen.devices(console)?;
-        let machine = Machine::clone_of(host, &frozen.machine, Arc::clone(&devices) as _)?;
+        let devices = snapshot.devices(console)?;
+        let machine = Machine::clone_of(host, &snapshot.machine, Arc::clone(&devices) as _)?;
         Self::connected(machine, devices)
     }
 
     /// A clone of a guest whose pages come one by one.
-    pub(crate) fn lazy(
+    pub(crate) fn on_demand(
         host: &Arc<Host>,
-        frozen: &FrozenLinux,
-        lazy: Lazy,
+        snapshot: &LinuxSnapshot,
+        on_demand: OnDemand,
         console: Arc<Console>,
     ) -> Outcome<Self> {
-        let (devices, state) = (frozen.devices(console)?, &frozen.machine.state);
-        let machine = Machine::lazy_clone(host, state, lazy, Arc::clone(&devices) as _)?;
+        let (devices, state) = (snapshot.devices(console)?, &snapshot.machine.state);
+        let machine = Machine::on_demand_clone(host, state, on_demand, Arc::clone(&devices) as _)?;
         Self::connected(machine, devices)
     }
 
@@ -108,7 +109,7 @@ impl Linux {
     }
 }
 
-impl FrozenLinux {
+impl LinuxSnapshot {
     /// Devices for a clone.
     fn devices(&self, console: Arc<Console>) -> Outcome<Arc<Platform>> {
         let saved = self.machine.state.devices();

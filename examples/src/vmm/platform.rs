@@ -1,6 +1,7 @@
 //! What a PC looks like when its kernel starts: where RAM is, and what the registers say.
 //!
-//! The kernel is entered in 64-bit mode, as its boot protocol wants it (Linux `Documentation/arch/x86/boot.rst`, "64-bit Boot Protocol").
+//! The kernel is entered in 64-bit mode, as its boot protocol wants it (Linux
+//! `Documentation/arch/x86/boot.rst`, "64-bit Boot Protocol").
 
 use super::kernel::Boot;
 use crate::vm::Outcome;
@@ -13,7 +14,8 @@ use std::ops::Range;
 /// Where a PC has no RAM: adapters' memory and firmware.
 pub(super) const ADAPTERS: Range<u64> = 0xa_0000..0x10_0000;
 
-/// Where RAM ends below 4 GiB, for interrupt controllers and the like. What there is more begins at 4 GiB.
+/// Where RAM ends below 4 GiB, for interrupt controllers and the like. What there is more begins at
+/// 4 GiB.
 const HOLE: u64 = 0xc000_0000;
 
 /// Segments: none, none, kernel code and data, as the boot protocol has them (`__BOOT_CS` is 0x10).

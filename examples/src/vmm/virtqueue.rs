@@ -1,7 +1,9 @@
-//! A virtqueue: rings in the guest's memory, through which it hands buffers to a device (virtio 1.2, section 2.7, split virtqueues).
+//! A virtqueue: rings in the guest's memory, through which it hands buffers to a device (virtio
+//! 1.2, section 2.7, split virtqueues).
 //!
-//! The guest's memory is read and written through the kernel and not by pointers, as other virtqueues do it: where a lazy clone's page ceases to
-//! come that is an error, and not a signal. All that is read is bounded: a guest that lies gets a device that wants to be reset.
+//! The guest's memory is read and written through the kernel and not by pointers, as other
+//! virtqueues do it: where a on_demand clone's page ceases to come that is an error, and not a
+//! signal. All that is read is bounded: a guest that lies gets a device that wants to be reset.
 
 use kaleidoscope_core::addr::Gpa;
 use kaleidoscope_kvm::machine::DeviceMemory;

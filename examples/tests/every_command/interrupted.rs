@@ -232,7 +232,7 @@ fn a_server_whose_messages_nobody_reads_serves_on() {
         let address = format!("unix:{}", run.output("s.sock").display());
         let pull = |uid: Option<u32>| {
             let mut client = Command::new(&program);
-            client.args(["pull", &address, "-o", "/dev/null", "--patience", "20"]);
+            client.args(["pull", &address, "-o", "/dev/null", "--timeout", "20"]);
             client.env("TMPDIR", "/tmp").stdin(Stdio::null());
             if let Some(uid) = uid {
                 client.uid(uid).gid(uid);

@@ -1,6 +1,7 @@
-//! Runs every command that there is where things go wrong: standard output and error that are closed
-//! or full, full disks, signals at random instants, outputs that are inputs, images of 64 GiB of
-//! nothing, no permission. No command may panic, leave anything behind, or end with a wrong exit code.
+//! Runs every command that there is where things go wrong: standard output and error that are
+//! closed or full, full disks, signals at random instants, outputs that are inputs, images of 64
+//! GiB of nothing, no permission. No command may panic, leave anything behind, or end with a wrong
+//! exit code.
 
 #![expect(clippy::unwrap_used, clippy::panic, clippy::print_stdout, reason = "tests")]
 

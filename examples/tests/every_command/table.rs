@@ -1,7 +1,7 @@
 //! What each command is run with.
 
-/// A command and how to run it. `{w}` stands for the folder of what is there to read, `{o}` for an empty
-/// folder for outputs.
+/// A command and how to run it. `{w}` stands for the folder of what is there to read, `{o}` for an
+/// empty folder for outputs.
 #[derive(Clone, Copy)]
 pub(crate) struct Entry {
     pub(crate) words: &'static str,

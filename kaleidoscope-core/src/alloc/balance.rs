@@ -9,7 +9,8 @@ const USED_BITS: u32 = 36;
 /// The bits that count used frames.
 const USED_MASK: u64 = (1 << USED_BITS) - 1;
 
-/// From this many frames on, four times as many as a clone can have, no more are counted: only a wrong caller takes them.
+/// From this many frames on, four times as many as a clone can have, no more are counted: only a
+/// wrong caller takes them.
 pub(super) const MAX_USED: u64 = 1 << 34;
 
 // Threads that take at once may pass it by 2^32 frames each.
@@ -65,7 +66,8 @@ impl SharedBalance {
         Balance::unpack(self.0.load(Ordering::Acquire))
     }
 
-    /// Replaces the balance by what `change` makes of it, unless that is `None`. Returns what it was and is.
+    /// Replaces the balance by what `change` makes of it, unless that is `None`. Returns what it
+    /// was and is.
     pub(super) fn change(
         &self,
         mut change: impl FnMut(Balance) -> Option<Balance>,

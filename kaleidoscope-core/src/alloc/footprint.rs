@@ -26,7 +26,8 @@ impl ByColor {
     }
 }
 
-/// How many frames of each color a clone's memory holds now. Counted by many threads at once, each with one atomic operation.
+/// How many frames of each color a clone's memory holds now. Counted by many threads at once, each
+/// with one atomic operation.
 #[derive(Debug, Default)]
 pub struct Footprint([AtomicU32; Color::ALL.len()]);
 

@@ -14,8 +14,9 @@ pub struct FootprintSample {
 
 /// Footprints over time: a bounded number of samples, whatever the time.
 ///
-/// Starts with a fine resolution; when it is full, every second sample goes and the resolution is half as fine. So the samples
-/// always cover all of the time, about evenly, and there are between half as many as fit and as many.
+/// Starts with a fine resolution; when it is full, every second sample goes and the resolution is
+/// half as fine. So the samples always cover all of the time, about evenly, and there are between
+/// half as many as fit and as many.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct FootprintHistory {
     samples: Vec<FootprintSample>,
@@ -26,7 +27,8 @@ pub struct FootprintHistory {
 }
 
 impl FootprintHistory {
-    /// An empty history of up to `capacity` samples (at least 2), at first no closer than `interval`.
+    /// An empty history of up to `capacity` samples (at least 2), at first no closer than
+    /// `interval`.
     #[must_use]
     pub fn new(capacity: usize, interval: Duration) -> Self {
         // Doubling zero never thins out.

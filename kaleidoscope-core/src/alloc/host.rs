@@ -1,9 +1,9 @@
 //! One host's memory for clones.
 
+use super::account::Account;
 use super::deliveries::Deliveries;
 use super::pressure::{Marks, Pressure};
-use super::purse::Purse;
-use super::{CHUNK_FRAMES, CloneLimits, Grant, HostLimits};
+use super::{CHUNK_FRAMES, CloneLimits, HostLimits, Reservation};
 use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -29,7 +29,7 @@ pub struct Refused {
 /// A host's accounts at an instant. All amounts are in frames.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct HostStatistics {
-    /// Clones that hold a grant.
+    /// Clones that hold a reservation.
     pub clones: usize,
     /// Clones that were refused so far.
     pub refused: u64,
@@ -45,7 +45,7 @@ pub struct HostStatistics {
     pub pressure: Pressure,
 }
 
-/// One host's memory for clones: gives chunks to grants and says how scarce it is.
+/// One host's memory for clones: gives chunks to reservations and says how scarce it is.
 #[derive(Debug)]
 pub struct Host {
     limits: HostLimits,
@@ -62,7 +62,7 @@ struct State {
     granted: u64,
     peak: u64,
     level: Pressure,
-    purses: HashMap<u64, Arc<Purse>>,
+    accounts: HashMap<u64, Arc<Account>>,
     next_serial: u64,
     refused: u64,
 }
@@ -88,7 +88,7 @@ impl Host {
     ///
     /// # Errors
     /// [`Refused`] under the highest pressure.
-    pub fn admit(self: &Arc<Self>, limits: CloneLimits) -> Result<Grant, Refused> {
+    pub fn admit(self: &Arc<Self>, limits: CloneLimits) -> Result<Reservation, Refused> {
         let mut state = self.state.lock();
         if state.level >= Pressure::RefuseClones {
             state.refused = state.refused.saturating_add(1);
@@ -96,16 +96,16 @@ impl Host {
                 granted: state.granted,
                 frames: self.limits.frames,
                 refused_from: self.limits.refuse_clones_at,
-                clones: state.purses.len(),
+                clones: state.accounts.len(),
             });
         }
         let serial = state.next_serial;
         state.next_serial = serial.wrapping_add(1);
-        let purse = Arc::new(Purse::new(serial, limits));
-        state.purses.insert(serial, Arc::clone(&purse));
+        let account = Arc::new(Account::new(serial, limits));
+        state.accounts.insert(serial, Arc::clone(&account));
         drop(state);
-        purse.refresh(|| self.pressure());
-        Ok(Grant::new(Arc::clone(self), purse))
+        account.refresh(|| self.pressure());
+        Ok(Reservation::new(Arc::clone(self), account))
     }
 
     /// The limits.
@@ -143,7 +143,7 @@ impl Host {
     pub fn statistics(&self) -> HostStatistics {
         let state = self.state.lock();
         HostStatistics {
-            clones: state.purses.len(),
+            clones: state.accounts.len(),
             refused: state.refused,
             granted: state.granted,
             used: state.used(),
@@ -184,16 +184,16 @@ impl Host {
     }
 
     /// A clone ends; takes back what it held.
-    pub(super) fn close(&self, purse: &Purse) {
+    pub(super) fn close(&self, account: &Account) {
         let mut closed = None;
         let changed = self.book(|state| {
             let mut frames = 0;
-            purse.balance.change(|balance| {
+            account.balance.change(|balance| {
                 frames = balance.granted();
                 Some(super::balance::Balance { chunks: 0, used: 0 })
             });
             state.granted = state.granted.saturating_sub(frames);
-            closed = state.purses.remove(&purse.serial);
+            closed = state.accounts.remove(&account.serial);
         });
         drop(closed);
         self.settle_if(changed);
@@ -211,18 +211,18 @@ impl Host {
         state.level != before
     }
 
-    /// The host's level is another one: gives every clone its new level, takes spare chunks back when they are wanted, and tells
-    /// the clones. Call it without a lock.
+    /// The host's level is another one: gives every clone its new level, takes spare chunks back
+    /// when they are wanted, and tells the clones. Call it without a lock.
     fn settle_if(&self, changed: bool) {
         let mut is_settled = !changed;
         while !is_settled {
-            let purses: Vec<_> = self.state.lock().purses.values().cloned().collect();
-            for purse in &purses {
-                self.refresh(purse);
+            let accounts: Vec<_> = self.state.lock().accounts.values().cloned().collect();
+            for account in &accounts {
+                self.refresh(account);
             }
             let mut surplus = 0;
             if self.pressure() >= Pressure::Reclaim {
-                surplus = purses.iter().map(|purse| purse.take_surplus(0)).sum();
+                surplus = accounts.iter().map(|account| account.take_surplus(0)).sum();
             }
             let give = |state: &mut State| state.granted = state.granted.saturating_sub(surplus);
             is_settled = surplus == 0 || !self.book(give);
@@ -231,15 +231,15 @@ impl Host {
     }
 
     /// Computes a clone's level anew, and notes that it is to be told.
-    pub(super) fn refresh(&self, purse: &Arc<Purse>) {
-        if purse.refresh(|| self.pressure()) {
-            self.deliveries.push(purse);
+    pub(super) fn refresh(&self, account: &Arc<Account>) {
+        if account.refresh(|| self.pressure()) {
+            self.deliveries.push(account);
         }
     }
 }
 
 impl State {
     fn used(&self) -> u64 {
-        self.purses.values().map(|purse| purse.balance.get().used).sum()
+        self.accounts.values().map(|account| account.balance.get().used).sum()
     }
 }

@@ -13,15 +13,16 @@ pub struct HostLimits {
     pub reserve: u64,
     /// From this many granted frames on, clones prefetch less.
     pub shrink_prefetch_at: u64,
-    /// From this many on, clones prefetch nothing and take back what was prefetched and not touched.
+    /// From this many on, clones prefetch nothing and take back what was prefetched and not
+    /// touched.
     pub reclaim_at: u64,
     /// From this many on, new clones are refused.
     pub refuse_clones_at: u64,
 }
 
 impl HostLimits {
-    /// Limits for this many frames: a 16th kept for faults; prefetch shrinks at three quarters, clones reclaim at seven eighths
-    /// and are refused at fifteen sixteenths.
+    /// Limits for this many frames: a 16th kept for faults; prefetch shrinks at three quarters,
+    /// clones reclaim at seven eighths and are refused at fifteen sixteenths.
     #[must_use]
     pub fn for_frames(frames: u64) -> Self {
         Self {
@@ -57,12 +58,14 @@ pub struct CloneLimits {
     pub frames: u64,
     /// From this many frames in use on, the clone prefetches less.
     pub shrink_prefetch_at: u64,
-    /// From this many on, it prefetches nothing and takes back what was prefetched and not touched.
+    /// From this many on, it prefetches nothing and takes back what was prefetched and not
+    /// touched.
     pub reclaim_at: u64,
 }
 
 impl CloneLimits {
-    /// Limits for a clone with this many frames: prefetch shrinks at three quarters, and it reclaims at fifteen sixteenths.
+    /// Limits for a clone with this many frames: prefetch shrinks at three quarters, and it
+    /// reclaims at fifteen sixteenths.
     #[must_use]
     pub fn for_frames(frames: u64) -> Self {
         Self { frames, shrink_prefetch_at: frames - frames / 4, reclaim_at: frames - frames / 16 }

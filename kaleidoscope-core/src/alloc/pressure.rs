@@ -41,8 +41,8 @@ impl fmt::Display for Pressure {
 
 /// From which amount on each level holds.
 ///
-/// A level falls later than it rises, once the amount is a 32nd below its mark: else one frame more and one less would tell
-/// every clone each time.
+/// A level falls later than it rises, once the amount is a 32nd below its mark: else one frame more
+/// and one less would tell every clone each time.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Marks([(Pressure, u64); 3]);
 
@@ -64,7 +64,8 @@ impl Marks {
         highest.unwrap_or_default()
     }
 
-    /// Whether a mark, of rise or fall, lies between two amounts: if none does, the level is the same.
+    /// Whether a mark, of rise or fall, lies between two amounts: if none does, the level is the
+    /// same.
     pub(super) fn is_between(&self, a: u64, b: u64) -> bool {
         let between = |mark: u64| (a < mark) != (b < mark);
         self.0.iter().any(|(_, mark)| between(*mark) || between(fall(*mark)))

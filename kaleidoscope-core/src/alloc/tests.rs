@@ -9,10 +9,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// What callbacks were told, in order.
 type Told = Arc<Mutex<Vec<Pressure>>>;
 
-fn listen(grant: &Grant) -> Told {
+fn listen(reservation: &Reservation) -> Told {
     let told = Told::default();
     let to = Arc::clone(&told);
-    grant.on_pressure(Box::new(move |level| to.lock().push(level)));
+    reservation.on_pressure(Box::new(move |level| to.lock().push(level)));
     told
 }
 
@@ -31,19 +31,19 @@ fn fits(level: Pressure, amount: u64, marks: [u64; 3]) -> bool {
 #[test]
 fn chunks_are_drawn_and_returned() {
     let host = host(1 << 20);
-    let grant = host.admit(CloneLimits::unlimited()).unwrap();
-    assert_eq!((grant.granted(), host.granted()), (0, 0));
-    grant.take_for_fault(1);
-    assert_eq!((grant.used(), grant.granted(), host.granted()), (1, 512, 512));
-    assert_eq!(grant.take_for_prefetch(511), 511);
+    let reservation = host.admit(CloneLimits::unlimited()).unwrap();
+    assert_eq!((reservation.granted(), host.granted()), (0, 0));
+    reservation.take_for_fault(1);
+    assert_eq!((reservation.used(), reservation.granted(), host.granted()), (1, 512, 512));
+    assert_eq!(reservation.take_for_prefetch(511), 511);
     assert_eq!(host.granted(), 512);
-    assert_eq!(grant.take_for_prefetch(513), 513);
-    assert_eq!((grant.used(), grant.granted()), (1025, 1536));
-    grant.give_back(600);
-    assert_eq!(grant.granted(), 1024, "one spare chunk is kept, the other goes back");
-    grant.give_back(u32::MAX);
-    assert_eq!((grant.used(), grant.granted(), host.granted()), (0, 512, 512));
-    drop(grant);
+    assert_eq!(reservation.take_for_prefetch(513), 513);
+    assert_eq!((reservation.used(), reservation.granted()), (1025, 1536));
+    reservation.give_back(600);
+    assert_eq!(reservation.granted(), 1024, "one spare chunk is kept, the other goes back");
+    reservation.give_back(u32::MAX);
+    assert_eq!((reservation.used(), reservation.granted(), host.granted()), (0, 512, 512));
+    drop(reservation);
     let end = HostStatistics { peak: 1536, ..HostStatistics::default() };
     assert_eq!(host.statistics(), end);
 }
@@ -51,20 +51,20 @@ fn chunks_are_drawn_and_returned() {
 #[test]
 fn pressure_rises_in_steps_and_faults_go_on() {
     let host = host(64 * 512);
-    let grant = host.admit(CloneLimits::unlimited()).unwrap();
+    let reservation = host.admit(CloneLimits::unlimited()).unwrap();
     let other = host.admit(CloneLimits::unlimited()).unwrap();
-    let (told, told_other) = (listen(&grant), listen(&other));
+    let (told, told_other) = (listen(&reservation), listen(&other));
     // Prefetch gets to the first mark in one go, and no further than what the clone holds then.
-    assert_eq!(grant.take_for_prefetch(48 * 512 - 10), 48 * 512 - 10);
+    assert_eq!(reservation.take_for_prefetch(48 * 512 - 10), 48 * 512 - 10);
     assert_eq!(
         (host.pressure(), other.pressure()),
         (Pressure::ShrinkPrefetch, Pressure::ShrinkPrefetch)
     );
-    assert_eq!(grant.take_for_prefetch(100), 10, "what its last chunk holds");
+    assert_eq!(reservation.take_for_prefetch(100), 10, "what its last chunk holds");
     assert_eq!(other.take_for_prefetch(100), 0, "it holds nothing");
     // Faults go on: to reclaim, to refusal, and beyond the limit.
     other.take_for_fault(8 * 512);
-    assert_eq!(grant.pressure(), Pressure::Reclaim);
+    assert_eq!(reservation.pressure(), Pressure::Reclaim);
     assert!(host.admit(CloneLimits::unlimited()).is_ok());
     other.take_for_fault(4 * 512);
     let refused = host.admit(CloneLimits::unlimited()).unwrap_err();
@@ -76,41 +76,45 @@ fn pressure_rises_in_steps_and_faults_go_on() {
     assert_eq!(host.statistics().refused, 1);
     drop(other);
     assert_eq!(host.pressure(), Pressure::ShrinkPrefetch, "48 chunks are at the first mark still");
-    grant.give_back(48 * 512);
+    reservation.give_back(48 * 512);
     assert_eq!(host.pressure(), Pressure::None);
     use Pressure::{None, Reclaim, RefuseClones, ShrinkPrefetch};
     assert_eq!(*told.lock(), [ShrinkPrefetch, Reclaim, RefuseClones, ShrinkPrefetch, None]);
-    assert_eq!(*told_other.lock(), [ShrinkPrefetch, Reclaim, RefuseClones], "gone with its grant");
+    assert_eq!(
+        *told_other.lock(),
+        [ShrinkPrefetch, Reclaim, RefuseClones],
+        "gone with its reservation"
+    );
 }
 
 #[test]
 fn the_reserve_is_left_to_faults() {
     let limits = HostLimits { reserve: 2 * 512, ..HostLimits::unlimited() };
     let host = Host::new(HostLimits { frames: 10 * 512, ..limits });
-    let grant = host.admit(CloneLimits::unlimited()).unwrap();
-    assert_eq!(grant.take_for_prefetch(u32::MAX), 8 * 512);
-    assert_eq!(grant.take_for_prefetch(1), 0);
-    grant.take_for_fault(2 * 512);
+    let reservation = host.admit(CloneLimits::unlimited()).unwrap();
+    assert_eq!(reservation.take_for_prefetch(u32::MAX), 8 * 512);
+    assert_eq!(reservation.take_for_prefetch(1), 0);
+    reservation.take_for_fault(2 * 512);
     assert_eq!((host.granted(), host.overdraft()), (10 * 512, 0));
 }
 
 #[test]
 fn a_clone_has_limits_of_its_own() {
     let host = host(1 << 20);
-    let grant = host.admit(CloneLimits::for_frames(1600)).unwrap();
-    let told = listen(&grant);
+    let reservation = host.admit(CloneLimits::for_frames(1600)).unwrap();
+    let told = listen(&reservation);
     let other = host.admit(CloneLimits::unlimited()).unwrap();
-    assert_eq!(grant.take_for_prefetch(1199), 1199);
-    assert_eq!(grant.pressure(), Pressure::None);
-    assert_eq!(grant.take_for_prefetch(1), 1);
-    assert_eq!(grant.pressure(), Pressure::ShrinkPrefetch);
-    assert_eq!(grant.take_for_prefetch(1000), 336, "what three chunks hold");
-    assert_eq!(grant.take_for_prefetch(1000), 0);
-    assert_eq!(grant.pressure(), Pressure::Reclaim);
-    grant.take_for_fault(100);
-    assert_eq!((grant.overdraft(), other.pressure()), (36, Pressure::None));
-    grant.give_back(1636);
-    assert_eq!(grant.pressure(), Pressure::None);
+    assert_eq!(reservation.take_for_prefetch(1199), 1199);
+    assert_eq!(reservation.pressure(), Pressure::None);
+    assert_eq!(reservation.take_for_prefetch(1), 1);
+    assert_eq!(reservation.pressure(), Pressure::ShrinkPrefetch);
+    assert_eq!(reservation.take_for_prefetch(1000), 336, "what three chunks hold");
+    assert_eq!(reservation.take_for_prefetch(1000), 0);
+    assert_eq!(reservation.pressure(), Pressure::Reclaim);
+    reservation.take_for_fault(100);
+    assert_eq!((reservation.overdraft(), other.pressure()), (36, Pressure::None));
+    reservation.give_back(1636);
+    assert_eq!(reservation.pressure(), Pressure::None);
     use Pressure::{None, Reclaim, ShrinkPrefetch};
     assert_eq!(*told.lock(), [ShrinkPrefetch, Reclaim, None]);
 }
@@ -131,36 +135,37 @@ fn spare_chunks_return_when_others_need_them() {
     assert_eq!(idle.granted(), 0, "not kept under pressure");
 }
 
-/// A callback that gives frames back changes the level itself, and so calls for itself again: no deadlock, no recursion.
+/// A callback that gives frames back changes the level itself, and so calls for itself again: no
+/// deadlock, no recursion.
 #[test]
 fn a_callback_may_give_back() {
     let host = host(64 * 512);
-    let grants: Vec<_> =
+    let reservations: Vec<_> =
         (0..8).map(|_| Arc::new(host.admit(CloneLimits::unlimited()).unwrap())).collect();
     let told = Told::default();
-    for grant in &grants {
-        let (own, told) = (Arc::downgrade(grant), Arc::clone(&told));
-        grant.on_pressure(Box::new(move |level| {
+    for reservation in &reservations {
+        let (own, told) = (Arc::downgrade(reservation), Arc::clone(&told));
+        reservation.on_pressure(Box::new(move |level| {
             told.lock().push(level);
             if let Some(own) = own.upgrade().filter(|_| level >= Pressure::Reclaim) {
                 own.give_back(4 * 512);
             }
         }));
     }
-    for grant in &grants {
-        grant.take_for_fault(8 * 512);
+    for reservation in &reservations {
+        reservation.take_for_fault(8 * 512);
     }
     assert!(told.lock().contains(&Pressure::Reclaim));
     assert!(host.granted() < 56 * 512, "{}", host.granted());
-    drop(grants);
+    drop(reservations);
     assert_eq!((host.granted(), host.used()), (0, 0));
 }
 
 #[test]
 fn a_late_listener_hears_the_level() {
     let host = Host::new(HostLimits { shrink_prefetch_at: 0, ..HostLimits::unlimited() });
-    let grant = host.admit(CloneLimits::unlimited()).unwrap();
-    assert_eq!(*listen(&grant).lock(), [Pressure::ShrinkPrefetch]);
+    let reservation = host.admit(CloneLimits::unlimited()).unwrap();
+    assert_eq!(*listen(&reservation).lock(), [Pressure::ShrinkPrefetch]);
 }
 
 /// A callback that panics takes its thread down, not the others' news.
@@ -181,13 +186,13 @@ fn a_panic_in_a_callback_is_its_own() {
 #[test]
 fn more_than_a_clone_can_have_is_not_counted() {
     let host = Host::new(HostLimits::unlimited());
-    let grant = host.admit(CloneLimits::unlimited()).unwrap();
+    let reservation = host.admit(CloneLimits::unlimited()).unwrap();
     for _ in 0..100 {
-        grant.take_for_fault(u32::MAX);
+        reservation.take_for_fault(u32::MAX);
     }
-    assert!(grant.used() < 5 << 32 && grant.used() <= grant.granted());
-    assert_eq!(grant.granted(), host.granted());
-    drop(grant);
+    assert!(reservation.used() < 5 << 32 && reservation.used() <= reservation.granted());
+    assert_eq!(reservation.granted(), host.granted());
+    drop(reservation);
     assert_eq!(host.granted(), 0);
 }
 
@@ -211,9 +216,10 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// What the naive model knows of a clone: what it uses, and whether a fault ever took beyond a limit.
+/// What the naive model knows of a clone: what it uses, and whether a fault ever took beyond a
+/// limit.
 struct Model {
-    grant: Grant,
+    reservation: Reservation,
     told: Told,
     used: u64,
 }
@@ -233,9 +239,9 @@ proptest! {
             let mut is_fault = false;
             match step {
                 Step::Admit { frames } => match host.admit(CloneLimits::for_frames(frames)) {
-                    Ok(grant) => {
+                    Ok(reservation) => {
                         prop_assert!(before.pressure < Pressure::RefuseClones);
-                        clones.push(Model { told: listen(&grant), grant, used: 0 });
+                        clones.push(Model { told: listen(&reservation), reservation, used: 0 });
                     }
                     Err(refused) => {
                         prop_assert_eq!(before.pressure, Pressure::RefuseClones);
@@ -245,18 +251,18 @@ proptest! {
                 Step::Fault { clone, frames } if !clones.is_empty() => {
                     is_fault = true;
                     let at = clone % clones.len();
-                    clones[at].grant.take_for_fault(frames);
+                    clones[at].reservation.take_for_fault(frames);
                     clones[at].used += u64::from(frames);
                 }
                 Step::Prefetch { clone, frames } if !clones.is_empty() => {
                     let at = clone % clones.len();
                     let (level, spare) = {
-                        let grant = &clones[at].grant;
-                        (grant.pressure(), grant.granted() - grant.used())
+                        let reservation = &clones[at].reservation;
+                        (reservation.pressure(), reservation.granted() - reservation.used())
                     };
-                    let taken = clones[at].grant.take_for_prefetch(frames);
+                    let taken = clones[at].reservation.take_for_prefetch(frames);
                     clones[at].used += taken;
-                    let left = clones[at].grant.limits().frames.saturating_sub(clones[at].used - taken);
+                    let left = clones[at].reservation.limits().frames.saturating_sub(clones[at].used - taken);
                     prop_assert!(taken <= left && taken <= u64::from(frames));
                     match level {
                         Pressure::None => {
@@ -275,7 +281,7 @@ proptest! {
                 }
                 Step::GiveBack { clone, frames } if !clones.is_empty() => {
                     let at = clone % clones.len();
-                    clones[at].grant.give_back(frames);
+                    clones[at].reservation.give_back(frames);
                     clones[at].used = clones[at].used.saturating_sub(u64::from(frames));
                 }
                 Step::Drop { clone } if !clones.is_empty() => {
@@ -285,19 +291,19 @@ proptest! {
             }
             let now = host.statistics();
             prop_assert!(fits(now.pressure, now.granted, marks), "{:?} of {:?}", now, limits);
-            prop_assert_eq!(now.granted, clones.iter().map(|c| c.grant.granted()).sum::<u64>());
+            prop_assert_eq!(now.granted, clones.iter().map(|c| c.reservation.granted()).sum::<u64>());
             prop_assert_eq!(now.used, clones.iter().map(|c| c.used).sum::<u64>());
             prop_assert_eq!(now.overdraft, now.granted.saturating_sub(limits.frames));
             if !is_fault {
                 prop_assert!(now.overdraft <= before.overdraft, "only faults go beyond the limit");
             }
-            for Model { grant, told, used } in &clones {
-                prop_assert_eq!(grant.used(), *used);
-                prop_assert!(grant.granted() % CHUNK_FRAMES == 0 && grant.granted() >= *used);
-                prop_assert!(grant.granted() - used < 2 * CHUNK_FRAMES);
-                let own = grant.limits();
+            for Model { reservation, told, used } in &clones {
+                prop_assert_eq!(reservation.used(), *used);
+                prop_assert!(reservation.granted() % CHUNK_FRAMES == 0 && reservation.granted() >= *used);
+                prop_assert!(reservation.granted() - used < 2 * CHUNK_FRAMES);
+                let own = reservation.limits();
                 let marks = [own.shrink_prefetch_at, own.reclaim_at, u64::MAX];
-                let (level, of_host) = (grant.pressure(), now.pressure);
+                let (level, of_host) = (reservation.pressure(), now.pressure);
                 prop_assert!(level == of_host || (level > of_host && fits(level, *used, marks)));
                 let told = told.lock();
                 prop_assert!(told.windows(2).all(|w| w[0] != w[1]));
@@ -318,15 +324,15 @@ proptest! {
         let host = Host::new(limits);
         let clones: Vec<_> = (0..CLONES)
             .map(|_| {
-                let grant = host.admit(CloneLimits::for_frames(8 * 512)).unwrap();
-                (listen(&grant), AtomicU64::new(0), grant)
+                let reservation = host.admit(CloneLimits::for_frames(8 * 512)).unwrap();
+                (listen(&reservation), AtomicU64::new(0), reservation)
             })
             .collect();
         std::thread::scope(|scope| {
             for thread in 0..CLONES * 2 {
                 let (host, clones) = (&host, &clones);
                 scope.spawn(move || {
-                    let (_, used, grant) = &clones[thread % CLONES];
+                    let (_, used, reservation) = &clones[thread % CLONES];
                     let mut random = seed ^ (thread as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
                     let mut mine = 0;
                     for _ in 0..300 {
@@ -334,13 +340,13 @@ proptest! {
                         let frames = u32::try_from(random >> 54).unwrap();
                         match random >> 40 & 3 {
                             0 => {
-                                grant.take_for_fault(frames);
+                                reservation.take_for_fault(frames);
                                 mine += u64::from(frames);
                             }
-                            1 => mine += grant.take_for_prefetch(frames * 2),
+                            1 => mine += reservation.take_for_prefetch(frames * 2),
                             2 | 3 => {
                                 let back = u64::from(frames * 2).min(mine);
-                                grant.give_back(u32::try_from(back).unwrap());
+                                reservation.give_back(u32::try_from(back).unwrap());
                                 mine -= back;
                             }
                             _ => unreachable!(),
@@ -357,13 +363,13 @@ proptest! {
         });
         let total: u64 = clones.iter().map(|(_, used, _)| used.load(Ordering::Relaxed)).sum();
         prop_assert_eq!(host.used(), total);
-        prop_assert_eq!(host.granted(), clones.iter().map(|(_, _, grant)| grant.granted()).sum::<u64>());
+        prop_assert_eq!(host.granted(), clones.iter().map(|(_, _, reservation)| reservation.granted()).sum::<u64>());
         let marks = [limits.shrink_prefetch_at, limits.reclaim_at, limits.refuse_clones_at];
         prop_assert!(fits(host.pressure(), host.granted(), marks));
-        for (told, used, grant) in &clones {
-            prop_assert_eq!(grant.used(), used.load(Ordering::Relaxed));
-            prop_assert_eq!(told.lock().last().copied().unwrap_or_default(), grant.pressure());
-            prop_assert!(grant.pressure() >= host.pressure());
+        for (told, used, reservation) in &clones {
+            prop_assert_eq!(reservation.used(), used.load(Ordering::Relaxed));
+            prop_assert_eq!(told.lock().last().copied().unwrap_or_default(), reservation.pressure());
+            prop_assert!(reservation.pressure() >= host.pressure());
         }
         drop(clones);
         prop_assert_eq!((host.granted(), host.used(), host.pressure()), (0, 0, Pressure::None));

@@ -2,13 +2,13 @@
 
 use super::engine::Inner;
 use super::options::{Feedback, Stopped};
-use super::ports::{Delivery, Placed, SourceError};
+use super::ports::{Delivery, Installed, SourceError};
 use super::retry::Retry;
 use super::states::Flags;
 use super::statistics::Count;
 use crate::addr::FrameIndex;
 use crate::memory::Page;
-use crate::prefetch::Outcome;
+use crate::prefetch::PrefetchOutcome;
 use crate::sync::Ordering;
 
 /// Who says what a frame holds.
@@ -19,7 +19,7 @@ pub(super) enum Origin {
     /// The engine: it is free.
     Here,
     /// Whoever had it on this host.
-    Nearby,
+    LocalCache,
 }
 
 /// Why a staged page enters the clone's memory.
@@ -45,20 +45,20 @@ impl Inner {
     /// Takes in what the source says of a frame.
     pub(super) fn deliver(&self, delivery: Delivery<'_>, origin: Origin) -> Result<(), Stopped> {
         let frame = delivery.frame();
-        let frames = self.atlas.frames();
+        let frames = self.locality.frames();
         if frame.0 >= frames {
             let what = format!("it delivered frame {frame} of a guest with {frames} frames");
             return Err(SourceError::new(what).into());
         }
-        let mut retry = Retry::new(self.options.patience);
+        let mut retry = Retry::new(self.options.timeout);
         while self.try_deliver(delivery, origin)? == Attempt::Again {
             self.try_again(frame, &mut retry)?;
         }
-        if let (Origin::Source, Delivery::Page(_, page), Some(nearby)) =
-            (origin, delivery, &self.nearby)
+        if let (Origin::Source, Delivery::Page(_, page), Some(local_cache)) =
+            (origin, delivery, &self.local_cache)
         {
             // Whoever waited for it runs by now.
-            nearby.keep(frame, page);
+            local_cache.keep(frame, page);
         }
         self.fill_with_zeros_around(frame)
     }
@@ -99,7 +99,7 @@ impl Inner {
             self.arrived(flags);
             return Ok(Attempt::Done);
         }
-        if self.place(frame, page)? == Placed::Again {
+        if self.install(frame, page)? == Installed::TryAgain {
             self.states.retry(frame);
             return Ok(Attempt::Again);
         }
@@ -110,14 +110,14 @@ impl Inner {
         Ok(Attempt::Done)
     }
 
-    fn place(&self, frame: FrameIndex, page: Option<&Page>) -> Result<Placed, Stopped> {
+    fn install(&self, frame: FrameIndex, page: Option<&Page>) -> Result<Installed, Stopped> {
         let placed = match page {
-            Some(page) => self.placer.place(frame, page)?,
-            None => self.placer.zero(frame)?,
+            Some(page) => self.installer.install(frame, page)?,
+            None => self.installer.zero(frame)?,
         };
-        if placed == Placed::AlreadyThere {
+        if placed == Installed::AlreadyPresent {
             // Whoever filled it need not know of the vCPUs that wait for us.
-            self.placer.wake(frame)?;
+            self.installer.wake(frame)?;
         }
         Ok(placed)
     }
@@ -140,8 +140,8 @@ impl Inner {
     fn count_arrival(&self, frame: FrameIndex, page: Option<&Page>, flags: Flags, origin: Origin) {
         match origin {
             Origin::Here => return,
-            Origin::Nearby => {
-                self.counters.add(self.color(frame), Count::Nearby);
+            Origin::LocalCache => {
+                self.counters.add(self.color(frame), Count::LocalCache);
                 return;
             }
             Origin::Source => {}
@@ -193,7 +193,7 @@ impl Inner {
             self.settled(flags);
             return Ok(Attempt::Again);
         };
-        if self.place(frame, page.as_deref())? == Placed::Again {
+        if self.install(frame, page.as_deref())? == Installed::TryAgain {
             let mut staging = self.staging.lock();
             staging.put(frame, page.as_deref());
             let flags = self.states.stage_again(frame);
@@ -208,23 +208,23 @@ impl Inner {
         if why == Staged::Touched {
             self.counters.add(self.color(frame), Count::StagedFaults);
             self.counters.add(self.color(frame), Count::Used);
-            self.brain.lock().feedback(frame, Outcome::Used);
+            self.scheduler.lock().feedback(frame, PrefetchOutcome::Used);
         }
         Ok(Attempt::Done)
     }
 
     /// Fills a frame that was given back and that the thread owns with zeros. The gate is held.
     pub(super) fn place_zeros(&self, frame: FrameIndex) -> Result<Attempt, Stopped> {
-        let (flags, attempt) = match self.placer.zero(frame)? {
-            Placed::Again => (self.states.leave_removed(frame), Attempt::Again),
-            Placed::AlreadyThere => {
-                // These are the zeros of an earlier fault, or bytes that are about to go: the vCPU looks again, and
-                // faults again if they are gone.
+        let (flags, attempt) = match self.installer.zero(frame)? {
+            Installed::TryAgain => (self.states.leave_removed(frame), Attempt::Again),
+            Installed::AlreadyPresent => {
+                // These are the zeros of an earlier fault, or bytes that are about to go: the vCPU
+                // looks again, and faults again if they are gone.
                 let flags = self.states.leave_removed(frame);
-                self.placer.wake(frame)?;
+                self.installer.wake(frame)?;
                 (flags, Attempt::Done)
             }
-            Placed::Placed => {
+            Installed::Installed => {
                 let flags = self.states.refilled(frame);
                 if !flags.refilled {
                     self.memory.take_for_fault();
@@ -265,7 +265,7 @@ impl Inner {
             // The first one may be there by now.
             rest = rest.get(taken.max(1)..).unwrap_or_default();
             if let Some(last) = run.last() {
-                let filled = self.placer.zero_run(first.0..last.0.saturating_add(1))?;
+                let filled = self.installer.zero_run(first.0..last.0.saturating_add(1))?;
                 for (n, frame) in (0u32..).zip(run) {
                     let flags = if n < filled {
                         *left -= 1;

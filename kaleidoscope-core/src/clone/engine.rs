@@ -6,28 +6,30 @@
 //!  page:   claim its placing ─► place (or stage) ─► wake who waits
 //! ```
 //!
-//! The work is done by the threads that fault, and by one thread per clone that streams. There are four locks, never held
-//! while waiting for anything: the *gate* (shared by all that place, exclusive while events of the memory are read), the
-//! *brain* (policy, plan and queue), the *staging* and the waiters' own. They are taken in this order.
+//! The work is done by the threads that fault, and by one thread per clone that streams. There are
+//! four locks, never held while waiting for anything: the *gate* (shared by all that place,
+//! exclusive while events of the memory are read), the *scheduler* (policy, plan and queue), the
+//! *staging* and the waiters' own. They are taken in this order.
 
-use super::brain::Brain;
 use super::granule::Granules;
 use super::memory::Memory;
-use super::options::{Feedback, FreeFrames, Options, Parts, Stopped};
-use super::ports::{Clock, FaultQueue, Nearby, PageSource, Placer};
-use super::staging::Staging;
+use super::options::{EngineOptions, EngineParts, Feedback, FreeFrames, Stopped};
+use super::ports::{Clock, FaultQueue, LocalCache, PageInstaller, PageSource};
+use super::scheduler::PrefetchScheduler;
+use super::staging::StagingBuffer;
 use super::states::{FrameStates, Phase};
 use super::statistics::{Count, Counters, Statistics};
 use super::waiters::Waiters;
 use crate::addr::FrameIndex;
 use crate::alloc::{ByColor, FootprintSample, Pressure};
 use crate::color::Color;
-use crate::prefetch::{Access, Atlas};
+use crate::prefetch::{Access, LocalityOrder};
 use crate::service::{self, Panicked};
 use crate::sync::{AtomicBool, AtomicUsize, Mutex, Ordering, RwLock};
 use std::collections::VecDeque;
 use std::fmt;
-// Nothing is synchronized through an `AtomicU32` here: a model checker need not try its interleavings.
+// Nothing is synchronized through an `AtomicU32` here: a model checker need not try its
+// interleavings.
 use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
@@ -44,21 +46,22 @@ pub struct Engine {
 
 /// What the engine's threads share.
 pub(super) struct Inner {
-    pub(super) atlas: Arc<Atlas>,
+    pub(super) locality: Arc<LocalityOrder>,
     pub(super) source: Arc<dyn PageSource>,
-    pub(super) placer: Arc<dyn Placer>,
+    pub(super) installer: Arc<dyn PageInstaller>,
     pub(super) queue: Option<Arc<dyn FaultQueue>>,
     pub(super) clock: Arc<dyn Clock>,
-    pub(super) nearby: Option<Arc<dyn Nearby>>,
-    pub(super) options: Options,
+    pub(super) local_cache: Option<Arc<dyn LocalCache>>,
+    pub(super) options: EngineOptions,
     pub(super) states: FrameStates,
     pub(super) granules: Granules,
     pub(super) waiters: Waiters,
-    /// Inner while a frame is placed, exclusive while events are read: a frame that the guest gave back must not be filled
-    /// with the parent's bytes between the giving back and the engine's taking note of it.
+    /// Inner while a frame is placed, exclusive while events are read: a frame that the guest gave
+    /// back must not be filled with the parent's bytes between the giving back and the
+    /// engine's taking note of it.
     pub(super) gate: RwLock<()>,
-    pub(super) brain: Mutex<Brain>,
-    pub(super) staging: Mutex<Staging>,
+    pub(super) scheduler: Mutex<PrefetchScheduler>,
+    pub(super) staging: Mutex<StagingBuffer>,
     pub(super) counters: Counters,
     pub(super) memory: Memory,
     /// Where giving back prefetched frames goes on.
@@ -76,12 +79,13 @@ pub(super) struct Inner {
 }
 
 impl Engine {
-    /// Starts a clone: from here on faults are answered. Takes no time in proportion to the clone's memory, but for what of it is
-    /// [shown](Placer::shown) from the start. Should one of its parts panic, the clone is stopped ([`Stopped::Panicked`]).
+    /// Starts a clone: from here on faults are answered. Takes no time in proportion to the clone's
+    /// memory, but for what of it is [shown](PageInstaller::shown) from the start. Should one
+    /// of its parts panic, the clone is stopped ([`Stopped::Panicked`]).
     ///
     /// # Errors
     /// [`std::io::Error`] when the system gives no thread.
-    pub fn start(parts: Parts, options: Options) -> std::io::Result<Self> {
+    pub fn start(parts: EngineParts, options: EngineOptions) -> std::io::Result<Self> {
         let inner = Arc::new(Inner::new(parts, options));
         inner.take_note_of_shown();
         let pressed = Arc::downgrade(&inner);
@@ -97,16 +101,19 @@ impl Engine {
         Ok(Self { inner, streamer: Some(streamer) })
     }
 
-    /// A vCPU touched a frame that is not there; returns when it is. Any number of threads may call it at once.
+    /// A vCPU touched a frame that is not there; returns when it is. Any number of threads may call
+    /// it at once.
     ///
     /// # Errors
-    /// [`Stopped`] when the frame will never come. The clone is stopped then, and every thread gets the same answer.
+    /// [`Stopped`] when the frame will never come. The clone is stopped then, and every thread gets
+    /// the same answer.
     pub fn fault(&self, frame: FrameIndex, access: Access) -> Result<(), Stopped> {
         self.inner.contained("answering a fault", |inner| inner.fault(frame, access))
     }
 
-    /// The guest gave frames back: they read as zeros from now on. For embedders without a [`FaultQueue`]; the caller makes
-    /// sure that the frames are empty, and that nobody touches them, until this returns.
+    /// The guest gave frames back: they read as zeros from now on. For embedders without a
+    /// [`FaultQueue`]; the caller makes sure that the frames are empty, and that nobody touches
+    /// them, until this returns.
     ///
     /// # Errors
     /// [`Stopped`] when the clone was stopped, or for frames that it does not have.
@@ -119,8 +126,8 @@ impl Engine {
         result
     }
 
-    /// One fault thread: answers the events of the clone's memory until it ends. Run it on as many threads as faults are to
-    /// be answered at once.
+    /// One fault thread: answers the events of the clone's memory until it ends. Run it on as many
+    /// threads as faults are to be answered at once.
     ///
     /// # Errors
     /// [`Stopped`] when the clone was stopped.
@@ -128,8 +135,9 @@ impl Engine {
         self.inner.contained("a thread that answers faults", Inner::serve)
     }
 
-    /// Gives memory back: forgets plans, drops staged pages, and takes back prefetched frames that the clone has not touched
-    /// where its memory can tell, until `wanted` frames are free again. Returns how many are.
+    /// Gives memory back: forgets plans, drops staged pages, and takes back prefetched frames that
+    /// the clone has not touched where its memory can tell, until `wanted` frames are free
+    /// again. Returns how many are.
     ///
     /// # Errors
     /// [`Stopped`] when the clone was stopped.
@@ -137,7 +145,8 @@ impl Engine {
         self.inner.contained("giving memory back", |inner| inner.reclaim(wanted))
     }
 
-    /// Stops the clone: threads that wait for pages get [`Stopped::Cancelled`], and nothing more is fetched.
+    /// Stops the clone: threads that wait for pages get [`Stopped::Cancelled`], and nothing more is
+    /// fetched.
     pub fn stop(&self) {
         self.inner.fail(Stopped::Cancelled);
     }
@@ -154,14 +163,16 @@ impl Engine {
         self.inner.filled.load(Ordering::Acquire)
     }
 
-    /// Whether the clone's memory has every frame but those that are zeros when they are touched: it needs nobody any more. Looks at all frames.
+    /// Whether the clone's memory has every frame but those that are zeros when they are touched:
+    /// it needs nobody any more. Looks at all frames.
     #[must_use]
     pub fn is_whole(&self) -> bool {
-        let frames = (0..self.inner.atlas.frames()).map(FrameIndex);
+        let frames = (0..self.inner.locality.frames()).map(FrameIndex);
         let mut missing = frames.filter(|frame| match self.inner.states.phase(*frame) {
             Phase::Present | Phase::Shown | Phase::Removed | Phase::Refilled => false,
             Phase::Absent => !self.inner.is_free(*frame),
-            // Staged is with us, not with the clone; what is unavailable is an error when it is touched.
+            // Staged is with us, not with the clone; what is unavailable is an error when it is
+            // touched.
             Phase::Queued
             | Phase::Requested
             | Phase::Placing
@@ -171,10 +182,11 @@ impl Engine {
         self.stopped().is_none() && missing.next().is_none()
     }
 
-    /// Whether the guest has given frames back, which read as zeros since, whatever the parent has there. Looks at all frames.
+    /// Whether the guest has given frames back, which read as zeros since, whatever the parent has
+    /// there. Looks at all frames.
     #[must_use]
     pub fn has_given_back(&self) -> bool {
-        let frames = (0..self.inner.atlas.frames()).map(FrameIndex);
+        let frames = (0..self.inner.locality.frames()).map(FrameIndex);
         let mut phases = frames.map(|frame| self.inner.states.phase(frame));
         phases.any(|phase| matches!(phase, Phase::Removed | Phase::Refilled))
     }
@@ -187,7 +199,7 @@ impl Engine {
             Feedback::Staged => 1.0,
             Feedback::Sampled { one_in } => 1.0 / f64::from(one_in),
         };
-        let mut statistics = self.inner.counters.read(self.inner.atlas.frames(), sampled);
+        let mut statistics = self.inner.counters.read(self.inner.locality.frames(), sampled);
         let resident = self.footprint();
         for (color, counts) in &mut statistics.by_color {
             counts.resident = u64::from(resident.get(*color));
@@ -226,26 +238,26 @@ impl fmt::Debug for Engine {
 
 impl Inner {
     /// An engine without its streaming thread.
-    pub(super) fn new(parts: Parts, options: Options) -> Self {
-        let free_frames = options.free_frames.allowed_by(parts.atlas.map());
-        let options = Options { free_frames, ..options };
-        let brain = Brain::new(parts.policy, &parts.atlas, &options);
+    pub(super) fn new(parts: EngineParts, options: EngineOptions) -> Self {
+        let free_frames = options.free_frames.allowed_by(parts.locality.map());
+        let options = EngineOptions { free_frames, ..options };
+        let scheduler = PrefetchScheduler::new(parts.policy, &parts.locality, &options);
         Self {
-            states: FrameStates::new(parts.atlas.frames()),
-            granules: Granules::new(options.granule, parts.atlas.frames()),
-            atlas: parts.atlas,
+            states: FrameStates::new(parts.locality.frames()),
+            granules: Granules::new(options.granule, parts.locality.frames()),
+            locality: parts.locality,
             source: parts.source,
-            placer: parts.placer,
+            installer: parts.installer,
             queue: parts.queue,
             clock: parts.clock,
-            nearby: parts.nearby,
+            local_cache: parts.local_cache,
             options,
             waiters: Waiters::new(),
             gate: RwLock::new(()),
-            brain: Mutex::new(brain),
-            staging: Mutex::new(Staging::new(options.staged)),
+            scheduler: Mutex::new(scheduler),
+            staging: Mutex::new(StagingBuffer::new(options.staged)),
             counters: Counters::new(),
-            memory: Memory::new(parts.grant),
+            memory: Memory::new(parts.reservation),
             reclaimed_to: AtomicU32::new(0),
             ahead: AtomicUsize::new(0),
             deferred: Mutex::new(VecDeque::new()),
@@ -258,9 +270,9 @@ impl Inner {
 
     /// Frames that are in the clone's memory already are neither planned nor asked for.
     fn take_note_of_shown(&self) {
-        for frame in self.placer.shown().into_iter().flatten().map(FrameIndex) {
+        for frame in self.installer.shown().into_iter().flatten().map(FrameIndex) {
             if self.states.show(frame) {
-                self.counters.add(self.color(frame), Count::Nearby);
+                self.counters.add(self.color(frame), Count::LocalCache);
             }
         }
     }
@@ -275,8 +287,9 @@ impl Inner {
         why
     }
 
-    /// Does something for whoever called the engine. The clone is stopped when that fails, or when a policy, a source or the clone's memory panics:
-    /// the frame that it was about would be on its way for ever.
+    /// Does something for whoever called the engine. The clone is stopped when that fails, or when
+    /// a policy, a source or the clone's memory panics: the frame that it was about would be on
+    /// its way for ever.
     fn contained<T>(
         &self,
         what: &str,
@@ -302,11 +315,11 @@ impl Inner {
     }
 
     pub(super) fn color(&self, frame: FrameIndex) -> Color {
-        self.atlas.color(frame)
+        self.locality.color(frame)
     }
 
     /// Whether a frame may be filled with zeros here because nobody needs its bytes.
     pub(super) fn is_free(&self, frame: FrameIndex) -> bool {
-        self.options.free_frames == FreeFrames::Zero && self.atlas.is_free(frame)
+        self.options.free_frames == FreeFrames::Zero && self.locality.is_free(frame)
     }
 }

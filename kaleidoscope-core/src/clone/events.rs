@@ -58,7 +58,8 @@ impl Inner {
         Ok(event)
     }
 
-    /// Something is not possible while the clone's memory changes: reads how it does, and waits a little.
+    /// Something is not possible while the clone's memory changes: reads how it does, and waits a
+    /// little.
     ///
     /// # Errors
     /// [`Stopped::Patience`] when it was tried for too long.
@@ -75,10 +76,11 @@ impl Inner {
         if retry.pause(&*self.clock) {
             return Ok(());
         }
-        Err(Stopped::Patience { frame, patience: self.options.patience })
+        Err(Stopped::Patience { frame, timeout: self.options.timeout })
     }
 
-    /// Before a port is asked once more that may have come back at once with nothing: it is asked ever less often then.
+    /// Before a port is asked once more that may have come back at once with nothing: it is asked
+    /// ever less often then.
     pub(super) fn rest(&self, has_waited: bool, idle: &mut Retry) {
         if has_waited {
             idle.reset();
@@ -88,10 +90,12 @@ impl Inner {
         }
     }
 
-    /// Reads events, all that there are as a rule, and leaves the faults among them for later: pages cannot be placed before.
+    /// Reads events, all that there are as a rule, and leaves the faults among them for later:
+    /// pages cannot be placed before.
     pub(super) fn read_events(&self) -> Result<(), Stopped> {
         self.check()?;
-        // A guest that makes events as fast as they are read does not keep a thread here: who calls this has a time limit.
+        // A guest that makes events as fast as they are read does not keep a thread here: who calls
+        // this has a time limit.
         for _ in 0..AT_ONCE {
             let Some(event) = self.read_event()? else { break };
             match event {
@@ -118,7 +122,7 @@ impl Inner {
 
     /// The guest gave frames back. The gate is held exclusively.
     pub(super) fn removed(&self, range: Range<u32>) -> Result<(), Stopped> {
-        let frames = self.atlas.frames();
+        let frames = self.locality.frames();
         if range.start > range.end || range.end > frames {
             let frame = FrameIndex(range.end.saturating_sub(1).max(range.start));
             return Err(Stopped::NoSuchFrame { frame, frames });

@@ -15,7 +15,7 @@ use std::time::Duration;
 impl Inner {
     /// Answers a fault; returns when the frame is there.
     pub(super) fn fault(&self, frame: FrameIndex, access: Access) -> Result<(), Stopped> {
-        let frames = self.atlas.frames();
+        let frames = self.locality.frames();
         if frame.0 >= frames {
             return Err(Stopped::NoSuchFrame { frame, frames });
         }
@@ -23,7 +23,7 @@ impl Inner {
             return self.fault_granule(&granule, frame, access);
         }
         let start = self.clock.now();
-        let mut retry = Retry::since(start, self.options.patience);
+        let mut retry = Retry::since(start, self.options.timeout);
         let mut stalled = false;
         loop {
             self.check()?;
@@ -33,7 +33,7 @@ impl Inner {
                     drop(gate);
                     if !stalled {
                         // It came between the touch and here, and the vCPU may still sleep.
-                        self.placer.wake(frame)?;
+                        self.installer.wake(frame)?;
                     }
                     break;
                 }
@@ -87,14 +87,15 @@ impl Inner {
         Ok(())
     }
 
-    /// Waits until a frame is no longer on its way, receiving for everybody unless somebody else does.
+    /// Waits until a frame is no longer on its way, receiving for everybody unless somebody else
+    /// does.
     pub(super) fn wait_for(&self, frame: FrameIndex, start: Duration) -> Result<(), Stopped> {
-        let patience = self.options.patience;
+        let timeout = self.options.timeout;
         let mut idle = Retry::endless();
         while self.states.is_on_its_way(frame) {
             self.check()?;
-            if self.clock.now().saturating_sub(start) > patience {
-                return Err(Stopped::Patience { frame, patience });
+            if self.clock.now().saturating_sub(start) > timeout {
+                return Err(Stopped::Patience { frame, timeout });
             }
             let Some(role) = self.waiters.receive() else {
                 let is_over =
@@ -118,7 +119,7 @@ impl Inner {
         let frame = fault.frame;
         let mut zeros = Vec::new();
         if self.is_free(frame) {
-            let answer = self.brain.lock().fault(&fault, self, &mut zeros);
+            let answer = self.scheduler.lock().fault(&fault, self, &mut zeros);
             if answer == Answer::Zero {
                 self.counters.add(self.color(frame), Count::ZeroFaults);
                 self.deliver(Delivery::Zero(frame), Origin::Here)?;
@@ -130,7 +131,7 @@ impl Inner {
             // The page is on its way while the policy thinks.
             self.counters.add(self.color(frame), Count::Faults);
             self.request(&[frame], Priority::Urgent)?;
-            self.brain.lock().fault(&fault, self, &mut zeros);
+            self.scheduler.lock().fault(&fault, self, &mut zeros);
         }
         self.zero_ahead(&mut zeros)?;
         self.feed(false)
@@ -141,7 +142,7 @@ impl Inner {
         self.counters.add(self.color(fault.frame), Count::Late);
         self.request(&[fault.frame], Priority::Urgent)?;
         let mut zeros = Vec::new();
-        self.brain.lock().fault(&fault, self, &mut zeros);
+        self.scheduler.lock().fault(&fault, self, &mut zeros);
         self.zero_ahead(&mut zeros)?;
         self.feed(false)
     }

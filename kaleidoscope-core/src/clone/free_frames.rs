@@ -10,7 +10,8 @@ use thiserror::Error;
 /// What becomes of frames that were free in the guest at the freeze, or given back by it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
 pub enum FreeFrames {
-    /// They are filled with zeros where the clone runs. The guest's kernel must not rely on what they held: see [`trust`].
+    /// They are filled with zeros where the clone runs. The guest's kernel must not rely on what
+    /// they held: see [`trust`].
     Zero,
     /// They are fetched as all others: the clone has the parent's memory byte for byte.
     #[default]
@@ -34,9 +35,10 @@ impl FreeFrames {
         }
     }
 
-    /// The rule that every place follows which fills frames with zeros: they are filled only where the map's facts do not
-    /// contradict each other. Lists that do not close, blocks that overlap, a former kernel beside the running one: any of it
-    /// may mean that a frame is called free and is not, and then all are fetched.
+    /// The rule that every place follows which fills frames with zeros: they are filled only where
+    /// the map's facts do not contradict each other. Lists that do not close, blocks that
+    /// overlap, a former kernel beside the running one: any of it may mean that a frame is
+    /// called free and is not, and then all are fetched.
     #[must_use]
     pub fn allowed_by(self, map: &ColorMap) -> Self {
         match map.contradictions() {
@@ -72,7 +74,8 @@ pub enum Verdict {
     Leftovers,
     /// None could be looked at.
     Unknown,
-    /// The facts behind the map contradict each other, so that a frame which it calls free may be in use.
+    /// The facts behind the map contradict each other, so that a frame which it calls free may be
+    /// in use.
     Contradicted,
 }
 
@@ -133,25 +136,31 @@ impl fmt::Display for Trust {
     }
 }
 
-/// Looks at a sample of the frames that a map calls free and says whether the guest's kernel relies on what they hold.
+/// Looks at a sample of the frames that a map calls free and says whether the guest's kernel relies
+/// on what they hold.
 ///
-/// A kernel that allocates a page overwrites it or clears it, so that what a free page holds is nobody's concern. Linux has
-/// two modes in which it is:
+/// A kernel that allocates a page overwrites it or clears it, so that what a free page holds is
+/// nobody's concern. Linux has two modes in which it is:
 ///
-/// - `init_on_free=1` clears pages when they are freed, and then does not clear them when they are allocated. Zeros in
-///   place of the pages are exactly what the kernel expects: they *are* zeros. That shows in the sample, all of which is zero.
-/// - `page_poison=1` fills pages with 0xaa when they are freed, and looks at allocation whether they still are; zeros look
-///   like a stray write, which it reports. That shows as well: there are pages full of 0xaa. One is enough to refuse, though
-///   chance may have left it: fetching a page too many costs time, a wrong page is wrong.
+/// - `init_on_free=1` clears pages when they are freed, and then does not clear them when they are
+///   allocated. Zeros in place of the pages are exactly what the kernel expects: they *are* zeros.
+///   That shows in the sample, all of which is zero.
+/// - `page_poison=1` fills pages with 0xaa when they are freed, and looks at allocation whether
+///   they still are; zeros look like a stray write, which it reports. That shows as well: there are
+///   pages full of 0xaa. One is enough to refuse, though chance may have left it: fetching a page
+///   too many costs time, a wrong page is wrong.
 ///
-/// Linux's own balloon driver draws the same line: it tells the host what it fills free pages with, and reports no free pages
-/// where it cannot (`virtballoon_validate`, drivers/virtio/virtio_balloon.c).
+/// Linux's own balloon driver draws the same line: it tells the host what it fills free pages with,
+/// and reports no free pages where it cannot (`virtballoon_validate`,
+/// drivers/virtio/virtio_balloon.c).
 ///
-/// Zeros may be trusted only as far as the map may: a frame that is called free must be. So a map whose facts contradict each other
-/// is not trusted, whatever its free frames hold ([`FreeFrames::allowed_by`]). Looks at 1024 frames at most.
+/// Zeros may be trusted only as far as the map may: a frame that is called free must be. So a map
+/// whose facts contradict each other is not trusted, whatever its free frames hold
+/// ([`FreeFrames::allowed_by`]). Looks at 1024 frames at most.
 ///
 /// # Errors
-/// [`MemoryError`] when a frame cannot be read. A frame that the image does not hold ([`MemoryError::Missing`]) is left out.
+/// [`MemoryError`] when a frame cannot be read. A frame that the image does not hold
+/// ([`MemoryError::Missing`]) is left out.
 pub fn trust(memory: &dyn GuestMemory, map: &ColorMap) -> Result<Trust, MemoryError> {
     let is_free = |frame: u32| map.colors().get(frame as usize) == Some(&Color::Free);
     let count = |backing| {
@@ -162,8 +171,8 @@ pub fn trust(memory: &dyn GuestMemory, map: &ColorMap) -> Result<Trust, MemoryEr
     let (stored, holes, missing) =
         (count(Backing::Data), count(Backing::Hole), count(Backing::Missing));
     let free = stored.saturating_add(holes).saturating_add(missing);
-    // Holes are known to be zeros, so the sample is of what is stored: among many holes a few poisoned frames would not
-    // be found.
+    // Holes are known to be zeros, so the sample is of what is stored: among many holes a few
+    // poisoned frames would not be found.
     let step = stored.div_ceil(SAMPLE).max(1);
     let frames = data_frames(memory).filter(|frame| is_free(frame.0));
     let contradictions = map.contradictions();
@@ -196,8 +205,8 @@ pub fn trust(memory: &dyn GuestMemory, map: &ColorMap) -> Result<Trust, MemoryEr
     Ok(seen)
 }
 
-/// Whether the n-th free frame is in the sample: one of every `step`, at places that follow no pattern, since what frames hold
-/// may well follow one.
+/// Whether the n-th free frame is in the sample: one of every `step`, at places that follow no
+/// pattern, since what frames hold may well follow one.
 fn is_sampled(n: u32, step: u32) -> bool {
     // Knuth's multiplicative hash (The Art of Computer Programming, volume 3, section 6.4).
     let place = (n / step).wrapping_mul(2_654_435_769) >> 8;

@@ -1,7 +1,8 @@
 //! Memory that is filled several frames at a time: a clone on 2 MiB pages.
 //!
-//! Its memory tells of a fault on a page of the host, a *granule*, and has it filled as a whole. Colors, requests and plans stay with
-//! frames: of a granule only those are fetched that are not free, and what was prefetched of it need not come again.
+//! Its memory tells of a fault on a page of the host, a *granule*, and has it filled as a whole.
+//! Colors, requests and plans stay with frames: of a granule only those are fetched that are not
+//! free, and what was prefetched of it need not come again.
 
 use super::deliver::{Attempt, Origin, Staged};
 use super::engine::Inner;
@@ -65,7 +66,7 @@ impl Inner {
         access: Access,
     ) -> Result<(), Stopped> {
         let start = self.clock.now();
-        let mut retry = Retry::since(start, self.options.patience);
+        let mut retry = Retry::since(start, self.options.timeout);
         let mut stalled = false;
         loop {
             self.check()?;
@@ -96,7 +97,7 @@ impl Inner {
             self.stalled(frame, start);
         } else {
             // It came between the touch and here, and the vCPU may still sleep.
-            self.placer.wake(frame)?;
+            self.installer.wake(frame)?;
         }
         Ok(())
     }
@@ -162,7 +163,7 @@ impl Inner {
         };
         self.counters.add(self.color(fault.frame), count);
         let mut zeros = Vec::new();
-        self.brain.lock().fault(&fault, self, &mut zeros);
+        self.scheduler.lock().fault(&fault, self, &mut zeros);
         self.zero_ahead(&mut zeros)?;
         self.feed(false)
     }

@@ -1,4 +1,4 @@
-//! Pages of a frozen image on this host.
+//! Pages of a snapshot image on this host.
 
 use super::ports::{Delivery, PageSource, Priority, SourceError};
 use crate::addr::{FRAME_BYTES, FrameIndex};
@@ -12,7 +12,7 @@ use std::time::Duration;
 /// Prefetched frames that are handed over at a time, so that an urgent one never waits for more.
 const BATCH: usize = 32;
 
-/// A page source over a frozen image that is mapped or held here.
+/// A page source over a snapshot image that is mapped or held here.
 pub struct LocalSource {
     memory: Arc<dyn GuestMemory>,
     asked: Mutex<Asked>,
@@ -26,7 +26,7 @@ struct Asked {
 }
 
 impl LocalSource {
-    /// A source over a frozen image.
+    /// A source over a snapshot image.
     #[must_use]
     pub fn new(memory: Arc<dyn GuestMemory>) -> Self {
         Self { memory, asked: Mutex::new(Asked::default()), changed: Condvar::new() }

@@ -1,6 +1,7 @@
-//! What a clone's memory takes: its share of the host, and what it holds, by color, now and over time.
+//! What a clone's memory takes: its share of the host, and what it holds, by color, now and over
+//! time.
 
-use crate::alloc::{ByColor, Footprint, FootprintHistory, FootprintSample, Grant, Pressure};
+use crate::alloc::{ByColor, Footprint, FootprintHistory, FootprintSample, Pressure, Reservation};
 use crate::color::Color;
 use parking_lot::Mutex;
 // Nothing is synchronized through these: a model checker need not try their interleavings.
@@ -15,11 +16,11 @@ const INTERVAL: Duration = Duration::from_millis(2);
 
 /// A clone's accounts.
 ///
-/// A frame is taken from the grant when it is asked for, or filled, and given back when it leaves the clone's memory, or
-/// never gets there. Whoever changes its state keeps the account.
+/// A frame is taken from the reservation when it is asked for, or filled, and given back when it
+/// leaves the clone's memory, or never gets there. Whoever changes its state keeps the account.
 #[derive(Debug)]
 pub(super) struct Memory {
-    grant: Option<Grant>,
+    reservation: Option<Reservation>,
     footprint: Footprint,
     history: Mutex<FootprintHistory>,
     /// When the next sample is wanted, in nanoseconds.
@@ -29,9 +30,9 @@ pub(super) struct Memory {
 }
 
 impl Memory {
-    pub(super) fn new(grant: Option<Grant>) -> Self {
+    pub(super) fn new(reservation: Option<Reservation>) -> Self {
         Self {
-            grant,
+            reservation,
             footprint: Footprint::new(),
             history: Mutex::new(FootprintHistory::new(SAMPLES, INTERVAL)),
             due: AtomicU64::new(0),
@@ -40,29 +41,29 @@ impl Memory {
     }
 
     pub(super) fn on_pressure(&self, callback: impl Fn(Pressure) + Send + Sync + 'static) {
-        if let Some(grant) = &self.grant {
-            grant.on_pressure(Box::new(callback));
+        if let Some(reservation) = &self.reservation {
+            reservation.on_pressure(Box::new(callback));
         }
     }
 
     /// A frame is needed now.
     pub(super) fn take_for_fault(&self) {
-        if let Some(grant) = &self.grant {
-            grant.take_for_fault(1);
+        if let Some(reservation) = &self.reservation {
+            reservation.take_for_fault(1);
         }
     }
 
     /// Up to `frames` would be good to have; returns how many may be.
     pub(super) fn take_for_prefetch(&self, frames: usize) -> usize {
-        let Some(grant) = &self.grant else { return frames };
-        let taken = grant.take_for_prefetch(u32::try_from(frames).unwrap_or(u32::MAX));
+        let Some(reservation) = &self.reservation else { return frames };
+        let taken = reservation.take_for_prefetch(u32::try_from(frames).unwrap_or(u32::MAX));
         usize::try_from(taken).unwrap_or(frames)
     }
 
     /// So many frames are not needed any more.
     pub(super) fn give_back(&self, frames: usize) {
-        if let Some(grant) = self.grant.as_ref().filter(|_| frames > 0) {
-            grant.give_back(u32::try_from(frames).unwrap_or(u32::MAX));
+        if let Some(reservation) = self.reservation.as_ref().filter(|_| frames > 0) {
+            reservation.give_back(u32::try_from(frames).unwrap_or(u32::MAX));
         }
     }
 
@@ -78,7 +79,9 @@ impl Memory {
 
     /// Whether giving back still helps.
     pub(super) fn is_scarce(&self) -> bool {
-        self.grant.as_ref().is_some_and(|grant| grant.pressure() >= Pressure::Reclaim)
+        self.reservation
+            .as_ref()
+            .is_some_and(|reservation| reservation.pressure() >= Pressure::Reclaim)
     }
 
     /// A frame entered the clone's memory.

@@ -1,23 +1,25 @@
 //! The engine under loom: every interleaving of a few threads, up to a bound of preemptions.
 //!
-//! `RUSTFLAGS="--cfg loom" cargo test --profile dev -p kaleidoscope-core --lib --target-dir target/loom clone::model`
+//! `RUSTFLAGS="--cfg loom" cargo test --profile dev -p kaleidoscope-core --lib --target-dir
+//! target/loom clone::model`
 //!
-//! The model is the engine itself, without its streaming thread, which a model's thread plays where it matters. A page is one
-//! number that is written and read without any ordering of its own, so that whoever may touch a page before it is published
-//! is caught; a lost wake-up shows as a deadlock.
+//! The model is the engine itself, without its streaming thread, which a model's thread plays where
+//! it matters. A page is one number that is written and read without any ordering of its own, so
+//! that whoever may touch a page before it is published is caught; a lost wake-up shows as a
+//! deadlock.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
 use super::engine::Inner;
 use super::ports::{
-    Clock, Delivery, Event, FaultQueue, PageSource, PlaceError, Placed, Placer, Priority,
-    SourceError, TakenBack,
+    Clock, Delivery, Event, Eviction, FaultQueue, InstallError, Installed, PageInstaller,
+    PageSource, Priority, SourceError,
 };
-use super::{Feedback, FreeFrames, Options, Parts};
+use super::{EngineOptions, EngineParts, Feedback, FreeFrames};
 use crate::addr::FrameIndex;
 use crate::color::{ColorMap, Frame, KernelIdentity};
 use crate::memory::{MemoryLayout, Page, ZERO_PAGE};
-use crate::prefetch::{Access, Atlas, Blind, Demand, PrefetchPolicy};
+use crate::prefetch::{Access, Blind, Demand, LocalityOrder, PrefetchPolicy};
 use crate::sync::{AtomicUsize, Mutex, Ordering};
 use loom::thread;
 use std::sync::Arc;
@@ -41,14 +43,14 @@ struct Memory {
 }
 
 impl Memory {
-    fn put(&self, frame: FrameIndex, what: usize) -> Result<Placed, PlaceError> {
+    fn put(&self, frame: FrameIndex, what: usize) -> Result<Installed, InstallError> {
         if self.refuses || !self.events.lock().is_empty() {
-            return Ok(Placed::Again);
+            return Ok(Installed::TryAgain);
         }
         let frame = &self.frames[frame.as_usize()];
         assert_eq!(frame.load(Ordering::Relaxed), EMPTY, "placed twice");
         frame.store(what, Ordering::Relaxed);
-        Ok(Placed::Placed)
+        Ok(Installed::Installed)
     }
 
     fn get(&self, frame: u32) -> usize {
@@ -56,36 +58,37 @@ impl Memory {
     }
 }
 
-impl Placer for Memory {
-    fn place(&self, frame: FrameIndex, _page: &Page) -> Result<Placed, PlaceError> {
+impl PageInstaller for Memory {
+    fn install(&self, frame: FrameIndex, _page: &Page) -> Result<Installed, InstallError> {
         self.put(frame, BYTES)
     }
 
-    fn zero(&self, frame: FrameIndex) -> Result<Placed, PlaceError> {
-        // Whoever fills a frame that was given back cannot know whether it has been filled since, or is not empty yet.
+    fn zero(&self, frame: FrameIndex) -> Result<Installed, InstallError> {
+        // Whoever fills a frame that was given back cannot know whether it has been filled since,
+        // or is not empty yet.
         if self.get(frame.0) != EMPTY {
-            return Ok(Placed::AlreadyThere);
+            return Ok(Installed::AlreadyPresent);
         }
         self.put(frame, ZEROS)
     }
 
-    fn wake(&self, _frame: FrameIndex) -> Result<(), PlaceError> {
+    fn wake(&self, _frame: FrameIndex) -> Result<(), InstallError> {
         Ok(())
     }
 
-    fn take_back(&self, frame: FrameIndex) -> Result<TakenBack, PlaceError> {
+    fn evict(&self, frame: FrameIndex) -> Result<Eviction, InstallError> {
         let frame = &self.frames[frame.as_usize()];
         assert_ne!(frame.swap(EMPTY, Ordering::Relaxed), EMPTY, "taken while empty");
-        Ok(TakenBack::Taken)
+        Ok(Eviction::Evicted)
     }
 }
 
 impl FaultQueue for Memory {
-    fn wait(&self, _wait: Duration) -> Result<(), PlaceError> {
+    fn wait(&self, _wait: Duration) -> Result<(), InstallError> {
         Ok(())
     }
 
-    fn read(&self) -> Result<Option<Event>, PlaceError> {
+    fn read(&self) -> Result<Option<Event>, InstallError> {
         Ok(self.events.lock().pop())
     }
 }
@@ -130,26 +133,30 @@ struct World {
 
 impl World {
     fn new(policy: Box<dyn PrefetchPolicy>, feedback: Feedback) -> Self {
-        let options =
-            Options { feedback, free_frames: FreeFrames::Fetch, staged: 1, ..Options::default() };
+        let options = EngineOptions {
+            feedback,
+            free_frames: FreeFrames::Fetch,
+            staged: 1,
+            ..EngineOptions::default()
+        };
         Self::with(policy, options, false)
     }
 
-    fn with(policy: Box<dyn PrefetchPolicy>, options: Options, refuses: bool) -> Self {
+    fn with(policy: Box<dyn PrefetchPolicy>, options: EngineOptions, refuses: bool) -> Self {
         let layout = MemoryLayout::contiguous(u64::from(FRAMES) * 4096).unwrap();
         let frames = (0..FRAMES).map(|_| Frame::default());
         let map = ColorMap::new(layout, KernelIdentity::default(), frames, Vec::new()).unwrap();
         let frames = (0..FRAMES).map(|_| AtomicUsize::new(EMPTY)).collect();
         let memory = Arc::new(Memory { frames, events: Mutex::new(Vec::new()), refuses });
-        let parts = Parts {
-            atlas: Arc::new(Atlas::new(map)),
+        let parts = EngineParts {
+            locality: Arc::new(LocalityOrder::new(map)),
             policy,
             source: Arc::new(Source(Mutex::new(Vec::new()))),
-            placer: Arc::clone(&memory) as _,
+            installer: Arc::clone(&memory) as _,
             queue: Some(Arc::clone(&memory) as _),
             clock: Arc::new(Noon),
-            grant: None,
-            nearby: None,
+            reservation: None,
+            local_cache: None,
         };
         Self { clone: Arc::new(Inner::new(parts, options)), memory }
     }
@@ -243,8 +250,9 @@ fn kicks_are_not_lost() {
 fn what_is_given_back_reads_as_zeros() {
     explore(2, || {
         let world = World::new(Box::new(Demand), Feedback::Off);
-        // The guest gives frame 0 back while another vCPU touches it: before, the parent's bytes; after, zeros. As the kernel
-        // does, the frame is emptied when the event has been read, and whatever was placed in between is lost.
+        // The guest gives frame 0 back while another vCPU touches it: before, the parent's bytes;
+        // after, zeros. As the kernel does, the frame is emptied when the event has been
+        // read, and whatever was placed in between is lost.
         let other = world.beside(|world| {
             let found = world.touch(0);
             assert!(matches!(found, BYTES | ZEROS | EMPTY), "{found}");
@@ -287,12 +295,13 @@ fn stopping_wakes_everybody() {
     });
 }
 
-/// Time stands still, so that only what was slept ends the attempts; and waits do not end by themselves.
+/// Time stands still, so that only what was slept ends the attempts; and waits do not end by
+/// themselves.
 #[test]
 fn memory_that_refuses_for_good_ends_all_who_wait() {
     explore(2, || {
-        let patience = Duration::from_micros(20);
-        let options = Options { patience, ..Options::default() };
+        let timeout = Duration::from_micros(20);
+        let options = EngineOptions { timeout, ..EngineOptions::default() };
         let world = World::with(Box::new(Demand), options, true);
         let touch = |world: &World, frame| {
             let ended = world.clone.fault(FrameIndex(frame), Access::Read);

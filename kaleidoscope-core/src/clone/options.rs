@@ -1,10 +1,12 @@
 //! What an engine is made of, how it behaves, and how it ends.
 
 pub(super) use super::free_frames::FreeFrames;
-use super::ports::{Clock, FaultQueue, Nearby, PageSource, PlaceError, Placer, SourceError};
+use super::ports::{
+    Clock, FaultQueue, InstallError, LocalCache, PageInstaller, PageSource, SourceError,
+};
 use crate::addr::FrameIndex;
-use crate::alloc::Grant;
-use crate::prefetch::{Atlas, PrefetchPolicy};
+use crate::alloc::Reservation;
+use crate::prefetch::{LocalityOrder, PrefetchPolicy};
 use crate::service::Panicked;
 use std::fmt;
 use std::sync::Arc;
@@ -12,28 +14,29 @@ use std::time::Duration;
 use thiserror::Error;
 
 /// What an engine works with.
-pub struct Parts {
+pub struct EngineParts {
     /// The parent, arranged for policies.
-    pub atlas: Arc<Atlas>,
+    pub locality: Arc<LocalityOrder>,
     /// Decides what the clone gets before it asks.
     pub policy: Box<dyn PrefetchPolicy>,
     /// Where pages come from.
     pub source: Arc<dyn PageSource>,
     /// How they enter the clone.
-    pub placer: Arc<dyn Placer>,
-    /// Who waits for them; `None` when the embedder calls [`Engine::fault`](super::Engine::fault) itself.
+    pub installer: Arc<dyn PageInstaller>,
+    /// Who waits for them; `None` when the embedder calls [`Engine::fault`](super::Engine::fault)
+    /// itself.
     pub queue: Option<Arc<dyn FaultQueue>>,
     /// What time it is.
     pub clock: Arc<dyn Clock>,
     /// The clone's share of its host's memory; `None` takes what it takes.
-    pub grant: Option<Grant>,
+    pub reservation: Option<Reservation>,
     /// What is here already and need not be fetched; `None` for nothing.
-    pub nearby: Option<Arc<dyn Nearby>>,
+    pub local_cache: Option<Arc<dyn LocalCache>>,
 }
 
-impl fmt::Debug for Parts {
+impl fmt::Debug for EngineParts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Parts").field("policy", &self.policy.name()).finish_non_exhaustive()
+        f.debug_struct("EngineParts").field("policy", &self.policy.name()).finish_non_exhaustive()
     }
 }
 
@@ -58,9 +61,11 @@ pub enum Feedback {
     /// It does not; prefetched pages go into the clone's memory at once.
     #[default]
     Off,
-    /// Prefetched pages are kept near, and placed on the first touch: all is known, at the price of a short fault each.
+    /// Prefetched pages are kept near, and placed on the first touch: all is known, at the price of
+    /// a short fault each.
     Staged,
-    /// One in so many prefetched pages is kept near: an unbiased sample, at a fraction of the price.
+    /// One in so many prefetched pages is kept near: an unbiased sample, at a fraction of the
+    /// price.
     Sampled {
         /// One in so many; 0 is none.
         one_in: u32,
@@ -69,7 +74,7 @@ pub enum Feedback {
 
 /// How an engine behaves.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Options {
+pub struct EngineOptions {
     /// Whether the clone is filled when nothing better is to be done.
     pub background: Background,
     /// Most pages that one fault makes the engine prefetch, and most that it fills with zeros.
@@ -82,16 +87,18 @@ pub struct Options {
     pub staged: usize,
     /// Whether free frames are filled with zeros here, or fetched.
     pub free_frames: FreeFrames,
-    /// How long a touched frame may take before the clone is stopped, and how long anything is tried again that its memory refuses for now.
-    pub patience: Duration,
-    /// Frames that the clone's memory is filled by: 1, or those of the host's pages where it has larger ones (512 of 2 MiB), aligned by frame
-    /// index; 0 is 1. A fault brings all of them, and a frame that the image lacks stops the clone when any of them is touched.
+    /// How long a touched frame may take before the clone is stopped, and how long anything is
+    /// tried again that its memory refuses for now.
+    pub timeout: Duration,
+    /// Frames that the clone's memory is filled by: 1, or those of the host's pages where it has
+    /// larger ones (512 of 2 MiB), aligned by frame index; 0 is 1. A fault brings all of them,
+    /// and a frame that the image lacks stops the clone when any of them is touched.
     pub granule: u32,
 }
 
-impl Default for Options {
-    /// 256 pages per plan, 4096 planned, no feedback (4096 pages if it is turned on), no background filling, free frames
-    /// fetched, 30 seconds of patience, frames one by one.
+impl Default for EngineOptions {
+    /// 256 pages per plan, 4096 planned, no feedback (4096 pages if it is turned on), no background
+    /// filling, free frames fetched, 30 seconds of timeout, frames one by one.
     fn default() -> Self {
         Self {
             background: Background::Off,
@@ -100,7 +107,7 @@ impl Default for Options {
             feedback: Feedback::Off,
             staged: 4096,
             free_frames: FreeFrames::Fetch,
-            patience: Duration::from_secs(30),
+            timeout: Duration::from_secs(30),
             granule: 1,
         }
     }
@@ -121,9 +128,9 @@ pub enum Stopped {
     Source(Arc<SourceError>),
     /// A page cannot enter its memory.
     #[error("the clone's memory cannot be filled: {0}")]
-    Memory(Arc<PlaceError>),
-    /// It touched a frame that the frozen image does not hold.
-    #[error("the clone touched frame {frame}, which the frozen image does not hold")]
+    Memory(Arc<InstallError>),
+    /// It touched a frame that the snapshot image does not hold.
+    #[error("the clone touched frame {frame}, which the snapshot image does not hold")]
     Unavailable {
         /// The frame.
         frame: FrameIndex,
@@ -137,12 +144,12 @@ pub enum Stopped {
         frames: u32,
     },
     /// A page took too long.
-    #[error("frame {frame} did not come within {} ms", patience.as_millis())]
+    #[error("frame {frame} did not come within {} ms", timeout.as_millis())]
     Patience {
         /// The frame.
         frame: FrameIndex,
         /// How long the engine waited.
-        patience: Duration,
+        timeout: Duration,
     },
     /// Code that it calls, or that calls it, panicked: what it was about is half done.
     #[error("the clone cannot go on: {0}")]
@@ -161,8 +168,8 @@ impl From<SourceError> for Stopped {
     }
 }
 
-impl From<PlaceError> for Stopped {
-    fn from(error: PlaceError) -> Self {
+impl From<InstallError> for Stopped {
+    fn from(error: InstallError) -> Self {
         Self::Memory(Arc::new(error))
     }
 }

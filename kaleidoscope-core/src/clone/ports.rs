@@ -1,7 +1,9 @@
-//! The engine's ports: where pages come from, how they enter the clone, who waits for them, what time it is.
+//! The engine's ports: where pages come from, how they enter the clone, who waits for them, what
+//! time it is.
 //!
-//! Each is a small object-safe trait. A backend implements [`Placer`] and [`FaultQueue`] on a hypervisor's memory, the page
-//! server's client implements [`PageSource`]; tests wrap any of them to delay, lose, repeat or damage what passes.
+//! Each is a small object-safe trait. A backend implements [`PageInstaller`] and [`FaultQueue`] on
+//! a hypervisor's memory, the page server's client implements [`PageSource`]; tests wrap any of
+//! them to delay, lose, repeat or damage what passes.
 
 use crate::addr::FrameIndex;
 use crate::memory::Page;
@@ -27,7 +29,7 @@ pub enum Delivery<'a> {
     Page(FrameIndex, &'a Page),
     /// The frame's bytes at the instant of the freeze are all zeros.
     Zero(FrameIndex),
-    /// The frozen image does not hold the frame. A clone that touches it is stopped.
+    /// The snapshot image does not hold the frame. A clone that touches it is stopped.
     Unavailable(FrameIndex),
 }
 
@@ -50,7 +52,7 @@ pub struct SourceError {
 
 /// Why a page cannot enter the clone's memory.
 #[derive(Debug)]
-pub struct PlaceError {
+pub struct InstallError {
     message: String,
     cause: Option<Box<dyn Error + Send + Sync>>,
 }
@@ -96,23 +98,24 @@ macro_rules! port_error {
 }
 
 port_error!(SourceError);
-port_error!(PlaceError);
+port_error!(InstallError);
 
 /// Where pages come from: a page server, a file, another host's memory.
 ///
-/// Asking and receiving are apart, so that many frames can be on their way at once. Every frame that was asked for is
-/// delivered at least once, in any order, or an error ends them all; connections that break are the source's own
-/// affair as long as another way can be found.
+/// Asking and receiving are apart, so that many frames can be on their way at once. Every frame
+/// that was asked for is delivered at least once, in any order, or an error ends them all;
+/// connections that break are the source's own affair as long as another way can be found.
 pub trait PageSource: Send + Sync {
-    /// Asks for frames and returns without waiting for them. Called by many threads at once, also while another one
-    /// receives. A frame that is on its way may be asked for again, as urgent: it then comes sooner, and possibly twice.
+    /// Asks for frames and returns without waiting for them. Called by many threads at once, also
+    /// while another one receives. A frame that is on its way may be asked for again, as
+    /// urgent: it then comes sooner, and possibly twice.
     ///
     /// # Errors
     /// [`SourceError`] when no page will ever come any more.
     fn request(&self, frames: &[FrameIndex], priority: Priority) -> Result<(), SourceError>;
 
-    /// Waits until something arrives, but no longer than `wait`, and hands over everything that has arrived. The engine
-    /// has one thread in here at a time.
+    /// Waits until something arrives, but no longer than `wait`, and hands over everything that has
+    /// arrived. The engine has one thread in here at a time.
     ///
     /// # Errors
     /// [`SourceError`] when no page will ever come any more.
@@ -122,8 +125,8 @@ pub trait PageSource: Send + Sync {
         deliver: &mut dyn FnMut(Delivery<'_>),
     ) -> Result<(), SourceError>;
 
-    /// How many prefetched frames to have on their way at most: enough to keep the way busy, few enough that an urgent one does
-    /// not wait long.
+    /// How many prefetched frames to have on their way at most: enough to keep the way busy, few
+    /// enough that an urgent one does not wait long.
     fn window(&self) -> usize {
         128
     }
@@ -132,19 +135,20 @@ pub trait PageSource: Send + Sync {
 /// What is known here of a frame's bytes at the instant of the freeze.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[must_use]
-pub enum AtHand {
+pub enum Lookup {
     /// They are these.
     Page,
     /// They are all zeros.
     Zero,
     /// Nothing: the source has to be asked.
-    Nothing,
+    Miss,
 }
 
-/// Pages that are on this host already, whoever brought them: no source need be asked for them. Called by many threads at once.
-pub trait Nearby: Send + Sync {
+/// Pages that are on this host already, whoever brought them: no source need be asked for them.
+/// Called by many threads at once.
+pub trait LocalCache: Send + Sync {
     /// Copies a frame's bytes, if they are here. Does not wait for anything slower than memory.
-    fn take(&self, frame: FrameIndex, page: &mut Page) -> AtHand;
+    fn take(&self, frame: FrameIndex, page: &mut Page) -> Lookup;
 
     /// Is offered a page that the source brought.
     fn keep(&self, frame: FrameIndex, page: &Page);
@@ -153,60 +157,64 @@ pub trait Nearby: Send + Sync {
 /// What became of a page that was to be placed.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[must_use]
-pub enum Placed {
+pub enum Installed {
     /// It is in the clone's memory.
-    Placed,
+    Installed,
     /// The frame had bytes already; they are untouched.
-    AlreadyThere,
-    /// Not now: the memory is changing, and an event that nobody has read yet says how. Read it, then try again.
-    Again,
+    AlreadyPresent,
+    /// Not now: the memory is changing, and an event that nobody has read yet says how. Read it,
+    /// then try again.
+    TryAgain,
 }
 
 /// What became of a frame that was to be taken back.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[must_use]
-pub enum TakenBack {
+pub enum Eviction {
     /// The frame is empty again; the next touch is a fault.
-    Taken,
+    Evicted,
     /// The clone has touched it.
     InUse,
     /// This memory cannot tell.
     Unsupported,
 }
 
-/// How pages enter the clone's memory. Called by many threads at once, never by two for the same frame.
-pub trait Placer: Send + Sync {
-    /// Fills a frame that is empty, and wakes the vCPUs that wait for it. A vCPU sees all of the page or none of it.
+/// How pages enter the clone's memory. Called by many threads at once, never by two for the same
+/// frame.
+pub trait PageInstaller: Send + Sync {
+    /// Fills a frame that is empty, and wakes the vCPUs that wait for it. A vCPU sees all of the
+    /// page or none of it.
     ///
     /// # Errors
-    /// [`PlaceError`] when the frame cannot be filled; the clone is then stopped.
-    fn place(&self, frame: FrameIndex, page: &Page) -> Result<Placed, PlaceError>;
+    /// [`InstallError`] when the frame cannot be filled; the clone is then stopped.
+    fn install(&self, frame: FrameIndex, page: &Page) -> Result<Installed, InstallError>;
 
-    /// Fills a frame with zeros, as [`Placer::place`] does with bytes.
+    /// Fills a frame with zeros, as [`PageInstaller::place`] does with bytes.
     ///
     /// # Errors
-    /// As for [`Placer::place`].
-    fn zero(&self, frame: FrameIndex) -> Result<Placed, PlaceError>;
+    /// As for [`PageInstaller::place`].
+    fn zero(&self, frame: FrameIndex) -> Result<Installed, InstallError>;
 
     /// Fills empty frames with zeros ahead of any touch, at the least cost that the memory offers.
     ///
     /// Returns how many of them, from the first on, are filled (or had bytes already).
     ///
     /// # Errors
-    /// As for [`Placer::place`].
-    fn zero_run(&self, frames: Range<u32>) -> Result<u32, PlaceError> {
+    /// As for [`PageInstaller::place`].
+    fn zero_run(&self, frames: Range<u32>) -> Result<u32, InstallError> {
         let mut done = 0;
         for frame in frames {
             match self.zero(FrameIndex(frame))? {
-                Placed::Placed | Placed::AlreadyThere => done += 1,
-                Placed::Again => break,
+                Installed::Installed | Installed::AlreadyPresent => done += 1,
+                Installed::TryAgain => break,
             }
         }
         Ok(done)
     }
 
-    /// Frames that have the bytes of the freeze before anything is placed, in memory that is not the clone's own until it writes there:
-    /// pages of a store, mapped. They are never faults. Asked once, when the engine starts.
+    /// Frames that have the bytes of the freeze before anything is placed, in memory that is not
+    /// the clone's own until it writes there: pages of a store, mapped. They are never faults.
+    /// Asked once, when the engine starts.
     fn shown(&self) -> Vec<Range<u32>> {
         Vec::new()
     }
@@ -214,16 +222,17 @@ pub trait Placer: Send + Sync {
     /// Wakes the vCPUs that wait for a frame that is there already.
     ///
     /// # Errors
-    /// [`PlaceError`] when they cannot be woken; the clone is then stopped.
-    fn wake(&self, frame: FrameIndex) -> Result<(), PlaceError>;
+    /// [`InstallError`] when they cannot be woken; the clone is then stopped.
+    fn wake(&self, frame: FrameIndex) -> Result<(), InstallError>;
 
     /// Empties a frame again unless the clone has touched it since it was placed.
     ///
     /// # Errors
-    /// [`PlaceError`] when it is not known whether the frame is empty now; the clone is then stopped.
-    fn take_back(&self, frame: FrameIndex) -> Result<TakenBack, PlaceError> {
+    /// [`InstallError`] when it is not known whether the frame is empty now; the clone is then
+    /// stopped.
+    fn evict(&self, frame: FrameIndex) -> Result<Eviction, InstallError> {
         let _ = frame;
-        Ok(TakenBack::Unsupported)
+        Ok(Eviction::Unsupported)
     }
 }
 
@@ -243,22 +252,25 @@ pub enum Event {
     Closed,
 }
 
-/// Who waits: reports of a clone's memory. Several threads use it at once; each event goes to one of them.
+/// Who waits: reports of a clone's memory. Several threads use it at once; each event goes to one
+/// of them.
 ///
-/// Waiting and reading are apart because the engine reads while it keeps all pages out of the clone's memory: between
-/// the instant at which the guest gives a frame back and the instant at which the engine knows, none may be placed there.
+/// Waiting and reading are apart because the engine reads while it keeps all pages out of the
+/// clone's memory: between the instant at which the guest gives a frame back and the instant at
+/// which the engine knows, none may be placed there.
 pub trait FaultQueue: Send + Sync {
-    /// Waits until there is an event to read, but no longer than `wait`; may return early, and without one.
+    /// Waits until there is an event to read, but no longer than `wait`; may return early, and
+    /// without one.
     ///
     /// # Errors
-    /// [`PlaceError`] when events can no longer be read; the clone is then stopped.
-    fn wait(&self, wait: Duration) -> Result<(), PlaceError>;
+    /// [`InstallError`] when events can no longer be read; the clone is then stopped.
+    fn wait(&self, wait: Duration) -> Result<(), InstallError>;
 
     /// Reads the next event, if there is one. Never waits.
     ///
     /// # Errors
     /// As for [`FaultQueue::wait`].
-    fn read(&self) -> Result<Option<Event>, PlaceError>;
+    fn read(&self) -> Result<Option<Event>, InstallError>;
 }
 
 /// What time it is.

@@ -2,20 +2,20 @@
 
 use super::engine::Inner;
 use super::options::Stopped;
-use super::ports::TakenBack;
+use super::ports::Eviction;
 use super::statistics::Count;
 use crate::addr::FrameIndex;
-use crate::prefetch::Outcome;
+use crate::prefetch::PrefetchOutcome;
 use crate::sync::Ordering;
 
 /// Frames that are given back before looking whether it is enough: a chunk of the allocator.
 const AT_ONCE: u32 = 512;
 
 impl Inner {
-    /// Drops plans, then staged pages, then takes prefetched frames back that the clone has not touched, until `wanted` frames
-    /// are free again; returns how many are.
+    /// Drops plans, then staged pages, then takes prefetched frames back that the clone has not
+    /// touched, until `wanted` frames are free again; returns how many are.
     pub(super) fn reclaim(&self, wanted: u32) -> Result<u32, Stopped> {
-        self.brain.lock().drop_plans(self);
+        self.scheduler.lock().drop_plans(self);
         let mut reclaimed = 0;
         while reclaimed < wanted
             && let Some(frame) = self.drop_staged()
@@ -23,8 +23,9 @@ impl Inner {
             self.unused(frame);
             reclaimed += 1;
         }
-        // From where the last search ended, once around: who gives back little by little does not start over each time.
-        let count = self.atlas.frames();
+        // From where the last search ended, once around: who gives back little by little does not
+        // start over each time.
+        let count = self.locality.frames();
         let start = self.reclaimed_to.load(Ordering::Relaxed).min(count);
         let mut frames = (start..count).chain(0..start).map(FrameIndex);
         while reclaimed < wanted
@@ -32,22 +33,23 @@ impl Inner {
             && let Some(frame) = frames.find(|frame| self.states.is_prefetched(*frame))
         {
             self.reclaimed_to.store(frame.0, Ordering::Relaxed);
-            match self.take_back(frame)? {
-                TakenBack::Taken => {
+            match self.evict(frame)? {
+                Eviction::Evicted => {
                     self.unused(frame);
                     reclaimed += 1;
                 }
-                TakenBack::InUse => self.known_used(frame),
-                TakenBack::Unsupported => break,
+                Eviction::InUse => self.known_used(frame),
+                Eviction::Unsupported => break,
             }
         }
         Ok(reclaimed)
     }
 
-    /// Memory is scarce: gives back until it is not, or nothing is left to give; but no more than a guest's frames in one go, since others may take
-    /// as fast as this gives, and faults wait for this thread, too.
+    /// Memory is scarce: gives back until it is not, or nothing is left to give; but no more than a
+    /// guest's frames in one go, since others may take as fast as this gives, and faults wait
+    /// for this thread, too.
     pub(super) fn relieve(&self) -> Result<(), Stopped> {
-        for _ in 0..=self.atlas.frames() / AT_ONCE {
+        for _ in 0..=self.locality.frames() / AT_ONCE {
             self.check()?;
             if !self.memory.is_scarce() || self.reclaim(AT_ONCE)? == 0 {
                 return Ok(());
@@ -74,19 +76,19 @@ impl Inner {
     }
 
     /// Empties a prefetched frame unless the clone has touched it.
-    fn take_back(&self, frame: FrameIndex) -> Result<TakenBack, Stopped> {
+    fn evict(&self, frame: FrameIndex) -> Result<Eviction, Stopped> {
         let _gate = self.gate.read();
         if !self.states.take_prefetched(frame) {
-            return Ok(TakenBack::InUse);
+            return Ok(Eviction::InUse);
         }
-        let taken = self.placer.take_back(frame)?;
+        let taken = self.installer.evict(frame)?;
         let flags = match taken {
-            TakenBack::Taken => {
+            Eviction::Evicted => {
                 self.memory.leave(self.color(frame));
                 self.states.emptied(frame)
             }
-            TakenBack::InUse => self.states.found_used(frame),
-            TakenBack::Unsupported => self.states.placed(frame),
+            Eviction::InUse => self.states.found_used(frame),
+            Eviction::Unsupported => self.states.placed(frame),
         };
         self.settled(flags);
         Ok(taken)
@@ -94,10 +96,10 @@ impl Inner {
 
     pub(super) fn unused(&self, frame: FrameIndex) {
         self.counters.add(self.color(frame), Count::Unused);
-        self.brain.lock().feedback(frame, Outcome::Unused);
+        self.scheduler.lock().feedback(frame, PrefetchOutcome::Unused);
     }
 
     fn known_used(&self, frame: FrameIndex) {
-        self.brain.lock().feedback(frame, Outcome::Used);
+        self.scheduler.lock().feedback(frame, PrefetchOutcome::Used);
     }
 }

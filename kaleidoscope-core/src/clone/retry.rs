@@ -4,7 +4,8 @@ use super::ports::Clock;
 use crate::sync::wait;
 use std::time::Duration;
 
-/// Attempts after which a thread still has its processor: what it waits for takes microseconds as a rule.
+/// Attempts after which a thread still has its processor: what it waits for takes microseconds as a
+/// rule.
 const SPINS: u32 = if cfg!(loom) { 1 } else { 8 };
 
 /// Attempts after those between which it lets others run.
@@ -16,15 +17,17 @@ const FIRST_SLEEP: u64 = 8;
 /// The longest.
 const LONGEST_SLEEP: Duration = Duration::from_millis(1);
 
-/// Attempts at something that is not possible now, and will be soon: each is followed by a [pause](Self::pause), the pauses grow from some
-/// cycles to a millisecond, and there are none any more when the time for it is over.
+/// Attempts at something that is not possible now, and will be soon: each is followed by a
+/// [pause](Self::pause), the pauses grow from some cycles to a millisecond, and there are none any
+/// more when the time for it is over.
 ///
-/// Time is what a [`Clock`] says, and no less than was slept here: a clock that stands still does not make attempts endless.
+/// Time is what a [`Clock`] says, and no less than was slept here: a clock that stands still does
+/// not make attempts endless.
 #[derive(Clone, Debug)]
 pub struct Retry {
     /// On the clock; from the first pause on unless it is given.
     start: Option<Duration>,
-    patience: Duration,
+    timeout: Duration,
     pauses: u32,
     slept: Duration,
 }
@@ -32,17 +35,18 @@ pub struct Retry {
 impl Retry {
     /// Attempts for so long, from the first pause on.
     #[must_use]
-    pub const fn new(patience: Duration) -> Self {
-        Self { start: None, patience, pauses: 0, slept: Duration::ZERO }
+    pub const fn new(timeout: Duration) -> Self {
+        Self { start: None, timeout, pauses: 0, slept: Duration::ZERO }
     }
 
     /// Attempts for so long, from an instant on the clock on.
     #[must_use]
-    pub const fn since(start: Duration, patience: Duration) -> Self {
-        Self { start: Some(start), patience, pauses: 0, slept: Duration::ZERO }
+    pub const fn since(start: Duration, timeout: Duration) -> Self {
+        Self { start: Some(start), timeout, pauses: 0, slept: Duration::ZERO }
     }
 
-    /// Attempts without an end: for a service that has nothing to do, but looks again and again because of others.
+    /// Attempts without an end: for a service that has nothing to do, but looks again and again
+    /// because of others.
     #[must_use]
     pub const fn endless() -> Self {
         Self::new(Duration::MAX)
@@ -54,7 +58,7 @@ impl Retry {
         let now = clock.now();
         let start = *self.start.get_or_insert(now);
         let elapsed = now.saturating_sub(start).max(self.slept);
-        let left = self.patience.saturating_sub(elapsed);
+        let left = self.timeout.saturating_sub(elapsed);
         if left.is_zero() {
             return false;
         }
@@ -75,7 +79,7 @@ impl Retry {
 
     /// It was possible: the next pause is short again, and the time for it begins with it.
     pub const fn reset(&mut self) {
-        *self = Self::new(self.patience);
+        *self = Self::new(self.timeout);
     }
 }
 
@@ -106,10 +110,10 @@ mod tests {
 
     #[test]
     fn attempts_end_whatever_the_clock_does() {
-        let patience = Duration::from_millis(30);
+        let timeout = Duration::from_millis(30);
         for tick in [0, 1, 1_000_000_000] {
             let clock = Ticking(Mutex::default(), Duration::from_nanos(tick));
-            let mut retry = Retry::new(patience);
+            let mut retry = Retry::new(timeout);
             let attempts = attempts(&mut retry, &clock);
             // At most: forty without a sleep, seven that grow, and then one for each millisecond.
             assert!((1..=80).contains(&attempts), "{attempts} attempts with ticks of {tick} ns");

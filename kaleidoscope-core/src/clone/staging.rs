@@ -1,12 +1,14 @@
-//! Pages near the clone, but not in its memory: a touch of one is a fault, and so says that it was used.
+//! Pages near the clone, but not in its memory: a touch of one is a fault, and so says that it was
+//! used.
 
 use crate::addr::FrameIndex;
 use crate::memory::Page;
 use std::collections::{HashMap, VecDeque};
 
-/// Staged pages, the oldest of which gives way when there are too many. Pages of zeros take no memory.
+/// Staged pages, the oldest of which gives way when there are too many. Pages of zeros take no
+/// memory.
 #[derive(Debug)]
-pub(crate) struct Staging {
+pub(crate) struct StagingBuffer {
     pages: HashMap<FrameIndex, Option<Box<Page>>>,
     /// Frames in the order in which they were staged; some are gone.
     order: VecDeque<FrameIndex>,
@@ -18,7 +20,7 @@ pub(crate) struct Staging {
 /// Buffers that are kept for later.
 const SPARE: usize = 64;
 
-impl Staging {
+impl StagingBuffer {
     /// Room for `limit` pages, none of which is allocated yet.
     pub(crate) fn new(limit: usize) -> Self {
         Self { pages: HashMap::new(), order: VecDeque::new(), spare: Vec::new(), limit }
@@ -50,7 +52,8 @@ impl Staging {
         self.pages.remove(&frame)
     }
 
-    /// Forgets the age of the frame that has been here the longest, and names it. Whoever owns it then takes it out.
+    /// Forgets the age of the frame that has been here the longest, and names it. Whoever owns it
+    /// then takes it out.
     pub(crate) fn oldest(&mut self) -> Option<FrameIndex> {
         while let Some(frame) = self.order.pop_front() {
             if self.pages.contains_key(&frame) {
@@ -76,7 +79,7 @@ mod tests {
 
     #[test]
     fn the_oldest_goes_first_and_nothing_piles_up() {
-        let mut staging = Staging::new(4);
+        let mut staging = StagingBuffer::new(4);
         for n in 0..1000 {
             if staging.is_full() {
                 let oldest = staging.oldest().unwrap();

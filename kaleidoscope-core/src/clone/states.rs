@@ -10,9 +10,10 @@
 //!   absent ── when the engine starts ──► shown
 //! ```
 //!
-//! Every change is one compare-and-swap on the frame's byte, so that of several threads exactly one gets to place a frame; the
-//! others drop what they brought or wait. A thread that waits first sets [`WANTED`] in the same byte: whoever changes the
-//! frame then sees that somebody waits, or the waiter sees the change.
+//! Every change is one compare-and-swap on the frame's byte, so that of several threads exactly one
+//! gets to place a frame; the others drop what they brought or wait. A thread that waits first sets
+//! [`WANTED`] in the same byte: whoever changes the frame then sees that somebody waits, or the
+//! waiter sees the change.
 
 use crate::addr::FrameIndex;
 use crate::memory::LazyTable;
@@ -52,10 +53,11 @@ pub(crate) enum Phase {
     Present = 5,
     /// The guest gave it back: zeros on the next touch.
     Removed = 6,
-    /// The frozen image does not hold it.
+    /// The snapshot image does not hold it.
     Unavailable = 7,
-    /// Given back, and filled with zeros since. Not simply present: the event that frames are given back comes before they are
-    /// emptied, and whatever is placed in between is lost again. So a fault on such a frame may be true.
+    /// Given back, and filled with zeros since. Not simply present: the event that frames are given
+    /// back comes before they are emptied, and whatever is placed in between is lost again. So
+    /// a fault on such a frame may be true.
     Refilled = 8,
     /// In the clone's memory from the start, which is somebody else's there.
     Shown = 9,
@@ -137,7 +139,8 @@ pub(crate) struct Removed {
     pub(crate) flags: Flags,
 }
 
-/// The states of all frames. Creating them takes no time in proportion to their number: what was never looked up is absent.
+/// The states of all frames. Creating them takes no time in proportion to their number: what was
+/// never looked up is absent.
 #[derive(Debug)]
 pub(crate) struct FrameStates {
     states: LazyTable<AtomicU8>,
@@ -156,11 +159,12 @@ impl FrameStates {
         self.states.made(at).map(|state| state.load(Ordering::Acquire)).or(absent)
     }
 
-    /// Changes a frame's state as long as `next` has one for it; returns the state before, or `None` when `next` had none
-    /// or there is no such frame.
+    /// Changes a frame's state as long as `next` has one for it; returns the state before, or
+    /// `None` when `next` had none or there is no such frame.
     fn change(&self, frame: FrameIndex, mut next: impl FnMut(u8) -> Option<u8>) -> Option<u8> {
         let state = self.states.get(frame.as_usize())?;
-        // The bytes of the page and its state are published together: whoever sees `present` may read the page.
+        // The bytes of the page and its state are published together: whoever sees `present` may
+        // read the page.
         state.fetch_update(Ordering::AcqRel, Ordering::Acquire, &mut next).ok()
     }
 
@@ -181,7 +185,8 @@ impl FrameStates {
         Phase::of(state) == Phase::Present && Flags::of(state).prefetched
     }
 
-    /// A vCPU touched the frame: says what is to be done, and takes note that somebody waits where that is waiting.
+    /// A vCPU touched the frame: says what is to be done, and takes note that somebody waits where
+    /// that is waiting.
     pub(crate) fn fault(&self, frame: FrameIndex) -> Step {
         let next = |state| match Phase::of(state) {
             Phase::Absent | Phase::Queued => Some(Phase::Requested as u8 | WANTED),
@@ -189,7 +194,8 @@ impl FrameStates {
             Phase::Staged | Phase::Removed => {
                 Some(Phase::Placing as u8 | WANTED | state & PREFETCHED)
             }
-            // How it was is kept in the flag, for the owner to tell what to count and to leave it as it found it.
+            // How it was is kept in the flag, for the owner to tell what to count and to leave it
+            // as it found it.
             Phase::Refilled => Some(Phase::Placing as u8 | WANTED | REFILLED),
             Phase::Present | Phase::Shown | Phase::Unavailable => None,
         };
@@ -220,7 +226,8 @@ impl FrameStates {
         matches!(self.phase(frame), Phase::Requested | Phase::Placing)
     }
 
-    /// Takes note of a frame that is in the clone's memory from the start; `false` when it is not absent.
+    /// Takes note of a frame that is in the clone's memory from the start; `false` when it is not
+    /// absent.
     pub(crate) fn show(&self, frame: FrameIndex) -> bool {
         self.step(frame, Phase::Absent, Phase::Shown, 0).is_some()
     }
@@ -248,14 +255,16 @@ impl FrameStates {
         self.change(frame, next).is_some()
     }
 
-    /// Takes an absent frame to fill it with zeros ahead of any touch; the thread owns it then (it is placing).
+    /// Takes an absent frame to fill it with zeros ahead of any touch; the thread owns it then (it
+    /// is placing).
     pub(crate) fn take_for_zeros(&self, frame: FrameIndex) -> bool {
         let placing = Phase::Placing as u8 | PREFETCHED;
         let next = |state| (Phase::of(state) == Phase::Absent).then_some(placing);
         self.change(frame, next).is_some()
     }
 
-    /// A frame's bytes came: the thread owns the frame (it is placing), or drops the bytes when `None`.
+    /// A frame's bytes came: the thread owns the frame (it is placing), or drops the bytes when
+    /// `None`.
     pub(crate) fn arrive(&self, frame: FrameIndex) -> Option<Flags> {
         self.step(frame, Phase::Requested, Phase::Placing, WANTED | PREFETCHED | FILL)
     }
@@ -265,7 +274,8 @@ impl FrameStates {
         self.step(frame, Phase::Placing, Phase::Requested, WANTED | PREFETCHED | FILL);
     }
 
-    /// The owner did not fill a frame that was given back, and leaves it as it found it. Says whether somebody waits.
+    /// The owner did not fill a frame that was given back, and leaves it as it found it. Says
+    /// whether somebody waits.
     pub(crate) fn leave_removed(&self, frame: FrameIndex) -> Flags {
         let next = |state| {
             let found = if Flags::of(state).refilled { Phase::Refilled } else { Phase::Removed };
@@ -274,8 +284,8 @@ impl FrameStates {
         self.change(frame, next).map(Flags::of).unwrap_or_default()
     }
 
-    /// The owner filled a frame that was given back with zeros. Says whether somebody waits, and whether it had been refilled
-    /// before.
+    /// The owner filled a frame that was given back with zeros. Says whether somebody waits, and
+    /// whether it had been refilled before.
     pub(crate) fn refilled(&self, frame: FrameIndex) -> Flags {
         self.step(frame, Phase::Placing, Phase::Refilled, 0).unwrap_or_default()
     }
@@ -293,12 +303,14 @@ impl FrameStates {
             .is_some()
     }
 
-    /// The owner of a frame that was staged could not place it and stages it again. Says whether somebody else waits.
+    /// The owner of a frame that was staged could not place it and stages it again. Says whether
+    /// somebody else waits.
     pub(crate) fn stage_again(&self, frame: FrameIndex) -> Flags {
         self.step(frame, Phase::Placing, Phase::Staged, PREFETCHED).unwrap_or_default()
     }
 
-    /// Takes a staged frame to place it before anybody touches it; the thread owns it then (it is placing).
+    /// Takes a staged frame to place it before anybody touches it; the thread owns it then (it is
+    /// placing).
     pub(crate) fn take_staged(&self, frame: FrameIndex) -> bool {
         self.step(frame, Phase::Staged, Phase::Placing, PREFETCHED).is_some()
     }
@@ -308,14 +320,16 @@ impl FrameStates {
         self.step(frame, Phase::Staged, Phase::Absent, 0).is_some()
     }
 
-    /// Takes a frame that was prefetched, to empty it again; the thread owns it then (it is placing).
+    /// Takes a frame that was prefetched, to empty it again; the thread owns it then (it is
+    /// placing).
     pub(crate) fn take_prefetched(&self, frame: FrameIndex) -> bool {
         let present = Phase::Present as u8 | PREFETCHED;
         let placing = Phase::Placing as u8 | PREFETCHED;
         self.change(frame, |state| (state == present).then_some(placing)).is_some()
     }
 
-    /// The owner found that the clone uses the frame, and leaves it where it is. Says whether somebody waits.
+    /// The owner found that the clone uses the frame, and leaves it where it is. Says whether
+    /// somebody waits.
     pub(crate) fn found_used(&self, frame: FrameIndex) -> Flags {
         self.step(frame, Phase::Placing, Phase::Present, 0).unwrap_or_default()
     }
@@ -330,7 +344,8 @@ impl FrameStates {
         self.step(frame, Phase::Requested, Phase::Unavailable, 0)
     }
 
-    /// The guest gave a frame back. Must not be called while a frame is placed; see the engine's gate.
+    /// The guest gave a frame back. Must not be called while a frame is placed; see the engine's
+    /// gate.
     pub(crate) fn removed(&self, frame: FrameIndex) -> Option<Removed> {
         let before = self.change(frame, |_| Some(Phase::Removed as u8))?;
         Some(Removed { phase: Phase::of(before), flags: Flags::of(before) })

@@ -27,8 +27,9 @@ pub struct Counts {
     pub prefetched: u64,
     /// Frames that came to fill the clone.
     pub filled: u64,
-    /// Frames that were on this host already: found there when they were wanted, for whatever reason, or shown to the clone from the start.
-    pub nearby: u64,
+    /// Frames that were on this host already: found there when they were wanted, for whatever
+    /// reason, or shown to the clone from the start.
+    pub local_cache: u64,
     /// Frames that were filled with zeros ahead of any touch.
     pub zeroed_ahead: u64,
     /// Prefetched frames that are known to have been touched.
@@ -80,7 +81,7 @@ counters! {
     fetched => Fetched,
     prefetched => Prefetched,
     filled => Filled,
-    nearby => Nearby,
+    local_cache => LocalCache,
     zeroed_ahead => ZeroedAhead,
     used => Used,
     unused => Unused,
@@ -150,8 +151,8 @@ impl Counters {
     }
 }
 
-/// A clone's counters at one moment. Taken while it runs, numbers that belong together may differ by what happened between
-/// reading the first and the last.
+/// A clone's counters at one moment. Taken while it runs, numbers that belong together may differ
+/// by what happened between reading the first and the last.
 #[derive(Clone, Debug)]
 pub struct Statistics {
     /// Frames of the clone.
@@ -182,7 +183,8 @@ impl Statistics {
         self.moved.saturating_mul(crate::addr::FRAME_SIZE)
     }
 
-    /// The stall below which this part (0 to 1) of all stalls lie, to about 1 %; `None` when there was none.
+    /// The stall below which this part (0 to 1) of all stalls lie, to about 1 %; `None` when there
+    /// was none.
     #[must_use]
     pub fn stall(&self, part: f64) -> Option<Duration> {
         let stalls = self.stalls.as_ref().filter(|s| !s.is_empty())?;
@@ -202,14 +204,16 @@ impl Statistics {
         Duration::from_secs_f64(mean.max(0.0) / 1e9)
     }
 
-    /// Prefetched frames that were used, as far as feedback tells: exact when all are staged, an estimate when some are.
+    /// Prefetched frames that were used, as far as feedback tells: exact when all are staged, an
+    /// estimate when some are.
     fn used(&self) -> Option<f64> {
         #[expect(clippy::cast_precision_loss, reason = "counts of frames are below 2^53")]
         let used = self.total().used as f64;
         (self.sampled > 0.0).then(|| used / self.sampled)
     }
 
-    /// Part of the prefetched frames that were used, or `None` when nothing was prefetched or feedback is off.
+    /// Part of the prefetched frames that were used, or `None` when nothing was prefetched or
+    /// feedback is off.
     #[must_use]
     pub fn accuracy(&self) -> Option<f64> {
         #[expect(clippy::cast_precision_loss, reason = "counts of frames are below 2^53")]
@@ -218,8 +222,8 @@ impl Statistics {
         (prefetched > 0.0).then(|| (used / prefetched).min(1.0))
     }
 
-    /// Part of the needed frames that were there before they were touched, or `None` when feedback is off or nothing was
-    /// touched. Frames filled with zeros do not count.
+    /// Part of the needed frames that were there before they were touched, or `None` when feedback
+    /// is off or nothing was touched. Frames filled with zeros do not count.
     #[must_use]
     pub fn coverage(&self) -> Option<f64> {
         let total = self.total();

@@ -12,7 +12,8 @@ use std::time::Duration;
 /// Frames of one request.
 const BATCH: usize = 64;
 
-/// Longest sleep of a thread that has nothing to do: everything that gives it something also wakes it.
+/// Longest sleep of a thread that has nothing to do: everything that gives it something also wakes
+/// it.
 const NAP: Duration = Duration::from_secs(10);
 
 impl Inner {
@@ -47,11 +48,11 @@ impl Inner {
             self.place_all_staged()?;
         }
         let nap = {
-            let mut brain = self.brain.lock();
-            if !self.filled.load(Ordering::Acquire) && brain.has_swept(self) {
+            let mut scheduler = self.scheduler.lock();
+            if !self.filled.load(Ordering::Acquire) && scheduler.has_filled(self) {
                 self.filled.store(true, Ordering::Release);
             }
-            brain.fills_again_in(self)
+            scheduler.fills_again_in(self)
         };
         self.waiters.wait_for_work(nap.unwrap_or(NAP), false);
         Ok(())
@@ -59,7 +60,7 @@ impl Inner {
 
     /// Places what is staged: the clone is to be filled, and nothing else is to come for now.
     pub(super) fn place_all_staged(&self) -> Result<(), Stopped> {
-        let mut retry = Retry::new(self.options.patience);
+        let mut retry = Retry::new(self.options.timeout);
         loop {
             let Some(frame) = self.staging.lock().oldest() else { return Ok(()) };
             let gate = self.gate.read();
@@ -74,8 +75,9 @@ impl Inner {
         }
     }
 
-    /// Receives for everybody, for at most `wait`. The caller has the role. Says whether something came, or the wait was one: a source that comes
-    /// back at once with nothing is not to keep a processor busy.
+    /// Receives for everybody, for at most `wait`. The caller has the role. Says whether something
+    /// came, or the wait was one: a source that comes back at once with nothing is not to keep
+    /// a processor busy.
     pub(super) fn receive(&self, wait: Duration) -> Result<bool, Stopped> {
         let mut result = Ok(());
         let mut has_come = false;
@@ -99,7 +101,7 @@ impl Inner {
         loop {
             self.check()?;
             let asked = {
-                let mut brain = self.brain.lock();
+                let mut scheduler = self.scheduler.lock();
                 let room = window.saturating_sub(self.ahead.load(Ordering::Acquire));
                 // Small requests cost as much as large ones: rather wait for room.
                 if room < (window / 4).min(BATCH / 2) {
@@ -107,7 +109,7 @@ impl Inner {
                 }
                 let granted = self.memory.take_for_prefetch(room.min(BATCH));
                 let batch = batch.get_mut(..granted).unwrap_or_default();
-                let asked = brain.next(batch, may_fill, self, &mut zeros);
+                let asked = scheduler.next(batch, may_fill, self, &mut zeros);
                 self.memory.give_back(granted - asked);
                 self.ahead.fetch_add(asked, Ordering::AcqRel);
                 asked

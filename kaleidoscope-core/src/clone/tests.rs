@@ -4,18 +4,19 @@
 
 mod granules;
 mod panics;
-mod patience;
 mod shown;
+mod timeout;
 
 use super::ports::{
-    Delivery, PageSource, PlaceError, Placed, Placer, Priority, SourceError, SystemClock,
+    Delivery, InstallError, Installed, PageInstaller, PageSource, Priority, SourceError,
+    SystemClock,
 };
 use super::*;
 use crate::addr::FrameIndex;
-use crate::alloc::{CloneLimits, Grant, Host, HostLimits};
+use crate::alloc::{CloneLimits, Host, HostLimits, Reservation};
 use crate::color::{Color, ColorMap, Frame, KernelIdentity};
 use crate::memory::{GuestMemory, MemoryLayout, Page, VecMemory, ZERO_PAGE};
-use crate::prefetch::{Access, Atlas, Blind, Demand, PrefetchPolicy};
+use crate::prefetch::{Access, Blind, Demand, LocalityOrder, PrefetchPolicy};
 use parking_lot::Mutex;
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,7 +24,7 @@ use std::time::Duration;
 const FRAMES: u32 = 700;
 
 /// Frame 3 of every 7 is free, frame 5 of every 7 is zero.
-fn guest() -> (Arc<Atlas>, Arc<VecMemory>) {
+fn guest() -> (Arc<LocalityOrder>, Arc<VecMemory>) {
     let layout = MemoryLayout::contiguous(u64::from(FRAMES) * 4096).unwrap();
     let color = |n: u32| if n % 7 == 3 { Color::Free } else { Color::Anonymous };
     let frames = (0..FRAMES).map(|n| Frame { color: color(n), ..Frame::default() });
@@ -34,7 +35,7 @@ fn guest() -> (Arc<Atlas>, Arc<VecMemory>) {
             page.iter_mut().zip(n..).for_each(|(byte, i)| *byte = u8::try_from(i % 251).unwrap());
         }
     }
-    (Arc::new(Atlas::new(map)), Arc::new(memory))
+    (Arc::new(LocalityOrder::new(map)), Arc::new(memory))
 }
 
 /// A clone's memory whose touches go straight to the engine.
@@ -55,19 +56,19 @@ impl Memory {
     }
 }
 
-impl Placer for Memory {
-    fn place(&self, frame: FrameIndex, page: &Page) -> Result<Placed, PlaceError> {
+impl PageInstaller for Memory {
+    fn install(&self, frame: FrameIndex, page: &Page) -> Result<Installed, InstallError> {
         let mut pages = self.pages.lock();
         assert!(pages[frame.as_usize()].is_none(), "frame {frame} is placed twice");
         pages[frame.as_usize()] = Some(Box::new(*page));
-        Ok(Placed::Placed)
+        Ok(Installed::Installed)
     }
 
-    fn zero(&self, frame: FrameIndex) -> Result<Placed, PlaceError> {
-        self.place(frame, &ZERO_PAGE)
+    fn zero(&self, frame: FrameIndex) -> Result<Installed, InstallError> {
+        self.install(frame, &ZERO_PAGE)
     }
 
-    fn wake(&self, _frame: FrameIndex) -> Result<(), PlaceError> {
+    fn wake(&self, _frame: FrameIndex) -> Result<(), InstallError> {
         Ok(())
     }
 }
@@ -76,7 +77,7 @@ fn start(
     memory: &Arc<Memory>,
     source: Arc<dyn PageSource>,
     policy: Box<dyn PrefetchPolicy>,
-    options: Options,
+    options: EngineOptions,
 ) -> Engine {
     start_with(memory, source, policy, options, None)
 }
@@ -85,13 +86,22 @@ fn start_with(
     memory: &Arc<Memory>,
     source: Arc<dyn PageSource>,
     policy: Box<dyn PrefetchPolicy>,
-    options: Options,
-    grant: Option<Grant>,
+    options: EngineOptions,
+    reservation: Option<Reservation>,
 ) -> Engine {
-    let atlas = guest().0;
-    let placer: Arc<dyn Placer> = Arc::clone(memory) as _;
+    let locality = guest().0;
+    let installer: Arc<dyn PageInstaller> = Arc::clone(memory) as _;
     let clock = Arc::new(SystemClock::new());
-    let parts = Parts { atlas, policy, source, placer, queue: None, clock, grant, nearby: None };
+    let parts = EngineParts {
+        locality,
+        policy,
+        source,
+        installer,
+        queue: None,
+        clock,
+        reservation,
+        local_cache: None,
+    };
     Engine::start(parts, options).unwrap()
 }
 
@@ -99,7 +109,7 @@ fn local() -> Arc<dyn PageSource> {
     Arc::new(LocalSource::new(guest().1))
 }
 
-fn frozen(image: &VecMemory, frame: FrameIndex) -> Page {
+fn snapshot(image: &VecMemory, frame: FrameIndex) -> Page {
     let mut page = [0; 4096];
     image.read(crate::addr::Gpa(u64::from(frame.0) * 4096), &mut page).unwrap();
     page
@@ -113,7 +123,7 @@ fn many_threads_get_the_bytes_of_the_freeze() {
             [Box::new(Demand), Box::new(Blind::aligned(16))];
         for policy in policies {
             let memory = Memory::new();
-            let options = Options { feedback, staged: 20, ..Options::default() };
+            let options = EngineOptions { feedback, staged: 20, ..EngineOptions::default() };
             let engine = start(&memory, local(), policy, options);
             std::thread::scope(|scope| {
                 for vcpu in 0..4u32 {
@@ -124,7 +134,7 @@ fn many_threads_get_the_bytes_of_the_freeze() {
                             if memory.page(frame).is_none() {
                                 engine.fault(frame, Access::Read).unwrap();
                             }
-                            assert_eq!(memory.page(frame), Some(frozen(image, frame)), "{frame}");
+                            assert_eq!(memory.page(frame), Some(snapshot(image, frame)), "{frame}");
                         }
                     });
                 }
@@ -141,7 +151,7 @@ fn many_threads_get_the_bytes_of_the_freeze() {
 #[test]
 fn what_was_prefetched_and_not_touched_can_be_had_back() {
     let memory = Memory::new();
-    let options = Options { feedback: Feedback::Staged, ..Options::default() };
+    let options = EngineOptions { feedback: Feedback::Staged, ..EngineOptions::default() };
     let engine = start(&memory, local(), Box::new(Blind::aligned(16)), options);
     engine.fault(FrameIndex(0), Access::Read).unwrap();
     while engine.statistics().total().prefetched < 15 {
@@ -157,25 +167,25 @@ fn what_was_prefetched_and_not_touched_can_be_had_back() {
     let total = engine.statistics().total();
     assert_eq!((total.resident, total.unused), (2, 14));
     engine.fault(FrameIndex(2), Access::Read).unwrap();
-    assert_eq!(memory.page(FrameIndex(2)), Some(frozen(&guest().1, FrameIndex(2))));
+    assert_eq!(memory.page(FrameIndex(2)), Some(snapshot(&guest().1, FrameIndex(2))));
 }
 
 #[test]
 fn grants_return_and_scarcity_takes_back_what_is_not_used() {
     let host = Host::new(HostLimits::for_frames(1 << 20));
     let limits = CloneLimits { frames: 200, shrink_prefetch_at: 100, reclaim_at: 150 };
-    let grant = host.admit(limits).unwrap();
+    let reservation = host.admit(limits).unwrap();
     let memory = Memory::new();
-    let options = Options { feedback: Feedback::Staged, ..Options::default() };
+    let options = EngineOptions { feedback: Feedback::Staged, ..EngineOptions::default() };
     let policy = Box::new(Blind::aligned(64));
-    let engine = start_with(&memory, local(), policy, options, Some(grant));
+    let engine = start_with(&memory, local(), policy, options, Some(reservation));
     // Each fault brings 63 pages that nobody touches: they must give way.
     for block in 0..FRAMES / 64 {
         engine.fault(FrameIndex(block * 64), Access::Read).unwrap();
     }
     for n in 0..FRAMES {
         engine.fault(FrameIndex(n), Access::Read).unwrap();
-        assert_eq!(memory.page(FrameIndex(n)), Some(frozen(&guest().1, FrameIndex(n))));
+        assert_eq!(memory.page(FrameIndex(n)), Some(snapshot(&guest().1, FrameIndex(n))));
     }
     engine.reclaim(FRAMES).unwrap();
     let total = engine.statistics().total();
@@ -194,7 +204,7 @@ fn filling_ends_with_every_frame() {
     for free_frames in [FreeFrames::Zero, FreeFrames::Fetch] {
         let (memory, image) = (Memory::new(), guest().1);
         let background = Background::Full;
-        let options = Options { background, free_frames, ..Options::default() };
+        let options = EngineOptions { background, free_frames, ..EngineOptions::default() };
         let engine = start(&memory, local(), Box::new(Demand), options);
         while !engine.is_filled() {
             std::thread::sleep(Duration::from_millis(1));
@@ -204,7 +214,7 @@ fn filling_ends_with_every_frame() {
         assert!(!engine.is_whole(), "nobody knows any more");
         for n in 0..FRAMES {
             let is_left_out = n % 7 == 3 && free_frames == FreeFrames::Zero;
-            let expected = (!is_left_out).then(|| frozen(&image, FrameIndex(n)));
+            let expected = (!is_left_out).then(|| snapshot(&image, FrameIndex(n)));
             assert_eq!(memory.page(FrameIndex(n)), expected, "{n}");
         }
         let total = engine.statistics().total();
@@ -215,7 +225,7 @@ fn filling_ends_with_every_frame() {
 #[test]
 fn a_clone_that_lacks_frames_is_not_whole() {
     let memory = Memory::new();
-    let options = Options { free_frames: FreeFrames::Zero, ..Options::default() };
+    let options = EngineOptions { free_frames: FreeFrames::Zero, ..EngineOptions::default() };
     let engine = start(&memory, local(), Box::new(Demand), options);
     for n in 0..FRAMES {
         // Free frames are zeros whenever they are touched.
@@ -260,12 +270,12 @@ fn a_source_that_fails_or_is_silent_stops_the_clone() {
     let source = Arc::new(Told::default());
     source.answers.lock().push(Err("no route to host".into()));
     let engine =
-        start(&Memory::new(), Arc::clone(&source) as _, Box::new(Demand), Options::default());
+        start(&Memory::new(), Arc::clone(&source) as _, Box::new(Demand), EngineOptions::default());
     let error = engine.fault(FrameIndex(1), Access::Read).unwrap_err();
     assert!(error.to_string().ends_with("no route to host"), "{error}");
     assert!(matches!(engine.fault(FrameIndex(2), Access::Read), Err(Stopped::Source(_))));
 
-    let options = Options { patience: Duration::from_millis(50), ..Options::default() };
+    let options = EngineOptions { timeout: Duration::from_millis(50), ..EngineOptions::default() };
     let silent = Arc::new(Told::default());
     let engine = start(&Memory::new(), Arc::clone(&silent) as _, Box::new(Demand), options);
     let error = engine.fault(FrameIndex(1), Access::Read).unwrap_err();
@@ -274,7 +284,7 @@ fn a_source_that_fails_or_is_silent_stops_the_clone() {
 
     let wrong = Arc::new(Told::default());
     wrong.answers.lock().push(Ok(vec![FrameIndex(FRAMES)]));
-    let engine = start(&Memory::new(), wrong, Box::new(Demand), Options::default());
+    let engine = start(&Memory::new(), wrong, Box::new(Demand), EngineOptions::default());
     let error = engine.fault(FrameIndex(0), Access::Read).unwrap_err();
     assert!(error.to_string().contains("frame 700 of a guest with 700"), "{error}");
     let error = engine.fault(FrameIndex(FRAMES), Access::Read).unwrap_err();
@@ -285,7 +295,8 @@ fn a_source_that_fails_or_is_silent_stops_the_clone() {
 fn what_nobody_asked_for_is_dropped() {
     let (memory, source) = (Memory::new(), Arc::new(Told::default()));
     source.answers.lock().push(Ok(vec![FrameIndex(9), FrameIndex(1), FrameIndex(1)]));
-    let engine = start(&memory, Arc::clone(&source) as _, Box::new(Demand), Options::default());
+    let engine =
+        start(&memory, Arc::clone(&source) as _, Box::new(Demand), EngineOptions::default());
     engine.fault(FrameIndex(1), Access::Read).unwrap();
     assert_eq!(memory.page(FrameIndex(1)), Some([7; 4096]));
     assert_eq!(memory.page(FrameIndex(9)), None);
@@ -295,7 +306,8 @@ fn what_nobody_asked_for_is_dropped() {
 #[test]
 fn what_was_given_back_reads_as_zeros_whatever_arrives_later() {
     let (memory, source) = (Memory::new(), Arc::new(Told::default()));
-    let engine = start(&memory, Arc::clone(&source) as _, Box::new(Demand), Options::default());
+    let engine =
+        start(&memory, Arc::clone(&source) as _, Box::new(Demand), EngineOptions::default());
     std::thread::scope(|scope| {
         let waiting = scope.spawn(|| engine.fault(FrameIndex(1), Access::Read));
         while source.asked.lock().is_empty() {
@@ -315,8 +327,12 @@ fn what_was_given_back_reads_as_zeros_whatever_arrives_later() {
 #[test]
 fn stopping_frees_those_who_wait() {
     let (memory, source) = (Memory::new(), Arc::new(Told::default()));
-    let engine =
-        start(&memory, Arc::clone(&source) as _, Box::new(Blind::next(8)), Options::default());
+    let engine = start(
+        &memory,
+        Arc::clone(&source) as _,
+        Box::new(Blind::next(8)),
+        EngineOptions::default(),
+    );
     std::thread::scope(|scope| {
         let waiting: Vec<_> = (0..8)
             .map(|n| {

@@ -1,7 +1,8 @@
 //! Who waits for pages, and who receives them.
 //!
-//! No thread is kept for receiving: of the threads that wait for a page, one receives for all. A fault that is alone thus
-//! takes its page from the source with its own hands, without a second thread to wake. Who leaves hands the role on.
+//! No thread is kept for receiving: of the threads that wait for a page, one receives for all. A
+//! fault that is alone thus takes its page from the source with its own hands, without a second
+//! thread to wake. Who leaves hands the role on.
 
 use crate::sync::{Condvar, Mutex};
 use std::time::Duration;
@@ -56,8 +57,9 @@ impl Waiters {
         Some(Role { waiters: self })
     }
 
-    /// Waits until woken, for at most `at_most`, unless the role is free or `go_on` says that there is no need to. Every
-    /// change that makes `go_on` true must be followed by [`Waiters::wake`].
+    /// Waits until woken, for at most `at_most`, unless the role is free or `go_on` says that there
+    /// is no need to. Every change that makes `go_on` true must be followed by
+    /// [`Waiters::wake`].
     pub(crate) fn wait(&self, at_most: Duration, go_on: impl Fn() -> bool) {
         let mut inner = self.inner.lock();
         if !inner.receiving || go_on() {
@@ -75,8 +77,8 @@ impl Waiters {
         }
     }
 
-    /// The streaming thread waits for at most `at_most` for work; with `for_role` also until the role is free. Returns
-    /// whether there may be work.
+    /// The streaming thread waits for at most `at_most` for work; with `for_role` also until the
+    /// role is free. Returns whether there may be work.
     pub(crate) fn wait_for_work(&self, at_most: Duration, for_role: bool) -> bool {
         let mut inner = self.inner.lock();
         if !inner.work && (inner.receiving || !for_role) {

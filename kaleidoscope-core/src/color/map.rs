@@ -96,11 +96,12 @@ struct Inner {
 }
 
 impl ColorMap {
-    /// A map of frame records in frame-index order. The regions' `frames` are counted here, whatever the caller put there.
+    /// A map of frame records in frame-index order. The regions' `frames` are counted here,
+    /// whatever the caller put there.
     ///
     /// # Errors
-    /// [`MapError`] when the number of records differs from the layout's, or a record names a region that does not
-    /// exist or is of another kind.
+    /// [`MapError`] when the number of records differs from the layout's, or a record names a
+    /// region that does not exist or is of another kind.
     pub fn new(
         layout: MemoryLayout,
         kernel: KernelIdentity,
@@ -146,8 +147,9 @@ impl ColorMap {
         Self { contradictions, ..self }
     }
 
-    /// How many contradictions there were among the facts that the map was made from. If there is one, free frames must be
-    /// fetched like all others; see [`FreeFrames::allowed_by`](crate::clone::FreeFrames::allowed_by).
+    /// How many contradictions there were among the facts that the map was made from. If there is
+    /// one, free frames must be fetched like all others; see
+    /// [`FreeFrames::allowed_by`](crate::clone::FreeFrames::allowed_by).
     #[must_use]
     pub fn contradictions(&self) -> u32 {
         self.contradictions
@@ -292,7 +294,8 @@ impl Members {
     }
 }
 
-/// Frames are sorted run by run where runs of neighbors, such as the allocator's blocks, have more than this many on average.
+/// Frames are sorted run by run where runs of neighbors, such as the allocator's blocks, have more
+/// than this many on average.
 const LONG_RUN: usize = 8;
 
 /// Sorts frames by position, then by themselves.
@@ -358,7 +361,8 @@ mod tests {
 
     #[test]
     fn members_are_sorted_however_they_lie() {
-        // Blocks of 64 frames, in another order; that the last ones overlap is not usual, but possible.
+        // Blocks of 64 frames, in another order; that the last ones overlap is not usual, but
+        // possible.
         for overlaps in [false, true] {
             let positions = (0..1024_u64).map(|frame| {
                 let block = frame / 64 * 7 % 16;

@@ -3,12 +3,14 @@
 use std::fmt;
 use std::str::FromStr;
 
-/// What the guest kernel uses a frame for, as its own structures say. This is evidence, not yet a color.
+/// What the guest kernel uses a frame for, as its own structures say. This is evidence, not yet a
+/// color.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 #[repr(u8)]
 #[non_exhaustive]
 pub enum FrameKind {
-    /// No structure says what the frame is, or the structure is damaged. Safe: it is fetched like data.
+    /// No structure says what the frame is, or the structure is damaged. Safe: it is fetched like
+    /// data.
     #[default]
     Unknown = 0,
     /// In the page allocator's free lists, per-CPU lists included.
@@ -25,7 +27,8 @@ pub enum FrameKind {
     File = 6,
     /// Page cache of a block device (file system metadata, mostly).
     BlockDevice = 7,
-    /// The kernel image, its reserved memory, and pages the kernel took from the page allocator for itself.
+    /// The kernel image, its reserved memory, and pages the kernel took from the page allocator for
+    /// itself.
     Kernel = 8,
     /// A page of a hugetlb pool, in use or not.
     Hugetlb = 9,

@@ -1,12 +1,14 @@
-//! Temperature: signs that a frame was used lately, observed at the freeze, and signs that it will be used whatever the guest does.
+//! Temperature: signs that a frame was used lately, observed at the freeze, and signs that it will
+//! be used whatever the guest does.
 
 use std::fmt;
 use std::ops::BitOr;
 
 /// A set of signs of use. Facts, not a prediction: policies weigh them.
 ///
-/// All but the last two were observed in this guest. [`FREQUENT`](Self::FREQUENT) and [`COMMON`](Self::COMMON) say nothing of what
-/// this guest did: they say which symbols the frame holds, and that clones of other guests used those.
+/// All but the last two were observed in this guest. [`FREQUENT`](Self::FREQUENT) and
+/// [`COMMON`](Self::COMMON) say nothing of what this guest did: they say which symbols the frame
+/// holds, and that clones of other guests used those.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct Temperature(u8);
 
@@ -23,12 +25,15 @@ impl Temperature {
     pub const REFERENCED: Self = Self(1 << 3);
     /// Mapped by two or more processes.
     pub const SHARED: Self = Self(1 << 4);
-    /// Belongs to one of the tasks that ran last: their structures, stacks, page tables, accessed memory.
+    /// Belongs to one of the tasks that ran last: their structures, stacks, page tables, accessed
+    /// memory.
     pub const RECENT_TASK: Self = Self(1 << 5);
-    /// Holds symbols of the kernel image of which many workloads use some. Not an observation of this guest's use, but a fact about
-    /// which symbols the frame holds: [`common_symbols`](crate::linux::common_symbols).
+    /// Holds symbols of the kernel image of which many workloads use some. Not an observation of
+    /// this guest's use, but a fact about which symbols the frame holds:
+    /// [`common_symbols`](crate::linux::common_symbols).
     pub const FREQUENT: Self = Self(1 << 6);
-    /// Holds symbols of the kernel image that most workloads use; [`FREQUENT`](Self::FREQUENT) too. Not an observation either.
+    /// Holds symbols of the kernel image that most workloads use; [`FREQUENT`](Self::FREQUENT) too.
+    /// Not an observation either.
     pub const COMMON: Self = Self(1 << 7);
 
     /// Every sign with its name.

@@ -6,7 +6,7 @@ pub use rules::{Rule, Rules};
 
 use crate::addr::Gfn;
 use crate::color::{ColorMap, Frame, MapError};
-use crate::guest_os::{FrameFacts, GuestFacts, Introspect, Note, NoteKind, Process, Stage};
+use crate::guest_os::{FrameFacts, GuestFacts, Introspect, Note, NoteKind, Phase, Process};
 use crate::linux::vmcoreinfo::VmcoreInfo;
 use crate::linux::{CommonSymbols, Linux, LinuxError};
 use crate::memory::GuestMemory;
@@ -31,15 +31,16 @@ pub enum ColoringError {
 
 /// What is known beside the memory, and how to judge.
 #[derive(Clone, Debug, Default)]
-pub struct Options {
+pub struct ColoringOptions {
     /// The vCPUs' registers; may be empty.
     pub registers: Vec<VcpuRegisters>,
-    /// VMCOREINFO texts that came with the memory, such as a dump's own note; may be empty. They are
-    /// candidates: a text may be of a kernel that ran before, or of another machine.
+    /// VMCOREINFO texts that came with the memory, such as a dump's own note; may be empty. They
+    /// are candidates: a text may be of a kernel that ran before, or of another machine.
     pub vmcoreinfo: Vec<VmcoreInfo>,
     /// The rules.
     pub rules: Rules,
-    /// Which symbols of a kernel most workloads use; by default the list that comes with the library.
+    /// Which symbols of a kernel most workloads use; by default the list that comes with the
+    /// library.
     pub common_symbols: CommonSymbols,
 }
 
@@ -87,7 +88,8 @@ impl Coloring {
         &self.facts.notes
     }
 
-    /// The facts of a frame and every rule that holds for it, the deciding one first; `None` where there is no RAM.
+    /// The facts of a frame and every rule that holds for it, the deciding one first; `None` where
+    /// there is no RAM.
     #[must_use]
     pub fn explain(&self, gfn: Gfn) -> Option<(&FrameFacts, Vec<&Rule>)> {
         let facts = self.facts.frame(self.map.layout().index_of(gfn)?)?;
@@ -98,19 +100,24 @@ impl Coloring {
 /// Colors every frame of a guest.
 ///
 /// # Errors
-/// [`ColoringError`] when no kernel is found or nothing can be said of any frame. Damage to parts of the guest's
-/// structures is no error: [`Coloring::notes`] tells of it, and the frames concerned are unknown.
-pub fn color(memory: &dyn GuestMemory, options: &Options) -> Result<Coloring, ColoringError> {
+/// [`ColoringError`] when no kernel is found or nothing can be said of any frame. Damage to parts
+/// of the guest's structures is no error: [`Coloring::notes`] tells of it, and the frames concerned
+/// are unknown.
+pub fn color(
+    memory: &dyn GuestMemory,
+    options: &ColoringOptions,
+) -> Result<Coloring, ColoringError> {
     color_with_progress(memory, options, &mut |_| {})
 }
 
-/// Colors the frames of a guest whose system is not known, by its page tables alone; see [`page_tables`](crate::page_tables).
+/// Colors the frames of a guest whose system is not known, by its page tables alone; see
+/// [`page_tables`](crate::page_tables).
 ///
 /// # Errors
 /// [`ColoringError::PageTables`] when no registers tell of page tables.
 pub fn color_by_page_tables(
     memory: &dyn GuestMemory,
-    options: &Options,
+    options: &ColoringOptions,
 ) -> Result<Coloring, ColoringError> {
     let facts = PageTables.introspect(memory, &options.registers, &mut |_| {})?;
     Ok(Coloring::new(facts, options.rules.clone())?)
@@ -122,14 +129,14 @@ pub fn color_by_page_tables(
 /// As [`color()`].
 pub fn color_with_progress(
     memory: &dyn GuestMemory,
-    options: &Options,
-    begin: &mut dyn FnMut(Stage),
+    options: &ColoringOptions,
+    begin: &mut dyn FnMut(Phase),
 ) -> Result<Coloring, ColoringError> {
     let linux = Linux {
         common_symbols: options.common_symbols.clone(),
         vmcoreinfo: options.vmcoreinfo.clone(),
     };
     let facts = linux.introspect(memory, &options.registers, begin)?;
-    begin(Stage::Color);
+    begin(Phase::Color);
     Ok(Coloring::new(facts, options.rules.clone())?)
 }

@@ -1,7 +1,8 @@
 //! Rules: facts to colors.
 //!
-//! Several rules may hold for a frame, as for a page of a shared library: it is code, it is mapped, and it is page cache.
-//! The first rule in the order of priority wins, and the order can be changed.
+//! Several rules may hold for a frame, as for a page of a shared library: it is code, it is mapped,
+//! and it is page cache. The first rule in the order of priority wins, and the order can be
+//! changed.
 
 use crate::color::Color;
 use crate::guest_os::{FrameFacts, FrameUse as U, KernelArea as A};
@@ -95,14 +96,16 @@ pub struct Rules {
 }
 
 impl Default for Rules {
-    /// Executable page cache is code: prefetch treats code alike wherever it lies (Bryant et al., section 3.3).
+    /// Executable page cache is code: prefetch treats code alike wherever it lies (Bryant et al.,
+    /// section 3.3).
     fn default() -> Self {
         Self::in_order(RULES.to_vec())
     }
 }
 
 impl Rules {
-    /// Page cache stays page cache even where it is executable, as deduplication and eviction prefer.
+    /// Page cache stays page cache even where it is executable, as deduplication and eviction
+    /// prefer.
     #[must_use]
     pub fn page_cache_wins() -> Self {
         Self::default().prefer(&[Color::FileCache])

@@ -2,21 +2,21 @@
 
 use super::DedupSelector;
 use crate::addr::FrameIndex;
-use crate::prefetch::Atlas;
+use crate::prefetch::LocalityOrder;
 use std::sync::Arc;
 
 /// All frames that are not free, by frame number.
 #[derive(Clone, Debug)]
 pub struct Blind {
-    atlas: Arc<Atlas>,
+    locality: Arc<LocalityOrder>,
     next: u32,
 }
 
 impl Blind {
     /// All frames of a guest.
     #[must_use]
-    pub fn new(atlas: Arc<Atlas>) -> Self {
-        Self { atlas, next: 0 }
+    pub fn new(locality: Arc<LocalityOrder>) -> Self {
+        Self { locality, next: 0 }
     }
 }
 
@@ -27,10 +27,10 @@ impl DedupSelector for Blind {
 
     fn select(&mut self, room: usize, frames: &mut Vec<FrameIndex>) {
         let end = frames.len().saturating_add(room);
-        while frames.len() < end && self.next < self.atlas.frames() {
+        while frames.len() < end && self.next < self.locality.frames() {
             let frame = FrameIndex(self.next);
             self.next = self.next.saturating_add(1);
-            if !self.atlas.is_free(frame) {
+            if !self.locality.is_free(frame) {
                 frames.push(frame);
             }
         }

@@ -5,7 +5,7 @@ use crate::addr::{FRAME_BYTES, FRAME_SIZE, FrameIndex};
 use crate::color::{FrameKind, Order, Region, RegionId};
 use crate::image::elf::{build_id, note_segments};
 use crate::memory::{GuestMemory, MemoryError, Page, read_page};
-use crate::prefetch::Atlas;
+use crate::prefetch::LocalityOrder;
 use crate::recording::name::Name;
 
 /// Most notes looked at in one file. Linkers write about five.
@@ -13,8 +13,9 @@ const MAX_NOTES: u32 = 64;
 
 /// The GNU build ids of the programs and libraries that a guest has in its page cache.
 ///
-/// A linker makes the id from what it writes. So two guests whose file has the same one have the same file, whatever its inode number,
-/// and where ids differ the files do, whatever their sizes. Takes some 50 bytes for each id.
+/// A linker makes the id from what it writes. So two guests whose file has the same one have the
+/// same file, whatever its inode number, and where ids differ the files do, whatever their sizes.
+/// Takes some 50 bytes for each id.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct BuildIds {
     /// By ascending region.
@@ -22,20 +23,22 @@ pub struct BuildIds {
 }
 
 impl BuildIds {
-    /// Reads the build ids of all files that have a path and their first page in the page cache. At most one more page of each is read, if the id lies
-    /// there. A file has no id here if it is no ELF file, if the id is longer than 64 bytes or lies across two pages, and if the image
+    /// Reads the build ids of all files that have a path and their first page in the page cache. At
+    /// most one more page of each is read, if the id lies there. A file has no id here if it is
+    /// no ELF file, if the id is longer than 64 bytes or lies across two pages, and if the image
     /// lacks a page that is needed.
     ///
     /// # Errors
     /// The first [`MemoryError`] but [`MemoryError::Missing`].
-    pub fn read(memory: &dyn GuestMemory, atlas: &Atlas) -> Result<Self, MemoryError> {
+    pub fn read(memory: &dyn GuestMemory, locality: &LocalityOrder) -> Result<Self, MemoryError> {
         let mut ids = Vec::new();
         let mut buffers = Buffers { first: [0; FRAME_BYTES], other: [0; FRAME_BYTES] };
-        for (number, region) in (0..).zip(atlas.map().regions()) {
+        for (number, region) in (0..).zip(locality.map().regions()) {
             if !is_named_file(region) {
                 continue;
             }
-            let file = CachedFile { memory, atlas, frames: atlas.run(atlas.range(number)) };
+            let file =
+                CachedFile { memory, locality, frames: locality.run(locality.range(number)) };
             if let Some(id) = file.build_id(&mut buffers)? {
                 ids.push((RegionId(number), id));
             }
@@ -85,7 +88,7 @@ struct Buffers {
 /// A file in the page cache.
 struct CachedFile<'a> {
     memory: &'a dyn GuestMemory,
-    atlas: &'a Atlas,
+    locality: &'a LocalityOrder,
     /// By ascending position.
     frames: &'a [FrameIndex],
 }
@@ -114,8 +117,8 @@ impl CachedFile<'_> {
 
     /// The page at a position; `None` where it is not in the page cache or the image lacks it.
     fn page<'b>(&'b self, at: u64, buffer: &'b mut Page) -> Result<Option<&'b Page>, MemoryError> {
-        let before = self.frames.partition_point(|frame| position(self.atlas, *frame) < at);
-        let frame = self.frames.get(before).filter(|frame| position(self.atlas, **frame) == at);
+        let before = self.frames.partition_point(|frame| position(self.locality, *frame) < at);
+        let frame = self.frames.get(before).filter(|frame| position(self.locality, **frame) == at);
         let gfn = frame.and_then(|frame| self.memory.layout().gfn_of(*frame));
         gfn.map_or(Ok(None), |gfn| read_page(self.memory, gfn, buffer))
     }
@@ -165,7 +168,8 @@ mod tests {
         [note(b"GNU\0", 1, &[0; 16]), note(b"GNU\0", 3, &ID)].concat()
     }
 
-    /// The first page of a library with a segment to load and one of notes, which lie at `offset` of the file.
+    /// The first page of a library with a segment to load and one of notes, which lie at `offset`
+    /// of the file.
     fn headers(offset: u64, bytes: u64) -> Vec<u8> {
         let mut page = vec![0; FRAME_BYTES];
         put(&mut page, 0, b"\x7fELF\x02\x01\x01");
@@ -221,7 +225,7 @@ mod tests {
     type Pages<'a> = &'a [(u64, &'a [u8])];
 
     /// A guest with these regions, whose pages lie backwards in memory.
-    fn guest(regions: &[(FrameKind, &str, Pages<'_>)]) -> (Counted, Atlas) {
+    fn guest(regions: &[(FrameKind, &str, Pages<'_>)]) -> (Counted, LocalityOrder) {
         let (mut frames, mut bytes, mut all) = (Vec::new(), Vec::new(), Vec::new());
         for (id, (kind, name, pages)) in (0..).map(RegionId).zip(regions) {
             all.push(Region::new(*kind, Order::FileOffset, *name));
@@ -236,7 +240,7 @@ mod tests {
         let memory = VecMemory::from_bytes(layout.clone(), bytes);
         let map = ColorMap::new(layout, KernelIdentity::default(), frames, all).unwrap();
         let (missing, broken, reads) = (None, None, 0.into());
-        (Counted { memory, is_borrowed: false, missing, broken, reads }, Atlas::new(map))
+        (Counted { memory, is_borrowed: false, missing, broken, reads }, LocalityOrder::new(map))
     }
 
     const PATH: &str = "ext4:1:12:/usr/lib/libc.so.6";
@@ -244,8 +248,8 @@ mod tests {
     /// The build id of a file with these bytes, all of which are cached.
     fn id_of(file: &[u8]) -> Option<Vec<u8>> {
         let pages: Vec<_> = (0..).zip(file.chunks(FRAME_BYTES)).collect();
-        let (memory, atlas) = guest(&[(FrameKind::File, PATH, &pages)]);
-        let ids = BuildIds::read(&memory, &atlas).unwrap();
+        let (memory, locality) = guest(&[(FrameKind::File, PATH, &pages)]);
+        let ids = BuildIds::read(&memory, &locality).unwrap();
         assert!(memory.reads.into_inner() <= 2, "one page and one more");
         ids.get(RegionId(0)).map(<[u8]>::to_vec)
     }
@@ -254,7 +258,7 @@ mod tests {
     fn ids_are_found_by_region() {
         let (own, other) = (library(NOTES, &notes()), library(NOTES, &note(b"GNU\0", 3, &[7; 8])));
         let (text, zero): (Vec<u8>, _) = (vec![b'x'; FRAME_BYTES], vec![0; FRAME_BYTES]);
-        let (mut memory, atlas) = guest(&[
+        let (mut memory, locality) = guest(&[
             (FrameKind::File, "ext4:1:2:/etc/passwd", &[(0, &text)]),
             (FrameKind::File, PATH, &[(0, &own), (1, &zero), (7, &zero)]),
             (FrameKind::File, "ext4:1:4:/bin/late", &[(1, &own)]),
@@ -264,7 +268,7 @@ mod tests {
         ]);
         for is_borrowed in [false, true] {
             memory.is_borrowed = is_borrowed;
-            let ids = BuildIds::read(&memory, &atlas).unwrap();
+            let ids = BuildIds::read(&memory, &locality).unwrap();
             assert_eq!((ids.len(), ids.is_empty()), (2, false));
             assert_eq!(ids.get(RegionId(1)), Some(&ID[..]));
             assert_eq!(ids.get(RegionId(5)), Some(&[7; 8][..]));
@@ -296,11 +300,11 @@ mod tests {
     fn pages_that_the_image_lacks_are_no_error_but_those_it_cannot_read_are() {
         let (file, sh) = (library(0x1000, &notes()), library(NOTES, &notes()));
         let pages: Vec<_> = (0..).zip(file.chunks(FRAME_BYTES)).collect();
-        let (mut memory, atlas) = guest(&[
+        let (mut memory, locality) = guest(&[
             (FrameKind::File, PATH, &pages),
             (FrameKind::File, "ext4:1:2:/bin/sh", &[(0, &sh)]),
         ]);
-        let read = |memory: &Counted| BuildIds::read(memory, &atlas);
+        let read = |memory: &Counted| BuildIds::read(memory, &locality);
         assert_eq!(read(&memory).unwrap().len(), 2);
         for page in [0, 0x1000] {
             memory.missing = Some(Gpa(page));

@@ -1,9 +1,10 @@
-//! The names of what a host's guests hold: region by region, from their color maps, and the build ids of their files where these were read.
+//! The names of what a host's guests hold: region by region, from their color maps, and the build
+//! ids of their files where these were read.
 
-use super::{BuildIds, Relation};
+use super::{BuildIds, NameMatch};
 use crate::addr::FrameIndex;
 use crate::color::{FrameKind, KernelIdentity, Order, Region, RegionId};
-use crate::prefetch::Atlas;
+use crate::prefetch::LocalityOrder;
 use crate::recording::name::Name;
 use foldhash::fast::RandomState;
 use std::collections::HashMap;
@@ -15,9 +16,10 @@ pub struct GuestNumber(pub u32);
 
 /// What regions the guests of a host have, under names that mean the same in all of them.
 ///
-/// Names and build ids are kept as 64-bit hashes. A guest may choose them so that hashes collide; what it gains is that frames are
-/// hashed in vain. Whether pages are equal is never decided by names. Takes 8 bytes for each frame whose place in its region means something in
-/// another guest, and some 100 for each region.
+/// Names and build ids are kept as 64-bit hashes. A guest may choose them so that hashes collide;
+/// what it gains is that frames are hashed in vain. Whether pages are equal is never decided by
+/// names. Takes 8 bytes for each frame whose place in its region means something in another guest,
+/// and some 100 for each region.
 #[derive(Clone, Debug, Default)]
 pub struct Catalog {
     guests: u32,
@@ -49,7 +51,8 @@ pub(super) struct RegionKey {
 }
 
 impl RegionKey {
-    /// The key of a region; `None` for one without a name that others understand, and for free memory.
+    /// The key of a region; `None` for one without a name that others understand, and for free
+    /// memory.
     pub(super) fn of(region: &Region, kernel: &KernelIdentity) -> Option<Self> {
         if matches!(region.kind, FrameKind::Free | FrameKind::Offline) {
             return None;
@@ -90,18 +93,19 @@ impl Catalog {
     }
 
     /// Takes in a guest of whose files no build ids are known.
-    pub fn add(&mut self, atlas: &Atlas) -> GuestNumber {
-        self.add_with(atlas, &BuildIds::default())
+    pub fn add(&mut self, locality: &LocalityOrder) -> GuestNumber {
+        self.add_with(locality, &BuildIds::default())
     }
 
-    /// Takes in a guest and the build ids of its files. Ids of another guest are no error: they mislead, as names do that lie.
-    pub fn add_with(&mut self, atlas: &Atlas, build_ids: &BuildIds) -> GuestNumber {
+    /// Takes in a guest and the build ids of its files. Ids of another guest are no error: they
+    /// mislead, as names do that lie.
+    pub fn add_with(&mut self, locality: &LocalityOrder, build_ids: &BuildIds) -> GuestNumber {
         let guest = GuestNumber(self.guests);
         self.guests = self.guests.saturating_add(1);
-        for (id, region) in (0..).map(RegionId).zip(atlas.map().regions()) {
-            let Some(key) = RegionKey::of(region, atlas.map().kernel()) else { continue };
+        for (id, region) in (0..).map(RegionId).zip(locality.map().regions()) {
+            let Some(key) = RegionKey::of(region, locality.map().kernel()) else { continue };
             let positions = match key.is_placed {
-                true => positions(atlas, id).collect(),
+                true => positions(locality, id).collect(),
                 false => Vec::new(),
             };
             self.known.entry(key.name).or_default().push(Known {
@@ -122,11 +126,11 @@ impl Catalog {
         key: &RegionKey,
         is_file: bool,
         own: &[u64],
-        relations: &mut Vec<Relation>,
+        relations: &mut Vec<NameMatch>,
     ) {
         let all = self.known.get(&key.name).map_or(&[][..], Vec::as_slice);
         let others = || all.iter().filter(|known| known.guest != guest);
-        let any = others().next().map_or(Relation::None, |_| Relation::Namesake);
+        let any = others().next().map_or(NameMatch::None, |_| NameMatch::Namesake);
         relations.clear();
         relations.resize(own.len(), any);
         if !key.is_placed {
@@ -137,19 +141,19 @@ impl Catalog {
         for other in others() {
             let is_same_build = other.build_id.zip(build_id).map(|(their, own)| their == own);
             let is_same = is_same_build.unwrap_or(other.exact == key.exact);
-            let relation = match (is_file, is_same) {
-                (true, true) => Relation::SameFile,
-                (true, false) if is_same_build.is_some() => Relation::OtherFile,
-                (true, false) if other.positions.last() == own.last() => Relation::LikeFile,
-                (true, false) => Relation::OtherFile,
-                (false, true) => Relation::SameBuild,
-                (false, false) => Relation::OtherBuild,
+            let name_match = match (is_file, is_same) {
+                (true, true) => NameMatch::SameFile,
+                (true, false) if is_same_build.is_some() => NameMatch::OtherFile,
+                (true, false) if other.positions.last() == own.last() => NameMatch::LikeFile,
+                (true, false) => NameMatch::OtherFile,
+                (false, true) => NameMatch::SameBuild,
+                (false, false) => NameMatch::OtherBuild,
             };
             let mut theirs = other.positions.iter().copied().peekable();
             for (position, known) in own.iter().zip(relations.iter_mut()) {
                 while theirs.next_if(|their| their < position).is_some() {}
                 if theirs.peek() == Some(position) {
-                    *known = relation.max(*known);
+                    *known = name_match.max(*known);
                 }
             }
         }
@@ -157,11 +161,14 @@ impl Catalog {
 }
 
 /// Positions of a region's frames, ascending.
-pub(super) fn positions(atlas: &Atlas, region: RegionId) -> impl Iterator<Item = u64> + '_ {
-    atlas.run(atlas.range(region.0)).iter().map(|frame| position(atlas, *frame))
+pub(super) fn positions(
+    locality: &LocalityOrder,
+    region: RegionId,
+) -> impl Iterator<Item = u64> + '_ {
+    locality.run(locality.range(region.0)).iter().map(|frame| position(locality, *frame))
 }
 
 /// A frame's position in its region.
-pub(super) fn position(atlas: &Atlas, frame: FrameIndex) -> u64 {
-    atlas.map().positions().get(frame.as_usize()).copied().unwrap_or(0)
+pub(super) fn position(locality: &LocalityOrder, frame: FrameIndex) -> u64 {
+    locality.map().positions().get(frame.as_usize()).copied().unwrap_or(0)
 }

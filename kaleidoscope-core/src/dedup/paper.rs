@@ -3,13 +3,14 @@
 use super::DedupSelector;
 use crate::addr::FrameIndex;
 use crate::color::{Color, PaperColor};
-use crate::prefetch::Atlas;
+use crate::prefetch::LocalityOrder;
 use std::sync::Arc;
 
-/// One of the paper's two sets of colors, by frame number. It names free frames too, which are nobody's business here.
+/// One of the paper's two sets of colors, by frame number. It names free frames too, which are
+/// nobody's business here.
 #[derive(Clone, Debug)]
 pub struct Paper {
-    atlas: Arc<Atlas>,
+    locality: Arc<LocalityOrder>,
     set: Set,
     next: u32,
 }
@@ -21,16 +22,18 @@ enum Set {
 }
 
 impl Paper {
-    /// Kernel pages, but not the page cache, and executable pages, those in the page cache included: what the paper measured.
+    /// Kernel pages, but not the page cache, and executable pages, those in the page cache
+    /// included: what the paper measured.
     #[must_use]
-    pub fn kernel_and_executable(atlas: Arc<Atlas>) -> Self {
-        Self { atlas, set: Set::KernelAndExecutable, next: 0 }
+    pub fn kernel_and_executable(locality: Arc<LocalityOrder>) -> Self {
+        Self { locality, set: Set::KernelAndExecutable, next: 0 }
     }
 
-    /// The page cache and executable pages, the kernel's included: what an earlier section of the paper proposes.
+    /// The page cache and executable pages, the kernel's included: what an earlier section of the
+    /// paper proposes.
     #[must_use]
-    pub fn cache_and_executable(atlas: Arc<Atlas>) -> Self {
-        Self { atlas, set: Set::CacheAndExecutable, next: 0 }
+    pub fn cache_and_executable(locality: Arc<LocalityOrder>) -> Self {
+        Self { locality, set: Set::CacheAndExecutable, next: 0 }
     }
 
     fn wants(&self, color: Color) -> bool {
@@ -53,10 +56,10 @@ impl DedupSelector for Paper {
 
     fn select(&mut self, room: usize, frames: &mut Vec<FrameIndex>) {
         let end = frames.len().saturating_add(room);
-        while frames.len() < end && self.next < self.atlas.frames() {
+        while frames.len() < end && self.next < self.locality.frames() {
             let frame = FrameIndex(self.next);
             self.next = self.next.saturating_add(1);
-            if self.wants(self.atlas.color(frame)) {
+            if self.wants(self.locality.color(frame)) {
                 frames.push(frame);
             }
         }

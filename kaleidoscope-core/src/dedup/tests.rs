@@ -5,7 +5,7 @@ use crate::addr::FrameIndex;
 use crate::color::{Color, ColorMap, Frame, FrameKind, KernelIdentity, Order, Region, RegionId};
 use crate::fingerprint::{Content, Fingerprint, PartialHash};
 use crate::memory::MemoryLayout;
-use crate::prefetch::Atlas;
+use crate::prefetch::LocalityOrder;
 use proptest::prelude::*;
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 /// A guest: pages of regions, and what each holds (0: zeros).
 struct Guest {
-    atlas: Arc<Atlas>,
+    locality: Arc<LocalityOrder>,
     pages: Vec<u64>,
     written: Vec<bool>,
 }
@@ -44,7 +44,7 @@ impl Guest {
         let layout = MemoryLayout::contiguous(u64::try_from(frames.len()).unwrap() << 12).unwrap();
         let map = ColorMap::new(layout, KernelIdentity::default(), frames, all).unwrap();
         let written = vec![false; pages.len()];
-        Self { atlas: Arc::new(Atlas::new(map)), pages, written }
+        Self { locality: Arc::new(LocalityOrder::new(map)), pages, written }
     }
 
     fn content(&self, frame: FrameIndex) -> Content {
@@ -86,7 +86,7 @@ fn trial_of(
     is_sieved: bool,
 ) -> (Trial, Vec<Vec<FrameIndex>>) {
     let mut catalog = Catalog::new();
-    let numbers: Vec<_> = guests.iter().map(|guest| catalog.add(&guest.atlas)).collect();
+    let numbers: Vec<_> = guests.iter().map(|guest| catalog.add(&guest.locality)).collect();
     let mut selectors: Vec<_> =
         guests.iter().zip(&numbers).map(|(guest, number)| make(guest, &catalog, *number)).collect();
     let written: Vec<_> =
@@ -95,9 +95,9 @@ fn trial_of(
         .iter()
         .zip(&mut selectors)
         .zip(numbers.iter().zip(&written))
-        .map(|((guest, selector), (number, is_written))| Subject {
+        .map(|((guest, selector), (number, is_written))| TrialGuest {
             number: *number,
-            atlas: &guest.atlas,
+            locality: &guest.locality,
             selector: selector.as_mut(),
             is_written,
         })
@@ -111,22 +111,23 @@ fn trial_of(
         Ok(frames.iter().map(|f| guests[place].glance(*f)).collect())
     };
     let trial = match is_sieved {
-        true => run_sieved(&mut subjects, budget, glance, read).unwrap(),
+        true => run_filtered(&mut subjects, budget, glance, read).unwrap(),
         false => run(&mut subjects, budget, read).unwrap(),
     };
     (trial, chosen)
 }
 
 fn blind(guest: &Guest, _: &Catalog, _: GuestNumber) -> Box<dyn DedupSelector> {
-    Box::new(Blind::new(Arc::clone(&guest.atlas)))
+    Box::new(Blind::new(Arc::clone(&guest.locality)))
 }
 
 fn adaptive(guest: &Guest, catalog: &Catalog, number: GuestNumber) -> Box<dyn DedupSelector> {
-    Box::new(Adaptive::new(Arc::clone(&guest.atlas), catalog, number, &Yields::shipped()))
+    Box::new(Adaptive::new(Arc::clone(&guest.locality), catalog, number, &HitRates::shipped()))
 }
 
 fn thorough(guest: &Guest, catalog: &Catalog, number: GuestNumber) -> Box<dyn DedupSelector> {
-    let selector = Adaptive::new(Arc::clone(&guest.atlas), catalog, number, &Yields::shipped());
+    let selector =
+        Adaptive::new(Arc::clone(&guest.locality), catalog, number, &HitRates::shipped());
     Box::new(selector.with_least_worth(0.0))
 }
 
@@ -163,10 +164,10 @@ fn blind_finds_all_and_never_touches_free_or_zero_frames() {
     assert_eq!((total.hashed, total.zero), (2 * (200 + 150 + 2000 + 1500 + 1000 + 500), 100));
     assert_eq!((total.diverged, total.net()), (0, 599));
     assert!(chosen.iter().flatten().all(|frame| frame.0 < 5400));
-    assert_eq!(trial.ledger.bound(total.hashed), 599);
+    assert_eq!(trial.sharing.bound(total.hashed), 599);
     // 400 of the padding, then pairs.
-    assert_eq!(trial.ledger.bound(410), 399 + 5);
-    let of_colors: u64 = trial.ledger.colors().map(|(_, tally)| tally.net()).sum();
+    assert_eq!(trial.sharing.bound(410), 399 + 5);
+    let of_colors: u64 = trial.sharing.colors().map(|(_, tally)| tally.net()).sum();
     assert_eq!(of_colors, 599);
 }
 
@@ -230,11 +231,12 @@ fn a_sieve_glances_only_at_what_is_worth_it() {
 fn the_papers_sets_are_what_they_say() {
     let guests = pair();
     let kernel: Make<'_> =
-        &|guest, _, _| Box::new(Paper::kernel_and_executable(Arc::clone(&guest.atlas)));
+        &|guest, _, _| Box::new(Paper::kernel_and_executable(Arc::clone(&guest.locality)));
     let cache: Make<'_> =
-        &|guest, _, _| Box::new(Paper::cache_and_executable(Arc::clone(&guest.atlas)));
-    let colors =
-        |make| trial(&guests, u64::MAX, make).0.ledger.colors().map(|(c, _)| c).collect::<Vec<_>>();
+        &|guest, _, _| Box::new(Paper::cache_and_executable(Arc::clone(&guest.locality)));
+    let colors = |make| {
+        trial(&guests, u64::MAX, make).0.sharing.colors().map(|(c, _)| c).collect::<Vec<_>>()
+    };
     assert_eq!(colors(kernel), [Color::KernelText, Color::Slab]);
     assert_eq!(colors(cache), [Color::KernelText, Color::FileCache]);
 }
@@ -242,7 +244,8 @@ fn the_papers_sets_are_what_they_say() {
 #[test]
 fn written_pages_do_not_stay_saved() {
     let mut guests = pair();
-    // One copy of the first page of the library, both of the second one, and all padding of one guest but a page.
+    // One copy of the first page of the library, both of the second one, and all padding of one
+    // guest but a page.
     guests[0].written[0] = true;
     guests[0].written[1] = true;
     guests[1].written[1] = true;
@@ -257,16 +260,18 @@ fn written_pages_do_not_stay_saved() {
 fn what_diverges_is_avoided_later() {
     let guests = pair();
     let mut catalog = Catalog::new();
-    let numbers: Vec<_> = guests.iter().map(|guest| catalog.add(&guest.atlas)).collect();
+    let numbers: Vec<_> = guests.iter().map(|guest| catalog.add(&guest.locality)).collect();
     let judge = |frame: FrameIndex| match guests[0].content(frame) {
         Content::Page(_) => (if frame.0 < 200 { 2 } else { 1 }, frame.0 < 200),
         Content::Zero | Content::Missing => (0, false),
     };
-    let taught = Adaptive::teach(&guests[0].atlas, &catalog, numbers[0], judge);
-    let shared = taught.iter().find(|(_, relation, ..)| *relation == Relation::SameFile).unwrap().3;
+    let taught = Adaptive::teach(&guests[0].locality, &catalog, numbers[0], judge);
+    let shared =
+        taught.iter().find(|(_, name_match, ..)| *name_match == NameMatch::SameFile).unwrap().3;
     assert_eq!((shared.hashed, shared.shared, shared.diverged), (200.0, 200.0, 200.0));
     let mut frames = Vec::new();
-    let mut selector = Adaptive::new(Arc::clone(&guests[0].atlas), &catalog, numbers[0], &taught);
+    let mut selector =
+        Adaptive::new(Arc::clone(&guests[0].locality), &catalog, numbers[0], &taught);
     selector.select(10_000, &mut frames);
     assert!(!frames.iter().any(|frame| frame.0 < 200), "all of it was written to before");
 }
@@ -277,22 +282,22 @@ fn names_relate_guests_as_they_should() {
         let guest = |name, count| Guest::new(&[(FrameKind::File, name, unique(1, count))], 1);
         let guests = [guest(mine, pages.0), guest(theirs, pages.1)];
         let mut catalog = Catalog::new();
-        let numbers: Vec<_> = guests.iter().map(|guest| catalog.add(&guest.atlas)).collect();
-        let taught = Adaptive::teach(&guests[0].atlas, &catalog, numbers[0], |_| (1, false));
+        let numbers: Vec<_> = guests.iter().map(|guest| catalog.add(&guest.locality)).collect();
+        let taught = Adaptive::teach(&guests[0].locality, &catalog, numbers[0], |_| (1, false));
         let relations: HashMap<_, _> =
-            taught.iter().map(|(_, relation, _, found)| (relation, found.hashed)).collect();
+            taught.iter().map(|(_, name_match, _, found)| (name_match, found.hashed)).collect();
         relations
     };
-    let only = |relation, count: u32| HashMap::from([(relation, f64::from(count))]);
+    let only = |name_match, count: u32| HashMap::from([(name_match, f64::from(count))]);
     let same = relation_of("ext4:1:12:/bin/sh", "ext4:2:12:/bin/sh", (5, 5));
-    assert_eq!(same, only(Relation::SameFile, 5), "another device is as good");
+    assert_eq!(same, only(NameMatch::SameFile, 5), "another device is as good");
     let like = relation_of("ext4:1:12:/bin/sh", "ext4:1:13:/bin/sh", (5, 5));
-    assert_eq!(like, only(Relation::LikeFile, 5));
+    assert_eq!(like, only(NameMatch::LikeFile, 5));
     let other = relation_of("ext4:1:12:/bin/sh", "ext4:1:13:/bin/sh", (5, 4));
-    assert_eq!(other[&Relation::OtherFile], 4.0);
-    assert_eq!(other[&Relation::Namesake], 1.0, "a page that the other lacks");
-    assert_eq!(relation_of("ext4:1:12:/a", "ext4:1:12:/b", (5, 5)), only(Relation::None, 5));
-    assert_eq!(relation_of("ext4:1:12:", "ext4:1:12:", (5, 5)), only(Relation::None, 5));
+    assert_eq!(other[&NameMatch::OtherFile], 4.0);
+    assert_eq!(other[&NameMatch::Namesake], 1.0, "a page that the other lacks");
+    assert_eq!(relation_of("ext4:1:12:/a", "ext4:1:12:/b", (5, 5)), only(NameMatch::None, 5));
+    assert_eq!(relation_of("ext4:1:12:", "ext4:1:12:", (5, 5)), only(NameMatch::None, 5));
 }
 
 #[test]
@@ -305,35 +310,35 @@ fn build_ids_say_more_than_inodes_and_sizes() {
             let guest = Guest::new(&[own, (FrameKind::File, &name, unique(1, count))], 1);
             let known = [(1, id)];
             let ids = BuildIds::of(if id.is_empty() { &[] } else { &known });
-            (catalog.add_with(&guest.atlas, &ids), guest)
+            (catalog.add_with(&guest.locality, &ids), guest)
         };
         let mut catalog = Catalog::new();
         let (number, guest) = add(&mut catalog, inodes.0, pages.0, ids.0);
         add(&mut catalog, inodes.1, pages.1, ids.1);
-        let taught = Adaptive::teach(&guest.atlas, &catalog, number, |frame| {
+        let taught = Adaptive::teach(&guest.locality, &catalog, number, |frame| {
             (u32::from(frame.0 > 0), false)
         });
         let found: HashMap<_, _> = taught
             .iter()
             .filter(|(.., found)| found.hashed > 0.0)
-            .map(|(_, relation, _, found)| (relation, found.hashed))
+            .map(|(_, name_match, _, found)| (name_match, found.hashed))
             .collect();
         found
     };
-    let only = |relation| HashMap::from([(relation, 5.0)]);
+    let only = |name_match| HashMap::from([(name_match, 5.0)]);
     let (same, other) = ((12, 12), (12, 13));
-    assert_eq!(relation_of(other, (5, 5), (b"a", b"a")), only(Relation::SameFile));
-    assert_eq!(relation_of(same, (5, 5), (b"a", b"a")), only(Relation::SameFile));
-    assert_eq!(relation_of(same, (5, 5), (b"a", b"b")), only(Relation::OtherFile));
-    assert_eq!(relation_of(other, (5, 5), (b"a", b"b")), only(Relation::OtherFile));
+    assert_eq!(relation_of(other, (5, 5), (b"a", b"a")), only(NameMatch::SameFile));
+    assert_eq!(relation_of(same, (5, 5), (b"a", b"a")), only(NameMatch::SameFile));
+    assert_eq!(relation_of(same, (5, 5), (b"a", b"b")), only(NameMatch::OtherFile));
+    assert_eq!(relation_of(other, (5, 5), (b"a", b"b")), only(NameMatch::OtherFile));
     // Of which the other has less: pages are related one by one.
     let less = relation_of(other, (5, 3), (b"a", b"a"));
-    assert_eq!((less[&Relation::SameFile], less[&Relation::Namesake]), (3.0, 2.0));
+    assert_eq!((less[&NameMatch::SameFile], less[&NameMatch::Namesake]), (3.0, 2.0));
     // One id alone says nothing.
     for ids in [(&b"a"[..], &b""[..]), (b"", b"a"), (b"", b"")] {
-        assert_eq!(relation_of(same, (5, 5), ids), only(Relation::SameFile));
-        assert_eq!(relation_of(other, (5, 5), ids), only(Relation::LikeFile));
-        assert_eq!(relation_of(other, (5, 6), ids), only(Relation::OtherFile));
+        assert_eq!(relation_of(same, (5, 5), ids), only(NameMatch::SameFile));
+        assert_eq!(relation_of(other, (5, 5), ids), only(NameMatch::LikeFile));
+        assert_eq!(relation_of(other, (5, 6), ids), only(NameMatch::OtherFile));
     }
 }
 
@@ -369,7 +374,7 @@ proptest! {
         for (guest, chosen) in guests.iter().zip(&chosen) {
             let mut seen = std::collections::HashSet::new();
             for frame in chosen {
-                prop_assert!(seen.insert(*frame) && !guest.atlas.is_free(*frame));
+                prop_assert!(seen.insert(*frame) && !guest.locality.is_free(*frame));
                 match guest.pages[frame.as_usize()] {
                     0 => zero += 1,
                     page => *copies.entry(page).or_default() += 1,
@@ -381,7 +386,7 @@ proptest! {
         }
         prop_assert_eq!(total.hashed, copies.values().sum::<u64>());
         prop_assert_eq!(total.shared, copies.values().map(|n| n - 1).sum::<u64>());
-        prop_assert!(total.net() <= trial.ledger.bound(total.hashed));
+        prop_assert!(total.net() <= trial.sharing.bound(total.hashed));
         if budget == u64::MAX {
             let candidates: usize = guests.iter().map(|g| g.pages.iter().filter(|p| **p != 0).count() - 3).sum();
             let candidates = u64::try_from(candidates).unwrap();
@@ -392,7 +397,7 @@ proptest! {
                 *all.entry(*page).or_default() += u64::from(*page != 0);
             }
             let shared: u64 = all.values().map(|n| n.saturating_sub(1)).sum();
-            prop_assert_eq!(total.shared, shared, "a sieve loses nothing");
+            prop_assert_eq!(total.shared, shared, "a filter loses nothing");
         }
     }
 }

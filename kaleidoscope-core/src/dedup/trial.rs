@@ -1,22 +1,25 @@
 //! Selectors at work on a set of guests.
 
-use super::{DedupSelector, GuestNumber, Ledger, Outcome, Sieve, Tally};
+use super::{
+    DedupSelector, GuestNumber, PartialHashFilter, SelectionOutcome, SharingStatistics, Tally,
+};
 use crate::addr::FrameIndex;
 use crate::fingerprint::{Content, Fingerprint, PartialHash};
-use crate::prefetch::Atlas;
+use crate::prefetch::LocalityOrder;
 
-/// Rounds that a budget is spent in, about: in each, every selector chooses, all is hashed, and all learn.
+/// Rounds that a budget is spent in, about: in each, every selector chooses, all is hashed, and all
+/// learn.
 const ROUNDS: u64 = 64;
 
 /// Fewest and most frames that a selector chooses in a round.
 const ROUND: (u64, u64) = (32, 1024);
 
 /// A guest whose frames are chosen.
-pub struct Subject<'a> {
-    /// Its number in the catalog, and in the ledger.
+pub struct TrialGuest<'a> {
+    /// Its number in the catalog, and in the sharing.
     pub number: GuestNumber,
     /// What its frames are.
-    pub atlas: &'a Atlas,
+    pub locality: &'a LocalityOrder,
     /// Who chooses.
     pub selector: &'a mut dyn DedupSelector,
     /// Whether clones write to a frame later: known only afterwards, and to no selector.
@@ -36,7 +39,7 @@ pub struct Point {
 #[derive(Clone, Debug, Default)]
 pub struct Trial {
     /// What was hashed and saved.
-    pub ledger: Ledger,
+    pub sharing: SharingStatistics,
     /// The way there.
     pub curve: Vec<Point>,
 }
@@ -45,7 +48,7 @@ impl Trial {
     /// All counts.
     #[must_use]
     pub fn total(&self) -> Tally {
-        self.ledger.total()
+        self.sharing.total()
     }
 
     /// Notes how far it has come.
@@ -56,15 +59,16 @@ impl Trial {
 }
 
 /// What selectors will be told, guest by guest.
-type Outcomes = Vec<Vec<(FrameIndex, Outcome)>>;
+type Outcomes = Vec<Vec<(FrameIndex, SelectionOutcome)>>;
 
-/// Lets the selectors choose in turn until `budget` frames of all guests were hashed, or none is worth it any more. `read` says what the chosen
-/// frames of one of the guests hold, which is named by its place in `guests`.
+/// Lets the selectors choose in turn until `budget` frames of all guests were hashed, or none is
+/// worth it any more. `read` says what the chosen frames of one of the guests hold, which is named
+/// by its place in `guests`.
 ///
 /// # Errors
 /// The first one of `read`.
 pub fn run<E>(
-    guests: &mut [Subject<'_>],
+    guests: &mut [TrialGuest<'_>],
     budget: u64,
     mut read: impl FnMut(usize, &[FrameIndex]) -> Result<Vec<Content>, E>,
 ) -> Result<Trial, E> {
@@ -72,37 +76,38 @@ pub fn run<E>(
     let share = share(guests, budget);
     rounds(guests, &mut trial, (share, budget), |trial, guests, place, chosen, outcomes| {
         let found = chosen.iter().copied().zip(read(place, chosen)?);
-        note(&mut trial.ledger, guests, place, found, outcomes, hashed);
+        note(&mut trial.sharing, guests, place, found, outcomes, hashed);
         Ok(())
     })?;
     Ok(trial)
 }
 
-/// The same through a [`Sieve`]: of everything that the selectors choose, `glance` reads some lines, and only frames that may have an equal one are
-/// hashed by `read`, the largest groups first, until `budget` of them were. Selectors learn from the lines: of what they take
-/// for shared, a few frames in a hundred are not.
+/// The same through a [`PartialHashFilter`]: of everything that the selectors choose, `glance`
+/// reads some lines, and only frames that may have an equal one are hashed by `read`, the largest
+/// groups first, until `budget` of them were. Selectors learn from the lines: of what they take for
+/// shared, a few frames in a hundred are not.
 ///
 /// # Errors
 /// The first one of `glance` or `read`.
-pub fn run_sieved<E>(
-    guests: &mut [Subject<'_>],
+pub fn run_filtered<E>(
+    guests: &mut [TrialGuest<'_>],
     budget: u64,
     mut glance: impl FnMut(usize, &[FrameIndex]) -> Result<Vec<Content<PartialHash>>, E>,
     mut read: impl FnMut(usize, &[FrameIndex]) -> Result<Vec<Content>, E>,
 ) -> Result<Trial, E> {
     let mut trial = Trial::default();
-    let mut sieve = Sieve::new();
+    let mut filter = PartialHashFilter::new();
     let all = share(guests, u64::MAX);
     rounds(guests, &mut trial, (all, u64::MAX), |trial, guests, place, chosen, outcomes| {
         let found = chosen.iter().copied().zip(glance(place, chosen)?);
-        note(&mut trial.ledger, guests, place, found, outcomes, |ledger, guest, frame, page| {
-            ledger.add_glanced(guest.atlas.color(frame));
-            let alike = sieve.add(guest.number, frame, page);
+        note(&mut trial.sharing, guests, place, found, outcomes, |sharing, guest, frame, page| {
+            sharing.add_glanced(guest.locality.color(frame));
+            let alike = filter.add(guest.number, frame, page);
             (alike.frames, alike.first)
         });
         Ok(())
     })?;
-    let mut alike = sieve.alike();
+    let mut alike = filter.alike();
     alike.truncate(usize::try_from(budget).unwrap_or(usize::MAX));
     let batch = usize::try_from(share(guests, budget)).unwrap_or(usize::MAX);
     let mut unheard = vec![Vec::new(); guests.len()];
@@ -112,7 +117,7 @@ pub fn run_sieved<E>(
             let of_guest = batch.iter().filter(|frame| Some(frame.0) == number);
             let frames: Vec<_> = of_guest.map(|frame| frame.1).collect();
             let found = frames.iter().copied().zip(read(place, &frames)?);
-            note(&mut trial.ledger, guests, place, found, &mut unheard, hashed);
+            note(&mut trial.sharing, guests, place, found, &mut unheard, hashed);
         }
         trial.mark();
     }
@@ -120,21 +125,21 @@ pub fn run_sieved<E>(
 }
 
 /// Frames that a selector chooses in a round.
-fn share(guests: &[Subject<'_>], budget: u64) -> u64 {
-    let all: u64 = guests.iter().map(|guest| u64::from(guest.atlas.frames())).sum();
+fn share(guests: &[TrialGuest<'_>], budget: u64) -> u64 {
+    let all: u64 = guests.iter().map(|guest| u64::from(guest.locality.frames())).sum();
     let count = u64::try_from(guests.len()).unwrap_or(u64::MAX).max(1);
     (budget.min(all) / ROUNDS / count).clamp(ROUND.0, ROUND.1)
 }
 
-/// Lets the selectors choose `share` frames each in turn until `budget` were hashed or they choose nothing more, and learn after each round what
-/// `work` found out.
+/// Lets the selectors choose `share` frames each in turn until `budget` were hashed or they choose
+/// nothing more, and learn after each round what `work` found out.
 fn rounds<E>(
-    guests: &mut [Subject<'_>],
+    guests: &mut [TrialGuest<'_>],
     trial: &mut Trial,
     (share, budget): (u64, u64),
     mut work: impl FnMut(
         &mut Trial,
-        &[Subject<'_>],
+        &[TrialGuest<'_>],
         usize,
         &[FrameIndex],
         &mut Outcomes,
@@ -143,7 +148,8 @@ fn rounds<E>(
     let mut chosen = Vec::new();
     let mut outcomes: Outcomes = vec![Vec::new(); guests.len()];
     // No frame comes twice: selectors that choose more than there are would go on for ever.
-    let mut left_to_choose: u64 = guests.iter().map(|guest| u64::from(guest.atlas.frames())).sum();
+    let mut left_to_choose: u64 =
+        guests.iter().map(|guest| u64::from(guest.locality.frames())).sum();
     loop {
         outcomes.iter_mut().for_each(Vec::clear);
         for place in 0..guests.len() {
@@ -169,63 +175,70 @@ fn rounds<E>(
 }
 
 /// Notes an outcome for the selector of the guest at a place.
-fn tell(outcomes: &mut Outcomes, place: usize, frame: FrameIndex, outcome: Outcome) {
+fn tell(outcomes: &mut Outcomes, place: usize, frame: FrameIndex, outcome: SelectionOutcome) {
     if let Some(outcomes) = outcomes.get_mut(place) {
         outcomes.push((frame, outcome));
     }
 }
 
-/// Notes for selectors that a frame is one of so many equal ones. The one that was alone until now is not any more.
+/// Notes for selectors that a frame is one of so many equal ones. The one that was alone until now
+/// is not any more.
 fn tell_shared(
-    guests: &[Subject<'_>],
+    guests: &[TrialGuest<'_>],
     outcomes: &mut Outcomes,
     (place, frame): (usize, FrameIndex),
     copies: u32,
     first: (GuestNumber, FrameIndex),
 ) {
     if copies < 2 {
-        return tell(outcomes, place, frame, Outcome::Alone);
+        return tell(outcomes, place, frame, SelectionOutcome::Alone);
     }
-    tell(outcomes, place, frame, Outcome::Shared { copies });
+    tell(outcomes, place, frame, SelectionOutcome::Shared { copies });
     if copies == 2
         && let Some(at) = guests.iter().position(|guest| guest.number == first.0)
     {
-        tell(outcomes, at, first.1, Outcome::Shared { copies });
+        tell(outcomes, at, first.1, SelectionOutcome::Shared { copies });
     }
 }
 
-/// Notes what the frames of one guest hold, which `count` counts: how many equal ones there are now, and which is the first one.
+/// Notes what the frames of one guest hold, which `count` counts: how many equal ones there are
+/// now, and which is the first one.
 fn note<H>(
-    ledger: &mut Ledger,
-    guests: &[Subject<'_>],
+    sharing: &mut SharingStatistics,
+    guests: &[TrialGuest<'_>],
     place: usize,
     found: impl Iterator<Item = (FrameIndex, Content<H>)>,
     outcomes: &mut Outcomes,
-    mut count: impl FnMut(&mut Ledger, &Subject<'_>, FrameIndex, H) -> (u32, (GuestNumber, FrameIndex)),
+    mut count: impl FnMut(
+        &mut SharingStatistics,
+        &TrialGuest<'_>,
+        FrameIndex,
+        H,
+    ) -> (u32, (GuestNumber, FrameIndex)),
 ) {
     let Some(guest) = guests.get(place) else { return };
     for (frame, content) in found {
         match content {
             Content::Page(page) => {
-                let (copies, first) = count(ledger, guest, frame, page);
+                let (copies, first) = count(sharing, guest, frame, page);
                 tell_shared(guests, outcomes, (place, frame), copies, first);
             }
             Content::Zero => {
-                ledger.add_zero(guest.atlas.color(frame));
-                tell(outcomes, place, frame, Outcome::Skipped);
+                sharing.add_zero(guest.locality.color(frame));
+                tell(outcomes, place, frame, SelectionOutcome::Skipped);
             }
-            Content::Missing => tell(outcomes, place, frame, Outcome::Skipped),
+            Content::Missing => tell(outcomes, place, frame, SelectionOutcome::Skipped),
         }
     }
 }
 
 /// Counts a frame that was hashed.
 fn hashed(
-    ledger: &mut Ledger,
-    guest: &Subject<'_>,
+    sharing: &mut SharingStatistics,
+    guest: &TrialGuest<'_>,
     frame: FrameIndex,
     page: Fingerprint,
 ) -> (u32, (GuestNumber, FrameIndex)) {
     let is_written = (guest.is_written)(frame);
-    ledger.add((guest.number, frame), guest.atlas.color(frame), page, is_written)
+    sharing.add((guest.number, frame), guest.locality.color(frame), page, is_written)
 }

@@ -43,7 +43,8 @@ impl Bits {
         bytes
     }
 
-    /// The set that these bytes say, or `None` when there are too few or too many bytes, or frames past the end.
+    /// The set that these bytes say, or `None` when there are too few or too many bytes, or frames
+    /// past the end.
     pub(super) fn from_bytes(frames: u32, bytes: &[u8]) -> Option<Self> {
         if bytes.len() != byte_len(frames) {
             return None;

@@ -13,14 +13,15 @@ const FRAMES_PER_THREAD: usize = 256;
 pub enum Content<H = Fingerprint> {
     /// The image lacks the frame.
     Missing,
-    /// Nothing but zeros. Such a frame is never hashed and never shared: everybody has a page of zeros.
+    /// Nothing but zeros. Such a frame is never hashed and never shared: everybody has a page of
+    /// zeros.
     Zero,
     /// Anything else.
     Page(H),
 }
 
-/// What these frames hold, in their order. Reads each frame once, on up to `threads` threads, with one page of memory for each beside the
-/// result. Frames past the end of RAM count as missing.
+/// What these frames hold, in their order. Reads each frame once, on up to `threads` threads, with
+/// one page of memory for each beside the result. Frames past the end of RAM count as missing.
 ///
 /// # Errors
 /// The first [`MemoryError`] but [`MemoryError::Missing`].
@@ -33,8 +34,9 @@ pub fn contents(
     name_all(memory, frames, threads, &|page| domain.content(page))
 }
 
-/// What these frames may hold, by some lines of each page: as [`contents`], for a small part of the cost. Of memory that can be
-/// [borrowed](GuestMemory::slice), only those lines are read, and what comes before the first and after the last line that is not zero.
+/// What these frames may hold, by some lines of each page: as [`contents`], for a small part of the
+/// cost. Of memory that can be [borrowed](GuestMemory::slice), only those lines are read, and what
+/// comes before the first and after the last line that is not zero.
 ///
 /// # Errors
 /// The first [`MemoryError`] but [`MemoryError::Missing`].

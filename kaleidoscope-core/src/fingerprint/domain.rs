@@ -14,8 +14,8 @@ const IMAGE: &str = "kaleidoscope 2026 whole image check 1";
 /// The same for the seed of its partial hashes.
 const PARTIAL: &str = "kaleidoscope 2026 dedup partial hash 1";
 
-/// Guests that may share pages: as a rule those of one tenant. It is a secret key, and whoever has it can tell whether a page
-/// that they guess is among the fingerprints.
+/// Guests that may share pages: as a rule those of one tenant. It is a secret key, and whoever has
+/// it can tell whether a page that they guess is among the fingerprints.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Domain {
     key: [u8; 32],
@@ -36,8 +36,8 @@ impl Domain {
         Self { key, id: DomainId(id), seed: u64::from_le_bytes([a, b, c, d, e, f, g, h]) }
     }
 
-    /// The domain in which all of an image with this digest is checked. Its key is as public as the digest, so
-    /// that pages must not be shared by fingerprints of it.
+    /// The domain in which all of an image with this digest is checked. Its key is as public as the
+    /// digest, so that pages must not be shared by fingerprints of it.
     #[must_use]
     pub fn of_image(digest: &[u8; 32]) -> Self {
         Self::new(blake3::derive_key(IMAGE, digest))

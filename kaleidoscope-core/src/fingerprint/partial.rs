@@ -1,4 +1,5 @@
-//! Partial hashes: names for a few lines of a page, by which pages that are certainly different are told apart without reading all of them.
+//! Partial hashes: names for a few lines of a page, by which pages that are certainly different are
+//! told apart without reading all of them.
 
 use crate::addr::FRAME_BYTES;
 use crate::memory::Page;
@@ -8,18 +9,21 @@ use twox_hash::XxHash3_64;
 const LINE_BYTES: usize = 64;
 const LINES: usize = FRAME_BYTES / LINE_BYTES;
 
-/// Lines that are hashed of every page: the middle of each quarter. Headers, which many pages have in common, are at the start of a page.
+/// Lines that are hashed of every page: the middle of each quarter. Headers, which many pages have
+/// in common, are at the start of a page.
 const FIXED: [usize; 4] = [7, 23, 39, 55];
 
-/// Bytes that are hashed: the first line that is not zero and the last one, their places, and the fixed lines.
+/// Bytes that are hashed: the first line that is not zero and the last one, their places, and the
+/// fixed lines.
 const SAMPLE_BYTES: usize = (FIXED.len() + 2) * LINE_BYTES + 2;
 
-/// A name for some lines of a page. Equal pages of a [`Domain`](super::Domain) have equal ones; of pages with equal ones, on real guests, 92 to 99 of
-/// a hundred are equal. It decides only what is worth a [`Fingerprint`](super::Fingerprint), never that pages are equal: who
-/// makes pages with the same lines has the host make hashes in vain, and no more of them than its budget.
+/// A name for some lines of a page. Equal pages of a [`Domain`](super::Domain) have equal ones; of
+/// pages with equal ones, on real guests, 92 to 99 of a hundred are equal. It decides only what is
+/// worth a [`Fingerprint`](super::Fingerprint), never that pages are equal: who makes pages with
+/// the same lines has the host make hashes in vain, and no more of them than its budget.
 ///
-/// The first and the last line that are not zero tell pages apart that are nearly empty, such as slabs and tables; both have to be found anyway, to
-/// know pages of zeros.
+/// The first and the last line that are not zero tell pages apart that are nearly empty, such as
+/// slabs and tables; both have to be found anyway, to know pages of zeros.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct PartialHash(pub u64);
 

@@ -5,10 +5,11 @@ use super::{Content, DomainId, FINGERPRINT_BYTES, Fingerprint};
 use crate::addr::FrameIndex;
 use thiserror::Error;
 
-/// Fingerprints of some frames of a guest, and which of the frames that were read hold nothing but zeros.
+/// Fingerprints of some frames of a guest, and which of the frames that were read hold nothing but
+/// zeros.
 ///
-/// Takes 16 bytes for every fingerprint and three bits and a half for every frame of the guest; a frame's fingerprint is found in
-/// constant time.
+/// Takes 16 bytes for every fingerprint and three bits and a half for every frame of the guest; a
+/// frame's fingerprint is found in constant time.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Fingerprints {
     domain: DomainId,
@@ -44,8 +45,8 @@ pub enum FingerprintsError {
 }
 
 impl Fingerprints {
-    /// A table of what [`contents`](super::contents) found in frames of a guest of `frames` frames. Of several findings of one frame the last one
-    /// counts; frames past the end are left out.
+    /// A table of what [`contents`](super::contents) found in frames of a guest of `frames` frames.
+    /// Of several findings of one frame the last one counts; frames past the end are left out.
     #[must_use]
     pub fn new(
         domain: DomainId,
@@ -54,7 +55,8 @@ impl Fingerprints {
     ) -> Self {
         let mut found: Vec<_> = found.into_iter().filter(|(frame, _)| frame.0 < frames).collect();
         if !found.is_sorted_by(|a, b| a.0 < b.0) {
-            // Stable, so that the last finding of a frame stays the last; reversed, so that it is the one that is kept.
+            // Stable, so that the last finding of a frame stays the last; reversed, so that it is
+            // the one that is kept.
             found.reverse();
             found.sort_by_key(|(frame, _)| *frame);
             found.dedup_by_key(|(frame, _)| *frame);
@@ -73,8 +75,8 @@ impl Fingerprints {
         }
     }
 
-    /// The table that [`hashed_set`](Self::hashed_set), [`zero_set`](Self::zero_set) and [`value_bytes`](Self::value_bytes) are of. Takes memory in
-    /// proportion to the bytes.
+    /// The table that [`hashed_set`](Self::hashed_set), [`zero_set`](Self::zero_set) and
+    /// [`value_bytes`](Self::value_bytes) are of. Takes memory in proportion to the bytes.
     ///
     /// # Errors
     /// [`FingerprintsError`] when they contradict each other or the number of frames.

@@ -11,8 +11,8 @@ const CHUNK: u32 = 1 << 16;
 
 /// The fingerprints of all of an image's frames, by which a change of any of them is noticed.
 ///
-/// Their [`Domain`] follows from the image's digest ([`Domain::of_image`]) and is no secret: they say that
-/// bytes are the image's, and are not for sharing pages between guests.
+/// Their [`Domain`] follows from the image's digest ([`Domain::of_image`]) and is no secret: they
+/// say that bytes are the image's, and are not for sharing pages between guests.
 #[derive(Clone, Debug)]
 pub struct WholeImage {
     domain: Domain,
@@ -20,11 +20,12 @@ pub struct WholeImage {
 }
 
 impl WholeImage {
-    /// Reads and fingerprints all of an image with this digest, on up to `threads` threads. Takes some 60
-    /// bytes for each frame while it does, and 16 afterwards.
+    /// Reads and fingerprints all of an image with this digest, on up to `threads` threads. Takes
+    /// some 60 bytes for each frame while it does, and 16 afterwards.
     ///
     /// # Errors
-    /// [`MemoryError`] when a frame cannot be read. A frame that the image does not hold is no failure.
+    /// [`MemoryError`] when a frame cannot be read. A frame that the image does not hold is no
+    /// failure.
     pub fn of(
         memory: &dyn GuestMemory,
         digest: &[u8; 32],
@@ -38,7 +39,8 @@ impl WholeImage {
         Ok(Self { domain, table: Arc::new(table) })
     }
 
-    /// The fingerprints that came with an image; `None` if they are for something else than this check.
+    /// The fingerprints that came with an image; `None` if they are for something else than this
+    /// check.
     #[must_use]
     pub fn from_table(table: &Arc<Fingerprints>, digest: &[u8; 32]) -> Option<Self> {
         let domain = Domain::of_image(digest);

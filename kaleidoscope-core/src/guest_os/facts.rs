@@ -19,8 +19,8 @@ pub struct FrameFacts {
     pub user_mapped: bool,
     /// Whether a process maps it executable.
     pub user_executable: bool,
-    /// Whether processes map it and none of them may touch it now: `PROT_NONE`, or a page that NUMA
-    /// balancing watches.
+    /// Whether processes map it and none of them may touch it now: `PROT_NONE`, or a page that
+    /// NUMA balancing watches.
     pub inaccessible: bool,
     /// Signs of recent use.
     pub temperature: Temperature,
@@ -47,7 +47,8 @@ pub struct Process {
     pub threads: u32,
     /// Place among all tasks by when they last ran, 0 the most recent; `None` when not known.
     pub recency: Option<u32>,
-    /// Where its page tables begin, as a vCPU's CR3 has it; with page-table isolation that is the kernel's half of the pair in Linux.
+    /// Where its page tables begin, as a vCPU's CR3 has it; with page-table isolation that is the
+    /// kernel's half of the pair in Linux.
     pub root: Gpa,
 }
 
@@ -57,8 +58,8 @@ pub struct Process {
 pub enum NoteKind {
     /// Something is missing or was left out. What was read holds.
     Incomplete,
-    /// Structures disagree with each other, or with the memory that holds them. What they say of free frames is not to be
-    /// trusted: see [`trust`](crate::clone::trust).
+    /// Structures disagree with each other, or with the memory that holds them. What they say of
+    /// free frames is not to be trusted: see [`trust`](crate::clone::trust).
     Contradiction,
 }
 

@@ -8,7 +8,7 @@ use std::fmt;
 /// A part of introspection, announced when it begins, so that callers can show progress or measure.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[non_exhaustive]
-pub enum Stage {
+pub enum Phase {
     /// Finding the kernel and its page tables.
     Locate,
     /// Finding symbols.
@@ -33,7 +33,7 @@ pub enum Stage {
     Color,
 }
 
-impl Stage {
+impl Phase {
     /// Name for people.
     #[must_use]
     pub const fn name(self) -> &'static str {
@@ -53,7 +53,7 @@ impl Stage {
     }
 }
 
-impl fmt::Display for Stage {
+impl fmt::Display for Phase {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(self.name())
     }
@@ -64,15 +64,17 @@ pub trait Introspect {
     /// Why nothing could be found.
     type Error: std::error::Error;
 
-    /// Gathers facts of every frame. `registers` may be empty. `begin` is told of every stage as it begins.
+    /// Gathers facts of every frame. `registers` may be empty. `begin` is told of every stage as it
+    /// begins.
     ///
     /// # Errors
-    /// When the system is not there, or so damaged that nothing can be said of any frame. Damage to parts is no error:
-    /// it is told in [`GuestFacts::notes`], and the frames concerned stay unknown.
+    /// When the system is not there, or so damaged that nothing can be said of any frame. Damage to
+    /// parts is no error: it is told in [`GuestFacts::notes`], and the frames concerned stay
+    /// unknown.
     fn introspect(
         &self,
         memory: &dyn GuestMemory,
         registers: &[VcpuRegisters],
-        begin: &mut dyn FnMut(Stage),
+        begin: &mut dyn FnMut(Phase),
     ) -> Result<GuestFacts, Self::Error>;
 }

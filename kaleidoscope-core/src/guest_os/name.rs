@@ -1,15 +1,15 @@
 //! Names from guest memory, written so that they can be shown.
 //!
-//! A file's name may be any bytes but a slash and a zero, and a hostile guest chooses them: a line feed
-//! that begins a row of a table, an escape sequence that steers a terminal. So names are text in which
-//! such bytes are written `\x1b` and the backslash itself `\\`. Nothing is lost: [`unescape`] gives the
-//! bytes back.
+//! A file's name may be any bytes but a slash and a zero, and a hostile guest chooses them: a line
+//! feed that begins a row of a table, an escape sequence that steers a terminal. So names are text
+//! in which such bytes are written `\x1b` and the backslash itself `\\`. Nothing is lost:
+//! [`unescape`] gives the bytes back.
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
 
-/// Bytes as text that is fit to be shown. Bytes that are no UTF-8, and those of characters that control
-/// a terminal or the direction of text, become `\xNN`; a backslash becomes `\\`.
+/// Bytes as text that is fit to be shown. Bytes that are no UTF-8, and those of characters that
+/// control a terminal or the direction of text, become `\xNN`; a backslash becomes `\\`.
 ///
 /// ```
 /// use kaleidoscope_core::guest_os::name::{escape, unescape};
@@ -55,8 +55,8 @@ pub fn unescape(name: &str) -> Vec<u8> {
     out
 }
 
-/// Text of unknown origin, such as a file's, fit to be shown: what [`escape`] would write as `\xNN` is
-/// written so, everything else stays. Names that were escaped stay as they are.
+/// Text of unknown origin, such as a file's, fit to be shown: what [`escape`] would write as `\xNN`
+/// is written so, everything else stays. Names that were escaped stay as they are.
 #[must_use]
 pub fn shown(text: &str) -> Cow<'_, str> {
     if !text.contains(is_hidden) {

@@ -2,8 +2,8 @@
 //!
 //! Such a file is not mapped. A mapping of it changes under its readers, which safe code must not
 //! let happen to a `&[u8]`, and reading what was cut off raises SIGBUS, which ends the whole
-//! process. So bytes are copied with `pread`, where a cut file is an error for this image alone, and
-//! after each copy the file's size and time stamps are looked at.
+//! process. So bytes are copied with `pread`, where a cut file is an error for this image alone,
+//! and after each copy the file's size and time stamps are looked at.
 //!
 //! Introspection reads millions of small fields. They come from blocks that are read once and kept,
 //! so that most of these reads are a copy within this process; larger reads go to the file.

@@ -9,15 +9,17 @@ use rustix::fs::{SeekFrom, seek};
 use std::fs::File;
 use std::ops::Range;
 
-/// Questions to the file system before smaller holes are no longer looked for: after so many questions each, the
-/// smallest hole doubles. A file in very many pieces thus costs neither much time nor much memory.
+/// Questions to the file system before smaller holes are no longer looked for: after so many
+/// questions each, the smallest hole doubles. A file in very many pieces thus costs neither much
+/// time nor much memory.
 const QUESTIONS_PER_STEP: u32 = if cfg!(test) { 8 } else { 1 << 16 };
 
 /// Most extents of an image. Segments of a hostile file may overlap, and each may cover all holes.
 const MAX_EXTENTS: usize = 1 << 20;
 
-/// The parts of a file of `len` bytes outside of which it stores nothing, in order and apart from each other. A part may
-/// hold holes, too. All of the file is one part where the file system cannot tell.
+/// The parts of a file of `len` bytes outside of which it stores nothing, in order and apart from
+/// each other. A part may hold holes, too. All of the file is one part where the file system cannot
+/// tell.
 pub(super) fn stored_parts(file: &File, len: u64) -> Vec<Range<u64>> {
     find_parts(len, |from| match seek(file, SeekFrom::Data(from)) {
         Ok(start) => seek(file, SeekFrom::Hole(start)).ok().map(|end| Some(start..end)),
@@ -26,8 +28,8 @@ pub(super) fn stored_parts(file: &File, len: u64) -> Vec<Range<u64>> {
     })
 }
 
-/// The same for a file of which `next` says the first run of stored bytes that ends after an offset: `Some(None)` if there
-/// is none, `None` if it cannot say.
+/// The same for a file of which `next` says the first run of stored bytes that ends after an
+/// offset: `Some(None)` if there is none, `None` if it cannot say.
 fn find_parts(
     len: u64,
     mut next: impl FnMut(u64) -> Option<Option<Range<u64>>>,
@@ -63,7 +65,8 @@ fn find_parts(
     parts
 }
 
-/// Where an image lacks frames or has holes, given the parts of the file outside of which it stores nothing.
+/// Where an image lacks frames or has holes, given the parts of the file outside of which it stores
+/// nothing.
 pub(super) fn table(
     layout: &MemoryLayout,
     segments: &SegmentTable,

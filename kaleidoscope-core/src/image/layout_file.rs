@@ -5,12 +5,12 @@
 //! 0x0 0x0 0x80000000
 //! 0x80000000 0x100000000 0x40000000   # RAM above 4 GiB
 //! ```
-//! Three hexadecimal numbers a line, `#` starts a comment, lines come in any order. Addresses and sizes are multiples
-//! of 4096; every range of the file and of memory is named once.
+//! Three hexadecimal numbers a line, `#` starts a comment, lines come in any order. Addresses and
+//! sizes are multiples of 4096; every range of the file and of memory is named once.
 //!
-//! A guest's memory may lie in several files: RAM, a DIMM, a virtio-mem device. A line that ends with a
-//! file's name is about that file and its offsets, all others are about the memory file that the layout
-//! is given with. Names are relative to the layout file's folder:
+//! A guest's memory may lie in several files: RAM, a DIMM, a virtio-mem device. A line that ends
+//! with a file's name is about that file and its offsets, all others are about the memory file that
+//! the layout is given with. Names are relative to the layout file's folder:
 //!
 //! ```text
 //! 0x0 0x0 0x40000000

@@ -1,8 +1,8 @@
 //! The bytes of an image: mapped where they cannot change, copied from the file where they can, or
 //! held in memory.
 //!
-//! A file is mapped only if no process can write to it or cut it while it is mapped: a memfd that is
-//! sealed against both, or a file that is immutable or under fs-verity. Then slices of it can be
+//! A file is mapped only if no process can write to it or cut it while it is mapped: a memfd that
+//! is sealed against both, or a file that is immutable or under fs-verity. Then slices of it can be
 //! handed out, and nothing is copied. Every other file is read; see [`file`](super::file).
 
 #![expect(unsafe_code, reason = "maps image files that cannot change")]
@@ -40,23 +40,26 @@ impl ImageBytes {
         if cannot_change(&file) {
             // SAFETY: as `cannot_change` says, no process can write to the file or cut it, however
             // it has opened it. The mapping is private and read-only, so nothing in this process
-            // writes to it either, and it is kept alive by the `Mmap` that every slice borrows from.
+            // writes to it either, and it is kept alive by the `Mmap` that every slice borrows
+            // from.
             let map = unsafe { Mmap::map(&file)? };
             return Ok(Self::Mapped(map, holes::stored_parts(&file, len)));
         }
         ImageFile::new(file, path).map(|file| Self::File(Box::new(file)))
     }
 
-    /// Takes the whole pages of a range out of this process's memory. They are mapped again when they are read.
+    /// Takes the whole pages of a range out of this process's memory. They are mapped again when
+    /// they are read.
     pub(super) fn release(&self, range: Range<usize>) {
         let Self::Mapped(map, _) = self else { return };
         let start = range.start.next_multiple_of(FRAME_BYTES);
         let end = range.end.min(map.len());
         let Some(len) = end.checked_sub(start).filter(|&len| len >= FRAME_BYTES) else { return };
         let len = len - len % FRAME_BYTES;
-        // SAFETY: the mapping is of a file, private and read-only, so no page of it was ever copied on a write: what a
-        // slice that somebody holds shows after this is read from the file again, and a file that is mapped does not
-        // change (see `open` and `open_unchanging`). The range is inside the mapping and starts and ends at a page.
+        // SAFETY: the mapping is of a file, private and read-only, so no page of it was ever copied
+        // on a write: what a slice that somebody holds shows after this is read from the
+        // file again, and a file that is mapped does not change (see `open` and
+        // `open_unchanging`). The range is inside the mapping and starts and ends at a page.
         let advised = unsafe { map.unchecked_advise_range(UncheckedAdvice::DontNeed, start, len) };
         // What stays in memory costs memory and nothing else.
         drop(advised);
@@ -129,8 +132,8 @@ impl Source for ImageBytes {
 }
 
 impl MemoryImage {
-    /// As [`open`](Self::open), but maps the file whatever it is: nothing is copied, slices of it can
-    /// be borrowed, and nothing looks whether it changes.
+    /// As [`open`](Self::open), but maps the file whatever it is: nothing is copied, slices of it
+    /// can be borrowed, and nothing looks whether it changes.
     ///
     /// # Errors
     /// As [`open`](Self::open).

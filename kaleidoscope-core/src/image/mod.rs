@@ -1,8 +1,9 @@
 //! Memory images: files that hold a guest's RAM.
 //!
-//! [`MemoryImage::open`] opens a file or block device and serves it as [`GuestMemory`]. An [ELF dump](elf) says itself which memory it holds
-//! and often has the vCPUs' registers. A raw file is RAM and nothing else, so where its bytes belong comes from a
-//! [`LayoutFile`] or from the machine's [`Preset`].
+//! [`MemoryImage::open`] opens a file or block device and serves it as [`GuestMemory`]. An [ELF
+//! dump](elf) says itself which memory it holds and often has the vCPUs' registers. A raw file is
+//! RAM and nothing else, so where its bytes belong comes from a [`LayoutFile`] or from the
+//! machine's [`Preset`].
 
 pub mod elf;
 mod error;
@@ -49,7 +50,8 @@ pub enum Format {
 /// Where the bytes of a raw file belong.
 #[derive(Clone, Debug, Default)]
 pub enum RawLayout {
-    /// From address 0 on, without holes. Refused for files of 2.75 GiB or more: such guests have holes.
+    /// From address 0 on, without holes. Refused for files of 2.75 GiB or more: such guests have
+    /// holes.
     #[default]
     Contiguous,
     /// Where this layout says. Parts of the file that it does not name are ignored.
@@ -76,25 +78,26 @@ impl MemoryImage {
     /// Opens an image: a file or a block device.
     ///
     /// The file must not change while the image is open, which is watched: after its size or time
-    /// stamps have changed, each read is a [`MemoryError::Io`] that says so. Bytes are copied from the
-    /// file, unless it is known never to change: a memfd that is sealed against writing and shrinking, or
-    /// a file that is immutable or under fs-verity, is mapped, and can be [borrowed](GuestMemory::slice).
-    /// [`open_unchanging`](Self::open_unchanging) maps any file.
+    /// stamps have changed, each read is a [`MemoryError::Io`] that says so. Bytes are copied from
+    /// the file, unless it is known never to change: a memfd that is sealed against writing and
+    /// shrinking, or a file that is immutable or under fs-verity, is mapped, and can be
+    /// [borrowed](GuestMemory::slice). [`open_unchanging`](Self::open_unchanging) maps any
+    /// file.
     ///
-    /// What is not noticed are writes through a mapping on tmpfs and hugetlbfs, and writes to a disk
-    /// that go past a block device's file. Give such memory as a copy or snapshot.
+    /// What is not noticed are writes through a mapping on tmpfs and hugetlbfs, and writes to a
+    /// disk that go past a block device's file. Give such memory as a copy or snapshot.
     ///
     /// Waits 20 ms if the file was written to a moment ago, so that the next write is noticed.
     ///
     /// # Errors
-    /// [`ImageError`] when the file cannot be read, is no file or block device, is not of this format,
-    /// or contradicts its layout.
+    /// [`ImageError`] when the file cannot be read, is no file or block device, is not of this
+    /// format, or contradicts its layout.
     pub fn open(path: &Path, format: &Format) -> Result<Self, ImageError> {
         Self::from_file(open::open(path)?, path, format)?.with_parts(format)
     }
 
-    /// As [`open`](Self::open), of a file that is open already, such as a memfd. Errors call it `name`. Further files that a
-    /// layout names are not opened, and their memory is no RAM.
+    /// As [`open`](Self::open), of a file that is open already, such as a memfd. Errors call it
+    /// `name`. Further files that a layout names are not opened, and their memory is no RAM.
     ///
     /// # Errors
     /// As [`open`](Self::open).
@@ -104,8 +107,8 @@ impl MemoryImage {
         Self::new(ImageBytes::open(file, name.to_owned()).map_err(failed)?, format)
     }
 
-    /// An image in memory instead of in a file, for tests and fuzzing. Further files that a layout names
-    /// are not opened, and their memory is no RAM.
+    /// An image in memory instead of in a file, for tests and fuzzing. Further files that a layout
+    /// names are not opened, and their memory is no RAM.
     ///
     /// # Errors
     /// As [`open`](Self::open).
@@ -148,8 +151,8 @@ impl MemoryImage {
         Ok(Self { bytes, layout, segments, vcpus, vmcoreinfo, skipped, parts, extents })
     }
 
-    /// Fails once one of the image's files is not as it was when it was opened. Reads look at that themselves;
-    /// this is for answers that are known without reading.
+    /// Fails once one of the image's files is not as it was when it was opened. Reads look at that
+    /// themselves; this is for answers that are known without reading.
     ///
     /// # Errors
     /// [`ImageError::Changed`], from the first change on for good.
@@ -184,7 +187,8 @@ impl MemoryImage {
         gpa.is_some_and(|gpa| self.segments.holds_frame(gpa) || in_part(gpa))
     }
 
-    /// Number of RAM frames that the image does not hold; reading them fails with [`MemoryError::Missing`].
+    /// Number of RAM frames that the image does not hold; reading them fails with
+    /// [`MemoryError::Missing`].
     #[must_use]
     pub fn missing_frames(&self) -> u32 {
         let held = u32::try_from(self.segments.held_frames()).unwrap_or(u32::MAX);
@@ -192,8 +196,8 @@ impl MemoryImage {
         self.layout.frames().saturating_sub(held).saturating_sub(in_parts)
     }
 
-    /// Offset of a frame's bytes in the file that was opened; `None` where it does not hold them in one
-    /// piece, or another file has them.
+    /// Offset of a frame's bytes in the file that was opened; `None` where it does not hold them in
+    /// one piece, or another file has them.
     #[must_use]
     pub fn file_offset(&self, frame: FrameIndex) -> Option<u64> {
         self.segments.frame_offset(self.layout.gfn_of(frame)?.gpa())
@@ -273,7 +277,8 @@ impl GuestMemory for MemoryImage {
     fn extent(&self, frame: FrameIndex) -> Extent {
         let extent = self.extents.extent(frame);
         match extent.backing {
-            // In a file that changed, a hole may have been filled: reading it says that the file changed.
+            // In a file that changed, a hole may have been filled: reading it says that the file
+            // changed.
             Backing::Hole if self.check_unchanged().is_err() => {
                 Extent { backing: Backing::Data, ..extent }
             }

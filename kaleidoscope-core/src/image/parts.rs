@@ -44,7 +44,8 @@ impl MemoryImage {
         Ok(self)
     }
 
-    /// What is known of this image's frames without reading them, as frames of a layout that has all of them.
+    /// What is known of this image's frames without reading them, as frames of a layout that has
+    /// all of them.
     fn known_in(&self, layout: &MemoryLayout) -> Vec<Extent> {
         let all = extents(self, 0..self.layout.frames());
         let known = all.filter(|extent| extent.backing != Backing::Data);

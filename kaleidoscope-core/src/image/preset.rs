@@ -1,8 +1,8 @@
 //! Where known machines put RAM, for raw memory files without a layout file.
 //!
-//! All of them start RAM at 0, leave a hole for devices below 4 GiB, and continue at 4 GiB; the file holds the pieces one
-//! after the other. They differ in where the hole starts, and whether there is a second one. Hot-plugged memory is not
-//! covered: give a layout file for it.
+//! All of them start RAM at 0, leave a hole for devices below 4 GiB, and continue at 4 GiB; the
+//! file holds the pieces one after the other. They differ in where the hole starts, and whether
+//! there is a second one. Hot-plugged memory is not covered: give a layout file for it.
 
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
@@ -20,17 +20,18 @@ pub(super) const NEVER_SPLIT_BELOW: u64 = 0xb000_0000;
 /// A machine whose RAM layout follows from its size.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Preset {
-    /// QEMU's `q35` (`pc_q35_init`): the hole starts at 2 GiB if RAM has 2.75 GiB or more. Not for guests started with
-    /// `max-ram-below-4g` or with a machine type older than 2.0.
+    /// QEMU's `q35` (`pc_q35_init`): the hole starts at 2 GiB if RAM has 2.75 GiB or more. Not for
+    /// guests started with `max-ram-below-4g` or with a machine type older than 2.0.
     QemuQ35,
-    /// QEMU's `pc`, the i440FX (`pc_init1`): the hole starts at 3 GiB if RAM has 3.5 GiB or more. Same exceptions.
+    /// QEMU's `pc`, the i440FX (`pc_init1`): the hole starts at 3 GiB if RAM has 3.5 GiB or more.
+    /// Same exceptions.
     QemuPc,
     /// QEMU's `microvm` (`microvm_memory_init`): the hole starts at 3 GiB.
     QemuMicrovm,
     /// cloud-hypervisor: the hole starts at 3 GiB (`MEM_32BIT_RESERVED_START`).
     CloudHypervisor,
-    /// Firecracker 1.13 and later: holes from 3 to 4 GiB (`MMIO32_MEM_START`) and from 256 to 512 GiB
-    /// (`MMIO64_MEM_START`).
+    /// Firecracker 1.13 and later: holes from 3 to 4 GiB (`MMIO32_MEM_START`) and from 256 to 512
+    /// GiB (`MMIO64_MEM_START`).
     Firecracker,
     /// Firecracker up to 1.12: one hole of 768 MiB below 4 GiB (`MEM_32BIT_GAP_SIZE`).
     Firecracker1_12,

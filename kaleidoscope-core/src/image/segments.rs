@@ -42,8 +42,8 @@ impl SegmentTable {
         table
     }
 
-    /// Appends a segment. Callers add by ascending address, without overlap; a segment that continues the last one both
-    /// in memory and in the file extends it.
+    /// Appends a segment. Callers add by ascending address, without overlap; a segment that
+    /// continues the last one both in memory and in the file extends it.
     pub(super) fn push(&mut self, next: Segment) {
         if next.bytes == 0 {
             return;
@@ -75,7 +75,8 @@ impl SegmentTable {
         (into < segment.bytes).then_some((segment, into))
     }
 
-    /// Where in the file the bytes from `gpa` on are: from the first to at most `len`, as far as one segment reaches.
+    /// Where in the file the bytes from `gpa` on are: from the first to at most `len`, as far as
+    /// one segment reaches.
     #[inline]
     pub(super) fn locate(&self, gpa: Gpa, len: usize) -> Option<Range<usize>> {
         let (segment, into) = self.find(gpa)?;

@@ -8,7 +8,8 @@ use std::str::FromStr;
 mod changing;
 mod special;
 
-/// Bytes that tell their offset in the file: each frame starts with its number, the rest is a function of the offset.
+/// Bytes that tell their offset in the file: each frame starts with its number, the rest is a
+/// function of the offset.
 fn telling_bytes(frames: u64) -> Vec<u8> {
     let mut bytes: Vec<u8> =
         (0..frames * FRAME_SIZE).map(|i| i.wrapping_mul(0x9e37).to_le_bytes()[1]).collect();

@@ -13,7 +13,8 @@ use crate::guest_os::{FrameFacts, FrameUse, GuestFacts, KernelArea, Note, NoteKi
 use crate::memory::GuestMemory;
 use std::collections::HashMap;
 
-/// Bytes of a task's structure that are marked as recently used; larger ones end with what is rarely touched.
+/// Bytes of a task's structure that are marked as recently used; larger ones end with what is
+/// rarely touched.
 const TASK_BYTES: u64 = 8192;
 
 /// Everything the stages found.
@@ -127,14 +128,16 @@ fn usage_of(record: &Record, table: TableUse, regions: &Regions<'_>) -> FrameUse
     }
 }
 
-/// Whether a frame holds a part of the kernel image; the kernel frees some of it after boot and uses the frames for other things.
+/// Whether a frame holds a part of the kernel image; the kernel frees some of it after boot and
+/// uses the frames for other things.
 fn is_image(facts: &FrameFacts) -> bool {
     let in_image = matches!(facts.area, KernelArea::Text | KernelArea::Rodata | KernelArea::Data);
     facts.usage == FrameUse::Reserved && in_image
 }
 
-/// What the signs of a page of the image are worth. Of read-only data with the most common symbols, only every second page is
-/// touched: the kernel keeps many small constants there, of which it reads few.
+/// What the signs of a page of the image are worth. Of read-only data with the most common symbols,
+/// only every second page is touched: the kernel keeps many small constants there, of which it
+/// reads few.
 fn rated(signs: Temperature, area: KernelArea) -> Temperature {
     match (area == KernelArea::Rodata, signs.contains(Temperature::COMMON)) {
         (false, _) => signs,
@@ -159,8 +162,8 @@ fn temperature_of(record: &Record, user: &UserMapping) -> Temperature {
     temperature
 }
 
-/// Which frames page-table walks went through, by ascending frame: each process's, and the kernel's own tables. A frame
-/// that several walks went through belongs to the first process.
+/// Which frames page-table walks went through, by ascending frame: each process's, and the kernel's
+/// own tables. A frame that several walks went through belongs to the first process.
 fn table_uses<M>(
     view: &KernelView<'_, M>,
     users: &UserMappings,

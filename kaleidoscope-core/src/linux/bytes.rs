@@ -26,7 +26,8 @@ pub(super) const fn index(value: u32) -> usize {
     value as usize
 }
 
-/// The distance of two addresses or offsets in bytes, as an address part. Lossless: usize has at most 64 bits.
+/// The distance of two addresses or offsets in bytes, as an address part. Lossless: usize has at
+/// most 64 bits.
 pub(super) const fn address(value: usize) -> u64 {
     const { assert!(usize::BITS <= 64) };
     value as u64

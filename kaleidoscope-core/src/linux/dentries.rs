@@ -1,7 +1,8 @@
 //! Paths from directory entries and mounts.
 //!
-//! A dentry's path is the chain of names up to its file system's root; where that root is mounted comes from the file
-//! system's mounts. Chains come from guest memory, so their length is limited, and all of them are paid for from one budget.
+//! A dentry's path is the chain of names up to its file system's root; where that root is mounted
+//! comes from the file system's mounts. Chains come from guest memory, so their length is limited,
+//! and all of them are paid for from one budget.
 
 use super::name_budget::NameBudget;
 use super::profile::Fields;
@@ -54,7 +55,8 @@ impl<'v, 'm, M: GuestMemory + ?Sized> Paths<'v, 'm, M> {
         let parent = self.view.read_pointer_field(dentry, fields.dentry_parent?)?;
         let root = self.view.read_pointer_field(super_block, fields.super_root?)?;
         let name = self.name(dentry)?;
-        // A dentry that no hash chain points to has been deleted, or never had a place in a directory.
+        // A dentry that no hash chain points to has been deleted, or never had a place in a
+        // directory.
         let hash = fields.dentry_hash.and_then(|o| o.checked_add(8));
         let is_unhashed = hash.is_some_and(|o| self.view.read_field(dentry, o) == Some(0));
         if dentry == root {
@@ -114,7 +116,8 @@ impl<'v, 'm, M: GuestMemory + ?Sized> Paths<'v, 'm, M> {
         Some(escape(buf))
     }
 
-    /// Where a file system is mounted, without the final slash: empty for the root, or when nobody can say.
+    /// Where a file system is mounted, without the final slash: empty for the root, or when nobody
+    /// can say.
     fn mount_path(&mut self, super_block: Gva) -> Rc<str> {
         if let Some(path) = self.mounts.get(&super_block) {
             return Rc::clone(path);
@@ -135,7 +138,8 @@ impl<'v, 'm, M: GuestMemory + ?Sized> Paths<'v, 'm, M> {
         let mut link = view.read_pointer(head)?;
         for _ in 0..MAX_MOUNTS {
             self.budget.pay_step()?;
-            // Until 6.16 a list through the mounts that returns to its head; since then plain pointers that end in null.
+            // Until 6.16 a list through the mounts that returns to its head; since then plain
+            // pointers that end in null.
             let (mount, next_offset) = match (fields.mount_next, fields.mount_instance) {
                 (Some(next), _) => (link, next),
                 (None, Some(_)) if link == head => return None,

@@ -20,7 +20,8 @@ const MAX_FILE_SYSTEMS: usize = 1 << 14;
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct FileIdentity {
     pub(crate) fs_type: Rc<str>,
-    /// Device number as stat(2) reports it: of the file's file system, or of the block device itself.
+    /// Device number as stat(2) reports it: of the file's file system, or of the block device
+    /// itself.
     pub(crate) device: u64,
     pub(crate) inode: u64,
     /// Absolute path as seen at boot; empty when the file has none.
@@ -58,7 +59,8 @@ impl<'v, 'm, M: GuestMemory + ?Sized> Files<'v, 'm, M> {
         self.paths.budget()
     }
 
-    /// The file whose pages a mapping holds; `None` unless the file's inode points back at the mapping.
+    /// The file whose pages a mapping holds; `None` unless the file's inode points back at the
+    /// mapping.
     pub(crate) fn identify(&mut self, mapping: Gva) -> Option<FileIdentity> {
         let (view, fields) = (self.view, self.fields);
         let inode = view.read_pointer_field(mapping, fields.mapping_host?)?;

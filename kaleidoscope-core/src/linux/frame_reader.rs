@@ -1,10 +1,12 @@
 //! What a frame's record means.
 //!
-//! In words, for the frames in ascending order: A free block's first record says how long the block is. A tail of a
-//! compound page is what its head is. A record with a type is of that type; a reserved one is the kernel's; one with a
-//! mapping is page cache or anonymous memory; any other with a reference count was allocated for purposes that only its
-//! user knows. What is left has no references, type or mapping: pages on a CPU's free list, which are linked into a list
-//! that links back, and tails of plain high-order blocks, which share the use of the record at the start of their block.
+//! In words, for the frames in ascending order: A free block's first record says how long the block
+//! is. A tail of a compound page is what its head is. A record with a type is of that type; a
+//! reserved one is the kernel's; one with a mapping is page cache or anonymous memory; any other
+//! with a reference count was allocated for purposes that only its user knows. What is left has no
+//! references, type or mapping: pages on a CPU's free list, which are linked into a list that links
+//! back, and tails of plain high-order blocks, which share the use of the record at the start of
+//! their block.
 
 use super::frame_table::{FrameTable, RawPage};
 use super::free_lists::{FreeBlock, FreeLists, ListKind};
@@ -19,7 +21,8 @@ use std::fmt;
 /// No owner.
 pub(crate) const NO_OWNER: u32 = u32::MAX;
 
-/// Low bits of a mapping pointer: 0 file, 1 anonymous, 2 movable kernel page, 3 anonymous and merged by KSM.
+/// Low bits of a mapping pointer: 0 file, 1 anonymous, 2 movable kernel page, 3 anonymous and
+/// merged by KSM.
 const MAPPING_FLAGS: u64 = 3;
 
 /// Frames of the largest compound page, a 1 GiB huge page.
@@ -39,7 +42,8 @@ const BLOCK_USES: [FrameUse; 5] = [
 pub(crate) struct Record {
     /// Index in the file, or in the process's memory; 0 for other frames.
     pub(crate) position: u64,
-    /// Number of the object in [`FrameRecords::owners`] that the frame belongs to, or [`NO_OWNER`].
+    /// Number of the object in [`FrameRecords::owners`] that the frame belongs to, or
+    /// [`NO_OWNER`].
     pub(crate) owner: u32,
     pub(crate) usage: FrameUse,
     pub(crate) temperature: Temperature,
@@ -370,7 +374,8 @@ impl<'a> FrameReader<'a> {
         }
     }
 
-    /// Whether a compound page is a huge page, by its first tail (until 6.8; later ones have a type).
+    /// Whether a compound page is a huge page, by its first tail (until 6.8; later ones have a
+    /// type).
     fn is_hugetlb(&self, after: Option<RawPage<'_>>) -> bool {
         let Some(tail) = after else { return false };
         let by_dtor = self.table.hugetlb_dtor.is_some_and(|(at, dtor)| tail.u8(at) == dtor);
@@ -448,8 +453,9 @@ impl<'a> FrameReader<'a> {
         page.next != own.0 && back() == Some(own.0) && forth() == Some(own.0)
     }
 
-    /// What a tail of a plain high-order block is used for: what the first record of its block says. The block starts at
-    /// the nearest aligned frame below that has a use of its own, since tails have none.
+    /// What a tail of a plain high-order block is used for: what the first record of its block
+    /// says. The block starts at the nearest aligned frame below that has a use of its own,
+    /// since tails have none.
     fn usage_of_block(&self, gfn: Gfn) -> Option<FrameUse> {
         let starts = (1..self.table.buddy_orders).map(|order| gfn.0 & (u64::MAX << order));
         for start in starts.filter(|&start| start < gfn.0) {

@@ -38,7 +38,8 @@ pub(crate) struct FrameTable {
     pub(super) offsets: Offsets,
     pub(super) flags: PageFlags,
     pub(super) types: Option<PageTypes>,
-    /// Where the first tail keeps the number of its page's destructor, and the number of hugetlb's.
+    /// Where the first tail keeps the number of its page's destructor, and the number of
+    /// hugetlb's.
     pub(super) hugetlb_dtor: Option<(usize, u8)>,
     pub(super) hugetlb_tail_flag: u64,
     pub(super) buddy_orders: u32,
@@ -60,7 +61,8 @@ pub(super) struct Offsets {
     pub(super) slab_cache: Option<usize>,
 }
 
-/// One record's bytes. Offsets were checked when the table was set up, so a read outside is a zero and does not happen.
+/// One record's bytes. Offsets were checked when the table was set up, so a read outside is a zero
+/// and does not happen.
 #[derive(Clone, Copy)]
 pub(super) struct RawPage<'a>(&'a [u8]);
 
@@ -176,7 +178,8 @@ impl FrameTable {
         }
     }
 
-    /// The records from `gfn` on that are contiguous in memory, at least one; empty when the first cannot be read.
+    /// The records from `gfn` on that are contiguous in memory, at least one; empty when the first
+    /// cannot be read.
     fn chunk<'c, M: GuestMemory + ?Sized>(
         &self,
         view: &KernelView<'c, M>,
@@ -198,7 +201,8 @@ impl FrameTable {
         if view.read(address, copy).is_some() {
             return copy;
         }
-        // A dump may lack a page of the run: the records that end before the first page does, or one.
+        // A dump may lack a page of the run: the records that end before the first page does, or
+        // one.
         let to_page_end = FRAME_BYTES.saturating_sub(address.offset_in_frame());
         let rest = to_page_end.checked_rem(stride).unwrap_or(0);
         let bytes = to_page_end.saturating_sub(rest).max(stride).min(bytes);
@@ -206,7 +210,8 @@ impl FrameTable {
         if view.read(address, copy).is_some() { copy } else { &[] }
     }
 
-    /// Whether a frame that begins a free block is on a list whose neighbors point back at it; `None` when it begins none.
+    /// Whether a frame that begins a free block is on a list whose neighbors point back at it;
+    /// `None` when it begins none.
     pub(crate) fn is_linked<M>(&self, view: &KernelView<'_, M>, gfn: Gfn) -> Option<bool>
     where
         M: GuestMemory + ?Sized,
@@ -225,8 +230,9 @@ impl FrameTable {
         Some(back == Some(own.0) && view.read_u64(Gva(prev)) == Some(own.0))
     }
 
-    /// How many frames from `gfn` on certainly have no record, because nothing is mapped where it would start; at least
-    /// one, of which the caller knows it. A kernel maps no records for memory that is not plugged in, however much.
+    /// How many frames from `gfn` on certainly have no record, because nothing is mapped where it
+    /// would start; at least one, of which the caller knows it. A kernel maps no records for
+    /// memory that is not plugged in, however much.
     fn unmapped<M: GuestMemory + ?Sized>(&self, view: &KernelView<'_, M>, gfn: Gfn) -> u32 {
         let records = || {
             let bytes = view.unmapped(self.record_address(gfn)?)?;

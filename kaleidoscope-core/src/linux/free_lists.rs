@@ -1,12 +1,14 @@
 //! In which order the guest's allocator will give its free frames away.
 //!
-//! Linux takes a single frame from the list of the CPU that asks, from its front. When that list is empty, the CPU takes a batch from the lists
-//! of the zone: the first block of the smallest order that has one, and of a larger block its lowest part. So each list of a CPU is
-//! one stream of frames, and the lists of all orders of one zone and migration type are together another one.
+//! Linux takes a single frame from the list of the CPU that asks, from its front. When that list is
+//! empty, the CPU takes a batch from the lists of the zone: the first block of the smallest order
+//! that has one, and of a larger block its lowest part. So each list of a CPU is one stream of
+//! frames, and the lists of all orders of one zone and migration type are together another one.
 //!
-//! The lists are followed from block to block by the links in the frames' records. A block that follows none is the first, and what it names as
-//! its predecessor is the list's head. Heads tell lists apart, and which belong together: the heads of one zone and migration
-//! type are as far from each other as the zone's records of neighboring orders. So neither symbols nor types are needed.
+//! The lists are followed from block to block by the links in the frames' records. A block that
+//! follows none is the first, and what it names as its predecessor is the list's head. Heads tell
+//! lists apart, and which belong together: the heads of one zone and migration type are as far from
+//! each other as the zone's records of neighboring orders. So neither symbols nor types are needed.
 
 use super::frame_table::FrameTable;
 use crate::addr::FrameIndex;
@@ -79,7 +81,8 @@ impl FreeLists {
         }
         let starts = (0..).zip(blocks).zip(&follows);
         let starts = starts.filter(|((_, block), follows)| {
-            // One that names a block before it, which does not agree, is at no list's beginning either.
+            // One that names a block before it, which does not agree, is at no list's beginning
+            // either.
             !**follows && links.block_at(block.prev).is_none()
         });
         let mut lists: Vec<List> = starts.map(|((n, block), _)| list_of(table, n, block)).collect();

@@ -13,14 +13,15 @@ use std::ops::Range;
 pub(super) enum Wanted {
     /// All of the image.
     All,
-    /// What the kernel maps for reading alone, where symbol tables and types are: a quarter of a usual image. All else is zeros.
+    /// What the kernel maps for reading alone, where symbol tables and types are: a quarter of a
+    /// usual image. All else is zeros.
     ReadOnly,
 }
 
 /// The image's bytes: borrowed where the memory is mapped in one piece, else copied.
 ///
-/// A dump may lack some pages: makedumpfile leaves out those that are zero. They are zeros here too,
-/// and a note tells how many there are. Without any page, the bytes are empty.
+/// A dump may lack some pages: makedumpfile leaves out those that are zero. They are zeros here
+/// too, and a note tells how many there are. Without any page, the bytes are empty.
 pub(super) fn image_bytes<'m>(
     memory: &'m dyn GuestMemory,
     image: &ImageSpan,

@@ -22,7 +22,8 @@ pub struct Fact {
 }
 
 impl Linux {
-    /// The words of a frame's record in the frame table, with flags named, and where the kernel maps the frame.
+    /// The words of a frame's record in the frame table, with flags named, and where the kernel
+    /// maps the frame.
     ///
     /// # Errors
     /// As introspection: when no kernel or no frame table is found.

@@ -21,15 +21,15 @@ use super::view::KernelView;
 use super::vmcoreinfo::VmcoreInfo;
 use crate::addr::{Gpa, Gva};
 use crate::color::FrameKind;
-use crate::guest_os::{FrameUse, GuestFacts, Introspect, Note, Stage};
+use crate::guest_os::{FrameUse, GuestFacts, Introspect, Note, Phase};
 use crate::memory::GuestMemory;
 use crate::paging::{KernelSpace, PagingSpec, TableBudget};
 use crate::registers::VcpuRegisters;
 use std::collections::{HashMap, HashSet};
 use thiserror::Error;
 
-/// How many of the tasks that ran last count as recent. Of the guests studied, the structures of the last eight predicted
-/// the first touches of a clone best.
+/// How many of the tasks that ran last count as recent. Of the guests studied, the structures of
+/// the last eight predicted the first touches of a clone best.
 pub(crate) const RECENT_TASKS: usize = 8;
 
 /// Page tables read beside one for every frame.
@@ -45,7 +45,8 @@ pub enum LinuxError {
     /// A kernel was found, but not its frame table.
     #[error(transparent)]
     FrameTable(#[from] FrameTableError),
-    /// A kernel was found, but not its symbols. Coloring can do without; [`Linux::symbols_by_page`] cannot.
+    /// A kernel was found, but not its symbols. Coloring can do without; [`Linux::symbols_by_page`]
+    /// cannot.
     #[error(transparent)]
     Symbols(#[from] KallsymsError),
 }
@@ -56,7 +57,7 @@ pub struct Linux {
     /// Which symbols most workloads use. The default is the list that comes with the library.
     pub common_symbols: CommonSymbols,
     /// VMCOREINFO texts that came with the memory: candidates, as
-    /// [`Options::vmcoreinfo`](crate::coloring::Options::vmcoreinfo).
+    /// [`Options::vmcoreinfo`](crate::coloring::ColoringOptions::vmcoreinfo).
     pub vmcoreinfo: Vec<VmcoreInfo>,
 }
 
@@ -67,7 +68,7 @@ impl Introspect for Linux {
         &self,
         memory: &dyn GuestMemory,
         registers: &[VcpuRegisters],
-        begin: &mut dyn FnMut(Stage),
+        begin: &mut dyn FnMut(Phase),
     ) -> Result<GuestFacts, LinuxError> {
         let mut notes = Vec::new();
         let mut budget = table_budget(memory);
@@ -78,32 +79,32 @@ impl Introspect for Linux {
         let kernel = opened.identity();
         let Kernel { view, spec, image, symbols, page_signs, profile, table, .. } = opened;
 
-        begin(Stage::FrameTable);
+        begin(Phase::FrameTable);
         let mut records = table.read(&view);
         let kept = unplugged(&view, &symbols, &profile.fields);
         records.set_unplugged(&view, &table, &kept);
 
-        begin(Stage::Tasks);
+        begin(Phase::Tasks);
         let tasks = Tasks::read(&view, &profile, &symbols);
 
-        begin(Stage::UserSpaces);
+        begin(Phase::UserSpaces);
         let users = read_users(&view, &spec, own_root, &records, &tasks, &mut budget);
         resolve_types(&mut records, &users, profile.types.and_then(|t| t.table));
-        // The kernel's own root may not have been walked: a vCPU's is its process's. Under page-table isolation it has a
-        // twin, whose tables all processes share.
+        // The kernel's own root may not have been walked: a vCPU's is its process's. Under
+        // page-table isolation it has a twin, whose tables all processes share.
         let mut kernel_tables = vec![own_root];
         if users.spaces.iter().any(|s| s.twin.is_some()) {
             let twin = KernelSpace::read(memory, &spec, Gpa(own_root.0 | 0x1000), &mut budget);
             kernel_tables.extend(twin.tables());
         }
 
-        begin(Stage::KernelAreas);
+        begin(Phase::KernelAreas);
         let areas = KernelAreas::read(&view, &table, &image, &symbols, &records, &tasks);
 
-        begin(Stage::Names);
+        begin(Phase::Names);
         let owners = name_owners(&view, &profile, &records, &mut notes);
 
-        begin(Stage::Facts);
+        begin(Phase::Facts);
         let gathered = Gathered {
             view: &view,
             records,
@@ -120,7 +121,8 @@ impl Introspect for Linux {
     }
 }
 
-/// How many page tables may be read: for each frame one, if all of memory were page tables, and some that are read again.
+/// How many page tables may be read: for each frame one, if all of memory were page tables, and
+/// some that are read again.
 pub(super) fn table_budget(memory: &dyn GuestMemory) -> TableBudget {
     TableBudget::new(u64::from(memory.layout().frames()).saturating_add(SPARE_TABLES))
 }
@@ -178,8 +180,8 @@ pub(super) fn resolve_types(records: &mut FrameRecords, users: &UserMappings, kn
     }
 }
 
-/// Names of all mappings and slab caches; `None` for what is not what it says it is. Past what names may cost in time and
-/// memory, owners are named by their addresses.
+/// Names of all mappings and slab caches; `None` for what is not what it says it is. Past what
+/// names may cost in time and memory, owners are named by their addresses.
 fn name_owners<M: GuestMemory + ?Sized>(
     view: &KernelView<'_, M>,
     profile: &Profile,

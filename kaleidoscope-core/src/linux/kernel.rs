@@ -7,7 +7,7 @@ use super::image_bytes::{Wanted, image_bytes};
 use super::introspect::LinuxError;
 use super::kallsyms::{Kallsyms, KallsymsError, KallsymsHints};
 use super::locate::{
-    Hints, IMAGE_BASE, ImageSpan, Located, Sign, locate, notes_in, read_note, reread, speaks_of,
+    Hints, IMAGE_BASE, ImageSpan, Located, RootHint, locate, notes_in, read_note, reread, speaks_of,
 };
 use super::profile::Profile;
 use super::running::choose;
@@ -16,7 +16,7 @@ use super::view::{DirectMap, KernelView};
 use super::vmcoreinfo::VmcoreInfo;
 use crate::addr::{Gpa, Gva};
 use crate::color::{KernelIdentity, Temperature};
-use crate::guest_os::{Note, Stage};
+use crate::guest_os::{Note, Phase};
 use crate::memory::GuestMemory;
 use crate::paging::{PagingSpec, TableBudget};
 use std::borrow::Cow;
@@ -40,16 +40,17 @@ pub(super) struct Kernel<'m> {
 }
 
 impl<'m> Kernel<'m> {
-    /// Finds the kernel and what it says of itself. What is missing or damaged, but can be done without, goes to `notes`.
+    /// Finds the kernel and what it says of itself. What is missing or damaged, but can be done
+    /// without, goes to `notes`.
     pub(super) fn open(
         memory: &'m dyn GuestMemory,
         hints: Hints<'_>,
         budget: &mut TableBudget,
         common: &CommonSymbols,
-        begin: &mut dyn FnMut(Stage),
+        begin: &mut dyn FnMut(Phase),
         notes: &mut Vec<Note>,
     ) -> Result<Self, LinuxError> {
-        begin(Stage::Locate);
+        begin(Phase::Locate);
         let mut located = locate(memory, hints, budget)?;
         match (located.pop(), located.is_empty()) {
             (Some(only), true) => Self::open_one(memory, only, common, budget, begin, notes),
@@ -66,7 +67,7 @@ impl<'m> Kernel<'m> {
         located: Located,
         common: &CommonSymbols,
         budget: &mut TableBudget,
-        begin: &mut dyn FnMut(Stage),
+        begin: &mut dyn FnMut(Phase),
         notes: &mut Vec<Note>,
     ) -> Result<Self, LinuxError> {
         let Located { spec, root, space, image, note, sign } = located;
@@ -75,7 +76,7 @@ impl<'m> Kernel<'m> {
             view.set_direct_map(direct_map);
         }
 
-        begin(Stage::Symbols);
+        begin(Phase::Symbols);
         let read = |wanted| image_bytes(memory, &image, view.space(), wanted);
         let (bytes, missing) = match read(Wanted::ReadOnly) {
             (Cow::Owned(part), _) if !has_tables(&view, &image, &part, note.as_ref()) => {
@@ -88,8 +89,9 @@ impl<'m> Kernel<'m> {
             .map_err(|e| notes.push(Note::incomplete("symbols", e.to_string())))
             .ok();
         let from_table = Symbols::from_kallsyms(kallsyms.as_ref());
-        if sign == Sign::RootTable {
-            // A root that a scan finds may be that of a process which is no more, and lack what the kernel mapped since.
+        if sign == RootHint::RootTable {
+            // A root that a scan finds may be that of a process which is no more, and lack what the
+            // kernel mapped since.
             let own = from_table.root().and_then(|r| view.translate(r)).map(|(gpa, _)| gpa);
             let own = own.filter(|own| *own != root);
             if let Some(space) = own.and_then(|own| reread(memory, &spec, own, &image, budget)) {
@@ -102,11 +104,11 @@ impl<'m> Kernel<'m> {
         let note = note.or_else(|| find_note(&view, &image, &from_table));
         let symbols = from_table.or(Symbols::from_note(note.as_ref()));
 
-        begin(Stage::CommonSymbols);
+        begin(Phase::CommonSymbols);
         let of_table = |table| signs_of_pages(table, &image, common);
         let page_signs = kallsyms.as_ref().map(of_table).unwrap_or_default();
 
-        begin(Stage::Types);
+        begin(Phase::Types);
         let btf = find_types(&image, &bytes, &symbols, notes);
         let types = btf.as_ref().map(|btf| btf.index(Profile::type_names()));
         let profile = Profile::collect(types.as_ref(), note.as_ref());
@@ -208,7 +210,8 @@ where
     by_symbol().or_else(|| notes_in(view.memory()).into_iter().find(of_image))
 }
 
-/// The direct map: the distance between virtual and physical addresses that most memory is mapped at.
+/// The direct map: the distance between virtual and physical addresses that most memory is mapped
+/// at.
 fn find_direct_map<M: GuestMemory + ?Sized>(view: &KernelView<'_, M>) -> Option<DirectMap> {
     let mut bytes_at = HashMap::<u64, u64>::new();
     for run in view.space().runs().iter().filter(|r| r.gva < IMAGE_BASE) {
@@ -217,12 +220,14 @@ fn find_direct_map<M: GuestMemory + ?Sized>(view: &KernelView<'_, M>) -> Option<
             *bytes = bytes.saturating_add(run.bytes);
         }
     }
-    // Of equal candidates the lowest, so that the result does not depend on the order of a hash table.
+    // Of equal candidates the lowest, so that the result does not depend on the order of a hash
+    // table.
     let (base, _) = bytes_at.into_iter().max_by_key(|&(base, bytes)| (bytes, !base))?;
     Some(DirectMap { base: Gva(base), end: view.memory().layout().end_gfn().gpa() })
 }
 
-/// Address of the frame table: the kernel's variable, or VMCOREINFO's word for it, or what the memory sections say.
+/// Address of the frame table: the kernel's variable, or VMCOREINFO's word for it, or what the
+/// memory sections say.
 fn find_frame_table<M: GuestMemory + ?Sized>(
     view: &KernelView<'_, M>,
     symbols: &Symbols,
@@ -231,7 +236,8 @@ fn find_frame_table<M: GuestMemory + ?Sized>(
     let is_mapped = |gva: &Gva| view.space().translate(*gva).is_some();
     let by_variable = symbols.vmemmap_base.and_then(|v| view.read_pointer(v)).filter(is_mapped);
     let by_note = || note?.symbol("vmemmap").filter(is_mapped);
-    // Each section's word is the frame table's address, as seen from frame 0, and flags in the low bits.
+    // Each section's word is the frame table's address, as seen from frame 0, and flags in the low
+    // bits.
     let by_section = || {
         let roots = note?.symbol("mem_section")?;
         let section = view.read_pointer(roots)?;

@@ -1,8 +1,9 @@
 //! Which part of the kernel's address space maps a frame, the map of all memory left aside.
 //!
-//! The parts, by ascending address (`Documentation/arch/x86/x86_64/mm.rst`): the direct map, the vmalloc area, the frame
-//! table, the CPU entry area (per-CPU), the image, modules. Which part is where is taken from the direct map's end, the
-//! frame table's address and the image as found; only the CPU entry area and the modules' end are constants.
+//! The parts, by ascending address (`Documentation/arch/x86/x86_64/mm.rst`): the direct map, the
+//! vmalloc area, the frame table, the CPU entry area (per-CPU), the image, modules. Which part is
+//! where is taken from the direct map's end, the frame table's address and the image as found; only
+//! the CPU entry area and the modules' end are constants.
 
 use super::frame_reader::FrameRecords;
 use super::frame_table::FrameTable;
@@ -28,7 +29,8 @@ const STACK_PAGES: u64 = 4;
 /// Most units of the first per-CPU chunk (`NR_CPUS`).
 const MAX_CPU_UNITS: u64 = 8192;
 
-/// How often, on average, a frame may be mapped by the kernel beside the direct map before more is ignored.
+/// How often, on average, a frame may be mapped by the kernel beside the direct map before more is
+/// ignored.
 const MAPPINGS_PER_FRAME: u64 = 16;
 
 /// Where the kernel maps a frame.
@@ -111,8 +113,8 @@ impl KernelAreas {
             image: (image.gva, Gva(image.gva.0.saturating_add(image.bytes.saturating_sub(1)))),
         };
         let mut left = u64::from(layout.frames()).saturating_mul(MAPPINGS_PER_FRAME);
-        // What the kernel freed of its image keeps that mapping beside the one of its new use, which counts: so the
-        // image comes first.
+        // What the kernel freed of its image keeps that mapping beside the one of its new use,
+        // which counts: so the image comes first.
         let runs = view.space().runs();
         let image = view.space().runs_in(parts.image.0, parts.image.1);
         for run in image.iter().chain(runs.iter().filter(|run| !parts.is_image(run))) {
@@ -130,7 +132,8 @@ impl KernelAreas {
         areas
     }
 
-    /// Notes that `pages` pages from `page` of an area on map the frames from `first` on. Returns how many of them are RAM.
+    /// Notes that `pages` pages from `page` of an area on map the frames from `first` on. Returns
+    /// how many of them are RAM.
     fn mark(
         &mut self,
         layout: &MemoryLayout,

@@ -1,17 +1,20 @@
 //! What names may cost.
 //!
-//! Every owner of frames is named, and a name can be a chain of 256 directories and 4,096 bytes long. Real chains are short and
-//! shared; hostile ones need not be. So names of one guest are paid for from one purse, which grows with its memory.
+//! Every owner of frames is named, and a name can be a chain of 256 directories and 4,096 bytes
+//! long. Real chains are short and shared; hostile ones need not be. So names of one guest are paid
+//! for from one account, which grows with its memory.
 
 /// Directory entries and mounts visited: per frame, and beside.
 const STEPS_PER_FRAME: u64 = 8;
 const SPARE_STEPS: u64 = 65_536;
 
-/// Bytes of names that are kept: per frame, and beside. A guest full of small cached files needs some 40 bytes per frame.
+/// Bytes of names that are kept: per frame, and beside. A guest full of small cached files needs
+/// some 40 bytes per frame.
 const BYTES_PER_FRAME: u64 = 64;
 const SPARE_BYTES: u64 = 4 << 20;
 
-/// Most bytes of names, however large the guest, so that its map can be kept in a file (`manifest::Limits`).
+/// Most bytes of names, however large the guest, so that its map can be kept in a file
+/// (`manifest::Limits`).
 const MAX_BYTES: u64 = 512 << 20;
 
 /// How much may still be spent on names.

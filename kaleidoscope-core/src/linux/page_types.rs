@@ -1,8 +1,9 @@
 //! How a `struct page` says what it is: flag bits and page types, by kernel.
 //!
-//! Source: `enum pageflags` and `enum pagetype` of Linux's `include/linux/page-flags.h`, as the kernel's own BTF and
-//! VMCOREINFO give them. Page types live in the word that otherwise counts mappings. Two encodings exist: until 6.11 a
-//! type is a cleared bit below an all-ones top nibble; from 6.12 on it is the top byte.
+//! Source: `enum pageflags` and `enum pagetype` of Linux's `include/linux/page-flags.h`, as the
+//! kernel's own BTF and VMCOREINFO give them. Page types live in the word that otherwise counts
+//! mappings. Two encodings exist: until 6.11 a type is a cleared bit below an all-ones top nibble;
+//! from 6.12 on it is the top byte.
 
 /// How page types are encoded.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -16,8 +17,8 @@ pub(crate) enum TypeScheme {
 /// Bits that a typed word has set in the cleared-bit encoding (`PAGE_TYPE_BASE`).
 const TYPE_BASE: u32 = 0xf000_0000;
 
-/// Page types, each as the kernel's number for it: a bit or a top-byte value. `None`: this kernel has no such type, or
-/// nobody told us.
+/// Page types, each as the kernel's number for it: a bit or a top-byte value. `None`: this kernel
+/// has no such type, or nobody told us.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct PageTypes {
     pub(crate) scheme: TypeScheme,
@@ -30,7 +31,8 @@ pub(crate) struct PageTypes {
 }
 
 impl PageTypes {
-    /// No types known yet, in the encoding that the buddy type's word (`PAGE_BUDDY_MAPCOUNT_VALUE`) shows.
+    /// No types known yet, in the encoding that the buddy type's word (`PAGE_BUDDY_MAPCOUNT_VALUE`)
+    /// shows.
     pub(crate) fn from_buddy_word(word: u32) -> Option<Self> {
         let scheme =
             if word & 0x00ff_ffff == 0 { TypeScheme::TopByte } else { TypeScheme::ClearedBit };
@@ -70,7 +72,8 @@ impl PageTypes {
     pub(crate) fn is_typed(&self, word: u32) -> bool {
         match self.scheme {
             TypeScheme::TopByte => (0xf0..0xff).contains(&(word >> 24)),
-            // An untyped word is minus one, or minus one plus mappings: its top nibble has overflowed to zero.
+            // An untyped word is minus one, or minus one plus mappings: its top nibble has
+            // overflowed to zero.
             TypeScheme::ClearedBit => word & TYPE_BASE == TYPE_BASE && word != u32::MAX,
         }
     }

@@ -1,7 +1,8 @@
 //! Where this kernel keeps what in its structures.
 //!
-//! Offsets come from the kernel's own type information (BTF) and, for what crash-dump tools need too, from VMCOREINFO.
-//! Nothing is assumed from the version number. A field that nobody describes is `None`, and what depends on it is left out.
+//! Offsets come from the kernel's own type information (BTF) and, for what crash-dump tools need
+//! too, from VMCOREINFO. Nothing is assumed from the version number. A field that nobody describes
+//! is `None`, and what depends on it is left out.
 
 use super::btf::TypeIndex;
 use super::page_types::{PageFlags, PageTypes, TypeScheme};
@@ -129,7 +130,8 @@ pub(crate) struct Profile {
     pub(crate) free_area_bytes: Option<u64>,
     /// Bytes of a task's name.
     pub(crate) comm_bytes: usize,
-    /// Values of `enum system_states` for a kernel that does not run any more: halted, powered off, restarting.
+    /// Values of `enum system_states` for a kernel that does not run any more: halted, powered
+    /// off, restarting.
     pub(crate) shut_down: [Option<u32>; 3],
 }
 
@@ -158,7 +160,8 @@ impl Profile {
 
     pub(crate) fn collect(types: Option<&TypeIndex<'_>>, note: Option<&VmcoreInfo>) -> Self {
         let mut fields = Fields::collect(types, note);
-        // VMCOREINFO has no offset for the index; it has followed the mapping in every layout so far.
+        // VMCOREINFO has no offset for the index; it has followed the mapping in every layout so
+        // far.
         fields.page_index =
             fields.page_index.or(fields.page_mapping.and_then(|m| m.checked_add(8)));
         // The slab allocator's list and a tail's head share the second word in every layout so far.

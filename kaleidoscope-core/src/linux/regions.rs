@@ -31,7 +31,8 @@ pub(crate) struct Regions<'a> {
     regions: Vec<Region>,
     /// Once there are so many, frames of further owners share the regions of frames without one.
     enough: usize,
-    /// Region of each owner, of each space's anonymous memory, of each space's tables, of each use and area.
+    /// Region of each owner, of each space's anonymous memory, of each space's tables, of each use
+    /// and area.
     of_owner: Vec<Option<RegionId>>,
     of_anonymous: Vec<Option<RegionId>>,
     of_tables: Vec<Option<RegionId>>,
@@ -115,7 +116,8 @@ impl<'a> Regions<'a> {
         let known = *self.of_owner.get(key.owner as usize)?;
         let kind = key.usage.kind();
         if let Some(id) = known {
-            // One object's pages are of one kind. A page that disagrees is caught in between, or damaged.
+            // One object's pages are of one kind. A page that disagrees is caught in between, or
+            // damaged.
             let agrees = self.regions.get(id.0 as usize).is_some_and(|r| r.kind == kind);
             return if agrees { Some(id) } else { self.fixed(key) };
         }
@@ -145,8 +147,8 @@ impl<'a> Regions<'a> {
     }
 }
 
-/// What decides the region of frames without owner. Outside the image it makes no difference whether the kernel set a
-/// frame of its own aside at boot or allocated it later.
+/// What decides the region of frames without owner. Outside the image it makes no difference
+/// whether the kernel set a frame of its own aside at boot or allocated it later.
 fn fixed_key(usage: FrameUse, area: KernelArea) -> (FrameUse, KernelArea) {
     let in_image = matches!(area, KernelArea::Text | KernelArea::Rodata | KernelArea::Data);
     match usage {

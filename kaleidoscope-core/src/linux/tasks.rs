@@ -12,7 +12,8 @@ use std::collections::{HashMap, HashSet};
 /// Most tasks that are read; Linux's own limit for process ids (`PID_MAX_LIMIT`).
 const MAX_TASKS: usize = 4 << 20;
 
-/// Frames that a task takes at least: those of its kernel stack (`THREAD_SIZE`). So many tasks fit into a guest.
+/// Frames that a task takes at least: those of its kernel stack (`THREAD_SIZE`). So many tasks fit
+/// into a guest.
 const FRAMES_PER_TASK: usize = 4;
 
 /// A task: a process's first thread, another thread, or a kernel thread.
@@ -108,7 +109,8 @@ impl<M: GuestMemory + ?Sized> Reader<'_, '_, M> {
         let mut passed_leader = false;
         while link != head {
             let thread = Gva(link.0.checked_sub(node)?);
-            // Every step must come to a task not seen before; that is what ends a list which runs in a circle.
+            // Every step must come to a task not seen before; that is what ends a list which runs
+            // in a circle.
             let is_new = match thread == leader {
                 true => !std::mem::replace(&mut passed_leader, true),
                 false => self.task(thread),

@@ -1,12 +1,12 @@
 //! Memory that a virtio-mem device has not given the guest.
 //!
-//! The driver reserves the device's whole region in the kernel's resource tree, as system RAM under the
-//! device's name (`virtio0`). Below it there is one resource for each run of memory blocks that was added.
-//! What no such resource covers, the kernel never had, or has given back: it has no frame table, and
-//! nothing that lies there is the guest's.
+//! The driver reserves the device's whole region in the kernel's resource tree, as system RAM under
+//! the device's name (`virtio0`). Below it there is one resource for each run of memory blocks that
+//! was added. What no such resource covers, the kernel never had, or has given back: it has no
+//! frame table, and nothing that lies there is the guest's.
 //!
-//! A missing frame table alone does not say so: firmware, video memory and NVDIMMs have none either, and
-//! their bytes count.
+//! A missing frame table alone does not say so: firmware, video memory and NVDIMMs have none
+//! either, and their bytes count.
 //!
 //! Source: Linux, `drivers/virtio/virtio_mem.c`, `kernel/resource.c` and `include/linux/ioport.h`.
 
@@ -35,8 +35,8 @@ struct Resource {
     is_device: bool,
 }
 
-/// Frames that virtio-mem devices have kept, as runs `first..end` by ascending number. Empty when the
-/// tree, its symbol or its types are not there, or it makes no sense.
+/// Frames that virtio-mem devices have kept, as runs `first..end` by ascending number. Empty when
+/// the tree, its symbol or its types are not there, or it makes no sense.
 pub(super) fn unplugged<M>(
     view: &KernelView<'_, M>,
     symbols: &Symbols,
@@ -120,8 +120,9 @@ fn whole_frames(start: u64, end: u64) -> Option<(Gfn, Gfn)> {
 }
 
 impl FrameRecords {
-    /// Marks frames of `kept` that the frame table does not describe as offline. A frame table that the
-    /// kernel maps is believed, whatever the resources say, and so are page tables that are not whole.
+    /// Marks frames of `kept` that the frame table does not describe as offline. A frame table that
+    /// the kernel maps is believed, whatever the resources say, and so are page tables that are
+    /// not whole.
     pub(super) fn set_unplugged<M>(
         &mut self,
         view: &KernelView<'_, M>,
@@ -150,7 +151,8 @@ impl FrameRecords {
                 unreadable.add(gfn);
             }
         }
-        // Only frames that are not described were counted as unreadable because of that; others remain.
+        // Only frames that are not described were counted as unreadable because of that; others
+        // remain.
         let count = self.damage.unreadable.count.saturating_sub(marked);
         if marked > 0 {
             let first = unreadable.first.or(self.damage.unreadable.first).filter(|_| count > 0);

@@ -1,7 +1,8 @@
 //! Processes' address spaces: which frames they map, how, and who maps first.
 //!
-//! A process's root table is recognized by its kernel half, which is the kernel's own. That needs neither symbols nor
-//! types, and finds processes that no list leads to. Under page-table isolation each root has a twin in the next frame.
+//! A process's root table is recognized by its kernel half, which is the kernel's own. That needs
+//! neither symbols nor types, and finds processes that no list leads to. Under page-table isolation
+//! each root has a twin in the next frame.
 //!
 //! A process may own pages that it may not touch: those under `PROT_NONE`, and those that NUMA
 //! balancing has marked to learn which CPU touches them next. Their entries are not present for the
@@ -16,18 +17,20 @@ use crate::paging::{GvaRange, Leaf, PagingSpec, Rights, TableBudget, Visitor, Wa
 /// The first entry of a long-mode root table that belongs to the kernel.
 const FIRST_KERNEL_ENTRY: usize = 256;
 
-/// Frames that a process takes at least: its tables, one of each level. So many processes fit into a guest.
+/// Frames that a process takes at least: its tables, one of each level. So many processes fit into
+/// a guest.
 const FRAMES_PER_SPACE: usize = 4;
 
-/// How often, on average, a frame may be found mapped before walks end. Sharing between many processes is real, but to get
-/// here an eighth of memory must be page tables. This bounds what tables that map everything everywhere can cost.
+/// How often, on average, a frame may be found mapped before walks end. Sharing between many
+/// processes is real, but to get here an eighth of memory must be page tables. This bounds what
+/// tables that map everything everywhere can cost.
 const MAPPINGS_PER_FRAME: u64 = 64;
 
-/// The bit that tells an entry of a page without any right from an entry of a page that is swapped out
-/// or migrated: `_PAGE_PROTNONE` of Linux, the global bit of entries that are present.
+/// The bit that tells an entry of a page without any right from an entry of a page that is swapped
+/// out or migrated: `_PAGE_PROTNONE` of Linux, the global bit of entries that are present.
 ///
-/// In entries that are not present, Linux keeps the bits of the address inverted, so that a processor
-/// that ignores the present bit for a moment (L1TF) is led nowhere.
+/// In entries that are not present, Linux keeps the bits of the address inverted, so that a
+/// processor that ignores the present bit for a moment (L1TF) is led nowhere.
 ///
 /// Source: Linux, `arch/x86/include/asm/pgtable_types.h`, `pgtable-invert.h` and `pgtable_64.h`.
 const PROT_NONE: u64 = 1 << 8;
@@ -43,7 +46,8 @@ pub(crate) const NO_SPACE: SpaceId = u32::MAX;
 pub(crate) struct UserMapping {
     /// The first address space that maps it, or [`NO_SPACE`].
     pub(crate) space: SpaceId,
-    /// Page number at which that one maps it. Addresses of the user half need at most 44 bits; more do not occur.
+    /// Page number at which that one maps it. Addresses of the user half need at most 44 bits;
+    /// more do not occur.
     pub(crate) page: u64,
     pub(crate) execute: bool,
     pub(crate) accessed: bool,
@@ -130,7 +134,8 @@ impl RootSignature {
         let present = kernel.filter(|(_, e)| e & PagingSpec::PRESENT != 0);
         let place = |(i, e): (usize, u64)| (i.saturating_mul(8), e & spec.address_mask);
         let entries: Vec<_> = present.map(place).collect();
-        // The image is mapped by the last entry: compare that first, it differs in almost every other page.
+        // The image is mapped by the last entry: compare that first, it differs in almost every
+        // other page.
         let entries: Vec<_> = entries.into_iter().rev().collect();
         (entries.len() >= 2).then_some(Self { entries, mask: spec.address_mask })
     }
@@ -148,7 +153,8 @@ fn entries(table: &[u8]) -> impl Iterator<Item = u64> + '_ {
     table.chunks_exact(8).filter_map(|e| e.first_chunk()).map(|e| u64::from_le_bytes(*e))
 }
 
-/// Every frame that is a process's root table by its content, and whether there are more than can be true.
+/// Every frame that is a process's root table by its content, and whether there are more than can
+/// be true.
 pub(crate) fn find_roots<M>(
     memory: &M,
     signature: &RootSignature,
@@ -299,7 +305,8 @@ impl UserVisitor<'_> {
 
 impl Visitor for UserVisitor<'_> {
     fn leaf(&mut self, leaf: &Leaf) {
-        // A frame that only the kernel may touch here (an entry without the user bit) is no process memory.
+        // A frame that only the kernel may touch here (an entry without the user bit) is no process
+        // memory.
         if leaf.rights.user {
             self.map(leaf, true);
         }
@@ -315,7 +322,8 @@ impl Visitor for UserVisitor<'_> {
                 gva,
                 gpa: self.spec.leaf_address(!entry, level),
                 bytes: 1 << level.shift,
-                // What the process may do once the page is accessible again, the entry does not say.
+                // What the process may do once the page is accessible again, the entry does not
+                // say.
                 rights: Rights { user: true, write: false, execute: false },
                 accessed: entry & PagingSpec::ACCESSED != 0,
                 dirty: entry & PagingSpec::DIRTY != 0,
@@ -346,8 +354,8 @@ mod tests {
     const USER: u64 = 7;
     const LARGE: u64 = PagingSpec::LARGE;
 
-    /// What one space maps: root at 1 MiB, then a table of each level, whose entries for page 0 and on
-    /// are given from the second-lowest level down.
+    /// What one space maps: root at 1 MiB, then a table of each level, whose entries for page 0 and
+    /// on are given from the second-lowest level down.
     fn read(directory: &[u64], table: &[u64]) -> UserMappings {
         let layout = MemoryLayout::contiguous(8 << 20).unwrap();
         let mut memory = VecMemory::zeroed(layout);

@@ -8,7 +8,8 @@ use crate::paging::KernelSpace;
 /// Longest string that is read from the kernel, in bytes: file names have at most 255.
 const MAX_STRING: usize = 255;
 
-/// A frozen guest's kernel memory by virtual address. Every read is checked; what cannot be read is `None`.
+/// A snapshot guest's kernel memory by virtual address. Every read is checked; what cannot be read
+/// is `None`.
 #[derive(Debug)]
 pub(crate) struct KernelView<'m, M: ?Sized> {
     memory: &'m M,
@@ -80,7 +81,8 @@ impl<'m, M: GuestMemory + ?Sized> KernelView<'m, M> {
         end.0.checked_sub(gva.0).filter(|_| !in_direct)
     }
 
-    /// The bytes from `gva` on, where they are contiguous in physical memory and mapped by the implementation.
+    /// The bytes from `gva` on, where they are contiguous in physical memory and mapped by the
+    /// implementation.
     pub(crate) fn slice(&self, gva: Gva, len: usize) -> Option<&'m [u8]> {
         let (gpa, left) = self.translate(gva)?;
         if u64::try_from(len).ok()? > left {
@@ -133,7 +135,8 @@ impl<'m, M: GuestMemory + ?Sized> KernelView<'m, M> {
         self.read_pointer(object.checked_add(offset)?)
     }
 
-    /// A NUL-terminated string of at most 255 bytes, without white space at its end, fit to be shown.
+    /// A NUL-terminated string of at most 255 bytes, without white space at its end, fit to be
+    /// shown.
     pub(crate) fn read_string(&self, gva: Gva) -> Option<String> {
         let mut buf = [0; MAX_STRING];
         // The string may end just before an unmapped page, so stop at the page's end first.

@@ -1,8 +1,9 @@
 //! VMCOREINFO: the text page in which a kernel describes itself to crash-dump tools.
 //!
-//! The kernel fills it at boot (`crash_save_vmcoreinfo_init`) whenever kexec or kdump is built in, which distributions do. It is
-//! page-aligned and starts with `OSRELEASE=`, so looking at the first bytes of every frame finds it. The format is described in the
-//! kernel's `Documentation/admin-guide/kdump/vmcoreinfo.rst`: lines `KEY=VALUE`, ended by a NUL.
+//! The kernel fills it at boot (`crash_save_vmcoreinfo_init`) whenever kexec or kdump is built in,
+//! which distributions do. It is page-aligned and starts with `OSRELEASE=`, so looking at the first
+//! bytes of every frame finds it. The format is described in the kernel's `Documentation/
+//! admin-guide/kdump/vmcoreinfo.rst`: lines `KEY=VALUE`, ended by a NUL.
 
 use crate::addr::Gva;
 use thiserror::Error;
@@ -10,7 +11,8 @@ use thiserror::Error;
 /// The bytes a VMCOREINFO page starts with.
 pub const SIGNATURE: &[u8] = b"OSRELEASE=";
 
-/// Longest text accepted, in bytes: one page of the largest page size Linux is built with (64 KiB on arm64; 4 KiB on x86-64).
+/// Longest text accepted, in bytes: one page of the largest page size Linux is built with (64 KiB
+/// on arm64; 4 KiB on x86-64).
 pub const MAX_BYTES: usize = 64 << 10;
 
 /// Why bytes are no VMCOREINFO text.
@@ -42,7 +44,8 @@ pub struct VmcoreInfo {
 }
 
 impl VmcoreInfo {
-    /// Parses the text at the start of `page`; what follows the first NUL is ignored, and so is what follows [`MAX_BYTES`].
+    /// Parses the text at the start of `page`; what follows the first NUL is ignored, and so is
+    /// what follows [`MAX_BYTES`].
     ///
     /// # Errors
     /// If the text does not start with `OSRELEASE=`, or is no `KEY=VALUE` text of printable ASCII.
@@ -120,8 +123,8 @@ impl VmcoreInfo {
         self.call("LENGTH", name)?.parse().ok()
     }
 
-    /// A constant or variable (`NUMBER(PG_lru)`). Most are signed decimals; addresses are written `0x...` and come back with the
-    /// same 64 bits.
+    /// A constant or variable (`NUMBER(PG_lru)`). Most are signed decimals; addresses are written
+    /// `0x...` and come back with the same 64 bits.
     #[must_use]
     pub fn number(&self, name: &str) -> Option<i64> {
         let value = self.call("NUMBER", name)?;
@@ -131,14 +134,16 @@ impl VmcoreInfo {
         }
     }
 
-    /// Whether the kernel says it was built with `CONFIG_<name>`; only a handful of options are ever listed.
+    /// Whether the kernel says it was built with `CONFIG_<name>`; only a handful of options are
+    /// ever listed.
     #[must_use]
     pub fn config(&self, name: &str) -> bool {
         self.entries().any(|(key, value)| value == "y" && key.strip_prefix("CONFIG_") == Some(name))
     }
 
-    /// x86-64's `phys_base`: physical = virtual - `0xffffffff80000000` + `phys_base` for addresses in the kernel image. Negative if
-    /// the image lies lower in physical than in virtual memory.
+    /// x86-64's `phys_base`: physical = virtual - `0xffffffff80000000` + `phys_base` for addresses
+    /// in the kernel image. Negative if the image lies lower in physical than in virtual
+    /// memory.
     #[must_use]
     pub fn phys_base(&self) -> Option<i64> {
         self.number("phys_base")

@@ -1,7 +1,9 @@
-//! Bounded reading and writing of CBOR (RFC 8949), on top of the item heads that `ciborium-ll` parses.
+//! Bounded reading and writing of CBOR (RFC 8949), on top of the item heads that `ciborium-ll`
+//! parses.
 //!
-//! The reader borrows: texts and byte strings are slices of the payload. It admits definite lengths only, as the
-//! deterministic encoding does (RFC 8949, section 4.2), and never takes memory for a length that it has not seen.
+//! The reader borrows: texts and byte strings are slices of the payload. It admits definite lengths
+//! only, as the deterministic encoding does (RFC 8949, section 4.2), and never takes memory for a
+//! length that it has not seen.
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
 use super::ManifestError;
@@ -176,7 +178,8 @@ fn describe(head: Header) -> &'static str {
     }
 }
 
-/// Writes items. Heads are as short as they can be; the caller writes map keys in ascending order of their encoding.
+/// Writes items. Heads are as short as they can be; the caller writes map keys in ascending order
+/// of their encoding.
 #[derive(Default)]
 pub(crate) struct Writer {
     out: Vec<u8>,

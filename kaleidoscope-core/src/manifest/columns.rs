@@ -18,8 +18,9 @@ pub(crate) struct Columns<B> {
     pub(crate) temperature: B,
     /// Region number or [`NO_REGION`], four bytes per frame, little-endian.
     pub(crate) region: B,
-    /// Position minus the position of the frame before it in the same region (0 for the first), modulo 2^64, eight
-    /// bytes per frame, little-endian. Frames without a region count as one more region.
+    /// Position minus the position of the frame before it in the same region (0 for the first),
+    /// modulo 2^64, eight bytes per frame, little-endian. Frames without a region count as one
+    /// more region.
     ///
     /// Files are read in order into frames that were free in order, so most differences are 1.
     pub(crate) position: B,
@@ -36,8 +37,8 @@ impl LastPosition {
         Self { of_region: vec![0; regions], outside: 0 }
     }
 
-    /// The slot of a region. A number that is in no list shares the slot of frames without a region; `ColorMap` refuses
-    /// such numbers.
+    /// The slot of a region. A number that is in no list shares the slot of frames without a
+    /// region; `ColorMap` refuses such numbers.
     fn slot(&mut self, region: u32) -> &mut u64 {
         let at = usize::try_from(region).unwrap_or(usize::MAX);
         self.of_region.get_mut(at).unwrap_or(&mut self.outside)
@@ -95,8 +96,8 @@ fn expect_len(column: &'static str, bytes: &[u8], expected: usize) -> Result<(),
     Err(ManifestError::Frame { column, index: 0, problem })
 }
 
-/// What the numbers in a manifest mean to this program: the file lists the names of its numbers, so that a palette can
-/// grow or change without changing what older files say.
+/// What the numbers in a manifest mean to this program: the file lists the names of its numbers, so
+/// that a palette can grow or change without changing what older files say.
 pub(crate) struct Palette {
     pub(crate) kinds: Names<FrameKind>,
     pub(crate) colors: Names<Color>,

@@ -28,14 +28,16 @@ pub(crate) struct Bounds {
 }
 
 impl Bounds {
-    /// Bounds for files whose payload has up to this many bytes: room for what zstd makes of an incompressible one.
+    /// Bounds for files whose payload has up to this many bytes: room for what zstd makes of an
+    /// incompressible one.
     pub(crate) fn for_payload(max_payload: u64) -> Self {
         let max_file = max_payload.saturating_add(max_payload / 128).saturating_add(1 << 10);
         Self { max_payload, max_file }
     }
 }
 
-/// Level 9 makes a map about 10 % smaller than level 3 and still takes about 0.1 ms per MiB of guest RAM.
+/// Level 9 makes a map about 10 % smaller than level 3 and still takes about 0.1 ms per MiB of
+/// guest RAM.
 const COMPRESSION_LEVEL: i32 = 9;
 
 /// Length of the header.
@@ -151,7 +153,8 @@ pub(crate) fn unwrap(
     decompress(compressed, header.uncompressed_len)
 }
 
-/// Expands one zstd frame that must fill its input and give `expected` bytes, which the caller has bounded.
+/// Expands one zstd frame that must fill its input and give `expected` bytes, which the caller has
+/// bounded.
 fn decompress(compressed: &[u8], expected: u64) -> Result<Vec<u8>, ManifestError> {
     let wrong = |problem: &str| ManifestError::Compression(problem.to_owned());
     let code = |code| ManifestError::Compression(zstd_safe::get_error_name(code).to_owned());
@@ -164,7 +167,8 @@ fn decompress(compressed: &[u8], expected: u64) -> Result<Vec<u8>, ManifestError
         return Err(wrong("the zstd frame's content size differs from the header's"));
     }
     let capacity = usize::try_from(expected).map_err(|_| wrong("larger than the address space"))?;
-    // A small file may expand to a large one: that there is no memory for it is this file's error, not the process's end.
+    // A small file may expand to a large one: that there is no memory for it is this file's error,
+    // not the process's end.
     let mut payload = Vec::new();
     let room = payload.try_reserve_exact(capacity);
     room.map_err(|_| wrong(&format!("there is no memory for its {capacity} bytes")))?;
@@ -177,7 +181,8 @@ fn decompress(compressed: &[u8], expected: u64) -> Result<Vec<u8>, ManifestError
     Ok(payload)
 }
 
-/// Reads a whole file into memory, as much of it as its header announces and no more than the limits allow.
+/// Reads a whole file into memory, as much of it as its header announces and no more than the
+/// limits allow.
 pub(crate) fn read_bounded(
     mut input: impl Read,
     family: &Family,

@@ -1,7 +1,8 @@
 //! From a payload to its manifest.
 //!
-//! The payload is hostile. Each map is passed over once to find its fields, skipping unknown ones; the fields are then
-//! decoded in the order in which they depend on each other, whatever their order in the file.
+//! The payload is hostile. Each map is passed over once to find its fields, skipping unknown ones;
+//! the fields are then decoded in the order in which they depend on each other, whatever their
+//! order in the file.
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
 use super::cbor::Reader;
@@ -56,7 +57,8 @@ pub(crate) fn payload(bytes: &[u8], limits: &Limits) -> Result<Manifest, Manifes
     Ok(Manifest { map, identity, notes, fingerprints })
 }
 
-/// Reads a map with text keys and returns where the values of `keys` are. Other entries are skipped.
+/// Reads a map with text keys and returns where the values of `keys` are. Other entries are
+/// skipped.
 pub(crate) fn fields<const N: usize>(
     reader: &mut Reader<'_>,
     keys: [&'static str; N],

@@ -147,8 +147,8 @@ fn block<'a>(document: &'a str, name: &str) -> &'a str {
     rest.split_once("<!-- end -->").expect("end marker").0
 }
 
-/// Compares those blocks of the document that `must_equal` names with the texts that they should hold, after writing all of them
-/// anew if that is asked for. Returns what the document has.
+/// Compares those blocks of the document that `must_equal` names with the texts that they should
+/// hold, after writing all of them anew if that is asked for. Returns what the document has.
 fn blocks(texts: &[(&str, &str)], must_equal: impl Fn(&str) -> bool) -> Vec<String> {
     // Several tests write the same document.
     static DOCUMENT_LOCK: std::sync::Mutex<()> = std::sync::Mutex::new(());
@@ -174,13 +174,15 @@ fn blocks(texts: &[(&str, &str)], must_equal: impl Fn(&str) -> bool) -> Vec<Stri
     texts.iter().map(fenced).collect()
 }
 
-/// Compares blocks of the document with the texts that they should hold, after writing them anew if that is asked for.
+/// Compares blocks of the document with the texts that they should hold, after writing them anew if
+/// that is asked for.
 pub(crate) fn compare_blocks(texts: &[(&str, &str)]) {
     blocks(texts, |_| true);
 }
 
-/// Compares the blocks `file_block` and `payload_block` of the document with a file and its payload, after writing them
-/// anew if that is asked for. Returns the file in the document, which another version of zstd may have compressed.
+/// Compares the blocks `file_block` and `payload_block` of the document with a file and its
+/// payload, after writing them anew if that is asked for. Returns the file in the document, which
+/// another version of zstd may have compressed.
 pub(crate) fn documented(
     (file_block, file): (&str, &[u8]),
     (payload_block, payload): (&str, &[u8]),

@@ -1,6 +1,7 @@
 //! From a manifest to its payload.
 //!
-//! Keys of a map are written in ascending order of their encoding (shorter ones first), as deterministic CBOR asks.
+//! Keys of a map are written in ascending order of their encoding (shorter ones first), as
+//! deterministic CBOR asks.
 
 use super::cbor::Writer;
 use super::columns;
@@ -13,7 +14,8 @@ use crate::memory::MemoryLayout;
 /// Key of the number of contradictions, left out where there are none.
 pub(super) const CONTRADICTIONS: &str = "contradictions";
 
-/// Refuses what a reader would refuse: the format's limits, and what readers that know the guest allow it.
+/// Refuses what a reader would refuse: the format's limits, and what readers that know the guest
+/// allow it.
 pub(crate) fn check(manifest: &Manifest) -> Result<(), ManifestError> {
     let Manifest { map, notes, fingerprints, .. } = manifest;
     check_parts(map, notes)?;
@@ -110,7 +112,8 @@ pub(crate) fn identity(out: &mut Writer, identity: &ImageIdentity) {
     out.uint(identity.frames);
 }
 
-/// The columns, each written straight into the payload: of a large guest there is no second copy of them.
+/// The columns, each written straight into the payload: of a large guest there is no second copy of
+/// them.
 fn frames(out: &mut Writer, map: &ColorMap) {
     out.map(5);
     out.text("kind");

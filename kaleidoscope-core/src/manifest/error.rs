@@ -4,8 +4,9 @@ use crate::color::MapError;
 use crate::memory::LayoutError;
 use thiserror::Error;
 
-/// Why a manifest, or another file of its family, cannot be read or written. Offsets "of the file" count from its first byte, offsets "of the payload"
-/// from the first byte of the uncompressed CBOR map.
+/// Why a manifest, or another file of its family, cannot be read or written. Offsets "of the file"
+/// count from its first byte, offsets "of the payload" from the first byte of the uncompressed CBOR
+/// map.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum ManifestError {

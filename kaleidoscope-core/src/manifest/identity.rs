@@ -16,18 +16,21 @@ const SAMPLE: u32 = 1024;
 /// Frames of kernel data that are hashed, at most; the lowest ones count.
 const KERNEL_DATA: usize = 4096;
 
-/// Ties a map to the image that it was made from: a SHA-256 digest over the RAM layout and a sample of frames.
+/// Ties a map to the image that it was made from: a SHA-256 digest over the RAM layout and a sample
+/// of frames.
 ///
-/// The sample is every ⌈n/1024⌉-th of n frames, and the first 4096 frames whose color is kernel-data. The regular frames
-/// tell apart guests, boots and kernels; the kernel's data changes with every clock tick, which tells apart two freezes
-/// of one running guest. At most 20 MiB are hashed.
+/// The sample is every ⌈n/1024⌉-th of n frames, and the first 4096 frames whose color is
+/// kernel-data. The regular frames tell apart guests, boots and kernels; the kernel's data changes
+/// with every clock tick, which tells apart two freezes of one running guest. At most 20 MiB are
+/// hashed.
 ///
 /// # How much it says
-/// Equal digests mean: same layout, and the same bytes in all sampled frames, as surely as SHA-256 has no collisions.
-/// They do *not* mean that the other frames are equal: somebody who alters an image on purpose, in frames outside the
-/// sample, is not noticed, and neither is a damaged frame there. Where no kernel was recognized no frame is kernel-data,
-/// and two freezes of one guest may have equal digests. It is a guard against mix-ups, not against forgery: whoever
-/// needs the latter hashes the whole image.
+/// Equal digests mean: same layout, and the same bytes in all sampled frames, as surely as SHA-256
+/// has no collisions. They do *not* mean that the other frames are equal: somebody who alters an
+/// image on purpose, in frames outside the sample, is not noticed, and neither is a damaged frame
+/// there. Where no kernel was recognized no frame is kernel-data, and two freezes of one guest may
+/// have equal digests. It is a guard against mix-ups, not against forgery: whoever needs the latter
+/// hashes the whole image.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct ImageIdentity {
     /// The digest.
@@ -71,8 +74,9 @@ impl ImageIdentity {
     /// The identity of the image `memory`, of which `map` was made.
     ///
     /// # Errors
-    /// [`IdentityError::Layout`] when the map has another layout than the memory, [`IdentityError::Memory`] when a frame
-    /// cannot be read. A frame that the image does not hold ([`MemoryError::Missing`]) is part of its identity.
+    /// [`IdentityError::Layout`] when the map has another layout than the memory,
+    /// [`IdentityError::Memory`] when a frame cannot be read. A frame that the image does not
+    /// hold ([`MemoryError::Missing`]) is part of its identity.
     pub fn of(memory: &dyn GuestMemory, map: &ColorMap) -> Result<Self, IdentityError> {
         let layout = memory.layout();
         if layout != map.layout() {
@@ -115,7 +119,8 @@ impl ImageIdentity {
     }
 }
 
-/// The layout: number of regions, then first frame and number of frames of each, all as little-endian `u64`.
+/// The layout: number of regions, then first frame and number of frames of each, all as
+/// little-endian `u64`.
 fn hash_layout(hash: &mut Sha256, layout: &MemoryLayout) {
     let count = u64::try_from(layout.regions().len()).unwrap_or(u64::MAX);
     hash.update(count.to_le_bytes());
@@ -207,7 +212,8 @@ mod tests {
         let layout = MemoryLayout::contiguous(16384 * 4096).unwrap();
         let frames = (0..16384).map(|_| Frame { color: Color::KernelData, ..Frame::default() });
         let map = ColorMap::new(layout, KernelIdentity::default(), frames, Vec::new()).unwrap();
-        // The first 4096 are kernel data, 256 of them also in the regular sample of every 16th frame.
+        // The first 4096 are kernel data, 256 of them also in the regular sample of every 16th
+        // frame.
         assert_eq!(sample(&map).count(), 4096 + 1024 - 256);
     }
 }

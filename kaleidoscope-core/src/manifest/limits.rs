@@ -4,10 +4,12 @@ use super::ManifestError;
 use super::container::Bounds;
 use crate::color::MAX_REGIONS;
 
-/// Bytes of a frame in the payload's columns and in its fingerprints, and more than what is made of them takes in memory.
+/// Bytes of a frame in the payload's columns and in its fingerprints, and more than what is made of
+/// them takes in memory.
 pub(super) const FRAME_RECORD_BYTES: u64 = 1 + 1 + 1 + 4 + 8 + super::fingerprints::FRAME_BYTES;
 
-/// Room for what does not grow with frames, regions and text: kernel identity, layout, palette, unknown fields.
+/// Room for what does not grow with frames, regions and text: kernel identity, layout, palette,
+/// unknown fields.
 const FIXED_BYTES: u64 = 1 << 20;
 
 /// Bytes of a region apart from its name: more than either the payload or the map in memory needs.
@@ -18,11 +20,13 @@ const MAX_FRAMES: u32 = 1 << 28;
 
 /// Bounds on what a manifest may hold, and so on the memory that reading one takes.
 ///
-/// The default admits guests of 1 TiB, and is the limit of the format: what exceeds it is not written, so that
-/// everything that was written can be read. A reader that knows the guest should allow no more than the guest has:
-/// [`Limits::for_frames`], which admits everything that is written for a guest of that size.
+/// The default admits guests of 1 TiB, and is the limit of the format: what exceeds it is not
+/// written, so that everything that was written can be read. A reader that knows the guest should
+/// allow no more than the guest has: [`Limits::for_frames`], which admits everything that is
+/// written for a guest of that size.
 ///
-/// In memory, a map takes 15 bytes for every frame; the payload that it is read from, or written to, takes 15 more.
+/// In memory, a map takes 15 bytes for every frame; the payload that it is read from, or written
+/// to, takes 15 more.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Limits {
     /// Most frames of RAM.
@@ -42,8 +46,9 @@ impl Default for Limits {
 }
 
 impl Limits {
-    /// Limits for guests of up to this many frames of RAM: up to one region per frame and 64 KiB of text per MiB
-    /// of RAM, each with a floor for small guests and a ceiling for huge ones (16 million regions, 1.5 GiB of text).
+    /// Limits for guests of up to this many frames of RAM: up to one region per frame and 64 KiB of
+    /// text per MiB of RAM, each with a floor for small guests and a ceiling for huge ones (16
+    /// million regions, 1.5 GiB of text).
     #[must_use]
     pub fn for_frames(max_frames: u32) -> Self {
         Self {
@@ -54,7 +59,8 @@ impl Limits {
         }
     }
 
-    /// Whether a guest of so many frames fits. Costs nothing, so that a program can ask before it colors a guest.
+    /// Whether a guest of so many frames fits. Costs nothing, so that a program can ask before it
+    /// colors a guest.
     ///
     /// # Errors
     /// [`ManifestError::Limit`] when it has too many.
@@ -72,7 +78,8 @@ impl Limits {
             .saturating_add(u64::from(self.max_text_total))
     }
 
-    /// Most bytes in a file that these limits admit: what zstd makes of an incompressible payload, and the header.
+    /// Most bytes in a file that these limits admit: what zstd makes of an incompressible payload,
+    /// and the header.
     #[must_use]
     pub fn max_file(&self) -> u64 {
         self.bounds().max_file
@@ -83,7 +90,8 @@ impl Limits {
         Bounds::for_payload(self.max_payload())
     }
 
-    /// Bound on the memory taken while reading a manifest, in bytes: the file, the payload, and the map made of it.
+    /// Bound on the memory taken while reading a manifest, in bytes: the file, the payload, and the
+    /// map made of it.
     #[must_use]
     pub fn max_memory(&self) -> u64 {
         self.max_file().saturating_add(self.max_payload().saturating_mul(2))

@@ -1,7 +1,8 @@
 //! The manifest: a color map in a file (`.kscope`).
 //!
-//! A manifest is a 64-byte header and one zstd frame that holds one CBOR map, so that a program in any language reads it
-//! with stock libraries. `docs/formats.md` describes it byte by byte. The layers, outermost first:
+//! A manifest is a 64-byte header and one zstd frame that holds one CBOR map, so that a program in
+//! any language reads it with stock libraries. `docs/formats.md` describes it byte by byte. The
+//! layers, outermost first:
 //!
 //! ```text
 //!  container   header, SHA-256 checksum, zstd        what is wrong with the file as bytes
@@ -9,8 +10,9 @@
 //!  columns     one column per frame property         what is wrong with a frame
 //! ```
 //!
-//! Files are hostile: every length is checked against what is there and against [`Limits`] before memory is taken for
-//! it, and whatever is damaged gives a [`ManifestError`] that names the place, never a wrong map.
+//! Files are hostile: every length is checked against what is there and against [`Limits`] before
+//! memory is taken for it, and whatever is damaged gives a [`ManifestError`] that names the place,
+//! never a wrong map.
 
 pub(crate) mod cbor;
 pub(crate) mod columns;
@@ -50,7 +52,8 @@ pub struct Manifest {
     pub identity: ImageIdentity,
     /// What was damaged or cut while coloring, one sentence each, for people.
     pub notes: Vec<String>,
-    /// Fingerprints of frames, where somebody took them: of as many frames as the map has, or reading the file again fails.
+    /// Fingerprints of frames, where somebody took them: of as many frames as the map has, or
+    /// reading the file again fails.
     pub fingerprints: Option<Fingerprints>,
 }
 
@@ -61,11 +64,13 @@ impl Manifest {
         Self { map, identity, notes: Vec::new(), fingerprints: None }
     }
 
-    /// The manifest as the bytes of a file. Equal manifests give equal bytes under one version of this library.
+    /// The manifest as the bytes of a file. Equal manifests give equal bytes under one version of
+    /// this library.
     ///
     /// # Errors
-    /// [`ManifestError::Limit`] when there is more of something than the format admits, that is, when a reader with
-    /// [`Limits::for_frames`] would refuse it; [`ManifestError::Compression`] when zstd fails (out of memory).
+    /// [`ManifestError::Limit`] when there is more of something than the format admits, that is,
+    /// when a reader with [`Limits::for_frames`] would refuse it;
+    /// [`ManifestError::Compression`] when zstd fails (out of memory).
     pub fn to_bytes(&self) -> Result<Vec<u8>, ManifestError> {
         encode::check(self)?;
         container::wrap(&FAMILY, &encode::payload(self))
@@ -79,11 +84,12 @@ impl Manifest {
         Ok(out.write_all(&self.to_bytes()?)?)
     }
 
-    /// Writes the manifest to a file, which has either its old content or the whole new one at every instant, also
-    /// after a crash.
+    /// Writes the manifest to a file, which has either its old content or the whole new one at
+    /// every instant, also after a crash.
     ///
     /// # Errors
-    /// [`ManifestError::Io`] when the directory cannot be written, and those of [`to_bytes`](Self::to_bytes).
+    /// [`ManifestError::Io`] when the directory cannot be written, and those of
+    /// [`to_bytes`](Self::to_bytes).
     pub fn write_file(&self, path: &Path) -> Result<(), ManifestError> {
         container::write_atomically(path, &self.to_bytes()?)
     }
@@ -115,7 +121,8 @@ impl Manifest {
         Self::read_from(std::fs::File::open(path)?, limits)
     }
 
-    /// Checks that `memory` is the image that the map was made from; see [`ImageIdentity`] for how much that says.
+    /// Checks that `memory` is the image that the map was made from; see [`ImageIdentity`] for how
+    /// much that says.
     ///
     /// # Errors
     /// [`IdentityError`] when it is another image, or cannot be read.

@@ -1,8 +1,8 @@
 //! What is known of frames without reading them: which ones an image stores, and which are holes.
 //!
-//! Sparse images are common: a guest rarely touches all its RAM, and hot-pluggable memory is described long before it is
-//! plugged in. Code that visits every frame visits the [data parts](data_parts) instead, so that its cost grows with the
-//! data and not with the address space.
+//! Sparse images are common: a guest rarely touches all its RAM, and hot-pluggable memory is
+//! described long before it is plugged in. Code that visits every frame visits the [data
+//! parts](data_parts) instead, so that its cost grows with the data and not with the address space.
 
 use super::{GuestMemory, MemoryLayout, RamRegion};
 use crate::addr::FrameIndex;
@@ -16,7 +16,8 @@ pub enum Backing {
     Data,
     /// Nothing is stored for the frame, and every byte of it reads as zero.
     Hole,
-    /// The image lacks every byte of the frame; reading fails with [`MemoryError::Missing`](super::MemoryError::Missing).
+    /// The image lacks every byte of the frame; reading fails with
+    /// [`MemoryError::Missing`](super::MemoryError::Missing).
     Missing,
 }
 
@@ -45,8 +46,8 @@ where
     })
 }
 
-/// The runs of stored frames among these, by ascending frame index: all frames that are worth reading. A run lies in one
-/// RAM region.
+/// The runs of stored frames among these, by ascending frame index: all frames that are worth
+/// reading. A run lies in one RAM region.
 pub fn data_parts<M>(memory: &M, frames: Range<u32>) -> impl Iterator<Item = RamRegion> + '_
 where
     M: GuestMemory + ?Sized,
@@ -74,8 +75,9 @@ pub(crate) struct ExtentTable {
 }
 
 impl ExtentTable {
-    /// A table for the frames of a layout in which these are the extents, in ascending order. Frames between them are
-    /// stored ([`Backing::Data`]), and so is what an extent that starts before the end of its predecessor has of it.
+    /// A table for the frames of a layout in which these are the extents, in ascending order.
+    /// Frames between them are stored ([`Backing::Data`]), and so is what an extent that starts
+    /// before the end of its predecessor has of it.
     pub(crate) fn new(layout: &MemoryLayout, extents: impl IntoIterator<Item = Extent>) -> Self {
         let mut table = Self { starts: vec![(0, Backing::Data)], frames: layout.frames() };
         let mut end = 0;

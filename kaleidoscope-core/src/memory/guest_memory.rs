@@ -33,10 +33,10 @@ pub enum MemoryError {
     },
 }
 
-/// A guest's RAM at one instant. Object-safe; backends implement it on frozen memory.
+/// A guest's RAM at one instant. Object-safe; backends implement it on snapshot memory.
 ///
-/// Two reads of the same address return the same bytes: implementations read a frozen image, never memory that a vCPU
-/// may be writing.
+/// Two reads of the same address return the same bytes: implementations read a snapshot image,
+/// never memory that a vCPU may be writing.
 pub trait GuestMemory: Send + Sync {
     /// Which frames are RAM.
     fn layout(&self) -> &MemoryLayout;
@@ -44,7 +44,8 @@ pub trait GuestMemory: Send + Sync {
     /// Fills `buf` with the bytes from `gpa` on. The range lies in one RAM region.
     ///
     /// # Errors
-    /// [`MemoryError`] when any byte of the range is not RAM or cannot be read; `buf` is then unspecified.
+    /// [`MemoryError`] when any byte of the range is not RAM or cannot be read; `buf` is then
+    /// unspecified.
     fn read(&self, gpa: Gpa, buf: &mut [u8]) -> Result<(), MemoryError>;
 
     /// Reads many ranges; a backend with a costly crossing answers them in one.
@@ -55,24 +56,27 @@ pub trait GuestMemory: Send + Sync {
         requests.iter_mut().try_for_each(|(gpa, buf)| self.read(*gpa, buf))
     }
 
-    /// The bytes themselves, where the implementation has them mapped contiguously; `None` means: use [`read`](Self::read).
+    /// The bytes themselves, where the implementation has them mapped contiguously; `None` means:
+    /// use [`read`](Self::read).
     fn slice(&self, gpa: Gpa, len: usize) -> Option<&[u8]> {
         let _ = (gpa, len);
         None
     }
 
-    /// What is known of `frame` without reading it, and of the frames after it as far as the same holds for them.
+    /// What is known of `frame` without reading it, and of the frames after it as far as the same
+    /// holds for them.
     ///
-    /// The default knows nothing: every frame is [`Backing::Data`]. An implementation that wraps another one and shows
-    /// the same bytes should pass this on. An answer of [`Backing::Hole`] is a promise that every byte reads as zero, for
-    /// as long as this memory exists. Past the end of RAM the answer is one frame of data.
+    /// The default knows nothing: every frame is [`Backing::Data`]. An implementation that wraps
+    /// another one and shows the same bytes should pass this on. An answer of [`Backing::Hole`]
+    /// is a promise that every byte reads as zero, for as long as this memory exists. Past the
+    /// end of RAM the answer is one frame of data.
     fn extent(&self, frame: FrameIndex) -> Extent {
         let end = self.layout().frames().max(frame.0.saturating_add(1));
         Extent { frames: frame.0..end, backing: Backing::Data }
     }
 
-    /// Says that the caller will not soon read these bytes again, so that what the implementation keeps of them in
-    /// memory can go. Reads go on as before; the default does nothing.
+    /// Says that the caller will not soon read these bytes again, so that what the implementation
+    /// keeps of them in memory can go. Reads go on as before; the default does nothing.
     fn release(&self, gpa: Gpa, bytes: u64) {
         let _ = (gpa, bytes);
     }
@@ -99,8 +103,8 @@ impl<M: GuestMemory + ?Sized> GuestMemory for &M {
     }
 }
 
-/// A frame's page: borrowed where the memory can be, or else read into `buffer`; `None` where the image lacks it. A hole
-/// is a page of zeros, and is not read.
+/// A frame's page: borrowed where the memory can be, or else read into `buffer`; `None` where the
+/// image lacks it. A hole is a page of zeros, and is not read.
 pub(crate) fn read_page<'a>(
     memory: &'a dyn GuestMemory,
     gfn: Gfn,

@@ -3,7 +3,8 @@
 use crate::addr::{FRAME_BYTES, FRAME_SIZE, FrameIndex, GPA_LIMIT, Gfn, Gpa};
 use thiserror::Error;
 
-/// More RAM regions than any real machine describes; bounds what a hostile image header can ask for.
+/// More RAM regions than any real machine describes; bounds what a hostile image header can ask
+/// for.
 const MAX_REGIONS: usize = 4096;
 
 /// One contiguous run of RAM frames.
@@ -54,7 +55,8 @@ pub enum LayoutError {
     },
 }
 
-/// The guest's RAM: sorted, disjoint regions, and the mapping between frame numbers and frame indices.
+/// The guest's RAM: sorted, disjoint regions, and the mapping between frame numbers and frame
+/// indices.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct MemoryLayout {
     regions: Vec<RamRegion>,
@@ -65,7 +67,8 @@ impl MemoryLayout {
     /// A layout of `(first address, bytes)` regions, in any order. Regions that touch become one.
     ///
     /// # Errors
-    /// [`LayoutError`] when the regions are unaligned, empty, overlapping, out of range or too many.
+    /// [`LayoutError`] when the regions are unaligned, empty, overlapping, out of range or too
+    /// many.
     pub fn new(regions: &[(Gpa, u64)]) -> Result<Self, LayoutError> {
         let total: u64 = regions.iter().fold(0, |sum, r| sum.saturating_add(r.1 / FRAME_SIZE));
         let size = LayoutError::Size { regions: regions.len(), frames: total };
@@ -164,7 +167,8 @@ impl MemoryLayout {
         (gpa.0 < end).then(|| (region, end - gpa.0))
     }
 
-    /// Where `len` bytes from `gpa` on are in all bytes of RAM in frame-index order; `None` unless they lie in one region.
+    /// Where `len` bytes from `gpa` on are in all bytes of RAM in frame-index order; `None` unless
+    /// they lie in one region.
     #[must_use]
     pub fn bytes_at(&self, gpa: Gpa, len: usize) -> Option<std::ops::Range<usize>> {
         let (region, left) = self.span_at(gpa)?;
@@ -177,8 +181,8 @@ impl MemoryLayout {
         Some(start..start.checked_add(len)?)
     }
 
-    /// What of the `frames` frames from `first` on is RAM, by ascending address: parts of regions. Costs nothing for what is
-    /// not RAM, however long.
+    /// What of the `frames` frames from `first` on is RAM, by ascending address: parts of regions.
+    /// Costs nothing for what is not RAM, however long.
     pub fn parts(&self, first: Gfn, frames: u64) -> impl Iterator<Item = RamRegion> + '_ {
         let end = first.0.saturating_add(frames);
         let from = self.regions.partition_point(|r| r.start.0 + u64::from(r.frames) <= first.0);
@@ -193,7 +197,8 @@ impl MemoryLayout {
         })
     }
 
-    /// The frames with these indices, as parts of regions, by ascending index. Indices past the end are left out.
+    /// The frames with these indices, as parts of regions, by ascending index. Indices past the end
+    /// are left out.
     pub fn parts_of(&self, frames: std::ops::Range<u32>) -> impl Iterator<Item = RamRegion> + '_ {
         let end = |r: &RamRegion| r.first_index.0.saturating_add(r.frames);
         let from = self.regions.partition_point(|r| end(r) <= frames.start);

@@ -3,14 +3,15 @@
 use std::fmt;
 use std::sync::OnceLock;
 
-/// Entries of a chunk: the frames of 16 MiB. A model checker makes every entry anew for each interleaving, so it gets few.
+/// Entries of a chunk: the frames of 16 MiB. A model checker makes every entry anew for each
+/// interleaving, so it gets few.
 const CHUNK: usize = if cfg!(loom) { 4 } else { 4096 };
 
 /// A table whose entries are made when they are first looked up, a chunk at a time.
 ///
-/// Making one takes next to no time, and touching few frames next to no memory, however many there are. Asking the system for
-/// zeroed memory instead would do as well, once: from the second large block on, allocators hand out used memory, which they have to
-/// clear.
+/// Making one takes next to no time, and touching few frames next to no memory, however many there
+/// are. Asking the system for zeroed memory instead would do as well, once: from the second large
+/// block on, allocators hand out used memory, which they have to clear.
 pub struct LazyTable<T> {
     chunks: Box<[OnceLock<Box<[T]>>]>,
     len: usize,
@@ -23,7 +24,8 @@ impl<T: Default> LazyTable<T> {
         let chunks = (0..len.div_ceil(CHUNK)).map(|_| OnceLock::new()).collect();
         let table = Self { chunks, len };
         if cfg!(loom) {
-            // The model checker does not see what this lock orders; there, all entries are there from the start.
+            // The model checker does not see what this lock orders; there, all entries are there
+            // from the start.
             for at in 0..len {
                 let _ = table.get(at);
             }

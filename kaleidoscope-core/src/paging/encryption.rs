@@ -1,9 +1,9 @@
 //! Bits of page-table entries that say how a page is encrypted, and are no part of its address.
 //!
-//! AMD's SME and SEV set the *C-bit* (bit 47 or 51) in CR3 and in every entry that leads to encrypted
-//! memory; pages that the guest shares with its host lack it. Intel's TDX does the opposite: entries
-//! of shared pages carry a *shared bit* (bit 47 or 51 as well), all others do not. Memory images are
-//! decrypted, the bits stay in the tables.
+//! AMD's SME and SEV set the *C-bit* (bit 47 or 51) in CR3 and in every entry that leads to
+//! encrypted memory; pages that the guest shares with its host lack it. Intel's TDX does the
+//! opposite: entries of shared pages carry a *shared bit* (bit 47 or 51 as well), all others do
+//! not. Memory images are decrypted, the bits stay in the tables.
 //!
 //! Linux names the C-bit in VMCOREINFO (`NUMBER(sme_mask)`), but a register set comes without that
 //! note, and nothing names the shared bit. Both show in the tables: such an entry leads out of RAM
@@ -17,8 +17,8 @@ use super::spec::PagingSpec;
 use crate::addr::{FRAME_BYTES, Gpa, Gva};
 use crate::memory::{GuestMemory, MemoryLayout};
 
-/// The lowest bit that is taken for one of encryption without a hint. An entry that leads beyond the
-/// image by less (1 TiB) may well lead to RAM that the image lacks.
+/// The lowest bit that is taken for one of encryption without a hint. An entry that leads beyond
+/// the image by less (1 TiB) may well lead to RAM that the image lacks.
 const LOWEST_BIT: u32 = 40;
 
 /// The lowest bit that a hint may name.
@@ -130,8 +130,8 @@ impl<'a> SharedBit<'a> {
         }
     }
 
-    /// The bit and all above it, or 0. The shared bit is the highest of a guest-physical address; the
-    /// entry's bits above it are reserved.
+    /// The bit and all above it, or 0. The shared bit is the highest of a guest-physical address;
+    /// the entry's bits above it are reserved.
     pub(crate) fn mask(&self) -> u64 {
         self.votes.winner().map_or(0, |(bit, _)| bit.wrapping_neg() & self.candidates)
     }

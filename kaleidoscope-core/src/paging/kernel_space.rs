@@ -63,7 +63,8 @@ impl Visitor for KernelSpace {
 }
 
 impl KernelSpace {
-    /// Walks the kernel half of the tables at `root`. Keeps at most one run for every frame of RAM and 65,536 more.
+    /// Walks the kernel half of the tables at `root`. Keeps at most one run for every frame of RAM
+    /// and 65,536 more.
     pub fn read<M>(memory: &M, spec: &PagingSpec, root: Gpa, budget: &mut TableBudget) -> Self
     where
         M: GuestMemory + ?Sized,

@@ -171,7 +171,8 @@ impl PagingSpec {
         self.address_bits > 32
     }
 
-    /// The highest significant address bit and all above it: those that the kernel half has set and the user half clear.
+    /// The highest significant address bit and all above it: those that the kernel half has set and
+    /// the user half clear.
     pub(super) fn sign_bits(&self) -> u64 {
         u64::MAX << self.address_bits.clamp(1, 64).saturating_sub(1)
     }

@@ -1,8 +1,9 @@
 //! The bounded walker.
 //!
-//! In words: read the table, and for every present entry that overlaps the range, either hand the page to the visitor or
-//! descend. Rights are the AND over the levels. What makes it safe on hostile tables is the budget: every table read is
-//! paid for, so that cycles and shared subtrees end.
+//! In words: read the table, and for every present entry that overlaps the range, either hand the
+//! page to the visitor or descend. Rights are the AND over the levels. What makes it safe on
+//! hostile tables is the budget: every table read is paid for, so that cycles and shared subtrees
+//! end.
 
 use super::spec::{LevelSpec, PagingSpec};
 use crate::addr::{FRAME_BYTES, Gpa, Gva};
@@ -96,8 +97,8 @@ impl TableBudget {
         self.left
     }
 
-    /// Takes at most `tables` reads out of this budget, for a walk that must not use up all of it. What is left of them can
-    /// be [put back](Self::put_back).
+    /// Takes at most `tables` reads out of this budget, for a walk that must not use up all of it.
+    /// What is left of them can be [put back](Self::put_back).
     #[must_use]
     pub fn take(&mut self, tables: u64) -> Self {
         let part = tables.min(self.left);
@@ -123,17 +124,20 @@ pub trait Visitor {
     fn leaf(&mut self, leaf: &Leaf);
 
     /// An entry `depth` levels below the root that is not present and not zero, for addresses from
-    /// `gva` on. The processor ignores its bits; what they mean is the operating system's own affair.
+    /// `gva` on. The processor ignores its bits; what they mean is the operating system's own
+    /// affair.
     fn not_present(&mut self, entry: u64, depth: usize, gva: Gva) {
         let _ = (entry, depth, gva);
     }
 
-    /// A table at `gpa`, `depth` levels below the root (the root is 0), serves addresses from `gva` on.
+    /// A table at `gpa`, `depth` levels below the root (the root is 0), serves addresses from `gva`
+    /// on.
     fn table(&mut self, gpa: Gpa, depth: usize, gva: Gva) {
         let _ = (gpa, depth, gva);
     }
 
-    /// Whether the walk should end before its time, as if the budget were spent. Asked after every table.
+    /// Whether the walk should end before its time, as if the budget were spent. Asked after every
+    /// table.
     fn has_enough(&self) -> bool {
         false
     }
@@ -154,8 +158,8 @@ pub struct WalkReport {
 
 /// Visits every mapping in `range` of the address space whose root register holds `root`.
 ///
-/// The no-execute bit of root entries in the user half is ignored: a Linux kernel with page-table isolation sets it there
-/// in its own copy of a process's tables.
+/// The no-execute bit of root entries in the user half is ignored: a Linux kernel with page-table
+/// isolation sets it there in its own copy of a process's tables.
 pub fn walk<M, V>(
     memory: &M,
     spec: &PagingSpec,
@@ -183,7 +187,8 @@ struct Walker<'a, M: ?Sized, V> {
 }
 
 impl<M: GuestMemory + ?Sized, V: Visitor> Walker<'_, M, V> {
-    /// Walks one table. `base` holds the address bits that the levels above selected, not yet canonical.
+    /// Walks one table. `base` holds the address bits that the levels above selected, not yet
+    /// canonical.
     fn table(&mut self, gpa: Gpa, levels: &[LevelSpec], base: u64, rights: Rights) {
         let Some((level, below)) = levels.split_first() else { return };
         if self.visitor.has_enough() || !self.budget.pay() {
@@ -245,8 +250,9 @@ impl<M: GuestMemory + ?Sized, V: Visitor> Walker<'_, M, V> {
         if !level.has_rights {
             return Rights::ALL;
         }
-        // A Linux kernel with page-table isolation sets no-execute in the root entries of the user half of its own
-        // tables, against its own mistakes; it says nothing of the pages below.
+        // A Linux kernel with page-table isolation sets no-execute in the root entries of the user
+        // half of its own tables, against its own mistakes; it says nothing of the pages
+        // below.
         let is_isolation = is_root && gva <= GvaRange::user_half(self.spec).last;
         let no_execute = self.spec.no_execute.filter(|_| !is_isolation).unwrap_or(0);
         Rights {

@@ -1,6 +1,6 @@
 //! Which free frames a clone will write next, by the order in which its kernel gives them away.
 
-use super::Atlas;
+use super::LocalityOrder;
 use super::forecast::runs;
 use crate::addr::FrameIndex;
 use crate::color::{Order, RegionId};
@@ -13,15 +13,17 @@ const FIRST_WINDOW: u32 = 8;
 /// Most frames that are copied ahead of one place.
 const LAST_WINDOW: u32 = 64;
 
-/// How far beyond a stretch's probe it is looked whether the guest goes on there: a CPU takes a whole batch from a list, of up to 2016 frames
-/// on recent kernels, and the next one that asks goes on behind it.
+/// How far beyond a stretch's probe it is looked whether the guest goes on there: a CPU takes a
+/// whole batch from a list, of up to 2016 frames on recent kernels, and the next one that asks goes
+/// on behind it.
 const LOOKS: [u32; 6] = [64, 128, 256, 512, 1024, 2048];
 
 /// Most places at which one list is followed at a time.
 const MAX_STRETCHES: usize = 8;
 
-/// A guest's free frames in the order in which its kernel will give them away, one stream for each of the kernel's lists. Built once per parent and
-/// shared by all of its clones: 4 bytes for each free frame.
+/// A guest's free frames in the order in which its kernel will give them away, one stream for each
+/// of the kernel's lists. Built once per parent and shared by all of its clones: 4 bytes for each
+/// free frame.
 #[derive(Clone, Debug, Default)]
 pub struct FreeOrder {
     /// Stream after stream.
@@ -31,15 +33,16 @@ pub struct FreeOrder {
 }
 
 impl FreeOrder {
-    /// The order that a map's regions of [`Order::Allocation`] tell. Frames on no list are left out.
+    /// The order that a map's regions of [`Order::Allocation`] tell. Frames on no list are left
+    /// out.
     #[must_use]
-    pub fn new(atlas: &Atlas) -> Self {
+    pub fn new(locality: &LocalityOrder) -> Self {
         let mut order = Self::default();
-        let positions = atlas.map().positions();
-        let regions = (0..).map(RegionId).zip(atlas.map().regions());
+        let positions = locality.map().positions();
+        let regions = (0..).map(RegionId).zip(locality.map().regions());
         for (id, _) in regions.filter(|(_, region)| region.order == Order::Allocation) {
             let mut last = None;
-            for frame in atlas.run(atlas.range(id.0)) {
+            for frame in locality.run(locality.range(id.0)) {
                 let position = positions.get(frame.as_usize()).copied();
                 let Some(list) = position.and_then(Order::list_of) else { continue };
                 if last.is_some_and(|last| last != list) {
@@ -95,22 +98,27 @@ struct Stretch {
 }
 
 impl Stretch {
-    /// Places beyond the probe where the guest may have gone on; none before it has come to the stretch at all.
+    /// Places beyond the probe where the guest may have gone on; none before it has come to the
+    /// stretch at all.
     fn looks(self) -> impl Iterator<Item = u32> {
         let looks = LOOKS.into_iter().filter(move |_| self.window > FIRST_WINDOW);
         looks.map(move |far| self.probe.saturating_add(far)).take_while(move |at| *at < self.end)
     }
 }
 
-/// Follows a clone that shares its parent's memory through its lists of free frames, a step ahead: so that the frames which its kernel will
-/// give away next are copied before the guest writes to them, off its path.
+/// Follows a clone that shares its parent's memory through its lists of free frames, a step ahead:
+/// so that the frames which its kernel will give away next are copied before the guest writes to
+/// them, off its path.
 ///
-/// Of each list one frame is left as it is, the *probe*. That the guest has written it says that it has come so far; then the next few
-/// are copied, and the frame after them is the new probe. What is copied at a time doubles from 8 to 64 frames and never shrinks. So a clone that
-/// takes no frames costs none, and one that does has at most 64 frames (256 KiB) more than it wrote at each place where it takes them.
+/// Of each list one frame is left as it is, the *probe*. That the guest has written it says that it
+/// has come so far; then the next few are copied, and the frame after them is the new probe. What
+/// is copied at a time doubles from 8 to 64 frames and never shrinks. So a clone that
+/// takes no frames costs none, and one that does has at most 64 frames (256 KiB) more than it wrote
+/// at each place where it takes them.
 ///
-/// A list is followed at several places where CPUs have taken batches of it: that a frame is written further on than the probe says that there is
-/// one more place. Knows nothing of frames that are freed and given away again, which the guest has written before.
+/// A list is followed at several places where CPUs have taken batches of it: that a frame is
+/// written further on than the probe says that there is one more place. Knows nothing of frames
+/// that are freed and given away again, which the guest has written before.
 #[derive(Clone, Debug)]
 pub struct AllocationForecast {
     order: Arc<FreeOrder>,
@@ -133,17 +141,21 @@ impl AllocationForecast {
         Self { order, stretches }
     }
 
-    /// The frames whose writing decides what comes next. Nobody copied them. At first those are the first of each stream.
+    /// The frames whose writing decides what comes next. Nobody copied them. At first those are the
+    /// first of each stream.
     pub fn probes(&self) -> impl Iterator<Item = FrameIndex> + '_ {
         let places = self.stretches.iter().flat_map(|s| std::iter::once(s.probe).chain(s.looks()));
         places.filter_map(|place| self.order.at(place))
     }
 
-    /// What to copy now: sorted ranges of frames that do not touch, none of which was returned before.
+    /// What to copy now: sorted ranges of frames that do not touch, none of which was returned
+    /// before.
     ///
-    /// `is_written` says whether the guest has written a frame. It is asked about [`probes`](Self::probes) and, where one is written, about
-    /// those that come after it until one is not; only about frames that were never returned. If it knows of probes alone and denies all others,
-    /// a guest that has gone on meanwhile has some frames copied that it wrote already.
+    /// `is_written` says whether the guest has written a frame. It is asked about
+    /// [`probes`](Self::probes) and, where one is written, about those that come after it until
+    /// one is not; only about frames that were never returned. If it knows of probes alone and
+    /// denies all others, a guest that has gone on meanwhile has some frames copied that it
+    /// wrote already.
     pub fn advance(&mut self, mut is_written: impl FnMut(FrameIndex) -> bool) -> Vec<Range<u32>> {
         let Self { order, stretches } = self;
         let mut is_written = |place| order.at(place).is_some_and(&mut is_written);
@@ -217,7 +229,7 @@ mod tests {
         });
         let region = Region::new(FrameKind::Free, Order::Allocation, "free");
         let map = ColorMap::new(layout, Default::default(), frames, vec![region]).unwrap();
-        Arc::new(FreeOrder::new(&Atlas::new(map)))
+        Arc::new(FreeOrder::new(&LocalityOrder::new(map)))
     }
 
     /// A clone that shares its parent's memory.

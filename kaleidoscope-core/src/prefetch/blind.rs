@@ -57,7 +57,7 @@ impl PrefetchPolicy for Blind {
             Window::Aligned => at - at % self.size,
         };
         // A window may be larger than the guest.
-        let end = first.saturating_add(self.size).min(planner.atlas().frames());
+        let end = first.saturating_add(self.size).min(planner.locality().frames());
         for frame in first..end {
             if planner.room() == 0 {
                 break;

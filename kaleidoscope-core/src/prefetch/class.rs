@@ -1,13 +1,13 @@
 //! Classes: colors, divided further where frames of one color behave differently.
 
-use super::Atlas;
+use super::LocalityOrder;
 use crate::addr::FrameIndex;
 use crate::color::{Color, FrameKind, Temperature};
 use std::fmt;
 use std::str::FromStr;
 
-/// Most pages of a small file. Small files are read whole, and files that were read together once are read together
-/// again; larger ones are worlds of their own.
+/// Most pages of a small file. Small files are read whole, and files that were read together once
+/// are read together again; larger ones are worlds of their own.
 pub(super) const SMALL_FILE: u32 = 32;
 
 /// Most pages of a medium file.
@@ -17,7 +17,8 @@ const MEDIUM_FILE: u32 = 256;
 const SMALL_CACHE: u32 = 16;
 const MEDIUM_CACHE: u32 = 64;
 
-/// What a frame is to a policy: one number per kind of behavior. Settings give each class its windows.
+/// What a frame is to a policy: one number per kind of behavior. Settings give each class its
+/// windows.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Class(u8);
 
@@ -113,18 +114,18 @@ pub(super) struct Classes {
 }
 
 impl Classes {
-    pub(super) fn new(atlas: &Atlas) -> Self {
-        let map = atlas.map();
+    pub(super) fn new(locality: &LocalityOrder) -> Self {
+        let map = locality.map();
         // Caches that hold files' inodes, known by the files that point into them.
-        let mut holds_inodes = vec![false; atlas.stretches()];
+        let mut holds_inodes = vec![false; locality.stretches()];
         for region in map.regions().iter().filter(|r| r.kind == FrameKind::File) {
-            let stretch = region.anchor.and_then(|frame| atlas.stretch(frame));
+            let stretch = region.anchor.and_then(|frame| locality.stretch(frame));
             if let Some(holds) = stretch.and_then(|s| holds_inodes.get_mut(s as usize)) {
                 *holds = true;
             }
         }
         let frames = (0..map.len()).filter_map(|i| u32::try_from(i).ok()).map(FrameIndex);
-        let of = frames.map(|frame| class(atlas, frame, &holds_inodes)).collect();
+        let of = frames.map(|frame| class(locality, frame, &holds_inodes)).collect();
         let hot = map.colors().iter().zip(map.temperatures()).map(|(c, t)| is_hot(*c, *t));
         Self { of, hot: hot.collect() }
     }
@@ -138,13 +139,13 @@ impl Classes {
     }
 }
 
-fn class(atlas: &Atlas, frame: FrameIndex, holds_inodes: &[bool]) -> Class {
-    let color = atlas.color(frame);
-    let stretch = atlas.stretch(frame).unwrap_or(u32::MAX) as usize;
-    let region = atlas.map().regions().get(stretch);
+fn class(locality: &LocalityOrder, frame: FrameIndex, holds_inodes: &[bool]) -> Class {
+    let color = locality.color(frame);
+    let stretch = locality.stretch(frame).unwrap_or(u32::MAX) as usize;
+    let region = locality.map().regions().get(stretch);
     let frames = region.map_or(0, |r| r.frames);
     let recent = |f: FrameIndex| {
-        let temperature = atlas.map().temperatures().get(f.as_usize());
+        let temperature = locality.map().temperatures().get(f.as_usize());
         temperature.is_some_and(|t| t.contains(Temperature::RECENT_TASK))
     };
     match color {
@@ -184,8 +185,8 @@ fn class(atlas: &Atlas, frame: FrameIndex, holds_inodes: &[bool]) -> Class {
     }
 }
 
-/// Whether a frame is likelier to be used than others of its class. Which sign says so depends on the color: accessed
-/// bits mean little where every page has been accessed since boot.
+/// Whether a frame is likelier to be used than others of its class. Which sign says so depends on
+/// the color: accessed bits mean little where every page has been accessed since boot.
 fn is_hot(color: Color, signs: Temperature) -> bool {
     match color {
         Color::KernelText | Color::KernelRodata | Color::KernelData => {

@@ -1,15 +1,16 @@
 //! The colored policies: blocks of related frames, and what is worth streaming before anybody asks.
 
-use super::{Atlas, Class, Fault, Place, Planner, PrefetchPolicy, Settings};
+use super::{Class, Fault, LocalityOrder, Planner, Position, PrefetchPolicy, Settings};
 use crate::addr::FrameIndex;
 use crate::color::{FrameKind, Order, RegionId};
 use std::ops::Range;
 use std::sync::Arc;
 
-/// What a colored policy knows of a guest before the first fault. Built once per parent and shared by all of its clones.
+/// What a colored policy knows of a guest before the first fault. Built once per parent and shared
+/// by all of its clones.
 #[derive(Clone, Debug)]
-pub struct Guide {
-    atlas: Arc<Atlas>,
+pub struct ColorGuide {
+    locality: Arc<LocalityOrder>,
     settings: Settings,
     /// Files by the frame that holds their inode, sorted: the frame, and the file's stretch.
     inodes: Vec<(FrameIndex, u32)>,
@@ -17,17 +18,17 @@ pub struct Guide {
     predicted: Vec<FrameIndex>,
 }
 
-impl Guide {
+impl ColorGuide {
     /// Prepares a guest for a policy.
     #[must_use]
-    pub fn new(atlas: Arc<Atlas>, settings: Settings) -> Self {
-        let regions = (0..).zip(atlas.map().regions());
+    pub fn new(locality: Arc<LocalityOrder>, settings: Settings) -> Self {
+        let regions = (0..).zip(locality.map().regions());
         let files = regions.filter(|(_, region)| region.kind == FrameKind::File);
         let mut inodes: Vec<_> =
             files.filter_map(|(stretch, region)| Some((region.anchor?, stretch))).collect();
         inodes.sort_unstable();
-        let predicted = predict(&atlas, &settings);
-        Self { atlas, settings, inodes, predicted }
+        let predicted = predict(&locality, &settings);
+        Self { locality, settings, inodes, predicted }
     }
 
     /// Goes by other settings from now on; says whether what it predicts was found anew.
@@ -36,15 +37,15 @@ impl Guide {
             || self.settings.predict_caches != settings.predict_caches;
         self.settings.clone_from(settings);
         if predicts_otherwise {
-            self.predicted = predict(&self.atlas, settings);
+            self.predicted = predict(&self.locality, settings);
         }
         predicts_otherwise
     }
 
     /// The guest.
     #[must_use]
-    pub fn atlas(&self) -> &Arc<Atlas> {
-        &self.atlas
+    pub fn locality(&self) -> &Arc<LocalityOrder> {
+        &self.locality
     }
 
     /// The numbers that the policy goes by.
@@ -60,20 +61,20 @@ impl Guide {
     }
 
     /// Places of the files whose inodes a frame holds.
-    fn files_of(&self, inode_frame: FrameIndex) -> impl Iterator<Item = Range<Place>> + '_ {
+    fn files_of(&self, inode_frame: FrameIndex) -> impl Iterator<Item = Range<Position>> + '_ {
         let first = self.inodes.partition_point(|(frame, _)| *frame < inode_frame);
         let files = self.inodes.get(first..).unwrap_or(&[]).iter();
         let files = files.take_while(move |(frame, _)| *frame == inode_frame);
-        files.map(|(_, stretch)| self.atlas.range(*stretch))
+        files.map(|(_, stretch)| self.locality.range(*stretch))
     }
 }
 
 /// Frames of the settings' signs and caches, in the settings' order, each once.
-fn predict(atlas: &Atlas, settings: &Settings) -> Vec<FrameIndex> {
-    let mut taken = vec![false; atlas.frames() as usize];
+fn predict(locality: &LocalityOrder, settings: &Settings) -> Vec<FrameIndex> {
+    let mut taken = vec![false; locality.frames() as usize];
     let mut out = Vec::new();
     let mut take = |frame: FrameIndex| {
-        if !atlas.is_free(frame)
+        if !locality.is_free(frame)
             && let Some(taken) = taken.get_mut(frame.as_usize())
             && !std::mem::replace(taken, true)
         {
@@ -88,8 +89,8 @@ fn predict(atlas: &Atlas, settings: &Settings) -> Vec<FrameIndex> {
         }
     }
     let mut ranked = vec![Vec::new(); settings.predict.len()];
-    for (frame, shown) in (0..).map(FrameIndex).zip(atlas.map().temperatures()) {
-        let signs = by_class.get(atlas.class(frame).index()).into_iter().flatten();
+    for (frame, shown) in (0..).map(FrameIndex).zip(locality.map().temperatures()) {
+        let signs = by_class.get(locality.class(frame).index()).into_iter().flatten();
         let first = signs.into_iter().find(|(_, signs)| shown.contains(*signs));
         if let Some(frames) = first.and_then(|(rank, _)| ranked.get_mut(*rank)) {
             frames.push(frame);
@@ -98,10 +99,10 @@ fn predict(atlas: &Atlas, settings: &Settings) -> Vec<FrameIndex> {
     ranked.into_iter().flatten().for_each(&mut take);
     let mut wanted: Vec<&str> = settings.predict_caches.iter().map(String::as_str).collect();
     wanted.sort_unstable();
-    for (stretch, region) in (0..).zip(atlas.map().regions()) {
+    for (stretch, region) in (0..).zip(locality.map().regions()) {
         let is_wanted = || wanted.binary_search(&region.name.as_str()).is_ok();
         if region.kind == FrameKind::Slab && is_wanted() {
-            atlas.run(atlas.range(stretch)).iter().copied().for_each(&mut take);
+            locality.run(locality.range(stretch)).iter().copied().for_each(&mut take);
         }
     }
     out
@@ -112,7 +113,7 @@ fn predict(atlas: &Atlas, settings: &Settings) -> Vec<FrameIndex> {
 /// Named `region` when nothing is predicted, `predicted` when something is.
 #[derive(Clone, Debug)]
 pub struct Colored {
-    guide: Arc<Guide>,
+    guide: Arc<ColorGuide>,
     /// Faults seen in each stretch.
     faults: Vec<u16>,
     /// Place of the next frame in the prediction.
@@ -122,33 +123,33 @@ pub struct Colored {
 impl Colored {
     /// A policy for one clone.
     #[must_use]
-    pub fn new(guide: Arc<Guide>) -> Self {
-        let faults = vec![0; guide.atlas.stretches()];
+    pub fn new(guide: Arc<ColorGuide>) -> Self {
+        let faults = vec![0; guide.locality.stretches()];
         Self { guide, faults, next: 0 }
     }
 
     /// What it was prepared with.
     #[must_use]
-    pub fn guide(&self) -> &Arc<Guide> {
+    pub fn guide(&self) -> &Arc<ColorGuide> {
         &self.guide
     }
 
-    /// Fills free frames with zeros that will be touched next: those that the guest's allocator gives away after this one or, where its order
-    /// is not known, the block around it.
+    /// Fills free frames with zeros that will be touched next: those that the guest's allocator
+    /// gives away after this one or, where its order is not known, the block around it.
     fn fill(&self, frame: FrameIndex, planner: &mut Planner<'_>) {
-        let atlas = &self.guide.atlas;
-        let (Some(place), Some(stretch)) = (atlas.place(frame), atlas.stretch(frame)) else {
+        let locality = &self.guide.locality;
+        let (Some(place), Some(stretch)) = (locality.position(frame), locality.stretch(frame)) else {
             return;
         };
-        let (within, pages) = (atlas.range(stretch), self.guide.settings.zero_ahead);
-        let region = atlas.map().region(RegionId(stretch));
+        let (within, pages) = (locality.range(stretch), self.guide.settings.zero_ahead);
+        let region = locality.map().region(RegionId(stretch));
         let is_in_order = region.is_some_and(|region| region.order == Order::Allocation);
         let ahead = if is_in_order {
             place..place.saturating_add(pages).min(within.end)
         } else {
             block(place, within, pages)
         };
-        for frame in atlas.run(ahead) {
+        for frame in locality.run(ahead) {
             if planner.zero_room() == 0 {
                 return;
             }
@@ -159,15 +160,15 @@ impl Colored {
     /// Plans the window around a frame, in its region or, for small files, among all of them.
     fn window(&mut self, frame: FrameIndex, most: u32, planner: &mut Planner<'_>) {
         let Self { guide, faults, .. } = self;
-        let atlas = &guide.atlas;
-        let (Some(place), Some(stretch)) = (atlas.place(frame), atlas.stretch(frame)) else {
+        let locality = &guide.locality;
+        let (Some(place), Some(stretch)) = (locality.position(frame), locality.stretch(frame)) else {
             return;
         };
-        let window = guide.settings.window(atlas.class(frame));
+        let window = guide.settings.window(locality.class(frame));
         let clipped = |(cold, hot): (u32, u32)| (cold.min(most), hot.min(most));
-        let small = atlas.small_files();
+        let small = locality.small_files();
         if small.contains(&place) {
-            fetch_blocks(atlas, place, small, clipped(window.after(0)), planner);
+            fetch_blocks(locality, place, small, clipped(window.after(0)), planner);
             return;
         }
         let earlier = faults.get_mut(stretch as usize).map_or(0, |count| {
@@ -176,7 +177,7 @@ impl Colored {
             u32::from(earlier)
         });
         let blocks = clipped(window.after(earlier));
-        fetch_blocks(atlas, place, atlas.range(stretch), blocks, planner);
+        fetch_blocks(locality, place, locality.range(stretch), blocks, planner);
     }
 
     /// Plans the beginnings of the files whose inodes lie in a frame.
@@ -187,37 +188,39 @@ impl Colored {
         }
         for file in self.guide.files_of(frame) {
             let head = file.start..file.end.min(file.start.saturating_add(pages));
-            for frame in self.guide.atlas.run(head) {
+            for frame in self.guide.locality.run(head) {
                 planner.fetch_used(*frame);
             }
         }
     }
 }
 
-/// Plans the frames without signs of use in one block around a place, and those with signs in another.
+/// Plans the frames without signs of use in one block around a place, and those with signs in
+/// another.
 fn fetch_blocks(
-    atlas: &Atlas,
-    place: Place,
-    within: Range<Place>,
+    locality: &LocalityOrder,
+    place: Position,
+    within: Range<Position>,
     (cold, hot): (u32, u32),
     planner: &mut Planner<'_>,
 ) {
     let cold = block(place, within.clone(), cold);
     let hot = block(place, within, hot);
     let all = cold.start.min(hot.start)..cold.end.max(hot.end);
-    for (at, frame) in all.clone().zip(atlas.run(all)) {
+    for (at, frame) in all.clone().zip(locality.run(all)) {
         if planner.room() == 0 {
             return;
         }
-        let block = if atlas.is_hot(*frame) { &hot } else { &cold };
+        let block = if locality.is_hot(*frame) { &hot } else { &cold };
         if block.contains(&at) {
             planner.fetch_used(*frame);
         }
     }
 }
 
-/// The block of `pages` places around `place`, aligned from the start of `within` and clipped to its end.
-fn block(place: Place, within: Range<Place>, pages: u32) -> Range<Place> {
+/// The block of `pages` places around `place`, aligned from the start of `within` and clipped to
+/// its end.
+fn block(place: Position, within: Range<Position>, pages: u32) -> Range<Position> {
     let into = place.saturating_sub(within.start);
     let start = within.start + (into - into % pages.max(1));
     start..start.saturating_add(pages.max(1)).min(within.end)
@@ -271,7 +274,8 @@ mod tests {
         }
     }
 
-    /// What is filled with zeros when frame 5 of eight free ones is touched, which are given away from the last to the first.
+    /// What is filled with zeros when frame 5 of eight free ones is touched, which are given away
+    /// from the last to the first.
     fn filled(order: Order) -> Vec<u32> {
         let layout = MemoryLayout::contiguous(8 * 4096).unwrap();
         let frames = (0..8).map(|frame| Frame {
@@ -283,10 +287,10 @@ mod tests {
         });
         let regions = vec![Region::new(FrameKind::Free, order, "free")];
         let map = ColorMap::new(layout, Default::default(), frames, regions).unwrap();
-        let atlas = Arc::new(Atlas::new(map));
+        let locality = Arc::new(LocalityOrder::new(map));
         let settings = Settings { zero_ahead: 4, ..Settings::bare("bare") };
-        let mut policy = Colored::new(Arc::new(Guide::new(Arc::clone(&atlas), settings)));
-        let mut plan = Plan::new(atlas, 8);
+        let mut policy = Colored::new(Arc::new(ColorGuide::new(Arc::clone(&locality), settings)));
+        let mut plan = Plan::new(locality, 8);
         let touched = FrameIndex(5);
         let fault = Fault { frame: touched, access: Access::Write, in_flight: false };
         policy.fault(&fault, &mut plan.begin(&Nothing, Some(touched)));

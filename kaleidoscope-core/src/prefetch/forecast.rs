@@ -4,12 +4,13 @@ use crate::addr::FrameIndex;
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-/// Which frames a clone that shares its parent's memory will write soon: those that most machines wrote which began where it begins,
-/// its siblings and the parent itself since the freeze.
+/// Which frames a clone that shares its parent's memory will write soon: those that most machines
+/// wrote which began where it begins, its siblings and the parent itself since the freeze.
 ///
-/// A frame that is copied before it is written costs a copy, and spares the guest the wait for one; a frame that is copied and not written costs
-/// memory too. So a frame is worth copying when it is written more often than not. Where nobody has written anything nothing is: a
-/// clone then is as if there were no forecast.
+/// A frame that is copied before it is written costs a copy, and spares the guest the wait for one;
+/// a frame that is copied and not written costs memory too. So a frame is worth copying when it is
+/// written more often than not. Where nobody has written anything nothing is: a clone then is as if
+/// there were no forecast.
 #[derive(Clone, Debug, Default)]
 pub struct WriteForecast {
     /// Machines that were looked at.
@@ -25,8 +26,8 @@ impl WriteForecast {
         Self::default()
     }
 
-    /// Learns what a machine wrote in the time that the forecast is for: ranges of frame indices that do not overlap. Takes time and memory
-    /// in proportion to the frames.
+    /// Learns what a machine wrote in the time that the forecast is for: ranges of frame indices
+    /// that do not overlap. Takes time and memory in proportion to the frames.
     pub fn learn(&mut self, written: &[Range<u32>]) {
         self.seen = self.seen.saturating_add(1);
         for frame in written.iter().cloned().flatten() {
@@ -41,8 +42,8 @@ impl WriteForecast {
         self.seen
     }
 
-    /// The frames that more than half of the machines wrote, `most` at most: sorted ranges that do not touch. Those that more
-    /// machines wrote are preferred.
+    /// The frames that more than half of the machines wrote, `most` at most: sorted ranges that do
+    /// not touch. Those that more machines wrote are preferred.
     #[must_use]
     pub fn frames(&self, most: u32) -> Vec<Range<u32>> {
         let likely = self.writers.iter().filter(|(_, writers)| **writers > self.seen / 2);

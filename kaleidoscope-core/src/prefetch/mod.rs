@@ -1,35 +1,37 @@
 //! Prefetch: what a clone gets before it asks.
 //!
-//! A [`PrefetchPolicy`] is told of every fault and fills a [`Plan`]; between faults it is asked what to stream. It sees the
-//! guest through an [`Atlas`], in which related frames are neighbors.
+//! A [`PrefetchPolicy`] is told of every fault and fills a [`Plan`]; between faults it is asked
+//! what to stream. It sees the guest through an [`LocalityOrder`], in which related frames are
+//! neighbors.
 //!
-//! A clone that shares its parent's memory has every page from the start, and waits where it writes. For it there are two forecasts: a
-//! [`WriteForecast`] of what its siblings wrote, and an [`AllocationForecast`] of the free frames that its kernel will give away next.
+//! A clone that shares its parent's memory has every page from the start, and waits where it
+//! writes. For it there are two forecasts: a [`WriteForecast`] of what its siblings wrote, and an
+//! [`AllocationForecast`] of the free frames that its kernel will give away next.
 
 mod allocation;
-mod atlas;
 mod blind;
 mod class;
 mod colored;
 mod forecast;
-mod itinerary;
+mod locality;
 mod oracle;
 mod paper;
 mod plan;
 mod policy;
 mod recorded;
+mod recorded_order;
 mod settings;
 
 pub use allocation::{AllocationForecast, FreeOrder};
-pub use atlas::{Atlas, Place};
 pub use blind::{Blind, Demand};
 pub use class::{Class, UnknownClass};
-pub use colored::{Colored, Guide};
+pub use colored::{ColorGuide, Colored};
 pub use forecast::WriteForecast;
-pub use itinerary::Itinerary;
+pub use locality::{LocalityOrder, Position};
 pub use oracle::Oracle;
 pub use paper::{Paper, Shape};
 pub use plan::{Answer, Plan, Planner, Presence};
-pub use policy::{Access, Fault, Outcome, PrefetchPolicy};
+pub use policy::{Access, Fault, PrefetchOutcome, PrefetchPolicy};
 pub use recorded::{Predict, Recorded, Streamed};
-pub use settings::{Settings, SettingsError, Sign, Window};
+pub use recorded_order::RecordedOrder;
+pub use settings::{RecencyHint, Settings, SettingsError, Window};

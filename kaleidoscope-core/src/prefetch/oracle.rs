@@ -3,9 +3,11 @@
 use super::{Fault, Planner, PrefetchPolicy};
 use crate::addr::FrameIndex;
 
-/// Fetches what a trace touches, in the trace's order, from the start: no policy can do with fewer frames.
+/// Fetches what a trace touches, in the trace's order, from the start: no policy can do with fewer
+/// frames.
 ///
-/// It is no policy for clones, but what others are measured against. Free frames are filled with zeros in time.
+/// It is no policy for clones, but what others are measured against. Free frames are filled with
+/// zeros in time.
 #[derive(Clone, Debug)]
 pub struct Oracle {
     /// What will be touched, in order.
@@ -55,7 +57,7 @@ mod tests {
     use super::*;
     use crate::color::{Color, ColorMap, Frame};
     use crate::memory::MemoryLayout;
-    use crate::prefetch::{Access, Answer, Atlas, Plan, Presence};
+    use crate::prefetch::{Access, Answer, LocalityOrder, Plan, Presence};
     use std::sync::Arc;
 
     /// Frames below the limit are present.
@@ -68,13 +70,15 @@ mod tests {
     }
 
     /// Eight frames, of which number 5 is free.
-    fn atlas() -> Arc<Atlas> {
+    fn locality() -> Arc<LocalityOrder> {
         let layout = MemoryLayout::contiguous(8 * 4096).unwrap();
         let frames = (0..8).map(|i| Frame {
             color: if i == 5 { Color::Free } else { Color::Anonymous },
             ..Frame::default()
         });
-        Arc::new(Atlas::new(ColorMap::new(layout, Default::default(), frames, Vec::new()).unwrap()))
+        Arc::new(LocalityOrder::new(
+            ColorMap::new(layout, Default::default(), frames, Vec::new()).unwrap(),
+        ))
     }
 
     fn frames(numbers: &[u32]) -> Vec<FrameIndex> {
@@ -83,9 +87,9 @@ mod tests {
 
     #[test]
     fn it_goes_through_the_list_once() {
-        let atlas = atlas();
+        let locality = locality();
         let mut oracle = Oracle::new(frames(&[7, 5, 3, 0, 6, 2]));
-        let mut plan = Plan::new(Arc::clone(&atlas), 2);
+        let mut plan = Plan::new(Arc::clone(&locality), 2);
         let fault = |frame| Fault { frame, access: Access::Unknown, in_flight: false };
 
         let present = PresentBelow(1);

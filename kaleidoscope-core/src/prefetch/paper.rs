@@ -1,6 +1,6 @@
 //! The windows of the Kaleidoscope paper (Bryant et al., EuroSys 2011, section 4.2 and table 1).
 
-use super::{Atlas, Fault, Planner, PrefetchPolicy};
+use super::{Fault, LocalityOrder, Planner, PrefetchPolicy};
 use crate::addr::FrameIndex;
 use crate::color::PaperColor;
 use std::sync::Arc;
@@ -21,10 +21,11 @@ struct Window {
     size: usize,
 }
 
-/// Neighbors in frame-number order among frames of the same one of the paper's six colors. Executable page cache counts as code.
+/// Neighbors in frame-number order among frames of the same one of the paper's six colors.
+/// Executable page cache counts as code.
 #[derive(Clone, Debug)]
 pub struct Paper {
-    atlas: Arc<Atlas>,
+    locality: Arc<LocalityOrder>,
     shape: Shape,
     /// Frames of each color in frame-number order.
     members: Vec<Vec<FrameIndex>>,
@@ -35,16 +36,16 @@ pub struct Paper {
 impl Paper {
     /// The paper's windows with the shape that it prefers, lookahead.
     #[must_use]
-    pub fn new(atlas: Arc<Atlas>) -> Self {
-        Self::shaped(atlas, Shape::Lookahead)
+    pub fn new(locality: Arc<LocalityOrder>) -> Self {
+        Self::shaped(locality, Shape::Lookahead)
     }
 
     /// The paper's windows with one shape for all colors.
     #[must_use]
-    pub fn shaped(atlas: Arc<Atlas>, shape: Shape) -> Self {
+    pub fn shaped(locality: Arc<LocalityOrder>, shape: Shape) -> Self {
         let mut members = vec![Vec::new(); PaperColor::PageCache as usize + 1];
-        let mut ranks = Vec::with_capacity(atlas.frames() as usize);
-        for (frame, color) in (0..).map(FrameIndex).zip(atlas.map().colors()) {
+        let mut ranks = Vec::with_capacity(locality.frames() as usize);
+        for (frame, color) in (0..).map(FrameIndex).zip(locality.map().colors()) {
             let group = members.get_mut(color.paper() as usize);
             let rank = group.map_or(0, |group: &mut Vec<FrameIndex>| {
                 group.push(frame);
@@ -52,7 +53,7 @@ impl Paper {
             });
             ranks.push(u32::try_from(rank).unwrap_or(u32::MAX));
         }
-        Self { atlas, shape, members, ranks }
+        Self { locality, shape, members, ranks }
     }
 
     /// Table 1 of the paper.
@@ -81,7 +82,7 @@ impl PrefetchPolicy for Paper {
         if planner.answer_with_zeros() {
             return;
         }
-        let color = self.atlas.color(fault.frame).paper();
+        let color = self.locality.color(fault.frame).paper();
         let window = self.window(color);
         let (Some(group), Some(&rank)) =
             (self.members.get(color as usize), self.ranks.get(fault.frame.as_usize()))

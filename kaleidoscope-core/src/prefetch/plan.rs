@@ -1,6 +1,6 @@
 //! Plans: what to do about a fault, and in which order.
 
-use super::Atlas;
+use super::LocalityOrder;
 use crate::addr::FrameIndex;
 use crate::memory::LazyTable;
 use std::cell::Cell;
@@ -24,30 +24,32 @@ pub enum Answer {
 
 /// A plan, reused from fault to fault so that none is allocated on the hot path.
 ///
-/// A [`Planner`] fills it and keeps what every plan must hold, whatever the policy: no frame outside the guest, none
-/// that is present, none twice, no more than the budget, and zeros only for frames that are free.
+/// A [`Planner`] fills it and keeps what every plan must hold, whatever the policy: no frame
+/// outside the guest, none that is present, none twice, no more than the budget, and zeros only for
+/// frames that are free.
 #[derive(Debug)]
 pub struct Plan {
-    atlas: Arc<Atlas>,
+    locality: Arc<LocalityOrder>,
     answer: Answer,
     fetch: Vec<FrameIndex>,
     zero: Vec<FrameIndex>,
     asked: Option<FrameIndex>,
-    /// One bit per frame: it is asked for, or planned. Made as they are used, so that starting a huge clone costs no more than
-    /// starting a small one.
+    /// One bit per frame: it is asked for, or planned. Made as they are used, so that starting a
+    /// huge clone costs no more than starting a small one.
     planned: LazyTable<Cell<u64>>,
     budget: usize,
 }
 
 impl Plan {
-    /// An empty plan with room for `budget` frames to fetch and as many to fill. Takes 8 bytes per frame of the budget, and 32 KiB
-    /// for each GiB of the guest, which are allocated when a frame there is first asked for or planned.
+    /// An empty plan with room for `budget` frames to fetch and as many to fill. Takes 8 bytes per
+    /// frame of the budget, and 32 KiB for each GiB of the guest, which are allocated when a
+    /// frame there is first asked for or planned.
     #[must_use]
-    pub fn new(atlas: Arc<Atlas>, budget: usize) -> Self {
-        let frames = atlas.frames();
+    pub fn new(locality: Arc<LocalityOrder>, budget: usize) -> Self {
+        let frames = locality.frames();
         let budget = budget.min(frames as usize);
         Self {
-            atlas,
+            locality,
             answer: Answer::Fetch,
             fetch: Vec::with_capacity(budget),
             zero: Vec::with_capacity(budget),
@@ -75,8 +77,8 @@ impl Plan {
         &self.zero
     }
 
-    /// Empties the plan for an answer to a fault on `asked`, or for a batch of the background when there is none.
-    /// `presence` says what is there already.
+    /// Empties the plan for an answer to a fault on `asked`, or for a batch of the background when
+    /// there is none. `presence` says what is there already.
     pub fn begin<'a>(
         &'a mut self,
         presence: &'a dyn Presence,
@@ -118,8 +120,8 @@ pub struct Planner<'a> {
 impl Planner<'_> {
     /// The guest that the plan is for.
     #[must_use]
-    pub fn atlas(&self) -> &Atlas {
-        &self.plan.atlas
+    pub fn locality(&self) -> &LocalityOrder {
+        &self.plan.locality
     }
 
     /// How many more frames can be fetched.
@@ -134,7 +136,8 @@ impl Planner<'_> {
         self.zero_room
     }
 
-    /// Lowers the number of frames that can be fetched, and the number that can be filled with zeros.
+    /// Lowers the number of frames that can be fetched, and the number that can be filled with
+    /// zeros.
     pub fn limit(&mut self, frames: usize) {
         self.room = self.room.min(frames);
         self.zero_room = self.zero_room.min(frames);
@@ -151,20 +154,21 @@ impl Planner<'_> {
     pub fn is_absent(&self, frame: FrameIndex) -> bool {
         let (word, bit) = place(frame);
         let is_planned = || self.plan.planned.made(word).is_some_and(|word| word.get() & bit != 0);
-        frame.0 < self.plan.atlas.frames() && !is_planned() && self.presence.is_absent(frame)
+        frame.0 < self.plan.locality.frames() && !is_planned() && self.presence.is_absent(frame)
     }
 
-    /// The frame that was asked for is filled with zeros here; `false`, and no change, unless it is free.
+    /// The frame that was asked for is filled with zeros here; `false`, and no change, unless it is
+    /// free.
     pub fn answer_with_zeros(&mut self) -> bool {
-        let is_free = self.asked.is_some_and(|frame| self.plan.atlas.is_free(frame));
+        let is_free = self.asked.is_some_and(|frame| self.plan.locality.is_free(frame));
         if is_free {
             self.plan.answer = Answer::Zero;
         }
         is_free
     }
 
-    /// Plans to fetch a frame; `false` when it is there or planned already, is no frame of the guest, or nothing more
-    /// fits.
+    /// Plans to fetch a frame; `false` when it is there or planned already, is no frame of the
+    /// guest, or nothing more fits.
     pub fn fetch(&mut self, frame: FrameIndex) -> bool {
         let fits = self.room > 0 && self.mark(frame);
         if fits {
@@ -174,9 +178,10 @@ impl Planner<'_> {
         fits
     }
 
-    /// Plans to fill a frame with zeros; `false` as for [`Planner::fetch`], and when the frame is not free.
+    /// Plans to fill a frame with zeros; `false` as for [`Planner::fetch`], and when the frame is
+    /// not free.
     pub fn zero(&mut self, frame: FrameIndex) -> bool {
-        let fits = self.zero_room > 0 && self.plan.atlas.is_free(frame) && self.mark(frame);
+        let fits = self.zero_room > 0 && self.plan.locality.is_free(frame) && self.mark(frame);
         if fits {
             self.zero_room -= 1;
             self.plan.zero.push(frame);
@@ -184,9 +189,10 @@ impl Planner<'_> {
         fits
     }
 
-    /// Plans to fetch a frame unless it is free; `false` as for [`Planner::fetch`], and when it is free.
+    /// Plans to fetch a frame unless it is free; `false` as for [`Planner::fetch`], and when it is
+    /// free.
     pub fn fetch_used(&mut self, frame: FrameIndex) -> bool {
-        !self.plan.atlas.is_free(frame) && self.fetch(frame)
+        !self.plan.locality.is_free(frame) && self.fetch(frame)
     }
 
     /// Marks an absent frame as planned.

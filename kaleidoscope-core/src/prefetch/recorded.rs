@@ -1,11 +1,12 @@
 //! Following a recording as far as the clone does.
 //!
-//! A recording is read ahead as a kernel reads a file ahead: a fault on a frame just beyond what was read says that the
-//! clone goes the recorded way, and doubles how far the next read goes; a fault elsewhere in the recording starts another,
-//! short one there; a fault outside is left to the colors. So a recording of the same command is streamed whole after a
-//! dozen faults, and one of another command costs no more than a few short reads, without anybody having to say which it is.
+//! A recording is read ahead as a kernel reads a file ahead: a fault on a frame just beyond what
+//! was read says that the clone goes the recorded way, and doubles how far the next read goes; a
+//! fault elsewhere in the recording starts another, short one there; a fault outside is left to the
+//! colors. So a recording of the same command is streamed whole after a dozen faults, and one of
+//! another command costs no more than a few short reads, without anybody having to say which it is.
 
-use super::{Colored, Fault, Guide, Itinerary, Planner, PrefetchPolicy};
+use super::{ColorGuide, Colored, Fault, Planner, PrefetchPolicy, RecordedOrder};
 use crate::addr::FrameIndex;
 use std::sync::Arc;
 
@@ -15,8 +16,8 @@ const FIRST: usize = 10;
 /// Stops of the longest read.
 const LONGEST: usize = 1 << 14;
 
-/// A fault this part of a read's length beyond its end still confirms it. Larger slacks let chance hits in a recording of something
-/// else pass for the recorded way.
+/// A fault this part of a read's length beyond its end still confirms it. Larger slacks let chance
+/// hits in a recording of something else pass for the recorded way.
 const SLACK: usize = 16;
 
 /// Reads that are remembered; the least recently confirmed is forgotten.
@@ -31,7 +32,7 @@ const MOST_TRUST: u32 = 512;
 /// Pages of the window around the first miss in a region that the recording has been to.
 const FIRST_MISS: u32 = 2;
 
-/// Reads part of the itinerary ahead of the clone.
+/// Reads part of the recorded_order ahead of the clone.
 #[derive(Clone, Copy, Debug, Default)]
 struct Reader {
     /// The next stop to stream.
@@ -45,7 +46,8 @@ struct Reader {
 }
 
 impl Reader {
-    /// Whether a fault at a stop says that the clone goes this way: beyond what was read, but not far.
+    /// Whether a fault at a stop says that the clone goes this way: beyond what was read, but not
+    /// far.
     fn meets(&self, stop: usize) -> bool {
         let slack = (self.length / SLACK).max(FIRST / 2);
         self.length > 0 && (self.next..self.end + slack).contains(&stop)
@@ -67,7 +69,7 @@ pub enum Predict {
 pub struct Recorded {
     name: String,
     colors: Colored,
-    itinerary: Arc<Itinerary>,
+    recorded_order: Arc<RecordedOrder>,
     predict: Predict,
     /// Place in the prediction up to which recorded frames were streamed.
     agreed: usize,
@@ -84,20 +86,24 @@ impl Recorded {
     #[must_use]
     pub fn new(
         name: impl Into<String>,
-        guide: Arc<Guide>,
-        itinerary: Arc<Itinerary>,
+        guide: Arc<ColorGuide>,
+        recorded_order: Arc<RecordedOrder>,
         predict: Predict,
     ) -> Self {
         let mut readers = [Reader::default(); READERS];
         if let Some(first) = readers.first_mut() {
-            *first =
-                Reader { next: 0, end: FIRST.min(itinerary.len()), length: FIRST, confirmed: 0 };
+            *first = Reader {
+                next: 0,
+                end: FIRST.min(recorded_order.len()),
+                length: FIRST,
+                confirmed: 0,
+            };
         }
-        let misses = vec![0; guide.atlas().stretches()];
+        let misses = vec![0; guide.locality().stretches()];
         Self {
             name: name.into(),
             colors: Colored::new(guide),
-            itinerary,
+            recorded_order,
             predict,
             agreed: 0,
             readers,
@@ -116,7 +122,7 @@ impl Recorded {
     /// A fault at a stop: some reader goes on, or a new one starts.
     fn follow(&mut self, stop: usize) {
         self.confirmations += 1;
-        let stops = self.itinerary.len();
+        let stops = self.recorded_order.len();
         let met = self.readers.iter_mut().filter(|r| r.meets(stop)).max_by_key(|r| r.length);
         if let Some(reader) = met {
             reader.length = (reader.length * 2).min(LONGEST);
@@ -135,7 +141,7 @@ impl Recorded {
 
     /// A fault at no stop.
     fn miss(&mut self, fault: &Fault, planner: &mut Planner<'_>) {
-        if planner.atlas().is_free(fault.frame) {
+        if planner.locality().is_free(fault.frame) {
             self.colors.fault(fault, planner);
             return;
         }
@@ -146,9 +152,9 @@ impl Recorded {
             self.colors.fault(fault, planner);
             return;
         }
-        let stretch = planner.atlas().stretch(fault.frame).unwrap_or(u32::MAX);
+        let stretch = planner.locality().stretch(fault.frame).unwrap_or(u32::MAX);
         let misses =
-            self.misses.get_mut(stretch as usize).filter(|_| self.itinerary.visits(stretch));
+            self.misses.get_mut(stretch as usize).filter(|_| self.recorded_order.visits(stretch));
         let most = misses.map(|misses| {
             *misses = misses.saturating_add(1);
             FIRST_MISS << u32::from(*misses - 1).min(16)
@@ -158,12 +164,12 @@ impl Recorded {
 
     /// Streams what the readers have ahead of them, the longest read first.
     fn read(&mut self, planner: &mut Planner<'_>) {
-        let itinerary = &self.itinerary;
+        let recorded_order = &self.recorded_order;
         while planner.room() > 0 {
             let pending = self.readers.iter_mut().filter(|r| r.next < r.end);
             let Some(reader) = pending.max_by_key(|r| r.length) else { return };
             while planner.room() > 0 && reader.next < reader.end {
-                if let Some((frame, true)) = itinerary.at(reader.next) {
+                if let Some((frame, true)) = recorded_order.at(reader.next) {
                     planner.fetch_used(frame);
                 }
                 reader.next += 1;
@@ -178,7 +184,7 @@ impl PrefetchPolicy for Recorded {
     }
 
     fn fault(&mut self, fault: &Fault, planner: &mut Planner<'_>) {
-        let Some(stop) = self.itinerary.stop(fault.frame) else {
+        let Some(stop) = self.recorded_order.stop(fault.frame) else {
             self.miss(fault, planner);
             return;
         };
@@ -199,7 +205,7 @@ impl PrefetchPolicy for Recorded {
         while planner.room() > 0
             && let Some(frame) = self.colors.guide().predicted().get(self.agreed)
         {
-            if self.itinerary.stop(*frame).is_some() {
+            if self.recorded_order.stop(*frame).is_some() {
                 planner.fetch_used(*frame);
             }
             self.agreed += 1;
@@ -213,8 +219,9 @@ impl PrefetchPolicy for Recorded {
 
 /// Streams a set of frames as it is, then goes on as another policy.
 ///
-/// For sets that are trusted whole: what a throwaway clone touched when it idled after the freeze; or, before a
-/// [`Demand`](super::Demand) policy, what today's record-and-replay does (REAP, Ustiugov et al., ASPLOS 2021).
+/// For sets that are trusted whole: what a throwaway clone touched when it idled after the freeze;
+/// or, before a [`Demand`](super::Demand) policy, what today's record-and-replay does (REAP,
+/// Ustiugov et al., ASPLOS 2021).
 #[derive(Debug)]
 pub struct Streamed<P> {
     name: String,
@@ -250,7 +257,7 @@ impl<P: PrefetchPolicy> PrefetchPolicy for Streamed<P> {
         self.then.background(planner);
     }
 
-    fn feedback(&mut self, frame: FrameIndex, outcome: super::Outcome) {
+    fn feedback(&mut self, frame: FrameIndex, outcome: super::PrefetchOutcome) {
         self.then.feedback(frame, outcome);
     }
 }

@@ -15,9 +15,9 @@ const MAX_CACHES: usize = 4096;
 /// Longest policy file in bytes.
 const MAX_TEXT: usize = 1 << 20;
 
-/// How much to fetch around a fault in one class of frames: the aligned block of `cold` pages in the order of the region,
-/// and of those in a block of `hot` pages which show signs of use. Each time `grow` further faults hit the same region both double, until
-/// the window has `max` pages.
+/// How much to fetch around a fault in one class of frames: the aligned block of `cold` pages in
+/// the order of the region, and of those in a block of `hot` pages which show signs of use. Each
+/// time `grow` further faults hit the same region both double, until the window has `max` pages.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Window {
@@ -40,7 +40,8 @@ impl Window {
         Self { cold: pages, hot: pages, grow: 0, max: 0 }
     }
 
-    /// The sizes after `faults` earlier faults in the region: for cold and for hot frames, at least 1 each.
+    /// The sizes after `faults` earlier faults in the region: for cold and for hot frames, at least
+    /// 1 each.
     #[must_use]
     pub fn after(&self, faults: u32) -> (u32, u32) {
         let doublings = faults.checked_div(self.grow).unwrap_or(0).min(MAX_WINDOW.ilog2());
@@ -54,27 +55,28 @@ impl Window {
 
 /// Frames that are worth streaming before anybody asks: those of a class that show a sign.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Sign {
+pub struct RecencyHint {
     /// The class.
     pub class: Class,
     /// The signs, all of them.
     pub signs: Temperature,
 }
 
-/// What a colored policy does, in numbers. Made by the tuner; [`Settings::shipped_for`] has the shipped ones.
+/// What a colored policy does, in numbers. Made by the tuner; [`Settings::shipped_for`] has the
+/// shipped ones.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Settings {
     /// The policy's name.
     pub name: String,
     /// The windows, by class.
     pub windows: [Window; Class::COUNT],
-    /// Free frames that are filled with zeros at the first touch of one: those that the guest's allocator gives away next or, where a map does
-    /// not tell, the aligned block.
+    /// Free frames that are filled with zeros at the first touch of one: those that the guest's
+    /// allocator gives away next or, where a map does not tell, the aligned block.
     pub zero_ahead: u32,
     /// Pages of each file to fetch when the frame that holds its inode is asked for; 0 for none.
     pub inode_pages: u32,
     /// What to stream first of all, the most wanted first.
-    pub predict: Vec<Sign>,
+    pub predict: Vec<RecencyHint>,
     /// Slab caches to stream whole.
     pub predict_caches: Vec<String>,
 }
@@ -84,8 +86,9 @@ const DEFAULT: &str = include_str!("default.toml");
 const PAGE_TABLES: &str = include_str!("page_tables.toml");
 
 impl Settings {
-    /// The shipped settings for a guest: the [default](Self::default) ones, or those for guests of which only
-    /// [page tables](crate::page_tables) are known. There, a frame that nothing is known of may be free as well as anything else, and most are.
+    /// The shipped settings for a guest: the [default](Self::default) ones, or those for guests of
+    /// which only [page tables](crate::page_tables) are known. There, a frame that nothing is
+    /// known of may be free as well as anything else, and most are.
     #[must_use]
     pub fn shipped_for(kernel: &KernelIdentity) -> Self {
         if kernel.os.is_empty() {
@@ -98,7 +101,8 @@ impl Settings {
 }
 
 impl Default for Settings {
-    /// The shipped settings for guests with Linux: tuned on traces of Debian guests with Linux 5.10 to 7.2; see `docs/policies.md` for how.
+    /// The shipped settings for guests with Linux: tuned on traces of Debian guests with Linux 5.10
+    /// to 7.2; see `docs/policies.md` for how.
     fn default() -> Self {
         // A test sees to it that the file parses.
         Self::parse(DEFAULT).unwrap_or_else(|_| Self::bare("predicted"))
@@ -117,7 +121,7 @@ pub enum SettingsError {
     Class(#[from] UnknownClass),
     /// It names a sign of use that there is not.
     #[error("no sign of use is called `{0}`")]
-    Sign(String),
+    RecencyHint(String),
     /// A number is too large.
     #[error("{what} is {found}, more than {limit}")]
     Limit {
@@ -163,7 +167,8 @@ enum FileWindow {
 }
 
 impl Settings {
-    /// A policy that fetches what it is asked for, fills free frames with zeros, and does nothing else.
+    /// A policy that fetches what it is asked for, fills free frames with zeros, and does nothing
+    /// else.
     #[must_use]
     pub fn bare(name: impl Into<String>) -> Self {
         Self {
@@ -176,7 +181,8 @@ impl Settings {
         }
     }
 
-    /// These settings without prediction: nothing is streamed, only windows around faults are fetched.
+    /// These settings without prediction: nothing is streamed, only windows around faults are
+    /// fetched.
     #[must_use]
     pub fn without_prediction(mut self, name: impl Into<String>) -> Self {
         self.name = name.into();
@@ -191,7 +197,8 @@ impl Settings {
         self.windows.get(class.index()).copied().unwrap_or(Window::fixed(1))
     }
 
-    /// Reads a policy file (TOML; see `docs/policies.md`). Classes that it does not name have windows of one page.
+    /// Reads a policy file (TOML; see `docs/policies.md`). Classes that it does not name have
+    /// windows of one page.
     ///
     /// # Errors
     /// [`SettingsError`] says what is wrong and, for syntax, where.
@@ -242,19 +249,19 @@ impl Settings {
 }
 
 impl FileSign {
-    fn parse(&self) -> Result<Sign, SettingsError> {
+    fn parse(&self) -> Result<RecencyHint, SettingsError> {
         let mut signs = Temperature::NONE;
         for name in &self.signs {
             let known = Temperature::NAMES.iter().find(|(_, n)| n == name);
-            let (sign, _) = known.ok_or_else(|| SettingsError::Sign(name.clone()))?;
+            let (sign, _) = known.ok_or_else(|| SettingsError::RecencyHint(name.clone()))?;
             signs.insert(*sign);
         }
-        Ok(Sign { class: self.class.parse()?, signs })
+        Ok(RecencyHint { class: self.class.parse()?, signs })
     }
 }
 
-impl From<&Sign> for FileSign {
-    fn from(sign: &Sign) -> Self {
+impl From<&RecencyHint> for FileSign {
+    fn from(sign: &RecencyHint) -> Self {
         let names = Temperature::NAMES.into_iter().filter(|(s, _)| sign.signs.contains(*s));
         Self {
             class: sign.class.name().to_owned(),

@@ -1,10 +1,11 @@
 //! Where the pages of a process went: its address space in another guest, at other addresses.
 //!
-//! Executable, heap, mapped files and stack move independently (address-space randomization), but what lies in each keeps its
-//! order and most of its sizes and gaps. So the stretches of resident pages are aligned as two texts are: the pairing with the
-//! highest score, where a pair scores for like sizes, for the same gap to the pair before it, and most for the same address.
+//! Executable, heap, mapped files and stack move independently (address-space randomization), but
+//! what lies in each keeps its order and most of its sizes and gaps. So the stretches of resident
+//! pages are aligned as two texts are: the pairing with the highest score, where a pair scores for
+//! like sizes, for the same gap to the pair before it, and most for the same address.
 
-use super::region::Stretch;
+use super::region::PageRange;
 
 /// Score of a pair at the same address: more than any other pair can have.
 const SAME_ADDRESS: f32 = 8.0;
@@ -15,21 +16,22 @@ const SAME_GAP: f32 = 2.0;
 /// For the stretches of a recorded process, the stretches of another.
 #[derive(Clone, Debug)]
 pub(super) struct Alignment {
-    from: Vec<Stretch>,
+    from: Vec<PageRange>,
     /// For each stretch, where it went.
     went: Vec<Option<Went>>,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Went {
-    to: Stretch,
+    to: PageRange,
     /// What to add to a position, modulo 2^64.
     shift: u64,
 }
 
 impl Alignment {
-    /// Aligns stretches, ascending and at most [`MAX_STRETCHES`](super::region::MAX_STRETCHES) on each side.
-    pub(super) fn new(from: &[Stretch], to: &[Stretch]) -> Self {
+    /// Aligns stretches, ascending and at most [`MAX_STRETCHES`](super::region::MAX_STRETCHES) on
+    /// each side.
+    pub(super) fn new(from: &[PageRange], to: &[PageRange]) -> Self {
         let mut went = vec![None; from.len()];
         let pairs = best_pairs(from, to);
         for (k, &(i, j)) in pairs.iter().enumerate() {
@@ -45,7 +47,8 @@ impl Alignment {
             let same_gap_before =
                 previous.is_some_and(|(p, q)| q.end().wrapping_sub(p.end()) == starts);
             let same_gap_after = next.is_some_and(|(p, q)| q.start.wrapping_sub(p.start) == ends);
-            // What grows has one end that stays: a heap's start, a stack's end. The stack comes last.
+            // What grows has one end that stays: a heap's start, a stack's end. The stack comes
+            // last.
             let by_end = !same_gap_before && (same_gap_after || next.is_none()) && starts != 0;
             let shift = if by_end { ends } else { starts };
             if let Some(slot) = went.get_mut(i) {
@@ -65,7 +68,7 @@ impl Alignment {
 }
 
 /// The pairs of highest score, ascending on both sides.
-fn best_pairs(from: &[Stretch], to: &[Stretch]) -> Vec<(usize, usize)> {
+fn best_pairs(from: &[PageRange], to: &[PageRange]) -> Vec<(usize, usize)> {
     let width = to.len().saturating_add(1);
     let cells = width.saturating_mul(from.len().saturating_add(1));
     // Best score of the first i and first j stretches; and of those, when the last two are a pair.
@@ -107,8 +110,9 @@ fn best_pairs(from: &[Stretch], to: &[Stretch]) -> Vec<(usize, usize)> {
     pairs
 }
 
-/// How well two stretches fit: by the likeness of their sizes, more for large ones, most at the same address.
-fn score(a: &Stretch, b: &Stretch) -> f32 {
+/// How well two stretches fit: by the likeness of their sizes, more for large ones, most at the
+/// same address.
+fn score(a: &PageRange, b: &PageRange) -> f32 {
     #[expect(clippy::cast_precision_loss, reason = "a score")]
     let (small, large) = (a.pages.min(b.pages) as f32, a.pages.max(b.pages).max(1) as f32);
     let likeness = small / large;
@@ -120,8 +124,8 @@ fn score(a: &Stretch, b: &Stretch) -> f32 {
 mod tests {
     use super::*;
 
-    fn stretches(list: &[(u64, u64)]) -> Vec<Stretch> {
-        list.iter().map(|&(start, pages)| Stretch { start, pages }).collect()
+    fn stretches(list: &[(u64, u64)]) -> Vec<PageRange> {
+        list.iter().map(|&(start, pages)| PageRange { start, pages }).collect()
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::fmt;
 
 /// How like two guests are, as far as the recording and the image tell.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub enum Likeness {
+pub enum Similarity {
     /// The very snapshot that was recorded.
     Snapshot,
     /// Another snapshot, boot or machine with the same kernel image.
@@ -65,15 +65,17 @@ impl fmt::Display for Match {
 
 /// How often an entry that was found this way was touched again by the same program.
 ///
-/// Measured by translating recordings of one program between a guest of 512 MiB with Linux 6.1 and one of 1 GiB with 6.12, whose
-/// disks hold the same files; the test `real_recordings_carry_over` prints the table. Figures for another boot of the same kernel
-/// are estimates: there kernel addresses hold the same objects.
-pub(super) fn factor(how: Match, color: Color, likeness: Likeness) -> f32 {
+/// Measured by translating recordings of one program between a guest of 512 MiB with Linux 6.1 and
+/// one of 1 GiB with 6.12, whose disks hold the same files; the test `real_recordings_carry_over`
+/// prints the table. Figures for another boot of the same kernel are estimates: there kernel
+/// addresses hold the same objects.
+pub(super) fn factor(how: Match, color: Color, likeness: Similarity) -> f32 {
     match likeness {
-        // The same bytes at the same place; what is left to chance is in how many runs it was touched.
-        Likeness::Snapshot => 1.0,
-        Likeness::Kernel if how == Match::KernelAddress && color != Color::FrameTable => 0.9,
-        Likeness::Kernel | Likeness::Other => elsewhere(how, color),
+        // The same bytes at the same place; what is left to chance is in how many runs it was
+        // touched.
+        Similarity::Snapshot => 1.0,
+        Similarity::Kernel if how == Match::KernelAddress && color != Color::FrameTable => 0.9,
+        Similarity::Kernel | Similarity::Other => elsewhere(how, color),
     }
 }
 

@@ -4,7 +4,7 @@
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
 use super::encode::{NO_FRAME, NO_REGION};
-use super::region::{MAX_STRETCHES, Stretch, has_shape, is_ranked};
+use super::region::{MAX_STRETCHES, PageRange, has_shape, is_ranked};
 use super::{
     Entry, Key, MAX_RUNS, RANK_ONE, RecordedRegion, Recording, RecordingError, RecordingLimits,
     Salt,
@@ -117,7 +117,10 @@ fn read_regions(
     Ok(regions)
 }
 
-fn read_stretches(reader: &mut Reader<'_>, left: &mut u32) -> Result<Vec<Stretch>, ManifestError> {
+fn read_stretches(
+    reader: &mut Reader<'_>,
+    left: &mut u32,
+) -> Result<Vec<PageRange>, ManifestError> {
     let numbers = reader.array()?;
     let count = numbers / 2;
     if numbers % 2 != 0 || count > MAX_STRETCHES {
@@ -139,7 +142,7 @@ fn read_stretches(reader: &mut Reader<'_>, left: &mut u32) -> Result<Vec<Stretch
         let bounds = start.and_then(|start| Some((start, start.checked_add(pages)?)));
         let (start, after) = bounds
             .ok_or_else(|| reader.error("stretches must ascend and have gaps between them"))?;
-        stretches.push(Stretch { start, pages });
+        stretches.push(PageRange { start, pages });
         end = after;
     }
     Ok(stretches)

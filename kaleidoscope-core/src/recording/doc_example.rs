@@ -1,4 +1,5 @@
-//! The example in `docs/formats.md` is what this code writes; see the manifest's example for how to write it anew.
+//! The example in `docs/formats.md` is what this code writes; see the manifest's example for how to
+//! write it anew.
 
 use super::*;
 use crate::color::{FrameKind, Order};
@@ -19,7 +20,7 @@ fn example() -> Recording {
             FrameKind::Anonymous,
             Order::UserAddress,
             "sh[7]",
-            vec![Stretch { start: 0x1000, pages: 1 }, Stretch { start: 0x1010, pages: 1 }],
+            vec![PageRange { start: 0x1000, pages: 1 }, PageRange { start: 0x1010, pages: 1 }],
         ),
     ];
     let entries = vec![

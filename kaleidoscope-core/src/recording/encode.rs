@@ -1,6 +1,7 @@
 //! From a recording to its payload.
 //!
-//! Keys of a map are written in ascending order of their encoding (shorter ones first), as deterministic CBOR asks.
+//! Keys of a map are written in ascending order of their encoding (shorter ones first), as
+//! deterministic CBOR asks.
 
 use super::{Key, RecordedRegion, Recording, RecordingLimits};
 use crate::color::{Color, FrameKind, Order};

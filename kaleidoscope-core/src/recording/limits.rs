@@ -16,8 +16,9 @@ const REGION_BYTES: u64 = 72;
 /// Bytes of a stretch in the payload, at most.
 const STRETCH_BYTES: u64 = 18;
 
-/// Bounds on what a recording may hold, and so on the memory that reading one takes. The default admits 16 million entries
-/// (working sets of 64 GiB) and is the limit of the format: what exceeds it is not written.
+/// Bounds on what a recording may hold, and so on the memory that reading one takes. The default
+/// admits 16 million entries (working sets of 64 GiB) and is the limit of the format: what exceeds
+/// it is not written.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct RecordingLimits {
     /// Most entries.
@@ -62,7 +63,8 @@ impl RecordingLimits {
             .saturating_add(part(self.max_text_total, 1))
     }
 
-    /// Bound on the memory taken while reading a recording, in bytes: the file, the payload, and the recording made of it.
+    /// Bound on the memory taken while reading a recording, in bytes: the file, the payload, and
+    /// the recording made of it.
     #[must_use]
     pub fn max_memory(&self) -> u64 {
         let Bounds { max_payload, max_file } = self.bounds();

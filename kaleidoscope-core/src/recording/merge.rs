@@ -2,20 +2,20 @@
 
 use super::pairing::{Pair, pair};
 use super::{
-    Entry, Key, Likeness, MAX_RUNS, MergeError, RANK_ONE, RecordedRegion, Recording, to_u32,
+    Entry, Key, MAX_RUNS, MergeError, RANK_ONE, RecordedRegion, Recording, Similarity, to_u32,
 };
 use crate::addr::Gfn;
 use crate::color::Color;
 use std::collections::HashMap;
 
 impl Recording {
-    /// The runs of several recordings as one. Frame numbers, addresses and kernel are those of the first; entries of other
-    /// guests are found in it through their keys, and what only they touched is added. Every *run* counts alike, however runs
-    /// are spread over the recordings.
+    /// The runs of several recordings as one. Frame numbers, addresses and kernel are those of the
+    /// first; entries of other guests are found in it through their keys, and what only they
+    /// touched is added. Every *run* counts alike, however runs are spread over the recordings.
     ///
     /// # Errors
-    /// [`MergeError`] when there is nothing to merge, names are hashed with different salts, or there are too many runs.
-    /// When some are hashed and others are not, the result is hashed.
+    /// [`MergeError`] when there is nothing to merge, names are hashed with different salts, or
+    /// there are too many runs. When some are hashed and others are not, the result is hashed.
     pub fn merge(recordings: &[Self]) -> Result<Self, MergeError> {
         let mut salts = recordings.iter().filter_map(Self::salt);
         let salt = salts.next();
@@ -40,11 +40,11 @@ impl Recording {
         let runs = runs.ok_or(MergeError::Runs)?;
         let same_image = self.image == other.image;
         let likeness = if same_image {
-            Likeness::Snapshot
+            Similarity::Snapshot
         } else if self.kernel == other.kernel {
-            Likeness::Kernel
+            Similarity::Kernel
         } else {
-            Likeness::Other
+            Similarity::Other
         };
         let pairs = pair(other, self, likeness);
         let mut numbers = vec![None; other.regions.len()];
@@ -74,8 +74,8 @@ impl Recording {
         Ok(())
     }
 
-    /// The key of another recording's entry in this one, to which its region is added if need be. `None` for frames that
-    /// cannot be told in this guest.
+    /// The key of another recording's entry in this one, to which its region is added if need be.
+    /// `None` for frames that cannot be told in this guest.
     fn key_of(
         &mut self,
         entry: &Entry,

@@ -1,16 +1,19 @@
-//! Working-set recordings: what clones touched, in order, kept for other clones, boots, kernels and builds.
+//! Working-set recordings: what clones touched, in order, kept for other clones, boots, kernels and
+//! builds.
 //!
-//! A [`Recording`] names a touched frame by what it holds (page 3 of `/usr/bin/python3`, the 40th page of python3's heap)
-//! and not by its number alone, so that it can be found again in another guest:
+//! A [`Recording`] names a touched frame by what it holds (page 3 of `/usr/bin/python3`, the 40th
+//! page of python3's heap) and not by its number alone, so that it can be found again in another
+//! guest:
 //!
 //! ```text
-//!  trace + atlas ──from_trace──► Recording ──translate──► frames of another image, each with a confidence
+//!  trace + locality ──from_trace──► Recording ──translate──► frames of another image, each with a confidence
 //!                                 │  ▲  ▲
 //!                           merge └──┘  └── a file (`.krec`), see docs/formats.md
 //! ```
 //!
-//! The work is in two steps: `pairing` finds for each recorded region the one that means the same in the other guest, and
-//! `alignment` finds where randomized user addresses went. How sure each match is, is in `confidence`.
+//! The work is in two steps: `pairing` finds for each recorded region the one that means the same
+//! in the other guest, and `alignment` finds where randomized user addresses went. How sure each
+//! match is, is in `confidence`.
 
 mod alignment;
 mod confidence;
@@ -28,18 +31,18 @@ mod region;
 mod tests;
 mod translate;
 
-pub use confidence::{Likeness, Match};
+pub use confidence::{Match, Similarity};
 pub use error::{MergeError, RecordingError};
 pub use limits::RecordingLimits;
 pub use name::Salt;
-pub use region::{RecordedRegion, Stretch};
-pub use translate::{Translated, Translation};
+pub use region::{PageRange, RecordedRegion};
+pub use translate::{TranslatedEntry, TranslatedRecording};
 
 use crate::addr::{FrameIndex, Gfn};
 use crate::color::{Color, KernelIdentity, RegionId};
 use crate::manifest::container::{self, Family};
 use crate::manifest::{ImageIdentity, ManifestError};
-use crate::prefetch::Atlas;
+use crate::prefetch::LocalityOrder;
 use crate::replay::Trace;
 use region::{is_ranked, members};
 use std::collections::HashMap;
@@ -61,7 +64,8 @@ pub const MAX_RUNS: u32 = 1 << 20;
 pub enum Key {
     /// Nothing is known but the frame's number: it is in no region.
     Frame,
-    /// A position in the natural order of a region: a page of a file, of a process, of the kernel's image.
+    /// A position in the natural order of a region: a page of a file, of a process, of the kernel's
+    /// image.
     Position {
         /// Number of the region in [`Recording::regions`].
         region: u32,
@@ -70,7 +74,8 @@ pub enum Key {
         /// Which one, when several frames of the region have this position.
         nth: u32,
     },
-    /// The n-th frame of a region whose positions mean nothing to another guest, such as a slab cache.
+    /// The n-th frame of a region whose positions mean nothing to another guest, such as a slab
+    /// cache.
     Rank {
         /// Number of the region in [`Recording::regions`].
         region: u32,
@@ -93,7 +98,8 @@ impl Key {
 /// A frame that was touched.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Entry {
-    /// Its number in the guest that [`Recording::image`] names; `None` when only runs of other guests touched it.
+    /// Its number in the guest that [`Recording::image`] names; `None` when only runs of other
+    /// guests touched it.
     pub gfn: Option<Gfn>,
     /// What it held.
     pub key: Key,
@@ -101,8 +107,8 @@ pub struct Entry {
     pub color: Color,
     /// In how many of the runs it was touched, at least 1.
     pub runs: u32,
-    /// Sum over those runs of its rank: `i * RANK_ONE / n` for the `i`-th of the `n` frames of a run. A sum, so that
-    /// merging is exact whatever the order.
+    /// Sum over those runs of its rank: `i * RANK_ONE / n` for the `i`-th of the `n` frames of a
+    /// run. A sum, so that merging is exact whatever the order.
     pub ranks: u64,
 }
 
@@ -139,35 +145,36 @@ pub struct Recording {
 }
 
 impl Recording {
-    /// What one run touched. `atlas` is of the guest's frozen image, whose identity is `image`. Frames that were free then
-    /// are left out: whatever a clone puts there is its own.
+    /// What one run touched. `locality` is of the guest's snapshot image, whose identity is
+    /// `image`. Frames that were free then are left out: whatever a clone puts there is its
+    /// own.
     #[must_use]
-    pub fn from_trace(trace: &Trace, atlas: &Atlas, image: ImageIdentity) -> Self {
+    pub fn from_trace(trace: &Trace, locality: &LocalityOrder, image: ImageIdentity) -> Self {
         let touched: Vec<FrameIndex> =
-            trace.touches().iter().map(|t| t.frame).filter(|f| !atlas.is_free(*f)).collect();
+            trace.touches().iter().map(|t| t.frame).filter(|f| !locality.is_free(*f)).collect();
         let mut regions = Vec::new();
         let mut numbers: HashMap<RegionId, u32> = HashMap::new();
         let mut entries = Vec::with_capacity(touched.len());
         let n = u64::try_from(touched.len()).unwrap_or(u64::MAX).max(1);
         for (i, index) in (0u64..).zip(touched) {
-            let Some(frame) = atlas.map().frame(index) else { continue };
-            let region = frame.region.and_then(|id| Some((id, atlas.map().region(id)?)));
+            let Some(frame) = locality.map().frame(index) else { continue };
+            let region = frame.region.and_then(|id| Some((id, locality.map().region(id)?)));
             let key = region.map_or(Key::Frame, |(id, region)| {
                 let number = *numbers.entry(id).or_insert_with(|| {
-                    regions.push(RecordedRegion::of(atlas, id, region));
+                    regions.push(RecordedRegion::of(locality, id, region));
                     to_u32(regions.len()).saturating_sub(1)
                 });
-                let members = members(atlas, id);
+                let members = members(locality, id);
                 if is_ranked(region.kind, region.order) {
-                    let start = atlas.range(id.0).start;
-                    let rank = atlas.place(index).unwrap_or(start).saturating_sub(start);
+                    let start = locality.range(id.0).start;
+                    let rank = locality.position(index).unwrap_or(start).saturating_sub(start);
                     return Key::Rank { region: number, rank };
                 }
                 let nth = members.rank(index).saturating_sub(members.before(frame.position));
                 Key::Position { region: number, position: frame.position, nth: to_u32(nth) }
             });
             entries.push(Entry {
-                gfn: atlas.layout().gfn_of(index),
+                gfn: locality.layout().gfn_of(index),
                 key,
                 color: frame.color,
                 runs: 1,
@@ -176,7 +183,14 @@ impl Recording {
             });
         }
         entries.sort_by(Entry::order);
-        Self { kernel: atlas.map().kernel().clone(), image, runs: 1, salt: None, regions, entries }
+        Self {
+            kernel: locality.map().kernel().clone(),
+            image,
+            runs: 1,
+            salt: None,
+            regions,
+            entries,
+        }
     }
 
     /// The kernel of the guest that it was made on; of the first one, when several were merged.
@@ -221,15 +235,17 @@ impl Recording {
         f64::from(entry.runs) / f64::from(self.runs.max(1))
     }
 
-    /// The same recording without names of files and processes: each is replaced by the first 12 bytes of a SHA-256 of salt
-    /// and name. It translates as before, since the names of the other guest are hashed alike. A recording that is hashed
-    /// already stays as it is.
+    /// The same recording without names of files and processes: each is replaced by the first 12
+    /// bytes of a SHA-256 of salt and name. It translates as before, since the names of the
+    /// other guest are hashed alike. A recording that is hashed already stays as it is.
     ///
     /// # What it protects
-    /// Who reads the file does not learn names that they cannot guess, and two recordings with different salts cannot be
-    /// compared by their hashes. It does *not* hide from somebody who suspects a certain name that it occurs: the salt is in
-    /// the file, so they hash the name and look. Paths of a distribution's packages are therefore as good as readable. Kernel
-    /// names, types of file systems, sizes, process ids, offsets and the order of touches stay readable.
+    /// Who reads the file does not learn names that they cannot guess, and two recordings with
+    /// different salts cannot be compared by their hashes. It does *not* hide from somebody who
+    /// suspects a certain name that it occurs: the salt is in the file, so they hash the name
+    /// and look. Paths of a distribution's packages are therefore as good as readable. Kernel
+    /// names, types of file systems, sizes, process ids, offsets and the order of touches stay
+    /// readable.
     #[must_use]
     pub fn hashed(mut self, salt: Salt) -> Self {
         if self.salt.is_none() {
@@ -244,8 +260,9 @@ impl Recording {
     /// The recording as the bytes of a file.
     ///
     /// # Errors
-    /// [`ManifestError::Limit`] when there is more of something than the format admits, that is, when a reader with
-    /// [`RecordingLimits::default`] would refuse it; [`ManifestError::Compression`] when zstd fails (out of memory).
+    /// [`ManifestError::Limit`] when there is more of something than the format admits, that is,
+    /// when a reader with [`RecordingLimits::default`] would refuse it;
+    /// [`ManifestError::Compression`] when zstd fails (out of memory).
     pub fn to_bytes(&self) -> Result<Vec<u8>, RecordingError> {
         encode::check(self, &RecordingLimits::default())?;
         Ok(container::wrap(&FAMILY, &encode::payload(self))?)
@@ -259,7 +276,8 @@ impl Recording {
         Ok(out.write_all(&self.to_bytes()?).map_err(ManifestError::from)?)
     }
 
-    /// Writes the recording to a file, which has either its old content or the whole new one at every instant.
+    /// Writes the recording to a file, which has either its old content or the whole new one at
+    /// every instant.
     ///
     /// # Errors
     /// As [`Recording::write_to`].
@@ -267,8 +285,9 @@ impl Recording {
         Ok(container::write_atomically(path, &self.to_bytes()?)?)
     }
 
-    /// Reads a recording that is all of `bytes`. Takes no more memory than [`RecordingLimits::max_memory`] and time in
-    /// proportion, whatever the bytes are. This is the function to fuzz.
+    /// Reads a recording that is all of `bytes`. Takes no more memory than
+    /// [`RecordingLimits::max_memory`] and time in proportion, whatever the bytes are. This is
+    /// the function to fuzz.
     ///
     /// # Errors
     /// [`RecordingError`], naming what is wrong and where.

@@ -1,4 +1,5 @@
-//! Names of regions: which part of one means the same in another guest, and which part is nobody's business.
+//! Names of regions: which part of one means the same in another guest, and which part is nobody's
+//! business.
 
 use crate::color::{FrameKind, Order};
 use sha2::{Digest, Sha256};
@@ -52,7 +53,8 @@ impl<'a> Name<'a> {
     /// The part that names the same thing in another guest; `None` when no part does.
     pub(crate) fn portable(&self, kind: FrameKind) -> Option<&'a str> {
         match *self {
-            // A disk is told by its device number, which is its inode in the file system of block devices.
+            // A disk is told by its device number, which is its inode in the file system of block
+            // devices.
             Self::File { inode, path: "", .. } if kind == FrameKind::BlockDevice => Some(inode),
             Self::File { path: "", .. } => None,
             Self::File { path, .. } => Some(path),
@@ -66,7 +68,8 @@ impl<'a> Name<'a> {
         if let Self::Process { pid, .. } = self { *pid } else { None }
     }
 
-    /// How well another name of the same portable part fits: same type of file system first, then same device and inode.
+    /// How well another name of the same portable part fits: same type of file system first, then
+    /// same device and inode.
     pub(crate) fn likeness(&self, other: &Self) -> u8 {
         match (self, other) {
             (
@@ -83,8 +86,8 @@ impl<'a> Name<'a> {
 }
 
 impl Salt {
-    /// A region's name without what could tell of the guest's users: a hash in place of path and inode, or of a process's
-    /// name. Empty paths stay empty; kernel names stay.
+    /// A region's name without what could tell of the guest's users: a hash in place of path and
+    /// inode, or of a process's name. Empty paths stay empty; kernel names stay.
     pub(crate) fn hash_name(&self, kind: FrameKind, order: Order, name: &str) -> String {
         match Name::parse(order, name) {
             Name::File { file_system, device, inode, .. } if kind == FrameKind::BlockDevice => {

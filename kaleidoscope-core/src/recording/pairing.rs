@@ -2,10 +2,10 @@
 
 use super::alignment::Alignment;
 use super::name::{Name, Salt};
-use super::region::{Stretch, has_shape, members, stretches};
-use super::{Likeness, RecordedRegion, Recording, to_u32};
+use super::region::{PageRange, has_shape, members, stretches};
+use super::{RecordedRegion, Recording, Similarity, to_u32};
 use crate::color::{FrameKind, Order, RegionId};
-use crate::prefetch::Atlas;
+use crate::prefetch::LocalityOrder;
 use std::borrow::Cow;
 use std::cmp::Reverse;
 use std::collections::HashMap;
@@ -34,10 +34,10 @@ pub(super) trait Side {
     fn views(&self, salt: Option<Salt>) -> Vec<View<'_>>;
 
     /// Where the pages of a process's memory are.
-    fn stretches(&self, region: u32) -> Cow<'_, [Stretch]>;
+    fn stretches(&self, region: u32) -> Cow<'_, [PageRange]>;
 }
 
-impl Side for Atlas {
+impl Side for LocalityOrder {
     fn views(&self, salt: Option<Salt>) -> Vec<View<'_>> {
         let hash = |kind, order, name: &'_ str| salt.map(|s| s.hash_name(kind, order, name));
         self.map()
@@ -52,7 +52,7 @@ impl Side for Atlas {
             .collect()
     }
 
-    fn stretches(&self, region: u32) -> Cow<'_, [Stretch]> {
+    fn stretches(&self, region: u32) -> Cow<'_, [PageRange]> {
         Cow::Owned(stretches(members(self, RegionId(region)).positions()))
     }
 }
@@ -62,7 +62,7 @@ impl Side for Recording {
         self.regions().iter().map(RecordedRegion::view).collect()
     }
 
-    fn stretches(&self, region: u32) -> Cow<'_, [Stretch]> {
+    fn stretches(&self, region: u32) -> Cow<'_, [PageRange]> {
         let region = self.regions().get(region as usize);
         region.map_or(Cow::Borrowed(&[]), |r| Cow::Borrowed(&r.stretches))
     }
@@ -94,17 +94,18 @@ impl Pair {
     }
 }
 
-/// Pairs the regions of `from`, none with more than one and none of `to` twice. One pair or none for each region of `from`.
-pub(super) fn pair(from: &Recording, to: &impl Side, likeness: Likeness) -> Vec<Option<Pair>> {
+/// Pairs the regions of `from`, none with more than one and none of `to` twice. One pair or none
+/// for each region of `from`.
+pub(super) fn pair(from: &Recording, to: &impl Side, likeness: Similarity) -> Vec<Option<Pair>> {
     let theirs = to.views(from.salt());
     let ours: Vec<View<'_>> = from.regions().iter().map(RecordedRegion::view).collect();
     let numbers = match likeness {
-        Likeness::Snapshot => by_name(&ours, &theirs),
-        Likeness::Kernel | Likeness::Other => by_meaning(&ours, &theirs),
+        Similarity::Snapshot => by_name(&ours, &theirs),
+        Similarity::Kernel | Similarity::Other => by_meaning(&ours, &theirs),
     };
     let with_alignment = |(region, number): (&RecordedRegion, Option<u32>)| {
         let number = number?;
-        let moves = likeness != Likeness::Snapshot && has_shape(region.kind, region.order);
+        let moves = likeness != Similarity::Snapshot && has_shape(region.kind, region.order);
         let align = || Alignment::new(&region.stretches, &to.stretches(number));
         Some(Pair { to: number, alignment: moves.then(align) })
     };

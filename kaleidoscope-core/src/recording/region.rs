@@ -2,21 +2,22 @@
 
 use crate::addr::FrameIndex;
 use crate::color::{FrameKind, Order, Region, RegionId};
-use crate::prefetch::Atlas;
+use crate::prefetch::LocalityOrder;
 
-/// Most stretches that are kept of one region. Where there are more, those with the smallest gaps between them are joined.
+/// Most stretches that are kept of one region. Where there are more, those with the smallest gaps
+/// between them are joined.
 pub(super) const MAX_STRETCHES: usize = 256;
 
 /// Pages that are next to each other: positions `start` to `start + pages`, the end not included.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub struct Stretch {
+pub struct PageRange {
     /// First position.
     pub start: u64,
     /// Number of positions.
     pub pages: u64,
 }
 
-impl Stretch {
+impl PageRange {
     /// One past the last position.
     #[must_use]
     pub fn end(&self) -> u64 {
@@ -31,25 +32,26 @@ pub struct RecordedRegion {
     pub kind: FrameKind,
     /// What positions count.
     pub order: Order,
-    /// Its name in the color map, or what [`Recording::hashed`](super::Recording::hashed) made of it.
+    /// Its name in the color map, or what [`Recording::hashed`](super::Recording::hashed) made of
+    /// it.
     pub name: String,
     /// How many frames it had in the guest, touched or not.
     pub frames: u32,
-    /// For a process's memory: which positions had frames, touched or not, by ascending position. The shape by which it is
-    /// recognized at other addresses. Empty for other regions.
-    pub stretches: Vec<Stretch>,
+    /// For a process's memory: which positions had frames, touched or not, by ascending position.
+    /// The shape by which it is recognized at other addresses. Empty for other regions.
+    pub stretches: Vec<PageRange>,
 }
 
 impl RecordedRegion {
     /// A region of a map.
-    pub(super) fn of(atlas: &Atlas, id: RegionId, region: &Region) -> Self {
+    pub(super) fn of(locality: &LocalityOrder, id: RegionId, region: &Region) -> Self {
         Self {
             kind: region.kind,
             order: region.order,
             name: region.name.clone(),
             frames: region.frames,
             stretches: if has_shape(region.kind, region.order) {
-                stretches(members(atlas, id).positions())
+                stretches(members(locality, id).positions())
             } else {
                 Vec::new()
             },
@@ -57,8 +59,9 @@ impl RecordedRegion {
     }
 }
 
-/// Whether frames are told by their rank in the region, because positions mean nothing to another guest: frame numbers, places on lists
-/// of free frames, and the addresses that a process's page tables translate (of which several levels share one).
+/// Whether frames are told by their rank in the region, because positions mean nothing to another
+/// guest: frame numbers, places on lists of free frames, and the addresses that a process's page
+/// tables translate (of which several levels share one).
 pub(super) fn is_ranked(kind: FrameKind, order: Order) -> bool {
     matches!(order, Order::FrameNumber | Order::Allocation)
         || (order == Order::UserAddress && kind == FrameKind::PageTable)
@@ -70,13 +73,13 @@ pub(super) fn has_shape(kind: FrameKind, order: Order) -> bool {
 }
 
 /// Stretches of ascending positions.
-pub(super) fn stretches(positions: impl Iterator<Item = u64>) -> Vec<Stretch> {
-    let mut all: Vec<Stretch> = Vec::new();
+pub(super) fn stretches(positions: impl Iterator<Item = u64>) -> Vec<PageRange> {
+    let mut all: Vec<PageRange> = Vec::new();
     for position in positions {
         match all.last_mut() {
             Some(last) if position < last.end() => {}
             Some(last) if position == last.end() => last.pages = last.pages.saturating_add(1),
-            _ => all.push(Stretch { start: position, pages: 1 }),
+            _ => all.push(PageRange { start: position, pages: 1 }),
         }
     }
     let mut gap = 1u64;
@@ -96,19 +99,19 @@ pub(super) fn stretches(positions: impl Iterator<Item = u64>) -> Vec<Stretch> {
 /// The frames of a region of a map, by position.
 #[derive(Clone, Copy)]
 pub(super) struct Members<'a> {
-    atlas: &'a Atlas,
+    locality: &'a LocalityOrder,
     frames: &'a [FrameIndex],
     start: u32,
 }
 
-pub(super) fn members(atlas: &Atlas, id: RegionId) -> Members<'_> {
-    let range = atlas.range(id.0);
-    Members { atlas, start: range.start, frames: atlas.run(range) }
+pub(super) fn members(locality: &LocalityOrder, id: RegionId) -> Members<'_> {
+    let range = locality.range(id.0);
+    Members { locality, start: range.start, frames: locality.run(range) }
 }
 
 impl<'a> Members<'a> {
     fn position(&self, frame: FrameIndex) -> u64 {
-        self.atlas.map().frame(frame).map_or(0, |f| f.position)
+        self.locality.map().frame(frame).map_or(0, |f| f.position)
     }
 
     pub(super) fn positions(self) -> impl Iterator<Item = u64> + use<'a> {
@@ -122,7 +125,7 @@ impl<'a> Members<'a> {
 
     /// How many frames of the region come before this one of them.
     pub(super) fn rank(&self, frame: FrameIndex) -> usize {
-        let place = self.atlas.place(frame).unwrap_or(self.start);
+        let place = self.locality.position(frame).unwrap_or(self.start);
         place.saturating_sub(self.start) as usize
     }
 

@@ -1,4 +1,5 @@
-//! Recordings of synthetic guests: they round-trip, merge and translate, and damaged ones are refused.
+//! Recordings of synthetic guests: they round-trip, merge and translate, and damaged ones are
+//! refused.
 
 use super::*;
 use crate::color::{ColorMap, Frame, FrameKind, Order, Region};
@@ -14,7 +15,7 @@ const OTHER: ImageIdentity = ImageIdentity { digest: [2; 32], frames: 9 };
 type Content<'a> = (FrameKind, Order, Color, &'a str, Vec<u64>);
 
 /// A guest with these regions behind four free frames and one frame that is in no region.
-fn guest(release: &str, content: &[Content<'_>]) -> Atlas {
+fn guest(release: &str, content: &[Content<'_>]) -> LocalityOrder {
     let free = Frame { kind: FrameKind::Free, color: Color::Free, ..Frame::default() };
     let mut frames = vec![free; 4];
     frames.push(Frame::default());
@@ -35,7 +36,7 @@ fn guest(release: &str, content: &[Content<'_>]) -> Atlas {
         build_id: release.into(),
         ..KernelIdentity::default()
     };
-    Atlas::new(ColorMap::new(layout, kernel, frames, regions).unwrap())
+    LocalityOrder::new(ColorMap::new(layout, kernel, frames, regions).unwrap())
 }
 
 fn file(name: &str, positions: impl IntoIterator<Item = u64>) -> Content<'_> {
@@ -52,7 +53,7 @@ fn slab(name: &str, positions: impl IntoIterator<Item = u64>) -> Content<'_> {
 }
 
 /// Two builds of a distribution: device, inodes, process ids and addresses differ.
-fn one() -> Atlas {
+fn one() -> LocalityOrder {
     let python =
         process("python3[108]", (0x400..0x404).chain(0x22800..0x22810).chain(0x7ff10..0x7ff14));
     let tables = (
@@ -73,7 +74,7 @@ fn one() -> Atlas {
     guest("6.1", &content)
 }
 
-fn two() -> Atlas {
+fn two() -> LocalityOrder {
     let python =
         process("python3[166]", (0x400..0x404).chain(0x5e00..0x5e14).chain(0x7fe30..0x7fe36));
     let tables = (
@@ -94,37 +95,38 @@ fn two() -> Atlas {
     guest("6.12", &content)
 }
 
-fn trace(atlas: &Atlas, frames: impl IntoIterator<Item = u32>) -> Trace {
+fn trace(locality: &LocalityOrder, frames: impl IntoIterator<Item = u32>) -> Trace {
     let touch = |frame| Touch { at_us: 0, frame: FrameIndex(frame), access: Access::Read, vcpu: 0 };
-    Trace::new(frames.into_iter().map(touch), atlas.layout())
+    Trace::new(frames.into_iter().map(touch), locality.layout())
 }
 
 /// A run that touches every frame, the last one first.
-fn everything(atlas: &Atlas, image: ImageIdentity) -> Recording {
-    Recording::from_trace(&trace(atlas, (0..atlas.frames()).rev()), atlas, image)
+fn everything(locality: &LocalityOrder, image: ImageIdentity) -> Recording {
+    Recording::from_trace(&trace(locality, (0..locality.frames()).rev()), locality, image)
 }
 
 fn found<'a>(
-    t: &'a Translation,
+    t: &'a TranslatedRecording,
     recording: &'a Recording,
-) -> impl Iterator<Item = (Entry, Translated)> + 'a {
+) -> impl Iterator<Item = (Entry, TranslatedEntry)> + 'a {
     t.frames.iter().map(|t| (recording.entries()[t.entry as usize], *t))
 }
 
 #[test]
 fn keys_and_numbers_agree_in_the_same_snapshot() {
-    let atlas = one();
-    let recording = everything(&atlas, IMAGE);
-    assert_eq!(recording.entries().len(), atlas.map().len() - 4, "free frames are left out");
-    let by_key = recording.translate(&atlas, Some(&IMAGE));
-    let by_number = recording.by_frame_number(&atlas, Some(&IMAGE));
-    let frames = |t: &Translation| t.frames.iter().map(|t| t.frame.0).collect::<Vec<_>>();
-    assert_eq!(frames(&by_key), (4..atlas.frames()).rev().collect::<Vec<_>>());
+    let locality = one();
+    let recording = everything(&locality, IMAGE);
+    assert_eq!(recording.entries().len(), locality.map().len() - 4, "free frames are left out");
+    let by_key = recording.translate(&locality, Some(&IMAGE));
+    let by_number = recording.by_frame_number(&locality, Some(&IMAGE));
+    let frames = |t: &TranslatedRecording| t.frames.iter().map(|t| t.frame.0).collect::<Vec<_>>();
+    assert_eq!(frames(&by_key), (4..locality.frames()).rev().collect::<Vec<_>>());
     assert_eq!(frames(&by_number), frames(&by_key));
     assert!(by_key.frames.iter().all(|t| t.confidence == 1.0));
-    // Without its identity nobody knows that it is the same: files without a path are not found then.
-    let unsure = recording.translate(&atlas, None);
-    assert_eq!(unsure.likeness, Likeness::Kernel);
+    // Without its identity nobody knows that it is the same: files without a path are not found
+    // then.
+    let unsure = recording.translate(&locality, None);
+    assert_eq!(unsure.likeness, Similarity::Kernel);
     assert_eq!(unsure.missing[Color::FileCache as usize], 2);
     assert_eq!(unsure.missing[Color::Unknown as usize], 1);
 }
@@ -134,7 +136,7 @@ fn another_build_is_understood() {
     let (from, to) = (one(), two());
     let recording = everything(&from, IMAGE);
     let translation = recording.translate(&to, Some(&OTHER));
-    assert_eq!(translation.likeness, Likeness::Other);
+    assert_eq!(translation.likeness, Similarity::Other);
     let mut files = 0;
     for (entry, there) in found(&translation, &recording) {
         let frame = to.map().frame(there.frame).unwrap();
@@ -187,9 +189,9 @@ fn processes_of_one_name_are_paired_in_order() {
 
 #[test]
 fn runs_are_counted_not_files() {
-    let atlas = one();
+    let locality = one();
     let run = |frames: &[u32]| {
-        Recording::from_trace(&trace(&atlas, frames.iter().copied()), &atlas, IMAGE)
+        Recording::from_trace(&trace(&locality, frames.iter().copied()), &locality, IMAGE)
     };
     let runs = [run(&[5, 6, 7, 8]), run(&[6, 5]), run(&[6, 20, 7])];
     let all = Recording::merge(&runs).unwrap();
@@ -198,7 +200,7 @@ fn runs_are_counted_not_files() {
     // Mean ranks: 6: (1/4 + 0 + 0) / 3, 5: (0 + 1/2) / 2, 20: 1/3, 7: (1/2 + 2/3) / 2, 8: 3/4.
     assert_eq!(gfns(&all), [6, 5, 20, 7, 8]);
     assert_eq!(all.entries().iter().map(|e| e.runs).collect::<Vec<_>>(), [3, 2, 1, 2, 1]);
-    let confidence = all.translate(&atlas, Some(&IMAGE)).frames[1].confidence;
+    let confidence = all.translate(&locality, Some(&IMAGE)).frames[1].confidence;
     assert!((confidence - 2.0 / 3.0).abs() < 1e-6);
     // Files of one and two runs, in either order.
     let [a, b, c] = runs;
@@ -287,7 +289,7 @@ fn region() -> impl Strategy<Value = RecordedRegion> {
         let stretches = shape.into_iter().map(|(gap, pages)| {
             let start = end + gap;
             end = start + pages;
-            Stretch { start, pages }
+            PageRange { start, pages }
         });
         let stretches =
             if region::has_shape(kind, order) { stretches.collect() } else { Vec::new() };
@@ -347,22 +349,22 @@ proptest! {
 
     #[test]
     fn whatever_was_recorded_translates_and_merges(recording in recording()) {
-        let atlas = one();
+        let locality = one();
         let image = recording.image();
         for translation in [
-            recording.translate(&atlas, None),
-            recording.translate(&atlas, Some(&image)),
-            recording.by_frame_number(&atlas, Some(&image)),
+            recording.translate(&locality, None),
+            recording.translate(&locality, Some(&image)),
+            recording.by_frame_number(&locality, Some(&image)),
         ] {
             let mut frames: Vec<u32> = translation.frames.iter().map(|t| t.frame.0).collect();
             let n = frames.len();
             frames.sort_unstable();
             frames.dedup();
             prop_assert_eq!(frames.len(), n, "each frame once");
-            prop_assert!(frames.iter().all(|f| !atlas.is_free(FrameIndex(*f))));
+            prop_assert!(frames.iter().all(|f| !locality.is_free(FrameIndex(*f))));
             prop_assert!(translation.frames.iter().all(|t| (0.0..=1.0).contains(&t.confidence)));
         }
-        let own = everything(&atlas, IMAGE);
+        let own = everything(&locality, IMAGE);
         let own = recording.salt().map_or(own.clone(), |salt| own.hashed(salt));
         for pair in [[recording.clone(), own.clone()], [own, recording.clone()], [recording.clone(), recording.clone()]] {
             let merged = Recording::merge(&pair).unwrap();

@@ -3,18 +3,19 @@
 use super::confidence::factor;
 use super::pairing::{Pair, pair};
 use super::region::members;
-use super::{Entry, Key, Likeness, Match, Recording};
+use super::{Entry, Key, Match, Recording, Similarity};
 use crate::addr::FrameIndex;
 use crate::color::{Color, Order, RegionId};
 use crate::manifest::ImageIdentity;
-use crate::prefetch::Atlas;
+use crate::prefetch::LocalityOrder;
 
 /// A frame of the image that a recorded entry became.
 #[derive(Clone, Copy, PartialEq, Debug)]
-pub struct Translated {
+pub struct TranslatedEntry {
     /// The frame.
     pub frame: FrameIndex,
-    /// How likely it is to be touched, 0 to 1: the share of runs that touched it, times what the way it was found is worth.
+    /// How likely it is to be touched, 0 to 1: the share of runs that touched it, times what the
+    /// way it was found is worth.
     pub confidence: f32,
     /// How it was found.
     pub how: Match,
@@ -24,71 +25,79 @@ pub struct Translated {
 
 /// The frames of an image that a recording speaks of.
 #[derive(Clone, PartialEq, Debug)]
-pub struct Translation {
+pub struct TranslatedRecording {
     /// How like the image is to the one that was recorded.
-    pub likeness: Likeness,
+    pub likeness: Similarity,
     /// The frames in recorded order, each once; none of them free.
-    pub frames: Vec<Translated>,
+    pub frames: Vec<TranslatedEntry>,
     /// Per color of the recorded entries: how many were found. Indexed by the color's number.
     pub found: [u32; Color::ALL.len()],
     /// Per color of the recorded entries: how many were not.
     pub missing: [u32; Color::ALL.len()],
 }
 
-impl Translation {
+impl TranslatedRecording {
     /// The frames that are at least as sure as `confidence`, in recorded order.
-    pub fn at_least(&self, confidence: f32) -> impl Iterator<Item = &Translated> + '_ {
+    pub fn at_least(&self, confidence: f32) -> impl Iterator<Item = &TranslatedEntry> + '_ {
         self.frames.iter().filter(move |t| t.confidence >= confidence)
     }
 }
 
 impl Recording {
-    /// How like an image is to the one that was recorded. Without the image's identity nobody can tell whether it is the very
-    /// same snapshot, and it is taken for another one.
+    /// How like an image is to the one that was recorded. Without the image's identity nobody can
+    /// tell whether it is the very same snapshot, and it is taken for another one.
     #[must_use]
-    pub fn likeness(&self, atlas: &Atlas, image: Option<&ImageIdentity>) -> Likeness {
-        let (ours, theirs) = (self.kernel(), atlas.map().kernel());
+    pub fn likeness(&self, locality: &LocalityOrder, image: Option<&ImageIdentity>) -> Similarity {
+        let (ours, theirs) = (self.kernel(), locality.map().kernel());
         if image == Some(&self.image()) {
-            Likeness::Snapshot
+            Similarity::Snapshot
         } else if ours == theirs && !(ours.build_id.is_empty() && ours.banner.is_empty()) {
-            Likeness::Kernel
+            Similarity::Kernel
         } else {
-            Likeness::Other
+            Similarity::Other
         }
     }
 
-    /// The recorded frames in another image, found through their keys. `image` is the image's identity, if it is known;
-    /// see [`Recording::likeness`].
+    /// The recorded frames in another image, found through their keys. `image` is the image's
+    /// identity, if it is known; see [`Recording::likeness`].
     #[must_use]
-    pub fn translate(&self, atlas: &Atlas, image: Option<&ImageIdentity>) -> Translation {
-        let likeness = self.likeness(atlas, image);
-        let pairs = pair(self, atlas, likeness);
-        self.collect(atlas, likeness, |entry| find(entry, self, atlas, &pairs, likeness))
+    pub fn translate(
+        &self,
+        locality: &LocalityOrder,
+        image: Option<&ImageIdentity>,
+    ) -> TranslatedRecording {
+        let likeness = self.likeness(locality, image);
+        let pairs = pair(self, locality, likeness);
+        self.collect(locality, likeness, |entry| find(entry, self, locality, &pairs, likeness))
     }
 
-    /// The recorded frames by number alone: right for the very same snapshot, a guess for any other. Frames that are free in
-    /// the image are left out.
+    /// The recorded frames by number alone: right for the very same snapshot, a guess for any
+    /// other. Frames that are free in the image are left out.
     #[must_use]
-    pub fn by_frame_number(&self, atlas: &Atlas, image: Option<&ImageIdentity>) -> Translation {
-        let likeness = self.likeness(atlas, image);
-        self.collect(atlas, likeness, |entry| by_number(entry, atlas))
+    pub fn by_frame_number(
+        &self,
+        locality: &LocalityOrder,
+        image: Option<&ImageIdentity>,
+    ) -> TranslatedRecording {
+        let likeness = self.likeness(locality, image);
+        self.collect(locality, likeness, |entry| by_number(entry, locality))
     }
 
     fn collect(
         &self,
-        atlas: &Atlas,
-        likeness: Likeness,
+        locality: &LocalityOrder,
+        likeness: Similarity,
         find: impl Fn(&Entry) -> Option<(FrameIndex, Match)>,
-    ) -> Translation {
-        let mut taken = vec![false; atlas.frames() as usize];
-        let mut out = Translation {
+    ) -> TranslatedRecording {
+        let mut taken = vec![false; locality.frames() as usize];
+        let mut out = TranslatedRecording {
             likeness,
             frames: Vec::with_capacity(self.entries().len().min(taken.len())),
             found: [0; Color::ALL.len()],
             missing: [0; Color::ALL.len()],
         };
         for (number, entry) in (0u32..).zip(self.entries()) {
-            let found = find(entry).filter(|(frame, _)| !atlas.is_free(*frame));
+            let found = find(entry).filter(|(frame, _)| !locality.is_free(*frame));
             let found = found.filter(|(frame, _)| {
                 let taken = taken.get_mut(frame.as_usize());
                 taken.is_some_and(|taken| !std::mem::replace(taken, true))
@@ -101,32 +110,32 @@ impl Recording {
             #[expect(clippy::cast_possible_truncation, reason = "a share")]
             let share = self.share(entry) as f32;
             let confidence = share * factor(how, entry.color, likeness);
-            out.frames.push(Translated { frame, confidence, how, entry: number });
+            out.frames.push(TranslatedEntry { frame, confidence, how, entry: number });
         }
         out
     }
 }
 
 /// An entry by its frame's number.
-fn by_number(entry: &Entry, atlas: &Atlas) -> Option<(FrameIndex, Match)> {
-    Some((atlas.layout().index_of(entry.gfn?)?, Match::FrameNumber))
+fn by_number(entry: &Entry, locality: &LocalityOrder) -> Option<(FrameIndex, Match)> {
+    Some((locality.layout().index_of(entry.gfn?)?, Match::FrameNumber))
 }
 
 /// An entry by its key.
 fn find(
     entry: &Entry,
     recording: &Recording,
-    atlas: &Atlas,
+    locality: &LocalityOrder,
     pairs: &[Option<Pair>],
-    likeness: Likeness,
+    likeness: Similarity,
 ) -> Option<(FrameIndex, Match)> {
     let pair = entry.key.region().and_then(|region| pairs.get(region as usize)?.as_ref());
     match entry.key {
-        Key::Frame => by_number(entry, atlas).filter(|_| likeness == Likeness::Snapshot),
+        Key::Frame => by_number(entry, locality).filter(|_| likeness == Similarity::Snapshot),
         Key::Position { region, position, nth } => {
             let pair = pair?;
             let there = pair.position(position)?;
-            let frame = members(atlas, RegionId(pair.to)).at(there, nth)?;
+            let frame = members(locality, RegionId(pair.to)).at(there, nth)?;
             let how = match recording.regions().get(region as usize)?.order {
                 Order::FileOffset => Match::FileOffset,
                 Order::UserAddress if there == position => Match::SameAddress,
@@ -138,11 +147,11 @@ fn find(
         }
         Key::Rank { rank, .. } => {
             // What firmware and boot loader set aside lies at the same place on every boot.
-            if entry.color == Color::Reserved && likeness != Likeness::Snapshot {
-                let same = |frame| atlas.color(frame) == Color::Reserved;
-                return by_number(entry, atlas).filter(|(frame, _)| same(*frame));
+            if entry.color == Color::Reserved && likeness != Similarity::Snapshot {
+                let same = |frame| locality.color(frame) == Color::Reserved;
+                return by_number(entry, locality).filter(|(frame, _)| same(*frame));
             }
-            let frame = members(atlas, RegionId(pair?.to)).at_rank(rank)?;
+            let frame = members(locality, RegionId(pair?.to)).at_rank(rank)?;
             Some((frame, Match::Rank))
         }
     }

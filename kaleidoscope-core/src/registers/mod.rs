@@ -1,7 +1,7 @@
 //! vCPU registers: the few that say how a guest translates addresses and where its kernel is.
 //!
-//! They come from a hypervisor, from `info registers -a` of QEMU's monitor ([`parse_qemu_text`]), or from the notes of
-//! an ELF dump ([`MemoryImage::vcpus`](crate::image::MemoryImage::vcpus)).
+//! They come from a hypervisor, from `info registers -a` of QEMU's monitor ([`parse_qemu_text`]),
+//! or from the notes of an ELF dump ([`MemoryImage::vcpus`](crate::image::MemoryImage::vcpus)).
 
 mod paging_mode;
 mod qemu_text;
@@ -29,7 +29,8 @@ pub struct VcpuRegisters {
     pub cr4: Option<u64>,
     /// The extended feature enable register.
     pub efer: Option<u64>,
-    /// Whether the vCPU is in long mode (EFER.LMA), for sources that tell this without EFER itself.
+    /// Whether the vCPU is in long mode (EFER.LMA), for sources that tell this without EFER
+    /// itself.
     pub long_mode: Option<bool>,
     /// Base of GS: in the kernel, the vCPU's per-CPU area.
     pub gs_base: Option<u64>,

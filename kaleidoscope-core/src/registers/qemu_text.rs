@@ -1,8 +1,9 @@
 //! The text of QEMU's monitor command `info registers -a`.
 //!
-//! Each vCPU is introduced by a line `CPU#N`; a single vCPU may come without one. The registers follow as `NAME=value`,
-//! several on a line. Guests outside long mode print `EIP` and `ESP`, and 32-bit values. Segments and tables have
-//! several values: `GS =0000 ffff8dce3ec00000 00000000 00000000` (selector, base, limit, flags), `GDT=  base limit`.
+//! Each vCPU is introduced by a line `CPU#N`; a single vCPU may come without one. The registers
+//! follow as `NAME=value`, several on a line. Guests outside long mode print `EIP` and `ESP`, and
+//! 32-bit values. Segments and tables have several values: `GS =0000 ffff8dce3ec00000 00000000
+//! 00000000` (selector, base, limit, flags), `GDT=  base limit`.
 
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
@@ -67,11 +68,12 @@ pub enum RegistersError {
     },
 }
 
-/// Parses the output of `info registers -a`: one entry per vCPU, in the order of the text. Other lines are skipped.
+/// Parses the output of `info registers -a`: one entry per vCPU, in the order of the text. Other
+/// lines are skipped.
 ///
 /// # Errors
-/// [`RegistersError`] when a register of interest is malformed, doubled, or one of RIP (EIP), RSP (ESP), CR0, CR3, CR4
-/// is missing.
+/// [`RegistersError`] when a register of interest is malformed, doubled, or one of RIP (EIP), RSP
+/// (ESP), CR0, CR3, CR4 is missing.
 pub fn parse_qemu_text(text: &str) -> Result<Vec<VcpuRegisters>, RegistersError> {
     let mut vcpus = Vec::new();
     let mut current: Option<Draft> = None;

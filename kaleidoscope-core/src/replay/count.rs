@@ -1,8 +1,9 @@
-//! A replay without a clock: every planned page is there at once. For tuning, which asks only how often and how much.
+//! A replay without a clock: every planned page is there at once. For tuning, which asks only how
+//! often and how much.
 
 use super::{Touch, Trace};
 use crate::addr::FrameIndex;
-use crate::prefetch::{Access, Answer, Atlas, Fault, Plan, PrefetchPolicy, Presence};
+use crate::prefetch::{Access, Answer, Fault, LocalityOrder, Plan, PrefetchPolicy, Presence};
 use std::ops::AddAssign;
 use std::sync::Arc;
 
@@ -60,7 +61,7 @@ impl States {
         }
     }
 
-    fn take_back(&mut self) {
+    fn evict(&mut self) {
         while let Some((frame, state)) = self.changes.pop() {
             if let Some(slot) = self.of.get_mut(frame.as_usize()) {
                 *slot = state;
@@ -88,7 +89,7 @@ impl Presence for States {
 /// Counts faults and wasted pages of one guest's traces, reusing its tables.
 #[derive(Debug)]
 pub struct Counter {
-    atlas: Arc<Atlas>,
+    locality: Arc<LocalityOrder>,
     plan: Plan,
     states: States,
 }
@@ -96,10 +97,10 @@ pub struct Counter {
 impl Counter {
     /// A counter for a guest, with plans of at most `budget` frames.
     #[must_use]
-    pub fn new(atlas: Arc<Atlas>, budget: usize) -> Self {
-        let of = vec![State::Absent; atlas.frames() as usize];
+    pub fn new(locality: Arc<LocalityOrder>, budget: usize) -> Self {
+        let of = vec![State::Absent; locality.frames() as usize];
         let states = States { of, changes: Vec::new() };
-        Self { plan: Plan::new(Arc::clone(&atlas), budget), atlas, states }
+        Self { plan: Plan::new(Arc::clone(&locality), budget), locality, states }
     }
 
     /// Replays a trace. The background runs to its end before the first touch.
@@ -124,9 +125,10 @@ impl Counter {
         counts
     }
 
-    /// Replays touches of a clone that begins with what the last [start](Self::start) fetched, which is not counted again.
+    /// Replays touches of a clone that begins with what the last [start](Self::start) fetched,
+    /// which is not counted again.
     pub fn resume(&mut self, touches: &[Touch], policy: &mut dyn PrefetchPolicy) -> Counts {
-        self.states.take_back();
+        self.states.evict();
         let mut counts = Counts::default();
         for touch in touches {
             self.touch(touch.frame, touch.access, policy, &mut counts);
@@ -141,7 +143,7 @@ impl Counter {
         policy: &mut dyn PrefetchPolicy,
         counts: &mut Counts,
     ) {
-        let is_free = self.atlas.is_free(frame);
+        let is_free = self.locality.is_free(frame);
         counts.needed += u32::from(!is_free);
         let Some(state) = self.states.of.get(frame.as_usize()).copied() else { return };
         match state {

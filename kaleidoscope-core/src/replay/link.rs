@@ -4,7 +4,8 @@ use super::CostModel;
 use crate::addr::FrameIndex;
 use std::collections::VecDeque;
 
-/// Simulated time in nanoseconds since the clone was resumed. It stands still at its end: a trace may hold any times.
+/// Simulated time in nanoseconds since the clone was resumed. It stands still at its end: a trace
+/// may hold any times.
 pub(super) type Nanos = u64;
 
 /// Where a frame is.
@@ -104,7 +105,8 @@ impl Link {
         }
     }
 
-    /// Sends what waits, until `now`; returns whether the link then idles for want of work, with the instant since when.
+    /// Sends what waits, until `now`; returns whether the link then idles for want of work, with
+    /// the instant since when.
     pub(super) fn advance(&mut self, now: Nanos) -> Option<Nanos> {
         while self.idle_at < now {
             self.drop_overtaken();
@@ -123,7 +125,8 @@ impl Link {
         None
     }
 
-    /// Sends one page ahead of all others, at the next message's border after `now`; returns when it arrives.
+    /// Sends one page ahead of all others, at the next message's border after `now`; returns when
+    /// it arrives.
     pub(super) fn send_now(&mut self, frame: FrameIndex, now: Nanos) -> Nanos {
         let start = self.idle_at.max(now);
         self.idle_at = start.saturating_add(self.costs.page);

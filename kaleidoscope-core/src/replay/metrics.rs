@@ -10,7 +10,8 @@ pub struct Sample {
     pub at_us: u64,
     /// Frames that the clone has touched.
     pub touched: u32,
-    /// Frames that take memory: fetched ones, those on their way included, and zero-filled ones once they are touched.
+    /// Frames that take memory: fetched ones, those on their way included, and zero-filled ones
+    /// once they are touched.
     pub resident: u32,
 }
 
@@ -41,10 +42,11 @@ pub struct Metrics {
     pub waits_us: Vec<f64>,
     /// Microseconds waited in all, by all vCPUs.
     pub stall_us: f64,
-    /// Microseconds, rounded down, until 50, 90 and 99 percent of the needed frames, rounded up, were there. 0 when none
-    /// was needed.
+    /// Microseconds, rounded down, until 50, 90 and 99 percent of the needed frames, rounded up,
+    /// were there. 0 when none was needed.
     pub working_set_us: [u64; 3],
-    /// The clone over time: after every n-th touch and after the last, n being the touches / 256, rounded up. At most 256.
+    /// The clone over time: after every n-th touch and after the last, n being the touches / 256,
+    /// rounded up. At most 256.
     pub samples: Vec<Sample>,
     /// Frames that take memory at the end, by color in the order of [`Color::ALL`].
     pub footprint: [u32; Color::ALL.len()],
@@ -81,7 +83,8 @@ impl Metrics {
         u64::from(self.transferred) * FRAME_SIZE
     }
 
-    /// The wait that a share of all waits does not exceed, 0 when there was none; `share` from 0 to 1.
+    /// The wait that a share of all waits does not exceed, 0 when there was none; `share` from 0 to
+    /// 1.
     #[must_use]
     pub fn wait_us(&self, share: f64) -> f64 {
         let last = self.waits_us.len().saturating_sub(1);

@@ -3,7 +3,9 @@
 use super::link::{Link, Nanos, Position};
 use super::{CostModel, Metrics, Sample, Trace};
 use crate::addr::FrameIndex;
-use crate::prefetch::{Answer, Atlas, Fault, Outcome, Plan, PrefetchPolicy, Presence};
+use crate::prefetch::{
+    Answer, Fault, LocalityOrder, Plan, PrefetchOutcome, PrefetchPolicy, Presence,
+};
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
 use std::sync::Arc;
@@ -19,9 +21,11 @@ const SAMPLES: usize = 256;
 pub struct Replay {
     /// What faults and pages cost.
     pub costs: CostModel,
-    /// Most frames that the answer to one fault fetches, and most that it fills with zeros, beside the one asked for.
+    /// Most frames that the answer to one fault fetches, and most that it fills with zeros, beside
+    /// the one asked for.
     pub budget: usize,
-    /// Whether the policy is told which prefetched frames were used, as a clone could that looks at accessed bits.
+    /// Whether the policy is told which prefetched frames were used, as a clone could that looks
+    /// at accessed bits.
     pub feedback: bool,
 }
 
@@ -35,21 +39,23 @@ impl Replay {
 
 /// Replays a trace under a policy.
 ///
-/// Each vCPU goes from touch to touch in the time that it took in the trace (to its first, in the time since the resume); a
-/// touch of a frame that is not there adds a wait. Waits of one vCPU do not delay the others. Touches at the same instant
-/// come in the trace's order. Frames that the map calls free and that the policy fetches count as wasted,
-/// touched or not: their bytes matter to nobody. [`CostModel`] says what the way from the parent does, and when the
-/// policy is asked for a batch of the background; nothing happens after the trace's last touch.
+/// Each vCPU goes from touch to touch in the time that it took in the trace (to its first, in the
+/// time since the resume); a touch of a frame that is not there adds a wait. Waits of one vCPU do
+/// not delay the others. Touches at the same instant come in the trace's order. Frames that the map
+/// calls free and that the policy fetches count as wasted, touched or not: their bytes matter to
+/// nobody. [`CostModel`] says what the way from the parent does, and when the policy is asked for a
+/// batch of the background; nothing happens after the trace's last touch.
 ///
-/// Feedback, when it is on, comes with every touch of a prefetched frame, before the policy learns of the fault if it is late. A
-/// policy's zeros for a frame on its way are not heeded: the parent's bytes come.
+/// Feedback, when it is on, comes with every touch of a prefetched frame, before the policy learns
+/// of the fault if it is late. A policy's zeros for a frame on its way are not heeded: the parent's
+/// bytes come.
 pub fn replay(
     trace: &Trace,
-    atlas: &Arc<Atlas>,
+    locality: &Arc<LocalityOrder>,
     policy: &mut dyn PrefetchPolicy,
     options: &Replay,
 ) -> Metrics {
-    let mut clone = Clone::new(atlas, options);
+    let mut clone = Clone::new(locality, options);
     let mut lanes = Lanes::new(trace);
     let every = trace.touches().len().div_ceil(SAMPLES).max(1);
     let mut done = 0usize;
@@ -129,7 +135,7 @@ struct History {
 
 /// The clone that is simulated.
 struct Clone<'a> {
-    atlas: &'a Atlas,
+    locality: &'a LocalityOrder,
     options: &'a Replay,
     link: Link,
     plan: Plan,
@@ -153,14 +159,14 @@ impl Presence for Absent<'_> {
 }
 
 impl<'a> Clone<'a> {
-    fn new(atlas: &'a Arc<Atlas>, options: &'a Replay) -> Self {
-        let frames = atlas.frames();
+    fn new(locality: &'a Arc<LocalityOrder>, options: &'a Replay) -> Self {
+        let frames = locality.frames();
         let budget = options.budget.max(options.costs.stream_pages as usize);
         Self {
-            atlas,
+            locality,
             options,
             link: Link::new(&options.costs, frames),
-            plan: Plan::new(Arc::clone(atlas), budget),
+            plan: Plan::new(Arc::clone(locality), budget),
             history: vec![History::default(); frames as usize],
             metrics: Metrics::default(),
             touched: 0,
@@ -174,7 +180,7 @@ impl<'a> Clone<'a> {
     fn touch(&mut self, now: Nanos, mut fault: Fault, policy: &mut dyn PrefetchPolicy) -> Nanos {
         self.advance(now, policy);
         let frame = fault.frame;
-        let is_free = self.atlas.is_free(frame);
+        let is_free = self.locality.is_free(frame);
         self.touched += 1;
         if is_free {
             self.metrics.free_touched += 1;
@@ -186,7 +192,7 @@ impl<'a> Clone<'a> {
             self.metrics.used += 1;
         }
         if was_prefetched && self.options.feedback {
-            policy.feedback(frame, Outcome::Used);
+            policy.feedback(frame, PrefetchOutcome::Used);
         }
         let position = self.link.position(frame);
         if matches!(position, Position::Arrives(at) if at <= now) {
@@ -243,7 +249,8 @@ impl<'a> Clone<'a> {
         resumed
     }
 
-    /// Takes note of what the plan holds beside the frame that was asked for: zeros are there at once.
+    /// Takes note of what the plan holds beside the frame that was asked for: zeros are there at
+    /// once.
     fn note_plan(&mut self, now: Nanos) {
         for frame in self.plan.zero() {
             self.link.set(*frame, Position::Arrives(now));
@@ -251,7 +258,7 @@ impl<'a> Clone<'a> {
         for frame in self.plan.fetch() {
             self.metrics.prefetched += 1;
             self.metrics.transferred += 1;
-            self.metrics.free_transferred += u32::from(self.atlas.is_free(*frame));
+            self.metrics.free_transferred += u32::from(self.locality.is_free(*frame));
             if let Some(history) = self.history.get_mut(frame.as_usize()) {
                 history.prefetched = true;
             }
@@ -260,7 +267,7 @@ impl<'a> Clone<'a> {
 
     fn count_transfer(&mut self, frame: FrameIndex) {
         self.metrics.transferred += 1;
-        self.metrics.free_transferred += u32::from(self.atlas.is_free(frame));
+        self.metrics.free_transferred += u32::from(self.locality.is_free(frame));
     }
 
     /// Lets the link work until `now`, giving it background work whenever it idles.
@@ -299,7 +306,7 @@ impl<'a> Clone<'a> {
 
     /// Counts what takes memory, by color.
     fn count_footprint(&mut self) {
-        for (history, color) in self.history.iter().zip(self.atlas.map().colors()) {
+        for (history, color) in self.history.iter().zip(self.locality.map().colors()) {
             let is_resident = history.prefetched || history.touched;
             if is_resident && let Some(count) = self.metrics.footprint.get_mut(*color as usize) {
                 *count += 1;
@@ -316,7 +323,7 @@ impl<'a> Clone<'a> {
             .iter()
             .filter(|(_, frame)| {
                 let touched = self.history.get(frame.as_usize()).is_some_and(|h| h.touched);
-                touched && !self.atlas.is_free(*frame)
+                touched && !self.locality.is_free(*frame)
             })
             .map(|(at, _)| *at)
             .collect();
@@ -345,11 +352,13 @@ mod tests {
     const FRAMES: u32 = 2048;
 
     /// A guest in which every fifth frame is free.
-    fn atlas() -> Arc<Atlas> {
+    fn locality() -> Arc<LocalityOrder> {
         let layout = MemoryLayout::contiguous(u64::from(FRAMES) * 4096).unwrap();
         let color = |n: u32| if n.is_multiple_of(5) { Color::Free } else { Color::Anonymous };
         let frames = (0..FRAMES).map(|n| Frame { color: color(n), ..Frame::default() });
-        Arc::new(Atlas::new(ColorMap::new(layout, Default::default(), frames, Vec::new()).unwrap()))
+        Arc::new(LocalityOrder::new(
+            ColorMap::new(layout, Default::default(), frames, Vec::new()).unwrap(),
+        ))
     }
 
     /// Every third frame, from two vCPUs.
@@ -366,18 +375,18 @@ mod tests {
 
     #[test]
     fn samples_are_few_in_order_and_agree_with_the_end() {
-        let atlas = atlas();
+        let locality = locality();
         for touches in [1, 255, 256, 257, 511, 600] {
             let trace = trace(touches);
             let policies: [Box<dyn PrefetchPolicy>; 4] = [
                 Box::new(Demand),
                 Box::new(Blind::aligned(16)),
-                Box::new(Paper::new(Arc::clone(&atlas))),
+                Box::new(Paper::new(Arc::clone(&locality))),
                 Box::new(Oracle::new(trace.touches().iter().map(|t| t.frame))),
             ];
             for mut policy in policies {
                 let options = Replay::new(CostModel::GBE);
-                let metrics = replay(&trace, &atlas, policy.as_mut(), &options);
+                let metrics = replay(&trace, &locality, policy.as_mut(), &options);
                 let samples = &metrics.samples;
                 assert!(samples.len() <= SAMPLES + 1, "{} of {touches}", samples.len());
                 assert!(samples.is_sorted_by_key(|s| (s.at_us, s.touched, s.resident)));
@@ -393,7 +402,7 @@ mod tests {
     #[test]
     fn a_trace_without_touches_measures_nothing() {
         let options = Replay::new(CostModel::GBE);
-        let metrics = replay(&Trace::default(), &atlas(), &mut Demand, &options);
+        let metrics = replay(&Trace::default(), &locality(), &mut Demand, &options);
         assert_eq!(metrics, Metrics::default());
         assert_eq!((metrics.coverage(), metrics.accuracy(), metrics.wait_us(0.5)), (1.0, 1.0, 0.0));
     }

@@ -1,11 +1,11 @@
-//! Replays that were computed by hand. All costs: a request takes 50 us, the way back 50 us, a page 10 us, zeros 20 us; a
-//! message holds two pages and a batch three.
+//! Replays that were computed by hand. All costs: a request takes 50 us, the way back 50 us, a page
+//! 10 us, zeros 20 us; a message holds two pages and a batch three.
 
 use super::*;
 use crate::addr::FrameIndex;
 use crate::color::{Color, ColorMap, Frame, FrameKind, KernelIdentity};
 use crate::memory::MemoryLayout;
-use crate::prefetch::{Access, Atlas, Fault, Planner, PrefetchPolicy};
+use crate::prefetch::{Access, Fault, LocalityOrder, Planner, PrefetchPolicy};
 use std::sync::Arc;
 
 const COSTS: CostModel =
@@ -57,7 +57,7 @@ fn run(touches: &[(u16, u64, u32)], mut policy: Scripted) -> Metrics {
         vcpu,
     });
     let trace = Trace::new(touches, &layout);
-    replay(&trace, &Arc::new(Atlas::new(map)), &mut policy, &Replay::new(COSTS))
+    replay(&trace, &Arc::new(LocalityOrder::new(map)), &mut policy, &Replay::new(COSTS))
 }
 
 /// Faults, late ones, zero faults; covered, prefetched, used.
@@ -68,7 +68,8 @@ fn counts(metrics: &Metrics) -> [u32; 6] {
 
 #[test]
 fn a_fault_takes_the_way_there_the_page_and_the_way_back() {
-    // Asked at 5, known at 55, on the link until 65, there at 115. The second touch comes 7 us later, at 122.
+    // Asked at 5, known at 55, on the link until 65, there at 115. The second touch comes 7 us
+    // later, at 122.
     let metrics = run(&[(0, 5, 1), (0, 12, 2)], Scripted::default());
     assert_eq!(metrics.waits_us, [110.0, 110.0]);
     assert_eq!(counts(&metrics), [2, 0, 0, 0, 0, 0]);
@@ -89,8 +90,9 @@ fn zeros_need_no_link() {
 #[test]
 fn a_fault_waits_for_the_end_of_the_message_and_no_longer() {
     // 1 is on the link from 50 to 60; 2 and 3 from 60 to 80, 4 and 5 from 80 to 100.
-    // vCPU 1 asks at 15; the parent knows at 65, and sends 9 from 80 to 90, before 4 and 5. There at 140.
-    // vCPU 0 goes on at 110 and touches 5 at 143, which came on the link at 100 and is on its way until 160.
+    // vCPU 1 asks at 15; the parent knows at 65, and sends 9 from 80 to 90, before 4 and 5. There
+    // at 140. vCPU 0 goes on at 110 and touches 5 at 143, which came on the link at 100 and is
+    // on its way until 160.
     let with = vec![vec![1, 2, 3, 4, 5]];
     let touches = [(0, 0, 1), (1, 15, 9), (0, 33, 5)];
     let metrics = run(&touches, Scripted { with, ..Scripted::default() });
@@ -113,8 +115,9 @@ fn a_late_page_is_sent_ahead() {
 
 #[test]
 fn vcpus_wait_for_themselves_alone() {
-    // vCPU 0: there at 110, then at 220. vCPU 1 asks at 1, known at 51, on the link from 60 to 70, there at 120, then at 230:
-    // its second fault is known at 170, as vCPU 0's, asked for at 110, left the link at 170.
+    // vCPU 0: there at 110, then at 220. vCPU 1 asks at 1, known at 51, on the link from 60 to 70,
+    // there at 120, then at 230: its second fault is known at 170, as vCPU 0's, asked for at
+    // 110, left the link at 170.
     let touches = [(0, 0, 1), (1, 1, 2), (0, 0, 3), (1, 1, 4)];
     let sorted = [touches[0], touches[2], touches[1], touches[3]];
     let metrics = run(&sorted, Scripted::default());
@@ -125,9 +128,10 @@ fn vcpus_wait_for_themselves_alone() {
 
 #[test]
 fn the_background_fills_the_idle_link() {
-    // A batch of 3 begins at 0: 20, 21 until 20, then 22 until 30. 1 is asked for at 15, and while its request is on its way no
-    // batch is. 1 goes from 65 to 75 and is there at 125. Then 23, 24 until 95; 25 until 105; 26, 27 until 125; 28 until
-    // 135; 29 until 145. 22 is touched at 126 and there since 80, 29 at 146 and on its way until 195.
+    // A batch of 3 begins at 0: 20, 21 until 20, then 22 until 30. 1 is asked for at 15, and while
+    // its request is on its way no batch is. 1 goes from 65 to 75 and is there at 125. Then 23,
+    // 24 until 95; 25 until 105; 26, 27 until 125; 28 until 135; 29 until 145. 22 is touched at
+    // 126 and there since 80, 29 at 146 and on its way until 195.
     let stream = (20..30).collect();
     let touches = [(0, 15, 1), (0, 16, 22), (0, 36, 29)];
     let metrics = run(&touches, Scripted { stream, ..Scripted::default() });
@@ -156,8 +160,8 @@ fn samples_are_few() {
             vcpu: u16::try_from(n % 3).unwrap(),
         };
         let trace = Trace::new((0..touches).map(touch), &layout);
-        let atlas = Arc::new(Atlas::new(map.unwrap()));
-        let metrics = replay(&trace, &atlas, &mut Scripted::default(), &Replay::new(COSTS));
+        let locality = Arc::new(LocalityOrder::new(map.unwrap()));
+        let metrics = replay(&trace, &locality, &mut Scripted::default(), &Replay::new(COSTS));
         assert!((1..=256).contains(&metrics.samples.len()), "{touches} touches");
         assert_eq!(metrics.samples.last().unwrap().touched, touches);
         assert!(metrics.samples.is_sorted_by_key(|s| s.at_us));

@@ -13,13 +13,15 @@ const MAX_LINE: usize = 1 << 16;
 /// A first touch.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Touch {
-    /// Microseconds since the clone was resumed, in the clone's own time: nothing ever made it wait.
+    /// Microseconds since the clone was resumed, in the clone's own time: nothing ever made it
+    /// wait.
     pub at_us: u64,
     /// The frame.
     pub frame: FrameIndex,
     /// How it was touched.
     pub access: Access,
-    /// Who touched it: a vCPU's number, or 0 where the trace does not say. What devices touch is said to be vCPU 0's.
+    /// Who touched it: a vCPU's number, or 0 where the trace does not say. What devices touch is
+    /// said to be vCPU 0's.
     pub vcpu: u16,
 }
 
@@ -68,7 +70,8 @@ pub enum TraceError {
 }
 
 impl Trace {
-    /// A trace of these touches. The first touch of a frame counts, others are left out; times that go back are raised.
+    /// A trace of these touches. The first touch of a frame counts, others are left out; times that
+    /// go back are raised.
     #[must_use]
     pub fn new(touches: impl IntoIterator<Item = Touch>, layout: &MemoryLayout) -> Self {
         let mut seen = vec![false; layout.frames() as usize];
@@ -86,9 +89,10 @@ impl Trace {
         Self { touches: kept }
     }
 
-    /// Reads a trace in CSV: a header line, and one line per touch. Needed columns: `t_us`, `gfn` (hexadecimal). Used where
-    /// they are there: `event` (only `touch` counts), `access_write` (0 or 1), `vcpu`. Others are ignored. Nothing is
-    /// quoted. Memory: at most 50 bytes per frame of the guest and some for one line, whatever the file holds.
+    /// Reads a trace in CSV: a header line, and one line per touch. Needed columns: `t_us`, `gfn`
+    /// (hexadecimal). Used where they are there: `event` (only `touch` counts), `access_write`
+    /// (0 or 1), `vcpu`. Others are ignored. Nothing is quoted. Memory: at most 50 bytes per
+    /// frame of the guest and some for one line, whatever the file holds.
     ///
     /// # Errors
     /// [`TraceError`] names the line.
@@ -123,8 +127,8 @@ impl Trace {
         &self.touches
     }
 
-    /// The same touches with time running `factor` times as fast: for traces from a slow emulator. Factors that are not
-    /// positive and finite count as 1.
+    /// The same touches with time running `factor` times as fast: for traces from a slow emulator.
+    /// Factors that are not positive and finite count as 1.
     #[must_use]
     pub fn sped_up(mut self, factor: f64) -> Self {
         if factor.is_finite() && factor > 0.0 {

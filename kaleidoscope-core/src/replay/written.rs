@@ -6,9 +6,10 @@ use crate::addr::{FrameIndex, Gfn};
 use crate::memory::MemoryLayout;
 use std::io::Read;
 
-/// The frames that a clone wrote to after the freeze, ascending: those with a row that says so, be it a `touch` with 1 in `access_write` or
-/// `written`, or a `firstwrite`. Reads the CSV that [`Trace::from_csv`](super::Trace::from_csv) reads, of which `gfn` is needed. Takes one byte for each
-/// frame of the guest and some for one line, whatever the file holds.
+/// The frames that a clone wrote to after the freeze, ascending: those with a row that says so, be
+/// it a `touch` with 1 in `access_write` or `written`, or a `firstwrite`. Reads the CSV that
+/// [`Trace::from_csv`](super::Trace::from_csv) reads, of which `gfn` is needed. Takes one byte for
+/// each frame of the guest and some for one line, whatever the file holds.
 ///
 /// # Errors
 /// [`TraceError`] names the line.

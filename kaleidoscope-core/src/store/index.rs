@@ -20,12 +20,14 @@ pub struct Inserted {
     pub evicted: Option<Fingerprint>,
 }
 
-/// The index of a store of so many slots. Pages are in one of two sets: pinned, or in the order of their last use. Slots that follow each
-/// other are given out one after the other as long as none was given back, so that pages that come together can be mapped together.
+/// The index of a store of so many slots. Pages are in one of two sets: pinned, or in the order of
+/// their last use. Slots that follow each other are given out one after the other as long as none
+/// was given back, so that pages that come together can be mapped together.
 ///
-/// A store may outlive its process. Machines that map its slots may do so too, and which they map nobody knows any more: whoever opens
-/// it again takes over what was in use ([`adopt`](Self::adopt), [`reserve`](Self::reserve)), and none of those slots is given to another page
-/// until all of those machines are gone ([`release_former`](Self::release_former)).
+/// A store may outlive its process. Machines that map its slots may do so too, and which they map
+/// nobody knows any more: whoever opens it again takes over what was in use
+/// ([`adopt`](Self::adopt), [`reserve`](Self::reserve)), and none of those slots is given to
+/// another page until all of those machines are gone ([`release_former`](Self::release_former)).
 #[derive(Debug)]
 pub struct Index {
     bound: u32,
@@ -120,9 +122,11 @@ impl Index {
         None
     }
 
-    /// Takes a page over that is in this slot since a former life of the store. It is pinned until [`release_former`](Self::release_former).
+    /// Takes a page over that is in this slot since a former life of the store. It is pinned until
+    /// [`release_former`](Self::release_former).
     ///
-    /// `false` when the page is here already, or the slot is not one that was never used: neither changes then.
+    /// `false` when the page is here already, or the slot is not one that was never used: neither
+    /// changes then.
     pub fn adopt(&mut self, key: Fingerprint, slot: u32) -> bool {
         if self.has(key) || !self.take_over(slot) {
             return false;
@@ -133,8 +137,8 @@ impl Index {
         true
     }
 
-    /// Takes a slot over that holds nobody knows what since a former life of the store: no page is there to be had, and none is put there until
-    /// [`release_former`](Self::release_former).
+    /// Takes a slot over that holds nobody knows what since a former life of the store: no page is
+    /// there to be had, and none is put there until [`release_former`](Self::release_former).
     ///
     /// `false` when the slot is not one that was never used.
     pub fn reserve(&mut self, slot: u32) -> bool {
@@ -149,8 +153,8 @@ impl Index {
         (self.fresh..self.bound).contains(&slot) && self.ahead.insert(slot)
     }
 
-    /// The machines of former lives are gone: what was taken over is as any other page from here on, and slots that hold nobody knows
-    /// what are free.
+    /// The machines of former lives are gone: what was taken over is as any other page from here
+    /// on, and slots that hold nobody knows what are free.
     pub fn release_former(&mut self) {
         for key in std::mem::take(&mut self.adopted) {
             self.unpin(key);

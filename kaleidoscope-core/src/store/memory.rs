@@ -1,4 +1,5 @@
-//! A store in the process's own memory: for page servers' caches, mock machines and tests. What clones map is a backend's.
+//! A store in the process's own memory: for page servers' caches, mock machines and tests. What
+//! clones map is a backend's.
 
 use super::{Index, PageStore, StoreError, StoreStatistics};
 use crate::fingerprint::Fingerprint;

@@ -1,16 +1,19 @@
-//! The host's content store: pages that clones of any parent on a host have in common, each kept once.
+//! The host's content store: pages that clones of any parent on a host have in common, each kept
+//! once.
 //!
-//! A store is of a bounded size and evicts what was not used for the longest time, unless somebody has it [pinned](PageStore::pin) (mapped). It finds
-//! pages by their [`Fingerprint`], of which it has no opinion: who puts a page in vouches for it. [`Shelf`] does: it is what a clone of one parent
-//! sees of a store, and puts in only pages whose bytes have the fingerprint that the parent's host computed for them.
+//! A store is of a bounded size and evicts what was not used for the longest time, unless somebody
+//! has it [pinned](PageStore::pin) (mapped). It finds pages by their [`Fingerprint`], of which it
+//! has no opinion: who puts a page in vouches for it. [`StoreView`] does: it is what a clone of one
+//! parent sees of a store, and puts in only pages whose bytes have the fingerprint that the
+//! parent's host computed for them.
 
 mod index;
 mod memory;
-mod shelf;
+mod view;
 
 pub use index::{Full, Index, Inserted};
 pub use memory::MemoryStore;
-pub use shelf::{Shelf, Stranger};
+pub use view::{DomainMismatch, StoreView};
 
 use crate::fingerprint::Fingerprint;
 use crate::memory::Page;
@@ -35,8 +38,9 @@ pub struct StoreStatistics {
     pub pinned: u32,
     /// Pins of them: a page that three images show has three.
     pub pins: u64,
-    /// Slots that stay as they are because machines from before the store was opened again may show them, whether it knows the page
-    /// that is there (then it is among the pinned ones) or not.
+    /// Slots that stay as they are because machines from before the store was opened again may
+    /// show them, whether it knows the page that is there (then it is among the pinned ones)
+    /// or not.
     pub former: u32,
     /// Pages that were asked for and were there.
     pub hits: u64,
@@ -60,7 +64,8 @@ pub trait PageStore: Send + Sync {
     /// [`StoreError`] when the store's memory cannot be written.
     fn put(&self, key: Fingerprint, page: &Page) -> Result<bool, StoreError>;
 
-    /// Keeps a page where it is until it is unpinned as often; says in which slot that is, or `None` when it is not here.
+    /// Keeps a page where it is until it is unpinned as often; says in which slot that is, or
+    /// `None` when it is not here.
     fn pin(&self, key: Fingerprint) -> Option<u32>;
 
     /// Lets go of a page that was pinned.

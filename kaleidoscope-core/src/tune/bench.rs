@@ -1,15 +1,16 @@
 //! One guest's traces, cut into parts that settings change one at a time.
 //!
-//! A window reaches no further than its region, apart from two: small files are one line, and an inode's frame brings the
-//! beginnings of its files. So the touches of a trace fall into parts that do not know of each other: all files with the
-//! caches of their inodes, and every other region; regions of the same classes of frames share a part. Another window for
-//! a class changes only the parts in which a frame of that class faulted, and another sign only those that hold such frames.
+//! A window reaches no further than its region, apart from two: small files are one line, and an
+//! inode's frame brings the beginnings of its files. So the touches of a trace fall into parts that
+//! do not know of each other: all files with the caches of their inodes, and every other region;
+//! regions of the same classes of frames share a part. Another window for a class changes only the
+//! parts in which a frame of that class faulted, and another sign only those that hold such frames.
 
-use super::Subject;
+use super::TracedGuest;
 use crate::addr::FrameIndex;
 use crate::color::FrameKind;
 use crate::prefetch::{
-    Atlas, Blind, Class, Colored, Fault, Guide, Planner, PrefetchPolicy, Settings,
+    Blind, Class, ColorGuide, Colored, Fault, LocalityOrder, Planner, PrefetchPolicy, Settings,
 };
 use crate::replay::{Counter, Counts, Touch, Trace};
 use std::collections::BTreeMap;
@@ -37,12 +38,13 @@ impl ClassSet {
     }
 }
 
-/// A guest, its traces in parts, and how the settings that were kept and those that were replayed last do on them.
+/// A guest, its traces in parts, and how the settings that were kept and those that were replayed
+/// last do on them.
 #[derive(Debug)]
 pub(super) struct Bench<'a> {
-    subject: &'a Subject,
+    subject: &'a TracedGuest,
     counter: Counter,
-    guide: Arc<Guide>,
+    guide: Arc<ColorGuide>,
     /// What the background fetched under the settings that were replayed last.
     background: Counts,
     trials: Vec<Trial>,
@@ -75,21 +77,21 @@ struct Outcome {
 
 impl<'a> Bench<'a> {
     /// Replays the baseline.
-    pub(super) fn new(subject: &'a Subject) -> Self {
-        let atlas = &subject.atlas;
-        let mut counter = Counter::new(Arc::clone(atlas), BUDGET);
-        let sets = sets(atlas);
+    pub(super) fn new(subject: &'a TracedGuest) -> Self {
+        let locality = &subject.locality;
+        let mut counter = Counter::new(Arc::clone(locality), BUDGET);
+        let sets = sets(locality);
         let trial = |trace: &Trace| Trial {
             baseline: counter.count(trace, &mut Blind::aligned(BASELINE)),
-            parts: parts(trace, atlas, &sets),
+            parts: parts(trace, locality, &sets),
         };
         let trials = subject.traces.iter().map(trial).collect();
-        let guide = Arc::new(Guide::new(Arc::clone(atlas), Settings::bare("")));
+        let guide = Arc::new(ColorGuide::new(Arc::clone(locality), Settings::bare("")));
         let background = counter.start(&mut Colored::new(Arc::clone(&guide)));
         Self { subject, counter, guide, background, trials, kept: None }
     }
 
-    pub(super) fn subject(&self) -> &'a Subject {
+    pub(super) fn subject(&self) -> &'a TracedGuest {
         self.subject
     }
 
@@ -127,7 +129,7 @@ impl<'a> Bench<'a> {
 }
 
 impl Part {
-    fn replay(&self, guide: &Arc<Guide>, counter: &mut Counter) -> Outcome {
+    fn replay(&self, guide: &Arc<ColorGuide>, counter: &mut Counter) -> Outcome {
         let colored = Colored::new(Arc::clone(guide));
         let mut policy = Watched { colored, faulted: ClassSet::default() };
         let counts = counter.resume(&self.touches, &mut policy);
@@ -143,7 +145,8 @@ struct Difference {
 }
 
 impl Difference {
-    /// `None` if they differ in more. How many free frames are filled does not matter: nobody counts them.
+    /// `None` if they differ in more. How many free frames are filled does not matter: nobody
+    /// counts them.
     fn between(old: &Settings, new: &Settings) -> Option<Self> {
         if old.inode_pages != new.inode_pages || old.predict_caches != new.predict_caches {
             return None;
@@ -177,7 +180,7 @@ impl PrefetchPolicy for Watched {
     }
 
     fn fault(&mut self, fault: &Fault, planner: &mut Planner<'_>) {
-        self.faulted.insert(self.colored.guide().atlas().class(fault.frame));
+        self.faulted.insert(self.colored.guide().locality().class(fault.frame));
         self.colored.fault(fault, planner);
     }
 
@@ -187,10 +190,10 @@ impl PrefetchPolicy for Watched {
 }
 
 /// Cuts a trace. Free frames are left out: they are filled with zeros, whatever the settings.
-fn parts(trace: &Trace, atlas: &Atlas, sets: &[ClassSet]) -> Vec<Part> {
+fn parts(trace: &Trace, locality: &LocalityOrder, sets: &[ClassSet]) -> Vec<Part> {
     let mut parts = BTreeMap::<ClassSet, Vec<Touch>>::new();
-    for touch in trace.touches().iter().filter(|touch| !atlas.is_free(touch.frame)) {
-        let stretch = atlas.stretch(touch.frame).unwrap_or(u32::MAX) as usize;
+    for touch in trace.touches().iter().filter(|touch| !locality.is_free(touch.frame)) {
+        let stretch = locality.stretch(touch.frame).unwrap_or(u32::MAX) as usize;
         let classes = sets.get(stretch).copied().unwrap_or_default();
         parts.entry(classes).or_default().push(*touch);
     }
@@ -203,19 +206,20 @@ fn parts(trace: &Trace, atlas: &Atlas, sets: &[ClassSet]) -> Vec<Part> {
     parts.into_iter().map(part).collect()
 }
 
-/// Classes of the frames of each stretch; for files and the caches of their inodes, those of all of them.
-fn sets(atlas: &Atlas) -> Vec<ClassSet> {
-    let mut sets = vec![ClassSet::default(); atlas.stretches()];
-    for frame in (0..atlas.frames()).map(FrameIndex).filter(|frame| !atlas.is_free(*frame)) {
-        let stretch = atlas.stretch(frame).unwrap_or(u32::MAX) as usize;
+/// Classes of the frames of each stretch; for files and the caches of their inodes, those of all of
+/// them.
+fn sets(locality: &LocalityOrder) -> Vec<ClassSet> {
+    let mut sets = vec![ClassSet::default(); locality.stretches()];
+    for frame in (0..locality.frames()).map(FrameIndex).filter(|frame| !locality.is_free(*frame)) {
+        let stretch = locality.stretch(frame).unwrap_or(u32::MAX) as usize;
         if let Some(set) = sets.get_mut(stretch) {
-            set.insert(atlas.class(frame));
+            set.insert(locality.class(frame));
         }
     }
     let mut of_files = vec![false; sets.len()];
-    for (stretch, region) in (0..).zip(atlas.map().regions()) {
+    for (stretch, region) in (0..).zip(locality.map().regions()) {
         if region.kind == FrameKind::File {
-            let inodes = region.anchor.and_then(|frame| atlas.stretch(frame));
+            let inodes = region.anchor.and_then(|frame| locality.stretch(frame));
             for stretch in [Some(stretch), inodes].into_iter().flatten() {
                 if let Some(is_of_files) = of_files.get_mut(stretch as usize) {
                     *is_of_files = true;

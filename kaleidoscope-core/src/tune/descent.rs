@@ -1,6 +1,6 @@
 //! Coordinate descent over windows.
 
-use super::{Judge, Score, Subject, predict, touched};
+use super::{Judge, Score, TracedGuest, predict, touched};
 use crate::prefetch::{Class, Settings, Window};
 
 /// Sizes that a window may have.
@@ -27,16 +27,18 @@ const ROUND_WORTH: f64 = 1e-3;
 /// How to tune.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub struct Tuner {
-    /// What a wasted page costs, relative to a fault, when both are measured in units of the baseline's.
+    /// What a wasted page costs, relative to a fault, when both are measured in units of the
+    /// baseline's.
     pub price: f64,
     /// Most rounds over all numbers.
     pub rounds: u32,
 }
 
-/// Finds settings for the guests' traces, starting from `start`; `report` is told of the score after every class.
+/// Finds settings for the guests' traces, starting from `start`; `report` is told of the score
+/// after every class.
 #[must_use]
 pub fn tune<'a>(
-    subjects: impl IntoIterator<Item = &'a Subject>,
+    subjects: impl IntoIterator<Item = &'a TracedGuest>,
     start: Settings,
     tuner: &Tuner,
     report: &mut dyn FnMut(u32, Class, Score),

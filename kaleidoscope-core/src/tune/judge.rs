@@ -1,15 +1,15 @@
 //! How good settings are on given traces.
 
 use super::bench::Bench;
-use crate::prefetch::{Atlas, Class, Settings};
+use crate::prefetch::{Class, LocalityOrder, Settings};
 use crate::replay::Trace;
 use std::sync::Arc;
 
 /// A guest with traces of its clones.
 #[derive(Clone, Debug)]
-pub struct Subject {
+pub struct TracedGuest {
     /// The guest.
-    pub atlas: Arc<Atlas>,
+    pub locality: Arc<LocalityOrder>,
     /// Touches of its clones.
     pub traces: Vec<Trace>,
 }
@@ -37,8 +37,8 @@ impl Score {
 
 /// Judges settings on the traces of one or more guests.
 ///
-/// Settings that differ little from those that were [kept](Self::keep) are judged fast: only that part of a trace is replayed
-/// anew that the difference can reach.
+/// Settings that differ little from those that were [kept](Self::keep) are judged fast: only that
+/// part of a trace is replayed anew that the difference can reach.
 #[derive(Debug)]
 pub struct Judge<'a> {
     benches: Vec<Bench<'a>>,
@@ -47,17 +47,17 @@ pub struct Judge<'a> {
 impl<'a> Judge<'a> {
     /// Replays the baseline on all traces.
     #[must_use]
-    pub fn new(subjects: impl IntoIterator<Item = &'a Subject>) -> Self {
+    pub fn new(subjects: impl IntoIterator<Item = &'a TracedGuest>) -> Self {
         Self { benches: subjects.into_iter().map(Bench::new).collect() }
     }
 
     /// The guests.
-    pub fn subjects(&self) -> impl Iterator<Item = &'a Subject> + '_ {
+    pub fn subjects(&self) -> impl Iterator<Item = &'a TracedGuest> + '_ {
         self.benches.iter().map(Bench::subject)
     }
 
-    /// How settings do on all traces. All zeros when there are none. It depends on the settings alone, not on what was judged
-    /// before.
+    /// How settings do on all traces. All zeros when there are none. It depends on the settings
+    /// alone, not on what was judged before.
     pub fn score(&mut self, settings: &Settings) -> Score {
         let (mut sum, mut traces) = (Score::default(), 0.0);
         for bench in &mut self.benches {
@@ -85,14 +85,15 @@ impl<'a> Judge<'a> {
     }
 }
 
-/// Classes of frames that were touched in some trace and are not free, in order: only their numbers can be learned here.
+/// Classes of frames that were touched in some trace and are not free, in order: only their numbers
+/// can be learned here.
 #[must_use]
-pub fn touched<'a>(subjects: impl IntoIterator<Item = &'a Subject>) -> Vec<Class> {
+pub fn touched<'a>(subjects: impl IntoIterator<Item = &'a TracedGuest>) -> Vec<Class> {
     let mut touched = [false; Class::COUNT];
     for subject in subjects {
         for touch in subject.traces.iter().flat_map(Trace::touches) {
-            let class = subject.atlas.class(touch.frame);
-            if !subject.atlas.is_free(touch.frame)
+            let class = subject.locality.class(touch.frame);
+            if !subject.locality.is_free(touch.frame)
                 && let Some(touched) = touched.get_mut(class.index())
             {
                 *touched = true;

@@ -1,4 +1,5 @@
-//! The tuner on a small guest whose clones read a large file page by page, and anonymous memory here and there.
+//! The tuner on a small guest whose clones read a large file page by page, and anonymous memory
+//! here and there.
 
 use super::*;
 use crate::addr::FrameIndex;
@@ -6,7 +7,9 @@ use crate::color::{
     Color, ColorMap, Frame, FrameKind, KernelIdentity, Order, Region, RegionId, Temperature,
 };
 use crate::memory::MemoryLayout;
-use crate::prefetch::{Access, Atlas, Blind, Class, Colored, Guide, Settings, Sign, Window};
+use crate::prefetch::{
+    Access, Blind, Class, ColorGuide, Colored, LocalityOrder, RecencyHint, Settings, Window,
+};
 use crate::replay::{Counter, Touch, Trace};
 use std::sync::Arc;
 
@@ -28,9 +31,9 @@ impl Numbers {
     }
 }
 
-/// A large file, a process, a slab cache with the inodes, of which every fourth frame was used of late, 16 small files,
-/// and free memory. Frame numbers say nothing about neighbors in a region.
-fn atlas() -> Arc<Atlas> {
+/// A large file, a process, a slab cache with the inodes, of which every fourth frame was used of
+/// late, 16 small files, and free memory. Frame numbers say nothing about neighbors in a region.
+fn locality() -> Arc<LocalityOrder> {
     let layout = MemoryLayout::contiguous(u64::from(FRAMES) << 12).unwrap();
     let slab = FILE + ANONYMOUS;
     let mut regions = vec![
@@ -72,23 +75,23 @@ fn atlas() -> Arc<Atlas> {
         }
     });
     let map = ColorMap::new(layout, KernelIdentity::default(), frames, regions).unwrap();
-    Arc::new(Atlas::new(map))
+    Arc::new(LocalityOrder::new(map))
 }
 
-/// A clone that reads a quarter of the large file page by page, few anonymous pages at random, the slab frames that were
-/// used of late, some small files, and free memory.
-fn trace(atlas: &Atlas, seed: u64) -> Trace {
+/// A clone that reads a quarter of the large file page by page, few anonymous pages at random, the
+/// slab frames that were used of late, some small files, and free memory.
+fn trace(locality: &LocalityOrder, seed: u64) -> Trace {
     let mut numbers = Numbers(seed);
     let mut frames = Vec::new();
     let quarter = FILE / 4 * numbers.below(4);
-    for place in atlas.range(0).skip(quarter as usize).take(FILE as usize / 4) {
-        frames.push(atlas.at(place).unwrap());
+    for place in locality.range(0).skip(quarter as usize).take(FILE as usize / 4) {
+        frames.push(locality.at(place).unwrap());
         if place % 4 == 0 {
             frames.push(FrameIndex(FILE + numbers.below(ANONYMOUS)));
         }
         if place % 16 == 0 {
-            let file = atlas.range(3 + numbers.below(16));
-            frames.extend_from_slice(atlas.run(file));
+            let file = locality.range(3 + numbers.below(16));
+            frames.extend_from_slice(locality.run(file));
             frames.push(FrameIndex(FRAMES - 1 - numbers.below(FREE)));
         }
     }
@@ -99,24 +102,24 @@ fn trace(atlas: &Atlas, seed: u64) -> Trace {
         access: Access::Read,
         vcpu: 0,
     });
-    Trace::new(touches, atlas.layout())
+    Trace::new(touches, locality.layout())
 }
 
-fn subject() -> Subject {
-    let atlas = atlas();
-    let traces = (1..4).map(|seed| trace(&atlas, seed)).collect();
-    Subject { atlas, traces }
+fn subject() -> TracedGuest {
+    let locality = locality();
+    let traces = (1..4).map(|seed| trace(&locality, seed)).collect();
+    TracedGuest { locality, traces }
 }
 
 fn start(window: Window) -> Settings {
     Settings { windows: [window; Class::COUNT], ..Settings::bare("test") }
 }
 
-fn tuned(subject: &Subject, start: Settings, price: f64) -> Settings {
+fn tuned(subject: &TracedGuest, start: Settings, price: f64) -> Settings {
     tune([subject], start, &Tuner { price, rounds: 3 }, &mut |_, _, _| {})
 }
 
-fn score(subject: &Subject, settings: &Settings) -> Score {
+fn score(subject: &TracedGuest, settings: &Settings) -> Score {
     Judge::new([subject]).score(settings)
 }
 
@@ -133,9 +136,9 @@ fn windows_follow_what_clones_do() {
     let anonymous = settings.window(class("anonymous"));
     assert!(anonymous.cold.max(anonymous.max) <= 4, "touched at random: {anonymous:?}");
     // Every fourth slab frame is needed: streamed by their sign, the others are left alone.
-    let frames = |signs: &[Sign]| {
+    let frames = |signs: &[RecencyHint]| {
         let predict = Settings { predict: signs.to_vec(), ..Settings::bare("") };
-        Guide::new(Arc::clone(&subject.atlas), predict).predicted().len()
+        ColorGuide::new(Arc::clone(&subject.locality), predict).predicted().len()
     };
     let slab = class("slab/inodes");
     let signs: Vec<_> =
@@ -195,7 +198,7 @@ fn nothing_is_learned_from_nothing() {
     let settings =
         tune([], start(Window::fixed(8)), &Tuner { price: 1.0, rounds: 2 }, &mut |_, _, _| {});
     assert_eq!(settings, start(Window::fixed(8)));
-    let idle = Subject { atlas: atlas(), traces: vec![Trace::default()] };
+    let idle = TracedGuest { locality: locality(), traces: vec![Trace::default()] };
     assert!(touched([&idle]).is_empty());
     let settings = tuned(&idle, start(Window::fixed(8)), 1.0);
     assert_eq!(score(&idle, &settings).waste, 0.0);
@@ -209,8 +212,8 @@ fn changed(settings: &Settings, numbers: &mut Numbers) -> Settings {
     match numbers.below(8) {
         0 => settings.inode_pages = numbers.below(4),
         1 => settings.predict.clear(),
-        2 => settings.predict.push(Sign { class, signs: Temperature::NONE }),
-        3 => settings.predict.push(Sign { class, signs: Temperature::RECENT_TASK }),
+        2 => settings.predict.push(RecencyHint { class, signs: Temperature::NONE }),
+        3 => settings.predict.push(RecencyHint { class, signs: Temperature::RECENT_TASK }),
         4 => settings.predict_caches = vec!["inode_cache".to_owned()],
         5 => settings.predict_caches.clear(),
         _ => {
@@ -245,10 +248,10 @@ fn scores_are_those_of_a_whole_replay() {
     let subject = subject();
     let mut numbers = Numbers(9);
     let mut settings = start(Window::fixed(4));
-    let mut counter = Counter::new(Arc::clone(&subject.atlas), 256);
+    let mut counter = Counter::new(Arc::clone(&subject.locality), 256);
     for _ in 0..30 {
         settings = changed(&settings, &mut numbers);
-        let guide = Arc::new(Guide::new(Arc::clone(&subject.atlas), settings.clone()));
+        let guide = Arc::new(ColorGuide::new(Arc::clone(&subject.locality), settings.clone()));
         let (mut faults, mut waste) = (0.0, 0.0);
         for trace in &subject.traces {
             let counts = counter.count(trace, &mut Colored::new(Arc::clone(&guide)));

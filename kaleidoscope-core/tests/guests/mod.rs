@@ -1,12 +1,12 @@
 //! Real guests with traces of their clones, for tests that look at them when they are there.
 //!
-//! `KALEIDOSCOPE_GUESTS` names a folder of guest folders, each with `ram.bin`, `layout.txt`, `regs.txt` and a folder `traces` of CSV
-//! files; a program's trace has the same name in each.
+//! `KALEIDOSCOPE_GUESTS` names a folder of guest folders, each with `ram.bin`, `layout.txt`,
+//! `regs.txt` and a folder `traces` of CSV files; a program's trace has the same name in each.
 
-use kaleidoscope_core::coloring::{Options, color};
+use kaleidoscope_core::coloring::{ColoringOptions, color};
 use kaleidoscope_core::image::{Format, LayoutFile, MemoryImage, RawLayout};
 use kaleidoscope_core::manifest::ImageIdentity;
-use kaleidoscope_core::prefetch::Atlas;
+use kaleidoscope_core::prefetch::LocalityOrder;
 use kaleidoscope_core::recording::Recording;
 use kaleidoscope_core::registers::{VcpuRegisters, parse_qemu_text};
 use kaleidoscope_core::replay::Trace;
@@ -18,7 +18,7 @@ use std::sync::Arc;
 /// A colored guest.
 pub(crate) struct Guest {
     pub(crate) name: String,
-    pub(crate) atlas: Arc<Atlas>,
+    pub(crate) locality: Arc<LocalityOrder>,
     pub(crate) identity: ImageIdentity,
     pub(crate) traces: BTreeMap<String, Trace>,
 }
@@ -35,20 +35,22 @@ pub(crate) fn open(folder: &Path) -> (MemoryImage, Vec<VcpuRegisters>) {
 impl Guest {
     fn read(folder: &Path) -> Self {
         let (image, registers) = open(folder);
-        let map = color(&image, &Options { registers, ..Options::default() }).unwrap().map;
+        let map = color(&image, &ColoringOptions { registers, ..ColoringOptions::default() })
+            .unwrap()
+            .map;
         let identity = ImageIdentity::of(&image, &map).unwrap();
-        let atlas = Arc::new(Atlas::new(map));
+        let locality = Arc::new(LocalityOrder::new(map));
         let traces = entries(&folder.join("traces")).into_iter().map(|path| {
             let name = path.file_stem().unwrap().to_string_lossy().into_owned();
-            (name, Trace::from_csv(File::open(&path).unwrap(), atlas.layout()).unwrap())
+            (name, Trace::from_csv(File::open(&path).unwrap(), locality.layout()).unwrap())
         });
         let traces = traces.collect();
         let name = folder.file_name().unwrap().to_string_lossy().into_owned();
-        Self { name, atlas, identity, traces }
+        Self { name, locality, identity, traces }
     }
 
     pub(crate) fn recording(&self, trace: &str) -> Recording {
-        Recording::from_trace(&self.traces[trace], &self.atlas, self.identity)
+        Recording::from_trace(&self.traces[trace], &self.locality, self.identity)
     }
 }
 

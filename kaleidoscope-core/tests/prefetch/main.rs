@@ -7,7 +7,7 @@ mod policies;
 use kaleidoscope_core::addr::FrameIndex;
 use kaleidoscope_core::color::{Color, FrameKind, RegionId};
 use kaleidoscope_core::prefetch::{
-    Access, Answer, Atlas, Fault, Paper, Plan, Planner, PrefetchPolicy, Presence,
+    Access, Answer, Fault, LocalityOrder, Paper, Plan, Planner, PrefetchPolicy, Presence,
 };
 use maps::{Recipe, map};
 use plans::{Step, run, step};
@@ -43,21 +43,21 @@ fn steps() -> impl Strategy<Value = Vec<(u8, u32, u8)>> {
 proptest! {
     #[test]
     fn plans_hold_what_plans_must_hold(recipe in recipes(), raw in steps(), budget in 0..300_usize) {
-        let atlas = Arc::new(Atlas::new(map(&recipe)));
-        let steps: Vec<Step> = raw.iter().map(|raw| step(*raw, atlas.frames())).collect();
-        for (mut policy, mut again) in policies(&atlas).into_iter().zip(policies(&atlas)) {
-            let plans = run(&atlas, &mut *policy, &steps, budget, true);
+        let locality = Arc::new(LocalityOrder::new(map(&recipe)));
+        let steps: Vec<Step> = raw.iter().map(|raw| step(*raw, locality.frames())).collect();
+        for (mut policy, mut again) in policies(&locality).into_iter().zip(policies(&locality)) {
+            let plans = run(&locality, &mut *policy, &steps, budget, true);
             prop_assert!(plans.is_ok(), "{}", plans.unwrap_err());
             // The same faults give the same plans, whatever a plan held before.
-            prop_assert_eq!(&plans, &run(&atlas, &mut *again, &steps, budget, false));
+            prop_assert_eq!(&plans, &run(&locality, &mut *again, &steps, budget, false));
         }
     }
 
     #[test]
     fn the_atlas_is_the_map_in_another_order(recipe in recipes()) {
         let map = map(&recipe);
-        let atlas = Atlas::new(map.clone());
-        let all = atlas.run(0..u32::MAX);
+        let locality = LocalityOrder::new(map.clone());
+        let all = locality.run(0..u32::MAX);
         prop_assert_eq!(all.len(), map.len());
         // Small files first, as their inodes lie, else as their first frames do; then region by region; in each by
         // position and frame; the rest by frame.
@@ -74,29 +74,29 @@ proptest! {
         };
         prop_assert!(all.is_sorted_by_key(key));
         for (place, frame) in (0..).zip(all) {
-            prop_assert_eq!(atlas.place(*frame), Some(place));
-            let stretch = atlas.stretch(*frame).unwrap();
-            prop_assert!(atlas.range(stretch).contains(&place));
+            prop_assert_eq!(locality.position(*frame), Some(place));
+            let stretch = locality.stretch(*frame).unwrap();
+            prop_assert!(locality.range(stretch).contains(&place));
             let region = map.frame(*frame).unwrap().region;
             prop_assert_eq!(stretch as usize, region.map_or(map.regions().len(), |r| r.0 as usize));
         }
-        prop_assert_eq!(atlas.stretches(), map.regions().len() + 1);
+        prop_assert_eq!(locality.stretches(), map.regions().len() + 1);
         for frame in all {
             let small = key(frame).0;
-            prop_assert_eq!(!small, atlas.small_files().contains(&atlas.place(*frame).unwrap()));
+            prop_assert_eq!(!small, locality.small_files().contains(&locality.position(*frame).unwrap()));
         }
         let backwards = std::ops::Range { start: 5, end: 2 };
-        prop_assert_eq!(atlas.run(backwards).len() + atlas.range(u32::MAX).len(), 0);
-        let past = FrameIndex(atlas.frames());
-        prop_assert_eq!((atlas.place(past), atlas.stretch(past)), (None, None));
-        prop_assert_eq!((atlas.color(past), atlas.is_free(past)), (Color::Unknown, false));
+        prop_assert_eq!(locality.run(backwards).len() + locality.range(u32::MAX).len(), 0);
+        let past = FrameIndex(locality.frames());
+        prop_assert_eq!((locality.position(past), locality.stretch(past)), (None, None));
+        prop_assert_eq!((locality.color(past), locality.is_free(past)), (Color::Unknown, false));
     }
 
     #[test]
     fn the_paper_looks_ahead_among_frames_of_the_color(recipe in recipes(), frame: u32) {
-        let atlas = Arc::new(Atlas::new(map(&recipe)));
-        let frame = FrameIndex(frame % atlas.frames());
-        let color = atlas.color(frame).paper();
+        let locality = Arc::new(LocalityOrder::new(map(&recipe)));
+        let frame = FrameIndex(frame % locality.frames());
+        let color = locality.color(frame).paper();
         let window = match color.name() {
             "kernel-code" | "user-code" => 4,
             "kernel-data" | "unknown" => 12,
@@ -104,14 +104,14 @@ proptest! {
             "page-cache" => 8,
             free => { prop_assert_eq!(free, "free"); 0 }
         };
-        let colors = (0..atlas.frames()).map(FrameIndex);
+        let colors = (0..locality.frames()).map(FrameIndex);
         let ahead: Vec<_> = colors
-            .filter(|f| *f > frame && atlas.color(*f).paper() == color)
+            .filter(|f| *f > frame && locality.color(*f).paper() == color)
             .take(window)
             .collect();
-        let mut plan = Plan::new(Arc::clone(&atlas), 300);
+        let mut plan = Plan::new(Arc::clone(&locality), 300);
         let fault = Fault { frame, access: Access::Read, in_flight: false };
-        Paper::new(Arc::clone(&atlas)).fault(&fault, &mut plan.begin(&Nothing, Some(frame)));
+        Paper::new(Arc::clone(&locality)).fault(&fault, &mut plan.begin(&Nothing, Some(frame)));
         prop_assert_eq!(plan.fetch(), ahead);
         prop_assert_eq!(plan.answer() == Answer::Zero, color.name() == "free");
     }
@@ -120,9 +120,9 @@ proptest! {
     fn a_planner_refuses_what_no_plan_may_hold(
         recipe in recipes(), raw in steps(), budget in 0..300_usize, seed: u64,
     ) {
-        let atlas = Arc::new(Atlas::new(map(&recipe)));
-        let steps: Vec<Step> = raw.iter().map(|raw| step(*raw, atlas.frames())).collect();
-        let plans = run(&atlas, &mut Wild(kaleidoscope_mock::Rng::new(seed)), &steps, budget, true);
+        let locality = Arc::new(LocalityOrder::new(map(&recipe)));
+        let steps: Vec<Step> = raw.iter().map(|raw| step(*raw, locality.frames())).collect();
+        let plans = run(&locality, &mut Wild(kaleidoscope_mock::Rng::new(seed)), &steps, budget, true);
         prop_assert!(plans.is_ok(), "{}", plans.unwrap_err());
     }
 }
@@ -149,7 +149,7 @@ impl PrefetchPolicy for Wild {
     }
 
     fn background(&mut self, planner: &mut Planner<'_>) {
-        let frames = u64::from(planner.atlas().frames());
+        let frames = u64::from(planner.locality().frames());
         for _ in 0..self.0.below(400) {
             let frame = if self.0.one_in(20) { u64::MAX } else { self.0.below(frames + 2) };
             let frame = FrameIndex(u32::try_from(frame).unwrap_or(u32::MAX));

@@ -3,12 +3,13 @@
 use kaleidoscope_core::addr::FrameIndex;
 use kaleidoscope_core::color::{Color, ColorMap};
 use kaleidoscope_core::prefetch::{
-    Access, Answer, Atlas, Fault, Outcome, Plan, PrefetchPolicy, Presence,
+    Access, Answer, Fault, LocalityOrder, PrefetchOutcome, Plan, PrefetchPolicy, Presence,
 };
 use std::collections::HashSet;
 use std::sync::Arc;
 
-/// What is in a clone. Of frames that the guest does not have it says the worst: that they are absent.
+/// What is in a clone. Of frames that the guest does not have it says the worst: that they are
+/// absent.
 struct Present(Vec<bool>);
 
 impl Presence for Present {
@@ -22,7 +23,7 @@ impl Presence for Present {
 pub(crate) enum Step {
     Fault(Fault),
     Background,
-    Feedback(FrameIndex, Outcome),
+    Feedback(FrameIndex, PrefetchOutcome),
     /// A frame comes or goes without the policy.
     Flip(FrameIndex),
 }
@@ -40,18 +41,18 @@ pub(crate) struct Contents {
 /// # Errors
 /// What is wrong with a plan.
 pub(crate) fn run(
-    atlas: &Arc<Atlas>,
+    locality: &Arc<LocalityOrder>,
     policy: &mut dyn PrefetchPolicy,
     steps: &[Step],
     budget: usize,
     is_plan_reused: bool,
 ) -> Result<Vec<Contents>, String> {
-    let mut present = Present(vec![false; atlas.map().len()]);
-    let mut plan = Plan::new(Arc::clone(atlas), budget);
+    let mut present = Present(vec![false; locality.map().len()]);
+    let mut plan = Plan::new(Arc::clone(locality), budget);
     let mut plans = Vec::new();
     for step in steps {
         if !is_plan_reused {
-            plan = Plan::new(Arc::clone(atlas), budget);
+            plan = Plan::new(Arc::clone(locality), budget);
         }
         let asked = match *step {
             Step::Feedback(frame, outcome) => {
@@ -71,9 +72,10 @@ pub(crate) fn run(
                 None
             }
         };
-        // Blind policies see no colors; every other one knows better than to fetch what nobody needs.
+        // Blind policies see no colors; every other one knows better than to fetch what nobody
+        // needs.
         let may_fetch_free = policy.name().starts_with("blind-");
-        check(atlas.map(), &plan, &present, asked, budget, may_fetch_free).map_err(|wrong| {
+        check(locality.map(), &plan, &present, asked, budget, may_fetch_free).map_err(|wrong| {
             let (fetch, zero) = (plan.fetch(), plan.zero());
             format!("{} at {step:?}: {wrong}, in {fetch:?} and {zero:?}", policy.name())
         })?;
@@ -134,8 +136,8 @@ pub(crate) fn step((kind, frame, detail): (u8, u32, u8), frames: u32) -> Step {
             in_flight: detail % 5 == 0,
         }),
         10..12 => Step::Background,
-        12 => Step::Feedback(frame, Outcome::Unused),
-        13 => Step::Feedback(frame, Outcome::Used),
+        12 => Step::Feedback(frame, PrefetchOutcome::Unused),
+        13 => Step::Feedback(frame, PrefetchOutcome::Used),
         _ => Step::Flip(frame),
     }
 }

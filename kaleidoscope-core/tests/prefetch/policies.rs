@@ -2,33 +2,33 @@
 
 use kaleidoscope_core::addr::FrameIndex;
 use kaleidoscope_core::prefetch::{
-    Atlas, Blind, Class, Colored, Demand, Guide, Itinerary, Oracle, Paper, Predict, PrefetchPolicy,
-    Recorded, Settings, Shape, Streamed, Window,
+    Blind, Class, ColorGuide, Colored, Demand, LocalityOrder, Oracle, Paper, Predict,
+    PrefetchPolicy, Recorded, RecordedOrder, Settings, Shape, Streamed, Window,
 };
 use std::sync::Arc;
 
 /// A fresh instance of every policy, blind ones in sizes at the edges too.
-pub(crate) fn policies(atlas: &Arc<Atlas>) -> Vec<Box<dyn PrefetchPolicy>> {
+pub(crate) fn policies(locality: &Arc<LocalityOrder>) -> Vec<Box<dyn PrefetchPolicy>> {
     let mut all: Vec<Box<dyn PrefetchPolicy>> = vec![Box::new(Demand)];
     for size in [0, 1, 8, 64, u32::MAX] {
         all.push(Box::new(Blind::next(size)));
         all.push(Box::new(Blind::aligned(size)));
     }
-    all.push(Box::new(Paper::new(Arc::clone(atlas))));
-    all.push(Box::new(Paper::shaped(Arc::clone(atlas), Shape::Pivot)));
-    let guide = |settings| Arc::new(Guide::new(Arc::clone(atlas), settings));
+    all.push(Box::new(Paper::new(Arc::clone(locality))));
+    all.push(Box::new(Paper::shaped(Arc::clone(locality), Shape::Pivot)));
+    let guide = |settings| Arc::new(ColorGuide::new(Arc::clone(locality), settings));
     let default = guide(Settings::default());
     let region = guide(Settings::default().without_prediction("region"));
     all.push(Box::new(Colored::new(region)));
     all.push(Box::new(Colored::new(Arc::clone(&default))));
     all.push(Box::new(Colored::new(guide(edges()))));
     // An earlier clone that touched every third frame, last things first.
-    let touched = || (0..atlas.frames()).rev().step_by(3).map(FrameIndex);
+    let touched = || (0..locality.frames()).rev().step_by(3).map(FrameIndex);
     let expected = touched().zip([0.9, 0.2, 1.0].into_iter().cycle());
-    let itinerary = Arc::new(Itinerary::new(atlas, expected, 0.5));
+    let recorded_order = Arc::new(RecordedOrder::new(locality, expected, 0.5));
     for (name, predict) in [("recorded", Predict::Lost), ("recorded-elsewhere", Predict::Always)] {
-        let (guide, itinerary) = (Arc::clone(&default), Arc::clone(&itinerary));
-        all.push(Box::new(Recorded::new(name, guide, itinerary, predict)));
+        let (guide, recorded_order) = (Arc::clone(&default), Arc::clone(&recorded_order));
+        all.push(Box::new(Recorded::new(name, guide, recorded_order, predict)));
     }
     let set: Arc<[FrameIndex]> = touched().collect();
     all.push(Box::new(Streamed::new("recorded-frames", Arc::clone(&set), Demand)));

@@ -17,7 +17,9 @@ mod policies;
 
 use kaleidoscope_core::addr::FrameIndex;
 use kaleidoscope_core::color::ColorMap;
-use kaleidoscope_core::prefetch::{Access, Atlas, Fault, Outcome, Planner, PrefetchPolicy};
+use kaleidoscope_core::prefetch::{
+    Access, Fault, LocalityOrder, Planner, PrefetchOutcome, PrefetchPolicy,
+};
 use kaleidoscope_core::replay::{CostModel, Replay, Touch, Trace, replay};
 use kaleidoscope_mock::Rng;
 use maps::{Recipe, map};
@@ -45,7 +47,7 @@ impl Dice {
     }
 
     fn plan(&mut self, planner: &mut Planner<'_>) {
-        let frames = u64::from(planner.atlas().frames());
+        let frames = u64::from(planner.locality().frames());
         for _ in 0..self.rng.below(self.most + 1) {
             let frame = FrameIndex(u32::try_from(self.rng.below(frames)).unwrap());
             match self.rng.below(8) {
@@ -77,8 +79,8 @@ impl PrefetchPolicy for Dice {
         }
     }
 
-    fn feedback(&mut self, frame: FrameIndex, outcome: Outcome) {
-        self.see(u64::from(frame.0) << 1 | u64::from(outcome == Outcome::Used));
+    fn feedback(&mut self, frame: FrameIndex, outcome: PrefetchOutcome) {
+        self.see(u64::from(frame.0) << 1 | u64::from(outcome == PrefetchOutcome::Used));
     }
 }
 
@@ -129,12 +131,12 @@ proptest! {
         map in guests(), raw in prop::collection::vec(any::<(u8, u8, u8)>(), 0..60),
         options in options(), seeds: [u64; 4],
     ) {
-        let (atlas, trace) = (Arc::new(Atlas::new(map.clone())), trace(&map, &raw));
-        let pairs = policies(&atlas).into_iter().zip(policies(&atlas));
+        let (locality, trace) = (Arc::new(LocalityOrder::new(map.clone())), trace(&map, &raw));
+        let pairs = policies(&locality).into_iter().zip(policies(&locality));
         let dice = seeds.map(|seed| -> Box<dyn PrefetchPolicy> { Box::new(Dice::new(seed)) });
         let again = seeds.map(|seed| -> Box<dyn PrefetchPolicy> { Box::new(Dice::new(seed)) });
         for (mut policy, mut same) in pairs.chain(dice.into_iter().zip(again)) {
-            let real = replay(&trace, &atlas, &mut *policy, &options);
+            let real = replay(&trace, &locality, &mut *policy, &options);
             let naive = naive::replay(&trace, &map, &mut *same, &options);
             prop_assert_eq!(real, naive, "{} {:?}", policy.name(), trace);
         }
@@ -157,9 +159,9 @@ fn long_traces_agree_too() {
         });
         let trace = Trace::new(touches, map.layout());
         assert!(trace.touches().len() > 900);
-        let (atlas, options) = (Arc::new(Atlas::new(map.clone())), Replay::new(costs));
-        for (mut policy, mut same) in policies(&atlas).into_iter().zip(policies(&atlas)) {
-            let real = replay(&trace, &atlas, &mut *policy, &options);
+        let (locality, options) = (Arc::new(LocalityOrder::new(map.clone())), Replay::new(costs));
+        for (mut policy, mut same) in policies(&locality).into_iter().zip(policies(&locality)) {
+            let real = replay(&trace, &locality, &mut *policy, &options);
             assert_eq!(
                 real,
                 naive::replay(&trace, &map, &mut *same, &options),

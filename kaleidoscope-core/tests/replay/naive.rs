@@ -2,7 +2,9 @@
 
 use kaleidoscope_core::addr::FrameIndex;
 use kaleidoscope_core::color::{Color, ColorMap};
-use kaleidoscope_core::prefetch::{Answer, Atlas, Fault, Outcome, Plan, PrefetchPolicy, Presence};
+use kaleidoscope_core::prefetch::{
+    Answer, Fault, LocalityOrder, Plan, PrefetchOutcome, PrefetchPolicy, Presence,
+};
 use kaleidoscope_core::replay::{Metrics, Replay, Sample, Touch, Trace};
 use std::sync::Arc;
 
@@ -88,7 +90,7 @@ pub(crate) fn replay(
     policy: &mut dyn PrefetchPolicy,
     options: &Replay,
 ) -> Metrics {
-    let atlas = Arc::new(Atlas::new(map.clone()));
+    let locality = Arc::new(LocalityOrder::new(map.clone()));
     let mut vcpus: Vec<Vcpu> = Vec::new();
     for (number, touch) in trace.touches().iter().enumerate() {
         let known = vcpus.iter().position(|vcpu| vcpu.number == touch.vcpu);
@@ -103,8 +105,8 @@ pub(crate) fn replay(
         map,
         options,
         policy,
-        plan: Plan::new(Arc::clone(&atlas), options.budget),
-        batch: Plan::new(atlas, options.costs.stream_pages as usize),
+        plan: Plan::new(Arc::clone(&locality), options.budget),
+        batch: Plan::new(locality, options.costs.stream_pages as usize),
         now: 0,
         link_free: 0,
         frames: Frames(vec![Whereabouts::Parent; map.len()]),
@@ -219,7 +221,7 @@ impl World<'_> {
             self.metrics.used += u32::from(was_prefetched);
         }
         if was_prefetched && self.options.feedback {
-            self.policy.feedback(frame, Outcome::Used);
+            self.policy.feedback(frame, PrefetchOutcome::Used);
         }
         let touch = self.records.len();
         self.records.push(Record { began: now, ..Record::default() });

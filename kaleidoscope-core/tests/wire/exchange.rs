@@ -72,7 +72,7 @@ fn frames_that_the_image_lacks_are_told() {
 /// A server that is connected already.
 struct OneLink(std::sync::Mutex<Option<kaleidoscope_core::wire::transport::Link>>);
 
-impl kaleidoscope_core::wire::client::Dial for OneLink {
+impl kaleidoscope_core::wire::client::Connector for OneLink {
     fn replicas(&self) -> usize {
         1
     }

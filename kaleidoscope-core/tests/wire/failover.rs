@@ -51,8 +51,8 @@ fn servers_that_only_welcome_are_given_up() {
         wire.welcome(&Welcome::default())?;
         wire.linger()
     };
-    let patience = Duration::from_millis(50);
-    let options = ClientOptions { patience, deadline: 60 * patience, ..hasty() };
+    let timeout = Duration::from_millis(50);
+    let options = ClientOptions { timeout, deadline: 60 * timeout, ..hasty() };
     let client = client(Scripted::one(mute).and(mute), options);
     client.request(&indices(0..10), Priority::Urgent).unwrap();
     let error = receive(&client, 10, &mut Arrived::new()).unwrap_err();
@@ -72,8 +72,8 @@ fn a_server_that_answers_others_only_is_left() {
             }
         }
     };
-    let patience = Duration::from_millis(50);
-    let options = ClientOptions { patience, deadline: Duration::from_secs(6), ..hasty() };
+    let timeout = Duration::from_millis(50);
+    let options = ClientOptions { timeout, deadline: Duration::from_secs(6), ..hasty() };
     let client = client(Scripted::one(unfair).and_honest(), options);
     client.request(&indices([5]), Priority::Urgent).unwrap();
     let start = Instant::now();
@@ -95,7 +95,8 @@ fn a_server_that_answers_others_only_is_left() {
 
 #[test]
 fn a_connection_cut_anywhere_loses_nothing() {
-    // Each connection is cut after some more bytes than the one before, in the middle of whatever is being sent.
+    // Each connection is cut after some more bytes than the one before, in the middle of whatever
+    // is being sent.
     let cuts = Arc::new(AtomicUsize::new(0));
     let dial = Scripted::one(move |wire| {
         wire.welcome(&Welcome { frames: 300, ..Welcome::default() })?;

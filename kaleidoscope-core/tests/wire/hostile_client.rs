@@ -20,11 +20,11 @@ struct At {
 }
 
 #[expect(clippy::field_reassign_with_default, reason = "the options are non-exhaustive")]
-fn at(options: ServerOptions, patience: Duration) -> At {
+fn at(options: ServerOptions, timeout: Duration) -> At {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("pages");
     let mut listen = ListenOptions::default();
-    listen.patience = patience;
+    listen.send_timeout = timeout;
     let listener = Listener::bind(&ServerAddress::Unix(path.clone()), listen).unwrap();
     let server = Server::start(vec![served(1000)], vec![listener], options).unwrap();
     At { server, path, _folder: folder }

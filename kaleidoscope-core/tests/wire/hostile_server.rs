@@ -1,7 +1,8 @@
-//! A page server that does what a test tells it to. It writes the protocol's bytes by hand, from their description alone.
+//! A page server that does what a test tells it to. It writes the protocol's bytes by hand, from
+//! their description alone.
 
 use crate::image::{DIGEST, page};
-use kaleidoscope_core::wire::client::Dial;
+use kaleidoscope_core::wire::client::Connector;
 use kaleidoscope_core::wire::transport::{Link, Receiver, Sender};
 use std::io::{self, IoSlice};
 use std::sync::Arc;
@@ -39,7 +40,7 @@ impl Scripted {
     }
 }
 
-impl Dial for Scripted {
+impl Connector for Scripted {
     fn replicas(&self) -> usize {
         self.0.len()
     }

@@ -3,7 +3,7 @@
 use kaleidoscope_core::addr::{FRAME_BYTES, FrameIndex, Gpa};
 use kaleidoscope_core::clone::ports::{Delivery, PageSource, SourceError};
 use kaleidoscope_core::memory::{GuestMemory, MemoryError, MemoryLayout, Page, VecMemory};
-use kaleidoscope_core::wire::client::{Client, ClientOptions, Dial};
+use kaleidoscope_core::wire::client::{Client, ClientOptions, Connector};
 use kaleidoscope_core::wire::server::{ServedImage, Server, ServerOptions};
 use kaleidoscope_core::wire::transport::Link;
 use std::collections::BTreeMap;
@@ -16,8 +16,8 @@ pub(crate) const DIGEST: [u8; 32] = [7; 32];
 /// Nothing in these tests takes as long.
 pub(crate) const WATCHDOG: Duration = Duration::from_secs(60);
 
-/// What the image holds of a frame: every fifth page is zeros, every third of the others compresses well, every 11th frame
-/// of an image with holes is not held.
+/// What the image holds of a frame: every fifth page is zeros, every third of the others compresses
+/// well, every 11th frame of an image with holes is not held.
 pub(crate) fn page(frame: u32) -> Page {
     let mut page = [0; FRAME_BYTES];
     if frame.is_multiple_of(5) {
@@ -77,7 +77,7 @@ pub(crate) fn server(frames: u32) -> Server {
 /// Servers inside this process, each over a pair of sockets.
 pub(crate) struct Local(pub Vec<Arc<Server>>);
 
-impl Dial for Local {
+impl Connector for Local {
     fn replicas(&self) -> usize {
         self.0.len()
     }
@@ -93,18 +93,18 @@ impl Dial for Local {
     }
 }
 
-/// Options that lose patience soon enough for a test.
+/// Options that lose timeout soon enough for a test.
 pub(crate) fn hasty() -> ClientOptions {
     ClientOptions {
         handshake: Duration::from_secs(1),
-        patience: Duration::from_millis(500),
+        timeout: Duration::from_millis(500),
         deadline: Duration::from_secs(30),
         backoff: Duration::from_millis(50),
         ..ClientOptions::default()
     }
 }
 
-pub(crate) fn client(dial: impl Dial + 'static, options: ClientOptions) -> Client {
+pub(crate) fn client(dial: impl Connector + 'static, options: ClientOptions) -> Client {
     Client::connect(Arc::new(dial), options).unwrap()
 }
 

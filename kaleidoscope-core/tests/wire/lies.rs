@@ -7,7 +7,8 @@ use kaleidoscope_core::wire::client::{Client, ClientOptions, ClientStatistics};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Asks a first server, which lies as told, and an honest second one for frames 20 to 29: they all come, and are right.
+/// Asks a first server, which lies as told, and an honest second one for frames 20 to 29: they all
+/// come, and are right.
 fn despite(
     lie: impl Fn(&mut Wire, &[u32]) -> Option<()> + Send + Sync + 'static,
 ) -> ClientStatistics {
@@ -174,7 +175,7 @@ fn a_wrong_welcome_is_refused() {
     let wrong = [
         Welcome { magic: *b"HTTP/1.1", ..Welcome::default() },
         Welcome { version: 2, ..Welcome::default() },
-        // It grants what was not asked for.
+        // It reservations what was not asked for.
         Welcome { features: 3, ..Welcome::default() },
         Welcome { frames: 0, ..Welcome::default() },
         Welcome { image: [1; 32], ..Welcome::default() },

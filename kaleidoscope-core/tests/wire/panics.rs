@@ -1,11 +1,12 @@
-//! Code of the embedder that panics on a thread of ours: the service ends with an error, or what it was about does; none goes on without a part of it.
+//! Code of the embedder that panics on a thread of ours: the service ends with an error, or what it
+//! was about does; none goes on without a part of it.
 
 use crate::image::{Arrived, Local, WATCHDOG, check, client, hasty, indices, receive, served};
 use kaleidoscope_core::addr::Gpa;
 use kaleidoscope_core::clone::ServerAddress;
 use kaleidoscope_core::clone::ports::{PageSource, Priority};
 use kaleidoscope_core::memory::{GuestMemory, MemoryError, MemoryLayout, VecMemory};
-use kaleidoscope_core::wire::client::Dial;
+use kaleidoscope_core::wire::client::Connector;
 use kaleidoscope_core::wire::server::{ServedImage, Server, ServerOptions};
 use kaleidoscope_core::wire::transport::{Link, ListenOptions, Listener, OnRefusal};
 use std::io;
@@ -87,7 +88,7 @@ fn a_panic_about_one_client_ends_its_connection() {
 /// Reaches its server once.
 struct Once(Local, AtomicUsize);
 
-impl Dial for Once {
+impl Connector for Once {
     fn replicas(&self) -> usize {
         self.0.replicas()
     }

@@ -1,9 +1,11 @@
 //! What says which frames a clone will write: colors do not, lists of free frames do.
 //!
-//! A clone that shares its parent's memory waits where it writes. What it will write could be copied ahead; a frame is worth that when it is
-//! written more often than not. This prints how many frames colors and temperature find worth it on the guests of
-//! `KALEIDOSCOPE_GUESTS`, each judged by what clones of the others wrote (see `guests`), and how many of the frames that clones take from the
-//! allocator are copied ahead by its lists; and holds us to what is said of both in ARCHITECTURE.md.
+//! A clone that shares its parent's memory waits where it writes. What it will write could be
+//! copied ahead; a frame is worth that when it is written more often than not. This prints how many
+//! frames colors and temperature find worth it on the guests of `KALEIDOSCOPE_GUESTS`, each judged
+//! by what clones of the others wrote (see `guests`), and how many of the frames that clones take
+//! from the allocator are copied ahead by its lists; and holds us to what is said of both in
+//! ARCHITECTURE.md.
 
 use crate::guests::{Guest, guests};
 use kaleidoscope_core::addr::{FrameIndex, Gfn};
@@ -36,7 +38,7 @@ fn writes_in_order(guest: &Guest) -> BTreeMap<&str, Vec<FrameIndex>> {
                 || written.is_some_and(|column| fields[column] == "1");
             if is_written {
                 let gfn = Gfn(u64::from_str_radix(fields[gfn], 16).unwrap());
-                let frame = guest.atlas.layout().index_of(gfn);
+                let frame = guest.locality.layout().index_of(gfn);
                 found.extend(frame.filter(|frame| seen.insert(*frame)));
             }
         }
@@ -52,12 +54,12 @@ fn writes(guest: &Guest) -> BTreeMap<&str, BTreeSet<FrameIndex>> {
 }
 
 fn frames(guest: &Guest) -> impl Iterator<Item = FrameIndex> {
-    (0..guest.atlas.frames()).map(FrameIndex)
+    (0..guest.locality.frames()).map(FrameIndex)
 }
 
 fn signs(guest: &Guest, frame: FrameIndex) -> Signs {
-    let temperature = guest.atlas.map().temperatures().get(frame.as_usize());
-    (guest.atlas.class(frame), temperature.copied().unwrap_or(Temperature::NONE).bits())
+    let temperature = guest.locality.map().temperatures().get(frame.as_usize());
+    (guest.locality.class(frame), temperature.copied().unwrap_or(Temperature::NONE).bits())
 }
 
 #[test]
@@ -72,7 +74,8 @@ fn colors_do_not_say_what_will_be_written() {
     );
     println!("|---|---|---|---|---|---|---|");
     for (judged, guest) in guests.iter().enumerate() {
-        // Frames with each of the signs that clones of the others had and wrote: sums over the clones.
+        // Frames with each of the signs that clones of the others had and wrote: sums over the
+        // clones.
         let (mut had, mut wrote) = (BTreeMap::<Signs, f64>::new(), BTreeMap::<Signs, f64>::new());
         for (n, other) in guests.iter().enumerate().filter(|(n, _)| *n != judged) {
             let clones = written[n].len() as f64;
@@ -92,7 +95,7 @@ fn colors_do_not_say_what_will_be_written() {
             written[judged].values().map(|frames| of(frames) as f64).sum::<f64>() / clones
         };
         let all = mean(&|frames| frames.len());
-        let free = mean(&|frames| frames.iter().filter(|f| guest.atlas.is_free(**f)).count());
+        let free = mean(&|frames| frames.iter().filter(|f| guest.locality.is_free(**f)).count());
         let hit = mean(&|frames| frames.intersection(&worth).count());
         let (accuracy, coverage) = (hit / worth.len().max(1) as f64, hit / all);
         println!(
@@ -157,7 +160,7 @@ fn follow(guest: &Guest, order: &Arc<FreeOrder>, writes: &[FrameIndex], looks: u
     let (mut copied, mut written) = (BTreeSet::new(), BTreeSet::new());
     let mut found = Followed { written: writes.len(), ..Followed::default() };
     for (number, frame) in (1..).zip(writes) {
-        found.free += usize::from(guest.atlas.is_free(*frame));
+        found.free += usize::from(guest.locality.is_free(*frame));
         found.used += usize::from(copied.contains(frame));
         written.insert(*frame);
         if number % looks == 0 {
@@ -176,7 +179,7 @@ fn allocation_lists_say_what_will_be_written() {
     );
     println!("|---|---|---|---|---|---|---|---|---|");
     for guest in guests() {
-        let order = Arc::new(FreeOrder::new(&guest.atlas));
+        let order = Arc::new(FreeOrder::new(&guest.locality));
         let traces = writes_in_order(&guest);
         for looks in [1, 16, 64] {
             let mut sum = Followed::default();

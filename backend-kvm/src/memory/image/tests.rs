@@ -7,13 +7,13 @@ use proptest::prelude::*;
 use std::num::NonZeroUsize;
 
 /// An image of five frames, which hold their number plus one.
-fn image() -> FrozenImage {
+fn image() -> SnapshotMemory {
     let layout = MemoryLayout::new(&[(Gpa(0), 0x2000), (Gpa(0x10000), 0x3000)]).unwrap();
     let file = MemoryFile::new(5 * FRAME_BYTES).unwrap();
     (0u8..5).for_each(|n| {
         file.write(usize::from(n) * FRAME_BYTES, &[n + 1; FRAME_BYTES]).unwrap();
     });
-    FrozenImage::new(layout, Arc::new(file)).unwrap()
+    SnapshotMemory::new(layout, Arc::new(file)).unwrap()
 }
 
 fn numbers(bytes: &[u8]) -> Vec<u8> {
@@ -21,7 +21,7 @@ fn numbers(bytes: &[u8]) -> Vec<u8> {
 }
 
 /// All bytes of an image, wherever they are.
-fn copied(image: &FrozenImage) -> Vec<u8> {
+fn copied(image: &SnapshotMemory) -> Vec<u8> {
     let mut all = vec![0; bytes(&image.layout)];
     for (region, start) in image.layout.regions().iter().map(|r| (r, r.first_index.0)) {
         let at = bytes_of(&(start..start + region.frames));
@@ -87,7 +87,7 @@ fn layers_show_the_newest_bytes() {
 }
 
 /// What the host's key says of all frames of an image.
-fn fingerprints(image: &FrozenImage) -> Fingerprints {
+fn fingerprints(image: &SnapshotMemory) -> Fingerprints {
     let domain = Domain::new([5; 32]);
     let frames: Vec<_> = (0..image.layout.frames()).map(FrameIndex).collect();
     let found = contents(image, &frames, &domain, NonZeroUsize::MIN).unwrap();
@@ -174,13 +174,14 @@ fn only_sealed_files_are_referred_to() {
     let sealed = MemoryFile::new(FRAME_BYTES).unwrap();
     sealed.seal().unwrap();
     let open = MemoryFile::new(FRAME_BYTES).unwrap();
-    for stands in [Stands::Sealed, Stands::Pinned] {
+    for stands in [Immutability::Sealed, Immutability::Pinned] {
         let over = [Overlay { range: 0..FRAME_BYTES, file: open.as_fd(), offset: 0, stands }];
         assert!(Sealed::of_files(sealed.as_fd(), FRAME_BYTES, &over).is_err(), "{stands:?}");
     }
-    // A file becomes an image by being sealed: a descriptor from before cannot write any more, whoever has it.
+    // A file becomes an image by being sealed: a descriptor from before cannot write any more,
+    // whoever has it.
     let before = open.as_fd().try_clone_to_owned().unwrap();
-    let image = FrozenImage::new(layout, Arc::new(open)).unwrap();
+    let image = SnapshotMemory::new(layout, Arc::new(open)).unwrap();
     let before = std::fs::File::from(before);
     assert!(std::os::unix::fs::FileExt::write_all_at(&before, &[1], 0).is_err());
     assert!(before.set_len(0).is_err());
@@ -244,7 +245,7 @@ proptest! {
     ) {
         let layout = MemoryLayout::contiguous(16 * FRAME_BYTES as u64).unwrap();
         let store = ContentStore::new(room).unwrap();
-        let mut images: Vec<(FrozenImage, Vec<u8>)> = Vec::new();
+        let mut images: Vec<(SnapshotMemory, Vec<u8>)> = Vec::new();
         for (what, pages) in steps {
             let file = MemoryFile::new(16 * FRAME_BYTES).unwrap();
             for (n, byte) in pages.iter().enumerate() {
@@ -264,7 +265,7 @@ proptest! {
                 }
                 (_, last) => {
                     images.extend(last);
-                    let plain = FrozenImage::new(layout.clone(), Arc::new(file)).unwrap();
+                    let plain = SnapshotMemory::new(layout.clone(), Arc::new(file)).unwrap();
                     let (image, shared) = plain.sharing(&store, &fingerprints(&plain)).unwrap();
                     prop_assert_eq!(shared.shared + shared.own + shared.zero, 16);
                     images.push((image, pages));

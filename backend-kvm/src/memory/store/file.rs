@@ -1,7 +1,8 @@
 //! The file of a content store, byte by byte.
 //!
-//! It outlives its process, which may be killed at any moment. So of a place that gets another page the fingerprint is cleared first and
-//! written last: at no moment does a fingerprint name other bytes than those that it was computed for.
+//! It outlives its process, which may be killed at any moment. So of a place that gets another page
+//! the fingerprint is cleared first and written last: at no moment does a fingerprint name other
+//! bytes than those that it was computed for.
 
 use crate::error::{Asked, KvmError};
 use crate::memory::{MemoryFile, UnfitFile, runs};
@@ -20,7 +21,8 @@ const MAGIC: [u8; 8] = *b"KSTORE\r\n";
 /// A reader refuses any other.
 const VERSION: u32 = 1;
 
-/// A place without a page that is known. A page whose fingerprint is this one is lost with its process.
+/// A place without a page that is known. A page whose fingerprint is this one is lost with its
+/// process.
 const NONE: Fingerprint = Fingerprint([0; FINGERPRINT_BYTES]);
 
 /// Fingerprints that are read at once: a page of the table.
@@ -163,8 +165,8 @@ impl StoreFile {
         self.data(places(self.pages)..all_bytes(self.pages))
     }
 
-    /// Pages of a part of the file that have memory, counted from its start. Finds them without looking at the others: a file
-    /// may be of any size.
+    /// Pages of a part of the file that have memory, counted from its start. Finds them without
+    /// looking at the others: a file may be of any size.
     fn data(&self, part: Range<usize>) -> Result<Vec<Range<u32>>, KvmError> {
         let mut found = Vec::new();
         let (start, end) = (part.start as u64, part.end as u64);
@@ -215,8 +217,9 @@ fn header(file: &MemoryFile) -> Result<u32, KvmError> {
     Ok(pages)
 }
 
-/// Keeps other processes from opening the file while this one lives. The lock is the process's, not the descriptor's: whoever
-/// keeps the file for later has a copy of the descriptor, and is not to keep the lock.
+/// Keeps other processes from opening the file while this one lives. The lock is the process's, not
+/// the descriptor's: whoever keeps the file for later has a copy of the descriptor, and is not to
+/// keep the lock.
 fn claim(fd: BorrowedFd<'_>) -> Result<(), KvmError> {
     match fcntl_lock(fd, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(()),

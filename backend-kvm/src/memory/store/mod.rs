@@ -21,22 +21,25 @@ use std::collections::hash_map::Entry;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-/// Pages of all parents' clones on this host, each once, in one file of memory of a bounded size. What images of frozen machines show of
-/// it is pinned; the rest goes when there is no room, and saves fetching until then.
+/// Pages of all parents' clones on this host, each once, in one file of memory of a bounded size.
+/// What images of snapshot machines show of it is pinned; the rest goes when there is no room, and
+/// saves fetching until then.
 ///
-/// The file also says which page is where, so that a store can outlive its process, whatever ends that: whoever lives longer keeps the
-/// [file](Self::file) (systemd's store of file descriptors, a supervisor), and the next process [opens it again](Self::reopen).
+/// The file also says which page is where, so that a store can outlive its process, whatever ends
+/// that: whoever lives longer keeps the [file](Self::file) (systemd's store of file descriptors, a
+/// supervisor), and the next process [opens it again](Self::reopen).
 #[derive(Debug)]
 pub struct ContentStore {
     file: StoreFile,
     index: Mutex<Index>,
-    /// Pins that were taken by name, through [`PageStore`]: nobody lets go of more of them, and so of a page that an image or a stage shows. Locked before
-    /// the index.
+    /// Pins that were taken by name, through [`PageStore`]: nobody lets go of more of them, and so
+    /// of a page that an image or a stage shows. Locked before the index.
     named: Mutex<HashMap<Fingerprint, u64>>,
 }
 
 impl ContentStore {
-    /// An empty store for so many pages. Takes memory as it is filled, beside the pages 16 bytes for each.
+    /// An empty store for so many pages. Takes memory as it is filled, beside the pages 16 bytes
+    /// for each.
     ///
     /// # Errors
     /// [`KvmError::Refused`] when the system has no memory to give.
@@ -45,18 +48,22 @@ impl ContentStore {
         Ok(Self::with(file, Index::new(pages)))
     }
 
-    /// The store that a former process left in a file, with the pages that are of one of these domains.
+    /// The store that a former process left in a file, with the pages that are of one of these
+    /// domains.
     ///
-    /// A page is there again if its bytes have the fingerprint that the file says, by one of the domains' keys; nothing else in the file is
-    /// trusted. Machines may have outlived that process, and map any page: so no place that was in use, whoever's page is there, is
-    /// written to or given to another page until [`release_former`](Self::release_former). What is of none of the domains is not there for
-    /// anybody, and stays in the file for a process that has its domain.
+    /// A page is there again if its bytes have the fingerprint that the file says, by one of the
+    /// domains' keys; nothing else in the file is trusted. Machines may have outlived that
+    /// process, and map any page: so no place that was in use, whoever's page is there, is
+    /// written to or given to another page until [`release_former`](Self::release_former). What is
+    /// of none of the domains is not there for anybody, and stays in the file for a process
+    /// that has its domain.
     ///
-    /// Reads every page that is there, and hashes it once for each domain until one fits. Takes memory in proportion to the pages
-    /// that the file holds, whatever its size says.
+    /// Reads every page that is there, and hashes it once for each domain until one fits. Takes
+    /// memory in proportion to the pages that the file holds, whatever its size says.
     ///
     /// # Errors
-    /// [`KvmError::StoreFile`] when this is not the file of a store, or a process that lives uses it; [`KvmError::Refused`] when it cannot be read.
+    /// [`KvmError::StoreFile`] when this is not the file of a store, or a process that lives uses
+    /// it; [`KvmError::Refused`] when it cannot be read.
     pub fn reopen(file: OwnedFd, domains: &[Domain]) -> Result<Arc<Self>, KvmError> {
         let file = StoreFile::open(file)?;
         let index = reopen::index(&file, domains)?;
@@ -69,18 +76,22 @@ impl ContentStore {
 
     /// The file, for whoever shall keep it when this process has ended.
     ///
-    /// Who has it can read and write the pages of all tenants, those that clones show included; so no [image](super::FrozenImage::bytes) refers to them. One store at a time may be open on it: another process is refused while this
-    /// one lives, but this one is not, nor is anybody once this process closed a descriptor of the file.
+    /// Who has it can read and write the pages of all tenants, those that clones show included; so
+    /// no [image](super::SnapshotMemory::bytes) refers to them. One store at a time may be open on
+    /// it: another process is refused while this one lives, but this one is not, nor is anybody
+    /// once this process closed a descriptor of the file.
     #[must_use]
     pub fn file(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
     }
 
-    /// The machines that were there before the store was opened again are gone: from here on what they may have shown gives way to other
-    /// pages. Does nothing for a store that was not opened again.
+    /// The machines that were there before the store was opened again are gone: from here on what
+    /// they may have shown gives way to other pages. Does nothing for a store that was not
+    /// opened again.
     ///
-    /// The caller vouches for it. A machine that is left would see other pages than its own, and so would a [`FrozenImage`](super::FrozenImage)
-    /// of this process that shows pages of the store by which it was [made](super::FrozenImage::sharing) before.
+    /// The caller vouches for it. A machine that is left would see other pages than its own, and so
+    /// would a [`SnapshotMemory`](super::SnapshotMemory) of this process that shows pages of
+    /// the store by which it was [made](super::SnapshotMemory::sharing) before.
     pub fn release_former(&self) {
         self.index.lock().release_former();
     }
@@ -93,8 +104,8 @@ impl ContentStore {
         self.file.taken()
     }
 
-    /// Puts a page in, unless it is here, and pins it; says where it is. `None` when there is no room, or a page is here that has this
-    /// fingerprint and other bytes.
+    /// Puts a page in, unless it is here, and pins it; says where it is. `None` when there is no
+    /// room, or a page is here that has this fingerprint and other bytes.
     fn put_pinned(&self, key: Fingerprint, page: &Page) -> Result<Option<u32>, KvmError> {
         let mut index = self.index.lock();
         if let Some(slot) = index.pin(key) {
@@ -160,7 +171,8 @@ impl PageStore for ContentStore {
         Some(slot)
     }
 
-    /// Lets go of a page that was [pinned](PageStore::pin) here. What images and stages show stays pinned, however often this is called.
+    /// Lets go of a page that was [pinned](PageStore::pin) here. What images and stages show stays
+    /// pinned, however often this is called.
     fn unpin(&self, key: Fingerprint) {
         let mut named = self.named.lock();
         let Entry::Occupied(mut entry) = named.entry(key) else { return };

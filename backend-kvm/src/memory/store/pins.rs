@@ -3,7 +3,7 @@
 use super::ContentStore;
 use crate::error::KvmError;
 use crate::memory::file::{bytes_of, frames_of};
-use crate::sys::{Overlay, Stands};
+use crate::sys::{Immutability, Overlay};
 use kaleidoscope_core::addr::FRAME_BYTES;
 use kaleidoscope_core::fingerprint::{Domain, Fingerprint};
 use kaleidoscope_core::memory::Page;
@@ -11,8 +11,8 @@ use std::ops::Range;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
-/// Runs of the store's pages that one clone's memory shows at most, each of which is a mapping: a process may have 65,530 (vm.max_map_count),
-/// for all its clones.
+/// Runs of the store's pages that one clone's memory shows at most, each of which is a mapping: a
+/// process may have 65,530 (vm.max_map_count), for all its clones.
 pub(crate) const RUNS: usize = 128;
 
 /// Frames whose pages follow each other in the store.
@@ -23,7 +23,8 @@ struct Run {
     keys: Vec<Fingerprint>,
 }
 
-/// Pages of the store that an image or a stage shows, which stay where they are as long as this lives.
+/// Pages of the store that an image or a stage shows, which stay where they are as long as this
+/// lives.
 #[derive(Debug)]
 pub(crate) struct Pins {
     store: Arc<ContentStore>,
@@ -32,8 +33,8 @@ pub(crate) struct Pins {
 }
 
 impl Pins {
-    /// Puts pages of an image into the store, in the order of their frames, and pins those that are shown in the [`RUNS`] longest runs.
-    /// `read` copies the bytes of a frame.
+    /// Puts pages of an image into the store, in the order of their frames, and pins those that are
+    /// shown in the [`RUNS`] longest runs. `read` copies the bytes of a frame.
     pub(crate) fn put(
         store: &Arc<ContentStore>,
         pages: impl Iterator<Item = (u32, Fingerprint)>,
@@ -52,10 +53,12 @@ impl Pins {
         Ok(pins)
     }
 
-    /// Pins pages that are in the store now, in the order of their frames, and of them those that are shown in the [`RUNS`] longest runs.
+    /// Pins pages that are in the store now, in the order of their frames, and of them those that
+    /// are shown in the [`RUNS`] longest runs.
     ///
-    /// There are no bytes here to compare them with: a page is the frame's because it has the frame's fingerprint, which is 128 bits of a hash
-    /// under the tenant's key, so that nobody without the key can look for two pages with one. With the domain at hand the bytes are
+    /// There are no bytes here to compare them with: a page is the frame's because it has the
+    /// frame's fingerprint, which is 128 bits of a hash under the tenant's key, so that nobody
+    /// without the key can look for two pages with one. With the domain at hand the bytes are
     /// hashed once more, and a page that has others than its fingerprint says is left out.
     pub(crate) fn found(
         store: &Arc<ContentStore>,
@@ -131,7 +134,8 @@ impl Pins {
         self.runs.get(at).filter(|run| run.frames.contains(&frame))
     }
 
-    /// Copies bytes out of frames that follow each other in one of the runs, from an offset in frame-index order on.
+    /// Copies bytes out of frames that follow each other in one of the runs, from an offset in
+    /// frame-index order on.
     pub(crate) fn read(&self, offset: usize, buf: &mut [u8]) -> Result<(), KvmError> {
         let frame = frames_of(&(offset..offset)).start;
         let run = self.run(frame);
@@ -148,7 +152,7 @@ impl Pins {
             offset: self.store.file.offset(slot),
             range: bytes_of(frames),
             file: self.store.file.as_fd(),
-            stands: Stands::Pinned,
+            stands: Immutability::Pinned,
         }
     }
 }

@@ -7,7 +7,8 @@ use kaleidoscope_core::addr::FRAME_BYTES;
 use kaleidoscope_core::fingerprint::Domain;
 use kaleidoscope_core::store::Index;
 
-/// The index of what is in the file: pages of these domains are taken over, every other place that was in use is reserved.
+/// The index of what is in the file: pages of these domains are taken over, every other place that
+/// was in use is reserved.
 pub(super) fn index(file: &StoreFile, domains: &[Domain]) -> Result<Index, KvmError> {
     let mut index = Index::new(file.pages());
     // The one that fitted last is tried first: pages of one tenant come together.

@@ -47,7 +47,8 @@ fn file(store: &ContentStore) -> OwnedFd {
     store.file().try_clone_to_owned().unwrap()
 }
 
-/// Puts pages that were never there until others of this life give way, or there is no room. Says how many found a place.
+/// Puts pages that were never there until others of this life give way, or there is no room. Says
+/// how many found a place.
 fn fill(store: &ContentStore, domain: &Domain) -> u64 {
     let room = u64::from(store.statistics().bound);
     (1 << 40..(1 << 40) + room + 1).filter(|n| put(store, domain, *n)).count() as u64
@@ -202,8 +203,8 @@ fn what_is_no_store_is_refused() {
     assert_eq!(refused(std::io::pipe().unwrap().0.into()), UnfitFile::NotMemory.into());
     assert_eq!(refused(memory(len, SealFlags::empty(), &good)), UnfitFile::Seals.into());
     assert_eq!(refused(memory(len, SealFlags::SHRINK, &good)), UnfitFile::Seals.into());
-    let frozen = memory(len, sealed | SealFlags::FUTURE_WRITE, &good);
-    assert_eq!(refused(frozen), UnfitFile::Seals.into());
+    let snapshot = memory(len, sealed | SealFlags::FUTURE_WRITE, &good);
+    assert_eq!(refused(snapshot), UnfitFile::Seals.into());
     let whole = memory(len, sealed, &good);
     let again =
         |flags| open(format!("/proc/self/fd/{}", whole.as_raw_fd()), flags, Mode::empty()).unwrap();
@@ -240,13 +241,15 @@ fn the_largest_store_takes_what_is_in_it() {
     assert!(store.taken().unwrap() < 100 * FRAME_BYTES as u64);
 }
 
-/// What says to the test below that it is the process that is to be killed, and how many pages its store has.
+/// What says to the test below that it is the process that is to be killed, and how many pages its
+/// store has.
 const ROLE: &str = "KALEIDOSCOPE_STORE_TO_BE_KILLED";
 
 /// Pages that the killed process has pinned, the first that it put.
 const PINNED: u64 = 8;
 
-/// Does nothing but in the process that [`a_killed_process_leaves_a_store`] starts: there it puts pages until it is killed.
+/// Does nothing but in the process that [`a_killed_process_leaves_a_store`] starts: there it puts
+/// pages until it is killed.
 #[test]
 fn puts_until_it_is_killed() {
     let Some(room) = std::env::var_os(ROLE) else { return };
@@ -353,7 +356,8 @@ fn a_fingerprint_never_names_other_bytes() {
         });
         let mut found = [0; FRAME_BYTES];
         while !writer.is_finished() {
-            // What a process that opens the file at this moment would find: no fingerprint comes twice.
+            // What a process that opens the file at this moment would find: no fingerprint comes
+            // twice.
             let before = key();
             file.read(0, &mut found).unwrap();
             if before.is_some() && before == key() {

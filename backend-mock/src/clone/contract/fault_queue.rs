@@ -1,8 +1,8 @@
 //! What every fault queue promises.
 
-use super::{Broken, Check, Closing, Make, Subject, ensure, next_event, soon};
+use super::{Broken, Check, Closing, ContractTarget, Make, ensure, next_event, soon};
 use kaleidoscope_core::addr::FrameIndex;
-use kaleidoscope_core::clone::ports::{Event, Placed};
+use kaleidoscope_core::clone::ports::{Event, Installed};
 use kaleidoscope_core::memory::ZERO_PAGE;
 use kaleidoscope_core::prefetch::Access;
 use std::sync::Mutex;
@@ -12,11 +12,12 @@ use std::time::Duration;
 /// Frames of each subject.
 const FRAMES: u32 = 256;
 
-/// Checks every promise of [`FaultQueue`](kaleidoscope_core::clone::ports::FaultQueue) on fresh subjects.
+/// Checks every promise of [`FaultQueue`](kaleidoscope_core::clone::ports::FaultQueue) on fresh
+/// subjects.
 ///
 /// # Errors
 /// [`Broken`] names the first promise that is not kept.
-pub fn fault_queue<S: Subject>(make: &Make<'_, S>) -> Result<(), Broken> {
+pub fn fault_queue<S: ContractTarget>(make: &Make<'_, S>) -> Result<(), Broken> {
     let suite: [Check<S>; 4] = [
         an_empty_queue_is_empty,
         faults_are_reported,
@@ -31,7 +32,7 @@ pub fn fault_queue<S: Subject>(make: &Make<'_, S>) -> Result<(), Broken> {
     Ok(())
 }
 
-fn an_empty_queue_is_empty<S: Subject>(subject: &S) -> Result<(), Broken> {
+fn an_empty_queue_is_empty<S: ContractTarget>(subject: &S) -> Result<(), Broken> {
     const PROMISE: &str = "nothing is read from an empty queue, and waiting ends";
     for wait in [Duration::ZERO, Duration::from_millis(5)] {
         let event = subject.queue().read().map_err(|error| Broken::new(PROMISE, error))?;
@@ -41,7 +42,7 @@ fn an_empty_queue_is_empty<S: Subject>(subject: &S) -> Result<(), Broken> {
     Ok(())
 }
 
-fn faults_are_reported<S: Subject>(subject: &S) -> Result<(), Broken> {
+fn faults_are_reported<S: ContractTarget>(subject: &S) -> Result<(), Broken> {
     const PROMISE: &str = "a fault is reported with its frame, and how it was touched";
     std::thread::scope(|scope| {
         let _closing = Closing(subject);
@@ -59,8 +60,8 @@ fn faults_are_reported<S: Subject>(subject: &S) -> Result<(), Broken> {
             };
             ensure!(is_right, PROMISE, "{event:?} for frame {frame}, {access:?}");
             ensure!(!vcpu.is_finished(), "a vCPU waits for its frame", "frame {frame}");
-            let placed = subject.placer().place(frame, &ZERO_PAGE);
-            ensure!(matches!(placed, Ok(Placed::Placed)), PROMISE, "{placed:?}");
+            let placed = subject.installer().install(frame, &ZERO_PAGE);
+            ensure!(matches!(placed, Ok(Installed::Installed)), PROMISE, "{placed:?}");
             let ended = vcpu.join().map_err(|_| Broken::new(PROMISE, "the vCPU panicked"))?;
             ended.map_err(|error| Broken::new(PROMISE, error))?;
         }
@@ -68,7 +69,7 @@ fn faults_are_reported<S: Subject>(subject: &S) -> Result<(), Broken> {
     })
 }
 
-fn many_threads_share_a_queue<S: Subject>(subject: &S) -> Result<(), Broken> {
+fn many_threads_share_a_queue<S: ContractTarget>(subject: &S) -> Result<(), Broken> {
     const PROMISE: &str = "of many readers one gets each event, and none is lost";
     const VCPUS: u32 = 4;
     let (is_over, placed_twice) = (AtomicBool::new(false), AtomicUsize::new(0));
@@ -86,10 +87,10 @@ fn many_threads_share_a_queue<S: Subject>(subject: &S) -> Result<(), Broken> {
                     let waited = subject.queue().wait(Duration::from_millis(20));
                     match waited.and_then(|()| subject.queue().read()) {
                         Ok(Some(Event::Fault { frame, .. })) => {
-                            match subject.placer().zero(frame) {
-                                Ok(Placed::Placed) => {}
+                            match subject.installer().zero(frame) {
+                                Ok(Installed::Installed) => {}
                                 // No vCPU shares a frame with another one.
-                                Ok(Placed::AlreadyThere | Placed::Again) => {
+                                Ok(Installed::AlreadyPresent | Installed::TryAgain) => {
                                     placed_twice.fetch_add(1, Ordering::AcqRel);
                                 }
                                 Err(error) => fail(error.to_string()),
@@ -131,7 +132,7 @@ fn many_threads_share_a_queue<S: Subject>(subject: &S) -> Result<(), Broken> {
     Ok(())
 }
 
-fn closing_ends_all<S: Subject>(subject: &S) -> Result<(), Broken> {
+fn closing_ends_all<S: ContractTarget>(subject: &S) -> Result<(), Broken> {
     const PROMISE: &str = "when the clone ends, every reader is told, and every vCPU ends";
     std::thread::scope(|scope| {
         let _closing = Closing(subject);

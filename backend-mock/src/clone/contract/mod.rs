@@ -2,28 +2,28 @@
 //!
 //! ```
 //! use kaleidoscope_mock::clone::{MockMemory, contract};
-//! contract::placer(&|frames| Ok(MockMemory::new(frames)?))?;
+//! contract::installer(&|frames| Ok(MockMemory::new(frames)?))?;
 //! contract::fault_queue(&|frames| Ok(MockMemory::new(frames)?))?;
 //! # Ok::<(), contract::Broken>(())
 //! ```
 
 mod fault_queue;
-mod placer;
+mod installer;
 mod source;
 
 pub use fault_queue::fault_queue;
-pub use placer::placer;
+pub use installer::installer;
 pub use source::{MakeSource, source};
 
 use super::MockMemory;
 use kaleidoscope_core::addr::FrameIndex;
-use kaleidoscope_core::clone::ports::{Event, FaultQueue, Placer};
+use kaleidoscope_core::clone::ports::{Event, FaultQueue, PageInstaller};
 use std::error::Error;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
 /// How long a suite waits for what must happen at once, before it says that it does not.
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A promise that an implementation does not keep.
 #[derive(Debug, thiserror::Error)]
@@ -49,9 +49,9 @@ impl Broken {
 pub type Make<'m, S> = dyn Fn(u32) -> Result<S, Box<dyn Error + Send + Sync>> + 'm;
 
 /// A clone's memory as a suite uses it: the ports from outside, a vCPU from inside.
-pub trait Subject: Send + Sync {
+pub trait ContractTarget: Send + Sync {
     /// How pages enter the memory.
-    fn placer(&self) -> &dyn Placer;
+    fn installer(&self) -> &dyn PageInstaller;
 
     /// What the memory reports.
     fn queue(&self) -> &dyn FaultQueue;
@@ -88,8 +88,8 @@ pub trait Subject: Send + Sync {
     fn close(&self);
 }
 
-impl Subject for MockMemory {
-    fn placer(&self) -> &dyn Placer {
+impl ContractTarget for MockMemory {
+    fn installer(&self) -> &dyn PageInstaller {
         self
     }
 
@@ -140,7 +140,7 @@ use ensure;
 
 /// Whether something becomes true in good time.
 fn soon(mut is_true: impl FnMut() -> bool) -> bool {
-    let end = Instant::now() + PATIENCE;
+    let end = Instant::now() + TIMEOUT;
     while !is_true() {
         if Instant::now() > end {
             return false;
@@ -152,7 +152,7 @@ fn soon(mut is_true: impl FnMut() -> bool) -> bool {
 
 /// The next event, if one comes in good time.
 fn next_event(queue: &dyn FaultQueue, promise: &'static str) -> Result<Event, Broken> {
-    let end = Instant::now() + PATIENCE;
+    let end = Instant::now() + TIMEOUT;
     while Instant::now() < end {
         queue.wait(Duration::from_millis(50)).map_err(|error| Broken::new(promise, error))?;
         if let Some(event) = queue.read().map_err(|error| Broken::new(promise, error))? {
@@ -163,9 +163,9 @@ fn next_event(queue: &dyn FaultQueue, promise: &'static str) -> Result<Event, Br
 }
 
 /// Ends a clone when it goes out of scope, so that no thread of a suite that failed waits for ever.
-struct Closing<'s, S: Subject>(&'s S);
+struct Closing<'s, S: ContractTarget>(&'s S);
 
-impl<S: Subject> Drop for Closing<'_, S> {
+impl<S: ContractTarget> Drop for Closing<'_, S> {
     fn drop(&mut self) {
         self.0.close();
     }

@@ -1,8 +1,8 @@
 //! What every page source promises.
 
 use super::super::pattern::Pattern;
-use super::super::{Frozen, MockParent};
-use super::{Broken, PATIENCE, ensure};
+use super::super::{MockParent, Snapshot};
+use super::{Broken, TIMEOUT, ensure};
 use kaleidoscope_core::addr::FrameIndex;
 use kaleidoscope_core::clone::ports::{Delivery, PageSource, Priority};
 use kaleidoscope_core::memory::{GuestMemory, MemoryLayout, ZERO_PAGE};
@@ -18,11 +18,12 @@ const PATTERN: Pattern = Pattern::new(0x50_fa57).with(20, 20);
 
 type Check = fn(&dyn PageSource) -> Result<(), Broken>;
 
-/// Makes a source over a frozen image.
+/// Makes a source over a snapshot image.
 pub type MakeSource<'m> =
     dyn Fn(Arc<dyn GuestMemory>) -> Result<Arc<dyn PageSource>, Box<dyn Error + Send + Sync>> + 'm;
 
-/// Checks every promise of [`PageSource`] on fresh sources over an image whose parent goes on writing.
+/// Checks every promise of [`PageSource`] on fresh sources over an image whose parent goes on
+/// writing.
 ///
 /// # Errors
 /// [`Broken`] names the first promise that is not kept.
@@ -30,7 +31,7 @@ pub fn source(make: &MakeSource<'_>) -> Result<(), Broken> {
     const MADE: &str = "a source can be made";
     let layout = MemoryLayout::contiguous(u64::from(FRAMES) << 12);
     let parent = MockParent::new(layout.map_err(|e| Broken::new(MADE, e))?, PATTERN);
-    let frozen: Frozen = parent.freeze();
+    let snapshot: Snapshot = parent.freeze();
     let _writers = parent.keep_writing(1, 1).map_err(|e| Broken::new(MADE, e))?;
     let suite: [Check; 6] = [
         silence_ends,
@@ -41,7 +42,7 @@ pub fn source(make: &MakeSource<'_>) -> Result<(), Broken> {
         nothing_is_asked_for,
     ];
     for check in suite {
-        let source = make(Arc::new(frozen.clone())).map_err(|e| Broken::new(MADE, e))?;
+        let source = make(Arc::new(snapshot.clone())).map_err(|e| Broken::new(MADE, e))?;
         check(&*source)?;
     }
     Ok(())
@@ -90,7 +91,7 @@ impl Arrived {
         frames: &[FrameIndex],
         promise: &'static str,
     ) -> Result<(), Broken> {
-        let end = Instant::now() + PATIENCE;
+        let end = Instant::now() + TIMEOUT;
         let missing = |a: &Self| frames.iter().find(|f| !a.times.contains_key(f)).copied();
         while let Some(frame) = missing(self) {
             ensure!(Instant::now() < end, promise, "frame {frame} does not come");

@@ -1,7 +1,8 @@
 //! The structures of each kernel version, by name and member.
 //!
-//! Facts come from the kernels' own BTF. Where a member lies is the seed's choice unless the kernel's algorithms (or
-//! every kernel so far) fix it, so that nothing can be found by a remembered offset.
+//! Facts come from the kernels' own BTF. Where a member lies is the seed's choice unless the
+//! kernel's algorithms (or every kernel so far) fix it, so that nothing can be found by a
+//! remembered offset.
 
 mod files;
 mod memory;
@@ -17,7 +18,8 @@ use super::types::{
 };
 use crate::{MockError, Rng};
 
-/// Every type of a kernel of this style. `move_page` lets the seed choose places in `struct page` too.
+/// Every type of a kernel of this style. `move_page` lets the seed choose places in `struct page`
+/// too.
 pub(super) fn types(
     style: KernelStyle,
     rng: &mut Rng,

@@ -68,7 +68,7 @@ impl Schema<'_> {
     /// The slab allocator's counters, with bit fields.
     fn slab_counters(&self) -> Result<Member, MockError> {
         let bits = |name: &str, width| Member { bits: Some(width), ..member(name, U32) };
-        let fields = vec![bits("inuse", 16), bits("objects", 15), bits("frozen", 1)];
+        let fields = vec![bits("inuse", 16), bits("objects", 15), bits("snapshot", 1)];
         let fields = self.types.anonymous(false, fields)?;
         self.types.anonymous(true, vec![member("counters", U64), fields])
     }

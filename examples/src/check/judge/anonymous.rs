@@ -1,7 +1,7 @@
 //! Is every anonymous frame that a process maps anonymous, and does its region name the process?
 //!
-//! A wrong kind counts among the wrong frames of its class already. A frame in the region of no process has lost its
-//! owner, which is judged. Names and order are reported for information.
+//! A wrong kind counts among the wrong frames of its class already. A frame in the region of no
+//! process has lost its owner, which is judged. Names and order are reported for information.
 use std::collections::BTreeMap;
 
 use serde::Serialize;
@@ -11,8 +11,8 @@ use crate::check::truth::Truth;
 use crate::check::truth::flags::Class;
 use crate::check::truth::processes::{MappedPage, Process};
 
-/// Least share, in percent, of a process's pages that must be by their flags what its pagemap says. A copy of a pagemap
-/// that agrees less is left over from another capture, and is set aside.
+/// Least share, in percent, of a process's pages that must be by their flags what its pagemap says.
+/// A copy of a pagemap that agrees less is left over from another capture, and is set aside.
 const LEAST_AGREEMENT: u64 = 90;
 
 /// The region of a process that no task leads to.

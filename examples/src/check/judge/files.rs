@@ -14,8 +14,8 @@ use crate::check::truth::flags::Class;
 pub(crate) enum Verdict {
     /// File, page index and path agree.
     Exact,
-    /// Inode, file name and page index agree, the rest of the path or the device does not: the guest looked through
-    /// another mount or an overlay.
+    /// Inode, file name and page index agree, the rest of the path or the device does not: the
+    /// guest looked through another mount or an overlay.
     Alias,
     /// File and page index agree, the coloring gives no path: the guest's kernel had forgotten it.
     Nameless,
@@ -83,7 +83,8 @@ pub(crate) struct FileFindings {
     pub(crate) pages: u64,
     /// Pages whose frame was not, or no longer, page cache by its flags. Not judged.
     pub(crate) unstable: u64,
-    /// Pages that the coloring puts into a file the guest listed, and that the guest did not list. Not judged.
+    /// Pages that the coloring puts into a file the guest listed, and that the guest did not list.
+    /// Not judged.
     pub(crate) unlisted: u64,
     /// Pages in the region of their file.
     pub(crate) found: u64,
@@ -106,8 +107,8 @@ struct Claim<'a> {
 
 /// Compares all file pages, keeping `limit` examples of each mistake.
 ///
-/// A frame reached under several names (hard links, a file below and above an overlay) is judged once, by the name that
-/// fits best.
+/// A frame reached under several names (hard links, a file below and above an overlay) is judged
+/// once, by the name that fits best.
 pub(crate) fn judge(truth: &Truth, coloring: &Coloring, limit: usize) -> FileFindings {
     let mut claims = BTreeMap::<u64, Vec<Claim<'_>>>::new();
     for file in &truth.files {

@@ -67,14 +67,17 @@ pub(crate) struct Called {
 pub(crate) struct FrameFindings {
     /// Frames in the coloring, and frames it left out though the guest has them.
     pub(crate) frames: u64,
-    /// Those that are unknown or left out, though the guest's kernel has a descriptor of them. A crash kernel has none of most memory of the
-    /// kernel that panicked.
+    /// Those that are unknown or left out, though the guest's kernel has a descriptor of them. A
+    /// crash kernel has none of most memory of the kernel that panicked.
     pub(crate) unknown: u64,
-    /// Frames of the coloring of which the guest says nothing: no descriptor, or past the end of its memory.
+    /// Frames of the coloring of which the guest says nothing: no descriptor, or past the end of
+    /// its memory.
     pub(crate) outside: u64,
-    /// Those of them that the coloring calls free, which only the guest's own allocator can say of a frame.
+    /// Those of them that the coloring calls free, which only the guest's own allocator can say of
+    /// a frame.
     pub(crate) outside_free: u64,
-    /// Reserved frames that the coloring left out: holes in the guest's memory have descriptors as well. Not judged.
+    /// Reserved frames that the coloring left out: holes in the guest's memory have descriptors as
+    /// well. Not judged.
     pub(crate) reserved_left_out: u64,
     /// Frames that changed while the truth was captured. Not judged.
     pub(crate) unstable: u64,
@@ -94,8 +97,8 @@ pub(crate) struct FrameFindings {
 }
 
 impl FrameFindings {
-    /// Why the coloring is not right, if it is not: a class has more than `tolerance` wrong frames, too many frames are unknown, or none
-    /// was judged.
+    /// Why the coloring is not right, if it is not: a class has more than `tolerance` wrong frames,
+    /// too many frames are unknown, or none was judged.
     pub(crate) fn failures(&self, tolerance: u64) -> Vec<String> {
         let wrong = self.classes.iter().filter(|class| class.wrong > tolerance);
         let mut failures: Vec<_> = wrong
@@ -119,8 +122,8 @@ impl FrameFindings {
     }
 }
 
-/// Compares the kinds of all frames, keeping `limit` examples of each mistake. If there are `suspects`, no other frame is wrong: it counts
-/// as one that changed.
+/// Compares the kinds of all frames, keeping `limit` examples of each mistake. If there are
+/// `suspects`, no other frame is wrong: it counts as one that changed.
 pub(crate) fn judge(
     truth: &Truth,
     coloring: &Coloring,

@@ -1,4 +1,5 @@
-//! The guest's list of every resident page of every file, and the format of `/proc/PID/pagemap` entries.
+//! The guest's list of every resident page of every file, and the format of `/proc/PID/pagemap`
+//! entries.
 use std::path::Path;
 
 use super::read;
@@ -32,7 +33,8 @@ impl Entry {
     const SWAPPED: u64 = 1 << 62;
     const PRESENT: u64 = 1 << 63;
 
-    /// The frame mapped, if there is one. Frame 0 is what the kernel shows to those who may not know.
+    /// The frame mapped, if there is one. Frame 0 is what the kernel shows to those who may not
+    /// know.
     pub(super) fn frame(self) -> Option<u64> {
         let present = self.0 & (Self::PRESENT | Self::SWAPPED) == Self::PRESENT;
         Some(self.0 & Self::FRAME).filter(|&frame| present && frame != 0)

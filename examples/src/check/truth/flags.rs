@@ -1,7 +1,8 @@
 //! `/proc/kpageflags`: one word of flags per frame, and what they make of a frame.
 //!
-//! Flag numbers are Linux's `KPF_*` (`include/uapi/linux/kernel-page-flags.h` and `include/linux/kernel-page-flags.h`),
-//! meanings are those of `Documentation/admin-guide/mm/pagemap.rst` and of `stable_page_flags()` in `fs/proc/page.c`.
+//! Flag numbers are Linux's `KPF_*` (`include/uapi/linux/kernel-page-flags.h` and
+//! `include/linux/kernel-page-flags.h`), meanings are those of
+//! `Documentation/admin-guide/mm/pagemap.rst` and of `stable_page_flags()` in `fs/proc/page.c`.
 use std::fmt;
 
 use serde::Serialize;
@@ -24,8 +25,8 @@ const ZERO_PAGE: u64 = 1 << 24;
 const PGTABLE: u64 = 1 << 26;
 const RESERVED: u64 = 1 << 32;
 
-/// What belongs to a compound page as a whole. Kernels before 6.10 read most flags of a tail from the tail's own
-/// descriptor, where they are never set, so a tail takes these from its head.
+/// What belongs to a compound page as a whole. Kernels before 6.10 read most flags of a tail from
+/// the tail's own descriptor, where they are never set, so a tail takes these from its head.
 const OF_THE_WHOLE: u64 =
     LRU | SLAB | ANON | SWAPCACHE | SWAPBACKED | HUGE | UNEVICTABLE | ZERO_PAGE;
 
@@ -128,7 +129,8 @@ pub(crate) enum Class {
     Hugetlb,
     /// Balloon or unplugged.
     Offline,
-    /// The flags say nothing: kernel allocations without a type, per-CPU free lists, pages between two lists.
+    /// The flags say nothing: kernel allocations without a type, per-CPU free lists, pages between
+    /// two lists.
     Untyped,
     /// No page descriptor: not memory of this guest.
     Absent,
@@ -181,9 +183,10 @@ impl Class {
         })
     }
 
-    /// The first test that holds decides. The order matters: a slab's descriptor keeps other things where a page's
-    /// keeps its mapping, so kernels since 6.11 call some slabs anonymous, too. `KSM` is not consulted: a merged page is
-    /// anonymous in any case, and kernel 6.12 sets the flag on every anonymous page.
+    /// The first test that holds decides. The order matters: a slab's descriptor keeps other things
+    /// where a page's keeps its mapping, so kernels since 6.11 call some slabs anonymous, too.
+    /// `KSM` is not consulted: a merged page is anonymous in any case, and kernel 6.12 sets the
+    /// flag on every anonymous page.
     fn of(flags: Flags) -> Self {
         let rules: [(bool, Self); 10] = [
             (flags.any(NOPAGE), Self::Absent),
@@ -201,7 +204,8 @@ impl Class {
     }
 }
 
-/// What every frame is. A tail of a compound page is read together with its head, the nearest before it.
+/// What every frame is. A tail of a compound page is read together with its head, the nearest
+/// before it.
 pub(crate) fn classify(flags: &[Flags]) -> Vec<Class> {
     let mut head = Flags(0);
     let each = |&own: &Flags| {

@@ -1,6 +1,7 @@
 //! What the guest's own kernel said, captured inside the guest from `/proc`.
 //!
-//! The files may come from a hostile guest: every length and count in them is checked against what is there.
+//! The files may come from a hostile guest: every length and count in them is checked against what
+//! is there.
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 pub(crate) mod files;
 pub(crate) mod flags;
@@ -53,8 +54,9 @@ impl Truth {
         })
     }
 
-    /// The truth that consists of `/proc/kpageflags` alone, read before the image was taken and after it. Of both there are pairs of words:
-    /// flags, and for how many frames they are. Some kernels list frames up to the end of a section of 128 MiB, past the last one at `end`.
+    /// The truth that consists of `/proc/kpageflags` alone, read before the image was taken and
+    /// after it. Of both there are pairs of words: flags, and for how many frames they are.
+    /// Some kernels list frames up to the end of a section of 128 MiB, past the last one at `end`.
     ///
     /// # Errors
     /// If these are no whole pairs, or of more frames.
@@ -80,7 +82,8 @@ impl Truth {
         self.classes.get(usize::try_from(gfn).ok()?).copied()
     }
 
-    /// Whether `gfn` had the same flags before and after the capture. Taken for granted if there is only one copy.
+    /// Whether `gfn` had the same flags before and after the capture. Taken for granted if there is
+    /// only one copy.
     pub(crate) fn is_stable(&self, gfn: u64) -> bool {
         let Some(after) = &self.after else { return true };
         usize::try_from(gfn)

@@ -30,7 +30,8 @@ pub(super) fn read_pairs(path: &Path) -> Result<Vec<(u64, u64)>, Error> {
     pairs_of_bytes(path, &super::read(path)?)
 }
 
-/// The pairs of words of a file's contents, or of what came from elsewhere under a name like a file's.
+/// The pairs of words of a file's contents, or of what came from elsewhere under a name like a
+/// file's.
 pub(super) fn pairs_of_bytes(path: &Path, bytes: &[u8]) -> Result<Vec<(u64, u64)>, Error> {
     let words = of_bytes(path, bytes)?;
     let (pairs, rest) = words.as_chunks::<2>();
@@ -69,7 +70,8 @@ impl<'a> Cursor<'a> {
         Ok(out)
     }
 
-    /// Takes `count` pairs of words. A count that is a lie is found out before anything is allocated.
+    /// Takes `count` pairs of words. A count that is a lie is found out before anything is
+    /// allocated.
     pub(super) fn pairs(&mut self, count: u64, what: &str) -> Result<Vec<(u64, u64)>, Error> {
         let bytes =
             usize::try_from(count).ok().and_then(|count| count.checked_mul(WORD)?.checked_mul(2));

@@ -1,5 +1,6 @@
-//! The guest's end as kdump arranges it: a second kernel waits in reserved memory, and a panic boots
-//! it. The memory of the first kernel stays as it was, with everything that identifies a kernel.
+//! The guest's end as kdump arranges it: a second kernel waits in reserved memory, and a panic
+//! boots it. The memory of the first kernel stays as it was, with everything that identifies a
+//! kernel.
 
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use std::convert::Infallible;
@@ -55,8 +56,8 @@ pub(crate) fn panic(command_line: &str) -> Result<Infallible> {
     Err(Error::Agent("the kernel did not panic".to_owned()))
 }
 
-/// The vCPU that panics runs the crash kernel, and the others halt in the first kernel, whose page tables their registers name: the first
-/// vCPU among them, unless there is only one.
+/// The vCPU that panics runs the crash kernel, and the others halt in the first kernel, whose page
+/// tables their registers name: the first vCPU among them, unless there is only one.
 fn stay_on_the_last_cpu() -> Result<()> {
     let failed = |error| Error::Agent(format!("staying on a CPU: {error}"));
     let cpus = sched_getaffinity(None).map_err(failed)?;

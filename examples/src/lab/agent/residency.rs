@@ -64,8 +64,8 @@ impl Residency {
         for mount in mounts()?.iter().filter(|mount| REAL.contains(&mount.kind.as_str())) {
             let Ok(root) = fs::symlink_metadata(&mount.point) else { continue };
             if devices.insert(root.dev()) {
-                // A file system is walked once, so that a file met again has another name: the kernel may know the
-                // file by either.
+                // A file system is walked once, so that a file met again has another name: the
+                // kernel may know the file by either.
                 for (path, meta) in walk(&mount.point, root.dev()) {
                     self.seen.insert((meta.dev(), meta.ino()));
                     self.add_name(&path, path.as_os_str().as_bytes(), &meta);
@@ -101,7 +101,8 @@ impl Residency {
         Ok(self.records)
     }
 
-    /// Adds one file that was not seen before, if it has resident pages; what cannot be opened is left out.
+    /// Adds one file that was not seen before, if it has resident pages; what cannot be opened is
+    /// left out.
     fn add(&mut self, path: &Path, name: &[u8], meta: &Metadata) {
         if self.seen.insert((meta.dev(), meta.ino())) {
             self.add_name(path, name, meta);

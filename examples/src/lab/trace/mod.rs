@@ -55,12 +55,12 @@ pub(crate) struct Args {
     /// The name of --command's trace.
     #[arg(long, requires = "command")]
     name: Option<String>,
-    /// The workloads' $SEED: another seed does alike with other data. The trace is called NAME-SEED
-    /// unless the seed is 1.
+    /// The workloads' $SEED: another seed does alike with other data. The trace is called
+    /// NAME-SEED unless the seed is 1.
     #[arg(long, default_value_t = 1)]
     seed: u32,
-    /// End the recording after this time even if the workload goes on [default: 10 for idle clones,
-    /// else --timeout, after which recording fails].
+    /// End the recording after this time even if the workload goes on [default: 10 for idle
+    /// clones, else --timeout, after which recording fails].
     #[arg(long)]
     seconds: Option<u64>,
     /// Seconds to wait for a workload.
@@ -85,7 +85,7 @@ impl Args {
             guest,
             seed: self.seed,
             seconds: self.seconds.map(Duration::from_secs),
-            patience: Duration::from_secs(self.timeout),
+            timeout: Duration::from_secs(self.timeout),
         };
         fs::create_dir_all(&session.traces).map_err(Error::io("create", &session.traces))?;
         let mut reports = Vec::new();
@@ -133,7 +133,7 @@ struct Recording {
     traces: PathBuf,
     seed: u32,
     seconds: Option<Duration>,
-    patience: Duration,
+    timeout: Duration,
 }
 
 /// How a clone's life went.
@@ -161,7 +161,7 @@ impl Recording {
         // Declared before the machine, so that it serves until QEMU is gone.
         let server = RamServer::mount(&self.guest.join("ram.bin"))?;
         let console = scratch.path().join("console");
-        let config = self.saved.config(&self.guest, server.path(), console, self.patience);
+        let config = self.saved.config(&self.guest, server.path(), console, self.timeout);
         huge_pages::refuse()?;
         let mut machine = Machine::start(&config)?;
         server.detach()?;
@@ -256,7 +256,7 @@ impl Recording {
                 None if limit.is_some_and(|limit| lasted >= limit) => {
                     return Ok(Life { resumed, began, finished: false, lasted });
                 }
-                None if lasted > self.patience => {
+                None if lasted > self.timeout => {
                     let what = format!("{} does not end", workload.name);
                     return Err(machine.guest_error(what, resumed));
                 }

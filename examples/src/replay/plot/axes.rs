@@ -2,8 +2,8 @@
 
 use std::ops::Range;
 
-/// Values 1, 2 and 5 times the powers of ten within a range of positive numbers; every power of ten alone where those would be
-/// more than a dozen.
+/// Values 1, 2 and 5 times the powers of ten within a range of positive numbers; every power of ten
+/// alone where those would be more than a dozen.
 pub(super) fn logarithmic(range: &Range<f64>) -> Vec<f64> {
     let decades = || (-9..=9).map(|exponent| 10f64.powi(exponent));
     let within = |tick: &f64| range.contains(tick);

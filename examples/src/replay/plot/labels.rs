@@ -89,7 +89,8 @@ impl Labels {
         area.draw(&Text::new(text.to_owned(), anchor, style))
     }
 
-    /// Where a label goes: its anchor and which part of it that is, the room it takes, and how far it is from its point.
+    /// Where a label goes: its anchor and which part of it that is, the room it takes, and how far
+    /// it is from its point.
     fn place(&self, point: Point, text: &str, size: u32) -> (Point, Pos, Block, i32) {
         let places = DISTANCES.into_iter().flat_map(|distance| {
             SIDES.into_iter().map(move |side| {
@@ -112,9 +113,11 @@ impl Labels {
     }
 }
 
-/// Which part of a label is at its anchor when the label is on a side of its point, and the room that it takes.
+/// Which part of a label is at its anchor when the label is on a side of its point, and the room
+/// that it takes.
 fn extent(anchor: Point, side: (i32, i32), text: &str, size: u32) -> (Pos, Block) {
-    // The backend's letters are size / 1.24 pixels high; those of common sans-serif fonts are 0.56 as wide on average.
+    // The backend's letters are size / 1.24 pixels high; those of common sans-serif fonts are 0.56
+    // as wide on average.
     let letters = i32::try_from(text.chars().count()).unwrap_or(i32::MAX / 100);
     let size = i32::try_from(size).unwrap_or(0);
     let (width, height) = (letters.saturating_mul(size) * 46 / 100, size * 86 / 100);

@@ -21,7 +21,8 @@ const UPPER: u32 = 700;
 type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 type Drawn<'a> = Result<(), DrawingAreaErrorKind<<SVGBackend<'a> as DrawingBackend>::ErrorType>>;
 
-/// Draws the comparison, and the first trace's clones under the policies of `judged`, which are the chosen ones in order.
+/// Draws the comparison, and the first trace's clones under the policies of `judged`, which are the
+/// chosen ones in order.
 pub(super) fn write(
     output: Output,
     comparison: &Comparison,

@@ -9,7 +9,8 @@ use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 use std::ops::Range;
 
-/// Points that are more than this factor beyond the blind frontier are drawn at the edge, with their value.
+/// Points that are more than this factor beyond the blind frontier are drawn at the edge, with
+/// their value.
 const BEYOND: f64 = 12.0;
 
 /// How far the edge is from the other points, as a factor.
@@ -42,7 +43,8 @@ impl Axis {
     }
 }
 
-/// Draws policies by their faults and their waste, both relative to the baseline, on logarithmic axes.
+/// Draws policies by their faults and their waste, both relative to the baseline, on logarithmic
+/// axes.
 pub(super) fn draw<'a>(area: &Area<'a>, comparison: &Comparison, traces: usize) -> Drawn<'a> {
     let below = format!(
         "relative to {BASELINE}, geometric means over {}; left and down is better",

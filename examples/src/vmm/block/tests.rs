@@ -126,7 +126,8 @@ impl Driver {
         self.tell(mmio::VIRTIO_MMIO_QUEUE_NOTIFY, 0)
     }
 
-    /// A request with a header, a buffer of `len` bytes after it, and a byte for the answer: that answer, and what is said to have been written.
+    /// A request with a header, a buffer of `len` bytes after it, and a byte for the answer: that
+    /// answer, and what is said to have been written.
     fn request(&mut self, kind: u32, sector: u64, len: u32) -> (u8, u32) {
         let data = BUFFERS + 0x100;
         let answer = data + u64::from(len);

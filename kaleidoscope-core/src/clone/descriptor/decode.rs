@@ -13,7 +13,7 @@ use crate::manifest::decode::{
 };
 use crate::manifest::fingerprints;
 use crate::manifest::{Manifest, ManifestError};
-use crate::prefetch::Atlas;
+use crate::prefetch::LocalityOrder;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -24,15 +24,16 @@ pub(super) fn payload(
     limits: &DescriptorLimits,
 ) -> Result<Descriptor, DescriptorError> {
     let mut reader = Reader::new(bytes);
-    let keys = ["id", "state", "colors", "frozen", "layout", "servers", "identity", "free_frames"];
+    let keys =
+        ["id", "state", "colors", "snapshot", "layout", "servers", "identity", "free_frames"];
     let optional = [fingerprints::KEY, HOLES];
     let (needed, [table, holes]) = fields_and_optional(&mut reader, keys, optional)?;
-    let [id, state, colors, frozen, layout, servers, identity, free_frames] = needed;
+    let [id, state, colors, snapshot, layout, servers, identity, free_frames] = needed;
     reader.finish()?;
 
     let at = |field, place| Reader::at(bytes, field, place);
     let id = read_id(&mut at("id", id))?;
-    let frozen_at = read_frozen(&mut at("frozen", frozen))?;
+    let frozen_at = read_frozen(&mut at("snapshot", snapshot))?;
     let servers = read_servers(&mut at("servers", servers))?;
     let free_frames = read_free_frames(&mut at("free_frames", free_frames))?;
     let identity = read_identity(&mut at("identity", identity))?;
@@ -52,7 +53,7 @@ pub(super) fn payload(
         }
         template.is_colored = true;
         template.notes = notes;
-        template.atlas = Arc::new(Atlas::new(map)).into();
+        template.locality = Arc::new(LocalityOrder::new(map)).into();
     }
     if let Some(place) = table {
         let frames = template.layout.frames();

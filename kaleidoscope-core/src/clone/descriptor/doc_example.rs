@@ -1,4 +1,5 @@
-//! The example in `docs/formats.md` is what this code writes; see the manifest's example for how to write it anew.
+//! The example in `docs/formats.md` is what this code writes; see the manifest's example for how to
+//! write it anew.
 
 use super::*;
 use crate::manifest::doc_example::documented;
@@ -10,7 +11,7 @@ fn example() -> Descriptor {
     let servers = ["unix:/run/parent.sock", "tcp:parent:7411"];
     let descriptor = Descriptor::of(&image, None).unwrap().for_clone(CloneId([0xc1; 16]));
     descriptor
-        .frozen(UNIX_EPOCH + Duration::from_secs(1_700_000_000))
+        .snapshot(UNIX_EPOCH + Duration::from_secs(1_700_000_000))
         .with_state(b"vcpu0".to_vec())
         .and_then(|d| d.with_servers(servers.map(|s| s.parse().unwrap()).to_vec()))
         .unwrap()

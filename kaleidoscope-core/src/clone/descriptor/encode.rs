@@ -1,6 +1,7 @@
 //! From a descriptor to its payload.
 //!
-//! Keys of a map are written in ascending order of their encoding (shorter ones first), as deterministic CBOR asks.
+//! Keys of a map are written in ascending order of their encoding (shorter ones first), as
+//! deterministic CBOR asks.
 
 use super::{Descriptor, DescriptorError, DescriptorLimits};
 use crate::manifest::cbor::Writer;
@@ -9,7 +10,8 @@ use crate::manifest::fingerprints;
 use std::ops::Range;
 use std::time::UNIX_EPOCH;
 
-/// Refuses what a reader would refuse. State, addresses and fingerprints were checked when they came.
+/// Refuses what a reader would refuse. State, addresses and fingerprints were checked when they
+/// came.
 pub(super) fn check(descriptor: &Descriptor) -> Result<(), DescriptorError> {
     let template = &descriptor.template;
     DescriptorLimits::default().manifest.admit_frames(template.layout.frames())?;
@@ -35,8 +37,8 @@ pub(super) fn payload(descriptor: &Descriptor) -> Vec<u8> {
     out.text("colors");
     let colors = template.map().map(|map| parts(map, &template.identity, &template.notes, None));
     out.bytes(&colors.unwrap_or_default());
-    out.text("frozen");
-    frozen(&mut out, descriptor);
+    out.text("snapshot");
+    snapshot(&mut out, descriptor);
     out.text("layout");
     layout(&mut out, &template.layout);
     out.text("servers");
@@ -66,7 +68,7 @@ fn holes(out: &mut Writer, holes: &[Range<u32>]) {
     }
 }
 
-fn frozen(out: &mut Writer, descriptor: &Descriptor) {
+fn snapshot(out: &mut Writer, descriptor: &Descriptor) {
     let since = descriptor.frozen_at().and_then(|at| at.duration_since(UNIX_EPOCH).ok());
     let micros = since.and_then(|since| u64::try_from(since.as_micros()).ok());
     out.array(usize::from(micros.is_some()));

@@ -18,12 +18,13 @@ pub(super) const MAX_HOLES: usize = 1 << 16;
 /// Room for what does not grow: layout, addresses, holes, unknown fields.
 const FIXED_BYTES: u64 = 1 << 20;
 
-/// Bytes that the color map takes for each frame once it is arranged, what arranging takes meanwhile included.
+/// Bytes that the color map takes for each frame once it is arranged, what arranging takes
+/// meanwhile included.
 const ATLAS_BYTES: u64 = 64;
 
-/// Bounds on what a descriptor may hold, and so on the memory that reading one takes. The default admits guests of
-/// 1 TiB and is the limit of the format; a reader that knows the guest should allow no more than the guest has:
-/// [`DescriptorLimits::for_frames`].
+/// Bounds on what a descriptor may hold, and so on the memory that reading one takes. The default
+/// admits guests of 1 TiB and is the limit of the format; a reader that knows the guest should
+/// allow no more than the guest has: [`DescriptorLimits::for_frames`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct DescriptorLimits {
     /// Most bytes of vCPU and device state, [`MAX_STATE`] at most.
@@ -59,7 +60,8 @@ impl DescriptorLimits {
         self.bounds().max_file
     }
 
-    /// Bound on the memory taken while reading a descriptor, in bytes: the file, the payload, and the descriptor made of it.
+    /// Bound on the memory taken while reading a descriptor, in bytes: the file, the payload, and
+    /// the descriptor made of it.
     #[must_use]
     pub fn max_memory(&self) -> u64 {
         let frames = u64::from(self.manifest.max_frames);

@@ -1,7 +1,8 @@
 //! The descriptor: everything that a clone starts from, in a small file (`.kclone`).
 //!
-//! A descriptor names the frozen image and says where its pages come from; it holds none of them. The file is a manifest's
-//! container around one CBOR map, and `docs/formats.md` describes it byte by byte. Files are hostile, as manifests are.
+//! A descriptor names the snapshot image and says where its pages come from; it holds none of them.
+//! The file is a manifest's container around one CBOR map, and `docs/formats.md` describes it byte
+//! by byte. Files are hostile, as manifests are.
 
 mod decode;
 #[cfg(test)]
@@ -21,7 +22,7 @@ use crate::fingerprint::Fingerprints;
 use crate::manifest::container::{self, Family};
 use crate::manifest::{ImageIdentity, Manifest, ManifestError};
 use crate::memory::{Backing, Extent, GuestMemory, MemoryLayout, extents};
-use crate::prefetch::Atlas;
+use crate::prefetch::LocalityOrder;
 use limits::{MAX_ADDRESS, MAX_HOLES};
 use std::fmt;
 use std::io::{Read, Write};
@@ -33,7 +34,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 /// Descriptors among the files in the container.
 const FAMILY: Family = Family { name: "clone descriptor", magic: *b"KCLONE\r\n", version: 1 };
 
-/// What a clone starts from. Clones of one parent share all of it but their id, and copying it copies only that.
+/// What a clone starts from. Clones of one parent share all of it but their id, and copying it
+/// copies only that.
 #[derive(Clone, PartialEq)]
 pub struct Descriptor {
     id: CloneId,
@@ -48,7 +50,7 @@ struct Template {
     layout: MemoryLayout,
     is_colored: bool,
     /// The color map, arranged; where there is none, one without colors, once it is asked for.
-    atlas: OnceLock<Arc<Atlas>>,
+    locality: OnceLock<Arc<LocalityOrder>>,
     notes: Vec<String>,
     identity: ImageIdentity,
     servers: Vec<ServerAddress>,
@@ -59,7 +61,8 @@ struct Template {
 }
 
 impl Descriptor {
-    /// A new clone of the frozen guest `image`, colored or not, without device state and page servers.
+    /// A new clone of the snapshot guest `image`, colored or not, without device state and page
+    /// servers.
     ///
     /// # Errors
     /// [`DescriptorError::Identity`] when the image cannot be read, or the map is of another one;
@@ -72,8 +75,8 @@ impl Descriptor {
         };
         let identity = ImageIdentity::of(image, &map)?;
         let template = Template::new(layout.clone(), identity);
-        let atlas = Arc::new(Atlas::new(map)).into();
-        Self::new(Template { is_colored, atlas, ..template })
+        let locality = Arc::new(LocalityOrder::new(map)).into();
+        Self::new(Template { is_colored, locality, ..template })
     }
 
     /// A new clone of the guest that a manifest is of.
@@ -82,10 +85,10 @@ impl Descriptor {
     /// [`DescriptorError::File`] when the system has no random numbers.
     pub fn of_manifest(manifest: Manifest) -> Result<Self, DescriptorError> {
         let template = Template::new(manifest.map.layout().clone(), manifest.identity);
-        let atlas = Arc::new(Atlas::new(manifest.map)).into();
+        let locality = Arc::new(LocalityOrder::new(manifest.map)).into();
         let fingerprints = manifest.fingerprints.map(Arc::new);
         let notes = manifest.notes;
-        Self::new(Template { is_colored: true, atlas, notes, fingerprints, ..template })
+        Self::new(Template { is_colored: true, locality, notes, fingerprints, ..template })
     }
 
     fn new(template: Template) -> Result<Self, DescriptorError> {
@@ -99,9 +102,10 @@ impl Descriptor {
         Self { id, template: Arc::clone(&self.template) }
     }
 
-    /// With the instant of the freeze, to the microsecond. Instants before 1970 or after 500,000 years are left out.
+    /// With the instant of the freeze, to the microsecond. Instants before 1970 or after 500,000
+    /// years are left out.
     #[must_use]
-    pub fn frozen(mut self, at: SystemTime) -> Self {
+    pub fn snapshot(mut self, at: SystemTime) -> Self {
         let since = at.duration_since(UNIX_EPOCH).ok();
         let micros = since.and_then(|since| u64::try_from(since.as_micros()).ok());
         self.change().frozen_at = micros.and_then(instant);
@@ -122,7 +126,8 @@ impl Descriptor {
     ///
     /// # Errors
     /// [`DescriptorError::File`] with [`ManifestError::Limit`] for more than [`MAX_SERVERS`];
-    /// [`DescriptorError::Address`] for an address that cannot be written: no valid text, or longer than 4096 bytes.
+    /// [`DescriptorError::Address`] for an address that cannot be written: no valid text, or longer
+    /// than 4096 bytes.
     pub fn with_servers(mut self, servers: Vec<ServerAddress>) -> Result<Self, DescriptorError> {
         within("page servers", servers.len(), MAX_SERVERS)?;
         for (number, address) in servers.iter().enumerate() {
@@ -142,10 +147,12 @@ impl Descriptor {
         self
     }
 
-    /// With fingerprints of frames of the frozen image, by which a host finds pages that it has already.
+    /// With fingerprints of frames of the snapshot image, by which a host finds pages that it has
+    /// already.
     ///
     /// # Errors
-    /// [`DescriptorError::File`] with [`ManifestError::Limit`] when they are of a guest with another number of frames.
+    /// [`DescriptorError::File`] with [`ManifestError::Limit`] when they are of a guest with
+    /// another number of frames.
     pub fn with_fingerprints(mut self, table: Fingerprints) -> Result<Self, DescriptorError> {
         let frames = self.layout().frames();
         if table.frames() != frames {
@@ -157,8 +164,8 @@ impl Descriptor {
         Ok(self)
     }
 
-    /// With the holes of the frozen image, whose frames are all zeros: nobody has to be asked for them. Of an image with
-    /// more than 65,536 holes, the longest are kept.
+    /// With the holes of the snapshot image, whose frames are all zeros: nobody has to be asked for
+    /// them. Of an image with more than 65,536 holes, the longest are kept.
     #[must_use]
     pub fn with_holes_of(mut self, image: &dyn GuestMemory) -> Self {
         let of_image = extents(image, 0..self.layout().frames());
@@ -188,7 +195,7 @@ impl Descriptor {
         self.id
     }
 
-    /// When the parent was frozen, if that is known.
+    /// When the parent was snapshot, if that is known.
     #[must_use]
     pub fn frozen_at(&self) -> Option<SystemTime> {
         self.template.frozen_at
@@ -209,19 +216,25 @@ impl Descriptor {
     /// What every frame is, unless the guest was not colored.
     #[must_use]
     pub fn map(&self) -> Option<&ColorMap> {
-        self.template.atlas.get().filter(|_| self.template.is_colored).map(|atlas| atlas.map())
+        self.template
+            .locality
+            .get()
+            .filter(|_| self.template.is_colored)
+            .map(|locality| locality.map())
     }
 
-    /// The color map as policies want it, shared by all clones; all frames are unknown where the guest was not colored.
+    /// The color map as policies want it, shared by all clones; all frames are unknown where the
+    /// guest was not colored.
     ///
     /// # Errors
-    /// Never for a colored guest: [`DescriptorError::File`] if a map without colors contradicts itself.
-    pub fn atlas(&self) -> Result<Arc<Atlas>, DescriptorError> {
-        if let Some(atlas) = self.template.atlas.get() {
-            return Ok(Arc::clone(atlas));
+    /// Never for a colored guest: [`DescriptorError::File`] if a map without colors contradicts
+    /// itself.
+    pub fn locality(&self) -> Result<Arc<LocalityOrder>, DescriptorError> {
+        if let Some(locality) = self.template.locality.get() {
+            return Ok(Arc::clone(locality));
         }
-        let atlas = Arc::new(Atlas::new(without_colors(self.layout())?));
-        Ok(Arc::clone(self.template.atlas.get_or_init(|| atlas)))
+        let locality = Arc::new(LocalityOrder::new(without_colors(self.layout())?));
+        Ok(Arc::clone(self.template.locality.get_or_init(|| locality)))
     }
 
     /// What was damaged or cut while coloring, one sentence each, for people.
@@ -249,13 +262,14 @@ impl Descriptor {
         self.template.map().map_or(said, |map| said.allowed_by(map))
     }
 
-    /// Runs of frames that the image has nothing stored for, ascending and apart: they are all zeros.
+    /// Runs of frames that the image has nothing stored for, ascending and apart: they are all
+    /// zeros.
     #[must_use]
     pub fn holes(&self) -> &[Range<u32>] {
         &self.template.holes
     }
 
-    /// Fingerprints of frames of the frozen image, shared by all clones, if somebody took them.
+    /// Fingerprints of frames of the snapshot image, shared by all clones, if somebody took them.
     #[must_use]
     pub fn fingerprints(&self) -> Option<&Arc<Fingerprints>> {
         self.template.fingerprints.as_ref()
@@ -266,17 +280,18 @@ impl Descriptor {
     /// # Errors
     /// [`DescriptorError::Identity`] when it is another image, or cannot be read.
     pub fn verify(&self, memory: &dyn GuestMemory) -> Result<(), DescriptorError> {
-        Ok(self.identity().verify(memory, self.atlas()?.map())?)
+        Ok(self.identity().verify(memory, self.locality()?.map())?)
     }
 
     /// The descriptor as the bytes of a file.
     ///
-    /// Takes time in proportion to color map and state. Whoever serves one template to many clones keeps the bytes, and
-    /// the clones take their ids with [`Descriptor::for_clone`].
+    /// Takes time in proportion to color map and state. Whoever serves one template to many clones
+    /// keeps the bytes, and the clones take their ids with [`Descriptor::for_clone`].
     ///
     /// # Errors
-    /// [`ManifestError::Limit`] when there is more of something than the format admits, that is, when a reader with
-    /// [`DescriptorLimits::for_frames`] would refuse it; [`ManifestError::Compression`] when zstd fails (out of memory).
+    /// [`ManifestError::Limit`] when there is more of something than the format admits, that is,
+    /// when a reader with [`DescriptorLimits::for_frames`] would refuse it;
+    /// [`ManifestError::Compression`] when zstd fails (out of memory).
     pub fn to_bytes(&self) -> Result<Vec<u8>, DescriptorError> {
         encode::check(self)?;
         Ok(container::wrap(&FAMILY, &encode::payload(self))?)
@@ -290,7 +305,8 @@ impl Descriptor {
         Ok(out.write_all(&self.to_bytes()?).map_err(ManifestError::from)?)
     }
 
-    /// Writes the descriptor to a file, which has either its old content or the whole new one at every instant.
+    /// Writes the descriptor to a file, which has either its old content or the whole new one at
+    /// every instant.
     ///
     /// # Errors
     /// As [`Descriptor::write_to`].
@@ -298,8 +314,9 @@ impl Descriptor {
         Ok(container::write_atomically(path, &self.to_bytes()?)?)
     }
 
-    /// Reads a descriptor that is all of `bytes`. Takes no more memory than [`DescriptorLimits::max_memory`] and time in
-    /// proportion, whatever the bytes are. This is the function to fuzz.
+    /// Reads a descriptor that is all of `bytes`. Takes no more memory than
+    /// [`DescriptorLimits::max_memory`] and time in proportion, whatever the bytes are. This is
+    /// the function to fuzz.
     ///
     /// # Errors
     /// [`DescriptorError`], naming what is wrong and where.
@@ -331,7 +348,7 @@ impl Template {
             state: Vec::new(),
             layout,
             is_colored: false,
-            atlas: OnceLock::new(),
+            locality: OnceLock::new(),
             notes: Vec::new(),
             identity,
             servers: Vec::new(),
@@ -342,7 +359,7 @@ impl Template {
     }
 
     fn map(&self) -> Option<&ColorMap> {
-        self.atlas.get().filter(|_| self.is_colored).map(|atlas| atlas.map())
+        self.locality.get().filter(|_| self.is_colored).map(|locality| locality.map())
     }
 }
 

@@ -100,7 +100,7 @@ proptest! {
         }
         if let Some(micros) = micros {
             // Nanoseconds are cut off.
-            descriptor = descriptor.frozen(instant(micros).unwrap() + Duration::from_nanos(999));
+            descriptor = descriptor.snapshot(instant(micros).unwrap() + Duration::from_nanos(999));
         }
         let bytes = descriptor.to_bytes().unwrap();
         let read = Descriptor::from_bytes(&bytes, &limits()).unwrap();
@@ -114,9 +114,9 @@ proptest! {
         prop_assert!(read.holes().windows(2).all(|pair| pair[0].end < pair[1].start));
         prop_assert_eq!(read.frozen_at(), micros.and_then(instant));
         read.verify(&image).unwrap();
-        let atlas = read.atlas().unwrap();
-        prop_assert_eq!(u64::from(atlas.frames()), frames);
-        prop_assert_eq!(atlas.class(FrameIndex(0)), descriptor.atlas().unwrap().class(FrameIndex(0)));
+        let locality = read.locality().unwrap();
+        prop_assert_eq!(u64::from(locality.frames()), frames);
+        prop_assert_eq!(locality.class(FrameIndex(0)), descriptor.locality().unwrap().class(FrameIndex(0)));
     }
 
     /// Any one byte that changes is noticed.
@@ -168,7 +168,7 @@ fn clones_share_their_template() {
     let clones: Vec<_> = (0..1000).map(|_| first.for_clone(CloneId::random().unwrap())).collect();
     for clone in &clones {
         assert_ne!(clone.id(), first.id());
-        assert!(Arc::ptr_eq(&clone.atlas().unwrap(), &first.atlas().unwrap()));
+        assert!(Arc::ptr_eq(&clone.locality().unwrap(), &first.locality().unwrap()));
     }
     let changed = clones[0].clone().with_free_frames(FreeFrames::Zero);
     assert_eq!((changed.free_frames(), first.free_frames()), (FreeFrames::Zero, FreeFrames::Fetch));
@@ -237,7 +237,7 @@ struct Fields {
     id: Vec<u8>,
     state: Vec<u8>,
     colors: Vec<u8>,
-    frozen: Vec<u64>,
+    snapshot: Vec<u64>,
     layout: Vec<[u64; 2]>,
     servers: Vec<String>,
     frames: u64,
@@ -251,7 +251,7 @@ impl Default for Fields {
             id: vec![7; 16],
             state: Vec::new(),
             colors: Vec::new(),
-            frozen: Vec::new(),
+            snapshot: Vec::new(),
             layout: vec![[0, 3]],
             servers: Vec::new(),
             frames: 3,
@@ -278,9 +278,9 @@ fn read(fields: &Fields) -> Result<Descriptor, DescriptorError> {
     out.bytes(&fields.state);
     out.text("colors");
     out.bytes(&fields.colors);
-    out.text("frozen");
-    out.array(fields.frozen.len());
-    fields.frozen.iter().for_each(|n| out.uint(*n));
+    out.text("snapshot");
+    out.array(fields.snapshot.len());
+    fields.snapshot.iter().for_each(|n| out.uint(*n));
     out.text("layout");
     out.array(fields.layout.len());
     for [start, frames] in &fields.layout {
@@ -307,7 +307,7 @@ fn read(fields: &Fields) -> Result<Descriptor, DescriptorError> {
 fn unknown_fields_are_skipped() {
     let read = read(&Fields::default()).unwrap();
     assert_eq!((read.layout().frames(), read.id()), (3, CloneId([7; 16])));
-    assert_eq!(read.atlas().unwrap().color(FrameIndex(2)), Color::Unknown);
+    assert_eq!(read.locality().unwrap().color(FrameIndex(2)), Color::Unknown);
 }
 
 #[test]
@@ -329,7 +329,7 @@ fn wrong_fields_are_named() {
         (Fields { colors: cut, ..Fields::default() }, "in the color map, field `colors`: "),
         (Fields { colors: colors(other, &layout), ..Fields::default() }, "is of another image"),
         (Fields { colors: colors(right, &two), ..Fields::default() }, "has another layout"),
-        (Fields { frozen: vec![1, 2], ..Fields::default() }, "2 instants of the freeze"),
+        (Fields { snapshot: vec![1, 2], ..Fields::default() }, "2 instants of the freeze"),
         (Fields { layout: Vec::new(), ..Fields::default() }, "0 RAM regions"),
         (Fields { layout: vec![[0, 65]], ..Fields::default() }, "65 frames of RAM, more than"),
         (Fields { layout: vec![[0, 1], [1, 1]], ..Fields::default() }, "gaps between them"),

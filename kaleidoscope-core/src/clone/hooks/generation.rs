@@ -13,11 +13,13 @@ pub struct Notice {
     pub vector: u8,
 }
 
-/// Changes the VM generation id, from which guests know that they were cloned: their random numbers and unique ids must be new.
+/// Changes the VM generation id, from which guests know that they were cloned: their random numbers
+/// and unique ids must be new.
 ///
-/// The id is the clone's: 16 bytes at an address that is a multiple of 8, where the guest's firmware says that it is ("Virtual Machine
-/// Generation ID", Microsoft, 2012). It is there before the clone runs; the notice comes when it runs. How a guest is told is
-/// its firmware's choice: with ACPI it is an event, which the VMM's device raises; any other interrupt is given here.
+/// The id is the clone's: 16 bytes at an address that is a multiple of 8, where the guest's
+/// firmware says that it is ("Virtual Machine Generation ID", Microsoft, 2012). It is there before
+/// the clone runs; the notice comes when it runs. How a guest is told is its firmware's choice:
+/// with ACPI it is an event, which the VMM's device raises; any other interrupt is given here.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct GenerationId {
     /// Where the id is.

@@ -4,8 +4,8 @@ use super::{CloneHook, Guest, HookError};
 use crate::addr::Gpa;
 use crate::clone::CloneId;
 
-/// Writes the clone's id (16 bytes) to an address that the guest has set aside for it, before the clone runs. The parent's stays as
-/// it is, zeros say.
+/// Writes the clone's id (16 bytes) to an address that the guest has set aside for it, before the
+/// clone runs. The parent's stays as it is, zeros say.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct IdentityInMemory {
     /// Where.

@@ -1,15 +1,17 @@
 //! What makes a clone a machine of its own: hooks around a freeze and a clone's start.
 //!
-//! A clone wakes up believing that it is its parent: it has the parent's address, its random numbers, its half-finished requests. What tells it
-//! otherwise are hooks. They run at four instants, in the order in which they are given:
+//! A clone wakes up believing that it is its parent: it has the parent's address, its random
+//! numbers, its half-finished requests. What tells it otherwise are hooks. They run at four
+//! instants, in the order in which they are given:
 //!
 //! ```text
-//!  parent:  before_freeze ─► (stands still, is frozen, goes on) ─► after_freeze
+//!  parent:  before_freeze ─► (stands still, is snapshot, goes on) ─► after_freeze
 //!  clone:   (is made) ─► before_resume ─► (runs) ─► after_resume
 //! ```
 //!
-//! What a clone's guest must find from its first instruction on belongs before its start; what it has to be told by an interrupt, and what
-//! happens outside, after it; a network is cut before and connected after ([`NewAddress`]). Requests in flight are the parent's: a VMM's devices begin
+//! What a clone's guest must find from its first instruction on belongs before its start; what it
+//! has to be told by an interrupt, and what happens outside, after it; a network is cut before and
+//! connected after ([`NewAddress`]). Requests in flight are the parent's: a VMM's devices begin
 //! empty in a clone, unless a hook carries them over.
 
 mod command;
@@ -76,9 +78,10 @@ pub trait Guest {
     fn interrupt(&self, vcpu: u32, vector: u8) -> Result<(), HookError>;
 }
 
-/// Does something around freezes and starts of clones. One hook serves any number of them, also at once. A panic of one is an error of it.
+/// Does something around freezes and starts of clones. One hook serves any number of them, also at
+/// once. A panic of one is an error of it.
 pub trait CloneHook: Send + Sync {
-    /// The parent runs, and is about to be frozen. An error prevents it.
+    /// The parent runs, and is about to be snapshot. An error prevents it.
     ///
     /// # Errors
     /// [`HookError`], as for all of these.
@@ -87,7 +90,8 @@ pub trait CloneHook: Send + Sync {
         Ok(())
     }
 
-    /// The parent was frozen, and runs again. Called for every hook whose `before_freeze` was, also when freezing failed.
+    /// The parent was snapshot, and runs again. Called for every hook whose `before_freeze` was,
+    /// also when freezing failed.
     ///
     /// # Errors
     /// [`HookError`].
@@ -139,8 +143,8 @@ impl Hooks {
         self
     }
 
-    /// Freezes a parent between its hooks. When one of them fails the parent is not frozen, or what was frozen is dropped; each that was
-    /// called before is called after.
+    /// Freezes a parent between its hooks. When one of them fails the parent is not snapshot, or
+    /// what was snapshot is dropped; each that was called before is called after.
     ///
     /// # Errors
     /// The first failure, of a hook or of `freeze`.
@@ -155,22 +159,22 @@ impl Hooks {
             whole(|| hook.before_freeze(parent))
         });
         // Should freezing panic, the hooks are called after it nevertheless.
-        let frozen = before.and_then(|()| Ok(contained("a freeze", freeze)?));
+        let snapshot = before.and_then(|()| Ok(contained("a freeze", freeze)?));
         let mut after = Ok(());
         // The last one first, as scopes end.
         for hook in self.0.iter().take(called).rev() {
             after = after.and(whole(|| hook.after_freeze(parent)));
         }
-        let frozen = frozen??;
+        let snapshot = snapshot??;
         after?;
-        Ok(frozen)
+        Ok(snapshot)
     }
 
     /// Starts a clone between its hooks.
     ///
     /// # Errors
-    /// The first failure, of a hook or of `resume`. The clone may run then, if a hook failed that is called after its start: it is the
-    /// caller's to stop.
+    /// The first failure, of a hook or of `resume`. The clone may run then, if a hook failed that
+    /// is called after its start: it is the caller's to stop.
     pub fn around_resume<G: Guest, E: From<HookError>>(
         &self,
         clone: &mut G,

@@ -1,6 +1,6 @@
 //! Who waits for which frame, and what is ready for whom.
 
-use super::keep::Content;
+use super::pages::Content;
 use crate::addr::FrameIndex;
 use crate::clone::ports::Priority;
 use foldhash::fast::RandomState;
@@ -8,21 +8,21 @@ use parking_lot::Condvar;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
-/// Pages that are held for a sibling beyond the bound, until it takes them. What is ready beyond these must be in the keep when
-/// the sibling takes it, or be fetched again.
+/// Pages that are held for a sibling beyond the bound, until it takes them. What is ready beyond
+/// these must be in the keep when the sibling takes it, or be fetched again.
 pub const HELD: usize = 64;
 
 /// A frame that is ready for a sibling.
 #[derive(Debug)]
 pub(super) struct Ready {
     pub(super) frame: FrameIndex,
-    /// What came; `None` means: look in the keep.
+    /// What came; `None` means: look in the pages.
     pub(super) content: Option<Content>,
 }
 
 /// What a sibling asked for and has not been given.
 #[derive(Debug, Default)]
-pub(super) struct Wants {
+pub(super) struct SiblingRequests {
     /// How urgently it wants what is on its way, or ready.
     wanted: HashMap<u32, Priority, RandomState>,
     /// What is ready, in the order in which it came.
@@ -41,7 +41,7 @@ pub(super) enum Asked {
     Again,
 }
 
-impl Wants {
+impl SiblingRequests {
     /// Notes that the sibling wants a frame.
     pub(super) fn ask(&mut self, frame: FrameIndex, priority: Priority) -> Asked {
         match self.wanted.get_mut(&frame.0) {
@@ -57,8 +57,9 @@ impl Wants {
         }
     }
 
-    /// Makes a wanted frame ready. Frames that are not wanted (any more) are passed over. Says whether the sibling has to be
-    /// told: when something was ready before, it was, or is not waiting.
+    /// Makes a wanted frame ready. Frames that are not wanted (any more) are passed over. Says
+    /// whether the sibling has to be told: when something was ready before, it was, or is not
+    /// waiting.
     pub(super) fn make_ready(&mut self, frame: FrameIndex, content: &Content) -> bool {
         let Some(priority) = self.wanted.get(&frame.0) else { return false };
         let is_first = !self.has_ready();
@@ -85,7 +86,8 @@ impl Wants {
         !self.urgent.is_empty() || !self.prefetched.is_empty()
     }
 
-    /// The next frame that is ready, urgent ones first. It is still wanted until [`Wants::given`] says otherwise.
+    /// The next frame that is ready, urgent ones first. It is still wanted until
+    /// [`SiblingRequests::given`] says otherwise.
     pub(super) fn take(&mut self) -> Option<Ready> {
         let ready = self.urgent.pop_front().or_else(|| self.prefetched.pop_front())?;
         self.held -= usize::from(matches!(ready.content, Some(Content::Page(_))));

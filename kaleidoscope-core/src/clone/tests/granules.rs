@@ -31,10 +31,10 @@ impl Large {
     }
 }
 
-impl Placer for Large {
-    fn place(&self, frame: FrameIndex, page: &Page) -> Result<Placed, PlaceError> {
+impl PageInstaller for Large {
+    fn install(&self, frame: FrameIndex, page: &Page) -> Result<Installed, InstallError> {
         let mut seen = self.seen.lock();
-        let placed = self.frames.place(frame, page);
+        let placed = self.frames.install(frame, page);
         let mut granule = Self::granule(frame).map(FrameIndex);
         if granule.all(|frame| self.frames.page(frame).is_some()) {
             seen[(frame.0 / GRANULE) as usize] = true;
@@ -42,11 +42,11 @@ impl Placer for Large {
         placed
     }
 
-    fn zero(&self, frame: FrameIndex) -> Result<Placed, PlaceError> {
-        self.place(frame, &ZERO_PAGE)
+    fn zero(&self, frame: FrameIndex) -> Result<Installed, InstallError> {
+        self.install(frame, &ZERO_PAGE)
     }
 
-    fn wake(&self, _frame: FrameIndex) -> Result<(), PlaceError> {
+    fn wake(&self, _frame: FrameIndex) -> Result<(), InstallError> {
         Ok(())
     }
 }
@@ -90,35 +90,35 @@ impl PageSource for Counted {
 fn start_large(
     memory: &Arc<Large>,
     policy: Box<dyn PrefetchPolicy>,
-    options: Options,
+    options: EngineOptions,
 ) -> (Engine, Arc<Counted>) {
     let inner = LocalSource::new(guest().1);
     let source = Arc::new(Counted { inner, asked: AtomicUsize::new(0) });
-    let parts = Parts {
-        atlas: guest().0,
+    let parts = EngineParts {
+        locality: guest().0,
         policy,
         source: Arc::clone(&source) as _,
-        placer: Arc::clone(memory) as _,
+        installer: Arc::clone(memory) as _,
         queue: None,
         clock: Arc::new(SystemClock::new()),
-        grant: None,
-        nearby: None,
+        reservation: None,
+        local_cache: None,
     };
-    (Engine::start(parts, Options { granule: GRANULE, ..options }).unwrap(), source)
+    (Engine::start(parts, EngineOptions { granule: GRANULE, ..options }).unwrap(), source)
 }
 
 fn expected(frame: u32, free_frames: FreeFrames) -> Page {
     static IMAGE: OnceLock<Arc<VecMemory>> = OnceLock::new();
     let is_zeroed = frame % 7 == 3 && free_frames == FreeFrames::Zero;
     let image = IMAGE.get_or_init(|| guest().1);
-    if is_zeroed { ZERO_PAGE } else { frozen(image, FrameIndex(frame)) }
+    if is_zeroed { ZERO_PAGE } else { snapshot(image, FrameIndex(frame)) }
 }
 
 #[test]
 fn a_fault_brings_all_that_is_filled_with_it() {
     for free_frames in [FreeFrames::Zero, FreeFrames::Fetch] {
         let memory = Large::new();
-        let options = Options { free_frames, ..Options::default() };
+        let options = EngineOptions { free_frames, ..EngineOptions::default() };
         let (engine, source) = start_large(&memory, Box::new(Demand), options);
         engine.fault(FrameIndex(37), Access::Read).unwrap();
         for n in 0..FRAMES {
@@ -144,8 +144,13 @@ fn many_threads_and_all_ways_of_prefetching() {
         for free_frames in [FreeFrames::Zero, FreeFrames::Fetch] {
             let memory = Large::new();
             let background = backgrounds[n % 2];
-            let options =
-                Options { feedback, free_frames, background, staged: 20, ..Options::default() };
+            let options = EngineOptions {
+                feedback,
+                free_frames,
+                background,
+                staged: 20,
+                ..EngineOptions::default()
+            };
             let (engine, _) = start_large(&memory, Box::new(Blind::aligned(64)), options);
             std::thread::scope(|scope| {
                 for vcpu in 0..4u32 {
@@ -171,7 +176,7 @@ fn many_threads_and_all_ways_of_prefetching() {
 #[test]
 fn what_was_prefetched_is_seen_without_a_fault() {
     let memory = Large::new();
-    let options = Options { free_frames: FreeFrames::Zero, ..Options::default() };
+    let options = EngineOptions { free_frames: FreeFrames::Zero, ..EngineOptions::default() };
     // One fault plans 64 frames: three more granules, of which the free frames are filled as well.
     let (engine, _) = start_large(&memory, Box::new(Related), options);
     engine.fault(FrameIndex(0), Access::Read).unwrap();

@@ -1,7 +1,8 @@
-//! Parts of an engine that panic: the clone is stopped, with an error for whoever waits, and nothing waits for a thread that is gone.
+//! EngineParts of an engine that panic: the clone is stopped, with an error for whoever waits, and
+//! nothing waits for a thread that is gone.
 
 use super::*;
-use crate::clone::ports::{Event, FaultQueue, TakenBack};
+use crate::clone::ports::{Event, Eviction, FaultQueue};
 use crate::prefetch::{Fault, Planner};
 use crate::sync::{AtomicBool, Ordering};
 use std::sync::mpsc::channel;
@@ -10,7 +11,7 @@ use std::sync::mpsc::channel;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Where {
     Place,
-    TakeBack,
+    Evict,
     Request,
     Receive,
     Fault,
@@ -34,34 +35,34 @@ impl Trap {
     }
 }
 
-impl Placer for Trap {
-    fn place(&self, frame: FrameIndex, page: &Page) -> Result<Placed, PlaceError> {
+impl PageInstaller for Trap {
+    fn install(&self, frame: FrameIndex, page: &Page) -> Result<Installed, InstallError> {
         self.spring(Where::Place);
-        self.memory.place(frame, page)
+        self.memory.install(frame, page)
     }
 
-    fn zero(&self, frame: FrameIndex) -> Result<Placed, PlaceError> {
-        self.place(frame, &ZERO_PAGE)
+    fn zero(&self, frame: FrameIndex) -> Result<Installed, InstallError> {
+        self.install(frame, &ZERO_PAGE)
     }
 
-    fn wake(&self, _frame: FrameIndex) -> Result<(), PlaceError> {
+    fn wake(&self, _frame: FrameIndex) -> Result<(), InstallError> {
         Ok(())
     }
 
-    fn take_back(&self, _frame: FrameIndex) -> Result<TakenBack, PlaceError> {
-        self.spring(Where::TakeBack);
-        Ok(TakenBack::InUse)
+    fn evict(&self, _frame: FrameIndex) -> Result<Eviction, InstallError> {
+        self.spring(Where::Evict);
+        Ok(Eviction::InUse)
     }
 }
 
 impl FaultQueue for Trap {
-    fn wait(&self, wait: Duration) -> Result<(), PlaceError> {
+    fn wait(&self, wait: Duration) -> Result<(), InstallError> {
         self.spring(Where::Wait);
         std::thread::sleep(wait);
         Ok(())
     }
 
-    fn read(&self) -> Result<Option<Event>, PlaceError> {
+    fn read(&self) -> Result<Option<Event>, InstallError> {
         self.spring(Where::Read);
         Ok(None)
     }
@@ -100,28 +101,28 @@ impl PrefetchPolicy for Policy {
         self.1.background(planner);
     }
 
-    fn feedback(&mut self, frame: FrameIndex, outcome: crate::prefetch::Outcome) {
+    fn feedback(&mut self, frame: FrameIndex, outcome: crate::prefetch::PrefetchOutcome) {
         self.0.spring(Where::Feedback);
         self.1.feedback(frame, outcome);
     }
 }
 
-fn engine(at: Where, options: Options, is_armed: bool) -> (Arc<Trap>, Arc<Engine>) {
+fn engine(at: Where, options: EngineOptions, is_armed: bool) -> (Arc<Trap>, Arc<Engine>) {
     let trap = Arc::new(Trap {
         at,
         armed: AtomicBool::new(is_armed),
         memory: Memory::new(),
         source: local(),
     });
-    let parts = Parts {
-        atlas: guest().0,
+    let parts = EngineParts {
+        locality: guest().0,
         policy: Box::new(Policy(Arc::clone(&trap), Blind::aligned(8))),
         source: Arc::clone(&trap) as _,
-        placer: Arc::clone(&trap) as _,
+        installer: Arc::clone(&trap) as _,
         queue: Some(Arc::clone(&trap) as _),
         clock: Arc::new(SystemClock::new()),
-        grant: None,
-        nearby: None,
+        reservation: None,
+        local_cache: None,
     };
     (trap, Arc::new(Engine::start(parts, options).unwrap()))
 }
@@ -140,9 +141,10 @@ fn is_of(why: &Stopped, at: Where) -> bool {
 #[test]
 fn a_part_that_panics_stops_the_clone() {
     use Where::*;
-    for at in [Place, Request, Receive, Fault, Background, Feedback, Wait, Read, TakeBack] {
+    for at in [Place, Request, Receive, Fault, Background, Feedback, Wait, Read, Evict] {
         let feedback = if at == Feedback { super::Feedback::Staged } else { super::Feedback::Off };
-        let (trap, engine) = engine(at, Options { feedback, ..Options::default() }, false);
+        let (trap, engine) =
+            engine(at, EngineOptions { feedback, ..EngineOptions::default() }, false);
         engine.fault(FrameIndex(8), Access::Read).unwrap();
         let served = Arc::clone(&engine);
         let server = std::thread::spawn(move || served.serve());
@@ -180,7 +182,7 @@ fn a_part_that_panics_stops_the_clone() {
 fn a_panic_on_the_streaming_thread_stops_the_clone() {
     for at in [Where::Place, Where::Request, Where::Receive, Where::Background] {
         // Nobody faults: only the thread that fills the clone gets there, as soon as it runs.
-        let options = Options { background: Background::Full, ..Options::default() };
+        let options = EngineOptions { background: Background::Full, ..EngineOptions::default() };
         let (trap, engine) = engine(at, options, true);
         let watched = Arc::clone(&engine);
         let why = in_time(move || {

@@ -15,7 +15,7 @@ impl Showing {
         let memory = Memory::new();
         let image = guest().1;
         for frame in shown.iter().cloned().flatten().filter(|frame| *frame < FRAMES) {
-            let page = frozen(&image, FrameIndex(frame));
+            let page = snapshot(&image, FrameIndex(frame));
             memory.pages.lock()[frame as usize] = Some(Box::new(page));
         }
         Arc::new(Self { memory, shown: shown.to_vec(), woken: Mutex::default() })
@@ -24,29 +24,29 @@ impl Showing {
     fn start(
         self: &Arc<Self>,
         source: Arc<dyn PageSource>,
-        options: Options,
-        grant: Option<Grant>,
+        options: EngineOptions,
+        reservation: Option<Reservation>,
     ) -> Engine {
-        let parts = Parts {
-            atlas: guest().0,
+        let parts = EngineParts {
+            locality: guest().0,
             policy: Box::new(Blind::aligned(16)),
             source,
-            placer: Arc::clone(self) as _,
+            installer: Arc::clone(self) as _,
             queue: None,
             clock: Arc::new(SystemClock::new()),
-            grant,
-            nearby: None,
+            reservation,
+            local_cache: None,
         };
         Engine::start(parts, options).unwrap()
     }
 }
 
-impl Placer for Showing {
-    fn place(&self, frame: FrameIndex, page: &Page) -> Result<Placed, PlaceError> {
-        self.memory.place(frame, page)
+impl PageInstaller for Showing {
+    fn install(&self, frame: FrameIndex, page: &Page) -> Result<Installed, InstallError> {
+        self.memory.install(frame, page)
     }
 
-    fn zero(&self, frame: FrameIndex) -> Result<Placed, PlaceError> {
+    fn zero(&self, frame: FrameIndex) -> Result<Installed, InstallError> {
         self.memory.zero(frame)
     }
 
@@ -54,7 +54,7 @@ impl Placer for Showing {
         self.shown.clone()
     }
 
-    fn wake(&self, frame: FrameIndex) -> Result<(), PlaceError> {
+    fn wake(&self, frame: FrameIndex) -> Result<(), InstallError> {
         self.woken.lock().push(frame);
         Ok(())
     }
@@ -94,16 +94,16 @@ fn what_is_shown_is_neither_planned_nor_fetched() {
         let source = Arc::new(source);
         let host = Host::new(HostLimits::for_frames(1 << 20));
         let limits = CloneLimits { frames: 2000, shrink_prefetch_at: 2000, reclaim_at: 2000 };
-        let grant = host.admit(limits).unwrap();
-        let options = Options { background, ..Options::default() };
-        let engine = memory.start(Arc::clone(&source) as _, options, Some(grant));
+        let reservation = host.admit(limits).unwrap();
+        let options = EngineOptions { background, ..EngineOptions::default() };
+        let engine = memory.start(Arc::clone(&source) as _, options, Some(reservation));
         for frame in (0..FRAMES).map(FrameIndex) {
             engine.fault(frame, Access::Read).unwrap();
-            assert_eq!(memory.memory.page(frame), Some(frozen(&image, frame)));
+            assert_eq!(memory.memory.page(frame), Some(snapshot(&image, frame)));
         }
         assert!(engine.is_whole());
         let total = engine.statistics().total();
-        assert_eq!(total.nearby, count);
+        assert_eq!(total.local_cache, count);
         let fetched = total.fetched + total.prefetched + total.filled;
         assert_eq!(fetched, u64::from(FRAMES) - count);
         assert_eq!(total.resident, u64::from(FRAMES) - count);

@@ -1,71 +1,75 @@
 //! A selector that learns where equal pages are.
 //!
-//! Frames are sorted into arms (`stock`): pieces of a region, all of which stand in the same relation to what is known elsewhere. One is worth
-//! what hashes of it are expected to save (`worth`), which is known at three levels, each of which corrects the one before: the class (color
-//! and relation), from other guests; the group (a directory, a region), and the arm itself, from this guest:
+//! Frames are sorted into groups (`candidates`): pieces of a region, all of which stand in the same
+//! name_match to what is known elsewhere. One is expected_savings what hashes of it are expected to
+//! save (`expected_savings`), which is known at three levels, each of which corrects the one
+//! before: the class (color and name_match), from other guests; the cluster (a directory, a
+//! region), and the group itself, from this guest:
 //!
 //! ```text
-//! loop: take the arm of the highest worth; stop below the least worth
+//! loop: take the group of the highest expected_savings; stop below the least expected_savings
 //!       give as many of its frames as it has earned: few at first, twice as many as it has answered for later
 //!       when all of them are answered, weigh it again
 //! ```
 //!
-//! The first frame of an arm is one from its middle: of two versions of a file the first page differs most often, and often it alone.
+//! The first frame of an group is one from its middle: of two versions of a file the first page
+//! differs most often, and often it alone.
 
-mod stock;
-mod worth;
+mod candidates;
+mod expected_savings;
 
 use super::catalog::position;
-use super::yields::{Class, ClassYield};
-use super::{Catalog, DedupSelector, GuestNumber, Outcome, Yields};
+use super::hit_rates::{Class, ClassHitRate};
+use super::{Catalog, DedupSelector, GuestNumber, HitRates, SelectionOutcome};
 use crate::addr::FrameIndex;
-use crate::prefetch::Atlas;
+use crate::prefetch::LocalityOrder;
+use candidates::CandidateGroups;
+use expected_savings::{Estimate, expected_savings};
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::sync::Arc;
-use stock::Stock;
-use worth::{Prospect, worth};
 
-/// Most hashes that what is known of a class counts as, beside those of this guest. With fewer, frames whose equal ones the other
-/// guest has yet to hash count for too much.
+/// Most hashes that what is known of a class counts as, beside those of this guest. With fewer,
+/// frames whose equal ones the other guest has yet to hash count for too much.
 const CLASS_WEIGHT: f64 = 256.0;
 
-/// Hashes that the class counts as beside those of the group.
-const GROUP_WEIGHT: f64 = 8.0;
+/// Hashes that the class counts as beside those of the cluster.
+const CLUSTER_WEIGHT: f64 = 8.0;
 
 /// Worth below which the rest is left alone, unless told otherwise.
-const LEAST_WORTH: f64 = 0.03;
+const LEAST_SAVINGS: f64 = 0.03;
 
 /// What is taken for granted of a class that nobody has seen.
-const UNSEEN: ClassYield =
-    ClassYield { hashed: 8.0, shared: 2.0, saved: 1.0, diverged: 0.2, alike: 0.4 };
+const UNSEEN: ClassHitRate =
+    ClassHitRate { hashed: 8.0, shared: 2.0, saved: 1.0, diverged: 0.2, alike: 0.4 };
 
-/// Worth above which an arm needs no trial: about what two guests with the same files reach.
+/// Worth above which an group needs no trial: about what two guests with the same files reach.
 const SURE: f64 = 0.4;
 
-/// Frames given at once: of an arm that is sure, and at most.
+/// Frames given at once: of an group that is sure, and at most.
 const SURE_GRANT: u32 = 16;
 const MAX_GRANT: u32 = 64;
 
-/// Steps of worth: arms within one are alike, so that ties break in the same way in every guest.
+/// Steps of expected_savings: groups within one are alike, so that ties break in the same way in
+/// every guest.
 const STEPS: f64 = 128.0;
 
 /// Learns the yield of every color and region, and spends the budget where it is.
 #[derive(Clone, Debug)]
 pub struct Adaptive {
-    atlas: Arc<Atlas>,
-    stock: Stock,
-    arms: Vec<Tried>,
+    locality: Arc<LocalityOrder>,
+    candidates: CandidateGroups,
     groups: Vec<Tried>,
+    clusters: Vec<Tried>,
     /// What was known before, and what has been learned here.
-    before: Yields,
-    here: Yields,
+    before: HitRates,
+    here: HitRates,
     answers: Vec<Answer>,
     queue: BinaryHeap<(u32, Reverse<u32>, u32)>,
     least: f64,
 }
 
-/// What trying an arm or a group has shown.
+/// What trying an group or a cluster has shown.
 #[derive(Clone, Copy, Debug, Default)]
 struct Tried {
     hashed: f64,
@@ -89,59 +93,67 @@ enum Answer {
 }
 
 impl Adaptive {
-    /// A selector of frames of one guest of the catalog, which starts with what is known of other guests.
+    /// A selector of frames of one guest of the catalog, which starts with what is known of other
+    /// guests.
     #[must_use]
-    pub fn new(atlas: Arc<Atlas>, catalog: &Catalog, guest: GuestNumber, yields: &Yields) -> Self {
-        let stock = Stock::new(&atlas, catalog, guest);
+    pub fn new(
+        locality: Arc<LocalityOrder>,
+        catalog: &Catalog,
+        guest: GuestNumber,
+        hit_rates: &HitRates,
+    ) -> Self {
+        let candidates = CandidateGroups::new(&locality, catalog, guest);
         let mut adaptive = Self {
-            arms: vec![Tried::default(); stock.arms.len()],
-            groups: vec![Tried::default(); stock.groups.len()],
-            answers: vec![Answer::NotGiven; atlas.frames() as usize],
-            before: yields.clone(),
-            here: Yields::default(),
-            queue: BinaryHeap::with_capacity(stock.arms.len()),
-            least: LEAST_WORTH,
-            atlas,
-            stock,
+            groups: vec![Tried::default(); candidates.groups.len()],
+            clusters: vec![Tried::default(); candidates.clusters.len()],
+            answers: vec![Answer::NotGiven; locality.frames() as usize],
+            before: hit_rates.clone(),
+            here: HitRates::default(),
+            queue: BinaryHeap::with_capacity(candidates.groups.len()),
+            least: LEAST_SAVINGS,
+            locality,
+            candidates,
         };
-        for arm in 0..adaptive.arms.len() {
-            adaptive.enqueue(arm);
+        for group in 0..adaptive.groups.len() {
+            adaptive.enqueue(group);
         }
         adaptive
     }
 
-    /// With another number of pages saved per hash below which the rest is left alone; 0 ends with all frames.
+    /// With another number of pages saved per hash below which the rest is left alone; 0 ends with
+    /// all frames.
     #[must_use]
     pub fn with_least_worth(mut self, least: f64) -> Self {
         self.least = least;
         self
     }
 
-    /// What was learned from this guest, for [`Yields::merge`].
+    /// What was learned from this guest, for [`HitRates::merge`].
     #[must_use]
-    pub fn learned(&self) -> Yields {
+    pub fn learned(&self) -> HitRates {
         let mut learned = self.here.clone();
-        for (arm, tried) in self.stock.arms.iter().zip(&self.arms) {
+        for (group, tried) in self.candidates.groups.iter().zip(&self.groups) {
             let alike = tried.saved * tried.saved / tried.hashed.max(1.0);
-            learned.add(arm.class, &ClassYield { alike, ..ClassYield::default() });
+            learned.add(group.class, &ClassHitRate { alike, ..ClassHitRate::default() });
         }
         learned
     }
 
-    /// What hashing all frames of a guest would teach: `judge` says of each frame how many copies there are of its page (0 when it
-    /// cannot be hashed) and whether it is written to later. For learning from guests that were hashed blindly.
+    /// What hashing all frames of a guest would teach: `judge` says of each frame how many copies
+    /// there are of its page (0 when it cannot be hashed) and whether it is written to later.
+    /// For learning from guests that were hashed blindly.
     #[must_use]
     pub fn teach(
-        atlas: &Atlas,
+        locality: &LocalityOrder,
         catalog: &Catalog,
         guest: GuestNumber,
         mut judge: impl FnMut(FrameIndex) -> (u32, bool),
-    ) -> Yields {
-        let stock = Stock::new(atlas, catalog, guest);
-        let mut yields = Yields::default();
-        for arm in &stock.arms {
-            let mut found = ClassYield::default();
-            for frame in stock.of(arm) {
+    ) -> HitRates {
+        let candidates = CandidateGroups::new(locality, catalog, guest);
+        let mut hit_rates = HitRates::default();
+        for group in &candidates.groups {
+            let mut found = ClassHitRate::default();
+            for frame in candidates.of(group) {
                 let (copies, is_written) = judge(*frame);
                 if copies == 0 {
                     continue;
@@ -153,81 +165,89 @@ impl Adaptive {
                 found.diverged += f64::from(u8::from(is_shared && is_written));
             }
             found.alike = found.saved * found.saved / found.hashed.max(1.0);
-            yields.add(arm.class, &found);
+            hit_rates.add(group.class, &found);
         }
-        yields
+        hit_rates
     }
 
-    /// What a hash in an arm is expected to save.
-    fn worth(&self, arm: usize) -> f64 {
-        let (Some(of), Some(tried)) = (self.stock.arms.get(arm), self.arms.get(arm)) else {
+    /// What a hash in an group is expected to save.
+    fn expected_savings(&self, group: usize) -> f64 {
+        let (Some(of), Some(tried)) = (self.candidates.groups.get(group), self.groups.get(group))
+        else {
             return 0.0;
         };
         let class = self.class_yield(of.class);
-        let group = self.groups.get(of.group as usize).copied().unwrap_or_default();
+        let cluster = self.clusters.get(of.cluster as usize).copied().unwrap_or_default();
         let rate = class.saved / class.hashed;
         let kept = 1.0 - class.diverged / class.shared.max(1.0);
-        let prospect = Prospect {
-            rate: (group.saved + GROUP_WEIGHT * rate) / (group.hashed + GROUP_WEIGHT),
+        let prospect = Estimate {
+            rate: (cluster.saved + CLUSTER_WEIGHT * rate) / (cluster.hashed + CLUSTER_WEIGHT),
             good: class.alike / class.saved.max(f64::MIN_POSITIVE),
             per_hit: class.saved / class.shared.max(f64::MIN_POSITIVE),
             left: of.len.saturating_sub(tried.given),
             hashed: tried.hashed,
             saved: tried.saved,
         };
-        worth(&prospect) * kept.clamp(0.0, 1.0)
+        expected_savings(&prospect) * kept.clamp(0.0, 1.0)
     }
 
     /// What is known of a class: from other guests, as if from few hashes, and from this one.
-    fn class_yield(&self, class: Class) -> ClassYield {
+    fn class_yield(&self, class: Class) -> ClassHitRate {
         let (mut known, here) = (self.before.get(class), self.here.get(class));
         if known.hashed < UNSEEN.hashed {
             known = UNSEEN;
         }
         let scale = (CLASS_WEIGHT / known.hashed).min(1.0);
-        ClassYield {
+        ClassHitRate {
             hashed: known.hashed * scale + here.hashed,
             shared: known.shared * scale + here.shared,
             saved: known.saved * scale + here.saved,
             diverged: known.diverged * scale + here.diverged,
-            // How alike frames are is known from other guests: here, many arms are known by one frame only.
+            // How alike frames are is known from other guests: here, many groups are known by one
+            // frame only.
             alike: known.alike / known.saved.max(f64::MIN_POSITIVE)
                 * (known.saved * scale + here.saved),
         }
     }
 
-    /// Puts an arm in the queue under what it is worth now, if it has frames left and all that it gave are answered.
-    fn enqueue(&mut self, arm: usize) {
-        self.enqueue_at(arm, steps(self.worth(arm)));
+    /// Puts an group in the queue under what it is expected_savings now, if it has frames left and
+    /// all that it gave are answered.
+    fn enqueue(&mut self, group: usize) {
+        self.enqueue_at(group, steps(self.expected_savings(group)));
     }
 
-    fn enqueue_at(&mut self, arm: usize, worth: u32) {
-        let (Some(of), Some(tried)) = (self.stock.arms.get(arm), self.arms.get_mut(arm)) else {
+    fn enqueue_at(&mut self, group: usize, expected_savings: u32) {
+        let (Some(of), Some(tried)) =
+            (self.candidates.groups.get(group), self.groups.get_mut(group))
+        else {
             return;
         };
-        if tried.given < of.len && tried.pending == 0 && tried.queued != Some(worth) {
-            tried.queued = Some(worth);
-            let number = u32::try_from(arm).unwrap_or(u32::MAX);
-            self.queue.push((worth, Reverse(of.tie), number));
+        if tried.given < of.len && tried.pending == 0 && tried.queued != Some(expected_savings) {
+            tried.queued = Some(expected_savings);
+            let number = u32::try_from(group).unwrap_or(u32::MAX);
+            self.queue.push((expected_savings, Reverse(of.tie), number));
         }
     }
 
-    /// The next frames of an arm.
-    fn give(&mut self, arm: usize, is_sure: bool, room: usize, frames: &mut Vec<FrameIndex>) {
-        let (Some(of), Some(tried)) = (self.stock.arms.get(arm), self.arms.get_mut(arm)) else {
+    /// The next frames of an group.
+    fn give(&mut self, group: usize, is_sure: bool, room: usize, frames: &mut Vec<FrameIndex>) {
+        let (Some(of), Some(tried)) =
+            (self.candidates.groups.get(group), self.groups.get_mut(group))
+        else {
             return;
         };
-        let grant = match tried.given {
+        let reservation = match tried.given {
             _ if is_sure => SURE_GRANT.max(tried.given.saturating_mul(2)),
             // Of siblings, the same page of two.
             0 => 2,
             given => given.saturating_mul(2),
         };
         let room = u32::try_from(room).unwrap_or(u32::MAX);
-        let grant = grant.min(MAX_GRANT).min(of.len.saturating_sub(tried.given)).min(room);
-        let all = self.stock.of(of);
-        let middle = first_of_position(&self.atlas, all);
-        for n in tried.given..tried.given.saturating_add(grant) {
+        let reservation =
+            reservation.min(MAX_GRANT).min(of.len.saturating_sub(tried.given)).min(room);
+        let all = self.candidates.of(of);
+        let middle = first_of_position(&self.locality, all);
+        for n in tried.given..tried.given.saturating_add(reservation) {
             let at = middle.saturating_add(n as usize) % all.len().max(1);
             let Some(frame) = all.get(at) else { continue };
             if let Some(answer) = self.answers.get_mut(frame.as_usize()) {
@@ -235,39 +255,43 @@ impl Adaptive {
             }
             frames.push(*frame);
         }
-        tried.given = tried.given.saturating_add(grant);
-        tried.pending = tried.pending.saturating_add(grant);
+        tried.given = tried.given.saturating_add(reservation);
+        tried.pending = tried.pending.saturating_add(reservation);
     }
 
-    /// Counts a change in what is known of an arm, its group and its class.
-    fn count(&mut self, arm: usize, change: &ClassYield) {
-        let Some(of) = self.stock.arms.get(arm) else { return };
+    /// Counts a change in what is known of an group, its cluster and its class.
+    fn count(&mut self, group: usize, change: &ClassHitRate) {
+        let Some(of) = self.candidates.groups.get(group) else { return };
         self.here.add(of.class, change);
-        let tried = self.arms.get_mut(arm).into_iter();
-        for tried in tried.chain(self.groups.get_mut(of.group as usize)) {
+        let tried = self.groups.get_mut(group).into_iter();
+        for tried in tried.chain(self.clusters.get_mut(of.cluster as usize)) {
             tried.hashed += change.hashed;
             tried.saved += change.saved;
         }
     }
 
-    /// Weighs an arm again, and the others of its group when the group has turned out better than they are queued for.
-    fn weigh(&mut self, arm: usize) {
-        let Some(of) = self.stock.arms.get(arm).copied() else { return };
-        if let Some(tried) = self.arms.get_mut(arm) {
+    /// Weighs an group again, and the others of its cluster when the cluster has turned out better
+    /// than they are queued for.
+    fn weigh(&mut self, group: usize) {
+        let Some(of) = self.candidates.groups.get(group).copied() else { return };
+        if let Some(tried) = self.groups.get_mut(group) {
             tried.queued = None;
         }
-        self.enqueue(arm);
-        let Some(group) = self.groups.get_mut(of.group as usize) else { return };
-        let rate = steps((group.saved / group.hashed.max(1.0)).min(1.0));
-        // By half as much again, so that this happens a few times per group and not once per arm.
-        if group.queued.is_none_or(|before| rate > before.saturating_add(before / 2)) {
-            group.queued = Some(rate);
-            let arms = self.stock.groups.get_mut(of.group as usize).map(std::mem::take);
-            for other in arms.iter().flatten() {
+        self.enqueue(group);
+        let Some(cluster) = self.clusters.get_mut(of.cluster as usize) else { return };
+        let rate = steps((cluster.saved / cluster.hashed.max(1.0)).min(1.0));
+        // By half as much again, so that this happens a few times per cluster and not once per
+        // group.
+        if cluster.queued.is_none_or(|before| rate > before.saturating_add(before / 2)) {
+            cluster.queued = Some(rate);
+            let groups = self.candidates.clusters.get_mut(of.cluster as usize).map(std::mem::take);
+            for other in groups.iter().flatten() {
                 self.enqueue(*other as usize);
             }
-            if let (Some(slot), Some(arms)) = (self.stock.groups.get_mut(of.group as usize), arms) {
-                *slot = arms;
+            if let (Some(slot), Some(groups)) =
+                (self.candidates.clusters.get_mut(of.cluster as usize), groups)
+            {
+                *slot = groups;
             }
         }
     }
@@ -282,32 +306,32 @@ impl DedupSelector for Adaptive {
         let end = frames.len().saturating_add(room);
         let least = steps(self.least);
         while frames.len() < end {
-            let Some((worth, _, arm)) = self.queue.pop() else { return };
-            let arm = arm as usize;
-            let Some(tried) = self.arms.get_mut(arm) else { continue };
-            if tried.queued != Some(worth) {
+            let Some((expected_savings, _, group)) = self.queue.pop() else { return };
+            let group = group as usize;
+            let Some(tried) = self.groups.get_mut(group) else { continue };
+            if tried.queued != Some(expected_savings) {
                 continue;
             }
             tried.queued = None;
             // Its class may have fallen since it was queued.
-            let exact = self.worth(arm);
+            let exact = self.expected_savings(group);
             let now = steps(exact);
-            if now < worth {
-                self.enqueue_at(arm, now);
+            if now < expected_savings {
+                self.enqueue_at(group, now);
                 if now >= least || self.queue.peek().is_some_and(|next| next.0 >= least) {
                     continue;
                 }
                 return;
             }
-            if worth < least {
-                self.enqueue_at(arm, now);
+            if expected_savings < least {
+                self.enqueue_at(group, now);
                 return;
             }
-            self.give(arm, exact >= SURE, end.saturating_sub(frames.len()), frames);
+            self.give(group, exact >= SURE, end.saturating_sub(frames.len()), frames);
         }
     }
 
-    fn learn(&mut self, outcomes: &[(FrameIndex, Outcome)]) {
+    fn learn(&mut self, outcomes: &[(FrameIndex, SelectionOutcome)]) {
         for (frame, outcome) in outcomes {
             self.learn_one(*frame, *outcome);
         }
@@ -315,51 +339,51 @@ impl DedupSelector for Adaptive {
 }
 
 impl Adaptive {
-    fn learn_one(&mut self, frame: FrameIndex, outcome: Outcome) {
-        let Some(arm) = self.stock.arm_of(frame) else { return };
+    fn learn_one(&mut self, frame: FrameIndex, outcome: SelectionOutcome) {
+        let Some(group) = self.candidates.arm_of(frame) else { return };
         let Some(answer) = self.answers.get_mut(frame.as_usize()) else { return };
         let before = *answer;
-        let hash = ClassYield { hashed: 1.0, ..ClassYield::default() };
+        let hash = ClassHitRate { hashed: 1.0, ..ClassHitRate::default() };
         let gain =
-            |copies| ClassYield { shared: 1.0, saved: saved(copies), ..ClassYield::default() };
+            |copies| ClassHitRate { shared: 1.0, saved: saved(copies), ..ClassHitRate::default() };
         let change = match (before, outcome) {
-            (Answer::Pending, Outcome::Skipped) => {
+            (Answer::Pending, SelectionOutcome::Skipped) => {
                 *answer = Answer::Skipped;
-                ClassYield::default()
+                ClassHitRate::default()
             }
-            (Answer::Pending, Outcome::Alone) => {
+            (Answer::Pending, SelectionOutcome::Alone) => {
                 *answer = Answer::Alone;
                 hash
             }
-            (Answer::Pending, Outcome::Shared { copies }) => {
+            (Answer::Pending, SelectionOutcome::Shared { copies }) => {
                 *answer = Answer::Shared;
-                ClassYield { hashed: 1.0, ..gain(copies) }
+                ClassHitRate { hashed: 1.0, ..gain(copies) }
             }
-            (Answer::Alone, Outcome::Shared { copies }) => {
+            (Answer::Alone, SelectionOutcome::Shared { copies }) => {
                 *answer = Answer::Shared;
                 gain(copies)
             }
-            (Answer::Shared, Outcome::Diverged) => {
+            (Answer::Shared, SelectionOutcome::Diverged) => {
                 *answer = Answer::Diverged;
-                ClassYield { diverged: 1.0, ..ClassYield::default() }
+                ClassHitRate { diverged: 1.0, ..ClassHitRate::default() }
             }
             _ => return,
         };
-        self.count(arm, &change);
+        self.count(group, &change);
         if before == Answer::Pending
-            && let Some(tried) = self.arms.get_mut(arm)
+            && let Some(tried) = self.groups.get_mut(group)
         {
             tried.pending = tried.pending.saturating_sub(1);
         }
-        if self.arms.get(arm).is_some_and(|tried| tried.pending == 0) {
-            self.weigh(arm);
+        if self.groups.get(group).is_some_and(|tried| tried.pending == 0) {
+            self.weigh(group);
         }
     }
 }
 
 /// The first frame with the position that the middle frame has.
-fn first_of_position(atlas: &Atlas, frames: &[FrameIndex]) -> usize {
-    let position = |at: usize| frames.get(at).map(|frame| position(atlas, *frame));
+fn first_of_position(locality: &LocalityOrder, frames: &[FrameIndex]) -> usize {
+    let position = |at: usize| frames.get(at).map(|frame| position(locality, *frame));
     let mut at = frames.len() / 2;
     while at > 0 && position(at.saturating_sub(1)) == position(at) {
         at = at.saturating_sub(1);
@@ -372,12 +396,12 @@ fn saved(copies: u32) -> f64 {
     if copies < 2 { 0.0 } else { 1.0 - 1.0 / f64::from(copies) }
 }
 
-/// A worth in steps.
+/// A expected_savings in steps.
 #[expect(
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,
     reason = "from 0 to STEPS; saturating is meant"
 )]
-fn steps(worth: f64) -> u32 {
-    (worth * STEPS) as u32
+fn steps(expected_savings: f64) -> u32 {
+    (expected_savings * STEPS) as u32
 }

@@ -1,6 +1,7 @@
 //! The ELF header and the program headers, of both classes.
 //!
-//! Layouts as in the System V ABI, chapters 4 and 5. `e_ehsize` is not checked: QEMU writes a wrong one.
+//! Layouts as in the System V ABI, chapters 4 and 5. `e_ehsize` is not checked: QEMU writes a wrong
+//! one.
 
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
@@ -90,7 +91,8 @@ const CLASS64: Class = Class {
 
 /// What the ELF header says.
 pub(super) struct Header<'a> {
-    /// Whether the machine is x86-64 and not i386. QEMU decides this by the mode of the first vCPU.
+    /// Whether the machine is x86-64 and not i386. QEMU decides this by the mode of the first
+    /// vCPU.
     pub(super) long_mode: bool,
     class: &'static Class,
     /// The program header table.

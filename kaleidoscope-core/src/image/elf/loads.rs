@@ -1,8 +1,8 @@
 //! PT_LOAD segments: which memory there is, and which of it the file holds.
 //!
-//! Dumps describe the same memory more than once: the kernel's own dump has its image in the direct map and again at
-//! its link address, with a second copy in the file; QEMU with `paging=true` has one segment a virtual mapping. Both are
-//! accepted where the copies agree.
+//! Dumps describe the same memory more than once: the kernel's own dump has its image in the direct
+//! map and again at its link address, with a second copy in the file; QEMU with `paging=true` has
+//! one segment a virtual mapping. Both are accepted where the copies agree.
 
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
@@ -35,7 +35,8 @@ pub(super) struct Loads {
 /// Segments after overlaps are resolved, by ascending address.
 pub(super) struct Memory {
     pub(super) held: SegmentTable,
-    /// First address and size of each run of RAM, in whole frames: one that a segment covers in part is RAM.
+    /// First address and size of each run of RAM, in whole frames: one that a segment covers in
+    /// part is RAM.
     pub(super) ram: Vec<(Gpa, u64)>,
 }
 
@@ -119,7 +120,8 @@ where
     // Every copy takes place in the file, so comparing more than the file has is never needed.
     let mut budget = file.len();
     for segment in held {
-        // Segments come by ascending address, so that whatever lies below `covered_to` is in the table.
+        // Segments come by ascending address, so that whatever lies below `covered_to` is in the
+        // table.
         let overlap = covered_to.min(segment.end()).saturating_sub(segment.gpa.0);
         compare(file, &table, Segment { bytes: overlap, ..segment }, &mut budget)?;
         table.push(Segment {

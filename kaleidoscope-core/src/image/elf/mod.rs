@@ -1,10 +1,10 @@
-//! ELF core dumps of a machine: QEMU's `dump-guest-memory`, `virsh dump --memory-only`, the kernel's `/proc/vmcore`, and
-//! what `makedumpfile -E` makes of it.
+//! ELF core dumps of a machine: QEMU's `dump-guest-memory`, `virsh dump --memory-only`, the
+//! kernel's `/proc/vmcore`, and what `makedumpfile -E` makes of it.
 //!
-//! Memory that a dump describes without holding it (`p_memsz` beyond `p_filesz`) is missing, not zero: makedumpfile
-//! leaves out pages by content. QEMU's dumps also describe firmware and video memory; these frames count as RAM here.
-//! A dump made with `paging=true` describes what the guest has mapped: RAM that is not mapped is absent from it, and
-//! mapped holes may count as RAM.
+//! Memory that a dump describes without holding it (`p_memsz` beyond `p_filesz`) is missing, not
+//! zero: makedumpfile leaves out pages by content. QEMU's dumps also describe firmware and video
+//! memory; these frames count as RAM here. A dump made with `paging=true` describes what the guest
+//! has mapped: RAM that is not mapped is absent from it, and mapped holes may count as RAM.
 
 mod build_id;
 mod error;
@@ -32,9 +32,11 @@ use skipped::SkipList;
 #[derive(Clone, Debug)]
 pub struct ElfCore {
     pub(super) segments: SegmentTable,
-    /// First address and size of each run of RAM, by ascending address, in whole frames and disjoint.
+    /// First address and size of each run of RAM, by ascending address, in whole frames and
+    /// disjoint.
     pub ram: Vec<(Gpa, u64)>,
-    /// The vCPUs, numbered in the order of their notes. Control registers are there if QEMU wrote the dump.
+    /// The vCPUs, numbered in the order of their notes. Control registers are there if QEMU wrote
+    /// the dump.
     pub vcpus: Vec<VcpuRegisters>,
     /// The first VMCOREINFO note's text, of at most 64 KiB.
     pub vmcoreinfo: Option<Vec<u8>>,
@@ -48,7 +50,8 @@ pub fn is_elf(file: &[u8]) -> bool {
     file.starts_with(b"\x7fELF")
 }
 
-/// Reads the headers and notes of an ELF dump. Memory itself is read only where two segments describe it.
+/// Reads the headers and notes of an ELF dump. Memory itself is read only where two segments
+/// describe it.
 ///
 /// Parts that need not be understood are passed over: segments without a physical address, and
 /// notes that are damaged or of an unknown size. [`ElfCore::skipped`] tells of them.

@@ -129,7 +129,8 @@ pub(super) struct Note<'a> {
     pub(super) end: u64,
 }
 
-/// The note at `at` in a segment that starts at `base` in the file; `None` at the end, or where only padding follows.
+/// The note at `at` in a segment that starts at `base` in the file; `None` at the end, or where
+/// only padding follows.
 ///
 /// Name and contents are padded to 4 bytes, in both classes.
 pub(super) fn next_note(base: u64, data: &[u8], at: u64) -> Result<Option<Note<'_>>, NoteCut> {

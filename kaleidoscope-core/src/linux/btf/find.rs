@@ -2,7 +2,8 @@
 
 use super::{Btf, BtfError, MAGIC, Sections};
 
-/// From this size on, BTF with a `struct page` ends the search: distribution kernels have 3 to 6 MB, the BTF of programs some KiB.
+/// From this size on, BTF with a `struct page` ends the search: distribution kernels have 3 to 6
+/// MB, the BTF of programs some KiB.
 const KERNEL_BYTES: usize = 1 << 20;
 
 /// Most candidates of either size that are parsed. Hostile memory may be full of headers.

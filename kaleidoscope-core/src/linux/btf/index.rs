@@ -1,10 +1,12 @@
-//! Types by name: a batch of names is located in one pass over the named types, with no table of all hundred thousand names.
+//! Types by name: a batch of names is located in one pass over the named types, with no table of
+//! all hundred thousand names.
 
 use super::kind::Kind;
 use super::{Btf, EnumRef, Member, NamedType, StructRef, TypeId};
 use crate::linux::bytes::index;
 
-/// Most types looked at for one name. Kernels have two or three; hostile BTF could call all its types alike.
+/// Most types looked at for one name. Kernels have two or three; hostile BTF could call all its
+/// types alike.
 const MAX_SAME_NAME: usize = 8;
 
 /// The types that have the names asked for in [`Btf::index`].
@@ -46,7 +48,8 @@ impl<'b> TypeIndex<'b> {
         self.btf
     }
 
-    /// All structs and unions of this name. More than one if separate parts of the kernel use the name; typedefs of structs come last.
+    /// All structs and unions of this name. More than one if separate parts of the kernel use the
+    /// name; typedefs of structs come last.
     pub fn structs_named<'s>(&'s self, name: &'s str) -> impl Iterator<Item = StructRef<'b>> + 's {
         let is_typedef =
             |id: &TypeId| self.btf.raw(*id).is_some_and(|raw| raw.kind == Kind::Typedef);
@@ -68,9 +71,11 @@ impl<'b> TypeIndex<'b> {
             .find(|found| members.iter().all(|member| found.member(member).is_some()))
     }
 
-    /// A member by a path that starts with the name of its struct: `zone.free_area`, `task_struct.se.vruntime`.
+    /// A member by a path that starts with the name of its struct: `zone.free_area`,
+    /// `task_struct.se.vruntime`.
     ///
-    /// See [`StructRef::member_path`]; of several structs of this name, the first that has the member is taken.
+    /// See [`StructRef::member_path`]; of several structs of this name, the first that has the
+    /// member is taken.
     #[must_use]
     pub fn member(&self, path: &str) -> Option<Member> {
         let (name, members) = path.split_once('.')?;

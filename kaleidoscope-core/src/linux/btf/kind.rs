@@ -102,8 +102,9 @@ pub(super) enum BadType {
 impl<'a> RawType<'a> {
     /// Reads the type at `at` in the type section.
     ///
-    /// Kind and number of elements have five and sixteen bits; the bits next to them were always zero and are taken as further bits, so
-    /// that no type is misread should they come into use.
+    /// Kind and number of elements have five and sixteen bits; the bits next to them were always
+    /// zero and are taken as further bits, so that no type is misread should they come into
+    /// use.
     #[inline]
     pub(super) fn read(types: &'a [u8], at: usize) -> Result<Self, BadType> {
         let bytes = types.get(at..).ok_or(BadType::Truncated)?;

@@ -1,7 +1,8 @@
 //! BTF: the kernel's own type information, by which fields of its structures are found.
 //!
-//! Since 5.2 kernels may carry (and distribution kernels do carry) a compact description of all their types in read-only data: a header, a
-//! section of types numbered from 1, and a section of NUL-terminated strings. Format: the kernel's `Documentation/bpf/btf.rst`.
+//! Since 5.2 kernels may carry (and distribution kernels do carry) a compact description of all
+//! their types in read-only data: a header, a section of types numbered from 1, and a section of
+//! NUL-terminated strings. Format: the kernel's `Documentation/bpf/btf.rst`.
 //!
 //! ```no_run
 //! # fn example(image: &[u8]) -> Option<()> {
@@ -38,13 +39,15 @@ const HEADER_BYTES: u32 = 24;
 /// Bytes of a pointer. Kernels that KVM hosts run today are 64-bit.
 const POINTER_BYTES: u64 = 8;
 
-/// Most typedefs, qualifiers and array dimensions gone through for one type; C code has less than ten. Cycles end here.
+/// Most typedefs, qualifiers and array dimensions gone through for one type; C code has less than
+/// ten. Cycles end here.
 const MAX_TYPE_DEPTH: usize = 32;
 
 /// Most types accepted; distribution kernels have about 100,000.
 const MAX_TYPES: usize = 1 << 20;
 
-/// Longest name that is read, in bytes: the kernel's `KSYM_NAME_LEN`, which bounds the names in BTF too.
+/// Longest name that is read, in bytes: the kernel's `KSYM_NAME_LEN`, which bounds the names in BTF
+/// too.
 const MAX_NAME_BYTES: usize = 512;
 
 /// Why bytes are no usable BTF.
@@ -137,7 +140,8 @@ impl std::fmt::Debug for Btf<'_> {
 impl<'a> Btf<'a> {
     /// Finds the kernel's BTF in the bytes of its image: the largest that describes `struct page`.
     ///
-    /// If its place is known (symbol `__start_BTF`), [`parse`](Self::parse) from there spares the search.
+    /// If its place is known (symbol `__start_BTF`), [`parse`](Self::parse) from there spares the
+    /// search.
     ///
     /// # Errors
     /// If there is none.
@@ -145,7 +149,8 @@ impl<'a> Btf<'a> {
         find::find(image)
     }
 
-    /// Parses the BTF at the start of `bytes`; whatever follows it is ignored. One pass over the types.
+    /// Parses the BTF at the start of `bytes`; whatever follows it is ignored. One pass over the
+    /// types.
     ///
     /// # Errors
     /// If the header, a section or a type is malformed, or of a kind that is not known.
@@ -188,7 +193,8 @@ impl<'a> Btf<'a> {
         self.offsets.len()
     }
 
-    /// Locates all types with these names in one pass; ask the returned index for members and values.
+    /// Locates all types with these names in one pass; ask the returned index for members and
+    /// values.
     #[must_use]
     pub fn index<'b>(&'b self, names: &[&str]) -> TypeIndex<'b> {
         TypeIndex::new(self, names)
@@ -200,13 +206,15 @@ impl<'a> Btf<'a> {
         self.index(&[name]).struct_named(name)
     }
 
-    /// The value of `constant` in the enumeration `name`; for more than one name use [`index`](Self::index).
+    /// The value of `constant` in the enumeration `name`; for more than one name use
+    /// [`index`](Self::index).
     #[must_use]
     pub fn enum_value(&self, name: &str, constant: &str) -> Option<i64> {
         self.index(&[name]).enum_value(name, constant)
     }
 
-    /// Size in bytes of a type, through typedefs, qualifiers and arrays. Functions and incomplete types have none.
+    /// Size in bytes of a type, through typedefs, qualifiers and arrays. Functions and incomplete
+    /// types have none.
     #[must_use]
     pub fn type_size(&self, id: TypeId) -> Option<u64> {
         let (mut id, mut elements) = (id, 1_u64);
@@ -242,7 +250,8 @@ impl<'a> Btf<'a> {
         None
     }
 
-    /// Number of elements of an array type (its first dimension), through typedefs and qualifiers. Flexible arrays have zero.
+    /// Number of elements of an array type (its first dimension), through typedefs and qualifiers.
+    /// Flexible arrays have zero.
     #[must_use]
     pub fn array_len(&self, id: TypeId) -> Option<u32> {
         Some(self.resolved(id)?.1.array()?.1)

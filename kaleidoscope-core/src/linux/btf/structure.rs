@@ -4,13 +4,16 @@ use super::kind::{Kind, RawType};
 use super::{Btf, TypeId};
 use crate::linux::bytes::u32_at;
 
-/// Deepest nesting of anonymous structs and unions that is searched. Kernel code has four or five levels.
+/// Deepest nesting of anonymous structs and unions that is searched. Kernel code has four or five
+/// levels.
 const MAX_NESTING: usize = 12;
 
-/// Most members looked at in one search. `task_struct` has some 300; hostile types could refer to each other without end.
+/// Most members looked at in one search. `task_struct` has some 300; hostile types could refer to
+/// each other without end.
 const MAX_MEMBERS: usize = 1 << 13;
 
-/// Most constants looked at in one enumeration. Kernel enumerations have some hundreds; the format allows 16 million.
+/// Most constants looked at in one enumeration. Kernel enumerations have some hundreds; the format
+/// allows 16 million.
 const MAX_CONSTANTS: usize = 1 << 13;
 
 /// Bytes of an encoded member: name, type and offset.
@@ -32,7 +35,8 @@ pub struct StructRef<'b> {
 pub struct Member {
     /// Distance in whole bytes from the start of the outermost struct.
     pub byte_offset: u64,
-    /// For a bitfield, how many bits further it starts (0 to 7), counted from the least significant. Otherwise 0.
+    /// For a bitfield, how many bits further it starts (0 to 7), counted from the least
+    /// significant. Otherwise 0.
     pub bit_offset: u8,
     /// For a bitfield, its width in bits.
     pub bit_size: Option<u8>,
@@ -84,8 +88,8 @@ impl<'b> StructRef<'b> {
         Some(Member { byte_offset: bits / BYTE, bit_offset, bit_size, type_id })
     }
 
-    /// The member at the end of a path of names joined by dots, each but the last a struct, a union or an array of them (whose first
-    /// element is meant). Pointers are not followed.
+    /// The member at the end of a path of names joined by dots, each but the last a struct, a union
+    /// or an array of them (whose first element is meant). Pointers are not followed.
     #[must_use]
     pub fn member_path(&self, path: &str) -> Option<Member> {
         let mut at = *self;
@@ -143,7 +147,8 @@ impl<'b> StructRef<'b> {
 }
 
 impl Btf<'_> {
-    /// Width in bits of an integer type that has fewer bits than its bytes: how bitfields were encoded before the flag.
+    /// Width in bits of an integer type that has fewer bits than its bytes: how bitfields were
+    /// encoded before the flag.
     fn narrow_int(&self, id: TypeId) -> Option<u8> {
         let (_, raw) = self.resolved(id)?;
         let width = u32_at(raw.trailing, 0)? & 0xff;
@@ -177,8 +182,9 @@ impl<'b> EnumRef<'b> {
         matches!(raw.kind, Kind::Enum | Kind::Enum64).then_some(Self { btf, raw })
     }
 
-    /// The value of a constant. Unsigned 64-bit values come back with the same bits; unsigned 32-bit values of kernels before
-    /// 6.0, whose BTF does not tell them from negative ones, come back as if signed.
+    /// The value of a constant. Unsigned 64-bit values come back with the same bits; unsigned
+    /// 32-bit values of kernels before 6.0, whose BTF does not tell them from negative ones,
+    /// come back as if signed.
     #[must_use]
     pub fn value(&self, constant: &str) -> Option<i64> {
         self.encoded().find(|&(name, _)| self.btf.string_is(name, constant)).map(|(_, value)| value)
@@ -190,7 +196,8 @@ impl<'b> EnumRef<'b> {
         self.encoded().filter_map(move |(name, value)| Some((btf.string(name)?, value)))
     }
 
-    /// Name offset and value of each constant. Kernels before 6.0 do not mark the signed ones; there, all are taken as signed.
+    /// Name offset and value of each constant. Kernels before 6.0 do not mark the signed ones;
+    /// there, all are taken as signed.
     fn encoded(&self) -> impl Iterator<Item = (u32, i64)> + use<'b> {
         let RawType { kind, trailing, .. } = self.raw;
         let signed = self.raw.kind_flag || !self.btf.signs_marked;

@@ -19,7 +19,8 @@ const MAX_TEXT_BYTES: usize = 64 << 20;
 pub struct SymbolsByPage {
     /// All names, one behind the other.
     names: String,
-    /// For each symbol and each of its pages: the page, the page's place in the symbol, the name's place in `names`.
+    /// For each symbol and each of its pages: the page, the page's place in the symbol, the name's
+    /// place in `names`.
     entries: Vec<(u32, u32, std::ops::Range<u32>)>,
 }
 
@@ -33,7 +34,8 @@ impl SymbolsByPage {
         out
     }
 
-    /// Adds a symbol's page, unless there are too many names. Pages of a symbol come one after another.
+    /// Adds a symbol's page, unless there are too many names. Pages of a symbol come one after
+    /// another.
     pub(super) fn push(&mut self, name: &str, page: u32, part: u32) {
         let last = self.entries.last().filter(|_| part > 0).map(|(_, _, name)| name.clone());
         let name = last.or_else(|| {
@@ -45,8 +47,8 @@ impl SymbolsByPage {
         self.entries.extend(name.map(|name| (page, part, name)));
     }
 
-    /// All keys: the page, counted from the image's first, and the symbol's name there (`NAME` in its first page, `NAME+1` in
-    /// its second).
+    /// All keys: the page, counted from the image's first, and the symbol's name there (`NAME` in
+    /// its first page, `NAME+1` in its second).
     pub fn iter(&self) -> impl Iterator<Item = (u32, String)> + '_ {
         self.entries.iter().map(|(page, part, name)| {
             let name = self.names.get(index(name.start)..index(name.end)).unwrap_or_default();
@@ -68,8 +70,8 @@ impl SymbolsByPage {
 }
 
 impl Linux {
-    /// The symbols of a guest's kernel by the pages of its image. Takes at most 64 MiB for names and 20 bytes for each symbol and
-    /// page of the image; what is more is left out.
+    /// The symbols of a guest's kernel by the pages of its image. Takes at most 64 MiB for names
+    /// and 20 bytes for each symbol and page of the image; what is more is left out.
     ///
     /// # Errors
     /// When no kernel or no symbol table is found.

@@ -1,6 +1,6 @@
 //! From traces of clones to the heat of symbols.
 
-use super::{SymbolHeats, SymbolsByPage};
+use super::{SymbolScores, SymbolsByPage};
 use crate::addr::FrameIndex;
 use crate::color::{Color, ColorMap};
 use std::collections::{BTreeSet, HashMap};
@@ -29,7 +29,8 @@ impl Lesson {
         &self.release
     }
 
-    /// The highest heat of a page that holds the symbol, for each symbol: names of local symbols may occur several times.
+    /// The highest heat of a page that holds the symbol, for each symbol: names of local symbols
+    /// may occur several times.
     fn heats(&self) -> HashMap<String, f64> {
         let mut out = HashMap::<String, f64>::new();
         for (page, name) in self.symbols.iter() {
@@ -70,13 +71,14 @@ fn page_heat(map: &ColorMap, traces: &[Vec<FrameIndex>]) -> HashMap<u32, f64> {
 pub struct Pruning {
     /// Least heat, from 0 to 1.
     pub least_heat: f64,
-    /// In how many of the kernels a symbol must occur. What only one kernel has will hardly be in the next.
+    /// In how many of the kernels a symbol must occur. What only one kernel has will hardly be in
+    /// the next.
     pub least_kernels: usize,
 }
 
 /// The heat of every symbol, mean over the guests whose kernel has it.
 #[must_use]
-pub fn learn(lessons: &[Lesson], pruning: &Pruning) -> SymbolHeats {
+pub fn learn(lessons: &[Lesson], pruning: &Pruning) -> SymbolScores {
     #[derive(Default)]
     struct Sum<'l> {
         heat: f64,

@@ -1,8 +1,9 @@
 //! The list as text.
 //!
-//! Lines that begin with `#` are comments. Each other line is a symbol, sorted by name: a digit, its heat in tenths; a letter, how many
-//! bytes its name shares with the one before (`a` none, `z` 25); and the rest of the name. The second and later pages of a symbol that
-//! covers several are `NAME+1`, `NAME+2`, ...
+//! Lines that begin with `#` are comments. Each other line is a symbol, sorted by name: a digit,
+//! its heat in tenths; a letter, how many bytes its name shares with the one before (`a` none, `z`
+//! 25); and the rest of the name. The second and later pages of a symbol that covers several are
+//! `NAME+1`, `NAME+2`, ...
 
 use crate::linux::kallsyms::MAX_NAME_BYTES;
 use std::collections::BTreeMap;
@@ -83,10 +84,11 @@ const MAX_KEY_BYTES: usize = MAX_NAME_BYTES + 3;
 
 /// A list of symbols by name, each with its heat in tenths, 1 to 9.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct SymbolHeats(BTreeMap<String, u8>);
+pub struct SymbolScores(BTreeMap<String, u8>);
 
-impl SymbolHeats {
-    /// Reads a list in the form of [`to_text`](Self::to_text). Of a name that occurs twice, the first counts.
+impl SymbolScores {
+    /// Reads a list in the form of [`to_text`](Self::to_text). Of a name that occurs twice, the
+    /// first counts.
     ///
     /// # Errors
     /// [`CommonSymbolsError`] names the line.
@@ -135,8 +137,9 @@ impl SymbolHeats {
     }
 }
 
-impl FromIterator<(String, u8)> for SymbolHeats {
-    /// Names that the list's text cannot hold are left out, and those with a heat of 0; more than 9 tenths are 9.
+impl FromIterator<(String, u8)> for SymbolScores {
+    /// Names that the list's text cannot hold are left out, and those with a heat of 0; more than 9
+    /// tenths are 9.
     fn from_iter<I: IntoIterator<Item = (String, u8)>>(symbols: I) -> Self {
         let is_fit = |name: &str| {
             (1..=MAX_KEY_BYTES).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_graphic())
@@ -155,16 +158,16 @@ mod tests {
     fn text_is_sorted_and_shares_beginnings() {
         let heats =
             [("schedule", 9), ("sched_clock", 9), ("jiffies", 12), ("jiffies+1", 3), ("b", 0)];
-        let heats: SymbolHeats =
+        let heats: SymbolScores =
             heats.map(|(name, heat)| (name.to_owned(), heat)).into_iter().collect();
         let text = heats.to_text("Two\nlines.");
         assert_eq!(text, "# Two\n# lines.\n9ajiffies\n3h+1\n9asched_clock\n9fule\n");
-        assert_eq!(SymbolHeats::parse(&text), Ok(heats));
+        assert_eq!(SymbolScores::parse(&text), Ok(heats));
     }
 
     #[test]
     fn errors_name_the_line() {
-        let error = |text: &str| SymbolHeats::parse(text).unwrap_err().to_string();
+        let error = |text: &str| SymbolScores::parse(text).unwrap_err().to_string();
         let at = |line, problem: &str| format!("list of symbols, line {line}: {problem}");
         let neither = "neither a comment nor a digit from 1 to 9 and a letter";
         for line in ["", "0aschedule", "9", "schedule", "9Aschedule"] {
@@ -185,13 +188,13 @@ mod tests {
     proptest! {
         #[test]
         fn lists_round_trip(symbols in prop::collection::btree_map("[!-~]{1,40}|[ab]{20,40}", 1_u8..10, 0..50)) {
-            let heats: SymbolHeats = symbols.into_iter().collect();
-            prop_assert_eq!(SymbolHeats::parse(&heats.to_text("A test.")), Ok(heats));
+            let heats: SymbolScores = symbols.into_iter().collect();
+            prop_assert_eq!(SymbolScores::parse(&heats.to_text("A test.")), Ok(heats));
         }
 
         #[test]
         fn any_text_is_read_or_refused(text in "(#?[1-9][a-c][ -~]{0,4}\n){0,9}|.{0,60}") {
-            if let Ok(heats) = SymbolHeats::parse(&text) {
+            if let Ok(heats) = SymbolScores::parse(&text) {
                 prop_assert!(heats.iter().all(|(name, heat)| !name.is_empty() && (1..10).contains(&heat)));
             }
         }

@@ -1,17 +1,20 @@
 //! Which kernel functions and variables every workload uses, and so which pages of a kernel image.
 //!
-//! Whatever a guest does, its kernel schedules, enters and leaves system calls, and handles faults. Where that code and data lie
-//! differs between kernels, but the names stay. The list says for each symbol how often a clone touched the page that holds it;
-//! it was learned from traces of real clones ([`learn`]) and is compiled in. On a kernel that it has never seen, a page's score
-//! is the mean heat of all symbols in it, of which those that are not in the list count 0.
+//! Whatever a guest does, its kernel schedules, enters and leaves system calls, and handles faults.
+//! Where that code and data lie differs between kernels, but the names stay. The list says for each
+//! symbol how often a clone touched the page that holds it; it was learned from traces of real
+//! clones ([`learn`]) and is compiled in. On a kernel that it has never seen, a page's score is the
+//! mean heat of all symbols in it, of which those that are not in the list count 0.
 //!
-//! How much that is worth: learned from three of the Debian kernels 5.10, 6.1, 6.12 and 7.2 and judged on the clones of the fourth, of the
-//! kernel text that is [common](crate::color::Temperature::COMMON) a trace touched 84 to 91 % (of kernel data 68 to 88 %). What is
-//! [frequent](crate::color::Temperature::FREQUENT) had 87 to 94 % of the touches of kernel text, and 86 to 95 % of those of data.
-//! Read-only data is judged less well: at most frequent, touched half the time.
+//! How much that is worth: learned from three of the Debian kernels 5.10, 6.1, 6.12 and 7.2 and
+//! judged on the clones of the fourth, of the kernel text that is
+//! [common](crate::color::Temperature::COMMON) a trace touched 84 to 91 % (of kernel data 68 to 88
+//! %). What is [frequent](crate::color::Temperature::FREQUENT) had 87 to 94 % of the touches of
+//! kernel text, and 86 to 95 % of those of data. Read-only data is judged less well: at most
+//! frequent, touched half the time.
 //!
 //! ```text
-//!  traces, symbols ─ learn ─► SymbolHeats ─ list ─► common_symbols.txt ─► CommonSymbols ─ score ─► signs of pages
+//!  traces, symbols ─ learn ─► SymbolScores ─ list ─► common_symbols.txt ─► CommonSymbols ─ score ─► signs of pages
 //! ```
 
 mod by_page;
@@ -21,7 +24,7 @@ mod score;
 
 pub use by_page::SymbolsByPage;
 pub use learn::{Lesson, Pruning, learn};
-pub use list::{CommonSymbolsError, SymbolHeats};
+pub use list::{CommonSymbolsError, SymbolScores};
 pub(super) use score::signs_of_pages;
 
 use super::bytes::index;
@@ -44,12 +47,13 @@ pub struct CommonSymbols(Arc<Table>);
 
 /// An open hash table.
 struct Table {
-    /// A power of two of them, at least a quarter of them 0. Others: the low half of a name's hash, with the heat in tenths in the
-    /// lowest bits. The high half chooses the slot. Small, because nothing of it is in a cache when coloring begins.
+    /// A power of two of them, at least a quarter of them 0. Others: the low half of a name's
+    /// hash, with the heat in tenths in the lowest bits. The high half chooses the slot.
+    /// Small, because nothing of it is in a cache when coloring begins.
     slots: Vec<u32>,
     count: usize,
-    /// A bit for each value of the hashes' high bits, set where there is a symbol: most names of a kernel are in no list, and this
-    /// tells so from 32 KiB, which stay in the nearest cache.
+    /// A bit for each value of the hashes' high bits, set where there is a symbol: most names of a
+    /// kernel are in no list, and this tells so from 32 KiB, which stay in the nearest cache.
     seen: Vec<u64>,
 }
 
@@ -69,7 +73,7 @@ impl CommonSymbols {
         Self(Arc::new(Table { slots: Vec::new(), count: 0, seen: Vec::new() }))
     }
 
-    /// Reads a list in the form of [`SymbolHeats::to_text`].
+    /// Reads a list in the form of [`SymbolScores::to_text`].
     ///
     /// # Errors
     /// [`CommonSymbolsError`] names the line.
@@ -104,7 +108,7 @@ impl CommonSymbols {
         Self(Arc::new(table))
     }
 
-    /// Heat of the symbol with this hash, in tenths; 0 when it is not in the list.
+    /// AccessClass of the symbol with this hash, in tenths; 0 when it is not in the list.
     #[inline]
     fn tenths(&self, hash: NameHash) -> u32 {
         self.0.tenths(hash)
@@ -165,8 +169,8 @@ impl fmt::Debug for CommonSymbols {
     }
 }
 
-impl From<&SymbolHeats> for CommonSymbols {
-    fn from(heats: &SymbolHeats) -> Self {
+impl From<&SymbolScores> for CommonSymbols {
+    fn from(heats: &SymbolScores) -> Self {
         let hashes: Vec<_> = heats.iter().map(|(n, t)| (NameHash::of(n.as_bytes()), t)).collect();
         Self::of_hashes(&hashes)
     }
@@ -182,7 +186,7 @@ mod tests {
 
     #[test]
     fn what_is_in_the_list_is_found_and_nothing_else() {
-        let heats: SymbolHeats = (0..2000_u16)
+        let heats: SymbolScores = (0..2000_u16)
             .map(|i| (format!("symbol_{i}"), u8::try_from(i % 9 + 1).unwrap()))
             .collect();
         let symbols = CommonSymbols::from(&heats);
@@ -197,7 +201,7 @@ mod tests {
 
     #[test]
     fn the_shipped_list_is_whole() {
-        let heats = SymbolHeats::parse(SHIPPED).unwrap();
+        let heats = SymbolScores::parse(SHIPPED).unwrap();
         let symbols = CommonSymbols::default();
         assert_eq!(symbols.len(), heats.len(), "a lost line, or names that collide");
         assert!(heats.iter().all(|(name, heat)| tenths(&symbols, name) == u32::from(heat)));

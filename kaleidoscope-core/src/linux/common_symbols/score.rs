@@ -6,7 +6,8 @@ use crate::color::Temperature;
 use crate::linux::kallsyms::{Kallsyms, NameHash};
 use crate::linux::locate::ImageSpan;
 
-/// Mean heat of a page's symbols from which on it is [`Temperature::FREQUENT`], in hundredths. Low, so that little is missed.
+/// Mean heat of a page's symbols from which on it is [`Temperature::FREQUENT`], in hundredths. Low,
+/// so that little is missed.
 const FREQUENT_SCORE: u32 = 10;
 
 /// As above, for [`Temperature::COMMON`]. High, so that little is superfluous.
@@ -15,11 +16,11 @@ const COMMON_SCORE: u32 = 60;
 /// Pages of one symbol that are told apart and counted; the rest of a larger one is not looked at.
 pub(super) const MAX_PARTS: u32 = 64;
 
-/// Calls `found` with each symbol, each page of the image that it lies in or reaches into, and the page's place in the symbol. A
-/// symbol reaches to the next one.
+/// Calls `found` with each symbol, each page of the image that it lies in or reaches into, and the
+/// page's place in the symbol. A symbol reaches to the next one.
 ///
-/// The calls are at most as many as symbols and pages together: a symbol below an earlier one, which only hostile tables have,
-/// counts in its first page alone.
+/// The calls are at most as many as symbols and pages together: a symbol below an earlier one,
+/// which only hostile tables have, counts in its first page alone.
 pub(super) fn over_pages<S>(
     symbols: impl Iterator<Item = (Gva, S)>,
     image: &ImageSpan,
@@ -76,7 +77,8 @@ impl PageScore {
     }
 }
 
-/// For each page of the kernel image, whether it holds symbols that most workloads use. Empty without a list.
+/// For each page of the kernel image, whether it holds symbols that most workloads use. Empty
+/// without a list.
 pub(crate) fn signs_of_pages(
     kallsyms: &Kallsyms<'_>,
     image: &ImageSpan,
@@ -167,12 +169,13 @@ mod tests {
             // Per-CPU symbols, which are in no page of the image, come first.
             let per_cpu = if layout.encoding == Encoding::AbsolutePerCpu { 64 } else { 0 };
             let names: Vec<String> = (0..1024).map(|i| format!("page_{i}")).collect();
-            // Heats of 0.9: 171 of the first page's 256 symbols, 170 of the second's, 29 and 28 of the next two's.
+            // Heats of 0.9: 171 of the first page's 256 symbols, 170 of the second's, 29 and 28 of
+            // the next two's.
             let heated = [(0, 171), (1, 170), (2, 29), (3, 28)];
             let heats = heated.into_iter().flat_map(|(page, count)| {
                 (0..count).map(move |i| (format!("page_{}", per_cpu + page * 256 + i), 9))
             });
-            let common = CommonSymbols::from(&heats.collect::<super::super::SymbolHeats>());
+            let common = CommonSymbols::from(&heats.collect::<super::super::SymbolScores>());
             let signs = signs(layout, &names, &common);
             let fourth = if per_cpu == 0 { Temperature::NONE } else { Temperature::FREQUENT };
             let expected = [both, Temperature::FREQUENT, Temperature::FREQUENT, fourth];
@@ -191,7 +194,7 @@ mod tests {
         let names: Vec<String> = (0..520).map(|i| format!("page_{i}")).collect();
         let heats = [("page_519+1", 9), ("page_519+3", 4), ("linux_banner", 9)];
         let heats = heats.map(|(name, heat)| (name.to_owned(), heat)).into_iter();
-        let common = CommonSymbols::from(&heats.collect::<super::super::SymbolHeats>());
+        let common = CommonSymbols::from(&heats.collect::<super::super::SymbolScores>());
         let signs = signs(layout, &names, &common);
         let (none, frequent) = (Temperature::NONE, Temperature::FREQUENT);
         let both = frequent | Temperature::COMMON;

@@ -1,16 +1,19 @@
 //! Hashes of all names in one pass, without expanding them.
 //!
-//! The hash is a polynomial over the bytes of the name, so the hash of two texts one behind the other follows from the texts' own
-//! hashes. Each token is hashed once, and a name costs a multiplication and an addition per token, however it was cut into tokens.
+//! The hash is a polynomial over the bytes of the name, so the hash of two texts one behind the
+//! other follows from the texts' own hashes. Each token is hashed once, and a name costs a
+//! multiplication and an addition per token, however it was cut into tokens.
 
 use super::Kallsyms;
 use super::tokens::TokenTable;
 use crate::addr::Gva;
 
-/// Where the polynomial is evaluated: 2^64 divided by the golden ratio, an odd number of many set bits.
+/// Where the polynomial is evaluated: 2^64 divided by the golden ratio, an odd number of many set
+/// bits.
 const BASE: u64 = 0x9e37_79b9_7f4a_7c15;
 
-/// Prefix of the symbols that mark the padding before a function (`CONFIG_FUNCTION_PADDING_BYTES`, 6.3 and later).
+/// Prefix of the symbols that mark the padding before a function (`CONFIG_FUNCTION_PADDING_BYTES`,
+/// 6.3 and later).
 pub(crate) const PADDING: &[u8] = b"__pfx_";
 
 /// Hash of a symbol's name. Unkeyed: whoever writes the kernel can make two names collide.
@@ -50,7 +53,8 @@ impl NameHash {
 
 /// Hashes of the tokens.
 struct TokenHashes {
-    /// Of their texts without the first byte, which is the symbol's type where the token is a name's first.
+    /// Of their texts without the first byte, which is the symbol's type where the token is a
+    /// name's first.
     first: [NameHash; 256],
     rest: [NameHash; 256],
 }

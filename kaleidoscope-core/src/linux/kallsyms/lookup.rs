@@ -1,8 +1,9 @@
 //! Finding many names in one pass over the compressed stream, without expanding it.
 //!
-//! Naively one would expand each name and look it up in a set. Instead the wanted names form a trie, and the trie is walked a token at
-//! a time. Where a token leads from a state is worked out when first needed and then remembered, so that nearly every symbol costs one
-//! to three table reads until no wanted name is left.
+//! Naively one would expand each name and look it up in a set. Instead the wanted names form a
+//! trie, and the trie is walked a token at a time. Where a token leads from a state is worked out
+//! when first needed and then remembered, so that nearly every symbol costs one to three table
+//! reads until no wanted name is left.
 
 use super::tokens::TokenTable;
 use crate::linux::bytes::index;
@@ -29,11 +30,13 @@ pub(super) struct Matcher<'w, 't> {
     wanted: Vec<(&'w [u8], usize)>,
     states: Vec<State>,
     ids: HashMap<State, u32>,
-    /// For each state, where each token leads. Row 0 is the start, where a token begins with the type character.
+    /// For each state, where each token leads. Row 0 is the start, where a token begins with the
+    /// type character.
     rows: Vec<[u32; 256]>,
 }
 
-/// Number of the start state; the same wanted names as in any other state of depth 0, but a type character comes first.
+/// Number of the start state; the same wanted names as in any other state of depth 0, but a type
+/// character comes first.
 const START: u32 = 0;
 
 impl<'w, 't> Matcher<'w, 't> {
@@ -51,7 +54,8 @@ impl<'w, 't> Matcher<'w, 't> {
         }
     }
 
-    /// Calls `found(i, place)` for each symbol `i` whose name is the one at `place` in the caller's list, until it returns false.
+    /// Calls `found(i, place)` for each symbol `i` whose name is the one at `place` in the caller's
+    /// list, until it returns false.
     pub(super) fn run<'n>(
         &mut self,
         names: impl Iterator<Item = &'n [u8]>,

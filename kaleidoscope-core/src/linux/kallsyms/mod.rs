@@ -1,8 +1,9 @@
 //! kallsyms: the symbol table every kernel carries, found and read without any help.
 //!
-//! The kernel's build (`scripts/kallsyms.c`) compresses it into a few arrays in read-only data: the *names*, each a length and that many
-//! one-byte *tokens*; a *token table* with the text of each token and an *index* of that text; *markers*, the place of every 256th name;
-//! and *offsets*, from which addresses follow. What comes first and how an address follows changed over time:
+//! The kernel's build (`scripts/kallsyms.c`) compresses it into a few arrays in read-only data: the
+//! *names*, each a length and that many one-byte *tokens*; a *token table* with the text of each
+//! token and an *index* of that text; *markers*, the place of every 256th name; and *offsets*, from
+//! which addresses follow. What comes first and how an address follows changed over time:
 //!
 //! | kernel | order in memory | address of symbol i |
 //! |---|---|---|
@@ -11,9 +12,10 @@
 //! | from 6.15 | the same | base + offset, per-CPU symbols are ordinary |
 //! | 7.x | the same, aligned to 4 bytes, no base | address of offset i + offset i, signed |
 //!
-//! With per-CPU symbols (x86-64 before 6.15) a negative offset means base - 1 - offset and others are per-CPU offsets as they are;
-//! without them (arm64) all offsets are unsigned distances from the base. No version number is trusted: [`Kallsyms::find`] tries the
-//! layouts and takes the one that puts `linux_banner` on the banner's text.
+//! With per-CPU symbols (x86-64 before 6.15) a negative offset means base - 1 - offset and others
+//! are per-CPU offsets as they are; without them (arm64) all offsets are unsigned distances from
+//! the base. No version number is trusted: [`Kallsyms::find`] tries the layouts and takes the one
+//! that puts `linux_banner` on the banner's text.
 
 mod hash;
 mod lookup;
@@ -116,9 +118,11 @@ impl Addressing {
 /// One symbol, expanded.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Symbol {
-    /// Its address at run time. A per-CPU symbol of a kernel before 6.15 on x86-64 has its offset in the per-CPU area instead.
+    /// Its address at run time. A per-CPU symbol of a kernel before 6.15 on x86-64 has its offset
+    /// in the per-CPU area instead.
     pub address: Gva,
-    /// The letter `nm` prints: `T` text, `D` data, `R` read-only data, `B` zeroed data, `A` absolute; lower case if local.
+    /// The letter `nm` prints: `T` text, `D` data, `R` read-only data, `B` zeroed data, `A`
+    /// absolute; lower case if local.
     pub kind: char,
     /// Its name; at most [`MAX_NAME_BYTES`], cut if longer.
     pub name: String,
@@ -147,7 +151,8 @@ impl std::fmt::Debug for Kallsyms<'_> {
 }
 
 impl<'a> Kallsyms<'a> {
-    /// Finds the symbol table in `image`, the kernel image's bytes from its first virtual address `image_va` (at run time) on.
+    /// Finds the symbol table in `image`, the kernel image's bytes from its first virtual address
+    /// `image_va` (at run time) on.
     ///
     /// # Errors
     /// If there is none; the error says how far the most promising candidate got.
@@ -194,9 +199,11 @@ impl<'a> Kallsyms<'a> {
         Some(self.expand(address, names.next()?))
     }
 
-    /// Addresses of the `wanted` names, each at the same place as its name; for a name that occurs several times, the lowest.
+    /// Addresses of the `wanted` names, each at the same place as its name; for a name that occurs
+    /// several times, the lowest.
     ///
-    /// All of them are found in one pass over the compressed names, which costs little more for hundreds of names than for one.
+    /// All of them are found in one pass over the compressed names, which costs little more for
+    /// hundreds of names than for one.
     #[must_use]
     pub fn lookup(&self, wanted: &[&str]) -> Vec<Option<Gva>> {
         let mut addresses = vec![None; wanted.len()];
@@ -214,8 +221,8 @@ impl<'a> Kallsyms<'a> {
         addresses
     }
 
-    /// The last symbol at or before `va`, that is, what `va` is in if it is in the image at all. Of several symbols at one address, the
-    /// first.
+    /// The last symbol at or before `va`, that is, what `va` is in if it is in the image at all. Of
+    /// several symbols at one address, the first.
     #[must_use]
     pub fn symbol_at(&self, va: Gva) -> Option<Symbol> {
         let last = self.first_symbol(|address| address > va).checked_sub(1)?;
@@ -234,7 +241,8 @@ impl<'a> Kallsyms<'a> {
         Names::new(self.names).take(self.count)
     }
 
-    /// The first symbol whose address satisfies `reached`, which must stay true once it is; binary search.
+    /// The first symbol whose address satisfies `reached`, which must stay true once it is; binary
+    /// search.
     fn first_symbol(&self, reached: impl Fn(Gva) -> bool) -> usize {
         let (mut low, mut high) = (0, self.count);
         while low < high {

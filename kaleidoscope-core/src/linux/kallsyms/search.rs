@@ -1,7 +1,8 @@
 //! Finding the tables and working out their layout.
 //!
-//! The token table is the anchor: the digits in it are a pattern that hardly occurs elsewhere, and its index proves it. From there the
-//! markers are found backwards, then the names in front of them, and at last the offsets, whose place and meaning depend on the kernel.
+//! The token table is the anchor: the digits in it are a pattern that hardly occurs elsewhere, and
+//! its index proves it. From there the markers are found backwards, then the names in front of
+//! them, and at last the offsets, whose place and meaning depend on the kernel.
 
 use super::lookup::Matcher;
 use super::names::Names;
@@ -17,16 +18,20 @@ const MAX_SYMBOLS: usize = 1 << 20;
 /// Fewest symbols accepted: three blocks. The smallest kernels have thousands.
 const MIN_BLOCKS: usize = 3;
 
-/// Bytes that 256 names can take: each a length byte and at least a type and a letter, at most two length bytes and 512 tokens.
+/// Bytes that 256 names can take: each a length byte and at least a type and a letter, at most two
+/// length bytes and 512 tokens.
 const BLOCK_BYTES: std::ops::RangeInclusive<usize> = NAMES_PER_MARKER * 2..=NAMES_PER_MARKER * 514;
 
-/// How far before the token table the markers can begin: the markers themselves and 3-byte sequence numbers (6.2 to 6.3).
+/// How far before the token table the markers can begin: the markers themselves and 3-byte sequence
+/// numbers (6.2 to 6.3).
 const MARKERS_WINDOW: usize = MAX_SYMBOLS * 3 + MAX_SYMBOLS / NAMES_PER_MARKER * 4 + 16;
 
-/// Alignment of the tables that changed from 8 to 4; the padding between two tables is less than this.
+/// Alignment of the tables that changed from 8 to 4; the padding between two tables is less than
+/// this.
 const MAX_ALIGNMENT: usize = 8;
 
-/// Most places tried at each stage, so that hostile memory costs time in proportion to its size only.
+/// Most places tried at each stage, so that hostile memory costs time in proportion to its size
+/// only.
 const MAX_DIGIT_HITS: usize = 256;
 const MAX_TOKEN_TABLES: usize = 4;
 const MAX_MARKER_RUNS: usize = 4;
@@ -125,7 +130,8 @@ fn read_tables<'a>(
     Err(error)
 }
 
-/// Where marker tables may begin, the nearest to the token table first: a zero followed by [`MIN_BLOCKS`] - 1 plausible positions.
+/// Where marker tables may begin, the nearest to the token table first: a zero followed by
+/// [`MIN_BLOCKS`] - 1 plausible positions.
 fn marker_runs(bytes: &[u8], before: usize) -> impl Iterator<Item = usize> {
     let low = before.saturating_sub(MARKERS_WINDOW);
     let last = before.saturating_sub(MIN_BLOCKS.saturating_mul(4)) & !3;
@@ -160,8 +166,8 @@ fn marker_run_length(bytes: &[u8], at: usize, end: usize) -> usize {
 fn names_before(bytes: &[u8], markers_at: usize, blocks: usize) -> Option<NameTable<'_>> {
     let markers = bytes.get(markers_at..markers_at.checked_add(blocks.checked_mul(4)?)?)?;
     let last_block = index(u32_at(markers, markers.len().checked_sub(4)?)?);
-    // Before the names there is their count, in four or eight bytes. Going back from the latest possible start, look for a count that
-    // fits the number of markers.
+    // Before the names there is their count, in four or eight bytes. Going back from the latest
+    // possible start, look for a count that fits the number of markers.
     let latest = markers_at.checked_sub(last_block)? & !3;
     let earliest =
         latest.saturating_sub(BLOCK_BYTES.end().saturating_add(MAX_ALIGNMENT)).max(MAX_ALIGNMENT);
@@ -193,7 +199,8 @@ fn names_before(bytes: &[u8], markers_at: usize, blocks: usize) -> Option<NameTa
     })
 }
 
-/// The offsets, and their meaning, with which symbols land in the image and `linux_banner` on the banner.
+/// The offsets, and their meaning, with which symbols land in the image and `linux_banner` on the
+/// banner.
 fn addresses<'a>(
     image: Image<'a>,
     tokens: &TokenTable<'a>,

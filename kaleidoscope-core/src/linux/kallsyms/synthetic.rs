@@ -1,5 +1,5 @@
-//! Kernel images with a symbol table in any layout, for tests. Written from the description of the format, sharing no code with the
-//! parser.
+//! Kernel images with a symbol table in any layout, for tests. Written from the description of the
+//! format, sharing no code with the parser.
 #![allow(clippy::indexing_slicing, clippy::arithmetic_side_effects, reason = "a test may panic")]
 
 use crate::addr::Gva;
@@ -68,8 +68,8 @@ pub(crate) struct Synthetic {
     pub(crate) offsets_at: usize,
 }
 
-/// The image of a kernel that has these functions and a `linux_banner`, one symbol every 16 bytes; the first few are per-CPU symbols
-/// where the encoding has them.
+/// The image of a kernel that has these functions and a `linux_banner`, one symbol every 16 bytes;
+/// the first few are per-CPU symbols where the encoding has them.
 pub(crate) fn image(layout: Layout, names: &[String]) -> Synthetic {
     let mut entries = entries(layout.encoding, names);
     entries.push(Entry { address: BANNER_AT, kind: 'D', name: "linux_banner".into() });
@@ -191,7 +191,8 @@ fn put_sequence_numbers(image: &mut Vec<u8>, entries: &[Entry]) {
     );
 }
 
-/// Printable characters stand for themselves; the other codes for some common and some made-up strings.
+/// Printable characters stand for themselves; the other codes for some common and some made-up
+/// strings.
 fn token_table() -> Vec<String> {
     let common = [
         "sys_", "__", "Tx", "t_", "get_", "_in", "it", "lock", "Ainit", "linux_b", "T__x64_",

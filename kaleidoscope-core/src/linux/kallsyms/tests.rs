@@ -11,7 +11,8 @@ fn find(image: &[u8]) -> Result<Kallsyms<'_>, KallsymsError> {
     Kallsyms::find(image, Gva(BASE), &KallsymsHints::default())
 }
 
-/// Function names as they occur, a few of them one after the other several times, and one of more than 127 tokens.
+/// Function names as they occur, a few of them one after the other several times, and one of more
+/// than 127 tokens.
 fn names(count: usize) -> Vec<String> {
     let stems = [
         "sys_read",

@@ -11,7 +11,8 @@ pub(super) const INDEX_BYTES: usize = 2 * TOKENS;
 /// Longest table that its 16-bit index can describe, in bytes.
 const MAX_TABLE_BYTES: usize = 1 << 16;
 
-/// Code of the token `0`. Digits occur in symbol names, so like every character in use they stand for themselves.
+/// Code of the token `0`. Digits occur in symbol names, so like every character in use they stand
+/// for themselves.
 pub(super) const DIGIT_ZERO: usize = 0x30;
 
 /// How the ten digits look in the table; this is what to search for.
@@ -29,15 +30,17 @@ pub(super) struct TokenTable<'a> {
 impl<'a> TokenTable<'a> {
     /// Reads the table whose token `0` is at `digits`.
     ///
-    /// The 208 tokens from there on lead to the table's end; behind it, aligned, lies the index, whose entry for `0` tells where the
-    /// table starts. All 256 entries must then agree with the NULs of the table, which no other bytes do by chance.
+    /// The 208 tokens from there on lead to the table's end; behind it, aligned, lies the index,
+    /// whose entry for `0` tells where the table starts. All 256 entries must then agree with
+    /// the NULs of the table, which no other bytes do by chance.
     pub(super) fn around(image: &'a [u8], digits: usize) -> Option<Self> {
         let limit = digits.saturating_add(MAX_TABLE_BYTES).min(image.len());
         let tail = image.get(digits..limit)?;
         let last_nul =
             memchr::memchr_iter(0, tail).nth(TOKENS.checked_sub(DIGIT_ZERO)?.checked_sub(1)?)?;
         let table_end = digits.checked_add(last_nul)?.checked_add(1)?;
-        // The alignment was 8 until it became 4; padding of 4 is also found by trying 8, but not the other way round.
+        // The alignment was 8 until it became 4; padding of 4 is also found by trying 8, but not
+        // the other way round.
         [4, 8].into_iter().find_map(|alignment| {
             let index_at = align_up(table_end, alignment)?;
             let zero =

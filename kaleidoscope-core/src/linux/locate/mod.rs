@@ -1,9 +1,10 @@
 //! Finding kernels: their page tables, their images in memory, their own notes.
 //!
-//! With vCPU registers a root is CR3. Without, every kernel in memory is a candidate, because RAM is not cleared by a reset or
-//! by kexec: a former kernel may be as complete as the one that runs. Two signs lead to a kernel, and one pass over memory
-//! ([`scan`]) finds both: the VMCOREINFO page, which names the address of the root table, and root tables themselves, whose last
-//! entry leads to a mapped image. Which candidate runs is not decided here but in [`running`](super::running).
+//! With vCPU registers a root is CR3. Without, every kernel in memory is a candidate, because RAM
+//! is not cleared by a reset or by kexec: a former kernel may be as complete as the one that runs.
+//! Two signs lead to a kernel, and one pass over memory ([`scan`]) finds both: the VMCOREINFO page,
+//! which names the address of the root table, and root tables themselves, whose last entry leads to
+//! a mapped image. Which candidate runs is not decided here but in [`running`](super::running).
 
 mod roots;
 mod scan;
@@ -23,7 +24,8 @@ use thiserror::Error;
 /// Where x86-64 Linux maps its image, before the random offset (`__START_KERNEL_map`).
 pub(crate) const IMAGE_BASE: Gva = Gva(0xffff_ffff_8000_0000);
 
-/// End of the area that the image is mapped in (`KERNEL_IMAGE_SIZE` with a random offset), inclusive.
+/// End of the area that the image is mapped in (`KERNEL_IMAGE_SIZE` with a random offset),
+/// inclusive.
 pub(crate) const IMAGE_LAST: Gva = Gva(0xffff_ffff_bfff_ffff);
 
 /// The smallest executable part that a kernel image has.
@@ -32,7 +34,8 @@ const MIN_TEXT: u64 = 4 << 20;
 /// The largest image that is looked at.
 const MAX_IMAGE: u64 = 256 << 20;
 
-/// Most kernels that are told apart. A machine that was reset many times holds the remains of a few.
+/// Most kernels that are told apart. A machine that was reset many times holds the remains of a
+/// few.
 const MAX_KERNELS: usize = 16;
 
 /// Frames for each of which a kernel's own page tables may have one table, and tables beside.
@@ -97,12 +100,12 @@ pub(crate) struct Located {
     /// VMCOREINFO, if it led to the kernel.
     pub(crate) note: Option<VmcoreInfo>,
     /// What led to the kernel.
-    pub(crate) sign: Sign,
+    pub(crate) sign: RootHint,
 }
 
 /// What leads to a kernel.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Sign {
+pub(crate) enum RootHint {
     /// A vCPU's registers.
     Registers,
     /// A VMCOREINFO text.
@@ -127,10 +130,11 @@ pub(crate) struct Hints<'a> {
     pub(crate) notes: &'a [VmcoreInfo],
 }
 
-/// Tables that one root may cost while the kernel is looked for: so many serve a kernel that maps every frame 64 times. A root
-/// that is none, or a decoy, thus leaves enough for the others.
+/// Tables that one root may cost while the kernel is looked for: so many serve a kernel that maps
+/// every frame 64 times. A root that is none, or a decoy, thus leaves enough for the others.
 ///
-/// Where entries of shared pages carry a bit for that (TDX), the format that comes back is without it.
+/// Where entries of shared pages carry a bit for that (TDX), the format that comes back is without
+/// it.
 fn read_space<M>(
     memory: &M,
     spec: PagingSpec,
@@ -152,8 +156,9 @@ where
     found
 }
 
-/// Finds every kernel that could be the running one: those that the registers lead to if they lead to any, else the one whose crash
-/// the image was made to show, else all that left a sign in memory. At least one.
+/// Finds every kernel that could be the running one: those that the registers lead to if they lead
+/// to any, else the one whose crash the image was made to show, else all that left a sign in
+/// memory. At least one.
 pub(crate) fn locate<M>(
     memory: &M,
     hints: Hints<'_>,
@@ -172,7 +177,8 @@ where
     if !found.kernels.is_empty() {
         return Ok(found.kernels);
     }
-    // A crash dump is made to show the kernel that crashed, which need not be the one that ran when it was made.
+    // A crash dump is made to show the kernel that crashed, which need not be the one that ran when
+    // it was made.
     let (crashed, others): (Vec<_>, Vec<_>) =
         hints.notes.iter().partition(|note| note.crash_time().is_some());
     for note in crashed {
@@ -206,7 +212,8 @@ impl Found {
         M: GuestMemory + ?Sized,
     {
         let Some((spec, pair)) = roots_of(memory, vcpu) else { return };
-        // vCPUs of one kernel need one walk. A vCPU that a crash left behind still has the former kernel's tables.
+        // vCPUs of one kernel need one walk. A vCPU that a crash left behind still has the former
+        // kernel's tables.
         let leads_to = |root: Gpa, kernel: &Located| {
             let image = kernel.image;
             translate(memory, &spec, root, image.gva).gpa() == Some(image.gpa)
@@ -218,7 +225,7 @@ impl Found {
         // Under page-table isolation one of the two maps little of the kernel.
         let tried = pair
             .into_iter()
-            .filter_map(|root| by_root(memory, spec, root, Sign::Registers, budget));
+            .filter_map(|root| by_root(memory, spec, root, RootHint::Registers, budget));
         if let Some((_, located)) = tried.max_by_key(|(mapped, _)| *mapped) {
             self.add(located);
         }
@@ -249,13 +256,14 @@ impl Found {
             if self.kernels.len() >= MAX_KERNELS || self.kernels.iter().any(is_known) {
                 continue;
             }
-            if let Some((_, located)) = by_root(memory, spec, root, Sign::RootTable, budget) {
+            if let Some((_, located)) = by_root(memory, spec, root, RootHint::RootTable, budget) {
                 self.add(located);
             }
         }
     }
 
-    /// Adds a kernel that is not known yet. Of one that is, a note with the time of its crash says more than one without.
+    /// Adds a kernel that is not known yet. Of one that is, a note with the time of its crash says
+    /// more than one without.
     fn add(&mut self, located: Located) {
         let Some(known) = self.kernels.iter_mut().find(|k| k.is_same_kernel(&located.image)) else {
             self.kernels.push(located);
@@ -275,7 +283,8 @@ impl Found {
     }
 }
 
-/// The root table that a vCPU uses, and under page-table isolation its twin: the two halves of an 8 KiB pair.
+/// The root table that a vCPU uses, and under page-table isolation its twin: the two halves of an 8
+/// KiB pair.
 fn roots_of<M>(memory: &M, vcpu: &VcpuRegisters) -> Option<(PagingSpec, [Gpa; 2])>
 where
     M: GuestMemory + ?Sized,
@@ -296,7 +305,7 @@ fn by_root<M>(
     memory: &M,
     spec: PagingSpec,
     root: Gpa,
-    sign: Sign,
+    sign: RootHint,
     budget: &mut TableBudget,
 ) -> Option<(u64, Located)>
 where
@@ -313,7 +322,8 @@ fn mapped_bytes(space: &KernelSpace) -> u64 {
     space.runs().iter().fold(0, |sum, run| sum.saturating_add(run.bytes))
 }
 
-/// The kernel's address space by another root of the same kernel; `None` if that root maps another image.
+/// The kernel's address space by another root of the same kernel; `None` if that root maps another
+/// image.
 pub(crate) fn reread<M>(
     memory: &M,
     spec: &PagingSpec,
@@ -353,8 +363,8 @@ pub(crate) fn notes_in<M: GuestMemory + ?Sized>(memory: &M) -> Vec<VmcoreInfo> {
     scan(memory).notes
 }
 
-/// The kernel image: the first executable mapping of at least 4 MiB in its area, and all that continues it with the same
-/// distance between virtual and physical addresses.
+/// The kernel image: the first executable mapping of at least 4 MiB in its area, and all that
+/// continues it with the same distance between virtual and physical addresses.
 fn image_span(space: &KernelSpace) -> Option<ImageSpan> {
     let runs = space.runs_in(IMAGE_BASE, IMAGE_LAST);
     let first = runs.iter().find(|r| r.rights.execute && r.bytes >= MIN_TEXT)?;
@@ -367,7 +377,8 @@ fn image_span(space: &KernelSpace) -> Option<ImageSpan> {
     Some(ImageSpan { gva: first.gva, gpa: first.gpa, bytes })
 }
 
-/// Whether a note speaks of the kernel at this image. Any program in the guest can write a page that looks like a note.
+/// Whether a note speaks of the kernel at this image. Any program in the guest can write a page
+/// that looks like a note.
 pub(crate) fn speaks_of(note: &VmcoreInfo, image: &ImageSpan) -> bool {
     let distance = image.gpa.0.wrapping_sub(image.gva.0);
     let base = note.phys_base().unwrap_or(0).cast_unsigned();
@@ -382,7 +393,8 @@ pub(crate) fn read_note<M: GuestMemory + ?Sized>(memory: &M, gpa: Gpa) -> Option
     VmcoreInfo::parse(&page).ok()
 }
 
-/// The kernel that a VMCOREINFO page describes, if its root table really maps itself where the page says.
+/// The kernel that a VMCOREINFO page describes, if its root table really maps itself where the page
+/// says.
 fn by_note<M>(memory: &M, note: VmcoreInfo, budget: &mut TableBudget) -> Option<Located>
 where
     M: GuestMemory + ?Sized,
@@ -401,5 +413,5 @@ where
     }
     let (spec, space) = read_space(memory, spec, root, budget);
     let image = image_span(&space)?;
-    Some(Located { spec, root, space, image, note: Some(note), sign: Sign::Note })
+    Some(Located { spec, root, space, image, note: Some(note), sign: RootHint::Note })
 }

@@ -1,7 +1,8 @@
 //! Frames that look like a kernel's root table.
 //!
-//! The last entry of a root table leads to the table that maps the kernel image, the same for all processes of one kernel. So the
-//! roots of one kernel are known by that table, its *top*; of each family the root with the most kernel entries is kept.
+//! The last entry of a root table leads to the table that maps the kernel image, the same for all
+//! processes of one kernel. So the roots of one kernel are known by that table, its *top*; of each
+//! family the root with the most kernel entries is kept.
 
 use super::{IMAGE_BASE, IMAGE_LAST};
 use crate::addr::{FRAME_SIZE, Gpa};
@@ -9,7 +10,8 @@ use crate::memory::GuestMemory;
 use crate::paging::{PagingSpec, Translation, find_mask, translate};
 use std::collections::HashMap;
 
-/// Most families that are told apart. Pages whose last word happens to be an entry that leads to a mapped image are rare.
+/// Most families that are told apart. Pages whose last word happens to be an entry that leads to a
+/// mapped image are rare.
 const MAX_FAMILIES: usize = 64;
 
 /// Byte offset of the last entry of a table.
@@ -84,7 +86,8 @@ fn leads_on(entry: u64) -> bool {
     executable && entry & (PagingSpec::PRESENT | PagingSpec::LARGE) == PagingSpec::PRESENT
 }
 
-/// The format with which a root's last entry leads to RAM: without the bit of memory encryption, where the entry has one.
+/// The format with which a root's last entry leads to RAM: without the bit of memory encryption,
+/// where the entry has one.
 fn without_encryption<M>(memory: &M, spec: PagingSpec, root: Gpa, last: u64) -> Option<PagingSpec>
 where
     M: GuestMemory + ?Sized,
@@ -120,8 +123,8 @@ where
     Some(table)
 }
 
-/// Whether a root's tables map something executable in the first 2 MiB steps of the image's area. Cheap, and wrong only where
-/// a walk of all tables finds out.
+/// Whether a root's tables map something executable in the first 2 MiB steps of the image's area.
+/// Cheap, and wrong only where a walk of all tables finds out.
 fn maps_image<M: GuestMemory + ?Sized>(memory: &M, spec: &PagingSpec, root: Gpa) -> bool {
     let Some(top) = top_of(memory, spec, root) else { return false };
     let entry = top.checked_add(IMAGE_ENTRY).and_then(|at| read_entry(memory, at));

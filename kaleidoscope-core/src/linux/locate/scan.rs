@@ -1,7 +1,8 @@
 //! One pass over memory for signs of kernels.
 //!
-//! Two places of each page are looked at: its start, where the VMCOREINFO text begins, and its last entry, which in a root table
-//! leads to the kernel image. Copies of the text elsewhere in a page, in logs or files, are no signs.
+//! Two places of each page are looked at: its start, where the VMCOREINFO text begins, and its last
+//! entry, which in a root table leads to the kernel image. Copies of the text elsewhere in a page,
+//! in logs or files, are no signs.
 
 use super::read_note;
 use super::roots::Roots;

@@ -1,20 +1,21 @@
 //! Which of several kernels in one memory is the running one.
 //!
-//! In words: Each candidate is opened and its structures are read ([`Vitals`]: facts). A kernel that runs agrees with itself: its
-//! frame table gives none of its own pages away, its lists close, its objects point back at each other, its processes' page tables
-//! are typed as such. A former kernel has lost whatever the running one has overwritten since. A kernel that has crashed or was
-//! shut down says so. The only candidate that passes is the running kernel; when there is none, or more than one, nothing is
-//! believed.
+//! In words: Each candidate is opened and its structures are read ([`LivenessEvidence`]: facts). A
+//! kernel that runs agrees with itself: its frame table gives none of its own pages away, its lists
+//! close, its objects point back at each other, its processes' page tables are typed as such. A
+//! former kernel has lost whatever the running one has overwritten since. A kernel that has crashed
+//! or was shut down says so. The only candidate that passes is the running kernel; when there is
+//! none, or more than one, nothing is believed.
 
-mod vitals;
+mod liveness;
 
-use self::vitals::Vitals;
+use self::liveness::LivenessEvidence;
 use super::common_symbols::CommonSymbols;
 use super::introspect::LinuxError;
 use super::kernel::Kernel;
 use super::locate::{ImageSpan, LocateError, Located, tables_to_image};
 use crate::addr::Gpa;
-use crate::guest_os::{Note, Stage};
+use crate::guest_os::{Note, Phase};
 use crate::memory::GuestMemory;
 use crate::paging::{PagingSpec, TableBudget};
 
@@ -74,7 +75,7 @@ pub(super) fn choose<'m>(
     located: Vec<Located>,
     common: &CommonSymbols,
     budget: &mut TableBudget,
-    begin: &mut dyn FnMut(Stage),
+    begin: &mut dyn FnMut(Phase),
     notes: &mut Vec<Note>,
 ) -> Result<Kernel<'m>, LinuxError> {
     let mut traces: Vec<Trace> = located.iter().map(Trace::of).collect();
@@ -94,12 +95,12 @@ pub(super) fn choose<'m>(
         };
         let rivals = pages.iter().enumerate().filter(|(other, _)| *other != number);
         let rivals: Vec<Gpa> = rivals.flat_map(|(_, pages)| pages).copied().collect();
-        let vitals = Vitals::read(&kernel, &rivals, budget);
+        let liveness = LivenessEvidence::read(&kernel, &rivals, budget);
         let Some(trace) = traces.get_mut(number) else { continue };
         if trace.release.is_empty() {
             trace.release = kernel.identity().release;
         }
-        let (refuted, death) = (vitals.refutation(), vitals.death);
+        let (refuted, death) = (liveness.refutation(), liveness.death);
         candidates.push(Candidate { kernel, notes: own, trace: trace.clone(), refuted, death });
     }
     if let (true, Some(error)) = (candidates.is_empty(), first_error) {
@@ -136,7 +137,8 @@ enum Verdict {
     Refuted,
 }
 
-/// The candidates that may be the running kernel: whole ones, or, because an image may show a crash, dead ones if there is no other.
+/// The candidates that may be the running kernel: whole ones, or, because an image may show a
+/// crash, dead ones if there is no other.
 fn possible(verdicts: &[Verdict]) -> Vec<usize> {
     let all = |wanted: Verdict| -> Vec<usize> {
         let numbered = verdicts.iter().enumerate();

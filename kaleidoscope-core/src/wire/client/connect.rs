@@ -1,6 +1,6 @@
 //! Getting welcomed by a server.
 
-use super::{ClientOptions, Dial};
+use super::{ClientOptions, Connector};
 use crate::wire::protocol::{
     HELLO_BYTES, Hello, MAX_BATCH, MAX_TEXT, ProtocolError, Refusal, WELCOME_BYTES, Welcome,
     WelcomeHead,
@@ -58,7 +58,7 @@ impl ConnectError {
 
 /// Connects to a server and is welcomed by it, which must have `image` where that is known.
 pub(super) fn connect(
-    dial: &dyn Dial,
+    dial: &dyn Connector,
     replica: usize,
     options: &ClientOptions,
     image: Option<Image>,

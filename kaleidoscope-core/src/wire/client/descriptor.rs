@@ -1,7 +1,7 @@
 //! Fetches what a clone starts from.
 
 use super::connect::{ConnectError, Image, Welcomed, connect};
-use super::{ClientOptions, Dial};
+use super::{ClientOptions, Connector};
 use crate::clone::ports::SourceError;
 use crate::wire::protocol::{
     MAX_CHUNK, ProtocolError, Reply, ReplyLimits, ReplyReader, Violation, descriptor_request,
@@ -28,7 +28,7 @@ enum FetchError {
 
 /// The descriptor, from the first server that hands it out, over a connection of its own.
 pub(super) fn fetch(
-    dial: &dyn Dial,
+    dial: &dyn Connector,
     options: &ClientOptions,
     image: Option<Image>,
 ) -> Result<Vec<u8>, SourceError> {
@@ -43,7 +43,7 @@ pub(super) fn fetch(
 }
 
 fn fetch_from(
-    dial: &dyn Dial,
+    dial: &dyn Connector,
     replica: usize,
     options: &ClientOptions,
     image: Option<Image>,
@@ -79,7 +79,7 @@ fn fetch_from(
                     return Err(FetchError::Ended(format!("{code}: {}", text.escape_debug())));
                 }
                 None => {
-                    let left = options.patience.saturating_sub(asked.elapsed());
+                    let left = options.timeout.saturating_sub(asked.elapsed());
                     if left.is_zero() {
                         return Err(FetchError::Silent);
                     }

@@ -5,7 +5,7 @@ use crate::wire::transport::{ConnectOptions, Link, connect};
 use std::io;
 
 /// The servers that have the image, and how each is reached.
-pub trait Dial: Send + Sync {
+pub trait Connector: Send + Sync {
     /// How many there are, at least one.
     fn replicas(&self) -> usize;
 
@@ -28,7 +28,7 @@ pub struct Addresses {
     pub options: ConnectOptions,
 }
 
-impl Dial for Addresses {
+impl Connector for Addresses {
     fn replicas(&self) -> usize {
         self.servers.len()
     }

@@ -1,8 +1,9 @@
 //! Fetches a clone's pages from one of several servers, and from another one when that fails.
 //!
-//! Requests are remembered until their pages have arrived whole and right. A connection that breaks, lies or falls silent is given
-//! up; the next server is asked for everything that is still awaited, and whoever waits for the pages notices nothing but the
-//! time. Every frame arrives within a deadline, or the client gives up for good.
+//! Requests are remembered until their pages have arrived whole and right. A connection that
+//! breaks, lies or falls silent is given up; the next server is asked for everything that is still
+//! awaited, and whoever waits for the pages notices nothing but the time. Every frame arrives
+//! within a deadline, or the client gives up for good.
 
 mod connect;
 mod descriptor;
@@ -14,7 +15,7 @@ mod search;
 mod statistics;
 mod trouble;
 
-pub use dial::{Addresses, Dial};
+pub use dial::{Addresses, Connector};
 pub use options::ClientOptions;
 pub use statistics::ClientStatistics;
 
@@ -35,9 +36,10 @@ use std::time::{Duration, Instant};
 
 /// A page source that is a page server, or several that have the same image.
 ///
-/// Locks are taken in the order `incoming`, `outgoing`, `outstanding`; the last one is never held over I/O.
+/// Locks are taken in the order `incoming`, `outgoing`, `outstanding`; the last one is never held
+/// over I/O.
 pub struct Client {
-    dial: Arc<dyn Dial>,
+    dial: Arc<dyn Connector>,
     options: ClientOptions,
     image: Image,
     incoming: Mutex<Incoming>,
@@ -60,7 +62,7 @@ impl Client {
     ///
     /// # Errors
     /// [`SourceError`] when none does.
-    pub fn connect(dial: Arc<dyn Dial>, options: ClientOptions) -> Result<Self, SourceError> {
+    pub fn connect(dial: Arc<dyn Connector>, options: ClientOptions) -> Result<Self, SourceError> {
         if dial.replicas() == 0 {
             return Err(SourceError::new("no page server is given"));
         }
@@ -100,11 +102,12 @@ impl Client {
         self.image.frames
     }
 
-    /// What clones of the image start from, as the server has it, over a connection of its own; empty when it has
-    /// none.
+    /// What clones of the image start from, as the server has it, over a connection of its own;
+    /// empty when it has none.
     ///
     /// # Errors
-    /// [`SourceError`] when no server hands it out, or it is longer than [`ClientOptions::descriptor`].
+    /// [`SourceError`] when no server hands it out, or it is longer than
+    /// [`ClientOptions::descriptor`].
     pub fn fetch_descriptor(&self) -> Result<Vec<u8>, SourceError> {
         descriptor::fetch(&*self.dial, &self.options, Some(self.image))
     }
@@ -132,7 +135,8 @@ impl Client {
         Err(SourceError::new(reason.unwrap_or_default()))
     }
 
-    /// Writes requests. When that fails, the receiving thread will find another server and ask that one.
+    /// Writes requests. When that fails, the receiving thread will find another server and ask that
+    /// one.
     fn write(&self, outgoing: &mut Option<Sender>, requests: Requests) {
         let Some(sender) = outgoing else { return };
         let [urgent, prefetch] = requests.finish();
@@ -162,7 +166,8 @@ impl PageSource for Client {
         }
         let now = Instant::now();
         let mut requests = Requests::new();
-        // Held until the requests are written, so that they are not also asked for by whoever reconnects.
+        // Held until the requests are written, so that they are not also asked for by whoever
+        // reconnects.
         let mut outgoing = self.outgoing.lock();
         let mut outstanding = self.outstanding.lock();
         for frame in frames {

@@ -24,8 +24,9 @@ pub struct ClientOptions {
     /// How long a server may take to welcome it, once it is connected.
     pub handshake: Duration,
     /// How long a server may send no page while some are awaited, before another one is asked.
-    pub patience: Duration,
-    /// How long a frame may be awaited in all, whatever servers are tried, before the client gives up.
+    pub timeout: Duration,
+    /// How long a frame may be awaited in all, whatever servers are tried, before the client gives
+    /// up.
     pub deadline: Duration,
     /// The longest pause between two rounds of trying all servers; the first ones are shorter.
     pub backoff: Duration,
@@ -42,7 +43,7 @@ impl Default for ClientOptions {
             buffer: 256 << 10,
             descriptor: MAX_DESCRIPTOR,
             handshake: Duration::from_secs(5),
-            patience: Duration::from_secs(5),
+            timeout: Duration::from_secs(5),
             deadline: Duration::from_secs(30),
             backoff: Duration::from_secs(1),
         }

@@ -40,7 +40,8 @@ pub(super) struct Outstanding {
     sent: usize,
     /// Most frames to have the server know of.
     most: usize,
-    /// Those of which it does not know yet, in the order in which it will be told; and others that it knows of since.
+    /// Those of which it does not know yet, in the order in which it will be told; and others that
+    /// it knows of since.
     backlog: VecDeque<u32>,
     /// Frames that were ever asked for, a bit each.
     asked: LazyTable<AtomicU64>,
@@ -186,8 +187,8 @@ impl Outstanding {
         }
     }
 
-    /// Asks another server, which takes `most` frames at a time, for everything that is waited for: urgent frames first, those
-    /// that were asked for first before others.
+    /// Asks another server, which takes `most` frames at a time, for everything that is waited for:
+    /// urgent frames first, those that were asked for first before others.
     pub(super) fn ask_again(&mut self, most: usize, requests: &mut Requests) {
         self.most = most;
         self.sent = 0;

@@ -19,7 +19,8 @@ const TICK: Duration = Duration::from_millis(50);
 /// Longer than anybody waits: a day.
 const LONG: Duration = Duration::from_secs(86_400);
 
-/// A receiving thread that was elsewhere for longer than this (stopped, or very busy) does not blame its server for that time.
+/// A receiving thread that was elsewhere for longer than this (stopped, or very busy) does not
+/// blame its server for that time.
 const AWAY: Duration = Duration::from_secs(1);
 
 /// What the receiving thread has.
@@ -155,7 +156,8 @@ impl Client {
         if !self.outstanding.lock().has_backlog() {
             return;
         }
-        // Somebody who is writing may be waiting for a server that waits for this thread to read: come back later.
+        // Somebody who is writing may be waiting for a server that waits for this thread to read:
+        // come back later.
         if let Some(mut outgoing) = self.outgoing.try_lock() {
             let mut requests = Requests::new();
             self.outstanding.lock().refill(&mut requests);
@@ -213,7 +215,8 @@ impl Client {
         let Some(connection) = incoming.connection.take() else { return };
         incoming.trouble = format!("{}: {trouble}", self.dial.name(connection.replica));
         incoming.next_replica = connection.replica + 1;
-        // A server that sent pages and then failed may be asked again at once; one that only welcomes may not.
+        // A server that sent pages and then failed may be asked again at once; one that only
+        // welcomes may not.
         if connection.progress.is_none() {
             incoming.pause = search::next_pause(incoming.pause, self.options.backoff);
         }
@@ -222,7 +225,8 @@ impl Client {
         *self.outgoing.lock() = None;
     }
 
-    /// Gives up for good when a frame was not answered in time; finds out whether the server has fallen silent.
+    /// Gives up for good when a frame was not answered in time; finds out whether the server has
+    /// fallen silent.
     fn judge(&self, incoming: &mut Incoming, now: Instant) -> Result<Option<Trouble>, SourceError> {
         if now.saturating_duration_since(incoming.judged) < TICK / 2 {
             return Ok(None);
@@ -242,17 +246,18 @@ impl Client {
         let unanswered = now.saturating_duration_since(oldest.max(connection.since));
         let since_page = connection.progress.map(|at| now.saturating_duration_since(at));
         let silence = since_page.map_or(unanswered, |page| page.min(unanswered));
-        let is_silent = silence >= self.options.patience;
+        let is_silent = silence >= self.options.timeout;
         // It sends others, but not this one.
-        let is_starved = unanswered >= (self.options.deadline / 2).max(self.options.patience);
+        let is_starved = unanswered >= (self.options.deadline / 2).max(self.options.timeout);
         Ok((is_silent || is_starved).then_some(Trouble::Silent(unanswered)))
     }
 
-    /// Without a connection: waits until there is one and everything was asked for again, or until `until`. Says whether
-    /// there is one.
+    /// Without a connection: waits until there is one and everything was asked for again, or until
+    /// `until`. Says whether there is one.
     fn reconnect(&self, incoming: &mut Incoming, until: Instant) -> Result<bool, SourceError> {
         if incoming.search.is_none() {
-            // A connection is only needed once something is wanted; the server may have closed the last one as idle.
+            // A connection is only needed once something is wanted; the server may have closed the
+            // last one as idle.
             let mut outstanding = self.outstanding.lock();
             while outstanding.is_empty() {
                 if self.wanted.wait_until(&mut outstanding, until).timed_out() {

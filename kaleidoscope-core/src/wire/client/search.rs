@@ -1,7 +1,7 @@
 //! Looks for a server in the background, so that nobody who asks for pages waits for that.
 
 use super::connect::{ConnectError, Image, Welcomed, connect};
-use super::{ClientOptions, Dial};
+use super::{ClientOptions, Connector};
 use crate::service::{self, Panicked};
 use std::io;
 use std::sync::Arc;
@@ -18,7 +18,7 @@ const FIRST_PAUSE: Duration = Duration::from_millis(10);
 ///
 /// Returns the one that welcomed the client, or why none did and whether trying again is of no use.
 pub(super) fn round(
-    dial: &dyn Dial,
+    dial: &dyn Connector,
     options: &ClientOptions,
     image: Option<Image>,
     first: usize,
@@ -62,7 +62,7 @@ pub(super) enum Found {
 impl Search {
     /// Starts looking, from the server number `first` on, after a pause.
     pub(super) fn start(
-        dial: Arc<dyn Dial>,
+        dial: Arc<dyn Connector>,
         options: ClientOptions,
         image: Image,
         first: usize,
@@ -80,7 +80,8 @@ impl Search {
                 let result = round(&*dial, &options, Some(image), first);
                 let is_over = !matches!(result, Err((_, false)));
                 let is_heard = say.send(result).is_ok();
-                // Whoever waits gives up at the deadline of what it waits for; this is only so that it ends in any case.
+                // Whoever waits gives up at the deadline of what it waits for; this is only so that
+                // it ends in any case.
                 if is_over || !is_heard || start.elapsed() > options.deadline {
                     return;
                 }

@@ -1,4 +1,5 @@
-//! The example in `docs/formats.md` is what this code writes and reads; see the manifest's example for how to write it anew.
+//! The example in `docs/formats.md` is what this code writes and reads; see the manifest's example
+//! for how to write it anew.
 #![expect(clippy::arithmetic_side_effects, reason = "small numbers of a test")]
 
 use super::*;

@@ -64,7 +64,8 @@ impl Features {
         bit(self.checksums, CHECKSUMS) | bit(self.codecs.lz4, LZ4) | bit(self.codecs.zstd, ZSTD)
     }
 
-    /// The features among the bits. Unknown ones are left out: what a server does not know it does not choose.
+    /// The features among the bits. Unknown ones are left out: what a server does not know it does
+    /// not choose.
     #[must_use]
     pub fn from_bits(bits: u32) -> Self {
         let has = |bit| bits & bit != 0;

@@ -1,6 +1,7 @@
 //! Little-endian numbers from and to bytes.
 
-/// Takes numbers off the front of a slice. Past its end they are zero: callers hand in as many bytes as they take.
+/// Takes numbers off the front of a slice. Past its end they are zero: callers hand in as many
+/// bytes as they take.
 pub(super) struct Fields<'a>(pub(super) &'a [u8]);
 
 impl Fields<'_> {

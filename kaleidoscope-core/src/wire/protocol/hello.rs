@@ -198,7 +198,8 @@ impl Welcome {
             .finish()
     }
 
-    /// The message of a refusal, with a text for people of which at most [`MAX_TEXT`] bytes are sent.
+    /// The message of a refusal, with a text for people of which at most [`MAX_TEXT`] bytes are
+    /// sent.
     #[must_use]
     pub fn refuse(refusal: Refusal, text: &str) -> Vec<u8> {
         let text = cut(text, MAX_TEXT);
@@ -218,8 +219,8 @@ impl WelcomeHead {
     /// Reads the fixed part of a server's answer to `hello`.
     ///
     /// # Errors
-    /// [`ProtocolError`] when it is another protocol or version, grants what was not wanted, or holds what is not
-    /// allowed.
+    /// [`ProtocolError`] when it is another protocol or version, reservations what was not wanted,
+    /// or holds what is not allowed.
     pub fn decode(bytes: &[u8; WELCOME_BYTES], hello: &Hello) -> Result<Self, ProtocolError> {
         let mut fields = Fields(bytes);
         check_start(&mut fields)?;

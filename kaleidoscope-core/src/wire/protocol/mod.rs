@@ -1,8 +1,10 @@
-//! The page server's protocol: bytes in, messages out, and the other way round. No sockets, no clocks.
+//! The page server's protocol: bytes in, messages out, and the other way round. No sockets, no
+//! clocks.
 //!
-//! A client says hello, the server welcomes or refuses it; then requests go one way and replies the other, each stream
-//! on its own. `docs/formats.md` has every byte. Both readers take what the other side sends as hostile: lengths are checked before
-//! they are used, nothing is allocated that the other side can size, and every error names the byte where it was found.
+//! A client says hello, the server welcomes or refuses it; then requests go one way and replies the
+//! other, each stream on its own. `docs/formats.md` has every byte. Both readers take what the
+//! other side sends as hostile: lengths are checked before they are used, nothing is allocated that
+//! the other side can size, and every error names the byte where it was found.
 
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
@@ -34,7 +36,8 @@ pub use request::{
     descriptor_request,
 };
 
-/// Version of the protocol. A new number only when old programs would go wrong; what they can ignore is a feature.
+/// Version of the protocol. A new number only when old programs would go wrong; what they can
+/// ignore is a feature.
 pub const VERSION: u32 = 1;
 
 /// Most pages in one reply.
@@ -52,5 +55,6 @@ pub const MAX_TEXT: usize = 512;
 /// Most frames that a client may keep unanswered on one connection, whatever a server offers.
 pub const MAX_PENDING: u32 = 1 << 20;
 
-/// Most bytes of a descriptor: servers refuse to start with a larger one, and clients take none unless told so.
+/// Most bytes of a descriptor: servers refuse to start with a larger one, and clients take none
+/// unless told so.
 pub const MAX_DESCRIPTOR: u32 = 1 << 30;

@@ -6,14 +6,15 @@ use crate::memory::{Page, ZERO_PAGE};
 use std::io;
 use twox_hash::XxHash3_64;
 
-/// Compression level of zstd: its fastest regular one; a page is too short for the others to pay off.
+/// Compression level of zstd: its fastest regular one; a page is too short for the others to pay
+/// off.
 const ZSTD_LEVEL: i32 = 1;
 
 /// More bytes than any codec makes of one page.
 const ROOM: usize = FRAME_BYTES * 2;
 
-/// XXH3-64 of what a frame holds, with the frame's number as the seed: right bytes under a wrong number are wrong. Of nothing
-/// for a frame that the image does not hold.
+/// XXH3-64 of what a frame holds, with the frame's number as the seed: right bytes under a wrong
+/// number are wrong. Of nothing for a frame that the image does not hold.
 #[must_use]
 pub fn checksum(frame: FrameIndex, page: Option<&Page>) -> u64 {
     XxHash3_64::oneshot_with_seed(frame.0.into(), page.map_or(&[], |page| page.as_slice()))
@@ -27,7 +28,8 @@ pub struct PageDecoder {
 }
 
 impl PageDecoder {
-    /// A page's 4096 bytes from what was sent of it; `None` when that is damaged, or the system has no memory.
+    /// A page's 4096 bytes from what was sent of it; `None` when that is damaged, or the system has
+    /// no memory.
     pub fn decode<'a>(&'a mut self, stored: Stored, bytes: &'a [u8]) -> Option<&'a Page> {
         let codec = match stored {
             Stored::Raw => return bytes.try_into().ok(),

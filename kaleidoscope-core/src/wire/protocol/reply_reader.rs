@@ -71,7 +71,8 @@ impl ReplyReader {
     /// Least bytes of the buffer: the longest part that is used as a whole, and a bit.
     pub const LEAST_BUFFER: usize = MAX_CHUNK + 4096;
 
-    /// A reader at the first reply of a stream, with a buffer of `buffer` bytes (at least [`Self::LEAST_BUFFER`]).
+    /// A reader at the first reply of a stream, with a buffer of `buffer` bytes (at least
+    /// [`Self::LEAST_BUFFER`]).
     #[must_use]
     pub fn new(limits: ReplyLimits, buffer: usize) -> Self {
         Self {
@@ -83,7 +84,8 @@ impl ReplyReader {
         }
     }
 
-    /// Where the stream's next bytes go; never empty once [`ReplyReader::next_reply`] has returned `None`.
+    /// Where the stream's next bytes go; never empty once [`ReplyReader::next_reply`] has returned
+    /// `None`.
     pub fn space(&mut self) -> &mut [u8] {
         self.inbox.space()
     }
@@ -102,7 +104,8 @@ impl ReplyReader {
     /// The next page or other reply, or `None` until more bytes are there.
     ///
     /// # Errors
-    /// [`ProtocolError`] when the reply is not allowed or damaged; the stream is of no use any more.
+    /// [`ProtocolError`] when the reply is not allowed or damaged; the stream is of no use any
+    /// more.
     #[inline]
     pub fn next_reply(&mut self) -> Result<Option<Reply<'_>>, ProtocolError> {
         if self.entries.get(self.next).copied().flatten().is_none() {

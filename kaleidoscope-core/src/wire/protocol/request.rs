@@ -163,7 +163,8 @@ impl RequestReader {
         Self { limits, inbox: Inbox::new(Self::BUFFER) }
     }
 
-    /// Where the stream's next bytes go; never empty once [`RequestReader::next_request`] has returned `None`.
+    /// Where the stream's next bytes go; never empty once [`RequestReader::next_request`] has
+    /// returned `None`.
     pub fn space(&mut self) -> &mut [u8] {
         self.inbox.space()
     }

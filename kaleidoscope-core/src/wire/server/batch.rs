@@ -73,8 +73,9 @@ struct Tally {
     compressed: usize,
 }
 
-/// The pages of the first of `frames` and of those that follow it, as far as they lie behind one another in the image's memory
-/// as in the request; `None` when the first one has to be read. A hole is one page of zeros, and is not read.
+/// The pages of the first of `frames` and of those that follow it, as far as they lie behind one
+/// another in the image's memory as in the request; `None` when the first one has to be read. A
+/// hole is one page of zeros, and is not read.
 fn in_place<'a>(image: &'a ServedImage, frames: &[FrameIndex]) -> Option<&'a [Page]> {
     let first = frames.first()?;
     let layout = image.memory.layout();
@@ -104,8 +105,8 @@ fn read(image: &ServedImage, frame: FrameIndex, slot: &mut Page) -> Result<bool,
     }
 }
 
-/// Which of the pages may be zeros: those that begin so. They come from memory one after the other, and a loop that does nothing
-/// else has the processor wait for many at a time.
+/// Which of the pages may be zeros: those that begin so. They come from memory one after the other,
+/// and a loop that does nothing else has the processor wait for many at a time.
 fn begin_with_zeros(pages: &[Page]) -> [bool; MAX_BATCH] {
     let mut found = [false; MAX_BATCH];
     for (page, found) in pages.iter().zip(&mut found) {

@@ -4,7 +4,8 @@ use crate::clone::ports::Priority;
 use crate::color::Color;
 use crate::wire::protocol::{Codec, Codecs};
 
-/// A page is sent compressed when that is shorter than this many bytes (7/8): expanding costs the clone time, too.
+/// A page is sent compressed when that is shorter than this many bytes (7/8): expanding costs the
+/// clone time, too.
 pub(super) const WORTH: usize = 3584;
 
 /// Of a color that does not compress, one page in so many is tried.

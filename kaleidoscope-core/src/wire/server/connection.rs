@@ -16,7 +16,8 @@ use std::io::{self, IoSlice};
 use std::num::NonZeroU32;
 use std::time::{Duration, Instant};
 
-/// How long a thread waits for its client before it looks at the time. [`Server::stop`](super::Server::stop) wakes it.
+/// How long a thread waits for its client before it looks at the time.
+/// [`Server::stop`](super::Server::stop) wakes it.
 const TICK: Duration = Duration::from_secs(5);
 
 /// Parts of the descriptor that a client may have asked for and not got.
@@ -183,7 +184,8 @@ impl<'a> Connection<'a> {
         let _ = self.sender.send(&mut [IoSlice::new(&error_message(code, text))]);
     }
 
-    /// Reads requests and answers them, a batch at a time, so that an urgent one never waits for more than a batch.
+    /// Reads requests and answers them, a batch at a time, so that an urgent one never waits for
+    /// more than a batch.
     fn serve(&mut self) -> Result<(), End> {
         let most = usize::try_from(self.welcome.batch).unwrap_or(1).max(1);
         let mut frames: Vec<FrameIndex> = Vec::with_capacity(most);
@@ -220,8 +222,9 @@ impl<'a> Connection<'a> {
     }
 
     fn read_requests(&mut self) -> Result<(), End> {
-        // The server allows for twice what it tells: a client that asks again, urgently, for frames whose first answers are
-        // on their way has forgotten them when those arrive, and may then ask for as many others.
+        // The server allows for twice what it tells: a client that asks again, urgently, for frames
+        // whose first answers are on their way has forgotten them when those arrive, and
+        // may then ask for as many others.
         let most =
             usize::try_from(self.welcome.pending.get()).unwrap_or(usize::MAX).saturating_mul(2);
         loop {

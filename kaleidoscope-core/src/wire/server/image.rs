@@ -5,14 +5,16 @@ use crate::memory::GuestMemory;
 use std::fmt;
 use std::sync::Arc;
 
-/// A frozen image, and what belongs to it.
+/// A snapshot image, and what belongs to it.
 #[derive(Clone)]
 pub struct ServedImage {
     /// The guest's memory, as it was at the freeze.
     pub memory: Arc<dyn GuestMemory>,
-    /// What clients know the image by: its [`ImageIdentity`](crate::manifest::ImageIdentity), usually. Not all zeros.
+    /// What clients know the image by: its [`ImageIdentity`](crate::manifest::ImageIdentity),
+    /// usually. Not all zeros.
     pub digest: [u8; 32],
-    /// What each frame is, so that compression is tried only where it pays; without it all frames count as one color.
+    /// What each frame is, so that compression is tried only where it pays; without it all frames
+    /// count as one color.
     pub colors: Option<Arc<ColorMap>>,
     /// What clones start from, handed out as it is; empty when there is none. At most 1 GiB.
     pub descriptor: Arc<[u8]>,

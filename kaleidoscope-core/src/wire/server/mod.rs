@@ -1,8 +1,8 @@
-//! Serves frozen images to many clones.
+//! Serves snapshot images to many clones.
 //!
-//! Each connection has a thread, which reads requests, looks the pages up in the image's memory and writes them to the socket
-//! from there. What one client does costs others nothing but their share of the processors: memory, frames, connections and
-//! time are bounded for each.
+//! Each connection has a thread, which reads requests, looks the pages up in the image's memory and
+//! writes them to the socket from there. What one client does costs others nothing but their share
+//! of the processors: memory, frames, connections and time are bounded for each.
 
 mod batch;
 mod compression;
@@ -17,7 +17,7 @@ pub use options::ServerOptions;
 pub use statistics::ServerStatistics;
 
 use super::protocol::MAX_DESCRIPTOR;
-use super::transport::{Closer, Link, Listener, Peer, Subject};
+use super::transport::{Closer, Link, Listener, Peer, PeerIdentity};
 use crate::service::{self, Panicked};
 use connection::End;
 use parking_lot::{Condvar, Mutex};
@@ -33,7 +33,8 @@ use std::time::Duration;
 /// Stack of a connection's thread, in bytes: it recurses nowhere, and its buffers are on the heap.
 const STACK: usize = 256 << 10;
 
-/// How long an accepting thread waits before it looks whether the server is being stopped, and after an error.
+/// How long an accepting thread waits before it looks whether the server is being stopped, and
+/// after an error.
 const ACCEPT: Duration = Duration::from_millis(100);
 
 /// How long [`Server::stop`] waits for threads that are stuck in reading the image.
@@ -72,14 +73,14 @@ struct Open {
 enum Share {
     User(u32),
     Host(IpAddr),
-    Subject(Subject),
+    PeerIdentity(PeerIdentity),
 }
 
 impl Share {
     fn of(peer: &Peer) -> Self {
         match peer {
             Peer::Unix { uid, .. } => Self::User(*uid),
-            Peer::Tcp { subject: Some(subject), .. } => Self::Subject(subject.clone()),
+            Peer::Tcp { subject: Some(subject), .. } => Self::PeerIdentity(subject.clone()),
             Peer::Tcp { address, subject: None } => Self::Host(address.ip()),
         }
     }
@@ -148,8 +149,8 @@ impl Server {
     /// Serves `images` to whoever connects to one of the `listeners`, from now on.
     ///
     /// # Errors
-    /// [`io::Error`] when there is no image, two have one digest, one has a digest of zeros or a descriptor of more
-    /// than [`MAX_DESCRIPTOR`] bytes, or the system gives no thread.
+    /// [`io::Error`] when there is no image, two have one digest, one has a digest of zeros or a
+    /// descriptor of more than [`MAX_DESCRIPTOR`] bytes, or the system gives no thread.
     pub fn start(
         images: Vec<ServedImage>,
         listeners: Vec<Listener>,
@@ -193,14 +194,17 @@ impl Server {
         ServerStatistics { open, ..self.shared.counters.snapshot() }
     }
 
-    /// Why the server has ended by itself, if it has: a thread that accepts, or what is told of [refusals](super::transport::OnRefusal), panicked. It serves nobody
-    /// any more then. A panic that is about one client ends that connection, and is [counted](ServerStatistics::panics).
+    /// Why the server has ended by itself, if it has: a thread that accepts, or what is told of
+    /// [refusals](super::transport::OnRefusal), panicked. It serves nobody any more then. A
+    /// panic that is about one client ends that connection, and is
+    /// [counted](ServerStatistics::panics).
     #[must_use]
     pub fn failure(&self) -> Option<Panicked> {
         self.shared.failure.lock().clone()
     }
 
-    /// Waits until the server has ended by itself, but no longer than `at_most`; says [why](Self::failure).
+    /// Waits until the server has ended by itself, but no longer than `at_most`; says
+    /// [why](Self::failure).
     #[must_use]
     pub fn wait_for_failure(&self, at_most: Duration) -> Option<Panicked> {
         let mut failure = self.shared.failure.lock();
@@ -209,8 +213,8 @@ impl Server {
         failure.clone()
     }
 
-    /// Ends all connections and accepts no more. Returns when their threads have ended, or after some seconds: one that waits for
-    /// the image's memory ends when that answers.
+    /// Ends all connections and accepts no more. Returns when their threads have ended, or after
+    /// some seconds: one that waits for the image's memory ends when that answers.
     pub fn stop(&self) {
         self.shared.stopping.store(true, Ordering::SeqCst);
         let acceptors: Vec<_> = self.acceptors.lock().drain(..).collect();
@@ -219,7 +223,8 @@ impl Server {
             let _ = acceptor.join();
         }
         let mut open = self.shared.open.lock();
-        // Whoever comes after this sees that the server is being stopped before it waits for anything.
+        // Whoever comes after this sees that the server is being stopped before it waits for
+        // anything.
         open.connections.values().for_each(Closer::close);
         let is_open = |open: &mut Open| !open.connections.is_empty();
         self.shared.closed.wait_while_for(&mut open, is_open, STOP);

@@ -6,13 +6,16 @@ use std::time::Duration;
 /// How a server serves, and what it lets clients take of it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ServerOptions {
-    /// Most connections in all. One more is refused as long as that is cheap, and then closed unanswered.
+    /// Most connections in all. One more is refused as long as that is cheap, and then closed
+    /// unanswered.
     pub connections: usize,
-    /// Most connections of one peer: of one user over a Unix socket, of one host or certificate over TCP.
+    /// Most connections of one peer: of one user over a Unix socket, of one host or certificate
+    /// over TCP.
     pub connections_per_peer: usize,
     /// Most frames that one client may keep unanswered.
     pub pending: u32,
-    /// Most pages in one reply: what a waiting fault has to wait for at most when the server is sending already.
+    /// Most pages in one reply: what a waiting fault has to wait for at most when the server is
+    /// sending already.
     pub batch: usize,
     /// How long a client may take to say hello.
     pub handshake: Duration,

@@ -36,7 +36,8 @@ impl Pending {
         self.wanted.is_empty()
     }
 
-    /// A frame is asked for. One that is waited for already is answered once, and at the higher priority.
+    /// A frame is asked for. One that is waited for already is answered once, and at the higher
+    /// priority.
     pub(super) fn want(&mut self, frame: FrameIndex, priority: Priority) {
         let place = (frame.0, self.next);
         match self.wanted.entry(frame.0) {
@@ -63,8 +64,8 @@ impl Pending {
         }
     }
 
-    /// Moves the next frames to answer into `batch`, at most `most`: urgent ones if there are any, else prefetched
-    /// ones. Says which.
+    /// Moves the next frames to answer into `batch`, at most `most`: urgent ones if there are any,
+    /// else prefetched ones. Says which.
     pub(super) fn next(&mut self, most: usize, batch: &mut Vec<FrameIndex>) -> Priority {
         batch.clear();
         let priority = if self.urgent.is_empty() { Priority::Prefetch } else { Priority::Urgent };

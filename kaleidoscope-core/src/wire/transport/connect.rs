@@ -11,15 +11,16 @@ use std::os::fd::OwnedFd;
 /// Connects to a server.
 ///
 /// # Errors
-/// [`ErrorKind::PermissionDenied`] when the address is another host's and there is no TLS to be sure of it;
-/// [`ErrorKind::TimedOut`] when it takes longer than [`ConnectOptions::timeout`]; or the system's error.
+/// [`ErrorKind::PermissionDenied`] when the address is another host's and there is no TLS to be
+/// sure of it; [`ErrorKind::TimedOut`] when it takes longer than [`ConnectOptions::timeout`]; or
+/// the system's error.
 pub fn connect(address: &ServerAddress, options: &ConnectOptions) -> io::Result<Link> {
     let connected = match address {
         ServerAddress::Unix(path) => {
             let socket = unix::connect_path(path, options.timeout)?;
             unix::prepare(&socket, options.unsent)?;
             let peer = Peer::of_unix(&socket)?;
-            Link::plain(socket, peer, options.patience)
+            Link::plain(socket, peer, options.send_timeout)
         }
         ServerAddress::Tcp(name) => connect_tcp(name, options),
     };
@@ -32,10 +33,10 @@ fn connect_tcp(name: &str, options: &ConnectOptions) -> io::Result<Link> {
     if let Some(tls) = &options.tls {
         let start = std::time::Instant::now();
         let stream = tcp::connect(&addresses, options.timeout)?;
-        tcp::prepare(&stream, options.unsent, options.patience)?;
+        tcp::prepare(&stream, options.unsent, options.send_timeout)?;
         let address = stream.peer_addr()?;
         let left = options.timeout.saturating_sub(start.elapsed());
-        return tls.connect(stream.into(), name, address, options.patience, left);
+        return tls.connect(stream.into(), name, address, options.send_timeout, left);
     }
     if let Some(other) = addresses.iter().find(|at| !options.insecure && !tcp::is_loopback(at)) {
         let message = format!(
@@ -45,7 +46,7 @@ fn connect_tcp(name: &str, options: &ConnectOptions) -> io::Result<Link> {
         return Err(io::Error::new(ErrorKind::PermissionDenied, message));
     }
     let stream = tcp::connect(&addresses, options.timeout)?;
-    tcp::prepare(&stream, options.unsent, options.patience)?;
+    tcp::prepare(&stream, options.unsent, options.send_timeout)?;
     let peer = Peer::Tcp { address: stream.peer_addr()?, subject: None };
-    Link::plain(OwnedFd::from(stream), peer, options.patience)
+    Link::plain(OwnedFd::from(stream), peer, options.send_timeout)
 }

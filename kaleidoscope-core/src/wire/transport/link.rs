@@ -12,7 +12,8 @@ use std::time::Duration;
 
 /// A connection to a peer.
 ///
-/// Take it apart and give each half to its thread. The connection ends when both halves are dropped.
+/// Take it apart and give each half to its thread. The connection ends when both halves are
+/// dropped.
 #[derive(Debug)]
 pub struct Link {
     /// The half that sends.
@@ -50,8 +51,8 @@ pub struct Closer {
 
 impl Link {
     /// A link over a connected socket.
-    pub(super) fn plain(fd: OwnedFd, peer: Peer, patience: Duration) -> io::Result<Self> {
-        Ok(Self::over(Arc::new(Socket::new(fd, patience)?), peer))
+    pub(super) fn plain(fd: OwnedFd, peer: Peer, send_timeout: Duration) -> io::Result<Self> {
+        Ok(Self::over(Arc::new(Socket::new(fd, send_timeout)?), peer))
     }
 
     fn over(socket: Arc<Socket>, peer: Peer) -> Self {
@@ -79,15 +80,15 @@ impl Link {
         link
     }
 
-    /// Two ends of one connection inside this process, with a patience of ten seconds.
+    /// Two ends of one connection inside this process, with a send_timeout of ten seconds.
     ///
     /// # Errors
     /// [`io::Error`] when the system has no more sockets to give.
     pub fn pair() -> io::Result<(Self, Self)> {
         let (a, b) =
             socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
-        let patience = super::options::PATIENCE;
-        let end = |fd: OwnedFd| Self::plain(fd.try_clone()?, Peer::of_unix(&fd)?, patience);
+        let send_timeout = super::options::SEND_TIMEOUT;
+        let end = |fd: OwnedFd| Self::plain(fd.try_clone()?, Peer::of_unix(&fd)?, send_timeout);
         Ok((end(a)?, end(b)?))
     }
 
@@ -101,12 +102,13 @@ impl Link {
 impl Sender {
     /// Sends all bytes of all parts, in their order. The parts are used up.
     ///
-    /// The link's patience is for one call: keep the parts of one call below a few mebibytes, so that a slow network can carry
-    /// them in time.
+    /// The link's send_timeout is for one call: keep the parts of one call below a few mebibytes,
+    /// so that a slow network can carry them in time.
     ///
     /// # Errors
-    /// [`ErrorKind::TimedOut`] when the peer does not take them within the link's patience, or the system's error.
-    /// Part of the bytes may have been sent then; the link is closed, and every later send fails.
+    /// [`ErrorKind::TimedOut`] when the peer does not take them within the link's send_timeout, or
+    /// the system's error. Part of the bytes may have been sent then; the link is closed, and
+    /// every later send fails.
     pub fn send(&mut self, parts: &mut [IoSlice<'_>]) -> io::Result<()> {
         if self.broken {
             return Err(io::Error::new(ErrorKind::BrokenPipe, "an earlier send failed"));
@@ -137,14 +139,16 @@ impl Drop for Sender {
 }
 
 impl Receiver {
-    /// Receives what has come, as far as there is room, or waits for it. `None` means that nothing came for `wait` (zero: nothing
-    /// is there now), `Some(0)` that the peer sends nothing more.
+    /// Receives what has come, as far as there is room, or waits for it. `None` means that nothing
+    /// came for `wait` (zero: nothing is there now), `Some(0)` that the peer sends nothing
+    /// more.
     ///
     /// Calls that wait equally long cost one system call each.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidInput`] when `buf` is empty; [`ErrorKind::InvalidData`] when what came is not the peer's (TLS), and
-    /// [`ErrorKind::UnexpectedEof`] when it ended without the peer's word for it (TLS); or the system's error.
+    /// [`ErrorKind::InvalidInput`] when `buf` is empty; [`ErrorKind::InvalidData`] when what came
+    /// is not the peer's (TLS), and [`ErrorKind::UnexpectedEof`] when it ended without the
+    /// peer's word for it (TLS); or the system's error.
     pub fn receive(&mut self, buf: &mut [u8], wait: Duration) -> io::Result<Option<usize>> {
         #[cfg(feature = "tls")]
         if let Some(tls) = &mut self.tls {
@@ -155,7 +159,8 @@ impl Receiver {
 }
 
 impl Closer {
-    /// Closes the link for both ends. Whoever waits in it is woken: a receiver has no more bytes, a sender an error.
+    /// Closes the link for both ends. Whoever waits in it is woken: a receiver has no more bytes, a
+    /// sender an error.
     pub fn close(&self) {
         self.socket.close();
     }

@@ -32,8 +32,8 @@ enum Door {
 impl Listener {
     /// Listens at an address.
     ///
-    /// A Unix socket's file that nobody listens at is replaced. TCP port 0 lets the system choose one; see
-    /// [`local_address`](Self::local_address).
+    /// A Unix socket's file that nobody listens at is replaced. TCP port 0 lets the system choose
+    /// one; see [`local_address`](Self::local_address).
     ///
     /// # Errors
     /// [`ListenError`] when the address cannot be listened at, or must not be.
@@ -79,13 +79,16 @@ impl Listener {
         }
     }
 
-    /// The next peer that may connect, or `None` when none came for `wait` (zero: none is there now). Several threads may wait.
+    /// The next peer that may connect, or `None` when none came for `wait` (zero: none is there
+    /// now). Several threads may wait.
     ///
-    /// Peers that may not connect are cut off and told to [`ListenOptions::on_refusal`]; the wait goes on.
+    /// Peers that may not connect are cut off and told to [`ListenOptions::on_refusal`]; the wait
+    /// goes on.
     ///
     /// # Errors
-    /// [`io::Error`] when the system lacks something for a new connection (descriptors, memory). The listener stays usable: wait a
-    /// little before the next call. It does not when the error is a [`Panicked`](crate::service::Panicked): the thread of a handshake has panicked,
+    /// [`io::Error`] when the system lacks something for a new connection (descriptors, memory).
+    /// The listener stays usable: wait a little before the next call. It does not when the
+    /// error is a [`Panicked`](crate::service::Panicked): the thread of a handshake has panicked,
     /// in [`ListenOptions::on_refusal`] say.
     pub fn accept(&self, wait: Duration) -> io::Result<Option<Link>> {
         let start = Instant::now();
@@ -136,7 +139,7 @@ impl Listener {
                     // Whatever is wrong with it is this connection's fault alone.
                     let peer = Peer::Tcp { address, subject: None };
                     if let Err(error) =
-                        tcp::prepare(&stream, self.options.unsent, self.options.patience)
+                        tcp::prepare(&stream, self.options.unsent, self.options.send_timeout)
                     {
                         self.options.refuse(&Refusal::Broken(peer, error));
                         return Ok(None);
@@ -155,6 +158,6 @@ impl Listener {
             handshakes.start(fd, peer);
             return Ok(None);
         }
-        Link::plain(fd, peer, self.options.patience).map(Some)
+        Link::plain(fd, peer, self.options.send_timeout).map(Some)
     }
 }

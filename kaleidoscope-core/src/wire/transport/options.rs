@@ -10,12 +10,13 @@ use std::time::Duration;
 use thiserror::Error;
 
 /// How long one send may take by default.
-pub(super) const PATIENCE: Duration = Duration::from_secs(10);
+pub(super) const SEND_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Bytes in the kernel's buffer by default that the network has not taken yet.
 ///
-/// What lies there goes out before an urgent page that is sent next: 128 KiB are 32 pages, a tenth of a millisecond at
-/// 10 Gbit/s. A smaller buffer runs empty before a sender on a busy host gets to run again.
+/// What lies there goes out before an urgent page that is sent next: 128 KiB are 32 pages, a tenth
+/// of a millisecond at 10 Gbit/s. A smaller buffer runs empty before a sender on a busy host gets
+/// to run again.
 const UNSENT: u32 = 128 << 10;
 
 /// How to listen.
@@ -23,15 +24,18 @@ const UNSENT: u32 = 128 << 10;
 pub struct ListenOptions {
     /// Users who may connect to a Unix socket; by default this process's effective user and root.
     pub users: Vec<u32>,
-    /// The permissions of a Unix socket's file; by default 0600. Users other than the owner need write permission to connect.
+    /// The permissions of a Unix socket's file; by default 0600. Users other than the owner need
+    /// write permission to connect.
     pub mode: u32,
     /// How long one send may take before the link is given up; by default ten seconds.
-    pub patience: Duration,
-    /// Bytes that may wait in the kernel's send buffer; by default 128 KiB. Urgent pages wait behind them.
+    pub send_timeout: Duration,
+    /// Bytes that may wait in the kernel's send buffer; by default 128 KiB. Urgent pages wait
+    /// behind them.
     pub unsent: u32,
     /// Told of every peer that was turned away.
     pub on_refusal: Option<OnRefusal>,
-    /// This server's certificate and the clients it trusts. With it, TCP is TLS, and the address may be any.
+    /// This server's certificate and the clients it trusts. With it, TCP is TLS, and the address
+    /// may be any.
     #[cfg(feature = "tls")]
     pub tls: Option<super::tls::ServerTls>,
     /// How long a client may take for the TLS handshake; by default five seconds.
@@ -48,7 +52,7 @@ impl Default for ListenOptions {
         Self {
             users: if own == 0 { vec![0] } else { vec![own, 0] },
             mode: 0o600,
-            patience: PATIENCE,
+            send_timeout: SEND_TIMEOUT,
             unsent: UNSENT,
             on_refusal: None,
             #[cfg(feature = "tls")]
@@ -64,7 +68,7 @@ impl fmt::Debug for ListenOptions {
         f.debug_struct("ListenOptions")
             .field("users", &self.users)
             .field("mode", &format_args!("{:#o}", self.mode))
-            .field("patience", &self.patience)
+            .field("send_timeout", &self.send_timeout)
             .field("unsent", &self.unsent)
             .finish_non_exhaustive()
     }
@@ -75,7 +79,8 @@ impl ListenOptions {
     pub(super) fn allows(&self, peer: &Peer) -> bool {
         match peer {
             Peer::Unix { uid, .. } => self.users.contains(uid),
-            // Whoever may not was turned away by TLS; without it, only this host's processes come here.
+            // Whoever may not was turned away by TLS; without it, only this host's processes come
+            // here.
             Peer::Tcp { .. } => true,
         }
     }
@@ -105,14 +110,15 @@ pub enum Refusal {
 /// How to connect.
 #[derive(Clone, Debug)]
 pub struct ConnectOptions {
-    /// How long connecting may take; by default five seconds. Looking up a host's name comes on top, as long as the system's
-    /// resolver takes for it.
+    /// How long connecting may take; by default five seconds. Looking up a host's name comes on
+    /// top, as long as the system's resolver takes for it.
     pub timeout: Duration,
     /// How long one send may take before the link is given up; by default ten seconds.
-    pub patience: Duration,
+    pub send_timeout: Duration,
     /// Bytes that may wait in the kernel's send buffer; by default 128 KiB.
     pub unsent: u32,
-    /// Allows TCP without TLS to other hosts, where everybody on the way can read and change the guest's memory; off by default.
+    /// Allows TCP without TLS to other hosts, where everybody on the way can read and change the
+    /// guest's memory; off by default.
     pub insecure: bool,
     /// This client's certificate and the servers it trusts. With it, TCP is TLS.
     #[cfg(feature = "tls")]
@@ -123,7 +129,7 @@ impl Default for ConnectOptions {
     fn default() -> Self {
         Self {
             timeout: Duration::from_secs(5),
-            patience: PATIENCE,
+            send_timeout: SEND_TIMEOUT,
             unsent: UNSENT,
             insecure: false,
             #[cfg(feature = "tls")]

@@ -15,7 +15,8 @@ pub enum Peer {
         uid: u32,
         /// Its group.
         gid: u32,
-        /// Its process id, as seen from here; zero where it cannot be seen (another process namespace).
+        /// Its process id, as seen from here; zero where it cannot be seen (another process
+        /// namespace).
         pid: i32,
     },
     /// A TCP connection's other end.
@@ -23,14 +24,15 @@ pub enum Peer {
         /// Its address.
         address: SocketAddr,
         /// Who its certificate says it is; `None` without TLS.
-        subject: Option<Subject>,
+        subject: Option<PeerIdentity>,
     },
 }
 
 /// Who a verified certificate speaks for.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
-pub struct Subject {
-    /// The DNS names among the certificate's subject alternative names, in their order; may be empty.
+pub struct PeerIdentity {
+    /// The DNS names among the certificate's subject alternative names, in their order; may be
+    /// empty.
     pub names: Vec<String>,
 }
 
@@ -53,7 +55,7 @@ impl fmt::Display for Peer {
     }
 }
 
-impl fmt::Display for Subject {
+impl fmt::Display for PeerIdentity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.names.is_empty() {
             f.write_str("(no name)")

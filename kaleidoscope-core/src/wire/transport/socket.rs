@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 /// Parts that one system call takes (Linux's `UIO_MAXIOV`).
 const MAX_PARTS: usize = 1024;
 
-/// Waits below this are made with `poll`: a socket's own timeout is counted in the kernel's ticks, up to 10 ms each.
+/// Waits below this are made with `poll`: a socket's own timeout is counted in the kernel's ticks,
+/// up to 10 ms each.
 const SHORT_WAIT: Duration = Duration::from_millis(20);
 
 /// The longest timeout set on a socket; longer waits are made of several.
@@ -21,7 +22,7 @@ const LONGEST_WAIT: Duration = Duration::from_secs(3600);
 #[derive(Debug)]
 pub(super) struct Socket {
     fd: OwnedFd,
-    patience: Duration,
+    send_timeout: Duration,
 }
 
 /// The receive timeout that a socket is set to, so that it is set anew only when it changes.
@@ -29,11 +30,11 @@ pub(super) struct Socket {
 pub(super) struct Timer(Duration);
 
 impl Socket {
-    /// A connected socket; `patience` is how long one send may take.
-    pub(super) fn new(fd: OwnedFd, patience: Duration) -> io::Result<Self> {
-        let patience = patience.clamp(Duration::from_millis(1), LONGEST_WAIT);
-        set_socket_timeout(&fd, Timeout::Send, Some(patience))?;
-        Ok(Self { fd, patience })
+    /// A connected socket; `send_timeout` is how long one send may take.
+    pub(super) fn new(fd: OwnedFd, send_timeout: Duration) -> io::Result<Self> {
+        let send_timeout = send_timeout.clamp(Duration::from_millis(1), LONGEST_WAIT);
+        set_socket_timeout(&fd, Timeout::Send, Some(send_timeout))?;
+        Ok(Self { fd, send_timeout })
     }
 
     /// Sends all bytes of all parts: one system call unless the socket's buffer is full.
@@ -46,14 +47,15 @@ impl Socket {
             else {
                 return Ok(());
             };
-            // The kernel sends all that it is given, or what it could until the socket's send timeout.
+            // The kernel sends all that it is given, or what it could until the socket's send
+            // timeout.
             match sendmsg(&self.fd, now, &mut SendAncillaryBuffer::default(), SendFlags::NOSIGNAL) {
                 Ok(sent) => IoSlice::advance_slices(&mut rest, sent),
                 Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => return Err(self.impatient()),
                 Err(error) => return Err(error.into()),
             }
-            if !rest.is_empty() && start.elapsed() >= self.patience {
+            if !rest.is_empty() && start.elapsed() >= self.send_timeout {
                 return Err(self.impatient());
             }
         }
@@ -67,17 +69,18 @@ impl Socket {
     }
 
     #[cfg(feature = "tls")]
-    pub(super) fn patience(&self) -> Duration {
-        self.patience
+    pub(super) fn send_timeout(&self) -> Duration {
+        self.send_timeout
     }
 
     pub(super) fn impatient(&self) -> io::Error {
-        let message = format!("the peer did not take what was sent within {:?}", self.patience);
+        let message = format!("the peer did not take what was sent within {:?}", self.send_timeout);
         io::Error::new(ErrorKind::TimedOut, message)
     }
 
-    /// Receives what is there, or else waits for the first bytes that come: one system call for waits that do not differ from
-    /// the last one, since a socket's own timeout makes one `recv` do the work of `poll` and `recv`.
+    /// Receives what is there, or else waits for the first bytes that come: one system call for
+    /// waits that do not differ from the last one, since a socket's own timeout makes one
+    /// `recv` do the work of `poll` and `recv`.
     pub(super) fn receive(
         &self,
         buf: &mut [u8],

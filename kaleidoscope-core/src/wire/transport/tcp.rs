@@ -8,7 +8,8 @@ use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
-/// Silence after which the peer is asked whether it is still there, and the time between later questions.
+/// Silence after which the peer is asked whether it is still there, and the time between later
+/// questions.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(10);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
 
@@ -32,8 +33,8 @@ pub(super) fn resolve(name: &str) -> io::Result<Vec<SocketAddr>> {
     Ok(addresses)
 }
 
-/// Listens at the first of the name's addresses that can be listened at. Unless peers are `known`, all of them must be loopback
-/// addresses: which one it will be is the resolver's choice.
+/// Listens at the first of the name's addresses that can be listened at. Unless peers are `known`,
+/// all of them must be loopback addresses: which one it will be is the resolver's choice.
 pub(super) fn listen(name: &str, known: bool) -> Result<TcpListener, ListenError> {
     let addresses = resolve(name)
         .map_err(|source| ListenError::Unresolved { name: name.to_owned(), source })?;
@@ -96,7 +97,7 @@ pub(super) fn connect(addresses: &[SocketAddr], timeout: Duration) -> io::Result
 }
 
 /// Sets a connection up for pages.
-pub(super) fn prepare(stream: &TcpStream, unsent: u32, patience: Duration) -> io::Result<()> {
+pub(super) fn prepare(stream: &TcpStream, unsent: u32, send_timeout: Duration) -> io::Result<()> {
     let fd = stream.as_fd();
     // A request is small and must not wait for more to send.
     sockopt::set_tcp_nodelay(fd, true)?;
@@ -105,9 +106,10 @@ pub(super) fn prepare(stream: &TcpStream, unsent: u32, patience: Duration) -> io
     sockopt::set_tcp_keepidle(fd, KEEPALIVE_IDLE)?;
     sockopt::set_tcp_keepintvl(fd, KEEPALIVE_INTERVAL)?;
     sockopt::set_tcp_keepcnt(fd, KEEPALIVE_TRIES)?;
-    let patience = u32::try_from(patience.as_millis()).unwrap_or(u32::MAX);
-    sockopt::set_tcp_user_timeout(fd, patience.max(1))?;
-    // The send buffer grows to megabytes; what the network has not taken of it would all go out before an urgent page. What is
-    // on its way and not confirmed yet does not count, so this does not slow a long way down.
+    let send_timeout = u32::try_from(send_timeout.as_millis()).unwrap_or(u32::MAX);
+    sockopt::set_tcp_user_timeout(fd, send_timeout.max(1))?;
+    // The send buffer grows to megabytes; what the network has not taken of it would all go out
+    // before an urgent page. What is on its way and not confirmed yet does not count, so this
+    // does not slow a long way down.
     SockRef::from(stream).set_tcp_notsent_lowat(unsent.max(4096))
 }

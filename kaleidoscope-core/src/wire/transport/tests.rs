@@ -20,20 +20,20 @@ fn through(address: &str, listen: ListenOptions, connecting: &ConnectOptions) ->
     (client.unwrap(), server)
 }
 
-/// Every transport's links, with this patience.
-fn every_transport(patience: Duration) -> Vec<(String, Link, Link)> {
+/// Every transport's links, with this send_timeout.
+fn every_transport(send_timeout: Duration) -> Vec<(String, Link, Link)> {
     let folder = tempfile::tempdir().unwrap();
     let unix = format!("unix:{}/s", folder.path().display());
     let mut links = Vec::new();
     for address in [unix.as_str(), "tcp:127.0.0.1:0", "tcp:[::1]:0"] {
-        let listen = ListenOptions { patience, ..ListenOptions::default() };
-        let connecting = ConnectOptions { patience, ..ConnectOptions::default() };
+        let listen = ListenOptions { send_timeout, ..ListenOptions::default() };
+        let connecting = ConnectOptions { send_timeout, ..ConnectOptions::default() };
         let (client, server) = through(address, listen, &connecting);
         links.push((address.to_owned(), client, server));
     }
     #[cfg(feature = "tls")]
     {
-        let (client, server) = tls::tests::linked(patience);
+        let (client, server) = tls::tests::linked(send_timeout);
         links.push(("TLS".to_owned(), client, server));
     }
     links

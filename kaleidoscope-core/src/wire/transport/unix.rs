@@ -88,8 +88,8 @@ pub(super) fn listen_at(
     Ok((listener, file))
 }
 
-/// Keeps other servers from replacing a stale file in the same folder while we do: each would see the other's new socket as stale
-/// until it listens.
+/// Keeps other servers from replacing a stale file in the same folder while we do: each would see
+/// the other's new socket as stale until it listens.
 fn lock_folder(path: &Path) -> io::Result<OwnedFd> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
     let folder = folder.unwrap_or(Path::new("."));

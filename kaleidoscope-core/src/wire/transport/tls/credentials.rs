@@ -45,8 +45,8 @@ pub enum CredentialsError {
 }
 
 impl Credentials {
-    /// Reads our certificate (with those between it and the authority, if any), its key, and the certificates of the authorities
-    /// that we trust.
+    /// Reads our certificate (with those between it and the authority, if any), its key, and the
+    /// certificates of the authorities that we trust.
     ///
     /// # Errors
     /// [`CredentialsError`] when a file cannot be read or does not hold what it should.

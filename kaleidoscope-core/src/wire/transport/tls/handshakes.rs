@@ -15,8 +15,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Instant;
 
-/// Handshakes at a time. One more ends the oldest: a handshake takes milliseconds, so that the oldest of so many is one that does not
-/// go on.
+/// Handshakes at a time. One more ends the oldest: a handshake takes milliseconds, so that the
+/// oldest of so many is one that does not go on.
 const MOST: usize = 64;
 
 /// Stack of a handshake's thread, in bytes.
@@ -87,7 +87,7 @@ impl Handshakes {
     pub(in super::super) fn start(&self, fd: OwnedFd, peer: Peer) {
         let shared = &self.shared;
         let Peer::Tcp { address, .. } = peer else { return };
-        let socket = match Socket::new(fd, shared.options.patience) {
+        let socket = match Socket::new(fd, shared.options.send_timeout) {
             Ok(socket) => Arc::new(socket),
             Err(error) => return shared.options.refuse(&Refusal::Broken(peer, error)),
         };

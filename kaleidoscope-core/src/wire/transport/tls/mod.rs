@@ -1,6 +1,7 @@
 //! TLS 1.3 with certificates on both sides.
 //!
-//! Certificates and keys are PEM files, as every tool makes them. Each side trusts the authorities that it is given and no others.
+//! Certificates and keys are PEM files, as every tool makes them. Each side trusts the authorities
+//! that it is given and no others.
 
 mod credentials;
 mod handshakes;

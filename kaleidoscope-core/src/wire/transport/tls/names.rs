@@ -1,6 +1,6 @@
 //! Whose certificate it is.
 
-use super::super::peer::Subject;
+use super::super::peer::PeerIdentity;
 use rustls::client::danger::HandshakeSignatureValid;
 use rustls::pki_types::{CertificateDer, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
@@ -8,9 +8,9 @@ use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, Error, 
 use std::sync::Arc;
 
 /// Who a certificate speaks for. `None` when it cannot be parsed.
-pub(super) fn subject(certificate: &CertificateDer<'_>) -> Option<Subject> {
+pub(super) fn subject(certificate: &CertificateDer<'_>) -> Option<PeerIdentity> {
     let certificate = webpki::EndEntityCert::try_from(certificate).ok()?;
-    Some(Subject { names: certificate.valid_dns_names().map(str::to_owned).collect() })
+    Some(PeerIdentity { names: certificate.valid_dns_names().map(str::to_owned).collect() })
 }
 
 /// Verifies a client's certificate, and that one of its names is on a list.
@@ -34,7 +34,8 @@ impl ClientCertVerifier for Listed {
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
         let verified = self.inner.verify_client_cert(end_entity, intermediates, now)?;
-        // A wildcard in a certificate would let its owner in under any name: the names must be equal.
+        // A wildcard in a certificate would let its owner in under any name: the names must be
+        // equal.
         let listed =
             |name: &String| self.names.iter().any(|listed| listed.eq_ignore_ascii_case(name));
         if subject(end_entity).is_some_and(|subject| subject.names.iter().any(listed)) {

@@ -1,10 +1,11 @@
 //! A TLS session between the two halves of a link.
 //!
-//! The halves share the session's state; its lock is held to encrypt or decrypt, never while waiting for the socket. After the handshake
-//! only the sending half writes to the socket, so that records go out in the order in which they were made; an answer that the
-//! protocol wants (to a change of keys) goes out before what is sent next.
+//! The halves share the session's state; its lock is held to encrypt or decrypt, never while
+//! waiting for the socket. After the handshake only the sending half writes to the socket, so that
+//! records go out in the order in which they were made; an answer that the protocol wants (to a
+//! change of keys) goes out before what is sent next.
 
-use super::super::peer::Subject;
+use super::super::peer::PeerIdentity;
 use super::super::socket::{Socket, Timer};
 use super::names::subject;
 use parking_lot::Mutex;
@@ -51,7 +52,7 @@ impl Session {
         connection: Connection,
         socket: &Socket,
         deadline: Instant,
-    ) -> io::Result<(Outgoing, Incoming, Subject)> {
+    ) -> io::Result<(Outgoing, Incoming, PeerIdentity)> {
         let session = Arc::new(Mutex::new(connection));
         let mut incoming = Incoming {
             session: Arc::clone(&session),
@@ -96,7 +97,7 @@ impl Outgoing {
                 }
             }
             self.flush(socket)?;
-            if !rest.is_empty() && start.elapsed() >= socket.patience() {
+            if !rest.is_empty() && start.elapsed() >= socket.send_timeout() {
                 return Err(socket.impatient());
             }
         }
@@ -198,8 +199,9 @@ impl Incoming {
                 }
                 Some(received) => (self.start, self.end) = (0, received),
             }
-            // What came may be less than a record: the rest is waited for no longer than the caller said. Nor is a peer listened to for longer
-            // that sends records without end in which there is nothing.
+            // What came may be less than a record: the rest is waited for no longer than the caller
+            // said. Nor is a peer listened to for longer that sends records without end
+            // in which there is nothing.
             left = wait.saturating_sub(start.elapsed());
             if left.is_zero() {
                 return self.decrypted(socket, buf);
@@ -222,7 +224,8 @@ impl Incoming {
             if done.is_err() {
                 let mut alert = Vec::new();
                 if take_records(&mut connection, &mut alert).is_ok() {
-                    // The session is over; the sender's next record would fail at the peer whatever it reads before.
+                    // The session is over; the sender's next record would fail at the peer whatever
+                    // it reads before.
                     let _ = socket.send_at_once(&alert);
                 }
             }

@@ -41,11 +41,12 @@ fn unusable(error: impl ToString) -> CredentialsError {
 }
 
 impl ServerTls {
-    /// Lets in clients whose certificates the authorities have signed: all of them, or, unless `clients` is empty, those that have
-    /// one of these DNS names.
+    /// Lets in clients whose certificates the authorities have signed: all of them, or, unless
+    /// `clients` is empty, those that have one of these DNS names.
     ///
     /// # Errors
-    /// [`CredentialsError::Unusable`] when key and certificate do not go together, or a kind of key is not supported.
+    /// [`CredentialsError::Unusable`] when key and certificate do not go together, or a kind of key
+    /// is not supported.
     pub fn new(credentials: Credentials, clients: &[String]) -> Result<Self, CredentialsError> {
         let roots = Arc::new(credentials.authorities);
         let mut verifier: Arc<dyn ClientCertVerifier> =
@@ -81,12 +82,12 @@ impl ServerTls {
 }
 
 impl ClientTls {
-    /// Trusts servers whose certificates the authorities have signed for `server_name`, or, without it, for the host that is
-    /// connected to. The name is a DNS name or an IP address.
+    /// Trusts servers whose certificates the authorities have signed for `server_name`, or, without
+    /// it, for the host that is connected to. The name is a DNS name or an IP address.
     ///
     /// # Errors
-    /// [`CredentialsError::Unusable`] when key and certificate do not go together, a kind of key is not supported, or the name is
-    /// none.
+    /// [`CredentialsError::Unusable`] when key and certificate do not go together, a kind of key is
+    /// not supported, or the name is none.
     pub fn new(
         credentials: Credentials,
         server_name: Option<&str>,
@@ -114,7 +115,7 @@ impl ClientTls {
         fd: OwnedFd,
         at: &str,
         address: SocketAddr,
-        patience: Duration,
+        send_timeout: Duration,
         timeout: Duration,
     ) -> io::Result<Link> {
         let deadline = Instant::now() + timeout;
@@ -129,7 +130,7 @@ impl ClientTls {
         };
         let connection =
             ClientConnection::new(Arc::clone(&self.config), name).map_err(io::Error::other)?;
-        let socket = Arc::new(Socket::new(fd, patience)?);
+        let socket = Arc::new(Socket::new(fd, send_timeout)?);
         establish(connection.into(), socket, address, deadline)
     }
 }

@@ -82,7 +82,8 @@ fn try_link(
         let connecting = scope.spawn(move || {
             let options = ConnectOptions { tls: Some(client), ..ConnectOptions::default() };
             let mut link = connect(&at, &options)?;
-            // The server's judgement of our certificate comes after our part of the handshake: as an answer or as an error.
+            // The server's judgement of our certificate comes after our part of the handshake: as
+            // an answer or as an error.
             let answer = link.receiver.receive(&mut [0], LONG)?;
             assert_eq!(answer, Some(1));
             Ok(link)
@@ -107,14 +108,14 @@ fn try_link(
 }
 
 /// Both ends of a connection that is as it should be.
-pub(in super::super) fn linked(patience: Duration) -> (Link, Link) {
+pub(in super::super) fn linked(send_timeout: Duration) -> (Link, Link) {
     let authority = Authority::new();
     let server = authority.trusted_by(authority.sign(&["localhost"], VALID));
     let client = authority.trusted_by(authority.sign(&["client"], VALID));
-    let options = ListenOptions { patience, ..ListenOptions::default() };
+    let options = ListenOptions { send_timeout, ..ListenOptions::default() };
     let (listener, _) = listen(ServerTls::new(server, &[]).unwrap(), options);
     let tls = Some(ClientTls::new(client, Some("localhost")).unwrap());
-    let options = ConnectOptions { tls, patience, ..ConnectOptions::default() };
+    let options = ConnectOptions { tls, send_timeout, ..ConnectOptions::default() };
     let at = listener.local_address();
     thread::scope(|scope| {
         let client = scope.spawn(move || connect(&at, &options).unwrap());

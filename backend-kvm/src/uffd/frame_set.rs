@@ -1,0 +1,32 @@
+//! A bit for each frame.
+
+use kaleidoscope_core::addr::FrameIndex;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Frames, which several threads add and ask for. What a thread did before it added a frame, others
+/// see who find it.
+#[derive(Debug)]
+pub(super) struct FrameSet(Vec<AtomicU64>);
+
+impl FrameSet {
+    /// None of so many frames.
+    pub(super) fn new(frames: u32) -> Self {
+        Self((0..frames.div_ceil(64)).map(|_| AtomicU64::new(0)).collect())
+    }
+
+    fn word(&self, frame: FrameIndex) -> Option<(&AtomicU64, u64)> {
+        Some((self.0.get(frame.as_usize() / 64)?, 1 << (frame.0 % 64)))
+    }
+
+    /// Whether a frame is among them.
+    pub(super) fn has(&self, frame: FrameIndex) -> bool {
+        self.word(frame).is_some_and(|(word, bit)| word.load(Ordering::Acquire) & bit != 0)
+    }
+
+    /// Adds a frame.
+    pub(super) fn set(&self, frame: FrameIndex) {
+        if let Some((word, bit)) = self.word(frame) {
+            word.fetch_or(bit, Ordering::AcqRel);
+        }
+    }
+}

@@ -1,0 +1,181 @@
+//! The engine of a clone whose memory comes page by page, and the threads that answer its faults.
+
+use super::SharedPageCache;
+use super::memory::{OnDemandMemory, Part};
+use crate::error::{Asked, KvmError};
+use crate::memory::{PageSize, SnapshotMemory};
+use crate::sys::Mapping;
+use kaleidoscope_core::addr::FRAME_BYTES;
+use kaleidoscope_core::alloc::Reservation;
+use kaleidoscope_core::clone::ports::{LocalCache, PageSource, SystemClock};
+use kaleidoscope_core::clone::{Engine, EngineOptions, EngineParts, Stopped};
+use kaleidoscope_core::prefetch::{LocalityOrder, PrefetchPolicy};
+use kaleidoscope_core::service;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+/// What a clone whose memory comes page by page is made of, beside its state.
+pub struct OnDemand {
+    /// What the parent's frames are.
+    pub locality: Arc<LocalityOrder>,
+    /// What comes ahead of a touch.
+    pub policy: Box<dyn PrefetchPolicy>,
+    /// Where pages come from.
+    pub source: Arc<dyn PageSource>,
+    /// How.
+    pub options: EngineOptions,
+    /// The clone's share of the host's memory.
+    pub reservation: Option<Reservation>,
+    /// Pages that are on this host already, whoever brought them.
+    pub local_cache: Option<Arc<dyn LocalCache>>,
+    /// Where pages are kept that clones of the parent on this host share, and what they show of
+    /// the content store; none to have a copy for each.
+    pub cache: Option<Arc<SharedPageCache>>,
+    /// The host's pages that its memory is made of. Huge ones are filled as a whole, with what is
+    /// not free of their frames; a cache has small ones.
+    pub pages: PageSize,
+}
+
+impl OnDemand {
+    /// Memory for the clone, none of which is there yet.
+    pub(crate) fn map(&self) -> Result<Arc<Mapping>, KvmError> {
+        let layout = self.locality.map().layout();
+        match &self.cache {
+            Some(_) if self.pages != PageSize::Small => {
+                Err(KvmError::State("a cache is of 4 KiB pages".into()))
+            }
+            Some(cache) if cache.layout() == layout => {
+                Ok(Arc::new(cache.admit(&self.locality, self.options.free_frames)?))
+            }
+            Some(_) => Err(KvmError::State("the cache is of another guest".into())),
+            None => {
+                let bytes = self.pages.round_up(layout.frames() as usize * FRAME_BYTES);
+                let mapping = Mapping::anonymous(bytes, self.pages);
+                Ok(Arc::new(mapping.asked("mapping a clone's memory")?))
+            }
+        }
+    }
+}
+
+impl std::fmt::Debug for OnDemand {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("OnDemand").field("options", &self.options).finish_non_exhaustive()
+    }
+}
+
+/// An engine at work on a machine's memory.
+#[derive(Debug)]
+pub(crate) struct Running {
+    engine: Arc<Engine>,
+    pages: Arc<OnDemandMemory>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Running {
+    /// Starts an engine on memory that consists of these parts, with a thread for faults of each
+    /// vCPU up to the number of processors. `ended` is called when pages cease to come, by each
+    /// of the threads, with what takes the memory from the guest: it calls that before anybody
+    /// can learn that the clone has ended, and after nobody can give another reason for it.
+    pub(crate) fn start(
+        post_copy: OnDemand,
+        parts: &[Part],
+        vcpus: usize,
+        ended: impl Fn(&Stopped, &dyn Fn()) + Clone + Send + 'static,
+    ) -> Result<Self, KvmError> {
+        let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let threads = vcpus.clamp(1, processors);
+        let pages =
+            Arc::new(OnDemandMemory::new(parts, threads, post_copy.cache, post_copy.pages)?);
+        let options = EngineOptions { granule: post_copy.pages.frames(), ..post_copy.options };
+        let parts = EngineParts {
+            locality: post_copy.locality,
+            policy: post_copy.policy,
+            source: post_copy.source,
+            installer: Arc::clone(&pages) as _,
+            queue: Some(Arc::clone(&pages) as _),
+            clock: Arc::new(SystemClock::new()),
+            reservation: post_copy.reservation,
+            local_cache: post_copy.local_cache,
+        };
+        let engine = Arc::new(Engine::start(parts, options).asked("starting a clone's engine")?);
+        let mut running = Self { engine, pages, threads: Vec::new() };
+        for n in 0..threads {
+            let thread = running.serve(n, ended.clone());
+            running.threads.push(thread?);
+        }
+        Ok(running)
+    }
+
+    fn serve(
+        &self,
+        n: usize,
+        ended: impl Fn(&Stopped, &dyn Fn()) + Send + 'static,
+    ) -> Result<JoinHandle<()>, KvmError> {
+        /// However the thread ends, the guest does not go on without it.
+        struct Last<F: Fn(&Stopped, &dyn Fn())> {
+            engine: Arc<Engine>,
+            pages: Arc<OnDemandMemory>,
+            ended: F,
+        }
+        impl<F: Fn(&Stopped, &dyn Fn())> Drop for Last<F> {
+            fn drop(&mut self) {
+                self.engine.stop();
+                let why = self.engine.stopped().unwrap_or(Stopped::Cancelled);
+                let take = || self.pages.revoke();
+                if service::contained("who is told of a clone's end", || (self.ended)(&why, &take))
+                    .is_err()
+                {
+                    // It may not have got that far.
+                    take();
+                }
+            }
+        }
+        let last = Last { engine: Arc::clone(&self.engine), pages: Arc::clone(&self.pages), ended };
+        let serve = move || {
+            // Why it ended is told by `last`, also of a panic: that has stopped the engine.
+            let _ = last.engine.serve();
+        };
+        let thread = service::spawn(&format!("faults{n}"), 256 << 10, serve, drop);
+        thread.asked("starting a thread for faults")
+    }
+
+    pub(crate) fn engine(&self) -> &Arc<Engine> {
+        &self.engine
+    }
+
+    /// Lets go of memory that has every frame: the machine needs no handler from here on. Where
+    /// pages of it were staged, the image that its memory is now a private mapping of.
+    ///
+    /// # Errors
+    /// [`KvmError::NotWhole`] when frames are missing, or a staged clone's guest gave some back.
+    pub(crate) fn release(&self) -> Result<Option<Arc<SnapshotMemory>>, KvmError> {
+        if !self.engine.is_whole() {
+            return Err(KvmError::NotWhole(
+                "pages of it are missing; Background::Full has all of them come",
+            ));
+        }
+        // A cache that is snapshot has zeros for all clones where this one has them, and no page.
+        if self.pages.has_cache() && self.engine.has_given_back() {
+            return Err(KvmError::NotWhole(
+                "its guest gave memory back, which its siblings on the cache may need",
+            ));
+        }
+        self.pages.release()
+    }
+
+    /// Stops everything, and takes the memory from whoever waits for it.
+    pub(crate) fn stop(&self) {
+        self.engine.stop();
+        self.pages.revoke();
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.stop();
+        for thread in self.threads.drain(..) {
+            // A panic there has ended the clone.
+            let _ = thread.join();
+        }
+    }
+}

@@ -1,0 +1,110 @@
+//! VMMs of the rust-vmm family: their memory, colored and filled.
+//!
+//! Such a VMM keeps its guest's RAM in a [`GuestMemoryMmap`]. To color a guest that stands still,
+//! wrap it in [`SnapshotMmap`]. To start a clone, make the memory as for a new guest, without a
+//! file and without touching it, and have a [`Filling`] fill it while the vCPUs run.
+
+use super::{OnDemand, Part, Running};
+use crate::error::{Asked, KvmError};
+use crate::memory::PageSize;
+use crate::sys::Mapping;
+use kaleidoscope_core::addr::{FRAME_SIZE, Gpa};
+use kaleidoscope_core::clone::{Engine, Stopped};
+use kaleidoscope_core::memory::{GuestMemory, MemoryError, MemoryLayout};
+use std::sync::Arc;
+use vm_memory::{
+    Address, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
+};
+
+/// The regions of a VMM's memory as a layout.
+fn layout(memory: &GuestMemoryMmap) -> Result<MemoryLayout, KvmError> {
+    let regions: Vec<_> =
+        memory.iter().map(|r| (Gpa(r.start_addr().raw_value()), r.len())).collect();
+    MemoryLayout::new(&regions).map_err(|error| KvmError::State(error.to_string()))
+}
+
+/// A VMM's memory while its guest stands still.
+#[derive(Debug)]
+pub struct SnapshotMmap {
+    memory: GuestMemoryMmap,
+    layout: MemoryLayout,
+}
+
+impl SnapshotMmap {
+    /// The memory of a guest whose vCPUs do not run as long as this is used.
+    ///
+    /// # Errors
+    /// [`KvmError::State`] when its regions are not of whole frames.
+    pub fn new(memory: GuestMemoryMmap) -> Result<Self, KvmError> {
+        Ok(Self { layout: layout(&memory)?, memory })
+    }
+}
+
+impl GuestMemory for SnapshotMmap {
+    fn layout(&self) -> &MemoryLayout {
+        &self.layout
+    }
+
+    fn read(&self, gpa: Gpa, buf: &mut [u8]) -> Result<(), MemoryError> {
+        let len = buf.len();
+        self.layout.bytes_at(gpa, len).ok_or(MemoryError::NotRam { gpa, len })?;
+        let read = self.memory.read_slice(buf, GuestAddress(gpa.0));
+        read.map_err(|error| MemoryError::Io { gpa, source: std::io::Error::other(error) })
+    }
+}
+
+/// An engine that fills a VMM's memory.
+///
+/// Drop it only when the clone's vCPUs have ended: the system fills what is not there with zeros
+/// then, as in any memory that nobody watches. When pages cease to come before that, whoever waits
+/// for one goes on waiting, and is not shown zeros. The memory cannot be taken from the guest,
+/// since the VMM's own threads may be using it, so the callback has to end the VMM.
+#[derive(Debug)]
+pub struct Filling(Running);
+
+impl Filling {
+    /// Starts to fill memory of which nothing was touched: private, anonymous, with the regions of
+    /// the parent. `ended` is called when pages cease to come.
+    ///
+    /// # Errors
+    /// [`KvmError`] when the memory is not the parent's in form, or the system refuses.
+    pub fn start(
+        memory: &GuestMemoryMmap,
+        post_copy: OnDemand,
+        vcpus: usize,
+        ended: impl Fn(&Stopped) + Clone + Send + 'static,
+    ) -> Result<Self, KvmError> {
+        let layout = layout(memory)?;
+        if layout != *post_copy.locality.map().layout() {
+            return Err(KvmError::State("the memory has other regions than the parent's".into()));
+        }
+        if post_copy.cache.is_some() || memory.iter().any(|region| region.file_offset().is_some()) {
+            return Err(KvmError::State("the memory has to be anonymous, without a cache".into()));
+        }
+        if post_copy.pages != PageSize::Small {
+            return Err(KvmError::State("a VMM's memory has to be of 4 KiB pages".into()));
+        }
+        let mut next = 0;
+        let mut parts = Vec::new();
+        for region in memory.iter() {
+            let frames = u32::try_from(region.len() / FRAME_SIZE).unwrap_or(u32::MAX);
+            let mapping = Mapping::of_region(region.get_mmap()).asked("taking a VMM's memory")?;
+            parts.push(Part {
+                mapping: Arc::new(mapping),
+                frames: next..next.saturating_add(frames),
+            });
+            next = next.saturating_add(frames);
+        }
+        let ended = move |why: &Stopped, take: &dyn Fn()| {
+            take();
+            ended(why);
+        };
+        Ok(Self(Running::start(post_copy, &parts, vcpus, ended)?))
+    }
+
+    /// The engine: for statistics, and for giving memory back.
+    #[must_use]
+    pub fn engine(&self) -> &Engine {
+        self.0.engine()
+    }
+}

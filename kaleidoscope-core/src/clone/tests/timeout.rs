@@ -1,0 +1,408 @@
+//! Memory that takes nothing for now, for good or for a while, and ports that come back at once
+//! with nothing: every way into the engine ends, in time and without keeping a processor busy.
+
+use super::*;
+use crate::clone::engine::Inner;
+use crate::clone::ports::{Clock, Event, Eviction, FaultQueue};
+use crate::clone::states::Phase;
+use crate::prefetch::{Fault, Planner};
+use crate::sync::{AtomicUsize, Ordering};
+use std::sync::mpsc::channel;
+use std::time::Instant;
+
+const TIMEOUT: Duration = Duration::from_millis(60);
+
+/// Attempts in that time at most: 40 without a sleep, 7 with ever longer ones, and one a
+/// millisecond. A second time may be under way when it is over.
+const ATTEMPTS: usize = 2 * (40 + 7 + 60);
+
+/// Longer than any of this takes, on the busiest machine.
+const LONG: Duration = Duration::from_secs(120);
+
+/// A clock that never goes on: what is slept is counted nevertheless.
+struct Standing;
+
+impl Clock for Standing {
+    fn now(&self) -> Duration {
+        Duration::from_secs(7)
+    }
+}
+
+/// Memory that refuses so many attempts, and reports what it was told to.
+struct Refusing {
+    memory: Arc<Memory>,
+    refusals: AtomicUsize,
+    attempts: AtomicUsize,
+    taken: AtomicUsize,
+    events: Mutex<Vec<Event>>,
+    /// Reported whenever there is nothing else.
+    forever: Option<Event>,
+    waits: AtomicUsize,
+}
+
+impl Refusing {
+    fn new(refusals: usize) -> Arc<Self> {
+        Self::with(refusals, Vec::new(), None)
+    }
+
+    fn with(refusals: usize, events: Vec<Event>, forever: Option<Event>) -> Arc<Self> {
+        Arc::new(Self {
+            memory: Memory::new(),
+            refusals: AtomicUsize::new(refusals),
+            attempts: AtomicUsize::new(0),
+            taken: AtomicUsize::new(0),
+            events: Mutex::new(events),
+            forever,
+            waits: AtomicUsize::new(0),
+        })
+    }
+
+    fn refuses(&self) -> bool {
+        self.attempts.fetch_add(1, Ordering::Relaxed);
+        let left = |left: usize| left.checked_sub(1);
+        self.refusals.fetch_update(Ordering::Relaxed, Ordering::Relaxed, left).is_ok()
+    }
+
+    fn attempts(&self) -> usize {
+        self.attempts.load(Ordering::Relaxed)
+    }
+}
+
+impl PageInstaller for Refusing {
+    fn install(&self, frame: FrameIndex, page: &Page) -> Result<Installed, InstallError> {
+        if self.refuses() { Ok(Installed::TryAgain) } else { self.memory.install(frame, page) }
+    }
+
+    fn zero(&self, frame: FrameIndex) -> Result<Installed, InstallError> {
+        if self.memory.page(frame).is_some() {
+            return Ok(Installed::AlreadyPresent);
+        }
+        self.install(frame, &ZERO_PAGE)
+    }
+
+    fn wake(&self, _frame: FrameIndex) -> Result<(), InstallError> {
+        Ok(())
+    }
+
+    fn evict(&self, _frame: FrameIndex) -> Result<Eviction, InstallError> {
+        self.taken.fetch_add(1, Ordering::Relaxed);
+        Ok(Eviction::InUse)
+    }
+}
+
+impl FaultQueue for Refusing {
+    /// Never waits.
+    fn wait(&self, _wait: Duration) -> Result<(), InstallError> {
+        self.waits.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn read(&self) -> Result<Option<Event>, InstallError> {
+        Ok(self.events.lock().pop().or_else(|| self.forever.clone()))
+    }
+}
+
+fn parts(
+    memory: &Arc<Refusing>,
+    policy: Box<dyn PrefetchPolicy>,
+    clock: Arc<dyn Clock>,
+) -> EngineParts {
+    EngineParts {
+        locality: guest().0,
+        policy,
+        source: local(),
+        installer: Arc::clone(memory) as _,
+        queue: Some(Arc::clone(memory) as _),
+        clock,
+        reservation: None,
+        local_cache: None,
+    }
+}
+
+fn options() -> EngineOptions {
+    EngineOptions { timeout: TIMEOUT, free_frames: FreeFrames::Zero, ..EngineOptions::default() }
+}
+
+/// What `act` comes to, which must be within a long time.
+fn in_time<T: Send + 'static>(act: impl FnOnce() -> T + Send + 'static) -> T {
+    let (say, said) = channel();
+    std::thread::spawn(move || say.send(act()));
+    said.recv_timeout(LONG).expect("it takes for ever")
+}
+
+/// A way into an engine, on memory that refuses from then on.
+struct Way {
+    name: &'static str,
+    options: EngineOptions,
+    policy: fn() -> Box<dyn PrefetchPolicy>,
+    /// Done before it refuses.
+    before: fn(&Inner),
+    act: fn(&Inner) -> Result<(), Stopped>,
+    events: fn() -> Vec<Event>,
+    /// Frames that are there when it succeeds.
+    there: &'static [u32],
+}
+
+fn touch(clone: &Inner, frame: u32) -> Result<(), Stopped> {
+    clone.fault(FrameIndex(frame), Access::Write)
+}
+
+fn ways() -> Vec<Way> {
+    let plain = || Way {
+        name: "a fault",
+        options: options(),
+        policy: || Box::new(Demand),
+        before: |_| (),
+        act: |clone| touch(clone, 8),
+        events: Vec::new,
+        there: &[8],
+    };
+    let staged = EngineOptions { feedback: Feedback::Staged, ..options() };
+    let blind: fn() -> Box<dyn PrefetchPolicy> = || Box::new(Blind::aligned(8));
+    // The others of its block come with it, and are put aside.
+    let bring: fn(&Inner) = |clone| {
+        touch(clone, 8).unwrap();
+        while clone.ahead.load(Ordering::Acquire) > 0 {
+            clone.receive(Duration::ZERO).unwrap();
+        }
+    };
+    vec![
+        plain(),
+        Way {
+            name: "a fault on a free frame",
+            act: |clone| touch(clone, 3),
+            there: &[3],
+            ..plain()
+        },
+        Way {
+            name: "a fault on a granule",
+            options: EngineOptions { granule: 16, ..options() },
+            there: &[0, 3, 8, 15],
+            ..plain()
+        },
+        Way {
+            name: "a fault on a frame that was given back",
+            before: |clone| {
+                let _gate = clone.gate.write();
+                clone.removed(7..9).unwrap();
+            },
+            ..plain()
+        },
+        Way {
+            name: "a fault on a staged page",
+            options: staged,
+            policy: blind,
+            before: bring,
+            act: |clone| touch(clone, 9),
+            there: &[8, 9],
+            ..plain()
+        },
+        Way {
+            name: "placing what is staged",
+            options: EngineOptions { background: Background::Full, ..staged },
+            policy: blind,
+            before: bring,
+            act: Inner::place_all_staged,
+            there: &[9, 11, 12, 13, 14, 15],
+            ..plain()
+        },
+        Way {
+            name: "streaming",
+            options: EngineOptions { background: Background::Full, ..options() },
+            act: |clone| {
+                clone.feed(true)?;
+                while clone.ahead.load(Ordering::Acquire) > 0 {
+                    clone.receive(Duration::ZERO)?;
+                    clone.feed(true)?;
+                }
+                Ok(())
+            },
+            there: &[0, 1, 8, 699],
+            ..plain()
+        },
+        Way {
+            name: "a fault that is an event",
+            events: || vec![Event::Fault { frame: FrameIndex(8), access: Access::Read }],
+            act: |clone| {
+                std::thread::scope(|scope| {
+                    let server = scope.spawn(|| clone.serve());
+                    while !server.is_finished()
+                        && clone.states.phase(FrameIndex(8)) != Phase::Present
+                    {
+                        std::thread::sleep(Duration::from_millis(1));
+                    }
+                    if !server.is_finished() {
+                        clone.fail(Stopped::Cancelled);
+                    }
+                    match server.join().unwrap() {
+                        Err(Stopped::Cancelled) => Ok(()),
+                        ended => ended,
+                    }
+                })
+            },
+            ..plain()
+        },
+    ]
+}
+
+#[test]
+fn memory_that_refuses_for_good_ends_the_clone_in_time() {
+    let clocks: [fn() -> Arc<dyn Clock>; 2] =
+        [|| Arc::new(Standing), || Arc::new(SystemClock::new())];
+    for clock in clocks {
+        for way in ways() {
+            let memory = Refusing::with(0, (way.events)(), None);
+            let clone = Inner::new(parts(&memory, (way.policy)(), clock()), way.options);
+            (way.before)(&clone);
+            memory.refusals.store(usize::MAX, Ordering::Relaxed);
+            let before = memory.attempts();
+            let ended = in_time(move || (way.act)(&clone));
+            assert!(
+                matches!(ended, Err(Stopped::Patience { timeout: TIMEOUT, .. })),
+                "{}: {ended:?}",
+                way.name
+            );
+            let attempts = memory.attempts() - before;
+            assert!((2..=ATTEMPTS).contains(&attempts), "{}: {attempts} attempts", way.name);
+        }
+    }
+}
+
+#[test]
+fn memory_that_refuses_for_a_while_is_filled_then() {
+    for refusals in [1, 7, 45] {
+        for way in ways() {
+            let memory = Refusing::with(0, (way.events)(), None);
+            let patient = EngineOptions { timeout: LONG, ..way.options };
+            let clock = Arc::new(SystemClock::new());
+            let clone = Inner::new(parts(&memory, (way.policy)(), clock), patient);
+            (way.before)(&clone);
+            memory.refusals.store(refusals, Ordering::Relaxed);
+            in_time(move || (way.act)(&clone)).unwrap();
+            assert_eq!(memory.refusals.load(Ordering::Relaxed), 0, "{}", way.name);
+            let there = |frame: &u32| memory.memory.page(FrameIndex(*frame)).is_some();
+            assert!(way.there.iter().all(there), "{} after {refusals}", way.name);
+        }
+    }
+}
+
+#[test]
+fn the_streaming_thread_ends_the_clone_that_cannot_be_filled() {
+    let memory = Refusing::new(usize::MAX);
+    let full = EngineOptions { background: Background::Full, ..options() };
+    let parts = parts(&memory, Box::new(Demand), Arc::new(SystemClock::new()));
+    let engine = Arc::new(Engine::start(parts, full).unwrap());
+    let (watched, start) = (Arc::clone(&engine), Instant::now());
+    let why = in_time(move || {
+        loop {
+            match watched.stopped() {
+                Some(why) => break why,
+                None => std::thread::sleep(Duration::from_millis(1)),
+            }
+        }
+    });
+    assert!(matches!(why, Stopped::Patience { .. }), "{why:?} after {:?}", start.elapsed());
+    assert!(memory.attempts() <= ATTEMPTS, "{} attempts", memory.attempts());
+    assert!(matches!(engine.fault(FrameIndex(1), Access::Read), Err(Stopped::Patience { .. })));
+}
+
+#[test]
+fn events_without_end_do_not_keep_a_fault() {
+    let touched = Event::Fault { frame: FrameIndex(20), access: Access::Read };
+    for event in [Event::Removed(40..41), touched] {
+        let memory = Refusing::with(usize::MAX, Vec::new(), Some(event));
+        let clone = Inner::new(parts(&memory, Box::new(Demand), Arc::new(Standing)), options());
+        let ended = in_time(move || clone.fault(FrameIndex(8), Access::Read));
+        assert!(matches!(ended, Err(Stopped::Patience { .. })), "{ended:?}");
+        assert!(memory.attempts() <= ATTEMPTS);
+    }
+}
+
+/// Plans zeros, beside every fault and for idle times: the same ones again and again.
+struct Zeros;
+
+impl PrefetchPolicy for Zeros {
+    fn name(&self) -> &'static str {
+        "zeros"
+    }
+
+    fn fault(&mut self, _fault: &Fault, planner: &mut Planner<'_>) {
+        planner.zero(FrameIndex(10));
+        planner.zero(FrameIndex(17));
+    }
+
+    fn background(&mut self, planner: &mut Planner<'_>) {
+        planner.zero(FrameIndex(24));
+        planner.zero(FrameIndex(31));
+    }
+}
+
+#[test]
+fn frames_that_cannot_be_zeroed_ahead_are_left() {
+    // With frames that are not to be zeros, too: then nothing comes of what is planned.
+    for free_frames in [FreeFrames::Zero, FreeFrames::Fetch] {
+        let memory = Refusing::new(0);
+        let options = EngineOptions { free_frames, ..options() };
+        let clone = Inner::new(parts(&memory, Box::new(Zeros), Arc::new(Standing)), options);
+        clone.fault(FrameIndex(8), Access::Read).unwrap();
+        memory.refusals.store(usize::MAX, Ordering::Relaxed);
+        let before = memory.attempts();
+        let clone = in_time(move || {
+            clone.feed(false).unwrap();
+            clone
+        });
+        assert!(memory.attempts() - before <= 2 * FRAMES as usize, "{}", memory.attempts());
+        memory.refusals.store(0, Ordering::Relaxed);
+        in_time(move || clone.fault(FrameIndex(24), Access::Read)).unwrap();
+    }
+}
+
+#[test]
+fn giving_back_looks_at_every_frame_once_at_most() {
+    let memory = Refusing::new(0);
+    let clock = Arc::new(SystemClock::new());
+    let full = EngineOptions { background: Background::Full, ..options() };
+    let engine = Engine::start(parts(&memory, Box::new(Blind::aligned(64)), clock), full).unwrap();
+    for frame in (0..FRAMES).step_by(64).map(FrameIndex) {
+        engine.fault(frame, Access::Read).unwrap();
+    }
+    assert_eq!(engine.reclaim(u32::MAX).unwrap(), 0);
+    let taken = memory.taken.load(Ordering::Relaxed);
+    assert!((1..=FRAMES as usize).contains(&taken), "{taken}");
+}
+
+/// Comes back at once, with nothing, ever.
+struct Hasty(AtomicUsize);
+
+impl PageSource for Hasty {
+    fn request(&self, _: &[FrameIndex], _: Priority) -> Result<(), SourceError> {
+        Ok(())
+    }
+
+    fn receive(&self, _: Duration, _: &mut dyn FnMut(Delivery<'_>)) -> Result<(), SourceError> {
+        self.0.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+}
+
+#[test]
+fn ports_that_come_back_at_once_with_nothing_keep_no_processor_busy() {
+    let memory = Refusing::new(0);
+    let source = Arc::new(Hasty(AtomicUsize::new(0)));
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+    let parts = parts(&memory, Box::new(Blind::aligned(8)), clock);
+    let parts = EngineParts { source: Arc::clone(&source) as _, ..parts };
+    let engine = Arc::new(Engine::start(parts, options()).unwrap());
+    let (serving, start) = (Arc::clone(&engine), Instant::now());
+    let server = std::thread::spawn(move || serving.serve());
+    let faulting = Arc::clone(&engine);
+    let ended = in_time(move || faulting.fault(FrameIndex(8), Access::Read));
+    assert!(matches!(ended, Err(Stopped::Patience { .. })), "{ended:?}");
+    assert!(matches!(server.join().unwrap(), Err(Stopped::Patience { .. })));
+    // For each of the threads: those without a sleep, those that grow, and one a millisecond.
+    let most = 100 + usize::try_from(start.elapsed().as_millis()).unwrap();
+    let (received, waited) =
+        (source.0.load(Ordering::Relaxed), memory.waits.load(Ordering::Relaxed));
+    assert!((1..=2 * most).contains(&received), "{received} of {most}");
+    assert!((1..=most).contains(&waited), "{waited} of {most}");
+}

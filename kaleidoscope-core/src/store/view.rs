@@ -1,0 +1,116 @@
+//! What a clone of one parent sees of a store.
+
+use super::{PageStore, StoreError};
+use crate::addr::FrameIndex;
+use crate::fingerprint::{Domain, Fingerprints};
+use crate::memory::Page;
+use std::fmt;
+use std::sync::Arc;
+use thiserror::Error;
+
+/// The fingerprints are of another domain than the tenant's.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
+#[error("the parent's fingerprints are of another domain than this store's tenant")]
+pub struct DomainMismatch;
+
+/// A store as the frames of one parent: those whose fingerprints the parent's host computed.
+///
+/// All clones of the parent share one. What it puts into the store is checked: a page server that
+/// sends other bytes than the fingerprint says harms its own clone, and no other. What it takes out
+/// was checked by whoever put it in.
+#[derive(Clone)]
+pub struct StoreView {
+    store: Arc<dyn PageStore>,
+    fingerprints: Arc<Fingerprints>,
+    domain: Arc<Domain>,
+}
+
+impl StoreView {
+    /// A view of a tenant's store. Stores of tenants may be one: their fingerprints never meet.
+    ///
+    /// # Errors
+    /// [`DomainMismatch`] when the fingerprints are not of this domain: no page would be found, and
+    /// none could be checked.
+    pub fn new(
+        store: Arc<dyn PageStore>,
+        fingerprints: Arc<Fingerprints>,
+        domain: Arc<Domain>,
+    ) -> Result<Self, DomainMismatch> {
+        if fingerprints.domain() != domain.id() {
+            return Err(DomainMismatch);
+        }
+        Ok(Self { store, fingerprints, domain })
+    }
+
+    /// Copies a frame's bytes out of the store; `false` when it does not have them.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the store cannot be read.
+    pub fn take(&self, frame: FrameIndex, page: &mut Page) -> Result<bool, StoreError> {
+        let Some(key) = self.fingerprints.get(frame) else { return Ok(false) };
+        self.store.get(key, page)
+    }
+
+    /// Puts a frame that came from elsewhere into the store, if it has a fingerprint and these are
+    /// its bytes; says whether it is there now.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the store cannot be written.
+    pub fn keep(&self, frame: FrameIndex, page: &Page) -> Result<bool, StoreError> {
+        let Some(key) = self.fingerprints.get(frame) else { return Ok(false) };
+        if self.domain.fingerprint(page) != key {
+            return Ok(false);
+        }
+        self.store.put(key, page)
+    }
+
+    /// The store.
+    #[must_use]
+    pub fn store(&self) -> &Arc<dyn PageStore> {
+        &self.store
+    }
+
+    /// The fingerprints of the parent's frames.
+    #[must_use]
+    pub fn fingerprints(&self) -> &Fingerprints {
+        &self.fingerprints
+    }
+}
+
+impl fmt::Debug for StoreView {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StoreView").field("store", &self.store.statistics()).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fingerprint::Content;
+    use crate::store::MemoryStore;
+
+    #[test]
+    fn only_true_pages_are_kept_and_only_within_a_domain() {
+        let (mine, other) = (Domain::new([1; 32]), Domain::new([2; 32]));
+        let (page, lie): (Page, Page) = ([7; 4096], [8; 4096]);
+        let table = |domain: &Domain| {
+            let content = Content::Page(domain.fingerprint(&page));
+            Arc::new(Fingerprints::new(domain.id(), 4, [(FrameIndex(2), content)]))
+        };
+        let store: Arc<dyn PageStore> = Arc::new(MemoryStore::new(8));
+        assert!(StoreView::new(Arc::clone(&store), table(&mine), Arc::new(other.clone())).is_err());
+        let view = |domain: &Domain| {
+            StoreView::new(Arc::clone(&store), table(domain), Arc::new(domain.clone())).unwrap()
+        };
+        let (mine, other) = (view(&mine), view(&other));
+        let mut seen = [0; 4096];
+        assert!(!mine.take(FrameIndex(2), &mut seen).unwrap());
+        assert!(!mine.keep(FrameIndex(2), &lie).unwrap(), "other bytes than those of the freeze");
+        assert!(!mine.keep(FrameIndex(1), &page).unwrap(), "nobody computed its fingerprint");
+        assert!(mine.keep(FrameIndex(2), &page).unwrap());
+        assert!(mine.take(FrameIndex(2), &mut seen).unwrap());
+        assert_eq!(seen, page);
+        assert!(!other.take(FrameIndex(2), &mut seen).unwrap(), "another tenant's");
+        assert_eq!(store.statistics().pages, 1);
+    }
+}
