@@ -5,12 +5,12 @@ use crate::error::{Asked, KvmError};
 use crate::machine::{Devices, Host, Machine, Snapshot};
 use crate::memory::{GuestRam, PageSize};
 use crate::state::make_board;
-use crate::sys::{Mapping, Message, Userfault};
+use crate::sys::{Mapping, Userfault};
 use kaleidoscope_core::addr::FRAME_BYTES;
 use kaleidoscope_core::clone::Retry;
 use kaleidoscope_core::clone::ports::SystemClock;
 use kaleidoscope_core::memory::GuestMemory;
-use linux_raw_sys::general::{UFFD_FEATURE_MISSING_SHMEM, UFFDIO_REGISTER_MODE_MISSING};
+use linux_raw_sys::general::UFFD_FEATURE_MISSING_SHMEM;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use std::sync::Arc;
@@ -67,7 +67,7 @@ pub fn served(
         Arc::new(Mapping::anonymous(len, PageSize::Small).asked("mapping a clone's memory")?);
     let userfault = Userfault::new(Arc::clone(&mapping), UFFD_FEATURE_MISSING_SHMEM.into());
     let userfault = userfault.asked("watching a clone's memory")?;
-    let watched = userfault.register(0..len, UFFDIO_REGISTER_MODE_MISSING);
+    let watched = userfault.register(&(0..len));
     watched.asked("watching a clone's memory")?;
     let (stop, faults) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
     let (stopped, counted) = (Arc::clone(&stop), Arc::clone(&faults));
@@ -81,7 +81,7 @@ pub fn served(
                 Err(Errno::INTR) => continue,
                 Err(_) => return,
             }
-            while let Ok(Some(Message::Fault { offset, .. })) = userfault.read() {
+            while let Ok(Some(offset)) = userfault.read_fault() {
                 let start = offset / FRAME_BYTES * FRAME_BYTES;
                 let page = image.bytes().and_then(|bytes| bytes.get(start..start + FRAME_BYTES));
                 let page = page.unwrap_or_default();

@@ -128,7 +128,7 @@ impl Machine {
         let mapping = post_copy.map()?;
         let part = Part { mapping: Arc::clone(&mapping), frames: 0..layout.frames() };
         let filling =
-            Running::start(post_copy, &[part], state.vcpus(), move |why, take_memory| {
+            Running::start_own(post_copy, &[part], state.vcpus(), move |why, take_memory| {
                 ends.end_after(take_memory, format!("its pages ceased to come: {why}"));
             })?;
         let ram = GuestRam::filled(layout, mapping);

@@ -12,7 +12,7 @@ use linux_raw_sys::general::{
     PAGE_IS_FILE, PAGE_IS_PFNZERO, PAGE_IS_PRESENT, PAGE_IS_SWAPPED, PAGE_IS_WRITTEN,
     PM_SCAN_CHECK_WPASYNC, PM_SCAN_WP_MATCHING, UFFD_FEATURE_PAGEFAULT_FLAG_WP,
     UFFD_FEATURE_WP_ASYNC, UFFD_FEATURE_WP_HUGETLBFS_SHMEM, UFFD_FEATURE_WP_UNPOPULATED,
-    UFFDIO_REGISTER_MODE_WP, page_region, pm_scan_arg,
+    page_region, pm_scan_arg,
 };
 use rustix::io::Errno;
 use rustix::ioctl::{Opcode, Updater, ioctl, opcode};
@@ -75,7 +75,7 @@ impl Tracker {
             | UFFD_FEATURE_WP_HUGETLBFS_SHMEM
             | UFFD_FEATURE_PAGEFAULT_FLAG_WP;
         let userfault = Userfault::new(Arc::clone(&mapping), features.into())?;
-        userfault.register(0..mapping.len(), UFFDIO_REGISTER_MODE_WP)?;
+        userfault.register_writes(&(0..mapping.len()))?;
         Ok(Self { userfault, mapping, pagemap: pagemap()? })
     }
 
@@ -235,6 +235,6 @@ fn scan(
 impl Drop for Tracker {
     fn drop(&mut self) {
         // Closing the file descriptor would do as well.
-        let _ = self.userfault.unregister(0..self.mapping.len());
+        let _ = self.userfault.unregister(&(0..self.mapping.len()));
     }
 }

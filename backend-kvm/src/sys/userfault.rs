@@ -1,213 +1,223 @@
-//! userfaultfd: faults of a guest on memory that is not there, and the ways to fill it.
+//! userfaultfd: faults on memory that is not resident, and the ioctls that fill it.
 //!
-//! The `userfaultfd` crate needs libclang to build; these few calls do not.
+//! A descriptor may have been opened by this process or by another one. It works on addresses of
+//! the process that opened it, which need not be mapped here.
+//!
+//! The `userfaultfd` crate makes the calls. Our own are those that it lacks: the number of bytes
+//! that UFFDIO_ZEROPAGE filled before it failed, and the system call where `/dev/userfaultfd` may
+//! not be opened.
 
-#![expect(unsafe_code, reason = "ioctls that write to guest memory")]
+#![expect(unsafe_code, reason = "ioctls that fill guest memory")]
 
-use super::Mapping;
-use linux_raw_sys::general::{
-    UFFD_API, UFFD_EVENT_PAGEFAULT, UFFD_EVENT_REMOVE, UFFD_PAGEFAULT_FLAG_WRITE, uffd_msg,
-    uffdio_api, uffdio_copy, uffdio_range, uffdio_register, uffdio_zeropage,
-};
-use linux_raw_sys::ioctl::{
-    UFFDIO_API, UFFDIO_COPY, UFFDIO_REGISTER, UFFDIO_UNREGISTER, UFFDIO_WAKE, UFFDIO_ZEROPAGE,
-};
-use rustix::fs::{Mode, OFlags};
+use linux_raw_sys::general::{UFFD_API, uffdio_api, uffdio_range, uffdio_zeropage};
+use linux_raw_sys::ioctl::{UFFDIO_API, UFFDIO_ZEROPAGE};
+use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::io::Errno;
-use rustix::ioctl::{Ioctl, IoctlOutput, Opcode, Updater, ioctl, opcode};
+use rustix::ioctl::{Opcode, Updater, ioctl};
 use rustix::mm::{UserfaultfdFlags, userfaultfd};
 use std::ops::Range;
-use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
-use std::sync::Arc;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
+use userfaultfd::{Error, Event, FeatureFlags, ReadWrite, RegisterMode, Uffd, UffdBuilder};
 
-/// Bytes of a message.
-const MESSAGE: usize = size_of::<uffd_msg>();
-
-/// What a guest did to memory that is watched. Offsets are in the mapping.
+/// What a process did to memory that a descriptor watches. Addresses are the process's.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) enum Message {
-    /// It touched a page that is not there.
+    /// A thread touched a page that is not resident, and waits.
     Fault {
-        /// Where, to the byte if the system says so.
-        offset: usize,
-        /// Whether to write.
+        /// The address, to the byte where the descriptor has UFFD_FEATURE_EXACT_ADDRESS.
+        address: u64,
+        /// Whether it was a write.
         is_write: bool,
     },
-    /// Bytes were given back.
-    Removed(Range<usize>),
+    /// A range was given back (MADV_DONTNEED, MADV_REMOVE) or unmapped.
+    Removed(Range<u64>),
+    /// A range was moved (mremap), or the process forked: memory that this descriptor no longer
+    /// describes.
+    Rearranged(&'static str),
 }
 
-/// Watches a mapping, or a part of it.
+/// A userfaultfd.
 #[derive(Debug)]
-pub(crate) struct Userfault {
-    fd: OwnedFd,
-    mapping: Arc<Mapping>,
-}
+pub(crate) struct Descriptor(Uffd);
 
 /// Calls an ioctl of a userfaultfd.
 ///
 /// # Safety
-/// `CODE` takes a `T`, and does nothing with the addresses in it that is not allowed.
+/// `CODE` takes a `T`, and the addresses in it are only used as the caller may use them.
 unsafe fn call<const CODE: Opcode, T>(fd: BorrowedFd<'_>, value: &mut T) -> Result<(), Errno> {
     // SAFETY: the caller vouches for the type.
     let request = unsafe { Updater::<CODE, T>::new(value) };
-    // SAFETY: the caller vouches for what it does.
+    // SAFETY: the caller vouches for the addresses.
     unsafe { ioctl(fd, request) }
 }
 
-/// The call of `/dev/userfaultfd` that makes a userfaultfd (`USERFAULTFD_IOC_NEW`), with its flags.
-struct New(u32);
+fn pointer<T>(address: u64) -> *mut T {
+    // An address of another process, which is passed to the kernel and never dereferenced here.
+    std::ptr::without_provenance_mut(usize::try_from(address).unwrap_or(usize::MAX))
+}
 
-// SAFETY: the call takes its argument by value, refers to no memory, and returns a new file
-// descriptor.
-unsafe impl Ioctl for New {
-    type Output = OwnedFd;
-
-    const IS_MUTATING: bool = false;
-
-    fn opcode(&self) -> Opcode {
-        opcode::none(0xaa, 0)
-    }
-
-    fn as_ptr(&mut self) -> *mut std::ffi::c_void {
-        std::ptr::without_provenance_mut(self.0 as usize)
-    }
-
-    unsafe fn output_from_ptr(
-        output: IoctlOutput,
-        _: *mut std::ffi::c_void,
-    ) -> Result<OwnedFd, Errno> {
-        // SAFETY: the call returned a file descriptor that nobody else knows of.
-        Ok(unsafe { OwnedFd::from_raw_fd(output) })
+/// The system's error in one of the crate's.
+fn errno(error: &Error) -> Errno {
+    match error {
+        Error::CopyFailed(errno) | Error::ZeropageFailed(errno) | Error::SystemError(errno) => {
+            Errno::from_raw_os_error(*errno as i32)
+        }
+        Error::PartiallyCopied(_) => Errno::AGAIN,
+        Error::OpenDevUserfaultfd(error) => Errno::from_io_error(error).unwrap_or(Errno::IO),
+        Error::UnsupportedIoctls(_) => Errno::NOTSUP,
+        Error::IncompleteMsg { .. } | Error::ReadEof | Error::UnrecognizedEvent(_) => Errno::IO,
     }
 }
 
-/// A userfaultfd: by the system call, which takes privileges, or by the device, which takes the
-/// right to open it.
-fn open() -> Result<OwnedFd, Errno> {
+/// Opens a userfaultfd by the system call, for where the device exists and may not be opened.
+fn by_system_call(features: u64) -> Result<Uffd, Errno> {
     let flags = UserfaultfdFlags::CLOEXEC | UserfaultfdFlags::NONBLOCK;
-    // SAFETY: the file descriptor is its owner's, who only fills memory of mappings to which nobody
-    // has references.
-    let made = unsafe { userfaultfd(flags) };
-    let Err(Errno::PERM) = made else { return made };
-    let access = OFlags::RDWR | OFlags::CLOEXEC;
-    let device = rustix::fs::open("/dev/userfaultfd", access, Mode::empty());
-    let device = device.map_err(|_| Errno::PERM)?;
-    // SAFETY: as above.
-    unsafe { ioctl(device, New(flags.bits())) }
+    // SAFETY: the descriptor is owned by the value that is returned, which fills only memory that
+    // was registered with it.
+    let fd = unsafe { userfaultfd(flags) }?;
+    let mut api = uffdio_api { api: u64::from(UFFD_API), features, ioctls: 0 };
+    // SAFETY: UFFDIO_API takes this type, which has no address in it.
+    unsafe { call::<UFFDIO_API, _>(fd.as_fd(), &mut api) }?;
+    // SAFETY: the descriptor is a userfaultfd, and is given away.
+    Ok(unsafe { Uffd::from_raw_fd(fd.into_raw_fd()) })
 }
 
-impl Userfault {
-    /// Nothing is watched yet. `features` are the `UFFD_FEATURE_` bits that are needed.
+impl Descriptor {
+    /// A descriptor for memory of this process. `features` are the `UFFD_FEATURE_` bits that are
+    /// needed.
     ///
     /// # Errors
-    /// [`Errno::PERM`] without the right to watch what the kernel touches, [`Errno::INVAL`] where a
+    /// [`Errno::PERM`] without the right to handle the kernel's faults, [`Errno::INVAL`] where a
     /// feature is missing.
-    pub(crate) fn new(mapping: Arc<Mapping>, features: u64) -> Result<Self, Errno> {
-        let fd = open()?;
-        let mut api = uffdio_api { api: u64::from(UFFD_API), features, ioctls: 0 };
-        // SAFETY: the type is the call's, which refers to no memory.
-        unsafe { call::<UFFDIO_API, _>(fd.as_fd(), &mut api) }?;
-        Ok(Self { fd, mapping })
+    pub(crate) fn open(features: u64) -> Result<Self, Errno> {
+        let mut builder = UffdBuilder::new();
+        builder.close_on_exec(true).non_blocking(true).user_mode_only(false);
+        let made = builder.require_features(FeatureFlags::from_bits_retain(features)).create();
+        match made {
+            Ok(uffd) => Ok(Self(uffd)),
+            Err(Error::OpenDevUserfaultfd(_)) => by_system_call(features).map(Self),
+            Err(error) => Err(errno(&error)),
+        }
     }
 
-    fn range(&self, range: &Range<usize>) -> Result<uffdio_range, Errno> {
-        if range.start > range.end || range.end > self.mapping.len() {
+    /// Takes over a descriptor that was opened elsewhere, after its UFFDIO_API. It becomes
+    /// non-blocking, for all processes that share it: the kernel refuses to poll one that blocks.
+    ///
+    /// # Errors
+    /// [`Errno::INVAL`] for a descriptor that is no userfaultfd.
+    pub(crate) fn adopt(fd: OwnedFd) -> Result<Self, Errno> {
+        let link = format!("/proc/self/fd/{}", fd.as_raw_fd());
+        let target = std::fs::read_link(link);
+        let target = target.map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
+        if target.as_os_str() != "anon_inode:[userfaultfd]" {
             return Err(Errno::INVAL);
         }
-        let start = self.mapping.address() + range.start as u64;
-        Ok(uffdio_range { start, len: range.len() as u64 })
+        let flags = fcntl_getfl(&fd)?;
+        fcntl_setfl(&fd, flags | OFlags::NONBLOCK)?;
+        // SAFETY: the check above says that the descriptor is a userfaultfd; it is given away.
+        Ok(Self(unsafe { Uffd::from_raw_fd(fd.into_raw_fd()) }))
     }
 
-    /// Watches a range, in `mode` (`UFFDIO_REGISTER_MODE_` bits).
-    pub(crate) fn register(&self, range: Range<usize>, mode: u32) -> Result<(), Errno> {
-        let range = self.range(&range)?;
-        let mut register = uffdio_register { range, mode: mode.into(), ioctls: 0 };
-        // SAFETY: the type is the call's; the range lies in the mapping, which is kept.
-        unsafe { call::<UFFDIO_REGISTER, _>(self.fd.as_fd(), &mut register) }
+    /// The `UFFD_FEATURE_` bits that the descriptor was opened with, as the kernel tells in
+    /// `/proc/self/fdinfo` ("API: aa:FEATURES:SUPPORTED", hexadecimal); `None` when it does not.
+    pub(crate) fn features(&self) -> Option<u64> {
+        let path = format!("/proc/self/fdinfo/{}", self.0.as_raw_fd());
+        let text = std::fs::read_to_string(path).ok()?;
+        let api = text.lines().find_map(|line| line.strip_prefix("API:"))?;
+        u64::from_str_radix(api.trim().split(':').nth(1)?, 16).ok()
     }
 
-    /// Watches a range no longer.
-    pub(crate) fn unregister(&self, range: Range<usize>) -> Result<(), Errno> {
-        let mut range = self.range(&range)?;
-        // SAFETY: the type is the call's; the range lies in the mapping.
-        unsafe { call::<UFFDIO_UNREGISTER, _>(self.fd.as_fd(), &mut range) }
+    fn register_as(&self, range: &Range<u64>, mode: RegisterMode) -> Result<(), Errno> {
+        let registered = self.0.register_with_mode(pointer(range.start), len(range)?, mode);
+        registered.map(drop).map_err(|error| errno(&error))
     }
 
-    /// Fills whole pages that are not there, and wakes who waits for them. Says how many bytes were
-    /// filled when it could not be all of them.
-    pub(crate) fn copy(&self, offset: usize, bytes: &[u8]) -> Result<(), (usize, Errno)> {
-        let end = offset.checked_add(bytes.len()).ok_or((0, Errno::INVAL))?;
-        let range = self.range(&(offset..end)).map_err(|error| (0, error))?;
-        let src = bytes.as_ptr().addr() as u64;
-        let mut copy = uffdio_copy { dst: range.start, src, len: range.len, mode: 0, copy: 0 };
-        // SAFETY: the type is the call's; the source is `bytes`, which is exposed to nothing but
-        // reading, and the target lies in the mapping, to which there are no references.
-        let result = unsafe { call::<UFFDIO_COPY, _>(self.fd.as_fd(), &mut copy) };
-        result.map_err(|error| (usize::try_from(copy.copy).unwrap_or(0), error))
+    /// Reports faults on pages of a range that are not resident.
+    pub(crate) fn register(&self, range: Range<u64>) -> Result<(), Errno> {
+        self.register_as(&range, RegisterMode::MISSING)
     }
 
-    /// Fills pages that are not there with zeros, and wakes who waits for them. Says how many bytes
-    /// were filled when it could not be all of them.
-    pub(crate) fn zero(&self, range: Range<usize>) -> Result<(), (usize, Errno)> {
-        let range = self.range(&range).map_err(|error| (0, error))?;
+    /// Tracks writes to a range.
+    pub(crate) fn register_writes(&self, range: Range<u64>) -> Result<(), Errno> {
+        self.register_as(&range, RegisterMode::WRITE_PROTECT)
+    }
+
+    /// Leaves a range alone from here on.
+    pub(crate) fn unregister(&self, range: Range<u64>) -> Result<(), Errno> {
+        let done = self.0.unregister(pointer(range.start), len(&range)?);
+        done.map_err(|error| errno(&error))
+    }
+
+    /// Fills whole pages that are not resident, and wakes the threads that wait for them. The error
+    /// has the number of bytes that were filled before it.
+    ///
+    /// Fills only pages that are missing from registered ranges ([`Errno::EXIST`] otherwise), and
+    /// that no thread can have read, because it would still wait: so no memory changes under a
+    /// reference, in this process or in another one.
+    pub(crate) fn copy(&self, address: u64, bytes: &[u8]) -> Result<(), (usize, Errno)> {
+        let source = bytes.as_ptr().cast();
+        // SAFETY: the source is `bytes`, which the kernel reads; why the target may be written is
+        // said above.
+        let copied = unsafe { self.0.copy(source, pointer(address), bytes.len(), true) };
+        match copied {
+            Ok(_) => Ok(()),
+            // Where nothing was copied the crate casts the negative error to a number.
+            Err(Error::PartiallyCopied(n)) if n < bytes.len() => Err((n, Errno::AGAIN)),
+            Err(error) => Err((0, errno(&error))),
+        }
+    }
+
+    /// Fills pages that are not resident with zeros, and wakes the threads that wait for them. The
+    /// error has the number of bytes that were filled before it.
+    pub(crate) fn zero(&self, range: Range<u64>) -> Result<(), (usize, Errno)> {
+        let len = len(&range).map_err(|error| (0, error))? as u64;
+        let range = uffdio_range { start: range.start, len };
         let mut zero = uffdio_zeropage { range, mode: 0, zeropage: 0 };
-        // SAFETY: the type is the call's; the range lies in the mapping, to which there are no
-        // references.
-        let result = unsafe { call::<UFFDIO_ZEROPAGE, _>(self.fd.as_fd(), &mut zero) };
+        // SAFETY: UFFDIO_ZEROPAGE takes this type; it fills what `copy` may fill.
+        let result = unsafe { call::<UFFDIO_ZEROPAGE, _>(self.0.as_fd(), &mut zero) };
         result.map_err(|error| (usize::try_from(zero.zeropage).unwrap_or(0), error))
     }
 
-    /// Has those who wait for pages of a range look again.
-    pub(crate) fn wake(&self, range: Range<usize>) -> Result<(), Errno> {
-        let mut range = self.range(&range)?;
-        // SAFETY: the type is the call's, which changes no memory.
-        unsafe { call::<UFFDIO_WAKE, _>(self.fd.as_fd(), &mut range) }
+    /// Has the threads that wait for pages of a range look again.
+    pub(crate) fn wake(&self, range: Range<u64>) -> Result<(), Errno> {
+        let woken = self.0.wake(pointer(range.start), len(&range)?);
+        woken.map_err(|error| errno(&error))
     }
 
-    /// The next message, if there is one. Does not wait.
+    /// The next message, if there is one. Never waits.
     pub(crate) fn read(&self) -> Result<Option<Message>, Errno> {
+        let address = |pointer: *mut std::ffi::c_void| pointer.addr() as u64;
         loop {
-            let mut bytes = [0u8; MESSAGE];
-            match rustix::io::read(&self.fd, &mut bytes) {
-                Ok(MESSAGE) => {}
-                Ok(_) => return Err(Errno::IO),
-                Err(Errno::AGAIN) => return Ok(None),
-                Err(Errno::INTR) => continue,
-                Err(error) => return Err(error),
-            }
-            if let Some(message) = self.decode(&bytes)? {
-                return Ok(Some(message));
-            }
-        }
-    }
-
-    /// The message in these bytes (struct `uffd_msg`: the event at 0, its two numbers at 8 and 16);
-    /// `None` for events of no interest.
-    fn decode(&self, bytes: &[u8; MESSAGE]) -> Result<Option<Message>, Errno> {
-        let number = |at: usize| {
-            let bytes = bytes.get(at..).and_then(<[u8]>::first_chunk);
-            u64::from_le_bytes(*bytes.unwrap_or(&[0; 8]))
-        };
-        let offset = |address: u64| {
-            let offset = address.checked_sub(self.mapping.address());
-            offset.and_then(|offset| usize::try_from(offset).ok()).ok_or(Errno::RANGE)
-        };
-        match u32::from(bytes[0]) {
-            UFFD_EVENT_PAGEFAULT => Ok(Some(Message::Fault {
-                offset: offset(number(16))?,
-                is_write: number(8) & u64::from(UFFD_PAGEFAULT_FLAG_WRITE) != 0,
-            })),
-            UFFD_EVENT_REMOVE => {
-                Ok(Some(Message::Removed(offset(number(8))?..offset(number(16))?)))
-            }
-            _ => Ok(None),
+            let event = match self.0.read_event() {
+                Ok(event) => event,
+                Err(error) if errno(&error) == Errno::INTR => continue,
+                Err(error) => return Err(errno(&error)),
+            };
+            return Ok(event.map(|event| match event {
+                Event::Pagefault { rw, addr, .. } => {
+                    Message::Fault { address: address(addr), is_write: rw == ReadWrite::Write }
+                }
+                Event::Remove { start, end } | Event::Unmap { start, end } => {
+                    Message::Removed(address(start)..address(end))
+                }
+                Event::Remap { .. } => Message::Rearranged("moved watched memory (mremap)"),
+                Event::Fork { uffd } => {
+                    // Closed, missing pages of the child would read as zeros.
+                    std::mem::forget(uffd);
+                    Message::Rearranged("forked with watched memory")
+                }
+            }));
         }
     }
 }
 
-impl AsFd for Userfault {
+fn len(range: &Range<u64>) -> Result<usize, Errno> {
+    let len = range.end.checked_sub(range.start).ok_or(Errno::INVAL)?;
+    usize::try_from(len).map_err(|_| Errno::INVAL)
+}
+
+impl AsFd for Descriptor {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.fd.as_fd()
+        self.0.as_fd()
     }
 }

@@ -1,24 +1,44 @@
-//! Clones whose memory comes page by page: from a page server, or from anywhere else.
+//! Clones whose memory comes page by page through userfaultfd. Works without `/dev/kvm`.
 //!
-//! The kernel says which page a vCPU waits for (userfaultfd), the clone engine fetches it and what
-//! belongs to it, and fills it in.
+//! ```text
+//!  another program's VM    Session          regions and descriptors that it sends (handoff)
+//!  a VM of this process    OnDemand         memory of a Machine, or of a rust-vmm VMM (Filling)
+//!                             │
+//!                          Running          engine and the threads that answer faults
+//!                             │
+//!                        UserfaultMemory    the engine's ports: install, queue
+//!                             │
+//!                           Shard           frames at consecutive addresses
+//!                             │
+//!                      sys::Descriptor      ioctls
+//! ```
 
 mod blocks;
 mod frame_set;
+mod handoff;
+mod install;
 mod memory;
+mod own;
 mod page_writer;
+mod queue;
+mod region;
 mod running;
 #[cfg(feature = "vm-memory")]
 mod rust_vmm;
+mod session;
+mod shard;
 mod shared_cache;
 #[cfg(test)]
 mod shared_cache_tests;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use memory::Part;
+pub use handoff::{Handoff, receive, send};
+pub use region::Region;
 pub use running::OnDemand;
 pub(crate) use running::Running;
 #[cfg(feature = "vm-memory")]
 pub use rust_vmm::{Filling, SnapshotMmap};
+pub use session::{Session, SessionBuilder};
+pub(crate) use shard::Part;
 pub use shared_cache::SharedPageCache;

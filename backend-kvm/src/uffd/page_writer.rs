@@ -6,7 +6,7 @@ use crate::sys::{Mapping, Sharing, Userfault};
 use kaleidoscope_core::addr::{FRAME_BYTES, FrameIndex};
 use kaleidoscope_core::clone::ports::Installed;
 use kaleidoscope_core::memory::Page;
-use linux_raw_sys::general::{UFFD_FEATURE_MISSING_SHMEM, UFFDIO_REGISTER_MODE_MISSING};
+use linux_raw_sys::general::UFFD_FEATURE_MISSING_SHMEM;
 use rustix::io::Errno;
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -28,7 +28,7 @@ impl AtomicPageWriter {
         let len = mapping.len();
         let watched = Userfault::new(mapping, UFFD_FEATURE_MISSING_SHMEM.into());
         let watched = watched.and_then(|userfault| {
-            userfault.register(0..len, UFFDIO_REGISTER_MODE_MISSING)?;
+            userfault.register(&(0..len))?;
             Ok(userfault)
         });
         watched.map(Self).asked(

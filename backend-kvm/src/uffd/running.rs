@@ -1,7 +1,8 @@
 //! The engine of a clone whose memory comes page by page, and the threads that answer its faults.
 
 use super::SharedPageCache;
-use super::memory::{OnDemandMemory, Part};
+use super::memory::UserfaultMemory;
+use super::shard::Part;
 use crate::error::{Asked, KvmError};
 use crate::memory::{PageSize, SnapshotMemory};
 use crate::sys::Mapping;
@@ -11,6 +12,7 @@ use kaleidoscope_core::clone::ports::{LocalCache, PageSource, SystemClock};
 use kaleidoscope_core::clone::{Engine, EngineOptions, EngineParts, Stopped};
 use kaleidoscope_core::prefetch::{LocalityOrder, PrefetchPolicy};
 use kaleidoscope_core::service;
+use parking_lot::Mutex;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
@@ -63,47 +65,66 @@ impl std::fmt::Debug for OnDemand {
     }
 }
 
-/// An engine at work on a machine's memory.
+/// An engine at work on a VM's memory, and the threads that answer its faults.
 #[derive(Debug)]
 pub(crate) struct Running {
     engine: Arc<Engine>,
-    pages: Arc<OnDemandMemory>,
-    threads: Vec<JoinHandle<()>>,
+    pages: Arc<UserfaultMemory>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
 impl Running {
-    /// Starts an engine on memory that consists of these parts, with a thread for faults of each
-    /// vCPU up to the number of processors. `ended` is called when pages cease to come, by each
-    /// of the threads, with what takes the memory from the guest: it calls that before anybody
-    /// can learn that the clone has ended, and after nobody can give another reason for it.
-    pub(crate) fn start(
-        post_copy: OnDemand,
+    /// Starts an engine on memory of this process that consists of these parts, with a thread for
+    /// faults of each vCPU up to the number of processors.
+    pub(crate) fn start_own(
+        on_demand: OnDemand,
         parts: &[Part],
         vcpus: usize,
         ended: impl Fn(&Stopped, &dyn Fn()) + Clone + Send + 'static,
     ) -> Result<Self, KvmError> {
         let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let threads = vcpus.clamp(1, processors);
-        let pages =
-            Arc::new(OnDemandMemory::new(parts, threads, post_copy.cache, post_copy.pages)?);
-        let options = EngineOptions { granule: post_copy.pages.frames(), ..post_copy.options };
+        let cache = on_demand.cache.clone();
+        let pages = UserfaultMemory::new(parts, threads, cache, on_demand.pages)?;
+        Self::start(on_demand, Arc::new(pages), threads, ended)
+    }
+
+    /// Starts an engine on memory, with so many threads for faults. `ended` is called when pages
+    /// cease to come, by each of the threads, with a function that takes the memory from the guest:
+    /// `ended` calls that before it tells that the clone has ended, and after the reason is fixed.
+    pub(super) fn start(
+        on_demand: OnDemand,
+        pages: Arc<UserfaultMemory>,
+        threads: usize,
+        ended: impl Fn(&Stopped, &dyn Fn()) + Clone + Send + 'static,
+    ) -> Result<Self, KvmError> {
+        let options = EngineOptions { granule: on_demand.pages.frames(), ..on_demand.options };
         let parts = EngineParts {
-            locality: post_copy.locality,
-            policy: post_copy.policy,
-            source: post_copy.source,
+            locality: on_demand.locality,
+            policy: on_demand.policy,
+            source: on_demand.source,
             installer: Arc::clone(&pages) as _,
             queue: Some(Arc::clone(&pages) as _),
             clock: Arc::new(SystemClock::new()),
-            reservation: post_copy.reservation,
-            local_cache: post_copy.local_cache,
+            reservation: on_demand.reservation,
+            local_cache: on_demand.local_cache,
         };
         let engine = Arc::new(Engine::start(parts, options).asked("starting a clone's engine")?);
-        let mut running = Self { engine, pages, threads: Vec::new() };
+        let running = Self { engine, pages, threads: Mutex::default() };
         for n in 0..threads {
-            let thread = running.serve(n, ended.clone());
-            running.threads.push(thread?);
+            let thread = running.serve(n, ended.clone())?;
+            running.threads.lock().push(thread);
         }
         Ok(running)
+    }
+
+    /// Waits until the threads have ended.
+    pub(super) fn join(&self) {
+        let threads = std::mem::take(&mut *self.threads.lock());
+        for thread in threads {
+            // A panic there has stopped the engine.
+            let _ = thread.join();
+        }
     }
 
     fn serve(
@@ -114,7 +135,7 @@ impl Running {
         /// However the thread ends, the guest does not go on without it.
         struct Last<F: Fn(&Stopped, &dyn Fn())> {
             engine: Arc<Engine>,
-            pages: Arc<OnDemandMemory>,
+            pages: Arc<UserfaultMemory>,
             ended: F,
         }
         impl<F: Fn(&Stopped, &dyn Fn())> Drop for Last<F> {
@@ -173,9 +194,6 @@ impl Running {
 impl Drop for Running {
     fn drop(&mut self) {
         self.stop();
-        for thread in self.threads.drain(..) {
-            // A panic there has ended the clone.
-            let _ = thread.join();
-        }
+        self.join();
     }
 }

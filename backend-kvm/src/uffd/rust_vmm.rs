@@ -99,7 +99,7 @@ impl Filling {
             take();
             ended(why);
         };
-        Ok(Self(Running::start(post_copy, &parts, vcpus, ended)?))
+        Ok(Self(Running::start_own(post_copy, &parts, vcpus, ended)?))
     }
 
     /// The engine: for statistics, and for giving memory back.

@@ -3,7 +3,8 @@
 #![expect(clippy::single_range_in_vec_init, reason = "sets of frames")]
 
 use super::SharedPageCache;
-use super::memory::{OnDemandMemory, Part};
+use super::memory::UserfaultMemory;
+use super::shard::Part;
 use super::shared_cache::Put;
 use crate::error::KvmError;
 use crate::memory::{MemoryFile, PageSize, SnapshotMemory, bytes};
@@ -164,7 +165,7 @@ fn zeros_over_a_page_of_the_stage_stay() -> Outcome {
     let free = locality(90..96);
     let mapping = Arc::new(cache.admit(&free, FreeFrames::Zero)?);
     let part = Part { mapping: Arc::clone(&mapping), frames: 0..FRAMES };
-    let pages = OnDemandMemory::new(&[part], 1, Some(Arc::clone(&cache)), PageSize::Small)?;
+    let pages = UserfaultMemory::new(&[part], 1, Some(Arc::clone(&cache)), PageSize::Small)?;
     for n in 0..90 {
         assert_eq!(pages.install(FrameIndex(n), &page(n))?, Installed::Installed);
     }

@@ -1,7 +1,8 @@
 //! The promises that every memory keeps.
 
 use super::SharedPageCache;
-use super::memory::{OnDemandMemory, Part};
+use super::memory::UserfaultMemory;
+use super::shard::Part;
 use crate::memory::{ContentStore, PageSize};
 use crate::sys::Mapping;
 use kaleidoscope_core::addr::{FRAME_BYTES, FrameIndex};
@@ -18,7 +19,7 @@ type Outcome<T> = Result<T, Box<dyn Error + Send + Sync>>;
 
 /// A clone's memory as its vCPUs touch it.
 struct Touched {
-    pages: OnDemandMemory,
+    pages: UserfaultMemory,
     mapping: Arc<Mapping>,
     has_balloon: bool,
 }
@@ -32,7 +33,7 @@ impl Touched {
             None => Mapping::anonymous(frames as usize * FRAME_BYTES, PageSize::Small)?,
         });
         let part = Part { mapping: Arc::clone(&mapping), frames: 0..frames };
-        let pages = OnDemandMemory::new(&[part], 2, cache, PageSize::Small)?;
+        let pages = UserfaultMemory::new(&[part], 2, cache, PageSize::Small)?;
         Ok(Self { pages, mapping, has_balloon: !is_staged })
     }
 }
@@ -139,7 +140,7 @@ fn a_stage_shows_what_the_store_has() -> Outcome<()> {
 
     let (mapping, sibling) = (Arc::new(cache.map()?), cache.map()?);
     let part = Part { mapping: Arc::clone(&mapping), frames: 0..12 };
-    let pages = OnDemandMemory::new(&[part], 2, Some(Arc::clone(&cache)), PageSize::Small)?;
+    let pages = UserfaultMemory::new(&[part], 2, Some(Arc::clone(&cache)), PageSize::Small)?;
     assert_eq!(pages.shown(), [0..5, 7..8]);
     let seen = |mapping: &Mapping, n: u32| -> Outcome<[u8; FRAME_BYTES]> {
         let mut seen = [0xee; FRAME_BYTES];
@@ -234,7 +235,7 @@ fn a_huge_page_comes_as_a_whole_and_goes_as_a_whole() -> Outcome<()> {
     let mapping = Mapping::anonymous(2 * PageSize::Huge.bytes(), PageSize::Huge)?;
     let (mapping, frames) = (Arc::new(mapping), 0..700);
     let part = Part { mapping: Arc::clone(&mapping), frames };
-    let pages = OnDemandMemory::new(&[part], 1, None, PageSize::Huge)?;
+    let pages = UserfaultMemory::new(&[part], 1, None, PageSize::Huge)?;
     let byte = |frame: u32| frame.to_le_bytes()[0] | 1;
     std::thread::scope(|scope| {
         // A vCPU touches the last frame, and waits until the first has come.

@@ -33,7 +33,7 @@ fn failure(why: &Stopped) -> Failure {
             "the file takes as much room as the guest has RAM, less what is zeros there: free some, or have -o point \
              elsewhere",
         ),
-        Stopped::Source(_) | Stopped::Patience { .. } => failure.hint(
+        Stopped::Source(_) | Stopped::Timeout { .. } => failure.hint(
             "with the addresses of several servers of the image, a pull goes on where one of them ends; --timeout \
              is how long a page may take",
         ),

@@ -157,6 +157,13 @@ impl Engine {
         self.inner.why.get().cloned()
     }
 
+    /// Whether the VM has ended by itself, as its memory told.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        self.inner.closed.load(Ordering::Acquire)
+            || matches!(self.inner.why.get(), Some(Stopped::Ended))
+    }
+
     /// Whether everything that can be fetched is there; only with background filling.
     #[must_use]
     pub fn is_filled(&self) -> bool {

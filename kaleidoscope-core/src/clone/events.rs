@@ -45,15 +45,25 @@ impl Inner {
     fn read_event(&self) -> Result<Option<Event>, Stopped> {
         let Some(queue) = &self.queue else { return Ok(None) };
         let gate = self.gate.write();
-        let event = queue.read()?;
+        let mut event = queue.read()?;
+        let mut has_removed = false;
+        // One giving back may come as several events. A guest that makes events as fast as they are
+        // read does not keep the gate.
+        for _ in 0..AT_ONCE {
+            let Some(Event::Removed(frames)) = &event else { break };
+            self.removed(frames.clone())?;
+            has_removed = true;
+            event = queue.read()?;
+        }
         if let Some(Event::Removed(frames)) = &event {
             self.removed(frames.clone())?;
         }
         drop(gate);
-        match &event {
-            Some(Event::Removed(_)) => self.waiters.wake(),
-            Some(Event::Closed) => self.closed.store(true, Ordering::Release),
-            Some(Event::Fault { .. }) | None => {}
+        if has_removed {
+            self.waiters.wake();
+        }
+        if event == Some(Event::Closed) {
+            self.closed.store(true, Ordering::Release);
         }
         Ok(event)
     }
@@ -62,7 +72,7 @@ impl Inner {
     /// little.
     ///
     /// # Errors
-    /// [`Stopped::Patience`] when it was tried for too long.
+    /// [`Stopped::Timeout`] when it was tried for too long.
     pub(super) fn try_again(&self, frame: FrameIndex, retry: &mut Retry) -> Result<(), Stopped> {
         self.read_events()?;
         self.in_time(frame, retry)
@@ -71,12 +81,12 @@ impl Inner {
     /// Waits a little before what is about a frame is tried again.
     ///
     /// # Errors
-    /// [`Stopped::Patience`] when it was tried for too long.
+    /// [`Stopped::Timeout`] when it was tried for too long.
     pub(super) fn in_time(&self, frame: FrameIndex, retry: &mut Retry) -> Result<(), Stopped> {
         if retry.pause(&*self.clock) {
             return Ok(());
         }
-        Err(Stopped::Patience { frame, timeout: self.options.timeout })
+        Err(Stopped::Timeout { frame, timeout: self.options.timeout })
     }
 
     /// Before a port is asked once more that may have come back at once with nothing: it is asked

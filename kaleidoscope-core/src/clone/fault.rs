@@ -95,7 +95,7 @@ impl Inner {
         while self.states.is_on_its_way(frame) {
             self.check()?;
             if self.clock.now().saturating_sub(start) > timeout {
-                return Err(Stopped::Patience { frame, timeout });
+                return Err(Stopped::Timeout { frame, timeout });
             }
             let Some(role) = self.waiters.receive() else {
                 let is_over =

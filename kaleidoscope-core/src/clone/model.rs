@@ -306,7 +306,7 @@ fn memory_that_refuses_for_good_ends_all_who_wait() {
         let touch = |world: &World, frame| {
             let ended = world.clone.fault(FrameIndex(frame), Access::Read);
             let why = world.clone.fail(ended.unwrap_err());
-            assert!(matches!(why, super::Stopped::Patience { .. }), "{why}");
+            assert!(matches!(why, super::Stopped::Timeout { .. }), "{why}");
         };
         let other = world.beside(move |world| touch(&world, 0));
         touch(&world, 0);

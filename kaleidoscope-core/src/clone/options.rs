@@ -145,7 +145,7 @@ pub enum Stopped {
     },
     /// A page took too long.
     #[error("frame {frame} did not come within {} ms", timeout.as_millis())]
-    Patience {
+    Timeout {
         /// The frame.
         frame: FrameIndex,
         /// How long the engine waited.
@@ -170,6 +170,6 @@ impl From<SourceError> for Stopped {
 
 impl From<InstallError> for Stopped {
     fn from(error: InstallError) -> Self {
-        Self::Memory(Arc::new(error))
+        if error.is_end() { Self::Ended } else { Self::Memory(Arc::new(error)) }
     }
 }

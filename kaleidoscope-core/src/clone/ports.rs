@@ -11,6 +11,7 @@ use crate::prefetch::Access;
 use std::error::Error;
 use std::fmt;
 use std::ops::Range;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// How urgently a frame is wanted.
@@ -45,60 +46,122 @@ impl Delivery<'_> {
 
 /// Why no more pages come: whatever could be tried again was.
 #[derive(Debug)]
-pub struct SourceError {
-    message: String,
-    cause: Option<Box<dyn Error + Send + Sync>>,
-}
+pub struct SourceError(Failure);
 
 /// Why a page cannot enter the clone's memory.
 #[derive(Debug)]
 pub struct InstallError {
+    failure: Failure,
+    is_end: bool,
+}
+
+/// A message for people, and the error that led to it.
+#[derive(Debug)]
+struct Failure {
     message: String,
     cause: Option<Box<dyn Error + Send + Sync>>,
 }
 
-macro_rules! port_error {
-    ($name:ident) => {
-        impl $name {
-            /// An error with a message for people: what failed, where.
-            #[must_use]
-            pub fn new(message: impl Into<String>) -> Self {
-                Self { message: message.into(), cause: None }
-            }
+impl Failure {
+    fn new(message: impl Into<String>) -> Self {
+        Self { message: message.into(), cause: None }
+    }
 
-            /// An error with the one that led to it.
-            #[must_use]
-            pub fn caused_by(
-                message: impl Into<String>,
-                cause: impl Into<Box<dyn Error + Send + Sync>>,
-            ) -> Self {
-                Self { message: message.into(), cause: Some(cause.into()) }
-            }
-        }
+    fn caused_by(
+        message: impl Into<String>,
+        cause: impl Into<Box<dyn Error + Send + Sync>>,
+    ) -> Self {
+        Self { message: message.into(), cause: Some(cause.into()) }
+    }
 
-        impl fmt::Display for $name {
-            /// The message and the chain of causes.
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str(&self.message)?;
-                let mut cause = self.source();
-                while let Some(error) = cause {
-                    write!(f, ": {error}")?;
-                    cause = error.source();
-                }
-                Ok(())
-            }
-        }
-
-        impl Error for $name {
-            fn source(&self) -> Option<&(dyn Error + 'static)> {
-                self.cause.as_ref().map(|cause| cause.as_ref() as &(dyn Error + 'static))
-            }
-        }
-    };
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        self.cause.as_ref().map(|cause| cause.as_ref() as &(dyn Error + 'static))
+    }
 }
 
-port_error!(SourceError);
-port_error!(InstallError);
+impl fmt::Display for Failure {
+    /// The message and the chain of causes.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)?;
+        let mut cause = self.source();
+        while let Some(error) = cause {
+            write!(f, ": {error}")?;
+            cause = error.source();
+        }
+        Ok(())
+    }
+}
+
+impl SourceError {
+    /// An error with a message for people: what failed, where.
+    #[must_use]
+    pub fn new(message: impl Into<String>) -> Self {
+        Self(Failure::new(message))
+    }
+
+    /// An error with the one that led to it.
+    #[must_use]
+    pub fn caused_by(
+        message: impl Into<String>,
+        cause: impl Into<Box<dyn Error + Send + Sync>>,
+    ) -> Self {
+        Self(Failure::caused_by(message, cause))
+    }
+}
+
+impl InstallError {
+    /// An error with a message for people: what failed, where.
+    #[must_use]
+    pub fn new(message: impl Into<String>) -> Self {
+        Self { failure: Failure::new(message), is_end: false }
+    }
+
+    /// An error with the one that led to it.
+    #[must_use]
+    pub fn caused_by(
+        message: impl Into<String>,
+        cause: impl Into<Box<dyn Error + Send + Sync>>,
+    ) -> Self {
+        Self { failure: Failure::caused_by(message, cause), is_end: false }
+    }
+
+    /// The memory is gone because the VM has ended (ESRCH from an ioctl, say). The engine then
+    /// stops with [`Stopped::Ended`](super::Stopped::Ended), which is no failure.
+    #[must_use]
+    pub fn ended() -> Self {
+        Self { failure: Failure::new("the VM has ended"), is_end: true }
+    }
+
+    /// Whether the VM has ended.
+    #[must_use]
+    pub fn is_end(&self) -> bool {
+        self.is_end
+    }
+}
+
+impl fmt::Display for SourceError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl fmt::Display for InstallError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.failure.fmt(f)
+    }
+}
+
+impl Error for SourceError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        self.0.source()
+    }
+}
+
+impl Error for InstallError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        self.failure.source()
+    }
+}
 
 /// Where pages come from: a page server, a file, another host's memory.
 ///
@@ -129,6 +192,24 @@ pub trait PageSource: Send + Sync {
     /// enough that an urgent one does not wait long.
     fn window(&self) -> usize {
         128
+    }
+}
+
+impl<S: PageSource + ?Sized> PageSource for Arc<S> {
+    fn request(&self, frames: &[FrameIndex], priority: Priority) -> Result<(), SourceError> {
+        (**self).request(frames, priority)
+    }
+
+    fn receive(
+        &self,
+        wait: Duration,
+        deliver: &mut dyn FnMut(Delivery<'_>),
+    ) -> Result<(), SourceError> {
+        (**self).receive(wait, deliver)
+    }
+
+    fn window(&self) -> usize {
+        (**self).window()
     }
 }
 
@@ -267,6 +348,9 @@ pub trait FaultQueue: Send + Sync {
     fn wait(&self, wait: Duration) -> Result<(), InstallError>;
 
     /// Reads the next event, if there is one. Never waits.
+    ///
+    /// One giving back that the queue reports as several ranges comes as events one after another:
+    /// the engine reads on, before any page is placed, until it gets another event or none.
     ///
     /// # Errors
     /// As for [`FaultQueue::wait`].

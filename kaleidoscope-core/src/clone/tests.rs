@@ -279,7 +279,7 @@ fn a_source_that_fails_or_is_silent_stops_the_clone() {
     let silent = Arc::new(Told::default());
     let engine = start(&Memory::new(), Arc::clone(&silent) as _, Box::new(Demand), options);
     let error = engine.fault(FrameIndex(1), Access::Read).unwrap_err();
-    assert!(matches!(error, Stopped::Patience { frame: FrameIndex(1), .. }), "{error}");
+    assert!(matches!(error, Stopped::Timeout { frame: FrameIndex(1), .. }), "{error}");
     assert_eq!(*silent.asked.lock(), [(FrameIndex(1), Priority::Urgent)]);
 
     let wrong = Arc::new(Told::default());

@@ -141,6 +141,25 @@ impl ColorMap {
         Ok(Self { inner: Arc::new(columns), contradictions: 0 })
     }
 
+    /// A map of a guest of which nothing is known: every frame is unknown, in no region. What a
+    /// clone is served by when coloring fails; a policy then goes by frame numbers.
+    #[must_use]
+    pub fn unknown(layout: MemoryLayout) -> Self {
+        let n = layout.frames() as usize;
+        let frame = Frame::default();
+        let columns = Inner {
+            layout,
+            kernel: KernelIdentity::default(),
+            kinds: vec![frame.kind; n],
+            colors: vec![frame.color; n],
+            region_of: vec![NO_REGION; n],
+            positions: vec![frame.position; n],
+            temperatures: vec![frame.temperature; n],
+            regions: Vec::new(),
+        };
+        Self { inner: Arc::new(columns), contradictions: 0 }
+    }
+
     /// The map with the number of contradictions among the facts that it was made from.
     #[must_use]
     pub fn with_contradictions(self, contradictions: u32) -> Self {

@@ -108,6 +108,14 @@ fn predict(locality: &LocalityOrder, settings: &Settings) -> Vec<FrameIndex> {
     out
 }
 
+/// The policy to start with: blocks of related frames around each fault, and a stream of frames
+/// that clones of any guest of the kind are likely to use. Needs no recording.
+#[must_use]
+pub fn predicted(locality: &Arc<LocalityOrder>) -> Box<dyn PrefetchPolicy> {
+    let settings = Settings::shipped_for(locality.map().kernel());
+    Box::new(Colored::new(Arc::new(ColorGuide::new(Arc::clone(locality), settings))))
+}
+
 /// Blocks of related frames around each fault, windows by class, and a stream of what is predicted.
 ///
 /// Named `region` when nothing is predicted, `predicted` when something is.

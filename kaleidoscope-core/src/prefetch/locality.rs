@@ -6,6 +6,7 @@ use crate::addr::FrameIndex;
 use crate::color::{Color, ColorMap, FrameKind, Members, RegionId};
 use crate::memory::MemoryLayout;
 use std::ops::Range;
+use std::sync::Arc;
 
 /// A place in the locality: a frame's position when all frames are sorted by region and, within
 /// one, by its natural order.
@@ -32,6 +33,13 @@ pub struct LocalityOrder {
     /// Places of all small files.
     small_files: Range<Position>,
     classes: Classes,
+}
+
+/// The map's order, for as many users as share it.
+impl From<ColorMap> for Arc<LocalityOrder> {
+    fn from(map: ColorMap) -> Self {
+        Arc::new(LocalityOrder::new(map))
+    }
 }
 
 impl LocalityOrder {

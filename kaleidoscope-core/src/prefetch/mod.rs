@@ -25,6 +25,7 @@ mod settings;
 pub use allocation::{AllocationForecast, FreeOrder};
 pub use blind::{Blind, Demand};
 pub use class::{Class, UnknownClass};
+pub use colored::predicted;
 pub use colored::{ColorGuide, Colored};
 pub use forecast::WriteForecast;
 pub use locality::{LocalityOrder, Position};

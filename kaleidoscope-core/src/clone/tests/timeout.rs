@@ -258,7 +258,7 @@ fn memory_that_refuses_for_good_ends_the_clone_in_time() {
             let before = memory.attempts();
             let ended = in_time(move || (way.act)(&clone));
             assert!(
-                matches!(ended, Err(Stopped::Patience { timeout: TIMEOUT, .. })),
+                matches!(ended, Err(Stopped::Timeout { timeout: TIMEOUT, .. })),
                 "{}: {ended:?}",
                 way.name
             );
@@ -301,9 +301,9 @@ fn the_streaming_thread_ends_the_clone_that_cannot_be_filled() {
             }
         }
     });
-    assert!(matches!(why, Stopped::Patience { .. }), "{why:?} after {:?}", start.elapsed());
+    assert!(matches!(why, Stopped::Timeout { .. }), "{why:?} after {:?}", start.elapsed());
     assert!(memory.attempts() <= ATTEMPTS, "{} attempts", memory.attempts());
-    assert!(matches!(engine.fault(FrameIndex(1), Access::Read), Err(Stopped::Patience { .. })));
+    assert!(matches!(engine.fault(FrameIndex(1), Access::Read), Err(Stopped::Timeout { .. })));
 }
 
 #[test]
@@ -313,7 +313,7 @@ fn events_without_end_do_not_keep_a_fault() {
         let memory = Refusing::with(usize::MAX, Vec::new(), Some(event));
         let clone = Inner::new(parts(&memory, Box::new(Demand), Arc::new(Standing)), options());
         let ended = in_time(move || clone.fault(FrameIndex(8), Access::Read));
-        assert!(matches!(ended, Err(Stopped::Patience { .. })), "{ended:?}");
+        assert!(matches!(ended, Err(Stopped::Timeout { .. })), "{ended:?}");
         assert!(memory.attempts() <= ATTEMPTS);
     }
 }
@@ -397,8 +397,8 @@ fn ports_that_come_back_at_once_with_nothing_keep_no_processor_busy() {
     let server = std::thread::spawn(move || serving.serve());
     let faulting = Arc::clone(&engine);
     let ended = in_time(move || faulting.fault(FrameIndex(8), Access::Read));
-    assert!(matches!(ended, Err(Stopped::Patience { .. })), "{ended:?}");
-    assert!(matches!(server.join().unwrap(), Err(Stopped::Patience { .. })));
+    assert!(matches!(ended, Err(Stopped::Timeout { .. })), "{ended:?}");
+    assert!(matches!(server.join().unwrap(), Err(Stopped::Timeout { .. })));
     // For each of the threads: those without a sleep, those that grow, and one a millisecond.
     let most = 100 + usize::try_from(start.elapsed().as_millis()).unwrap();
     let (received, waited) =

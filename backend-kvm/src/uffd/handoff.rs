@@ -1,0 +1,131 @@
+//! Descriptors that one process sends to another over a Unix socket.
+
+use crate::error::{Asked, KvmError};
+use rustix::io::{Errno, IoSlice, IoSliceMut};
+use rustix::net::sockopt::socket_peercred;
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
+};
+use rustix::process::{PidfdFlags, pidfd_open};
+use std::mem::MaybeUninit;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+
+/// Most bytes of a message. Firecracker's has some hundred for each region.
+const MAX_MESSAGE: usize = 64 << 10;
+
+/// Most descriptors of a message: Linux's own limit (SCM_MAX_FD).
+const MAX_DESCRIPTORS: usize = 253;
+
+/// What a VMM sends to have its memory served.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Handoff {
+    /// The bytes that came with the descriptors.
+    pub message: Vec<u8>,
+    /// The descriptors, in their order.
+    pub descriptors: Vec<OwnedFd>,
+    /// The process that made the connection (pidfd), which tells when it has exited.
+    pub process: OwnedFd,
+    /// The user of that process when it connected.
+    pub uid: u32,
+}
+
+/// Receives one message with descriptors. Waits as long as the socket's read timeout says.
+///
+/// # Errors
+/// [`KvmError::Refused`] when nothing comes, when the sender is gone, or with
+/// [`Errno::MSGSIZE`] when the message is longer than 64 KiB.
+pub fn receive(stream: &UnixStream) -> Result<Handoff, KvmError> {
+    let what = "receiving a VM's descriptors";
+    let mut bytes = vec![0; MAX_MESSAGE];
+    let mut space = vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let received = loop {
+        let mut slices = [IoSliceMut::new(&mut bytes)];
+        match recvmsg(stream, &mut slices, &mut ancillary, RecvFlags::CMSG_CLOEXEC) {
+            Err(Errno::INTR) => {}
+            other => break other.asked(what)?,
+        }
+    };
+    let mut descriptors = Vec::new();
+    for message in ancillary.drain() {
+        if let RecvAncillaryMessage::ScmRights(rights) = message {
+            descriptors.extend(rights);
+        }
+    }
+    if received.flags.intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC)
+        || received.bytes == MAX_MESSAGE
+    {
+        return Err(Errno::MSGSIZE).asked(what);
+    }
+    if received.bytes == 0 && descriptors.is_empty() {
+        return Err(Errno::CONNRESET).asked(what);
+    }
+    bytes.truncate(received.bytes);
+    let peer = socket_peercred(stream).asked("asking who sent a VM's descriptors")?;
+    let process = pidfd_open(peer.pid, PidfdFlags::empty());
+    let process = process.asked("watching the process that sent a VM's descriptors")?;
+    Ok(Handoff { message: bytes, descriptors, process, uid: peer.uid.as_raw() })
+}
+
+/// Sends one message, of at least one byte, with descriptors: what a VMM does.
+///
+/// # Errors
+/// [`KvmError::Refused`] when the receiver is gone, or did not take all of the message.
+pub fn send(
+    stream: &UnixStream,
+    message: &[u8],
+    descriptors: &[BorrowedFd<'_>],
+) -> Result<(), KvmError> {
+    let what = "sending descriptors";
+    let mut space = vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    if message.is_empty() || !ancillary.push(SendAncillaryMessage::ScmRights(descriptors)) {
+        return Err(Errno::MSGSIZE).asked(what);
+    }
+    let sent = loop {
+        match sendmsg(stream, &[IoSlice::new(message)], &mut ancillary, SendFlags::NOSIGNAL) {
+            Err(Errno::INTR) => {}
+            other => break other.asked(what)?,
+        }
+    };
+    if sent < message.len() { Err(Errno::MSGSIZE).asked(what) } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Read;
+    use std::os::fd::AsFd;
+
+    #[test]
+    fn a_message_comes_with_its_descriptors_and_its_sender() {
+        let (here, there) = UnixStream::pair().unwrap();
+        let (mut read, write) = std::io::pipe().unwrap();
+        send(&there, b"two", &[write.as_fd(), there.as_fd()]).unwrap();
+        drop(write);
+        let handoff = receive(&here).unwrap();
+        assert_eq!((handoff.message.as_slice(), handoff.descriptors.len()), (&b"two"[..], 2));
+        assert_eq!(handoff.uid, rustix::process::getuid().as_raw());
+        let mut descriptors = handoff.descriptors.into_iter();
+        drop(descriptors.next());
+        let mut text = String::new();
+        assert_eq!(read.read_to_string(&mut text).unwrap(), 0, "the last writer is gone");
+    }
+
+    #[test]
+    fn what_does_not_come_is_an_error() {
+        let (here, there) = UnixStream::pair().unwrap();
+        here.set_read_timeout(Some(std::time::Duration::from_millis(1))).unwrap();
+        assert!(receive(&here).unwrap_err().to_string().contains("receiving"));
+        drop(there);
+        let error = receive(&here).unwrap_err();
+        assert!(matches!(error, KvmError::Refused { source: Errno::CONNRESET, .. }), "{error}");
+        let (here, there) = UnixStream::pair().unwrap();
+        let thread = std::thread::spawn(move || send(&there, &[1; MAX_MESSAGE], &[]));
+        assert!(matches!(receive(&here), Err(KvmError::Refused { source: Errno::MSGSIZE, .. })));
+        thread.join().unwrap().unwrap();
+    }
+}

@@ -1,0 +1,135 @@
+//! How pages enter memory that userfaultfds watch.
+
+use super::blocks::Blocks;
+use super::memory::UserfaultMemory;
+use super::shared_cache::Put;
+use crate::error::KvmError;
+use kaleidoscope_core::addr::{FRAME_BYTES, FrameIndex};
+use kaleidoscope_core::clone::ports::{InstallError, Installed, PageInstaller};
+use kaleidoscope_core::memory::Page;
+use rustix::io::Errno;
+use std::ops::Range;
+
+impl UserfaultMemory {
+    /// Collects a frame of a huge page, zeros without a page.
+    fn collect(
+        &self,
+        blocks: &Blocks,
+        frame: FrameIndex,
+        page: Option<&Page>,
+    ) -> Result<Installed, InstallError> {
+        let (shard, _) = self.shard(frame)?;
+        match blocks.put(frame, page, |start, bytes| shard.fill(start, bytes)) {
+            Ok(installed) => Ok(installed),
+            Err(error) => self.installed(frame, Err((0, error))),
+        }
+    }
+
+    /// Fills frames of one shard with zeros; returns how many are filled, or had bytes already.
+    /// Zero when the memory is changing.
+    fn zero_some(&self, frames: Range<u32>) -> Result<u32, InstallError> {
+        let (shard, _) = self.shard(FrameIndex(frames.start))?;
+        let most = frames.end.min(shard.frames.end) - frames.start;
+        let is_missing = |n: &u32| !self.is_cached(FrameIndex(frames.start + n));
+        let count = (0..most).take_while(is_missing).count();
+        let count = u32::try_from(count).unwrap_or(0);
+        if count == 0 {
+            return Ok(1);
+        }
+        let run = frames.start..frames.start + count;
+        match shard.descriptor.zero(shard.addresses_of(run)) {
+            Ok(()) => Ok(count),
+            Err((bytes, error)) => {
+                let filled = u32::try_from(bytes / FRAME_BYTES).unwrap_or(0);
+                match error {
+                    Errno::EXIST => Ok(filled + 1),
+                    // The kernel says so, too, when it filled some and not all.
+                    Errno::AGAIN => Ok(filled),
+                    Errno::SRCH => Err(InstallError::ended()),
+                    error => {
+                        let what = format!("frame {} cannot be filled", frames.start + filled);
+                        Err(InstallError::caused_by(what, error))
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl PageInstaller for UserfaultMemory {
+    fn install(&self, frame: FrameIndex, page: &Page) -> Result<Installed, InstallError> {
+        if let Some(blocks) = &self.blocks {
+            return self.collect(blocks, frame, Some(page));
+        }
+        let (shard, addresses) = self.shard(frame)?;
+        let Some(cache) = &self.cache else {
+            return self.installed(frame, shard.descriptor.copy(addresses.start, page));
+        };
+        let failed =
+            |error| InstallError::caused_by(format!("frame {frame} cannot be filled"), error);
+        let put = cache.put(frame, page).map_err(failed)?;
+        match put {
+            Put::New | Put::Known => {}
+            Put::Again => return Ok(Installed::TryAgain),
+            Put::Sealed => return self.installed(frame, shard.descriptor.zero(addresses)),
+        }
+        shard
+            .descriptor
+            .wake(addresses)
+            .map_err(|error| failed(KvmError::Refused { what: "waking a vCPU", source: error }))?;
+        Ok(if put == Put::New { Installed::Installed } else { Installed::AlreadyPresent })
+    }
+
+    fn zero(&self, frame: FrameIndex) -> Result<Installed, InstallError> {
+        if let Some(blocks) = &self.blocks {
+            return self.collect(blocks, frame, None);
+        }
+        let (shard, addresses) = self.shard(frame)?;
+        if self.is_cached(frame) {
+            return Ok(Installed::AlreadyPresent);
+        }
+        self.installed(frame, shard.descriptor.zero(addresses))
+    }
+
+    fn zero_run(&self, frames: Range<u32>) -> Result<u32, InstallError> {
+        let mut done = frames.start;
+        while done < frames.end {
+            let filled = match &self.blocks {
+                Some(blocks) => {
+                    let installed = self.collect(blocks, FrameIndex(done), None)?;
+                    u32::from(installed != Installed::TryAgain)
+                }
+                None => self.zero_some(done..frames.end)?,
+            };
+            if filled == 0 {
+                break;
+            }
+            done += filled;
+        }
+        Ok(done - frames.start)
+    }
+
+    fn shown(&self) -> Vec<Range<u32>> {
+        self.cache.as_ref().map_or_else(Vec::new, |cache| cache.shared())
+    }
+
+    fn wake(&self, frame: FrameIndex) -> Result<(), InstallError> {
+        let (shard, addresses) = self.shard(frame)?;
+        if !self.reports_removal(shard) && self.blocks.is_none() {
+            // A present frame that faults was given back without an event, so it is zeros now; or
+            // the fault was older than the page, and the kernel says that the frame has one.
+            match self.zero(frame)? {
+                Installed::Installed => return Ok(()),
+                Installed::AlreadyPresent | Installed::TryAgain => {}
+            }
+        }
+        match shard.descriptor.wake(addresses) {
+            Ok(()) => Ok(()),
+            Err(Errno::SRCH) => Err(InstallError::ended()),
+            Err(error) => Err(InstallError::caused_by(
+                format!("the vCPUs that wait for frame {frame} cannot be woken"),
+                error,
+            )),
+        }
+    }
+}
