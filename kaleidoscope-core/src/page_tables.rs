@@ -1,10 +1,10 @@
-//! Guests of which nothing is known but their page tables.
+//! Introspection of guests with an unknown operating system, from page tables alone.
 //!
-//! What the processor has to read cannot be hidden: which frames are page tables, which a process
-//! may use, which are code. That is less than an operating system tells (nothing says which frames
-//! are free, or of which file), but it needs none to be known. The roots come from vCPUs'
-//! registers; processes that no vCPU ran when somebody looked are not seen, and their frames are
-//! unknown.
+//! Page tables must be readable by the processor, so a guest cannot hide which frames are page
+//! tables, which frames user mode may access, and which are executable. They do not show which
+//! frames are free or which file a frame caches, but reading them requires no knowledge of the
+//! operating system. The root tables come from the vCPUs' registers; a process that no vCPU was
+//! running when its registers were captured is not found, and its frames are unknown.
 
 use crate::addr::{FRAME_BYTES, FRAME_SIZE, Gpa, Gva};
 use crate::color::{FrameKind, KernelIdentity, Order, Region, RegionId, Temperature};
@@ -20,18 +20,20 @@ use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use thiserror::Error;
 
-/// Address spaces that are walked at most.
+/// Maximum number of address spaces to walk.
 const MAX_SPACES: usize = 4096;
 
-/// Tables that are read at most beside one per frame: some are read again for every address space.
+/// Maximum number of table reads in addition to one per frame: some tables are read once for every
+/// address space.
 const SPARE_TABLES: u64 = 1 << 16;
 
-/// Why nothing can be said of a guest.
+/// Why page tables could not be read.
 #[derive(Clone, PartialEq, Eq, Debug, Error)]
 pub enum PageTablesError {
-    /// No vCPU says where page tables are.
+    /// No vCPU's registers locate page tables.
     #[error(
-        "no vCPU's registers tell of page tables; this needs CR0, CR3, CR4 and EFER of one that has paging on"
+        "no vCPU's registers tell of page tables; \
+         this needs CR0, CR3, CR4 and EFER of one that has paging on"
     )]
     NoRoots,
 }
@@ -53,7 +55,7 @@ fn spec(mode: PagingMode) -> Option<PagingSpec> {
 impl Introspect for PageTables {
     type Error = PageTablesError;
 
-    /// The registers of one vCPU may be given several times, as they were at different instants.
+    /// The same vCPU may appear several times, with registers captured at different times.
     fn introspect(
         &self,
         memory: &dyn GuestMemory,
@@ -83,19 +85,19 @@ impl Introspect for PageTables {
     }
 }
 
-/// What walks of all address spaces found.
+/// Results of walking all address spaces.
 struct Gathered {
     frames: Vec<FrameFacts>,
-    /// Which address space mapped a frame first for its user mode.
+    /// The first address space that maps the frame for user mode.
     owners: Vec<u16>,
     processes: Vec<Process>,
     notes: Vec<Note>,
-    /// A bit that entries of shared pages carry (TDX), or 0. With one, the walks have to be done
-    /// again without it.
+    /// The bit that entries of shared pages carry (TDX), or 0. If it is not 0, the walks must be
+    /// repeated with this bit masked.
     shared_bit: u64,
 }
 
-/// Walks the tables that these values of CR3 lead to.
+/// Walks the tables of these CR3 values.
 fn gather(memory: &dyn GuestMemory, spec: &PagingSpec, values: &BTreeSet<u64>) -> Gathered {
     let roots: BTreeSet<u64> = values.iter().map(|cr3| cr3 & spec.root_mask).collect();
     let layout = memory.layout();
@@ -149,11 +151,12 @@ fn gather(memory: &dyn GuestMemory, spec: &PagingSpec, values: &BTreeSet<u64>) -
     Gathered { frames, owners, processes, notes, shared_bit: shared_bit.mask() }
 }
 
-/// What a root's entries for processes lead to, by the addresses that they serve; `None` when they
-/// lead to nothing.
+/// The user-half root entries that are present, as pairs of first address and table address; `None`
+/// if there are none.
 ///
-/// Two roots may be of one process: a system that hides its kernel from processes (Meltdown) has
-/// one for each mode of the processor, and both lead to the process's own tables.
+/// Two roots may belong to one process: an operating system with page-table isolation (against
+/// Meltdown) has one root for user mode and one for kernel mode, and both refer to the process's
+/// own tables.
 fn user_tables(memory: &dyn GuestMemory, spec: &PagingSpec, root: Gpa) -> Option<Vec<(Gva, u64)>> {
     let level = spec.levels.first()?;
     let mut copy = [0; FRAME_BYTES];
@@ -168,7 +171,7 @@ fn user_tables(memory: &dyn GuestMemory, spec: &PagingSpec, root: Gpa) -> Option
     (!tables.is_empty()).then_some(tables)
 }
 
-/// No address space has the frame for its own.
+/// No address space maps the frame for user mode.
 const NOBODY: u16 = u16::MAX;
 
 struct Finder<'a> {
@@ -176,7 +179,7 @@ struct Finder<'a> {
     space: u16,
     mapped: u64,
     frames: Vec<FrameFacts>,
-    /// Which address space mapped a frame first for its user mode.
+    /// The first address space that maps the frame for user mode.
     owners: Vec<u16>,
     shared_bit: SharedBit<'a>,
 }
@@ -192,13 +195,13 @@ impl Visitor for Finder<'_> {
             let owners = self.owners.get_mut(at..).unwrap_or_default();
             for ((frame, owner), n) in frames.iter_mut().zip(owners).zip(0..part.frames) {
                 let page = page.saturating_add(u64::from(n));
-                let signs = [
+                let hints = [
                     (leaf.accessed, Temperature::ACCESSED),
                     (leaf.dirty, Temperature::DIRTY),
                     (*owner != NOBODY && *owner != self.space, Temperature::SHARED),
                 ];
-                for (_, sign) in signs.into_iter().filter(|(holds, _)| *holds) {
-                    frame.temperature = frame.temperature | sign;
+                for (_, hint) in hints.into_iter().filter(|(holds, _)| *holds) {
+                    frame.temperature = frame.temperature | hint;
                 }
                 if leaf.rights.user {
                     if *owner == NOBODY {
@@ -208,8 +211,8 @@ impl Visitor for Finder<'_> {
                     frame.user_executable |= leaf.rights.execute;
                     self.mapped = self.mapped.saturating_add(1);
                 } else if !frame.user_mapped && leaf.bytes == FRAME_SIZE {
-                    // Large pages of the kernel are its map of all memory: they say nothing of a
-                    // frame.
+                    // Large kernel pages belong to the direct map, which says nothing about a
+                    // frame's use.
                     if frame.area == KernelArea::None {
                         frame.position = page;
                     }
@@ -231,8 +234,8 @@ impl Visitor for Finder<'_> {
     }
 }
 
-/// Settles what each frame is, and which region it belongs to: an address space's own memory, what
-/// several share, the kernel's.
+/// Determines the use of each frame and its region: the memory of one address space, memory shared
+/// by several, or the kernel's.
 fn settle(
     layout: &MemoryLayout,
     mut frames: Vec<FrameFacts>,
@@ -298,7 +301,7 @@ mod tests {
         assert_eq!(introspect(&memory, &[]).unwrap_err(), PageTablesError::NoRoots);
         let off = VcpuRegisters { cr0: Some(0), ..registers(0) };
         assert!(PageTables.introspect(&memory, &[off], &mut |_| {}).is_err());
-        // No table at all is no error: nothing is mapped.
+        // An empty root table is not an error: nothing is mapped.
         let facts = introspect(&memory, &[0x1000]).unwrap();
         assert_eq!(facts.frames.iter().filter(|f| f.is_table).count(), 1);
         let beyond = introspect(&memory, &[0x8000_0000]).unwrap();
@@ -310,11 +313,11 @@ mod tests {
         const MAPPED: u64 = 0x7;
         let mut memory = VecMemory::zeroed(MemoryLayout::contiguous(0x10000).unwrap());
         let mut write = |at: u64, entry: u64| memory.write(Gpa(at), &entry.to_le_bytes()).unwrap();
-        // A process with a root for each mode: one of them also has kernel memory, frame 9.
+        // A process with one root per mode; one of the roots also maps kernel memory, frame 9.
         write(0x2000, 0x4000 | MAPPED | 1 << 63);
         write(0x3000, 0x4000 | MAPPED);
         write(0x2000 + 511 * 8, 0xa000 | 0x3);
-        // Another process, which uses one frame of the first one's.
+        // Another process, which maps one frame of the first process.
         write(0x1000, 0xd000 | MAPPED);
         for (table, next) in
             [(0x4000, 0x5000), (0x5000, 0x6000), (0xd000, 0xe000), (0xe000, 0xf000)]
