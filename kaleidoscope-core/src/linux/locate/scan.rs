@@ -1,8 +1,8 @@
-//! One pass over memory for signs of kernels.
+//! One pass over memory that finds evidence of kernels.
 //!
-//! Two places of each page are looked at: its start, where the VMCOREINFO text begins, and its last
-//! entry, which in a root table leads to the kernel image. Copies of the text elsewhere in a page,
-//! in logs or files, are no signs.
+//! Two parts of each page are examined: its start, where a VMCOREINFO text begins, and its last
+//! entry, which in a root table leads to the kernel image. Copies of the text at other offsets, in
+//! logs or files, are ignored.
 
 use super::read_note;
 use super::roots::Roots;
@@ -10,22 +10,22 @@ use crate::addr::{FRAME_BYTES, Gfn, Gpa};
 use crate::linux::vmcoreinfo::{SIGNATURE, VmcoreInfo};
 use crate::memory::{GuestMemory, RamRegion, data_parts};
 
-/// How many pages that look like VMCOREINFO are tried.
+/// Maximum number of pages that look like VMCOREINFO to try.
 const MAX_NOTES: usize = 64;
 
-/// Bytes read at a time where the memory cannot be borrowed.
+/// Bytes to read at a time if the memory cannot be borrowed.
 const CHUNK_BYTES: usize = 64 * FRAME_BYTES;
 
-/// What a pass over memory finds.
+/// Results of a pass over memory.
 #[derive(Debug, Default)]
 pub(super) struct Signs {
-    /// Every page that starts like VMCOREINFO and parses, by ascending address.
+    /// VMCOREINFO texts at the start of pages, in ascending order of address.
     pub(super) notes: Vec<VmcoreInfo>,
-    /// Frames that look like a kernel's root table.
+    /// Frames whose contents look like a kernel's root table.
     pub(super) roots: Roots,
 }
 
-/// Looks at every page that is stored. A page of zeros is no sign, so holes are not read.
+/// Examines every page that is stored. Holes are not read, since a page of zeros is no evidence.
 pub(super) fn scan<M: GuestMemory + ?Sized>(memory: &M) -> Signs {
     let mut signs = Signs::default();
     let mut copy = vec![0; CHUNK_BYTES];
@@ -57,7 +57,7 @@ where
                 }
             }
         }
-        // Looking at a byte of a mapped page makes the page count as this process's memory.
+        // Reading a mapped page makes it resident in this process, so release it.
         memory.release(gfn.gpa(), bytes as u64);
         gfn = Gfn(gfn.0.saturating_add(frames as u64));
         left = left.saturating_sub(frames);

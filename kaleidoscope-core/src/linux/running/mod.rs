@@ -1,11 +1,11 @@
-//! Which of several kernels in one memory is the running one.
+//! Selects the running kernel among several in one memory.
 //!
-//! In words: Each candidate is opened and its structures are read ([`LivenessEvidence`]: facts). A
-//! kernel that runs agrees with itself: its frame table gives none of its own pages away, its lists
-//! close, its objects point back at each other, its processes' page tables are typed as such. A
-//! former kernel has lost whatever the running one has overwritten since. A kernel that has crashed
-//! or was shut down says so. The only candidate that passes is the running kernel; when there is
-//! none, or more than one, nothing is believed.
+//! Each candidate is opened and its structures are read ([`LivenessEvidence`]). The structures of a
+//! running kernel are consistent: its frame table does not give away its own pages, its lists are
+//! closed, its objects point back at each other, and its processes' page tables are typed as such.
+//! A former kernel has lost whatever the running kernel has overwritten. A kernel that crashed or
+//! was shut down has recorded this. If exactly one candidate passes, it is the running kernel; if
+//! none or several pass, no candidate is accepted.
 
 mod liveness;
 
@@ -19,7 +19,7 @@ use crate::guest_os::{Note, Phase};
 use crate::memory::GuestMemory;
 use crate::paging::{PagingSpec, TableBudget};
 
-/// What is remembered of a candidate whether or not it can be opened.
+/// Identity of a candidate, kept even if the candidate cannot be opened.
 #[derive(Clone, Debug)]
 struct Trace {
     spec: PagingSpec,
@@ -39,20 +39,20 @@ impl Trace {
         }
     }
 
-    /// The kernel's name for people.
+    /// The kernel's name for display.
     fn name(&self) -> String {
         let release = if self.release.is_empty() { "a kernel" } else { &self.release };
         format!("{release} with root table {}", self.root)
     }
 }
 
-/// A candidate that was opened, and why it is not the running kernel, if it is not.
+/// An opened candidate, and why it is not the running kernel, if so.
 struct Candidate<'m> {
     kernel: Kernel<'m>,
     notes: Vec<Note>,
     trace: Trace,
     refuted: Option<String>,
-    /// Its own word that it no longer runs.
+    /// The reason why it no longer runs, if it recorded one.
     death: Option<&'static str>,
 }
 
@@ -66,10 +66,10 @@ impl Candidate<'_> {
     }
 }
 
-/// The running kernel of several.
+/// Selects the running kernel.
 ///
 /// # Errors
-/// [`LocateError::Ambiguous`] when not exactly one candidate can be it.
+/// [`LocateError::Ambiguous`] unless exactly one candidate can be the running kernel.
 pub(super) fn choose<'m>(
     memory: &'m dyn GuestMemory,
     located: Vec<Located>,
@@ -126,19 +126,19 @@ pub(super) fn choose<'m>(
     Ok(winner.kernel)
 }
 
-/// What a candidate's signs of life say of it.
+/// Conclusion from a candidate's liveness evidence.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Verdict {
-    /// Nothing speaks against it.
+    /// The structures are consistent.
     Whole,
-    /// It is whole, and says itself that it no longer runs.
+    /// The structures are consistent, but the kernel recorded a crash or a shutdown.
     Dead,
-    /// Its structures contradict each other.
+    /// The structures contradict each other.
     Refuted,
 }
 
-/// The candidates that may be the running kernel: whole ones, or, because an image may show a
-/// crash, dead ones if there is no other.
+/// The candidates that may be the running kernel: the consistent ones, or else the stopped ones,
+/// since an image may document a crash.
 fn possible(verdicts: &[Verdict]) -> Vec<usize> {
     let all = |wanted: Verdict| -> Vec<usize> {
         let numbered = verdicts.iter().enumerate();
@@ -148,7 +148,7 @@ fn possible(verdicts: &[Verdict]) -> Vec<usize> {
     if whole.is_empty() { all(Verdict::Dead) } else { whole }
 }
 
-/// Names two kernels that cannot be told apart: of those that could run, else of all.
+/// Names two kernels that cannot be told apart: among the possible candidates, or else among all.
 fn ambiguous(candidates: &[Candidate<'_>], alive: &[usize], traces: &[Trace]) -> LocateError {
     let possible: Vec<&Trace> = if alive.len() > 1 {
         alive.iter().filter_map(|&n| candidates.get(n)).map(|c| &c.trace).collect()
