@@ -70,15 +70,15 @@ impl Introspect for PageTables {
         let values: BTreeSet<u64> = same_mode.map(|&(_, cr3)| cr3).collect();
         let mask = values.iter().map(|&cr3| find_mask(memory, &spec, Gpa(cr3), None));
         let spec = spec.without_bits(mask.max().unwrap_or(0));
-        let mut gathered = gather(memory, &spec, &values);
-        if gathered.shared_bit != 0 {
-            gathered = gather(memory, &spec.without_bits(gathered.shared_bit), &values);
+        let mut results = walk_spaces(memory, &spec, &values);
+        if results.shared_bit != 0 {
+            results = walk_spaces(memory, &spec.without_bits(results.shared_bit), &values);
         }
-        let Gathered { frames, owners, processes, notes, .. } = gathered;
+        let WalkResults { frames, owners, processes, notes, .. } = results;
         begin(Phase::Facts);
         let names: Vec<String> = processes.iter().map(|process| process.name.clone()).collect();
         let layout = memory.layout();
-        let (frames, regions) = settle(layout, frames, owners, &names);
+        let (frames, regions) = classify(layout, frames, owners, &names);
         let kernel = KernelIdentity { paging: spec.name.to_owned(), ..KernelIdentity::default() };
         let layout = layout.clone();
         Ok(GuestFacts { layout, kernel, frames, regions, processes, notes })
@@ -86,7 +86,7 @@ impl Introspect for PageTables {
 }
 
 /// Results of walking all address spaces.
-struct Gathered {
+struct WalkResults {
     frames: Vec<FrameFacts>,
     /// The first address space that maps the frame for user mode.
     owners: Vec<u16>,
@@ -98,35 +98,35 @@ struct Gathered {
 }
 
 /// Walks the tables of these CR3 values.
-fn gather(memory: &dyn GuestMemory, spec: &PagingSpec, values: &BTreeSet<u64>) -> Gathered {
+fn walk_spaces(memory: &dyn GuestMemory, spec: &PagingSpec, values: &BTreeSet<u64>) -> WalkResults {
     let roots: BTreeSet<u64> = values.iter().map(|cr3| cr3 & spec.root_mask).collect();
     let layout = memory.layout();
-    let mut finder = Finder {
+    let mut visitor = FactVisitor {
         layout,
         space: 0,
         mapped: 0,
         frames: vec![FrameFacts::default(); layout.frames() as usize],
-        owners: vec![NOBODY; layout.frames() as usize],
+        owners: vec![NO_OWNER; layout.frames() as usize],
         shared_bit: SharedBit::new(spec, layout),
     };
     let mut budget = TableBudget::new(u64::from(layout.frames()).saturating_add(SPARE_TABLES));
     let (mut processes, mut notes) = (Vec::new(), Vec::new());
     let mut spaces = BTreeMap::new();
     for root in roots.iter().copied().map(Gpa).take(MAX_SPACES) {
-        let next = u16::try_from(processes.len()).unwrap_or(NOBODY);
+        let next = u16::try_from(processes.len()).unwrap_or(NO_OWNER);
         let known = user_tables(memory, spec, root).map(|tables| spaces.entry(tables));
         let is_new = !matches!(known, Some(Entry::Occupied(_)));
         let space = known.map_or(next, |entry| *entry.or_insert(next));
-        (finder.space, finder.mapped) = (space, 0);
-        let mut read = |half| walk(memory, spec, root, half, &mut budget, &mut finder);
+        (visitor.space, visitor.mapped) = (space, 0);
+        let mut read = |half| walk(memory, spec, root, half, &mut budget, &mut visitor);
         let user = if is_new { read(GvaRange::user_half(spec)) } else { WalkReport::default() };
         let reports = [user, read(GvaRange::kernel_half(spec))];
         let unreadable = reports.iter().fold(0u64, |sum, r| sum.saturating_add(r.unreadable));
         let cut = reports.iter().any(|report| report.cut);
         if cut || unreadable > 0 {
-            let rest = if cut { ", and others were not: there are too many" } else { "" };
+            let rest = if cut { "; the others were skipped, since there are too many" } else { "" };
             let text =
-                format!("of the address space at {root} {unreadable} tables cannot be read{rest}");
+                format!("{unreadable} tables of the address space at {root} cannot be read{rest}");
             notes.push(Note::incomplete("page tables", text));
         }
         if !is_new {
@@ -135,7 +135,7 @@ fn gather(memory: &dyn GuestMemory, spec: &PagingSpec, values: &BTreeSet<u64>) -
         processes.push(Process {
             pid: None,
             name: format!("address space {root}"),
-            mapped_frames: finder.mapped,
+            mapped_frames: visitor.mapped,
             anonymous_frames: 0,
             table_frames: 0,
             threads: 0,
@@ -147,8 +147,8 @@ fn gather(memory: &dyn GuestMemory, spec: &PagingSpec, values: &BTreeSet<u64>) -
         let text = format!("{} address spaces; {MAX_SPACES} were walked", roots.len());
         notes.push(Note::incomplete("page tables", text));
     }
-    let Finder { frames, owners, shared_bit, .. } = finder;
-    Gathered { frames, owners, processes, notes, shared_bit: shared_bit.mask() }
+    let FactVisitor { frames, owners, shared_bit, .. } = visitor;
+    WalkResults { frames, owners, processes, notes, shared_bit: shared_bit.mask() }
 }
 
 /// The user-half root entries that are present, as pairs of first address and table address; `None`
@@ -172,9 +172,9 @@ fn user_tables(memory: &dyn GuestMemory, spec: &PagingSpec, root: Gpa) -> Option
 }
 
 /// No address space maps the frame for user mode.
-const NOBODY: u16 = u16::MAX;
+const NO_OWNER: u16 = u16::MAX;
 
-struct Finder<'a> {
+struct FactVisitor<'a> {
     layout: &'a MemoryLayout,
     space: u16,
     mapped: u64,
@@ -184,9 +184,9 @@ struct Finder<'a> {
     shared_bit: SharedBit<'a>,
 }
 
-impl Visitor for Finder<'_> {
+impl Visitor for FactVisitor<'_> {
     fn leaf(&mut self, leaf: &Leaf) {
-        self.shared_bit.see(leaf.gva, leaf.gpa, leaf.bytes);
+        self.shared_bit.observe(leaf.gva, leaf.gpa, leaf.bytes);
         let (first, page) = (leaf.gpa.gfn(), leaf.gva.0 / FRAME_SIZE);
         for part in self.layout.parts(first, leaf.bytes / FRAME_SIZE) {
             let page = page.saturating_add(part.start.0.saturating_sub(first.0));
@@ -198,13 +198,13 @@ impl Visitor for Finder<'_> {
                 let hints = [
                     (leaf.accessed, Temperature::ACCESSED),
                     (leaf.dirty, Temperature::DIRTY),
-                    (*owner != NOBODY && *owner != self.space, Temperature::SHARED),
+                    (*owner != NO_OWNER && *owner != self.space, Temperature::SHARED),
                 ];
                 for (_, hint) in hints.into_iter().filter(|(holds, _)| *holds) {
                     frame.temperature = frame.temperature | hint;
                 }
                 if leaf.rights.user {
-                    if *owner == NOBODY {
+                    if *owner == NO_OWNER {
                         (*owner, frame.position) = (self.space, page);
                     }
                     frame.user_mapped = true;
@@ -236,7 +236,7 @@ impl Visitor for Finder<'_> {
 
 /// Determines the use of each frame and its region: the memory of one address space, memory shared
 /// by several, or the kernel's.
-fn settle(
+fn classify(
     layout: &MemoryLayout,
     mut frames: Vec<FrameFacts>,
     owners: Vec<u16>,
@@ -252,12 +252,12 @@ fn settle(
     regions.push(region(FrameKind::Kernel, Order::KernelAddress, "kernel".into()));
     regions.push(region(FrameKind::Kernel, Order::FrameNumber, "page tables".into()));
     for ((index, frame), owner) in (0u32..).zip(&mut frames).zip(owners) {
-        let place = if frame.is_table {
+        let number = if frame.is_table {
             frame.usage = FrameUse::Reserved;
             let gfn = layout.gfn_of(crate::addr::FrameIndex(index));
             frame.position = gfn.map_or(0, |gfn| gfn.0);
             Some(shared.saturating_add(2))
-        } else if owner != NOBODY {
+        } else if owner != NO_OWNER {
             let is_shared = frame.temperature.contains(Temperature::SHARED);
             frame.usage = if is_shared { FrameUse::Shared } else { FrameUse::Anonymous };
             Some(if is_shared { shared } else { usize::from(owner) })
@@ -267,10 +267,10 @@ fn settle(
         } else {
             None
         };
-        if let Some(region) = place.and_then(|place| regions.get_mut(place)) {
+        if let Some(region) = number.and_then(|number| regions.get_mut(number)) {
             region.frames = region.frames.saturating_add(1);
         }
-        frame.region = place.and_then(|place| u32::try_from(place).ok()).map(RegionId);
+        frame.region = number.and_then(|number| u32::try_from(number).ok()).map(RegionId);
     }
     (frames, regions)
 }
@@ -342,10 +342,14 @@ mod tests {
     }
 
     proptest! {
-        /// Tables may point anywhere, at each other and at themselves: a walk ends, and every frame has a place.
+        /// Tables may point anywhere, including at themselves. A walk terminates, and every frame
+        /// is counted in its region.
         #[test]
         fn tables_may_be_anything(
-            entries in prop::collection::vec((0u64..16 * 512, 0u64..24, 0u64..0x1000, any::<bool>()), 0..400),
+            entries in prop::collection::vec(
+                (0u64..16 * 512, 0u64..24, 0u64..0x1000, any::<bool>()),
+                0..400,
+            ),
             roots in prop::collection::vec(0u64..20, 1..4),
         ) {
             let layout = MemoryLayout::contiguous(16 << 12).unwrap();

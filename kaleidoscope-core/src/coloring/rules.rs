@@ -33,13 +33,13 @@ macro_rules! rules {
 
 /// All rules, in default priority order.
 const RULES: [Rule; 24] = rules! {
-    Free: "the page allocator has it in its free lists",
+    Free: "it is on the page allocator's free lists",
         |f| matches!(f.usage, U::Free | U::FreePerCpu);
-    Offline: "the guest gave it back",
+    Offline: "the guest returned it to the host",
         |f| f.usage == U::Offline;
-    Hugetlb: "it belongs to the pool of huge pages",
+    Hugetlb: "it belongs to a hugetlb pool",
         |f| f.usage == U::Hugetlb;
-    PageTable: "the kernel says it is a page table, or a walk went through it",
+    PageTable: "the kernel marks it as a page table, or a page-table walk visited it",
         |f| f.usage == U::PageTable;
     Slab: "it holds objects of the slab allocator",
         |f| matches!(f.usage, U::Slab | U::LargeKmalloc);
@@ -57,7 +57,7 @@ const RULES: [Rule; 24] = rules! {
         |f| f.usage == U::Anonymous && f.user_executable;
     Anonymous: "it is anonymous memory, or in the swap cache",
         |f| matches!(f.usage, U::Anonymous | U::SwapCache);
-    PageTable: "it is reserved, and a page-table walk went through it",
+    PageTable: "it is reserved, and a page-table walk visited it",
         |f| f.usage == U::Reserved && f.is_table;
     KernelText: "it is reserved, and the kernel image maps it executable",
         |f| f.usage == U::Reserved && f.area == A::Text;

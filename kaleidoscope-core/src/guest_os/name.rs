@@ -121,7 +121,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn nothing_is_lost(bytes in prop::collection::vec(prop_oneof![any::<u8>(), Just(b'\\'), Just(b'x')], 0..40)) {
+        fn nothing_is_lost(
+            bytes in prop::collection::vec(
+                prop_oneof![any::<u8>(), Just(b'\\'), Just(b'x')],
+                0..40,
+            ),
+        ) {
             let name = escape(&bytes);
             prop_assert!(!name.contains(is_hidden));
             prop_assert_eq!(unescape(&name), bytes);

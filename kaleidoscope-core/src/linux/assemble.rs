@@ -1,6 +1,6 @@
 //! Combines the results of all phases into facts about every frame.
 
-use super::frame_reader::{Damage, FrameRecords, NO_OWNER, Record, Trouble};
+use super::frame_reader::{Damage, DamageCount, FrameRecords, NO_OWNER, Record};
 use super::introspect::RECENT_TASKS;
 use super::kernel_areas::{AreaOfFrame, KernelAreas};
 use super::regions::{OwnerName, RegionKey, Regions};
@@ -18,14 +18,14 @@ use std::collections::HashMap;
 const TASK_BYTES: u64 = 8192;
 
 /// Results of all phases.
-pub(super) struct Gathered<'g, 'm, M: ?Sized> {
+pub(super) struct PhaseResults<'g, 'm, M: ?Sized> {
     pub(super) view: &'g KernelView<'m, M>,
     pub(super) records: FrameRecords,
     pub(super) tasks: Tasks,
     pub(super) users: UserMappings,
     pub(super) areas: KernelAreas,
     /// The common-symbol hints of each page of the kernel image; may be empty.
-    pub(super) page_signs: Vec<Temperature>,
+    pub(super) page_hints: Vec<Temperature>,
     /// Names of the records' owners; `None` for an owner that is not what its pages claim.
     pub(super) owners: Vec<Option<OwnerName>>,
     /// The root table of the kernel, and the tables of its twin with page-table isolation.
@@ -46,9 +46,9 @@ impl TableUse {
     const NONE: Self = Self { is_table: false, space: NO_SPACE, page: 0 };
 }
 
-pub(super) fn assemble<M: GuestMemory + ?Sized>(gathered: Gathered<'_, '_, M>) -> GuestFacts {
-    let Gathered { view, records, tasks, users, areas, page_signs, .. } = gathered;
-    let Gathered { owners, kernel_tables, kernel, mut notes, .. } = gathered;
+pub(super) fn assemble<M: GuestMemory + ?Sized>(results: PhaseResults<'_, '_, M>) -> GuestFacts {
+    let PhaseResults { view, records, tasks, users, areas, page_hints, .. } = results;
+    let PhaseResults { owners, kernel_tables, kernel, mut notes, .. } = results;
     let layout = view.memory().layout();
     describe_damage(view, &records.damage, &tasks, &users, &areas, &mut notes);
     let recent = recent_frames(view, &tasks);
@@ -75,7 +75,7 @@ pub(super) fn assemble<M: GuestMemory + ?Sized>(gathered: Gathered<'_, '_, M>) -
             position: 0,
         };
         if is_image(&facts) {
-            let hints = usize::try_from(area.page).ok().and_then(|page| page_signs.get(page));
+            let hints = usize::try_from(area.page).ok().and_then(|page| page_hints.get(page));
             facts.temperature.insert(adjusted(hints.copied().unwrap_or_default(), facts.area));
         }
         let space = if facts.usage == FrameUse::PageTable { table.space } else { user.space };
@@ -252,9 +252,9 @@ fn describe_damage<M: GuestMemory + ?Sized>(
     areas: &KernelAreas,
     notes: &mut Vec<Note>,
 ) {
-    let mut trouble = |kind: NoteKind, what: &str, trouble: Trouble| {
-        if let Some(first) = trouble.first {
-            let text = format!("{} {what}, the first at frame {first}", trouble.count);
+    let mut report = |kind: NoteKind, what: &str, damage: DamageCount| {
+        if let Some(first) = damage.first {
+            let text = format!("{} {what}, the first at frame {first}", damage.count);
             notes.push(match kind {
                 NoteKind::Incomplete => Note::incomplete("frame table", text),
                 NoteKind::Contradiction => Note::contradiction("frame table", text),
@@ -262,9 +262,9 @@ fn describe_damage<M: GuestMemory + ?Sized>(
         }
     };
     // Memory that was never brought online has no records.
-    trouble(NoteKind::Incomplete, "frames without a readable record", damage.unreadable);
-    trouble(NoteKind::Contradiction, "free blocks that contradict themselves", damage.blocks);
-    trouble(NoteKind::Contradiction, "tails without a head", damage.tails);
+    report(NoteKind::Incomplete, "frames without a readable record", damage.unreadable);
+    report(NoteKind::Contradiction, "free blocks that contradict themselves", damage.blocks);
+    report(NoteKind::Contradiction, "tails without a head", damage.tails);
     let mut note = |subject, is_wrong: bool, text: String| {
         if is_wrong {
             notes.push(Note::contradiction(subject, text));

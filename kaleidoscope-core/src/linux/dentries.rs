@@ -86,7 +86,7 @@ impl<'v, 'm, M: GuestMemory + ?Sized> Paths<'v, 'm, M> {
             if chain.len() == MAX_DEPTH {
                 return None;
             }
-            self.budget.pay_step()?;
+            self.budget.charge_step()?;
             chain.push(at);
             at = parent;
         };
@@ -96,7 +96,7 @@ impl<'v, 'm, M: GuestMemory + ?Sized> Paths<'v, 'm, M> {
                 return None;
             }
             path = Rc::from(format!("{path}/{name}"));
-            self.budget.pay_name(&path)?;
+            self.budget.charge_name(&path)?;
             self.directories.insert(dentry, Rc::clone(&path));
         }
         Some(path)
@@ -135,7 +135,7 @@ impl<'v, 'm, M: GuestMemory + ?Sized> Paths<'v, 'm, M> {
         let head = super_block.checked_add(fields.super_mounts?)?;
         let mut link = view.read_pointer(head)?;
         for _ in 0..MAX_MOUNTS {
-            self.budget.pay_step()?;
+            self.budget.charge_step()?;
             // Until 6.16, a circular list links the mounts; since 6.17, plain pointers that end in
             // null.
             let (mount, next_offset) = match (fields.mount_next, fields.mount_instance) {
@@ -158,7 +158,7 @@ impl<'v, 'm, M: GuestMemory + ?Sized> Paths<'v, 'm, M> {
         let mut path = String::new();
         let mut mount = mount;
         for _ in 0..MAX_MOUNTS {
-            self.budget.pay_step()?;
+            self.budget.charge_step()?;
             let parent = self.view.read_pointer_field(mount, self.fields.mount_parent?)?;
             if parent == mount {
                 return Some(path);

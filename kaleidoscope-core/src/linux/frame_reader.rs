@@ -93,12 +93,12 @@ impl fmt::Display for Owner {
 
 /// Number of frames with one kind of damage, and the first such frame.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub(crate) struct Trouble {
+pub(crate) struct DamageCount {
     pub(crate) count: u64,
     pub(crate) first: Option<Gfn>,
 }
 
-impl Trouble {
+impl DamageCount {
     pub(super) fn add(&mut self, gfn: Gfn) {
         self.add_many(gfn, 1);
     }
@@ -114,11 +114,11 @@ impl Trouble {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(crate) struct Damage {
     /// Frames without a readable record.
-    pub(crate) unreadable: Trouble,
+    pub(crate) unreadable: DamageCount,
     /// Free blocks with contradictory order, alignment or contents.
-    pub(crate) blocks: Trouble,
+    pub(crate) blocks: DamageCount,
     /// Tails whose head is at an impossible place.
-    pub(crate) tails: Trouble,
+    pub(crate) tails: DamageCount,
 }
 
 /// Contents of the frame table.
@@ -223,7 +223,7 @@ impl<'a> FrameReader<'a> {
                 self.block_end = gfn;
             }
             if compound & 1 == 0 {
-                self.judge(gfn, index, page, after, &mut record);
+                self.classify(gfn, index, page, after, &mut record);
             } else if let Some(tail) = self.tail(gfn, compound) {
                 record = tail;
             } else {
@@ -263,7 +263,7 @@ impl<'a> FrameReader<'a> {
     }
 
     /// Interprets a record that is neither a tail nor inside a free block.
-    fn judge(
+    fn classify(
         &mut self,
         gfn: Gfn,
         index: FrameIndex,
@@ -400,9 +400,9 @@ impl<'a> FrameReader<'a> {
         mut self,
         view: &KernelView<'_, M>,
     ) -> FrameRecords {
-        let waiting = std::mem::take(&mut self.unreferenced);
+        let unreferenced = std::mem::take(&mut self.unreferenced);
         let zones = self.blocks.len();
-        for page in &waiting {
+        for page in &unreferenced {
             if self.is_on_list(view, page) {
                 self.set_usage(page.index, FrameUse::FreePerCpu);
                 let &Unreferenced { index: first, next, prev, .. } = page;
@@ -413,7 +413,7 @@ impl<'a> FrameReader<'a> {
         let mut blocks = std::mem::take(&mut self.blocks);
         let mut heads = blocks.get_mut(zones..).unwrap_or_default().iter_mut().peekable();
         let mut head: Option<&mut FreeBlock> = None;
-        for page in &waiting {
+        for page in &unreferenced {
             if let Some(next) = heads.next_if(|block| block.first == page.index) {
                 head = Some(next);
             }

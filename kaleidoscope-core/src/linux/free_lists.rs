@@ -240,14 +240,14 @@ mod tests {
         blocks.sort_by_key(|block| block.first);
         let lists = FreeLists::follow(&table(area), &layout(), &blocks);
         let mut cursor = lists.cursor();
-        let mut place = |frame| {
+        let mut position_of = |frame| {
             let position = cursor.position(FrameIndex(frame));
             let before = u32::try_from(position & u64::from(u32::MAX)).unwrap();
             let list = Order::list_of(position);
             assert!(list.is_some() || before == frame);
             list.map(|list| (list, before))
         };
-        (0..u32::try_from(FRAMES).unwrap()).map(&mut place).collect()
+        (0..u32::try_from(FRAMES).unwrap()).map(&mut position_of).collect()
     }
 
     #[test]
@@ -293,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn who_does_not_link_back_does_not_follow() {
+    fn blocks_that_do_not_link_back_are_not_followed() {
         let mut blocks = list(ZONE, ListKind::Buddy(0), &[1, 2, 3, 4]);
         blocks[2].prev = link(1);
         let found = follow(Some(AREA), blocks);
@@ -319,22 +319,23 @@ mod tests {
     proptest! {
         /// Whatever the links are, no frame appears twice, and every position belongs to one frame.
         #[test]
-        fn lies_make_no_frame_come_twice(
+        fn inconsistent_links_never_repeat_a_frame(
             words in proptest::collection::vec((0u32..70, 0u32..70, 0u32..4), 1..40),
             area in proptest::option::of(any::<u64>()),
         ) {
             let blocks = words.iter().zip((0u32..).step_by(2)).map(|(&(next, prev, kind), first)| {
                 let kind = if kind == 0 { ListKind::Cpu } else { ListKind::Buddy(kind) };
                 let first = FrameIndex(first);
-                FreeBlock { first, frames: 1 + first.0 % 2, kind, next: link(next), prev: link(prev) }
+                let (next, prev) = (link(next), link(prev));
+                FreeBlock { first, frames: 1 + first.0 % 2, kind, next, prev }
             });
             let blocks: Vec<_> = blocks.filter(|block| u64::from(block.first.0) < FRAMES).collect();
             let found = follow(area, blocks);
-            let mut places: Vec<_> = found.iter().flatten().collect();
-            let all = places.len();
-            places.sort();
-            places.dedup();
-            prop_assert_eq!(places.len(), all);
+            let mut positions: Vec<_> = found.iter().flatten().collect();
+            let all = positions.len();
+            positions.sort();
+            positions.dedup();
+            prop_assert_eq!(positions.len(), all);
         }
     }
 }

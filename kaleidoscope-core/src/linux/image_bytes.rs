@@ -10,7 +10,7 @@ use std::ops::Range;
 
 /// The part of the image to copy, if the image has to be copied.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Wanted {
+pub(super) enum ImagePart {
     /// All of the image.
     All,
     /// The read-only mappings, which contain symbol tables and types: a quarter of a typical image.
@@ -26,7 +26,7 @@ pub(super) fn image_bytes<'m>(
     memory: &'m dyn GuestMemory,
     image: &ImageSpan,
     space: &KernelSpace,
-    wanted: Wanted,
+    wanted: ImagePart,
 ) -> (Cow<'m, [u8]>, Option<Note>) {
     let left = memory.layout().span_at(image.gpa).map_or(0, |(_, left)| left);
     let len = usize::try_from(image.bytes.min(left)).unwrap_or(0);
@@ -34,8 +34,8 @@ pub(super) fn image_bytes<'m>(
         return (Cow::Borrowed(bytes), None);
     }
     let parts = match wanted {
-        Wanted::ReadOnly => read_only_parts(image, space),
-        Wanted::All => Vec::new(),
+        ImagePart::ReadOnly => read_only_parts(image, space),
+        ImagePart::All => Vec::new(),
     };
     // Pages of this allocation that are never written use no memory.
     let mut copy = vec![0; len];
@@ -134,12 +134,13 @@ mod tests {
         let layout = MemoryLayout::contiguous(8 << 12).unwrap();
         let dump = Dump { layout, missing: missing.to_vec() };
         let image = ImageSpan { gva: Gva(0xffff_ffff_8100_0000), gpa: Gpa(0x2000), bytes: 0x4800 };
-        let (bytes, note) = image_bytes(&dump, &image, &KernelSpace::default(), Wanted::ReadOnly);
+        let (bytes, note) =
+            image_bytes(&dump, &image, &KernelSpace::default(), ImagePart::ReadOnly);
         (bytes.into_owned(), note.map(|note| note.to_string()))
     }
 
     #[test]
-    fn missing_pages_are_zeros_and_told() {
+    fn missing_pages_are_zeros_and_reported() {
         let (all, note) = bytes(&[]);
         assert_eq!((all.len(), all[0], all[0x47ff], note), (0x4800, 2, 6, None));
         let (some, note) = bytes(&[3, 6, 7]);

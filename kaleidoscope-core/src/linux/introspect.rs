@@ -1,6 +1,6 @@
 //! Phases of Linux introspection.
 
-use super::assemble::{Gathered, assemble};
+use super::assemble::{PhaseResults, assemble};
 use super::common_symbols::CommonSymbols;
 use super::files::Files;
 use super::frame_reader::{FrameRecords, Owner, OwnerKind};
@@ -77,7 +77,7 @@ impl Introspect for Linux {
         let opened = Kernel::open(memory, hints, &mut budget, common, begin, &mut notes)?;
         let own_root = opened.own_root();
         let kernel = opened.identity();
-        let Kernel { view, spec, image, symbols, page_signs, profile, table, .. } = opened;
+        let Kernel { view, spec, image, symbols, page_hints, profile, table, .. } = opened;
 
         begin(Phase::FrameTable);
         let mut records = table.read(&view);
@@ -106,19 +106,19 @@ impl Introspect for Linux {
         let owners = name_owners(&view, &profile, &records, &mut notes);
 
         begin(Phase::Facts);
-        let gathered = Gathered {
+        let results = PhaseResults {
             view: &view,
             records,
             tasks,
             users,
             areas,
-            page_signs,
+            page_hints,
             owners,
             kernel_tables: &kernel_tables,
             kernel,
             notes,
         };
-        Ok(assemble(gathered))
+        Ok(assemble(results))
     }
 }
 
@@ -212,7 +212,7 @@ fn name_owners<M: GuestMemory + ?Sized>(
                 (false, text.and_then(|t| view.read_string(t)).filter(|t| !t.is_empty()))
             }
         };
-        let name = name.filter(|name| files.budget().pay_name(name).is_some());
+        let name = name.filter(|name| files.budget().charge_name(name).is_some());
         let name = name.unwrap_or_else(|| owner.to_string());
         let gpa = view.translate(owner.address).map(|(gpa, _)| gpa);
         let frame = gpa.and_then(|gpa| view.memory().layout().index_of(gpa.gfn()));

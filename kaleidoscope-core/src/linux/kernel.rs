@@ -1,13 +1,13 @@
 //! An opened kernel: location, symbols, types, frame table.
 
 use super::btf::{Btf, MAGIC as BTF_MAGIC};
-use super::common_symbols::{CommonSymbols, signs_of_pages};
+use super::common_symbols::{CommonSymbols, hints_of_pages};
 use super::frame_table::{FrameTable, FrameTableError};
-use super::image_bytes::{Wanted, image_bytes};
+use super::image_bytes::{ImagePart, image_bytes};
 use super::introspect::LinuxError;
 use super::kallsyms::{Kallsyms, KallsymsError, KallsymsHints};
 use super::locate::{
-    Hints, IMAGE_BASE, ImageSpan, Located, RootHint, locate, notes_in, read_note, reread, speaks_of,
+    Hints, IMAGE_BASE, ImageSpan, Located, RootHint, describes, locate, notes_in, read_note, reread,
 };
 use super::profile::Profile;
 use super::running::choose;
@@ -31,7 +31,7 @@ pub(super) struct Kernel<'m> {
     pub(super) image: ImageSpan,
     pub(super) symbols: Symbols,
     /// The common-symbol hints of each page of the image; empty without symbols.
-    pub(super) page_signs: Vec<Temperature>,
+    pub(super) page_hints: Vec<Temperature>,
     pub(super) note: Option<VmcoreInfo>,
     pub(super) profile: Profile,
     pub(super) table: FrameTable,
@@ -70,7 +70,7 @@ impl<'m> Kernel<'m> {
         begin: &mut dyn FnMut(Phase),
         notes: &mut Vec<Note>,
     ) -> Result<Self, LinuxError> {
-        let Located { spec, root, space, image, note, sign } = located;
+        let Located { spec, root, space, image, note, root_hint } = located;
         let mut view = KernelView::new(memory, space);
         if let Some(direct_map) = find_direct_map(&view) {
             view.set_direct_map(direct_map);
@@ -78,9 +78,9 @@ impl<'m> Kernel<'m> {
 
         begin(Phase::Symbols);
         let read = |wanted| image_bytes(memory, &image, view.space(), wanted);
-        let (bytes, missing) = match read(Wanted::ReadOnly) {
+        let (bytes, missing) = match read(ImagePart::ReadOnly) {
             (Cow::Owned(part), _) if !has_tables(&view, &image, &part, note.as_ref()) => {
-                read(Wanted::All)
+                read(ImagePart::All)
             }
             found => found,
         };
@@ -89,7 +89,7 @@ impl<'m> Kernel<'m> {
             .map_err(|e| notes.push(Note::incomplete("symbols", e.to_string())))
             .ok();
         let from_table = Symbols::from_kallsyms(kallsyms.as_ref());
-        if sign == RootHint::RootTable {
+        if root_hint == RootHint::RootTable {
             // A root found by a scan may belong to a process that has exited, and lack what the
             // kernel mapped afterwards.
             let own = from_table.root().and_then(|r| view.translate(r)).map(|(gpa, _)| gpa);
@@ -105,8 +105,8 @@ impl<'m> Kernel<'m> {
         let symbols = from_table.or(Symbols::from_note(note.as_ref()));
 
         begin(Phase::CommonSymbols);
-        let of_table = |table| signs_of_pages(table, &image, common);
-        let page_signs = kallsyms.as_ref().map(of_table).unwrap_or_default();
+        let of_table = |table| hints_of_pages(table, &image, common);
+        let page_hints = kallsyms.as_ref().map(of_table).unwrap_or_default();
 
         begin(Phase::Types);
         let btf = find_types(&image, &bytes, &symbols, notes);
@@ -122,7 +122,7 @@ impl<'m> Kernel<'m> {
 
         let base = find_frame_table(&view, &symbols, note.as_ref());
         let table = FrameTable::new(base.ok_or(FrameTableError::NoAddress)?, &profile)?;
-        Ok(Self { view, spec, root, image, symbols, page_signs, note, profile, table, flag_names })
+        Ok(Self { view, spec, root, image, symbols, page_hints, note, profile, table, flag_names })
     }
 
     /// Root of the kernel's own page tables.
@@ -207,7 +207,7 @@ where
         let (gpa, _) = view.translate(view.read_pointer(symbols.vmcoreinfo_data?)?)?;
         read_note(view.memory(), gpa)
     };
-    let of_image = |note: &VmcoreInfo| speaks_of(note, image);
+    let of_image = |note: &VmcoreInfo| describes(note, image);
     by_symbol().or_else(|| notes_in(view.memory()).into_iter().find(of_image))
 }
 

@@ -40,7 +40,7 @@ impl NameBudget {
     }
 
     /// Charges a visit to a directory entry or a mount; `None` if no steps are left.
-    pub(super) fn pay_step(&mut self) -> Option<()> {
+    pub(super) fn charge_step(&mut self) -> Option<()> {
         let left = self.steps.checked_sub(1);
         self.steps = left.unwrap_or(0);
         self.exhausted |= left.is_none();
@@ -48,7 +48,7 @@ impl NameBudget {
     }
 
     /// Charges the bytes of a name; `None` if the name is longer than the remaining budget.
-    pub(super) fn pay_name(&mut self, name: &str) -> Option<()> {
+    pub(super) fn charge_name(&mut self, name: &str) -> Option<()> {
         let left = u64::try_from(name.len()).ok().and_then(|n| self.bytes.checked_sub(n));
         self.bytes = left.unwrap_or(self.bytes);
         self.exhausted |= left.is_none();
@@ -63,10 +63,10 @@ mod tests {
     #[test]
     fn what_is_spent_is_gone() {
         let mut budget = NameBudget { steps: 1, bytes: 5, exhausted: false };
-        assert_eq!((budget.pay_step(), budget.pay_name("four")), (Some(()), Some(())));
+        assert_eq!((budget.charge_step(), budget.charge_name("four")), (Some(()), Some(())));
         assert!(!budget.is_exhausted());
-        assert_eq!(budget.pay_name("ab"), None);
+        assert_eq!(budget.charge_name("ab"), None);
         assert!(budget.is_exhausted());
-        assert_eq!((budget.pay_name("a"), budget.pay_step()), (Some(()), None));
+        assert_eq!((budget.charge_name("a"), budget.charge_step()), (Some(()), None));
     }
 }

@@ -219,7 +219,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn past_what_a_map_may_have_frames_share_regions() {
+    fn beyond_the_limit_frames_share_regions() {
         let owner = |n: u32| {
             let name = format!("file {n}");
             Some(OwnerName { is_block_device: false, name, frame: None })

@@ -10,7 +10,7 @@
 //!
 //! Source: Linux, `drivers/virtio/virtio_mem.c`, `kernel/resource.c` and `include/linux/ioport.h`.
 
-use super::frame_reader::{FrameRecords, Trouble};
+use super::frame_reader::{DamageCount, FrameRecords};
 use super::frame_table::FrameTable;
 use super::profile::Fields;
 use super::symbols::Symbols;
@@ -135,7 +135,7 @@ impl FrameRecords {
         if kept.is_empty() || report.cut || report.unreadable > 0 {
             return;
         }
-        let mut unreadable = Trouble::default();
+        let mut unreadable = DamageCount::default();
         let mut marked = 0_u64;
         for ((_, gfn), record) in view.memory().layout().iter().zip(&mut self.records) {
             if record.usage != FrameUse::Unknown {
@@ -156,7 +156,7 @@ impl FrameRecords {
         let count = self.damage.unreadable.count.saturating_sub(marked);
         if marked > 0 {
             let first = unreadable.first.or(self.damage.unreadable.first).filter(|_| count > 0);
-            self.damage.unreadable = Trouble { count, first };
+            self.damage.unreadable = DamageCount { count, first };
         }
     }
 }

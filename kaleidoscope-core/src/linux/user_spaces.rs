@@ -133,8 +133,9 @@ impl RootSignature {
         memory.read(root, &mut table).ok()?;
         let kernel = entries(&table).enumerate().skip(FIRST_KERNEL_ENTRY);
         let present = kernel.filter(|(_, e)| e & PagingSpec::PRESENT != 0);
-        let place = |(i, e): (usize, u64)| (i.saturating_mul(8), e & spec.address_mask);
-        let entries: Vec<_> = present.map(place).collect();
+        let offset_and_address =
+            |(i, e): (usize, u64)| (i.saturating_mul(8), e & spec.address_mask);
+        let entries: Vec<_> = present.map(offset_and_address).collect();
         // Compare the last entry first: it maps the image and differs in almost every other page.
         let entries: Vec<_> = entries.into_iter().rev().collect();
         (entries.len() >= 2).then_some(Self { entries, mask: spec.address_mask })

@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_said_is_none() {
+    fn missing_values_are_none() {
         let info =
             VmcoreInfo::parse(b"OSRELEASE=6\nSYMBOL(a)=xyz\nNUMBER(b)=\nOFFSET(c=1\n").unwrap();
         assert_eq!(

@@ -346,7 +346,11 @@ CR0=80050033 CR2=b7f2a000 CR3=01d2c000 CR4=00000690
 
     proptest! {
         #[test]
-        fn changed_texts_are_parsed_or_refused(at in 0..LONG.len(), byte in 0u8..128, cut in 0..LONG.len()) {
+        fn changed_texts_are_parsed_or_refused(
+            at in 0..LONG.len(),
+            byte in 0u8..128,
+            cut in 0..LONG.len(),
+        ) {
             let mut text = LONG.as_bytes().to_vec();
             text[at] = byte;
             text.truncate(cut);
@@ -354,7 +358,9 @@ CR0=80050033 CR2=b7f2a000 CR3=01d2c000 CR4=00000690
         }
 
         #[test]
-        fn any_text_is_parsed_or_refused(text in "(CPU#|CR[034]=|[ER]IP=|GS =|[0-9a-f \n]|\\PC){0,60}") {
+        fn any_text_is_parsed_or_refused(
+            text in "(CPU#|CR[034]=|[ER]IP=|GS =|[0-9a-f \n]|\\PC){0,60}",
+        ) {
             let _ = parse_qemu_text(&text);
         }
     }

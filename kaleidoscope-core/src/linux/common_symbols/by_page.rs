@@ -3,7 +3,7 @@
 use super::CommonSymbols;
 use super::score::{over_pages, part_name};
 use crate::linux::bytes::index;
-use crate::linux::image_bytes::{Wanted, image_bytes};
+use crate::linux::image_bytes::{ImagePart, image_bytes};
 use crate::linux::kallsyms::{Kallsyms, PADDING};
 use crate::linux::kernel::{Kernel, find_symbols};
 use crate::linux::locate::{Hints, ImageSpan};
@@ -85,7 +85,7 @@ impl Linux {
         let (mut begin, mut notes, none) = (|_| {}, Vec::new(), CommonSymbols::none());
         let kernel = Kernel::open(memory, hints, &mut budget, &none, &mut begin, &mut notes)?;
         let Kernel { view, image, note, .. } = &kernel;
-        let (bytes, _) = image_bytes(memory, image, view.space(), Wanted::All);
+        let (bytes, _) = image_bytes(memory, image, view.space(), ImagePart::All);
         let kallsyms = find_symbols(view, image, &bytes, note.as_ref())?;
         Ok(SymbolsByPage::read(&kallsyms, image))
     }

@@ -197,7 +197,8 @@ mod tests {
         #[test]
         fn any_text_is_read_or_refused(text in "(#?[1-9][a-c][ -~]{0,4}\n){0,9}|.{0,60}") {
             if let Ok(heats) = SymbolScores::parse(&text) {
-                prop_assert!(heats.iter().all(|(name, heat)| !name.is_empty() && (1..10).contains(&heat)));
+                let is_valid = |(name, heat): (&str, u8)| !name.is_empty() && (1..10).contains(&heat);
+                prop_assert!(heats.iter().all(is_valid));
             }
         }
     }

@@ -27,7 +27,7 @@ mod score;
 pub use by_page::SymbolsByPage;
 pub use learn::{Lesson, Pruning, learn};
 pub use list::{CommonSymbolsError, SymbolScores};
-pub(super) use score::signs_of_pages;
+pub(super) use score::hints_of_pages;
 
 use super::bytes::index;
 use super::kallsyms::NameHash;
@@ -41,7 +41,7 @@ const SHIPPED: &str = include_str!("../common_symbols.txt");
 const SEEN_BITS: u32 = 18;
 
 /// Mask of the heat in a slot.
-const HEAT: u32 = 0xf;
+const HEAT_MASK: u32 = 0xf;
 
 /// A list of symbols with their heat, in a hash table. Clones share the table.
 #[derive(Clone)]
@@ -144,8 +144,8 @@ impl Table {
             if slot == 0 {
                 return 0;
             }
-            if (slot ^ low) & !HEAT == 0 {
-                return slot & HEAT;
+            if (slot ^ low) & !HEAT_MASK == 0 {
+                return slot & HEAT_MASK;
             }
         }
         0
@@ -159,7 +159,7 @@ impl Table {
         }
         let free = self.probes(high).find(|&at| self.slots.get(at) == Some(&0));
         if let Some(slot) = free.and_then(|at| self.slots.get_mut(at)) {
-            *slot = (low & !HEAT) | (u32::from(tenths) & HEAT);
+            *slot = (low & !HEAT_MASK) | (u32::from(tenths) & HEAT_MASK);
             self.count = self.count.saturating_add(1);
         }
     }
@@ -208,7 +208,7 @@ mod tests {
         assert_eq!(symbols.len(), heats.len(), "a lost line, or names that collide");
         assert!(heats.iter().all(|(name, heat)| tenths(&symbols, name) == u32::from(heat)));
         for name in ["schedule", "do_syscall_64", "handle_mm_fault", "jiffies"] {
-            assert!(tenths(&symbols, name) >= 8, "{name} is used by everybody");
+            assert!(tenths(&symbols, name) >= 8, "every workload uses {name}");
         }
         assert!(SHIPPED.len() < 250 << 10, "{} bytes", SHIPPED.len());
         assert_eq!(

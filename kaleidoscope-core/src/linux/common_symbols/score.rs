@@ -80,7 +80,7 @@ impl PageScore {
 
 /// For each page of the kernel image, whether it holds symbols that most workloads use. Empty if
 /// the list is empty.
-pub(crate) fn signs_of_pages(
+pub(crate) fn hints_of_pages(
     kallsyms: &Kallsyms<'_>,
     image: &ImageSpan,
     common: &CommonSymbols,
@@ -157,10 +157,10 @@ mod tests {
     }
 
     /// Hints for an image with a symbol every 16 bytes, 256 per page.
-    fn signs(layout: Layout, names: &[String], common: &CommonSymbols) -> Vec<Temperature> {
+    fn hints(layout: Layout, names: &[String], common: &CommonSymbols) -> Vec<Temperature> {
         let image = synthetic::image(layout, names);
         let table = Kallsyms::find(&image.image, Gva(BASE), &KallsymsHints::default()).unwrap();
-        signs_of_pages(&table, &super::tests::image(0x8000), common)
+        hints_of_pages(&table, &super::tests::image(0x8000), common)
     }
 
     #[test]
@@ -177,14 +177,14 @@ mod tests {
                 (0..count).map(move |i| (format!("page_{}", per_cpu + page * 256 + i), 9))
             });
             let common = CommonSymbols::from(&heats.collect::<super::super::SymbolScores>());
-            let signs = signs(layout, &names, &common);
+            let hints = hints(layout, &names, &common);
             let fourth = if per_cpu == 0 { Temperature::NONE } else { Temperature::FREQUENT };
             let expected = [both, Temperature::FREQUENT, Temperature::FREQUENT, fourth];
-            assert_eq!(signs[..4], expected, "{kernel}");
-            assert_eq!(signs.len(), 8);
-            assert_eq!(signs[4..], [Temperature::NONE; 4], "{kernel}");
+            assert_eq!(hints[..4], expected, "{kernel}");
+            assert_eq!(hints.len(), 8);
+            assert_eq!(hints[4..], [Temperature::NONE; 4], "{kernel}");
             let none = CommonSymbols::none();
-            assert!(super::tests::signs(layout, &names, &none).is_empty());
+            assert!(super::tests::hints(layout, &names, &none).is_empty());
         }
     }
 
@@ -196,9 +196,9 @@ mod tests {
         let heats = [("page_519+1", 9), ("page_519+3", 4), ("linux_banner", 9)];
         let heats = heats.map(|(name, heat)| (name.to_owned(), heat)).into_iter();
         let common = CommonSymbols::from(&heats.collect::<super::super::SymbolScores>());
-        let signs = signs(layout, &names, &common);
+        let hints = hints(layout, &names, &common);
         let (none, frequent) = (Temperature::NONE, Temperature::FREQUENT);
         let both = frequent | Temperature::COMMON;
-        assert_eq!(signs, [none, none, none, both, none, frequent, none, both]);
+        assert_eq!(hints, [none, none, none, both, none, frequent, none, both]);
     }
 }

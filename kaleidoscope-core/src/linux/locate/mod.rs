@@ -11,7 +11,7 @@ mod roots;
 mod scan;
 
 use self::roots::Roots;
-use self::scan::{Signs, scan};
+use self::scan::{ScanResults, scan};
 use super::vmcoreinfo::VmcoreInfo;
 use crate::addr::{FRAME_BYTES, Gpa, Gva};
 use crate::memory::GuestMemory;
@@ -101,7 +101,7 @@ pub(crate) struct Located {
     /// The VMCOREINFO note that led to the kernel, if any.
     pub(crate) note: Option<VmcoreInfo>,
     /// The evidence that led to the kernel.
-    pub(crate) sign: RootHint,
+    pub(crate) root_hint: RootHint,
 }
 
 /// Evidence that leads to a kernel.
@@ -175,7 +175,7 @@ where
         found.add_registers(memory, vcpu, budget);
     }
     for kernel in &mut found.kernels {
-        kernel.note = hints.notes.iter().find(|note| speaks_of(note, &kernel.image)).cloned();
+        kernel.note = hints.notes.iter().find(|note| describes(note, &kernel.image)).cloned();
     }
     if !found.kernels.is_empty() {
         return Ok(found.kernels);
@@ -190,7 +190,7 @@ where
     if !found.kernels.is_empty() {
         return Ok(found.kernels);
     }
-    let Signs { notes, roots } = scan(memory);
+    let ScanResults { notes, roots } = scan(memory);
     for note in others.into_iter().cloned().chain(notes) {
         found.add_note(memory, note, budget);
     }
@@ -308,7 +308,7 @@ fn by_root<M>(
     memory: &M,
     spec: PagingSpec,
     root: Gpa,
-    sign: RootHint,
+    root_hint: RootHint,
     budget: &mut TableBudget,
 ) -> Option<(u64, Located)>
 where
@@ -318,7 +318,7 @@ where
     let image = image_span(&space)?;
     let runs = space.runs_in(IMAGE_BASE, IMAGE_LAST).iter();
     let mapped = runs.fold(0_u64, |sum, r| sum.saturating_add(r.bytes));
-    Some((mapped, Located { spec, root, space, image, note: None, sign }))
+    Some((mapped, Located { spec, root, space, image, note: None, root_hint }))
 }
 
 fn mapped_bytes(space: &KernelSpace) -> u64 {
@@ -382,7 +382,7 @@ fn image_span(space: &KernelSpace) -> Option<ImageSpan> {
 
 /// Whether a note describes the kernel at this image. The check is needed because any program in
 /// the guest can write a page that looks like a note.
-pub(crate) fn speaks_of(note: &VmcoreInfo, image: &ImageSpan) -> bool {
+pub(crate) fn describes(note: &VmcoreInfo, image: &ImageSpan) -> bool {
     let distance = image.gpa.0.wrapping_sub(image.gva.0);
     let base = note.phys_base().unwrap_or(0).cast_unsigned();
     let start = note.symbol("_stext").is_some_and(|s| image.contains(s));
@@ -416,5 +416,5 @@ where
     }
     let (spec, space) = read_space(memory, spec, root, budget);
     let image = image_span(&space)?;
-    Some(Located { spec, root, space, image, note: Some(note), sign: RootHint::Note })
+    Some(Located { spec, root, space, image, note: Some(note), root_hint: RootHint::Note })
 }

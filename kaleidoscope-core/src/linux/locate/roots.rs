@@ -28,7 +28,7 @@ const KERNEL_HALF: usize = 2048;
 pub(super) struct Roots {
     families: HashMap<Gpa, Family>,
     /// The last entry that led to no image. Free memory often holds many copies of the same words.
-    refused: Option<u64>,
+    rejected: Option<u64>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -47,11 +47,11 @@ impl Roots {
     }
 
     /// Examines a page whose last word is `last`.
-    pub(super) fn look_at<M>(&mut self, memory: &M, gpa: Gpa, page: &[u8], last: u64)
+    pub(super) fn examine<M>(&mut self, memory: &M, gpa: Gpa, page: &[u8], last: u64)
     where
         M: GuestMemory + ?Sized,
     {
-        if !leads_on(last) || self.refused == Some(last) {
+        if !may_lead_to_image(last) || self.rejected == Some(last) {
             return;
         }
         let is_full = self.families.len() >= MAX_FAMILIES;
@@ -63,7 +63,7 @@ impl Roots {
             (is_known || !is_full && maps_image(memory, &spec, gpa)).then_some((spec, top))
         });
         let Some((spec, top)) = found else {
-            self.refused = Some(last);
+            self.rejected = Some(last);
             return;
         };
         let kernel = page.get(KERNEL_HALF..).unwrap_or_default().chunks_exact(8);
@@ -82,7 +82,7 @@ impl Roots {
 
 /// Whether an entry may lead from a root table to the image: present, refers to a table,
 /// executable.
-fn leads_on(entry: u64) -> bool {
+fn may_lead_to_image(entry: u64) -> bool {
     let executable = PagingSpec::X86_64_4LEVEL.no_execute.is_none_or(|nx| entry & nx == 0);
     executable && entry & (PagingSpec::PRESENT | PagingSpec::LARGE) == PagingSpec::PRESENT
 }
@@ -118,7 +118,7 @@ where
     // All levels above the level with 1 GiB entries.
     for _ in 0..spec.levels.len().checked_sub(3)? {
         let entry = read_entry(memory, table.checked_add(LAST_ENTRY)?)?;
-        table = Some(Gpa(entry & spec.address_mask)).filter(|_| leads_on(entry))?;
+        table = Some(Gpa(entry & spec.address_mask)).filter(|_| may_lead_to_image(entry))?;
     }
     memory.layout().index_of(table.gfn())?;
     Some(table)
@@ -129,7 +129,7 @@ where
 fn maps_image<M: GuestMemory + ?Sized>(memory: &M, spec: &PagingSpec, root: Gpa) -> bool {
     let Some(top) = top_of(memory, spec, root) else { return false };
     let entry = top.checked_add(IMAGE_ENTRY).and_then(|at| read_entry(memory, at));
-    if !entry.is_some_and(leads_on) {
+    if !entry.is_some_and(may_lead_to_image) {
         return false;
     }
     let step = 2 << 20;

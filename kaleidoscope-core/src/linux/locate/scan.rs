@@ -18,7 +18,7 @@ const CHUNK_BYTES: usize = 64 * FRAME_BYTES;
 
 /// Results of a pass over memory.
 #[derive(Debug, Default)]
-pub(super) struct Signs {
+pub(super) struct ScanResults {
     /// VMCOREINFO texts at the start of pages, in ascending order of address.
     pub(super) notes: Vec<VmcoreInfo>,
     /// Frames whose contents look like a kernel's root table.
@@ -26,16 +26,16 @@ pub(super) struct Signs {
 }
 
 /// Examines every page that is stored. Holes are not read, since a page of zeros is no evidence.
-pub(super) fn scan<M: GuestMemory + ?Sized>(memory: &M) -> Signs {
-    let mut signs = Signs::default();
+pub(super) fn scan<M: GuestMemory + ?Sized>(memory: &M) -> ScanResults {
+    let mut results = ScanResults::default();
     let mut copy = vec![0; CHUNK_BYTES];
     for part in data_parts(memory, 0..memory.layout().frames()) {
-        scan_part(memory, &part, &mut copy, &mut signs);
+        scan_part(memory, &part, &mut copy, &mut results);
     }
-    signs
+    results
 }
 
-fn scan_part<M>(memory: &M, part: &RamRegion, copy: &mut [u8], signs: &mut Signs)
+fn scan_part<M>(memory: &M, part: &RamRegion, copy: &mut [u8], results: &mut ScanResults)
 where
     M: GuestMemory + ?Sized,
 {
@@ -46,13 +46,13 @@ where
         let bytes = frames.saturating_mul(FRAME_BYTES);
         let Some(copy) = copy.get_mut(..bytes) else { return };
         match memory.slice(gfn.gpa(), bytes) {
-            Some(bytes) => scan_pages(memory, gfn, bytes, signs),
-            None if memory.read(gfn.gpa(), copy).is_ok() => scan_pages(memory, gfn, copy, signs),
+            Some(bytes) => scan_pages(memory, gfn, bytes, results),
+            None if memory.read(gfn.gpa(), copy).is_ok() => scan_pages(memory, gfn, copy, results),
             // The image lacks some of these pages.
             None => {
                 for (gfn, page) in (gfn.0..).map(Gfn).zip(copy.chunks_exact_mut(FRAME_BYTES)) {
                     if memory.read(gfn.gpa(), page).is_ok() {
-                        scan_pages(memory, gfn, page, signs);
+                        scan_pages(memory, gfn, page, results);
                     }
                 }
             }
@@ -64,16 +64,16 @@ where
     }
 }
 
-fn scan_pages<M>(memory: &M, first: Gfn, bytes: &[u8], signs: &mut Signs)
+fn scan_pages<M>(memory: &M, first: Gfn, bytes: &[u8], results: &mut ScanResults)
 where
     M: GuestMemory + ?Sized,
 {
     for (gfn, page) in (first.0..).map(Gfn).zip(bytes.chunks_exact(FRAME_BYTES)) {
-        if page.starts_with(SIGNATURE) && signs.notes.len() < MAX_NOTES {
-            signs.notes.extend(read_note(memory, gfn.gpa()));
+        if page.starts_with(SIGNATURE) && results.notes.len() < MAX_NOTES {
+            results.notes.extend(read_note(memory, gfn.gpa()));
         }
         if let Some(last) = page.last_chunk().map(|b| u64::from_le_bytes(*b)) {
-            signs.roots.look_at(memory, Gpa(gfn.0 << 12), page, last);
+            results.roots.examine(memory, Gpa(gfn.0 << 12), page, last);
         }
     }
 }

@@ -66,7 +66,7 @@ pub(super) struct LivenessEvidence {
     /// Whether the list of tasks is not a closed ring.
     tasks_broken: bool,
     /// The reason why the kernel no longer runs, if it recorded one.
-    pub(super) death: Option<&'static str>,
+    pub(super) stop_reason: Option<&'static str>,
 }
 
 impl LivenessEvidence {
@@ -79,7 +79,7 @@ impl LivenessEvidence {
         let users = read_users(view, &kernel.spec, kernel.own_root(), &records, &tasks, budget);
         resolve_types(&mut records, &users, kernel.profile.types.and_then(|t| t.table));
         let mut liveness = Self { tasks_broken: tasks.damaged, ..Self::default() };
-        liveness.death = death(kernel);
+        liveness.stop_reason = stop_reason(kernel);
         for page in own_pages(kernel) {
             if let Some(usage) = usage_of(kernel, &records, page) {
                 liveness.own.add(!is_filled(usage) && !is_free(usage));
@@ -201,7 +201,7 @@ fn mappings(kernel: &Kernel<'_>, records: &FrameRecords) -> Count {
 }
 
 /// The reason why the kernel no longer runs, if it recorded a crash or a shutdown.
-fn death(kernel: &Kernel<'_>) -> Option<&'static str> {
+fn stop_reason(kernel: &Kernel<'_>) -> Option<&'static str> {
     if kernel.note.as_ref().and_then(VmcoreInfo::crash_time).is_some() {
         return Some("its VMCOREINFO has the time of its crash");
     }

@@ -21,14 +21,14 @@ use crate::paging::{PagingSpec, TableBudget};
 
 /// Identity of a candidate, kept even if the candidate cannot be opened.
 #[derive(Clone, Debug)]
-struct Trace {
+struct CandidateInfo {
     spec: PagingSpec,
     root: Gpa,
     image: ImageSpan,
     release: String,
 }
 
-impl Trace {
+impl CandidateInfo {
     fn of(located: &Located) -> Self {
         let note = located.note.as_ref();
         Self {
@@ -50,18 +50,18 @@ impl Trace {
 struct Candidate<'m> {
     kernel: Kernel<'m>,
     notes: Vec<Note>,
-    trace: Trace,
+    info: CandidateInfo,
     refuted: Option<String>,
     /// The reason why it no longer runs, if it recorded one.
-    death: Option<&'static str>,
+    stop_reason: Option<&'static str>,
 }
 
 impl Candidate<'_> {
     fn verdict(&self) -> Verdict {
-        match (&self.refuted, self.death) {
+        match (&self.refuted, self.stop_reason) {
             (Some(_), _) => Verdict::Refuted,
-            (None, Some(_)) => Verdict::Dead,
-            (None, None) => Verdict::Whole,
+            (None, Some(_)) => Verdict::Stopped,
+            (None, None) => Verdict::Consistent,
         }
     }
 }
@@ -78,9 +78,9 @@ pub(super) fn choose<'m>(
     begin: &mut dyn FnMut(Phase),
     notes: &mut Vec<Note>,
 ) -> Result<Kernel<'m>, LinuxError> {
-    let mut traces: Vec<Trace> = located.iter().map(Trace::of).collect();
+    let mut infos: Vec<CandidateInfo> = located.iter().map(CandidateInfo::of).collect();
     let pages: Vec<Vec<Gpa>> =
-        traces.iter().map(|t| tables_to_image(memory, &t.spec, t.root, t.image.gva)).collect();
+        infos.iter().map(|t| tables_to_image(memory, &t.spec, t.root, t.image.gva)).collect();
     let mut candidates = Vec::new();
     let mut first_error = None;
     for (number, located) in located.into_iter().enumerate() {
@@ -96,12 +96,12 @@ pub(super) fn choose<'m>(
         let rivals = pages.iter().enumerate().filter(|(other, _)| *other != number);
         let rivals: Vec<Gpa> = rivals.flat_map(|(_, pages)| pages).copied().collect();
         let liveness = LivenessEvidence::read(&kernel, &rivals, budget);
-        let Some(trace) = traces.get_mut(number) else { continue };
-        if trace.release.is_empty() {
-            trace.release = kernel.identity().release;
+        let Some(info) = infos.get_mut(number) else { continue };
+        if info.release.is_empty() {
+            info.release = kernel.identity().release;
         }
-        let (refuted, death) = (liveness.refutation(), liveness.death);
-        candidates.push(Candidate { kernel, notes: own, trace: trace.clone(), refuted, death });
+        let (refuted, stop_reason) = (liveness.refutation(), liveness.stop_reason);
+        candidates.push(Candidate { kernel, notes: own, info: info.clone(), refuted, stop_reason });
     }
     if let (true, Some(error)) = (candidates.is_empty(), first_error) {
         return Err(error);
@@ -109,14 +109,14 @@ pub(super) fn choose<'m>(
     let verdicts: Vec<Verdict> = candidates.iter().map(Candidate::verdict).collect();
     let winner = match possible(&verdicts)[..] {
         [winner] => winner,
-        ref several => return Err(ambiguous(&candidates, several, &traces).into()),
+        ref several => return Err(ambiguous(&candidates, several, &infos).into()),
     };
     let winner = candidates.swap_remove(winner);
-    for other in traces.iter().filter(|t| t.root != winner.trace.root) {
-        let lost = candidates.iter().find(|c| c.trace.root == other.root);
+    for other in infos.iter().filter(|t| t.root != winner.info.root) {
+        let lost = candidates.iter().find(|c| c.info.root == other.root);
         let why = match lost {
             Some(Candidate { refuted: Some(why), .. }) => why.as_str(),
-            Some(Candidate { death: Some(death), .. }) => death,
+            Some(Candidate { stop_reason: Some(stop_reason), .. }) => stop_reason,
             Some(_) | None => "its structures cannot be read",
         };
         let text = format!("the memory also holds {}, which does not run: {why}", other.name());
@@ -130,9 +130,9 @@ pub(super) fn choose<'m>(
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Verdict {
     /// The structures are consistent.
-    Whole,
+    Consistent,
     /// The structures are consistent, but the kernel recorded a crash or a shutdown.
-    Dead,
+    Stopped,
     /// The structures contradict each other.
     Refuted,
 }
@@ -144,18 +144,22 @@ fn possible(verdicts: &[Verdict]) -> Vec<usize> {
         let numbered = verdicts.iter().enumerate();
         numbered.filter(|(_, v)| **v == wanted).map(|(n, _)| n).collect()
     };
-    let whole = all(Verdict::Whole);
-    if whole.is_empty() { all(Verdict::Dead) } else { whole }
+    let consistent = all(Verdict::Consistent);
+    if consistent.is_empty() { all(Verdict::Stopped) } else { consistent }
 }
 
 /// Names two kernels that cannot be told apart: among the possible candidates, or else among all.
-fn ambiguous(candidates: &[Candidate<'_>], alive: &[usize], traces: &[Trace]) -> LocateError {
-    let possible: Vec<&Trace> = if alive.len() > 1 {
-        alive.iter().filter_map(|&n| candidates.get(n)).map(|c| &c.trace).collect()
+fn ambiguous(
+    candidates: &[Candidate<'_>],
+    alive: &[usize],
+    infos: &[CandidateInfo],
+) -> LocateError {
+    let possible: Vec<&CandidateInfo> = if alive.len() > 1 {
+        alive.iter().filter_map(|&n| candidates.get(n)).map(|c| &c.info).collect()
     } else {
-        traces.iter().collect()
+        infos.iter().collect()
     };
-    let name = |n: usize| possible.get(n).map(|t: &&Trace| t.name()).unwrap_or_default();
+    let name = |n: usize| possible.get(n).map(|t: &&CandidateInfo| t.name()).unwrap_or_default();
     LocateError::Ambiguous { count: possible.len(), first: name(0), second: name(1) }
 }
 
@@ -165,14 +169,14 @@ mod tests {
 
     #[test]
     fn only_one_that_stands_alone_is_believed() {
-        use Verdict::{Dead, Refuted, Whole};
+        use Verdict::{Consistent, Refuted, Stopped};
         for (verdicts, expected) in [
-            (&[Refuted, Whole][..], &[1][..]),
-            (&[Dead, Whole, Refuted], &[1]),
+            (&[Refuted, Consistent][..], &[1][..]),
+            (&[Stopped, Consistent, Refuted], &[1]),
             // An image may show the crash itself.
-            (&[Dead, Refuted], &[0]),
-            (&[Whole, Whole], &[0, 1]),
-            (&[Dead, Dead], &[0, 1]),
+            (&[Stopped, Refuted], &[0]),
+            (&[Consistent, Consistent], &[0, 1]),
+            (&[Stopped, Stopped], &[0, 1]),
             (&[Refuted, Refuted], &[]),
         ] {
             assert_eq!(possible(verdicts), expected, "{verdicts:?}");
