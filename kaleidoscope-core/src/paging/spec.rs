@@ -178,7 +178,8 @@ impl PagingSpec {
         u64::MAX << self.address_bits.clamp(1, 64).saturating_sub(1)
     }
 
-    /// The address, sign-extended from its highest significant bit.
+    /// The address in canonical form: in long mode, sign-extended from its highest significant bit;
+    /// in 32-bit modes, with the upper bits cleared.
     #[must_use]
     pub fn canonical(&self, address: u64) -> Gva {
         let unused = 64_u32.saturating_sub(self.address_bits.clamp(1, 64));
