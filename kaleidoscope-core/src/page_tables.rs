@@ -1,10 +1,10 @@
-//! Guests of which nothing is known but their page tables.
+//! Introspection of guests with an unknown operating system, from page tables alone.
 //!
-//! What the processor has to read cannot be hidden: which frames are page tables, which a process
-//! may use, which are code. That is less than an operating system tells (nothing says which frames
-//! are free, or of which file), but it needs none to be known. The roots come from vCPUs'
-//! registers; processes that no vCPU ran when somebody looked are not seen, and their frames are
-//! unknown.
+//! Page tables must be readable by the processor, so a guest cannot hide which frames are page
+//! tables, which frames user mode may access, and which are executable. They do not show which
+//! frames are free or which file a frame caches, but reading them requires no knowledge of the
+//! operating system. The root tables come from the vCPUs' registers; a process that no vCPU was
+//! running when its registers were captured is not found, and its frames are unknown.
 
 use crate::addr::{FRAME_BYTES, FRAME_SIZE, Gpa, Gva};
 use crate::color::{FrameKind, KernelIdentity, Order, Region, RegionId, Temperature};
@@ -20,18 +20,20 @@ use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use thiserror::Error;
 
-/// Address spaces that are walked at most.
+/// Maximum number of address spaces to walk.
 const MAX_SPACES: usize = 4096;
 
-/// Tables that are read at most beside one per frame: some are read again for every address space.
+/// Maximum number of table reads in addition to one per frame: some tables are read once for every
+/// address space.
 const SPARE_TABLES: u64 = 1 << 16;
 
-/// Why nothing can be said of a guest.
+/// Why page tables could not be read.
 #[derive(Clone, PartialEq, Eq, Debug, Error)]
 pub enum PageTablesError {
-    /// No vCPU says where page tables are.
+    /// No vCPU's registers locate page tables.
     #[error(
-        "no vCPU's registers tell of page tables; this needs CR0, CR3, CR4 and EFER of one that has paging on"
+        "no vCPU's registers tell of page tables; \
+         this needs CR0, CR3, CR4 and EFER of one that has paging on"
     )]
     NoRoots,
 }
@@ -53,7 +55,7 @@ fn spec(mode: PagingMode) -> Option<PagingSpec> {
 impl Introspect for PageTables {
     type Error = PageTablesError;
 
-    /// The registers of one vCPU may be given several times, as they were at different instants.
+    /// The same vCPU may appear several times, with registers captured at different times.
     fn introspect(
         &self,
         memory: &dyn GuestMemory,
@@ -68,63 +70,63 @@ impl Introspect for PageTables {
         let values: BTreeSet<u64> = same_mode.map(|&(_, cr3)| cr3).collect();
         let mask = values.iter().map(|&cr3| find_mask(memory, &spec, Gpa(cr3), None));
         let spec = spec.without_bits(mask.max().unwrap_or(0));
-        let mut gathered = gather(memory, &spec, &values);
-        if gathered.shared_bit != 0 {
-            gathered = gather(memory, &spec.without_bits(gathered.shared_bit), &values);
+        let mut results = walk_spaces(memory, &spec, &values);
+        if results.shared_bit != 0 {
+            results = walk_spaces(memory, &spec.without_bits(results.shared_bit), &values);
         }
-        let Gathered { frames, owners, processes, notes, .. } = gathered;
+        let WalkResults { frames, owners, processes, notes, .. } = results;
         begin(Phase::Facts);
         let names: Vec<String> = processes.iter().map(|process| process.name.clone()).collect();
         let layout = memory.layout();
-        let (frames, regions) = settle(layout, frames, owners, &names);
+        let (frames, regions) = classify(layout, frames, owners, &names);
         let kernel = KernelIdentity { paging: spec.name.to_owned(), ..KernelIdentity::default() };
         let layout = layout.clone();
         Ok(GuestFacts { layout, kernel, frames, regions, processes, notes })
     }
 }
 
-/// What walks of all address spaces found.
-struct Gathered {
+/// Results of walking all address spaces.
+struct WalkResults {
     frames: Vec<FrameFacts>,
-    /// Which address space mapped a frame first for its user mode.
+    /// The first address space that maps the frame for user mode.
     owners: Vec<u16>,
     processes: Vec<Process>,
     notes: Vec<Note>,
-    /// A bit that entries of shared pages carry (TDX), or 0. With one, the walks have to be done
-    /// again without it.
+    /// The bit that entries of shared pages carry (TDX), or 0. If it is not 0, the walks must be
+    /// repeated with this bit masked.
     shared_bit: u64,
 }
 
-/// Walks the tables that these values of CR3 lead to.
-fn gather(memory: &dyn GuestMemory, spec: &PagingSpec, values: &BTreeSet<u64>) -> Gathered {
+/// Walks the tables of these CR3 values.
+fn walk_spaces(memory: &dyn GuestMemory, spec: &PagingSpec, values: &BTreeSet<u64>) -> WalkResults {
     let roots: BTreeSet<u64> = values.iter().map(|cr3| cr3 & spec.root_mask).collect();
     let layout = memory.layout();
-    let mut finder = Finder {
+    let mut visitor = FactVisitor {
         layout,
         space: 0,
         mapped: 0,
         frames: vec![FrameFacts::default(); layout.frames() as usize],
-        owners: vec![NOBODY; layout.frames() as usize],
+        owners: vec![NO_OWNER; layout.frames() as usize],
         shared_bit: SharedBit::new(spec, layout),
     };
     let mut budget = TableBudget::new(u64::from(layout.frames()).saturating_add(SPARE_TABLES));
     let (mut processes, mut notes) = (Vec::new(), Vec::new());
     let mut spaces = BTreeMap::new();
     for root in roots.iter().copied().map(Gpa).take(MAX_SPACES) {
-        let next = u16::try_from(processes.len()).unwrap_or(NOBODY);
+        let next = u16::try_from(processes.len()).unwrap_or(NO_OWNER);
         let known = user_tables(memory, spec, root).map(|tables| spaces.entry(tables));
         let is_new = !matches!(known, Some(Entry::Occupied(_)));
         let space = known.map_or(next, |entry| *entry.or_insert(next));
-        (finder.space, finder.mapped) = (space, 0);
-        let mut read = |half| walk(memory, spec, root, half, &mut budget, &mut finder);
+        (visitor.space, visitor.mapped) = (space, 0);
+        let mut read = |half| walk(memory, spec, root, half, &mut budget, &mut visitor);
         let user = if is_new { read(GvaRange::user_half(spec)) } else { WalkReport::default() };
         let reports = [user, read(GvaRange::kernel_half(spec))];
         let unreadable = reports.iter().fold(0u64, |sum, r| sum.saturating_add(r.unreadable));
         let cut = reports.iter().any(|report| report.cut);
         if cut || unreadable > 0 {
-            let rest = if cut { ", and others were not: there are too many" } else { "" };
+            let rest = if cut { "; the others were skipped, since there are too many" } else { "" };
             let text =
-                format!("of the address space at {root} {unreadable} tables cannot be read{rest}");
+                format!("{unreadable} tables of the address space at {root} cannot be read{rest}");
             notes.push(Note::incomplete("page tables", text));
         }
         if !is_new {
@@ -133,7 +135,7 @@ fn gather(memory: &dyn GuestMemory, spec: &PagingSpec, values: &BTreeSet<u64>) -
         processes.push(Process {
             pid: None,
             name: format!("address space {root}"),
-            mapped_frames: finder.mapped,
+            mapped_frames: visitor.mapped,
             anonymous_frames: 0,
             table_frames: 0,
             threads: 0,
@@ -145,15 +147,16 @@ fn gather(memory: &dyn GuestMemory, spec: &PagingSpec, values: &BTreeSet<u64>) -
         let text = format!("{} address spaces; {MAX_SPACES} were walked", roots.len());
         notes.push(Note::incomplete("page tables", text));
     }
-    let Finder { frames, owners, shared_bit, .. } = finder;
-    Gathered { frames, owners, processes, notes, shared_bit: shared_bit.mask() }
+    let FactVisitor { frames, owners, shared_bit, .. } = visitor;
+    WalkResults { frames, owners, processes, notes, shared_bit: shared_bit.mask() }
 }
 
-/// What a root's entries for processes lead to, by the addresses that they serve; `None` when they
-/// lead to nothing.
+/// The user-half root entries that are present, as pairs of first address and table address; `None`
+/// if there are none.
 ///
-/// Two roots may be of one process: a system that hides its kernel from processes (Meltdown) has
-/// one for each mode of the processor, and both lead to the process's own tables.
+/// Two roots may belong to one process: an operating system with page-table isolation (against
+/// Meltdown) has one root for user mode and one for kernel mode, and both refer to the process's
+/// own tables.
 fn user_tables(memory: &dyn GuestMemory, spec: &PagingSpec, root: Gpa) -> Option<Vec<(Gva, u64)>> {
     let level = spec.levels.first()?;
     let mut copy = [0; FRAME_BYTES];
@@ -168,22 +171,22 @@ fn user_tables(memory: &dyn GuestMemory, spec: &PagingSpec, root: Gpa) -> Option
     (!tables.is_empty()).then_some(tables)
 }
 
-/// No address space has the frame for its own.
-const NOBODY: u16 = u16::MAX;
+/// No address space maps the frame for user mode.
+const NO_OWNER: u16 = u16::MAX;
 
-struct Finder<'a> {
+struct FactVisitor<'a> {
     layout: &'a MemoryLayout,
     space: u16,
     mapped: u64,
     frames: Vec<FrameFacts>,
-    /// Which address space mapped a frame first for its user mode.
+    /// The first address space that maps the frame for user mode.
     owners: Vec<u16>,
     shared_bit: SharedBit<'a>,
 }
 
-impl Visitor for Finder<'_> {
+impl Visitor for FactVisitor<'_> {
     fn leaf(&mut self, leaf: &Leaf) {
-        self.shared_bit.see(leaf.gva, leaf.gpa, leaf.bytes);
+        self.shared_bit.observe(leaf.gva, leaf.gpa, leaf.bytes);
         let (first, page) = (leaf.gpa.gfn(), leaf.gva.0 / FRAME_SIZE);
         for part in self.layout.parts(first, leaf.bytes / FRAME_SIZE) {
             let page = page.saturating_add(part.start.0.saturating_sub(first.0));
@@ -192,24 +195,24 @@ impl Visitor for Finder<'_> {
             let owners = self.owners.get_mut(at..).unwrap_or_default();
             for ((frame, owner), n) in frames.iter_mut().zip(owners).zip(0..part.frames) {
                 let page = page.saturating_add(u64::from(n));
-                let signs = [
+                let hints = [
                     (leaf.accessed, Temperature::ACCESSED),
                     (leaf.dirty, Temperature::DIRTY),
-                    (*owner != NOBODY && *owner != self.space, Temperature::SHARED),
+                    (*owner != NO_OWNER && *owner != self.space, Temperature::SHARED),
                 ];
-                for (_, sign) in signs.into_iter().filter(|(holds, _)| *holds) {
-                    frame.temperature = frame.temperature | sign;
+                for (_, hint) in hints.into_iter().filter(|(holds, _)| *holds) {
+                    frame.temperature = frame.temperature | hint;
                 }
                 if leaf.rights.user {
-                    if *owner == NOBODY {
+                    if *owner == NO_OWNER {
                         (*owner, frame.position) = (self.space, page);
                     }
                     frame.user_mapped = true;
                     frame.user_executable |= leaf.rights.execute;
                     self.mapped = self.mapped.saturating_add(1);
                 } else if !frame.user_mapped && leaf.bytes == FRAME_SIZE {
-                    // Large pages of the kernel are its map of all memory: they say nothing of a
-                    // frame.
+                    // Large kernel pages belong to the direct map, which says nothing about a
+                    // frame's use.
                     if frame.area == KernelArea::None {
                         frame.position = page;
                     }
@@ -231,9 +234,9 @@ impl Visitor for Finder<'_> {
     }
 }
 
-/// Settles what each frame is, and which region it belongs to: an address space's own memory, what
-/// several share, the kernel's.
-fn settle(
+/// Determines the use of each frame and its region: the memory of one address space, memory shared
+/// by several, or the kernel's.
+fn classify(
     layout: &MemoryLayout,
     mut frames: Vec<FrameFacts>,
     owners: Vec<u16>,
@@ -249,12 +252,12 @@ fn settle(
     regions.push(region(FrameKind::Kernel, Order::KernelAddress, "kernel".into()));
     regions.push(region(FrameKind::Kernel, Order::FrameNumber, "page tables".into()));
     for ((index, frame), owner) in (0u32..).zip(&mut frames).zip(owners) {
-        let place = if frame.is_table {
+        let number = if frame.is_table {
             frame.usage = FrameUse::Reserved;
             let gfn = layout.gfn_of(crate::addr::FrameIndex(index));
             frame.position = gfn.map_or(0, |gfn| gfn.0);
             Some(shared.saturating_add(2))
-        } else if owner != NOBODY {
+        } else if owner != NO_OWNER {
             let is_shared = frame.temperature.contains(Temperature::SHARED);
             frame.usage = if is_shared { FrameUse::Shared } else { FrameUse::Anonymous };
             Some(if is_shared { shared } else { usize::from(owner) })
@@ -264,10 +267,10 @@ fn settle(
         } else {
             None
         };
-        if let Some(region) = place.and_then(|place| regions.get_mut(place)) {
+        if let Some(region) = number.and_then(|number| regions.get_mut(number)) {
             region.frames = region.frames.saturating_add(1);
         }
-        frame.region = place.and_then(|place| u32::try_from(place).ok()).map(RegionId);
+        frame.region = number.and_then(|number| u32::try_from(number).ok()).map(RegionId);
     }
     (frames, regions)
 }
@@ -298,7 +301,7 @@ mod tests {
         assert_eq!(introspect(&memory, &[]).unwrap_err(), PageTablesError::NoRoots);
         let off = VcpuRegisters { cr0: Some(0), ..registers(0) };
         assert!(PageTables.introspect(&memory, &[off], &mut |_| {}).is_err());
-        // No table at all is no error: nothing is mapped.
+        // An empty root table is not an error: nothing is mapped.
         let facts = introspect(&memory, &[0x1000]).unwrap();
         assert_eq!(facts.frames.iter().filter(|f| f.is_table).count(), 1);
         let beyond = introspect(&memory, &[0x8000_0000]).unwrap();
@@ -310,11 +313,11 @@ mod tests {
         const MAPPED: u64 = 0x7;
         let mut memory = VecMemory::zeroed(MemoryLayout::contiguous(0x10000).unwrap());
         let mut write = |at: u64, entry: u64| memory.write(Gpa(at), &entry.to_le_bytes()).unwrap();
-        // A process with a root for each mode: one of them also has kernel memory, frame 9.
+        // A process with one root per mode; one of the roots also maps kernel memory, frame 9.
         write(0x2000, 0x4000 | MAPPED | 1 << 63);
         write(0x3000, 0x4000 | MAPPED);
         write(0x2000 + 511 * 8, 0xa000 | 0x3);
-        // Another process, which uses one frame of the first one's.
+        // Another process, which maps one frame of the first process.
         write(0x1000, 0xd000 | MAPPED);
         for (table, next) in
             [(0x4000, 0x5000), (0x5000, 0x6000), (0xd000, 0xe000), (0xe000, 0xf000)]
@@ -339,10 +342,14 @@ mod tests {
     }
 
     proptest! {
-        /// Tables may point anywhere, at each other and at themselves: a walk ends, and every frame has a place.
+        /// Tables may point anywhere, including at themselves. A walk terminates, and every frame
+        /// is counted in its region.
         #[test]
         fn tables_may_be_anything(
-            entries in prop::collection::vec((0u64..16 * 512, 0u64..24, 0u64..0x1000, any::<bool>()), 0..400),
+            entries in prop::collection::vec(
+                (0u64..16 * 512, 0u64..24, 0u64..0x1000, any::<bool>()),
+                0..400,
+            ),
             roots in prop::collection::vec(0u64..20, 1..4),
         ) {
             let layout = MemoryLayout::contiguous(16 << 12).unwrap();

@@ -1,4 +1,4 @@
-//! The color map: what every frame of a guest is.
+//! The color map: one record per frame of a guest.
 
 use super::{Color, FrameKind, Order, Region, RegionId, Temperature};
 use crate::addr::{FrameIndex, Gfn};
@@ -9,18 +9,18 @@ use thiserror::Error;
 /// Region number of frames that are in no region.
 const NO_REGION: u32 = u32::MAX;
 
-/// What is known of one frame.
+/// Attributes of one frame.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Frame {
-    /// What the guest kernel uses it for.
+    /// Use of the frame in the guest kernel.
     pub kind: FrameKind,
-    /// Its color.
+    /// The frame's color.
     pub color: Color,
-    /// Its region, if any.
+    /// The region that contains the frame, if any.
     pub region: Option<RegionId>,
-    /// Its place in the region's order; see [`Order`]. 0 outside a region.
+    /// The frame's position in the region's order; see [`Order`]. 0 outside a region.
     pub position: u64,
-    /// Signs of recent use.
+    /// Hints of recent use.
     pub temperature: Temperature,
 }
 
@@ -36,22 +36,22 @@ impl Default for Frame {
     }
 }
 
-/// Which kernel the guest runs, as far as memory tells.
+/// Identity of the guest kernel, as found in memory.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct KernelIdentity {
     /// Operating system family, `linux` or empty when none was recognized.
     pub os: String,
     /// Release, such as `6.1.0-56-cloud-amd64`.
     pub release: String,
-    /// The version banner, empty when it was not found.
+    /// The version banner; empty if not found.
     pub banner: String,
-    /// Build id of the kernel image in hexadecimal, empty when it was not found.
+    /// Build ID of the kernel image in hexadecimal; empty if not found.
     pub build_id: String,
     /// Paging mode, such as `x86-64 4-level`.
     pub paging: String,
 }
 
-/// Why per-frame columns do not make a map.
+/// Why per-frame records do not form a map.
 #[derive(Clone, PartialEq, Eq, Debug, Error)]
 pub enum MapError {
     /// The number of frame records differs from the layout's.
@@ -62,21 +62,21 @@ pub enum MapError {
         /// Frames of the layout.
         frames: u32,
     },
-    /// A frame names a region that is not there, or one of another kind.
+    /// A frame names a region that does not exist, or a region of another kind.
     #[error("frame {gfn} of kind {kind} cannot be in region {region}")]
     Region {
         /// The frame.
         gfn: Gfn,
         /// Its kind.
         kind: FrameKind,
-        /// The region that it names.
+        /// The region number in the frame's record.
         region: u32,
     },
 }
 
-/// What every frame of a guest is: kind, color, region, position, temperature.
+/// Kind, color, region, position and temperature of every frame of a guest.
 ///
-/// Takes 15 bytes for every frame. A map does not change, so its copies share them.
+/// Takes 15 bytes per frame. A map is immutable, so clones share its storage.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ColorMap {
     inner: Arc<Inner>,
@@ -96,8 +96,8 @@ struct Inner {
 }
 
 impl ColorMap {
-    /// A map of frame records in frame-index order. The regions' `frames` are counted here,
-    /// whatever the caller put there.
+    /// Builds a map from frame records in frame-index order. The regions' `frames` counts are
+    /// computed here; the caller's values are overwritten.
     ///
     /// # Errors
     /// [`MapError`] when the number of records differs from the layout's, or a record names a
@@ -160,14 +160,14 @@ impl ColorMap {
         Self { inner: Arc::new(columns), contradictions: 0 }
     }
 
-    /// The map with the number of contradictions among the facts that it was made from.
+    /// Records the number of contradictions among the facts that the map was made from.
     #[must_use]
     pub fn with_contradictions(self, contradictions: u32) -> Self {
         Self { contradictions, ..self }
     }
 
-    /// How many contradictions there were among the facts that the map was made from. If there is
-    /// one, free frames must be fetched like all others; see
+    /// Number of contradictions among the facts that the map was made from. If it is not 0, free
+    /// frames must be fetched like all other frames; see
     /// [`FreeFrames::allowed_by`](crate::clone::FreeFrames::allowed_by).
     #[must_use]
     pub fn contradictions(&self) -> u32 {
@@ -192,13 +192,13 @@ impl ColorMap {
         self.inner.kinds.len()
     }
 
-    /// Whether there are no frames; never true, since a layout has at least one.
+    /// Whether the map has no frames. Always false, since a layout has at least one frame.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.inner.kinds.is_empty()
     }
 
-    /// Everything known of one frame, or `None` past the end.
+    /// The record of one frame, or `None` past the end.
     #[must_use]
     pub fn frame(&self, index: FrameIndex) -> Option<Frame> {
         let i = index.as_usize();
@@ -251,7 +251,7 @@ impl ColorMap {
         &self.inner.regions
     }
 
-    /// One region, or `None` when there is none of that number.
+    /// One region, or `None` if no region has this number.
     #[must_use]
     pub fn region(&self, id: RegionId) -> Option<&Region> {
         self.inner.regions.get(id.0 as usize)
@@ -313,11 +313,11 @@ impl Members {
     }
 }
 
-/// Frames are sorted run by run where runs of neighbors, such as the allocator's blocks, have more
-/// than this many on average.
+/// Sorting moves whole runs of consecutive positions, such as the allocator's blocks, if runs are
+/// longer than this many frames on average.
 const LONG_RUN: usize = 8;
 
-/// Sorts frames by position, then by themselves.
+/// Sorts frames by position, then by frame index.
 fn sort_runs(frames: &mut [FrameIndex], key: impl Fn(&FrameIndex) -> (u64, FrameIndex)) {
     let are_neighbors = |a: &FrameIndex, b: &FrameIndex| key(a).0.checked_add(1) == Some(key(b).0);
     if frames.chunk_by(are_neighbors).count() < frames.len() / LONG_RUN {
@@ -380,7 +380,7 @@ mod tests {
 
     #[test]
     fn members_are_sorted_however_they_lie() {
-        // Blocks of 64 frames, in another order; that the last ones overlap is not usual, but
+        // Blocks of 64 frames in permuted order. The last blocks may overlap, which is unusual but
         // possible.
         for overlaps in [false, true] {
             let positions = (0..1024_u64).map(|frame| {

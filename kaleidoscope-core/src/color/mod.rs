@@ -1,4 +1,4 @@
-//! What every frame is: the palette, the map of a guest, its regions and their temperature.
+//! Color map of a guest: palette, per-frame records, regions, temperature.
 
 mod map;
 mod palette;

@@ -1,16 +1,16 @@
-//! The colors, and the coarser sets they fold into.
+//! Colors and frame kinds, and the mapping to the paper's coarser colors.
 
 use std::fmt;
 use std::str::FromStr;
 
-/// What the guest kernel uses a frame for, as its own structures say. This is evidence, not yet a
-/// color.
+/// Use of a frame in the guest kernel, according to the kernel's own structures. A kind is
+/// evidence, not yet a color.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 #[repr(u8)]
 #[non_exhaustive]
 pub enum FrameKind {
-    /// No structure says what the frame is, or the structure is damaged. Safe: it is fetched like
-    /// data.
+    /// No structure describes the frame, or the structure is damaged. Fetched like data, which is
+    /// always correct.
     #[default]
     Unknown = 0,
     /// In the page allocator's free lists, per-CPU lists included.
@@ -32,19 +32,19 @@ pub enum FrameKind {
     Kernel = 8,
     /// A page of a hugetlb pool, in use or not.
     Hugetlb = 9,
-    /// Taken out by the guest: ballooned or unplugged.
+    /// Given up by the guest: ballooned or unplugged.
     Offline = 10,
 }
 
-/// What a frame is. The paper's six colors are [`PaperColor`]; these are finer and fold into them.
+/// Color of a frame. The paper's six colors are [`PaperColor`]; these are finer and fold into them.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 #[repr(u8)]
 #[non_exhaustive]
 pub enum Color {
-    /// Nothing is known; treated as data.
+    /// Nothing is known; treated like data.
     #[default]
     Unknown = 0,
-    /// Free in the guest: its bytes matter to nobody.
+    /// Free in the guest; the contents need not be preserved.
     Free = 1,
     /// The kernel image's executable part.
     KernelText = 2,
@@ -74,11 +74,11 @@ pub enum Color {
     Anonymous = 14,
     /// Anonymous memory that is mapped executable (JIT code).
     AnonymousCode = 15,
-    /// Memory files: tmpfs, memfd, shared memory.
+    /// Memory files: tmpfs, memfd, System V shared memory.
     Shared = 16,
-    /// File page cache that some process maps executable.
+    /// File page cache that at least one process maps executable.
     FileCode = 17,
-    /// File page cache that some process maps, none of them executable.
+    /// File page cache that at least one process maps, but none maps executable.
     FileMapped = 18,
     /// File page cache that no process maps.
     FileCache = 19,
@@ -86,11 +86,11 @@ pub enum Color {
     BlockCache = 20,
     /// Pages of a hugetlb pool.
     Hugetlb = 21,
-    /// Ballooned or unplugged: the guest gave the frame back.
+    /// Ballooned or unplugged: the guest returned the frame to the host.
     Offline = 22,
 }
 
-/// The six colors of the Kaleidoscope paper (Bryant et al., EuroSys 2011, section 3), and unknown.
+/// The six colors of the Kaleidoscope paper (Bryant et al., EuroSys 2011, section 3), plus unknown.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 #[repr(u8)]
 pub enum PaperColor {
@@ -110,7 +110,7 @@ pub enum PaperColor {
     PageCache = 6,
 }
 
-/// A name that is not in the palette.
+/// A name that does not exist in the palette.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 #[error("no {what} is called `{name}`")]
 pub struct UnknownName {
@@ -119,7 +119,7 @@ pub struct UnknownName {
 }
 
 impl UnknownName {
-    /// A name that is not among the `what`s.
+    /// A name that does not exist among the values of type `what`.
     pub(crate) fn new(what: &'static str, name: &str) -> Self {
         Self { what, name: name.to_owned() }
     }
@@ -214,7 +214,7 @@ named!(PaperColor, "paper color", 7, [
 ]);
 
 impl Color {
-    /// The paper's color that this one folds into.
+    /// The paper's color that this color folds into.
     #[must_use]
     pub const fn paper(self) -> PaperColor {
         match self {

@@ -1,4 +1,4 @@
-//! Coloring a guest: introspection gathers facts, rules judge them.
+//! Coloring a guest: introspection gathers facts, and rules map facts to colors.
 
 mod rules;
 
@@ -24,22 +24,22 @@ pub enum ColoringError {
     /// The guest's page tables could not be read.
     #[error(transparent)]
     PageTables(#[from] PageTablesError),
-    /// The facts contradict themselves: an error of ours.
+    /// Introspection returned inconsistent facts, which is a bug in this library.
     #[error("internal error: {0}")]
     Map(#[from] MapError),
 }
 
-/// What is known beside the memory, and how to judge.
+/// Inputs besides the guest's memory, and the rules to apply.
 #[derive(Clone, Debug, Default)]
 pub struct ColoringOptions {
     /// The vCPUs' registers; may be empty.
     pub registers: Vec<VcpuRegisters>,
     /// VMCOREINFO texts that came with the memory, such as a dump's own note; may be empty. They
-    /// are candidates: a text may be of a kernel that ran before, or of another machine.
+    /// are only candidates: a text may describe an earlier kernel or another machine.
     pub vmcoreinfo: Vec<VmcoreInfo>,
     /// The rules.
     pub rules: Rules,
-    /// Which symbols of a kernel most workloads use; by default the list that comes with the
+    /// Symbols of a kernel that most workloads use; the default is the list that ships with the
     /// library.
     pub common_symbols: CommonSymbols,
 }
@@ -47,9 +47,9 @@ pub struct ColoringOptions {
 /// A colored guest.
 #[derive(Clone, Debug)]
 pub struct Coloring {
-    /// What every frame is.
+    /// The color map.
     pub map: ColorMap,
-    /// Why: the facts that the colors follow from.
+    /// The facts that the colors were derived from.
     pub facts: GuestFacts,
     rules: Rules,
 }
@@ -82,14 +82,14 @@ impl Coloring {
         &self.facts.processes
     }
 
-    /// What could not be read.
+    /// What introspection could not read.
     #[must_use]
     pub fn notes(&self) -> &[Note] {
         &self.facts.notes
     }
 
-    /// The facts of a frame and every rule that holds for it, the deciding one first; `None` where
-    /// there is no RAM.
+    /// The facts of a frame and every rule that applies to it, the deciding rule first; `None` if
+    /// the gfn is not RAM.
     #[must_use]
     pub fn explain(&self, gfn: Gfn) -> Option<(&FrameFacts, Vec<&Rule>)> {
         let facts = self.facts.frame(self.map.layout().index_of(gfn)?)?;
@@ -100,9 +100,9 @@ impl Coloring {
 /// Colors every frame of a guest.
 ///
 /// # Errors
-/// [`ColoringError`] when no kernel is found or nothing can be said of any frame. Damage to parts
-/// of the guest's structures is no error: [`Coloring::notes`] tells of it, and the frames concerned
-/// are unknown.
+/// [`ColoringError`] if no kernel is found or no frame can be classified. Damage to parts of the
+/// guest's structures is not an error: it is reported in [`Coloring::notes`], and the affected
+/// frames are unknown.
 pub fn color(
     memory: &dyn GuestMemory,
     options: &ColoringOptions,
@@ -110,11 +110,11 @@ pub fn color(
     color_with_progress(memory, options, &mut |_| {})
 }
 
-/// Colors the frames of a guest whose system is not known, by its page tables alone; see
+/// Colors the frames of a guest with an unknown operating system from its page tables alone; see
 /// [`page_tables`](crate::page_tables).
 ///
 /// # Errors
-/// [`ColoringError::PageTables`] when no registers tell of page tables.
+/// [`ColoringError::PageTables`] if no registers locate page tables.
 pub fn color_by_page_tables(
     memory: &dyn GuestMemory,
     options: &ColoringOptions,
@@ -123,7 +123,7 @@ pub fn color_by_page_tables(
     Ok(Coloring::new(facts, options.rules.clone())?)
 }
 
-/// As [`color()`], telling `begin` of every stage as it begins.
+/// Like [`color()`], but calls `begin` at the start of every phase.
 ///
 /// # Errors
 /// As [`color()`].

@@ -1,24 +1,24 @@
-//! Rules: facts to colors.
+//! Rules that map facts to colors.
 //!
-//! Several rules may hold for a frame, as for a page of a shared library: it is code, it is mapped,
-//! and it is page cache. The first rule in the order of priority wins, and the order can be
+//! Several rules may apply to a frame. A page of a shared library, for example, is code, is mapped,
+//! and is page cache. The applicable rule with the highest priority wins, and the priorities can be
 //! changed.
 
 use crate::color::Color;
 use crate::guest_os::{FrameFacts, FrameUse as U, KernelArea as A};
 
-/// A color, and what must be true of a frame to have it.
+/// A color and the condition under which a frame has it.
 #[derive(Clone, Copy, Debug)]
 pub struct Rule {
     /// The color.
     pub color: Color,
-    /// The condition, in words.
+    /// The condition in words, with the frame as *it*.
     pub condition: &'static str,
     applies: fn(&FrameFacts) -> bool,
 }
 
 impl Rule {
-    /// Whether the rule holds for a frame.
+    /// Whether the rule applies to a frame with these facts.
     #[must_use]
     pub fn applies(&self, facts: &FrameFacts) -> bool {
         (self.applies)(facts)
@@ -31,15 +31,15 @@ macro_rules! rules {
     };
 }
 
-/// All rules, by default priority.
+/// All rules, in default priority order.
 const RULES: [Rule; 24] = rules! {
-    Free: "the page allocator has it in its free lists",
+    Free: "it is on the page allocator's free lists",
         |f| matches!(f.usage, U::Free | U::FreePerCpu);
-    Offline: "the guest gave it back",
+    Offline: "the guest returned it to the host",
         |f| f.usage == U::Offline;
-    Hugetlb: "it belongs to the pool of huge pages",
+    Hugetlb: "it belongs to a hugetlb pool",
         |f| f.usage == U::Hugetlb;
-    PageTable: "the kernel says it is a page table, or a walk went through it",
+    PageTable: "the kernel marks it as a page table, or a page-table walk visited it",
         |f| f.usage == U::PageTable;
     Slab: "it holds objects of the slab allocator",
         |f| matches!(f.usage, U::Slab | U::LargeKmalloc);
@@ -57,7 +57,7 @@ const RULES: [Rule; 24] = rules! {
         |f| f.usage == U::Anonymous && f.user_executable;
     Anonymous: "it is anonymous memory, or in the swap cache",
         |f| matches!(f.usage, U::Anonymous | U::SwapCache);
-    PageTable: "it is reserved, and a page-table walk went through it",
+    PageTable: "it is reserved, and a page-table walk visited it",
         |f| f.usage == U::Reserved && f.is_table;
     KernelText: "it is reserved, and the kernel image maps it executable",
         |f| f.usage == U::Reserved && f.area == A::Text;
@@ -83,55 +83,55 @@ const RULES: [Rule; 24] = rules! {
         |_| true;
 };
 
-/// Numbers of the facts that rules may look at.
+/// Number of values of each fact that rules may test.
 const USES: usize = U::ALL.len();
 const AREAS: usize = A::ALL.len();
 
-/// The rules in an order of priority.
+/// Rules in priority order.
 #[derive(Clone, Debug)]
 pub struct Rules {
     order: Vec<Rule>,
-    /// Place in `order` of the rule that wins, for each combination of facts.
+    /// Index in `order` of the winning rule, for each combination of facts.
     winners: Vec<u8>,
 }
 
 impl Default for Rules {
-    /// Executable page cache is code: prefetch treats code alike wherever it lies (Bryant et al.,
-    /// section 3.3).
+    /// Executable page cache is code, since prefetch treats all code alike (Bryant et al., section
+    /// 3.3).
     fn default() -> Self {
         Self::in_order(RULES.to_vec())
     }
 }
 
 impl Rules {
-    /// Page cache stays page cache even where it is executable, as deduplication and eviction
-    /// prefer.
+    /// Rules that color executable page cache as page cache, which suits deduplication and
+    /// eviction.
     #[must_use]
     pub fn page_cache_wins() -> Self {
         Self::default().prefer(&[Color::FileCache])
     }
 
-    /// These colors win over all others wherever they apply, the first named over those after it.
+    /// Gives these colors priority over all other colors, in the given order.
     #[must_use]
     pub fn prefer(&self, colors: &[Color]) -> Self {
-        let place = |rule: &Rule| colors.iter().position(|c| *c == rule.color);
+        let rank = |rule: &Rule| colors.iter().position(|c| *c == rule.color);
         let mut order = self.order.clone();
-        // The last rule is the one that always applies.
+        // The last rule always applies.
         let last = order.pop();
-        order.sort_by_key(|rule| place(rule).unwrap_or(colors.len()));
+        order.sort_by_key(|rule| rank(rule).unwrap_or(colors.len()));
         order.extend(last);
         Self::in_order(order)
     }
 
     fn in_order(order: Vec<Rule>) -> Self {
         let mut winners = vec![0; USES * AREAS * 8];
-        let places: Vec<_> = (0u8..).zip(&order).collect();
-        for (place, rule) in places.into_iter().rev() {
+        let indexed: Vec<_> = (0u8..).zip(&order).collect();
+        for (index, rule) in indexed.into_iter().rev() {
             for facts in combinations() {
                 if rule.applies(&facts)
                     && let Some(winner) = winners.get_mut(key(&facts))
                 {
-                    *winner = place;
+                    *winner = index;
                 }
             }
         }
@@ -141,9 +141,9 @@ impl Rules {
     /// The rule that decides a frame's color.
     #[must_use]
     pub fn deciding(&self, facts: &FrameFacts) -> &Rule {
-        let place = self.winners.get(key(facts)).copied().unwrap_or(u8::MAX);
+        let winner = self.winners.get(key(facts)).copied().unwrap_or(u8::MAX);
         let last = &RULES[RULES.len() - 1];
-        self.order.get(usize::from(place)).unwrap_or(last)
+        self.order.get(usize::from(winner)).unwrap_or(last)
     }
 
     /// The color of a frame.
@@ -152,13 +152,13 @@ impl Rules {
         self.deciding(facts).color
     }
 
-    /// Every rule that holds for a frame, the deciding one first.
+    /// Every rule that applies to a frame, the deciding rule first.
     pub fn applying<'a>(&'a self, facts: &'a FrameFacts) -> impl Iterator<Item = &'a Rule> {
         self.order.iter().filter(|rule| rule.applies(facts))
     }
 }
 
-/// Number of the combination of facts that rules may look at.
+/// Index in `winners` of a combination of facts.
 fn key(facts: &FrameFacts) -> usize {
     let flags = usize::from(facts.is_table)
         | usize::from(facts.user_mapped) << 1
@@ -166,7 +166,7 @@ fn key(facts: &FrameFacts) -> usize {
     (facts.usage as usize * AREAS + facts.area as usize) * 8 + flags
 }
 
-/// Every combination of facts that rules may look at.
+/// Every combination of facts that rules may test.
 fn combinations() -> impl Iterator<Item = FrameFacts> {
     U::ALL.into_iter().flat_map(|usage| {
         A::ALL.into_iter().flat_map(move |area| {

@@ -1,28 +1,28 @@
-//! The vocabulary of evidence: what a kernel's structures can say of a frame.
+//! Evidence about frames that a kernel's structures provide.
 
 use crate::color::FrameKind;
 
-/// What a guest kernel's own structures say a frame is used for.
+/// Use of a frame according to the guest kernel's own structures.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
 #[repr(u8)]
 #[non_exhaustive]
 pub enum FrameUse {
-    /// Nothing, or the structure is damaged.
+    /// No structure describes the frame, or the structure is damaged.
     #[default]
     Unknown = 0,
     /// In the page allocator's free lists.
     Free = 1,
-    /// Freed, and kept on a CPU's own list for the next allocation.
+    /// Freed, and cached on a per-CPU list for the next allocation.
     FreePerCpu = 2,
     /// Holds objects of a slab cache.
     Slab = 3,
-    /// A large block of the object allocator.
+    /// A large `kmalloc` block, allocated from the page allocator directly.
     LargeKmalloc = 4,
     /// A page table.
     PageTable = 5,
     /// Anonymous memory of a process.
     Anonymous = 6,
-    /// In the swap cache, no longer known to any process.
+    /// In the swap cache, and mapped by no process.
     SwapCache = 7,
     /// Page cache of a file.
     File = 8,
@@ -36,7 +36,7 @@ pub enum FrameUse {
     Hugetlb = 12,
     /// Given back to the host by the guest.
     Offline = 13,
-    /// Allocated; the allocator does not say for what.
+    /// Allocated for a purpose that the allocator does not record.
     Allocated = 14,
 }
 
@@ -79,7 +79,7 @@ impl FrameUse {
     }
 }
 
-/// Which part of the kernel's address space maps a frame, beside the map of all memory.
+/// The part of the kernel's address space, besides the direct map, that maps a frame.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
 #[repr(u8)]
 #[non_exhaustive]

@@ -1,4 +1,4 @@
-//! Everything introspection found: facts for every frame, and what it could not read.
+//! Results of introspection: facts about every frame, and notes on what could not be read.
 
 use super::{FrameUse, KernelArea};
 use crate::addr::{FrameIndex, Gpa};
@@ -6,83 +6,83 @@ use crate::color::{KernelIdentity, Region, RegionId, Temperature};
 use crate::memory::MemoryLayout;
 use std::fmt;
 
-/// Facts of one frame. A color is a rule applied to these.
+/// Facts about one frame. Rules derive its color from them.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct FrameFacts {
-    /// What the kernel's frame table says.
+    /// Use of the frame according to the kernel's frame table.
     pub usage: FrameUse,
-    /// Where the kernel maps it, beside the map of all memory.
+    /// Where the kernel maps the frame, besides the direct map.
     pub area: KernelArea,
-    /// Whether a page-table walk went through it as a table.
+    /// Whether a page-table walk visited the frame as a table.
     pub is_table: bool,
-    /// Whether a process maps it.
+    /// Whether at least one process maps the frame.
     pub user_mapped: bool,
-    /// Whether a process maps it executable.
+    /// Whether at least one process maps the frame executable.
     pub user_executable: bool,
-    /// Whether processes map it and none of them may touch it now: `PROT_NONE`, or a page that
-    /// NUMA balancing watches.
+    /// Whether processes map the frame, but none may access it now: `PROT_NONE`, or a NUMA
+    /// balancing hint fault is pending.
     pub inaccessible: bool,
-    /// Signs of recent use.
+    /// Hints of recent use.
     pub temperature: Temperature,
-    /// Its region.
+    /// The region that contains the frame.
     pub region: Option<RegionId>,
-    /// Its place in the region's order.
+    /// The frame's position in the region's order.
     pub position: u64,
 }
 
 /// A process, as found in memory.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Process {
-    /// Process id; `None` when no task uses the address space.
+    /// Process ID; `None` if no task uses the address space.
     pub pid: Option<u32>,
-    /// Command name; empty when not known.
+    /// Command name; empty if unknown.
     pub name: String,
-    /// Frames that its page tables map, each mapping counted.
+    /// Number of mappings in its page tables; a frame mapped twice counts twice.
     pub mapped_frames: u64,
-    /// Frames of anonymous memory that it is the first to map.
+    /// Number of anonymous frames for which this process is the first to map them.
     pub anonymous_frames: u64,
-    /// Frames of its page tables.
+    /// Number of frames that hold its page tables.
     pub table_frames: u64,
-    /// Threads.
+    /// Number of threads.
     pub threads: u32,
-    /// Place among all tasks by when they last ran, 0 the most recent; `None` when not known.
+    /// Rank among all tasks by last run time, 0 being the most recent; `None` if unknown.
     pub recency: Option<u32>,
-    /// Where its page tables begin, as a vCPU's CR3 has it; with page-table isolation that is the
-    /// kernel's half of the pair in Linux.
+    /// Physical address of its top-level page table, as in a vCPU's CR3. With page-table isolation
+    /// on Linux, this is the kernel half of the pair.
     pub root: Gpa,
 }
 
-/// What a note means for the trust in what was read.
+/// How a note affects trust in the facts.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[non_exhaustive]
 pub enum NoteKind {
-    /// Something is missing or was left out. What was read holds.
+    /// Something is missing or was left out. The facts that were read are valid.
     Incomplete,
-    /// Structures disagree with each other, or with the memory that holds them. What they say of
-    /// free frames is not to be trusted: see [`trust`](crate::clone::trust).
+    /// Structures contradict each other, or the memory that holds them. Free frames must not be
+    /// trusted; see [`trust`](crate::clone::trust).
     Contradiction,
 }
 
-/// Something that could not be read, was left out, or contradicts itself.
+/// Something that could not be read, was left out, or is contradictory.
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub struct Note {
-    /// What it means for the rest.
+    /// How the note affects trust in the facts.
     pub kind: NoteKind,
-    /// What it concerns, such as `frame table`.
+    /// The structure concerned, such as `frame table`.
     pub subject: &'static str,
-    /// What was wrong, with the address where it began.
+    /// What was wrong, with the address where the problem began.
     pub text: String,
 }
 
 impl Note {
-    /// A note of something that is missing.
+    /// A note on something missing.
     #[must_use]
     pub const fn incomplete(subject: &'static str, text: String) -> Self {
         Self { kind: NoteKind::Incomplete, subject, text }
     }
 
-    /// A note of structures that disagree.
+    /// A note on structures that contradict each other.
     #[must_use]
     pub const fn contradiction(subject: &'static str, text: String) -> Self {
         Self { kind: NoteKind::Contradiction, subject, text }
@@ -95,20 +95,20 @@ impl fmt::Display for Note {
     }
 }
 
-/// What a guest's own structures say of all its memory.
+/// Everything that a guest's own structures say about its memory.
 #[derive(Clone, Debug)]
 pub struct GuestFacts {
     /// The guest's RAM.
     pub layout: MemoryLayout,
     /// The guest's kernel.
     pub kernel: KernelIdentity,
-    /// In frame-index order.
+    /// One entry per frame, in frame-index order.
     pub frames: Vec<FrameFacts>,
-    /// Regions that the frames name.
+    /// The regions that `frames` refers to.
     pub regions: Vec<Region>,
-    /// Processes, by process id.
+    /// Processes, ordered by process ID.
     pub processes: Vec<Process>,
-    /// What could not be read; empty when all went well.
+    /// What could not be read; empty if everything was read.
     pub notes: Vec<Note>,
 }
 

@@ -5,7 +5,7 @@ use crate::memory::GuestMemory;
 use crate::registers::VcpuRegisters;
 use std::fmt;
 
-/// A part of introspection, announced when it begins, so that callers can show progress or measure.
+/// A phase of introspection, announced when it begins for progress display and measurement.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[non_exhaustive]
 pub enum Phase {
@@ -13,7 +13,7 @@ pub enum Phase {
     Locate,
     /// Finding symbols.
     Symbols,
-    /// Finding what every workload uses of the kernel image.
+    /// Finding kernel symbols that every workload uses.
     CommonSymbols,
     /// Finding type information.
     Types,
@@ -23,7 +23,7 @@ pub enum Phase {
     Tasks,
     /// Walking processes' page tables.
     UserSpaces,
-    /// Attributing the kernel's address space.
+    /// Attributing the kernel's address space to its areas.
     KernelAreas,
     /// Naming files and slab caches.
     Names,
@@ -34,7 +34,7 @@ pub enum Phase {
 }
 
 impl Phase {
-    /// Name for people.
+    /// Name for display.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -61,16 +61,16 @@ impl fmt::Display for Phase {
 
 /// Reads a guest operating system's structures from memory alone.
 pub trait Introspect {
-    /// Why nothing could be found.
+    /// Why introspection failed altogether.
     type Error: std::error::Error;
 
-    /// Gathers facts of every frame. `registers` may be empty. `begin` is told of every stage as it
-    /// begins.
+    /// Gathers facts about every frame. `registers` may be empty. `begin` is called at the start of
+    /// every phase.
     ///
     /// # Errors
-    /// When the system is not there, or so damaged that nothing can be said of any frame. Damage to
-    /// parts is no error: it is told in [`GuestFacts::notes`], and the frames concerned stay
-    /// unknown.
+    /// If the operating system is not found, or is so damaged that no frame can be classified.
+    /// Damage to parts is not an error: it is reported in [`GuestFacts::notes`], and the affected
+    /// frames stay unknown.
     fn introspect(
         &self,
         memory: &dyn GuestMemory,

@@ -1,4 +1,4 @@
-//! What a guest operating system's own structures say of its memory, whatever the system.
+//! Facts about a guest's memory, independent of the guest operating system.
 
 mod evidence;
 mod facts;

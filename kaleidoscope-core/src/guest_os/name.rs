@@ -1,15 +1,15 @@
-//! Names from guest memory, written so that they can be shown.
+//! Names from guest memory, escaped for display.
 //!
-//! A file's name may be any bytes but a slash and a zero, and a hostile guest chooses them: a line
-//! feed that begins a row of a table, an escape sequence that steers a terminal. So names are text
-//! in which such bytes are written `\x1b` and the backslash itself `\\`. Nothing is lost:
-//! [`unescape`] gives the bytes back.
+//! A file name may contain any bytes except a slash and a zero, and a hostile guest chooses them: a
+//! line feed that starts a row of a table, or an escape sequence that controls a terminal. In
+//! escaped names, such bytes are written `\x1b`, and the backslash itself `\\`. Escaping is
+//! lossless: [`unescape`] returns the bytes.
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
 
-/// Bytes as text that is fit to be shown. Bytes that are no UTF-8, and those of characters that
-/// control a terminal or the direction of text, become `\xNN`; a backslash becomes `\\`.
+/// Escapes bytes for display. Invalid UTF-8, and characters that control a terminal or the
+/// direction of text, become `\xNN` for each byte; a backslash becomes `\\`.
 ///
 /// ```
 /// use kaleidoscope_core::guest_os::name::{escape, unescape};
@@ -32,7 +32,7 @@ pub fn escape(bytes: &[u8]) -> String {
     out
 }
 
-/// The bytes of a name that [`escape`] wrote. A backslash that begins no escape stands for itself.
+/// The bytes of a name that [`escape`] wrote. A backslash that starts no escape stands for itself.
 #[must_use]
 pub fn unescape(name: &str) -> Vec<u8> {
     let mut out = Vec::with_capacity(name.len());
@@ -55,8 +55,9 @@ pub fn unescape(name: &str) -> Vec<u8> {
     out
 }
 
-/// Text of unknown origin, such as a file's, fit to be shown: what [`escape`] would write as `\xNN`
-/// is written so, everything else stays. Names that were escaped stay as they are.
+/// Makes untrusted text, such as a file's, safe to display: characters that [`escape`] would write
+/// as `\xNN` are escaped, and everything else is unchanged. Names that are already escaped are
+/// unchanged.
 #[must_use]
 pub fn shown(text: &str) -> Cow<'_, str> {
     if !text.contains(is_hidden) {
@@ -103,7 +104,7 @@ mod tests {
 
     #[test]
     fn escapes_are_not_mistaken() {
-        // A name that holds the text of an escape, and the byte itself.
+        // The literal text of an escape differs from the byte that the escape denotes.
         assert_eq!(escape(b"\\x1b"), "\\\\x1b");
         assert_ne!(escape(b"\\x1b"), escape(b"\x1b"));
         assert_eq!(unescape("dev-disk\\x2duuid"), b"dev-disk-uuid");
@@ -120,7 +121,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn nothing_is_lost(bytes in prop::collection::vec(prop_oneof![any::<u8>(), Just(b'\\'), Just(b'x')], 0..40)) {
+        fn nothing_is_lost(
+            bytes in prop::collection::vec(
+                prop_oneof![any::<u8>(), Just(b'\\'), Just(b'x')],
+                0..40,
+            ),
+        ) {
             let name = escape(&bytes);
             prop_assert!(!name.contains(is_hidden));
             prop_assert_eq!(unescape(&name), bytes);

@@ -1,6 +1,6 @@
-//! From what each stage found to facts of every frame.
+//! Combines the results of all phases into facts about every frame.
 
-use super::frame_reader::{Damage, FrameRecords, NO_OWNER, Record, Trouble};
+use super::frame_reader::{Damage, DamageCount, FrameRecords, NO_OWNER, Record};
 use super::introspect::RECENT_TASKS;
 use super::kernel_areas::{AreaOfFrame, KernelAreas};
 use super::regions::{OwnerName, RegionKey, Regions};
@@ -13,28 +13,28 @@ use crate::guest_os::{FrameFacts, FrameUse, GuestFacts, KernelArea, Note, NoteKi
 use crate::memory::GuestMemory;
 use std::collections::HashMap;
 
-/// Bytes of a task's structure that are marked as recently used; larger ones end with what is
-/// rarely touched.
+/// Bytes of a `task_struct` that are marked as recently used; the tail of a larger one is rarely
+/// touched.
 const TASK_BYTES: u64 = 8192;
 
-/// Everything the stages found.
-pub(super) struct Gathered<'g, 'm, M: ?Sized> {
+/// Results of all phases.
+pub(super) struct PhaseResults<'g, 'm, M: ?Sized> {
     pub(super) view: &'g KernelView<'m, M>,
     pub(super) records: FrameRecords,
     pub(super) tasks: Tasks,
     pub(super) users: UserMappings,
     pub(super) areas: KernelAreas,
-    /// For each page of the kernel image, which common symbols it holds; may be empty.
-    pub(super) page_signs: Vec<Temperature>,
-    /// Names of the records' owners; `None` for those that are not what they say.
+    /// The common-symbol hints of each page of the kernel image; may be empty.
+    pub(super) page_hints: Vec<Temperature>,
+    /// Names of the records' owners; `None` for an owner that is not what its pages claim.
     pub(super) owners: Vec<Option<OwnerName>>,
-    /// The kernel's own root table, and the tables of its twin under page-table isolation.
+    /// The root table of the kernel, and the tables of its twin with page-table isolation.
     pub(super) kernel_tables: &'g [Gpa],
     pub(super) kernel: KernelIdentity,
     pub(super) notes: Vec<Note>,
 }
 
-/// A frame's part in page tables.
+/// Role of a frame in page tables.
 #[derive(Clone, Copy)]
 struct TableUse {
     is_table: bool,
@@ -46,9 +46,9 @@ impl TableUse {
     const NONE: Self = Self { is_table: false, space: NO_SPACE, page: 0 };
 }
 
-pub(super) fn assemble<M: GuestMemory + ?Sized>(gathered: Gathered<'_, '_, M>) -> GuestFacts {
-    let Gathered { view, records, tasks, users, areas, page_signs, .. } = gathered;
-    let Gathered { owners, kernel_tables, kernel, mut notes, .. } = gathered;
+pub(super) fn assemble<M: GuestMemory + ?Sized>(results: PhaseResults<'_, '_, M>) -> GuestFacts {
+    let PhaseResults { view, records, tasks, users, areas, page_hints, .. } = results;
+    let PhaseResults { owners, kernel_tables, kernel, mut notes, .. } = results;
     let layout = view.memory().layout();
     describe_damage(view, &records.damage, &tasks, &users, &areas, &mut notes);
     let recent = recent_frames(view, &tasks);
@@ -75,8 +75,8 @@ pub(super) fn assemble<M: GuestMemory + ?Sized>(gathered: Gathered<'_, '_, M>) -
             position: 0,
         };
         if is_image(&facts) {
-            let signs = usize::try_from(area.page).ok().and_then(|page| page_signs.get(page));
-            facts.temperature.insert(rated(signs.copied().unwrap_or_default(), facts.area));
+            let hints = usize::try_from(area.page).ok().and_then(|page| page_hints.get(page));
+            facts.temperature.insert(adjusted(hints.copied().unwrap_or_default(), facts.area));
         }
         let space = if facts.usage == FrameUse::PageTable { table.space } else { user.space };
         let owner = record.owner;
@@ -110,14 +110,14 @@ pub(super) fn assemble<M: GuestMemory + ?Sized>(gathered: Gathered<'_, '_, M>) -
     GuestFacts { layout: layout.clone(), kernel, frames, regions, processes, notes }
 }
 
-/// The record's use, corrected by what is known of its owner and by page-table walks.
+/// The record's use, corrected with the record's owner and with page-table walks.
 fn usage_of(record: &Record, table: TableUse, regions: &Regions<'_>) -> FrameUse {
     let is_cache = matches!(record.usage, FrameUse::File | FrameUse::Shared);
     if is_cache && record.owner != NO_OWNER {
         return match regions.owner(record.owner) {
             Some(owner) if owner.is_block_device => FrameUse::BlockDevice,
             Some(_) => record.usage,
-            // A mapping that is none: page cache only if the kernel's reclaim lists hold the page.
+            // The mapping is invalid: the page is page cache only if it is on an LRU list.
             None if record.on_lru || record.usage == FrameUse::Shared => record.usage,
             None => FrameUse::Allocated,
         };
@@ -128,19 +128,19 @@ fn usage_of(record: &Record, table: TableUse, regions: &Regions<'_>) -> FrameUse
     }
 }
 
-/// Whether a frame holds a part of the kernel image; the kernel frees some of it after boot and
-/// uses the frames for other things.
+/// Whether a frame holds a part of the kernel image. The kernel frees some of the image after boot
+/// and reuses the frames.
 fn is_image(facts: &FrameFacts) -> bool {
     let in_image = matches!(facts.area, KernelArea::Text | KernelArea::Rodata | KernelArea::Data);
     facts.usage == FrameUse::Reserved && in_image
 }
 
-/// What the signs of a page of the image are worth. Of read-only data with the most common symbols,
-/// only every second page is touched: the kernel keeps many small constants there, of which it
-/// reads few.
-fn rated(signs: Temperature, area: KernelArea) -> Temperature {
-    match (area == KernelArea::Rodata, signs.contains(Temperature::COMMON)) {
-        (false, _) => signs,
+/// Adjusts the common-symbol hints of an image page to its area. Only half of the read-only data
+/// pages with the most common symbols are touched: they hold many small constants, and the kernel
+/// reads few of them.
+fn adjusted(hints: Temperature, area: KernelArea) -> Temperature {
+    match (area == KernelArea::Rodata, hints.contains(Temperature::COMMON)) {
+        (false, _) => hints,
         (true, true) => Temperature::FREQUENT,
         (true, false) => Temperature::NONE,
     }
@@ -148,22 +148,22 @@ fn rated(signs: Temperature, area: KernelArea) -> Temperature {
 
 fn temperature_of(record: &Record, user: &UserMapping) -> Temperature {
     let mut temperature = record.temperature;
-    let signs = [
+    let hints = [
         (user.accessed, Temperature::ACCESSED),
         (user.dirty, Temperature::DIRTY),
         (user.shared, Temperature::SHARED),
         (user.recent, Temperature::RECENT_TASK),
     ];
-    for (is_set, sign) in signs {
+    for (is_set, hint) in hints {
         if is_set {
-            temperature.insert(sign);
+            temperature.insert(hint);
         }
     }
     temperature
 }
 
-/// Which frames page-table walks went through, by ascending frame: each process's, and the kernel's
-/// own tables. A frame that several walks went through belongs to the first process.
+/// Frames that page-table walks visited as tables, in ascending order: those of every process and
+/// of the kernel. A frame that several walks visited belongs to the first process.
 fn table_uses<M>(
     view: &KernelView<'_, M>,
     users: &UserMappings,
@@ -187,7 +187,7 @@ where
     tables
 }
 
-/// A process for every address space, in the spaces' order.
+/// One process per address space, in the order of the address spaces.
 fn list_processes(users: &UserMappings, tasks: &Tasks) -> Vec<Process> {
     let mut of_root = HashMap::<Gpa, Vec<&Task>>::new();
     for task in &tasks.tasks {
@@ -221,7 +221,7 @@ fn space_name(process: &Process) -> String {
     }
 }
 
-/// Frames of the structures, stacks and root tables of the tasks that ran last.
+/// Frames of the structures, stacks and root tables of the most recently run tasks.
 fn recent_frames<M>(view: &KernelView<'_, M>, tasks: &Tasks) -> Vec<FrameIndex>
 where
     M: GuestMemory + ?Sized,
@@ -252,9 +252,9 @@ fn describe_damage<M: GuestMemory + ?Sized>(
     areas: &KernelAreas,
     notes: &mut Vec<Note>,
 ) {
-    let mut trouble = |kind: NoteKind, what: &str, trouble: Trouble| {
-        if let Some(first) = trouble.first {
-            let text = format!("{} {what}, the first at frame {first}", trouble.count);
+    let mut report = |kind: NoteKind, what: &str, damage: DamageCount| {
+        if let Some(first) = damage.first {
+            let text = format!("{} {what}, the first at frame {first}", damage.count);
             notes.push(match kind {
                 NoteKind::Incomplete => Note::incomplete("frame table", text),
                 NoteKind::Contradiction => Note::contradiction("frame table", text),
@@ -262,9 +262,9 @@ fn describe_damage<M: GuestMemory + ?Sized>(
         }
     };
     // Memory that was never brought online has no records.
-    trouble(NoteKind::Incomplete, "frames without a readable record", damage.unreadable);
-    trouble(NoteKind::Contradiction, "free blocks that contradict themselves", damage.blocks);
-    trouble(NoteKind::Contradiction, "tails without a head", damage.tails);
+    report(NoteKind::Incomplete, "frames without a readable record", damage.unreadable);
+    report(NoteKind::Contradiction, "free blocks that contradict themselves", damage.blocks);
+    report(NoteKind::Contradiction, "tails without a head", damage.tails);
     let mut note = |subject, is_wrong: bool, text: String| {
         if is_wrong {
             notes.push(Note::contradiction(subject, text));

@@ -1,6 +1,6 @@
 //! Checked little-endian reads from hostile bytes.
 
-/// The `N` bytes at `at`, if they are all there.
+/// The `N` bytes at `at`, or `None` if `bytes` is too short.
 pub(super) fn array_at<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
     bytes.get(at..)?.first_chunk().copied()
 }
@@ -20,14 +20,13 @@ pub(super) fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
     array_at(bytes, at).map(u64::from_le_bytes)
 }
 
-/// A `u32` as an index. Lossless: the crate supports targets of 32 bits and more.
+/// A `u32` as an index. Lossless: the crate supports only targets of at least 32 bits.
 pub(super) const fn index(value: u32) -> usize {
     const { assert!(usize::BITS >= 32) };
     value as usize
 }
 
-/// The distance of two addresses or offsets in bytes, as an address part. Lossless: usize has at
-/// most 64 bits.
+/// An offset or a distance in bytes, as part of an address. Lossless: `usize` has at most 64 bits.
 pub(super) const fn address(value: usize) -> u64 {
     const { assert!(usize::BITS <= 64) };
     value as u64

@@ -1,8 +1,8 @@
 //! Paths from directory entries and mounts.
 //!
-//! A dentry's path is the chain of names up to its file system's root; where that root is mounted
+//! A dentry's path is the chain of names up to its file system's root; the mount point of that root
 //! comes from the file system's mounts. Chains come from guest memory, so their length is limited,
-//! and all of them are paid for from one budget.
+//! and all of them are charged to one budget.
 
 use super::name_budget::NameBudget;
 use super::profile::Fields;
@@ -13,22 +13,22 @@ use crate::memory::GuestMemory;
 use std::collections::HashMap;
 use std::rc::Rc;
 
-/// Longest chain of directories that is followed.
+/// Maximum depth of a directory.
 const MAX_DEPTH: usize = 256;
 
-/// Longest path, in bytes (`PATH_MAX`), each of which may be written as an escape of four.
+/// Maximum length of a path in bytes: `PATH_MAX`, with every byte written as an escape of four.
 const MAX_PATH: usize = 4 * 4096;
 
-/// Most mounts of one file system, and deepest stack of mounts, that are looked at.
+/// Maximum number of mounts to examine per file system, and maximum depth of nested mounts.
 const MAX_MOUNTS: usize = 64;
 
-/// Most file systems whose mounts are remembered; a machine full of containers has some thousands.
+/// Maximum number of file systems in the cache; a machine full of containers has a few thousand.
 const MAX_FILE_SYSTEMS: usize = 1 << 14;
 
-/// Bytes of a file name, at most (`NAME_MAX`).
+/// Maximum length of a file name in bytes (`NAME_MAX`).
 const MAX_NAME: usize = 255;
 
-/// Paths of dentries, remembered so that a directory's path is put together once.
+/// Paths of dentries, cached so that a directory's path is built once.
 pub(super) struct Paths<'v, 'm, M: ?Sized> {
     view: &'v KernelView<'m, M>,
     fields: &'v Fields,
@@ -42,12 +42,12 @@ impl<'v, 'm, M: GuestMemory + ?Sized> Paths<'v, 'm, M> {
         Self { view, fields, budget, directories: HashMap::new(), mounts: HashMap::new() }
     }
 
-    /// What names may still cost.
+    /// The remaining name budget.
     pub(super) fn budget(&mut self) -> &mut NameBudget {
         &mut self.budget
     }
 
-    /// The absolute path of an inode by its first name; `None` when it has none (left).
+    /// The absolute path of an inode through its first dentry; `None` if it has no dentry.
     pub(super) fn of_inode(&mut self, inode: Gva, super_block: Gva) -> Option<String> {
         let fields = self.fields;
         let alias = self.view.read_pointer_field(inode, fields.inode_aliases?)?;
@@ -55,8 +55,7 @@ impl<'v, 'm, M: GuestMemory + ?Sized> Paths<'v, 'm, M> {
         let parent = self.view.read_pointer_field(dentry, fields.dentry_parent?)?;
         let root = self.view.read_pointer_field(super_block, fields.super_root?)?;
         let name = self.name(dentry)?;
-        // A dentry that no hash chain points to has been deleted, or never had a place in a
-        // directory.
+        // An unhashed dentry has been deleted, or never was in a directory.
         let hash = fields.dentry_hash.and_then(|o| o.checked_add(8));
         let is_unhashed = hash.is_some_and(|o| self.view.read_field(dentry, o) == Some(0));
         if dentry == root {
@@ -87,7 +86,7 @@ impl<'v, 'm, M: GuestMemory + ?Sized> Paths<'v, 'm, M> {
             if chain.len() == MAX_DEPTH {
                 return None;
             }
-            self.budget.pay_step()?;
+            self.budget.charge_step()?;
             chain.push(at);
             at = parent;
         };
@@ -97,13 +96,13 @@ impl<'v, 'm, M: GuestMemory + ?Sized> Paths<'v, 'm, M> {
                 return None;
             }
             path = Rc::from(format!("{path}/{name}"));
-            self.budget.pay_name(&path)?;
+            self.budget.charge_name(&path)?;
             self.directories.insert(dentry, Rc::clone(&path));
         }
         Some(path)
     }
 
-    /// A dentry's own name.
+    /// A dentry's name, escaped.
     fn name(&self, dentry: Gva) -> Option<String> {
         let fields = self.fields;
         let name = dentry.checked_add(fields.dentry_name?)?;
@@ -116,8 +115,7 @@ impl<'v, 'm, M: GuestMemory + ?Sized> Paths<'v, 'm, M> {
         Some(escape(buf))
     }
 
-    /// Where a file system is mounted, without the final slash: empty for the root, or when nobody
-    /// can say.
+    /// Where a file system is mounted, without the final slash; empty for the root, or if unknown.
     fn mount_path(&mut self, super_block: Gva) -> Rc<str> {
         if let Some(path) = self.mounts.get(&super_block) {
             return Rc::clone(path);
@@ -130,16 +128,16 @@ impl<'v, 'm, M: GuestMemory + ?Sized> Paths<'v, 'm, M> {
         path
     }
 
-    /// A mount of the whole file system somewhere in a tree of mounts.
+    /// A mount of the whole file system in a mount tree.
     fn find_mount(&mut self, super_block: Gva) -> Option<Gva> {
         let (view, fields) = (self.view, self.fields);
         let root = view.read_pointer_field(super_block, fields.super_root?)?;
         let head = super_block.checked_add(fields.super_mounts?)?;
         let mut link = view.read_pointer(head)?;
         for _ in 0..MAX_MOUNTS {
-            self.budget.pay_step()?;
-            // Until 6.16 a list through the mounts that returns to its head; since then plain
-            // pointers that end in null.
+            self.budget.charge_step()?;
+            // Until 6.16, a circular list links the mounts; since 6.17, plain pointers that end in
+            // null.
             let (mount, next_offset) = match (fields.mount_next, fields.mount_instance) {
                 (Some(next), _) => (link, next),
                 (None, Some(_)) if link == head => return None,
@@ -160,7 +158,7 @@ impl<'v, 'm, M: GuestMemory + ?Sized> Paths<'v, 'm, M> {
         let mut path = String::new();
         let mut mount = mount;
         for _ in 0..MAX_MOUNTS {
-            self.budget.pay_step()?;
+            self.budget.charge_step()?;
             let parent = self.view.read_pointer_field(mount, self.fields.mount_parent?)?;
             if parent == mount {
                 return Some(path);

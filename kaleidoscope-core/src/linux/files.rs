@@ -1,4 +1,4 @@
-//! Which file a mapping belongs to.
+//! Identification of the file that a mapping belongs to.
 
 use super::dentries::Paths;
 use super::name_budget::NameBudget;
@@ -10,21 +10,21 @@ use std::collections::HashMap;
 use std::fmt;
 use std::rc::Rc;
 
-/// The file system type of block devices' own inodes.
+/// The file system type of block device inodes.
 const BLOCK_DEVICE_FS: &str = "bdev";
 
-/// Most file systems that are remembered; a machine full of containers has some thousands.
+/// Maximum number of file systems in the cache; a machine full of containers has a few thousand.
 const MAX_FILE_SYSTEMS: usize = 1 << 14;
 
 /// A file with cached pages.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct FileIdentity {
     pub(crate) fs_type: Rc<str>,
-    /// Device number as stat(2) reports it: of the file's file system, or of the block device
+    /// Device number as reported by stat(2): that of the file's file system, or of the block device
     /// itself.
     pub(crate) device: u64,
     pub(crate) inode: u64,
-    /// Absolute path as seen at boot; empty when the file has none.
+    /// Absolute path in the initial mount namespace; empty if the file has none.
     pub(crate) path: String,
 }
 
@@ -45,7 +45,7 @@ pub(crate) struct Files<'v, 'm, M: ?Sized> {
     view: &'v KernelView<'m, M>,
     fields: &'v Fields,
     paths: Paths<'v, 'm, M>,
-    /// Type and device of a file system.
+    /// Type and device number of each file system.
     supers: HashMap<Gva, Option<(Rc<str>, u64)>>,
 }
 
@@ -54,7 +54,7 @@ impl<'v, 'm, M: GuestMemory + ?Sized> Files<'v, 'm, M> {
         Self { view, fields, paths: Paths::new(view, fields, budget), supers: HashMap::new() }
     }
 
-    /// What names may still cost.
+    /// The remaining name budget.
     pub(super) fn budget(&mut self) -> &mut NameBudget {
         self.paths.budget()
     }
@@ -100,7 +100,7 @@ impl<'v, 'm, M: GuestMemory + ?Sized> Files<'v, 'm, M> {
     }
 }
 
-/// A kernel device number (12 bits major, 20 bits minor) in the encoding that stat(2) reports.
+/// Converts a kernel device number (12 bits major, 20 bits minor) to the encoding of stat(2).
 fn stat_device(device: u32) -> u64 {
     let (major, minor) = (device >> 20, device & 0xf_ffff);
     u64::from((minor & 0xff) | major << 8 | (minor & !0xff) << 12)

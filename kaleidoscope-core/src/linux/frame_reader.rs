@@ -1,12 +1,12 @@
-//! What a frame's record means.
+//! Interpretation of the records in the frame table.
 //!
-//! In words, for the frames in ascending order: A free block's first record says how long the block
-//! is. A tail of a compound page is what its head is. A record with a type is of that type; a
-//! reserved one is the kernel's; one with a mapping is page cache or anonymous memory; any other
-//! with a reference count was allocated for purposes that only its user knows. What is left has no
-//! references, type or mapping: pages on a CPU's free list, which are linked into a list that links
-//! back, and tails of plain high-order blocks, which share the use of the record at the start of
-//! their block.
+//! Frames are processed in ascending order. The first record of a free block holds the length of
+//! the block. A tail of a compound page has the use of its head. A record with a page type has that
+//! type; a reserved record belongs to the kernel; a record with a mapping is page cache or
+//! anonymous memory; any other record with a reference count was allocated for a purpose that only
+//! its user knows. The remaining records have no references, type or mapping. They are pages on a
+//! per-CPU free list, whose list neighbors point back at them, and tails of plain high-order
+//! blocks, which have the use of the first record of their block.
 
 use super::frame_table::{FrameTable, RawPage};
 use super::free_lists::{FreeBlock, FreeLists, ListKind};
@@ -18,7 +18,7 @@ use crate::memory::{GuestMemory, MemoryLayout};
 use std::collections::HashMap;
 use std::fmt;
 
-/// No owner.
+/// Owner number of frames without an owner.
 pub(crate) const NO_OWNER: u32 = u32::MAX;
 
 /// Low bits of a mapping pointer: 0 file, 1 anonymous, 2 movable kernel page, 3 anonymous and
@@ -28,7 +28,7 @@ const MAPPING_FLAGS: u64 = 3;
 /// Frames of the largest compound page, a 1 GiB huge page.
 const MAX_COMPOUND: u64 = 1 << 18;
 
-/// What plain high-order blocks are used for.
+/// Possible uses of plain high-order blocks.
 const BLOCK_USES: [FrameUse; 5] = [
     FrameUse::Allocated,
     FrameUse::PageTable,
@@ -37,22 +37,21 @@ const BLOCK_USES: [FrameUse; 5] = [
     FrameUse::Slab,
 ];
 
-/// What one frame's record says.
+/// The interpretation of one frame's record.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Record {
-    /// Index in the file, or in the process's memory; 0 for other frames.
+    /// Page index in the file or in the process's memory; 0 for other frames.
     pub(crate) position: u64,
-    /// Number of the object in [`FrameRecords::owners`] that the frame belongs to, or
-    /// [`NO_OWNER`].
+    /// Index in [`FrameRecords::owners`] of the object that owns the frame, or [`NO_OWNER`].
     pub(crate) owner: u32,
     pub(crate) usage: FrameUse,
     pub(crate) temperature: Temperature,
-    /// Whether the kernel's reclaim lists hold it.
+    /// Whether the page is on an LRU list.
     pub(crate) on_lru: bool,
 }
 
 impl Record {
-    /// Of a frame of which nothing is known.
+    /// A frame without usable record.
     const UNKNOWN: Self = Self {
         position: 0,
         owner: NO_OWNER,
@@ -62,10 +61,10 @@ impl Record {
     };
 }
 
-// There is one for every frame.
+// There is one record per frame, so the size matters.
 const _: () = assert!(size_of::<Record>() == 16);
 
-/// What kind of object owns frames.
+/// Kind of object that owns frames.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub(crate) enum OwnerKind {
     /// A `struct address_space`.
@@ -74,14 +73,14 @@ pub(crate) enum OwnerKind {
     SlabCache,
 }
 
-/// A kernel object that frames belong to.
+/// A kernel object that owns frames.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub(crate) struct Owner {
     pub(crate) kind: OwnerKind,
     pub(crate) address: Gva,
 }
 
-/// By address: what is left to say of an owner that has no name.
+/// Displays the address, for an owner without a name.
 impl fmt::Display for Owner {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let kind = match self.kind {
@@ -92,14 +91,14 @@ impl fmt::Display for Owner {
     }
 }
 
-/// Frames of one kind of trouble: how many, and the first.
+/// Number of frames with one kind of damage, and the first such frame.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub(crate) struct Trouble {
+pub(crate) struct DamageCount {
     pub(crate) count: u64,
     pub(crate) first: Option<Gfn>,
 }
 
-impl Trouble {
+impl DamageCount {
     pub(super) fn add(&mut self, gfn: Gfn) {
         self.add_many(gfn, 1);
     }
@@ -111,26 +110,26 @@ impl Trouble {
     }
 }
 
-/// What was wrong in the frame table.
+/// Damage in the frame table.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(crate) struct Damage {
     /// Frames without a readable record.
-    pub(crate) unreadable: Trouble,
-    /// Free blocks whose order, alignment or content contradicts itself.
-    pub(crate) blocks: Trouble,
-    /// Tails whose head is not where a head can be.
-    pub(crate) tails: Trouble,
+    pub(crate) unreadable: DamageCount,
+    /// Free blocks with contradictory order, alignment or contents.
+    pub(crate) blocks: DamageCount,
+    /// Tails whose head is at an impossible place.
+    pub(crate) tails: DamageCount,
 }
 
-/// Everything read from the frame table.
+/// Contents of the frame table.
 #[derive(Clone, Debug)]
 pub(crate) struct FrameRecords {
     /// In frame-index order.
     pub(crate) records: Vec<Record>,
     pub(crate) owners: Vec<Owner>,
-    /// Frames with a type whose meaning is not known, and the type's number.
+    /// Frames with a type of unknown meaning, and the type's number.
     pub(crate) typed: Vec<(FrameIndex, u32)>,
-    /// In which order the free ones are given away.
+    /// The allocation order of the free frames.
     pub(crate) free: FreeLists,
     pub(crate) damage: Damage,
 }
@@ -140,7 +139,7 @@ impl FrameRecords {
         self.records.get(index.as_usize())
     }
 
-    /// Gives all frames of a type, whose meaning has become known, their use.
+    /// Sets the use of all frames of a type whose meaning has become known.
     pub(crate) fn set_typed(&mut self, number: u32, usage: FrameUse) {
         for (index, _) in self.typed.iter().filter(|(_, n)| *n == number) {
             if let Some(record) = self.records.get_mut(index.as_usize()) {
@@ -158,16 +157,16 @@ struct Unreferenced {
     prev: u64,
 }
 
-/// Judges records one after the other.
+/// Interprets records in frame order.
 pub(super) struct FrameReader<'a> {
     table: &'a FrameTable,
     layout: &'a MemoryLayout,
     out: FrameRecords,
     numbers: HashMap<Owner, u32>,
     last_owner: Option<(Owner, u32)>,
-    /// One past the last frame of the free block being passed.
+    /// One past the last frame of the current free block.
     block_end: Gfn,
-    /// The allocator's blocks, by ascending frame.
+    /// The allocator's free blocks, in ascending order of frame.
     blocks: Vec<FreeBlock>,
     unreferenced: Vec<Unreferenced>,
 }
@@ -193,14 +192,15 @@ impl<'a> FrameReader<'a> {
         }
     }
 
-    /// The next `frames` frames, of which this is the first, have no readable record.
+    /// Records that the next `frames` frames, starting with `gfn`, have no readable record.
     pub(super) fn unreadable(&mut self, gfn: Gfn, frames: u32) {
         self.out.damage.unreadable.add_many(gfn, frames);
         let known = self.out.records.len().saturating_add(frames as usize);
         self.out.records.resize(known.min(self.layout.frames() as usize), Record::UNKNOWN);
     }
 
-    /// The next frame's record, and the one after it where it was read along.
+    /// Interprets the next frame's record. `after` is the following record, if it was read in the
+    /// same chunk.
     #[inline]
     pub(super) fn frame(
         &mut self,
@@ -223,7 +223,7 @@ impl<'a> FrameReader<'a> {
                 self.block_end = gfn;
             }
             if compound & 1 == 0 {
-                self.judge(gfn, index, page, after, &mut record);
+                self.classify(gfn, index, page, after, &mut record);
             } else if let Some(tail) = self.tail(gfn, compound) {
                 record = tail;
             } else {
@@ -233,21 +233,21 @@ impl<'a> FrameReader<'a> {
         self.out.records.push(record);
     }
 
-    /// Whether a record inside a free block may be part of it.
+    /// Whether a record inside a free block is consistent with being part of the block.
     fn is_block_member(&self, flags: u64, page: RawPage<'_>) -> bool {
         let (o, f) = (&self.table.offsets, &self.table.flags);
         let typed = self.table.types.is_some_and(|t| t.is_typed(page.u32(o.mapcount)));
         page.u32(o.refcount) == 0 && !typed && flags & (f.lru | f.reserved | f.slab) == 0
     }
 
-    /// A tail of a compound page: what its head is, further on.
+    /// The record of a compound page's tail: its head's record with the position advanced.
     fn tail(&self, gfn: Gfn, compound: u64) -> Option<Record> {
         let pointer = compound & !1;
         let head = match self.table.gfn_at(pointer) {
             Some(head) if head < gfn && self.table.record_address(head) == Some(Gva(pointer)) => {
                 head
             }
-            // On 7.2 the word is a mask for the record's own address.
+            // In 7.2, the word is a mask to apply to the record's own address.
             _ => {
                 let own = self.table.record_address(gfn)?;
                 self.table.gfn_at(own.0 & pointer)?
@@ -262,8 +262,8 @@ impl<'a> FrameReader<'a> {
         Some(record)
     }
 
-    /// What a record that is neither a tail nor inside a free block says.
-    fn judge(
+    /// Interprets a record that is neither a tail nor inside a free block.
+    fn classify(
         &mut self,
         gfn: Gfn,
         index: FrameIndex,
@@ -324,7 +324,7 @@ impl<'a> FrameReader<'a> {
         }
     }
 
-    /// The first frame of a free block.
+    /// Starts a free block at its first frame.
     fn begin_block(&mut self, gfn: Gfn, index: FrameIndex, page: RawPage<'_>) -> FrameUse {
         let order = u32::try_from(page.u64(self.table.offsets.private)).ok();
         let order = order.filter(|&o| o < self.table.buddy_orders);
@@ -340,7 +340,7 @@ impl<'a> FrameReader<'a> {
         FrameUse::Free
     }
 
-    /// A record's links: the next and the previous in its list.
+    /// A record's list links: next and previous.
     fn links(&self, page: RawPage<'_>) -> (u64, u64) {
         let lru = self.table.offsets.lru;
         (page.u64(lru), page.u64(lru.saturating_add(8)))
@@ -354,7 +354,7 @@ impl<'a> FrameReader<'a> {
         FrameUse::Slab
     }
 
-    /// A page with a mapping. Whether a file's is what it says is verified later, once per mapping.
+    /// Interprets a page with a mapping. File mappings are verified later, once per mapping.
     fn mapped(&mut self, page: RawPage<'_>, record: &mut Record) -> FrameUse {
         let (o, f) = (&self.table.offsets, &self.table.flags);
         let mapping = page.u64(o.mapping);
@@ -374,8 +374,8 @@ impl<'a> FrameReader<'a> {
         }
     }
 
-    /// Whether a compound page is a huge page, by its first tail (until 6.8; later ones have a
-    /// type).
+    /// Whether a compound page is a hugetlb page, according to its first tail (until 6.8; later
+    /// kernels use a page type).
     fn is_hugetlb(&self, after: Option<RawPage<'_>>) -> bool {
         let Some(tail) = after else { return false };
         let by_dtor = self.table.hugetlb_dtor.is_some_and(|(at, dtor)| tail.u8(at) == dtor);
@@ -395,14 +395,14 @@ impl<'a> FrameReader<'a> {
         number
     }
 
-    /// Decides what has no references, and hands everything over.
+    /// Determines the use of the unreferenced frames and returns the results.
     pub(super) fn finish<M: GuestMemory + ?Sized>(
         mut self,
         view: &KernelView<'_, M>,
     ) -> FrameRecords {
-        let waiting = std::mem::take(&mut self.unreferenced);
+        let unreferenced = std::mem::take(&mut self.unreferenced);
         let zones = self.blocks.len();
-        for page in &waiting {
+        for page in &unreferenced {
             if self.is_on_list(view, page) {
                 self.set_usage(page.index, FrameUse::FreePerCpu);
                 let &Unreferenced { index: first, next, prev, .. } = page;
@@ -413,7 +413,7 @@ impl<'a> FrameReader<'a> {
         let mut blocks = std::mem::take(&mut self.blocks);
         let mut heads = blocks.get_mut(zones..).unwrap_or_default().iter_mut().peekable();
         let mut head: Option<&mut FreeBlock> = None;
-        for page in &waiting {
+        for page in &unreferenced {
             if let Some(next) = heads.next_if(|block| block.first == page.index) {
                 head = Some(next);
             }
@@ -422,7 +422,7 @@ impl<'a> FrameReader<'a> {
                 && let Some(usage) = self.usage_of_block(page.gfn)
             {
                 self.set_usage(page.index, usage);
-                // A tail is given away with the frames before it.
+                // A tail is allocated together with the frames before it.
                 if usage == FrameUse::FreePerCpu
                     && let Some(head) = head.as_mut().filter(|head| head.end() == page.index.0)
                 {
@@ -441,7 +441,7 @@ impl<'a> FrameReader<'a> {
         }
     }
 
-    /// Whether a page is linked into a list whose neighbors point back to it: a CPU's free list.
+    /// Whether a page is on a list whose neighbors point back at it: a per-CPU free list.
     fn is_on_list<M: GuestMemory + ?Sized>(
         &self,
         view: &KernelView<'_, M>,
@@ -453,9 +453,8 @@ impl<'a> FrameReader<'a> {
         page.next != own.0 && back() == Some(own.0) && forth() == Some(own.0)
     }
 
-    /// What a tail of a plain high-order block is used for: what the first record of its block
-    /// says. The block starts at the nearest aligned frame below that has a use of its own,
-    /// since tails have none.
+    /// The use of a plain high-order block's tail: the use of the block's first record. The block
+    /// starts at the nearest aligned frame below that has a use, since tails have none.
     fn usage_of_block(&self, gfn: Gfn) -> Option<FrameUse> {
         let starts = (1..self.table.buddy_orders).map(|order| gfn.0 & (u64::MAX << order));
         for start in starts.filter(|&start| start < gfn.0) {

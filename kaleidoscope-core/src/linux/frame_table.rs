@@ -1,6 +1,6 @@
-//! The frame table: one `struct page` for every frame, read in one pass.
+//! The frame table: one `struct page` per frame, read in one pass.
 //!
-//! This file knows where records and their fields are; [`FrameReader`] knows what they mean.
+//! This file locates records and their fields; [`FrameReader`] interprets them.
 
 use super::frame_reader::{FrameReader, FrameRecords};
 use super::page_types::{PageFlags, PageTypes};
@@ -10,14 +10,14 @@ use crate::addr::{FRAME_BYTES, FrameIndex, Gfn, Gva};
 use crate::memory::{GuestMemory, RamRegion};
 use thiserror::Error;
 
-/// Most records read at a time, in bytes, so that a copy stays in the cache.
+/// Maximum number of bytes of records to read at a time, so that a copy stays in the CPU cache.
 const CHUNK_BYTES: usize = 16 * FRAME_BYTES;
 
-/// Why the frame table cannot be read at all.
+/// Why the frame table cannot be read.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
 #[non_exhaustive]
 pub enum FrameTableError {
-    /// No symbol and no note says where the frame table is.
+    /// Neither a symbol nor a note locates the frame table.
     #[error("the frame table's address is not known (neither vmemmap nor mem_section)")]
     NoAddress,
     /// The layout of `struct page` is not known.
@@ -30,7 +30,7 @@ pub enum FrameTableError {
     },
 }
 
-/// Where the frame table is and how its records are read.
+/// Location and layout of the frame table.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct FrameTable {
     pub(crate) base: Gva,
@@ -38,16 +38,16 @@ pub(crate) struct FrameTable {
     pub(super) offsets: Offsets,
     pub(super) flags: PageFlags,
     pub(super) types: Option<PageTypes>,
-    /// Where the first tail keeps the number of its page's destructor, and the number of
-    /// hugetlb's.
+    /// Offset of the compound page destructor in the first tail, and the destructor number of
+    /// hugetlb.
     pub(super) hugetlb_dtor: Option<(usize, u8)>,
     pub(super) hugetlb_tail_flag: u64,
     pub(super) buddy_orders: u32,
-    /// How far the heads of the lists of neighboring orders are from each other.
+    /// Distance between the list heads of consecutive orders, in bytes.
     pub(super) free_area_bytes: Option<u64>,
 }
 
-/// Offsets in a record, all checked to lie inside it.
+/// Offsets in a record, all verified to lie inside the record.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Offsets {
     pub(super) flags: usize,
@@ -61,8 +61,8 @@ pub(super) struct Offsets {
     pub(super) slab_cache: Option<usize>,
 }
 
-/// One record's bytes. Offsets were checked when the table was set up, so a read outside is a zero
-/// and does not happen.
+/// The bytes of one record. The offsets were verified when the table was set up, so the fallback of
+/// zero for a read outside the record is never used.
 #[derive(Clone, Copy)]
 pub(super) struct RawPage<'a>(&'a [u8]);
 
@@ -129,12 +129,12 @@ impl FrameTable {
         Some(Gfn(address.checked_sub(self.base.0)?.checked_div(self.stride)?))
     }
 
-    /// Address of what links a frame into lists, in its record.
+    /// Address of the list link in a frame's record.
     pub(super) fn link_address(&self, gfn: Gfn) -> Option<Gva> {
         self.record_address(gfn)?.checked_add(u64::try_from(self.offsets.lru).ok()?)
     }
 
-    /// The frame whose link is at `address`.
+    /// The frame whose list link is at `address`.
     pub(super) fn gfn_of_link(&self, address: u64) -> Option<Gfn> {
         self.gfn_at(address).filter(|gfn| self.link_address(*gfn) == Some(Gva(address)))
     }
@@ -149,7 +149,7 @@ impl FrameTable {
         reader.finish(view)
     }
 
-    /// Reads a run of frames, as many records at a time as are contiguous in memory.
+    /// Reads the records of one RAM region, in chunks that are contiguous in memory.
     fn read_region<M: GuestMemory + ?Sized>(
         &self,
         view: &KernelView<'_, M>,
@@ -178,8 +178,8 @@ impl FrameTable {
         }
     }
 
-    /// The records from `gfn` on that are contiguous in memory, at least one; empty when the first
-    /// cannot be read.
+    /// The records from `gfn` up that are contiguous in memory, at least one; empty if the first
+    /// record cannot be read.
     fn chunk<'c, M: GuestMemory + ?Sized>(
         &self,
         view: &KernelView<'c, M>,
@@ -201,8 +201,8 @@ impl FrameTable {
         if view.read(address, copy).is_some() {
             return copy;
         }
-        // A dump may lack a page of the run: the records that end before the first page does, or
-        // one.
+        // A dump may lack a page of the chunk. Fall back to the records that end in the first page,
+        // or to a single record.
         let to_page_end = FRAME_BYTES.saturating_sub(address.offset_in_frame());
         let rest = to_page_end.checked_rem(stride).unwrap_or(0);
         let bytes = to_page_end.saturating_sub(rest).max(stride).min(bytes);
@@ -210,8 +210,8 @@ impl FrameTable {
         if view.read(address, copy).is_some() { copy } else { &[] }
     }
 
-    /// Whether a frame that begins a free block is on a list whose neighbors point back at it;
-    /// `None` when it begins none.
+    /// Whether a frame that starts a free block is on a list whose neighbors point back at it;
+    /// `None` if the frame does not start a free block.
     pub(crate) fn is_linked<M>(&self, view: &KernelView<'_, M>, gfn: Gfn) -> Option<bool>
     where
         M: GuestMemory + ?Sized,
@@ -230,9 +230,9 @@ impl FrameTable {
         Some(back == Some(own.0) && view.read_u64(Gva(prev)) == Some(own.0))
     }
 
-    /// How many frames from `gfn` on certainly have no record, because nothing is mapped where it
-    /// would start; at least one, of which the caller knows it. A kernel maps no records for
-    /// memory that is not plugged in, however much.
+    /// Number of frames from `gfn` up whose records are unmapped; at least one, since the caller
+    /// failed to read the first. A kernel maps no records for memory that is not plugged in, which
+    /// may be large.
     fn unmapped<M: GuestMemory + ?Sized>(&self, view: &KernelView<'_, M>, gfn: Gfn) -> u32 {
         let records = || {
             let bytes = view.unmapped(self.record_address(gfn)?)?;
@@ -241,7 +241,7 @@ impl FrameTable {
         records().unwrap_or(1).max(1)
     }
 
-    /// The words of one frame's record, for explaining it: `(field, value)`.
+    /// The words of one frame's record for display, as `(field, value)`.
     pub(crate) fn describe<M>(
         &self,
         view: &KernelView<'_, M>,

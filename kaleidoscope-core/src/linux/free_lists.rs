@@ -1,30 +1,31 @@
-//! In which order the guest's allocator will give its free frames away.
+//! The order in which the guest's allocator will hand out its free frames.
 //!
-//! Linux takes a single frame from the list of the CPU that asks, from its front. When that list is
-//! empty, the CPU takes a batch from the lists of the zone: the first block of the smallest order
-//! that has one, and of a larger block its lowest part. So each list of a CPU is one stream of
-//! frames, and the lists of all orders of one zone and migration type are together another one.
+//! To allocate a single frame, Linux takes the first frame of the current CPU's list. If that list
+//! is empty, the CPU refills it with a batch from the zone's lists: the first block of the smallest
+//! nonempty order, of which it uses the lowest part if the block is larger than needed. So each
+//! per-CPU list is one stream of frames, and the lists of all orders of one zone and migration type
+//! together are another stream.
 //!
-//! The lists are followed from block to block by the links in the frames' records. A block that
-//! follows none is the first, and what it names as its predecessor is the list's head. Heads tell
-//! lists apart, and which belong together: the heads of one zone and migration type are as far from
-//! each other as the zone's records of neighboring orders. So neither symbols nor types are needed.
+//! Lists are followed from block to block by the links in the frames' records. A block that follows
+//! no other block is the first, and its predecessor link points to the list head. The address of
+//! the head identifies the list and its stream: the heads of one zone and migration type are
+//! separated by the size of the zone's per-order records. So neither symbols nor types are needed.
 
 use super::frame_table::FrameTable;
 use crate::addr::FrameIndex;
 use crate::color::Order;
 use crate::memory::MemoryLayout;
 
-/// Which lists a block can be on.
+/// The kind of list that a block is on.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(super) enum ListKind {
-    /// A CPU's.
+    /// A per-CPU list.
     Cpu,
-    /// The zone's for blocks of this order.
+    /// The zone's list for blocks of this order.
     Buddy(u32),
 }
 
-/// Free frames that follow each other and are one element of a list.
+/// Consecutive free frames that form one element of a list.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct FreeBlock {
     pub(super) first: FrameIndex,
@@ -41,7 +42,7 @@ impl FreeBlock {
     }
 }
 
-/// Free frames that follow each other and are given away in ascending order.
+/// Consecutive free frames that are handed out in ascending order.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct Span {
     first: FrameIndex,
@@ -50,26 +51,26 @@ struct Span {
     position: u64,
 }
 
-/// What is known of the order in which free frames are given away.
+/// The known part of the allocation order of free frames.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub(crate) struct FreeLists {
-    /// By ascending frame, none twice.
+    /// In ascending order of frame, without overlaps.
     spans: Vec<Span>,
 }
 
-/// A list that was followed.
+/// A list of free blocks.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct List {
     is_buddy: bool,
-    /// The same for all lists of a stream.
+    /// Equal for all lists of a stream.
     stream: u64,
     kind: ListKind,
-    /// Number of the first block.
+    /// Index of the first block.
     start: u32,
 }
 
 impl FreeLists {
-    /// Follows the lists of these blocks, which are in ascending order and do not overlap.
+    /// Follows the lists of these blocks, which must be sorted by frame and must not overlap.
     pub(super) fn follow(table: &FrameTable, layout: &MemoryLayout, blocks: &[FreeBlock]) -> Self {
         let links = Links { table, layout, blocks };
         let after: Vec<Option<u32>> = blocks.iter().map(|block| links.after(block)).collect();
@@ -81,8 +82,8 @@ impl FreeLists {
         }
         let starts = (0..).zip(blocks).zip(&follows);
         let starts = starts.filter(|((_, block), follows)| {
-            // One that names a block before it, which does not agree, is at no list's beginning
-            // either.
+            // A block whose predecessor link names a block that does not link back is not the start
+            // of a list either.
             !**follows && links.block_at(block.prev).is_none()
         });
         let mut lists: Vec<List> = starts.map(|((n, block), _)| list_of(table, n, block)).collect();
@@ -114,20 +115,20 @@ impl FreeLists {
         Self { spans }
     }
 
-    /// Says the positions of frames that are asked for in ascending order.
+    /// A cursor that returns positions of frames, which must be queried in ascending order.
     pub(crate) fn cursor(&self) -> FreeCursor<'_> {
         FreeCursor { spans: &self.spans }
     }
 }
 
-/// The list that begins with a block.
+/// The list that starts with this block.
 fn list_of(table: &FrameTable, start: u32, block: &FreeBlock) -> List {
     let head = block.prev;
     let stream = match (block.kind, table.free_area_bytes) {
         (ListKind::Buddy(order), Some(bytes)) => {
             head.wrapping_sub(bytes.wrapping_mul(order.into()))
         }
-        // Where the heads of a zone's other orders are is not known: each list is on its own.
+        // The distance to the heads of other orders is unknown: each list is its own stream.
         (ListKind::Buddy(_) | ListKind::Cpu, _) => head,
     };
     List { is_buddy: block.kind != ListKind::Cpu, stream, kind: block.kind, start }
@@ -141,7 +142,7 @@ struct Links<'a> {
 }
 
 impl Links<'_> {
-    /// Number of the block whose place in a list is at this address.
+    /// Index of the block whose list link is at this address.
     fn block_at(&self, address: u64) -> Option<u32> {
         let gfn = self.table.gfn_of_link(address)?;
         let frame = self.layout.index_of(gfn)?;
@@ -149,7 +150,7 @@ impl Links<'_> {
         u32::try_from(number).ok()
     }
 
-    /// The block that follows in the same list, if both agree on it.
+    /// The next block in the same list, if its link points back.
     fn after(&self, block: &FreeBlock) -> Option<u32> {
         let next = self.block_at(block.next)?;
         let follows = self.blocks.get(next as usize)?;
@@ -158,15 +159,15 @@ impl Links<'_> {
     }
 }
 
-/// Goes through free frames in ascending order.
+/// Looks up free frames in ascending order.
 #[derive(Clone, Debug)]
 pub(crate) struct FreeCursor<'a> {
-    /// Those that do not lie before the last frame.
+    /// The spans that do not end before the last frame.
     spans: &'a [Span],
 }
 
 impl FreeCursor<'_> {
-    /// The frame's position. Those on no list that could be followed come last, by frame.
+    /// The frame's position. Frames on no list that could be followed come last, in frame order.
     pub(crate) fn position(&mut self, frame: FrameIndex) -> u64 {
         while let Some((span, rest)) = self.spans.split_first() {
             let Some(into) = frame.0.checked_sub(span.first.0) else { break };
@@ -212,12 +213,12 @@ mod tests {
         table(None).link_address(Gfn(frame.into())).unwrap().0
     }
 
-    /// The head of the list of blocks of an order.
+    /// The list head for blocks of an order.
     fn head(order: u32, list: u64) -> u64 {
         ZONE + u64::from(order) * AREA + 16 * list
     }
 
-    /// Blocks of one list, in its order.
+    /// The blocks of one list, in list order.
     fn list(head: u64, kind: ListKind, firsts: &[u32]) -> Vec<FreeBlock> {
         let frames = match kind {
             ListKind::Cpu => 1,
@@ -234,19 +235,19 @@ mod tests {
         blocks.collect()
     }
 
-    /// List and place of each frame; `None` for those on no list.
+    /// List number and position of each frame; `None` for frames on no list.
     fn follow(area: Option<u64>, mut blocks: Vec<FreeBlock>) -> Vec<Option<(u32, u32)>> {
         blocks.sort_by_key(|block| block.first);
         let lists = FreeLists::follow(&table(area), &layout(), &blocks);
         let mut cursor = lists.cursor();
-        let mut place = |frame| {
+        let mut position_of = |frame| {
             let position = cursor.position(FrameIndex(frame));
             let before = u32::try_from(position & u64::from(u32::MAX)).unwrap();
             let list = Order::list_of(position);
             assert!(list.is_some() || before == frame);
             list.map(|list| (list, before))
         };
-        (0..u32::try_from(FRAMES).unwrap()).map(&mut place).collect()
+        (0..u32::try_from(FRAMES).unwrap()).map(&mut position_of).collect()
     }
 
     #[test]
@@ -267,7 +268,7 @@ mod tests {
         assert_eq!(order(1, &found), [9, 3, 16, 17, 18, 19, 12, 13, 14, 15]);
         assert_eq!(order(2, &found), [20, 21], "another migration type");
         assert_eq!(found.iter().flatten().count(), 14);
-        // Nobody says how far heads are from each other: four lists.
+        // With the distance between heads unknown, there are four lists.
         let found = follow(None, blocks);
         assert_eq!(order(1, &found), [9, 3]);
         assert_eq!(order(2, &found), [20, 21]);
@@ -292,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn who_does_not_link_back_does_not_follow() {
+    fn blocks_that_do_not_link_back_are_not_followed() {
         let mut blocks = list(ZONE, ListKind::Buddy(0), &[1, 2, 3, 4]);
         blocks[2].prev = link(1);
         let found = follow(Some(AREA), blocks);
@@ -301,7 +302,7 @@ mod tests {
 
     #[test]
     fn lists_do_not_cross() {
-        // A list that leads into another one, and a block of another size in a list.
+        // A list that leads into another list, and a block of the wrong size in a list.
         let mut blocks = list(ZONE, ListKind::Buddy(0), &[1, 2]);
         blocks.extend(list(ZONE + 16, ListKind::Buddy(0), &[3, 4]));
         blocks[1].next = link(4);
@@ -316,24 +317,25 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever links say, no frame is given away twice, and every position is that of one frame.
+        /// Whatever the links are, no frame appears twice, and every position belongs to one frame.
         #[test]
-        fn lies_make_no_frame_come_twice(
+        fn inconsistent_links_never_repeat_a_frame(
             words in proptest::collection::vec((0u32..70, 0u32..70, 0u32..4), 1..40),
             area in proptest::option::of(any::<u64>()),
         ) {
             let blocks = words.iter().zip((0u32..).step_by(2)).map(|(&(next, prev, kind), first)| {
                 let kind = if kind == 0 { ListKind::Cpu } else { ListKind::Buddy(kind) };
                 let first = FrameIndex(first);
-                FreeBlock { first, frames: 1 + first.0 % 2, kind, next: link(next), prev: link(prev) }
+                let (next, prev) = (link(next), link(prev));
+                FreeBlock { first, frames: 1 + first.0 % 2, kind, next, prev }
             });
             let blocks: Vec<_> = blocks.filter(|block| u64::from(block.first.0) < FRAMES).collect();
             let found = follow(area, blocks);
-            let mut places: Vec<_> = found.iter().flatten().collect();
-            let all = places.len();
-            places.sort();
-            places.dedup();
-            prop_assert_eq!(places.len(), all);
+            let mut positions: Vec<_> = found.iter().flatten().collect();
+            let all = positions.len();
+            positions.sort();
+            positions.dedup();
+            prop_assert_eq!(positions.len(), all);
         }
     }
 }

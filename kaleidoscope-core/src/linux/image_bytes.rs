@@ -1,4 +1,4 @@
-//! The bytes of the kernel image, as far as a dump has them.
+//! The bytes of the kernel image, with zeros for pages that a dump lacks.
 
 use super::locate::ImageSpan;
 use crate::addr::{FRAME_BYTES, FRAME_SIZE, Gpa, Gva};
@@ -8,25 +8,25 @@ use crate::paging::KernelSpace;
 use std::borrow::Cow;
 use std::ops::Range;
 
-/// Which bytes are needed where they have to be copied.
+/// The part of the image to copy, if the image has to be copied.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Wanted {
+pub(super) enum ImagePart {
     /// All of the image.
     All,
-    /// What the kernel maps for reading alone, where symbol tables and types are: a quarter of a
-    /// usual image. All else is zeros.
+    /// The read-only mappings, which contain symbol tables and types: a quarter of a typical image.
+    /// Everything else is zeros.
     ReadOnly,
 }
 
-/// The image's bytes: borrowed where the memory is mapped in one piece, else copied.
+/// The image's bytes: borrowed if the memory is mapped in one piece, else copied.
 ///
-/// A dump may lack some pages: makedumpfile leaves out those that are zero. They are zeros here
-/// too, and a note tells how many there are. Without any page, the bytes are empty.
+/// A dump may lack pages: makedumpfile omits pages of zeros. Missing pages are zeros here too, and
+/// a note reports their number. If all pages are missing, the result is empty.
 pub(super) fn image_bytes<'m>(
     memory: &'m dyn GuestMemory,
     image: &ImageSpan,
     space: &KernelSpace,
-    wanted: Wanted,
+    wanted: ImagePart,
 ) -> (Cow<'m, [u8]>, Option<Note>) {
     let left = memory.layout().span_at(image.gpa).map_or(0, |(_, left)| left);
     let len = usize::try_from(image.bytes.min(left)).unwrap_or(0);
@@ -34,10 +34,10 @@ pub(super) fn image_bytes<'m>(
         return (Cow::Borrowed(bytes), None);
     }
     let parts = match wanted {
-        Wanted::ReadOnly => read_only_parts(image, space),
-        Wanted::All => Vec::new(),
+        ImagePart::ReadOnly => read_only_parts(image, space),
+        ImagePart::All => Vec::new(),
     };
-    // Pages of this that are never written to cost nothing.
+    // Pages of this allocation that are never written use no memory.
     let mut copy = vec![0; len];
     let mut pages = Pages::default();
     if parts.is_empty() {
@@ -53,13 +53,14 @@ pub(super) fn image_bytes<'m>(
     let Pages { seen, missing, first } = pages;
     let Some(first) = first else { return (Cow::Owned(copy), None) };
     let text = format!(
-        "{missing} of {seen} pages are not in the image and were taken for zeros, the first at {first}"
+        "{missing} of {seen} pages are not in the image and were taken for zeros, \
+         the first at {first}"
     );
     let note = Some(Note::incomplete("kernel image", text));
     if missing == seen { (Cow::Borrowed(&[]), note) } else { (Cow::Owned(copy), note) }
 }
 
-/// The parts of the image that are mapped for reading alone, in bytes from its start.
+/// The read-only mappings of the image, as byte ranges relative to its start.
 fn read_only_parts(image: &ImageSpan, space: &KernelSpace) -> Vec<Range<usize>> {
     let last = Gva(image.gva.0.saturating_add(image.bytes.saturating_sub(1)));
     let runs = space.runs_in(image.gva, last).iter();
@@ -71,7 +72,7 @@ fn read_only_parts(image: &ImageSpan, space: &KernelSpace) -> Vec<Range<usize>> 
     parts.collect()
 }
 
-/// Pages that were read, and those that are not there.
+/// Number of pages read, number of missing pages, and the first missing page.
 #[derive(Debug, Default)]
 struct Pages {
     seen: u64,
@@ -80,7 +81,7 @@ struct Pages {
 }
 
 impl Pages {
-    /// Reads from `gpa` on; what the image lacks is zeros.
+    /// Reads from `gpa` up; missing pages are zeros.
     fn read(&mut self, memory: &dyn GuestMemory, gpa: Gpa, bytes: &mut [u8]) {
         let pages = bytes.len().div_ceil(FRAME_BYTES) as u64;
         if memory.read(gpa, bytes).is_ok() {
@@ -91,7 +92,7 @@ impl Pages {
         for page in bytes.chunks_mut(FRAME_BYTES) {
             self.seen = self.seen.saturating_add(1);
             if at.is_none_or(|gpa| memory.read(gpa, page).is_err()) {
-                // A read that failed half-way may have left bytes of another page.
+                // A read that failed half-way may have written bytes of another page.
                 page.fill(0);
                 self.missing = self.missing.saturating_add(1);
                 self.first = self.first.or(at);
@@ -106,7 +107,7 @@ mod tests {
     use super::*;
     use crate::memory::{MemoryError, MemoryLayout};
 
-    /// Memory of eight pages, of which some are missing.
+    /// Memory of eight pages, some of them missing.
     struct Dump {
         layout: MemoryLayout,
         missing: Vec<u64>,
@@ -118,7 +119,7 @@ mod tests {
         }
 
         fn read(&self, gpa: Gpa, buf: &mut [u8]) -> Result<(), MemoryError> {
-            // What comes before a missing page is written nevertheless.
+            // The bytes before a missing page are still written.
             for (at, byte) in (gpa.0..).zip(buf) {
                 if self.missing.contains(&(at >> 12)) {
                     return Err(MemoryError::Missing { gpa: Gpa(at), len: 1 });
@@ -133,12 +134,13 @@ mod tests {
         let layout = MemoryLayout::contiguous(8 << 12).unwrap();
         let dump = Dump { layout, missing: missing.to_vec() };
         let image = ImageSpan { gva: Gva(0xffff_ffff_8100_0000), gpa: Gpa(0x2000), bytes: 0x4800 };
-        let (bytes, note) = image_bytes(&dump, &image, &KernelSpace::default(), Wanted::ReadOnly);
+        let (bytes, note) =
+            image_bytes(&dump, &image, &KernelSpace::default(), ImagePart::ReadOnly);
         (bytes.into_owned(), note.map(|note| note.to_string()))
     }
 
     #[test]
-    fn missing_pages_are_zeros_and_told() {
+    fn missing_pages_are_zeros_and_reported() {
         let (all, note) = bytes(&[]);
         assert_eq!((all.len(), all[0], all[0x47ff], note), (0x4800, 2, 6, None));
         let (some, note) = bytes(&[3, 6, 7]);

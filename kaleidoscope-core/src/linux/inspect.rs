@@ -1,4 +1,4 @@
-//! The raw words behind one frame's facts, for people who want to know why.
+//! The raw words behind one frame's facts, for explaining a color.
 
 use super::common_symbols::CommonSymbols;
 use super::introspect::{Linux, LinuxError, table_budget};
@@ -9,24 +9,24 @@ use crate::memory::GuestMemory;
 use crate::registers::VcpuRegisters;
 use std::fmt::Write as _;
 
-/// Most kernel addresses that are listed for one frame.
+/// Maximum number of kernel addresses to list for one frame.
 const MAX_ADDRESSES: usize = 8;
 
-/// One observed word or address, for people.
+/// One observed word or address, for display.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Fact {
     /// What was observed, such as `struct page flags`.
     pub name: String,
-    /// Its value.
+    /// The value, formatted.
     pub value: String,
 }
 
 impl Linux {
-    /// The words of a frame's record in the frame table, with flags named, and where the kernel
-    /// maps the frame.
+    /// The words of a frame's record in the frame table, with flags decoded, and the kernel
+    /// addresses that map the frame (at most 8).
     ///
     /// # Errors
-    /// As introspection: when no kernel or no frame table is found.
+    /// Like introspection: if no kernel or no frame table is found.
     pub fn inspect(
         &self,
         memory: &dyn GuestMemory,
@@ -72,7 +72,7 @@ fn flag_names(names: &[(u32, String)], word: u64) -> String {
     let mut seen = 0u64;
     for (bit, name) in names {
         let mask = 1u64 << bit;
-        // Several names may stand for one bit; the first is the plain one.
+        // Several names may share one bit; the first is the common one.
         if word & mask != 0 && seen & mask == 0 {
             seen |= mask;
             // Writing to a string cannot fail.

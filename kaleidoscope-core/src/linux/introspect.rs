@@ -1,6 +1,6 @@
-//! Introspection of Linux, stage by stage.
+//! Phases of Linux introspection.
 
-use super::assemble::{Gathered, assemble};
+use super::assemble::{PhaseResults, assemble};
 use super::common_symbols::CommonSymbols;
 use super::files::Files;
 use super::frame_reader::{FrameRecords, Owner, OwnerKind};
@@ -28,14 +28,14 @@ use crate::registers::VcpuRegisters;
 use std::collections::{HashMap, HashSet};
 use thiserror::Error;
 
-/// How many of the tasks that ran last count as recent. Of the guests studied, the structures of
-/// the last eight predicted the first touches of a clone best.
+/// Number of most recently run tasks that count as recent. In the guests studied, the structures of
+/// the last eight tasks predicted a clone's first touches best.
 pub(crate) const RECENT_TASKS: usize = 8;
 
-/// Page tables read beside one for every frame.
+/// Maximum number of page tables to read in addition to one per frame.
 const SPARE_TABLES: u64 = 4096;
 
-/// Why a guest's memory could not be introspected as Linux.
+/// Why a guest could not be introspected as Linux.
 #[derive(Clone, PartialEq, Eq, Debug, Error)]
 #[non_exhaustive]
 pub enum LinuxError {
@@ -45,19 +45,19 @@ pub enum LinuxError {
     /// A kernel was found, but not its frame table.
     #[error(transparent)]
     FrameTable(#[from] FrameTableError),
-    /// A kernel was found, but not its symbols. Coloring can do without; [`Linux::symbols_by_page`]
-    /// cannot.
+    /// A kernel was found, but not its symbols. Coloring works without symbols;
+    /// [`Linux::symbols_by_page`] does not.
     #[error(transparent)]
     Symbols(#[from] KallsymsError),
 }
 
-/// Introspection of x86-64 Linux, 5.4 and later, without symbols, profile or help from the guest.
+/// Introspection of x86-64 Linux 5.4 and later, without symbol files, profiles or a guest agent.
 #[derive(Clone, Debug, Default)]
 pub struct Linux {
-    /// Which symbols most workloads use. The default is the list that comes with the library.
+    /// Symbols that most workloads use. The default is the list that ships with the library.
     pub common_symbols: CommonSymbols,
-    /// VMCOREINFO texts that came with the memory: candidates, as
-    /// [`Options::vmcoreinfo`](crate::coloring::ColoringOptions::vmcoreinfo).
+    /// Candidate VMCOREINFO texts that came with the memory; see
+    /// [`ColoringOptions::vmcoreinfo`](crate::coloring::ColoringOptions::vmcoreinfo).
     pub vmcoreinfo: Vec<VmcoreInfo>,
 }
 
@@ -77,7 +77,7 @@ impl Introspect for Linux {
         let opened = Kernel::open(memory, hints, &mut budget, common, begin, &mut notes)?;
         let own_root = opened.own_root();
         let kernel = opened.identity();
-        let Kernel { view, spec, image, symbols, page_signs, profile, table, .. } = opened;
+        let Kernel { view, spec, image, symbols, page_hints, profile, table, .. } = opened;
 
         begin(Phase::FrameTable);
         let mut records = table.read(&view);
@@ -90,8 +90,9 @@ impl Introspect for Linux {
         begin(Phase::UserSpaces);
         let users = read_users(&view, &spec, own_root, &records, &tasks, &mut budget);
         resolve_types(&mut records, &users, profile.types.and_then(|t| t.table));
-        // The kernel's own root may not have been walked: a vCPU's is its process's. Under
-        // page-table isolation it has a twin, whose tables all processes share.
+        // The kernel's own root may not have been walked, since a vCPU's CR3 refers to the root of
+        // its process. With page-table isolation, the kernel's root has a twin whose tables all
+        // processes share.
         let mut kernel_tables = vec![own_root];
         if users.spaces.iter().any(|s| s.twin.is_some()) {
             let twin = KernelSpace::read(memory, &spec, Gpa(own_root.0 | 0x1000), &mut budget);
@@ -105,29 +106,29 @@ impl Introspect for Linux {
         let owners = name_owners(&view, &profile, &records, &mut notes);
 
         begin(Phase::Facts);
-        let gathered = Gathered {
+        let results = PhaseResults {
             view: &view,
             records,
             tasks,
             users,
             areas,
-            page_signs,
+            page_hints,
             owners,
             kernel_tables: &kernel_tables,
             kernel,
             notes,
         };
-        Ok(assemble(gathered))
+        Ok(assemble(results))
     }
 }
 
-/// How many page tables may be read: for each frame one, if all of memory were page tables, and
-/// some that are read again.
+/// Number of page tables that may be read: one per frame, in case all memory is page tables, plus a
+/// few for tables that are read twice.
 pub(super) fn table_budget(memory: &dyn GuestMemory) -> TableBudget {
     TableBudget::new(u64::from(memory.layout().frames()).saturating_add(SPARE_TABLES))
 }
 
-/// Finds and walks processes' address spaces, those of the lowest process ids first.
+/// Finds and walks the address spaces of processes, lowest process ID first.
 pub(super) fn read_users<M: GuestMemory + ?Sized>(
     view: &KernelView<'_, M>,
     spec: &PagingSpec,
@@ -161,7 +162,8 @@ pub(super) fn read_users<M: GuestMemory + ?Sized>(
     users
 }
 
-/// Types that no table names: the one that most last-level page tables carry is the page tables'.
+/// If no source reports the type number of page tables, takes the type that most last-level page
+/// tables carry.
 pub(super) fn resolve_types(records: &mut FrameRecords, users: &UserMappings, known: Option<u32>) {
     if known.is_some() {
         return;
@@ -180,8 +182,8 @@ pub(super) fn resolve_types(records: &mut FrameRecords, users: &UserMappings, kn
     }
 }
 
-/// Names of all mappings and slab caches; `None` for what is not what it says it is. Past what
-/// names may cost in time and memory, owners are named by their addresses.
+/// Names of all mappings and slab caches; `None` for an owner that is not what its pages claim.
+/// When the name budget is exhausted, the remaining owners are named by their addresses.
 fn name_owners<M: GuestMemory + ?Sized>(
     view: &KernelView<'_, M>,
     profile: &Profile,
@@ -201,7 +203,8 @@ fn name_owners<M: GuestMemory + ?Sized>(
                 let file = files.identify(owner.address)?;
                 (file.is_block_device(), Some(file.to_string()))
             }
-            // Without types a mapping is believed when it lies where the kernel keeps inodes.
+            // Without type information, a mapping is accepted if it lies in slab memory, where
+            // inodes are.
             OwnerKind::Mapping => in_slab(owner.address).map(|()| (false, None))?,
             OwnerKind::SlabCache => {
                 let field = profile.fields.cache_name;
@@ -209,7 +212,7 @@ fn name_owners<M: GuestMemory + ?Sized>(
                 (false, text.and_then(|t| view.read_string(t)).filter(|t| !t.is_empty()))
             }
         };
-        let name = name.filter(|name| files.budget().pay_name(name).is_some());
+        let name = name.filter(|name| files.budget().charge_name(name).is_some());
         let name = name.unwrap_or_else(|| owner.to_string());
         let gpa = view.translate(owner.address).map(|(gpa, _)| gpa);
         let frame = gpa.and_then(|gpa| view.memory().layout().index_of(gpa.gfn()));

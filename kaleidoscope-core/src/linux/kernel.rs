@@ -1,13 +1,13 @@
-//! A kernel opened for reading: where it is, its symbols, its types, its frame table.
+//! An opened kernel: location, symbols, types, frame table.
 
 use super::btf::{Btf, MAGIC as BTF_MAGIC};
-use super::common_symbols::{CommonSymbols, signs_of_pages};
+use super::common_symbols::{CommonSymbols, hints_of_pages};
 use super::frame_table::{FrameTable, FrameTableError};
-use super::image_bytes::{Wanted, image_bytes};
+use super::image_bytes::{ImagePart, image_bytes};
 use super::introspect::LinuxError;
 use super::kallsyms::{Kallsyms, KallsymsError, KallsymsHints};
 use super::locate::{
-    Hints, IMAGE_BASE, ImageSpan, Located, RootHint, locate, notes_in, read_note, reread, speaks_of,
+    Hints, IMAGE_BASE, ImageSpan, Located, RootHint, describes, locate, notes_in, read_note, reread,
 };
 use super::profile::Profile;
 use super::running::choose;
@@ -26,22 +26,22 @@ use std::collections::HashMap;
 pub(super) struct Kernel<'m> {
     pub(super) view: KernelView<'m, dyn GuestMemory + 'm>,
     pub(super) spec: PagingSpec,
-    /// The root table that the kernel was found by; not necessarily its own.
+    /// The root table through which the kernel was found; not necessarily the kernel's own.
     pub(super) root: Gpa,
     pub(super) image: ImageSpan,
     pub(super) symbols: Symbols,
-    /// For each page of the image, which common symbols it holds; empty without symbols.
-    pub(super) page_signs: Vec<Temperature>,
+    /// The common-symbol hints of each page of the image; empty without symbols.
+    pub(super) page_hints: Vec<Temperature>,
     pub(super) note: Option<VmcoreInfo>,
     pub(super) profile: Profile,
     pub(super) table: FrameTable,
-    /// Names of the page flags by bit; empty without type information.
+    /// Names of the page flags, by bit number; empty without type information.
     pub(super) flag_names: Vec<(u32, String)>,
 }
 
 impl<'m> Kernel<'m> {
-    /// Finds the kernel and what it says of itself. What is missing or damaged, but can be done
-    /// without, goes to `notes`.
+    /// Finds the kernel and reads its descriptions. Missing or damaged optional parts are reported
+    /// in `notes`.
     pub(super) fn open(
         memory: &'m dyn GuestMemory,
         hints: Hints<'_>,
@@ -61,7 +61,7 @@ impl<'m> Kernel<'m> {
         }
     }
 
-    /// Reads what a kernel at a known place says of itself.
+    /// Reads the descriptions of a kernel at a known location.
     pub(super) fn open_one(
         memory: &'m dyn GuestMemory,
         located: Located,
@@ -70,7 +70,7 @@ impl<'m> Kernel<'m> {
         begin: &mut dyn FnMut(Phase),
         notes: &mut Vec<Note>,
     ) -> Result<Self, LinuxError> {
-        let Located { spec, root, space, image, note, sign } = located;
+        let Located { spec, root, space, image, note, root_hint } = located;
         let mut view = KernelView::new(memory, space);
         if let Some(direct_map) = find_direct_map(&view) {
             view.set_direct_map(direct_map);
@@ -78,9 +78,9 @@ impl<'m> Kernel<'m> {
 
         begin(Phase::Symbols);
         let read = |wanted| image_bytes(memory, &image, view.space(), wanted);
-        let (bytes, missing) = match read(Wanted::ReadOnly) {
+        let (bytes, missing) = match read(ImagePart::ReadOnly) {
             (Cow::Owned(part), _) if !has_tables(&view, &image, &part, note.as_ref()) => {
-                read(Wanted::All)
+                read(ImagePart::All)
             }
             found => found,
         };
@@ -89,9 +89,9 @@ impl<'m> Kernel<'m> {
             .map_err(|e| notes.push(Note::incomplete("symbols", e.to_string())))
             .ok();
         let from_table = Symbols::from_kallsyms(kallsyms.as_ref());
-        if sign == RootHint::RootTable {
-            // A root that a scan finds may be that of a process which is no more, and lack what the
-            // kernel mapped since.
+        if root_hint == RootHint::RootTable {
+            // A root found by a scan may belong to a process that has exited, and lack what the
+            // kernel mapped afterwards.
             let own = from_table.root().and_then(|r| view.translate(r)).map(|(gpa, _)| gpa);
             let own = own.filter(|own| *own != root);
             if let Some(space) = own.and_then(|own| reread(memory, &spec, own, &image, budget)) {
@@ -105,8 +105,8 @@ impl<'m> Kernel<'m> {
         let symbols = from_table.or(Symbols::from_note(note.as_ref()));
 
         begin(Phase::CommonSymbols);
-        let of_table = |table| signs_of_pages(table, &image, common);
-        let page_signs = kallsyms.as_ref().map(of_table).unwrap_or_default();
+        let of_table = |table| hints_of_pages(table, &image, common);
+        let page_hints = kallsyms.as_ref().map(of_table).unwrap_or_default();
 
         begin(Phase::Types);
         let btf = find_types(&image, &bytes, &symbols, notes);
@@ -122,7 +122,7 @@ impl<'m> Kernel<'m> {
 
         let base = find_frame_table(&view, &symbols, note.as_ref());
         let table = FrameTable::new(base.ok_or(FrameTableError::NoAddress)?, &profile)?;
-        Ok(Self { view, spec, root, image, symbols, page_signs, note, profile, table, flag_names })
+        Ok(Self { view, spec, root, image, symbols, page_hints, note, profile, table, flag_names })
     }
 
     /// Root of the kernel's own page tables.
@@ -131,7 +131,7 @@ impl<'m> Kernel<'m> {
         by_symbol.map_or(self.root, |(gpa, _)| gpa)
     }
 
-    /// Which kernel this is.
+    /// Identity of this kernel.
     pub(super) fn identity(&self) -> KernelIdentity {
         let note = self.note.as_ref();
         let banner =
@@ -162,7 +162,8 @@ pub(super) fn find_symbols<'b, M: GuestMemory + ?Sized>(
     Kallsyms::find(bytes, image.gva, &hints)
 }
 
-/// Whether this part of the image has the symbol table, and the types where the symbols say.
+/// Whether this part of the image contains the symbol table, and the types at the address that the
+/// symbols report.
 fn has_tables<M>(
     view: &KernelView<'_, M>,
     image: &ImageSpan,
@@ -193,7 +194,7 @@ fn find_types<'b>(
     found.map_err(|e| notes.push(Note::incomplete("types", e.to_string()))).ok()
 }
 
-/// VMCOREINFO, by the kernel's own pointer to it, else by looking at every page's start.
+/// Finds VMCOREINFO through the kernel's pointer, or else by checking the start of every page.
 fn find_note<M>(
     view: &KernelView<'_, M>,
     image: &ImageSpan,
@@ -206,12 +207,12 @@ where
         let (gpa, _) = view.translate(view.read_pointer(symbols.vmcoreinfo_data?)?)?;
         read_note(view.memory(), gpa)
     };
-    let of_image = |note: &VmcoreInfo| speaks_of(note, image);
+    let of_image = |note: &VmcoreInfo| describes(note, image);
     by_symbol().or_else(|| notes_in(view.memory()).into_iter().find(of_image))
 }
 
-/// The direct map: the distance between virtual and physical addresses that most memory is mapped
-/// at.
+/// The direct map: the offset between virtual and physical addresses at which most memory is
+/// mapped.
 fn find_direct_map<M: GuestMemory + ?Sized>(view: &KernelView<'_, M>) -> Option<DirectMap> {
     let mut bytes_at = HashMap::<u64, u64>::new();
     for run in view.space().runs().iter().filter(|r| r.gva < IMAGE_BASE) {
@@ -220,14 +221,12 @@ fn find_direct_map<M: GuestMemory + ?Sized>(view: &KernelView<'_, M>) -> Option<
             *bytes = bytes.saturating_add(run.bytes);
         }
     }
-    // Of equal candidates the lowest, so that the result does not depend on the order of a hash
-    // table.
+    // Among equals, take the lowest base, so that the result does not depend on hash table order.
     let (base, _) = bytes_at.into_iter().max_by_key(|&(base, bytes)| (bytes, !base))?;
     Some(DirectMap { base: Gva(base), end: view.memory().layout().end_gfn().gpa() })
 }
 
-/// Address of the frame table: the kernel's variable, or VMCOREINFO's word for it, or what the
-/// memory sections say.
+/// Address of the frame table, from the kernel's variable, VMCOREINFO, or the memory sections.
 fn find_frame_table<M: GuestMemory + ?Sized>(
     view: &KernelView<'_, M>,
     symbols: &Symbols,
@@ -236,8 +235,8 @@ fn find_frame_table<M: GuestMemory + ?Sized>(
     let is_mapped = |gva: &Gva| view.space().translate(*gva).is_some();
     let by_variable = symbols.vmemmap_base.and_then(|v| view.read_pointer(v)).filter(is_mapped);
     let by_note = || note?.symbol("vmemmap").filter(is_mapped);
-    // Each section's word is the frame table's address, as seen from frame 0, and flags in the low
-    // bits.
+    // A section's word is the address of the frame table's element for frame 0, with flags in the
+    // low bits.
     let by_section = || {
         let roots = note?.symbol("mem_section")?;
         let section = view.read_pointer(roots)?;

@@ -1,9 +1,9 @@
-//! Which part of the kernel's address space maps a frame, the map of all memory left aside.
+//! Determines the part of the kernel's address space, besides the direct map, that maps each frame.
 //!
-//! The parts, by ascending address (`Documentation/arch/x86/x86_64/mm.rst`): the direct map, the
-//! vmalloc area, the frame table, the CPU entry area (per-CPU), the image, modules. Which part is
-//! where is taken from the direct map's end, the frame table's address and the image as found; only
-//! the CPU entry area and the modules' end are constants.
+//! The parts, in ascending order of address (`Documentation/arch/x86/x86_64/mm.rst`): the direct
+//! map, the vmalloc area, the frame table, the CPU entry area (per-CPU), the image, modules. Their
+//! locations follow from the end of the direct map, the address of the frame table, and the image
+//! as found; only the CPU entry area and the end of the modules are constants.
 
 use super::frame_reader::FrameRecords;
 use super::frame_table::FrameTable;
@@ -20,41 +20,41 @@ use crate::paging::Run;
 const CPU_ENTRY_FIRST: Gva = Gva(0xffff_fe00_0000_0000);
 const CPU_ENTRY_LAST: Gva = Gva(0xffff_fe7f_ffff_ffff);
 
-/// One past the modules' area (`MODULES_END`).
+/// End of the module area, exclusive (`MODULES_END`).
 const MODULES_END: u64 = 0xffff_ffff_ff00_0000;
 
 /// Pages of a kernel stack (`THREAD_SIZE`).
 const STACK_PAGES: u64 = 4;
 
-/// Most units of the first per-CPU chunk (`NR_CPUS`).
+/// Maximum number of units in the first per-CPU chunk (`NR_CPUS`).
 const MAX_CPU_UNITS: u64 = 8192;
 
-/// How often, on average, a frame may be mapped by the kernel beside the direct map before more is
-/// ignored.
+/// Maximum number of kernel mappings besides the direct map, per frame on average. Further mappings
+/// are ignored.
 const MAPPINGS_PER_FRAME: u64 = 16;
 
-/// Where the kernel maps a frame.
+/// The area that maps a frame.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(crate) struct AreaOfFrame {
     pub(crate) area: KernelArea,
-    /// Page number from the area's first address on.
+    /// Page number relative to the area's first address.
     pub(crate) page: u64,
 }
 
 impl AreaOfFrame {
-    /// Of a frame that the kernel maps nowhere else.
+    /// A frame that the kernel maps only in the direct map.
     pub(crate) const NONE: Self = Self { area: KernelArea::None, page: 0 };
 }
 
-/// The kernel's use of its address space, in frame-index order.
+/// Kernel area of every frame, in frame-index order.
 #[derive(Debug)]
 pub(crate) struct KernelAreas {
     pub(crate) frames: LazyTable<AreaOfFrame>,
-    /// Whether more was mapped than is looked at.
+    /// Whether mappings were ignored because there were too many.
     pub(crate) cut: bool,
 }
 
-/// Where the parts are.
+/// First and last address of each part.
 struct Parts {
     vmalloc: (Gva, Gva),
     frame_table: (Gva, Gva),
@@ -66,7 +66,7 @@ impl Parts {
         self.image.0 <= run.gva && run.gva <= self.image.1
     }
 
-    /// The part that holds an address, and the part's first address.
+    /// The area that contains a run, and the first address of the area.
     fn of(&self, run: &Run) -> Option<(KernelArea, Gva)> {
         let within = |(first, last): (Gva, Gva)| first <= run.gva && run.gva <= last;
         let Run { gva, rights, .. } = *run;
@@ -113,8 +113,8 @@ impl KernelAreas {
             image: (image.gva, Gva(image.gva.0.saturating_add(image.bytes.saturating_sub(1)))),
         };
         let mut left = u64::from(layout.frames()).saturating_mul(MAPPINGS_PER_FRAME);
-        // What the kernel freed of its image keeps that mapping beside the one of its new use,
-        // which counts: so the image comes first.
+        // Freed parts of the image keep their image mapping in addition to the mapping of their new
+        // use, which takes precedence: so process the image first.
         let runs = view.space().runs();
         let image = view.space().runs_in(parts.image.0, parts.image.1);
         for run in image.iter().chain(runs.iter().filter(|run| !parts.is_image(run))) {
@@ -132,8 +132,8 @@ impl KernelAreas {
         areas
     }
 
-    /// Notes that `pages` pages from `page` of an area on map the frames from `first` on. Returns
-    /// how many of them are RAM.
+    /// Records that `pages` pages of an area, starting with `page`, map the frames from `first` up.
+    /// Returns how many of these frames are RAM.
     fn mark(
         &mut self,
         layout: &MemoryLayout,
@@ -154,7 +154,7 @@ impl KernelAreas {
         marked
     }
 
-    /// The first per-CPU chunk, which lies in the direct map.
+    /// Marks the first per-CPU chunk, which lies in the direct map.
     fn mark_per_cpu<M: GuestMemory + ?Sized>(
         &mut self,
         view: &KernelView<'_, M>,
@@ -173,7 +173,7 @@ impl KernelAreas {
         let last = first.0.saturating_add(pages.min(layout.frames().into()));
         for (page, gfn) in (0..).zip(first.0..last) {
             let Some(index) = layout.index_of(Gfn(gfn)) else { continue };
-            // The unused end of each CPU's unit was given to the page allocator.
+            // The kernel gave the unused end of each CPU's unit to the page allocator.
             let is_unit = records.record(index).is_some_and(|r| r.usage == FrameUse::Reserved);
             if is_unit && let Some(frame) = self.frames.get_mut(index.as_usize()) {
                 *frame = AreaOfFrame { area: KernelArea::PerCpu, page };

@@ -1,30 +1,30 @@
-//! What a Linux kernel says of itself in its own memory.
+//! Introspection of a Linux kernel from its own memory.
 //!
-//! Three descriptions travel with every modern kernel, and together they replace a symbol file and
-//! a profile:
+//! Every modern kernel carries three descriptions that together replace a symbol file and a
+//! profile:
 //!
 //! * [`vmcoreinfo`]: a text page meant for crash-dump tools (a few addresses, sizes and offsets);
 //! * [`kallsyms`]: the compressed symbol table (addresses by name);
 //! * [`btf`]: the type information (field offsets, sizes, enumeration values).
 //!
-//! One description comes along with the library: [`common_symbols`], what every workload uses of
-//! any kernel.
+//! One description comes with this library: [`common_symbols`], the symbols that every workload
+//! uses in any kernel.
 //!
-//! [`Linux`] uses them in layers. VMCOREINFO and page tables alone say which frames are free, slab,
-//! anonymous, shared, page cache and page tables; symbols and types add names. All of it is read
-//! from guest memory and therefore hostile: every parser here is bounded and returns precise
-//! errors.
+//! [`Linux`] uses them in layers. VMCOREINFO and page tables alone suffice to tell free, slab,
+//! anonymous, shared, page cache and page table frames apart; symbols and types add names. All of
+//! them are read from guest memory and are therefore hostile: every parser here is bounded and
+//! returns precise errors.
 //!
-//! # What a hostile guest can cost
-//! Coloring takes at most 64 MiB and 512 bytes for each frame of RAM, an eighth of the RAM; some
-//! 110 bytes per frame are usual. Where the memory is not mapped in one piece
-//! ([`GuestMemory::slice`](crate::memory::GuestMemory::slice)), a copy of the kernel image comes on
-//! top, of at most 256 MiB. Time grows with the size of RAM alone, because everything that is
-//! followed is paid for from budgets in proportion to it: page tables, mappings, tasks, address
-//! spaces, directory entries, bytes of names. What no budget covers is left out, and
-//! [notes](crate::guest_os::Note) say so. Names that are shown contain no control characters; they
-//! are written as [`name`](crate::guest_os::name) says. The tests of hostile guests in
-//! `kaleidoscope-mock` hold all of this against planted cycles, floods of names and blind damage.
+//! # Resource limits with a hostile guest
+//! Coloring takes at most 64 MiB plus 512 bytes per frame of RAM, which is an eighth of the RAM;
+//! about 110 bytes per frame are usual. If the memory is not mapped in one piece
+//! ([`GuestMemory::slice`](crate::memory::GuestMemory::slice)), a copy of the kernel image takes up
+//! to another 256 MiB. Time depends only on the size of RAM, because everything that is followed is
+//! charged to budgets proportional to this size: page tables, mappings, tasks, address spaces,
+//! directory entries, bytes of names. Work that exceeds a budget is left out and reported in
+//! [notes](crate::guest_os::Note). Names contain no control characters; they are escaped as
+//! described in [`name`](crate::guest_os::name). The hostile-guest tests in `kaleidoscope-mock`
+//! check these limits against planted cycles, floods of names and random damage.
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 #![cfg_attr(
     test,

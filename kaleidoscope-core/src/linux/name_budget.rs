@@ -1,23 +1,23 @@
-//! What names may cost.
+//! Limits on the cost of names.
 //!
-//! Every owner of frames is named, and a name can be a chain of 256 directories and 4,096 bytes
-//! long. Real chains are short and shared; hostile ones need not be. So names of one guest are paid
-//! for from one account, which grows with its memory.
+//! Every owner of frames is named, and a name can be 4,096 bytes long and need a chain of 256
+//! directories. Real chains are short and shared, but hostile ones need not be. Therefore all names
+//! of a guest are charged to one budget, which is proportional to its memory.
 
-/// Directory entries and mounts visited: per frame, and beside.
+/// Directory entries and mounts to visit: per frame, plus a constant.
 const STEPS_PER_FRAME: u64 = 8;
 const SPARE_STEPS: u64 = 65_536;
 
-/// Bytes of names that are kept: per frame, and beside. A guest full of small cached files needs
-/// some 40 bytes per frame.
+/// Bytes of names to keep: per frame, plus a constant. A guest full of small cached files needs
+/// about 40 bytes per frame.
 const BYTES_PER_FRAME: u64 = 64;
 const SPARE_BYTES: u64 = 4 << 20;
 
-/// Most bytes of names, however large the guest, so that its map can be kept in a file
+/// Maximum number of bytes of names for a guest of any size, so that its map fits into a file
 /// (`manifest::Limits`).
 const MAX_BYTES: u64 = 512 << 20;
 
-/// How much may still be spent on names.
+/// Remaining steps and bytes for names.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct NameBudget {
     steps: u64,
@@ -34,21 +34,21 @@ impl NameBudget {
         Self { steps, bytes, exhausted: false }
     }
 
-    /// Whether something could not be paid for.
+    /// Whether a charge was refused.
     pub(super) fn is_exhausted(self) -> bool {
         self.exhausted
     }
 
-    /// Pays for a visit to a directory entry or a mount; `None` when nothing is left.
-    pub(super) fn pay_step(&mut self) -> Option<()> {
+    /// Charges a visit to a directory entry or a mount; `None` if no steps are left.
+    pub(super) fn charge_step(&mut self) -> Option<()> {
         let left = self.steps.checked_sub(1);
         self.steps = left.unwrap_or(0);
         self.exhausted |= left.is_none();
         left.map(drop)
     }
 
-    /// Pays for a name that is kept; `None` when it is longer than what is left.
-    pub(super) fn pay_name(&mut self, name: &str) -> Option<()> {
+    /// Charges the bytes of a name; `None` if the name is longer than the remaining budget.
+    pub(super) fn charge_name(&mut self, name: &str) -> Option<()> {
         let left = u64::try_from(name.len()).ok().and_then(|n| self.bytes.checked_sub(n));
         self.bytes = left.unwrap_or(self.bytes);
         self.exhausted |= left.is_none();
@@ -63,10 +63,10 @@ mod tests {
     #[test]
     fn what_is_spent_is_gone() {
         let mut budget = NameBudget { steps: 1, bytes: 5, exhausted: false };
-        assert_eq!((budget.pay_step(), budget.pay_name("four")), (Some(()), Some(())));
+        assert_eq!((budget.charge_step(), budget.charge_name("four")), (Some(()), Some(())));
         assert!(!budget.is_exhausted());
-        assert_eq!(budget.pay_name("ab"), None);
+        assert_eq!(budget.charge_name("ab"), None);
         assert!(budget.is_exhausted());
-        assert_eq!((budget.pay_name("a"), budget.pay_step()), (Some(()), None));
+        assert_eq!((budget.charge_name("a"), budget.charge_step()), (Some(()), None));
     }
 }

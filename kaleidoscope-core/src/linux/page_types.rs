@@ -1,9 +1,9 @@
-//! How a `struct page` says what it is: flag bits and page types, by kernel.
+//! Flag bits and page types of `struct page`, which differ between kernels.
 //!
-//! Source: `enum pageflags` and `enum pagetype` of Linux's `include/linux/page-flags.h`, as the
-//! kernel's own BTF and VMCOREINFO give them. Page types live in the word that otherwise counts
-//! mappings. Two encodings exist: until 6.11 a type is a cleared bit below an all-ones top nibble;
-//! from 6.12 on it is the top byte.
+//! Source: `enum pageflags` and `enum pagetype` of Linux's `include/linux/page-flags.h`, as
+//! reported by the kernel's own BTF and VMCOREINFO. The page type shares a word with the mapping
+//! count. Two encodings exist: until 6.11, a type is a cleared bit below an all-ones top nibble;
+//! since 6.12, it is the top byte.
 
 /// How page types are encoded.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -14,11 +14,11 @@ pub(crate) enum TypeScheme {
     TopByte,
 }
 
-/// Bits that a typed word has set in the cleared-bit encoding (`PAGE_TYPE_BASE`).
+/// Bits that are set in every typed word in the cleared-bit encoding (`PAGE_TYPE_BASE`).
 const TYPE_BASE: u32 = 0xf000_0000;
 
-/// Page types, each as the kernel's number for it: a bit or a top-byte value. `None`: this kernel
-/// has no such type, or nobody told us.
+/// Page types as the kernel's number for each: a bit or a top-byte value. `None` if this kernel
+/// lacks the type or does not report it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct PageTypes {
     pub(crate) scheme: TypeScheme,
@@ -31,8 +31,8 @@ pub(crate) struct PageTypes {
 }
 
 impl PageTypes {
-    /// No types known yet, in the encoding that the buddy type's word (`PAGE_BUDDY_MAPCOUNT_VALUE`)
-    /// shows.
+    /// The encoding indicated by the word of the buddy type (`PAGE_BUDDY_MAPCOUNT_VALUE`), with no
+    /// other types known yet.
     pub(crate) fn from_buddy_word(word: u32) -> Option<Self> {
         let scheme =
             if word & 0x00ff_ffff == 0 { TypeScheme::TopByte } else { TypeScheme::ClearedBit };
@@ -49,7 +49,7 @@ impl PageTypes {
         types.buddy.map(|_| types)
     }
 
-    /// The type's number in a word that carries exactly that type.
+    /// The number of the single type that a word carries.
     pub(crate) fn number(&self, word: u32) -> Option<u32> {
         match self.scheme {
             TypeScheme::TopByte => Some(word >> 24).filter(|&t| t >= 0xf0 && t != 0xff),
@@ -67,19 +67,19 @@ impl PageTypes {
         }
     }
 
-    /// Whether a word carries any type at all.
+    /// Whether a word carries any type.
     #[inline]
     pub(crate) fn is_typed(&self, word: u32) -> bool {
         match self.scheme {
             TypeScheme::TopByte => (0xf0..0xff).contains(&(word >> 24)),
-            // An untyped word is minus one, or minus one plus mappings: its top nibble has
-            // overflowed to zero.
+            // An untyped word is minus one plus the number of mappings. With mappings, the top
+            // nibble has overflowed to zero.
             TypeScheme::ClearedBit => word & TYPE_BASE == TYPE_BASE && word != u32::MAX,
         }
     }
 }
 
-/// Masks of the page flags that coloring needs; 0 where this kernel has no such flag.
+/// Masks of the page flags that coloring uses; 0 for a flag that this kernel lacks.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(crate) struct PageFlags {
     pub(crate) referenced: u64,

@@ -1,8 +1,8 @@
-//! Where this kernel keeps what in its structures.
+//! Layout of this kernel's structures.
 //!
-//! Offsets come from the kernel's own type information (BTF) and, for what crash-dump tools need
-//! too, from VMCOREINFO. Nothing is assumed from the version number. A field that nobody describes
-//! is `None`, and what depends on it is left out.
+//! Offsets come from the kernel's own type information (BTF) and, for the fields that crash-dump
+//! tools need, from VMCOREINFO. Nothing is derived from the version number. A field that neither
+//! source describes is `None`, and whatever depends on it is left out.
 
 use super::btf::TypeIndex;
 use super::page_types::{PageFlags, PageTypes, TypeScheme};
@@ -34,16 +34,16 @@ macro_rules! fields {
 fields! {
     page_flags: "page.flags",
     page_refcount: "page._refcount",
-    /// Mappings, or the page's type.
+    /// The number of mappings, or the page's type.
     page_mapcount: "page._mapcount" | "page.page_type",
     page_mapping: "page.mapping",
     page_index: "page.index" | "page.__folio_index",
-    /// A buddy block's order.
+    /// The order of a buddy block.
     page_private: "page.private",
     page_lru: "page.lru",
-    /// In a tail of a compound page: where its head is.
+    /// In a tail of a compound page: the location of its head.
     page_compound: "page.compound_head" | "page.compound_info",
-    /// In the first tail (until 6.5): what the compound page is for.
+    /// In the first tail (until 6.5): the type of the compound page.
     page_compound_dtor: "page.compound_dtor",
     slab_cache: "slab.slab_cache" | "page.slab_cache",
     cache_name: "kmem_cache.name",
@@ -52,7 +52,7 @@ fields! {
     inode_number: "inode.i_ino",
     inode_super: "inode.i_sb",
     inode_aliases: "inode.i_dentry",
-    /// What device a device's inode stands for.
+    /// The device number that a device inode stands for.
     inode_rdev: "inode.i_rdev",
     dentry_alias: "dentry.d_u.d_alias" | "dentry.d_alias",
     dentry_hash: "dentry.d_hash",
@@ -65,9 +65,9 @@ fields! {
     super_root: "super_block.s_root",
     super_mounts: "super_block.s_mounts",
     type_name: "file_system_type.name",
-    /// Since 6.17 a super block's mounts are linked by plain pointers.
+    /// Since 6.17, plain pointers link the mounts of a super block.
     mount_next: "mount.mnt_next_for_sb",
-    /// Before, by a list.
+    /// Until 6.16, a list links them.
     mount_instance: "mount.mnt_instance",
     mount_point: "mount.mnt_mountpoint",
     mount_parent: "mount.mnt_parent",
@@ -90,7 +90,7 @@ fields! {
     resource_child: "resource.child",
 }
 
-/// Names of the structures and enumerations above, for one pass over the type information.
+/// Names of the types above, for a single pass over the type information.
 const TYPE_NAMES: &[&str] = &[
     "page",
     "slab",
@@ -112,7 +112,7 @@ const TYPE_NAMES: &[&str] = &[
     "resource",
 ];
 
-/// Everything that introspection knows of this kernel's structures.
+/// Layout and constants of this kernel's structures.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Profile {
     pub(crate) fields: Fields,
@@ -120,51 +120,51 @@ pub(crate) struct Profile {
     pub(crate) types: Option<PageTypes>,
     /// Bytes of a `struct page`.
     pub(crate) page_bytes: u64,
-    /// Whether the first tail's destructor byte tells hugetlb pages (until 6.5), and its value.
+    /// Value of the first tail's destructor byte that marks hugetlb pages (until 6.5).
     pub(crate) hugetlb_dtor: Option<u8>,
-    /// Mask of a flag in the first tail that tells hugetlb pages (6.6 to 6.8).
+    /// Mask of the flag in the first tail that marks hugetlb pages (6.6 to 6.8).
     pub(crate) hugetlb_tail_flag: u64,
-    /// Number of block orders that the buddy allocator has.
+    /// Number of block orders in the buddy allocator.
     pub(crate) buddy_orders: u32,
-    /// Bytes of a `struct free_area`: what a zone has for each of them.
+    /// Bytes of a `struct free_area`; a zone has one for each order.
     pub(crate) free_area_bytes: Option<u64>,
-    /// Bytes of a task's name.
+    /// Bytes of a task's command name.
     pub(crate) comm_bytes: usize,
-    /// Values of `enum system_states` for a kernel that does not run any more: halted, powered
-    /// off, restarting.
+    /// Values of `enum system_states` for a kernel that no longer runs: halted, powered off,
+    /// restarting.
     pub(crate) shut_down: [Option<u32>; 3],
 }
 
-/// Bytes of a `struct page` on every 64-bit kernel so far, if nobody says otherwise.
+/// Bytes of a `struct page` if no source reports it; the size on every 64-bit kernel so far.
 const PAGE_BYTES: u64 = 64;
 
 /// `MAX_PAGE_ORDER + 1` on x86-64.
 const BUDDY_ORDERS: u32 = 11;
 
 impl Profile {
-    /// Whether files can be identified.
+    /// Whether the profile suffices to identify files.
     pub(crate) fn has_files(&self) -> bool {
         let f = &self.fields;
         f.mapping_host.is_some() && f.inode_mapping.is_some() && f.inode_super.is_some()
     }
 
-    /// Whether a value of `enum system_states` says that the kernel was shut down.
+    /// Whether a value of `enum system_states` means that the kernel was shut down.
     pub(crate) fn is_shut_down(&self, state: u32) -> bool {
         self.shut_down.contains(&Some(state))
     }
 
-    /// The names whose types [`collect`](Self::collect) looks into.
+    /// Names of the types that [`collect`](Self::collect) reads.
     pub(crate) fn type_names() -> &'static [&'static str] {
         TYPE_NAMES
     }
 
     pub(crate) fn collect(types: Option<&TypeIndex<'_>>, note: Option<&VmcoreInfo>) -> Self {
         let mut fields = Fields::collect(types, note);
-        // VMCOREINFO has no offset for the index; it has followed the mapping in every layout so
+        // VMCOREINFO lacks the offset of the index; it has followed the mapping in every layout so
         // far.
         fields.page_index =
             fields.page_index.or(fields.page_mapping.and_then(|m| m.checked_add(8)));
-        // The slab allocator's list and a tail's head share the second word in every layout so far.
+        // The LRU list and a tail's head pointer share the second word in every layout so far.
         fields.page_compound = fields.page_compound.or(fields.page_lru);
         let from_note = || note.and_then(|n| n.size("page"));
         let dtor = note.and_then(|n| n.number("HUGETLB_PAGE_DTOR")).unwrap_or(2);
@@ -203,7 +203,7 @@ fn typed_mask(types: Option<&TypeIndex<'_>>, name: &str) -> u64 {
     types.and_then(|t| t.enum_value("pageflags", name)).map_or(0, mask)
 }
 
-/// A flag's mask by the types, else by VMCOREINFO; 0 when neither has it.
+/// A flag's mask from the types or else VMCOREINFO; 0 if neither has the flag.
 fn flag_mask(types: Option<&TypeIndex<'_>>, note: Option<&VmcoreInfo>, name: &str) -> u64 {
     match typed_mask(types, name) {
         0 => number_mask(note, name),
@@ -229,7 +229,7 @@ fn page_flags(types: Option<&TypeIndex<'_>>, note: Option<&VmcoreInfo>) -> PageF
         flags.head = u64::try_from(head).unwrap_or(0);
     }
     if flags.reserved == 0 {
-        // VMCOREINFO does not name it; in every kernel so far it is the flag before PG_private.
+        // VMCOREINFO lacks this flag; in every kernel so far it precedes PG_private.
         flags.reserved = number_mask(note, "PG_private") >> 1;
     }
     flags
@@ -251,7 +251,7 @@ fn page_types(types: Option<&TypeIndex<'_>>, note: Option<&VmcoreInfo>) -> Optio
     let number = |name: &str, note_name: &str| {
         typed(name).or_else(|| word(note_name).and_then(|w| found.number(w)))
     };
-    // The bit has been the same in every kernel that encodes types as bits.
+    // The bit is the same in every kernel that encodes types as bits.
     let offline_bit = (found.scheme == TypeScheme::ClearedBit).then_some(0x100);
     let offline = number("PGTY_offline", "PAGE_OFFLINE_MAPCOUNT_VALUE").or(offline_bit);
     let hugetlb = number("PGTY_hugetlb", "PAGE_HUGETLB_MAPCOUNT_VALUE");

@@ -1,4 +1,4 @@
-//! Which region a frame belongs to.
+//! Assignment of frames to regions.
 
 use super::frame_reader::NO_OWNER;
 use super::user_spaces::{NO_SPACE, SpaceId};
@@ -11,11 +11,11 @@ use crate::guest_os::{FrameUse, KernelArea};
 pub(crate) struct OwnerName {
     pub(crate) is_block_device: bool,
     pub(crate) name: String,
-    /// Where the object lies.
+    /// The frame that holds the object.
     pub(crate) frame: Option<FrameIndex>,
 }
 
-/// What decides a frame's region.
+/// The properties of a frame that determine its region.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct RegionKey {
     pub(crate) usage: FrameUse,
@@ -24,34 +24,34 @@ pub(crate) struct RegionKey {
     pub(crate) space: SpaceId,
 }
 
-/// Regions, made when the first frame asks for one.
+/// Regions, created when the first frame is assigned to them.
 pub(crate) struct Regions<'a> {
     owners: Vec<Option<OwnerName>>,
     spaces: &'a [String],
     regions: Vec<Region>,
-    /// Once there are so many, frames of further owners share the regions of frames without one.
-    enough: usize,
-    /// Region of each owner, of each space's anonymous memory, of each space's tables, of each use
-    /// and area.
+    /// Once there are this many, frames of further owners share the regions of unowned frames.
+    max_owned: usize,
+    /// Region of each owner, of each space's anonymous memory, of each space's tables, and of each
+    /// use and area.
     of_owner: Vec<Option<RegionId>>,
     of_anonymous: Vec<Option<RegionId>>,
     of_tables: Vec<Option<RegionId>>,
     fixed: [[Option<RegionId>; AREAS]; USES],
 }
 
-/// Numbers of [`FrameUse`] and [`KernelArea`].
+/// Number of values of [`FrameUse`] and [`KernelArea`].
 const USES: usize = FrameUse::ALL.len();
 const AREAS: usize = KernelArea::ALL.len();
 
-/// Regions of owners, at most: with the fixed ones not more than a map may have.
-const ENOUGH: usize = MAX_REGIONS as usize - USES * AREAS;
+/// Maximum number of regions with owners. Together with the fixed ones, they fit into a map.
+const MAX_OWNED: usize = MAX_REGIONS as usize - USES * AREAS;
 
 impl<'a> Regions<'a> {
     pub(crate) fn new(owners: Vec<Option<OwnerName>>, spaces: &'a [String]) -> Self {
         Self {
             spaces,
             regions: Vec::new(),
-            enough: ENOUGH,
+            max_owned: MAX_OWNED,
             of_owner: vec![None; owners.len()],
             owners,
             of_anonymous: vec![None; spaces.len()],
@@ -60,7 +60,7 @@ impl<'a> Regions<'a> {
         }
     }
 
-    /// What is known of an owner; `None` for one that is not what it says.
+    /// The name of an owner; `None` for an owner that is not what its pages claim.
     pub(crate) fn owner(&self, number: u32) -> Option<&OwnerName> {
         self.owners.get(number as usize)?.as_ref()
     }
@@ -103,7 +103,7 @@ impl<'a> Regions<'a> {
         if known.is_some() {
             return known;
         }
-        if self.regions.len() >= self.enough {
+        if self.regions.len() >= self.max_owned {
             return self.fixed(key);
         }
         let name = self.spaces.get(space)?.clone();
@@ -116,15 +116,15 @@ impl<'a> Regions<'a> {
         let known = *self.of_owner.get(key.owner as usize)?;
         let kind = key.usage.kind();
         if let Some(id) = known {
-            // One object's pages are of one kind. A page that disagrees is caught in between, or
+            // All pages of an object are of one kind. A page of another kind is in transition, or
             // damaged.
             let agrees = self.regions.get(id.0 as usize).is_some_and(|r| r.kind == kind);
             return if agrees { Some(id) } else { self.fixed(key) };
         }
-        if self.regions.len() >= self.enough {
+        if self.regions.len() >= self.max_owned {
             return self.fixed(key);
         }
-        // Names may be long, and each is used once.
+        // Move the name, since names may be long and each is used once.
         let owner = self.owners.get_mut(key.owner as usize)?.as_mut();
         let (name, anchor) =
             owner.map_or_else(Default::default, |o| (std::mem::take(&mut o.name), o.frame));
@@ -137,7 +137,7 @@ impl<'a> Regions<'a> {
         Some(id)
     }
 
-    /// The region of frames that no object or process owns.
+    /// The region of frames without an owning object or process.
     fn fixed(&mut self, key: &RegionKey) -> Option<RegionId> {
         let (usage, area) = fixed_key(key.usage, key.area);
         let slot = self.fixed.get_mut(usage as usize)?.get_mut(area as usize)?;
@@ -147,8 +147,8 @@ impl<'a> Regions<'a> {
     }
 }
 
-/// What decides the region of frames without owner. Outside the image it makes no difference
-/// whether the kernel set a frame of its own aside at boot or allocated it later.
+/// The key of the region of unowned frames. Outside the image, frames that the kernel reserved at
+/// boot and frames that it allocated later share a region.
 fn fixed_key(usage: FrameUse, area: KernelArea) -> (FrameUse, KernelArea) {
     let in_image = matches!(area, KernelArea::Text | KernelArea::Rodata | KernelArea::Data);
     match usage {
@@ -219,14 +219,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn past_what_a_map_may_have_frames_share_regions() {
+    fn beyond_the_limit_frames_share_regions() {
         let owner = |n: u32| {
             let name = format!("file {n}");
             Some(OwnerName { is_block_device: false, name, frame: None })
         };
         let spaces = ["one".to_owned(), "two".to_owned()];
         let mut regions = Regions::new((0..5).map(owner).collect(), &spaces);
-        regions.enough = 3;
+        regions.max_owned = 3;
         let (file, space) = (FrameUse::File, NO_SPACE);
         let key = |usage, owner, space| RegionKey { usage, area: KernelArea::None, owner, space };
         let mut ids: Vec<_> = (0..5).map(|n| regions.region(&key(file, n, space))).collect();

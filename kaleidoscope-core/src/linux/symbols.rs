@@ -1,4 +1,4 @@
-//! The kernel symbols that introspection uses, from whichever table has them.
+//! The kernel symbols that introspection uses, from any table that has them.
 
 use super::kallsyms::Kallsyms;
 use super::vmcoreinfo::VmcoreInfo;
@@ -22,7 +22,7 @@ macro_rules! symbols {
                 Self { $($field: addresses.next().flatten()),+ }
             }
 
-            /// These symbols, and of those missing here the others.
+            /// These symbols, with missing ones taken from `other`.
             pub(crate) fn or(self, other: Self) -> Self {
                 Self { $($field: self.$field.or(other.$field)),+ }
             }
@@ -47,7 +47,7 @@ symbols! {
     init_task,
     /// Variable (`atomic_t`): the CPU that panicked.
     panic_cpu,
-    /// Variable (`enum system_states`): whether the kernel boots, runs or shuts down.
+    /// Variable (`enum system_states`): whether the kernel is booting, running or shutting down.
     system_state,
     /// The root of the tree of physical address ranges (`struct resource`).
     iomem_resource,
@@ -60,18 +60,18 @@ symbols! {
 }
 
 impl Symbols {
-    /// The symbols that the kernel's symbol table has.
+    /// The symbols in the kernel's symbol table.
     pub(crate) fn from_kallsyms(table: Option<&Kallsyms<'_>>) -> Self {
         table.map(|t| Self::from_addresses(t.lookup(NAMES))).unwrap_or_default()
     }
 
-    /// The symbols that VMCOREINFO has.
+    /// The symbols in VMCOREINFO.
     pub(crate) fn from_note(note: Option<&VmcoreInfo>) -> Self {
         let addresses = |n: &VmcoreInfo| Self::from_addresses(NAMES.iter().map(|s| n.symbol(s)));
         note.map(addresses).unwrap_or_default()
     }
 
-    /// The kernel's own root page table.
+    /// Address of the kernel's own root page table.
     pub(crate) fn root(&self) -> Option<Gva> {
         self.init_top_pgt.or(self.swapper_pg_dir)
     }

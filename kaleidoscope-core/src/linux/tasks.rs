@@ -1,4 +1,4 @@
-//! Tasks: names, address spaces, kernel stacks, and who ran last.
+//! Tasks: names, address spaces, kernel stacks, and last run times.
 
 use super::introspect::RECENT_TASKS;
 use super::profile::Profile;
@@ -9,17 +9,17 @@ use crate::guest_os::name::escape;
 use crate::memory::GuestMemory;
 use std::collections::{HashMap, HashSet};
 
-/// Most tasks that are read; Linux's own limit for process ids (`PID_MAX_LIMIT`).
+/// Maximum number of tasks to read; Linux's own limit for process IDs (`PID_MAX_LIMIT`).
 const MAX_TASKS: usize = 4 << 20;
 
-/// Frames that a task takes at least: those of its kernel stack (`THREAD_SIZE`). So many tasks fit
-/// into a guest.
+/// Minimum number of frames per task: its kernel stack (`THREAD_SIZE`). Limits the number of tasks
+/// in a guest.
 const FRAMES_PER_TASK: usize = 4;
 
-/// A task: a process's first thread, another thread, or a kernel thread.
+/// A task: a process's thread group leader, another thread, or a kernel thread.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Task {
-    /// Its `task_struct`.
+    /// Address of its `task_struct`.
     pub(crate) address: Gva,
     pub(crate) pid: u32,
     pub(crate) name: String,
@@ -27,11 +27,11 @@ pub(crate) struct Task {
     pub(crate) root: Option<Gpa>,
     /// First address of its kernel stack.
     pub(crate) stack: Option<Gva>,
-    /// When it last got a CPU, in nanoseconds of the scheduler's clock; 0 when not known.
+    /// When it last got a CPU, in nanoseconds of the scheduler's clock; 0 if unknown.
     pub(crate) last_run: u64,
 }
 
-/// All tasks, first threads before their others.
+/// All tasks, thread group leaders before their other threads.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub(crate) struct Tasks {
     pub(crate) tasks: Vec<Task>,
@@ -40,7 +40,7 @@ pub(crate) struct Tasks {
 }
 
 impl Tasks {
-    /// Reads the list of all tasks; empty when the kernel's types or symbols are not known.
+    /// Reads the list of all tasks; empty if the kernel's types or symbols are unknown.
     pub(crate) fn read<M>(view: &KernelView<'_, M>, profile: &Profile, symbols: &Symbols) -> Self
     where
         M: GuestMemory + ?Sized,
@@ -57,7 +57,7 @@ impl Tasks {
         reader.out
     }
 
-    /// The tasks that ran last, the latest first; empty when nothing is known of when tasks ran.
+    /// The most recently run tasks, the latest first; empty if run times are unknown.
     pub(crate) fn recent(&self) -> Vec<&Task> {
         let mut ran: Vec<&Task> = self.tasks.iter().filter(|t| t.last_run != 0).collect();
         ran.sort_by_key(|t| std::cmp::Reverse(t.last_run));
@@ -65,7 +65,7 @@ impl Tasks {
         ran
     }
 
-    /// Place of every task among all by when it last ran, 0 the latest.
+    /// Rank of every task by last run time, 0 being the latest.
     pub(crate) fn ranks(&self) -> HashMap<Gva, u32> {
         let mut ran: Vec<&Task> = self.tasks.iter().filter(|t| t.last_run != 0).collect();
         ran.sort_by_key(|t| std::cmp::Reverse(t.last_run));
@@ -82,7 +82,8 @@ struct Reader<'v, 'm, M: ?Sized> {
 }
 
 impl<M: GuestMemory + ?Sized> Reader<'_, '_, M> {
-    /// Follows the list of first threads; `None` when it is broken or does not return to its start.
+    /// Follows the list of thread group leaders; `None` if it is broken or does not return to its
+    /// start.
     fn leaders(&mut self, init: Gva, tasks: u64) -> Option<()> {
         let head = init.checked_add(tasks)?;
         let mut link = self.view.read_pointer(head)?;
@@ -99,7 +100,7 @@ impl<M: GuestMemory + ?Sized> Reader<'_, '_, M> {
         Some(())
     }
 
-    /// Follows the list of a process's threads; the leader is in it too.
+    /// Follows the list of a process's threads, which includes the leader.
     fn threads(&mut self, leader: Gva) -> Option<()> {
         let fields = &self.profile.fields;
         let (signal, node) = (fields.task_signal?, fields.task_thread_node?);
@@ -109,8 +110,7 @@ impl<M: GuestMemory + ?Sized> Reader<'_, '_, M> {
         let mut passed_leader = false;
         while link != head {
             let thread = Gva(link.0.checked_sub(node)?);
-            // Every step must come to a task not seen before; that is what ends a list which runs
-            // in a circle.
+            // Every step must reach a task not seen before; this terminates lists with a cycle.
             let is_new = match thread == leader {
                 true => !std::mem::replace(&mut passed_leader, true),
                 false => self.task(thread),
@@ -123,7 +123,7 @@ impl<M: GuestMemory + ?Sized> Reader<'_, '_, M> {
         Some(())
     }
 
-    /// Reads one task; `false` when it was seen before, cannot be read, or there are too many.
+    /// Reads one task; `false` if it was seen before, cannot be read, or the limit is reached.
     fn task(&mut self, address: Gva) -> bool {
         if self.out.tasks.len() >= self.max || !self.seen.insert(address) {
             return false;

@@ -1,16 +1,16 @@
-//! Memory that a virtio-mem device has not given the guest.
+//! Memory that a virtio-mem device has not plugged into the guest.
 //!
 //! The driver reserves the device's whole region in the kernel's resource tree, as system RAM under
-//! the device's name (`virtio0`). Below it there is one resource for each run of memory blocks that
-//! was added. What no such resource covers, the kernel never had, or has given back: it has no
-//! frame table, and nothing that lies there is the guest's.
+//! the device's name (`virtio0`). Below this resource, there is one resource for each run of memory
+//! blocks that was added. Parts of the region that no such resource covers were never plugged, or
+//! were unplugged: they have no frame table, and the guest stores nothing there.
 //!
-//! A missing frame table alone does not say so: firmware, video memory and NVDIMMs have none
-//! either, and their bytes count.
+//! A missing frame table alone is not sufficient evidence: firmware, video memory and NVDIMMs have
+//! none either, and their contents matter.
 //!
 //! Source: Linux, `drivers/virtio/virtio_mem.c`, `kernel/resource.c` and `include/linux/ioport.h`.
 
-use super::frame_reader::{FrameRecords, Trouble};
+use super::frame_reader::{DamageCount, FrameRecords};
 use super::frame_table::FrameTable;
 use super::profile::Fields;
 use super::symbols::Symbols;
@@ -22,7 +22,7 @@ use crate::memory::GuestMemory;
 /// `IORESOURCE_SYSRAM`: the region is, or may become, system RAM.
 const SYSTEM_RAM: u64 = 0x0100_0000;
 
-/// Most resources that are read; a machine with many devices has some thousands.
+/// Maximum number of resources to read; a machine with many devices has a few thousand.
 const MAX_RESOURCES: usize = 1 << 16;
 
 /// A node of the resource tree.
@@ -35,8 +35,8 @@ struct Resource {
     is_device: bool,
 }
 
-/// Frames that virtio-mem devices have kept, as runs `first..end` by ascending number. Empty when
-/// the tree, its symbol or its types are not there, or it makes no sense.
+/// Unplugged frames of virtio-mem devices, as runs `first..end` in ascending order. Empty if the
+/// resource tree, its symbol or its types are missing, or if the tree is inconsistent.
 pub(super) fn unplugged<M>(
     view: &KernelView<'_, M>,
     symbols: &Symbols,
@@ -58,7 +58,7 @@ struct Tree<'v, 'm, M: ?Sized> {
 impl<M: GuestMemory + ?Sized> Tree<'_, '_, M> {
     fn unplugged(&mut self, root: Gva) -> Option<Vec<(Gfn, Gfn)>> {
         let mut kept = Vec::new();
-        // Nodes whose siblings and children are still to be read.
+        // Nodes whose siblings and children have not been read yet.
         let mut open: Vec<Gva> = self.read(root)?.child.into_iter().collect();
         while let Some(at) = open.pop() {
             let node = self.read(at)?;
@@ -73,11 +73,11 @@ impl<M: GuestMemory + ?Sized> Tree<'_, '_, M> {
         Some(kept)
     }
 
-    /// What of a device's region none of its children covers.
+    /// Adds the parts of a device's region that none of its children covers.
     fn kept_by(&mut self, device: &Resource, kept: &mut Vec<(Gfn, Gfn)>) -> Option<()> {
         let mut at = device.start;
         let mut next = device.child;
-        // Children come by ascending address.
+        // Children are sorted by address.
         while let Some(child) = next {
             let block = self.read(child)?;
             if block.start < at || block.last > device.last {
@@ -91,7 +91,7 @@ impl<M: GuestMemory + ?Sized> Tree<'_, '_, M> {
         Some(())
     }
 
-    /// A node; `None` when it cannot be read, makes no sense, or there are too many.
+    /// Reads a node; `None` if it cannot be read, is inconsistent, or the limit is reached.
     fn read(&mut self, node: Gva) -> Option<Resource> {
         self.left = self.left.checked_sub(1)?;
         let (view, fields) = (self.view, self.fields);
@@ -113,16 +113,16 @@ impl<M: GuestMemory + ?Sized> Tree<'_, '_, M> {
     }
 }
 
-/// The frames that lie between two addresses, the second excluded; none if there is no whole one.
+/// The whole frames in `start..end`; `None` if there are none.
 fn whole_frames(start: u64, end: u64) -> Option<(Gfn, Gfn)> {
     let (first, end) = (start.div_ceil(FRAME_SIZE), end / FRAME_SIZE);
     (first < end).then_some((Gfn(first), Gfn(end)))
 }
 
 impl FrameRecords {
-    /// Marks frames of `kept` that the frame table does not describe as offline. A frame table that
-    /// the kernel maps is believed, whatever the resources say, and so are page tables that are
-    /// not whole.
+    /// Marks frames of `kept` without a mapped frame table record as offline. A mapped record takes
+    /// precedence over the resources. Does nothing if the kernel's page tables were not read in
+    /// full, since then missing records prove nothing.
     pub(super) fn set_unplugged<M>(
         &mut self,
         view: &KernelView<'_, M>,
@@ -135,7 +135,7 @@ impl FrameRecords {
         if kept.is_empty() || report.cut || report.unreadable > 0 {
             return;
         }
-        let mut unreadable = Trouble::default();
+        let mut unreadable = DamageCount::default();
         let mut marked = 0_u64;
         for ((_, gfn), record) in view.memory().layout().iter().zip(&mut self.records) {
             if record.usage != FrameUse::Unknown {
@@ -151,12 +151,12 @@ impl FrameRecords {
                 unreadable.add(gfn);
             }
         }
-        // Only frames that are not described were counted as unreadable because of that; others
-        // remain.
+        // Of the frames counted as unreadable, only those without a mapped record were marked; the
+        // others remain.
         let count = self.damage.unreadable.count.saturating_sub(marked);
         if marked > 0 {
             let first = unreadable.first.or(self.damage.unreadable.first).filter(|_| count > 0);
-            self.damage.unreadable = Trouble { count, first };
+            self.damage.unreadable = DamageCount { count, first };
         }
     }
 }

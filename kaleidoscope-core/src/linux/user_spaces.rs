@@ -1,12 +1,13 @@
-//! Processes' address spaces: which frames they map, how, and who maps first.
+//! Address spaces of processes: the frames that they map, how, and which process maps a frame
+//! first.
 //!
-//! A process's root table is recognized by its kernel half, which is the kernel's own. That needs
-//! neither symbols nor types, and finds processes that no list leads to. Under page-table isolation
-//! each root has a twin in the next frame.
+//! A process's root table is recognized by its kernel half, which equals the kernel's own. This
+//! requires neither symbols nor types, and finds processes that no list leads to. With page-table
+//! isolation, each root has a twin in the next frame.
 //!
-//! A process may own pages that it may not touch: those under `PROT_NONE`, and those that NUMA
-//! balancing has marked to learn which CPU touches them next. Their entries are not present for the
-//! processor, but keep the address; see [`PROT_NONE`].
+//! A process may own pages that it must not access: `PROT_NONE` pages, and pages that NUMA
+//! balancing has marked to learn which CPU accesses them next. Their entries are not present for
+//! the processor, but keep the address; see [`PROT_NONE`].
 
 use super::frame_reader::{FrameRecords, Record};
 use crate::addr::{FRAME_BYTES, FRAME_SIZE, FrameIndex, Gfn, Gpa, Gva};
@@ -17,51 +18,51 @@ use crate::paging::{GvaRange, Leaf, PagingSpec, Rights, TableBudget, Visitor, Wa
 /// The first entry of a long-mode root table that belongs to the kernel.
 const FIRST_KERNEL_ENTRY: usize = 256;
 
-/// Frames that a process takes at least: its tables, one of each level. So many processes fit into
+/// Minimum number of frames per process: one table of each level. Limits the number of processes in
 /// a guest.
 const FRAMES_PER_SPACE: usize = 4;
 
-/// How often, on average, a frame may be found mapped before walks end. Sharing between many
-/// processes is real, but to get here an eighth of memory must be page tables. This bounds what
-/// tables that map everything everywhere can cost.
+/// Maximum number of mappings per frame, on average, before walks end. Sharing between many
+/// processes is real, but to reach this limit an eighth of memory must be page tables. The limit
+/// bounds the cost of tables that map everything everywhere.
 const MAPPINGS_PER_FRAME: u64 = 64;
 
-/// The bit that tells an entry of a page without any right from an entry of a page that is swapped
-/// out or migrated: `_PAGE_PROTNONE` of Linux, the global bit of entries that are present.
+/// The bit that distinguishes the entry of a page without access rights from the entry of a page
+/// that is swapped out or migrated: `_PAGE_PROTNONE` of Linux, the global bit of present entries.
 ///
-/// In entries that are not present, Linux keeps the bits of the address inverted, so that a
-/// processor that ignores the present bit for a moment (L1TF) is led nowhere.
+/// In entries that are not present, Linux inverts the address bits, so that a processor that
+/// speculatively ignores the present bit (L1TF) accesses no real memory.
 ///
 /// Source: Linux, `arch/x86/include/asm/pgtable_types.h`, `pgtable-invert.h` and `pgtable_64.h`.
 const PROT_NONE: u64 = 1 << 8;
 
-/// Number of an address space in [`UserMappings::spaces`].
+/// Index of an address space in [`UserMappings::spaces`].
 pub(crate) type SpaceId = u32;
 
 /// No address space.
 pub(crate) const NO_SPACE: SpaceId = u32::MAX;
 
-/// How processes map one frame.
+/// The mappings of one frame by processes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct UserMapping {
-    /// The first address space that maps it, or [`NO_SPACE`].
+    /// The first address space that maps the frame, or [`NO_SPACE`].
     pub(crate) space: SpaceId,
-    /// Page number at which that one maps it. Addresses of the user half need at most 44 bits;
-    /// more do not occur.
+    /// Page number at which that space maps the frame; at most 44 bits, since the user half has no
+    /// more.
     pub(crate) page: u64,
     pub(crate) execute: bool,
     pub(crate) accessed: bool,
     pub(crate) dirty: bool,
-    /// Whether a second address space maps it too.
+    /// Whether a second address space maps the frame.
     pub(crate) shared: bool,
-    /// Whether a mapping lets the process touch it.
+    /// Whether some mapping permits access.
     pub(crate) accessible: bool,
-    /// Whether an address space of [`recent`](UserSpace::recent) processes accessed it.
+    /// Whether an address space with [`recent`](UserSpace::recent) set accessed the frame.
     pub(crate) recent: bool,
 }
 
 impl UserMapping {
-    /// Of a frame that no process maps.
+    /// A frame that no process maps.
     pub(crate) const NONE: Self = Self {
         space: NO_SPACE,
         page: 0,
@@ -83,11 +84,11 @@ impl Default for UserMapping {
 /// One process's address space.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct UserSpace {
-    /// Its root table.
+    /// Address of its root table.
     pub(crate) root: Gpa,
-    /// The root's twin under page-table isolation.
+    /// The root's twin with page-table isolation.
     pub(crate) twin: Option<Gpa>,
-    /// Whether one of its threads is among those that ran last.
+    /// Whether one of its threads is among the most recently run tasks.
     pub(crate) recent: bool,
     pub(crate) mapped_frames: u64,
 }
@@ -97,25 +98,25 @@ pub(crate) struct UserSpace {
 pub(crate) struct UserTable {
     pub(crate) frame: FrameIndex,
     pub(crate) space: SpaceId,
-    /// First page number that it serves.
+    /// First page number that the table covers.
     pub(crate) page: u64,
     /// Whether its entries map 4 KiB pages.
     pub(crate) is_last_level: bool,
 }
 
-/// Everything that processes map.
+/// The mappings of all processes.
 #[derive(Debug)]
 pub(crate) struct UserMappings {
-    /// By frame index; of a large guest mostly empty.
+    /// By frame index; mostly empty for a large guest.
     pub(crate) frames: LazyTable<UserMapping>,
     pub(crate) spaces: Vec<UserSpace>,
     pub(crate) tables: Vec<UserTable>,
     pub(crate) report: WalkReport,
-    /// Whether more was mapped than is looked at.
+    /// Whether mappings or roots were ignored because there were too many.
     pub(crate) cut: bool,
 }
 
-/// The kernel's half of a root table, and what of it identifies processes' roots.
+/// The kernel half of a root table, which identifies the roots of processes.
 pub(crate) struct RootSignature {
     /// `(byte offset, address bits)` of each present entry.
     entries: Vec<(usize, u64)>,
@@ -132,10 +133,10 @@ impl RootSignature {
         memory.read(root, &mut table).ok()?;
         let kernel = entries(&table).enumerate().skip(FIRST_KERNEL_ENTRY);
         let present = kernel.filter(|(_, e)| e & PagingSpec::PRESENT != 0);
-        let place = |(i, e): (usize, u64)| (i.saturating_mul(8), e & spec.address_mask);
-        let entries: Vec<_> = present.map(place).collect();
-        // The image is mapped by the last entry: compare that first, it differs in almost every
-        // other page.
+        let offset_and_address =
+            |(i, e): (usize, u64)| (i.saturating_mul(8), e & spec.address_mask);
+        let entries: Vec<_> = present.map(offset_and_address).collect();
+        // Compare the last entry first: it maps the image and differs in almost every other page.
         let entries: Vec<_> = entries.into_iter().rev().collect();
         (entries.len() >= 2).then_some(Self { entries, mask: spec.address_mask })
     }
@@ -153,8 +154,7 @@ fn entries(table: &[u8]) -> impl Iterator<Item = u64> + '_ {
     table.chunks_exact(8).filter_map(|e| e.first_chunk()).map(|e| u64::from_le_bytes(*e))
 }
 
-/// Every frame that is a process's root table by its content, and whether there are more than can
-/// be true.
+/// Every frame whose contents are a process's root table, and whether the limit was exceeded.
 pub(crate) fn find_roots<M>(
     memory: &M,
     signature: &RootSignature,
@@ -170,7 +170,7 @@ where
     let mut copy = [0; FRAME_BYTES];
     let mut roots = Vec::new();
     let max = memory.layout().frames() as usize / FRAMES_PER_SPACE;
-    // A page of zeros is no root table, so holes need no look.
+    // A page of zeros is not a root table, so holes are skipped.
     for part in data_parts(memory, 0..memory.layout().frames()) {
         let of_part = records.records.get(part.first_index.as_usize()..).unwrap_or_default();
         let frames = (part.start.0..).map(Gfn).zip(of_part.iter().take(part.frames as usize));
@@ -194,7 +194,7 @@ where
     (roots, false)
 }
 
-/// The twin of a root under page-table isolation: the next frame, with the same user entries.
+/// The twin of a root with page-table isolation: the next frame, with the same user entries.
 pub(crate) fn find_twin<M: GuestMemory + ?Sized>(
     memory: &M,
     spec: &PagingSpec,
@@ -219,7 +219,8 @@ pub(crate) fn find_twin<M: GuestMemory + ?Sized>(
     is_used.then_some(twin)
 }
 
-/// Walks the user half of every space, in the order given: the first that maps a frame owns it.
+/// Walks the user half of every space in the given order. The first space that maps a frame owns
+/// it.
 pub(crate) fn read_mappings<M>(
     memory: &M,
     spec: &PagingSpec,
@@ -274,12 +275,13 @@ struct UserVisitor<'a> {
 }
 
 impl UserVisitor<'_> {
-    /// Notes a mapping of the process's own.
+    /// Records a mapping of the current space. `accessible` is false for pages without access
+    /// rights.
     fn map(&mut self, leaf: &Leaf, accessible: bool) {
         if self.left == 0 {
             return;
         }
-        // What is not RAM costs too.
+        // Mappings outside RAM consume budget too.
         self.left = self.left.saturating_sub(1);
         let (first, page) = (leaf.gpa.gfn(), leaf.gva.0 / FRAME_SIZE);
         for part in self.layout.parts(first, leaf.bytes / FRAME_SIZE) {
@@ -305,8 +307,7 @@ impl UserVisitor<'_> {
 
 impl Visitor for UserVisitor<'_> {
     fn leaf(&mut self, leaf: &Leaf) {
-        // A frame that only the kernel may touch here (an entry without the user bit) is no process
-        // memory.
+        // An entry without the user bit maps kernel memory, even in the user half.
         if leaf.rights.user {
             self.map(leaf, true);
         }
@@ -322,8 +323,8 @@ impl Visitor for UserVisitor<'_> {
                 gva,
                 gpa: self.spec.leaf_address(!entry, level),
                 bytes: 1 << level.shift,
-                // What the process may do once the page is accessible again, the entry does not
-                // say.
+                // The entry does not store the rights that the page will have once accessible
+                // again.
                 rights: Rights { user: true, write: false, execute: false },
                 accessed: entry & PagingSpec::ACCESSED != 0,
                 dirty: entry & PagingSpec::DIRTY != 0,
@@ -354,8 +355,8 @@ mod tests {
     const USER: u64 = 7;
     const LARGE: u64 = PagingSpec::LARGE;
 
-    /// What one space maps: root at 1 MiB, then a table of each level, whose entries for page 0 and
-    /// on are given from the second-lowest level down.
+    /// The mappings of one space: root at 1 MiB, then one table per level. `directory` and `table`
+    /// are the first entries of the two lowest levels.
     fn read(directory: &[u64], table: &[u64]) -> UserMappings {
         let layout = MemoryLayout::contiguous(8 << 20).unwrap();
         let mut memory = VecMemory::zeroed(layout);
@@ -371,7 +372,7 @@ mod tests {
         read_mappings(&memory, &SPEC, vec![space], &mut TableBudget::new(100))
     }
 
-    /// An entry as Linux leaves it when it takes all rights off a page.
+    /// An entry as Linux leaves it after revoking all rights of a page.
     fn revoked(gfn: u64, flags: u64) -> u64 {
         !(gfn << 12) & 0x000f_ffff_ffff_f000 | flags | PROT_NONE
     }
@@ -393,7 +394,7 @@ mod tests {
 
     #[test]
     fn a_huge_page_without_rights_is_512_frames() {
-        // Linux inverts the bits from 21 on; bit 12 is a cache mode.
+        // Linux inverts the bits from 21 up; bit 12 is a cache mode.
         let entry = !0x40_0000 & 0x000f_ffff_ffe0_0000 | LARGE | 1 << 12 | PROT_NONE;
         let users = read(&[0, entry], &[]);
         assert_eq!(users.spaces[0].mapped_frames, 512);
@@ -409,9 +410,9 @@ mod tests {
 
     #[test]
     fn pages_in_swap_have_none() {
-        // A type, and the inverted offset from bit 9 on: no bit of a page without rights is set.
+        // A type, and the inverted offset from bit 9 up; `PROT_NONE` is clear.
         let swap = |gfn: u64| 1 << 59 | !(gfn << 12) & 0x07ff_ffff_ffff_fe00;
-        // Where a table would be, an entry without the large bit is none of a page.
+        // An entry above the last level without the large bit is not a page's.
         let users =
             read(&[0x10_3000 | USER, revoked(0x400, 0)], &[swap(0x300), swap(0x301) | 0x1e]);
         assert_eq!(users.spaces[0].mapped_frames, 0);

@@ -5,11 +5,11 @@ use crate::guest_os::name::escape;
 use crate::memory::GuestMemory;
 use crate::paging::KernelSpace;
 
-/// Longest string that is read from the kernel, in bytes: file names have at most 255.
+/// Maximum length of a kernel string, in bytes: file names have at most 255.
 const MAX_STRING: usize = 255;
 
-/// A snapshot guest's kernel memory by virtual address. Every read is checked; what cannot be read
-/// is `None`.
+/// A guest's kernel memory by virtual address. Every read is checked; an unreadable address yields
+/// `None`.
 #[derive(Debug)]
 pub(crate) struct KernelView<'m, M: ?Sized> {
     memory: &'m M,
@@ -17,17 +17,17 @@ pub(crate) struct KernelView<'m, M: ?Sized> {
     direct_map: Option<DirectMap>,
 }
 
-/// Where the kernel maps all of RAM linearly.
+/// The kernel's linear mapping of all RAM.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct DirectMap {
     /// Virtual address of physical address 0.
     pub(crate) base: Gva,
-    /// One past the highest physical address that is mapped.
+    /// Highest mapped physical address, exclusive.
     pub(crate) end: Gpa,
 }
 
 impl DirectMap {
-    /// The physical address behind `gva`, if it lies in the direct map.
+    /// The physical address of `gva`, if it lies in the direct map.
     pub(crate) fn translate(&self, gva: Gva) -> Option<Gpa> {
         gva.0.checked_sub(self.base.0).filter(|&o| o < self.end.0).map(Gpa)
     }
@@ -38,7 +38,7 @@ impl<'m, M: GuestMemory + ?Sized> KernelView<'m, M> {
         Self { memory, space, direct_map: None }
     }
 
-    /// Lets addresses in the direct map be translated by arithmetic.
+    /// Enables translation of direct-map addresses by arithmetic.
     pub(crate) fn set_direct_map(&mut self, direct_map: DirectMap) {
         self.direct_map = Some(direct_map);
     }
@@ -55,7 +55,8 @@ impl<'m, M: GuestMemory + ?Sized> KernelView<'m, M> {
         &self.space
     }
 
-    /// Where `gva` leads, and how many bytes from there on are mapped contiguously.
+    /// The physical address of `gva`, and for how many bytes from there the mapping stays
+    /// contiguous.
     pub(crate) fn translate(&self, gva: Gva) -> Option<(Gpa, u64)> {
         if let Some(map) = &self.direct_map
             && let Some(gpa) = map.translate(gva)
@@ -66,23 +67,22 @@ impl<'m, M: GuestMemory + ?Sized> KernelView<'m, M> {
         self.space.translate(gva)
     }
 
-    /// For how many bytes from `gva` on nothing is mapped; `None` where something is.
+    /// Number of consecutive unmapped bytes from `gva` up; `None` if `gva` is mapped.
     pub(crate) fn unmapped(&self, gva: Gva) -> Option<u64> {
         if self.translate(gva).is_some() {
             return None;
         }
-        // What the direct map's arithmetic adds to the walked tables may begin in between.
+        // The direct map, which is translated by arithmetic, may begin before the next walked run.
         let direct = self.direct_map.map(|map| map.base).filter(|base| *base > gva);
         let walked = self.space.next_after(gva);
         let next = walked.into_iter().chain(direct).min();
         let end = next.unwrap_or(Gva(u64::MAX));
-        // Addresses of the direct map that are no RAM are not worth a rule of their own.
+        // Direct-map addresses outside RAM are rare and need no precise answer.
         let in_direct = self.direct_map.is_some_and(|map| map.translate(gva).is_some());
         end.0.checked_sub(gva.0).filter(|_| !in_direct)
     }
 
-    /// The bytes from `gva` on, where they are contiguous in physical memory and mapped by the
-    /// implementation.
+    /// The bytes from `gva` up, if they are physically contiguous and the memory can be borrowed.
     pub(crate) fn slice(&self, gva: Gva, len: usize) -> Option<&'m [u8]> {
         let (gpa, left) = self.translate(gva)?;
         if u64::try_from(len).ok()? > left {
@@ -125,21 +125,21 @@ impl<'m, M: GuestMemory + ?Sized> KernelView<'m, M> {
         self.read_u64(gva).filter(|&p| p != 0).map(Gva)
     }
 
-    /// The field at `offset` of the object at `gva`: an address that does not wrap.
+    /// Eight bytes at `offset` of the object at `object`; `None` also if the address overflows.
     pub(crate) fn read_field(&self, object: Gva, offset: u64) -> Option<u64> {
         self.read_u64(object.checked_add(offset)?)
     }
 
-    /// A pointer field; `None` also when it is null.
+    /// A pointer field; `None` also if the pointer is null.
     pub(crate) fn read_pointer_field(&self, object: Gva, offset: u64) -> Option<Gva> {
         self.read_pointer(object.checked_add(offset)?)
     }
 
-    /// A NUL-terminated string of at most 255 bytes, without white space at its end, fit to be
-    /// shown.
+    /// A NUL-terminated string of at most 255 bytes, with trailing white space removed, escaped for
+    /// display.
     pub(crate) fn read_string(&self, gva: Gva) -> Option<String> {
         let mut buf = [0; MAX_STRING];
-        // The string may end just before an unmapped page, so stop at the page's end first.
+        // The string may end just before an unmapped page, so read only up to the page's end first.
         let to_page_end = FRAME_BYTES.saturating_sub(gva.offset_in_frame());
         let first = to_page_end.min(MAX_STRING);
         self.read(gva, buf.get_mut(..first)?)?;

@@ -1,30 +1,30 @@
 //! VMCOREINFO: the text page in which a kernel describes itself to crash-dump tools.
 //!
-//! The kernel fills it at boot (`crash_save_vmcoreinfo_init`) whenever kexec or kdump is built in,
-//! which distributions do. It is page-aligned and starts with `OSRELEASE=`, so looking at the first
-//! bytes of every frame finds it. The format is described in the kernel's `Documentation/
-//! admin-guide/kdump/vmcoreinfo.rst`: lines `KEY=VALUE`, ended by a NUL.
+//! The kernel writes the page at boot (`crash_save_vmcoreinfo_init`) if kexec or kdump is built in,
+//! which is the case in distributions. The text is page-aligned and starts with `OSRELEASE=`, so
+//! checking the first bytes of every frame finds it. The kernel documents the format in
+//! `Documentation/admin-guide/kdump/vmcoreinfo.rst`: lines `KEY=VALUE`, terminated by a NUL.
 
 use crate::addr::Gva;
 use thiserror::Error;
 
-/// The bytes a VMCOREINFO page starts with.
+/// The first bytes of a VMCOREINFO page.
 pub const SIGNATURE: &[u8] = b"OSRELEASE=";
 
-/// Longest text accepted, in bytes: one page of the largest page size Linux is built with (64 KiB
-/// on arm64; 4 KiB on x86-64).
+/// Maximum length of an accepted text, in bytes: one page of the largest page size that Linux
+/// supports (64 KiB on arm64; 4 KiB on x86-64).
 pub const MAX_BYTES: usize = 64 << 10;
 
-/// Why bytes are no VMCOREINFO text.
+/// Why bytes are not a VMCOREINFO text.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum VmcoreInfoError {
     /// The first line is not `OSRELEASE=`.
     #[error("the text does not start with OSRELEASE=")]
     NoSignature,
-    /// A byte that no kernel writes into it.
+    /// A byte that no kernel writes into the text.
     #[error("byte {byte:#04x} at offset {offset:#x} is not printable ASCII")]
     NotText {
-        /// Where, in bytes from the start of the page.
+        /// Offset in bytes from the start of the page.
         offset: usize,
         /// The byte found.
         byte: u8,
@@ -32,23 +32,23 @@ pub enum VmcoreInfoError {
     /// A line without `=`; the page is torn or not VMCOREINFO.
     #[error("the line at offset {offset:#x} has no '='")]
     NoValue {
-        /// Where the line starts, in bytes from the start of the page.
+        /// Offset of the line in bytes from the start of the page.
         offset: usize,
     },
 }
 
-/// The parsed text. Look-ups scan its few hundred lines; none is on a hot path.
+/// A parsed VMCOREINFO text. Lookups scan its few hundred lines; none is on a hot path.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VmcoreInfo {
     text: Box<str>,
 }
 
 impl VmcoreInfo {
-    /// Parses the text at the start of `page`; what follows the first NUL is ignored, and so is
-    /// what follows [`MAX_BYTES`].
+    /// Parses the text at the start of `page`. Ignores everything after the first NUL or after
+    /// [`MAX_BYTES`].
     ///
     /// # Errors
-    /// If the text does not start with `OSRELEASE=`, or is no `KEY=VALUE` text of printable ASCII.
+    /// If the text does not start with `OSRELEASE=`, or is not `KEY=VALUE` text in printable ASCII.
     pub fn parse(page: &[u8]) -> Result<Self, VmcoreInfoError> {
         if !page.starts_with(SIGNATURE) {
             return Err(VmcoreInfoError::NoSignature);
@@ -87,7 +87,7 @@ impl VmcoreInfo {
         self.value("OSRELEASE").unwrap_or_default()
     }
 
-    /// The kernel's build id in hexadecimal (since 5.14).
+    /// The kernel's build ID in hexadecimal (since 5.14).
     #[must_use]
     pub fn build_id(&self) -> Option<&str> {
         self.value("BUILD-ID")
@@ -99,13 +99,13 @@ impl VmcoreInfo {
         self.value("PAGESIZE")?.parse().ok()
     }
 
-    /// Virtual address of a kernel symbol, as it is at run time (`SYMBOL(name)`).
+    /// Virtual address of a kernel symbol at run time (`SYMBOL(name)`).
     #[must_use]
     pub fn symbol(&self, name: &str) -> Option<Gva> {
         hexadecimal(self.call("SYMBOL", name)?).map(Gva)
     }
 
-    /// Offset in bytes of a field written `structure.field` (`OFFSET(page.flags)`).
+    /// Offset in bytes of a field, named `structure.field` (`OFFSET(page.flags)`).
     #[must_use]
     pub fn offset(&self, field: &str) -> Option<u64> {
         self.call("OFFSET", field)?.parse().ok()
@@ -124,7 +124,7 @@ impl VmcoreInfo {
     }
 
     /// A constant or variable (`NUMBER(PG_lru)`). Most are signed decimals; addresses are written
-    /// `0x...` and come back with the same 64 bits.
+    /// `0x...` and are returned with the same 64 bits.
     #[must_use]
     pub fn number(&self, name: &str) -> Option<i64> {
         let value = self.call("NUMBER", name)?;
@@ -134,28 +134,27 @@ impl VmcoreInfo {
         }
     }
 
-    /// Whether the kernel says it was built with `CONFIG_<name>`; only a handful of options are
-    /// ever listed.
+    /// Whether the text reports that the kernel was built with `CONFIG_<name>`. Kernels report only
+    /// a handful of options.
     #[must_use]
     pub fn config(&self, name: &str) -> bool {
         self.entries().any(|(key, value)| value == "y" && key.strip_prefix("CONFIG_") == Some(name))
     }
 
-    /// x86-64's `phys_base`: physical = virtual - `0xffffffff80000000` + `phys_base` for addresses
-    /// in the kernel image. Negative if the image lies lower in physical than in virtual
-    /// memory.
+    /// The x86-64 variable `phys_base`: physical = virtual - `0xffffffff80000000` + `phys_base` for
+    /// addresses in the kernel image. Negative if the image was loaded below its linked address.
     #[must_use]
     pub fn phys_base(&self) -> Option<i64> {
         self.number("phys_base")
     }
 
-    /// By how much KASLR moved the kernel image, in bytes.
+    /// The offset by which KASLR moved the kernel image, in bytes.
     #[must_use]
     pub fn kernel_offset(&self) -> Option<u64> {
         hexadecimal(self.value("KERNELOFFSET")?)
     }
 
-    /// When the kernel crashed, in seconds since 1970; absent while it lives.
+    /// Time of the kernel's crash, in seconds since 1970; `None` if it has not crashed.
     #[must_use]
     pub fn crash_time(&self) -> Option<u64> {
         self.value("CRASHTIME")?.parse().ok()
@@ -180,9 +179,11 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const SAMPLE: &[u8] = b"OSRELEASE=6.1.0-cloud\nBUILD-ID=3b43\nPAGESIZE=4096\nSYMBOL(_stext)=ffffffff93600000\n\
-        SIZE(page)=64\nOFFSET(page.flags)=0\nOFFSET(page.private)=40\nLENGTH(zone.free_area)=11\nNUMBER(phys_base)=-195035136\n\
-        NUMBER(VMALLOC_START)=0xffffd02340000000\nKERNELOFFSET=12600000\nCONFIG_X86_PAE=y\nCRASHTIME=1700000000\n\0\xff\xff";
+    const SAMPLE: &[u8] = b"OSRELEASE=6.1.0-cloud\nBUILD-ID=3b43\nPAGESIZE=4096\n\
+        SYMBOL(_stext)=ffffffff93600000\nSIZE(page)=64\nOFFSET(page.flags)=0\n\
+        OFFSET(page.private)=40\nLENGTH(zone.free_area)=11\nNUMBER(phys_base)=-195035136\n\
+        NUMBER(VMALLOC_START)=0xffffd02340000000\nKERNELOFFSET=12600000\nCONFIG_X86_PAE=y\n\
+        CRASHTIME=1700000000\n\0\xff\xff";
 
     #[test]
     fn every_kind_of_line_is_understood() {
@@ -204,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_said_is_none() {
+    fn missing_values_are_none() {
         let info =
             VmcoreInfo::parse(b"OSRELEASE=6\nSYMBOL(a)=xyz\nNUMBER(b)=\nOFFSET(c=1\n").unwrap();
         assert_eq!(
@@ -235,13 +236,17 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_bytes_make_it_panic(mut tail in proptest::collection::vec(any::<u8>(), 0..512), flip in any::<prop::sample::Index>()) {
+        fn no_bytes_make_it_panic(
+            mut tail in proptest::collection::vec(any::<u8>(), 0..512),
+            flip in any::<prop::sample::Index>(),
+        ) {
             let mut page = SAMPLE.to_vec();
             let at = flip.index(page.len());
             page[at] ^= 1 << (tail.len() % 8);
             page.append(&mut tail);
             if let Ok(info) = VmcoreInfo::parse(&page) {
-                let _ = (info.phys_base(), info.kernel_offset(), info.symbol("_stext"), info.crash_time());
+                let _ = (info.phys_base(), info.kernel_offset());
+                let _ = (info.symbol("_stext"), info.crash_time());
                 prop_assert!(info.entries().count() <= page.len());
             }
         }

@@ -1,13 +1,13 @@
-//! Bits of page-table entries that say how a page is encrypted, and are no part of its address.
+//! Page-table entry bits that control memory encryption and are not part of the address.
 //!
-//! AMD's SME and SEV set the *C-bit* (bit 47 or 51) in CR3 and in every entry that leads to
+//! AMD's SME and SEV set the *C-bit* (bit 47 or 51) in CR3 and in every entry that refers to
 //! encrypted memory; pages that the guest shares with its host lack it. Intel's TDX does the
-//! opposite: entries of shared pages carry a *shared bit* (bit 47 or 51 as well), all others do
-//! not. Memory images are decrypted, the bits stay in the tables.
+//! opposite: entries of shared pages carry a *shared bit* (also bit 47 or 51), and all other
+//! entries do not. Memory images are decrypted, but their page tables keep these bits.
 //!
-//! Linux names the C-bit in VMCOREINFO (`NUMBER(sme_mask)`), but a register set comes without that
-//! note, and nothing names the shared bit. Both show in the tables: such an entry leads out of RAM
-//! until the bit is taken off.
+//! Linux reports the C-bit in VMCOREINFO (`NUMBER(sme_mask)`), but a register set comes without
+//! that note, and nothing reports the shared bit. Both can be detected in the tables: an entry with
+//! such a bit refers to an address outside RAM until the bit is cleared.
 //!
 //! Source: AMD64 APM volume 2, section 7.10; Intel TDX Module Base Architecture Specification,
 //! "GPA space".
@@ -17,15 +17,15 @@ use super::spec::PagingSpec;
 use crate::addr::{FRAME_BYTES, Gpa, Gva};
 use crate::memory::{GuestMemory, MemoryLayout};
 
-/// The lowest bit that is taken for one of encryption without a hint. An entry that leads beyond
-/// the image by less (1 TiB) may well lead to RAM that the image lacks.
+/// The lowest bit that is considered an encryption bit without a hint. An entry that refers to an
+/// address less than 1 TiB beyond the image may refer to RAM that the image lacks.
 const LOWEST_BIT: u32 = 40;
 
-/// The lowest bit that a hint may name.
+/// The lowest bit that a hint may denote.
 const LOWEST_HINT: u32 = 32;
 
-/// The bit that the tables at `root` carry beside addresses, or 0 if there is none. `root` may be a
-/// root register's value that carries the bit; `hint` is the guest's own word for the bit.
+/// The encryption bit in the tables at `root`, or 0 if there is none. `root` may be the value of a
+/// root register that carries the bit; `hint` is the bit that the guest reports.
 pub(crate) fn find_mask<M>(memory: &M, spec: &PagingSpec, root: Gpa, hint: Option<u64>) -> u64
 where
     M: GuestMemory + ?Sized,
@@ -42,8 +42,8 @@ where
     by_entries.or(hint).or(by_root).unwrap_or(0)
 }
 
-/// The bit out of `candidates` that most of a root table's entries carry and that is all that keeps
-/// them from leading to RAM.
+/// The bit among `candidates` that most present entries of a root table carry and without which
+/// they refer to RAM.
 fn most_carry<M>(memory: &M, spec: &PagingSpec, root: Gpa, candidates: u64) -> Option<u64>
 where
     M: GuestMemory + ?Sized,
@@ -64,14 +64,14 @@ where
     votes.winner().filter(|&(_, count)| count.saturating_mul(2) > present).map(|(bit, _)| bit)
 }
 
-/// The address bits from `lowest` up that no RAM address has.
+/// The address bits from `lowest` up that are clear in all RAM addresses.
 fn bits_without_ram(spec: &PagingSpec, layout: &MemoryLayout, lowest: u32) -> u64 {
     let last = layout.end_gfn().gpa().0.saturating_sub(1);
     let used = 64_u32.saturating_sub(last.leading_zeros()).max(lowest);
     spec.address_mask & u64::MAX.checked_shl(used).unwrap_or(0)
 }
 
-/// How often each bit was seen alone.
+/// How often each bit was the only candidate bit in an entry.
 #[derive(Clone, Debug, Default)]
 struct Votes {
     of_bit: Vec<(u64, u32)>,
@@ -88,21 +88,21 @@ impl Votes {
         }
     }
 
-    /// The most frequent bit and its count; of equals the highest bit.
+    /// The most frequent bit and its count; the highest bit if several are equally frequent.
     fn winner(&self) -> Option<(u64, u32)> {
         self.of_bit.iter().copied().max_by_key(|&(bit, count)| (count, bit))
     }
 }
 
-/// Finds TDX's shared bit in mappings that come by ascending address.
+/// Finds TDX's shared bit in mappings that arrive in ascending order of virtual address.
 ///
-/// A page that is shared lies in the middle of private ones in the map of all memory: its address
-/// continues its neighbor's but for one bit.
+/// In the direct map, a shared page lies between private pages: its physical address continues that
+/// of the previous page, except for one bit.
 #[derive(Clone, Debug)]
 pub(crate) struct SharedBit<'a> {
     layout: &'a MemoryLayout,
     candidates: u64,
-    /// Where the last mapping ends, virtually and physically.
+    /// Virtual and physical end of the last mapping, exclusive.
     end: Option<(u64, u64)>,
     votes: Votes,
 }
@@ -113,30 +113,31 @@ impl<'a> SharedBit<'a> {
         Self { layout, candidates, end: None, votes: Votes::default() }
     }
 
-    /// Looks at a mapping of `bytes`.
+    /// Adds a mapping of `bytes` bytes.
     #[inline]
-    pub(crate) fn see(&mut self, gva: Gva, gpa: Gpa, bytes: u64) {
+    pub(crate) fn observe(&mut self, gva: Gva, gpa: Gpa, bytes: u64) {
         let end = Some((gva.0.wrapping_add(bytes), gpa.0.wrapping_add(bytes)));
         let Some((end_gva, end_gpa)) = std::mem::replace(&mut self.end, end) else { return };
         let difference = end_gpa ^ gpa.0;
-        // What continues the last mapping without a difference is the usual case.
+        // Fast path: most mappings continue the last one without a difference.
         if end_gva != gva.0 || difference == 0 || difference & !self.candidates != 0 {
             return;
         }
-        // Behind the last page of RAM there may be something else, so both sides must be RAM.
+        // The addresses after the last page of RAM may belong to something else, so both sides must
+        // be RAM.
         let inside = |at: u64| self.layout.index_of(Gpa(at & !self.candidates).gfn()).is_some();
         if inside(gpa.0) && inside(end_gpa.wrapping_sub(1)) {
             self.votes.add(difference);
         }
     }
 
-    /// The bit and all above it, or 0. The shared bit is the highest of a guest-physical address;
-    /// the entry's bits above it are reserved.
+    /// The shared bit and all candidate bits above it, or 0. The shared bit is the highest bit of a
+    /// guest-physical address; the entry bits above it are reserved.
     pub(crate) fn mask(&self) -> u64 {
         self.votes.winner().map_or(0, |(bit, _)| bit.wrapping_neg() & self.candidates)
     }
 
-    /// The mask of the shared bit in the kernel's own mappings, or 0.
+    /// The mask of the shared bit in the kernel's mappings, or 0.
     pub(crate) fn of_space(
         spec: &PagingSpec,
         layout: &'a MemoryLayout,
@@ -144,7 +145,7 @@ impl<'a> SharedBit<'a> {
     ) -> u64 {
         let mut found = Self::new(spec, layout);
         for run in space.runs() {
-            found.see(run.gva, run.gpa, run.bytes);
+            found.observe(run.gva, run.gpa, run.bytes);
         }
         found.mask()
     }
@@ -172,7 +173,7 @@ mod tests {
         assert_eq!(find_mask(&memory, &SPEC, Gpa(0x1000), None), C_BIT);
         assert_eq!(find_mask(&memory, &SPEC, Gpa(C_BIT | 0x1000), None), C_BIT);
         assert_eq!(find_mask(&memory, &SPEC, Gpa(C_BIT | 0x1000), Some(0)), C_BIT);
-        // A hint that the tables contradict is wrong.
+        // The tables override a contradicting hint.
         assert_eq!(find_mask(&memory, &SPEC, Gpa(0x1000), Some(1 << 51)), C_BIT);
     }
 
@@ -180,7 +181,7 @@ mod tests {
     fn plain_tables_have_none() {
         let plain = with_root(&[0x2003, 0x3003]);
         assert_eq!(find_mask(&plain, &SPEC, Gpa(0x1000), None), 0);
-        // RAM that the image lacks, and entries that lead nowhere whatever is taken off.
+        // RAM that the image lacks, and entries that do not refer to RAM without the bit either.
         let lacking = with_root(&[1 << 32 | 0x2003, 1 << 39 | 0x3003]);
         assert_eq!(find_mask(&lacking, &SPEC, Gpa(0x1000), None), 0);
         let nowhere = with_root(&[C_BIT | 0x20_0003, C_BIT | 0x30_0003]);
@@ -203,13 +204,13 @@ mod tests {
         let layout = MemoryLayout::contiguous(0x10_0000).unwrap();
         let mask = |pages: &[(u64, u64)]| {
             let mut found = SharedBit::new(&SPEC, &layout);
-            pages.iter().for_each(|&(gva, gpa)| found.see(Gva(gva), Gpa(gpa), 0x1000));
+            pages.iter().for_each(|&(gva, gpa)| found.observe(Gva(gva), Gpa(gpa), 0x1000));
             found.mask()
         };
         let from_47 = 0x000f_8000_0000_0000;
         assert_eq!(mask(&[(0x1000, 0x5000), (0x2000, C_BIT | 0x6000)]), from_47);
         assert_eq!(mask(&[(0x1000, C_BIT | 0x5000), (0x2000, 0x6000)]), from_47);
-        // A device's memory, and what continues RAM behind its end.
+        // Device memory, and an address that continues RAM past its end.
         assert_eq!(mask(&[(0x1000, 0x5000), (0x2000, C_BIT | 0x7000)]), 0);
         assert_eq!(mask(&[(0x1000, 0x5000), (0x4000, C_BIT | 0x6000)]), 0);
         assert_eq!(mask(&[(0x1000, 0xf_f000), (0x2000, C_BIT | 0x10_0000)]), 0);

@@ -5,7 +5,7 @@ use super::walk::{GvaRange, Leaf, Rights, TableBudget, Visitor, WalkReport, walk
 use crate::addr::{Gpa, Gva};
 use crate::memory::GuestMemory;
 
-/// Consecutive virtual addresses that map consecutive physical ones with the same rights.
+/// Contiguous virtual addresses that map contiguous physical addresses with the same rights.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Run {
     /// First virtual address.
@@ -14,7 +14,7 @@ pub struct Run {
     pub gpa: Gpa,
     /// Length in bytes.
     pub bytes: u64,
-    /// Rights of all its pages.
+    /// Access rights of all its pages.
     pub rights: Rights,
 }
 
@@ -32,17 +32,17 @@ impl Run {
     }
 }
 
-/// Everything that one root maps in the kernel's half, and the tables that map it.
+/// All kernel-half mappings of one root table, and the tables that hold them.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct KernelSpace {
     runs: Vec<Run>,
-    /// Most runs that are kept; hostile tables could make 512 of each.
+    /// Maximum number of runs to keep; hostile tables could define 512 for each table.
     max_runs: usize,
     tables: Vec<Gpa>,
     report: WalkReport,
 }
 
-/// Runs kept beside one for every frame.
+/// Maximum number of runs in addition to one per frame of RAM.
 const SPARE_RUNS: usize = 65_536;
 
 impl Visitor for KernelSpace {
@@ -63,8 +63,8 @@ impl Visitor for KernelSpace {
 }
 
 impl KernelSpace {
-    /// Walks the kernel half of the tables at `root`. Keeps at most one run for every frame of RAM
-    /// and 65,536 more.
+    /// Walks the kernel half of the tables at `root`. Keeps at most one run per frame of RAM plus
+    /// 65,536.
     pub fn read<M>(memory: &M, spec: &PagingSpec, root: Gpa, budget: &mut TableBudget) -> Self
     where
         M: GuestMemory + ?Sized,
@@ -76,13 +76,13 @@ impl KernelSpace {
         space
     }
 
-    /// The runs by ascending virtual address.
+    /// The runs in ascending order of virtual address.
     #[must_use]
     pub fn runs(&self) -> &[Run] {
         &self.runs
     }
 
-    /// The runs that touch `first..=last`.
+    /// The runs that overlap `first..=last`.
     #[must_use]
     pub fn runs_in(&self, first: Gva, last: Gva) -> &[Run] {
         let start = self.runs.partition_point(|r| r.last() < first);
@@ -96,18 +96,19 @@ impl KernelSpace {
         &self.tables
     }
 
-    /// How the walk went.
+    /// The report of the walk.
     #[must_use]
     pub fn report(&self) -> &WalkReport {
         &self.report
     }
 
-    /// The first address after `gva` at which a run begins; `None` when there is none.
+    /// Start of the first run after `gva`; `None` if there is none.
     pub(crate) fn next_after(&self, gva: Gva) -> Option<Gva> {
         self.runs.get(self.runs.partition_point(|r| r.gva <= gva)).map(|run| run.gva)
     }
 
-    /// Where `gva` leads, and for how many bytes from there on the mapping stays contiguous.
+    /// The physical address of `gva`, and for how many bytes from there the mapping stays
+    /// contiguous.
     #[must_use]
     pub fn translate(&self, gva: Gva) -> Option<(Gpa, u64)> {
         let at = self.runs.partition_point(|r| r.gva <= gva).checked_sub(1)?;

@@ -1,9 +1,9 @@
-//! Page tables as data, and the one bounded walker that reads all of them.
+//! Page tables as data, and the single bounded walker that reads all formats.
 //!
-//! A paging mode is a [`PagingSpec`] constant; [`walk`] visits every leaf of an address range,
-//! [`translate`] follows one address. Tables are guest memory and so hostile: they may form cycles
-//! or point outside RAM. A walk visits no more tables than its [`TableBudget`] allows and reports
-//! what it had to skip.
+//! A paging mode is a [`PagingSpec`] constant; [`walk`] visits every leaf in an address range, and
+//! [`translate`] translates one address. Page tables are guest memory and therefore hostile: they
+//! may form cycles or point outside RAM. A walk visits no more tables than its [`TableBudget`]
+//! allows and reports what it skipped.
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 #![cfg_attr(
     test,

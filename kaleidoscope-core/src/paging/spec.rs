@@ -4,28 +4,28 @@
 
 use crate::addr::{Gpa, Gva};
 
-/// One level of tables, from the root down.
+/// One level of tables. Levels are listed from the root down.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct LevelSpec {
     /// Name of the tables of this level.
     pub name: &'static str,
-    /// The lowest address bit that selects an entry; an entry covers `1 << shift` bytes.
+    /// The lowest address bit of the index into the table; an entry covers `1 << shift` bytes.
     pub shift: u32,
-    /// Number of address bits that select an entry.
+    /// Number of address bits in the index into the table.
     pub index_bits: u32,
-    /// Whether an entry may map a page itself, when its page-size bit is set.
+    /// Whether an entry whose page-size bit is set maps a page.
     pub large_pages: bool,
-    /// Whether entries carry rights and accessed bits (PAE's root entries do not).
+    /// Whether entries carry access rights and accessed bits (root entries of PAE do not).
     pub has_rights: bool,
 }
 
 impl LevelSpec {
-    /// The address bits below an entry's: the offset in what it covers.
+    /// The address bits below the index: the offset within the range that an entry covers.
     pub(super) const fn offset_mask(&self) -> u64 {
         !(u64::MAX << self.shift)
     }
 
-    /// The entry that serves an address.
+    /// Index of the entry that covers an address.
     pub(super) const fn index(&self, address: u64) -> u64 {
         (address >> self.shift) & !(u64::MAX << self.index_bits)
     }
@@ -34,7 +34,7 @@ impl LevelSpec {
 /// A page-table format.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct PagingSpec {
-    /// Name for people.
+    /// Name for display.
     pub name: &'static str,
     /// Bytes in an entry, 4 or 8.
     pub entry_bytes: usize,
@@ -44,11 +44,12 @@ pub struct PagingSpec {
     pub address_mask: u64,
     /// Bits of the root register that hold the root table's address.
     pub root_mask: u64,
-    /// The bit that forbids execution, if the format has one.
+    /// The no-execute bit, if the format has one.
     pub no_execute: Option<u64>,
     /// Whether 4 MiB pages keep address bits 32 to 39 in entry bits 13 to 20 (PSE-36).
     pub pse36: bool,
-    /// Number of significant address bits; a wider canonical address repeats the highest of them.
+    /// Number of significant address bits; bits above them in a canonical address repeat the
+    /// highest.
     pub address_bits: u32,
 }
 
@@ -135,8 +136,8 @@ impl PagingSpec {
         address_bits: 32,
     };
 
-    /// The format of tables whose addresses do not have the bits of `mask`, because these say how
-    /// memory is encrypted.
+    /// The same format with the bits of `mask` removed from addresses, because they control memory
+    /// encryption.
     #[must_use]
     pub(crate) fn without_bits(mut self, mask: u64) -> Self {
         self.address_mask &= !mask;
@@ -150,7 +151,7 @@ impl PagingSpec {
         self.entry_bytes << level.index_bits
     }
 
-    /// The entries of a table, with their numbers.
+    /// The entries of a table, with their indices.
     pub(crate) fn entries<'t>(
         &self,
         table: &'t [u8],
@@ -171,13 +172,14 @@ impl PagingSpec {
         self.address_bits > 32
     }
 
-    /// The highest significant address bit and all above it: those that the kernel half has set and
-    /// the user half clear.
+    /// The highest significant address bit and all bits above it. They are set in the kernel half
+    /// and clear in the user half.
     pub(super) fn sign_bits(&self) -> u64 {
         u64::MAX << self.address_bits.clamp(1, 64).saturating_sub(1)
     }
 
-    /// The address with its bits above the significant ones made canonical.
+    /// The address in canonical form: in long mode, sign-extended from its highest significant bit;
+    /// in 32-bit modes, with the upper bits cleared.
     #[must_use]
     pub fn canonical(&self, address: u64) -> Gva {
         let unused = 64_u32.saturating_sub(self.address_bits.clamp(1, 64));
@@ -201,7 +203,7 @@ impl PagingSpec {
         Gpa(address)
     }
 
-    /// Whether an entry of this level maps a page itself.
+    /// Whether an entry of this level maps a page. `last` is true for the last level.
     pub(crate) fn is_leaf(entry: u64, level: &LevelSpec, last: bool) -> bool {
         last || (level.large_pages && entry & Self::LARGE != 0)
     }

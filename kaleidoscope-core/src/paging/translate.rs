@@ -1,35 +1,35 @@
-//! One address through the page tables.
+//! Translation of a single address.
 
 use super::spec::PagingSpec;
 use crate::addr::{Gpa, Gva};
 use crate::memory::GuestMemory;
 
-/// What became of a translation.
+/// Result of a translation.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Translation {
     /// The address is mapped.
     Mapped {
-        /// Where the address itself leads.
+        /// Physical address of the translated address.
         gpa: Gpa,
         /// Size of the page that maps it, in bytes.
         page_bytes: u64,
     },
-    /// An entry on the way is not present.
+    /// A present bit on the path is clear.
     NotPresent {
-        /// Levels below the root at which the walk ended; the root is 0.
+        /// Depth at which the walk ended; the root is 0.
         depth: usize,
     },
-    /// A table on the way could not be read.
+    /// A table on the path could not be read.
     Unreadable {
-        /// Address of the entry.
+        /// Physical address of the entry.
         entry: Gpa,
     },
-    /// The address is not canonical in this mode.
+    /// The address is not canonical in this paging mode.
     NotCanonical,
 }
 
 impl Translation {
-    /// The physical address, where there is one.
+    /// The physical address, if mapped.
     #[must_use]
     pub fn gpa(self) -> Option<Gpa> {
         match self {
@@ -39,7 +39,7 @@ impl Translation {
     }
 }
 
-/// Follows one virtual address through the tables whose root register holds `root`.
+/// Translates one virtual address with the tables of the root register value `root`.
 pub fn translate<M>(memory: &M, spec: &PagingSpec, root: Gpa, gva: Gva) -> Translation
 where
     M: GuestMemory + ?Sized,
@@ -68,6 +68,6 @@ where
         }
         table = Gpa(entry & spec.address_mask);
     }
-    // Only a format without levels gets here.
+    // Reached only if the format has no levels.
     Translation::NotCanonical
 }

@@ -1,27 +1,27 @@
-//! The bounded walker.
+//! The bounded page-table walker.
 //!
-//! In words: read the table, and for every present entry that overlaps the range, either hand the
-//! page to the visitor or descend. Rights are the AND over the levels. What makes it safe on
-//! hostile tables is the budget: every table read is paid for, so that cycles and shared subtrees
-//! end.
+//! The walker reads a table, and for every present entry that overlaps the range, it either passes
+//! the page to the visitor or descends. Rights are the AND over all levels. The budget makes walks
+//! of hostile tables safe: every table read consumes budget, so cycles and shared subtrees
+//! terminate.
 
 use super::spec::{LevelSpec, PagingSpec};
 use crate::addr::{FRAME_BYTES, Gpa, Gva};
 use crate::memory::GuestMemory;
 
-/// Effective rights of a mapping: what every level on the way allows.
+/// Effective access rights of a mapping: the AND of the rights at every level of the path.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Rights {
-    /// User mode may use it.
+    /// User mode may access the page.
     pub user: bool,
-    /// It may be written.
+    /// The page is writable.
     pub write: bool,
-    /// It may be executed.
+    /// The page is executable.
     pub execute: bool,
 }
 
 impl Rights {
-    /// Everything allowed: where the AND over the levels starts.
+    /// All rights: the initial value of the AND over the levels.
     pub const ALL: Self = Self { user: true, write: true, execute: true };
 
     fn and(self, other: Self) -> Self {
@@ -60,14 +60,14 @@ pub struct GvaRange {
 }
 
 impl GvaRange {
-    /// The half of a mode's address space that processes use in Linux.
+    /// The half of the address space that Linux gives to processes.
     #[must_use]
     pub fn user_half(spec: &PagingSpec) -> Self {
         let last = if spec.has_canonical_addresses() { !spec.sign_bits() } else { 0xbfff_ffff };
         Self { first: Gva(0), last: Gva(last) }
     }
 
-    /// The half of a mode's address space that the kernel uses in Linux.
+    /// The half of the address space that Linux keeps for the kernel.
     #[must_use]
     pub fn kernel_half(spec: &PagingSpec) -> Self {
         if spec.has_canonical_addresses() {
@@ -78,7 +78,7 @@ impl GvaRange {
     }
 }
 
-/// How many tables may still be read; every read costs one.
+/// Number of tables that may still be read; every read costs one.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct TableBudget {
     left: u64,
@@ -91,14 +91,14 @@ impl TableBudget {
         Self { left: tables }
     }
 
-    /// Reads left.
+    /// Number of reads left.
     #[must_use]
     pub fn left(&self) -> u64 {
         self.left
     }
 
-    /// Takes at most `tables` reads out of this budget, for a walk that must not use up all of it.
-    /// What is left of them can be [put back](Self::put_back).
+    /// Moves at most `tables` reads into a new budget, for a walk that must not consume this budget
+    /// entirely. Return unused reads with [`put_back`](Self::put_back).
     #[must_use]
     pub fn take(&mut self, tables: u64) -> Self {
         let part = tables.min(self.left);
@@ -106,60 +106,59 @@ impl TableBudget {
         Self { left: part }
     }
 
-    /// Adds what is left of another budget.
+    /// Adds the reads that are left in another budget.
     pub fn put_back(&mut self, rest: Self) {
         self.left = self.left.saturating_add(rest.left);
     }
 
-    fn pay(&mut self) -> bool {
-        let paid = self.left > 0;
+    /// Consumes one read; false if none is left.
+    fn consume(&mut self) -> bool {
+        let available = self.left > 0;
         self.left = self.left.saturating_sub(1);
-        paid
+        available
     }
 }
 
-/// Receives what a walk finds, in ascending virtual order.
+/// Receives the results of a walk, in ascending order of virtual address.
 pub trait Visitor {
     /// A page is mapped.
     fn leaf(&mut self, leaf: &Leaf);
 
-    /// An entry `depth` levels below the root that is not present and not zero, for addresses from
-    /// `gva` on. The processor ignores its bits; what they mean is the operating system's own
-    /// affair.
+    /// A nonzero entry that is not present, `depth` levels below the root, which covers addresses
+    /// from `gva` up. The processor ignores its bits; their meaning is up to the operating system.
     fn not_present(&mut self, entry: u64, depth: usize, gva: Gva) {
         let _ = (entry, depth, gva);
     }
 
-    /// A table at `gpa`, `depth` levels below the root (the root is 0), serves addresses from `gva`
-    /// on.
+    /// A table at `gpa`, `depth` levels below the root (the root is 0), which covers addresses from
+    /// `gva` up.
     fn table(&mut self, gpa: Gpa, depth: usize, gva: Gva) {
         let _ = (gpa, depth, gva);
     }
 
-    /// Whether the walk should end before its time, as if the budget were spent. Asked after every
-    /// table.
+    /// Whether to end the walk early, as if the budget were exhausted. Called before every table.
     fn has_enough(&self) -> bool {
         false
     }
 }
 
-/// What a walk did and what it had to leave out.
+/// Statistics of a walk.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct WalkReport {
     /// Tables read.
     pub tables: u64,
-    /// Entries that lead to a table that could not be read (not RAM, or not in the image).
+    /// Entries whose table could not be read (not RAM, or not in the image).
     pub unreadable: u64,
     /// The first such table.
     pub first_unreadable: Option<Gpa>,
-    /// Whether the budget ran out or the visitor had enough, so that mappings are missing.
+    /// Whether the walk ended early because of its budget or visitor, so that mappings are missing.
     pub cut: bool,
 }
 
-/// Visits every mapping in `range` of the address space whose root register holds `root`.
+/// Visits every mapping in `range` of the address space with the root register value `root`.
 ///
-/// The no-execute bit of root entries in the user half is ignored: a Linux kernel with page-table
-/// isolation sets it there in its own copy of a process's tables.
+/// Ignores the no-execute bit of root entries in the user half: with page-table isolation, Linux
+/// sets it there in the kernel's copy of a process's tables.
 pub fn walk<M, V>(
     memory: &M,
     spec: &PagingSpec,
@@ -188,10 +187,10 @@ struct Walker<'a, M: ?Sized, V> {
 
 impl<M: GuestMemory + ?Sized, V: Visitor> Walker<'_, M, V> {
     /// Walks one table. `base` holds the address bits that the levels above selected, not yet
-    /// canonical.
+    /// sign-extended.
     fn table(&mut self, gpa: Gpa, levels: &[LevelSpec], base: u64, rights: Rights) {
         let Some((level, below)) = levels.split_first() else { return };
-        if self.visitor.has_enough() || !self.budget.pay() {
+        if self.visitor.has_enough() || !self.budget.consume() {
             self.report.cut = true;
             return;
         }
@@ -250,9 +249,8 @@ impl<M: GuestMemory + ?Sized, V: Visitor> Walker<'_, M, V> {
         if !level.has_rights {
             return Rights::ALL;
         }
-        // A Linux kernel with page-table isolation sets no-execute in the root entries of the user
-        // half of its own tables, against its own mistakes; it says nothing of the pages
-        // below.
+        // With page-table isolation, Linux sets no-execute in the user-half root entries of the
+        // kernel's tables as a safeguard. The bit does not apply to the pages below.
         let is_isolation = is_root && gva <= GvaRange::user_half(self.spec).last;
         let no_execute = self.spec.no_execute.filter(|_| !is_isolation).unwrap_or(0);
         Rights {

@@ -1,4 +1,4 @@
-//! How a vCPU translates addresses.
+//! The paging mode of a vCPU.
 
 use super::VcpuRegisters;
 
@@ -14,9 +14,9 @@ const EFER_LMA: u64 = 1 << 10;
 /// A paging mode of x86 (Intel SDM volume 3, section 5.1.1).
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum PagingMode {
-    /// Paging is off: virtual addresses are physical.
+    /// Paging is off: virtual addresses are physical addresses.
     None,
-    /// Two levels of 32-bit entries.
+    /// Two levels of 32-bit entries, 32-bit virtual addresses.
     Legacy32,
     /// Three levels of 64-bit entries, 32-bit virtual addresses.
     Pae,
@@ -27,7 +27,7 @@ pub enum PagingMode {
 }
 
 impl VcpuRegisters {
-    /// The vCPU's paging mode, or `None` when the source lacks a register that decides it.
+    /// The vCPU's paging mode, or `None` if the source lacks a register that determines it.
     #[must_use]
     pub fn paging_mode(&self) -> Option<PagingMode> {
         if self.cr0? & CR0_PG == 0 {
@@ -64,12 +64,12 @@ mod tests {
         assert_eq!(mode(0x8005_0033, 0x16b0, Some(0xd01)), Some(PagingMode::Long5));
         assert_eq!(mode(0x8005_0033, 0x6b0, None), None);
         assert_eq!(VcpuRegisters::default().paging_mode(), None);
-        let told = VcpuRegisters {
+        let without_efer = VcpuRegisters {
             cr0: Some(CR0_PG),
             cr4: Some(CR4_PAE),
             long_mode: Some(true),
             ..VcpuRegisters::default()
         };
-        assert_eq!(told.paging_mode(), Some(PagingMode::Long4));
+        assert_eq!(without_efer.paging_mode(), Some(PagingMode::Long4));
     }
 }

@@ -1,19 +1,18 @@
 //! The text of QEMU's monitor command `info registers -a`.
-//!
-//! Each vCPU is introduced by a line `CPU#N`; a single vCPU may come without one. The registers
-//! follow as `NAME=value`, several on a line. Guests outside long mode print `EIP` and `ESP`, and
-//! 32-bit values. Segments and tables have several values: `GS =0000 ffff8dce3ec00000 00000000
-//! 00000000` (selector, base, limit, flags), `GDT=  base limit`.
+//! A line `CPU#N` precedes each vCPU; a single vCPU may come without one. The registers follow as
+//! `NAME=value`, several on a line. Guests outside long mode print `EIP` and `ESP`, and 32-bit
+//! values. Segments and tables have several values: `GS =0000 ffff8dce3ec00000 00000000 00000000`
+//! (selector, base, limit, flags), `GDT=  base limit`.
 
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
 use super::{MAX_VCPUS, VcpuRegisters};
 use thiserror::Error;
 
-/// Why a text is not a dump of registers.
+/// Why a text is not a register dump.
 #[derive(Clone, PartialEq, Eq, Debug, Error)]
 pub enum RegistersError {
-    /// The text has no registers at all.
+    /// The text contains no registers.
     #[error("no vCPU registers in the text; expected the output of `info registers -a`")]
     Empty,
     /// A line `CPU#` is not followed by a number.
@@ -32,7 +31,7 @@ pub enum RegistersError {
         /// The vCPU.
         cpu: u32,
     },
-    /// There are more vCPUs than any machine has.
+    /// There are more than [`MAX_VCPUS`] vCPUs.
     #[error("line {line}: more than {MAX_VCPUS} vCPUs")]
     TooManyVcpus {
         /// Line number, from 1.
@@ -56,7 +55,7 @@ pub enum RegistersError {
         /// The register.
         register: &'static str,
     },
-    /// A register is missing, perhaps because the text was cut.
+    /// A register is missing, for example because the text was truncated.
     #[error("vCPU {cpu} (line {line}) has no {register}")]
     Missing {
         /// Line number of the vCPU's first line, from 1.
@@ -68,12 +67,12 @@ pub enum RegistersError {
     },
 }
 
-/// Parses the output of `info registers -a`: one entry per vCPU, in the order of the text. Other
-/// lines are skipped.
+/// Parses the output of `info registers -a` into one entry per vCPU, in the order of the text.
+/// Other lines are skipped.
 ///
 /// # Errors
-/// [`RegistersError`] when a register of interest is malformed, doubled, or one of RIP (EIP), RSP
-/// (ESP), CR0, CR3, CR4 is missing.
+/// [`RegistersError`] if a register of interest is malformed or given twice, or if one of RIP
+/// (EIP), RSP (ESP), CR0, CR3, CR4 is missing.
 pub fn parse_qemu_text(text: &str) -> Result<Vec<VcpuRegisters>, RegistersError> {
     let mut vcpus = Vec::new();
     let mut current: Option<Draft> = None;
@@ -94,7 +93,7 @@ pub fn parse_qemu_text(text: &str) -> Result<Vec<VcpuRegisters>, RegistersError>
     Ok(vcpus)
 }
 
-/// The registers that are read.
+/// The registers that the parser reads.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Register {
     Rip,
@@ -144,17 +143,18 @@ impl Register {
         }
     }
 
-    /// The word of interest in the register's value: a segment's base follows its selector.
+    /// Index of the word of interest in the register's value: a segment's base follows its
+    /// selector.
     fn word(self) -> usize {
         usize::from(self == Self::GsBase)
     }
 }
 
-/// A vCPU whose lines are being read.
+/// A vCPU that is being parsed.
 struct Draft {
     line: usize,
     cpu: u32,
-    /// Whether CR3 was printed with more than 32 bits, which QEMU does exactly in long mode.
+    /// Whether CR3 was printed with more than 32 bits, which QEMU does only in long mode.
     wide_cr3: bool,
     values: [Option<u64>; REGISTERS],
 }
@@ -166,7 +166,7 @@ impl Draft {
 
     fn set(&mut self, line: usize, register: Register, value: &str) -> Result<(), RegistersError> {
         let word = value.split_whitespace().nth(register.word()).unwrap_or("");
-        // `from_str_radix` also takes a sign, which is no hexadecimal digit.
+        // `from_str_radix` also accepts a sign, which is not a hexadecimal digit.
         let digits = Some(word).filter(|w| w.bytes().all(|b| b.is_ascii_hexdigit()));
         let number = digits.and_then(|w| u64::from_str_radix(w, 16).ok());
         let number = number.ok_or_else(|| RegistersError::Value {
@@ -197,7 +197,7 @@ impl Draft {
     }
 }
 
-/// Checks a vCPU and adds it to the list.
+/// Checks a vCPU and appends it to the list.
 fn finish(draft: Option<Draft>, vcpus: &mut Vec<VcpuRegisters>) -> Result<(), RegistersError> {
     let Some(draft) = draft else { return Ok(()) };
     if vcpus.len() == MAX_VCPUS {
@@ -225,7 +225,7 @@ fn finish(draft: Option<Draft>, vcpus: &mut Vec<VcpuRegisters>) -> Result<(), Re
 }
 
 fn cpu_number(line: usize, text: &str) -> Result<u32, RegistersError> {
-    // Some versions add the vCPU's state or thread after the number.
+    // Some QEMU versions print the vCPU's state or thread after the number.
     let word = text.split_whitespace().next().unwrap_or("");
     word.parse().map_err(|_| RegistersError::CpuNumber { line, text: shorten(word) })
 }
@@ -346,7 +346,11 @@ CR0=80050033 CR2=b7f2a000 CR3=01d2c000 CR4=00000690
 
     proptest! {
         #[test]
-        fn changed_texts_are_parsed_or_refused(at in 0..LONG.len(), byte in 0u8..128, cut in 0..LONG.len()) {
+        fn changed_texts_are_parsed_or_refused(
+            at in 0..LONG.len(),
+            byte in 0u8..128,
+            cut in 0..LONG.len(),
+        ) {
             let mut text = LONG.as_bytes().to_vec();
             text[at] = byte;
             text.truncate(cut);
@@ -354,7 +358,9 @@ CR0=80050033 CR2=b7f2a000 CR3=01d2c000 CR4=00000690
         }
 
         #[test]
-        fn any_text_is_parsed_or_refused(text in "(CPU#|CR[034]=|[ER]IP=|GS =|[0-9a-f \n]|\\PC){0,60}") {
+        fn any_text_is_parsed_or_refused(
+            text in "(CPU#|CR[034]=|[ER]IP=|GS =|[0-9a-f \n]|\\PC){0,60}",
+        ) {
             let _ = parse_qemu_text(&text);
         }
     }

@@ -1,12 +1,13 @@
-//! Finding the kernel's BTF in its image.
+//! Finds the kernel's BTF in its image.
 
 use super::{Btf, BtfError, MAGIC, Sections};
 
-/// From this size on, BTF with a `struct page` ends the search: distribution kernels have 3 to 6
-/// MB, the BTF of programs some KiB.
+/// Minimum size of BTF for which a `struct page` ends the search, in bytes: distribution kernels
+/// have 3 to 6 MB, the BTF of programs a few KiB.
 const KERNEL_BYTES: usize = 1 << 20;
 
-/// Most candidates of either size that are parsed. Hostile memory may be full of headers.
+/// Maximum number of candidates of either size to parse, since hostile memory may be full of
+/// headers.
 const MAX_PARSED: usize = 8;
 
 pub(super) fn find(image: &[u8]) -> Result<Btf<'_>, BtfError> {
@@ -33,7 +34,7 @@ pub(super) fn find(image: &[u8]) -> Result<Btf<'_>, BtfError> {
     found.ok_or(BtfError::NotFound { image_bytes: image.len(), candidates })
 }
 
-/// The largest [`MAX_PARSED`], largest first.
+/// Keeps the [`MAX_PARSED`] largest, largest first.
 fn keep_largest(candidates: &mut Vec<(usize, &[u8])>) {
     candidates.sort_by_key(|&(length, _)| std::cmp::Reverse(length));
     candidates.truncate(MAX_PARSED);

@@ -1,18 +1,18 @@
-//! Types by name: a batch of names is located in one pass over the named types, with no table of
+//! Types by name. A batch of names is located in one pass over the named types, without a table of
 //! all hundred thousand names.
 
 use super::kind::Kind;
 use super::{Btf, EnumRef, Member, NamedType, StructRef, TypeId};
 use crate::linux::bytes::index;
 
-/// Most types looked at for one name. Kernels have two or three; hostile BTF could call all its
-/// types alike.
+/// Maximum number of types to keep for one name. Kernels have two or three; hostile BTF could give
+/// all its types the same name.
 const MAX_SAME_NAME: usize = 8;
 
-/// The types that have the names asked for in [`Btf::index`].
+/// The types with the names passed to [`Btf::index`].
 pub struct TypeIndex<'b> {
     btf: &'b Btf<'b>,
-    /// All types with one of the names, ordered by name, then by number.
+    /// All types with one of the names, ordered by name, then by type number.
     found: Vec<(&'b str, TypeId)>,
 }
 
@@ -23,13 +23,13 @@ impl<'b> TypeIndex<'b> {
         names.dedup();
         let buckets = first_letter_buckets(&names);
         let mut seen = vec![0_usize; names.len()];
-        // Of each name only so many are kept: the named types are in the order of their numbers.
+        // Types are in the order of their numbers, so the limit keeps the lowest numbers of a name.
         let mut is_wanted = |named: &&NamedType| {
             let first = btf.strings.get(index(named.name)).copied().unwrap_or(0);
             let (from, to) = buckets.get(usize::from(first)).copied().unwrap_or_default();
             let candidates = names.get(from..to).unwrap_or_default();
-            let place = candidates.iter().position(|name| btf.string_is(named.name, name));
-            let count = place.and_then(|place| seen.get_mut(from.checked_add(place)?));
+            let at = candidates.iter().position(|name| btf.string_is(named.name, name));
+            let count = at.and_then(|at| seen.get_mut(from.checked_add(at)?));
             count.is_some_and(|count| {
                 *count = count.saturating_add(1);
                 *count <= MAX_SAME_NAME
@@ -42,14 +42,14 @@ impl<'b> TypeIndex<'b> {
         Self { btf, found }
     }
 
-    /// The type information that this is an index of.
+    /// The type information that this index refers to.
     #[must_use]
     pub fn btf(&self) -> &'b Btf<'b> {
         self.btf
     }
 
-    /// All structs and unions of this name. More than one if separate parts of the kernel use the
-    /// name; typedefs of structs come last.
+    /// All structs and unions of this name. There may be several if separate parts of the kernel
+    /// use the name; typedefs of structs come last.
     pub fn structs_named<'s>(&'s self, name: &'s str) -> impl Iterator<Item = StructRef<'b>> + 's {
         let is_typedef =
             |id: &TypeId| self.btf.raw(*id).is_some_and(|raw| raw.kind == Kind::Typedef);
@@ -74,8 +74,8 @@ impl<'b> TypeIndex<'b> {
     /// A member by a path that starts with the name of its struct: `zone.free_area`,
     /// `task_struct.se.vruntime`.
     ///
-    /// See [`StructRef::member_path`]; of several structs of this name, the first that has the
-    /// member is taken.
+    /// See [`StructRef::member_path`]. If several structs have this name, the first one with the
+    /// member is used.
     #[must_use]
     pub fn member(&self, path: &str) -> Option<Member> {
         let (name, members) = path.split_once('.')?;
@@ -108,7 +108,7 @@ impl<'b> TypeIndex<'b> {
     }
 }
 
-/// For each first byte, where the sorted names with it begin and end.
+/// For each first byte, the range of the sorted names that start with it.
 fn first_letter_buckets(names: &[&str]) -> [(usize, usize); 256] {
     let mut buckets = [(0, 0); 256];
     for (byte, bucket) in (0..=u8::MAX).zip(buckets.iter_mut()) {

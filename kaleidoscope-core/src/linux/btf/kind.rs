@@ -1,10 +1,10 @@
-//! Raw BTF types: a 12-byte header and what follows it.
+//! Raw BTF types: a 12-byte header and kind-specific data.
 //!
 //! Layout: the kernel's `include/uapi/linux/btf.h` and `Documentation/bpf/btf.rst`.
 
 use crate::linux::bytes::{index, u32_at};
 
-/// Bytes of the header every type starts with: name offset, info, and size or type.
+/// Bytes of the header of every type: name offset, info, and size or type.
 pub(super) const TYPE_HEADER_BYTES: usize = 12;
 
 /// The kinds of BTF types, numbered as in BTF.
@@ -57,7 +57,7 @@ impl Kind {
         })
     }
 
-    /// Bytes that follow the header: a fixed part and a part for each of the `vlen` elements.
+    /// Bytes after the header: a fixed part, and a part for each of the `vlen` elements.
     const fn trailing(self) -> (usize, usize) {
         match self {
             Self::Int | Self::Var | Self::DeclTag => (4, 0),
@@ -69,7 +69,7 @@ impl Kind {
         }
     }
 
-    /// Whether the type is only another name or a qualification of the type it refers to.
+    /// Whether the type is only an alias or a qualified version of the type that it refers to.
     pub(super) const fn is_modifier(self) -> bool {
         matches!(
             self,
@@ -78,17 +78,18 @@ impl Kind {
     }
 }
 
-/// One type as it is encoded.
+/// One encoded type.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct RawType<'a> {
-    /// Offset of the name in the string section; 0 is no name.
+    /// Offset of the name in the string section; 0 for anonymous types.
     pub(super) name: u32,
     pub(super) kind: Kind,
-    /// Struct and union: member offsets also hold bitfield sizes. Enumeration: values are signed.
+    /// For structs and unions: member offsets include bitfield sizes. For enumerations: values are
+    /// signed.
     pub(super) kind_flag: bool,
-    /// The size in bytes or the type referred to, depending on the kind.
+    /// The size in bytes, or the type that is referred to, depending on the kind.
     pub(super) size_or_type: u32,
-    /// What follows the header: exactly the fixed part and all elements.
+    /// The bytes after the header: exactly the fixed part and all elements.
     pub(super) trailing: &'a [u8],
 }
 
@@ -102,9 +103,9 @@ pub(super) enum BadType {
 impl<'a> RawType<'a> {
     /// Reads the type at `at` in the type section.
     ///
-    /// Kind and number of elements have five and sixteen bits; the bits next to them were always
-    /// zero and are taken as further bits, so that no type is misread should they come into
-    /// use.
+    /// The kind and the number of elements have five and sixteen bits. The adjacent bits have
+    /// always been zero; they are read as additional high bits, so that types are rejected rather
+    /// than misread if the bits come into use.
     #[inline]
     pub(super) fn read(types: &'a [u8], at: usize) -> Result<Self, BadType> {
         let bytes = types.get(at..).ok_or(BadType::Truncated)?;
@@ -115,7 +116,7 @@ impl<'a> RawType<'a> {
         let number = (info >> 24) & 0x7f;
         let kind = Kind::from_number(number).ok_or(BadType::UnknownKind(number))?;
         let (fixed, each) = kind.trailing();
-        // Neither overflows: at most 12 + 2^24 * 12.
+        // No overflow: at most 12 + 2^24 * 12.
         let length = index(info & 0x00ff_ffff).saturating_mul(each).saturating_add(fixed);
         let trailing = rest.get(..length).ok_or(BadType::Truncated)?;
         Ok(Self {
@@ -127,7 +128,7 @@ impl<'a> RawType<'a> {
         })
     }
 
-    /// Bytes the type takes in the type section.
+    /// Bytes of the type in the type section.
     #[inline]
     pub(super) fn encoded_bytes(&self) -> usize {
         self.trailing.len().saturating_add(TYPE_HEADER_BYTES)

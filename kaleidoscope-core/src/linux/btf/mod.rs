@@ -1,7 +1,7 @@
-//! BTF: the kernel's own type information, by which fields of its structures are found.
+//! BTF: the kernel's own type information, which gives the offsets of structure fields.
 //!
-//! Since 5.2 kernels may carry (and distribution kernels do carry) a compact description of all
-//! their types in read-only data: a header, a section of types numbered from 1, and a section of
+//! Since 5.2, kernels may include a compact description of all their types in read-only data, and
+//! distribution kernels do: a header, a section of types numbered from 1, and a section of
 //! NUL-terminated strings. Format: the kernel's `Documentation/bpf/btf.rst`.
 //!
 //! ```no_run
@@ -33,69 +33,69 @@ use thiserror::Error;
 /// First bytes of BTF in little-endian order: magic 0xeb9f, version 1, flags 0.
 pub const MAGIC: [u8; 4] = [0x9f, 0xeb, 0x01, 0x00];
 
-/// Bytes of the header without later additions.
+/// Bytes of the original header, without later extensions.
 const HEADER_BYTES: u32 = 24;
 
-/// Bytes of a pointer. Kernels that KVM hosts run today are 64-bit.
+/// Bytes of a pointer. Introspection supports only 64-bit kernels.
 const POINTER_BYTES: u64 = 8;
 
-/// Most typedefs, qualifiers and array dimensions gone through for one type; C code has less than
-/// ten. Cycles end here.
+/// Maximum number of typedefs, qualifiers and array dimensions to follow for one type; C code has
+/// less than ten. Terminates cycles.
 const MAX_TYPE_DEPTH: usize = 32;
 
-/// Most types accepted; distribution kernels have about 100,000.
+/// Maximum number of types; distribution kernels have about 100,000.
 const MAX_TYPES: usize = 1 << 20;
 
-/// Longest name that is read, in bytes: the kernel's `KSYM_NAME_LEN`, which bounds the names in BTF
-/// too.
+/// Maximum length of a name in bytes: the kernel's `KSYM_NAME_LEN`, which also bounds names in BTF.
 const MAX_NAME_BYTES: usize = 512;
 
-/// Why bytes are no usable BTF.
+/// Why bytes are not usable BTF.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum BtfError {
-    /// Nothing in the image looks like the kernel's BTF.
+    /// No valid BTF in the image describes a kernel.
     #[error(
-        "no BTF in the {image_bytes:#x} bytes of kernel image ({candidates} candidates had no struct page)"
+        "no BTF in the {image_bytes:#x} bytes of kernel image \
+         ({candidates} candidates had no struct page)"
     )]
     NotFound {
         /// Length of the searched image in bytes.
         image_bytes: usize,
-        /// Well-formed BTF that does not describe a kernel.
+        /// Number of well-formed BTF candidates that do not describe a kernel.
         candidates: usize,
     },
-    /// The magic, the version or the flags are not those of BTF 1 in little-endian order.
+    /// The magic, version or flags differ from those of little-endian BTF version 1.
     #[error("no BTF header: the first bytes are {found:02x?}")]
     NoMagic {
-        /// The first bytes, zero where there are none.
+        /// The first bytes, padded with zeros.
         found: [u8; 4],
     },
     /// A section lies outside the bytes, or the sections overlap.
     #[error("the BTF {section} section, {length:#x} bytes at offset {offset:#x}, does not fit")]
     BadSection {
-        /// "header", "type" or "string".
+        /// `header`, `type` or `string`.
         section: &'static str,
-        /// Its offset in bytes from the start of BTF.
+        /// The section's offset in bytes from the start of the BTF.
         offset: u64,
-        /// Its length in bytes.
+        /// The section's length in bytes.
         length: u64,
     },
     /// The string section does not start or does not end with a NUL.
     #[error("the BTF string section is not delimited by NULs")]
     BadStrings,
-    /// A type runs past the end of its section.
+    /// A type extends past the end of its section.
     #[error("BTF type {id} at offset {offset:#x} of the type section is cut off")]
     TruncatedType {
         /// Number of the type.
         id: u32,
-        /// Its offset in bytes in the type section.
+        /// Offset of the type in bytes in the type section.
         offset: usize,
     },
-    /// A kind this parser does not know the size of.
+    /// A type of a kind whose size this parser does not know.
     #[error("BTF type {id} at offset {offset:#x} of the type section has unknown kind {kind}")]
     UnknownKind {
         /// Number of the type.
         id: u32,
-        /// Its offset in bytes in the type section.
+        /// Offset of the type in bytes in the type section.
         offset: usize,
         /// The unknown kind.
         kind: u32,
@@ -122,9 +122,9 @@ pub struct Btf<'a> {
     strings: &'a [u8],
     /// Offset in `types` of type `i + 1`.
     offsets: Vec<u32>,
-    /// What can be looked up by name, in the order of the types.
+    /// The types that can be looked up by name, in type order.
     named: Vec<NamedType>,
-    /// Whether enumerations say if they are signed (since 6.0).
+    /// Whether enumerations record their signedness (since 6.0).
     signs_marked: bool,
 }
 
@@ -138,25 +138,25 @@ impl std::fmt::Debug for Btf<'_> {
 }
 
 impl<'a> Btf<'a> {
-    /// Finds the kernel's BTF in the bytes of its image: the largest that describes `struct page`.
+    /// Finds the kernel's BTF in the bytes of its image: the largest BTF that describes `struct
+    /// page`.
     ///
-    /// If its place is known (symbol `__start_BTF`), [`parse`](Self::parse) from there spares the
-    /// search.
+    /// If its address is known (symbol `__start_BTF`), [`parse`](Self::parse) avoids the search.
     ///
     /// # Errors
-    /// If there is none.
+    /// [`BtfError::NotFound`] if no BTF in the image describes a kernel.
     pub fn find(image: &'a [u8]) -> Result<Self, BtfError> {
         find::find(image)
     }
 
-    /// Parses the BTF at the start of `bytes`; whatever follows it is ignored. One pass over the
-    /// types.
+    /// Parses the BTF at the start of `bytes`, in one pass over the types. Ignores bytes after the
+    /// BTF.
     ///
     /// # Errors
-    /// If the header, a section or a type is malformed, or of a kind that is not known.
+    /// If the header, a section or a type is malformed, or if a type is of an unknown kind.
     pub fn parse(bytes: &'a [u8]) -> Result<Self, BtfError> {
         let Sections { types, strings } = Sections::read(bytes)?;
-        // A type takes 24 bytes on average.
+        // A type has 24 bytes on average.
         let expected = types.len() / TYPE_HEADER_BYTES / 2;
         let (mut offsets, mut named) =
             (Vec::with_capacity(expected), Vec::with_capacity(expected / 8));
@@ -187,34 +187,34 @@ impl<'a> Btf<'a> {
         Ok(Self { types, strings, offsets, named, signs_marked })
     }
 
-    /// Number of types, `void` not counted.
+    /// Number of types, excluding `void`.
     #[must_use]
     pub fn type_count(&self) -> usize {
         self.offsets.len()
     }
 
-    /// Locates all types with these names in one pass; ask the returned index for members and
-    /// values.
+    /// Locates all types with these names in one pass. The returned index gives access to their
+    /// members and values.
     #[must_use]
     pub fn index<'b>(&'b self, names: &[&str]) -> TypeIndex<'b> {
         TypeIndex::new(self, names)
     }
 
-    /// The struct or union `name`; for more than one name use [`index`](Self::index).
+    /// The struct or union `name`. To look up several names, use [`index`](Self::index).
     #[must_use]
     pub fn struct_named<'b>(&'b self, name: &str) -> Option<StructRef<'b>> {
         self.index(&[name]).struct_named(name)
     }
 
-    /// The value of `constant` in the enumeration `name`; for more than one name use
+    /// The value of `constant` in the enumeration `name`. To look up several names, use
     /// [`index`](Self::index).
     #[must_use]
     pub fn enum_value(&self, name: &str, constant: &str) -> Option<i64> {
         self.index(&[name]).enum_value(name, constant)
     }
 
-    /// Size in bytes of a type, through typedefs, qualifiers and arrays. Functions and incomplete
-    /// types have none.
+    /// Size in bytes of a type, through typedefs, qualifiers and arrays; `None` for functions and
+    /// incomplete types.
     #[must_use]
     pub fn type_size(&self, id: TypeId) -> Option<u64> {
         let (mut id, mut elements) = (id, 1_u64);
@@ -250,8 +250,8 @@ impl<'a> Btf<'a> {
         None
     }
 
-    /// Number of elements of an array type (its first dimension), through typedefs and qualifiers.
-    /// Flexible arrays have zero.
+    /// Number of elements of an array type (its first dimension), through typedefs and qualifiers;
+    /// 0 for flexible arrays.
     #[must_use]
     pub fn array_len(&self, id: TypeId) -> Option<u32> {
         Some(self.resolved(id)?.1.array()?.1)
@@ -263,7 +263,7 @@ impl<'a> Btf<'a> {
         Some(TypeId(self.resolved(id)?.1.array()?.0))
     }
 
-    /// What a pointer type points to.
+    /// The type that a pointer type points to.
     #[must_use]
     pub fn pointee(&self, id: TypeId) -> Option<TypeId> {
         let (_, raw) = self.resolved(id)?;
@@ -277,7 +277,7 @@ impl<'a> Btf<'a> {
         StructRef::new(self, id, raw)
     }
 
-    /// Name of a type; anonymous types and `void` have none.
+    /// Name of a type; `None` for anonymous types and `void`.
     #[must_use]
     pub fn type_name(&self, id: TypeId) -> Option<&'a str> {
         self.string(self.raw(id)?.name)
@@ -288,7 +288,7 @@ impl<'a> Btf<'a> {
         RawType::read(self.types, index(at)).ok()
     }
 
-    /// The type without typedefs and qualifiers.
+    /// The type with typedefs and qualifiers removed.
     fn resolved(&self, mut id: TypeId) -> Option<(TypeId, RawType<'a>)> {
         for _ in 0..MAX_TYPE_DEPTH {
             let raw = self.raw(id)?;
@@ -300,7 +300,7 @@ impl<'a> Btf<'a> {
         None
     }
 
-    /// A string that is not empty, of at most [`MAX_NAME_BYTES`].
+    /// A nonempty string of at most [`MAX_NAME_BYTES`] bytes.
     fn string(&self, at: u32) -> Option<&'a str> {
         let text = self.strings.get(index(at)..)?;
         let text = text.get(..=MAX_NAME_BYTES).unwrap_or(text);
@@ -339,7 +339,7 @@ impl<'a> Sections<'a> {
         if header < HEADER_BYTES.into() {
             return Err(bad("header", 0, header));
         }
-        // Lossless: all of them are u32, so sums stay far below the limits of u64.
+        // No overflow: all terms are `u32`.
         let section = |name, offset: u64, length: u64| {
             let start = header.saturating_add(offset);
             let range =
@@ -360,7 +360,7 @@ impl<'a> Sections<'a> {
         Ok(Self { types, strings })
     }
 
-    /// Length of the sections together, in bytes.
+    /// Total length of both sections, in bytes.
     fn len(&self) -> usize {
         self.types.len().saturating_add(self.strings.len())
     }

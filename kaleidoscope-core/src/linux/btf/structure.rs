@@ -1,19 +1,18 @@
-//! Structs, unions and enumerations: where a member lies, what a constant is worth.
+//! Structs, unions and enumerations: offsets of members, values of constants.
 
 use super::kind::{Kind, RawType};
 use super::{Btf, TypeId};
 use crate::linux::bytes::u32_at;
 
-/// Deepest nesting of anonymous structs and unions that is searched. Kernel code has four or five
-/// levels.
+/// Maximum nesting of anonymous structs and unions to search. Kernel code has four or five levels.
 const MAX_NESTING: usize = 12;
 
-/// Most members looked at in one search. `task_struct` has some 300; hostile types could refer to
-/// each other without end.
+/// Maximum number of members to examine in one search. `task_struct` has about 300; hostile types
+/// could refer to each other endlessly.
 const MAX_MEMBERS: usize = 1 << 13;
 
-/// Most constants looked at in one enumeration. Kernel enumerations have some hundreds; the format
-/// allows 16 million.
+/// Maximum number of constants to examine in one enumeration. Kernel enumerations have a few
+/// hundred; the format allows 16 million.
 const MAX_CONSTANTS: usize = 1 << 13;
 
 /// Bytes of an encoded member: name, type and offset.
@@ -30,13 +29,13 @@ pub struct StructRef<'b> {
     raw: RawType<'b>,
 }
 
-/// Where a member lies in a struct or union.
+/// Location of a member in a struct or union.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Member {
-    /// Distance in whole bytes from the start of the outermost struct.
+    /// Offset in whole bytes from the start of the outermost struct.
     pub byte_offset: u64,
-    /// For a bitfield, how many bits further it starts (0 to 7), counted from the least
-    /// significant. Otherwise 0.
+    /// For a bitfield, the offset of its first bit within the byte (0 to 7), counted from the least
+    /// significant bit. Otherwise 0.
     pub bit_offset: u8,
     /// For a bitfield, its width in bits.
     pub bit_size: Option<u8>,
@@ -55,7 +54,7 @@ impl std::fmt::Debug for StructRef<'_> {
 }
 
 impl<'b> StructRef<'b> {
-    /// `raw` as a struct or union, if it is one.
+    /// `raw` as a struct or union; `None` if the type is neither.
     pub(super) fn new(btf: &'b Btf<'b>, id: TypeId, raw: RawType<'b>) -> Option<Self> {
         matches!(raw.kind, Kind::Struct | Kind::Union).then_some(Self { btf, id, raw })
     }
@@ -66,7 +65,7 @@ impl<'b> StructRef<'b> {
         self.id
     }
 
-    /// Its tag, if it has one.
+    /// Its tag; `None` if it is anonymous.
     #[must_use]
     pub fn name(&self) -> Option<&'b str> {
         self.btf.string(self.raw.name)
@@ -78,7 +77,7 @@ impl<'b> StructRef<'b> {
         self.raw.size_or_type.into()
     }
 
-    /// The member `name`, also if it is in anonymous structs or unions within this one.
+    /// The member `name`, including members of nested anonymous structs and unions.
     #[must_use]
     pub fn member(&self, name: &str) -> Option<Member> {
         let mut budget = MAX_MEMBERS;
@@ -88,8 +87,9 @@ impl<'b> StructRef<'b> {
         Some(Member { byte_offset: bits / BYTE, bit_offset, bit_size, type_id })
     }
 
-    /// The member at the end of a path of names joined by dots, each but the last a struct, a union
-    /// or an array of them (whose first element is meant). Pointers are not followed.
+    /// The member at the end of a dot-separated path. Every name except the last must denote a
+    /// struct, a union, or an array of them (for which the first element is used). Pointers are not
+    /// followed.
     #[must_use]
     pub fn member_path(&self, path: &str) -> Option<Member> {
         let mut at = *self;
@@ -106,7 +106,7 @@ impl<'b> StructRef<'b> {
         None
     }
 
-    /// Named members in the order of declaration, those of anonymous structs not included.
+    /// Named members in declaration order, excluding those of anonymous structs.
     pub fn members(&self) -> impl Iterator<Item = (&'b str, TypeId)> + use<'b> {
         let btf = self.btf;
         let encoded = self.raw.trailing.chunks_exact(MEMBER_BYTES);
@@ -115,7 +115,7 @@ impl<'b> StructRef<'b> {
         })
     }
 
-    /// Offset in bits, width if it is a bitfield, and type of the member `name`.
+    /// Offset in bits, width (for a bitfield), and type of the member `name`.
     fn search(
         &self,
         name: &str,
@@ -125,11 +125,14 @@ impl<'b> StructRef<'b> {
     ) -> Option<(u64, Option<u8>, TypeId)> {
         for member in self.raw.trailing.chunks_exact(MEMBER_BYTES) {
             *budget = budget.checked_sub(1)?;
-            let (at, id, place) =
+            let (at, id, position) =
                 (u32_at(member, 0)?, TypeId(u32_at(member, 4)?), u32_at(member, 8)?);
-            // With the flag, the upper byte is the width of a bitfield, or zero.
-            let (width, bits) =
-                if self.raw.kind_flag { (place >> 24, place & 0x00ff_ffff) } else { (0, place) };
+            // With the flag, the upper byte is the width of a bitfield, or 0.
+            let (width, bits) = if self.raw.kind_flag {
+                (position >> 24, position & 0x00ff_ffff)
+            } else {
+                (0, position)
+            };
             let bits = start.checked_add(bits.into())?;
             if at == 0 {
                 let inner = nesting.checked_sub(1).zip(self.btf.structure(id));
@@ -147,8 +150,8 @@ impl<'b> StructRef<'b> {
 }
 
 impl Btf<'_> {
-    /// Width in bits of an integer type that has fewer bits than its bytes: how bitfields were
-    /// encoded before the flag.
+    /// Width in bits of an integer type that is narrower than its bytes: the encoding of bitfields
+    /// without the flag.
     fn narrow_int(&self, id: TypeId) -> Option<u8> {
         let (_, raw) = self.resolved(id)?;
         let width = u32_at(raw.trailing, 0)? & 0xff;
@@ -157,7 +160,7 @@ impl Btf<'_> {
         if narrow { u8::try_from(width).ok() } else { None }
     }
 
-    /// The type of the elements of an array of any number of dimensions; any other type itself.
+    /// The innermost element type of a multidimensional array; any other type itself.
     fn innermost_element(&self, mut id: TypeId) -> Option<TypeId> {
         for _ in 0..super::MAX_TYPE_DEPTH {
             match self.array_element(id) {
@@ -177,27 +180,27 @@ pub struct EnumRef<'b> {
 }
 
 impl<'b> EnumRef<'b> {
-    /// `raw` as an enumeration, if it is one.
+    /// `raw` as an enumeration; `None` if the type is not one.
     pub(super) fn new(btf: &'b Btf<'b>, raw: RawType<'b>) -> Option<Self> {
         matches!(raw.kind, Kind::Enum | Kind::Enum64).then_some(Self { btf, raw })
     }
 
-    /// The value of a constant. Unsigned 64-bit values come back with the same bits; unsigned
-    /// 32-bit values of kernels before 6.0, whose BTF does not tell them from negative ones,
-    /// come back as if signed.
+    /// The value of a constant. Unsigned 64-bit values are returned with the same bits. BTF of
+    /// kernels before 6.0 does not distinguish unsigned 32-bit values from negative ones; they are
+    /// returned as signed.
     #[must_use]
     pub fn value(&self, constant: &str) -> Option<i64> {
         self.encoded().find(|&(name, _)| self.btf.string_is(name, constant)).map(|(_, value)| value)
     }
 
-    /// All constants with their values, in the order of declaration.
+    /// All constants with their values, in declaration order.
     pub fn constants(&self) -> impl Iterator<Item = (&'b str, i64)> + use<'b> {
         let btf = self.btf;
         self.encoded().filter_map(move |(name, value)| Some((btf.string(name)?, value)))
     }
 
-    /// Name offset and value of each constant. Kernels before 6.0 do not mark the signed ones;
-    /// there, all are taken as signed.
+    /// Name offset and value of each constant. Kernels before 6.0 do not mark signed enumerations,
+    /// so all values are read as signed.
     fn encoded(&self) -> impl Iterator<Item = (u32, i64)> + use<'b> {
         let RawType { kind, trailing, .. } = self.raw;
         let signed = self.raw.kind_flag || !self.btf.signs_marked;

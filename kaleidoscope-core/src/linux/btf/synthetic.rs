@@ -1,7 +1,7 @@
-//! Writing BTF for tests, from the description of the format; shares no code with the parser.
+//! Writes BTF for tests. Follows the format description and shares no code with the parser.
 #![allow(clippy::indexing_slicing, clippy::arithmetic_side_effects, reason = "a test may panic")]
 
-/// A growing BTF.
+/// BTF under construction.
 #[derive(Default)]
 pub(super) struct Builder {
     types: Vec<u8>,
@@ -50,7 +50,7 @@ impl Builder {
         self.add("", 3, false, 0, 0, &[element, element, length])
     }
 
-    /// A struct (kind 4) or union (5) of members (name, type, bit offset), without the flag.
+    /// A struct (kind 4) or union (kind 5) with members (name, type, bit offset), without the flag.
     pub(super) fn composite(
         &mut self,
         kind: u32,
@@ -63,7 +63,7 @@ impl Builder {
         self.add(name, kind, false, members.len(), bytes, &words)
     }
 
-    /// The same with the flag: members are (name, type, bit offset, bitfield width).
+    /// As `composite`, with the flag: members are (name, type, bit offset, bitfield width).
     pub(super) fn bitfields(
         &mut self,
         kind: u32,

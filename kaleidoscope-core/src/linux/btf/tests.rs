@@ -1,11 +1,11 @@
-//! All kinds, nesting and bitfields; what is broken is refused or harmless.
+//! All kinds, nesting and bitfields; malformed BTF is rejected or harmless.
 #![allow(clippy::indexing_slicing, clippy::arithmetic_side_effects, reason = "a test may panic")]
 
 use super::synthetic::Builder;
 use super::*;
 use proptest::prelude::*;
 
-/// BTF with every kind of type between the ones that are asked for.
+/// BTF with types of every kind between the types that are looked up.
 fn every_kind() -> Vec<u8> {
     let mut btf = Builder::new();
     let long = btf.int("unsigned long", 8); // 1
@@ -244,12 +244,12 @@ fn types_that_refer_to_themselves_end() {
         (None, None, None)
     );
     assert!(btf.structure(TypeId(1)).is_none());
-    // Without a budget this would look at 2000 to the power of 12 members.
+    // Without a budget, the search would examine 2000 to the power of 12 members.
     assert!(btf.struct_named("page").unwrap().member("x").is_none());
     assert!(btf.struct_named("page").unwrap().member_path("x.y").is_none());
 }
 
-/// Calls everything there is; results do not matter.
+/// Calls every function; results do not matter.
 fn exercise(bytes: &[u8]) {
     let _ = Btf::find(bytes);
     let Ok(btf) = Btf::parse(bytes) else { return };
@@ -288,10 +288,16 @@ proptest! {
     }
 
     #[test]
-    fn any_struct_is_read_back(members in proptest::collection::vec(("[a-z_]{1,12}", 0..1_u32 << 24, 0..64_u32), 1..40)) {
+    fn any_struct_is_read_back(
+        members in proptest::collection::vec(
+            ("[a-z_]{1,12}", 0..1_u32 << 24, 0..64_u32),
+            1..40,
+        ),
+    ) {
         let mut btf = Builder::new();
         let int = btf.int("int", 4);
-        let encoded: Vec<_> = members.iter().map(|(name, bits, width)| (name.as_str(), int, *bits, *width)).collect();
+        let encoded: Vec<_> =
+            members.iter().map(|(name, bits, width)| (name.as_str(), int, *bits, *width)).collect();
         btf.bitfields(4, "it", 99, &encoded);
         let bytes = btf.finish(24);
         let parsed = Btf::parse(&bytes).unwrap();
@@ -299,7 +305,8 @@ proptest! {
         for (name, ..) in &members {
             let (_, bits, width) = members.iter().find(|(other, ..)| other == name).unwrap();
             let member = it.member(name).unwrap();
-            prop_assert_eq!(member.byte_offset * 8 + u64::from(member.bit_offset), u64::from(*bits));
+            let offset = member.byte_offset * 8 + u64::from(member.bit_offset);
+            prop_assert_eq!(offset, u64::from(*bits));
             prop_assert_eq!(u32::from(member.bit_size.unwrap_or(0)), *width);
         }
     }

@@ -1,9 +1,9 @@
-//! The names of the symbols in each page of a kernel image, for learning.
+//! The names of the symbols in each page of a kernel image, for learning common symbols.
 
 use super::CommonSymbols;
 use super::score::{over_pages, part_name};
 use crate::linux::bytes::index;
-use crate::linux::image_bytes::{Wanted, image_bytes};
+use crate::linux::image_bytes::{ImagePart, image_bytes};
 use crate::linux::kallsyms::{Kallsyms, PADDING};
 use crate::linux::kernel::{Kernel, find_symbols};
 use crate::linux::locate::{Hints, ImageSpan};
@@ -11,16 +11,16 @@ use crate::linux::{Linux, LinuxError, introspect};
 use crate::memory::GuestMemory;
 use crate::registers::VcpuRegisters;
 
-/// Most bytes of names; kernels have 3 to 10 MB.
+/// Maximum number of bytes of names; kernels have 3 to 10 MB.
 const MAX_TEXT_BYTES: usize = 64 << 20;
 
 /// Symbols of a kernel by the pages of its image.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct SymbolsByPage {
-    /// All names, one behind the other.
+    /// All names, concatenated.
     names: String,
-    /// For each symbol and each of its pages: the page, the page's place in the symbol, the name's
-    /// place in `names`.
+    /// For each symbol and each of its pages: the page number in the image, the page number in the
+    /// symbol, the range of the name in `names`.
     entries: Vec<(u32, u32, std::ops::Range<u32>)>,
 }
 
@@ -34,8 +34,8 @@ impl SymbolsByPage {
         out
     }
 
-    /// Adds a symbol's page, unless there are too many names. Pages of a symbol come one after
-    /// another.
+    /// Adds one page of a symbol, unless the names exceed their limit. The pages of a symbol must
+    /// be added consecutively.
     pub(super) fn push(&mut self, name: &str, page: u32, part: u32) {
         let last = self.entries.last().filter(|_| part > 0).map(|(_, _, name)| name.clone());
         let name = last.or_else(|| {
@@ -47,8 +47,8 @@ impl SymbolsByPage {
         self.entries.extend(name.map(|name| (page, part, name)));
     }
 
-    /// All keys: the page, counted from the image's first, and the symbol's name there (`NAME` in
-    /// its first page, `NAME+1` in its second).
+    /// All keys: the page number in the image, and the symbol's name there (`NAME` for its first
+    /// page, `NAME+1` for its second).
     pub fn iter(&self) -> impl Iterator<Item = (u32, String)> + '_ {
         self.entries.iter().map(|(page, part, name)| {
             let name = self.names.get(index(name.start)..index(name.end)).unwrap_or_default();
@@ -62,7 +62,7 @@ impl SymbolsByPage {
         self.entries.len()
     }
 
-    /// Whether there are none.
+    /// Whether there are no keys.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
@@ -71,10 +71,10 @@ impl SymbolsByPage {
 
 impl Linux {
     /// The symbols of a guest's kernel by the pages of its image. Takes at most 64 MiB for names
-    /// and 20 bytes for each symbol and page of the image; what is more is left out.
+    /// and 20 bytes per symbol and page of the image; symbols beyond the limit are left out.
     ///
     /// # Errors
-    /// When no kernel or no symbol table is found.
+    /// If no kernel or no symbol table is found.
     pub fn symbols_by_page(
         &self,
         memory: &dyn GuestMemory,
@@ -85,7 +85,7 @@ impl Linux {
         let (mut begin, mut notes, none) = (|_| {}, Vec::new(), CommonSymbols::none());
         let kernel = Kernel::open(memory, hints, &mut budget, &none, &mut begin, &mut notes)?;
         let Kernel { view, image, note, .. } = &kernel;
-        let (bytes, _) = image_bytes(memory, image, view.space(), Wanted::All);
+        let (bytes, _) = image_bytes(memory, image, view.space(), ImagePart::All);
         let kallsyms = find_symbols(view, image, &bytes, note.as_ref())?;
         Ok(SymbolsByPage::read(&kallsyms, image))
     }

@@ -1,22 +1,23 @@
-//! From traces of clones to the heat of symbols.
+//! Learns the heat of symbols from traces of clones.
 
 use super::{SymbolScores, SymbolsByPage};
 use crate::addr::FrameIndex;
 use crate::color::{Color, ColorMap};
 use std::collections::{BTreeSet, HashMap};
 
-/// One guest: where its kernel's symbols lie, and what its clones touched.
+/// Training data from one guest: the location of its kernel's symbols, and the pages that its
+/// clones touched.
 #[derive(Clone, Debug)]
 pub struct Lesson {
     symbols: SymbolsByPage,
-    /// Which kernel it is.
+    /// Release of the guest's kernel.
     release: String,
-    /// For each page of the kernel image that is still there, the share of traces that touched it.
+    /// For each page of the kernel image that was not freed, the share of traces that touched it.
     heat: HashMap<u32, f64>,
 }
 
 impl Lesson {
-    /// A lesson from the touched frames of each trace. A frame counts once a trace.
+    /// A lesson from the touched frames of each trace. A frame counts once per trace.
     #[must_use]
     pub fn new(symbols: SymbolsByPage, map: &ColorMap, traces: &[Vec<FrameIndex>]) -> Self {
         let heat = page_heat(map, traces);
@@ -29,8 +30,8 @@ impl Lesson {
         &self.release
     }
 
-    /// The highest heat of a page that holds the symbol, for each symbol: names of local symbols
-    /// may occur several times.
+    /// For each symbol, the highest heat of a page that holds it: names of local symbols may occur
+    /// several times.
     fn heats(&self) -> HashMap<String, f64> {
         let mut out = HashMap::<String, f64>::new();
         for (page, name) in self.symbols.iter() {
@@ -66,17 +67,17 @@ fn page_heat(map: &ColorMap, traces: &[Vec<FrameIndex>]) -> HashMap<u32, f64> {
         .collect()
 }
 
-/// Which symbols are worth a place in the list.
+/// Thresholds for symbols to be listed.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub struct Pruning {
-    /// Least heat, from 0 to 1.
+    /// Minimum heat, from 0 to 1.
     pub least_heat: f64,
-    /// In how many of the kernels a symbol must occur. What only one kernel has will hardly be in
-    /// the next.
+    /// Minimum number of kernel releases that have the symbol. A symbol of a single release will
+    /// rarely exist in the next one.
     pub least_kernels: usize,
 }
 
-/// The heat of every symbol, mean over the guests whose kernel has it.
+/// The heat of every symbol: the mean over the guests whose kernel has the symbol.
 #[must_use]
 pub fn learn(lessons: &[Lesson], pruning: &Pruning) -> SymbolScores {
     #[derive(Default)]

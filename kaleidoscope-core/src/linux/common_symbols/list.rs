@@ -1,19 +1,19 @@
-//! The list as text.
+//! Text format of a list of symbols.
 //!
-//! Lines that begin with `#` are comments. Each other line is a symbol, sorted by name: a digit,
-//! its heat in tenths; a letter, how many bytes its name shares with the one before (`a` none, `z`
-//! 25); and the rest of the name. The second and later pages of a symbol that covers several are
-//! `NAME+1`, `NAME+2`, ...
+//! Lines that start with `#` are comments. Every other line is a symbol, sorted by name: a digit,
+//! its heat in tenths; a letter, the number of bytes that its name shares with the previous one
+//! (`a` none, `z` 25); and the rest of the name. The second and later pages of a symbol that covers
+//! several pages are named `NAME+1`, `NAME+2`, ...
 
 use crate::linux::kallsyms::MAX_NAME_BYTES;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use thiserror::Error;
 
-/// Most bytes of a list.
+/// Maximum length of a list, in bytes.
 const MAX_TEXT_BYTES: usize = 4 << 20;
 
-/// Most symbols of a list: more than any kernel has functions that matter.
+/// Maximum number of symbols in a list, which is more than the relevant functions of any kernel.
 const MAX_SYMBOLS: usize = 1 << 18;
 
 /// Why a list of symbols cannot be read.
@@ -23,17 +23,17 @@ pub enum CommonSymbolsError {
     /// The text is too long, or has too many symbols.
     #[error("list of symbols with {found} {what}, more than the limit of {limit}")]
     Limit {
-        /// What there is too much of.
+        /// The unit that is limited.
         what: &'static str,
-        /// How much there is, or how much until it was too much.
+        /// The amount found; counting stops at the first excess.
         found: usize,
-        /// How much may be.
+        /// The maximum.
         limit: usize,
     },
-    /// A line is not as it should be.
+    /// A line is malformed.
     #[error("list of symbols, line {line}: {problem}")]
     Line {
-        /// Number of the line, from 1.
+        /// Line number, from 1.
         line: usize,
         /// What is wrong.
         problem: &'static str,
@@ -60,14 +60,14 @@ pub(super) fn read(text: &str, mut found: impl FnMut(&[u8], u8)) -> Result<(), C
             _ => return Err(wrong("neither a comment nor a digit from 1 to 9 and a letter")),
         };
         if shared > name.len() {
-            return Err(wrong("it shares more with the symbol before than that has"));
+            return Err(wrong("the shared prefix is longer than the previous name"));
         }
         name.truncate(shared);
         if name.len().saturating_add(rest.len()) > MAX_KEY_BYTES {
             return Err(wrong("the name is too long"));
         }
         if rest.is_empty() || !rest.iter().all(u8::is_ascii_graphic) {
-            return Err(wrong("a name is visible characters of ASCII, one at least"));
+            return Err(wrong("a name must be one or more printable ASCII characters"));
         }
         name.extend_from_slice(rest);
         count = count.saturating_add(1);
@@ -79,19 +79,19 @@ pub(super) fn read(text: &str, mut found: impl FnMut(&[u8], u8)) -> Result<(), C
     Ok(())
 }
 
-/// Longest name: a symbol's, and the page in it.
+/// Maximum length of a name in bytes: a symbol's name, and the suffix of its page.
 const MAX_KEY_BYTES: usize = MAX_NAME_BYTES + 3;
 
-/// A list of symbols by name, each with its heat in tenths, 1 to 9.
+/// A list of symbols sorted by name, each with its heat in tenths, 1 to 9.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct SymbolScores(BTreeMap<String, u8>);
 
 impl SymbolScores {
-    /// Reads a list in the form of [`to_text`](Self::to_text). Of a name that occurs twice, the
-    /// first counts.
+    /// Reads a list in the format of [`to_text`](Self::to_text). If a name occurs twice, the first
+    /// entry counts.
     ///
     /// # Errors
-    /// [`CommonSymbolsError`] names the line.
+    /// [`CommonSymbolsError`], with the line number of a malformed line.
     pub fn parse(text: &str) -> Result<Self, CommonSymbolsError> {
         let mut heats = BTreeMap::new();
         read(text, |name, tenths| {
@@ -100,7 +100,7 @@ impl SymbolScores {
         Ok(Self(heats))
     }
 
-    /// The list as text, with a comment in front.
+    /// The list as text, preceded by a comment.
     #[must_use]
     pub fn to_text(&self, comment: &str) -> String {
         let mut out = String::new();
@@ -119,7 +119,7 @@ impl SymbolScores {
         out
     }
 
-    /// All symbols by name, with heats in tenths.
+    /// All symbols in order of name, with heats in tenths.
     pub fn iter(&self) -> impl Iterator<Item = (&str, u8)> {
         self.0.iter().map(|(name, &tenths)| (name.as_str(), tenths))
     }
@@ -130,7 +130,7 @@ impl SymbolScores {
         self.0.len()
     }
 
-    /// Whether there are none.
+    /// Whether there are no symbols.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
@@ -138,8 +138,8 @@ impl SymbolScores {
 }
 
 impl FromIterator<(String, u8)> for SymbolScores {
-    /// Names that the list's text cannot hold are left out, and those with a heat of 0; more than 9
-    /// tenths are 9.
+    /// Omits names that the text format cannot hold and symbols with a heat of 0; limits heats to 9
+    /// tenths.
     fn from_iter<I: IntoIterator<Item = (String, u8)>>(symbols: I) -> Self {
         let is_fit = |name: &str| {
             (1..=MAX_KEY_BYTES).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_graphic())
@@ -173,9 +173,9 @@ mod tests {
         for line in ["", "0aschedule", "9", "schedule", "9Aschedule"] {
             assert_eq!(error(&format!("# x\n{line}\n")), at(2, neither));
         }
-        let shares = "it shares more with the symbol before than that has";
+        let shares = "the shared prefix is longer than the previous name";
         assert_eq!(error("9ab\n9cc\n"), at(2, shares));
-        let graphic = "a name is visible characters of ASCII, one at least";
+        let graphic = "a name must be one or more printable ASCII characters";
         assert_eq!(error("9a\n"), at(1, graphic));
         assert_eq!(error("9af\u{fc}r\n"), at(1, graphic));
         assert_eq!(error(&format!("9a{}\n", "x".repeat(516))), at(1, "the name is too long"));
@@ -187,7 +187,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn lists_round_trip(symbols in prop::collection::btree_map("[!-~]{1,40}|[ab]{20,40}", 1_u8..10, 0..50)) {
+        fn lists_round_trip(
+            symbols in prop::collection::btree_map("[!-~]{1,40}|[ab]{20,40}", 1_u8..10, 0..50),
+        ) {
             let heats: SymbolScores = symbols.into_iter().collect();
             prop_assert_eq!(SymbolScores::parse(&heats.to_text("A test.")), Ok(heats));
         }
@@ -195,7 +197,8 @@ mod tests {
         #[test]
         fn any_text_is_read_or_refused(text in "(#?[1-9][a-c][ -~]{0,4}\n){0,9}|.{0,60}") {
             if let Ok(heats) = SymbolScores::parse(&text) {
-                prop_assert!(heats.iter().all(|(name, heat)| !name.is_empty() && (1..10).contains(&heat)));
+                let is_valid = |(name, heat): (&str, u8)| !name.is_empty() && (1..10).contains(&heat);
+                prop_assert!(heats.iter().all(is_valid));
             }
         }
     }

@@ -1,20 +1,22 @@
-//! Which kernel functions and variables every workload uses, and so which pages of a kernel image.
+//! Kernel functions and variables that every workload uses, and the pages of a kernel image that
+//! hold them.
 //!
-//! Whatever a guest does, its kernel schedules, enters and leaves system calls, and handles faults.
-//! Where that code and data lie differs between kernels, but the names stay. The list says for each
-//! symbol how often a clone touched the page that holds it; it was learned from traces of real
-//! clones ([`learn`]) and is compiled in. On a kernel that it has never seen, a page's score is the
-//! mean heat of all symbols in it, of which those that are not in the list count 0.
+//! In every workload, the kernel schedules, enters and leaves system calls, and handles faults. The
+//! location of this code and data differs between kernels, but the symbol names stay. The list
+//! gives for each symbol how often a clone touched the page that holds it; it was learned from
+//! traces of real clones ([`learn`]) and is compiled in. For a new kernel, the score of a page is
+//! the mean heat of all symbols in the page, where unlisted symbols count as 0.
 //!
-//! How much that is worth: learned from three of the Debian kernels 5.10, 6.1, 6.12 and 7.2 and
-//! judged on the clones of the fourth, of the kernel text that is
-//! [common](crate::color::Temperature::COMMON) a trace touched 84 to 91 % (of kernel data 68 to 88
-//! %). What is [frequent](crate::color::Temperature::FREQUENT) had 87 to 94 % of the touches of
-//! kernel text, and 86 to 95 % of those of data. Read-only data is judged less well: at most
-//! frequent, touched half the time.
+//! Accuracy, with a list learned from three of the Debian kernels 5.10, 6.1, 6.12 and 7.2 and
+//! evaluated on clones of the fourth: a trace touched 84 to 91 % of the
+//! [common](crate::color::Temperature::COMMON) kernel text and 68 to 88 % of the common kernel
+//! data. [Frequent](crate::color::Temperature::FREQUENT) pages received 87 to 94 % of the touches
+//! of kernel text and 86 to 95 % of the touches of kernel data. Predictions for read-only data are
+//! less accurate: it is frequent at most, and touched half the time.
 //!
 //! ```text
-//!  traces, symbols ─ learn ─► SymbolScores ─ list ─► common_symbols.txt ─► CommonSymbols ─ score ─► signs of pages
+//!  traces, symbols ─ learn ─► SymbolScores ─ list ─► common_symbols.txt
+//!    ─► CommonSymbols ─ score ─► hints of pages
 //! ```
 
 mod by_page;
@@ -25,58 +27,58 @@ mod score;
 pub use by_page::SymbolsByPage;
 pub use learn::{Lesson, Pruning, learn};
 pub use list::{CommonSymbolsError, SymbolScores};
-pub(super) use score::signs_of_pages;
+pub(super) use score::hints_of_pages;
 
 use super::bytes::index;
 use super::kallsyms::NameHash;
 use std::fmt;
 use std::sync::{Arc, OnceLock};
 
-/// The list that comes with the library.
+/// The list that ships with the library.
 const SHIPPED: &str = include_str!("../common_symbols.txt");
 
-/// Hash bits that choose the bit in [`Table::seen`].
+/// Number of hash bits that select the bit in [`Table::seen`].
 const SEEN_BITS: u32 = 18;
 
-/// The bits of a slot that hold the heat.
-const HEAT: u32 = 0xf;
+/// Mask of the heat in a slot.
+const HEAT_MASK: u32 = 0xf;
 
-/// A list of symbols with their heat, ready to be looked up. Clones share it.
+/// A list of symbols with their heat, in a hash table. Clones share the table.
 #[derive(Clone)]
 pub struct CommonSymbols(Arc<Table>);
 
-/// An open hash table.
+/// A hash table with open addressing.
 struct Table {
-    /// A power of two of them, at least a quarter of them 0. Others: the low half of a name's
-    /// hash, with the heat in tenths in the lowest bits. The high half chooses the slot.
-    /// Small, because nothing of it is in a cache when coloring begins.
+    /// A power of two of slots, at least a quarter of them 0. Other slots hold the low half of a
+    /// name's hash, with the heat in tenths in the lowest bits. The high half selects the slot. The
+    /// table is small because it is not cached when coloring starts.
     slots: Vec<u32>,
     count: usize,
-    /// A bit for each value of the hashes' high bits, set where there is a symbol: most names of a
-    /// kernel are in no list, and this tells so from 32 KiB, which stay in the nearest cache.
+    /// One bit for each value of the hashes' high bits, set if there is a symbol. Most names of a
+    /// kernel are not in the list; this 32 KiB filter, which fits into the L1 cache, rejects them.
     seen: Vec<u64>,
 }
 
 impl Default for CommonSymbols {
-    /// The list that comes with the library.
+    /// The list that ships with the library.
     fn default() -> Self {
         static DEFAULT: OnceLock<CommonSymbols> = OnceLock::new();
-        // A test reads the list; should it be broken all the same, nothing is known.
+        // A test parses the list. If the list were broken regardless, use an empty list.
         DEFAULT.get_or_init(|| Self::parse(SHIPPED).unwrap_or_else(|_| Self::none())).clone()
     }
 }
 
 impl CommonSymbols {
-    /// An empty list: no frame will be said to hold common symbols, and looking costs nothing.
+    /// An empty list: no frame is marked as holding common symbols, and lookups are skipped.
     #[must_use]
     pub fn none() -> Self {
         Self(Arc::new(Table { slots: Vec::new(), count: 0, seen: Vec::new() }))
     }
 
-    /// Reads a list in the form of [`SymbolScores::to_text`].
+    /// Reads a list in the format of [`SymbolScores::to_text`].
     ///
     /// # Errors
-    /// [`CommonSymbolsError`] names the line.
+    /// [`CommonSymbolsError`], with the line number of a malformed line.
     pub fn parse(text: &str) -> Result<Self, CommonSymbolsError> {
         let mut hashes = Vec::new();
         list::read(text, |name, tenths| hashes.push((NameHash::of(name), tenths)))?;
@@ -89,13 +91,13 @@ impl CommonSymbols {
         self.0.count
     }
 
-    /// Whether there are none.
+    /// Whether there are no symbols.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.count == 0
     }
 
-    /// Of equal hashes the first counts.
+    /// If several hashes are equal, the first counts.
     fn of_hashes(hashes: &[(NameHash, u8)]) -> Self {
         let slots = (hashes.len() / 3).saturating_add(1).saturating_mul(4).next_power_of_two();
         let seen = vec![0; 1 << (SEEN_BITS - 6)];
@@ -108,7 +110,7 @@ impl CommonSymbols {
         Self(Arc::new(table))
     }
 
-    /// AccessClass of the symbol with this hash, in tenths; 0 when it is not in the list.
+    /// Heat of the symbol with this hash, in tenths; 0 if the list lacks the symbol.
     #[inline]
     fn tenths(&self, hash: NameHash) -> u32 {
         self.0.tenths(hash)
@@ -116,14 +118,14 @@ impl CommonSymbols {
 }
 
 impl Table {
-    /// Places to look at for the high half of a hash, best first.
+    /// Probe sequence of slots for the high half of a hash.
     #[inline]
-    fn places(&self, high: u32) -> impl Iterator<Item = usize> {
+    fn probes(&self, high: u32) -> impl Iterator<Item = usize> {
         let mask = self.slots.len().wrapping_sub(1);
         (0..self.slots.len()).map(move |step| index(high).wrapping_add(step) & mask)
     }
 
-    /// Where the bit of a hash is: the word, and the bit in it.
+    /// Location of a hash's bit in `seen`: word index and mask.
     #[inline]
     fn bit(high: u32) -> (usize, u64) {
         let number = index(high >> (u32::BITS - SEEN_BITS));
@@ -137,13 +139,13 @@ impl Table {
         if self.seen.get(word).is_none_or(|word| word & bit == 0) {
             return 0;
         }
-        for place in self.places(high) {
-            let slot = self.slots.get(place).copied().unwrap_or(0);
+        for probe in self.probes(high) {
+            let slot = self.slots.get(probe).copied().unwrap_or(0);
             if slot == 0 {
                 return 0;
             }
-            if (slot ^ low) & !HEAT == 0 {
-                return slot & HEAT;
+            if (slot ^ low) & !HEAT_MASK == 0 {
+                return slot & HEAT_MASK;
             }
         }
         0
@@ -155,9 +157,9 @@ impl Table {
         if let Some(word) = self.seen.get_mut(word) {
             *word |= bit;
         }
-        let place = self.places(high).find(|&place| self.slots.get(place) == Some(&0));
-        if let Some(slot) = place.and_then(|place| self.slots.get_mut(place)) {
-            *slot = (low & !HEAT) | (u32::from(tenths) & HEAT);
+        let free = self.probes(high).find(|&at| self.slots.get(at) == Some(&0));
+        if let Some(slot) = free.and_then(|at| self.slots.get_mut(at)) {
+            *slot = (low & !HEAT_MASK) | (u32::from(tenths) & HEAT_MASK);
             self.count = self.count.saturating_add(1);
         }
     }
@@ -206,7 +208,7 @@ mod tests {
         assert_eq!(symbols.len(), heats.len(), "a lost line, or names that collide");
         assert!(heats.iter().all(|(name, heat)| tenths(&symbols, name) == u32::from(heat)));
         for name in ["schedule", "do_syscall_64", "handle_mm_fault", "jiffies"] {
-            assert!(tenths(&symbols, name) >= 8, "{name} is used by everybody");
+            assert!(tenths(&symbols, name) >= 8, "every workload uses {name}");
         }
         assert!(SHIPPED.len() < 250 << 10, "{} bytes", SHIPPED.len());
         assert_eq!(

@@ -1,4 +1,4 @@
-//! From symbols to signs: which pages of a kernel image hold what every workload uses.
+//! Common-symbol hints for the pages of a kernel image.
 
 use super::CommonSymbols;
 use crate::addr::{FRAME_SIZE, Gva};
@@ -6,21 +6,22 @@ use crate::color::Temperature;
 use crate::linux::kallsyms::{Kallsyms, NameHash};
 use crate::linux::locate::ImageSpan;
 
-/// Mean heat of a page's symbols from which on it is [`Temperature::FREQUENT`], in hundredths. Low,
-/// so that little is missed.
+/// Minimum mean heat of the symbols of a [`Temperature::FREQUENT`] page, in hundredths. Low, to
+/// miss few pages.
 const FREQUENT_SCORE: u32 = 10;
 
-/// As above, for [`Temperature::COMMON`]. High, so that little is superfluous.
+/// Minimum mean heat of the symbols of a [`Temperature::COMMON`] page, in hundredths. High, to
+/// include few unneeded pages.
 const COMMON_SCORE: u32 = 60;
 
-/// Pages of one symbol that are told apart and counted; the rest of a larger one is not looked at.
+/// Maximum number of pages of one symbol to count; further pages of a larger symbol are ignored.
 pub(super) const MAX_PARTS: u32 = 64;
 
-/// Calls `found` with each symbol, each page of the image that it lies in or reaches into, and the
-/// page's place in the symbol. A symbol reaches to the next one.
+/// Calls `found` with each symbol, each page of the image that the symbol overlaps, and the page's
+/// number in the symbol. A symbol extends to the start of the next one.
 ///
-/// The calls are at most as many as symbols and pages together: a symbol below an earlier one,
-/// which only hostile tables have, counts in its first page alone.
+/// The number of calls is at most the number of symbols and pages together: a symbol below an
+/// earlier one, which occurs only in hostile tables, counts in its first page only.
 pub(super) fn over_pages<S>(
     symbols: impl Iterator<Item = (Gva, S)>,
     image: &ImageSpan,
@@ -31,7 +32,7 @@ pub(super) fn over_pages<S>(
     let mut cover = |symbol: &S, start: u64, end: u64, highest: u64| {
         let last = if start < highest { start } else { end.saturating_sub(1).max(start) };
         let first = page(start);
-        // Nearly all symbols lie in one page.
+        // Fast path: nearly all symbols lie in one page.
         if page(last) == first {
             return found(symbol, first, 0);
         }
@@ -48,13 +49,13 @@ pub(super) fn over_pages<S>(
             highest = highest.max(before);
         }
     }
-    // Nothing tells where the last one ends.
+    // The end of the last symbol is unknown.
     if let Some((start, symbol)) = held {
         cover(&symbol, start, start, highest);
     }
 }
 
-/// What the symbols in a page sum up to.
+/// Sums over the symbols in a page.
 #[derive(Clone, Copy, Default)]
 struct PageScore {
     tenths: u32,
@@ -62,24 +63,24 @@ struct PageScore {
 }
 
 impl PageScore {
-    fn signs(self) -> Temperature {
+    fn hints(self) -> Temperature {
         let reaches = |score: u32| {
             self.symbols > 0 && self.tenths.saturating_mul(10) >= self.symbols.saturating_mul(score)
         };
-        let mut signs = Temperature::NONE;
+        let mut hints = Temperature::NONE;
         if reaches(FREQUENT_SCORE) {
-            signs.insert(Temperature::FREQUENT);
+            hints.insert(Temperature::FREQUENT);
         }
         if reaches(COMMON_SCORE) {
-            signs.insert(Temperature::COMMON);
+            hints.insert(Temperature::COMMON);
         }
-        signs
+        hints
     }
 }
 
-/// For each page of the kernel image, whether it holds symbols that most workloads use. Empty
-/// without a list.
-pub(crate) fn signs_of_pages(
+/// For each page of the kernel image, whether it holds symbols that most workloads use. Empty if
+/// the list is empty.
+pub(crate) fn hints_of_pages(
     kallsyms: &Kallsyms<'_>,
     image: &ImageSpan,
     common: &CommonSymbols,
@@ -104,15 +105,15 @@ pub(crate) fn signs_of_pages(
             score.symbols = score.symbols.saturating_add(1);
         }
     });
-    scores.into_iter().map(PageScore::signs).collect()
+    scores.into_iter().map(PageScore::hints).collect()
 }
 
-/// Hashes of what is behind the name of a symbol's later pages; see [`part_name`].
+/// Hashes of the name suffixes of a symbol's later pages; see [`part_name`].
 fn part_hashes() -> Vec<NameHash> {
     (0..MAX_PARTS).map(|part| NameHash::of(part_name("", part).as_bytes())).collect()
 }
 
-/// Name of a page of a symbol: the symbol's for the first, `NAME+1` for the second.
+/// Name of a page of a symbol: the symbol's name for the first page, `NAME+1` for the second.
 pub(super) fn part_name(name: &str, part: u32) -> String {
     if part == 0 { name.to_owned() } else { format!("{name}+{part}") }
 }
@@ -155,49 +156,49 @@ mod tests {
         assert!(covered(&symbols, 0x8_0000).len() < 1100);
     }
 
-    /// An image with a symbol every 16 bytes, 256 a page.
-    fn signs(layout: Layout, names: &[String], common: &CommonSymbols) -> Vec<Temperature> {
+    /// Hints for an image with a symbol every 16 bytes, 256 per page.
+    fn hints(layout: Layout, names: &[String], common: &CommonSymbols) -> Vec<Temperature> {
         let image = synthetic::image(layout, names);
         let table = Kallsyms::find(&image.image, Gva(BASE), &KallsymsHints::default()).unwrap();
-        signs_of_pages(&table, &super::tests::image(0x8000), common)
+        hints_of_pages(&table, &super::tests::image(0x8000), common)
     }
 
     #[test]
     fn pages_are_judged_by_the_mean_of_their_symbols() {
         let both = Temperature::FREQUENT | Temperature::COMMON;
         for (kernel, layout) in LAYOUTS {
-            // Per-CPU symbols, which are in no page of the image, come first.
+            // Per-CPU symbols, which lie outside the image, come first.
             let per_cpu = if layout.encoding == Encoding::AbsolutePerCpu { 64 } else { 0 };
             let names: Vec<String> = (0..1024).map(|i| format!("page_{i}")).collect();
-            // Heats of 0.9: 171 of the first page's 256 symbols, 170 of the second's, 29 and 28 of
-            // the next two's.
+            // Symbols with a heat of 0.9: 171 of 256 in the first page, 170 in the second, 29 and
+            // 28 in the next two.
             let heated = [(0, 171), (1, 170), (2, 29), (3, 28)];
             let heats = heated.into_iter().flat_map(|(page, count)| {
                 (0..count).map(move |i| (format!("page_{}", per_cpu + page * 256 + i), 9))
             });
             let common = CommonSymbols::from(&heats.collect::<super::super::SymbolScores>());
-            let signs = signs(layout, &names, &common);
+            let hints = hints(layout, &names, &common);
             let fourth = if per_cpu == 0 { Temperature::NONE } else { Temperature::FREQUENT };
             let expected = [both, Temperature::FREQUENT, Temperature::FREQUENT, fourth];
-            assert_eq!(signs[..4], expected, "{kernel}");
-            assert_eq!(signs.len(), 8);
-            assert_eq!(signs[4..], [Temperature::NONE; 4], "{kernel}");
+            assert_eq!(hints[..4], expected, "{kernel}");
+            assert_eq!(hints.len(), 8);
+            assert_eq!(hints[4..], [Temperature::NONE; 4], "{kernel}");
             let none = CommonSymbols::none();
-            assert!(super::tests::signs(layout, &names, &none).is_empty());
+            assert!(super::tests::hints(layout, &names, &none).is_empty());
         }
     }
 
     #[test]
     fn later_pages_of_a_symbol_have_names_of_their_own() {
         let (_, layout) = LAYOUTS[4];
-        // The last function reaches from page 2 to the banner, which begins page 7.
+        // The last function extends from page 2 to the banner, at the start of page 7.
         let names: Vec<String> = (0..520).map(|i| format!("page_{i}")).collect();
         let heats = [("page_519+1", 9), ("page_519+3", 4), ("linux_banner", 9)];
         let heats = heats.map(|(name, heat)| (name.to_owned(), heat)).into_iter();
         let common = CommonSymbols::from(&heats.collect::<super::super::SymbolScores>());
-        let signs = signs(layout, &names, &common);
+        let hints = hints(layout, &names, &common);
         let (none, frequent) = (Temperature::NONE, Temperature::FREQUENT);
         let both = frequent | Temperature::COMMON;
-        assert_eq!(signs, [none, none, none, both, none, frequent, none, both]);
+        assert_eq!(hints, [none, none, none, both, none, frequent, none, both]);
     }
 }

@@ -1,22 +1,22 @@
-//! Hashes of all names in one pass, without expanding them.
+//! Hashes of all names in one pass, without expanding the names.
 //!
-//! The hash is a polynomial over the bytes of the name, so the hash of two texts one behind the
-//! other follows from the texts' own hashes. Each token is hashed once, and a name costs a
-//! multiplication and an addition per token, however it was cut into tokens.
+//! The hash is a polynomial over the bytes of the name, so the hash of two concatenated texts
+//! follows from the hashes of the texts. Each token is hashed once, and a name costs one
+//! multiplication and one addition per token, independent of its division into tokens.
 
 use super::Kallsyms;
 use super::tokens::TokenTable;
 use crate::addr::Gva;
 
-/// Where the polynomial is evaluated: 2^64 divided by the golden ratio, an odd number of many set
-/// bits.
+/// The point at which the polynomial is evaluated: 2^64 divided by the golden ratio, an odd number
+/// with many bits set.
 const BASE: u64 = 0x9e37_79b9_7f4a_7c15;
 
 /// Prefix of the symbols that mark the padding before a function (`CONFIG_FUNCTION_PADDING_BYTES`,
-/// 6.3 and later).
+/// since 6.3).
 pub(crate) const PADDING: &[u8] = b"__pfx_";
 
-/// Hash of a symbol's name. Unkeyed: whoever writes the kernel can make two names collide.
+/// Hash of a symbol's name. Unkeyed: the author of a kernel can make two names collide.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub(crate) struct NameHash {
     hash: u64,
@@ -30,31 +30,31 @@ impl NameHash {
     /// The hash of a name.
     pub(crate) fn of(name: &[u8]) -> Self {
         name.iter().fold(Self::EMPTY, |so_far, &byte| {
-            // No byte counts as 0, so that none is lost at the beginning.
+            // No byte counts as 0, so that leading bytes are never lost.
             so_far.then(Self { hash: u64::from(byte).wrapping_add(1), power: BASE })
         })
     }
 
-    /// The hash of this text with `next` behind it.
+    /// The hash of this text followed by `next`.
     #[inline]
     pub(crate) fn then(self, next: Self) -> Self {
         let hash = self.hash.wrapping_mul(next.power).wrapping_add(next.hash);
         Self { hash, power: self.power.wrapping_mul(next.power) }
     }
 
-    /// The high and the low half of the hash, which both depend on every byte.
+    /// The high and low half of the hash. Both depend on every byte.
     #[inline]
     pub(crate) fn halves(self) -> (u32, u32) {
-        // The last byte was only added: multiplied, it changes more than the lowest bits.
+        // The last byte was only added. Multiplying spreads it to more than the lowest bits.
         let [a, b, c, d, e, f, g, h] = self.hash.wrapping_mul(BASE).to_le_bytes();
         (u32::from_le_bytes([e, f, g, h]), u32::from_le_bytes([a, b, c, d]))
     }
 }
 
-/// Hashes of the tokens.
+/// Hashes of all tokens.
 struct TokenHashes {
-    /// Of their texts without the first byte, which is the symbol's type where the token is a
-    /// name's first.
+    /// Hashes without the first byte, for the first token of a name, whose first byte is the
+    /// symbol's type.
     first: [NameHash; 256],
     rest: [NameHash; 256],
 }
@@ -80,7 +80,7 @@ impl TokenHashes {
 }
 
 impl Kallsyms<'_> {
-    /// Address and hash of every symbol that is not a function's padding, in the table's order.
+    /// Address and hash of every symbol in table order, excluding function padding.
     pub(crate) fn hashes(&self) -> impl Iterator<Item = (Gva, NameHash)> + '_ {
         let hashes = TokenHashes::new(&self.tokens);
         let padding = PaddingTest::new(&self.tokens);
@@ -94,10 +94,10 @@ impl Kallsyms<'_> {
     }
 }
 
-/// Tells names that start with [`PADDING`].
+/// Detects names that start with [`PADDING`].
 struct PaddingTest<'t> {
     tokens: &'t TokenTable<'t>,
-    /// By first token, whether the name may start so.
+    /// For each first token, whether the name may start with [`PADDING`].
     is_possible: [bool; 256],
 }
 
@@ -118,7 +118,7 @@ impl<'t> PaddingTest<'t> {
         first == Some(&true) && self.starts_with_padding(codes)
     }
 
-    /// Compares token by token, and no more tokens than needed.
+    /// Compares token by token, and only as many tokens as needed.
     fn starts_with_padding(&self, codes: &[u8]) -> bool {
         let mut left = PADDING;
         let mut type_bytes = 1;

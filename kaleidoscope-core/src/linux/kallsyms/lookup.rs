@@ -1,21 +1,20 @@
-//! Finding many names in one pass over the compressed stream, without expanding it.
+//! Finds many names in one pass over the compressed stream, without expanding it.
 //!
-//! Naively one would expand each name and look it up in a set. Instead the wanted names form a
-//! trie, and the trie is walked a token at a time. Where a token leads from a state is worked out
-//! when first needed and then remembered, so that nearly every symbol costs one to three table
-//! reads until no wanted name is left.
+//! The naive way is to expand each name and look it up in a set. Instead, the wanted names form a
+//! trie that is walked one token at a time. Transitions are computed when first needed and then
+//! cached, so that nearly every symbol costs one to three table reads until no wanted name is left.
 
 use super::tokens::TokenTable;
 use crate::linux::bytes::index;
 use std::collections::HashMap;
 
-/// Not yet worked out.
+/// A transition that has not been computed yet.
 const UNKNOWN: u32 = u32::MAX;
 
-/// No wanted name starts like this.
+/// No wanted name starts with the bytes read.
 const DEAD: u32 = u32::MAX - 1;
 
-/// The names `first..end` of the sorted list, whose first `depth` bytes are what was read.
+/// The names `first..end` of the sorted list: those that start with the `depth` bytes read so far.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 struct State {
     first: usize,
@@ -23,26 +22,26 @@ struct State {
     depth: usize,
 }
 
-/// A trie over the wanted names that reads tokens.
+/// A trie over the wanted names with tokens as input symbols.
 pub(super) struct Matcher<'w, 't> {
     tokens: &'t TokenTable<'t>,
-    /// Wanted names and their places in the caller's list, sorted by name.
+    /// Wanted names and their indices in the caller's list, sorted by name.
     wanted: Vec<(&'w [u8], usize)>,
     states: Vec<State>,
     ids: HashMap<State, u32>,
-    /// For each state, where each token leads. Row 0 is the start, where a token begins with the
-    /// type character.
+    /// For each state, the next state for each token. Row 0 is the start state, where a token
+    /// begins with the type character.
     rows: Vec<[u32; 256]>,
 }
 
-/// Number of the start state; the same wanted names as in any other state of depth 0, but a type
-/// character comes first.
+/// Number of the start state. It has the same wanted names as any other state of depth 0, but
+/// expects the type character first.
 const START: u32 = 0;
 
 impl<'w, 't> Matcher<'w, 't> {
     pub(super) fn new(tokens: &'t TokenTable<'t>, wanted: &[&'w str]) -> Self {
         let mut wanted: Vec<_> =
-            wanted.iter().enumerate().map(|(place, name)| (name.as_bytes(), place)).collect();
+            wanted.iter().enumerate().map(|(at, name)| (name.as_bytes(), at)).collect();
         wanted.sort_unstable();
         let everything = State { first: 0, end: wanted.len(), depth: 0 };
         Self {
@@ -54,8 +53,8 @@ impl<'w, 't> Matcher<'w, 't> {
         }
     }
 
-    /// Calls `found(i, place)` for each symbol `i` whose name is the one at `place` in the caller's
-    /// list, until it returns false.
+    /// Calls `found(i, at)` for each symbol `i` whose name is at index `at` in the caller's list,
+    /// until `found` returns false.
     pub(super) fn run<'n>(
         &mut self,
         names: impl Iterator<Item = &'n [u8]>,
@@ -64,9 +63,9 @@ impl<'w, 't> Matcher<'w, 't> {
         for (symbol, codes) in names.enumerate() {
             let Some(state) = self.walk(codes) else { continue };
             let candidates = self.wanted.get(state.first..state.end).unwrap_or_default();
-            // Sorted, so the names that end exactly here come first.
-            for &(_, place) in candidates.iter().take_while(|(name, _)| name.len() == state.depth) {
-                if !found(symbol, place) {
+            // Sorted, so the names that end here come first.
+            for &(_, at) in candidates.iter().take_while(|(name, _)| name.len() == state.depth) {
+                if !found(symbol, at) {
                     return;
                 }
             }
@@ -78,7 +77,7 @@ impl<'w, 't> Matcher<'w, 't> {
         let mut at = START;
         for &code in codes {
             let known = *self.rows.get(index(at))?.get(usize::from(code))?;
-            at = if known == UNKNOWN { self.work_out(at, code) } else { known };
+            at = if known == UNKNOWN { self.compute(at, code) } else { known };
             if at == DEAD {
                 return None;
             }
@@ -87,7 +86,7 @@ impl<'w, 't> Matcher<'w, 't> {
     }
 
     #[cold]
-    fn work_out(&mut self, from: u32, code: u8) -> u32 {
+    fn compute(&mut self, from: u32, code: u8) -> u32 {
         let to = self.step(from, code).map_or(DEAD, |state| self.id_of(state));
         if let Some(entry) =
             self.rows.get_mut(index(from)).and_then(|row| row.get_mut(usize::from(code)))
@@ -97,7 +96,7 @@ impl<'w, 't> Matcher<'w, 't> {
         to
     }
 
-    /// The state after reading `code`, if any wanted name is left.
+    /// The state after reading `code`; `None` if no wanted name is left.
     fn step(&self, from: u32, code: u8) -> Option<State> {
         let State { first, end, depth } = *self.states.get(index(from))?;
         let text = self.tokens.text(code);

@@ -1,21 +1,23 @@
-//! kallsyms: the symbol table every kernel carries, found and read without any help.
+//! kallsyms: the symbol table that every kernel carries, located from the image bytes alone.
 //!
 //! The kernel's build (`scripts/kallsyms.c`) compresses it into a few arrays in read-only data: the
 //! *names*, each a length and that many one-byte *tokens*; a *token table* with the text of each
-//! token and an *index* of that text; *markers*, the place of every 256th name; and *offsets*, from
-//! which addresses follow. What comes first and how an address follows changed over time:
+//! token and an *index* of the texts; *markers*, the position of every 256th name; and *offsets*,
+//! from which addresses are computed. Their order and the address computation changed over time
+//! (*base* is `kallsyms_relative_base`; arrays in brackets are optional):
 //!
 //! | kernel | order in memory | address of symbol i |
 //! |---|---|---|
-//! | 5.4 to 6.3 | offsets, relative base, count, names, markers, \[sequence numbers\], tokens, index; aligned to 8 bytes | see below |
-//! | 6.4 to 6.14 | count, names, markers, tokens, index, offsets, relative base, \[sequence numbers\] | see below |
+//! | 5.4 to 6.3 | offsets, base, count, names, markers, \[sequence\], tokens, index | see below |
+//! | 6.4 to 6.14 | count, names, markers, tokens, index, offsets, base, \[sequence\] | see below |
 //! | from 6.15 | the same | base + offset, per-CPU symbols are ordinary |
-//! | 7.x | the same, aligned to 4 bytes, no base | address of offset i + offset i, signed |
+//! | 7.x | the same without base | address of offset i + offset i, signed |
 //!
-//! With per-CPU symbols (x86-64 before 6.15) a negative offset means base - 1 - offset and others
-//! are per-CPU offsets as they are; without them (arm64) all offsets are unsigned distances from
-//! the base. No version number is trusted: [`Kallsyms::find`] tries the layouts and takes the one
-//! that puts `linux_banner` on the banner's text.
+//! The arrays are aligned to 8 bytes, and in 7.x to 4 bytes. With per-CPU symbols (x86-64 before
+//! 6.15), a negative offset means base - 1 - offset, and other offsets are per-CPU offsets; without
+//! them (arm64), all offsets are unsigned distances from the base. The version number is not used:
+//! [`Kallsyms::find`] tries all layouts and selects the one that puts `linux_banner` on the
+//! banner's text.
 
 mod hash;
 mod lookup;
@@ -35,13 +37,13 @@ use names::Names;
 use thiserror::Error;
 use tokens::TokenTable;
 
-/// Names between two markers.
+/// Number of names between two markers.
 const NAMES_PER_MARKER: usize = 256;
 
-/// Longest symbol name that is expanded, in bytes: the kernel's `KSYM_NAME_LEN` since 6.1.
+/// Maximum length of an expanded symbol name in bytes: the kernel's `KSYM_NAME_LEN` since 6.1.
 pub const MAX_NAME_BYTES: usize = 512;
 
-/// Why no symbol table could be read. The furthest that any candidate got is reported.
+/// Why no symbol table could be read. Reports the furthest stage that any candidate reached.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Error)]
 pub enum KallsymsError {
     /// Nothing in the image looks like a token table.
@@ -49,38 +51,38 @@ pub enum KallsymsError {
     NoTokenTable {
         /// Virtual address of the searched image.
         image: Gva,
-        /// Its length in bytes.
+        /// Length of the image in bytes.
         image_bytes: usize,
     },
-    /// There is a token table, but no markers and names before it.
+    /// There is a token table, but no names and markers before it.
     #[error("no kallsyms names and markers before the token table at {token_table}")]
     NoNames {
         /// Virtual address of the token table.
         token_table: Gva,
     },
-    /// There are names, but in no known layout do the symbols land in the image.
+    /// There are names, but no known layout gives the symbols addresses in the image.
     #[error("no known kallsyms layout gives the {symbols} symbols at {names} plausible addresses")]
     NoAddresses {
         /// Virtual address of the compressed names.
         names: Gva,
-        /// How many there are.
+        /// Number of symbols.
         symbols: usize,
     },
 }
 
-/// What the caller knows already. A wrong hint costs time only.
+/// Information from the caller. A wrong hint only costs time.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct KallsymsHints {
-    /// Where the token table is, as VMCOREINFO says since 6.0 (`SYMBOL(kallsyms_token_table)`).
+    /// Address of the token table, from VMCOREINFO since 6.0 (`SYMBOL(kallsyms_token_table)`).
     pub token_table: Option<Gva>,
-    /// Where read-only data begins; it is searched from here on before the rest.
+    /// Start of read-only data, which is searched first.
     pub read_only_data: Option<Gva>,
 }
 
-/// How an offset becomes an address.
+/// The computation of an address from an offset.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Addressing {
-    /// Offsets below zero count from `base`, others are per-CPU offsets.
+    /// Negative offsets are relative to `base`; other offsets are per-CPU offsets.
     AbsolutePerCpu {
         /// The kernel's `kallsyms_relative_base`.
         base: Gva,
@@ -90,7 +92,7 @@ pub enum Addressing {
         /// The kernel's `kallsyms_relative_base`.
         base: Gva,
     },
-    /// Offsets are signed distances from themselves; the first one is at `offsets`.
+    /// Offsets are signed distances from their own location; the first one is at `offsets`.
     SelfRelative {
         /// The kernel's `kallsyms_offsets`.
         offsets: Gva,
@@ -118,24 +120,24 @@ impl Addressing {
 /// One symbol, expanded.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Symbol {
-    /// Its address at run time. A per-CPU symbol of a kernel before 6.15 on x86-64 has its offset
-    /// in the per-CPU area instead.
+    /// Its address at run time. For per-CPU symbols of x86-64 kernels before 6.15, the offset in
+    /// the per-CPU area.
     pub address: Gva,
-    /// The letter `nm` prints: `T` text, `D` data, `R` read-only data, `B` zeroed data, `A`
-    /// absolute; lower case if local.
+    /// The letter that `nm` prints: `T` text, `D` data, `R` read-only data, `B` zeroed data, `A`
+    /// absolute; lower case for local symbols.
     pub kind: char,
-    /// Its name; at most [`MAX_NAME_BYTES`], cut if longer.
+    /// Its name, truncated to [`MAX_NAME_BYTES`].
     pub name: String,
 }
 
-/// A symbol table in a kernel image. Symbols are in the order of their addresses.
+/// A symbol table in a kernel image. Symbols are sorted by address.
 pub struct Kallsyms<'a> {
     tokens: TokenTable<'a>,
-    /// All names, up to the markers.
+    /// The names, up to the markers.
     names: &'a [u8],
-    /// A `u32` position in `names` for each block of names.
+    /// One `u32` position in `names` per block of 256 names.
     markers: &'a [u8],
-    /// A `u32` for each symbol.
+    /// One `u32` per symbol.
     offsets: &'a [u8],
     addressing: Addressing,
     count: usize,
@@ -151,11 +153,11 @@ impl std::fmt::Debug for Kallsyms<'_> {
 }
 
 impl<'a> Kallsyms<'a> {
-    /// Finds the symbol table in `image`, the kernel image's bytes from its first virtual address
-    /// `image_va` (at run time) on.
+    /// Finds the symbol table in `image`, the bytes of the kernel image from its first virtual
+    /// address `image_va` (at run time) up.
     ///
     /// # Errors
-    /// If there is none; the error says how far the most promising candidate got.
+    /// If no table is found; the error reports the furthest stage that any candidate reached.
     pub fn find(
         image: &'a [u8],
         image_va: Gva,
@@ -170,7 +172,7 @@ impl<'a> Kallsyms<'a> {
         self.count
     }
 
-    /// Whether there is no symbol; [`find`](Self::find) returns no such table.
+    /// Whether there are no symbols. Always false for tables that [`find`](Self::find) returns.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.count == 0
@@ -199,10 +201,10 @@ impl<'a> Kallsyms<'a> {
         Some(self.expand(address, names.next()?))
     }
 
-    /// Addresses of the `wanted` names, each at the same place as its name; for a name that occurs
-    /// several times, the lowest.
+    /// Addresses of the `wanted` names, in the order of `wanted`; for a name that occurs several
+    /// times, the lowest address.
     ///
-    /// All of them are found in one pass over the compressed names, which costs little more for
+    /// All names are found in one pass over the compressed names, which costs little more for
     /// hundreds of names than for one.
     #[must_use]
     pub fn lookup(&self, wanted: &[&str]) -> Vec<Option<Gva>> {
@@ -211,8 +213,8 @@ impl<'a> Kallsyms<'a> {
         if missing == 0 {
             return addresses;
         }
-        Matcher::new(&self.tokens, wanted).run(self.all_names(), |i, place| {
-            if let Some(slot @ None) = addresses.get_mut(place) {
+        Matcher::new(&self.tokens, wanted).run(self.all_names(), |i, at| {
+            if let Some(slot @ None) = addresses.get_mut(at) {
                 *slot = self.address(i);
                 missing = missing.saturating_sub(usize::from(slot.is_some()));
             }
@@ -221,8 +223,8 @@ impl<'a> Kallsyms<'a> {
         addresses
     }
 
-    /// The last symbol at or before `va`, that is, what `va` is in if it is in the image at all. Of
-    /// several symbols at one address, the first.
+    /// The last symbol at or before `va`, which contains `va` if `va` is in the image. If several
+    /// symbols share the address, the first of them.
     #[must_use]
     pub fn symbol_at(&self, va: Gva) -> Option<Symbol> {
         let last = self.first_symbol(|address| address > va).checked_sub(1)?;
@@ -230,7 +232,7 @@ impl<'a> Kallsyms<'a> {
         self.symbol(self.first_symbol(|other| other >= address))
     }
 
-    /// All symbols in the order of their addresses.
+    /// All symbols in order of address.
     pub fn iter(&self) -> impl Iterator<Item = Symbol> + '_ {
         self.all_names()
             .enumerate()
@@ -241,8 +243,7 @@ impl<'a> Kallsyms<'a> {
         Names::new(self.names).take(self.count)
     }
 
-    /// The first symbol whose address satisfies `reached`, which must stay true once it is; binary
-    /// search.
+    /// The first symbol whose address satisfies `reached`, which must be monotonic. Binary search.
     fn first_symbol(&self, reached: impl Fn(Gva) -> bool) -> usize {
         let (mut low, mut high) = (0, self.count);
         while low < high {

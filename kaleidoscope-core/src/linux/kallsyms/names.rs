@@ -16,7 +16,7 @@ impl<'a> Names<'a> {
         self.rest.len()
     }
 
-    /// Goes over `count` names; `None` if the stream ends before.
+    /// Skips `count` names; `None` if the stream ends before.
     pub(super) fn skip_names(mut self, count: usize) -> Option<Self> {
         for _ in 0..count {
             self.next()?;
@@ -29,8 +29,8 @@ impl<'a> Iterator for Names<'a> {
     /// The token codes of a name; their text starts with the symbol's type character.
     type Item = &'a [u8];
 
-    /// The length is one byte, or since 6.1 two if bit 7 of the first is set (its low bits first).
-    /// Older kernels never set that bit: their names are shorter than 128.
+    /// The length is one byte, or since 6.1 two bytes (low bits first) if bit 7 of the first is
+    /// set. Older kernels never set this bit: their names are shorter than 128.
     #[inline]
     fn next(&mut self) -> Option<&'a [u8]> {
         let (&low, mut rest) = self.rest.split_first()?;

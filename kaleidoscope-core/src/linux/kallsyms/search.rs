@@ -1,8 +1,8 @@
-//! Finding the tables and working out their layout.
+//! Finds the tables and determines their layout.
 //!
-//! The token table is the anchor: the digits in it are a pattern that hardly occurs elsewhere, and
-//! its index proves it. From there the markers are found backwards, then the names in front of
-//! them, and at last the offsets, whose place and meaning depend on the kernel.
+//! The token table is the anchor: its digits are a pattern that hardly occurs elsewhere, and its
+//! index confirms it. From there, the markers are found by searching backward, then the names
+//! before them, and finally the offsets, whose location and encoding depend on the kernel.
 
 use super::lookup::Matcher;
 use super::names::Names;
@@ -12,38 +12,38 @@ use crate::addr::Gva;
 use crate::linux::bytes::{address, align_up, index, u32_at, u64_at};
 use memchr::memmem;
 
-/// Most symbols accepted. Distribution kernels have 80,000 to 250,000.
+/// Maximum number of symbols. Distribution kernels have 80,000 to 250,000.
 const MAX_SYMBOLS: usize = 1 << 20;
 
-/// Fewest symbols accepted: three blocks. The smallest kernels have thousands.
+/// Minimum number of blocks of 256 symbols. The smallest kernels have thousands of symbols.
 const MIN_BLOCKS: usize = 3;
 
-/// Bytes that 256 names can take: each a length byte and at least a type and a letter, at most two
-/// length bytes and 512 tokens.
+/// Possible sizes of 256 names in bytes: each name has at least a length byte and one token, and at
+/// most two length bytes and 512 tokens.
 const BLOCK_BYTES: std::ops::RangeInclusive<usize> = NAMES_PER_MARKER * 2..=NAMES_PER_MARKER * 514;
 
-/// How far before the token table the markers can begin: the markers themselves and 3-byte sequence
+/// Maximum distance from the markers to the token table: the markers themselves and 3-byte sequence
 /// numbers (6.2 to 6.3).
 const MARKERS_WINDOW: usize = MAX_SYMBOLS * 3 + MAX_SYMBOLS / NAMES_PER_MARKER * 4 + 16;
 
-/// Alignment of the tables that changed from 8 to 4; the padding between two tables is less than
-/// this.
+/// Maximum alignment of the tables, which changed from 8 to 4. The padding between two tables is
+/// smaller.
 const MAX_ALIGNMENT: usize = 8;
 
-/// Most places tried at each stage, so that hostile memory costs time in proportion to its size
-/// only.
+/// Maximum number of candidates at each stage, so that the time is proportional to the size of
+/// hostile memory.
 const MAX_DIGIT_HITS: usize = 256;
 const MAX_TOKEN_TABLES: usize = 4;
 const MAX_MARKER_RUNS: usize = 4;
 const MAX_NAME_STARTS: usize = 16;
 
-/// Symbols whose addresses are looked at to judge a layout.
+/// Number of symbols to sample when checking a layout.
 const SAMPLES: usize = 64;
 
-/// What `linux_banner` holds.
+/// Start of the text at `linux_banner`.
 const BANNER: &[u8] = b"Linux version ";
 
-/// The names with their markers, as found in an image.
+/// The names and markers found in an image.
 struct NameTable<'a> {
     count: usize,
     /// Offset in the image of the count.
@@ -66,7 +66,7 @@ impl<'a> Image<'a> {
         Gva(self.va.0.wrapping_add(address(offset)))
     }
 
-    /// Offset of an address in the image or right behind it.
+    /// Offset of an address in the image or at its end.
     fn offset_of(self, va: Gva) -> Option<usize> {
         let offset = usize::try_from(va.0.checked_sub(self.va.0)?).ok()?;
         (offset <= self.bytes.len()).then_some(offset)
@@ -95,7 +95,7 @@ pub(super) fn find<'a>(
     Err(furthest)
 }
 
-/// Where the digits of a token table occur: from `split` on first, then before it.
+/// Offsets where the digits of a token table occur: first from `split` up, then before it.
 fn digit_hits(bytes: &[u8], split: usize) -> impl Iterator<Item = usize> {
     // A hit that straddles the split belongs to the second part.
     let before_end = split.saturating_add(DIGITS.len()).saturating_sub(1).min(bytes.len());
@@ -114,7 +114,7 @@ fn read_tables<'a>(
     let mut error = KallsymsError::NoNames { token_table: image.va_of(tokens.start) };
     for markers_at in marker_runs(image.bytes, tokens.start).take(MAX_MARKER_RUNS) {
         let run = marker_run_length(image.bytes, markers_at, tokens.start);
-        // The bytes behind the markers may look like one or two more.
+        // The bytes after the markers may look like one or two more markers.
         for blocks in (run.saturating_sub(2).max(MIN_BLOCKS)..=run).rev() {
             let Some(table) = names_before(image.bytes, markers_at, blocks) else { continue };
             if let Some((offsets, addressing)) = addresses(image, &tokens, &table) {
@@ -130,7 +130,7 @@ fn read_tables<'a>(
     Err(error)
 }
 
-/// Where marker tables may begin, the nearest to the token table first: a zero followed by
+/// Possible starts of marker tables, nearest to the token table first: a zero followed by
 /// [`MIN_BLOCKS`] - 1 plausible positions.
 fn marker_runs(bytes: &[u8], before: usize) -> impl Iterator<Item = usize> {
     let low = before.saturating_sub(MARKERS_WINDOW);
@@ -162,12 +162,12 @@ fn marker_run_length(bytes: &[u8], at: usize, end: usize) -> usize {
         .count()
 }
 
-/// The names that end where the `blocks` markers at `markers_at` begin.
+/// The names that end at `markers_at`, where the table of `blocks` markers begins.
 fn names_before(bytes: &[u8], markers_at: usize, blocks: usize) -> Option<NameTable<'_>> {
     let markers = bytes.get(markers_at..markers_at.checked_add(blocks.checked_mul(4)?)?)?;
     let last_block = index(u32_at(markers, markers.len().checked_sub(4)?)?);
-    // Before the names there is their count, in four or eight bytes. Going back from the latest
-    // possible start, look for a count that fits the number of markers.
+    // The count, in four or eight bytes, precedes the names. Search backward from the latest
+    // possible start for a count that matches the number of markers.
     let latest = markers_at.checked_sub(last_block)? & !3;
     let earliest =
         latest.saturating_sub(BLOCK_BYTES.end().saturating_add(MAX_ALIGNMENT)).max(MAX_ALIGNMENT);
@@ -199,7 +199,7 @@ fn names_before(bytes: &[u8], markers_at: usize, blocks: usize) -> Option<NameTa
     })
 }
 
-/// The offsets, and their meaning, with which symbols land in the image and `linux_banner` on the
+/// The offsets and their encoding for which symbols lie in the image and `linux_banner` is at the
 /// banner.
 fn addresses<'a>(
     image: Image<'a>,
@@ -222,12 +222,12 @@ fn addresses<'a>(
     );
     plausible.into_iter().find(|&(offsets, addressing)| match banner {
         Some(i) => lands_on_banner(image, offsets, addressing, i),
-        // Without KALLSYMS_ALL there are only functions.
+        // Without KALLSYMS_ALL, the table contains only functions.
         None => true,
     })
 }
 
-/// All known places of the offsets, with all known meanings.
+/// All known locations of the offsets with all known encodings.
 fn layouts<'a>(
     image: Image<'a>,
     tokens: &TokenTable<'a>,
@@ -251,7 +251,7 @@ fn layouts<'a>(
     if let Some((offsets, base_at)) = in_front() {
         with_base(offsets, base_at);
     }
-    // Behind the index: offsets, then the base if there is one.
+    // After the index: offsets, then the base if there is one.
     let behind = |alignment| {
         let at = align_up(tokens.end, alignment)?;
         Some((at, offsets(at)?, align_up(at.checked_add(length)?, alignment)?))
@@ -269,7 +269,7 @@ fn layouts<'a>(
     layouts
 }
 
-/// Whether most symbols are in the image (per-CPU symbols are not) and in order.
+/// Whether most symbols lie in the image (per-CPU symbols do not) and are sorted.
 fn lands_in_image(image: Image<'_>, offsets: &[u8], addressing: Addressing, count: usize) -> bool {
     let step = count.div_ceil(SAMPLES).max(1);
     let addresses = || {

@@ -1,17 +1,17 @@
-//! Kernel images with a symbol table in any layout, for tests. Written from the description of the
-//! format, sharing no code with the parser.
+//! Kernel images with a symbol table in any layout, for tests. Follows the format description and
+//! shares no code with the parser.
 #![allow(clippy::indexing_slicing, clippy::arithmetic_side_effects, reason = "a test may panic")]
 
 use crate::addr::Gva;
 use std::collections::HashMap;
 
-/// Where synthetic images begin.
+/// First virtual address of synthetic images.
 pub(crate) const BASE: u64 = 0xffff_ffff_9360_0000;
 
 /// Bytes of an image before its tables; symbols point into it.
 pub(crate) const TEXT_BYTES: usize = 0x8000;
 
-/// Where the banner is.
+/// Virtual address of the banner.
 const BANNER_AT: u64 = BASE + 0x7000;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,7 +25,7 @@ pub(crate) enum Encoding {
 pub(crate) struct Layout {
     pub(crate) encoding: Encoding,
     pub(crate) alignment: usize,
-    /// Offsets before the names (until 6.3) or behind the token index.
+    /// Whether the offsets precede the names (until 6.3) or follow the token index.
     pub(crate) offsets_first: bool,
     pub(crate) sequence_numbers: bool,
 }
@@ -59,7 +59,7 @@ pub(crate) struct Entry {
 
 pub(crate) struct Synthetic {
     pub(crate) image: Vec<u8>,
-    /// What the table says, in its order.
+    /// The symbols in table order.
     pub(crate) entries: Vec<Entry>,
     pub(crate) token_table: Gva,
     /// Offset of the first name in the image.
@@ -68,8 +68,8 @@ pub(crate) struct Synthetic {
     pub(crate) offsets_at: usize,
 }
 
-/// The image of a kernel that has these functions and a `linux_banner`, one symbol every 16 bytes;
-/// the first few are per-CPU symbols where the encoding has them.
+/// The image of a kernel with these functions and a `linux_banner`, one symbol every 16 bytes. The
+/// first few are per-CPU symbols if the encoding has them.
 pub(crate) fn image(layout: Layout, names: &[String]) -> Synthetic {
     let mut entries = entries(layout.encoding, names);
     entries.push(Entry { address: BANNER_AT, kind: 'D', name: "linux_banner".into() });
@@ -142,7 +142,7 @@ fn image_of(layout: Layout, entries: Vec<Entry>) -> Synthetic {
             put_sequence_numbers(&mut image, &entries);
         }
     }
-    // What happens to follow.
+    // Unrelated bytes after the tables.
     image.extend((0..0x900_usize).map(|at| u8::try_from(at * 31 % 256).unwrap()));
     Synthetic { image, entries, token_table, names_at, offsets_at }
 }
@@ -191,8 +191,7 @@ fn put_sequence_numbers(image: &mut Vec<u8>, entries: &[Entry]) {
     );
 }
 
-/// Printable characters stand for themselves; the other codes for some common and some made-up
-/// strings.
+/// Printable characters stand for themselves, the other codes for common and made-up strings.
 fn token_table() -> Vec<String> {
     let common = [
         "sys_", "__", "Tx", "t_", "get_", "_in", "it", "lock", "Ainit", "linux_b", "T__x64_",
@@ -207,7 +206,7 @@ fn token_table() -> Vec<String> {
     (0..=255).map(token).collect()
 }
 
-/// The longest token first, the last of equal ones.
+/// Greedy compression: the longest token first, the last of equally long ones.
 fn compress(by_first: &HashMap<u8, Vec<(u8, String)>>, mut text: &str) -> Vec<u8> {
     let mut codes = Vec::new();
     while let Some(first) = text.bytes().next() {

@@ -1,4 +1,4 @@
-//! Every layout is read back as written; whatever is broken is refused or harmless.
+//! Every layout is read back as written; malformed tables are rejected or harmless.
 #![allow(clippy::indexing_slicing, clippy::arithmetic_side_effects, reason = "a test may panic")]
 
 use super::synthetic::{
@@ -11,8 +11,7 @@ fn find(image: &[u8]) -> Result<Kallsyms<'_>, KallsymsError> {
     Kallsyms::find(image, Gva(BASE), &KallsymsHints::default())
 }
 
-/// Function names as they occur, a few of them one after the other several times, and one of more
-/// than 127 tokens.
+/// Realistic function names with some consecutive duplicates, and one name of more than 127 tokens.
 fn names(count: usize) -> Vec<String> {
     let stems = [
         "sys_read",
@@ -44,7 +43,7 @@ fn layout_of(encoding: Encoding) -> Layout {
 #[test]
 fn every_layout_is_read_back() {
     for (kernel, layout) in LAYOUTS {
-        // Around multiples of the marker distance and of the alignment.
+        // Counts around multiples of the marker distance and of the alignment.
         for count in [515, 766, 767, 768, 1023] {
             let Synthetic { image, entries, .. } = image(layout, &names(count));
             let table =
@@ -169,7 +168,7 @@ fn errors_say_how_far_it_got() {
     assert_eq!(find(&broken).unwrap_err(), no_addresses, "linux_banner must point at the banner");
 }
 
-/// Calls everything there is; results do not matter.
+/// Calls every function; results do not matter.
 fn exercise(bytes: &[u8], hints: &KallsymsHints) {
     if let Ok(table) = Kallsyms::find(bytes, Gva(BASE), hints) {
         let _ = table.lookup(&["linux_banner", "page_3", "nothing", ""]);
@@ -194,8 +193,12 @@ proptest! {
         let Synthetic { image, entries, .. } = image(LAYOUTS[layout].1, &names);
         let table = find(&image).unwrap();
         prop_assert_eq!(read_back(&table), entries.clone());
-        let wanted: Vec<&str> = wanted.iter().map(|i| &*entries[i.index(entries.len())].name).collect();
-        let first = |name: &&str| entries.iter().find(|entry| entry.name == *name).map(|entry| Gva(entry.address));
+        let name_at = |i: &prop::sample::Index| &*entries[i.index(entries.len())].name;
+        let wanted: Vec<&str> = wanted.iter().map(name_at).collect();
+        let first = |name: &&str| {
+            let entry = entries.iter().find(|entry| entry.name == *name);
+            entry.map(|entry| Gva(entry.address))
+        };
         prop_assert_eq!(table.lookup(&wanted), wanted.iter().map(first).collect::<Vec<_>>());
     }
 
@@ -212,7 +215,8 @@ proptest! {
             let at = tables + at.index(image.len() - tables);
             image[at] ^= 1_u8 << bit;
         }
-        let hints = KallsymsHints { token_table: token_table.map(|at| Gva(BASE + at)), read_only_data: None };
+        let token_table = token_table.map(|at| Gva(BASE + at));
+        let hints = KallsymsHints { token_table, read_only_data: None };
         exercise(&image, &hints);
         image.truncate(tables + cut.index(image.len() - tables));
         exercise(&image, &hints);

@@ -1,21 +1,21 @@
-//! The token table: what each of the 256 codes in a compressed symbol name stands for.
+//! The token table: the text of each of the 256 codes in compressed symbol names.
 
 use crate::linux::bytes::{align_up, u16_at};
 
 /// Number of tokens; a code is one byte.
 const TOKENS: usize = 256;
 
-/// Bytes of the index that follows the table: a `u16` offset for each token.
+/// Bytes of the index that follows the table: one `u16` offset per token.
 pub(super) const INDEX_BYTES: usize = 2 * TOKENS;
 
-/// Longest table that its 16-bit index can describe, in bytes.
+/// Maximum length of a table with a 16-bit index, in bytes.
 const MAX_TABLE_BYTES: usize = 1 << 16;
 
-/// Code of the token `0`. Digits occur in symbol names, so like every character in use they stand
-/// for themselves.
+/// Code of the token `0`. Digits occur in symbol names, and every character in use stands for
+/// itself.
 pub(super) const DIGIT_ZERO: usize = 0x30;
 
-/// How the ten digits look in the table; this is what to search for.
+/// The ten digits as they appear in the table: the search pattern.
 pub(super) const DIGITS: &[u8; 20] = b"0\x001\x002\x003\x004\x005\x006\x007\x008\x009\0";
 
 /// A validated token table.
@@ -23,24 +23,24 @@ pub(super) struct TokenTable<'a> {
     texts: Box<[&'a [u8]; TOKENS]>,
     /// Offset of the table's first byte in the image.
     pub(super) start: usize,
-    /// Offset one past the last byte of the index in the image.
+    /// Offset of the end of the index in the image, exclusive.
     pub(super) end: usize,
 }
 
 impl<'a> TokenTable<'a> {
     /// Reads the table whose token `0` is at `digits`.
     ///
-    /// The 208 tokens from there on lead to the table's end; behind it, aligned, lies the index,
-    /// whose entry for `0` tells where the table starts. All 256 entries must then agree with
-    /// the NULs of the table, which no other bytes do by chance.
+    /// The 208 tokens from there up lead to the table's end. The index follows, aligned; its entry
+    /// for `0` gives the start of the table. All 256 entries must then agree with the NULs of the
+    /// table, which does not happen by chance.
     pub(super) fn around(image: &'a [u8], digits: usize) -> Option<Self> {
         let limit = digits.saturating_add(MAX_TABLE_BYTES).min(image.len());
         let tail = image.get(digits..limit)?;
         let last_nul =
             memchr::memchr_iter(0, tail).nth(TOKENS.checked_sub(DIGIT_ZERO)?.checked_sub(1)?)?;
         let table_end = digits.checked_add(last_nul)?.checked_add(1)?;
-        // The alignment was 8 until it became 4; padding of 4 is also found by trying 8, but not
-        // the other way round.
+        // The alignment changed from 8 to 4. Reading at the wrong alignment fails, since the
+        // entries of the index do not match.
         [4, 8].into_iter().find_map(|alignment| {
             let index_at = align_up(table_end, alignment)?;
             let zero =
@@ -49,7 +49,7 @@ impl<'a> TokenTable<'a> {
         })
     }
 
-    /// Reads the table that starts at `start`, as a hint claims.
+    /// Reads the table that a hint places at `start`.
     pub(super) fn at(image: &'a [u8], start: usize) -> Option<Self> {
         let limit = start.saturating_add(MAX_TABLE_BYTES).min(image.len());
         let digits = memchr::memmem::find(image.get(start..limit)?, DIGITS)?;
@@ -74,7 +74,7 @@ impl<'a> TokenTable<'a> {
         Some(Self { texts, start, end })
     }
 
-    /// What `code` stands for.
+    /// The text of `code`.
     pub(super) fn text(&self, code: u8) -> &'a [u8] {
         self.texts.get(usize::from(code)).copied().unwrap_or_default()
     }

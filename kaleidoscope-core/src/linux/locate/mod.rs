@@ -1,16 +1,17 @@
-//! Finding kernels: their page tables, their images in memory, their own notes.
+//! Finds kernels in memory: their page tables, images and VMCOREINFO notes.
 //!
-//! With vCPU registers a root is CR3. Without, every kernel in memory is a candidate, because RAM
-//! is not cleared by a reset or by kexec: a former kernel may be as complete as the one that runs.
-//! Two signs lead to a kernel, and one pass over memory ([`scan`]) finds both: the VMCOREINFO page,
-//! which names the address of the root table, and root tables themselves, whose last entry leads to
-//! a mapped image. Which candidate runs is not decided here but in [`running`](super::running).
+//! With vCPU registers, CR3 holds the root. Without registers, every kernel in memory is a
+//! candidate: neither a reset nor kexec clears RAM, so a former kernel may be as complete as the
+//! running one. Two kinds of evidence lead to a kernel, and one pass over memory ([`scan`]) finds
+//! both: the VMCOREINFO page, which contains the address of the root table, and root tables
+//! themselves, whose last entry leads to a mapped image. The choice of the running kernel among the
+//! candidates is made in [`running`](super::running).
 
 mod roots;
 mod scan;
 
 use self::roots::Roots;
-use self::scan::{Signs, scan};
+use self::scan::{ScanResults, scan};
 use super::vmcoreinfo::VmcoreInfo;
 use crate::addr::{FRAME_BYTES, Gpa, Gva};
 use crate::memory::GuestMemory;
@@ -21,24 +22,24 @@ use crate::paging::{
 use crate::registers::{PagingMode, VcpuRegisters};
 use thiserror::Error;
 
-/// Where x86-64 Linux maps its image, before the random offset (`__START_KERNEL_map`).
+/// Lowest address of the x86-64 Linux image, before the random offset (`__START_KERNEL_map`).
 pub(crate) const IMAGE_BASE: Gva = Gva(0xffff_ffff_8000_0000);
 
-/// End of the area that the image is mapped in (`KERNEL_IMAGE_SIZE` with a random offset),
+/// Last address of the area that contains the image (`KERNEL_IMAGE_SIZE` with a random offset),
 /// inclusive.
 pub(crate) const IMAGE_LAST: Gva = Gva(0xffff_ffff_bfff_ffff);
 
-/// The smallest executable part that a kernel image has.
+/// Minimum size of a kernel image's executable part, in bytes.
 const MIN_TEXT: u64 = 4 << 20;
 
-/// The largest image that is looked at.
+/// Maximum size of a kernel image, in bytes.
 const MAX_IMAGE: u64 = 256 << 20;
 
-/// Most kernels that are told apart. A machine that was reset many times holds the remains of a
+/// Maximum number of kernels to keep apart. A machine that was reset many times holds remains of a
 /// few.
 const MAX_KERNELS: usize = 16;
 
-/// Frames for each of which a kernel's own page tables may have one table, and tables beside.
+/// A kernel's own page tables may consist of one table per this many frames, plus spare tables.
 const FRAMES_PER_TABLE: u64 = 8;
 const SPARE_TABLES: u64 = 2048;
 
@@ -57,13 +58,13 @@ pub enum LocateError {
         /// Pages that start like VMCOREINFO.
         notes: usize,
     },
-    /// The memory holds several kernels, and nothing says which one runs.
+    /// The memory holds several kernels, and the evidence does not determine which one runs.
     #[error(
         "{count} kernels are in this memory and nothing says which one runs: {first}; {second}; \
          give the vCPUs' registers"
     )]
     Ambiguous {
-        /// How many kernels could be the running one.
+        /// Number of kernels that may be the running one.
         count: usize,
         /// One of them: its release and its root table.
         first: String,
@@ -72,14 +73,14 @@ pub enum LocateError {
     },
 }
 
-/// The kernel image as mapped.
+/// The virtual and physical location of the kernel image.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct ImageSpan {
-    /// First virtual address: the image starts with executable code.
+    /// First virtual address; the image starts with executable code.
     pub(crate) gva: Gva,
     /// First physical address.
     pub(crate) gpa: Gpa,
-    /// Length in bytes, gaps left by freed parts included.
+    /// Length in bytes, including gaps left by freed parts.
     pub(crate) bytes: u64,
 }
 
@@ -90,51 +91,53 @@ impl ImageSpan {
     }
 }
 
-/// A kernel found in memory; whether it still runs is another question.
+/// A kernel found in memory, running or not.
 #[derive(Clone, Debug)]
 pub(crate) struct Located {
     pub(crate) spec: PagingSpec,
     pub(crate) root: Gpa,
     pub(crate) space: KernelSpace,
     pub(crate) image: ImageSpan,
-    /// VMCOREINFO, if it led to the kernel.
+    /// The VMCOREINFO note that led to the kernel, if any.
     pub(crate) note: Option<VmcoreInfo>,
-    /// What led to the kernel.
-    pub(crate) sign: RootHint,
+    /// The evidence that led to the kernel.
+    pub(crate) root_hint: RootHint,
 }
 
-/// What leads to a kernel.
+/// Evidence that leads to a kernel.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum RootHint {
     /// A vCPU's registers.
     Registers,
     /// A VMCOREINFO text.
     Note,
-    /// A frame that looks like a root table.
+    /// A frame whose contents look like a root table.
     RootTable,
 }
 
 impl Located {
-    /// Whether both are the same kernel: its image is at the same addresses.
+    /// Whether `image` belongs to the same kernel, that is, has the same virtual and physical
+    /// address.
     fn is_same_kernel(&self, image: &ImageSpan) -> bool {
         (self.image.gva, self.image.gpa) == (image.gva, image.gpa)
     }
 }
 
-/// What is known beside the memory.
+/// Inputs besides the memory.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Hints<'a> {
     /// The vCPUs' registers; may be empty.
     pub(crate) registers: &'a [VcpuRegisters],
-    /// VMCOREINFO as the image file itself carries it.
+    /// VMCOREINFO texts that the image file carries.
     pub(crate) notes: &'a [VmcoreInfo],
 }
 
-/// Tables that one root may cost while the kernel is looked for: so many serve a kernel that maps
-/// every frame 64 times. A root that is none, or a decoy, thus leaves enough for the others.
+/// Reads the kernel half of the tables at `root`. Limits the cost of one root to the tables of a
+/// kernel that maps every frame 64 times, so that a false root or a decoy leaves budget for the
+/// others.
 ///
-/// Where entries of shared pages carry a bit for that (TDX), the format that comes back is without
-/// it.
+/// If entries of shared pages carry a shared bit (TDX), the returned format excludes the bit from
+/// addresses.
 fn read_space<M>(
     memory: &M,
     spec: PagingSpec,
@@ -156,9 +159,9 @@ where
     found
 }
 
-/// Finds every kernel that could be the running one: those that the registers lead to if they lead
-/// to any, else the one whose crash the image was made to show, else all that left a sign in
-/// memory. At least one.
+/// Finds every kernel that may be the running one: the kernels that registers lead to; else the
+/// kernel whose crash the image documents; else all kernels with evidence in memory. Returns at
+/// least one.
 pub(crate) fn locate<M>(
     memory: &M,
     hints: Hints<'_>,
@@ -172,13 +175,13 @@ where
         found.add_registers(memory, vcpu, budget);
     }
     for kernel in &mut found.kernels {
-        kernel.note = hints.notes.iter().find(|note| speaks_of(note, &kernel.image)).cloned();
+        kernel.note = hints.notes.iter().find(|note| describes(note, &kernel.image)).cloned();
     }
     if !found.kernels.is_empty() {
         return Ok(found.kernels);
     }
-    // A crash dump is made to show the kernel that crashed, which need not be the one that ran when
-    // it was made.
+    // A crash dump documents the kernel that crashed, not the kernel that ran when the dump was
+    // written.
     let (crashed, others): (Vec<_>, Vec<_>) =
         hints.notes.iter().partition(|note| note.crash_time().is_some());
     for note in crashed {
@@ -187,7 +190,7 @@ where
     if !found.kernels.is_empty() {
         return Ok(found.kernels);
     }
-    let Signs { notes, roots } = scan(memory);
+    let ScanResults { notes, roots } = scan(memory);
     for note in others.into_iter().cloned().chain(notes) {
         found.add_note(memory, note, budget);
     }
@@ -198,7 +201,7 @@ where
     }
 }
 
-/// Kernels found so far, and what was tried for them.
+/// Kernels found so far, and the number of roots and notes tried.
 #[derive(Debug, Default)]
 struct Found {
     kernels: Vec<Located>,
@@ -212,8 +215,8 @@ impl Found {
         M: GuestMemory + ?Sized,
     {
         let Some((spec, pair)) = roots_of(memory, vcpu) else { return };
-        // vCPUs of one kernel need one walk. A vCPU that a crash left behind still has the former
-        // kernel's tables.
+        // One walk suffices for all vCPUs of a kernel. A vCPU that was abandoned in a crash still
+        // has the former kernel's tables.
         let leads_to = |root: Gpa, kernel: &Located| {
             let image = kernel.image;
             translate(memory, &spec, root, image.gva).gpa() == Some(image.gpa)
@@ -222,7 +225,7 @@ impl Found {
             return;
         }
         self.roots = self.roots.saturating_add(pair.len());
-        // Under page-table isolation one of the two maps little of the kernel.
+        // With page-table isolation, one of the two roots maps little of the kernel.
         let tried = pair
             .into_iter()
             .filter_map(|root| by_root(memory, spec, root, RootHint::Registers, budget));
@@ -262,8 +265,8 @@ impl Found {
         }
     }
 
-    /// Adds a kernel that is not known yet. Of one that is, a note with the time of its crash says
-    /// more than one without.
+    /// Adds a kernel that is not known yet. For a known kernel, keeps the note with the latest
+    /// crash time.
     fn add(&mut self, located: Located) {
         let Some(known) = self.kernels.iter_mut().find(|k| k.is_same_kernel(&located.image)) else {
             self.kernels.push(located);
@@ -275,7 +278,7 @@ impl Found {
             (known_note, note) if crash(&located) > crash(known) => note.or(known_note),
             (note, _) => note,
         };
-        // Under page-table isolation, what serves user mode maps a part of the same kernel.
+        // With page-table isolation, the user-mode root maps only a part of the same kernel.
         if mapped_bytes(&located.space) > mapped_bytes(&known.space) {
             *known = located;
         }
@@ -283,7 +286,7 @@ impl Found {
     }
 }
 
-/// The root table that a vCPU uses, and under page-table isolation its twin: the two halves of an 8
+/// The root table that a vCPU uses and its twin with page-table isolation: the two halves of an 8
 /// KiB pair.
 fn roots_of<M>(memory: &M, vcpu: &VcpuRegisters) -> Option<(PagingSpec, [Gpa; 2])>
 where
@@ -300,12 +303,12 @@ where
     Some((spec, [Gpa(cr3 & !0x1000), Gpa(cr3 | 0x1000)]))
 }
 
-/// The kernel that a root maps, and how many bytes of its image's area.
+/// The kernel that a root maps, and the number of bytes mapped in the image area.
 fn by_root<M>(
     memory: &M,
     spec: PagingSpec,
     root: Gpa,
-    sign: RootHint,
+    root_hint: RootHint,
     budget: &mut TableBudget,
 ) -> Option<(u64, Located)>
 where
@@ -315,15 +318,15 @@ where
     let image = image_span(&space)?;
     let runs = space.runs_in(IMAGE_BASE, IMAGE_LAST).iter();
     let mapped = runs.fold(0_u64, |sum, r| sum.saturating_add(r.bytes));
-    Some((mapped, Located { spec, root, space, image, note: None, sign }))
+    Some((mapped, Located { spec, root, space, image, note: None, root_hint }))
 }
 
 fn mapped_bytes(space: &KernelSpace) -> u64 {
     space.runs().iter().fold(0, |sum, run| sum.saturating_add(run.bytes))
 }
 
-/// The kernel's address space by another root of the same kernel; `None` if that root maps another
-/// image.
+/// The kernel's address space through another root of the same kernel; `None` if that root maps a
+/// different image.
 pub(crate) fn reread<M>(
     memory: &M,
     spec: &PagingSpec,
@@ -339,7 +342,7 @@ where
     ((found.gva, found.gpa) == (image.gva, image.gpa)).then_some(space)
 }
 
-/// The tables that lead from a root to the page at `gva`, the root first.
+/// The tables on the path from a root to the page at `gva`, the root first.
 pub(crate) fn tables_to_image<M>(memory: &M, spec: &PagingSpec, root: Gpa, gva: Gva) -> Vec<Gpa>
 where
     M: GuestMemory + ?Sized,
@@ -358,13 +361,13 @@ where
     path.0
 }
 
-/// Every page of memory that is a VMCOREINFO text.
+/// Every VMCOREINFO text in memory.
 pub(crate) fn notes_in<M: GuestMemory + ?Sized>(memory: &M) -> Vec<VmcoreInfo> {
     scan(memory).notes
 }
 
-/// The kernel image: the first executable mapping of at least 4 MiB in its area, and all that
-/// continues it with the same distance between virtual and physical addresses.
+/// The kernel image: the first executable mapping of at least 4 MiB in the image area, and all
+/// mappings above it with the same offset between virtual and physical addresses.
 fn image_span(space: &KernelSpace) -> Option<ImageSpan> {
     let runs = space.runs_in(IMAGE_BASE, IMAGE_LAST);
     let first = runs.iter().find(|r| r.rights.execute && r.bytes >= MIN_TEXT)?;
@@ -377,9 +380,9 @@ fn image_span(space: &KernelSpace) -> Option<ImageSpan> {
     Some(ImageSpan { gva: first.gva, gpa: first.gpa, bytes })
 }
 
-/// Whether a note speaks of the kernel at this image. Any program in the guest can write a page
-/// that looks like a note.
-pub(crate) fn speaks_of(note: &VmcoreInfo, image: &ImageSpan) -> bool {
+/// Whether a note describes the kernel at this image. The check is needed because any program in
+/// the guest can write a page that looks like a note.
+pub(crate) fn describes(note: &VmcoreInfo, image: &ImageSpan) -> bool {
     let distance = image.gpa.0.wrapping_sub(image.gva.0);
     let base = note.phys_base().unwrap_or(0).cast_unsigned();
     let start = note.symbol("_stext").is_some_and(|s| image.contains(s));
@@ -393,8 +396,8 @@ pub(crate) fn read_note<M: GuestMemory + ?Sized>(memory: &M, gpa: Gpa) -> Option
     VmcoreInfo::parse(&page).ok()
 }
 
-/// The kernel that a VMCOREINFO page describes, if its root table really maps itself where the page
-/// says.
+/// The kernel that a VMCOREINFO page describes, if its root table maps itself at the address in the
+/// page.
 fn by_note<M>(memory: &M, note: VmcoreInfo, budget: &mut TableBudget) -> Option<Located>
 where
     M: GuestMemory + ?Sized,
@@ -407,11 +410,11 @@ where
     let spec = if five_levels { PagingSpec::X86_64_5LEVEL } else { PagingSpec::X86_64_4LEVEL };
     let sme_mask = note.number("sme_mask").map(i64::cast_unsigned);
     let spec = spec.without_bits(find_mask(memory, &spec, root, sme_mask));
-    // Following one address costs little, so a page that lies is not worth a walk of all tables.
+    // Translating one address is cheap and rejects false notes before all tables are walked.
     if translate(memory, &spec, root, root_gva).gpa() != Some(root) {
         return None;
     }
     let (spec, space) = read_space(memory, spec, root, budget);
     let image = image_span(&space)?;
-    Some(Located { spec, root, space, image, note: Some(note), sign: RootHint::Note })
+    Some(Located { spec, root, space, image, note: Some(note), root_hint: RootHint::Note })
 }

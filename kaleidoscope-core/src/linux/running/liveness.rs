@@ -1,4 +1,4 @@
-//! What a candidate's structures say of whether it runs: facts, each counted.
+//! Evidence from a candidate's structures of whether the kernel is running, as counts.
 
 use crate::addr::{FRAME_SIZE, Gpa, Gva};
 use crate::guest_os::FrameUse;
@@ -10,20 +10,20 @@ use crate::linux::vmcoreinfo::VmcoreInfo;
 use crate::paging::TableBudget;
 use std::collections::HashSet;
 
-/// Bytes of a kernel's code that are never freed: what every image has at least.
+/// Bytes of kernel code that are never freed; every image has at least this much.
 const TEXT_BYTES: u64 = 4 << 20;
 
-/// Most pages of the frame table that are looked at.
+/// Maximum number of frame table pages to sample.
 const TABLE_SAMPLES: u64 = 4096;
 
-/// Structures that are wrong in a running kernel at most: each CPU may have been stopped while it
-/// changed one.
+/// Number of inconsistent structures that a running kernel may have: each CPU may have been stopped
+/// in the middle of an update.
 const TOLERATED: u64 = 4;
 
-/// Of how many structures one may be wrong beyond that.
+/// Beyond that, one in this many structures may be inconsistent.
 const TOLERATED_SHARE: u64 = 100;
 
-/// How many structures were looked at, and how many contradict.
+/// Number of structures examined, and number of these that are inconsistent.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 struct Count {
     seen: u64,
@@ -36,40 +36,41 @@ impl Count {
         self.wrong = self.wrong.saturating_add(u64::from(!is_right));
     }
 
-    /// Whether more is wrong than stopping a running kernel between two instructions explains.
+    /// Whether more structures are wrong than stopping a running kernel at an arbitrary instruction
+    /// explains.
     fn is_refuted(self) -> bool {
         let share = self.seen / TOLERATED_SHARE;
-        // Of few structures, half of them are no accident.
+        // If few structures were seen, half of them being wrong is no accident.
         self.wrong > TOLERATED.max(share) || self.wrong > self.seen / 2
     }
 }
 
-/// Signs of life of one candidate.
+/// Liveness evidence for one candidate.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(super) struct LivenessEvidence {
-    /// Pages that the kernel runs on: its tables, its code, its frame table. Wrong: it calls them
-    /// free or a process's.
+    /// Pages that the kernel needs to run: its page tables, code, frame table. Wrong: its frame
+    /// table marks the page as free or as process memory.
     own: Count,
-    /// Tables that lead to another candidate's image, as they are in memory now. Wrong: this
-    /// candidate says that it has filled the page with something else.
+    /// Page tables that lead to another candidate's image and are intact. Wrong: this candidate's
+    /// frame table claims that the page was filled with something else.
     rivals: Count,
-    /// Free blocks. Wrong: their neighbors on the list do not point back.
+    /// Free blocks. Wrong: the list neighbors do not point back.
     free_blocks: Count,
     /// Address spaces of files. Wrong: the inode does not point back.
     mappings: Count,
-    /// Root tables of tasks. Wrong: no page table with this kernel's half.
+    /// Root tables of tasks. Wrong: not a page table with this kernel's half.
     roots: Count,
-    /// Page tables of processes. Wrong: the frame table says that the frame is free or a process's
-    /// memory. (Not every kernel types its tables of every level.)
+    /// Page tables of processes. Wrong: the frame table marks the frame as free or as process
+    /// memory. (Some kernels do not type page tables of every level.)
     tables: Count,
-    /// Whether the list of tasks does not close.
+    /// Whether the list of tasks is not a closed ring.
     tasks_broken: bool,
-    /// The kernel's own word that it no longer runs.
-    pub(super) death: Option<&'static str>,
+    /// The reason why the kernel no longer runs, if it recorded one.
+    pub(super) stop_reason: Option<&'static str>,
 }
 
 impl LivenessEvidence {
-    /// Reads what a candidate says of itself, and of the pages that lead to its rivals.
+    /// Reads a candidate's structures, and its records of the pages that lead to rival kernels.
     pub(super) fn read(kernel: &Kernel<'_>, rivals: &[Gpa], budget: &mut TableBudget) -> Self {
         let view = &kernel.view;
         let layout = view.memory().layout();
@@ -78,7 +79,7 @@ impl LivenessEvidence {
         let users = read_users(view, &kernel.spec, kernel.own_root(), &records, &tasks, budget);
         resolve_types(&mut records, &users, kernel.profile.types.and_then(|t| t.table));
         let mut liveness = Self { tasks_broken: tasks.damaged, ..Self::default() };
-        liveness.death = death(kernel);
+        liveness.stop_reason = stop_reason(kernel);
         for page in own_pages(kernel) {
             if let Some(usage) = usage_of(kernel, &records, page) {
                 liveness.own.add(!is_filled(usage) && !is_free(usage));
@@ -117,25 +118,25 @@ impl LivenessEvidence {
         if self.own.wrong > 0 {
             let Count { seen, wrong } = self.own;
             return Some(format!(
-                "it calls {wrong} of {seen} pages that it runs on free or a process's"
+                "its frame table marks {wrong} of {seen} pages that it runs on as free or \
+                 as process memory"
             ));
         }
-        of(self.rivals, "tables of another kernel are in pages that it claims to have filled")
+        of(self.rivals, "page tables of another kernel are in pages that it claims to have filled")
             .or_else(|| of(self.free_blocks, "free blocks are not on its lists"))
             .or_else(|| of(self.mappings, "file mappings belong to no inode"))
-            .or_else(|| of(self.roots, "tasks have a root table that is none"))
+            .or_else(|| of(self.roots, "tasks have an invalid root table"))
             .or_else(|| {
                 of(
                     self.tables,
-                    "page tables of processes are in pages that it calls something else",
+                    "page tables of processes are in pages that it uses for something else",
                 )
             })
             .or_else(|| self.tasks_broken.then(|| "its list of tasks is broken".to_owned()))
     }
 }
 
-/// Whether pages of this use are filled by whoever allocates them, so that nothing of their former
-/// content is left.
+/// Whether the user of such pages overwrites them entirely, so that no former contents remain.
 fn is_filled(usage: FrameUse) -> bool {
     match usage {
         FrameUse::Anonymous
@@ -160,14 +161,14 @@ fn is_free(usage: FrameUse) -> bool {
     matches!(usage, FrameUse::Free | FrameUse::FreePerCpu | FrameUse::Offline)
 }
 
-/// What the candidate's frame table says of a page; `None` where it has no record.
+/// The use of a page in the candidate's frame table; `None` if the page has no record.
 fn usage_of(kernel: &Kernel<'_>, records: &FrameRecords, page: Gpa) -> Option<FrameUse> {
     let index = kernel.view.memory().layout().index_of(page.gfn())?;
     kernel.table.record_address(page.gfn()).and_then(|at| kernel.view.translate(at))?;
     records.record(index).map(|r| r.usage)
 }
 
-/// Pages without which the kernel cannot run.
+/// Pages that the kernel needs to run.
 fn own_pages(kernel: &Kernel<'_>) -> Vec<Gpa> {
     let view = &kernel.view;
     let layout = view.memory().layout();
@@ -186,7 +187,7 @@ fn own_pages(kernel: &Kernel<'_>) -> Vec<Gpa> {
     pages
 }
 
-/// Whether files' address spaces and inodes point at each other.
+/// Checks that the address spaces and inodes of files point at each other.
 fn mappings(kernel: &Kernel<'_>, records: &FrameRecords) -> Count {
     let (view, fields) = (&kernel.view, &kernel.profile.fields);
     let mut count = Count::default();
@@ -199,13 +200,13 @@ fn mappings(kernel: &Kernel<'_>, records: &FrameRecords) -> Count {
     count
 }
 
-/// The kernel's own word that it crashed or was shut down.
-fn death(kernel: &Kernel<'_>) -> Option<&'static str> {
+/// The reason why the kernel no longer runs, if it recorded a crash or a shutdown.
+fn stop_reason(kernel: &Kernel<'_>) -> Option<&'static str> {
     if kernel.note.as_ref().and_then(VmcoreInfo::crash_time).is_some() {
         return Some("its VMCOREINFO has the time of its crash");
     }
     let word = |gva: Option<Gva>| kernel.view.read_u32(gva?);
-    // PANIC_CPU_INVALID (include/linux/panic.h) until a CPU panics.
+    // Panic CPU is PANIC_CPU_INVALID (include/linux/panic.h) until a CPU panics.
     if word(kernel.symbols.panic_cpu).is_some_and(|cpu| cpu != u32::MAX && cpu < MAX_CPUS) {
         return Some("one of its CPUs panicked");
     }
@@ -213,5 +214,5 @@ fn death(kernel: &Kernel<'_>) -> Option<&'static str> {
     kernel.profile.is_shut_down(state).then_some("it was shut down")
 }
 
-/// More CPUs than any kernel serves (`NR_CPUS` is 8192 at most).
+/// More CPUs than any kernel supports (`NR_CPUS` is at most 8192).
 const MAX_CPUS: u32 = 1 << 16;

@@ -1,11 +1,11 @@
-//! Which of several kernels in one memory is the running one.
+//! Selects the running kernel among several in one memory.
 //!
-//! In words: Each candidate is opened and its structures are read ([`LivenessEvidence`]: facts). A
-//! kernel that runs agrees with itself: its frame table gives none of its own pages away, its lists
-//! close, its objects point back at each other, its processes' page tables are typed as such. A
-//! former kernel has lost whatever the running one has overwritten since. A kernel that has crashed
-//! or was shut down says so. The only candidate that passes is the running kernel; when there is
-//! none, or more than one, nothing is believed.
+//! Each candidate is opened and its structures are read ([`LivenessEvidence`]). The structures of a
+//! running kernel are consistent: its frame table does not give away its own pages, its lists are
+//! closed, its objects point back at each other, and its processes' page tables are typed as such.
+//! A former kernel has lost whatever the running kernel has overwritten. A kernel that crashed or
+//! was shut down has recorded this. If exactly one candidate passes, it is the running kernel; if
+//! none or several pass, no candidate is accepted.
 
 mod liveness;
 
@@ -19,16 +19,16 @@ use crate::guest_os::{Note, Phase};
 use crate::memory::GuestMemory;
 use crate::paging::{PagingSpec, TableBudget};
 
-/// What is remembered of a candidate whether or not it can be opened.
+/// Identity of a candidate, kept even if the candidate cannot be opened.
 #[derive(Clone, Debug)]
-struct Trace {
+struct CandidateInfo {
     spec: PagingSpec,
     root: Gpa,
     image: ImageSpan,
     release: String,
 }
 
-impl Trace {
+impl CandidateInfo {
     fn of(located: &Located) -> Self {
         let note = located.note.as_ref();
         Self {
@@ -39,37 +39,37 @@ impl Trace {
         }
     }
 
-    /// The kernel's name for people.
+    /// The kernel's name for display.
     fn name(&self) -> String {
         let release = if self.release.is_empty() { "a kernel" } else { &self.release };
         format!("{release} with root table {}", self.root)
     }
 }
 
-/// A candidate that was opened, and why it is not the running kernel, if it is not.
+/// An opened candidate, and why it is not the running kernel, if so.
 struct Candidate<'m> {
     kernel: Kernel<'m>,
     notes: Vec<Note>,
-    trace: Trace,
+    info: CandidateInfo,
     refuted: Option<String>,
-    /// Its own word that it no longer runs.
-    death: Option<&'static str>,
+    /// The reason why it no longer runs, if it recorded one.
+    stop_reason: Option<&'static str>,
 }
 
 impl Candidate<'_> {
     fn verdict(&self) -> Verdict {
-        match (&self.refuted, self.death) {
+        match (&self.refuted, self.stop_reason) {
             (Some(_), _) => Verdict::Refuted,
-            (None, Some(_)) => Verdict::Dead,
-            (None, None) => Verdict::Whole,
+            (None, Some(_)) => Verdict::Stopped,
+            (None, None) => Verdict::Consistent,
         }
     }
 }
 
-/// The running kernel of several.
+/// Selects the running kernel.
 ///
 /// # Errors
-/// [`LocateError::Ambiguous`] when not exactly one candidate can be it.
+/// [`LocateError::Ambiguous`] unless exactly one candidate can be the running kernel.
 pub(super) fn choose<'m>(
     memory: &'m dyn GuestMemory,
     located: Vec<Located>,
@@ -78,9 +78,9 @@ pub(super) fn choose<'m>(
     begin: &mut dyn FnMut(Phase),
     notes: &mut Vec<Note>,
 ) -> Result<Kernel<'m>, LinuxError> {
-    let mut traces: Vec<Trace> = located.iter().map(Trace::of).collect();
+    let mut infos: Vec<CandidateInfo> = located.iter().map(CandidateInfo::of).collect();
     let pages: Vec<Vec<Gpa>> =
-        traces.iter().map(|t| tables_to_image(memory, &t.spec, t.root, t.image.gva)).collect();
+        infos.iter().map(|t| tables_to_image(memory, &t.spec, t.root, t.image.gva)).collect();
     let mut candidates = Vec::new();
     let mut first_error = None;
     for (number, located) in located.into_iter().enumerate() {
@@ -96,12 +96,12 @@ pub(super) fn choose<'m>(
         let rivals = pages.iter().enumerate().filter(|(other, _)| *other != number);
         let rivals: Vec<Gpa> = rivals.flat_map(|(_, pages)| pages).copied().collect();
         let liveness = LivenessEvidence::read(&kernel, &rivals, budget);
-        let Some(trace) = traces.get_mut(number) else { continue };
-        if trace.release.is_empty() {
-            trace.release = kernel.identity().release;
+        let Some(info) = infos.get_mut(number) else { continue };
+        if info.release.is_empty() {
+            info.release = kernel.identity().release;
         }
-        let (refuted, death) = (liveness.refutation(), liveness.death);
-        candidates.push(Candidate { kernel, notes: own, trace: trace.clone(), refuted, death });
+        let (refuted, stop_reason) = (liveness.refutation(), liveness.stop_reason);
+        candidates.push(Candidate { kernel, notes: own, info: info.clone(), refuted, stop_reason });
     }
     if let (true, Some(error)) = (candidates.is_empty(), first_error) {
         return Err(error);
@@ -109,14 +109,14 @@ pub(super) fn choose<'m>(
     let verdicts: Vec<Verdict> = candidates.iter().map(Candidate::verdict).collect();
     let winner = match possible(&verdicts)[..] {
         [winner] => winner,
-        ref several => return Err(ambiguous(&candidates, several, &traces).into()),
+        ref several => return Err(ambiguous(&candidates, several, &infos).into()),
     };
     let winner = candidates.swap_remove(winner);
-    for other in traces.iter().filter(|t| t.root != winner.trace.root) {
-        let lost = candidates.iter().find(|c| c.trace.root == other.root);
+    for other in infos.iter().filter(|t| t.root != winner.info.root) {
+        let lost = candidates.iter().find(|c| c.info.root == other.root);
         let why = match lost {
             Some(Candidate { refuted: Some(why), .. }) => why.as_str(),
-            Some(Candidate { death: Some(death), .. }) => death,
+            Some(Candidate { stop_reason: Some(stop_reason), .. }) => stop_reason,
             Some(_) | None => "its structures cannot be read",
         };
         let text = format!("the memory also holds {}, which does not run: {why}", other.name());
@@ -126,36 +126,40 @@ pub(super) fn choose<'m>(
     Ok(winner.kernel)
 }
 
-/// What a candidate's signs of life say of it.
+/// Conclusion from a candidate's liveness evidence.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Verdict {
-    /// Nothing speaks against it.
-    Whole,
-    /// It is whole, and says itself that it no longer runs.
-    Dead,
-    /// Its structures contradict each other.
+    /// The structures are consistent.
+    Consistent,
+    /// The structures are consistent, but the kernel recorded a crash or a shutdown.
+    Stopped,
+    /// The structures contradict each other.
     Refuted,
 }
 
-/// The candidates that may be the running kernel: whole ones, or, because an image may show a
-/// crash, dead ones if there is no other.
+/// The candidates that may be the running kernel: the consistent ones, or else the stopped ones,
+/// since an image may document a crash.
 fn possible(verdicts: &[Verdict]) -> Vec<usize> {
     let all = |wanted: Verdict| -> Vec<usize> {
         let numbered = verdicts.iter().enumerate();
         numbered.filter(|(_, v)| **v == wanted).map(|(n, _)| n).collect()
     };
-    let whole = all(Verdict::Whole);
-    if whole.is_empty() { all(Verdict::Dead) } else { whole }
+    let consistent = all(Verdict::Consistent);
+    if consistent.is_empty() { all(Verdict::Stopped) } else { consistent }
 }
 
-/// Names two kernels that cannot be told apart: of those that could run, else of all.
-fn ambiguous(candidates: &[Candidate<'_>], alive: &[usize], traces: &[Trace]) -> LocateError {
-    let possible: Vec<&Trace> = if alive.len() > 1 {
-        alive.iter().filter_map(|&n| candidates.get(n)).map(|c| &c.trace).collect()
+/// Names two kernels that cannot be told apart: among the possible candidates, or else among all.
+fn ambiguous(
+    candidates: &[Candidate<'_>],
+    alive: &[usize],
+    infos: &[CandidateInfo],
+) -> LocateError {
+    let possible: Vec<&CandidateInfo> = if alive.len() > 1 {
+        alive.iter().filter_map(|&n| candidates.get(n)).map(|c| &c.info).collect()
     } else {
-        traces.iter().collect()
+        infos.iter().collect()
     };
-    let name = |n: usize| possible.get(n).map(|t: &&Trace| t.name()).unwrap_or_default();
+    let name = |n: usize| possible.get(n).map(|t: &&CandidateInfo| t.name()).unwrap_or_default();
     LocateError::Ambiguous { count: possible.len(), first: name(0), second: name(1) }
 }
 
@@ -165,14 +169,14 @@ mod tests {
 
     #[test]
     fn only_one_that_stands_alone_is_believed() {
-        use Verdict::{Dead, Refuted, Whole};
+        use Verdict::{Consistent, Refuted, Stopped};
         for (verdicts, expected) in [
-            (&[Refuted, Whole][..], &[1][..]),
-            (&[Dead, Whole, Refuted], &[1]),
+            (&[Refuted, Consistent][..], &[1][..]),
+            (&[Stopped, Consistent, Refuted], &[1]),
             // An image may show the crash itself.
-            (&[Dead, Refuted], &[0]),
-            (&[Whole, Whole], &[0, 1]),
-            (&[Dead, Dead], &[0, 1]),
+            (&[Stopped, Refuted], &[0]),
+            (&[Consistent, Consistent], &[0, 1]),
+            (&[Stopped, Stopped], &[0, 1]),
             (&[Refuted, Refuted], &[]),
         ] {
             assert_eq!(possible(verdicts), expected, "{verdicts:?}");
