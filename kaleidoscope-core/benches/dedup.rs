@@ -173,7 +173,8 @@ fn report(guest: &Guest) -> Result<(), Box<dyn Error>> {
     let share = |part: Duration, of: Duration| 100.0 * part.as_secs_f64() / of.as_secs_f64();
     println!(
         "{}: {} frames hashed in {one:.1?} on one thread, {many:.1?} on {all}; a bare loop: \
-         {bare_loop:.1?}: {:.0} % of its throughput on one thread (70 % or more expected), {:.0} % on {all}",
+         {bare_loop:.1?}: {:.0} % of its throughput on one thread (70 % or more expected), \
+         {:.0} % on {all}",
         guest.name,
         frames.len(),
         share(bare_loop, one),

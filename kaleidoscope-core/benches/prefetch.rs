@@ -126,7 +126,8 @@ fn report(guest: &Guest) {
             _ => nanos(&batches, share).to_string(),
         });
         println!(
-            "{:<20} {median:>8} {p99:>8} {p999:>8} {planned:>8.1} {batch:>10} {batch_p99:>10} {:>10.2}",
+            "{:<20} {median:>8} {p99:>8} {p999:>8} {planned:>8.1} {batch:>10} \
+             {batch_p99:>10} {:>10.2}",
             policy.name(),
             millis(&replayed),
         );

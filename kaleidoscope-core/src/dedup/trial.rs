@@ -74,8 +74,8 @@ pub fn run<E>(
 ) -> Result<Trial, E> {
     let mut trial = Trial::default();
     let frames = round_frames(guests, budget);
-    rounds(guests, &mut trial, (frames, budget), |trial, guests, index, chosen, outcomes| {
-        let contents = chosen.iter().copied().zip(read(index, chosen)?);
+    rounds(guests, &mut trial, (frames, budget), |trial, guests, index, selected, outcomes| {
+        let contents = selected.iter().copied().zip(read(index, selected)?);
         record(&mut trial.sharing, guests, index, contents, outcomes, hashed);
         Ok(())
     })?;
@@ -98,8 +98,8 @@ pub fn run_filtered<E>(
     let mut trial = Trial::default();
     let mut filter = PartialHashFilter::new();
     let all = round_frames(guests, u64::MAX);
-    rounds(guests, &mut trial, (all, u64::MAX), |trial, guests, index, chosen, outcomes| {
-        let contents = chosen.iter().copied().zip(read_partial(index, chosen)?);
+    rounds(guests, &mut trial, (all, u64::MAX), |trial, guests, index, selected, outcomes| {
+        let contents = selected.iter().copied().zip(read_partial(index, selected)?);
         record(
             &mut trial.sharing,
             guests,
@@ -153,11 +153,11 @@ fn rounds<E>(
         &mut Outcomes,
     ) -> Result<(), E>,
 ) -> Result<(), E> {
-    let mut chosen = Vec::new();
+    let mut selected = Vec::new();
     let mut outcomes: Outcomes = vec![Vec::new(); guests.len()];
     // No frame is selected twice, so a selector that exceeds this count is faulty; without the
     // limit the loop would not end.
-    let mut left_to_choose: u64 =
+    let mut left_to_select: u64 =
         guests.iter().map(|guest| u64::from(guest.locality.frames())).sum();
     loop {
         outcomes.iter_mut().for_each(Vec::clear);
@@ -165,12 +165,12 @@ fn rounds<E>(
             let left = budget.saturating_sub(trial.total().hashed);
             let room = usize::try_from(frames.min(left)).unwrap_or(usize::MAX);
             let Some(guest) = guests.get_mut(index).filter(|_| room > 0) else { continue };
-            chosen.clear();
-            guest.selector.select(room, &mut chosen);
-            chosen.truncate(usize::try_from(left_to_choose).unwrap_or(usize::MAX));
-            left_to_choose -= u64::try_from(chosen.len()).unwrap_or(left_to_choose);
-            if !chosen.is_empty() {
-                work(trial, guests, index, &chosen, &mut outcomes)?;
+            selected.clear();
+            guest.selector.select(room, &mut selected);
+            selected.truncate(usize::try_from(left_to_select).unwrap_or(usize::MAX));
+            left_to_select -= u64::try_from(selected.len()).unwrap_or(left_to_select);
+            if !selected.is_empty() {
+                work(trial, guests, index, &selected, &mut outcomes)?;
             }
         }
         if outcomes.iter().all(Vec::is_empty) {

@@ -185,7 +185,8 @@ mod tests {
         ) {
             let of = |(frame, byte): &(u32, u8)| (FrameIndex(*frame), content(*byte));
             let table = Fingerprints::new(DOMAIN, frames, found.iter().map(of));
-            let expected: BTreeMap<_, _> = found.iter().map(of).filter(|(f, _)| f.0 < frames).collect();
+            let in_ram = found.iter().map(of).filter(|(f, _)| f.0 < frames);
+            let expected: BTreeMap<_, _> = in_ram.collect();
             for frame in (0..230).map(FrameIndex) {
                 let content = expected.get(&frame).copied().unwrap_or(Content::Missing);
                 let page = if let Content::Page(page) = content { Some(page) } else { None };

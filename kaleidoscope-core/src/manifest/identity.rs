@@ -24,7 +24,7 @@ const KERNEL_DATA_FRAMES: usize = 4096;
 /// every clock tick, which distinguishes two snapshots of a running guest. At most 20 MiB are
 /// hashed.
 ///
-/// # How much it says
+/// # Guarantees
 /// Equal digests mean equal layouts and equal bytes in all sampled frames, unless SHA-256 has a
 /// collision. They do *not* mean that the other frames are equal: damage or tampering outside the
 /// sample is not detected. If no kernel was recognized, no frame is kernel-data, and two snapshots

@@ -134,7 +134,8 @@ proptest! {
     fn maps_round_trip(manifest in manifest()) {
         let bytes = manifest.to_bytes().unwrap();
         prop_assert_eq!(&Manifest::from_bytes(&bytes, &small_limits()).unwrap(), &manifest);
-        prop_assert_eq!(&Manifest::read_from(bytes.as_slice(), &small_limits()).unwrap(), &manifest);
+        let read = Manifest::read_from(bytes.as_slice(), &small_limits()).unwrap();
+        prop_assert_eq!(&read, &manifest);
         prop_assert_eq!(manifest.to_bytes().unwrap(), bytes, "deterministic");
     }
 
@@ -214,7 +215,7 @@ fn decompression_bombs_are_refused() {
         container::seal(&FAMILY, 1 << 10, &zstd::bulk::compress(&vec![0; 64 << 20], 1).unwrap());
     let error = Manifest::from_bytes(&lying, &limits).unwrap_err();
     assert!(matches!(error, ManifestError::Compression(_)), "{error}");
-    // Two zstd frames, where the size covers both.
+    // Two zstd frames; the second follows the size stated for the first.
     let frame = zstd::bulk::compress(&encode::payload(&sample()), 1).unwrap();
     let size = encode::payload(&sample()).len() as u64;
     Manifest::from_bytes(&container::seal(&FAMILY, size, &frame), &limits).unwrap();
@@ -392,7 +393,8 @@ proptest! {
         anchor in prop::option::weighted(0.5, 0u32..3),
         fingerprinted in prop::sample::select(vec![None, Some(2), Some(2), Some(30)]),
     ) {
-        let at_limits = ManifestAtLimits { regions, long_names, name_bytes, notes, anchor, fingerprinted };
+        let at_limits =
+            ManifestAtLimits { regions, long_names, name_bytes, notes, anchor, fingerprinted };
         let manifest = at_limits.manifest();
         let unchecked = container::wrap(&FAMILY, &encode::payload(&manifest)).unwrap();
         let read = Manifest::from_bytes(&unchecked, &Limits::for_frames(2));
@@ -407,7 +409,8 @@ proptest! {
         );
         if let (Ok(written), Ok(read)) = (written, read) {
             prop_assert_eq!(&read, &manifest);
-            prop_assert_eq!(&Manifest::from_bytes(&written, &Limits::default()).unwrap(), &manifest);
+            let read = Manifest::from_bytes(&written, &Limits::default()).unwrap();
+            prop_assert_eq!(&read, &manifest);
         }
     }
 }

@@ -77,7 +77,7 @@ pub(crate) struct ExtentTable {
 
 impl ExtentTable {
     /// A table with these extents, in ascending order, for the frames of a layout. All other frames
-    /// are [`Backing::Data`]. Where an extent overlaps its predecessor, the predecessor counts.
+    /// are [`Backing::Data`]. If an extent overlaps its predecessor, the predecessor counts.
     pub(crate) fn new(layout: &MemoryLayout, extents: impl IntoIterator<Item = Extent>) -> Self {
         let mut table = Self { starts: vec![(0, Backing::Data)], frames: layout.frames() };
         let mut end = 0;
@@ -148,7 +148,8 @@ mod tests {
             let frames = 40;
             let first = u64::from(gap.min(frames - 1)) << 12;
             let rest = (u64::from(frames) << 12) - first;
-            let layout = MemoryLayout::new(&[(Gpa(0), first), (Gpa(first + 0x5000), rest)]).unwrap();
+            let regions = [(Gpa(0), first), (Gpa(first + 0x5000), rest)];
+            let layout = MemoryLayout::new(&regions).unwrap();
             let mut expected = vec![Backing::Data; frames as usize];
             let (mut at, mut given) = (0, Vec::new());
             for (skip, len, kind) in runs {
@@ -173,7 +174,8 @@ mod tests {
             let found: Vec<_> = data_frames(&memory).map(|frame| frame.0).collect();
             prop_assert_eq!(&found, &stored);
             let parts = data_parts(&memory, 3..30).flat_map(|part| {
-                (0..part.frames).map(move |n| (part.first_index.0 + n, Gfn(part.start.0 + u64::from(n))))
+                let gfn = move |n: u32| Gfn(part.start.0 + u64::from(n));
+                (0..part.frames).map(move |n| (part.first_index.0 + n, gfn(n)))
             });
             let gfn = |frame: &u32| layout.gfn_of(FrameIndex(*frame)).unwrap();
             let inside = stored.iter().filter(|frame| (3..30).contains(*frame));

@@ -2,7 +2,7 @@
 //!
 //! The model: a group is either good, and then a fixed share of its frames saves pages, or none of
 //! its frames does. Sampling a bad group costs few hashes, because the group is abandoned after
-//! [`TIMEOUT`] misses; sampling a good group leads to all its other frames. So of two groups with
+//! [`ABANDON_AFTER`] misses; sampling a good group leads to all its other frames. So of two groups with
 //! the same expected rate, the one whose frames are more alike has the higher expected savings, and
 //! so has the longer one:
 //!
@@ -13,7 +13,7 @@
 //! ```
 
 /// Expected number of hashes spent on a group that saves nothing before it is abandoned.
-const TIMEOUT: f64 = 2.0;
+const ABANDON_AFTER: f64 = 2.0;
 
 /// Weight, in hashed frames, of the prior rate of a good group beside the group's own outcomes.
 const GOOD_WEIGHT: f64 = 1.0;
@@ -49,7 +49,7 @@ pub(super) fn expected_savings(group: &Estimate) -> f64 {
     let misses = before * (1.0 - hit).powf(group.hashed);
     let p = misses / (misses + 1.0 - before).max(f64::MIN_POSITIVE);
     let left = f64::from(group.left);
-    p * good * left / (p * left + (1.0 - p) * TIMEOUT).max(f64::MIN_POSITIVE)
+    p * good * left / (p * left + (1.0 - p) * ABANDON_AFTER).max(f64::MIN_POSITIVE)
 }
 
 #[cfg(test)]
