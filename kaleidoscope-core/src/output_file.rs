@@ -438,7 +438,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_file_is_written_to_as_it_is() {
+    fn special_files_are_written_in_place() {
         let folder = Folder::new();
         let fifo = folder.path("fifo");
         let kind = rustix::fs::FileType::Fifo;
@@ -458,7 +458,7 @@ mod tests {
     }
 
     #[test]
-    fn what_an_open_file_holds_is_added_to() {
+    fn open_files_are_appended_to() {
         let folder = Folder::new();
         let path = folder.path("open");
         fs::write(&path, "before, ").unwrap();

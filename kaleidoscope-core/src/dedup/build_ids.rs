@@ -319,7 +319,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_library_with_an_id_has_none() {
+    fn other_files_have_no_id() {
         let with = |at: usize, bytes: &[u8]| {
             let mut file = library(NOTES, &notes());
             put(&mut file, at, bytes);

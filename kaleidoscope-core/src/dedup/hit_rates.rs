@@ -222,7 +222,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_shipped_can_be_read_and_says_something() {
+    fn the_shipped_hit_rates_are_valid_and_predictive() {
         let shipped = HitRates::parse(SHIPPED).unwrap();
         let yield_of = |color, name_match| {
             let all =

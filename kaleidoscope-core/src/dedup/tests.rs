@@ -258,7 +258,7 @@ fn written_pages_do_not_stay_saved() {
 }
 
 #[test]
-fn what_diverges_is_avoided_later() {
+fn classes_that_diverge_are_avoided() {
     let guests = pair();
     let mut catalog = Catalog::new();
     let numbers: Vec<_> = guests.iter().map(|guest| catalog.add(&guest.locality)).collect();
@@ -302,7 +302,7 @@ fn names_relate_guests_as_they_should() {
 }
 
 #[test]
-fn build_ids_say_more_than_inodes_and_sizes() {
+fn build_ids_outrank_inodes_and_sizes() {
     let name_matches_of = |inodes: (u64, u64), pages: (u64, u64), ids: (&[u8], &[u8])| {
         let add = |catalog: &mut Catalog, inode: u64, count: u64, id: &[u8]| {
             let name = format!("ext4:1:{inode}:/usr/lib/libc.so.6");

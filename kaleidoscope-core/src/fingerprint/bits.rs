@@ -125,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_that_say_something_else_are_refused() {
+    fn bytes_of_another_set_are_refused() {
         assert!(Bits::from_bytes(9, &[0xff, 1]).is_some());
         for wrong in [&[0xff][..], &[0xff, 2], &[0, 0, 0], &[]] {
             assert_eq!(Bits::from_bytes(9, wrong), None, "{wrong:?}");

@@ -179,7 +179,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_table_says_what_was_found_last(
+        fn the_last_result_of_a_frame_counts(
             frames in 1u32..200,
             found in prop::collection::vec((0u32..220, 0u8..6), 0..150),
         ) {

@@ -163,7 +163,7 @@ mod tests {
         }
 
         #[test]
-        fn frames_are_what_their_bytes_are(
+        fn extents_agree_with_the_bytes(
             pieces in prop::collection::vec((0u64..3, 1u64..6, 0u64..24), 0..6),
             blocks in prop::collection::vec(any::<bool>(), 8),
         ) {

@@ -2,9 +2,9 @@
 //!
 //! The model: a group is either good, and then a fixed share of its frames saves pages, or none of
 //! its frames does. Sampling a bad group costs few hashes, because the group is abandoned after
-//! [`ABANDON_AFTER`] misses; sampling a good group leads to all its other frames. So of two groups with
-//! the same expected rate, the one whose frames are more alike has the higher expected savings, and
-//! so has the longer one:
+//! [`ABANDON_AFTER`] misses; sampling a good group leads to all its other frames. So of two groups
+//! with the same expected rate, the one whose frames are more alike has the higher expected
+//! savings, and so has the longer one:
 //!
 //! ```text
 //! expected savings = p v n / (p n + (1 - p) k)

@@ -508,7 +508,7 @@ proptest! {
     }
 
     #[test]
-    fn random_segments_read_as_a_byte_map_says(
+    fn random_segments_agree_with_a_byte_map(
         pieces in prop::collection::vec((0u64..24, 1u64..8, 0u64..4), 1..6),
     ) {
         // Units of 1 KiB; a byte's value depends on its address only, so overlaps agree.

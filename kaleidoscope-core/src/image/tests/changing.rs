@@ -119,7 +119,7 @@ fn memfd(seals: SealFlags) -> File {
 }
 
 #[test]
-fn only_what_cannot_change_is_borrowed() {
+fn only_immutable_files_are_borrowed() {
     let borrowed = |file: File| {
         let image = MemoryImage::from_file(file, Path::new("memfd"), &Format::Auto).unwrap();
         assert_eq!(frame_number_at(&image, 0x5000), 5);

@@ -49,7 +49,7 @@ fn a_file_through_links_is_a_file() {
 
 /// Needs a readable block device, which usually requires root.
 #[test]
-fn a_block_device_has_the_length_that_the_system_says() {
+fn a_block_device_has_the_length_of_its_device() {
     let Ok(devices) = fs::read_dir("/sys/class/block") else { return };
     for device in devices.flatten() {
         let path = Path::new("/dev").join(device.file_name());
