@@ -1,9 +1,9 @@
-//! What coloring costs, against one pass of xxh3 over the same image in the same run.
+//! Measures coloring relative to one xxh3 pass over the same image in the same run.
 //!
-//! `cargo bench -p kaleidoscope-core --bench coloring` measures a synthetic guest at several sizes;
-//! with `KALEIDOSCOPE_GUESTS` naming a folder of guest folders (each with `ram.bin`, `layout.txt`,
-//! `regs.txt`), it measures those too. One thread; the image is in the page cache and mapped.
-//! Measurements of the two alternate, so that a busy machine slows both.
+//! `cargo bench -p kaleidoscope-core --bench coloring` measures a synthetic guest at several sizes.
+//! If `KALEIDOSCOPE_GUESTS` names a directory of guest directories (each with `ram.bin`,
+//! `layout.txt`, `regs.txt`), it measures those too. One thread; the image is in the page cache and
+//! mapped. The two measurements alternate, so that other load slows both.
 
 #![allow(
     clippy::print_stdout,
@@ -22,7 +22,7 @@ use std::hash::Hasher;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-/// Rounds that are measured, after one that warms caches up.
+/// Measured rounds, after one warm-up round.
 const ROUNDS: usize = 15;
 
 /// A guest to measure.
@@ -32,13 +32,13 @@ struct Guest {
     registers: Vec<VcpuRegisters>,
 }
 
-/// Durations of one guest, one of each round.
+/// Durations of one guest, one per round.
 #[derive(Default)]
 struct Durations {
     hash: Vec<Duration>,
     with_registers: Vec<Duration>,
     without_registers: Vec<Duration>,
-    stages: Vec<(Phase, Vec<Duration>)>,
+    phases: Vec<(Phase, Vec<Duration>)>,
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -72,10 +72,10 @@ fn main() -> Result<(), Box<dyn Error>> {
             millis(without),
             millis(without) / millis(hash),
         );
-        let stages = durations.stages.iter();
-        let stages: Vec<_> =
-            stages.map(|(stage, all)| format!("{stage} {:.2}", millis(median(all)))).collect();
-        println!("    {}", stages.join(", "));
+        let phases = durations.phases.iter();
+        let phases: Vec<_> =
+            phases.map(|(phase, all)| format!("{phase} {:.2}", millis(median(all)))).collect();
+        println!("    {}", phases.join(", "));
     }
     Ok(())
 }
@@ -87,30 +87,30 @@ fn measure(guest: &Guest) -> Result<Durations, Box<dyn Error>> {
     let mut out = Durations::default();
     for round in 0..=ROUNDS {
         let hash = timed(|| hash(memory));
-        let mut stages = Vec::new();
+        let mut phases = Vec::new();
         let colored = timed(|| {
-            color_with_progress(memory, &with, &mut |stage| stages.push((stage, Instant::now())))
+            color_with_progress(memory, &with, &mut |phase| phases.push((phase, Instant::now())))
         });
         let end = Instant::now();
-        let blind = timed(|| color_with_progress(memory, &without, &mut |_| {}));
+        let without_registers = timed(|| color_with_progress(memory, &without, &mut |_| {}));
         colored.0?;
-        blind.0?;
+        without_registers.0?;
         if round == 0 {
-            out.stages = stages.iter().map(|(stage, _)| (*stage, Vec::new())).collect();
+            out.phases = phases.iter().map(|(phase, _)| (*phase, Vec::new())).collect();
             continue;
         }
         out.hash.push(hash.1);
         out.with_registers.push(colored.1);
-        out.without_registers.push(blind.1);
-        let ends = stages.iter().skip(1).map(|s| s.1).chain([end]);
-        for ((all, (_, begin)), end) in out.stages.iter_mut().zip(&stages).zip(ends) {
+        out.without_registers.push(without_registers.1);
+        let ends = phases.iter().skip(1).map(|s| s.1).chain([end]);
+        for ((all, (_, begin)), end) in out.phases.iter_mut().zip(&phases).zip(ends) {
             all.1.push(end - *begin);
         }
     }
     Ok(out)
 }
 
-/// One pass over all of RAM, region by region.
+/// Hashes all of RAM, region by region.
 fn hash(memory: &dyn GuestMemory) -> u64 {
     let mut hasher = twox_hash::XxHash3_64::default();
     for region in memory.layout().regions() {
@@ -138,7 +138,7 @@ fn millis(duration: Duration) -> f64 {
     duration.as_secs_f64() * 1000.0
 }
 
-/// A synthetic guest: the same workload at every size, so that only the frame table grows.
+/// A synthetic guest with the same workload at every size, so that only the frame table grows.
 fn synthetic(mib: u64) -> Result<Guest, Box<dyn Error>> {
     let guest = GuestBuilder::new(KernelStyle::V6_12).ram_bytes(mib << 20).build()?;
     let (name, registers) = (format!("synthetic-{mib}"), guest.registers);

@@ -1,10 +1,10 @@
-//! What finding equal pages costs: fingerprints beside a bare loop of hashes, and choosing and
-//! glancing at a few lines beside hashing.
+//! Measures the cost of finding equal pages: fingerprinting relative to a bare hash loop, and
+//! selection and partial hashing relative to full hashing.
 //!
-//! `cargo bench -p kaleidoscope-core --bench dedup` measures a synthetic guest; with
-//! `KALEIDOSCOPE_GUESTS` naming a folder of guest folders (`ram.bin`, `layout.txt`, `regs.txt`),
-//! each of those too. It first prints these ratios beside what they should be; then criterion
-//! compares means with those of the last run.
+//! `cargo bench -p kaleidoscope-core --bench dedup` measures a synthetic guest. If
+//! `KALEIDOSCOPE_GUESTS` names a directory of guest directories (`ram.bin`, `layout.txt`,
+//! `regs.txt`), it measures those too. It first prints these ratios with their targets; then
+//! criterion compares means with those of the last run.
 
 #![allow(
     clippy::print_stdout,
@@ -31,13 +31,13 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// RAM of the synthetic guest.
+/// RAM of the synthetic guest in bytes.
 const RAM: u64 = 64 << 20;
 
-/// Frames chosen at once.
+/// Frames selected at once.
 const ROUND: usize = 1024;
 
-/// Runs of which the fastest counts, and of what takes little time.
+/// Number of runs, the fastest of which counts; the second constant is for short measurements.
 const RUNS: usize = 5;
 const MORE_RUNS: usize = 40;
 
@@ -99,8 +99,8 @@ fn candidates(guest: &Guest) -> Vec<FrameIndex> {
     (0..guest.locality.frames()).map(FrameIndex).filter(|f| !guest.locality.is_free(*f)).collect()
 }
 
-/// BLAKE3 of the frames one after the other and nothing else: on one thread, no zeros, no table.
-fn bare(guest: &Guest, frames: &[FrameIndex]) {
+/// Hashes the frames with BLAKE3 in a bare loop: one thread, no zero check, no table.
+fn hash_loop(guest: &Guest, frames: &[FrameIndex]) {
     let mut buffer = [0; FRAME_BYTES];
     for frame in frames {
         let Some(gfn) = guest.locality.layout().gfn_of(*frame) else { continue };
@@ -113,12 +113,12 @@ fn bare(guest: &Guest, frames: &[FrameIndex]) {
     }
 }
 
-/// Chooses everything that is worth a hash, in rounds, as if each third frame had an equal one.
-/// Returns how many frames that is.
-fn choose(guest: &Guest) -> usize {
+/// Selects frames in rounds until none is worth hashing, as if two of three frames had an equal
+/// page. Returns the number of frames selected.
+fn select_all(guest: &Guest) -> usize {
     let mut catalog = Catalog::new();
     let Ok(ids) = BuildIds::read(guest.memory.as_ref(), &guest.locality) else { return 0 };
-    // Two guests with the same names, which is the most work.
+    // Two guests with equal names, which is the worst case.
     let number: GuestNumber = catalog.add_with(&guest.locality, &ids);
     catalog.add_with(&guest.locality, &ids);
     let mut selector =
@@ -160,35 +160,38 @@ fn report(guest: &Guest) -> Result<(), Box<dyn Error>> {
             drop(black_box(contents(guest.memory.as_ref(), &frames, &domain, threads)));
         })
     };
-    let (loops, one, many) =
-        (fastest(RUNS, || bare(guest, &frames)), hash(NonZeroUsize::MIN), hash(all));
-    let glancing = fastest(MORE_RUNS, || {
+    let (bare_loop, one, many) =
+        (fastest(RUNS, || hash_loop(guest, &frames)), hash(NonZeroUsize::MIN), hash(all));
+    let partial_hashing = fastest(MORE_RUNS, || {
         let one = NonZeroUsize::MIN;
         drop(black_box(partial_contents(guest.memory.as_ref(), &frames, &domain, one)));
     });
-    let chosen = choose(guest);
-    let choosing = fastest(MORE_RUNS, || {
-        black_box(choose(guest));
+    let selected = select_all(guest);
+    let selecting = fastest(MORE_RUNS, || {
+        black_box(select_all(guest));
     });
     let share = |part: Duration, of: Duration| 100.0 * part.as_secs_f64() / of.as_secs_f64();
     println!(
-        "{}: {} frames hashed in {one:.1?} on one thread, {many:.1?} on {all}; a bare loop: {loops:.1?}: \
-         {:.0} % of its throughput on one thread (70 % or more is wanted), {:.0} % on {all}",
+        "{}: {} frames hashed in {one:.1?} on one thread, {many:.1?} on {all}; a bare loop: \
+         {bare_loop:.1?}: {:.0} % of its throughput on one thread (70 % or more expected), \
+         {:.0} % on {all}",
         guest.name,
         frames.len(),
-        share(loops, one),
-        share(loops, many),
+        share(bare_loop, one),
+        share(bare_loop, many),
     );
     println!(
-        "{}: {chosen} frames chosen in {choosing:.2?}: {:.1} % of hashing all on one thread (less than 5 % is wanted)",
+        "{}: {selected} frames selected in {selecting:.2?}: {:.1} % of hashing all on one \
+         thread (less than 5 % expected)",
         guest.name,
-        share(choosing, one),
+        share(selecting, one),
     );
     println!(
-        "{}: {} frames glanced at in {glancing:.2?}: {:.1} % of hashing all on one thread",
+        "{}: {} frames hashed partially in {partial_hashing:.2?}: {:.1} % of hashing all on one \
+         thread",
         guest.name,
         frames.len(),
-        share(glancing, one),
+        share(partial_hashing, one),
     );
     Ok(())
 }
@@ -197,13 +200,13 @@ fn compare(guest: &Guest) {
     let frames = candidates(guest);
     let domain = Domain::new([1; 32]);
     let mut criterion = Criterion::default().configure_from_args();
-    criterion.bench_function("dedup/bare", |b| b.iter(|| bare(guest, &frames)));
+    criterion.bench_function("dedup/bare", |b| b.iter(|| hash_loop(guest, &frames)));
     criterion.bench_function("dedup/contents", |b| {
         b.iter(|| contents(guest.memory.as_ref(), &frames, &domain, NonZeroUsize::MIN));
     });
     criterion.bench_function("dedup/partial", |b| {
         b.iter(|| partial_contents(guest.memory.as_ref(), &frames, &domain, NonZeroUsize::MIN));
     });
-    criterion.bench_function("dedup/choose", |b| b.iter(|| choose(guest)));
+    criterion.bench_function("dedup/choose", |b| b.iter(|| select_all(guest)));
     criterion.final_summary();
 }

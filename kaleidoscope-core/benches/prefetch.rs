@@ -1,10 +1,11 @@
-//! What prefetch costs: a decision of every policy, a replay, and an locality.
+//! Measures prefetch: decisions of every policy, a replay, and the construction of a locality
+//! order.
 //!
 //! `cargo bench -p kaleidoscope-core --bench prefetch` first prints medians and 99th percentiles of
-//! single decisions, which means would hide, beside what they should be; then criterion compares
-//! means with those of the last run. A synthetic guest of 1 GiB; with `KALEIDOSCOPE_GUESTS` naming
-//! a folder of guest folders, those with traces too (`ram.bin`, `layout.txt`, `regs.txt`, `traces/*.
-//! csv`).
+//! single decisions, which means would hide, with their targets; then criterion compares means with
+//! those of the last run. The guest is synthetic, with 1 GiB. If `KALEIDOSCOPE_GUESTS` names a
+//! directory of guest directories, those with traces are measured too (`ram.bin`, `layout.txt`,
+//! `regs.txt`, `traces/*.csv`).
 
 #![allow(
     clippy::print_stdout,
@@ -34,10 +35,10 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Decisions that are timed one by one.
+/// Number of decisions that are timed individually.
 const DECISIONS: usize = 100_000;
 
-/// Most frames of a plan, and of a batch of the background.
+/// Maximum frames of a plan, and of a batch of the background fill.
 const BUDGET: usize = 256;
 const BATCH: usize = 64;
 
@@ -67,7 +68,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// Policies, without sizes that only tests are interested in.
+/// The policies, without window sizes that only tests use.
 fn measured(locality: &Arc<LocalityOrder>) -> Vec<Box<dyn PrefetchPolicy>> {
     let mut all = policies::policies(locality);
     let size = |name: &str| name.rsplit('-').next().and_then(|size| size.parse::<u32>().ok());
@@ -75,7 +76,7 @@ fn measured(locality: &Arc<LocalityOrder>) -> Vec<Box<dyn PrefetchPolicy>> {
     all
 }
 
-/// What is in the clone.
+/// The frames present in the clone.
 struct Present(Vec<bool>);
 
 impl Presence for Present {
@@ -98,7 +99,7 @@ impl Present {
     }
 }
 
-/// Prints what single decisions and a replay take.
+/// Prints the durations of single decisions and of a replay.
 fn report(guest: &Guest) {
     let Guest { name, locality, trace } = guest;
     let frames = locality.frames();
@@ -106,7 +107,8 @@ fn report(guest: &Guest) {
     let map = locality.map().clone();
     println!("locality: {:.2} ms", millis(&timed(|| LocalityOrder::new(map)).1));
     println!(
-        "decisions in ns; the goal is a median of 1000, 99th percentiles of 10000, and a replay of 100 ms\n{:<20} {:>8} \
+        "decisions in ns; the goal is a median of 1000, 99th percentiles of 10000, and a replay \
+         of 100 ms\n{:<20} {:>8} \
          {:>8} {:>8} {:>8} {:>10} {:>10} {:>10}",
         "policy", "median", "p99", "p99.9", "frames", "batch", "batch p99", "replay ms"
     );
@@ -118,21 +120,22 @@ fn report(guest: &Guest) {
         let mut policy = fresh();
         let replayed = timed(|| replay(trace, locality, &mut *policy, &options)).1;
         let [median, p99, p999] = [500, 990, 999].map(|share| nanos(&faults, share));
-        // The only batch of a policy that streams nothing is an empty one.
+        // A policy without background fill has a single, empty batch.
         let [batch, batch_p99] = [500, 990].map(|share| match batches.len() {
             ..2 => "-".to_owned(),
             _ => nanos(&batches, share).to_string(),
         });
         println!(
-            "{:<20} {median:>8} {p99:>8} {p999:>8} {planned:>8.1} {batch:>10} {batch_p99:>10} {:>10.2}",
+            "{:<20} {median:>8} {p99:>8} {p999:>8} {planned:>8.1} {batch:>10} \
+             {batch_p99:>10} {:>10.2}",
             policy.name(),
             millis(&replayed),
         );
     }
 }
 
-/// Times decisions about faults, each alone, from empty clone to the trace's end as often as
-/// needed. Returns also how many frames a decision planned in the mean.
+/// Times each fault decision alone, from an empty clone to the end of the trace, repeated until
+/// there are enough. Also returns the mean number of frames planned per decision.
 fn faults(guest: &Guest, fresh: impl Fn() -> Box<dyn PrefetchPolicy>) -> (Vec<Duration>, f64) {
     let Guest { locality, trace, .. } = guest;
     let (mut took, mut planned) = (Vec::with_capacity(DECISIONS), 0_u32);
@@ -158,7 +161,7 @@ fn faults(guest: &Guest, fresh: impl Fn() -> Box<dyn PrefetchPolicy>) -> (Vec<Du
     (took, f64::from(planned) / f64::from(decisions))
 }
 
-/// Times batches of the background, until there are none or the guest is there.
+/// Times batches of the background fill, until a batch is empty.
 fn batches(locality: &Arc<LocalityOrder>, policy: &mut dyn PrefetchPolicy) -> Vec<Duration> {
     let (mut took, mut present) = (Vec::new(), Present::nothing(locality));
     let mut plan = Plan::new(Arc::clone(locality), BATCH);
@@ -175,7 +178,7 @@ fn batches(locality: &Arc<LocalityOrder>, policy: &mut dyn PrefetchPolicy) -> Ve
     }
 }
 
-/// Criterion's comparison with the last run.
+/// Lets criterion compare with the last run.
 fn compare(guest: &Guest) {
     let Guest { locality, trace, .. } = guest;
     let mut criterion = Criterion::default()
@@ -188,7 +191,7 @@ fn compare(guest: &Guest) {
     });
     let mut group = criterion.benchmark_group("decision");
     for mut policy in measured(locality) {
-        // A clone that has some frames, so that plans differ in length.
+        // A clone with some frames present, so that plans differ in length.
         let mut rng = Rng::new(1);
         let present = Present((0..FRAMES).map(|_| rng.one_in(3)).collect());
         let mut plan = Plan::new(Arc::clone(locality), BUDGET);
@@ -228,14 +231,14 @@ fn millis(duration: &Duration) -> f64 {
     duration.as_secs_f64() * 1000.0
 }
 
-/// The duration that a share, in thousandths, of sorted ones does not exceed.
+/// The quantile at `share` thousandths of sorted durations, in nanoseconds.
 fn nanos(sorted: &[Duration], share: usize) -> u128 {
     let at = (sorted.len() * share / 1000).min(sorted.len().saturating_sub(1));
     sorted.get(at).copied().unwrap_or_default().as_nanos()
 }
 
-/// A guest of 1 GiB as a warm server has it: thousands of files, some processes, slab caches, and
-/// 40 % of RAM free, in short runs of neighbors all over RAM.
+/// A guest of 1 GiB like a warm server: thousands of files, some processes, slab caches, and 40 %
+/// of RAM free, in short runs of neighbors all over RAM.
 fn synthetic() -> Result<Guest, Box<dyn Error>> {
     // Kind, color, order, share of RAM in percent, and the base-2 logarithm of the largest region.
     let parts = [
@@ -250,7 +253,7 @@ fn synthetic() -> Result<Guest, Box<dyn Error>> {
     for (kind, color, order, percent, most) in parts {
         let mut left = u64::from(FRAMES) * percent / 100;
         while left > 0 {
-            // Most regions are small, most frames in large ones.
+            // Most regions are small, but most frames are in large regions.
             let (one, other) = (rng.below(most + 1), rng.below(most + 1));
             let pages = (1 + rng.below(1 << one.min(other))).min(left);
             left -= pages;
@@ -281,8 +284,7 @@ fn synthetic() -> Result<Guest, Box<dyn Error>> {
     Ok(Guest { name: "synthetic".to_owned(), locality, trace })
 }
 
-/// Touches as programs make them: pieces of regions one after the other, and now and then fresh
-/// memory.
+/// Touches like those of programs: chunks of regions in order, and occasionally fresh memory.
 fn walk(locality: &LocalityOrder, rng: &mut Rng) -> Trace {
     let (mut touches, mut trace) = (Vec::new(), Trace::default());
     let mut at_us = 0;
@@ -301,7 +303,7 @@ fn walk(locality: &LocalityOrder, rng: &mut Rng) -> Trace {
     Trace::new(trace.touches().iter().copied().take(TOUCHES), locality.layout())
 }
 
-/// Guests that have traces, each with the longest of them.
+/// The guests with traces, each with its longest trace.
 fn real_guests(folder: &Path) -> Result<Vec<Guest>, Box<dyn Error>> {
     let mut guests = Vec::new();
     for entry in std::fs::read_dir(folder)? {

@@ -5,13 +5,13 @@ use std::fmt;
 /// Base-2 logarithm of [`FRAME_SIZE`].
 pub const FRAME_SHIFT: u32 = 12;
 
-/// Bytes in a frame. Everything is counted in 4 KiB frames; larger mappings are runs of frames.
+/// Bytes in a frame. All memory is counted in 4 KiB frames; larger mappings are runs of frames.
 pub const FRAME_SIZE: u64 = 1 << FRAME_SHIFT;
 
-/// [`FRAME_SIZE`] as a length in memory.
+/// [`FRAME_SIZE`] as a `usize`.
 pub const FRAME_BYTES: usize = 1 << FRAME_SHIFT;
 
-/// One past the highest guest-physical address that x86-64 can name (52 bits).
+/// One past the highest guest-physical address of x86-64 (52 bits).
 pub const GPA_LIMIT: u64 = 1 << 52;
 
 macro_rules! address {
@@ -55,7 +55,8 @@ address! {
 }
 
 address! {
-    /// A guest-virtual address, in bytes, canonical (sign-extended) where the paging mode has 64-bit addresses.
+    /// A guest-virtual address, in bytes, canonical (sign-extended) if the paging mode has 64-bit
+    /// addresses.
     Gva
 }
 
@@ -63,8 +64,7 @@ address! {
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Debug)]
 pub struct Gfn(pub u64);
 
-/// Dense position of a frame in the guest's RAM, holes skipped. Every per-frame table is indexed by
-/// it.
+/// Dense index of a frame in the guest's RAM, without holes. It indexes every per-frame table.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Debug)]
 pub struct FrameIndex(pub u32);
 

@@ -1,9 +1,9 @@
-//! Files that get their name once they are whole.
+//! Output files that appear under their name only when they are complete.
 //!
-//! A program that is interrupted, or whose disk is full, leaves the older file as it was and
-//! nothing else: on Linux the new one has no name at all until [`OutputFile::commit`]. Links are
-//! followed. What is no regular file (a device, a FIFO, a file descriptor under `/proc`) is written
-//! to as it is, because replacing it would destroy it.
+//! If the program is interrupted or the disk is full, the older file stays as it was and no partial
+//! file remains: on Linux the new file has no name until [`OutputFile::commit`]. Symbolic links are
+//! followed. A target that is not a regular file (a device, a FIFO, a file descriptor under
+//! `/proc`) is written in place, because replacing it would destroy it.
 
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
@@ -17,19 +17,19 @@ use rustix::fs::{Access, AtFlags, CWD, Gid, Mode, OFlags, Uid};
 use rustix::io::Errno;
 use tempfile::TempPath;
 
-/// Begins the names of temporary files, where there have to be names.
+/// Prefix of temporary names, on file systems that need them.
 const PREFIX: &str = ".kscope-";
 
-/// Links that are followed until they are taken for a loop, as Linux does.
+/// Symbolic links followed before ELOOP, the same limit as in Linux.
 const MAX_LINKS: u32 = 40;
 
-/// File systems whose files are the kernel's, which are written to as they are.
+/// Magic numbers of procfs and sysfs, whose files are written in place.
 #[cfg(target_os = "linux")]
-const KERNELS: [rustix::fs::FsWord; 2] = [rustix::fs::PROC_SUPER_MAGIC, 0x6265_6572];
+const KERNEL_FILE_SYSTEMS: [rustix::fs::FsWord; 2] = [rustix::fs::PROC_SUPER_MAGIC, 0x6265_6572];
 
 /// A file that is being written and gets its name when it is [committed](Self::commit).
 ///
-/// Dropped without that, it is gone.
+/// If it is dropped without a commit, the new file is removed.
 #[derive(Debug)]
 pub struct OutputFile {
     file: File,
@@ -38,39 +38,39 @@ pub struct OutputFile {
 
 #[derive(Debug)]
 enum Target {
-    /// Written to as it is.
+    /// Written in place.
     Stream { is_stdout: bool },
-    /// Gets this name, the end of all links.
+    /// Gets this name, to which all symbolic links lead.
     Name {
         path: PathBuf,
-        /// Its temporary name, where files cannot be without one.
+        /// Its temporary name, on file systems without unnamed files.
         temporary: Option<TempPath>,
-        /// What has the name now.
+        /// Metadata of the file that has the name now.
         replaced: Option<Box<Metadata>>,
     },
 }
 
-/// What a path leads to.
-enum Place {
+/// The target of a path.
+enum ResolvedPath {
     Stream(PathBuf),
     Name(PathBuf, Option<Metadata>),
 }
 
 impl OutputFile {
-    /// Begins a file, with the permissions of the one that it will replace, or else those that the
-    /// umask leaves of `rw-rw-rw-`.
+    /// Creates a file with the permissions of the file that it will replace, or else with
+    /// `rw-rw-rw-` as masked by the umask.
     ///
     /// Opening a FIFO waits for a reader.
     ///
     /// # Errors
-    /// If the path leads to a folder, or to a file that may not be written to; if its folder is
-    /// missing or may not be written to.
+    /// If the path leads to a directory or to a file without write permission; if its directory is
+    /// missing or not writable.
     pub fn create(path: &Path) -> io::Result<Self> {
         Self::begin(path, 0o666)
     }
 
-    /// Begins a file that only its owner may read, unless the one that it will replace has other
-    /// permissions: a guest's memory, or keys.
+    /// Creates a file that only its owner may read, unless the file that it will replace has other
+    /// permissions: for guest memory and keys.
     ///
     /// # Errors
     /// As [`create`](Self::create).
@@ -80,20 +80,20 @@ impl OutputFile {
 
     fn begin(path: &Path, mode: u32) -> io::Result<Self> {
         match resolve(path)? {
-            Place::Stream(path) => {
+            ResolvedPath::Stream(path) => {
                 let (file, is_stdout) = open_stream(&path)?;
                 Ok(Self { file, target: Target::Stream { is_stdout } })
             }
-            Place::Name(path, replaced) => {
+            ResolvedPath::Name(path, replaced) => {
                 if replaced.is_some() {
-                    // The folder's rights alone would let a file be replaced that may not be
-                    // written to.
+                    // The permissions of the directory alone would allow replacing a file that is
+                    // not writable.
                     rustix::fs::access(&path, Access::WRITE_OK)?;
                 }
-                let (file, temporary) = match unnamed(folder(&path), mode)? {
+                let (file, temporary) = match unnamed(parent_directory(&path), mode)? {
                     Some(file) => (file, None),
                     None => {
-                        let (file, name) = named(folder(&path), mode)?.into_parts();
+                        let (file, name) = named(parent_directory(&path), mode)?.into_parts();
                         (file, Some(name))
                     }
                 };
@@ -103,12 +103,12 @@ impl OutputFile {
         }
     }
 
-    /// The file. What is written to a [stream](Self::is_stream) is written at once.
+    /// The file. Bytes written to a [stream](Self::is_stream) take effect at once.
     pub fn file(&self) -> &File {
         &self.file
     }
 
-    /// Whether the bytes go somewhere as they are written, where they may not be read or sought.
+    /// Whether the target is written in place; it may not support reading or seeking.
     pub fn is_stream(&self) -> bool {
         matches!(self.target, Target::Stream { .. })
     }
@@ -118,8 +118,8 @@ impl OutputFile {
         matches!(self.target, Target::Stream { is_stdout: true })
     }
 
-    /// The name that the file has until it is committed, on file systems where it needs one.
-    /// Whoever ends the process without dropping the file removes it.
+    /// The temporary name until the commit, on file systems that need one. A caller that ends the
+    /// process without dropping this value must remove the file.
     pub fn temporary_name(&self) -> Option<&Path> {
         match &self.target {
             Target::Name { temporary: Some(name), .. } => Some(name),
@@ -127,14 +127,14 @@ impl OutputFile {
         }
     }
 
-    /// Gives the file its name. What had the name before has it until then.
+    /// Gives the file its name, which an older file keeps until then.
     ///
     /// # Errors
-    /// If the system refuses; then the older file is as it was, and the new one gone.
+    /// If the system refuses; then the older file is unchanged, and the new file is removed.
     pub fn commit(self) -> io::Result<()> {
         let Target::Name { path, temporary, replaced } = self.target else { return Ok(()) };
         if let Some(replaced) = &replaced {
-            keep_rights(&self.file, replaced)?;
+            copy_permissions(&self.file, replaced)?;
         }
         match temporary {
             Some(name) => name.persist(&path).map_err(|error| error.error),
@@ -142,22 +142,23 @@ impl OutputFile {
         }
     }
 
-    /// Has the disk keep the bytes, and then the name too, so that both outlast a power failure.
+    /// Commits, and syncs first the file and then its directory, so that both survive a power
+    /// failure.
     ///
     /// # Errors
-    /// As [`commit`](Self::commit). If it is the folder that cannot be written to the disk, the
-    /// file has its name nevertheless.
+    /// As [`commit`](Self::commit). If syncing the directory fails, the file has its name
+    /// nevertheless.
     pub fn commit_synced(self) -> io::Result<()> {
         let Target::Name { path, replaced, .. } = &self.target else {
             return match self.file.sync_all() {
-                // Pipes and many devices have nothing to write back.
+                // Pipes and many devices do not support fsync.
                 Err(error) if error.kind() == ErrorKind::InvalidInput => Ok(()),
                 synced => synced,
             };
         };
-        let folder = folder(path).to_owned();
+        let folder = parent_directory(path).to_owned();
         if let Some(replaced) = replaced {
-            keep_rights(&self.file, replaced)?;
+            copy_permissions(&self.file, replaced)?;
         }
         self.file.sync_all()?;
         self.commit()?;
@@ -175,46 +176,49 @@ impl Write for OutputFile {
     }
 }
 
-/// Where an output of this name is written: the end of all links. There may be nothing yet.
+/// The path to which all symbolic links of `path` lead. It need not exist.
 ///
 /// # Errors
-/// If the links cannot be read, or lead in a circle; if they lead to a folder.
+/// If a link cannot be read, the links form a loop, or they lead to a directory.
 pub fn follow_links(path: &Path) -> io::Result<PathBuf> {
-    resolve(path).map(|place| match place {
-        Place::Stream(path) | Place::Name(path, _) => path,
+    resolve(path).map(|resolved| match resolved {
+        ResolvedPath::Stream(path) | ResolvedPath::Name(path, _) => path,
     })
 }
 
-fn resolve(path: &Path) -> io::Result<Place> {
+fn resolve(path: &Path) -> io::Result<ResolvedPath> {
     let mut path = path.to_owned();
     for _ in 0..MAX_LINKS {
         let found = match fs::symlink_metadata(&path) {
             Ok(found) => found,
             Err(error) if error.kind() == ErrorKind::NotFound => {
-                return Ok(Place::Name(path, None));
+                return Ok(ResolvedPath::Name(path, None));
             }
             Err(error) => return Err(error),
         };
         if found.is_dir() {
             return Err(Errno::ISDIR.into());
         }
-        // Links there lead to what is open, not to its name.
-        if is_kernels(folder(&path)) || !(found.is_file() || found.is_symlink()) {
-            return Ok(Place::Stream(path));
+        // Links in procfs lead to open files, not to their names.
+        if is_kernel_file_system(parent_directory(&path))
+            || !(found.is_file() || found.is_symlink())
+        {
+            return Ok(ResolvedPath::Stream(path));
         }
         if found.is_file() {
-            return Ok(Place::Name(path, Some(found)));
+            return Ok(ResolvedPath::Name(path, Some(found)));
         }
-        if !may_follow(folder(&path), &found)? {
+        if !may_follow(parent_directory(&path), &found)? {
             return Err(Errno::ACCESS.into());
         }
-        path = folder(&path).join(fs::read_link(&path)?);
+        path = parent_directory(&path).join(fs::read_link(&path)?);
     }
     Err(Errno::LOOP.into())
 }
 
-/// Linux's rule (`fs.protected_symlinks`), since we read links ourselves: in a folder where
-/// everybody may make links, only those of the user's own and of the folder's owner lead anywhere.
+/// The rule of Linux's `fs.protected_symlinks`, which does not apply because links are read here:
+/// in a world-writable sticky directory, only links of the user or of the directory's owner are
+/// followed.
 fn may_follow(folder: &Path, link: &Metadata) -> io::Result<bool> {
     let folder = fs::metadata(folder)?;
     let is_shared = folder.mode() & 0o1002 == 0o1002;
@@ -222,25 +226,26 @@ fn may_follow(folder: &Path, link: &Metadata) -> io::Result<bool> {
     Ok(!is_shared || link.uid() == own || link.uid() == folder.uid())
 }
 
-fn folder(path: &Path) -> &Path {
+fn parent_directory(path: &Path) -> &Path {
     path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 #[cfg(target_os = "linux")]
-fn is_kernels(folder: &Path) -> bool {
-    rustix::fs::statfs(folder).is_ok_and(|found| KERNELS.contains(&found.f_type))
+fn is_kernel_file_system(folder: &Path) -> bool {
+    rustix::fs::statfs(folder).is_ok_and(|found| KERNEL_FILE_SYSTEMS.contains(&found.f_type))
 }
 
 #[cfg(not(target_os = "linux"))]
-fn is_kernels(folder: &Path) -> bool {
+fn is_kernel_file_system(folder: &Path) -> bool {
     folder.starts_with("/dev") || folder.starts_with("/proc")
 }
 
-/// Opens what is written to as it is, and says whether it is standard output.
+/// Opens a target that is written in place. Also returns whether it is standard output.
 fn open_stream(path: &Path) -> io::Result<(File, bool)> {
-    let is_own = fs::canonicalize(folder(path)).ok() == fs::canonicalize("/proc/self/fd").ok();
+    let is_own =
+        fs::canonicalize(parent_directory(path)).ok() == fs::canonicalize("/proc/self/fd").ok();
     let number = path.file_name().and_then(|name| name.to_str()).filter(|_| is_own);
-    // Opened again, a file would be written to from its beginning, over what is there already.
+    // The descriptors are duplicated: reopening a file would overwrite it from the start.
     match number {
         Some("1") => {
             let file = io::stdout().as_fd().try_clone_to_owned()?;
@@ -263,17 +268,17 @@ fn open_stream(path: &Path) -> io::Result<(File, bool)> {
     options.open(path).map(|file| (file, false))
 }
 
-/// A file without a name; `None` where there are none.
+/// Creates a file without a name; `None` if the file system cannot.
 #[cfg(target_os = "linux")]
 fn unnamed(folder: &Path, mode: u32) -> io::Result<Option<File>> {
-    // Its name will be made from this link.
+    // [`link`] needs this directory.
     if !Path::new("/proc/self/fd").is_dir() {
         return Ok(None);
     }
     let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
     match rustix::fs::open(folder, flags, Mode::from_raw_mode(mode)) {
         Ok(file) => Ok(Some(file.into())),
-        // File systems that have none, and kernels that do not know the flag.
+        // File systems without O_TMPFILE, and kernels that do not know the flag.
         Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL | Errno::NOSYS) => Ok(None),
         Err(error) => Err(error.into()),
     }
@@ -289,12 +294,12 @@ fn named(folder: &Path, mode: u32) -> io::Result<tempfile::NamedTempFile> {
     tempfile::Builder::new().prefix(PREFIX).permissions(permissions).tempfile_in(folder)
 }
 
-/// The rights of the file that is replaced, and its owner where that is allowed.
-fn keep_rights(file: &File, replaced: &Metadata) -> io::Result<()> {
+/// Copies the permissions of the replaced file, and its owner if that is allowed.
+fn copy_permissions(file: &File, replaced: &Metadata) -> io::Result<()> {
     let new = file.metadata()?;
     if (new.uid(), new.gid()) != (replaced.uid(), replaced.gid()) {
         let (owner, group) = (Uid::from_raw(replaced.uid()), Gid::from_raw(replaced.gid()));
-        // Only root gives files away; others may give them to a group of theirs.
+        // Only root may change the owner; other users may set a group that they belong to.
         if rustix::fs::fchown(file, Some(owner), Some(group)).is_err() {
             let _ = rustix::fs::fchown(file, None, Some(group));
         }
@@ -302,7 +307,7 @@ fn keep_rights(file: &File, replaced: &Metadata) -> io::Result<()> {
     file.set_permissions(fs::Permissions::from_mode(replaced.mode() & 0o777))
 }
 
-/// Gives a file without a name one; if there is a file of that name, in its place.
+/// Gives an unnamed file a name, and replaces a file of that name.
 fn link(file: &File, path: &Path, replaces: bool) -> io::Result<()> {
     let own = format!("/proc/self/fd/{}", file.as_raw_fd());
     let link = |to: &Path| rustix::fs::linkat(CWD, &*own, CWD, to, AtFlags::SYMLINK_FOLLOW);
@@ -312,10 +317,11 @@ fn link(file: &File, path: &Path, replaces: bool) -> io::Result<()> {
             linked => return Ok(linked?),
         }
     }
-    // A link never replaces anything, renaming does. The name is there for a moment only.
+    // linkat(2) does not replace a file, rename(2) does. The temporary name exists only until the
+    // rename.
     let temporary = tempfile::Builder::new()
         .prefix(PREFIX)
-        .make_in(folder(path), |name| link(name).map_err(io::Error::from))?;
+        .make_in(parent_directory(path), |name| link(name).map_err(io::Error::from))?;
     temporary.into_temp_path().persist(path).map_err(|error| error.error)
 }
 
@@ -324,7 +330,7 @@ mod tests {
     use super::*;
     use std::os::unix::fs::symlink;
 
-    /// A folder, and what is in it by name.
+    /// A temporary directory.
     struct Folder(tempfile::TempDir);
 
     impl Folder {
@@ -432,7 +438,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_file_is_written_to_as_it_is() {
+    fn special_files_are_written_in_place() {
         let folder = Folder::new();
         let fifo = folder.path("fifo");
         let kind = rustix::fs::FileType::Fifo;
@@ -452,7 +458,7 @@ mod tests {
     }
 
     #[test]
-    fn what_an_open_file_holds_is_added_to() {
+    fn open_files_are_appended_to() {
         let folder = Folder::new();
         let path = folder.path("open");
         fs::write(&path, "before, ").unwrap();

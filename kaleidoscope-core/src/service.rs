@@ -1,10 +1,9 @@
-//! Threads that serve, and code of others that they call: a panic ends what was served, with an
-//! error that its owner sees.
+//! Service threads and callbacks: a panic ends the service, with an error that its owner sees.
 //!
-//! A thread that dies leaves a service that looks alive: others wait for what it would have done.
-//! So every thread that is started for a service is [started here](spawn), with what is to be told
-//! when it panics, and what an embedder gave to be called is [called here](contained) where
-//! its panic would leave something half done.
+//! A thread that dies silently leaves a service that looks alive while other threads wait for it.
+//! So every thread of a service is [started here](spawn), with a function to call if it panics, and
+//! callbacks of an embedder are [called here](contained) if their panic would leave an operation
+//! half done.
 
 use std::any::Any;
 use std::io;
@@ -28,28 +27,28 @@ impl Panicked {
         Self { what: what.into(), message: text.unwrap_or("without a message").into() }
     }
 
-    /// What panicked: a thread, or a callback.
+    /// The thread or callback that panicked.
     #[must_use]
     pub fn what(&self) -> &str {
         &self.what
     }
 
-    /// What the panic said, if that was text.
+    /// The panic's message, if it is text.
     #[must_use]
     pub fn message(&self) -> &str {
         &self.message
     }
 }
 
-/// Does something that may panic, and says so then. `what` names it for the error.
+/// Calls `work` and returns its panic as an error. `what` names the work in the error.
 ///
-/// The caller sees to it that nothing goes on with what was left half done: it ends the service.
+/// The caller must end the service, so that no state that `work` left half done is used.
 ///
 /// # Errors
-/// [`Panicked`] when it panicked.
+/// [`Panicked`] if `work` panicked.
 pub fn contained<T>(what: &str, work: impl FnOnce() -> T) -> Result<T, Panicked> {
-    // Locks are released on the way, without being poisoned (`parking_lot`); what they guard is not
-    // used for long: the service ends.
+    // `parking_lot` locks are released during unwinding and are not poisoned. The service ends, so
+    // the data under them is not used for long.
     catch_unwind(AssertUnwindSafe(work)).map_err(|payload| {
         let panicked = Panicked::new(what, &*payload);
         // A payload may panic when it is dropped.
@@ -58,11 +57,12 @@ pub fn contained<T>(what: &str, work: impl FnOnce() -> T) -> Result<T, Panicked>
     })
 }
 
-/// Starts a thread of a service, with so many bytes of stack. Should it panic, it calls `panicked`
-/// before it ends: that has to end the service, and to keep the error for its owner.
+/// Starts a service thread with `stack` bytes of stack. If `work` panics, the thread calls
+/// `panicked` before it ends. `panicked` must end the service and keep the error for the service's
+/// owner.
 ///
 /// # Errors
-/// [`io::Error`] when the system gives no thread.
+/// [`io::Error`] if the system cannot create the thread.
 pub fn spawn(
     name: &str,
     stack: usize,
@@ -83,35 +83,35 @@ mod tests {
     use std::sync::mpsc::channel;
 
     #[test]
-    fn a_thread_s_panic_is_told() {
-        let (say, said) = channel();
+    fn a_panic_of_a_thread_is_reported() {
+        let (sender, receiver) = channel();
         let thread = spawn(
             "t",
             64 << 10,
             || panic!("on {}", "purpose"),
             move |error| {
-                say.send(error).unwrap();
+                sender.send(error).unwrap();
             },
         );
         thread.unwrap().join().unwrap();
-        let error = said.recv().unwrap();
+        let error = receiver.recv().unwrap();
         assert_eq!(error.to_string(), "the thread `t` panicked: on purpose");
         assert_eq!((error.what(), error.message()), ("the thread `t`", "on purpose"));
-        let (say, said) = channel::<Panicked>();
-        spawn("t", 64 << 10, || (), move |error| drop(say.send(error))).unwrap().join().unwrap();
-        assert!(said.recv().is_err(), "nothing to tell");
+        let (sender, receiver) = channel::<Panicked>();
+        spawn("t", 64 << 10, || (), move |error| drop(sender.send(error))).unwrap().join().unwrap();
+        assert!(receiver.recv().is_err(), "no panic");
     }
 
     #[test]
     fn payloads_of_all_kinds_are_contained() {
-        struct Bomb;
-        impl Drop for Bomb {
+        struct PanicOnDrop;
+        impl Drop for PanicOnDrop {
             fn drop(&mut self) {
                 panic!("in a payload's drop");
             }
         }
         assert_eq!(contained("it", || 7), Ok(7));
-        let error = contained("it", || std::panic::panic_any(Bomb)).unwrap_err();
+        let error = contained("it", || std::panic::panic_any(PanicOnDrop)).unwrap_err();
         assert_eq!(error.to_string(), "it panicked: without a message");
         let error = contained("it", || std::panic::panic_any("plain")).unwrap_err();
         assert_eq!(error.message(), "plain");

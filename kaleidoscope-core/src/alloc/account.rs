@@ -8,18 +8,18 @@ use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
-/// What is called when the level changes.
+/// Called with the new level when the pressure changes.
 pub(super) type Callback = dyn Fn(Pressure) + Send + Sync;
 
 /// One clone's account, shared by its reservation and its host.
 #[derive(Debug)]
 pub(super) struct Account {
-    /// Its number with the host.
+    /// Its key in the host's table of accounts.
     pub(super) serial: u64,
     pub(super) limits: CloneLimits,
     pub(super) marks: Marks,
     pub(super) balance: SharedBalance,
-    /// The higher one of the clone's own level and the host's.
+    /// The maximum of the clone's own level and the host's.
     level: AtomicU8,
     /// The clone's own level. The lock also orders changes of `level`.
     own: Mutex<Pressure>,
@@ -29,13 +29,13 @@ pub(super) struct Account {
 
 struct Listener {
     callback: Arc<Callback>,
-    /// What it was told last.
-    told: Pressure,
+    /// The level of the last call.
+    notified: Pressure,
 }
 
 impl fmt::Debug for Listener {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Listener").field("told", &self.told).finish_non_exhaustive()
+        f.debug_struct("Listener").field("notified", &self.notified).finish_non_exhaustive()
     }
 }
 
@@ -57,17 +57,17 @@ impl Account {
         Pressure::from_u8(self.level.load(Ordering::Acquire))
     }
 
-    /// Computes the level anew; `host` reads the host's. Returns whether it changed.
+    /// Recomputes the level; `host` returns the host's level. Returns whether the level changed.
     pub(super) fn refresh(&self, host: impl Fn() -> Pressure) -> bool {
         let mut own = self.own.lock();
         *own = self.marks.level(*own, self.balance.get().used);
-        // Read under the lock: of two threads, the second one sees what the first one saw, or
-        // something newer.
+        // `host` is read under the lock: of two threads, the second sees the level that the first
+        // saw, or a newer one.
         let level = host().max(*own);
         self.level.swap(level as u8, Ordering::AcqRel) != level as u8
     }
 
-    /// Takes whole spare chunks out but for `keep`, and returns their number of frames.
+    /// Removes whole spare chunks, but keeps `keep` of them. Returns the number of frames removed.
     pub(super) fn take_surplus(&self, keep: u64) -> u64 {
         let changed = self.balance.change(|balance| {
             let after = balance.without_surplus(keep);
@@ -76,41 +76,44 @@ impl Account {
         changed.map_or(0, |(before, after)| (before.chunks - after.chunks) * CHUNK_FRAMES)
     }
 
-    /// Whether it was not in the queue; now it is.
+    /// Marks the account as queued. Returns false if it was queued already.
     pub(super) fn enqueue(&self) -> bool {
         !self.is_queued.swap(true, Ordering::AcqRel)
     }
 
-    /// It is out of the queue. News from now on put it there again.
+    /// Marks the account as not queued. A later change of the level queues it again.
     pub(super) fn dequeue(&self) {
-        // A swap and not a store: whoever found it queued has changed the level before, which is
-        // read after this.
+        // A swap instead of a store: a thread that found the account queued changed the level
+        // before its swap in `enqueue`, and this swap makes that level visible to the load in
+        // `notify`.
         self.is_queued.swap(false, Ordering::AcqRel);
     }
 
     pub(super) fn listen(&self, callback: Box<Callback>) {
-        self.listeners.lock().push(Listener { callback: callback.into(), told: Pressure::None });
+        self.listeners
+            .lock()
+            .push(Listener { callback: callback.into(), notified: Pressure::None });
     }
 
-    /// Calls those who were told another level last than the one now.
-    pub(super) fn tell(&self) {
-        while let Some((callback, level)) = self.next_to_tell() {
+    /// Calls each listener whose last level differs from the current one.
+    pub(super) fn notify(&self) {
+        while let Some((callback, level)) = self.next_to_notify() {
             callback(level);
         }
     }
 
-    fn next_to_tell(&self) -> Option<(Arc<Callback>, Pressure)> {
+    fn next_to_notify(&self) -> Option<(Arc<Callback>, Pressure)> {
         let mut listeners = self.listeners.lock();
         let level = self.level();
-        let listener = listeners.iter_mut().find(|listener| listener.told != level)?;
-        listener.told = level;
+        let listener = listeners.iter_mut().find(|listener| listener.notified != level)?;
+        listener.notified = level;
         Some((Arc::clone(&listener.callback), level))
     }
 
-    /// Calls nobody from now on.
-    pub(super) fn silence(&self) {
+    /// Removes all listeners.
+    pub(super) fn clear_listeners(&self) {
         let listeners = std::mem::take(&mut *self.listeners.lock());
-        // What a callback owns may do anything when it is dropped: not under the lock.
+        // Dropped without the lock: the destructor of a callback may call into this account.
         drop(listeners);
     }
 }

@@ -1,47 +1,47 @@
-//! What a clone holds and uses, in one atomic word.
+//! A clone's granted and used frames in one atomic word.
 
 use super::CHUNK_FRAMES;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Bits of the word that count used frames; the others count chunks.
+/// Bits of the word that count used frames; the remaining bits count chunks.
 const USED_BITS: u32 = 36;
 
-/// The bits that count used frames.
+/// Mask of the bits that count used frames.
 const USED_MASK: u64 = (1 << USED_BITS) - 1;
 
-/// From this many frames on, four times as many as a clone can have, no more are counted: only a
-/// wrong caller takes them.
+/// Beyond this many used frames, four times what a clone can have, no more are counted: only a
+/// faulty caller takes them.
 pub(super) const MAX_USED: u64 = 1 << 34;
 
-// Threads that take at once may pass it by 2^32 frames each.
+// Concurrent callers may exceed it by 2^32 frames each.
 const _: () = assert!(MAX_USED < USED_MASK / 2 && USED_MASK / CHUNK_FRAMES < 1 << (63 - USED_BITS));
 
-/// What a clone holds and uses.
+/// A clone's granted and used frames.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Balance {
-    /// Chunks that the host gave.
+    /// Chunks granted by the host.
     pub(super) chunks: u64,
-    /// Frames in use, no more than the chunks hold.
+    /// Frames in use, at most those in the chunks.
     pub(super) used: u64,
 }
 
 impl Balance {
-    /// Frames that the host gave.
+    /// Frames granted by the host.
     pub(super) fn granted(self) -> u64 {
         self.chunks * CHUNK_FRAMES
     }
 
-    /// Frames that are neither used nor with the host.
+    /// Granted frames that are not in use.
     pub(super) fn spare(self) -> u64 {
         self.granted().saturating_sub(self.used)
     }
 
-    /// With this many more frames in use, at most.
+    /// This balance with `frames` more in use, saturating.
     pub(super) fn with_used(self, frames: u64) -> Self {
         Self { used: self.used.saturating_add(frames).min(USED_MASK), ..self }
     }
 
-    /// Without whole spare chunks, but for `keep` of them.
+    /// This balance without whole spare chunks, except `keep` of them.
     pub(super) fn without_surplus(self, keep: u64) -> Self {
         let surplus = (self.spare() / CHUNK_FRAMES).saturating_sub(keep);
         Self { chunks: self.chunks - surplus, ..self }
@@ -56,18 +56,18 @@ impl Balance {
     }
 }
 
-/// A balance that threads share.
+/// A balance shared between threads.
 #[derive(Debug, Default)]
 pub(super) struct SharedBalance(AtomicU64);
 
 impl SharedBalance {
-    /// The balance now.
+    /// The current balance.
     pub(super) fn get(&self) -> Balance {
         Balance::unpack(self.0.load(Ordering::Acquire))
     }
 
-    /// Replaces the balance by what `change` makes of it, unless that is `None`. Returns what it
-    /// was and is.
+    /// Replaces the balance with the result of `change`, unless that is `None`. Returns the balance
+    /// before and after.
     pub(super) fn change(
         &self,
         mut change: impl FnMut(Balance) -> Option<Balance>,

@@ -1,14 +1,15 @@
-//! Telling clones of a new level of pressure.
+//! Delivery of pressure changes to clones.
 
 use super::account::Account;
 use parking_lot::Mutex;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-/// Clones that are to be told, and whether a thread is telling them.
+/// Queue of clones to notify, and whether a thread is delivering.
 ///
-/// One thread tells at a time, and others leave their news to it. So callbacks come in order, and
-/// one that gives frames back, which may be news again, is not called inside itself.
+/// One thread at a time runs callbacks; other threads queue their clones for it. So callbacks of a
+/// host are serialized, and a callback that returns frames, which may change the pressure again, is
+/// not reentered.
 #[derive(Debug, Default)]
 pub(super) struct Deliveries(Mutex<Queue>);
 
@@ -19,15 +20,14 @@ struct Queue {
 }
 
 impl Deliveries {
-    /// Notes that a clone is to be told. At most once at a time; a account knows whether it is in
-    /// the queue.
+    /// Queues a clone to be notified, unless it is queued already.
     pub(super) fn push(&self, account: &Arc<Account>) {
         if account.enqueue() {
             self.0.lock().waiting.push_back(Arc::clone(account));
         }
     }
 
-    /// Tells all that wait, unless another thread does. Call it without a lock.
+    /// Notifies all queued clones, unless another thread is doing so. Call it without a lock.
     pub(super) fn run(&self) {
         {
             let mut queue = self.0.lock();
@@ -36,20 +36,21 @@ impl Deliveries {
             }
             queue.is_busy = true;
         }
-        // If a callback panics, somebody else tells the others.
-        let busy = Busy(&self.0);
-        while let Some(account) = busy.next() {
+        // If a callback panics, the guard lets another thread deliver the rest.
+        let guard = DeliveryGuard(&self.0);
+        while let Some(account) = guard.next() {
             account.dequeue();
-            account.tell();
+            account.notify();
         }
     }
 }
 
-/// This thread tells.
-struct Busy<'a>(&'a Mutex<Queue>);
+/// Held by the thread that delivers.
+struct DeliveryGuard<'a>(&'a Mutex<Queue>);
 
-impl Busy<'_> {
-    /// The next one; with none left, this thread has told all when the lock opens again.
+impl DeliveryGuard<'_> {
+    /// The next clone. `is_busy` is cleared under the same lock that finds the queue empty, so no
+    /// clone is left behind.
     fn next(&self) -> Option<Arc<Account>> {
         let mut queue = self.0.lock();
         let next = queue.waiting.pop_front();
@@ -58,7 +59,7 @@ impl Busy<'_> {
     }
 }
 
-impl Drop for Busy<'_> {
+impl Drop for DeliveryGuard<'_> {
     fn drop(&mut self) {
         if std::thread::panicking() {
             self.0.lock().is_busy = false;

@@ -1,4 +1,4 @@
-//! What a clone's memory holds, by color.
+//! A clone's resident frames, by color.
 
 use crate::color::Color;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -20,39 +20,39 @@ impl ByColor {
         self.0.iter().copied().map(u64::from).sum()
     }
 
-    /// Every color of which there are frames.
+    /// The colors with at least one frame.
     pub fn iter(&self) -> impl Iterator<Item = (Color, u32)> + '_ {
         Color::ALL.into_iter().zip(self.0).filter(|(_, frames)| *frames > 0)
     }
 }
 
-/// How many frames of each color a clone's memory holds now. Counted by many threads at once, each
-/// with one atomic operation.
+/// The number of resident frames of each color in a clone. Many threads may count at once; each
+/// count is one atomic operation.
 #[derive(Debug, Default)]
 pub struct Footprint([AtomicU32; Color::ALL.len()]);
 
 impl Footprint {
-    /// Of an empty clone.
+    /// The footprint of an empty clone.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Counts frames that came.
+    /// Counts frames that were installed.
     pub fn add(&self, color: Color, frames: u32) {
         if let Some(count) = self.0.get(usize::from(color as u8)) {
             count.fetch_add(frames, Ordering::Relaxed);
         }
     }
 
-    /// Counts frames that went; they were counted when they came.
+    /// Counts frames that were removed; [`add`](Self::add) must have counted them.
     pub fn remove(&self, color: Color, frames: u32) {
         if let Some(count) = self.0.get(usize::from(color as u8)) {
             count.fetch_sub(frames, Ordering::Relaxed);
         }
     }
 
-    /// The counts now. Frames that come or go meanwhile may be in it or not.
+    /// The current counts. Concurrent changes may or may not be included.
     #[must_use]
     pub fn now(&self) -> ByColor {
         let mut now = ByColor::default();

@@ -1,26 +1,25 @@
-//! What a clone's memory held, over time.
+//! Footprints of a clone over time.
 
 use super::ByColor;
 use std::time::Duration;
 
-/// What a clone's memory held at an instant.
+/// A clone's footprint at one time.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct FootprintSample {
-    /// When, by the clone's clock.
+    /// Time by the clone's clock.
     pub at: Duration,
     /// Frames by color.
     pub frames: ByColor,
 }
 
-/// Footprints over time: a bounded number of samples, whatever the time.
+/// Footprints over time, in a bounded number of samples.
 ///
-/// Starts with a fine resolution; when it is full, every second sample goes and the resolution is
-/// half as fine. So the samples always cover all of the time, about evenly, and there are between
-/// half as many as fit and as many.
+/// When the history is full, it drops every second sample and doubles the interval. So the samples
+/// cover all of the time about evenly, and there are between capacity/2 and capacity of them.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct FootprintHistory {
     samples: Vec<FootprintSample>,
-    /// The newest one offered, kept or not.
+    /// The newest sample offered, kept or not.
     latest: Option<FootprintSample>,
     capacity: usize,
     interval: Duration,
@@ -31,18 +30,18 @@ impl FootprintHistory {
     /// `interval`.
     #[must_use]
     pub fn new(capacity: usize, interval: Duration) -> Self {
-        // Doubling zero never thins out.
+        // A zero interval would stay zero when doubled.
         let interval = interval.max(Duration::from_nanos(1));
         Self { samples: Vec::new(), latest: None, capacity: capacity.max(2), interval }
     }
 
-    /// When the next sample is wanted; earlier ones are not kept.
+    /// Time of the next sample to keep; earlier samples are dropped.
     #[must_use]
     pub fn due(&self) -> Duration {
         self.samples.last().map_or(Duration::ZERO, |last| last.at.saturating_add(self.interval))
     }
 
-    /// Offers a sample. Time does not go back: a sample older than the last one is left out.
+    /// Offers a sample. A sample older than the last one is ignored.
     pub fn record(&mut self, at: Duration, frames: ByColor) {
         if self.latest.is_some_and(|latest| at < latest.at) {
             return;
@@ -66,14 +65,14 @@ impl FootprintHistory {
         self.samples.push(sample);
     }
 
-    /// The samples by time, the newest one offered included: at most one more than fit.
+    /// The samples by time, the newest one offered included: at most capacity + 1.
     pub fn samples(&self) -> impl Iterator<Item = FootprintSample> + '_ {
         let last = self.samples.last().map(|sample| sample.at);
         let newer = self.latest.filter(|latest| Some(latest.at) > last);
         self.samples.iter().copied().chain(newer)
     }
 
-    /// How close samples are, at least.
+    /// Minimum time between two samples.
     #[must_use]
     pub fn interval(&self) -> Duration {
         self.interval

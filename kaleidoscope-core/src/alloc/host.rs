@@ -1,4 +1,4 @@
-//! One host's memory for clones.
+//! A host's memory for its clones.
 
 use super::account::Account;
 use super::deliveries::Deliveries;
@@ -10,48 +10,49 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use thiserror::Error;
 
-/// Why a clone is refused.
+/// The host admits no clone because its pressure is [`Pressure::RefuseClones`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
 #[error(
-    "no new clone: {clones} clones hold {granted} of the {frames} frames that this host has for them, and from {refused_from} on new ones are refused"
+    "no new clone: {clones} clones hold {granted} of the {frames} frames that this host has for \
+     them, and from {refused_from} on new ones are refused"
 )]
 pub struct Refused {
-    /// Frames that clones hold.
+    /// Frames granted to clones.
     pub granted: u64,
-    /// Frames that the host has for clones.
+    /// The host's limit, in frames.
     pub frames: u64,
-    /// From how many granted frames on clones are refused.
+    /// Number of granted frames from which clones are refused.
     pub refused_from: u64,
-    /// Clones that there are.
+    /// Number of clones.
     pub clones: usize,
 }
 
-/// A host's accounts at an instant. All amounts are in frames.
+/// A snapshot of a host's accounts. All amounts are in frames.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct HostStatistics {
     /// Clones that hold a reservation.
     pub clones: usize,
-    /// Clones that were refused so far.
+    /// Clones refused so far.
     pub refused: u64,
-    /// Frames that clones hold, whole chunks.
+    /// Frames granted to clones, in whole chunks.
     pub granted: u64,
     /// Frames that clones use.
     pub used: u64,
-    /// Most frames that clones held at once.
+    /// Maximum of `granted` so far.
     pub peak: u64,
-    /// Frames that clones hold beyond the limit, because of faults.
+    /// Granted frames beyond the limit, because of faults.
     pub overdraft: u64,
-    /// How scarce memory is.
+    /// The pressure.
     pub pressure: Pressure,
 }
 
-/// One host's memory for clones: gives chunks to reservations and says how scarce it is.
+/// A host's memory for clones: grants chunks to reservations and computes the pressure.
 #[derive(Debug)]
 pub struct Host {
     limits: HostLimits,
     marks: Marks,
     state: Mutex<State>,
-    /// The state's, to be read without its lock.
+    /// Copy of `state.granted` for reads without the lock; `level` likewise.
     granted: AtomicU64,
     level: AtomicU8,
     pub(super) deliveries: Deliveries,
@@ -72,7 +73,7 @@ impl Host {
     #[must_use]
     pub fn new(limits: HostLimits) -> Arc<Self> {
         let marks = limits.marks();
-        // A mark at 0 holds from the start.
+        // A mark at 0 is reached from the start.
         let level = marks.level(Pressure::None, 0);
         Arc::new(Self {
             limits,
@@ -84,10 +85,10 @@ impl Host {
         })
     }
 
-    /// Admits a clone. It holds nothing yet.
+    /// Admits a clone, whose reservation starts empty.
     ///
     /// # Errors
-    /// [`Refused`] under the highest pressure.
+    /// [`Refused`] at [`Pressure::RefuseClones`].
     pub fn admit(self: &Arc<Self>, limits: CloneLimits) -> Result<Reservation, Refused> {
         let mut state = self.state.lock();
         if state.level >= Pressure::RefuseClones {
@@ -114,7 +115,7 @@ impl Host {
         self.limits
     }
 
-    /// How scarce memory is. One atomic load.
+    /// The current pressure. One atomic load.
     #[must_use]
     pub fn pressure(&self) -> Pressure {
         Pressure::from_u8(self.level.load(Ordering::Acquire))
@@ -126,19 +127,19 @@ impl Host {
         self.granted.load(Ordering::Acquire)
     }
 
-    /// Frames that clones hold beyond the limit, because of faults.
+    /// Granted frames beyond the limit, because of faults.
     #[must_use]
     pub fn overdraft(&self) -> u64 {
         self.granted().saturating_sub(self.limits.frames)
     }
 
-    /// Frames that clones use. Asks every clone's account.
+    /// Frames that clones use: a sum over all accounts.
     #[must_use]
     pub fn used(&self) -> u64 {
         self.state.lock().used()
     }
 
-    /// All accounts.
+    /// The statistics.
     #[must_use]
     pub fn statistics(&self) -> HostStatistics {
         let state = self.state.lock();
@@ -153,40 +154,40 @@ impl Host {
         }
     }
 
-    /// Gives chunks, beyond the limit if need be.
-    pub(super) fn draw_for_fault(&self, chunks: u64) {
-        let changed = self.book(|state| {
+    /// Grants chunks, beyond the limit if necessary.
+    pub(super) fn grant_for_fault(&self, chunks: u64) {
+        let changed = self.update(|state| {
             state.granted = state.granted.saturating_add(chunks.saturating_mul(CHUNK_FRAMES));
         });
-        self.settle_if(changed);
+        self.propagate_if(changed);
     }
 
-    /// Gives up to this many chunks; returns how many.
-    pub(super) fn draw_for_prefetch(&self, chunks: u64) -> u64 {
-        let most = self.limits.frames.saturating_sub(self.limits.reserve);
-        let mut given = 0;
-        let changed = self.book(|state| {
+    /// Grants up to `chunks` chunks; returns how many.
+    pub(super) fn grant_for_prefetch(&self, chunks: u64) -> u64 {
+        let limit = self.limits.frames.saturating_sub(self.limits.reserve);
+        let mut granted = 0;
+        let changed = self.update(|state| {
             if state.level == Pressure::None {
-                given = (most.saturating_sub(state.granted) / CHUNK_FRAMES).min(chunks);
-                state.granted += given * CHUNK_FRAMES;
+                granted = (limit.saturating_sub(state.granted) / CHUNK_FRAMES).min(chunks);
+                state.granted += granted * CHUNK_FRAMES;
             }
         });
-        self.settle_if(changed);
-        given
+        self.propagate_if(changed);
+        granted
     }
 
-    /// Takes chunks back.
-    pub(super) fn put_back(&self, frames: u64) {
+    /// Takes back frames of whole chunks.
+    pub(super) fn return_frames(&self, frames: u64) {
         if frames > 0 {
-            let changed = self.book(|state| state.granted = state.granted.saturating_sub(frames));
-            self.settle_if(changed);
+            let changed = self.update(|state| state.granted = state.granted.saturating_sub(frames));
+            self.propagate_if(changed);
         }
     }
 
-    /// A clone ends; takes back what it held.
+    /// Removes a clone and takes back its chunks.
     pub(super) fn close(&self, account: &Account) {
         let mut closed = None;
-        let changed = self.book(|state| {
+        let changed = self.update(|state| {
             let mut frames = 0;
             account.balance.change(|balance| {
                 frames = balance.granted();
@@ -196,11 +197,11 @@ impl Host {
             closed = state.accounts.remove(&account.serial);
         });
         drop(closed);
-        self.settle_if(changed);
+        self.propagate_if(changed);
     }
 
-    /// Changes the accounts; returns whether the level changed.
-    fn book(&self, change: impl FnOnce(&mut State)) -> bool {
+    /// Changes the state; returns whether the level changed.
+    fn update(&self, change: impl FnOnce(&mut State)) -> bool {
         let mut state = self.state.lock();
         change(&mut state);
         state.peak = state.peak.max(state.granted);
@@ -211,11 +212,11 @@ impl Host {
         state.level != before
     }
 
-    /// The host's level is another one: gives every clone its new level, takes spare chunks back
-    /// when they are wanted, and tells the clones. Call it without a lock.
-    fn settle_if(&self, changed: bool) {
-        let mut is_settled = !changed;
-        while !is_settled {
+    /// After a change of the host's level: recomputes every clone's level, takes back spare chunks
+    /// under [`Pressure::Reclaim`], and notifies the clones. Call it without a lock.
+    fn propagate_if(&self, changed: bool) {
+        let mut is_done = !changed;
+        while !is_done {
             let accounts: Vec<_> = self.state.lock().accounts.values().cloned().collect();
             for account in &accounts {
                 self.refresh(account);
@@ -224,13 +225,14 @@ impl Host {
             if self.pressure() >= Pressure::Reclaim {
                 surplus = accounts.iter().map(|account| account.take_surplus(0)).sum();
             }
-            let give = |state: &mut State| state.granted = state.granted.saturating_sub(surplus);
-            is_settled = surplus == 0 || !self.book(give);
+            let take_back =
+                |state: &mut State| state.granted = state.granted.saturating_sub(surplus);
+            is_done = surplus == 0 || !self.update(take_back);
         }
         self.deliveries.run();
     }
 
-    /// Computes a clone's level anew, and notes that it is to be told.
+    /// Recomputes a clone's level, and queues the clone if the level changed.
     pub(super) fn refresh(&self, account: &Arc<Account>) {
         if account.refresh(|| self.pressure()) {
             self.deliveries.push(account);

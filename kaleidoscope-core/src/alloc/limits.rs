@@ -1,28 +1,28 @@
-//! How much memory a host and a clone may use.
+//! Memory limits of hosts and clones.
 
 use super::pressure::Marks;
 
-/// What a host has for its clones. All amounts are in frames.
+/// A host's limits for its clones. All amounts are in frames.
 ///
-/// Pressure is measured by what is granted, whole chunks of [`CHUNK_FRAMES`](super::CHUNK_FRAMES).
+/// The marks are compared with the granted frames, in whole chunks of
+/// [`CHUNK_FRAMES`](super::CHUNK_FRAMES).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct HostLimits {
-    /// Most frames for all clones together. Only faults go beyond.
+    /// Maximum of all clones together. Only faults exceed it.
     pub frames: u64,
-    /// How many of them prefetch leaves to faults.
+    /// How many of these frames are reserved for faults.
     pub reserve: u64,
-    /// From this many granted frames on, clones prefetch less.
+    /// From this many granted frames, clones prefetch less.
     pub shrink_prefetch_at: u64,
-    /// From this many on, clones prefetch nothing and take back what was prefetched and not
-    /// touched.
+    /// From this many, clones stop prefetching and reclaim prefetched pages that were not touched.
     pub reclaim_at: u64,
-    /// From this many on, new clones are refused.
+    /// From this many, new clones are refused.
     pub refuse_clones_at: u64,
 }
 
 impl HostLimits {
-    /// Limits for this many frames: a 16th kept for faults; prefetch shrinks at three quarters,
-    /// clones reclaim at seven eighths and are refused at fifteen sixteenths.
+    /// Limits for this many frames: 1/16 is reserved for faults, prefetch shrinks at 3/4, clones
+    /// reclaim at 7/8, and new clones are refused at 15/16.
     #[must_use]
     pub fn for_frames(frames: u64) -> Self {
         Self {
@@ -34,7 +34,7 @@ impl HostLimits {
         }
     }
 
-    /// No limits: only counting.
+    /// No limits; frames are only counted.
     #[must_use]
     pub fn unlimited() -> Self {
         Self {
@@ -51,21 +51,20 @@ impl HostLimits {
     }
 }
 
-/// What one clone may have. All amounts are in frames, of those that it uses.
+/// A clone's limits. All amounts are in frames in use.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct CloneLimits {
-    /// Most frames. Only faults go beyond.
+    /// Maximum. Only faults exceed it.
     pub frames: u64,
-    /// From this many frames in use on, the clone prefetches less.
+    /// From this many frames, the clone prefetches less.
     pub shrink_prefetch_at: u64,
-    /// From this many on, it prefetches nothing and takes back what was prefetched and not
+    /// From this many, the clone stops prefetching and reclaims prefetched pages that were not
     /// touched.
     pub reclaim_at: u64,
 }
 
 impl CloneLimits {
-    /// Limits for a clone with this many frames: prefetch shrinks at three quarters, and it
-    /// reclaims at fifteen sixteenths.
+    /// Limits for a clone with this many frames: prefetch shrinks at 3/4, and it reclaims at 15/16.
     #[must_use]
     pub fn for_frames(frames: u64) -> Self {
         Self { frames, shrink_prefetch_at: frames - frames / 4, reclaim_at: frames - frames / 16 }
@@ -78,7 +77,7 @@ impl CloneLimits {
     }
 
     pub(super) fn marks(&self) -> Marks {
-        // A clone has no clones to refuse.
+        // A clone admits no clones.
         Marks::new(self.shrink_prefetch_at, self.reclaim_at, u64::MAX)
     }
 }

@@ -1,19 +1,19 @@
-//! How scarce memory is.
+//! Pressure levels.
 
 use std::fmt;
 
-/// How scarce memory is, from not at all to very.
+/// How scarce memory is, in ascending order.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 #[repr(u8)]
 pub enum Pressure {
-    /// There is enough.
+    /// Memory is sufficient.
     #[default]
     None = 0,
-    /// Prefetch less: a clone gets no more chunks for it, only what its last one holds.
+    /// Prefetch less: a clone gets no more chunks for prefetch, and uses only its spare frames.
     ShrinkPrefetch = 1,
-    /// Prefetch nothing, and take back what was prefetched and not touched.
+    /// Prefetch nothing, and reclaim prefetched pages that were not touched.
     Reclaim = 2,
-    /// As [`Pressure::Reclaim`]; and new clones are refused.
+    /// As [`Pressure::Reclaim`], and new clones are refused.
     RefuseClones = 3,
 }
 
@@ -22,7 +22,7 @@ impl Pressure {
     pub const ALL: [Self; 4] =
         [Self::None, Self::ShrinkPrefetch, Self::Reclaim, Self::RefuseClones];
 
-    /// The level with this number; the highest for a larger one.
+    /// The level with this number; the highest level for larger numbers.
     pub(super) fn from_u8(number: u8) -> Self {
         Self::ALL.get(usize::from(number)).copied().unwrap_or(Self::RefuseClones)
     }
@@ -39,10 +39,10 @@ impl fmt::Display for Pressure {
     }
 }
 
-/// From which amount on each level holds.
+/// The amount from which each level holds.
 ///
-/// A level falls later than it rises, once the amount is a 32nd below its mark: else one frame more
-/// and one less would tell every clone each time.
+/// A level ends 1/32 below the mark at which it begins. Without this hysteresis, taking and
+/// returning one frame at a mark would notify every clone each time.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Marks([(Pressure, u64); 3]);
 
@@ -55,25 +55,25 @@ impl Marks {
         ])
     }
 
-    /// The level at an amount, after `before`.
+    /// The level at an amount, given the level before.
     pub(super) fn level(&self, before: Pressure, amount: u64) -> Pressure {
         let holds = |(level, mark): &(Pressure, u64)| {
-            amount >= *mark || (*level <= before && amount >= fall(*mark))
+            amount >= *mark || (*level <= before && amount >= falling_mark(*mark))
         };
         let highest = self.0.iter().filter(|step| holds(step)).map(|step| step.0).max();
         highest.unwrap_or_default()
     }
 
-    /// Whether a mark, of rise or fall, lies between two amounts: if none does, the level is the
-    /// same.
+    /// Whether a rising or falling mark lies between two amounts; if none does, the level is the
+    /// same at both.
     pub(super) fn is_between(&self, a: u64, b: u64) -> bool {
         let between = |mark: u64| (a < mark) != (b < mark);
-        self.0.iter().any(|(_, mark)| between(*mark) || between(fall(*mark)))
+        self.0.iter().any(|(_, mark)| between(*mark) || between(falling_mark(*mark)))
     }
 }
 
-/// Below which amount a level ends that begins at `mark`.
-fn fall(mark: u64) -> u64 {
+/// The amount below which a level ends that begins at `mark`.
+fn falling_mark(mark: u64) -> u64 {
     mark.saturating_sub(mark / 32)
 }
 
@@ -104,9 +104,12 @@ mod tests {
     }
 
     proptest! {
-        /// Whoever looks only when a mark is passed misses no change.
+        /// Recomputing the level only when a mark is crossed misses no change.
         #[test]
-        fn changes_happen_at_marks(marks: [u8; 3], amounts in prop::collection::vec(any::<u8>(), 1..50)) {
+        fn changes_happen_at_marks(
+            marks: [u8; 3],
+            amounts in prop::collection::vec(any::<u8>(), 1..50),
+        ) {
             let marks = Marks::new(marks[0].into(), marks[1].into(), marks[2].into());
             let mut at = 0;
             let mut level = marks.level(Pressure::None, at);

@@ -1,14 +1,14 @@
-//! What a clone holds of its host's memory.
+//! A clone's reservation of its host's memory.
 
 use super::account::Account;
 use super::balance::{Balance, MAX_USED};
 use super::{CHUNK_FRAMES, CloneLimits, Host, Pressure};
 use std::sync::Arc;
 
-/// One clone's share of its host's memory. Dropping it returns everything.
+/// A clone's share of its host's memory. Dropping it returns everything.
 ///
-/// Counts the frames that the clone uses; the host counts the chunks that they lie in. All methods
-/// may be called by many threads at once.
+/// The reservation counts the frames in use; the host counts the chunks that hold them. All methods
+/// may be called from many threads at once.
 #[derive(Debug)]
 #[must_use = "a clone holds its reservation as long as it uses memory"]
 pub struct Reservation {
@@ -21,21 +21,21 @@ impl Reservation {
         Self { host, account }
     }
 
-    /// Takes frames for a fault, or any other need that cannot wait. Never fails: where a limit is
-    /// reached, they are taken beyond it and counted as [overdraft](Self::overdraft).
+    /// Takes frames for a fault, or for another need that cannot wait. Never fails: frames beyond a
+    /// limit are counted as [overdraft](Self::overdraft).
     pub fn take_for_fault(&self, frames: u32) {
         if self.used() >= MAX_USED {
             return;
         }
         let frames = u64::from(frames);
-        // Chunks drawn are added together with taking: nobody returns them as surplus before. No
-        // more are drawn than all of the frames need, so this ends, however many take at
-        // once.
-        let mut drawn = 0;
+        // Granted chunks are added and used in one step, so that no other thread returns them as
+        // surplus in between. No more chunks are requested than `frames` need, so the loop ends
+        // however many threads take at once.
+        let mut granted = 0;
         let taken = loop {
             let mut spare = 0;
             let taken = self.account.balance.change(|balance| {
-                let balance = Balance { chunks: balance.chunks + drawn, ..balance };
+                let balance = Balance { chunks: balance.chunks + granted, ..balance };
                 spare = balance.spare();
                 (spare >= frames).then(|| balance.with_used(frames))
             });
@@ -43,15 +43,15 @@ impl Reservation {
                 break taken;
             }
             let missing = frames.saturating_sub(spare).div_ceil(CHUNK_FRAMES);
-            self.host.draw_for_fault(missing);
-            drawn += missing;
+            self.host.grant_for_fault(missing);
+            granted += missing;
         };
-        self.after(taken);
+        self.refresh_level(taken);
     }
 
-    /// Takes up to this many frames for prefetch and returns how many: all of them where there is
-    /// enough; what the clone's chunks still hold under [`Pressure::ShrinkPrefetch`]; none from
-    /// [`Pressure::Reclaim`] on. Never goes beyond a limit.
+    /// Takes up to `frames` frames for prefetch and returns how many it took: all of them if memory
+    /// is sufficient, spare frames of the clone's chunks under [`Pressure::ShrinkPrefetch`], and 0
+    /// from [`Pressure::Reclaim`] on. Never exceeds a limit.
     #[must_use]
     pub fn take_for_prefetch(&self, frames: u32) -> u64 {
         let level = self.pressure();
@@ -59,8 +59,8 @@ impl Reservation {
             return 0;
         }
         let wanted = |balance: Balance| {
-            let most = self.account.limits.frames.min(MAX_USED);
-            u64::from(frames).min(most.saturating_sub(balance.used))
+            let limit = self.account.limits.frames.min(MAX_USED);
+            u64::from(frames).min(limit.saturating_sub(balance.used))
         };
         let take = |balance: Balance| {
             let frames = wanted(balance).min(balance.spare());
@@ -69,7 +69,7 @@ impl Reservation {
         let balance = self.account.balance.get();
         let missing = wanted(balance).saturating_sub(balance.spare());
         if missing > 0 && level == Pressure::None {
-            let chunks = self.host.draw_for_prefetch(missing.div_ceil(CHUNK_FRAMES));
+            let chunks = self.host.grant_for_prefetch(missing.div_ceil(CHUNK_FRAMES));
             if chunks > 0 {
                 let add =
                     |balance: Balance| Some(Balance { chunks: balance.chunks + chunks, ..balance });
@@ -77,38 +77,38 @@ impl Reservation {
             }
         }
         let taken = self.account.balance.change(take);
-        self.after(taken);
+        self.refresh_level(taken);
         taken.map_or(0, |(before, after)| after.used - before.used)
     }
 
-    /// Gives frames back that were taken. More than that is not counted.
+    /// Returns frames that were taken. The count of used frames stops at 0.
     pub fn give_back(&self, frames: u32) {
-        // A spare chunk is kept for the next frames, unless others need it.
+        // One spare chunk is kept for later frames, unless memory is scarce.
         let keep = u64::from(self.pressure() < Pressure::Reclaim);
-        let given = self.account.balance.change(|balance| {
+        let returned = self.account.balance.change(|balance| {
             let used = balance.used.saturating_sub(u64::from(frames));
             Some(Balance { used, ..balance }.without_surplus(keep))
         });
-        self.after(given);
-        if let Some((before, after)) = given {
-            self.host.put_back((before.chunks - after.chunks) * CHUNK_FRAMES);
+        self.refresh_level(returned);
+        if let Some((before, after)) = returned {
+            self.host.return_frames((before.chunks - after.chunks) * CHUNK_FRAMES);
         }
     }
 
-    /// How scarce memory is, for this clone: on its host, or under its own limit. One atomic load.
+    /// The pressure on this clone: the maximum of its host's and its own. One atomic load.
     #[must_use]
     pub fn pressure(&self) -> Pressure {
         self.account.level()
     }
 
-    /// Has `callback` called with the level of [`Reservation::pressure`] whenever it is another one
-    /// than at the last call, and at once unless it is [`Pressure::None`]. It is removed when
-    /// the reservation is dropped.
+    /// Calls `callback` with the level of [`Reservation::pressure`] whenever the level differs from
+    /// that of the last call, and at once unless it is [`Pressure::None`]. The callback is removed
+    /// when the reservation is dropped.
     ///
-    /// Called without a lock, by whichever thread takes or gives frames, of this clone or another
-    /// one, and by one thread of the host at a time; so it should be short: set a flag, wake a
-    /// thread, give frames back. Where levels change faster than callbacks return, levels in
-    /// between are left out; the last one never is.
+    /// The callback runs without a lock, on the thread that takes or returns frames for this or
+    /// another clone. A host runs one callback at a time, so a callback should be short: set a
+    /// flag, wake a thread, return frames. If levels change faster than callbacks return,
+    /// intermediate levels are skipped; the last level is always delivered.
     pub fn on_pressure(&self, callback: Box<dyn Fn(Pressure) + Send + Sync>) {
         self.account.listen(callback);
         self.host.deliveries.push(&self.account);
@@ -121,13 +121,13 @@ impl Reservation {
         self.account.balance.get().used
     }
 
-    /// Frames that it holds: a multiple of [`CHUNK_FRAMES`].
+    /// Frames granted to the clone: a multiple of [`CHUNK_FRAMES`].
     #[must_use]
     pub fn granted(&self) -> u64 {
         self.account.balance.get().granted()
     }
 
-    /// Frames that it uses beyond its limit, because of faults.
+    /// Frames in use beyond the clone's limit, because of faults.
     #[must_use]
     pub fn overdraft(&self) -> u64 {
         self.used().saturating_sub(self.account.limits.frames)
@@ -145,8 +145,8 @@ impl Reservation {
         &self.host
     }
 
-    /// Computes the clone's level anew if a change of its balance may have changed it.
-    fn after(&self, change: Option<(Balance, Balance)>) {
+    /// Recomputes the clone's level if the change of its balance crossed a mark.
+    fn refresh_level(&self, change: Option<(Balance, Balance)>) {
         if let Some((before, after)) = change
             && self.account.marks.is_between(before.used, after.used)
         {
@@ -158,7 +158,7 @@ impl Reservation {
 
 impl Drop for Reservation {
     fn drop(&mut self) {
-        self.account.silence();
+        self.account.clear_listeners();
         self.host.close(&self.account);
     }
 }

@@ -1,4 +1,4 @@
-//! Grants and hosts against a naive model, alone and with many threads.
+//! Reservations and hosts against a naive model, on one thread and on many.
 
 use super::*;
 use parking_lot::Mutex;
@@ -6,21 +6,21 @@ use proptest::prelude::*;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// What callbacks were told, in order.
-type Told = Arc<Mutex<Vec<Pressure>>>;
+/// Levels that a callback received, in order.
+type Notifications = Arc<Mutex<Vec<Pressure>>>;
 
-fn listen(reservation: &Reservation) -> Told {
-    let told = Told::default();
-    let to = Arc::clone(&told);
+fn listen(reservation: &Reservation) -> Notifications {
+    let notified = Notifications::default();
+    let to = Arc::clone(&notified);
     reservation.on_pressure(Box::new(move |level| to.lock().push(level)));
-    told
+    notified
 }
 
 fn host(frames: u64) -> Arc<Host> {
     Host::new(HostLimits::for_frames(frames))
 }
 
-/// Whether a level fits an amount, given that it may linger down to a 32nd below its mark.
+/// Whether a level is possible at an amount, with hysteresis down to 1/32 below its mark.
 fn fits(level: Pressure, amount: u64, marks: [u64; 3]) -> bool {
     let number = usize::from(level as u8);
     let low = number.checked_sub(1).map_or(0, |below| marks[below] - marks[below] / 32);
@@ -53,8 +53,9 @@ fn pressure_rises_in_steps_and_faults_go_on() {
     let host = host(64 * 512);
     let reservation = host.admit(CloneLimits::unlimited()).unwrap();
     let other = host.admit(CloneLimits::unlimited()).unwrap();
-    let (told, told_other) = (listen(&reservation), listen(&other));
-    // Prefetch gets to the first mark in one go, and no further than what the clone holds then.
+    let (notified, told_other) = (listen(&reservation), listen(&other));
+    // Prefetch reaches the first mark in one call, then only the spare frames of the clone's
+    // chunks.
     assert_eq!(reservation.take_for_prefetch(48 * 512 - 10), 48 * 512 - 10);
     assert_eq!(
         (host.pressure(), other.pressure()),
@@ -62,7 +63,7 @@ fn pressure_rises_in_steps_and_faults_go_on() {
     );
     assert_eq!(reservation.take_for_prefetch(100), 10, "what its last chunk holds");
     assert_eq!(other.take_for_prefetch(100), 0, "it holds nothing");
-    // Faults go on: to reclaim, to refusal, and beyond the limit.
+    // Faults continue past reclaim, past refusal, and beyond the limit.
     other.take_for_fault(8 * 512);
     assert_eq!(reservation.pressure(), Pressure::Reclaim);
     assert!(host.admit(CloneLimits::unlimited()).is_ok());
@@ -79,7 +80,7 @@ fn pressure_rises_in_steps_and_faults_go_on() {
     reservation.give_back(48 * 512);
     assert_eq!(host.pressure(), Pressure::None);
     use Pressure::{None, Reclaim, RefuseClones, ShrinkPrefetch};
-    assert_eq!(*told.lock(), [ShrinkPrefetch, Reclaim, RefuseClones, ShrinkPrefetch, None]);
+    assert_eq!(*notified.lock(), [ShrinkPrefetch, Reclaim, RefuseClones, ShrinkPrefetch, None]);
     assert_eq!(
         *told_other.lock(),
         [ShrinkPrefetch, Reclaim, RefuseClones],
@@ -102,7 +103,7 @@ fn the_reserve_is_left_to_faults() {
 fn a_clone_has_limits_of_its_own() {
     let host = host(1 << 20);
     let reservation = host.admit(CloneLimits::for_frames(1600)).unwrap();
-    let told = listen(&reservation);
+    let notified = listen(&reservation);
     let other = host.admit(CloneLimits::unlimited()).unwrap();
     assert_eq!(reservation.take_for_prefetch(1199), 1199);
     assert_eq!(reservation.pressure(), Pressure::None);
@@ -116,7 +117,7 @@ fn a_clone_has_limits_of_its_own() {
     reservation.give_back(1636);
     assert_eq!(reservation.pressure(), Pressure::None);
     use Pressure::{None, Reclaim, ShrinkPrefetch};
-    assert_eq!(*told.lock(), [ShrinkPrefetch, Reclaim, None]);
+    assert_eq!(*notified.lock(), [ShrinkPrefetch, Reclaim, None]);
 }
 
 #[test]
@@ -135,18 +136,18 @@ fn spare_chunks_return_when_others_need_them() {
     assert_eq!(idle.granted(), 0, "not kept under pressure");
 }
 
-/// A callback that gives frames back changes the level itself, and so calls for itself again: no
-/// deadlock, no recursion.
+/// A callback that returns frames changes the level, and so is queued again: no deadlock and no
+/// recursion.
 #[test]
 fn a_callback_may_give_back() {
     let host = host(64 * 512);
     let reservations: Vec<_> =
         (0..8).map(|_| Arc::new(host.admit(CloneLimits::unlimited()).unwrap())).collect();
-    let told = Told::default();
+    let notified = Notifications::default();
     for reservation in &reservations {
-        let (own, told) = (Arc::downgrade(reservation), Arc::clone(&told));
+        let (own, notified) = (Arc::downgrade(reservation), Arc::clone(&notified));
         reservation.on_pressure(Box::new(move |level| {
-            told.lock().push(level);
+            notified.lock().push(level);
             if let Some(own) = own.upgrade().filter(|_| level >= Pressure::Reclaim) {
                 own.give_back(4 * 512);
             }
@@ -155,32 +156,32 @@ fn a_callback_may_give_back() {
     for reservation in &reservations {
         reservation.take_for_fault(8 * 512);
     }
-    assert!(told.lock().contains(&Pressure::Reclaim));
+    assert!(notified.lock().contains(&Pressure::Reclaim));
     assert!(host.granted() < 56 * 512, "{}", host.granted());
     drop(reservations);
     assert_eq!((host.granted(), host.used()), (0, 0));
 }
 
 #[test]
-fn a_late_listener_hears_the_level() {
+fn a_new_listener_is_called_with_the_current_level() {
     let host = Host::new(HostLimits { shrink_prefetch_at: 0, ..HostLimits::unlimited() });
     let reservation = host.admit(CloneLimits::unlimited()).unwrap();
     assert_eq!(*listen(&reservation).lock(), [Pressure::ShrinkPrefetch]);
 }
 
-/// A callback that panics takes its thread down, not the others' news.
+/// A callback that panics ends its thread; other listeners are still notified.
 #[test]
-fn a_panic_in_a_callback_is_its_own() {
+fn a_panic_in_a_callback_affects_only_its_thread() {
     let host = host(64 * 512);
     let bad = host.admit(CloneLimits::unlimited()).unwrap();
     bad.on_pressure(Box::new(|_| panic!("on purpose")));
     let good = host.admit(CloneLimits::unlimited()).unwrap();
-    let told = listen(&good);
+    let notified = listen(&good);
     let result = std::thread::scope(|scope| scope.spawn(|| bad.take_for_fault(50 * 512)).join());
     assert!(result.is_err());
     drop(bad);
     good.take_for_fault(60 * 512);
-    assert_eq!(told.lock().last(), Some(&Pressure::RefuseClones));
+    assert_eq!(notified.lock().last(), Some(&Pressure::RefuseClones));
 }
 
 #[test]
@@ -216,17 +217,16 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// What the naive model knows of a clone: what it uses, and whether a fault ever took beyond a
-/// limit.
+/// The naive model of a clone: its used frames.
 struct Model {
     reservation: Reservation,
-    told: Told,
+    notified: Notifications,
     used: u64,
 }
 
 proptest! {
     #[test]
-    fn accounts_are_a_naive_models(
+    fn accounts_agree_with_a_naive_model(
         chunks in 4u64..64,
         steps in prop::collection::vec(step(), 1..200),
     ) {
@@ -241,7 +241,7 @@ proptest! {
                 Step::Admit { frames } => match host.admit(CloneLimits::for_frames(frames)) {
                     Ok(reservation) => {
                         prop_assert!(before.pressure < Pressure::RefuseClones);
-                        clones.push(Model { told: listen(&reservation), reservation, used: 0 });
+                        clones.push(Model { notified: listen(&reservation), reservation, used: 0 });
                     }
                     Err(refused) => {
                         prop_assert_eq!(before.pressure, Pressure::RefuseClones);
@@ -262,14 +262,17 @@ proptest! {
                     };
                     let taken = clones[at].reservation.take_for_prefetch(frames);
                     clones[at].used += taken;
-                    let left = clones[at].reservation.limits().frames.saturating_sub(clones[at].used - taken);
+                    let limit = clones[at].reservation.limits().frames;
+                    let left = limit.saturating_sub(clones[at].used - taken);
                     prop_assert!(taken <= left && taken <= u64::from(frames));
                     match level {
                         Pressure::None => {
-                            let room = (limits.frames - limits.reserve).saturating_sub(before.granted);
+                            let most = limits.frames - limits.reserve;
+                            let room = most.saturating_sub(before.granted);
                             let most = spare + room / 512 * 512;
                             let expected = most.min(left).min(u64::from(frames));
-                            // A draw that leads to reclaim takes the clone's own spare chunk back.
+                            // A grant that raises the pressure to reclaim takes back the clone's
+                            // own spare chunk.
                             let lost = if spare >= 512 { 512 } else { 0 };
                             prop_assert!(taken <= expected && taken + lost >= expected);
                         }
@@ -287,27 +290,32 @@ proptest! {
                 Step::Drop { clone } if !clones.is_empty() => {
                     drop(clones.swap_remove(clone % clones.len()));
                 }
-                Step::Fault { .. } | Step::Prefetch { .. } | Step::GiveBack { .. } | Step::Drop { .. } => {}
+                Step::Fault { .. }
+                | Step::Prefetch { .. }
+                | Step::GiveBack { .. }
+                | Step::Drop { .. } => {}
             }
             let now = host.statistics();
             prop_assert!(fits(now.pressure, now.granted, marks), "{:?} of {:?}", now, limits);
-            prop_assert_eq!(now.granted, clones.iter().map(|c| c.reservation.granted()).sum::<u64>());
+            let granted: u64 = clones.iter().map(|c| c.reservation.granted()).sum();
+            prop_assert_eq!(now.granted, granted);
             prop_assert_eq!(now.used, clones.iter().map(|c| c.used).sum::<u64>());
             prop_assert_eq!(now.overdraft, now.granted.saturating_sub(limits.frames));
             if !is_fault {
                 prop_assert!(now.overdraft <= before.overdraft, "only faults go beyond the limit");
             }
-            for Model { reservation, told, used } in &clones {
+            for Model { reservation, notified, used } in &clones {
                 prop_assert_eq!(reservation.used(), *used);
-                prop_assert!(reservation.granted() % CHUNK_FRAMES == 0 && reservation.granted() >= *used);
+                prop_assert!(reservation.granted() % CHUNK_FRAMES == 0);
+                prop_assert!(reservation.granted() >= *used);
                 prop_assert!(reservation.granted() - used < 2 * CHUNK_FRAMES);
                 let own = reservation.limits();
                 let marks = [own.shrink_prefetch_at, own.reclaim_at, u64::MAX];
                 let (level, of_host) = (reservation.pressure(), now.pressure);
                 prop_assert!(level == of_host || (level > of_host && fits(level, *used, marks)));
-                let told = told.lock();
-                prop_assert!(told.windows(2).all(|w| w[0] != w[1]));
-                prop_assert_eq!(told.last().copied().unwrap_or_default(), level);
+                let notified = notified.lock();
+                prop_assert!(notified.windows(2).all(|w| w[0] != w[1]));
+                prop_assert_eq!(notified.last().copied().unwrap_or_default(), level);
             }
         }
         drop(clones);
@@ -316,7 +324,8 @@ proptest! {
         prop_assert_eq!(end.pressure, Pressure::None);
     }
 
-    /// Many threads, several for each clone: whatever their order, accounts are right in the end and everything returns.
+    /// Several threads per clone, in any order: the accounts are right in the end, and all frames
+    /// are returned.
     #[test]
     fn threads_do_not_lose_frames(seed: u64) {
         const CLONES: usize = 6;
@@ -352,8 +361,10 @@ proptest! {
                             _ => unreachable!(),
                         }
                         assert!(host.granted() % CHUNK_FRAMES == 0);
-                        // A clone that comes and goes.
-                        if random >> 32 & 15 == 0 && let Ok(guest) = host.admit(CloneLimits::unlimited()) {
+                        // A short-lived clone.
+                        if random >> 32 & 15 == 0
+                            && let Ok(guest) = host.admit(CloneLimits::unlimited())
+                        {
                             guest.take_for_fault(700);
                         }
                     }
@@ -363,12 +374,14 @@ proptest! {
         });
         let total: u64 = clones.iter().map(|(_, used, _)| used.load(Ordering::Relaxed)).sum();
         prop_assert_eq!(host.used(), total);
-        prop_assert_eq!(host.granted(), clones.iter().map(|(_, _, reservation)| reservation.granted()).sum::<u64>());
+        let granted: u64 = clones.iter().map(|(_, _, reservation)| reservation.granted()).sum();
+        prop_assert_eq!(host.granted(), granted);
         let marks = [limits.shrink_prefetch_at, limits.reclaim_at, limits.refuse_clones_at];
         prop_assert!(fits(host.pressure(), host.granted(), marks));
-        for (told, used, reservation) in &clones {
+        for (notified, used, reservation) in &clones {
             prop_assert_eq!(reservation.used(), used.load(Ordering::Relaxed));
-            prop_assert_eq!(told.lock().last().copied().unwrap_or_default(), reservation.pressure());
+            let last = notified.lock().last().copied().unwrap_or_default();
+            prop_assert_eq!(last, reservation.pressure());
             prop_assert!(reservation.pressure() >= host.pressure());
         }
         drop(clones);

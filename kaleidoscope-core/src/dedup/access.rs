@@ -1,27 +1,27 @@
-//! What a frame's temperature says about sharing it.
+//! The access class of a frame, derived from its temperature.
 
 use crate::color::{Temperature, UnknownName};
 use std::fmt;
 use std::str::FromStr;
 
-/// How a frame was used lately, as far as it matters for sharing: a page that was written to will
-/// be again, and is equal to fewer others.
+/// How a frame was used recently. Applies to all memory but file pages. A page that was written to
+/// is likely to be written again and is equal to fewer other pages.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 #[repr(u8)]
 pub enum AccessClass {
-    /// No sign of use.
+    /// No hint of use.
     Cold = 0,
-    /// It was read or run: an accessed bit, or the kernel's own signs.
+    /// Read or executed: an accessed bit, or hints from the guest kernel.
     Used = 1,
-    /// A process wrote to it: a dirty bit.
+    /// Written by a process: a dirty bit.
     Written = 2,
 }
 
 impl AccessClass {
-    /// Every access, in numeric order.
+    /// Every access class, in numeric order.
     pub const ALL: [Self; 3] = [Self::Cold, Self::Used, Self::Written];
 
-    /// The access of a frame with these signs.
+    /// The access class of a frame with this temperature.
     #[must_use]
     pub fn of(temperature: Temperature) -> Self {
         let used = [
@@ -32,7 +32,7 @@ impl AccessClass {
         ];
         if temperature.contains(Temperature::DIRTY) {
             Self::Written
-        } else if used.into_iter().any(|sign| temperature.contains(sign)) {
+        } else if used.into_iter().any(|hint| temperature.contains(hint)) {
             Self::Used
         } else {
             Self::Cold
@@ -61,7 +61,7 @@ impl FromStr for AccessClass {
 
     fn from_str(name: &str) -> Result<Self, UnknownName> {
         let found = Self::ALL.into_iter().find(|access| access.name() == name);
-        found.ok_or_else(|| UnknownName::new("access", name))
+        found.ok_or_else(|| UnknownName::new("access class", name))
     }
 }
 
@@ -84,7 +84,7 @@ mod tests {
         assert_eq!(
             AccessClass::of(Temperature::COMMON),
             AccessClass::Cold,
-            "no sign of this guest's use"
+            "no hint of use in this guest"
         );
     }
 }

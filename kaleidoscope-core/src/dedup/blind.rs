@@ -1,11 +1,11 @@
-//! Every frame, in order: the bound, and what the others are compared with.
+//! A selector of all frames in frame order: the baseline for the other selectors.
 
 use super::DedupSelector;
 use crate::addr::FrameIndex;
 use crate::prefetch::LocalityOrder;
 use std::sync::Arc;
 
-/// All frames that are not free, by frame number.
+/// Selects all frames that are not free, by frame number.
 #[derive(Clone, Debug)]
 pub struct Blind {
     locality: Arc<LocalityOrder>,
@@ -13,7 +13,7 @@ pub struct Blind {
 }
 
 impl Blind {
-    /// All frames of a guest.
+    /// A selector of all frames of a guest.
     #[must_use]
     pub fn new(locality: Arc<LocalityOrder>) -> Self {
         Self { locality, next: 0 }

@@ -8,14 +8,14 @@ use crate::memory::{GuestMemory, MemoryError, Page, read_page};
 use crate::prefetch::LocalityOrder;
 use crate::recording::name::Name;
 
-/// Most notes looked at in one file. Linkers write about five.
+/// Maximum number of notes parsed per file. Linkers write about five.
 const MAX_NOTES: u32 = 64;
 
-/// The GNU build ids of the programs and libraries that a guest has in its page cache.
+/// The GNU build ids of the programs and libraries in a guest's page cache.
 ///
-/// A linker makes the id from what it writes. So two guests whose file has the same one have the
-/// same file, whatever its inode number, and where ids differ the files do, whatever their sizes.
-/// Takes some 50 bytes for each id.
+/// A linker derives the id from its output. So equal ids mean equal files, whatever their inode
+/// numbers, and different ids mean different files, whatever their sizes. Takes about 50 bytes per
+/// id.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct BuildIds {
     /// By ascending region.
@@ -23,13 +23,13 @@ pub struct BuildIds {
 }
 
 impl BuildIds {
-    /// Reads the build ids of all files that have a path and their first page in the page cache. At
-    /// most one more page of each is read, if the id lies there. A file has no id here if it is
-    /// no ELF file, if the id is longer than 64 bytes or lies across two pages, and if the image
-    /// lacks a page that is needed.
+    /// Reads the build ids of all files that have a path and their first page in the page cache.
+    /// Reads at most one more page per file, if the id lies there. A file has no id here if it is
+    /// not an ELF file, if the id is longer than 64 bytes or crosses a page boundary, or if the
+    /// image lacks a page that is needed.
     ///
     /// # Errors
-    /// The first [`MemoryError`] but [`MemoryError::Missing`].
+    /// The first [`MemoryError`] other than [`MemoryError::Missing`].
     pub fn read(memory: &dyn GuestMemory, locality: &LocalityOrder) -> Result<Self, MemoryError> {
         let mut ids = Vec::new();
         let mut buffers = Buffers { first: [0; FRAME_BYTES], other: [0; FRAME_BYTES] };
@@ -46,40 +46,40 @@ impl BuildIds {
         Ok(Self { ids })
     }
 
-    /// The build id of the file that a region is.
+    /// The build id of the file in a region.
     #[must_use]
     pub fn get(&self, region: RegionId) -> Option<&[u8]> {
         let at = self.ids.binary_search_by_key(&region, |(of, _)| *of).ok()?;
         self.ids.get(at).map(|(_, id)| &**id)
     }
 
-    /// Number of files that have one.
+    /// Number of files with a build id.
     #[must_use]
     pub fn len(&self) -> usize {
         self.ids.len()
     }
 
-    /// Whether no file has one.
+    /// Whether no file has a build id.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.ids.is_empty()
     }
 
-    /// These ids, by ascending region.
+    /// A set of these ids, by ascending region.
     #[cfg(test)]
     pub(super) fn of(ids: &[(u32, &[u8])]) -> Self {
         Self { ids: ids.iter().map(|(region, id)| (RegionId(*region), (*id).into())).collect() }
     }
 }
 
-/// Whether a region is a file that others could have. Without a path its id would help nobody.
+/// Whether a region is a file with a path. Without a path no other guest could look up its id.
 fn is_named_file(region: &Region) -> bool {
     region.order == Order::FileOffset
         && matches!(region.kind, FrameKind::File | FrameKind::Shared)
         && Name::parse(region.order, &region.name).portable(region.kind).is_some()
 }
 
-/// Where pages are read to that cannot be borrowed.
+/// Buffers for pages that cannot be borrowed from the image.
 struct Buffers {
     first: Page,
     other: Page,
@@ -105,7 +105,8 @@ impl CachedFile<'_> {
                         return Ok(Some(id.into()));
                     }
                 }
-                // The first of those that lie elsewhere: the linkers that put it there write one.
+                // Only the first segment outside the first page is read: linkers that place notes
+                // there write one such segment.
                 _ => elsewhere = elsewhere.or(Some((offset, bytes))),
             }
         }
@@ -115,7 +116,7 @@ impl CachedFile<'_> {
         Ok(id.map(Box::from))
     }
 
-    /// The page at a position; `None` where it is not in the page cache or the image lacks it.
+    /// The page at a position; `None` if it is not in the page cache or the image lacks it.
     fn page<'b>(&'b self, at: u64, buffer: &'b mut Page) -> Result<Option<&'b Page>, MemoryError> {
         let before = self.frames.partition_point(|frame| position(self.locality, *frame) < at);
         let frame = self.frames.get(before).filter(|frame| position(self.locality, **frame) == at);
@@ -124,7 +125,7 @@ impl CachedFile<'_> {
     }
 }
 
-/// The part of a segment that lies in the page in which it starts.
+/// The part of a segment that lies in its first page.
 fn part(page: &Page, offset: u64, bytes: u64) -> &[u8] {
     let start = offset % FRAME_SIZE;
     let end = start.saturating_add(bytes).min(FRAME_SIZE);
@@ -141,7 +142,7 @@ mod tests {
     use proptest::prelude::*;
 
     const ID: [u8; 20] = *b"0123456789abcdefghij";
-    /// Where [`program`] has its program headers, and its notes.
+    /// Offsets of the program headers and the notes in [`library`].
     const HEADERS: usize = 64;
     const NOTES: u64 = 0x2a0;
 
@@ -149,7 +150,7 @@ mod tests {
         page[at..at + bytes.len()].copy_from_slice(bytes);
     }
 
-    /// A note as elf(5) has it.
+    /// A note in the format of elf(5).
     fn note(owner: &[u8], kind: u32, contents: &[u8]) -> Vec<u8> {
         let mut note = Vec::new();
         for number in [owner.len(), contents.len()] {
@@ -163,13 +164,13 @@ mod tests {
         note
     }
 
-    /// What linkers write: the ABI's tag, then the build id.
+    /// The notes that linkers write: the ABI tag, then the build id.
     fn notes() -> Vec<u8> {
         [note(b"GNU\0", 1, &[0; 16]), note(b"GNU\0", 3, &ID)].concat()
     }
 
-    /// The first page of a library with a segment to load and one of notes, which lie at `offset`
-    /// of the file.
+    /// The first page of a library with one PT_LOAD and one PT_NOTE segment; the notes lie at file
+    /// offset `offset`.
     fn headers(offset: u64, bytes: u64) -> Vec<u8> {
         let mut page = vec![0; FRAME_BYTES];
         put(&mut page, 0, b"\x7fELF\x02\x01\x01");
@@ -184,7 +185,7 @@ mod tests {
         page
     }
 
-    /// A library whose notes lie at `offset`, cut or filled to whole pages.
+    /// A library with its notes at `offset`, padded to whole pages.
     fn library(offset: u64, notes: &[u8]) -> Vec<u8> {
         let mut file = headers(offset, notes.len() as u64);
         let offset = usize::try_from(offset).unwrap();
@@ -193,7 +194,7 @@ mod tests {
         file
     }
 
-    /// Memory that counts pages that are read, and lacks some or cannot read them.
+    /// Memory that counts reads; one page can be missing and one unreadable.
     struct Counted {
         memory: VecMemory,
         is_borrowed: bool,
@@ -221,10 +222,10 @@ mod tests {
         }
     }
 
-    /// Pages of a file, and their positions.
+    /// Pages of a file, with their positions.
     type Pages<'a> = &'a [(u64, &'a [u8])];
 
-    /// A guest with these regions, whose pages lie backwards in memory.
+    /// A guest with these regions, whose pages are in descending order in memory.
     fn guest(regions: &[(FrameKind, &str, Pages<'_>)]) -> (Counted, LocalityOrder) {
         let (mut frames, mut bytes, mut all) = (Vec::new(), Vec::new(), Vec::new());
         for (id, (kind, name, pages)) in (0..).map(RegionId).zip(regions) {
@@ -250,7 +251,7 @@ mod tests {
         let pages: Vec<_> = (0..).zip(file.chunks(FRAME_BYTES)).collect();
         let (memory, locality) = guest(&[(FrameKind::File, PATH, &pages)]);
         let ids = BuildIds::read(&memory, &locality).unwrap();
-        assert!(memory.reads.into_inner() <= 2, "one page and one more");
+        assert!(memory.reads.into_inner() <= 2, "at most two pages");
         ids.get(RegionId(0)).map(<[u8]>::to_vec)
     }
 
@@ -318,7 +319,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_library_with_an_id_has_none() {
+    fn other_files_have_no_id() {
         let with = |at: usize, bytes: &[u8]| {
             let mut file = library(NOTES, &notes());
             put(&mut file, at, bytes);
@@ -368,7 +369,7 @@ mod tests {
         let many = |count| [note(b"x", 9, &[]).repeat(count), notes()].concat();
         assert!(with(&many(62)).is_some());
         assert_eq!(with(&many(63)), None);
-        // Notes that several segments have count once for each.
+        // Each segment counts its notes against the limit, even if segments overlap.
         let after = |segments: u16| {
             let mut file = library(0xf00, &note(b"x", 9, &[]).repeat(10));
             put(&mut file, 0xfa0, &note(b"GNU\0", 3, &ID));
@@ -388,11 +389,17 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever the bytes: no panic, no more than two pages, and an id is one that is there.
+        /// For any bytes: no panic, at most two pages read, and an id that is found is in the file.
         #[test]
         fn hostile_files_are_survived(
             changes in prop::collection::vec((0usize..0x300, any::<u8>()), 0..40),
-            words in prop::collection::vec((0usize..0x180, prop_oneof![Just(u64::MAX), Just(0xffff), 0u64..0x3000, any::<u64>()]), 0..6),
+            words in prop::collection::vec(
+                (
+                    0usize..0x180,
+                    prop_oneof![Just(u64::MAX), Just(0xffff), 0u64..0x3000, any::<u64>()],
+                ),
+                0..6,
+            ),
             offset in prop_oneof![Just(NOTES), Just(0x1000u64), 0x200u64..0x1f00],
         ) {
             let mut file = library(offset, &notes());

@@ -1,4 +1,4 @@
-//! Frames by their partial hashes: which of them may have an equal one.
+//! A filter that finds frames with equal partial hashes.
 
 use super::GuestNumber;
 use crate::addr::FrameIndex;
@@ -10,20 +10,20 @@ use std::collections::hash_map::Entry;
 /// A frame of one of the host's guests.
 type Frame = (GuestNumber, FrameIndex);
 
-/// End of a group's list.
+/// Ends a group's list.
 const NONE: u32 = u32::MAX;
 
-/// Frames of a host's guests by the [partial hashes](PartialHash) of their pages. A frame that is
-/// alone with its partial hash has no equal one and needs no fingerprint, until another one comes.
-/// All partial hashes must be of one [`Domain`](crate::fingerprint::Domain). Takes some 32
-/// bytes for each frame.
+/// Frames of a host's guests by the [partial hashes](PartialHash) of their pages. A frame with a
+/// unique partial hash has no equal page and needs no full hash until another frame with the same
+/// partial hash is added. All partial hashes must be of one [`Domain`](crate::fingerprint::Domain).
+/// Takes about 32 bytes per frame.
 #[derive(Clone, Debug, Default)]
 pub struct PartialHashFilter {
     groups: HashMap<PartialHash, Group, RandomState>,
     members: Vec<Member>,
 }
 
-/// Frames with one partial hash.
+/// Frames with one partial hash, as a linked list in [`PartialHashFilter::members`].
 #[derive(Clone, Copy, Debug)]
 struct Group {
     first: u32,
@@ -31,52 +31,53 @@ struct Group {
     frames: u32,
 }
 
-/// A frame, and the next one of its group.
+/// A frame, and the index of the next one in its group.
 #[derive(Clone, Copy, Debug)]
 struct Member {
     frame: Frame,
     next: u32,
 }
 
-/// Where a frame stands among those that the filter knows.
+/// The frames added so far that match a frame.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct PartialMatch {
-    /// How many frames have its partial hash, itself included.
+    /// Number of frames with its partial hash, itself included.
     pub frames: u32,
-    /// The first one of them.
+    /// The first of these frames.
     pub first: (GuestNumber, FrameIndex),
 }
 
 impl PartialHashFilter {
-    /// A filter that knows no frame.
+    /// A filter without frames.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Takes in a frame. Past 2^32 - 1 frames, it is told and not remembered.
+    /// Adds a frame and returns its matches. After 2^32 - 1 frames, further frames are matched but
+    /// not stored.
     pub fn add(
         &mut self,
         guest: GuestNumber,
         frame: FrameIndex,
-        page: PartialHash,
+        hash: PartialHash,
     ) -> PartialMatch {
         let number = u32::try_from(self.members.len()).unwrap_or(NONE);
         let frame = (guest, frame);
         if number == NONE {
-            let known = self.groups.get(&page);
+            let known = self.groups.get(&hash);
             let first = known.and_then(|known| self.members.get(known.first as usize));
             let frames = known.map_or(0, |known| known.frames).saturating_add(1);
             return PartialMatch { frames, first: first.map_or(frame, |first| first.frame) };
         }
         self.members.push(Member { frame, next: NONE });
-        match self.groups.entry(page) {
-            Entry::Vacant(place) => {
-                place.insert(Group { first: number, last: number, frames: 1 });
+        match self.groups.entry(hash) {
+            Entry::Vacant(entry) => {
+                entry.insert(Group { first: number, last: number, frames: 1 });
                 PartialMatch { frames: 1, first: frame }
             }
-            Entry::Occupied(mut place) => {
-                let group = place.get_mut();
+            Entry::Occupied(mut entry) => {
+                let group = entry.get_mut();
                 if let Some(last) = self.members.get_mut(group.last as usize) {
                     last.next = number;
                 }
@@ -91,9 +92,9 @@ impl PartialHashFilter {
         }
     }
 
-    /// The frames that may have an equal one, group by group: those first of whose group there are
-    /// most, for of n equal pages n - 1 are saved; and of groups of one size those first that
-    /// came first, as whoever chose them expected most of them.
+    /// The frames whose partial hash occurs more than once, group by group. Larger groups come
+    /// first, because n equal pages save n - 1; groups of equal size are in the order in which
+    /// their first frames were added, which is the selector's order of expected savings.
     #[must_use]
     pub fn alike(&self) -> Vec<(GuestNumber, FrameIndex)> {
         let mut groups: Vec<Group> =
@@ -119,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn large_groups_come_first_and_loners_never() {
+    fn large_groups_come_first_and_single_frames_never() {
         let mut filter = PartialHashFilter::new();
         let mut add = |guest, at, page| {
             let (guest, at) = frame(guest, at);
@@ -137,9 +138,11 @@ mod tests {
     }
 
     proptest! {
-        /// Frames are in the answer exactly if another one has their hash.
+        /// A frame is returned exactly if another frame has its hash.
         #[test]
-        fn nobody_is_lost(pages in proptest::collection::vec(0u64..40, 0..200)) {
+        fn exactly_the_frames_with_an_equal_hash_are_returned(
+            pages in proptest::collection::vec(0u64..40, 0..200),
+        ) {
             let mut filter = PartialHashFilter::new();
             for (number, page) in (0..).zip(&pages) {
                 let (guest, at) = frame(number % 3, number);

@@ -1,38 +1,40 @@
-//! What hashing has brought so far, by class of frames: what a host learns, and what is shipped.
+//! Hit rates by class: learned by a host, and the defaults that are shipped.
 
 use super::{AccessClass, NameMatch};
 use crate::color::{Color, UnknownName};
 use std::fmt::Write;
 use thiserror::Error;
 
-/// What was learned from real guests; `kaleidoscope dedup --learn` writes such a file.
+/// Hit rates of real guests; `kaleidoscope dedup --learn` writes such a file.
 const SHIPPED: &str = include_str!("hit_rates.csv");
 
 /// The first line of a file.
-const HEADER: &str = "color,name_match,access,hashed,shared,saved,diverged,alike";
+const HEADER: &str = "color,relation,heat,hashed,shared,saved,diverged,alike";
 
-/// Classes: every color with every name_match and every access.
+/// Number of classes: every color with every name match and every access class.
 const CLASSES: usize = Color::ALL.len() * NameMatch::ALL.len() * AccessClass::ALL.len();
 
-/// A color, a name_match and a access: frames that are expected to be alike.
+/// A class: a color, a name match and an access class. Frames of one class are expected to have
+/// similar hit rates.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub(super) struct Class(u16);
 
 impl Class {
-    /// The class of a frame. Files are one color here, and neither hot nor cold: which of their
-    /// pages happen to be mapped or read differs from guest to guest, and their bytes do not
-    /// care.
+    /// The class of a frame. All file colors are one class, without an access class: which pages of
+    /// a file are mapped or read differs between guests, but their contents do not depend on it.
     pub(super) fn of(color: Color, name_match: NameMatch, access: AccessClass) -> Self {
         let is_file = matches!(color, Color::FileCode | Color::FileMapped | Color::FileCache);
         let (color, access) =
             if is_file { (Color::FileCache, AccessClass::Cold) } else { (color, access) };
-        Self((color as u16 * RELATIONS + name_match as u16) * HEATS + access as u16)
+        Self((color as u16 * NAME_MATCHES + name_match as u16) * ACCESS_CLASSES + access as u16)
     }
 
     fn parts(self) -> (Color, NameMatch, AccessClass) {
-        let access = AccessClass::ALL.get(usize::from(self.0 % HEATS)).copied();
-        let name_match = NameMatch::ALL.get(usize::from(self.0 / HEATS % RELATIONS)).copied();
-        let color = u8::try_from(self.0 / HEATS / RELATIONS).ok().and_then(Color::from_u8);
+        let access = AccessClass::ALL.get(usize::from(self.0 % ACCESS_CLASSES)).copied();
+        let name_match =
+            NameMatch::ALL.get(usize::from(self.0 / ACCESS_CLASSES % NAME_MATCHES)).copied();
+        let color =
+            u8::try_from(self.0 / ACCESS_CLASSES / NAME_MATCHES).ok().and_then(Color::from_u8);
         (
             color.unwrap_or_default(),
             name_match.unwrap_or(NameMatch::None),
@@ -41,39 +43,38 @@ impl Class {
     }
 }
 
-/// Most hashes of a class in a file: those of 4 PiB of memory.
-const MOST: f64 = 1e12;
+/// Maximum number of hashes of a class in a file: that of 4 PiB of memory.
+const MAX_HASHES: f64 = 1e12;
 
-/// In what a class's number is made of.
-const RELATIONS: u16 = 8;
-const HEATS: u16 = 3;
+/// Radices of a class's number.
+const NAME_MATCHES: u16 = 8;
+const ACCESS_CLASSES: u16 = 3;
 const _: () = assert!(NameMatch::ALL.len() == 8 && AccessClass::ALL.len() == 3);
 
-/// What came of the hashes of one class.
+/// Outcomes of the hashes of one class.
 #[derive(Clone, Copy, PartialEq, Debug, Default)]
 pub struct ClassHitRate {
     /// Frames that were hashed.
     pub hashed: f64,
-    /// Of these, frames that have an equal one.
+    /// Of these, frames that have an equal page.
     pub shared: f64,
-    /// Pages saved: of n equal ones, each counts as (n - 1) / n.
+    /// Pages saved: each of n equal frames counts as (n - 1) / n.
     pub saved: f64,
-    /// Of the shared frames, those that were written to later.
+    /// Of the shared frames, those that clones wrote to later.
     pub diverged: f64,
-    /// How much frames that lie together share one fate: the sum, over pieces of regions, of what
-    /// each saved squared and divided by what was hashed of it. It is all of `saved` where a
-    /// piece saves everything or nothing, and much less where luck decides.
+    /// How similar the outcomes within a candidate group are: the sum over groups of saved² /
+    /// hashed. Equals `saved` if every group saves all or none of its frames, and is much less if
+    /// outcomes within a group are independent.
     pub alike: f64,
 }
 
-/// What hashing has brought so far, for every class of frames: color, [`NameMatch`] to what is
-/// known elsewhere, and [`AccessClass`].
+/// Hit rates of every class of frames: color, [`NameMatch`] and [`AccessClass`].
 #[derive(Clone, PartialEq, Debug)]
 pub struct HitRates {
     classes: Vec<ClassHitRate>,
 }
 
-/// Why a file of hit_rates cannot be read.
+/// Why a file of hit rates cannot be read.
 #[derive(Clone, PartialEq, Eq, Debug, Error)]
 #[non_exhaustive]
 pub enum HitRatesError {
@@ -86,17 +87,18 @@ pub enum HitRatesError {
         /// Line, from 1.
         line: usize,
     },
-    /// A color, a name_match or a access that does not exist.
+    /// An unknown color, name match or access class.
     #[error("line {line}: {source}")]
     Name {
         /// Line, from 1.
         line: usize,
-        /// What is not known.
+        /// The unknown name.
         source: UnknownName,
     },
-    /// A count that is no number from 0 to 10^12, or larger than what it is a part of.
+    /// A count that is not a number from 0 to 10^12, or that exceeds the count that contains it.
     #[error(
-        "line {line}: counts are numbers from 0 to 10^12, shared and saved at most hashed, diverged at most shared, alike at most saved"
+        "line {line}: counts are numbers from 0 to 10^12, shared and saved at most hashed, \
+         diverged at most shared, alike at most saved"
     )]
     Count {
         /// Line, from 1.
@@ -105,25 +107,25 @@ pub enum HitRatesError {
 }
 
 impl Default for HitRates {
-    /// Nothing has been learned.
+    /// Hit rates without data.
     fn default() -> Self {
         Self { classes: vec![ClassHitRate::default(); CLASSES] }
     }
 }
 
 impl HitRates {
-    /// What is shipped: learned from guests with Debian's kernels 5.10 to 7.2.
+    /// The shipped hit rates, learned from guests with Debian's kernels 5.10 to 7.2.
     #[must_use]
     pub fn shipped() -> Self {
-        // A test reads it.
+        // A test parses this file, so that the default is never used.
         Self::parse(SHIPPED).unwrap_or_default()
     }
 
-    /// Reads hit_rates: comma-separated values as [`to_text`](Self::to_text) writes them; lines
-    /// that start with `#` are left out.
+    /// Parses comma-separated values in the format of [`to_text`](Self::to_text). Lines that start
+    /// with `#` are skipped.
     ///
     /// # Errors
-    /// [`HitRatesError`], naming the line.
+    /// [`HitRatesError`], with the line number.
     pub fn parse(text: &str) -> Result<Self, HitRatesError> {
         let mut hit_rates = Self::default();
         let mut lines = (1..).zip(text.lines()).filter(|(_, line)| !line.starts_with('#'));
@@ -139,7 +141,7 @@ impl HitRates {
             let access: AccessClass = field()?.parse().map_err(name)?;
             let mut count = || {
                 let count: Option<f64> = field()?.parse().ok();
-                let count = count.filter(|count| (0.0..=MOST).contains(count));
+                let count = count.filter(|count| (0.0..=MAX_HASHES).contains(count));
                 count.ok_or(HitRatesError::Count { line })
             };
             let found = ClassHitRate {
@@ -157,7 +159,7 @@ impl HitRates {
             let class = Class::of(color, name_match, access);
             // Lines of one class add up.
             let all = hit_rates.get(class).hashed + found.hashed;
-            if most > found.hashed || !is_part || all > MOST {
+            if most > found.hashed || !is_part || all > MAX_HASHES {
                 return Err(HitRatesError::Count { line });
             }
             hit_rates.add(class, &found);
@@ -165,7 +167,7 @@ impl HitRates {
         Ok(hit_rates)
     }
 
-    /// The hit_rates as text, without classes of which nothing is known.
+    /// Formats the hit rates, without classes that have no data.
     #[must_use]
     pub fn to_text(&self) -> String {
         let mut text = format!("{HEADER}\n");
@@ -180,8 +182,7 @@ impl HitRates {
         text
     }
 
-    /// The classes of which something is known. Pages of files are under [`Color::FileCache`],
-    /// mapped or not.
+    /// The classes that have data. Pages of files are under [`Color::FileCache`], mapped or not.
     pub fn iter(&self) -> impl Iterator<Item = (Color, NameMatch, AccessClass, ClassHitRate)> + '_ {
         (0..).zip(&self.classes).filter(|(_, found)| found.hashed > 0.0).map(|(number, found)| {
             let (color, name_match, access) = Class(number).parts();
@@ -189,7 +190,7 @@ impl HitRates {
         })
     }
 
-    /// Adds what others learned.
+    /// Adds the hit rates of another guest or host.
     pub fn merge(&mut self, other: &Self) {
         for (number, found) in (0..).zip(&other.classes) {
             self.add(Class(number), found);
@@ -211,7 +212,7 @@ impl HitRates {
     }
 }
 
-/// Cut to tenths, so that what is a part of something stays one.
+/// Rounds down to tenths, so that no count exceeds the one that contains it.
 fn tenths(count: f64) -> f64 {
     (count * 10.0).floor() / 10.0
 }
@@ -221,7 +222,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_shipped_can_be_read_and_says_something() {
+    fn the_shipped_hit_rates_are_valid_and_predictive() {
         let shipped = HitRates::parse(SHIPPED).unwrap();
         let yield_of = |color, name_match| {
             let all =

@@ -1,23 +1,38 @@
-//! Deduplication: which frames of the guests of a host are worth a hash, and what that saves.
+//! Deduplication: selects which frames of a host's guests to hash, and counts the pages saved.
 //!
-//! Equal pages are found by their [fingerprints](crate::fingerprint). To fingerprint every frame is
-//! dear and mostly in vain; colors, regions and names say where equal pages are:
+//! Equal pages have equal [fingerprints](crate::fingerprint). Fingerprinting every frame is
+//! expensive and finds few duplicates per hash; colors, regions and names predict where equal pages
+//! are:
 //!
 //! ```text
-//!  localities of the host's guests ──► Catalog ──┐
-//!  what earlier guests taught  ──► HitRates  ──┴► DedupSelector ──frames──► hashes ──► SharingStatistics
-//!                                                    ▲                        │
-//!                                                    └───────── SelectionOutcome ──────┘
+//!  localities of a host's guests ─► Catalog ──┐
+//!  hit rates of earlier guests ───► HitRates ─┴► DedupSelector ─► frames ─► hashes ─► statistics
+//!                                                      ▲                     │
+//!                                                      └── SelectionOutcome ─┘
 //! ```
 //!
-//! What a selector chooses may go through a [`PartialHashFilter`] first: by a few lines of each
-//! page it tells which frames can have an equal one, and only those are hashed whole.
+//! The selected frames can pass through a [`PartialHashFilter`] first. The partial hash of a page
+//! covers a few of its cache lines. Only frames whose partial hash occurs more than once are hashed
+//! in full.
 //!
-//! Names are in the color maps. [`BuildIds`] of programs and libraries, which tell two versions of
-//! a file apart, are read from one page of each.
+//! Names come from the color maps. [`BuildIds`] tell two versions of a program or library apart and
+//! are read from one or two pages of each file.
 //!
-//! Zero and free frames are no part of this: everybody has a page of zeros, and nobody needs the
-//! bytes of a free frame.
+//! Zero and free frames are excluded: zero pages need no sharing, and the contents of free frames
+//! are not needed.
+//!
+//! # Terms
+//!
+//! * A *class* is a [color](crate::color::Color), a [`NameMatch`] and an [`AccessClass`]. Hit rates
+//!   ([`HitRates`]) are learned per class and carry over between guests.
+//! * A *candidate group* holds frames of one class at up to 64 neighboring positions of a region.
+//!   [`Adaptive`] samples a group before it hashes the rest of it.
+//! * A *cluster* is all candidate groups of one class in one directory (files) or one region.
+//! * The *hit rate* is the share of hashed frames that have an equal page. The *expected savings*
+//!   of a group are the pages saved per hash that its remaining frames are expected to yield.
+//! * A *partial hash* covers some lines of a page, a *full hash*
+//!   ([`Fingerprint`](crate::fingerprint::Fingerprint)) all of it. Only equal full hashes let two
+//!   frames share a page.
 
 mod access;
 mod adaptive;

@@ -1,42 +1,42 @@
-//! What is known of a frame elsewhere: how its name relates to names of other guests, or to others
-//! in its own.
+//! How a frame's name matches the names in other guests, or other names in its own.
 
 use crate::color::UnknownName;
 use std::fmt;
 use std::str::FromStr;
 
-/// How a frame's name relates to the names that are known, from the weakest name_match to the
-/// strongest.
+/// How a frame's name matches known names, from the weakest match to the strongest. "Page" is the
+/// page at the same position of the file or kernel.
 ///
-/// A build id is known where [`BuildIds`](super::BuildIds) were read. Of two files, it counts only
-/// if both of them have one.
+/// Build ids are known if [`BuildIds`](super::BuildIds) were read. The ids of two files are
+/// compared only if both files have one.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 #[repr(u8)]
 #[non_exhaustive]
 pub enum NameMatch {
-    /// Nobody else has something of this name.
+    /// No other guest has a region of this name.
     None = 0,
-    /// Others have something of this name, but not this part of it, or its parts have no names.
+    /// Another guest has a region of this name, but not this page of it, or its positions are not
+    /// comparable.
     Namesake = 1,
     /// Another file of the guest has the same base name and reaches as far: `de/LC_MESSAGES/git.mo`
     /// and `fr/LC_MESSAGES/git.mo`.
     Sibling = 2,
-    /// This page of another build of the kernel.
+    /// The page is in another build of the kernel.
     OtherBuild = 3,
-    /// This page of a file of the same path, but with another build id; with another last page
-    /// where ids are not known.
+    /// The page is in a file of the same path with another build id or, where build ids are not
+    /// known, with another last page.
     OtherFile = 4,
-    /// This page of a file of the same path with the same last page, where build ids are not known.
+    /// The page is in a file of the same path and last page, and build ids are not known.
     LikeFile = 5,
-    /// This page of the same build of the kernel.
+    /// The page is in the same build of the kernel.
     SameBuild = 6,
-    /// This page of a file of the same path and build id; of the same path and inode number where
-    /// build ids are not known.
+    /// The page is in a file of the same path and build id or, where build ids are not known, of
+    /// the same path and inode number.
     SameFile = 7,
 }
 
 impl NameMatch {
-    /// Every name_match, in numeric order.
+    /// Every name match, in numeric order.
     pub const ALL: [Self; 8] = [
         Self::None,
         Self::Namesake,
@@ -75,7 +75,7 @@ impl FromStr for NameMatch {
 
     fn from_str(name: &str) -> Result<Self, UnknownName> {
         let found = Self::ALL.into_iter().find(|name_match| name_match.name() == name);
-        found.ok_or_else(|| UnknownName::new("name_match", name))
+        found.ok_or_else(|| UnknownName::new("name match", name))
     }
 }
 

@@ -1,4 +1,4 @@
-//! The candidates of the Kaleidoscope paper (Bryant et al., EuroSys 2011).
+//! Selectors of the Kaleidoscope paper (Bryant et al., EuroSys 2011).
 
 use super::DedupSelector;
 use crate::addr::FrameIndex;
@@ -6,8 +6,8 @@ use crate::color::{Color, PaperColor};
 use crate::prefetch::LocalityOrder;
 use std::sync::Arc;
 
-/// One of the paper's two sets of colors, by frame number. It names free frames too, which are
-/// nobody's business here.
+/// Selects one of the paper's two sets of colors, by frame number. Free frames, which the paper's
+/// sets include, are left out.
 #[derive(Clone, Debug)]
 pub struct Paper {
     locality: Arc<LocalityOrder>,
@@ -22,21 +22,21 @@ enum Set {
 }
 
 impl Paper {
-    /// Kernel pages, but not the page cache, and executable pages, those in the page cache
-    /// included: what the paper measured.
+    /// Kernel pages without the page cache, and executable pages, those in the page cache included:
+    /// the set that the paper measured.
     #[must_use]
     pub fn kernel_and_executable(locality: Arc<LocalityOrder>) -> Self {
         Self { locality, set: Set::KernelAndExecutable, next: 0 }
     }
 
-    /// The page cache and executable pages, the kernel's included: what an earlier section of the
-    /// paper proposes.
+    /// The page cache and executable pages, the kernel's included: the set that an earlier section
+    /// of the paper proposes.
     #[must_use]
     pub fn cache_and_executable(locality: Arc<LocalityOrder>) -> Self {
         Self { locality, set: Set::CacheAndExecutable, next: 0 }
     }
 
-    fn wants(&self, color: Color) -> bool {
+    fn includes(&self, color: Color) -> bool {
         match color.paper() {
             PaperColor::KernelCode | PaperColor::UserCode => true,
             PaperColor::KernelData => self.set == Set::KernelAndExecutable,
@@ -59,7 +59,7 @@ impl DedupSelector for Paper {
         while frames.len() < end && self.next < self.locality.frames() {
             let frame = FrameIndex(self.next);
             self.next = self.next.saturating_add(1);
-            if self.wants(self.locality.color(frame)) {
+            if self.includes(self.locality.color(frame)) {
                 frames.push(frame);
             }
         }

@@ -1,40 +1,40 @@
-//! What a selector is.
+//! The interface of a selector.
 
 use crate::addr::FrameIndex;
 
-/// What became of a frame that a [`DedupSelector`] selected.
+/// The outcome of hashing a frame that a [`DedupSelector`] selected.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum SelectionOutcome {
-    /// It held nothing but zeros, or the image lacked it: it was not hashed.
+    /// Not hashed: the page is all zeros, or the image lacks it.
     Skipped,
-    /// It was hashed, and no equal page is known yet. May be followed by [`Shared`](Self::Shared).
+    /// Hashed, and no equal page is known yet. [`Shared`](Self::Shared) may follow.
     Alone,
     /// An equal page is known.
     Shared {
-        /// How many copies there are, this one included: at least 2.
+        /// Copies known so far, this frame included: at least 2.
         copies: u32,
     },
-    /// It was shared, and then written to.
+    /// It was shared, and a clone wrote to it later.
     Diverged,
 }
 
-/// Decides which frames of one guest are worth a hash, the most promising first.
+/// Selects the frames of one guest to hash, those with the highest expected savings first.
 ///
-/// A selector is a deterministic machine, as a prefetch policy is: no clock, no I/O, and it sees no
-/// byte of the guest. All that it knows beside colors and names is what it is told of the frames
-/// that it chose, so every hash counts, also those made to find out.
+/// A selector is a deterministic state machine, as a prefetch policy is: it has no clock and does
+/// no I/O, and it reads no guest memory. Beside colors and names it knows only the outcomes of the
+/// frames that it selected. Hashes made for exploration therefore count against the budget.
 pub trait DedupSelector: Send {
-    /// Its name, as on the command line.
+    /// The selector's name, as on the command line.
     fn name(&self) -> &str;
 
-    /// Appends the next frames to hash, at most `room`, the most promising first. No frame comes
-    /// twice, and no free one. It may hold back frames until it has learned of those that it
-    /// gave; when it gives none although it has learned of all, nothing is worth a hash
-    /// any more.
+    /// Appends up to `room` frames to hash, the most promising first. No frame is selected twice,
+    /// and no free frame is selected. A selector may wait for the outcomes of earlier frames before
+    /// it selects more. When it selects no frame although it has all outcomes, no remaining frame
+    /// is worth hashing.
     fn select(&mut self, room: usize, frames: &mut Vec<FrameIndex>);
 
-    /// Learns what became of frames that it selected, in this order. Of one frame there may be
-    /// several outcomes, in time.
+    /// Learns the outcomes of frames that it selected, in order. A frame may have several outcomes
+    /// over time.
     fn learn(&mut self, outcomes: &[(FrameIndex, SelectionOutcome)]) {
         let _ = outcomes;
     }

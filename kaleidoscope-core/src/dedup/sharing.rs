@@ -1,4 +1,4 @@
-//! What hashing a set of guests has saved.
+//! Statistics of hashing and sharing among a set of guests.
 
 use super::GuestNumber;
 use crate::addr::FrameIndex;
@@ -10,53 +10,53 @@ use std::collections::HashMap;
 /// Counts of frames and pages.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Tally {
-    /// Frames of which some lines were read and hashed.
+    /// Frames whose partial hash was computed.
     pub glanced: u64,
-    /// Frames that were hashed.
+    /// Frames whose full hash was computed.
     pub hashed: u64,
     /// Pages that can be dropped because an equal one is kept: n equal pages count n - 1.
     pub shared: u64,
-    /// Of these, pages whose equal one is in the same guest.
+    /// Of these, pages whose equal page is in the same guest.
     pub within: u64,
-    /// Of the shared pages, those that were needed again because clones wrote to them.
+    /// Of the shared pages, those that clones wrote to, which are no longer saved.
     pub diverged: u64,
-    /// Frames that were read and hold nothing but zeros. They are neither hashed nor shared.
+    /// Frames that were read and are all zeros. They are neither hashed nor shared.
     pub zero: u64,
 }
 
 impl Tally {
-    /// Pages that stay saved.
+    /// Pages that stay saved: shared and not diverged.
     #[must_use]
     pub fn net(&self) -> u64 {
         self.shared.saturating_sub(self.diverged)
     }
 }
 
-/// A color's part in a [`Tally`]. A saved page counts with the frame that was hashed later.
+/// The part of a [`Tally`] for one color. A saved page counts for the frame that was hashed later.
 pub type ColorTally = Tally;
 
 /// Equal pages.
 #[derive(Clone, Copy, Debug)]
 struct Group {
-    /// The first one of them.
+    /// The frame that was added first.
     first: (GuestNumber, FrameIndex),
     copies: u32,
     /// Copies that are written to later.
     written: u32,
-    /// One bit for each guest that has one; guests past 63 share bits.
+    /// One bit per guest that has a copy; guests 64 and up share bits (number modulo 64).
     guests: u64,
 }
 
 impl Group {
-    /// Pages saved by sharing, and those of them that writing takes back: a copy that is written to
-    /// needs a page of its own, and the others go on sharing one.
+    /// Pages saved by sharing, and those of them lost to writes: a copy that is written to needs
+    /// its own page, and the others go on sharing one.
     fn saved_and_lost(&self) -> (u32, u32) {
         let saved = self.copies.saturating_sub(1);
         (saved, self.written.min(saved))
     }
 }
 
-/// Hashed frames of several guests by their bytes, and what sharing them saves.
+/// Hashed frames of several guests by fingerprint, and the pages that sharing them saves.
 #[derive(Clone, Debug, Default)]
 pub struct SharingStatistics {
     groups: HashMap<Fingerprint, Group, RandomState>,
@@ -65,14 +65,14 @@ pub struct SharingStatistics {
 }
 
 impl SharingStatistics {
-    /// A sharing without frames.
+    /// Statistics without frames.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Counts a hashed frame, which is written to later or not. Returns how many copies of its page
-    /// there are now, and the first one of them.
+    /// Counts a hashed frame; `is_written` says whether a clone writes to it later. Returns the
+    /// number of copies of its page so far, and the frame that was added first.
     pub fn add(
         &mut self,
         frame: (GuestNumber, FrameIndex),
@@ -105,12 +105,12 @@ impl SharingStatistics {
         found
     }
 
-    /// Counts a frame of which some lines were read and hashed.
+    /// Counts a frame whose partial hash was computed.
     pub fn add_glanced(&mut self, color: Color) {
         self.count(color, &Tally { glanced: 1, ..Tally::default() });
     }
 
-    /// Counts a frame that was read and is zero.
+    /// Counts a frame that was read and is all zeros.
     pub fn add_zero(&mut self, color: Color) {
         self.count(color, &Tally { zero: 1, ..Tally::default() });
     }
@@ -127,30 +127,30 @@ impl SharingStatistics {
         }
     }
 
-    /// All frames.
+    /// The counts of all frames.
     #[must_use]
     pub fn total(&self) -> Tally {
         self.total
     }
 
-    /// Colors of which a frame was read.
+    /// The colors with a nonzero count.
     pub fn colors(&self) -> impl Iterator<Item = (Color, ColorTally)> + '_ {
         let tallies = Color::ALL.into_iter().zip(self.colors);
         tallies.filter(|(_, tally)| *tally != Tally::default())
     }
 
-    /// How many copies of a page are known.
+    /// Number of known copies of a page.
     #[must_use]
     pub fn copies(&self, page: Fingerprint) -> u32 {
         self.groups.get(&page).map_or(0, |group| group.copies)
     }
 
-    /// The most that any choice of `hashes` frames could have saved, by who knows all pages before:
-    /// those with the most copies first.
+    /// Upper bound of the pages saved with `hashes` full hashes: an oracle that knows all pages
+    /// hashes those with the most copies first.
     #[must_use]
     pub fn bound(&self, hashes: u64) -> u64 {
         let mut groups: Vec<_> = self.groups.values().map(|g| (g.copies, g.written)).collect();
-        // A written copy is a hash in vain; who knows it leaves it out.
+        // A copy that is written later wastes its hash; the oracle leaves it out.
         let mut sizes: Vec<u64> = groups
             .drain(..)
             .map(|(copies, written)| u64::from(copies - written.min(copies)))

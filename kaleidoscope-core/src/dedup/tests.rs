@@ -11,7 +11,7 @@ use std::collections::HashMap;
 use std::convert::Infallible;
 use std::sync::Arc;
 
-/// A guest: pages of regions, and what each holds (0: zeros).
+/// A guest: the contents of its pages as numbers (0: zeros), and the pages that clones write to.
 struct Guest {
     locality: Arc<LocalityOrder>,
     pages: Vec<u64>,
@@ -19,7 +19,7 @@ struct Guest {
 }
 
 impl Guest {
-    /// Regions by name with one page for each number, then as many free frames.
+    /// A guest with these regions, one page per number, followed by `free` free frames.
     fn new(regions: &[(FrameKind, &str, Vec<u64>)], free: usize) -> Self {
         let (mut frames, mut pages, mut all) = (Vec::new(), Vec::new(), Vec::new());
         for (id, (kind, name, held)) in (0..).map(RegionId).zip(regions) {
@@ -39,7 +39,7 @@ impl Guest {
         }
         let empty = Frame { kind: FrameKind::Free, color: Color::Free, ..Frame::default() };
         frames.extend(std::iter::repeat_n(empty, free));
-        // What free frames hold would be found by whoever hashed them.
+        // Equal contents, which a selector would find if it hashed free frames.
         pages.extend(std::iter::repeat_n(7, free));
         let layout = MemoryLayout::contiguous(u64::try_from(frames.len()).unwrap() << 12).unwrap();
         let map = ColorMap::new(layout, KernelIdentity::default(), frames, all).unwrap();
@@ -54,7 +54,7 @@ impl Guest {
         }
     }
 
-    fn glance(&self, frame: FrameIndex) -> Content<PartialHash> {
+    fn partial(&self, frame: FrameIndex) -> Content<PartialHash> {
         match self.pages[frame.as_usize()] {
             0 => Content::Zero,
             page => Content::Page(lines(page)),
@@ -62,28 +62,28 @@ impl Guest {
     }
 }
 
-/// What a glance at a page shows: of 64 pages, two look alike.
+/// The partial hash of a page: 2 of every 64 pages have the same one.
 fn lines(page: u64) -> PartialHash {
     PartialHash(if page % 64 == 1 { page - 1 } else { page })
 }
 
-/// Numbers that nobody else has.
+/// Page numbers that no other guest has.
 fn unique(guest: u64, count: u64) -> Vec<u64> {
     (0..count).map(|n| (guest << 32) + (1 << 40) + n).collect()
 }
 
-type Make<'a> = &'a dyn Fn(&Guest, &Catalog, GuestNumber) -> Box<dyn DedupSelector>;
+type MakeSelector<'a> = &'a dyn Fn(&Guest, &Catalog, GuestNumber) -> Box<dyn DedupSelector>;
 
-fn trial(guests: &[Guest], budget: u64, make: Make<'_>) -> (Trial, Vec<Vec<FrameIndex>>) {
+fn trial(guests: &[Guest], budget: u64, make: MakeSelector<'_>) -> (Trial, Vec<Vec<FrameIndex>>) {
     trial_of(guests, budget, make, false)
 }
 
-/// The trial, and the frames of each guest that were hashed.
+/// Runs a trial; returns it and the frames of each guest that were hashed in full.
 fn trial_of(
     guests: &[Guest],
     budget: u64,
-    make: Make<'_>,
-    is_sieved: bool,
+    make: MakeSelector<'_>,
+    is_filtered: bool,
 ) -> (Trial, Vec<Vec<FrameIndex>>) {
     let mut catalog = Catalog::new();
     let numbers: Vec<_> = guests.iter().map(|guest| catalog.add(&guest.locality)).collect();
@@ -107,11 +107,11 @@ fn trial_of(
         chosen[place].extend_from_slice(frames);
         Ok::<_, Infallible>(frames.iter().map(|f| guests[place].content(*f)).collect())
     };
-    let glance = |place: usize, frames: &[FrameIndex]| {
-        Ok(frames.iter().map(|f| guests[place].glance(*f)).collect())
+    let read_partial = |place: usize, frames: &[FrameIndex]| {
+        Ok(frames.iter().map(|f| guests[place].partial(*f)).collect())
     };
-    let trial = match is_sieved {
-        true => run_filtered(&mut subjects, budget, glance, read).unwrap(),
+    let trial = match is_filtered {
+        true => run_filtered(&mut subjects, budget, read_partial, read).unwrap(),
         false => run(&mut subjects, budget, read).unwrap(),
     };
     (trial, chosen)
@@ -131,7 +131,8 @@ fn thorough(guest: &Guest, catalog: &Catalog, number: GuestNumber) -> Box<dyn De
     Box::new(selector.with_least_worth(0.0))
 }
 
-/// A library that both have, a file of the same name that differs, files and memory of their own.
+/// Two guests: one equal library, one file of the same name with other contents, and private files
+/// and memory.
 fn pair() -> [Guest; 2] {
     [1, 2].map(|number| {
         let (inode, own) = (100 + number, format!("/srv/data-{number}"));
@@ -159,13 +160,13 @@ fn blind_finds_all_and_never_touches_free_or_zero_frames() {
     let guests = pair();
     let (trial, chosen) = trial(&guests, u64::MAX, &blind);
     let total = trial.total();
-    // The library once, and of 400 pages of padding all but one.
+    // The library once, and all but one of the 400 equal pages of padding.
     assert_eq!((total.shared, total.within), (200 + 399, 398));
     assert_eq!((total.hashed, total.zero), (2 * (200 + 150 + 2000 + 1500 + 1000 + 500), 100));
     assert_eq!((total.diverged, total.net()), (0, 599));
     assert!(chosen.iter().flatten().all(|frame| frame.0 < 5400));
     assert_eq!(trial.sharing.bound(total.hashed), 599);
-    // 400 of the padding, then pairs.
+    // The 400 pages of padding, then pairs.
     assert_eq!(trial.sharing.bound(410), 399 + 5);
     let of_colors: u64 = trial.sharing.colors().map(|(_, tally)| tally.net()).sum();
     assert_eq!(of_colors, 599);
@@ -184,7 +185,7 @@ fn adaptive_finds_nearly_all_with_few_hashes() {
 }
 
 #[test]
-fn adaptive_without_a_least_worth_ends_with_everything_once() {
+fn adaptive_without_a_minimum_selects_every_frame_once() {
     let guests = pair();
     let (found, chosen) = trial(&guests, u64::MAX, &thorough);
     let (all, _) = trial(&guests, u64::MAX, &blind);
@@ -194,11 +195,11 @@ fn adaptive_without_a_least_worth_ends_with_everything_once() {
         frames.sort();
         assert!(frames.windows(2).all(|two| two[0] < two[1]), "each frame once");
     }
-    assert!(chosen == trial(&guests, u64::MAX, &thorough).1, "the same again");
+    assert!(chosen == trial(&guests, u64::MAX, &thorough).1, "deterministic");
 }
 
 #[test]
-fn a_sieve_spares_hashes_and_loses_nothing() {
+fn filtering_saves_full_hashes_and_loses_nothing() {
     let guests = pair();
     let all = trial(&guests, u64::MAX, &blind).0.total();
     let (found, chosen) = trial_of(&guests, u64::MAX, &thorough, true);
@@ -206,7 +207,7 @@ fn a_sieve_spares_hashes_and_loses_nothing() {
     assert_eq!((total.shared, total.within, total.zero), (all.shared, all.within, all.zero));
     assert_eq!(total.glanced, all.hashed);
     assert!(total.hashed * 3 < all.hashed, "{total:?}");
-    // Equal pages, and those that look like another one.
+    // Pages that are equal to another one, or have the same partial hash.
     let all: Vec<_> = guests.iter().flat_map(|guest| &guest.pages[..5400]).collect();
     for (guest, chosen) in guests.iter().zip(&chosen) {
         for frame in chosen {
@@ -214,13 +215,13 @@ fn a_sieve_spares_hashes_and_loses_nothing() {
             assert!(all.iter().filter(|page| lines(***page) == own).count() > 1);
         }
     }
-    // Much padding first, then nothing but pairs.
+    // The padding is the largest group and comes first, then pairs.
     let few = trial_of(&guests, 400, &thorough, true).0.total();
     assert_eq!((few.hashed, few.shared), (400, 399));
 }
 
 #[test]
-fn a_sieve_glances_only_at_what_is_worth_it() {
+fn partial_hashes_are_computed_for_selected_frames_only() {
     let guests = pair();
     let all = trial(&guests, u64::MAX, &blind).0.total();
     let found = trial_of(&guests, u64::MAX, &adaptive, true).0.total();
@@ -228,11 +229,11 @@ fn a_sieve_glances_only_at_what_is_worth_it() {
 }
 
 #[test]
-fn the_papers_sets_are_what_they_say() {
+fn the_papers_sets_hold_their_colors() {
     let guests = pair();
-    let kernel: Make<'_> =
+    let kernel: MakeSelector<'_> =
         &|guest, _, _| Box::new(Paper::kernel_and_executable(Arc::clone(&guest.locality)));
-    let cache: Make<'_> =
+    let cache: MakeSelector<'_> =
         &|guest, _, _| Box::new(Paper::cache_and_executable(Arc::clone(&guest.locality)));
     let colors = |make| {
         trial(&guests, u64::MAX, make).0.sharing.colors().map(|(c, _)| c).collect::<Vec<_>>()
@@ -244,8 +245,8 @@ fn the_papers_sets_are_what_they_say() {
 #[test]
 fn written_pages_do_not_stay_saved() {
     let mut guests = pair();
-    // One copy of the first page of the library, both of the second one, and all padding of one
-    // guest but a page.
+    // One copy of the library's first page, both copies of its second page, and all but one page of
+    // padding of one guest.
     guests[0].written[0] = true;
     guests[0].written[1] = true;
     guests[1].written[1] = true;
@@ -257,7 +258,7 @@ fn written_pages_do_not_stay_saved() {
 }
 
 #[test]
-fn what_diverges_is_avoided_later() {
+fn classes_that_diverge_are_avoided() {
     let guests = pair();
     let mut catalog = Catalog::new();
     let numbers: Vec<_> = guests.iter().map(|guest| catalog.add(&guest.locality)).collect();
@@ -273,39 +274,39 @@ fn what_diverges_is_avoided_later() {
     let mut selector =
         Adaptive::new(Arc::clone(&guests[0].locality), &catalog, numbers[0], &taught);
     selector.select(10_000, &mut frames);
-    assert!(!frames.iter().any(|frame| frame.0 < 200), "all of it was written to before");
+    assert!(!frames.iter().any(|frame| frame.0 < 200), "frames of a class that diverged");
 }
 
 #[test]
 fn names_relate_guests_as_they_should() {
-    let relation_of = |mine: &str, theirs: &str, pages: (u64, u64)| {
+    let name_matches_of = |mine: &str, theirs: &str, pages: (u64, u64)| {
         let guest = |name, count| Guest::new(&[(FrameKind::File, name, unique(1, count))], 1);
         let guests = [guest(mine, pages.0), guest(theirs, pages.1)];
         let mut catalog = Catalog::new();
         let numbers: Vec<_> = guests.iter().map(|guest| catalog.add(&guest.locality)).collect();
         let taught = Adaptive::teach(&guests[0].locality, &catalog, numbers[0], |_| (1, false));
-        let relations: HashMap<_, _> =
+        let name_matches: HashMap<_, _> =
             taught.iter().map(|(_, name_match, _, found)| (name_match, found.hashed)).collect();
-        relations
+        name_matches
     };
     let only = |name_match, count: u32| HashMap::from([(name_match, f64::from(count))]);
-    let same = relation_of("ext4:1:12:/bin/sh", "ext4:2:12:/bin/sh", (5, 5));
-    assert_eq!(same, only(NameMatch::SameFile, 5), "another device is as good");
-    let like = relation_of("ext4:1:12:/bin/sh", "ext4:1:13:/bin/sh", (5, 5));
+    let same = name_matches_of("ext4:1:12:/bin/sh", "ext4:2:12:/bin/sh", (5, 5));
+    assert_eq!(same, only(NameMatch::SameFile, 5), "the device number does not count");
+    let like = name_matches_of("ext4:1:12:/bin/sh", "ext4:1:13:/bin/sh", (5, 5));
     assert_eq!(like, only(NameMatch::LikeFile, 5));
-    let other = relation_of("ext4:1:12:/bin/sh", "ext4:1:13:/bin/sh", (5, 4));
+    let other = name_matches_of("ext4:1:12:/bin/sh", "ext4:1:13:/bin/sh", (5, 4));
     assert_eq!(other[&NameMatch::OtherFile], 4.0);
-    assert_eq!(other[&NameMatch::Namesake], 1.0, "a page that the other lacks");
-    assert_eq!(relation_of("ext4:1:12:/a", "ext4:1:12:/b", (5, 5)), only(NameMatch::None, 5));
-    assert_eq!(relation_of("ext4:1:12:", "ext4:1:12:", (5, 5)), only(NameMatch::None, 5));
+    assert_eq!(other[&NameMatch::Namesake], 1.0, "a page that the other guest lacks");
+    assert_eq!(name_matches_of("ext4:1:12:/a", "ext4:1:12:/b", (5, 5)), only(NameMatch::None, 5));
+    assert_eq!(name_matches_of("ext4:1:12:", "ext4:1:12:", (5, 5)), only(NameMatch::None, 5));
 }
 
 #[test]
-fn build_ids_say_more_than_inodes_and_sizes() {
-    let relation_of = |inodes: (u64, u64), pages: (u64, u64), ids: (&[u8], &[u8])| {
+fn build_ids_outrank_inodes_and_sizes() {
+    let name_matches_of = |inodes: (u64, u64), pages: (u64, u64), ids: (&[u8], &[u8])| {
         let add = |catalog: &mut Catalog, inode: u64, count: u64, id: &[u8]| {
             let name = format!("ext4:1:{inode}:/usr/lib/libc.so.6");
-            // Another file before it, so that its region is not the first one.
+            // A file before it, so that its region is not number 0.
             let own = (FrameKind::File, "ext4:1:3:/srv/own", vec![1]);
             let guest = Guest::new(&[own, (FrameKind::File, &name, unique(1, count))], 1);
             let known = [(1, id)];
@@ -327,46 +328,51 @@ fn build_ids_say_more_than_inodes_and_sizes() {
     };
     let only = |name_match| HashMap::from([(name_match, 5.0)]);
     let (same, other) = ((12, 12), (12, 13));
-    assert_eq!(relation_of(other, (5, 5), (b"a", b"a")), only(NameMatch::SameFile));
-    assert_eq!(relation_of(same, (5, 5), (b"a", b"a")), only(NameMatch::SameFile));
-    assert_eq!(relation_of(same, (5, 5), (b"a", b"b")), only(NameMatch::OtherFile));
-    assert_eq!(relation_of(other, (5, 5), (b"a", b"b")), only(NameMatch::OtherFile));
-    // Of which the other has less: pages are related one by one.
-    let less = relation_of(other, (5, 3), (b"a", b"a"));
+    assert_eq!(name_matches_of(other, (5, 5), (b"a", b"a")), only(NameMatch::SameFile));
+    assert_eq!(name_matches_of(same, (5, 5), (b"a", b"a")), only(NameMatch::SameFile));
+    assert_eq!(name_matches_of(same, (5, 5), (b"a", b"b")), only(NameMatch::OtherFile));
+    assert_eq!(name_matches_of(other, (5, 5), (b"a", b"b")), only(NameMatch::OtherFile));
+    // The other guest has fewer pages; pages are matched one by one.
+    let less = name_matches_of(other, (5, 3), (b"a", b"a"));
     assert_eq!((less[&NameMatch::SameFile], less[&NameMatch::Namesake]), (3.0, 2.0));
-    // One id alone says nothing.
+    // Ids are compared only if both files have one.
     for ids in [(&b"a"[..], &b""[..]), (b"", b"a"), (b"", b"")] {
-        assert_eq!(relation_of(same, (5, 5), ids), only(NameMatch::SameFile));
-        assert_eq!(relation_of(other, (5, 5), ids), only(NameMatch::LikeFile));
-        assert_eq!(relation_of(other, (5, 6), ids), only(NameMatch::OtherFile));
+        assert_eq!(name_matches_of(same, (5, 5), ids), only(NameMatch::SameFile));
+        assert_eq!(name_matches_of(other, (5, 5), ids), only(NameMatch::LikeFile));
+        assert_eq!(name_matches_of(other, (5, 6), ids), only(NameMatch::OtherFile));
     }
 }
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
 
-    /// Whatever guests hold and whatever the budget: no frame twice, none that is free, no more hashes than allowed, and the counts are those
-    /// of a simple count.
+    /// For any guests and any budget: no frame is selected twice, no free frame is selected, no
+    /// more than `budget` frames are hashed, and the counts agree with a naive count.
     #[test]
     fn trials_are_sound(
         held in prop::collection::vec(
-            prop::collection::vec((0usize..4, 0usize..3, prop::collection::vec(0u64..12, 0..90)), 1..6),
+            prop::collection::vec(
+                (0usize..4, 0usize..3, prop::collection::vec(0u64..12, 0..90)),
+                1..6,
+            ),
             1..4,
         ),
         budget in prop_oneof![0u64..300, Just(u64::MAX)],
-        (is_blind, is_sieved) in any::<(bool, bool)>(),
+        (is_blind, is_filtered) in any::<(bool, bool)>(),
     ) {
         let kinds = [FrameKind::File, FrameKind::Kernel, FrameKind::Slab, FrameKind::Anonymous];
         let names = ["ext4:1:2:/usr/a", "ext4:1:3:/opt/a", "x[3]"];
         let guests: Vec<_> = held
             .iter()
             .map(|regions| {
-                let of = |(kind, name, pages): &(usize, usize, Vec<u64>)| (kinds[*kind], names[*name], pages.clone());
+                let of = |(kind, name, pages): &(usize, usize, Vec<u64>)| {
+                    (kinds[*kind], names[*name], pages.clone())
+                };
                 Guest::new(&regions.iter().map(of).collect::<Vec<_>>(), 3)
             })
             .collect();
-        let make: Make<'_> = if is_blind { &blind } else { &thorough };
-        let (trial, chosen) = trial_of(&guests, budget, make, is_sieved);
+        let make: MakeSelector<'_> = if is_blind { &blind } else { &thorough };
+        let (trial, chosen) = trial_of(&guests, budget, make, is_filtered);
         let total = trial.total();
         prop_assert!(total.hashed <= budget);
         let mut copies: HashMap<u64, u64> = HashMap::new();
@@ -381,16 +387,17 @@ proptest! {
                 }
             }
         }
-        if !is_sieved {
+        if !is_filtered {
             prop_assert_eq!(total.zero, zero);
         }
         prop_assert_eq!(total.hashed, copies.values().sum::<u64>());
         prop_assert_eq!(total.shared, copies.values().map(|n| n - 1).sum::<u64>());
         prop_assert!(total.net() <= trial.sharing.bound(total.hashed));
         if budget == u64::MAX {
-            let candidates: usize = guests.iter().map(|g| g.pages.iter().filter(|p| **p != 0).count() - 3).sum();
+            let nonzero = |guest: &Guest| guest.pages.iter().filter(|page| **page != 0).count();
+            let candidates: usize = guests.iter().map(|guest| nonzero(guest) - 3).sum();
             let candidates = u64::try_from(candidates).unwrap();
-            let read = if is_sieved { total.glanced } else { total.hashed };
+            let read = if is_filtered { total.glanced } else { total.hashed };
             prop_assert_eq!(read, candidates);
             let mut all: HashMap<u64, u64> = HashMap::new();
             for page in guests.iter().flat_map(|g| &g.pages[..g.pages.len() - 3]) {

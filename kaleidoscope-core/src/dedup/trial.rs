@@ -1,4 +1,4 @@
-//! Selectors at work on a set of guests.
+//! Runs selectors on a set of guests.
 
 use super::{
     DedupSelector, GuestNumber, PartialHashFilter, SelectionOutcome, SharingStatistics, Tally,
@@ -7,26 +7,26 @@ use crate::addr::FrameIndex;
 use crate::fingerprint::{Content, Fingerprint, PartialHash};
 use crate::prefetch::LocalityOrder;
 
-/// Rounds that a budget is spent in, about: in each, every selector chooses, all is hashed, and all
-/// learn.
+/// Approximate number of rounds that a budget is spent in. In each round every selector selects,
+/// then all selected frames are hashed, then every selector learns the outcomes.
 const ROUNDS: u64 = 64;
 
-/// Fewest and most frames that a selector chooses in a round.
-const ROUND: (u64, u64) = (32, 1024);
+/// Minimum and maximum number of frames that a selector selects in a round.
+const ROUND_FRAMES: (u64, u64) = (32, 1024);
 
-/// A guest whose frames are chosen.
+/// A guest of a trial.
 pub struct TrialGuest<'a> {
-    /// Its number in the catalog, and in the sharing.
+    /// Its number in the catalog and in the statistics.
     pub number: GuestNumber,
-    /// What its frames are.
+    /// Its frames in locality order.
     pub locality: &'a LocalityOrder,
-    /// Who chooses.
+    /// Selects its frames.
     pub selector: &'a mut dyn DedupSelector,
-    /// Whether clones write to a frame later: known only afterwards, and to no selector.
+    /// Whether clones write to a frame later; not visible to selectors.
     pub is_written: &'a dyn Fn(FrameIndex) -> bool,
 }
 
-/// What had been saved after so many hashes.
+/// A point of the savings curve.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Point {
     /// Hashes so far.
@@ -35,12 +35,12 @@ pub struct Point {
     pub net: u64,
 }
 
-/// What came of it.
+/// The result of a run.
 #[derive(Clone, Debug, Default)]
 pub struct Trial {
-    /// What was hashed and saved.
+    /// Counts of hashed and shared frames.
     pub sharing: SharingStatistics,
-    /// The way there.
+    /// The savings after each round.
     pub curve: Vec<Point>,
 }
 
@@ -51,92 +51,100 @@ impl Trial {
         self.sharing.total()
     }
 
-    /// Notes how far it has come.
+    /// Appends a point to the curve.
     fn mark(&mut self) {
         let total = self.total();
         self.curve.push(Point { hashed: total.hashed, net: total.net() });
     }
 }
 
-/// What selectors will be told, guest by guest.
+/// Outcomes of a round, by guest.
 type Outcomes = Vec<Vec<(FrameIndex, SelectionOutcome)>>;
 
-/// Lets the selectors choose in turn until `budget` frames of all guests were hashed, or none is
-/// worth it any more. `read` says what the chosen frames of one of the guests hold, which is named
-/// by its place in `guests`.
+/// Runs the selectors in turn until `budget` frames of all guests were hashed, or no selector
+/// selects any more. `read` returns the contents of frames of one guest, which is given by its
+/// index in `guests`.
 ///
 /// # Errors
-/// The first one of `read`.
+/// The first error of `read`.
 pub fn run<E>(
     guests: &mut [TrialGuest<'_>],
     budget: u64,
     mut read: impl FnMut(usize, &[FrameIndex]) -> Result<Vec<Content>, E>,
 ) -> Result<Trial, E> {
     let mut trial = Trial::default();
-    let share = share(guests, budget);
-    rounds(guests, &mut trial, (share, budget), |trial, guests, place, chosen, outcomes| {
-        let found = chosen.iter().copied().zip(read(place, chosen)?);
-        note(&mut trial.sharing, guests, place, found, outcomes, hashed);
+    let frames = round_frames(guests, budget);
+    rounds(guests, &mut trial, (frames, budget), |trial, guests, index, selected, outcomes| {
+        let contents = selected.iter().copied().zip(read(index, selected)?);
+        record(&mut trial.sharing, guests, index, contents, outcomes, hashed);
         Ok(())
     })?;
     Ok(trial)
 }
 
-/// The same through a [`PartialHashFilter`]: of everything that the selectors choose, `glance`
-/// reads some lines, and only frames that may have an equal one are hashed by `read`, the largest
-/// groups first, until `budget` of them were. Selectors learn from the lines: of what they take for
-/// shared, a few frames in a hundred are not.
+/// The same through a [`PartialHashFilter`]: `read_partial` computes the partial hashes of all
+/// selected frames, and `read` hashes in full only frames whose partial hash occurs more than once,
+/// the largest groups first, until `budget` of them were hashed. Selectors learn from the partial
+/// hashes; a few percent of the frames reported as shared have no equal page.
 ///
 /// # Errors
-/// The first one of `glance` or `read`.
+/// The first error of `read_partial` or `read`.
 pub fn run_filtered<E>(
     guests: &mut [TrialGuest<'_>],
     budget: u64,
-    mut glance: impl FnMut(usize, &[FrameIndex]) -> Result<Vec<Content<PartialHash>>, E>,
+    mut read_partial: impl FnMut(usize, &[FrameIndex]) -> Result<Vec<Content<PartialHash>>, E>,
     mut read: impl FnMut(usize, &[FrameIndex]) -> Result<Vec<Content>, E>,
 ) -> Result<Trial, E> {
     let mut trial = Trial::default();
     let mut filter = PartialHashFilter::new();
-    let all = share(guests, u64::MAX);
-    rounds(guests, &mut trial, (all, u64::MAX), |trial, guests, place, chosen, outcomes| {
-        let found = chosen.iter().copied().zip(glance(place, chosen)?);
-        note(&mut trial.sharing, guests, place, found, outcomes, |sharing, guest, frame, page| {
-            sharing.add_glanced(guest.locality.color(frame));
-            let alike = filter.add(guest.number, frame, page);
-            (alike.frames, alike.first)
-        });
+    let all = round_frames(guests, u64::MAX);
+    rounds(guests, &mut trial, (all, u64::MAX), |trial, guests, index, selected, outcomes| {
+        let contents = selected.iter().copied().zip(read_partial(index, selected)?);
+        record(
+            &mut trial.sharing,
+            guests,
+            index,
+            contents,
+            outcomes,
+            |sharing, guest, frame, page| {
+                sharing.add_glanced(guest.locality.color(frame));
+                let found = filter.add(guest.number, frame, page);
+                (found.frames, found.first)
+            },
+        );
         Ok(())
     })?;
-    let mut alike = filter.alike();
-    alike.truncate(usize::try_from(budget).unwrap_or(usize::MAX));
-    let batch = usize::try_from(share(guests, budget)).unwrap_or(usize::MAX);
-    let mut unheard = vec![Vec::new(); guests.len()];
-    for batch in alike.chunks(batch.saturating_mul(guests.len()).max(1)) {
-        for place in 0..guests.len() {
-            let number = guests.get(place).map(|guest| guest.number);
+    let mut candidates = filter.alike();
+    candidates.truncate(usize::try_from(budget).unwrap_or(usize::MAX));
+    let batch = usize::try_from(round_frames(guests, budget)).unwrap_or(usize::MAX);
+    let mut unused = vec![Vec::new(); guests.len()];
+    for batch in candidates.chunks(batch.saturating_mul(guests.len()).max(1)) {
+        for index in 0..guests.len() {
+            let number = guests.get(index).map(|guest| guest.number);
             let of_guest = batch.iter().filter(|frame| Some(frame.0) == number);
             let frames: Vec<_> = of_guest.map(|frame| frame.1).collect();
-            let found = frames.iter().copied().zip(read(place, &frames)?);
-            note(&mut trial.sharing, guests, place, found, &mut unheard, hashed);
+            let contents = frames.iter().copied().zip(read(index, &frames)?);
+            record(&mut trial.sharing, guests, index, contents, &mut unused, hashed);
         }
         trial.mark();
     }
     Ok(trial)
 }
 
-/// Frames that a selector chooses in a round.
-fn share(guests: &[TrialGuest<'_>], budget: u64) -> u64 {
+/// Frames that each selector selects per round.
+fn round_frames(guests: &[TrialGuest<'_>], budget: u64) -> u64 {
     let all: u64 = guests.iter().map(|guest| u64::from(guest.locality.frames())).sum();
     let count = u64::try_from(guests.len()).unwrap_or(u64::MAX).max(1);
-    (budget.min(all) / ROUNDS / count).clamp(ROUND.0, ROUND.1)
+    (budget.min(all) / ROUNDS / count).clamp(ROUND_FRAMES.0, ROUND_FRAMES.1)
 }
 
-/// Lets the selectors choose `share` frames each in turn until `budget` were hashed or they choose
-/// nothing more, and learn after each round what `work` found out.
+/// Runs rounds of `frames` selected frames per guest until `budget` were hashed or no selector
+/// selects any more. `work` hashes the frames of one guest; the selectors learn its outcomes after
+/// each round.
 fn rounds<E>(
     guests: &mut [TrialGuest<'_>],
     trial: &mut Trial,
-    (share, budget): (u64, u64),
+    (frames, budget): (u64, u64),
     mut work: impl FnMut(
         &mut Trial,
         &[TrialGuest<'_>],
@@ -145,23 +153,24 @@ fn rounds<E>(
         &mut Outcomes,
     ) -> Result<(), E>,
 ) -> Result<(), E> {
-    let mut chosen = Vec::new();
+    let mut selected = Vec::new();
     let mut outcomes: Outcomes = vec![Vec::new(); guests.len()];
-    // No frame comes twice: selectors that choose more than there are would go on for ever.
-    let mut left_to_choose: u64 =
+    // No frame is selected twice, so a selector that exceeds this count is faulty; without the
+    // limit the loop would not end.
+    let mut left_to_select: u64 =
         guests.iter().map(|guest| u64::from(guest.locality.frames())).sum();
     loop {
         outcomes.iter_mut().for_each(Vec::clear);
-        for place in 0..guests.len() {
+        for index in 0..guests.len() {
             let left = budget.saturating_sub(trial.total().hashed);
-            let room = usize::try_from(share.min(left)).unwrap_or(usize::MAX);
-            let Some(guest) = guests.get_mut(place).filter(|_| room > 0) else { continue };
-            chosen.clear();
-            guest.selector.select(room, &mut chosen);
-            chosen.truncate(usize::try_from(left_to_choose).unwrap_or(usize::MAX));
-            left_to_choose -= u64::try_from(chosen.len()).unwrap_or(left_to_choose);
-            if !chosen.is_empty() {
-                work(trial, guests, place, &chosen, &mut outcomes)?;
+            let room = usize::try_from(frames.min(left)).unwrap_or(usize::MAX);
+            let Some(guest) = guests.get_mut(index).filter(|_| room > 0) else { continue };
+            selected.clear();
+            guest.selector.select(room, &mut selected);
+            selected.truncate(usize::try_from(left_to_select).unwrap_or(usize::MAX));
+            left_to_select -= u64::try_from(selected.len()).unwrap_or(left_to_select);
+            if !selected.is_empty() {
+                work(trial, guests, index, &selected, &mut outcomes)?;
             }
         }
         if outcomes.iter().all(Vec::is_empty) {
@@ -174,40 +183,45 @@ fn rounds<E>(
     }
 }
 
-/// Notes an outcome for the selector of the guest at a place.
-fn tell(outcomes: &mut Outcomes, place: usize, frame: FrameIndex, outcome: SelectionOutcome) {
-    if let Some(outcomes) = outcomes.get_mut(place) {
+/// Adds an outcome for the selector of a guest.
+fn push_outcome(
+    outcomes: &mut Outcomes,
+    index: usize,
+    frame: FrameIndex,
+    outcome: SelectionOutcome,
+) {
+    if let Some(outcomes) = outcomes.get_mut(index) {
         outcomes.push((frame, outcome));
     }
 }
 
-/// Notes for selectors that a frame is one of so many equal ones. The one that was alone until now
-/// is not any more.
-fn tell_shared(
+/// Adds the outcomes for a frame with this many copies. At the second copy, the first frame becomes
+/// shared too.
+fn push_copies(
     guests: &[TrialGuest<'_>],
     outcomes: &mut Outcomes,
-    (place, frame): (usize, FrameIndex),
+    (index, frame): (usize, FrameIndex),
     copies: u32,
     first: (GuestNumber, FrameIndex),
 ) {
     if copies < 2 {
-        return tell(outcomes, place, frame, SelectionOutcome::Alone);
+        return push_outcome(outcomes, index, frame, SelectionOutcome::Alone);
     }
-    tell(outcomes, place, frame, SelectionOutcome::Shared { copies });
+    push_outcome(outcomes, index, frame, SelectionOutcome::Shared { copies });
     if copies == 2
         && let Some(at) = guests.iter().position(|guest| guest.number == first.0)
     {
-        tell(outcomes, at, first.1, SelectionOutcome::Shared { copies });
+        push_outcome(outcomes, at, first.1, SelectionOutcome::Shared { copies });
     }
 }
 
-/// Notes what the frames of one guest hold, which `count` counts: how many equal ones there are
-/// now, and which is the first one.
-fn note<H>(
+/// Records the contents of frames of one guest. `count` counts a page and returns its copies so far
+/// and the first of them.
+fn record<H>(
     sharing: &mut SharingStatistics,
     guests: &[TrialGuest<'_>],
-    place: usize,
-    found: impl Iterator<Item = (FrameIndex, Content<H>)>,
+    index: usize,
+    contents: impl Iterator<Item = (FrameIndex, Content<H>)>,
     outcomes: &mut Outcomes,
     mut count: impl FnMut(
         &mut SharingStatistics,
@@ -216,23 +230,23 @@ fn note<H>(
         H,
     ) -> (u32, (GuestNumber, FrameIndex)),
 ) {
-    let Some(guest) = guests.get(place) else { return };
-    for (frame, content) in found {
+    let Some(guest) = guests.get(index) else { return };
+    for (frame, content) in contents {
         match content {
             Content::Page(page) => {
                 let (copies, first) = count(sharing, guest, frame, page);
-                tell_shared(guests, outcomes, (place, frame), copies, first);
+                push_copies(guests, outcomes, (index, frame), copies, first);
             }
             Content::Zero => {
                 sharing.add_zero(guest.locality.color(frame));
-                tell(outcomes, place, frame, SelectionOutcome::Skipped);
+                push_outcome(outcomes, index, frame, SelectionOutcome::Skipped);
             }
-            Content::Missing => tell(outcomes, place, frame, SelectionOutcome::Skipped),
+            Content::Missing => push_outcome(outcomes, index, frame, SelectionOutcome::Skipped),
         }
     }
 }
 
-/// Counts a frame that was hashed.
+/// Counts a frame hashed in full.
 fn hashed(
     sharing: &mut SharingStatistics,
     guest: &TrialGuest<'_>,

@@ -1,21 +1,21 @@
-//! A set of frames that also says how many come before one.
+//! A set of frames with constant-time rank.
 
 use crate::addr::FrameIndex;
 
 /// Frames per word.
 const WORD: u32 = 64;
 
-/// A set of frames: one bit for each frame of the guest, and a count for every 64.
+/// A set of frames: one bit per frame of the guest, and one count per 64 frames.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct Bits {
     frames: u32,
     words: Vec<u64>,
-    /// Members before each word.
+    /// Number of members before each word.
     before: Vec<u32>,
 }
 
 impl Bits {
-    /// The set of these frames of a guest of `frames` frames; others are left out.
+    /// A set of these frames of a guest with `frames` frames; frames past the end are ignored.
     pub(super) fn of(frames: u32, members: impl IntoIterator<Item = FrameIndex>) -> Self {
         let mut words = vec![0u64; frames.div_ceil(WORD) as usize];
         for member in members.into_iter().filter(|member| member.0 < frames) {
@@ -36,15 +36,15 @@ impl Bits {
         Self { frames, before: before.collect(), words }
     }
 
-    /// Bit n of byte m is frame 8 m + n.
+    /// The set as bytes: bit n of byte m is frame 8 m + n.
     pub(super) fn to_bytes(&self) -> Vec<u8> {
         let mut bytes: Vec<u8> = self.words.iter().flat_map(|word| word.to_le_bytes()).collect();
         bytes.truncate(byte_len(self.frames));
         bytes
     }
 
-    /// The set that these bytes say, or `None` when there are too few or too many bytes, or frames
-    /// past the end.
+    /// The set in these bytes, or `None` if the number of bytes is wrong or a bit past the end is
+    /// set.
     pub(super) fn from_bytes(frames: u32, bytes: &[u8]) -> Option<Self> {
         if bytes.len() != byte_len(frames) {
             return None;
@@ -65,7 +65,7 @@ impl Bits {
         word.is_some_and(|word| word & (1 << (frame.0 % WORD)) != 0)
     }
 
-    /// How many members come before this member; `None` when it is no member.
+    /// Number of members before this member; `None` if it is not a member.
     pub(super) fn rank(&self, frame: FrameIndex) -> Option<usize> {
         let at = (frame.0 / WORD) as usize;
         let (word, before) = (self.words.get(at)?, self.before.get(at)?);
@@ -107,7 +107,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn sets_agree_with_a_tree(frames in 1u32..300, members in prop::collection::btree_set(0u32..330, 0..80)) {
+        fn sets_agree_with_a_tree(
+            frames in 1u32..300,
+            members in prop::collection::btree_set(0u32..330, 0..80),
+        ) {
             let bits = Bits::of(frames, members.iter().copied().map(FrameIndex));
             let expected: BTreeSet<u32> = members.into_iter().filter(|m| *m < frames).collect();
             prop_assert_eq!(bits.len() as usize, expected.len());
@@ -122,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_that_say_something_else_are_refused() {
+    fn bytes_of_another_set_are_refused() {
         assert!(Bits::from_bytes(9, &[0xff, 1]).is_some());
         for wrong in [&[0xff][..], &[0xff, 2], &[0, 0, 0], &[]] {
             assert_eq!(Bits::from_bytes(9, wrong), None, "{wrong:?}");

@@ -1,74 +1,74 @@
-//! Reading frames and naming their bytes, on several threads.
+//! Reads frames and hashes them, on several threads.
 
 use super::{Domain, Fingerprint, PartialHash};
 use crate::addr::{FRAME_BYTES, FrameIndex};
 use crate::memory::{GuestMemory, MemoryError, Page, read_page};
 use std::num::NonZeroUsize;
 
-/// Frames below which another thread costs more than it saves.
+/// Number of frames below which another thread costs more than it saves.
 const FRAMES_PER_THREAD: usize = 256;
 
-/// What a frame holds, under a name of the kind `H`.
+/// The contents of a frame, identified by a hash of type `H`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Content<H = Fingerprint> {
     /// The image lacks the frame.
     Missing,
-    /// Nothing but zeros. Such a frame is never hashed and never shared: everybody has a page of
-    /// zeros.
+    /// All zeros. Such a frame is neither hashed nor shared: zero pages need no sharing.
     Zero,
-    /// Anything else.
+    /// Any other contents.
     Page(H),
 }
 
-/// What these frames hold, in their order. Reads each frame once, on up to `threads` threads, with
-/// one page of memory for each beside the result. Frames past the end of RAM count as missing.
+/// The contents of these frames, in their order. Reads each frame once, on up to `threads` threads;
+/// takes one page of memory per thread beside the result. Frames past the end of RAM count as
+/// missing.
 ///
 /// # Errors
-/// The first [`MemoryError`] but [`MemoryError::Missing`].
+/// The first [`MemoryError`] other than [`MemoryError::Missing`].
 pub fn contents(
     memory: &dyn GuestMemory,
     frames: &[FrameIndex],
     domain: &Domain,
     threads: NonZeroUsize,
 ) -> Result<Vec<Content>, MemoryError> {
-    name_all(memory, frames, threads, &|page| domain.content(page))
+    hash_all(memory, frames, threads, &|page| domain.content(page))
 }
 
-/// What these frames may hold, by some lines of each page: as [`contents`], for a small part of the
-/// cost. Of memory that can be [borrowed](GuestMemory::slice), only those lines are read, and what
-/// comes before the first and after the last line that is not zero.
+/// The partial contents of these frames: as [`contents`], but hashes only some lines of each page,
+/// at a small part of the cost. From memory that can be [borrowed](GuestMemory::slice), it reads
+/// only these lines, and the zeros before the first and after the last nonzero line.
 ///
 /// # Errors
-/// The first [`MemoryError`] but [`MemoryError::Missing`].
+/// The first [`MemoryError`] other than [`MemoryError::Missing`].
 pub fn partial_contents(
     memory: &dyn GuestMemory,
     frames: &[FrameIndex],
     domain: &Domain,
     threads: NonZeroUsize,
 ) -> Result<Vec<Content<PartialHash>>, MemoryError> {
-    name_all(memory, frames, threads, &|page| domain.partial_content(page))
+    hash_all(memory, frames, threads, &|page| domain.partial_content(page))
 }
 
-type Name<'a, H> = &'a (dyn Fn(&Page) -> Content<H> + Sync);
+type HashPage<'a, H> = &'a (dyn Fn(&Page) -> Content<H> + Sync);
 
-fn name_all<H: Copy + Send>(
+fn hash_all<H: Copy + Send>(
     memory: &dyn GuestMemory,
     frames: &[FrameIndex],
     threads: NonZeroUsize,
-    name: Name<'_, H>,
+    hash: HashPage<'_, H>,
 ) -> Result<Vec<Content<H>>, MemoryError> {
     let mut found = vec![Content::Missing; frames.len()];
     let threads = threads.get().min(frames.len().div_ceil(FRAMES_PER_THREAD)).max(1);
     let share = frames.len().div_ceil(threads).max(1);
     let mut parts = frames.chunks(share).zip(found.chunks_mut(share));
-    // The calling thread does the first part, so that few frames cost no thread at all.
+    // The calling thread takes the first part, so that few frames start no thread.
     let first = parts.next();
     std::thread::scope(|scope| {
         let others: Vec<_> =
-            parts.map(|(of, to)| scope.spawn(move || fill(memory, of, name, to))).collect();
-        let mut result = first.map_or(Ok(()), |(of, to)| fill(memory, of, name, to));
+            parts.map(|(of, to)| scope.spawn(move || fill(memory, of, hash, to))).collect();
+        let mut result = first.map_or(Ok(()), |(of, to)| fill(memory, of, hash, to));
         for other in others {
-            // A panic in a reader is the caller's, as it would be on one thread.
+            // A panic in a thread is passed on to the caller.
             let done = other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
             result = result.and(done);
         }
@@ -80,14 +80,14 @@ fn name_all<H: Copy + Send>(
 fn fill<H>(
     memory: &dyn GuestMemory,
     frames: &[FrameIndex],
-    name: Name<'_, H>,
+    hash: HashPage<'_, H>,
     found: &mut [Content<H>],
 ) -> Result<(), MemoryError> {
     let mut buffer: Page = [0; FRAME_BYTES];
     for (frame, found) in frames.iter().zip(found) {
         let Some(gfn) = memory.layout().gfn_of(*frame) else { continue };
         if let Some(page) = read_page(memory, gfn, &mut buffer)? {
-            *found = name(page);
+            *found = hash(page);
         }
     }
     Ok(())
@@ -99,14 +99,14 @@ mod tests {
     use crate::addr::Gpa;
     use crate::memory::{MemoryLayout, VecMemory};
 
-    /// Memory that must be read, lacks one frame and cannot read another.
-    struct Hard {
+    /// Memory that cannot be borrowed, lacks one frame and cannot read another.
+    struct UnborrowableMemory {
         memory: VecMemory,
         missing: Gpa,
         broken: Option<Gpa>,
     }
 
-    impl GuestMemory for Hard {
+    impl GuestMemory for UnborrowableMemory {
         fn layout(&self) -> &MemoryLayout {
             self.memory.layout()
         }
@@ -135,7 +135,7 @@ mod tests {
     fn any_number_of_threads_finds_the_same() {
         let memory = memory(2000);
         let domain = Domain::new([1; 32]);
-        // Some twice, some past the end, in no order.
+        // Frames in any order, some of them twice and some past the end.
         let frames: Vec<_> = (0..2100u32).map(|n| FrameIndex((n * 37) % 2050)).collect();
         let with = |threads| {
             contents(&memory, &frames, &domain, NonZeroUsize::new(threads).unwrap()).unwrap()
@@ -157,15 +157,16 @@ mod tests {
 
     #[test]
     fn frames_that_the_image_lacks_are_no_failure_and_broken_ones_are() {
-        let mut hard = Hard { memory: memory(1000), missing: Gpa(0x2000), broken: None };
+        let mut memory_with_errors =
+            UnborrowableMemory { memory: memory(1000), missing: Gpa(0x2000), broken: None };
         let frames: Vec<_> = (0..1000).map(FrameIndex).collect();
         let domain = Domain::new([1; 32]);
         let threads = NonZeroUsize::new(3).unwrap();
-        let found = contents(&hard, &frames, &domain, threads).unwrap();
+        let found = contents(&memory_with_errors, &frames, &domain, threads).unwrap();
         assert_eq!(found[2], Content::Missing);
         assert!(matches!(found[1], Content::Page(_)));
-        hard.broken = Some(Gpa(900 << 12));
-        let error = contents(&hard, &frames, &domain, threads).unwrap_err();
+        memory_with_errors.broken = Some(Gpa(900 << 12));
+        let error = contents(&memory_with_errors, &frames, &domain, threads).unwrap_err();
         assert!(matches!(error, MemoryError::Io { gpa: Gpa(0x384000), .. }), "{error}");
     }
 }

@@ -1,21 +1,21 @@
-//! Who may share pages with whom.
+//! Deduplication domains: groups of guests that may share pages.
 
 use super::{Content, FINGERPRINT_BYTES, Fingerprint, PartialHash};
 use crate::memory::{Page, is_zero};
 use std::fmt;
 use std::io;
 
-/// What a domain's public name is derived under, so that it is a name of nothing else.
-const CONTEXT: &str = "kaleidoscope 2026 dedup domain id 1";
+/// BLAKE3 derivation context of a domain's public id.
+const ID_CONTEXT: &str = "kaleidoscope 2026 dedup domain id 1";
 
-/// What the key of an image's own domain is derived under.
-const IMAGE: &str = "kaleidoscope 2026 whole image check 1";
+/// BLAKE3 derivation context of the key of an image's domain.
+const IMAGE_CONTEXT: &str = "kaleidoscope 2026 whole image check 1";
 
-/// The same for the seed of its partial hashes.
-const PARTIAL: &str = "kaleidoscope 2026 dedup partial hash 1";
+/// BLAKE3 derivation context of the seed of partial hashes.
+const PARTIAL_CONTEXT: &str = "kaleidoscope 2026 dedup partial hash 1";
 
-/// Guests that may share pages: as a rule those of one tenant. It is a secret key, and whoever has
-/// it can tell whether a page that they guess is among the fingerprints.
+/// A group of guests that may share pages, usually those of one tenant. It is a secret key: any
+/// holder of the key can test whether a guessed page is among the fingerprints.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Domain {
     key: [u8; 32],
@@ -23,43 +23,44 @@ pub struct Domain {
     seed: u64,
 }
 
-/// A domain's public name. It says which fingerprints can be compared, and nothing of the key.
+/// A domain's public id. It tells which fingerprints are comparable and reveals nothing about the
+/// key.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct DomainId(pub [u8; 16]);
 
 impl Domain {
-    /// The domain of this key, which must be random and secret.
+    /// A domain with this key, which must be random and secret.
     #[must_use]
     pub fn new(key: [u8; 32]) -> Self {
-        let id = first_half(&blake3::derive_key(CONTEXT, &key));
-        let [a, b, c, d, e, f, g, h, ..] = blake3::derive_key(PARTIAL, &key);
+        let id = first_half(&blake3::derive_key(ID_CONTEXT, &key));
+        let [a, b, c, d, e, f, g, h, ..] = blake3::derive_key(PARTIAL_CONTEXT, &key);
         Self { key, id: DomainId(id), seed: u64::from_le_bytes([a, b, c, d, e, f, g, h]) }
     }
 
-    /// The domain in which all of an image with this digest is checked. Its key is as public as the
-    /// digest, so that pages must not be shared by fingerprints of it.
+    /// The domain for checking all of an image with this digest. Its key is as public as the
+    /// digest, so its fingerprints must not be used to share pages.
     #[must_use]
     pub fn of_image(digest: &[u8; 32]) -> Self {
-        Self::new(blake3::derive_key(IMAGE, digest))
+        Self::new(blake3::derive_key(IMAGE_CONTEXT, digest))
     }
 
-    /// A domain that nobody else has.
+    /// A domain with a new random key.
     ///
     /// # Errors
-    /// When the system has no random numbers.
+    /// If the system cannot supply random numbers.
     pub fn random() -> io::Result<Self> {
         let mut key = [0; 32];
         getrandom::fill(&mut key)?;
         Ok(Self::new(key))
     }
 
-    /// The key, for whoever keeps it for other hosts of the tenant.
+    /// The secret key, to be stored for other hosts of the tenant.
     #[must_use]
     pub fn key(&self) -> &[u8; 32] {
         &self.key
     }
 
-    /// The public name.
+    /// The public id.
     #[must_use]
     pub fn id(&self) -> DomainId {
         self.id
@@ -71,13 +72,13 @@ impl Domain {
         Fingerprint(first_half(blake3::keyed_hash(&self.key, page).as_bytes()))
     }
 
-    /// What a page is: zeros, or its fingerprint.
+    /// A page's contents: zeros, or the fingerprint.
     #[must_use]
     pub fn content(&self, page: &Page) -> Content {
         if is_zero(page) { Content::Zero } else { Content::Page(self.fingerprint(page)) }
     }
 
-    /// What a page may be: zeros, or its partial hash.
+    /// A page's partial contents: zeros, or the partial hash.
     #[must_use]
     pub fn partial_content(&self, page: &Page) -> Content<PartialHash> {
         PartialHash::of(page, self.seed).map_or(Content::Zero, Content::Page)

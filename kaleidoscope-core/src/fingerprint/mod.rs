@@ -1,24 +1,24 @@
-//! Fingerprints: short names for the bytes of frames, by which equal pages are found without
-//! comparing all of them.
+//! Fingerprints: 128-bit keyed hashes of frames, by which equal pages are found without comparing
+//! all of them.
 //!
 //! ```text
-//!  frames of a snapshot guest ──contents──► zero, missing or a Fingerprint each ──► Fingerprints, one small table per guest
-//!                 Domain (a key per tenant) ──┘
+//!  frames of a snapshot ──contents──► zero, missing or Fingerprint ──► Fingerprints (one table
+//!            Domain (a key per tenant) ──┘                              per guest)
 //! ```
 //!
 //! # Why a guest cannot cheat
-//! A fingerprint is BLAKE3, keyed by the tenant's [`Domain`], cut to 128 bits. Who wants two
-//! different pages to count as equal must find a collision, and a guest can neither compute
-//! fingerprints, which needs the key, nor see them: they stay with the host. All that it can do is
-//! to write pages and hope, and with 2^32 pages a host the chance that any two of them meet by
-//! accident is 2^-65. Whoever maps a page in place of another may still compare the bytes first,
-//! which costs little beside the hash; nothing here asks for it.
+//! A fingerprint is the BLAKE3 hash of a page, keyed by the tenant's [`Domain`] and truncated to
+//! 128 bits. To make two different pages count as equal, a guest needs a collision. A guest can
+//! neither compute fingerprints, because it lacks the key, nor see them, because they stay with the
+//! host. It can only write pages and hope: with 2^32 pages per host, the probability that any two
+//! collide by accident is 2^-65. Code that maps one page in place of another may compare the bytes
+//! as well, which costs little beside the hash; this module does not require it.
 //!
-//! # Why a tenant learns nothing of another
-//! That a page is shared can be felt: the first write to it takes longer. So pages are shared only
-//! within a domain. Equal pages of different domains have different fingerprints and never meet,
-//! and neither a file with fingerprints nor a store's index tells those who lack the key what a
-//! page holds. Each tenant has a domain of its own unless the host's owner gives one to several.
+//! # Why a tenant learns nothing about another
+//! Page sharing is observable: the first write to a shared page takes longer. So pages are shared
+//! only within a domain. Equal pages of different domains have different fingerprints. Neither a
+//! file with fingerprints nor a store's index reveals the contents of a page without the key. Each
+//! tenant has its own domain unless the host's owner assigns one to several tenants.
 
 mod bits;
 mod contents;
@@ -35,10 +35,10 @@ pub use whole::WholeImage;
 
 use std::fmt;
 
-/// Bytes of a fingerprint.
+/// Size of a fingerprint in bytes.
 pub const FINGERPRINT_BYTES: usize = 16;
 
-/// The name of a page's bytes within a [`Domain`].
+/// The fingerprint (full hash) of a page within a [`Domain`].
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Fingerprint(pub [u8; FINGERPRINT_BYTES]);
 

@@ -1,34 +1,34 @@
-//! Partial hashes: names for a few lines of a page, by which pages that are certainly different are
-//! told apart without reading all of them.
+//! Partial hashes cover a few lines of a page. They tell most different pages apart without reading
+//! all of them.
 
 use crate::addr::FRAME_BYTES;
 use crate::memory::Page;
 use twox_hash::XxHash3_64;
 
-/// Bytes of a line: what a processor reads from memory at once.
+/// Size of a cache line in bytes.
 const LINE_BYTES: usize = 64;
 const LINES: usize = FRAME_BYTES / LINE_BYTES;
 
-/// Lines that are hashed of every page: the middle of each quarter. Headers, which many pages have
-/// in common, are at the start of a page.
-const FIXED: [usize; 4] = [7, 23, 39, 55];
+/// Lines hashed of every page: the middle of each quarter. The start of a page is avoided, because
+/// many pages have headers in common.
+const FIXED_LINES: [usize; 4] = [7, 23, 39, 55];
 
-/// Bytes that are hashed: the first line that is not zero and the last one, their places, and the
-/// fixed lines.
-const SAMPLE_BYTES: usize = (FIXED.len() + 2) * LINE_BYTES + 2;
+/// Bytes hashed: the indices of the first and the last nonzero line, these two lines, and the fixed
+/// lines.
+const SAMPLE_BYTES: usize = (FIXED_LINES.len() + 2) * LINE_BYTES + 2;
 
-/// A name for some lines of a page. Equal pages of a [`Domain`](super::Domain) have equal ones; of
-/// pages with equal ones, on real guests, 92 to 99 of a hundred are equal. It decides only what is
-/// worth a [`Fingerprint`](super::Fingerprint), never that pages are equal: who makes pages with
-/// the same lines has the host make hashes in vain, and no more of them than its budget.
+/// A hash of some lines of a page. Equal pages of a [`Domain`](super::Domain) have equal partial
+/// hashes. On real guests, 92 % to 99 % of the pages with equal partial hashes are equal. A partial
+/// hash only selects pages for a [`Fingerprint`](super::Fingerprint) and never makes pages equal: a
+/// guest that writes pages with equal lines wastes at most the host's hash budget.
 ///
-/// The first and the last line that are not zero tell pages apart that are nearly empty, such as
-/// slabs and tables; both have to be found anyway, to know pages of zeros.
+/// The first and the last nonzero line distinguish pages that are nearly empty, such as slabs and
+/// tables. Both must be found anyway, to detect zero pages.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct PartialHash(pub u64);
 
 impl PartialHash {
-    /// The hash of a page; `None` for one of zeros.
+    /// The partial hash of a page; `None` for a zero page.
     pub(super) fn of(page: &Page, seed: u64) -> Option<Self> {
         let (lines, _) = page.as_chunks::<LINE_BYTES>();
         let is_used = |line: &[u8; LINE_BYTES]| line.iter().fold(0, |all, byte| all | byte) != 0;
@@ -40,7 +40,7 @@ impl PartialHash {
             *place = u8::try_from(line).unwrap_or(u8::MAX);
         }
         let (slots, _) = rest.as_chunks_mut::<LINE_BYTES>();
-        for (slot, line) in slots.iter_mut().zip([first, last].iter().chain(&FIXED)) {
+        for (slot, line) in slots.iter_mut().zip([first, last].iter().chain(&FIXED_LINES)) {
             if let Some(line) = lines.get(*line) {
                 *slot = *line;
             }
@@ -49,7 +49,7 @@ impl PartialHash {
     }
 }
 
-const _: () = assert!(LINES <= u8::MAX as usize && FIXED[3] < LINES);
+const _: () = assert!(LINES <= u8::MAX as usize && FIXED_LINES[3] < LINES);
 
 #[cfg(test)]
 mod tests {
@@ -79,7 +79,7 @@ mod tests {
     }
 
     proptest! {
-        /// Only lines that are said to count do, and zero means zero as it does for fingerprints.
+        /// Only the documented lines count, and `None` means zero exactly as for fingerprints.
         #[test]
         fn a_page_is_judged_by_its_lines(
             used in proptest::collection::vec((0..LINES, 1u8..), 0..8),
@@ -94,7 +94,7 @@ mod tests {
             prop_assert_eq!(before == Content::Zero, domain.content(&page) == Content::Zero);
             let ends = [used.iter().map(|u| u.0).min(), used.iter().map(|u| u.0).max()];
             page[line * LINE_BYTES + 5] ^= byte;
-            let counts = FIXED.contains(&line)
+            let counts = FIXED_LINES.contains(&line)
                 || ends[0].is_none_or(|first| line <= first)
                 || ends[1].is_none_or(|last| line >= last);
             prop_assert_eq!(before != domain.partial_content(&page), counts);

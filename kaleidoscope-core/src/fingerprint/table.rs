@@ -1,15 +1,13 @@
-//! The fingerprints of a guest's frames.
+//! Tables of the fingerprints of a guest's frames.
 
 use super::bits::Bits;
 use super::{Content, DomainId, FINGERPRINT_BYTES, Fingerprint};
 use crate::addr::FrameIndex;
 use thiserror::Error;
 
-/// Fingerprints of some frames of a guest, and which of the frames that were read hold nothing but
-/// zeros.
+/// Fingerprints of some frames of a guest, and the set of frames that were read and are all zeros.
 ///
-/// Takes 16 bytes for every fingerprint and three bits and a half for every frame of the guest; a
-/// frame's fingerprint is found in constant time.
+/// Takes 16 bytes per fingerprint and 3.5 bits per frame of the guest. Lookups take constant time.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Fingerprints {
     domain: DomainId,
@@ -23,7 +21,7 @@ pub struct Fingerprints {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
 #[non_exhaustive]
 pub enum FingerprintsError {
-    /// A set of frames is not a bit for each frame of the guest.
+    /// A set of frames does not have one bit per frame of the guest.
     #[error("the set of {set} frames is not one bit for each of {frames} frames")]
     Set {
         /// Which set.
@@ -31,13 +29,13 @@ pub enum FingerprintsError {
         /// Frames of the guest.
         frames: u32,
     },
-    /// A frame cannot have a fingerprint and be zero.
+    /// A frame is both hashed and zero.
     #[error("a frame is in the sets of hashed and of zero frames")]
     Both,
-    /// There is not one fingerprint for each frame of the set.
+    /// The number of fingerprints differs from the number of hashed frames.
     #[error("{bytes} bytes of fingerprints for {hashed} hashed frames")]
     Values {
-        /// Bytes that are there.
+        /// Bytes present.
         bytes: usize,
         /// Frames in the set.
         hashed: u32,
@@ -45,8 +43,8 @@ pub enum FingerprintsError {
 }
 
 impl Fingerprints {
-    /// A table of what [`contents`](super::contents) found in frames of a guest of `frames` frames.
-    /// Of several findings of one frame the last one counts; frames past the end are left out.
+    /// A table of the results of [`contents`](super::contents) for a guest with `frames` frames. If
+    /// a frame occurs several times, its last result counts; frames past the end are ignored.
     #[must_use]
     pub fn new(
         domain: DomainId,
@@ -55,8 +53,8 @@ impl Fingerprints {
     ) -> Self {
         let mut found: Vec<_> = found.into_iter().filter(|(frame, _)| frame.0 < frames).collect();
         if !found.is_sorted_by(|a, b| a.0 < b.0) {
-            // Stable, so that the last finding of a frame stays the last; reversed, so that it is
-            // the one that is kept.
+            // The sort is stable, so after the reversal `dedup_by_key` keeps the last result of a
+            // frame.
             found.reverse();
             found.sort_by_key(|(frame, _)| *frame);
             found.dedup_by_key(|(frame, _)| *frame);
@@ -75,11 +73,11 @@ impl Fingerprints {
         }
     }
 
-    /// The table that [`hashed_set`](Self::hashed_set), [`zero_set`](Self::zero_set) and
-    /// [`value_bytes`](Self::value_bytes) are of. Takes memory in proportion to the bytes.
+    /// A table from [`hashed_set`](Self::hashed_set), [`zero_set`](Self::zero_set) and
+    /// [`value_bytes`](Self::value_bytes). Takes memory in proportion to these bytes.
     ///
     /// # Errors
-    /// [`FingerprintsError`] when they contradict each other or the number of frames.
+    /// [`FingerprintsError`] if they contradict each other or the number of frames.
     pub fn from_parts(
         domain: DomainId,
         frames: u32,
@@ -103,7 +101,7 @@ impl Fingerprints {
         Ok(Self { domain, frames, hashed, zero, values })
     }
 
-    /// Whose fingerprints these may be compared with.
+    /// The domain in which these fingerprints are comparable.
     #[must_use]
     pub fn domain(&self) -> DomainId {
         self.domain
@@ -121,19 +119,19 @@ impl Fingerprints {
         self.hashed.len()
     }
 
-    /// Number of frames that were read and hold nothing but zeros.
+    /// Number of frames that were read and are all zeros.
     #[must_use]
     pub fn zero(&self) -> u32 {
         self.zero.len()
     }
 
-    /// A frame's fingerprint; `None` when it was not hashed.
+    /// A frame's fingerprint; `None` if the frame was not hashed.
     #[must_use]
     pub fn get(&self, frame: FrameIndex) -> Option<Fingerprint> {
         self.values.get(self.hashed.rank(frame)?).copied()
     }
 
-    /// Whether the frame was read and holds nothing but zeros.
+    /// Whether the frame was read and is all zeros.
     #[must_use]
     pub fn is_zero(&self, frame: FrameIndex) -> bool {
         self.zero.contains(frame)
@@ -144,7 +142,7 @@ impl Fingerprints {
         self.hashed.iter().zip(self.values.iter().copied())
     }
 
-    /// The hashed frames as a bit for each frame of the guest: bit n of byte m is frame 8 m + n.
+    /// The hashed frames as one bit per frame of the guest: bit n of byte m is frame 8 m + n.
     #[must_use]
     pub fn hashed_set(&self) -> Vec<u8> {
         self.hashed.to_bytes()
@@ -181,13 +179,14 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_table_says_what_was_found_last(
+        fn the_last_result_of_a_frame_counts(
             frames in 1u32..200,
             found in prop::collection::vec((0u32..220, 0u8..6), 0..150),
         ) {
             let of = |(frame, byte): &(u32, u8)| (FrameIndex(*frame), content(*byte));
             let table = Fingerprints::new(DOMAIN, frames, found.iter().map(of));
-            let expected: BTreeMap<_, _> = found.iter().map(of).filter(|(f, _)| f.0 < frames).collect();
+            let in_ram = found.iter().map(of).filter(|(f, _)| f.0 < frames);
+            let expected: BTreeMap<_, _> = in_ram.collect();
             for frame in (0..230).map(FrameIndex) {
                 let content = expected.get(&frame).copied().unwrap_or(Content::Missing);
                 let page = if let Content::Page(page) = content { Some(page) } else { None };

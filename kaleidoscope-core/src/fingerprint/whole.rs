@@ -1,4 +1,4 @@
-//! Whether each frame of an image is what it was.
+//! Checks that the frames of an image are unchanged.
 
 use super::{Content, Domain, Fingerprints, contents};
 use crate::addr::FrameIndex;
@@ -6,13 +6,13 @@ use crate::memory::{GuestMemory, MemoryError, Page};
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 
-/// Frames that are fingerprinted at a time.
+/// Frames fingerprinted at a time.
 const CHUNK: u32 = 1 << 16;
 
-/// The fingerprints of all of an image's frames, by which a change of any of them is noticed.
+/// The fingerprints of all frames of an image, which detect a change of any frame.
 ///
-/// Their [`Domain`] follows from the image's digest ([`Domain::of_image`]) and is no secret: they
-/// say that bytes are the image's, and are not for sharing pages between guests.
+/// Their [`Domain`] is derived from the image's digest ([`Domain::of_image`]) and is not secret.
+/// They are for checking images and must not be used to share pages between guests.
 #[derive(Clone, Debug)]
 pub struct WholeImage {
     domain: Domain,
@@ -20,12 +20,12 @@ pub struct WholeImage {
 }
 
 impl WholeImage {
-    /// Reads and fingerprints all of an image with this digest, on up to `threads` threads. Takes
-    /// some 60 bytes for each frame while it does, and 16 afterwards.
+    /// Reads and fingerprints all frames of an image with this digest, on up to `threads` threads.
+    /// Takes about 60 bytes per frame temporarily, and 16 bytes per frame afterwards.
     ///
     /// # Errors
-    /// [`MemoryError`] when a frame cannot be read. A frame that the image does not hold is no
-    /// failure.
+    /// [`MemoryError`] if a frame cannot be read. Frames that the image does not hold are not an
+    /// error.
     pub fn of(
         memory: &dyn GuestMemory,
         digest: &[u8; 32],
@@ -39,7 +39,7 @@ impl WholeImage {
         Ok(Self { domain, table: Arc::new(table) })
     }
 
-    /// The fingerprints that came with an image; `None` if they are for something else than this
+    /// Fingerprints stored with an image; `None` if they belong to another domain than that of this
     /// check.
     #[must_use]
     pub fn from_table(table: &Arc<Fingerprints>, digest: &[u8; 32]) -> Option<Self> {
@@ -53,16 +53,17 @@ impl WholeImage {
         &self.table
     }
 
-    /// Whether the frame's page is the image's.
+    /// Whether `page` is the image's page of this frame.
     #[must_use]
     pub fn is_same(&self, frame: FrameIndex, page: &Page) -> bool {
         self.expected(frame) == self.domain.content(page)
     }
 
-    /// The first of the `wanted` frames of `memory` that is not the image's.
+    /// The first frame of `memory`, among those for which `wanted` is true, that differs from the
+    /// image.
     ///
     /// # Errors
-    /// [`MemoryError`] when a frame cannot be read.
+    /// [`MemoryError`] if a frame cannot be read.
     pub fn first_difference(
         &self,
         memory: &dyn GuestMemory,

@@ -21,20 +21,20 @@ pub enum ImageError {
         /// The system's reason.
         source: io::Error,
     },
-    /// The file is of a kind that has no bytes at offsets.
+    /// The file is of a type that cannot be read at offsets.
     #[error("{} is {kind}: {advice}", path.display())]
     Special {
         /// The file.
         path: PathBuf,
-        /// What it is.
+        /// Its type.
         kind: &'static str,
-        /// What to give instead.
+        /// What to use instead.
         advice: String,
     },
     /// A part of the file could not be read.
     #[error("file offset {offset:#x} cannot be read: {reason}")]
     Unreadable {
-        /// Where.
+        /// File offset in bytes.
         offset: u64,
         /// The system's reason.
         reason: String,
@@ -45,42 +45,43 @@ pub enum ImageError {
     /// The file is empty.
     #[error("the memory file is empty")]
     Empty,
-    /// A raw file is not made of whole frames.
+    /// The length of a raw file is not a multiple of the frame size.
     #[error(
-        "a raw memory file must be a multiple of 4096 bytes long; this one has {bytes:#x} bytes, {over} too many. \
-         Was it cut, or is it in another format?"
+        "a raw memory file must be a multiple of 4096 bytes long; this one has {bytes:#x} bytes, \
+         {over} too many. Was it cut, or is it in another format?"
     )]
     NotFrames {
-        /// Length of the file.
+        /// Length of the file in bytes.
         bytes: u64,
         /// Bytes past the last whole frame.
         over: u64,
     },
-    /// A raw file is so large that its machine left a hole in guest-physical memory.
+    /// A raw file is so large that guest-physical memory must have a hole.
     #[error(
-        "a raw memory file of {bytes:#x} bytes: guests of 2.75 GiB and more have a hole in guest-physical memory that \
-         the file does not show. Name the machine ({}), or give a layout file",
+        "a raw memory file of {bytes:#x} bytes: guests of 2.75 GiB and more have a hole in \
+         guest-physical memory that the file does not show. Name the machine \
+         ({}), or give a layout file",
         preset::names()
     )]
     LayoutNeeded {
-        /// Length of the file.
+        /// Length of the file in bytes.
         bytes: u64,
     },
     /// The layout file does not fit.
     #[error(transparent)]
     LayoutFile(#[from] LayoutFileError),
-    /// The RAM regions are not a layout.
+    /// The RAM regions are not a valid layout.
     #[error(transparent)]
     Layout(#[from] LayoutError),
-    /// The file is no ELF dump of a machine.
+    /// The file is not an ELF dump of a machine.
     #[error("ELF dump: {0}")]
     Elf(#[from] ElfError),
-    /// The file is in a format that is recognized, but must be converted.
+    /// The file is in a known format that must be converted.
     #[error("this is {format}; {advice}")]
     Unsupported {
-        /// What the file is.
+        /// The format.
         format: &'static str,
-        /// How to get an image that can be read.
+        /// How to make a readable image of it.
         advice: &'static str,
     },
 }

@@ -1,12 +1,12 @@
-//! The bytes of a file that others may write to.
+//! Reads image files that other processes may write to.
 //!
-//! Such a file is not mapped. A mapping of it changes under its readers, which safe code must not
-//! let happen to a `&[u8]`, and reading what was cut off raises SIGBUS, which ends the whole
-//! process. So bytes are copied with `pread`, where a cut file is an error for this image alone,
-//! and after each copy the file's size and time stamps are looked at.
+//! Such a file is not mapped. A mapping changes when the file does, which must not happen to a
+//! `&[u8]` in safe code, and an access past the end of a truncated file raises SIGBUS, which kills
+//! the process. So bytes are copied with `pread`: a truncated file is an error of this image only,
+//! and the file's size and time stamps are checked after each copy.
 //!
-//! Introspection reads millions of small fields. They come from blocks that are read once and kept,
-//! so that most of these reads are a copy within this process; larger reads go to the file.
+//! Introspection reads millions of small fields. Small reads come from cached blocks, so most of
+//! them are a copy within the process. Large reads go to the file.
 
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
@@ -22,29 +22,30 @@ use std::path::PathBuf;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Bytes of a block.
+/// Size of a block in bytes.
 const BLOCK: u64 = 16 << 10;
 
-/// Reads of fewer bytes come from blocks.
+/// Reads of fewer bytes than this use blocks.
 const SMALL: usize = 4096;
 
-/// Blocks may take this many bytes, and this part of the file.
-const KEPT_BYTES: u64 = 64 << 20;
-const KEPT_SHARE: u64 = 16;
+/// Blocks may take [`CACHE_BYTES`] bytes plus 1/[`CACHE_SHARE`] of the file's length.
+const CACHE_BYTES: u64 = 64 << 20;
+const CACHE_SHARE: u64 = 16;
 
-/// An open file, and what of it is kept.
+/// An open file and its cached blocks.
 #[derive(Debug)]
 pub(super) struct ImageFile {
     file: File,
-    /// The name that it was opened by, for people.
+    /// The path by which it was opened, for messages.
     path: PathBuf,
     opened: Stamp,
-    /// The system's name of it, and a later stamp with the same contents.
-    since: Mutex<(Option<PathBuf>, Stamp)>,
-    /// Why the file is not what it was.
+    /// The file's name in `/proc/self/fd`, and the stamp of the last check that found the contents
+    /// unchanged.
+    latest: Mutex<(Option<PathBuf>, Stamp)>,
+    /// Set once the file has changed: how.
     changed: OnceLock<String>,
     blocks: LazyTable<OnceLock<Box<[u8]>>>,
-    /// Bytes that blocks may still take.
+    /// Bytes that further blocks may take.
     left: AtomicU64,
 }
 
@@ -53,10 +54,10 @@ impl ImageFile {
         let opened = Stamp::settled(&file)?;
         let blocks = opened.bytes().div_ceil(BLOCK);
         Ok(Self {
-            since: Mutex::new((name(&file), opened)),
+            latest: Mutex::new((name(&file), opened)),
             changed: OnceLock::new(),
             blocks: LazyTable::new(usize::try_from(blocks).unwrap_or(usize::MAX)),
-            left: AtomicU64::new((opened.bytes() / KEPT_SHARE).saturating_add(KEPT_BYTES)),
+            left: AtomicU64::new((opened.bytes() / CACHE_SHARE).saturating_add(CACHE_BYTES)),
             file,
             path,
             opened,
@@ -68,12 +69,12 @@ impl ImageFile {
         &self.file
     }
 
-    /// Length when it was opened, in bytes.
+    /// Length in bytes when the file was opened.
     pub(super) fn bytes(&self) -> u64 {
         self.opened.bytes()
     }
 
-    /// Fails once the file is not as it was when it was opened, from then on for good.
+    /// Fails if the file has changed since it was opened, and from then on always.
     pub(super) fn check(&self) -> io::Result<()> {
         if self.changed.get().is_none() {
             let now = Stamp::of(&self.file)?;
@@ -87,16 +88,17 @@ impl ImageFile {
         match self.changed.get() {
             None => Ok(()),
             Some(why) => Err(io::Error::other(format!(
-                "{} changed since it was opened: {why}. Take a copy or a snapshot that stays as it is",
+                "{} changed since it was opened: {why}. Take a copy or a snapshot that stays as it \
+                 is",
                 self.path.display()
             ))),
         }
     }
 
-    /// How the contents changed, of a file whose stamp did.
+    /// How the contents changed, if the stamp `now` does not match.
     fn compare(&self, now: Stamp) -> Option<String> {
-        let mut since = self.since.lock();
-        let (last_name, last) = &mut *since;
+        let mut latest = self.latest.lock();
+        let (last_name, last) = &mut *latest;
         if now == *last {
             return None;
         }
@@ -108,7 +110,7 @@ impl ImageFile {
         why
     }
 
-    /// Fills `buf` with the bytes from `offset` on.
+    /// Fills `buf` with the bytes at `offset`.
     pub(super) fn read(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
         if buf.len() >= SMALL {
             return self.read_file(offset, buf);
@@ -122,7 +124,7 @@ impl ImageFile {
             let range = into..into.saturating_add(now);
             match self.block(offset)?.and_then(|block| block.get(range)) {
                 Some(bytes) => part.copy_from_slice(bytes),
-                // Past the end, or there is no room for another block.
+                // The range is past the end, or no block may be added.
                 None => self.read_file(offset, part)?,
             }
             offset = offset.saturating_add(now as u64);
@@ -131,7 +133,7 @@ impl ImageFile {
         Ok(())
     }
 
-    /// The block around `offset`; `None` where it may not be kept.
+    /// The block that contains `offset`; `None` if it may not be cached.
     #[inline]
     fn block(&self, offset: u64) -> io::Result<Option<&[u8]>> {
         let number = usize::try_from(offset / BLOCK).unwrap_or(usize::MAX);
@@ -148,20 +150,21 @@ impl ImageFile {
         let taken = self
             .left
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(BLOCK));
-        let Some(place) = self.blocks.get(number).filter(|_| len > 0 && taken.is_ok()) else {
+        let Some(slot) = self.blocks.get(number).filter(|_| len > 0 && taken.is_ok()) else {
             return Ok(None);
         };
         let mut block = vec![0; usize::try_from(len).unwrap_or(0)];
         self.read_file(start, &mut block)?;
-        // Another thread may have read it meanwhile: the same bytes.
-        Ok(Some(place.get_or_init(|| block.into())))
+        // Another thread may have read the same block meanwhile.
+        Ok(Some(slot.get_or_init(|| block.into())))
     }
 
     /// Reads from the file itself.
     fn read_file(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
         let read = self.file.read_exact_at(buf, offset);
-        // Afterwards: a write moves the time stamps before it changes a byte, so that no byte that
-        // was read is of another time than the stamps. And this says best why a read came short.
+        // Checked after the read: a write updates the time stamps before it changes a byte, so
+        // bytes that were read before an unchanged stamp are unchanged. The check also explains a
+        // short read best.
         self.check()?;
         read
     }

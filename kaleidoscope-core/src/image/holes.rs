@@ -1,4 +1,4 @@
-//! Which parts of a file are stored, and so which frames of an image are holes.
+//! Finds which parts of a file are stored, and so which frames of an image are holes.
 
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
@@ -9,17 +9,17 @@ use rustix::fs::{SeekFrom, seek};
 use std::fs::File;
 use std::ops::Range;
 
-/// Questions to the file system before smaller holes are no longer looked for: after so many
-/// questions each, the smallest hole doubles. A file in very many pieces thus costs neither much
-/// time nor much memory.
-const QUESTIONS_PER_STEP: u32 = if cfg!(test) { 8 } else { 1 << 16 };
+/// Number of lseek(2) queries after which the minimum size of a hole doubles. This bounds time and
+/// memory for files in very many pieces.
+const QUERIES_PER_STEP: u32 = if cfg!(test) { 8 } else { 1 << 16 };
 
-/// Most extents of an image. Segments of a hostile file may overlap, and each may cover all holes.
+/// Maximum number of extents of an image. Segments of a hostile file may overlap, and each may
+/// cover all holes.
 const MAX_EXTENTS: usize = 1 << 20;
 
-/// The parts of a file of `len` bytes outside of which it stores nothing, in order and apart from
-/// each other. A part may hold holes, too. All of the file is one part where the file system cannot
-/// tell.
+/// The stored parts of a file of `len` bytes, ascending and disjoint. A part may contain holes;
+/// outside of the parts the file stores nothing. If the file system cannot tell, the whole file is
+/// one part.
 pub(super) fn stored_parts(file: &File, len: u64) -> Vec<Range<u64>> {
     find_parts(len, |from| match seek(file, SeekFrom::Data(from)) {
         Ok(start) => seek(file, SeekFrom::Hole(start)).ok().map(|end| Some(start..end)),
@@ -28,17 +28,17 @@ pub(super) fn stored_parts(file: &File, len: u64) -> Vec<Range<u64>> {
     })
 }
 
-/// The same for a file of which `next` says the first run of stored bytes that ends after an
-/// offset: `Some(None)` if there is none, `None` if it cannot say.
+/// The same with a query function: `next` returns the first run of stored bytes that ends after an
+/// offset, `Some(None)` if there is none, and `None` if it cannot tell.
 fn find_parts(
     len: u64,
     mut next: impl FnMut(u64) -> Option<Option<Range<u64>>>,
 ) -> Vec<Range<u64>> {
     let mut parts: Vec<Range<u64>> = Vec::new();
-    let (mut at, mut questions, mut not_looked_at) = (0, 0_u32, 0_u64);
+    let (mut at, mut queries, mut min_hole) = (0, 0_u32, 0_u64);
     while at < len {
         let run = match next(at) {
-            // What does not advance is no answer either.
+            // A run that does not advance is not an answer either.
             Some(Some(run)) if run.start >= at && run.start < run.end => run,
             Some(None) => break,
             Some(Some(_)) | None => {
@@ -52,21 +52,20 @@ fn find_parts(
         if run.start >= len {
             break;
         }
-        at = run.end.saturating_add(not_looked_at).min(len);
+        at = run.end.saturating_add(min_hole).min(len);
         match parts.last_mut() {
             Some(last) if last.end == run.start => last.end = at,
             _ => parts.push(run.start..at),
         }
-        questions = questions.saturating_add(1);
-        if questions.is_multiple_of(QUESTIONS_PER_STEP) {
-            not_looked_at = not_looked_at.saturating_mul(2).max(FRAME_SIZE);
+        queries = queries.saturating_add(1);
+        if queries.is_multiple_of(QUERIES_PER_STEP) {
+            min_hole = min_hole.saturating_mul(2).max(FRAME_SIZE);
         }
     }
     parts
 }
 
-/// Where an image lacks frames or has holes, given the parts of the file outside of which it stores
-/// nothing.
+/// The extents of an image that are missing or holes, from the stored parts of its file.
 pub(super) fn table(
     layout: &MemoryLayout,
     segments: &SegmentTable,
@@ -77,7 +76,7 @@ pub(super) fn table(
         let (first, end) = (range.start.div_ceil(FRAME_SIZE), range.end / FRAME_SIZE);
         for part in layout.parts(Gfn(first), end.saturating_sub(first)) {
             let frames = part.first_index.0..part.first_index.0.saturating_add(part.frames);
-            // What is left out is read, and reading it tells.
+            // Frames past the limit count as data, which is always correct.
             if extents.len() < MAX_EXTENTS {
                 extents.push(Extent { frames, backing });
             }
@@ -101,7 +100,7 @@ pub(super) fn table(
     ExtentTable::new(layout, extents)
 }
 
-/// What of `range` lies outside these parts.
+/// The parts of `range` outside these parts.
 fn gaps(parts: &[Range<u64>], range: Range<u64>) -> impl Iterator<Item = Range<u64>> + '_ {
     let from = parts.partition_point(|part| part.end <= range.start);
     let parts = parts.get(from..).unwrap_or_default().iter();
@@ -123,7 +122,7 @@ mod tests {
     use proptest::prelude::*;
     use std::os::unix::fs::FileExt;
 
-    /// Says what a list of blocks of 4 KiB says.
+    /// A query function for a list of 4 KiB blocks.
     fn runs(blocks: &[bool]) -> impl FnMut(u64) -> Option<Option<Range<u64>>> + '_ {
         |from| {
             let block = |at: u64| usize::try_from(at / FRAME_SIZE).unwrap();
@@ -137,11 +136,13 @@ mod tests {
 
     proptest! {
         #[test]
-        fn nothing_outside_the_parts_is_stored(blocks in prop::collection::vec(any::<bool>(), 1..300)) {
-            let mut questions = 0;
+        fn nothing_outside_the_parts_is_stored(
+            blocks in prop::collection::vec(any::<bool>(), 1..300),
+        ) {
+            let mut queries = 0;
             let mut next = runs(&blocks);
             let parts = find_parts(blocks.len() as u64 * FRAME_SIZE, |from| {
-                questions += 1;
+                queries += 1;
                 next(from)
             });
             prop_assert!(parts.windows(2).all(|pair| pair[0].end < pair[1].start));
@@ -152,8 +153,9 @@ mod tests {
             };
             let lost = (0..blocks.len()).find(|block| blocks[*block] && !covered(*block));
             prop_assert_eq!(lost, None);
-            // 300 blocks have up to 150 runs; 8 are found one by one, then each question skips a block more, then two.
-            prop_assert!(questions <= 8 * 6 + 1, "{} questions", questions);
+            // 300 blocks have up to 150 runs: 8 are found one by one, then the minimum hole grows
+            // to one block, then to two.
+            prop_assert!(queries <= 8 * 6 + 1, "{} queries", queries);
             if blocks.windows(2).filter(|pair| pair[0] != pair[1]).count() < 14 {
                 let wrong = (0..blocks.len()).find(|block| blocks[*block] != covered(*block));
                 prop_assert_eq!(wrong, None, "few runs are found exactly");
@@ -161,7 +163,7 @@ mod tests {
         }
 
         #[test]
-        fn frames_are_what_their_bytes_are(
+        fn extents_agree_with_the_bytes(
             pieces in prop::collection::vec((0u64..3, 1u64..6, 0u64..24), 0..6),
             blocks in prop::collection::vec(any::<bool>(), 8),
         ) {
@@ -173,7 +175,8 @@ mod tests {
             let mut at = 0;
             for (gap, len, offset) in pieces {
                 at += gap;
-                segments.push(Segment { gpa: Gpa(at << 11), bytes: len << 11, file_offset: offset << 11 });
+                let (gpa, bytes, file_offset) = (Gpa(at << 11), len << 11, offset << 11);
+                segments.push(Segment { gpa, bytes, file_offset });
                 for n in 0..len {
                     let block = usize::try_from((offset + n) / 2).unwrap();
                     let is_stored = blocks.get(block).copied().unwrap_or(true);
@@ -192,7 +195,8 @@ mod tests {
                 if backing != Backing::Data {
                     prop_assert_eq!(halves, [backing; 2], "{:?}", gfn);
                 }
-                // Frames in one piece of the file are known exactly; pieces that are aligned otherwise may share a block.
+                // Frames in one aligned piece of the file are known exactly; unaligned pieces may
+                // share a block.
                 let aligned = |offset: u64| offset.is_multiple_of(FRAME_SIZE);
                 if segments.frame_offset(gfn.gpa()).is_some_and(aligned) {
                     prop_assert_eq!(backing, halves[0], "{:?}", gfn);

@@ -1,16 +1,17 @@
-//! Layout files: which part of a raw memory file is which part of guest-physical memory.
+//! Layout files map parts of a raw memory file to guest-physical memory.
 //!
 //! ```text
 //! # file_offset gpa size
 //! 0x0 0x0 0x80000000
 //! 0x80000000 0x100000000 0x40000000   # RAM above 4 GiB
 //! ```
-//! Three hexadecimal numbers a line, `#` starts a comment, lines come in any order. Addresses and
-//! sizes are multiples of 4096; every range of the file and of memory is named once.
+//! Each line has three hexadecimal numbers, `#` starts a comment, and lines may be in any order.
+//! Addresses and sizes are multiples of 4096. Ranges of the file do not overlap, and neither do
+//! ranges of memory.
 //!
-//! A guest's memory may lie in several files: RAM, a DIMM, a virtio-mem device. A line that ends
-//! with a file's name is about that file and its offsets, all others are about the memory file that
-//! the layout is given with. Names are relative to the layout file's folder:
+//! A guest's memory may be in several files: RAM, a DIMM, a virtio-mem device. A line that ends
+//! with a file name refers to offsets in that file; all other lines refer to the memory file that
+//! the layout is given with. Names are relative to the directory of the layout file:
 //!
 //! ```text
 //! 0x0 0x0 0x40000000
@@ -27,13 +28,13 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use thiserror::Error;
 
-/// Most ranges in a file, as in [`MemoryLayout`](crate::memory::MemoryLayout).
+/// Maximum number of ranges, as in [`MemoryLayout`](crate::memory::MemoryLayout).
 const MAX_RANGES: usize = 4096;
 
-/// Most bytes in a layout file: room for [`MAX_RANGES`] ranges with long comments.
+/// Maximum size of a layout file in bytes: room for [`MAX_RANGES`] ranges with long comments.
 const MAX_TEXT_BYTES: u64 = 1 << 20;
 
-/// Why a text is not a layout, or not the layout of the memory file it was given with.
+/// Why a text is not a layout, or does not match its memory file.
 #[derive(Debug, Error)]
 pub enum LayoutFileError {
     /// The layout file could not be read.
@@ -51,7 +52,7 @@ pub enum LayoutFileError {
     /// There are no ranges.
     #[error("the layout names no range of the memory file that it is given with")]
     Empty,
-    /// The line is not three numbers, or three numbers and a file's name.
+    /// The line does not have three numbers and an optional file name.
     #[error("layout line {line}: expected `0xOFFSET 0xGPA 0xSIZE [FILE]`, found {words} words")]
     Words {
         /// Line number, from 1.
@@ -85,7 +86,7 @@ pub enum LayoutFileError {
         /// Line number, from 1.
         line: usize,
     },
-    /// Two lines name the same guest-physical address.
+    /// Two ranges overlap in guest-physical memory.
     #[error("layout line {line}: guest-physical address {gpa} is also in line {other}")]
     GpaOverlap {
         /// Line number of the later range, from 1.
@@ -95,7 +96,7 @@ pub enum LayoutFileError {
         /// Line number of the other range.
         other: usize,
     },
-    /// Two lines name the same part of the file.
+    /// Two ranges overlap in the file.
     #[error("layout line {line}: file offset {offset:#x} is also in line {other}")]
     FileOverlap {
         /// Line number of the later range, from 1.
@@ -114,7 +115,7 @@ pub enum LayoutFileError {
         line: usize,
         /// One past the last file offset of the range.
         end: u64,
-        /// Length of the memory file.
+        /// Length of the memory file in bytes.
         file: u64,
     },
 }
@@ -124,7 +125,7 @@ pub enum LayoutFileError {
 pub struct LayoutFile {
     /// Ranges of the memory file by ascending address, each with its line number.
     ranges: Vec<(Segment, usize)>,
-    /// The same for further files, in the order of their first lines.
+    /// The same for further files, in the order in which they are first named.
     others: Vec<(PathBuf, Vec<(Segment, usize)>)>,
 }
 
@@ -132,7 +133,7 @@ impl LayoutFile {
     /// Reads and parses a layout file.
     ///
     /// # Errors
-    /// [`LayoutFileError`]; all but reading errors name the line.
+    /// [`LayoutFileError`]; all parse errors name the line.
     pub fn open(path: &Path) -> Result<Self, LayoutFileError> {
         let mut text = String::new();
         let read =
@@ -148,7 +149,7 @@ impl LayoutFile {
         Ok(layout)
     }
 
-    /// The further files that it names, each with a layout of its own. Their memory is disjoint.
+    /// The further files that the layout names, each with its own layout. Their memory is disjoint.
     pub fn files(&self) -> impl Iterator<Item = (&Path, Self)> + '_ {
         self.others.iter().map(|(path, ranges)| {
             (path.as_path(), Self { ranges: ranges.clone(), others: Vec::new() })
@@ -160,7 +161,7 @@ impl LayoutFile {
         self.ranges.iter().map(|(segment, _)| *segment)
     }
 
-    /// Fails when a range lies outside a file of `file` bytes.
+    /// Fails if a range lies outside a file of `file` bytes.
     pub(super) fn check_against(&self, file: u64) -> Result<(), LayoutFileError> {
         match self.ranges.iter().find(|(segment, _)| segment.file_end() > file) {
             Some(&(segment, line)) => {
@@ -211,7 +212,7 @@ impl FromStr for LayoutFile {
     }
 }
 
-/// Sorts a file's ranges by address, after checking that none is named twice.
+/// Sorts a file's ranges by address, after checking that they do not overlap in the file.
 fn sort_file(ranges: &mut [(Segment, usize)]) -> Result<(), LayoutFileError> {
     ranges.sort_by_key(|(segment, _)| segment.file_offset);
     check_neighbors(
@@ -227,7 +228,7 @@ fn sort_file(ranges: &mut [(Segment, usize)]) -> Result<(), LayoutFileError> {
     Ok(())
 }
 
-/// Fails on the first pair of neighbors that overlap.
+/// Fails on the first pair of overlapping neighbors.
 fn check_neighbors(
     sorted: &[(Segment, usize)],
     overlap: impl Fn(&Segment, &Segment) -> bool,
@@ -241,7 +242,7 @@ fn check_neighbors(
     Ok(())
 }
 
-/// A range, and the name of its file where the line has one.
+/// A range, and the file name if the line has one.
 fn parse_range(line: usize, content: &str) -> Result<(Segment, Option<&str>), LayoutFileError> {
     let mut rest = content.trim();
     let mut word = || {
@@ -250,7 +251,7 @@ fn parse_range(line: usize, content: &str) -> Result<(Segment, Option<&str>), La
         word
     };
     let (offset, gpa, size) = (word(), word(), word());
-    // A file's name may have blanks; a fourth number is no name.
+    // A file name may contain blanks; a fourth number is not a name.
     let file = Some(rest).filter(|name| !name.is_empty());
     if size.is_empty() || file.is_some_and(|name| name.starts_with("0x")) {
         return Err(LayoutFileError::Words { line, words: content.split_whitespace().count() });
@@ -270,7 +271,7 @@ fn parse_range(line: usize, content: &str) -> Result<(Segment, Option<&str>), La
 
 fn parse_hex(line: usize, word: &str) -> Result<u64, LayoutFileError> {
     let digits = word.strip_prefix("0x").or_else(|| word.strip_prefix("0X"));
-    // `from_str_radix` also takes a sign, which is no hexadecimal digit.
+    // `from_str_radix` also accepts a sign, which is not a hexadecimal digit.
     let digits = digits.filter(|d| d.bytes().all(|b| b.is_ascii_hexdigit()));
     digits
         .and_then(|d| u64::from_str_radix(d, 16).ok())
@@ -340,7 +341,7 @@ mod tests {
         assert_eq!(files[0].0, Path::new("my dimm.bin"));
         assert_eq!(of(0), [segment(0x5000, 0), segment(0x6000, 0x1000)]);
         assert_eq!((files[1].0.as_path(), of(1)), (Path::new("b"), vec![segment(0x4000, 0x1000)]));
-        // Offsets count in each file, addresses in all of them.
+        // Offsets may repeat between files, addresses may not.
         let message = |text| parse(text).unwrap_err().to_string();
         assert!(message("0x0 0x0 0x2000\n0x0 0x1000 0x1000 b\n").contains("address 0x1000"));
         let twice = "0x0 0x0 0x1000\n0x0 0x1000 0x2000 b\n0x1000 0x4000 0x1000 b\n";
@@ -371,13 +372,16 @@ mod tests {
         }
 
         #[test]
-        fn printed_layouts_are_read_back(pieces in prop::collection::vec((0u64..9, 1u64..9, 0u64..9), 1..9)) {
+        fn printed_layouts_are_read_back(
+            pieces in prop::collection::vec((0u64..9, 1u64..9, 0u64..9), 1..9),
+        ) {
             let (mut gpa, mut offset) = (0, 0);
             let mut segments = Vec::new();
             for (gap, frames, file_gap) in pieces {
                 gpa += gap * FRAME_SIZE;
                 offset += file_gap;
-                segments.push(Segment { gpa: Gpa(gpa), bytes: frames * FRAME_SIZE, file_offset: offset });
+                let bytes = frames * FRAME_SIZE;
+                segments.push(Segment { gpa: Gpa(gpa), bytes, file_offset: offset });
                 gpa += frames * FRAME_SIZE;
                 offset += frames * FRAME_SIZE;
             }

@@ -1,9 +1,9 @@
-//! The bytes of an image: mapped where they cannot change, copied from the file where they can, or
-//! held in memory.
+//! The bytes of an image: mapped if the file cannot change, copied from the file if it can, or held
+//! in memory.
 //!
-//! A file is mapped only if no process can write to it or cut it while it is mapped: a memfd that
-//! is sealed against both, or a file that is immutable or under fs-verity. Then slices of it can be
-//! handed out, and nothing is copied. Every other file is read; see [`file`](super::file).
+//! A file is mapped only if no process can write to it or truncate it while it is mapped: a memfd
+//! that is sealed against both, or a file that is immutable or under fs-verity. Slices of a mapping
+//! can be borrowed without a copy. All other files are read; see [`file`](super::file).
 
 #![expect(unsafe_code, reason = "maps image files that cannot change")]
 
@@ -19,53 +19,53 @@ use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-/// Where an image's bytes are.
+/// The source of an image's bytes.
 #[derive(Debug)]
 pub(super) enum ImageBytes {
-    /// A private read-only mapping of a file that does not change, and what the file stores.
+    /// A private read-only mapping of a file that does not change, and the file's stored parts.
     Mapped(Mmap, Vec<Range<u64>>),
-    /// A file that may change, which is noticed.
+    /// A file that may change; changes are detected.
     File(Box<ImageFile>),
     /// Bytes given by the caller.
     Owned(Vec<u8>),
 }
 
 impl ImageBytes {
-    /// The bytes of a file or block device that was opened by the name `path`.
+    /// Opens the bytes of a file or block device that was opened as `path`.
     pub(super) fn open(file: File, path: PathBuf) -> io::Result<Self> {
         let len = open::length(&file)?;
         if len == 0 {
             return Ok(Self::Owned(Vec::new()));
         }
         if cannot_change(&file) {
-            // SAFETY: as `cannot_change` says, no process can write to the file or cut it, however
-            // it has opened it. The mapping is private and read-only, so nothing in this process
-            // writes to it either, and it is kept alive by the `Mmap` that every slice borrows
-            // from.
+            // SAFETY: `cannot_change` returned true, so no process can write to the file or
+            // truncate it through any descriptor or mapping. The mapping is private and read-only,
+            // so this process does not write to it either. Every slice borrows from the `Mmap`,
+            // which keeps the mapping alive.
             let map = unsafe { Mmap::map(&file)? };
             return Ok(Self::Mapped(map, holes::stored_parts(&file, len)));
         }
         ImageFile::new(file, path).map(|file| Self::File(Box::new(file)))
     }
 
-    /// Takes the whole pages of a range out of this process's memory. They are mapped again when
-    /// they are read.
+    /// Drops the whole pages of a range from this process's memory. Later accesses map them again.
     pub(super) fn release(&self, range: Range<usize>) {
         let Self::Mapped(map, _) = self else { return };
         let start = range.start.next_multiple_of(FRAME_BYTES);
         let end = range.end.min(map.len());
         let Some(len) = end.checked_sub(start).filter(|&len| len >= FRAME_BYTES) else { return };
         let len = len - len % FRAME_BYTES;
-        // SAFETY: the mapping is of a file, private and read-only, so no page of it was ever copied
-        // on a write: what a slice that somebody holds shows after this is read from the
-        // file again, and a file that is mapped does not change (see `open` and
-        // `open_unchanging`). The range is inside the mapping and starts and ends at a page.
+        // SAFETY: the mapping is file-backed, private and read-only, so no page of it was ever
+        // copied on a write; later accesses through existing slices read the pages from the file
+        // again. The file does not change (see `open` and `open_unchanging`), so the bytes are the
+        // same. The range is page-aligned and inside the mapping: `start` and `len` are multiples
+        // of FRAME_BYTES and `end` is at most `map.len()`.
         let advised = unsafe { map.unchecked_advise_range(UncheckedAdvice::DontNeed, start, len) };
-        // What stays in memory costs memory and nothing else.
+        // A failure only leaves the pages in memory.
         drop(advised);
     }
 
-    /// The parts of the file outside of which it stores nothing: see [`holes`].
+    /// The stored parts of the file; see [`holes`].
     pub(super) fn stored_parts(&self) -> Vec<Range<u64>> {
         match self {
             Self::File(file) => holes::stored_parts(file.file(), self.len()),
@@ -84,13 +84,13 @@ impl ImageBytes {
         }
     }
 
-    /// A part of the bytes, where they are in memory.
+    /// A part of the bytes, if they are in memory.
     #[inline]
     pub(super) fn slice(&self, range: Range<usize>) -> Option<&[u8]> {
         self.in_memory()?.get(range)
     }
 
-    /// Copies the bytes from `offset` on.
+    /// Copies the bytes at `offset`.
     #[inline]
     pub(super) fn read(&self, offset: usize, buf: &mut [u8]) -> io::Result<()> {
         let bytes = match self {
@@ -104,7 +104,7 @@ impl ImageBytes {
         Ok(())
     }
 
-    /// Fails once the file is not as it was when it was opened.
+    /// Fails if the file has changed since it was opened.
     pub(super) fn check(&self) -> io::Result<()> {
         match self {
             Self::File(file) => file.check(),
@@ -132,15 +132,15 @@ impl Source for ImageBytes {
 }
 
 impl MemoryImage {
-    /// As [`open`](Self::open), but maps the file whatever it is: nothing is copied, slices of it
-    /// can be borrowed, and nothing looks whether it changes.
+    /// As [`open`](Self::open), but maps any file: nothing is copied, slices can be borrowed, and
+    /// changes are not detected.
     ///
     /// # Errors
     /// As [`open`](Self::open).
     ///
     /// # Safety
-    /// While the image is open no process writes to the file or cuts it, through a descriptor, a
-    /// mapping, or the device that it lies on.
+    /// While the image is open, no process may write to the file or truncate it, through a
+    /// descriptor, a mapping, or the underlying device.
     pub unsafe fn open_unchanging(path: &Path, format: &Format) -> Result<Self, ImageError> {
         let failed = |source| ImageError::Io { path: path.to_owned(), source };
         let file = open::open(path)?;
@@ -148,28 +148,30 @@ impl MemoryImage {
             0 => ImageBytes::Owned(Vec::new()),
             bytes => {
                 let len = usize::try_from(bytes).unwrap_or(usize::MAX);
-                // SAFETY: the caller promises that the file does not change. The mapping is private
-                // and read-only, and kept alive by the `Mmap` that every slice borrows from. The
-                // length is given because a block device's file has none.
+                // SAFETY: the caller guarantees that the file does not change (see `# Safety`). The
+                // mapping is private and read-only. Every slice borrows from the `Mmap`, which
+                // keeps the mapping alive. The length is passed because the metadata of a block
+                // device has none.
                 let map = unsafe { memmap2::MmapOptions::new().len(len).map(&file) };
                 ImageBytes::Mapped(map.map_err(failed)?, holes::stored_parts(&file, bytes))
             }
         };
-        // Further files that a layout names are watched as usual.
+        // Further files that a layout names are opened as by `open`.
         Self::new(bytes, format)?.with_parts(format)
     }
 }
 
-/// Whether no process can write to the file or cut it, in whatever way it has opened it.
+/// Whether no process can write to the file or truncate it through any descriptor or mapping.
 fn cannot_change(file: &File) -> bool {
-    // A memfd can be sealed against writing only while nothing maps it for writing, and seals stay.
+    // The kernel seals a memfd against writing only while no writable mapping exists, and seals
+    // cannot be removed.
     let seals = SealFlags::WRITE | SealFlags::SHRINK;
     if fcntl_get_seals(file).is_ok_and(|has| has.contains(seals)) {
         return true;
     }
-    // An immutable file refuses writes through descriptors that were opened before, and writes
-    // through mappings. Only the administrator can make it writable again, and a file under
-    // fs-verity never is.
+    // An immutable file refuses writes through mappings and through descriptors that were opened
+    // before. Only the administrator can make it mutable again; a file under fs-verity stays
+    // immutable.
     let never = StatxAttributes::IMMUTABLE | StatxAttributes::VERITY;
     let known = statx(file, "", AtFlags::EMPTY_PATH, StatxFlags::TYPE);
     known.is_ok_and(|s| (s.stx_attributes & s.stx_attributes_mask).intersects(never))

@@ -1,9 +1,8 @@
 //! Memory images: files that hold a guest's RAM.
 //!
-//! [`MemoryImage::open`] opens a file or block device and serves it as [`GuestMemory`]. An [ELF
-//! dump](elf) says itself which memory it holds and often has the vCPUs' registers. A raw file is
-//! RAM and nothing else, so where its bytes belong comes from a [`LayoutFile`] or from the
-//! machine's [`Preset`].
+//! [`MemoryImage::open`] opens a file or block device and provides it as [`GuestMemory`]. An [ELF
+//! dump](elf) describes which memory it holds and often has the vCPUs' registers. A raw file holds
+//! only RAM; a [`LayoutFile`] or the machine's [`Preset`] gives the addresses.
 
 pub mod elf;
 mod error;
@@ -35,28 +34,28 @@ use source::Source;
 use std::fs::File;
 use std::path::Path;
 
-/// What a file is.
+/// The format of a file.
 #[derive(Clone, Debug, Default)]
 pub enum Format {
-    /// Known by its first bytes: an ELF dump, or else raw and without holes.
+    /// Detected by the first bytes: an ELF dump, or else raw and without holes.
     #[default]
     Auto,
     /// An ELF core dump of a machine.
     Elf,
-    /// RAM, and nothing else.
+    /// RAM only.
     Raw(RawLayout),
 }
 
-/// Where the bytes of a raw file belong.
+/// Guest-physical addresses of the bytes of a raw file.
 #[derive(Clone, Debug, Default)]
 pub enum RawLayout {
-    /// From address 0 on, without holes. Refused for files of 2.75 GiB or more: such guests have
-    /// holes.
+    /// From address 0, without holes. Refused for files of 2.75 GiB or more, because such guests
+    /// have holes.
     #[default]
     Contiguous,
-    /// Where this layout says. Parts of the file that it does not name are ignored.
+    /// The ranges of this layout. Parts of the file that it does not name are ignored.
     File(LayoutFile),
-    /// Where this machine puts RAM of the file's size.
+    /// The RAM layout of this machine for the file's size.
     Preset(Preset),
 }
 
@@ -77,27 +76,27 @@ pub struct MemoryImage {
 impl MemoryImage {
     /// Opens an image: a file or a block device.
     ///
-    /// The file must not change while the image is open, which is watched: after its size or time
-    /// stamps have changed, each read is a [`MemoryError::Io`] that says so. Bytes are copied from
-    /// the file, unless it is known never to change: a memfd that is sealed against writing and
-    /// shrinking, or a file that is immutable or under fs-verity, is mapped, and can be
-    /// [borrowed](GuestMemory::slice). [`open_unchanging`](Self::open_unchanging) maps any
-    /// file.
+    /// The file must not change while the image is open. Changes are detected: after the file's
+    /// size or time stamps have changed, every read fails with [`MemoryError::Io`]. Bytes are
+    /// copied from the file, unless the file cannot change: a memfd that is sealed against writing
+    /// and shrinking, or a file that is immutable or under fs-verity, is mapped and can be
+    /// [borrowed](GuestMemory::slice). [`open_unchanging`](Self::open_unchanging) maps any file.
     ///
-    /// What is not noticed are writes through a mapping on tmpfs and hugetlbfs, and writes to a
-    /// disk that go past a block device's file. Give such memory as a copy or snapshot.
+    /// Two kinds of changes are not detected: writes through a mapping on tmpfs and hugetlbfs, and
+    /// writes to a disk that bypass the block device's file. Use a copy or snapshot of such memory.
     ///
-    /// Waits 20 ms if the file was written to a moment ago, so that the next write is noticed.
+    /// Waits up to 20 ms if the file was written to recently, so that the next write changes its
+    /// time stamps.
     ///
     /// # Errors
-    /// [`ImageError`] when the file cannot be read, is no file or block device, is not of this
+    /// [`ImageError`] if the file cannot be read, is not a file or block device, is not of this
     /// format, or contradicts its layout.
     pub fn open(path: &Path, format: &Format) -> Result<Self, ImageError> {
         Self::from_file(open::open(path)?, path, format)?.with_parts(format)
     }
 
-    /// As [`open`](Self::open), of a file that is open already, such as a memfd. Errors call it
-    /// `name`. Further files that a layout names are not opened, and their memory is no RAM.
+    /// As [`open`](Self::open), for an open file such as a memfd. `name` is used in errors. Further
+    /// files that a layout names are not opened, and their memory is not RAM.
     ///
     /// # Errors
     /// As [`open`](Self::open).
@@ -107,8 +106,8 @@ impl MemoryImage {
         Self::new(ImageBytes::open(file, name.to_owned()).map_err(failed)?, format)
     }
 
-    /// An image in memory instead of in a file, for tests and fuzzing. Further files that a layout
-    /// names are not opened, and their memory is no RAM.
+    /// An image in memory, for tests and fuzzing. Further files that a layout names are not opened,
+    /// and their memory is not RAM.
     ///
     /// # Errors
     /// As [`open`](Self::open).
@@ -121,7 +120,7 @@ impl MemoryImage {
         if len == 0 {
             return Err(ImageError::Empty);
         }
-        let start = bytes.start(signature::LOOKED_AT)?;
+        let start = bytes.start(signature::SIGNATURE_BYTES)?;
         let raw = match format {
             Format::Elf => None,
             Format::Auto if elf::is_elf(&start) => None,
@@ -151,29 +150,29 @@ impl MemoryImage {
         Ok(Self { bytes, layout, segments, vcpus, vmcoreinfo, skipped, parts, extents })
     }
 
-    /// Fails once one of the image's files is not as it was when it was opened. Reads look at that
-    /// themselves; this is for answers that are known without reading.
+    /// Fails if one of the image's files has changed since it was opened. Reads check this
+    /// themselves; this is for results that are known without reading.
     ///
     /// # Errors
-    /// [`ImageError::Changed`], from the first change on for good.
+    /// [`ImageError::Changed`], from the first change on.
     pub fn check_unchanged(&self) -> Result<(), ImageError> {
         self.bytes.check().map_err(ImageError::Changed)?;
         self.parts.as_ref().map_or(Ok(()), |parts| parts.check_unchanged())
     }
 
-    /// The vCPUs' registers, where the file has them.
+    /// The vCPUs' registers, if the file has them.
     #[must_use]
     pub fn vcpus(&self) -> &[VcpuRegisters] {
         &self.vcpus
     }
 
-    /// The guest kernel's VMCOREINFO text, where the file has it as a note.
+    /// The guest kernel's VMCOREINFO text, if the file has it as a note.
     #[must_use]
     pub fn vmcoreinfo(&self) -> Option<&[u8]> {
         self.vmcoreinfo.as_deref()
     }
 
-    /// What of the file was passed over, for people: parts that the memory can be read without.
+    /// Skipped parts of the file that are not needed to read the memory, for display.
     #[must_use]
     pub fn skipped(&self) -> &[Skipped] {
         &self.skipped
@@ -196,14 +195,14 @@ impl MemoryImage {
         self.layout.frames().saturating_sub(held).saturating_sub(in_parts)
     }
 
-    /// Offset of a frame's bytes in the file that was opened; `None` where it does not hold them in
-    /// one piece, or another file has them.
+    /// Byte offset of a frame in the file that was opened; `None` if the file does not hold the
+    /// frame in one piece.
     #[must_use]
     pub fn file_offset(&self, frame: FrameIndex) -> Option<u64> {
         self.segments.frame_offset(self.layout.gfn_of(frame)?.gpa())
     }
 
-    /// What the file that was opened holds, by ascending address.
+    /// The ranges that the opened file holds, by ascending address.
     #[must_use]
     pub fn segments(&self) -> &[Segment] {
         self.segments.as_slice()
@@ -221,7 +220,7 @@ impl MemoryImage {
         }
     }
 
-    /// As [`GuestMemory::slice`], of the file that was opened.
+    /// As [`GuestMemory::slice`], from the file that was opened.
     #[inline]
     fn slice_own(&self, gpa: Gpa, len: usize) -> Option<&[u8]> {
         let range = self.segments.locate(gpa, len)?;
@@ -231,7 +230,8 @@ impl MemoryImage {
         self.bytes.slice(range)
     }
 
-    /// Copies a range that no single segment holds; the error says why if there is none.
+    /// Copies a range that no single segment holds. The error tells memory that is not RAM from
+    /// missing memory.
     #[cold]
     fn read_pieces(&self, mut gpa: Gpa, buf: &mut [u8]) -> Result<(), MemoryError> {
         let len = buf.len();
@@ -277,8 +277,8 @@ impl GuestMemory for MemoryImage {
     fn extent(&self, frame: FrameIndex) -> Extent {
         let extent = self.extents.extent(frame);
         match extent.backing {
-            // In a file that changed, a hole may have been filled: reading it says that the file
-            // changed.
+            // In a file that changed, a hole may have been filled. As data, the frame is read, and
+            // the read reports the change.
             Backing::Hole if self.check_unchanged().is_err() => {
                 Extent { backing: Backing::Data, ..extent }
             }

@@ -1,4 +1,4 @@
-//! Opening an image's file: only what has bytes at offsets is opened.
+//! Opens image files: only files that can be read at offsets.
 
 use super::ImageError;
 use rustix::fs::{OFlags, SeekFrom, seek};
@@ -7,16 +7,17 @@ use std::io;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 
-/// Names of memory files in the folders that VMMs and the guest lab make.
-const USUAL: [&str; 5] = ["ram.bin", "memory-ranges", "memory", "mem", "vmcore"];
+/// Names of memory files in the directories that VMMs and the guest lab create.
+const USUAL_NAMES: [&str; 5] = ["ram.bin", "memory-ranges", "memory", "mem", "vmcore"];
 
 /// Opens the file for reading.
 pub(super) fn open(path: &Path) -> Result<File, ImageError> {
     let failed = |source| ImageError::Io { path: path.to_owned(), source };
-    // Before it is opened: opening a pipe waits for a writer, and opening a device may do anything.
+    // Checked before opening: opening a FIFO waits for a writer, and opening a device may have side
+    // effects.
     let kind = std::fs::metadata(path).map_err(failed)?.file_type();
     refuse_special(path, kind)?;
-    // What has its place by now may be a pipe all the same, and must not be waited for.
+    // Another file may have replaced it since the check; a FIFO must not block then.
     let flags = OFlags::NONBLOCK | OFlags::NOCTTY;
     let flags = i32::try_from(flags.bits()).unwrap_or(0);
     let file = OpenOptions::new().read(true).custom_flags(flags).open(path).map_err(failed)?;
@@ -25,7 +26,7 @@ pub(super) fn open(path: &Path) -> Result<File, ImageError> {
     Ok(file)
 }
 
-/// Fails for what has no bytes at offsets.
+/// Fails for files that cannot be read at offsets.
 pub(super) fn refuse_special(path: &Path, kind: FileType) -> Result<(), ImageError> {
     let (kind, advice) = if kind.is_file() || kind.is_block_device() {
         return Ok(());
@@ -45,7 +46,7 @@ pub(super) fn refuse_special(path: &Path, kind: FileType) -> Result<(), ImageErr
 }
 
 fn in_folder(folder: &Path) -> String {
-    let known = USUAL.iter().map(|name| folder.join(name)).find(|path| path.is_file());
+    let known = USUAL_NAMES.iter().map(|name| folder.join(name)).find(|path| path.is_file());
     match known {
         Some(path) => format!("give the memory file in it: {}", path.display()),
         None => "give the file in it that holds the guest's memory".to_owned(),
@@ -56,7 +57,7 @@ fn in_folder(folder: &Path) -> String {
 pub(super) fn length(file: &File) -> io::Result<u64> {
     let metadata = file.metadata()?;
     if metadata.file_type().is_block_device() {
-        // The device's file has no length of its own. The place in it is not used by anything.
+        // The metadata of a block device has no length. The file position is not used otherwise.
         return Ok(seek(file, SeekFrom::End(0))?);
     }
     Ok(metadata.len())

@@ -1,6 +1,6 @@
-//! Memory that lies in several files: RAM, DIMMs, what a virtio-mem device gives.
+//! Memory in several files: RAM, DIMMs, virtio-mem devices.
 //!
-//! The image that was opened answers for its own file; each further file is an image of its own.
+//! The image that was opened reads its own file; each further file is a separate image.
 
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
@@ -19,12 +19,12 @@ pub(super) struct Parts {
 }
 
 impl MemoryImage {
-    /// The image with the further files that its layout names.
+    /// Opens the further files that the layout names.
     pub(super) fn with_parts(mut self, format: &Format) -> Result<Self, ImageError> {
         let Format::Raw(RawLayout::File(file)) = format else { return Ok(self) };
         let mut images = Vec::new();
         for (path, layout) in file.files() {
-            // Such a layout names no further files itself.
+            // This layout does not name further files.
             images.push(Self::open(path, &Format::Raw(RawLayout::File(layout)))?);
         }
         if images.is_empty() {
@@ -44,8 +44,8 @@ impl MemoryImage {
         Ok(self)
     }
 
-    /// What is known of this image's frames without reading them, as frames of a layout that has
-    /// all of them.
+    /// The extents of this image that are not data, in frame indices of a layout that contains all
+    /// of its frames.
     fn known_in(&self, layout: &MemoryLayout) -> Vec<Extent> {
         let all = extents(self, 0..self.layout.frames());
         let known = all.filter(|extent| extent.backing != Backing::Data);
@@ -62,7 +62,7 @@ impl MemoryImage {
 }
 
 impl Parts {
-    /// The part that has the byte at `gpa`.
+    /// The part that contains `gpa`.
     fn part_at(&self, gpa: Gpa) -> Option<&MemoryImage> {
         self.images.iter().find(|image| image.layout.index_of(gpa.gfn()).is_some())
     }
@@ -73,14 +73,14 @@ impl Parts {
         part.is_some_and(|part| part.layout.index_of(gpa.gfn()).is_some_and(|i| part.holds(i)))
     }
 
-    /// Frames that parts hold.
+    /// Number of frames that the parts hold.
     pub(super) fn held_frames(&self) -> u32 {
         let held =
             |image: &MemoryImage| image.layout.frames().saturating_sub(image.missing_frames());
         self.images.iter().map(held).fold(0, u32::saturating_add)
     }
 
-    /// Fails once a part's file is not as it was when it was opened.
+    /// Fails if the file of a part has changed since it was opened.
     pub(super) fn check_unchanged(&self) -> Result<(), ImageError> {
         self.images.iter().try_for_each(MemoryImage::check_unchanged)
     }
@@ -89,7 +89,7 @@ impl Parts {
         self.part_at(gpa)?.slice(gpa, len)
     }
 
-    /// Fills `buf` from `gpa` on. One region of RAM may lie in several files.
+    /// Fills `buf` with the bytes at `gpa`. A region of RAM may span several files.
     pub(super) fn read(
         &self,
         main: &MemoryImage,
@@ -127,7 +127,8 @@ mod tests {
     use crate::image::LayoutFile;
     use std::path::Path;
 
-    /// A folder with RAM of four frames and two DIMMs, each frame filled with a number of its own.
+    /// A directory with four frames of RAM and two DIMMs, each frame filled with a different
+    /// number.
     fn folder() -> tempfile::TempDir {
         let folder = tempfile::tempdir().unwrap();
         let file = |name: &str, fills: &[u8]| {
@@ -138,7 +139,8 @@ mod tests {
         file("dimm0", &[10, 11, 12]);
         file("dimm1", &[20]);
         let layout = "0x0 0x0 0x2000\n0x2000 0x100000000 0x2000\n\
-            0x1000 0x2000 0x2000 dimm0\n0x0 0x200000000 0x1000 dimm0\n0x0 0x300000000 0x1000 dimm1\n";
+            0x1000 0x2000 0x2000 dimm0\n0x0 0x200000000 0x1000 dimm0\n\
+            0x0 0x300000000 0x1000 dimm1\n";
         std::fs::write(folder.path().join("layout.txt"), layout).unwrap();
         folder
     }
@@ -167,7 +169,7 @@ mod tests {
         assert!(!image.holds(FrameIndex(8)));
         let offsets: Vec<_> = (0..8).map(|i| image.file_offset(FrameIndex(i))).collect();
         assert_eq!(offsets[..3], [Some(0), Some(0x1000), None]);
-        // The RAM below and the DIMM that continues it are one region, and one read.
+        // The RAM and the DIMM that continues it are one region, and one read covers both.
         assert_eq!(image.layout().regions().len(), 4);
         let mut both = [0; 0x2000];
         image.read(Gpa(0x1800), &mut both).unwrap();

@@ -1,8 +1,8 @@
-//! Where known machines put RAM, for raw memory files without a layout file.
+//! RAM layouts of known machines, for raw memory files without a layout file.
 //!
-//! All of them start RAM at 0, leave a hole for devices below 4 GiB, and continue at 4 GiB; the
-//! file holds the pieces one after the other. They differ in where the hole starts, and whether
-//! there is a second one. Hot-plugged memory is not covered: give a layout file for it.
+//! On all of them RAM starts at 0, has a hole for devices below 4 GiB, and continues at 4 GiB; the
+//! file holds the pieces in ascending order. Machines differ in where the hole starts and whether
+//! there is a second hole. Hot-plugged memory needs a layout file.
 
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
@@ -24,7 +24,7 @@ pub enum Preset {
     /// guests started with `max-ram-below-4g` or with a machine type older than 2.0.
     QemuQ35,
     /// QEMU's `pc`, the i440FX (`pc_init1`): the hole starts at 3 GiB if RAM has 3.5 GiB or more.
-    /// Same exceptions.
+    /// The exceptions of `QemuQ35` apply.
     QemuPc,
     /// QEMU's `microvm` (`microvm_memory_init`): the hole starts at 3 GiB.
     QemuMicrovm,
@@ -37,7 +37,7 @@ pub enum Preset {
     Firecracker1_12,
 }
 
-/// The name is not that of a [`Preset`].
+/// The name is not the name of a [`Preset`].
 #[derive(Clone, PartialEq, Eq, Debug, Error)]
 #[error("{name:?} is no known machine; known are {}", names())]
 pub struct UnknownPreset {
@@ -56,7 +56,7 @@ impl Preset {
         Self::Firecracker1_12,
     ];
 
-    /// The preset's name, as [`FromStr`] takes it.
+    /// The preset's name, as [`FromStr`] parses it.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {

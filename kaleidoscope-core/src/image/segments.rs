@@ -1,18 +1,18 @@
-//! Which guest-physical ranges an image file holds, and where.
+//! The guest-physical ranges that an image file holds.
 
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
 use crate::addr::{FRAME_SIZE, Gpa};
 use std::ops::Range;
 
-/// A run of guest-physical memory that is also one run of the file.
+/// A run of guest-physical memory that is contiguous in the file.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Segment {
     /// First guest-physical address.
     pub gpa: Gpa,
     /// Length in bytes, at least one.
     pub bytes: u64,
-    /// Offset of the first byte in the file. Not necessarily a multiple of anything.
+    /// File offset of the first byte, in bytes. It need not be aligned.
     pub file_offset: u64,
 }
 
@@ -75,8 +75,7 @@ impl SegmentTable {
         (into < segment.bytes).then_some((segment, into))
     }
 
-    /// Where in the file the bytes from `gpa` on are: from the first to at most `len`, as far as
-    /// one segment reaches.
+    /// File range of the bytes from `gpa` on, at most `len` bytes and up to the end of the segment.
     #[inline]
     pub(super) fn locate(&self, gpa: Gpa, len: usize) -> Option<Range<usize>> {
         let (segment, into) = self.find(gpa)?;
@@ -94,7 +93,7 @@ impl SegmentTable {
         segment.file_offset.checked_add(into)
     }
 
-    /// Whether every byte of the frame at `gpa` is held, be it by several segments.
+    /// Whether every byte of the frame at `gpa` is held, possibly by several segments.
     pub(super) fn holds_frame(&self, gpa: Gpa) -> bool {
         let Some(end) = gpa.checked_add(FRAME_SIZE) else { return false };
         let mut at = gpa;
@@ -107,7 +106,7 @@ impl SegmentTable {
         true
     }
 
-    /// Number of frames of which every byte is held.
+    /// Number of frames that are held completely.
     pub(super) fn held_frames(&self) -> u64 {
         let mut frames = 0u64;
         let mut segments = self.segments.iter().peekable();
@@ -160,7 +159,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn lookups_agree_with_a_byte_map(pieces in prop::collection::vec((0u64..3, 1u64..5, 0u64..50), 0..6)) {
+        fn lookups_agree_with_a_byte_map(
+            pieces in prop::collection::vec((0u64..3, 1u64..5, 0u64..50), 0..6),
+        ) {
             // Units of 2 KiB, so that frames get split.
             let mut map = vec![None; 64];
             let mut segments = Vec::new();

@@ -1,44 +1,47 @@
-//! Telling formats apart by their first bytes, so that a file of a known kind is named instead of
-//! being taken for RAM.
+//! Detects other formats by their first bytes, so that a file of a known format is named instead of
+//! being read as RAM.
 
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
 use super::ImageError;
 
-/// How many of a file's first bytes are looked at.
-pub(super) const LOOKED_AT: u64 = 0x1_1000;
+/// Number of bytes at the start of a file in which signatures are searched.
+pub(super) const SIGNATURE_BYTES: u64 = 0x1_1000;
 
-const KDUMP: &str = "makedumpfile converts nothing back from it (its -E takes ELF dumps only). Dump again as ELF: \
-    `dump-guest-memory FILE` in QEMU's monitor, without -z, -l and -s; `virsh dump --memory-only --format elf`; in a \
-    crash kernel `makedumpfile -E -d 1 /proc/vmcore FILE`, or a plain copy of /proc/vmcore. Where this file is all that \
-    there is, a program that uses libkdumpfile can copy its pages into a raw file";
-const FLATTENED: &str = "rearrange it with `makedumpfile -R DUMP < THIS`; the result can be read if it was written as \
-    ELF (makedumpfile -F -E)";
-const STREAM: &str = "it is a stream of device states with memory among them; dump again with `virsh dump --memory-only \
-    --format elf`, or `dump-guest-memory FILE` in QEMU's monitor";
-const LIME: &str = "convert it with `avml-convert --source-format lime --format raw THIS RAM`, or dump again with LiME's \
-    format=padded; either is raw from address 0 on, with holes (a layout file of one line, `0x0 0x0 SIZE`, if it is large)";
-const AVML: &str = "convert it with `avml-convert --format raw THIS RAM`; the result is raw from address 0 on, with holes \
-    (a layout file of one line, `0x0 0x0 SIZE`, if it is large)";
+const KDUMP: &str = "makedumpfile cannot convert it (its -E takes ELF dumps only). Dump again as \
+    ELF: `dump-guest-memory FILE` in QEMU's monitor, without -z, -l and -s; `virsh dump \
+    --memory-only --format elf`; in a crash kernel `makedumpfile -E -d 1 /proc/vmcore FILE`, or a \
+    plain copy of /proc/vmcore. If there is no other copy, a program that uses libkdumpfile can \
+    copy its pages into a raw file";
+const FLATTENED: &str = "rearrange it with `makedumpfile -R DUMP < THIS`; the result can be read \
+    if it was written as ELF (makedumpfile -F -E)";
+const STREAM: &str = "it is a stream of device states with memory among them; dump again with \
+    `virsh dump --memory-only --format elf`, or `dump-guest-memory FILE` in QEMU's monitor";
+const LIME: &str = "convert it with `avml-convert --source-format lime --format raw THIS RAM`, or \
+    dump again with LiME's format=padded; both are raw from address 0 on, with holes (a layout \
+    file of one line, `0x0 0x0 SIZE`, if it is large)";
+const AVML: &str = "convert it with `avml-convert --format raw THIS RAM`; the result is raw from \
+    address 0 on, with holes (a layout file of one line, `0x0 0x0 SIZE`, if it is large)";
 const UNPACK: &str = "unpack it first";
-const VMWARE: &str = "the memory is in the .vmem file beside it, which is raw (with a layout file if it is larger than \
-    3 GiB: VMware leaves a hole from 3 to 4 GiB); where there is none, `vmss2core -N` makes an ELF dump of it";
-const WINDOWS: &str = "it is a dump of Windows, not of Linux; for its page tables alone, convert it to a raw file, with \
-    Volatility's `layerwriter` for example";
-const HIBERNATION: &str = "its pages are compressed and in no order; resume the guest and dump its memory: `virsh dump \
-    --memory-only --format elf`, for example";
-const VIRTUALBOX: &str = "resume the guest, and dump it with `VBoxManage debugvm NAME dumpvmcore --filename FILE`, which \
-    writes an ELF dump";
-const XEN: &str = "it is a stream of records with memory among them; restore the domain, and take a raw image with \
-    `vmi-dump-memory DOMAIN FILE` of LibVMI";
-const FIRECRACKER: &str = "it holds devices and vCPUs; give the snapshot's memory file (mem_file_path), with --format \
-    firecracker";
+const VMWARE: &str = "the memory is in the .vmem file beside it, which is raw (with a layout file \
+    if it is larger than 3 GiB: VMware leaves a hole from 3 to 4 GiB); where there is none, \
+    `vmss2core -N` makes an ELF dump of it";
+const WINDOWS: &str = "it is a dump of Windows, not of Linux; for its page tables alone, convert \
+    it to a raw file, with Volatility's `layerwriter` for example";
+const HIBERNATION: &str = "its pages are compressed and in no order; resume the guest and dump \
+    its memory: `virsh dump --memory-only --format elf`, for example";
+const VIRTUALBOX: &str = "resume the guest, and dump it with `VBoxManage debugvm NAME dumpvmcore \
+    --filename FILE`, which writes an ELF dump";
+const XEN: &str = "it is a stream of records with memory among them; restore the domain, and take \
+    a raw image with `vmi-dump-memory DOMAIN FILE` of LibVMI";
+const FIRECRACKER: &str = "it holds devices and vCPUs; give the snapshot's memory file \
+    (mem_file_path), with --format firecracker";
 const CRIU: &str =
     "CRIU saves processes and not machines; dump the memory of the guest that they run in";
 const DISK: &str = "give the guest's memory, not its disk";
 const KERNEL: &str = "give the guest's memory, not the kernel that it boots";
-const SNAPSHOT_TEXT: &str = "it describes a machine; of a cloud-hypervisor snapshot give the file memory-ranges, with \
-    --format cloud-hypervisor";
+const SNAPSHOT_TEXT: &str = "it describes a machine; of a cloud-hypervisor snapshot give the file \
+    memory-ranges, with --format cloud-hypervisor";
 const TEXT: &str = "give the guest's memory: a raw file, an ELF dump, or a VMM's memory file";
 const MAP: &str = "it holds colors, not memory; `kaleidoscope map` shows it";
 const OWN: &str = "it is made from a guest's memory, and holds none; give the memory image";
@@ -46,7 +49,7 @@ const EVIDENCE: &str = "export the memory in it as a raw file, with `ewfexport` 
 const HPAK: &str =
     "extract the memory in it as a raw file, with Volatility's `hpakextract` for example";
 
-/// A format that is known, but cannot be read.
+/// A known format that cannot be read.
 struct Signature {
     /// Offset of the magic in the file.
     at: usize,
@@ -68,7 +71,7 @@ const fn start(magic: &'static [u8], format: &'static str, advice: &'static str)
     at(0, magic, format, advice)
 }
 
-/// Magics as in the programs' own headers.
+/// Magic numbers from the headers of the programs that write the formats.
 const SIGNATURES: &[Signature] = &[
     // Dumps of machines.
     start(b"KDUMP   ", "a kdump-compressed dump", KDUMP),
@@ -95,7 +98,7 @@ const SIGNATURES: &[Signature] = &[
     start(b"LinuxGuestRecord", "a saved Xen domain", XEN),
     start(b"LibxlFmt", "a saved Xen domain", XEN),
     start(b"\xff\xff\xff\xff\xff\xff\xff\xffXENF", "a saved Xen domain", XEN),
-    // 0x0710_1984, the architecture, and a version that varies.
+    // Magic 0x0710_1984 with the architecture, after a version that varies.
     at(2, b"\x64\x86\x84\x19\x10\x07", "the state file of a Firecracker snapshot", FIRECRACKER),
     at(2, b"\xaa\xaa\x84\x19\x10\x07", "the state file of a Firecracker snapshot", FIRECRACKER),
     // Hibernated systems.
@@ -109,7 +112,7 @@ const SIGNATURES: &[Signature] = &[
     at(0xff6, b"ULSUSPEND\0", "a hibernated Linux in a swap area", HIBERNATION),
     at(0xff6, b"LINHIB0001", "a hibernated Linux in a swap area", HIBERNATION),
     at(0xff6, b"SWAPSPACE2", "a swap area", DISK),
-    // Checkpointed processes: the two common magics, then those that older images start with.
+    // Checkpointed processes: the two common magics, then those of older images.
     start(b"\x19\x43\x56\x54", "a CRIU image", CRIU),
     start(b"\x40\x59\x10\x55", "a CRIU image", CRIU),
     start(b"\x16\x31\x31\x58", "a CRIU image", CRIU),
@@ -152,17 +155,17 @@ const SIGNATURES: &[Signature] = &[
     at(0x200, b"EFI PART", "a disk with a partition table", DISK),
     at(0x8001, b"CD001", "an ISO 9660 file system", DISK),
     at(0x1_0040, b"_BHRfS_M", "a btrfs file system", DISK),
-    // What else lies beside a guest.
+    // Other files that are often stored beside a guest.
     at(0x202, b"HdrS", "a Linux kernel to boot", KERNEL),
-    start(b"KSCOPE\r\n", "a color map of ours", MAP),
-    start(b"KCLONE\r\n", "a clone's descriptor of ours", OWN),
-    start(b"KREC\x1a\r\n\n", "a recording of ours", OWN),
+    start(b"KSCOPE\r\n", "a Kaleidoscope color map", MAP),
+    start(b"KCLONE\r\n", "a Kaleidoscope clone descriptor", OWN),
+    start(b"KREC\x1a\r\n\n", "a Kaleidoscope recording", OWN),
 ];
 
-/// Text that is longer than this from the start on is a text file.
+/// A file that starts with this many bytes of text is a text file.
 const TEXT_BYTES: usize = 512;
 
-/// The error for a format that is known, but cannot be read, by the file's first bytes.
+/// The error for a known format that cannot be read, from the file's first bytes.
 pub(super) fn unsupported(file: &[u8]) -> Option<ImageError> {
     let has = |s: &&Signature| file.get(s.at..).is_some_and(|file| file.starts_with(s.magic));
     let known = SIGNATURES.iter().find(has).map(|s| (s.format, s.advice));
@@ -170,7 +173,7 @@ pub(super) fn unsupported(file: &[u8]) -> Option<ImageError> {
     Some(ImageError::Unsupported { format, advice })
 }
 
-/// Formats without one magic that is long enough.
+/// Formats without a magic of sufficient length.
 fn by_structure(file: &[u8]) -> Option<(&'static str, &'static str)> {
     let is_bzip2 = file.starts_with(b"BZh")
         && file.get(3).is_some_and(u8::is_ascii_digit)
@@ -179,7 +182,7 @@ fn by_structure(file: &[u8]) -> Option<(&'static str, &'static str)> {
     if is_bzip2 {
         return Some(("a bzip2 file", UNPACK));
     }
-    // A frame to be skipped may come first: 16 magics.
+    // A skippable frame, which has 16 possible magics, may come first.
     let is_skippable = file.get(1..4) == Some(b"\x2a\x4d\x18")
         && file.first().is_some_and(|first| first & 0xf0 == 0x50);
     if is_skippable {
@@ -198,8 +201,8 @@ fn by_structure(file: &[u8]) -> Option<(&'static str, &'static str)> {
     start.iter().all(is_text).then_some(("a text file", TEXT))
 }
 
-/// The superblock of ext2, ext3 and ext4 at 0x400: the magic has only two bytes, so that fields
-/// beside it are looked at, too.
+/// The superblock of ext2, ext3 and ext4 at 0x400. The magic has only two bytes, so other fields
+/// are checked as well.
 fn is_ext4(file: &[u8]) -> bool {
     let half = |at: usize| {
         let bytes = file.get(at..)?.first_chunk()?;
@@ -220,7 +223,7 @@ mod tests {
     use super::*;
     use crate::image::{Format, MemoryImage, RawLayout};
 
-    /// A file of 80 KiB that is neither text nor anything else, with `magic` in it.
+    /// A file of 80 KiB that is neither text nor of a known format, with `magic` at `at`.
     fn with(at: usize, magic: &[u8]) -> Vec<u8> {
         let mut file = vec![0xa5; 0x1_4000];
         file[at..][..magic.len()].copy_from_slice(magic);
@@ -237,7 +240,7 @@ mod tests {
             assert!(magic.len() >= 3, "{format}: shorter magics are in RAM by chance");
             let message = message(with(*at, magic));
             assert!(message.contains(format) && message.contains(advice), "{message}");
-            // Told that it is raw, it is raw.
+            // If the caller says that the file is raw, it is read as raw.
             let raw = Format::Raw(RawLayout::Contiguous);
             assert!(MemoryImage::from_bytes(with(*at, magic), &raw).is_ok());
         }

@@ -1,4 +1,4 @@
-//! A file's bytes by offset, for the parsers of formats: of a slice, or of a file that is read.
+//! File bytes by offset, for the format parsers: from a slice, or from a file that is read.
 
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
@@ -9,19 +9,19 @@ use thiserror::Error;
 #[derive(Clone, PartialEq, Eq, Debug, Error)]
 #[error("file offset {offset:#x} cannot be read: {reason}")]
 pub(super) struct Unreadable {
-    /// Where, in bytes.
+    /// File offset in bytes.
     pub(super) offset: u64,
     /// The system's reason.
     pub(super) reason: String,
 }
 
-/// Something that has bytes at offsets.
+/// A source of bytes at offsets.
 pub(super) trait Source {
     /// Length in bytes.
     fn len(&self) -> u64;
 
-    /// `len` bytes at `offset`; `None` where they reach past the end. Callers bound `len`: the
-    /// bytes may have to be copied.
+    /// `len` bytes at `offset`; `None` if the range reaches past the end. Callers must bound `len`,
+    /// because the bytes may be copied.
     fn bytes_at(&self, offset: u64, len: u64) -> Result<Option<Cow<'_, [u8]>>, Unreadable>;
 
     /// The first `len` bytes, or all if there are fewer.
@@ -29,7 +29,7 @@ pub(super) trait Source {
         Ok(self.bytes_at(0, len.min(self.len()))?.unwrap_or_default())
     }
 
-    /// Whether `len` bytes from `offset` on lie inside the file.
+    /// Whether the `len` bytes at `offset` lie inside the file.
     fn holds(&self, offset: u64, len: u64) -> bool {
         offset.checked_add(len).is_some_and(|end| end <= self.len())
     }

@@ -1,4 +1,4 @@
-//! Whether a file is still as it was.
+//! Detects changes of a file.
 
 use super::open::length;
 use std::fs::File;
@@ -8,21 +8,21 @@ use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// Time stamps are taken from a clock that ticks at least 100 times a second, so that a write in
-/// the same tick as the one before leaves them as they are. Two ticks.
-const TICKS: Duration = Duration::from_millis(20);
+/// Time stamps come from a kernel clock that ticks at least 100 times per second, so a second write
+/// in the same tick does not change them. Two ticks.
+const CLOCK_GRANULARITY: Duration = Duration::from_millis(20);
 
-/// What changes when a file is written to, cut or extended.
+/// Metadata that changes when a file is written to, truncated or extended.
 ///
-/// A write moves the time of the last write, and a program that puts that back moves the time of
-/// the last change. Writes through a mapping move them, too, when a page is first written to after
-/// it was last brought to the disk; on tmpfs and hugetlbfs they do not.
+/// A write updates the modification time; a program that restores that time updates the change
+/// time. A write through a mapping updates both when a page is first written to after its last
+/// writeback; on tmpfs and hugetlbfs it does not.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Stamp {
     bytes: u64,
-    /// Time of the last write to the contents, in seconds and nanoseconds.
+    /// Modification time, in seconds and nanoseconds.
     written: (i64, i64),
-    /// Time of the last change of contents, names, owner or rights.
+    /// Change time (contents, names, owner or permissions), likewise.
     changed: (i64, i64),
     links: u64,
     mode: u32,
@@ -42,15 +42,15 @@ impl Stamp {
         })
     }
 
-    /// A stamp that each later write differs from. Waits some milliseconds if the file was written
-    /// to a moment ago.
+    /// A stamp that differs from that of any later write. Sleeps up to 20 ms if the file was
+    /// written to recently.
     pub(super) fn settled(file: &File) -> io::Result<Self> {
         let stamp = Self::of(file)?;
         let (seconds, nanoseconds) = stamp.changed.max(stamp.written);
         let changed = u64::try_from(seconds).ok().zip(u32::try_from(nanoseconds).ok());
         let changed = changed.map(|(s, ns)| UNIX_EPOCH + Duration::new(s, ns));
         let age = changed.and_then(|at| SystemTime::now().duration_since(at).ok());
-        match age.and_then(|age| TICKS.checked_sub(age)) {
+        match age.and_then(|age| CLOCK_GRANULARITY.checked_sub(age)) {
             Some(left) => {
                 std::thread::sleep(left);
                 Self::of(file)
@@ -63,8 +63,8 @@ impl Stamp {
         self.bytes
     }
 
-    /// How the contents differ from what they were at `before`; `None` where nothing but names,
-    /// owner or rights did. `is_renamed` says whether the file has another name now.
+    /// How the contents differ from those at `before`; `None` if only names, owner or permissions
+    /// changed. `is_renamed` says whether the file's name changed.
     pub(super) fn differs_from(&self, before: &Self, is_renamed: bool) -> Option<String> {
         if self.bytes != before.bytes {
             return Some(format!("it had {:#x} bytes and has {:#x}", before.bytes, self.bytes));
@@ -81,7 +81,7 @@ impl Stamp {
     }
 }
 
-/// The name that the system knows an open file by.
+/// The file's name in `/proc/self/fd`.
 pub(super) fn name(file: &File) -> Option<PathBuf> {
     std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd())).ok()
 }

@@ -1,4 +1,4 @@
-//! Images as their users see them.
+//! Tests of the public interface of images.
 
 use super::*;
 use crate::addr::Gfn;
@@ -8,9 +8,9 @@ use std::str::FromStr;
 mod changing;
 mod special;
 
-/// Bytes that tell their offset in the file: each frame starts with its number, the rest is a
+/// Bytes that identify their offset in the file: each frame starts with its number, the rest is a
 /// function of the offset.
-fn telling_bytes(frames: u64) -> Vec<u8> {
+fn self_describing_bytes(frames: u64) -> Vec<u8> {
     let mut bytes: Vec<u8> =
         (0..frames * FRAME_SIZE).map(|i| i.wrapping_mul(0x9e37).to_le_bytes()[1]).collect();
     for (number, frame) in (0u64..).zip(bytes.chunks_exact_mut(4096)) {
@@ -27,13 +27,13 @@ fn frame_number_at(image: &MemoryImage, gpa: u64) -> u64 {
 
 fn with_layout(frames: u64, text: &str) -> Result<MemoryImage, ImageError> {
     let layout = RawLayout::File(LayoutFile::from_str(text).unwrap());
-    MemoryImage::from_bytes(telling_bytes(frames), &Format::Raw(layout))
+    MemoryImage::from_bytes(self_describing_bytes(frames), &Format::Raw(layout))
 }
 
 #[test]
 fn a_raw_file_is_read_from_zero() {
     let mut file = tempfile::NamedTempFile::new().unwrap();
-    file.write_all(&telling_bytes(3)).unwrap();
+    file.write_all(&self_describing_bytes(3)).unwrap();
     let image = MemoryImage::open(file.path(), &Format::Auto).unwrap();
     assert_eq!(image.layout().frames(), 3);
     assert_eq!(image.missing_frames(), 0);
@@ -53,11 +53,11 @@ fn a_layout_moves_pieces_and_joins_touching_ones() {
     assert_eq!(image.segments().len(), 3);
     assert_eq!([0, 0x1000, 0x2000, 1 << 32].map(|gpa| frame_number_at(&image, gpa)), [3, 0, 1, 5]);
     assert_eq!(image.file_offset(FrameIndex(3)), Some(0x5000));
-    // A read over the border between two pieces of the file is copied from both.
+    // A read across the boundary of two pieces of the file copies from both.
     let mut buf = [0; 16];
     assert_eq!(image.slice(Gpa(0xff8), 16), None);
     image.read(Gpa(0xff8), &mut buf).unwrap();
-    let file = telling_bytes(6);
+    let file = self_describing_bytes(6);
     assert_eq!(buf, [&file[0x3ff8..0x4000], &file[..8]].concat()[..]);
     assert_eq!(image.layout().index_of(Gfn(0x10_0000)), Some(FrameIndex(3)));
 }
@@ -98,7 +98,7 @@ fn large_raw_files_need_a_machine() {
 
 #[test]
 fn other_formats_are_recognized_unless_told_otherwise() {
-    let mut bytes = telling_bytes(1);
+    let mut bytes = self_describing_bytes(1);
     bytes[..8].copy_from_slice(b"KDUMP   ");
     let error = MemoryImage::from_bytes(bytes.clone(), &Format::Auto).unwrap_err().to_string();
     assert!(

@@ -1,19 +1,19 @@
 //! Bounded reading and writing of CBOR (RFC 8949), on top of the item heads that `ciborium-ll`
 //! parses.
 //!
-//! The reader borrows: texts and byte strings are slices of the payload. It admits definite lengths
-//! only, as the deterministic encoding does (RFC 8949, section 4.2), and never takes memory for a
-//! length that it has not seen.
+//! The reader borrows: text and byte strings are slices of the payload. It accepts definite lengths
+//! only, as the deterministic encoding requires (RFC 8949, section 4.2), and never allocates memory
+//! for a length that it has not verified.
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
 use super::ManifestError;
 use ciborium_ll::{Decoder, Encoder, Header};
 
-/// Reads one item after another out of a payload.
+/// Reads the items of a payload in order.
 pub(crate) struct Reader<'a> {
     bytes: &'a [u8],
     at: usize,
-    /// Path of the field being read, for errors.
+    /// Name of the field being read, for errors.
     field: &'static str,
 }
 
@@ -23,14 +23,14 @@ impl<'a> Reader<'a> {
         Self::at(bytes, "payload", 0)
     }
 
-    /// A reader at the given place of a payload, where the field `field` starts.
-    pub(crate) fn at(bytes: &'a [u8], field: &'static str, place: usize) -> Self {
-        Self { bytes, at: place, field }
+    /// A reader at a given offset of a payload, where the field `field` starts.
+    pub(crate) fn at(bytes: &'a [u8], field: &'static str, offset: usize) -> Self {
+        Self { bytes, at: offset, field }
     }
 
-    /// Another reader of the same field, at another place.
-    pub(crate) fn moved_to(&self, place: usize) -> Self {
-        Self::at(self.bytes, self.field, place)
+    /// Another reader of the same field, at another offset.
+    pub(crate) fn moved_to(&self, offset: usize) -> Self {
+        Self::at(self.bytes, self.field, offset)
     }
 
     /// Offset of the next item.
@@ -38,7 +38,7 @@ impl<'a> Reader<'a> {
         self.at
     }
 
-    /// An error at the current place.
+    /// An error at the current offset.
     pub(crate) fn error(&self, problem: impl Into<String>) -> ManifestError {
         ManifestError::Field { field: self.field, at: self.at, problem: problem.into() }
     }
@@ -58,7 +58,7 @@ impl<'a> Reader<'a> {
         Ok(head)
     }
 
-    /// Reads a head with `pick`, or fails at the head's place.
+    /// Reads a head with `pick`, or fails at the head's offset.
     fn expect<T>(
         &mut self,
         what: &str,
@@ -72,7 +72,7 @@ impl<'a> Reader<'a> {
         })
     }
 
-    /// `len` bytes of a byte or text string's body.
+    /// Reads the `len` bytes of a byte or text string.
     pub(crate) fn body(&mut self, len: usize) -> Result<&'a [u8], ManifestError> {
         let body = self.rest().get(..len);
         let body = body.ok_or_else(|| self.error(format!("a string of {len} bytes is cut off")))?;
@@ -80,7 +80,7 @@ impl<'a> Reader<'a> {
         Ok(body)
     }
 
-    /// Refuses a count of items when there are not even as many bytes left.
+    /// Fails if `count` items cannot fit into the remaining bytes, at one byte each.
     fn count(&self, count: usize) -> Result<usize, ManifestError> {
         if count > self.rest().len() {
             return Err(self.error(format!("{count} items announced, but the payload ends")));
@@ -112,21 +112,21 @@ impl<'a> Reader<'a> {
         std::str::from_utf8(body).map_err(|e| self.error(format!("text before it: {e}")))
     }
 
-    /// The number of items of an array, at most the number of bytes left.
+    /// Reads the head of an array: the number of items, at most the number of bytes left.
     pub(crate) fn array(&mut self) -> Result<usize, ManifestError> {
         let len =
             self.expect("an array", |head| if let Header::Array(len) = head { len } else { None })?;
         self.count(len)
     }
 
-    /// The number of entries of a map, at most the number of bytes left.
+    /// Reads the head of a map: the number of entries, at most the number of bytes left.
     pub(crate) fn map(&mut self) -> Result<usize, ManifestError> {
         let len =
             self.expect("a map", |head| if let Header::Map(len) = head { len } else { None })?;
         self.count(len)
     }
 
-    /// Skips one item of any type, whatever it contains, without recursion.
+    /// Skips one item of any type and all items in it, without recursion.
     pub(crate) fn skip(&mut self) -> Result<(), ManifestError> {
         let mut pending = 1usize;
         while let Some(left) = pending.checked_sub(1) {
@@ -148,13 +148,13 @@ impl<'a> Reader<'a> {
                 | Header::Array(None)
                 | Header::Map(None) => return Err(self.error("indefinite length")),
             };
-            // Every round consumes a byte, so a count that saturates ends in "the payload ends".
+            // Every iteration consumes a byte, so a saturated count ends in "the payload ends".
             pending = left.saturating_add(inner);
         }
         Ok(())
     }
 
-    /// Fails unless everything was read.
+    /// Fails unless all bytes were read.
     pub(crate) fn finish(self) -> Result<(), ManifestError> {
         if self.rest().is_empty() { Ok(()) } else { Err(self.error("bytes after the last item")) }
     }
@@ -178,7 +178,7 @@ fn describe(head: Header) -> &'static str {
     }
 }
 
-/// Writes items. Heads are as short as they can be; the caller writes map keys in ascending order
+/// Writes items. Heads have their shortest form; the caller must write map keys in ascending order
 /// of their encoding.
 #[derive(Default)]
 pub(crate) struct Writer {
@@ -200,7 +200,7 @@ impl Writer {
         self.out.extend_from_slice(body);
     }
 
-    /// A byte string of `count` items of `N` bytes, which `items` has.
+    /// Writes a byte string of `count` items of `N` bytes each.
     pub(crate) fn bytes_of<const N: usize>(
         &mut self,
         count: usize,
@@ -259,10 +259,10 @@ mod tests {
 
     #[test]
     fn deep_and_wide_items_end() {
-        // A million arrays inside one another: no recursion, so no stack to overflow.
+        // A million nested arrays: without recursion, the stack does not overflow.
         let deep = [vec![0x81; 1 << 20], vec![0]].concat();
         Reader::new(&deep).skip().unwrap();
-        // Arrays that announce 2^64 - 1 items, and a text as long.
+        // Heads of arrays, maps and strings that announce 2^64 - 1 items or bytes.
         for head in [0x9b, 0xbb, 0x7b, 0x5b] {
             let bytes = [vec![head], vec![0xff; 8], vec![0; 100]].concat();
             assert!(Reader::new(&bytes).skip().is_err());

@@ -1,10 +1,10 @@
-//! The frame records as columns of bytes, all in frame-index order.
+//! The frame records as columns of bytes, in frame-index order.
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
 use super::ManifestError;
 use crate::color::{Color, ColorMap, Frame, FrameKind, Order, RegionId, Temperature};
 
-/// Region number of frames that are in no region.
+/// Region number of frames without a region.
 const NO_REGION: u32 = u32::MAX;
 
 /// One column per frame property.
@@ -18,15 +18,15 @@ pub(crate) struct Columns<B> {
     pub(crate) temperature: B,
     /// Region number or [`NO_REGION`], four bytes per frame, little-endian.
     pub(crate) region: B,
-    /// Position minus the position of the frame before it in the same region (0 for the first),
-    /// modulo 2^64, eight bytes per frame, little-endian. Frames without a region count as one
-    /// more region.
+    /// Position minus the position of the previous frame in the same region (0 for the first),
+    /// modulo 2^64, eight bytes per frame, little-endian. Frames without a region count as one more
+    /// region.
     ///
-    /// Files are read in order into frames that were free in order, so most differences are 1.
+    /// Files are usually read in order into free frames in order, so most differences are 1.
     pub(crate) position: B,
 }
 
-/// Position of the last frame seen, per region.
+/// Last position seen in each region.
 struct LastPosition {
     of_region: Vec<u64>,
     outside: u64,
@@ -37,8 +37,8 @@ impl LastPosition {
         Self { of_region: vec![0; regions], outside: 0 }
     }
 
-    /// The slot of a region. A number that is in no list shares the slot of frames without a
-    /// region; `ColorMap` refuses such numbers.
+    /// The slot of a region. An unknown region number shares the slot of frames without a region;
+    /// `ColorMap` rejects such numbers later.
     fn slot(&mut self, region: u32) -> &mut u64 {
         let at = usize::try_from(region).unwrap_or(usize::MAX);
         self.of_region.get_mut(at).unwrap_or(&mut self.outside)
@@ -96,8 +96,8 @@ fn expect_len(column: &'static str, bytes: &[u8], expected: usize) -> Result<(),
     Err(ManifestError::Frame { column, index: 0, problem })
 }
 
-/// What the numbers in a manifest mean to this program: the file lists the names of its numbers, so
-/// that a palette can grow or change without changing what older files say.
+/// Maps the numbers in a manifest to this program's values. The file lists the name of each number,
+/// so the palette can change without changing the meaning of older files.
 pub(crate) struct Palette {
     pub(crate) kinds: Names<FrameKind>,
     pub(crate) colors: Names<Color>,
@@ -105,7 +105,7 @@ pub(crate) struct Palette {
     pub(crate) signs: Names<Temperature>,
 }
 
-/// The value of each number, or the name that this program does not know.
+/// The value of each number, or its name if this program does not know it.
 pub(crate) struct Names<T>(Vec<Result<T, String>>);
 
 impl<T: Copy> Names<T> {
@@ -123,7 +123,7 @@ impl<T: Copy> Names<T> {
 }
 
 impl Palette {
-    /// The set of signs whose bits are set; bit n is the n-th sign of the file.
+    /// The set of flags whose bits are set; bit n is the n-th flag listed in the file.
     fn temperature(&self, bits: u8) -> Result<Temperature, String> {
         let mut out = Temperature::NONE;
         for bit in (0..8).filter(|bit| bits & (1u8 << bit) != 0) {

@@ -1,4 +1,4 @@
-//! The outer layer, which manifests and recordings share: header, checksum and compression.
+//! The container shared by manifests and recordings: header, checksum and compression.
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
 use super::ManifestError;
@@ -8,28 +8,29 @@ use std::io::{Read, Write};
 use std::path::Path;
 use zstd::zstd_safe;
 
-/// A kind of file in the container.
+/// A type of file in the container.
 pub(crate) struct Family {
-    /// What its files are called in errors.
+    /// Name of the type in errors.
     pub(crate) name: &'static str,
-    /// First bytes of the file. Line endings in it show a transfer that changed line endings.
+    /// First bytes of the file. They include line endings, which reveal a transfer that converted
+    /// line endings.
     pub(crate) magic: [u8; 8],
     /// Major version of the format. Additions that old readers can skip do not change it.
     pub(crate) version: u32,
 }
 
-/// How large a file may be.
+/// Size limits of a file.
 #[derive(Clone, Copy)]
 pub(crate) struct Bounds {
-    /// Most bytes of uncompressed payload.
+    /// Maximum bytes of uncompressed payload.
     pub(crate) max_payload: u64,
-    /// Most bytes of the file.
+    /// Maximum bytes of the file.
     pub(crate) max_file: u64,
 }
 
 impl Bounds {
-    /// Bounds for files whose payload has up to this many bytes: room for what zstd makes of an
-    /// incompressible one.
+    /// Bounds for files with up to `max_payload` bytes of payload: room for the zstd frame of an
+    /// incompressible payload.
     pub(crate) fn for_payload(max_payload: u64) -> Self {
         let max_file = max_payload.saturating_add(max_payload / 128).saturating_add(1 << 10);
         Self { max_payload, max_file }
@@ -40,24 +41,24 @@ impl Bounds {
 /// guest RAM.
 const COMPRESSION_LEVEL: i32 = 9;
 
-/// Length of the header.
+/// Length of the header in bytes.
 const HEADER_LEN: usize = 64;
 
-/// Where the checksum starts: behind the fields that it covers.
+/// Offset of the checksum, after the fields that it covers.
 const CHECKSUM_AT: usize = 32;
 
 /// The header's fields, in file order; all integers are little-endian.
 struct Header {
-    /// Bytes of zstd frame behind the header.
+    /// Bytes of the zstd frame after the header.
     payload_len: u64,
-    /// Bytes that the zstd frame expands to.
+    /// Bytes to which the zstd frame expands.
     uncompressed_len: u64,
-    /// SHA-256 of the fields before it and the zstd frame.
+    /// SHA-256 of the preceding fields and the zstd frame.
     checksum: [u8; 32],
 }
 
 impl Header {
-    /// The header's first part, which the checksum covers.
+    /// The fields that the checksum covers.
     fn fields(&self, family: &Family) -> [u8; CHECKSUM_AT] {
         let mut out = [0; CHECKSUM_AT];
         let flags = 0u32;
@@ -116,14 +117,14 @@ impl Header {
     }
 }
 
-/// Puts a payload into a file's bytes.
+/// Encodes a payload as the bytes of a file.
 pub(crate) fn wrap(family: &Family, payload: &[u8]) -> Result<Vec<u8>, ManifestError> {
     let compressed = zstd::bulk::compress(payload, COMPRESSION_LEVEL)
         .map_err(|e| ManifestError::Compression(e.to_string()))?;
     Ok(seal(family, to_u64(payload.len()), &compressed))
 }
 
-/// Puts the header in front of a compressed payload.
+/// Prepends the header to a compressed payload.
 pub(crate) fn seal(family: &Family, uncompressed_len: u64, compressed: &[u8]) -> Vec<u8> {
     let payload_len = to_u64(compressed.len());
     let mut header = Header { payload_len, uncompressed_len, checksum: [0; 32] };
@@ -131,7 +132,7 @@ pub(crate) fn seal(family: &Family, uncompressed_len: u64, compressed: &[u8]) ->
     [header.fields(family).as_slice(), &header.checksum, compressed].concat()
 }
 
-/// Takes the payload out of a file's bytes.
+/// Decodes the payload of a file.
 pub(crate) fn unwrap(
     bytes: &[u8],
     family: &Family,
@@ -153,8 +154,8 @@ pub(crate) fn unwrap(
     decompress(compressed, header.uncompressed_len)
 }
 
-/// Expands one zstd frame that must fill its input and give `expected` bytes, which the caller has
-/// bounded.
+/// Decompresses one zstd frame that must span its input and expand to `expected` bytes, which the
+/// caller has bounded.
 fn decompress(compressed: &[u8], expected: u64) -> Result<Vec<u8>, ManifestError> {
     let wrong = |problem: &str| ManifestError::Compression(problem.to_owned());
     let code = |code| ManifestError::Compression(zstd_safe::get_error_name(code).to_owned());
@@ -167,8 +168,8 @@ fn decompress(compressed: &[u8], expected: u64) -> Result<Vec<u8>, ManifestError
         return Err(wrong("the zstd frame's content size differs from the header's"));
     }
     let capacity = usize::try_from(expected).map_err(|_| wrong("larger than the address space"))?;
-    // A small file may expand to a large one: that there is no memory for it is this file's error,
-    // not the process's end.
+    // A small file may expand to a large payload. Failure to allocate is an error of this file and
+    // must not abort the process.
     let mut payload = Vec::new();
     let room = payload.try_reserve_exact(capacity);
     room.map_err(|_| wrong(&format!("there is no memory for its {capacity} bytes")))?;
@@ -181,8 +182,7 @@ fn decompress(compressed: &[u8], expected: u64) -> Result<Vec<u8>, ManifestError
     Ok(payload)
 }
 
-/// Reads a whole file into memory, as much of it as its header announces and no more than the
-/// limits allow.
+/// Reads a file into memory, up to the length that its header announces and within the bounds.
 pub(crate) fn read_bounded(
     mut input: impl Read,
     family: &Family,
@@ -191,12 +191,12 @@ pub(crate) fn read_bounded(
     let mut bytes = Vec::new();
     input.by_ref().take(to_u64(HEADER_LEN)).read_to_end(&mut bytes)?;
     let header = Header::parse(&bytes, family, bounds)?;
-    // One byte more than announced, to see whether the file goes on.
+    // One byte more than announced, to detect trailing bytes.
     input.take(header.payload_len.saturating_add(1)).read_to_end(&mut bytes)?;
     Ok(bytes)
 }
 
-/// Replaces the file at `path` by one with these bytes, in one step, and has the disk keep it.
+/// Atomically replaces the file at `path` with these bytes, and syncs it to the disk.
 pub(crate) fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), ManifestError> {
     let mut file = OutputFile::create(path)?;
     file.write_all(bytes)?;

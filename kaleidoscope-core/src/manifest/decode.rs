@@ -1,7 +1,7 @@
-//! From a payload to its manifest.
+//! Decodes a payload to a manifest.
 //!
-//! The payload is hostile. Each map is passed over once to find its fields, skipping unknown ones;
-//! the fields are then decoded in the order in which they depend on each other, whatever their
+//! The payload is untrusted. Each map is scanned once to find its fields, and unknown fields are
+//! skipped. Then the fields are decoded in the order of their dependencies, which need not be their
 //! order in the file.
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
@@ -13,19 +13,19 @@ use crate::addr::{FRAME_SIZE, FrameIndex, Gpa};
 use crate::color::{Color, ColorMap, Frame, FrameKind, KernelIdentity, Order, Region, Temperature};
 use crate::memory::MemoryLayout;
 
-/// Most RAM regions; what `MemoryLayout` supports.
+/// Maximum number of RAM regions, the limit of `MemoryLayout`.
 const MAX_RAM_REGIONS: usize = 4096;
 
-/// Most names in a list of the palette: numbers are bytes.
+/// Maximum number of names in a list of the palette, whose numbers are bytes.
 const MAX_NAMES: usize = 256;
 
-/// Most bytes in a name of the palette.
+/// Maximum bytes of a name of the palette.
 const MAX_NAME_LEN: usize = 64;
 
-/// Most notes. Whoever colors stops taking notes long before.
+/// Maximum number of notes, far more than coloring writes.
 pub(super) const MAX_NOTES: u32 = 1 << 12;
 
-/// The manifest in a payload.
+/// Decodes the manifest in a payload.
 pub(crate) fn payload(bytes: &[u8], limits: &Limits) -> Result<Manifest, ManifestError> {
     let mut reader = Reader::new(bytes);
     let keys = ["layout", "kernel", "palette", "regions", "frames", "identity", "notes"];
@@ -35,7 +35,7 @@ pub(crate) fn payload(bytes: &[u8], limits: &Limits) -> Result<Manifest, Manifes
     let [layout, kernel, palette, regions, frames, identity, notes] = needed;
     reader.finish()?;
 
-    let at = |field, place| Reader::at(bytes, field, place);
+    let at = |field, offset| Reader::at(bytes, field, offset);
     let mut text = TextBudget::new(limits);
     let layout = read_layout(&mut at("layout", layout), limits)?;
     let kernel = read_kernel(&mut at("kernel", kernel), &mut text)?;
@@ -44,55 +44,56 @@ pub(crate) fn payload(bytes: &[u8], limits: &Limits) -> Result<Manifest, Manifes
     let mut at_regions = at("regions", regions);
     let regions = read_regions(&mut at_regions, frames_of_ram, &palette, &mut text)?;
     let columns = read_columns(&mut at("frames", frames))?;
-    let read = |place| at(CONTRADICTIONS, place).uint();
+    let read = |offset| at(CONTRADICTIONS, offset).uint();
     let contradictions = contradictions.map(read).transpose()?.unwrap_or(0);
     let contradictions = u32::try_from(contradictions).unwrap_or(u32::MAX);
     let map =
         build(layout, kernel, regions, &columns, &palette)?.with_contradictions(contradictions);
     let identity = read_identity(&mut at("identity", identity))?;
     let notes = read_notes(&mut at("notes", notes), &mut text)?;
-    let read =
-        |place| super::fingerprints::read(&mut at(super::fingerprints::KEY, place), frames_of_ram);
+    let read = |offset| {
+        super::fingerprints::read(&mut at(super::fingerprints::KEY, offset), frames_of_ram)
+    };
     let fingerprints = fingerprints.map(read).transpose()?;
     Ok(Manifest { map, identity, notes, fingerprints })
 }
 
-/// Reads a map with text keys and returns where the values of `keys` are. Other entries are
+/// Scans a map with text keys and returns the offsets of the values of `keys`. Other entries are
 /// skipped.
 pub(crate) fn fields<const N: usize>(
     reader: &mut Reader<'_>,
     keys: [&'static str; N],
 ) -> Result<[usize; N], ManifestError> {
-    let (places, []) = fields_and_optional(reader, keys, [])?;
-    Ok(places)
+    let (offsets, []) = fields_and_optional(reader, keys, [])?;
+    Ok(offsets)
 }
 
-/// The same with keys that may be missing.
+/// The same with additional keys that may be missing.
 pub(crate) fn fields_and_optional<const N: usize, const M: usize>(
     reader: &mut Reader<'_>,
     keys: [&'static str; N],
     optional: [&'static str; M],
 ) -> Result<([usize; N], [Option<usize>; M]), ManifestError> {
-    let (mut places, mut others) = ([None; N], [None; M]);
+    let (mut offsets, mut others) = ([None; N], [None; M]);
     for _ in 0..reader.map()? {
         let key = reader.text()?;
-        let needed = keys.iter().zip(&mut places);
+        let needed = keys.iter().zip(&mut offsets);
         let slot = needed.chain(optional.iter().zip(&mut others)).find(|(k, _)| **k == key);
-        if let Some((_, place)) = slot
-            && place.replace(reader.place()).is_some()
+        if let Some((_, offset)) = slot
+            && offset.replace(reader.place()).is_some()
         {
             return Err(reader.error(format!("key `{key}` occurs twice")));
         }
         reader.skip()?;
     }
     let mut out = [0; N];
-    for ((key, place), out) in keys.iter().zip(places).zip(&mut out) {
-        *out = place.ok_or_else(|| reader.error(format!("key `{key}` is missing")))?;
+    for ((key, offset), out) in keys.iter().zip(offsets).zip(&mut out) {
+        *out = offset.ok_or_else(|| reader.error(format!("key `{key}` is missing")))?;
     }
     Ok((out, others))
 }
 
-/// Counts down the text that a file may hold.
+/// Tracks the bytes of text that a file may still hold.
 pub(crate) struct TextBudget<'a> {
     limits: &'a Limits,
     left: u32,
@@ -159,7 +160,7 @@ pub(crate) fn read_kernel(
 ) -> Result<KernelIdentity, ManifestError> {
     let keys = ["os", "banner", "paging", "release", "build_id"];
     let [os, banner, paging, release, build_id] = fields(reader, keys)?;
-    let mut at = |place| text.read(&mut reader.moved_to(place));
+    let mut at = |offset| text.read(&mut reader.moved_to(offset));
     Ok(KernelIdentity {
         os: at(os)?,
         release: at(release)?,
@@ -200,7 +201,7 @@ pub(crate) fn read_names<T: Copy>(
     Ok(Names::new(&names, find))
 }
 
-/// Reads the regions, with the numbers of frames that the file states.
+/// Reads the regions, with the numbers of frames stated in the file.
 fn read_regions(
     reader: &mut Reader<'_>,
     frames_of_ram: u32,

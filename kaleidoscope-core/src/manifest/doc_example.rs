@@ -1,6 +1,6 @@
-//! The example in `docs/formats.md` is what this code writes.
+//! Checks that the examples in `docs/formats.md` are what this code writes.
 //!
-//! `UPDATE_DOCS=1 cargo test -p kaleidoscope-core doc_example` writes the blocks anew.
+//! `UPDATE_DOCS=1 cargo test -p kaleidoscope-core doc_example` rewrites the blocks.
 
 use super::cbor::Reader;
 use super::*;
@@ -54,7 +54,7 @@ fn example() -> Manifest {
     Manifest::new(map, identity)
 }
 
-/// The file: the header's fields, each on its line, then the zstd frame.
+/// The file in hexadecimal: one line per header field, then the zstd frame.
 fn annotated_file(bytes: &[u8]) -> String {
     let mut out = String::new();
     let fields = [
@@ -75,7 +75,7 @@ fn annotated_file(bytes: &[u8]) -> String {
     out
 }
 
-/// The payload, one item per line, indented by its depth. Long strings are shown 16 bytes a line.
+/// The payload, one item per line, indented by depth. Long strings are shown 16 bytes per line.
 fn annotated_payload(bytes: &[u8]) -> String {
     let mut out = String::new();
     let mut reader = Reader::new(bytes);
@@ -141,14 +141,14 @@ fn bytes_of(block: &str) -> Vec<u8> {
     block.lines().flat_map(hex).collect()
 }
 
-/// What is between the marker of `name` and the end marker.
+/// The text between the marker of `name` and the end marker.
 fn block<'a>(document: &'a str, name: &str) -> &'a str {
     let (_, rest) = document.split_once(&format!("<!-- example: {name} -->\n")).expect("marker");
     rest.split_once("<!-- end -->").expect("end marker").0
 }
 
-/// Compares those blocks of the document that `must_equal` names with the texts that they should
-/// hold, after writing all of them anew if that is asked for. Returns what the document has.
+/// Compares the blocks of the document for which `must_equal` holds with their expected texts,
+/// after rewriting all blocks if `UPDATE_DOCS` is set. Returns the blocks of the document.
 fn blocks(texts: &[(&str, &str)], must_equal: impl Fn(&str) -> bool) -> Vec<String> {
     // Several tests write the same document.
     static DOCUMENT_LOCK: std::sync::Mutex<()> = std::sync::Mutex::new(());
@@ -167,21 +167,21 @@ fn blocks(texts: &[(&str, &str)], must_equal: impl Fn(&str) -> bool) -> Vec<Stri
         let found = block(&document, name).strip_prefix("```text\n");
         let found = found.and_then(|t| t.strip_suffix("```\n")).expect("a fenced block");
         if must_equal(name) {
-            assert_eq!(found, *text, "UPDATE_DOCS=1 writes it anew");
+            assert_eq!(found, *text, "UPDATE_DOCS=1 rewrites the block");
         }
         found.to_owned()
     };
     texts.iter().map(fenced).collect()
 }
 
-/// Compares blocks of the document with the texts that they should hold, after writing them anew if
-/// that is asked for.
+/// Compares blocks of the document with their expected texts, after rewriting them if `UPDATE_DOCS`
+/// is set.
 pub(crate) fn compare_blocks(texts: &[(&str, &str)]) {
     blocks(texts, |_| true);
 }
 
 /// Compares the blocks `file_block` and `payload_block` of the document with a file and its
-/// payload, after writing them anew if that is asked for. Returns the file in the document, which
+/// payload, after rewriting them if `UPDATE_DOCS` is set. Returns the file in the document, which
 /// another version of zstd may have compressed.
 pub(crate) fn documented(
     (file_block, file): (&str, &[u8]),
@@ -196,7 +196,7 @@ pub(crate) fn documented(
 }
 
 #[test]
-fn the_documented_example_is_what_is_written() {
+fn the_documented_example_matches_the_encoder() {
     let example = example();
     let (file, payload) = (example.to_bytes().unwrap(), encode::payload(&example));
     let documented = documented(("file", &file), ("payload", &payload));
@@ -204,7 +204,7 @@ fn the_documented_example_is_what_is_written() {
 }
 
 #[test]
-fn the_documented_fingerprints_are_what_is_written() {
+fn the_documented_fingerprints_match_the_encoder() {
     let page = |byte| Content::Page(Fingerprint([byte; 16]));
     let found = [(1, page(0x11)), (2, Content::Zero), (9, page(0x99))];
     let found = found.map(|(frame, content)| (FrameIndex(frame), content));

@@ -1,7 +1,7 @@
-//! From a manifest to its payload.
+//! Encodes a manifest as a payload.
 //!
-//! Keys of a map are written in ascending order of their encoding (shorter ones first), as
-//! deterministic CBOR asks.
+//! Map keys are written in ascending order of their encoding (shorter keys first), as deterministic
+//! CBOR requires.
 
 use super::cbor::Writer;
 use super::columns;
@@ -11,11 +11,11 @@ use crate::color::{Color, ColorMap, FrameKind, KernelIdentity, Order, Temperatur
 use crate::fingerprint::Fingerprints;
 use crate::memory::MemoryLayout;
 
-/// Key of the number of contradictions, left out where there are none.
+/// Key of the number of contradictions, omitted if there are none.
 pub(super) const CONTRADICTIONS: &str = "contradictions";
 
-/// Refuses what a reader would refuse: the format's limits, and what readers that know the guest
-/// allow it.
+/// Fails for manifests that a reader would reject: those beyond the limits of the format or of
+/// [`Limits::for_frames`].
 pub(crate) fn check(manifest: &Manifest) -> Result<(), ManifestError> {
     let Manifest { map, notes, fingerprints, .. } = manifest;
     check_parts(map, notes)?;
@@ -50,7 +50,7 @@ pub(crate) fn check_parts(map: &ColorMap, notes: &[String]) -> Result<(), Manife
     check_texts(kernel.chain(names).chain(notes).map(String::as_str), &limits)
 }
 
-/// Refuses texts that are too long, or too long together.
+/// Fails if a text or all texts together are too long.
 pub(crate) fn check_texts<'a>(
     texts: impl Iterator<Item = &'a str>,
     limits: &Limits,
@@ -112,7 +112,7 @@ pub(crate) fn identity(out: &mut Writer, identity: &ImageIdentity) {
     out.uint(identity.frames);
 }
 
-/// The columns, each written straight into the payload: of a large guest there is no second copy of
+/// Writes the columns directly into the payload, so that a large guest needs no second copy of
 /// them.
 fn frames(out: &mut Writer, map: &ColorMap) {
     out.map(5);

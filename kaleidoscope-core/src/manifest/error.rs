@@ -1,39 +1,43 @@
-//! Why a manifest, or another file of its family, cannot be read or written.
+//! Errors of reading and writing manifests and other files in the same container.
 
 use crate::color::MapError;
 use crate::memory::LayoutError;
 use thiserror::Error;
 
-/// Why a manifest, or another file of its family, cannot be read or written. Offsets "of the file"
-/// count from its first byte, offsets "of the payload" from the first byte of the uncompressed CBOR
-/// map.
+/// Why a manifest or another file in the same container cannot be read or written. Offsets "of the
+/// file" count from its first byte, offsets "of the payload" from the first byte of the
+/// uncompressed CBOR map.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum ManifestError {
     /// The system could not read or write the file.
     #[error(transparent)]
     Io(#[from] std::io::Error),
-    /// The first eight bytes are not those of such a file.
-    #[error("not a {name}: the file starts with `{}`, not `{}`", found.escape_ascii(), magic.escape_ascii())]
+    /// The file does not start with the expected eight bytes.
+    #[error(
+        "not a {name}: the file starts with `{}`, not `{}`",
+        found.escape_ascii(),
+        magic.escape_ascii()
+    )]
     Magic {
-        /// What the file should be.
+        /// Expected type of the file.
         name: &'static str,
-        /// The bytes that it should start with.
+        /// The expected bytes.
         magic: [u8; 8],
-        /// The bytes found, fewer than eight at the end of a short file.
+        /// The bytes found, fewer than eight if the file is shorter.
         found: Vec<u8>,
     },
     /// The file has another major version of the format.
     #[error("{name} format version {found}; this program reads version {supported}")]
     Version {
-        /// What the file should be.
+        /// Expected type of the file.
         name: &'static str,
         /// Version of the file.
         found: u32,
-        /// The one version that is read.
+        /// The supported version.
         supported: u32,
     },
-    /// A flag is set whose meaning is unknown.
+    /// An unknown flag is set.
     #[error("flags {found:#x} are not known to this program")]
     Flags {
         /// All flags of the file.
@@ -44,42 +48,42 @@ pub enum ManifestError {
     Truncated {
         /// Length of the file according to its header.
         expected: u64,
-        /// Bytes that are there.
+        /// Bytes present.
         found: u64,
     },
-    /// There is something after the file's end.
+    /// Bytes follow the end of the file's contents.
     #[error("unexpected bytes after the end at byte {end} of the file")]
     TrailingBytes {
         /// Length of the file according to its header.
         end: u64,
     },
-    /// Header or payload are not what was written.
+    /// The header or the payload is corrupt.
     #[error("damaged: its SHA-256 checksum does not match header and payload")]
     Checksum,
-    /// The file asks for more than the caller's [`Limits`](super::Limits) allow.
+    /// The file exceeds the caller's [`Limits`](super::Limits).
     #[error("{found} {what}, more than the limit of {limit}")]
     Limit {
-        /// What there is too much of, and its unit.
+        /// The limited quantity and its unit.
         what: &'static str,
-        /// How much the file asks for.
+        /// The amount in the file.
         found: u64,
-        /// How much is allowed.
+        /// The limit.
         limit: u64,
     },
     /// The payload is not one zstd frame of the stated size, or zstd failed.
     #[error("payload cannot be (de)compressed: {0}")]
     Compression(String),
-    /// A field of the payload is not what the format says.
+    /// A field of the payload violates the format.
     #[error("field `{field}`, byte {at:#x} of the payload: {problem}")]
     Field {
-        /// Path of the field.
+        /// Name of the field.
         field: &'static str,
         /// Offset in the payload.
         at: usize,
         /// What is wrong.
         problem: String,
     },
-    /// A region does not have the number of frames that the file says.
+    /// A region does not have the stated number of frames.
     #[error("field `regions`: region {region} states {stated} frames and has {counted}")]
     RegionFrames {
         /// Number of the region.
@@ -89,7 +93,7 @@ pub enum ManifestError {
         /// Frames whose records name the region.
         counted: u32,
     },
-    /// A frame record is not what the format says.
+    /// A frame record violates the format.
     #[error("column `{column}`, frame index {index}: {problem}")]
     Frame {
         /// Name of the column.
@@ -99,10 +103,10 @@ pub enum ManifestError {
         /// What is wrong.
         problem: String,
     },
-    /// The RAM regions do not make a layout.
+    /// The RAM regions are not a valid layout.
     #[error("field `layout`: {0}")]
     Layout(#[from] LayoutError),
-    /// The frame records do not make a map.
+    /// The frame records are not a valid map.
     #[error("field `frames`: {0}")]
     Map(#[from] MapError),
 }

@@ -1,4 +1,4 @@
-//! Fingerprints in a payload: a part that files may have, manifests and descriptors alike.
+//! Fingerprints in a payload: an optional part of manifests and descriptors.
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
 use super::ManifestError;
@@ -9,7 +9,7 @@ use crate::fingerprint::{DomainId, Fingerprints};
 /// The key of the part.
 pub(crate) const KEY: &str = "fingerprints";
 
-/// Most bytes of the part for a frame: a fingerprint, and a bit in either set.
+/// Maximum bytes of the part per frame: a fingerprint, and a bit in each of two sets.
 pub(super) const FRAME_BYTES: u64 = 17;
 
 /// Writes the part with its key.
@@ -26,14 +26,14 @@ pub(crate) fn write(out: &mut Writer, fingerprints: &Fingerprints) {
     out.bytes(&fingerprints.value_bytes());
 }
 
-/// Reads the part's value, of a guest of `frames` frames.
+/// Reads the part's value, for a guest with `frames` frames.
 pub(crate) fn read(reader: &mut Reader<'_>, frames: u32) -> Result<Fingerprints, ManifestError> {
     let before = reader.moved_to(reader.place());
     let [zero, domain, hashed, values] = fields(reader, ["zero", "domain", "hashed", "values"])?;
     let mut at_domain = reader.moved_to(domain);
     let id = at_domain.bytes()?.try_into().map(DomainId);
     let id = id.map_err(|_| at_domain.error("a domain is a string of 16 bytes"))?;
-    let bytes = |place| reader.moved_to(place).bytes();
+    let bytes = |offset| reader.moved_to(offset).bytes();
     let (hashed, zero, values) = (bytes(hashed)?, bytes(zero)?, bytes(values)?);
     Fingerprints::from_parts(id, frames, hashed, zero, values)
         .map_err(|error| before.error(error.to_string()))

@@ -1,4 +1,4 @@
-//! Which image a map belongs to.
+//! Identifies the image that a map was made from.
 
 use crate::addr::{FRAME_BYTES, FrameIndex};
 use crate::color::{Color, ColorMap};
@@ -7,35 +7,34 @@ use sha2::{Digest, Sha256};
 use std::fmt;
 use thiserror::Error;
 
-/// First bytes of what is hashed, so that the digest is of nothing else.
-const DOMAIN: &[u8] = b"kaleidoscope image identity 1\0";
+/// Prefix of the hashed bytes, which separates the digest from other uses of SHA-256.
+const HASH_PREFIX: &[u8] = b"kaleidoscope image identity 1\0";
 
-/// Frames in the regular sample, at most.
-const SAMPLE: u32 = 1024;
+/// Maximum number of frames in the regular sample.
+const SAMPLE_FRAMES: u32 = 1024;
 
-/// Frames of kernel data that are hashed, at most; the lowest ones count.
-const KERNEL_DATA: usize = 4096;
+/// Maximum number of kernel-data frames that are hashed, those with the lowest indices.
+const KERNEL_DATA_FRAMES: usize = 4096;
 
-/// Ties a map to the image that it was made from: a SHA-256 digest over the RAM layout and a sample
+/// Ties a map to the image that it was made from: a SHA-256 digest of the RAM layout and a sample
 /// of frames.
 ///
 /// The sample is every ⌈n/1024⌉-th of n frames, and the first 4096 frames whose color is
-/// kernel-data. The regular frames tell apart guests, boots and kernels; the kernel's data changes
-/// with every clock tick, which tells apart two freezes of one running guest. At most 20 MiB are
+/// kernel-data. The regular frames distinguish guests, boots and kernels. Kernel data changes with
+/// every clock tick, which distinguishes two snapshots of a running guest. At most 20 MiB are
 /// hashed.
 ///
-/// # How much it says
-/// Equal digests mean: same layout, and the same bytes in all sampled frames, as surely as SHA-256
-/// has no collisions. They do *not* mean that the other frames are equal: somebody who alters an
-/// image on purpose, in frames outside the sample, is not noticed, and neither is a damaged frame
-/// there. Where no kernel was recognized no frame is kernel-data, and two freezes of one guest may
-/// have equal digests. It is a guard against mix-ups, not against forgery: whoever needs the latter
-/// hashes the whole image.
+/// # Guarantees
+/// Equal digests mean equal layouts and equal bytes in all sampled frames, unless SHA-256 has a
+/// collision. They do *not* mean that the other frames are equal: damage or tampering outside the
+/// sample is not detected. If no kernel was recognized, no frame is kernel-data, and two snapshots
+/// of one guest may have equal digests. The digest guards against mix-ups and not against forgery;
+/// to detect forgery, hash the whole image.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct ImageIdentity {
     /// The digest.
     pub digest: [u8; 32],
-    /// Number of frames that went into it.
+    /// Number of frames in the sample.
     pub frames: u32,
 }
 
@@ -45,7 +44,8 @@ pub struct ImageIdentity {
 pub enum IdentityError {
     /// The two have different RAM.
     #[error(
-        "the image has {image} frames of RAM in {image_regions} regions; the map has {map} in {map_regions}"
+        "the image has {image} frames of RAM in {image_regions} regions; the map has {map} in \
+         {map_regions}"
     )]
     Layout {
         /// Frames of the image.
@@ -71,12 +71,12 @@ pub enum IdentityError {
 }
 
 impl ImageIdentity {
-    /// The identity of the image `memory`, of which `map` was made.
+    /// Computes the identity of the image `memory`, from which `map` was made.
     ///
     /// # Errors
-    /// [`IdentityError::Layout`] when the map has another layout than the memory,
-    /// [`IdentityError::Memory`] when a frame cannot be read. A frame that the image does not
-    /// hold ([`MemoryError::Missing`]) is part of its identity.
+    /// [`IdentityError::Layout`] if the map has another layout than the memory,
+    /// [`IdentityError::Memory`] if a frame cannot be read. A frame that the image does not hold
+    /// ([`MemoryError::Missing`]) is part of the identity.
     pub fn of(memory: &dyn GuestMemory, map: &ColorMap) -> Result<Self, IdentityError> {
         let layout = memory.layout();
         if layout != map.layout() {
@@ -87,7 +87,7 @@ impl ImageIdentity {
                 map_regions: map.layout().regions().len(),
             });
         }
-        let mut hash = Sha256::new_with_prefix(DOMAIN);
+        let mut hash = Sha256::new_with_prefix(HASH_PREFIX);
         hash_layout(&mut hash, layout);
         let mut frames = 0;
         let mut buf = [0; FRAME_BYTES];
@@ -106,10 +106,10 @@ impl ImageIdentity {
         Ok(Self { digest: hash.finalize().into(), frames })
     }
 
-    /// Checks that `memory` is the image that had this identity when `map` was made of it.
+    /// Checks that `memory` is the image that `map` was made from.
     ///
     /// # Errors
-    /// [`IdentityError`] when it is another image, or cannot be read.
+    /// [`IdentityError`] if it is another image or cannot be read.
     pub fn verify(&self, memory: &dyn GuestMemory, map: &ColorMap) -> Result<(), IdentityError> {
         let found = Self::of(memory, map)?;
         if found != *self {
@@ -119,8 +119,8 @@ impl ImageIdentity {
     }
 }
 
-/// The layout: number of regions, then first frame and number of frames of each, all as
-/// little-endian `u64`.
+/// Hashes the layout: number of regions, then first frame and number of frames of each region, all
+/// as little-endian `u64`.
 fn hash_layout(hash: &mut Sha256, layout: &MemoryLayout) {
     let count = u64::try_from(layout.regions().len()).unwrap_or(u64::MAX);
     hash.update(count.to_le_bytes());
@@ -130,12 +130,12 @@ fn hash_layout(hash: &mut Sha256, layout: &MemoryLayout) {
     }
 }
 
-/// The frames that are hashed, by ascending index, each once.
+/// The sampled frames, by ascending index, each once.
 fn sample(map: &ColorMap) -> impl Iterator<Item = FrameIndex> + '_ {
-    let step = map.layout().frames().div_ceil(SAMPLE).max(1);
+    let step = map.layout().frames().div_ceil(SAMPLE_FRAMES).max(1);
     let mut kernel_data = 0;
     (0u32..).zip(map.colors()).filter_map(move |(index, &color)| {
-        let data = color == Color::KernelData && kernel_data < KERNEL_DATA;
+        let data = color == Color::KernelData && kernel_data < KERNEL_DATA_FRAMES;
         kernel_data += usize::from(data);
         (data || index % step == 0).then_some(FrameIndex(index))
     })

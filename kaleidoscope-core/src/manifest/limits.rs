@@ -1,41 +1,40 @@
-//! How much a manifest may ask for.
+//! Limits on the size of manifests.
 
 use super::ManifestError;
 use super::container::Bounds;
 use crate::color::MAX_REGIONS;
 
-/// Bytes of a frame in the payload's columns and in its fingerprints, and more than what is made of
-/// them takes in memory.
+/// Bytes per frame in the payload's columns and fingerprints. The decoded form in memory takes
+/// less.
 pub(super) const FRAME_RECORD_BYTES: u64 = 1 + 1 + 1 + 4 + 8 + super::fingerprints::FRAME_BYTES;
 
-/// Room for what does not grow with frames, regions and text: kernel identity, layout, palette,
-/// unknown fields.
+/// Room for parts of constant size: kernel identity, layout, palette, unknown fields.
 const FIXED_BYTES: u64 = 1 << 20;
 
-/// Bytes of a region apart from its name: more than either the payload or the map in memory needs.
+/// Bytes per region without its name: more than the payload or the map in memory needs.
 const REGION_BYTES: u64 = 56;
 
-/// Most frames of a guest whose colors can be kept in a file: 1 TiB of RAM.
+/// Maximum number of frames of a guest whose colors can be written: 1 TiB of RAM.
 const MAX_FRAMES: u32 = 1 << 28;
 
-/// Bounds on what a manifest may hold, and so on the memory that reading one takes.
+/// Limits on the contents of a manifest, which bound the memory that reading one takes.
 ///
-/// The default admits guests of 1 TiB, and is the limit of the format: what exceeds it is not
-/// written, so that everything that was written can be read. A reader that knows the guest should
-/// allow no more than the guest has: [`Limits::for_frames`], which admits everything that is
-/// written for a guest of that size.
+/// The default admits guests of 1 TiB and is the limit of the format: larger manifests are not
+/// written, so every manifest that was written can be read. A reader that knows the guest's size
+/// should use [`Limits::for_frames`], which admits every manifest that is written for a guest of
+/// that size.
 ///
-/// In memory, a map takes 15 bytes for every frame; the payload that it is read from, or written
-/// to, takes 15 more.
+/// A map takes 15 bytes per frame in memory; the payload that it is read from or written to takes
+/// 15 more.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Limits {
-    /// Most frames of RAM.
+    /// Maximum number of RAM frames.
     pub max_frames: u32,
-    /// Most regions.
+    /// Maximum number of regions.
     pub max_regions: u32,
-    /// Most bytes in one name or other text.
+    /// Maximum bytes of one name or other text.
     pub max_text: u32,
-    /// Most bytes in all names and other texts together.
+    /// Maximum bytes of all names and other texts together.
     pub max_text_total: u32,
 }
 
@@ -59,16 +58,16 @@ impl Limits {
         }
     }
 
-    /// Whether a guest of so many frames fits. Costs nothing, so that a program can ask before it
-    /// colors a guest.
+    /// Checks that a guest with this many frames fits, so that a program can fail before it colors
+    /// the guest.
     ///
     /// # Errors
-    /// [`ManifestError::Limit`] when it has too many.
+    /// [`ManifestError::Limit`] if it has too many.
     pub fn admit_frames(&self, frames: u32) -> Result<(), ManifestError> {
         within("frames of RAM", u64::from(frames), self.max_frames)
     }
 
-    /// Most bytes of uncompressed payload that these limits admit.
+    /// Maximum bytes of uncompressed payload under these limits.
     #[must_use]
     pub fn max_payload(&self) -> u64 {
         // At most 2^32 * (32 + 56 + 1) + 2^20: far from overflow.
@@ -78,27 +77,27 @@ impl Limits {
             .saturating_add(u64::from(self.max_text_total))
     }
 
-    /// Most bytes in a file that these limits admit: what zstd makes of an incompressible payload,
-    /// and the header.
+    /// Maximum bytes of a file under these limits: the zstd frame of an incompressible payload, and
+    /// the header.
     #[must_use]
     pub fn max_file(&self) -> u64 {
         self.bounds().max_file
     }
 
-    /// What the container needs to know.
+    /// The bounds of the container.
     pub(super) fn bounds(&self) -> Bounds {
         Bounds::for_payload(self.max_payload())
     }
 
-    /// Bound on the memory taken while reading a manifest, in bytes: the file, the payload, and the
-    /// map made of it.
+    /// Maximum memory, in bytes, taken while reading a manifest: the file, the payload, and the
+    /// map.
     #[must_use]
     pub fn max_memory(&self) -> u64 {
         self.max_file().saturating_add(self.max_payload().saturating_mul(2))
     }
 }
 
-/// Refuses more than the limit.
+/// Fails if `found` exceeds the limit.
 pub(crate) fn within(what: &'static str, found: u64, limit: u32) -> Result<(), ManifestError> {
     let limit = u64::from(limit);
     if found > limit {

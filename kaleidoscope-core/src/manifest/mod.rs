@@ -1,18 +1,18 @@
 //! The manifest: a color map in a file (`.kscope`).
 //!
-//! A manifest is a 64-byte header and one zstd frame that holds one CBOR map, so that a program in
-//! any language reads it with stock libraries. `docs/formats.md` describes it byte by byte. The
+//! A manifest is a 64-byte header and one zstd frame that contains one CBOR map, so programs in any
+//! language can read it with standard libraries. `docs/formats.md` specifies every byte. The
 //! layers, outermost first:
 //!
 //! ```text
-//!  container   header, SHA-256 checksum, zstd        what is wrong with the file as bytes
-//!  payload     CBOR map <-> ColorMap, identity       what is wrong with a field
-//!  columns     one column per frame property         what is wrong with a frame
+//!  container   header, SHA-256 checksum, zstd        errors of the file's bytes
+//!  payload     CBOR map <-> ColorMap, identity       errors of a field
+//!  columns     one column per frame property         errors of a frame
 //! ```
 //!
-//! Files are hostile: every length is checked against what is there and against [`Limits`] before
-//! memory is taken for it, and whatever is damaged gives a [`ManifestError`] that names the place,
-//! never a wrong map.
+//! Files are untrusted: every length is checked against the bytes present and against [`Limits`]
+//! before memory is allocated for it. A damaged file results in a [`ManifestError`] that names the
+//! location, never in a wrong map.
 
 pub(crate) mod cbor;
 pub(crate) mod columns;
@@ -38,22 +38,22 @@ use crate::memory::GuestMemory;
 use std::io::{Read, Write};
 use std::path::Path;
 
-/// Manifests among the files in the container.
+/// The manifest type of container files.
 const FAMILY: container::Family =
     container::Family { name: "manifest", magic: *b"KSCOPE\r\n", version: 1 };
 
-/// A color map, the image that it belongs to, and what the coloring had to leave out.
+/// A color map, the identity of its image, and notes on what coloring left out.
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub struct Manifest {
-    /// What every frame is.
+    /// The type and color of every frame.
     pub map: ColorMap,
-    /// Which image the map was made from.
+    /// The image that the map was made from.
     pub identity: ImageIdentity,
-    /// What was damaged or cut while coloring, one sentence each, for people.
+    /// What was damaged or truncated during coloring, one sentence each, for display.
     pub notes: Vec<String>,
-    /// Fingerprints of frames, where somebody took them: of as many frames as the map has, or
-    /// reading the file again fails.
+    /// Fingerprints of frames, if they were computed. The table must have as many frames as the
+    /// map; [`to_bytes`](Self::to_bytes) rejects others.
     pub fingerprints: Option<Fingerprints>,
 }
 
@@ -64,13 +64,13 @@ impl Manifest {
         Self { map, identity, notes: Vec::new(), fingerprints: None }
     }
 
-    /// The manifest as the bytes of a file. Equal manifests give equal bytes under one version of
-    /// this library.
+    /// Encodes the manifest as the bytes of a file. Equal manifests give equal bytes with one
+    /// version of this library.
     ///
     /// # Errors
-    /// [`ManifestError::Limit`] when there is more of something than the format admits, that is,
-    /// when a reader with [`Limits::for_frames`] would refuse it;
-    /// [`ManifestError::Compression`] when zstd fails (out of memory).
+    /// [`ManifestError::Limit`] if the manifest exceeds the limits of the format, that is, if a
+    /// reader with [`Limits::for_frames`] would reject it; [`ManifestError::Compression`] if zstd
+    /// fails (out of memory).
     pub fn to_bytes(&self) -> Result<Vec<u8>, ManifestError> {
         encode::check(self)?;
         container::wrap(&FAMILY, &encode::payload(self))
@@ -79,16 +79,16 @@ impl Manifest {
     /// Writes the manifest.
     ///
     /// # Errors
-    /// [`ManifestError::Io`] when `out` fails, and those of [`to_bytes`](Self::to_bytes).
+    /// [`ManifestError::Io`] if `out` fails, and those of [`to_bytes`](Self::to_bytes).
     pub fn write_to(&self, mut out: impl Write) -> Result<(), ManifestError> {
         Ok(out.write_all(&self.to_bytes()?)?)
     }
 
-    /// Writes the manifest to a file, which has either its old content or the whole new one at
-    /// every instant, also after a crash.
+    /// Writes the manifest to a file atomically: at any time, also after a crash, the file has
+    /// either its old or its complete new contents.
     ///
     /// # Errors
-    /// [`ManifestError::Io`] when the directory cannot be written, and those of
+    /// [`ManifestError::Io`] if the directory cannot be written, and those of
     /// [`to_bytes`](Self::to_bytes).
     pub fn write_file(&self, path: &Path) -> Result<(), ManifestError> {
         container::write_atomically(path, &self.to_bytes()?)
@@ -96,11 +96,11 @@ impl Manifest {
 
     /// Reads a manifest that is all of `bytes`.
     ///
-    /// Takes no more memory than [`Limits::max_memory`], whatever the bytes are, and time linear in
+    /// Takes at most [`Limits::max_memory`] bytes of memory, whatever the input, and time linear in
     /// [`Limits::max_payload`]. This is the function to fuzz.
     ///
     /// # Errors
-    /// [`ManifestError`], naming what is wrong and where.
+    /// [`ManifestError`], which names the problem and its location.
     pub fn from_bytes(bytes: &[u8], limits: &Limits) -> Result<Self, ManifestError> {
         decode::payload(&container::unwrap(bytes, &FAMILY, limits.bounds())?, limits)
     }
@@ -108,7 +108,7 @@ impl Manifest {
     /// Reads a manifest that is all of `input`.
     ///
     /// # Errors
-    /// [`ManifestError`], naming what is wrong and where.
+    /// [`ManifestError`], which names the problem and its location.
     pub fn read_from(input: impl Read, limits: &Limits) -> Result<Self, ManifestError> {
         Self::from_bytes(&container::read_bounded(input, &FAMILY, limits.bounds())?, limits)
     }
@@ -116,16 +116,16 @@ impl Manifest {
     /// Reads a manifest file.
     ///
     /// # Errors
-    /// [`ManifestError`], naming what is wrong and where.
+    /// [`ManifestError`], which names the problem and its location.
     pub fn read_file(path: &Path, limits: &Limits) -> Result<Self, ManifestError> {
         Self::read_from(std::fs::File::open(path)?, limits)
     }
 
-    /// Checks that `memory` is the image that the map was made from; see [`ImageIdentity`] for how
-    /// much that says.
+    /// Checks that `memory` is the image that the map was made from; see [`ImageIdentity`] for the
+    /// limits of this check.
     ///
     /// # Errors
-    /// [`IdentityError`] when it is another image, or cannot be read.
+    /// [`IdentityError`] if it is another image or cannot be read.
     pub fn verify(&self, memory: &dyn GuestMemory) -> Result<(), IdentityError> {
         self.identity.verify(memory, &self.map)
     }

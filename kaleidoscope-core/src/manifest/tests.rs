@@ -84,7 +84,7 @@ prop_compose! {
     }
 }
 
-/// A fixed manifest: 40 frames around a hole, a file read in order, a note.
+/// A fixed manifest: 40 frames around a hole, a file read in order, and a note.
 fn sample() -> Manifest {
     let layout = MemoryLayout::new(&[(Gfn(0).gpa(), 0x18000), (Gfn(256).gpa(), 0x10000)]).unwrap();
     let kernel = KernelIdentity {
@@ -122,7 +122,7 @@ fn sample() -> Manifest {
     manifest
 }
 
-/// A file whose container is right and whose payload is `payload`.
+/// Reads a file with a valid container and this payload.
 fn read_payload(payload: &[u8]) -> Result<Manifest, ManifestError> {
     Manifest::from_bytes(&container::wrap(&FAMILY, payload).unwrap(), &small_limits())
 }
@@ -134,12 +134,17 @@ proptest! {
     fn maps_round_trip(manifest in manifest()) {
         let bytes = manifest.to_bytes().unwrap();
         prop_assert_eq!(&Manifest::from_bytes(&bytes, &small_limits()).unwrap(), &manifest);
-        prop_assert_eq!(&Manifest::read_from(bytes.as_slice(), &small_limits()).unwrap(), &manifest);
+        let read = Manifest::read_from(bytes.as_slice(), &small_limits()).unwrap();
+        prop_assert_eq!(&read, &manifest);
         prop_assert_eq!(manifest.to_bytes().unwrap(), bytes, "deterministic");
     }
 
     #[test]
-    fn any_damage_is_an_error(manifest in manifest(), at in any::<prop::sample::Index>(), bit in 0..8) {
+    fn any_damage_is_an_error(
+        manifest in manifest(),
+        at in any::<prop::sample::Index>(),
+        bit in 0..8,
+    ) {
         let mut bytes = manifest.to_bytes().unwrap();
         let cut = at.index(bytes.len());
         prop_assert!(Manifest::from_bytes(&bytes[..cut], &small_limits()).is_err());
@@ -148,10 +153,14 @@ proptest! {
         prop_assert!(Manifest::from_bytes(&bytes, &small_limits()).is_err());
     }
 
-    /// Behind a right checksum, damage may be another valid manifest, but nothing else: it never panics, and what is
-    /// read can be written and read again.
+    /// With a valid checksum, a damaged payload is rejected or decodes to another valid manifest:
+    /// no panic, and any result can be written and read again.
     #[test]
-    fn hostile_payloads_are_handled(at in any::<prop::sample::Index>(), value in any::<u8>(), cut in any::<bool>()) {
+    fn hostile_payloads_are_handled(
+        at in any::<prop::sample::Index>(),
+        value in any::<u8>(),
+        cut in any::<bool>(),
+    ) {
         let mut payload = encode::payload(&sample());
         let at = at.index(payload.len());
         if cut { payload.truncate(at) } else { payload[at] = value }
@@ -170,7 +179,7 @@ fn every_bit_of_a_file_counts() {
         let mut damaged = bytes.clone();
         damaged[bit / 8] ^= 1 << (bit % 8);
         let error = Manifest::from_bytes(&damaged, &small_limits()).expect_err("a flipped bit");
-        // The field that was hit is named; what no field check catches, the checksum does.
+        // Each field check names its field; all other damage fails the checksum.
         match bit / 8 {
             0..8 => assert!(matches!(error, ManifestError::Magic { .. })),
             8..12 => assert!(matches!(error, ManifestError::Version { .. })),
@@ -194,26 +203,26 @@ fn every_bit_of_a_file_counts() {
 }
 
 #[test]
-fn bombs_do_not_go_off() {
+fn decompression_bombs_are_refused() {
     let limits = small_limits();
-    // Announced: refused before anything is expanded.
+    // An announced size beyond the limit is refused before decompression.
     let bomb = container::wrap(&FAMILY, &vec![0; 64 << 20]).unwrap();
     assert!(bomb.len() < 8192, "64 MiB of zeros in {} bytes", bomb.len());
     let error = Manifest::from_bytes(&bomb, &limits).unwrap_err();
     assert!(matches!(error, ManifestError::Limit { found: 0x400_0000, .. }), "{error}");
-    // The header lies about the size: the zstd frame's own header does not match.
+    // The header states a wrong size, which the zstd frame's own header contradicts.
     let lying =
         container::seal(&FAMILY, 1 << 10, &zstd::bulk::compress(&vec![0; 64 << 20], 1).unwrap());
     let error = Manifest::from_bytes(&lying, &limits).unwrap_err();
     assert!(matches!(error, ManifestError::Compression(_)), "{error}");
-    // Two zstd frames, the second one hidden behind the first one's size.
+    // Two zstd frames; the second follows the size stated for the first.
     let frame = zstd::bulk::compress(&encode::payload(&sample()), 1).unwrap();
     let size = encode::payload(&sample()).len() as u64;
     Manifest::from_bytes(&container::seal(&FAMILY, size, &frame), &limits).unwrap();
     let two = container::seal(&FAMILY, size, &[frame.clone(), frame].concat());
     let error = Manifest::from_bytes(&two, &limits).unwrap_err();
     assert!(matches!(error, ManifestError::Compression(_)), "{error}");
-    // A file that never ends is read no further than its header announces.
+    // An endless file is read only up to the announced length.
     let announced = sample().to_bytes().unwrap();
     let endless = std::io::Read::chain(announced.as_slice(), std::io::repeat(0));
     let error = Manifest::read_from(endless, &limits).unwrap_err();
@@ -304,7 +313,7 @@ fn with_fingerprints() -> Manifest {
 fn fingerprints_are_one_more_key_which_others_skip() {
     let with = encode::payload(&with_fingerprints());
     let without = encode::payload(&sample());
-    // The head of the map counts one more, and the part stands behind all others.
+    // The map's head counts one more entry, and the part follows all others.
     assert_eq!((without[0], with[0]), (0xa7, 0xa8));
     assert_eq!(with[1..without.len()], without[1..]);
     let read = read_payload(&with).unwrap();
@@ -322,7 +331,7 @@ fn damaged_fingerprints_are_refused() {
         let error = read_payload(payload).unwrap_err().to_string();
         assert!(error.contains("fingerprints") && error.contains(problem), "{error}");
     };
-    // Behind `hashed` comes the head of five bytes, behind `zero` likewise.
+    // The key `hashed` is followed by the one-byte head of a 5-byte string, and `zero` likewise.
     let (hashed, zero) = (find(b"fhashed") + 8, find(b"dzero") + 6);
     let mut both = good.clone();
     both[zero] |= 1 << 3;
@@ -340,9 +349,9 @@ fn damaged_fingerprints_are_refused() {
 
 const KEY: &[u8] = fingerprints::KEY.as_bytes();
 
-/// What is at a limit, and what is one more.
+/// Quantities at a limit and beyond it.
 #[derive(Clone, Debug)]
-struct Extremes {
+struct ManifestAtLimits {
     regions: usize,
     long_names: usize,
     name_bytes: usize,
@@ -351,7 +360,7 @@ struct Extremes {
     fingerprinted: Option<u32>,
 }
 
-impl Extremes {
+impl ManifestAtLimits {
     fn manifest(&self) -> Manifest {
         let layout = MemoryLayout::contiguous(2 * FRAME_SIZE).unwrap();
         let name = |n| if n < self.long_names { "x".repeat(self.name_bytes) } else { "y".into() };
@@ -373,7 +382,8 @@ impl Extremes {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(40))]
 
-    /// One limit: what is written is read, and what readers refuse is not written.
+    /// Writers and readers have equal limits: what is written can be read, and what readers reject
+    /// is not written.
     #[test]
     fn writers_refuse_what_readers_refuse(
         regions in prop::sample::select(vec![0, 1, 1 << 14, (1 << 14) + 1]),
@@ -383,15 +393,24 @@ proptest! {
         anchor in prop::option::weighted(0.5, 0u32..3),
         fingerprinted in prop::sample::select(vec![None, Some(2), Some(2), Some(30)]),
     ) {
-        let extremes = Extremes { regions, long_names, name_bytes, notes, anchor, fingerprinted };
-        let manifest = extremes.manifest();
+        let at_limits =
+            ManifestAtLimits { regions, long_names, name_bytes, notes, anchor, fingerprinted };
+        let manifest = at_limits.manifest();
         let unchecked = container::wrap(&FAMILY, &encode::payload(&manifest)).unwrap();
         let read = Manifest::from_bytes(&unchecked, &Limits::for_frames(2));
         let written = manifest.to_bytes();
-        prop_assert_eq!(written.is_ok(), read.is_ok(), "{:?}: {:?}, {:?}", extremes, written.err(), read.err());
+        prop_assert_eq!(
+            written.is_ok(),
+            read.is_ok(),
+            "{:?}: {:?}, {:?}",
+            at_limits,
+            written.err(),
+            read.err()
+        );
         if let (Ok(written), Ok(read)) = (written, read) {
             prop_assert_eq!(&read, &manifest);
-            prop_assert_eq!(&Manifest::from_bytes(&written, &Limits::default()).unwrap(), &manifest);
+            let read = Manifest::from_bytes(&written, &Limits::default()).unwrap();
+            prop_assert_eq!(&read, &manifest);
         }
     }
 }
@@ -402,7 +421,7 @@ fn a_guest_of_1_tib_fits_and_a_larger_one_is_refused_before_the_work() {
     limits.admit_frames(1 << 28).unwrap();
     let error = limits.admit_frames((1 << 28) + 1).unwrap_err().to_string();
     assert_eq!(error, "268435457 frames of RAM, more than the limit of 268435456");
-    // Whoever knows the guest allows no less than what is written for it.
+    // The limits for every size of guest lie within the default limits.
     for frames in [1, 1 << 14, 1 << 20, 1 << 26, 1 << 28] {
         let known = Limits::for_frames(frames);
         assert!(known.max_regions <= limits.max_regions && known.max_text <= limits.max_text);
@@ -412,11 +431,11 @@ fn a_guest_of_1_tib_fits_and_a_larger_one_is_refused_before_the_work() {
 
 #[test]
 fn a_claim_without_memory_for_it_is_an_error() {
-    // A frame of zstd that says that it expands to 2^62 bytes.
+    // A zstd frame that states an expanded size of 2^62 bytes.
     let mut compressed = zstd::bulk::compress(&[0; 1000], 1).unwrap();
     let size = zstd::zstd_safe::get_frame_content_size(&compressed).unwrap();
     assert_eq!(size, Some(1000));
-    // The descriptor's byte is followed by a size of eight bytes.
+    // The frame descriptor byte is followed by a size of eight bytes.
     compressed.splice(4..7, [0xe0].into_iter().chain((1_u64 << 62).to_le_bytes()));
     let bytes = container::seal(&FAMILY, 1 << 62, &compressed);
     let bounds = container::Bounds { max_payload: u64::MAX, max_file: u64::MAX };

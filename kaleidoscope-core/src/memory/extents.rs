@@ -1,7 +1,7 @@
-//! What is known of frames without reading them: which ones an image stores, and which are holes.
+//! Which frames an image stores, and which are holes: known without reading them.
 //!
 //! Sparse images are common: a guest rarely touches all its RAM, and hot-pluggable memory is
-//! described long before it is plugged in. Code that visits every frame visits the [data
+//! described long before it is plugged in. Code that visits every frame should visit the [data
 //! parts](data_parts) instead, so that its cost grows with the data and not with the address space.
 
 use super::{GuestMemory, MemoryLayout, RamRegion};
@@ -12,7 +12,7 @@ use std::ops::Range;
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[non_exhaustive]
 pub enum Backing {
-    /// The frame is stored; only reading it tells its bytes.
+    /// The frame is stored, so its bytes must be read.
     Data,
     /// Nothing is stored for the frame, and every byte of it reads as zero.
     Hole,
@@ -26,11 +26,11 @@ pub enum Backing {
 pub struct Extent {
     /// The frames, by frame index; never empty.
     pub frames: Range<u32>,
-    /// How they are held.
+    /// How the image holds them.
     pub backing: Backing,
 }
 
-/// The extents of these frames, in order, without gaps. Neighbors may have the same backing.
+/// The extents of these frames, in order, without gaps. Adjacent extents may have the same backing.
 pub fn extents<M>(memory: &M, frames: Range<u32>) -> impl Iterator<Item = Extent> + '_
 where
     M: GuestMemory + ?Sized,
@@ -40,14 +40,15 @@ where
     std::iter::from_fn(move || {
         let start = Some(at).filter(|&start| start < end)?;
         let extent = memory.extent(FrameIndex(start));
-        // At least one frame, whatever an implementation answers, so that the iteration ends.
+        // Advance by at least one frame, whatever an implementation returns, so that the iteration
+        // ends.
         at = extent.frames.end.clamp(start.saturating_add(1), end);
         Some(Extent { frames: start..at, backing: extent.backing })
     })
 }
 
-/// The runs of stored frames among these, by ascending frame index: all frames that are worth
-/// reading. A run lies in one RAM region.
+/// The runs of stored frames in `frames` (frame indices), ascending. Each run lies in one RAM
+/// region.
 pub fn data_parts<M>(memory: &M, frames: Range<u32>) -> impl Iterator<Item = RamRegion> + '_
 where
     M: GuestMemory + ?Sized,
@@ -66,7 +67,7 @@ where
     stored.flat_map(|extent| extent.frames.map(FrameIndex))
 }
 
-/// Extents as a table, for implementations of [`GuestMemory`] that know theirs.
+/// A table of extents, for implementations of [`GuestMemory`].
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct ExtentTable {
     /// First frame and backing of each extent, ascending; the first one starts at frame 0.
@@ -75,9 +76,8 @@ pub(crate) struct ExtentTable {
 }
 
 impl ExtentTable {
-    /// A table for the frames of a layout in which these are the extents, in ascending order.
-    /// Frames between them are stored ([`Backing::Data`]), and so is what an extent that starts
-    /// before the end of its predecessor has of it.
+    /// A table with these extents, in ascending order, for the frames of a layout. All other frames
+    /// are [`Backing::Data`]. If an extent overlaps its predecessor, the predecessor counts.
     pub(crate) fn new(layout: &MemoryLayout, extents: impl IntoIterator<Item = Extent>) -> Self {
         let mut table = Self { starts: vec![(0, Backing::Data)], frames: layout.frames() };
         let mut end = 0;
@@ -93,7 +93,7 @@ impl ExtentTable {
         table
     }
 
-    /// From this frame on the backing is another one.
+    /// Starts an extent at `frame`, unless the backing stays the same.
     fn begin(&mut self, frame: u32, backing: Backing) {
         if self.starts.last().is_some_and(|last| last.0 == frame) {
             self.starts.pop();
@@ -103,7 +103,8 @@ impl ExtentTable {
         }
     }
 
-    /// The extent that holds a frame; past the end of RAM one stored frame.
+    /// The rest of the extent that holds a frame, from that frame on; past the end of RAM, one
+    /// frame of data.
     pub(crate) fn extent(&self, frame: FrameIndex) -> Extent {
         let next = self.starts.partition_point(|start| start.0 <= frame.0);
         let of = next.checked_sub(1).and_then(|at| self.starts.get(at));
@@ -147,7 +148,8 @@ mod tests {
             let frames = 40;
             let first = u64::from(gap.min(frames - 1)) << 12;
             let rest = (u64::from(frames) << 12) - first;
-            let layout = MemoryLayout::new(&[(Gpa(0), first), (Gpa(first + 0x5000), rest)]).unwrap();
+            let regions = [(Gpa(0), first), (Gpa(first + 0x5000), rest)];
+            let layout = MemoryLayout::new(&regions).unwrap();
             let mut expected = vec![Backing::Data; frames as usize];
             let (mut at, mut given) = (0, Vec::new());
             for (skip, len, kind) in runs {
@@ -172,7 +174,8 @@ mod tests {
             let found: Vec<_> = data_frames(&memory).map(|frame| frame.0).collect();
             prop_assert_eq!(&found, &stored);
             let parts = data_parts(&memory, 3..30).flat_map(|part| {
-                (0..part.frames).map(move |n| (part.first_index.0 + n, Gfn(part.start.0 + u64::from(n))))
+                let gfn = move |n: u32| Gfn(part.start.0 + u64::from(n));
+                (0..part.frames).map(move |n| (part.first_index.0 + n, gfn(n)))
             });
             let gfn = |frame: &u32| layout.gfn_of(FrameIndex(*frame)).unwrap();
             let inside = stored.iter().filter(|frame| (3..30).contains(*frame));

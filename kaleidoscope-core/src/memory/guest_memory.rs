@@ -1,4 +1,4 @@
-//! How guest memory is read.
+//! The interface for reading guest memory.
 
 use super::{Backing, Extent, MemoryLayout, Page, ZERO_PAGE};
 use crate::addr::{FRAME_BYTES, FrameIndex, Gfn, Gpa};
@@ -15,7 +15,7 @@ pub enum MemoryError {
         /// Length of the range in bytes.
         len: usize,
     },
-    /// The range is RAM, but the image does not hold its bytes (a filtered dump, for example).
+    /// The range is RAM, but the image does not hold its bytes (for example, in a filtered dump).
     #[error("the image does not hold guest-physical range {gpa}..+{len:#x}")]
     Missing {
         /// First address of the range.
@@ -33,50 +33,50 @@ pub enum MemoryError {
     },
 }
 
-/// A guest's RAM at one instant. Object-safe; backends implement it on snapshot memory.
+/// A guest's RAM at one instant. Object-safe; backends implement it for snapshots.
 ///
-/// Two reads of the same address return the same bytes: implementations read a snapshot image,
-/// never memory that a vCPU may be writing.
+/// Two reads of an address must return the same bytes. Implementations read a snapshot, never
+/// memory that a vCPU may write.
 pub trait GuestMemory: Send + Sync {
-    /// Which frames are RAM.
+    /// The frames that are RAM.
     fn layout(&self) -> &MemoryLayout;
 
-    /// Fills `buf` with the bytes from `gpa` on. The range lies in one RAM region.
+    /// Fills `buf` with the bytes at `gpa`. The range must lie in one RAM region.
     ///
     /// # Errors
-    /// [`MemoryError`] when any byte of the range is not RAM or cannot be read; `buf` is then
-    /// unspecified.
+    /// [`MemoryError`] if any byte of the range is not RAM or cannot be read; the contents of `buf`
+    /// are then unspecified.
     fn read(&self, gpa: Gpa, buf: &mut [u8]) -> Result<(), MemoryError>;
 
-    /// Reads many ranges; a backend with a costly crossing answers them in one.
+    /// Reads several ranges. A backend with a high cost per call can override this.
     ///
     /// # Errors
-    /// The first failure; which buffers were filled is then unspecified.
+    /// The first error; it is then unspecified which buffers were filled.
     fn read_batch(&self, requests: &mut [(Gpa, &mut [u8])]) -> Result<(), MemoryError> {
         requests.iter_mut().try_for_each(|(gpa, buf)| self.read(*gpa, buf))
     }
 
-    /// The bytes themselves, where the implementation has them mapped contiguously; `None` means:
-    /// use [`read`](Self::read).
+    /// Borrows the bytes, if the implementation has them mapped contiguously; `None` means to use
+    /// [`read`](Self::read).
     fn slice(&self, gpa: Gpa, len: usize) -> Option<&[u8]> {
         let _ = (gpa, len);
         None
     }
 
-    /// What is known of `frame` without reading it, and of the frames after it as far as the same
-    /// holds for them.
+    /// The backing of `frame`, known without reading it, and of the following frames with the same
+    /// backing.
     ///
-    /// The default knows nothing: every frame is [`Backing::Data`]. An implementation that wraps
-    /// another one and shows the same bytes should pass this on. An answer of [`Backing::Hole`]
-    /// is a promise that every byte reads as zero, for as long as this memory exists. Past the
-    /// end of RAM the answer is one frame of data.
+    /// By default every frame is [`Backing::Data`]. An implementation that wraps another one
+    /// without changing bytes should forward this method. [`Backing::Hole`] is a guarantee that
+    /// every byte reads as zero for as long as this memory exists. Past the end of RAM, the result
+    /// is one frame of data.
     fn extent(&self, frame: FrameIndex) -> Extent {
         let end = self.layout().frames().max(frame.0.saturating_add(1));
         Extent { frames: frame.0..end, backing: Backing::Data }
     }
 
-    /// Says that the caller will not soon read these bytes again, so that what the implementation
-    /// keeps of them in memory can go. Reads go on as before; the default does nothing.
+    /// Hints that the caller will not read these bytes again soon, so that the implementation may
+    /// drop them from memory. Later reads still work; the default does nothing.
     fn release(&self, gpa: Gpa, bytes: u64) {
         let _ = (gpa, bytes);
     }
@@ -103,8 +103,8 @@ impl<M: GuestMemory + ?Sized> GuestMemory for &M {
     }
 }
 
-/// A frame's page: borrowed where the memory can be, or else read into `buffer`; `None` where the
-/// image lacks it. A hole is a page of zeros, and is not read.
+/// A frame's page: borrowed if possible, or else read into `buffer`; `None` if the image lacks it.
+/// A hole is not read.
 pub(crate) fn read_page<'a>(
     memory: &'a dyn GuestMemory,
     gfn: Gfn,
@@ -142,7 +142,8 @@ impl VecMemory {
         Self { layout, bytes }
     }
 
-    /// Memory with these bytes; missing bytes at the end are zero, surplus ones are dropped.
+    /// Memory with these bytes. If `bytes` is too short, the rest is zero; surplus bytes are
+    /// dropped.
     #[must_use]
     pub fn from_bytes(layout: MemoryLayout, mut bytes: Vec<u8>) -> Self {
         bytes.resize(layout.frames() as usize * FRAME_BYTES, 0);
@@ -155,15 +156,15 @@ impl VecMemory {
         &self.bytes
     }
 
-    /// All bytes, in frame-index order, for writing.
+    /// All bytes, in frame-index order, mutable.
     pub fn bytes_mut(&mut self) -> &mut [u8] {
         &mut self.bytes
     }
 
-    /// Overwrites the bytes from `gpa` on.
+    /// Overwrites the bytes at `gpa`.
     ///
     /// # Errors
-    /// [`MemoryError::NotRam`] when the range is not one run of RAM.
+    /// [`MemoryError::NotRam`] if the range does not lie in one RAM region.
     pub fn write(&mut self, gpa: Gpa, data: &[u8]) -> Result<(), MemoryError> {
         let range = self.layout.bytes_at(gpa, data.len());
         let target = range.and_then(|r| self.bytes.get_mut(r));

@@ -1,10 +1,10 @@
-//! Which guest frames are RAM, and their dense numbering.
+//! The guest frames that are RAM, and their dense numbering.
 
 use crate::addr::{FRAME_BYTES, FRAME_SIZE, FrameIndex, GPA_LIMIT, Gfn, Gpa};
 use thiserror::Error;
 
-/// More RAM regions than any real machine describes; bounds what a hostile image header can ask
-/// for.
+/// Maximum number of RAM regions, more than any real machine has; bounds the work that a hostile
+/// image header can cause.
 const MAX_REGIONS: usize = 4096;
 
 /// One contiguous run of RAM frames.
@@ -18,7 +18,7 @@ pub struct RamRegion {
     pub first_index: FrameIndex,
 }
 
-/// Why a set of RAM regions is not a layout.
+/// Why a set of RAM regions is not a valid layout.
 #[derive(Clone, PartialEq, Eq, Debug, Error)]
 pub enum LayoutError {
     /// An address or a size is not a multiple of 4 KiB.
@@ -26,7 +26,7 @@ pub enum LayoutError {
     Unaligned {
         /// First address of the region.
         gpa: Gpa,
-        /// Its size.
+        /// Its size in bytes.
         bytes: u64,
     },
     /// The region has no frames, or reaches past the 52-bit physical address space.
@@ -34,7 +34,7 @@ pub enum LayoutError {
     OutOfRange {
         /// First address of the region.
         gpa: Gpa,
-        /// Its size.
+        /// Its size in bytes.
         bytes: u64,
     },
     /// Two regions share frames.
@@ -45,12 +45,13 @@ pub enum LayoutError {
     },
     /// There is no RAM at all, too many regions, or more than 2^32 - 1 frames.
     #[error(
-        "{regions} RAM regions with {frames} frames: 1 to 4096 regions and fewer than 2^32 frames are supported"
+        "{regions} RAM regions with {frames} frames: 1 to 4096 regions and fewer than 2^32 \
+         frames are supported"
     )]
     Size {
         /// Number of regions given.
         regions: usize,
-        /// Their frames together.
+        /// Total number of frames.
         frames: u64,
     },
 }
@@ -64,11 +65,10 @@ pub struct MemoryLayout {
 }
 
 impl MemoryLayout {
-    /// A layout of `(first address, bytes)` regions, in any order. Regions that touch become one.
+    /// A layout of `(first address, bytes)` regions, in any order. Adjacent regions are merged.
     ///
     /// # Errors
-    /// [`LayoutError`] when the regions are unaligned, empty, overlapping, out of range or too
-    /// many.
+    /// [`LayoutError`] if regions are unaligned, empty, overlapping, out of range or too many.
     pub fn new(regions: &[(Gpa, u64)]) -> Result<Self, LayoutError> {
         let total: u64 = regions.iter().fold(0, |sum, r| sum.saturating_add(r.1 / FRAME_SIZE));
         let size = LayoutError::Size { regions: regions.len(), frames: total };
@@ -109,7 +109,7 @@ impl MemoryLayout {
     /// RAM without holes, from address 0.
     ///
     /// # Errors
-    /// [`LayoutError`] when `bytes` is zero, unaligned or too large.
+    /// [`LayoutError`] if `bytes` is zero, unaligned or too large.
     pub fn contiguous(bytes: u64) -> Result<Self, LayoutError> {
         Self::new(&[(Gpa(0), bytes)])
     }
@@ -138,7 +138,7 @@ impl MemoryLayout {
         self.regions.last().map_or(Gfn(0), |r| Gfn(r.start.0 + u64::from(r.frames)))
     }
 
-    /// Index of a frame, or `None` where the guest has no RAM.
+    /// Index of a frame, or `None` if the frame is not RAM.
     #[must_use]
     pub fn index_of(&self, gfn: Gfn) -> Option<FrameIndex> {
         let at = self.regions.partition_point(|r| r.start <= gfn).checked_sub(1)?;
@@ -167,8 +167,8 @@ impl MemoryLayout {
         (gpa.0 < end).then(|| (region, end - gpa.0))
     }
 
-    /// Where `len` bytes from `gpa` on are in all bytes of RAM in frame-index order; `None` unless
-    /// they lie in one region.
+    /// Byte range of the `len` bytes at `gpa` in all RAM in frame-index order; `None` unless they
+    /// lie in one region.
     #[must_use]
     pub fn bytes_at(&self, gpa: Gpa, len: usize) -> Option<std::ops::Range<usize>> {
         let (region, left) = self.span_at(gpa)?;
@@ -181,8 +181,8 @@ impl MemoryLayout {
         Some(start..start.checked_add(len)?)
     }
 
-    /// What of the `frames` frames from `first` on is RAM, by ascending address: parts of regions.
-    /// Costs nothing for what is not RAM, however long.
+    /// The RAM among the `frames` frames from `first` on, as parts of regions, by ascending
+    /// address. Ranges without RAM cost nothing, whatever their length.
     pub fn parts(&self, first: Gfn, frames: u64) -> impl Iterator<Item = RamRegion> + '_ {
         let end = first.0.saturating_add(frames);
         let from = self.regions.partition_point(|r| r.start.0 + u64::from(r.frames) <= first.0);
@@ -198,7 +198,7 @@ impl MemoryLayout {
     }
 
     /// The frames with these indices, as parts of regions, by ascending index. Indices past the end
-    /// are left out.
+    /// are ignored.
     pub fn parts_of(&self, frames: std::ops::Range<u32>) -> impl Iterator<Item = RamRegion> + '_ {
         let end = |r: &RamRegion| r.first_index.0.saturating_add(r.frames);
         let from = self.regions.partition_point(|r| end(r) <= frames.start);
@@ -269,17 +269,25 @@ mod tests {
             }
             let layout = MemoryLayout::new(&regions).unwrap();
             for gfn in 0..at + 3 {
-                // The naive oracle: count the RAM frames below.
-                let inside = |g: u64| regions.iter().any(|r| g >= r.0.gfn().0 && g < r.0.gfn().0 + r.1 / FRAME_SIZE);
+                // The oracle: the number of RAM frames below.
+                let inside = |g: u64| {
+                    let holds = |start: u64, frames: u64| g >= start && g < start + frames;
+                    regions.iter().any(|r| holds(r.0.gfn().0, r.1 / FRAME_SIZE))
+                };
                 let expected = inside(gfn).then(|| (0..gfn).filter(|&g| inside(g)).count());
                 prop_assert_eq!(layout.index_of(Gfn(gfn)).map(FrameIndex::as_usize), expected);
             }
             for first in 0..at + 3 {
                 for frames in [0, 1, 2, 30, u64::MAX] {
                     let parts = layout.parts(Gfn(first), frames);
-                    let found: Vec<_> = parts.flat_map(|p| (0..p.frames).map(move |i| (p.start.0 + u64::from(i), p.first_index.0 + i))).collect();
+                    let frames_of = |p: RamRegion| {
+                        (0..p.frames).map(move |i| (p.start.0 + u64::from(i), p.first_index.0 + i))
+                    };
+                    let found: Vec<_> = parts.flat_map(frames_of).collect();
                     let last = first.saturating_add(frames).min(at);
-                    let expected: Vec<_> = (first..last).filter_map(|g| Some((g, layout.index_of(Gfn(g))?.0))).collect();
+                    let expected = (first..last)
+                        .filter_map(|g| Some((g, layout.index_of(Gfn(g))?.0)))
+                        .collect::<Vec<_>>();
                     prop_assert_eq!(found, expected);
                 }
             }

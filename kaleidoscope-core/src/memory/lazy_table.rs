@@ -1,31 +1,30 @@
-//! Tables with an entry per frame, allocated as they are used.
+//! Tables with one entry per frame, allocated on first use.
 
 use std::fmt;
 use std::sync::OnceLock;
 
-/// Entries of a chunk: the frames of 16 MiB. A model checker makes every entry anew for each
-/// interleaving, so it gets few.
+/// Entries per chunk: the frames of 16 MiB. Loom recreates all entries for each interleaving, so it
+/// uses small chunks.
 const CHUNK: usize = if cfg!(loom) { 4 } else { 4096 };
 
-/// A table whose entries are made when they are first looked up, a chunk at a time.
+/// A table whose entries are created when they are first looked up, one chunk at a time.
 ///
-/// Making one takes next to no time, and touching few frames next to no memory, however many there
-/// are. Asking the system for zeroed memory instead would do as well, once: from the second large
-/// block on, allocators hand out used memory, which they have to clear.
+/// Creating a table is cheap, and its memory grows with the frames touched, however many entries it
+/// has. A zeroed allocation would do the same only once: from the second large block on, allocators
+/// return used memory, which they must clear.
 pub struct LazyTable<T> {
     chunks: Box<[OnceLock<Box<[T]>>]>,
     len: usize,
 }
 
 impl<T: Default> LazyTable<T> {
-    /// A table of `len` entries, none of which is made.
+    /// A table of `len` entries, all of them not yet created.
     #[must_use]
     pub fn new(len: usize) -> Self {
         let chunks = (0..len.div_ceil(CHUNK)).map(|_| OnceLock::new()).collect();
         let table = Self { chunks, len };
         if cfg!(loom) {
-            // The model checker does not see what this lock orders; there, all entries are there
-            // from the start.
+            // Loom does not model `OnceLock`, so under loom all entries are created up front.
             for at in 0..len {
                 let _ = table.get(at);
             }
@@ -33,7 +32,7 @@ impl<T: Default> LazyTable<T> {
         table
     }
 
-    /// Number of entries, made or not.
+    /// Number of entries, created or not.
     #[must_use]
     pub fn len(&self) -> usize {
         self.len
@@ -45,7 +44,7 @@ impl<T: Default> LazyTable<T> {
         self.len == 0
     }
 
-    /// An entry, which is made if need be; `None` past the end.
+    /// An entry, created if necessary; `None` past the end.
     #[must_use]
     pub fn get(&self, at: usize) -> Option<&T> {
         if at >= self.len {
@@ -56,7 +55,7 @@ impl<T: Default> LazyTable<T> {
         chunk.get(at % CHUNK)
     }
 
-    /// An entry for writing, which is made if need be; `None` past the end.
+    /// An entry for writing, created if necessary; `None` past the end.
     pub fn get_mut(&mut self, at: usize) -> Option<&mut T> {
         if at >= self.len {
             return None;
@@ -66,7 +65,7 @@ impl<T: Default> LazyTable<T> {
         chunk.get_mut()?.get_mut(at % CHUNK)
     }
 
-    /// An entry if it was made; `None` past the end, too.
+    /// An entry if it has been created; `None` if not, or past the end.
     #[must_use]
     pub fn made(&self, at: usize) -> Option<&T> {
         self.chunks.get(at / CHUNK)?.get()?.get(at % CHUNK).filter(|_| at < self.len)
@@ -91,8 +90,8 @@ mod tests {
         assert!(table.made(9_999).is_none());
         table.get(9_999).unwrap().store(7, Ordering::Relaxed);
         assert_eq!(table.made(9_999).unwrap().load(Ordering::Relaxed), 7);
-        assert_eq!(table.made(8_192).unwrap().load(Ordering::Relaxed), 0, "of the same chunk");
-        assert!(table.made(8_191).is_none(), "of another");
+        assert_eq!(table.made(8_192).unwrap().load(Ordering::Relaxed), 0, "in the same chunk");
+        assert!(table.made(8_191).is_none(), "in another chunk");
         assert!(table.get(10_000).is_none() && table.made(10_000).is_none());
         assert!(LazyTable::<AtomicU8>::new(0).get(0).is_none());
         let mut table: LazyTable<u32> = LazyTable::new(5000);

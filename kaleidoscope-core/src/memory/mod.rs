@@ -1,4 +1,4 @@
-//! What a guest's RAM is: which frames exist, and how their bytes are read.
+//! A guest's RAM: which frames exist, and how their bytes are read.
 
 mod extents;
 mod guest_memory;

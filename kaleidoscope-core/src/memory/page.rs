@@ -11,6 +11,7 @@ pub static ZERO_PAGE: Page = [0; FRAME_BYTES];
 /// Whether a page is all zeros.
 #[must_use]
 pub fn is_zero(page: &Page) -> bool {
-    // Most pages differ from zero early; comparing block by block leaves early and vectorizes.
+    // Most nonzero pages differ from zero early; comparing block by block exits early and
+    // vectorizes.
     page.chunks_exact(256).all(|block| block.iter().fold(0, |all, byte| all | byte) == 0)
 }

@@ -1,4 +1,4 @@
-//! Which page is in which slot of a store, and which one goes when there is no room.
+//! The index of a store: which page is in which slot, and which page is evicted next.
 
 use super::StoreStatistics;
 use crate::fingerprint::Fingerprint;
@@ -6,40 +6,40 @@ use lru::LruCache;
 use std::collections::{BTreeSet, HashMap};
 use thiserror::Error;
 
-/// There is no room: every page is pinned.
+/// The store is full: every page is pinned.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
 #[error("all {0} pages of the store are in use")]
 pub struct Full(pub u32);
 
-/// Where a page was put.
+/// The slot of an inserted page.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Inserted {
     /// Its slot.
     pub slot: u32,
-    /// The page that was there before, which nobody can ask for any more.
+    /// The page evicted from the slot, which can no longer be found.
     pub evicted: Option<Fingerprint>,
 }
 
-/// The index of a store of so many slots. Pages are in one of two sets: pinned, or in the order of
-/// their last use. Slots that follow each other are given out one after the other as long as none
-/// was given back, so that pages that come together can be mapped together.
+/// The index of a store with a fixed number of slots. A page is either pinned or in the
+/// least-recently-used list. Until a slot is freed, slots are allocated in ascending order, so that
+/// pages inserted together can be mapped together.
 ///
-/// A store may outlive its process. Machines that map its slots may do so too, and which they map
-/// nobody knows any more: whoever opens it again takes over what was in use
-/// ([`adopt`](Self::adopt), [`reserve`](Self::reserve)), and none of those slots is given to
-/// another page until all of those machines are gone ([`release_former`](Self::release_former)).
+/// A store may outlive its process, and so may the machines that map its slots. A process that
+/// opens such a store does not know which slots are mapped. It takes over all slots that were in
+/// use ([`adopt`](Self::adopt), [`reserve`](Self::reserve)). None of them is reused until all of
+/// those machines are gone ([`release_former`](Self::release_former)).
 #[derive(Debug)]
 pub struct Index {
     bound: u32,
-    /// Slots from here on were never used, but for those that were taken over.
+    /// Slots from here on were never used, except those taken over.
     fresh: u32,
     /// Slots from `fresh` on that were taken over.
-    ahead: BTreeSet<u32>,
-    /// Pages that were taken over, each with a pin of the former life.
+    taken_ahead: BTreeSet<u32>,
+    /// Adopted pages, each with one pin for the former machines.
     adopted: Vec<Fingerprint>,
-    /// Slots that were taken over without knowing what they hold.
+    /// Slots taken over without known contents.
     reserved: Vec<u32>,
-    /// Slots that were given back.
+    /// Slots that were freed.
     free: Vec<u32>,
     idle: LruCache<Fingerprint, u32>,
     pinned: HashMap<Fingerprint, Pinned>,
@@ -56,13 +56,13 @@ struct Pinned {
 }
 
 impl Index {
-    /// An empty index of so many slots. Takes memory as it is used.
+    /// An empty index of `bound` slots. Memory is allocated as slots are used.
     #[must_use]
     pub fn new(bound: u32) -> Self {
         Self {
             bound,
             fresh: 0,
-            ahead: BTreeSet::new(),
+            taken_ahead: BTreeSet::new(),
             adopted: Vec::new(),
             reserved: Vec::new(),
             free: Vec::new(),
@@ -75,7 +75,7 @@ impl Index {
         }
     }
 
-    /// The slot of a page, which is used now.
+    /// The slot of a page. Counts as a use of the page.
     pub fn get(&mut self, key: Fingerprint) -> Option<u32> {
         let pinned = self.pinned.get(&key).map(|pinned| pinned.slot);
         let slot = pinned.or_else(|| self.idle.get(&key).copied());
@@ -84,16 +84,17 @@ impl Index {
         slot
     }
 
-    /// Whether a page is here. Is no use of it.
+    /// Whether a page is in the store. Does not count as a use.
     #[must_use]
     pub fn has(&self, key: Fingerprint) -> bool {
         self.pinned.contains_key(&key) || self.idle.contains(&key)
     }
 
-    /// A slot for a page that is not here; the page that was used longest ago gives way.
+    /// Allocates a slot for a page that is not in the store; if there is no free slot, evicts the
+    /// least recently used page.
     ///
     /// # Errors
-    /// [`Full`] when all are pinned.
+    /// [`Full`] when all pages are pinned.
     pub fn insert(&mut self, key: Fingerprint) -> Result<Inserted, Full> {
         let (slot, evicted) = match self.unused() {
             Some(slot) => (slot, None),
@@ -107,7 +108,7 @@ impl Index {
         Ok(Inserted { slot, evicted })
     }
 
-    /// A slot that holds no page.
+    /// Allocates a slot that holds no page.
     fn unused(&mut self) -> Option<u32> {
         if let Some(slot) = self.free.pop() {
             return Some(slot);
@@ -115,18 +116,18 @@ impl Index {
         while self.fresh < self.bound {
             let slot = self.fresh;
             self.fresh += 1;
-            if !self.ahead.remove(&slot) {
+            if !self.taken_ahead.remove(&slot) {
                 return Some(slot);
             }
         }
         None
     }
 
-    /// Takes a page over that is in this slot since a former life of the store. It is pinned until
+    /// Takes over a page that a former process put into `slot`. The page is pinned until
     /// [`release_former`](Self::release_former).
     ///
-    /// `false` when the page is here already, or the slot is not one that was never used: neither
-    /// changes then.
+    /// Returns `false` and changes nothing if the page is in the store already, or the slot was
+    /// used or taken over before.
     pub fn adopt(&mut self, key: Fingerprint, slot: u32) -> bool {
         if self.has(key) || !self.take_over(slot) {
             return false;
@@ -137,10 +138,10 @@ impl Index {
         true
     }
 
-    /// Takes a slot over that holds nobody knows what since a former life of the store: no page is
-    /// there to be had, and none is put there until [`release_former`](Self::release_former).
+    /// Takes over a slot of a former process whose contents are unknown. No page is found in it or
+    /// put into it until [`release_former`](Self::release_former).
     ///
-    /// `false` when the slot is not one that was never used.
+    /// Returns `false` if the slot was used or taken over before.
     pub fn reserve(&mut self, slot: u32) -> bool {
         let is_taken = self.take_over(slot);
         if is_taken {
@@ -150,28 +151,29 @@ impl Index {
     }
 
     fn take_over(&mut self, slot: u32) -> bool {
-        (self.fresh..self.bound).contains(&slot) && self.ahead.insert(slot)
+        (self.fresh..self.bound).contains(&slot) && self.taken_ahead.insert(slot)
     }
 
-    /// The machines of former lives are gone: what was taken over is as any other page from here
-    /// on, and slots that hold nobody knows what are free.
+    /// Call this when the machines of former processes are gone. Adopted pages lose their extra
+    /// pin, and reserved slots become free.
     pub fn release_former(&mut self) {
         for key in std::mem::take(&mut self.adopted) {
             self.unpin(key);
         }
         self.reserved.sort_unstable();
-        // The last one is given out first.
+        // Popped from the end, so the lowest slot comes first.
         self.free.extend(self.reserved.drain(..).rev());
     }
 
-    /// Forgets a page that nobody has pinned; its slot is free.
+    /// Removes a page that is not pinned and frees its slot. Returns the slot.
     pub fn remove(&mut self, key: Fingerprint) -> Option<u32> {
         let slot = self.idle.pop(&key)?;
         self.free.push(slot);
         Some(slot)
     }
 
-    /// Keeps a page from being evicted, once more.
+    /// Pins a page once more, so that it is not evicted. Returns its slot, or `None` if the page is
+    /// not in the store or has `u32::MAX` pins.
     pub fn pin(&mut self, key: Fingerprint) -> Option<u32> {
         let slot = match self.pinned.get_mut(&key) {
             Some(pinned) => {
@@ -188,7 +190,7 @@ impl Index {
         Some(slot)
     }
 
-    /// Takes back a pin. After the last one a page is as one that was used now.
+    /// Removes a pin. After the last one, the page counts as just used.
     pub fn unpin(&mut self, key: Fingerprint) {
         let Some(pinned) = self.pinned.get_mut(&key) else { return };
         self.pins = self.pins.saturating_sub(1);
@@ -200,7 +202,7 @@ impl Index {
         }
     }
 
-    /// What it holds and has done.
+    /// The statistics.
     #[must_use]
     pub fn statistics(&self) -> StoreStatistics {
         let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
@@ -229,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn the_page_that_was_not_used_for_longest_goes() {
+    fn the_least_recently_used_page_is_evicted() {
         let mut index = Index::new(3);
         let slots: Vec<u32> = (1..4).map(|n| index.insert(key(n)).unwrap().slot).collect();
         assert_eq!(slots, [0, 1, 2]);
@@ -250,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_former_life_left_stays_where_it_is() {
+    fn adopted_pages_and_reserved_slots_stay_in_place() {
         let mut index = Index::new(6);
         assert!(index.adopt(key(1), 1) && index.adopt(key(2), 3) && index.reserve(4));
         assert!(!index.adopt(key(1), 2), "the page is here");
@@ -259,7 +261,7 @@ mod tests {
         let free: Vec<u32> = (10..13).map(|n| index.insert(key(n)).unwrap().slot).collect();
         assert_eq!(free, [0, 2, 5]);
         assert!(!index.reserve(0) && !index.adopt(key(3), 5), "given out in this life");
-        // Others give way to each other, but not what was taken over.
+        // Other pages evict each other, but not pages and slots that were taken over.
         assert_eq!(index.insert(key(13)).unwrap().evicted, Some(key(10)));
         assert_eq!((index.get(key(1)), index.pin(key(2))), (Some(1), Some(3)));
         index.unpin(key(2));
@@ -274,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn a_page_that_is_still_used_outlasts_the_former_life() {
+    fn a_page_that_is_pinned_again_outlasts_release_former() {
         let mut index = Index::new(1);
         assert!(index.adopt(key(1), 0));
         assert_eq!(index.pin(key(1)), Some(0));
@@ -310,12 +312,15 @@ mod tests {
     }
 
     proptest! {
-        /// Slots are never given to two, pinned pages never move, what was taken over stays until it is released, and pins return to
-        /// none.
+        /// No slot holds two pages, pinned pages never move, slots taken over stay until they are
+        /// released, and the number of pins returns to 0.
         #[test]
-        fn a_slot_is_one_page_s(steps in prop::collection::vec(step(), 1..200), bound in 1u32..12) {
+        fn a_slot_holds_one_page(
+            steps in prop::collection::vec(step(), 1..200),
+            bound in 1u32..12,
+        ) {
             let mut index = Index::new(bound);
-            // What must be there at least, and with how many pins.
+            // Pages that must be in the store, with their slots and pins.
             let mut pinned: BTreeMap<u8, (u32, u32)> = BTreeMap::new();
             let mut adopted: Vec<u8> = Vec::new();
             let mut reserved: BTreeSet<u32> = BTreeSet::new();
@@ -370,7 +375,7 @@ mod tests {
                         entry.1 += 1;
                         prop_assert_eq!(entry.0, slot);
                     },
-                    // The last pin of a page that was taken over is the former life's.
+                    // The last pin of an adopted page belongs to the former machines.
                     Step::Unpin(n) if adopted.contains(&n) && pinned[&n].1 == 1 => {}
                     Step::Unpin(n) => {
                         index.unpin(key(n));

@@ -1,12 +1,12 @@
-//! A store in the process's own memory: for page servers' caches, mock machines and tests. What
-//! clones map is a backend's.
+//! A store in process memory: for the caches of page servers, mock machines and tests. Stores that
+//! clones can map are provided by the backends.
 
 use super::{Index, PageStore, StoreError, StoreStatistics};
 use crate::fingerprint::Fingerprint;
 use crate::memory::Page;
 use crate::sync::Mutex;
 
-/// Pages in this process's memory, which it takes as it is filled.
+/// Pages in this process's memory, allocated as the store fills.
 #[derive(Debug)]
 pub struct MemoryStore {
     inner: Mutex<Inner>,
@@ -15,12 +15,12 @@ pub struct MemoryStore {
 #[derive(Debug)]
 struct Inner {
     index: Index,
-    /// By slot.
+    /// Pages by slot.
     pages: Vec<Box<Page>>,
 }
 
 impl MemoryStore {
-    /// An empty store for so many pages.
+    /// An empty store for up to `bound` pages.
     #[must_use]
     pub fn new(bound: u32) -> Self {
         Self { inner: Mutex::new(Inner { index: Index::new(bound), pages: Vec::new() }) }
@@ -44,7 +44,7 @@ impl PageStore for MemoryStore {
         let Ok(inserted) = inner.index.insert(key) else { return Ok(false) };
         match inner.pages.get_mut(inserted.slot as usize) {
             Some(slot) => **slot = *page,
-            // Slots are given out one after the other.
+            // The index allocates slots in ascending order, so the next slot is at the end.
             None => inner.pages.push(Box::new(*page)),
         }
         Ok(true)

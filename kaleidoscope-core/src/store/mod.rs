@@ -1,11 +1,11 @@
-//! The host's content store: pages that clones of any parent on a host have in common, each kept
+//! The host's content store: pages that clones of any parent on a host have in common, each stored
 //! once.
 //!
-//! A store is of a bounded size and evicts what was not used for the longest time, unless somebody
-//! has it [pinned](PageStore::pin) (mapped). It finds pages by their [`Fingerprint`], of which it
-//! has no opinion: who puts a page in vouches for it. [`StoreView`] does: it is what a clone of one
-//! parent sees of a store, and puts in only pages whose bytes have the fingerprint that the
-//! parent's host computed for them.
+//! A store has a fixed capacity and evicts the least recently used page that is not
+//! [pinned](PageStore::pin) (mapped). It finds pages by their [`Fingerprint`] but does not verify
+//! them: the caller that puts a page guarantees that page and fingerprint match. [`StoreView`],
+//! through which a clone of one parent sees a store, does so: it puts only pages whose fingerprint
+//! is the one that the parent's host computed.
 
 mod index;
 mod memory;
@@ -19,58 +19,58 @@ use crate::fingerprint::Fingerprint;
 use crate::memory::Page;
 use thiserror::Error;
 
-/// Why a store cannot go on.
+/// A store failed.
 #[derive(Debug, Error)]
 #[error("the content store: {0}")]
 pub struct StoreError(
-    /// What failed, where.
+    /// What failed and where.
     pub String,
 );
 
-/// What a store holds and has done.
+/// Contents and counters of a store.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct StoreStatistics {
-    /// Pages that it can hold.
+    /// Capacity in pages.
     pub bound: u32,
-    /// Pages that it holds.
+    /// Pages in the store.
     pub pages: u32,
-    /// Pages among them that somebody has pinned, which are not evicted.
+    /// Pages among them that are pinned, which are not evicted.
     pub pinned: u32,
-    /// Pins of them: a page that three images show has three.
+    /// Number of pins: a page mapped by three images has three.
     pub pins: u64,
-    /// Slots that stay as they are because machines from before the store was opened again may
-    /// show them, whether it knows the page that is there (then it is among the pinned ones)
-    /// or not.
+    /// Slots that are not reused because machines from before the store was reopened may map them,
+    /// whether their page is known (then it is among the pinned ones) or not.
     pub former: u32,
-    /// Pages that were asked for and were there.
+    /// Lookups that found their page.
     pub hits: u64,
-    /// Pages that were asked for and were not there.
+    /// Lookups that did not find their page.
     pub misses: u64,
-    /// Pages that had to go for others.
+    /// Pages evicted.
     pub evicted: u64,
 }
 
-/// Pages by their fingerprints. Called by many threads at once.
+/// Pages by fingerprint. Methods may be called from many threads at once.
 pub trait PageStore: Send + Sync {
-    /// Copies a page out; `false` when it is not here.
+    /// Copies a page out of the store; `false` if it is not in the store.
     ///
     /// # Errors
     /// [`StoreError`] when the store's memory cannot be read.
     fn get(&self, key: Fingerprint, page: &mut Page) -> Result<bool, StoreError>;
 
-    /// Puts a page in, if it is not here and there is room for it; says whether it is here now.
+    /// Copies a page into the store, unless it is there already or there is no room. Returns
+    /// whether the store has the page now.
     ///
     /// # Errors
     /// [`StoreError`] when the store's memory cannot be written.
     fn put(&self, key: Fingerprint, page: &Page) -> Result<bool, StoreError>;
 
-    /// Keeps a page where it is until it is unpinned as often; says in which slot that is, or
-    /// `None` when it is not here.
+    /// Pins a page: it stays in its slot until it is unpinned as often. Returns the slot, or `None`
+    /// if the page is not in the store.
     fn pin(&self, key: Fingerprint) -> Option<u32>;
 
-    /// Lets go of a page that was pinned.
+    /// Removes one pin of a page.
     fn unpin(&self, key: Fingerprint);
 
-    /// What it holds and has done.
+    /// The statistics.
     fn statistics(&self) -> StoreStatistics;
 }

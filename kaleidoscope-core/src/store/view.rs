@@ -1,4 +1,4 @@
-//! What a clone of one parent sees of a store.
+//! A store as clones of one parent see it.
 
 use super::{PageStore, StoreError};
 use crate::addr::FrameIndex;
@@ -8,16 +8,16 @@ use std::fmt;
 use std::sync::Arc;
 use thiserror::Error;
 
-/// The fingerprints are of another domain than the tenant's.
+/// The parent's fingerprints belong to another domain than the tenant's.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
 #[error("the parent's fingerprints are of another domain than this store's tenant")]
 pub struct DomainMismatch;
 
-/// A store as the frames of one parent: those whose fingerprints the parent's host computed.
+/// A store by the frames of one parent, for frames whose fingerprints the parent's host computed.
 ///
-/// All clones of the parent share one. What it puts into the store is checked: a page server that
-/// sends other bytes than the fingerprint says harms its own clone, and no other. What it takes out
-/// was checked by whoever put it in.
+/// All clones of a parent share one view. The view verifies each page that it puts into the store:
+/// a page server that sends bytes with another fingerprint harms its own clone only. Pages read
+/// from the store were verified when they were put in.
 #[derive(Clone)]
 pub struct StoreView {
     store: Arc<dyn PageStore>,
@@ -26,11 +26,12 @@ pub struct StoreView {
 }
 
 impl StoreView {
-    /// A view of a tenant's store. Stores of tenants may be one: their fingerprints never meet.
+    /// A view of a tenant's store. Tenants may share one store: fingerprints of different domains
+    /// never match.
     ///
     /// # Errors
-    /// [`DomainMismatch`] when the fingerprints are not of this domain: no page would be found, and
-    /// none could be checked.
+    /// [`DomainMismatch`] if the fingerprints are not of `domain`: no page would be found, and none
+    /// could be verified.
     pub fn new(
         store: Arc<dyn PageStore>,
         fingerprints: Arc<Fingerprints>,
@@ -42,7 +43,7 @@ impl StoreView {
         Ok(Self { store, fingerprints, domain })
     }
 
-    /// Copies a frame's bytes out of the store; `false` when it does not have them.
+    /// Copies a frame's page out of the store; `false` if the store does not have it.
     ///
     /// # Errors
     /// [`StoreError`] when the store cannot be read.
@@ -51,8 +52,8 @@ impl StoreView {
         self.store.get(key, page)
     }
 
-    /// Puts a frame that came from elsewhere into the store, if it has a fingerprint and these are
-    /// its bytes; says whether it is there now.
+    /// Puts a frame from another source into the store, if the frame has a fingerprint and `page`
+    /// matches it. Returns whether the store has the page now.
     ///
     /// # Errors
     /// [`StoreError`] when the store cannot be written.
@@ -105,12 +106,12 @@ mod tests {
         let (mine, other) = (view(&mine), view(&other));
         let mut seen = [0; 4096];
         assert!(!mine.take(FrameIndex(2), &mut seen).unwrap());
-        assert!(!mine.keep(FrameIndex(2), &lie).unwrap(), "other bytes than those of the freeze");
-        assert!(!mine.keep(FrameIndex(1), &page).unwrap(), "nobody computed its fingerprint");
+        assert!(!mine.keep(FrameIndex(2), &lie).unwrap(), "not the contents of the snapshot");
+        assert!(!mine.keep(FrameIndex(1), &page).unwrap(), "the frame has no fingerprint");
         assert!(mine.keep(FrameIndex(2), &page).unwrap());
         assert!(mine.take(FrameIndex(2), &mut seen).unwrap());
         assert_eq!(seen, page);
-        assert!(!other.take(FrameIndex(2), &mut seen).unwrap(), "another tenant's");
+        assert!(!other.take(FrameIndex(2), &mut seen).unwrap(), "the page of another tenant");
         assert_eq!(store.statistics().pages, 1);
     }
 }

@@ -1,5 +1,5 @@
-//! A guest's frames, sorted into groups: frames that are expected to share one fate, so that some
-//! of them speak for the rest.
+//! Sorts a guest's frames into candidate groups: frames that are expected to have the same outcome,
+//! so that a sample predicts the rest.
 
 use crate::addr::FrameIndex;
 use crate::color::{FrameKind, Order, Region, RegionId};
@@ -11,45 +11,46 @@ use crate::recording::name::Name;
 use foldhash::fast::RandomState;
 use std::collections::HashMap;
 
-/// Base-2 logarithm of the positions of an group. A file, or a piece of one: large enough that one
-/// frame in vain is nothing beside the rest, small enough that what is padding in a kernel's text,
-/// or what two versions have in common, fills some.
+/// Base-2 logarithm of the positions (pages) in a group, which covers a file or a part of one. One
+/// wasted hash is negligible in a group this long, and a group is short enough that padding in a
+/// kernel's text, or the common part of two versions of a file, fills whole groups.
 const CHUNK_SHIFT: u32 = 6;
 
-/// The same for pages of files with the same base name, of which each position has several.
+/// The same for sibling files, which contribute several frames per position.
 const SIBLING_SHIFT: u32 = 4;
 
-/// CandidateGroup of frames that nobody chooses.
-const NO_ARM: u32 = u32::MAX;
+/// Group number of frames in no group, which are never selected.
+const NO_GROUP: u32 = u32::MAX;
 
-/// Frames of one class that lie together: a piece of a region, or the same piece of several files
-/// of one base name.
+/// Frames of one class that are close together: a chunk of a region, or the same chunk of several
+/// files with one base name.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct CandidateGroup {
     pub(super) class: Class,
-    /// Arms of one directory or one region teach each other.
+    /// Number of the cluster (directory or region); groups of one cluster share what they learn.
     pub(super) cluster: u32,
-    /// Breaks ties in the same way in every guest, so that guests find the same first.
+    /// Breaks ties in the same way in every guest, so that guests hash equal pages in the same
+    /// order.
     pub(super) tie: u32,
-    /// First of its frames in [`CandidateGroups::frames`], and how many it has.
+    /// Index of its first frame in [`CandidateGroups::frames`], and its number of frames.
     pub(super) start: u32,
     pub(super) len: u32,
 }
 
-/// All groups of a guest.
+/// All candidate groups of a guest.
 #[derive(Clone, Debug, Default)]
 pub(super) struct CandidateGroups {
     pub(super) groups: Vec<CandidateGroup>,
-    /// Frames group by group, in natural order within one.
+    /// Frames by group, in locality order within a group.
     pub(super) frames: Vec<FrameIndex>,
-    /// Every frame's group.
-    arm_of: Vec<u32>,
-    /// Arms of every cluster.
+    /// The group of every frame, or [`NO_GROUP`].
+    group_of: Vec<u32>,
+    /// The groups of every cluster.
     pub(super) clusters: Vec<Vec<u32>>,
 }
 
 impl CandidateGroups {
-    /// Sorts the frames of a guest by what the catalog knows of the others.
+    /// Groups the frames of a guest. The catalog supplies the name matches with the other guests.
     pub(super) fn new(locality: &LocalityOrder, catalog: &Catalog, guest: GuestNumber) -> Self {
         let mut sorter = Sorter::new(locality);
         for (number, region) in (0..).zip(locality.map().regions()) {
@@ -59,36 +60,36 @@ impl CandidateGroups {
         sorter.finish()
     }
 
-    /// A frame's group; `None` for one that nobody chooses.
-    pub(super) fn arm_of(&self, frame: FrameIndex) -> Option<usize> {
-        let group = self.arm_of.get(frame.as_usize()).filter(|group| **group != NO_ARM)?;
+    /// A frame's group; `None` if the frame is in no group.
+    pub(super) fn group_of(&self, frame: FrameIndex) -> Option<usize> {
+        let group = self.group_of.get(frame.as_usize()).filter(|group| **group != NO_GROUP)?;
         Some(*group as usize)
     }
 
-    /// The frames of an group.
+    /// The frames of a group.
     pub(super) fn of(&self, group: &CandidateGroup) -> &[FrameIndex] {
         let start = group.start as usize;
         self.frames.get(start..start.saturating_add(group.len as usize)).unwrap_or(&[])
     }
 }
 
-/// Files of one base name.
+/// All files with one base name.
 #[derive(Clone, Copy, Default)]
 struct Siblings {
-    /// The two highest last positions among them.
+    /// The two highest last positions (in pages) among them.
     reach: [Option<u64>; 2],
 }
 
 struct Sorter<'a> {
     locality: &'a LocalityOrder,
     siblings: HashMap<u64, Siblings, RandomState>,
-    sibling_arms: HashMap<(u64, u64), u32, RandomState>,
+    sibling_groups: HashMap<(u64, u64), u32, RandomState>,
     clusters: HashMap<(Class, u64), u32, RandomState>,
     candidates: CandidateGroups,
-    /// Arms of the piece that is being sorted.
+    /// Groups of the current chunk, one per class.
     open: Vec<(Class, u32)>,
     own: Vec<u64>,
-    relations: Vec<NameMatch>,
+    name_matches: Vec<NameMatch>,
 }
 
 impl<'a> Sorter<'a> {
@@ -106,16 +107,16 @@ impl<'a> Sorter<'a> {
                 reach[1] = reach[1].max(last);
             }
         }
-        let arm_of = vec![NO_ARM; locality.frames() as usize];
+        let group_of = vec![NO_GROUP; locality.frames() as usize];
         Self {
             locality,
             siblings,
-            sibling_arms: HashMap::default(),
+            sibling_groups: HashMap::default(),
             clusters: HashMap::default(),
-            candidates: CandidateGroups { arm_of, ..CandidateGroups::default() },
+            candidates: CandidateGroups { group_of, ..CandidateGroups::default() },
             open: Vec::new(),
             own: Vec::new(),
-            relations: Vec::new(),
+            name_matches: Vec::new(),
         }
     }
 
@@ -130,17 +131,17 @@ impl<'a> Sorter<'a> {
         let is_file = region.order == Order::FileOffset;
         match &key {
             Some(key) => {
-                catalog.relations((guest, id), key, is_file, &self.own, &mut self.relations);
+                catalog.name_matches((guest, id), key, is_file, &self.own, &mut self.name_matches);
             }
             None => {
-                self.relations.clear();
-                self.relations.resize(self.own.len(), NameMatch::None);
+                self.name_matches.clear();
+                self.name_matches.resize(self.own.len(), NameMatch::None);
             }
         }
         let path = path_of(region);
         let base = path.map(|(_, base)| hash(&[base]));
         let name = key.map_or(u64::from(id.0), |key| key.name);
-        let cluster = path.map_or(name, |(folder, _)| hash(&[folder]));
+        let cluster = path.map_or(name, |(directory, _)| hash(&[directory]));
         let reach = base.and_then(|base| self.siblings.get(&base)?.reach[1]);
         let is_ranked = matches!(region.order, Order::FrameNumber | Order::Allocation);
         let mut chunk = u64::MAX;
@@ -149,7 +150,7 @@ impl<'a> Sorter<'a> {
         for (rank, frame) in (0u64..).zip(frames) {
             let at = usize::try_from(rank).unwrap_or(usize::MAX);
             let position = self.own.get(at).copied().unwrap_or(0);
-            let mut name_match = self.relations.get(at).copied().unwrap_or(NameMatch::None);
+            let mut name_match = self.name_matches.get(at).copied().unwrap_or(NameMatch::None);
             if name_match < NameMatch::Sibling && reach.is_some_and(|reach| position <= reach) {
                 name_match = NameMatch::Sibling;
             }
@@ -157,9 +158,9 @@ impl<'a> Sorter<'a> {
             if let (NameMatch::Sibling, Some(base)) = (name_match, base) {
                 let piece = (base, position >> SIBLING_SHIFT);
                 let next = to_u32(self.candidates.groups.len());
-                let group = *self.sibling_arms.entry(piece).or_insert(next);
+                let group = *self.sibling_groups.entry(piece).or_insert(next);
                 if group == next {
-                    self.add_arm(class, base, piece.1);
+                    self.add_group(class, base, piece.1);
                 }
                 self.put(*frame, group);
                 continue;
@@ -171,7 +172,7 @@ impl<'a> Sorter<'a> {
             }
             let open = self.open.iter().find(|(of, _)| *of == class).map(|(_, group)| *group);
             let group = open.unwrap_or_else(|| {
-                let group = self.add_arm(class, cluster, name ^ here.rotate_left(32));
+                let group = self.add_group(class, cluster, name ^ here.rotate_left(32));
                 self.open.push((class, group));
                 group
             });
@@ -179,12 +180,12 @@ impl<'a> Sorter<'a> {
         }
     }
 
-    /// Frames without a region, by color.
+    /// Groups the frames without a region.
     fn rest(&mut self) {
         let locality = self.locality;
-        let stretch = to_u32(locality.map().regions().len());
+        let unassigned = to_u32(locality.map().regions().len());
         let mut chunk = usize::MAX;
-        for (rank, frame) in locality.run(locality.range(stretch)).iter().enumerate() {
+        for (rank, frame) in locality.run(locality.range(unassigned)).iter().enumerate() {
             if locality.is_free(*frame) {
                 continue;
             }
@@ -195,7 +196,7 @@ impl<'a> Sorter<'a> {
             let class = class_of(locality, *frame, NameMatch::None);
             let open = self.open.iter().find(|(of, _)| *of == class).map(|(_, group)| *group);
             let group = open.unwrap_or_else(|| {
-                let group = self.add_arm(class, u64::MAX, u64::from(frame.0));
+                let group = self.add_group(class, u64::MAX, u64::from(frame.0));
                 self.open.push((class, group));
                 group
             });
@@ -203,7 +204,7 @@ impl<'a> Sorter<'a> {
         }
     }
 
-    fn add_arm(&mut self, class: Class, cluster: u64, tie: u64) -> u32 {
+    fn add_group(&mut self, class: Class, cluster: u64, tie: u64) -> u32 {
         let next = to_u32(self.candidates.clusters.len());
         let cluster = *self.clusters.entry((class, cluster)).or_insert(next);
         if cluster == next {
@@ -213,14 +214,14 @@ impl<'a> Sorter<'a> {
         if let Some(groups) = self.candidates.clusters.get_mut(cluster as usize) {
             groups.push(group);
         }
-        // Names are hashes, whose low half is as good as any.
+        // Names are 64-bit hashes, so the low half suffices.
         let tie = u32::try_from(tie & u64::from(u32::MAX)).unwrap_or(0);
         self.candidates.groups.push(CandidateGroup { class, cluster, tie, start: 0, len: 0 });
         group
     }
 
     fn put(&mut self, frame: FrameIndex, group: u32) {
-        if let Some(of) = self.candidates.arm_of.get_mut(frame.as_usize()) {
+        if let Some(of) = self.candidates.group_of.get_mut(frame.as_usize()) {
             *of = group;
         }
         if let Some(group) = self.candidates.groups.get_mut(group as usize) {
@@ -228,7 +229,7 @@ impl<'a> Sorter<'a> {
         }
     }
 
-    /// Lays the frames out group by group.
+    /// Lays out the frames by group.
     fn finish(mut self) -> CandidateGroups {
         let mut start = 0u32;
         for group in &mut self.candidates.groups {
@@ -237,21 +238,21 @@ impl<'a> Sorter<'a> {
         }
         let mut next: Vec<u32> = self.candidates.groups.iter().map(|group| group.start).collect();
         self.candidates.frames = vec![FrameIndex(0); start as usize];
-        // In the order of the locality, so that the frames of an group are in natural order.
+        // Iterates in locality order, so that the frames of a group keep that order.
         for frame in self.locality.run(0..self.locality.frames()) {
-            let Some(group) = self.candidates.arm_of(*frame) else { continue };
+            let Some(group) = self.candidates.group_of(*frame) else { continue };
             let Some(next) = next.get_mut(group) else { continue };
             if let Some(slot) = self.candidates.frames.get_mut(*next as usize) {
                 *slot = *frame;
             }
             *next = next.saturating_add(1);
         }
-        for group in self.sibling_arms.values() {
+        for group in self.sibling_groups.values() {
             let Some(group) = self.candidates.groups.get(*group as usize) else { continue };
             let start = group.start as usize;
             let end = start.saturating_add(group.len as usize);
             if let Some(frames) = self.candidates.frames.get_mut(start..end) {
-                // The same page of all siblings, then the next one.
+                // Orders by position: the same page of all siblings, then the next page.
                 frames.sort_by_key(|frame| position(self.locality, *frame));
             }
         }
@@ -264,7 +265,7 @@ fn class_of(locality: &LocalityOrder, frame: FrameIndex, name_match: NameMatch) 
     Class::of(locality.color(frame), name_match, AccessClass::of(temperature.unwrap_or_default()))
 }
 
-/// Folder and base name of a region that is a file.
+/// Directory and base name of a region that is a file.
 fn path_of(region: &Region) -> Option<(&str, &str)> {
     if region.order != Order::FileOffset || region.kind == FrameKind::BlockDevice {
         return None;

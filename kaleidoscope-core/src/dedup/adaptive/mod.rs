@@ -1,19 +1,19 @@
-//! A selector that learns where equal pages are.
+//! A selector that learns which candidate groups hold shared pages: a multi-armed bandit whose arms
+//! are the candidate groups.
 //!
-//! Frames are sorted into groups (`candidates`): pieces of a region, all of which stand in the same
-//! name_match to what is known elsewhere. One is expected_savings what hashes of it are expected to
-//! save (`expected_savings`), which is known at three levels, each of which corrects the one
-//! before: the class (color and name_match), from other guests; the cluster (a directory, a
-//! region), and the group itself, from this guest:
+//! All frames of a group (`candidates`) have the same name match. The expected savings of a group
+//! (`expected_savings`) combine three levels, each of which corrects the one before: the class
+//! (color, name match, access class), learned from other guests; then the cluster (a directory or a
+//! region) and the group itself, learned from this guest:
 //!
 //! ```text
-//! loop: take the group of the highest expected_savings; stop below the least expected_savings
-//!       give as many of its frames as it has earned: few at first, twice as many as it has answered for later
-//!       when all of them are answered, weigh it again
+//! loop: take the group with the highest expected savings; stop below the minimum
+//!       select frames: 2 at first, then twice as many as have outcomes (at most 64)
+//!       when all of these have outcomes, recompute the expected savings of the group
 //! ```
 //!
-//! The first frame of an group is one from its middle: of two versions of a file the first page
-//! differs most often, and often it alone.
+//! The first frame selected from a group is its middle one: the first page differs most often
+//! between two versions of a file, and often no other page does.
 
 mod candidates;
 mod expected_savings;
@@ -29,62 +29,64 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::sync::Arc;
 
-/// Most hashes that what is known of a class counts as, beside those of this guest. With fewer,
-/// frames whose equal ones the other guest has yet to hash count for too much.
+/// Maximum weight, in hashes, of the prior hit rate of a class beside the hashes of this guest. At
+/// a lower weight, frames whose equal page the other guest has not hashed yet bias the estimate.
 const CLASS_WEIGHT: f64 = 256.0;
 
-/// Hashes that the class counts as beside those of the cluster.
+/// Weight, in hashes, of the class beside the hashes of the cluster.
 const CLUSTER_WEIGHT: f64 = 8.0;
 
-/// Worth below which the rest is left alone, unless told otherwise.
-const LEAST_SAVINGS: f64 = 0.03;
+/// Default minimum expected savings; groups below it are not hashed.
+const MIN_SAVINGS: f64 = 0.03;
 
-/// What is taken for granted of a class that nobody has seen.
+/// Prior of a class without data.
 const UNSEEN: ClassHitRate =
     ClassHitRate { hashed: 8.0, shared: 2.0, saved: 1.0, diverged: 0.2, alike: 0.4 };
 
-/// Worth above which an group needs no trial: about what two guests with the same files reach.
-const SURE: f64 = 0.4;
+/// Expected savings above which a group is not sampled first: about the savings of two guests with
+/// the same files.
+const CONFIDENT_SAVINGS: f64 = 0.4;
 
-/// Frames given at once: of an group that is sure, and at most.
-const SURE_GRANT: u32 = 16;
-const MAX_GRANT: u32 = 64;
+/// Frames selected at once: from a group above [`CONFIDENT_SAVINGS`] at first, and at most.
+const CONFIDENT_BATCH: u32 = 16;
+const MAX_BATCH: u32 = 64;
 
-/// Steps of expected_savings: groups within one are alike, so that ties break in the same way in
-/// every guest.
+/// Quantization steps of expected savings. Groups within one step are ordered by
+/// [`tie`](candidates::CandidateGroup::tie), in the same way in every guest.
 const STEPS: f64 = 128.0;
 
-/// Learns the yield of every color and region, and spends the budget where it is.
+/// Selects from the candidate groups with the highest expected savings, which it learns as it goes.
 #[derive(Clone, Debug)]
 pub struct Adaptive {
     locality: Arc<LocalityOrder>,
     candidates: CandidateGroups,
-    groups: Vec<Tried>,
-    clusters: Vec<Tried>,
-    /// What was known before, and what has been learned here.
-    before: HitRates,
-    here: HitRates,
-    answers: Vec<Answer>,
+    groups: Vec<Samples>,
+    clusters: Vec<Samples>,
+    /// Hit rates from other guests, and those observed in this one.
+    prior: HitRates,
+    observed: HitRates,
+    states: Vec<FrameState>,
     queue: BinaryHeap<(u32, Reverse<u32>, u32)>,
-    least: f64,
+    min_savings: f64,
 }
 
-/// What trying an group or a cluster has shown.
+/// Outcomes of a group or a cluster so far.
 #[derive(Clone, Copy, Debug, Default)]
-struct Tried {
+struct Samples {
     hashed: f64,
     saved: f64,
-    /// Frames given, and of these those without an answer.
-    given: u32,
+    /// Frames selected, and how many of them have no outcome yet.
+    selected: u32,
     pending: u32,
-    /// Worth under which it is in the queue, or was announced.
+    /// For a group, the quantized expected savings under which it is queued. For a cluster, the
+    /// rate at which its groups were last requeued.
     queued: Option<u32>,
 }
 
 /// The last outcome of a frame.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Answer {
-    NotGiven,
+enum FrameState {
+    Unselected,
     Pending,
     Skipped,
     Alone,
@@ -93,8 +95,7 @@ enum Answer {
 }
 
 impl Adaptive {
-    /// A selector of frames of one guest of the catalog, which starts with what is known of other
-    /// guests.
+    /// A selector for one guest of the catalog, with the hit rates of other guests as the prior.
     #[must_use]
     pub fn new(
         locality: Arc<LocalityOrder>,
@@ -104,13 +105,13 @@ impl Adaptive {
     ) -> Self {
         let candidates = CandidateGroups::new(&locality, catalog, guest);
         let mut adaptive = Self {
-            groups: vec![Tried::default(); candidates.groups.len()],
-            clusters: vec![Tried::default(); candidates.clusters.len()],
-            answers: vec![Answer::NotGiven; locality.frames() as usize],
-            before: hit_rates.clone(),
-            here: HitRates::default(),
+            groups: vec![Samples::default(); candidates.groups.len()],
+            clusters: vec![Samples::default(); candidates.clusters.len()],
+            states: vec![FrameState::Unselected; locality.frames() as usize],
+            prior: hit_rates.clone(),
+            observed: HitRates::default(),
             queue: BinaryHeap::with_capacity(candidates.groups.len()),
-            least: LEAST_SAVINGS,
+            min_savings: MIN_SAVINGS,
             locality,
             candidates,
         };
@@ -120,28 +121,28 @@ impl Adaptive {
         adaptive
     }
 
-    /// With another number of pages saved per hash below which the rest is left alone; 0 ends with
-    /// all frames.
+    /// Sets the minimum expected savings, in pages saved per hash (0.03 by default). With 0, all
+    /// frames are selected eventually.
     #[must_use]
     pub fn with_least_worth(mut self, least: f64) -> Self {
-        self.least = least;
+        self.min_savings = least;
         self
     }
 
-    /// What was learned from this guest, for [`HitRates::merge`].
+    /// The hit rates observed in this guest, for [`HitRates::merge`].
     #[must_use]
     pub fn learned(&self) -> HitRates {
-        let mut learned = self.here.clone();
-        for (group, tried) in self.candidates.groups.iter().zip(&self.groups) {
-            let alike = tried.saved * tried.saved / tried.hashed.max(1.0);
+        let mut learned = self.observed.clone();
+        for (group, samples) in self.candidates.groups.iter().zip(&self.groups) {
+            let alike = samples.saved * samples.saved / samples.hashed.max(1.0);
             learned.add(group.class, &ClassHitRate { alike, ..ClassHitRate::default() });
         }
         learned
     }
 
-    /// What hashing all frames of a guest would teach: `judge` says of each frame how many copies
-    /// there are of its page (0 when it cannot be hashed) and whether it is written to later.
-    /// For learning from guests that were hashed blindly.
+    /// The hit rates that hashing all frames of a guest would yield. For each frame, `judge`
+    /// returns the number of copies of its page (0 if the frame cannot be hashed) and whether a
+    /// clone writes to it later. For learning from guests that were hashed without a selector.
     #[must_use]
     pub fn teach(
         locality: &LocalityOrder,
@@ -170,30 +171,31 @@ impl Adaptive {
         hit_rates
     }
 
-    /// What a hash in an group is expected to save.
+    /// Pages that a hash in a group is expected to save.
     fn expected_savings(&self, group: usize) -> f64 {
-        let (Some(of), Some(tried)) = (self.candidates.groups.get(group), self.groups.get(group))
+        let (Some(of), Some(samples)) = (self.candidates.groups.get(group), self.groups.get(group))
         else {
             return 0.0;
         };
-        let class = self.class_yield(of.class);
+        let class = self.class_rate(of.class);
         let cluster = self.clusters.get(of.cluster as usize).copied().unwrap_or_default();
         let rate = class.saved / class.hashed;
         let kept = 1.0 - class.diverged / class.shared.max(1.0);
-        let prospect = Estimate {
+        let estimate = Estimate {
             rate: (cluster.saved + CLUSTER_WEIGHT * rate) / (cluster.hashed + CLUSTER_WEIGHT),
             good: class.alike / class.saved.max(f64::MIN_POSITIVE),
             per_hit: class.saved / class.shared.max(f64::MIN_POSITIVE),
-            left: of.len.saturating_sub(tried.given),
-            hashed: tried.hashed,
-            saved: tried.saved,
+            left: of.len.saturating_sub(samples.selected),
+            hashed: samples.hashed,
+            saved: samples.saved,
         };
-        expected_savings(&prospect) * kept.clamp(0.0, 1.0)
+        expected_savings(&estimate) * kept.clamp(0.0, 1.0)
     }
 
-    /// What is known of a class: from other guests, as if from few hashes, and from this one.
-    fn class_yield(&self, class: Class) -> ClassHitRate {
-        let (mut known, here) = (self.before.get(class), self.here.get(class));
+    /// The hit rate of a class: the prior, scaled to at most [`CLASS_WEIGHT`] hashes, and the
+    /// outcomes in this guest.
+    fn class_rate(&self, class: Class) -> ClassHitRate {
+        let (mut known, here) = (self.prior.get(class), self.observed.get(class));
         if known.hashed < UNSEEN.hashed {
             known = UNSEEN;
         }
@@ -203,85 +205,91 @@ impl Adaptive {
             shared: known.shared * scale + here.shared,
             saved: known.saved * scale + here.saved,
             diverged: known.diverged * scale + here.diverged,
-            // How alike frames are is known from other guests: here, many groups are known by one
-            // frame only.
+            // `alike` comes from other guests only: in this guest many groups have a single sample.
             alike: known.alike / known.saved.max(f64::MIN_POSITIVE)
                 * (known.saved * scale + here.saved),
         }
     }
 
-    /// Puts an group in the queue under what it is expected_savings now, if it has frames left and
-    /// all that it gave are answered.
+    /// Queues a group by its current expected savings, if it has frames left and none of its
+    /// selected frames is pending.
     fn enqueue(&mut self, group: usize) {
         self.enqueue_at(group, steps(self.expected_savings(group)));
     }
 
     fn enqueue_at(&mut self, group: usize, expected_savings: u32) {
-        let (Some(of), Some(tried)) =
+        let (Some(of), Some(samples)) =
             (self.candidates.groups.get(group), self.groups.get_mut(group))
         else {
             return;
         };
-        if tried.given < of.len && tried.pending == 0 && tried.queued != Some(expected_savings) {
-            tried.queued = Some(expected_savings);
+        if samples.selected < of.len
+            && samples.pending == 0
+            && samples.queued != Some(expected_savings)
+        {
+            samples.queued = Some(expected_savings);
             let number = u32::try_from(group).unwrap_or(u32::MAX);
             self.queue.push((expected_savings, Reverse(of.tie), number));
         }
     }
 
-    /// The next frames of an group.
-    fn give(&mut self, group: usize, is_sure: bool, room: usize, frames: &mut Vec<FrameIndex>) {
-        let (Some(of), Some(tried)) =
+    /// Selects the next frames of a group.
+    fn select_from(
+        &mut self,
+        group: usize,
+        is_confident: bool,
+        room: usize,
+        frames: &mut Vec<FrameIndex>,
+    ) {
+        let (Some(of), Some(samples)) =
             (self.candidates.groups.get(group), self.groups.get_mut(group))
         else {
             return;
         };
-        let reservation = match tried.given {
-            _ if is_sure => SURE_GRANT.max(tried.given.saturating_mul(2)),
-            // Of siblings, the same page of two.
+        let batch = match samples.selected {
+            _ if is_confident => CONFIDENT_BATCH.max(samples.selected.saturating_mul(2)),
+            // In a group of siblings, these are the same page of two files.
             0 => 2,
-            given => given.saturating_mul(2),
+            selected => selected.saturating_mul(2),
         };
         let room = u32::try_from(room).unwrap_or(u32::MAX);
-        let reservation =
-            reservation.min(MAX_GRANT).min(of.len.saturating_sub(tried.given)).min(room);
+        let batch = batch.min(MAX_BATCH).min(of.len.saturating_sub(samples.selected)).min(room);
         let all = self.candidates.of(of);
         let middle = first_of_position(&self.locality, all);
-        for n in tried.given..tried.given.saturating_add(reservation) {
+        for n in samples.selected..samples.selected.saturating_add(batch) {
             let at = middle.saturating_add(n as usize) % all.len().max(1);
             let Some(frame) = all.get(at) else { continue };
-            if let Some(answer) = self.answers.get_mut(frame.as_usize()) {
-                *answer = Answer::Pending;
+            if let Some(state) = self.states.get_mut(frame.as_usize()) {
+                *state = FrameState::Pending;
             }
             frames.push(*frame);
         }
-        tried.given = tried.given.saturating_add(reservation);
-        tried.pending = tried.pending.saturating_add(reservation);
+        samples.selected = samples.selected.saturating_add(batch);
+        samples.pending = samples.pending.saturating_add(batch);
     }
 
-    /// Counts a change in what is known of an group, its cluster and its class.
+    /// Adds an outcome to a group, its cluster and its class.
     fn count(&mut self, group: usize, change: &ClassHitRate) {
         let Some(of) = self.candidates.groups.get(group) else { return };
-        self.here.add(of.class, change);
-        let tried = self.groups.get_mut(group).into_iter();
-        for tried in tried.chain(self.clusters.get_mut(of.cluster as usize)) {
-            tried.hashed += change.hashed;
-            tried.saved += change.saved;
+        self.observed.add(of.class, change);
+        let samples = self.groups.get_mut(group).into_iter();
+        for samples in samples.chain(self.clusters.get_mut(of.cluster as usize)) {
+            samples.hashed += change.hashed;
+            samples.saved += change.saved;
         }
     }
 
-    /// Weighs an group again, and the others of its cluster when the cluster has turned out better
-    /// than they are queued for.
-    fn weigh(&mut self, group: usize) {
+    /// Requeues a group, and the others of its cluster when the rate of the cluster has risen above
+    /// the one at which they were queued.
+    fn reprioritize(&mut self, group: usize) {
         let Some(of) = self.candidates.groups.get(group).copied() else { return };
-        if let Some(tried) = self.groups.get_mut(group) {
-            tried.queued = None;
+        if let Some(samples) = self.groups.get_mut(group) {
+            samples.queued = None;
         }
         self.enqueue(group);
         let Some(cluster) = self.clusters.get_mut(of.cluster as usize) else { return };
         let rate = steps((cluster.saved / cluster.hashed.max(1.0)).min(1.0));
-        // By half as much again, so that this happens a few times per cluster and not once per
-        // group.
+        // A rise by half keeps requeues at a few per cluster instead of one per group.
         if cluster.queued.is_none_or(|before| rate > before.saturating_add(before / 2)) {
             cluster.queued = Some(rate);
             let groups = self.candidates.clusters.get_mut(of.cluster as usize).map(std::mem::take);
@@ -304,16 +312,16 @@ impl DedupSelector for Adaptive {
 
     fn select(&mut self, room: usize, frames: &mut Vec<FrameIndex>) {
         let end = frames.len().saturating_add(room);
-        let least = steps(self.least);
+        let least = steps(self.min_savings);
         while frames.len() < end {
             let Some((expected_savings, _, group)) = self.queue.pop() else { return };
             let group = group as usize;
-            let Some(tried) = self.groups.get_mut(group) else { continue };
-            if tried.queued != Some(expected_savings) {
+            let Some(samples) = self.groups.get_mut(group) else { continue };
+            if samples.queued != Some(expected_savings) {
                 continue;
             }
-            tried.queued = None;
-            // Its class may have fallen since it was queued.
+            samples.queued = None;
+            // The hit rate of its class may have fallen since the group was queued.
             let exact = self.expected_savings(group);
             let now = steps(exact);
             if now < expected_savings {
@@ -327,7 +335,12 @@ impl DedupSelector for Adaptive {
                 self.enqueue_at(group, now);
                 return;
             }
-            self.give(group, exact >= SURE, end.saturating_sub(frames.len()), frames);
+            self.select_from(
+                group,
+                exact >= CONFIDENT_SAVINGS,
+                end.saturating_sub(frames.len()),
+                frames,
+            );
         }
     }
 
@@ -340,48 +353,48 @@ impl DedupSelector for Adaptive {
 
 impl Adaptive {
     fn learn_one(&mut self, frame: FrameIndex, outcome: SelectionOutcome) {
-        let Some(group) = self.candidates.arm_of(frame) else { return };
-        let Some(answer) = self.answers.get_mut(frame.as_usize()) else { return };
-        let before = *answer;
+        let Some(group) = self.candidates.group_of(frame) else { return };
+        let Some(state) = self.states.get_mut(frame.as_usize()) else { return };
+        let before = *state;
         let hash = ClassHitRate { hashed: 1.0, ..ClassHitRate::default() };
         let gain =
             |copies| ClassHitRate { shared: 1.0, saved: saved(copies), ..ClassHitRate::default() };
         let change = match (before, outcome) {
-            (Answer::Pending, SelectionOutcome::Skipped) => {
-                *answer = Answer::Skipped;
+            (FrameState::Pending, SelectionOutcome::Skipped) => {
+                *state = FrameState::Skipped;
                 ClassHitRate::default()
             }
-            (Answer::Pending, SelectionOutcome::Alone) => {
-                *answer = Answer::Alone;
+            (FrameState::Pending, SelectionOutcome::Alone) => {
+                *state = FrameState::Alone;
                 hash
             }
-            (Answer::Pending, SelectionOutcome::Shared { copies }) => {
-                *answer = Answer::Shared;
+            (FrameState::Pending, SelectionOutcome::Shared { copies }) => {
+                *state = FrameState::Shared;
                 ClassHitRate { hashed: 1.0, ..gain(copies) }
             }
-            (Answer::Alone, SelectionOutcome::Shared { copies }) => {
-                *answer = Answer::Shared;
+            (FrameState::Alone, SelectionOutcome::Shared { copies }) => {
+                *state = FrameState::Shared;
                 gain(copies)
             }
-            (Answer::Shared, SelectionOutcome::Diverged) => {
-                *answer = Answer::Diverged;
+            (FrameState::Shared, SelectionOutcome::Diverged) => {
+                *state = FrameState::Diverged;
                 ClassHitRate { diverged: 1.0, ..ClassHitRate::default() }
             }
             _ => return,
         };
         self.count(group, &change);
-        if before == Answer::Pending
-            && let Some(tried) = self.groups.get_mut(group)
+        if before == FrameState::Pending
+            && let Some(samples) = self.groups.get_mut(group)
         {
-            tried.pending = tried.pending.saturating_sub(1);
+            samples.pending = samples.pending.saturating_sub(1);
         }
-        if self.groups.get(group).is_some_and(|tried| tried.pending == 0) {
-            self.weigh(group);
+        if self.groups.get(group).is_some_and(|samples| samples.pending == 0) {
+            self.reprioritize(group);
         }
     }
 }
 
-/// The first frame with the position that the middle frame has.
+/// Index of the first frame at the position of the middle frame.
 fn first_of_position(locality: &LocalityOrder, frames: &[FrameIndex]) -> usize {
     let position = |at: usize| frames.get(at).map(|frame| position(locality, *frame));
     let mut at = frames.len() / 2;
@@ -391,16 +404,16 @@ fn first_of_position(locality: &LocalityOrder, frames: &[FrameIndex]) -> usize {
     at
 }
 
-/// The part of a page that a frame with so many copies saves: n equal pages save n - 1.
+/// Pages saved per frame with this many copies: n equal pages save n - 1.
 fn saved(copies: u32) -> f64 {
     if copies < 2 { 0.0 } else { 1.0 - 1.0 / f64::from(copies) }
 }
 
-/// A expected_savings in steps.
+/// Quantizes expected savings.
 #[expect(
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,
-    reason = "from 0 to STEPS; saturating is meant"
+    reason = "from 0 to STEPS; the cast saturates"
 )]
 fn steps(expected_savings: f64) -> u32 {
     (expected_savings * STEPS) as u32

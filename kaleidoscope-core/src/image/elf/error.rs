@@ -14,7 +14,7 @@ pub enum ElfError {
     /// The file ends inside the ELF header.
     #[error("the file ends inside the ELF header")]
     HeaderCut,
-    /// Class or byte order are not those of an x86 dump.
+    /// Class or byte order differ from those of an x86 dump.
     #[error("ELF class {class}, data encoding {data}: expected 1 or 2, and 1 (little-endian)")]
     Ident {
         /// `EI_CLASS`.
@@ -39,12 +39,13 @@ pub enum ElfError {
     HeaderSize {
         /// `e_phentsize`.
         size: u16,
-        /// What the class prescribes.
+        /// The size that the class prescribes.
         expected: u64,
     },
-    /// `e_phnum` says that section header 0 has the number, but there is none.
+    /// `e_phnum` refers to section header 0, which the file does not have.
     #[error(
-        "the number of program headers is in section header 0 at {offset:#x}, past the end of the file"
+        "the number of program headers is in section header 0 at {offset:#x}, past the end of \
+         the file"
     )]
     NoSectionHeader {
         /// `e_shoff`.
@@ -68,7 +69,8 @@ pub enum ElfError {
     },
     /// A segment reaches past the end of the file.
     #[error(
-        "program header {header}: {bytes:#x} bytes at {offset:#x} reach past the end of the file; was the dump cut?"
+        "program header {header}: {bytes:#x} bytes at {offset:#x} reach past the end of the file; \
+         was the dump cut?"
     )]
     SegmentCut {
         /// Number of the program header, from 0.
@@ -97,16 +99,16 @@ pub enum ElfError {
         /// First address of the range in which they differ.
         gpa: Gpa,
     },
-    /// Segments repeat more memory than a dump has reason to.
-    #[error("program headers describe physical address {gpa} and other memory again and again")]
+    /// Segments overlap more than in any real dump.
+    #[error("program headers describe physical address {gpa} and other memory too often")]
     TooMuchOverlap {
-        /// Where the limit was reached.
+        /// Address at which the limit was reached.
         gpa: Gpa,
     },
     /// The system could not read a part of the file.
     #[error("file offset {offset:#x} cannot be read: {reason}")]
     Unreadable {
-        /// Where.
+        /// File offset of the part.
         offset: u64,
         /// The system's reason.
         reason: String,
@@ -117,10 +119,10 @@ pub enum ElfError {
          physical memory, such as one of QEMU's `dump-guest-memory` without paging"
     )]
     NoPhysicalAddresses {
-        /// How many there are.
+        /// Number of segments.
         segments: u32,
     },
-    /// The dump is of a process and not of a machine.
+    /// The dump is of a process instead of a machine.
     #[error(
         "this is the core dump of a process: its segments are at virtual addresses, and none has \
          a physical address. Dump the guest instead of its VMM: `virsh dump --memory-only \

@@ -1,4 +1,4 @@
-//! Little-endian numbers at checked offsets.
+//! Reads little-endian numbers at checked offsets.
 
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 

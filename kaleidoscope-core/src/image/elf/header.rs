@@ -1,7 +1,7 @@
 //! The ELF header and the program headers, of both classes.
 //!
-//! Layouts as in the System V ABI, chapters 4 and 5. `e_ehsize` is not checked: QEMU writes a wrong
-//! one.
+//! Layouts follow the System V ABI, chapters 4 and 5. `e_ehsize` is not checked because QEMU writes
+//! a wrong value.
 
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
@@ -22,19 +22,19 @@ pub(super) const ET_DYN: u16 = 3;
 /// A dump.
 pub(super) const ET_CORE: u16 = 4;
 
-/// Length of the longer ELF header.
+/// Size of the ELF64 header in bytes; the ELF32 header is shorter.
 const HEADER_BYTES: u64 = 64;
 
 const EM_386: u16 = 3;
 const EM_X86_64: u16 = 62;
 
-/// `e_phnum` when the number does not fit: section header 0 has it.
+/// Value of `e_phnum` if the number does not fit; section header 0 holds the number.
 const PN_XNUM: u16 = 0xffff;
 
-/// More program headers than any dump has; bounds the table at 56 MiB.
+/// Maximum number of program headers, more than any dump has; bounds the table at 56 MiB.
 const MAX_PROGRAM_HEADERS: u32 = 1 << 20;
 
-/// Where the two classes have their fields.
+/// Field offsets in bytes, which differ between the classes.
 struct Class {
     /// Reads an address, offset or size.
     word: fn(&[u8], u64) -> Option<u64>,
@@ -49,9 +49,9 @@ struct Class {
     p_paddr: u64,
     p_filesz: u64,
     p_memsz: u64,
-    /// Size of a program header.
+    /// Size of a program header in bytes.
     phdr: u64,
-    /// An offset or address with all bits set, which stands for none.
+    /// An offset or address with all bits set, which means absent.
     none: u64,
 }
 
@@ -89,9 +89,9 @@ const CLASS64: Class = Class {
     none: u64::MAX,
 };
 
-/// What the ELF header says.
+/// The parsed headers.
 pub(super) struct Header<'a> {
-    /// Whether the machine is x86-64 and not i386. QEMU decides this by the mode of the first
+    /// Whether the machine is x86-64 instead of i386. QEMU derives this from the mode of the first
     /// vCPU.
     pub(super) long_mode: bool,
     class: &'static Class,
@@ -105,19 +105,19 @@ pub(super) struct ProgramHeader {
     /// Its number, from 0.
     pub(super) number: u32,
     pub(super) kind: u32,
-    /// File offset, or `None` where the dump says that it has none.
+    /// File offset, or `None` if the dump marks it absent.
     pub(super) offset: Option<u64>,
     pub(super) vaddr: u64,
-    /// Physical address; all bits set where the dump says that it has none.
+    /// Physical address; all bits set if the dump marks it absent.
     pub(super) paddr: u64,
-    /// Whether it has one.
+    /// Whether the physical address is present.
     pub(super) has_paddr: bool,
     pub(super) filesz: u64,
     pub(super) memsz: u64,
 }
 
 impl<'a> Header<'a> {
-    /// Reads the headers of a file of one of these types (`e_type`).
+    /// Parses the headers of a file of one of these types (`e_type`).
     pub(super) fn parse<S>(file: &'a S, kinds: &[u16]) -> Result<Self, ElfError>
     where
         S: Source + ?Sized,
@@ -135,24 +135,24 @@ impl<'a> Header<'a> {
             (2, 1) => &CLASS64,
             _ => return Err(ElfError::Ident { class, data }),
         };
-        let half = |offset| u16_at(start, offset).ok_or(ElfError::HeaderCut);
-        let word = |offset| (class.word)(start, offset).ok_or(ElfError::HeaderCut);
-        let kind = half(16)?;
+        let u16_field = |offset| u16_at(start, offset).ok_or(ElfError::HeaderCut);
+        let word_field = |offset| (class.word)(start, offset).ok_or(ElfError::HeaderCut);
+        let kind = u16_field(16)?;
         if !kinds.contains(&kind) {
             return Err(ElfError::NotCore { kind });
         }
-        let long_mode = match half(18)? {
+        let long_mode = match u16_field(18)? {
             EM_386 => false,
             EM_X86_64 => true,
             machine => return Err(ElfError::Machine { machine }),
         };
-        let size = half(class.e_phentsize)?;
+        let size = u16_field(class.e_phentsize)?;
         if u64::from(size) != class.phdr {
             return Err(ElfError::HeaderSize { size, expected: class.phdr });
         }
-        let count = match half(class.e_phnum)? {
+        let count = match u16_field(class.e_phnum)? {
             PN_XNUM => {
-                let offset = word(class.e_shoff)?;
+                let offset = word_field(class.e_shoff)?;
                 let at = offset.checked_add(class.sh_info).filter(|_| offset != 0);
                 let info = at.map_or(Ok(None), |at| file.bytes_at(at, 4))?;
                 let info = info.and_then(|info| u32_at(&info, 0));
@@ -160,14 +160,14 @@ impl<'a> Header<'a> {
             }
             count => u32::from(count),
         };
-        // The first section is none, and stands for itself.
-        if count == 0 && kind == ET_CORE && half(class.e_shnum)? > 1 {
+        // Section header 0 is always a null entry, so a file with sections has at least two.
+        if count == 0 && kind == ET_CORE && u16_field(class.e_shnum)? > 1 {
             return Err(ElfError::Sections);
         }
         if count == 0 || count > MAX_PROGRAM_HEADERS {
             return Err(ElfError::HeaderCount { count, max: MAX_PROGRAM_HEADERS });
         }
-        let offset = word(class.e_phoff)?;
+        let offset = word_field(class.e_phoff)?;
         let len = u64::from(count).saturating_mul(class.phdr);
         let table = file.bytes_at(offset, len)?;
         let table = table.ok_or(ElfError::HeadersCut { offset, count })?;
@@ -179,24 +179,24 @@ impl<'a> Header<'a> {
         let class = self.class;
         let size = usize::try_from(class.phdr).unwrap_or(usize::MAX);
         (0..).zip(self.table.chunks_exact(size)).filter_map(move |(number, header)| {
-            let word = |offset| (class.word)(header, offset);
+            let word_field = |offset| (class.word)(header, offset);
             Some(ProgramHeader {
                 number,
                 kind: u32_at(header, 0)?,
-                offset: word(class.p_offset).filter(|&offset| offset != class.none),
-                vaddr: word(class.p_vaddr)?,
-                paddr: word(class.p_paddr)?,
-                has_paddr: word(class.p_paddr)? != class.none,
-                filesz: word(class.p_filesz)?,
-                memsz: word(class.p_memsz)?,
+                offset: word_field(class.p_offset).filter(|&offset| offset != class.none),
+                vaddr: word_field(class.p_vaddr)?,
+                paddr: word_field(class.p_paddr)?,
+                has_paddr: word_field(class.p_paddr)? != class.none,
+                filesz: word_field(class.p_filesz)?,
+                memsz: word_field(class.p_memsz)?,
             })
         })
     }
 }
 
 impl ProgramHeader {
-    /// Where the segment's bytes start in the file, all of which must be there.
-    pub(super) fn held(&self, file_bytes: u64) -> Result<u64, ElfError> {
+    /// File offset of the segment's bytes. Fails unless all of them are in the file.
+    pub(super) fn file_range_start(&self, file_bytes: u64) -> Result<u64, ElfError> {
         let offset = self.offset.unwrap_or(u64::MAX);
         let end = offset.checked_add(self.filesz).filter(|&end| end <= file_bytes);
         let cut = ElfError::SegmentCut { header: self.number, offset, bytes: self.filesz };

@@ -1,8 +1,9 @@
-//! PT_LOAD segments: which memory there is, and which of it the file holds.
+//! PT_LOAD segments: which memory exists, and which of it the file holds.
 //!
-//! Dumps describe the same memory more than once: the kernel's own dump has its image in the direct
-//! map and again at its link address, with a second copy in the file; QEMU with `paging=true` has
-//! one segment a virtual mapping. Both are accepted where the copies agree.
+//! Dumps describe the same memory more than once. A kernel's own dump maps the kernel image in the
+//! direct map and again at its link address, with a second copy in the file; QEMU with
+//! `paging=true` writes one segment per virtual mapping. Duplicates are accepted if their bytes are
+//! equal.
 
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
@@ -14,34 +15,34 @@ use crate::image::Segment;
 use crate::image::segments::SegmentTable;
 use crate::image::source::Source;
 
-/// Bytes that are compared at a time.
-const COMPARED: u64 = 1 << 20;
+/// Bytes compared at a time.
+const COMPARE_BYTES: u64 = 1 << 20;
 
-/// Segments as they are found.
+/// Segments in the order of the program headers.
 #[derive(Default)]
 pub(super) struct Loads {
-    /// What the file holds, in the order of the program headers; it may overlap.
+    /// Segments with bytes in the file; they may overlap.
     held: Vec<Segment>,
-    /// All memory as `start..end`; it may overlap.
+    /// All memory as `start..end` ranges; they may overlap.
     memory: Vec<(u64, u64)>,
     /// The virtual address of the first segment.
     first_vaddr: Option<u64>,
-    /// Whether a segment is at another virtual address than the first one.
+    /// Whether a segment has another virtual address than the first one.
     has_other_vaddrs: bool,
-    /// Whether a segment is at another physical address than 0.
+    /// Whether a segment has a physical address other than 0.
     has_paddrs: bool,
 }
 
 /// Segments after overlaps are resolved, by ascending address.
 pub(super) struct Memory {
     pub(super) held: SegmentTable,
-    /// First address and size of each run of RAM, in whole frames: one that a segment covers in
-    /// part is RAM.
+    /// First address and size in bytes of each run of RAM, in whole frames. A frame that a segment
+    /// covers in part is RAM.
     pub(super) ram: Vec<(Gpa, u64)>,
 }
 
 impl Loads {
-    /// Takes a segment of a file of `file_bytes` bytes.
+    /// Adds a segment of a file of `file_bytes` bytes.
     pub(super) fn add(
         &mut self,
         file_bytes: u64,
@@ -49,7 +50,7 @@ impl Loads {
         skipped: &mut SkipList,
     ) -> Result<(), ElfError> {
         let ProgramHeader { number: header, paddr, filesz, memsz, .. } = *load;
-        // QEMU describes mappings of device memory so: they have no bytes, and are no RAM.
+        // QEMU writes such segments for mappings of device memory, which is not RAM.
         if memsz == 0 || (filesz == 0 && load.offset.is_none()) {
             return Ok(());
         }
@@ -65,7 +66,7 @@ impl Loads {
         self.has_other_vaddrs |= *self.first_vaddr.get_or_insert(load.vaddr) != load.vaddr;
         self.memory.push((paddr, end));
         if filesz > 0 {
-            let file_offset = load.held(file_bytes)?;
+            let file_offset = load.file_range_start(file_bytes)?;
             self.held.push(Segment { gpa: Gpa(paddr), bytes: filesz, file_offset });
         }
         Ok(())
@@ -75,7 +76,8 @@ impl Loads {
     where
         S: Source + ?Sized,
     {
-        // A machine has one page at physical address 0, and a process many that say so.
+        // Only one page of a machine has physical address 0; in the core dump of a process all
+        // segments have it.
         if !self.has_paddrs && self.has_other_vaddrs {
             return Err(ElfError::Process);
         }
@@ -90,7 +92,7 @@ impl Loads {
     }
 }
 
-/// The frames that ranges touch, as disjoint runs.
+/// The frames that the ranges overlap, as disjoint runs.
 fn union_of_frames(mut ranges: Vec<(u64, u64)>) -> Vec<(Gpa, u64)> {
     ranges.sort_unstable();
     let mut runs: Vec<(u64, u64)> = Vec::new();
@@ -109,7 +111,7 @@ fn union_of_frames(mut ranges: Vec<(u64, u64)>) -> Vec<(Gpa, u64)> {
         .collect()
 }
 
-/// Makes segments disjoint. Where they overlap, their bytes must be the same.
+/// Makes segments disjoint. Overlapping segments must hold equal bytes.
 fn resolve_overlaps<S>(file: &S, mut held: Vec<Segment>) -> Result<SegmentTable, ElfError>
 where
     S: Source + ?Sized,
@@ -117,11 +119,11 @@ where
     held.sort_unstable_by_key(|s| (s.gpa, s.file_offset));
     let mut table = SegmentTable::default();
     let mut covered_to = 0u64;
-    // Every copy takes place in the file, so comparing more than the file has is never needed.
+    // Every duplicate occupies bytes of the file, so a valid dump never compares more than the
+    // file's length.
     let mut budget = file.len();
     for segment in held {
-        // Segments come by ascending address, so that whatever lies below `covered_to` is in the
-        // table.
+        // Segments are sorted by address, so everything below `covered_to` is in the table.
         let overlap = covered_to.min(segment.end()).saturating_sub(segment.gpa.0);
         compare(file, &table, Segment { bytes: overlap, ..segment }, &mut budget)?;
         table.push(Segment {
@@ -134,7 +136,8 @@ where
     Ok(table)
 }
 
-/// Fails unless the table has the same bytes as `again`. Takes what it compares off the budget.
+/// Fails unless the table holds the same bytes as `again`. Bytes compared are subtracted from the
+/// budget.
 fn compare<S: Source + ?Sized>(
     file: &S,
     table: &SegmentTable,
@@ -148,10 +151,10 @@ fn compare<S: Source + ?Sized>(
             return Err(ElfError::Conflict { gpa });
         };
         let len = first.len() as u64;
-        let same_place = first.start as u64 == file_offset;
-        let cost = if same_place { 1 } else { len };
+        let same_offset = first.start as u64 == file_offset;
+        let cost = if same_offset { 1 } else { len };
         *budget = budget.checked_sub(cost).ok_or(ElfError::TooMuchOverlap { gpa })?;
-        if !same_place && !are_equal(file, first.start as u64, file_offset, len)? {
+        if !same_offset && !are_equal(file, first.start as u64, file_offset, len)? {
             return Err(ElfError::Conflict { gpa });
         }
         again = Segment {
@@ -163,14 +166,14 @@ fn compare<S: Source + ?Sized>(
     Ok(())
 }
 
-/// Whether the file has the same `len` bytes at two offsets.
+/// Whether the file holds equal bytes at two offsets.
 fn are_equal<S>(file: &S, mut one: u64, mut other: u64, len: u64) -> Result<bool, ElfError>
 where
     S: Source + ?Sized,
 {
     let mut left = len;
     while left > 0 {
-        let now = left.min(COMPARED);
+        let now = left.min(COMPARE_BYTES);
         let (first, second) = (file.bytes_at(one, now)?, file.bytes_at(other, now)?);
         if first.is_none() || first != second {
             return Ok(false);

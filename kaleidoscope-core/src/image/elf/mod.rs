@@ -1,10 +1,10 @@
-//! ELF core dumps of a machine: QEMU's `dump-guest-memory`, `virsh dump --memory-only`, the
-//! kernel's `/proc/vmcore`, and what `makedumpfile -E` makes of it.
+//! ELF core dumps of a machine, as written by QEMU's `dump-guest-memory`, `virsh dump
+//! --memory-only`, the kernel's `/proc/vmcore`, and `makedumpfile -E`.
 //!
-//! Memory that a dump describes without holding it (`p_memsz` beyond `p_filesz`) is missing, not
-//! zero: makedumpfile leaves out pages by content. QEMU's dumps also describe firmware and video
-//! memory; these frames count as RAM here. A dump made with `paging=true` describes what the guest
-//! has mapped: RAM that is not mapped is absent from it, and mapped holes may count as RAM.
+//! Memory that a dump describes but does not hold (`p_memsz` beyond `p_filesz`) is missing, not
+//! zero, because makedumpfile leaves out pages by content. QEMU's dumps also describe firmware and
+//! video memory; these frames count as RAM here. A dump made with `paging=true` describes the
+//! guest's mappings: unmapped RAM is absent from it, and mapped holes may count as RAM.
 
 mod build_id;
 mod error;
@@ -28,41 +28,41 @@ use loads::Loads;
 use notes::Notes;
 use skipped::SkipList;
 
-/// What an ELF dump describes.
+/// A parsed ELF dump.
 #[derive(Clone, Debug)]
 pub struct ElfCore {
     pub(super) segments: SegmentTable,
-    /// First address and size of each run of RAM, by ascending address, in whole frames and
-    /// disjoint.
+    /// First address and size in bytes of each run of RAM: whole frames, disjoint, by ascending
+    /// address.
     pub ram: Vec<(Gpa, u64)>,
-    /// The vCPUs, numbered in the order of their notes. Control registers are there if QEMU wrote
+    /// The vCPUs, numbered in the order of their notes. Control registers are present if QEMU wrote
     /// the dump.
     pub vcpus: Vec<VcpuRegisters>,
-    /// The first VMCOREINFO note's text, of at most 64 KiB.
+    /// The text of the first VMCOREINFO note, at most 64 KiB.
     pub vmcoreinfo: Option<Vec<u8>>,
-    /// What was passed over, for people: parts that the memory can be read without.
+    /// Skipped parts that are not needed to read the memory, for display.
     pub skipped: Vec<Skipped>,
 }
 
-/// Whether a file starts as an ELF file does.
+/// Whether a file starts with the ELF magic.
 #[must_use]
 pub fn is_elf(file: &[u8]) -> bool {
     file.starts_with(b"\x7fELF")
 }
 
-/// Reads the headers and notes of an ELF dump. Memory itself is read only where two segments
-/// describe it.
+/// Parses the headers and notes of an ELF dump. Memory itself is read only where two segments
+/// overlap.
 ///
-/// Parts that need not be understood are passed over: segments without a physical address, and
-/// notes that are damaged or of an unknown size. [`ElfCore::skipped`] tells of them.
+/// Optional parts are skipped if they cannot be understood: segments without a physical address,
+/// and notes that are damaged or of an unknown size. [`ElfCore::skipped`] lists them.
 ///
 /// # Errors
-/// [`ElfError`] when the file is no dump of an x86 machine, is cut, or contradicts itself.
+/// [`ElfError`] if the file is not a dump of an x86 machine, is truncated, or contradicts itself.
 pub fn parse(file: &[u8]) -> Result<ElfCore, ElfError> {
     parse_source(file)
 }
 
-/// As [`parse`], of bytes that may have to be read.
+/// As [`parse`], for a source whose bytes may have to be read.
 pub(super) fn parse_source<S: Source + ?Sized>(file: &S) -> Result<ElfCore, ElfError> {
     let header = Header::parse(file, &[ET_CORE])?;
     let mut loads = Loads::default();

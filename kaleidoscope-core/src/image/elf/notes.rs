@@ -10,29 +10,29 @@ use super::vcpu_note;
 use crate::image::source::Source;
 use crate::registers::{MAX_VCPUS, VcpuRegisters};
 
-/// Most bytes of notes: [`MAX_VCPUS`] vCPUs with several notes of a few hundred bytes each.
+/// Maximum bytes of notes: [`MAX_VCPUS`] vCPUs with several notes of a few hundred bytes each.
 const MAX_NOTE_BYTES: u64 = 64 << 20;
 
-/// Most bytes of a VMCOREINFO text, which is one page of the guest: 64 KiB at most.
+/// Maximum bytes of a VMCOREINFO text; in Linux the note is one page.
 const MAX_VMCOREINFO: usize = 64 << 10;
 
 const NT_PRSTATUS: u32 = 1;
 
-/// What is read from the notes. None of it is needed to read the memory, so that what is damaged
-/// or unknown is passed over.
+/// The notes of a dump. None of them is needed to read the memory, so damaged and unknown notes are
+/// skipped.
 #[derive(Default)]
 pub(super) struct Notes {
     /// vCPUs from QEMU's own notes, which have control registers.
     qemu: Vec<VcpuRegisters>,
-    /// vCPUs from the notes that every core dump has.
+    /// vCPUs from the NT_PRSTATUS notes that every core dump has.
     prstatus: Vec<VcpuRegisters>,
-    /// Contents of the first VMCOREINFO note.
+    /// Text of the first VMCOREINFO note.
     pub(super) vmcoreinfo: Option<Vec<u8>>,
     bytes: u64,
 }
 
 impl Notes {
-    /// Reads one segment of notes.
+    /// Parses one PT_NOTE segment.
     pub(super) fn add<S: Source + ?Sized>(
         &mut self,
         file: &S,
@@ -67,7 +67,7 @@ impl Notes {
         }
     }
 
-    /// The vCPUs, from the better source.
+    /// The vCPUs from QEMU's notes, or else from the NT_PRSTATUS notes.
     pub(super) fn into_vcpus(self) -> Vec<VcpuRegisters> {
         if self.qemu.is_empty() { self.prstatus } else { self.qemu }
     }
@@ -78,7 +78,7 @@ impl Notes {
         match (note.name, note.kind) {
             (b"QEMU", 0) => match vcpu_note::parse_qemu(note.contents, long_mode) {
                 Some(Some(cpu)) => push_vcpu(&mut self.qemu, note, cpu, skipped),
-                // A version that is not known.
+                // An unknown version.
                 Some(None) => {}
                 None => skipped.add(unknown),
             },
@@ -113,24 +113,24 @@ fn push_vcpu(
 /// A note reaches past the end of its segment.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct NoteCut {
-    /// Where it starts in the file.
+    /// File offset of the note.
     offset: u64,
 }
 
 /// One note.
 pub(super) struct Note<'a> {
-    /// Where it starts in the file.
+    /// File offset of the note.
     offset: u64,
-    /// Who defines the kind, without the trailing zeros.
+    /// Owner, which defines the kind, without trailing zeros.
     pub(super) name: &'a [u8],
     pub(super) kind: u32,
     pub(super) contents: &'a [u8],
-    /// Where the next note starts in the segment.
+    /// Offset of the next note in the segment.
     pub(super) end: u64,
 }
 
-/// The note at `at` in a segment that starts at `base` in the file; `None` at the end, or where
-/// only padding follows.
+/// The note at `at` in a segment that starts at `base` in the file; `None` at the end, or if only
+/// padding follows.
 ///
 /// Name and contents are padded to 4 bytes, in both classes.
 pub(super) fn next_note(base: u64, data: &[u8], at: u64) -> Result<Option<Note<'_>>, NoteCut> {

@@ -1,20 +1,20 @@
-//! Parts of a dump that are passed over.
+//! Skipped parts of a dump.
 
 use crate::addr::Gpa;
 use std::fmt;
 use std::mem::discriminant;
 
-/// Parts of one kind that were passed over: the memory is read without them.
+/// Skipped parts of one kind; the memory is read without them.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub struct Skipped {
     /// The first such part.
     pub first: SkippedPart,
-    /// How many there are.
+    /// Number of such parts.
     pub count: u32,
 }
 
-/// A part of a dump that need not be understood. Offsets are file offsets in bytes.
+/// An optional part of a dump. Offsets are file offsets in bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub enum SkippedPart {
@@ -28,33 +28,33 @@ pub enum SkippedPart {
         /// `p_memsz`.
         bytes: u64,
     },
-    /// A segment of notes that reaches past the end of the file.
+    /// A PT_NOTE segment that reaches past the end of the file.
     NotesCut {
         /// Number of the program header, from 0.
         header: u32,
     },
-    /// A note that reaches past the end of its segment, and all that follow it there.
+    /// A note that reaches past the end of its segment, and all notes after it in the segment.
     NoteCut {
-        /// Where the note starts.
+        /// File offset of the note.
         offset: u64,
     },
-    /// A segment of notes that would make more bytes of notes than any dump has.
+    /// A PT_NOTE segment beyond the limit on bytes of notes.
     TooManyNotes {
         /// Number of the program header, from 0.
         header: u32,
-        /// The most that is read, in bytes.
+        /// The limit in bytes.
         max: u64,
     },
-    /// A note with a vCPU's registers of a size that is not known.
+    /// A note with vCPU registers of an unknown size.
     VcpuNote {
-        /// Where the note starts.
+        /// File offset of the note.
         offset: u64,
-        /// Length of its contents.
+        /// Size of its contents in bytes.
         bytes: usize,
     },
-    /// The note of one vCPU more than any machine has.
+    /// A vCPU note beyond the maximum number of vCPUs.
     TooManyVcpus {
-        /// Where the note starts.
+        /// File offset of the note.
         offset: u64,
     },
 }
@@ -99,7 +99,7 @@ impl fmt::Display for Skipped {
     }
 }
 
-/// What has been passed over so far: one entry for each kind, however many parts there are.
+/// Parts skipped so far: one entry per kind.
 #[derive(Default)]
 pub(super) struct SkipList(Vec<Skipped>);
 
@@ -112,7 +112,7 @@ impl SkipList {
         }
     }
 
-    /// How many segments have no physical address.
+    /// Number of segments without a physical address.
     pub(super) fn segments(&self) -> u32 {
         let is_segment = |s: &&Skipped| matches!(s.first, SkippedPart::Segment { .. });
         self.0.iter().find(is_segment).map_or(0, |s| s.count)

@@ -1,4 +1,4 @@
-//! ELF dumps made by a writer that shares nothing with the reader.
+//! ELF dumps made by a writer that shares no code with the reader.
 
 use super::*;
 use crate::addr::{FrameIndex, GPA_LIMIT, Gfn};
@@ -7,7 +7,7 @@ use crate::memory::{GuestMemory, MemoryError};
 use crate::registers::PagingMode;
 use proptest::prelude::*;
 
-/// One PT_LOAD: physical address, bytes in the file, further bytes that are only described.
+/// One PT_LOAD: physical address, bytes in the file, and further bytes that are only described.
 struct Load {
     paddr: u64,
     data: Vec<u8>,
@@ -71,7 +71,7 @@ impl Writer {
         {
             out.extend(half.to_le_bytes());
         }
-        // Section header 0: only sh_info, which is followed by two words.
+        // Section header 0 up to sh_info, which is followed by two words.
         let mut section_header = vec![0; usize::try_from(section).unwrap()];
         let info = section_header.len() - if wide { 20 } else { 12 };
         section_header[info..info + 4]
@@ -116,7 +116,7 @@ fn frames(count: usize, fill: u8) -> Vec<u8> {
     vec![fill; count * 0x1000]
 }
 
-/// A note as QEMU writes it, every register a different number.
+/// A note as QEMU writes it, with a different number in every register.
 fn qemu_note(version: u32, cr0: u64, cr4: u64) -> Vec<u8> {
     let mut note = Vec::new();
     note.extend(version.to_le_bytes());
@@ -215,7 +215,7 @@ fn the_same_memory_twice_is_accepted_if_it_is_the_same() {
     let mut changed = memory[0x2000..0x4000].to_vec();
     changed[0x1fff] ^= 1;
     assert_eq!(twice(changed).elf_error(), ElfError::Conflict { gpa: Gpa(0x3000) });
-    // A copy that goes on where the first ends adds the rest.
+    // A copy that continues past the end of the first adds the rest.
     let mut longer = memory[0x5000..].to_vec();
     longer.extend(frames(1, 8));
     let writer = Writer::new().load(0x1000, memory.clone(), 0).load(0x6000, longer, 0);
@@ -228,7 +228,7 @@ fn the_same_memory_twice_is_accepted_if_it_is_the_same() {
 
 #[test]
 fn endless_repetition_is_refused() {
-    // 3000 program headers for the same half of the file: comparing them all would take long.
+    // 3000 program headers for the same half of the file, which would take long to compare.
     let writer = Writer::new().load(0, frames(4, 0), 0).load(0x8000, frames(4, 0), 0);
     let mut loads = vec![(0u64, 0u64)];
     loads.extend((0..3000u64).map(|i| (0, i * 8)));
@@ -244,7 +244,7 @@ fn endless_repetition_is_refused() {
     file[32..40].copy_from_slice(&table.to_le_bytes());
     file[56..58].copy_from_slice(&u16::try_from(loads.len()).unwrap().to_le_bytes());
     assert_eq!(parse(&file).unwrap_err(), ElfError::TooMuchOverlap { gpa: Gpa(0) });
-    // The same headers at one place in the file cost nothing.
+    // Headers with equal file offsets need no comparison.
     for header in file[usize::try_from(table).unwrap()..].chunks_exact_mut(56) {
         header[8..16].copy_from_slice(&base.to_le_bytes());
     }
@@ -354,7 +354,8 @@ fn segments_without_a_physical_address_are_passed_over() {
         assert!(text.starts_with("program header 1 is passed over"), "{text}");
         assert!(text.ends_with("(1 more like it)"), "{text}");
     }
-    // Past the address space, or into it from inside; its bytes may even lie past the end.
+    // Segments past the address space, or reaching past it; their bytes may lie past the end of the
+    // file.
     let mut file = Writer::new()
         .load(0, frames(1, 5), 0)
         .load(GPA_LIMIT - 0x1000, frames(2, 9), 0)
@@ -385,7 +386,7 @@ fn core_dumps_of_processes_are_named() {
     let error = at(&[0x40_0000, 0x41_0000, 0x42_0000]).unwrap_err();
     assert_eq!(error, ElfError::Process);
     assert!(error.to_string().contains("core dump of a process"));
-    // One segment at 0 is a small machine, wherever its kernel has it.
+    // One segment at 0 is a small machine, whatever its virtual address.
     assert_eq!(at(&[0x40_0000]).unwrap().ram, [(Gpa(0), 0x1000)]);
     assert!(at(&[0x40_0000, 0x40_0000]).is_ok());
 }
@@ -442,8 +443,8 @@ fn described_device_mappings_are_no_ram() {
     assert_eq!(parse(&file).unwrap().ram, [(Gpa(0), 0x1000)]);
 }
 
-/// A dump with everything in it.
-fn rich() -> Writer {
+/// A dump with all kinds of parts.
+fn full_dump() -> Writer {
     Writer::new()
         .load(0x1000, frames(2, 1), 0x1000)
         .load(0x2000, frames(1, 1), 0)
@@ -453,7 +454,7 @@ fn rich() -> Writer {
         .note("VMCOREINFO", 0, b"OSRELEASE=6.1\n")
 }
 
-/// Opens a file and, if it is accepted, asks everything about every frame.
+/// Opens a file and, if it is accepted, queries every frame.
 fn exercise(file: Vec<u8>) {
     let Ok(image) = MemoryImage::from_bytes(file, &Format::Elf) else { return };
     let _ = (image.vcpus().len(), image.vmcoreinfo());
@@ -476,7 +477,7 @@ fn exercise(file: Vec<u8>) {
 #[test]
 fn every_flipped_bit_of_the_headers_is_survived() {
     for class in [1, 2] {
-        let mut writer = rich();
+        let mut writer = full_dump();
         writer.class = class;
         let file = writer.write();
         let headers = file.len() - 0x4800;
@@ -496,7 +497,7 @@ proptest! {
         damage in prop::collection::vec((0usize..2000, any::<u8>()), 0..6),
         cut in prop::option::of(0usize..0x5000),
     ) {
-        let mut writer = rich();
+        let mut writer = full_dump();
         (writer.class, writer.extended) = (class, extended);
         let mut file = writer.write();
         for (at, byte) in damage {
@@ -507,10 +508,10 @@ proptest! {
     }
 
     #[test]
-    fn random_segments_read_as_a_byte_map_says(
+    fn random_segments_agree_with_a_byte_map(
         pieces in prop::collection::vec((0u64..24, 1u64..8, 0u64..4), 1..6),
     ) {
-        // Units of 1 KiB; a byte's value follows from its address, so that overlaps agree.
+        // Units of 1 KiB; a byte's value depends on its address only, so overlaps agree.
         let value = |unit: u64| u8::try_from(unit * 7 % 251).unwrap();
         let mut writer = Writer::new();
         let (mut held, mut ram) = ([false; 64], [false; 64]);

@@ -1,21 +1,21 @@
-//! The contents of notes that describe a vCPU.
+//! Parses the notes that describe a vCPU.
 
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
 use super::fields::{u32_at, u64_at};
 use crate::registers::VcpuRegisters;
 
-/// Size of Linux' `struct elf_prstatus` on x86-64.
+/// Size in bytes of Linux's `struct elf_prstatus` on x86-64.
 const PRSTATUS64: usize = 336;
-/// And on i386.
+/// The same on i386.
 const PRSTATUS32: usize = 144;
 
-/// Reads QEMU's note (`QEMUCPUState` in its `target/i386/arch_dump.c`): version and size, 16
-/// general registers, RIP and RFLAGS, ten segments of 24 bytes (selector, limit, flags, padding,
-/// base), CR0 to CR4, and since QEMU 3.0 the base that `swapgs` exchanges. All of it is 64 bits
-/// wide for 32-bit guests, too.
+/// Parses QEMU's note (`QEMUCPUState` in `target/i386/arch_dump.c`): version and size, 16 general
+/// registers, RIP and RFLAGS, ten segments of 24 bytes (selector, limit, flags, padding, base), CR0
+/// to CR4, and since QEMU 3.0 the base that `swapgs` exchanges. All registers are 64 bits wide,
+/// also for 32-bit guests.
 ///
-/// `Some(None)` for a version that is not known, `None` if the note is too short.
+/// `Some(None)` for an unknown version, `None` if the note is too short.
 #[expect(clippy::option_option, reason = "short notes are errors, unknown ones are skipped")]
 pub(super) fn parse_qemu(note: &[u8], long_mode: bool) -> Option<Option<VcpuRegisters>> {
     if u32_at(note, 0)? != 1 {
@@ -39,8 +39,9 @@ pub(super) fn parse_qemu(note: &[u8], long_mode: bool) -> Option<Option<VcpuRegi
     }))
 }
 
-/// Reads `struct elf_prstatus`: what Linux says of a thread, and its crash dumps of a CPU. There
-/// are no control registers; the base of GS is the thread's, not the CPU's, so it is not taken.
+/// Parses `struct elf_prstatus`, with which Linux describes a thread, and in its crash dumps a CPU.
+/// The note has no control registers. Its GS base is that of the thread and not of the CPU, so it
+/// is ignored.
 pub(super) fn parse_prstatus(note: &[u8]) -> Option<VcpuRegisters> {
     let (rip, rsp, selector_cs) = match note.len() {
         PRSTATUS64 => (u64_at(note, 240)?, u64_at(note, 264)?, u32_at(note, 248)?),
@@ -52,8 +53,8 @@ pub(super) fn parse_prstatus(note: &[u8]) -> Option<VcpuRegisters> {
     Some(VcpuRegisters { rip, rsp, cpl: privilege(selector_cs), ..VcpuRegisters::default() })
 }
 
-/// The two low bits as a privilege level. It is in CS's selector outside real mode, and always in
-/// SS's descriptor.
+/// The two low bits as a privilege level. CS's selector holds it outside real mode, SS's descriptor
+/// always.
 fn privilege(bits: u32) -> Option<u8> {
     u8::try_from(bits & 3).ok()
 }

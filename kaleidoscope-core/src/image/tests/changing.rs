@@ -11,11 +11,11 @@ use tempfile::TempDir;
 
 const FRAMES: u64 = 64;
 
-/// A raw image in a folder of its own, open.
+/// An open raw image in its own directory.
 fn image() -> (TempDir, PathBuf, MemoryImage) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("ram.bin");
-    fs::write(&path, telling_bytes(FRAMES)).unwrap();
+    fs::write(&path, self_describing_bytes(FRAMES)).unwrap();
     let image = MemoryImage::open(&path, &Format::Auto).unwrap();
     (folder, path, image)
 }
@@ -24,7 +24,7 @@ fn writer(path: &Path) -> File {
     OpenOptions::new().write(true).open(path).unwrap()
 }
 
-/// The error of reading a page and of reading a field.
+/// The errors of reading a page and of reading a small field.
 fn errors(image: &MemoryImage, frame: u64) -> [String; 2] {
     let gpa = Gpa(frame * FRAME_SIZE);
     [image.read(gpa, &mut [0; 4096]), image.read(gpa, &mut [0; 8])].map(|read| {
@@ -38,7 +38,7 @@ fn errors(image: &MemoryImage, frame: u64) -> [String; 2] {
 fn a_cut_file_is_an_error_and_ends_no_process() {
     let (_folder, path, image) = image();
     writer(&path).set_len(20 * FRAME_SIZE).unwrap();
-    // What was cut off, and what is left: it may be of another time, too.
+    // A frame that was cut off, and one that was not: its bytes may have changed as well.
     for frame in [40, 3] {
         for error in errors(&image, frame) {
             assert!(error.contains(path.to_str().unwrap()), "{error}");
@@ -46,7 +46,7 @@ fn a_cut_file_is_an_error_and_ends_no_process() {
         }
     }
     assert!(matches!(image.check_unchanged(), Err(ImageError::Changed(_))));
-    // Extended again, it has other bytes.
+    // Extended to its old length, the file has other bytes.
     writer(&path).set_len(FRAMES * FRAME_SIZE).unwrap();
     assert!(image.check_unchanged().is_err());
     errors(&image, 3);
@@ -58,19 +58,19 @@ fn a_write_is_an_error_wherever_it_is() {
     assert_eq!(frame_number_at(&image, 0x5000), 5);
     image.check_unchanged().unwrap();
     writer(&path).write_at(&[1], 50 * FRAME_SIZE + 7).unwrap();
-    // The frame that was written to, and another one that was never read.
+    // The frame that was written to, and one that was never read.
     for frame in [50, 20] {
         for error in errors(&image, frame) {
             assert!(error.contains("it was written to"), "{error}");
         }
     }
-    // What was read before is still what it was.
+    // A field that was read before comes from its cached block, unchanged.
     assert_eq!(frame_number_at(&image, 0x5000), 5);
 }
 
 #[test]
 fn a_write_right_after_opening_is_noticed() {
-    // In the same tick of the clock as the last write before, time stamps do not move.
+    // Writes in the same clock tick as the previous one do not change the time stamps.
     for _ in 0..20 {
         let (_folder, path, image) = image();
         writer(&path).write_at(&[1], 7).unwrap();
@@ -106,20 +106,20 @@ fn names_owners_and_rights_may_change() {
     assert_eq!(frame_number_at(&image, 0x5000), 5);
     let mut page = [0; 4096];
     image.read(Gpa(0x7000), &mut page).unwrap();
-    assert_eq!(page, telling_bytes(8)[0x7000..]);
+    assert_eq!(page, self_describing_bytes(8)[0x7000..]);
 }
 
-/// A memfd with an image in it.
+/// A memfd with an image.
 fn memfd(seals: SealFlags) -> File {
     let fd = memfd_create("ram", MemfdFlags::ALLOW_SEALING | MemfdFlags::CLOEXEC).unwrap();
     let file = File::from(fd);
-    file.write_all_at(&telling_bytes(FRAMES), 0).unwrap();
+    file.write_all_at(&self_describing_bytes(FRAMES), 0).unwrap();
     fcntl_add_seals(&file, seals).unwrap();
     file
 }
 
 #[test]
-fn only_what_cannot_change_is_borrowed() {
+fn only_immutable_files_are_borrowed() {
     let borrowed = |file: File| {
         let image = MemoryImage::from_file(file, Path::new("memfd"), &Format::Auto).unwrap();
         assert_eq!(frame_number_at(&image, 0x5000), 5);
@@ -151,7 +151,7 @@ fn a_memfd_is_opened_by_its_name_in_proc() {
     assert!(image.slice(Gpa(0x5000), 8).is_some());
 }
 
-/// A file whose bytes tell their offset.
+/// A file with these bytes.
 fn bytes_file(bytes: &[u8]) -> ImageFile {
     let mut file = tempfile::tempfile().unwrap();
     file.write_all(bytes).unwrap();
@@ -160,7 +160,7 @@ fn bytes_file(bytes: &[u8]) -> ImageFile {
 
 #[test]
 fn reads_end_at_the_end() {
-    let file = bytes_file(&telling_bytes(1)[..1001]);
+    let file = bytes_file(&self_describing_bytes(1)[..1001]);
     let mut byte = [0];
     file.read(1000, &mut byte).unwrap();
     assert!(file.read(1001, &mut byte).is_err());
@@ -177,7 +177,7 @@ proptest! {
         bytes in 1usize..70_000,
         reads in prop::collection::vec((0usize..70_000, 1usize..20_000), 1..30),
     ) {
-        let bytes = &telling_bytes(18)[..bytes];
+        let bytes = &self_describing_bytes(18)[..bytes];
         let file = bytes_file(bytes);
         for (at, len) in reads {
             let mut buf = vec![0; len];

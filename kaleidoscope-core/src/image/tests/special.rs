@@ -1,4 +1,4 @@
-//! What is no regular file.
+//! Files that are not regular files.
 
 use super::*;
 use rustix::fs::{CWD, FileType, Mode, mknodat};
@@ -15,7 +15,7 @@ fn message(path: &Path) -> String {
 #[test]
 fn pipes_sockets_folders_and_devices_are_named() {
     let folder = tempfile::tempdir().unwrap();
-    // Without a writer, opening it would never return.
+    // Opening a FIFO without a writer blocks.
     let fifo = folder.path().join("fifo");
     mknodat(CWD, &fifo, FileType::Fifo, Mode::from_raw_mode(0o600), 0).unwrap();
     let text = message(&fifo);
@@ -41,15 +41,15 @@ fn pipes_sockets_folders_and_devices_are_named() {
 fn a_file_through_links_is_a_file() {
     let folder = tempfile::tempdir().unwrap();
     let (file, link) = (folder.path().join("ram.bin"), folder.path().join("link"));
-    fs::write(&file, telling_bytes(2)).unwrap();
+    fs::write(&file, self_describing_bytes(2)).unwrap();
     std::os::unix::fs::symlink(&file, &link).unwrap();
     let image = MemoryImage::open(&link, &Format::Auto).unwrap();
     assert_eq!(frame_number_at(&image, 0x1000), 1);
 }
 
-/// Needs a block device that can be read, which the administrator of most machines has.
+/// Needs a readable block device, which usually requires root.
 #[test]
-fn a_block_device_has_the_length_that_the_system_says() {
+fn a_block_device_has_the_length_of_its_device() {
     let Ok(devices) = fs::read_dir("/sys/class/block") else { return };
     for device in devices.flatten() {
         let path = Path::new("/dev").join(device.file_name());
