@@ -1,6 +1,6 @@
-//! From a payload to its recording.
+//! Decodes a payload into its recording.
 //!
-//! The payload is hostile, as a manifest's is, and read in the same way.
+//! The payload is hostile, as a manifest's is, and handled in the same way.
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
 use super::encode::{NO_FRAME, NO_REGION};
@@ -16,7 +16,7 @@ use crate::manifest::cbor::Reader;
 use crate::manifest::columns::Names;
 use crate::manifest::decode::{TextBudget, fields, read_identity, read_kernel, read_names};
 
-/// Ways to find a frame.
+/// Kinds of keys.
 #[derive(Clone, Copy)]
 enum KeyKind {
     Frame,
@@ -31,7 +31,7 @@ struct Palette {
     orders: Names<Order>,
 }
 
-/// The recording in a payload.
+/// Decodes a payload.
 pub(super) fn payload(bytes: &[u8], limits: &RecordingLimits) -> Result<Recording, RecordingError> {
     let mut reader = Reader::new(bytes);
     let keys = ["runs", "salt", "kernel", "entries", "palette", "regions", "identity"];

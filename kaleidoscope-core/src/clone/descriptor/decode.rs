@@ -24,16 +24,15 @@ pub(super) fn payload(
     limits: &DescriptorLimits,
 ) -> Result<Descriptor, DescriptorError> {
     let mut reader = Reader::new(bytes);
-    let keys =
-        ["id", "state", "colors", "snapshot", "layout", "servers", "identity", "free_frames"];
+    let keys = ["id", "state", "colors", "frozen", "layout", "servers", "identity", "free_frames"];
     let optional = [fingerprints::KEY, HOLES];
     let (needed, [table, holes]) = fields_and_optional(&mut reader, keys, optional)?;
-    let [id, state, colors, snapshot, layout, servers, identity, free_frames] = needed;
+    let [id, state, colors, frozen, layout, servers, identity, free_frames] = needed;
     reader.finish()?;
 
     let at = |field, place| Reader::at(bytes, field, place);
     let id = read_id(&mut at("id", id))?;
-    let frozen_at = read_frozen(&mut at("snapshot", snapshot))?;
+    let frozen_at = read_frozen(&mut at("frozen", frozen))?;
     let servers = read_servers(&mut at("servers", servers))?;
     let free_frames = read_free_frames(&mut at("free_frames", free_frames))?;
     let identity = read_identity(&mut at("identity", identity))?;

@@ -37,8 +37,8 @@ pub(super) fn payload(descriptor: &Descriptor) -> Vec<u8> {
     out.text("colors");
     let colors = template.map().map(|map| parts(map, &template.identity, &template.notes, None));
     out.bytes(&colors.unwrap_or_default());
-    out.text("snapshot");
-    snapshot(&mut out, descriptor);
+    out.text("frozen");
+    frozen_at(&mut out, descriptor);
     out.text("layout");
     layout(&mut out, &template.layout);
     out.text("servers");
@@ -68,7 +68,7 @@ fn holes(out: &mut Writer, holes: &[Range<u32>]) {
     }
 }
 
-fn snapshot(out: &mut Writer, descriptor: &Descriptor) {
+fn frozen_at(out: &mut Writer, descriptor: &Descriptor) {
     let since = descriptor.frozen_at().and_then(|at| at.duration_since(UNIX_EPOCH).ok());
     let micros = since.and_then(|since| u64::try_from(since.as_micros()).ok());
     out.array(usize::from(micros.is_some()));

@@ -278,7 +278,7 @@ fn read(fields: &Fields) -> Result<Descriptor, DescriptorError> {
     out.bytes(&fields.state);
     out.text("colors");
     out.bytes(&fields.colors);
-    out.text("snapshot");
+    out.text("frozen");
     out.array(fields.snapshot.len());
     fields.snapshot.iter().for_each(|n| out.uint(*n));
     out.text("layout");

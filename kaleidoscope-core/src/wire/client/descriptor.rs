@@ -1,4 +1,4 @@
-//! Fetches what a clone starts from.
+//! Fetches the descriptor that a clone starts from.
 
 use super::connect::{ConnectError, Image, Welcomed, connect};
 use super::{ClientOptions, Connector};
@@ -26,7 +26,7 @@ enum FetchError {
     Silent,
 }
 
-/// The descriptor, from the first server that hands it out, over a connection of its own.
+/// Fetches the descriptor from the first server that provides it, over a connection of its own.
 pub(super) fn fetch(
     dial: &dyn Connector,
     options: &ClientOptions,
