@@ -1,6 +1,6 @@
-//! From a payload to its descriptor.
+//! Decodes a payload into its descriptor.
 //!
-//! The payload is hostile, as a manifest's is, and read in the same way.
+//! The payload is hostile, as a manifest's is, and handled in the same way.
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
 use super::encode::HOLES;
@@ -18,7 +18,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-/// The descriptor in a payload.
+/// Decodes a payload.
 pub(super) fn payload(
     bytes: &[u8],
     limits: &DescriptorLimits,
@@ -42,7 +42,8 @@ pub(super) fn payload(
 
     let mut template = Template::new(layout, identity);
     let mut at_colors = at("colors", colors);
-    // Fingerprints in there are not written and not used: those of a descriptor are its own.
+    // Fingerprints inside the color map are never written, and are ignored: a descriptor has its
+    // own.
     if let Some(Manifest { map, identity, notes, .. }) = read_colors(&mut at_colors, limits)? {
         if *map.layout() != template.layout {
             return Err(at_colors.error("the color map before it has another layout").into());

@@ -26,7 +26,7 @@ fn page(frame: FrameIndex) -> Page {
     page
 }
 
-fn truth(frame: FrameIndex, page: &Page) -> Delivery<'_> {
+fn expected_delivery(frame: FrameIndex, page: &Page) -> Delivery<'_> {
     match frame.0 % 16 {
         3 => Delivery::Zero(frame),
         5 => Delivery::Unavailable(frame),
@@ -36,14 +36,14 @@ fn truth(frame: FrameIndex, page: &Page) -> Delivery<'_> {
 
 fn check(delivery: Delivery<'_>) -> FrameIndex {
     let frame = delivery.frame();
-    assert_eq!(delivery, truth(frame, &page(frame)), "frame {frame}");
+    assert_eq!(delivery, expected_delivery(frame, &page(frame)), "frame {frame}");
     frame
 }
 
 /// A small generator of numbers: splitmix64.
-struct Dice(u64);
+struct Rng(u64);
 
-impl Dice {
+impl Rng {
     fn below(&mut self, bound: usize) -> usize {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
@@ -56,14 +56,14 @@ impl Dice {
 /// Delivers what it is asked for: in any order, some of it twice, in heaps of any size.
 struct Upstream {
     state: Mutex<Queue>,
-    news: Condvar,
+    changed: Condvar,
     /// Deliveries after which it fails.
     fails_after: usize,
     delivered: AtomicUsize,
 }
 
 struct Queue {
-    dice: Dice,
+    rng: Rng,
     held_back: bool,
     frames: Vec<FrameIndex>,
     requests: HashMap<(u32, Priority), usize>,
@@ -72,14 +72,14 @@ struct Queue {
 impl Upstream {
     fn new(seed: u64, fails_after: usize) -> Arc<Self> {
         let queue = Queue {
-            dice: Dice(seed),
+            rng: Rng(seed),
             held_back: false,
             frames: Vec::new(),
             requests: HashMap::new(),
         };
         Arc::new(Self {
             state: Mutex::new(queue),
-            news: Condvar::new(),
+            changed: Condvar::new(),
             fails_after,
             delivered: AtomicUsize::new(0),
         })
@@ -87,7 +87,7 @@ impl Upstream {
 
     fn hold_back(&self, held_back: bool) {
         self.state.lock().held_back = held_back;
-        self.news.notify_all();
+        self.changed.notify_all();
     }
 
     fn requests(&self, frame: u32, priority: Priority) -> usize {
@@ -102,7 +102,7 @@ impl PageSource for Upstream {
             *state.requests.entry((frame.0, priority)).or_default() += 1;
             state.frames.push(frame);
         }
-        self.news.notify_all();
+        self.changed.notify_all();
         Ok(())
     }
 
@@ -116,15 +116,15 @@ impl PageSource for Upstream {
         {
             let mut state = self.state.lock();
             while state.frames.is_empty() || state.held_back {
-                if self.news.wait_until(&mut state, until).timed_out() {
+                if self.changed.wait_until(&mut state, until).timed_out() {
                     return Ok(());
                 }
             }
             let most = state.frames.len();
-            for _ in 0..=state.dice.below(most) {
+            for _ in 0..=state.rng.below(most) {
                 let left = state.frames.len();
-                let at = state.dice.below(left);
-                let frame = match state.dice.below(8) {
+                let at = state.rng.below(left);
+                let frame = match state.rng.below(8) {
                     0 => state.frames[at],
                     _ => state.frames.swap_remove(at),
                 };
@@ -138,7 +138,7 @@ impl PageSource for Upstream {
             if self.delivered.fetch_add(1, Ordering::SeqCst) >= self.fails_after {
                 return Err(SourceError::new("the cable is cut"));
             }
-            deliver(truth(frame, &page(frame)));
+            deliver(expected_delivery(frame, &page(frame)));
         }
         Ok(())
     }
@@ -150,19 +150,19 @@ impl PageSource for Upstream {
 
 /// Asks for frames bit by bit, receives until all are there, and says how many of them came.
 fn run_clone(sibling: &Sibling, wants: &[u32], seed: u64) -> Result<usize, SourceError> {
-    let mut dice = Dice(seed);
+    let mut rng = Rng(seed);
     let mut missing: HashSet<_> = wants.iter().copied().map(FrameIndex).collect();
     let mut asked = 0;
     let start = Instant::now();
     while !missing.is_empty() {
-        let more = dice.below(20).min(wants.len() - asked);
+        let more = rng.below(20).min(wants.len() - asked);
         let frames: Vec<_> = wants[asked..asked + more].iter().copied().map(FrameIndex).collect();
         asked += more;
-        let priority = if dice.below(3) == 0 { Priority::Urgent } else { Priority::Prefetch };
+        let priority = if rng.below(3) == 0 { Priority::Urgent } else { Priority::Prefetch };
         sibling.request(&frames, priority)?;
-        if asked > 0 && dice.below(4) == 0 {
+        if asked > 0 && rng.below(4) == 0 {
             // A fault on something that may be on its way, ready, or there.
-            let frame = FrameIndex(wants[dice.below(asked)]);
+            let frame = FrameIndex(wants[rng.below(asked)]);
             if missing.contains(&frame) {
                 sibling.request(&[frame], Priority::Urgent)?;
             }
@@ -177,7 +177,7 @@ fn run_clone(sibling: &Sibling, wants: &[u32], seed: u64) -> Result<usize, Sourc
 }
 
 /// Frames in an order of their own, some of them twice.
-fn wishes() -> impl Strategy<Value = Vec<u32>> {
+fn frames_to_request() -> impl Strategy<Value = Vec<u32>> {
     prop::collection::vec(0..200_u32, 0..150)
 }
 
@@ -187,17 +187,17 @@ proptest! {
     #[test]
     fn each_frame_crosses_once(
         seed in any::<u64>(),
-        wishes in prop::collection::vec(wishes(), 1..6),
+        request_lists in prop::collection::vec(frames_to_request(), 1..6),
     ) {
         let upstream = Upstream::new(seed, usize::MAX);
         let shared = Shared::new(Arc::clone(&upstream) as _, 200, 200).unwrap();
         thread::scope(|scope| {
-            for (n, wants) in (0..).zip(&wishes) {
+            for (n, wants) in (0..).zip(&request_lists) {
                 let sibling = shared.sibling();
                 scope.spawn(move || run_clone(&sibling, wants, seed ^ n).unwrap());
             }
         });
-        let distinct: HashSet<_> = wishes.iter().flatten().copied().collect();
+        let distinct: HashSet<_> = request_lists.iter().flatten().copied().collect();
         let statistics = shared.statistics();
         prop_assert_eq!(statistics.fetched, distinct.len() as u64);
         prop_assert_eq!(statistics.missed, 0);
@@ -217,12 +217,12 @@ proptest! {
     fn a_small_bound_is_kept_and_nobody_starves(
         seed in any::<u64>(),
         bound in 1..20_usize,
-        wishes in prop::collection::vec(wishes(), 1..6),
+        request_lists in prop::collection::vec(frames_to_request(), 1..6),
     ) {
         let upstream = Upstream::new(seed, usize::MAX);
         let shared = Shared::new(upstream as _, 200, bound).unwrap();
         thread::scope(|scope| {
-            for (n, wants) in (0..).zip(&wishes) {
+            for (n, wants) in (0..).zip(&request_lists) {
                 let sibling = shared.sibling();
                 scope.spawn(move || run_clone(&sibling, wants, seed ^ n).unwrap());
             }
@@ -234,13 +234,13 @@ proptest! {
     fn a_failure_reaches_everybody(
         seed in any::<u64>(),
         fails_after in 0..300_usize,
-        wishes in prop::collection::vec(wishes(), 1..6),
+        request_lists in prop::collection::vec(frames_to_request(), 1..6),
     ) {
         let upstream = Upstream::new(seed, fails_after);
         let shared = Shared::new(upstream as _, 200, 64).unwrap();
         let ended: Vec<_> = thread::scope(|scope| {
             let threads: Vec<_> = (0..)
-                .zip(&wishes)
+                .zip(&request_lists)
                 .map(|(n, wants)| {
                     let sibling = shared.sibling();
                     scope.spawn(move || run_clone(&sibling, wants, seed ^ n))
@@ -271,7 +271,7 @@ fn receive_all(sibling: &Sibling, mut missing: HashSet<u32>) {
 }
 
 #[test]
-fn an_urgent_wish_hastens_another_ones_prefetch() {
+fn an_urgent_request_promotes_a_prefetch() {
     let upstream = Upstream::new(1, usize::MAX);
     upstream.hold_back(true);
     let shared = shared(&upstream, 100);
