@@ -279,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn maps_without_lists_say_nothing() {
+    fn maps_without_lists_give_no_forecast() {
         let order = order(&[None; 20]);
         assert_eq!((order.streams(), order.frames()), (0, 0));
         let mut forecast = AllocationForecast::new(order);
@@ -308,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn a_guest_that_has_gone_on_is_caught_up_with() {
+    fn a_forecast_catches_up_with_its_guest() {
         let order = order(&[Some(0); 100]);
         let mut clone = Clone::new(&order);
         (80..100).for_each(|frame| clone.write(frame));
@@ -344,7 +344,7 @@ mod tests {
         /// A guest that allocates from the front of its lists waits for one frame per window, and
         /// has few frames that it does not need.
         #[test]
-        fn a_guest_in_order_waits_for_probes_alone(
+        fn a_guest_in_order_waits_only_for_probes(
             lists in proptest::collection::vec(proptest::option::of(0u32..3), 1..1500),
             takes in proptest::collection::vec((0u32..3, 1usize..60), 0..60),
         ) {

@@ -302,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_given_away_next_is_filled() {
+    fn frames_allocated_next_are_filled() {
         assert_eq!(filled(Order::Allocation), [4, 3, 2]);
         assert_eq!(filled(Order::FrameNumber), [4, 6, 7], "the block around it");
     }

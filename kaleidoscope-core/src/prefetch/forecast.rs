@@ -76,7 +76,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_most_wrote_is_expected() {
+    fn frames_that_most_machines_wrote_are_predicted() {
         let mut forecast = WriteForecast::new();
         assert!(forecast.frames(100).is_empty(), "no machine was learned from");
         forecast.learn(&[3..5, 9..10]);
@@ -92,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn a_limit_keeps_what_is_likeliest() {
+    fn a_limit_keeps_the_likeliest_frames() {
         let mut forecast = WriteForecast::new();
         forecast.learn(&[0..4, 8..9]);
         forecast.learn(&[0..4, 8..9]);

@@ -86,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn it_goes_through_the_list_once() {
+    fn the_oracle_plans_each_frame_once() {
         let locality = locality();
         let mut oracle = Oracle::new(frames(&[7, 5, 3, 0, 6, 2]));
         let mut plan = Plan::new(Arc::clone(&locality), 2);

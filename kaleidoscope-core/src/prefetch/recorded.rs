@@ -17,8 +17,8 @@ const FIRST_READ: usize = 10;
 /// Stops of the longest read.
 const LONGEST_READ: usize = 1 << 14;
 
-/// A fault up to `length / SLACK_DIVISOR` stops beyond the end of a read still confirms it. With more
-/// slack, chance hits in an unrelated recording would count as confirmations.
+/// A fault up to `length / SLACK_DIVISOR` stops beyond the end of a read still confirms it. With
+/// more slack, chance hits in an unrelated recording would count as confirmations.
 const SLACK_DIVISOR: usize = 16;
 
 /// Concurrent reads; the least recently confirmed one is replaced.

@@ -1,5 +1,5 @@
-//! Replays that were computed by hand. All costs: a request takes 50 us, the way back 50 us, a page
-//! 10 us, zeros 20 us; a message holds two pages and a batch three.
+//! Replays that were computed by hand. Costs: a request takes 50 us, the latency back is 50 us, a
+//! page takes 10 us on the link, zeros 20 us; a message holds two pages and a batch three.
 
 use super::*;
 use crate::addr::FrameIndex;
@@ -14,10 +14,10 @@ const COSTS: CostModel =
 /// Frames from here on are free.
 const FREE: u32 = 32;
 
-/// Answers each fault as it was told, and streams frames in order.
+/// Answers each fault according to a script, and streams frames in order.
 #[derive(Default)]
 struct Scripted {
-    /// Frames that are fetched with a fault on the first of each list.
+    /// For each list, a fault on its first frame also fetches the others.
     with: Vec<Vec<u32>>,
     stream: Vec<u32>,
 }
@@ -68,7 +68,7 @@ fn counts(metrics: &Metrics) -> [u32; 6] {
 
 #[test]
 fn a_fault_takes_the_way_there_the_page_and_the_way_back() {
-    // Asked at 5, known at 55, on the link until 65, there at 115. The second touch comes 7 us
+    // Requested at 5, known at 55, on the link until 65, present at 115. The second touch is 7 us
     // later, at 122.
     let metrics = run(&[(0, 5, 1), (0, 12, 2)], Scripted::default());
     assert_eq!(metrics.waits_us, [110.0, 110.0]);

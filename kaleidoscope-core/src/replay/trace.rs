@@ -247,7 +247,8 @@ mod tests {
 
     #[test]
     fn first_touches_are_read() {
-        let text = "seq,t_us,gfn,event,access_write,source\n0,5,a,firstwrite,1,host\n1,7,a,touch,0,vcpu\n\
+        let text = "seq,t_us,gfn,event,access_write,source\n\
+                    0,5,a,firstwrite,1,host\n1,7,a,touch,0,vcpu\n\
                     2,9,0xf,touch,1,vcpu\n3,9,a,touch,1,vcpu\n";
         let trace = parse(text).unwrap();
         let touch =

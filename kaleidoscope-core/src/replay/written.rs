@@ -57,7 +57,8 @@ mod tests {
 
     #[test]
     fn all_ways_to_say_so_count() {
-        let text = "t_us,gfn,event,access_write,written\n0,1,touch,0,0\n0,2,touch,1,0\n0,3,touch,,1\n\
+        let text = "t_us,gfn,event,access_write,written\n\
+                    0,1,touch,0,0\n0,2,touch,1,0\n0,3,touch,,1\n\
                     1,0x4,firstwrite,,\n1,2,touch,0,0\n";
         let layout = MemoryLayout::contiguous(0x10000).unwrap();
         let read = |text: &str| written_frames(text.as_bytes(), &layout);

@@ -1,10 +1,10 @@
-//! Hooks around a machine that only remembers.
+//! Hooks around a machine that only logs calls.
 
 use super::*;
 use parking_lot::Mutex;
 use std::ffi::OsString;
 
-/// What was done, in order.
+/// The calls, in order.
 type Log = Arc<Mutex<Vec<String>>>;
 
 struct LoggingGuest(Log);
@@ -25,7 +25,7 @@ impl Guest for LoggingGuest {
     }
 }
 
-/// Says when it is called, and fails at one instant.
+/// Logs its calls, and fails at one of the four points.
 struct FailingHook(Log, &'static str, &'static str);
 
 impl FailingHook {
@@ -94,7 +94,7 @@ fn a_hook_that_fails_prevents_what_follows() {
     let (log, hooks) = hooks_failing_at("before freeze");
     assert_eq!(freeze(&log, &hooks).unwrap_err().to_string(), "hoarse");
     let expected = ["a before freeze", "b before freeze", "b after freeze", "a after freeze"];
-    assert_eq!(*log.lock(), expected, "who was called before is called after");
+    assert_eq!(*log.lock(), expected, "hooks called before the freeze are called after it");
     let (log, hooks) = hooks_failing_at("after freeze");
     assert!(freeze(&log, &hooks).is_err());
     assert_eq!(log.lock().last().unwrap(), "a after freeze");
@@ -108,7 +108,7 @@ fn a_hook_that_panics_fails_as_any_other() {
     let (log, hooks) = hooks_failing_at("panics before freeze");
     assert_eq!(freeze(&log, &hooks).unwrap_err().to_string(), "a hook panicked: lost its voice");
     let expected = ["a before freeze", "b before freeze", "b after freeze", "a after freeze"];
-    assert_eq!(*log.lock(), expected, "those that were called before are called after");
+    assert_eq!(*log.lock(), expected, "hooks called before the freeze are called after it");
     let (log, hooks) = hooks_failing_at("panics after freeze");
     assert!(freeze(&log, &hooks).is_err());
     assert_eq!(log.lock().last().unwrap(), "a after freeze");
@@ -116,7 +116,7 @@ fn a_hook_that_panics_fails_as_any_other() {
         let (log, hooks) = hooks_failing_at(at);
         assert!(resume(&log, &hooks).unwrap_err().to_string().contains("lost its voice"));
     }
-    // What is between them, too.
+    // The freeze itself panics.
     let (log, hooks) = hooks_failing_at("");
     let broken = hooks.around_freeze::<(), HookError>(&LoggingGuest(Arc::clone(&log)), || {
         panic!("no ice");
@@ -127,7 +127,7 @@ fn a_hook_that_panics_fails_as_any_other() {
 }
 
 #[test]
-fn clones_are_told_who_they_are() {
+fn clones_get_their_ids() {
     let log = Log::default();
     let notice = Some(Notice { vcpu: 1, vector: 33 });
     let hooks = Hooks::none()
@@ -159,7 +159,7 @@ fn a_command_knows_its_clone() {
     assert!(error.to_string().starts_with("/does/not/exist cannot be run: "), "{error}");
 }
 
-/// A network that says what is done to it, and whose guest may not listen.
+/// A network that logs calls, and whose guest may not answer.
 struct LoggingNetwork(Log, bool);
 
 impl LoggingNetwork {

@@ -12,10 +12,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// A watchdog: nothing here takes nearly as long.
+/// Watchdog timeout, far above the duration of any test.
 const LONG: Duration = Duration::from_secs(60);
 
-/// The page of a frame: each byte tells which frame and offset it is of.
+/// The page of a frame; each byte is a function of frame and offset.
 fn page(frame: FrameIndex) -> Page {
     let mut page = [0; FRAME_BYTES];
     for (at, byte) in page.iter_mut().enumerate() {
@@ -40,7 +40,7 @@ fn check(delivery: Delivery<'_>) -> FrameIndex {
     frame
 }
 
-/// A small generator of numbers: splitmix64.
+/// The splitmix64 generator.
 struct Rng(u64);
 
 impl Rng {
@@ -53,11 +53,11 @@ impl Rng {
     }
 }
 
-/// Delivers what it is asked for: in any order, some of it twice, in heaps of any size.
+/// Delivers requested frames in random order and batch sizes, some of them twice.
 struct Upstream {
     state: Mutex<Queue>,
     changed: Condvar,
-    /// Deliveries after which it fails.
+    /// Number of deliveries after which it fails.
     fails_after: usize,
     delivered: AtomicUsize,
 }
@@ -148,7 +148,7 @@ impl PageSource for Upstream {
     }
 }
 
-/// Asks for frames bit by bit, receives until all are there, and says how many of them came.
+/// Requests frames in parts, receives until all have arrived, and returns their number.
 fn run_clone(sibling: &Sibling, wants: &[u32], seed: u64) -> Result<usize, SourceError> {
     let mut rng = Rng(seed);
     let mut missing: HashSet<_> = wants.iter().copied().map(FrameIndex).collect();
@@ -161,7 +161,7 @@ fn run_clone(sibling: &Sibling, wants: &[u32], seed: u64) -> Result<usize, Sourc
         let priority = if rng.below(3) == 0 { Priority::Urgent } else { Priority::Prefetch };
         sibling.request(&frames, priority)?;
         if asked > 0 && rng.below(4) == 0 {
-            // A fault on something that may be on its way, ready, or there.
+            // A fault on a frame that may be in flight, ready, or present.
             let frame = FrameIndex(wants[rng.below(asked)]);
             if missing.contains(&frame) {
                 sibling.request(&[frame], Priority::Urgent)?;
@@ -176,7 +176,7 @@ fn run_clone(sibling: &Sibling, wants: &[u32], seed: u64) -> Result<usize, Sourc
     Ok(wants.len())
 }
 
-/// Frames in an order of their own, some of them twice.
+/// Frames in random order, some of them twice.
 fn frames_to_request() -> impl Strategy<Value = Vec<u32>> {
     prop::collection::vec(0..200_u32, 0..150)
 }
@@ -207,14 +207,14 @@ proptest! {
         for frame in 0..200 {
             let asked = upstream.requests(frame, Priority::Prefetch);
             let urgently = upstream.requests(frame, Priority::Urgent);
-            // A promotion is the one thing that is asked for again.
+            // Only a promotion requests a frame again.
             prop_assert!(asked <= 1 && urgently <= 1, "{}: {} {}", frame, asked, urgently);
             prop_assert_eq!(asked + urgently > 0, distinct.contains(&frame));
         }
     }
 
     #[test]
-    fn a_small_bound_is_kept_and_nobody_starves(
+    fn a_small_bound_holds_and_every_sibling_progresses(
         seed in any::<u64>(),
         bound in 1..20_usize,
         request_lists in prop::collection::vec(frames_to_request(), 1..6),
@@ -231,7 +231,7 @@ proptest! {
     }
 
     #[test]
-    fn a_failure_reaches_everybody(
+    fn a_failure_reaches_every_sibling(
         seed in any::<u64>(),
         fails_after in 0..300_usize,
         request_lists in prop::collection::vec(frames_to_request(), 1..6),
@@ -309,7 +309,7 @@ fn urgent_frames_are_handed_over_first() {
 }
 
 #[test]
-fn a_waiting_sibling_learns_of_what_is_kept_already() {
+fn a_waiting_sibling_receives_cached_frames() {
     let upstream = Upstream::new(1, usize::MAX);
     let shared = shared(&upstream, 100);
     let (a, b) = (shared.sibling(), shared.sibling());
@@ -318,7 +318,7 @@ fn a_waiting_sibling_learns_of_what_is_kept_already() {
     upstream.hold_back(true);
     b.request(&[FrameIndex(2)], Priority::Urgent).unwrap();
     thread::scope(|scope| {
-        // It waits for a frame that does not come, and gets the one that is here.
+        // It waits for a frame that does not arrive, and receives the cached one.
         let waits =
             scope.spawn(|| b.receive(LONG * 2, &mut |delivery| assert_eq!(check(delivery).0, 1)));
         let start = Instant::now();
@@ -331,7 +331,7 @@ fn a_waiting_sibling_learns_of_what_is_kept_already() {
 }
 
 #[test]
-fn the_dead_and_the_slow_delay_nobody() {
+fn dead_and_slow_siblings_delay_no_other() {
     let upstream = Upstream::new(9, usize::MAX);
     let shared = shared(&upstream, 50);
     let frames: Vec<_> = (0..500).map(FrameIndex).collect();
@@ -344,7 +344,7 @@ fn the_dead_and_the_slow_delay_nobody() {
     thread::scope(|scope| {
         let (go, gate) = std::sync::mpsc::channel::<()>();
         scope.spawn(move || {
-            // Stays inside the first delivery until the others have everything.
+            // Blocks in the first delivery until the others have all frames.
             let mut gate = Some(gate);
             slow.receive(LONG, &mut |delivery| {
                 check(delivery);

@@ -40,7 +40,7 @@ fn request_limits() -> RequestLimits {
     RequestLimits { frames: FRAMES, pending: 4000, descriptor: 1 << 20 }
 }
 
-/// Every frame that a stream of requests asks for, in order, when it arrives in pieces.
+/// Every frame that a stream of requests names, in order, if it arrives in pieces.
 fn frames_of(stream: &[u8], piece: usize) -> Result<Vec<(Priority, u32)>, ProtocolError> {
     let mut reader = RequestReader::new(request_limits());
     let mut frames = Vec::new();
@@ -59,7 +59,7 @@ fn frames_of(stream: &[u8], piece: usize) -> Result<Vec<(Priority, u32)>, Protoc
     Ok(frames)
 }
 
-/// What a page is made of, for all ways to send it.
+/// Contents of a page, one for each encoding.
 #[derive(Clone, Copy, Debug)]
 enum Kind {
     Zero,
@@ -224,7 +224,7 @@ proptest! {
         let mut stream = reply(&items, features, codec);
         let at = at.index(stream.len());
         stream[at] ^= 1u8 << bit;
-        // An error, or a reply that does not end; what comes before that is right.
+        // An error, or an incomplete reply; the pages before it are correct.
         let limits = ReplyLimits { features, frames: FRAMES, batch: MAX_BATCH, descriptor: 0 };
         let mut reader = ReplyReader::new(limits, 0);
         reader.space()[..stream.len()].copy_from_slice(&stream);
@@ -243,7 +243,7 @@ proptest! {
 
     #[test]
     fn any_requests_are_read_or_refused(stream in prop::collection::vec(any::<u8>(), 0..200), piece in 1usize..50) {
-        // The head is made likely; the rest is noise.
+        // A likely head, then noise.
         let mut stream = stream;
         for (byte, value) in stream.iter_mut().zip([1, 0, 3, 0, 0, 0, 0, 0]) {
             *byte = value;

@@ -74,7 +74,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_does_not_compress_is_left_alone_but_tried_again() {
+    fn incompressible_colors_are_skipped_but_probed() {
         let mut compression = Compression::new(Codecs::ALL);
         let mut tried = 0;
         for _ in 0..6500 {
