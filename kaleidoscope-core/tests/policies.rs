@@ -7,7 +7,7 @@
 #![allow(
     clippy::print_stdout,
     clippy::print_stderr,
-    reason = "a test's figures, and what it skips, are for people"
+    reason = "the test prints results and skipped cases for humans"
 )]
 #![expect(clippy::unwrap_used, reason = "a test that cannot read its guests fails")]
 
@@ -240,7 +240,7 @@ fn policies_keep_their_promises_on_real_guests() {
     pairs("the same by frame numbers, then demand", by_number, &wrong);
 }
 
-/// A guest of which only the page tables of its processes are known.
+/// The guest with nothing known except the page tables of its processes.
 fn by_page_tables(guest: &Guest) -> Arc<LocalityOrder> {
     let root = std::env::var_os("KALEIDOSCOPE_GUESTS").unwrap();
     let (image, registers) = guests::open(&Path::new(&root).join(&guest.name));

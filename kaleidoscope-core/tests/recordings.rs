@@ -9,7 +9,7 @@
 #![allow(
     clippy::print_stdout,
     clippy::print_stderr,
-    reason = "a test's figures, and what it skips, are for people"
+    reason = "the test prints results and skipped cases for humans"
 )]
 #![expect(clippy::unwrap_used, reason = "a test that cannot read its guests fails")]
 

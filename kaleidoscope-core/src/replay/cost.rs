@@ -122,7 +122,7 @@ pub enum CostError {
     Unknown(String),
     /// An unknown or malformed parameter.
     #[error(
-        "`{0}` is no figure of a cost model; there are fault=, page=, zero=, message= and stream="
+        "`{0}` is not a parameter of a cost model; there are fault=, page=, zero=, message= and stream="
     )]
     Figure(String),
     /// A required parameter is missing.
@@ -186,8 +186,8 @@ mod tests {
     fn bad_figures_are_named() {
         assert_eq!(error("fault=60"), "a cost model needs `page=`");
         assert_eq!(error("page=1"), "a cost model needs `fault=`");
-        assert!(error("fault=60,page=1,speed=3").starts_with("`speed=3` is no figure"));
-        assert!(error("fault=60,page").starts_with("`page` is no figure"));
+        assert!(error("fault=60,page=1,speed=3").starts_with("`speed=3` is not a parameter"));
+        assert!(error("fault=60,page").starts_with("`page` is not a parameter"));
         for value in ["-1", "NaN", "inf", "", "1e10"] {
             let text = error(&format!("fault={value},page=1"));
             assert!(text.starts_with(&format!("`fault={value}`: microseconds")), "{text}");

@@ -91,7 +91,7 @@ impl Metrics {
             clippy::cast_precision_loss,
             clippy::cast_possible_truncation,
             clippy::cast_sign_loss,
-            reason = "a place in a list, clamped to it"
+            reason = "an index, clamped to the length"
         )]
         let at = (share.clamp(0.0, 1.0) * last as f64).round() as usize;
         self.waits_us.get(at.min(last)).copied().unwrap_or(0.0)

@@ -148,7 +148,7 @@ fn from_us(us: u64) -> f64 {
 #[expect(
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,
-    reason = "saturating is meant; times are not negative"
+    reason = "saturation is intended; times are not negative"
 )]
 fn to_us(us: f64) -> u64 {
     us as u64

@@ -45,7 +45,7 @@ pub(crate) fn map(recipe: &Recipe) -> ColorMap {
         for number in 0..run {
             let position = first.position.wrapping_add(number * step);
             let bits = u8::try_from(rng.below(64)).expect("it is below 64");
-            let temperature = Temperature::from_bits(bits).expect("there are six signs");
+            let temperature = Temperature::from_bits(bits).expect("there are six hints");
             frames.push(Frame { position, temperature, ..first });
         }
     }

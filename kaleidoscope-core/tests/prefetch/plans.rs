@@ -110,14 +110,14 @@ fn check(
             return Err(format!("{frame:?} is not in the guest"));
         }
         if Some(*frame) == asked || present.0[frame.as_usize()] || !seen.insert(*frame) {
-            return Err(format!("{frame:?} is asked for, present, or there twice"));
+            return Err(format!("{frame:?} is the faulting frame, present, or planned twice"));
         }
     }
     if let Some(frame) = plan.zero().iter().find(|frame| !is_free(**frame)) {
         return Err(format!("zeros for {frame:?}, which is needed"));
     }
     if let Some(frame) = plan.fetch().iter().find(|f| !may_fetch_free && is_free(**f)) {
-        return Err(format!("{frame:?} is fetched and free"));
+        return Err(format!("{frame:?} is free and fetched"));
     }
     Ok(())
 }

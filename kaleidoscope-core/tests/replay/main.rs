@@ -6,7 +6,7 @@
     clippy::wildcard_enum_match_arm,
     clippy::unwrap_used,
     clippy::panic,
-    reason = "numbers are small, and the model is to be read"
+    reason = "numbers are small, and the model should be readable"
 )]
 
 #[path = "../prefetch/maps.rs"]

@@ -56,7 +56,7 @@ fn servers_that_send_no_page_are_dropped() {
     let client = client(Scripted::one(mute).and(mute), options);
     client.request(&indices(0..10), Priority::Urgent).unwrap();
     let error = receive(&client, 10, &mut Arrived::new()).unwrap_err();
-    assert!(error.to_string().contains("did not come"), "{error}");
+    assert!(error.to_string().contains("did not arrive"), "{error}");
     assert!(client.statistics().silences >= 2);
 }
 

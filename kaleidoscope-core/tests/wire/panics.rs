@@ -37,8 +37,9 @@ fn a_panic_in_the_refusal_callback_ends_the_server() {
     receive(&client, 10, &mut Arrived::new()).unwrap();
     assert_eq!(server.wait_for_failure(std::time::Duration::ZERO), None);
     UnixStream::connect(&door).unwrap();
-    let why =
-        server.wait_for_failure(WATCHDOG).expect("it goes on without the thread that accepts");
+    let why = server
+        .wait_for_failure(WATCHDOG)
+        .expect("the server continues without its accepting thread");
     assert_eq!(why.message(), "standard error is gone");
     assert_eq!(server.failure(), Some(why));
     // The whole service ends: connections are refused, so that clients try other servers.
@@ -79,7 +80,7 @@ fn a_panic_about_one_client_ends_its_connection() {
     let lucky = client(Local(vec![Arc::clone(&server)]), short_timeouts());
     unlucky.request(&indices([7]), Priority::Urgent).unwrap();
     let error = receive(&unlucky, 1, &mut Arrived::new()).unwrap_err();
-    assert!(error.to_string().contains("did not come"), "{error}");
+    assert!(error.to_string().contains("did not arrive"), "{error}");
     assert!(server.statistics().panics >= 1, "{:?}", server.statistics());
     let mut arrived = Arrived::new();
     lucky.request(&indices(8..50), Priority::Urgent).unwrap();

@@ -36,9 +36,9 @@ pub(super) enum ConnectError {
     Protocol(#[from] ProtocolError),
     #[error("refused: {0}: {1}")]
     Refused(Refusal, String),
-    #[error("closed by the server before it said anything")]
+    #[error("closed by the server before its welcome")]
     Closed,
-    #[error("the server says nothing")]
+    #[error("the server does not respond")]
     Silent,
     #[error("the server has another image")]
     OtherImage,

@@ -22,7 +22,7 @@ enum FetchError {
     TooLarge(u32, u32),
     #[error("the server ended the connection: {0}")]
     Ended(String),
-    #[error("the server sends nothing")]
+    #[error("the server does not respond")]
     Silent,
 }
 
@@ -39,7 +39,7 @@ pub(super) fn fetch(
             Err(error) => reasons.push(format!("{}: {error}", dial.name(replica))),
         }
     }
-    Err(SourceError::new(format!("no server hands out the descriptor: {}", reasons.join("; "))))
+    Err(SourceError::new(format!("no server provides the descriptor: {}", reasons.join("; "))))
 }
 
 fn fetch_from(

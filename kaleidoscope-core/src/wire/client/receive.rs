@@ -242,7 +242,7 @@ impl Client {
         let oldest = oldest.max(incoming.receiving_since);
         let age = now.saturating_duration_since(oldest);
         if age >= self.options.deadline {
-            let reason = format!("a page did not come for {} ms", age.as_millis());
+            let reason = format!("a page did not arrive for {} ms", age.as_millis());
             let trouble = &incoming.trouble;
             let trouble = if trouble.is_empty() { "the server is silent" } else { trouble };
             return Err(self.give_up(&format!("{reason}: {trouble}")));
@@ -275,7 +275,7 @@ impl Client {
             let (first, pause) = (incoming.next_replica, incoming.pause);
             let search = Search::start(dial, options, self.image, first, pause);
             incoming.search = Some(search.map_err(|error| {
-                self.give_up(&format!("the system gives no thread to reconnect with: {error}"))
+                self.give_up(&format!("cannot start a thread to reconnect: {error}"))
             })?);
         }
         let wait = until.saturating_duration_since(Instant::now()).min(POLL_INTERVAL);

@@ -59,7 +59,7 @@ impl fmt::Display for DisconnectReason {
             Self::Ended(code, text) if text.is_empty() => write!(f, "ended by the server: {code}"),
             Self::Ended(code, text) => write!(f, "ended by the server: {code}: {text}"),
             Self::Protocol(error) => error.fmt(f),
-            Self::Silent(time) => write!(f, "a page did not come for {} ms", time.as_millis()),
+            Self::Silent(time) => write!(f, "a page did not arrive for {} ms", time.as_millis()),
         }
     }
 }

@@ -24,7 +24,6 @@ pub enum Violation {
     #[error("version {found} of the protocol instead of {}", super::VERSION)]
     Version {
         /// The peer's version.
-        /// The other side's version.
         found: u32,
     },
     /// An unknown message type.
@@ -82,21 +81,21 @@ pub enum Violation {
         frame: FrameIndex,
     },
     /// The checksum of a chunk of the descriptor does not match.
-    #[error("the checksum of the descriptor's part is wrong")]
+    #[error("the checksum of the descriptor's chunk is wrong")]
     DescriptorChecksum,
     /// A page that was not requested on this connection.
-    #[error("frame {frame} was not asked for")]
+    #[error("frame {frame} was not requested")]
     NotAskedFor {
         /// The frame.
         frame: FrameIndex,
     },
     /// More second copies of pages than there were second requests.
-    #[error("frame {frame} came more often than it was asked for")]
+    #[error("frame {frame} arrived more often than it was requested")]
     Repeated {
         /// The frame.
         frame: FrameIndex,
     },
     /// A reply of a type that was not requested.
-    #[error("a reply that nobody asked for")]
+    #[error("an unrequested reply")]
     Unexpected,
 }

@@ -198,7 +198,7 @@ impl Welcome {
             .finish()
     }
 
-    /// Encodes a refusal with a text for humans, of which at most [`MAX_TEXT`] bytes are sent.
+    /// Encodes a refusal with a text for humans, truncated to [`MAX_TEXT`] bytes.
     #[must_use]
     pub fn refuse(refusal: Refusal, text: &str) -> Vec<u8> {
         let text = cut(text, MAX_TEXT);

@@ -190,14 +190,13 @@ impl fmt::Display for ErrorCode {
             Self::TooMuch => f.write_str("too many frames unanswered"),
             Self::Image => f.write_str("the image cannot be read"),
             Self::Stopping => f.write_str("the server is being stopped"),
-            Self::Idle => f.write_str("nothing was asked for a long time"),
+            Self::Idle => f.write_str("no request for a long time"),
             Self::Other(code) => write!(f, "reason {code}"),
         }
     }
 }
 
-/// Encodes a server's last message, with a text for humans, of which at most [`MAX_TEXT`] bytes are
-/// sent.
+/// Encodes a server's last message, with a text for humans, truncated to [`MAX_TEXT`] bytes.
 #[must_use]
 pub fn error_message(code: ErrorCode, text: &str) -> Vec<u8> {
     let text = cut(text, MAX_TEXT);

@@ -225,7 +225,7 @@ impl<'a> Connection<'a> {
 
     fn read_requests(&mut self) -> Result<(), EndReason> {
         // The server allows twice the advertised limit. A client that repeats requests as urgent
-        // while the first answers are on their way forgets the requests when those arrive, and may
+        // while the first answers are in flight forgets the requests when those arrive, and may
         // then request as many other frames.
         let most =
             usize::try_from(self.welcome.pending.get()).unwrap_or(usize::MAX).saturating_mul(2);

@@ -22,12 +22,12 @@ const UNSENT: u32 = 128 << 10;
 /// Options of a listener.
 #[derive(Clone)]
 pub struct ListenOptions {
-    /// Users who may connect to a Unix socket; by default this process's effective user and root.
+    /// Ids of the users that may connect to a Unix socket; by default this process's effective user and root.
     pub users: Vec<u32>,
     /// The permissions of a Unix socket's file; by default 0600. Users other than the owner need
     /// write permission to connect.
     pub mode: u32,
-    /// How long one send may take before the link is given up; by default ten seconds.
+    /// How long one send may take before the link is closed; by default ten seconds.
     pub send_timeout: Duration,
     /// Most unsent bytes in the kernel's send buffer; by default 128 KiB. Urgent pages wait behind
     /// them.
@@ -113,7 +113,7 @@ pub struct ConnectOptions {
     /// How long connecting may take; by default five seconds. Name resolution is not included; the
     /// system's resolver has its own limits.
     pub timeout: Duration,
-    /// How long one send may take before the link is given up; by default ten seconds.
+    /// How long one send may take before the link is closed; by default ten seconds.
     pub send_timeout: Duration,
     /// Most unsent bytes in the kernel's send buffer; by default 128 KiB.
     pub unsent: u32,
@@ -168,7 +168,7 @@ pub enum ListenError {
     },
     /// The path exists and is not a socket; it is left alone.
     #[error(
-        "unix:{}: there is something that is no socket; remove it or choose another path",
+        "unix:{}: the file is not a socket; remove it or choose another path",
         path.display()
     )]
     NotASocket {

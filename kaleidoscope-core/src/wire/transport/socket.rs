@@ -74,7 +74,7 @@ impl Socket {
     }
 
     pub(super) fn send_timed_out(&self) -> io::Error {
-        let message = format!("the peer did not take what was sent within {:?}", self.send_timeout);
+        let message = format!("the peer did not accept the data within {:?}", self.send_timeout);
         io::Error::new(ErrorKind::TimedOut, message)
     }
 

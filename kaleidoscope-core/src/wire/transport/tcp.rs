@@ -27,7 +27,7 @@ pub(super) fn is_loopback(address: &SocketAddr) -> bool {
 pub(super) fn resolve(name: &str) -> io::Result<Vec<SocketAddr>> {
     let addresses: Vec<_> = name.to_socket_addrs()?.collect();
     if addresses.is_empty() {
-        return Err(io::Error::new(ErrorKind::NotFound, "the name stands for no address"));
+        return Err(io::Error::new(ErrorKind::NotFound, "the name has no address"));
     }
     Ok(addresses)
 }

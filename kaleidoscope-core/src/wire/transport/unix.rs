@@ -102,7 +102,7 @@ fn lock_folder(path: &Path) -> io::Result<OwnedFd> {
                 std::thread::sleep(Duration::from_millis(5));
             }
             Err(Errno::AGAIN) => {
-                let message = "somebody holds a lock on the socket's folder";
+                let message = "another process holds a lock on the socket's folder";
                 return Err(io::Error::new(ErrorKind::WouldBlock, message));
             }
             Err(error) => return Err(error.into()),
