@@ -351,7 +351,10 @@ mod tests {
             let order = order(&lists);
             let mut clone = Clone::new(&order);
             let mut left: Vec<Vec<u32>> = (0..3)
-                .map(|list| (0..).zip(&lists).filter(|(_, l)| **l == Some(list)).map(|(n, _)| n).collect())
+                .map(|list| {
+                    let on_list = (0..).zip(&lists).filter(|(_, l)| **l == Some(list));
+                    on_list.map(|(n, _)| n).collect()
+                })
                 .collect();
             let (mut moving, mut probes) = (BTreeSet::new(), 0);
             for (list, count) in takes {

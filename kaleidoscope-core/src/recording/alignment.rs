@@ -63,8 +63,8 @@ impl Alignment {
     pub(super) fn position(&self, position: u64) -> Option<u64> {
         let after = self.from.partition_point(|s| s.start <= position);
         let moved_to = (*self.moved_to.get(after.checked_sub(1)?)?)?;
-        let there = position.wrapping_add(moved_to.shift);
-        (there >= moved_to.to.start && there < moved_to.to.end()).then_some(there)
+        let translated = position.wrapping_add(moved_to.shift);
+        (translated >= moved_to.to.start && translated < moved_to.to.end()).then_some(translated)
     }
 }
 

@@ -100,10 +100,10 @@ fn read_regions(
         };
         let (kind, order, frames) = (reader.uint()?, reader.uint()?, reader.uint()?);
         let number = |n| u8::try_from(n).map_err(|_| format!("number {n} is not in the palette"));
-        let wrong = |problem: String| reader.error(problem);
-        let kind = number(kind).and_then(|n| palette.kinds.get(n)).map_err(wrong)?;
-        let order = number(order).and_then(|n| palette.orders.get(n)).map_err(wrong)?;
-        let frames = u32::try_from(frames).map_err(|_| wrong(format!("{frames} frames")))?;
+        let invalid = |problem: String| reader.error(problem);
+        let kind = number(kind).and_then(|n| palette.kinds.get(n)).map_err(invalid)?;
+        let order = number(order).and_then(|n| palette.orders.get(n)).map_err(invalid)?;
+        let frames = u32::try_from(frames).map_err(|_| invalid(format!("{frames} frames")))?;
         let name = text.read(reader)?;
         let stretches = read_stretches(reader, &mut left)?;
         if !stretches.is_empty() && !has_shape(kind, order) {
@@ -213,40 +213,40 @@ impl<'a> Columns<'a> {
         let mut entries: Vec<Entry> = Vec::with_capacity(self.key.len());
         for (number, row) in rows.enumerate() {
             let ((((&key, &color), nth), (touched, rank)), (frame, (region, step))) = row;
-            let wrong =
+            let invalid =
                 |column, problem: String| RecordingError::Entry { column, entry: number, problem };
             gfn = gfn.wrapping_add(frame);
             ranks = ranks.wrapping_add(rank);
             let of_region = regions.get(usize::try_from(region).unwrap_or(usize::MAX));
             if of_region.is_none() && region != NO_REGION {
-                return Err(wrong("region", format!("there is no region {region}")));
+                return Err(invalid("region", format!("there is no region {region}")));
             }
             let mut outside = 0;
             let slot = last.get_mut(usize::try_from(region).unwrap_or(usize::MAX));
             let slot = slot.unwrap_or(&mut outside);
             *slot = slot.wrapping_add(step);
             let position = *slot;
-            let key = match palette.keys.get(key).map_err(|p| wrong("key", p))? {
+            let key = match palette.keys.get(key).map_err(|p| invalid("key", p))? {
                 KeyKind::Frame => key_of_frame(region, position, nth, gfn),
                 KeyKind::Position => key_of_position(of_region, region, position, nth),
                 KeyKind::Rank => key_of_rank(of_region, region, position, nth),
             };
-            let key = key.map_err(|(column, problem)| wrong(column, problem))?;
+            let key = key.map_err(|(column, problem)| invalid(column, problem))?;
             if !(1..=runs).contains(&touched) {
-                return Err(wrong("runs", format!("{touched} of {runs} runs")));
+                return Err(invalid("runs", format!("{touched} of {runs} runs")));
             }
             if ranks > u64::from(touched).saturating_mul(RANK_ONE) {
-                return Err(wrong("rank", format!("{ranks} is too large for {touched} runs")));
+                return Err(invalid("rank", format!("{ranks} is too large for {touched} runs")));
             }
             let entry = Entry {
                 gfn: (gfn != NO_FRAME).then_some(Gfn(gfn)),
                 key,
-                color: palette.colors.get(color).map_err(|p| wrong("color", p))?,
+                color: palette.colors.get(color).map_err(|p| invalid("color", p))?,
                 runs: touched,
                 ranks,
             };
             if entries.last().is_some_and(|before| before.order(&entry).is_gt()) {
-                return Err(wrong("rank", "the entries are not in order".into()));
+                return Err(invalid("rank", "the entries are not in order".into()));
             }
             entries.push(entry);
         }

@@ -365,7 +365,11 @@ proptest! {
         }
         let own = everything(&locality, IMAGE);
         let own = recording.salt().map_or(own.clone(), |salt| own.hashed(salt));
-        for pair in [[recording.clone(), own.clone()], [own, recording.clone()], [recording.clone(), recording.clone()]] {
+        for pair in [
+            [recording.clone(), own.clone()],
+            [own, recording.clone()],
+            [recording.clone(), recording.clone()],
+        ] {
             let merged = Recording::merge(&pair).unwrap();
             let bytes = merged.to_bytes().unwrap();
             let read = Recording::from_bytes(&bytes, &RecordingLimits::for_entries(256)).unwrap();

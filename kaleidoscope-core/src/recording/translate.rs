@@ -134,11 +134,11 @@ fn find(
         Key::Frame => by_number(entry, locality).filter(|_| likeness == Similarity::Snapshot),
         Key::Position { region, position, nth } => {
             let pair = pair?;
-            let there = pair.position(position)?;
-            let frame = members(locality, RegionId(pair.to)).at(there, nth)?;
+            let translated = pair.position(position)?;
+            let frame = members(locality, RegionId(pair.to)).at(translated, nth)?;
             let how = match recording.regions().get(region as usize)?.order {
                 Order::FileOffset => Match::FileOffset,
-                Order::UserAddress if there == position => Match::SameAddress,
+                Order::UserAddress if translated == position => Match::SameAddress,
                 Order::UserAddress => Match::MovedAddress,
                 Order::KernelAddress => Match::KernelAddress,
                 Order::FrameNumber | Order::Allocation => Match::Rank,

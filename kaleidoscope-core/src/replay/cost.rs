@@ -105,12 +105,12 @@ const MAX_US: f64 = 3.6e9;
 
 fn microseconds(name: &str, value: &str) -> Result<f64, CostError> {
     let us: Option<f64> = value.parse().ok();
-    us.filter(|us| (0.0..=MAX_US).contains(us)).ok_or_else(|| CostError::wrong(name, value))
+    us.filter(|us| (0.0..=MAX_US).contains(us)).ok_or_else(|| CostError::invalid_value(name, value))
 }
 
 fn pages(name: &str, value: &str, least: u32) -> Result<u32, CostError> {
     let pages: Option<u32> = value.parse().ok();
-    pages.filter(|pages| *pages >= least).ok_or_else(|| CostError::wrong(name, value))
+    pages.filter(|pages| *pages >= least).ok_or_else(|| CostError::invalid_value(name, value))
 }
 
 /// Why a text does not describe a cost model.
@@ -122,7 +122,8 @@ pub enum CostError {
     Unknown(String),
     /// An unknown or malformed parameter.
     #[error(
-        "`{0}` is not a parameter of a cost model; there are fault=, page=, zero=, message= and stream="
+        "`{0}` is not a parameter of a cost model; \
+         there are fault=, page=, zero=, message= and stream="
     )]
     Figure(String),
     /// A required parameter is missing.
@@ -139,7 +140,7 @@ pub enum CostError {
 }
 
 impl CostError {
-    fn wrong(name: &str, value: &str) -> Self {
+    fn invalid_value(name: &str, value: &str) -> Self {
         Self::Value { name: name.to_owned(), value: value.to_owned() }
     }
 }

@@ -209,28 +209,28 @@ impl Columns {
         if self.event.is_some_and(|column| text(column) != "touch") {
             return Ok(None);
         }
-        let wrong = |what, column| TraceError::Field {
+        let invalid = |what, column| TraceError::Field {
             line,
             what,
             text: text(column).chars().take(40).collect(),
         };
         let at_us =
-            text(self.time).parse().map_err(|_| wrong("time in microseconds", self.time))?;
+            text(self.time).parse().map_err(|_| invalid("time in microseconds", self.time))?;
         let digits = text(self.gfn);
         let digits = digits.strip_prefix("0x").unwrap_or(digits);
-        let gfn = u64::from_str_radix(digits, 16).map_err(|_| wrong("frame number", self.gfn))?;
+        let gfn = u64::from_str_radix(digits, 16).map_err(|_| invalid("frame number", self.gfn))?;
         let gfn = Gfn(gfn);
         let frame = layout.index_of(gfn).ok_or(TraceError::NotRam { line, gfn })?;
         let access = match self.write.map(text) {
             None | Some("") => Access::Unknown,
             Some("0") => Access::Read,
             Some("1") => Access::Write,
-            Some(_) => return Err(wrong("0 or 1", self.write.unwrap_or(0))),
+            Some(_) => return Err(invalid("0 or 1", self.write.unwrap_or(0))),
         };
         let vcpu = match self.vcpu.map(text) {
             None | Some("") => 0,
             Some(number) => {
-                number.parse().map_err(|_| wrong("vCPU number", self.vcpu.unwrap_or(0)))?
+                number.parse().map_err(|_| invalid("vCPU number", self.vcpu.unwrap_or(0)))?
             }
         };
         Ok(Some(Touch { at_us, frame, access, vcpu }))

@@ -182,15 +182,15 @@ fn progress_is_reported_for_each_class() {
     let classes = touched([&subject]);
     let names = ["anonymous", "file-cache", "file-cache/small", "slab/inodes"];
     assert_eq!(classes.iter().map(|c| c.name()).collect::<Vec<_>>(), names);
-    let mut told = Vec::new();
+    let mut reports = Vec::new();
     let tuner = Tuner { price: 1.0, rounds: 1 };
     let settings = tune([&subject], start(Window::fixed(8)), &tuner, &mut |round, class, score| {
-        told.push((round, class, score.cost(1.0)));
+        reports.push((round, class, score.cost(1.0)));
     });
-    assert_eq!(told.iter().map(|(_, class, _)| *class).collect::<Vec<_>>(), classes);
-    assert!(told.iter().all(|(round, _, _)| *round == 0));
-    assert!(told.is_sorted_by(|a, b| a.2 >= b.2), "{told:?}");
-    assert!(score(&subject, &settings).cost(1.0) <= told.last().unwrap().2);
+    assert_eq!(reports.iter().map(|(_, class, _)| *class).collect::<Vec<_>>(), classes);
+    assert!(reports.iter().all(|(round, _, _)| *round == 0));
+    assert!(reports.is_sorted_by(|a, b| a.2 >= b.2), "{reports:?}");
+    assert!(score(&subject, &settings).cost(1.0) <= reports.last().unwrap().2);
 }
 
 #[test]

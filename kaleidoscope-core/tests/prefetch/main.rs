@@ -42,7 +42,7 @@ fn steps() -> impl Strategy<Value = Vec<(u8, u32, u8)>> {
 
 proptest! {
     #[test]
-    fn plans_hold_what_plans_must_hold(recipe in recipes(), raw in steps(), budget in 0..300_usize) {
+    fn every_plan_is_valid(recipe in recipes(), raw in steps(), budget in 0..300_usize) {
         let locality = Arc::new(LocalityOrder::new(map(&recipe)));
         let steps: Vec<Step> = raw.iter().map(|raw| step(*raw, locality.frames())).collect();
         for (mut policy, mut again) in policies(&locality).into_iter().zip(policies(&locality)) {
@@ -83,7 +83,8 @@ proptest! {
         prop_assert_eq!(locality.stretches(), map.regions().len() + 1);
         for frame in all {
             let small = key(frame).0;
-            prop_assert_eq!(!small, locality.small_files().contains(&locality.position(*frame).unwrap()));
+            let position = locality.position(*frame).unwrap();
+            prop_assert_eq!(!small, locality.small_files().contains(&position));
         }
         let backwards = std::ops::Range { start: 5, end: 2 };
         prop_assert_eq!(locality.run(backwards).len() + locality.range(u32::MAX).len(), 0);
@@ -122,7 +123,8 @@ proptest! {
     ) {
         let locality = Arc::new(LocalityOrder::new(map(&recipe)));
         let steps: Vec<Step> = raw.iter().map(|raw| step(*raw, locality.frames())).collect();
-        let plans = run(&locality, &mut AnyPolicy(kaleidoscope_mock::Rng::new(seed)), &steps, budget, true);
+        let mut policy = AnyPolicy(kaleidoscope_mock::Rng::new(seed));
+        let plans = run(&locality, &mut policy, &steps, budget, true);
         prop_assert!(plans.is_ok(), "{}", plans.unwrap_err());
     }
 }

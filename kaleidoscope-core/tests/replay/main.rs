@@ -133,8 +133,9 @@ proptest! {
     ) {
         let (locality, trace) = (Arc::new(LocalityOrder::new(map.clone())), trace(&map, &raw));
         let pairs = policies(&locality).into_iter().zip(policies(&locality));
-        let dice = seeds.map(|seed| -> Box<dyn PrefetchPolicy> { Box::new(RandomPolicy::new(seed)) });
-        let again = seeds.map(|seed| -> Box<dyn PrefetchPolicy> { Box::new(RandomPolicy::new(seed)) });
+        let random = |seed| -> Box<dyn PrefetchPolicy> { Box::new(RandomPolicy::new(seed)) };
+        let dice = seeds.map(random);
+        let again = seeds.map(random);
         for (mut policy, mut same) in pairs.chain(dice.into_iter().zip(again)) {
             let real = replay(&trace, &locality, &mut *policy, &options);
             let naive = naive::replay(&trace, &map, &mut *same, &options);

@@ -70,7 +70,7 @@ struct World<'a> {
     planned: Vec<(u64, FrameIndex)>,
     streamed: Vec<FrameIndex>,
     /// The last batch of the background was empty, and no fault has happened since.
-    is_dry: bool,
+    background_empty: bool,
     prefetched: Vec<FrameIndex>,
     /// Touched frames that were not free.
     needed: Vec<FrameIndex>,
@@ -114,7 +114,7 @@ pub(crate) fn replay(
         requests: Vec::new(),
         planned: Vec::new(),
         streamed: Vec::new(),
-        is_dry: false,
+        background_empty: false,
         prefetched: Vec::new(),
         needed: Vec::new(),
         records: Vec::new(),
@@ -160,7 +160,7 @@ impl World<'_> {
         let planned = self.planned.iter().map(|p| p.0);
         let streamed = self.streamed.iter().map(|_| 0);
         match requests.chain(planned).chain(streamed).min() {
-            None if self.is_dry => None,
+            None if self.background_empty => None,
             known => Some(known.unwrap_or(0).max(self.link_free).max(self.now)),
         }
     }
@@ -170,7 +170,7 @@ impl World<'_> {
         if self.requests.is_empty() && self.planned.is_empty() && self.streamed.is_empty() {
             self.policy.background(&mut self.batch.begin(&self.frames, None));
             let (fetch, zero) = (self.batch.fetch().to_vec(), self.batch.zero().to_vec());
-            self.is_dry = fetch.is_empty() && zero.is_empty();
+            self.background_empty = fetch.is_empty() && zero.is_empty();
             self.note_plan(&fetch, &zero);
             self.streamed = fetch;
             return;
@@ -246,7 +246,7 @@ impl World<'_> {
     fn fault(&mut self, vcpu: usize, touch: usize, fault: Fault) {
         let now = self.now;
         self.records[touch].is_fault = true;
-        self.is_dry = false;
+        self.background_empty = false;
         self.policy.fault(&fault, &mut self.plan.begin(&self.frames, Some(fault.frame)));
         let (fetch, zero) = (self.plan.fetch().to_vec(), self.plan.zero().to_vec());
         let known = now + nanos(self.options.costs.fault_us) / 2;

@@ -77,18 +77,18 @@ fn a_server_that_skips_a_frame_is_dropped() {
     let client = client(Scripted::one(unfair).and_honest(), options);
     client.request(&indices([5]), Priority::Urgent).unwrap();
     let start = Instant::now();
-    let mut has_come = false;
+    let mut has_arrived = false;
     let mut next = 6;
-    while !has_come && start.elapsed() < WATCHDOG {
+    while !has_arrived && start.elapsed() < WATCHDOG {
         client.request(&indices([next % 94 + 6]), Priority::Prefetch).unwrap();
         next += 1;
         client
             .receive(Duration::from_millis(10), &mut |delivery| {
-                has_come |= delivery.frame().0 == 5;
+                has_arrived |= delivery.frame().0 == 5;
             })
             .unwrap();
     }
-    assert!(has_come);
+    assert!(has_arrived);
     // More reconnects happen if the honest server does not get CPU time soon enough.
     assert!(client.statistics().silences >= 1);
 }

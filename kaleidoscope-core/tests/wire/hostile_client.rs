@@ -13,29 +13,29 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// A server at a Unix socket.
-struct At {
+struct TestServer {
     server: Server,
     path: PathBuf,
     _folder: tempfile::TempDir,
 }
 
 #[expect(clippy::field_reassign_with_default, reason = "the options are non-exhaustive")]
-fn at(options: ServerOptions, timeout: Duration) -> At {
+fn at(options: ServerOptions, timeout: Duration) -> TestServer {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("pages");
     let mut listen = ListenOptions::default();
     listen.send_timeout = timeout;
     let listener = Listener::bind(&ServerAddress::Unix(path.clone()), listen).unwrap();
     let server = Server::start(vec![served(1000)], vec![listener], options).unwrap();
-    At { server, path, _folder: folder }
+    TestServer { server, path, _folder: folder }
 }
 
-fn small() -> At {
+fn small() -> TestServer {
     let options = ServerOptions { pending: 100, ..ServerOptions::default() };
     at(options, Duration::from_secs(10))
 }
 
-impl At {
+impl TestServer {
     fn socket(&self) -> UnixStream {
         let socket = UnixStream::connect(&self.path).unwrap();
         socket.set_read_timeout(Some(WATCHDOG)).unwrap();

@@ -167,9 +167,9 @@ impl Descriptor {
     /// an image with more than 65,536 holes, the longest are kept.
     #[must_use]
     pub fn with_holes_of(mut self, image: &dyn GuestMemory) -> Self {
-        let of_image = extents(image, 0..self.layout().frames());
+        let image_extents = extents(image, 0..self.layout().frames());
         let mut holes: Vec<Range<u32>> = Vec::new();
-        for Extent { frames, .. } in of_image.filter(|e| e.backing == Backing::Hole) {
+        for Extent { frames, .. } in image_extents.filter(|e| e.backing == Backing::Hole) {
             match holes.last_mut().filter(|last| last.end == frames.start) {
                 Some(last) => last.end = frames.end,
                 None => holes.push(frames),
@@ -257,8 +257,8 @@ impl Descriptor {
     /// Whether its free frames may be filled with zeros.
     #[must_use]
     pub fn free_frames(&self) -> FreeFrames {
-        let said = self.template.free_frames;
-        self.template.map().map_or(said, |map| said.allowed_by(map))
+        let setting = self.template.free_frames;
+        self.template.map().map_or(setting, |map| setting.allowed_by(map))
     }
 
     /// Frames that the image stores nothing for, which are all zeros: ascending ranges that do not

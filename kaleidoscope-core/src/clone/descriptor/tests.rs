@@ -109,14 +109,16 @@ proptest! {
         prop_assert_eq!(read.map().is_some(), is_colored);
         prop_assert_eq!(read.fingerprints().is_some(), hashed.is_some());
         let holes: Vec<u32> = read.holes().iter().cloned().flatten().collect();
-        let expected = (0u32..).zip(&is_hole).filter(|(n, is_hole)| u64::from(*n) < frames && **is_hole);
+        let expected = (0u32..).zip(&is_hole);
+        let expected = expected.filter(|(n, is_hole)| u64::from(*n) < frames && **is_hole);
         prop_assert_eq!(holes, expected.map(|(n, _)| n).collect::<Vec<_>>());
         prop_assert!(read.holes().windows(2).all(|pair| pair[0].end < pair[1].start));
         prop_assert_eq!(read.frozen_at(), micros.and_then(instant));
         read.verify(&image).unwrap();
         let locality = read.locality().unwrap();
         prop_assert_eq!(u64::from(locality.frames()), frames);
-        prop_assert_eq!(locality.class(FrameIndex(0)), descriptor.locality().unwrap().class(FrameIndex(0)));
+        let original = descriptor.locality().unwrap();
+        prop_assert_eq!(locality.class(FrameIndex(0)), original.class(FrameIndex(0)));
     }
 
     /// Any change of a single byte is detected.

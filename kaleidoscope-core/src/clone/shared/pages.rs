@@ -107,7 +107,7 @@ impl FetchedPages {
     }
 
     /// Marks an uncached frame as in flight.
-    pub(super) fn ask(&mut self, frame: FrameIndex, priority: Priority) {
+    pub(super) fn mark_in_flight(&mut self, frame: FrameIndex, priority: Priority) {
         if let Some(word) = self.frames.get_mut(frame.as_usize()) {
             *word = match priority {
                 Priority::Prefetch => PREFETCHED,

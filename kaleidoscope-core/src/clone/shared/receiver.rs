@@ -115,13 +115,13 @@ impl Shared {
             state: Mutex::new(state),
             ended: AtomicBool::new(false),
         });
-        let (of_thread, failing) = (Arc::clone(&receiver), Arc::clone(&receiver));
+        let (thread_receiver, panic_receiver) = (Arc::clone(&receiver), Arc::clone(&receiver));
         let panicked = move |error| {
             // Wake waiting siblings: the thread that would serve them is gone.
             let what = "the thread that receives shared pages has ended";
-            failing.fail(SourceError::caused_by(what, Box::new(error)));
+            panic_receiver.fail(SourceError::caused_by(what, Box::new(error)));
         };
-        service::spawn("shared pages", STACK, move || of_thread.run(), panicked)?;
+        service::spawn("shared pages", STACK, move || thread_receiver.run(), panicked)?;
         Ok(Self { stop_on_drop: Arc::new(StopOnDrop(Arc::clone(&receiver))), receiver })
     }
 
@@ -164,9 +164,9 @@ impl SharedReceiver {
         let mut arrivals = Vec::with_capacity(STORE_BATCH);
         let (clock, mut idle) = (SystemClock::new(), Retry::endless());
         while !self.ended.load(Ordering::Acquire) {
-            let (start, mut has_come) = (clock.now(), false);
+            let (start, mut has_arrived) = (clock.now(), false);
             let received = self.upstream.receive(POLL_INTERVAL, &mut |delivery| {
-                has_come = true;
+                has_arrived = true;
                 arrivals.push((delivery.frame(), Content::new(delivery)));
                 if arrivals.len() == STORE_BATCH {
                     self.arrived(&mut arrivals);
@@ -177,7 +177,7 @@ impl SharedReceiver {
                 return self.fail(error);
             }
             // Back off if upstream returns early without pages, to keep the CPU idle.
-            if has_come || clock.now().saturating_sub(start) >= POLL_INTERVAL / 2 {
+            if has_arrived || clock.now().saturating_sub(start) >= POLL_INTERVAL / 2 {
                 idle.reset();
             } else {
                 let _ = idle.pause(&clock);
@@ -227,7 +227,7 @@ impl SharedReceiver {
         frames: &[FrameIndex],
         priority: Priority,
     ) -> Result<(), SourceError> {
-        let mut ask = UpstreamRequests::default();
+        let mut upstream_requests = UpstreamRequests::default();
         {
             let mut state = self.state.lock();
             if let Some(error) = &state.failure {
@@ -237,15 +237,21 @@ impl SharedReceiver {
                 if !state.pages.has(frame) {
                     return Err(SourceError::new(format!("the guest has no frame {frame}")));
                 }
-                state.want(id, frame, priority, &mut ask);
+                state.want(id, frame, priority, &mut upstream_requests);
             }
         }
-        self.ask_upstream(&ask, priority)
+        self.ask_upstream(&upstream_requests, priority)
     }
 
-    fn ask_upstream(&self, ask: &UpstreamRequests, priority: Priority) -> Result<(), SourceError> {
+    fn ask_upstream(
+        &self,
+        upstream_requests: &UpstreamRequests,
+        priority: Priority,
+    ) -> Result<(), SourceError> {
         // Promoted frames first: their requester has waited longest.
-        for (frames, priority) in [(&ask.promoted, Priority::Urgent), (&ask.frames, priority)] {
+        for (frames, priority) in
+            [(&upstream_requests.promoted, Priority::Urgent), (&upstream_requests.frames, priority)]
+        {
             if frames.is_empty() {
                 continue;
             }
@@ -274,7 +280,7 @@ impl SharedReceiver {
         let mut batch = Vec::with_capacity(BATCH);
         let mut any = false;
         loop {
-            let mut ask = UpstreamRequests::default();
+            let mut upstream_requests = UpstreamRequests::default();
             {
                 let mut state = self.state.lock();
                 while !any && !state.has_ready(id) && state.failure.is_none() {
@@ -289,13 +295,13 @@ impl SharedReceiver {
                         return Ok(());
                     }
                 }
-                state.take(id, &mut batch, &mut ask);
+                state.take(id, &mut batch, &mut upstream_requests);
                 match &state.failure {
                     Some(error) if batch.is_empty() && !any => return Err(shared_error(error)),
                     Some(_) | None => {}
                 }
             }
-            self.ask_upstream(&ask, Priority::Urgent)?;
+            self.ask_upstream(&upstream_requests, Priority::Urgent)?;
             if batch.is_empty() {
                 if any {
                     return Ok(());
@@ -327,7 +333,13 @@ impl State {
     }
 
     /// Records a request of a sibling, and makes the frame ready or fetches it.
-    fn want(&mut self, id: u64, frame: FrameIndex, priority: Priority, ask: &mut UpstreamRequests) {
+    fn want(
+        &mut self,
+        id: u64,
+        frame: FrameIndex,
+        priority: Priority,
+        upstream_requests: &mut UpstreamRequests,
+    ) {
         let Some(requests) = self.siblings.get_mut(&id) else { return };
         let change = requests.request(frame, priority);
         if change == RequestChange::Again {
@@ -343,7 +355,7 @@ impl State {
             }
             FrameState::Cached(_) => requests.make_urgent(frame),
             FrameState::Absent if change == RequestChange::New => {
-                self.fetch(id, frame, priority, ask)
+                self.fetch(id, frame, priority, upstream_requests)
             }
             // It arrived and was evicted. Move it to the front, so that it is fetched again now.
             FrameState::Absent => requests.make_urgent(frame),
@@ -353,7 +365,7 @@ impl State {
                 } else {
                     requests.make_urgent(frame);
                 }
-                self.promote(frame, before, priority, ask);
+                self.promote(frame, before, priority, upstream_requests);
             }
         }
     }
@@ -363,12 +375,12 @@ impl State {
         frame: FrameIndex,
         before: Priority,
         now: Priority,
-        ask: &mut UpstreamRequests,
+        upstream_requests: &mut UpstreamRequests,
     ) {
         if before < now {
-            self.pages.ask(frame, now);
+            self.pages.mark_in_flight(frame, now);
             self.statistics.promoted += 1;
-            ask.promoted.push(frame);
+            upstream_requests.promoted.push(frame);
         }
     }
 
@@ -377,12 +389,12 @@ impl State {
         id: u64,
         frame: FrameIndex,
         priority: Priority,
-        ask: &mut UpstreamRequests,
+        upstream_requests: &mut UpstreamRequests,
     ) {
-        self.pages.ask(frame, priority);
+        self.pages.mark_in_flight(frame, priority);
         self.waiting.entry(frame.0).or_default().push(id);
         self.statistics.fetched += 1;
-        ask.frames.push(frame);
+        upstream_requests.frames.push(frame);
     }
 
     /// Takes up to a batch of ready frames for a sibling.
@@ -390,7 +402,7 @@ impl State {
         &mut self,
         id: u64,
         batch: &mut Vec<(FrameIndex, Content)>,
-        ask: &mut UpstreamRequests,
+        upstream_requests: &mut UpstreamRequests,
     ) {
         while batch.len() < BATCH {
             let Some(requests) = self.siblings.get_mut(&id) else { return };
@@ -407,12 +419,12 @@ impl State {
                 }
                 FrameState::Absent => {
                     self.statistics.missed += 1;
-                    self.fetch(id, ready.frame, Priority::Urgent, ask);
+                    self.fetch(id, ready.frame, Priority::Urgent, upstream_requests);
                 }
                 FrameState::InFlight(before) => {
                     self.statistics.missed += 1;
                     self.waiting.entry(ready.frame.0).or_default().push(id);
-                    self.promote(ready.frame, before, Priority::Urgent, ask);
+                    self.promote(ready.frame, before, Priority::Urgent, upstream_requests);
                 }
             }
         }

@@ -88,8 +88,8 @@ fn contiguous_pages<'a>(image: &'a ServedImage, frames: &[FrameIndex]) -> Option
         Backing::Data => {}
     }
     let extent = first.0..extent.frames.end;
-    let in_a_row = frames.iter().zip(extent).take_while(|(frame, next)| frame.0 == *next);
-    let count = in_a_row.count().min(usize::try_from(left / FRAME_SIZE).unwrap_or(usize::MAX));
+    let consecutive = frames.iter().zip(extent).take_while(|(frame, next)| frame.0 == *next);
+    let count = consecutive.count().min(usize::try_from(left / FRAME_SIZE).unwrap_or(usize::MAX));
     let slice = |count: usize| image.memory.slice(gpa, count * FRAME_BYTES);
     let bytes = slice(count).or_else(|| slice(1))?;
     Some(bytes.as_chunks().0).filter(|pages| !pages.is_empty())

@@ -1,7 +1,7 @@
 //! Serves snapshot images to many clones.
 //!
 //! Each connection has a thread, which reads requests, looks up the pages in the image's memory and
-//! writes them to the socket from there. A client can cost the others no more than its peer_key of
+//! writes them to the socket from there. A client can cost the others no more than its share of
 //! the CPUs: memory, frames, connections and time are bounded per client.
 
 mod batch;

@@ -133,12 +133,15 @@ mod tests {
             let mut pending = Pending::default();
             let mut naive: Vec<(u32, Priority)> = Vec::new();
             let mut batch = Vec::new();
-            let check = |pending: &mut Pending, naive: &mut Vec<(u32, Priority)>, most, batch: &mut Vec<FrameIndex>| {
+            let check = |pending: &mut Pending,
+                         naive: &mut Vec<(u32, Priority)>,
+                         most,
+                         batch: &mut Vec<FrameIndex>| {
                 let urgent = naive.iter().any(|n| n.1 == Priority::Urgent);
                 let priority = pending.next(most, batch);
                 prop_assert_eq!(priority == Priority::Urgent, urgent);
-                let expected: Vec<_> =
-                    naive.iter().filter(|n| n.1 == priority).take(most).map(|n| FrameIndex(n.0)).collect();
+                let expected = naive.iter().filter(|n| n.1 == priority).take(most);
+                let expected: Vec<_> = expected.map(|n| FrameIndex(n.0)).collect();
                 prop_assert_eq!(&*batch, &expected);
                 naive.retain(|n| !expected.contains(&FrameIndex(n.0)));
                 prop_assert_eq!(pending.len(), naive.len());

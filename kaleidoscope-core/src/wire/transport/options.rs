@@ -22,7 +22,8 @@ const UNSENT: u32 = 128 << 10;
 /// Options of a listener.
 #[derive(Clone)]
 pub struct ListenOptions {
-    /// Ids of the users that may connect to a Unix socket; by default this process's effective user and root.
+    /// Ids of the users that may connect to a Unix socket; by default this process's effective user
+    /// and root.
     pub users: Vec<u32>,
     /// The permissions of a Unix socket's file; by default 0600. Users other than the owner need
     /// write permission to connect.

@@ -243,10 +243,10 @@ fn other_users_are_cut_off_before_a_byte_is_read() {
     let folder = tempfile::tempdir().unwrap();
     let address = ServerAddress::Unix(folder.path().join("s"));
     let refused = Arc::new(Mutex::new(Vec::new()));
-    let tell = Arc::clone(&refused);
+    let log = Arc::clone(&refused);
     let listen = ListenOptions {
         users: vec![],
-        on_refusal: Some(Arc::new(move |refusal| tell.lock().push(refusal.to_string()))),
+        on_refusal: Some(Arc::new(move |refusal| log.lock().push(refusal.to_string()))),
         ..ListenOptions::default()
     };
     let listener = Listener::bind(&address, listen).unwrap();

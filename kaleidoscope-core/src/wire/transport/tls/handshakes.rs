@@ -103,9 +103,9 @@ impl Handshakes {
             oldest.close();
         }
         let deadline = Instant::now() + shared.options.handshake;
-        let (tls, of_thread) = (self.tls.clone(), Arc::clone(shared));
+        let (tls, thread_shared) = (self.tls.clone(), Arc::clone(shared));
         let run = move || {
-            let shared = of_thread;
+            let shared = thread_shared;
             let link = tls.accept(socket, address, deadline);
             let mut state = shared.state.lock();
             state.running.remove(&number);
@@ -121,12 +121,12 @@ impl Handshakes {
                 }
             }
         };
-        let of_panic = Arc::clone(shared);
+        let panic_shared = Arc::clone(shared);
         let panicked = move |error| {
-            let mut state = of_panic.state.lock();
+            let mut state = panic_shared.state.lock();
             state.running.remove(&number);
             state.panic.get_or_insert(error);
-            let _ = rustix::io::write(&of_panic.ready, bytemuck::bytes_of(&1u64));
+            let _ = rustix::io::write(&panic_shared.ready, bytemuck::bytes_of(&1u64));
         };
         if let Err(error) = service::spawn("tls handshake", STACK, run, panicked) {
             shared.state.lock().running.remove(&number);

@@ -60,10 +60,10 @@ impl Authority {
 /// A listener on any loopback port, and the messages of its refusals.
 fn listen(tls: ServerTls, mut options: ListenOptions) -> (Listener, Arc<Mutex<Vec<String>>>) {
     let refused = Arc::new(Mutex::new(Vec::new()));
-    let tell = Arc::clone(&refused);
+    let log = Arc::clone(&refused);
     options.tls = Some(tls);
     options.on_refusal =
-        Some(Arc::new(move |refusal: &Refusal| tell.lock().push(refusal.to_string())));
+        Some(Arc::new(move |refusal: &Refusal| log.lock().push(refusal.to_string())));
     let at = ServerAddress::Tcp("127.0.0.1:0".to_owned());
     (Listener::bind(&at, options).unwrap(), refused)
 }
