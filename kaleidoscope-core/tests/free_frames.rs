@@ -1,5 +1,5 @@
-//! Whether free frames may be filled with zeros, on synthetic guests that use them in each way that
-//! Linux has.
+//! Whether free frames may be filled with zeros, on synthetic guests with each of Linux's
+//! page-clearing configurations.
 
 #![expect(
     clippy::unwrap_used,
@@ -14,7 +14,7 @@ use kaleidoscope_core::manifest::{ImageIdentity, Limits, Manifest};
 use kaleidoscope_core::memory::GuestMemory;
 use kaleidoscope_mock::linux::{Damage, GuestBuilder, KernelStyle, MockGuest};
 
-/// A guest whose free frames hold what `fill` says of the n-th one, and its colors.
+/// A guest whose n-th free frame holds `fill(n)`, and its colors.
 fn guest(style: KernelStyle, fill: impl Fn(usize) -> [u8; 4096]) -> (MockGuest, ColorMap) {
     let builder = GuestBuilder::new(style).seed(3).ram_bytes(32 << 20).pci_hole_at(16 << 20);
     let mut guest = builder.build().unwrap();
@@ -25,12 +25,12 @@ fn guest(style: KernelStyle, fill: impl Fn(usize) -> [u8; 4096]) -> (MockGuest, 
     for (n, (_, gfn, _)) in free.enumerate() {
         guest.memory.write(gfn.gpa(), &fill(n)).unwrap();
     }
-    // What free frames hold does not change what they are.
+    // The contents of free frames do not affect their color.
     assert_eq!(color(&guest.memory, &options).unwrap().map, map);
     (guest, map)
 }
 
-/// What a process left: neither zero nor the poison.
+/// Data left by a process: neither zero nor the poison.
 fn leftovers(n: usize) -> [u8; 4096] {
     std::array::from_fn(|i| u8::try_from((i * 7 + n) % 251).unwrap())
 }
@@ -58,7 +58,7 @@ fn poisoned_pages_are_not_trusted() {
     }
 }
 
-/// Every 16th page is poisoned, with a stray write into it: enough to refuse.
+/// Every 16th page is poisoned, and has a stray write: enough to reject.
 #[test]
 fn a_few_poisoned_pages_are_enough() {
     let (guest, map) = guest(KernelStyle::V6_1, |n| match n % 16 {
@@ -71,7 +71,7 @@ fn a_few_poisoned_pages_are_enough() {
 }
 
 #[test]
-fn leftovers_are_nobodys() {
+fn leftover_data_is_reported() {
     for style in KernelStyle::ALL {
         let fill = |n| if n % 3 == 0 { [0; 4096] } else { leftovers(n) };
         let (guest, map) = guest(style, fill);
@@ -82,7 +82,7 @@ fn leftovers_are_nobodys() {
     }
 }
 
-/// Without free frames there is nothing to fill, and nothing to trust.
+/// Without free frames, zeros are not trusted.
 #[test]
 fn nothing_seen_is_not_trusted() {
     let (guest, map) = guest(KernelStyle::V6_12, |_| [0; 4096]);
@@ -98,8 +98,8 @@ fn nothing_seen_is_not_trusted() {
     assert_eq!((seen.verdict, seen.free_frames()), (Verdict::Unknown, FreeFrames::Fetch));
 }
 
-/// Guests whose structures contradict each other are not trusted, however harmless their free
-/// frames look, and a manifest or a descriptor says so to its reader.
+/// Guests with contradictory structures are not trusted, however harmless their free frames look,
+/// and a manifest or a descriptor tells its reader so.
 #[test]
 fn contradictions_are_not_trusted() {
     for style in KernelStyle::ALL {

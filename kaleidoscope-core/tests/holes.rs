@@ -1,4 +1,4 @@
-//! Work grows with the data of an image, not with its address space: nothing reads a hole.
+//! Coloring takes time in proportion to an image's data, not its address space: no hole is read.
 
 #![expect(clippy::unwrap_used, reason = "a test that fails panics")]
 
@@ -20,11 +20,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-/// Where memory begins that the guest could have plugged in, and its size.
+/// Start and size of hotpluggable memory above the guest's RAM.
 const ABOVE: Gpa = Gpa(1 << 40);
 const UNPLUGGED: u64 = 8 << 30;
 
-/// A guest with memory that it knows nothing of, all of it a hole, which must not be read.
+/// A guest with unused memory that is a single hole, which must not be read.
 struct Sparse {
     guest: MockGuest,
     layout: MemoryLayout,
@@ -98,13 +98,13 @@ fn coloring_reads_no_hole_and_finds_the_same() {
 fn coloring_reads_as_often_as_without_the_hole() {
     let sparse = Sparse::new(true);
     sparse.color(true);
-    // A page is looked at a few times: as a record's page, a root table, a page of names.
+    // A page is read a few times: as a record's page, a root table, a page of names.
     let reads = sparse.reads.load(Ordering::Relaxed);
     assert!(reads < 64 * u64::from(sparse.stored()), "{reads} reads");
 }
 
 #[test]
-fn whatever_is_made_of_an_image_reads_no_hole() {
+fn no_derived_file_reads_a_hole() {
     for is_borrowed in [true, false] {
         let sparse = Sparse::new(is_borrowed);
         let map = sparse.color(true).map;
@@ -163,7 +163,7 @@ fn a_few_poisoned_frames_among_holes_are_found() {
     let seen = trust(&sparse, &with_holes).unwrap();
     assert_ne!(seen.verdict, Verdict::Poisoned);
 
-    // One free frame in 50 of those that are stored, and in 100,000 of all.
+    // One free frame in 50 of the stored ones, and in 100,000 of all.
     let of_guest = map.iter().filter(|(_, _, frame)| frame.color == Color::Free);
     for (_, gfn, _) in of_guest.step_by(50) {
         sparse.guest.memory.write(gfn.gpa(), &[0xaa; 4096]).unwrap();

@@ -1,4 +1,4 @@
-//! VMCOREINFO, kallsyms and BTF of real kernels, checked against what the guests said of
+//! VMCOREINFO, kallsyms and BTF of real kernels, compared with what the guests reported about
 //! themselves.
 //!
 //! `KALEIDOSCOPE_GUESTS` names a directory with a directory for each guest: `ram.bin`, its memory
@@ -19,11 +19,11 @@ const KERNEL_MAP: u64 = 0xffff_ffff_8000_0000;
 const LINKED_AT: Gva = Gva(0xffff_ffff_8100_0000);
 const IMAGE_BYTES: usize = 64 << 20;
 
-/// What is in the directory that the environment variable names; nothing, said loudly, if it is
-/// unset.
+/// The files in the directory that the environment variable names; if it is unset, none, with a
+/// visible notice.
 fn files(variable: &str, wanted: impl Fn(&Path) -> bool) -> Vec<PathBuf> {
     let Some(directory) = std::env::var_os(variable) else {
-        // Not a print macro: the test harness would swallow it.
+        // Not a print macro, whose output the test harness would capture.
         let text = format!("SKIPPED: real kernels are not checked, {variable} is not set") + "\n";
         std::io::stderr().write_all(text.as_bytes()).unwrap();
         return Vec::new();
@@ -95,7 +95,7 @@ fn kernels_that_never_ran_are_read() {
     }
 }
 
-/// Looking up every 50th symbol gives what reading all of them gives.
+/// Checks that looking up every 50th symbol agrees with reading all of them.
 fn check_lookup(table: &Kallsyms<'_>) {
     let mut first = HashMap::new();
     let symbols: Vec<_> = table.iter().collect();
@@ -112,7 +112,7 @@ fn check_lookup(table: &Kallsyms<'_>) {
     assert!(symbols.is_sorted_by_key(|symbol| symbol.address));
 }
 
-/// Searching finds the BTF between the symbols that delimit it.
+/// Checks that a search finds the BTF between the symbols that delimit it.
 fn check_btf<'a>(image: &'a [u8], va: Gva, table: &Kallsyms<'_>) -> Btf<'a> {
     let delimiters = table.lookup(&["__start_BTF", "__stop_BTF"]);
     let at = |i: usize| usize::try_from(delimiters[i].unwrap().0 - va.0).unwrap();
@@ -129,7 +129,7 @@ fn check_btf<'a>(image: &'a [u8], va: Gva, table: &Kallsyms<'_>) -> Btf<'a> {
     found
 }
 
-/// The addresses in VMCOREINFO are those of kallsyms, which omits some.
+/// Checks that the addresses in VMCOREINFO are those of kallsyms, which omits some.
 fn check_vmcoreinfo_symbols(info: &VmcoreInfo, table: &Kallsyms<'_>) {
     let names: Vec<&str> = info.entries().filter_map(|(key, _)| argument(key, "SYMBOL")).collect();
     let found = table.lookup(&names);
@@ -143,7 +143,7 @@ fn check_vmcoreinfo_symbols(info: &VmcoreInfo, table: &Kallsyms<'_>) {
     agreeing.into_iter().for_each(|(name, found, said)| assert_eq!(found, said, "{name}"));
 }
 
-/// The sizes, offsets and lengths in VMCOREINFO are those of BTF.
+/// Checks that the sizes, offsets and lengths in VMCOREINFO are those of BTF.
 fn check_vmcoreinfo_types(info: &VmcoreInfo, btf: &Btf<'_>) {
     let arguments = |function| info.entries().filter_map(move |(key, _)| argument(key, function));
     let names: Vec<&str> = arguments("OFFSET")
@@ -175,7 +175,7 @@ fn check_vmcoreinfo_types(info: &VmcoreInfo, btf: &Btf<'_>) {
     assert!(compared > 50);
 }
 
-/// `argument` of `function(argument)`.
+/// Returns `argument` of `function(argument)`.
 fn argument<'k>(key: &'k str, function: &str) -> Option<&'k str> {
     key.strip_prefix(function)?.strip_prefix('(')?.strip_suffix(')')
 }

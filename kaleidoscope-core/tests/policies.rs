@@ -1,13 +1,13 @@
-//! Policies on real guests: what we say of them holds.
+//! Checks the claims about policies on real guests.
 //!
 //! Prints the table of the README, and checks the claims behind it, on the guests of
-//! `KALEIDOSCOPE_GUESTS` (see `guests`). The shipped windows were tuned on other guests. Nothing
-//! here depends on how fast the machine is: time is simulated.
+//! `KALEIDOSCOPE_GUESTS` (see `guests`). The shipped windows were tuned on other guests. The
+//! results do not depend on the speed of the machine, because time is simulated.
 
 #![allow(
     clippy::print_stdout,
     clippy::print_stderr,
-    reason = "a test's figures, and what it skips, are for people"
+    reason = "the test prints results and skipped cases for humans"
 )]
 #![expect(clippy::unwrap_used, reason = "a test that cannot read its guests fails")]
 
@@ -27,7 +27,8 @@ use kaleidoscope_core::replay::{CostModel, Metrics, Replay, Trace, replay};
 use std::path::Path;
 use std::sync::Arc;
 
-/// How a policy did on one trace; faults, waste and stalls relative to blind aligned blocks of 16.
+/// Results of a policy on one trace; faults, waste and stalls relative to blind aligned blocks of
+/// 16 frames.
 #[derive(Clone, Copy, Debug)]
 struct Row {
     faults: f64,
@@ -39,7 +40,7 @@ struct Row {
     free_transferred: u32,
 }
 
-/// Replays one trace of a guest under a policy, made anew for each replay.
+/// Replays one trace of a guest under a policy, which is created anew for each replay.
 fn judge(guest: &Guest, trace: &str, make: &dyn Fn() -> Box<dyn PrefetchPolicy>) -> Row {
     judge_on(&guest.locality, &guest.traces[trace], make)
 }
@@ -76,7 +77,7 @@ fn mean(rows: &[Row], of: impl Fn(&Row) -> f64) -> f64 {
     rows.iter().map(of).sum::<f64>() / rows.len() as f64
 }
 
-/// Means over the rows: ratios geometric, shares arithmetic.
+/// Means over the rows: geometric for ratios, arithmetic for shares.
 fn summary(name: &str, rows: &[Row]) -> Row {
     let sum = Row {
         faults: geometric_mean(rows, |r| r.faults),
@@ -130,7 +131,7 @@ fn frames(translation: &TranslatedRecording) -> Arc<[FrameIndex]> {
     translation.at_least(0.5).map(|t| t.frame).collect()
 }
 
-/// Today's record-and-replay: the frames by number, then nothing but what is asked for.
+/// Existing record-and-replay: the frames by number, then demand fetching only.
 fn by_number(guest: &Guest, from: &Guest, trace: &str) -> Box<dyn PrefetchPolicy> {
     let found = from.recording(trace).by_frame_number(&guest.locality, Some(&guest.identity));
     Box::new(Streamed::new(
@@ -140,7 +141,7 @@ fn by_number(guest: &Guest, from: &Guest, trace: &str) -> Box<dyn PrefetchPolicy
     ))
 }
 
-/// The command that a trace is of; a second run of it has a number behind its name.
+/// The command of a trace; the name of a second run ends in a number.
 fn command(trace: &str) -> &str {
     trace.trim_end_matches("-2")
 }
@@ -158,7 +159,8 @@ fn policies_keep_their_promises_on_real_guests() {
         (summary(name, &rows), rows)
     };
     println!(
-        "| policy | replays | faults | waste | coverage | accuracy | stall, 25 GbE | stall, GbE | free frames moved |"
+        "| policy | replays | faults | waste | coverage | accuracy | stall, 25 GbE | stall, GbE \
+         | free frames moved |"
     );
     println!("|---|---|---|---|---|---|---|---|---|");
     on_all("demand", &|_| Box::new(Demand));
@@ -180,7 +182,7 @@ fn policies_keep_their_promises_on_real_guests() {
     );
     assert_eq!(region_sum.free_transferred + first.free_transferred + paper.free_transferred, 0);
 
-    // Idle, then something else.
+    // An idle recording, then another command.
     let mut rows = Vec::new();
     for (guest, trace) in all.iter().filter(|(g, t)| g.traces.contains_key("idle") && *t != "idle")
     {
@@ -238,7 +240,7 @@ fn policies_keep_their_promises_on_real_guests() {
     pairs("the same by frame numbers, then demand", by_number, &wrong);
 }
 
-/// A guest as if nothing were known of it but page tables, those of every process.
+/// The guest with nothing known except the page tables of its processes.
 fn by_page_tables(guest: &Guest) -> Arc<LocalityOrder> {
     let root = std::env::var_os("KALEIDOSCOPE_GUESTS").unwrap();
     let (image, registers) = guests::open(&Path::new(&root).join(&guest.name));

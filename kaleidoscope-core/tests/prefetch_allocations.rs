@@ -19,38 +19,38 @@ thread_local! {
     static CALLS: Cell<u64> = const { Cell::new(0) };
 }
 
-/// The system's allocator, counting each thread's calls.
+/// The system's allocator, which counts the calls of each thread.
 struct Counting;
 
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-// SAFETY: every call is passed on unchanged to the system's allocator, which keeps the contract.
-// Growing a block goes through `alloc`.
+// SAFETY: every call is forwarded unchanged to `System`, which upholds the contract of
+// `GlobalAlloc`. `realloc` is the default implementation, which goes through `alloc`.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         CALLS.set(CALLS.get() + 1);
-        // SAFETY: the caller's promise about `layout` is the one that the system's allocator asks
-        // for.
+        // SAFETY: the caller guarantees what `GlobalAlloc::alloc` requires of `layout`, which is
+        // also what `System.alloc` requires.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
         CALLS.set(CALLS.get() + 1);
-        // SAFETY: the block came from `alloc`, that is, from the system's allocator, with this
-        // layout.
+        // SAFETY: the block came from `alloc` above, i.e. from `System.alloc`, with this layout, as
+        // the caller guarantees.
         unsafe { System.dealloc(ptr, layout) }
     }
 }
 
-/// Calls of the allocator, either way, during `f`.
+/// Number of allocations and deallocations during `f`.
 fn calls(f: impl FnOnce()) -> u64 {
     let before = CALLS.get();
     f();
     CALLS.get() - before
 }
 
-/// A clone that gets what it asks for.
+/// A clone in which every fetched frame is present.
 struct Present(Vec<bool>);
 
 impl Presence for Present {
@@ -81,7 +81,7 @@ fn decisions_allocate_nothing() {
             let mut rng = Rng::new(seed);
             let mut present = Present(vec![false; locality.map().len()]);
             let mut plan = Plan::new(Arc::clone(&locality), 256);
-            // What a plan takes for each GiB of the guest; this one is smaller.
+            // The plan's bit table for the first GiB; this guest is smaller.
             let _ = plan.begin(&present, Some(FrameIndex(0)));
             let total = calls(|| {
                 for round in 0..4000_u32 {

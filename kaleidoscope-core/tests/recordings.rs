@@ -1,5 +1,5 @@
-//! Recordings of real guests, translated from one to the other and compared with what was touched
-//! there.
+//! Recordings of real guests, translated to one another and compared with the frames that were
+//! touched there.
 //!
 //! `KALEIDOSCOPE_GUESTS` names a folder of guest folders, each with `ram.bin`, `layout.txt`,
 //! `regs.txt` and a folder `traces` of CSV files; a program's trace has the same name in each.
@@ -9,7 +9,7 @@
 #![allow(
     clippy::print_stdout,
     clippy::print_stderr,
-    reason = "a test's figures, and what it skips, are for people"
+    reason = "the test prints results and skipped cases for humans"
 )]
 #![expect(clippy::unwrap_used, reason = "a test that cannot read its guests fails")]
 
@@ -23,13 +23,13 @@ use kaleidoscope_core::recording::{
 use std::collections::{BTreeMap, HashSet};
 use std::time::{Duration, Instant};
 
-/// Frames that a guest's trace touches and that were not free.
+/// Frames that were not free and that a guest's trace touches.
 fn touched(guest: &Guest, trace: &str) -> Vec<FrameIndex> {
     let touches = guest.traces[trace].touches().iter().map(|t| t.frame);
     touches.filter(|f| !guest.locality.is_free(*f)).collect()
 }
 
-/// TranslatedEntry frames, those of them that were touched, and touched frames.
+/// Numbers of translated frames, of those that were touched, and of touched frames.
 #[derive(Clone, Copy, Default)]
 struct Score {
     translated: u32,
@@ -114,7 +114,7 @@ fn real_recordings_carry_over() {
     }
 }
 
-/// In the very same snapshot keys and frame numbers say the same, and nothing is lost.
+/// In the same snapshot, keys and frame numbers agree, and every entry is found.
 fn same_snapshot(guest: &Guest, recording: &Recording, trace: &str) {
     let by_key = recording.translate(&guest.locality, Some(&guest.identity));
     let by_number = recording.by_frame_number(&guest.locality, Some(&guest.identity));

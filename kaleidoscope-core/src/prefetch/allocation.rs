@@ -1,4 +1,4 @@
-//! Which free frames a clone will write next, by the order in which its kernel gives them away.
+//! Forecast of the free frames that a clone will write next, by its kernel's allocation order.
 
 use super::LocalityOrder;
 use super::forecast::runs;
@@ -7,33 +7,33 @@ use crate::color::{Order, RegionId};
 use std::ops::Range;
 use std::sync::Arc;
 
-/// Frames that are copied ahead when a stretch is first seen to be given away.
+/// Frames that are copied ahead when a stretch is first seen in use.
 const FIRST_WINDOW: u32 = 8;
 
-/// Most frames that are copied ahead of one place.
+/// Most frames that are copied ahead in one stretch.
 const LAST_WINDOW: u32 = 64;
 
-/// How far beyond a stretch's probe it is looked whether the guest goes on there: a CPU takes a
-/// whole batch from a list, of up to 2016 frames on recent kernels, and the next one that asks goes
-/// on behind it.
-const LOOKS: [u32; 6] = [64, 128, 256, 512, 1024, 2048];
+/// Distances beyond a stretch's probe at which further writes are looked for. A CPU takes a whole
+/// batch from a list, up to 2016 frames on recent kernels, and the next CPU continues behind that
+/// batch.
+const PROBE_DISTANCES: [u32; 6] = [64, 128, 256, 512, 1024, 2048];
 
-/// Most places at which one list is followed at a time.
+/// Most stretches of one list that are followed at a time.
 const MAX_STRETCHES: usize = 8;
 
-/// A guest's free frames in the order in which its kernel will give them away, one stream for each
-/// of the kernel's lists. Built once per parent and shared by all of its clones: 4 bytes for each
-/// free frame.
+/// A guest's free frames in the order in which its kernel will allocate them, one stream for each
+/// of the kernel's free lists. Built once per parent and shared by all of its clones; takes 4 bytes
+/// per free frame.
 #[derive(Clone, Debug, Default)]
 pub struct FreeOrder {
-    /// Stream after stream.
+    /// The frames of all streams, one stream after the other.
     frames: Vec<u32>,
-    /// Where each stream ends.
+    /// Where each stream ends in `frames`.
     ends: Vec<u32>,
 }
 
 impl FreeOrder {
-    /// The order that a map's regions of [`Order::Allocation`] tell. Frames on no list are left
+    /// The order according to a map's regions of [`Order::Allocation`]. Frames on no list are left
     /// out.
     #[must_use]
     pub fn new(locality: &LocalityOrder) -> Self {
@@ -69,7 +69,7 @@ impl FreeOrder {
         self.ends.len()
     }
 
-    /// Frames of all streams.
+    /// Number of frames in all streams.
     #[must_use]
     pub fn frames(&self) -> usize {
         self.frames.len()
@@ -80,54 +80,55 @@ impl FreeOrder {
     }
 }
 
-/// Numbers of frames, of which a layout has fewer than 2^32.
+/// Converts a number of frames; a layout has fewer than 2^32.
 fn to_u32(n: usize) -> u32 {
     u32::try_from(n).unwrap_or(u32::MAX)
 }
 
-/// A part of a stream that is given away from its beginning.
+/// A part of a stream that is allocated from its beginning.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct Stretch {
     stream: u32,
-    /// Place of the first frame that was not copied. Those behind it were not copied either.
+    /// Index of the first frame that was not copied. The frames behind it were not copied either.
     probe: u32,
-    /// One past the last place.
+    /// One past the last index.
     end: u32,
     /// How many frames to copy when the probe is written.
     window: u32,
 }
 
 impl Stretch {
-    /// Places beyond the probe where the guest may have gone on; none before it has come to the
-    /// stretch at all.
-    fn looks(self) -> impl Iterator<Item = u32> {
-        let looks = LOOKS.into_iter().filter(move |_| self.window > FIRST_WINDOW);
-        looks.map(move |far| self.probe.saturating_add(far)).take_while(move |at| *at < self.end)
+    /// Indices beyond the probe where the guest may have continued. None before the first write to
+    /// the stretch.
+    fn lookahead(self) -> impl Iterator<Item = u32> {
+        let distances = PROBE_DISTANCES.into_iter().filter(move |_| self.window > FIRST_WINDOW);
+        distances
+            .map(move |far| self.probe.saturating_add(far))
+            .take_while(move |at| *at < self.end)
     }
 }
 
-/// Follows a clone that shares its parent's memory through its lists of free frames, a step ahead:
-/// so that the frames which its kernel will give away next are copied before the guest writes to
-/// them, off its path.
+/// Follows the free lists of a clone that shares its parent's memory. The frames that its kernel
+/// will allocate next are copied before the guest writes to them, outside the guest's fault path.
 ///
-/// Of each list one frame is left as it is, the *probe*. That the guest has written it says that it
-/// has come so far; then the next few are copied, and the frame after them is the new probe. What
-/// is copied at a time doubles from 8 to 64 frames and never shrinks. So a clone that
-/// takes no frames costs none, and one that does has at most 64 frames (256 KiB) more than it wrote
-/// at each place where it takes them.
+/// One frame of each list, the *probe*, is left uncopied. Once the guest has written the probe, the
+/// next few frames are copied, and the frame after them becomes the new probe. The number of frames
+/// copied at a time doubles from 8 to 64 and never shrinks. So a clone that allocates no frames
+/// costs nothing, and one that does has at most 64 frames (256 KiB) more than it wrote per stretch
+/// that it allocates from.
 ///
-/// A list is followed at several places where CPUs have taken batches of it: that a frame is
-/// written further on than the probe says that there is one more place. Knows nothing of frames
-/// that are freed and given away again, which the guest has written before.
+/// A list is followed at several stretches if CPUs have taken batches from it: a write further on
+/// than the probe starts one more stretch. Frames that are freed and allocated again are not
+/// tracked, because the guest has written them before.
 #[derive(Clone, Debug)]
 pub struct AllocationForecast {
     order: Arc<FreeOrder>,
-    /// By ascending place. They do not overlap.
+    /// In ascending order of index. They do not overlap.
     stretches: Vec<Stretch>,
 }
 
 impl AllocationForecast {
-    /// A forecast for one clone, which has written nothing yet.
+    /// A forecast for one clone that has written nothing yet.
     #[must_use]
     pub fn new(order: Arc<FreeOrder>) -> Self {
         let starts = std::iter::once(0).chain(order.ends.iter().copied());
@@ -141,21 +142,21 @@ impl AllocationForecast {
         Self { order, stretches }
     }
 
-    /// The frames whose writing decides what comes next. Nobody copied them. At first those are the
-    /// first of each stream.
+    /// The uncopied frames whose writes trigger the next copies. At first these are the first
+    /// frames of all streams.
     pub fn probes(&self) -> impl Iterator<Item = FrameIndex> + '_ {
-        let places = self.stretches.iter().flat_map(|s| std::iter::once(s.probe).chain(s.looks()));
+        let places =
+            self.stretches.iter().flat_map(|s| std::iter::once(s.probe).chain(s.lookahead()));
         places.filter_map(|place| self.order.at(place))
     }
 
-    /// What to copy now: sorted ranges of frames that do not touch, none of which was returned
-    /// before.
+    /// The frames to copy now: sorted ranges that do not touch. No frame is returned twice.
     ///
-    /// `is_written` says whether the guest has written a frame. It is asked about
-    /// [`probes`](Self::probes) and, where one is written, about those that come after it until
-    /// one is not; only about frames that were never returned. If it knows of probes alone and
-    /// denies all others, a guest that has gone on meanwhile has some frames copied that it
-    /// wrote already.
+    /// `is_written` says whether the guest has written a frame. It is called for
+    /// [`probes`](Self::probes) and, if one is written, for the frames after it up to the first
+    /// unwritten one; never for frames that were returned. If it knows about probes only and
+    /// returns `false` for all other frames, some frames are copied that the guest has already
+    /// written.
     pub fn advance(&mut self, mut is_written: impl FnMut(FrameIndex) -> bool) -> Vec<Range<u32>> {
         let Self { order, stretches } = self;
         let mut is_written = |place| order.at(place).is_some_and(&mut is_written);
@@ -164,7 +165,7 @@ impl AllocationForecast {
         while let Some(stretch) = stretches.get_mut(number) {
             number += 1;
             if !is_written(stretch.probe) {
-                let found = stretch.looks().find(|place| is_written(*place));
+                let found = stretch.lookahead().find(|place| is_written(*place));
                 let stream = stretch.stream;
                 if let Some(place) = found {
                     split(stretches, number - 1, stream, place);
@@ -184,7 +185,7 @@ impl AllocationForecast {
     }
 }
 
-/// Lets a new stretch begin within another one, unless the stream has too many.
+/// Splits a stretch in two at `place`, unless the stream has `MAX_STRETCHES` already.
 fn split(stretches: &mut Vec<Stretch>, number: usize, stream: u32, place: u32) {
     let alike = stretches.iter().filter(|stretch| stretch.stream == stream).count();
     if alike < MAX_STRETCHES
@@ -205,7 +206,7 @@ mod tests {
     use proptest::prelude::*;
     use std::collections::BTreeSet;
 
-    /// The order of a guest whose frames are on these lists, or on none.
+    /// The order of a guest whose frames are on these lists (`None`: on no list).
     fn order(lists: &[Option<u32>]) -> Arc<FreeOrder> {
         let layout = MemoryLayout::contiguous((lists.len() as u64) << 12).unwrap();
         let mut given = std::collections::BTreeMap::<u32, u32>::new();
@@ -214,7 +215,7 @@ mod tests {
                 Some(list) => {
                     let before = given.entry(*list).or_default();
                     *before += 1;
-                    // The last frame goes first.
+                    // The last frame is allocated first.
                     Order::position_on_list(*list, u32::MAX - *before)
                 }
                 None => Order::position_on_list(Order::NO_LIST, index),
@@ -237,7 +238,7 @@ mod tests {
         forecast: AllocationForecast,
         written: BTreeSet<u32>,
         copied: BTreeSet<u32>,
-        /// Frames that it waited for.
+        /// Frames whose copy the clone waited for.
         waits: Vec<u32>,
     }
 
@@ -256,7 +257,7 @@ mod tests {
         fn advance(&mut self) -> Vec<Range<u32>> {
             let Self { forecast, written, copied, .. } = self;
             let ahead = forecast.advance(|frame| {
-                assert!(!copied.contains(&frame.0), "copied frames say nothing");
+                assert!(!copied.contains(&frame.0), "copied frames are not asked about");
                 written.contains(&frame.0)
             });
             assert!(ahead.iter().all(|run| !run.is_empty()));
@@ -278,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn maps_without_lists_say_nothing() {
+    fn maps_without_lists_give_no_forecast() {
         let order = order(&[None; 20]);
         assert_eq!((order.streams(), order.frames()), (0, 0));
         let mut forecast = AllocationForecast::new(order);
@@ -307,14 +308,14 @@ mod tests {
     }
 
     #[test]
-    fn a_guest_that_has_gone_on_is_caught_up_with() {
+    fn a_forecast_catches_up_with_its_guest() {
         let order = order(&[Some(0); 100]);
         let mut clone = Clone::new(&order);
         (80..100).for_each(|frame| clone.write(frame));
         assert_eq!(clone.advance(), [72..80]);
     }
 
-    /// One CPU has taken a batch and uses it slowly, while another one goes on behind it.
+    /// One CPU has taken a batch and uses it slowly, while another CPU continues behind it.
     #[test]
     fn a_list_is_followed_where_another_cpu_goes_on() {
         let order = order(&[Some(0); 4000]);
@@ -329,7 +330,7 @@ mod tests {
             clone.write(frame);
             clone.advance();
         }
-        // It is not seen until it comes to a place that is looked at.
+        // The second CPU is not seen until it reaches an index that is looked at.
         assert!(clone.waits.len() < 250, "{}", clone.waits.len());
         let waits = clone.waits.len();
         for frame in slow {
@@ -340,16 +341,20 @@ mod tests {
     }
 
     proptest! {
-        /// A guest that takes frames from the fronts of lists waits for one in a window, and has few that it does not need.
+        /// A guest that allocates from the front of its lists waits for one frame per window, and
+        /// has few frames that it does not need.
         #[test]
-        fn a_guest_in_order_waits_for_probes_alone(
+        fn a_guest_in_order_waits_only_for_probes(
             lists in proptest::collection::vec(proptest::option::of(0u32..3), 1..1500),
             takes in proptest::collection::vec((0u32..3, 1usize..60), 0..60),
         ) {
             let order = order(&lists);
             let mut clone = Clone::new(&order);
             let mut left: Vec<Vec<u32>> = (0..3)
-                .map(|list| (0..).zip(&lists).filter(|(_, l)| **l == Some(list)).map(|(n, _)| n).collect())
+                .map(|list| {
+                    let on_list = (0..).zip(&lists).filter(|(_, l)| **l == Some(list));
+                    on_list.map(|(n, _)| n).collect()
+                })
                 .collect();
             let (mut moving, mut probes) = (BTreeSet::new(), 0);
             for (list, count) in takes {
@@ -367,7 +372,8 @@ mod tests {
             prop_assert!(!moving.is_empty() || clone.copied.is_empty());
         }
 
-        /// Whatever is written, and whenever it is looked, no frame is copied twice and no written one is.
+        /// Whatever is written, and whenever the forecast advances, no frame is copied twice and
+        /// no written frame is copied.
         #[test]
         fn nothing_is_copied_twice(
             lists in proptest::collection::vec(proptest::option::of(0u32..2), 1..400),

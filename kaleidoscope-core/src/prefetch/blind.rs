@@ -1,9 +1,9 @@
-//! Policies that do not look at colors: the baselines.
+//! Baseline policies that ignore colors.
 
 use super::{Fault, Planner, PrefetchPolicy};
 use crate::addr::FrameIndex;
 
-/// Fetches what is asked for and nothing else.
+/// Fetches only the faulting frame.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Demand;
 
@@ -15,7 +15,7 @@ impl PrefetchPolicy for Demand {
     fn fault(&mut self, _: &Fault, _: &mut Planner<'_>) {}
 }
 
-/// Where a blind policy looks.
+/// Position of a blind window relative to the faulting frame.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 enum Window {
     Next,
@@ -37,7 +37,7 @@ impl Blind {
         Self { name: format!("blind-next-{size}"), window: Window::Next, size }
     }
 
-    /// The aligned block of `size` frames around the fault, in order; 0 counts as 1.
+    /// The aligned block of `size` frames around the fault, in order; a size of 0 counts as 1.
     #[must_use]
     pub fn aligned(size: u32) -> Self {
         let size = size.max(1);

@@ -1,4 +1,4 @@
-//! Classes: colors, divided further where frames of one color behave differently.
+//! Classes: colors, subdivided where frames of one color behave differently.
 
 use super::LocalityOrder;
 use crate::addr::FrameIndex;
@@ -6,8 +6,8 @@ use crate::color::{Color, FrameKind, Temperature};
 use std::fmt;
 use std::str::FromStr;
 
-/// Most pages of a small file. Small files are read whole, and files that were read together once
-/// are read together again; larger ones are worlds of their own.
+/// Most pages of a small file. Small files are read whole, and files that were once read together
+/// are read together again; larger files are accessed independently of each other.
 pub(super) const SMALL_FILE: u32 = 32;
 
 /// Most pages of a medium file.
@@ -17,12 +17,12 @@ const MEDIUM_FILE: u32 = 256;
 const SMALL_CACHE: u32 = 16;
 const MEDIUM_CACHE: u32 = 64;
 
-/// What a frame is to a policy: one number per kind of behavior. Settings give each class its
-/// windows.
+/// Class of a frame as policies see it: one number per kind of access pattern. Settings give each
+/// class its windows.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Class(u8);
 
-/// Names of the classes that are no color.
+/// Names of the classes that subdivide a color.
 const REFINED: [&str; 8] = [
     "file-cache/small",
     "file-cache/medium",
@@ -60,24 +60,24 @@ impl Class {
         Self(color as u8)
     }
 
-    /// Every class: the colors, then their refinements.
+    /// Every class: the colors, then their subdivisions.
     pub fn all() -> impl Iterator<Item = Self> {
         (0u8..).map(Self).take(Self::COUNT)
     }
 
-    /// Place in lists with an entry for every class.
+    /// Index into arrays with one entry per class.
     #[must_use]
     pub fn index(self) -> usize {
         usize::from(self.0)
     }
 
-    /// The class at a place in such lists.
+    /// The class at such an index.
     #[must_use]
     pub fn from_index(index: usize) -> Option<Self> {
         u8::try_from(index).ok().filter(|n| usize::from(*n) < Self::COUNT).map(Self)
     }
 
-    /// The name used in policy files: a color's, and what divides it behind a slash.
+    /// The name used in policy files: the color's name, with a subdivision after a slash.
     #[must_use]
     pub fn name(self) -> &'static str {
         match Color::from_u8(self.0) {
@@ -106,7 +106,7 @@ impl FromStr for Class {
     }
 }
 
-/// The class of every frame, and whether it is hot: whether there is a sign that it will be used.
+/// The class of every frame, and whether it is hot, i.e. bears a hint that it will be used.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Classes {
     of: Vec<Class>,
@@ -116,7 +116,7 @@ pub(super) struct Classes {
 impl Classes {
     pub(super) fn new(locality: &LocalityOrder) -> Self {
         let map = locality.map();
-        // Caches that hold files' inodes, known by the files that point into them.
+        // Slab caches that hold inodes, found through the anchors of the files.
         let mut holds_inodes = vec![false; locality.stretches()];
         for region in map.regions().iter().filter(|r| r.kind == FrameKind::File) {
             let stretch = region.anchor.and_then(|frame| locality.stretch(frame));
@@ -185,8 +185,8 @@ fn class(locality: &LocalityOrder, frame: FrameIndex, holds_inodes: &[bool]) -> 
     }
 }
 
-/// Whether a frame is likelier to be used than others of its class. Which sign says so depends on
-/// the color: accessed bits mean little where every page has been accessed since boot.
+/// Whether a frame is likelier to be used than others of its class. The hint that counts depends
+/// on the color: accessed bits mean little where every page has been accessed since boot.
 fn is_hot(color: Color, signs: Temperature) -> bool {
     match color {
         Color::KernelText | Color::KernelRodata | Color::KernelData => {

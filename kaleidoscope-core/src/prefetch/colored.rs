@@ -1,4 +1,4 @@
-//! The colored policies: blocks of related frames, and what is worth streaming before anybody asks.
+//! The colored policies: blocks of related frames around faults, and predicted frames.
 
 use super::{Class, Fault, LocalityOrder, Planner, Position, PrefetchPolicy, Settings};
 use crate::addr::FrameIndex;
@@ -6,15 +6,15 @@ use crate::color::{FrameKind, Order, RegionId};
 use std::ops::Range;
 use std::sync::Arc;
 
-/// What a colored policy knows of a guest before the first fault. Built once per parent and shared
-/// by all of its clones.
+/// What a colored policy knows about a guest before the first fault. Built once per parent and
+/// shared by all of its clones.
 #[derive(Clone, Debug)]
 pub struct ColorGuide {
     locality: Arc<LocalityOrder>,
     settings: Settings,
     /// Files by the frame that holds their inode, sorted: the frame, and the file's stretch.
     inodes: Vec<(FrameIndex, u32)>,
-    /// What to stream, the most wanted first.
+    /// Frames to stream, in descending priority.
     predicted: Vec<FrameIndex>,
 }
 
@@ -31,7 +31,7 @@ impl ColorGuide {
         Self { locality, settings, inodes, predicted }
     }
 
-    /// Goes by other settings from now on; says whether what it predicts was found anew.
+    /// Replaces the settings. Returns whether the prediction had to be recomputed.
     pub(crate) fn change(&mut self, settings: &Settings) -> bool {
         let predicts_otherwise = self.settings.predict != settings.predict
             || self.settings.predict_caches != settings.predict_caches;
@@ -48,19 +48,19 @@ impl ColorGuide {
         &self.locality
     }
 
-    /// The numbers that the policy goes by.
+    /// The settings of the policy.
     #[must_use]
     pub fn settings(&self) -> &Settings {
         &self.settings
     }
 
-    /// Frames that are likely to be used, the most likely first, found from the color map alone.
+    /// Frames that are likely to be used, the most likely first, derived from the color map alone.
     #[must_use]
     pub fn predicted(&self) -> &[FrameIndex] {
         &self.predicted
     }
 
-    /// Places of the files whose inodes a frame holds.
+    /// Position ranges of the files whose inodes a frame holds.
     fn files_of(&self, inode_frame: FrameIndex) -> impl Iterator<Item = Range<Position>> + '_ {
         let first = self.inodes.partition_point(|(frame, _)| *frame < inode_frame);
         let files = self.inodes.get(first..).unwrap_or(&[]).iter();
@@ -69,7 +69,7 @@ impl ColorGuide {
     }
 }
 
-/// Frames of the settings' signs and caches, in the settings' order, each once.
+/// Frames that match the settings' hints and caches, in the settings' order, each once.
 fn predict(locality: &LocalityOrder, settings: &Settings) -> Vec<FrameIndex> {
     let mut taken = vec![false; locality.frames() as usize];
     let mut out = Vec::new();
@@ -81,7 +81,7 @@ fn predict(locality: &LocalityOrder, settings: &Settings) -> Vec<FrameIndex> {
             out.push(frame);
         }
     };
-    // One look at every frame, however many signs there are.
+    // One pass over the frames, however many hints there are.
     let mut by_class = vec![Vec::new(); Class::COUNT];
     for (rank, sign) in settings.predict.iter().enumerate() {
         if let Some(signs) = by_class.get_mut(sign.class.index()) {
@@ -116,15 +116,16 @@ pub fn predicted(locality: &Arc<LocalityOrder>) -> Box<dyn PrefetchPolicy> {
     Box::new(Colored::new(Arc::new(ColorGuide::new(Arc::clone(locality), settings))))
 }
 
-/// Blocks of related frames around each fault, windows by class, and a stream of what is predicted.
+/// Blocks of related frames around each fault, with windows by class, and a stream of predicted
+/// frames.
 ///
-/// Named `region` when nothing is predicted, `predicted` when something is.
+/// Named `region` without prediction, `predicted` with it.
 #[derive(Clone, Debug)]
 pub struct Colored {
     guide: Arc<ColorGuide>,
-    /// Faults seen in each stretch.
+    /// Faults in each stretch so far.
     faults: Vec<u16>,
-    /// Place of the next frame in the prediction.
+    /// Index of the next predicted frame to stream.
     next: usize,
 }
 
@@ -136,14 +137,14 @@ impl Colored {
         Self { guide, faults, next: 0 }
     }
 
-    /// What it was prepared with.
+    /// The guest's color guide.
     #[must_use]
     pub fn guide(&self) -> &Arc<ColorGuide> {
         &self.guide
     }
 
-    /// Fills free frames with zeros that will be touched next: those that the guest's allocator
-    /// gives away after this one or, where its order is not known, the block around it.
+    /// Fills the free frames with zeros that the guest will access next: those that its allocator
+    /// hands out after this one or, if the order is not known, the aligned block around it.
     fn fill(&self, frame: FrameIndex, planner: &mut Planner<'_>) {
         let locality = &self.guide.locality;
         let (Some(place), Some(stretch)) = (locality.position(frame), locality.stretch(frame))
@@ -166,7 +167,8 @@ impl Colored {
         }
     }
 
-    /// Plans the window around a frame, in its region or, for small files, among all of them.
+    /// Plans the window around a frame: within its region or, for a small file, among all small
+    /// files.
     fn window(&mut self, frame: FrameIndex, most: u32, planner: &mut Planner<'_>) {
         let Self { guide, faults, .. } = self;
         let locality = &guide.locality;
@@ -190,7 +192,7 @@ impl Colored {
         fetch_blocks(locality, place, locality.range(stretch), blocks, planner);
     }
 
-    /// Plans the beginnings of the files whose inodes lie in a frame.
+    /// Plans the first pages of the files whose inodes lie in a frame.
     fn files(&self, frame: FrameIndex, planner: &mut Planner<'_>) {
         let pages = self.guide.settings.inode_pages;
         if pages == 0 {
@@ -205,8 +207,7 @@ impl Colored {
     }
 }
 
-/// Plans the frames without signs of use in one block around a place, and those with signs in
-/// another.
+/// Plans the cold frames of one block around a position, and the hot frames of another.
 fn fetch_blocks(
     locality: &LocalityOrder,
     place: Position,
@@ -228,8 +229,8 @@ fn fetch_blocks(
     }
 }
 
-/// The block of `pages` places around `place`, aligned from the start of `within` and clipped to
-/// its end.
+/// The block of `pages` positions around `place`, aligned relative to the start of `within` and
+/// clipped to its end.
 fn block(place: Position, within: Range<Position>, pages: u32) -> Range<Position> {
     let into = place.saturating_sub(within.start);
     let start = within.start + (into - into % pages.max(1));
@@ -237,7 +238,7 @@ fn block(place: Position, within: Range<Position>, pages: u32) -> Range<Position
 }
 
 impl Colored {
-    /// Answers a fault with windows of at most so many pages.
+    /// Answers a fault with windows of at most `most` pages.
     pub(super) fn fault_within(&mut self, fault: &Fault, most: u32, planner: &mut Planner<'_>) {
         if planner.answer_with_zeros() {
             self.fill(fault.frame, planner);
@@ -284,8 +285,8 @@ mod tests {
         }
     }
 
-    /// What is filled with zeros when frame 5 of eight free ones is touched, which are given away
-    /// from the last to the first.
+    /// The frames that are filled with zeros when frame 5 of eight free frames is accessed. The
+    /// allocator hands them out from the last to the first.
     fn filled(order: Order) -> Vec<u32> {
         let layout = MemoryLayout::contiguous(8 * 4096).unwrap();
         let frames = (0..8).map(|frame| Frame {
@@ -309,7 +310,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_given_away_next_is_filled() {
+    fn frames_allocated_next_are_filled() {
         assert_eq!(filled(Order::Allocation), [4, 3, 2]);
         assert_eq!(filled(Order::FrameNumber), [4, 6, 7], "the block around it");
     }

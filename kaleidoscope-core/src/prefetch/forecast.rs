@@ -1,33 +1,33 @@
-//! What clones will write, learned from what others wrote.
+//! Forecast of the frames that clones will write, learned from the writes of others.
 
 use crate::addr::FrameIndex;
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-/// Which frames a clone that shares its parent's memory will write soon: those that most machines
-/// wrote which began where it begins, its siblings and the parent itself since the freeze.
+/// Predicts which frames a clone that shares its parent's memory will write soon: those that most
+/// machines with the same origin wrote, i.e. its siblings, and the parent itself since the freeze.
 ///
-/// A frame that is copied before it is written costs a copy, and spares the guest the wait for one;
-/// a frame that is copied and not written costs memory too. So a frame is worth copying when it is
-/// written more often than not. Where nobody has written anything nothing is: a clone then is as if
-/// there were no forecast.
+/// Copying a frame before the write costs a copy, and saves the guest the wait for a fault. A frame
+/// that is copied and never written costs memory as well. So a frame is worth copying if it is
+/// written more often than not. Without any known writes the forecast is empty, and the clone
+/// behaves as without a forecast.
 #[derive(Clone, Debug, Default)]
 pub struct WriteForecast {
-    /// Machines that were looked at.
+    /// Machines learned from.
     seen: u32,
-    /// How many of them wrote a frame.
+    /// Number of machines that wrote each frame.
     writers: BTreeMap<FrameIndex, u32>,
 }
 
 impl WriteForecast {
-    /// Nothing is known.
+    /// An empty forecast.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Learns what a machine wrote in the time that the forecast is for: ranges of frame indices
-    /// that do not overlap. Takes time and memory in proportion to the frames.
+    /// Adds the writes of one machine within the forecast's time span, as frame ranges that do not
+    /// overlap. Takes time and memory in proportion to the number of frames.
     pub fn learn(&mut self, written: &[Range<u32>]) {
         self.seen = self.seen.saturating_add(1);
         for frame in written.iter().cloned().flatten() {
@@ -36,14 +36,14 @@ impl WriteForecast {
         }
     }
 
-    /// Machines that were looked at.
+    /// Number of machines learned from.
     #[must_use]
     pub fn seen(&self) -> u32 {
         self.seen
     }
 
-    /// The frames that more than half of the machines wrote, `most` at most: sorted ranges that do
-    /// not touch. Those that more machines wrote are preferred.
+    /// The frames that more than half of the machines wrote, at most `most` frames: sorted ranges
+    /// that do not touch. Frames that more machines wrote are preferred.
     #[must_use]
     pub fn frames(&self, most: u32) -> Vec<Range<u32>> {
         let likely = self.writers.iter().filter(|(_, writers)| **writers > self.seen / 2);
@@ -58,7 +58,7 @@ impl WriteForecast {
     }
 }
 
-/// Ascending frames as ranges that do not touch.
+/// Converts ascending frames to ranges that do not touch.
 pub(super) fn runs(frames: impl IntoIterator<Item = u32>) -> Vec<Range<u32>> {
     let mut runs: Vec<Range<u32>> = Vec::new();
     for frame in frames {
@@ -76,13 +76,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_most_wrote_is_expected() {
+    fn frames_that_most_machines_wrote_are_predicted() {
         let mut forecast = WriteForecast::new();
-        assert!(forecast.frames(100).is_empty(), "nobody wrote anything");
+        assert!(forecast.frames(100).is_empty(), "no machine was learned from");
         forecast.learn(&[3..5, 9..10]);
         assert_eq!(forecast.frames(100), [3..5, 9..10]);
         forecast.learn(&[3..4, 5..6]);
-        assert_eq!(forecast.frames(100), [3..4], "half of them is not most");
+        assert_eq!(forecast.frames(100), [3..4], "half of the machines is not a majority");
         forecast.learn(&[4..6]);
         assert_eq!(forecast.frames(100), [3..6]);
         forecast.learn(&[]);
@@ -92,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn a_limit_keeps_what_is_likeliest() {
+    fn a_limit_keeps_the_likeliest_frames() {
         let mut forecast = WriteForecast::new();
         forecast.learn(&[0..4, 8..9]);
         forecast.learn(&[0..4, 8..9]);

@@ -1,4 +1,4 @@
-//! The locality: a color map arranged for policies, so that related frames are neighbors.
+//! The locality order: a color map sorted for policies, so that related frames are neighbors.
 
 use super::Class;
 use super::class::{Classes, SMALL_FILE};
@@ -8,29 +8,29 @@ use crate::memory::MemoryLayout;
 use std::ops::Range;
 use std::sync::Arc;
 
-/// A place in the locality: a frame's position when all frames are sorted by region and, within
-/// one, by its natural order.
+/// A position in the locality order: a frame's index when all frames are sorted by region and,
+/// within a region, by its natural order.
 pub type Position = u32;
 
-/// A color map with every frame's neighbors in its region at hand.
+/// A color map with its frames sorted so that related frames are neighbors.
 ///
-/// All frames lie on one line: first the small files, in the order in which their inodes lie in
-/// memory, which is about that in which they were first opened; then the other regions; last the
-/// frames without a region. Each region's frames are in its natural order. A block of related
-/// frames is a range of this line. Built once per parent and shared by all of its clones (13 bytes
-/// per frame beside the map).
+/// The order starts with the small files, sorted by the address of their inodes, which approximates
+/// the order in which they were first opened. The other regions follow, then the frames without a
+/// region. Each region's frames are in its natural order. A block of related frames is a range of
+/// positions. Built once per parent and shared by all of its clones; takes 13 bytes per frame
+/// beside the map.
 #[derive(Clone, Debug)]
 pub struct LocalityOrder {
     map: ColorMap,
-    /// Frames by place.
+    /// Frames by position.
     order: Vec<FrameIndex>,
-    /// Place of every frame.
-    places: Vec<Position>,
-    /// Stretch of the line that each frame belongs to: a region's number, or one past the last.
+    /// Position of every frame.
+    positions: Vec<Position>,
+    /// Stretch of every frame: the number of its region, or the number of regions if it has none.
     stretches: Vec<u32>,
-    /// Places of each stretch.
+    /// Positions of each stretch.
     ranges: Vec<Range<Position>>,
-    /// Places of all small files.
+    /// Positions of all small files.
     small_files: Range<Position>,
     classes: Classes,
 }
@@ -43,15 +43,15 @@ impl From<ColorMap> for Arc<LocalityOrder> {
 }
 
 impl LocalityOrder {
-    /// Arranges a color map.
+    /// Sorts the frames of a color map.
     #[must_use]
     pub fn new(map: ColorMap) -> Self {
         let members = map.members();
-        let regions = line_of_regions(&map, &members);
+        let regions = sorted_regions(&map, &members);
         let rest = to_u32(map.regions().len());
         let mut locality = Self {
             order: Vec::with_capacity(map.len()),
-            places: vec![0; map.len()],
+            positions: vec![0; map.len()],
             stretches: vec![rest; map.len()],
             ranges: vec![0..0; map.regions().len() + 1],
             small_files: 0..0,
@@ -75,7 +75,7 @@ impl LocalityOrder {
         let start = to_u32(self.order.len());
         self.order.extend_from_slice(frames);
         for (place, frame) in (start..).zip(frames) {
-            if let Some(slot) = self.places.get_mut(frame.as_usize()) {
+            if let Some(slot) = self.positions.get_mut(frame.as_usize()) {
                 *slot = place;
             }
             if let Some(slot) = self.stretches.get_mut(frame.as_usize()) {
@@ -110,39 +110,39 @@ impl LocalityOrder {
         self.map.colors().get(frame.as_usize()).copied().unwrap_or_default()
     }
 
-    /// Whether nobody needs the frame's bytes: the guest's allocator has it, or the guest gave it
+    /// Whether the frame's bytes are not needed: the guest's allocator has it, or the guest gave it
     /// back.
     #[must_use]
     pub fn is_free(&self, frame: FrameIndex) -> bool {
         matches!(self.color(frame), Color::Free | Color::Offline)
     }
 
-    /// A frame's place, or `None` past the end.
+    /// A frame's position, or `None` past the end.
     #[must_use]
     pub fn position(&self, frame: FrameIndex) -> Option<Position> {
-        self.places.get(frame.as_usize()).copied()
+        self.positions.get(frame.as_usize()).copied()
     }
 
-    /// Number of the stretch that a frame lies in: its region's number, or one more than the last
-    /// region's.
+    /// Number of the stretch that a frame lies in: its region's number, or the number of regions if
+    /// it has none.
     #[must_use]
     pub fn stretch(&self, frame: FrameIndex) -> Option<u32> {
         self.stretches.get(frame.as_usize()).copied()
     }
 
-    /// Number of stretches: the regions, and the frames without one.
+    /// Number of stretches: one per region, and one for the frames without a region.
     #[must_use]
     pub fn stretches(&self) -> usize {
         self.ranges.len()
     }
 
-    /// Places of a stretch; empty for one that does not exist.
+    /// Positions of a stretch; empty for one that does not exist.
     #[must_use]
     pub fn range(&self, stretch: u32) -> Range<Position> {
         self.ranges.get(stretch as usize).cloned().unwrap_or(0..0)
     }
 
-    /// Places of all small files, one after the other.
+    /// Positions of all small files, which are contiguous.
     #[must_use]
     pub fn small_files(&self) -> Range<Position> {
         self.small_files.clone()
@@ -154,19 +154,19 @@ impl LocalityOrder {
         self.classes.of(frame)
     }
 
-    /// Whether a frame shows signs that tell it from others of its class.
+    /// Whether a frame shows a hint that it is likelier to be used than others of its class.
     #[must_use]
     pub fn is_hot(&self, frame: FrameIndex) -> bool {
         self.classes.is_hot(frame)
     }
 
-    /// The frame at a place.
+    /// The frame at a position.
     #[must_use]
     pub fn at(&self, place: Position) -> Option<FrameIndex> {
         self.order.get(place as usize).copied()
     }
 
-    /// Frames of a range of places, clipped to the line.
+    /// Frames of a range of positions, clipped to the end of the order.
     #[must_use]
     pub fn run(&self, range: Range<Position>) -> &[FrameIndex] {
         let end = (range.end as usize).min(self.order.len());
@@ -174,8 +174,8 @@ impl LocalityOrder {
     }
 }
 
-/// The regions in the order of the line.
-fn line_of_regions(map: &ColorMap, members: &Members) -> Vec<RegionId> {
+/// The regions in the locality order.
+fn sorted_regions(map: &ColorMap, members: &Members) -> Vec<RegionId> {
     let mut regions: Vec<_> = (0..to_u32(map.regions().len())).map(RegionId).collect();
     regions.sort_by_cached_key(|id| {
         let anchor = map.region(*id).and_then(|region| region.anchor);
@@ -190,7 +190,7 @@ fn is_small_file(map: &ColorMap, id: RegionId) -> bool {
     map.region(id).is_some_and(|r| r.kind == FrameKind::File && r.frames <= SMALL_FILE)
 }
 
-/// Numbers of frames and regions, of which a layout has fewer than 2^32.
+/// Converts a number of frames or regions; a layout has fewer than 2^32 of each.
 fn to_u32(n: usize) -> u32 {
     u32::try_from(n).unwrap_or(u32::MAX)
 }

@@ -1,12 +1,13 @@
-//! Prefetch: what a clone gets before it asks.
+//! Prefetch: which frames a clone receives before it faults on them.
 //!
-//! A [`PrefetchPolicy`] is told of every fault and fills a [`Plan`]; between faults it is asked
-//! what to stream. It sees the guest through an [`LocalityOrder`], in which related frames are
-//! neighbors.
+//! A [`PrefetchPolicy`] is called for every fault and fills a [`Plan`]; between faults the clone
+//! asks it which frames to stream. It sees the guest through a [`LocalityOrder`], in which related
+//! frames are neighbors.
 //!
-//! A clone that shares its parent's memory has every page from the start, and waits where it
-//! writes. For it there are two forecasts: a [`WriteForecast`] of what its siblings wrote, and an
-//! [`AllocationForecast`] of the free frames that its kernel will give away next.
+//! A clone that shares its parent's memory can read every page from the start, and waits only for
+//! copies on write. Two forecasts serve such a clone: a [`WriteForecast`] of the frames that its
+//! siblings wrote, and an [`AllocationForecast`] of the free frames that its kernel will allocate
+//! next.
 
 mod allocation;
 mod blind;

@@ -1,37 +1,37 @@
-//! The bound: a policy that knows what will be touched.
+//! The oracle: a policy that knows the future accesses, as an upper bound.
 
 use super::{Fault, Planner, PrefetchPolicy};
 use crate::addr::FrameIndex;
 
-/// Fetches what a trace touches, in the trace's order, from the start: no policy can do with fewer
-/// frames.
+/// Fetches the frames that a trace accesses, in the trace's order, from the start. No policy can
+/// fetch fewer frames.
 ///
-/// It is no policy for clones, but what others are measured against. Free frames are filled with
-/// zeros in time.
+/// It does not serve clones; other policies are measured against it. Free frames are filled with
+/// zeros before they are accessed.
 #[derive(Clone, Debug)]
 pub struct Oracle {
-    /// What will be touched, in order.
+    /// Frames that will be accessed, in order.
     frames: Vec<FrameIndex>,
-    /// How many of `frames` were planned, or found to be there.
-    done: usize,
+    /// How many of `frames` were planned or already present.
+    next: usize,
 }
 
 impl Oracle {
-    /// Knows that these frames will be touched in this order.
+    /// An oracle for a clone that accesses these frames in this order.
     #[must_use]
     pub fn new(frames: impl IntoIterator<Item = FrameIndex>) -> Self {
-        Self { frames: frames.into_iter().collect(), done: 0 }
+        Self { frames: frames.into_iter().collect(), next: 0 }
     }
 
-    /// Plans the next frames, as many as fit. Over a replay, every frame is looked at once.
+    /// Plans as many of the next frames as fit. Each frame is considered once per replay.
     fn next(&mut self, planner: &mut Planner<'_>) {
         while planner.room() > 0
-            && let Some(frame) = self.frames.get(self.done)
+            && let Some(frame) = self.frames.get(self.next)
         {
             if !planner.zero(*frame) {
                 planner.fetch_used(*frame);
             }
-            self.done += 1;
+            self.next += 1;
         }
     }
 }
@@ -69,7 +69,7 @@ mod tests {
         }
     }
 
-    /// Eight frames, of which number 5 is free.
+    /// Eight frames; frame 5 is free.
     fn locality() -> Arc<LocalityOrder> {
         let layout = MemoryLayout::contiguous(8 * 4096).unwrap();
         let frames = (0..8).map(|i| Frame {
@@ -86,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn it_goes_through_the_list_once() {
+    fn the_oracle_plans_each_frame_once() {
         let locality = locality();
         let mut oracle = Oracle::new(frames(&[7, 5, 3, 0, 6, 2]));
         let mut plan = Plan::new(Arc::clone(&locality), 2);
@@ -94,7 +94,7 @@ mod tests {
 
         let present = PresentBelow(1);
         oracle.fault(&fault(FrameIndex(7)), &mut plan.begin(&present, Some(FrameIndex(7))));
-        assert_eq!(plan.fetch(), frames(&[3, 6]), "what is asked for or present is left out");
+        assert_eq!(plan.fetch(), frames(&[3, 6]), "the faulting and present frames are left out");
         assert_eq!(plan.zero(), frames(&[5]));
         assert_eq!(plan.answer(), Answer::Fetch);
 
@@ -104,6 +104,6 @@ mod tests {
         oracle.background(&mut plan.begin(&present, None));
         assert_eq!(plan.fetch(), frames(&[2]));
         oracle.background(&mut plan.begin(&present, None));
-        assert_eq!(plan.fetch(), [], "nothing comes twice");
+        assert_eq!(plan.fetch(), [], "no frame is fetched twice");
     }
 }

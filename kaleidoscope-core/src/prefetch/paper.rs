@@ -5,7 +5,7 @@ use crate::addr::FrameIndex;
 use crate::color::PaperColor;
 use std::sync::Arc;
 
-/// Where a window lies.
+/// Position of a window relative to the faulting frame.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Shape {
     /// The next frames of the color.
@@ -29,12 +29,12 @@ pub struct Paper {
     shape: Shape,
     /// Frames of each color in frame-number order.
     members: Vec<Vec<FrameIndex>>,
-    /// Place of every frame among its color's.
+    /// Rank of every frame within its color.
     ranks: Vec<u32>,
 }
 
 impl Paper {
-    /// The paper's windows with the shape that it prefers, lookahead.
+    /// The paper's windows with its preferred shape, lookahead.
     #[must_use]
     pub fn new(locality: Arc<LocalityOrder>) -> Self {
         Self::shaped(locality, Shape::Lookahead)
@@ -56,7 +56,7 @@ impl Paper {
         Self { locality, shape, members, ranks }
     }
 
-    /// Table 1 of the paper.
+    /// Window sizes in pages from table 1 of the paper.
     fn window(&self, color: PaperColor) -> Window {
         let size = match color {
             PaperColor::KernelCode | PaperColor::UserCode => 4,
@@ -94,7 +94,7 @@ impl PrefetchPolicy for Paper {
             Shape::Lookahead => rank.saturating_add(1),
             Shape::Pivot => rank.saturating_sub(window.size / 2),
         };
-        // A pivot's window holds the frame itself, which the planner leaves out.
+        // A pivot window includes the faulting frame, which the planner leaves out.
         let extra = usize::from(window.shape == Shape::Pivot);
         let end = first.saturating_add(window.size + extra).min(group.len());
         for frame in group.get(first..end).unwrap_or(&[]) {

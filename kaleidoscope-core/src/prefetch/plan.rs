@@ -1,4 +1,4 @@
-//! Plans: what to do about a fault, and in which order.
+//! Plans: the frames to fetch or to fill with zeros for one fault, in order.
 
 use super::LocalityOrder;
 use crate::addr::FrameIndex;
@@ -6,27 +6,28 @@ use crate::memory::LazyTable;
 use std::cell::Cell;
 use std::sync::Arc;
 
-/// What is in the clone already, or on its way.
+/// Which frames are present in the clone or being fetched.
 pub trait Presence {
-    /// Whether the frame is neither present nor on its way. `false` for frames outside the guest.
+    /// Whether the frame is neither present nor being fetched. `false` for frames outside the
+    /// guest.
     fn is_absent(&self, frame: FrameIndex) -> bool;
 }
 
-/// How the frame that was asked for gets its bytes.
+/// Where the bytes of the faulting frame come from.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
 pub enum Answer {
     /// From the parent.
     #[default]
     Fetch,
-    /// Filled with zeros here: nobody needs the parent's bytes.
+    /// Filled with zeros locally: the guest does not need the parent's bytes.
     Zero,
 }
 
-/// A plan, reused from fault to fault so that none is allocated on the hot path.
+/// A plan, reused from fault to fault so that the hot path does not allocate.
 ///
-/// A [`Planner`] fills it and keeps what every plan must hold, whatever the policy: no frame
-/// outside the guest, none that is present, none twice, no more than the budget, and zeros only for
-/// frames that are free.
+/// A [`Planner`] fills it and enforces what every plan must hold, whatever the policy: no frame
+/// outside the guest, no present frame, no frame twice, no more than the budget, and zeros only for
+/// free frames.
 #[derive(Debug)]
 pub struct Plan {
     locality: Arc<LocalityOrder>,
@@ -34,16 +35,16 @@ pub struct Plan {
     fetch: Vec<FrameIndex>,
     zero: Vec<FrameIndex>,
     asked: Option<FrameIndex>,
-    /// One bit per frame: it is asked for, or planned. Made as they are used, so that starting a
-    /// huge clone costs no more than starting a small one.
+    /// One bit per frame: the frame faulted or is planned. Words are allocated on first use, so
+    /// that starting a large clone costs no more than starting a small one.
     planned: LazyTable<Cell<u64>>,
     budget: usize,
 }
 
 impl Plan {
-    /// An empty plan with room for `budget` frames to fetch and as many to fill. Takes 8 bytes per
-    /// frame of the budget, and 32 KiB for each GiB of the guest, which are allocated when a
-    /// frame there is first asked for or planned.
+    /// An empty plan with room for `budget` frames to fetch and as many to fill with zeros. Takes 8
+    /// bytes per frame of the budget, and 32 KiB for each GiB of the guest, which are allocated
+    /// when a frame of that GiB first faults or is first planned.
     #[must_use]
     pub fn new(locality: Arc<LocalityOrder>, budget: usize) -> Self {
         let frames = locality.frames();
@@ -59,33 +60,33 @@ impl Plan {
         }
     }
 
-    /// How the frame that was asked for gets its bytes.
+    /// Where the bytes of the faulting frame come from.
     #[must_use]
     pub fn answer(&self) -> Answer {
         self.answer
     }
 
-    /// Frames to fetch from the parent beside the one asked for, the most wanted first.
+    /// Frames to fetch from the parent beside the faulting one, in descending priority.
     #[must_use]
     pub fn fetch(&self) -> &[FrameIndex] {
         &self.fetch
     }
 
-    /// Frames to fill with zeros here, beside the one asked for.
+    /// Frames to fill with zeros locally, beside the faulting one.
     #[must_use]
     pub fn zero(&self) -> &[FrameIndex] {
         &self.zero
     }
 
-    /// Empties the plan for an answer to a fault on `asked`, or for a batch of the background when
-    /// there is none. `presence` says what is there already.
+    /// Clears the plan for the answer to a fault on `asked`, or for a background batch if `asked`
+    /// is `None`. `presence` says which frames are present or being fetched.
     pub fn begin<'a>(
         &'a mut self,
         presence: &'a dyn Presence,
         asked: Option<FrameIndex>,
     ) -> Planner<'a> {
         for frame in self.fetch.drain(..).chain(self.zero.drain(..)).chain(self.asked) {
-            let (word, bit) = place(frame);
+            let (word, bit) = bit_of(frame);
             if let Some(word) = self.planned.made(word) {
                 word.set(word.get() & !bit);
             }
@@ -93,7 +94,7 @@ impl Plan {
         self.answer = Answer::Fetch;
         self.asked = asked;
         if let Some(asked) = asked {
-            let (word, bit) = place(asked);
+            let (word, bit) = bit_of(asked);
             if let Some(word) = self.planned.get(word) {
                 word.set(word.get() | bit);
             }
@@ -103,12 +104,12 @@ impl Plan {
     }
 }
 
-/// Where a frame's bit is: number of the word, and the bit in it.
-fn place(frame: FrameIndex) -> (usize, u64) {
+/// Position of a frame's bit: the index of the word, and the mask within it.
+fn bit_of(frame: FrameIndex) -> (usize, u64) {
     (frame.as_usize() / 64, 1 << (frame.0 % 64))
 }
 
-/// Fills a plan, and refuses what no plan may hold.
+/// Fills a plan, and rejects frames that no plan may hold.
 pub struct Planner<'a> {
     plan: &'a mut Plan,
     presence: &'a dyn Presence,
@@ -149,16 +150,16 @@ impl Planner<'_> {
         &self.plan.fetch
     }
 
-    /// Whether a frame is neither present nor on its way, nor planned.
+    /// Whether a frame is neither present, being fetched, nor planned.
     #[must_use]
     pub fn is_absent(&self, frame: FrameIndex) -> bool {
-        let (word, bit) = place(frame);
+        let (word, bit) = bit_of(frame);
         let is_planned = || self.plan.planned.made(word).is_some_and(|word| word.get() & bit != 0);
         frame.0 < self.plan.locality.frames() && !is_planned() && self.presence.is_absent(frame)
     }
 
-    /// The frame that was asked for is filled with zeros here; `false`, and no change, unless it is
-    /// free.
+    /// Answers the fault with zeros. Returns `false` and changes nothing unless the faulting frame
+    /// is free.
     pub fn answer_with_zeros(&mut self) -> bool {
         let is_free = self.asked.is_some_and(|frame| self.plan.locality.is_free(frame));
         if is_free {
@@ -167,8 +168,8 @@ impl Planner<'_> {
         is_free
     }
 
-    /// Plans to fetch a frame; `false` when it is there or planned already, is no frame of the
-    /// guest, or nothing more fits.
+    /// Plans to fetch a frame. Returns `false` if the frame is present, being fetched, planned or
+    /// outside the guest, or if the budget is used up.
     pub fn fetch(&mut self, frame: FrameIndex) -> bool {
         let fits = self.room > 0 && self.mark(frame);
         if fits {
@@ -178,8 +179,8 @@ impl Planner<'_> {
         fits
     }
 
-    /// Plans to fill a frame with zeros; `false` as for [`Planner::fetch`], and when the frame is
-    /// not free.
+    /// Plans to fill a frame with zeros. Returns `false` in the cases of [`Planner::fetch`], and if
+    /// the frame is not free.
     pub fn zero(&mut self, frame: FrameIndex) -> bool {
         let fits = self.zero_room > 0 && self.plan.locality.is_free(frame) && self.mark(frame);
         if fits {
@@ -189,8 +190,8 @@ impl Planner<'_> {
         fits
     }
 
-    /// Plans to fetch a frame unless it is free; `false` as for [`Planner::fetch`], and when it is
-    /// free.
+    /// Plans to fetch a frame unless it is free. Returns `false` in the cases of
+    /// [`Planner::fetch`], and if the frame is free.
     pub fn fetch_used(&mut self, frame: FrameIndex) -> bool {
         !self.plan.locality.is_free(frame) && self.fetch(frame)
     }
@@ -198,7 +199,7 @@ impl Planner<'_> {
     /// Marks an absent frame as planned.
     fn mark(&mut self, frame: FrameIndex) -> bool {
         let absent = self.is_absent(frame);
-        let (word, bit) = place(frame);
+        let (word, bit) = bit_of(frame);
         if absent && let Some(word) = self.plan.planned.get(word) {
             word.set(word.get() | bit);
         }

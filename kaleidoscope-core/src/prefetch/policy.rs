@@ -1,9 +1,9 @@
-//! What a prefetch policy is.
+//! The interface of a prefetch policy.
 
 use super::Planner;
 use crate::addr::FrameIndex;
 
-/// How a frame was touched.
+/// How a frame was accessed.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
 pub enum Access {
     /// Not known.
@@ -15,48 +15,48 @@ pub enum Access {
     Write,
 }
 
-/// A clone touched a frame that is not there.
+/// A clone accessed a frame that is not present.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Fault {
     /// The frame.
     pub frame: FrameIndex,
-    /// How it was touched.
+    /// How it was accessed.
     pub access: Access,
-    /// Whether the frame is on its way already: the fault waits for it, and the plan can only add
-    /// to it.
+    /// Whether the frame is already being fetched. The fault then waits for that request, and the
+    /// plan can only add frames.
     pub in_flight: bool,
 }
 
-/// What became of a prefetched frame, where a clone can tell.
+/// Whether a prefetched frame was used, as far as a clone can tell.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum PrefetchOutcome {
-    /// The clone touched it.
+    /// The clone accessed the frame.
     Used,
-    /// It was dropped untouched, or the clone ended.
+    /// The frame was dropped before any access, or the clone ended.
     Unused,
 }
 
-/// Decides what a clone gets before it asks.
+/// Decides which frames a clone receives before it faults on them.
 ///
-/// A policy is a deterministic machine: the same locality, faults and feedback in the same order
-/// give the same plans. It has no clock, does no I/O, and allocates only while it is built. One
-/// serves one clone.
+/// A policy is a deterministic state machine: the same locality order, faults and feedback in the
+/// same order give the same plans. It has no clock, does no I/O, and allocates only while it is
+/// built. One policy serves one clone.
 pub trait PrefetchPolicy: Send {
-    /// Its name, as on the command line.
+    /// Name of the policy, as on the command line.
     fn name(&self) -> &str;
 
-    /// Answers a fault: how the frame gets its bytes, and which others are to be fetched or filled
-    /// with it.
+    /// Answers a fault: where the frame's bytes come from, and which other frames to fetch or to
+    /// fill with zeros.
     fn fault(&mut self, fault: &Fault, planner: &mut Planner<'_>);
 
-    /// What to fetch while nobody waits, most wanted first: the next batch, as much as fits. Called
-    /// whenever there is room on the way from the parent; an empty plan means that there is
-    /// nothing to stream for now, and the next fault may change that.
+    /// Plans the next batch to stream while no fault is pending, in descending priority, up to
+    /// [`Planner::room`]. Called whenever the connection to the parent has room. An empty plan
+    /// means that there is nothing to stream until the next fault.
     fn background(&mut self, planner: &mut Planner<'_>) {
         let _ = planner;
     }
 
-    /// Learns what became of a frame that it had prefetched. Optional: many clones cannot tell.
+    /// Reports what happened to a prefetched frame. Optional: many clones cannot tell.
     fn feedback(&mut self, frame: FrameIndex, outcome: PrefetchOutcome) {
         let _ = (frame, outcome);
     }

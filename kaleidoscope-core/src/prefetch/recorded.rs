@@ -1,36 +1,39 @@
-//! Following a recording as far as the clone does.
+//! Policies that follow a recording as far as the clone does.
 //!
-//! A recording is read ahead as a kernel reads a file ahead: a fault on a frame just beyond what
-//! was read says that the clone goes the recorded way, and doubles how far the next read goes; a
-//! fault elsewhere in the recording starts another, short one there; a fault outside is left to the
-//! colors. So a recording of the same command is streamed whole after a dozen faults, and one of
-//! another command costs no more than a few short reads, without anybody having to say which it is.
+//! A recording is read ahead as a kernel reads a file ahead. A fault on a frame just beyond the
+//! last read confirms that the clone follows the recording, and doubles the length of the next
+//! read. A fault elsewhere in the recording starts another, short read there. A fault outside the
+//! recording is answered by the colored policy. So a recording of the same command is streamed
+//! whole after a dozen faults, and a recording of another command costs only a few short reads. The
+//! caller does not have to say which it is.
 
 use super::{ColorGuide, Colored, Fault, Planner, PrefetchPolicy, RecordedOrder};
 use crate::addr::FrameIndex;
 use std::sync::Arc;
 
-/// Stops of a first read.
-const FIRST: usize = 10;
+/// Stops of the first read.
+const FIRST_READ: usize = 10;
 
 /// Stops of the longest read.
-const LONGEST: usize = 1 << 14;
+const LONGEST_READ: usize = 1 << 14;
 
-/// A fault this part of a read's length beyond its end still confirms it. Larger slacks let chance
-/// hits in a recording of something else pass for the recorded way.
-const SLACK: usize = 16;
+/// A fault up to `length / SLACK_DIVISOR` stops beyond the end of a read still confirms it. With
+/// more slack, chance hits in an unrelated recording would count as confirmations.
+const SLACK_DIVISOR: usize = 16;
 
-/// Reads that are remembered; the least recently confirmed is forgotten.
-const READERS: usize = 8;
+/// Concurrent reads; the least recently confirmed one is replaced.
+const MAX_READERS: usize = 8;
 
-/// Trust at the start, in misses that it takes to lose it.
-const TRUST: u32 = 4;
+/// Initial trust: the number of misses after which the recording is no longer trusted.
+const INITIAL_TRUST: u32 = 4;
 
-/// Most trust.
-const MOST_TRUST: u32 = 512;
+/// Upper limit of the trust.
+const MAX_TRUST: u32 = 512;
 
-/// Pages of the window around the first miss in a region that the recording has been to.
-const FIRST_MISS: u32 = 2;
+/// Pages of the window around the first miss in a stretch that the recording visits.
+const FIRST_MISS_PAGES: u32 = 2;
+
+/// Reads part of the recorded order ahead of the clone.
 
 /// Reads part of the recorded_order ahead of the clone.
 #[derive(Clone, Copy, Debug, Default)]
@@ -39,45 +42,45 @@ struct Reader {
     next: usize,
     /// The stop before which to stream.
     end: usize,
-    /// Stops of the last read.
+    /// Number of stops of the last read.
     length: usize,
-    /// When it was last confirmed, in confirmations.
+    /// Sequence number of the last confirmation.
     confirmed: u32,
 }
 
 impl Reader {
-    /// Whether a fault at a stop says that the clone goes this way: beyond what was read, but not
-    /// far.
-    fn meets(&self, stop: usize) -> bool {
-        let slack = (self.length / SLACK).max(FIRST / 2);
+    /// Whether a fault at a stop confirms this reader: the stop is not yet streamed, and at most
+    /// the slack beyond the end of the read.
+    fn confirms(&self, stop: usize) -> bool {
+        let slack = (self.length / SLACK_DIVISOR).max(FIRST_READ / 2);
         self.length > 0 && (self.next..self.end + slack).contains(&stop)
     }
 }
 
-/// When to stream what the colors predict.
+/// When to stream the frames that the colored policy predicts.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
 pub enum Predict {
-    /// From the start: the recording is of another kernel and says little of this one's memory.
+    /// From the start: the recording is of another kernel and says little about this one's memory.
     #[default]
     Always,
-    /// When the clone leaves the recorded way: a recording of this kernel knows better.
+    /// Once the clone has left the recorded order: a recording of this kernel predicts better.
     Lost,
 }
 
-/// A recording read ahead along the clone's way, with the colored policy beside it.
+/// Reads a recording ahead of the clone, and falls back to a colored policy.
 #[derive(Clone, Debug)]
 pub struct Recorded {
     name: String,
     colors: Colored,
     recorded_order: Arc<RecordedOrder>,
     predict: Predict,
-    /// Place in the prediction up to which recorded frames were streamed.
-    agreed: usize,
-    readers: [Reader; READERS],
+    /// Index into the prediction up to which the frames that are also recorded were streamed.
+    next_predicted: usize,
+    readers: [Reader; MAX_READERS],
     confirmations: u32,
-    /// How many more misses it takes until the recording is held to be of something else.
+    /// Number of further misses until the recording counts as unrelated.
     trust: u32,
-    /// Misses in each stretch that the recording has been to.
+    /// Misses in each stretch.
     misses: Vec<u8>,
 }
 
@@ -90,12 +93,12 @@ impl Recorded {
         recorded_order: Arc<RecordedOrder>,
         predict: Predict,
     ) -> Self {
-        let mut readers = [Reader::default(); READERS];
+        let mut readers = [Reader::default(); MAX_READERS];
         if let Some(first) = readers.first_mut() {
             *first = Reader {
                 next: 0,
-                end: FIRST.min(recorded_order.len()),
-                length: FIRST,
+                end: FIRST_READ.min(recorded_order.len()),
+                length: FIRST_READ,
                 confirmed: 0,
             };
         }
@@ -105,41 +108,41 @@ impl Recorded {
             colors: Colored::new(guide),
             recorded_order,
             predict,
-            agreed: 0,
+            next_predicted: 0,
             readers,
             confirmations: 0,
-            trust: TRUST,
+            trust: INITIAL_TRUST,
             misses,
         }
     }
 
-    /// Whether the clone goes the recorded way as far as can be told.
+    /// Whether the clone still follows the recording, as far as its faults show.
     #[must_use]
     pub fn is_trusted(&self) -> bool {
         self.trust > 0
     }
 
-    /// A fault at a stop: some reader goes on, or a new one starts.
+    /// Handles a fault at a stop: a reader continues, or a new one starts.
     fn follow(&mut self, stop: usize) {
         self.confirmations += 1;
         let stops = self.recorded_order.len();
-        let met = self.readers.iter_mut().filter(|r| r.meets(stop)).max_by_key(|r| r.length);
+        let met = self.readers.iter_mut().filter(|r| r.confirms(stop)).max_by_key(|r| r.length);
         if let Some(reader) = met {
-            reader.length = (reader.length * 2).min(LONGEST);
+            reader.length = (reader.length * 2).min(LONGEST_READ);
             reader.end = stops.min(stop.max(reader.end) + reader.length);
             reader.confirmed = self.confirmations;
-            let more = u32::try_from(reader.length / FIRST).unwrap_or(MOST_TRUST);
-            self.trust = self.trust.saturating_add(more).min(MOST_TRUST);
+            let more = u32::try_from(reader.length / FIRST_READ).unwrap_or(MAX_TRUST);
+            self.trust = self.trust.saturating_add(more).min(MAX_TRUST);
             return;
         }
-        let end = stops.min(stop + FIRST);
-        let fresh = Reader { next: stop, end, length: FIRST, confirmed: self.confirmations };
+        let end = stops.min(stop + FIRST_READ);
+        let fresh = Reader { next: stop, end, length: FIRST_READ, confirmed: self.confirmations };
         if let Some(oldest) = self.readers.iter_mut().min_by_key(|r| r.confirmed) {
             *oldest = fresh;
         }
     }
 
-    /// A fault at no stop.
+    /// Handles a fault on a frame that is not recorded.
     fn miss(&mut self, fault: &Fault, planner: &mut Planner<'_>) {
         if planner.locality().is_free(fault.frame) {
             self.colors.fault(fault, planner);
@@ -147,8 +150,8 @@ impl Recorded {
         }
         self.trust = self.trust.saturating_sub(1);
         if self.trust == 0 {
-            // Whoever is met again must show anew that this is the way.
-            self.readers.iter_mut().for_each(|r| r.length = r.length.min(FIRST));
+            // Readers must be confirmed again before they read further than a first read.
+            self.readers.iter_mut().for_each(|r| r.length = r.length.min(FIRST_READ));
             self.colors.fault(fault, planner);
             return;
         }
@@ -157,12 +160,12 @@ impl Recorded {
             self.misses.get_mut(stretch as usize).filter(|_| self.recorded_order.visits(stretch));
         let most = misses.map(|misses| {
             *misses = misses.saturating_add(1);
-            FIRST_MISS << u32::from(*misses - 1).min(16)
+            FIRST_MISS_PAGES << u32::from(*misses - 1).min(16)
         });
         self.colors.fault_within(fault, most.unwrap_or(u32::MAX), planner);
     }
 
-    /// Streams what the readers have ahead of them, the longest read first.
+    /// Streams the pending stops of the readers, the longest read first.
     fn read(&mut self, planner: &mut Planner<'_>) {
         let recorded_order = &self.recorded_order;
         while planner.room() > 0 {
@@ -189,7 +192,7 @@ impl PrefetchPolicy for Recorded {
             return;
         };
         if fault.in_flight {
-            // It was read ahead already, only not far enough ahead of the clone.
+            // The frame was read ahead, but not early enough.
             self.read(planner);
             return;
         }
@@ -201,14 +204,14 @@ impl PrefetchPolicy for Recorded {
     }
 
     fn background(&mut self, planner: &mut Planner<'_>) {
-        // What both the recording and the colors expect is as good as sure.
+        // Frames in both the recording and the prediction are almost certain to be used.
         while planner.room() > 0
-            && let Some(frame) = self.colors.guide().predicted().get(self.agreed)
+            && let Some(frame) = self.colors.guide().predicted().get(self.next_predicted)
         {
             if self.recorded_order.stop(*frame).is_some() {
                 planner.fetch_used(*frame);
             }
-            self.agreed += 1;
+            self.next_predicted += 1;
         }
         self.read(planner);
         if self.predict == Predict::Always || !self.is_trusted() {
@@ -217,10 +220,10 @@ impl PrefetchPolicy for Recorded {
     }
 }
 
-/// Streams a set of frames as it is, then goes on as another policy.
+/// Streams a set of frames unconditionally, then continues as another policy.
 ///
-/// For sets that are trusted whole: what a throwaway clone touched when it idled after the freeze;
-/// or, before a [`Demand`](super::Demand) policy, what today's record-and-replay does (REAP,
+/// For sets that are trusted whole: the frames that a throwaway clone accessed while idle after
+/// the freeze; or, before a [`Demand`](super::Demand) policy, existing record-and-replay (REAP,
 /// Ustiugov et al., ASPLOS 2021).
 #[derive(Debug)]
 pub struct Streamed<P> {
@@ -231,7 +234,7 @@ pub struct Streamed<P> {
 }
 
 impl<P: PrefetchPolicy> Streamed<P> {
-    /// The frames in the order in which to stream them.
+    /// Streams `frames` in their order, then continues as `then`.
     #[must_use]
     pub fn new(name: impl Into<String>, frames: Arc<[FrameIndex]>, then: P) -> Self {
         Self { name: name.into(), frames, next: 0, then }

@@ -1,29 +1,29 @@
-//! Itineraries: the frames that a clone is expected to touch, in order.
+//! Recorded orders: the frames that a clone is expected to access, in order.
 
 use super::LocalityOrder;
 use crate::addr::FrameIndex;
 
-/// A frame is in no recorded_order.
-const NOWHERE: u32 = u32::MAX;
+/// Marks a frame that is not in the recorded order.
+const NOT_RECORDED: u32 = u32::MAX;
 
-/// The frames that an earlier clone touched, in order, in terms of this guest. Shared by all of its
-/// clones.
+/// The frames that an earlier clone accessed, in order, translated to this guest. Shared by all of
+/// its clones. A *stop* is an index into this order.
 #[derive(Clone, Debug)]
 pub struct RecordedOrder {
     frames: Vec<FrameIndex>,
-    /// Whether each stop is sure enough to be fetched before a fault says that the clone goes its
-    /// way.
+    /// Whether each stop is likely enough to be fetched before a fault confirms that the clone
+    /// follows the recording.
     sure: Vec<bool>,
-    /// Stop of every frame of the guest.
+    /// Stop of every frame of the guest, or `NOT_RECORDED`.
     stops: Vec<u32>,
-    /// Whether each stretch has a stop.
+    /// Whether each stretch contains a stop.
     visited: Vec<bool>,
 }
 
 impl RecordedOrder {
-    /// An recorded_order of frames in expected order, each with how likely it is to be touched (0
-    /// to 1). Those below `least` are known, but not fetched on suspicion. Frames that are
-    /// free, twice or outside the guest are left out.
+    /// A recorded order from frames in expected order, each with the likelihood (0 to 1) that it
+    /// is accessed. Frames below `least` keep their stop, but are not fetched speculatively. Free
+    /// frames, repeated frames and frames outside the guest are left out.
     #[must_use]
     pub fn new(
         locality: &LocalityOrder,
@@ -33,13 +33,13 @@ impl RecordedOrder {
         let mut recorded_order = Self {
             frames: Vec::new(),
             sure: Vec::new(),
-            stops: vec![NOWHERE; locality.frames() as usize],
+            stops: vec![NOT_RECORDED; locality.frames() as usize],
             visited: vec![false; locality.stretches()],
         };
         for (frame, likelihood) in expected {
             let Some(stop) = recorded_order.stops.get_mut(frame.as_usize()) else { continue };
-            if *stop == NOWHERE && !locality.is_free(frame) {
-                *stop = u32::try_from(recorded_order.frames.len()).unwrap_or(NOWHERE);
+            if *stop == NOT_RECORDED && !locality.is_free(frame) {
+                *stop = u32::try_from(recorded_order.frames.len()).unwrap_or(NOT_RECORDED);
                 recorded_order.frames.push(frame);
                 recorded_order.sure.push(likelihood >= least);
                 let stretch = locality.stretch(frame).unwrap_or(u32::MAX) as usize;
@@ -63,20 +63,20 @@ impl RecordedOrder {
         self.frames.is_empty()
     }
 
-    /// At which stop a frame comes; `None` if it does not.
+    /// The stop of a frame; `None` if the frame is not in the order.
     #[must_use]
     pub fn stop(&self, frame: FrameIndex) -> Option<usize> {
-        let stop = self.stops.get(frame.as_usize()).copied().filter(|s| *s != NOWHERE)?;
+        let stop = self.stops.get(frame.as_usize()).copied().filter(|s| *s != NOT_RECORDED)?;
         Some(stop as usize)
     }
 
-    /// The frame of a stop, and whether it is sure.
+    /// The frame of a stop, and whether it may be fetched speculatively.
     #[must_use]
     pub fn at(&self, stop: usize) -> Option<(FrameIndex, bool)> {
         Some((*self.frames.get(stop)?, *self.sure.get(stop)?))
     }
 
-    /// Whether some stop is in a stretch.
+    /// Whether a stretch contains any stop.
     #[must_use]
     pub fn visits(&self, stretch: u32) -> bool {
         self.visited.get(stretch as usize).copied().unwrap_or(false)

@@ -1,4 +1,4 @@
-//! Settings: a policy as a small file.
+//! Settings: a policy's parameters as a small TOML file.
 
 use super::{Class, UnknownClass};
 use crate::color::{KernelIdentity, Temperature};
@@ -15,20 +15,21 @@ const MAX_CACHES: usize = 4096;
 /// Longest policy file in bytes.
 const MAX_TEXT: usize = 1 << 20;
 
-/// How much to fetch around a fault in one class of frames: the aligned block of `cold` pages in
-/// the order of the region, and of those in a block of `hot` pages which show signs of use. Each
-/// time `grow` further faults hit the same region both double, until the window has `max` pages.
+/// How much to fetch around a fault in one class of frames: all frames of the aligned block of
+/// `cold` pages, and the hot frames of the aligned block of `hot` pages, both in the region's
+/// order. After every `grow` further faults in the same region both sizes double, up to `max`
+/// pages.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Window {
-    /// Pages of the block for frames without signs of use; at least 1.
+    /// Pages of the block for frames without a hint of use; at least 1.
     pub cold: u32,
-    /// Pages of the block for frames with signs of use; at least 1.
+    /// Pages of the block for frames with a hint of use; at least 1.
     pub hot: u32,
-    /// Faults in a region after which its windows double; 0 for windows that never grow.
+    /// Faults in a region after which its windows double; 0 for windows of fixed size.
     #[serde(default)]
     pub grow: u32,
-    /// Pages that a window does not grow beyond.
+    /// Most pages to which a window grows.
     #[serde(default)]
     pub max: u32,
 }
@@ -40,8 +41,8 @@ impl Window {
         Self { cold: pages, hot: pages, grow: 0, max: 0 }
     }
 
-    /// The sizes after `faults` earlier faults in the region: for cold and for hot frames, at least
-    /// 1 each.
+    /// The window sizes in pages after `faults` earlier faults in the region: for cold and for hot
+    /// frames, at least 1 each.
     #[must_use]
     pub fn after(&self, faults: u32) -> (u32, u32) {
         let doublings = faults.checked_div(self.grow).unwrap_or(0).min(MAX_WINDOW.ilog2());
@@ -53,16 +54,16 @@ impl Window {
     }
 }
 
-/// Frames that are worth streaming before anybody asks: those of a class that show a sign.
+/// Frames that are worth streaming before a fault: those of a class that show all of some hints.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct RecencyHint {
     /// The class.
     pub class: Class,
-    /// The signs, all of them.
+    /// The hints; a frame must show all of them.
     pub signs: Temperature,
 }
 
-/// What a colored policy does, in numbers. Made by the tuner; [`Settings::shipped_for`] has the
+/// Parameters of a colored policy. The tuner produces them; [`Settings::shipped_for`] returns the
 /// shipped ones.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Settings {
@@ -70,29 +71,29 @@ pub struct Settings {
     pub name: String,
     /// The windows, by class.
     pub windows: [Window; Class::COUNT],
-    /// Free frames that are filled with zeros at the first touch of one: those that the guest's
-    /// allocator gives away next or, where a map does not tell, the aligned block.
+    /// Free frames to fill with zeros when one of them is first accessed: those that the guest's
+    /// allocator hands out next or, if the map does not tell the order, the aligned block.
     pub zero_ahead: u32,
-    /// Pages of each file to fetch when the frame that holds its inode is asked for; 0 for none.
+    /// Pages of each file to fetch when the frame that holds its inode faults; 0 for none.
     pub inode_pages: u32,
-    /// What to stream first of all, the most wanted first.
+    /// Frames to stream first, in descending priority.
     pub predict: Vec<RecencyHint>,
     /// Slab caches to stream whole.
     pub predict_caches: Vec<String>,
 }
 
-/// The shipped settings.
+/// The shipped settings, for Linux guests and for guests whose page tables alone are known.
 const DEFAULT: &str = include_str!("default.toml");
 const PAGE_TABLES: &str = include_str!("page_tables.toml");
 
 impl Settings {
-    /// The shipped settings for a guest: the [default](Self::default) ones, or those for guests of
-    /// which only [page tables](crate::page_tables) are known. There, a frame that nothing is
-    /// known of may be free as well as anything else, and most are.
+    /// The shipped settings for a guest: the [default](Self::default) ones, or those for guests
+    /// whose [page tables](crate::page_tables) alone are known. In the latter, a frame of unknown
+    /// use may be free, and most are.
     #[must_use]
     pub fn shipped_for(kernel: &KernelIdentity) -> Self {
         if kernel.os.is_empty() {
-            // A test sees to it that the file parses.
+            // A test checks that the file parses.
             Self::parse(PAGE_TABLES).unwrap_or_else(|_| Self::bare("predicted"))
         } else {
             Self::default()
@@ -101,10 +102,10 @@ impl Settings {
 }
 
 impl Default for Settings {
-    /// The shipped settings for guests with Linux: tuned on traces of Debian guests with Linux 5.10
-    /// to 7.2; see `docs/policies.md` for how.
+    /// The shipped settings for Linux guests: tuned on traces of Debian guests with Linux 5.10 to
+    /// 7.2; see `docs/policies.md` for the method.
     fn default() -> Self {
-        // A test sees to it that the file parses.
+        // A test checks that the file parses.
         Self::parse(DEFAULT).unwrap_or_else(|_| Self::bare("predicted"))
     }
 }
@@ -113,19 +114,19 @@ impl Default for Settings {
 #[derive(Clone, PartialEq, Eq, Debug, Error)]
 #[non_exhaustive]
 pub enum SettingsError {
-    /// It is not TOML, or has fields that nobody knows.
+    /// The text is not TOML, or has unknown fields.
     #[error("not a policy file: {0}")]
     Toml(String),
-    /// It names a class that there is not.
+    /// The file names an unknown class.
     #[error(transparent)]
     Class(#[from] UnknownClass),
-    /// It names a sign of use that there is not.
+    /// The file names an unknown hint.
     #[error("no sign of use is called `{0}`")]
     RecencyHint(String),
     /// A number is too large.
     #[error("{what} is {found}, more than {limit}")]
     Limit {
-        /// What it counts.
+        /// What the number counts.
         what: String,
         /// The number.
         found: usize,
@@ -134,7 +135,7 @@ pub enum SettingsError {
     },
 }
 
-/// The file as it is written.
+/// The TOML file as written.
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 struct File {
@@ -144,7 +145,7 @@ struct File {
     #[serde(default)]
     inode_pages: u32,
     #[serde(default)]
-    predict: Vec<FileSign>,
+    predict: Vec<FileHint>,
     #[serde(default)]
     predict_caches: Vec<String>,
     #[serde(default)]
@@ -153,12 +154,12 @@ struct File {
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct FileSign {
+struct FileHint {
     class: String,
     signs: Vec<String>,
 }
 
-/// A number for a fixed window, or all of it.
+/// A single number for a window of fixed size, or all fields.
 #[derive(Serialize, Deserialize)]
 #[serde(untagged)]
 enum FileWindow {
@@ -167,8 +168,7 @@ enum FileWindow {
 }
 
 impl Settings {
-    /// A policy that fetches what it is asked for, fills free frames with zeros, and does nothing
-    /// else.
+    /// A policy that fetches only faulting frames and fills free frames with zeros.
     #[must_use]
     pub fn bare(name: impl Into<String>) -> Self {
         Self {
@@ -181,8 +181,8 @@ impl Settings {
         }
     }
 
-    /// These settings without prediction: nothing is streamed, only windows around faults are
-    /// fetched.
+    /// These settings without prediction: only windows around faults are fetched, and nothing is
+    /// streamed.
     #[must_use]
     pub fn without_prediction(mut self, name: impl Into<String>) -> Self {
         self.name = name.into();
@@ -191,17 +191,17 @@ impl Settings {
         self
     }
 
-    /// Windows of a class.
+    /// The window of a class.
     #[must_use]
     pub fn window(&self, class: Class) -> Window {
         self.windows.get(class.index()).copied().unwrap_or(Window::fixed(1))
     }
 
-    /// Reads a policy file (TOML; see `docs/policies.md`). Classes that it does not name have
-    /// windows of one page.
+    /// Parses a policy file (TOML; see `docs/policies.md`). Classes that the file does not name
+    /// have windows of one page.
     ///
     /// # Errors
-    /// [`SettingsError`] says what is wrong and, for syntax, where.
+    /// [`SettingsError`] says what is wrong and, for a syntax error, where.
     pub fn parse(text: &str) -> Result<Self, SettingsError> {
         within("length in bytes", text.len(), MAX_TEXT)?;
         let file: File = toml::from_str(text).map_err(|e| SettingsError::Toml(e.to_string()))?;
@@ -222,15 +222,15 @@ impl Settings {
             }
         }
         within("number of signs", file.predict.len(), MAX_CACHES)?;
-        for sign in file.predict {
-            settings.predict.push(sign.parse()?);
+        for hint in file.predict {
+            settings.predict.push(hint.parse()?);
         }
         within("number of caches", file.predict_caches.len(), MAX_CACHES)?;
         settings.predict_caches = file.predict_caches;
         Ok(settings)
     }
 
-    /// The policy as a file that [`Settings::parse`] reads back.
+    /// Serializes the settings as a file that [`Settings::parse`] accepts.
     #[must_use]
     pub fn to_text(&self) -> String {
         let windows = Class::all().map(|class| (class.name().to_owned(), self.window(class)));
@@ -239,7 +239,7 @@ impl Settings {
             name: self.name.clone(),
             zero_ahead: self.zero_ahead,
             inode_pages: self.inode_pages,
-            predict: self.predict.iter().map(FileSign::from).collect(),
+            predict: self.predict.iter().map(FileHint::from).collect(),
             predict_caches: self.predict_caches.clone(),
             windows: windows.map(|(name, window)| (name, FileWindow::from(window))).collect(),
         };
@@ -248,23 +248,23 @@ impl Settings {
     }
 }
 
-impl FileSign {
+impl FileHint {
     fn parse(&self) -> Result<RecencyHint, SettingsError> {
         let mut signs = Temperature::NONE;
         for name in &self.signs {
             let known = Temperature::NAMES.iter().find(|(_, n)| n == name);
-            let (sign, _) = known.ok_or_else(|| SettingsError::RecencyHint(name.clone()))?;
-            signs.insert(*sign);
+            let (hint, _) = known.ok_or_else(|| SettingsError::RecencyHint(name.clone()))?;
+            signs.insert(*hint);
         }
         Ok(RecencyHint { class: self.class.parse()?, signs })
     }
 }
 
-impl From<&RecencyHint> for FileSign {
-    fn from(sign: &RecencyHint) -> Self {
-        let names = Temperature::NAMES.into_iter().filter(|(s, _)| sign.signs.contains(*s));
+impl From<&RecencyHint> for FileHint {
+    fn from(hint: &RecencyHint) -> Self {
+        let names = Temperature::NAMES.into_iter().filter(|(s, _)| hint.signs.contains(*s));
         Self {
-            class: sign.class.name().to_owned(),
+            class: hint.class.name().to_owned(),
             signs: names.map(|(_, name)| name.to_owned()).collect(),
         }
     }
@@ -318,7 +318,7 @@ mod tests {
             unknown
                 .predict
                 .iter()
-                .all(|sign| sign.class != nothing && sign.signs != Temperature::NONE)
+                .all(|hint| hint.class != nothing && hint.signs != Temperature::NONE)
         );
     }
 
@@ -361,8 +361,8 @@ mod tests {
         assert!(error("name = \"a\"\n[windows]\nmauve = 4").contains("called `mauve`"));
         let window = "name = \"a\"\n[windows]\nslab = 5000";
         assert_eq!(error(window), "window of slab is 5000, more than 2048");
-        let sign = "name = \"a\"\n[[predict]]\nclass = \"slab\"\nsigns = [\"lukewarm\"]";
-        assert_eq!(error(sign), "no sign of use is called `lukewarm`");
+        let hint = "name = \"a\"\n[[predict]]\nclass = \"slab\"\nsigns = [\"lukewarm\"]";
+        assert_eq!(error(hint), "no sign of use is called `lukewarm`");
         assert!(error(&"#".repeat(MAX_TEXT + 1)).starts_with("length in bytes is"));
     }
 }

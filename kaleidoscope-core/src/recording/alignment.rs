@@ -1,38 +1,39 @@
-//! Where the pages of a process went: its address space in another guest, at other addresses.
+//! Aligns the address space of a process with that of its counterpart in another guest.
 //!
 //! Executable, heap, mapped files and stack move independently (address-space randomization), but
-//! what lies in each keeps its order and most of its sizes and gaps. So the stretches of resident
-//! pages are aligned as two texts are: the pairing with the highest score, where a pair scores for
-//! like sizes, for the same gap to the pair before it, and most for the same address.
+//! each keeps its internal order and most of its sizes and gaps. So the stretches of resident pages
+//! are aligned by sequence alignment, as two texts are: the pairing with the highest score wins,
+//! where a pair scores for similar sizes, for the same gap to the previous pair, and most for the
+//! same address.
 
 use super::region::PageRange;
 
 /// Score of a pair at the same address: more than any other pair can have.
 const SAME_ADDRESS: f32 = 8.0;
 
-/// Score of a pair whose distance from the pair before it is the same in both guests.
+/// Score of a pair whose gap to the previous pair is the same in both guests.
 const SAME_GAP: f32 = 2.0;
 
-/// For the stretches of a recorded process, the stretches of another.
+/// Maps the stretches of a recorded process to those of another.
 #[derive(Clone, Debug)]
 pub(super) struct Alignment {
     from: Vec<PageRange>,
-    /// For each stretch, where it went.
-    went: Vec<Option<Went>>,
+    /// The counterpart of each stretch.
+    moved_to: Vec<Option<Moved>>,
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Went {
+struct Moved {
     to: PageRange,
-    /// What to add to a position, modulo 2^64.
+    /// Offset to add to a position, modulo 2^64.
     shift: u64,
 }
 
 impl Alignment {
-    /// Aligns stretches, ascending and at most [`MAX_STRETCHES`](super::region::MAX_STRETCHES) on
-    /// each side.
+    /// Aligns two lists of ascending stretches, each with at most
+    /// [`MAX_STRETCHES`](super::region::MAX_STRETCHES) of them.
     pub(super) fn new(from: &[PageRange], to: &[PageRange]) -> Self {
-        let mut went = vec![None; from.len()];
+        let mut moved_to = vec![None; from.len()];
         let pairs = best_pairs(from, to);
         for (k, &(i, j)) in pairs.iter().enumerate() {
             let (Some(a), Some(b)) = (from.get(i), to.get(j)) else { continue };
@@ -47,31 +48,31 @@ impl Alignment {
             let same_gap_before =
                 previous.is_some_and(|(p, q)| q.end().wrapping_sub(p.end()) == starts);
             let same_gap_after = next.is_some_and(|(p, q)| q.start.wrapping_sub(p.start) == ends);
-            // What grows has one end that stays: a heap's start, a stack's end. The stack comes
-            // last.
+            // A stretch that grows keeps one end: a heap its start, a stack its end. The stack is
+            // the last stretch.
             let by_end = !same_gap_before && (same_gap_after || next.is_none()) && starts != 0;
             let shift = if by_end { ends } else { starts };
-            if let Some(slot) = went.get_mut(i) {
-                *slot = Some(Went { to: *b, shift });
+            if let Some(slot) = moved_to.get_mut(i) {
+                *slot = Some(Moved { to: *b, shift });
             }
         }
-        Self { from: from.to_vec(), went }
+        Self { from: from.to_vec(), moved_to }
     }
 
-    /// Where a position went, if its stretch has a counterpart that reaches so far.
+    /// The counterpart of a position, if its stretch has one that covers it.
     pub(super) fn position(&self, position: u64) -> Option<u64> {
         let after = self.from.partition_point(|s| s.start <= position);
-        let went = (*self.went.get(after.checked_sub(1)?)?)?;
-        let there = position.wrapping_add(went.shift);
-        (there >= went.to.start && there < went.to.end()).then_some(there)
+        let moved_to = (*self.moved_to.get(after.checked_sub(1)?)?)?;
+        let translated = position.wrapping_add(moved_to.shift);
+        (translated >= moved_to.to.start && translated < moved_to.to.end()).then_some(translated)
     }
 }
 
-/// The pairs of highest score, ascending on both sides.
+/// The pairs with the highest total score, ascending on both sides.
 fn best_pairs(from: &[PageRange], to: &[PageRange]) -> Vec<(usize, usize)> {
     let width = to.len().saturating_add(1);
     let cells = width.saturating_mul(from.len().saturating_add(1));
-    // Best score of the first i and first j stretches; and of those, when the last two are a pair.
+    // Best score of the first i and first j stretches; and the best if the last two are a pair.
     let (mut best, mut paired) = (vec![0.0f32; cells], vec![0.0f32; cells]);
     let at = |i: usize, j: usize| i.saturating_mul(width).saturating_add(j);
     let get = |scores: &[f32], i, j| scores.get(at(i, j)).copied().unwrap_or(0.0);
@@ -110,8 +111,8 @@ fn best_pairs(from: &[PageRange], to: &[PageRange]) -> Vec<(usize, usize)> {
     pairs
 }
 
-/// How well two stretches fit: by the likeness of their sizes, more for large ones, most at the
-/// same address.
+/// Score of a pair: by the similarity of their sizes, more for large stretches, most at the same
+/// address.
 fn score(a: &PageRange, b: &PageRange) -> f32 {
     #[expect(clippy::cast_precision_loss, reason = "a score")]
     let (small, large) = (a.pages.min(b.pages) as f32, a.pages.max(b.pages).max(1) as f32);

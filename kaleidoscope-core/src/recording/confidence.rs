@@ -1,12 +1,12 @@
-//! How sure a translated frame is to be touched again.
+//! How likely a translated frame is to be accessed again.
 
 use crate::color::Color;
 use std::fmt;
 
-/// How like two guests are, as far as the recording and the image tell.
+/// How similar two guests are, according to the recording and the image.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Similarity {
-    /// The very snapshot that was recorded.
+    /// The recorded snapshot itself.
     Snapshot,
     /// Another snapshot, boot or machine with the same kernel image.
     Kernel,
@@ -22,10 +22,11 @@ pub enum Match {
     FrameNumber = 0,
     /// By file and offset.
     FileOffset = 1,
-    /// By process and address: the page is where it was.
+    /// By process and address: the page is at its recorded address.
     SameAddress = 2,
-    /// By process and address, after finding where its part of the address space went.
+    /// By process and address, after aligning the address spaces.
     MovedAddress = 3,
+    /// By address in the kernel's own address space.
     /// By place in the kernel's own address space.
     KernelAddress = 4,
     /// By rank in a region.
@@ -33,7 +34,7 @@ pub enum Match {
 }
 
 impl Match {
-    /// Every way, in numeric order.
+    /// Every variant, in numeric order.
     pub const ALL: [Self; 6] = [
         Self::FrameNumber,
         Self::FileOffset,
@@ -63,26 +64,26 @@ impl fmt::Display for Match {
     }
 }
 
-/// How often an entry that was found this way was touched again by the same program.
+/// How often an entry that was found this way was accessed again by the same program.
 ///
 /// Measured by translating recordings of one program between a guest of 512 MiB with Linux 6.1 and
-/// one of 1 GiB with 6.12, whose disks hold the same files; the test `real_recordings_carry_over`
-/// prints the table. Figures for another boot of the same kernel are estimates: there kernel
+/// one of 1 GiB with 6.12 whose disks hold the same files; the test `real_recordings_carry_over`
+/// prints the table. The figures for another boot of the same kernel are estimates: there, kernel
 /// addresses hold the same objects.
 pub(super) fn factor(how: Match, color: Color, likeness: Similarity) -> f32 {
     match likeness {
-        // The same bytes at the same place; what is left to chance is in how many runs it was
-        // touched.
+        // The same bytes at the same place; only the number of runs that accessed the frame
+        // remains uncertain.
         Similarity::Snapshot => 1.0,
         Similarity::Kernel if how == Match::KernelAddress && color != Color::FrameTable => 0.9,
-        Similarity::Kernel | Similarity::Other => elsewhere(how, color),
+        Similarity::Kernel | Similarity::Other => other_kernel_factor(how, color),
     }
 }
 
-/// In a guest with another kernel.
-fn elsewhere(how: Match, color: Color) -> f32 {
+/// Factors for a guest with another kernel. Comments give the measured shares.
+fn other_kernel_factor(how: Match, color: Color) -> f32 {
     match (how, color) {
-        // 0.06 and 1.00: what of a disk's metadata is read depends on what is cached elsewhere.
+        // 0.06 and 1.00: which disk metadata is read depends on the rest of the cache.
         (Match::FileOffset, Color::BlockCache) => 0.1,
         // 1.00 of 10,880 pages.
         (Match::FileOffset, _) => 0.98,
@@ -90,15 +91,15 @@ fn elsewhere(how: Match, color: Color) -> f32 {
         (Match::SameAddress, _) => 0.95,
         // 0.997 to 0.999.
         (Match::MovedAddress, _) => 0.95,
-        // 0.26 to 0.30; functions of another build are elsewhere.
+        // 0.26 to 0.30: another build has its functions at other addresses.
         (Match::KernelAddress, Color::KernelText) => 0.25,
         // 0.73 to 0.76.
         (Match::KernelAddress, Color::PerCpu) => 0.7,
-        // 0.49 to 0.50: it describes frames by number, which hold other things on another boot.
+        // 0.49 to 0.50: the table describes frames by number, whose contents differ per boot.
         (Match::KernelAddress, Color::FrameTable) => 0.45,
         // 0.85 to 0.92.
         (Match::Rank, Color::PageTable) => 0.85,
-        // 0.33 to 0.37, mostly in caches that are touched all over.
+        // 0.33 to 0.37, mostly in caches that are accessed throughout.
         (Match::Rank, Color::Slab) => 0.2,
         // Kernel data, modules, stacks, vmalloc: 0.00 to 0.09.
         _ => 0.04,

@@ -1,6 +1,6 @@
-//! From a payload to its recording.
+//! Decodes a payload into its recording.
 //!
-//! The payload is hostile, as a manifest's is, and read in the same way.
+//! The payload is hostile, as a manifest's is, and handled in the same way.
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
 use super::encode::{NO_FRAME, NO_REGION};
@@ -16,7 +16,7 @@ use crate::manifest::cbor::Reader;
 use crate::manifest::columns::Names;
 use crate::manifest::decode::{TextBudget, fields, read_identity, read_kernel, read_names};
 
-/// Ways to find a frame.
+/// Kinds of keys.
 #[derive(Clone, Copy)]
 enum KeyKind {
     Frame,
@@ -31,7 +31,7 @@ struct Palette {
     orders: Names<Order>,
 }
 
-/// The recording in a payload.
+/// Decodes a payload.
 pub(super) fn payload(bytes: &[u8], limits: &RecordingLimits) -> Result<Recording, RecordingError> {
     let mut reader = Reader::new(bytes);
     let keys = ["runs", "salt", "kernel", "entries", "palette", "regions", "identity"];
@@ -100,10 +100,10 @@ fn read_regions(
         };
         let (kind, order, frames) = (reader.uint()?, reader.uint()?, reader.uint()?);
         let number = |n| u8::try_from(n).map_err(|_| format!("number {n} is not in the palette"));
-        let wrong = |problem: String| reader.error(problem);
-        let kind = number(kind).and_then(|n| palette.kinds.get(n)).map_err(wrong)?;
-        let order = number(order).and_then(|n| palette.orders.get(n)).map_err(wrong)?;
-        let frames = u32::try_from(frames).map_err(|_| wrong(format!("{frames} frames")))?;
+        let invalid = |problem: String| reader.error(problem);
+        let kind = number(kind).and_then(|n| palette.kinds.get(n)).map_err(invalid)?;
+        let order = number(order).and_then(|n| palette.orders.get(n)).map_err(invalid)?;
+        let frames = u32::try_from(frames).map_err(|_| invalid(format!("{frames} frames")))?;
         let name = text.read(reader)?;
         let stretches = read_stretches(reader, &mut left)?;
         if !stretches.is_empty() && !has_shape(kind, order) {
@@ -213,40 +213,40 @@ impl<'a> Columns<'a> {
         let mut entries: Vec<Entry> = Vec::with_capacity(self.key.len());
         for (number, row) in rows.enumerate() {
             let ((((&key, &color), nth), (touched, rank)), (frame, (region, step))) = row;
-            let wrong =
+            let invalid =
                 |column, problem: String| RecordingError::Entry { column, entry: number, problem };
             gfn = gfn.wrapping_add(frame);
             ranks = ranks.wrapping_add(rank);
             let of_region = regions.get(usize::try_from(region).unwrap_or(usize::MAX));
             if of_region.is_none() && region != NO_REGION {
-                return Err(wrong("region", format!("there is no region {region}")));
+                return Err(invalid("region", format!("there is no region {region}")));
             }
             let mut outside = 0;
             let slot = last.get_mut(usize::try_from(region).unwrap_or(usize::MAX));
             let slot = slot.unwrap_or(&mut outside);
             *slot = slot.wrapping_add(step);
             let position = *slot;
-            let key = match palette.keys.get(key).map_err(|p| wrong("key", p))? {
+            let key = match palette.keys.get(key).map_err(|p| invalid("key", p))? {
                 KeyKind::Frame => key_of_frame(region, position, nth, gfn),
                 KeyKind::Position => key_of_position(of_region, region, position, nth),
                 KeyKind::Rank => key_of_rank(of_region, region, position, nth),
             };
-            let key = key.map_err(|(column, problem)| wrong(column, problem))?;
+            let key = key.map_err(|(column, problem)| invalid(column, problem))?;
             if !(1..=runs).contains(&touched) {
-                return Err(wrong("runs", format!("{touched} of {runs} runs")));
+                return Err(invalid("runs", format!("{touched} of {runs} runs")));
             }
             if ranks > u64::from(touched).saturating_mul(RANK_ONE) {
-                return Err(wrong("rank", format!("{ranks} is too large for {touched} runs")));
+                return Err(invalid("rank", format!("{ranks} is too large for {touched} runs")));
             }
             let entry = Entry {
                 gfn: (gfn != NO_FRAME).then_some(Gfn(gfn)),
                 key,
-                color: palette.colors.get(color).map_err(|p| wrong("color", p))?,
+                color: palette.colors.get(color).map_err(|p| invalid("color", p))?,
                 runs: touched,
                 ranks,
             };
             if entries.last().is_some_and(|before| before.order(&entry).is_gt()) {
-                return Err(wrong("rank", "the entries are not in order".into()));
+                return Err(invalid("rank", "the entries are not in order".into()));
             }
             entries.push(entry);
         }

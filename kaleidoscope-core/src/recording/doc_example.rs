@@ -1,11 +1,11 @@
-//! The example in `docs/formats.md` is what this code writes; see the manifest's example for how to
-//! write it anew.
+//! Checks that this code writes the example in `docs/formats.md`; see the manifest's example for
+//! how to regenerate it.
 
 use super::*;
 use crate::color::{FrameKind, Order};
 use crate::manifest::doc_example::documented;
 
-/// Two runs: a page of a file in both, a page of a process in the second one.
+/// Two runs: a page of a file in both, and a page of a process in the second one.
 fn example() -> Recording {
     let region = |kind, order, name: &str, stretches| RecordedRegion {
         kind,

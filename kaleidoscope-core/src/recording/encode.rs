@@ -1,7 +1,7 @@
-//! From a recording to its payload.
+//! Encodes a recording as its payload.
 //!
-//! Keys of a map are written in ascending order of their encoding (shorter ones first), as
-//! deterministic CBOR asks.
+//! Map keys are written in ascending order of their encoding (shorter ones first), as deterministic
+//! CBOR requires.
 
 use super::{Key, RecordedRegion, Recording, RecordingLimits};
 use crate::color::{Color, FrameKind, Order};
@@ -10,16 +10,16 @@ use crate::manifest::cbor::Writer;
 use crate::manifest::encode::{check_texts, identity, kernel, texts};
 use crate::manifest::limits::within;
 
-/// Region number of entries that are in none.
+/// Region number of entries without a region.
 pub(super) const NO_REGION: u32 = u32::MAX;
 
-/// Number of a frame that the recorded guest does not have.
+/// Frame number of entries without a frame in the recorded guest.
 pub(super) const NO_FRAME: u64 = u64::MAX;
 
-/// Names of the ways to find a frame; a number in column `key` is a place in this list.
+/// Names of the kinds of keys; a number in column `key` is an index into this list.
 pub(super) const KEYS: [&str; 3] = ["frame", "position", "rank"];
 
-/// Refuses what a reader with these limits would refuse.
+/// Rejects what a reader with these limits would reject.
 pub(super) fn check(recording: &Recording, limits: &RecordingLimits) -> Result<(), ManifestError> {
     let Recording { kernel, regions, entries, .. } = recording;
     let count = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
@@ -72,7 +72,7 @@ fn region(out: &mut Writer, region: &RecordedRegion) {
     out.uint(region.order as u8);
     out.uint(region.frames);
     out.text(&region.name);
-    // Gap before each stretch, and its pages.
+    // The gap before each stretch, and its pages.
     out.array(region.stretches.len().saturating_mul(2));
     let mut end = 0;
     for stretch in &region.stretches {
@@ -82,14 +82,14 @@ fn region(out: &mut Writer, region: &RecordedRegion) {
     }
 }
 
-/// Differences compress better than values.
+/// A column of differences between successive values, which compress better than the values.
 #[derive(Default)]
-struct Differences {
+struct DeltaColumn {
     before: u64,
     bytes: Vec<u8>,
 }
 
-impl Differences {
+impl DeltaColumn {
     fn push(&mut self, value: u64) {
         let before = std::mem::replace(&mut self.before, value);
         self.bytes.extend_from_slice(&value.wrapping_sub(before).to_le_bytes());
@@ -97,7 +97,7 @@ impl Differences {
 }
 
 fn entries(out: &mut Writer, recording: &Recording) {
-    let (mut gfn, mut rank) = (Differences::default(), Differences::default());
+    let (mut gfn, mut rank) = (DeltaColumn::default(), DeltaColumn::default());
     let (mut key, mut color) = (Vec::new(), Vec::new());
     let (mut nth, mut runs, mut region, mut position) =
         (Vec::new(), Vec::new(), Vec::new(), Vec::new());

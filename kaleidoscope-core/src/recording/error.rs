@@ -10,7 +10,7 @@ pub enum RecordingError {
     /// The file, its container or a field is wrong, as in a manifest.
     #[error(transparent)]
     File(#[from] ManifestError),
-    /// An entry is not what the format says.
+    /// An entry violates the format.
     #[error("column `{column}`, entry {entry}: {problem}")]
     Entry {
         /// Name of the column.
@@ -26,13 +26,13 @@ pub enum RecordingError {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
 #[non_exhaustive]
 pub enum MergeError {
-    /// There is none.
+    /// The list of recordings is empty.
     #[error("no recording to merge")]
     Empty,
-    /// Their names are hashed with different salts, so that nobody can tell which are the same.
+    /// Names are hashed with different salts, so that equal names cannot be recognized.
     #[error("names are hashed with different salts")]
     Salts,
-    /// There would be more runs than [`MAX_RUNS`](super::MAX_RUNS).
+    /// The result would have more runs than [`MAX_RUNS`](super::MAX_RUNS).
     #[error("more than {} runs", super::MAX_RUNS)]
     Runs,
 }

@@ -1,24 +1,24 @@
-//! How much a recording may ask for.
+//! Limits of a recording's size.
 
 use super::region::MAX_STRETCHES;
 use crate::manifest::Limits;
 use crate::manifest::container::Bounds;
 
-/// Bytes of an entry in the payload; in memory it takes 72.
+/// Bytes of an entry in the payload; in memory an entry takes 72.
 const ENTRY_BYTES: u64 = 8 + 1 + 4 + 8 + 4 + 1 + 4 + 8;
 
-/// Room for what does not grow: kernel identity, palette, unknown fields.
+/// Allowance for the parts of fixed size: kernel identity, palette, unknown fields.
 const FIXED_BYTES: u64 = 1 << 20;
 
-/// Bytes of a region apart from its name and stretches.
+/// Bytes of a region without its name and stretches.
 const REGION_BYTES: u64 = 72;
 
 /// Bytes of a stretch in the payload, at most.
 const STRETCH_BYTES: u64 = 18;
 
-/// Bounds on what a recording may hold, and so on the memory that reading one takes. The default
-/// admits 16 million entries (working sets of 64 GiB) and is the limit of the format: what exceeds
-/// it is not written.
+/// Limits of a recording, and thereby of the memory needed to read one. The default admits 16
+/// million entries (working sets of 64 GiB) and is the limit of the format: larger recordings are
+/// not written.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct RecordingLimits {
     /// Most entries.
@@ -63,8 +63,8 @@ impl RecordingLimits {
             .saturating_add(part(self.max_text_total, 1))
     }
 
-    /// Bound on the memory taken while reading a recording, in bytes: the file, the payload, and
-    /// the recording made of it.
+    /// Upper bound of the memory taken while reading a recording, in bytes: the file, the payload
+    /// and the resulting recording.
     #[must_use]
     pub fn max_memory(&self) -> u64 {
         let Bounds { max_payload, max_file } = self.bounds();
@@ -75,7 +75,7 @@ impl RecordingLimits {
         Bounds::for_payload(self.max_payload())
     }
 
-    /// What applies to texts.
+    /// The limits of texts.
     pub(super) fn texts(&self) -> Limits {
         Limits {
             max_frames: 0,
@@ -86,5 +86,5 @@ impl RecordingLimits {
     }
 }
 
-// A region's own bound is part of the format.
+// The limit per region is part of the format.
 const _: () = assert!(MAX_STRETCHES <= 256);

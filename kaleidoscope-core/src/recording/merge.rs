@@ -1,4 +1,4 @@
-//! Several runs as one recording.
+//! Merges several recordings into one.
 
 use super::pairing::{Pair, pair};
 use super::{
@@ -9,13 +9,14 @@ use crate::color::Color;
 use std::collections::HashMap;
 
 impl Recording {
-    /// The runs of several recordings as one. Frame numbers, addresses and kernel are those of the
-    /// first; entries of other guests are found in it through their keys, and what only they
-    /// touched is added. Every *run* counts alike, however runs are spread over the recordings.
+    /// Merges the runs of several recordings. Frame numbers, addresses and kernel are those of the
+    /// first recording. Entries of other guests are translated to it through their keys; entries
+    /// that only they have are added. Every *run* has the same weight, however runs are distributed
+    /// over the recordings. If some recordings are hashed and others are not, the result is hashed.
     ///
     /// # Errors
-    /// [`MergeError`] when there is nothing to merge, names are hashed with different salts, or
-    /// there are too many runs. When some are hashed and others are not, the result is hashed.
+    /// [`MergeError`] if there is nothing to merge, if names are hashed with different salts, or if
+    /// there are too many runs.
     pub fn merge(recordings: &[Self]) -> Result<Self, MergeError> {
         let mut salts = recordings.iter().filter_map(Self::salt);
         let salt = salts.next();
@@ -58,7 +59,7 @@ impl Recording {
             let entry = Entry { gfn, key, ..*entry };
             match known.get(&identity(&entry, key)).and_then(|at| self.entries.get_mut(*at)) {
                 Some(same) => {
-                    // Only a damaged recording has a frame twice.
+                    // Only a damaged recording holds a frame twice.
                     same.runs = same.runs.saturating_add(entry.runs).min(runs);
                     let most = u64::from(same.runs).saturating_mul(RANK_ONE);
                     same.ranks = same.ranks.saturating_add(entry.ranks).min(most);
@@ -74,8 +75,8 @@ impl Recording {
         Ok(())
     }
 
-    /// The key of another recording's entry in this one, to which its region is added if need be.
-    /// `None` for frames that cannot be told in this guest.
+    /// The key of another recording's entry in this one, to which its region is added if necessary.
+    /// `None` for frames that cannot be identified in this guest.
     fn key_of(
         &mut self,
         entry: &Entry,
@@ -84,15 +85,14 @@ impl Recording {
         numbers: &mut [Option<u32>],
     ) -> Option<Key> {
         let Some(number) = entry.key.region() else {
-            // A bare frame number means nothing in another guest.
+            // A bare frame number is meaningless in another guest.
             return (self.image == other.image).then_some(Key::Frame);
         };
         let pair = pairs.get(number as usize)?.as_ref();
         let region = match pair {
             Some(pair) => pair.to,
-            None => {
-                self.adopted(numbers.get_mut(number as usize)?, other.regions.get(number as usize)?)
-            }
+            None => self
+                .add_region(numbers.get_mut(number as usize)?, other.regions.get(number as usize)?),
         };
         Some(match entry.key {
             Key::Frame => Key::Frame,
@@ -111,8 +111,8 @@ impl Recording {
         })
     }
 
-    /// The number of a region that this guest does not have, adding it the first time.
-    fn adopted(&mut self, number: &mut Option<u32>, region: &RecordedRegion) -> u32 {
+    /// The number of a region that this guest does not have; the first call adds the region.
+    fn add_region(&mut self, number: &mut Option<u32>, region: &RecordedRegion) -> u32 {
         *number.get_or_insert_with(|| {
             self.regions.push(region.clone());
             to_u32(self.regions.len()).saturating_sub(1)
@@ -120,7 +120,7 @@ impl Recording {
     }
 }
 
-/// What makes two entries the same: the key, and where there is none, the frame.
+/// Identity of an entry: its key or, for bare frames, the frame number.
 fn identity(entry: &Entry, key: Key) -> (Key, Option<Gfn>) {
     (key, entry.gfn.filter(|_| key == Key::Frame))
 }

@@ -1,19 +1,18 @@
-//! Working-set recordings: what clones touched, in order, kept for other clones, boots, kernels and
-//! builds.
+//! Working-set recordings: the frames that clones accessed, in order, in a form that applies to
+//! other clones, boots, kernels and builds.
 //!
-//! A [`Recording`] names a touched frame by what it holds (page 3 of `/usr/bin/python3`, the 40th
-//! page of python3's heap) and not by its number alone, so that it can be found again in another
-//! guest:
+//! A [`Recording`] names a frame by its contents (page 3 of `/usr/bin/python3`, the 40th page of
+//! python3's heap) and not by its number alone, so that it can be found in another guest:
 //!
 //! ```text
-//!  trace + locality ──from_trace──► Recording ──translate──► frames of another image, each with a confidence
-//!                                 │  ▲  ▲
-//!                           merge └──┘  └── a file (`.krec`), see docs/formats.md
+//!  trace + locality ──from_trace──► Recording ──translate──► frames of another image,
+//!                                    │  ▲  ▲                  each with a confidence
+//!                              merge └──┘  └── a file (`.krec`), see docs/formats.md
 //! ```
 //!
-//! The work is in two steps: `pairing` finds for each recorded region the one that means the same
-//! in the other guest, and `alignment` finds where randomized user addresses went. How sure each
-//! match is, is in `confidence`.
+//! Translation takes two steps: `pairing` finds the counterpart of each recorded region in the
+//! other guest, and `alignment` finds where randomized user addresses moved. `confidence` rates
+//! each match.
 
 mod alignment;
 mod confidence;
@@ -49,37 +48,37 @@ use std::collections::HashMap;
 use std::io::{Read, Write};
 use std::path::Path;
 
-/// Recordings among the files in the container.
+/// The file family of recordings.
 const FAMILY: Family = Family { name: "recording", magic: *b"KREC\x1a\r\n\n", version: 1 };
 
-/// The rank of a place after the last one of a run: ranks are fractions of it.
+/// The rank after the last frame of a run; ranks are fractions of it.
 pub const RANK_ONE: u64 = 1 << 24;
 
-/// Most runs in a recording, which keeps sums of ranks far from overflow.
+/// Most runs in a recording, which keeps sums of ranks from overflowing.
 pub const MAX_RUNS: u32 = 1 << 20;
 
-/// What a touched frame held, in words that another guest understands.
+/// Identity of an accessed frame's contents, independent of the guest.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 #[non_exhaustive]
 pub enum Key {
-    /// Nothing is known but the frame's number: it is in no region.
+    /// Only the frame number is known: the frame is in no region.
     Frame,
-    /// A position in the natural order of a region: a page of a file, of a process, of the kernel's
+    /// A position in the natural order of a region: a page of a file, a process or the kernel
     /// image.
     Position {
         /// Number of the region in [`Recording::regions`].
         region: u32,
         /// The position.
         position: u64,
-        /// Which one, when several frames of the region have this position.
+        /// Index among the frames of the region at the same position.
         nth: u32,
     },
-    /// The n-th frame of a region whose positions mean nothing to another guest, such as a slab
+    /// The n-th frame of a region whose positions are meaningless in another guest, such as a slab
     /// cache.
     Rank {
         /// Number of the region in [`Recording::regions`].
         region: u32,
-        /// How many frames of the region come before it.
+        /// Number of frames of the region before it.
         rank: u32,
     },
 }
@@ -95,25 +94,25 @@ impl Key {
     }
 }
 
-/// A frame that was touched.
+/// An accessed frame.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Entry {
-    /// Its number in the guest that [`Recording::image`] names; `None` when only runs of other
-    /// guests touched it.
+    /// Frame number in the guest of [`Recording::image`]; `None` if only runs of other guests
+    /// accessed it.
     pub gfn: Option<Gfn>,
-    /// What it held.
+    /// Identity of its contents.
     pub key: Key,
     /// Its color.
     pub color: Color,
-    /// In how many of the runs it was touched, at least 1.
+    /// Number of runs in which it was accessed, at least 1.
     pub runs: u32,
-    /// Sum over those runs of its rank: `i * RANK_ONE / n` for the `i`-th of the `n` frames of a
-    /// run. A sum, so that merging is exact whatever the order.
+    /// Sum of its ranks over those runs: `i * RANK_ONE / n` for the `i`-th of the `n` frames of a
+    /// run. A sum makes merging exact in any order.
     pub ranks: u64,
 }
 
 impl Entry {
-    /// Its place in a run, on average: 0 the first frame, towards 1 the last one.
+    /// Its mean rank in a run, from 0 for the first frame to just below 1 for the last.
     #[must_use]
     pub fn mean_rank(&self) -> f64 {
         #[expect(clippy::cast_precision_loss, reason = "at most 2^44")]
@@ -123,7 +122,7 @@ impl Entry {
         sum / one / f64::from(self.runs.max(1))
     }
 
-    /// What entries are sorted by: mean rank, and something that never ties.
+    /// Sort order of entries: by mean rank, then by key and frame number.
     fn order(&self, other: &Self) -> std::cmp::Ordering {
         let cross = |a: &Self, b: &Self| u128::from(a.ranks).saturating_mul(u128::from(b.runs));
         cross(self, other)
@@ -133,7 +132,7 @@ impl Entry {
     }
 }
 
-/// What runs of a guest's clones touched, in order of first touch.
+/// The frames that runs of a guest's clones accessed, in order of first access.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Recording {
     kernel: KernelIdentity,
@@ -145,9 +144,9 @@ pub struct Recording {
 }
 
 impl Recording {
-    /// What one run touched. `locality` is of the guest's snapshot image, whose identity is
-    /// `image`. Frames that were free then are left out: whatever a clone puts there is its
-    /// own.
+    /// Records one run. `locality` is that of the guest's snapshot image, whose identity is
+    /// `image`. Frames that were free in the image are left out, because their contents are the
+    /// clone's own.
     #[must_use]
     pub fn from_trace(trace: &Trace, locality: &LocalityOrder, image: ImageIdentity) -> Self {
         let touched: Vec<FrameIndex> =
@@ -193,25 +192,25 @@ impl Recording {
         }
     }
 
-    /// The kernel of the guest that it was made on; of the first one, when several were merged.
+    /// The kernel of the recorded guest; of the first guest, if several were merged.
     #[must_use]
     pub fn kernel(&self) -> &KernelIdentity {
         &self.kernel
     }
 
-    /// The very snapshot that frame numbers are of.
+    /// The snapshot that frame numbers refer to.
     #[must_use]
     pub fn image(&self) -> ImageIdentity {
         self.image
     }
 
-    /// Number of runs that it was made of.
+    /// Number of runs in the recording.
     #[must_use]
     pub fn runs(&self) -> u32 {
         self.runs
     }
 
-    /// The salt that names were hashed with, if they were.
+    /// The salt that names were hashed with, if any.
     #[must_use]
     pub fn salt(&self) -> Option<Salt> {
         self.salt
@@ -223,29 +222,28 @@ impl Recording {
         &self.regions
     }
 
-    /// The touched frames by mean rank.
+    /// The accessed frames by mean rank.
     #[must_use]
     pub fn entries(&self) -> &[Entry] {
         &self.entries
     }
 
-    /// In which share of the runs an entry's frame was touched.
+    /// Share of the runs in which an entry's frame was accessed, 0 to 1.
     #[must_use]
     pub fn share(&self, entry: &Entry) -> f64 {
         f64::from(entry.runs) / f64::from(self.runs.max(1))
     }
 
-    /// The same recording without names of files and processes: each is replaced by the first 12
-    /// bytes of a SHA-256 of salt and name. It translates as before, since the names of the
-    /// other guest are hashed alike. A recording that is hashed already stays as it is.
+    /// Replaces the names of files and processes by the first 12 bytes of a SHA-256 over salt and
+    /// name. The recording translates as before, because the names of the other guest are hashed in
+    /// the same way. An already hashed recording stays as it is.
     ///
     /// # What it protects
-    /// Who reads the file does not learn names that they cannot guess, and two recordings with
-    /// different salts cannot be compared by their hashes. It does *not* hide from somebody who
-    /// suspects a certain name that it occurs: the salt is in the file, so they hash the name
-    /// and look. Paths of a distribution's packages are therefore as good as readable. Kernel
-    /// names, types of file systems, sizes, process ids, offsets and the order of touches stay
-    /// readable.
+    /// A reader of the file does not learn names that they cannot guess, and recordings with
+    /// different salts cannot be compared by their hashes. It does *not* hide whether a suspected
+    /// name occurs: the salt is in the file, so a reader can hash the name and search for it. Paths
+    /// of a distribution's packages are therefore as good as readable. Kernel names, file system
+    /// types, sizes, process ids, offsets and the order of accesses stay readable.
     #[must_use]
     pub fn hashed(mut self, salt: Salt) -> Self {
         if self.salt.is_none() {
@@ -257,12 +255,12 @@ impl Recording {
         self
     }
 
-    /// The recording as the bytes of a file.
+    /// Serializes the recording as the bytes of a file.
     ///
     /// # Errors
-    /// [`ManifestError::Limit`] when there is more of something than the format admits, that is,
-    /// when a reader with [`RecordingLimits::default`] would refuse it;
-    /// [`ManifestError::Compression`] when zstd fails (out of memory).
+    /// [`ManifestError::Limit`] if the recording exceeds a limit of the format, i.e. if a reader
+    /// with [`RecordingLimits::default`] would reject it; [`ManifestError::Compression`] if zstd
+    /// fails (out of memory).
     pub fn to_bytes(&self) -> Result<Vec<u8>, RecordingError> {
         encode::check(self, &RecordingLimits::default())?;
         Ok(container::wrap(&FAMILY, &encode::payload(self))?)
@@ -271,13 +269,13 @@ impl Recording {
     /// Writes the recording.
     ///
     /// # Errors
-    /// [`ManifestError::Io`] when `out` fails, and those of [`to_bytes`](Self::to_bytes).
+    /// [`ManifestError::Io`] if `out` fails, and the errors of [`to_bytes`](Self::to_bytes).
     pub fn write_to(&self, mut out: impl Write) -> Result<(), RecordingError> {
         Ok(out.write_all(&self.to_bytes()?).map_err(ManifestError::from)?)
     }
 
-    /// Writes the recording to a file, which has either its old content or the whole new one at
-    /// every instant.
+    /// Writes the recording to a file atomically: at every instant the file has either its old or
+    /// its new content.
     ///
     /// # Errors
     /// As [`Recording::write_to`].
@@ -285,11 +283,11 @@ impl Recording {
         Ok(container::write_atomically(path, &self.to_bytes()?)?)
     }
 
-    /// Reads a recording that is all of `bytes`. Takes no more memory than
-    /// [`RecordingLimits::max_memory`] and time in proportion, whatever the bytes are. This is
-    /// the function to fuzz.
+    /// Parses a recording that is all of `bytes`. Takes at most [`RecordingLimits::max_memory`]
+    /// bytes of memory and time in proportion, for any input. This is the function to fuzz.
     ///
     /// # Errors
+    /// [`RecordingError`] says what is wrong and where.
     /// [`RecordingError`], naming what is wrong and where.
     pub fn from_bytes(bytes: &[u8], limits: &RecordingLimits) -> Result<Self, RecordingError> {
         decode::payload(&container::unwrap(bytes, &FAMILY, limits.bounds())?, limits)
@@ -298,7 +296,7 @@ impl Recording {
     /// Reads a recording that is all of `input`.
     ///
     /// # Errors
-    /// [`RecordingError`], naming what is wrong and where.
+    /// [`RecordingError`] says what is wrong and where.
     pub fn read_from(input: impl Read, limits: &RecordingLimits) -> Result<Self, RecordingError> {
         Self::from_bytes(&container::read_bounded(input, &FAMILY, limits.bounds())?, limits)
     }
@@ -306,7 +304,7 @@ impl Recording {
     /// Reads a recording file.
     ///
     /// # Errors
-    /// [`RecordingError`], naming what is wrong and where.
+    /// [`RecordingError`] says what is wrong and where.
     pub fn read_file(path: &Path, limits: &RecordingLimits) -> Result<Self, RecordingError> {
         Self::read_from(std::fs::File::open(path).map_err(ManifestError::from)?, limits)
     }

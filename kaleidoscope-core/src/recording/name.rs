@@ -1,28 +1,27 @@
-//! Names of regions: which part of one means the same in another guest, and which part is nobody's
-//! business.
+//! Names of regions: which part of a name is the same in other guests, and which part is private.
 
 use crate::color::{FrameKind, Order};
 use sha2::{Digest, Sha256};
 use std::fmt;
 
-/// What is hashed together with a name, so that recordings with different salts cannot be compared.
+/// Hashed together with names, so that recordings with different salts cannot be compared.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Salt(pub [u8; 16]);
 
-/// First bytes of what is hashed, so that a hash is of nothing else.
+/// Prefix of the hashed bytes, for domain separation.
 const DOMAIN: &[u8] = b"kaleidoscope recording name 1\0";
 
-/// Bytes of a hash that are kept: among a million names, two are alike once in 10^17 recordings.
+/// Bytes of a hash that are kept: among a million names, two collide in one of 10^17 recordings.
 const HASH_BYTES: usize = 12;
 
-/// A region's name, taken apart.
+/// A parsed region name.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Name<'a> {
     /// `FSTYPE:DEVICE:INODE:PATH`.
     File { file_system: &'a str, device: &'a str, inode: &'a str, path: &'a str },
     /// `NAME[PID]`.
     Process { command: &'a str, pid: Option<u32> },
-    /// A name that the kernel gives.
+    /// A name given by the kernel.
     Kernel(&'a str),
 }
 
@@ -50,11 +49,11 @@ impl<'a> Name<'a> {
         }
     }
 
-    /// The part that names the same thing in another guest; `None` when no part does.
+    /// The part that identifies the same object in another guest; `None` if there is none.
     pub(crate) fn portable(&self, kind: FrameKind) -> Option<&'a str> {
         match *self {
-            // A disk is told by its device number, which is its inode in the file system of block
-            // devices.
+            // A disk is identified by its device number, which is its inode in the file system of
+            // block devices.
             Self::File { inode, path: "", .. } if kind == FrameKind::BlockDevice => Some(inode),
             Self::File { path: "", .. } => None,
             Self::File { path, .. } => Some(path),
@@ -68,8 +67,8 @@ impl<'a> Name<'a> {
         if let Self::Process { pid, .. } = self { *pid } else { None }
     }
 
-    /// How well another name of the same portable part fits: same type of file system first, then
-    /// same device and inode.
+    /// How well another name with the same portable part fits: the same file system type counts
+    /// most, then the same inode, then the same device.
     pub(crate) fn likeness(&self, other: &Self) -> u8 {
         match (self, other) {
             (
@@ -86,8 +85,8 @@ impl<'a> Name<'a> {
 }
 
 impl Salt {
-    /// A region's name without what could tell of the guest's users: a hash in place of path and
-    /// inode, or of a process's name. Empty paths stay empty; kernel names stay.
+    /// A region's name without data about the guest's users: hashes replace path and inode, or a
+    /// process's name. Empty paths and kernel names stay.
     pub(crate) fn hash_name(&self, kind: FrameKind, order: Order, name: &str) -> String {
         match Name::parse(order, name) {
             Name::File { file_system, device, inode, .. } if kind == FrameKind::BlockDevice => {
@@ -95,7 +94,7 @@ impl Salt {
                 format!("{file_system}:{device}:{inode}:{path}")
             }
             Name::File { file_system, device, inode, path } => {
-                // With the path, since anybody can try all inode numbers.
+                // Hashed with the path, because the few inode numbers could be tried exhaustively.
                 let inode = self.hash(&format!("{inode}:{path}"));
                 format!("{file_system}:{device}:{inode}:{}", self.hash(path))
             }

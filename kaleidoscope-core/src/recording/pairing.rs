@@ -1,4 +1,4 @@
-//! For each recorded region, the region of another guest that means the same.
+//! Finds the counterpart of each recorded region in another guest.
 
 use super::alignment::Alignment;
 use super::name::{Name, Salt};
@@ -11,39 +11,39 @@ use std::cmp::Reverse;
 use std::collections::HashMap;
 
 /// Most regions of one name that are compared with each other; a hostile guest can have any number.
-const MAX_ALIKE: usize = 1024;
+const MAX_SAME_NAME: usize = 1024;
 
-/// What a region goes by.
+/// The properties by which regions are paired.
 #[derive(Clone, Debug)]
-pub(super) struct View<'a> {
+pub(super) struct RegionKey<'a> {
     kind: FrameKind,
     order: Order,
     name: Cow<'a, str>,
     frames: u32,
 }
 
-impl View<'_> {
+impl RegionKey<'_> {
     fn parsed(&self) -> Name<'_> {
         Name::parse(self.order, &self.name)
     }
 }
 
 /// A guest whose regions can be paired: an image, or another recording.
-pub(super) trait Side {
+pub(super) trait Pairable {
     /// Its regions by number. Names are hashed with the salt, if there is one.
-    fn views(&self, salt: Option<Salt>) -> Vec<View<'_>>;
+    fn region_keys(&self, salt: Option<Salt>) -> Vec<RegionKey<'_>>;
 
-    /// Where the pages of a process's memory are.
+    /// The stretches of resident pages of a process's memory.
     fn stretches(&self, region: u32) -> Cow<'_, [PageRange]>;
 }
 
-impl Side for LocalityOrder {
-    fn views(&self, salt: Option<Salt>) -> Vec<View<'_>> {
+impl Pairable for LocalityOrder {
+    fn region_keys(&self, salt: Option<Salt>) -> Vec<RegionKey<'_>> {
         let hash = |kind, order, name: &'_ str| salt.map(|s| s.hash_name(kind, order, name));
         self.map()
             .regions()
             .iter()
-            .map(|r| View {
+            .map(|r| RegionKey {
                 kind: r.kind,
                 order: r.order,
                 name: hash(r.kind, r.order, &r.name).map_or(Cow::Borrowed(&*r.name), Cow::Owned),
@@ -57,9 +57,9 @@ impl Side for LocalityOrder {
     }
 }
 
-impl Side for Recording {
-    fn views(&self, _salt: Option<Salt>) -> Vec<View<'_>> {
-        self.regions().iter().map(RecordedRegion::view).collect()
+impl Pairable for Recording {
+    fn region_keys(&self, _salt: Option<Salt>) -> Vec<RegionKey<'_>> {
+        self.regions().iter().map(RecordedRegion::region_key).collect()
     }
 
     fn stretches(&self, region: u32) -> Cow<'_, [PageRange]> {
@@ -69,18 +69,18 @@ impl Side for Recording {
 }
 
 impl RecordedRegion {
-    fn view(&self) -> View<'_> {
+    fn region_key(&self) -> RegionKey<'_> {
         let name = Cow::Borrowed(&*self.name);
-        View { kind: self.kind, order: self.order, name, frames: self.frames }
+        RegionKey { kind: self.kind, order: self.order, name, frames: self.frames }
     }
 }
 
-/// The region of the other guest that means the same as a recorded one.
+/// The counterpart of a recorded region.
 #[derive(Clone, Debug)]
 pub(super) struct Pair {
-    /// Its number.
+    /// Number of the region in the other guest.
     pub(super) to: u32,
-    /// Where its positions went, if they are randomized.
+    /// Maps its positions, if they are randomized.
     alignment: Option<Alignment>,
 }
 
@@ -94,14 +94,18 @@ impl Pair {
     }
 }
 
-/// Pairs the regions of `from`, none with more than one and none of `to` twice. One pair or none
-/// for each region of `from`.
-pub(super) fn pair(from: &Recording, to: &impl Side, likeness: Similarity) -> Vec<Option<Pair>> {
-    let theirs = to.views(from.salt());
-    let ours: Vec<View<'_>> = from.regions().iter().map(RecordedRegion::view).collect();
+/// Pairs the regions of `from` with those of `to`, each at most once. Returns one item per region
+/// of `from`.
+pub(super) fn pair(
+    from: &Recording,
+    to: &impl Pairable,
+    likeness: Similarity,
+) -> Vec<Option<Pair>> {
+    let theirs = to.region_keys(from.salt());
+    let ours: Vec<RegionKey<'_>> = from.regions().iter().map(RecordedRegion::region_key).collect();
     let numbers = match likeness {
         Similarity::Snapshot => by_name(&ours, &theirs),
-        Similarity::Kernel | Similarity::Other => by_meaning(&ours, &theirs),
+        Similarity::Kernel | Similarity::Other => by_portable_name(&ours, &theirs),
     };
     let with_alignment = |(region, number): (&RecordedRegion, Option<u32>)| {
         let number = number?;
@@ -112,29 +116,31 @@ pub(super) fn pair(from: &Recording, to: &impl Side, likeness: Similarity) -> Ve
     from.regions().iter().zip(numbers).map(with_alignment).collect()
 }
 
-/// Pairs the regions of one snapshot: same names, the first with the first where several have one.
-fn by_name(ours: &[View<'_>], theirs: &[View<'_>]) -> Vec<Option<u32>> {
+/// Pairs the regions of the same snapshot by name; regions of equal name are paired in order.
+fn by_name(ours: &[RegionKey<'_>], theirs: &[RegionKey<'_>]) -> Vec<Option<u32>> {
     let mut named: HashMap<(FrameKind, Order, &str, u32), Vec<u32>> = HashMap::new();
-    for (number, view) in theirs.iter().enumerate().rev() {
-        let key = (view.kind, view.order, &*view.name, view.frames);
+    for (number, region_key) in theirs.iter().enumerate().rev() {
+        let key = (region_key.kind, region_key.order, &*region_key.name, region_key.frames);
         named.entry(key).or_default().push(to_u32(number));
     }
     ours.iter().map(|v| named.get_mut(&(v.kind, v.order, &*v.name, v.frames))?.pop()).collect()
 }
 
-/// Pairs regions whose names mean the same.
-fn by_meaning(ours: &[View<'_>], theirs: &[View<'_>]) -> Vec<Option<u32>> {
+/// Pairs regions by the portable parts of their names.
+fn by_portable_name(ours: &[RegionKey<'_>], theirs: &[RegionKey<'_>]) -> Vec<Option<u32>> {
     type Groups<'a> = HashMap<(FrameKind, Order, &'a str), (Vec<usize>, Vec<usize>)>;
-    let ours_parsed: Vec<Name<'_>> = ours.iter().map(View::parsed).collect();
-    let theirs_parsed: Vec<Name<'_>> = theirs.iter().map(View::parsed).collect();
+    let ours_parsed: Vec<Name<'_>> = ours.iter().map(RegionKey::parsed).collect();
+    let theirs_parsed: Vec<Name<'_>> = theirs.iter().map(RegionKey::parsed).collect();
     let mut groups = Groups::new();
-    for (i, (view, name)) in ours.iter().zip(&ours_parsed).enumerate() {
-        if let Some(portable) = name.portable(view.kind) {
-            groups.entry((view.kind, view.order, portable)).or_default().0.push(i);
+    for (i, (region_key, name)) in ours.iter().zip(&ours_parsed).enumerate() {
+        if let Some(portable) = name.portable(region_key.kind) {
+            groups.entry((region_key.kind, region_key.order, portable)).or_default().0.push(i);
         }
     }
-    for (j, (view, name)) in theirs.iter().zip(&theirs_parsed).enumerate() {
-        let key = name.portable(view.kind).map(|portable| (view.kind, view.order, portable));
+    for (j, (region_key, name)) in theirs.iter().zip(&theirs_parsed).enumerate() {
+        let key = name
+            .portable(region_key.kind)
+            .map(|portable| (region_key.kind, region_key.order, portable));
         if let Some(group) = key.and_then(|key| groups.get_mut(&key)) {
             group.1.push(j);
         }
@@ -142,7 +148,7 @@ fn by_meaning(ours: &[View<'_>], theirs: &[View<'_>]) -> Vec<Option<u32>> {
     let mut out = vec![None; ours.len()];
     for ((_, order, _), (mut from, mut to)) in groups {
         if order == Order::UserAddress && from.len() == to.len() {
-            // As many processes of this name: they were started in the same order.
+            // An equal number of processes of this name: assume the same start order.
             let pid = |names: &[Name<'_>], at: usize| names.get(at).and_then(Name::pid);
             from.sort_by_key(|&i| pid(&ours_parsed, i));
             to.sort_by_key(|&j| pid(&theirs_parsed, j));
@@ -153,10 +159,11 @@ fn by_meaning(ours: &[View<'_>], theirs: &[View<'_>]) -> Vec<Option<u32>> {
             }
             continue;
         }
-        // Who fits best chooses first, among those the largest.
-        from.truncate(MAX_ALIKE);
-        to.truncate(MAX_ALIKE);
-        let frames = |views: &[View<'_>], at: usize| views.get(at).map_or(0, |v| v.frames);
+        // Regions with the best fit choose first, among those the largest.
+        from.truncate(MAX_SAME_NAME);
+        to.truncate(MAX_SAME_NAME);
+        let frames =
+            |region_keys: &[RegionKey<'_>], at: usize| region_keys.get(at).map_or(0, |v| v.frames);
         let likeness = |i: usize, j: usize| match (ours_parsed.get(i), theirs_parsed.get(j)) {
             (Some(a), Some(b)) => a.likeness(b),
             _ => 0,

@@ -4,16 +4,16 @@ use crate::addr::FrameIndex;
 use crate::color::{FrameKind, Order, Region, RegionId};
 use crate::prefetch::LocalityOrder;
 
-/// Most stretches that are kept of one region. Where there are more, those with the smallest gaps
-/// between them are joined.
+/// Most stretches kept per region. If there are more, those with the smallest gaps between them are
+/// joined.
 pub(super) const MAX_STRETCHES: usize = 256;
 
-/// Pages that are next to each other: positions `start` to `start + pages`, the end not included.
+/// Consecutive pages: positions `start..start + pages`.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct PageRange {
-    /// First position.
+    /// First position, in pages.
     pub start: u64,
-    /// Number of positions.
+    /// Number of pages.
     pub pages: u64,
 }
 
@@ -28,17 +28,18 @@ impl PageRange {
 /// A region that a recording has entries in.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct RecordedRegion {
-    /// What the guest kernel uses its frames for.
+    /// How the guest kernel uses its frames.
     pub kind: FrameKind,
-    /// What positions count.
+    /// The unit of its positions.
     pub order: Order,
-    /// Its name in the color map, or what [`Recording::hashed`](super::Recording::hashed) made of
-    /// it.
+    /// Its name in the color map, or the hash that [`Recording::hashed`](super::Recording::hashed)
+    /// replaced it with.
     pub name: String,
-    /// How many frames it had in the guest, touched or not.
+    /// Number of frames in the recorded guest, accessed or not.
     pub frames: u32,
-    /// For a process's memory: which positions had frames, touched or not, by ascending position.
-    /// The shape by which it is recognized at other addresses. Empty for other regions.
+    /// For the memory of a process: the positions that had frames, accessed or not, in ascending
+    /// order. This layout identifies the process's parts at other addresses. Empty for other
+    /// regions.
     pub stretches: Vec<PageRange>,
 }
 
@@ -59,9 +60,9 @@ impl RecordedRegion {
     }
 }
 
-/// Whether frames are told by their rank in the region, because positions mean nothing to another
-/// guest: frame numbers, places on lists of free frames, and the addresses that a process's page
-/// tables translate (of which several levels share one).
+/// Whether frames are identified by their rank in the region, because positions are meaningless in
+/// another guest: frame numbers, positions on free lists, and the addresses that page tables of a
+/// process translate (several levels share one address).
 pub(super) fn is_ranked(kind: FrameKind, order: Order) -> bool {
     matches!(order, Order::FrameNumber | Order::Allocation)
         || (order == Order::UserAddress && kind == FrameKind::PageTable)
@@ -72,7 +73,7 @@ pub(super) fn has_shape(kind: FrameKind, order: Order) -> bool {
     order == Order::UserAddress && !is_ranked(kind, order)
 }
 
-/// Stretches of ascending positions.
+/// Joins ascending positions into stretches.
 pub(super) fn stretches(positions: impl Iterator<Item = u64>) -> Vec<PageRange> {
     let mut all: Vec<PageRange> = Vec::new();
     for position in positions {
@@ -118,18 +119,18 @@ impl<'a> Members<'a> {
         self.frames.iter().map(move |frame| self.position(*frame))
     }
 
-    /// How many frames have a lower position.
+    /// Number of frames with a lower position.
     pub(super) fn before(&self, position: u64) -> usize {
         self.frames.partition_point(|frame| self.position(*frame) < position)
     }
 
-    /// How many frames of the region come before this one of them.
+    /// Number of frames of the region before this one.
     pub(super) fn rank(&self, frame: FrameIndex) -> usize {
         let place = self.locality.position(frame).unwrap_or(self.start);
         place.saturating_sub(self.start) as usize
     }
 
-    /// The frame of this rank.
+    /// The frame with this rank.
     pub(super) fn at_rank(&self, rank: u32) -> Option<FrameIndex> {
         self.frames.get(rank as usize).copied()
     }

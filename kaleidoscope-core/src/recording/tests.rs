@@ -1,5 +1,4 @@
-//! Recordings of synthetic guests: they round-trip, merge and translate, and damaged ones are
-//! refused.
+//! Recordings of synthetic guests round-trip, merge and translate, and damaged ones are rejected.
 
 use super::*;
 use crate::color::{ColorMap, Frame, FrameKind, Order, Region};
@@ -11,10 +10,10 @@ use proptest::prelude::*;
 const IMAGE: ImageIdentity = ImageIdentity { digest: [1; 32], frames: 9 };
 const OTHER: ImageIdentity = ImageIdentity { digest: [2; 32], frames: 9 };
 
-/// A region and the positions of its frames, which follow one another in memory.
+/// A region and the positions of its frames, which are consecutive in memory.
 type Content<'a> = (FrameKind, Order, Color, &'a str, Vec<u64>);
 
-/// A guest with these regions behind four free frames and one frame that is in no region.
+/// A guest with four free frames, one frame without a region, and these regions.
 fn guest(release: &str, content: &[Content<'_>]) -> LocalityOrder {
     let free = Frame { kind: FrameKind::Free, color: Color::Free, ..Frame::default() };
     let mut frames = vec![free; 4];
@@ -123,8 +122,8 @@ fn keys_and_numbers_agree_in_the_same_snapshot() {
     assert_eq!(frames(&by_key), (4..locality.frames()).rev().collect::<Vec<_>>());
     assert_eq!(frames(&by_number), frames(&by_key));
     assert!(by_key.frames.iter().all(|t| t.confidence == 1.0));
-    // Without its identity nobody knows that it is the same: files without a path are not found
-    // then.
+    // Without its identity the image is not recognized as the same: files without a path are not
+    // found.
     let unsure = recording.translate(&locality, None);
     assert_eq!(unsure.likeness, Similarity::Kernel);
     assert_eq!(unsure.missing[Color::FileCache as usize], 2);
@@ -158,12 +157,12 @@ fn another_build_is_understood() {
         let same = expected == position;
         assert_eq!(there.how, if same { Match::SameAddress } else { Match::MovedAddress });
     }
-    assert_eq!(files, 6, "pages 2 to 7 are cached there");
+    assert_eq!(files, 6, "pages 2 to 7 are cached in the other guest");
     assert_eq!(translation.found[Color::Anonymous as usize], 24);
     assert_eq!(translation.found[Color::PageTable as usize], 3);
     let sure = translation.at_least(0.5).filter(|t| to.color(t.frame) == Color::Slab);
-    assert_eq!(sure.count(), 0, "what a slab cache's pages hold differs");
-    // Names that are hashed say the same.
+    assert_eq!(sure.count(), 0, "the contents of slab pages differ");
+    // Hashed names give the same result.
     let hashed = recording.clone().hashed(Salt([5; 16]));
     assert!(hashed.regions().iter().all(|r| !r.name.contains("python")));
     assert_eq!(hashed.translate(&to, Some(&OTHER)), translation);
@@ -224,7 +223,7 @@ fn other_guests_are_merged_through_keys() {
     assert!(merged.entries().iter().all(|e| e.gfn.is_some() || e.runs == 1));
     let bytes = merged.to_bytes().unwrap();
     assert_eq!(Recording::from_bytes(&bytes, &RecordingLimits::default()).unwrap(), merged);
-    // Some hashed, some not: all are hashed. Different salts do not mix.
+    // If some are hashed, the result is hashed. Different salts cannot be merged.
     let salted = |salt| a.clone().hashed(Salt([salt; 16]));
     let mixed = Recording::merge(&[a.clone(), salted(1)]).unwrap();
     assert_eq!(mixed.salt(), Some(Salt([1; 16])));
@@ -269,7 +268,7 @@ fn wrong_payloads_are_named() {
         (b"\x64salt\x40", b"\x64salt\x41\x07", "a salt is a string of 16 bytes"),
         (b"\x68position", b"\x68positioN", "key `position` is missing"),
         (b"\x65frame", b"\x65framE", "`framE` is not known"),
-        // Of the last stretch, the gap before it and its pages.
+        // The last stretch: the gap before it, and its pages.
         (b"\x05\xd7\x00\x04", b"\x05\xd7\x00\x00", "stretches must ascend"),
         (b"\x86\x19\x04\x00\x04", b"\x85\x19\x04\x00", "5 numbers for"),
         (b"\x64runs\x58\xac\x01", b"\x64runs\x58\xac\x02", "column `runs`, entry 0: 2 of 1 runs"),
@@ -366,7 +365,11 @@ proptest! {
         }
         let own = everything(&locality, IMAGE);
         let own = recording.salt().map_or(own.clone(), |salt| own.hashed(salt));
-        for pair in [[recording.clone(), own.clone()], [own, recording.clone()], [recording.clone(), recording.clone()]] {
+        for pair in [
+            [recording.clone(), own.clone()],
+            [own, recording.clone()],
+            [recording.clone(), recording.clone()],
+        ] {
             let merged = Recording::merge(&pair).unwrap();
             let bytes = merged.to_bytes().unwrap();
             let read = Recording::from_bytes(&bytes, &RecordingLimits::for_entries(256)).unwrap();
@@ -382,7 +385,7 @@ proptest! {
 }
 
 proptest! {
-    /// One limit: what is written is read, and what readers refuse is not written.
+    /// Writers and readers apply the same limits.
     #[test]
     fn writers_refuse_what_readers_refuse(
         recording in recording(),

@@ -1,4 +1,4 @@
-//! A recording in terms of another image.
+//! Translates a recording to another image.
 
 use super::confidence::factor;
 use super::pairing::{Pair, pair};
@@ -9,13 +9,13 @@ use crate::color::{Color, Order, RegionId};
 use crate::manifest::ImageIdentity;
 use crate::prefetch::LocalityOrder;
 
-/// A frame of the image that a recorded entry became.
+/// A frame of the image that corresponds to a recorded entry.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub struct TranslatedEntry {
     /// The frame.
     pub frame: FrameIndex,
-    /// How likely it is to be touched, 0 to 1: the share of runs that touched it, times what the
-    /// way it was found is worth.
+    /// Likelihood that it is accessed, 0 to 1: the share of runs that accessed it, times the
+    /// confidence in the match.
     pub confidence: f32,
     /// How it was found.
     pub how: Match,
@@ -23,29 +23,29 @@ pub struct TranslatedEntry {
     pub entry: u32,
 }
 
-/// The frames of an image that a recording speaks of.
+/// The frames of an image that correspond to a recording.
 #[derive(Clone, PartialEq, Debug)]
 pub struct TranslatedRecording {
-    /// How like the image is to the one that was recorded.
+    /// How similar the image is to the recorded one.
     pub likeness: Similarity,
-    /// The frames in recorded order, each once; none of them free.
+    /// The frames in recorded order, each once; none of them is free.
     pub frames: Vec<TranslatedEntry>,
-    /// Per color of the recorded entries: how many were found. Indexed by the color's number.
+    /// Number of recorded entries that were found, per color. Indexed by the color's number.
     pub found: [u32; Color::ALL.len()],
-    /// Per color of the recorded entries: how many were not.
+    /// Number of recorded entries that were not found, per color.
     pub missing: [u32; Color::ALL.len()],
 }
 
 impl TranslatedRecording {
-    /// The frames that are at least as sure as `confidence`, in recorded order.
+    /// The frames with at least this confidence, in recorded order.
     pub fn at_least(&self, confidence: f32) -> impl Iterator<Item = &TranslatedEntry> + '_ {
         self.frames.iter().filter(move |t| t.confidence >= confidence)
     }
 }
 
 impl Recording {
-    /// How like an image is to the one that was recorded. Without the image's identity nobody can
-    /// tell whether it is the very same snapshot, and it is taken for another one.
+    /// How similar an image is to the recorded one. Without the image's identity it cannot be
+    /// recognized as the same snapshot, and counts as another one.
     #[must_use]
     pub fn likeness(&self, locality: &LocalityOrder, image: Option<&ImageIdentity>) -> Similarity {
         let (ours, theirs) = (self.kernel(), locality.map().kernel());
@@ -58,8 +58,8 @@ impl Recording {
         }
     }
 
-    /// The recorded frames in another image, found through their keys. `image` is the image's
-    /// identity, if it is known; see [`Recording::likeness`].
+    /// Finds the recorded frames in another image through their keys. `image` is the image's
+    /// identity, if known; see [`Recording::likeness`].
     #[must_use]
     pub fn translate(
         &self,
@@ -71,7 +71,7 @@ impl Recording {
         self.collect(locality, likeness, |entry| find(entry, self, locality, &pairs, likeness))
     }
 
-    /// The recorded frames by number alone: right for the very same snapshot, a guess for any
+    /// Finds the recorded frames by number alone: correct for the same snapshot, a guess for any
     /// other. Frames that are free in the image are left out.
     #[must_use]
     pub fn by_frame_number(
@@ -116,12 +116,12 @@ impl Recording {
     }
 }
 
-/// An entry by its frame's number.
+/// Finds an entry by its frame number.
 fn by_number(entry: &Entry, locality: &LocalityOrder) -> Option<(FrameIndex, Match)> {
     Some((locality.layout().index_of(entry.gfn?)?, Match::FrameNumber))
 }
 
-/// An entry by its key.
+/// Finds an entry by its key.
 fn find(
     entry: &Entry,
     recording: &Recording,
@@ -134,11 +134,11 @@ fn find(
         Key::Frame => by_number(entry, locality).filter(|_| likeness == Similarity::Snapshot),
         Key::Position { region, position, nth } => {
             let pair = pair?;
-            let there = pair.position(position)?;
-            let frame = members(locality, RegionId(pair.to)).at(there, nth)?;
+            let translated = pair.position(position)?;
+            let frame = members(locality, RegionId(pair.to)).at(translated, nth)?;
             let how = match recording.regions().get(region as usize)?.order {
                 Order::FileOffset => Match::FileOffset,
-                Order::UserAddress if there == position => Match::SameAddress,
+                Order::UserAddress if translated == position => Match::SameAddress,
                 Order::UserAddress => Match::MovedAddress,
                 Order::KernelAddress => Match::KernelAddress,
                 Order::FrameNumber | Order::Allocation => Match::Rank,
@@ -146,7 +146,7 @@ fn find(
             Some((frame, how))
         }
         Key::Rank { rank, .. } => {
-            // What firmware and boot loader set aside lies at the same place on every boot.
+            // Memory reserved by firmware and boot loader is at the same frames on every boot.
             if entry.color == Color::Reserved && likeness != Similarity::Snapshot {
                 let same = |frame| locality.color(frame) == Color::Reserved;
                 return by_number(entry, locality).filter(|(frame, _)| same(*frame));

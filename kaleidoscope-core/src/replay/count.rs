@@ -1,5 +1,5 @@
-//! A replay without a clock: every planned page is there at once. For tuning, which asks only how
-//! often and how much.
+//! A replay without a clock, in which every planned page arrives at once. For tuning, which needs
+//! only the numbers of faults and pages.
 
 use super::{Touch, Trace};
 use crate::addr::FrameIndex;
@@ -7,14 +7,14 @@ use crate::prefetch::{Access, Answer, Fault, LocalityOrder, Plan, PrefetchPolicy
 use std::ops::AddAssign;
 use std::sync::Arc;
 
-/// What a policy did on a trace, when pages arrive at once.
+/// Results of a policy on a trace, if pages arrive at once.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Counts {
-    /// Frames that the clone touched whose bytes mattered.
+    /// Frames that the clone touched and that were not free.
     pub needed: u32,
-    /// Touches that had to ask the parent.
+    /// Touches that needed a request to the parent.
     pub faults: u32,
-    /// Frames fetched before they were asked for.
+    /// Frames fetched before a fault on them.
     pub prefetched: u32,
     /// Prefetched frames that were needed.
     pub used: u32,
@@ -37,7 +37,7 @@ impl AddAssign for Counts {
     }
 }
 
-/// Where a frame is.
+/// State of a frame.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum State {
     Absent,
@@ -45,11 +45,11 @@ enum State {
     Present,
 }
 
-/// Where every frame is, and how that came about.
+/// State of every frame, with an undo log.
 #[derive(Debug)]
 struct States {
     of: Vec<State>,
-    /// What was changed since the start: frames, and what they were.
+    /// Changes since the start: frames, and their previous states.
     changes: Vec<(FrameIndex, State)>,
 }
 
@@ -110,7 +110,7 @@ impl Counter {
         counts
     }
 
-    /// Runs the background to its end: what it fetches is what clones begin with from now on.
+    /// Runs the background to its end. Later clones start with the frames that it fetches.
     pub fn start(&mut self, policy: &mut dyn PrefetchPolicy) -> Counts {
         self.states.of.fill(State::Absent);
         let mut counts = Counts::default();
@@ -125,8 +125,8 @@ impl Counter {
         counts
     }
 
-    /// Replays touches of a clone that begins with what the last [start](Self::start) fetched,
-    /// which is not counted again.
+    /// Replays touches of a clone that starts with the frames that the last
+    /// [start](Self::start) fetched. Those are not counted again.
     pub fn resume(&mut self, touches: &[Touch], policy: &mut dyn PrefetchPolicy) -> Counts {
         self.states.evict();
         let mut counts = Counts::default();

@@ -1,29 +1,29 @@
-//! The way from the parent to the clone in simulated time.
+//! The link from the parent to the clone in simulated time.
 
 use super::CostModel;
 use crate::addr::FrameIndex;
 use std::collections::VecDeque;
 
-/// Simulated time in nanoseconds since the clone was resumed. It stands still at its end: a trace
-/// may hold any times.
+/// Simulated time in nanoseconds since the clone was resumed. Saturates, because a trace may hold
+/// any times.
 pub(super) type Nanos = u64;
 
-/// Where a frame is.
+/// State of a frame.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Position {
-    /// With the parent, and nobody has asked for it.
+    /// At the parent, and not requested.
     Absent,
-    /// Asked for, and not yet on the link.
+    /// Requested, and not yet on the link.
     Queued,
-    /// There, from this instant on.
+    /// Present from this instant on.
     Arrives(Nanos),
 }
 
 /// Costs in nanoseconds.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Costs {
-    pub(super) up: Nanos,
-    pub(super) down: Nanos,
+    pub(super) request_latency: Nanos,
+    pub(super) page_latency: Nanos,
     pub(super) page: Nanos,
     pub(super) zero: Nanos,
 }
@@ -31,29 +31,34 @@ pub(super) struct Costs {
 impl Costs {
     pub(super) fn new(model: &CostModel) -> Self {
         let fault = nanos(model.fault_us);
-        let up = fault / 2;
-        Self { up, down: fault - up, page: nanos(model.page_us), zero: nanos(model.zero_us) }
+        let request_latency = fault / 2;
+        Self {
+            request_latency,
+            page_latency: fault - request_latency,
+            page: nanos(model.page_us),
+            zero: nanos(model.zero_us),
+        }
     }
 }
 
-/// A cost in microseconds, none of which exceeds an hour.
+/// Converts a cost in microseconds, which is at most an hour.
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped")]
 fn nanos(us: f64) -> Nanos {
     (us.clamp(0.0, 3.6e9) * 1000.0).round() as Nanos
 }
 
-/// The link, what waits for it, and where every frame is.
+/// The link, the queues in front of it, and the state of every frame.
 #[derive(Debug)]
 pub(super) struct Link {
     costs: Costs,
     message: usize,
-    /// When the link is idle again.
+    /// When the link becomes idle.
     idle_at: Nanos,
-    /// Planned frames, each with the instant before which the parent does not know of it.
+    /// Planned frames, each with the instant at which the parent learns of it.
     fetch: VecDeque<(Nanos, FrameIndex)>,
     stream: VecDeque<FrameIndex>,
     positions: Vec<Position>,
-    /// Needed frames' arrivals are recorded here.
+    /// Arrival times of frames, in sending order.
     pub(super) arrived: Vec<(Nanos, FrameIndex)>,
 }
 
@@ -82,14 +87,14 @@ impl Link {
         self.positions.get(frame.as_usize()).copied().unwrap_or(Position::Absent)
     }
 
-    /// Says where a frame is.
+    /// Sets the state of a frame.
     pub(super) fn set(&mut self, frame: FrameIndex, position: Position) {
         if let Some(slot) = self.positions.get_mut(frame.as_usize()) {
             *slot = position;
         }
     }
 
-    /// Queues frames that were planned with a fault, of which the parent knows from `known` on.
+    /// Queues frames that were planned with a fault; the parent learns of them at `known`.
     pub(super) fn plan(&mut self, frames: &[FrameIndex], known: Nanos) {
         for frame in frames {
             self.set(*frame, Position::Queued);
@@ -105,8 +110,8 @@ impl Link {
         }
     }
 
-    /// Sends what waits, until `now`; returns whether the link then idles for want of work, with
-    /// the instant since when.
+    /// Sends queued frames until `now`. If the link runs out of work before that, returns the
+    /// instant at which it became idle.
     pub(super) fn advance(&mut self, now: Nanos) -> Option<Nanos> {
         while self.idle_at < now {
             self.drop_overtaken();
@@ -125,18 +130,18 @@ impl Link {
         None
     }
 
-    /// Sends one page ahead of all others, at the next message's border after `now`; returns when
+    /// Sends one page ahead of all others, at the first message boundary after `now`. Returns when
     /// it arrives.
     pub(super) fn send_now(&mut self, frame: FrameIndex, now: Nanos) -> Nanos {
         let start = self.idle_at.max(now);
         self.idle_at = start.saturating_add(self.costs.page);
-        let at = self.idle_at.saturating_add(self.costs.down);
+        let at = self.idle_at.saturating_add(self.costs.page_latency);
         self.arrive(frame, at);
         at
     }
 
-    /// The link has nothing to do until `now`.
-    pub(super) fn rest(&mut self, now: Nanos) {
+    /// Leaves the link idle until `now`.
+    pub(super) fn idle_until(&mut self, now: Nanos) {
         self.idle_at = self.idle_at.max(now);
     }
 
@@ -145,7 +150,7 @@ impl Link {
         self.arrived.push((at, frame));
     }
 
-    /// Sends the next message, whose first page the parent knows of at `start`.
+    /// Sends the next message; the parent knows of its first page at `start`.
     fn send_message(&mut self, start: Nanos) {
         for _ in 0..self.message {
             self.drop_overtaken();
@@ -158,11 +163,11 @@ impl Link {
             };
             let Some(frame) = frame else { break };
             self.idle_at = self.idle_at.saturating_add(self.costs.page);
-            self.arrive(frame, self.idle_at.saturating_add(self.costs.down));
+            self.arrive(frame, self.idle_at.saturating_add(self.costs.page_latency));
         }
     }
 
-    /// Forgets frames at the heads of the queues that a fault has sent ahead.
+    /// Drops frames at the heads of the queues that were already sent because of a fault.
     fn drop_overtaken(&mut self) {
         while let Some((_, frame)) = self.fetch.front()
             && self.position(*frame) != Position::Queued

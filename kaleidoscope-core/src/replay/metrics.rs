@@ -1,4 +1,4 @@
-//! What a replay measures.
+//! The measurements of a replay.
 
 use crate::addr::FRAME_SIZE;
 use crate::color::Color;
@@ -6,47 +6,47 @@ use crate::color::Color;
 /// The state of a clone at an instant.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Sample {
-    /// Microseconds since the clone was resumed, until the last of the touches so far was over.
+    /// Microseconds since the clone was resumed, at the end of the last of the touches so far.
     pub at_us: u64,
     /// Frames that the clone has touched.
     pub touched: u32,
-    /// Frames that take memory: fetched ones, those on their way included, and zero-filled ones
-    /// once they are touched.
+    /// Frames that take memory: fetched ones, including those in flight, and zero-filled ones once
+    /// they are touched.
     pub resident: u32,
 }
 
-/// How a policy did on a trace.
+/// Results of a policy on a trace.
 #[derive(Clone, PartialEq, Debug, Default)]
 pub struct Metrics {
-    /// Frames that the clone touched whose bytes mattered (not free at the freeze).
+    /// Frames that the clone touched and that were not free at the freeze.
     pub needed: u32,
     /// Frames that the clone touched and that were free at the freeze.
     pub free_touched: u32,
-    /// Touches of absent frames that had to ask the parent.
+    /// Touches of absent frames that needed a request to the parent.
     pub faults: u32,
-    /// Touches of frames that were on their way: a wait, but no further transfer.
+    /// Touches of frames in flight: a wait, but no further transfer.
     pub late: u32,
-    /// Touches of absent free frames that were answered with zeros here.
+    /// Touches of absent free frames that were answered with zeros locally.
     pub zero_faults: u32,
-    /// Frames that a plan fetched, whether or not they arrived before the trace's end.
+    /// Frames that a plan fetched, whether or not they arrived before the end of the trace.
     pub prefetched: u32,
-    /// Prefetched frames that the clone needed, late ones included.
+    /// Prefetched frames that the clone needed, including late ones.
     pub used: u32,
-    /// Free frames that were fetched, asked for or not.
+    /// Free frames that were fetched, by a fault or by prefetch.
     pub free_transferred: u32,
-    /// Needed frames that were there before they were touched.
+    /// Needed frames that were present before they were touched.
     pub covered: u32,
-    /// Frames fetched in all: faults and prefetched ones.
+    /// Frames fetched in total, by faults and by prefetch.
     pub transferred: u32,
-    /// The wait of every fault, late one and zero fault in microseconds, sorted.
+    /// The wait of every fault, late touch and zero fault in microseconds, sorted.
     pub waits_us: Vec<f64>,
-    /// Microseconds waited in all, by all vCPUs.
+    /// Total microseconds waited by all vCPUs.
     pub stall_us: f64,
     /// Microseconds, rounded down, until 50, 90 and 99 percent of the needed frames, rounded up,
-    /// were there. 0 when none was needed.
+    /// were present. 0 if no frame was needed.
     pub working_set_us: [u64; 3],
-    /// The clone over time: after every n-th touch and after the last, n being the touches / 256,
-    /// rounded up. At most 256.
+    /// The clone over time: after every n-th touch and after the last, where n is the number of
+    /// touches / 256, rounded up. At most 256.
     pub samples: Vec<Sample>,
     /// Frames that take memory at the end, by color in the order of [`Color::ALL`].
     pub footprint: [u32; Color::ALL.len()],
@@ -65,13 +65,13 @@ impl Metrics {
         self.footprint.iter().sum()
     }
 
-    /// Share of the needed frames that were there before they were touched; 1 when none was needed.
+    /// Share of the needed frames that were present before they were touched; 1 if none was needed.
     #[must_use]
     pub fn coverage(&self) -> f64 {
         share(self.covered, self.needed)
     }
 
-    /// Share of the prefetched frames that were needed; 1 when none was prefetched.
+    /// Share of the prefetched frames that were needed; 1 if none was prefetched.
     #[must_use]
     pub fn accuracy(&self) -> f64 {
         share(self.used, self.prefetched)
@@ -83,8 +83,7 @@ impl Metrics {
         u64::from(self.transferred) * FRAME_SIZE
     }
 
-    /// The wait that a share of all waits does not exceed, 0 when there was none; `share` from 0 to
-    /// 1.
+    /// Quantile of the waits in microseconds, 0 if there were none; `share` from 0 to 1.
     #[must_use]
     pub fn wait_us(&self, share: f64) -> f64 {
         let last = self.waits_us.len().saturating_sub(1);
@@ -92,7 +91,7 @@ impl Metrics {
             clippy::cast_precision_loss,
             clippy::cast_possible_truncation,
             clippy::cast_sign_loss,
-            reason = "a place in a list, clamped to it"
+            reason = "an index, clamped to the length"
         )]
         let at = (share.clamp(0.0, 1.0) * last as f64).round() as usize;
         self.waits_us.get(at.min(last)).copied().unwrap_or(0.0)

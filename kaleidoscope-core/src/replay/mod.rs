@@ -1,4 +1,4 @@
-//! Replay: how a policy does on the touches of a real clone, without a VM.
+//! Replay: evaluates a policy on the accesses of a real clone, without a VM.
 
 mod cost;
 mod count;

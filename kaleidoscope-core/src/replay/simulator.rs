@@ -10,45 +10,45 @@ use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
 use std::sync::Arc;
 
-/// Most frames of one plan, unless told otherwise: 1 MiB.
-const BUDGET: usize = 256;
+/// Default of the most frames of one plan: 1 MiB.
+const DEFAULT_BUDGET: usize = 256;
 
-/// Samples of the clone over time.
-const SAMPLES: usize = 256;
+/// Most samples of the clone over time.
+const MAX_SAMPLES: usize = 256;
 
-/// How a trace is replayed.
+/// Options of a replay.
 #[derive(Clone, Copy, Debug)]
 pub struct Replay {
-    /// What faults and pages cost.
+    /// Costs of faults and pages.
     pub costs: CostModel,
     /// Most frames that the answer to one fault fetches, and most that it fills with zeros, beside
-    /// the one asked for.
+    /// the faulting one.
     pub budget: usize,
-    /// Whether the policy is told which prefetched frames were used, as a clone could that looks
-    /// at accessed bits.
+    /// Whether the policy receives feedback on used frames, as from a clone that reads accessed
+    /// bits.
     pub feedback: bool,
 }
 
 impl Replay {
-    /// With these costs, plans of at most 256 frames, and no feedback.
+    /// A replay with these costs, plans of at most 256 frames, and no feedback.
     #[must_use]
     pub fn new(costs: CostModel) -> Self {
-        Self { costs, budget: BUDGET, feedback: false }
+        Self { costs, budget: DEFAULT_BUDGET, feedback: false }
     }
 }
 
 /// Replays a trace under a policy.
 ///
-/// Each vCPU goes from touch to touch in the time that it took in the trace (to its first, in the
-/// time since the resume); a touch of a frame that is not there adds a wait. Waits of one vCPU do
-/// not delay the others. Touches at the same instant come in the trace's order. Frames that the map
-/// calls free and that the policy fetches count as wasted, touched or not: their bytes matter to
-/// nobody. [`CostModel`] says what the way from the parent does, and when the policy is asked for a
-/// batch of the background; nothing happens after the trace's last touch.
+/// Each vCPU proceeds from touch to touch in the time that it took in the trace (to the first one,
+/// in the time since the resume). A touch of an absent frame adds a wait, which does not delay the
+/// other vCPUs. Simultaneous touches are processed in the trace's order. Free frames that the
+/// policy fetches count as wasted, touched or not, because the guest does not need their bytes.
+/// [`CostModel`] defines the link from the parent, and when the policy is asked for a background
+/// batch. The replay ends with the trace's last touch.
 ///
-/// Feedback, when it is on, comes with every touch of a prefetched frame, before the policy learns
-/// of the fault if it is late. A policy's zeros for a frame on its way are not heeded: the parent's
-/// bytes come.
+/// With feedback, the policy hears of every touch of a prefetched frame, before the fault if the
+/// frame is late. Zeros as the answer for a frame in flight are ignored: the parent's bytes are
+/// used.
 pub fn replay(
     trace: &Trace,
     locality: &Arc<LocalityOrder>,
@@ -56,13 +56,13 @@ pub fn replay(
     options: &Replay,
 ) -> Metrics {
     let mut clone = Clone::new(locality, options);
-    let mut lanes = Lanes::new(trace);
-    let every = trace.touches().len().div_ceil(SAMPLES).max(1);
+    let mut vcpus = VcpuQueue::new(trace);
+    let every = trace.touches().len().div_ceil(MAX_SAMPLES).max(1);
     let mut done = 0usize;
-    while let Some((now, lane, frame, access)) = lanes.next(trace) {
+    while let Some((now, lane, frame, access)) = vcpus.next(trace) {
         let fault = Fault { frame, access, in_flight: false };
         let resumed = clone.touch(now, fault, policy);
-        lanes.resume(trace, lane, resumed);
+        vcpus.resume(trace, lane, resumed);
         done += 1;
         clone.resumed = clone.resumed.max(resumed);
         if done.is_multiple_of(every) || done == trace.touches().len() {
@@ -72,15 +72,15 @@ pub fn replay(
     clone.finish()
 }
 
-/// The vCPUs, each on its way to its next touch.
-struct Lanes {
-    /// Touches of each lane, by place in the trace, the next one last.
+/// The vCPUs, each with its pending touches.
+struct VcpuQueue {
+    /// Touches of each lane as indices into the trace, the next one last.
     ahead: Vec<Vec<usize>>,
-    /// When each lane's next touch comes, the earliest first.
+    /// The time of each lane's next touch, the earliest first.
     queue: BinaryHeap<Reverse<(Nanos, usize, usize)>>,
 }
 
-impl Lanes {
+impl VcpuQueue {
     fn new(trace: &Trace) -> Self {
         let mut numbers = HashMap::new();
         let mut ahead: Vec<Vec<usize>> = Vec::new();
@@ -93,14 +93,14 @@ impl Lanes {
                 lane.push(place);
             }
         }
-        let mut lanes = Self { ahead, queue: BinaryHeap::new() };
-        for lane in 0..lanes.ahead.len() {
-            lanes.enqueue(trace, lane, 0, 0);
+        let mut vcpus = Self { ahead, queue: BinaryHeap::new() };
+        for lane in 0..vcpus.ahead.len() {
+            vcpus.enqueue(trace, lane, 0, 0);
         }
-        lanes
+        vcpus
     }
 
-    /// The next touch: when, of which lane, of which frame and how.
+    /// The next touch: time, lane, frame and access.
     fn next(
         &mut self,
         trace: &Trace,
@@ -110,7 +110,7 @@ impl Lanes {
         Some((now, lane, touch.frame, touch.access))
     }
 
-    /// A lane goes on at `now` from the touch that was its next one.
+    /// Continues a lane at `now`, after its current touch.
     fn resume(&mut self, trace: &Trace, lane: usize, now: Nanos) {
         let done = self.ahead.get_mut(lane).and_then(Vec::pop);
         let done_us = done.and_then(|place| trace.touches().get(place)).map_or(0, |t| t.at_us);
@@ -126,14 +126,14 @@ impl Lanes {
     }
 }
 
-/// How a frame came, and whether it was touched.
+/// Whether a frame was prefetched, and whether it was touched.
 #[derive(Clone, Copy, PartialEq, Eq, Default)]
 struct History {
     prefetched: bool,
     touched: bool,
 }
 
-/// The clone that is simulated.
+/// The simulated clone.
 struct Clone<'a> {
     locality: &'a LocalityOrder,
     options: &'a Replay,
@@ -143,13 +143,13 @@ struct Clone<'a> {
     metrics: Metrics,
     touched: u32,
     zero_touched: u32,
-    /// When the last vCPU goes on from its touch.
+    /// When the last vCPU continues after its touch.
     resumed: Nanos,
-    /// The background has nothing more until the next fault.
+    /// The background has nothing to stream until the next fault.
     background_idle: bool,
 }
 
-/// Frames that are with the parent still.
+/// The frames that are neither present nor requested.
 struct Absent<'a>(&'a [Position]);
 
 impl Presence for Absent<'_> {
@@ -176,7 +176,7 @@ impl<'a> Clone<'a> {
         }
     }
 
-    /// A touch at `now`; returns when the vCPU goes on.
+    /// Processes a touch at `now`. Returns when the vCPU continues.
     fn touch(&mut self, now: Nanos, mut fault: Fault, policy: &mut dyn PrefetchPolicy) -> Nanos {
         self.advance(now, policy);
         let frame = fault.frame;
@@ -212,7 +212,7 @@ impl<'a> Clone<'a> {
         resumed
     }
 
-    /// Asks the policy about a fault and does what it says; returns when the frame is there.
+    /// Lets the policy answer a fault and carries the answer out. Returns when the frame arrives.
     fn answer(&mut self, now: Nanos, fault: &Fault, policy: &mut dyn PrefetchPolicy) -> Nanos {
         let presence = Absent(self.link.positions());
         let mut planner = self.plan.begin(&presence, Some(fault.frame));
@@ -220,7 +220,7 @@ impl<'a> Clone<'a> {
         policy.fault(fault, &mut planner);
         let answer = if fault.in_flight { Answer::Fetch } else { self.plan.answer() };
         let costs = self.link.costs();
-        let known = now.saturating_add(costs.up);
+        let known = now.saturating_add(costs.request_latency);
         let resumed = match answer {
             Answer::Zero => {
                 self.metrics.zero_faults += 1;
@@ -249,8 +249,8 @@ impl<'a> Clone<'a> {
         resumed
     }
 
-    /// Takes note of what the plan holds beside the frame that was asked for: zeros are there at
-    /// once.
+    /// Records the frames of the plan beside the faulting one. Frames filled with zeros are present
+    /// at once.
     fn note_plan(&mut self, now: Nanos) {
         for frame in self.plan.zero() {
             self.link.set(*frame, Position::Arrives(now));
@@ -270,11 +270,11 @@ impl<'a> Clone<'a> {
         self.metrics.free_transferred += u32::from(self.locality.is_free(frame));
     }
 
-    /// Lets the link work until `now`, giving it background work whenever it idles.
+    /// Runs the link until `now`, and gives it background work whenever it idles.
     fn advance(&mut self, now: Nanos, policy: &mut dyn PrefetchPolicy) {
         while let Some(idle_since) = self.link.advance(now) {
             if self.background_idle {
-                self.link.rest(now);
+                self.link.idle_until(now);
                 return;
             }
             let presence = Absent(self.link.positions());
@@ -287,7 +287,7 @@ impl<'a> Clone<'a> {
         }
     }
 
-    /// Remembers a touch; returns whether the frame was prefetched.
+    /// Records a touch. Returns whether the frame was prefetched.
     fn note_touch(&mut self, frame: FrameIndex) -> bool {
         let history = self.history.get_mut(frame.as_usize());
         history.is_some_and(|history| {
@@ -304,7 +304,7 @@ impl<'a> Clone<'a> {
         });
     }
 
-    /// Counts what takes memory, by color.
+    /// Counts the frames that take memory, by color.
     fn count_footprint(&mut self) {
         for (history, color) in self.history.iter().zip(self.locality.map().colors()) {
             let is_resident = history.prefetched || history.touched;
@@ -388,7 +388,7 @@ mod tests {
                 let options = Replay::new(CostModel::GBE);
                 let metrics = replay(&trace, &locality, policy.as_mut(), &options);
                 let samples = &metrics.samples;
-                assert!(samples.len() <= SAMPLES + 1, "{} of {touches}", samples.len());
+                assert!(samples.len() <= MAX_SAMPLES + 1, "{} of {touches}", samples.len());
                 assert!(samples.is_sorted_by_key(|s| (s.at_us, s.touched, s.resident)));
                 let last = samples.last().unwrap();
                 assert_eq!(last.touched, touches);

@@ -1,5 +1,5 @@
-//! Replays that were computed by hand. All costs: a request takes 50 us, the way back 50 us, a page
-//! 10 us, zeros 20 us; a message holds two pages and a batch three.
+//! Replays that were computed by hand. Costs: a request takes 50 us, the latency back is 50 us, a
+//! page takes 10 us on the link, zeros 20 us; a message holds two pages and a batch three.
 
 use super::*;
 use crate::addr::FrameIndex;
@@ -14,10 +14,10 @@ const COSTS: CostModel =
 /// Frames from here on are free.
 const FREE: u32 = 32;
 
-/// Answers each fault as it was told, and streams frames in order.
+/// Answers each fault according to a script, and streams frames in order.
 #[derive(Default)]
 struct Scripted {
-    /// Frames that are fetched with a fault on the first of each list.
+    /// For each list, a fault on its first frame also fetches the others.
     with: Vec<Vec<u32>>,
     stream: Vec<u32>,
 }
@@ -68,7 +68,7 @@ fn counts(metrics: &Metrics) -> [u32; 6] {
 
 #[test]
 fn a_fault_takes_the_way_there_the_page_and_the_way_back() {
-    // Asked at 5, known at 55, on the link until 65, there at 115. The second touch comes 7 us
+    // Requested at 5, known at 55, on the link until 65, present at 115. The second touch is 7 us
     // later, at 122.
     let metrics = run(&[(0, 5, 1), (0, 12, 2)], Scripted::default());
     assert_eq!(metrics.waits_us, [110.0, 110.0]);
@@ -90,9 +90,9 @@ fn zeros_need_no_link() {
 #[test]
 fn a_fault_waits_for_the_end_of_the_message_and_no_longer() {
     // 1 is on the link from 50 to 60; 2 and 3 from 60 to 80, 4 and 5 from 80 to 100.
-    // vCPU 1 asks at 15; the parent knows at 65, and sends 9 from 80 to 90, before 4 and 5. There
-    // at 140. vCPU 0 goes on at 110 and touches 5 at 143, which came on the link at 100 and is
-    // on its way until 160.
+    // vCPU 1 requests 9 at 15; the parent knows at 65, and sends it from 80 to 90, before 4 and 5.
+    // 9 arrives at 140. vCPU 0 continues at 110 and touches 5 at 143, which is on the link from
+    // 100 on and arrives at 160.
     let with = vec![vec![1, 2, 3, 4, 5]];
     let touches = [(0, 0, 1), (1, 15, 9), (0, 33, 5)];
     let metrics = run(&touches, Scripted { with, ..Scripted::default() });
@@ -103,11 +103,12 @@ fn a_fault_waits_for_the_end_of_the_message_and_no_longer() {
 #[test]
 fn a_late_page_is_sent_ahead() {
     // 1 is on the link from 50 to 60; then 2, 3; 4, 5; 6, 7; 8, 9 in 20 us each.
-    // vCPU 1 asks for 9 at 12: the parent knows at 62, and sends it from 80 to 90. There at 140.
+    // vCPU 1 requests 9 at 12: the parent knows at 62, and sends it from 80 to 90. It arrives at
+    // 140.
     let with = vec![vec![1, 2, 3, 4, 5, 6, 7, 8, 9]];
     let metrics =
         run(&[(0, 0, 1), (1, 12, 9), (0, 21, 4)], Scripted { with, ..Scripted::default() });
-    // 4 goes from 90 to 100 and is there at 150; vCPU 0 touched it at 110 + 21.
+    // 4 is on the link from 90 to 100 and arrives at 150; vCPU 0 touched it at 110 + 21.
     assert_eq!(metrics.waits_us, [19.0, 110.0, 128.0]);
     assert_eq!(counts(&metrics), [1, 2, 0, 0, 8, 2]);
     assert_eq!(metrics.transferred, 9);
@@ -115,9 +116,9 @@ fn a_late_page_is_sent_ahead() {
 
 #[test]
 fn vcpus_wait_for_themselves_alone() {
-    // vCPU 0: there at 110, then at 220. vCPU 1 asks at 1, known at 51, on the link from 60 to 70,
-    // there at 120, then at 230: its second fault is known at 170, as vCPU 0's, asked for at
-    // 110, left the link at 170.
+    // vCPU 0: arrivals at 110 and 220. vCPU 1: requested at 1, known at 51, on the link from 60 to
+    // 70, arrives at 120; the next one at 230, because its second fault is known at 170, when the
+    // page that vCPU 0 requested at 110 has just left the link.
     let touches = [(0, 0, 1), (1, 1, 2), (0, 0, 3), (1, 1, 4)];
     let sorted = [touches[0], touches[2], touches[1], touches[3]];
     let metrics = run(&sorted, Scripted::default());
@@ -128,10 +129,10 @@ fn vcpus_wait_for_themselves_alone() {
 
 #[test]
 fn the_background_fills_the_idle_link() {
-    // A batch of 3 begins at 0: 20, 21 until 20, then 22 until 30. 1 is asked for at 15, and while
-    // its request is on its way no batch is. 1 goes from 65 to 75 and is there at 125. Then 23,
-    // 24 until 95; 25 until 105; 26, 27 until 125; 28 until 135; 29 until 145. 22 is touched at
-    // 126 and there since 80, 29 at 146 and on its way until 195.
+    // A batch of 3 starts at 0: 20, 21 until 20, then 22 until 30. 1 is requested at 15; no batch
+    // starts while the request is in flight. 1 is on the link from 65 to 75 and arrives at 125.
+    // Then 23, 24 until 95; 25 until 105; 26, 27 until 125; 28 until 135; 29 until 145. 22 is
+    // touched at 126 and present since 80; 29 is touched at 146 and arrives at 195.
     let stream = (20..30).collect();
     let touches = [(0, 15, 1), (0, 16, 22), (0, 36, 29)];
     let metrics = run(&touches, Scripted { stream, ..Scripted::default() });
@@ -156,7 +157,7 @@ fn samples_are_few() {
             at_us: 10 * u64::from(n),
             frame: FrameIndex(n),
             access: Access::Read,
-            // Every third vCPU waits while the others go on.
+            // Every third vCPU waits while the others continue.
             vcpu: u16::try_from(n % 3).unwrap(),
         };
         let trace = Trace::new((0..touches).map(touch), &layout);

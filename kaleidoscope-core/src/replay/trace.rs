@@ -1,4 +1,4 @@
-//! Traces: which frames a clone touched first, in order.
+//! Traces: the frames that a clone touched, in order of their first touch.
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
 use crate::addr::{FrameIndex, Gfn};
@@ -7,21 +7,21 @@ use crate::prefetch::Access;
 use std::io::{self, Read};
 use thiserror::Error;
 
-/// Most bytes of a line, for which memory is taken whatever it holds.
+/// Most bytes of a line, which bounds the memory for reading one.
 const MAX_LINE: usize = 1 << 16;
 
 /// A first touch.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Touch {
-    /// Microseconds since the clone was resumed, in the clone's own time: nothing ever made it
-    /// wait.
+    /// Microseconds since the clone was resumed, in the clone's own time, without any waits for
+    /// pages.
     pub at_us: u64,
     /// The frame.
     pub frame: FrameIndex,
-    /// How it was touched.
+    /// How it was accessed.
     pub access: Access,
-    /// Who touched it: a vCPU's number, or 0 where the trace does not say. What devices touch is
-    /// said to be vCPU 0's.
+    /// Number of the vCPU that touched it; 0 if the trace does not say, and for accesses by
+    /// devices.
     pub vcpu: u16,
 }
 
@@ -41,14 +41,14 @@ pub enum TraceError {
     /// A column is missing.
     #[error("not a trace: there is no column `{0}`")]
     Column(&'static str),
-    /// A field is not what it should be.
+    /// A field has an invalid value.
     #[error("line {line}: `{text}` is no {what}")]
     Field {
         /// Line of the file, from 1.
         line: u64,
-        /// What should be there.
+        /// The expected kind of value.
         what: &'static str,
-        /// What is there.
+        /// The invalid text.
         text: String,
     },
     /// A frame is not in the guest's RAM.
@@ -59,7 +59,7 @@ pub enum TraceError {
         /// The frame.
         gfn: Gfn,
     },
-    /// The clock runs backwards.
+    /// A time is before that of the previous line.
     #[error("line {line}: the time {at_us} us is before that of the line above")]
     Time {
         /// Line of the file, from 1.
@@ -70,8 +70,8 @@ pub enum TraceError {
 }
 
 impl Trace {
-    /// A trace of these touches. The first touch of a frame counts, others are left out; times that
-    /// go back are raised.
+    /// A trace of these touches. Only the first touch of a frame is kept. A time before the
+    /// previous one is raised to it.
     #[must_use]
     pub fn new(touches: impl IntoIterator<Item = Touch>, layout: &MemoryLayout) -> Self {
         let mut seen = vec![false; layout.frames() as usize];
@@ -89,19 +89,19 @@ impl Trace {
         Self { touches: kept }
     }
 
-    /// Reads a trace in CSV: a header line, and one line per touch. Needed columns: `t_us`, `gfn`
-    /// (hexadecimal). Used where they are there: `event` (only `touch` counts), `access_write`
-    /// (0 or 1), `vcpu`. Others are ignored. Nothing is quoted. Memory: at most 50 bytes per
-    /// frame of the guest and some for one line, whatever the file holds.
+    /// Reads a trace in CSV: a header line, and one line per touch. Required columns: `t_us`, `gfn`
+    /// (hexadecimal). Optional columns: `event` (only `touch` counts), `access_write` (0 or 1),
+    /// `vcpu`. Others are ignored. Quoting is not supported. Takes at most 50 bytes of memory per
+    /// frame of the guest and a buffer for one line, for any input.
     ///
     /// # Errors
     /// [`TraceError`] names the line.
     pub fn from_csv(input: impl Read, layout: &MemoryLayout) -> Result<Self, TraceError> {
-        // A quoted field may go on for many lines, all of which would be kept.
+        // A quoted field could span many lines, which would all be buffered.
         let mut reader = csv::ReaderBuilder::new()
             .trim(csv::Trim::All)
             .quoting(false)
-            .from_reader(ShortLines { input, line: 0 });
+            .from_reader(BoundedLines { input, line: 0 });
         let columns = Columns::find(reader.byte_headers()?)?;
         let mut seen = vec![false; layout.frames() as usize];
         let mut touches: Vec<Touch> = Vec::new();
@@ -127,7 +127,7 @@ impl Trace {
         &self.touches
     }
 
-    /// The same touches with time running `factor` times as fast: for traces from a slow emulator.
+    /// The touches with time running `factor` times as fast, for traces from a slow emulator.
     /// Factors that are not positive and finite count as 1.
     #[must_use]
     pub fn sped_up(mut self, factor: f64) -> Self {
@@ -148,20 +148,20 @@ fn from_us(us: u64) -> f64 {
 #[expect(
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,
-    reason = "saturating is meant; times are not negative"
+    reason = "saturation is intended; times are not negative"
 )]
 fn to_us(us: f64) -> u64 {
     us as u64
 }
 
-/// Passes input on up to a line that is too long.
-pub(super) struct ShortLines<R> {
+/// A reader that fails at a line that is too long.
+pub(super) struct BoundedLines<R> {
     pub(super) input: R,
     /// Bytes of the line so far.
     pub(super) line: usize,
 }
 
-impl<R: Read> Read for ShortLines<R> {
+impl<R: Read> Read for BoundedLines<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let read = self.input.read(buffer)?;
         for byte in buffer.iter().take(read) {
@@ -175,7 +175,7 @@ impl<R: Read> Read for ShortLines<R> {
     }
 }
 
-/// Where the columns are.
+/// Indices of the columns.
 struct Columns {
     time: usize,
     gfn: usize,
@@ -209,28 +209,28 @@ impl Columns {
         if self.event.is_some_and(|column| text(column) != "touch") {
             return Ok(None);
         }
-        let wrong = |what, column| TraceError::Field {
+        let invalid = |what, column| TraceError::Field {
             line,
             what,
             text: text(column).chars().take(40).collect(),
         };
         let at_us =
-            text(self.time).parse().map_err(|_| wrong("time in microseconds", self.time))?;
+            text(self.time).parse().map_err(|_| invalid("time in microseconds", self.time))?;
         let digits = text(self.gfn);
         let digits = digits.strip_prefix("0x").unwrap_or(digits);
-        let gfn = u64::from_str_radix(digits, 16).map_err(|_| wrong("frame number", self.gfn))?;
+        let gfn = u64::from_str_radix(digits, 16).map_err(|_| invalid("frame number", self.gfn))?;
         let gfn = Gfn(gfn);
         let frame = layout.index_of(gfn).ok_or(TraceError::NotRam { line, gfn })?;
         let access = match self.write.map(text) {
             None | Some("") => Access::Unknown,
             Some("0") => Access::Read,
             Some("1") => Access::Write,
-            Some(_) => return Err(wrong("0 or 1", self.write.unwrap_or(0))),
+            Some(_) => return Err(invalid("0 or 1", self.write.unwrap_or(0))),
         };
         let vcpu = match self.vcpu.map(text) {
             None | Some("") => 0,
             Some(number) => {
-                number.parse().map_err(|_| wrong("vCPU number", self.vcpu.unwrap_or(0)))?
+                number.parse().map_err(|_| invalid("vCPU number", self.vcpu.unwrap_or(0)))?
             }
         };
         Ok(Some(Touch { at_us, frame, access, vcpu }))
@@ -247,7 +247,8 @@ mod tests {
 
     #[test]
     fn first_touches_are_read() {
-        let text = "seq,t_us,gfn,event,access_write,source\n0,5,a,firstwrite,1,host\n1,7,a,touch,0,vcpu\n\
+        let text = "seq,t_us,gfn,event,access_write,source\n\
+                    0,5,a,firstwrite,1,host\n1,7,a,touch,0,vcpu\n\
                     2,9,0xf,touch,1,vcpu\n3,9,a,touch,1,vcpu\n";
         let trace = parse(text).unwrap();
         let touch =

@@ -1,15 +1,15 @@
-//! Which frames a clone wrote to, by its trace.
+//! Which frames a clone wrote, according to its trace.
 
 use super::TraceError;
-use super::trace::ShortLines;
+use super::trace::BoundedLines;
 use crate::addr::{FrameIndex, Gfn};
 use crate::memory::MemoryLayout;
 use std::io::Read;
 
-/// The frames that a clone wrote to after the freeze, ascending: those with a row that says so, be
-/// it a `touch` with 1 in `access_write` or `written`, or a `firstwrite`. Reads the CSV that
-/// [`Trace::from_csv`](super::Trace::from_csv) reads, of which `gfn` is needed. Takes one byte for
-/// each frame of the guest and some for one line, whatever the file holds.
+/// The frames that a clone wrote after the freeze, ascending: those with a row for a write, which
+/// is a `touch` with 1 in `access_write` or `written`, or a `firstwrite`. Reads the CSV of
+/// [`Trace::from_csv`](super::Trace::from_csv); only the column `gfn` is required. Takes one byte
+/// per frame of the guest and a buffer for one line, for any input.
 ///
 /// # Errors
 /// [`TraceError`] names the line.
@@ -20,19 +20,19 @@ pub fn written_frames(
     let mut reader = csv::ReaderBuilder::new()
         .trim(csv::Trim::All)
         .quoting(false)
-        .from_reader(ShortLines { input, line: 0 });
+        .from_reader(BoundedLines { input, line: 0 });
     let header = reader.byte_headers()?;
     let find = |name: &str| header.iter().position(|field| field == name.as_bytes());
     let gfn = find("gfn").ok_or(TraceError::Column("gfn"))?;
-    let (event, signs) = (find("event"), [find("access_write"), find("written")]);
+    let (event, flags) = (find("event"), [find("access_write"), find("written")]);
     let mut written = vec![false; layout.frames() as usize];
     let mut record = csv::ByteRecord::new();
     while reader.read_byte_record(&mut record)? {
         let line = record.position().map_or(0, csv::Position::line);
         let field = |column: usize| record.get(column).unwrap_or(b"");
-        let says = |column: &Option<usize>| column.is_some_and(|column| field(column) == b"1");
+        let is_set = |column: &Option<usize>| column.is_some_and(|column| field(column) == b"1");
         let is_first_write = event.is_some_and(|column| field(column) == b"firstwrite");
-        if !is_first_write && !signs.iter().any(says) {
+        if !is_first_write && !flags.iter().any(is_set) {
             continue;
         }
         let text = std::str::from_utf8(field(gfn)).unwrap_or("?");
@@ -57,7 +57,8 @@ mod tests {
 
     #[test]
     fn all_ways_to_say_so_count() {
-        let text = "t_us,gfn,event,access_write,written\n0,1,touch,0,0\n0,2,touch,1,0\n0,3,touch,,1\n\
+        let text = "t_us,gfn,event,access_write,written\n\
+                    0,1,touch,0,0\n0,2,touch,1,0\n0,3,touch,,1\n\
                     1,0x4,firstwrite,,\n1,2,touch,0,0\n";
         let layout = MemoryLayout::contiguous(0x10000).unwrap();
         let read = |text: &str| written_frames(text.as_bytes(), &layout);

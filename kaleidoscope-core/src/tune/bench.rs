@@ -1,10 +1,10 @@
-//! One guest's traces, cut into parts that settings change one at a time.
+//! Replays one guest's traces incrementally, in parts that settings affect independently.
 //!
-//! A window reaches no further than its region, apart from two: small files are one line, and an
-//! inode's frame brings the beginnings of its files. So the touches of a trace fall into parts that
-//! do not know of each other: all files with the caches of their inodes, and every other region;
-//! regions of the same classes of frames share a part. Another window for a class changes only the
-//! parts in which a frame of that class faulted, and another sign only those that hold such frames.
+//! A window affects no further than its region, with two exceptions: small files share one range of
+//! positions, and an inode's frame brings the first pages of its files. So the touches of a trace
+//! fall into independent parts: all files with the caches of their inodes, and every other region;
+//! regions with the same set of classes share a part. A changed window affects only the parts in
+//! which a frame of its class faulted, and a changed hint only those that hold frames of its class.
 
 use super::TracedGuest;
 use crate::addr::FrameIndex;
@@ -16,7 +16,7 @@ use crate::replay::{Counter, Counts, Touch, Trace};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-/// Frames of one plan while tuning; as the replay's default.
+/// Most frames of one plan while tuning; the same as the replay's default.
 const BUDGET: usize = 256;
 
 /// The baseline: blind aligned blocks of this many frames.
@@ -33,120 +33,119 @@ impl ClassSet {
         }
     }
 
-    fn meets(&self, other: &Self) -> bool {
+    fn intersects(&self, other: &Self) -> bool {
         self.0.iter().zip(other.0).any(|(a, b)| *a && b)
     }
 }
 
-/// A guest, its traces in parts, and how the settings that were kept and those that were replayed
-/// last do on them.
+/// A guest, its traces in parts, and the results of the kept and of the last replayed settings.
 #[derive(Debug)]
 pub(super) struct Bench<'a> {
     subject: &'a TracedGuest,
     counter: Counter,
     guide: Arc<ColorGuide>,
-    /// What the background fetched under the settings that were replayed last.
+    /// Background fetches under the settings that were replayed last.
     background: Counts,
-    trials: Vec<Trial>,
+    runs: Vec<TracedRun>,
     kept: Option<Settings>,
 }
 
 /// A trace.
 #[derive(Debug)]
-struct Trial {
+struct TracedRun {
     baseline: Counts,
     parts: Vec<Part>,
 }
 
-/// Touches of a trace that affect no others.
+/// Touches of a trace that are independent of all others.
 #[derive(Debug)]
 struct Part {
-    /// Classes of the frames in the regions of these touches.
+    /// Classes of the frames in these touches' regions.
     classes: ClassSet,
     touches: Vec<Touch>,
-    kept: Outcome,
-    last: Outcome,
+    kept: PartResult,
+    last: PartResult,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
-struct Outcome {
+struct PartResult {
     counts: Counts,
-    /// Classes of the frames that faulted: only their windows were looked at.
+    /// Classes of the frames that faulted: only their windows had an effect.
     faulted: ClassSet,
 }
 
 impl<'a> Bench<'a> {
-    /// Replays the baseline.
+    /// Splits the traces and replays the baseline.
     pub(super) fn new(subject: &'a TracedGuest) -> Self {
         let locality = &subject.locality;
         let mut counter = Counter::new(Arc::clone(locality), BUDGET);
-        let sets = sets(locality);
-        let trial = |trace: &Trace| Trial {
+        let sets = class_sets(locality);
+        let run = |trace: &Trace| TracedRun {
             baseline: counter.count(trace, &mut Blind::aligned(BASELINE)),
             parts: parts(trace, locality, &sets),
         };
-        let trials = subject.traces.iter().map(trial).collect();
+        let runs = subject.traces.iter().map(run).collect();
         let guide = Arc::new(ColorGuide::new(Arc::clone(locality), Settings::bare("")));
         let background = counter.start(&mut Colored::new(Arc::clone(&guide)));
-        Self { subject, counter, guide, background, trials, kept: None }
+        Self { subject, counter, guide, background, runs, kept: None }
     }
 
     pub(super) fn subject(&self) -> &'a TracedGuest {
         self.subject
     }
 
-    /// Replays what the settings may have changed since those that were kept.
+    /// Replays the parts on which the settings may differ from the kept ones.
     pub(super) fn replay(&mut self, settings: &Settings) {
-        let Self { counter, guide, background, trials, kept, .. } = self;
+        let Self { counter, guide, background, runs, kept, .. } = self;
         if Arc::make_mut(guide).change(settings) {
             *background = counter.start(&mut Colored::new(Arc::clone(guide)));
         }
         let difference = kept.as_ref().and_then(|kept| Difference::between(kept, settings));
-        for part in trials.iter_mut().flat_map(|trial| &mut trial.parts) {
+        for part in runs.iter_mut().flat_map(|run| &mut run.parts) {
             part.last = match &difference {
-                Some(difference) if !difference.reaches(part) => part.kept,
+                Some(difference) if !difference.affects(part) => part.kept,
                 Some(_) | None => part.replay(guide, counter),
             };
         }
     }
 
-    /// How the settings that were replayed last and the baseline did on each trace.
+    /// Results of the last replayed settings and of the baseline, for each trace.
     pub(super) fn results(&self) -> impl Iterator<Item = (Counts, Counts)> + '_ {
-        self.trials.iter().map(|trial| {
+        self.runs.iter().map(|run| {
             let mut counts = self.background;
-            trial.parts.iter().for_each(|part| counts += part.last.counts);
-            (counts, trial.baseline)
+            run.parts.iter().for_each(|part| counts += part.last.counts);
+            (counts, run.baseline)
         })
     }
 
     /// Keeps the settings that were replayed last.
     pub(super) fn keep(&mut self) {
         self.kept = Some(self.guide.settings().clone());
-        for part in self.trials.iter_mut().flat_map(|trial| &mut trial.parts) {
+        for part in self.runs.iter_mut().flat_map(|run| &mut run.parts) {
             part.kept = part.last;
         }
     }
 }
 
 impl Part {
-    fn replay(&self, guide: &Arc<ColorGuide>, counter: &mut Counter) -> Outcome {
+    fn replay(&self, guide: &Arc<ColorGuide>, counter: &mut Counter) -> PartResult {
         let colored = Colored::new(Arc::clone(guide));
-        let mut policy = Watched { colored, faulted: ClassSet::default() };
+        let mut policy = FaultRecorder { colored, faulted: ClassSet::default() };
         let counts = counter.resume(&self.touches, &mut policy);
-        Outcome { counts, faulted: policy.faulted }
+        PartResult { counts, faulted: policy.faulted }
     }
 }
 
-/// What two settings that differ in windows and signs differ in.
+/// The classes in which two settings have different windows or hints.
 #[derive(Default)]
 struct Difference {
     windows: ClassSet,
-    signs: ClassSet,
+    hints: ClassSet,
 }
 
 impl Difference {
-    /// `None` if they differ in more. How many free frames are filled does not matter: nobody
-    /// counts them.
+    /// `None` if they differ in other parameters. The number of free frames to fill is ignored,
+    /// because it affects no count.
     fn between(old: &Settings, new: &Settings) -> Option<Self> {
         if old.inode_pages != new.inode_pages || old.predict_caches != new.predict_caches {
             return None;
@@ -156,25 +155,25 @@ impl Difference {
             difference.windows.insert(class);
         }
         for (some, others) in [(old, new), (new, old)] {
-            for sign in some.predict.iter().filter(|sign| !others.predict.contains(sign)) {
-                difference.signs.insert(sign.class);
+            for hint in some.predict.iter().filter(|hint| !others.predict.contains(hint)) {
+                difference.hints.insert(hint.class);
             }
         }
         Some(difference)
     }
 
-    fn reaches(&self, part: &Part) -> bool {
-        self.windows.meets(&part.kept.faulted) || self.signs.meets(&part.classes)
+    fn affects(&self, part: &Part) -> bool {
+        self.windows.intersects(&part.kept.faulted) || self.hints.intersects(&part.classes)
     }
 }
 
-/// A policy that notes which classes fault.
-struct Watched {
+/// A policy that records which classes fault.
+struct FaultRecorder {
     colored: Colored,
     faulted: ClassSet,
 }
 
-impl PrefetchPolicy for Watched {
+impl PrefetchPolicy for FaultRecorder {
     fn name(&self) -> &str {
         self.colored.name()
     }
@@ -189,7 +188,7 @@ impl PrefetchPolicy for Watched {
     }
 }
 
-/// Cuts a trace. Free frames are left out: they are filled with zeros, whatever the settings.
+/// Splits a trace. Free frames are left out: they are filled with zeros under all settings.
 fn parts(trace: &Trace, locality: &LocalityOrder, sets: &[ClassSet]) -> Vec<Part> {
     let mut parts = BTreeMap::<ClassSet, Vec<Touch>>::new();
     for touch in trace.touches().iter().filter(|touch| !locality.is_free(touch.frame)) {
@@ -200,15 +199,15 @@ fn parts(trace: &Trace, locality: &LocalityOrder, sets: &[ClassSet]) -> Vec<Part
     let part = |(classes, touches)| Part {
         classes,
         touches,
-        kept: Outcome::default(),
-        last: Outcome::default(),
+        kept: PartResult::default(),
+        last: PartResult::default(),
     };
     parts.into_iter().map(part).collect()
 }
 
-/// Classes of the frames of each stretch; for files and the caches of their inodes, those of all of
-/// them.
-fn sets(locality: &LocalityOrder) -> Vec<ClassSet> {
+/// Classes of the frames of each stretch; files and the caches of their inodes share the union of
+/// theirs.
+fn class_sets(locality: &LocalityOrder) -> Vec<ClassSet> {
     let mut sets = vec![ClassSet::default(); locality.stretches()];
     for frame in (0..locality.frames()).map(FrameIndex).filter(|frame| !locality.is_free(*frame)) {
         let stretch = locality.stretch(frame).unwrap_or(u32::MAX) as usize;

@@ -3,39 +3,38 @@
 use super::{Judge, Score, TracedGuest, predict, touched};
 use crate::prefetch::{Class, Settings, Window};
 
-/// Sizes that a window may have.
+/// Candidate window sizes in pages.
 const SIZES: [u32; 18] = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512];
 
-/// How far a size moves in one step of the descent.
+/// How far a size moves in `SIZES` in one step of the descent.
 const STEPS: [isize; 8] = [-1, 1, -2, 2, -3, 3, -5, 5];
 
-/// Faults after which a growing window doubles.
+/// Candidate numbers of faults after which a growing window doubles.
 const GROWTHS: [u32; 4] = [1, 2, 4, 8];
 
-/// Largest windows of growing ones.
+/// Candidate limits of growing windows in pages.
 const LIMITS: [u32; 5] = [16, 32, 64, 128, 256];
 
-/// Pages of a file that come with its inode.
+/// Candidate numbers of pages of a file to fetch with its inode.
 const INODE_PAGES: [u32; 7] = [0, 1, 2, 4, 8, 16, 32];
 
-/// An improvement of the cost that is worth a change, so that noise does not move numbers.
-const WORTH: f64 = 1e-5;
+/// Least improvement of the cost for which a change is kept, so that noise changes nothing.
+const MIN_IMPROVEMENT: f64 = 1e-5;
 
-/// A round that improves less is the last.
-const ROUND_WORTH: f64 = 1e-3;
+/// The descent ends after a round with less improvement than this.
+const MIN_ROUND_IMPROVEMENT: f64 = 1e-3;
 
-/// How to tune.
+/// Parameters of the tuner.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub struct Tuner {
-    /// What a wasted page costs, relative to a fault, when both are measured in units of the
-    /// baseline's.
+    /// Cost of a wasted page relative to a fault, both measured in units of the baseline's.
     pub price: f64,
-    /// Most rounds over all numbers.
+    /// Most rounds over all parameters.
     pub rounds: u32,
 }
 
-/// Finds settings for the guests' traces, starting from `start`; `report` is told of the score
-/// after every class.
+/// Tunes settings on the guests' traces, starting from `start`. `report` receives the round, the
+/// class and the score after every class.
 #[must_use]
 pub fn tune<'a>(
     subjects: impl IntoIterator<Item = &'a TracedGuest>,
@@ -55,7 +54,7 @@ pub fn tune<'a>(
         for pages in INODE_PAGES {
             descent.attempt(|settings| settings.inode_pages = pages);
         }
-        if before - descent.cost < ROUND_WORTH {
+        if before - descent.cost < MIN_ROUND_IMPROVEMENT {
             break;
         }
     }
@@ -78,7 +77,7 @@ impl<'a> Descent<'a> {
         Self { judge, settings, score, cost: score.cost(price), price }
     }
 
-    /// Keeps a change if it lowers the cost; says whether it did.
+    /// Keeps a change if it lowers the cost. Returns whether it did.
     pub(super) fn attempt(&mut self, change: impl FnOnce(&mut Settings)) -> bool {
         let mut changed = self.settings.clone();
         change(&mut changed);
@@ -86,7 +85,7 @@ impl<'a> Descent<'a> {
             return false;
         }
         let score = self.judge.score(&changed);
-        let is_better = score.cost(self.price) < self.cost - WORTH;
+        let is_better = score.cost(self.price) < self.cost - MIN_IMPROVEMENT;
         if is_better {
             self.judge.keep();
             (self.settings, self.score, self.cost) = (changed, score, score.cost(self.price));
@@ -104,11 +103,15 @@ impl<'a> Descent<'a> {
             })
         };
         for step in STEPS {
-            attempt(&|w| Window { cold: moved(w.cold, step), hot: moved(w.hot, step), ..w });
+            attempt(&|w| Window {
+                cold: step_size(w.cold, step),
+                hot: step_size(w.hot, step),
+                ..w
+            });
         }
         for step in STEPS {
-            attempt(&|w| Window { cold: moved(w.cold, step), ..w });
-            attempt(&|w| Window { hot: moved(w.hot, step), ..w });
+            attempt(&|w| Window { cold: step_size(w.cold, step), ..w });
+            attempt(&|w| Window { hot: step_size(w.hot, step), ..w });
         }
         for grow in GROWTHS {
             for max in LIMITS {
@@ -119,8 +122,8 @@ impl<'a> Descent<'a> {
     }
 }
 
-/// The size so many steps up or down.
-fn moved(size: u32, step: isize) -> u32 {
+/// The candidate size `step` places above or below.
+fn step_size(size: u32, step: isize) -> u32 {
     let at = SIZES.iter().position(|s| *s >= size).unwrap_or(SIZES.len() - 1);
     let to = at.saturating_add_signed(step).min(SIZES.len() - 1);
     SIZES.get(to).copied().unwrap_or(size)

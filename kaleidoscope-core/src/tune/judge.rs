@@ -1,4 +1,4 @@
-//! How good settings are on given traces.
+//! Scores settings on given traces.
 
 use super::bench::Bench;
 use crate::prefetch::{Class, LocalityOrder, Settings};
@@ -10,35 +10,35 @@ use std::sync::Arc;
 pub struct TracedGuest {
     /// The guest.
     pub locality: Arc<LocalityOrder>,
-    /// Touches of its clones.
+    /// Accesses of its clones.
     pub traces: Vec<Trace>,
 }
 
-/// How settings do, relative to blind aligned blocks of 16: means over traces.
+/// Result of settings, relative to blind aligned blocks of 16 frames: means over traces.
 #[derive(Clone, Copy, PartialEq, Debug, Default)]
 pub struct Score {
-    /// Faults.
+    /// Faults, relative to the baseline.
     pub faults: f64,
-    /// Wasted pages.
+    /// Wasted pages, relative to the baseline.
     pub waste: f64,
-    /// Share of the needed frames that were there before they were touched.
+    /// Share of the needed frames that were present before they were accessed.
     pub coverage: f64,
-    /// Share of prefetched frames that were needed.
+    /// Share of the prefetched frames that were needed.
     pub accuracy: f64,
 }
 
 impl Score {
-    /// What the tuner minimizes.
+    /// The cost that the tuner minimizes: `faults + price * waste`.
     #[must_use]
     pub fn cost(&self, price: f64) -> f64 {
         price.mul_add(self.waste, self.faults)
     }
 }
 
-/// Judges settings on the traces of one or more guests.
+/// Scores settings on the traces of one or more guests.
 ///
-/// Settings that differ little from those that were [kept](Self::keep) are judged fast: only that
-/// part of a trace is replayed anew that the difference can reach.
+/// Settings that differ little from the [kept](Self::keep) ones are scored fast: only the parts of
+/// a trace that the difference can affect are replayed.
 #[derive(Debug)]
 pub struct Judge<'a> {
     benches: Vec<Bench<'a>>,
@@ -56,8 +56,8 @@ impl<'a> Judge<'a> {
         self.benches.iter().map(Bench::subject)
     }
 
-    /// How settings do on all traces. All zeros when there are none. It depends on the settings
-    /// alone, not on what was judged before.
+    /// Scores settings on all traces; all zeros if there are none. The result depends on the
+    /// settings alone, not on earlier calls.
     pub fn score(&mut self, settings: &Settings) -> Score {
         let (mut sum, mut traces) = (Score::default(), 0.0);
         for bench in &mut self.benches {
@@ -79,14 +79,14 @@ impl<'a> Judge<'a> {
         }
     }
 
-    /// Keeps the settings that were judged last: the next are likely to be close to them.
+    /// Keeps the settings that were scored last as the reference for the next ones.
     pub fn keep(&mut self) {
         self.benches.iter_mut().for_each(Bench::keep);
     }
 }
 
-/// Classes of frames that were touched in some trace and are not free, in order: only their numbers
-/// can be learned here.
+/// Classes of the frames that are accessed in some trace and not free, in order. Only parameters of
+/// these classes can be learned from the traces.
 #[must_use]
 pub fn touched<'a>(subjects: impl IntoIterator<Item = &'a TracedGuest>) -> Vec<Class> {
     let mut touched = [false; Class::COUNT];
@@ -103,7 +103,7 @@ pub fn touched<'a>(subjects: impl IntoIterator<Item = &'a TracedGuest>) -> Vec<C
     Class::all().filter(|class| touched.get(class.index()) == Some(&true)).collect()
 }
 
-/// A ratio whose denominator counts as one when it is zero.
+/// A ratio; a denominator of zero counts as one.
 fn ratio(part: u32, whole: u32) -> f64 {
     f64::from(part) / f64::from(whole.max(1))
 }

@@ -1,9 +1,9 @@
-//! The tuner: finds a policy's numbers on the traces of given guests.
+//! The tuner: optimizes a policy's parameters on the traces of given guests.
 //!
-//! What it minimizes is the mean, over all traces, of faults plus `price` times wasted pages, each
-//! relative to blind aligned blocks of 16 on the same trace. It changes one number at a time and
-//! keeps what helps (coordinate descent), first what to predict, then the windows. Numbers found on
-//! some guests must be judged on others.
+//! The cost is the mean, over all traces, of faults plus `price` times wasted pages, each relative
+//! to blind aligned blocks of 16 frames on the same trace. The tuner changes one parameter at a
+//! time and keeps improvements (coordinate descent), first of the prediction, then of the windows.
+//! Validate the result on other guests than those it was tuned on.
 
 mod bench;
 mod descent;

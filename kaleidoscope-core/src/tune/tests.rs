@@ -1,5 +1,5 @@
-//! The tuner on a small guest whose clones read a large file page by page, and anonymous memory
-//! here and there.
+//! The tuner on a small guest whose clones read a large file sequentially, and anonymous memory at
+//! random.
 
 use super::*;
 use crate::addr::FrameIndex;
@@ -13,7 +13,7 @@ use crate::prefetch::{
 use crate::replay::{Counter, Touch, Trace};
 use std::sync::Arc;
 
-/// Frames of the guest's parts, one after the other.
+/// Numbers of frames of the guest's consecutive parts.
 const FILE: u32 = 512;
 const ANONYMOUS: u32 = 1024;
 const SLAB: u32 = 256;
@@ -21,7 +21,7 @@ const SMALL: u32 = 64;
 const FREE: u32 = 256;
 const FRAMES: u32 = FILE + ANONYMOUS + SLAB + SMALL + FREE;
 
-/// Numbers that look random.
+/// A pseudo-random number generator.
 struct Numbers(u64);
 
 impl Numbers {
@@ -31,8 +31,8 @@ impl Numbers {
     }
 }
 
-/// A large file, a process, a slab cache with the inodes, of which every fourth frame was used of
-/// late, 16 small files, and free memory. Frame numbers say nothing about neighbors in a region.
+/// A large file, a process, a slab cache with the inodes whose every fourth frame was used
+/// recently, 16 small files, and free memory. Frame numbers do not reflect the order in regions.
 fn locality() -> Arc<LocalityOrder> {
     let layout = MemoryLayout::contiguous(u64::from(FRAMES) << 12).unwrap();
     let slab = FILE + ANONYMOUS;
@@ -52,7 +52,7 @@ fn locality() -> Arc<LocalityOrder> {
         position: u64::from(position),
         ..Frame::default()
     };
-    // 37 is odd: every position comes once.
+    // 37 is odd, so every position occurs once.
     let shuffled = |at: u32, of: u32| at * 37 % of;
     let frames = (0..FRAMES).map(|at| {
         let cuts = [FILE, slab, slab + SLAB, slab + SLAB + SMALL];
@@ -78,8 +78,8 @@ fn locality() -> Arc<LocalityOrder> {
     Arc::new(LocalityOrder::new(map))
 }
 
-/// A clone that reads a quarter of the large file page by page, few anonymous pages at random, the
-/// slab frames that were used of late, some small files, and free memory.
+/// A clone that reads a quarter of the large file sequentially, few anonymous pages at random, the
+/// recently used slab frames, some small files, and free memory.
 fn trace(locality: &LocalityOrder, seed: u64) -> Trace {
     let mut numbers = Numbers(seed);
     let mut frames = Vec::new();
@@ -135,7 +135,7 @@ fn windows_follow_what_clones_do() {
     assert!(file.cold.max(file.max) >= 64, "read page by page: {file:?}");
     let anonymous = settings.window(class("anonymous"));
     assert!(anonymous.cold.max(anonymous.max) <= 4, "touched at random: {anonymous:?}");
-    // Every fourth slab frame is needed: streamed by their sign, the others are left alone.
+    // Every fourth slab frame is needed: the hint selects these, and the others are not fetched.
     let frames = |signs: &[RecencyHint]| {
         let predict = Settings { predict: signs.to_vec(), ..Settings::bare("") };
         ColorGuide::new(Arc::clone(&subject.locality), predict).predicted().len()
@@ -161,7 +161,7 @@ fn a_higher_price_buys_less_waste() {
 }
 
 #[test]
-fn it_never_ends_worse_than_it_began_and_always_at_the_same() {
+fn tuning_never_increases_the_cost_and_is_deterministic() {
     let subject = subject();
     let grown = Window { cold: 2, hot: 32, grow: 1, max: 256 };
     for price in [0.0, 0.3, 3.0] {
@@ -177,24 +177,24 @@ fn it_never_ends_worse_than_it_began_and_always_at_the_same() {
 }
 
 #[test]
-fn progress_is_told_class_by_class() {
+fn progress_is_reported_for_each_class() {
     let subject = subject();
     let classes = touched([&subject]);
     let names = ["anonymous", "file-cache", "file-cache/small", "slab/inodes"];
     assert_eq!(classes.iter().map(|c| c.name()).collect::<Vec<_>>(), names);
-    let mut told = Vec::new();
+    let mut reports = Vec::new();
     let tuner = Tuner { price: 1.0, rounds: 1 };
     let settings = tune([&subject], start(Window::fixed(8)), &tuner, &mut |round, class, score| {
-        told.push((round, class, score.cost(1.0)));
+        reports.push((round, class, score.cost(1.0)));
     });
-    assert_eq!(told.iter().map(|(_, class, _)| *class).collect::<Vec<_>>(), classes);
-    assert!(told.iter().all(|(round, _, _)| *round == 0));
-    assert!(told.is_sorted_by(|a, b| a.2 >= b.2), "{told:?}");
-    assert!(score(&subject, &settings).cost(1.0) <= told.last().unwrap().2);
+    assert_eq!(reports.iter().map(|(_, class, _)| *class).collect::<Vec<_>>(), classes);
+    assert!(reports.iter().all(|(round, _, _)| *round == 0));
+    assert!(reports.is_sorted_by(|a, b| a.2 >= b.2), "{reports:?}");
+    assert!(score(&subject, &settings).cost(1.0) <= reports.last().unwrap().2);
 }
 
 #[test]
-fn nothing_is_learned_from_nothing() {
+fn tuning_without_traces_changes_nothing() {
     let settings =
         tune([], start(Window::fixed(8)), &Tuner { price: 1.0, rounds: 2 }, &mut |_, _, _| {});
     assert_eq!(settings, start(Window::fixed(8)));
@@ -204,7 +204,7 @@ fn nothing_is_learned_from_nothing() {
     assert_eq!(score(&idle, &settings).waste, 0.0);
 }
 
-/// Settings that differ from others in one number or list.
+/// Settings that differ from the given ones in one number or list.
 fn changed(settings: &Settings, numbers: &mut Numbers) -> Settings {
     let mut settings = settings.clone();
     let classes = touched([&subject()]);
@@ -227,7 +227,7 @@ fn changed(settings: &Settings, numbers: &mut Numbers) -> Settings {
 }
 
 #[test]
-fn what_is_not_replayed_would_have_been_the_same() {
+fn partial_replays_equal_full_replays() {
     let subject = subject();
     let mut numbers = Numbers(5);
     let mut judge = Judge::new([&subject]);

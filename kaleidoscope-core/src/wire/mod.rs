@@ -1,8 +1,8 @@
 //! Pages over sockets: the protocol, a server of snapshot images, and a client that clones fetch
-//! from.
+//! pages with.
 //!
-//! [`transport`] carries bytes and knows who sends them, [`protocol`] says what they mean,
-//! [`server`] and [`client`] are the two ends.
+//! [`transport`] carries bytes and authenticates the peer, [`protocol`] encodes and decodes
+//! messages, [`server`] and [`client`] are the two ends.
 
 pub mod client;
 pub mod protocol;

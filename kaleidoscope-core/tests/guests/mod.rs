@@ -1,4 +1,4 @@
-//! Real guests with traces of their clones, for tests that look at them when they are there.
+//! Real guests with traces of their clones, for tests that are skipped without them.
 //!
 //! `KALEIDOSCOPE_GUESTS` names a folder of guest folders, each with `ram.bin`, `layout.txt`,
 //! `regs.txt` and a folder `traces` of CSV files; a program's trace has the same name in each.
@@ -23,7 +23,7 @@ pub(crate) struct Guest {
     pub(crate) traces: BTreeMap<String, Trace>,
 }
 
-/// The guest's memory, and its vCPUs' registers.
+/// Opens the guest's memory and its vCPUs' registers.
 pub(crate) fn open(folder: &Path) -> (MemoryImage, Vec<VcpuRegisters>) {
     let layout = LayoutFile::open(&folder.join("layout.txt")).unwrap();
     let format = Format::Raw(RawLayout::File(layout));
@@ -61,7 +61,7 @@ fn entries(folder: &Path) -> Vec<PathBuf> {
     all
 }
 
-/// The guests; none, loudly, when there are none.
+/// The guests; empty, with a visible notice, if there are none.
 pub(crate) fn guests() -> Vec<Guest> {
     let Some(root) = std::env::var_os("KALEIDOSCOPE_GUESTS") else {
         println!(

@@ -1,4 +1,4 @@
-//! What every policy promises, on guests and faults of every shape.
+//! Properties of every policy, on guests and faults of every shape.
 
 mod maps;
 mod plans;
@@ -19,7 +19,7 @@ use std::sync::Arc;
 fn recipes() -> impl Strategy<Value = Recipe> {
     let ram = prop::collection::vec((0..6_u8, 1..200_u8), 1..6);
     let free_percent = prop_oneof![Just(0), Just(100), 1..100_u8];
-    // Many small regions, few large ones, and what lies between.
+    // From many small regions to a few large ones.
     (
         ram,
         prop_oneof![0..4_u8, 0..=255_u8],
@@ -42,25 +42,25 @@ fn steps() -> impl Strategy<Value = Vec<(u8, u32, u8)>> {
 
 proptest! {
     #[test]
-    fn plans_hold_what_plans_must_hold(recipe in recipes(), raw in steps(), budget in 0..300_usize) {
+    fn every_plan_is_valid(recipe in recipes(), raw in steps(), budget in 0..300_usize) {
         let locality = Arc::new(LocalityOrder::new(map(&recipe)));
         let steps: Vec<Step> = raw.iter().map(|raw| step(*raw, locality.frames())).collect();
         for (mut policy, mut again) in policies(&locality).into_iter().zip(policies(&locality)) {
             let plans = run(&locality, &mut *policy, &steps, budget, true);
             prop_assert!(plans.is_ok(), "{}", plans.unwrap_err());
-            // The same faults give the same plans, whatever a plan held before.
+            // The same faults give the same plans, whatever the plan held before.
             prop_assert_eq!(&plans, &run(&locality, &mut *again, &steps, budget, false));
         }
     }
 
     #[test]
-    fn the_atlas_is_the_map_in_another_order(recipe in recipes()) {
+    fn the_locality_order_is_a_permutation_of_the_map(recipe in recipes()) {
         let map = map(&recipe);
         let locality = LocalityOrder::new(map.clone());
         let all = locality.run(0..u32::MAX);
         prop_assert_eq!(all.len(), map.len());
-        // Small files first, as their inodes lie, else as their first frames do; then region by region; in each by
-        // position and frame; the rest by frame.
+        // Small files come first, in the order of their inodes, else of their first frames; then
+        // region by region, each by position and frame; then the rest by frame.
         let members = map.members();
         let key = |frame: &FrameIndex| {
             let known = map.frame(*frame).unwrap();
@@ -83,7 +83,8 @@ proptest! {
         prop_assert_eq!(locality.stretches(), map.regions().len() + 1);
         for frame in all {
             let small = key(frame).0;
-            prop_assert_eq!(!small, locality.small_files().contains(&locality.position(*frame).unwrap()));
+            let position = locality.position(*frame).unwrap();
+            prop_assert_eq!(!small, locality.small_files().contains(&position));
         }
         let backwards = std::ops::Range { start: 5, end: 2 };
         prop_assert_eq!(locality.run(backwards).len() + locality.range(u32::MAX).len(), 0);
@@ -117,17 +118,18 @@ proptest! {
     }
 
     #[test]
-    fn a_planner_refuses_what_no_plan_may_hold(
+    fn a_planner_rejects_invalid_frames(
         recipe in recipes(), raw in steps(), budget in 0..300_usize, seed: u64,
     ) {
         let locality = Arc::new(LocalityOrder::new(map(&recipe)));
         let steps: Vec<Step> = raw.iter().map(|raw| step(*raw, locality.frames())).collect();
-        let plans = run(&locality, &mut Wild(kaleidoscope_mock::Rng::new(seed)), &steps, budget, true);
+        let mut policy = AnyPolicy(kaleidoscope_mock::Rng::new(seed));
+        let plans = run(&locality, &mut policy, &steps, budget, true);
         prop_assert!(plans.is_ok(), "{}", plans.unwrap_err());
     }
 }
 
-/// A clone without any frame.
+/// A clone without any present frame.
 struct Nothing;
 
 impl Presence for Nothing {
@@ -136,10 +138,10 @@ impl Presence for Nothing {
     }
 }
 
-/// A policy that tries everything.
-struct Wild(kaleidoscope_mock::Rng);
+/// A policy that tries to plan any frame.
+struct AnyPolicy(kaleidoscope_mock::Rng);
 
-impl PrefetchPolicy for Wild {
+impl PrefetchPolicy for AnyPolicy {
     fn name(&self) -> &str {
         "blind-wild"
     }

@@ -7,21 +7,21 @@ use kaleidoscope_core::color::{
 use kaleidoscope_core::memory::MemoryLayout;
 use kaleidoscope_mock::Rng;
 
-/// What a map looks like. The rest is drawn from the seed.
+/// Parameters of a map. The rest is drawn from the seed.
 #[derive(Clone, Debug)]
 pub(crate) struct Recipe {
     /// RAM: frames of a hole, and frames of RAM after it.
     pub(crate) ram: Vec<(u8, u8)>,
     /// Number of regions.
     pub(crate) regions: u8,
-    /// How much of RAM is free: none at 0, all from 100 on.
+    /// Amount of free RAM: none at 0, all from 100 on.
     pub(crate) free_percent: u8,
-    /// Most frames in a row that are alike.
+    /// Most consecutive frames with equal properties.
     pub(crate) run: u8,
     pub(crate) seed: u64,
 }
 
-/// The map that a recipe describes.
+/// Builds the map of a recipe.
 pub(crate) fn map(recipe: &Recipe) -> ColorMap {
     let mut rng = Rng::new(recipe.seed);
     let (mut ram, mut next) = (Vec::new(), 0_u64);
@@ -45,7 +45,7 @@ pub(crate) fn map(recipe: &Recipe) -> ColorMap {
         for number in 0..run {
             let position = first.position.wrapping_add(number * step);
             let bits = u8::try_from(rng.below(64)).expect("it is below 64");
-            let temperature = Temperature::from_bits(bits).expect("there are six signs");
+            let temperature = Temperature::from_bits(bits).expect("there are six hints");
             frames.push(Frame { position, temperature, ..first });
         }
     }
@@ -54,7 +54,7 @@ pub(crate) fn map(recipe: &Recipe) -> ColorMap {
     map.expect("kinds are those of the regions")
 }
 
-/// What frames of a run have in common.
+/// The common properties of a run of frames.
 fn like(recipe: &Recipe, regions: &[Region], rng: &mut Rng) -> Frame {
     let is_free = rng.below(100) < u64::from(recipe.free_percent);
     let color = loop {
@@ -65,7 +65,7 @@ fn like(recipe: &Recipe, regions: &[Region], rng: &mut Rng) -> Frame {
     };
     let region = (!regions.is_empty() && rng.below(4) > 0).then(|| rng.index(regions.len()));
     let kind = region.map_or(FrameKind::Unknown, |region| regions[region].kind);
-    // Positions repeat, go backwards and reach the end of the numbers.
+    // Positions repeat, decrease and reach the largest number.
     let position = if rng.one_in(8) { u64::MAX - rng.below(9) } else { rng.below(200) };
     let region = region.map(|r| RegionId(u32::try_from(r).expect("regions are few")));
     Frame { kind, color, region, position, ..Frame::default() }

@@ -1,4 +1,4 @@
-//! What every plan must hold, and a script that asks a policy for plans.
+//! Properties of every plan, and a script that asks a policy for plans.
 
 use kaleidoscope_core::addr::FrameIndex;
 use kaleidoscope_core::color::{Color, ColorMap};
@@ -8,8 +8,7 @@ use kaleidoscope_core::prefetch::{
 use std::collections::HashSet;
 use std::sync::Arc;
 
-/// What is in a clone. Of frames that the guest does not have it says the worst: that they are
-/// absent.
+/// The present frames of a clone. Frames outside the guest count as absent, the worst case.
 struct Present(Vec<bool>);
 
 impl Presence for Present {
@@ -18,13 +17,13 @@ impl Presence for Present {
     }
 }
 
-/// Something that happens to a clone. Numbers of frames may be any.
+/// An event of a clone. Frame numbers may be any.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Step {
     Fault(Fault),
     Background,
     Feedback(FrameIndex, PrefetchOutcome),
-    /// A frame comes or goes without the policy.
+    /// A frame appears or disappears without the policy.
     Flip(FrameIndex),
 }
 
@@ -36,10 +35,10 @@ pub(crate) struct Contents {
     zero: Vec<FrameIndex>,
 }
 
-/// Runs a script and returns every plan. What is planned is present from then on.
+/// Runs a script and returns every plan. Planned frames are present from then on.
 ///
 /// # Errors
-/// What is wrong with a plan.
+/// Describes the first invalid plan.
 pub(crate) fn run(
     locality: &Arc<LocalityOrder>,
     policy: &mut dyn PrefetchPolicy,
@@ -72,8 +71,7 @@ pub(crate) fn run(
                 None
             }
         };
-        // Blind policies see no colors; every other one knows better than to fetch what nobody
-        // needs.
+        // Blind policies ignore colors; every other policy must not fetch free frames.
         let may_fetch_free = policy.name().starts_with("blind-");
         check(locality.map(), &plan, &present, asked, budget, may_fetch_free).map_err(|wrong| {
             let (fetch, zero) = (plan.fetch(), plan.zero());
@@ -88,7 +86,7 @@ pub(crate) fn run(
     Ok(plans)
 }
 
-/// What every plan must hold.
+/// Checks the properties of every plan.
 fn check(
     map: &ColorMap,
     plan: &Plan,
@@ -112,22 +110,22 @@ fn check(
             return Err(format!("{frame:?} is not in the guest"));
         }
         if Some(*frame) == asked || present.0[frame.as_usize()] || !seen.insert(*frame) {
-            return Err(format!("{frame:?} is asked for, present, or there twice"));
+            return Err(format!("{frame:?} is the faulting frame, present, or planned twice"));
         }
     }
     if let Some(frame) = plan.zero().iter().find(|frame| !is_free(**frame)) {
         return Err(format!("zeros for {frame:?}, which is needed"));
     }
     if let Some(frame) = plan.fetch().iter().find(|f| !may_fetch_free && is_free(**f)) {
-        return Err(format!("{frame:?} is fetched and free"));
+        return Err(format!("{frame:?} is free and fetched"));
     }
     Ok(())
 }
 
-/// The step that three numbers mean, mostly about frames of a guest with `frames` frames.
+/// Decodes a step from three numbers, mostly about frames of a guest with `frames` frames.
 pub(crate) fn step((kind, frame, detail): (u8, u32, u8), frames: u32) -> Step {
     let is_wild = detail >= 240;
-    // Frames just past the end are in it too.
+    // Includes frames just past the end.
     let frame = FrameIndex(if is_wild { frame } else { frame % frames.saturating_add(2) });
     match kind % 16 {
         0..10 => Step::Fault(Fault {

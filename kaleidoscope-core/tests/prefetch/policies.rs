@@ -1,4 +1,4 @@
-//! Every policy there is: whoever adds one adds it here, and all tests and benchmarks take it up.
+//! The list of all policies for tests and benchmarks; add every new policy here.
 
 use kaleidoscope_core::addr::FrameIndex;
 use kaleidoscope_core::prefetch::{
@@ -7,7 +7,7 @@ use kaleidoscope_core::prefetch::{
 };
 use std::sync::Arc;
 
-/// A fresh instance of every policy, blind ones in sizes at the edges too.
+/// A new instance of every policy, including blind ones with extreme sizes.
 pub(crate) fn policies(locality: &Arc<LocalityOrder>) -> Vec<Box<dyn PrefetchPolicy>> {
     let mut all: Vec<Box<dyn PrefetchPolicy>> = vec![Box::new(Demand)];
     for size in [0, 1, 8, 64, u32::MAX] {
@@ -22,7 +22,7 @@ pub(crate) fn policies(locality: &Arc<LocalityOrder>) -> Vec<Box<dyn PrefetchPol
     all.push(Box::new(Colored::new(region)));
     all.push(Box::new(Colored::new(Arc::clone(&default))));
     all.push(Box::new(Colored::new(guide(edges()))));
-    // An earlier clone that touched every third frame, last things first.
+    // An earlier clone that touched every third frame, in descending order.
     let touched = || (0..locality.frames()).rev().step_by(3).map(FrameIndex);
     let expected = touched().zip([0.9, 0.2, 1.0].into_iter().cycle());
     let recorded_order = Arc::new(RecordedOrder::new(locality, expected, 0.5));
@@ -37,7 +37,7 @@ pub(crate) fn policies(locality: &Arc<LocalityOrder>) -> Vec<Box<dyn PrefetchPol
     all
 }
 
-/// Settings with numbers at the edges.
+/// Settings with extreme numbers.
 fn edges() -> Settings {
     let mut settings = Settings::bare("edges");
     settings.zero_ahead = u32::MAX;

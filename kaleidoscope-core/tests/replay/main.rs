@@ -1,4 +1,4 @@
-//! The replay against a second implementation, written from the documentation.
+//! Compares the replay with a second implementation, written from the documentation.
 #![expect(
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,
@@ -6,7 +6,7 @@
     clippy::wildcard_enum_match_arm,
     clippy::unwrap_used,
     clippy::panic,
-    reason = "numbers are small, and the model is to be read"
+    reason = "numbers are small, and the model should be readable"
 )]
 
 #[path = "../prefetch/maps.rs"]
@@ -27,21 +27,21 @@ use policies::policies;
 use proptest::prelude::*;
 use std::sync::Arc;
 
-/// A policy that plans anything, drawn from what it has seen.
-struct Dice {
+/// A policy with random plans, seeded by what it has seen.
+struct RandomPolicy {
     rng: Rng,
     /// Most frames that it tries to plan at a time.
     most: u64,
 }
 
-impl Dice {
+impl RandomPolicy {
     fn new(seed: u64) -> Self {
         let mut rng = Rng::new(seed);
         let most = rng.below(20);
         Self { rng, most }
     }
 
-    /// Makes what comes depend on what happened.
+    /// Makes later random numbers depend on an event.
     fn see(&mut self, what: u64) {
         self.rng = Rng::new(self.rng.next_u64() ^ what);
     }
@@ -59,7 +59,7 @@ impl Dice {
     }
 }
 
-impl PrefetchPolicy for Dice {
+impl PrefetchPolicy for RandomPolicy {
     fn name(&self) -> &str {
         "dice"
     }
@@ -100,7 +100,7 @@ type Raw = Vec<(u8, u8, u8)>;
 fn trace(map: &ColorMap, raw: &Raw) -> Trace {
     let mut at_us = 0;
     let touches = raw.iter().map(|&(pause, frame, vcpu)| {
-        // Touches at once, and long pauses.
+        // Simultaneous touches, and long pauses.
         at_us += if pause < 60 { 0 } else { u64::from(pause - 60) };
         let frame = FrameIndex(u32::from(frame) % map.layout().frames());
         let access = if pause % 2 == 0 { Access::Read } else { Access::Write };
@@ -109,7 +109,7 @@ fn trace(map: &ColorMap, raw: &Raw) -> Trace {
     Trace::new(touches, map.layout())
 }
 
-/// Costs in nanoseconds. A page takes time; all else may take none.
+/// Costs in nanoseconds. A page takes time; all other costs may be zero.
 fn options() -> impl Strategy<Value = Replay> {
     let nanos = |most: u32| prop_oneof![1 => Just(0), 9 => 0..most];
     let counts = (0..20_u32, 0..40_u32, 0..30_usize);
@@ -133,8 +133,9 @@ proptest! {
     ) {
         let (locality, trace) = (Arc::new(LocalityOrder::new(map.clone())), trace(&map, &raw));
         let pairs = policies(&locality).into_iter().zip(policies(&locality));
-        let dice = seeds.map(|seed| -> Box<dyn PrefetchPolicy> { Box::new(Dice::new(seed)) });
-        let again = seeds.map(|seed| -> Box<dyn PrefetchPolicy> { Box::new(Dice::new(seed)) });
+        let random = |seed| -> Box<dyn PrefetchPolicy> { Box::new(RandomPolicy::new(seed)) };
+        let dice = seeds.map(random);
+        let again = seeds.map(random);
         for (mut policy, mut same) in pairs.chain(dice.into_iter().zip(again)) {
             let real = replay(&trace, &locality, &mut *policy, &options);
             let naive = naive::replay(&trace, &map, &mut *same, &options);

@@ -8,32 +8,32 @@ use kaleidoscope_core::prefetch::{
 use kaleidoscope_core::replay::{Metrics, Replay, Sample, Touch, Trace};
 use std::sync::Arc;
 
-/// Where a frame is.
+/// State of a frame.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Whereabouts {
-    /// With the parent, not asked for.
+enum FrameState {
+    /// At the parent, and not requested.
     Parent,
-    /// Asked for.
+    /// Requested.
     Asked,
-    /// On the link or past it; in the clone at this time.
+    /// Sent; present in the clone from this time on.
     Sent(u64),
-    /// Filled with zeros, in the clone at this time.
+    /// Filled with zeros; present in the clone from this time on.
     Zeros(u64),
 }
 
-struct Frames(Vec<Whereabouts>);
+struct Frames(Vec<FrameState>);
 
 impl Presence for Frames {
     fn is_absent(&self, frame: FrameIndex) -> bool {
-        self.0[frame.as_usize()] == Whereabouts::Parent
+        self.0[frame.as_usize()] == FrameState::Parent
     }
 }
 
-/// A vCPU with its touches, the next one first, each with its number in the trace.
+/// A vCPU with its touches, the next one first, each with its index in the trace.
 struct Vcpu {
     number: u16,
     touches: Vec<(usize, Touch)>,
-    /// When the next touch comes; `None` while the vCPU waits.
+    /// Time of the next touch; `None` while the vCPU waits.
     ready: Option<u64>,
 }
 
@@ -43,11 +43,11 @@ struct Request {
     known: u64,
     frame: FrameIndex,
     vcpu: usize,
-    /// Number of the touch in the trace order of events.
+    /// Index of the touch in the trace.
     touch: usize,
 }
 
-/// What became of a touch.
+/// The outcome of a touch.
 #[derive(Clone, Copy, Default)]
 struct Record {
     began: u64,
@@ -69,14 +69,14 @@ struct World<'a> {
     requests: Vec<Request>,
     planned: Vec<(u64, FrameIndex)>,
     streamed: Vec<FrameIndex>,
-    /// The last batch of the background was empty, and no fault came since.
-    is_dry: bool,
+    /// The last batch of the background was empty, and no fault has happened since.
+    background_empty: bool,
     prefetched: Vec<FrameIndex>,
-    /// Touched frames whose bytes mattered.
+    /// Touched frames that were not free.
     needed: Vec<FrameIndex>,
     records: Vec<Record>,
     metrics: Metrics,
-    /// Frames of zeros that were touched.
+    /// Number of zero-filled frames that were touched.
     zeros: u32,
 }
 
@@ -109,12 +109,12 @@ pub(crate) fn replay(
         batch: Plan::new(locality, options.costs.stream_pages as usize),
         now: 0,
         link_free: 0,
-        frames: Frames(vec![Whereabouts::Parent; map.len()]),
+        frames: Frames(vec![FrameState::Parent; map.len()]),
         vcpus,
         requests: Vec::new(),
         planned: Vec::new(),
         streamed: Vec::new(),
-        is_dry: false,
+        background_empty: false,
         prefetched: Vec::new(),
         needed: Vec::new(),
         records: Vec::new(),
@@ -144,13 +144,13 @@ impl World<'_> {
         matches!(self.map.frame(frame).unwrap().color, Color::Free | Color::Offline)
     }
 
-    /// When the next touch comes, its number, and its vCPU.
+    /// The next touch: its time, its index, and its vCPU.
     fn next_touch(&self) -> Option<(u64, usize, usize)> {
         let vcpus = self.vcpus.iter().enumerate();
         vcpus.filter_map(|(at, v)| Some((v.ready?, v.touches.first()?.0, at))).min()
     }
 
-    /// When the link does something next.
+    /// Time of the link's next event.
     fn next_link(&self) -> Option<u64> {
         let touches_left = self.vcpus.iter().any(|vcpu| !vcpu.touches.is_empty());
         if !touches_left && self.requests.is_empty() {
@@ -160,17 +160,17 @@ impl World<'_> {
         let planned = self.planned.iter().map(|p| p.0);
         let streamed = self.streamed.iter().map(|_| 0);
         match requests.chain(planned).chain(streamed).min() {
-            None if self.is_dry => None,
+            None if self.background_empty => None,
             known => Some(known.unwrap_or(0).max(self.link_free).max(self.now)),
         }
     }
 
-    /// The link is idle, and there is something to send or the background to be asked.
+    /// Handles an idle link: sends a message, or asks the background for a batch.
     fn link(&mut self) {
         if self.requests.is_empty() && self.planned.is_empty() && self.streamed.is_empty() {
             self.policy.background(&mut self.batch.begin(&self.frames, None));
             let (fetch, zero) = (self.batch.fetch().to_vec(), self.batch.zero().to_vec());
-            self.is_dry = fetch.is_empty() && zero.is_empty();
+            self.background_empty = fetch.is_empty() && zero.is_empty();
             self.note_plan(&fetch, &zero);
             self.streamed = fetch;
             return;
@@ -189,7 +189,7 @@ impl World<'_> {
         for frame in message {
             self.link_free += nanos(self.options.costs.page_us);
             let arrival = self.link_free + (fault - fault / 2);
-            self.frames.0[frame.as_usize()] = Whereabouts::Sent(arrival);
+            self.frames.0[frame.as_usize()] = FrameState::Sent(arrival);
             self.planned.retain(|p| p.1 != frame);
             self.streamed.retain(|f| *f != frame);
             while let Some(at) = self.requests.iter().position(|r| r.frame == frame) {
@@ -199,7 +199,7 @@ impl World<'_> {
         }
     }
 
-    /// A vCPU's touch is over.
+    /// Ends a touch and schedules the vCPU's next one.
     fn go_on(&mut self, vcpu: usize, touch: usize, at: u64) {
         self.records[touch].ended = Some(at);
         let vcpu = &mut self.vcpus[vcpu];
@@ -226,9 +226,9 @@ impl World<'_> {
         let touch = self.records.len();
         self.records.push(Record { began: now, ..Record::default() });
         match was {
-            Whereabouts::Sent(at) | Whereabouts::Zeros(at) if at <= now => {
+            FrameState::Sent(at) | FrameState::Zeros(at) if at <= now => {
                 self.metrics.covered += u32::from(!is_free);
-                if matches!(was, Whereabouts::Zeros(_)) {
+                if matches!(was, FrameState::Zeros(_)) {
                     self.zeros += 1;
                     self.takes_memory(frame);
                 }
@@ -237,7 +237,7 @@ impl World<'_> {
             _ => self.fault(
                 vcpu,
                 touch,
-                Fault { frame, access, in_flight: was != Whereabouts::Parent },
+                Fault { frame, access, in_flight: was != FrameState::Parent },
             ),
         }
         self.records[touch].resident = self.metrics.transferred + self.zeros;
@@ -246,23 +246,23 @@ impl World<'_> {
     fn fault(&mut self, vcpu: usize, touch: usize, fault: Fault) {
         let now = self.now;
         self.records[touch].is_fault = true;
-        self.is_dry = false;
+        self.background_empty = false;
         self.policy.fault(&fault, &mut self.plan.begin(&self.frames, Some(fault.frame)));
         let (fetch, zero) = (self.plan.fetch().to_vec(), self.plan.zero().to_vec());
         let known = now + nanos(self.options.costs.fault_us) / 2;
         let whereabouts = &mut self.frames.0[fault.frame.as_usize()];
-        if let Whereabouts::Sent(at) = *whereabouts {
+        if let FrameState::Sent(at) = *whereabouts {
             self.metrics.late += 1;
             self.go_on(vcpu, touch, at);
         } else if !fault.in_flight && self.plan.answer() == Answer::Zero {
             let there = now + nanos(self.options.costs.zero_us);
-            *whereabouts = Whereabouts::Zeros(there);
+            *whereabouts = FrameState::Zeros(there);
             self.metrics.zero_faults += 1;
             self.zeros += 1;
             self.takes_memory(fault.frame);
             self.go_on(vcpu, touch, there);
         } else {
-            *whereabouts = Whereabouts::Asked;
+            *whereabouts = FrameState::Asked;
             self.requests.push(Request { known, frame: fault.frame, vcpu, touch });
             if fault.in_flight {
                 self.metrics.late += 1;
@@ -284,10 +284,10 @@ impl World<'_> {
 
     fn note_plan(&mut self, fetch: &[FrameIndex], zero: &[FrameIndex]) {
         for frame in zero {
-            self.frames.0[frame.as_usize()] = Whereabouts::Zeros(self.now);
+            self.frames.0[frame.as_usize()] = FrameState::Zeros(self.now);
         }
         for frame in fetch {
-            self.frames.0[frame.as_usize()] = Whereabouts::Asked;
+            self.frames.0[frame.as_usize()] = FrameState::Asked;
             self.prefetched.push(*frame);
             self.metrics.prefetched += 1;
             self.metrics.transferred += 1;
@@ -318,13 +318,13 @@ impl World<'_> {
         let mut arrivals = Vec::new();
         for frame in &self.needed {
             match self.frames.0[frame.as_usize()] {
-                Whereabouts::Sent(at) => arrivals.push(at),
+                FrameState::Sent(at) => arrivals.push(at),
                 _ => panic!("{frame:?} was needed and never sent"),
             }
         }
         arrivals.sort_unstable();
         for (slot, percent) in self.metrics.working_set_us.iter_mut().zip([50, 90, 99]) {
-            // The least number of frames that are so many percent.
+            // The least number of frames that is at least this percentage.
             let enough = (1..=arrivals.len()).find(|n| n * 100 >= arrivals.len() * percent);
             *slot = enough.map_or(0, |n| arrivals[n - 1] / 1000);
         }

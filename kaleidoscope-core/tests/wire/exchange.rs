@@ -21,7 +21,7 @@ fn every_page_arrives_with_every_combination_of_features() {
         let client = client(Local(vec![server.clone()]), options);
         assert_eq!((client.image(), client.frames()), (DIGEST, FRAMES));
         let mut arrived = Arrived::new();
-        // First, so that they cannot have come as prefetch by then.
+        // Urgent requests first, before the frames can arrive as prefetch.
         let urgent = [17, 300, 5];
         client.request(&indices(urgent), Priority::Urgent).unwrap();
         let rest = (0..FRAMES).rev().filter(|frame| !urgent.contains(frame));
@@ -32,12 +32,12 @@ fn every_page_arrives_with_every_combination_of_features() {
         assert_eq!(statistics.frames, u64::from(FRAMES));
         assert_eq!(statistics.zero_frames, u64::from(FRAMES.div_ceil(5)));
         let raw = u64::from(FRAMES - FRAMES.div_ceil(5)) * 4096;
-        // A third of the pages that are not zeros compresses to next to nothing.
+        // A third of the nonzero pages compresses to almost nothing.
         let expected =
             if features.codecs.any() { raw * 5 / 8..raw * 3 / 4 } else { raw..raw * 101 / 100 };
         assert!(expected.contains(&statistics.bytes), "{features}: {} of {raw}", statistics.bytes);
     }
-    // A page may be here before its server has counted it.
+    // A page may arrive before its server has counted it.
     server.stop();
     let statistics = server.statistics();
     assert!(statistics.pages >= u64::from(8 * FRAMES) && statistics.urgent_pages >= 8 * 3);
@@ -46,7 +46,7 @@ fn every_page_arrives_with_every_combination_of_features() {
 }
 
 #[test]
-fn frames_that_the_image_lacks_are_told() {
+fn frames_that_the_image_lacks_are_unavailable() {
     let image = ServedImage::new(Arc::new(Holes(memory(100))), DIGEST);
     let server = Server::start(vec![image], Vec::new(), ServerOptions::default()).unwrap();
     for checksums in [false, true] {
@@ -69,7 +69,7 @@ fn frames_that_the_image_lacks_are_told() {
     }
 }
 
-/// A server that is connected already.
+/// A connector with a single, established link.
 struct OneLink(std::sync::Mutex<Option<kaleidoscope_core::wire::transport::Link>>);
 
 impl kaleidoscope_core::wire::client::Connector for OneLink {
@@ -135,28 +135,28 @@ fn many_clients_and_threads_share_a_server_at_two_addresses() {
 }
 
 #[test]
-fn the_descriptor_is_handed_out_whole() {
+fn the_descriptor_arrives_complete() {
     for length in [0usize, 1, 65_536, 65_537, 1_000_000] {
         let descriptor: Vec<u8> = (0..length).map(|i| (i / 3) as u8).collect();
         let image = ServedImage { descriptor: descriptor.clone().into(), ..served(10) };
         let server =
             Arc::new(Server::start(vec![image], Vec::new(), ServerOptions::default()).unwrap());
-        let client = client(Local(vec![server.clone()]), hasty());
+        let client = client(Local(vec![server.clone()]), short_timeouts());
         assert!(client.fetch_descriptor().unwrap() == descriptor, "{length}");
-        let most = ClientOptions { descriptor: 65_536, ..hasty() };
+        let most = ClientOptions { descriptor: 65_536, ..short_timeouts() };
         let client = Client::connect(Arc::new(Local(vec![server])), most).unwrap();
         assert_eq!(client.fetch_descriptor().is_ok(), length <= 65_536);
     }
 }
 
 #[test]
-fn images_are_told_apart() {
+fn images_are_selected_by_digest() {
     let other = ServedImage { digest: [8; 32], ..served(20) };
     let both =
         Server::start(vec![served(10), other], Vec::new(), ServerOptions::default()).unwrap();
     let both = Arc::new(both);
     let frames = |image| {
-        let options = ClientOptions { image, ..hasty() };
+        let options = ClientOptions { image, ..short_timeouts() };
         Client::connect(Arc::new(Local(vec![both.clone()])), options).map(|client| client.frames())
     };
     assert_eq!(frames(Some(DIGEST)).unwrap(), 10);
@@ -177,7 +177,7 @@ fn a_client_asks_for_more_than_the_server_takes() {
     const FRAMES: u32 = 500;
     let options = ServerOptions { pending: 8, batch: 4, ..ServerOptions::default() };
     let server = Arc::new(Server::start(vec![served(FRAMES)], Vec::new(), options).unwrap());
-    let client = client(Local(vec![server.clone()]), hasty());
+    let client = client(Local(vec![server.clone()]), short_timeouts());
     assert_eq!(client.window(), 4);
     client.request(&indices(0..FRAMES), Priority::Prefetch).unwrap();
     client.request(&indices((0..FRAMES).rev().step_by(3)), Priority::Urgent).unwrap();
@@ -191,7 +191,7 @@ fn a_client_asks_for_more_than_the_server_takes() {
 fn an_urgent_page_overtakes_a_long_prefetch() {
     const FRAMES: u32 = 3000;
     let server = Arc::new(server(FRAMES));
-    let client = client(Local(vec![server]), hasty());
+    let client = client(Local(vec![server]), short_timeouts());
     client.request(&indices(0..FRAMES), Priority::Prefetch).unwrap();
     client.request(&indices([FRAMES - 2]), Priority::Urgent).unwrap();
     let mut order = Vec::new();
@@ -202,7 +202,7 @@ fn an_urgent_page_overtakes_a_long_prefetch() {
             .unwrap();
     }
     let place = order.iter().position(|frame| *frame == FRAMES - 2).unwrap();
-    // What is in the sockets' buffers and one batch may go before; nobody reads meanwhile.
+    // The bytes in the socket buffers and one batch may precede it; nothing is read meanwhile.
     assert!(place < FRAMES as usize / 4, "place {place}");
 }
 
@@ -211,7 +211,7 @@ fn an_idle_connection_is_closed_and_opened_again() {
     let idle = Duration::from_millis(20);
     let options = ServerOptions { idle, ..ServerOptions::default() };
     let server = Arc::new(Server::start(vec![served(10)], Vec::new(), options).unwrap());
-    let client = client(Local(vec![server.clone()]), hasty());
+    let client = client(Local(vec![server.clone()]), short_timeouts());
     let start = Instant::now();
     while server.statistics().idle == 0 && start.elapsed() < WATCHDOG {
         client.receive(Duration::from_millis(5), &mut |_| panic!("nothing was asked for")).unwrap();
@@ -225,7 +225,7 @@ fn an_idle_connection_is_closed_and_opened_again() {
 
 #[test]
 fn a_frame_outside_the_image_is_an_error() {
-    let client = client(Local(vec![Arc::new(server(10))]), hasty());
+    let client = client(Local(vec![Arc::new(server(10))]), short_timeouts());
     let error = client.request(&indices([3, 10]), Priority::Urgent).unwrap_err();
     assert_eq!(error.to_string(), "frame 10 is not in the image of 10 frames");
 }

@@ -1,4 +1,4 @@
-//! Clients that flood, starve, lie or say nothing, and a server that goes on serving the others.
+//! Clients that flood, starve, lie or stay silent, and a server that keeps serving the others.
 
 use crate::image::*;
 use kaleidoscope_core::clone::ServerAddress;
@@ -13,29 +13,29 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// A server at a Unix socket.
-struct At {
+struct TestServer {
     server: Server,
     path: PathBuf,
     _folder: tempfile::TempDir,
 }
 
 #[expect(clippy::field_reassign_with_default, reason = "the options are non-exhaustive")]
-fn at(options: ServerOptions, timeout: Duration) -> At {
+fn at(options: ServerOptions, timeout: Duration) -> TestServer {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("pages");
     let mut listen = ListenOptions::default();
     listen.send_timeout = timeout;
     let listener = Listener::bind(&ServerAddress::Unix(path.clone()), listen).unwrap();
     let server = Server::start(vec![served(1000)], vec![listener], options).unwrap();
-    At { server, path, _folder: folder }
+    TestServer { server, path, _folder: folder }
 }
 
-fn small() -> At {
+fn small() -> TestServer {
     let options = ServerOptions { pending: 100, ..ServerOptions::default() };
     at(options, Duration::from_secs(10))
 }
 
-impl At {
+impl TestServer {
     fn socket(&self) -> UnixStream {
         let socket = UnixStream::connect(&self.path).unwrap();
         socket.set_read_timeout(Some(WATCHDOG)).unwrap();
@@ -43,7 +43,7 @@ impl At {
         socket
     }
 
-    /// A client that has been welcomed.
+    /// A connection after the welcome.
     fn welcomed(&self) -> UnixStream {
         let mut socket = self.socket();
         socket.write_all(&hello()).unwrap();
@@ -55,10 +55,10 @@ impl At {
 
     fn client(&self) -> Client {
         let servers = vec![ServerAddress::Unix(self.path.clone())];
-        client(Addresses { servers, options: ConnectOptions::default() }, hasty())
+        client(Addresses { servers, options: ConnectOptions::default() }, short_timeouts())
     }
 
-    /// An honest client is served.
+    /// Checks that an honest client is served.
     fn serves(&self) {
         let client = self.client();
         client.request(&indices(0..50), Priority::Urgent).unwrap();
@@ -95,12 +95,12 @@ fn fetch(priority: u8, runs: &[(u32, u32)]) -> Vec<u8> {
     bytes
 }
 
-/// All that comes until the server closes.
+/// All bytes until the server closes the connection.
 fn rest(socket: &mut UnixStream) -> Vec<u8> {
     let mut bytes = Vec::new();
     match socket.read_to_end(&mut bytes) {
         Ok(_) => {}
-        // It closed without reading all that was sent.
+        // The server closed without reading everything.
         Err(error) => assert_eq!(error.kind(), ErrorKind::ConnectionReset),
     }
     bytes
@@ -157,8 +157,8 @@ fn hellos_that_are_wrong_are_refused() {
 }
 
 #[test]
-fn whoever_says_nothing_is_dropped() {
-    // Time enough for a client of a busy host, and not for one that takes it byte by byte.
+fn silent_clients_are_dropped() {
+    // Enough time for a client on a busy host, but not for one that sends single bytes.
     let handshake = Duration::from_millis(500);
     let at = at(ServerOptions { handshake, ..ServerOptions::default() }, WATCHDOG);
     let mut silent = at.socket();
@@ -181,7 +181,7 @@ fn whoever_says_nothing_is_dropped() {
 fn a_flood_is_cut_off() {
     let at = small();
     let mut socket = at.welcomed();
-    // Ever more frames, and no answer read: the server ends it, or stops reading.
+    // Ever more frames without reading a reply: the server ends the connection or stops reading.
     let request = fetch(0, &[(0, 100)]);
     let start = Instant::now();
     let mut first = 0;
@@ -191,7 +191,7 @@ fn a_flood_is_cut_off() {
         assert!(start.elapsed() < WATCHDOG);
     }
     at.serves();
-    // The same frames again and again, and every answer read, cost it nothing but time.
+    // Requesting the same frames again and reading every reply costs the server only time.
     let mut socket = at.welcomed();
     let mut reader = socket.try_clone().unwrap();
     let reading = std::thread::spawn(move || reader.read_exact(&mut vec![0; 80 * 4096]));
@@ -206,7 +206,7 @@ fn a_flood_is_cut_off() {
 fn more_frames_than_allowed_end_the_connection() {
     let at = small();
     let mut socket = at.welcomed();
-    // All in one message's time: the server reads them before it answers.
+    // Sent in a single message, so that the server reads all requests before it replies.
     let runs: Vec<_> = (0..10).map(|n| fetch(0, &[(n * 100, 100)])).collect();
     socket.write_all(&runs.concat()).unwrap();
     let answer = rest(&mut socket);
@@ -216,7 +216,7 @@ fn more_frames_than_allowed_end_the_connection() {
 }
 
 #[test]
-fn a_client_that_never_reads_is_dropped_and_stalls_nobody() {
+fn a_client_that_never_reads_is_dropped_and_delays_no_other() {
     let at = at(ServerOptions::default(), Duration::from_millis(200));
     let mut sockets: Vec<_> = (0..8).map(|_| at.welcomed()).collect();
     for socket in &mut sockets {
@@ -235,9 +235,9 @@ fn connections_are_bounded() {
     let clients: Vec<_> = (0..6).map(|_| at.client()).collect();
     let servers = vec![ServerAddress::Unix(at.path.clone())];
     let dial = Arc::new(Addresses { servers, options: ConnectOptions::default() });
-    let error = Client::connect(dial, hasty()).unwrap_err();
+    let error = Client::connect(dial, short_timeouts()).unwrap_err();
     assert!(error.to_string().contains("busy"), "{error}");
-    // Some more are told so; others are closed at once.
+    // A few more get a refusal; others are closed at once.
     let sockets: Vec<_> = (0..50).map(|_| at.socket()).collect();
     at.wait_for(|statistics| statistics.refused >= 40);
     assert!(at.server.statistics().open <= 15);
@@ -256,7 +256,7 @@ fn stopping_does_not_wait_for_clients() {
     let half = at.socket();
     at.wait_for(|statistics| statistics.open == 3 && statistics.pages > 0);
     at.server.stop();
-    // It gives up waiting after a while: whoever it would have waited for is open then.
+    // It stops waiting after a while; the connections that it would wait for are still open then.
     assert_eq!(at.server.statistics().open, 0);
     drop((idle, half));
 }

@@ -1,5 +1,5 @@
-//! A page server that does what a test tells it to. It writes the protocol's bytes by hand, from
-//! their description alone.
+//! A page server that follows a test's script. It encodes the protocol's bytes from the
+//! specification alone.
 
 use crate::image::{DIGEST, page};
 use kaleidoscope_core::wire::client::Connector;
@@ -10,10 +10,10 @@ use std::thread;
 use std::time::Duration;
 use twox_hash::XxHash3_64;
 
-/// What a server does with one connection. It closes it by returning.
+/// The behavior of a server on one connection. Returning closes the connection.
 pub(crate) type Script = Arc<dyn Fn(&mut Wire) -> Option<()> + Send + Sync>;
 
-/// Servers inside this process, each with its script, over a pair of sockets for every connection.
+/// Scripted servers inside this process, with a socket pair per connection.
 #[derive(Clone)]
 pub(crate) struct Scripted(pub Vec<Script>);
 
@@ -22,7 +22,7 @@ impl Scripted {
         Self(vec![Arc::new(script)])
     }
 
-    /// One more server.
+    /// Adds a server.
     pub(crate) fn and(
         mut self,
         script: impl Fn(&mut Wire) -> Option<()> + Send + Sync + 'static,
@@ -31,7 +31,7 @@ impl Scripted {
         self
     }
 
-    /// One more server, which is honest.
+    /// Adds an honest server.
     pub(crate) fn and_honest(self) -> Self {
         self.and(|wire| {
             wire.welcome(&Welcome::default())?;
@@ -58,7 +58,7 @@ impl Connector for Scripted {
     }
 }
 
-/// What a welcome says.
+/// The fields of a welcome.
 pub(crate) struct Welcome {
     pub magic: [u8; 8],
     pub version: u32,
@@ -109,13 +109,13 @@ pub(crate) struct Item {
     pub frame: u32,
     pub codec: u8,
     pub reserved: u8,
-    /// Instead of the payload's length.
+    /// If set, replaces the payload's length.
     pub stored: Option<u16>,
     pub checksum: u64,
     pub payload: Vec<u8>,
 }
 
-/// The right answer for a frame.
+/// The correct item for a frame.
 pub(crate) fn honest(frame: u32) -> Item {
     let bytes = page(frame);
     let checksum = XxHash3_64::oneshot_with_seed(frame.into(), &bytes);
@@ -124,7 +124,7 @@ pub(crate) fn honest(frame: u32) -> Item {
     Item { frame, codec: u8::from(is_zero), reserved: 0, stored: None, checksum, payload }
 }
 
-/// A reply with pages.
+/// Encodes a reply with pages.
 pub(crate) fn pages(items: &[Item]) -> Vec<u8> {
     let payloads: usize = items.iter().map(|item| item.payload.len()).sum();
     let mut bytes = vec![1, 0];
@@ -140,7 +140,7 @@ pub(crate) fn pages(items: &[Item]) -> Vec<u8> {
     bytes
 }
 
-/// A server's end of a connection. Everything returns `None` when the client is gone.
+/// A server's end of a connection. All methods return `None` once the client is gone.
 pub(crate) struct Wire {
     pub sender: Sender,
     pub receiver: Receiver,
@@ -163,7 +163,7 @@ impl Wire {
         self.sender.send(&mut [IoSlice::new(bytes)]).ok()
     }
 
-    /// Reads the hello and answers it.
+    /// Reads the hello and replies with a welcome.
     pub(crate) fn welcome(&mut self, welcome: &Welcome) -> Option<()> {
         self.read(72)?;
         self.write(&welcome.bytes())

@@ -1,4 +1,4 @@
-//! An image whose every byte follows from its frame and offset, and a client's view of it.
+//! An image whose every byte is a function of its frame and offset, and a client's view of it.
 
 use kaleidoscope_core::addr::{FRAME_BYTES, FrameIndex, Gpa};
 use kaleidoscope_core::clone::ports::{Delivery, PageSource, SourceError};
@@ -13,11 +13,11 @@ use std::time::{Duration, Instant};
 
 pub(crate) const DIGEST: [u8; 32] = [7; 32];
 
-/// Nothing in these tests takes as long.
+/// Timeout that no correct test reaches.
 pub(crate) const WATCHDOG: Duration = Duration::from_secs(60);
 
-/// What the image holds of a frame: every fifth page is zeros, every third of the others compresses
-/// well, every 11th frame of an image with holes is not held.
+/// Content of a frame: every fifth page is zeros, every third of the others compresses well, and an
+/// image with holes lacks every 11th frame.
 pub(crate) fn page(frame: u32) -> Page {
     let mut page = [0; FRAME_BYTES];
     if frame.is_multiple_of(5) {
@@ -34,7 +34,7 @@ pub(crate) fn page(frame: u32) -> Page {
     page
 }
 
-/// RAM in two pieces, so that indices are not frame numbers.
+/// RAM in two regions, so that indices differ from frame numbers.
 pub(crate) fn layout(frames: u32) -> MemoryLayout {
     let half = u64::from(frames / 2) * 4096;
     let rest = u64::from(frames) * 4096 - half;
@@ -45,7 +45,7 @@ pub(crate) fn memory(frames: u32) -> VecMemory {
     VecMemory::from_bytes(layout(frames), (0..frames).flat_map(page).collect())
 }
 
-/// The same, with holes, and readable only by copying.
+/// The same with holes, and readable by copying only.
 pub(crate) struct Holes(pub VecMemory);
 
 pub(crate) fn is_hole(frame: u32) -> bool {
@@ -74,7 +74,7 @@ pub(crate) fn server(frames: u32) -> Server {
     Server::start(vec![served(frames)], Vec::new(), ServerOptions::default()).unwrap()
 }
 
-/// Servers inside this process, each over a pair of sockets.
+/// Servers inside this process, with a socket pair per connection.
 pub(crate) struct Local(pub Vec<Arc<Server>>);
 
 impl Connector for Local {
@@ -93,8 +93,8 @@ impl Connector for Local {
     }
 }
 
-/// Options that lose timeout soon enough for a test.
-pub(crate) fn hasty() -> ClientOptions {
+/// Options with timeouts that are short enough for a test.
+pub(crate) fn short_timeouts() -> ClientOptions {
     ClientOptions {
         handshake: Duration::from_secs(1),
         timeout: Duration::from_millis(500),
@@ -108,10 +108,10 @@ pub(crate) fn client(dial: impl Connector + 'static, options: ClientOptions) -> 
     Client::connect(Arc::new(dial), options).unwrap()
 }
 
-/// What has arrived: `None` for frames that the image does not hold.
+/// The frames received so far: `None` for frames that the image does not hold.
 pub(crate) type Arrived = BTreeMap<u32, Option<Box<Page>>>;
 
-/// Receives until so many frames have arrived, or the client gives up. No frame may come twice.
+/// Receives until this many frames have arrived, or the client fails. No frame may arrive twice.
 pub(crate) fn receive(
     client: &Client,
     frames: usize,
@@ -133,7 +133,7 @@ pub(crate) fn receive(
     Ok(())
 }
 
-/// Every page is the image's.
+/// Checks every page against the image.
 pub(crate) fn check(arrived: &Arrived) {
     for (frame, bytes) in arrived {
         assert_eq!(bytes.as_deref(), Some(&page(*frame)), "frame {frame}");

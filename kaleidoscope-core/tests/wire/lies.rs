@@ -1,4 +1,4 @@
-//! A server that lies, and a client that is not fooled.
+//! A server that sends wrong data, and a client that detects it.
 
 use crate::hostile_server::*;
 use crate::image::*;
@@ -7,8 +7,8 @@ use kaleidoscope_core::wire::client::{Client, ClientOptions, ClientStatistics};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Asks a first server, which lies as told, and an honest second one for frames 20 to 29: they all
-/// come, and are right.
+/// Requests frames 20 to 29 from a first server, which misbehaves as scripted, and from an honest
+/// second one. Checks that all frames arrive with the right content.
 fn despite(
     lie: impl Fn(&mut Wire, &[u32]) -> Option<()> + Send + Sync + 'static,
 ) -> ClientStatistics {
@@ -18,7 +18,7 @@ fn despite(
         lie(wire, &frames)
     })
     .and_honest();
-    let client = client(dial, hasty());
+    let client = client(dial, short_timeouts());
     client.request(&indices(20..30), Priority::Urgent).unwrap();
     let mut arrived = Arrived::new();
     receive(&client, 10, &mut arrived).unwrap();
@@ -29,7 +29,7 @@ fn despite(
     statistics
 }
 
-/// The honest answer, changed.
+/// Misbehaves by changing the honest reply.
 fn changed(change: impl Fn(&mut Vec<Item>) + Send + Sync + 'static) -> ClientStatistics {
     despite(move |wire, frames| {
         let mut items: Vec<_> = frames.iter().map(|frame| honest(*frame)).collect();
@@ -45,7 +45,7 @@ fn a_damaged_page_is_noticed() {
         let statistics = changed(move |items| items[3].payload[byte] ^= 0x10);
         assert_eq!((statistics.checksum_failures, statistics.violations), (1, 0));
     }
-    // A page under another's number, zeros in place of bytes, nothing in place of bytes.
+    // A page under another frame number, zeros instead of bytes, nothing instead of bytes.
     let swapped = changed(|items| {
         let (a, b) = (items[1].frame, items[2].frame);
         (items[1].frame, items[2].frame) = (b, a);
@@ -86,7 +86,7 @@ fn a_reply_that_breaks_the_protocol_is_noticed() {
         &[1, 0, 0, 0, 0, 0, 0, 0],
         &[1, 0, 65, 0, 0, 4, 0, 0],
         &[1, 0, 255, 255, 255, 255, 255, 255],
-        // Parts of a descriptor, which there is none of.
+        // Chunks of a descriptor that does not exist.
         &[2, 0, 0, 0, 17, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
         &[2, 0, 0, 0, 255, 255, 255, 255],
         // A last message that is too long.
@@ -110,7 +110,7 @@ fn a_reply_that_ends_early_is_asked_for_again() {
         });
         assert_eq!(statistics.violations, 0, "{cut}");
     }
-    // The same, but the server keeps the connection: it has fallen silent.
+    // The same, but the server keeps the connection open and stays silent.
     for cut in [0, 8, 5000] {
         let statistics = despite(move |wire, frames| {
             let items: Vec<_> = frames.iter().map(|frame| honest(*frame)).collect();
@@ -122,7 +122,7 @@ fn a_reply_that_ends_early_is_asked_for_again() {
 }
 
 #[test]
-fn a_server_that_trickles_is_left() {
+fn a_slow_trickle_of_bytes_times_out() {
     let statistics = despite(|wire, frames| {
         let items: Vec<_> = frames.iter().map(|frame| honest(*frame)).collect();
         for byte in pages(&items) {
@@ -135,7 +135,7 @@ fn a_server_that_trickles_is_left() {
 }
 
 #[test]
-fn a_server_that_says_why_it_ends_is_believed() {
+fn the_reason_of_a_server_is_reported() {
     let statistics = despite(|wire, _| {
         wire.write(b"\x03\0\x04\0\x05\0\0\0bye\x1b!")?;
         wire.linger()
@@ -157,7 +157,7 @@ fn any_order_and_second_copies_are_right() {
         }
         wire.linger()
     });
-    let client = client(dial, hasty());
+    let client = client(dial, short_timeouts());
     client.request(&indices(0..50), Priority::Prefetch).unwrap();
     client.request(&indices([9, 30]), Priority::Urgent).unwrap();
     let mut arrived = Arrived::new();
@@ -175,7 +175,7 @@ fn a_wrong_welcome_is_refused() {
     let wrong = [
         Welcome { magic: *b"HTTP/1.1", ..Welcome::default() },
         Welcome { version: 2, ..Welcome::default() },
-        // It reservations what was not asked for.
+        // The server enables a feature that was not requested.
         Welcome { features: 3, ..Welcome::default() },
         Welcome { frames: 0, ..Welcome::default() },
         Welcome { image: [1; 32], ..Welcome::default() },
@@ -194,20 +194,20 @@ fn a_wrong_welcome_is_refused() {
             wire.write(&bytes)?;
             wire.linger()
         });
-        let options = || ClientOptions { image: Some(DIGEST), ..hasty() };
+        let options = || ClientOptions { image: Some(DIGEST), ..short_timeouts() };
         Client::connect(Arc::new(dial.clone()), options()).unwrap_err();
         let client = client(dial.and_honest(), options());
         assert_eq!(client.frames(), 100);
     }
-    // Nothing at all, half a welcome, and one that comes too slowly.
+    // No bytes, half a welcome, and a welcome that arrives too slowly.
     for cut in [0, 30, 71] {
         let dial = Scripted::one(move |wire| {
             wire.read(72)?;
             wire.write(&Welcome::default().bytes()[..cut])?;
             wire.linger()
         });
-        let error = Client::connect(Arc::new(dial), hasty()).unwrap_err();
-        assert!(error.to_string().contains("says nothing"), "{error}");
+        let error = Client::connect(Arc::new(dial), short_timeouts()).unwrap_err();
+        assert!(error.to_string().contains("does not respond"), "{error}");
     }
     let slow = Scripted::one(|wire| {
         wire.read(72)?;
@@ -217,7 +217,7 @@ fn a_wrong_welcome_is_refused() {
         }
         wire.linger()
     });
-    Client::connect(Arc::new(slow), hasty()).unwrap_err();
+    Client::connect(Arc::new(slow), short_timeouts()).unwrap_err();
 }
 
 #[test]
@@ -250,7 +250,7 @@ fn a_descriptor_that_is_damaged_or_misplaced_is_refused() {
             wire.write(&reply)?;
             wire.linger()
         });
-        let fetched = client(dial, hasty()).fetch_descriptor();
+        let fetched = client(dial, short_timeouts()).fetch_descriptor();
         assert_eq!(fetched.ok(), is_right.then(|| descriptor.clone()));
     }
 }

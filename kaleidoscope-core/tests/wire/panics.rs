@@ -1,7 +1,9 @@
-//! Code of the embedder that panics on a thread of ours: the service ends with an error, or what it
-//! was about does; none goes on without a part of it.
+//! Embedder code that panics on a thread of this crate: the service or the connection concerned
+//! ends with an error; none continues without one of its threads.
 
-use crate::image::{Arrived, Local, WATCHDOG, check, client, hasty, indices, receive, served};
+use crate::image::{
+    Arrived, Local, WATCHDOG, check, client, indices, receive, served, short_timeouts,
+};
 use kaleidoscope_core::addr::Gpa;
 use kaleidoscope_core::clone::ServerAddress;
 use kaleidoscope_core::clone::ports::{PageSource, Priority};
@@ -16,7 +18,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 #[test]
-fn a_panic_of_who_is_told_of_refusals_ends_the_server() {
+fn a_panic_in_the_refusal_callback_ends_the_server() {
     let folder = tempfile::tempdir().unwrap();
     let bind = |name: &str, users: Vec<u32>| {
         let on_refusal: OnRefusal = Arc::new(|_| panic!("standard error is gone"));
@@ -25,21 +27,22 @@ fn a_panic_of_who_is_told_of_refusals_ends_the_server() {
         let path = folder.path().join(name);
         (Listener::bind(&ServerAddress::Unix(path.clone()), options).unwrap(), path)
     };
-    // Nobody may connect to the first, and this user to the second.
+    // No user may connect to the first listener; this user may connect to the second.
     let ((closed, door), (open, other)) =
         (bind("closed", Vec::new()), bind("open", ListenOptions::default().users));
     let server = Server::start(vec![served(100)], vec![closed, open], ServerOptions::default());
     let server = Arc::new(server.unwrap());
-    let client = client(Local(vec![Arc::clone(&server)]), hasty());
+    let client = client(Local(vec![Arc::clone(&server)]), short_timeouts());
     client.request(&indices(0..10), Priority::Urgent).unwrap();
     receive(&client, 10, &mut Arrived::new()).unwrap();
     assert_eq!(server.wait_for_failure(std::time::Duration::ZERO), None);
     UnixStream::connect(&door).unwrap();
-    let why =
-        server.wait_for_failure(WATCHDOG).expect("it goes on without the thread that accepts");
+    let why = server
+        .wait_for_failure(WATCHDOG)
+        .expect("the server continues without its accepting thread");
     assert_eq!(why.message(), "standard error is gone");
     assert_eq!(server.failure(), Some(why));
-    // All of it: nobody connects to a door behind which there is no one, and clients go elsewhere.
+    // The whole service ends: connections are refused, so that clients try other servers.
     let start = Instant::now();
     while UnixStream::connect(&other).is_ok() || server.statistics().open > 0 {
         assert!(start.elapsed() < WATCHDOG, "{:?}", server.statistics());
@@ -49,10 +52,10 @@ fn a_panic_of_who_is_told_of_refusals_ends_the_server() {
     server.stop();
 }
 
-/// Memory of which one frame cannot be looked at.
-struct Mined(VecMemory);
+/// Memory with one frame whose access panics.
+struct PanickingMemory(VecMemory);
 
-impl GuestMemory for Mined {
+impl GuestMemory for PanickingMemory {
     fn layout(&self) -> &MemoryLayout {
         self.0.layout()
     }
@@ -65,16 +68,19 @@ impl GuestMemory for Mined {
 
 #[test]
 fn a_panic_about_one_client_ends_its_connection() {
-    let image = ServedImage::new(Arc::new(Mined(crate::image::memory(100))), crate::image::DIGEST);
+    let image = ServedImage::new(
+        Arc::new(PanickingMemory(crate::image::memory(100))),
+        crate::image::DIGEST,
+    );
     let server = Server::start(vec![image], Vec::new(), ServerOptions::default()).unwrap();
     let server = Arc::new(server);
-    let mut options = hasty();
+    let mut options = short_timeouts();
     options.deadline = std::time::Duration::from_secs(2);
     let unlucky = client(Local(vec![Arc::clone(&server)]), options);
-    let lucky = client(Local(vec![Arc::clone(&server)]), hasty());
+    let lucky = client(Local(vec![Arc::clone(&server)]), short_timeouts());
     unlucky.request(&indices([7]), Priority::Urgent).unwrap();
     let error = receive(&unlucky, 1, &mut Arrived::new()).unwrap_err();
-    assert!(error.to_string().contains("did not come"), "{error}");
+    assert!(error.to_string().contains("did not arrive"), "{error}");
     // A panic is counted when its message has been written, which takes seconds on a busy host.
     let start = Instant::now();
     while server.statistics().panics == 0 {
@@ -90,7 +96,7 @@ fn a_panic_about_one_client_ends_its_connection() {
     drop((unlucky, lucky));
 }
 
-/// Reaches its server once.
+/// A connector that works once.
 struct Once(Local, AtomicUsize);
 
 impl Connector for Once {
@@ -112,7 +118,7 @@ impl Connector for Once {
 fn a_panic_while_looking_for_a_server_is_the_client_s_error() {
     let server = Arc::new(crate::image::server(100));
     let dial = Once(Local(vec![Arc::clone(&server)]), AtomicUsize::new(0));
-    let client = client(dial, hasty());
+    let client = client(dial, short_timeouts());
     server.stop();
     client.request(&indices(0..10), Priority::Urgent).unwrap();
     let error = receive(&client, 10, &mut Arrived::new()).unwrap_err();

@@ -1,11 +1,10 @@
-//! What says which frames a clone will write: colors do not, lists of free frames do.
+//! What predicts a clone's writes: not colors, but the lists of free frames.
 //!
-//! A clone that shares its parent's memory waits where it writes. What it will write could be
-//! copied ahead; a frame is worth that when it is written more often than not. This prints how many
-//! frames colors and temperature find worth it on the guests of `KALEIDOSCOPE_GUESTS`, each judged
-//! by what clones of the others wrote (see `guests`), and how many of the frames that clones take
-//! from the allocator are copied ahead by its lists; and holds us to what is said of both in
-//! ARCHITECTURE.md.
+//! A clone that shares its parent's memory waits when it writes. Frames that it will write could be
+//! copied ahead, which pays for a frame that is written more often than not. This prints how many
+//! frames colors and temperature select on the guests of `KALEIDOSCOPE_GUESTS`, each judged by the
+//! writes of the other guests' clones (see `guests`), and how many of the allocated frames are
+//! copied ahead by following the free lists. It checks the claims about both in ARCHITECTURE.md.
 
 use crate::guests::{Guest, guests};
 use kaleidoscope_core::addr::{FrameIndex, Gfn};
@@ -16,10 +15,10 @@ use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
-/// What is known of a frame ahead of its use.
+/// The known properties of a frame before its use.
 type Signs = (Class, u8);
 
-/// Frames that each of a guest's clones wrote, in the order of their first writes.
+/// Frames that each of a guest's clones wrote, in the order of first write.
 fn writes_in_order(guest: &Guest) -> BTreeMap<&str, Vec<FrameIndex>> {
     let root = std::env::var_os("KALEIDOSCOPE_GUESTS").unwrap();
     let folder = Path::new(&root).join(&guest.name).join("traces");
@@ -32,7 +31,7 @@ fn writes_in_order(guest: &Guest) -> BTreeMap<&str, Vec<FrameIndex>> {
         let written = column("written");
         let (mut seen, mut found) = (BTreeSet::new(), Vec::new());
         for fields in lines.map(|line| line.split(',').collect::<Vec<_>>()) {
-            // A page is written at its first touch, later, or by the end.
+            // A page is written at its first touch, later, or before the end.
             let is_written = fields[access] == "1"
                 || fields[event] == "firstwrite"
                 || written.is_some_and(|column| fields[column] == "1");
@@ -70,12 +69,13 @@ fn colors_do_not_say_what_will_be_written() {
     }
     let written: Vec<_> = guests.iter().map(writes).collect();
     println!(
-        "| guest | clones | frames that one writes | free ones of them | worth copying by color | written | of all writes |"
+        "| guest | clones | frames that one writes | free ones of them | worth copying by color \
+         | written | of all writes |"
     );
     println!("|---|---|---|---|---|---|---|");
     for (judged, guest) in guests.iter().enumerate() {
-        // Frames with each of the signs that clones of the others had and wrote: sums over the
-        // clones.
+        // Frames that clones of the other guests had and wrote, per combination of hints: sums over
+        // the clones.
         let (mut had, mut wrote) = (BTreeMap::<Signs, f64>::new(), BTreeMap::<Signs, f64>::new());
         for (n, other) in guests.iter().enumerate().filter(|(n, _)| *n != judged) {
             let clones = written[n].len() as f64;
@@ -108,13 +108,13 @@ fn colors_do_not_say_what_will_be_written() {
         assert!(free > all / 4.0, "{}: much of what clones write was free", guest.name);
         assert!(
             accuracy < 0.5 || coverage < 0.05,
-            "{}: colors say more of writes than they did; copying ahead by them may be worth it now",
+            "{}: colors predict more writes than they did; copying ahead by them may pay off now",
             guest.name
         );
     }
 }
 
-/// How well a clone was followed through its free frames.
+/// How well a forecast followed a clone through its free frames.
 #[derive(Clone, Copy, Default)]
 struct Followed {
     written: usize,
@@ -149,12 +149,13 @@ impl Followed {
         let [accuracy, of_free, of_all] =
             [self.accuracy(), self.of_free(), self.of_all()].map(|share| 100.0 * share);
         println!(
-            "| {guest} | {trace} | {looks} | {written} | {free} | {copied} | {accuracy:.1} % | {of_free:.1} % | {of_all:.1} % |"
+            "| {guest} | {trace} | {looks} | {written} | {free} | {copied} \
+             | {accuracy:.1} % | {of_free:.1} % | {of_all:.1} % |"
         );
     }
 }
 
-/// Lets a forecast follow a clone, looking at it after every so many writes.
+/// Lets a forecast follow a clone, with one look after every `looks` writes.
 fn follow(guest: &Guest, order: &Arc<FreeOrder>, writes: &[FrameIndex], looks: usize) -> Followed {
     let mut forecast = AllocationForecast::new(Arc::clone(order));
     let (mut copied, mut written) = (BTreeSet::new(), BTreeSet::new());
@@ -175,7 +176,8 @@ fn follow(guest: &Guest, order: &Arc<FreeOrder>, writes: &[FrameIndex], looks: u
 #[test]
 fn allocation_lists_say_what_will_be_written() {
     println!(
-        "| guest | clone | writes between looks | frames written | free ones | copied ahead | written then | of the free ones | of all |"
+        "| guest | clone | writes between looks | frames written | free ones \
+         | copied ahead | written then | of the free ones | of all |"
     );
     println!("|---|---|---|---|---|---|---|---|---|");
     for guest in guests() {

@@ -1,6 +1,6 @@
-//! From a payload to its descriptor.
+//! Decodes a payload into its descriptor.
 //!
-//! The payload is hostile, as a manifest's is, and read in the same way.
+//! The payload is hostile, as a manifest's is, and handled in the same way.
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
 use super::encode::HOLES;
@@ -18,22 +18,21 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-/// The descriptor in a payload.
+/// Decodes a payload.
 pub(super) fn payload(
     bytes: &[u8],
     limits: &DescriptorLimits,
 ) -> Result<Descriptor, DescriptorError> {
     let mut reader = Reader::new(bytes);
-    let keys =
-        ["id", "state", "colors", "snapshot", "layout", "servers", "identity", "free_frames"];
+    let keys = ["id", "state", "colors", "frozen", "layout", "servers", "identity", "free_frames"];
     let optional = [fingerprints::KEY, HOLES];
     let (needed, [table, holes]) = fields_and_optional(&mut reader, keys, optional)?;
-    let [id, state, colors, snapshot, layout, servers, identity, free_frames] = needed;
+    let [id, state, colors, frozen, layout, servers, identity, free_frames] = needed;
     reader.finish()?;
 
     let at = |field, place| Reader::at(bytes, field, place);
     let id = read_id(&mut at("id", id))?;
-    let frozen_at = read_frozen(&mut at("snapshot", snapshot))?;
+    let frozen_at = read_frozen(&mut at("frozen", frozen))?;
     let servers = read_servers(&mut at("servers", servers))?;
     let free_frames = read_free_frames(&mut at("free_frames", free_frames))?;
     let identity = read_identity(&mut at("identity", identity))?;
@@ -43,7 +42,8 @@ pub(super) fn payload(
 
     let mut template = Template::new(layout, identity);
     let mut at_colors = at("colors", colors);
-    // Fingerprints in there are not written and not used: those of a descriptor are its own.
+    // Fingerprints inside the color map are never written, and are ignored: a descriptor has its
+    // own.
     if let Some(Manifest { map, identity, notes, .. }) = read_colors(&mut at_colors, limits)? {
         if *map.layout() != template.layout {
             return Err(at_colors.error("the color map before it has another layout").into());

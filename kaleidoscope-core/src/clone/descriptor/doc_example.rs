@@ -1,5 +1,5 @@
-//! The example in `docs/formats.md` is what this code writes; see the manifest's example for how to
-//! write it anew.
+//! Checks that this code writes the example in `docs/formats.md`; see the manifest's example for
+//! how to regenerate it.
 
 use super::*;
 use crate::manifest::doc_example::documented;

@@ -1,7 +1,7 @@
-//! From a descriptor to its payload.
+//! Encodes a descriptor as its payload.
 //!
-//! Keys of a map are written in ascending order of their encoding (shorter ones first), as
-//! deterministic CBOR asks.
+//! Map keys are written in ascending order of their encoding (shorter ones first), as deterministic
+//! CBOR requires.
 
 use super::{Descriptor, DescriptorError, DescriptorLimits};
 use crate::manifest::cbor::Writer;
@@ -10,8 +10,8 @@ use crate::manifest::fingerprints;
 use std::ops::Range;
 use std::time::UNIX_EPOCH;
 
-/// Refuses what a reader would refuse. State, addresses and fingerprints were checked when they
-/// came.
+/// Rejects what a reader would reject. State, addresses and fingerprints were checked when they
+/// were set.
 pub(super) fn check(descriptor: &Descriptor) -> Result<(), DescriptorError> {
     let template = &descriptor.template;
     DescriptorLimits::default().manifest.admit_frames(template.layout.frames())?;
@@ -37,8 +37,8 @@ pub(super) fn payload(descriptor: &Descriptor) -> Vec<u8> {
     out.text("colors");
     let colors = template.map().map(|map| parts(map, &template.identity, &template.notes, None));
     out.bytes(&colors.unwrap_or_default());
-    out.text("snapshot");
-    snapshot(&mut out, descriptor);
+    out.text("frozen");
+    frozen_at(&mut out, descriptor);
     out.text("layout");
     layout(&mut out, &template.layout);
     out.text("servers");
@@ -54,10 +54,10 @@ pub(super) fn payload(descriptor: &Descriptor) -> Vec<u8> {
     out.finish()
 }
 
-/// The key of the holes.
+/// Key of the list of holes.
 pub(super) const HOLES: &str = "holes";
 
-/// Frames between each hole and the one before it, and frames of the hole.
+/// Writes, for each hole, the frames between it and the previous one, and its length in frames.
 fn holes(out: &mut Writer, holes: &[Range<u32>]) {
     out.array(holes.len().saturating_mul(2));
     let mut end = 0;
@@ -68,7 +68,7 @@ fn holes(out: &mut Writer, holes: &[Range<u32>]) {
     }
 }
 
-fn snapshot(out: &mut Writer, descriptor: &Descriptor) {
+fn frozen_at(out: &mut Writer, descriptor: &Descriptor) {
     let since = descriptor.frozen_at().and_then(|at| at.duration_since(UNIX_EPOCH).ok());
     let micros = since.and_then(|since| u64::try_from(since.as_micros()).ok());
     out.array(usize::from(micros.is_some()));

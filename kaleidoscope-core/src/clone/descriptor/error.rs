@@ -1,4 +1,4 @@
-//! Why descriptors cannot be made, read or written.
+//! Errors of creating, reading and writing descriptors.
 
 use crate::manifest::{IdentityError, ManifestError};
 use thiserror::Error;
@@ -10,18 +10,18 @@ pub enum DescriptorError {
     /// The file, its container or a field is wrong, as in a manifest.
     #[error(transparent)]
     File(#[from] ManifestError),
-    /// The color map inside is wrong. Offsets are those of its own payload.
+    /// The color map inside is invalid. Offsets refer to its own payload.
     #[error("in the color map, field `colors`: {0}")]
     Colors(ManifestError),
     /// The image is another one, or cannot be read.
     #[error(transparent)]
     Identity(#[from] IdentityError),
-    /// A page server's address has no text, or too long a one.
+    /// A page server's address is not valid text, or too long.
     #[error("page server {number}: `{text}` cannot be written")]
     Address {
-        /// Its place in the list.
+        /// Index in the list of servers.
         number: usize,
-        /// The address, as far as it can be shown.
+        /// The address, as far as it can be displayed.
         text: String,
     },
 }

@@ -1,4 +1,4 @@
-//! How much a descriptor may ask for.
+//! Limits of a descriptor's size.
 
 use crate::manifest::Limits;
 use crate::manifest::container::Bounds;
@@ -9,27 +9,26 @@ pub const MAX_STATE: usize = 64 << 20;
 /// Most page servers.
 pub const MAX_SERVERS: usize = 16;
 
-/// Most bytes of a page server's address. A Unix socket's path has 107, a host's name 255.
+/// Most bytes of a page server's address. A Unix socket's path has at most 107, a host name 255.
 pub(super) const MAX_ADDRESS: usize = 4096;
 
 /// Most holes. Each takes up to 10 bytes.
 pub(super) const MAX_HOLES: usize = 1 << 16;
 
-/// Room for what does not grow: layout, addresses, holes, unknown fields.
+/// Allowance for the parts of bounded size: layout, addresses, holes, unknown fields.
 const FIXED_BYTES: u64 = 1 << 20;
 
-/// Bytes that the color map takes for each frame once it is arranged, what arranging takes
-/// meanwhile included.
-const ATLAS_BYTES: u64 = 64;
+/// Bytes per frame of the color map in locality order, including temporary memory while sorting.
+const LOCALITY_BYTES: u64 = 64;
 
-/// Bounds on what a descriptor may hold, and so on the memory that reading one takes. The default
-/// admits guests of 1 TiB and is the limit of the format; a reader that knows the guest should
-/// allow no more than the guest has: [`DescriptorLimits::for_frames`].
+/// Limits of a descriptor, and thereby of the memory needed to read one. The default admits guests
+/// of 1 TiB and is the limit of the format. A reader that knows the guest should allow only its
+/// size: [`DescriptorLimits::for_frames`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct DescriptorLimits {
     /// Most bytes of vCPU and device state, [`MAX_STATE`] at most.
     pub max_state: u32,
-    /// What applies to the layout and to the color map.
+    /// Limits of the layout and the color map.
     pub manifest: Limits,
 }
 
@@ -60,14 +59,14 @@ impl DescriptorLimits {
         self.bounds().max_file
     }
 
-    /// Bound on the memory taken while reading a descriptor, in bytes: the file, the payload, and
-    /// the descriptor made of it.
+    /// Upper bound of the memory taken while reading a descriptor, in bytes: the file, the payload
+    /// and the resulting descriptor.
     #[must_use]
     pub fn max_memory(&self) -> u64 {
         let frames = u64::from(self.manifest.max_frames);
         self.max_file()
             .saturating_add(self.max_payload().saturating_mul(3))
-            .saturating_add(frames.saturating_mul(ATLAS_BYTES))
+            .saturating_add(frames.saturating_mul(LOCALITY_BYTES))
     }
 
     pub(super) fn bounds(&self) -> Bounds {

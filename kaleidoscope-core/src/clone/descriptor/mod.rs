@@ -1,8 +1,8 @@
 //! The descriptor: everything that a clone starts from, in a small file (`.kclone`).
 //!
-//! A descriptor names the snapshot image and says where its pages come from; it holds none of them.
-//! The file is a manifest's container around one CBOR map, and `docs/formats.md` describes it byte
-//! by byte. Files are hostile, as manifests are.
+//! A descriptor identifies the snapshot image and lists the servers of its pages; it contains no
+//! pages. The file is a manifest's container around one CBOR map; `docs/formats.md` describes every
+//! byte. Files are treated as hostile, as manifests are.
 
 mod decode;
 #[cfg(test)]
@@ -31,42 +31,41 @@ use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// Descriptors among the files in the container.
+/// The file family of descriptors.
 const FAMILY: Family = Family { name: "clone descriptor", magic: *b"KCLONE\r\n", version: 1 };
 
-/// What a clone starts from. Clones of one parent share all of it but their id, and copying it
-/// copies only that.
+/// The data that a clone starts from. Clones of one parent share everything but their id, so
+/// copying a descriptor copies only the id.
 #[derive(Clone, PartialEq)]
 pub struct Descriptor {
     id: CloneId,
     template: Arc<Template>,
 }
 
-/// What clones of one parent share.
+/// The part that clones of one parent share.
 #[derive(Clone, Debug)]
 struct Template {
     frozen_at: Option<SystemTime>,
     state: Vec<u8>,
     layout: MemoryLayout,
     is_colored: bool,
-    /// The color map, arranged; where there is none, one without colors, once it is asked for.
+    /// The sorted color map. For an uncolored guest, a map without colors, built on first use.
     locality: OnceLock<Arc<LocalityOrder>>,
     notes: Vec<String>,
     identity: ImageIdentity,
     servers: Vec<ServerAddress>,
     free_frames: FreeFrames,
     fingerprints: Option<Arc<Fingerprints>>,
-    /// Frames for which the image stores nothing, ascending and apart.
+    /// Frames that the image stores nothing for: ascending ranges that do not touch.
     holes: Vec<Range<u32>>,
 }
 
 impl Descriptor {
-    /// A new clone of the snapshot guest `image`, colored or not, without device state and page
-    /// servers.
+    /// A new clone of the snapshot `image`, colored or not, without device state and page servers.
     ///
     /// # Errors
-    /// [`DescriptorError::Identity`] when the image cannot be read, or the map is of another one;
-    /// [`DescriptorError::File`] when the system has no random numbers.
+    /// [`DescriptorError::Identity`] if the image cannot be read, or the map belongs to another
+    /// one; [`DescriptorError::File`] if the system provides no random numbers.
     pub fn of(image: &dyn GuestMemory, map: Option<ColorMap>) -> Result<Self, DescriptorError> {
         let layout = image.layout();
         let (map, is_colored) = match map {
@@ -79,10 +78,10 @@ impl Descriptor {
         Self::new(Template { is_colored, locality, ..template })
     }
 
-    /// A new clone of the guest that a manifest is of.
+    /// A new clone of the guest that a manifest describes.
     ///
     /// # Errors
-    /// [`DescriptorError::File`] when the system has no random numbers.
+    /// [`DescriptorError::File`] if the system provides no random numbers.
     pub fn of_manifest(manifest: Manifest) -> Result<Self, DescriptorError> {
         let template = Template::new(manifest.map.layout().clone(), manifest.identity);
         let locality = Arc::new(LocalityOrder::new(manifest.map)).into();
@@ -96,14 +95,14 @@ impl Descriptor {
         Ok(Self { id, template: Arc::new(template) })
     }
 
-    /// The same for another clone. Costs no more than counting it, whatever the guest's size.
+    /// The same descriptor for another clone, in constant time.
     #[must_use]
     pub fn for_clone(&self, id: CloneId) -> Self {
         Self { id, template: Arc::clone(&self.template) }
     }
 
-    /// With the instant of the freeze, to the microsecond. Instants before 1970 or after 500,000
-    /// years are left out.
+    /// Sets the instant of the freeze, with microsecond resolution. Instants before 1970 or after
+    /// 500,000 years are left out.
     #[must_use]
     pub fn snapshot(mut self, at: SystemTime) -> Self {
         let since = at.duration_since(UNIX_EPOCH).ok();
@@ -112,7 +111,7 @@ impl Descriptor {
         self
     }
 
-    /// With the state of vCPUs and devices, in whatever form the VMM has it.
+    /// Sets the state of vCPUs and devices, in the VMM's own format.
     ///
     /// # Errors
     /// [`DescriptorError::File`] with [`ManifestError::Limit`] for more than [`MAX_STATE`] bytes.
@@ -122,12 +121,12 @@ impl Descriptor {
         Ok(self)
     }
 
-    /// With the page servers, each of which has all pages; the first one is asked first.
+    /// Sets the page servers, in order of preference. Each of them has all pages.
     ///
     /// # Errors
     /// [`DescriptorError::File`] with [`ManifestError::Limit`] for more than [`MAX_SERVERS`];
-    /// [`DescriptorError::Address`] for an address that cannot be written: no valid text, or longer
-    /// than 4096 bytes.
+    /// [`DescriptorError::Address`] for an address that is not valid text, or longer than 4096
+    /// bytes.
     pub fn with_servers(mut self, servers: Vec<ServerAddress>) -> Result<Self, DescriptorError> {
         within("page servers", servers.len(), MAX_SERVERS)?;
         for (number, address) in servers.iter().enumerate() {
@@ -140,18 +139,18 @@ impl Descriptor {
         Ok(self)
     }
 
-    /// With leave to fill free frames with zeros, or not; see [`FreeFrames`].
+    /// Sets whether free frames may be filled with zeros; see [`FreeFrames`].
     #[must_use]
     pub fn with_free_frames(mut self, free_frames: FreeFrames) -> Self {
         self.change().free_frames = free_frames;
         self
     }
 
-    /// With fingerprints of frames of the snapshot image, by which a host finds pages that it has
-    /// already.
+    /// Sets fingerprints of frames of the snapshot image, by which a host finds pages that it
+    /// already has.
     ///
     /// # Errors
-    /// [`DescriptorError::File`] with [`ManifestError::Limit`] when they are of a guest with
+    /// [`DescriptorError::File`] with [`ManifestError::Limit`] if they belong to a guest with
     /// another number of frames.
     pub fn with_fingerprints(mut self, table: Fingerprints) -> Result<Self, DescriptorError> {
         let frames = self.layout().frames();
@@ -164,13 +163,13 @@ impl Descriptor {
         Ok(self)
     }
 
-    /// With the holes of the snapshot image, whose frames are all zeros: nobody has to be asked for
-    /// them. Of an image with more than 65,536 holes, the longest are kept.
+    /// Sets the holes of the snapshot image, whose frames are all zeros and need no transfer. Of
+    /// an image with more than 65,536 holes, the longest are kept.
     #[must_use]
     pub fn with_holes_of(mut self, image: &dyn GuestMemory) -> Self {
-        let of_image = extents(image, 0..self.layout().frames());
+        let image_extents = extents(image, 0..self.layout().frames());
         let mut holes: Vec<Range<u32>> = Vec::new();
-        for Extent { frames, .. } in of_image.filter(|e| e.backing == Backing::Hole) {
+        for Extent { frames, .. } in image_extents.filter(|e| e.backing == Backing::Hole) {
             match holes.last_mut().filter(|last| last.end == frames.start) {
                 Some(last) => last.end = frames.end,
                 None => holes.push(frames),
@@ -189,19 +188,19 @@ impl Descriptor {
         Arc::make_mut(&mut self.template)
     }
 
-    /// Which clone.
+    /// The clone's id.
     #[must_use]
     pub fn id(&self) -> CloneId {
         self.id
     }
 
-    /// When the parent was snapshot, if that is known.
+    /// When the parent was frozen, if known.
     #[must_use]
     pub fn frozen_at(&self) -> Option<SystemTime> {
         self.template.frozen_at
     }
 
-    /// The state of vCPUs and devices, which only the VMM understands; may be empty.
+    /// The state of vCPUs and devices, in the VMM's own format; may be empty.
     #[must_use]
     pub fn state(&self) -> &[u8] {
         &self.template.state
@@ -213,7 +212,7 @@ impl Descriptor {
         &self.template.layout
     }
 
-    /// What every frame is, unless the guest was not colored.
+    /// The color map; `None` if the guest was not colored.
     #[must_use]
     pub fn map(&self) -> Option<&ColorMap> {
         self.template
@@ -223,12 +222,12 @@ impl Descriptor {
             .map(|locality| locality.map())
     }
 
-    /// The color map as policies want it, shared by all clones; all frames are unknown where the
-    /// guest was not colored.
+    /// The color map in locality order, shared by all clones. All frames are unknown if the guest
+    /// was not colored.
     ///
     /// # Errors
-    /// Never for a colored guest: [`DescriptorError::File`] if a map without colors contradicts
-    /// itself.
+    /// Never for a colored guest. [`DescriptorError::File`] if a map without colors is
+    /// inconsistent.
     pub fn locality(&self) -> Result<Arc<LocalityOrder>, DescriptorError> {
         if let Some(locality) = self.template.locality.get() {
             return Ok(Arc::clone(locality));
@@ -237,19 +236,19 @@ impl Descriptor {
         Ok(Arc::clone(self.template.locality.get_or_init(|| locality)))
     }
 
-    /// What was damaged or cut while coloring, one sentence each, for people.
+    /// What was damaged or truncated during coloring, one sentence each, for humans.
     #[must_use]
     pub fn notes(&self) -> &[String] {
         &self.template.notes
     }
 
-    /// Which image it is a clone of.
+    /// Identity of the image.
     #[must_use]
     pub fn identity(&self) -> ImageIdentity {
         self.template.identity
     }
 
-    /// Where its pages come from.
+    /// The page servers, in order of preference.
     #[must_use]
     pub fn servers(&self) -> &[ServerAddress] {
         &self.template.servers
@@ -258,40 +257,40 @@ impl Descriptor {
     /// Whether its free frames may be filled with zeros.
     #[must_use]
     pub fn free_frames(&self) -> FreeFrames {
-        let said = self.template.free_frames;
-        self.template.map().map_or(said, |map| said.allowed_by(map))
+        let setting = self.template.free_frames;
+        self.template.map().map_or(setting, |map| setting.allowed_by(map))
     }
 
-    /// Runs of frames that the image has nothing stored for, ascending and apart: they are all
-    /// zeros.
+    /// Frames that the image stores nothing for, which are all zeros: ascending ranges that do not
+    /// touch.
     #[must_use]
     pub fn holes(&self) -> &[Range<u32>] {
         &self.template.holes
     }
 
-    /// Fingerprints of frames of the snapshot image, shared by all clones, if somebody took them.
+    /// Fingerprints of frames of the snapshot image, if they were taken; shared by all clones.
     #[must_use]
     pub fn fingerprints(&self) -> Option<&Arc<Fingerprints>> {
         self.template.fingerprints.as_ref()
     }
 
-    /// Checks that `memory` is the image; see [`ImageIdentity`] for how much that says.
+    /// Checks that `memory` is the image; see [`ImageIdentity`] for the strength of this check.
     ///
     /// # Errors
-    /// [`DescriptorError::Identity`] when it is another image, or cannot be read.
+    /// [`DescriptorError::Identity`] if `memory` is another image, or cannot be read.
     pub fn verify(&self, memory: &dyn GuestMemory) -> Result<(), DescriptorError> {
         Ok(self.identity().verify(memory, self.locality()?.map())?)
     }
 
-    /// The descriptor as the bytes of a file.
+    /// Serializes the descriptor as the bytes of a file.
     ///
-    /// Takes time in proportion to color map and state. Whoever serves one template to many clones
-    /// keeps the bytes, and the clones take their ids with [`Descriptor::for_clone`].
+    /// Takes time in proportion to color map and state. To serve one template to many clones, keep
+    /// the bytes, and let the clones set their ids with [`Descriptor::for_clone`].
     ///
     /// # Errors
-    /// [`ManifestError::Limit`] when there is more of something than the format admits, that is,
-    /// when a reader with [`DescriptorLimits::for_frames`] would refuse it;
-    /// [`ManifestError::Compression`] when zstd fails (out of memory).
+    /// [`ManifestError::Limit`] if the descriptor exceeds a limit of the format, i.e. if a reader
+    /// with [`DescriptorLimits::for_frames`] would reject it; [`ManifestError::Compression`] if
+    /// zstd fails (out of memory).
     pub fn to_bytes(&self) -> Result<Vec<u8>, DescriptorError> {
         encode::check(self)?;
         Ok(container::wrap(&FAMILY, &encode::payload(self))?)
@@ -300,13 +299,13 @@ impl Descriptor {
     /// Writes the descriptor.
     ///
     /// # Errors
-    /// [`ManifestError::Io`] when `out` fails, and those of [`to_bytes`](Self::to_bytes).
+    /// [`ManifestError::Io`] if `out` fails, and the errors of [`to_bytes`](Self::to_bytes).
     pub fn write_to(&self, mut out: impl Write) -> Result<(), DescriptorError> {
         Ok(out.write_all(&self.to_bytes()?).map_err(ManifestError::from)?)
     }
 
-    /// Writes the descriptor to a file, which has either its old content or the whole new one at
-    /// every instant.
+    /// Writes the descriptor to a file atomically: at every instant the file has either its old or
+    /// its new content.
     ///
     /// # Errors
     /// As [`Descriptor::write_to`].
@@ -314,12 +313,11 @@ impl Descriptor {
         Ok(container::write_atomically(path, &self.to_bytes()?)?)
     }
 
-    /// Reads a descriptor that is all of `bytes`. Takes no more memory than
-    /// [`DescriptorLimits::max_memory`] and time in proportion, whatever the bytes are. This is
-    /// the function to fuzz.
+    /// Parses a descriptor that is all of `bytes`. Takes at most [`DescriptorLimits::max_memory`]
+    /// bytes of memory and time in proportion, for any input. This is the function to fuzz.
     ///
     /// # Errors
-    /// [`DescriptorError`], naming what is wrong and where.
+    /// [`DescriptorError`] says what is wrong and where.
     pub fn from_bytes(bytes: &[u8], limits: &DescriptorLimits) -> Result<Self, DescriptorError> {
         decode::payload(&container::unwrap(bytes, &FAMILY, limits.bounds())?, limits)
     }
@@ -327,7 +325,7 @@ impl Descriptor {
     /// Reads a descriptor that is all of `input`.
     ///
     /// # Errors
-    /// [`DescriptorError`], naming what is wrong and where.
+    /// [`DescriptorError`] says what is wrong and where.
     pub fn read_from(input: impl Read, limits: &DescriptorLimits) -> Result<Self, DescriptorError> {
         Self::from_bytes(&container::read_bounded(input, &FAMILY, limits.bounds())?, limits)
     }
@@ -335,7 +333,7 @@ impl Descriptor {
     /// Reads a descriptor file.
     ///
     /// # Errors
-    /// [`DescriptorError`], naming what is wrong and where.
+    /// [`DescriptorError`] says what is wrong and where.
     pub fn read_file(path: &Path, limits: &DescriptorLimits) -> Result<Self, DescriptorError> {
         Self::read_from(std::fs::File::open(path).map_err(ManifestError::from)?, limits)
     }
@@ -378,7 +376,7 @@ impl PartialEq for Template {
 }
 
 impl fmt::Debug for Descriptor {
-    /// Without state and map, which are large.
+    /// Omits state and map, which are large.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Descriptor")
             .field("id", &self.id)
@@ -392,13 +390,13 @@ impl fmt::Debug for Descriptor {
     }
 }
 
-/// A map in which every frame is unknown.
+/// A map in which the use of every frame is unknown.
 fn without_colors(layout: &MemoryLayout) -> Result<ColorMap, ManifestError> {
     let frames = std::iter::repeat_n(Frame::default(), layout.frames() as usize);
     Ok(ColorMap::new(layout.clone(), KernelIdentity::default(), frames, Vec::new())?)
 }
 
-/// The instant so many microseconds after 1970, if the system can represent it.
+/// The instant `micros` microseconds after 1970, if the system can represent it.
 fn instant(micros: u64) -> Option<SystemTime> {
     UNIX_EPOCH.checked_add(Duration::from_micros(micros))
 }

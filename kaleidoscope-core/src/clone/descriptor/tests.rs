@@ -1,4 +1,4 @@
-//! Descriptors round-trip, and damaged or hostile ones are refused.
+//! Descriptors round-trip, and damaged or hostile ones are rejected.
 
 use super::*;
 use crate::addr::{FrameIndex, Gpa};
@@ -23,7 +23,7 @@ fn image(frames: u64) -> VecMemory {
     memory
 }
 
-/// An image of which some frames are holes, or said to be.
+/// An image that reports some frames as holes.
 struct Sparse(VecMemory, Vec<bool>);
 
 impl GuestMemory for Sparse {
@@ -99,7 +99,7 @@ proptest! {
             descriptor = descriptor.with_fingerprints(table).unwrap();
         }
         if let Some(micros) = micros {
-            // Nanoseconds are cut off.
+            // Nanoseconds are truncated.
             descriptor = descriptor.snapshot(instant(micros).unwrap() + Duration::from_nanos(999));
         }
         let bytes = descriptor.to_bytes().unwrap();
@@ -109,17 +109,19 @@ proptest! {
         prop_assert_eq!(read.map().is_some(), is_colored);
         prop_assert_eq!(read.fingerprints().is_some(), hashed.is_some());
         let holes: Vec<u32> = read.holes().iter().cloned().flatten().collect();
-        let expected = (0u32..).zip(&is_hole).filter(|(n, is_hole)| u64::from(*n) < frames && **is_hole);
+        let expected = (0u32..).zip(&is_hole);
+        let expected = expected.filter(|(n, is_hole)| u64::from(*n) < frames && **is_hole);
         prop_assert_eq!(holes, expected.map(|(n, _)| n).collect::<Vec<_>>());
         prop_assert!(read.holes().windows(2).all(|pair| pair[0].end < pair[1].start));
         prop_assert_eq!(read.frozen_at(), micros.and_then(instant));
         read.verify(&image).unwrap();
         let locality = read.locality().unwrap();
         prop_assert_eq!(u64::from(locality.frames()), frames);
-        prop_assert_eq!(locality.class(FrameIndex(0)), descriptor.locality().unwrap().class(FrameIndex(0)));
+        let original = descriptor.locality().unwrap();
+        prop_assert_eq!(locality.class(FrameIndex(0)), original.class(FrameIndex(0)));
     }
 
-    /// Any one byte that changes is noticed.
+    /// Any change of a single byte is detected.
     #[test]
     fn damage_is_noticed(at: prop::sample::Index, flip in 1u8..) {
         let image = image(9);
@@ -140,7 +142,7 @@ fn fingerprints_of_another_guest_are_refused() {
     let error = descriptor.clone().with_fingerprints(of(10)).unwrap_err().to_string();
     assert!(error.contains("fingerprints of another guest"), "{error}");
     let good = descriptor.with_fingerprints(of(9)).unwrap();
-    // In the file, a frame past the end.
+    // A frame past the end, in the file.
     let mut payload = encode::payload(&good);
     let set = payload.windows(7).rposition(|w| w == b"fhashed").unwrap() + 8;
     payload[set + 1] = 0x80;
@@ -232,7 +234,7 @@ fn other_files_are_told_apart() {
     );
 }
 
-/// What a field of the payload is replaced by.
+/// The values of a payload's fields.
 struct Fields {
     id: Vec<u8>,
     state: Vec<u8>,
@@ -261,7 +263,7 @@ impl Default for Fields {
     }
 }
 
-/// Reads a payload with these fields, and one that no version knows yet.
+/// Reads a payload with these fields and an unknown one.
 fn read(fields: &Fields) -> Result<Descriptor, DescriptorError> {
     let mut out = Writer::default();
     out.map(10);
@@ -278,7 +280,7 @@ fn read(fields: &Fields) -> Result<Descriptor, DescriptorError> {
     out.bytes(&fields.state);
     out.text("colors");
     out.bytes(&fields.colors);
-    out.text("snapshot");
+    out.text("frozen");
     out.array(fields.snapshot.len());
     fields.snapshot.iter().for_each(|n| out.uint(*n));
     out.text("layout");
@@ -353,7 +355,7 @@ fn wrong_fields_are_named() {
     }
 }
 
-/// A template with this layout, which nothing was read for.
+/// A template with this many frames, without an image.
 fn of_frames(frames: u64) -> Descriptor {
     let layout = MemoryLayout::contiguous(frames << 12).unwrap();
     let identity = ImageIdentity { digest: [1; 32], frames: 1 };

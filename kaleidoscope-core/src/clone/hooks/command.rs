@@ -5,8 +5,8 @@ use crate::clone::CloneId;
 use std::ffi::OsString;
 use std::process::Command;
 
-/// Runs a command outside the guest when a clone runs: what gives it a network, say, under an
-/// address of its own. Its environment has the clone's id in `KALEIDOSCOPE_CLONE`.
+/// Runs a command outside the guest once a clone runs, for example to connect it to a network under
+/// its own address. The environment variable `KALEIDOSCOPE_CLONE` holds the clone's id.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Reconfigure {
     /// The program.

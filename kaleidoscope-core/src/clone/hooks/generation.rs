@@ -4,27 +4,27 @@ use super::{CloneHook, Guest, HookError};
 use crate::addr::Gpa;
 use crate::clone::CloneId;
 
-/// An interrupt that tells a guest of something.
+/// An interrupt that notifies a guest.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Notice {
-    /// The vCPU that is interrupted.
+    /// The vCPU to interrupt.
     pub vcpu: u32,
-    /// The vector, which the guest has for this.
+    /// The vector, which the guest has set up for this.
     pub vector: u8,
 }
 
-/// Changes the VM generation id, from which guests know that they were cloned: their random numbers
-/// and unique ids must be new.
+/// Changes the VM generation id, by which guests detect that they were cloned and must renew random
+/// numbers and unique ids.
 ///
-/// The id is the clone's: 16 bytes at an address that is a multiple of 8, where the guest's
-/// firmware says that it is ("Virtual Machine Generation ID", Microsoft, 2012). It is there before
-/// the clone runs; the notice comes when it runs. How a guest is told is its firmware's choice:
-/// with ACPI it is an event, which the VMM's device raises; any other interrupt is given here.
+/// The new id is the clone's: 16 bytes at an address that is a multiple of 8, as announced by the
+/// guest's firmware ("Virtual Machine Generation ID", Microsoft, 2012). It is written before the
+/// clone runs; the notification follows when it runs. The firmware defines the notification: with
+/// ACPI it is an event that the VMM's device raises; any other interrupt is configured here.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct GenerationId {
-    /// Where the id is.
+    /// Guest-physical address of the id.
     pub gpa: Gpa,
-    /// How the guest is told; `None` for guests that look.
+    /// The notification; `None` for guests that poll the id.
     pub notice: Option<Notice>,
 }
 

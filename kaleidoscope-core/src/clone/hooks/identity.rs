@@ -1,14 +1,14 @@
-//! The clone's id where its guest can read it.
+//! Stores the clone's id where its guest can read it.
 
 use super::{CloneHook, Guest, HookError};
 use crate::addr::Gpa;
 use crate::clone::CloneId;
 
-/// Writes the clone's id (16 bytes) to an address that the guest has set aside for it, before the
-/// clone runs. The parent's stays as it is, zeros say.
+/// Writes the clone's id (16 bytes) to an address that the guest has reserved for it, before the
+/// clone runs. The parent's memory stays as it is, for example zeros.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct IdentityInMemory {
-    /// Where.
+    /// Guest-physical address of the id.
     pub gpa: Gpa,
 }
 

@@ -1,18 +1,17 @@
-//! What makes a clone a machine of its own: hooks around a freeze and a clone's start.
+//! Hooks around a freeze and around a clone's start, which give each clone its own identity.
 //!
-//! A clone wakes up believing that it is its parent: it has the parent's address, its random
-//! numbers, its half-finished requests. What tells it otherwise are hooks. They run at four
-//! instants, in the order in which they are given:
+//! A clone starts with its parent's state: its address, its random number generators, its requests
+//! in flight. Hooks change that. They run at four points, in the order in which they are given:
 //!
 //! ```text
-//!  parent:  before_freeze ─► (stands still, is snapshot, goes on) ─► after_freeze
-//!  clone:   (is made) ─► before_resume ─► (runs) ─► after_resume
+//!  parent:  before_freeze ─► (freeze, snapshot, continue) ─► after_freeze
+//!  clone:   (is created) ─► before_resume ─► (runs) ─► after_resume
 //! ```
 //!
-//! What a clone's guest must find from its first instruction on belongs before its start; what it
-//! has to be told by an interrupt, and what happens outside, after it; a network is cut before and
-//! connected after ([`NewAddress`]). Requests in flight are the parent's: a VMM's devices begin
-//! empty in a clone, unless a hook carries them over.
+//! State that the clone's guest needs from its first instruction on belongs in `before_resume`.
+//! Interrupts and actions outside the guest belong in `after_resume`. A network is disconnected
+//! before and connected after ([`NewAddress`]). Requests in flight belong to the parent: a VMM's
+//! devices start empty in a clone, unless a hook transfers them.
 
 mod command;
 mod generation;
@@ -40,13 +39,13 @@ pub struct HookError {
 }
 
 impl HookError {
-    /// A failure, in words.
+    /// A failure with a description.
     #[must_use]
     pub fn new(reason: impl Into<String>) -> Self {
         Self { reason: reason.into(), source: None }
     }
 
-    /// A failure that another one caused.
+    /// A failure with the error that caused it.
     #[must_use]
     pub fn caused_by(
         reason: impl Into<String>,
@@ -57,41 +56,41 @@ impl HookError {
     }
 }
 
-/// A machine, as hooks may touch it.
+/// A machine as hooks can access it.
 pub trait Guest {
-    /// Copies bytes of its memory, which it may be writing if it runs.
+    /// Copies bytes of its memory. A running guest may write them at the same time.
     ///
     /// # Errors
-    /// [`HookError`] when the range is not RAM.
+    /// [`HookError`] if the range is not RAM.
     fn read(&self, gpa: Gpa, buf: &mut [u8]) -> Result<(), HookError>;
 
     /// Overwrites bytes of its memory.
     ///
     /// # Errors
-    /// [`HookError`] when the range is not RAM.
+    /// [`HookError`] if the range is not RAM.
     fn write(&self, gpa: Gpa, bytes: &[u8]) -> Result<(), HookError>;
 
-    /// Interrupts one of its vCPUs, with a vector that the guest has for this.
+    /// Interrupts one of its vCPUs, with a vector that the guest has set up for this.
     ///
     /// # Errors
-    /// [`HookError`] when there is no such vCPU, or it takes no interrupts.
+    /// [`HookError`] if there is no such vCPU, or if it accepts no interrupts.
     fn interrupt(&self, vcpu: u32, vector: u8) -> Result<(), HookError>;
 }
 
-/// Does something around freezes and starts of clones. One hook serves any number of them, also at
-/// once. A panic of one is an error of it.
+/// An action around freezes and starts of clones. One hook serves any number of them, also
+/// concurrently. A panic in a hook counts as an error of that hook.
 pub trait CloneHook: Send + Sync {
-    /// The parent runs, and is about to be snapshot. An error prevents it.
+    /// Called while the parent runs, before it is frozen. An error prevents the freeze.
     ///
     /// # Errors
-    /// [`HookError`], as for all of these.
+    /// [`HookError`] if the hook fails; the same applies to all hooks.
     fn before_freeze(&self, parent: &dyn Guest) -> Result<(), HookError> {
         let _ = parent;
         Ok(())
     }
 
-    /// The parent was snapshot, and runs again. Called for every hook whose `before_freeze` was,
-    /// also when freezing failed.
+    /// Called when the parent runs again after the freeze. Called for every hook whose
+    /// `before_freeze` was called, even if the freeze failed.
     ///
     /// # Errors
     /// [`HookError`].
@@ -100,7 +99,7 @@ pub trait CloneHook: Send + Sync {
         Ok(())
     }
 
-    /// A clone is made, and has not run. An error prevents that it ever does.
+    /// Called when a clone is created and has not run. An error prevents the clone from running.
     ///
     /// # Errors
     /// [`HookError`].
@@ -109,7 +108,7 @@ pub trait CloneHook: Send + Sync {
         Ok(())
     }
 
-    /// A clone runs.
+    /// Called when a clone runs.
     ///
     /// # Errors
     /// [`HookError`].
@@ -119,7 +118,7 @@ pub trait CloneHook: Send + Sync {
     }
 }
 
-/// Hooks, in the order in which they are called.
+/// A list of hooks, in the order in which they are called.
 #[derive(Clone, Default)]
 pub struct Hooks(Vec<Arc<dyn CloneHook>>);
 
@@ -136,15 +135,15 @@ impl Hooks {
         Self::default()
     }
 
-    /// These, and one more.
+    /// Appends a hook.
     #[must_use]
     pub fn and(mut self, hook: impl CloneHook + 'static) -> Self {
         self.0.push(Arc::new(hook));
         self
     }
 
-    /// Freezes a parent between its hooks. When one of them fails the parent is not snapshot, or
-    /// what was snapshot is dropped; each that was called before is called after.
+    /// Freezes a parent between its hooks. If a hook fails, the parent is not frozen, or its
+    /// snapshot is dropped. Every hook that was called before is called after.
     ///
     /// # Errors
     /// The first failure, of a hook or of `freeze`.
@@ -156,14 +155,14 @@ impl Hooks {
         let mut called = 0;
         let before = self.0.iter().try_for_each(|hook| {
             called += 1;
-            whole(|| hook.before_freeze(parent))
+            call_hook(|| hook.before_freeze(parent))
         });
-        // Should freezing panic, the hooks are called after it nevertheless.
+        // If the freeze panics, the hooks are still called after it.
         let snapshot = before.and_then(|()| Ok(contained("a freeze", freeze)?));
         let mut after = Ok(());
-        // The last one first, as scopes end.
+        // In reverse order, as scopes end.
         for hook in self.0.iter().take(called).rev() {
-            after = after.and(whole(|| hook.after_freeze(parent)));
+            after = after.and(call_hook(|| hook.after_freeze(parent)));
         }
         let snapshot = snapshot??;
         after?;
@@ -173,22 +172,22 @@ impl Hooks {
     /// Starts a clone between its hooks.
     ///
     /// # Errors
-    /// The first failure, of a hook or of `resume`. The clone may run then, if a hook failed that
-    /// is called after its start: it is the caller's to stop.
+    /// The first failure, of a hook or of `resume`. If a hook after the start fails, the clone is
+    /// already running, and the caller must stop it.
     pub fn around_resume<G: Guest, E: From<HookError>>(
         &self,
         clone: &mut G,
         id: CloneId,
         resume: impl FnOnce(&mut G) -> Result<(), E>,
     ) -> Result<(), E> {
-        self.0.iter().try_for_each(|hook| whole(|| hook.before_resume(clone, id)))?;
+        self.0.iter().try_for_each(|hook| call_hook(|| hook.before_resume(clone, id)))?;
         contained("a start", || resume(clone)).map_err(HookError::from)??;
-        Ok(self.0.iter().try_for_each(|hook| whole(|| hook.after_resume(clone, id)))?)
+        Ok(self.0.iter().try_for_each(|hook| call_hook(|| hook.after_resume(clone, id)))?)
     }
 }
 
-/// Calls a hook; its panic is a failure.
-fn whole(hook: impl FnOnce() -> Result<(), HookError>) -> Result<(), HookError> {
+/// Calls a hook, and converts a panic to an error.
+fn call_hook(hook: impl FnOnce() -> Result<(), HookError>) -> Result<(), HookError> {
     contained("a hook", hook).unwrap_or_else(|panicked| Err(panicked.into()))
 }
 

@@ -1,35 +1,35 @@
-//! A clone's network, which comes up under a new address.
+//! A clone's network, which is connected under a new address.
 
 use super::{CloneHook, Guest, HookError};
 use crate::clone::CloneId;
 
-/// A clone's network as its VMM has it, and how the guest is told its address: by an agent, a
+/// The network of a clone in its VMM, and the way to change the guest's address: an agent, a
 /// console, a management interface.
 pub trait Network: Send + Sync {
-    /// Cuts a clone off: no packet of it passes, in or out; its guest finds the cable pulled. The
-    /// clone has not run.
+    /// Disconnects a clone that has not run: no packet passes in either direction, and the guest
+    /// sees the link down.
     ///
     /// # Errors
-    /// [`HookError`] when it may still be reached: the clone then never runs.
+    /// [`HookError`] if the clone may still be reachable. The clone then never runs.
     fn disconnect(&self, clone: &dyn Guest, id: CloneId) -> Result<(), HookError>;
 
-    /// Has the guest, which runs, take on an address of its own; returns when it has, or fails
-    /// within a bounded time.
+    /// Changes the address of the running guest. Returns once the guest uses the new address, or
+    /// fails within a bounded time.
     ///
     /// # Errors
-    /// [`HookError`] when it has not: the clone then stays cut off.
+    /// [`HookError`] if the address did not change. The clone then stays disconnected.
     fn readdress(&self, clone: &dyn Guest, id: CloneId) -> Result<(), HookError>;
 
-    /// Connects a clone that has an address of its own.
+    /// Connects a clone that has its own address.
     ///
     /// # Errors
-    /// [`HookError`].
+    /// [`HookError`] if connecting fails.
     fn connect(&self, clone: &dyn Guest, id: CloneId) -> Result<(), HookError>;
 }
 
-/// Has a clone's network come up only under its new address: under its parent's, no packet ever
-/// passes. Connections that the parent had die on the clone, and live on in the parent, whose
-/// network nobody touches.
+/// Connects a clone's network only under its new address; no packet passes under its parent's
+/// address. The parent's connections break in the clone and continue in the parent, whose network
+/// is not changed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct NewAddress<N>(pub N);
 

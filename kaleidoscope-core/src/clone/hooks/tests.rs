@@ -1,15 +1,15 @@
-//! Hooks around a machine that only remembers.
+//! Hooks around a machine that only logs calls.
 
 use super::*;
 use parking_lot::Mutex;
 use std::ffi::OsString;
 
-/// What was done, in order.
+/// The calls, in order.
 type Log = Arc<Mutex<Vec<String>>>;
 
-struct Notebook(Log);
+struct LoggingGuest(Log);
 
-impl Guest for Notebook {
+impl Guest for LoggingGuest {
     fn read(&self, _gpa: Gpa, _buf: &mut [u8]) -> Result<(), HookError> {
         Ok(())
     }
@@ -25,52 +25,52 @@ impl Guest for Notebook {
     }
 }
 
-/// Says when it is called, and fails at one instant.
-struct Voice(Log, &'static str, &'static str);
+/// Logs its calls, and fails at one of the four points.
+struct FailingHook(Log, &'static str, &'static str);
 
-impl Voice {
-    fn say(&self, what: &str) -> Result<(), HookError> {
+impl FailingHook {
+    fn record(&self, what: &str) -> Result<(), HookError> {
         self.0.lock().push(format!("{} {what}", self.1));
         assert!(self.2.strip_prefix("panics ") != Some(what), "lost its voice");
         if what == self.2 { Err(HookError::new("hoarse")) } else { Ok(()) }
     }
 }
 
-impl CloneHook for Voice {
+impl CloneHook for FailingHook {
     fn before_freeze(&self, _: &dyn Guest) -> Result<(), HookError> {
-        self.say("before freeze")
+        self.record("before freeze")
     }
     fn after_freeze(&self, _: &dyn Guest) -> Result<(), HookError> {
-        self.say("after freeze")
+        self.record("after freeze")
     }
     fn before_resume(&self, _: &dyn Guest, _: CloneId) -> Result<(), HookError> {
-        self.say("before resume")
+        self.record("before resume")
     }
     fn after_resume(&self, _: &dyn Guest, _: CloneId) -> Result<(), HookError> {
-        self.say("after resume")
+        self.record("after resume")
     }
 }
 
-fn voices(fails: &'static str) -> (Log, Hooks) {
+fn hooks_failing_at(fails: &'static str) -> (Log, Hooks) {
     let log = Log::default();
-    let hooks = Hooks::none().and(Voice(Arc::clone(&log), "a", "")).and(Voice(
+    let hooks = Hooks::none().and(FailingHook(Arc::clone(&log), "a", "")).and(FailingHook(
         Arc::clone(&log),
         "b",
         fails,
     ));
-    let hooks = hooks.and(Voice(Arc::clone(&log), "c", ""));
+    let hooks = hooks.and(FailingHook(Arc::clone(&log), "c", ""));
     (log, hooks)
 }
 
 fn freeze(log: &Log, hooks: &Hooks) -> Result<(), HookError> {
-    hooks.around_freeze(&Notebook(Arc::clone(log)), || {
+    hooks.around_freeze(&LoggingGuest(Arc::clone(log)), || {
         log.lock().push("freeze".into());
         Ok(())
     })
 }
 
 fn resume(log: &Log, hooks: &Hooks) -> Result<(), HookError> {
-    hooks.around_resume(&mut Notebook(Arc::clone(log)), CloneId([7; 16]), |_| {
+    hooks.around_resume(&mut LoggingGuest(Arc::clone(log)), CloneId([7; 16]), |_| {
         log.lock().push("resume".into());
         Ok(())
     })
@@ -78,7 +78,7 @@ fn resume(log: &Log, hooks: &Hooks) -> Result<(), HookError> {
 
 #[test]
 fn hooks_are_called_in_order() {
-    let (log, hooks) = voices("");
+    let (log, hooks) = hooks_failing_at("");
     freeze(&log, &hooks).unwrap();
     let all = ["a before freeze", "b before freeze", "c before freeze", "freeze"];
     let after = ["c after freeze", "b after freeze", "a after freeze"];
@@ -91,34 +91,34 @@ fn hooks_are_called_in_order() {
 
 #[test]
 fn a_hook_that_fails_prevents_what_follows() {
-    let (log, hooks) = voices("before freeze");
+    let (log, hooks) = hooks_failing_at("before freeze");
     assert_eq!(freeze(&log, &hooks).unwrap_err().to_string(), "hoarse");
     let expected = ["a before freeze", "b before freeze", "b after freeze", "a after freeze"];
-    assert_eq!(*log.lock(), expected, "who was called before is called after");
-    let (log, hooks) = voices("after freeze");
+    assert_eq!(*log.lock(), expected, "hooks called before the freeze are called after it");
+    let (log, hooks) = hooks_failing_at("after freeze");
     assert!(freeze(&log, &hooks).is_err());
     assert_eq!(log.lock().last().unwrap(), "a after freeze");
-    let (log, hooks) = voices("before resume");
+    let (log, hooks) = hooks_failing_at("before resume");
     assert!(resume(&log, &hooks).is_err());
     assert_eq!(*log.lock(), ["a before resume", "b before resume"]);
 }
 
 #[test]
 fn a_hook_that_panics_fails_as_any_other() {
-    let (log, hooks) = voices("panics before freeze");
+    let (log, hooks) = hooks_failing_at("panics before freeze");
     assert_eq!(freeze(&log, &hooks).unwrap_err().to_string(), "a hook panicked: lost its voice");
     let expected = ["a before freeze", "b before freeze", "b after freeze", "a after freeze"];
-    assert_eq!(*log.lock(), expected, "those that were called before are called after");
-    let (log, hooks) = voices("panics after freeze");
+    assert_eq!(*log.lock(), expected, "hooks called before the freeze are called after it");
+    let (log, hooks) = hooks_failing_at("panics after freeze");
     assert!(freeze(&log, &hooks).is_err());
     assert_eq!(log.lock().last().unwrap(), "a after freeze");
     for at in ["panics before resume", "panics after resume"] {
-        let (log, hooks) = voices(at);
+        let (log, hooks) = hooks_failing_at(at);
         assert!(resume(&log, &hooks).unwrap_err().to_string().contains("lost its voice"));
     }
-    // What is between them, too.
-    let (log, hooks) = voices("");
-    let broken = hooks.around_freeze::<(), HookError>(&Notebook(Arc::clone(&log)), || {
+    // The freeze itself panics.
+    let (log, hooks) = hooks_failing_at("");
+    let broken = hooks.around_freeze::<(), HookError>(&LoggingGuest(Arc::clone(&log)), || {
         panic!("no ice");
     });
     assert_eq!(broken.unwrap_err().to_string(), "a freeze panicked: no ice");
@@ -127,7 +127,7 @@ fn a_hook_that_panics_fails_as_any_other() {
 }
 
 #[test]
-fn clones_are_told_who_they_are() {
+fn clones_get_their_ids() {
     let log = Log::default();
     let notice = Some(Notice { vcpu: 1, vector: 33 });
     let hooks = Hooks::none()
@@ -159,36 +159,36 @@ fn a_command_knows_its_clone() {
     assert!(error.to_string().starts_with("/does/not/exist cannot be run: "), "{error}");
 }
 
-/// A network that says what is done to it, and whose guest may not listen.
-struct Cable(Log, bool);
+/// A network that logs calls, and whose guest may not answer.
+struct LoggingNetwork(Log, bool);
 
-impl Cable {
-    fn say(&self, what: &str) -> Result<(), HookError> {
+impl LoggingNetwork {
+    fn record(&self, what: &str) -> Result<(), HookError> {
         self.0.lock().push(what.into());
         Ok(())
     }
 }
 
-impl Network for Cable {
+impl Network for LoggingNetwork {
     fn disconnect(&self, _: &dyn Guest, _: CloneId) -> Result<(), HookError> {
-        self.say("disconnect")
+        self.record("disconnect")
     }
     fn readdress(&self, _: &dyn Guest, _: CloneId) -> Result<(), HookError> {
-        self.say("readdress")?;
+        self.record("readdress")?;
         if self.1 { Ok(()) } else { Err(HookError::new("no answer")) }
     }
     fn connect(&self, _: &dyn Guest, _: CloneId) -> Result<(), HookError> {
-        self.say("connect")
+        self.record("connect")
     }
 }
 
 #[test]
 fn no_packet_passes_under_the_parent_s_address() {
     let log = Log::default();
-    resume(&log, &Hooks::none().and(NewAddress(Cable(Arc::clone(&log), true)))).unwrap();
+    resume(&log, &Hooks::none().and(NewAddress(LoggingNetwork(Arc::clone(&log), true)))).unwrap();
     assert_eq!(*log.lock(), ["disconnect", "resume", "readdress", "connect"]);
     let log = Log::default();
-    let hooks = Hooks::none().and(NewAddress(Cable(Arc::clone(&log), false)));
+    let hooks = Hooks::none().and(NewAddress(LoggingNetwork(Arc::clone(&log), false)));
     assert_eq!(resume(&log, &hooks).unwrap_err().to_string(), "no answer");
     assert_eq!(*log.lock(), ["disconnect", "resume", "readdress"], "it stays cut off");
 }

@@ -1,11 +1,11 @@
-//! What is known of each frame, and the pages that are kept.
+//! The state of each frame, and the cached pages.
 
 use crate::addr::FrameIndex;
 use crate::clone::ports::{Delivery, Priority};
 use crate::memory::Page;
 use std::sync::Arc;
 
-/// What upstream said of a frame.
+/// Content of a frame as delivered by upstream.
 #[derive(Clone, Debug)]
 pub(super) enum Content {
     Page(Arc<Page>),
@@ -31,20 +31,19 @@ impl Content {
     }
 }
 
-/// What is known of a frame.
+/// State of a frame.
 #[derive(Clone, Debug)]
-pub(super) enum Known {
-    /// Nothing: nobody asked for it, or it was evicted.
-    Nothing,
-    /// It is on its way.
-    Asked(Priority),
-    /// It is here.
-    Here(Content),
+pub(super) enum FrameState {
+    /// Never requested, or evicted.
+    Absent,
+    /// In flight.
+    InFlight(Priority),
+    /// Cached.
+    Cached(Content),
 }
 
-/// One word per frame: what is known of it, or else the slot of its page plus [`FIRST_SLOT`]. Zero
-/// means that nothing is known, so that the table of a guest that is hardly touched takes no
-/// memory.
+/// One word per frame: its state, or the slot of its page plus [`FIRST_SLOT`]. Zero is the initial
+/// state, so that the untouched parts of the table take no memory.
 type Word = u32;
 
 const NOTHING: Word = 0;
@@ -58,11 +57,11 @@ const FIRST_SLOT: Word = 5;
 struct Slot {
     frame: u32,
     page: Arc<Page>,
-    /// Asked for since the hand came by.
+    /// Requested since the hand last passed.
     used: bool,
 }
 
-/// What is known of each frame; see [the module](super).
+/// The shared page cache; see [the module](super).
 #[derive(Debug)]
 pub(super) struct FetchedPages {
     frames: Vec<Word>,
@@ -72,43 +71,43 @@ pub(super) struct FetchedPages {
 }
 
 impl FetchedPages {
-    /// A keep for `frames` frames that holds `bound` pages at most (at least one).
+    /// A cache for `frames` frames that holds at most `bound` pages (at least one).
     pub(super) fn new(frames: u32, bound: usize) -> Self {
         let most = usize::try_from(Word::MAX - FIRST_SLOT).unwrap_or(usize::MAX);
         let bound = bound.clamp(1, most);
         Self { frames: vec![NOTHING; frames as usize], slots: Vec::new(), bound, hand: 0 }
     }
 
-    /// Whether the guest has the frame.
+    /// Whether the guest has this frame.
     pub(super) fn has(&self, frame: FrameIndex) -> bool {
         frame.as_usize() < self.frames.len()
     }
 
-    /// Pages that are kept.
+    /// Number of cached pages.
     pub(super) fn pages(&self) -> usize {
         self.slots.len()
     }
 
-    /// What is known of a frame. Its page stays a while longer for that.
-    pub(super) fn look_up(&mut self, frame: FrameIndex) -> Known {
+    /// State of a frame. Marks a cached page as used.
+    pub(super) fn look_up(&mut self, frame: FrameIndex) -> FrameState {
         match self.frames.get(frame.as_usize()).copied().unwrap_or(NOTHING) {
-            NOTHING => Known::Nothing,
-            PREFETCHED => Known::Asked(Priority::Prefetch),
-            URGENT => Known::Asked(Priority::Urgent),
-            ZERO => Known::Here(Content::Zero),
-            UNAVAILABLE => Known::Here(Content::Unavailable),
+            NOTHING => FrameState::Absent,
+            PREFETCHED => FrameState::InFlight(Priority::Prefetch),
+            URGENT => FrameState::InFlight(Priority::Urgent),
+            ZERO => FrameState::Cached(Content::Zero),
+            UNAVAILABLE => FrameState::Cached(Content::Unavailable),
             slot => match self.slots.get_mut((slot - FIRST_SLOT) as usize) {
                 Some(slot) => {
                     slot.used = true;
-                    Known::Here(Content::Page(Arc::clone(&slot.page)))
+                    FrameState::Cached(Content::Page(Arc::clone(&slot.page)))
                 }
-                None => Known::Nothing,
+                None => FrameState::Absent,
             },
         }
     }
 
-    /// Notes that a frame is on its way. It is not here.
-    pub(super) fn ask(&mut self, frame: FrameIndex, priority: Priority) {
+    /// Marks an uncached frame as in flight.
+    pub(super) fn mark_in_flight(&mut self, frame: FrameIndex, priority: Priority) {
         if let Some(word) = self.frames.get_mut(frame.as_usize()) {
             *word = match priority {
                 Priority::Prefetch => PREFETCHED,
@@ -117,19 +116,19 @@ impl FetchedPages {
         }
     }
 
-    /// Keeps what came of a frame that was on its way.
+    /// Stores the content of a frame in flight.
     pub(super) fn store(&mut self, frame: FrameIndex, content: &Content) {
         let word = match content {
-            Content::Page(page) => self.place(frame.0, page),
+            Content::Page(page) => self.insert(frame.0, page),
             Content::Zero => ZERO,
             Content::Unavailable => UNAVAILABLE,
         };
-        if let Some(place) = self.frames.get_mut(frame.as_usize()) {
-            *place = word;
+        if let Some(slot) = self.frames.get_mut(frame.as_usize()) {
+            *slot = word;
         }
     }
 
-    fn place(&mut self, frame: u32, page: &Arc<Page>) -> Word {
+    fn insert(&mut self, frame: u32, page: &Arc<Page>) -> Word {
         let new = Slot { frame, page: Arc::clone(page), used: false };
         let slot = if self.slots.len() < self.bound {
             self.slots.push(new);
@@ -147,7 +146,7 @@ impl FetchedPages {
         Word::try_from(slot).map_or(NOTHING, |slot| slot + FIRST_SLOT)
     }
 
-    /// The slot of a page that nobody asked for since the hand came by last. All slots are full.
+    /// Chooses the slot of a page that was not used since the hand last passed. All slots are full.
     fn victim(&mut self) -> usize {
         loop {
             if self.hand >= self.slots.len() {
@@ -171,27 +170,27 @@ mod tests {
     fn pages_that_are_asked_for_stay() {
         let mut pages = FetchedPages::new(100, 4);
         let page = |n: u32| Content::Page(Arc::new([u8::try_from(n).unwrap(); 4096]));
-        let is_here = |pages: &mut FetchedPages, n: u32| {
-            let known = pages.look_up(FrameIndex(n));
-            if let Known::Here(Content::Page(page)) = &known {
+        let is_cached = |pages: &mut FetchedPages, n: u32| {
+            let state = pages.look_up(FrameIndex(n));
+            if let FrameState::Cached(Content::Page(page)) = &state {
                 assert_eq!(u32::from(page[17]), n);
                 return true;
             }
-            assert!(matches!(known, Known::Nothing));
+            assert!(matches!(state, FrameState::Absent));
             false
         };
         for n in 0..4 {
             pages.store(FrameIndex(n), &page(n));
         }
         for n in 4..50 {
-            assert!(is_here(&mut pages, 0) && is_here(&mut pages, 2));
+            assert!(is_cached(&mut pages, 0) && is_cached(&mut pages, 2));
             pages.store(FrameIndex(n), &page(n));
             assert_eq!(pages.pages(), 4);
         }
-        assert!(is_here(&mut pages, 49) && !is_here(&mut pages, 40));
+        assert!(is_cached(&mut pages, 49) && !is_cached(&mut pages, 40));
         pages.store(FrameIndex(7), &Content::Zero);
-        assert!(matches!(pages.look_up(FrameIndex(7)), Known::Here(Content::Zero)));
+        assert!(matches!(pages.look_up(FrameIndex(7)), FrameState::Cached(Content::Zero)));
         assert!(!pages.has(FrameIndex(100)));
-        assert!(matches!(pages.look_up(FrameIndex(100)), Known::Nothing));
+        assert!(matches!(pages.look_up(FrameIndex(100)), FrameState::Absent));
     }
 }

@@ -1,8 +1,8 @@
-//! The pages that siblings share, and the thread that receives them.
+//! The shared page cache, and the thread that receives pages.
 
-use super::pages::{Content, FetchedPages, Known};
+use super::pages::{Content, FetchedPages, FrameState};
 use super::sibling::Sibling;
-use super::waiting::{Asked, SiblingRequests};
+use super::waiting::{RequestChange, SiblingRequests};
 use crate::addr::FrameIndex;
 use crate::clone::Retry;
 use crate::clone::ports::{Clock, Delivery, PageSource, Priority, SourceError, SystemClock};
@@ -16,46 +16,47 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-/// How long one wait for upstream takes: the thread ends that long after the last sibling, at most.
-const ROUND: Duration = Duration::from_millis(100);
+/// Longest single wait for upstream, after which the thread checks whether to end.
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
-/// Stack of the thread, in bytes: upstream may be anybody's.
+/// Stack of the thread, in bytes. Large, because `upstream` may be the embedder's code.
 const STACK: usize = 2 << 20;
 
-/// Frames taken at once, so that the lock is not taken for each.
+/// Frames delivered per acquisition of the lock.
 const BATCH: usize = 16;
 
-/// Frames stored at once: as many as may be late because of each other.
-const HEAP: usize = 64;
+/// Most frames stored per acquisition of the lock, which bounds how long the first one waits for
+/// the others.
+const STORE_BATCH: usize = 64;
 
-/// Pages that the clones of one host share; see [the module](super).
+/// The pages that the clones of one host share; see [the module](super).
 #[derive(Debug)]
 pub struct Shared {
     receiver: Arc<SharedReceiver>,
-    alive: Arc<Alive>,
+    stop_on_drop: Arc<StopOnDrop>,
 }
 
-/// What was shared so far.
+/// Counters of a shared cache.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 #[non_exhaustive]
 pub struct SharedStatistics {
-    /// Frames that were asked for upstream, those that were evicted and asked for again included.
+    /// Frames requested upstream, including those requested again after eviction.
     pub fetched: u64,
-    /// Frames that siblings were given.
+    /// Frames delivered to siblings.
     pub given: u64,
-    /// Frames on their way that were asked for again as urgent.
+    /// Frames in flight that were requested again as urgent.
     pub promoted: u64,
-    /// Frames that were evicted before a sibling that wanted them took them.
+    /// Frames that were evicted before a sibling that requested them took them.
     pub missed: u64,
-    /// Pages that are kept now.
+    /// Pages cached now.
     pub kept: usize,
-    /// Siblings that there are now.
+    /// Siblings now.
     pub siblings: usize,
 }
 
-/// Ends the thread when the last user is gone.
+/// Ends the thread when the last user is dropped.
 #[derive(Debug)]
-pub(super) struct Alive(Arc<SharedReceiver>);
+pub(super) struct StopOnDrop(Arc<SharedReceiver>);
 
 pub(super) struct SharedReceiver {
     upstream: Arc<dyn PageSource>,
@@ -66,16 +67,16 @@ pub(super) struct SharedReceiver {
 struct State {
     pages: FetchedPages,
     siblings: HashMap<u64, SiblingRequests, RandomState>,
-    /// The siblings that wait for a frame that is on its way; those that are gone included.
+    /// The siblings that wait for a frame in flight. May hold ids of dropped siblings.
     waiting: HashMap<u32, Vec<u64>, RandomState>,
     next_sibling: u64,
     failure: Option<Arc<SourceError>>,
     statistics: SharedStatistics,
 }
 
-/// What has to be asked for upstream, after the lock is released.
+/// Requests to send upstream after the lock is released.
 #[derive(Default)]
-struct ToAsk {
+struct UpstreamRequests {
     frames: Vec<FrameIndex>,
     promoted: Vec<FrameIndex>,
 }
@@ -88,18 +89,18 @@ impl fmt::Debug for SharedReceiver {
     }
 }
 
-impl Drop for Alive {
+impl Drop for StopOnDrop {
     fn drop(&mut self) {
         self.0.ended.store(true, Ordering::Release);
     }
 }
 
 impl Shared {
-    /// Shares what comes from `upstream`, a guest of `frames` frames; at most `bound` pages (at
-    /// least one) are kept.
+    /// Shares the pages of `upstream`, a guest of `frames` frames. At most `bound` pages (at least
+    /// one) are cached.
     ///
     /// # Errors
-    /// [`io::Error`] when the system has no thread to give.
+    /// [`io::Error`] if the thread cannot be started.
     pub fn new(upstream: Arc<dyn PageSource>, frames: u32, bound: usize) -> io::Result<Self> {
         let state = State {
             pages: FetchedPages::new(frames, bound),
@@ -114,30 +115,30 @@ impl Shared {
             state: Mutex::new(state),
             ended: AtomicBool::new(false),
         });
-        let (of_thread, failing) = (Arc::clone(&receiver), Arc::clone(&receiver));
+        let (thread_receiver, panic_receiver) = (Arc::clone(&receiver), Arc::clone(&receiver));
         let panicked = move |error| {
-            // Those that wait do not wait for a thread that is gone.
+            // Wake waiting siblings: the thread that would serve them is gone.
             let what = "the thread that receives shared pages has ended";
-            failing.fail(SourceError::caused_by(what, Box::new(error)));
+            panic_receiver.fail(SourceError::caused_by(what, Box::new(error)));
         };
-        service::spawn("shared pages", STACK, move || of_thread.run(), panicked)?;
-        Ok(Self { alive: Arc::new(Alive(Arc::clone(&receiver))), receiver })
+        service::spawn("shared pages", STACK, move || thread_receiver.run(), panicked)?;
+        Ok(Self { stop_on_drop: Arc::new(StopOnDrop(Arc::clone(&receiver))), receiver })
     }
 
-    /// A source of pages for one more clone. It lives as long as it is used, also without the
-    /// [`Shared`] that it is from.
+    /// A page source for one more clone. It works as long as it exists, even after the [`Shared`]
+    /// is dropped.
     #[must_use]
     pub fn sibling(&self) -> Sibling {
         let mut state = self.receiver.state.lock();
         let id = state.next_sibling;
         state.next_sibling += 1;
-        let wants = SiblingRequests::default();
-        let news = Arc::clone(&wants.news);
-        state.siblings.insert(id, wants);
-        Sibling::new(id, Arc::clone(&self.receiver), news, Arc::clone(&self.alive))
+        let requests = SiblingRequests::default();
+        let ready_signal = Arc::clone(&requests.ready_signal);
+        state.siblings.insert(id, requests);
+        Sibling::new(id, Arc::clone(&self.receiver), ready_signal, Arc::clone(&self.stop_on_drop))
     }
 
-    /// What was shared so far.
+    /// Counters so far.
     #[must_use]
     pub fn statistics(&self) -> SharedStatistics {
         self.receiver.statistics()
@@ -160,23 +161,23 @@ impl SharedReceiver {
 
     /// The receiving thread.
     fn run(&self) {
-        let mut heap = Vec::with_capacity(HEAP);
+        let mut arrivals = Vec::with_capacity(STORE_BATCH);
         let (clock, mut idle) = (SystemClock::new(), Retry::endless());
         while !self.ended.load(Ordering::Acquire) {
-            let (start, mut has_come) = (clock.now(), false);
-            let received = self.upstream.receive(ROUND, &mut |delivery| {
-                has_come = true;
-                heap.push((delivery.frame(), Content::new(delivery)));
-                if heap.len() == HEAP {
-                    self.arrived(&mut heap);
+            let (start, mut has_arrived) = (clock.now(), false);
+            let received = self.upstream.receive(POLL_INTERVAL, &mut |delivery| {
+                has_arrived = true;
+                arrivals.push((delivery.frame(), Content::new(delivery)));
+                if arrivals.len() == STORE_BATCH {
+                    self.arrived(&mut arrivals);
                 }
             });
-            self.arrived(&mut heap);
+            self.arrived(&mut arrivals);
             if let Err(error) = received {
                 return self.fail(error);
             }
-            // A source that comes back at once with nothing does not keep a processor busy.
-            if has_come || clock.now().saturating_sub(start) >= ROUND / 2 {
+            // Back off if upstream returns early without pages, to keep the CPU idle.
+            if has_arrived || clock.now().saturating_sub(start) >= POLL_INTERVAL / 2 {
                 idle.reset();
             } else {
                 let _ = idle.pause(&clock);
@@ -187,36 +188,36 @@ impl SharedReceiver {
     fn fail(&self, error: SourceError) {
         let mut state = self.state.lock();
         state.failure.get_or_insert_with(|| Arc::new(error));
-        for wants in state.siblings.values() {
-            wants.news.notify_all();
+        for requests in state.siblings.values() {
+            requests.ready_signal.notify_all();
         }
     }
 
-    /// Keeps what came, and tells those who wait: each sibling once, since every telling is a
-    /// change of threads.
-    fn arrived(&self, heap: &mut Vec<(FrameIndex, Content)>) {
-        if heap.is_empty() {
+    /// Stores the received pages and notifies waiting siblings, each once, because every
+    /// notification is a context switch.
+    fn arrived(&self, arrivals: &mut Vec<(FrameIndex, Content)>) {
+        if arrivals.is_empty() {
             return;
         }
-        let mut tell = Vec::new();
+        let mut notify = Vec::new();
         let mut state = self.state.lock();
-        for (frame, content) in heap.drain(..) {
-            // Once more, or never asked for: what we have is as good.
-            if !matches!(state.pages.look_up(frame), Known::Asked(_)) {
+        for (frame, content) in arrivals.drain(..) {
+            // Ignore repeated and unrequested frames: any cached content is as good.
+            if !matches!(state.pages.look_up(frame), FrameState::InFlight(_)) {
                 continue;
             }
             state.pages.store(frame, &content);
             for id in state.waiting.remove(&frame.0).unwrap_or_default() {
-                if let Some(wants) = state.siblings.get_mut(&id)
-                    && wants.make_ready(frame, &content)
+                if let Some(requests) = state.siblings.get_mut(&id)
+                    && requests.make_ready(frame, &content)
                 {
-                    tell.push(Arc::clone(&wants.news));
+                    notify.push(Arc::clone(&requests.ready_signal));
                 }
             }
         }
         drop(state);
-        tell.iter().for_each(|news| {
-            news.notify_all();
+        notify.iter().for_each(|ready_signal| {
+            ready_signal.notify_all();
         });
     }
 
@@ -226,46 +227,52 @@ impl SharedReceiver {
         frames: &[FrameIndex],
         priority: Priority,
     ) -> Result<(), SourceError> {
-        let mut ask = ToAsk::default();
+        let mut upstream_requests = UpstreamRequests::default();
         {
             let mut state = self.state.lock();
             if let Some(error) = &state.failure {
-                return Err(passed_on(error));
+                return Err(shared_error(error));
             }
             for &frame in frames {
                 if !state.pages.has(frame) {
                     return Err(SourceError::new(format!("the guest has no frame {frame}")));
                 }
-                state.want(id, frame, priority, &mut ask);
+                state.want(id, frame, priority, &mut upstream_requests);
             }
         }
-        self.ask_upstream(&ask, priority)
+        self.ask_upstream(&upstream_requests, priority)
     }
 
-    fn ask_upstream(&self, ask: &ToAsk, priority: Priority) -> Result<(), SourceError> {
-        // What is on its way already goes first: it has waited longest.
-        for (frames, priority) in [(&ask.promoted, Priority::Urgent), (&ask.frames, priority)] {
+    fn ask_upstream(
+        &self,
+        upstream_requests: &UpstreamRequests,
+        priority: Priority,
+    ) -> Result<(), SourceError> {
+        // Promoted frames first: their requester has waited longest.
+        for (frames, priority) in
+            [(&upstream_requests.promoted, Priority::Urgent), (&upstream_requests.frames, priority)]
+        {
             if frames.is_empty() {
                 continue;
             }
             if let Err(error) = self.upstream.request(frames, priority) {
-                // Others may wait for these frames, too.
+                // Other siblings may wait for these frames as well.
                 self.fail(error);
                 let state = self.state.lock();
-                return Err(state
-                    .failure
-                    .as_ref()
-                    .map_or_else(|| SourceError::new("the shared source has failed"), passed_on));
+                return Err(state.failure.as_ref().map_or_else(
+                    || SourceError::new("the shared source has failed"),
+                    shared_error,
+                ));
             }
         }
         Ok(())
     }
 
-    /// Waits until something is ready for a sibling, and hands all of it over.
+    /// Waits until a frame is ready for a sibling, and delivers all ready frames.
     pub(super) fn receive(
         &self,
         id: u64,
-        news: &Condvar,
+        ready_signal: &Condvar,
         wait: Duration,
         deliver: &mut dyn FnMut(Delivery<'_>),
     ) -> Result<(), SourceError> {
@@ -273,14 +280,14 @@ impl SharedReceiver {
         let mut batch = Vec::with_capacity(BATCH);
         let mut any = false;
         loop {
-            let mut ask = ToAsk::default();
+            let mut upstream_requests = UpstreamRequests::default();
             {
                 let mut state = self.state.lock();
                 while !any && !state.has_ready(id) && state.failure.is_none() {
                     let timed_out = match until {
-                        Some(until) => news.wait_until(&mut state, until).timed_out(),
+                        Some(until) => ready_signal.wait_until(&mut state, until).timed_out(),
                         None => {
-                            news.wait(&mut state);
+                            ready_signal.wait(&mut state);
                             false
                         }
                     };
@@ -288,25 +295,25 @@ impl SharedReceiver {
                         return Ok(());
                     }
                 }
-                state.take(id, &mut batch, &mut ask);
+                state.take(id, &mut batch, &mut upstream_requests);
                 match &state.failure {
-                    Some(error) if batch.is_empty() && !any => return Err(passed_on(error)),
+                    Some(error) if batch.is_empty() && !any => return Err(shared_error(error)),
                     Some(_) | None => {}
                 }
             }
-            self.ask_upstream(&ask, Priority::Urgent)?;
+            self.ask_upstream(&upstream_requests, Priority::Urgent)?;
             if batch.is_empty() {
                 if any {
                     return Ok(());
                 }
-                // What was ready has been evicted and comes again; the next call may take it.
+                // The ready frames were evicted and are fetched again.
                 if until.is_some_and(|until| Instant::now() >= until) {
                     return Ok(());
                 }
                 continue;
             }
             any = true;
-            // Without the lock: a sibling may take its time.
+            // Without the lock: the callback may be slow.
             for (frame, content) in batch.drain(..) {
                 deliver(content.as_delivery(frame));
             }
@@ -315,7 +322,7 @@ impl SharedReceiver {
 
     pub(super) fn leave(&self, id: u64) {
         let gone = self.state.lock().siblings.remove(&id);
-        // Its pages are freed without the lock.
+        // Free its pages without the lock.
         drop(gone);
     }
 }
@@ -325,80 +332,105 @@ impl State {
         self.siblings.get(&id).is_some_and(SiblingRequests::has_ready)
     }
 
-    /// Notes that a sibling wants a frame, and does what can be done about it here.
-    fn want(&mut self, id: u64, frame: FrameIndex, priority: Priority, ask: &mut ToAsk) {
-        let Some(wants) = self.siblings.get_mut(&id) else { return };
-        let asked = wants.ask(frame, priority);
-        if asked == Asked::Again {
+    /// Records a request of a sibling, and makes the frame ready or fetches it.
+    fn want(
+        &mut self,
+        id: u64,
+        frame: FrameIndex,
+        priority: Priority,
+        upstream_requests: &mut UpstreamRequests,
+    ) {
+        let Some(requests) = self.siblings.get_mut(&id) else { return };
+        let change = requests.request(frame, priority);
+        if change == RequestChange::Again {
             return;
         }
-        let known = self.pages.look_up(frame);
-        match known {
-            Known::Here(content) if asked == Asked::New => {
-                if wants.make_ready(frame, &content) {
-                    // Another of its threads may be waiting.
-                    wants.news.notify_all();
+        let frame_state = self.pages.look_up(frame);
+        match frame_state {
+            FrameState::Cached(content) if change == RequestChange::New => {
+                if requests.make_ready(frame, &content) {
+                    // Another thread of the sibling may be waiting.
+                    requests.ready_signal.notify_all();
                 }
             }
-            Known::Here(_) => wants.hasten(frame),
-            Known::Nothing if asked == Asked::New => self.fetch(id, frame, priority, ask),
-            // It came, was evicted, and is fetched again when its turn comes: now.
-            Known::Nothing => wants.hasten(frame),
-            Known::Asked(before) => {
-                if asked == Asked::New {
+            FrameState::Cached(_) => requests.make_urgent(frame),
+            FrameState::Absent if change == RequestChange::New => {
+                self.fetch(id, frame, priority, upstream_requests)
+            }
+            // It arrived and was evicted. Move it to the front, so that it is fetched again now.
+            FrameState::Absent => requests.make_urgent(frame),
+            FrameState::InFlight(before) => {
+                if change == RequestChange::New {
                     self.waiting.entry(frame.0).or_default().push(id);
                 } else {
-                    wants.hasten(frame);
+                    requests.make_urgent(frame);
                 }
-                self.promote(frame, before, priority, ask);
+                self.promote(frame, before, priority, upstream_requests);
             }
         }
     }
 
-    fn promote(&mut self, frame: FrameIndex, before: Priority, now: Priority, ask: &mut ToAsk) {
+    fn promote(
+        &mut self,
+        frame: FrameIndex,
+        before: Priority,
+        now: Priority,
+        upstream_requests: &mut UpstreamRequests,
+    ) {
         if before < now {
-            self.pages.ask(frame, now);
+            self.pages.mark_in_flight(frame, now);
             self.statistics.promoted += 1;
-            ask.promoted.push(frame);
+            upstream_requests.promoted.push(frame);
         }
     }
 
-    fn fetch(&mut self, id: u64, frame: FrameIndex, priority: Priority, ask: &mut ToAsk) {
-        self.pages.ask(frame, priority);
+    fn fetch(
+        &mut self,
+        id: u64,
+        frame: FrameIndex,
+        priority: Priority,
+        upstream_requests: &mut UpstreamRequests,
+    ) {
+        self.pages.mark_in_flight(frame, priority);
         self.waiting.entry(frame.0).or_default().push(id);
         self.statistics.fetched += 1;
-        ask.frames.push(frame);
+        upstream_requests.frames.push(frame);
     }
 
-    /// Takes some of what is ready for a sibling.
-    fn take(&mut self, id: u64, batch: &mut Vec<(FrameIndex, Content)>, ask: &mut ToAsk) {
+    /// Takes up to a batch of ready frames for a sibling.
+    fn take(
+        &mut self,
+        id: u64,
+        batch: &mut Vec<(FrameIndex, Content)>,
+        upstream_requests: &mut UpstreamRequests,
+    ) {
         while batch.len() < BATCH {
-            let Some(wants) = self.siblings.get_mut(&id) else { return };
-            let Some(ready) = wants.take() else { return };
-            let known = match ready.content {
-                Some(content) => Known::Here(content),
+            let Some(requests) = self.siblings.get_mut(&id) else { return };
+            let Some(ready) = requests.take() else { return };
+            let frame_state = match ready.content {
+                Some(content) => FrameState::Cached(content),
                 None => self.pages.look_up(ready.frame),
             };
-            match known {
-                Known::Here(content) => {
-                    wants.given(ready.frame);
+            match frame_state {
+                FrameState::Cached(content) => {
+                    requests.given(ready.frame);
                     self.statistics.given += 1;
                     batch.push((ready.frame, content));
                 }
-                Known::Nothing => {
+                FrameState::Absent => {
                     self.statistics.missed += 1;
-                    self.fetch(id, ready.frame, Priority::Urgent, ask);
+                    self.fetch(id, ready.frame, Priority::Urgent, upstream_requests);
                 }
-                Known::Asked(before) => {
+                FrameState::InFlight(before) => {
                     self.statistics.missed += 1;
                     self.waiting.entry(ready.frame.0).or_default().push(id);
-                    self.promote(ready.frame, before, Priority::Urgent, ask);
+                    self.promote(ready.frame, before, Priority::Urgent, upstream_requests);
                 }
             }
         }
     }
 }
 
-fn passed_on(error: &Arc<SourceError>) -> SourceError {
+fn shared_error(error: &Arc<SourceError>) -> SourceError {
     SourceError::caused_by("the source that siblings share has failed", Arc::clone(error))
 }

@@ -1,33 +1,33 @@
-//! One clone's way to the pages that are shared.
+//! One clone's access to the shared pages.
 
-use super::receiver::{Alive, SharedReceiver};
+use super::receiver::{SharedReceiver, StopOnDrop};
 use crate::addr::FrameIndex;
 use crate::clone::ports::{Delivery, PageSource, Priority, SourceError};
 use parking_lot::Condvar;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// One clone's way to the pages that it shares with others; from
+/// One clone's access to the pages that it shares with others; created by
 /// [`Shared::sibling`](super::Shared::sibling).
 ///
-/// What it asked for and was not given yet is forgotten when it is dropped; frames that are on
-/// their way then are kept for the others.
+/// Dropping it cancels its outstanding requests; frames in flight are then cached for the other
+/// siblings.
 #[derive(Debug)]
 pub struct Sibling {
     id: u64,
     receiver: Arc<SharedReceiver>,
-    news: Arc<Condvar>,
-    _alive: Arc<Alive>,
+    ready_signal: Arc<Condvar>,
+    _stop_on_drop: Arc<StopOnDrop>,
 }
 
 impl Sibling {
     pub(super) fn new(
         id: u64,
         receiver: Arc<SharedReceiver>,
-        news: Arc<Condvar>,
-        alive: Arc<Alive>,
+        ready_signal: Arc<Condvar>,
+        stop_on_drop: Arc<StopOnDrop>,
     ) -> Self {
-        Self { id, receiver, news, _alive: alive }
+        Self { id, receiver, ready_signal, _stop_on_drop: stop_on_drop }
     }
 }
 
@@ -41,7 +41,7 @@ impl PageSource for Sibling {
         wait: Duration,
         deliver: &mut dyn FnMut(Delivery<'_>),
     ) -> Result<(), SourceError> {
-        self.receiver.receive(self.id, &self.news, wait, deliver)
+        self.receiver.receive(self.id, &self.ready_signal, wait, deliver)
     }
 
     fn window(&self) -> usize {

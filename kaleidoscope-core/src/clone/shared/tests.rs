@@ -12,10 +12,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// A watchdog: nothing here takes nearly as long.
+/// Watchdog timeout, far above the duration of any test.
 const LONG: Duration = Duration::from_secs(60);
 
-/// The page of a frame: each byte tells which frame and offset it is of.
+/// The page of a frame; each byte is a function of frame and offset.
 fn page(frame: FrameIndex) -> Page {
     let mut page = [0; FRAME_BYTES];
     for (at, byte) in page.iter_mut().enumerate() {
@@ -26,7 +26,7 @@ fn page(frame: FrameIndex) -> Page {
     page
 }
 
-fn truth(frame: FrameIndex, page: &Page) -> Delivery<'_> {
+fn expected_delivery(frame: FrameIndex, page: &Page) -> Delivery<'_> {
     match frame.0 % 16 {
         3 => Delivery::Zero(frame),
         5 => Delivery::Unavailable(frame),
@@ -36,14 +36,14 @@ fn truth(frame: FrameIndex, page: &Page) -> Delivery<'_> {
 
 fn check(delivery: Delivery<'_>) -> FrameIndex {
     let frame = delivery.frame();
-    assert_eq!(delivery, truth(frame, &page(frame)), "frame {frame}");
+    assert_eq!(delivery, expected_delivery(frame, &page(frame)), "frame {frame}");
     frame
 }
 
-/// A small generator of numbers: splitmix64.
-struct Dice(u64);
+/// The splitmix64 generator.
+struct Rng(u64);
 
-impl Dice {
+impl Rng {
     fn below(&mut self, bound: usize) -> usize {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
@@ -53,17 +53,17 @@ impl Dice {
     }
 }
 
-/// Delivers what it is asked for: in any order, some of it twice, in heaps of any size.
+/// Delivers requested frames in random order and batch sizes, some of them twice.
 struct Upstream {
     state: Mutex<Queue>,
-    news: Condvar,
-    /// Deliveries after which it fails.
+    changed: Condvar,
+    /// Number of deliveries after which it fails.
     fails_after: usize,
     delivered: AtomicUsize,
 }
 
 struct Queue {
-    dice: Dice,
+    rng: Rng,
     held_back: bool,
     frames: Vec<FrameIndex>,
     requests: HashMap<(u32, Priority), usize>,
@@ -72,14 +72,14 @@ struct Queue {
 impl Upstream {
     fn new(seed: u64, fails_after: usize) -> Arc<Self> {
         let queue = Queue {
-            dice: Dice(seed),
+            rng: Rng(seed),
             held_back: false,
             frames: Vec::new(),
             requests: HashMap::new(),
         };
         Arc::new(Self {
             state: Mutex::new(queue),
-            news: Condvar::new(),
+            changed: Condvar::new(),
             fails_after,
             delivered: AtomicUsize::new(0),
         })
@@ -87,7 +87,7 @@ impl Upstream {
 
     fn hold_back(&self, held_back: bool) {
         self.state.lock().held_back = held_back;
-        self.news.notify_all();
+        self.changed.notify_all();
     }
 
     fn requests(&self, frame: u32, priority: Priority) -> usize {
@@ -102,7 +102,7 @@ impl PageSource for Upstream {
             *state.requests.entry((frame.0, priority)).or_default() += 1;
             state.frames.push(frame);
         }
-        self.news.notify_all();
+        self.changed.notify_all();
         Ok(())
     }
 
@@ -116,15 +116,15 @@ impl PageSource for Upstream {
         {
             let mut state = self.state.lock();
             while state.frames.is_empty() || state.held_back {
-                if self.news.wait_until(&mut state, until).timed_out() {
+                if self.changed.wait_until(&mut state, until).timed_out() {
                     return Ok(());
                 }
             }
             let most = state.frames.len();
-            for _ in 0..=state.dice.below(most) {
+            for _ in 0..=state.rng.below(most) {
                 let left = state.frames.len();
-                let at = state.dice.below(left);
-                let frame = match state.dice.below(8) {
+                let at = state.rng.below(left);
+                let frame = match state.rng.below(8) {
                     0 => state.frames[at],
                     _ => state.frames.swap_remove(at),
                 };
@@ -138,7 +138,7 @@ impl PageSource for Upstream {
             if self.delivered.fetch_add(1, Ordering::SeqCst) >= self.fails_after {
                 return Err(SourceError::new("the cable is cut"));
             }
-            deliver(truth(frame, &page(frame)));
+            deliver(expected_delivery(frame, &page(frame)));
         }
         Ok(())
     }
@@ -148,21 +148,21 @@ impl PageSource for Upstream {
     }
 }
 
-/// Asks for frames bit by bit, receives until all are there, and says how many of them came.
+/// Requests frames in parts, receives until all have arrived, and returns their number.
 fn run_clone(sibling: &Sibling, wants: &[u32], seed: u64) -> Result<usize, SourceError> {
-    let mut dice = Dice(seed);
+    let mut rng = Rng(seed);
     let mut missing: HashSet<_> = wants.iter().copied().map(FrameIndex).collect();
     let mut asked = 0;
     let start = Instant::now();
     while !missing.is_empty() {
-        let more = dice.below(20).min(wants.len() - asked);
+        let more = rng.below(20).min(wants.len() - asked);
         let frames: Vec<_> = wants[asked..asked + more].iter().copied().map(FrameIndex).collect();
         asked += more;
-        let priority = if dice.below(3) == 0 { Priority::Urgent } else { Priority::Prefetch };
+        let priority = if rng.below(3) == 0 { Priority::Urgent } else { Priority::Prefetch };
         sibling.request(&frames, priority)?;
-        if asked > 0 && dice.below(4) == 0 {
-            // A fault on something that may be on its way, ready, or there.
-            let frame = FrameIndex(wants[dice.below(asked)]);
+        if asked > 0 && rng.below(4) == 0 {
+            // A fault on a frame that may be in flight, ready, or present.
+            let frame = FrameIndex(wants[rng.below(asked)]);
             if missing.contains(&frame) {
                 sibling.request(&[frame], Priority::Urgent)?;
             }
@@ -176,8 +176,8 @@ fn run_clone(sibling: &Sibling, wants: &[u32], seed: u64) -> Result<usize, Sourc
     Ok(wants.len())
 }
 
-/// Frames in an order of their own, some of them twice.
-fn wishes() -> impl Strategy<Value = Vec<u32>> {
+/// Frames in random order, some of them twice.
+fn frames_to_request() -> impl Strategy<Value = Vec<u32>> {
     prop::collection::vec(0..200_u32, 0..150)
 }
 
@@ -187,17 +187,17 @@ proptest! {
     #[test]
     fn each_frame_crosses_once(
         seed in any::<u64>(),
-        wishes in prop::collection::vec(wishes(), 1..6),
+        request_lists in prop::collection::vec(frames_to_request(), 1..6),
     ) {
         let upstream = Upstream::new(seed, usize::MAX);
         let shared = Shared::new(Arc::clone(&upstream) as _, 200, 200).unwrap();
         thread::scope(|scope| {
-            for (n, wants) in (0..).zip(&wishes) {
+            for (n, wants) in (0..).zip(&request_lists) {
                 let sibling = shared.sibling();
                 scope.spawn(move || run_clone(&sibling, wants, seed ^ n).unwrap());
             }
         });
-        let distinct: HashSet<_> = wishes.iter().flatten().copied().collect();
+        let distinct: HashSet<_> = request_lists.iter().flatten().copied().collect();
         let statistics = shared.statistics();
         prop_assert_eq!(statistics.fetched, distinct.len() as u64);
         prop_assert_eq!(statistics.missed, 0);
@@ -207,22 +207,22 @@ proptest! {
         for frame in 0..200 {
             let asked = upstream.requests(frame, Priority::Prefetch);
             let urgently = upstream.requests(frame, Priority::Urgent);
-            // A promotion is the one thing that is asked for again.
+            // Only a promotion requests a frame again.
             prop_assert!(asked <= 1 && urgently <= 1, "{}: {} {}", frame, asked, urgently);
             prop_assert_eq!(asked + urgently > 0, distinct.contains(&frame));
         }
     }
 
     #[test]
-    fn a_small_bound_is_kept_and_nobody_starves(
+    fn a_small_bound_holds_and_every_sibling_progresses(
         seed in any::<u64>(),
         bound in 1..20_usize,
-        wishes in prop::collection::vec(wishes(), 1..6),
+        request_lists in prop::collection::vec(frames_to_request(), 1..6),
     ) {
         let upstream = Upstream::new(seed, usize::MAX);
         let shared = Shared::new(upstream as _, 200, bound).unwrap();
         thread::scope(|scope| {
-            for (n, wants) in (0..).zip(&wishes) {
+            for (n, wants) in (0..).zip(&request_lists) {
                 let sibling = shared.sibling();
                 scope.spawn(move || run_clone(&sibling, wants, seed ^ n).unwrap());
             }
@@ -231,16 +231,16 @@ proptest! {
     }
 
     #[test]
-    fn a_failure_reaches_everybody(
+    fn a_failure_reaches_every_sibling(
         seed in any::<u64>(),
         fails_after in 0..300_usize,
-        wishes in prop::collection::vec(wishes(), 1..6),
+        request_lists in prop::collection::vec(frames_to_request(), 1..6),
     ) {
         let upstream = Upstream::new(seed, fails_after);
         let shared = Shared::new(upstream as _, 200, 64).unwrap();
         let ended: Vec<_> = thread::scope(|scope| {
             let threads: Vec<_> = (0..)
-                .zip(&wishes)
+                .zip(&request_lists)
                 .map(|(n, wants)| {
                     let sibling = shared.sibling();
                     scope.spawn(move || run_clone(&sibling, wants, seed ^ n))
@@ -271,7 +271,7 @@ fn receive_all(sibling: &Sibling, mut missing: HashSet<u32>) {
 }
 
 #[test]
-fn an_urgent_wish_hastens_another_ones_prefetch() {
+fn an_urgent_request_promotes_a_prefetch() {
     let upstream = Upstream::new(1, usize::MAX);
     upstream.hold_back(true);
     let shared = shared(&upstream, 100);
@@ -309,7 +309,7 @@ fn urgent_frames_are_handed_over_first() {
 }
 
 #[test]
-fn a_waiting_sibling_learns_of_what_is_kept_already() {
+fn a_waiting_sibling_receives_cached_frames() {
     let upstream = Upstream::new(1, usize::MAX);
     let shared = shared(&upstream, 100);
     let (a, b) = (shared.sibling(), shared.sibling());
@@ -318,7 +318,7 @@ fn a_waiting_sibling_learns_of_what_is_kept_already() {
     upstream.hold_back(true);
     b.request(&[FrameIndex(2)], Priority::Urgent).unwrap();
     thread::scope(|scope| {
-        // It waits for a frame that does not come, and gets the one that is here.
+        // It waits for a frame that does not arrive, and receives the cached one.
         let waits =
             scope.spawn(|| b.receive(LONG * 2, &mut |delivery| assert_eq!(check(delivery).0, 1)));
         let start = Instant::now();
@@ -331,7 +331,7 @@ fn a_waiting_sibling_learns_of_what_is_kept_already() {
 }
 
 #[test]
-fn the_dead_and_the_slow_delay_nobody() {
+fn dead_and_slow_siblings_delay_no_other() {
     let upstream = Upstream::new(9, usize::MAX);
     let shared = shared(&upstream, 50);
     let frames: Vec<_> = (0..500).map(FrameIndex).collect();
@@ -344,7 +344,7 @@ fn the_dead_and_the_slow_delay_nobody() {
     thread::scope(|scope| {
         let (go, gate) = std::sync::mpsc::channel::<()>();
         scope.spawn(move || {
-            // Stays inside the first delivery until the others have everything.
+            // Blocks in the first delivery until the others have all frames.
             let mut gate = Some(gate);
             slow.receive(LONG, &mut |delivery| {
                 check(delivery);

@@ -1,4 +1,4 @@
-//! Who waits for which frame, and what is ready for whom.
+//! The requests of each sibling, and the frames that are ready for it.
 
 use super::pages::Content;
 use crate::addr::FrameIndex;
@@ -8,57 +8,57 @@ use parking_lot::Condvar;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
-/// Pages that are held for a sibling beyond the bound, until it takes them. What is ready beyond
-/// these must be in the keep when the sibling takes it, or be fetched again.
+/// Pages that are held for a sibling beyond the bound, until it takes them. Further ready pages
+/// must still be cached when the sibling takes them, or are fetched again.
 pub const HELD: usize = 64;
 
 /// A frame that is ready for a sibling.
 #[derive(Debug)]
 pub(super) struct Ready {
     pub(super) frame: FrameIndex,
-    /// What came; `None` means: look in the pages.
+    /// The content; `None` if it must be looked up in the cache.
     pub(super) content: Option<Content>,
 }
 
-/// What a sibling asked for and has not been given.
+/// The requests of a sibling that it has not received.
 #[derive(Debug, Default)]
 pub(super) struct SiblingRequests {
-    /// How urgently it wants what is on its way, or ready.
+    /// Priority of each requested frame, until the sibling has received it.
     wanted: HashMap<u32, Priority, RandomState>,
-    /// What is ready, in the order in which it came.
+    /// Ready frames, in the order of arrival.
     urgent: VecDeque<Ready>,
     prefetched: VecDeque<Ready>,
-    /// Entries of both that hold a page.
+    /// Number of entries of both queues that hold a page.
     held: usize,
-    pub(super) news: Arc<Condvar>,
+    pub(super) ready_signal: Arc<Condvar>,
 }
 
-/// How a sibling's request changed what it wants.
+/// How a request changed the sibling's requests.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Asked {
+pub(super) enum RequestChange {
     New,
     MoreUrgent,
     Again,
 }
 
 impl SiblingRequests {
-    /// Notes that the sibling wants a frame.
-    pub(super) fn ask(&mut self, frame: FrameIndex, priority: Priority) -> Asked {
+    /// Records a request for a frame.
+    pub(super) fn request(&mut self, frame: FrameIndex, priority: Priority) -> RequestChange {
         match self.wanted.get_mut(&frame.0) {
             None => {
                 self.wanted.insert(frame.0, priority);
-                Asked::New
+                RequestChange::New
             }
             Some(before) if *before < priority => {
                 *before = priority;
-                Asked::MoreUrgent
+                RequestChange::MoreUrgent
             }
-            Some(_) => Asked::Again,
+            Some(_) => RequestChange::Again,
         }
     }
 
-    /// Makes a wanted frame ready. Frames that are not wanted (any more) are passed over. Says
-    /// whether the sibling has to be told: when something was ready before, it was, or is not
+    /// Makes a requested frame ready; ignores frames that are not requested. Returns whether the
+    /// sibling must be notified: if another frame was already ready, it has been notified or is not
     /// waiting.
     pub(super) fn make_ready(&mut self, frame: FrameIndex, content: &Content) -> bool {
         let Some(priority) = self.wanted.get(&frame.0) else { return false };
@@ -74,8 +74,8 @@ impl SiblingRequests {
         is_first
     }
 
-    /// Puts a frame among the urgent ones if it is ready.
-    pub(super) fn hasten(&mut self, frame: FrameIndex) {
+    /// Moves a ready frame to the urgent queue.
+    pub(super) fn make_urgent(&mut self, frame: FrameIndex) {
         let at = self.prefetched.iter().position(|ready| ready.frame == frame);
         if let Some(ready) = at.and_then(|at| self.prefetched.remove(at)) {
             self.urgent.push_back(ready);
@@ -86,15 +86,15 @@ impl SiblingRequests {
         !self.urgent.is_empty() || !self.prefetched.is_empty()
     }
 
-    /// The next frame that is ready, urgent ones first. It is still wanted until
-    /// [`SiblingRequests::given`] says otherwise.
+    /// Takes the next ready frame, urgent ones first. The frame stays requested until
+    /// [`SiblingRequests::given`] is called.
     pub(super) fn take(&mut self) -> Option<Ready> {
         let ready = self.urgent.pop_front().or_else(|| self.prefetched.pop_front())?;
         self.held -= usize::from(matches!(ready.content, Some(Content::Page(_))));
         Some(ready)
     }
 
-    /// Notes that the sibling has what it wanted.
+    /// Records that the sibling has received a frame.
     pub(super) fn given(&mut self, frame: FrameIndex) {
         self.wanted.remove(&frame.0);
     }

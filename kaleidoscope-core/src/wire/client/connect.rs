@@ -1,4 +1,4 @@
-//! Getting welcomed by a server.
+//! Connecting to a server, up to its welcome message.
 
 use super::{ClientOptions, Connector};
 use crate::wire::protocol::{
@@ -10,14 +10,14 @@ use std::io::{self, IoSlice};
 use std::time::Instant;
 use thiserror::Error;
 
-/// The image that all servers must have.
+/// Identity of the image that all servers must have.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Image {
     pub(super) digest: [u8; 32],
     pub(super) frames: u32,
 }
 
-/// A server that welcomed the client.
+/// A connection whose server has welcomed the client.
 #[derive(Debug)]
 pub(super) struct Welcomed {
     pub(super) replica: usize,
@@ -36,27 +36,27 @@ pub(super) enum ConnectError {
     Protocol(#[from] ProtocolError),
     #[error("refused: {0}: {1}")]
     Refused(Refusal, String),
-    #[error("closed by the server before it said anything")]
+    #[error("closed by the server before its welcome")]
     Closed,
-    #[error("the server says nothing")]
+    #[error("the server does not respond")]
     Silent,
     #[error("the server has another image")]
     OtherImage,
 }
 
 impl ConnectError {
-    /// Whether trying again is of no use.
+    /// Whether a retry cannot succeed.
     pub(super) fn is_final(&self) -> bool {
         match self {
             Self::Refused(refusal, _) => refusal.is_final(),
             Self::OtherImage => true,
-            // A version that does not match is for ever; anything else may be damage.
+            // A protocol error may come from damaged bytes, so it does not count as final.
             Self::Protocol(_) | Self::Io(_) | Self::Closed | Self::Silent => false,
         }
     }
 }
 
-/// Connects to a server and is welcomed by it, which must have `image` where that is known.
+/// Connects to a server and completes the handshake. If `image` is given, the server must have it.
 pub(super) fn connect(
     dial: &dyn Connector,
     replica: usize,
@@ -83,7 +83,7 @@ pub(super) fn connect(
         WelcomeHead::Refused(refusal, length) => {
             let mut text = [0; MAX_TEXT];
             let text = text.get_mut(..length).unwrap_or_default();
-            // Without its text it is a refusal all the same.
+            // The refusal stands even if its text does not arrive.
             let _ = fill(&mut receiver, text, options, start);
             let text = String::from_utf8_lossy(text).escape_debug().to_string();
             return Err(ConnectError::Refused(refusal, text));
@@ -97,7 +97,7 @@ pub(super) fn connect(
     Ok(Welcomed { replica, sender, receiver, closer, welcome })
 }
 
-/// Fills all of `buf` from what the server sends, as long as it may take to welcome a client.
+/// Fills all of `buf` with bytes from the server, within the handshake timeout since `start`.
 fn fill(
     receiver: &mut Receiver,
     buf: &mut [u8],

@@ -1,4 +1,4 @@
-//! Fetches what a clone starts from.
+//! Fetches the descriptor that a clone starts from.
 
 use super::connect::{ConnectError, Image, Welcomed, connect};
 use super::{ClientOptions, Connector};
@@ -22,11 +22,11 @@ enum FetchError {
     TooLarge(u32, u32),
     #[error("the server ended the connection: {0}")]
     Ended(String),
-    #[error("the server sends nothing")]
+    #[error("the server does not respond")]
     Silent,
 }
 
-/// The descriptor, from the first server that hands it out, over a connection of its own.
+/// Fetches the descriptor from the first server that provides it, over a connection of its own.
 pub(super) fn fetch(
     dial: &dyn Connector,
     options: &ClientOptions,
@@ -39,7 +39,7 @@ pub(super) fn fetch(
             Err(error) => reasons.push(format!("{}: {error}", dial.name(replica))),
         }
     }
-    Err(SourceError::new(format!("no server hands out the descriptor: {}", reasons.join("; "))))
+    Err(SourceError::new(format!("no server provides the descriptor: {}", reasons.join("; "))))
 }
 
 fn fetch_from(

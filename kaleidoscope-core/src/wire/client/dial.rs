@@ -1,21 +1,21 @@
-//! How servers are reached.
+//! How a client reaches its servers.
 
 use crate::clone::ServerAddress;
 use crate::wire::transport::{ConnectOptions, Link, connect};
 use std::io;
 
-/// The servers that have the image, and how each is reached.
+/// The servers that have the image, and how to reach each of them.
 pub trait Connector: Send + Sync {
-    /// How many there are, at least one.
+    /// Number of servers, at least one.
     fn replicas(&self) -> usize;
 
-    /// Connects to one of them, in bounded time.
+    /// Connects to a server, in bounded time. `replica` counts from 0.
     ///
     /// # Errors
-    /// The system's reason when it cannot be reached.
+    /// The system's error if the server cannot be reached.
     fn dial(&self, replica: usize) -> io::Result<Link>;
 
-    /// What to call one of them, for people.
+    /// Name of a server, for messages.
     fn name(&self, replica: usize) -> String;
 }
 

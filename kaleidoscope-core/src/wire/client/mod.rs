@@ -1,9 +1,9 @@
-//! Fetches a clone's pages from one of several servers, and from another one when that fails.
+//! Fetches a clone's pages from one of several servers, with failover.
 //!
-//! Requests are remembered until their pages have arrived whole and right. A connection that
-//! breaks, lies or falls silent is given up; the next server is asked for everything that is still
-//! awaited, and whoever waits for the pages notices nothing but the time. Every frame arrives
-//! within a deadline, or the client gives up for good.
+//! Requests are remembered until their pages have arrived complete and verified. A connection that
+//! breaks, violates the protocol or stalls is dropped. The next server is then asked for every
+//! outstanding page; callers notice only the delay. Every frame arrives within a deadline, or the
+//! client fails for good.
 
 mod connect;
 mod descriptor;
@@ -34,7 +34,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-/// A page source that is a page server, or several that have the same image.
+/// A page source backed by one page server, or by several with the same image.
 ///
 /// Locks are taken in the order `incoming`, `outgoing`, `outstanding`; the last one is never held
 /// over I/O.
@@ -43,14 +43,14 @@ pub struct Client {
     options: ClientOptions,
     image: Image,
     incoming: Mutex<Incoming>,
-    /// The way to the server; `None` while there is none.
+    /// Sending half of the connection; `None` while disconnected.
     outgoing: Mutex<Option<Sender>>,
-    /// Writing failed: the connection is of no use any more.
+    /// A write failed: the connection must be replaced.
     is_broken: AtomicBool,
     outstanding: Mutex<Outstanding>,
-    /// Something is outstanding.
+    /// Signaled when a request arrives while disconnected.
     wanted: Condvar,
-    /// Why the client has given up.
+    /// Why the client has failed for good.
     failure: Mutex<Option<String>>,
     has_failed: AtomicBool,
     window: usize,
@@ -58,10 +58,10 @@ pub struct Client {
 }
 
 impl Client {
-    /// Connects to the first of the servers that welcomes the client. Each is tried once.
+    /// Connects to the first server that welcomes the client. Each server is tried once.
     ///
     /// # Errors
-    /// [`SourceError`] when none does.
+    /// [`SourceError`] if no server welcomes the client.
     pub fn connect(dial: Arc<dyn Connector>, options: ClientOptions) -> Result<Self, SourceError> {
         if dial.replicas() == 0 {
             return Err(SourceError::new("no page server is given"));
@@ -81,7 +81,7 @@ impl Client {
             wanted: Condvar::new(),
             failure: Mutex::new(None),
             has_failed: AtomicBool::new(false),
-            // Half of what the server takes: the rest is for those that are waited for.
+            // Half of the server's limit: the rest is reserved for urgent frames.
             window: options.window.clamp(1, most.div_ceil(2)),
             counters: Counters::default(),
             dial,
@@ -96,29 +96,29 @@ impl Client {
         self.image.digest
     }
 
-    /// Frames of the image.
+    /// Number of frames of the image.
     #[must_use]
     pub fn frames(&self) -> u32 {
         self.image.frames
     }
 
-    /// What clones of the image start from, as the server has it, over a connection of its own;
-    /// empty when it has none.
+    /// Fetches the descriptor that clones of the image start from, as the server has it, over a
+    /// connection of its own. Empty if the server has none.
     ///
     /// # Errors
-    /// [`SourceError`] when no server hands it out, or it is longer than
-    /// [`ClientOptions::descriptor`].
+    /// [`SourceError`] if no server provides the descriptor, or if it is longer than
+    /// [`ClientOptions::descriptor`] bytes.
     pub fn fetch_descriptor(&self) -> Result<Vec<u8>, SourceError> {
         descriptor::fetch(&*self.dial, &self.options, Some(self.image))
     }
 
-    /// What the client has done so far.
+    /// Counters of the client so far.
     #[must_use]
     pub fn statistics(&self) -> ClientStatistics {
         self.counters.snapshot()
     }
 
-    /// Gives up, for the reason that it returns.
+    /// Marks the client as failed, and returns the first reason for which it failed.
     fn give_up(&self, reason: &str) -> SourceError {
         let mut failure = self.failure.lock();
         let reason = failure.get_or_insert_with(|| reason.to_owned());
@@ -126,7 +126,7 @@ impl Client {
         SourceError::new(reason.clone())
     }
 
-    /// The error of a client that has given up.
+    /// Returns the error of a client that has failed.
     fn check(&self) -> Result<(), SourceError> {
         if !self.has_failed.load(Ordering::Acquire) {
             return Ok(());
@@ -135,8 +135,8 @@ impl Client {
         Err(SourceError::new(reason.unwrap_or_default()))
     }
 
-    /// Writes requests. When that fails, the receiving thread will find another server and ask that
-    /// one.
+    /// Writes requests. If that fails, the receiving thread finds another server and repeats them
+    /// there.
     fn write(&self, outgoing: &mut Option<Sender>, requests: Requests) {
         let Some(sender) = outgoing else { return };
         let [urgent, prefetch] = requests.finish();
@@ -150,13 +150,13 @@ impl Client {
     }
 }
 
-/// How many frames a server takes at a time.
+/// Most frames that the server lets a client have unanswered.
 fn pending(welcome: &Welcome) -> usize {
     usize::try_from(welcome.pending.get()).unwrap_or(usize::MAX)
 }
 
 impl PageSource for Client {
-    /// A frame outside the image is an error, too.
+    /// A frame outside the image is also an error.
     fn request(&self, frames: &[FrameIndex], priority: Priority) -> Result<(), SourceError> {
         self.check()?;
         if let Some(frame) = frames.iter().find(|frame| frame.0 >= self.image.frames) {
@@ -166,8 +166,8 @@ impl PageSource for Client {
         }
         let now = Instant::now();
         let mut requests = Requests::new();
-        // Held until the requests are written, so that they are not also asked for by whoever
-        // reconnects.
+        // Held until the requests are written, so that a reconnecting thread does not send them
+        // as well.
         let mut outgoing = self.outgoing.lock();
         let mut outstanding = self.outstanding.lock();
         for frame in frames {

@@ -1,34 +1,34 @@
-//! How a client fetches.
+//! Options of a client.
 
 use crate::clone::CloneId;
 use crate::wire::protocol::{Codecs, Features, MAX_BATCH, MAX_DESCRIPTOR};
 use std::time::Duration;
 
-/// How a client fetches, and how long it bears with its servers.
+/// Options of a client: what it requests, and its timeouts.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ClientOptions {
-    /// Digest of the image that it wants; `None` for the only one that the server has.
+    /// Digest of the wanted image; `None` for the only image of the server.
     pub image: Option<[u8; 32]>,
-    /// Which clone it is, for the server's records.
+    /// Identity of the clone, for the server's records.
     pub clone: CloneId,
-    /// What it would like.
+    /// Features to request.
     pub features: Features,
-    /// Most pages in one reply.
+    /// Most pages in one reply, 1 to [`MAX_BATCH`].
     pub batch: usize,
-    /// How many prefetched frames to have on their way.
+    /// Number of prefetched frames to keep in flight.
     pub window: usize,
     /// Bytes of the receive buffer.
     pub buffer: usize,
-    /// Most bytes of a descriptor that it takes.
+    /// Most bytes of a descriptor to accept.
     pub descriptor: u32,
-    /// How long a server may take to welcome it, once it is connected.
+    /// How long a connected server may take to welcome the client.
     pub handshake: Duration,
-    /// How long a server may send no page while some are awaited, before another one is asked.
+    /// How long a server may send no page while some are outstanding, before another is tried.
     pub timeout: Duration,
-    /// How long a frame may be awaited in all, whatever servers are tried, before the client gives
-    /// up.
+    /// How long a frame may be outstanding in all, across servers, before the client fails for
+    /// good.
     pub deadline: Duration,
-    /// The longest pause between two rounds of trying all servers; the first ones are shorter.
+    /// Longest pause between two rounds of trying all servers; the first pauses are shorter.
     pub backoff: Duration,
 }
 

@@ -1,4 +1,4 @@
-//! The frames that a client waits for.
+//! The frames that a client has requested and not received.
 
 use crate::addr::FrameIndex;
 use crate::clone::ports::Priority;
@@ -9,43 +9,42 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-/// A frame that is waited for.
+/// A requested frame.
 #[derive(Clone, Copy, Debug)]
 struct Wanted {
     priority: Priority,
-    /// Since when.
+    /// When it was requested first.
     since: Instant,
-    /// Whether the server of this connection was asked for it.
+    /// Whether it was requested on this connection.
     is_sent: bool,
 }
 
-/// What arrived.
+/// Classification of a received frame.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Arrival {
-    /// A frame that was waited for.
+    /// A requested frame.
     Awaited,
-    /// A frame that was asked for twice, and came twice.
+    /// The second copy of a frame that was requested twice.
     SecondCopy,
-    /// A frame that came more often than it was asked for.
+    /// A frame that arrived more often than it was requested.
     Repeated,
-    /// A frame that was never asked for.
+    /// A frame that was never requested.
     NotAskedFor,
 }
 
-/// The frames that a client waits for, and which of them its server knows of.
+/// The requested frames, and which of them were sent to the server.
 #[derive(Debug)]
 pub(super) struct Outstanding {
     wanted: HashMap<u32, Wanted, RandomState>,
-    /// Number of those of which the server knows.
+    /// Number of frames in `wanted` that were sent to the server.
     sent: usize,
-    /// Most frames to have the server know of.
+    /// Most frames to have sent at a time.
     most: usize,
-    /// Those of which it does not know yet, in the order in which it will be told; and others that
-    /// it knows of since.
+    /// Frames that are not sent yet, in sending order. May also hold frames that were sent since.
     backlog: VecDeque<u32>,
-    /// Frames that were ever asked for, a bit each.
+    /// One bit per frame: it was requested at some time.
     asked: LazyTable<AtomicU64>,
-    /// How many second copies may still come on this connection.
+    /// How many second copies may still arrive on this connection.
     second_copies: u64,
 }
 
@@ -72,14 +71,14 @@ impl Requests {
         encoder.push(FrameIndex(frame));
     }
 
-    /// What to write first, and then.
+    /// The encoded requests: the urgent ones, to be written first, then the others.
     pub(super) fn finish(self) -> [Vec<u8>; 2] {
         [self.urgent.finish(), self.prefetch.finish()]
     }
 }
 
 impl Outstanding {
-    /// Nothing is waited for. `most` frames at a time are asked for.
+    /// No frame is requested. At most `most` frames are sent to the server at a time.
     pub(super) fn new(frames: u32, most: usize) -> Self {
         let words = usize::try_from(frames.div_ceil(64)).unwrap_or(usize::MAX);
         Self {
@@ -96,12 +95,12 @@ impl Outstanding {
         self.wanted.is_empty()
     }
 
-    /// Since when the frame is waited for that is waited for longest.
+    /// When the oldest requested frame was requested.
     pub(super) fn oldest(&self) -> Option<Instant> {
         self.wanted.values().map(|wanted| wanted.since).min()
     }
 
-    /// A frame is wanted, or wanted sooner.
+    /// Requests a frame, or raises its priority.
     pub(super) fn want(
         &mut self,
         frame: FrameIndex,
@@ -149,7 +148,7 @@ impl Outstanding {
         }
     }
 
-    /// A frame has arrived.
+    /// Records that a frame has arrived.
     pub(super) fn arrived(&mut self, frame: FrameIndex) -> Arrival {
         if let Some(wanted) = self.wanted.remove(&frame.0) {
             self.sent -= usize::from(wanted.is_sent);
@@ -169,12 +168,12 @@ impl Outstanding {
         }
     }
 
-    /// Whether there are frames to ask for, and room for them.
+    /// Whether there are unsent frames, and room to send them.
     pub(super) fn has_backlog(&self) -> bool {
         !self.backlog.is_empty() && self.sent < self.most
     }
 
-    /// Asks for frames for which there was no room.
+    /// Sends frames of the backlog while there is room.
     pub(super) fn refill(&mut self, requests: &mut Requests) {
         while self.sent < self.most
             && let Some(frame) = self.backlog.pop_front()
@@ -187,8 +186,8 @@ impl Outstanding {
         }
     }
 
-    /// Asks another server, which takes `most` frames at a time, for everything that is waited for:
-    /// urgent frames first, those that were asked for first before others.
+    /// Requests all frames again from another server, which takes `most` frames at a time: urgent
+    /// frames first, then in the order of their first request.
     pub(super) fn ask_again(&mut self, most: usize, requests: &mut Requests) {
         self.most = most;
         self.sent = 0;
@@ -210,7 +209,7 @@ impl Outstanding {
 mod tests {
     use super::*;
 
-    /// The first frames of the runs in a request, which is one.
+    /// The runs of a single request: first frame, and number of frames.
     fn runs(bytes: &[u8]) -> Vec<(u32, u32)> {
         let word = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap());
         (8..bytes.len()).step_by(8).map(|at| (word(at), word(at + 4))).collect()

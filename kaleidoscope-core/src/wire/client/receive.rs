@@ -1,10 +1,10 @@
-//! The receiving thread's part: pages in, and another server when they stop coming.
+//! The receiving thread: receives pages, and reconnects when they stop coming.
 
 use super::connect::Welcomed;
 use super::outstanding::{Arrival, Requests};
-use super::search::{self, Found, Search};
+use super::search::{self, Search, SearchStatus};
 use super::statistics::add;
-use super::trouble::Trouble;
+use super::trouble::DisconnectReason;
 use super::{Client, ClientOptions, pending};
 use crate::clone::ports::{Delivery, SourceError};
 use crate::wire::protocol::{ProtocolError, Reply, ReplyLimits, ReplyReader, Violation};
@@ -13,33 +13,33 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-/// How long the receiving thread waits for its server before it looks around.
-const TICK: Duration = Duration::from_millis(50);
+/// Longest single wait for the server, after which timeouts are checked.
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
-/// Longer than anybody waits: a day.
-const LONG: Duration = Duration::from_secs(86_400);
+/// Upper limit of the caller's wait: a day.
+const MAX_WAIT: Duration = Duration::from_secs(86_400);
 
-/// A receiving thread that was elsewhere for longer than this (stopped, or very busy) does not
-/// blame its server for that time.
-const AWAY: Duration = Duration::from_secs(1);
+/// A receiving thread that did not receive for longer than this (stopped, or starved of CPU time)
+/// does not count that time as the server's.
+const STALL: Duration = Duration::from_secs(1);
 
-/// What the receiving thread has.
+/// State of the receiving thread.
 #[derive(Debug)]
 pub(super) struct Incoming {
     connection: Option<Connection>,
     search: Option<Search>,
     /// The server to try next.
     next_replica: usize,
-    /// How long to wait before that.
+    /// How long to wait before trying it.
     pause: Duration,
-    /// Why there is no connection, or why there was none.
+    /// Why the current or the last connection attempt or connection failed.
     trouble: String,
-    /// When it looked for pages last.
-    looked: Instant,
-    /// Since when it has been looking for pages without being away.
-    listening: Instant,
-    /// When the servers' silence was judged last.
-    judged: Instant,
+    /// When pages were last received or waited for.
+    last_receive: Instant,
+    /// Since when the thread has been receiving without a longer gap.
+    receiving_since: Instant,
+    /// When the timeouts were last checked.
+    timeouts_checked: Instant,
 }
 
 #[derive(Debug)]
@@ -49,12 +49,12 @@ struct Connection {
     replies: ReplyReader,
     replica: usize,
     since: Instant,
-    /// When a page arrived last.
+    /// When a page last arrived.
     progress: Option<Instant>,
 }
 
 impl Connection {
-    /// A connection to a server that has welcomed the client, and the way to that server.
+    /// A connection to a server that has welcomed the client, and its sending half.
     fn new(welcomed: Welcomed, options: &ClientOptions) -> (Self, Sender) {
         let Welcomed { replica, sender, receiver, closer, welcome } = welcomed;
         let replies = ReplyReader::new(ReplyLimits::from(&welcome), options.buffer);
@@ -64,7 +64,7 @@ impl Connection {
 }
 
 impl Incoming {
-    /// Connected to a first server, to which there is a way.
+    /// The state of a thread with a first connection, and the connection's sending half.
     pub(super) fn new(welcomed: Welcomed, options: &ClientOptions) -> (Self, Sender) {
         let (connection, sender) = Connection::new(welcomed, options);
         let now = Instant::now();
@@ -74,16 +74,16 @@ impl Incoming {
             search: None,
             pause: Duration::ZERO,
             trouble: String::new(),
-            looked: now,
-            listening: now,
-            judged: now,
+            last_receive: now,
+            receiving_since: now,
+            timeouts_checked: now,
         };
         (incoming, sender)
     }
 }
 
 impl Client {
-    /// Waits for pages until `wait` is over, and hands over those that have come.
+    /// Waits at most `wait` for pages, and delivers those that have arrived.
     pub(super) fn receive_pages(
         &self,
         incoming: &mut Incoming,
@@ -91,17 +91,17 @@ impl Client {
         deliver: &mut dyn FnMut(Delivery<'_>),
     ) -> Result<(), SourceError> {
         let mut now = Instant::now();
-        let until = now + wait.min(LONG);
-        if now.saturating_duration_since(incoming.looked) > AWAY {
-            incoming.listening = now;
+        let until = now + wait.min(MAX_WAIT);
+        if now.saturating_duration_since(incoming.last_receive) > STALL {
+            incoming.receiving_since = now;
         }
-        let mut has_looked = false;
+        let mut has_received = false;
         loop {
             self.check()?;
             self.refill();
             let Some(connection) = &mut incoming.connection else {
                 if !self.reconnect(incoming, until)? && Instant::now() >= until {
-                    incoming.looked = Instant::now();
+                    incoming.last_receive = Instant::now();
                     return Ok(());
                 }
                 now = Instant::now();
@@ -119,45 +119,46 @@ impl Client {
                     continue;
                 }
                 Ok(()) if is_broken => {
-                    self.disconnect(incoming, &Trouble::Broken);
+                    self.disconnect(incoming, &DisconnectReason::Broken);
                     continue;
                 }
                 Ok(()) => {}
             }
-            // Only after a look: what came while this thread was away is not late.
-            if (has_looked || frames > 0)
-                && let Some(trouble) = self.judge(incoming, now)?
+            // Only after a receive: pages that came while this thread was away are not late.
+            if (has_received || frames > 0)
+                && let Some(trouble) = self.check_timeouts(incoming, now)?
             {
                 self.disconnect(incoming, &trouble);
             }
             let left = until.saturating_duration_since(now);
-            if frames > 0 || (has_looked && left.is_zero()) {
-                incoming.looked = now;
+            if frames > 0 || (has_received && left.is_zero()) {
+                incoming.last_receive = now;
                 return Ok(());
             }
             let Some(connection) = &mut incoming.connection else { continue };
-            has_looked = true;
-            let received = connection.receiver.receive(connection.replies.space(), left.min(TICK));
+            has_received = true;
+            let received =
+                connection.receiver.receive(connection.replies.space(), left.min(POLL_INTERVAL));
             now = Instant::now();
             match received {
                 Ok(None) => {}
-                Ok(Some(0)) => self.disconnect(incoming, &Trouble::Closed),
+                Ok(Some(0)) => self.disconnect(incoming, &DisconnectReason::Closed),
                 Ok(Some(bytes)) => {
                     connection.replies.filled(bytes);
                     add(&self.counters.bytes, u64::try_from(bytes).unwrap_or(0));
                 }
-                Err(error) => self.disconnect(incoming, &Trouble::Io(error)),
+                Err(error) => self.disconnect(incoming, &DisconnectReason::Io(error)),
             }
         }
     }
 
-    /// Asks for frames for which there was no room before.
+    /// Sends requests from the backlog.
     fn refill(&self) {
         if !self.outstanding.lock().has_backlog() {
             return;
         }
-        // Somebody who is writing may be waiting for a server that waits for this thread to read:
-        // come back later.
+        // The lock's holder may be blocked on a server that waits for this thread to read, so do
+        // not wait for the lock.
         if let Some(mut outgoing) = self.outgoing.try_lock() {
             let mut requests = Requests::new();
             self.outstanding.lock().refill(&mut requests);
@@ -165,27 +166,28 @@ impl Client {
         }
     }
 
-    /// Hands over what has arrived and was not looked at. Says how many frames that were.
+    /// Delivers the pages in the buffer. Returns their number.
     fn drain(
         &self,
         connection: &mut Connection,
         deliver: &mut dyn FnMut(Delivery<'_>),
-    ) -> (u64, Result<(), Trouble>) {
+    ) -> (u64, Result<(), DisconnectReason>) {
         let (mut frames, mut zero, mut unavailable, mut second) = (0, 0, 0, 0);
         let result = loop {
             let offset = connection.replies.offset();
-            let error = |violation| Err(Trouble::Protocol(ProtocolError { offset, violation }));
+            let error =
+                |violation| Err(DisconnectReason::Protocol(ProtocolError { offset, violation }));
             let delivery = match connection.replies.next_reply() {
                 Ok(Some(Reply::Frame(delivery))) => delivery,
                 Ok(Some(Reply::Descriptor { .. })) => break error(Violation::Unexpected),
                 Ok(Some(Reply::Error { code, text })) => {
-                    break Err(Trouble::Ended(code, text.escape_debug().to_string()));
+                    break Err(DisconnectReason::Ended(code, text.escape_debug().to_string()));
                 }
                 Ok(None) => break Ok(()),
                 Err(error) => break Err(error.into()),
             };
             let frame = delivery.frame();
-            // In a statement of its own: `deliver` may ask for more.
+            // A statement of its own, so that the lock is released: `deliver` may request more.
             let arrival = self.outstanding.lock().arrived(frame);
             match arrival {
                 Arrival::Awaited => {
@@ -209,54 +211,58 @@ impl Client {
         (frames, result)
     }
 
-    /// Gives up the connection, because of `trouble`.
-    fn disconnect(&self, incoming: &mut Incoming, trouble: &Trouble) {
+    /// Drops the connection because of `trouble`.
+    fn disconnect(&self, incoming: &mut Incoming, trouble: &DisconnectReason) {
         trouble.count(&self.counters);
         let Some(connection) = incoming.connection.take() else { return };
         incoming.trouble = format!("{}: {trouble}", self.dial.name(connection.replica));
         incoming.next_replica = connection.replica + 1;
-        // A server that sent pages and then failed may be asked again at once; one that only
-        // welcomes may not.
+        // A server that sent pages and then failed may be tried again at once; a server that
+        // only welcomes the client may not.
         if connection.progress.is_none() {
             incoming.pause = search::next_pause(incoming.pause, self.options.backoff);
         }
-        // Before the lock: whoever holds it may be sending on this connection, and fails now.
+        // Before taking the lock: its holder may be blocked in a send, which fails now.
         connection.closer.close();
         *self.outgoing.lock() = None;
     }
 
-    /// Gives up for good when a frame was not answered in time; finds out whether the server has
-    /// fallen silent.
-    fn judge(&self, incoming: &mut Incoming, now: Instant) -> Result<Option<Trouble>, SourceError> {
-        if now.saturating_duration_since(incoming.judged) < TICK / 2 {
+    /// Fails for good if a frame is outstanding for longer than the deadline. Returns a reason to
+    /// disconnect if the server is silent.
+    fn check_timeouts(
+        &self,
+        incoming: &mut Incoming,
+        now: Instant,
+    ) -> Result<Option<DisconnectReason>, SourceError> {
+        if now.saturating_duration_since(incoming.timeouts_checked) < POLL_INTERVAL / 2 {
             return Ok(None);
         }
-        incoming.judged = now;
+        incoming.timeouts_checked = now;
         let Some(oldest) = self.outstanding.lock().oldest() else { return Ok(None) };
-        let oldest = oldest.max(incoming.listening);
+        let oldest = oldest.max(incoming.receiving_since);
         let age = now.saturating_duration_since(oldest);
         if age >= self.options.deadline {
-            let reason = format!("a page did not come for {} ms", age.as_millis());
+            let reason = format!("a page did not arrive for {} ms", age.as_millis());
             let trouble = &incoming.trouble;
             let trouble = if trouble.is_empty() { "the server is silent" } else { trouble };
             return Err(self.give_up(&format!("{reason}: {trouble}")));
         }
         let Some(connection) = &incoming.connection else { return Ok(None) };
-        // As long as it was this server's turn.
+        // Count only the time on this connection.
         let unanswered = now.saturating_duration_since(oldest.max(connection.since));
         let since_page = connection.progress.map(|at| now.saturating_duration_since(at));
         let silence = since_page.map_or(unanswered, |page| page.min(unanswered));
         let is_silent = silence >= self.options.timeout;
-        // It sends others, but not this one.
+        // The server sends other pages, but not this one.
         let is_starved = unanswered >= (self.options.deadline / 2).max(self.options.timeout);
-        Ok((is_silent || is_starved).then_some(Trouble::Silent(unanswered)))
+        Ok((is_silent || is_starved).then_some(DisconnectReason::Silent(unanswered)))
     }
 
-    /// Without a connection: waits until there is one and everything was asked for again, or until
-    /// `until`. Says whether there is one.
+    /// Waits until a server is connected and all requests were repeated, or until `until`. Returns
+    /// whether a server is connected.
     fn reconnect(&self, incoming: &mut Incoming, until: Instant) -> Result<bool, SourceError> {
         if incoming.search.is_none() {
-            // A connection is only needed once something is wanted; the server may have closed the
+            // A connection is needed only once a page is requested; the server may have closed the
             // last one as idle.
             let mut outstanding = self.outstanding.lock();
             while outstanding.is_empty() {
@@ -269,24 +275,24 @@ impl Client {
             let (first, pause) = (incoming.next_replica, incoming.pause);
             let search = Search::start(dial, options, self.image, first, pause);
             incoming.search = Some(search.map_err(|error| {
-                self.give_up(&format!("the system gives no thread to reconnect with: {error}"))
+                self.give_up(&format!("cannot start a thread to reconnect: {error}"))
             })?);
         }
-        let wait = until.saturating_duration_since(Instant::now()).min(TICK);
+        let wait = until.saturating_duration_since(Instant::now()).min(POLL_INTERVAL);
         let found = incoming.search.as_ref().map(|search| search.wait(wait));
         match found {
             None => Ok(false),
-            Some(Found::NotYet(reason)) => {
+            Some(SearchStatus::Pending(reason)) => {
                 incoming.trouble = reason.unwrap_or_else(|| std::mem::take(&mut incoming.trouble));
-                self.judge(incoming, Instant::now())?;
+                self.check_timeouts(incoming, Instant::now())?;
                 Ok(false)
             }
-            Some(Found::Never(reason)) => {
+            Some(SearchStatus::Failed(reason)) => {
                 incoming.search = None;
                 let trouble = &incoming.trouble;
                 Err(self.give_up(&format!("{trouble}; no other page server: {reason}")))
             }
-            Some(Found::Server(welcomed)) => {
+            Some(SearchStatus::Server(welcomed)) => {
                 incoming.search = None;
                 self.resume(incoming, *welcomed);
                 Ok(true)
@@ -294,7 +300,7 @@ impl Client {
         }
     }
 
-    /// Goes on with another server.
+    /// Continues with another server.
     fn resume(&self, incoming: &mut Incoming, welcomed: Welcomed) {
         let most = pending(&welcomed.welcome);
         let (connection, sender) = Connection::new(welcomed, &self.options);

@@ -1,4 +1,4 @@
-//! Looks for a server in the background, so that nobody who asks for pages waits for that.
+//! Searches for a server in the background, so that callers that request pages do not wait for it.
 
 use super::connect::{ConnectError, Image, Welcomed, connect};
 use super::{ClientOptions, Connector};
@@ -8,15 +8,16 @@ use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 
-/// Stack of the thread that looks, in bytes.
+/// Stack of the searching thread, in bytes.
 const STACK: usize = 2 << 20;
 
-/// The first pause between two rounds; each is twice the one before.
+/// The first pause between two rounds; each later pause is twice as long.
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 
-/// Tries every server once, from `first` on.
+/// Tries every server once, starting at `first`.
 ///
-/// Returns the one that welcomed the client, or why none did and whether trying again is of no use.
+/// Returns the connection to the first server that welcomes the client, or why none did and whether
+/// the failure is final.
 pub(super) fn round(
     dial: &dyn Connector,
     options: &ClientOptions,
@@ -39,28 +40,28 @@ pub(super) fn round(
     Err((reasons.join("; "), all_final))
 }
 
-/// A search under way. Dropping it ends it after the attempt that is being made.
+/// A running search. Dropping it ends the search after the current attempt.
 #[derive(Debug)]
 pub(super) struct Search {
     /// Why the last round failed, or the server that was found.
-    news: Receiver<Result<Welcomed, (String, bool)>>,
-    /// Only there to be dropped.
+    results: Receiver<Result<Welcomed, (String, bool)>>,
+    /// Dropping it stops the searching thread.
     _stop: Sender<()>,
 }
 
-/// What a search has come to.
+/// Status of a search.
 #[derive(Debug)]
-pub(super) enum Found {
-    /// A server.
+pub(super) enum SearchStatus {
+    /// A server was found.
     Server(Box<Welcomed>),
-    /// Nothing so far; the last round failed for this reason.
-    NotYet(Option<String>),
-    /// Nothing ever, for this reason.
-    Never(String),
+    /// No server yet; the last round failed for this reason.
+    Pending(Option<String>),
+    /// The search failed for this reason.
+    Failed(String),
 }
 
 impl Search {
-    /// Starts looking, from the server number `first` on, after a pause.
+    /// Starts a search at server number `first`, after a pause.
     pub(super) fn start(
         dial: Arc<dyn Connector>,
         options: ClientOptions,
@@ -68,9 +69,9 @@ impl Search {
         first: usize,
         mut pause: Duration,
     ) -> io::Result<Self> {
-        let (say, news) = mpsc::channel();
+        let (results_tx, results) = mpsc::channel();
         let (stop, stopped) = mpsc::channel::<()>();
-        let tell = say.clone();
+        let panic_tx = results_tx.clone();
         let search = move || {
             let start = Instant::now();
             loop {
@@ -79,36 +80,36 @@ impl Search {
                 }
                 let result = round(&*dial, &options, Some(image), first);
                 let is_over = !matches!(result, Err((_, false)));
-                let is_heard = say.send(result).is_ok();
-                // Whoever waits gives up at the deadline of what it waits for; this is only so that
-                // it ends in any case.
-                if is_over || !is_heard || start.elapsed() > options.deadline {
+                let is_received = results_tx.send(result).is_ok();
+                // The caller enforces its deadlines itself. This check only guarantees that the
+                // thread ends.
+                if is_over || !is_received || start.elapsed() > options.deadline {
                     return;
                 }
                 pause = next_pause(pause, options.backoff);
             }
         };
-        // How servers are reached may be the embedder's code.
-        let panicked = move |error: Panicked| drop(tell.send(Err((error.to_string(), true))));
+        // The connector may be the embedder's code.
+        let panicked = move |error: Panicked| drop(panic_tx.send(Err((error.to_string(), true))));
         service::spawn("page-search", STACK, search, panicked)?;
-        Ok(Self { news, _stop: stop })
+        Ok(Self { results, _stop: stop })
     }
 
-    /// Waits for news.
-    pub(super) fn wait(&self, wait: Duration) -> Found {
-        match self.news.recv_timeout(wait) {
-            Ok(Ok(welcomed)) => Found::Server(Box::new(welcomed)),
-            Ok(Err((reason, true))) => Found::Never(reason),
-            Ok(Err((reason, false))) => Found::NotYet(Some(reason)),
-            Err(RecvTimeoutError::Timeout) => Found::NotYet(None),
+    /// Waits at most `wait` for a result.
+    pub(super) fn wait(&self, wait: Duration) -> SearchStatus {
+        match self.results.recv_timeout(wait) {
+            Ok(Ok(welcomed)) => SearchStatus::Server(Box::new(welcomed)),
+            Ok(Err((reason, true))) => SearchStatus::Failed(reason),
+            Ok(Err((reason, false))) => SearchStatus::Pending(Some(reason)),
+            Err(RecvTimeoutError::Timeout) => SearchStatus::Pending(None),
             Err(RecvTimeoutError::Disconnected) => {
-                Found::Never("no server was found in time".into())
+                SearchStatus::Failed("no server was found in time".into())
             }
         }
     }
 }
 
-/// The pause after a round that followed `pause`.
+/// The pause after a round that followed `pause`, at most `most`.
 pub(super) fn next_pause(pause: Duration, most: Duration) -> Duration {
     pause.saturating_mul(2).max(FIRST_PAUSE).min(most)
 }

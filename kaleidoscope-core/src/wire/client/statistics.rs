@@ -1,10 +1,10 @@
-//! What a client has done.
+//! Counters of a client.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 macro_rules! counters {
     ($($(#[$doc:meta])* $name:ident),+ $(,)?) => {
-        /// What a client has done since it was connected first.
+        /// Counters of a client since its first connection.
         #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
         #[non_exhaustive]
         pub struct ClientStatistics {
@@ -26,23 +26,23 @@ macro_rules! counters {
 }
 
 counters! {
-    /// Frames that arrived, each once.
+    /// Frames that arrived, each counted once.
     frames,
-    /// Frames of those that are zeros.
+    /// Frames among them that are zeros.
     zero_frames,
-    /// Frames of those that the image does not hold.
+    /// Frames among them that the image does not hold.
     unavailable_frames,
     /// Second copies of frames, which were dropped.
     second_copies,
     /// Bytes received, heads included.
     bytes,
-    /// Connections that were lost, whatever the reason.
+    /// Connections that were lost, for any reason.
     disconnects,
-    /// Connections of those that were given up because the server sent nothing for too long.
+    /// Connections among them that were dropped because the server sent nothing for too long.
     silences,
-    /// Connections of those that were given up because the server broke the protocol.
+    /// Connections among them that were dropped because the server broke the protocol.
     violations,
-    /// Connections of those that were given up because a checksum was wrong.
+    /// Connections among them that were dropped because a checksum was wrong.
     checksum_failures,
     /// Connections made after the first one.
     reconnects,

@@ -1,4 +1,4 @@
-//! Why a connection is given up.
+//! Why a client drops a connection.
 
 use super::statistics::{Counters, add};
 use crate::wire::protocol::{ErrorCode, ProtocolError, Violation};
@@ -6,9 +6,9 @@ use std::fmt;
 use std::io;
 use std::time::Duration;
 
-/// Why a connection is given up.
+/// Why a client drops a connection.
 #[derive(Debug)]
-pub(super) enum Trouble {
+pub(super) enum DisconnectReason {
     Closed,
     Io(io::Error),
     Broken,
@@ -17,14 +17,14 @@ pub(super) enum Trouble {
     Silent(Duration),
 }
 
-impl From<ProtocolError> for Trouble {
+impl From<ProtocolError> for DisconnectReason {
     fn from(error: ProtocolError) -> Self {
         Self::Protocol(error)
     }
 }
 
-impl Trouble {
-    /// Counts the end of a connection.
+impl DisconnectReason {
+    /// Counts a dropped connection.
     pub(super) fn count(&self, counters: &Counters) {
         add(&counters.disconnects, 1);
         match self {
@@ -50,7 +50,7 @@ impl Trouble {
     }
 }
 
-impl fmt::Display for Trouble {
+impl fmt::Display for DisconnectReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Closed => f.write_str("closed by the server"),
@@ -59,7 +59,7 @@ impl fmt::Display for Trouble {
             Self::Ended(code, text) if text.is_empty() => write!(f, "ended by the server: {code}"),
             Self::Ended(code, text) => write!(f, "ended by the server: {code}: {text}"),
             Self::Protocol(error) => error.fmt(f),
-            Self::Silent(time) => write!(f, "a page did not come for {} ms", time.as_millis()),
+            Self::Silent(time) => write!(f, "a page did not arrive for {} ms", time.as_millis()),
         }
     }
 }

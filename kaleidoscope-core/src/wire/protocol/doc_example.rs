@@ -1,5 +1,5 @@
-//! The example in `docs/formats.md` is what this code writes and reads; see the manifest's example
-//! for how to write it anew.
+//! Checks that this code writes and reads the example in `docs/formats.md`; see the manifest's
+//! example for how to regenerate it.
 #![expect(clippy::arithmetic_side_effects, reason = "small numbers of a test")]
 
 use super::*;
@@ -11,14 +11,14 @@ use crate::memory::{Page, ZERO_PAGE};
 use std::fmt::Write;
 use std::num::NonZeroU32;
 
-/// Lines of bytes with their offsets and what they mean.
+/// Lines of bytes with their offsets and meanings.
 #[derive(Default)]
-struct Annotated {
+struct HexDump {
     text: String,
     bytes: Vec<u8>,
 }
 
-impl Annotated {
+impl HexDump {
     fn add(&mut self, bytes: &[u8], meaning: &str) {
         for (number, line) in bytes.chunks(16).enumerate() {
             let hex: Vec<_> = line.iter().map(|byte| format!("{byte:02x}")).collect();
@@ -29,7 +29,7 @@ impl Annotated {
         }
     }
 
-    /// A message's fields, each so many bytes long.
+    /// Adds a message's fields, each with its length in bytes.
     fn fields(&mut self, message: &[u8], fields: &[(usize, &str)]) {
         let mut at = 0;
         for (bytes, meaning) in fields {
@@ -67,8 +67,8 @@ fn the_welcome() -> Welcome {
     }
 }
 
-fn client_stream() -> Annotated {
-    let mut out = Annotated::default();
+fn client_stream() -> HexDump {
+    let mut out = HexDump::default();
     let start = [(8, "magic"), (4, "version 1")];
     let rest = [(4, "checksums, lz4"), (32, "any image"), (16, "clone"), (4, "batch 64"), (4, "")];
     out.fields(&the_hello().encode(), &[&start[..], &rest].concat());
@@ -81,8 +81,8 @@ fn client_stream() -> Annotated {
     out
 }
 
-fn server_stream() -> Annotated {
-    let mut out = Annotated::default();
+fn server_stream() -> HexDump {
+    let mut out = HexDump::default();
     let fields = [
         (8, "magic"),
         (4, "version 1"),

@@ -1,56 +1,56 @@
-//! What can be wrong with what the other side sent.
+//! Violations of the protocol by the peer.
 
 use crate::addr::FrameIndex;
 use thiserror::Error;
 
-/// A message that breaks the protocol, or arrived damaged.
+/// A message that violates the protocol, or arrived damaged.
 #[derive(Clone, PartialEq, Eq, Debug, Error)]
 #[error("byte {offset} of the stream: {violation}")]
 pub struct ProtocolError {
-    /// Where: bytes from the start of what the other side sent on this connection.
+    /// Byte offset in the peer's stream on this connection.
     pub offset: u64,
-    /// What is wrong.
+    /// The violation.
     pub violation: Violation,
 }
 
-/// How a message breaks the protocol.
+/// How a message violates the protocol.
 #[derive(Clone, PartialEq, Eq, Debug, Error)]
 #[non_exhaustive]
 pub enum Violation {
-    /// The first bytes are those of another protocol.
+    /// The stream does not start with the protocol's magic bytes.
     #[error("this is not the page server's protocol")]
     Magic,
-    /// The other side speaks another version.
+    /// The peer uses another version.
     #[error("version {found} of the protocol instead of {}", super::VERSION)]
     Version {
-        /// The other side's version.
+        /// The peer's version.
         found: u32,
     },
-    /// A type of message that does not exist.
+    /// An unknown message type.
     #[error("message of unknown type {found}")]
     Type {
         /// The type.
         found: u8,
     },
-    /// A number that is not allowed in its place.
+    /// A value that its field does not allow.
     #[error("{field} is {found}, which is not allowed")]
     Value {
         /// The field's name in the description of the protocol.
         field: &'static str,
-        /// What it holds.
+        /// The value.
         found: u64,
     },
-    /// A number above its bound.
+    /// A value above its limit.
     #[error("{field} is {found}, more than {most}")]
     TooLarge {
         /// The field's name in the description of the protocol.
         field: &'static str,
-        /// What it holds.
+        /// The value.
         found: u64,
-        /// The bound.
+        /// The limit, inclusive.
         most: u64,
     },
-    /// Frames outside the image.
+    /// A run that is not inside the image.
     #[error("frames {first}..+{frames} are not all in the image of {image} frames")]
     OutsideImage {
         /// First frame.
@@ -63,9 +63,9 @@ pub enum Violation {
     /// A message's length is not the sum of its parts.
     #[error("the message has {found} bytes where its parts have {expected}")]
     Length {
-        /// The length that it states.
+        /// The stated length in bytes.
         found: u64,
-        /// The length of its parts.
+        /// The sum of its parts in bytes.
         expected: u64,
     },
     /// A compressed page does not expand to 4096 bytes.
@@ -80,22 +80,22 @@ pub enum Violation {
         /// The frame.
         frame: FrameIndex,
     },
-    /// The checksum of a part of the descriptor does not match.
-    #[error("the checksum of the descriptor's part is wrong")]
+    /// The checksum of a chunk of the descriptor does not match.
+    #[error("the checksum of the descriptor's chunk is wrong")]
     DescriptorChecksum,
-    /// A page that nobody asked for on this connection.
-    #[error("frame {frame} was not asked for")]
+    /// A page that was not requested on this connection.
+    #[error("frame {frame} was not requested")]
     NotAskedFor {
         /// The frame.
         frame: FrameIndex,
     },
     /// More second copies of pages than there were second requests.
-    #[error("frame {frame} came more often than it was asked for")]
+    #[error("frame {frame} arrived more often than it was requested")]
     Repeated {
         /// The frame.
         frame: FrameIndex,
     },
-    /// A reply that does not belong here.
-    #[error("a reply that nobody asked for")]
+    /// A reply of a type that was not requested.
+    #[error("an unrequested reply")]
     Unexpected,
 }

@@ -1,4 +1,4 @@
-//! What two sides agree on.
+//! The features that client and server negotiate.
 
 use std::fmt;
 
@@ -14,9 +14,9 @@ pub enum Codec {
 /// A set of codecs.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
 pub struct Codecs {
-    /// LZ4: little time, a little less to send.
+    /// LZ4: fast, lower ratio.
     pub lz4: bool,
-    /// zstd: more time, less to send.
+    /// zstd: slower, higher ratio.
     pub zstd: bool,
 }
 
@@ -24,16 +24,16 @@ impl Codecs {
     /// No compression.
     pub const NONE: Self = Self { lz4: false, zstd: false };
 
-    /// Every codec there is.
+    /// Every codec.
     pub const ALL: Self = Self { lz4: true, zstd: true };
 
-    /// Whether pages may be compressed at all.
+    /// Whether the set is not empty.
     #[must_use]
     pub fn any(self) -> bool {
         self.lz4 || self.zstd
     }
 
-    /// Whether the set holds a codec.
+    /// Whether the set contains a codec.
     #[must_use]
     pub fn has(self, codec: Codec) -> bool {
         match codec {
@@ -43,12 +43,12 @@ impl Codecs {
     }
 }
 
-/// What a client wants, or what a server chose of it.
+/// The features that a client requests, or that a server has chosen from them.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
 pub struct Features {
-    /// Each page comes with a checksum.
+    /// Each page has a checksum.
     pub checksums: bool,
-    /// Pages may come compressed with one of these.
+    /// Pages may be compressed with one of these.
     pub codecs: Codecs,
 }
 
@@ -57,22 +57,22 @@ const LZ4: u32 = 1 << 1;
 const ZSTD: u32 = 1 << 2;
 
 impl Features {
-    /// The bits on the wire.
+    /// The features as a bit set, as on the wire.
     #[must_use]
     pub fn bits(self) -> u32 {
         let bit = |on, bit| if on { bit } else { 0 };
         bit(self.checksums, CHECKSUMS) | bit(self.codecs.lz4, LZ4) | bit(self.codecs.zstd, ZSTD)
     }
 
-    /// The features among the bits. Unknown ones are left out: what a server does not know it does
-    /// not choose.
+    /// The features of a bit set. Unknown bits are ignored: a server does not choose features that
+    /// it does not know.
     #[must_use]
     pub fn from_bits(bits: u32) -> Self {
         let has = |bit| bits & bit != 0;
         Self { checksums: has(CHECKSUMS), codecs: Codecs { lz4: has(LZ4), zstd: has(ZSTD) } }
     }
 
-    /// What both have.
+    /// The intersection of two sets.
     #[must_use]
     pub fn both(self, other: Self) -> Self {
         Self::from_bits(self.bits() & other.bits())

@@ -1,7 +1,7 @@
-//! Little-endian numbers from and to bytes.
+//! Reads and writes little-endian numbers.
 
-/// Takes numbers off the front of a slice. Past its end they are zero: callers hand in as many
-/// bytes as they take.
+/// Reads numbers from the front of a slice. Numbers past its end are zero; callers pass a slice of
+/// the exact length.
 pub(super) struct Fields<'a>(pub(super) &'a [u8]);
 
 impl Fields<'_> {
@@ -40,7 +40,8 @@ impl Fields<'_> {
     }
 }
 
-/// Fills an array from its front. What does not fit is left out: the array's size is the message's.
+/// Fills an array from its front. Bytes that do not fit are dropped; the array has the length of
+/// the message.
 pub(super) struct Writer<const N: usize> {
     bytes: [u8; N],
     at: usize,
@@ -70,7 +71,7 @@ impl<const N: usize> Writer<N> {
     }
 }
 
-/// At most `most` bytes of a text, cut between two characters.
+/// At most `most` bytes of a text, cut at a character boundary.
 pub(super) fn cut(text: &str, most: usize) -> &str {
     let end = (0..=most.min(text.len())).rev().find(|end| text.is_char_boundary(*end));
     text.get(..end.unwrap_or(0)).unwrap_or("")

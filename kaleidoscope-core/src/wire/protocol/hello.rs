@@ -1,4 +1,4 @@
-//! The first message of each side: hello, and welcome or refusal.
+//! The first message of each side: the hello, and the welcome or refusal.
 
 use super::fields::{Fields, Writer, cut};
 use super::{Features, MAX_BATCH, MAX_PENDING, MAX_TEXT, ProtocolError, VERSION, Violation};
@@ -6,52 +6,52 @@ use crate::clone::CloneId;
 use std::fmt;
 use std::num::NonZeroU32;
 
-/// First bytes of either stream.
+/// First bytes of both streams.
 const MAGIC: [u8; 8] = *b"KSWIRE\r\n";
 
 /// Bytes of a [`Hello`].
 pub const HELLO_BYTES: usize = 72;
 
-/// Bytes of a [`WelcomeHead`]; a refusal's text follows.
+/// Bytes of a [`WelcomeHead`]; the text of a refusal follows.
 pub const WELCOME_BYTES: usize = 72;
 
-/// What a client says first.
+/// The client's first message.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Hello {
-    /// The features that it wants.
+    /// The requested features.
     pub features: Features,
-    /// Digest of the image that it wants; all zeros for the only one that the server has.
+    /// Digest of the wanted image; all zeros for the only image of the server.
     pub image: [u8; 32],
-    /// Which clone it is, for the server's records.
+    /// Identity of the clone, for the server's records.
     pub clone: CloneId,
-    /// Most pages that it takes in one reply, 1 to [`MAX_BATCH`].
+    /// Most pages that the client accepts in one reply, 1 to [`MAX_BATCH`].
     pub batch: u32,
 }
 
-/// How a server answers.
+/// The server's answer if it accepts the client.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Welcome {
-    /// The features that hold on this connection: some of those that the client wanted.
+    /// The features of this connection, a subset of the requested ones.
     pub features: Features,
     /// Digest of the image.
     pub image: [u8; 32],
     /// Frames of the image.
     pub frames: NonZeroU32,
-    /// Most frames that the client may keep unanswered, 1 to [`MAX_PENDING`].
+    /// Most frames that the client may have unanswered, 1 to [`MAX_PENDING`].
     pub pending: NonZeroU32,
     /// Most pages in one reply, 1 to [`MAX_BATCH`].
     pub batch: u32,
-    /// Bytes of the descriptor; 0 when there is none.
+    /// Bytes of the descriptor; 0 if there is none.
     pub descriptor: u32,
 }
 
-/// Why a server does not serve a client.
+/// Why a server refuses a client.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[non_exhaustive]
 pub enum Refusal {
     /// The hello is not understood.
     Malformed,
-    /// The client speaks a version that the server does not.
+    /// The server does not support the client's version.
     Version,
     /// The server has no such image.
     Image,
@@ -59,7 +59,7 @@ pub enum Refusal {
     Ambiguous,
     /// The server, or the client's share of it, is full.
     Busy,
-    /// A reason that this version does not know.
+    /// A reason that this version does not define.
     Other(u32),
 }
 
@@ -86,7 +86,7 @@ impl Refusal {
         }
     }
 
-    /// Whether the same client would be refused again later, too.
+    /// Whether the same client would be refused again later.
     #[must_use]
     pub fn is_final(self) -> bool {
         match self {
@@ -114,7 +114,7 @@ impl fmt::Display for Refusal {
 pub enum WelcomeHead {
     /// Welcome; nothing follows.
     Welcome(Welcome),
-    /// A refusal; so many bytes of text follow, and then the end.
+    /// A refusal; this many bytes of text follow, then the end of the stream.
     Refused(Refusal, usize),
 }
 
@@ -122,7 +122,7 @@ fn at(offset: u64, violation: Violation) -> ProtocolError {
     ProtocolError { offset, violation }
 }
 
-/// A number within 1 to `most`.
+/// Checks that a number is within 1 to `most`, inclusive.
 fn within(offset: u64, field: &'static str, found: u32, most: u32) -> Result<u32, ProtocolError> {
     if found == 0 {
         return Err(at(offset, Violation::Value { field, found: 0 }));
@@ -134,13 +134,13 @@ fn within(offset: u64, field: &'static str, found: u32, most: u32) -> Result<u32
     Ok(found)
 }
 
-/// [`MAX_BATCH`] as it is on the wire.
+/// [`MAX_BATCH`] in the type of the field.
 fn max_batch() -> u32 {
     u32::try_from(MAX_BATCH).unwrap_or(u32::MAX)
 }
 
 impl Hello {
-    /// The message.
+    /// Encodes the message.
     #[must_use]
     pub fn encode(&self) -> [u8; HELLO_BYTES] {
         Writer::new()
@@ -154,10 +154,10 @@ impl Hello {
             .finish()
     }
 
-    /// Reads the message.
+    /// Decodes the message.
     ///
     /// # Errors
-    /// [`ProtocolError`] when it is another protocol or version, or holds what is not allowed.
+    /// [`ProtocolError`] if the protocol or version is another one, or a value is not allowed.
     pub fn decode(bytes: &[u8; HELLO_BYTES]) -> Result<Self, ProtocolError> {
         let mut fields = Fields(bytes);
         check_start(&mut fields)?;
@@ -169,7 +169,7 @@ impl Hello {
     }
 }
 
-/// Magic and version.
+/// Checks magic and version.
 fn check_start(fields: &mut Fields<'_>) -> Result<(), ProtocolError> {
     if fields.array() != MAGIC {
         return Err(at(0, Violation::Magic));
@@ -181,7 +181,7 @@ fn check_start(fields: &mut Fields<'_>) -> Result<(), ProtocolError> {
 }
 
 impl Welcome {
-    /// The message.
+    /// Encodes the message.
     #[must_use]
     pub fn encode(&self) -> [u8; WELCOME_BYTES] {
         Writer::new()
@@ -198,8 +198,7 @@ impl Welcome {
             .finish()
     }
 
-    /// The message of a refusal, with a text for people of which at most [`MAX_TEXT`] bytes are
-    /// sent.
+    /// Encodes a refusal with a text for humans, truncated to [`MAX_TEXT`] bytes.
     #[must_use]
     pub fn refuse(refusal: Refusal, text: &str) -> Vec<u8> {
         let text = cut(text, MAX_TEXT);
@@ -216,11 +215,11 @@ impl Welcome {
 }
 
 impl WelcomeHead {
-    /// Reads the fixed part of a server's answer to `hello`.
+    /// Decodes the fixed part of a server's answer to `hello`.
     ///
     /// # Errors
-    /// [`ProtocolError`] when it is another protocol or version, reservations what was not wanted,
-    /// or holds what is not allowed.
+    /// [`ProtocolError`] if the protocol or version is another one, a feature was not requested, or
+    /// a value is not allowed.
     pub fn decode(bytes: &[u8; WELCOME_BYTES], hello: &Hello) -> Result<Self, ProtocolError> {
         let mut fields = Fields(bytes);
         check_start(&mut fields)?;

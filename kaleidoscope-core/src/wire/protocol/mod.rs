@@ -1,10 +1,10 @@
-//! The page server's protocol: bytes in, messages out, and the other way round. No sockets, no
+//! The page server's protocol as a pure codec between bytes and messages, without sockets or
 //! clocks.
 //!
-//! A client says hello, the server welcomes or refuses it; then requests go one way and replies the
-//! other, each stream on its own. `docs/formats.md` has every byte. Both readers take what the
-//! other side sends as hostile: lengths are checked before they are used, nothing is allocated that
-//! the other side can size, and every error names the byte where it was found.
+//! A client sends a hello, and the server welcomes or refuses it. Then requests flow one way and
+//! replies the other, as independent streams. `docs/formats.md` describes every byte. Both readers
+//! treat their input as hostile: lengths are checked before use, no allocation has a size that the
+//! peer chooses, and every error states the byte offset at which it was found.
 
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
@@ -36,8 +36,8 @@ pub use request::{
     descriptor_request,
 };
 
-/// Version of the protocol. A new number only when old programs would go wrong; what they can
-/// ignore is a feature.
+/// Version of the protocol. Incremented only for changes that break old programs; anything that
+/// they can ignore is a feature.
 pub const VERSION: u32 = 1;
 
 /// Most pages in one reply.
@@ -52,9 +52,9 @@ pub const MAX_CHUNK: usize = 64 << 10;
 /// Most bytes of text in a refusal or an error message.
 pub const MAX_TEXT: usize = 512;
 
-/// Most frames that a client may keep unanswered on one connection, whatever a server offers.
+/// Most frames that a client may have unanswered on one connection, whatever a server offers.
 pub const MAX_PENDING: u32 = 1 << 20;
 
-/// Most bytes of a descriptor: servers refuse to start with a larger one, and clients take none
-/// unless told so.
+/// Most bytes of a descriptor: servers refuse to start with a larger one, and clients accept none
+/// unless configured to.
 pub const MAX_DESCRIPTOR: u32 = 1 << 30;

@@ -1,4 +1,4 @@
-//! A page's bytes on the wire: checksum and compression.
+//! Checksums and compression of pages on the wire.
 
 use super::{Codec, Stored};
 use crate::addr::{FRAME_BYTES, FrameIndex};
@@ -6,21 +6,21 @@ use crate::memory::{Page, ZERO_PAGE};
 use std::io;
 use twox_hash::XxHash3_64;
 
-/// Compression level of zstd: its fastest regular one; a page is too short for the others to pay
-/// off.
+/// Compression level of zstd: its fastest regular one. A page is too short for higher levels to
+/// pay off.
 const ZSTD_LEVEL: i32 = 1;
 
-/// More bytes than any codec makes of one page.
-const ROOM: usize = FRAME_BYTES * 2;
+/// Bytes of the output buffer; no codec produces more from one page.
+const OUTPUT_BYTES: usize = FRAME_BYTES * 2;
 
-/// XXH3-64 of what a frame holds, with the frame's number as the seed: right bytes under a wrong
-/// number are wrong. Of nothing for a frame that the image does not hold.
+/// XXH3-64 of a frame's page, seeded with the frame index, so that a page sent under a wrong index
+/// fails the check. `None`, for a frame that the image does not hold, hashes as empty input.
 #[must_use]
 pub fn checksum(frame: FrameIndex, page: Option<&Page>) -> u64 {
     XxHash3_64::oneshot_with_seed(frame.0.into(), page.map_or(&[], |page| page.as_slice()))
 }
 
-/// Expands pages, one after the other, in memory that it keeps.
+/// Decompresses pages one at a time into a buffer of its own.
 #[derive(Default)]
 pub struct PageDecoder {
     page: Option<Box<Page>>,
@@ -28,8 +28,8 @@ pub struct PageDecoder {
 }
 
 impl PageDecoder {
-    /// A page's 4096 bytes from what was sent of it; `None` when that is damaged, or the system has
-    /// no memory.
+    /// Decodes a page's 4096 bytes. Returns `None` if `bytes` is damaged, or if memory for the
+    /// decompressor cannot be allocated.
     pub fn decode<'a>(&'a mut self, stored: Stored, bytes: &'a [u8]) -> Option<&'a Page> {
         let codec = match stored {
             Stored::Raw => return bytes.try_into().ok(),
@@ -58,23 +58,23 @@ impl std::fmt::Debug for PageDecoder {
     }
 }
 
-/// Compresses pages, one after the other, in memory that it keeps.
+/// Compresses pages one at a time into a buffer of its own.
 pub struct PageEncoder {
-    bytes: Box<[u8; ROOM]>,
+    bytes: Box<[u8; OUTPUT_BYTES]>,
     zstd: zstd::bulk::Compressor<'static>,
 }
 
 impl PageEncoder {
-    /// Memory for one page and zstd's tables.
+    /// Allocates a buffer for one page, and zstd's tables.
     ///
     /// # Errors
-    /// The system's reason for not giving the memory.
+    /// The system's error if the allocation fails.
     pub fn new() -> io::Result<Self> {
         let zstd = zstd::bulk::Compressor::new(ZSTD_LEVEL)?;
-        Ok(Self { bytes: Box::new([0; ROOM]), zstd })
+        Ok(Self { bytes: Box::new([0; OUTPUT_BYTES]), zstd })
     }
 
-    /// The page compressed, when that is shorter than `most` bytes.
+    /// Compresses a page. Returns `None` unless the result is shorter than `most` bytes.
     pub fn encode(&mut self, codec: Codec, page: &Page, most: usize) -> Option<&[u8]> {
         let length = match codec {
             Codec::Lz4 => lz4_flex::block::compress_into(page, self.bytes.as_mut_slice()).ok()?,

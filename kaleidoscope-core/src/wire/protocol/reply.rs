@@ -1,4 +1,4 @@
-//! What a server answers: the parts of its messages.
+//! The parts of a server's replies.
 
 use super::fields::{Fields, Writer, cut};
 use super::{Codec, MAX_TEXT};
@@ -12,23 +12,23 @@ pub const REPLY_BYTES: usize = 8;
 /// Bytes of a page's entry.
 pub const ENTRY_BYTES: usize = 16;
 
-/// Bytes of the head of a part of the descriptor.
+/// Bytes of the head of a reply with a chunk of the descriptor.
 pub(super) const DESCRIPTOR_BYTES: usize = 24;
 
 pub(super) const PAGES: u8 = 1;
 pub(super) const DESCRIPTOR: u8 = 2;
 pub(super) const ERROR: u8 = 3;
 
-/// How a page's bytes are sent.
+/// Encoding of a page's bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Stored {
-    /// As they are.
+    /// Uncompressed.
     Raw,
-    /// Not at all: they are zeros.
+    /// No bytes: the page is zeros.
     Zero,
     /// Compressed.
     Compressed(Codec),
-    /// Not at all: the image does not hold the frame.
+    /// No bytes: the image does not hold the frame.
     Unavailable,
 }
 
@@ -54,7 +54,7 @@ impl Stored {
         known.get(usize::from(code)).copied()
     }
 
-    /// Whether so many bytes can be sent for a page.
+    /// Whether `bytes` is a valid length for this encoding.
     pub(super) fn allows(self, bytes: usize) -> bool {
         match self {
             Self::Raw => bytes == FRAME_BYTES,
@@ -64,21 +64,21 @@ impl Stored {
     }
 }
 
-/// What a reply says of one page, ahead of all pages' bytes.
+/// Description of one page of a reply. All entries precede the pages' bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Entry {
     /// The frame.
     pub frame: FrameIndex,
-    /// How its bytes are sent.
+    /// Encoding of its bytes.
     pub stored: Stored,
-    /// How many bytes are sent.
+    /// Number of bytes sent.
     pub bytes: u16,
-    /// [`checksum`](super::checksum) of the page, or 0 where there are none.
+    /// [`checksum`](super::checksum) of the page, or 0 if checksums are off.
     pub checksum: u64,
 }
 
 impl Entry {
-    /// The entry's bytes.
+    /// Encodes the entry.
     #[inline]
     #[must_use]
     pub fn encode(&self) -> [u8; ENTRY_BYTES] {
@@ -96,12 +96,12 @@ impl Entry {
 pub struct PagesHead {
     /// Number of pages, 1 to [`MAX_BATCH`](super::MAX_BATCH).
     pub pages: u16,
-    /// Bytes behind the head.
+    /// Number of bytes after the head.
     pub bytes: u32,
 }
 
 impl PagesHead {
-    /// The head's bytes.
+    /// Encodes the head.
     #[must_use]
     pub fn encode(&self) -> [u8; REPLY_BYTES] {
         head(PAGES, self.pages, self.bytes)
@@ -112,23 +112,23 @@ fn head(kind: u8, count: u16, bytes: u32) -> [u8; REPLY_BYTES] {
     Writer::new().put([kind, 0]).put(count.to_le_bytes()).put(bytes.to_le_bytes()).finish()
 }
 
-/// The head of a reply with part of the descriptor, whose bytes follow.
+/// The head of a reply with a chunk of the descriptor, whose bytes follow.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct DescriptorHead {
-    /// First byte.
+    /// Byte offset of the chunk in the descriptor.
     pub offset: u32,
     /// XXH3-64 of the bytes with the offset as the seed.
     pub checksum: u64,
 }
 
 impl DescriptorHead {
-    /// The head for these bytes of the descriptor from `offset` on.
+    /// The head for a chunk of the descriptor at `offset`.
     #[must_use]
     pub fn new(offset: u32, bytes: &[u8]) -> Self {
         Self { offset, checksum: XxHash3_64::oneshot_with_seed(offset.into(), bytes) }
     }
 
-    /// The head's bytes, for so many bytes of the descriptor.
+    /// Encodes the head for a chunk of `bytes` bytes.
     #[must_use]
     pub fn encode(&self, bytes: usize) -> [u8; DESCRIPTOR_BYTES] {
         let bytes = u32::try_from(bytes.saturating_add(DESCRIPTOR_BYTES - REPLY_BYTES));
@@ -147,15 +147,15 @@ impl DescriptorHead {
 pub enum ErrorCode {
     /// The client broke the protocol.
     Malformed,
-    /// The client has more frames unanswered than it may.
+    /// The client has more frames unanswered than allowed.
     TooMuch,
     /// The image can no longer be read.
     Image,
     /// The server is being stopped.
     Stopping,
-    /// Nothing was asked for a long time.
+    /// The client requested nothing for a long time.
     Idle,
-    /// A reason that this version does not know.
+    /// A reason that this version does not define.
     Other(u16),
 }
 
@@ -190,13 +190,13 @@ impl fmt::Display for ErrorCode {
             Self::TooMuch => f.write_str("too many frames unanswered"),
             Self::Image => f.write_str("the image cannot be read"),
             Self::Stopping => f.write_str("the server is being stopped"),
-            Self::Idle => f.write_str("nothing was asked for a long time"),
+            Self::Idle => f.write_str("no request for a long time"),
             Self::Other(code) => write!(f, "reason {code}"),
         }
     }
 }
 
-/// A server's last message, with a text for people of which at most [`MAX_TEXT`] bytes are sent.
+/// Encodes a server's last message, with a text for humans, truncated to [`MAX_TEXT`] bytes.
 #[must_use]
 pub fn error_message(code: ErrorCode, text: &str) -> Vec<u8> {
     let text = cut(text, MAX_TEXT);
@@ -204,7 +204,7 @@ pub fn error_message(code: ErrorCode, text: &str) -> Vec<u8> {
     [&head, text.as_bytes()].concat()
 }
 
-/// Takes a head apart: type, flags, count, bytes.
+/// Splits a head into type, flags, count and bytes.
 pub(super) fn split_head(bytes: &[u8; REPLY_BYTES]) -> (u8, u8, u16, u32) {
     let mut fields = Fields(bytes);
     (fields.u8(), fields.u8(), fields.u16(), fields.u32())

@@ -1,4 +1,4 @@
-//! Takes replies off a server's stream.
+//! Reads replies from a server's stream.
 
 use super::fields::Fields;
 use super::page::PageDecoder;
@@ -10,10 +10,10 @@ use super::{
 use crate::addr::FrameIndex;
 use crate::clone::ports::Delivery;
 
-/// What bounds a server's replies: what was agreed on at the start.
+/// Limits of a server's replies, as agreed in the handshake.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct ReplyLimits {
-    /// The features that hold.
+    /// The features of the connection.
     pub features: Features,
     /// Frames of the image.
     pub frames: u32,
@@ -37,38 +37,38 @@ impl From<&Welcome> for ReplyLimits {
 /// A reply, or one page of it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Reply<'a> {
-    /// What the image holds of a frame, its checksum checked where there is one.
+    /// A frame's page. If the connection has checksums, the page's checksum is verified.
     Frame(Delivery<'a>),
-    /// Part of the descriptor.
+    /// A chunk of the descriptor.
     Descriptor {
-        /// First byte.
+        /// Byte offset of the chunk.
         offset: u32,
         /// The bytes, 1 to [`MAX_CHUNK`].
         bytes: &'a [u8],
     },
     /// The server's last message.
     Error {
-        /// Why it ends the connection.
+        /// Why the server ends the connection.
         code: ErrorCode,
-        /// What it says; whatever is no UTF-8 is left out.
+        /// Text for humans, up to the first byte that is not UTF-8.
         text: &'a str,
     },
 }
 
-/// Takes replies off a server's stream, page by page as they arrive.
+/// Reads replies from a server's stream, page by page as they arrive.
 #[derive(Debug)]
 pub struct ReplyReader {
     limits: ReplyLimits,
     inbox: Inbox,
     decoder: PageDecoder,
-    /// Entries of the reply that is being read.
+    /// Entries of the current reply.
     entries: [Option<Entry>; MAX_BATCH],
-    /// The next of them.
+    /// Index of the next entry.
     next: usize,
 }
 
 impl ReplyReader {
-    /// Least bytes of the buffer: the longest part that is used as a whole, and a bit.
+    /// Least bytes of the buffer: the longest part that is consumed as a whole, and some more.
     pub const LEAST_BUFFER: usize = MAX_CHUNK + 4096;
 
     /// A reader at the first reply of a stream, with a buffer of `buffer` bytes (at least
@@ -84,28 +84,28 @@ impl ReplyReader {
         }
     }
 
-    /// Where the stream's next bytes go; never empty once [`ReplyReader::next_reply`] has returned
-    /// `None`.
+    /// Space for the stream's next bytes; never empty after [`ReplyReader::next_reply`] has
+    /// returned `None`.
     pub fn space(&mut self) -> &mut [u8] {
         self.inbox.space()
     }
 
-    /// So many bytes have been put into [`ReplyReader::space`].
+    /// Records that `bytes` bytes have been written to [`ReplyReader::space`].
     pub fn filled(&mut self, bytes: usize) {
         self.inbox.filled(bytes);
     }
 
-    /// Bytes of the stream that were used.
+    /// Bytes of the stream consumed so far.
     #[must_use]
     pub fn offset(&self) -> u64 {
         self.inbox.offset()
     }
 
-    /// The next page or other reply, or `None` until more bytes are there.
+    /// The next page or other reply, or `None` until more bytes arrive.
     ///
     /// # Errors
-    /// [`ProtocolError`] when the reply is not allowed or damaged; the stream is of no use any
-    /// more.
+    /// [`ProtocolError`] if the reply is not allowed or damaged. The stream cannot be used after
+    /// that.
     #[inline]
     pub fn next_reply(&mut self) -> Result<Option<Reply<'_>>, ProtocolError> {
         if self.entries.get(self.next).copied().flatten().is_none() {
@@ -136,7 +136,7 @@ impl ReplyReader {
         Err(ProtocolError { offset: self.inbox.offset().saturating_add(at), violation })
     }
 
-    /// Reads the entries of a reply with pages, once they are all there.
+    /// Reads the entries of a reply with pages, once all of them have arrived.
     fn begin_pages(&mut self, count: u16, bytes: usize) -> Result<bool, ProtocolError> {
         let pages = usize::from(count);
         let most = self.limits.batch.min(MAX_BATCH);
@@ -174,7 +174,7 @@ impl ReplyReader {
         Ok(true)
     }
 
-    /// The page of an entry, once its bytes are all there.
+    /// The page of an entry, once all of its bytes have arrived.
     #[inline]
     fn page(&mut self, entry: Entry) -> Result<Option<Reply<'_>>, ProtocolError> {
         let offset = self.inbox.offset();
@@ -203,7 +203,7 @@ impl ReplyReader {
         Ok(Some(Reply::Frame(delivery)))
     }
 
-    /// Part of the descriptor, once its bytes are all there.
+    /// A chunk of the descriptor, once all of its bytes have arrived.
     fn descriptor(&mut self, count: u16, bytes: usize) -> Result<Option<Reply<'_>>, ProtocolError> {
         if count != 0 {
             return self.error(2, Violation::Value { field: "count", found: count.into() });
@@ -239,7 +239,7 @@ impl ReplyReader {
         Ok(Some(Reply::Descriptor { offset, bytes }))
     }
 
-    /// The server's last message, once its text is there.
+    /// The server's last message, once its text has arrived.
     fn server_error(
         &mut self,
         code: u16,
@@ -259,7 +259,7 @@ impl ReplyReader {
     }
 }
 
-/// Reads an entry, or says which of its bytes is not allowed.
+/// Decodes an entry, or returns the offset of the invalid field in it.
 fn entry(raw: &[u8; ENTRY_BYTES], limits: &ReplyLimits) -> Result<Entry, (u64, Violation)> {
     let mut fields = Fields(raw);
     let frame = fields.u32();

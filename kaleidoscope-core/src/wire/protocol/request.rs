@@ -1,22 +1,22 @@
-//! What a client asks for.
+//! A client's requests.
 
 use super::fields::{Fields, Writer};
 use super::{Inbox, MAX_CHUNK, MAX_RUNS, ProtocolError, Violation};
 use crate::addr::FrameIndex;
 use crate::clone::ports::Priority;
 
-/// Bytes of a request's head, and of each run behind it.
+/// Bytes of a request's head, and of each run after it.
 pub const REQUEST_BYTES: usize = 8;
 
 const FETCH: u8 = 1;
 const DESCRIPTOR: u8 = 2;
 
-/// Frames in a row: indices `first..first + frames`.
+/// Consecutive frames: indices `first..first + frames`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Run {
     /// The first frame.
     pub first: u32,
-    /// How many, at least one.
+    /// Number of frames, at least one.
     pub frames: u32,
 }
 
@@ -32,26 +32,26 @@ fn head(kind: u8, priority: Priority, count: u16) -> [u8; REQUEST_BYTES] {
     Writer::new().put([kind, priority]).put(count.to_le_bytes()).put([0; 4]).finish()
 }
 
-/// Writes requests for frames, in the order in which they are wanted; frames in a row become runs.
+/// Encodes requests for frames in priority order; consecutive frames become runs.
 #[derive(Debug)]
 pub struct FetchEncoder {
     priority: Priority,
     bytes: Vec<u8>,
-    /// Where the last request starts.
+    /// Where the current request starts in `bytes`.
     start: usize,
     runs: u16,
     run: Option<Run>,
 }
 
 impl FetchEncoder {
-    /// Nothing asked for yet. `bytes` is emptied and used again.
+    /// No request yet. `bytes` is cleared and reused.
     #[must_use]
     pub fn new(priority: Priority, mut bytes: Vec<u8>) -> Self {
         bytes.clear();
         Self { priority, bytes, start: 0, runs: 0, run: None }
     }
 
-    /// Asks for a frame.
+    /// Requests a frame.
     pub fn push(&mut self, frame: FrameIndex) {
         if let Some(run) = &mut self.run
             && run.first.checked_add(run.frames) == Some(frame.0)
@@ -83,7 +83,7 @@ impl FetchEncoder {
         self.runs = 0;
     }
 
-    /// The requests, one after the other; no bytes when nothing was asked for.
+    /// The encoded requests; empty if no frame was requested.
     #[must_use]
     pub fn finish(mut self) -> Vec<u8> {
         self.end_run();
@@ -92,7 +92,7 @@ impl FetchEncoder {
     }
 }
 
-/// The request for `bytes` bytes of the descriptor from `offset` on.
+/// Encodes the request for `bytes` bytes of the descriptor from `offset` on.
 #[must_use]
 pub fn descriptor_request(offset: u32, bytes: u32) -> [u8; 16] {
     let range = Run { first: offset, frames: bytes };
@@ -106,7 +106,7 @@ pub fn descriptor_request(offset: u32, bytes: u32) -> [u8; 16] {
     request
 }
 
-/// What bounds a client's requests.
+/// Limits of a client's requests.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct RequestLimits {
     /// Frames of the image.
@@ -120,18 +120,18 @@ pub struct RequestLimits {
 /// A request.
 #[derive(Clone, Debug)]
 pub enum Request<'a> {
-    /// The bytes of frames.
+    /// Requests the pages of frames.
     Fetch(Priority, Runs<'a>),
-    /// Part of the descriptor.
+    /// Requests a chunk of the descriptor.
     Descriptor {
-        /// First byte.
+        /// Byte offset of the chunk.
         offset: u32,
         /// Number of bytes, 1 to [`MAX_CHUNK`].
         bytes: u32,
     },
 }
 
-/// Runs of frames, all in the image, and no more frames in all than one request may name.
+/// Runs of frames: all inside the image, and in total no more frames than one request may name.
 #[derive(Clone, Debug)]
 pub struct Runs<'a>(&'a [u8]);
 
@@ -146,7 +146,7 @@ impl Iterator for Runs<'_> {
     }
 }
 
-/// Takes requests off a client's stream.
+/// Reads requests from a client's stream.
 #[derive(Debug)]
 pub struct RequestReader {
     limits: RequestLimits,
@@ -154,7 +154,7 @@ pub struct RequestReader {
 }
 
 impl RequestReader {
-    /// Bytes of the reader's buffer: the longest request, twice.
+    /// Bytes of the reader's buffer: twice the longest request.
     pub const BUFFER: usize = REQUEST_BYTES * (MAX_RUNS + 1) * 2;
 
     /// A reader at the first request of a stream.
@@ -163,27 +163,27 @@ impl RequestReader {
         Self { limits, inbox: Inbox::new(Self::BUFFER) }
     }
 
-    /// Where the stream's next bytes go; never empty once [`RequestReader::next_request`] has
+    /// Space for the stream's next bytes; never empty after [`RequestReader::next_request`] has
     /// returned `None`.
     pub fn space(&mut self) -> &mut [u8] {
         self.inbox.space()
     }
 
-    /// So many bytes have been put into [`RequestReader::space`].
+    /// Records that `bytes` bytes have been written to [`RequestReader::space`].
     pub fn filled(&mut self, bytes: usize) {
         self.inbox.filled(bytes);
     }
 
-    /// Bytes of the stream that were used.
+    /// Bytes of the stream consumed so far.
     #[must_use]
     pub fn offset(&self) -> u64 {
         self.inbox.offset()
     }
 
-    /// The next request, or `None` until more bytes are there.
+    /// The next request, or `None` until more bytes arrive.
     ///
     /// # Errors
-    /// [`ProtocolError`] when the request is not allowed; the stream is of no use any more.
+    /// [`ProtocolError`] if the request is not allowed. The stream cannot be used after that.
     pub fn next_request(&mut self) -> Result<Option<Request<'_>>, ProtocolError> {
         let Some(head) = self.inbox.available().first_chunk::<REQUEST_BYTES>() else {
             return Ok(None);

@@ -40,7 +40,7 @@ fn request_limits() -> RequestLimits {
     RequestLimits { frames: FRAMES, pending: 4000, descriptor: 1 << 20 }
 }
 
-/// Every frame that a stream of requests asks for, in order, when it arrives in pieces.
+/// Every frame that a stream of requests names, in order, if it arrives in pieces.
 fn frames_of(stream: &[u8], piece: usize) -> Result<Vec<(Priority, u32)>, ProtocolError> {
     let mut reader = RequestReader::new(request_limits());
     let mut frames = Vec::new();
@@ -59,7 +59,7 @@ fn frames_of(stream: &[u8], piece: usize) -> Result<Vec<(Priority, u32)>, Protoc
     Ok(frames)
 }
 
-/// What a page is made of, for all ways to send it.
+/// Contents of a page, one for each encoding.
 #[derive(Clone, Copy, Debug)]
 enum Kind {
     Zero,
@@ -171,7 +171,9 @@ proptest! {
     #[test]
     fn refusals_round_trip(hello in hello(), code in 1u32.., text in ".{0,300}") {
         let numbered = |code| Welcome::refuse(Refusal::Other(code), "");
-        let head = |bytes: &[u8]| WelcomeHead::decode(bytes.first_chunk().unwrap(), &hello).unwrap();
+        let head = |bytes: &[u8]| {
+            WelcomeHead::decode(bytes.first_chunk().unwrap(), &hello).unwrap()
+        };
         let WelcomeHead::Refused(refusal, 0) = head(&numbered(code)) else { panic!("refused") };
         let message = Welcome::refuse(refusal, &text);
         let WelcomeHead::Refused(again, length) = head(&message) else { panic!("refused") };
@@ -183,7 +185,10 @@ proptest! {
 
     #[test]
     fn requests_round_trip(
-        requests in prop::collection::vec((priority(), prop::collection::vec(0..FRAMES, 1..300)), 1..6),
+        requests in prop::collection::vec(
+            (priority(), prop::collection::vec(0..FRAMES, 1..300)),
+            1..6,
+        ),
         dense in any::<bool>(),
         piece in 1usize..9000,
     ) {
@@ -208,8 +213,10 @@ proptest! {
         codec in codec(),
         piece in 1usize..60_000,
     ) {
-        let stream: Vec<u8> = replies.iter().flat_map(|items| reply(items, features, codec)).collect();
-        let expected: Vec<_> = replies.concat().into_iter().map(|(f, kind)| (f, page(kind))).collect();
+        let stream = replies.iter().flat_map(|items| reply(items, features, codec));
+        let stream: Vec<u8> = stream.collect();
+        let expected = replies.concat().into_iter().map(|(f, kind)| (f, page(kind)));
+        let expected: Vec<_> = expected.collect();
         prop_assert!(pages_of(&stream, piece, features).unwrap() == expected);
     }
 
@@ -224,7 +231,7 @@ proptest! {
         let mut stream = reply(&items, features, codec);
         let at = at.index(stream.len());
         stream[at] ^= 1u8 << bit;
-        // An error, or a reply that does not end; what comes before that is right.
+        // An error, or an incomplete reply; the pages before it are correct.
         let limits = ReplyLimits { features, frames: FRAMES, batch: MAX_BATCH, descriptor: 0 };
         let mut reader = ReplyReader::new(limits, 0);
         reader.space()[..stream.len()].copy_from_slice(&stream);
@@ -242,8 +249,11 @@ proptest! {
     }
 
     #[test]
-    fn any_requests_are_read_or_refused(stream in prop::collection::vec(any::<u8>(), 0..200), piece in 1usize..50) {
-        // The head is made likely; the rest is noise.
+    fn any_requests_are_read_or_refused(
+        stream in prop::collection::vec(any::<u8>(), 0..200),
+        piece in 1usize..50,
+    ) {
+        // A likely head, then noise.
         let mut stream = stream;
         for (byte, value) in stream.iter_mut().zip([1, 0, 3, 0, 0, 0, 0, 0]) {
             *byte = value;

@@ -1,7 +1,7 @@
-//! Replies with pages: from the image's memory to the socket.
+//! Replies with pages, from the image's memory to the socket.
 
 use super::ServedImage;
-use super::compression::{Compression, WORTH};
+use super::compression::{COMPRESSED_LIMIT, Compression};
 use super::statistics::{Counters, add};
 use crate::addr::{FRAME_BYTES, FRAME_SIZE, FrameIndex};
 use crate::clone::ports::Priority;
@@ -23,7 +23,7 @@ pub(super) enum BatchError {
     Io(#[from] io::Error),
 }
 
-/// Sends pages, in memory that it keeps.
+/// Sends pages, with reusable buffers.
 #[derive(Debug)]
 pub(super) struct Batch {
     features: Features,
@@ -31,14 +31,14 @@ pub(super) struct Batch {
     encoder: Option<PageEncoder>,
     /// Head and entries of a reply.
     head: Vec<u8>,
-    /// Pages that could not be sent from where they are. The system backs what is used of it.
+    /// Copies of pages that cannot be sent in place. Only the pages that are used become resident.
     pages: Vec<u8>,
 }
 
-/// The parts of a reply: its head, then stretches of pages.
+/// The parts of a reply: its head, then slices of pages.
 struct Parts<'a> {
     parts: [IoSlice<'a>; MAX_BATCH + 1],
-    /// Parts in use; the first one is for the head.
+    /// Number of parts in use; the first one is the head.
     used: usize,
     /// Bytes of all parts but the head.
     bytes: usize,
@@ -65,18 +65,18 @@ impl<'a> Parts<'a> {
     }
 }
 
-/// Pages of a batch, by how they were sent.
+/// Numbers of pages of a batch, by how they were sent.
 #[derive(Default)]
-struct Tally {
+struct PageCounts {
     zero: usize,
     missing: usize,
     compressed: usize,
 }
 
-/// The pages of the first of `frames` and of those that follow it, as far as they lie behind one
-/// another in the image's memory as in the request; `None` when the first one has to be read. A
-/// hole is one page of zeros, and is not read.
-fn in_place<'a>(image: &'a ServedImage, frames: &[FrameIndex]) -> Option<&'a [Page]> {
+/// The pages of the first frame and of those that follow it, as long as they are contiguous in the
+/// image's memory. `None` if the first page has to be read into a buffer. A hole yields one page of
+/// zeros, without access to the image.
+fn contiguous_pages<'a>(image: &'a ServedImage, frames: &[FrameIndex]) -> Option<&'a [Page]> {
     let first = frames.first()?;
     let layout = image.memory.layout();
     let gpa = layout.gfn_of(*first)?.gpa();
@@ -88,14 +88,14 @@ fn in_place<'a>(image: &'a ServedImage, frames: &[FrameIndex]) -> Option<&'a [Pa
         Backing::Data => {}
     }
     let extent = first.0..extent.frames.end;
-    let in_a_row = frames.iter().zip(extent).take_while(|(frame, next)| frame.0 == *next);
-    let count = in_a_row.count().min(usize::try_from(left / FRAME_SIZE).unwrap_or(usize::MAX));
+    let consecutive = frames.iter().zip(extent).take_while(|(frame, next)| frame.0 == *next);
+    let count = consecutive.count().min(usize::try_from(left / FRAME_SIZE).unwrap_or(usize::MAX));
     let slice = |count: usize| image.memory.slice(gpa, count * FRAME_BYTES);
     let bytes = slice(count).or_else(|| slice(1))?;
     Some(bytes.as_chunks().0).filter(|pages| !pages.is_empty())
 }
 
-/// Reads a page into `slot`. Says whether the image holds it.
+/// Reads a page into `slot`. Returns whether the image holds it.
 fn read(image: &ServedImage, frame: FrameIndex, slot: &mut Page) -> Result<bool, MemoryError> {
     let Some(gfn) = image.memory.layout().gfn_of(frame) else { return Ok(false) };
     match image.memory.read(gfn.gpa(), slot) {
@@ -105,9 +105,9 @@ fn read(image: &ServedImage, frame: FrameIndex, slot: &mut Page) -> Result<bool,
     }
 }
 
-/// Which of the pages may be zeros: those that begin so. They come from memory one after the other,
-/// and a loop that does nothing else has the processor wait for many at a time.
-fn begin_with_zeros(pages: &[Page]) -> [bool; MAX_BATCH] {
+/// Which of the pages may be zeros, by their first 64 bytes. The pages are not in the CPU's caches;
+/// a loop that does nothing else overlaps their cache misses.
+fn first_lines_zero(pages: &[Page]) -> [bool; MAX_BATCH] {
     let mut found = [false; MAX_BATCH];
     for (page, found) in pages.iter().zip(&mut found) {
         *found =
@@ -117,7 +117,7 @@ fn begin_with_zeros(pages: &[Page]) -> [bool; MAX_BATCH] {
 }
 
 impl Batch {
-    /// For replies of at most `batch` pages.
+    /// A sender of replies with at most `batch` pages.
     pub(super) fn new(features: Features, batch: usize) -> io::Result<Self> {
         let batch = batch.min(MAX_BATCH);
         let encoder = features.codecs.any().then(PageEncoder::new).transpose()?;
@@ -126,12 +126,12 @@ impl Batch {
             compression: Compression::new(features.codecs),
             encoder,
             head: Vec::with_capacity(REPLY_BYTES + batch * ENTRY_BYTES),
-            // Two for each page: as read, and compressed.
+            // Two pages per frame: as read, and compressed.
             pages: vec![0; 2 * batch * FRAME_BYTES],
         })
     }
 
-    /// Sends the pages of `frames`, no more than a batch of them.
+    /// Sends the pages of `frames`, at most a batch of them.
     pub(super) fn send(
         &mut self,
         image: &ServedImage,
@@ -143,7 +143,7 @@ impl Batch {
         let Self { features, compression, encoder, head, pages } = self;
         let mut slots = pages.as_chunks_mut::<FRAME_BYTES>().0.iter_mut();
         let mut parts = Parts::new();
-        let mut tally = Tally::default();
+        let mut counts = PageCounts::default();
         head.clear();
         head.extend([0; REPLY_BYTES]);
         let mut entry = |frame, stored, bytes: usize, page: Option<&Page>| {
@@ -153,12 +153,12 @@ impl Batch {
         };
         let mut rest = frames;
         while let Some((&first, others)) = rest.split_first() {
-            let run: &[Page] = match in_place(image, rest) {
+            let run: &[Page] = match contiguous_pages(image, rest) {
                 Some(pages) => pages,
                 None => {
                     let Some(slot) = slots.next() else { break };
                     if !read(image, first, slot)? {
-                        tally.missing += 1;
+                        counts.missing += 1;
                         entry(first, Stored::Unavailable, 0, None);
                         rest = others;
                         continue;
@@ -166,14 +166,14 @@ impl Batch {
                     std::slice::from_ref(slot)
                 }
             };
-            let maybe_zero = begin_with_zeros(run);
-            // Pages of the run that are sent as they are, and not pushed yet.
+            let maybe_zero = first_lines_zero(run);
+            // Pages of the run that are sent uncompressed, and not pushed yet.
             let mut raw = 0..0;
             for (place, ((page, &frame), maybe_zero)) in
                 run.iter().zip(rest).zip(maybe_zero).enumerate()
             {
                 if maybe_zero && is_zero(page) {
-                    tally.zero += 1;
+                    counts.zero += 1;
                     entry(frame, Stored::Zero, 0, Some(page));
                     continue;
                 }
@@ -181,7 +181,7 @@ impl Batch {
                     let color = color(image, frame);
                     let codec = compression.codec(color, priority);
                     let short = codec.and_then(|codec| {
-                        let short = encoder.encode(codec, page, WORTH);
+                        let short = encoder.encode(codec, page, COMPRESSED_LIMIT);
                         compression.learn(color, short.is_some());
                         Some((codec, short?))
                     });
@@ -190,7 +190,7 @@ impl Batch {
                             slots.next().and_then(|slot| slot.get_mut(..short.len()))
                     {
                         slot.copy_from_slice(short);
-                        tally.compressed += 1;
+                        counts.compressed += 1;
                         entry(frame, Stored::Compressed(codec), short.len(), Some(page));
                         parts.push(run.get(raw).unwrap_or_default().as_flattened());
                         raw = 0..0;
@@ -220,9 +220,9 @@ impl Batch {
         if priority == Priority::Urgent {
             add(&counters.urgent_pages, count);
         }
-        add(&counters.zero_pages, tally.zero);
-        add(&counters.unavailable_pages, tally.missing);
-        add(&counters.compressed_pages, tally.compressed);
+        add(&counters.zero_pages, counts.zero);
+        add(&counters.unavailable_pages, counts.missing);
+        add(&counters.compressed_pages, counts.compressed);
         add(&counters.batches, 1);
         add(&counters.bytes, bytes);
         Ok(())

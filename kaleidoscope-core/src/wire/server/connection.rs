@@ -1,4 +1,4 @@
-//! One client's connection.
+//! The connection of one client.
 
 use super::batch::{Batch, BatchError};
 use super::pending::Pending;
@@ -16,25 +16,25 @@ use std::io::{self, IoSlice};
 use std::num::NonZeroU32;
 use std::time::{Duration, Instant};
 
-/// How long a thread waits for its client before it looks at the time.
-/// [`Server::stop`](super::Server::stop) wakes it.
-const TICK: Duration = Duration::from_secs(5);
+/// Longest single wait for the client, after which timeouts are checked.
+/// [`Server::stop`](super::Server::stop) wakes the thread.
+const POLL_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Parts of the descriptor that a client may have asked for and not got.
-const CHUNKS: usize = 64;
+/// Most unanswered descriptor requests of one client.
+const MAX_CHUNKS: usize = 64;
 
 /// Why a connection ended.
 #[derive(Debug)]
-pub(super) enum End {
-    /// The client is done.
+pub(super) enum EndReason {
+    /// The client closed the connection.
     Closed,
     /// The server is being stopped.
     Stopped,
     /// The client was refused.
     Refused,
-    /// Nothing was asked for too long.
+    /// The client requested nothing for too long.
     Idle,
-    /// The client broke the protocol, or asked for too much.
+    /// The client broke the protocol or exceeded its limits.
     Violation,
     /// The image cannot be read.
     Image,
@@ -42,14 +42,14 @@ pub(super) enum End {
     Broken,
 }
 
-impl From<io::Error> for End {
+impl From<io::Error> for EndReason {
     fn from(_: io::Error) -> Self {
         Self::Broken
     }
 }
 
-/// Serves a client until it is done. A client for which there is `no_room` is refused.
-pub(super) fn serve(shared: &Shared, link: Link, no_room: bool) -> End {
+/// Serves a client until the connection ends. With `no_room`, the client is refused.
+pub(super) fn serve(shared: &Shared, link: Link, no_room: bool) -> EndReason {
     let Link { mut sender, mut receiver, .. } = link;
     let (welcome, image) = match handshake(shared, &mut sender, &mut receiver, no_room) {
         Ok(agreed) => agreed,
@@ -58,38 +58,38 @@ pub(super) fn serve(shared: &Shared, link: Link, no_room: bool) -> End {
     let connection = Connection::new(shared, image, welcome, sender, receiver);
     match connection {
         Ok(mut connection) => connection.run(),
-        Err(_) => End::Broken,
+        Err(_) => EndReason::Broken,
     }
 }
 
-/// Reads the hello and answers it.
+/// Reads the hello and replies to it.
 fn handshake<'a>(
     shared: &'a Shared,
     sender: &mut Sender,
     receiver: &mut Receiver,
     no_room: bool,
-) -> Result<(Welcome, &'a ServedImage), End> {
+) -> Result<(Welcome, &'a ServedImage), EndReason> {
     let mut hello = [0; HELLO_BYTES];
     let mut have = 0;
     let start = Instant::now();
     while let Some(space) = hello.get_mut(have..).filter(|space| !space.is_empty()) {
         let left = shared.options.handshake.saturating_sub(start.elapsed());
         if left.is_zero() {
-            return Err(End::Violation);
+            return Err(EndReason::Violation);
         }
         if shared.is_stopping() {
-            return Err(End::Stopped);
+            return Err(EndReason::Stopped);
         }
-        match receiver.receive(space, left.min(TICK))? {
+        match receiver.receive(space, left.min(POLL_INTERVAL))? {
             None => {}
-            Some(0) => return Err(End::Closed),
+            Some(0) => return Err(EndReason::Closed),
             Some(bytes) => have += bytes,
         }
     }
     let mut refuse = |refusal: Refusal, text: &str| {
-        // It is refused whether it hears of it or not.
+        // The connection ends whether or not the refusal arrives.
         let _ = sender.send(&mut [IoSlice::new(&Welcome::refuse(refusal, text))]);
-        Err(End::Refused)
+        Err(EndReason::Refused)
     };
     if no_room {
         return refuse(Refusal::Busy, "too many connections");
@@ -126,7 +126,7 @@ fn handshake<'a>(
     Ok((welcome, image))
 }
 
-/// A client that was welcomed.
+/// A connection whose client was welcomed.
 struct Connection<'a> {
     shared: &'a Shared,
     image: &'a ServedImage,
@@ -135,7 +135,7 @@ struct Connection<'a> {
     receiver: Receiver,
     requests: RequestReader,
     pending: Pending,
-    /// Parts of the descriptor to send: offset and bytes.
+    /// Requested chunks of the descriptor: offset and length in bytes.
     chunks: VecDeque<(u32, u32)>,
     batch: Batch,
 }
@@ -166,34 +166,36 @@ impl<'a> Connection<'a> {
         })
     }
 
-    fn run(&mut self) -> End {
-        let end = self.serve().err().unwrap_or(End::Closed);
+    fn run(&mut self) -> EndReason {
+        let end = self.serve().err().unwrap_or(EndReason::Closed);
         let (code, text) = match end {
-            End::Stopped => (ErrorCode::Stopping, ""),
-            End::Idle => (ErrorCode::Idle, ""),
-            End::Image => (ErrorCode::Image, ""),
-            // These have been told, or are gone.
-            End::Closed | End::Refused | End::Violation | End::Broken => return end,
+            EndReason::Stopped => (ErrorCode::Stopping, ""),
+            EndReason::Idle => (ErrorCode::Idle, ""),
+            EndReason::Image => (ErrorCode::Image, ""),
+            // The client was already told, or is gone.
+            EndReason::Closed | EndReason::Refused | EndReason::Violation | EndReason::Broken => {
+                return end;
+            }
         };
-        self.say(code, text);
+        self.send_error(code, text);
         end
     }
 
-    /// Tells the client why it is the end. It is the end whether it hears of it or not.
-    fn say(&mut self, code: ErrorCode, text: &str) {
+    /// Tells the client why the connection ends. It ends whether or not the message arrives.
+    fn send_error(&mut self, code: ErrorCode, text: &str) {
         let _ = self.sender.send(&mut [IoSlice::new(&error_message(code, text))]);
     }
 
-    /// Reads requests and answers them, a batch at a time, so that an urgent one never waits for
-    /// more than a batch.
-    fn serve(&mut self) -> Result<(), End> {
+    /// Reads requests and answers them one batch at a time, so that an urgent request waits for at
+    /// most one batch.
+    fn serve(&mut self) -> Result<(), EndReason> {
         let most = usize::try_from(self.welcome.batch).unwrap_or(1).max(1);
         let mut frames: Vec<FrameIndex> = Vec::with_capacity(most);
         let mut last_request = Instant::now();
-        let tick = TICK.min(self.shared.options.idle);
+        let tick = POLL_INTERVAL.min(self.shared.options.idle);
         loop {
             if self.shared.is_stopping() {
-                return Err(End::Stopped);
+                return Err(EndReason::Stopped);
             }
             let is_idle = self.pending.is_empty() && self.chunks.is_empty();
             let wait = if is_idle { tick } else { Duration::ZERO };
@@ -206,7 +208,7 @@ impl<'a> Connection<'a> {
                 }
                 None if is_idle => {
                     if last_request.elapsed() >= self.shared.options.idle {
-                        return Err(End::Idle);
+                        return Err(EndReason::Idle);
                     }
                     continue;
                 }
@@ -221,10 +223,10 @@ impl<'a> Connection<'a> {
         }
     }
 
-    fn read_requests(&mut self) -> Result<(), End> {
-        // The server allows for twice what it tells: a client that asks again, urgently, for frames
-        // whose first answers are on their way has forgotten them when those arrive, and
-        // may then ask for as many others.
+    fn read_requests(&mut self) -> Result<(), EndReason> {
+        // The server allows twice the advertised limit. A client that repeats requests as urgent
+        // while the first answers are in flight forgets the requests when those arrive, and may
+        // then request as many other frames.
         let most =
             usize::try_from(self.welcome.pending.get()).unwrap_or(usize::MAX).saturating_mul(2);
         loop {
@@ -240,38 +242,38 @@ impl<'a> Connection<'a> {
                 Ok(Some(Request::Descriptor { offset, bytes })) => {
                     self.chunks.push_back((offset, bytes))
                 }
-                Err(error) => return self.violated(&error),
+                Err(error) => return self.reject(&error),
             }
-            if self.pending.len() > most || self.chunks.len() > CHUNKS {
+            if self.pending.len() > most || self.chunks.len() > MAX_CHUNKS {
                 let text = format!("more than {} frames unanswered", self.welcome.pending);
-                self.say(ErrorCode::TooMuch, &text);
-                return Err(End::Violation);
+                self.send_error(ErrorCode::TooMuch, &text);
+                return Err(EndReason::Violation);
             }
         }
     }
 
-    fn violated(&mut self, error: &ProtocolError) -> Result<(), End> {
-        self.say(ErrorCode::Malformed, &error.to_string());
-        Err(End::Violation)
+    fn reject(&mut self, error: &ProtocolError) -> Result<(), EndReason> {
+        self.send_error(ErrorCode::Malformed, &error.to_string());
+        Err(EndReason::Violation)
     }
 
-    fn send_pages(&mut self, frames: &[FrameIndex], priority: Priority) -> Result<(), End> {
+    fn send_pages(&mut self, frames: &[FrameIndex], priority: Priority) -> Result<(), EndReason> {
         let counters = &self.shared.counters;
         let sent = self.batch.send(self.image, frames, priority, &mut self.sender, counters);
         sent.map_err(|error| match error {
             BatchError::Memory(_) => {
                 add(&counters.unreadable_pages, 1);
-                End::Image
+                EndReason::Image
             }
-            BatchError::Io(_) => End::Broken,
+            BatchError::Io(_) => EndReason::Broken,
         })
     }
 
-    fn send_chunk(&mut self, offset: u32, bytes: u32) -> Result<(), End> {
+    fn send_chunk(&mut self, offset: u32, bytes: u32) -> Result<(), EndReason> {
         let range = usize::try_from(offset).ok().zip(usize::try_from(bytes).ok());
         let range = range.map(|(start, bytes)| start..start.saturating_add(bytes));
         let Some(part) = range.and_then(|range| self.image.descriptor.get(range)) else {
-            return Err(End::Violation);
+            return Err(EndReason::Violation);
         };
         let head = DescriptorHead::new(offset, part).encode(part.len());
         self.sender.send(&mut [IoSlice::new(&head), IoSlice::new(part)])?;

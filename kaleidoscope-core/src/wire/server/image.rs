@@ -1,22 +1,23 @@
-//! What a server serves.
+//! The images that a server serves.
 
 use crate::color::ColorMap;
 use crate::memory::GuestMemory;
 use std::fmt;
 use std::sync::Arc;
 
-/// A snapshot image, and what belongs to it.
+/// A snapshot image with its metadata.
 #[derive(Clone)]
 pub struct ServedImage {
     /// The guest's memory, as it was at the freeze.
     pub memory: Arc<dyn GuestMemory>,
-    /// What clients know the image by: its [`ImageIdentity`](crate::manifest::ImageIdentity),
-    /// usually. Not all zeros.
+    /// The digest by which clients name the image, usually its
+    /// [`ImageIdentity`](crate::manifest::ImageIdentity). Not all zeros.
     pub digest: [u8; 32],
-    /// What each frame is, so that compression is tried only where it pays; without it all frames
-    /// count as one color.
+    /// Color of each frame, so that compression is tried only where it pays. Without colors, all
+    /// frames count as one color.
     pub colors: Option<Arc<ColorMap>>,
-    /// What clones start from, handed out as it is; empty when there is none. At most 1 GiB.
+    /// The descriptor that clones start from, served unchanged; empty if there is none. At most
+    /// 1 GiB.
     pub descriptor: Arc<[u8]>,
 }
 

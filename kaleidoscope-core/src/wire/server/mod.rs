@@ -1,8 +1,8 @@
 //! Serves snapshot images to many clones.
 //!
-//! Each connection has a thread, which reads requests, looks the pages up in the image's memory and
-//! writes them to the socket from there. What one client does costs others nothing but their share
-//! of the processors: memory, frames, connections and time are bounded for each.
+//! Each connection has a thread, which reads requests, looks up the pages in the image's memory and
+//! writes them to the socket from there. A client can cost the others no more than its share of
+//! the CPUs: memory, frames, connections and time are bounded per client.
 
 mod batch;
 mod compression;
@@ -19,7 +19,7 @@ pub use statistics::ServerStatistics;
 use super::protocol::MAX_DESCRIPTOR;
 use super::transport::{Closer, Link, Listener, Peer, PeerIdentity};
 use crate::service::{self, Panicked};
-use connection::End;
+use connection::EndReason;
 use parking_lot::{Condvar, Mutex};
 use statistics::{Counters, add};
 use std::collections::HashMap;
@@ -30,15 +30,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-/// Stack of a connection's thread, in bytes: it recurses nowhere, and its buffers are on the heap.
-const STACK: usize = 256 << 10;
+/// Stack of a connection's thread, in bytes. The thread does not recurse, and its buffers are on
+/// the heap.
+const STACK_BYTES: usize = 256 << 10;
 
-/// How long an accepting thread waits before it looks whether the server is being stopped, and
-/// after an error.
-const ACCEPT: Duration = Duration::from_millis(100);
+/// How long an accepting thread waits between checks for a stop, and after an error.
+const ACCEPT_INTERVAL: Duration = Duration::from_millis(100);
 
-/// How long [`Server::stop`] waits for threads that are stuck in reading the image.
-const STOP: Duration = Duration::from_secs(5);
+/// How long [`Server::stop`] waits for threads that are blocked in reading the image.
+const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A page server. Dropping it stops it.
 #[derive(Debug)]
@@ -53,30 +53,30 @@ pub(super) struct Shared {
     options: ServerOptions,
     counters: Counters,
     stopping: AtomicBool,
-    open: Mutex<Open>,
+    open: Mutex<OpenConnections>,
     closed: Condvar,
     failure: Mutex<Option<Panicked>>,
     failed: Condvar,
 }
 
-/// The connections that are open.
+/// The open connections.
 #[derive(Debug, Default)]
-struct Open {
+struct OpenConnections {
     connections: HashMap<u64, Closer>,
-    by_peer: HashMap<Share, usize>,
+    by_peer: HashMap<PeerKey, usize>,
     /// Number of the next connection.
     next: u64,
 }
 
-/// Whose share of the connections one counts for.
+/// The peer against whose limit a connection counts.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
-enum Share {
+enum PeerKey {
     User(u32),
     Host(IpAddr),
     PeerIdentity(PeerIdentity),
 }
 
-impl Share {
+impl PeerKey {
     fn of(peer: &Peer) -> Self {
         match peer {
             Peer::Unix { uid, .. } => Self::User(*uid),
@@ -91,7 +91,7 @@ impl Shared {
         self.stopping.load(Ordering::SeqCst)
     }
 
-    /// Ends the service: none of it goes on without a part of it, and its owner learns why.
+    /// Ends the service as a whole, and reports `error` to its owner.
     fn fail(&self, error: Panicked) {
         self.stopping.store(true, Ordering::SeqCst);
         self.open.lock().connections.values().for_each(Closer::close);
@@ -100,22 +100,22 @@ impl Shared {
     }
 }
 
-/// An open connection's place among the connections; freed on drop.
-struct Place {
+/// An open connection's slot; freed on drop.
+struct ConnectionSlot {
     shared: Arc<Shared>,
     number: u64,
-    share: Share,
-    /// Whether the server has room for it; if not, it is only told so.
+    peer_key: PeerKey,
+    /// Whether the connection is within the limits. If not, the client is only refused.
     has_room: bool,
 }
 
-impl Place {
-    /// A place for one more connection, unless there are so many that they are not even told.
+impl ConnectionSlot {
+    /// Reserves a slot. Returns `None` if there are too many connections even to refuse one more.
     fn take(shared: &Arc<Shared>, link: &Link) -> Option<Self> {
         let options = &shared.options;
-        let share = Share::of(&link.peer);
+        let peer_key = PeerKey::of(&link.peer);
         let mut open = shared.open.lock();
-        // Some more, so that those can be refused; they are gone after the handshake.
+        // Some extra slots, so that clients can be refused; they are freed after the handshake.
         let spare = options.connections / 8 + 4;
         if open.connections.len() >= options.connections.saturating_add(spare) {
             return None;
@@ -123,22 +123,22 @@ impl Place {
         let number = open.next;
         open.next += 1;
         open.connections.insert(number, link.closer());
-        let of_peer = open.by_peer.entry(share.clone()).or_default();
+        let of_peer = open.by_peer.entry(peer_key.clone()).or_default();
         *of_peer += 1;
         let has_room = *of_peer <= options.connections_per_peer;
         let has_room = has_room && open.connections.len() <= options.connections;
-        Some(Self { shared: Arc::clone(shared), number, share, has_room })
+        Some(Self { shared: Arc::clone(shared), number, peer_key, has_room })
     }
 }
 
-impl Drop for Place {
+impl Drop for ConnectionSlot {
     fn drop(&mut self) {
         let mut open = self.shared.open.lock();
         open.connections.remove(&self.number);
-        if let Some(count) = open.by_peer.get_mut(&self.share) {
+        if let Some(count) = open.by_peer.get_mut(&self.peer_key) {
             *count -= 1;
             if *count == 0 {
-                open.by_peer.remove(&self.share);
+                open.by_peer.remove(&self.peer_key);
             }
         }
         self.shared.closed.notify_all();
@@ -146,11 +146,11 @@ impl Drop for Place {
 }
 
 impl Server {
-    /// Serves `images` to whoever connects to one of the `listeners`, from now on.
+    /// Starts to serve `images` to clients of the `listeners`.
     ///
     /// # Errors
-    /// [`io::Error`] when there is no image, two have one digest, one has a digest of zeros or a
-    /// descriptor of more than [`MAX_DESCRIPTOR`] bytes, or the system gives no thread.
+    /// [`io::Error`] if there is no image, two images have the same digest, a digest is all zeros,
+    /// a descriptor is longer than [`MAX_DESCRIPTOR`] bytes, or a thread cannot be started.
     pub fn start(
         images: Vec<ServedImage>,
         listeners: Vec<Listener>,
@@ -172,21 +172,21 @@ impl Server {
             let (accepting, failing) = (Arc::clone(&shared), Arc::clone(&shared));
             let accept = move || accept(&accepting, &listener);
             let panicked = move |error| failing.fail(error);
-            let thread = service::spawn("page-accept", STACK, accept, panicked)?;
+            let thread = service::spawn("page-accept", STACK_BYTES, accept, panicked)?;
             server.acceptors.lock().push(thread);
         }
         Ok(server)
     }
 
-    /// Serves one more client, which is connected already.
+    /// Serves a client that is already connected.
     ///
     /// # Errors
-    /// [`io::Error`] when there are too many connections, or the system gives no thread.
+    /// [`io::Error`] if there are too many connections, or a thread cannot be started.
     pub fn attach(&self, link: Link) -> io::Result<()> {
         attach(&self.shared, link)
     }
 
-    /// What the server has done so far.
+    /// Counters of the server so far.
     #[must_use]
     pub fn statistics(&self) -> ServerStatistics {
         let open = self.shared.open.lock().connections.len();
@@ -194,17 +194,17 @@ impl Server {
         ServerStatistics { open, ..self.shared.counters.snapshot() }
     }
 
-    /// Why the server has ended by itself, if it has: a thread that accepts, or what is told of
-    /// [refusals](super::transport::OnRefusal), panicked. It serves nobody any more then. A
-    /// panic that is about one client ends that connection, and is
+    /// Why the server has ended by itself, if it has: an accepting thread or the
+    /// [refusal callback](super::transport::OnRefusal) panicked. The server then serves no client
+    /// any more. A panic in the thread of a single client ends only that connection, and is
     /// [counted](ServerStatistics::panics).
     #[must_use]
     pub fn failure(&self) -> Option<Panicked> {
         self.shared.failure.lock().clone()
     }
 
-    /// Waits until the server has ended by itself, but no longer than `at_most`; says
-    /// [why](Self::failure).
+    /// Waits until the server has ended by itself, for `at_most` at the longest. Returns the
+    /// [reason](Self::failure).
     #[must_use]
     pub fn wait_for_failure(&self, at_most: Duration) -> Option<Panicked> {
         let mut failure = self.shared.failure.lock();
@@ -214,20 +214,19 @@ impl Server {
     }
 
     /// Ends all connections and accepts no more. Returns when their threads have ended, or after
-    /// some seconds: one that waits for the image's memory ends when that answers.
+    /// 5 seconds: a thread that is blocked in reading the image ends when that read returns.
     pub fn stop(&self) {
         self.shared.stopping.store(true, Ordering::SeqCst);
         let acceptors: Vec<_> = self.acceptors.lock().drain(..).collect();
         for acceptor in acceptors {
-            // If it panicked, it has ended, and the reason is kept.
+            // A panicked acceptor has ended, and its reason is kept in `failure`.
             let _ = acceptor.join();
         }
         let mut open = self.shared.open.lock();
-        // Whoever comes after this sees that the server is being stopped before it waits for
-        // anything.
+        // A connection that is added after this sees the stop flag before it waits.
         open.connections.values().for_each(Closer::close);
-        let is_open = |open: &mut Open| !open.connections.is_empty();
-        self.shared.closed.wait_while_for(&mut open, is_open, STOP);
+        let is_open = |open: &mut OpenConnections| !open.connections.is_empty();
+        self.shared.closed.wait_while_for(&mut open, is_open, STOP_TIMEOUT);
     }
 }
 
@@ -237,7 +236,7 @@ impl Drop for Server {
     }
 }
 
-/// Whether the images can be served side by side.
+/// Checks that the images can be served together.
 fn check(images: &[ServedImage]) -> io::Result<()> {
     let invalid = |text| Err(io::Error::new(io::ErrorKind::InvalidInput, text));
     if images.is_empty() {
@@ -259,15 +258,15 @@ fn check(images: &[ServedImage]) -> io::Result<()> {
 
 fn accept(shared: &Arc<Shared>, listener: &Listener) {
     while !shared.is_stopping() {
-        match listener.accept(ACCEPT) {
+        match listener.accept(ACCEPT_INTERVAL) {
             Ok(None) => {}
-            // Those that find no place are counted, and hear nothing.
+            // Connections without a slot are counted, and closed without a reply.
             Ok(Some(link)) => drop(attach(shared, link)),
             Err(error) => {
                 match error.get_ref().and_then(|cause| cause.downcast_ref::<Panicked>()) {
                     Some(panicked) => return shared.fail(panicked.clone()),
-                    // Out of file descriptors, mostly: wait until others are closed.
-                    None => thread::sleep(ACCEPT),
+                    // Most likely out of file descriptors: wait until others are closed.
+                    None => thread::sleep(ACCEPT_INTERVAL),
                 }
             }
         }
@@ -279,7 +278,7 @@ fn attach(shared: &Arc<Shared>, link: Link) -> io::Result<()> {
         add(&shared.counters.refused, 1);
         Err(error)
     };
-    let Some(place) = Place::take(shared, &link) else {
+    let Some(slot) = ConnectionSlot::take(shared, &link) else {
         return refused(io::Error::new(io::ErrorKind::ResourceBusy, "too many connections"));
     };
     let panicked = {
@@ -287,20 +286,20 @@ fn attach(shared: &Arc<Shared>, link: Link) -> io::Result<()> {
         move |_| add(&shared.counters.panics, 1)
     };
     let serve = move || {
-        let shared = &place.shared;
+        let shared = &slot.shared;
         let counters = &shared.counters;
-        if place.has_room {
+        if slot.has_room {
             add(&counters.connections, 1);
         }
-        match connection::serve(shared, link, !place.has_room) {
-            End::Closed | End::Stopped | End::Image => {}
-            End::Refused => add(&counters.refused, 1),
-            End::Idle => add(&counters.idle, 1),
-            End::Violation => add(&counters.violations, 1),
-            End::Broken => add(&counters.broken, 1),
+        match connection::serve(shared, link, !slot.has_room) {
+            EndReason::Closed | EndReason::Stopped | EndReason::Image => {}
+            EndReason::Refused => add(&counters.refused, 1),
+            EndReason::Idle => add(&counters.idle, 1),
+            EndReason::Violation => add(&counters.violations, 1),
+            EndReason::Broken => add(&counters.broken, 1),
         }
     };
-    match service::spawn("page-server", STACK, serve, panicked) {
+    match service::spawn("page-server", STACK_BYTES, serve, panicked) {
         Ok(_) => Ok(()),
         Err(error) => refused(error),
     }

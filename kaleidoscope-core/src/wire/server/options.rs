@@ -1,25 +1,24 @@
-//! How a server serves.
+//! Options of a server.
 
 use crate::wire::protocol::{Features, MAX_BATCH, MAX_PENDING};
 use std::time::Duration;
 
-/// How a server serves, and what it lets clients take of it.
+/// Options of a server, and its limits per client.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ServerOptions {
-    /// Most connections in all. One more is refused as long as that is cheap, and then closed
-    /// unanswered.
+    /// Most connections in total. A few more are refused with a reply, further ones are closed
+    /// without.
     pub connections: usize,
     /// Most connections of one peer: of one user over a Unix socket, of one host or certificate
     /// over TCP.
     pub connections_per_peer: usize,
-    /// Most frames that one client may keep unanswered.
+    /// Most frames that one client may have unanswered.
     pub pending: u32,
-    /// Most pages in one reply: what a waiting fault has to wait for at most when the server is
-    /// sending already.
+    /// Most pages in one reply, which is also the most that an urgent page waits for.
     pub batch: usize,
-    /// How long a client may take to say hello.
+    /// How long a client may take to send its hello.
     pub handshake: Duration,
-    /// How long a connection is kept on which nothing is asked for.
+    /// How long a connection is kept without a request.
     pub idle: Duration,
     /// The features that clients may choose from.
     pub features: Features,
@@ -41,7 +40,7 @@ impl Default for ServerOptions {
 }
 
 impl ServerOptions {
-    /// The options within what the protocol can say.
+    /// The options clamped to the protocol's limits.
     pub(super) fn bounded(mut self) -> Self {
         self.batch = self.batch.clamp(1, MAX_BATCH);
         self.pending = self.pending.clamp(1, MAX_PENDING);

@@ -1,4 +1,4 @@
-//! The frames that one client waits for.
+//! The frames that one client has requested and not received.
 
 use crate::addr::FrameIndex;
 use crate::clone::ports::Priority;
@@ -6,22 +6,22 @@ use foldhash::fast::RandomState;
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
 
-/// Stale places in the queue of prefetched frames that are not worth cleaning up.
-const STALE: usize = 64;
+/// Stale entries in the prefetch queue that are tolerated before a cleanup.
+const MAX_STALE: usize = 64;
 
-/// A frame in a queue: its number, and that of the request.
-type Place = (u32, u64);
+/// A frame in a queue: its index, and the number of the request.
+type QueueEntry = (u32, u64);
 
-/// The frames that one client has asked for and not got, each once, urgent ones first.
+/// The unanswered frames of one client, each once, urgent ones first.
 #[derive(Debug, Default)]
 pub(super) struct Pending {
-    /// What is wanted, how much, and by which request.
+    /// Unanswered frames with their priority and the number of the request.
     wanted: HashMap<u32, (Priority, u64), RandomState>,
-    urgent: VecDeque<Place>,
+    urgent: VecDeque<QueueEntry>,
     /// Also holds frames that became urgent since.
-    prefetch: VecDeque<Place>,
-    /// Frames in `wanted` that are not urgent.
-    relaxed: usize,
+    prefetch: VecDeque<QueueEntry>,
+    /// Number of frames in `wanted` that are not urgent.
+    prefetch_count: usize,
     /// Number of the next request.
     next: u64,
 }
@@ -36,36 +36,36 @@ impl Pending {
         self.wanted.is_empty()
     }
 
-    /// A frame is asked for. One that is waited for already is answered once, and at the higher
+    /// Adds a requested frame. A frame that is already pending is answered once, at the higher
     /// priority.
     pub(super) fn want(&mut self, frame: FrameIndex, priority: Priority) {
-        let place = (frame.0, self.next);
+        let entry = (frame.0, self.next);
         match self.wanted.entry(frame.0) {
             Entry::Vacant(vacant) => {
                 vacant.insert((priority, self.next));
             }
             Entry::Occupied(old) if old.get().0 >= priority => return,
             Entry::Occupied(mut old) => {
-                self.relaxed -= 1;
+                self.prefetch_count -= 1;
                 old.insert((priority, self.next));
             }
         }
         self.next += 1;
         match priority {
-            Priority::Urgent => self.urgent.push_back(place),
+            Priority::Urgent => self.urgent.push_back(entry),
             Priority::Prefetch => {
-                self.prefetch.push_back(place);
-                self.relaxed += 1;
+                self.prefetch.push_back(entry);
+                self.prefetch_count += 1;
             }
         }
-        if self.prefetch.len() > 2 * self.relaxed + STALE {
+        if self.prefetch.len() > 2 * self.prefetch_count + MAX_STALE {
             let wanted = &self.wanted;
-            self.prefetch.retain(|place| wanted.get(&place.0).is_some_and(|w| w.1 == place.1));
+            self.prefetch.retain(|entry| wanted.get(&entry.0).is_some_and(|w| w.1 == entry.1));
         }
     }
 
-    /// Moves the next frames to answer into `batch`, at most `most`: urgent ones if there are any,
-    /// else prefetched ones. Says which.
+    /// Moves the next frames to answer into `batch`, at most `most`: urgent frames if there are
+    /// any, else prefetched ones. Returns their priority.
     pub(super) fn next(&mut self, most: usize, batch: &mut Vec<FrameIndex>) -> Priority {
         batch.clear();
         let priority = if self.urgent.is_empty() { Priority::Prefetch } else { Priority::Urgent };
@@ -84,7 +84,7 @@ impl Pending {
             }
         }
         if priority == Priority::Prefetch {
-            self.relaxed -= batch.len();
+            self.prefetch_count -= batch.len();
         }
         priority
     }
@@ -122,7 +122,7 @@ mod tests {
             pending.next(1, &mut batch);
             assert_eq!(batch, [frame]);
         }
-        assert!(pending.is_empty() && pending.prefetch.len() <= STALE);
+        assert!(pending.is_empty() && pending.prefetch.len() <= MAX_STALE);
     }
 
     proptest! {
@@ -133,12 +133,15 @@ mod tests {
             let mut pending = Pending::default();
             let mut naive: Vec<(u32, Priority)> = Vec::new();
             let mut batch = Vec::new();
-            let check = |pending: &mut Pending, naive: &mut Vec<(u32, Priority)>, most, batch: &mut Vec<FrameIndex>| {
+            let check = |pending: &mut Pending,
+                         naive: &mut Vec<(u32, Priority)>,
+                         most,
+                         batch: &mut Vec<FrameIndex>| {
                 let urgent = naive.iter().any(|n| n.1 == Priority::Urgent);
                 let priority = pending.next(most, batch);
                 prop_assert_eq!(priority == Priority::Urgent, urgent);
-                let expected: Vec<_> =
-                    naive.iter().filter(|n| n.1 == priority).take(most).map(|n| FrameIndex(n.0)).collect();
+                let expected = naive.iter().filter(|n| n.1 == priority).take(most);
+                let expected: Vec<_> = expected.map(|n| FrameIndex(n.0)).collect();
                 prop_assert_eq!(&*batch, &expected);
                 naive.retain(|n| !expected.contains(&FrameIndex(n.0)));
                 prop_assert_eq!(pending.len(), naive.len());

@@ -1,10 +1,10 @@
-//! What a server has done.
+//! Counters of a server.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 macro_rules! counters {
     ($($(#[$doc:meta])* $name:ident),+ $(,)?) => {
-        /// What a server has done since it was started.
+        /// Counters of a server since its start.
         #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
         #[non_exhaustive]
         pub struct ServerStatistics {
@@ -26,37 +26,37 @@ macro_rules! counters {
 }
 
 counters! {
-    /// Connections that were accepted.
+    /// Connections accepted.
     connections,
-    /// Connections that are open now.
+    /// Connections open now.
     open,
-    /// Connections that were refused, or closed unanswered.
+    /// Connections refused, or closed without a reply.
     refused,
-    /// Connections that ended because the client broke the protocol or asked for too much.
+    /// Connections that ended because the client broke the protocol or exceeded its limits.
     violations,
     /// Connections that ended because of the network, or because the client did not read.
     broken,
-    /// Connections on which nothing was asked for too long.
+    /// Connections that ended because the client requested nothing for too long.
     idle,
-    /// Connections that ended because their thread panicked, in the image's memory say.
+    /// Connections that ended because their thread panicked, e.g. in the image's memory.
     panics,
-    /// Pages sent in all.
+    /// Pages sent.
     pages,
-    /// Pages of those that somebody waited for.
+    /// Pages among them that were requested as urgent.
     urgent_pages,
-    /// Pages of those that are zeros.
+    /// Pages among them that are zeros.
     zero_pages,
-    /// Pages of those that were compressed.
+    /// Pages among them that were sent compressed.
     compressed_pages,
-    /// Pages of those that the image does not hold.
+    /// Pages among them that the image does not hold.
     unavailable_pages,
     /// Replies with pages.
     batches,
-    /// Bytes of replies, heads included.
+    /// Bytes of these replies, heads included.
     bytes,
     /// Bytes of descriptors sent.
     descriptor_bytes,
-    /// Pages that the image should hold and could not be read.
+    /// Pages that the image holds but that could not be read.
     unreadable_pages,
 }
 

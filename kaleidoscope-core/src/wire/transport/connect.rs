@@ -1,4 +1,4 @@
-//! The client's side: connecting.
+//! The client's side of a connection.
 
 use super::link::Link;
 use super::options::ConnectOptions;
@@ -11,9 +11,9 @@ use std::os::fd::OwnedFd;
 /// Connects to a server.
 ///
 /// # Errors
-/// [`ErrorKind::PermissionDenied`] when the address is another host's and there is no TLS to be
-/// sure of it; [`ErrorKind::TimedOut`] when it takes longer than [`ConnectOptions::timeout`]; or
-/// the system's error.
+/// [`ErrorKind::PermissionDenied`] if the address is on another host and there is no TLS to
+/// authenticate it; [`ErrorKind::TimedOut`] after [`ConnectOptions::timeout`]; or the system's
+/// error.
 pub fn connect(address: &ServerAddress, options: &ConnectOptions) -> io::Result<Link> {
     let connected = match address {
         ServerAddress::Unix(path) => {

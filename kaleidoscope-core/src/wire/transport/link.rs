@@ -1,4 +1,4 @@
-//! A connection's two halves.
+//! The two halves of a connection.
 
 use super::peer::Peer;
 use super::socket::{Socket, Timer};
@@ -12,23 +12,22 @@ use std::time::Duration;
 
 /// A connection to a peer.
 ///
-/// Take it apart and give each half to its thread. The connection ends when both halves are
-/// dropped.
+/// Move each half to its own thread. The connection ends when both halves are dropped.
 #[derive(Debug)]
 pub struct Link {
     /// The half that sends.
     pub sender: Sender,
     /// The half that receives.
     pub receiver: Receiver,
-    /// Who is at the other end.
+    /// Identity of the peer.
     pub peer: Peer,
 }
 
-/// A link's sending half. Dropping it tells the peer that nothing more comes.
+/// A link's sending half. Dropping it ends the outgoing stream.
 #[derive(Debug)]
 pub struct Sender {
     socket: Arc<Socket>,
-    /// A send failed in the middle: the peer could not make sense of anything that followed.
+    /// A send failed midway: the peer could not parse what would follow.
     broken: bool,
     #[cfg(feature = "tls")]
     tls: Option<Outgoing>,
@@ -43,7 +42,7 @@ pub struct Receiver {
     tls: Option<Incoming>,
 }
 
-/// Ends a link from any thread, also while its halves are in use.
+/// Closes a link from any thread, even while its halves are in use.
 #[derive(Clone, Debug)]
 pub struct Closer {
     socket: Arc<Socket>,
@@ -80,10 +79,10 @@ impl Link {
         link
     }
 
-    /// Two ends of one connection inside this process, with a send_timeout of ten seconds.
+    /// Two ends of a connection inside this process, with a send timeout of ten seconds.
     ///
     /// # Errors
-    /// [`io::Error`] when the system has no more sockets to give.
+    /// [`io::Error`] if the sockets cannot be created.
     pub fn pair() -> io::Result<(Self, Self)> {
         let (a, b) =
             socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
@@ -92,7 +91,7 @@ impl Link {
         Ok((end(a)?, end(b)?))
     }
 
-    /// What ends this link from another thread.
+    /// A handle that closes this link from another thread.
     #[must_use]
     pub fn closer(&self) -> Closer {
         Closer { socket: Arc::clone(&self.sender.socket) }
@@ -100,14 +99,14 @@ impl Link {
 }
 
 impl Sender {
-    /// Sends all bytes of all parts, in their order. The parts are used up.
+    /// Sends all bytes of all parts, in order. The parts are consumed.
     ///
-    /// The link's send_timeout is for one call: keep the parts of one call below a few mebibytes,
-    /// so that a slow network can carry them in time.
+    /// The link's send timeout applies to each call: keep the parts of one call below a few
+    /// mebibytes, so that a slow network can carry them in time.
     ///
     /// # Errors
-    /// [`ErrorKind::TimedOut`] when the peer does not take them within the link's send_timeout, or
-    /// the system's error. Part of the bytes may have been sent then; the link is closed, and
+    /// [`ErrorKind::TimedOut`] if the peer does not take the bytes within the link's send timeout,
+    /// or the system's error. Part of the bytes may have been sent by then. The link is closed, and
     /// every later send fails.
     pub fn send(&mut self, parts: &mut [IoSlice<'_>]) -> io::Result<()> {
         if self.broken {
@@ -139,16 +138,16 @@ impl Drop for Sender {
 }
 
 impl Receiver {
-    /// Receives what has come, as far as there is room, or waits for it. `None` means that nothing
-    /// came for `wait` (zero: nothing is there now), `Some(0)` that the peer sends nothing
-    /// more.
+    /// Receives available bytes, up to the length of `buf`, or waits for some. `None` means that
+    /// nothing arrived within `wait` (zero: do not block), `Some(0)` that the peer has ended its
+    /// stream.
     ///
-    /// Calls that wait equally long cost one system call each.
+    /// Calls with an unchanged `wait` take one system call each.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidInput`] when `buf` is empty; [`ErrorKind::InvalidData`] when what came
-    /// is not the peer's (TLS), and [`ErrorKind::UnexpectedEof`] when it ended without the
-    /// peer's word for it (TLS); or the system's error.
+    /// [`ErrorKind::InvalidInput`] if `buf` is empty. With TLS, [`ErrorKind::InvalidData`] if the
+    /// bytes fail authentication, and [`ErrorKind::UnexpectedEof`] if the stream ends without the
+    /// peer's close message. Otherwise the system's error.
     pub fn receive(&mut self, buf: &mut [u8], wait: Duration) -> io::Result<Option<usize>> {
         #[cfg(feature = "tls")]
         if let Some(tls) = &mut self.tls {
@@ -159,8 +158,8 @@ impl Receiver {
 }
 
 impl Closer {
-    /// Closes the link for both ends. Whoever waits in it is woken: a receiver has no more bytes, a
-    /// sender an error.
+    /// Closes the link for both ends. Threads blocked in it wake up: a receive returns no bytes, a
+    /// send an error.
     pub fn close(&self) {
         self.socket.close();
     }

@@ -1,4 +1,4 @@
-//! The server's side: listening and accepting.
+//! The server's side of a connection: listening and accepting.
 
 use super::link::Link;
 use super::options::{ListenError, ListenOptions, Refusal};
@@ -17,14 +17,14 @@ use std::time::{Duration, Instant};
 /// Accepts connections at an address. A Unix socket's file is removed on drop.
 #[derive(Debug)]
 pub struct Listener {
-    door: Door,
+    socket: ListenSocket,
     #[cfg(feature = "tls")]
     handshakes: Option<super::tls::Handshakes>,
     options: ListenOptions,
 }
 
 #[derive(Debug)]
-enum Door {
+enum ListenSocket {
     Unix { listener: UnixListener, file: SocketFile },
     Tcp { listener: TcpListener, address: SocketAddr },
 }
@@ -32,16 +32,16 @@ enum Door {
 impl Listener {
     /// Listens at an address.
     ///
-    /// A Unix socket's file that nobody listens at is replaced. TCP port 0 lets the system choose
-    /// one; see [`local_address`](Self::local_address).
+    /// A stale Unix socket file, without a listener, is replaced. With TCP port 0 the system
+    /// chooses a port; see [`local_address`](Self::local_address).
     ///
     /// # Errors
-    /// [`ListenError`] when the address cannot be listened at, or must not be.
+    /// [`ListenError`] if listening at the address fails or is not allowed.
     pub fn bind(address: &ServerAddress, options: ListenOptions) -> Result<Self, ListenError> {
-        let door = match address {
+        let socket = match address {
             ServerAddress::Unix(path) => {
                 let (listener, file) = unix::listen_at(path, &options)?;
-                Door::Unix { listener, file }
+                ListenSocket::Unix { listener, file }
             }
             ServerAddress::Tcp(name) => {
                 #[cfg(feature = "tls")]
@@ -51,45 +51,45 @@ impl Listener {
                 let listener = tcp::listen(name, known)?;
                 let at = listener.local_addr();
                 let failed = |source| ListenError::Io { address: address.to_string(), source };
-                Door::Tcp { listener, address: at.map_err(failed)? }
+                ListenSocket::Tcp { listener, address: at.map_err(failed)? }
             }
         };
         #[cfg(feature = "tls")]
-        let handshakes = match (&door, &options.tls) {
-            (Door::Tcp { .. }, Some(tls)) => {
+        let handshakes = match (&socket, &options.tls) {
+            (ListenSocket::Tcp { .. }, Some(tls)) => {
                 let failed = |source| ListenError::Io { address: address.to_string(), source };
                 Some(super::tls::Handshakes::new(tls, &options).map_err(failed)?)
             }
-            (Door::Tcp { .. }, None) | (Door::Unix { .. }, _) => None,
+            (ListenSocket::Tcp { .. }, None) | (ListenSocket::Unix { .. }, _) => None,
         };
         Ok(Self {
-            door,
+            socket,
             #[cfg(feature = "tls")]
             handshakes,
             options,
         })
     }
 
-    /// Where it listens: the port is the true one.
+    /// The address it listens at, with the actual port.
     #[must_use]
     pub fn local_address(&self) -> ServerAddress {
-        match &self.door {
-            Door::Unix { file, .. } => ServerAddress::Unix(file.path().to_owned()),
-            Door::Tcp { address, .. } => ServerAddress::Tcp(address.to_string()),
+        match &self.socket {
+            ListenSocket::Unix { file, .. } => ServerAddress::Unix(file.path().to_owned()),
+            ListenSocket::Tcp { address, .. } => ServerAddress::Tcp(address.to_string()),
         }
     }
 
-    /// The next peer that may connect, or `None` when none came for `wait` (zero: none is there
-    /// now). Several threads may wait.
+    /// The next peer that may connect, or `None` if none arrives within `wait` (zero: do not
+    /// block). Several threads may wait.
     ///
-    /// Peers that may not connect are cut off and told to [`ListenOptions::on_refusal`]; the wait
-    /// goes on.
+    /// Peers that may not connect are disconnected and reported to [`ListenOptions::on_refusal`];
+    /// the wait continues.
     ///
     /// # Errors
-    /// [`io::Error`] when the system lacks something for a new connection (descriptors, memory).
-    /// The listener stays usable: wait a little before the next call. It does not when the
-    /// error is a [`Panicked`](crate::service::Panicked): the thread of a handshake has panicked,
-    /// in [`ListenOptions::on_refusal`] say.
+    /// [`io::Error`] if the system lacks resources for a new connection (descriptors, memory). The
+    /// listener stays usable: wait a little before the next call. After a
+    /// [`Panicked`](crate::service::Panicked) error it does not: the thread of a handshake has
+    /// panicked, e.g. in [`ListenOptions::on_refusal`].
     pub fn accept(&self, wait: Duration) -> io::Result<Option<Link>> {
         let start = Instant::now();
         loop {
@@ -106,37 +106,37 @@ impl Listener {
             if left.is_zero() {
                 return Ok(None);
             }
-            let fd = match &self.door {
-                Door::Unix { listener, .. } => listener.as_fd(),
-                Door::Tcp { listener, .. } => listener.as_fd(),
+            let fd = match &self.socket {
+                ListenSocket::Unix { listener, .. } => listener.as_fd(),
+                ListenSocket::Tcp { listener, .. } => listener.as_fd(),
             };
-            let door = PollFd::from_borrowed_fd(fd, PollFlags::IN);
+            let socket = PollFd::from_borrowed_fd(fd, PollFlags::IN);
             #[cfg(feature = "tls")]
             if let Some(handshakes) = &self.handshakes {
                 let done = PollFd::from_borrowed_fd(handshakes.as_fd(), PollFlags::IN);
-                wait_readable(&mut [door, done], left)?;
+                wait_readable(&mut [socket, done], left)?;
                 continue;
             }
-            wait_readable(&mut [door], left)?;
+            wait_readable(&mut [socket], left)?;
         }
     }
 
-    /// Takes one connection from the queue; `None` when it is empty, or the connection was refused.
+    /// Accepts one queued connection; `None` if the queue is empty or the connection was refused.
     fn accept_at_once(&self) -> io::Result<Option<Link>> {
-        let (fd, peer) = match &self.door {
-            Door::Unix { listener, .. } => {
+        let (fd, peer) = match &self.socket {
+            ListenSocket::Unix { listener, .. } => {
                 let stream = match listener.accept() {
                     Ok((stream, _)) => stream,
-                    Err(error) if tcp::is_passing(&error) => return Ok(None),
+                    Err(error) if tcp::is_transient(&error) => return Ok(None),
                     Err(error) => return Err(error),
                 };
                 unix::prepare(&stream, self.options.unsent)?;
                 let peer = Peer::of_unix(&stream)?;
                 (OwnedFd::from(stream), peer)
             }
-            Door::Tcp { listener, .. } => match tcp::accept(listener)? {
+            ListenSocket::Tcp { listener, .. } => match tcp::accept(listener)? {
                 Some((stream, address)) => {
-                    // Whatever is wrong with it is this connection's fault alone.
+                    // An error here concerns this connection only.
                     let peer = Peer::Tcp { address, subject: None };
                     if let Err(error) =
                         tcp::prepare(&stream, self.options.unsent, self.options.send_timeout)

@@ -1,18 +1,18 @@
 //! Byte streams between a page server and its clients, over Unix sockets and TCP.
 //!
-//! A [`Link`] is a connection whose peer is known. Its two halves are used by two threads at once:
-//! one sends while the other waits for what comes. The bytes are the protocol's affair.
+//! A [`Link`] is a connection whose peer is known. Two threads use its halves at the same time: one
+//! sends while the other receives. The protocol defines the bytes.
 //!
-//! Who may connect:
+//! Access control:
 //!
-//! * over a Unix socket, the users whom [`ListenOptions::users`] lists; the kernel says who asks,
-//!   and others are cut off before a byte of theirs is read;
-//! * over TCP without TLS, anybody on this host; a listener refuses addresses that other hosts can
-//!   reach;
-//! * over TCP with TLS 1.3 (feature `tls`), whoever holds a certificate of the given authorities;
-//!   both sides show theirs. Handshakes run on threads of their own, each with a deadline, so that
-//!   a peer that is slow in it delays nobody; links come out of [`Listener::accept`] with their
-//!   peers known.
+//! * Unix sockets accept the users in [`ListenOptions::users`]. The kernel reports the peer's user;
+//!   other peers are disconnected before any of their bytes is read.
+//! * TCP without TLS accepts any process of this host. A listener refuses addresses that other
+//!   hosts can reach.
+//! * TCP with TLS 1.3 (feature `tls`) accepts peers with a certificate of the given authorities;
+//!   both sides present one. Each handshake runs on a thread of its own and has a deadline, so that
+//!   a slow peer delays no other. [`Listener::accept`] returns only links whose handshake has
+//!   finished.
 
 mod connect;
 mod link;

@@ -1,4 +1,4 @@
-//! How to listen and how to connect.
+//! Options of listeners and connections.
 
 use super::peer::Peer;
 use std::fmt;
@@ -12,30 +12,31 @@ use thiserror::Error;
 /// How long one send may take by default.
 pub(super) const SEND_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Bytes in the kernel's buffer by default that the network has not taken yet.
+/// Default limit of bytes in the kernel's send buffer that are not sent yet.
 ///
-/// What lies there goes out before an urgent page that is sent next: 128 KiB are 32 pages, a tenth
-/// of a millisecond at 10 Gbit/s. A smaller buffer runs empty before a sender on a busy host gets
-/// to run again.
+/// These bytes precede an urgent page: 128 KiB are 32 pages, or a tenth of a millisecond at
+/// 10 Gbit/s. A smaller buffer runs empty before a sending thread on a busy host is scheduled
+/// again.
 const UNSENT: u32 = 128 << 10;
 
-/// How to listen.
+/// Options of a listener.
 #[derive(Clone)]
 pub struct ListenOptions {
-    /// Users who may connect to a Unix socket; by default this process's effective user and root.
+    /// Ids of the users that may connect to a Unix socket; by default this process's effective user
+    /// and root.
     pub users: Vec<u32>,
     /// The permissions of a Unix socket's file; by default 0600. Users other than the owner need
     /// write permission to connect.
     pub mode: u32,
-    /// How long one send may take before the link is given up; by default ten seconds.
+    /// How long one send may take before the link is closed; by default ten seconds.
     pub send_timeout: Duration,
-    /// Bytes that may wait in the kernel's send buffer; by default 128 KiB. Urgent pages wait
-    /// behind them.
+    /// Most unsent bytes in the kernel's send buffer; by default 128 KiB. Urgent pages wait behind
+    /// them.
     pub unsent: u32,
-    /// Told of every peer that was turned away.
+    /// Called for every refused peer.
     pub on_refusal: Option<OnRefusal>,
-    /// This server's certificate and the clients it trusts. With it, TCP is TLS, and the address
-    /// may be any.
+    /// This server's certificate and the clients it trusts. If set, TCP uses TLS, and any address
+    /// is allowed.
     #[cfg(feature = "tls")]
     pub tls: Option<super::tls::ServerTls>,
     /// How long a client may take for the TLS handshake; by default five seconds.
@@ -43,7 +44,7 @@ pub struct ListenOptions {
     pub handshake: Duration,
 }
 
-/// Is told of a peer that was turned away. Called by the thread that accepts, or by a handshake's.
+/// Callback for refused peers. Runs on the accepting thread, or on the thread of a handshake.
 pub type OnRefusal = Arc<dyn Fn(&Refusal) + Send + Sync>;
 
 impl Default for ListenOptions {
@@ -79,8 +80,8 @@ impl ListenOptions {
     pub(super) fn allows(&self, peer: &Peer) -> bool {
         match peer {
             Peer::Unix { uid, .. } => self.users.contains(uid),
-            // Whoever may not was turned away by TLS; without it, only this host's processes come
-            // here.
+            // TLS has refused untrusted peers; without TLS, only processes of this host can
+            // connect.
             Peer::Tcp { .. } => true,
         }
     }
@@ -92,35 +93,35 @@ impl ListenOptions {
     }
 }
 
-/// Why a peer was turned away.
+/// Why a peer was refused.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum Refusal {
-    /// Its user is not among those who may connect.
+    /// The peer's user is not in [`ListenOptions::users`].
     #[error("{0} may not connect")]
     User(Peer),
-    /// It was not known by its certificate in time.
+    /// The TLS handshake failed or timed out.
     #[error("{0}: TLS: {1}")]
     Handshake(Peer, io::Error),
-    /// Its connection broke before it could be used.
+    /// The connection broke before it could be used.
     #[error("{0}: {1}")]
     Broken(Peer, io::Error),
 }
 
-/// How to connect.
+/// Options of a connection.
 #[derive(Clone, Debug)]
 pub struct ConnectOptions {
-    /// How long connecting may take; by default five seconds. Looking up a host's name comes on
-    /// top, as long as the system's resolver takes for it.
+    /// How long connecting may take; by default five seconds. Name resolution is not included; the
+    /// system's resolver has its own limits.
     pub timeout: Duration,
-    /// How long one send may take before the link is given up; by default ten seconds.
+    /// How long one send may take before the link is closed; by default ten seconds.
     pub send_timeout: Duration,
-    /// Bytes that may wait in the kernel's send buffer; by default 128 KiB.
+    /// Most unsent bytes in the kernel's send buffer; by default 128 KiB.
     pub unsent: u32,
-    /// Allows TCP without TLS to other hosts, where everybody on the way can read and change the
-    /// guest's memory; off by default.
+    /// Allows TCP without TLS to other hosts. Anyone on the network path can then read and change
+    /// the guest's memory. Off by default.
     pub insecure: bool,
-    /// This client's certificate and the servers it trusts. With it, TCP is TLS.
+    /// This client's certificate and the servers it trusts. If set, TCP uses TLS.
     #[cfg(feature = "tls")]
     pub tls: Option<super::tls::ClientTls>,
 }
@@ -138,20 +139,21 @@ impl Default for ConnectOptions {
     }
 }
 
-/// Why an address cannot be listened at.
+/// Why listening at an address failed.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum ListenError {
-    /// Other hosts could reach it, and there is no TLS to keep them out.
+    /// Other hosts can reach the address, and there is no TLS to authenticate them.
     #[error(
-        "tcp:{address} is not a loopback address: give a certificate, a key and a CA so that clients are known by TLS, \
-         or listen at tcp:127.0.0.1:{} or at a Unix socket", address.port()
+        "tcp:{address} is not a loopback address: give a certificate, a key and a CA so that \
+         clients are known by TLS, or listen at tcp:127.0.0.1:{} or at a Unix socket",
+        address.port()
     )]
     NotLoopback {
         /// The address.
         address: SocketAddr,
     },
-    /// The name stands for no address.
+    /// The host name cannot be resolved.
     #[error("tcp:{name}: {source}")]
     Unresolved {
         /// Host and port.
@@ -159,14 +161,17 @@ pub enum ListenError {
         /// The resolver's reason.
         source: io::Error,
     },
-    /// Somebody listens there already.
+    /// Another server listens there.
     #[error("unix:{}: another server listens there", path.display())]
     InUse {
         /// The socket's path.
         path: PathBuf,
     },
-    /// Something else than a socket has that name; it is left alone.
-    #[error("unix:{}: there is something that is no socket; remove it or choose another path", path.display())]
+    /// The path exists and is not a socket; it is left alone.
+    #[error(
+        "unix:{}: the file is not a socket; remove it or choose another path",
+        path.display()
+    )]
     NotASocket {
         /// The path.
         path: PathBuf,

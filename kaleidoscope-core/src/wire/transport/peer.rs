@@ -1,4 +1,4 @@
-//! Who is at the other end.
+//! The identity of a link's peer.
 
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use std::fmt;
@@ -6,29 +6,28 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
 
-/// Who is at the other end of a link.
+/// The identity of a link's peer.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Peer {
-    /// A process on this host, as the kernel knows it: whoever connected, or whoever listens.
+    /// A process on this host that connected or listens, as reported by the kernel.
     Unix {
-        /// The user it runs as.
+        /// User id of the process.
         uid: u32,
-        /// Its group.
+        /// Group id of the process.
         gid: u32,
-        /// Its process id, as seen from here; zero where it cannot be seen (another process
-        /// namespace).
+        /// Process id in this process's PID namespace; zero if it is not visible there.
         pid: i32,
     },
-    /// A TCP connection's other end.
+    /// The other end of a TCP connection.
     Tcp {
         /// Its address.
         address: SocketAddr,
-        /// Who its certificate says it is; `None` without TLS.
+        /// Identity in its certificate; `None` without TLS.
         subject: Option<PeerIdentity>,
     },
 }
 
-/// Who a verified certificate speaks for.
+/// The identity in a verified certificate.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct PeerIdentity {
     /// The DNS names among the certificate's subject alternative names, in their order; may be
@@ -39,7 +38,7 @@ pub struct PeerIdentity {
 impl Peer {
     /// The process at the other end of a Unix socket.
     pub(super) fn of_unix(socket: impl AsFd) -> io::Result<Self> {
-        // rustix has this too, but its process ids cannot be zero.
+        // rustix provides this as well, but its process ids cannot be zero.
         let who = getsockopt(&socket, PeerCredentials)?;
         Ok(Self::Unix { uid: who.uid(), gid: who.gid(), pid: who.pid() })
     }

@@ -1,4 +1,4 @@
-//! A connected stream socket: waiting sends and receives, each with a limit of time.
+//! A connected stream socket: blocking sends and receives with timeouts.
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
@@ -11,11 +11,11 @@ use std::time::{Duration, Instant};
 /// Parts that one system call takes (Linux's `UIO_MAXIOV`).
 const MAX_PARTS: usize = 1024;
 
-/// Waits below this are made with `poll`: a socket's own timeout is counted in the kernel's ticks,
-/// up to 10 ms each.
+/// Waits below this use `poll`: a socket's own timeout has the resolution of a kernel tick, up to
+/// 10 ms.
 const SHORT_WAIT: Duration = Duration::from_millis(20);
 
-/// The longest timeout set on a socket; longer waits are made of several.
+/// The longest timeout set on a socket; longer waits are split.
 const LONGEST_WAIT: Duration = Duration::from_secs(3600);
 
 /// A connected stream socket in blocking mode.
@@ -25,12 +25,12 @@ pub(super) struct Socket {
     send_timeout: Duration,
 }
 
-/// The receive timeout that a socket is set to, so that it is set anew only when it changes.
+/// The receive timeout that is set on the socket, so that only changes need a system call.
 #[derive(Debug, Default)]
 pub(super) struct Timer(Duration);
 
 impl Socket {
-    /// A connected socket; `send_timeout` is how long one send may take.
+    /// Wraps a connected socket; `send_timeout` limits each send.
     pub(super) fn new(fd: OwnedFd, send_timeout: Duration) -> io::Result<Self> {
         let send_timeout = send_timeout.clamp(Duration::from_millis(1), LONGEST_WAIT);
         set_socket_timeout(&fd, Timeout::Send, Some(send_timeout))?;
@@ -47,21 +47,21 @@ impl Socket {
             else {
                 return Ok(());
             };
-            // The kernel sends all that it is given, or what it could until the socket's send
-            // timeout.
+            // The kernel blocks until all bytes are queued or the socket's send timeout expires,
+            // and returns how many were.
             match sendmsg(&self.fd, now, &mut SendAncillaryBuffer::default(), SendFlags::NOSIGNAL) {
                 Ok(sent) => IoSlice::advance_slices(&mut rest, sent),
                 Err(Errno::INTR) => {}
-                Err(Errno::AGAIN) => return Err(self.impatient()),
+                Err(Errno::AGAIN) => return Err(self.send_timed_out()),
                 Err(error) => return Err(error.into()),
             }
             if !rest.is_empty() && start.elapsed() >= self.send_timeout {
-                return Err(self.impatient());
+                return Err(self.send_timed_out());
             }
         }
     }
 
-    /// Sends what the socket's buffer takes at once.
+    /// Sends what fits into the socket's buffer without blocking.
     #[cfg(feature = "tls")]
     pub(super) fn send_at_once(&self, bytes: &[u8]) -> io::Result<usize> {
         use rustix::net::send;
@@ -73,14 +73,14 @@ impl Socket {
         self.send_timeout
     }
 
-    pub(super) fn impatient(&self) -> io::Error {
-        let message = format!("the peer did not take what was sent within {:?}", self.send_timeout);
+    pub(super) fn send_timed_out(&self) -> io::Error {
+        let message = format!("the peer did not accept the data within {:?}", self.send_timeout);
         io::Error::new(ErrorKind::TimedOut, message)
     }
 
-    /// Receives what is there, or else waits for the first bytes that come: one system call for
-    /// waits that do not differ from the last one, since a socket's own timeout makes one
-    /// `recv` do the work of `poll` and `recv`.
+    /// Receives available bytes, or waits for the first ones. Takes one system call if `wait` is
+    /// the same as in the last call: a socket's own timeout lets a single `recv` replace `poll` and
+    /// `recv`.
     pub(super) fn receive(
         &self,
         buf: &mut [u8],
@@ -131,13 +131,13 @@ impl Socket {
         }
     }
 
-    /// Ends the stream that goes out.
+    /// Ends the outgoing stream.
     pub(super) fn end(&self) {
-        // A socket that is no longer connected has no stream to end.
+        // Fails only if the socket is no longer connected, and then there is no stream to end.
         let _ = shutdown(&self.fd, Shutdown::Write);
     }
 
-    /// Ends both streams; who waits on this socket is woken.
+    /// Ends both streams, which wakes threads blocked on this socket.
     pub(super) fn close(&self) {
         let _ = shutdown(&self.fd, Shutdown::Both);
     }
@@ -149,7 +149,7 @@ impl AsFd for Socket {
     }
 }
 
-/// Waits until one of the descriptors is ready, for `wait` at most or until a signal comes.
+/// Waits until one of the descriptors is ready, `wait` has passed or a signal arrives.
 pub(super) fn wait_readable(fds: &mut [PollFd<'_>], wait: Duration) -> io::Result<()> {
     let timeout = Timespec::try_from(wait.min(LONGEST_WAIT)).map_err(io::Error::other)?;
     match poll(fds, Some(&timeout)) {

@@ -1,4 +1,4 @@
-//! TCP: which addresses are this host's own, and how a connection is set up for pages.
+//! TCP: loopback checks, and socket options for page transfer.
 
 use super::options::ListenError;
 use rustix::net::sockopt;
@@ -8,12 +8,11 @@ use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
-/// Silence after which the peer is asked whether it is still there, and the time between later
-/// questions.
+/// Idle time before the first keepalive probe, and the time between later probes.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(10);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Questions without an answer after which the connection is lost.
+/// Unanswered keepalive probes after which the connection is lost.
 const KEEPALIVE_TRIES: u32 = 3;
 
 /// Whether only processes of this host can reach the address.
@@ -24,17 +23,18 @@ pub(super) fn is_loopback(address: &SocketAddr) -> bool {
     }
 }
 
-/// The addresses that a name stands for, at least one.
+/// The addresses of a host name, at least one.
 pub(super) fn resolve(name: &str) -> io::Result<Vec<SocketAddr>> {
     let addresses: Vec<_> = name.to_socket_addrs()?.collect();
     if addresses.is_empty() {
-        return Err(io::Error::new(ErrorKind::NotFound, "the name stands for no address"));
+        return Err(io::Error::new(ErrorKind::NotFound, "the name has no address"));
     }
     Ok(addresses)
 }
 
-/// Listens at the first of the name's addresses that can be listened at. Unless peers are `known`,
-/// all of them must be loopback addresses: which one it will be is the resolver's choice.
+/// Listens at the first of the name's addresses that works. Unless peers are `known`, i.e.
+/// authenticated by TLS, all of them must be loopback addresses, because the resolver chooses their
+/// order.
 pub(super) fn listen(name: &str, known: bool) -> Result<TcpListener, ListenError> {
     let addresses = resolve(name)
         .map_err(|source| ListenError::Unresolved { name: name.to_owned(), source })?;
@@ -48,20 +48,20 @@ pub(super) fn listen(name: &str, known: bool) -> Result<TcpListener, ListenError
     listener.map_err(|source| ListenError::Io { address: format!("tcp:{name}"), source })
 }
 
-/// Accepts one connection; `None` when there is none (any more).
+/// Accepts one connection; `None` if there is none.
 pub(super) fn accept(listener: &TcpListener) -> io::Result<Option<(TcpStream, SocketAddr)>> {
     match listener.accept() {
         Ok(accepted) => Ok(Some(accepted)),
-        Err(error) if is_passing(&error) => Ok(None),
+        Err(error) if is_transient(&error) => Ok(None),
         Err(error) => Err(error),
     }
 }
 
-/// Whether an error of `accept` is about one connection, or about none being there.
-pub(super) fn is_passing(error: &io::Error) -> bool {
+/// Whether an error of `accept` concerns a single connection, or means that none is queued.
+pub(super) fn is_transient(error: &io::Error) -> bool {
     use rustix::io::Errno;
-    // Linux reports errors of the new connection here; see accept(2).
-    const PASSING: [Errno; 11] = [
+    // Linux reports pending errors of the new connection here; see accept(2).
+    const TRANSIENT: [Errno; 11] = [
         Errno::AGAIN,
         Errno::INTR,
         Errno::CONNABORTED,
@@ -74,7 +74,7 @@ pub(super) fn is_passing(error: &io::Error) -> bool {
         Errno::OPNOTSUPP,
         Errno::NETUNREACH,
     ];
-    error.raw_os_error().is_some_and(|code| PASSING.contains(&Errno::from_raw_os_error(code)))
+    error.raw_os_error().is_some_and(|code| TRANSIENT.contains(&Errno::from_raw_os_error(code)))
 }
 
 /// Connects to the first of the addresses that answers, all within `timeout`.
@@ -82,7 +82,7 @@ pub(super) fn connect(addresses: &[SocketAddr], timeout: Duration) -> io::Result
     let start = Instant::now();
     let mut failure = io::Error::new(ErrorKind::TimedOut, "no time to connect");
     for (tried, address) in addresses.iter().enumerate() {
-        // An address that swallows everything leaves time for the ones after it.
+        // Divide the time, so that an unresponsive address leaves some for the others.
         let left = timeout.saturating_sub(start.elapsed());
         let share = left / u32::try_from(addresses.len() - tried).unwrap_or(u32::MAX);
         if share.is_zero() {
@@ -96,20 +96,19 @@ pub(super) fn connect(addresses: &[SocketAddr], timeout: Duration) -> io::Result
     Err(failure)
 }
 
-/// Sets a connection up for pages.
+/// Sets the socket options for page transfer.
 pub(super) fn prepare(stream: &TcpStream, unsent: u32, send_timeout: Duration) -> io::Result<()> {
     let fd = stream.as_fd();
-    // A request is small and must not wait for more to send.
+    // A request is small and must not wait for more data.
     sockopt::set_tcp_nodelay(fd, true)?;
-    // A peer whose host died says nothing: ask, and give up on what it does not confirm.
+    // A peer whose host died sends nothing: probe, and time out on unacknowledged data.
     sockopt::set_socket_keepalive(fd, true)?;
     sockopt::set_tcp_keepidle(fd, KEEPALIVE_IDLE)?;
     sockopt::set_tcp_keepintvl(fd, KEEPALIVE_INTERVAL)?;
     sockopt::set_tcp_keepcnt(fd, KEEPALIVE_TRIES)?;
     let send_timeout = u32::try_from(send_timeout.as_millis()).unwrap_or(u32::MAX);
     sockopt::set_tcp_user_timeout(fd, send_timeout.max(1))?;
-    // The send buffer grows to megabytes; what the network has not taken of it would all go out
-    // before an urgent page. What is on its way and not confirmed yet does not count, so this
-    // does not slow a long way down.
+    // The send buffer grows to megabytes, and its unsent part would precede an urgent page. Data in
+    // flight does not count towards this limit, so it does not slow down long-distance links.
     SockRef::from(stream).set_tcp_notsent_lowat(unsent.max(4096))
 }

@@ -1,4 +1,4 @@
-//! What every transport must do, and who may connect.
+//! Properties of every transport, and access control.
 
 use super::*;
 use crate::clone::ServerAddress;
@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// A watchdog: nothing here takes nearly as long.
+/// Watchdog timeout, far above the duration of any test.
 const LONG: Duration = Duration::from_secs(60);
 
 /// Both ends of a link through a listener.
@@ -20,7 +20,7 @@ fn through(address: &str, listen: ListenOptions, connecting: &ConnectOptions) ->
     (client.unwrap(), server)
 }
 
-/// Every transport's links, with this send_timeout.
+/// A link over every transport, with this send timeout.
 fn every_transport(send_timeout: Duration) -> Vec<(String, Link, Link)> {
     let folder = tempfile::tempdir().unwrap();
     let unix = format!("unix:{}/s", folder.path().display());
@@ -50,7 +50,7 @@ fn send_stream(sender: &mut Sender, stream: u64, total: u64) {
     while offset < total {
         let length = size.min(total - offset);
         let bytes: Vec<u8> = (offset..offset + length).map(|at| byte(stream, at)).collect();
-        // Odd cuts, empty parts at every place.
+        // Odd sizes, with empty parts in between.
         let (a, b) = bytes.split_at(bytes.len() / 3);
         let mut parts = [b"", a, b"", b"", b, b""].map(IoSlice::new);
         sender.send(&mut parts).unwrap();
@@ -131,7 +131,7 @@ fn waits_are_kept() {
             assert_eq!(receiver.receive(&mut buf[..2], wait).unwrap(), Some(2), "{name}");
         }
         assert_eq!(receiver.receive(&mut buf, LONG).unwrap(), Some(1));
-        // Something that comes in the middle of a wait ends it.
+        // Bytes that arrive during a wait end it.
         for wait in [LONG, Duration::from_millis(19)] {
             thread::scope(|scope| {
                 scope.spawn(|| client.sender.send(&mut [IoSlice::new(b"x")]).unwrap());
@@ -162,7 +162,7 @@ fn the_peer_closes() {
             let end = server.receiver.receive(&mut buf, LONG);
             match end {
                 Ok(end) => assert_eq!(end, Some(0), "{name}"),
-                // TLS says that the peer did not mean to end here.
+                // TLS detects that the peer sent no close message.
                 Err(error) => {
                     assert_eq!((name.as_str(), error.kind()), ("TLS", ErrorKind::UnexpectedEof))
                 }
@@ -173,13 +173,13 @@ fn the_peer_closes() {
         let failed = (0..10_000).find_map(|_| server.sender.send(&mut [IoSlice::new(&page)]).err());
         let kind = failed.expect("the peer is gone").kind();
         assert!(matches!(kind, ErrorKind::BrokenPipe | ErrorKind::ConnectionReset), "{kind}");
-        // For good.
+        // Later sends fail as well.
         assert!(server.sender.send(&mut [IoSlice::new(&page)]).is_err());
     }
 }
 
 #[test]
-fn a_peer_that_does_not_read_is_given_up() {
+fn sending_to_a_peer_that_does_not_read_times_out() {
     for (name, mut client, server) in every_transport(Duration::from_millis(100)) {
         let page = [1; 4096];
         let start = Instant::now();
@@ -243,10 +243,10 @@ fn other_users_are_cut_off_before_a_byte_is_read() {
     let folder = tempfile::tempdir().unwrap();
     let address = ServerAddress::Unix(folder.path().join("s"));
     let refused = Arc::new(Mutex::new(Vec::new()));
-    let tell = Arc::clone(&refused);
+    let log = Arc::clone(&refused);
     let listen = ListenOptions {
         users: vec![],
-        on_refusal: Some(Arc::new(move |refusal| tell.lock().push(refusal.to_string()))),
+        on_refusal: Some(Arc::new(move |refusal| log.lock().push(refusal.to_string()))),
         ..ListenOptions::default()
     };
     let listener = Listener::bind(&address, listen).unwrap();
@@ -266,7 +266,7 @@ fn a_socket_file_is_ours_while_we_listen() {
     let listener = bind().unwrap();
     assert_eq!(listener.local_address(), address);
     assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
-    // Somebody listens: it stays, and goes on working.
+    // Another server listens: its file stays and keeps working.
     assert!(matches!(bind(), Err(ListenError::InUse { .. })));
     connect(&address, &ConnectOptions::default()).unwrap();
     drop(listener);
@@ -277,7 +277,7 @@ fn a_socket_file_is_ours_while_we_listen() {
     assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
     let listener = bind().unwrap();
     connect(&address, &ConnectOptions::default()).unwrap();
-    // Another's file in our name's place is not ours to remove.
+    // A file that replaced the socket is not removed.
     std::fs::remove_file(&path).unwrap();
     std::fs::write(&path, "precious").unwrap();
     drop(listener);
@@ -290,7 +290,7 @@ fn a_socket_file_is_ours_while_we_listen() {
 }
 
 #[test]
-fn the_servers_that_start_together_are_one() {
+fn only_one_of_several_starting_servers_listens() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("s");
     drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
@@ -318,7 +318,7 @@ fn other_hosts_are_kept_out_without_tls() {
     let loopback = |text: &str| tcp::is_loopback(&text.parse().unwrap());
     assert!(loopback("127.9.9.9:1") && loopback("[::1]:1") && loopback("[::ffff:127.0.0.1]:1"));
     assert!(!loopback("128.0.0.1:1") && !loopback("[fe80::1]:1") && !loopback("[::]:1"));
-    // Asked for explicitly, it is tried: nobody answers at a port that was just closed.
+    // With the explicit option the connection is tried; it fails at a port that was just closed.
     let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let options = ConnectOptions { insecure: true, ..ConnectOptions::default() };
     let error = connect(&ServerAddress::Tcp(closed.to_string()), &options).unwrap_err();
@@ -330,7 +330,7 @@ fn other_hosts_are_kept_out_without_tls() {
 }
 
 #[test]
-fn a_server_that_accepts_nobody_is_given_up() {
+fn connecting_to_a_full_queue_times_out() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("s");
     let socket = rustix::net::socket(

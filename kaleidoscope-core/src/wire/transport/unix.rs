@@ -1,4 +1,4 @@
-//! Unix sockets: a file that is ours while we listen, and goes when we go.
+//! Unix sockets, and the lifetime of their files.
 
 use super::options::{ListenError, ListenOptions};
 use rustix::fs::{FlockOperation, Mode, OFlags, chmod, flock, open};
@@ -17,10 +17,10 @@ use std::time::{Duration, Instant};
 /// Connections that may wait to be accepted.
 const BACKLOG: i32 = 1024;
 
-/// How long another server that starts in the same folder may keep us from it.
+/// How long to wait for another server that starts in the same folder.
 const FOLDER_WAIT: Duration = Duration::from_secs(2);
 
-/// A socket's file, removed on drop unless another one has taken its name.
+/// A socket's file, removed on drop unless another file has replaced it.
 #[derive(Debug)]
 pub(super) struct SocketFile {
     path: PathBuf,
@@ -43,13 +43,13 @@ impl Drop for SocketFile {
     fn drop(&mut self) {
         let file = fs::symlink_metadata(&self.path);
         if file.is_ok_and(|file| (file.dev(), file.ino()) == (self.device, self.inode)) {
-            // Nobody can be told, and a stale file does no harm: the next server replaces it.
+            // A stale file does no harm: the next server replaces it.
             let _ = fs::remove_file(&self.path);
         }
     }
 }
 
-/// Listens at a path. A socket file that nobody listens at any more is replaced.
+/// Listens at a path. A stale socket file, without a listener, is replaced.
 pub(super) fn listen_at(
     path: &Path,
     options: &ListenOptions,
@@ -67,7 +67,7 @@ pub(super) fn listen_at(
             }
             match connect_to(&address, Duration::from_secs(1)) {
                 Err(error) if error.kind() == ErrorKind::ConnectionRefused => {}
-                // A queue that is full is somebody's too.
+                // A full queue also means that a server is listening.
                 Ok(_) => return Err(ListenError::InUse { path: path.to_owned() }),
                 Err(error) if error.kind() == ErrorKind::TimedOut => {
                     return Err(ListenError::InUse { path: path.to_owned() });
@@ -80,7 +80,7 @@ pub(super) fn listen_at(
         bound => bound.map_err(|error| failed(error.into()))?,
     }
     let file = SocketFile::new(path).map_err(failed)?;
-    // Until it listens nobody can connect, whatever permissions the file was made with.
+    // No client can connect before `listen`, whatever permissions the file was created with.
     chmod(path, Mode::from_raw_mode(options.mode & 0o777)).map_err(|error| failed(error.into()))?;
     listen(&socket, BACKLOG).map_err(|error| failed(error.into()))?;
     let listener = UnixListener::from(socket);
@@ -88,8 +88,8 @@ pub(super) fn listen_at(
     Ok((listener, file))
 }
 
-/// Keeps other servers from replacing a stale file in the same folder while we do: each would see
-/// the other's new socket as stale until it listens.
+/// Locks the folder, so that no two servers replace a stale file in it at the same time: each would
+/// take the other's new socket for stale until it listens.
 fn lock_folder(path: &Path) -> io::Result<OwnedFd> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
     let folder = folder.unwrap_or(Path::new("."));
@@ -102,7 +102,7 @@ fn lock_folder(path: &Path) -> io::Result<OwnedFd> {
                 std::thread::sleep(Duration::from_millis(5));
             }
             Err(Errno::AGAIN) => {
-                let message = "somebody holds a lock on the socket's folder";
+                let message = "another process holds a lock on the socket's folder";
                 return Err(io::Error::new(ErrorKind::WouldBlock, message));
             }
             Err(error) => return Err(error.into()),
@@ -114,7 +114,7 @@ fn new_socket() -> io::Result<OwnedFd> {
     Ok(socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?)
 }
 
-/// Connects within `timeout`; a server whose queue is full makes its clients wait.
+/// Connects within `timeout`; the call blocks while the server's queue is full.
 pub(super) fn connect_path(path: &Path, timeout: Duration) -> io::Result<OwnedFd> {
     connect_to(&SocketAddrUnix::new(path)?, timeout)
 }
@@ -137,9 +137,9 @@ fn connect_to(address: &SocketAddrUnix, timeout: Duration) -> io::Result<OwnedFd
     }
 }
 
-/// Sets a connection up for pages.
+/// Sets the socket options for page transfer.
 pub(super) fn prepare(socket: impl AsFd, unsent: u32) -> io::Result<()> {
-    // All that is sent and not received yet lies in the sender's buffer.
+    // On a Unix socket, sent bytes stay in the sender's buffer until they are received.
     let bytes = usize::try_from(unsent.max(4096)).unwrap_or(usize::MAX);
     Ok(set_socket_send_buffer_size(socket, bytes)?)
 }

@@ -8,10 +8,10 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use thiserror::Error;
 
-/// The longest PEM file that is read, in bytes.
-const LONGEST: u64 = 1 << 20;
+/// The longest PEM file that is accepted, in bytes.
+const MAX_FILE_BYTES: u64 = 1 << 20;
 
-/// Who we are and whom we trust.
+/// This side's certificate and key, and the authorities it trusts.
 #[derive(Debug)]
 pub struct Credentials {
     pub(super) chain: Vec<CertificateDer<'static>>,
@@ -19,7 +19,7 @@ pub struct Credentials {
     pub(super) authorities: RootCertStore,
 }
 
-/// What is wrong with certificates or keys.
+/// Why certificates or keys cannot be used.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum CredentialsError {
@@ -31,7 +31,7 @@ pub enum CredentialsError {
         /// The system's reason.
         source: io::Error,
     },
-    /// What should hold certificates or a key does not.
+    /// A file or text does not hold the expected certificates or key.
     #[error("{what}: {reason}")]
     Malformed {
         /// Which input.
@@ -39,17 +39,17 @@ pub enum CredentialsError {
         /// What is wrong with it.
         reason: String,
     },
-    /// They do not go together, or cannot be used.
+    /// Certificate and key do not match, or are not supported.
     #[error("certificate and key cannot be used: {0}")]
     Unusable(String),
 }
 
 impl Credentials {
-    /// Reads our certificate (with those between it and the authority, if any), its key, and the
-    /// certificates of the authorities that we trust.
+    /// Reads this side's certificate (followed by intermediate certificates, if any), its key, and
+    /// the certificates of the trusted authorities.
     ///
     /// # Errors
-    /// [`CredentialsError`] when a file cannot be read or does not hold what it should.
+    /// [`CredentialsError`] if a file cannot be read or does not hold what is expected.
     pub fn from_files(
         certificate: &Path,
         key: &Path,
@@ -59,10 +59,10 @@ impl Credentials {
         Self::build(named(certificate)?, named(key)?, named(authorities)?)
     }
 
-    /// The same from PEM text.
+    /// Like [`from_files`](Self::from_files), from PEM text.
     ///
     /// # Errors
-    /// [`CredentialsError`] when a text does not hold what it should.
+    /// [`CredentialsError`] if a text does not hold what is expected.
     pub fn from_pem(
         certificate: &[u8],
         key: &[u8],
@@ -109,9 +109,10 @@ fn malformed(what: &str, reason: &str) -> CredentialsError {
 
 fn read(path: &Path) -> Result<Vec<u8>, CredentialsError> {
     let mut text = Vec::new();
-    let read = File::open(path).and_then(|file| file.take(LONGEST + 1).read_to_end(&mut text));
+    let read =
+        File::open(path).and_then(|file| file.take(MAX_FILE_BYTES + 1).read_to_end(&mut text));
     match read {
-        Ok(length) if length as u64 <= LONGEST => Ok(text),
+        Ok(length) if length as u64 <= MAX_FILE_BYTES => Ok(text),
         Ok(_) => Err(malformed(&path.display().to_string(), "longer than 1 MiB")),
         Err(source) => Err(CredentialsError::Unreadable { path: path.to_owned(), source }),
     }

@@ -1,4 +1,4 @@
-//! Handshakes that are going on beside accepting.
+//! TLS handshakes that run in parallel to accepting.
 
 use super::super::link::Link;
 use super::super::options::{ListenOptions, Refusal};
@@ -15,14 +15,14 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Instant;
 
-/// Handshakes at a time. One more ends the oldest: a handshake takes milliseconds, so that the
-/// oldest of so many is one that does not go on.
-const MOST: usize = 64;
+/// Most concurrent handshakes. One more cancels the oldest: a handshake takes milliseconds, so the
+/// oldest of this many is most likely stalled.
+const MAX_HANDSHAKES: usize = 64;
 
 /// Stack of a handshake's thread, in bytes.
 const STACK: usize = 1 << 20;
 
-/// Handshakes that are going on, each on a thread of its own, and links that are ready.
+/// Running handshakes, each on a thread of its own, and finished links.
 pub(crate) struct Handshakes {
     tls: ServerTls,
     shared: Arc<Shared>,
@@ -31,30 +31,30 @@ pub(crate) struct Handshakes {
 struct Shared {
     options: ListenOptions,
     state: Mutex<State>,
-    /// Readable while links are ready.
+    /// Readable while finished links are queued.
     ready: OwnedFd,
 }
 
 #[derive(Default)]
 struct State {
     started: u64,
-    going_on: BTreeMap<u64, Arc<Socket>>,
+    running: BTreeMap<u64, Arc<Socket>>,
     done: VecDeque<Link>,
-    broken: Option<Panicked>,
+    panic: Option<Panicked>,
 }
 
 impl fmt::Debug for Handshakes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let state = self.shared.state.lock();
         f.debug_struct("Handshakes")
-            .field("going_on", &state.going_on.len())
+            .field("running", &state.running.len())
             .field("done", &state.done.len())
             .finish()
     }
 }
 
 impl AsFd for Handshakes {
-    /// Readable while links are ready.
+    /// Readable while finished links are queued.
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.shared.ready.as_fd()
     }
@@ -68,17 +68,17 @@ impl Handshakes {
         Ok(Self { tls: tls.clone(), shared: Arc::new(shared) })
     }
 
-    /// A link that is ready.
+    /// A link whose handshake has finished.
     ///
     /// # Errors
-    /// [`Panicked`], from then on, when the thread of a handshake has panicked.
+    /// [`Panicked`] after the thread of a handshake has panicked, also in later calls.
     pub(in super::super) fn done(&self) -> Result<Option<Link>, Panicked> {
         let mut state = self.shared.state.lock();
-        if let Some(error) = &state.broken {
+        if let Some(error) = &state.panic {
             return Err(error.clone());
         }
         let Some(link) = state.done.pop_front() else { return Ok(None) };
-        // One unit per link: the descriptor stays readable for the others.
+        // The semaphore counts one unit per link, so it stays readable for the others.
         let _ = rustix::io::read(&self.shared.ready, &mut [0; 8]);
         Ok(Some(link))
     }
@@ -95,20 +95,20 @@ impl Handshakes {
             let mut state = shared.state.lock();
             let number = state.started;
             state.started += 1;
-            state.going_on.insert(number, Arc::clone(&socket));
-            let crowded = state.going_on.len() > MOST;
-            (number, if crowded { state.going_on.pop_first() } else { None })
+            state.running.insert(number, Arc::clone(&socket));
+            let crowded = state.running.len() > MAX_HANDSHAKES;
+            (number, if crowded { state.running.pop_first() } else { None })
         };
         if let Some((_, oldest)) = oldest {
             oldest.close();
         }
         let deadline = Instant::now() + shared.options.handshake;
-        let (tls, of_thread) = (self.tls.clone(), Arc::clone(shared));
+        let (tls, thread_shared) = (self.tls.clone(), Arc::clone(shared));
         let run = move || {
-            let shared = of_thread;
+            let shared = thread_shared;
             let link = tls.accept(socket, address, deadline);
             let mut state = shared.state.lock();
-            state.going_on.remove(&number);
+            state.running.remove(&number);
             match link {
                 Ok(link) => {
                     state.done.push_back(link);
@@ -121,15 +121,15 @@ impl Handshakes {
                 }
             }
         };
-        let of_panic = Arc::clone(shared);
+        let panic_shared = Arc::clone(shared);
         let panicked = move |error| {
-            let mut state = of_panic.state.lock();
-            state.going_on.remove(&number);
-            state.broken.get_or_insert(error);
-            let _ = rustix::io::write(&of_panic.ready, bytemuck::bytes_of(&1u64));
+            let mut state = panic_shared.state.lock();
+            state.running.remove(&number);
+            state.panic.get_or_insert(error);
+            let _ = rustix::io::write(&panic_shared.ready, bytemuck::bytes_of(&1u64));
         };
         if let Err(error) = service::spawn("tls handshake", STACK, run, panicked) {
-            shared.state.lock().going_on.remove(&number);
+            shared.state.lock().running.remove(&number);
             shared.options.refuse(&Refusal::Broken(peer, error));
         }
     }
@@ -137,7 +137,7 @@ impl Handshakes {
 
 impl Drop for Handshakes {
     fn drop(&mut self) {
-        for socket in self.shared.state.lock().going_on.values() {
+        for socket in self.shared.state.lock().running.values() {
             socket.close();
         }
     }

@@ -1,7 +1,7 @@
 //! TLS 1.3 with certificates on both sides.
 //!
-//! Certificates and keys are PEM files, as every tool makes them. Each side trusts the authorities
-//! that it is given and no others.
+//! Certificates and keys are PEM files. Each side trusts only the authorities that it is given, not
+//! the system's.
 
 mod credentials;
 mod handshakes;

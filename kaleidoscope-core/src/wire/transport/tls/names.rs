@@ -1,4 +1,4 @@
-//! Whose certificate it is.
+//! The identities in certificates.
 
 use super::super::peer::PeerIdentity;
 use rustls::client::danger::HandshakeSignatureValid;
@@ -7,22 +7,22 @@ use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, Error, SignatureScheme};
 use std::sync::Arc;
 
-/// Who a certificate speaks for. `None` when it cannot be parsed.
+/// The identity in a certificate. `None` if it cannot be parsed.
 pub(super) fn subject(certificate: &CertificateDer<'_>) -> Option<PeerIdentity> {
     let certificate = webpki::EndEntityCert::try_from(certificate).ok()?;
     Some(PeerIdentity { names: certificate.valid_dns_names().map(str::to_owned).collect() })
 }
 
-/// Verifies a client's certificate, and that one of its names is on a list.
+/// Verifies a client's certificate, and that one of its names is allowed.
 #[derive(Debug)]
-pub(super) struct Listed {
-    /// Verifies all but the name.
+pub(super) struct AllowedNames {
+    /// Verifies everything but the name.
     pub(super) inner: Arc<dyn ClientCertVerifier>,
     /// The names that may connect.
     pub(super) names: Vec<String>,
 }
 
-impl ClientCertVerifier for Listed {
+impl ClientCertVerifier for AllowedNames {
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
         self.inner.root_hint_subjects()
     }
@@ -34,8 +34,8 @@ impl ClientCertVerifier for Listed {
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
         let verified = self.inner.verify_client_cert(end_entity, intermediates, now)?;
-        // A wildcard in a certificate would let its owner in under any name: the names must be
-        // equal.
+        // Compare the names literally: a wildcard in a certificate would match any name of its
+        // domain.
         let listed =
             |name: &String| self.names.iter().any(|listed| listed.eq_ignore_ascii_case(name));
         if subject(end_entity).is_some_and(|subject| subject.names.iter().any(listed)) {

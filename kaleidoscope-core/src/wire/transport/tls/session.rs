@@ -1,9 +1,9 @@
-//! A TLS session between the two halves of a link.
+//! A TLS session shared by the two halves of a link.
 //!
-//! The halves share the session's state; its lock is held to encrypt or decrypt, never while
+//! The halves share the session's state. Its lock is held to encrypt or decrypt, and never while
 //! waiting for the socket. After the handshake only the sending half writes to the socket, so that
-//! records go out in the order in which they were made; an answer that the protocol wants (to a
-//! change of keys) goes out before what is sent next.
+//! records are sent in the order in which they were encrypted. A response that the protocol
+//! requires (to a key update) is sent before the next data.
 
 use super::super::peer::PeerIdentity;
 use super::super::socket::{Socket, Timer};
@@ -14,18 +14,18 @@ use std::io::{self, ErrorKind, IoSlice, Read, Write};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Bytes received at once, and bytes of records that are sent at once.
+/// Bytes received at once, and least bytes of encrypted records before they are sent.
 const CHUNK: usize = 64 << 10;
 
 pub(super) struct Session;
 
-/// The sending half's part.
+/// The session as the sending half uses it.
 pub(crate) struct Outgoing {
     session: Arc<Mutex<Connection>>,
     records: Vec<u8>,
 }
 
-/// The receiving half's part.
+/// The session as the receiving half uses it.
 pub(crate) struct Incoming {
     session: Arc<Mutex<Connection>>,
     /// Bytes from the socket; those from `start` to `end` have not been decrypted yet.
@@ -47,7 +47,7 @@ impl std::fmt::Debug for Incoming {
 }
 
 impl Session {
-    /// Runs the handshake and says who the peer is.
+    /// Runs the handshake and returns the peer's identity.
     pub(super) fn establish(
         connection: Connection,
         socket: &Socket,
@@ -87,7 +87,7 @@ impl Outgoing {
             {
                 let mut connection = self.session.lock();
                 while !rest.is_empty() && self.records.len() < CHUNK {
-                    // The session takes as much as its own buffer allows.
+                    // The session takes as much as its buffer allows.
                     let taken = connection.writer().write_vectored(rest)?;
                     if taken == 0 {
                         return Err(ErrorKind::WriteZero.into());
@@ -98,7 +98,7 @@ impl Outgoing {
             }
             self.flush(socket)?;
             if !rest.is_empty() && start.elapsed() >= socket.send_timeout() {
-                return Err(socket.impatient());
+                return Err(socket.send_timed_out());
             }
         }
         Ok(())
@@ -110,12 +110,12 @@ impl Outgoing {
         sent
     }
 
-    /// Tells the peer that nothing more comes, if the socket takes it at once.
+    /// Sends the TLS close message, if the socket takes it without blocking.
     pub(in super::super) fn end(&mut self, socket: &Socket) {
         let mut connection = self.session.lock();
         connection.send_close_notify();
         if take_records(&mut connection, &mut self.records).is_ok() {
-            // A peer that does not read learns of it by the end of the stream.
+            // A peer that does not read sees the end of the TCP stream instead.
             let _ = socket.send_at_once(&self.records);
         }
     }
@@ -143,7 +143,7 @@ impl Incoming {
                 while connection.is_handshaking() && self.start < self.end && result.is_ok() {
                     result = decrypt(&mut connection, &self.received, &mut self.start, self.end);
                 }
-                // Also after an error: the peer is told what was wrong with it.
+                // Also after an error: the alert tells the peer what was wrong.
                 take_records(&mut connection, &mut outgoing.records)?;
                 (connection.is_handshaking(), result)
             };
@@ -158,12 +158,13 @@ impl Incoming {
                 return Ok(());
             }
             let left = deadline.saturating_duration_since(Instant::now());
-            let late = || io::Error::new(ErrorKind::TimedOut, "the TLS handshake took too long");
+            let timed_out =
+                || io::Error::new(ErrorKind::TimedOut, "the TLS handshake took too long");
             if left.is_zero() {
-                return Err(late());
+                return Err(timed_out());
             }
             let received =
-                socket.receive(&mut self.received, left, &mut timer)?.ok_or_else(late)?;
+                socket.receive(&mut self.received, left, &mut timer)?.ok_or_else(timed_out)?;
             if received == 0 {
                 let message = "the peer closed the connection in the TLS handshake";
                 return Err(io::Error::new(ErrorKind::UnexpectedEof, message));
@@ -172,7 +173,8 @@ impl Incoming {
         }
     }
 
-    /// Receives decrypted bytes, as [`Receiver::receive`](super::super::Receiver::receive) says.
+    /// Receives decrypted bytes, as specified at
+    /// [`Receiver::receive`](super::super::Receiver::receive).
     pub(in super::super) fn receive(
         &mut self,
         socket: &Socket,
@@ -192,16 +194,15 @@ impl Incoming {
             match socket.receive(&mut self.received, left, timer)? {
                 None => return Ok(None),
                 Some(0) => {
-                    // The session knows whether the peer meant to end here.
+                    // The session knows whether the peer sent its close message.
                     let mut connection = self.session.lock();
                     connection.read_tls(&mut io::empty())?;
-                    connection.process_new_packets().map_err(meaning)?;
+                    connection.process_new_packets().map_err(describe_error)?;
                 }
                 Some(received) => (self.start, self.end) = (0, received),
             }
-            // What came may be less than a record: the rest is waited for no longer than the caller
-            // said. Nor is a peer listened to for longer that sends records without end
-            // in which there is nothing.
+            // The bytes may be less than a record. Wait for the rest no longer than `wait`. The
+            // same limit stops a peer that sends empty records without end.
             left = wait.saturating_sub(start.elapsed());
             if left.is_zero() {
                 return self.decrypted(socket, buf);
@@ -209,7 +210,7 @@ impl Incoming {
         }
     }
 
-    /// Bytes that need no waiting.
+    /// Decrypted bytes that are available without waiting.
     fn decrypted(&mut self, socket: &Socket, buf: &mut [u8]) -> io::Result<Option<usize>> {
         let mut connection = self.session.lock();
         loop {
@@ -224,8 +225,8 @@ impl Incoming {
             if done.is_err() {
                 let mut alert = Vec::new();
                 if take_records(&mut connection, &mut alert).is_ok() {
-                    // The session is over; the sender's next record would fail at the peer whatever
-                    // it reads before.
+                    // The session is over, so the alert need not wait for the sending half: the
+                    // peer would reject the sender's next record in any case.
                     let _ = socket.send_at_once(&alert);
                 }
             }
@@ -234,7 +235,7 @@ impl Incoming {
     }
 }
 
-/// Gives the session some of the bytes from `start` to `end`.
+/// Feeds the session some of the bytes from `start` to `end`.
 fn decrypt(
     connection: &mut Connection,
     received: &[u8],
@@ -244,17 +245,17 @@ fn decrypt(
     let mut bytes = received.get(*start..end).unwrap_or_default();
     let taken = connection.read_tls(&mut bytes)?;
     *start += taken;
-    connection.process_new_packets().map_err(meaning)?;
+    connection.process_new_packets().map_err(describe_error)?;
     if taken == 0 {
         return Err(io::Error::new(ErrorKind::InvalidData, "the TLS session takes no more bytes"));
     }
     Ok(())
 }
 
-/// An error in words that say whose certificate is at fault.
-fn meaning(error: Error) -> io::Error {
+/// Converts an error to a message that says which side's certificate is at fault.
+fn describe_error(error: Error) -> io::Error {
     use AlertDescription as Alert;
-    const ABOUT_US: [Alert; 9] = [
+    const OWN_CERTIFICATE: [Alert; 9] = [
         Alert::CertificateRequired,
         Alert::UnknownCA,
         Alert::BadCertificate,
@@ -265,7 +266,7 @@ fn meaning(error: Error) -> io::Error {
         Alert::DecryptError,
         Alert::AccessDenied,
     ];
-    let text = if matches!(&error, Error::AlertReceived(alert) if ABOUT_US.contains(alert)) {
+    let text = if matches!(&error, Error::AlertReceived(alert) if OWN_CERTIFICATE.contains(alert)) {
         format!("the peer does not accept our certificate: {error}")
     } else if matches!(error, Error::InvalidCertificate(_)) {
         format!("the peer's certificate is not accepted: {error}")

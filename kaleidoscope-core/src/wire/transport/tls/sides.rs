@@ -1,10 +1,10 @@
-//! The server's and the client's settings.
+//! TLS configuration of servers and clients.
 
 use super::super::link::Link;
 use super::super::peer::Peer;
 use super::super::socket::Socket;
 use super::credentials::{Credentials, CredentialsError};
-use super::names::Listed;
+use super::names::AllowedNames;
 use super::session::Session;
 use rustls::client::Resumption;
 use rustls::crypto::{CryptoProvider, ring};
@@ -19,13 +19,13 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// A server's side of TLS.
+/// TLS configuration of a server.
 #[derive(Clone, Debug)]
 pub struct ServerTls {
     config: Arc<ServerConfig>,
 }
 
-/// A client's side of TLS.
+/// TLS configuration of a client.
 #[derive(Clone, Debug)]
 pub struct ClientTls {
     config: Arc<ClientConfig>,
@@ -41,12 +41,12 @@ fn unusable(error: impl ToString) -> CredentialsError {
 }
 
 impl ServerTls {
-    /// Lets in clients whose certificates the authorities have signed: all of them, or, unless
-    /// `clients` is empty, those that have one of these DNS names.
+    /// Accepts clients whose certificates the authorities have signed. Unless `clients` is empty,
+    /// the certificate must also contain one of these DNS names.
     ///
     /// # Errors
-    /// [`CredentialsError::Unusable`] when key and certificate do not go together, or a kind of key
-    /// is not supported.
+    /// [`CredentialsError::Unusable`] if key and certificate do not match, or a type of key is not
+    /// supported.
     pub fn new(credentials: Credentials, clients: &[String]) -> Result<Self, CredentialsError> {
         let roots = Arc::new(credentials.authorities);
         let mut verifier: Arc<dyn ClientCertVerifier> =
@@ -54,7 +54,7 @@ impl ServerTls {
                 .build()
                 .map_err(unusable)?;
         if !clients.is_empty() {
-            verifier = Arc::new(Listed { inner: verifier, names: clients.to_vec() });
+            verifier = Arc::new(AllowedNames { inner: verifier, names: clients.to_vec() });
         }
         let mut config = ServerConfig::builder_with_provider(provider())
             .with_protocol_versions(&[&TLS13])
@@ -62,13 +62,13 @@ impl ServerTls {
             .with_client_cert_verifier(verifier)
             .with_single_cert(credentials.chain, credentials.key)
             .map_err(unusable)?;
-        // Connections are few and live long; resuming one would save nothing worth the state.
+        // Connections are few and live long; session resumption would not pay for its state.
         config.send_tls13_tickets = 0;
         config.session_storage = Arc::new(NoServerSessionStorage {});
         Ok(Self { config: Arc::new(config) })
     }
 
-    /// The server's part of the handshake on an accepted connection.
+    /// Runs the server's part of the handshake on an accepted connection.
     pub(super) fn accept(
         &self,
         socket: Arc<Socket>,
@@ -82,12 +82,12 @@ impl ServerTls {
 }
 
 impl ClientTls {
-    /// Trusts servers whose certificates the authorities have signed for `server_name`, or, without
-    /// it, for the host that is connected to. The name is a DNS name or an IP address.
+    /// Accepts servers whose certificates the authorities have signed for `server_name` or, if that
+    /// is `None`, for the host that is connected to. The name is a DNS name or an IP address.
     ///
     /// # Errors
-    /// [`CredentialsError::Unusable`] when key and certificate do not go together, a kind of key is
-    /// not supported, or the name is none.
+    /// [`CredentialsError::Unusable`] if key and certificate do not match, a type of key is not
+    /// supported, or the name is invalid.
     pub fn new(
         credentials: Credentials,
         server_name: Option<&str>,
@@ -109,7 +109,7 @@ impl ClientTls {
         self.config = Arc::new(config);
     }
 
-    /// The client's part of the handshake on a new connection. `at` is host and port.
+    /// Runs the client's part of the handshake on a new connection. `at` is host and port.
     pub(in super::super) fn connect(
         &self,
         fd: OwnedFd,

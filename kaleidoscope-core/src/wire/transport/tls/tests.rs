@@ -1,4 +1,4 @@
-//! Whom TLS lets in, and whom not.
+//! Which peers TLS accepts, and which it refuses.
 
 use super::super::{ConnectOptions, Link, ListenOptions, Listener, Peer, Refusal, connect};
 use super::*;
@@ -22,7 +22,7 @@ struct Authority {
     issuer: Issuer<'static, KeyPair>,
 }
 
-/// Since and until which year a certificate is valid.
+/// The years of a certificate's validity.
 type Years = std::ops::Range<i32>;
 
 const VALID: Years = 2000..2200;
@@ -50,20 +50,20 @@ impl Authority {
         (certificate.pem(), key.serialize_pem())
     }
 
-    /// What somebody who trusts this authority shows.
+    /// The credentials of a peer that trusts this authority.
     fn trusted_by(&self, (certificate, key): (String, String)) -> Credentials {
         let pem = self.pem.as_bytes();
         Credentials::from_pem(certificate.as_bytes(), key.as_bytes(), pem).unwrap()
     }
 }
 
-/// A listener on any loopback port, and what it says of those it turns away.
+/// A listener on any loopback port, and the messages of its refusals.
 fn listen(tls: ServerTls, mut options: ListenOptions) -> (Listener, Arc<Mutex<Vec<String>>>) {
     let refused = Arc::new(Mutex::new(Vec::new()));
-    let tell = Arc::clone(&refused);
+    let log = Arc::clone(&refused);
     options.tls = Some(tls);
     options.on_refusal =
-        Some(Arc::new(move |refusal: &Refusal| tell.lock().push(refusal.to_string())));
+        Some(Arc::new(move |refusal: &Refusal| log.lock().push(refusal.to_string())));
     let at = ServerAddress::Tcp("127.0.0.1:0".to_owned());
     (Listener::bind(&at, options).unwrap(), refused)
 }
@@ -82,8 +82,8 @@ fn try_link(
         let connecting = scope.spawn(move || {
             let options = ConnectOptions { tls: Some(client), ..ConnectOptions::default() };
             let mut link = connect(&at, &options)?;
-            // The server's judgement of our certificate comes after our part of the handshake: as
-            // an answer or as an error.
+            // The server verifies the client's certificate after the client's part of the
+            // handshake, so the client sees the result as a message or an error.
             let answer = link.receiver.receive(&mut [0], LONG)?;
             assert_eq!(answer, Some(1));
             Ok(link)
@@ -107,7 +107,7 @@ fn try_link(
     })
 }
 
-/// Both ends of a connection that is as it should be.
+/// Both ends of a valid connection.
 pub(in super::super) fn linked(send_timeout: Duration) -> (Link, Link) {
     let authority = Authority::new();
     let server = authority.trusted_by(authority.sign(&["localhost"], VALID));
@@ -140,7 +140,7 @@ fn both_sides_know_each_other() {
 }
 
 #[test]
-fn strangers_are_turned_away() {
+fn untrusted_peers_are_refused() {
     let (ours, theirs) = (Authority::new(), Authority::new());
     let server = || ours.trusted_by(ours.sign(&["pages"], VALID));
     let client = |credentials| ClientTls::new(credentials, Some("pages")).unwrap();
@@ -176,7 +176,7 @@ fn strangers_are_turned_away() {
 }
 
 #[test]
-fn a_client_without_a_certificate_is_turned_away() {
+fn a_client_without_a_certificate_is_refused() {
     let authority = Authority::new();
     let server = authority.trusted_by(authority.sign(&["pages"], VALID));
     let mut client =
@@ -196,14 +196,14 @@ fn a_client_without_a_certificate_is_turned_away() {
 }
 
 #[test]
-fn slow_peers_and_plain_ones_delay_nobody() {
+fn slow_and_plaintext_peers_delay_no_other() {
     let authority = Authority::new();
     let server = authority.trusted_by(authority.sign(&["pages"], VALID));
     let client = authority.trusted_by(authority.sign(&["client"], VALID));
     let options = ListenOptions { handshake: LONG, ..ListenOptions::default() };
     let (listener, refused) = listen(ServerTls::new(server, &[]).unwrap(), options);
     let at = listener.local_address();
-    // More silent peers than there may be handshakes, and one that speaks something else.
+    // More silent peers than the limit of handshakes, and one that does not speak TLS.
     let mut silent: Vec<_> =
         (0..80).map(|_| connect(&at, &ConnectOptions::default()).unwrap()).collect();
     let mut plain = connect(&at, &ConnectOptions::default()).unwrap();
@@ -215,12 +215,12 @@ fn slow_peers_and_plain_ones_delay_nobody() {
         let _server = listener.accept(LONG).unwrap().unwrap();
         connecting.join().unwrap();
     });
-    // The first of the silent ones had to go.
+    // The oldest silent peer was disconnected.
     assert_eq!(silent[0].receiver.receive(&mut [0], LONG).unwrap(), Some(0));
     let mut answer = [0; 64];
     while plain.receiver.receive(&mut answer, LONG).unwrap_or(Some(0)) != Some(0) {}
     assert!(refused.lock().len() >= 2);
-    // The others go with the listener.
+    // The others are disconnected with the listener.
     drop(listener);
     assert_eq!(silent[79].receiver.receive(&mut [0], LONG).unwrap(), Some(0));
 }
@@ -241,7 +241,7 @@ fn a_handshake_has_a_deadline() {
     }
     assert!(refused.lock()[0].contains("took too long"), "{refused:?}");
 
-    // And the client's own.
+    // The client has a deadline of its own.
     let deaf = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let at = ServerAddress::Tcp(deaf.local_addr().unwrap().to_string());
     let client = authority.trusted_by(authority.sign(&["client"], VALID));
@@ -262,7 +262,7 @@ fn a_handshake_s_panic_is_the_listener_s_error() {
     };
     let at = ServerAddress::Tcp("127.0.0.1:0".to_owned());
     let listener = Listener::bind(&at, options).unwrap();
-    // It says something else than TLS, and is turned away.
+    // The peer does not speak TLS, and is refused.
     let mut plain = connect(&listener.local_address(), &ConnectOptions::default()).unwrap();
     plain.sender.send(&mut [IoSlice::new(b"GET / HTTP/1.0\r\n\r\n")]).unwrap();
     for _ in 0..2 {
@@ -282,8 +282,8 @@ fn with_tls_a_server_listens_anywhere() {
 }
 
 #[test]
-fn what_passes_is_not_readable_and_must_not_change() {
-    // A relay between the two that flips a bit of what the server sends after the handshake.
+fn traffic_is_encrypted_and_authenticated() {
+    // A relay that flips a bit of the server's data after the handshake.
     let authority = Authority::new();
     let server = authority.trusted_by(authority.sign(&["pages"], VALID));
     let client = authority.trusted_by(authority.sign(&["client"], VALID));
