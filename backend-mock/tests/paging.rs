@@ -91,18 +91,27 @@ proptest! {
                 gva: l.gva,
                 gpa: l.gpa,
                 bytes: l.size.bytes(),
-                rights: core::Rights { user: l.rights.user, write: l.rights.write, execute: l.rights.exec },
+                rights: core::Rights {
+                    user: l.rights.user,
+                    write: l.rights.write,
+                    execute: l.rights.exec,
+                },
                 accessed: l.accessed,
                 dirty: l.dirty,
             })
             .collect();
         prop_assert_eq!(found.leaves, known);
         let depth = |t: &TableFrame| (usize::from(mode.levels() - t.level), t.gfn);
-        prop_assert_eq!(found.tables, tables.table_frames().iter().map(depth).collect::<BTreeSet<_>>());
+        let built: BTreeSet<_> = tables.table_frames().iter().map(depth).collect();
+        prop_assert_eq!(found.tables, built);
     }
 
     #[test]
-    fn a_translation_is_the_oracles(mode in 0usize..4, seed: u64, probes in prop::collection::vec(any::<u64>(), 50)) {
+    fn a_translation_is_the_oracles(
+        mode in 0usize..4,
+        seed: u64,
+        probes in prop::collection::vec(any::<u64>(), 50),
+    ) {
         let mode = Mode::ALL[mode];
         let spec = spec(mode);
         let (memory, tables) = random_tables(mode, seed);

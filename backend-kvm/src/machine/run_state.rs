@@ -10,8 +10,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 /// Interval at which a vCPU that should stop is signaled again: a signal that arrives just before
-/// the vCPU enters the guest has no effect. After [`FAST_REMINDERS`] reminders the interval grows, up to a
-/// millisecond.
+/// the vCPU enters the guest has no effect. After [`FAST_REMINDERS`] reminders the interval grows,
+/// up to a millisecond.
 const REMINDER_INTERVAL: Duration = Duration::from_micros(50);
 
 /// Reminders after which something else must delay the vCPU, or its thread has no processor.
@@ -299,7 +299,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_to_be_done_is_done_by_a_vcpu_s_thread() {
+    fn work_runs_on_a_vcpu_s_thread() {
         let (run_state, thread) = running();
         for _ in 0..1000 {
             let (by, _) = run_state.stop_for(&[], || current().id()).unwrap();
@@ -312,13 +312,12 @@ mod tests {
     }
 
     #[test]
-    fn a_freeze_that_breaks_off_ends_the_machine() {
+    fn a_freeze_that_panics_ends_the_machine() {
         let (run_state, thread) = running();
         let stopped = run_state.stop_for(&[], || assert!(current().name().is_some(), "on purpose"));
         assert!(matches!(stopped, Err(KvmError::Ended(_))), "{stopped:?}");
-        assert!(
-            matches!(run_state.stopped(), Some(Stopped::Ended(how)) if how.contains("panicked: on purpose"))
-        );
+        let is_reported = |how: &str| how.contains("panicked: on purpose");
+        assert!(matches!(run_state.stopped(), Some(Stopped::Ended(how)) if is_reported(&how)));
         thread.join().unwrap();
     }
 }

@@ -64,7 +64,8 @@ impl PageCopier {
             image,
             mapping: Arc::clone(mapping),
             tracker: tracker.asked(
-                "tracking a machine's writes (Linux 6.7 or later, and the right to use userfaultfd)",
+                "tracking a machine's writes (Linux 6.7 or later, and the right to use \
+                 userfaultfd)",
             )?,
             delta: MemoryFile::new(bytes(layout))?,
             copied: Vec::new(),

@@ -34,7 +34,7 @@ fn ended(machine: &Machine) -> String {
         if let Some(how) = machine.ended() {
             return how;
         }
-        assert!(start.elapsed() < Duration::from_secs(180), "it goes on without a vCPU");
+        assert!(start.elapsed() < Duration::from_secs(180), "the machine does not end");
         std::thread::sleep(Duration::from_millis(1));
     }
 }
@@ -116,12 +116,12 @@ fn a_device_that_does_not_come_back_is_not_waited_for_for_ever() -> TestResult<(
     machine.resume()?;
     enters.recv_timeout(Duration::from_secs(180))?;
     drop(machine);
-    assert_eq!(Arc::strong_count(&devices), 2, "its thread has it still");
+    assert_eq!(Arc::strong_count(&devices), 2, "the vCPU thread still holds it");
     // The thread continues with its memory still mapped, and ends.
     drop(release);
     let start = Instant::now();
     while Arc::strong_count(&devices) > 1 {
-        assert!(start.elapsed() < Duration::from_secs(180), "its thread goes on");
+        assert!(start.elapsed() < Duration::from_secs(180), "the vCPU thread does not end");
         std::thread::sleep(Duration::from_millis(1));
     }
     Ok(())

@@ -44,7 +44,7 @@ impl CloneHook for Guard {
 }
 
 #[test]
-fn every_clone_knows_who_it_is() -> TestResult<()> {
+fn every_clone_knows_its_identity() -> TestResult<()> {
     let Some(host) = host() else { return Ok(()) };
     let plan = Plan::new(32, 2, 4, 256, 256, 2)?;
     let (mut parent, check_port) = boot(&host, &plan)?;
@@ -77,7 +77,7 @@ fn every_clone_knows_who_it_is() -> TestResult<()> {
         assert!(identities(&plan, clone)?.iter().all(|seen| *seen == id.0));
         let start = Instant::now();
         while notices(&plan, clone, 1)? == 0 {
-            assert!(start.elapsed() < Duration::from_secs(180), "it was not told");
+            assert!(start.elapsed() < Duration::from_secs(180), "the clone was not notified");
             std::thread::sleep(Duration::from_millis(1));
         }
         assert_eq!((notices(&plan, clone, 0)?, notices(&plan, clone, 1)?), (0, 1));

@@ -99,7 +99,7 @@ fn local(host: &Arc<Host>, plan: &Plan) -> TestResult<Snapshot> {
         );
         let checks = Arc::new(CheckPort::default());
         let mut clone = Machine::clone_of(host, &snapshot, Arc::clone(&checks) as _)?;
-        assert_eq!(clone.memory_taken()?, 0, "before it runs");
+        assert_eq!(clone.memory_taken()?, 0, "before the clone runs");
         clone.resume()?;
         wait_for_rounds(plan, &clone, &checks, 50);
         assert!(clone.memory_taken()? > 0);

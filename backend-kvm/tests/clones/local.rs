@@ -43,7 +43,7 @@ fn a_clone_goes_on_where_its_parent_was_and_both_go_on() -> TestResult<()> {
 
         let checks = Arc::new(CheckPort::default());
         let mut clone = Machine::clone_of(&host, &snapshot, Arc::clone(&checks) as _)?;
-        assert_eq!(rounds(&plan, &clone), at_freeze, "before it runs");
+        assert_eq!(rounds(&plan, &clone), at_freeze, "before the clone runs");
         clone.resume()?;
         wait_for_rounds(&plan, &clone, &checks, 300);
         wait_for_rounds(&plan, &parent, &check_port, 300);
@@ -190,7 +190,7 @@ fn any_instant_can_be_the_first() -> TestResult<()> {
 }
 
 #[test]
-fn a_wrong_byte_is_noticed() -> TestResult<()> {
+fn a_wrong_byte_is_detected() -> TestResult<()> {
     let Some(host) = host() else { return Ok(()) };
     let plan = Plan::new(16, 1, 2, 64, 64, 1)?;
     let (mut machine, check_port) = boot(&host, &plan)?;
@@ -207,7 +207,7 @@ fn a_wrong_byte_is_noticed() -> TestResult<()> {
     machine.resume()?;
     let start = Instant::now();
     while check_port.failure().is_none() {
-        assert!(start.elapsed() < Duration::from_secs(180), "the guest does not notice");
+        assert!(start.elapsed() < Duration::from_secs(180), "the guest does not detect it");
         std::thread::sleep(Duration::from_millis(1));
     }
     assert_eq!(check_port.failure().unwrap().vector, 6);
@@ -216,7 +216,7 @@ fn a_wrong_byte_is_noticed() -> TestResult<()> {
 
 #[test]
 #[expect(clippy::single_range_in_vec_init, reason = "sets of frames")]
-fn what_siblings_wrote_is_copied_ahead() -> TestResult<()> {
+fn frames_that_siblings_wrote_are_copied_ahead() -> TestResult<()> {
     let Some(host) = host().filter(|_| has_userfaultfd()) else { return Ok(()) };
     let plan = Plan::new(32, 2, 4, 256, 256, 2)?;
     let (mut parent, check_port) = boot(&host, &plan)?;
@@ -239,7 +239,7 @@ fn what_siblings_wrote_is_copied_ahead() -> TestResult<()> {
     let frames = forecast.frames(u32::MAX);
     for process in plan.processes() {
         let status = u32::try_from(process.status.0 / 4096)?;
-        assert!(frames.iter().any(|run| run.contains(&status)), "every process counts");
+        assert!(frames.iter().any(|run| run.contains(&status)), "every process updates its status");
     }
 
     let whole = parent.layout().frames();
@@ -307,7 +307,7 @@ fn saved_state_is_checked() -> TestResult<()> {
 /// Damaged state is rejected by this crate or by KVM, or produces a misbehaving guest; it does no
 /// other harm.
 #[test]
-fn damaged_state_harms_nobody() -> TestResult<()> {
+fn damaged_state_does_no_harm() -> TestResult<()> {
     let Some(host) = host() else { return Ok(()) };
     let plan = Plan::new(16, 2, 2, 64, 64, 1)?;
     let (mut parent, check_port) = boot(&host, &plan)?;

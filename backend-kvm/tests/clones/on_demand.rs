@@ -89,7 +89,7 @@ fn pages_come_as_they_are_touched() -> TestResult<()> {
 }
 
 #[test]
-fn a_clone_that_is_filled_needs_nobody() -> TestResult<()> {
+fn a_filled_clone_needs_no_source() -> TestResult<()> {
     let plan = Plan::new(32, 1, 2, 256, 256, 2)?;
     let Some((parent, _check_port, snapshot, locality)) = frozen_parent(&plan)? else {
         return Ok(());
@@ -183,7 +183,7 @@ impl PageSource for FailingSource {
 }
 
 #[test]
-fn without_pages_a_clone_ends_and_nobody_else_does() -> TestResult<()> {
+fn without_pages_only_the_clone_itself_ends() -> TestResult<()> {
     let plan = Plan::new(32, 2, 4, 256, 256, 2)?;
     let Some((parent, check_port, snapshot, locality)) = frozen_parent(&plan)? else {
         return Ok(());
@@ -210,7 +210,7 @@ fn without_pages_a_clone_ends_and_nobody_else_does() -> TestResult<()> {
         clone.resume()?;
         let start = Instant::now();
         let how = loop {
-            assert_eq!(checks.failure(), None, "a wrong byte instead of an end");
+            assert_eq!(checks.failure(), None, "a check failed before the clone ended");
             if let Some(how) = clone.ended() {
                 break how;
             }

@@ -160,7 +160,7 @@ fn pages_of_the_store_stay_pinned_for_the_image_of_a_staged_clone() -> TestResul
     drop(cache);
     let snapshots = generations(&host, &plan, &clone, &checks)?;
     drop(clone);
-    assert!(store.statistics().pins > 0, "the images show them");
+    assert!(store.statistics().pins > 0, "the images map them");
     let image = &snapshots.first().ok_or("no generation")?.image;
     assert!(count(&image.shared()) > 500, "{:?}", image.shared());
     snapshots.iter().for_each(|snapshot| verify_image(&plan, snapshot));
@@ -184,7 +184,7 @@ fn plain(layout: MemoryLayout) -> TestResult<Arc<LocalityOrder>> {
     Ok(Arc::new(LocalityOrder::new(map)))
 }
 
-/// Does nothing unless [`a_stage_serves_several_processes`] starts it in another process. There it
+/// Does nothing unless [`a_shared_cache_serves_several_processes`] starts it in another process. There it
 /// runs a clone on the first process's cache.
 #[test]
 fn runs_elsewhere() -> TestResult<()> {
@@ -253,7 +253,7 @@ impl Drop for ChildProcess {
 }
 
 #[test]
-fn a_stage_serves_several_processes() -> TestResult<()> {
+fn a_shared_cache_serves_several_processes() -> TestResult<()> {
     let Some(host) = host().filter(|_| has_userfaultfd()) else { return Ok(()) };
     let plan = plan_of_both()?;
     let snapshot = snapshot(&host, &plan, 200)?;

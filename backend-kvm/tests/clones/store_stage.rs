@@ -99,7 +99,7 @@ fn staged_clones_map_what_another_parent_had() -> TestResult<()> {
             verify_machine(&plan, clone);
             let total = clone.engine().ok_or("no engine")?.statistics().total();
             println!(
-                "{} faults, {} prefetched, {} filled, {} there",
+                "{} faults, {} prefetched, {} filled, {} cached",
                 total.faults, total.prefetched, total.filled, total.local_cache
             );
             assert_eq!(total.local_cache, shown as u64);
@@ -133,7 +133,8 @@ fn what_is_mapped_is_neither_fetched_nor_staged() -> TestResult<()> {
     let shown = count(&cache.shared()) as u64;
     let (fetched, there, mut clone, checks) = filled(&host, &parent, &cache)?;
     println!(
-        "{shown} of {frames} frames in {} runs: {fetched} fetched; cache {} KiB, without a store {} KiB",
+        "{shown} of {frames} frames in {} runs: {fetched} fetched; cache {} KiB, without a store {} \
+         KiB",
         cache.shared().len(),
         cache.taken()? >> 10,
         plain.taken()? >> 10

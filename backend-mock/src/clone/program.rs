@@ -220,7 +220,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn vcpus_keep_to_their_own_frames_and_nobodys() {
+    fn vcpus_only_touch_their_own_and_shared_frames() {
         for (frames, vcpus) in [(40, 4), (1000, 3), (64, 1), (4096, 7)] {
             for number in 0..vcpus {
                 for frame in 0..frames + 5 {

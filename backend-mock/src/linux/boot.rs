@@ -407,7 +407,8 @@ impl FrameSource for Either<'_> {
 /// The kernel's version banner.
 pub(super) fn banner(style: KernelStyle) -> String {
     format!(
-        "Linux version {} (mock@example.org) (gcc (Mock 1.0) 14.2.0, GNU ld (Mock) 2.44) #1 SMP PREEMPT_DYNAMIC Mock 1 (1970-01-01)\n",
+        "Linux version {} (mock@example.org) (gcc (Mock 1.0) 14.2.0, GNU ld (Mock) 2.44) \
+         #1 SMP PREEMPT_DYNAMIC Mock 1 (1970-01-01)\n",
         style.release()
     )
 }

@@ -251,7 +251,11 @@ mod tests {
             names in prop::collection::vec("[a-z_]{1,30}|[A-Z.]{200}", 1..700),
             layout in 0usize..3,
         ) {
-            let layout = [KallsymsLayout::OffsetsFirst, KallsymsLayout::OffsetsLast, KallsymsLayout::SelfRelative][layout];
+            let layout = [
+                KallsymsLayout::OffsetsFirst,
+                KallsymsLayout::OffsetsLast,
+                KallsymsLayout::SelfRelative,
+            ][layout];
             let base = 0xffff_ffff_8120_0000u64;
             let zero_based = layout != KallsymsLayout::SelfRelative;
             let symbols: Vec<_> = (0u64..).zip(names).map(|(i, name)| {

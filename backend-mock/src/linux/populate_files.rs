@@ -157,7 +157,8 @@ impl Kernel {
     ) -> Result<(), MockError> {
         let (file, _) = self.new_file(vfs, locations.root, "vmcoreinfo.txt")?;
         self.cache_file(files, file, &[(0, 0)])?;
-        let stale = "OSRELEASE=5.4.0-stale\nPAGESIZE=4096\nSYMBOL(swapper_pg_dir)=ffffffff82409000\n\
+        let stale = "OSRELEASE=5.4.0-stale\nPAGESIZE=4096\n\
+                     SYMBOL(swapper_pg_dir)=ffffffff82409000\n\
                      SYMBOL(_stext)=ffffffff81000000\nNUMBER(phys_base)=0\nKERNELOFFSET=0\n";
         let page = files.last().and_then(|f: &File| f.folios.get(&0)).map(|f| f.0);
         self.memory.write(page.unwrap_or_default().gpa(), stale.as_bytes())?;

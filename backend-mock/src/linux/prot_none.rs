@@ -76,7 +76,7 @@ impl MockGuest {
     }
 }
 
-/// `__swp_entry`: a swapped-out or migrating page. Its offset is chosen such that a reader who
+/// `__swp_entry`: a swapped-out or migrating page. Its offset is chosen such that a reader that
 /// takes the entry for an inaccessible page would get `gfn`.
 fn not_mapped(gfn: u64, migrating: bool) -> u64 {
     let (kind, bits, offset) = (if migrating { 30 } else { 1 }, 5, gfn << 3);

@@ -412,7 +412,10 @@ proptest! {
             for leaf in &space.leaves {
                 let gfn = leaf.gpa.gfn();
                 prop_assert!(guest.truth.users(gfn).spaces > 0);
-                let is_free = matches!(guest.truth.role(gfn), None | Some(Role::Free { .. } | Role::PerCpuFree { .. }));
+                let is_free = matches!(
+                    guest.truth.role(gfn),
+                    None | Some(Role::Free { .. } | Role::PerCpuFree { .. })
+                );
                 prop_assert!(!is_free);
             }
         }

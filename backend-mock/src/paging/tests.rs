@@ -53,7 +53,12 @@ fn random_tables(mode: Mode, seed: u64, noise: bool) -> (VecMemory, PageTables) 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
     #[test]
-    fn the_oracle_finds_what_was_mapped(mode in 0usize..4, seed: u64, noise: bool, probes in prop::collection::vec(any::<u64>(), 50)) {
+    fn the_oracle_finds_what_was_mapped(
+        mode in 0usize..4,
+        seed: u64,
+        noise: bool,
+        probes in prop::collection::vec(any::<u64>(), 50),
+    ) {
         let mode = Mode::ALL[mode];
         let (memory, tables) = random_tables(mode, seed, noise);
         let leaves: Vec<_> = tables.leaves().collect();
@@ -72,7 +77,9 @@ proptest! {
             }
         }
         // The oracle also agrees with the list of leaves elsewhere, and just outside every leaf.
-        let edges = leaves.iter().flat_map(|l| [l.gva.0.wrapping_sub(1), l.gva.0.wrapping_add(l.size.bytes())]);
+        let edges = leaves
+            .iter()
+            .flat_map(|l| [l.gva.0.wrapping_sub(1), l.gva.0.wrapping_add(l.size.bytes())]);
         for gva in probes.into_iter().chain(edges) {
             let holds = |l: &&LeafTruth| gva >= l.gva.0 && gva - l.gva.0 < l.size.bytes();
             let expected = leaves.iter().find(holds).map(|l| l.gpa.0 + (gva - l.gva.0));

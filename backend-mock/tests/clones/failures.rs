@@ -75,7 +75,7 @@ fn a_wrong_byte_is_seen() {
 }
 
 #[test]
-fn the_log_tells_who_called_what() {
+fn the_log_records_calls_in_order() {
     let program = Program { steps: 300, ..Program::default() };
     let run = run(&Recipe { policy: Policy::Demand, program, ..Recipe::default() });
     assert!(run.report.is_complete(), "{}", run.describe());

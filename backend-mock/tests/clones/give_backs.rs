@@ -119,7 +119,7 @@ fn a_page_that_arrives_too_late_is_dropped() {
 
 /// Injected faults without waiters are harmless.
 #[test]
-fn a_fault_that_nobody_waits_on_is_harmless() {
+fn a_fault_without_a_waiter_is_harmless() {
     let engine = with_engine(|memory| {
         for frame in (0..100).chain(0..100).map(FrameIndex) {
             memory.queue().inject(Event::Fault { frame, access: Access::Unknown });

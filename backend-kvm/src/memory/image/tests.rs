@@ -135,7 +135,7 @@ fn pages_in_common_are_kept_once() {
 }
 
 #[test]
-fn what_others_can_write_to_is_copied_and_never_referred_to() {
+fn pages_of_an_unsealed_file_are_copied_and_never_referred_to() {
     let (image, store) = (image(), ContentStore::new(100).unwrap());
     let key = fingerprints(&image);
     let (shared, _) = image.sharing(&store, &key).unwrap();
@@ -165,7 +165,7 @@ fn what_others_can_write_to_is_copied_and_never_referred_to() {
     // An image without shared pages is sealed, as is the image that it was made from.
     assert_eq!(numbers(image.bytes().unwrap()), [1, 2, 3, 4, 5]);
     let (own, _) = image.sharing(&ContentStore::new(0).unwrap(), &key).unwrap();
-    assert_eq!(numbers(own.bytes().unwrap()), [1, 2, 3, 4, 5], "there was no room");
+    assert_eq!(numbers(own.bytes().unwrap()), [1, 2, 3, 4, 5], "the store was full");
 }
 
 #[test]
@@ -192,7 +192,7 @@ fn only_sealed_files_are_referred_to() {
 }
 
 #[test]
-fn nobody_lets_go_of_what_an_image_shows() {
+fn pins_of_an_image_are_not_released_by_fingerprint() {
     let (image, store) = (image(), ContentStore::new(5).unwrap());
     let (shared, _) = image.sharing(&store, &fingerprints(&image)).unwrap();
     let domain = Domain::new([5; 32]);
@@ -207,7 +207,7 @@ fn nobody_lets_go_of_what_an_image_shows() {
     }
     assert_eq!((store.statistics().pins, store.statistics().pinned), (5, 5));
     for n in 100..120 {
-        assert!(!store.put(key(n), &[n; FRAME_BYTES]).unwrap(), "there is no room");
+        assert!(!store.put(key(n), &[n; FRAME_BYTES]).unwrap(), "the store is full");
     }
     assert_eq!(numbers(&copied(&shared)), [1, 2, 3, 4, 5]);
     drop(shared);
@@ -215,7 +215,7 @@ fn nobody_lets_go_of_what_an_image_shows() {
 }
 
 #[test]
-fn a_fingerprint_that_lies_shares_nothing() {
+fn a_wrong_fingerprint_shares_nothing() {
     let (a, b) = (image(), image());
     let store = ContentStore::new(100).unwrap();
     let (_a, _) = a.sharing(&store, &fingerprints(&a)).unwrap();
@@ -228,7 +228,7 @@ fn a_fingerprint_that_lies_shares_nothing() {
     assert_eq!(numbers(&copied(&c)), [7, 2, 3, 4, 5]);
     let full = ContentStore::new(2).unwrap();
     let (c, shared) = changed.sharing(&full, &fingerprints(&changed)).unwrap();
-    assert_eq!((shared.shared, shared.own), (2, 3), "no room for more");
+    assert_eq!((shared.shared, shared.own), (2, 3), "the store is full");
     assert_eq!(numbers(&copied(&c)), [7, 2, 3, 4, 5]);
 }
 

@@ -80,7 +80,7 @@ fn a_store_comes_back_with_its_pages() {
     let store = ContentStore::reopen(kept, std::slice::from_ref(&mine)).unwrap();
     assert!(has(&store, &mine, 1) && (113..120).all(|n| has(&store, &mine, n)));
     assert_eq!(store.statistics().former, 8);
-    assert!(!put(&store, &mine, 7777), "every place may be shown");
+    assert!(!put(&store, &mine, 7777), "every slot may be mapped");
 }
 
 #[test]
@@ -97,7 +97,7 @@ fn pages_of_no_domain_stay_apart() {
     // It is stored a second time.
     assert!(put(&store, &other, 1));
     fill(&store, &mine);
-    assert_eq!(store.statistics().pages, 5, "one is apart");
+    assert_eq!(store.statistics().pages, 5, "one slot is reserved");
     let kept = file(&store);
     drop(store);
     let store = ContentStore::reopen(kept, &[other.clone(), mine.clone()]).unwrap();
@@ -149,7 +149,8 @@ proptest! {
             bytes
         };
         let before: Vec<Page> = (0..used).map(bytes).collect();
-        let store = ContentStore::reopen(kept.try_clone().unwrap().into(), std::slice::from_ref(&mine)).unwrap();
+        let file = kept.try_clone().unwrap().into();
+        let store = ContentStore::reopen(file, std::slice::from_ref(&mine)).unwrap();
         (0..12).for_each(|n| { has(&store, &mine, n); });
         prop_assert!((0..12).all(|n| !has(&store, &other, n)));
         prop_assert!(store.statistics().former as usize >= used);
@@ -339,7 +340,7 @@ fn a_killed_process_leaves_a_store() {
         store.release_former();
         assert_eq!(store.statistics().pins, 0);
         assert!((1 << 50..(1 << 50) + u64::from(room)).all(|n| put(&store, &mine, n)));
-        assert!((0..PINNED).all(|n| !has(&store, &mine, n)), "they gave way");
+        assert!((0..PINNED).all(|n| !has(&store, &mine, n)), "they were evicted");
     }
 }
 
