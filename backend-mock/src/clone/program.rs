@@ -56,7 +56,7 @@ pub enum Halt {
     #[error(transparent)]
     Vcpu(#[from] VcpuError),
     /// The expected byte is unknown: the snapshot memory cannot be read.
-    #[error("the snapshot memory: {0}")]
+    #[error("the snapshot cannot be read: {0}")]
     Truth(#[from] MemoryError),
 }
 
