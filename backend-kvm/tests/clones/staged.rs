@@ -184,8 +184,8 @@ fn plain(layout: MemoryLayout) -> TestResult<Arc<LocalityOrder>> {
     Ok(Arc::new(LocalityOrder::new(map)))
 }
 
-/// Does nothing unless [`a_shared_cache_serves_several_processes`] starts it in another process. There it
-/// runs a clone on the first process's cache.
+/// Does nothing unless [`a_shared_cache_serves_several_processes`] starts it in another process.
+/// There it runs a clone on the first process's cache.
 #[test]
 fn runs_elsewhere() -> TestResult<()> {
     let Some(dir) = std::env::var_os(ROLE) else { return Ok(()) };

@@ -133,8 +133,8 @@ fn what_is_mapped_is_neither_fetched_nor_staged() -> TestResult<()> {
     let shown = count(&cache.shared()) as u64;
     let (fetched, there, mut clone, checks) = filled(&host, &parent, &cache)?;
     println!(
-        "{shown} of {frames} frames in {} runs: {fetched} fetched; cache {} KiB, without a store {} \
-         KiB",
+        "{shown} of {frames} frames in {} runs: {fetched} fetched; cache {} KiB, without a store \
+         {} KiB",
         cache.shared().len(),
         cache.taken()? >> 10,
         plain.taken()? >> 10

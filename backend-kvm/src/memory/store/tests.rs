@@ -218,8 +218,10 @@ fn what_is_no_store_is_refused() {
     assert_eq!(refused(memory(len, sealed, &header(1, 8, 6))), StoreFileError::Flags(8));
     for (size, pages) in [(len, 5), (len, 7), (len, u32::MAX), (len - 4096, 6), (len + 1, 6)] {
         let error = refused(memory(size, sealed, &header(1, 0, pages)));
+        let is_it = |s, p| (s, p) == (size, pages);
         assert!(
-            matches!(error, StoreFileError::Size { size: s, pages: p, .. } if (s, p) == (size, pages))
+            matches!(error, StoreFileError::Size { size: s, pages: p, .. } if is_it(s, p)),
+            "{error}"
         );
     }
 }
