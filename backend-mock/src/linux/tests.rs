@@ -208,9 +208,8 @@ fn page_tables_map_what_is_true() {
         }
         let tables = guest.truth.spaces.iter().flat_map(|s| &s.tables);
         for table in tables {
-            assert!(
-                matches!(guest.truth.role(table.gfn), Some(Role::PageTable { level }) if level == table.level)
-            );
+            let expected = Role::PageTable { level: table.level };
+            assert_eq!(guest.truth.role(table.gfn), Some(expected));
         }
     }
 }
