@@ -1,4 +1,4 @@
-//! Why a guest could not be built.
+//! Errors of building a guest.
 
 use kaleidoscope_core::addr::{Gfn, Gpa, Gva};
 use kaleidoscope_core::memory::{LayoutError, MemoryError};
@@ -8,27 +8,27 @@ use thiserror::Error;
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum MockError {
-    /// The RAM regions make no layout.
+    /// The RAM regions do not form a valid layout.
     #[error(transparent)]
     Layout(#[from] LayoutError),
     /// A write fell outside RAM.
     #[error(transparent)]
     Memory(#[from] MemoryError),
-    /// The guest has no free block of this order left: give it more RAM or less to hold.
+    /// The guest has no free block of this order left. It needs more RAM or less content.
     #[error("no free block of 2^{order} frames left")]
     OutOfFrames {
-        /// Order of the block that was wanted.
+        /// Order of the requested block.
         order: u32,
     },
-    /// Something needs more room than was set aside for it.
+    /// Something is larger than the space reserved for it.
     #[error("{what} does not fit into its {bytes} bytes")]
     TooLarge {
         /// What does not fit.
         what: &'static str,
-        /// The room that it has.
+        /// Size of the reserved space in bytes.
         bytes: u64,
     },
-    /// A frame was claimed twice; each frame has one truth.
+    /// A frame was claimed twice; each frame has one role.
     #[error("frame {gfn} is already taken")]
     Taken {
         /// The frame.
@@ -40,7 +40,7 @@ pub enum MockError {
         /// The address.
         gva: Gva,
     },
-    /// The paging mode cannot express the mapping: page size, alignment or address width.
+    /// The paging mode does not support the mapping's page size, alignment or address width.
     #[error("{gva} to {gpa} cannot be mapped by pages of {bytes:#x} bytes in this mode")]
     Unmappable {
         /// The virtual address.
@@ -50,13 +50,13 @@ pub enum MockError {
         /// Size of the page in bytes.
         bytes: u64,
     },
-    /// A structure or a member that the kernel style does not have.
+    /// The kernel style does not have this structure or member.
     #[error("this kernel has no `{name}`")]
     NoSuchType {
         /// The structure, or `structure.member`.
         name: String,
     },
-    /// The combination of knobs describes no machine.
+    /// The combination of knobs is invalid.
     #[error("{0}")]
     Knobs(&'static str),
 }

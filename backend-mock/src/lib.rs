@@ -2,9 +2,9 @@
 //!
 //! [`paging`] builds x86 page tables of every mode. [`linux`] builds a Linux guest in memory, from
 //! page tables to kallsyms, BTF and frame table, together with the [truth](linux::Truth) about
-//! every frame. Everything is written independently of the introspection that is tested on it, and
-//! is a function of a seed. [`clone`] is all that surrounds a clone engine: memory, vCPUs, a parent
-//! that goes on, and failures on demand.
+//! every frame. Everything is a function of a seed, and written independently of the introspection
+//! code that is tested with it. [`clone`] mocks the environment of a clone engine: memory, vCPUs, a
+//! parent that keeps writing, and failures on demand.
 
 pub mod clone;
 pub mod linux;

@@ -5,25 +5,25 @@ use kaleidoscope_core::addr::{FRAME_BYTES, FRAME_SIZE, Gfn, Gpa};
 use kaleidoscope_core::memory::{GuestMemory, MemoryError, MemoryLayout};
 use std::collections::BTreeMap;
 
-/// Guest memory with some frames changed. Only the changed frames are copied, so that damaging a
-/// large image costs little.
+/// Guest memory with some bytes changed. Only changed frames are copied, so that damaging a large
+/// image is cheap.
 pub struct PatchedMemory<'m> {
     base: &'m dyn GuestMemory,
     frames: BTreeMap<Gfn, Box<[u8; FRAME_BYTES]>>,
 }
 
 impl<'m> PatchedMemory<'m> {
-    /// The memory `base`, not changed yet.
+    /// The memory `base`, unchanged so far.
     #[must_use]
     pub fn new(base: &'m dyn GuestMemory) -> Self {
         Self { base, frames: BTreeMap::new() }
     }
 
-    /// Overwrites the bytes from `gpa` on, over frame boundaries if need be.
+    /// Overwrites bytes starting at `gpa`; may cross frame boundaries.
     ///
     /// # Errors
-    /// [`MockError::Memory`] when a frame is not RAM or cannot be read. The frames before it are
-    /// changed then.
+    /// [`MockError::Memory`] when a frame is not RAM or cannot be read. Earlier frames of the range
+    /// are changed nevertheless.
     pub fn write(&mut self, gpa: Gpa, bytes: &[u8]) -> Result<(), MockError> {
         let (mut gpa, mut rest) = (gpa, bytes);
         while !rest.is_empty() {
@@ -55,7 +55,7 @@ impl<'m> PatchedMemory<'m> {
         })
     }
 
-    /// First and last frame of a range that is not empty; `None` when it wraps.
+    /// First and last frame of a nonempty range; `None` when it is empty or wraps around.
     fn span(gpa: Gpa, len: usize) -> Option<(Gfn, Gfn)> {
         let last = gpa.checked_add((len as u64).checked_sub(1)?)?;
         Some((gpa.gfn(), last.gfn()))
@@ -71,7 +71,7 @@ impl GuestMemory for PatchedMemory<'_> {
         self.base.read(gpa, buf)?;
         let Some((first, last)) = Self::span(gpa, buf.len()) else { return Ok(()) };
         for (gfn, bytes) in self.frames.range(first..=last) {
-            // Where the frame and the range begin, each counted from the later of the two.
+            // Offset in the frame, and offset in the range, at which the two start to overlap.
             let frame = gfn.0 * FRAME_SIZE;
             let skipped = usize::try_from(gpa.0.saturating_sub(frame)).unwrap_or(usize::MAX);
             let at = usize::try_from(frame.saturating_sub(gpa.0)).unwrap_or(usize::MAX);
@@ -82,8 +82,8 @@ impl GuestMemory for PatchedMemory<'_> {
         Ok(())
     }
 
-    /// Borrowed from the base where nothing is changed, from the changed frame where only that is
-    /// asked for.
+    /// Borrows from the base if no frame of the range is changed, or from the changed frame if the
+    /// range lies in it.
     fn slice(&self, gpa: Gpa, len: usize) -> Option<&[u8]> {
         let (first, last) = Self::span(gpa, len)?;
         match self.frames.range(first..=last).next() {
@@ -103,7 +103,7 @@ mod tests {
     use crate::Rng;
     use kaleidoscope_core::memory::VecMemory;
 
-    /// The naive way to the same memory: copy all of it.
+    /// Compares with a naive implementation that copies all memory.
     #[test]
     fn reads_as_if_all_were_copied() {
         let layout = MemoryLayout::contiguous(0x5000).unwrap();

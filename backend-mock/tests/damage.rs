@@ -1,5 +1,4 @@
-//! Introspection of damaged guests comes to an end, in bounded time, and what is undamaged stays
-//! true.
+//! Coloring of damaged guests ends in bounded time, and remains right for undamaged parts.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests, which clippy does not see as tests")]
 
@@ -8,15 +7,14 @@ use kaleidoscope_core::coloring::{Coloring, ColoringOptions, color};
 use kaleidoscope_mock::linux::{Area, Damage, GuestBuilder, KernelStyle, MockGuest};
 use std::time::{Duration, Instant};
 
-/// Far more than an undamaged guest of this size needs, also on a busy machine and without
-/// optimization.
+/// Much more time than an undamaged guest of this size needs, even unoptimized on a busy host.
 const LIMIT: Duration = Duration::from_secs(120);
 
 fn guest(style: KernelStyle, seed: u64) -> MockGuest {
     GuestBuilder::new(style).ram_bytes(16 << 20).processes(2).seed(seed).build().unwrap()
 }
 
-/// Colors with and without registers; the first result that there is.
+/// Colors a guest with and without registers; returns the first successful result.
 fn color_both_ways(name: &str, guest: &MockGuest) -> Option<Coloring> {
     let mut out = None;
     for registers in [guest.registers.clone(), Vec::new()] {
@@ -29,7 +27,7 @@ fn color_both_ways(name: &str, guest: &MockGuest) -> Option<Coloring> {
     out
 }
 
-/// Share of frames whose kind was found, in percent.
+/// Percentage of frames whose kind was found.
 fn right(guest: &MockGuest, coloring: &Coloring) -> usize {
     let kinds = coloring.map.iter();
     let right = kinds.filter(|(i, _, f)| f.kind == guest.truth.kind(*i)).count();
@@ -70,7 +68,7 @@ fn flipped_bits_are_survived() {
     }
 }
 
-/// A few flipped bits anywhere hardly ever hit something that matters for more than its own frame.
+/// A few flipped bits rarely affect more than their own frame.
 #[test]
 fn rare_errors_do_little_harm() {
     for style in KernelStyle::ALL {
@@ -82,9 +80,9 @@ fn rare_errors_do_little_harm() {
     }
 }
 
-/// A frame that is in use is never called free, whatever is flipped in the frame table: filling it
-/// with zeros would destroy it. Flips that happen to spell a free page are beyond anybody's
-/// knowledge, hence a few are allowed.
+/// A frame in use is never called free, whichever bits of the frame table are flipped: filling it
+/// with zeros would destroy its contents. Flips that produce a valid free page cannot be detected,
+/// so a few are allowed.
 #[test]
 fn damage_seldom_frees_what_is_in_use() {
     for style in KernelStyle::ALL {

@@ -1,5 +1,5 @@
-//! Memory that holds another kernel's pages although no other kernel runs or ran there: a nested guest, a saved image of a
-//! machine in the page cache, a kernel's own file, a crash kernel that is loaded and waits.
+//! Memory that holds pages of another kernel although none runs or ran there: a nested guest, a
+//! saved machine image in the page cache, a kernel file, a loaded crash kernel.
 
 #![expect(
     clippy::unwrap_used,
@@ -33,18 +33,19 @@ fn is_image(role: Role) -> bool {
     matches!(role, Role::KernelText | Role::KernelRodata | Role::KernelData)
 }
 
-/// Where a decoy can lie: memory whose bytes say nothing about what it is. The first page of a file may be an ELF header.
+/// Where a decoy is placed: memory whose contents say nothing about its use. The first page of a
+/// file may be an ELF header.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Home {
-    /// A process's memory, as that of a nested guest.
+enum DecoyPlace {
+    /// Memory of a process, as of a nested guest's VMM.
     Process,
-    /// The page cache, as that of a saved image or of a kernel's file.
+    /// The page cache, as of a saved machine image or a kernel file.
     Cache,
-    /// What was set aside at boot, as for a crash kernel.
+    /// Memory reserved at boot, as for a crash kernel.
     Reserved,
 }
 
-impl Home {
+impl DecoyPlace {
     fn holds(self, role: Role) -> bool {
         match self {
             Self::Process => matches!(role, Role::Anonymous { .. }),
@@ -54,30 +55,35 @@ impl Home {
     }
 }
 
-/// Copies pages one after another, as far as there is room, and says how many.
-fn lay(running: &mut MockGuest, home: Home, pages: impl IntoIterator<Item = Page>) -> usize {
-    let homes = frames(running, |role| home.holds(role));
-    let mut laid = 0;
-    for (gfn, page) in homes.into_iter().zip(pages) {
+/// Copies pages one after another while there is room; returns how many.
+fn copy_pages(
+    running: &mut MockGuest,
+    place: DecoyPlace,
+    pages: impl IntoIterator<Item = Page>,
+) -> usize {
+    let targets = frames(running, |role| place.holds(role));
+    let mut copied = 0;
+    for (gfn, page) in targets.into_iter().zip(pages) {
         running.memory.write(gfn.gpa(), &page).unwrap();
-        laid += 1;
+        copied += 1;
     }
-    laid
+    copied
 }
 
-/// Copies each page to its own address where that is a home: the other kernel's tables lead where they did.
-fn lay_in_place(running: &mut MockGuest, home: Home, other: &MockGuest) -> usize {
-    let mut laid = 0;
-    for gfn in frames(running, |role| home.holds(role)) {
+/// Copies each page to its own address if the decoy may lie there, so that the other kernel's page
+/// tables stay valid.
+fn copy_in_place(running: &mut MockGuest, place: DecoyPlace, other: &MockGuest) -> usize {
+    let mut copied = 0;
+    for gfn in frames(running, |role| place.holds(role)) {
         if other.truth.layout().index_of(gfn).is_some() {
             running.memory.write(gfn.gpa(), &page(other, gfn)).unwrap();
-            laid += 1;
+            copied += 1;
         }
     }
-    laid
+    copied
 }
 
-/// The coloring is right, or an error that names two kernels. True if it is right.
+/// Whether the coloring is right; panics unless it is right or an error that reports two kernels.
 fn is_right(guest: &MockGuest, registers: &[VcpuRegisters], name: &str) -> bool {
     let options = ColoringOptions { registers: registers.to_vec(), ..ColoringOptions::default() };
     match color(&guest.memory, &options) {
@@ -96,83 +102,86 @@ fn is_right(guest: &MockGuest, registers: &[VcpuRegisters], name: &str) -> bool 
 }
 
 fn guest(style: KernelStyle, seed: u64) -> MockGuest {
-    // Room for what is laid there.
+    // Enough room for the decoy.
     let guest = GuestBuilder::new(style).ram_bytes(192 << 20).processes(6).files(40);
     guest.seed(seed).build().unwrap()
 }
 
-/// What is asked of a coloring without registers.
+/// The expected result of coloring without registers.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Without {
-    /// The decoy's tables lead nowhere, so there is one kernel.
-    IsRight,
-    /// Every page of the decoy has the address that it had in its own machine, which no hypervisor and no file system does:
-    /// two kernels can then look alike. They may be told apart, or named in an error.
-    MayBeATie,
+enum Expect {
+    /// The decoy's page tables lead nowhere, so only one kernel is found.
+    Right,
+    /// Every page of the decoy lies at the address that it had in its own machine, which neither a
+    /// hypervisor nor a file system arranges. The two kernels may look alike: an error that names
+    /// both is as good as the right coloring.
+    RightOrAmbiguous,
 }
 
-/// Lays a decoy into guests of each style, and colors them with and without registers.
-fn try_all(name: &str, without: Without, decoy: impl Fn(&mut MockGuest, &MockGuest) -> usize) {
+/// Places a decoy in guests of each style, and colors them with and without registers.
+fn try_all(name: &str, expect: Expect, decoy: impl Fn(&mut MockGuest, &MockGuest) -> usize) {
     for (seed, style) in (1..).zip(KernelStyle::ALL) {
         for (other_seed, other_style) in (40..).zip(KernelStyle::ALL) {
             let other = GuestBuilder::new(other_style).seed(other_seed).build().unwrap();
             let mut running = guest(style, seed);
-            let laid = decoy(&mut running, &other);
-            assert!(laid > 16, "{name}: {laid} pages of a decoy are none");
-            let name = format!("{name}: {other_style:?} in {style:?}, {laid} pages");
+            let copied = decoy(&mut running, &other);
+            assert!(copied > 16, "{name}: {copied} pages are no decoy");
+            let name = format!("{name}: {other_style:?} in {style:?}, {copied} pages");
             assert!(is_right(&running, &running.registers, &name), "{name}: with registers");
             let is_right = is_right(&running, &[], &name);
-            assert!(is_right || without == Without::MayBeATie, "{name}: without registers");
+            let may_be_ambiguous = expect == Expect::RightOrAmbiguous;
+            assert!(is_right || may_be_ambiguous, "{name}: without registers");
         }
     }
 }
 
-/// A nested guest's memory is its process's, whatever it holds.
+/// A nested guest's memory belongs to its process, whatever it contains.
 #[test]
 fn a_nested_guest_is_a_process() {
-    try_all("nested guest", Without::IsRight, |running, other| {
+    try_all("nested guest", Expect::Right, |running, other| {
         let pages = frames(other, |_| true).into_iter().map(|gfn| page(other, gfn));
         let pages: Vec<Page> = pages.collect();
-        lay(running, Home::Process, pages)
+        copy_pages(running, DecoyPlace::Process, pages)
     });
-    try_all("nested guest in place", Without::MayBeATie, |running, other| {
-        lay_in_place(running, Home::Process, other)
+    try_all("nested guest in place", Expect::RightOrAmbiguous, |running, other| {
+        copy_in_place(running, DecoyPlace::Process, other)
     });
 }
 
-/// An image of a machine that lies in the page cache is a file.
+/// A machine image in the page cache is a file.
 #[test]
 fn a_saved_image_is_a_file() {
-    try_all("saved image", Without::IsRight, |running, other| {
+    try_all("saved image", Expect::Right, |running, other| {
         let used = |role| !matches!(role, Role::Free { .. } | Role::PerCpuFree { .. });
         let pages: Vec<Page> =
             frames(other, used).into_iter().map(|gfn| page(other, gfn)).collect();
-        lay(running, Home::Cache, pages)
+        copy_pages(running, DecoyPlace::Cache, pages)
     });
-    try_all("saved image in place", Without::MayBeATie, |running, other| {
-        lay_in_place(running, Home::Cache, other)
+    try_all("saved image in place", Expect::RightOrAmbiguous, |running, other| {
+        copy_in_place(running, DecoyPlace::Cache, other)
     });
 }
 
-/// The file of a kernel, another one's or the running one's, says nothing about who runs.
+/// A kernel file, of another or of the running kernel, says nothing about the running kernel.
 #[test]
 fn the_file_of_a_kernel_is_a_file() {
-    try_all("file of another kernel", Without::IsRight, |running, other| {
+    try_all("file of another kernel", Expect::Right, |running, other| {
         let pages: Vec<Page> =
             frames(other, is_image).into_iter().map(|gfn| page(other, gfn)).collect();
-        lay(running, Home::Cache, pages)
+        copy_pages(running, DecoyPlace::Cache, pages)
     });
-    try_all("file of the running kernel", Without::IsRight, |running, _| {
+    try_all("file of the running kernel", Expect::Right, |running, _| {
         let pages: Vec<Page> =
             frames(running, is_image).into_iter().map(|gfn| page(running, gfn)).collect();
-        lay(running, Home::Cache, pages)
+        copy_pages(running, DecoyPlace::Cache, pages)
     });
 }
 
-/// A crash kernel that is loaded and waits: its image, and a copy of the note for the day that the running kernel's is damaged.
+/// A loaded crash kernel: its image, and a copy of the VMCOREINFO note for the case that the
+/// running kernel's is damaged.
 #[test]
 fn a_crash_kernel_that_waits_does_not_run() {
-    try_all("waiting crash kernel", Without::IsRight, |running, other| {
+    try_all("waiting crash kernel", Expect::Right, |running, other| {
         let starts = |page: &Page| page.starts_with(b"OSRELEASE=");
         let notes: Vec<Page> = frames(running, |_| true)
             .into_iter()
@@ -182,6 +191,6 @@ fn a_crash_kernel_that_waits_does_not_run() {
         assert!(!notes.is_empty());
         let image = frames(other, is_image).into_iter().map(|gfn| page(other, gfn));
         let pages: Vec<Page> = notes.into_iter().chain(image).collect();
-        lay(running, Home::Reserved, pages)
+        copy_pages(running, DecoyPlace::Reserved, pages)
     });
 }

@@ -1,5 +1,5 @@
-//! Memory that holds more than one kernel: RAM is not cleared by a reset, and a crash kernel runs
-//! beside the one that crashed.
+//! Memory with pages of more than one kernel: a reset does not clear RAM, and a crash kernel runs
+//! beside the crashed one.
 
 #![expect(
     clippy::unwrap_used,
@@ -22,14 +22,14 @@ fn try_color(guest: &MockGuest, registers: &[VcpuRegisters]) -> Result<Coloring,
     )
 }
 
-/// How long ago the former kernel ran: what is left of it.
+/// How long ago the former kernel ran, which determines what is left of it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Age {
-    /// All that the running kernel has not allocated.
+    /// All frames that the running kernel has not allocated.
     JustNow,
-    /// Of that, one page in sixteen was used and freed again since.
+    /// Of these, one page in sixteen was reused and freed since.
     Hours,
-    /// Of that, every other page.
+    /// Of these, every other page was reused and freed since.
     Weeks,
 }
 
@@ -39,8 +39,8 @@ fn is_free(guest: &MockGuest, gfn: Gfn) -> bool {
     matches!(guest.truth.role(gfn), Some(Role::Free { .. } | Role::PerCpuFree { .. }))
 }
 
-/// Fills free frames of a guest with what a former one has there.
-fn leave(former: &MockGuest, running: &mut MockGuest, age: Age) {
+/// Fills free frames of a guest with the former guest's pages.
+fn keep_remains(former: &MockGuest, running: &mut MockGuest, age: Age) {
     let mut word = 0x9e37_79b9_7f4a_7c15_u64;
     for (_, gfn) in former.truth.layout().clone().iter() {
         // Knuth's MMIX generator.
@@ -58,7 +58,7 @@ fn leave(former: &MockGuest, running: &mut MockGuest, age: Age) {
     }
 }
 
-/// Frames whose kind is not the true one, and those of them that are called free.
+/// Numbers of frames with a wrong kind, and of those wrongly called free.
 fn wrong(guest: &MockGuest, coloring: &Coloring) -> (usize, usize) {
     let truth = |index| guest.truth.kind(index);
     let wrong = coloring.map.iter().filter(|(index, _, frame)| {
@@ -69,7 +69,7 @@ fn wrong(guest: &MockGuest, coloring: &Coloring) -> (usize, usize) {
     })
 }
 
-/// What came of coloring without registers.
+/// Results of coloring without registers.
 #[derive(Debug, Default)]
 struct Tally {
     right: usize,
@@ -80,17 +80,17 @@ fn sweep(style: KernelStyle, seeds: std::ops::Range<u64>, tally: &mut Tally) {
     for seed in seeds {
         let old_style = KernelStyle::ALL[usize::try_from(seed).unwrap() % KernelStyle::ALL.len()];
         let age = AGES[usize::try_from(seed / 4).unwrap() % AGES.len()];
-        // Every third former kernel had as much RAM.
+        // Every third former kernel had the same amount of RAM.
         let old_bytes = if seed % 3 == 0 { 192 << 20 } else { 64 << 20 };
         let old = GuestBuilder::new(old_style).ram_bytes(old_bytes).seed(100 + seed);
         let old = old.build().unwrap();
         let new = GuestBuilder::new(style).ram_bytes(192 << 20).files(20).processes(2);
         let mut new = new.seed(500 + seed).build().unwrap();
-        leave(&old, &mut new, age);
+        keep_remains(&old, &mut new, age);
         let name = format!("{style:?} after {old_style:?}, {age:?}, seed {seed}");
         let with = try_color(&new, &new.registers).unwrap_or_else(|e| panic!("{name}: {e}"));
         assert_eq!(wrong(&new, &with), (0, 0), "{name}: with registers");
-        // A vCPU that was stopped by a crash still has the former kernel's registers.
+        // A vCPU stopped by a crash still has the former kernel's registers.
         let stopped: Vec<_> = old.registers.iter().chain(&new.registers).cloned().collect();
         match try_color(&new, &stopped) {
             Ok(coloring) => assert_eq!(wrong(&new, &coloring), (0, 0), "{name}: both registers"),
@@ -110,7 +110,7 @@ fn sweep(style: KernelStyle, seeds: std::ops::Range<u64>, tally: &mut Tally) {
     }
 }
 
-/// Never a former kernel, and almost always the running one.
+/// Coloring never finds a former kernel, and almost always the running one.
 #[test]
 fn the_running_kernel_is_found_after_a_reset() {
     let seeds: u64 = std::env::var("FORMER_SEEDS").ok().and_then(|s| s.parse().ok()).unwrap_or(8);

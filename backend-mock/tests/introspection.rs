@@ -1,5 +1,4 @@
-//! Introspection of synthetic guests finds what is true of them, whatever layers of evidence are
-//! left.
+//! Introspection of synthetic guests finds the truth, whichever sources of information remain.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests, which clippy does not see as tests")]
 #![expect(
@@ -14,7 +13,7 @@ use kaleidoscope_core::memory::{MemoryLayout, VecMemory};
 use kaleidoscope_mock::linux::{FileKind, GuestBuilder, KernelStyle, MockGuest, Role, Truth};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// What of a guest's descriptions of itself is left.
+/// Which of the guest's own descriptions remain.
 #[derive(Clone, Copy, Debug)]
 struct Layers {
     registers: bool,
@@ -25,7 +24,7 @@ struct Layers {
 
 const ALL: Layers = Layers { registers: true, symbols: true, types: true, note: true };
 
-/// Colors what is left of a guest.
+/// Colors a guest after removing the other descriptions.
 fn try_color(guest: &MockGuest, layers: Layers) -> Result<Coloring, ColoringError> {
     let mut guest = guest.clone();
     if !layers.symbols {
@@ -41,22 +40,22 @@ fn try_color(guest: &MockGuest, layers: Layers) -> Result<Coloring, ColoringErro
     color(&guest.memory, &ColoringOptions { registers, ..ColoringOptions::default() })
 }
 
-/// What can be known of a frame from these layers; several answers where it depends on more than
-/// the frame's role.
+/// What can be known of a frame from the remaining descriptions; several answers where it depends
+/// on more than the frame's role.
 fn expected(truth: &Truth, layers: Layers, index: FrameIndex) -> Vec<(FrameKind, Color)> {
     let (kind, color) = (truth.kind(index), truth.color(index));
-    // The first task's stack is a part of the image.
+    // The first task's stack is part of the image.
     let stack = truth.tasks[0].stack.0 - truth.kernel.image_offset;
     let gfn = truth.layout().gfn_of(index).unwrap();
     if layers.symbols && layers.types && (stack >> 12..(stack >> 12) + 4).contains(&gfn.0) {
         return vec![(kind, Color::KernelStack)];
     }
     match color {
-        // Tasks are found by a symbol, and read by types.
+        // Tasks are found by symbol, and read by type information.
         Color::KernelStack if !(layers.symbols && layers.types) => vec![(kind, Color::Vmalloc)],
-        // The entry area shows a part of them at any rate.
+        // The CPU entry area reveals part of them in any case.
         Color::PerCpu if !layers.symbols => vec![(kind, color), (kind, Color::Reserved)],
-        // Without types, a block device's inode is as good as any.
+        // Without types, a block device's inode cannot be told from others.
         Color::BlockCache if !layers.types => vec![(FrameKind::File, Color::FileCache)],
         // VMCOREINFO does not name this page type.
         Color::Slab if kind == FrameKind::Kernel && !layers.types => {
@@ -66,8 +65,8 @@ fn expected(truth: &Truth, layers: Layers, index: FrameIndex) -> Vec<(FrameKind,
     }
 }
 
-/// Panics where introspection finds something else than what can be known, saying how often and
-/// where first.
+/// Panics if introspection disagrees with what can be known; reports how often, and the first
+/// frame.
 fn check_frames(name: &str, guest: &MockGuest, coloring: &Coloring, layers: Layers) {
     let mut wrong: BTreeMap<String, (u32, Gfn)> = BTreeMap::new();
     for (index, gfn, frame) in coloring.map.iter() {
@@ -150,7 +149,7 @@ fn words_of_the_page_may_move_where_types_tell() {
 }
 
 /// A kernel without VMCOREINFO, as small VMMs build theirs, and an image without registers: the
-/// kernel is found by a root table that leads to its image.
+/// kernel is found from a root table that maps its image.
 #[test]
 fn a_kernel_is_found_without_registers_and_note() {
     for style in KernelStyle::ALL {
@@ -165,7 +164,7 @@ fn a_kernel_is_found_without_registers_and_note() {
     }
 }
 
-/// Where nothing leads to a kernel, the error says what would.
+/// If no kernel is found, the error names what would help.
 #[test]
 fn memory_without_a_kernel_says_what_to_give() {
     let empty = VecMemory::zeroed(MemoryLayout::contiguous(1 << 20).unwrap());
@@ -179,7 +178,7 @@ fn stat_device(device: u32) -> u64 {
     minor & 0xff | major << 8 | (minor & !0xff) << 12
 }
 
-/// Region names and positions of page cache, slabs and anonymous memory.
+/// Region names and positions of page cache, slab and anonymous frames.
 #[test]
 fn names_and_positions_are_true() {
     for style in KernelStyle::ALL {
@@ -239,8 +238,8 @@ fn names_and_positions_are_true() {
     }
 }
 
-/// Positions of free frames are in the order of the kernel's own lists, each of which has a number
-/// of its own.
+/// Free frames have positions in the order of the kernel's own lists, and each list has its own
+/// number.
 #[test]
 fn free_frames_are_in_the_order_of_their_lists() {
     for style in KernelStyle::ALL {
@@ -293,8 +292,7 @@ fn temperature_is_true() {
             let coloring = try_color(&guest, ALL).unwrap();
             for (_, gfn, frame) in coloring.map.iter() {
                 for (sign, name) in Temperature::NAMES {
-                    // What the guest's truth does not say: which task ran last, and what other
-                    // guests use.
+                    // Not in the guest's truth: which task ran last, and what other guests use.
                     if !not_in_truth.contains(sign) {
                         let (found, known) = (frame.temperature, guest.truth.temperature(gfn));
                         assert_eq!(

@@ -1,4 +1,5 @@
-//! The walker finds in page tables of every mode what the builder put there, and the oracle sees.
+//! The walker finds in page tables of every mode what the builder mapped, and agrees with the
+//! oracle.
 
 #![expect(
     clippy::unwrap_used,
@@ -27,7 +28,7 @@ fn spec(mode: Mode) -> core::PagingSpec {
     }
 }
 
-/// Random mappings, with random values in the bits that the processor ignores.
+/// Random mappings, with random values in ignored bits.
 fn random_tables(mode: Mode, seed: u64) -> (VecMemory, PageTables) {
     let mut memory = VecMemory::zeroed(MemoryLayout::contiguous(1 << 20).unwrap());
     let mut rng = Rng::new(seed);
@@ -42,8 +43,8 @@ fn random_tables(mode: Mode, seed: u64) -> (VecMemory, PageTables) {
         let gpa = Gpa(rng.below(mode.physical_limit(size)) & !(size.bytes() - 1));
         let mut bit = || rng.one_in(2);
         let rights = Rights { user: bit(), write: bit(), exec: bit() };
-        // Linux sets NX above user mappings for isolation alone, so the walker ignores it at the
-        // top of the lower half.
+        // Linux sets NX above user mappings only for page-table isolation, so the walker ignores it
+        // in the lower half of the root.
         let upper = Rights { user: bit(), write: bit(), exec: gva.0 >> 63 == 0 || bit() };
         let attributes = Attributes { rights, accessed: bit(), dirty: bit(), global: bit() };
         match tables.map_under(&mut memory, &mut frames, (gva, gpa), size, attributes, upper) {
@@ -90,18 +91,27 @@ proptest! {
                 gva: l.gva,
                 gpa: l.gpa,
                 bytes: l.size.bytes(),
-                rights: core::Rights { user: l.rights.user, write: l.rights.write, execute: l.rights.exec },
+                rights: core::Rights {
+                    user: l.rights.user,
+                    write: l.rights.write,
+                    execute: l.rights.exec,
+                },
                 accessed: l.accessed,
                 dirty: l.dirty,
             })
             .collect();
         prop_assert_eq!(found.leaves, known);
         let depth = |t: &TableFrame| (usize::from(mode.levels() - t.level), t.gfn);
-        prop_assert_eq!(found.tables, tables.table_frames().iter().map(depth).collect::<BTreeSet<_>>());
+        let built: BTreeSet<_> = tables.table_frames().iter().map(depth).collect();
+        prop_assert_eq!(found.tables, built);
     }
 
     #[test]
-    fn a_translation_is_the_oracles(mode in 0usize..4, seed: u64, probes in prop::collection::vec(any::<u64>(), 50)) {
+    fn a_translation_is_the_oracles(
+        mode in 0usize..4,
+        seed: u64,
+        probes in prop::collection::vec(any::<u64>(), 50),
+    ) {
         let mode = Mode::ALL[mode];
         let spec = spec(mode);
         let (memory, tables) = random_tables(mode, seed);

@@ -1,10 +1,10 @@
-//! The least that starting and filling a clone can cost: KVM's calls alone, and a loop that copies
-//! the page that was touched. What we do is measured beside these.
+//! Lower bounds for the cost of starting and filling a clone: KVM's calls alone, and a loop that
+//! copies each touched page. Measurements are compared with these.
 
 use crate::error::{Asked, KvmError};
 use crate::machine::{Devices, Host, Machine, Snapshot};
 use crate::memory::{GuestRam, PageSize};
-use crate::state::make_board;
+use crate::state::create_interrupt_chips;
 use crate::sys::{Mapping, Userfault};
 use kaleidoscope_core::addr::FRAME_BYTES;
 use kaleidoscope_core::clone::Retry;
@@ -18,33 +18,32 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// How long KVM takes to make a VM with this image and in this state, which is then thrown away: no
-/// threads, no bookkeeping.
+/// Time that KVM takes to create a VM with this image and state. The VM has no threads or
+/// bookkeeping, and is discarded.
 ///
 /// # Errors
-/// [`KvmError`] when KVM or the system refuses.
+/// [`KvmError`] when KVM or the system refuses a request.
 pub fn start(host: &Arc<Host>, snapshot: &Snapshot) -> Result<Duration, KvmError> {
     let start = Instant::now();
-    let vm = host.kvm().create_vm().asked("making a VM")?;
-    make_board(&vm)?;
+    let vm = host.kvm().create_vm().asked("creating a VM")?;
+    create_interrupt_chips(&vm)?;
     let ram = GuestRam::of_image(Arc::clone(&snapshot.image))?;
     ram.install(&vm)?;
     let mut vcpus = Vec::new();
     for id in 0u64..snapshot.state.vcpus() as u64 {
-        vcpus.push(vm.create_vcpu(id).asked("making a vCPU")?);
+        vcpus.push(vm.create_vcpu(id).asked("creating a vCPU")?);
     }
     snapshot.state.load(&vm, vcpus.iter())?;
     let time = start.elapsed();
-    // Before the memory that they use.
+    // Dropped before the memory that they use.
     drop((vcpus, vm));
     Ok(time)
 }
 
-/// How long a page is tried to be put in.
+/// Time for which inserting a page is retried.
 const TIMEOUT: Duration = Duration::from_secs(1);
 
-/// A clone whose every touched page is copied in by one thread that does nothing else. It has to be
-/// dropped after the machine.
+/// The thread that copies every touched page into a clone. Drop it after the machine.
 #[derive(Debug)]
 pub struct Served {
     stop: Arc<AtomicBool>,
@@ -52,10 +51,10 @@ pub struct Served {
     thread: Option<JoinHandle<()>>,
 }
 
-/// A clone of `snapshot` that a bare loop serves.
+/// A clone of `snapshot` whose pages a minimal loop copies in on demand.
 ///
 /// # Errors
-/// [`KvmError`] when KVM or the system refuses.
+/// [`KvmError`] when KVM or the system refuses a request.
 pub fn served(
     host: &Arc<Host>,
     snapshot: &Snapshot,
@@ -72,11 +71,11 @@ pub fn served(
     let (stop, faults) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
     let (stopped, counted) = (Arc::clone(&stop), Arc::clone(&faults));
     let image = Arc::clone(&snapshot.image);
-    let thread = std::thread::Builder::new().name("bare".into()).spawn(move || {
+    let thread = std::thread::Builder::new().name("baseline".into()).spawn(move || {
         let clock = SystemClock::new();
-        let second = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
+        let interval = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
         while !stopped.load(Ordering::Relaxed) {
-            match poll(&mut [PollFd::new(&userfault, PollFlags::IN)], Some(&second)) {
+            match poll(&mut [PollFd::new(&userfault, PollFlags::IN)], Some(&interval)) {
                 Ok(_) => {}
                 Err(Errno::INTR) => continue,
                 Err(_) => return,
@@ -86,7 +85,7 @@ pub fn served(
                 let page = image.bytes().and_then(|bytes| bytes.get(start..start + FRAME_BYTES));
                 let page = page.unwrap_or_default();
                 let mut retry = Retry::new(TIMEOUT);
-                // No thread gives this memory back; the kernel may still say that it changes.
+                // No thread gives this memory back, but UFFDIO_COPY can still return EAGAIN.
                 while let Err((0, Errno::AGAIN)) = userfault.copy(start, page)
                     && retry.pause(&clock)
                 {}
@@ -101,7 +100,7 @@ pub fn served(
 }
 
 impl Served {
-    /// Pages that were copied.
+    /// Number of pages copied.
     #[must_use]
     pub fn faults(&self) -> u64 {
         self.faults.load(Ordering::Relaxed)
@@ -112,7 +111,7 @@ impl Drop for Served {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
         if let Some(thread) = self.thread.take() {
-            // A panic there has been reported.
+            // The panic has been reported.
             let _ = thread.join();
         }
     }

@@ -1,27 +1,27 @@
-//! Who hears the guest complain.
+//! The device that records the guest's check failures.
 
 use crate::machine::Devices;
 use parking_lot::Mutex;
 
-/// The port at which the kernel complains.
+/// The port that the kernel writes a failure to.
 pub(super) const PORT: u16 = 0xf0;
 
-/// A failure of the guest: it has found a byte that is not its own, or did what it must not.
+/// A failure of the guest: a process found a wrong byte, or the guest raised an exception.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct CheckFailure {
-    /// Which vCPU.
+    /// Number of the vCPU.
     pub vcpu: usize,
-    /// The exception's vector: 6 when a process found something wrong; its registers then say
-    /// what.
+    /// The exception's vector. 6 (invalid opcode) means that a process found a mismatch, which its
+    /// registers describe.
     pub vector: u8,
 }
 
-/// Remembers the guest's first failure. It goes on in an endless loop.
+/// Records the guest's first failure. The vCPU then loops forever.
 #[derive(Debug, Default)]
 pub struct CheckPort(Mutex<Option<CheckFailure>>);
 
 impl CheckPort {
-    /// The first failure, if there was one.
+    /// The guest's first failure, if there was one.
     #[must_use]
     pub fn failure(&self) -> Option<CheckFailure> {
         *self.0.lock()

@@ -1,4 +1,4 @@
-//! The guest's kernel: from one process to the next at every tick, and a failure at every
+//! The guest's kernel: switches processes at every timer tick, and reports a failure at every
 //! exception.
 
 use super::check_port::PORT;
@@ -8,21 +8,21 @@ use iced_x86::code_asm::*;
 /// The timer's vector.
 pub(super) const TIMER: u8 = 0x20;
 
-/// The vector by which the guest is told that it is a clone.
+/// Interrupt vector that notifies the guest that it is a clone.
 pub const NOTICE: u8 = 0x21;
 
-/// Registers that are saved on a process's kernel stack, below what the processor saves there
-/// itself.
+/// Registers that the kernel saves on a process's kernel stack, below those that the processor
+/// saves.
 pub(super) const SAVED: usize = 15;
 
-/// MSRs of the local interrupt controller (Intel SDM vol. 3, 10.12).
+/// MSRs of the local APIC in x2APIC mode (Intel SDM vol. 3, 10.12).
 const END_OF_INTERRUPT: u32 = 0x80b;
 const SPURIOUS: u32 = 0x80f;
 const LOCAL_TIMER: u32 = 0x832;
 const INITIAL_COUNT: u32 = 0x838;
 const DIVIDE: u32 = 0x83e;
 
-/// Cycles of KVM's interrupt controller (1 GHz) from tick to tick: a millisecond.
+/// Timer period in cycles of KVM's local APIC timer (1 GHz): a millisecond.
 const TICK: u32 = 1_000_000;
 
 /// Offsets in a process's record.
@@ -32,27 +32,27 @@ pub(super) const STACK_END: u8 = 16;
 pub(super) const NEXT: u8 = 24;
 pub(super) const RECORD: u8 = 32;
 
-/// Where a vCPU's kernel has its things; all below 2 GiB, mapped where they are.
+/// Guest-physical addresses of a vCPU's kernel; all below 2 GiB and identity mapped.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct AddressLayout {
     pub(super) code: u64,
     /// The address of the current process's record.
     pub(super) current: u64,
-    /// How often it was told that it is a clone.
+    /// Counter of [`NOTICE`] interrupts.
     pub(super) notices: u64,
     pub(super) task: u64,
 }
 
-/// The kernel's code, and where it is entered.
+/// The kernel's code and its entry points.
 pub(super) struct Code {
     pub(super) bytes: Vec<u8>,
-    /// By the vCPU at first.
+    /// Where the vCPU starts.
     pub(super) entry: u64,
-    /// By the timer.
+    /// Timer interrupt handler.
     pub(super) tick: u64,
-    /// By a notice.
+    /// Handler of [`NOTICE`].
     pub(super) notice: u64,
-    /// By exceptions: vector, address.
+    /// Exception handlers: vector, address.
     pub(super) exceptions: Vec<(u8, u64)>,
 }
 
@@ -63,8 +63,8 @@ fn wrmsr(a: &mut CodeAssembler, msr: u32, value: u32) -> Result<(), IcedError> {
     a.wrmsr()
 }
 
-/// The code of a vCPU's kernel.
-pub(super) fn code(places: AddressLayout) -> Result<Code, IcedError> {
+/// Assembles a vCPU's kernel.
+pub(super) fn code(addresses: AddressLayout) -> Result<Code, IcedError> {
     let registers = [rax, rbx, rcx, rdx, rsi, rdi, rbp, r8, r9, r10, r11, r12, r13, r14, r15];
     debug_assert_eq!(registers.len(), SAVED);
     let mut a = CodeAssembler::new(64)?;
@@ -82,17 +82,17 @@ pub(super) fn code(places: AddressLayout) -> Result<Code, IcedError> {
     for register in registers {
         a.push(register)?;
     }
-    a.mov(rbx, qword_ptr(places.current))?;
+    a.mov(rbx, qword_ptr(addresses.current))?;
     a.mov(qword_ptr(rbx + i32::from(STACK)), rsp)?;
     a.mov(rbx, qword_ptr(rbx + i32::from(NEXT)))?;
-    a.mov(qword_ptr(places.current), rbx)?;
+    a.mov(qword_ptr(addresses.current), rbx)?;
     wrmsr(&mut a, END_OF_INTERRUPT, 0)?;
 
     a.set_label(&mut leave)?;
-    a.mov(rbx, qword_ptr(places.current))?;
+    a.mov(rbx, qword_ptr(addresses.current))?;
     a.mov(rax, qword_ptr(rbx + i32::from(STACK_END)))?;
-    // The stack that the processor changes to on the next tick (Intel SDM vol. 3, 8.7).
-    a.mov(qword_ptr(places.task + 4), rax)?;
+    // The stack that the processor switches to on the next tick (Intel SDM vol. 3, 8.7).
+    a.mov(qword_ptr(addresses.task + 4), rax)?;
     a.mov(rax, qword_ptr(rbx + i32::from(TABLES)))?;
     a.mov(cr3, rax)?;
     a.mov(rsp, qword_ptr(rbx + i32::from(STACK)))?;
@@ -105,15 +105,15 @@ pub(super) fn code(places: AddressLayout) -> Result<Code, IcedError> {
     for register in [rax, rcx, rdx] {
         a.push(register)?;
     }
-    a.inc(qword_ptr(places.notices))?;
+    a.inc(qword_ptr(addresses.notices))?;
     wrmsr(&mut a, END_OF_INTERRUPT, 0)?;
     for register in [rdx, rcx, rax] {
         a.pop(register)?;
     }
     a.iretq()?;
 
-    // Divide error, invalid opcode (a process complains), double fault, general protection, page
-    // fault.
+    // Divide error, invalid opcode (a process's check failure), double fault, general protection,
+    // page fault.
     let mut exceptions = Vec::new();
     for vector in [0u8, 6, 8, 13, 14] {
         let mut label = a.create_label();
@@ -129,7 +129,7 @@ pub(super) fn code(places: AddressLayout) -> Result<Code, IcedError> {
     }
 
     let options = iced_x86::BlockEncoderOptions::RETURN_NEW_INSTRUCTION_OFFSETS;
-    let assembled = a.assemble_options(places.code, options)?;
+    let assembled = a.assemble_options(addresses.code, options)?;
     Ok(Code {
         entry: assembled.label_ip(&entry)?,
         tick: assembled.label_ip(&tick)?,

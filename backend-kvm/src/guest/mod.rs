@@ -1,11 +1,12 @@
 //! A small guest that checks its own memory.
 //!
-//! A few processes, each with page tables of its own, share every vCPU under a kernel of some fifty
-//! instructions, which a timer enters a thousand times a second. Every process has code, data that
-//! is not executable, and a file that all of them read. Each byte of it is a function of (process,
-//! page, version): a process checks a page as a whole before it uses it, and some of the time
-//! writes it anew, one version on. It also checks that time does not go back and that its vector
-//! registers are its own. Whatever is wrong ends the guest, which says what and where.
+//! A few processes with page tables of their own share each vCPU under a kernel of some fifty
+//! instructions. A timer enters the kernel a thousand times a second. Every process has code, data
+//! that is not executable, and a file that all processes read. Each byte of the data is a function
+//! of (process, page, version). A process checks a whole page before using it, and sometimes
+//! rewrites the page with the next version. It also checks that time does not go backwards, and
+//! that its vector registers keep their values. Any mismatch stops the guest, which reports what
+//! was wrong and where.
 //!
 //! The processes run at full speed wherever a vCPU's user mode does; the kernel's instructions may
 //! be emulated.
@@ -31,16 +32,16 @@ use kaleidoscope_core::addr::Gpa;
 use kvm_bindings::{kvm_dtable, kvm_segment};
 use std::sync::Arc;
 
-/// A guest of this plan in a machine of its own, which does not run yet, and what hears its
-/// complaints.
+/// Creates a machine with a guest of this plan on 4 KiB pages, paused, and the device that records
+/// the guest's check failures.
 ///
 /// # Errors
-/// [`KvmError`] when KVM or the system refuses, or the plan does not fit its memory.
+/// [`KvmError`] when KVM or the system refuses a request, or the plan does not fit its memory.
 pub fn boot(host: &Arc<Host>, plan: &Plan) -> Result<(Machine, Arc<CheckPort>), KvmError> {
     boot_on(host, plan, PageSize::Small)
 }
 
-/// The same, on pages of that size.
+/// As [`boot`], on pages of the given size.
 ///
 /// # Errors
 /// As for [`boot`].
@@ -59,11 +60,9 @@ pub fn boot_on(
         regs.rip = start.entry;
         regs.rsp = start.stack;
         regs.rflags = 2;
-        // Protection, paging, write protection of the kernel's own writes; SSE; long mode,
-        // no-execute.
+        // Protection, paging, write protection in kernel mode; SSE; long mode, no-execute.
         (sregs.cr0, sregs.cr4, sregs.efer, sregs.cr3) = (0x8005_0033, 0x620, 0xd00, start.tables);
-        // The local interrupt controller by registers (x2APIC), so that the kernel needs no mapping
-        // of it.
+        // The local APIC in x2APIC mode, so that the kernel needs no mapping of it.
         sregs.apic_base |= 0xc00;
         sregs.cs = segment(0x08, 0xb, 1);
         sregs.ss = segment(0x10, 0x3, 0);
@@ -83,7 +82,7 @@ pub fn boot_on(
     Ok((machine, check_port))
 }
 
-/// A flat segment of the kernel.
+/// A flat kernel segment.
 fn segment(selector: u16, type_: u8, long: u8) -> kvm_segment {
     kvm_segment {
         limit: u32::MAX,
@@ -98,14 +97,14 @@ fn segment(selector: u16, type_: u8, long: u8) -> kvm_segment {
     }
 }
 
-/// Copies bytes of the guest.
+/// A function that copies bytes of the guest into the buffer.
 pub type ReadGuest<'r, E> = dyn FnMut(Gpa, &mut [u8]) -> Result<(), E> + 'r;
 
-/// How often each process has been around, in the order of [`Plan::processes`]; `read` copies bytes
-/// of the guest.
+/// The number of rounds that each process has completed, in the order of [`Plan::processes`].
+/// `read` copies bytes of the guest.
 ///
 /// # Errors
-/// Whatever `read` says.
+/// Any error of `read`.
 pub fn progress<E>(plan: &Plan, read: &mut ReadGuest<'_, E>) -> Result<Vec<u64>, E> {
     let rounds = plan.processes().iter().map(|process| {
         let mut bytes = [0; 8];

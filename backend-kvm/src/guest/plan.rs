@@ -1,19 +1,21 @@
-//! Where everything is in the guest, and what is there at first.
+//! Layout and initial contents of the guest's memory.
 
 use super::content::{self, FILE};
 use super::kernel::{self, AddressLayout, NOTICE, RECORD, SAVED, STACK, STACK_END, TABLES, TIMER};
-use super::process::{self, CODE, Character, FILE_AT, HEAP, IDENTITY, SEEN, STATUS, VERSIONS};
+use super::process::{
+    self, CODE, FILE_AT, HEAP, IDENTITY, ProcessParameters, SEEN, STATUS, VERSIONS,
+};
 use super::tables::{NO_EXECUTE, Tables, USER, WRITE};
 use crate::error::KvmError;
 use kaleidoscope_core::addr::{FRAME_BYTES, FRAME_SIZE, Gpa};
 use kaleidoscope_core::memory::MemoryLayout;
 
-/// Kernel: 64 KiB a vCPU.
+/// Each vCPU's kernel block, 64 KiB.
 const BLOCK: u64 = 0x1_0000;
-const MOST_VCPUS: usize = 6;
+const MAX_VCPUS: usize = 6;
 const STACKS: u64 = 0x8_0000;
-const MOST_PROCESSES: usize = 64;
-/// The page that says who the machine is; all processes read it.
+const MAX_PROCESSES: usize = 64;
+/// The page with the machine's identity, which all processes map read-only.
 const IDENTITY_AT: u64 = 0xe_0000;
 const TABLES_AT: u64 = 0x10_0000;
 const USER_AT: u64 = 0x40_0000;
@@ -25,14 +27,14 @@ const TASK: u64 = 0x5000;
 const SEGMENTS: u64 = 0x6000;
 const GATES: u64 = 0x7000;
 
-/// Segments: none, kernel code and data, user data and code (Intel SDM vol. 3, 3.4.5); the task's
-/// two words follow.
+/// Segment descriptors: null, kernel code and data, user data and code (Intel SDM vol. 3, 3.4.5);
+/// the two words of the task state segment follow.
 const FLAT: [u64; 5] =
     [0, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff, 0x00cf_f300_0000_ffff, 0x00af_fb00_0000_ffff];
 const USER_CODE: u64 = 0x23;
 const USER_DATA: u64 = 0x1b;
 
-/// A guest: how large, and what it does.
+/// Size and workload of a guest.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Plan {
     mib: u32,
@@ -41,27 +43,27 @@ pub struct Plan {
     file: u32,
     writes: u32,
     processes: Vec<ProcessPlan>,
-    /// One past the last frame that is used.
+    /// One past the last guest-physical address in use.
     end: u64,
 }
 
-/// Where a process has its things.
+/// Guest-physical addresses of a process.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ProcessPlan {
-    /// Its number.
+    /// Its number, from 0.
     pub number: usize,
     /// The vCPU that it runs on.
     pub vcpu: usize,
-    /// Its counter of rounds, 8 bytes.
+    /// Its round counter, 8 bytes.
     pub status: Gpa,
-    /// Its table of versions, 4 bytes a page.
+    /// Its version table, 4 bytes a heap page.
     pub versions: Gpa,
-    /// Frames of its heap, in the order of its addresses.
+    /// Frames of its heap, in virtual address order.
     pub heap: Vec<Gpa>,
     code: Gpa,
 }
 
-/// Where a vCPU starts.
+/// A vCPU's initial registers and tables.
 pub(super) struct Start {
     pub(super) entry: u64,
     pub(super) stack: u64,
@@ -71,21 +73,21 @@ pub(super) struct Start {
     pub(super) gates: u64,
 }
 
-/// Writes bytes into the guest.
+/// A function that writes bytes to the guest.
 pub(super) type Write<'w> = dyn FnMut(Gpa, &[u8]) -> Result<(), KvmError> + 'w;
 
-fn unfit(what: impl Into<String>) -> KvmError {
+fn plan_error(what: impl Into<String>) -> KvmError {
     KvmError::State(format!("the small guest: {}", what.into()))
 }
 
 impl ProcessPlan {
-    /// Where it says who the machine is, as it saw last: 16 bytes.
+    /// Where the process records the machine's identity as it last saw it: 16 bytes.
     #[must_use]
     pub fn identity(&self) -> Gpa {
         Gpa(self.status.0 + u64::from(SEEN))
     }
 
-    /// Where its code is.
+    /// The frame of its code.
     #[must_use]
     pub fn code(&self) -> Gpa {
         self.code
@@ -93,12 +95,12 @@ impl ProcessPlan {
 }
 
 impl Plan {
-    /// A guest of `mib` MiB with `processes` processes on `vcpus` vCPUs, each process with a heap
-    /// of `heap` pages, and all with a file of `file` pages (powers of two, the heap at least
-    /// 8). Of four rounds of a process, `writes` write a page.
+    /// A guest with `mib` MiB of RAM and `processes` processes on `vcpus` vCPUs. Each process has a
+    /// heap of `heap` pages, and all share a file of `file` pages (powers of two, the heap at least
+    /// 8). Of every four rounds of a process, `writes` rewrite a page.
     ///
     /// # Errors
-    /// [`KvmError::State`] when that does not fit.
+    /// [`KvmError::State`] when the guest does not fit.
     pub fn new(
         mib: u32,
         vcpus: usize,
@@ -107,13 +109,15 @@ impl Plan {
         file: u32,
         writes: u32,
     ) -> Result<Self, KvmError> {
-        if vcpus == 0 || vcpus > MOST_VCPUS || processes < vcpus || processes > MOST_PROCESSES {
-            return Err(unfit(format!(
-                "1 to {MOST_VCPUS} vCPUs, and up to {MOST_PROCESSES} processes, one for each at least"
+        if vcpus == 0 || vcpus > MAX_VCPUS || processes < vcpus || processes > MAX_PROCESSES {
+            return Err(plan_error(format!(
+                "1 to {MAX_VCPUS} vCPUs, and up to {MAX_PROCESSES} processes, one for each at least"
             )));
         }
         if !heap.is_power_of_two() || heap < 8 || !file.is_power_of_two() || heap > 1 << 20 {
-            return Err(unfit("heap and file are powers of two, the heap of 8 pages to 4 GiB"));
+            return Err(plan_error(
+                "heap and file are powers of two, the heap of 8 pages to 4 GiB",
+            ));
         }
         let mut next = USER_AT;
         let mut take = |frames: u64| {
@@ -132,27 +136,27 @@ impl Plan {
             })
             .collect();
         take(file.into());
-        // As in a machine that has run for a while, neighbors in a process are not neighbors in
+        // As in a machine with a long uptime, neighboring pages of a process are not neighbors in
         // memory.
         for _ in 0..heap {
             plans.iter_mut().for_each(|process| process.heap.push(take(1)));
         }
         let plan = Self { mib, vcpus, heap, file, writes, processes: plans, end: next };
         if next > plan.layout()?.bytes() {
-            return Err(unfit(format!("it takes {} MiB", next.div_ceil(1 << 20))));
+            return Err(plan_error(format!("it takes {} MiB", next.div_ceil(1 << 20))));
         }
         Ok(plan)
     }
 
-    /// Its RAM: from address 0 on, without a hole.
+    /// Its RAM: one region from address 0.
     ///
     /// # Errors
-    /// [`KvmError::State`] for none, or more than there can be.
+    /// [`KvmError::State`] for a size of zero, or larger than a layout supports.
     pub fn layout(&self) -> Result<MemoryLayout, KvmError> {
-        MemoryLayout::contiguous(u64::from(self.mib) << 20).map_err(|e| unfit(e.to_string()))
+        MemoryLayout::contiguous(u64::from(self.mib) << 20).map_err(|e| plan_error(e.to_string()))
     }
 
-    /// Its vCPUs.
+    /// Number of vCPUs.
     #[must_use]
     pub fn vcpus(&self) -> usize {
         self.vcpus
@@ -164,7 +168,7 @@ impl Plan {
         &self.processes
     }
 
-    /// Frames of the file, in its order.
+    /// Frames of the file, in file order.
     pub fn file(&self) -> impl Iterator<Item = Gpa> + '_ {
         let last = self.processes.last().map_or(USER_AT, |process| {
             process.versions.0 + (u64::from(self.heap) * 4).next_multiple_of(FRAME_SIZE)
@@ -172,26 +176,25 @@ impl Plan {
         (0..u64::from(self.file)).map(move |page| Gpa(last + page * FRAME_SIZE))
     }
 
-    /// Where 16 bytes say who the machine is: zeros until somebody writes there.
+    /// Where the 16 bytes of the machine's identity are: zeros until a hook writes them.
     #[must_use]
     pub fn identity(&self) -> Gpa {
         Gpa(IDENTITY_AT)
     }
 
-    /// Where a vCPU counts how often [`NOTICE`](super::NOTICE) told it that it is a clone, in 8
-    /// bytes.
+    /// Where a vCPU counts [`NOTICE`](super::NOTICE) interrupts, in 8 bytes.
     #[must_use]
     pub fn notices(&self, vcpu: usize) -> Gpa {
-        Gpa(Self::places(vcpu).notices)
+        Gpa(Self::addresses(vcpu).notices)
     }
 
-    /// One past the last address that is ever used.
+    /// One past the last guest-physical address in use.
     #[must_use]
     pub fn end(&self) -> Gpa {
         Gpa(self.end)
     }
 
-    fn places(vcpu: usize) -> AddressLayout {
+    fn addresses(vcpu: usize) -> AddressLayout {
         let block = BLOCK * (vcpu as u64 + 1);
         AddressLayout {
             code: block,
@@ -202,20 +205,20 @@ impl Plan {
     }
 
     fn record(process: &ProcessPlan, vcpus: usize) -> u64 {
-        let place = (process.number / vcpus) as u64;
-        Self::places(process.vcpu).current + RECORDS + place * u64::from(RECORD)
+        let position = (process.number / vcpus) as u64;
+        Self::addresses(process.vcpu).current + RECORDS + position * u64::from(RECORD)
     }
 
     fn stack_end(process: &ProcessPlan) -> u64 {
         STACKS + (process.number as u64 + 1) * FRAME_SIZE
     }
 
-    /// Page tables of all processes.
+    /// Builds the page tables of all processes.
     fn tables(&self) -> Result<Vec<Tables>, KvmError> {
         let mut room = TABLES_AT..USER_AT;
         let tables = self.processes.iter().map(|process| {
             let tables = self.tables_of(process, room.clone());
-            let tables = tables.ok_or_else(|| unfit("no room for page tables"))?;
+            let tables = tables.ok_or_else(|| plan_error("no room for page tables"))?;
             room.start = tables.next();
             Ok(tables)
         });
@@ -225,7 +228,7 @@ impl Plan {
     fn tables_of(&self, process: &ProcessPlan, room: std::ops::Range<u64>) -> Option<Tables> {
         let mut tables = Tables::new(room)?;
         for vcpu in 0..self.vcpus {
-            let block = Self::places(vcpu).code;
+            let block = Self::addresses(vcpu).code;
             for at in (block..block + BLOCK).step_by(FRAME_BYTES) {
                 let is_code = at < block + DATA;
                 tables.map(at, at, if is_code { 0 } else { WRITE | NO_EXECUTE })?;
@@ -252,7 +255,7 @@ impl Plan {
         Some(tables)
     }
 
-    /// Fills the guest's memory.
+    /// Writes the guest's initial memory.
     pub(super) fn load(&self, write: &mut Write<'_>) -> Result<(), KvmError> {
         let tables = self.tables()?;
         for (gpa, bytes) in tables.iter().flat_map(Tables::pages) {
@@ -271,24 +274,24 @@ impl Plan {
     }
 
     fn load_kernel(&self, vcpu: usize, write: &mut Write<'_>) -> Result<(), KvmError> {
-        let places = Self::places(vcpu);
-        let code = kernel::code(places).map_err(|error| unfit(error.to_string()))?;
-        write(Gpa(places.code), &code.bytes)?;
+        let addresses = Self::addresses(vcpu);
+        let code = kernel::code(addresses).map_err(|error| plan_error(error.to_string()))?;
+        write(Gpa(addresses.code), &code.bytes)?;
         let first = self.processes.iter().find(|process| process.vcpu == vcpu);
         let first = first.map_or(0, |process| Self::record(process, self.vcpus));
-        write(Gpa(places.current), &first.to_le_bytes())?;
-        let task = places.task;
+        write(Gpa(addresses.current), &first.to_le_bytes())?;
+        let task = addresses.task;
         let low = 0x67 | (task & 0xff_ffff) << 16 | 0x89 << 40 | (task >> 24 & 0xff) << 56;
         let segments = FLAT.into_iter().chain([low, task >> 32]);
         let segments: Vec<u8> = segments.flat_map(u64::to_le_bytes).collect();
-        write(Gpa(places.code + SEGMENTS), &segments)?;
+        write(Gpa(addresses.code + SEGMENTS), &segments)?;
         for (vector, handler) in
             code.exceptions.iter().copied().chain([(TIMER, code.tick), (NOTICE, code.notice)])
         {
-            // An interrupt gate of the kernel's code segment (Intel SDM vol. 3, 7.14.1).
+            // Interrupt gate to the kernel's code segment (Intel SDM vol. 3, 7.14.1).
             let low = handler & 0xffff | 0x08 << 16 | 0x8e00 << 32 | (handler >> 16 & 0xffff) << 48;
             let gate = [low.to_le_bytes(), (handler >> 32).to_le_bytes()];
-            write(Gpa(places.code + GATES + u64::from(vector) * 16), gate.as_flattened())?;
+            write(Gpa(addresses.code + GATES + u64::from(vector) * 16), gate.as_flattened())?;
         }
         Ok(())
     }
@@ -299,19 +302,19 @@ impl Plan {
         tables: u64,
         write: &mut Write<'_>,
     ) -> Result<(), KvmError> {
-        let character = Character {
+        let parameters = ProcessParameters {
             owner: process.number as u64,
             heap: self.heap,
             file: self.file,
             writes: self.writes,
             vector: process.number < self.vcpus,
         };
-        let code = process::code(character).map_err(|error| unfit(error.to_string()))?;
+        let code = process::code(parameters).map_err(|error| plan_error(error.to_string()))?;
         write(process.code, &code)?;
         for (page, gpa) in (0u32..).zip(&process.heap) {
             write(*gpa, &content::page(process.number as u64, page, 0))?;
         }
-        // As if a tick had just taken it off its vCPU.
+        // A stack as a timer tick leaves it when the process is preempted.
         let end = Self::stack_end(process);
         let mut stack = vec![0u64; SAVED];
         stack.extend([CODE, USER_CODE, 0x202, 0, USER_DATA]);
@@ -334,18 +337,18 @@ impl Plan {
     }
 
     pub(super) fn start(&self, vcpu: usize) -> Result<Start, KvmError> {
-        let places = Self::places(vcpu);
-        let code = kernel::code(places).map_err(|error| unfit(error.to_string()))?;
+        let addresses = Self::addresses(vcpu);
+        let code = kernel::code(addresses).map_err(|error| plan_error(error.to_string()))?;
         let first = self.processes.iter().position(|process| process.vcpu == vcpu);
         let tables = self.tables()?;
         let tables = first.and_then(|first| tables.get(first));
         Ok(Start {
             entry: code.entry,
             stack: STACKS + FRAME_SIZE,
-            tables: tables.ok_or_else(|| unfit("a vCPU without a process"))?.root(),
-            task: places.task,
-            segments: places.code + SEGMENTS,
-            gates: places.code + GATES,
+            tables: tables.ok_or_else(|| plan_error("a vCPU without a process"))?.root(),
+            task: addresses.task,
+            segments: addresses.code + SEGMENTS,
+            gates: addresses.code + GATES,
         })
     }
 }

@@ -1,10 +1,10 @@
-//! What a process does.
+//! Code of the guest's processes.
 
 use super::content::{FILE, PAGE, STEP, VERSION, WORDS, seed};
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
 
-/// Where a process sees its things.
+/// Virtual addresses in a process.
 pub(super) const CODE: u64 = 0x10_0000_0000;
 pub(super) const STATUS: u64 = 0x11_0000_0000;
 pub(super) const VERSIONS: u64 = STATUS + 0x1000;
@@ -12,35 +12,35 @@ pub(super) const HEAP: u64 = 0x12_0000_0000;
 pub(super) const FILE_AT: u64 = 0x13_0000_0000;
 pub(super) const IDENTITY: u64 = 0x14_0000_0000;
 
-/// Offsets in the status page: rounds, the time stamp counter as it was last, and who the machine
-/// is, as the process saw last.
+/// Offsets in the status page: the round counter (0), the last time stamp, and the machine's
+/// identity as the process last saw it.
 const TIME: i32 = 8;
 pub(super) const SEEN: u8 = 16;
 
-/// What a process complains of, in `rax`; `rsi` has the page, `rdi` the word that was expected,
-/// `r9` its address.
+/// Codes of a process's check failures, in `rax`. `rsi` holds the page, `rdi` the expected word,
+/// `r9` the word's address.
 pub(super) const WRONG_HEAP: u64 = 1;
 pub(super) const WRONG_FILE: u64 = 2;
 pub(super) const WRONG_TIME: u64 = 3;
 pub(super) const WRONG_VECTOR: u64 = 4;
 
-/// What makes a process differ from others.
+/// Parameters of a process.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Character {
+pub(super) struct ProcessParameters {
     pub(super) owner: u64,
-    /// Pages of its heap: a power of two, at least 8. Seven of eight rounds are in its first
-    /// eighth.
+    /// Pages of its heap: a power of two, at least 8. Seven of eight rounds use the first eighth.
     pub(super) heap: u32,
     /// Pages of the file: a power of two.
     pub(super) file: u32,
-    /// Of four rounds, how many write.
+    /// Of every four rounds, how many write a page.
     pub(super) writes: u32,
-    /// Whether it uses vector registers, which the kernel does not save: one process of a vCPU.
+    /// Whether it uses vector registers, which the kernel does not save: at most one process of a
+    /// vCPU.
     pub(super) vector: bool,
 }
 
-/// Checks the words of the page at `r9`, the first of which should be `rdi`; goes to `wrong`
-/// otherwise.
+/// Checks the words of the page at `r9`, which should start with `rdi`. Jumps to `wrong` on a
+/// mismatch.
 fn check_page(a: &mut CodeAssembler, wrong: CodeLabel) -> Result<(), IcedError> {
     let mut next = a.create_label();
     a.mov(r10, STEP)?;
@@ -54,7 +54,7 @@ fn check_page(a: &mut CodeAssembler, wrong: CodeLabel) -> Result<(), IcedError> 
     a.jnz(next)
 }
 
-/// Makes `rdi` the first word of page `rsi` of `owner` in version `ecx`.
+/// Sets `rdi` to the first word of page `rsi` of `owner` in version `ecx`.
 fn first_word(a: &mut CodeAssembler, owner: u64) -> Result<(), IcedError> {
     a.mov(rdi, PAGE)?;
     a.imul_2(rdi, rsi)?;
@@ -66,7 +66,7 @@ fn first_word(a: &mut CodeAssembler, owner: u64) -> Result<(), IcedError> {
     a.xor(rdi, rdx)
 }
 
-/// Makes `r9` the address of page `rsi` of what begins at `base`.
+/// Sets `r9` to the address of page `rsi` of the area at `base`.
 fn page_address(a: &mut CodeAssembler, base: AsmRegister64) -> Result<(), IcedError> {
     a.mov(r9, rsi)?;
     a.shl(r9, 12)?;
@@ -74,8 +74,8 @@ fn page_address(a: &mut CodeAssembler, base: AsmRegister64) -> Result<(), IcedEr
 }
 
 /// The code of a process.
-pub(super) fn code(character: Character) -> Result<Vec<u8>, IcedError> {
-    let Character { owner, heap, file, writes, vector } = character;
+pub(super) fn code(parameters: ProcessParameters) -> Result<Vec<u8>, IcedError> {
+    let ProcessParameters { owner, heap, file, writes, vector } = parameters;
     let mut a = CodeAssembler::new(64)?;
     let mut round = a.create_label();
     let mut written = a.create_label();
@@ -94,13 +94,13 @@ pub(super) fn code(character: Character) -> Result<Vec<u8>, IcedError> {
     }
 
     a.set_label(&mut round)?;
-    // The next random number (Knuth's MMIX generator).
+    // Next random number (Knuth's MMIX generator).
     a.mov(rax, 6_364_136_223_846_793_005u64)?;
     a.imul_2(r11, rax)?;
     a.mov(rax, 1_442_695_040_888_963_407u64)?;
     a.add(r11, rax)?;
 
-    // A page of the heap: rsi.
+    // Select a page of the heap into rsi, and check it.
     a.mov(rsi, r11)?;
     a.shr(rsi, 33)?;
     a.mov(edx, heap / 8 - 1)?;
@@ -114,7 +114,7 @@ pub(super) fn code(character: Character) -> Result<Vec<u8>, IcedError> {
     page_address(&mut a, r15)?;
     check_page(&mut a, wrong_heap)?;
 
-    // Written anew, now and then, word by word.
+    // Rewrite it in some rounds, word by word.
     a.mov(rax, r11)?;
     a.shr(rax, 60)?;
     a.and(eax, 3)?;
@@ -134,7 +134,7 @@ pub(super) fn code(character: Character) -> Result<Vec<u8>, IcedError> {
     a.mov(dword_ptr(r12 + rsi * 4), ecx)?;
     a.set_label(&mut written)?;
 
-    // A page of the file.
+    // Check a page of the file.
     a.mov(rsi, r11)?;
     a.shr(rsi, 20)?;
     a.and(esi, file - 1)?;
@@ -143,7 +143,7 @@ pub(super) fn code(character: Character) -> Result<Vec<u8>, IcedError> {
     page_address(&mut a, r14)?;
     check_page(&mut a, wrong_file)?;
 
-    // Time.
+    // Check that time does not go backwards.
     a.rdtsc()?;
     a.shl(rdx, 32)?;
     a.or(rax, rdx)?;
@@ -157,7 +157,7 @@ pub(super) fn code(character: Character) -> Result<Vec<u8>, IcedError> {
         a.cmp(rdi, rax)?;
         a.jne(wrong_vector)?;
     }
-    // Who it is.
+    // Record the machine's identity.
     a.mov(rdx, IDENTITY)?;
     for half in [0, 8] {
         a.mov(rax, qword_ptr(rdx + half))?;
@@ -166,9 +166,9 @@ pub(super) fn code(character: Character) -> Result<Vec<u8>, IcedError> {
     a.inc(qword_ptr(r13))?;
     a.jmp(round)?;
 
-    let complaints = [WRONG_HEAP, WRONG_FILE, WRONG_TIME, WRONG_VECTOR];
+    let codes = [WRONG_HEAP, WRONG_FILE, WRONG_TIME, WRONG_VECTOR];
     let labels = [&mut wrong_heap, &mut wrong_file, &mut wrong_time, &mut wrong_vector];
-    for (label, failure) in labels.into_iter().zip(complaints) {
+    for (label, failure) in labels.into_iter().zip(codes) {
         a.set_label(label)?;
         a.mov(rax, failure)?;
         a.ud2()?;

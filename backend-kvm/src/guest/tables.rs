@@ -3,13 +3,13 @@
 use kaleidoscope_core::addr::Gpa;
 use std::collections::BTreeMap;
 
-/// Bits of an entry (Intel SDM vol. 3, 4.5).
+/// Bits of a page table entry (Intel SDM vol. 3, 4.5).
 pub(super) const PRESENT: u64 = 1;
 pub(super) const WRITE: u64 = 2;
 pub(super) const USER: u64 = 4;
 pub(super) const NO_EXECUTE: u64 = 1 << 63;
 
-/// Page tables that are being made: tables by their addresses, entries by their places.
+/// Page tables under construction, by guest-physical address.
 pub(super) struct Tables {
     root: u64,
     next: u64,
@@ -18,7 +18,7 @@ pub(super) struct Tables {
 }
 
 impl Tables {
-    /// Empty tables, in frames of `room`.
+    /// Empty tables, allocated from the guest-physical range `room`.
     pub(super) fn new(room: std::ops::Range<u64>) -> Option<Self> {
         let mut tables = Self { root: 0, next: room.start, end: room.end, tables: BTreeMap::new() };
         tables.root = tables.table()?;
@@ -32,17 +32,17 @@ impl Tables {
         (self.next <= self.end).then_some(at)
     }
 
-    /// The address of the topmost table.
+    /// Guest-physical address of the PML4 table.
     pub(super) fn root(&self) -> u64 {
         self.root
     }
 
-    /// One past the last table.
+    /// One past the last allocated table.
     pub(super) fn next(&self) -> u64 {
         self.next
     }
 
-    /// Maps a page; `None` when there is no room for another table.
+    /// Maps a 4 KiB page; `None` when `room` is exhausted.
     pub(super) fn map(&mut self, address: u64, gpa: u64, rights: u64) -> Option<()> {
         let mut table = self.root;
         for level in (1..4).rev() {
@@ -61,7 +61,7 @@ impl Tables {
         Some(())
     }
 
-    /// The tables, as bytes and where they belong.
+    /// The tables as bytes, each with its guest-physical address.
     pub(super) fn pages(&self) -> impl Iterator<Item = (Gpa, Vec<u8>)> + '_ {
         self.tables.iter().map(|(at, entries)| {
             (Gpa(*at), entries.iter().flat_map(|entry| entry.to_le_bytes()).collect())

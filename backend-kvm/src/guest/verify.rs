@@ -1,20 +1,20 @@
-//! The guest's memory as seen from outside.
+//! Verification of the guest's memory from outside.
 
 use super::content::{self, FILE, WORDS};
 use super::{Plan, ProcessPlan, ReadGuest};
 use kaleidoscope_core::addr::{FRAME_BYTES, Gpa};
 use std::fmt;
 
-/// A byte of the guest that is not what it should be.
+/// A byte of the guest that differs from its expected value.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Mismatch {
-    /// Whose page: a process's number, or nobody's for the file.
+    /// Number of the process whose page it is, or `None` for the file.
     pub process: Option<usize>,
-    /// Which page of its heap, or of the file.
+    /// Page number in the process's heap, or in the file.
     pub page: u32,
-    /// Where it is.
+    /// Guest-physical address of the page.
     pub gpa: Gpa,
-    /// The first word that is wrong.
+    /// Number of the first wrong word of 8 bytes in the page.
     pub word: u32,
 }
 
@@ -31,11 +31,11 @@ impl fmt::Display for Mismatch {
 
 impl std::error::Error for Mismatch {}
 
-/// Checks every byte of heaps and file in a guest that stands still. A page in the middle of its
-/// process's writing may be of two versions: one page of each process at most.
+/// Checks every byte of the heaps and the file in a paused guest. At most one page of each process
+/// may be partly of the next version: the one that the process is writing.
 ///
 /// # Errors
-/// The first [`Mismatch`], or what `read` says.
+/// The first [`Mismatch`], or any error of `read`.
 pub fn verify<E>(plan: &Plan, read: &mut ReadGuest<'_, E>) -> Result<(), E>
 where
     E: From<Mismatch>,
@@ -69,7 +69,7 @@ where
         };
         let wrong =
             |word| Mismatch { process: Some(process.number), page: number, gpa: *gpa, word };
-        // Its words are written in their order: new ones first, old ones after them.
+        // A process writes words in ascending order: new words first, old ones after them.
         let new = content::page(owner, number, version.wrapping_add(1));
         let turn = first_difference(&page, &new).unwrap_or(WORDS) as usize * 8;
         let old = content::page(owner, number, version);
@@ -81,7 +81,7 @@ where
     Ok(())
 }
 
-/// The first word in which two pages differ.
+/// Number of the first word in which two pages differ.
 fn first_difference(a: &[u8; FRAME_BYTES], b: &[u8; FRAME_BYTES]) -> Option<u32> {
     let words = a.as_chunks::<8>().0.iter().zip(b.as_chunks::<8>().0);
     let word = words.into_iter().position(|(a, b)| a != b)?;

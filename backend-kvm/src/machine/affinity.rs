@@ -1,67 +1,68 @@
-//! On which processors vCPUs go on after a stop.
+//! CPU affinity of vCPU threads when they resume after a stop.
 
 use rustix::process::Pid;
 use rustix::thread::{CpuSet, gettid, sched_getaffinity, sched_getcpu, sched_setaffinity};
 
-/// The processors that the threads of vCPUs had when they stopped.
+/// The processors that vCPU threads ran on when they stopped.
 ///
-/// A thread is woken on the processor that it had, unless the scheduler looks for a better one,
-/// which Linux does not when all have been busy (`SIS_UTIL`). Where vCPUs are about as many as
-/// processors, two may have shared one while somebody else needed the other: they would be woken
-/// there together, and one of them stand still for the other's turn of some milliseconds, beside an
-/// idle processor.
+/// The scheduler wakes a thread on its previous processor unless it searches for an idle one, and
+/// Linux skips that search when all processors were busy recently (`SIS_UTIL`). With about as many
+/// vCPUs as processors, two vCPUs may have last run on the same processor. Both would then be woken
+/// there, and one would wait for the other's time slice of some milliseconds beside an idle
+/// processor.
 #[derive(Debug, Default)]
 pub(super) struct VcpuAffinity {
-    stopped: Vec<Cpu>,
+    stopped: Vec<StoppedThread>,
 }
 
 #[derive(Debug)]
-struct Cpu {
+struct StoppedThread {
     thread: Pid,
     processor: usize,
-    /// Processors that it may use otherwise, when it is kept from some until it goes on.
+    /// The thread's own affinity mask, while the thread is kept off some processors until it
+    /// resumes.
     allowed: Option<CpuSet>,
 }
 
 impl VcpuAffinity {
-    /// The calling thread stops.
+    /// Records that the calling thread stops.
     pub(super) fn stop(&mut self) {
         let (thread, processor) = (gettid(), sched_getcpu());
-        self.stopped.push(Cpu { thread, processor, allowed: None });
+        self.stopped.push(StoppedThread { thread, processor, allowed: None });
     }
 
-    /// All that have stopped will go on, of which the calling thread runs: each of the others that
-    /// has its last processor in common with another is kept from theirs until it has gone on,
-    /// if there are more. Where that is not permitted, all is as it would be without; who gives a
-    /// thread other processors just then gives them in vain.
+    /// Prepares all stopped threads to resume; the calling thread is one of them and runs. A thread
+    /// whose last processor is also that of another thread is kept off all those processors until
+    /// it resumes, if its affinity mask allows others. Without permission to do so, nothing
+    /// changes. A change that another process makes to the thread's affinity meanwhile is lost.
     pub(super) fn spread(&mut self) {
         let this = gettid();
         let mut taken = vec![sched_getcpu()];
         let mut crowded = Vec::new();
-        for place in self.stopped.iter_mut().filter(|place| place.thread != this) {
-            if taken.contains(&place.processor) {
-                crowded.push(place);
+        for stopped in self.stopped.iter_mut().filter(|stopped| stopped.thread != this) {
+            if taken.contains(&stopped.processor) {
+                crowded.push(stopped);
             } else {
-                taken.push(place.processor);
+                taken.push(stopped.processor);
             }
         }
-        for place in crowded.into_iter().filter(|place| place.allowed.is_none()) {
-            let Ok(allowed) = sched_getaffinity(Some(place.thread)) else { continue };
+        for stopped in crowded.into_iter().filter(|stopped| stopped.allowed.is_none()) {
+            let Ok(allowed) = sched_getaffinity(Some(stopped.thread)) else { continue };
             let mut free = allowed;
             taken.iter().filter(|cpu| **cpu < CpuSet::MAX_CPU).for_each(|cpu| free.unset(*cpu));
-            if free.count() > 0 && sched_setaffinity(Some(place.thread), &free).is_ok() {
-                place.allowed = Some(allowed);
+            if free.count() > 0 && sched_setaffinity(Some(stopped.thread), &free).is_ok() {
+                stopped.allowed = Some(allowed);
             }
         }
     }
 
-    /// The calling thread goes on, and may use the processors that it might before.
-    pub(super) fn go_on(&mut self) {
+    /// Records that the calling thread resumes, and restores its affinity mask.
+    pub(super) fn resume(&mut self) {
         let this = gettid();
-        while let Some(at) = self.stopped.iter().position(|place| place.thread == this) {
+        while let Some(at) = self.stopped.iter().position(|stopped| stopped.thread == this) {
             if let Some(allowed) = self.stopped.swap_remove(at).allowed {
-                // It was permitted a moment ago. If it no longer is, the thread has a processor
-                // nevertheless.
+                // Setting this mask was permitted a moment ago. If it no longer is, the thread
+                // still has a processor to run on.
                 let _ = sched_setaffinity(None, &allowed);
             }
         }
@@ -79,8 +80,8 @@ mod tests {
         (0..CpuSet::MAX_CPU).filter(|cpu| set.is_set(*cpu)).collect()
     }
 
-    /// A thread that says who it is, and waits until it is told to end; it returns what it might
-    /// use then.
+    /// Starts a thread that sends its thread id and waits until it is told to end. It returns the
+    /// processors that it may use at that time.
     fn sleeper() -> (JoinHandle<Vec<usize>>, Pid, Sender<()>) {
         let (tell, told): (Sender<()>, Receiver<()>) = channel();
         let (say, said) = channel();
@@ -94,11 +95,11 @@ mod tests {
 
     #[test]
     fn threads_that_shared_a_processor_go_on_apart() {
-        let place = |thread, processor| Cpu { thread, processor, allowed: None };
+        let entry = |thread, processor| StoppedThread { thread, processor, allowed: None };
         let all = allowed();
         let sleepers = [(); 3].map(|()| sleeper());
         let [first, second, third] = sleepers.each_ref().map(|(_, thread, _)| *thread);
-        // Not to be moved away from here meanwhile.
+        // Keeps this thread from being migrated meanwhile.
         let here = sched_getcpu();
         let mut only = CpuSet::new();
         only.set(here);
@@ -108,11 +109,11 @@ mod tests {
             if rest.is_empty() { all.clone() } else { rest }
         };
 
-        // The first was where this one goes on, the second was alone somewhere, the third was where
-        // the first was.
+        // The first last ran where this thread runs, the second alone elsewhere, the third where
+        // the first did.
         let elsewhere = all.iter().copied().find(|cpu| *cpu != here).unwrap_or(here);
         let stopped = [(gettid(), here), (first, here), (second, elsewhere), (third, here)];
-        let stopped = stopped.map(|(thread, processor)| place(thread, processor)).into();
+        let stopped = stopped.map(|(thread, processor)| entry(thread, processor)).into();
         let mut affinity = VcpuAffinity { stopped };
         affinity.spread();
         let may_use = sleepers.map(|(thread, _, tell)| {
@@ -122,19 +123,20 @@ mod tests {
         let apart = without(&[here, elsewhere]);
         assert_eq!(may_use, [apart.clone(), all.clone(), apart]);
 
-        // Two processors are enough for two threads. Who goes on may go anywhere again.
+        // Two processors are enough for two threads. A thread that resumes may use all of them
+        // again.
         let (thread, crowded, tell) = sleeper();
         let mut set = CpuSet::new();
         all.iter().for_each(|cpu| set.set(*cpu));
         sched_setaffinity(Some(crowded), &set).unwrap();
-        let mut affinity = VcpuAffinity { stopped: vec![place(crowded, here)] };
+        let mut affinity = VcpuAffinity { stopped: vec![entry(crowded, here)] };
         affinity.spread();
         tell.send(()).unwrap();
         assert_eq!(thread.join().unwrap(), without(&[here]));
         affinity.stop();
-        affinity.stopped.iter_mut().for_each(|place| place.allowed = Some(set));
-        affinity.go_on();
+        affinity.stopped.iter_mut().for_each(|stopped| stopped.allowed = Some(set));
+        affinity.resume();
         assert_eq!(allowed(), all);
-        assert!(affinity.stopped.iter().all(|place| place.thread == crowded));
+        assert!(affinity.stopped.iter().all(|stopped| stopped.thread == crowded));
     }
 }

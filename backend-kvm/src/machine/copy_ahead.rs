@@ -1,4 +1,4 @@
-//! Copying ahead of a guest's writing, beside it.
+//! Copying shared frames ahead of the guest's writes, in the background.
 
 use super::Machine;
 use crate::error::{Asked, KvmError};
@@ -12,69 +12,69 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{JoinHandle, park_timeout};
 use std::time::Duration;
 
-/// Frames that are copied in one go: a freeze waits for no more.
+/// Frames copied per lock acquisition. A freeze waits for at most one such copy.
 const PIECE: u32 = 32;
 
-/// How soon it is looked again how far a guest has come: after it has gone on, and, ever later,
-/// when it has not.
-const SOON: Duration = Duration::from_micros(500);
-const LATE: Duration = Duration::from_millis(64);
+/// Interval at which the guest's progress is checked: right after progress, and the maximum that
+/// the interval doubles to without any.
+const MIN_INTERVAL: Duration = Duration::from_micros(500);
+const MAX_INTERVAL: Duration = Duration::from_millis(64);
 
-/// After so long a rest a guest is followed no further.
-const TIMEOUT: Duration = Duration::from_secs(10);
+/// A guest without progress for this long is followed no further.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A thread that gives a machine frames of its own.
+/// A thread that gives a machine private copies of frames.
 #[derive(Debug)]
 pub(super) struct CopyAhead {
-    is_over: Arc<AtomicBool>,
+    is_canceled: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
 
-/// What the thread works on.
+/// State of the thread.
 struct Work {
     ram: Arc<RwLock<GuestRam>>,
-    is_over: Arc<AtomicBool>,
+    is_canceled: Arc<AtomicBool>,
 }
 
-/// Why the thread ends early.
-struct Over;
+/// The thread was told to end.
+struct Canceled;
 
 impl Work {
-    fn go_on(&self) -> Result<(), Over> {
-        if self.is_over.load(Ordering::Relaxed) { Err(Over) } else { Ok(()) }
+    fn check_canceled(&self) -> Result<(), Canceled> {
+        if self.is_canceled.load(Ordering::Relaxed) { Err(Canceled) } else { Ok(()) }
     }
 
-    /// Copies frames. The guest copies for itself what could not be copied here, for lack of memory
-    /// say.
-    fn copy(&self, frames: &[Range<u32>]) -> Result<(), Over> {
+    /// Copies frames. A frame that cannot be copied here, for lack of memory for example, is copied
+    /// when the guest writes to it.
+    fn copy(&self, frames: &[Range<u32>]) -> Result<(), Canceled> {
         for run in frames {
             for start in run.clone().step_by(PIECE as usize) {
-                self.go_on()?;
+                self.check_canceled()?;
                 let piece = start..start.saturating_add(PIECE).min(run.end);
-                self.ram.read().own(piece).map_err(|_| Over)?;
+                self.ram.read().own(piece).map_err(|_| Canceled)?;
             }
         }
         Ok(())
     }
 
-    /// Copies what the guest's kernel will give away next, as long as it goes on giving.
-    fn follow(&self, mut forecast: AllocationForecast) -> Result<(), Over> {
-        let (mut rest, mut rested) = (SOON, Duration::ZERO);
-        while rested < TIMEOUT {
-            self.go_on()?;
+    /// Copies the frames that the guest's kernel will allocate next, while it keeps allocating.
+    fn follow(&self, mut forecast: AllocationForecast) -> Result<(), Canceled> {
+        let (mut interval, mut idle) = (MIN_INTERVAL, Duration::ZERO);
+        while idle < IDLE_TIMEOUT {
+            self.check_canceled()?;
             let next = {
                 let ram = self.ram.read();
-                let pages = ram.pages().map_err(|_| Over)?;
-                // What cannot be known counts as not written: then nothing is copied.
+                let pages = ram.pages().map_err(|_| Canceled)?;
+                // An unknown state counts as not written, so that nothing is copied for it.
                 forecast.advance(|FrameIndex(frame)| pages.is_own(frame).unwrap_or(false))
             };
             if next.is_empty() {
-                park_timeout(rest);
-                rested = rested.saturating_add(rest);
-                rest = rest.saturating_mul(2).min(LATE);
+                park_timeout(interval);
+                idle = idle.saturating_add(interval);
+                interval = interval.saturating_mul(2).min(MAX_INTERVAL);
             } else {
                 self.copy(&next)?;
-                (rest, rested) = (SOON, Duration::ZERO);
+                (interval, idle) = (MIN_INTERVAL, Duration::ZERO);
             }
         }
         Ok(())
@@ -87,51 +87,52 @@ impl CopyAhead {
         frames: Vec<Range<u32>>,
         following: Option<AllocationForecast>,
     ) -> Result<Self, KvmError> {
-        let is_over = Arc::new(AtomicBool::new(false));
-        let work = Work { ram, is_over: Arc::clone(&is_over) };
+        let is_canceled = Arc::new(AtomicBool::new(false));
+        let work = Work { ram, is_canceled: Arc::clone(&is_canceled) };
         let run = move || {
             let done = work.copy(&frames);
-            // Whoever ended it knows; what could not be copied copy_ahead is only slower.
+            // Errors only mean that the thread was canceled, or that the guest copies for itself.
             let _ = done.and_then(|()| following.map_or(Ok(()), |forecast| work.follow(forecast)));
         };
         let thread = std::thread::Builder::new().name("copy_ahead".into()).stack_size(128 << 10);
-        let thread = thread.spawn(run).asked("starting a thread that copies copy_ahead")?;
-        Ok(Self { is_over, thread: Some(thread) })
+        let thread = thread.spawn(run).asked("starting the copy-ahead thread")?;
+        Ok(Self { is_canceled, thread: Some(thread) })
     }
 }
 
 impl Drop for CopyAhead {
     fn drop(&mut self) {
-        self.is_over.store(true, Ordering::Relaxed);
+        self.is_canceled.store(true, Ordering::Relaxed);
         if let Some(thread) = self.thread.take() {
             thread.thread().unpark();
-            // A panic there has been reported.
+            // The panic has been reported.
             let _ = thread.join();
         }
     }
 }
 
 impl Machine {
-    /// Gives frames memory of their own while the guest runs, on a thread beside it: what is copied
-    /// before the guest writes to it, the guest does not wait for. First those (sorted ranges)
-    /// that will be written, as a [forecast](kaleidoscope_core::prefetch::WriteForecast) has them;
-    /// then, if it is to be followed, what its kernel will give away next of its free memory,
-    /// as long as it does not rest for ten seconds.
+    /// Gives frames private memory while the guest runs, on a background thread, so that the guest
+    /// does not wait for the copy when it first writes to them. The thread copies `frames` (sorted
+    /// ranges of frame indexes, end exclusive) first, as a
+    /// [forecast](kaleidoscope_core::prefetch::WriteForecast) predicts them. With `following`, it
+    /// then copies the free memory that the guest's kernel will allocate next, until the guest
+    /// allocates nothing for ten seconds.
     ///
-    /// What was begun before is given up. Memory that is the machine's alone anyway, or that comes
-    /// page by page, is left as it is.
+    /// A call cancels the work of the previous one. Machines whose memory is not shared with an
+    /// image, or is filled on demand, are left as they are.
     ///
     /// # Errors
-    /// [`KvmError`] when there is no thread to be had. Frames that cannot be copied are left to the
+    /// [`KvmError`] when the thread cannot be started. Frames that cannot be copied are left to the
     /// guest.
     pub fn copy_ahead(
         &mut self,
         frames: Vec<Range<u32>>,
         following: Option<AllocationForecast>,
     ) -> Result<(), KvmError> {
-        self.copying = None;
+        self.copy_ahead = None;
         if (!frames.is_empty() || following.is_some()) && self.ram.read().is_shared() {
-            self.copying = Some(CopyAhead::start(Arc::clone(&self.ram), frames, following)?);
+            self.copy_ahead = Some(CopyAhead::start(Arc::clone(&self.ram), frames, following)?);
         }
         Ok(())
     }

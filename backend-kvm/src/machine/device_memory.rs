@@ -1,4 +1,4 @@
-//! A machine's RAM, as its devices reach it.
+//! Access to a machine's RAM for its devices.
 
 use super::Machine;
 use crate::error::KvmError;
@@ -6,24 +6,23 @@ use crate::memory::GuestRam;
 use kaleidoscope_core::addr::Gpa;
 use parking_lot::RwLock;
 use std::sync::Arc;
-
-/// A machine's RAM, for devices that read and write it themselves. It lives on while there is one
-/// of these.
+/// A machine's RAM, for devices that access it themselves (DMA). The RAM lives as long as any of
+/// these handles.
 ///
-/// Bytes go through the kernel: where a on_demand clone's page ceases to come, that is an error
-/// here. What a vCPU's thread writes while it has a device do
-/// something ([`Devices`](super::Devices)) is before or after a freeze as a whole. A device with
-/// threads of its own has to keep them from writing from [`Devices::save`](super::Devices::save) on
-/// until the vCPUs run again.
+/// Accesses go through the kernel: when an on-demand clone's page can no longer be fetched, the
+/// access fails with an error. What a vCPU's thread writes while it calls
+/// [`Devices`](super::Devices) falls entirely before or after a freeze. A device with threads of
+/// its own has to keep them from writing from [`Devices::save`](super::Devices::save) until the
+/// vCPUs run again.
 #[derive(Clone, Debug)]
 pub struct DeviceMemory(Arc<RwLock<GuestRam>>);
 
 impl DeviceMemory {
-    /// Copies bytes of the guest's RAM, which the guest may be writing meanwhile.
+    /// Copies bytes of the guest's RAM, which the guest may be writing concurrently.
     ///
     /// # Errors
-    /// [`KvmError::NotRam`] when the range is not one run of RAM; [`KvmError::Refused`] when its
-    /// bytes are not to be had.
+    /// [`KvmError::NotRam`] when the range does not lie in one region of RAM;
+    /// [`KvmError::Refused`] when its bytes cannot be read.
     pub fn read(&self, gpa: Gpa, buf: &mut [u8]) -> Result<(), KvmError> {
         self.0.read().read(gpa, buf)
     }
@@ -38,7 +37,7 @@ impl DeviceMemory {
 }
 
 impl Machine {
-    /// The machine's RAM for its devices, which are there before it is.
+    /// A handle to the machine's RAM, for devices, which are created before the machine.
     #[must_use]
     pub fn device_memory(&self) -> DeviceMemory {
         DeviceMemory(Arc::clone(&self.ram))

@@ -1,40 +1,41 @@
-//! What is on a machine's buses.
+//! Devices on a machine's buses.
 
-/// Answers what a guest does on its buses, beside interrupt controllers and timer. Called by the
-/// vCPUs' threads, at once. A panic in here ends the
-/// machine ([`Machine::ended`](super::Machine::ended) says so).
+/// Emulates the devices on a guest's buses, except the interrupt controllers and the timer, which
+/// KVM emulates. The vCPUs' threads call it concurrently. A panic ends the machine
+/// ([`Machine::ended`](super::Machine::ended) reports it).
 pub trait Devices: Send + Sync {
     /// The guest writes to a port.
     fn port_write(&self, vcpu: usize, port: u16, bytes: &[u8]) {
         let _ = (vcpu, port, bytes);
     }
 
-    /// The guest reads from a port; what nobody answers reads as ones.
+    /// The guest reads from a port; a port without a device reads as ones.
     fn port_read(&self, vcpu: usize, port: u16, bytes: &mut [u8]) {
         let _ = (vcpu, port);
         bytes.fill(0xff);
     }
 
-    /// The guest writes to an address that is not RAM.
+    /// The guest writes to a guest-physical address that is not RAM.
     fn memory_write(&self, vcpu: usize, gpa: u64, bytes: &[u8]) {
         let _ = (vcpu, gpa, bytes);
     }
 
-    /// The guest reads from an address that is not RAM.
+    /// The guest reads from a guest-physical address that is not RAM; an address without a device
+    /// reads as ones.
     fn memory_read(&self, vcpu: usize, gpa: u64, bytes: &mut [u8]) {
         let _ = (vcpu, gpa);
         bytes.fill(0xff);
     }
 
-    /// What the devices of a clone begin with. Called when the machine is snapshot and no vCPU
-    /// runs; whatever else acts on the devices has to wait for this. Requests in flight are the
-    /// parent's: they are not part of it.
+    /// The device state that a clone starts with. Called during a freeze, while no vCPU runs;
+    /// device threads have to be quiescent until it returns. Requests in flight belong to the
+    /// parent and are not part of the state.
     fn save(&self) -> Vec<u8> {
         Vec::new()
     }
 }
 
-/// Nothing.
+/// No devices: writes are ignored, and reads return ones.
 #[derive(Clone, Copy, Debug)]
 pub struct NoDevices;
 

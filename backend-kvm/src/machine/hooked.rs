@@ -1,4 +1,4 @@
-//! Freezes and starts with hooks around them.
+//! Freezes and resumes between hooks.
 
 use super::{Machine, Snapshot};
 use crate::error::{Asked, KvmError};
@@ -7,9 +7,9 @@ use kaleidoscope_core::clone::CloneId;
 use kaleidoscope_core::clone::hooks::{Guest, HookError, Hooks};
 use kvm_bindings::kvm_msi;
 
-/// Where messages that are interrupts are sent (Intel SDM vol. 3, 11.11.1); the local interrupt
-/// controller's number goes into bits 12 to 19.
-const MESSAGES: u32 = 0xfee0_0000;
+/// Base address of message-signaled interrupts (Intel SDM vol. 3, 11.11.1). The destination's local
+/// APIC id goes into bits 12 to 19.
+const MSI_BASE: u32 = 0xfee0_0000;
 
 impl Guest for Machine {
     fn read(&self, gpa: Gpa, buf: &mut [u8]) -> Result<(), HookError> {
@@ -17,7 +17,7 @@ impl Guest for Machine {
     }
 
     fn write(&self, gpa: Gpa, bytes: &[u8]) -> Result<(), HookError> {
-        Machine::write(self, gpa, bytes).map_err(|e| HookError::caused_by("telling the guest", e))
+        Machine::write(self, gpa, bytes).map_err(|e| HookError::caused_by("writing the guest", e))
     }
 
     fn interrupt(&self, vcpu: u32, vector: u8) -> Result<(), HookError> {
@@ -27,17 +27,17 @@ impl Guest for Machine {
 }
 
 impl Machine {
-    /// Interrupts a vCPU. The guest gets to it when it takes interrupts.
+    /// Sends a fixed interrupt to a vCPU. The guest handles it once it has interrupts enabled.
     ///
     /// # Errors
-    /// [`KvmError`] when there is no such vCPU, or its interrupt controller is off.
+    /// [`KvmError`] when there is no such vCPU, or its local APIC is disabled.
     pub fn interrupt(&self, vcpu: u32, vector: u8) -> Result<(), KvmError> {
         let number = usize::try_from(vcpu).unwrap_or(usize::MAX);
         if number >= self.vcpus.len() || vcpu > 0xff {
             return Err(KvmError::State(format!("there is no vCPU {vcpu}")));
         }
         let message = kvm_msi {
-            address_lo: MESSAGES | vcpu << 12,
+            address_lo: MSI_BASE | vcpu << 12,
             data: vector.into(),
             ..kvm_msi::default()
         };
@@ -47,7 +47,7 @@ impl Machine {
         }
     }
 
-    /// As [`Machine::freeze`], between hooks.
+    /// As [`Machine::freeze`], with hooks called before and after.
     ///
     /// # Errors
     /// As for [`Machine::freeze`], and [`KvmError::Hook`].
@@ -55,15 +55,15 @@ impl Machine {
         hooks.around_freeze(self, || self.freeze())
     }
 
-    /// Starts a clone under an identity of its own, between hooks. When one fails the clone does
-    /// not run.
+    /// Resumes a clone under its own identity, with hooks called before and after. When a hook
+    /// fails, the clone is left paused.
     ///
     /// # Errors
     /// As for [`Machine::resume`], and [`KvmError::Hook`].
     pub fn resume_as(&mut self, id: CloneId, hooks: &Hooks) -> Result<(), KvmError> {
         let resumed = hooks.around_resume(self, id, Machine::resume);
         if resumed.is_err() {
-            // Also when its guest is what failed: then it does not run anyway.
+            // Pausing also fails when the guest itself has ended; it does not run then either.
             let _ = self.pause();
         }
         resumed

@@ -1,4 +1,4 @@
-//! This host's KVM.
+//! The host's KVM.
 
 use crate::error::{Asked, KvmError};
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES};
@@ -6,7 +6,7 @@ use kvm_ioctls::{Cap, Kvm};
 use rustix::io::Errno;
 use std::sync::Arc;
 
-/// This host's KVM, and what its guests have in common.
+/// The host's KVM, and the CPUID entries and MSR list that its guests share.
 #[derive(Debug)]
 pub struct Host {
     kvm: Kvm,
@@ -14,7 +14,7 @@ pub struct Host {
     msrs: Vec<u32>,
 }
 
-/// What saving and loading a machine needs of KVM.
+/// KVM capabilities that saving and loading a machine needs.
 const NEEDED: [(Cap, &str); 6] = [
     (Cap::UserMemory, "user memory"),
     (Cap::Irqchip, "interrupt controllers"),
@@ -25,11 +25,11 @@ const NEEDED: [(Cap, &str); 6] = [
 ];
 
 impl Host {
-    /// Opens this host's KVM.
+    /// Opens `/dev/kvm`.
     ///
     /// # Errors
-    /// [`KvmError::NoKvm`] where there is none, [`KvmError::Lacking`] where it cannot do what is
-    /// needed.
+    /// [`KvmError::NoKvm`] when it cannot be opened, [`KvmError::Lacking`] when a needed capability
+    /// is missing.
     pub fn open() -> Result<Arc<Self>, KvmError> {
         let kvm =
             Kvm::new().map_err(|error| KvmError::NoKvm(Errno::from_raw_os_error(error.errno())))?;
@@ -45,18 +45,17 @@ impl Host {
         &self.kvm
     }
 
-    /// What a guest's processor with this number is: all that KVM can show.
+    /// CPUID entries of the vCPU with this number: everything that KVM supports.
     pub(crate) fn cpuid(&self, vcpu: u32) -> CpuId {
         let mut cpuid = self.cpuid.clone();
         for entry in cpuid.as_mut_slice() {
             match entry.function {
-                // Features, and the number of its interrupt controller (Intel SDM vol. 2, CPUID);
-                // that it is virtual.
+                // Local APIC id (Intel SDM vol. 2, CPUID), and the hypervisor bit.
                 0x1 => {
                     entry.ebx = entry.ebx & 0x00ff_ffff | vcpu << 24;
                     entry.ecx |= 1 << 31;
                 }
-                // Topology.
+                // x2APIC id in the topology leaves.
                 0xb | 0x1f => entry.edx = vcpu,
                 _ => {}
             }

@@ -1,4 +1,4 @@
-//! Machines: a VM with its RAM and vCPUs, which runs, stops, is snapshot and starts as a clone.
+//! Machines: a VM with its RAM and vCPUs that runs, pauses, is snapshotted and starts as a clone.
 
 mod affinity;
 mod copy_ahead;
@@ -16,7 +16,7 @@ pub use host::Host;
 
 use crate::error::{Asked, KvmError};
 use crate::memory::{GuestRam, Ram, SnapshotMemory};
-use crate::state::{MachineState, make_board, registers};
+use crate::state::{MachineState, create_interrupt_chips, registers};
 use crate::uffd::{OnDemand, Part, Running};
 use copy_ahead::CopyAhead;
 use kaleidoscope_core::addr::Gpa;
@@ -35,42 +35,42 @@ use stop::Stop;
 use vcpu::Vcpu;
 use vmm_sys_util::eventfd::EventFd;
 
-/// A machine. Ends when dropped, which waits for what its [devices](Devices) are doing, but not for
-/// ever: after 20 seconds the memory of one that is kept from ending is given up, and stays taken.
+/// A virtual machine. Dropping it ends the guest and waits for calls into its [devices](Devices),
+/// for at most 20 seconds: after that, the guest's memory is leaked rather than unmapped.
 pub struct Machine {
     host: Arc<Host>,
     run_state: Arc<RunState>,
     vcpus: Vec<Vcpu>,
     devices: Arc<dyn Devices>,
-    /// Before the memory that it uses.
+    /// Dropped before the memory that it uses.
     vm: Arc<VmFd>,
     ram: Arc<RwLock<GuestRam>>,
-    /// What copies ahead of the guest's writing.
-    copying: Option<CopyAhead>,
-    /// What fills the RAM, where it comes page by page.
-    filling: Option<Running>,
+    /// Copies frames ahead of the guest's writes.
+    copy_ahead: Option<CopyAhead>,
+    /// Fills the RAM of an on-demand clone.
+    fill: Option<Running>,
     /// Held for a whole freeze.
     freezing: Mutex<()>,
 }
 
-/// What a freeze leaves: everything that a clone is made of.
+/// The result of a freeze: everything that a clone is made of.
 #[derive(Clone, Debug)]
 pub struct Snapshot {
-    /// The machine's RAM at that instant.
+    /// The machine's RAM at the instant of the freeze.
     pub image: Arc<SnapshotMemory>,
-    /// All else.
+    /// State of vCPUs, interrupt controllers, timer, clock and devices.
     pub state: Arc<MachineState>,
-    /// How long the machine stood still: from when the first of its vCPUs was told to stop until
-    /// all of them ran again.
+    /// How long the machine was paused: from the first request to a vCPU to stop until all vCPUs
+    /// ran again.
     pub pause: Duration,
 }
 
 impl Machine {
-    /// A machine of so many vCPUs and zeroed RAM (a layout: on 4 KiB pages), which does not run
-    /// yet.
+    /// A machine with this number of vCPUs and zeroed RAM, paused. A bare layout stands for RAM on
+    /// 4 KiB pages.
     ///
     /// # Errors
-    /// [`KvmError`] when KVM or the system refuses.
+    /// [`KvmError`] when KVM or the system refuses a request.
     pub fn new(
         host: &Arc<Host>,
         ram: impl Into<Ram>,
@@ -84,11 +84,11 @@ impl Machine {
         Ok(machine)
     }
 
-    /// A clone of a snapshot machine on the same host, which does not run yet: it shares what it
-    /// reads with its siblings, and owns what it writes.
+    /// A clone of a machine that was snapshotted on the same host, paused. It shares unmodified
+    /// pages with its siblings, and copies a page on the first write to it.
     ///
     /// # Errors
-    /// [`KvmError`] when KVM or the system refuses.
+    /// [`KvmError`] when KVM or the system refuses a request.
     pub fn clone_of(
         host: &Arc<Host>,
         snapshot: &Snapshot,
@@ -98,7 +98,7 @@ impl Machine {
         Self::restored(host, ram, &snapshot.state, devices)
     }
 
-    /// A machine with this RAM, in this state.
+    /// A machine with this RAM, restored to this state.
     pub(crate) fn restored(
         host: &Arc<Host>,
         ram: GuestRam,
@@ -110,12 +110,12 @@ impl Machine {
         Ok(machine)
     }
 
-    /// A clone of a machine that was snapshot anywhere, which does not run yet: its pages come as
-    /// it touches them, and what belongs to them ahead of that. When they cease to come the
-    /// clone ends.
+    /// A clone of a machine that was snapshotted on any host, paused. Its pages are fetched on
+    /// demand and prefetched with the pages related to them (post-copy). When pages can no longer
+    /// be fetched, the clone ends.
     ///
     /// # Errors
-    /// [`KvmError`] when KVM or the system refuses.
+    /// [`KvmError`] when KVM or the system refuses a request.
     pub fn on_demand_clone(
         host: &Arc<Host>,
         state: &MachineState,
@@ -127,34 +127,34 @@ impl Machine {
         let ends = Arc::clone(&run_state);
         let mapping = post_copy.map()?;
         let part = Part { mapping: Arc::clone(&mapping), frames: 0..layout.frames() };
-        let filling =
+        let fill =
             Running::start_own(post_copy, &[part], state.vcpus(), move |why, take_memory| {
-                ends.end_after(take_memory, format!("its pages ceased to come: {why}"));
+                ends.end_after(take_memory, format!("its pages can no longer be fetched: {why}"));
             })?;
         let ram = GuestRam::filled(layout, mapping);
-        let mut machine = Self::with_control(host, ram, run_state, state.vcpus(), devices)?;
-        machine.filling = Some(filling);
+        let mut machine = Self::with_run_state(host, ram, run_state, state.vcpus(), devices)?;
+        machine.fill = Some(fill);
         machine.load(state)?;
         Ok(machine)
     }
 
-    /// Connects an event with an input of the interrupt controllers: whoever signals it raises an
-    /// edge there.
+    /// Connects an eventfd to an input of the interrupt controllers (a GSI): signaling the event
+    /// raises an edge on that input.
     ///
     /// # Errors
-    /// [`KvmError`] when KVM refuses.
+    /// [`KvmError`] when KVM refuses the request.
     pub fn connect(&self, event: &EventFd, line: u32) -> Result<(), KvmError> {
         self.vm.register_irqfd(event, line).asked("connecting an interrupt")
     }
 
-    /// What fills the machine's RAM, where it comes page by page: for statistics, and for giving
-    /// memory back.
+    /// The engine that fills the RAM of an on-demand clone, for statistics and for giving memory
+    /// back. `None` for other machines.
     #[must_use]
     pub fn engine(&self) -> Option<&Engine> {
-        self.filling.as_ref().map(|filling| &**filling.engine())
+        self.fill.as_ref().map(|fill| &**fill.engine())
     }
 
-    /// Loads the state of all but the RAM.
+    /// Loads all state except the RAM.
     fn load(&self, state: &MachineState) -> Result<(), KvmError> {
         state.load(&self.vm, self.vcpus.iter().map(Vcpu::lock))
     }
@@ -165,21 +165,21 @@ impl Machine {
         vcpus: usize,
         devices: Arc<dyn Devices>,
     ) -> Result<Self, KvmError> {
-        Self::with_control(host, ram, Arc::new(RunState::new(vcpus)), vcpus, devices)
+        Self::with_run_state(host, ram, Arc::new(RunState::new(vcpus)), vcpus, devices)
     }
 
-    fn with_control(
+    fn with_run_state(
         host: &Arc<Host>,
         ram: GuestRam,
         run_state: Arc<RunState>,
         vcpus: usize,
         devices: Arc<dyn Devices>,
     ) -> Result<Self, KvmError> {
-        let vm = host.kvm().create_vm().asked("making a VM")?;
-        make_board(&vm)?;
+        let vm = host.kvm().create_vm().asked("creating a VM")?;
+        create_interrupt_chips(&vm)?;
         ram.install(&vm)?;
         let vcpus = (0u64..).take(vcpus).map(|id| {
-            let fd = vm.create_vcpu(id).asked("making a vCPU")?;
+            let fd = vm.create_vcpu(id).asked("creating a vCPU")?;
             Ok(Vcpu::new(fd, usize::try_from(id).unwrap_or(0), &run_state, &devices))
         });
         Ok(Self {
@@ -189,31 +189,31 @@ impl Machine {
             run_state,
             vm: Arc::new(vm),
             ram: Arc::new(RwLock::new(ram)),
-            copying: None,
-            filling: None,
+            copy_ahead: None,
+            fill: None,
             freezing: Mutex::new(()),
         })
     }
 
-    /// The guest's RAM.
+    /// The guest-physical layout of the guest's RAM.
     #[must_use]
     pub fn layout(&self) -> MemoryLayout {
         self.ram.read().layout().clone()
     }
 
-    /// Registers of a vCPU that does not run.
+    /// General and system registers of a vCPU, which must be paused.
     ///
     /// # Errors
-    /// [`KvmError`] when KVM refuses, or there is no such vCPU.
+    /// [`KvmError`] when KVM refuses the request, or there is no such vCPU.
     pub fn registers(&self, vcpu: usize) -> Result<(kvm_regs, kvm_sregs), KvmError> {
         let fd = self.vcpu(vcpu)?.lock();
         Ok((fd.get_regs().asked("reading registers")?, fd.get_sregs().asked("reading registers")?))
     }
 
-    /// Sets registers of a vCPU that does not run, and makes it one that will.
+    /// Sets registers of a vCPU, which must be paused, and makes the vCPU runnable.
     ///
     /// # Errors
-    /// [`KvmError`] when KVM refuses, or there is no such vCPU.
+    /// [`KvmError`] when KVM refuses the request, or there is no such vCPU.
     pub fn set_registers(
         &self,
         vcpu: usize,
@@ -221,7 +221,7 @@ impl Machine {
         sregs: &kvm_sregs,
     ) -> Result<(), KvmError> {
         let fd = self.vcpu(vcpu)?.lock();
-        // Those after the first wait for the first to start them, otherwise.
+        // Otherwise the application processors would wait for INIT and SIPI from the first vCPU.
         let runnable = kvm_mp_state { mp_state: KVM_MP_STATE_RUNNABLE };
         fd.set_mp_state(runnable).asked("setting a vCPU's run state")?;
         fd.set_sregs(sregs).asked("setting system registers")?;
@@ -232,10 +232,10 @@ impl Machine {
         self.vcpus.get(vcpu).ok_or_else(|| KvmError::State(format!("there is no vCPU {vcpu}")))
     }
 
-    /// Copies bytes of the guest's RAM, which the guest may be writing meanwhile.
+    /// Copies bytes of the guest's RAM, which the guest may be writing concurrently.
     ///
     /// # Errors
-    /// [`KvmError::NotRam`] when the range is not one run of RAM.
+    /// [`KvmError::NotRam`] when the range does not lie in one region of RAM.
     pub fn read(&self, gpa: Gpa, buf: &mut [u8]) -> Result<(), KvmError> {
         self.ram.read().read(gpa, buf)
     }
@@ -243,13 +243,12 @@ impl Machine {
     /// Overwrites bytes of the guest's RAM.
     ///
     /// # Errors
-    /// [`KvmError::NotRam`] when the range is not one run of RAM.
+    /// [`KvmError::NotRam`] when the range does not lie in one region of RAM.
     pub fn write(&self, gpa: Gpa, bytes: &[u8]) -> Result<(), KvmError> {
         self.ram.read().write(gpa, bytes)
     }
 
-    /// Bytes of memory that the machine's RAM takes and that it shares with nobody, as the kernel
-    /// counts them.
+    /// Bytes of host memory that are private to this machine's RAM, as the kernel counts them.
     ///
     /// # Errors
     /// [`KvmError::Refused`] on a kernel before 6.7.
@@ -257,9 +256,10 @@ impl Machine {
         self.ram.read().own_bytes()
     }
 
-    /// Frames that the machine has written since its last freeze, or since it became a clone: runs
-    /// in order. None for machines that were never snapshot, or whose memory comes page by
-    /// page. What a parent or a sibling wrote, a clone will write.
+    /// Frames that the machine has written since its last freeze, or since it became a clone:
+    /// ranges of frame indexes, sorted, end exclusive. Empty for machines that were never
+    /// snapshotted, and for on-demand clones. Frames that a parent or a sibling wrote are likely to
+    /// be written by a clone, too.
     ///
     /// # Errors
     /// [`KvmError::Refused`] on a kernel before 6.7.
@@ -267,9 +267,9 @@ impl Machine {
         self.ram.read().written()
     }
 
-    /// Frames among those that have diverged: they were shared with images of other parents, and
-    /// sharing them saves nothing for this machine any more. What a selector of frames learns
-    /// from.
+    /// The [written](Self::written) frames that were shared with images of other parents before.
+    /// Sharing such a frame saves nothing for this machine any more; policies that select frames to
+    /// share learn from this.
     ///
     /// # Errors
     /// [`KvmError::Refused`] on a kernel before 6.7.
@@ -277,41 +277,41 @@ impl Machine {
         self.ram.read().diverged()
     }
 
-    /// Gives frames memory of their own, with the bytes that they have, ahead of the guest's
-    /// writing to them: it then waits for no copying. [`Machine::copy_ahead`] does so while the
-    /// guest runs.
+    /// Gives frames (indexes, end exclusive) private memory with unchanged contents, so that the
+    /// guest's first write to them copies nothing. [`Machine::copy_ahead`] does the same in the
+    /// background.
     ///
     /// # Errors
-    /// [`KvmError::Refused`] for frames that there are not, or when there is no memory.
+    /// [`KvmError::Refused`] for frames past the end of the RAM, or when memory is exhausted.
     pub fn own(&self, frames: std::ops::Range<u32>) -> Result<(), KvmError> {
         self.ram.read().own(frames)
     }
 
-    /// Starts the vCPUs, or has them go on.
+    /// Starts or resumes the vCPUs.
     ///
     /// # Errors
-    /// [`KvmError`] when the system has no threads to give, or the guest has ended.
+    /// [`KvmError`] when a thread cannot be started, or the guest has ended.
     pub fn resume(&mut self) -> Result<(), KvmError> {
         for vcpu in &mut self.vcpus {
             vcpu.start()?;
         }
-        self.run_state.go()
+        self.run_state.resume()
     }
 
-    /// Stops all vCPUs, each between two instructions with nothing half done. Returns when they
-    /// have stopped.
+    /// Pauses all vCPUs, each on an instruction boundary with no exit half completed. Returns when
+    /// all have stopped.
     ///
     /// # Errors
-    /// [`KvmError::Stuck`] when one does not.
+    /// [`KvmError::Stuck`] when a vCPU does not stop in time.
     pub fn pause(&self) -> Result<(), KvmError> {
         self.run_state.pause(&self.vcpus)
     }
 
-    /// What the vCPUs' registers say of the guest's memory now; the machine stands still for a
-    /// moment. Several looks see several processes.
+    /// Reads the vCPUs' registers that describe the guest's address spaces; pauses the machine for
+    /// a moment. Repeated calls observe different processes.
     ///
     /// # Errors
-    /// [`KvmError`] when a vCPU does not stop, or KVM refuses.
+    /// [`KvmError`] when a vCPU does not stop, or KVM refuses a request.
     pub fn look(&self) -> Result<Vec<VcpuRegisters>, KvmError> {
         let _one_at_a_time = self.freezing.lock();
         let ran = self.run_state.is_running();
@@ -322,12 +322,12 @@ impl Machine {
         });
         let seen = paused.and_then(|()| seen.collect());
         if ran {
-            self.run_state.go()?;
+            self.run_state.resume()?;
         }
         seen
     }
 
-    /// How the guest ended, if it did: a vCPU shut down, or broke.
+    /// Why the guest ended, if it did: a vCPU shut down or failed.
     #[must_use]
     pub fn ended(&self) -> Option<String> {
         match self.run_state.stopped() {
@@ -336,36 +336,36 @@ impl Machine {
         }
     }
 
-    /// Freezes the machine: it stands still for a moment, and goes on if it ran. Every clone of
-    /// what this returns has its bytes and state of that moment, whatever the machine does
-    /// then.
+    /// Freezes the machine: pauses it for a moment, and resumes it if it was running. Every clone
+    /// of the returned snapshot starts with the bytes and state of that moment, whatever the
+    /// machine does afterwards.
     ///
-    /// The first freeze moves the machine to a private mapping of its memory, which takes no
-    /// copying. Later ones, and those of clones, copy what was written since, most of it before
-    /// the machine is paused. A clone whose pages came one by one can be snapshot once it has
-    /// all of them. It is copied as a whole; or, where they came to a stage, nothing of what is
-    /// there is copied: the stage becomes an image.
+    /// The first freeze moves the machine to a private mapping of its memory and copies nothing.
+    /// Later freezes, and those of clones, copy the pages written since, most of them before the
+    /// machine is paused. An on-demand clone can be snapshotted once all of its pages are resident.
+    /// Its memory is copied as a whole; with a shared page cache, the cache becomes the image and
+    /// is not copied.
     ///
     /// # Errors
-    /// [`KvmError`] when KVM or the system refuses; the machine then goes on.
+    /// [`KvmError`] when KVM or the system refuses a request; the machine then resumes.
     pub fn freeze(&self) -> Result<Snapshot, KvmError> {
         let _one_at_a_time = self.freezing.lock();
-        if let Some(filling) = &self.filling
-            && let Some(image) = filling.release()?
+        if let Some(fill) = &self.fill
+            && let Some(image) = fill.release()?
         {
-            self.ram.write().based_on(image);
+            self.ram.write().set_image(image);
         }
         let mut prepared = self.ram.read().prepare()?;
         let stop = self.stop();
         let freeze = move || (stop.freeze(&mut prepared), prepared);
         let ((state, prepared), pause) = if self.run_state.is_running() {
-            // Where it did not even stop it goes on.
+            // If a vCPU did not stop, the machine resumes.
             let stopped = self.run_state.stop_for(&self.vcpus, freeze);
-            stopped.inspect_err(|_| drop(self.run_state.go()))?
+            stopped.inspect_err(|_| drop(self.run_state.resume()))?
         } else {
             let start = Instant::now();
             self.pause()?;
-            let snapshot = contained("what was to be done while it stood still", freeze);
+            let snapshot = contained("the freeze", freeze);
             let snapshot = snapshot.map_err(|error| {
                 self.run_state.end(Stopped::Ended(error.to_string()));
                 KvmError::Ended(error.to_string())
@@ -377,7 +377,7 @@ impl Machine {
         Ok(Snapshot { image, state, pause })
     }
 
-    /// What a freeze needs.
+    /// Everything that a freeze needs of the machine.
     fn stop(&self) -> Stop {
         Stop {
             host: Arc::clone(&self.host),
@@ -393,17 +393,17 @@ impl Machine {
 impl Drop for Machine {
     fn drop(&mut self) {
         self.run_state.end(Stopped::Dropped);
-        self.copying = None;
+        self.copy_ahead = None;
         // A vCPU may be waiting for a page.
-        if let Some(filling) = &self.filling {
-            filling.stop();
+        if let Some(fill) = &self.fill {
+            fill.stop();
         }
         let (clock, mut retry) = (SystemClock::new(), Retry::new(TIMEOUT));
         while self.vcpus.iter_mut().map(Vcpu::has_ended).filter(|ended| !ended).count() > 0 {
             if !retry.pause(&clock) {
-                // A thread that a device keeps may enter the guest once more. Its memory stays
-                // where it is then, for the rest of the process's life: the guest
-                // must not write to what comes to these addresses next.
+                // A thread that is still inside a device call may enter the guest once more. Its
+                // memory therefore stays mapped for the rest of the process's life: the guest must
+                // not write to whatever is mapped at these addresses next.
                 std::mem::forget(Arc::clone(&self.ram));
                 return;
             }

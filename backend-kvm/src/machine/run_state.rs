@@ -1,4 +1,4 @@
-//! Whether a machine's vCPUs run.
+//! Run state of a machine's vCPUs: running, pausing, paused or ended.
 
 use super::affinity::VcpuAffinity;
 use super::vcpu::Vcpu;
@@ -9,62 +9,62 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-/// How often a vCPU that should stop is reminded: a signal that comes just before it enters the
-/// guest is lost. So often at first, and after [`SOON`] reminders ever less, down to one a
-/// millisecond.
-const REMINDER: Duration = Duration::from_micros(50);
+/// Interval at which a vCPU that should stop is signaled again: a signal that arrives just before
+/// the vCPU enters the guest has no effect. After [`FAST_REMINDERS`] reminders the interval grows,
+/// up to a millisecond.
+const REMINDER_INTERVAL: Duration = Duration::from_micros(50);
 
-/// Reminders after which it is something else that keeps a vCPU, or its thread has no processor.
-const SOON: u32 = 64;
+/// Reminders after which something else must delay the vCPU, or its thread has no processor.
+const FAST_REMINDERS: u32 = 64;
 
-/// How long a vCPU may take to stop. On a busy machine its thread has to get its turn first.
+/// Time that a vCPU may take to stop. On a busy host its thread has to be scheduled first.
 pub(super) const TIMEOUT: Duration = Duration::from_secs(20);
 
-/// The wait after so many reminders.
+/// The wait after this many reminders.
 fn reminder(after: u32) -> Duration {
-    let times = 1 + after.saturating_sub(SOON).min(19);
-    REMINDER.saturating_mul(times)
+    let times = 1 + after.saturating_sub(FAST_REMINDERS).min(19);
+    REMINDER_INTERVAL.saturating_mul(times)
 }
 
-/// What the vCPUs' threads and their machine agree on.
+/// State that the vCPUs' threads share with their machine.
 #[derive(Debug)]
 pub(super) struct RunState {
     state: Mutex<State>,
-    /// For vCPUs: they are to do something else.
-    told: Condvar,
-    /// For who tells them: they do something else.
-    done: Condvar,
-    /// A look at the state without its lock: the vCPUs are to stop.
-    wanted: AtomicBool,
+    /// Wakes vCPU threads: their requested state changed.
+    wake: Condvar,
+    /// Signaled whenever a vCPU changes state.
+    changed: Condvar,
+    /// Whether the vCPUs are to stop; readable without the lock.
+    is_stop_requested: AtomicBool,
 }
 
 struct State {
-    wish: Wish,
-    /// vCPUs that do not run.
+    request: Request,
+    /// Number of vCPUs that are parked, not running.
     parked: usize,
-    /// When the first of them stopped.
+    /// When the first vCPU stopped.
     stopped_at: Instant,
-    /// When the last of them that ran again did.
-    went_on: Instant,
+    /// When the last vCPU resumed.
+    resumed_at: Instant,
     vcpus: usize,
-    /// Where they were.
+    /// Processors that the vCPU threads last ran on.
     affinity: VcpuAffinity,
     stopped: Option<Stopped>,
-    /// What is to be done when all have stopped.
+    /// Runs on the last vCPU thread to stop, while all are stopped.
     work: Option<Box<dyn FnOnce() + Send>>,
-    /// Whether that is being done.
+    /// Whether `work` is running.
     is_working: bool,
 }
 
 impl std::fmt::Debug for State {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { wish, parked, stopped, .. } = self;
-        write!(f, "{wish:?}, {parked} parked, {stopped:?}")
+        let Self { request, parked, stopped, .. } = self;
+        write!(f, "{request:?}, {parked} parked, {stopped:?}")
     }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Wish {
+enum Request {
     Run,
     Pause,
 }
@@ -72,7 +72,7 @@ enum Wish {
 /// Why no vCPU will run again.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) enum Stopped {
-    /// The guest ended, or a vCPU broke.
+    /// The guest ended, or a vCPU failed.
     Ended(String),
     /// The machine is dropped.
     Dropped,
@@ -82,49 +82,49 @@ impl RunState {
     pub(super) fn new(vcpus: usize) -> Self {
         let now = Instant::now();
         let state = State {
-            wish: Wish::Pause,
+            request: Request::Pause,
             parked: vcpus,
             stopped_at: now,
-            went_on: now,
+            resumed_at: now,
             vcpus,
             affinity: VcpuAffinity::default(),
             stopped: None,
             work: None,
             is_working: false,
         };
-        let (told, done) = (Condvar::new(), Condvar::new());
-        Self { state: Mutex::new(state), told, done, wanted: AtomicBool::new(true) }
+        let (wake, changed) = (Condvar::new(), Condvar::new());
+        Self { state: Mutex::new(state), wake, changed, is_stop_requested: AtomicBool::new(true) }
     }
 
-    /// Whether vCPUs are to stop as soon as they can.
-    pub(super) fn is_stop_wanted(&self) -> bool {
-        self.wanted.load(Ordering::Acquire)
+    /// Whether vCPUs are to stop as soon as possible.
+    pub(super) fn is_stop_requested(&self) -> bool {
+        self.is_stop_requested.load(Ordering::Acquire)
     }
 
     pub(super) fn is_running(&self) -> bool {
-        self.state.lock().wish == Wish::Run
+        self.state.lock().request == Request::Run
     }
 
     pub(super) fn stopped(&self) -> Option<Stopped> {
         self.state.lock().stopped.clone()
     }
 
-    /// A vCPU's thread waits until it is to run; `false` when it never is again. It counts as
-    /// parked while it waits. The last one to stop does what is to be done.
+    /// Blocks a vCPU's thread until it is to run; `false` when it never will again. The vCPU counts
+    /// as parked while it waits. The last one to stop runs the pending work.
     pub(super) fn wait(&self, is_parked: &mut bool) -> bool {
         let mut state = self.state.lock();
         loop {
             if state.stopped.is_some() {
                 return false;
             }
-            if state.wish == Wish::Run {
+            if state.request == Request::Run {
                 if *is_parked {
                     state.parked -= 1;
-                    state.affinity.go_on();
-                    state.went_on = Instant::now();
+                    state.affinity.resume();
+                    state.resumed_at = Instant::now();
                     *is_parked = false;
                     if state.parked == 0 {
-                        self.done.notify_all();
+                        self.changed.notify_all();
                     }
                 }
                 return true;
@@ -136,55 +136,55 @@ impl RunState {
                 state.parked += 1;
                 state.affinity.stop();
                 *is_parked = true;
-                self.done.notify_all();
+                self.changed.notify_all();
             }
             if state.parked == state.vcpus
                 && let Some(work) = state.work.take()
             {
                 state.is_working = true;
-                // Devices are the embedder's code. What was half done is not known.
-                let work = || contained("what was to be done while it stood still", work);
+                // Devices are the embedder's code. After a panic, the state of the machine is
+                // unknown.
+                let work = || contained("the freeze", work);
                 if let Err(error) = MutexGuard::unlocked(&mut state, work) {
                     state.stopped.get_or_insert(Stopped::Ended(error.to_string()));
                 }
                 state.is_working = false;
-                // Who waits for it would only be in the way of the others, which need a processor
-                // now.
-                state.wish = Wish::Run;
-                self.wanted.store(state.stopped.is_some(), Ordering::Release);
+                // The waiter in `stop_for` is not notified yet: it would compete with the vCPUs
+                // for processors.
+                state.request = Request::Run;
+                self.is_stop_requested.store(state.stopped.is_some(), Ordering::Release);
                 if state.stopped.is_some() {
-                    self.done.notify_all();
+                    self.changed.notify_all();
                 } else {
                     state.affinity.spread();
                 }
-                self.told.notify_all();
+                self.wake.notify_all();
             } else {
-                self.told.wait(&mut state);
+                self.wake.wait(&mut state);
             }
         }
     }
 
-    /// Has all vCPUs run.
-    pub(super) fn go(&self) -> Result<(), KvmError> {
+    /// Starts or resumes all vCPUs.
+    pub(super) fn resume(&self) -> Result<(), KvmError> {
         let mut state = self.state.lock();
         match &state.stopped {
             Some(Stopped::Ended(how)) => return Err(KvmError::Ended(how.clone())),
             Some(Stopped::Dropped) => return Err(KvmError::Ended("it was dropped".into())),
             None => {}
         }
-        state.wish = Wish::Run;
-        self.wanted.store(false, Ordering::Release);
-        self.told.notify_all();
+        state.request = Request::Run;
+        self.is_stop_requested.store(false, Ordering::Release);
+        self.wake.notify_all();
         Ok(())
     }
 
-    /// Stops all vCPUs, which run, has something done, and has them go on; returns how long they
-    /// stood still, all of them or one.
+    /// Stops all vCPUs, which must be running, runs `work`, and resumes them. Returns the time for
+    /// which at least one vCPU was stopped.
     ///
-    /// The last one to stop does it, on its own thread. So there is one thread less that needs a
-    /// processor, and each vCPU finds the one that it had: this thread would have taken one
-    /// from them, and the scheduler puts a vCPU that finds none behind another, for that one's turn
-    /// of some milliseconds.
+    /// The last vCPU to stop runs `work` on its own thread. That needs one processor less than
+    /// running it on this thread, and each vCPU finds its previous processor free. Otherwise the
+    /// scheduler would queue one vCPU behind another for a time slice of some milliseconds.
     pub(super) fn stop_for<T: Send + 'static>(
         &self,
         vcpus: &[Vcpu],
@@ -195,10 +195,10 @@ impl RunState {
         let start = Instant::now();
         let mut state = self.state.lock();
         state.work = Some(Box::new(move || *place.lock() = Some(work())));
-        state.wish = Wish::Pause;
-        self.wanted.store(true, Ordering::Release);
-        // They may not even have begun to run.
-        self.told.notify_all();
+        state.request = Request::Pause;
+        self.is_stop_requested.store(true, Ordering::Release);
+        // The vCPUs may not even have started to run.
+        self.wake.notify_all();
         let (mut kicked, mut reminders) = (None, 0);
         while state.work.is_some() {
             let is_late = start.elapsed() > TIMEOUT;
@@ -210,25 +210,25 @@ impl RunState {
                     None => KvmError::Stuck(TIMEOUT.as_millis()),
                 });
             }
-            // Until then they run, even if this thread loses its processor.
+            // The vCPUs run until the first signal, even if this thread is preempted before it.
             kicked.get_or_insert_with(Instant::now);
             vcpus.iter().for_each(Vcpu::kick);
-            self.done.wait_for(&mut state, reminder(reminders));
+            self.changed.wait_for(&mut state, reminder(reminders));
             reminders += 1;
         }
-        // It is being done, or is done. One of them may never go on: then they have stood still
-        // until now.
-        let is_going_on =
-            |state: &State| state.is_working || state.wish == Wish::Run && state.stopped.is_none();
-        while state.parked > 0 && is_going_on(&state) && start.elapsed() < 2 * TIMEOUT {
-            self.done.wait_for(&mut state, TIMEOUT);
+        // The work is running or done. If a vCPU never resumes, the pause lasts until now.
+        let is_resuming = |state: &State| {
+            state.is_working || state.request == Request::Run && state.stopped.is_none()
+        };
+        while state.parked > 0 && is_resuming(&state) && start.elapsed() < 2 * TIMEOUT {
+            self.changed.wait_for(&mut state, TIMEOUT);
         }
-        // One may have stopped before it was kicked, or all long ago.
+        // A vCPU may have stopped before the first signal, or all of them earlier.
         let begin = state.stopped_at.max(start).min(kicked.unwrap_or(start));
-        let end = if state.parked == 0 { state.went_on } else { Instant::now() };
+        let end = if state.parked == 0 { state.resumed_at } else { Instant::now() };
         let why = match &state.stopped {
             Some(Stopped::Ended(how)) => how.clone(),
-            Some(Stopped::Dropped) | None => "its freeze broke off".into(),
+            Some(Stopped::Dropped) | None => "its freeze was aborted".into(),
         };
         drop(state);
         let result = result.lock().take();
@@ -236,12 +236,12 @@ impl RunState {
         Ok((result, end.saturating_duration_since(begin)))
     }
 
-    /// Stops all vCPUs, and waits until they have.
+    /// Stops all vCPUs, and waits until all have stopped.
     pub(super) fn pause(&self, vcpus: &[Vcpu]) -> Result<(), KvmError> {
         let (start, mut reminders) = (Instant::now(), 0);
         let mut state = self.state.lock();
-        state.wish = Wish::Pause;
-        self.wanted.store(true, Ordering::Release);
+        state.request = Request::Pause;
+        self.is_stop_requested.store(true, Ordering::Release);
         while state.parked < state.vcpus {
             if let Some(Stopped::Ended(how)) = &state.stopped {
                 return Err(KvmError::Ended(how.clone()));
@@ -250,19 +250,19 @@ impl RunState {
                 return Err(KvmError::Stuck(TIMEOUT.as_millis()));
             }
             vcpus.iter().for_each(Vcpu::kick);
-            self.done.wait_for(&mut state, reminder(reminders));
+            self.changed.wait_for(&mut state, reminder(reminders));
             reminders += 1;
         }
         Ok(())
     }
 
-    /// No vCPU is to run again.
+    /// Ends the machine: no vCPU runs again.
     pub(super) fn end(&self, why: Stopped) {
         self.end_locked(&mut self.state.lock(), why);
     }
 
-    /// The guest has ended, which is told when `last` was called. What `last` does may break a
-    /// vCPU; that is not the reason then.
+    /// Ends the machine, with `how` as the reported reason, after calling `last` under the lock. If
+    /// `last` makes a vCPU fail, that failure is not reported.
     pub(super) fn end_after(&self, last: &dyn Fn(), how: String) {
         let mut state = self.state.lock();
         last();
@@ -271,9 +271,9 @@ impl RunState {
 
     fn end_locked(&self, state: &mut State, why: Stopped) {
         state.stopped.get_or_insert(why);
-        self.wanted.store(true, Ordering::Release);
-        self.told.notify_all();
-        self.done.notify_all();
+        self.is_stop_requested.store(true, Ordering::Release);
+        self.wake.notify_all();
+        self.changed.notify_all();
     }
 }
 
@@ -282,24 +282,24 @@ mod tests {
     use super::*;
     use std::thread::{JoinHandle, current, spawn, yield_now};
 
-    /// A vCPU's thread, but for the vCPU.
+    /// The loop of a vCPU's thread, without the vCPU.
     fn running() -> (Arc<RunState>, JoinHandle<()>) {
         let run_state = Arc::new(RunState::new(1));
-        let its = Arc::clone(&run_state);
+        let thread_state = Arc::clone(&run_state);
         let thread = spawn(move || {
             let mut is_parked = true;
-            while its.wait(&mut is_parked) {
-                while !its.is_stop_wanted() {
+            while thread_state.wait(&mut is_parked) {
+                while !thread_state.is_stop_requested() {
                     yield_now();
                 }
             }
         });
-        run_state.go().unwrap();
+        run_state.resume().unwrap();
         (run_state, thread)
     }
 
     #[test]
-    fn what_is_to_be_done_is_done_by_a_vcpu_s_thread() {
+    fn work_runs_on_a_vcpu_s_thread() {
         let (run_state, thread) = running();
         for _ in 0..1000 {
             let (by, _) = run_state.stop_for(&[], || current().id()).unwrap();
@@ -312,13 +312,12 @@ mod tests {
     }
 
     #[test]
-    fn a_freeze_that_breaks_off_ends_the_machine() {
+    fn a_freeze_that_panics_ends_the_machine() {
         let (run_state, thread) = running();
         let stopped = run_state.stop_for(&[], || assert!(current().name().is_some(), "on purpose"));
         assert!(matches!(stopped, Err(KvmError::Ended(_))), "{stopped:?}");
-        assert!(
-            matches!(run_state.stopped(), Some(Stopped::Ended(how)) if how.contains("panicked: on purpose"))
-        );
+        let is_reported = |how: &str| how.contains("panicked: on purpose");
+        assert!(matches!(run_state.stopped(), Some(Stopped::Ended(how)) if is_reported(&how)));
         thread.join().unwrap();
     }
 }

@@ -1,4 +1,4 @@
-//! What is done while a machine stands still for a freeze.
+//! Work that is done while a machine is paused for a freeze.
 
 use super::run_state::{RunState, Stopped};
 use super::{Devices, Host};
@@ -9,7 +9,7 @@ use kvm_ioctls::{VcpuFd, VmFd};
 use parking_lot::{Mutex, RwLock};
 use std::sync::Arc;
 
-/// All of a machine that a freeze needs, for the thread that does it.
+/// The parts of a machine that a freeze needs, owned by the thread that performs it.
 pub(super) struct Stop {
     pub(super) host: Arc<Host>,
     pub(super) vm: Arc<VmFd>,
@@ -20,7 +20,7 @@ pub(super) struct Stop {
 }
 
 impl Stop {
-    /// Saves the state of all but the RAM, and freezes that. No vCPU runs.
+    /// Saves all state except the RAM, then freezes the RAM. No vCPU may run.
     pub(super) fn freeze(&self, prepared: &mut Prepared) -> Result<MachineState, KvmError> {
         let state = self.save()?;
         let mut ram = self.ram.write();

@@ -22,12 +22,12 @@ pub(super) struct Vcpu {
     thread: Option<JoinHandle<()>>,
 }
 
-/// The signal that takes a vCPU's thread out of the guest. Its handler does nothing.
+/// The signal that makes a vCPU's thread leave the guest. Its handler does nothing.
 fn signal() -> i32 {
     static HANDLER: Once = Once::new();
     extern "C" fn nothing(_: i32, _: *mut libc::siginfo_t, _: *mut std::ffi::c_void) {}
     HANDLER.call_once(|| {
-        // Without it the signal would end the process; the first freeze would show that.
+        // Without the handler, the signal would end the process at the first freeze.
         let _ = register_signal_handler(SIGRTMIN(), nothing);
     });
     SIGRTMIN()
@@ -49,17 +49,17 @@ impl Vcpu {
         }
     }
 
-    /// The vCPU itself, for a thread that uses it when it does not run.
+    /// The vCPU's descriptor, for use by another thread while the vCPU is paused.
     pub(super) fn fd(&self) -> Arc<Mutex<VcpuFd>> {
         Arc::clone(&self.fd)
     }
 
-    /// The vCPU itself, when it does not run.
+    /// The vCPU's descriptor, locked; blocks while the vCPU runs.
     pub(super) fn lock(&self) -> MutexGuard<'_, VcpuFd> {
         self.fd.lock()
     }
 
-    /// Starts its thread, unless it was started before.
+    /// Starts the vCPU's thread, unless it is running already.
     pub(super) fn start(&mut self) -> Result<(), KvmError> {
         if self.thread.is_some() {
             return Ok(());
@@ -68,7 +68,7 @@ impl Vcpu {
         let (fd, run_state) = (Arc::clone(&self.fd), Arc::clone(&self.run_state));
         let (devices, index) = (Arc::clone(&self.devices), self.index);
         let ending = Arc::clone(&run_state);
-        // Devices are the embedder's code: without one of its vCPUs a machine does not go on.
+        // Devices are the embedder's code. After a panic in them, the machine cannot continue.
         let panicked = move |error: Panicked| ending.end(Stopped::Ended(error.to_string()));
         let run = move || run(&fd, index, &run_state, &*devices);
         let thread = service::spawn(&format!("vcpu{index}"), 256 << 10, run, panicked);
@@ -76,47 +76,47 @@ impl Vcpu {
         Ok(())
     }
 
-    /// Takes its thread out of the guest, if it is in there now.
+    /// Makes the vCPU's thread leave the guest.
     pub(super) fn kick(&self) {
         if let Some(thread) = &self.thread {
-            // A thread that has ended needs no signal.
+            // Signaling a thread that has ended fails, and is not needed.
             let _ = thread.kill(signal());
         }
     }
 
-    /// Whether its thread has ended, which was told to. It is taken out of the guest for that.
+    /// Whether the vCPU's thread, which was told to end, has ended. If not, it is signaled again.
     pub(super) fn has_ended(&mut self) -> bool {
         if self.thread.as_ref().is_some_and(|thread| !thread.is_finished()) {
             self.kick();
             return false;
         }
         if let Some(thread) = self.thread.take() {
-            // A panic there has been told.
+            // The panic has been reported.
             let _ = thread.join();
         }
         true
     }
 }
 
-/// The thread of a vCPU.
+/// The loop of a vCPU's thread.
 fn run(fd: &Mutex<VcpuFd>, index: usize, run_state: &RunState, devices: &dyn Devices) {
     let (clock, mut idle) = (SystemClock::new(), Retry::endless());
     let mut is_parked = true;
     while run_state.wait(&mut is_parked) {
         let mut fd = fd.lock();
         let ran = (|| {
-            while !run_state.is_stop_wanted() {
+            while !run_state.is_stop_requested() {
                 match step(&mut fd, index, devices)? {
-                    Left::OnItsOwn | Left::Interrupted => idle.reset(),
-                    // Without an end: another vCPU of the guest decides when.
-                    Left::NotYet => drop(idle.pause(&clock)),
+                    RunResult::Exited | RunResult::Interrupted => idle.reset(),
+                    // Without a timeout: another vCPU of the guest decides when this one starts.
+                    RunResult::NotRunnable => drop(idle.pause(&clock)),
                 }
             }
-            // What an exit left half done (a port that was read, say) is done on the next entry.
-            // Have that entry now, and leave at once: what is saved is then a state
-            // between two instructions.
+            // KVM completes an exit (a port read, say) on the next KVM_RUN. With immediate_exit
+            // set, KVM_RUN completes it and returns without running the guest, so that the saved
+            // state lies on an instruction boundary.
             fd.set_kvm_immediate_exit(1);
-            while step(&mut fd, index, devices)? == Left::OnItsOwn {}
+            while step(&mut fd, index, devices)? == RunResult::Exited {}
             fd.set_kvm_immediate_exit(0);
             Ok::<_, String>(())
         })();
@@ -127,25 +127,25 @@ fn run(fd: &Mutex<VcpuFd>, index: usize, run_state: &RunState, devices: &dyn Dev
     }
 }
 
-/// Why a vCPU left the guest.
+/// Why KVM_RUN returned.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Left {
-    /// It wanted something.
-    OnItsOwn,
-    /// It was to.
+enum RunResult {
+    /// The guest exited to user space; the exit was handled.
+    Exited,
+    /// A signal or an immediate exit.
     Interrupted,
-    /// It did not even enter it: another vCPU has to start this one first.
-    NotYet,
+    /// The guest was not entered: the vCPU waits for another one to start it (INIT, SIPI).
+    NotRunnable,
 }
 
-/// Runs the guest until it wants something, and gives it that.
-fn step(fd: &mut VcpuFd, index: usize, devices: &dyn Devices) -> Result<Left, String> {
+/// Runs the guest until its next exit, and handles the exit.
+fn step(fd: &mut VcpuFd, index: usize, devices: &dyn Devices) -> Result<RunResult, String> {
     match fd.run() {
         Ok(VcpuExit::IoOut(port, bytes)) => devices.port_write(index, port, bytes),
         Ok(VcpuExit::IoIn(port, bytes)) => devices.port_read(index, port, bytes),
         Ok(VcpuExit::MmioWrite(gpa, bytes)) => devices.memory_write(index, gpa, bytes),
         Ok(VcpuExit::MmioRead(gpa, bytes)) => devices.memory_read(index, gpa, bytes),
-        Ok(VcpuExit::Intr) => return Ok(Left::Interrupted),
+        Ok(VcpuExit::Intr) => return Ok(RunResult::Interrupted),
         Ok(VcpuExit::IrqWindowOpen) => {}
         Ok(VcpuExit::Hlt) => return Err("halted".into()),
         Ok(VcpuExit::Shutdown) => return Err("shut down (a triple fault, or a reset)".into()),
@@ -155,10 +155,10 @@ fn step(fd: &mut VcpuFd, index: usize, devices: &dyn Devices) -> Result<Left, St
         }
         Ok(other) => return Err(format!("{other:?}")),
         Err(error) => match Errno::from_raw_os_error(error.errno()) {
-            Errno::INTR => return Ok(Left::Interrupted),
-            Errno::AGAIN => return Ok(Left::NotYet),
+            Errno::INTR => return Ok(RunResult::Interrupted),
+            Errno::AGAIN => return Ok(RunResult::NotRunnable),
             error => return Err(format!("KVM_RUN: {error}")),
         },
     }
-    Ok(Left::OnItsOwn)
+    Ok(RunResult::Exited)
 }

@@ -1,4 +1,4 @@
-//! Files of memory.
+//! Memory files (memfd).
 
 use super::PageSize;
 use crate::error::{Asked, KvmError};
@@ -13,25 +13,25 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use thiserror::Error;
 
-/// What statfs(2) says of files of memory (TMPFS_MAGIC).
+/// File system type that fstatfs(2) reports for a memfd (TMPFS_MAGIC).
 const TMPFS: i64 = 0x0102_1994;
 
-/// Why a file of memory that another process made is not used.
+/// Why a memory file from another process is rejected.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
 #[non_exhaustive]
 pub enum UnfitFile {
-    /// It is on a disk, or is no file.
-    #[error("it is not a file of memory (memfd) of 4 KiB pages")]
+    /// It is a file on a disk, or not a file.
+    #[error("it is not a memory file (memfd) of 4 KiB pages")]
     NotMemory,
-    /// It is open for reading only, or for appending.
+    /// It is open read-only or for appending.
     #[error("it is not open for reading and writing anywhere in it")]
     Access,
-    /// Somebody could change its size, or nobody can change its bytes.
+    /// Its size can change, or its contents cannot.
     #[error("its size must be sealed (F_SEAL_SHRINK, F_SEAL_GROW), its contents must not be")]
     Seals,
 }
 
-/// Memory that has a file descriptor, in frame-index order. Takes memory as it is written.
+/// Guest memory in a memfd, in frame-index order. Pages are allocated as they are written.
 #[derive(Debug)]
 pub(crate) struct MemoryFile {
     file: File,
@@ -40,13 +40,13 @@ pub(crate) struct MemoryFile {
 }
 
 impl MemoryFile {
-    /// An empty file, all zeros, of so many bytes.
+    /// A zeroed file of `len` bytes on 4 KiB pages.
     pub(crate) fn new(len: usize) -> Result<Self, KvmError> {
         Self::of_pages(len, PageSize::Small)
     }
 
-    /// An empty file, all zeros, of so many bytes or, where its pages are larger, up to a page
-    /// more. Files of huge pages are written to through mappings alone.
+    /// A zeroed file of `len` bytes, rounded up to a whole page. A file of huge pages can only be
+    /// written through mappings.
     pub(crate) fn of_pages(len: usize, pages: PageSize) -> Result<Self, KvmError> {
         let len = pages.round_up(len);
         let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
@@ -54,18 +54,18 @@ impl MemoryFile {
             PageSize::Small => flags,
             PageSize::Huge => flags | MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB,
         };
-        let fd = memfd_create("kaleidoscope", flags).asked("making a file of memory")?;
+        let fd = memfd_create("kaleidoscope", flags).asked("making a memory file")?;
         let size = u64::try_from(len).unwrap_or(u64::MAX);
-        ftruncate(&fd, size).asked("sizing a file of memory")?;
+        ftruncate(&fd, size).asked("sizing a memory file")?;
         fcntl_add_seals(&fd, SealFlags::SHRINK | SealFlags::GROW)
-            .asked("sealing the size of a file of memory")?;
+            .asked("sealing the size of a memory file")?;
         Ok(Self { file: File::from(fd), len, pages })
     }
 
-    /// A file of memory that somebody else made, of 4 KiB pages, which is written to by whoever has
-    /// it, and whose size is sealed.
+    /// Takes over a memory file from another process. It must have 4 KiB pages, be open for reading
+    /// and writing, and have its size sealed.
     pub(crate) fn of_others(fd: OwnedFd) -> Result<Result<Self, UnfitFile>, KvmError> {
-        let what = "looking at a file of memory";
+        let what = "looking at a memory file";
         #[expect(clippy::useless_conversion, reason = "the type differs between C libraries")]
         let kind = i64::from(fstatfs(&fd).asked(what)?.f_type);
         if kind != TMPFS {
@@ -86,40 +86,40 @@ impl MemoryFile {
         Ok(Ok(Self { file: File::from(fd), len, pages: PageSize::Small }))
     }
 
-    /// Its size in bytes, whatever memory it takes.
+    /// Its size in bytes, allocated or not.
     pub(crate) fn len(&self) -> usize {
         self.len
     }
 
-    /// The pages that it is made of.
+    /// Its page size.
     pub(crate) fn pages(&self) -> PageSize {
         self.pages
     }
 
-    /// Bytes of memory that it takes, as the kernel counts them.
+    /// Bytes of memory allocated for it, as the kernel counts them.
     pub(crate) fn taken(&self) -> Result<u64, KvmError> {
-        let status = fstat(&self.file).asked("looking at a file of memory")?;
-        // Blocks are of 512 bytes, whatever the file system (stat(3type)).
+        let status = fstat(&self.file).asked("looking at a memory file")?;
+        // Blocks are 512 bytes on every file system (stat(3type)).
         Ok(u64::try_from(status.st_blocks).unwrap_or(0) * 512)
     }
 
-    /// Writes bytes.
+    /// Writes bytes at an offset.
     pub(crate) fn write(&self, offset: usize, bytes: &[u8]) -> Result<(), KvmError> {
         let offset = u64::try_from(offset).unwrap_or(u64::MAX);
-        self.file.write_all_at(bytes, offset).asked("writing to a file of memory")
+        self.file.write_all_at(bytes, offset).asked("writing to a memory file")
     }
 
-    /// Copies bytes out.
+    /// Reads bytes at an offset.
     pub(crate) fn read(&self, offset: usize, bytes: &mut [u8]) -> Result<(), KvmError> {
         let offset = u64::try_from(offset).unwrap_or(u64::MAX);
-        self.file.read_exact_at(bytes, offset).asked("reading a file of memory")
+        self.file.read_exact_at(bytes, offset).asked("reading a memory file")
     }
 
-    /// From here on nobody can write to the file, but through mappings that there are already.
+    /// Seals the file against writes, except through existing mappings.
     ///
-    /// The seal that also rules those out (`F_SEAL_WRITE`) looks at every page, waits for all
-    /// processors, and fails while KVM holds a page for a moment: it would take longer than the
-    /// freeze. Whoever seals a file has its mapping, and drops it.
+    /// `F_SEAL_WRITE`, which also forbids those, scans every page, waits for all processors, and
+    /// fails while KVM holds a page for a moment: it would take longer than the freeze. The caller
+    /// therefore owns the only writable mapping, and drops it.
     pub(crate) fn seal(&self) -> Result<(), KvmError> {
         fcntl_add_seals(&self.file, SealFlags::FUTURE_WRITE).asked("sealing snapshot memory")
     }
@@ -131,12 +131,12 @@ impl AsFd for MemoryFile {
     }
 }
 
-/// A range of frames as a range of bytes.
+/// Converts a range of frames to a range of bytes.
 pub(crate) fn bytes_of(frames: &std::ops::Range<u32>) -> std::ops::Range<usize> {
     frames.start as usize * FRAME_BYTES..frames.end as usize * FRAME_BYTES
 }
 
-/// A range of bytes as a range of frames.
+/// Converts a range of bytes to a range of frames.
 pub(crate) fn frames_of(bytes: &std::ops::Range<usize>) -> std::ops::Range<u32> {
     let frame = |offset: usize| u32::try_from(offset / FRAME_BYTES).unwrap_or(u32::MAX);
     frame(bytes.start)..frame(bytes.end)

@@ -1,4 +1,4 @@
-//! What is done for a freeze while the machine runs, so that little is left for its pause.
+//! Preparation of a freeze while the machine runs, which shortens the pause.
 
 use super::file::{MemoryFile, frames_of};
 use super::{SnapshotMemory, bytes, runs};
@@ -10,28 +10,28 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Bytes that are copied at once: all of a level-2 cache's share.
+/// Bytes copied at once; fits a processor's level-2 cache.
 const PIECE: usize = 256 << 10;
 
-/// A pass this short leaves as little to do for the pause: a quarter of what a freeze of the
-/// smallest machine may take.
+/// A pass shorter than this leaves little work for the pause: a quarter of the freeze-time limit of
+/// the smallest machine.
 const SHORT: Duration = Duration::from_micros(500);
 
-/// Passes at most: each of them slows the guest a little, and one that undoes them as fast as they
-/// are made would never be paused.
+/// Maximum number of passes. Each slows the guest a little, and a guest that writes as fast as it
+/// is copied would never be paused.
 const PASSES: usize = 6;
 
-/// What a machine's RAM was prepared for.
+/// How a machine's RAM is frozen.
 pub(crate) enum Prepared {
-    /// Its mapping of this file is shared, and becomes private.
-    Flip(Arc<MemoryFile>),
-    /// Its mapping is private, and what is in it is copied.
-    Copying(Copying),
+    /// Its shared mapping of this file becomes private.
+    MakePrivate(Arc<MemoryFile>),
+    /// Its mapping is private, and its private pages are copied.
+    Copy(PageCopier),
 }
 
-/// The copying of what a machine wrote since its image, or of all that it has.
-pub(crate) struct Copying {
-    /// None when all of it is copied.
+/// Copies the pages that a machine wrote since its image, or all of its pages.
+pub(crate) struct PageCopier {
+    /// `None` when all pages are copied.
     image: Option<Arc<SnapshotMemory>>,
     mapping: Arc<Mapping>,
     tracker: Tracker,
@@ -40,7 +40,7 @@ pub(crate) struct Copying {
     buffer: Vec<u8>,
 }
 
-/// Does again what the running machine undoes, which is less each time, until a pass is short.
+/// Repeats a pass, as in pre-copy migration, until the running machine leaves little to do.
 pub(super) fn until_short(mut pass: impl FnMut() -> Result<(), KvmError>) -> Result<(), KvmError> {
     for _ in 0..PASSES {
         let start = Instant::now();
@@ -52,8 +52,8 @@ pub(super) fn until_short(mut pass: impl FnMut() -> Result<(), KvmError>) -> Res
     Ok(())
 }
 
-impl Copying {
-    /// Of a mapping, with what differs from the image, or with all of it.
+impl PageCopier {
+    /// Copies the pages of a mapping that differ from the image, or all of them.
     pub(super) fn new(
         layout: &MemoryLayout,
         mapping: &Arc<Mapping>,
@@ -64,7 +64,8 @@ impl Copying {
             image,
             mapping: Arc::clone(mapping),
             tracker: tracker.asked(
-                "tracking a machine's writes (Linux 6.7 or later, and the right to use userfaultfd)",
+                "tracking a machine's writes (Linux 6.7 or later, and the right to use \
+                 userfaultfd)",
             )?,
             delta: MemoryFile::new(bytes(layout))?,
             copied: Vec::new(),
@@ -72,14 +73,14 @@ impl Copying {
         })
     }
 
-    /// Copies what the mapping has of its own; what is written from here on is told from it.
+    /// Starts tracking writes, then copies the private pages.
     pub(super) fn begin(&mut self) -> Result<(), KvmError> {
         let own = self.tracker.begin().asked("tracking what a machine writes")?;
         self.copy(&own)
     }
 
-    /// Copies everything; what is written from here on is told from it.
-    pub(super) fn begin_with_all(&mut self) -> Result<(), KvmError> {
+    /// Starts tracking writes, then copies all pages.
+    pub(super) fn begin_full(&mut self) -> Result<(), KvmError> {
         self.tracker.begin().asked("tracking what a machine writes")?;
         let mut at = 0;
         let end = self.delta.len();
@@ -88,7 +89,7 @@ impl Copying {
             let buffer = self.buffer.get_mut(..piece.len()).unwrap_or_default();
             self.mapping.read(at, buffer).asked("reading guest memory")?;
             for (n, page) in buffer.chunks(FRAME_BYTES).enumerate() {
-                // The file has zeros already, and takes no memory for them.
+                // The file reads as zeros without allocating memory for them.
                 if page.iter().any(|byte| *byte != 0) {
                     self.delta.write(at + n * FRAME_BYTES, page)?;
                 }
@@ -98,13 +99,13 @@ impl Copying {
         Ok(())
     }
 
-    /// Copies what was written since.
-    pub(super) fn go_on(&mut self) -> Result<(), KvmError> {
+    /// Copies the pages written since the last pass.
+    pub(super) fn copy_written(&mut self) -> Result<(), KvmError> {
         let written = self.tracker.written().asked("looking for what a machine wrote")?;
         self.copy(&written)
     }
 
-    /// The same for the last time, when nobody writes any more.
+    /// Copies the pages written since the last pass, with all vCPUs stopped.
     pub(super) fn finish(&mut self) -> Result<(), KvmError> {
         let written = self.tracker.last_written().asked("looking for what a machine wrote")?;
         self.copy(&written)
@@ -112,7 +113,7 @@ impl Copying {
 
     fn copy(&mut self, found: &[Range<usize>]) -> Result<(), KvmError> {
         for run in found {
-            // The rest of a last page that is huge is nobody's.
+            // The mapping may end in a partial huge page, whose rest is not guest memory.
             let run = run.start..run.end.min(self.delta.len());
             let mut at = run.start;
             while at < run.end {
@@ -127,7 +128,7 @@ impl Copying {
         Ok(())
     }
 
-    /// What was copied, over the image if there is one. Writes are not tracked any more.
+    /// The image: the copied pages, over the previous image if there is one. Stops tracking.
     pub(super) fn image(self, layout: &MemoryLayout) -> Result<SnapshotMemory, KvmError> {
         let Self { image, tracker, delta, copied, .. } = self;
         drop(tracker);

@@ -1,7 +1,7 @@
-//! A guest's RAM as it was at one instant.
+//! Snapshot images: a guest's RAM at one instant.
 
 use super::file::{MemoryFile, bytes_of};
-use super::store::{Pins, RUNS};
+use super::store::{MAX_RUNS, Pins};
 use super::{ContentStore, PageSize, bytes, runs};
 use crate::error::{Asked, KvmError};
 use crate::sys::{Immutability, Mapping, Overlay, Sealed, Sharing};
@@ -12,99 +12,99 @@ use std::ops::Range;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
-/// Mappings that one clone's memory is made of at most, those of the store's pages included.
-const MAPPINGS: usize = 4 * RUNS;
+/// Maximum number of mappings that make up one clone's memory, including those of store pages.
+const MAX_MAPPINGS: usize = 4 * MAX_RUNS;
 
-/// A guest's RAM at the instant of a freeze, in files that are sealed: nobody can change a byte of
-/// it.
+/// A guest's RAM at the instant of a freeze, in sealed files whose bytes cannot change.
 ///
-/// Pages that it [shares](Self::sharing) are in the content store's file, which is not sealed:
-/// others may have it, and be wrong about it. So these are copied out, and never referred to.
+/// Pages that it [shares](Self::sharing) are in the content store's file, which is not sealed and
+/// may be open in other processes. These pages are therefore copied out, and no reference to them
+/// is handed out.
 ///
-/// The first image of a machine is one file. Later ones are that file and, over it, files with what
-/// was written since; what a file of these does not hold takes no memory. Those over the first are
-/// of 4 KiB pages, also where that one is of huge pages: what its parent wrote, a clone will write,
-/// and shall then copy no more than it writes.
+/// The first image of a machine is one file. A later image consists of that file and further files
+/// (layers) over it, with the pages written since. Pages that a layer does not hold take no memory.
+/// Layers over the first have 4 KiB pages even if the first has huge pages: a clone is likely to
+/// write the pages that its parent wrote, and then copies no more than it writes.
 #[derive(Debug)]
 pub struct SnapshotMemory {
     layout: MemoryLayout,
-    /// Frames that are shown from the content store have no bytes here that mean anything.
+    /// The mapping of the image. Its bytes are undefined for frames that the content store holds.
     sealed: Sealed,
-    /// From the lowest to the highest, each with the frames that it holds; the lowest holds all.
+    /// From lowest to highest, each with the frames that it provides; the lowest provides all.
     layers: Vec<Layer>,
-    /// Frames that are shown from the content store, in order.
+    /// Frames that the content store provides, sorted.
     stored: Vec<(Range<u32>, Arc<Pins>)>,
 }
 
-/// Bytes of an image that are in one place.
+/// A range of an image's bytes with one backing.
 #[derive(Clone, Debug)]
 struct Piece<'a> {
     range: Range<usize>,
-    /// Where they are if not in the image's own files.
+    /// The store's pages that back the range, or `None` for the image's own files.
     store: Option<&'a Pins>,
 }
 
 #[derive(Clone, Debug)]
 struct Layer {
-    bytes: Bytes,
+    bytes: Backing,
     runs: Vec<Range<u32>>,
 }
 
 /// Where a layer's bytes are.
 #[derive(Clone, Debug)]
-enum Bytes {
-    /// In a file of its own, in frame-index order.
+enum Backing {
+    /// Its own file, in frame-index order.
     File(Arc<MemoryFile>),
     /// In the host's content store.
     Store(Arc<Pins>),
 }
 
-/// What sharing an image's pages with others has come to, in frames.
+/// Result of sharing an image's pages through the content store, in frames of 4 KiB.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Shared {
-    /// Shown from the store.
+    /// Frames mapped from the store.
     pub shared: u32,
-    /// Kept in the image's own memory, zeros aside.
+    /// Non-zero frames kept in the image's own memory.
     pub own: u32,
-    /// Zeros, which take no memory.
+    /// Zero frames, which take no memory.
     pub zero: u32,
-    /// Runs that the store's pages are shown in, each a mapping for every clone.
+    /// Runs of consecutive store pages. Each run is one mapping in every clone.
     pub runs: u32,
 }
 
 impl SnapshotMemory {
-    /// What one file holds, which nobody writes to any more.
+    /// An image of one file, which must not be written to any more.
     pub(crate) fn new(layout: MemoryLayout, file: Arc<MemoryFile>) -> Result<Self, KvmError> {
         let all = 0..layout.frames();
-        Self::of_layers(layout, vec![Layer { bytes: Bytes::File(file), runs: vec![all] }])
+        Self::of_layers(layout, vec![Layer { bytes: Backing::File(file), runs: vec![all] }])
     }
 
-    /// What one file holds, which nobody writes to any more, but for the pages that are shown from
-    /// the content store.
+    /// An image of one file, which must not be written to any more, with some pages from the
+    /// content store over it.
     pub(crate) fn staged(
         layout: MemoryLayout,
         file: Arc<MemoryFile>,
         pins: Option<Arc<Pins>>,
     ) -> Result<Self, KvmError> {
         let all = 0..layout.frames();
-        let mut layers = vec![Layer { bytes: Bytes::File(file), runs: vec![all] }];
+        let mut layers = vec![Layer { bytes: Backing::File(file), runs: vec![all] }];
         if let Some(pins) = pins {
             let runs = pins.runs();
-            layers.push(Layer { bytes: Bytes::Store(pins), runs });
+            layers.push(Layer { bytes: Backing::Store(pins), runs });
         }
         Self::of_layers(layout, layers)
     }
 
-    /// The same image, which has in common with others what their fingerprints say: those pages are
-    /// shown from the content store, into which they are put, and the others are copied. The
-    /// memory of this one is free when it and its clones are gone.
+    /// A copy of this image that shares pages with other images through the content store. Frames
+    /// that have a fingerprint are put into the store and mapped from it; the others are copied.
+    /// The memory of this image is freed when the image and its clones are dropped.
     ///
-    /// Bytes are compared before they are shared. Pages are shown in runs, the longest first, at
-    /// most as many as mappings are good for: a store that is filled in the order of frames
-    /// gives long ones.
+    /// Bytes are compared before a page is shared. Frames are mapped in runs of consecutive store
+    /// pages, longest first, up to the limit on mappings. A store that is filled in frame order
+    /// gives long runs.
     ///
     /// # Errors
-    /// [`KvmError`] when the system refuses, or the store fails.
+    /// [`KvmError`] when the system refuses a request, or the store fails.
     pub fn sharing(
         &self,
         store: &Arc<ContentStore>,
@@ -131,30 +131,32 @@ impl SnapshotMemory {
         }
         let all = 0..self.layout.frames();
         let layers = vec![
-            Layer { bytes: Bytes::File(Arc::new(file)), runs: vec![all] },
-            Layer { bytes: Bytes::Store(Arc::new(pins)), runs },
+            Layer { bytes: Backing::File(Arc::new(file)), runs: vec![all] },
+            Layer { bytes: Backing::Store(Arc::new(pins)), runs },
         ];
         Ok((Self::of_layers(self.layout.clone(), layers)?, shared))
     }
 
-    /// This image with other bytes in some frames (sorted and joined): those that `file` holds,
-    /// which nobody writes to any more.
+    /// This image with other bytes in the frames of `changed` (sorted and joined): those of `file`,
+    /// which must not be written to any more.
     ///
-    /// Frames between them may be written to the file to have fewer runs.
+    /// Bytes of frames between them may be copied to the file, to get fewer runs.
     pub(crate) fn with(
         &self,
         file: MemoryFile,
         changed: Vec<Range<u32>>,
     ) -> Result<Self, KvmError> {
         let upper = self.layers.iter().skip(1).map(|layer| layer.runs.len()).sum::<usize>();
-        let all =
-            runs::fewer(self.whole_pages(&changed), MAPPINGS.saturating_sub(2 * upper).max(1) / 2);
+        let all = runs::fewer(
+            self.whole_pages(&changed),
+            MAX_MAPPINGS.saturating_sub(2 * upper).max(1) / 2,
+        );
         for gap in runs::without(&all, &changed) {
             let range = bytes_of(&gap);
             self.copy_to(&file, range.start..range.end.min(self.sealed.bytes().len()))?;
         }
         let mut layers: Vec<Layer> = self.layers.clone();
-        // A frame is looked for in the highest layer that has it: the others need not show it.
+        // A frame is read from the highest layer that has it, so the lower ones need not map it.
         for layer in layers.iter_mut().skip(1) {
             layer.runs = runs::without(&layer.runs, &all);
         }
@@ -163,22 +165,22 @@ impl SnapshotMemory {
             at += 1;
             at == 1 || !layer.runs.is_empty()
         });
-        layers.push(Layer { bytes: Bytes::File(Arc::new(file)), runs: all });
+        layers.push(Layer { bytes: Backing::File(Arc::new(file)), runs: all });
         Self::of_layers(self.layout.clone(), layers)
     }
 
-    /// Runs (normal) that begin and end where the lowest layer can be cut.
+    /// Extends ranges (normal) to whole pages of the lowest layer, which can be mapped over.
     fn whole_pages(&self, changed: &[Range<u32>]) -> Vec<Range<u32>> {
         let pages = match self.layers.first().map(|layer| &layer.bytes) {
-            Some(Bytes::File(file)) => file.pages(),
-            Some(Bytes::Store(_)) | None => PageSize::Small,
+            Some(Backing::File(file)) => file.pages(),
+            Some(Backing::Store(_)) | None => PageSize::Small,
         };
         runs::normal(changed.iter().map(|run| pages.whole(run)).collect())
     }
 
     fn of_layers(layout: MemoryLayout, layers: Vec<Layer>) -> Result<Self, KvmError> {
         for layer in &layers {
-            if let Bytes::File(file) = &layer.bytes {
+            if let Backing::File(file) = &layer.bytes {
                 file.seal()?;
             }
         }
@@ -187,8 +189,8 @@ impl SnapshotMemory {
         let sealed =
             Sealed::of_files(base.as_fd(), base.len(), &over).asked("mapping snapshot memory")?;
         let in_store = layers.iter().filter_map(|layer| match &layer.bytes {
-            Bytes::File(_) => None,
-            Bytes::Store(pins) => {
+            Backing::File(_) => None,
+            Backing::Store(pins) => {
                 Some(layer.runs.iter().map(|run| (run.clone(), Arc::clone(pins))))
             }
         });
@@ -197,7 +199,7 @@ impl SnapshotMemory {
         Ok(Self { layout, layers, sealed, stored })
     }
 
-    /// The bytes of a range, piece by piece.
+    /// Splits a range into pieces with one backing each.
     fn pieces(&self, range: Range<usize>) -> impl Iterator<Item = Piece<'_>> {
         let mut at = range.start;
         std::iter::from_fn(move || {
@@ -217,7 +219,7 @@ impl SnapshotMemory {
         })
     }
 
-    /// Copies bytes out, from an offset in frame-index order on.
+    /// Copies bytes, from an offset in frame-index order.
     fn copy(&self, offset: usize, buf: &mut [u8]) -> Result<(), KvmError> {
         let end = offset.checked_add(buf.len()).filter(|end| *end <= self.sealed.bytes().len());
         let end = end.ok_or_else(|| KvmError::State("past the end of an image".into()))?;
@@ -231,7 +233,7 @@ impl SnapshotMemory {
         Ok(())
     }
 
-    /// Copies bytes to the same place in a file.
+    /// Copies a range of bytes to the same offset in a file.
     fn copy_to(&self, file: &MemoryFile, range: Range<usize>) -> Result<(), KvmError> {
         let mut page = [0; FRAME_BYTES];
         for Piece { range, store } in self.pieces(range) {
@@ -240,7 +242,7 @@ impl SnapshotMemory {
                 file.write(range.start, bytes)?;
                 continue;
             };
-            // Whole frames, since runs and requests are.
+            // Both runs and requested ranges consist of whole frames.
             for at in range.step_by(FRAME_BYTES) {
                 pins.read(at, &mut page)?;
                 file.write(at, &page)?;
@@ -249,40 +251,41 @@ impl SnapshotMemory {
         Ok(())
     }
 
-    /// Frames that are shown from the content store, in order.
+    /// Frames that the content store provides: sorted ranges of frame indexes, end exclusive.
     #[must_use]
     pub fn shared(&self) -> Vec<Range<u32>> {
         runs::normal(self.stored.iter().map(|(run, _)| run.clone()).collect())
     }
 
-    /// All bytes, in frame-index order; `None` for an image that [shares](Self::sharing) pages,
-    /// which can be [read](GuestMemory::read): the content store's file is open to others.
+    /// All bytes, in frame-index order. `None` for an image that [shares](Self::sharing) pages,
+    /// since other processes may write to the content store's file; such an image can be
+    /// [read](GuestMemory::read).
     #[must_use]
     pub fn bytes(&self) -> Option<&[u8]> {
-        // The rest of the last page is nobody's.
+        // The mapping may end in a partial huge page, whose rest is not guest memory.
         self.sealed.bytes().get(..bytes(&self.layout)).filter(|_| self.stored.is_empty())
     }
 
-    /// Bytes of memory that the image takes, those that it shares with earlier images of the
-    /// machine included, those of the content store not; as the kernel counts them.
+    /// Bytes of memory that the image takes, as the kernel counts them. Includes memory shared with
+    /// earlier images of the machine, excludes the content store.
     ///
     /// # Errors
-    /// [`KvmError::Refused`] when the kernel does not say.
+    /// [`KvmError::Refused`] when the kernel does not report it.
     pub fn taken(&self) -> Result<u64, KvmError> {
         let taken = self.layers.iter().map(|layer| match &layer.bytes {
-            Bytes::File(file) => file.taken(),
-            Bytes::Store(_) => Ok(0),
+            Backing::File(file) => file.taken(),
+            Backing::Store(_) => Ok(0),
         });
         taken.sum()
     }
 
-    /// Files that the image consists of.
+    /// Number of layers that the image consists of.
     #[must_use]
     pub fn layers(&self) -> usize {
         self.layers.len()
     }
 
-    /// A mapping of the image for a clone: it reads these bytes, and what it writes is its own.
+    /// A private (copy-on-write) mapping of the image, for a clone.
     pub(crate) fn private(&self) -> Result<Mapping, KvmError> {
         let (base, over) = files(&self.layers)?;
         let mapping = Mapping::of_file(base.as_fd(), base.len(), Sharing::Private)
@@ -294,19 +297,19 @@ impl SnapshotMemory {
     }
 }
 
-/// The lowest layer's file, and what covers it.
+/// The lowest layer's file, and the overlays of the other layers.
 fn files(layers: &[Layer]) -> Result<(&MemoryFile, Vec<Overlay<'_>>), KvmError> {
-    let [Layer { bytes: Bytes::File(base), .. }, upper @ ..] = layers else {
+    let [Layer { bytes: Backing::File(base), .. }, upper @ ..] = layers else {
         return Err(KvmError::State("an image without a file".into()));
     };
-    let over = upper.iter().flat_map(|layer| layer.runs.iter().map(|run| part(layer, run)));
+    let over = upper.iter().flat_map(|layer| layer.runs.iter().map(|run| overlay(layer, run)));
     Ok((base, over.collect()))
 }
 
-/// What a run of a layer covers the lower ones with.
-fn part<'a>(layer: &'a Layer, run: &Range<u32>) -> Overlay<'a> {
+/// The overlay that maps a run of a layer over the lower ones.
+fn overlay<'a>(layer: &'a Layer, run: &Range<u32>) -> Overlay<'a> {
     match &layer.bytes {
-        Bytes::File(file) => {
+        Backing::File(file) => {
             let range = bytes_of(run);
             Overlay {
                 offset: range.start,
@@ -315,7 +318,7 @@ fn part<'a>(layer: &'a Layer, run: &Range<u32>) -> Overlay<'a> {
                 stands: Immutability::Sealed,
             }
         }
-        Bytes::Store(pins) => pins.part(run),
+        Backing::Store(pins) => pins.part(run),
     }
 }
 
@@ -333,7 +336,7 @@ impl GuestMemory for SnapshotMemory {
 
     fn slice(&self, gpa: Gpa, len: usize) -> Option<&[u8]> {
         let range = self.layout.bytes_at(gpa, len)?;
-        // Pages of the store can be copied, and not referred to.
+        // Pages of the store may only be copied, as the type's documentation explains.
         let is_sealed = self.pieces(range.clone()).all(|piece| piece.store.is_none());
         self.sealed.bytes().get(range).filter(|_| is_sealed)
     }

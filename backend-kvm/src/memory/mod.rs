@@ -1,4 +1,4 @@
-//! A guest's RAM: files of memory, snapshot images of them, and what a VM maps.
+//! A guest's RAM: memory files, snapshot images of them, and the mapping that a VM uses.
 
 mod file;
 mod freeze;
@@ -19,8 +19,7 @@ pub use store::{ContentStore, StoreFileError};
 
 use kaleidoscope_core::memory::MemoryLayout;
 
-/// Bytes of a guest's RAM, as lengths of mappings have them. No layout is larger than an address
-/// space.
+/// Bytes of a guest's RAM, as a length of a mapping. No layout is larger than the address space.
 pub(crate) fn bytes(layout: &MemoryLayout) -> usize {
     usize::try_from(layout.bytes()).unwrap_or(usize::MAX)
 }

@@ -1,23 +1,23 @@
-//! The host's pages that a guest's RAM is made of.
+//! Page size of the host memory that backs a guest's RAM.
 
 use kaleidoscope_core::addr::FRAME_BYTES;
 use kaleidoscope_core::memory::MemoryLayout;
 use std::ops::Range;
 
-/// Pages of the host's memory.
+/// Size of the host's pages.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
 pub enum PageSize {
-    /// 4 KiB: a frame each.
+    /// 4 KiB: one frame each.
     #[default]
     Small,
-    /// 2 MiB, of the system's pool (hugetlb; `vm.nr_hugepages`): 512 frames each. Whoever writes a
-    /// byte owns all of them, so this is for machines that run long, not for clones that write
-    /// little.
+    /// 2 MiB, from the system's hugetlb pool (`vm.nr_hugepages`): 512 frames each. The first write
+    /// to a page makes all of it private. Use this for machines that run long, not for clones that
+    /// write little.
     Huge,
 }
 
 impl PageSize {
-    /// Bytes of a page.
+    /// Bytes per page.
     #[must_use]
     pub const fn bytes(self) -> usize {
         match self {
@@ -26,7 +26,7 @@ impl PageSize {
         }
     }
 
-    /// Frames of a page.
+    /// Guest frames (4 KiB) per page.
     #[must_use]
     pub const fn frames(self) -> u32 {
         match self {
@@ -35,12 +35,12 @@ impl PageSize {
         }
     }
 
-    /// So many bytes, up to a whole number of pages.
+    /// Rounds a number of bytes up to whole pages.
     pub(crate) fn round_up(self, bytes: usize) -> usize {
         bytes.checked_next_multiple_of(self.bytes()).unwrap_or(usize::MAX)
     }
 
-    /// The frames of the pages that a run touches.
+    /// Extends a range of frames to whole pages.
     pub(crate) fn whole(self, run: &Range<u32>) -> Range<u32> {
         let frames = self.frames();
         let end = run.end.checked_next_multiple_of(frames).unwrap_or(u32::MAX);
@@ -48,16 +48,16 @@ impl PageSize {
     }
 }
 
-/// RAM that a machine starts with: where it is, and the host's pages that it is made of.
+/// RAM of a new machine: its layout, and the host pages that back it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Ram {
-    /// Where it is.
+    /// Guest-physical layout.
     pub layout: MemoryLayout,
-    /// What it is made of.
+    /// Size of the host's pages.
     pub pages: PageSize,
 }
 
-/// On 4 KiB pages.
+/// RAM on 4 KiB pages.
 impl From<MemoryLayout> for Ram {
     fn from(layout: MemoryLayout) -> Self {
         Self { layout, pages: PageSize::Small }

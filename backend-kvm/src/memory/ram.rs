@@ -1,7 +1,7 @@
-//! What a VM has for RAM.
+//! RAM of a VM.
 
 use super::file::{MemoryFile, bytes_of, frames_of};
-use super::freeze::{Copying, Prepared, until_short};
+use super::freeze::{PageCopier, Prepared, until_short};
 use super::{PageSize, Ram, SnapshotMemory, bytes, runs};
 use crate::error::{Asked, KvmError};
 use crate::sys::{Mapping, Pages, Sharing, install_slot, own_pages};
@@ -13,25 +13,24 @@ use std::ops::Range;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
-/// Bytes that the guest is kept from while a mapping forgets where they are. On 64 MiB, pieces from
-/// 1 to 32 MiB take the same time together.
+/// Bytes that are zapped at once, while the guest has to wait. On 64 MiB, pieces of 1 to 32 MiB
+/// take the same time in total.
 const PIECE: usize = 4 << 20;
 
-/// Where the bytes come from that the VM has not written.
+/// Source of the pages that the VM has not written.
 #[derive(Clone, Debug)]
 enum Origin {
-    /// It was never snapshot: the mapping is shared, and the file has all that it wrote.
+    /// The machine was never snapshotted: the mapping is shared, and the file holds all writes.
     Fresh(Arc<MemoryFile>),
-    /// A snapshot image, of the VM or of its parent: the mapping is private.
+    /// A snapshot image of the VM or of its parent; the mapping is private.
     Image(Arc<SnapshotMemory>),
-    /// Elsewhere: a handler fills the mapping, which is private.
+    /// A userfaultfd handler fills the mapping, which is private.
     Filled,
-    /// There is no image, or no mapping any more: a freeze failed halfway.
+    /// A freeze failed halfway: the image or the mapping is lost.
     Lost,
 }
 
-/// A VM's RAM. One contiguous mapping in frame-index order, of which KVM shows the guest a slot per
-/// region.
+/// A VM's RAM: one contiguous mapping in frame-index order, with a KVM memory slot per region.
 #[derive(Debug)]
 pub(crate) struct GuestRam {
     layout: MemoryLayout,
@@ -39,7 +38,7 @@ pub(crate) struct GuestRam {
     origin: Origin,
 }
 
-/// The kernel's view of a RAM's frames, one by one.
+/// The kernel's page map of a RAM's frames.
 #[derive(Debug)]
 pub(crate) struct FramePages<'a> {
     pages: Pages<'a>,
@@ -47,7 +46,7 @@ pub(crate) struct FramePages<'a> {
 }
 
 impl FramePages<'_> {
-    /// Whether a frame has memory of its own; a frame that there is not has none.
+    /// Whether a frame has private memory; false for frames past the end.
     pub(crate) fn is_own(&self, frame: u32) -> Result<bool, KvmError> {
         let offset = frame as usize * FRAME_BYTES;
         let is_own = || self.pages.is_own(offset).asked("reading a page map");
@@ -56,12 +55,12 @@ impl FramePages<'_> {
 }
 
 impl GuestRam {
-    /// RAM that is all zeros.
+    /// Zeroed RAM.
     pub(crate) fn new(ram: Ram) -> Result<Self, KvmError> {
         let Ram { layout, pages } = ram;
         let file = Arc::new(MemoryFile::of_pages(bytes(&layout), pages)?);
-        // The pool of huge pages has all of the machine's or refuses it, so that looking at its
-        // image never lacks one.
+        // A shared mapping of huge pages reserves all of them now, or fails. Reading the machine's
+        // image therefore never lacks one.
         let mapping = Mapping::of_file(file.as_fd(), file.len(), Sharing::Shared);
         let mapping = mapping.asked(match pages {
             PageSize::Small => "mapping guest memory",
@@ -72,20 +71,20 @@ impl GuestRam {
         Ok(Self { layout, mapping: Arc::new(mapping), origin: Origin::Fresh(file) })
     }
 
-    /// RAM that reads as an image does, and keeps its writes to itself.
+    /// RAM with the contents of an image; writes are private (copy-on-write).
     pub(crate) fn of_image(image: Arc<SnapshotMemory>) -> Result<Self, KvmError> {
         let layout = image.layout().clone();
         let mapping = Arc::new(image.private()?);
         Ok(Self { layout, mapping, origin: Origin::Image(image) })
     }
 
-    /// RAM that a handler fills.
+    /// RAM that a userfaultfd handler fills.
     pub(crate) fn filled(layout: MemoryLayout, mapping: Arc<Mapping>) -> Self {
         Self { layout, mapping, origin: Origin::Filled }
     }
 
-    /// RAM that a handler filled reads as an image does where it was not written, from here on.
-    pub(crate) fn based_on(&mut self, image: Arc<SnapshotMemory>) {
+    /// Makes RAM that a handler filled read unwritten pages from an image from now on.
+    pub(crate) fn set_image(&mut self, image: Arc<SnapshotMemory>) {
         self.origin = Origin::Image(image);
     }
 
@@ -93,7 +92,7 @@ impl GuestRam {
         &self.layout
     }
 
-    /// Shows the RAM to the guest.
+    /// Installs the KVM memory slots.
     pub(crate) fn install(&self, vm: &VmFd) -> Result<(), KvmError> {
         for (slot, region) in (0u32..).zip(self.layout.regions()) {
             let start = region.first_index.as_usize() * FRAME_BYTES;
@@ -104,7 +103,7 @@ impl GuestRam {
         Ok(())
     }
 
-    /// The offset of a range of guest-physical addresses in the mapping.
+    /// Offset in the mapping of a guest-physical range.
     fn offset(&self, gpa: Gpa, len: usize) -> Result<usize, KvmError> {
         let range = self.layout.bytes_at(gpa, len);
         range.map(|range| range.start).ok_or(KvmError::NotRam { gpa: gpa.0, len })
@@ -122,7 +121,7 @@ impl GuestRam {
         self.mapping.write(offset, bytes).asked("writing guest memory")
     }
 
-    /// Bytes of memory that are this RAM's own, as the kernel counts them.
+    /// Bytes of memory private to this RAM, as the kernel counts them.
     pub(crate) fn own_bytes(&self) -> Result<u64, KvmError> {
         match &self.origin {
             Origin::Fresh(file) => file.taken(),
@@ -134,12 +133,12 @@ impl GuestRam {
         }
     }
 
-    /// Whether frames are shared until they are written.
+    /// Whether pages are shared with an image until they are written.
     pub(crate) fn is_shared(&self) -> bool {
         matches!(self.origin, Origin::Image(_))
     }
 
-    /// Frames that have memory of their own since the image, in order.
+    /// Frames that became private since the image, in order.
     pub(crate) fn written(&self) -> Result<Vec<Range<u32>>, KvmError> {
         if !self.is_shared() {
             return Ok(Vec::new());
@@ -149,59 +148,59 @@ impl GuestRam {
         Ok(pages.iter().map(frames_of).collect())
     }
 
-    /// Frames among them that the image shows from the content store.
+    /// The [written](Self::written) frames that the image shows from the content store.
     pub(crate) fn diverged(&self) -> Result<Vec<Range<u32>>, KvmError> {
         let written = self.written()?;
         let Origin::Image(image) = &self.origin else { return Ok(Vec::new()) };
         Ok(runs::without(&written, &runs::without(&written, &image.shared())))
     }
 
-    /// What is known of single frames.
+    /// The kernel's page map, for queries by frame.
     pub(crate) fn pages(&self) -> Result<FramePages<'_>, KvmError> {
         let pages = Pages::of(&self.mapping).asked("opening a page map")?;
         Ok(FramePages { pages, frames: self.layout.frames() })
     }
 
-    /// Gives frames memory of their own, ahead of the guest's writing to them.
+    /// Gives frames private memory before the guest writes to them.
     pub(crate) fn own(&self, frames: Range<u32>) -> Result<(), KvmError> {
         self.mapping.populate(bytes_of(&frames)).asked("giving a clone memory of its own")
     }
 
-    /// What has to be done before the machine is paused for a freeze, while it runs.
+    /// Does the part of a freeze that is possible while the machine runs.
     pub(crate) fn prepare(&self) -> Result<Prepared, KvmError> {
         match &self.origin {
             Origin::Fresh(file) => {
-                // What would refuse the mapping in the pause does so here, where the machine can go
-                // on.
+                // If the kernel refuses the private mapping, it does so here, where the machine can
+                // still continue.
                 let private = Mapping::of_file(file.as_fd(), file.len(), Sharing::Private);
                 drop(private.asked("mapping guest memory")?);
-                until_short(|| self.forget())?;
-                Ok(Prepared::Flip(Arc::clone(file)))
+                until_short(|| self.zap())?;
+                Ok(Prepared::MakePrivate(Arc::clone(file)))
             }
             Origin::Image(image) => {
-                let mut copying =
-                    Copying::new(&self.layout, &self.mapping, Some(Arc::clone(image)))?;
-                copying.begin()?;
-                until_short(|| copying.go_on())?;
-                Ok(Prepared::Copying(copying))
+                let mut copier =
+                    PageCopier::new(&self.layout, &self.mapping, Some(Arc::clone(image)))?;
+                copier.begin()?;
+                until_short(|| copier.copy_written())?;
+                Ok(Prepared::Copy(copier))
             }
             Origin::Filled => {
-                let mut copying = Copying::new(&self.layout, &self.mapping, None)?;
-                copying.begin_with_all()?;
-                until_short(|| copying.go_on())?;
-                Ok(Prepared::Copying(copying))
+                let mut copier = PageCopier::new(&self.layout, &self.mapping, None)?;
+                copier.begin_full()?;
+                until_short(|| copier.copy_written())?;
+                Ok(Prepared::Copy(copier))
             }
             Origin::Lost => Err(KvmError::Lacking("the image of this machine's last freeze")),
         }
     }
 
-    /// Has KVM and processors forget where the pages of a shared mapping are, piece by piece: a
-    /// guest that runs waits for no more than one.
-    fn forget(&self) -> Result<(), KvmError> {
+    /// Removes a shared mapping from the page tables and KVM's, piece by piece. A running guest
+    /// waits for at most one piece.
+    fn zap(&self) -> Result<(), KvmError> {
         let len = self.mapping.len();
         for at in (0..len).step_by(PIECE) {
             match self.mapping.forget(at..at.saturating_add(PIECE).min(len)) {
-                // Huge pages, before Linux 5.18: the pause is longer.
+                // Huge pages before Linux 5.18 do not support this: the pause is longer.
                 Err(Errno::INVAL) if !self.is_of_small_pages() => return Ok(()),
                 forgotten => forgotten.asked("unmapping guest memory")?,
             }
@@ -213,43 +212,44 @@ impl GuestRam {
         matches!(&self.origin, Origin::Fresh(file) if file.pages() == PageSize::Small)
     }
 
-    /// While all vCPUs are stopped: has the guest go on without changing what it had.
+    /// Freezes the RAM while all vCPUs are stopped: the guest's later writes do not change the
+    /// image.
     ///
     /// # Errors
-    /// [`KvmError`]; when the machine cannot go on after it [`GuestRam::is_lost`].
+    /// [`KvmError`]; the machine cannot continue if [`GuestRam::is_lost`] afterwards.
     pub(crate) fn freeze(&mut self, prepared: &mut Prepared) -> Result<(), KvmError> {
         match prepared {
-            Prepared::Flip(file) => {
-                // The last mapping that could write to the file: snapshot bytes are snapshot only
-                // without it.
+            Prepared::MakePrivate(file) => {
+                // This must be the last mapping that can write to the file: only then is the image
+                // immutable.
                 let mapping = Arc::get_mut(&mut self.mapping);
                 let mapping = mapping.ok_or_else(|| {
-                    KvmError::State("internal error: its memory is mapped for others".into())
+                    KvmError::State("internal error: the guest's memory has other users".into())
                 })?;
                 file.seal()?;
-                // Until there is an image: what the file holds is not what the guest has any more.
+                // Until the image exists: the file no longer holds what the guest has.
                 self.origin = Origin::Lost;
                 mapping.make_private(file.as_fd()).asked("mapping snapshot memory")
             }
-            Prepared::Copying(copying) => copying.finish(),
+            Prepared::Copy(copier) => copier.finish(),
         }
     }
 
-    /// Whether its bytes are gone.
+    /// Whether the mapping was lost.
     pub(crate) fn is_lost(&self) -> bool {
         self.mapping.len() == 0
     }
 
-    /// When the guest runs again: the image.
+    /// Builds the image, after the guest was resumed.
     pub(crate) fn image(&mut self, prepared: Prepared) -> Result<Arc<SnapshotMemory>, KvmError> {
         match prepared {
-            Prepared::Flip(file) => {
+            Prepared::MakePrivate(file) => {
                 let image = Arc::new(SnapshotMemory::new(self.layout.clone(), file)?);
                 self.origin = Origin::Image(Arc::clone(&image));
                 Ok(image)
             }
-            // The machine keeps the pages of its own, and its origin.
-            Prepared::Copying(copying) => Ok(Arc::new(copying.image(&self.layout)?)),
+            // The machine keeps its private pages and its origin.
+            Prepared::Copy(copier) => Ok(Arc::new(copier.image(&self.layout)?)),
         }
     }
 }

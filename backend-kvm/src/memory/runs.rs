@@ -1,4 +1,4 @@
-//! Sets of frames, as sorted runs that do not touch.
+//! Sets of frames, as sorted ranges that neither touch nor overlap ("normal").
 
 use std::ops::Range;
 
@@ -16,7 +16,7 @@ pub(crate) fn normal(mut runs: Vec<Range<u32>>) -> Vec<Range<u32>> {
     joined
 }
 
-/// The frames of `runs` (normal) that are not in `others` (normal).
+/// The frames of `runs` that are not in `others`; both are normal.
 pub(super) fn without(runs: &[Range<u32>], others: &[Range<u32>]) -> Vec<Range<u32>> {
     let mut left = Vec::new();
     let mut others = others.iter().peekable();
@@ -43,8 +43,7 @@ pub(super) fn without(runs: &[Range<u32>], others: &[Range<u32>]) -> Vec<Range<u
     left
 }
 
-/// Joins the runs (normal) with the smallest gaps between them until there are at most `most`, at
-/// least one.
+/// Joins normal runs across the smallest gaps until at most `most` (at least one) remain.
 pub(super) fn fewer(runs: Vec<Range<u32>>, most: usize) -> Vec<Range<u32>> {
     let surplus = runs.len().saturating_sub(most.max(1));
     if surplus == 0 {

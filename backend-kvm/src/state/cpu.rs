@@ -1,4 +1,4 @@
-//! A vCPU.
+//! State of a vCPU.
 
 use crate::error::{Asked, KvmError};
 use crate::sys::set_xsave;
@@ -10,10 +10,11 @@ use kvm_bindings::{
 use kvm_ioctls::VcpuFd;
 use serde::{Deserialize, Serialize};
 
-/// MSRs of one call at most (`KVM_MAX_MSR_ENTRIES` of the kernel).
-const MSRS: usize = 256;
+/// Maximum number of MSRs per call (`KVM_MAX_MSR_ENTRIES` in the kernel).
+const MAX_MSRS: usize = 256;
 
-/// The deadline of the local timer: loaded last, when timer and time stamp counter are there.
+/// Deadline MSR of the local APIC timer. It is loaded last, after the timer and the time stamp
+/// counter.
 const TSC_DEADLINE: u32 = 0x6e0;
 
 /// The state of a vCPU.
@@ -32,13 +33,13 @@ pub(crate) struct CpuState {
     tsc_khz: u32,
 }
 
-/// Reads as many of the MSRs as the vCPU has.
+/// Reads the MSRs of the list that the vCPU has.
 fn read_msrs(vcpu: &VcpuFd, indices: &[u32]) -> Result<Vec<kvm_msr_entry>, KvmError> {
     let state = |error| KvmError::State(format!("MSRs: {error}"));
     let mut found = Vec::with_capacity(indices.len());
     let mut rest = indices;
     while !rest.is_empty() {
-        let part = rest.get(..rest.len().min(MSRS)).unwrap_or_default();
+        let part = rest.get(..rest.len().min(MAX_MSRS)).unwrap_or_default();
         let wanted: Vec<_> = part
             .iter()
             .map(|index| kvm_msr_entry { index: *index, ..Default::default() })
@@ -46,19 +47,19 @@ fn read_msrs(vcpu: &VcpuFd, indices: &[u32]) -> Result<Vec<kvm_msr_entry>, KvmEr
         let mut msrs = Msrs::from_entries(&wanted).map_err(state)?;
         let read = vcpu.get_msrs(&mut msrs).asked("saving MSRs")?;
         found.extend(msrs.as_slice().iter().take(read));
-        // KVM stops at the first that this vCPU does not have, whatever its list says.
+        // KVM stops at the first MSR that this vCPU does not have, even if KVM lists it.
         let passed = if read < part.len() { read + 1 } else { read };
         rest = rest.get(passed..).unwrap_or_default();
     }
     Ok(found)
 }
 
-/// Loads MSRs. Those that hold zero and cannot be loaded are passed over: that is what they hold
+/// Loads MSRs. An MSR that is zero and cannot be loaded is skipped: a new vCPU has zero there
 /// anyway.
 fn write_msrs(vcpu: &VcpuFd, entries: &[kvm_msr_entry]) -> Result<(), KvmError> {
     let mut rest = entries;
     while !rest.is_empty() {
-        let part = rest.get(..rest.len().min(MSRS)).unwrap_or_default();
+        let part = rest.get(..rest.len().min(MAX_MSRS)).unwrap_or_default();
         let msrs =
             Msrs::from_entries(part).map_err(|error| KvmError::State(format!("MSRs: {error}")))?;
         let written = vcpu.set_msrs(&msrs).asked("loading MSRs")?;
@@ -75,7 +76,7 @@ fn write_msrs(vcpu: &VcpuFd, entries: &[kvm_msr_entry]) -> Result<(), KvmError> 
     Ok(())
 }
 
-/// What a vCPU's registers say of its guest's memory.
+/// The registers that describe the guest's address space.
 pub(crate) fn registers(cpu: usize, regs: &kvm_regs, sregs: &kvm_sregs) -> VcpuRegisters {
     VcpuRegisters {
         cpu: u32::try_from(cpu).unwrap_or(u32::MAX),
@@ -94,19 +95,19 @@ pub(crate) fn registers(cpu: usize, regs: &kvm_regs, sregs: &kvm_sregs) -> VcpuR
     }
 }
 
-/// The base that `swapgs` brings in (`MSR_KERNEL_GS_BASE`).
+/// The GS base that `swapgs` exchanges (`MSR_KERNEL_GS_BASE`).
 const KERNEL_GS_BASE: u32 = 0xc000_0102;
 
 impl CpuState {
-    /// What its registers say of its guest's memory.
+    /// The registers that describe the guest's address space.
     pub(crate) fn registers(&self, cpu: usize) -> VcpuRegisters {
         let kernel_gs = self.msrs.iter().find(|msr| msr.index == KERNEL_GS_BASE);
         let kernel_gs_base = kernel_gs.map(|msr| msr.data);
         VcpuRegisters { kernel_gs_base, ..registers(cpu, &self.regs, &self.sregs) }
     }
 
-    /// Saves the state of a vCPU that is stopped, with these MSRs as far as it has them. The order
-    /// is KVM's: what is pending is settled by the first calls, and read by the later ones.
+    /// Saves the state of a vCPU that is stopped, with those of the listed MSRs that it has. KVM
+    /// dictates the order: the first calls settle pending work, which the later ones read.
     pub(crate) fn save(vcpu: &VcpuFd, msrs: &[u32]) -> Result<Self, KvmError> {
         let mp = vcpu.get_mp_state().asked("saving a vCPU's run state")?;
         let regs = vcpu.get_regs().asked("saving registers")?;
@@ -118,19 +119,19 @@ impl CpuState {
         let tsc_khz = vcpu.get_tsc_khz().unwrap_or(0);
         let cpuid = vcpu.get_cpuid2(KVM_MAX_CPUID_ENTRIES).asked("saving CPUID")?;
         let msrs = read_msrs(vcpu, msrs)?;
-        // Last, as MSRs and the local interrupt controller can make events.
+        // Last, since MSRs and the local APIC can generate events.
         let events = vcpu.get_vcpu_events().asked("saving pending events")?;
         let cpuid = cpuid.as_slice().to_vec();
         Ok(Self { cpuid, regs, sregs, debug, xsave, xcrs, msrs, lapic, events, mp, tsc_khz })
     }
 
-    /// Loads the state into a vCPU that never ran.
+    /// Loads the state into a vCPU that has never run.
     pub(crate) fn load(&self, vcpu: &VcpuFd) -> Result<(), KvmError> {
         let cpuid = CpuId::from_entries(&self.cpuid)
             .map_err(|error| KvmError::State(format!("CPUID: {error}")))?;
         vcpu.set_cpuid2(&cpuid).asked("loading CPUID")?;
-        // Where the host's counter runs at another speed and cannot be scaled, the guest's clock
-        // would be wrong.
+        // If the host's counter has another frequency and cannot be scaled, the guest's clock would
+        // run at the wrong speed.
         if self.tsc_khz != 0 && vcpu.get_tsc_khz().is_ok_and(|here| here != self.tsc_khz) {
             vcpu.set_tsc_khz(self.tsc_khz)
                 .map_err(|_| KvmError::Lacking("a time stamp counter at the guest's speed"))?;
@@ -138,11 +139,11 @@ impl CpuState {
         vcpu.set_mp_state(self.mp).asked("loading a vCPU's run state")?;
         vcpu.set_regs(&self.regs).asked("loading registers")?;
         vcpu.set_sregs(&self.sregs).asked("loading system registers")?;
-        // What the vector registers may be is said by the extended control registers.
+        // XCR0 determines which vector registers are valid.
         vcpu.set_xcrs(&self.xcrs).asked("loading extended control registers")?;
         set_xsave(vcpu, &self.xsave).asked("loading vector registers")?;
         vcpu.set_debug_regs(&self.debug).asked("loading debug registers")?;
-        // Its base address is one of the system registers; its timer counts from here on.
+        // After the system registers, which hold its base address; its timer starts counting now.
         vcpu.set_lapic(&self.lapic).asked("loading a local interrupt controller")?;
         let (last, first): (Vec<_>, Vec<_>) =
             self.msrs.iter().partition(|msr| msr.index == TSC_DEADLINE);

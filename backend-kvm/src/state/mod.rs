@@ -1,27 +1,27 @@
-//! What a machine is beside its memory.
+//! State of a machine other than its memory.
 
 mod cpu;
 mod vm_state;
 
 pub(crate) use cpu::{CpuState, registers};
-pub(crate) use vm_state::{VmState, make_board};
+pub(crate) use vm_state::{VmState, create_interrupt_chips};
 
 use crate::error::KvmError;
 use kaleidoscope_core::registers::VcpuRegisters;
 use kvm_ioctls::{VcpuFd, VmFd};
 use serde::{Deserialize, Serialize};
 
-/// First bytes of saved state: name and version.
+/// First bytes of serialized state: name and version.
 const MAGIC: [u8; 8] = *b"KSKVM\0\0\x02";
 
-/// Most bytes of saved state that are looked at: a vCPU takes some 10 KiB.
-const MOST: usize = 64 << 20;
+/// Maximum size in bytes of serialized state that is accepted. A vCPU takes some 10 KiB.
+const MAX_BYTES: usize = 64 << 20;
 
-/// The state of a machine's vCPUs, interrupt controllers, timer, clock and devices at one instant.
-/// Its RAM is elsewhere.
+/// State of a machine's vCPUs, interrupt controllers, timer, clock and devices at one instant; its
+/// RAM is stored separately.
 ///
-/// Goes into a clone's descriptor as opaque bytes. What the bytes say is checked by KVM when it is
-/// loaded: a state that is wrong makes a guest that is wrong, and no more.
+/// A clone's descriptor holds it as opaque bytes. KVM checks their contents when the state is
+/// loaded; wrong state can only produce a misbehaving guest.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct MachineState {
     pub(crate) vm_state: VmState,
@@ -36,20 +36,20 @@ impl MachineState {
         self.cpus.len()
     }
 
-    /// What [`Devices::save`](crate::machine::Devices::save) said: a clone's devices are made from
-    /// it. The bytes are as trustworthy as where they come from.
+    /// The bytes that [`Devices::save`](crate::machine::Devices::save) returned, from which a
+    /// clone's devices are made. They are as trustworthy as the source of this state.
     #[must_use]
     pub fn devices(&self) -> &[u8] {
         &self.devices
     }
 
-    /// What the vCPUs' registers say of the guest's memory, for coloring it.
+    /// Each vCPU's registers that describe the guest's address space, for coloring its memory.
     #[must_use]
     pub fn registers(&self) -> Vec<VcpuRegisters> {
         self.cpus.iter().enumerate().map(|(cpu, state)| state.registers(cpu)).collect()
     }
 
-    /// Loads the state into a VM that never ran.
+    /// Loads the state into a VM that has never run.
     pub(crate) fn load<'v>(
         &self,
         vm: &VmFd,
@@ -59,25 +59,26 @@ impl MachineState {
         vcpus.zip(&self.cpus).try_for_each(|(vcpu, state)| state.load(&vcpu))
     }
 
-    /// The state as bytes.
+    /// Serializes the state.
     ///
     /// # Errors
-    /// [`KvmError::State`] when there is no memory for them.
+    /// [`KvmError::State`] when memory is exhausted.
     pub fn to_bytes(&self) -> Result<Vec<u8>, KvmError> {
         let bytes = postcard::to_extend(self, MAGIC.to_vec());
         bytes.map_err(|error| KvmError::State(error.to_string()))
     }
 
-    /// The state in these bytes.
+    /// Deserializes the state.
     ///
     /// # Errors
-    /// [`KvmError::State`] when they are of another version, or damaged.
+    /// [`KvmError::State`] when the bytes have another version, or are damaged.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, KvmError> {
-        if bytes.len() > MOST {
-            return Err(KvmError::State(format!("{} bytes, more than {MOST}", bytes.len())));
+        if bytes.len() > MAX_BYTES {
+            return Err(KvmError::State(format!("{} bytes, more than {MAX_BYTES}", bytes.len())));
         }
         let rest = bytes.strip_prefix(&MAGIC);
-        let rest = rest.ok_or_else(|| KvmError::State("of another version, or no state".into()))?;
+        let rest =
+            rest.ok_or_else(|| KvmError::State("of another version, or not saved state".into()))?;
         match postcard::take_from_bytes(rest) {
             Ok((state, [])) => Ok(state),
             Ok((_, surplus)) => Err(KvmError::State(format!("{} surplus bytes", surplus.len()))),

@@ -1,4 +1,4 @@
-//! What all vCPUs share: interrupt controllers, timer, clock.
+//! State that all vCPUs of a VM share: interrupt controllers, timer, clock.
 
 use crate::error::{Asked, KvmError};
 use kvm_bindings::{
@@ -8,28 +8,28 @@ use kvm_bindings::{
 use kvm_ioctls::{Cap, VmFd};
 use serde::{Deserialize, Serialize};
 
-/// Where KVM keeps three pages for itself on Intel processors: in the hole below 4 GiB, where
-/// nobody else is.
+/// Guest-physical address of three pages that KVM reserves on Intel processors, in the hole below 4
+/// GiB, where no RAM or device is.
 const TSS: usize = 0xfffb_d000;
 
-/// The state of what all vCPUs share.
+/// State that all vCPUs of a VM share.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct VmState {
     pic_master: kvm_irqchip,
     pic_slave: kvm_irqchip,
     ioapic: kvm_irqchip,
-    /// Absent on hosts without it.
+    /// `None` on hosts without it.
     pit: Option<kvm_pit_state2>,
     clock: Option<kvm_clock_data>,
 }
 
-/// Makes what all vCPUs share, in a VM that has no vCPU yet: a vm_state's state is loaded into it.
-pub(crate) fn make_board(vm: &VmFd) -> Result<(), KvmError> {
-    vm.set_tss_address(TSS).asked("setting KVM's own pages aside")?;
-    vm.create_irq_chip().asked("making interrupt controllers")?;
+/// Creates the interrupt controllers and the timer, in a VM that has no vCPU yet.
+pub(crate) fn create_interrupt_chips(vm: &VmFd) -> Result<(), KvmError> {
+    vm.set_tss_address(TSS).asked("reserving KVM's own pages")?;
+    vm.create_irq_chip().asked("creating interrupt controllers")?;
     if vm.check_extension(Cap::PitState2) {
         let config = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
-        vm.create_pit2(config).asked("making a timer")?;
+        vm.create_pit2(config).asked("creating a timer")?;
     }
     Ok(())
 }
@@ -41,7 +41,7 @@ fn chip(vm: &VmFd, id: u32) -> Result<kvm_irqchip, KvmError> {
 }
 
 impl VmState {
-    /// Saves the state. No vCPU runs.
+    /// Saves the state. No vCPU may run.
     pub(crate) fn save(vm: &VmFd) -> Result<Self, KvmError> {
         let has = |cap| vm.check_extension(cap);
         let pit = has(Cap::PitState2).then(|| vm.get_pit2().asked("saving the timer"));
@@ -55,7 +55,7 @@ impl VmState {
         })
     }
 
-    /// Loads the state, before that of the vCPUs.
+    /// Loads the state. Call this before loading the state of the vCPUs.
     pub(crate) fn load(&self, vm: &VmFd) -> Result<(), KvmError> {
         for chip in [&self.pic_master, &self.pic_slave, &self.ioapic] {
             vm.set_irqchip(chip).asked("loading an interrupt controller")?;
@@ -64,8 +64,8 @@ impl VmState {
             vm.set_pit2(pit).asked("loading the timer")?;
         }
         if let Some(clock) = self.clock.filter(|_| vm.check_extension(Cap::AdjustClock)) {
-            // Without flags, so that the guest's time goes on from where it was, as its time stamp
-            // counter does.
+            // Without flags: the guest's time resumes where it stopped, like its time stamp
+            // counter.
             let clock = kvm_clock_data { clock: clock.clock, ..Default::default() };
             vm.set_clock(&clock).asked("loading the clock")?;
         }

@@ -1,6 +1,6 @@
-//! Colors of a guest of which nothing is known but its page tables.
+//! Coloring a guest of which only the page tables are known.
 
-use crate::common::{Outcome, host, let_run};
+use crate::common::{TestResult, host, wait_for_rounds};
 use kaleidoscope_core::addr::Gpa;
 use kaleidoscope_core::color::{Color, Temperature};
 use kaleidoscope_core::coloring::{ColoringOptions, color, color_by_page_tables};
@@ -8,18 +8,18 @@ use kaleidoscope_kvm::guest::{Plan, boot};
 use std::time::Duration;
 
 #[test]
-fn page_tables_tell_a_guest_s_colors() -> Outcome<()> {
+fn page_tables_tell_a_guest_s_colors() -> TestResult<()> {
     let Some(host) = host() else { return Ok(()) };
     let plan = Plan::new(32, 2, 6, 256, 256, 2)?;
     let (mut machine, check_port) = boot(&host, &plan)?;
     machine.resume()?;
-    let_run(&plan, &machine, &check_port, 300);
+    wait_for_rounds(&plan, &machine, &check_port, 300);
     let mut registers = Vec::new();
     for _ in 0..60 {
         registers.extend(machine.look()?);
         std::thread::sleep(Duration::from_micros(1300));
     }
-    let_run(&plan, &machine, &check_port, 10);
+    wait_for_rounds(&plan, &machine, &check_port, 10);
     let snapshot = machine.freeze()?;
     registers.extend(snapshot.state.registers());
     let options = ColoringOptions { registers, ..ColoringOptions::default() };

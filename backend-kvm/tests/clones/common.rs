@@ -1,4 +1,4 @@
-//! Guests for the tests, and how to watch them.
+//! Guests for the tests, and how to observe them.
 
 #![expect(clippy::unwrap_used, reason = "tests")]
 
@@ -8,9 +8,9 @@ use kaleidoscope_kvm::machine::{Host, Machine, Snapshot};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-pub(crate) type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
+pub(crate) type TestResult<T> = Result<T, Box<dyn std::error::Error>>;
 
-/// This host's KVM, or a loud word that there is none.
+/// The host's KVM; prints why the test is skipped if there is none.
 pub(crate) fn host() -> Option<Arc<Host>> {
     match Host::open() {
         Ok(host) => Some(host),
@@ -21,8 +21,8 @@ pub(crate) fn host() -> Option<Arc<Host>> {
     }
 }
 
-/// Whether clones can be filled page by page here, or a loud word that they cannot.
-pub(crate) fn can_watch() -> bool {
+/// Whether userfaultfd is available; prints that the test is skipped if not.
+pub(crate) fn has_userfaultfd() -> bool {
     let is_root = rustix::process::geteuid().is_root();
     let device = std::fs::File::options().read(true).write(true).open("/dev/userfaultfd");
     if !is_root && device.is_err() {
@@ -34,12 +34,12 @@ pub(crate) fn can_watch() -> bool {
 }
 
 #[derive(Debug)]
-pub(crate) enum Wrong {
+pub(crate) enum VerifyError {
     Page(Mismatch),
     Read(#[expect(dead_code, reason = "shown by a test that fails")] String),
 }
 
-impl From<Mismatch> for Wrong {
+impl From<Mismatch> for VerifyError {
     fn from(mismatch: Mismatch) -> Self {
         Self::Page(mismatch)
     }
@@ -49,8 +49,8 @@ pub(crate) fn rounds(plan: &Plan, machine: &Machine) -> Vec<u64> {
     progress(plan, &mut |gpa, buf| machine.read(gpa, buf)).unwrap()
 }
 
-/// Waits until every process has been around so often more, and nobody complains.
-pub(crate) fn let_run(plan: &Plan, machine: &Machine, check_port: &CheckPort, more: u64) {
+/// Waits until every process has completed `more` rounds; fails on a check failure.
+pub(crate) fn wait_for_rounds(plan: &Plan, machine: &Machine, check_port: &CheckPort, more: u64) {
     let before = rounds(plan, machine);
     let start = Instant::now();
     loop {
@@ -65,7 +65,7 @@ pub(crate) fn let_run(plan: &Plan, machine: &Machine, check_port: &CheckPort, mo
     }
 }
 
-/// What a process complained of.
+/// Registers of all vCPUs, after a check failure.
 pub(crate) fn failure(machine: &Machine) -> String {
     machine.pause().unwrap();
     let all = (0..).map_while(|vcpu| machine.registers(vcpu).ok());
@@ -73,16 +73,16 @@ pub(crate) fn failure(machine: &Machine) -> String {
 }
 
 pub(crate) fn verify_image(plan: &Plan, snapshot: &Snapshot) {
-    let result = verify::<Wrong>(plan, &mut |gpa, buf| {
-        snapshot.image.read(gpa, buf).map_err(|error| Wrong::Read(error.to_string()))
+    let result = verify::<VerifyError>(plan, &mut |gpa, buf| {
+        snapshot.image.read(gpa, buf).map_err(|error| VerifyError::Read(error.to_string()))
     });
     result.unwrap();
 }
 
 pub(crate) fn verify_machine(plan: &Plan, machine: &Machine) {
     machine.pause().unwrap();
-    let result = verify::<Wrong>(plan, &mut |gpa, buf| {
-        machine.read(gpa, buf).map_err(|error| Wrong::Read(error.to_string()))
+    let result = verify::<VerifyError>(plan, &mut |gpa, buf| {
+        machine.read(gpa, buf).map_err(|error| VerifyError::Read(error.to_string()))
     });
     result.unwrap();
 }

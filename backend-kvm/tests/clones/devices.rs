@@ -1,6 +1,6 @@
-//! Devices that panic, or do not come back: their machine ends, and says so.
+//! Devices that panic or block: their machine ends and reports the reason.
 
-use crate::common::{Outcome, host};
+use crate::common::{TestResult, host};
 use kaleidoscope_core::addr::Gpa;
 use kaleidoscope_core::memory::MemoryLayout;
 use kaleidoscope_kvm::KvmError;
@@ -10,12 +10,12 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// The port that it is about.
+/// The port of the test devices.
 const PORT: u16 = 0x10;
 
-/// A machine whose vCPUs write to the port, again and again: in real mode `mov al, 42`, `out 16,
-/// al`, `jmp` to the second.
-fn machine(host: &Arc<Host>, vcpus: usize, devices: Arc<dyn Devices>) -> Outcome<Machine> {
+/// A machine whose vCPUs write to the port in a loop, in real mode: `mov al, 42`, `out 16, al`,
+/// `jmp` to the `out`.
+fn machine(host: &Arc<Host>, vcpus: usize, devices: Arc<dyn Devices>) -> TestResult<Machine> {
     let layout = MemoryLayout::contiguous(1 << 20)?;
     let machine = Machine::new(host, layout, vcpus, devices)?;
     machine.write(Gpa(0x1000), &[0xb0, 0x2a, 0xe6, 0x10, 0xeb, 0xfc])?;
@@ -34,12 +34,12 @@ fn ended(machine: &Machine) -> String {
         if let Some(how) = machine.ended() {
             return how;
         }
-        assert!(start.elapsed() < Duration::from_secs(180), "it goes on without a vCPU");
+        assert!(start.elapsed() < Duration::from_secs(180), "the machine does not end");
         std::thread::sleep(Duration::from_millis(1));
     }
 }
 
-/// Panics when the first vCPU has written to it.
+/// Panics when the first vCPU writes to it.
 struct Fragile;
 
 impl Devices for Fragile {
@@ -49,13 +49,13 @@ impl Devices for Fragile {
 }
 
 #[test]
-fn a_device_that_panics_ends_its_machine() -> Outcome<()> {
+fn a_device_that_panics_ends_its_machine() -> TestResult<()> {
     let Some(host) = host() else { return Ok(()) };
     let mut machine = machine(&host, 2, Arc::new(Fragile))?;
     machine.resume()?;
     let how = ended(&machine);
     assert_eq!(how, "the thread `vcpu0` panicked: vCPU 0 wrote [42]");
-    // Every later request gets that answer at once: no thread waits for one that is gone.
+    // Later requests fail at once with the same reason; no call waits for the vanished thread.
     let is_it = |error: KvmError| matches!(error, KvmError::Ended(why) if why == how);
     assert!(is_it(machine.pause().unwrap_err()));
     assert!(is_it(machine.freeze().unwrap_err()));
@@ -63,7 +63,7 @@ fn a_device_that_panics_ends_its_machine() -> Outcome<()> {
     Ok(())
 }
 
-/// Cannot be saved.
+/// Panics when saved.
 struct Unsaved;
 
 impl Devices for Unsaved {
@@ -74,7 +74,7 @@ impl Devices for Unsaved {
 }
 
 #[test]
-fn a_device_that_cannot_be_saved_ends_its_machine() -> Outcome<()> {
+fn a_device_that_cannot_be_saved_ends_its_machine() -> TestResult<()> {
     let Some(host) = host() else { return Ok(()) };
     for runs in [false, true] {
         let mut machine = machine(&host, 2, Arc::new(Unsaved))?;
@@ -91,7 +91,7 @@ fn a_device_that_cannot_be_saved_ends_its_machine() -> Outcome<()> {
     Ok(())
 }
 
-/// Keeps the vCPU until it is told to let it go.
+/// Blocks the vCPU until released.
 struct Stuck {
     entered: Mutex<Sender<()>>,
     release: Mutex<Receiver<()>>,
@@ -107,7 +107,7 @@ impl Devices for Stuck {
 }
 
 #[test]
-fn a_device_that_does_not_come_back_is_not_waited_for_for_ever() -> Outcome<()> {
+fn a_device_that_does_not_come_back_is_not_waited_for_for_ever() -> TestResult<()> {
     let Some(host) = host() else { return Ok(()) };
     let ((entered, enters), (release, released)) = (channel(), channel());
     let devices = Stuck { entered: Mutex::new(entered), release: Mutex::new(released) };
@@ -116,12 +116,12 @@ fn a_device_that_does_not_come_back_is_not_waited_for_for_ever() -> Outcome<()> 
     machine.resume()?;
     enters.recv_timeout(Duration::from_secs(180))?;
     drop(machine);
-    assert_eq!(Arc::strong_count(&devices), 2, "its thread has it still");
-    // It goes on where it was, with memory that is still there, and ends.
+    assert_eq!(Arc::strong_count(&devices), 2, "the vCPU thread still holds it");
+    // The thread continues with its memory still mapped, and ends.
     drop(release);
     let start = Instant::now();
     while Arc::strong_count(&devices) > 1 {
-        assert!(start.elapsed() < Duration::from_secs(180), "its thread goes on");
+        assert!(start.elapsed() < Duration::from_secs(180), "the vCPU thread does not end");
         std::thread::sleep(Duration::from_millis(1));
     }
     Ok(())

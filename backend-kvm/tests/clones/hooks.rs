@@ -1,6 +1,6 @@
-//! Clones that know that they are clones, and which.
+//! Clones that are told their identity.
 
-use crate::common::{Outcome, host, let_run, verify_machine};
+use crate::common::{TestResult, host, verify_machine, wait_for_rounds};
 use kaleidoscope_core::clone::CloneId;
 use kaleidoscope_core::clone::hooks::{
     CloneHook, GenerationId, Guest, HookError, Hooks, IdentityInMemory, Notice,
@@ -12,8 +12,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-/// Who each process believes the machine to be.
-fn identities(plan: &Plan, machine: &Machine) -> Outcome<Vec<[u8; 16]>> {
+/// The machine's identity as each process sees it.
+fn identities(plan: &Plan, machine: &Machine) -> TestResult<Vec<[u8; 16]>> {
     let seen = plan.processes().iter().map(|process| {
         let mut seen = [0; 16];
         machine.read(process.identity(), &mut seen)?;
@@ -22,13 +22,13 @@ fn identities(plan: &Plan, machine: &Machine) -> Outcome<Vec<[u8; 16]>> {
     seen.collect()
 }
 
-fn notices(plan: &Plan, machine: &Machine, vcpu: usize) -> Outcome<u64> {
+fn notices(plan: &Plan, machine: &Machine, vcpu: usize) -> TestResult<u64> {
     let mut bytes = [0; 8];
     machine.read(plan.notices(vcpu), &mut bytes)?;
     Ok(u64::from_le_bytes(bytes))
 }
 
-/// Counts freezes, and forbids them when told to.
+/// Counts freezes, and rejects them if so configured.
 #[derive(Default)]
 struct Guard(Arc<AtomicUsize>, bool);
 
@@ -44,12 +44,12 @@ impl CloneHook for Guard {
 }
 
 #[test]
-fn every_clone_knows_who_it_is() -> Outcome<()> {
+fn every_clone_knows_its_identity() -> TestResult<()> {
     let Some(host) = host() else { return Ok(()) };
     let plan = Plan::new(32, 2, 4, 256, 256, 2)?;
     let (mut parent, check_port) = boot(&host, &plan)?;
     parent.resume()?;
-    let_run(&plan, &parent, &check_port, 100);
+    wait_for_rounds(&plan, &parent, &check_port, 100);
     let freezes = Arc::new(AtomicUsize::new(0));
     let hooks = Hooks::none()
         .and(Guard(Arc::clone(&freezes), false))
@@ -60,45 +60,45 @@ fn every_clone_knows_who_it_is() -> Outcome<()> {
         });
     let forbidden = parent.freeze_with(&Hooks::none().and(Guard(Arc::default(), true)));
     assert!(matches!(forbidden, Err(KvmError::Hook(error)) if error.to_string() == "not now"));
-    let_run(&plan, &parent, &check_port, 10);
+    wait_for_rounds(&plan, &parent, &check_port, 10);
     let snapshot = parent.freeze_with(&hooks)?;
     assert_eq!(freezes.load(Ordering::Relaxed), 1);
 
     let mut clones = Vec::new();
     for _ in 0..5 {
-        let hears = Arc::new(CheckPort::default());
-        let mut clone = Machine::clone_of(&host, &snapshot, Arc::clone(&hears) as _)?;
+        let checks = Arc::new(CheckPort::default());
+        let mut clone = Machine::clone_of(&host, &snapshot, Arc::clone(&checks) as _)?;
         let id = CloneId::random()?;
         clone.resume_as(id, &hooks)?;
-        clones.push((clone, hears, id));
+        clones.push((clone, checks, id));
     }
-    for (clone, hears, id) in &clones {
-        let_run(&plan, clone, hears, 30);
+    for (clone, checks, id) in &clones {
+        wait_for_rounds(&plan, clone, checks, 30);
         assert!(identities(&plan, clone)?.iter().all(|seen| *seen == id.0));
         let start = Instant::now();
         while notices(&plan, clone, 1)? == 0 {
-            assert!(start.elapsed() < Duration::from_secs(180), "it was not told");
+            assert!(start.elapsed() < Duration::from_secs(180), "the clone was not notified");
             std::thread::sleep(Duration::from_millis(1));
         }
         assert_eq!((notices(&plan, clone, 0)?, notices(&plan, clone, 1)?), (0, 1));
         verify_machine(&plan, clone);
     }
-    // The parent is nobody's clone, and was told nothing.
-    let_run(&plan, &parent, &check_port, 30);
+    // The parent is not a clone, and was not notified.
+    wait_for_rounds(&plan, &parent, &check_port, 30);
     assert!(identities(&plan, &parent)?.iter().all(|seen| *seen == [0; 16]));
     assert_eq!((notices(&plan, &parent, 0)?, notices(&plan, &parent, 1)?), (0, 0));
     Ok(())
 }
 
 #[test]
-fn interrupts_that_are_pending_survive() -> Outcome<()> {
+fn interrupts_that_are_pending_survive() -> TestResult<()> {
     let Some(host) = host() else { return Ok(()) };
     let plan = Plan::new(16, 1, 2, 64, 64, 1)?;
     let (mut parent, check_port) = boot(&host, &plan)?;
     parent.resume()?;
-    let_run(&plan, &parent, &check_port, 30);
-    // Sent while it stands still: it is in no register of the guest, but in its interrupt
-    // controller.
+    wait_for_rounds(&plan, &parent, &check_port, 30);
+    // Sent while the guest is paused: the interrupt is pending in the local APIC, not in a
+    // register.
     parent.pause()?;
     parent.interrupt(0, NOTICE)?;
     assert!(parent.interrupt(1, NOTICE).is_err());
@@ -106,14 +106,14 @@ fn interrupts_that_are_pending_survive() -> Outcome<()> {
     let snapshot = parent.freeze()?;
     assert_eq!(before, 0);
     for _ in 0..3 {
-        let hears = Arc::new(CheckPort::default());
-        let mut clone = Machine::clone_of(&host, &snapshot, Arc::clone(&hears) as _)?;
+        let checks = Arc::new(CheckPort::default());
+        let mut clone = Machine::clone_of(&host, &snapshot, Arc::clone(&checks) as _)?;
         clone.resume()?;
-        let_run(&plan, &clone, &hears, 30);
+        wait_for_rounds(&plan, &clone, &checks, 30);
         assert_eq!(notices(&plan, &clone, 0)?, 1);
     }
     parent.resume()?;
-    let_run(&plan, &parent, &check_port, 30);
+    wait_for_rounds(&plan, &parent, &check_port, 30);
     assert_eq!(notices(&plan, &parent, 0)?, 1);
     Ok(())
 }

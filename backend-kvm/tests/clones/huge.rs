@@ -1,6 +1,8 @@
 //! Machines on 2 MiB pages.
 
-use crate::common::{Outcome, can_watch, host, let_run, verify_image, verify_machine};
+use crate::common::{
+    TestResult, has_userfaultfd, host, verify_image, verify_machine, wait_for_rounds,
+};
 use kaleidoscope_core::clone::{Background, Descriptor, EngineOptions, FreeFrames, LocalSource};
 use kaleidoscope_core::color::{Color, ColorMap, Frame, KernelIdentity};
 use kaleidoscope_core::memory::{GuestMemory, is_zero};
@@ -14,20 +16,20 @@ use std::time::{Duration, Instant};
 
 const COUNT: &str = "/proc/sys/vm/nr_hugepages";
 
-/// The system's pool of huge pages, made larger for a test.
+/// The system's pool of huge pages, enlarged for a test.
 struct Pool {
     before: String,
 }
 
 impl Pool {
-    /// A pool with so many that are free; a loud word where the system has none to give.
+    /// Ensures that this many pages are free; prints that the test is skipped if that fails.
     fn with(pages: usize) -> Option<Self> {
         let before = std::fs::read_to_string(COUNT).unwrap_or_default();
         let pool = Self { before };
         let had: usize = pool.before.trim().parse().unwrap_or(0);
         let free = free_pages();
         let missing = pages.saturating_sub(free);
-        // It fails without root's rights; what counts is what there is then.
+        // Fails without root privileges; the number of free pages is checked below.
         let _ = std::fs::write(COUNT, format!("{}", had + missing));
         if free_pages() < pages {
             println!("******** SKIPPED: {} of {pages} free 2 MiB pages ********", free_pages());
@@ -49,8 +51,8 @@ fn free_pages() -> usize {
     line.and_then(|number| number.trim().parse().ok()).unwrap_or(0)
 }
 
-/// A map in which the frames that hold zeros are free.
-fn locality(snapshot: &Snapshot) -> Outcome<Arc<LocalityOrder>> {
+/// A locality order in which all-zero frames are free.
+fn locality(snapshot: &Snapshot) -> TestResult<Arc<LocalityOrder>> {
     let layout = snapshot.image.layout().clone();
     let color = |page: &[u8]| match page.first_chunk() {
         Some(page) if is_zero(page) => Color::Free,
@@ -80,34 +82,34 @@ fn on_demand(
     }
 }
 
-/// Freezes a machine again and again; every other time goes on with a clone. Its images and clones
-/// are right throughout.
-fn local(host: &Arc<Host>, plan: &Plan) -> Outcome<Snapshot> {
+/// Freezes a machine repeatedly, every other time continuing with a clone, and verifies all images
+/// and clones.
+fn local(host: &Arc<Host>, plan: &Plan) -> TestResult<Snapshot> {
     let (mut machine, mut check_port) = boot_on(host, plan, PageSize::Huge)?;
     machine.resume()?;
     let mut kept: Vec<Snapshot> = Vec::new();
     for generation in 0..5 {
-        let_run(plan, &machine, &check_port, 100);
+        wait_for_rounds(plan, &machine, &check_port, 100);
         let snapshot = machine.freeze()?;
         println!(
-            "generation {generation}: stood still for {:?}, {} layers, {} KiB",
+            "generation {generation}: paused for {:?}, {} layers, {} KiB",
             snapshot.pause,
             snapshot.image.layers(),
             snapshot.image.taken()? >> 10
         );
-        let hears = Arc::new(CheckPort::default());
-        let mut clone = Machine::clone_of(host, &snapshot, Arc::clone(&hears) as _)?;
-        assert_eq!(clone.memory_taken()?, 0, "before it runs");
+        let checks = Arc::new(CheckPort::default());
+        let mut clone = Machine::clone_of(host, &snapshot, Arc::clone(&checks) as _)?;
+        assert_eq!(clone.memory_taken()?, 0, "before the clone runs");
         clone.resume()?;
-        let_run(plan, &clone, &hears, 50);
+        wait_for_rounds(plan, &clone, &checks, 50);
         assert!(clone.memory_taken()? > 0);
-        let_run(plan, &machine, &check_port, 50);
+        wait_for_rounds(plan, &machine, &check_port, 50);
         verify_machine(plan, &clone);
         verify_image(plan, &snapshot);
         kept.push(snapshot);
         if generation % 2 == 0 {
             clone.resume()?;
-            (machine, check_port) = (clone, hears);
+            (machine, check_port) = (clone, checks);
         }
     }
     for snapshot in &kept {
@@ -116,26 +118,26 @@ fn local(host: &Arc<Host>, plan: &Plan) -> Outcome<Snapshot> {
     Ok(kept.swap_remove(0))
 }
 
-/// A clone whose pages come as it touches them, by a policy.
+/// An on-demand clone with the policy of `parts`.
 fn on_demand_machine(
     host: &Arc<Host>,
     plan: &Plan,
     snapshot: &Snapshot,
     parts: OnDemand,
-) -> Outcome<Machine> {
+) -> TestResult<Machine> {
     let name = parts.policy.name().to_owned();
-    let hears = Arc::new(CheckPort::default());
+    let checks = Arc::new(CheckPort::default());
     let mut clone =
-        Machine::on_demand_clone(host, &snapshot.state, parts, Arc::clone(&hears) as _)?;
+        Machine::on_demand_clone(host, &snapshot.state, parts, Arc::clone(&checks) as _)?;
     clone.resume()?;
-    let_run(plan, &clone, &hears, 100);
+    wait_for_rounds(plan, &clone, &checks, 100);
     verify_machine(plan, &clone);
     let total = clone.engine().ok_or("no engine")?.statistics().total();
     println!(
         "{name}: {} faults, {} fetched, {} ahead",
         total.faults, total.fetched, total.prefetched
     );
-    // A page that is not free came, and none that is.
+    // Used pages were fetched, and free ones were not.
     let frames = snapshot.image.bytes().ok_or("shared")?.chunks(4096);
     let used = frames.filter(|page| page.first_chunk().is_none_or(|page| !is_zero(page))).count();
     assert!(total.faults > 0 && total.faults <= 16, "{total:?}");
@@ -146,11 +148,11 @@ fn on_demand_machine(
 }
 
 #[test]
-fn machines_on_huge_pages() -> Outcome<()> {
-    let Some(host) = host().filter(|_| can_watch()) else { return Ok(()) };
-    // One test, so that nobody else takes what one of its parts needs.
+fn machines_on_huge_pages() -> TestResult<()> {
+    let Some(host) = host().filter(|_| has_userfaultfd()) else { return Ok(()) };
+    // One test, so that no other test takes huge pages that it needs.
     let Some(_pool) = Pool::with(120) else { return Ok(()) };
-    // Most of its memory is in use; its end is in the middle of a page.
+    // Most of its memory is in use, and it ends in the middle of a page.
     let plan = Plan::new(31, 2, 4, 256, 256, 2)?;
     let snapshot = local(&host, &plan)?;
     let locality = locality(&snapshot)?;
@@ -167,14 +169,13 @@ fn machines_on_huge_pages() -> Outcome<()> {
         on_demand(&snapshot, &locality, Box::new(Blind::aligned(1024))),
     )?);
 
-    // One that has everything becomes a parent, also where what is free of a page was never
-    // touched.
+    // A clone that is whole becomes a parent, also where free frames of a page were never touched.
     let mut parts = on_demand(&snapshot, &locality, Box::new(Demand));
     parts.options.background = Background::Full;
     let clone = {
-        let hears = Arc::new(CheckPort::default());
+        let checks = Arc::new(CheckPort::default());
         let mut clone =
-            Machine::on_demand_clone(&host, &snapshot.state, parts, Arc::clone(&hears) as _)?;
+            Machine::on_demand_clone(&host, &snapshot.state, parts, Arc::clone(&checks) as _)?;
         let start = Instant::now();
         while !clone.engine().ok_or("no engine")?.is_whole() {
             assert!(start.elapsed() < Duration::from_secs(180));
@@ -186,13 +187,13 @@ fn machines_on_huge_pages() -> Outcome<()> {
     let again = clone.freeze()?;
     verify_image(&plan, &again);
     verify_machine(&plan, &clone);
-    let hears = Arc::new(CheckPort::default());
-    let mut grandchild = Machine::clone_of(&host, &again, Arc::clone(&hears) as _)?;
+    let checks = Arc::new(CheckPort::default());
+    let mut grandchild = Machine::clone_of(&host, &again, Arc::clone(&checks) as _)?;
     grandchild.resume()?;
-    let_run(&plan, &grandchild, &hears, 50);
+    wait_for_rounds(&plan, &grandchild, &checks, 50);
     verify_machine(&plan, &grandchild);
 
-    // Nobody is promised what cannot be had.
+    // Unsupported or unsatisfiable configurations are rejected.
     let mut parts = on_demand(&snapshot, &locality, Box::new(Demand));
     parts.cache = Some(SharedPageCache::new(snapshot.image.layout().clone())?);
     let error =

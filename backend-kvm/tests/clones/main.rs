@@ -1,4 +1,4 @@
-//! Real guests that check every byte they own, snapshot while they run.
+//! Tests with real guests that check every byte of their memory and are snapshotted while they run.
 
 #![allow(
     clippy::print_stdout,

@@ -1,6 +1,8 @@
-//! Clones whose pages come one by one.
+//! Clones whose pages are fetched on demand.
 
-use crate::common::{Outcome, can_watch, host, let_run, verify_image, verify_machine};
+use crate::common::{
+    TestResult, has_userfaultfd, host, verify_image, verify_machine, wait_for_rounds,
+};
 use kaleidoscope_core::addr::FrameIndex;
 use kaleidoscope_core::clone::ports::{Delivery, PageSource, Priority, SourceError};
 use kaleidoscope_core::clone::{Background, Descriptor, EngineOptions, LocalSource};
@@ -14,7 +16,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-/// What a clone of `snapshot` is made of.
+/// On-demand memory for a clone of `snapshot`.
 fn on_demand(
     snapshot: &Snapshot,
     locality: &Arc<LocalityOrder>,
@@ -33,22 +35,21 @@ fn on_demand(
     }
 }
 
-/// A machine that was snapshot and goes on, who hears it, what the freeze left, and what its frames
-/// are.
+/// A running machine, its check port, its snapshot, and the snapshot's locality order.
 type Parent = (Machine, Arc<CheckPort>, Snapshot, Arc<LocalityOrder>);
 
-fn frozen_parent(plan: &Plan) -> Outcome<Option<Parent>> {
-    let Some(host) = host().filter(|_| can_watch()) else { return Ok(None) };
+fn frozen_parent(plan: &Plan) -> TestResult<Option<Parent>> {
+    let Some(host) = host().filter(|_| has_userfaultfd()) else { return Ok(None) };
     let (mut parent, check_port) = boot(&host, plan)?;
     parent.resume()?;
-    let_run(plan, &parent, &check_port, 200);
+    wait_for_rounds(plan, &parent, &check_port, 200);
     let snapshot = parent.freeze()?;
     let locality = Descriptor::of(&*snapshot.image, None)?.locality()?;
     Ok(Some((parent, check_port, snapshot, locality)))
 }
 
 #[test]
-fn pages_come_as_they_are_touched() -> Outcome<()> {
+fn pages_come_as_they_are_touched() -> TestResult<()> {
     for vcpus in [1, 2] {
         let plan = Plan::new(32, vcpus, 4, 256, 256, 2)?;
         let Some((parent, check_port, snapshot, locality)) = frozen_parent(&plan)? else {
@@ -60,16 +61,16 @@ fn pages_come_as_they_are_touched() -> Outcome<()> {
             let policies: [Box<dyn PrefetchPolicy>; 2] =
                 [Box::new(Demand), Box::new(Blind::aligned(16))];
             for policy in policies {
-                let hears = Arc::new(CheckPort::default());
+                let checks = Arc::new(CheckPort::default());
                 let on_demand = on_demand(&snapshot, &locality, policy, cache);
                 let mut clone = Machine::on_demand_clone(
                     &host,
                     &snapshot.state,
                     on_demand,
-                    Arc::clone(&hears) as _,
+                    Arc::clone(&checks) as _,
                 )?;
                 clone.resume()?;
-                let_run(&plan, &clone, &hears, 100);
+                wait_for_rounds(&plan, &clone, &checks, 100);
                 let total = clone.engine().unwrap().statistics().total();
                 println!(
                     "{vcpus} vCPUs, staged {}: {} faults, {} prefetched",
@@ -81,23 +82,25 @@ fn pages_come_as_they_are_touched() -> Outcome<()> {
             }
         }
         assert!(cache.taken()? > 0);
-        let_run(&plan, &parent, &check_port, 100);
+        wait_for_rounds(&plan, &parent, &check_port, 100);
         verify_image(&plan, &snapshot);
     }
     Ok(())
 }
 
 #[test]
-fn a_clone_that_is_filled_needs_nobody() -> Outcome<()> {
+fn a_filled_clone_needs_no_source() -> TestResult<()> {
     let plan = Plan::new(32, 1, 2, 256, 256, 2)?;
-    let Some((parent, _witness, snapshot, locality)) = frozen_parent(&plan)? else { return Ok(()) };
+    let Some((parent, _check_port, snapshot, locality)) = frozen_parent(&plan)? else {
+        return Ok(());
+    };
     drop(parent);
     let host = host().unwrap();
-    let hears = Arc::new(CheckPort::default());
+    let checks = Arc::new(CheckPort::default());
     let mut on_demand = on_demand(&snapshot, &locality, Box::new(Demand), None);
     on_demand.options.background = Background::Full;
     let mut clone =
-        Machine::on_demand_clone(&host, &snapshot.state, on_demand, Arc::clone(&hears) as _)?;
+        Machine::on_demand_clone(&host, &snapshot.state, on_demand, Arc::clone(&checks) as _)?;
     clone.resume()?;
     let start = Instant::now();
     while !clone.engine().unwrap().is_filled() {
@@ -105,21 +108,23 @@ fn a_clone_that_is_filled_needs_nobody() -> Outcome<()> {
         assert!(start.elapsed() < Duration::from_secs(180));
         std::thread::sleep(Duration::from_millis(1));
     }
-    let_run(&plan, &clone, &hears, 100);
+    wait_for_rounds(&plan, &clone, &checks, 100);
     verify_machine(&plan, &clone);
     Ok(())
 }
 
 #[test]
-fn a_clone_that_was_filled_becomes_a_parent() -> Outcome<()> {
+fn a_clone_that_was_filled_becomes_a_parent() -> TestResult<()> {
     let plan = Plan::new(32, 2, 4, 256, 256, 2)?;
-    let Some((parent, _witness, snapshot, locality)) = frozen_parent(&plan)? else { return Ok(()) };
+    let Some((parent, _check_port, snapshot, locality)) = frozen_parent(&plan)? else {
+        return Ok(());
+    };
     let host = host().unwrap();
-    let hears = Arc::new(CheckPort::default());
+    let checks = Arc::new(CheckPort::default());
     let mut parts = on_demand(&snapshot, &locality, Box::new(Demand), None);
     parts.options.background = Background::Full;
     let mut clone =
-        Machine::on_demand_clone(&host, &snapshot.state, parts, Arc::clone(&hears) as _)?;
+        Machine::on_demand_clone(&host, &snapshot.state, parts, Arc::clone(&checks) as _)?;
     let why = clone.freeze().unwrap_err().to_string();
     assert!(why.contains("Background::Full"), "{why}");
     clone.resume()?;
@@ -133,27 +138,27 @@ fn a_clone_that_was_filled_becomes_a_parent() -> Outcome<()> {
         let again = clone.freeze()?;
         assert!(again.image.taken()? < plan.layout()?.bytes(), "zeros take no memory");
         verify_image(&plan, &again);
-        let grandchild_hears = Arc::new(CheckPort::default());
-        let mut grandchild = Machine::clone_of(&host, &again, Arc::clone(&grandchild_hears) as _)?;
+        let grandchild_checks = Arc::new(CheckPort::default());
+        let mut grandchild = Machine::clone_of(&host, &again, Arc::clone(&grandchild_checks) as _)?;
         grandchild.resume()?;
-        let_run(&plan, &clone, &hears, 20);
-        let_run(&plan, &grandchild, &grandchild_hears, 20);
+        wait_for_rounds(&plan, &clone, &checks, 20);
+        wait_for_rounds(&plan, &grandchild, &grandchild_checks, 20);
         verify_machine(&plan, &grandchild);
         verify_image(&plan, &again);
-        println!("generation {generation}: stood still for {:?}", again.pause);
+        println!("generation {generation}: paused for {:?}", again.pause);
     }
     assert_eq!(clone.ended(), None);
     Ok(())
 }
 
-/// Delivers so many pages, and then dies in one of several ways.
-struct Mortal {
+/// A source that delivers a number of pages, then fails or falls silent.
+struct FailingSource {
     source: LocalSource,
-    left: AtomicUsize,
+    remaining: AtomicUsize,
     silent: bool,
 }
 
-impl PageSource for Mortal {
+impl PageSource for FailingSource {
     fn request(&self, frames: &[FrameIndex], priority: Priority) -> Result<(), SourceError> {
         self.source.request(frames, priority)
     }
@@ -163,14 +168,14 @@ impl PageSource for Mortal {
         wait: Duration,
         deliver: &mut dyn FnMut(Delivery<'_>),
     ) -> Result<(), SourceError> {
-        if self.left.load(Ordering::Relaxed) == 0 {
+        if self.remaining.load(Ordering::Relaxed) == 0 {
             std::thread::sleep(wait);
-            return if self.silent { Ok(()) } else { Err(SourceError::new("it is dead")) };
+            return if self.silent { Ok(()) } else { Err(SourceError::new("no connection")) };
         }
         self.source.receive(wait, &mut |delivery| {
-            let before = self.left.load(Ordering::Relaxed);
+            let before = self.remaining.load(Ordering::Relaxed);
             if before > 0 {
-                self.left.store(before - 1, Ordering::Relaxed);
+                self.remaining.store(before - 1, Ordering::Relaxed);
                 deliver(delivery);
             }
         })
@@ -178,33 +183,34 @@ impl PageSource for Mortal {
 }
 
 #[test]
-fn without_pages_a_clone_ends_and_nobody_else_does() -> Outcome<()> {
+fn without_pages_only_the_clone_itself_ends() -> TestResult<()> {
     let plan = Plan::new(32, 2, 4, 256, 256, 2)?;
     let Some((parent, check_port, snapshot, locality)) = frozen_parent(&plan)? else {
         return Ok(());
     };
     let host = host().unwrap();
     for (pages, silent) in [(0, false), (1, true), (40, false), (150, true), (300, false)] {
-        let sibling_hears = Arc::new(CheckPort::default());
+        let sibling_checks = Arc::new(CheckPort::default());
         let parts = on_demand(&snapshot, &locality, Box::new(Demand), None);
         let mut sibling = Machine::on_demand_clone(
             &host,
             &snapshot.state,
             parts,
-            Arc::clone(&sibling_hears) as _,
+            Arc::clone(&sibling_checks) as _,
         )?;
         sibling.resume()?;
-        let hears = Arc::new(CheckPort::default());
+        let checks = Arc::new(CheckPort::default());
         let mut parts = on_demand(&snapshot, &locality, Box::new(Blind::aligned(4)), None);
         let source = LocalSource::new(Arc::clone(&snapshot.image) as _);
-        parts.source = Arc::new(Mortal { source, left: AtomicUsize::new(pages), silent });
+        parts.source =
+            Arc::new(FailingSource { source, remaining: AtomicUsize::new(pages), silent });
         parts.options.timeout = Duration::from_millis(300);
         let mut clone =
-            Machine::on_demand_clone(&host, &snapshot.state, parts, Arc::clone(&hears) as _)?;
+            Machine::on_demand_clone(&host, &snapshot.state, parts, Arc::clone(&checks) as _)?;
         clone.resume()?;
         let start = Instant::now();
         let how = loop {
-            assert_eq!(hears.failure(), None, "a wrong byte instead of an end");
+            assert_eq!(checks.failure(), None, "a check failed before the clone ended");
             if let Some(how) = clone.ended() {
                 break how;
             }
@@ -212,42 +218,42 @@ fn without_pages_a_clone_ends_and_nobody_else_does() -> Outcome<()> {
             std::thread::sleep(Duration::from_millis(1));
         };
         println!("{pages} pages: {:?}: {how}", start.elapsed());
-        assert!(how.starts_with("its pages ceased to come: "), "{how}");
-        // Its memory is an error from here on, not zeros and not the end of this process.
+        assert!(how.starts_with("its pages can no longer be fetched: "), "{how}");
+        // Accesses to its memory now fail; they neither read zeros nor kill this process.
         let mut byte = [0];
         assert!(clone.read(plan.processes()[0].status, &mut byte).is_err());
         assert!(clone.pause().is_err());
         drop(clone);
-        assert_eq!(hears.failure(), None);
-        let_run(&plan, &sibling, &sibling_hears, 30);
-        let_run(&plan, &parent, &check_port, 30);
+        assert_eq!(checks.failure(), None);
+        wait_for_rounds(&plan, &sibling, &sibling_checks, 30);
+        wait_for_rounds(&plan, &parent, &check_port, 30);
     }
     verify_image(&plan, &snapshot);
     Ok(())
 }
 
 #[test]
-fn a_clone_can_be_dropped_while_it_waits() -> Outcome<()> {
+fn a_clone_can_be_dropped_while_it_waits() -> TestResult<()> {
     let plan = Plan::new(32, 2, 4, 256, 256, 2)?;
-    let Some((_parent, _witness, snapshot, locality)) = frozen_parent(&plan)? else {
+    let Some((_parent, _check_port, snapshot, locality)) = frozen_parent(&plan)? else {
         return Ok(());
     };
     let host = host().unwrap();
     for round in 0..20 {
         let mut parts = on_demand(&snapshot, &locality, Box::new(Demand), None);
         let source = LocalSource::new(Arc::clone(&snapshot.image) as _);
-        let left = AtomicUsize::new(round * 3);
-        parts.source = Arc::new(Mortal { source, left, silent: true });
+        let remaining = AtomicUsize::new(round * 3);
+        parts.source = Arc::new(FailingSource { source, remaining, silent: true });
         parts.options.timeout = Duration::from_secs(3600);
-        let hears = Arc::new(CheckPort::default());
+        let checks = Arc::new(CheckPort::default());
         let mut clone =
-            Machine::on_demand_clone(&host, &snapshot.state, parts, Arc::clone(&hears) as _)?;
+            Machine::on_demand_clone(&host, &snapshot.state, parts, Arc::clone(&checks) as _)?;
         clone.resume()?;
         std::thread::sleep(Duration::from_millis(round as u64));
         let start = Instant::now();
         drop(clone);
         assert!(start.elapsed() < Duration::from_secs(180));
-        assert_eq!(hears.failure(), None);
+        assert_eq!(checks.failure(), None);
     }
     let before = progress(&plan, &mut |gpa, buf| snapshot.image.read(gpa, buf))?;
     assert!(before.iter().all(|rounds| *rounds >= 200));

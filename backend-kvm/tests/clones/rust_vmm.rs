@@ -1,6 +1,6 @@
-//! The memory of a rust-vmm based VMM, filled as it is touched.
+//! Memory of a rust-vmm based VMM, filled on demand.
 
-use crate::common::{Outcome, can_watch};
+use crate::common::{TestResult, has_userfaultfd};
 use kaleidoscope_core::addr::{FRAME_BYTES, Gpa};
 use kaleidoscope_core::clone::{Descriptor, EngineOptions, LocalSource};
 use kaleidoscope_core::memory::{GuestMemory, MemoryLayout, VecMemory};
@@ -10,15 +10,15 @@ use kaleidoscope_kvm::uffd::{Filling, OnDemand, SnapshotMmap};
 use std::sync::Arc;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
-/// Two regions with a hole between them, the first of them far larger than what one userfaultfd
-/// watches at least.
+/// Two regions with a hole between them; the first is much larger than the minimum that one
+/// userfaultfd watches.
 const REGIONS: [(u64, usize); 2] = [(0, 80 << 20), (0x1_0000_0000, 1 << 20)];
 
-fn parent() -> Outcome<Arc<VecMemory>> {
+fn parent() -> TestResult<Arc<VecMemory>> {
     let regions = REGIONS.map(|(start, len)| (Gpa(start), len as u64));
     let mut memory = VecMemory::zeroed(MemoryLayout::new(&regions)?);
     for (n, page) in (0u32..).zip(memory.bytes_mut().chunks_mut(FRAME_BYTES)) {
-        // Every seventh is all zeros.
+        // Every seventh page is all zeros.
         if !n.is_multiple_of(7) {
             page.chunks_mut(4).for_each(|word| word.copy_from_slice(&n.to_le_bytes()));
         }
@@ -26,13 +26,13 @@ fn parent() -> Outcome<Arc<VecMemory>> {
     Ok(Arc::new(memory))
 }
 
-fn empty() -> Outcome<GuestMemoryMmap> {
+fn empty() -> TestResult<GuestMemoryMmap> {
     Ok(GuestMemoryMmap::from_ranges(&REGIONS.map(|(start, len)| (GuestAddress(start), len)))?)
 }
 
 #[test]
-fn a_vmm_s_memory_is_filled_as_it_is_touched() -> Outcome<()> {
-    if !can_watch() {
+fn a_vmm_s_memory_is_filled_as_it_is_touched() -> TestResult<()> {
+    if !has_userfaultfd() {
         return Ok(());
     }
     let parent = parent()?;
@@ -67,7 +67,7 @@ fn a_vmm_s_memory_is_filled_as_it_is_touched() -> Outcome<()> {
             }
         });
         assert!(filling.engine().statistics().total().faults > 100);
-        // What it reads like as a whole, to whoever colors it.
+        // The whole memory as a snapshot, as the coloring reads it.
         let snapshot = SnapshotMmap::new(memory.clone())?;
         let mut page = [0; FRAME_BYTES];
         snapshot.read(Gpa(0x1_0000_0000), &mut page)?;
@@ -79,7 +79,7 @@ fn a_vmm_s_memory_is_filled_as_it_is_touched() -> Outcome<()> {
 }
 
 #[test]
-fn memory_of_another_form_is_refused() -> Outcome<()> {
+fn memory_of_another_form_is_refused() -> TestResult<()> {
     let parent = parent()?;
     let on_demand = OnDemand {
         locality: Descriptor::of(&*parent, None)?.locality()?,

@@ -1,11 +1,13 @@
-//! Clones of several parents that have pages in common.
+//! Clones of several parents with pages in common.
 
-use crate::common::{Outcome, can_watch, host, let_run, verify_image, verify_machine};
+use crate::common::{
+    TestResult, has_userfaultfd, host, verify_image, verify_machine, wait_for_rounds,
+};
 use kaleidoscope_core::addr::FrameIndex;
 use kaleidoscope_core::clone::{Descriptor, EngineOptions, LocalSource};
 use kaleidoscope_core::coloring::{self, color_by_page_tables};
 use kaleidoscope_core::dedup::{
-    self, Adaptive, Catalog, DedupSelector, HitRates, SelectionOutcome as Fate, TrialGuest,
+    self, Adaptive, Catalog, DedupSelector, HitRates, SelectionOutcome as Outcome, TrialGuest,
 };
 use kaleidoscope_core::fingerprint::{Content, Domain, Fingerprints, contents, partial_contents};
 use kaleidoscope_core::memory::{GuestMemory, MemoryError};
@@ -24,7 +26,7 @@ pub(crate) fn domain() -> Arc<Domain> {
     Arc::new(Domain::new([9; 32]))
 }
 
-pub(crate) fn fingerprints(snapshot: &Snapshot) -> Outcome<Arc<Fingerprints>> {
+pub(crate) fn fingerprints(snapshot: &Snapshot) -> TestResult<Arc<Fingerprints>> {
     let domain = domain();
     let frames: Vec<_> = (0..snapshot.image.layout().frames()).map(FrameIndex).collect();
     let found = contents(&*snapshot.image, &frames, &domain, NonZeroUsize::MIN)?;
@@ -32,11 +34,11 @@ pub(crate) fn fingerprints(snapshot: &Snapshot) -> Outcome<Arc<Fingerprints>> {
     Ok(Arc::new(Fingerprints::new(domain.id(), all, frames.into_iter().zip(found))))
 }
 
-/// A machine that ran so long, snapshot.
-pub(crate) fn snapshot(host: &Arc<Host>, plan: &Plan, rounds: u64) -> Outcome<Snapshot> {
+/// A snapshot of a machine that has run for `rounds` rounds.
+pub(crate) fn snapshot(host: &Arc<Host>, plan: &Plan, rounds: u64) -> TestResult<Snapshot> {
     let (mut machine, check_port) = boot(host, plan)?;
     machine.resume()?;
-    let_run(plan, &machine, &check_port, rounds);
+    wait_for_rounds(plan, &machine, &check_port, rounds);
     Ok(machine.freeze()?)
 }
 
@@ -44,7 +46,7 @@ pub(crate) fn count(runs: &[std::ops::Range<u32>]) -> usize {
     runs.iter().map(|run| run.len()).sum()
 }
 
-/// Tells a thread to stop, however the scope is left.
+/// Tells a thread to stop when dropped.
 struct Stop<'a>(&'a AtomicBool);
 
 impl Drop for Stop<'_> {
@@ -53,21 +55,21 @@ impl Drop for Stop<'_> {
     }
 }
 
-/// Does something while pages come into a store and push others out.
+/// Runs `work` while pages are put into a store and evict others.
 pub(crate) fn while_churning(
     store: &ContentStore,
-    work: impl FnOnce() -> Outcome<()>,
-) -> Outcome<()> {
+    work: impl FnOnce() -> TestResult<()>,
+) -> TestResult<()> {
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
         scope.spawn(|| churn(store, &stop));
-        // Also when it panics.
+        // Also when `work` panics.
         let _stop = Stop(&stop);
         work()
     })
 }
 
-/// Waits until every place of a store that is not pinned was written to.
+/// Waits until every unpinned slot of a store was overwritten.
 pub(crate) fn turned_over(store: &ContentStore) {
     let before = store.statistics().evicted;
     while store.statistics().evicted < before + 2 * u64::from(store.statistics().bound) {
@@ -86,13 +88,13 @@ fn churn(store: &ContentStore, stop: &AtomicBool) {
 }
 
 #[test]
-fn images_share_what_they_have_in_common() -> Outcome<()> {
+fn images_share_what_they_have_in_common() -> TestResult<()> {
     let Some(host) = host() else { return Ok(()) };
     let plan = Plan::new(32, 2, 4, 256, 1024, 2)?;
     let store = ContentStore::new(9000)?;
     let mut taken = 0;
     let mut all = Vec::new();
-    // Machines of one build that have done different things.
+    // Machines with the same files that have run for different times.
     for rounds in [50, 200, 400] {
         let snapshot = snapshot(&host, &plan, rounds)?;
         taken += snapshot.image.taken()?;
@@ -103,34 +105,34 @@ fn images_share_what_they_have_in_common() -> Outcome<()> {
     let own = all.iter().map(|snapshot| snapshot.image.taken()).sum::<Result<u64, _>>()?;
     let now = own + store.taken()?;
     println!("{} KiB before, {} KiB now, {:?}", taken >> 10, now >> 10, store.statistics());
-    // The file that all of them have read is there once.
+    // The file, which all of them have read, is stored once.
     assert!(now + (1024 << 12) < taken);
     while_churning(&store, || {
         let mut clones = Vec::new();
         for snapshot in all.iter().cycle().take(6) {
-            let hears = Arc::new(CheckPort::default());
-            let mut clone = Machine::clone_of(&host, snapshot, Arc::clone(&hears) as _)?;
+            let checks = Arc::new(CheckPort::default());
+            let mut clone = Machine::clone_of(&host, snapshot, Arc::clone(&checks) as _)?;
             clone.resume()?;
-            clones.push((clone, hears));
+            clones.push((clone, checks));
         }
-        for (clone, hears) in &clones {
-            let_run(&plan, clone, hears, 60);
-            // In this order: it writes on.
+        for (clone, checks) in &clones {
+            wait_for_rounds(&plan, clone, checks, 60);
+            // In this order, since the clone keeps writing.
             let diverged = count(&clone.diverged()?);
             let written = count(&clone.written()?);
             assert!(diverged > 0 && diverged <= written, "{diverged} of {written}");
         }
-        // A clone of a clone, when its parent is gone.
+        // A clone of a clone whose parent is dropped.
         let (parent, _) = clones.swap_remove(0);
         let again = parent.freeze()?;
         drop(parent);
         verify_image(&plan, &again);
-        let hears = Arc::new(CheckPort::default());
-        let mut clone = Machine::clone_of(&host, &again, Arc::clone(&hears) as _)?;
+        let checks = Arc::new(CheckPort::default());
+        let mut clone = Machine::clone_of(&host, &again, Arc::clone(&checks) as _)?;
         drop(again);
         clone.resume()?;
-        let_run(&plan, &clone, &hears, 60);
-        clones.push((clone, hears));
+        wait_for_rounds(&plan, &clone, &checks, 60);
+        clones.push((clone, checks));
         for (clone, _) in &clones {
             verify_machine(&plan, clone);
         }
@@ -147,8 +149,8 @@ fn images_share_what_they_have_in_common() -> Outcome<()> {
 }
 
 #[test]
-fn what_a_sibling_s_parent_had_is_not_fetched() -> Outcome<()> {
-    let Some(host) = host().filter(|_| can_watch()) else { return Ok(()) };
+fn what_a_sibling_s_parent_had_is_not_fetched() -> TestResult<()> {
+    let Some(host) = host().filter(|_| has_userfaultfd()) else { return Ok(()) };
     let plan = Plan::new(32, 1, 4, 256, 1024, 2)?;
     let store = ContentStore::new(9000)?;
     let mut fetched = Vec::new();
@@ -168,11 +170,11 @@ fn what_a_sibling_s_parent_had_is_not_fetched() -> Outcome<()> {
             cache,
             pages: PageSize::Small,
         };
-        let hears = Arc::new(CheckPort::default());
+        let checks = Arc::new(CheckPort::default());
         let mut clone =
-            Machine::on_demand_clone(&host, &snapshot.state, on_demand, Arc::clone(&hears) as _)?;
+            Machine::on_demand_clone(&host, &snapshot.state, on_demand, Arc::clone(&checks) as _)?;
         clone.resume()?;
-        let_run(&plan, &clone, &hears, 100);
+        wait_for_rounds(&plan, &clone, &checks, 100);
         verify_machine(&plan, &clone);
         let total = clone.engine().ok_or("no engine")?.statistics().total();
         println!(
@@ -181,17 +183,21 @@ fn what_a_sibling_s_parent_had_is_not_fetched() -> Outcome<()> {
         );
         fetched.push((total.fetched + total.prefetched, total.local_cache));
     }
-    // The file, at least, and the code.
+    // At least the file and the code.
     assert!(fetched[1].0 + 900 < fetched[0].0 && fetched[1].1 > 1000, "{fetched:?}");
     assert!(fetched[2].0 + 900 < fetched[0].0 && fetched[2].1 > 1000, "{fetched:?}");
     Ok(())
 }
 
-/// A machine that ran so long, snapshot, and what its frames are.
-fn colored(host: &Arc<Host>, plan: &Plan, rounds: u64) -> Outcome<(Snapshot, Arc<LocalityOrder>)> {
+/// A snapshot of a machine that has run for `rounds` rounds, and its locality order.
+fn colored(
+    host: &Arc<Host>,
+    plan: &Plan,
+    rounds: u64,
+) -> TestResult<(Snapshot, Arc<LocalityOrder>)> {
     let (mut machine, check_port) = boot(host, plan)?;
     machine.resume()?;
-    let_run(plan, &machine, &check_port, rounds);
+    wait_for_rounds(plan, &machine, &check_port, rounds);
     let mut registers = Vec::new();
     for _ in 0..40 {
         registers.extend(machine.look()?);
@@ -203,17 +209,17 @@ fn colored(host: &Arc<Host>, plan: &Plan, rounds: u64) -> Outcome<(Snapshot, Arc
     Ok((snapshot, Arc::new(LocalityOrder::new(map))))
 }
 
-/// From colors to selectors, from their choice to fingerprints, to images that share, to clones,
-/// and from what these write back to the selectors.
+/// Runs the whole chain: colors, selectors, fingerprints of the selected frames, images that share
+/// pages, clones, and the feedback of diverged frames to the selectors.
 #[test]
-fn what_selectors_choose_is_shared_and_they_learn_what_diverges() -> Outcome<()> {
+fn what_selectors_choose_is_shared_and_they_learn_what_diverges() -> TestResult<()> {
     let Some(host) = host() else { return Ok(()) };
     let plan = Plan::new(32, 2, 4, 256, 1024, 2)?;
     let guests = [colored(&host, &plan, 50)?, colored(&host, &plan, 300)?];
     let mut catalog = Catalog::new();
     let numbers: Vec<_> = guests.iter().map(|(_, locality)| catalog.add(locality)).collect();
     let mut hashed = Vec::new();
-    for (is_adaptive, is_sieved) in [(false, false), (true, false), (true, true)] {
+    for (is_adaptive, is_filtered) in [(false, false), (true, false), (true, true)] {
         let mut selectors: Vec<Box<dyn DedupSelector>> = Vec::new();
         for ((_, locality), number) in guests.iter().zip(&numbers) {
             let locality = Arc::clone(locality);
@@ -222,27 +228,27 @@ fn what_selectors_choose_is_shared_and_they_learn_what_diverges() -> Outcome<()>
                 false => Box::new(dedup::Blind::new(locality)),
             });
         }
-        let mut subjects = Vec::new();
+        let mut trial_guests = Vec::new();
         for (((_, locality), number), selector) in guests.iter().zip(&numbers).zip(&mut selectors) {
             let (number, selector) = (*number, &mut **selector);
-            subjects.push(TrialGuest { number, locality, selector, is_written: &|_| false });
+            trial_guests.push(TrialGuest { number, locality, selector, is_written: &|_| false });
         }
         let mut found: [Vec<(FrameIndex, Content)>; 2] = Default::default();
-        let glance = |place: usize, frames: &[FrameIndex]| {
-            partial_contents(&*guests[place].0.image, frames, &domain(), NonZeroUsize::MIN)
+        let partial = |guest: usize, frames: &[FrameIndex]| {
+            partial_contents(&*guests[guest].0.image, frames, &domain(), NonZeroUsize::MIN)
         };
-        let read = |place: usize, frames: &[FrameIndex]| {
-            let image = &*guests[place].0.image;
+        let read = |guest: usize, frames: &[FrameIndex]| {
+            let image = &*guests[guest].0.image;
             let read = contents(image, frames, &domain(), NonZeroUsize::MIN)?;
-            found[place].extend(frames.iter().copied().zip(read.iter().copied()));
+            found[guest].extend(frames.iter().copied().zip(read.iter().copied()));
             Ok::<_, MemoryError>(read)
         };
-        let trial = match is_sieved {
-            true => dedup::run_filtered(&mut subjects, u64::MAX, glance, read)?,
-            false => dedup::run(&mut subjects, u64::MAX, read)?,
+        let trial = match is_filtered {
+            true => dedup::run_filtered(&mut trial_guests, u64::MAX, partial, read)?,
+            false => dedup::run(&mut trial_guests, u64::MAX, read)?,
         };
         let total = trial.total();
-        println!("{}, sieved: {is_sieved}: {total:?}", selectors[0].name());
+        println!("{}, filtered: {is_filtered}: {total:?}", selectors[0].name());
 
         let store = ContentStore::new(9000)?;
         for (((snapshot, _), found), selector) in guests.iter().zip(found).zip(&mut selectors) {
@@ -252,16 +258,16 @@ fn what_selectors_choose_is_shared_and_they_learn_what_diverges() -> Outcome<()>
             println!("{shared:?}");
             assert!(shared.shared > 0);
             let snapshot = Snapshot { image: Arc::new(image), ..snapshot.clone() };
-            let hears = Arc::new(CheckPort::default());
-            let mut clone = Machine::clone_of(&host, &snapshot, Arc::clone(&hears) as _)?;
+            let checks = Arc::new(CheckPort::default());
+            let mut clone = Machine::clone_of(&host, &snapshot, Arc::clone(&checks) as _)?;
             clone.resume()?;
-            let_run(&plan, &clone, &hears, 60);
+            wait_for_rounds(&plan, &clone, &checks, 60);
             verify_machine(&plan, &clone);
             let diverged = clone.diverged()?.into_iter().flatten();
-            let fates: Vec<_> = diverged.map(|n| (FrameIndex(n), Fate::Diverged)).collect();
-            selector.learn(&fates);
+            let outcomes: Vec<_> = diverged.map(|n| (FrameIndex(n), Outcome::Diverged)).collect();
+            selector.learn(&outcomes);
         }
-        // Each page that a guest shares with the other one, or with itself, is there once.
+        // Each page that a guest shares with another guest, or with itself, is stored once.
         let pages = u64::from(store.statistics().pages);
         assert!(pages <= total.hashed - total.shared, "{total:?}");
         hashed.push(total.hashed);

@@ -1,6 +1,6 @@
-//! Clones that outlive the store whose pages they show.
+//! Clones that outlive the store whose pages they map.
 
-use crate::common::{Outcome, host, let_run, verify_image, verify_machine};
+use crate::common::{TestResult, host, verify_image, verify_machine, wait_for_rounds};
 use crate::store::{domain, fingerprints, snapshot, turned_over, while_churning};
 use kaleidoscope_core::store::PageStore;
 use kaleidoscope_kvm::guest::{CheckPort, Plan};
@@ -9,7 +9,7 @@ use kaleidoscope_kvm::memory::ContentStore;
 use std::sync::Arc;
 
 #[test]
-fn clones_outlive_their_store() -> Outcome<()> {
+fn clones_outlive_their_store() -> TestResult<()> {
     let Some(host) = host() else { return Ok(()) };
     let plan = Plan::new(32, 2, 4, 256, 1024, 2)?;
     let former = ContentStore::new(6000)?;
@@ -20,10 +20,10 @@ fn clones_outlive_their_store() -> Outcome<()> {
         assert!(shared.shared > 1000, "{shared:?}");
         let snapshot = Snapshot { image: Arc::new(image), ..snapshot };
         for _ in 0..2 {
-            let hears = Arc::new(CheckPort::default());
-            let mut clone = Machine::clone_of(&host, &snapshot, Arc::clone(&hears) as _)?;
+            let checks = Arc::new(CheckPort::default());
+            let mut clone = Machine::clone_of(&host, &snapshot, Arc::clone(&checks) as _)?;
             clone.resume()?;
-            clones.push((clone, hears));
+            clones.push((clone, checks));
         }
     }
     let held = former.statistics();
@@ -37,11 +37,11 @@ fn clones_outlive_their_store() -> Outcome<()> {
     while_churning(&store, || {
         turned_over(&store);
         assert!(clones.iter().all(|(clone, _)| clone.ended().is_none()));
-        for (clone, hears) in &clones {
-            let_run(&plan, clone, hears, 60);
+        for (clone, checks) in &clones {
+            wait_for_rounds(&plan, clone, checks, 60);
             verify_machine(&plan, clone);
         }
-        // What they show can be shown to others from now on.
+        // Pages that they map can be shared with others from now on.
         let newcomer = snapshot(&host, &plan, 100)?;
         let (image, shared) = newcomer.image.sharing(&store, &*fingerprints(&newcomer)?)?;
         assert!(shared.shared > 1000, "{shared:?}");
@@ -50,10 +50,10 @@ fn clones_outlive_their_store() -> Outcome<()> {
         clones.clear();
         store.release_former();
         turned_over(&store);
-        let hears = Arc::new(CheckPort::default());
-        let mut clone = Machine::clone_of(&host, &newcomer, Arc::clone(&hears) as _)?;
+        let checks = Arc::new(CheckPort::default());
+        let mut clone = Machine::clone_of(&host, &newcomer, Arc::clone(&checks) as _)?;
         clone.resume()?;
-        let_run(&plan, &clone, &hears, 60);
+        wait_for_rounds(&plan, &clone, &checks, 60);
         verify_machine(&plan, &clone);
         Ok(())
     })?;

@@ -1,6 +1,6 @@
-//! Clones on a cache that shows what the content store has.
+//! Clones on a shared page cache that maps pages of the content store.
 
-use crate::common::{Outcome, can_watch, host, let_run, verify_machine};
+use crate::common::{TestResult, has_userfaultfd, host, verify_machine, wait_for_rounds};
 use crate::store::{count, domain, fingerprints, snapshot, turned_over, while_churning};
 use kaleidoscope_core::clone::{Background, Descriptor, EngineOptions, LocalSource};
 use kaleidoscope_core::fingerprint::Fingerprints;
@@ -14,14 +14,14 @@ use kaleidoscope_kvm::uffd::{OnDemand, SharedPageCache};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// A clone of `snapshot` on a cache.
+/// A clone of `snapshot` on a shared page cache.
 fn clone_on(
     host: &Arc<Host>,
     snapshot: &Snapshot,
     cache: &Arc<SharedPageCache>,
     policy: Box<dyn PrefetchPolicy>,
     background: Background,
-) -> Outcome<(Machine, Arc<CheckPort>)> {
+) -> TestResult<(Machine, Arc<CheckPort>)> {
     let on_demand = OnDemand {
         locality: Descriptor::of(&*snapshot.image, None)?.locality()?,
         policy,
@@ -32,18 +32,18 @@ fn clone_on(
         cache: Some(Arc::clone(cache)),
         pages: PageSize::Small,
     };
-    let hears = Arc::new(CheckPort::default());
+    let checks = Arc::new(CheckPort::default());
     let clone =
-        Machine::on_demand_clone(host, &snapshot.state, on_demand, Arc::clone(&hears) as _)?;
-    Ok((clone, hears))
+        Machine::on_demand_clone(host, &snapshot.state, on_demand, Arc::clone(&checks) as _)?;
+    Ok((clone, checks))
 }
 
-/// A store that another machine of the build has filled, which is gone; a parent, and what its host
-/// says of its pages.
+/// A store that a machine with the same files has filled and left, and the snapshot and
+/// fingerprints of another machine.
 pub(crate) fn after_another(
     host: &Arc<Host>,
     plan: &Plan,
-) -> Outcome<(Arc<ContentStore>, Snapshot, Arc<Fingerprints>)> {
+) -> TestResult<(Arc<ContentStore>, Snapshot, Arc<Fingerprints>)> {
     let store = ContentStore::new(6000)?;
     let other = snapshot(host, plan, 50)?;
     drop(other.image.sharing(&store, &*fingerprints(&other)?)?);
@@ -53,25 +53,26 @@ pub(crate) fn after_another(
     Ok((store, parent, known))
 }
 
-/// Frames that came to fill a clone, and those that were there: all that it has, when nothing ran.
+/// Fills a clone that does not run. Returns the number of frames that were fetched, and of those
+/// that were in the cache already.
 pub(crate) fn filled(
     host: &Arc<Host>,
     snapshot: &Snapshot,
     cache: &Arc<SharedPageCache>,
-) -> Outcome<(u64, u64, Machine, Arc<CheckPort>)> {
-    let (clone, hears) = clone_on(host, snapshot, cache, Box::new(Demand), Background::Full)?;
+) -> TestResult<(u64, u64, Machine, Arc<CheckPort>)> {
+    let (clone, checks) = clone_on(host, snapshot, cache, Box::new(Demand), Background::Full)?;
     let engine = clone.engine().ok_or("no engine")?;
     while !engine.is_whole() {
         assert!(clone.ended().is_none() && engine.stopped().is_none());
         std::thread::sleep(Duration::from_millis(1));
     }
     let total = engine.statistics().total();
-    Ok((total.fetched + total.prefetched + total.filled, total.local_cache, clone, hears))
+    Ok((total.fetched + total.prefetched + total.filled, total.local_cache, clone, checks))
 }
 
 #[test]
-fn staged_clones_map_what_another_parent_had() -> Outcome<()> {
-    let Some(host) = host().filter(|_| can_watch()) else { return Ok(()) };
+fn staged_clones_map_what_another_parent_had() -> TestResult<()> {
+    let Some(host) = host().filter(|_| has_userfaultfd()) else { return Ok(()) };
     let plan = Plan::new(32, 2, 4, 256, 1024, 2)?;
     let (store, parent, known) = after_another(&host, &plan)?;
     assert_eq!(store.statistics().pins, 0);
@@ -89,26 +90,26 @@ fn staged_clones_map_what_another_parent_had() -> Outcome<()> {
             (Box::new(Blind::aligned(16)), Background::Full),
         ];
         for (policy, background) in ways {
-            let (mut clone, hears) = clone_on(&host, &parent, &cache, policy, background)?;
+            let (mut clone, checks) = clone_on(&host, &parent, &cache, policy, background)?;
             clone.resume()?;
-            clones.push((clone, hears));
+            clones.push((clone, checks));
         }
-        for (clone, hears) in &clones {
-            let_run(&plan, clone, hears, 100);
+        for (clone, checks) in &clones {
+            wait_for_rounds(&plan, clone, checks, 100);
             verify_machine(&plan, clone);
             let total = clone.engine().ok_or("no engine")?.statistics().total();
             println!(
-                "{} faults, {} prefetched, {} filled, {} there",
+                "{} faults, {} prefetched, {} filled, {} cached",
                 total.faults, total.prefetched, total.filled, total.local_cache
             );
             assert_eq!(total.local_cache, shown as u64);
         }
-        // Pages stay as long as one clone is left that shows them.
-        let (mut clone, hears) = clones.swap_remove(0);
+        // Pages stay pinned as long as one clone maps them.
+        let (mut clone, checks) = clones.swap_remove(0);
         drop((clones, cache));
         assert_eq!(store.statistics().pins, shown as u64);
         clone.resume()?;
-        let_run(&plan, &clone, &hears, 60);
+        wait_for_rounds(&plan, &clone, &checks, 60);
         verify_machine(&plan, &clone);
         Ok(())
     })?;
@@ -118,8 +119,8 @@ fn staged_clones_map_what_another_parent_had() -> Outcome<()> {
 }
 
 #[test]
-fn what_is_mapped_is_neither_fetched_nor_staged() -> Outcome<()> {
-    let Some(host) = host().filter(|_| can_watch()) else { return Ok(()) };
+fn what_is_mapped_is_neither_fetched_nor_staged() -> TestResult<()> {
+    let Some(host) = host().filter(|_| has_userfaultfd()) else { return Ok(()) };
     let plan = Plan::new(32, 1, 4, 256, 1024, 2)?;
     let (store, parent, known) = after_another(&host, &plan)?;
     let layout = parent.image.layout().clone();
@@ -130,9 +131,10 @@ fn what_is_mapped_is_neither_fetched_nor_staged() -> Outcome<()> {
     assert_eq!((fetched, there), (frames, 0));
     let cache = SharedPageCache::sharing(layout, &store, &known, Some(&domain()))?;
     let shown = count(&cache.shared()) as u64;
-    let (fetched, there, mut clone, hears) = filled(&host, &parent, &cache)?;
+    let (fetched, there, mut clone, checks) = filled(&host, &parent, &cache)?;
     println!(
-        "{shown} of {frames} frames in {} runs: {fetched} fetched; cache {} KiB, without a store {} KiB",
+        "{shown} of {frames} frames in {} runs: {fetched} fetched; cache {} KiB, without a store \
+         {} KiB",
         cache.shared().len(),
         cache.taken()? >> 10,
         plain.taken()? >> 10
@@ -141,7 +143,7 @@ fn what_is_mapped_is_neither_fetched_nor_staged() -> Outcome<()> {
     assert_eq!((fetched, there), (frames - shown, shown));
     assert_eq!(cache.taken()? + (shown << 12), plain.taken()?);
     clone.resume()?;
-    let_run(&plan, &clone, &hears, 100);
+    wait_for_rounds(&plan, &clone, &checks, 100);
     verify_machine(&plan, &clone);
     drop((clone, cache));
     assert_eq!(store.statistics().pins, 0);

@@ -1,7 +1,7 @@
-//! A installer with whom something goes wrong.
+//! A page installer with injected failures.
 
 use super::log::Call;
-use super::script::{Decided, Failure, Script};
+use super::script::{Decision, Failure, Script};
 use kaleidoscope_core::addr::FrameIndex;
 use kaleidoscope_core::clone::ports::{Eviction, InstallError, Installed, PageInstaller};
 use kaleidoscope_core::memory::Page;
@@ -9,7 +9,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Passes pages on as a [`Script`] says.
+/// Forwards calls to another installer, with the failures of a [`Script`].
 pub struct FaultyInstaller {
     inner: Arc<dyn PageInstaller>,
     script: Script,
@@ -17,7 +17,7 @@ pub struct FaultyInstaller {
 }
 
 impl FaultyInstaller {
-    /// A installer that fails as the script says.
+    /// Wraps an installer.
     #[must_use]
     pub fn new(inner: Arc<dyn PageInstaller>, script: Script) -> Self {
         Self { inner, script, is_dead: AtomicBool::new(false) }
@@ -27,20 +27,20 @@ impl FaultyInstaller {
         &self,
         call: Call,
         frames: &[FrameIndex],
-        act: impl FnOnce(&Decided) -> Result<T, InstallError>,
+        act: impl FnOnce(&Decision) -> Result<T, InstallError>,
     ) -> Result<T, InstallError> {
-        let decided = self.script.begin(call, frames, "");
-        if decided.has(Failure::Dead) {
+        let decision = self.script.begin(call, frames, "");
+        if decision.has(Failure::Dead) {
             self.is_dead.store(true, Ordering::Release);
         }
-        let result = if self.is_dead.load(Ordering::Acquire) || decided.has(Failure::Fail) {
+        let result = if self.is_dead.load(Ordering::Acquire) || decision.has(Failure::Fail) {
             Err(InstallError::new(format!("{call} fails, as scripted")))
         } else {
-            act(&decided)
+            act(&decision)
         };
         match &result {
-            Ok(done) => self.script.end(&decided, format_args!("{done:?}")),
-            Err(error) => self.script.end(&decided, error),
+            Ok(done) => self.script.end(&decision, format_args!("{done:?}")),
+            Err(error) => self.script.end(&decision, error),
         }
         result
     }
@@ -51,9 +51,9 @@ impl FaultyInstaller {
         frame: FrameIndex,
         act: impl FnOnce() -> Result<Installed, InstallError>,
     ) -> Result<Installed, InstallError> {
-        self.call(call, &[frame], |decided| {
-            if decided.has(Failure::Again) {
-                self.script.owe_excuse();
+        self.call(call, &[frame], |decision| {
+            if decision.has(Failure::Again) {
+                self.script.owe_removed_event();
                 return Ok(Installed::TryAgain);
             }
             act()
@@ -72,9 +72,9 @@ impl PageInstaller for FaultyInstaller {
 
     fn zero_run(&self, frames: Range<u32>) -> Result<u32, InstallError> {
         let list: Vec<_> = frames.clone().map(FrameIndex).collect();
-        self.call(Call::ZeroRun, &list, |decided| {
-            if decided.has(Failure::Again) {
-                self.script.owe_excuse();
+        self.call(Call::ZeroRun, &list, |decision| {
+            if decision.has(Failure::Again) {
+                self.script.owe_removed_event();
                 return Ok(0);
             }
             self.inner.zero_run(frames)

@@ -1,4 +1,4 @@
-//! A fault queue with whom something goes wrong.
+//! A fault queue with injected failures.
 
 use super::log::Call;
 use super::script::{Failure, Script};
@@ -11,50 +11,50 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-/// Longest wait while events are held back.
+/// Longest wait while an event is held back.
 const TICK: Duration = Duration::from_millis(1);
 
-/// Passes events on as a [`Script`] says. That frames were given back is never lost, repeated or
-/// overtaken by a fault that came later: it happens once, and a system that got it wrong could not
-/// be served by anybody.
+/// Forwards events of another queue, with the failures of a [`Script`]. Removal events are never
+/// lost, repeated or overtaken by later faults: the kernel delivers each exactly once and in order,
+/// and no handler could work without that.
 pub struct FaultyQueue {
     inner: Arc<dyn FaultQueue>,
     script: Script,
     frames: u32,
     is_dead: AtomicBool,
-    kept: Mutex<Kept>,
+    pending: Mutex<PendingEvents>,
 }
 
 #[derive(Default)]
-struct Kept {
-    /// To be read before anything else.
+struct PendingEvents {
+    /// Events to be returned next.
     ready: VecDeque<Event>,
     /// A fault that the next event overtakes.
     held: Option<Event>,
 }
 
 impl FaultyQueue {
-    /// A queue of a memory of so many frames that fails as the script says.
+    /// Wraps the queue of a memory with `frames` frames.
     #[must_use]
     pub fn new(inner: Arc<dyn FaultQueue>, frames: u32, script: Script) -> Self {
-        let (is_dead, kept) = (AtomicBool::new(false), Mutex::default());
-        Self { inner, script, frames, is_dead, kept }
+        let (is_dead, pending) = (AtomicBool::new(false), Mutex::default());
+        Self { inner, script, frames, is_dead, pending }
     }
 
     fn check(&self, call: Call) -> Result<(), InstallError> {
-        let decided = self.script.begin(call, &[], "");
-        if decided.has(Failure::Dead) {
+        let decision = self.script.begin(call, &[], "");
+        if decision.has(Failure::Dead) {
             self.is_dead.store(true, Ordering::Release);
         }
-        if self.is_dead.load(Ordering::Acquire) || decided.has(Failure::Fail) {
-            self.script.end(&decided, "error");
+        if self.is_dead.load(Ordering::Acquire) || decision.has(Failure::Fail) {
+            self.script.end(&decision, "error");
             return Err(InstallError::new(format!("{call} fails, as scripted")));
         }
         Ok(())
     }
 
-    /// What becomes of an event: passed on, lost, kept for later.
-    fn pass(&self, kept: &mut Kept, event: Event) -> Option<Event> {
+    /// Applies the script to an event: forwards, drops or holds it.
+    fn pass(&self, pending: &mut PendingEvents, event: Event) -> Option<Event> {
         let Event::Fault { frame, .. } = event else {
             let (frames, detail) = match &event {
                 Event::Removed(range) => (range.clone().map(FrameIndex).collect(), "removed"),
@@ -63,21 +63,21 @@ impl FaultyQueue {
             let _ = self.script.begin(Call::Event, &frames, detail);
             return Some(event);
         };
-        let decided = self.script.begin(Call::Event, &[frame], "fault");
-        if decided.has(Failure::Drop) {
+        let decision = self.script.begin(Call::Event, &[frame], "fault");
+        if decision.has(Failure::Drop) {
             return None;
         }
-        if decided.has(Failure::Twice) {
-            kept.ready.push_back(event.clone());
+        if decision.has(Failure::Twice) {
+            pending.ready.push_back(event.clone());
         }
-        if decided.has(Failure::Unasked) {
+        if decision.has(Failure::Unasked) {
             let frame = self.script.below(u64::from(self.frames));
             let frame = FrameIndex(u32::try_from(frame).unwrap_or(0));
-            kept.ready.push_back(event);
+            pending.ready.push_back(event);
             return Some(Event::Fault { frame, access: Access::Unknown });
         }
-        if decided.has(Failure::Reorder) {
-            return kept.held.replace(event);
+        if decision.has(Failure::Reorder) {
+            return pending.held.replace(event);
         }
         Some(event)
     }
@@ -87,8 +87,8 @@ impl FaultQueue for FaultyQueue {
     fn wait(&self, wait: Duration) -> Result<(), InstallError> {
         self.check(Call::Wait)?;
         let (is_ready, is_holding) = {
-            let kept = self.kept.lock();
-            (!kept.ready.is_empty(), kept.held.is_some())
+            let pending = self.pending.lock();
+            (!pending.ready.is_empty(), pending.held.is_some())
         };
         match (is_ready, is_holding) {
             (true, _) => Ok(()),
@@ -99,20 +99,20 @@ impl FaultQueue for FaultyQueue {
 
     fn read(&self) -> Result<Option<Event>, InstallError> {
         self.check(Call::Read)?;
-        if self.script.take_excuse() {
+        if self.script.take_owed_event() {
             return Ok(Some(Event::Removed(0..0)));
         }
-        let mut kept = self.kept.lock();
-        if let Some(event) = kept.ready.pop_front() {
+        let mut pending = self.pending.lock();
+        if let Some(event) = pending.ready.pop_front() {
             return Ok(Some(event));
         }
-        let held = kept.held.take();
+        let held = pending.held.take();
         let event = self.inner.read()?;
-        let event = event.and_then(|event| self.pass(&mut kept, event));
+        let event = event.and_then(|event| self.pass(&mut pending, event));
         match (event, held) {
             (None, held) => Ok(held),
             (Some(event), Some(held)) => {
-                kept.ready.push_back(held);
+                pending.ready.push_back(held);
                 Ok(Some(event))
             }
             (event, None) => Ok(event),

@@ -1,4 +1,4 @@
-//! A page source with whom something goes wrong.
+//! A page source with injected failures.
 
 use super::log::Call;
 use super::script::{Failure, Script};
@@ -10,34 +10,34 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-/// How often deliveries that are held back are looked at.
+/// Interval at which delayed deliveries are checked.
 const TICK: Duration = Duration::from_millis(1);
 
-/// Passes requests and deliveries on as a [`Script`] says.
+/// Forwards requests and deliveries to another source, with the failures of a [`Script`].
 pub struct FaultySource {
     inner: Arc<dyn PageSource>,
     script: Script,
     frames: u32,
     is_dead: AtomicBool,
-    held: Mutex<Vec<Held>>,
+    held: Mutex<Vec<DelayedDelivery>>,
 }
 
-/// A delivery that others overtake.
-struct Held {
-    delivery: Owned,
-    /// When it is due; `None` for a random time.
+/// A delivery that is held back, so that later ones overtake it.
+struct DelayedDelivery {
+    delivery: OwnedDelivery,
+    /// When to deliver it; `None` for a random time.
     due: Option<Instant>,
 }
 
-/// A delivery with its bytes.
-enum Owned {
+/// An owned copy of a [`Delivery`].
+enum OwnedDelivery {
     Page(FrameIndex, Box<Page>),
     Zero(FrameIndex),
     Unavailable(FrameIndex),
 }
 
 impl FaultySource {
-    /// A source of a guest of so many frames that fails as the script says.
+    /// Wraps the source of a guest with `frames` frames.
     #[must_use]
     pub fn new(inner: Arc<dyn PageSource>, frames: u32, script: Script) -> Self {
         Self { inner, script, frames, is_dead: AtomicBool::new(false), held: Mutex::default() }
@@ -61,41 +61,41 @@ impl FaultySource {
         Ok(())
     }
 
-    /// What becomes of a delivery: handed over, held back, changed.
-    fn pass(&self, mut delivery: Owned, deliver: &mut dyn FnMut(Delivery<'_>)) {
+    /// Applies the script to a delivery: forwards, delays, changes or drops it.
+    fn pass(&self, mut delivery: OwnedDelivery, deliver: &mut dyn FnMut(Delivery<'_>)) {
         let frame = delivery.frame();
-        let decided = self.script.begin(Call::Deliver, &[frame], delivery.kind());
-        if decided.has(Failure::Drop) {
+        let decision = self.script.begin(Call::Deliver, &[frame], delivery.kind());
+        if decision.has(Failure::Drop) {
             return;
         }
-        if let Owned::Page(_, page) = &mut delivery
-            && decided.has(Failure::Corrupt)
+        if let OwnedDelivery::Page(_, page) = &mut delivery
+            && decision.has(Failure::Corrupt)
         {
             let at = usize::try_from(self.script.below(FRAME_BYTES as u64)).unwrap_or(0);
             page.iter_mut().skip(at).take(1).for_each(|byte| *byte ^= 0x40);
         }
-        if decided.has(Failure::Unavailable) {
-            delivery = Owned::Unavailable(frame);
+        if decision.has(Failure::Unavailable) {
+            delivery = OwnedDelivery::Unavailable(frame);
         }
-        if decided.has(Failure::Outside) {
+        if decision.has(Failure::Outside) {
             deliver(Delivery::Zero(FrameIndex(self.frames)));
             deliver(Delivery::Zero(FrameIndex(u32::MAX)));
         }
-        if decided.has(Failure::Twice) {
+        if decision.has(Failure::Twice) {
             deliver(delivery.borrow());
         }
-        match (decided.delay(), decided.has(Failure::Reorder)) {
+        match (decision.delay(), decision.has(Failure::Reorder)) {
             (Some(delay), _) => {
                 let due = Some(Instant::now() + delay);
-                self.held.lock().push(Held { delivery, due });
+                self.held.lock().push(DelayedDelivery { delivery, due });
             }
-            (None, true) => self.held.lock().push(Held { delivery, due: None }),
+            (None, true) => self.held.lock().push(DelayedDelivery { delivery, due: None }),
             (None, false) => deliver(delivery.borrow()),
         }
     }
 
-    /// Hands over what is due, and some of what is held back for a random time: all of it if
-    /// nothing else came.
+    /// Delivers what is due, and a random part of the deliveries without a time: all of them if no
+    /// new ones arrived.
     fn release(&self, is_idle: bool, deliver: &mut dyn FnMut(Delivery<'_>)) -> bool {
         let mut held = self.held.lock();
         let now = Instant::now();
@@ -122,23 +122,23 @@ impl PageSource for FaultySource {
             Priority::Urgent => "urgent",
             Priority::Prefetch => "prefetch",
         };
-        let decided = self.script.begin(Call::Request, frames, detail);
-        let result = self.check(&decided.failures, Call::Request).and_then(|()| {
-            if decided.has(Failure::Unasked) {
+        let decision = self.script.begin(Call::Request, frames, detail);
+        let result = self.check(&decision.failures, Call::Request).and_then(|()| {
+            if decision.has(Failure::Unasked) {
                 let frame = self.script.below(u64::from(self.frames));
                 let frame = FrameIndex(u32::try_from(frame).unwrap_or(0));
                 self.inner.request(&[frame], Priority::Prefetch)?;
             }
-            if decided.has(Failure::Drop) {
+            if decision.has(Failure::Drop) {
                 return Ok(());
             }
-            if decided.has(Failure::Twice) {
+            if decision.has(Failure::Twice) {
                 self.inner.request(frames, priority)?;
             }
             self.inner.request(frames, priority)
         });
         if let Err(error) = &result {
-            self.script.end(&decided, error);
+            self.script.end(&decision, error);
         }
         result
     }
@@ -148,18 +148,18 @@ impl PageSource for FaultySource {
         wait: Duration,
         deliver: &mut dyn FnMut(Delivery<'_>),
     ) -> Result<(), SourceError> {
-        let decided = self.script.begin(Call::Receive, &[], "");
+        let decision = self.script.begin(Call::Receive, &[], "");
         let end = Instant::now().checked_add(wait);
         loop {
-            let result = self.check(&decided.failures, Call::Receive);
+            let result = self.check(&decision.failures, Call::Receive);
             if let Err(error) = result {
-                self.script.end(&decided, &error);
+                self.script.end(&decision, &error);
                 return Err(error);
             }
             let left = end.map_or(wait, |end| end.saturating_duration_since(Instant::now()));
             let step = if self.held.lock().is_empty() { left } else { left.min(TICK) };
             let mut arrived = Vec::new();
-            self.inner.receive(step, &mut |delivery| arrived.push(Owned::of(delivery)))?;
+            self.inner.receive(step, &mut |delivery| arrived.push(OwnedDelivery::of(delivery)))?;
             let is_idle = arrived.is_empty();
             for delivery in arrived {
                 self.pass(delivery, deliver);
@@ -175,7 +175,7 @@ impl PageSource for FaultySource {
     }
 }
 
-impl Owned {
+impl OwnedDelivery {
     fn of(delivery: Delivery<'_>) -> Self {
         match delivery {
             Delivery::Page(frame, page) => Self::Page(frame, Box::new(*page)),

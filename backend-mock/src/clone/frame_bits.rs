@@ -1,4 +1,4 @@
-//! What a mock memory knows of each of its frames, in one byte.
+//! Per-frame state of a mock memory, in one byte.
 
 use kaleidoscope_core::addr::FrameIndex;
 use kaleidoscope_core::memory::LazyTable;
@@ -12,14 +12,14 @@ pub(super) const TOUCHED: u8 = 1 << 1;
 pub(super) const DIRTY: u8 = 1 << 2;
 /// A vCPU waited for it before it was filled.
 pub(super) const AWAITED: u8 = 1 << 3;
-/// It was filled while nobody waited for it.
+/// The frame was filled while no vCPU waited for it.
 pub(super) const AHEAD: u8 = 1 << 4;
 /// The guest gave it back.
 pub(super) const GIVEN_BACK: u8 = 1 << 5;
-/// Somebody is filling or emptying it.
+/// A call is filling or emptying the frame.
 pub(super) const BUSY: u8 = 1 << 6;
 
-/// A byte of state per frame. Made in next to no time, whatever their number.
+/// One byte of state per frame. Creation is fast for any number of frames.
 pub(super) struct FrameBits(LazyTable<AtomicU8>);
 
 impl FrameBits {
@@ -38,12 +38,12 @@ impl FrameBits {
         self.0.made(frame.as_usize()).map_or(0, |bits| bits.load(Ordering::Acquire))
     }
 
-    /// Sets bits; the bits before.
+    /// Sets bits; returns the previous ones.
     pub(super) fn set(&self, frame: FrameIndex, bits: u8) -> u8 {
         self.0.get(frame.as_usize()).map_or(0, |b| b.fetch_or(bits, Ordering::AcqRel))
     }
 
-    /// Clears bits; the bits before.
+    /// Clears bits; returns the previous ones.
     pub(super) fn clear(&self, frame: FrameIndex, bits: u8) -> u8 {
         self.0.made(frame.as_usize()).map_or(0, |b| b.fetch_and(!bits, Ordering::AcqRel))
     }

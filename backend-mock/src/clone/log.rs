@@ -1,4 +1,4 @@
-//! Who called what with which frames, in which order.
+//! Ordered log of the calls through the ports.
 
 use super::script::Failure;
 use kaleidoscope_core::addr::FrameIndex;
@@ -6,7 +6,7 @@ use parking_lot::Mutex;
 use std::fmt;
 use std::sync::Arc;
 
-/// What passes through a port.
+/// A kind of call through a port.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 #[non_exhaustive]
 pub enum Call {
@@ -16,7 +16,7 @@ pub enum Call {
     Receive,
     /// One delivery out of `PageSource::receive`.
     Deliver,
-    /// `PageInstaller::place`.
+    /// `PageInstaller::install`.
     Install,
     /// `PageInstaller::zero`.
     Zero,
@@ -34,25 +34,25 @@ pub enum Call {
     Event,
 }
 
-/// One line of a [`Log`].
+/// One entry of a [`Log`].
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Entry {
-    /// What was called.
+    /// The call.
     pub call: Call,
-    /// With which frames; an event's, a delivery's.
+    /// The frames of the call, event or delivery.
     pub frames: Vec<FrameIndex>,
-    /// More about it: the priority, the kind of delivery, the event.
+    /// Details: the priority, the kind of delivery, the event.
     pub detail: &'static str,
-    /// What the script did to it.
+    /// Failures that the script injected.
     pub failures: Vec<Failure>,
-    /// What came of it; empty while it lasts.
+    /// The result; empty until the call ends.
     pub outcome: String,
 }
 
-/// An ordered record of what passed through the ports. Copies are the same log.
+/// An ordered record of the calls through the ports. Clones of it are handles to the same log.
 ///
-/// A call is recorded when it begins, and gets its outcome when it ends. Calls beyond the log's
-/// room are counted, not kept.
+/// An entry is recorded when its call begins, and gets its outcome when the call ends. Calls beyond
+/// the log's capacity are counted, not kept.
 #[derive(Clone)]
 pub struct Log {
     shared: Arc<Mutex<Entries>>,
@@ -65,19 +65,19 @@ struct Entries {
     dropped: u64,
 }
 
-/// An entry that has no outcome yet.
+/// Identifies an entry whose outcome is still missing; `None` beyond the capacity.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Begun(Option<usize>);
+pub(super) struct EntryId(Option<usize>);
 
 impl Default for Log {
-    /// Room for a million calls.
+    /// A capacity of a million calls.
     fn default() -> Self {
         Self::with_room(1_000_000)
     }
 }
 
 impl Log {
-    /// An empty log with room for so many calls; 0 to count only.
+    /// An empty log that keeps at most `room` calls; 0 to count only.
     #[must_use]
     pub fn with_room(room: usize) -> Self {
         Self { shared: Arc::default(), room }
@@ -89,50 +89,50 @@ impl Log {
         frames: Vec<FrameIndex>,
         detail: &'static str,
         failures: &[Failure],
-    ) -> Begun {
+    ) -> EntryId {
         let mut entries = self.shared.lock();
         if entries.kept.len() >= self.room {
             entries.dropped += 1;
-            return Begun(None);
+            return EntryId(None);
         }
         let failures = failures.to_vec();
         entries.kept.push(Entry { call, frames, detail, failures, outcome: String::new() });
-        Begun(Some(entries.kept.len() - 1))
+        EntryId(Some(entries.kept.len() - 1))
     }
 
-    pub(super) fn end(&self, begun: Begun, outcome: impl fmt::Display) {
-        if let Begun(Some(at)) = begun
+    pub(super) fn end(&self, id: EntryId, outcome: impl fmt::Display) {
+        if let EntryId(Some(at)) = id
             && let Some(entry) = self.shared.lock().kept.get_mut(at)
         {
             entry.outcome = outcome.to_string();
         }
     }
 
-    /// Everything recorded so far, in order.
+    /// All entries, in order.
     #[must_use]
     pub fn entries(&self) -> Vec<Entry> {
         self.shared.lock().kept.clone()
     }
 
-    /// What was recorded of one call, in order.
+    /// All entries of one kind of call, in order.
     #[must_use]
     pub fn of(&self, call: Call) -> Vec<Entry> {
         self.shared.lock().kept.iter().filter(|entry| entry.call == call).cloned().collect()
     }
 
-    /// How many calls are recorded.
+    /// Number of entries.
     #[must_use]
     pub fn len(&self) -> usize {
         self.shared.lock().kept.len()
     }
 
-    /// Whether nothing was called yet, or there is no room.
+    /// Whether the log has no entries.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Every call for a frame, in order.
+    /// All entries that concern a frame, in order.
     #[must_use]
     pub fn about(&self, frame: FrameIndex) -> Vec<Entry> {
         self.shared.lock().kept.iter().filter(|e| e.frames.contains(&frame)).cloned().collect()

@@ -1,10 +1,10 @@
-//! A clock that is set by hand.
+//! A clock that advances only on request.
 
 use kaleidoscope_core::clone::ports::Clock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-/// A clock that stands still until it is told how much time has passed.
+/// A clock whose time changes only through [`advance`](Self::advance).
 #[derive(Debug, Default)]
 pub struct ManualClock {
     nanoseconds: AtomicU64,
@@ -17,11 +17,11 @@ impl ManualClock {
         Self::default()
     }
 
-    /// Lets time pass: at most 584 years altogether.
+    /// Advances the time. Saturates after 584 years in total.
     pub fn advance(&self, by: Duration) {
         let by = u64::try_from(by.as_nanos()).unwrap_or(u64::MAX);
         let add = |now: u64| Some(now.saturating_add(by));
-        // The closure never refuses.
+        // The closure always returns `Some`.
         let _ = self.nanoseconds.fetch_update(Ordering::AcqRel, Ordering::Acquire, add);
     }
 }

@@ -1,9 +1,9 @@
-//! A clone's memory as a hypervisor with userfaultfd shows it, without either.
+//! A clone's memory as userfaultfd presents it, without a hypervisor.
 
 use super::frame_bits::{AHEAD, AWAITED, BUSY, DIRTY, FrameBits, GIVEN_BACK, PRESENT, TOUCHED};
 use super::memory_statistics::{Counters, MemoryStatistics};
 use super::queue::MockQueue;
-use super::waits::{Waited, Waits};
+use super::waits::{WaitOutcome, WaitQueue};
 use kaleidoscope_core::addr::{FRAME_BYTES, FRAME_SIZE, FrameIndex};
 use kaleidoscope_core::clone::ports::{Event, Eviction, InstallError, Installed, PageInstaller};
 use kaleidoscope_core::memory::{Page, ZERO_PAGE};
@@ -17,47 +17,51 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
-/// Locks that the frames share. A touch holds one shared, filling and emptying exclusively.
+/// Number of locks that the frames share. A touch holds its lock shared; filling and emptying hold
+/// it exclusively.
 const LOCKS: u32 = 64;
 
-/// A clone's memory: frames that are empty until somebody fills them, and vCPUs that wait when they
+/// A clone's memory: frames that are empty until they are filled, and vCPUs that wait when they
 /// touch an empty one.
 ///
-/// It behaves as memory under userfaultfd does, misuse included:
-/// * each vCPU that touches an empty frame reports a fault of its own, so that one frame may be
-///   reported many times, and also once more after it was filled;
-/// * filling a frame that has bytes changes nothing and wakes nobody;
-/// * a waiter that is woken looks again, and reports another fault if the frame is still empty;
-/// * while frames are being given back, nothing can be filled until somebody has read the event.
+/// It behaves like memory under userfaultfd, including misuse:
+/// * each vCPU that touches an empty frame reports its own fault, so a frame may be reported many
+///   times, and also once more after it was filled;
+/// * filling a frame that has bytes changes nothing and wakes no vCPU;
+/// * a woken waiter retries, and reports another fault if the frame is still empty;
+/// * while frames are being given back, no frame can be filled until the removal event was read.
 ///
-/// It lies in a sparse memory file, so that making one takes the same time at any size.
+/// It is backed by a sparse memory file, so that creation takes the same time at any size.
 pub struct MockMemory {
     file: File,
     bits: FrameBits,
     locks: Vec<RwLock<()>>,
-    /// Held shared while a frame is filled, exclusively to announce a removal.
+    /// Held shared while a frame is filled, and exclusively to announce a removal.
     changing: RwLock<()>,
-    waits: Waits,
+    waits: WaitQueue,
     queue: MockQueue,
     timeout: Duration,
     closed: Mutex<Option<String>>,
     counters: Counters,
 }
 
-/// Why a vCPU cannot go on.
+/// Why a vCPU cannot continue.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum VcpuError {
-    /// Nobody filled a frame that was waited for.
-    #[error("nobody filled frame {frame} for {} s: a lost fault", waited.as_secs_f32())]
+    /// A frame was not filled before the timeout.
+    #[error("frame {frame} was not filled within {} s: a lost fault", waited.as_secs_f32())]
     Lost {
         /// The frame.
         frame: FrameIndex,
         /// How long the vCPU has waited.
         waited: Duration,
     },
-    /// Nobody read the event that frames were given back.
-    #[error("nobody read for {} s that frames {frames:?} are given back: a lost event", waited.as_secs_f32())]
+    /// A removal event was not read before the timeout.
+    #[error(
+        "the removal of frames {frames:?} was not read within {} s: a lost event",
+        waited.as_secs_f32()
+    )]
     NotRead {
         /// The frames.
         frames: Range<u32>,
@@ -67,44 +71,44 @@ pub enum VcpuError {
     /// The memory was closed: the clone has ended, or was stopped.
     #[error("the clone was stopped: {reason}")]
     Closed {
-        /// Why, as whoever closed it says.
+        /// The reason that was passed to [`MockMemory::close`].
         reason: String,
     },
-    /// There are no such bytes.
+    /// The range is outside the memory, or outside the frame.
     #[error("{len} bytes at {offset:#x} of frame {frame} are not in this memory")]
     OutOfRange {
         /// The frame.
         frame: FrameIndex,
         /// Offset in the frame.
         offset: usize,
-        /// Bytes from there on.
+        /// Number of bytes.
         len: usize,
     },
-    /// The memory file cannot be read, written or emptied.
+    /// The memory file cannot be read, written or punched.
     #[error("frame {frame}: the memory file: {source}")]
     Io {
         /// The frame.
         frame: FrameIndex,
-        /// The system's reason.
+        /// The system's error.
         source: io::Error,
     },
 }
 
-/// How long a vCPU waits for a frame before it says that the fault was lost, unless told otherwise.
+/// Default time that a vCPU waits for a frame before it reports a lost fault.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
 impl MockMemory {
-    /// A memory of so many empty frames, in which a vCPU waits half a minute before it says that
-    /// its fault was lost.
+    /// A memory of `frames` empty frames, in which a vCPU waits 30 seconds before it reports a lost
+    /// fault.
     ///
     /// # Errors
-    /// [`io::Error`] when the system has no memory file or no room for one byte per frame.
+    /// [`io::Error`] when the system has no memory for the file or for one byte per frame.
     pub fn new(frames: u32) -> io::Result<Self> {
         Self::with_patience(frames, TIMEOUT)
     }
 
-    /// A memory of so many empty frames in which a vCPU waits so long before it says that its fault
-    /// was lost.
+    /// A memory of `frames` empty frames, in which a vCPU waits for `timeout` before it reports a
+    /// lost fault.
     ///
     /// # Errors
     /// As for [`MockMemory::new`].
@@ -117,7 +121,7 @@ impl MockMemory {
             bits,
             locks: (0..LOCKS).map(|_| RwLock::new(())).collect(),
             changing: RwLock::new(()),
-            waits: Waits::default(),
+            waits: WaitQueue::default(),
             queue: MockQueue::default(),
             timeout,
             closed: Mutex::new(None),
@@ -135,43 +139,42 @@ impl MockMemory {
         &self.queue
     }
 
-    /// Number of frames, empty ones included.
+    /// Number of frames, including empty ones.
     #[must_use]
     pub fn frames(&self) -> u32 {
         self.bits.len()
     }
 
-    /// Reads as a vCPU does: waits while the frame is empty.
+    /// Reads like a vCPU; blocks while the frame is empty.
     ///
     /// # Errors
-    /// [`VcpuError`]; `buf` is then unspecified.
+    /// [`VcpuError`]; the contents of `buf` are then unspecified.
     pub fn read(&self, frame: FrameIndex, offset: usize, buf: &mut [u8]) -> Result<(), VcpuError> {
         let at = self.position(frame, offset, buf.len())?;
         self.touch(frame, Access::Read, || self.file.read_exact_at(buf, at))
     }
 
-    /// Writes as a vCPU does: waits while the frame is empty.
+    /// Writes like a vCPU; blocks while the frame is empty.
     ///
     /// # Errors
-    /// [`VcpuError`]; nothing is then written.
+    /// [`VcpuError`]; nothing was written then.
     pub fn write(&self, frame: FrameIndex, offset: usize, buf: &[u8]) -> Result<(), VcpuError> {
         let at = self.position(frame, offset, buf.len())?;
         self.touch(frame, Access::Write, || self.file.write_all_at(buf, at))
     }
 
-    /// Gives frames back, as a balloon does: reports it, waits until somebody has read the report,
-    /// and empties them.
+    /// Gives frames back, like a balloon: queues a removal event, waits until it was read, and
+    /// empties the frames.
     ///
     /// # Errors
-    /// [`VcpuError`] when they are not all in this memory, nobody reads the report, or the memory
-    /// is closed.
+    /// [`VcpuError`] when the frames are not all in this memory, the event is not read in time, or
+    /// the memory is closed.
     pub fn give_back(&self, frames: Range<u32>) -> Result<(), VcpuError> {
         self.give_back_with(frames, || {})
     }
 
-    /// Gives frames back, and does something after the report was read and before the frames are
-    /// empty. This is an instant in which handlers go wrong: what is placed in it is lost
-    /// again.
+    /// Gives frames back, and calls `between` after the event was read and before the frames are
+    /// emptied. Handlers tend to go wrong at this point: a page installed there is lost again.
     ///
     /// # Errors
     /// As for [`MockMemory::give_back`].
@@ -202,7 +205,8 @@ impl MockMemory {
         Ok(())
     }
 
-    /// The bytes of a frame as the handler sees them: `None` while it is empty. No touch, no fault.
+    /// The bytes of a frame, `None` while it is empty. Does not count as a touch, and does not
+    /// fault.
     ///
     /// # Errors
     /// [`VcpuError`] when there is no such frame, or it cannot be read.
@@ -217,7 +221,7 @@ impl MockMemory {
         read.map(|()| Some(page)).map_err(|source| VcpuError::Io { frame, source })
     }
 
-    /// Whether a frame has bytes.
+    /// Whether a frame is filled.
     #[must_use]
     pub fn is_present(&self, frame: FrameIndex) -> bool {
         self.has(frame, PRESENT)
@@ -235,32 +239,32 @@ impl MockMemory {
         self.has(frame, DIRTY)
     }
 
-    /// The frames that vCPUs wait for now, one for each vCPU.
+    /// The frames that vCPUs wait for now, one entry per vCPU.
     #[must_use]
     pub fn awaited(&self) -> Vec<FrameIndex> {
         self.waits.frames()
     }
 
-    /// Ends the clone: waiting vCPUs and later touches get [`VcpuError::Closed`] with this reason
-    /// (the first one counts), readers of the queue get [`Event::Closed`].
+    /// Ends the clone: waiting vCPUs and later touches get [`VcpuError::Closed`] with the first
+    /// reason passed, readers of the queue get [`Event::Closed`].
     pub fn close(&self, reason: impl Into<String>) {
         self.closed.lock().get_or_insert_with(|| reason.into());
         self.waits.close();
         self.queue.close();
     }
 
-    /// What has happened so far.
+    /// Statistics so far.
     #[must_use]
     pub fn statistics(&self) -> MemoryStatistics {
         self.counters.read()
     }
 
-    /// Pages that the system holds for this memory: those with bytes other than a hole's zeros.
+    /// Number of pages allocated for this memory; holes are not counted.
     ///
     /// # Errors
-    /// [`io::Error`] when the system does not say.
+    /// [`io::Error`] when the system does not report it.
     pub fn resident_pages(&self) -> io::Result<u64> {
-        // The unit of this count is 512 bytes whatever the file system: stat(2).
+        // Blocks are 512 bytes on every file system: stat(2).
         Ok(self.file.metadata()?.blocks() * 512 / FRAME_SIZE)
     }
 
@@ -290,7 +294,7 @@ impl MockMemory {
         }
     }
 
-    /// Does something to a frame that has bytes; waits for them.
+    /// Performs an access once the frame is filled.
     fn touch(
         &self,
         frame: FrameIndex,
@@ -315,20 +319,20 @@ impl MockMemory {
                 self.bits.set(frame, AWAITED);
                 self.queue.inject(Event::Fault { frame, access });
                 self.counters.faults.fetch_add(1, Relaxed);
-                // Filling sets the bit first and wakes afterwards.
+                // Filling sets the bit before it wakes.
                 !self.has(frame, PRESENT)
             });
             match wait {
-                Waited::Woken => {}
-                Waited::TimedOut => {
+                WaitOutcome::Woken => {}
+                WaitOutcome::TimedOut => {
                     return Err(VcpuError::Lost { frame, waited: start.elapsed() });
                 }
-                Waited::Closed => self.check_open()?,
+                WaitOutcome::Closed => self.check_open()?,
             }
         }
     }
 
-    /// Fills a frame with bytes, or with the zeros that it holds while it is empty.
+    /// Fills a frame with bytes, or with zeros (the file has a hole there while it is empty).
     fn fill(&self, frame: FrameIndex, page: Option<&Page>) -> Result<Installed, InstallError> {
         let at = self.checked(frame)?;
         let _gate = self.changing.read();
@@ -364,7 +368,7 @@ impl MockMemory {
         Ok(Installed::Installed)
     }
 
-    /// Position of a frame in the file, unless it is outside or the memory is closed.
+    /// Position of a frame in the file; an error if the frame is outside or the memory is closed.
     fn checked(&self, frame: FrameIndex) -> Result<u64, InstallError> {
         if let Err(error) = self.check_open() {
             return Err(InstallError::caused_by(format!("frame {frame}"), error));
@@ -376,7 +380,7 @@ impl MockMemory {
         })
     }
 
-    /// Empties a frame whose lock is held.
+    /// Empties a frame; the caller holds its lock.
     fn empty(&self, frame: FrameIndex, bit: u8) -> io::Result<()> {
         let before = self.bits.clear(frame, PRESENT | TOUCHED | DIRTY | AWAITED | AHEAD);
         self.bits.set(frame, bit);

@@ -1,4 +1,4 @@
-//! What happened to a mock memory.
+//! Statistics of a mock memory.
 
 use super::frame_bits::{AHEAD, AWAITED, TOUCHED};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -6,14 +6,14 @@ use std::time::Duration;
 
 macro_rules! counters {
     ($($(#[$doc:meta])* $name:ident),* $(,)?) => {
-        /// What happened to a mock memory. All count frames, unless they say otherwise.
+        /// Statistics of a mock memory. Values count frames unless stated otherwise.
         #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
         #[non_exhaustive]
         pub struct MemoryStatistics {
             $($(#[$doc])* pub $name: u64,)*
         }
 
-        /// The same while it happens.
+        /// The same as atomic counters.
         #[derive(Default)]
         pub(super) struct Counters {
             $(pub(super) $name: AtomicU64,)*
@@ -28,48 +28,48 @@ macro_rules! counters {
 }
 
 counters! {
-    /// Faults that were reported, one for each vCPU and touch.
+    /// Reported faults, one per vCPU and touch.
     faults,
     /// Touches that had to wait.
     stalls,
-    /// Nanoseconds that vCPUs waited for frames, all together.
+    /// Total time in nanoseconds that vCPUs waited for frames.
     stalled_ns,
-    /// Nanoseconds of the longest such wait.
+    /// Longest wait in nanoseconds.
     longest_stall_ns,
     /// Filled with bytes.
     placed,
     /// Filled with zeros.
     zeroed,
-    /// Filled while nobody waited.
+    /// Filled while no vCPU waited.
     filled_ahead,
-    /// Of those, touched later.
+    /// Filled ahead, and touched later.
     used,
     /// Touched, counted once after each filling.
     needed,
-    /// Of those, without any vCPU having waited.
+    /// Touched without a wait by any vCPU.
     covered,
-    /// Emptied, for whatever reason.
+    /// Emptied, for any reason.
     emptied,
     /// Given back by the guest.
     given_back,
-    /// Taken back untouched.
+    /// Evicted untouched.
     taken_back,
     /// Calls that woke a frame's waiters without filling it.
     wakes,
-    /// Calls that tried to fill a frame which had bytes.
+    /// Calls that tried to fill a frame that was filled already.
     already_there,
-    /// Calls that could not fill a frame because others were being given back.
+    /// Calls that could not fill a frame because frames were being given back.
     again,
     /// Misuse: calls for frames outside the memory.
     outside,
-    /// Misuse: calls that filled a frame while another call did so.
+    /// Misuse: calls that filled a frame while another call was filling it.
     collisions,
-    /// Misuse: frames that the guest gave back, filled with bytes other than zeros.
+    /// Misuse: frames given back by the guest that were filled with bytes other than zeros.
     brought_back,
 }
 
 impl Counters {
-    /// A frame is touched that had these bits.
+    /// Counts a touch of a frame that had these bits before.
     pub(super) fn touched(&self, before: u8) {
         if before & TOUCHED == 0 {
             self.needed.fetch_add(1, Relaxed);
@@ -82,7 +82,7 @@ impl Counters {
         }
     }
 
-    /// A vCPU had to wait for a frame.
+    /// Counts a vCPU's wait for a frame.
     pub(super) fn stalled(&self, stall: Duration) {
         let ns = u64::try_from(stall.as_nanos()).unwrap_or(u64::MAX);
         self.stalls.fetch_add(1, Relaxed);
@@ -90,7 +90,7 @@ impl Counters {
         self.longest_stall_ns.fetch_max(ns, Relaxed);
     }
 
-    /// A frame is filled.
+    /// Counts a filled frame.
     pub(super) fn filled(&self, with_zeros: bool, ahead: bool) {
         let filled = if with_zeros { &self.zeroed } else { &self.placed };
         filled.fetch_add(1, Relaxed);
@@ -101,31 +101,31 @@ impl Counters {
 }
 
 impl MemoryStatistics {
-    /// Frames that have bytes now.
+    /// Frames that are filled now.
     #[must_use]
     pub fn present(&self) -> u64 {
         (self.placed + self.zeroed).saturating_sub(self.emptied)
     }
 
-    /// The mean wait of a vCPU for a frame; zero when none waited.
+    /// Mean wait of a vCPU for a frame; zero if there were no waits.
     #[must_use]
     pub fn mean_stall(&self) -> Duration {
         Duration::from_nanos(self.stalled_ns.checked_div(self.stalls).unwrap_or(0))
     }
 
-    /// The longest wait of a vCPU for a frame; zero when none waited.
+    /// Longest wait of a vCPU for a frame; zero if there were no waits.
     #[must_use]
     pub fn longest_stall(&self) -> Duration {
         Duration::from_nanos(self.longest_stall_ns)
     }
 
-    /// Share of the needed frames that were there before the touch; 1 when none was needed.
+    /// Share of the needed frames that were filled before the touch; 1 if none was needed.
     #[must_use]
     pub fn coverage(&self) -> f64 {
         ratio(self.covered, self.needed)
     }
 
-    /// Share of the frames filled ahead that were touched; 1 when none was filled ahead.
+    /// Share of the frames filled ahead that were touched; 1 if none was filled ahead.
     #[must_use]
     pub fn accuracy(&self) -> f64 {
         ratio(self.used, self.filled_ahead)

@@ -1,17 +1,18 @@
-//! Clones without a hypervisor: what surrounds a clone engine, with every failure at hand.
+//! Clones without a hypervisor: a mock environment for a clone engine, with failures on demand.
 //!
-//! * [`MockMemory`] is a clone's memory as userfaultfd shows it, with vCPUs that wait when they
+//! * [`MockMemory`] is a clone's memory as userfaultfd presents it, with vCPUs that wait when they
 //!   touch an empty frame;
-//! * [`MockParent`] is the parent, which goes on writing after the freeze;
-//! * [`MockVm`] runs vCPUs, a random [`Program`] or a trace, against a memory, and compares every
-//!   byte with what it must be;
-//! * [`pattern`] makes bytes that say where they belong, so that a wrong one explains itself;
-//! * [`FaultySource`], [`FaultyInstaller`] and [`FaultyQueue`] wrap any port and let things go
-//!   wrong as a [`Script`] says, whose [`Log`] tells who called what with which frames;
-//!   [`ManualClock`] is set by hand;
-//! * [`contract`] says what every implementation of a port promises, and checks it.
+//! * [`MockParent`] is the parent, which keeps writing after the freeze;
+//! * [`MockVm`] runs vCPUs, with a random [`Program`] or a trace, on a memory, and verifies every
+//!   byte that they read;
+//! * [`pattern`] generates bytes that encode where they belong, so that a wrong byte can be
+//!   explained;
+//! * [`FaultySource`], [`FaultyInstaller`] and [`FaultyQueue`] wrap any port and inject failures as
+//!   a [`Script`] says; the script's [`Log`] records all calls with their frames; [`ManualClock`]
+//!   advances only on request;
+//! * [`contract`] checks the guarantees that every implementation of a port must give.
 //!
-//! A clone from its start to its end, of a source that delivers every tenth page twice:
+//! A complete run of a clone whose source delivers every tenth page twice:
 //!
 //! ```
 //! use kaleidoscope_core::clone::ports::SystemClock;

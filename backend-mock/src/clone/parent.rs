@@ -1,4 +1,4 @@
-//! A parent whose memory goes on being written after the freeze.
+//! A parent whose memory keeps changing after the freeze.
 
 use super::pattern::Pattern;
 use crate::Rng;
@@ -12,14 +12,15 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-/// Locks that the frames share.
+/// Number of locks that the frames share.
 const SHARDS: usize = 64;
 
-/// A parent's memory, written to at any time and snapshot at any time. Copies are the same parent.
+/// A parent's memory, which can be written and frozen at any time. Clones of it are handles to the
+/// same parent.
 ///
-/// It is born with the pages of a [`Pattern`], generation 0, or with those of some other memory,
-/// and holds only what was written since. [`MockParent::freeze`] takes constant time; a frame is
-/// copied when it is written to after a freeze.
+/// It starts with the pages of a [`Pattern`], generation 0, or with another memory, and stores only
+/// pages written since. [`MockParent::freeze`] takes constant time; a page is copied on its first
+/// write after a freeze.
 #[derive(Clone)]
 pub struct MockParent {
     shared: Arc<Shared>,
@@ -27,8 +28,8 @@ pub struct MockParent {
 
 struct Shared {
     layout: MemoryLayout,
-    born: Born,
-    /// Number of freezes so far. Held exclusively to freeze, shared to write.
+    initial: InitialContent,
+    /// Number of freezes so far. Locked exclusively to freeze, shared to write.
     epoch: RwLock<u64>,
     shards: Vec<Mutex<Shard>>,
     copied: AtomicU64,
@@ -37,19 +38,19 @@ struct Shared {
 /// Versions of frames, oldest first.
 type Shard = HashMap<FrameIndex, Vec<Version>>;
 
-/// The bytes of a frame from the freeze with this number on.
+/// The bytes of a frame from this epoch on.
 struct Version {
     epoch: u64,
     page: Arc<Page>,
 }
 
-enum Born {
+enum InitialContent {
     Pattern(Pattern),
     Memory(Arc<dyn GuestMemory>),
 }
 
-/// A parent's memory at the instant of a freeze: the same bytes whatever the parent does. Copies
-/// are the same memory.
+/// A parent's memory at the instant of a freeze, which never changes. Clones of it are handles to
+/// the same snapshot.
 #[derive(Clone)]
 pub struct Snapshot {
     shared: Arc<Shared>,
@@ -65,31 +66,31 @@ pub struct Writers {
 }
 
 impl MockParent {
-    /// A parent born with the pages of a pattern, generation 0.
+    /// A parent that starts with the pages of a pattern, generation 0.
     #[must_use]
     pub fn new(layout: MemoryLayout, pattern: Pattern) -> Self {
-        Self::born(layout, Born::Pattern(pattern))
+        Self::initial(layout, InitialContent::Pattern(pattern))
     }
 
-    /// A parent born with the bytes of a snapshot memory.
+    /// A parent that starts with the bytes of a snapshot.
     #[must_use]
     pub fn of(memory: Arc<dyn GuestMemory>) -> Self {
-        Self::born(memory.layout().clone(), Born::Memory(memory))
+        Self::initial(memory.layout().clone(), InitialContent::Memory(memory))
     }
 
-    fn born(layout: MemoryLayout, born: Born) -> Self {
+    fn initial(layout: MemoryLayout, initial: InitialContent) -> Self {
         let shards = (0..SHARDS).map(|_| Mutex::default()).collect();
         let (epoch, copied) = (RwLock::new(0), AtomicU64::new(0));
-        Self { shared: Arc::new(Shared { layout, born, epoch, shards, copied }) }
+        Self { shared: Arc::new(Shared { layout, initial, epoch, shards, copied }) }
     }
 
-    /// Which frames are RAM.
+    /// The layout of its RAM.
     #[must_use]
     pub fn layout(&self) -> &MemoryLayout {
         &self.shared.layout
     }
 
-    /// Freezes the memory as it is now. The parent goes on.
+    /// Freezes the memory. The parent can be written to afterwards.
     #[must_use]
     pub fn freeze(&self) -> Snapshot {
         let mut epoch = self.shared.epoch.write();
@@ -98,10 +99,10 @@ impl MockParent {
         snapshot
     }
 
-    /// Writes to a frame. Bytes past its end are dropped.
+    /// Writes to a frame. Bytes past the end of the frame are ignored.
     ///
     /// # Errors
-    /// [`MemoryError`] when there is no such frame, or what it was born with cannot be read.
+    /// [`MemoryError`] when there is no such frame, or its initial contents cannot be read.
     pub fn write(&self, frame: FrameIndex, offset: usize, bytes: &[u8]) -> Result<(), MemoryError> {
         let shared = &self.shared;
         let now = shared.epoch.read();
@@ -109,7 +110,7 @@ impl MockParent {
         let before = shard.get(&frame).and_then(|versions| versions.last());
         let page = match before {
             Some(version) => Arc::clone(&version.page),
-            None => Arc::new(shared.born_page(frame)?),
+            None => Arc::new(shared.initial_page(frame)?),
         };
         let versions = shard.entry(frame).or_default();
         if versions.last().is_none_or(|version| version.epoch != *now) {
@@ -126,17 +127,17 @@ impl MockParent {
         Ok(())
     }
 
-    /// Copies of pages that were made for writing.
+    /// Number of pages copied for writing.
     #[must_use]
     pub fn copied_pages(&self) -> u64 {
         self.shared.copied.load(Ordering::Relaxed)
     }
 
-    /// Starts threads that write pages of ever later generations of image `image` all over the
-    /// memory, and zeros, until what this returns is dropped.
+    /// Starts threads that write pages of image `image` with increasing generations, and zeros, all
+    /// over the memory, until the returned value is dropped.
     ///
     /// # Errors
-    /// [`io::Error`] when the system has no more threads.
+    /// [`io::Error`] when a thread cannot be started.
     pub fn keep_writing(&self, threads: usize, image: u64) -> io::Result<Writers> {
         let (stop, written) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
         let mut writers = Writers { stop, threads: Vec::new(), written };
@@ -147,12 +148,13 @@ impl MockParent {
             let work = move || {
                 let mut generation = 1u16;
                 while !stop.load(Ordering::Relaxed) {
-                    // Memory that cannot be read cannot be written: nothing to do about it here.
+                    // A write fails only if the initial contents cannot be read; there is nothing
+                    // to do then.
                     let _ = parent.write_at_random(&mut rng, image, generation);
                     generation = generation.checked_add(1).unwrap_or(1);
                     written.fetch_add(1, Ordering::Relaxed);
                     if rng.one_in(64) {
-                        // The clones need the processors as well.
+                        // Leave processor time to the clones.
                         thread::sleep(Duration::from_micros(200));
                     }
                 }
@@ -180,16 +182,16 @@ impl MockParent {
 
 impl Shared {
     fn shard(&self, frame: FrameIndex) -> &Mutex<Shard> {
-        // There are SHARDS of them.
+        // The index is below SHARDS, the number of shards.
         &self.shards[frame.as_usize() % SHARDS]
     }
 
-    fn born_page(&self, frame: FrameIndex) -> Result<Page, MemoryError> {
+    fn initial_page(&self, frame: FrameIndex) -> Result<Page, MemoryError> {
         let outside = MemoryError::NotRam { gpa: Gpa(u64::MAX), len: FRAME_BYTES };
         let gfn = self.layout.gfn_of(frame).ok_or(outside)?;
-        match &self.born {
-            Born::Pattern(pattern) => Ok(pattern.page(frame, 0)),
-            Born::Memory(memory) => {
+        match &self.initial {
+            InitialContent::Pattern(pattern) => Ok(pattern.page(frame, 0)),
+            InitialContent::Memory(memory) => {
                 let mut page = ZERO_PAGE;
                 memory.read(gfn.gpa(), &mut page).map(|()| page)
             }
@@ -201,7 +203,7 @@ impl Snapshot {
     /// The bytes of a frame at the instant of the freeze.
     ///
     /// # Errors
-    /// [`MemoryError`] when there is no such frame, or what it was born with cannot be read.
+    /// [`MemoryError`] when there is no such frame, or its initial contents cannot be read.
     pub fn page(&self, frame: FrameIndex) -> Result<Page, MemoryError> {
         let shard = self.shared.shard(frame).lock();
         let versions = shard.get(&frame).into_iter().flatten().rev();
@@ -209,7 +211,7 @@ impl Snapshot {
         drop(shard);
         match page {
             Some(page) => Ok(page),
-            None => self.shared.born_page(frame),
+            None => self.shared.initial_page(frame),
         }
     }
 }
@@ -243,7 +245,7 @@ impl GuestMemory for Snapshot {
 }
 
 impl Writers {
-    /// How many writes there were so far.
+    /// Number of writes so far.
     #[must_use]
     pub fn written(&self) -> u64 {
         self.written.load(Ordering::Relaxed)
@@ -254,7 +256,7 @@ impl Drop for Writers {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
         for thread in self.threads.drain(..) {
-            // A writer that panicked has written enough.
+            // A panic of a writer does not matter here.
             let _ = thread.join();
         }
     }
@@ -317,7 +319,7 @@ mod tests {
     #[test]
     fn writers_change_nothing_that_is_frozen() {
         let (parent, pattern) = parent();
-        let born = parent.freeze();
+        let initial = parent.freeze();
         let writers = parent.keep_writing(2, 99).unwrap();
         while writers.written() < 1000 {
             thread::yield_now();
@@ -330,12 +332,12 @@ mod tests {
             thread::yield_now();
         }
         let mut all = vec![0; 64 << 12];
-        born.read(Gpa(0), &mut all).unwrap();
+        initial.read(Gpa(0), &mut all).unwrap();
         for (frame, page) in frames().zip(all.chunks(FRAME_BYTES)) {
             pattern.verify(frame, 0, 0, page).unwrap();
         }
         assert!(frames().zip(&before).all(|(f, page)| later.page(f).unwrap() == *page));
-        assert!(frames().any(|f| later.page(f).unwrap() != born.page(f).unwrap()));
+        assert!(frames().any(|f| later.page(f).unwrap() != initial.page(f).unwrap()));
         drop(writers);
         assert!(parent.copied_pages() <= 64 * 2);
     }

@@ -1,9 +1,9 @@
-//! Self-checking bytes: every byte of a page follows from its image, its frame, its generation and
-//! its offset.
+//! Self-checking bytes: every byte of a page is a function of its image, frame, generation and
+//! offset.
 //!
-//! A page is 256 blocks of 16 bytes. A block is an invertible scrambling of what it is (image,
-//! frame, generation, number of the block), so that no byte is the same on two pages but by chance,
-//! and a block that turns up in the wrong place still says where it belongs.
+//! A page is 256 blocks of 16 bytes. A block is an invertible scrambling of its identity (image,
+//! frame, generation, number of the block). Bytes of different pages are equal only by chance, and
+//! a misplaced block can be traced to where it belongs.
 
 use kaleidoscope_core::addr::{FRAME_BYTES, FrameIndex};
 use kaleidoscope_core::memory::{Page, ZERO_PAGE};
@@ -12,24 +12,24 @@ use std::fmt;
 /// Bytes of a block.
 const BLOCK: usize = 16;
 
-/// Blocks after which a repetitive page starts again.
+/// Number of blocks after which a repetitive page repeats.
 const PERIOD: usize = 16;
 
-/// Constant part of each block, by which a block is recognized.
+/// Constant part of every block, which identifies a block.
 const TAG: u64 = 0x4b;
 
-/// What the bytes of a page look like.
+/// Content of a page.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Kind {
     /// All zeros.
     Zero,
-    /// The same 256 bytes again and again: compresses well.
+    /// A repeated sequence of 256 bytes; compresses well.
     Repetitive,
-    /// No byte follows from the others: does not compress.
+    /// Pseudorandom bytes; does not compress.
     Dense,
 }
 
-/// The bytes of a whole image: a page for every frame and generation.
+/// Contents of a whole image: a page for every frame and generation.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Pattern {
     image: u64,
@@ -44,9 +44,9 @@ pub struct Origin {
     pub image: u64,
     /// The frame.
     pub frame: FrameIndex,
-    /// The generation: 0 is what the image was born with, later ones were written over it.
+    /// The generation: 0 is the initial content of the image, higher ones were written later.
     pub generation: u16,
-    /// Offset in the page in bytes (in the first period of it, on a repetitive page).
+    /// Offset in the page in bytes; within the first period on a repetitive page.
     pub offset: usize,
 }
 
@@ -57,7 +57,7 @@ impl Pattern {
         Self { image, zero: 0, repetitive: 0 }
     }
 
-    /// About so many percent of the pages are zeros, and so many repetitive; the others are dense.
+    /// The given percentages of pages are zero and repetitive; all others are dense.
     #[must_use]
     pub const fn with(self, zero: u8, repetitive: u8) -> Self {
         Self { image: self.image, zero, repetitive }
@@ -69,7 +69,7 @@ impl Pattern {
         self.image
     }
 
-    /// What a page looks like.
+    /// The kind of content of a page.
     #[must_use]
     pub fn kind(&self, frame: FrameIndex, generation: u16) -> Kind {
         let seed = u64::from(frame.0) << 16 | u64::from(generation);
@@ -84,7 +84,7 @@ impl Pattern {
         }
     }
 
-    /// The bytes of a frame.
+    /// The content of a page.
     #[must_use]
     pub fn page(&self, frame: FrameIndex, generation: u16) -> Page {
         let period = match self.kind(frame, generation) {
@@ -104,8 +104,7 @@ impl Pattern {
     /// Checks bytes that were read at an offset of a frame.
     ///
     /// # Errors
-    /// [`Mismatch`] names the first wrong byte, and what it looks like. Bytes past the end of the
-    /// page are wrong.
+    /// [`Mismatch`] describes the first wrong byte. Bytes past the end of the page are wrong.
     pub fn verify(
         &self,
         frame: FrameIndex,
@@ -118,16 +117,16 @@ impl Pattern {
     }
 }
 
-/// The bytes of a frame in an image of dense pages.
+/// The content of a page in an image of dense pages.
 #[must_use]
 pub fn page(image: u64, frame: FrameIndex, generation: u16) -> Page {
     Pattern::new(image).page(frame, generation)
 }
 
-/// Compares bytes that were read at an offset of a frame with what should be there.
+/// Compares bytes read at an offset of a frame with the expected ones.
 ///
 /// # Errors
-/// [`Mismatch`] names the first wrong byte, and what it looks like.
+/// [`Mismatch`] describes the first wrong byte.
 pub fn compare(
     frame: FrameIndex,
     offset: usize,
@@ -136,7 +135,7 @@ pub fn compare(
 ) -> Result<(), Mismatch> {
     let wrong = |at: &usize| expected.get(*at) != found.get(*at);
     let Some(at) = (0..found.len()).find(wrong) else { return Ok(()) };
-    // The block of the wrong byte, or the next one when its start was not read.
+    // The block of the wrong byte, or the next one if the block was not read from its start.
     let before = (offset + at) % BLOCK;
     let block = at.checked_sub(before).unwrap_or(at + BLOCK - before);
     let block =
@@ -157,32 +156,32 @@ pub fn compare(
     })
 }
 
-/// What wrong bytes look like.
+/// Diagnosis of wrong bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum LooksLike {
-    /// Zeros: nobody filled the frame, or somebody emptied it.
+    /// Zeros: the frame was never filled, or was emptied.
     Zeros,
-    /// Part of some page, perhaps of another frame, another image or another generation.
+    /// Part of a pattern page, possibly of another frame, image or generation.
     Page(Origin),
-    /// Nothing known.
+    /// Unknown bytes.
     Damage {
-        /// How many of the bytes that were read are wrong.
+        /// How many of the bytes read are wrong.
         wrong: usize,
     },
 }
 
-/// A byte is not what it should be.
+/// A byte differs from the expected one.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, thiserror::Error)]
 pub struct Mismatch {
     /// The frame that was read.
     pub frame: FrameIndex,
     /// Offset in the page of the first wrong byte.
     pub offset: usize,
-    /// What should be there; `None` past the end of the page.
+    /// The expected byte; `None` past the end of the page.
     pub expected: Option<u8>,
-    /// What is there.
+    /// The byte read.
     pub found: u8,
-    /// What the bytes from there on look like.
+    /// Diagnosis of the bytes from there on.
     pub looks_like: LooksLike,
 }
 
@@ -209,7 +208,7 @@ impl fmt::Display for Origin {
 }
 
 impl Origin {
-    /// The block that starts at the offset.
+    /// The block at this origin.
     fn block(&self) -> [u8; BLOCK] {
         let number = (self.offset / BLOCK) as u64 & 0xff;
         let identity =
@@ -225,7 +224,7 @@ impl Origin {
         block
     }
 
-    /// What 16 bytes at a multiple of 16 say of themselves; `None` when they are no block of a
+    /// Decodes a 16-byte block that starts at a multiple of 16; `None` if it is not a block of a
     /// pattern.
     #[must_use]
     pub fn of_block(block: &[u8]) -> Option<Self> {
@@ -241,8 +240,8 @@ impl Origin {
     }
 }
 
-/// Keys of a Feistel network's rounds: four make every bit depend on every other. Any numbers do
-/// (these are digits of pi).
+/// Round keys of a Feistel network: after four rounds, every bit depends on every other. The values
+/// are arbitrary (digits of pi).
 const ROUNDS: [u64; 4] =
     [0x243f_6a88_85a3_08d3, 0x1319_8a2e_0370_7344, 0xa409_3822_299f_31d0, 0x082e_fa98_ec4e_6c89];
 

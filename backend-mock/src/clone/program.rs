@@ -1,4 +1,4 @@
-//! What a vCPU does, and what it must see.
+//! The program of a vCPU, and the bytes that it expects to read.
 
 use super::memory::{MockMemory, VcpuError};
 use super::pattern::{self, Mismatch};
@@ -11,18 +11,18 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::time::Duration;
 
-/// Frames of a block. One vCPU writes to a block and gives its frames back, or none does.
+/// Frames of a block. All frames of a block belong to one vCPU, or to none.
 const BLOCK: u32 = 8;
 
-/// Frames that a vCPU remembers to touch again.
+/// Number of recently touched frames that a vCPU remembers.
 const RECENT: usize = 32;
 
-/// A random program, the same for the same seed. Each vCPU runs it with numbers of its own.
+/// A random program, determined by its seed. Each vCPU runs it with different random numbers.
 ///
-/// Frames belong to vCPUs in blocks of eight; one block in as many as there are vCPUs, and one
-/// more, belongs to nobody and is only read, by all. A vCPU reads bytes and pages anywhere in its
-/// own blocks and nobody's, writes to its own, gives frames of its own back, and at the end reads
-/// all again that it changed.
+/// Blocks of eight frames are assigned to the vCPUs in turn; after a block for each vCPU follows
+/// one that belongs to none and is only read. A vCPU reads bytes and pages in its own and the
+/// shared blocks, writes to its own, gives its own frames back, and finally reads all frames again
+/// that it changed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Program {
     /// The seed.
@@ -31,39 +31,39 @@ pub struct Program {
     pub steps: u32,
     /// Percentage of the touches that are writes.
     pub writes: u8,
-    /// Percentage of the touches that go to a frame touched lately, or next to one.
+    /// Percentage of the touches that go to a recently touched frame or its neighbor.
     pub near: u8,
-    /// In a thousand touches, so many give frames back.
+    /// Of a thousand touches, how many give frames back.
     pub give_backs: u16,
 }
 
 impl Default for Program {
-    /// A thousand touches, a quarter of them writes, half of them near others, ten in a thousand
-    /// giving back.
+    /// A thousand touches: a quarter are writes, half are near recent ones, and ten in a thousand
+    /// give frames back.
     fn default() -> Self {
         Self { seed: 0, steps: 1000, writes: 25, near: 50, give_backs: 10 }
     }
 }
 
-/// Why a vCPU ended before its program did.
+/// Why a vCPU ended before its program was complete.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Halt {
-    /// It read a byte that is not what it must be.
+    /// It read a wrong byte.
     #[error("a wrong byte: {0}")]
     Wrong(#[from] Mismatch),
-    /// It cannot go on.
+    /// Its memory returned an error.
     #[error(transparent)]
     Vcpu(#[from] VcpuError),
-    /// What it must see is not known: the snapshot memory cannot be read.
-    #[error("the snapshot memory: {0}")]
+    /// The expected byte is unknown: the snapshot memory cannot be read.
+    #[error("the snapshot cannot be read: {0}")]
     Truth(#[from] MemoryError),
 }
 
-/// What one vCPU did.
+/// Work of one vCPU.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
 pub struct Done {
-    /// Reads that were checked.
+    /// Reads, all checked.
     pub reads: u64,
     /// Writes.
     pub writes: u64,
@@ -71,11 +71,11 @@ pub struct Done {
     pub given_back: u64,
 }
 
-/// A vCPU with what it knows of its memory.
+/// A vCPU, with the expected contents of its memory.
 pub(super) struct Vcpu<'m> {
     memory: &'m MockMemory,
     truth: &'m dyn GuestMemory,
-    /// What frames hold that this vCPU changed.
+    /// Expected contents of the frames that this vCPU changed.
     own: HashMap<FrameIndex, Box<Page>>,
     pub(super) done: Done,
 }
@@ -95,7 +95,7 @@ impl<'m> Vcpu<'m> {
                 Some(frame) => FrameIndex(frame.0.saturating_add(below(&mut rng, 3))),
                 None => FrameIndex(below(&mut rng, self.memory.frames())),
             };
-            let frame = mine(frame, number, vcpus, self.memory.frames());
+            let frame = nearest_allowed(frame, number, vcpus, self.memory.frames());
             let is_own = owner(frame, vcpus) == Some(number);
             if recent.len() == RECENT {
                 recent.swap_remove(rng.index(RECENT));
@@ -116,7 +116,7 @@ impl<'m> Vcpu<'m> {
         self.read_own_again()
     }
 
-    /// Replays touches, with the time between them as many times as long as `pace` says.
+    /// Replays touches, with the time between them multiplied by `pace`.
     pub(super) fn replay(&mut self, touches: &[Touch], pace: f64) -> Result<(), Halt> {
         let mut before = 0;
         for touch in touches {
@@ -140,7 +140,7 @@ impl<'m> Vcpu<'m> {
         own.into_iter().try_for_each(|frame| self.read(frame, 0..FRAME_BYTES))
     }
 
-    /// What a frame must hold.
+    /// Expected contents of a frame.
     fn expected(&self, frame: FrameIndex) -> Result<Page, MemoryError> {
         if let Some(page) = self.own.get(&frame) {
             return Ok(**page);
@@ -163,7 +163,7 @@ impl<'m> Vcpu<'m> {
         Ok(())
     }
 
-    /// Says more about a wrong byte by looking at the whole page.
+    /// Adds detail to a mismatch by comparing the whole page.
     fn explain(&self, mismatch: Mismatch) -> Halt {
         let frame = mismatch.frame;
         let seen = self.memory.peek(frame).ok().flatten().zip(self.expected(frame).ok());
@@ -194,18 +194,18 @@ impl<'m> Vcpu<'m> {
     }
 }
 
-/// Which vCPU changes a frame; `None` when nobody does.
+/// The vCPU that a frame belongs to; `None` for shared blocks.
 fn owner(frame: FrameIndex, vcpus: u32) -> Option<u32> {
     Some(frame.0 / BLOCK % (vcpus + 1)).filter(|owner| *owner < vcpus)
 }
 
-/// The frame itself if the vCPU may touch it, or one local_cache that it may.
-fn mine(frame: FrameIndex, number: u32, vcpus: u32, frames: u32) -> FrameIndex {
+/// The frame itself if the vCPU may touch it, else a nearby one that it may touch.
+fn nearest_allowed(frame: FrameIndex, number: u32, vcpus: u32, frames: u32) -> FrameIndex {
     let frame = FrameIndex(frame.0.min(frames.saturating_sub(1)));
     if owner(frame, vcpus).is_none_or(|owner| owner == number) {
         return frame;
     }
-    // Every so many blocks there is one of its own.
+    // Each row of `vcpus + 1` blocks has one block of the vCPU.
     let row = BLOCK * (vcpus + 1);
     let own = frame.0 - frame.0 % row + number * BLOCK + frame.0 % BLOCK;
     if own < frames { FrameIndex(own) } else { FrameIndex((number * BLOCK).min(frames - 1)) }
@@ -220,11 +220,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn vcpus_keep_to_their_own_frames_and_nobodys() {
+    fn vcpus_only_touch_their_own_and_shared_frames() {
         for (frames, vcpus) in [(40, 4), (1000, 3), (64, 1), (4096, 7)] {
             for number in 0..vcpus {
                 for frame in 0..frames + 5 {
-                    let frame = mine(FrameIndex(frame), number, vcpus, frames);
+                    let frame = nearest_allowed(FrameIndex(frame), number, vcpus, frames);
                     assert!(frame.0 < frames);
                     assert!(owner(frame, vcpus).is_none_or(|owner| owner == number), "{frame}");
                 }

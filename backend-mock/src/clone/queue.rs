@@ -1,4 +1,4 @@
-//! The events of a mock memory.
+//! The fault queue of a mock memory.
 
 use kaleidoscope_core::clone::ports::{Event, FaultQueue, InstallError};
 use parking_lot::{Condvar, Mutex};
@@ -7,7 +7,8 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// The events of a [`MockMemory`](super::MockMemory). Copies are the same queue.
+/// The fault queue of a [`MockMemory`](super::MockMemory). Clones of it are handles to the same
+/// queue.
 #[derive(Clone, Default)]
 pub struct MockQueue {
     shared: Arc<Shared>,
@@ -16,9 +17,9 @@ pub struct MockQueue {
 #[derive(Default)]
 struct Shared {
     events: Mutex<Events>,
-    /// An event came, or the queue was closed.
+    /// An event was queued, or the queue was closed.
     arrived: Condvar,
-    /// A removal was read.
+    /// A removal event was read.
     read: Condvar,
 }
 
@@ -26,15 +27,14 @@ struct Shared {
 struct Events {
     unread: VecDeque<(u64, Event)>,
     next_ticket: u64,
-    /// Removals that nobody has read.
+    /// Removal events that were not read yet.
     removals: Vec<u64>,
     is_closed: bool,
     read: u64,
 }
 
 impl MockQueue {
-    /// Puts an event into the queue as if the memory had reported it: a fault that nobody waits on,
-    /// for example.
+    /// Queues an event as if the memory had reported it, for example a fault without a waiter.
     pub fn inject(&self, event: Event) {
         self.push(event);
     }
@@ -52,7 +52,7 @@ impl MockQueue {
         ticket
     }
 
-    /// Events that nobody has read yet.
+    /// Number of queued events.
     #[must_use]
     pub fn len(&self) -> usize {
         self.shared.events.lock().unread.len()
@@ -64,24 +64,23 @@ impl MockQueue {
         self.len() == 0
     }
 
-    /// How many events were read.
+    /// Number of events read so far.
     #[must_use]
     pub fn events_read(&self) -> u64 {
         self.shared.events.lock().read
     }
 
-    /// Whether frames are being given back and nobody knows yet, so that nothing can be placed.
+    /// Whether a removal event is unread, so that no frame can be filled (EAGAIN of userfaultfd).
     pub(super) fn is_changing(&self) -> bool {
         !self.shared.events.lock().removals.is_empty()
     }
 
-    /// Reports that frames are given back.
+    /// Queues a removal event.
     pub(super) fn push_removed(&self, frames: Range<u32>) -> u64 {
         self.push(Event::Removed(frames))
     }
 
-    /// Waits until a removal has been read; `false` when it was not in time, or the queue is
-    /// closed.
+    /// Waits until a removal event was read; `false` at the deadline, or when the queue is closed.
     pub(super) fn wait_removed(&self, ticket: u64, deadline: Instant) -> bool {
         let mut events = self.shared.events.lock();
         loop {
@@ -96,7 +95,7 @@ impl MockQueue {
         }
     }
 
-    /// Every reader gets [`Event::Closed`] from now on.
+    /// Makes every read return [`Event::Closed`] from now on.
     pub(super) fn close(&self) {
         self.shared.events.lock().is_closed = true;
         self.shared.arrived.notify_all();

@@ -1,4 +1,4 @@
-//! How a clone did.
+//! Results of running a clone.
 
 use super::memory::VcpuError;
 use super::memory_statistics::MemoryStatistics;
@@ -10,63 +10,63 @@ use std::time::Duration;
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Ended {
-    /// Every vCPU did all of its work, and every byte was right.
+    /// Every vCPU completed its work, and every byte was right.
     Completed,
-    /// The handler stopped it, and every byte that was read until then was right.
+    /// The handler stopped the clone, and every byte read until then was right.
     Stopped {
-        /// Why, in the handler's words.
+        /// The handler's reason.
         reason: String,
     },
-    /// A vCPU waited in vain.
+    /// A vCPU waited until its timeout.
     Stuck {
         /// The vCPU.
         vcpu: u32,
-        /// For what.
+        /// What it waited for.
         error: VcpuError,
     },
-    /// A vCPU saw a byte that it must not see.
+    /// A vCPU read a wrong byte.
     Wrong {
         /// The vCPU.
         vcpu: u32,
-        /// What it saw.
+        /// What it read.
         halt: Halt,
     },
     /// A vCPU's thread panicked.
     Panicked,
 }
 
-/// How a clone did.
+/// Result of running a clone.
 #[derive(Debug)]
 pub struct Report {
-    /// What the vCPUs did together.
+    /// Work of all vCPUs together.
     pub done: Done,
-    /// How the clone ended: the worst that happened to any vCPU.
+    /// How the clone ended: the worst result of any vCPU.
     pub ended: Ended,
-    /// Fault threads that did not end when the clone did.
+    /// Fault threads that did not end with the clone.
     pub hanging_fault_threads: u32,
     /// What happened to its memory: faults, stalls, coverage, accuracy, footprint.
     pub memory: MemoryStatistics,
-    /// From the start to the end of the last vCPU.
+    /// Time from the start to the end of the last vCPU.
     pub elapsed: Duration,
 }
 
-/// A clone did what no clone may.
+/// A clone violated a requirement.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct Misbehaved(String);
 
 impl Report {
-    /// Whether the clone did all of its work.
+    /// Whether the clone completed its work.
     #[must_use]
     pub fn is_complete(&self) -> bool {
         matches!(self.ended, Ended::Completed)
     }
 
-    /// That every byte was right, nothing hangs, no call was misused: the clone did its work or was
-    /// stopped for a reason.
+    /// Checks that every byte was right, no thread hangs and no port was misused: the clone either
+    /// completed its work or was stopped for a reason.
     ///
     /// # Errors
-    /// [`Misbehaved`] says what went wrong.
+    /// [`Misbehaved`] describes the violation.
     pub fn check(&self) -> Result<(), Misbehaved> {
         let fail = |what: String| Err(Misbehaved(what));
         match &self.ended {

@@ -1,6 +1,6 @@
-//! What goes wrong, and when.
+//! Scripted failures.
 
-use super::log::{Begun, Call, Log};
+use super::log::{Call, EntryId, Log};
 use crate::Rng;
 use kaleidoscope_core::addr::FrameIndex;
 use parking_lot::Mutex;
@@ -9,52 +9,51 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// What goes wrong with a call. A failure that means nothing for a call has no effect on it.
+/// A failure to inject. A failure that does not apply to a kind of call has no effect on it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[non_exhaustive]
 pub enum Failure {
-    /// Any call: it returns an error and does nothing.
+    /// Any call: returns an error and does nothing.
     Fail,
     /// Any call that can return an error: this one and all later ones of the same port do.
     Dead,
-    /// Any call: it begins so much later. A delivery: it arrives so much later, and others overtake
-    /// it.
+    /// Any call: starts after this delay. A delivery: arrives after this delay; others overtake it.
     Delay(Duration),
-    /// A request: never sent. A delivery, an event: lost.
+    /// A request: not sent. A delivery or event: lost.
     Drop,
-    /// A request, a delivery, an event: once more.
+    /// A request, delivery or event: repeated.
     Twice,
-    /// A delivery, an event: others overtake it.
+    /// A delivery or event: others overtake it.
     Reorder,
-    /// A request: a frame that nobody asked for is asked for as well, so that it is delivered
-    /// unasked. An event: a fault on a frame that nobody waits for comes first.
+    /// A request: requests a random frame as well, which is then delivered unasked. An event:
+    /// preceded by a fault on a random frame, without a waiter.
     Unasked,
-    /// A delivery: before it comes a page for a frame that does not exist.
+    /// A delivery: preceded by pages for frames that do not exist.
     Outside,
-    /// A delivery: one byte is wrong.
+    /// A delivery: one byte is changed.
     Corrupt,
-    /// A delivery: the source says that it does not hold the frame.
+    /// A delivery: the source reports that it does not have the frame.
     Unavailable,
-    /// A filling: not now. A queue under the same script says in its next event that no frames were
-    /// given back.
+    /// A fill: returns [`TryAgain`](kaleidoscope_core::clone::ports::Installed::TryAgain). A queue
+    /// under the same script then reports an empty removal event next.
     Again,
 }
 
-/// When something goes wrong.
+/// When a failure occurs.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum When {
     /// At the call with this number, from 1.
     Nth(u64),
     /// At this call and all later ones.
     From(u64),
-    /// At every so manieth call.
+    /// At every n-th call.
     Every(u64),
-    /// At random, once in so many calls.
+    /// At random, in one of n calls on average.
     OneIn(u64),
 }
 
-/// What goes wrong with which calls, as a function of a seed and the order of the calls; and the
-/// [`Log`] of them all. Copies are the same script, so that one drives all decorators of a clone.
+/// Failures to inject, as a function of a seed and the order of the calls, and the [`Log`] of all
+/// calls. Clones of a script share its state, so that one script drives all decorators of a clone.
 ///
 /// ```
 /// use kaleidoscope_mock::clone::{Call, Failure, Script, When};
@@ -72,32 +71,32 @@ pub struct Script {
 struct State {
     rng: Rng,
     calls: BTreeMap<Call, u64>,
-    /// Calls that said "not now" of which the queue has not told yet.
-    excuses: u64,
+    /// Fills that were refused with "try again", for which the queue has not reported an event yet.
+    owed_events: u64,
 }
 
-/// What was decided about a call.
-pub(super) struct Decided {
+/// The failures chosen for a call.
+pub(super) struct Decision {
     pub(super) failures: Vec<Failure>,
-    begun: Begun,
+    entry: EntryId,
 }
 
 impl Script {
-    /// Nothing goes wrong, everything is logged.
+    /// No failures; all calls are logged.
     #[must_use]
     pub fn new(seed: u64) -> Self {
-        let state = State { rng: Rng::new(seed), calls: BTreeMap::new(), excuses: 0 };
+        let state = State { rng: Rng::new(seed), calls: BTreeMap::new(), owed_events: 0 };
         Self { rules: Vec::new(), state: Arc::new(Mutex::new(state)), log: Log::default() }
     }
 
-    /// Adds something that goes wrong. Several rules may strike the same call.
+    /// Adds a rule. Several rules may apply to the same call.
     #[must_use]
     pub fn on(mut self, call: Call, when: When, failure: Failure) -> Self {
         self.rules.push((call, when, failure));
         self
     }
 
-    /// Writes to this log from now on.
+    /// Replaces the log.
     #[must_use]
     pub fn logging_to(mut self, log: Log) -> Self {
         self.log = log;
@@ -110,68 +109,73 @@ impl Script {
         &self.log
     }
 
-    /// How often something was called.
+    /// Number of calls of a kind so far.
     #[must_use]
     pub fn calls(&self, call: Call) -> u64 {
         self.state.lock().calls.get(&call).copied().unwrap_or(0)
     }
 
-    /// Counts a call, logs it, decides what goes wrong with it, and waits if that is a delay (of
-    /// anything but a delivery).
-    pub(super) fn begin(&self, call: Call, frames: &[FrameIndex], detail: &'static str) -> Decided {
+    /// Counts and logs a call, chooses its failures, and sleeps for a delay (except for deliveries,
+    /// which the caller delays).
+    pub(super) fn begin(
+        &self,
+        call: Call,
+        frames: &[FrameIndex],
+        detail: &'static str,
+    ) -> Decision {
         let mut state = self.state.lock();
         let number = state.calls.entry(call).or_default();
         *number += 1;
         let number = *number;
         let mut failures = Vec::new();
         for (of, when, failure) in &self.rules {
-            let strikes = *of == call
+            let applies = *of == call
                 && match *when {
                     When::Nth(n) => number == n,
                     When::From(n) => number >= n,
                     When::Every(n) => number.checked_rem(n) == Some(0),
                     When::OneIn(n) => state.rng.one_in(n),
                 };
-            if strikes {
+            if applies {
                 failures.push(*failure);
             }
         }
-        // Logged under the lock, so that the log has the order in which was decided.
-        let begun = self.log.begin(call, frames.to_vec(), detail, &failures);
+        // Logged under the lock, so that the log has the order of the decisions.
+        let entry = self.log.begin(call, frames.to_vec(), detail, &failures);
         drop(state);
         if call != Call::Deliver {
             failures.iter().filter_map(Failure::delay).for_each(std::thread::sleep);
         }
-        Decided { failures, begun }
+        Decision { failures, entry }
     }
 
-    /// Logs what came of a call.
-    pub(super) fn end(&self, decided: &Decided, outcome: impl fmt::Display) {
-        self.log.end(decided.begun, outcome);
+    /// Logs the outcome of a call.
+    pub(super) fn end(&self, decision: &Decision, outcome: impl fmt::Display) {
+        self.log.end(decision.entry, outcome);
     }
 
-    /// A number below `bound`.
+    /// A random number below `bound`.
     pub(super) fn below(&self, bound: u64) -> u64 {
         self.state.lock().rng.below(bound)
     }
 
-    /// Remembers that a filling was refused without reason.
-    pub(super) fn owe_excuse(&self) {
-        self.state.lock().excuses += 1;
+    /// Records that a fill was refused without a removal.
+    pub(super) fn owe_removed_event(&self) {
+        self.state.lock().owed_events += 1;
     }
 
-    /// Whether an event is owed for fillings that were refused.
-    pub(super) fn take_excuse(&self) -> bool {
-        std::mem::take(&mut self.state.lock().excuses) > 0
+    /// Whether a removal event is owed for refused fills; resets it.
+    pub(super) fn take_owed_event(&self) -> bool {
+        std::mem::take(&mut self.state.lock().owed_events) > 0
     }
 }
 
-impl Decided {
+impl Decision {
     pub(super) fn has(&self, failure: Failure) -> bool {
         self.failures.contains(&failure)
     }
 
-    /// How long a delivery is delayed.
+    /// The delay of a delivery.
     pub(super) fn delay(&self) -> Option<Duration> {
         self.failures.iter().filter_map(Failure::delay).max()
     }

@@ -1,4 +1,4 @@
-//! A clone that runs: vCPUs, and the threads that answer their faults.
+//! A running clone: vCPUs, and the threads that handle their faults.
 
 use super::memory::{MockMemory, VcpuError};
 use super::program::{Done, Halt, Program, Vcpu};
@@ -13,18 +13,18 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Stack of each thread in bytes: none of them goes deep, and a host may have thousands.
+/// Stack size of each thread in bytes: small, since a host may run thousands of threads.
 const STACK: usize = 256 << 10;
 
-/// How long fault threads may take to end after the clone has.
+/// Time that fault threads may take to end after the clone has ended.
 const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Whoever answers a clone's faults: an [`Engine`], or a handler to be tested.
+/// Handles a clone's faults: an [`Engine`], or a handler under test.
 pub trait Handler: Send + Sync {
-    /// The life of one fault thread: answers what the memory reports until it is closed.
+    /// Body of one fault thread: handles the memory's events until the memory is closed.
     ///
     /// # Errors
-    /// Why the clone cannot go on; it is then stopped.
+    /// The reason why the clone cannot continue; the clone is then stopped.
     fn serve(&self) -> Result<(), Box<dyn Error + Send + Sync>>;
 }
 
@@ -34,27 +34,26 @@ impl Handler for Engine {
     }
 }
 
-/// What the vCPUs do.
+/// Workload of the vCPUs.
 #[derive(Clone, Debug)]
 pub enum Work {
     /// A random program.
     Program(Program),
-    /// The touches of a trace, each by its vCPU (modulo their number), each checked.
+    /// Replays and checks the touches of a trace. Each runs on its vCPU modulo the number of vCPUs.
     Trace {
         /// The trace.
         trace: Arc<Trace>,
-        /// How many times as long as in the trace the pauses between a vCPU's touches are; 0 for
-        /// none at all.
+        /// Factor by which the pauses between a vCPU's touches are stretched; 0 for no pauses.
         pace: f64,
     },
 }
 
-/// How many threads a clone has.
+/// Number of threads of a clone.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Threads {
     /// vCPUs; 0 counts as 1.
     pub vcpus: u32,
-    /// Threads that answer faults.
+    /// Threads that handle faults.
     pub fault: u32,
 }
 
@@ -65,7 +64,7 @@ impl Default for Threads {
     }
 }
 
-/// A clone that runs. Starting one takes the same time whatever the size of its memory.
+/// A running clone. Starting one takes the same time for any memory size.
 #[must_use = "the clone ends when this is dropped"]
 pub struct MockVm {
     memory: Arc<MockMemory>,
@@ -77,12 +76,12 @@ pub struct MockVm {
 }
 
 impl MockVm {
-    /// Starts vCPUs on a memory and the threads that answer their faults. Every byte read is
+    /// Starts vCPUs on a memory, and the threads that handle their faults. Every byte read is
     /// compared with `truth`, the parent's memory at the freeze, or with what the vCPU itself
-    /// wrote there, or with zero once it gave the frame back.
+    /// wrote, or with zero in frames that it gave back.
     ///
     /// # Errors
-    /// [`io::Error`] when the system has no more threads.
+    /// [`io::Error`] when a thread cannot be started.
     pub fn start(
         memory: Arc<MockMemory>,
         handler: Arc<dyn Handler>,
@@ -95,7 +94,8 @@ impl MockVm {
         let vcpus = threads.vcpus.max(1);
         let start = Instant::now();
         let fault_threads = threads.fault;
-        // From here on an early return closes the memory, and so ends the threads that run by then.
+        // From here on, dropping `vm` on an error closes the memory, which ends the threads started
+        // so far.
         let vm = Self { memory, start, vcpus, fault_threads, vcpu_ends, fault_ends };
         for _ in 0..fault_threads {
             let (memory, handler) = (Arc::clone(&vm.memory), Arc::clone(&handler));
@@ -105,7 +105,7 @@ impl MockVm {
                     memory.close(error.to_string());
                 }
                 drop(handler);
-                // The report may have been given up.
+                // The receiver is gone if the caller dropped the clone.
                 let _ = end.send(());
             })?;
         }
@@ -132,14 +132,13 @@ impl MockVm {
         &self.memory
     }
 
-    /// Waits until all vCPUs have ended, ends the clone, and reports. Takes bounded time: a vCPU
-    /// that waits for a frame gives up when the memory's timeout ends, and a fault thread that
-    /// does not end is reported.
+    /// Waits until all vCPUs have ended, ends the clone, and reports. Takes bounded time: a vCPU's
+    /// wait for a frame times out, and fault threads that do not end are reported.
     pub fn join(self) -> Report {
         let mut done = Done::default();
         let mut halts = Vec::new();
         let mut left = self.vcpus;
-        // Ends when the last thread has sent, or is gone.
+        // Receiving fails once all threads have sent or panicked.
         while left > 0 {
             let Ok((number, one, halt)) = self.vcpu_ends.recv() else { break };
             left -= 1;
@@ -183,7 +182,7 @@ fn touches_of(trace: &Trace, number: u32, vcpus: u32) -> Vec<Touch> {
     trace.touches().iter().filter(of).copied().collect()
 }
 
-/// The worst that happened to any vCPU.
+/// The worst result of any vCPU.
 fn outcome(halts: Vec<(u32, Halt)>, panicked: u32) -> Ended {
     if panicked > 0 {
         return Ended::Panicked;

@@ -1,24 +1,24 @@
-//! vCPUs that wait for frames: the mock's counterpart of a kernel's wait queue.
+//! vCPUs that wait for frames: the counterpart of userfaultfd's wait queue in the kernel.
 
 use kaleidoscope_core::addr::FrameIndex;
 use parking_lot::{Condvar, Mutex};
 use std::time::Instant;
 
-/// Who waits for which frame.
+/// The vCPUs that wait for frames.
 #[derive(Default)]
-pub(super) struct Waits {
-    list: Mutex<List>,
+pub(super) struct WaitQueue {
+    list: Mutex<Waiters>,
     changed: Condvar,
 }
 
 #[derive(Default)]
-struct List {
-    waiting: Vec<Waiting>,
+struct Waiters {
+    waiting: Vec<Waiter>,
     next_ticket: u64,
     is_closed: bool,
 }
 
-struct Waiting {
+struct Waiter {
     frame: FrameIndex,
     ticket: u64,
     is_woken: bool,
@@ -26,34 +26,34 @@ struct Waiting {
 
 /// How a wait ended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Waited {
-    /// Somebody woke it, or there was nothing to wait for.
+pub(super) enum WaitOutcome {
+    /// The waiter was woken, or did not have to wait.
     Woken,
-    /// Nobody woke it in time.
+    /// No wake-up came before the deadline.
     TimedOut,
-    /// The memory is closed.
+    /// The memory was closed.
     Closed,
 }
 
-impl Waits {
-    /// Waits until somebody wakes the frame's waiters. `enter` is called once the wait counts, so
-    /// that no wake-up is lost between it and the wait; it returns whether to wait at all.
+impl WaitQueue {
+    /// WaitQueue until the frame's waiters are woken. `enter` is called under the lock, so that no
+    /// wake-up is lost between it and the wait; it returns whether to wait at all.
     pub(super) fn wait(
         &self,
         frame: FrameIndex,
         deadline: Instant,
         enter: impl FnOnce() -> bool,
-    ) -> Waited {
+    ) -> WaitOutcome {
         let mut list = self.list.lock();
         if list.is_closed {
-            return Waited::Closed;
+            return WaitOutcome::Closed;
         }
         if !enter() {
-            return Waited::Woken;
+            return WaitOutcome::Woken;
         }
         let ticket = list.next_ticket;
         list.next_ticket += 1;
-        list.waiting.push(Waiting { frame, ticket, is_woken: false });
+        list.waiting.push(Waiter { frame, ticket, is_woken: false });
         loop {
             let at = list.waiting.iter().position(|w| w.ticket == ticket);
             let is_woken = at.and_then(|at| list.waiting.get(at)).is_none_or(|w| w.is_woken);
@@ -63,16 +63,16 @@ impl Waits {
                     list.waiting.swap_remove(at);
                 }
                 return match (is_woken, list.is_closed) {
-                    (true, _) => Waited::Woken,
-                    (false, true) => Waited::Closed,
-                    (false, false) => Waited::TimedOut,
+                    (true, _) => WaitOutcome::Woken,
+                    (false, true) => WaitOutcome::Closed,
+                    (false, false) => WaitOutcome::TimedOut,
                 };
             }
             self.changed.wait_until(&mut list, deadline);
         }
     }
 
-    /// Wakes those who wait for any of the frames; how many there were.
+    /// Wakes the waiters of a range of frames; returns how many there were.
     pub(super) fn wake(&self, frames: std::ops::Range<u32>) -> usize {
         let mut list = self.list.lock();
         let mut woken = 0;
@@ -89,13 +89,13 @@ impl Waits {
         woken
     }
 
-    /// Wakes everybody, for good.
+    /// Wakes all waiters; later waits return at once.
     pub(super) fn close(&self) {
         self.list.lock().is_closed = true;
         self.changed.notify_all();
     }
 
-    /// The frames that somebody waits for.
+    /// The frames that are waited for, one entry per waiter.
     pub(super) fn frames(&self) -> Vec<FrameIndex> {
         self.list.lock().waiting.iter().filter(|w| !w.is_woken).map(|w| w.frame).collect()
     }

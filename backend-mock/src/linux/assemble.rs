@@ -1,4 +1,4 @@
-//! Puts a guest together, in the order in which a machine would get there.
+//! Builds a guest in the order in which a real machine boots and runs.
 
 use super::boot::{banner, boot};
 use super::builder::Knobs;
@@ -76,7 +76,7 @@ pub(super) fn assemble(knobs: &Knobs) -> Result<MockGuest, MockError> {
 
     let mut tables = kernel.tables.table_frames();
     if knobs.isolated {
-        // The kernel's own root has a second half too.
+        // The kernel's own root also has a second half.
         let top = kernel.tables.mode().levels();
         tables.push(TableFrame { level: top, gfn: Gfn(kernel.tables.root().gfn().0 + 1) });
     }
@@ -144,7 +144,7 @@ fn file_truth(file: File, vfs: &Vfs) -> FileTruth {
     }
 }
 
-/// What user page tables say of each frame.
+/// Summarizes how user page tables map each frame.
 fn users<'a>(spaces: impl Iterator<Item = &'a [LeafTruth]>) -> BTreeMap<Gfn, Users> {
     let mut out: BTreeMap<Gfn, Users> = BTreeMap::new();
     for leaves in spaces {
@@ -164,7 +164,8 @@ fn users<'a>(spaces: impl Iterator<Item = &'a [LeafTruth]>) -> BTreeMap<Gfn, Use
     out
 }
 
-/// Registers: CPUs run processes in turn; under isolation every other one is stopped in user mode.
+/// Registers of the CPUs, which run processes in turn. With page-table isolation, every other CPU
+/// is stopped in user mode.
 fn registers(
     knobs: &Knobs,
     kernel: &Kernel,
@@ -178,8 +179,7 @@ fn registers(
         let in_user_mode = knobs.isolated && cpu % 2 == 1;
         let root =
             space.map_or(kernel.tables.root(), |s| if in_user_mode { s.user_root } else { s.root });
-        // Under isolation the low bits of CR3 carry an address-space number; user mode has bit 11
-        // of it set.
+        // With page-table isolation, the low bits of CR3 hold a PCID; user mode has its bit 11 set.
         let number = if in_user_mode { 0x801 + cpu as u64 % 6 } else { 1 + cpu as u64 % 6 };
         let (cr3, cr4) = if knobs.isolated {
             (root.0 | number, mode.cr4() | 1 << 17)

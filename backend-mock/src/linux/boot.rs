@@ -1,5 +1,5 @@
-//! What a kernel does before its page allocator works: the image, the maps of all memory, the frame
-//! table, per-CPU areas.
+//! Boot until the page allocator works: the image, the maps of memory, the frame table, per-CPU
+//! areas.
 
 use super::builder::Knobs;
 use super::frames::{BootTables, Frames, ImageTables};
@@ -14,8 +14,7 @@ use kaleidoscope_core::addr::{FRAME_SIZE, Gfn, Gpa, Gva};
 use kaleidoscope_core::memory::{MemoryLayout, VecMemory};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Bytes of a CPU's unit in the per-CPU chunk, and how many of them are kept; the rest is given
-/// back.
+/// Bytes of a CPU's unit in the per-CPU chunk, and the part of it that is kept; the rest is freed.
 const UNIT_BYTES: u64 = 0x2_0000;
 const UNIT_USED: u64 = 0x1_4000;
 
@@ -31,17 +30,17 @@ pub(super) const STACK_BYTES: u64 = 4 * FRAME_SIZE;
 /// The per-CPU areas.
 #[derive(Clone, Debug)]
 pub(super) struct PerCpu {
-    /// What a per-CPU address is relative to.
+    /// Base that per-CPU addresses are relative to.
     start: u64,
-    /// Distance from a per-CPU address to each CPU's copy.
+    /// Offset from a per-CPU address to each CPU's copy.
     pub(super) offsets: Vec<u64>,
-    /// Frames of all units, the parts that were given back included.
+    /// Frames of all units, including the parts that were freed.
     pub(super) units: std::ops::Range<Gfn>,
     next: u64,
 }
 
 impl PerCpu {
-    /// Sets room aside in every CPU's dynamic area; the per-CPU address.
+    /// Allocates space in every CPU's dynamic area; returns the per-CPU address.
     pub(super) fn allocate(&mut self, bytes: u64) -> Result<u64, MockError> {
         let at = self.next.next_multiple_of(16);
         self.next = at + bytes;
@@ -52,8 +51,7 @@ impl PerCpu {
     }
 }
 
-/// The kernel at the moment when its page allocator takes over, its per-CPU areas, and its memory
-/// node.
+/// The kernel when its page allocator takes over, with its per-CPU areas and its memory node.
 pub(super) fn boot(knobs: &Knobs) -> Result<(Kernel, PerCpu, Object), MockError> {
     let mut rng = Rng::new(knobs.seed);
     let layout = layout(knobs)?;
@@ -91,8 +89,8 @@ pub(super) fn boot(knobs: &Knobs) -> Result<(Kernel, PerCpu, Object), MockError>
     kernel.map_frame_table()?;
     kernel.base_variables()?;
     kernel.memory_sections(knobs)?;
-    // The initial ramdisk, or what is left of it; and the node. Both before per-CPU areas give
-    // frames back, so that no reserved frame lies inside a unit.
+    // The rest of the initial ramdisk, and the node. Both come before per-CPU areas free frames, so
+    // that no reserved frame lies inside a unit.
     let initrd = kernel.frames.layout().frames() / 512;
     kernel.frames.take_at_boot(initrd.into(), 1, Role::Reserved)?;
     let node = kernel.place_node(knobs)?;
@@ -130,7 +128,7 @@ fn bases(knobs: &Knobs, rng: &mut Rng) -> Bases {
     }
 }
 
-/// Chooses where the image lies and claims the frames that it keeps.
+/// Chooses the image's location, and claims the frames that it keeps.
 fn place_image(knobs: &Knobs, rng: &mut Rng, frames: &mut Frames) -> Result<Image, MockError> {
     let small = knobs.ram_bytes < 32 << 20;
     let text = (4 << 20) + (1 + rng.below(if small { 64 } else { 512 })) * FRAME_SIZE;
@@ -165,8 +163,8 @@ fn place_image(knobs: &Knobs, rng: &mut Rng, frames: &mut Frames) -> Result<Imag
 }
 
 impl Kernel {
-    /// Maps the image as it is after boot: code read-only, constants and data not executable, freed
-    /// parts away under page-table isolation.
+    /// Maps the image as it is after boot: code read-only, data not executable, freed parts
+    /// unmapped under page-table isolation.
     fn map_image(&mut self, knobs: &Knobs) -> Result<(), MockError> {
         let mut table = |name: &str, bytes| self.image.place(Section::Data, name, bytes, bytes);
         let root = table("init_top_pgt", 2 * FRAME_SIZE)?;
@@ -212,7 +210,8 @@ impl Kernel {
         Ok(())
     }
 
-    /// The direct map: small pages at the edges, 1 GiB pages where they fit, 2 MiB pages else.
+    /// Creates the direct map: 1 GiB pages where they fit, else 2 MiB pages, and small pages at the
+    /// edges.
     fn map_memory(&mut self) -> Result<(), MockError> {
         let readonly_end = self.image.gpa.0 + self.image.section(Section::Rodata).end;
         let readonly = self.image.gpa.0..readonly_end / LARGE * LARGE;
@@ -251,7 +250,7 @@ impl Kernel {
         Ok(())
     }
 
-    /// The frame table: 2 MiB for every memory section that holds RAM.
+    /// Allocates and maps the frame table: 2 MiB for every memory section that contains RAM.
     fn map_frame_table(&mut self) -> Result<(), MockError> {
         let sections: BTreeSet<u64> =
             self.frames.layout().iter().map(|(_, gfn)| gfn.0 / SECTION_FRAMES).collect();
@@ -268,14 +267,14 @@ impl Kernel {
         Ok(())
     }
 
-    /// A zeroed object in memory that was taken at boot.
+    /// Allocates a zeroed object at boot.
     pub(super) fn boot_object(&mut self, ty: &'static str) -> Result<Object, MockError> {
         let bytes = self.types.size_of(ty)?;
         let gfn = self.frames.take_at_boot(bytes.div_ceil(FRAME_SIZE), 1, Role::Reserved)?;
         Ok(Object { gva: Gva(self.direct(gfn.gpa())), gpa: gfn.gpa(), ty })
     }
 
-    /// A variable of 64 bits in the image.
+    /// Adds a 64-bit variable to the image.
     pub(super) fn variable(&mut self, name: &str, value: u64) -> Result<Gva, MockError> {
         let gva = self.image.place(Section::Data, name, 8, 8)?;
         self.store(gva.0, value)?;
@@ -293,7 +292,7 @@ impl Kernel {
         Ok(())
     }
 
-    /// The physical address that the image's map begins at; it may be below 0.
+    /// `phys_base`: the physical address of the start of the image mapping; may be negative.
     pub(super) fn phys_base(&self) -> u64 {
         self.image.gpa.0.wrapping_sub(self.image.gva.0 - IMAGE_MAP)
     }
@@ -318,8 +317,8 @@ impl Kernel {
             let size = FRAME_SIZE / per_root;
             let at =
                 self.object(Gva(self.load(root)? + section % per_root * size), "mem_section")?;
-            // The frame table's address minus the section's first record, which is its base; and
-            // flags: present, has a frame table, online, early.
+            // The frame table's base (the section's part minus its first frame number), and flags:
+            // present, has a frame table, online, early.
             self.set(at, "section_mem_map", self.bases.vmemmap | 0xf)?;
         }
         Ok(())
@@ -340,7 +339,7 @@ impl Kernel {
         ] {
             self.image.name(name, kind, start + distance);
         }
-        // All units are taken together; what a unit does not need goes back.
+        // All units are allocated together; their unused parts are freed.
         let first = self.find_units(units)?;
         let array =
             self.image.place(Section::Data, "__per_cpu_offset", u64::from(MAX_CPUS) * 8, 8)?;
@@ -374,7 +373,7 @@ impl Kernel {
         Ok(PerCpu { start, offsets, units: range, next: start + STATIC_PER_CPU })
     }
 
-    /// Contiguous frames that nobody has, aligned to a unit.
+    /// Contiguous unclaimed frames, aligned to a unit.
     fn find_units(&self, frames: u64) -> Result<Gfn, MockError> {
         let unit = UNIT_BYTES / FRAME_SIZE;
         let regions = self.frames.layout().regions().iter().rev();
@@ -396,7 +395,7 @@ pub(super) fn section_roots(knobs: &Knobs) -> u64 {
     (1 << (physical_bits - 27)) / 256
 }
 
-/// Takes from the first source until it is empty.
+/// Takes frames from the first source until it is empty.
 struct Either<'a>(&'a mut ImageTables, BootTables<'a>);
 
 impl FrameSource for Either<'_> {
@@ -408,7 +407,8 @@ impl FrameSource for Either<'_> {
 /// The kernel's version banner.
 pub(super) fn banner(style: KernelStyle) -> String {
     format!(
-        "Linux version {} (mock@example.org) (gcc (Mock 1.0) 14.2.0, GNU ld (Mock) 2.44) #1 SMP PREEMPT_DYNAMIC Mock 1 (1970-01-01)\n",
+        "Linux version {} (mock@example.org) (gcc (Mock 1.0) 14.2.0, GNU ld (Mock) 2.44) \
+         #1 SMP PREEMPT_DYNAMIC Mock 1 (1970-01-01)\n",
         style.release()
     )
 }

@@ -1,4 +1,4 @@
-//! Writes type information in BTF, as the kernel carries it (`Documentation/bpf/btf.rst`).
+//! Writes type information in BTF, the kernel's format (`Documentation/bpf/btf.rst`).
 
 use super::KernelStyle;
 use super::types::{Composite, Definition, Member, Type, Types};
@@ -26,7 +26,7 @@ const KIND_ENUM64: u32 = 19;
 
 const HEADER_BYTES: u32 = 24;
 
-/// A type under construction: its three fixed words and what follows them.
+/// A type under construction: its three fixed words, and the words that follow.
 #[derive(Clone, Debug, Default)]
 struct Record {
     name: u32,
@@ -44,7 +44,7 @@ struct Encoder {
     named: BTreeMap<&'static str, u32>,
 }
 
-/// The bytes of the `.BTF` section: all types, and functions of these names.
+/// Encodes the `.BTF` section: all types, and functions of these names.
 pub(super) fn encode(types: &Types, style: KernelStyle, functions: &[String]) -> Vec<u8> {
     let mut encoder = Encoder {
         records: Vec::new(),
@@ -54,7 +54,7 @@ pub(super) fn encode(types: &Types, style: KernelStyle, functions: &[String]) ->
         named: BTreeMap::new(),
     };
     encoder.other_kinds(style);
-    // Definitions refer to each other in circles, so they get their numbers first.
+    // Definitions refer to each other in cycles, so their numbers are assigned first.
     for (name, _) in types.definitions() {
         let id = encoder.push(Record::default());
         encoder.named.insert(*name, id);
@@ -71,7 +71,7 @@ pub(super) fn encode(types: &Types, style: KernelStyle, functions: &[String]) ->
 }
 
 fn info(kind: u32, count: usize, flag: bool) -> u32 {
-    // More members than 16 bits hold do not occur in the schema.
+    // The schema has no types with more than 65,535 members.
     let count = u32::try_from(count).unwrap_or(0) & 0xffff;
     count | kind << 24 | u32::from(flag) << 31
 }
@@ -98,7 +98,8 @@ impl Encoder {
         self.push(Record { name, info: info(kind, 0, false), size_or_type, tail })
     }
 
-    /// One of each kind that the schema does not use, so that readers must know how long they are.
+    /// Adds one type of each kind that the schema does not use, so that readers must skip these
+    /// correctly.
     fn other_kinds(&mut self, style: KernelStyle) {
         let int = self.id(&super::types::I32);
         self.simple(KIND_VOLATILE, "", int, vec![]);
@@ -137,7 +138,7 @@ impl Encoder {
         let int = self.id(&super::types::I32);
         let pointer = self.id(&super::types::pointer("task_struct"));
         for (number, name) in names.iter().enumerate() {
-            // One prototype for eight functions; parameters have names.
+            // Eight functions share a prototype; parameters have names.
             let parameters = number / 8 % 3;
             let prototype = if number % 8 == 0 {
                 let (task, count) = (self.string("task"), self.string("count"));
@@ -155,7 +156,7 @@ impl Encoder {
         }
     }
 
-    /// The number of a type; one that does not exist yet is added.
+    /// The number of a type, which is added if missing.
     fn id(&mut self, ty: &Type) -> u32 {
         match ty {
             Type::Void => return 0,
@@ -229,7 +230,7 @@ impl Encoder {
     }
 
     fn composite(&mut self, name: &str, composite: &Composite) -> Record {
-        // With a bit field, the upper byte of every member's offset is a width.
+        // With bit fields, the upper byte of every member's offset is a width.
         let flag = composite.members.iter().any(|m| m.bits.is_some());
         let mut tail = Vec::with_capacity(3 * composite.members.len());
         for Member { name, ty, bit_offset, bits } in &composite.members {

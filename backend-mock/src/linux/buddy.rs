@@ -1,4 +1,4 @@
-//! The page allocator's own view: zones, free blocks and their lists, each CPU's list of free
+//! The page allocator's structures: zones, free blocks and their lists, per-CPU lists of free
 //! pages.
 
 use super::KernelStyle;
@@ -21,7 +21,7 @@ const ZONE_NAMES: [&str; 5] = ["DMA", "DMA32", "Normal", "Movable", "Device"];
 /// Entries of the array of nodes (`MAX_NUMNODES`).
 pub(super) const MAX_NODES: u64 = 1024;
 
-/// A zone as it is being filled.
+/// A zone under construction.
 struct Zone {
     object: Object,
     frames: std::ops::Range<u64>,
@@ -34,7 +34,8 @@ pub(super) struct Zones {
 }
 
 impl Kernel {
-    /// Room for the node: in the image, or with several nodes in memory of its own.
+    /// Reserves space for the node: in the image, or in memory of its own if there may be several
+    /// nodes.
     pub(super) fn place_node(&mut self, knobs: &Knobs) -> Result<Object, MockError> {
         if knobs.numa {
             let node = self.boot_object("pglist_data")?;
@@ -91,7 +92,7 @@ impl Kernel {
         Ok(self.address(zone, "free_area")? + area + lists + 16 * u64::from(list))
     }
 
-    /// Makes the zone's per-CPU lists, in every CPU's area.
+    /// Creates the zone's per-CPU lists, in every CPU's area.
     fn per_cpu_lists(&mut self, zone: Object, per_cpu: &mut PerCpu) -> Result<(), MockError> {
         let (member, ty, lists) = self.pageset();
         let pointer = per_cpu.allocate(self.types.size_of(ty)?)?;
@@ -115,8 +116,8 @@ impl Kernel {
         }
     }
 
-    /// Settles what nobody took: a few pages on per-CPU lists, the rest in free blocks as large as
-    /// they can be. Returns the blocks. Afterwards every frame has its role and its record.
+    /// Distributes unclaimed frames: a few pages to per-CPU lists, the rest to free blocks as large
+    /// as possible. Returns the blocks. Afterwards every frame has a role and a record.
     pub(super) fn give_back(
         &mut self,
         zones: &Zones,
@@ -155,7 +156,7 @@ impl Kernel {
         Ok(blocks)
     }
 
-    /// The order of the largest aligned block at `gfn` of frames that nobody took.
+    /// Order of the largest aligned block of unclaimed frames at `gfn`.
     fn largest_block(&self, gfn: u64, end: u64) -> Option<u32> {
         let fits = |order: u32| {
             let frames = 1u64 << order;
@@ -182,7 +183,7 @@ impl Kernel {
         self.list_append(head, node)
     }
 
-    /// Puts a few single pages, and on kernels that do so a few larger ones, on each CPU's list.
+    /// Puts a few single pages, and on newer kernels some larger blocks, on each CPU's lists.
     fn per_cpu_free(&mut self, zones: &[Zone], per_cpu: &PerCpu) -> Result<(), MockError> {
         let (member, ty, lists) = self.pageset();
         let (offset, count_path) = (
@@ -204,7 +205,8 @@ impl Kernel {
                     continue;
                 };
                 let Some(zone) = zones.get(number) else { continue };
-                // The lists go by order, then by migration type, which the page's record remembers.
+                // Lists are ordered by order, then by migration type, which the page's record
+                // stores.
                 let movable = self.rng.below(3);
                 for i in 0..1u64 << order {
                     let private = if i == 0 { movable } else { 0 };
@@ -230,7 +232,7 @@ impl Kernel {
         Ok(())
     }
 
-    /// Records of frames that were never given to the allocator, and of holes inside memory
+    /// Writes the records of frames that the allocator never owned, and of holes inside memory
     /// sections.
     fn reserved_records(&mut self) -> Result<(), MockError> {
         let flags = self.style.flag("PG_reserved");

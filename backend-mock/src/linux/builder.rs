@@ -1,11 +1,11 @@
-//! The knobs of a synthetic guest.
+//! Configuration of a synthetic guest.
 
 use super::encryption::Encryption;
 use super::{KernelStyle, MockGuest, assemble};
 use crate::MockError;
 use kaleidoscope_core::addr::FRAME_SIZE;
 
-/// Everything that can be chosen.
+/// All settings.
 #[derive(Clone, Debug)]
 pub(super) struct Knobs {
     pub(super) style: KernelStyle,
@@ -25,11 +25,11 @@ pub(super) struct Knobs {
     pub(super) balloon: bool,
     pub(super) encryption: Option<Encryption>,
     pub(super) prot_none: bool,
-    /// Bytes that a virtio-mem device keeps.
+    /// Size in bytes of a virtio-mem device's unplugged memory.
     pub(super) kept: Option<u64>,
 }
 
-/// Builds a synthetic Linux guest. The same knobs give the same guest, byte for byte.
+/// Builds a synthetic Linux guest. The same settings give the same guest, byte for byte.
 ///
 /// ```
 /// use kaleidoscope_mock::linux::{GuestBuilder, KernelStyle};
@@ -44,8 +44,8 @@ pub struct GuestBuilder {
 }
 
 impl GuestBuilder {
-    /// A guest with 64 MiB of RAM, two CPUs, four-level paging, a randomized kernel and a little of
-    /// everything.
+    /// A guest with 64 MiB of RAM, two CPUs, four-level paging, KASLR, and a few objects of every
+    /// kind.
     pub fn new(style: KernelStyle) -> Self {
         Self {
             knobs: Knobs {
@@ -71,57 +71,56 @@ impl GuestBuilder {
         }
     }
 
-    /// The seed of everything random, structure layouts included.
+    /// Seed of all random choices, including structure layouts.
     pub fn seed(mut self, seed: u64) -> Self {
         self.knobs.seed = seed;
         self
     }
 
-    /// Bytes of RAM, a multiple of 2 MiB from 16 MiB on.
+    /// Bytes of RAM: a multiple of 2 MiB, at least 16 MiB.
     pub fn ram_bytes(mut self, bytes: u64) -> Self {
         self.knobs.ram_bytes = bytes;
         self
     }
 
-    /// RAM from this address on (a multiple of 2 MiB) lies above 4 GiB instead, as devices have
-    /// their addresses below.
+    /// Moves RAM from this address on (a multiple of 2 MiB) to 4 GiB, which leaves a hole for
+    /// devices below 4 GiB.
     pub fn pci_hole_at(mut self, address: u64) -> Self {
         self.knobs.hole_at = Some(address);
         self
     }
 
-    /// Five-level paging.
+    /// Enables five-level paging.
     pub fn five_level(mut self, on: bool) -> Self {
         self.knobs.five_level = on;
         self
     }
 
-    /// Page-table isolation (PTI).
+    /// Enables page-table isolation (PTI).
     pub fn page_table_isolation(mut self, on: bool) -> Self {
         self.knobs.isolated = on;
         self
     }
 
-    /// Whether the kernel chose its addresses at random.
+    /// Whether the kernel's addresses are randomized.
     pub fn kaslr(mut self, on: bool) -> Self {
         self.knobs.kaslr = on;
         self
     }
 
-    /// Whether the kernel was built for several memory nodes, which changes where it keeps its
-    /// zones.
+    /// Whether the kernel supports several memory nodes, which changes where it stores its zones.
     pub fn numa(mut self, on: bool) -> Self {
         self.knobs.numa = on;
         self
     }
 
-    /// Lets the seed move words inside `struct page` as well, which no kernel has done for years.
+    /// Also randomizes the order of words in `struct page`, which no kernel has done for years.
     pub fn move_page_words(mut self, on: bool) -> Self {
         self.knobs.move_page_words = on;
         self
     }
 
-    /// Adds cached file pages that begin like a VMCOREINFO page of another kernel.
+    /// Adds cached file pages that start like another kernel's VMCOREINFO page.
     pub fn stale_note(mut self, on: bool) -> Self {
         self.knobs.stale_note = on;
         self
@@ -133,7 +132,7 @@ impl GuestBuilder {
         self
     }
 
-    /// Number of cached files; by default it follows from the RAM.
+    /// Number of cached files; the default depends on the RAM.
     pub fn files(mut self, files: u32) -> Self {
         self.knobs.files = Some(files);
         self
@@ -145,43 +144,42 @@ impl GuestBuilder {
         self
     }
 
-    /// Pages of 2 MiB in the hugetlb pool; as many as find room are made.
+    /// Number of 2 MiB pages in the hugetlb pool; fewer if there is not enough memory.
     pub fn hugetlb_pages(mut self, pages: u32) -> Self {
         self.knobs.hugetlb_pages = pages;
         self
     }
 
-    /// Whether a balloon has taken some memory.
+    /// Whether a balloon holds some memory.
     pub fn balloon(mut self, on: bool) -> Self {
         self.knobs.balloon = on;
         self
     }
 
-    /// Memory encryption as of AMD: CR3 and page-table entries carry this bit (32 to 51) beside
-    /// addresses, but for entries of pages that the kernel shares with its host.
+    /// Memory encryption by AMD: CR3 and page-table entries carry this bit (32 to 51) in addition
+    /// to addresses, except entries of pages that the kernel shares with its host.
     pub fn memory_encryption(mut self, bit: u32) -> Self {
         self.knobs.encryption = Some(Encryption::Encrypted(bit));
         self
     }
 
-    /// Memory encryption as of Intel: page-table entries of pages that the kernel shares with its
-    /// host carry this bit (32 to
-    /// 51) beside addresses.
+    /// Memory encryption by Intel: page-table entries of pages that the kernel shares with its host
+    /// carry this bit (32 to 51) in addition to addresses.
     pub fn shared_bit(mut self, bit: u32) -> Self {
         self.knobs.encryption = Some(Encryption::Shared(bit));
         self
     }
 
-    /// Processes may not touch some of their pages (`PROT_NONE`, NUMA balancing), and others are in
-    /// swap.
+    /// Makes some pages of processes inaccessible (`PROT_NONE`, NUMA balancing), and adds entries
+    /// of swapped-out pages.
     pub fn prot_none(mut self, on: bool) -> Self {
         self.knobs.prot_none = on;
         self
     }
 
-    /// RAM above 4 GiB (see [`pci_hole_at`](Self::pci_hole_at)) comes from a virtio-mem device,
-    /// which keeps so many bytes of its own, a multiple of 4096. The guest has a small NVDIMM
-    /// as well. The kernel has no frame table of either.
+    /// Makes RAM above 4 GiB (see [`pci_hole_at`](Self::pci_hole_at)) belong to a virtio-mem device
+    /// with `kept` bytes of unplugged memory, a multiple of 4096. The guest also gets a small
+    /// NVDIMM. The kernel has no frame table for either.
     pub fn virtio_mem(mut self, kept: u64) -> Self {
         self.knobs.kept = Some(kept);
         self
@@ -190,8 +188,8 @@ impl GuestBuilder {
     /// Builds the guest.
     ///
     /// # Errors
-    /// [`MockError::Knobs`] when the knobs describe no machine, [`MockError::OutOfFrames`] when the
-    /// RAM is too small for what it has to hold.
+    /// [`MockError::Knobs`] when the settings are invalid, [`MockError::OutOfFrames`] when the RAM
+    /// is too small for its contents.
     pub fn build(&self) -> Result<MockGuest, MockError> {
         let k = &self.knobs;
         let whole = |bytes: u64| bytes.is_multiple_of(512 * FRAME_SIZE);

@@ -1,7 +1,7 @@
-//! Damage: what a hostile or broken guest may have in its structures.
+//! Damage: structures as a hostile or broken guest may have them.
 //!
-//! Afterwards the truth no longer holds for what was damaged. Introspection must come to an end all
-//! the same.
+//! Afterwards the truth no longer holds for what was damaged, but introspection must still
+//! terminate.
 
 use super::KernelStyle;
 use super::guest::MockGuest;
@@ -11,10 +11,10 @@ use crate::{MockError, Rng};
 use kaleidoscope_core::addr::{Gfn, Gpa, Gva};
 use kaleidoscope_core::memory::MemoryError;
 
-/// A canonical kernel address that nothing maps.
-const WILD: u64 = 0xffff_f000_dead_bee8;
+/// An unmapped canonical kernel address.
+const BAD_POINTER: u64 = 0xffff_f000_dead_bee8;
 
-/// One kind of damage at one place.
+/// One kind of damage, at one location.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 #[non_exhaustive]
 pub enum Damage {
@@ -24,59 +24,59 @@ pub enum Damage {
     TaskWild,
     /// A process's list of threads never returns to its head.
     ThreadCycle,
-    /// A task's address space is nowhere.
+    /// A task's pointer to its address space is invalid.
     AddressSpaceWild,
     /// A module follows itself.
     ModuleCycle,
     /// A directory is its own grandparent.
     DirectoryCycle,
-    /// A file's name claims to have four billion bytes.
+    /// A file's name has a length of 2^32 - 1 bytes.
     NameLength,
-    /// A file's name is nowhere.
+    /// A file's pointer to its name is invalid.
     NameWild,
     /// A mount is its own grandparent.
     MountCycle,
     /// A file system's list of mounts never ends.
     MountListCycle,
-    /// A page's mapping leads to an inode that is nowhere.
+    /// A mapping's pointer to its inode is invalid.
     HostWild,
-    /// A page's mapping is nowhere.
+    /// A page's pointer to its mapping is invalid.
     MappingWild,
-    /// A slab's cache is nowhere.
+    /// A slab's pointer to its cache is invalid.
     SlabCacheWild,
-    /// A slab cache's name is nowhere.
+    /// A slab cache's pointer to its name is invalid.
     CacheNameWild,
-    /// A free block claims an impossible order.
+    /// A free block has an impossible order.
     BlockOrder,
-    /// A free block claims to cover what follows it and is in use.
+    /// A free block's order covers allocated frames after it.
     BlockTooLarge,
     /// The list of free blocks leads out of memory.
     BlockWild,
-    /// A tail of a compound page claims to be its own head.
+    /// A tail of a compound page points to itself as its head.
     TailOfItself,
-    /// A tail's head is nowhere.
+    /// A tail's pointer to its head is invalid.
     TailWild,
-    /// A compound page whose head claims to be a tail of its own tail.
+    /// A compound page's head is marked as a tail of its own tail.
     TailCycle,
-    /// The number of per-CPU units is absurd.
+    /// The number and size of per-CPU units are absurd.
     PerCpuUnits,
-    /// The symbol table claims four billion symbols.
+    /// The symbol table has a count of 2^32 - 1 symbols.
     SymbolCount,
-    /// The symbol table's names run into each other: every length is the longest.
+    /// All names in the symbol table have the maximum length.
     SymbolLengths,
-    /// The type information claims to be longer than memory.
+    /// The type information has a length past the end of memory.
     TypeLengths,
-    /// All type numbers and names of the type information point past its end.
+    /// All type numbers and names in the type information point past its end.
     TypeReferences,
-    /// VMCOREINFO's numbers are as large as they can be.
+    /// Numbers in VMCOREINFO have the maximum value.
     NoteNumbers,
-    /// VMCOREINFO fills its page without an end.
+    /// VMCOREINFO fills its page without a terminator.
     NoteEndless,
-    /// A process's root table leads to itself.
+    /// A process's root table points to itself.
     TableLoop,
-    /// A process's root table leads to tables outside RAM.
+    /// A process's root table points to tables outside RAM.
     TableWild,
-    /// Every entry of a process's root table leads to the same table.
+    /// Every entry of a process's root table points to the same table.
     TableBomb,
 }
 
@@ -152,18 +152,18 @@ impl Area {
 }
 
 impl MockGuest {
-    /// Flips `count` bits, chosen by the seed, anywhere in RAM.
+    /// Flips `count` random bits anywhere in RAM.
     ///
     /// # Errors
-    /// [`MockError::Memory`] does not occur on a guest as built.
+    /// [`MockError::Memory`], which does not occur on a guest as built.
     pub fn flip_bits(&mut self, seed: u64, count: u32) -> Result<(), MockError> {
         self.flip_bits_in(Area::Everything, seed, count)
     }
 
-    /// Flips `count` bits, chosen by the seed, in one part of the guest.
+    /// Flips `count` random bits in one area of the guest.
     ///
     /// # Errors
-    /// [`MockError::Memory`] does not occur on a guest as built.
+    /// [`MockError::Memory`], which does not occur on a guest as built.
     pub fn flip_bits_in(&mut self, area: Area, seed: u64, count: u32) -> Result<(), MockError> {
         let ranges = self.ranges(area);
         let total: u64 = ranges.iter().map(|r| r.1).sum();
@@ -188,7 +188,7 @@ impl MockGuest {
         Ok(())
     }
 
-    /// First address and bytes of the runs that make up an area.
+    /// Start addresses and sizes in bytes of the runs that make up an area.
     fn ranges(&self, area: Area) -> Vec<(Gpa, u64)> {
         let kernel = &self.truth.kernel;
         let in_image =
@@ -215,51 +215,53 @@ impl MockGuest {
         }
     }
 
-    /// Does one kind of damage.
+    /// Applies one kind of damage.
     ///
     /// # Errors
-    /// [`MockError`] when the guest has nothing that could be damaged so.
+    /// [`MockError`] when the guest has no structure to damage in this way.
     pub fn damage(&mut self, damage: Damage) -> Result<(), MockError> {
         let v7_2 = self.truth.kernel.style >= KernelStyle::V7_2;
         match damage {
             Damage::TaskCycle => {
-                let second = self.load(self.named("init_task", "task_struct", "tasks")?)?;
+                let second =
+                    self.load(self.variable_member("init_task", "task_struct", "tasks")?)?;
                 self.store(second, second)
             }
             Damage::TaskWild => {
-                let second = self.load(self.named("init_task", "task_struct", "tasks")?)?;
-                self.store(second, WILD)
+                let second =
+                    self.load(self.variable_member("init_task", "task_struct", "tasks")?)?;
+                self.store(second, BAD_POINTER)
             }
             Damage::ThreadCycle => {
                 let task = self.process()?;
-                let node = task + self.at("task_struct", "thread_node")?;
+                let node = task + self.member_offset("task_struct", "thread_node")?;
                 let next = self.load(node)?;
                 self.store(next, next)
             }
             Damage::AddressSpaceWild => {
                 let task = self.process()?;
-                self.store(task + self.at("task_struct", "mm")?, WILD)
+                self.store(task + self.member_offset("task_struct", "mm")?, BAD_POINTER)
             }
             Damage::ModuleCycle => {
                 let first = self.load(self.symbol_address("modules")?)?;
                 self.store(first, first)
             }
             Damage::DirectoryCycle => {
-                let parent = self.at("dentry", "d_parent")?;
+                let parent = self.member_offset("dentry", "d_parent")?;
                 let directory = self.load(self.dentry()? + parent)?;
                 let above = self.load(directory + parent)?;
                 self.store(above + parent, directory)
             }
             Damage::NameLength => {
-                let name = self.name_place()?;
-                self.store_u32(name + self.at("qstr", "len")?, u32::MAX)
+                let name = self.name_address()?;
+                self.store_u32(name + self.member_offset("qstr", "len")?, u32::MAX)
             }
             Damage::NameWild => {
-                let name = self.name_place()?;
-                self.store(name + self.at("qstr", "name")?, WILD)
+                let name = self.name_address()?;
+                self.store(name + self.member_offset("qstr", "name")?, BAD_POINTER)
             }
             Damage::MountCycle => {
-                let parent = self.at("mount", "mnt_parent")?;
+                let parent = self.member_offset("mount", "mnt_parent")?;
                 let mount = self.mount()?;
                 let above = self.load(mount + parent)?;
                 self.store(above + parent, mount)
@@ -267,39 +269,39 @@ impl MockGuest {
             Damage::MountListCycle => {
                 let mount = self.mount()?;
                 let next = if v7_2 { "mnt_next_for_sb" } else { "mnt_instance" };
-                let place = mount + self.at("mount", next)?;
-                let root = mount + self.at("mount", "mnt.mnt_root")?;
-                // A mount that does not count is followed by itself.
-                self.store(root, WILD)?;
-                self.store(place, if v7_2 { mount } else { place })
+                let address = mount + self.member_offset("mount", next)?;
+                let root = mount + self.member_offset("mount", "mnt.mnt_root")?;
+                // The mount itself is made invalid, and followed by itself.
+                self.store(root, BAD_POINTER)?;
+                self.store(address, if v7_2 { mount } else { address })
             }
             Damage::HostWild => {
                 let mapping = self.file()?.0;
-                self.store(mapping.0 + self.at("address_space", "host")?, WILD)
+                self.store(mapping.0 + self.member_offset("address_space", "host")?, BAD_POINTER)
             }
             Damage::MappingWild => {
                 let gfn = self.file()?.1;
-                self.store(self.record(gfn) + self.at("page", "mapping")?, WILD)
+                self.store(self.record(gfn) + self.member_offset("page", "mapping")?, BAD_POINTER)
             }
             Damage::SlabCacheWild => {
                 let slab = self.first_slab()?;
-                self.store(slab, WILD)
+                self.store(slab, BAD_POINTER)
             }
             Damage::CacheNameWild => {
                 let cache = self.load(self.first_slab()?)?;
-                self.store(cache + self.at("kmem_cache", "name")?, WILD)
+                self.store(cache + self.member_offset("kmem_cache", "name")?, BAD_POINTER)
             }
             Damage::BlockOrder => {
                 let block = self.free_block(0)?;
-                self.store(self.record(block) + self.at("page", "private")?, u64::MAX)
+                self.store(self.record(block) + self.member_offset("page", "private")?, u64::MAX)
             }
             Damage::BlockTooLarge => {
                 let block = self.free_block(0)?;
-                self.store(self.record(block) + self.at("page", "private")?, 10)
+                self.store(self.record(block) + self.member_offset("page", "private")?, 10)
             }
             Damage::BlockWild => {
                 let block = self.free_block(0)?;
-                self.store(self.record(block) + self.at("page", "lru")?, WILD)
+                self.store(self.record(block) + self.member_offset("page", "lru")?, BAD_POINTER)
             }
             Damage::TailOfItself => {
                 let tail = self.compound_head()?.0 + 1;
@@ -308,7 +310,7 @@ impl MockGuest {
             }
             Damage::TailWild => {
                 let tail = self.compound_head()?.0 + 1;
-                self.store(self.record(Gfn(tail)) + 8, WILD | 1)
+                self.store(self.record(Gfn(tail)) + 8, BAD_POINTER | 1)
             }
             Damage::TailCycle => {
                 let head = self.compound_head()?;
@@ -316,10 +318,10 @@ impl MockGuest {
                 self.store(self.record(head) + 8, link)
             }
             Damage::PerCpuUnits => {
-                let place = self.symbol_address("pcpu_nr_units")?;
-                self.store_u32(place, u32::MAX)?;
-                let place = self.symbol_address("pcpu_unit_size")?;
-                self.store_u32(place, u32::MAX)
+                let address = self.symbol_address("pcpu_nr_units")?;
+                self.store_u32(address, u32::MAX)?;
+                let address = self.symbol_address("pcpu_unit_size")?;
+                self.store_u32(address, u32::MAX)
             }
             Damage::SymbolCount => self.store_in_table(self.truth.kernel.kallsyms, 0, u32::MAX),
             Damage::SymbolLengths => {
@@ -367,22 +369,22 @@ impl MockGuest {
         }
     }
 
-    fn place(&self, gva: u64) -> Result<Gpa, MockError> {
+    fn translate(&self, gva: u64) -> Result<Gpa, MockError> {
         let not_mapped = MockError::Memory(MemoryError::NotRam { gpa: Gpa(gva), len: 8 });
         self.physical(Gva(gva)).ok_or(not_mapped)
     }
 
     fn load(&self, gva: u64) -> Result<u64, MockError> {
-        read_u64(&self.memory, self.place(gva)?)
+        read_u64(&self.memory, self.translate(gva)?)
     }
 
     fn store(&mut self, gva: u64, value: u64) -> Result<(), MockError> {
-        let gpa = self.place(gva)?;
+        let gpa = self.translate(gva)?;
         write_uint(&mut self.memory, gpa, 8, value)
     }
 
     fn store_u32(&mut self, gva: u64, value: u32) -> Result<(), MockError> {
-        let gpa = self.place(gva)?;
+        let gpa = self.translate(gva)?;
         write_uint(&mut self.memory, gpa, 4, value.into())
     }
 
@@ -390,9 +392,9 @@ impl MockGuest {
         self.store_u32(table.0.0 + at, value)
     }
 
-    /// Fills part of a table in the image, which is contiguous.
+    /// Fills part of a table in the image, which is physically contiguous.
     fn fill(&mut self, gva: Gva, bytes: u64, value: u8) -> Result<(), MockError> {
-        let gpa = self.place(gva.0)?;
+        let gpa = self.translate(gva.0)?;
         self.memory.write(gpa, &vec![value; usize::try_from(bytes).unwrap_or(0)])?;
         Ok(())
     }
@@ -408,7 +410,7 @@ impl MockGuest {
         Ok(())
     }
 
-    fn at(&self, structure: &str, path: &str) -> Result<u64, MockError> {
+    fn member_offset(&self, structure: &str, path: &str) -> Result<u64, MockError> {
         let missing = || MockError::NoSuchType { name: format!("{structure}.{path}") };
         self.offset(structure, path).ok_or_else(missing)
     }
@@ -419,13 +421,13 @@ impl MockGuest {
             .ok_or_else(|| MockError::NoSuchType { name: name.to_owned() })
     }
 
-    fn named(&self, symbol: &str, structure: &str, path: &str) -> Result<u64, MockError> {
-        Ok(self.symbol_address(symbol)? + self.at(structure, path)?)
+    fn variable_member(&self, symbol: &str, structure: &str, path: &str) -> Result<u64, MockError> {
+        Ok(self.symbol_address(symbol)? + self.member_offset(structure, path)?)
     }
 
     /// The last task of the list, which is a process.
     fn process(&self) -> Result<u64, MockError> {
-        let tasks = self.at("task_struct", "tasks")?;
+        let tasks = self.member_offset("task_struct", "tasks")?;
         Ok(self.load(self.symbol_address("init_task")? + tasks + 8)? - tasks)
     }
 
@@ -433,7 +435,7 @@ impl MockGuest {
         self.truth.spaces.first().map(|s| s.root).ok_or(MockError::Knobs("no process"))
     }
 
-    /// The mapping and first frame of a file that lies two directories deep.
+    /// Mapping and first frame of a file at least two directories deep.
     fn file(&self) -> Result<(Gva, Gfn), MockError> {
         let deep = |f: &&super::FileTruth| {
             f.kind == FileKind::Regular
@@ -445,27 +447,28 @@ impl MockGuest {
     }
 
     fn dentry(&self) -> Result<u64, MockError> {
-        let inode = self.load(self.file()?.0.0 + self.at("address_space", "host")?)?;
-        let alias = self.load(inode + self.at("inode", "i_dentry")?)?;
+        let inode = self.load(self.file()?.0.0 + self.member_offset("address_space", "host")?)?;
+        let alias = self.load(inode + self.member_offset("inode", "i_dentry")?)?;
         let old = self.truth.kernel.style < KernelStyle::V7_2;
-        Ok(alias - self.at("dentry", if old { "d_u.d_alias" } else { "d_alias" })?)
+        Ok(alias - self.member_offset("dentry", if old { "d_u.d_alias" } else { "d_alias" })?)
     }
 
-    fn name_place(&self) -> Result<u64, MockError> {
+    fn name_address(&self) -> Result<u64, MockError> {
         let old = self.truth.kernel.style < KernelStyle::V7_2;
-        Ok(self.dentry()? + self.at("dentry", if old { "d_name" } else { "__d_name" })?)
+        Ok(self.dentry()?
+            + self.member_offset("dentry", if old { "d_name" } else { "__d_name" })?)
     }
 
     /// A mount of the file's file system.
     fn mount(&self) -> Result<u64, MockError> {
-        let inode = self.load(self.file()?.0.0 + self.at("address_space", "host")?)?;
-        let super_block = self.load(inode + self.at("inode", "i_sb")?)?;
-        let first = self.load(super_block + self.at("super_block", "s_mounts")?)?;
+        let inode = self.load(self.file()?.0.0 + self.member_offset("address_space", "host")?)?;
+        let super_block = self.load(inode + self.member_offset("inode", "i_sb")?)?;
+        let first = self.load(super_block + self.member_offset("super_block", "s_mounts")?)?;
         let old = self.truth.kernel.style < KernelStyle::V7_2;
-        Ok(if old { first - self.at("mount", "mnt_instance")? } else { first })
+        Ok(if old { first - self.member_offset("mount", "mnt_instance")? } else { first })
     }
 
-    /// Address of a frame's record.
+    /// Address of a frame's `struct page`.
     fn record(&self, gfn: Gfn) -> u64 {
         self.truth.kernel.vmemmap.0 + gfn.0 * 64
     }
@@ -476,7 +479,7 @@ impl MockGuest {
         let mut heads = self.truth.layout.iter().zip(&self.truth.roles).filter(|(_, r)| is_slab(r));
         let head = heads.next().map(|((_, gfn), _)| gfn).ok_or(MockError::Knobs("no slab"))?;
         let structure = if self.truth.kernel.style == KernelStyle::V5_10 { "page" } else { "slab" };
-        Ok(self.record(head) + self.at(structure, "slab_cache")?)
+        Ok(self.record(head) + self.member_offset(structure, "slab_cache")?)
     }
 
     fn free_block(&self, order: u32) -> Result<Gfn, MockError> {
@@ -484,7 +487,7 @@ impl MockGuest {
         found.map(|b| *b.0).ok_or(MockError::Knobs("no free block of this order"))
     }
 
-    /// The head of a large block.
+    /// Head of a compound page.
     fn compound_head(&self) -> Result<Gfn, MockError> {
         let large = |r: &super::Role| *r == super::Role::LargeKmalloc;
         let mut heads = self.truth.layout.iter().zip(&self.truth.roles).filter(|(_, r)| large(r));

@@ -1,5 +1,5 @@
-//! Memory encryption: bits in page-table entries beside addresses. Memory itself is as a decrypted
-//! dump shows it.
+//! Memory encryption bits in page-table entries. Memory itself is plaintext, as in a decrypted
+//! dump.
 
 use super::guest::MockGuest;
 use super::truth::Role;
@@ -8,24 +8,25 @@ use crate::ram::{read_u64, write_uint};
 use kaleidoscope_core::addr::{Gfn, Gpa};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Which entries carry a bit beside the address.
+/// Which entries carry the encryption bit.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Encryption {
-    /// AMD's SME and SEV: all that lead to tables, and to pages that are not shared with the host.
+    /// AMD SME and SEV: all entries that point to tables, and to pages that are not shared with the
+    /// host.
     Encrypted(u32),
-    /// Intel's TDX: those that lead to shared pages.
+    /// Intel TDX: entries that point to shared pages.
     Shared(u32),
 }
 
 impl Encryption {
-    /// The bit's mask.
+    /// The mask of the bit.
     pub(super) fn mask(self) -> u64 {
         match self {
             Self::Encrypted(bit) | Self::Shared(bit) => 1_u64.checked_shl(bit).unwrap_or(0),
         }
     }
 
-    /// What VMCOREINFO calls `sme_mask`, and CR3 carries.
+    /// The value of `sme_mask` in VMCOREINFO, which CR3 carries as well.
     pub(super) fn sme_mask(self) -> u64 {
         match self {
             Self::Encrypted(_) => self.mask(),
@@ -35,7 +36,7 @@ impl Encryption {
 }
 
 impl MockGuest {
-    /// Whether the kernel shares what lies here with its host: every eighth page or so, none of its
+    /// Whether the kernel shares this page with its host: about every eighth page, none of its
     /// image.
     fn is_shared(&self, gfn: Gfn) -> bool {
         let in_image = matches!(
@@ -45,7 +46,7 @@ impl MockGuest {
         !in_image && gfn.0.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 61 == 0
     }
 
-    /// Sets the bits in the guest's tables, as the last thing of all.
+    /// Sets the bits in the guest's page tables. This is the last step of building a guest.
     pub(super) fn encrypt(&mut self, encryption: Encryption) -> Result<(), MockError> {
         let kernel: BTreeMap<Gfn, u8> =
             self.truth.kernel.tables.iter().map(|t| (t.gfn, t.level)).collect();

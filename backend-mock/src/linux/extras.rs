@@ -1,5 +1,4 @@
-//! Everything else that takes frames: modules, vmalloc, the kernel's own buffers, hugetlb pools,
-//! the balloon.
+//! Other users of frames: modules, vmalloc, kernel buffers, hugetlb pools, the balloon.
 
 use super::KernelStyle;
 use super::boot::PerCpu;
@@ -12,17 +11,17 @@ use crate::MockError;
 use crate::paging::{Attributes, PageSize, Rights};
 use kaleidoscope_core::addr::{FRAME_SIZE, Gfn, Gva};
 
-/// Where modules are mapped when nothing is random (`MODULES_VADDR`).
+/// Base of the module area without randomization (`MODULES_VADDR`).
 const MODULES: u64 = 0xffff_ffff_c000_0000;
 
-/// Where each CPU's entry area is mapped (`CPU_ENTRY_AREA_BASE`).
+/// Base of the CPUs' entry areas (`CPU_ENTRY_AREA_BASE`).
 const CPU_ENTRY: u64 = 0xffff_fe00_0000_0000;
 
 /// Order of a 2 MiB block.
 const HUGE_ORDER: u32 = 9;
 
 impl Kernel {
-    /// A module: code, constants, and data with the structure that describes it.
+    /// Loads a module: code, constants, and data with its `struct module`.
     pub(super) fn load_module(&mut self, name: &str, at: &mut u64) -> Result<(), MockError> {
         let text = 2 + self.rng.below(4);
         let start = *at;
@@ -37,7 +36,7 @@ impl Kernel {
         self.list_append(all.0, node)
     }
 
-    /// The list of modules, and the modules.
+    /// Creates the list of modules, and loads the modules.
     pub(super) fn load_modules(&mut self, names: &[&str]) -> Result<(), MockError> {
         let list = self.image.place(Section::Data, "modules", 16, 8)?;
         self.list_init(list.0)?;
@@ -45,8 +44,7 @@ impl Kernel {
         names.iter().try_for_each(|name| self.load_module(name, &mut at))
     }
 
-    /// Maps the start of each CPU's area where CPUs enter the kernel; read-only, as the kernel does
-    /// for its GDT.
+    /// Maps the start of each CPU's entry area, read-only like the kernel's mapping of the GDT.
     pub(super) fn map_cpu_entries(&mut self, per_cpu: &PerCpu) -> Result<(), MockError> {
         let first = if self.style.zero_based_per_cpu() {
             0
@@ -63,7 +61,7 @@ impl Kernel {
         Ok(())
     }
 
-    /// Frames that the kernel holds for itself: nothing but a reference count tells of them.
+    /// Allocates frames for the kernel itself, which only a reference count marks as used.
     pub(super) fn kernel_buffers(&mut self, frames: u64) -> Result<(), MockError> {
         let mut left = frames;
         while left > 0 {
@@ -73,21 +71,21 @@ impl Kernel {
                 0
             };
             let head = self.frames.take(order, |_| Role::KernelAlloc)?;
-            // Larger blocks are no compound pages: nobody counts references to the rest.
+            // Larger blocks are not compound pages: only their first frame has a reference count.
             let private = if self.rng.one_in(3) { self.direct(head.gpa()) } else { 0 };
             self.write_page(head, &PageRecord { private, refcount: 1, ..PageRecord::default() })?;
             for i in 0..1u64 << order {
                 if i > 0 {
                     self.write_page(Gfn(head.0 + i), &PageRecord::default())?;
                 }
-                self.scribble(Gfn(head.0 + i))?;
+                self.fill_unique(Gfn(head.0 + i))?;
             }
             left = left.saturating_sub(1 << order);
         }
         Ok(())
     }
 
-    /// Large blocks of the object allocator.
+    /// Allocates large kmalloc blocks.
     pub(super) fn large_objects(&mut self, blocks: u64) -> Result<(), MockError> {
         for _ in 0..blocks {
             let order = 2 + u32::try_from(self.rng.below(2)).unwrap_or(0);
@@ -98,12 +96,13 @@ impl Kernel {
             };
             let head =
                 self.take_compound(order, &record, Compound::Plain, |_| Role::LargeKmalloc)?;
-            self.scribble(head)?;
+            self.fill_unique(head)?;
         }
         Ok(())
     }
 
-    /// A pool of 2 MiB pages, the first of them in use. Pages that find no block are left out.
+    /// Creates a pool of 2 MiB pages, the first of them in use; fewer if there are not enough free
+    /// blocks.
     pub(super) fn hugetlb_pool(
         &mut self,
         pages: u32,
@@ -125,7 +124,7 @@ impl Kernel {
                 Role::Hugetlb { in_use }
             });
             match taken {
-                Ok(head) if in_use => self.scribble(head)?,
+                Ok(head) if in_use => self.fill_unique(head)?,
                 Ok(_) => {}
                 Err(MockError::OutOfFrames { .. }) => break,
                 Err(other) => return Err(other),
@@ -134,10 +133,10 @@ impl Kernel {
         Ok(())
     }
 
-    /// Pages that the balloon took out of the guest.
+    /// Takes pages out of the guest like a balloon.
     pub(super) fn balloon(&mut self, frames: u64) -> Result<(), MockError> {
         let word = self.style.page_type_word(PageType::Offline).unwrap_or(NO_MAPPINGS);
-        // Until 6.15 the balloon gives its pages a mapping, marked as movable by somebody else.
+        // Until 6.15, the balloon gives its pages a mapping, marked as movable.
         let mapping = match self.style {
             KernelStyle::V5_10 | KernelStyle::V6_1 | KernelStyle::V6_12 => {
                 let gpa = self.new_bytes("inode_cache", self.types.size_of("inode")?)?;
@@ -157,7 +156,7 @@ impl Kernel {
         Ok(())
     }
 
-    /// Slabs of caches that hold nothing of interest.
+    /// Adds slabs of caches without meaningful contents.
     pub(super) fn filler_slabs(&mut self, frames: u64) -> Result<(), MockError> {
         let caches = [
             ("vm_area_struct", 200),
@@ -176,7 +175,7 @@ impl Kernel {
         Ok(())
     }
 
-    /// Writes the records of the kernel's tables that came from the page allocator.
+    /// Writes the records of the kernel's page tables that came from the page allocator.
     pub(super) fn kernel_table_records(&mut self) -> Result<(), MockError> {
         for table in self.tables.table_frames() {
             if matches!(self.frames.role(table.gfn), Some(Role::PageTable { .. })) {

@@ -1,4 +1,4 @@
-//! Who has which frame while a guest is being built: every frame is claimed exactly once.
+//! Ownership of frames while a guest is being built: every frame is claimed exactly once.
 
 use super::truth::Role;
 use crate::paging::FrameSource;
@@ -6,7 +6,7 @@ use crate::{MockError, Rng};
 use kaleidoscope_core::addr::{FrameIndex, Gfn};
 use kaleidoscope_core::memory::MemoryLayout;
 
-/// The frames of the guest and what has become of them.
+/// The guest's frames and their roles.
 #[derive(Clone, Debug)]
 pub(super) struct Frames {
     layout: MemoryLayout,
@@ -14,7 +14,7 @@ pub(super) struct Frames {
     rng: Rng,
     cursor: u32,
     left: u32,
-    /// Frames that early boot code stays away from: the image, what is freed of it later included.
+    /// Frames that boot-time allocations avoid: the image, including the part that is freed later.
     pub(super) kept_at_boot: std::ops::Range<u64>,
 }
 
@@ -28,7 +28,7 @@ impl Frames {
         &self.layout
     }
 
-    /// Frames that nobody has claimed.
+    /// Number of unclaimed frames.
     pub(super) fn left(&self) -> u32 {
         self.left
     }
@@ -37,7 +37,7 @@ impl Frames {
         self.layout.index_of(gfn).and_then(|i| self.roles.get(i.as_usize()).copied()).flatten()
     }
 
-    /// Whether the frame is RAM that nobody has claimed.
+    /// Whether the frame is unclaimed RAM.
     pub(super) fn is_left(&self, gfn: Gfn) -> bool {
         let slot = self.layout.index_of(gfn).and_then(|i| self.roles.get(i.as_usize()));
         slot.is_some_and(Option::is_none)
@@ -56,8 +56,8 @@ impl Frames {
         (0..1 << order).all(|i| self.is_left(Gfn(gfn.0 + i)))
     }
 
-    /// Claims an aligned block of `2^order` frames; `role` says what the frame at each distance is
-    /// for. Mostly the next block, at times one far away, so that memory looks used.
+    /// Claims an aligned block of `2^order` frames; `role` gives the role of the frame at each
+    /// offset. Usually the next block, sometimes one far away, so that memory looks fragmented.
     pub(super) fn take(
         &mut self,
         order: u32,
@@ -72,7 +72,7 @@ impl Frames {
         let mut at = self.cursor;
         while tried < frames {
             let gfn = self.layout.gfn_of(FrameIndex(at % frames)).unwrap_or_default();
-            // To the next aligned frame, or past a block that is not free.
+            // Advance to the next aligned frame, or past a block that is not free.
             let to_aligned =
                 u32::try_from(gfn.0.next_multiple_of(step.into()) - gfn.0).unwrap_or(0);
             if to_aligned == 0 && self.is_block_left(gfn, order) {
@@ -89,7 +89,8 @@ impl Frames {
         Err(MockError::OutOfFrames { order })
     }
 
-    /// Claims `count` contiguous frames as early boot code does: from the top of memory downward.
+    /// Claims `count` contiguous frames like a boot-time allocation: from the top of memory
+    /// downward.
     pub(super) fn take_at_boot(
         &mut self,
         count: u64,
@@ -112,13 +113,13 @@ impl Frames {
         Err(MockError::OutOfFrames { order: count.next_power_of_two().trailing_zeros() })
     }
 
-    /// Every frame's role; what was never claimed is free, which must be settled before.
+    /// Every frame's role. Unclaimed frames are free; their blocks must have been recorded before.
     pub(super) fn into_roles(self) -> Vec<Role> {
         self.roles.into_iter().map(|r| r.unwrap_or(Role::Free { order: 0 })).collect()
     }
 }
 
-/// Tables made at boot.
+/// Source of page-table frames at boot.
 pub(super) struct BootTables<'a>(pub(super) &'a mut Frames);
 
 impl FrameSource for BootTables<'_> {
@@ -127,7 +128,7 @@ impl FrameSource for BootTables<'_> {
     }
 }
 
-/// Tables from the page allocator.
+/// Source of page-table frames from the page allocator.
 pub(super) struct LateTables<'a>(pub(super) &'a mut Frames);
 
 impl FrameSource for LateTables<'_> {
@@ -136,7 +137,7 @@ impl FrameSource for LateTables<'_> {
     }
 }
 
-/// Tables that the image holds, in the order in which mapping the image asks for them.
+/// Source of page-table frames in the image, in the order in which mapping the image needs them.
 pub(super) struct ImageTables(pub(super) Vec<Gfn>);
 
 impl FrameSource for ImageTables {

@@ -1,5 +1,5 @@
-//! The order in which a synthetic guest's kernel would give its free frames away, by walking its
-//! lists as that kernel does: from the heads in its zones and per-CPU areas.
+//! The order in which a synthetic guest's kernel would allocate its free frames, found by walking
+//! its lists like the kernel: from the heads in its zones and per-CPU areas.
 
 use super::guest::MockGuest;
 use super::schema::{BUDDY_ORDERS, ZONES};
@@ -7,13 +7,13 @@ use super::style::KernelStyle;
 use crate::ram::read_u64;
 use kaleidoscope_core::addr::{Gfn, Gva};
 
-/// Most elements of a list; a longer one is a cycle.
+/// Maximum length of a list; a longer one is a cycle.
 const MAX_BLOCKS: usize = 1 << 20;
 
 impl MockGuest {
-    /// For each list of a CPU, and for each zone and migration type all lists of blocks, the
-    /// smallest blocks first: the frames in the order in which the kernel would give them away.
-    /// Empty lists are left out. `None` when a list leads out of memory or has no end.
+    /// Frames in the order in which the kernel would allocate them: one list per CPU list, and one
+    /// per zone and migration type with the smallest blocks first. Empty lists are omitted. `None`
+    /// if a list leads out of memory or does not end.
     #[must_use]
     pub fn free_lists(&self) -> Option<Vec<Vec<Gfn>>> {
         let style = self.truth.kernel.style;
@@ -51,7 +51,7 @@ impl MockGuest {
         Some((0..u64::from(ZONES)).map(|number| first + number * bytes).collect())
     }
 
-    /// Where a CPU has its lists of a zone's pages.
+    /// Address of a CPU's lists for a zone.
     fn per_cpu_lists(&self, zone: u64, cpu: u64) -> Option<u64> {
         let (member, lists) = match self.truth.kernel.style {
             KernelStyle::V5_10 => ("pageset", self.offset("per_cpu_pageset", "pcp.lists")?),
@@ -63,7 +63,7 @@ impl MockGuest {
         Some(self.word(zone + self.offset("zone", member)?)?.wrapping_add(area) + lists)
     }
 
-    /// Frames of the blocks on a list.
+    /// Frames of all blocks on a list.
     fn blocks(&self, head: u64, order: u32) -> Option<Vec<Gfn>> {
         let records = self.truth.kernel.vmemmap.0 + self.offset("page", "lru")?;
         let record_bytes = self.types.size_of("page").ok()?;

@@ -9,21 +9,21 @@ use kaleidoscope_core::memory::VecMemory;
 use kaleidoscope_core::registers::VcpuRegisters;
 use std::ops::Range;
 
-/// A synthetic guest: its memory, its registers, and what is true of it.
+/// A synthetic guest: its memory, its registers, and the truth about it.
 #[derive(Clone, Debug)]
 pub struct MockGuest {
     /// The guest's RAM.
     pub memory: VecMemory,
-    /// What is true of it.
+    /// The truth about it.
     pub truth: Truth,
-    /// Registers of each CPU, as far as introspection can use them.
+    /// Registers of each CPU, as far as introspection uses them.
     pub registers: Vec<VcpuRegisters>,
     pub(super) types: Types,
-    /// Bits of page-table entries that are no part of the address.
+    /// Page-table entry bits that are not part of the address (memory encryption).
     pub(super) ignored: u64,
-    /// Frames that processes map and may not touch, each mapping counted.
+    /// Number of mappings that were made inaccessible.
     pub revoked: u64,
-    /// Frames that a virtio-mem device has not given the guest.
+    /// Frames that a virtio-mem device has not plugged in.
     pub kept: Range<Gfn>,
     /// Frames of an NVDIMM.
     pub nvdimm: Range<Gfn>,
@@ -40,8 +40,8 @@ impl MockGuest {
         Self { memory, truth, registers, types, ignored: 0, revoked: 0, kept, nvdimm }
     }
 
-    /// Where this guest's kernel keeps `path` (`member` or `member.member`) in a structure, in
-    /// bytes.
+    /// Offset in bytes of `path` (`member` or `member.member`) in a structure of this guest's
+    /// kernel.
     #[must_use]
     pub fn offset(&self, structure: &str, path: &str) -> Option<u64> {
         self.types.offset(structure, path).ok()
@@ -53,14 +53,14 @@ impl MockGuest {
         self.truth.kernel.symbols.get(name).copied()
     }
 
-    /// Where the kernel's page tables lead, by the oracle's walk.
+    /// Translates an address with the kernel's page tables, using the oracle.
     #[must_use]
     pub fn physical(&self, gva: Gva) -> Option<Gpa> {
         let (mode, root) = (self.truth.kernel.mode, self.truth.kernel.root);
         translate_without(&self.memory, mode, root, gva, self.ignored).map(|t| t.gpa)
     }
 
-    /// Overwrites the symbol table with zeros, as if the kernel had been built without.
+    /// Overwrites the symbol table with zeros, as if the kernel had been built without it.
     ///
     /// # Errors
     /// [`MockError::Memory`] when the table is no longer in RAM.

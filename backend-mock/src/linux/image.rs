@@ -1,4 +1,4 @@
-//! The kernel image: its sections, what lies where in them, and the symbols.
+//! The kernel image: its sections, what they contain, and the symbols.
 
 use super::kallsyms::Symbol;
 use crate::MockError;
@@ -24,9 +24,9 @@ pub(super) enum Section {
     Rodata,
     /// Writable data with initial values.
     Data,
-    /// Code and data for booting; freed afterwards.
+    /// Boot code and data; freed after boot.
     Init,
-    /// Writable data that is zero at first, and the heap of early boot.
+    /// Writable data that starts as zero, and the early heap.
     Bss,
 }
 
@@ -36,7 +36,7 @@ pub(super) struct Image {
     /// Address of the first byte.
     pub(super) gva: Gva,
     pub(super) gpa: Gpa,
-    /// Sections as distances from the image's first byte, ends rounded up to frames.
+    /// Sections as offsets from the image's first byte, ends rounded up to frames.
     sections: BTreeMap<Section, Range<u64>>,
     cursors: BTreeMap<Section, u64>,
     pub(super) symbols: Vec<Symbol>,
@@ -60,7 +60,7 @@ impl Image {
         Self { gva, gpa, sections, cursors, symbols: Vec::new() }
     }
 
-    /// A section as distances from the image's first byte.
+    /// A section as offsets from the image's first byte.
     pub(super) fn section(&self, section: Section) -> Range<u64> {
         self.sections.get(&section).cloned().unwrap_or_default()
     }
@@ -78,7 +78,7 @@ impl Image {
         (first + start / 0x1000..first + end / 0x1000).map(Gfn)
     }
 
-    /// Bytes from the first to the last section's end.
+    /// Bytes from the start of the first section to the end of the last.
     pub(super) fn bytes(&self) -> u64 {
         self.sections.values().map(|r| r.end).max().unwrap_or(0)
     }
@@ -88,14 +88,13 @@ impl Image {
         self.gva.0.wrapping_sub(self.gpa.0)
     }
 
-    /// The physical address of a virtual one, when it is in the image.
+    /// The physical address of a virtual one, if it is in the image.
     pub(super) fn physical(&self, gva: u64) -> Option<Gpa> {
         let distance = gva.checked_sub(self.gva.0).filter(|&d| d < self.bytes())?;
         Some(Gpa(self.gpa.0 + distance))
     }
 
-    /// Sets room aside in a section and gives its first byte a name; no symbol when the name is
-    /// empty.
+    /// Reserves space in a section, and adds a symbol for its first byte unless the name is empty.
     pub(super) fn place(
         &mut self,
         section: Section,
@@ -126,7 +125,7 @@ impl Image {
         Ok(gva)
     }
 
-    /// Whether a part of the image, `distance` bytes from its start, is freed after boot.
+    /// Whether the part of the image `distance` bytes after its start is freed after boot.
     pub(super) fn is_freed(&self, distance: u64) -> bool {
         let kept = self.sections.iter().filter(|(s, _)| **s != Section::Init);
         distance < self.bytes() && !kept.into_iter().any(|(_, r)| r.contains(&distance))

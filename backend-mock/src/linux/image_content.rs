@@ -1,9 +1,8 @@
-//! What the image holds: functions, banner, type information, symbol table, and things that only
-//! look like them.
+//! Contents of the image: functions, banner, type information, symbol table, and decoys of these.
 
 use super::image::Section;
 use super::kernel::Kernel;
-use super::vmcoreinfo::TablePlace;
+use super::vmcoreinfo::TableLocation;
 use super::{btf, kallsyms};
 use crate::MockError;
 use kaleidoscope_core::addr::Gva;
@@ -36,7 +35,7 @@ impl Kernel {
         }
     }
 
-    /// Functions all over the text, with bytes of their own; their names.
+    /// Fills the text with functions of distinct bytes; returns their names.
     pub(super) fn write_text(&mut self) -> Result<Vec<String>, MockError> {
         let subsystems = [
             "vfs",
@@ -83,7 +82,7 @@ impl Kernel {
         for (i, subsystem) in subsystems.iter().enumerate() {
             for (j, verb) in verbs.iter().enumerate() {
                 for (k, noun) in nouns.iter().enumerate() {
-                    // Some names end in what a compiler appends.
+                    // Some names end in a suffix that compilers append.
                     let suffix = if (i + j + k) % 17 == 0 { ".constprop.0" } else { "" };
                     functions.push(format!("{subsystem}_{verb}_{noun}{suffix}"));
                 }
@@ -99,10 +98,10 @@ impl Kernel {
         Ok(functions)
     }
 
-    /// Bytes that look like the beginning of a symbol table or of type information, as real kernels
-    /// have them too.
+    /// Bytes that look like the start of a symbol table or of type information; real kernels
+    /// contain such bytes, too.
     pub(super) fn write_decoys(&mut self) -> Result<(), MockError> {
-        // A table of wide characters, digits among them.
+        // A table of wide characters, including digits.
         let wide: Vec<u8> = (0u16..256).flat_map(u16::to_le_bytes).collect();
         let gva = self.image.place(Section::Rodata, "t2_nls_table", wide.len() as u64, 32)?;
         self.store_bytes(gva.0, &wide)?;
@@ -123,8 +122,8 @@ impl Kernel {
         Ok((gva, size))
     }
 
-    /// Writes the symbol table behind everything else in the read-only data.
-    pub(super) fn write_kallsyms(&mut self) -> Result<(TablePlace, u64), MockError> {
+    /// Writes the symbol table at the end of the read-only data.
+    pub(super) fn write_kallsyms(&mut self) -> Result<(TableLocation, u64), MockError> {
         self.image.symbols.sort();
         let at = self.image.place(Section::Rodata, "", 0, 8)?.0;
         let (bytes, parts) =
@@ -132,6 +131,6 @@ impl Kernel {
         let size = bytes.len() as u64;
         self.image.place(Section::Rodata, "", size, 8)?;
         self.store_bytes(at, &bytes)?;
-        Ok((TablePlace { at, parts }, size))
+        Ok((TableLocation { at, parts }, size))
     }
 }

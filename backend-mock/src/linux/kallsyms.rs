@@ -1,11 +1,11 @@
-//! Writes the kernel's symbol table, compressed as the kernel's build does it
-//! (`scripts/kallsyms.c`): every byte of a name stands for a token; bytes that occur in names stand
-//! for themselves, the others for longer pieces.
+//! Writes the kernel's symbol table, compressed like in the kernel's build (`scripts/kallsyms.c`):
+//! every byte of a name is a token. Byte values that occur in names stand for themselves, the
+//! others for longer sequences.
 
 use super::style::KallsymsLayout;
 use std::collections::BTreeMap;
 
-/// A symbol: its address, its type letter as `nm` prints it, its name.
+/// A symbol: its address, its type letter as printed by `nm`, and its name.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(super) struct Symbol {
     pub(super) address: u64,
@@ -13,10 +13,10 @@ pub(super) struct Symbol {
     pub(super) name: String,
 }
 
-/// Names between two markers.
+/// Number of names between two markers.
 const MARKER_STEP: usize = 256;
 
-/// Where the parts begin, counted from the first byte of the encoded table.
+/// Offsets of the table's parts from its first byte.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(super) struct Parts {
     pub(super) offsets: u64,
@@ -28,8 +28,8 @@ pub(super) struct Parts {
     pub(super) token_index: u64,
 }
 
-/// The table's bytes, to lie at the address `at`, and where its parts begin. `base` is the address
-/// of the image's first byte. Symbols come in the order of their addresses.
+/// Encodes the table for the address `at`, and returns its bytes and the offsets of its parts.
+/// `base` is the address of the image's first byte. Symbols must be sorted by address.
 pub(super) fn encode(
     symbols: &[Symbol],
     layout: KallsymsLayout,
@@ -95,7 +95,7 @@ struct Writer {
 }
 
 impl Writer {
-    /// Where the next part begins.
+    /// Offset of the next part.
     fn position(&self) -> u64 {
         self.bytes.len().next_multiple_of(self.align) as u64
     }
@@ -113,8 +113,8 @@ fn low_word(value: u64) -> [u8; 4] {
     [a, b, c, d]
 }
 
-/// Addresses as the kernel computes them back: a negative offset counts from the base, others are
-/// absolute.
+/// Offsets from which the kernel computes addresses: negative ones are relative to the base, others
+/// are absolute.
 fn relative_offsets(symbols: &[Symbol], base: u64) -> Vec<u8> {
     let word = |s: &Symbol| {
         if s.address < base {
@@ -126,7 +126,7 @@ fn relative_offsets(symbols: &[Symbol], base: u64) -> Vec<u8> {
     symbols.iter().flat_map(word).collect()
 }
 
-/// What each of the 256 codes stands for: bytes that occur stand for themselves, the rest for
+/// Chooses the meaning of the 256 codes: bytes that occur stand for themselves, the others for
 /// frequent pairs of tokens.
 fn choose_tokens(names: &[Vec<u8>]) -> Vec<Vec<u8>> {
     let mut tokens: Vec<Vec<u8>> = vec![Vec::new(); 256];
@@ -136,7 +136,7 @@ fn choose_tokens(names: &[Vec<u8>]) -> Vec<Vec<u8>> {
         }
     }
     let mut frequency: BTreeMap<&[u8], usize> = BTreeMap::new();
-    // A sample of the names is enough to find what is frequent.
+    // A sample of the names suffices to find frequent pairs.
     let sample = names.iter().step_by(7);
     for piece in sample.flat_map(|n| (2..=6).flat_map(|len| n.windows(len))) {
         *frequency.entry(piece).or_default() += 1;
@@ -151,7 +151,7 @@ fn choose_tokens(names: &[Vec<u8>]) -> Vec<Vec<u8>> {
     tokens
 }
 
-/// Every name as a length and that many tokens; and where every 256th name begins.
+/// Encodes every name as a length and tokens; also returns the offset of every 256th name.
 fn compress(names: &[Vec<u8>], tokens: &[Vec<u8>]) -> (Vec<u8>, Vec<u8>) {
     let codes: BTreeMap<&[u8], u8> = (0u8..=255)
         .zip(tokens)
@@ -170,7 +170,7 @@ fn compress(names: &[Vec<u8>], tokens: &[Vec<u8>]) -> (Vec<u8>, Vec<u8>) {
                 let (piece, after) = rest.split_at_checked(n)?;
                 codes.get(piece).map(|&code| (code, after))
             });
-            // Every byte that occurs is a token, so there is always one.
+            // Every byte that occurs is a token, so a token always matches.
             let Some((code, after)) = longest else { break };
             spelled.push(code);
             rest = after;
@@ -201,7 +201,7 @@ mod tests {
         u32::from_le_bytes(bytes[index(at)..][..4].try_into().unwrap())
     }
 
-    /// Reads a table back by the rules of the kernel's own `kallsyms_expand_symbol` and
+    /// Decodes a table by the rules of the kernel's `kallsyms_expand_symbol` and
     /// `kallsyms_sym_address`.
     fn decode(bytes: &[u8], parts: &Parts, at: u64) -> Vec<Symbol> {
         let mut place = index(parts.names);
@@ -251,7 +251,11 @@ mod tests {
             names in prop::collection::vec("[a-z_]{1,30}|[A-Z.]{200}", 1..700),
             layout in 0usize..3,
         ) {
-            let layout = [KallsymsLayout::OffsetsFirst, KallsymsLayout::OffsetsLast, KallsymsLayout::SelfRelative][layout];
+            let layout = [
+                KallsymsLayout::OffsetsFirst,
+                KallsymsLayout::OffsetsLast,
+                KallsymsLayout::SelfRelative,
+            ][layout];
             let base = 0xffff_ffff_8120_0000u64;
             let zero_based = layout != KallsymsLayout::SelfRelative;
             let symbols: Vec<_> = (0u64..).zip(names).map(|(i, name)| {
@@ -275,7 +279,7 @@ mod tests {
             .collect();
         let order = |layout| {
             let (bytes, p) = encode(&symbols, layout, 0xffff_ffff_8180_0000, 0xffff_ffff_8100_0000);
-            // The kernel is found by its digit tokens.
+            // Introspection finds the table by its digit tokens.
             assert!(
                 bytes
                     .windows(20)

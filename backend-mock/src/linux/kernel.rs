@@ -1,4 +1,4 @@
-//! The kernel under construction: its memory, and how its structures are written there.
+//! The kernel under construction: its memory, and writing of its structures.
 
 use super::KernelStyle;
 use super::frames::Frames;
@@ -20,10 +20,10 @@ pub(super) const SECTION_FRAMES: u64 = 1 << 15;
 /// Bytes of a `struct page`.
 pub(super) const PAGE_BYTES: u64 = 64;
 
-/// What tails of compound pages have as their mapping (`TAIL_MAPPING`).
+/// Value of `mapping` in tails of compound pages (`TAIL_MAPPING`).
 const TAIL_MAPPING: u64 = 0xdead_0000_0000_0400;
 
-/// Where this kernel's areas begin.
+/// Base addresses of the kernel's areas.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Bases {
     pub(super) page_offset: u64,
@@ -39,16 +39,16 @@ pub(super) struct Object {
     pub(super) ty: &'static str,
 }
 
-/// What a frame's record says.
+/// Contents of a frame's `struct page`.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct PageRecord {
-    /// Page flags; the zone's bits are added.
+    /// Page flags, without the zone bits.
     pub(super) flags: u64,
     pub(super) lru: [u64; 2],
     pub(super) mapping: u64,
     pub(super) index: u64,
     pub(super) private: u64,
-    /// Mappings minus one, or the type.
+    /// Number of mappings minus one, or the page type.
     pub(super) word: u32,
     pub(super) refcount: u32,
 }
@@ -72,7 +72,7 @@ pub(super) struct PageFields {
     slab_cache: u64,
 }
 
-/// What a compound page is for, where the first tail says so.
+/// Use of a compound page, which its first tail records.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Compound {
     Plain,
@@ -91,13 +91,13 @@ pub(super) struct Kernel {
     pub(super) bases: Bases,
     /// The kernel's own tables.
     pub(super) tables: PageTables,
-    /// Where each memory section's part of the frame table lies.
+    /// Location of each memory section's part of the frame table.
     pub(super) memmap: BTreeMap<u64, Gpa>,
     pub(super) page: PageFields,
     pub(super) slabs: Slabs,
     pub(super) active: BTreeSet<Gfn>,
     pub(super) referenced: BTreeSet<Gfn>,
-    /// First address of the vmalloc area that is not in use.
+    /// First unused address of the vmalloc area.
     pub(super) vmalloc_next: u64,
 }
 
@@ -124,7 +124,7 @@ impl PageFields {
 }
 
 impl Kernel {
-    /// The address of a frame's byte in the direct map.
+    /// Direct-map address of a physical address.
     pub(super) fn direct(&self, gpa: Gpa) -> u64 {
         self.bases.page_offset + gpa.0
     }
@@ -171,8 +171,7 @@ impl Kernel {
         write_uint(&mut self.memory, Gpa(object.gpa.0 + offset), size, value)
     }
 
-    /// Writes text to a member that is an array of characters; what does not fit is cut, a
-    /// terminator stays.
+    /// Writes a string to a character-array member, truncated to leave room for the terminator.
     pub(super) fn set_text(
         &mut self,
         object: Object,
@@ -197,13 +196,13 @@ impl Kernel {
         write_uint(&mut self.memory, gpa, 8, value)
     }
 
-    /// Writes bytes that do not leave their mapping to a kernel address.
+    /// Writes bytes to a kernel address; they must lie in one mapping.
     pub(super) fn store_bytes(&mut self, gva: u64, bytes: &[u8]) -> Result<(), MockError> {
         self.memory.write(self.physical(gva)?, bytes)?;
         Ok(())
     }
 
-    /// Makes an empty `list_head`.
+    /// Initializes an empty `list_head`.
     pub(super) fn list_init(&mut self, head: u64) -> Result<(), MockError> {
         self.store(head, head)?;
         self.store(head + 8, head)
@@ -218,7 +217,7 @@ impl Kernel {
         self.store(head + 8, node)
     }
 
-    /// Puts a node first in a hash list (`hlist_add_head`).
+    /// Inserts a node at the head of a hash list (`hlist_add_head`).
     pub(super) fn hlist_prepend(&mut self, head: u64, node: u64) -> Result<(), MockError> {
         let first = self.load(head)?;
         self.store(node, first)?;
@@ -229,18 +228,18 @@ impl Kernel {
         self.store(head, node)
     }
 
-    /// Address of a frame's record.
+    /// Address of a frame's `struct page`.
     pub(super) fn page_address(&self, gfn: Gfn) -> u64 {
         self.bases.vmemmap + gfn.0 * PAGE_BYTES
     }
 
-    /// Physical address of a frame's record.
-    pub(super) fn page_place(&self, gfn: Gfn) -> Result<Gpa, MockError> {
+    /// Physical address of a frame's `struct page`.
+    pub(super) fn page_gpa(&self, gfn: Gfn) -> Result<Gpa, MockError> {
         let chunk = self.memmap.get(&(gfn.0 / SECTION_FRAMES)).ok_or(MockError::Taken { gfn })?;
         Ok(Gpa(chunk.0 + gfn.0 % SECTION_FRAMES * PAGE_BYTES))
     }
 
-    /// The bits of the flags word above the flags: node 0, the zone, and the last CPU and process.
+    /// Bits above the flags in the flags word: node 0, the zone, and the last CPU and process.
     fn zone_bits(gfn: Gfn) -> u64 {
         let zone = match gfn.0 {
             0..0x1000 => 0,
@@ -250,9 +249,9 @@ impl Kernel {
         zone << 51 | 0x1f_ffff << 30
     }
 
-    /// Writes a frame's record.
+    /// Writes a frame's `struct page`.
     pub(super) fn write_page(&mut self, gfn: Gfn, record: &PageRecord) -> Result<(), MockError> {
-        let at = self.page_place(gfn)?;
+        let at = self.page_gpa(gfn)?;
         let f = self.page;
         let put = |memory: &mut VecMemory, offset: u64, size, value| {
             write_uint(memory, Gpa(at.0 + offset), size, value)
@@ -268,29 +267,29 @@ impl Kernel {
         put(memory, f.refcount, 4, record.refcount.into())
     }
 
-    /// Writes one member of a frame's record.
+    /// Writes one member of a frame's `struct page`.
     pub(super) fn page_set(&mut self, gfn: Gfn, path: &str, value: u64) -> Result<(), MockError> {
         let object =
-            Object { gva: Gva(self.page_address(gfn)), gpa: self.page_place(gfn)?, ty: "page" };
+            Object { gva: Gva(self.page_address(gfn)), gpa: self.page_gpa(gfn)?, ty: "page" };
         self.set(object, path, value)
     }
 
-    /// Writes the slab cache of a frame's record.
+    /// Writes the slab cache in a frame's `struct page`.
     pub(super) fn page_set_cache(&mut self, gfn: Gfn, cache: Gva) -> Result<(), MockError> {
-        let at = self.page_place(gfn)?;
+        let at = self.page_gpa(gfn)?;
         write_uint(&mut self.memory, Gpa(at.0 + self.page.slab_cache), 8, cache.0)
     }
 
-    /// Counts mappings by page tables: the word, and as many references more.
+    /// Adds mappings by page tables: to the mapping count and to the reference count.
     pub(super) fn page_mapped(&mut self, gfn: Gfn, mappings: u32) -> Result<(), MockError> {
-        let at = self.page_place(gfn)?;
+        let at = self.page_gpa(gfn)?;
         let f = self.page;
         let references = crate::ram::read_u32(&self.memory, Gpa(at.0 + f.refcount))?;
         write_uint(&mut self.memory, Gpa(at.0 + f.word), 4, mappings.wrapping_sub(1).into())?;
         write_uint(&mut self.memory, Gpa(at.0 + f.refcount), 4, (references + mappings).into())
     }
 
-    /// Writes the records of a compound page: the head's as given, and its tails'.
+    /// Writes the records of a compound page: `record` for its head, and its tails.
     pub(super) fn write_compound(
         &mut self,
         head: Gfn,
@@ -300,7 +299,7 @@ impl Kernel {
     ) -> Result<(), MockError> {
         let flags = record.flags | if order > 0 { self.style.flag("PG_head") } else { 0 };
         self.write_page(head, &PageRecord { flags, ..*record })?;
-        // Until 7.2 a tail points to its head; since then it has the mask that leads there.
+        // Until 7.2, a tail points to its head; since then, it holds a mask that leads there.
         let link = match self.style {
             KernelStyle::V5_10 | KernelStyle::V6_1 | KernelStyle::V6_12 => {
                 self.page_address(head) | 1
@@ -337,7 +336,7 @@ impl Kernel {
                     if self.style == KernelStyle::V7_2 { "_nr_pages" } else { "_folio_nr_pages" };
                 let head_object = Object {
                     gva: Gva(self.page_address(head)),
-                    gpa: self.page_place(head)?,
+                    gpa: self.page_gpa(head)?,
                     ty: "folio",
                 };
                 self.set(head_object, pages, 1 << order)
@@ -345,7 +344,7 @@ impl Kernel {
         }
     }
 
-    /// Takes a block and writes the records that make it one compound page.
+    /// Takes a block and writes its records as a compound page.
     pub(super) fn take_compound(
         &mut self,
         order: u32,
@@ -358,9 +357,9 @@ impl Kernel {
         Ok(head)
     }
 
-    /// Fills the start of a frame with bytes of its own, so that it is neither zero nor like
+    /// Writes random bytes to the start of a frame, so that it is neither zero nor equal to
     /// another.
-    pub(super) fn scribble(&mut self, gfn: Gfn) -> Result<(), MockError> {
+    pub(super) fn fill_unique(&mut self, gfn: Gfn) -> Result<(), MockError> {
         let mut bytes = [0; 64];
         for chunk in bytes.chunks_mut(8) {
             chunk.copy_from_slice(&self.rng.next_u64().to_le_bytes());
@@ -370,7 +369,7 @@ impl Kernel {
         Ok(())
     }
 
-    /// Marks a page of a user's memory as used lately, at random.
+    /// Marks a page of user memory as recently used, at random.
     pub(super) fn recency(&mut self, gfn: Gfn) -> u64 {
         let mut flags = 0;
         if self.rng.one_in(3) {

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 /// Base-2 logarithm of the slots of an xarray node.
 const NODE_SHIFT: u32 = 6;
 
-/// An entry of an xarray: what is stored, and over how many indices (as an order).
+/// An xarray entry: the stored value, and the order of the range of indices that it covers.
 #[derive(Clone, Copy, Debug)]
 struct Entry {
     value: u64,
@@ -18,8 +18,8 @@ struct Entry {
 }
 
 impl Kernel {
-    /// Puts pages into a file's cache: `(page of the file, order)`, not overlapping. `number` is
-    /// the file's place in the truth.
+    /// Adds pages to a file's cache: non-overlapping `(page of the file, order)`. `number` is the
+    /// file's position in the truth.
     pub(super) fn fill_cache(
         &mut self,
         file: &mut File,
@@ -28,7 +28,7 @@ impl Kernel {
     ) -> Result<(), MockError> {
         for &(index, order) in folios {
             let role = move |i| Role::Cache { file: number, index: index + i };
-            // Where memory is fragmented, a smaller folio must do.
+            // If memory is fragmented, use a smaller folio.
             let orders = (0..=order).rev().filter(|&o| o != 1 || order == 1);
             let mut taken = Err(MockError::OutOfFrames { order });
             for smaller in orders {
@@ -68,20 +68,20 @@ impl Kernel {
             };
             self.write_compound(head, order, &record, Compound::Folio)?;
             for i in 0..1u64 << order {
-                self.scribble(Gfn(head.0 + i))?;
+                self.fill_unique(Gfn(head.0 + i))?;
             }
             file.folios.insert(index, (head, order));
         }
         Ok(())
     }
 
-    /// List pointers of a page that is on some list: an even address, never looked at.
+    /// List pointers of a page that is on a list: an arbitrary even address, never followed.
     pub(super) fn linked(&self, gfn: Gfn) -> [u64; 2] {
         let place = self.page_address(gfn) + self.page.lru;
         [place, place]
     }
 
-    /// The frames of a large folio share their head's flags.
+    /// Frames of a large folio share the flags of its head.
     pub(super) fn spread_recency(&mut self, head: Gfn, order: u32) {
         for set in [&mut self.active, &mut self.referenced] {
             if set.contains(&head) {
@@ -90,7 +90,7 @@ impl Kernel {
         }
     }
 
-    /// Writes the file's xarray: its folios, and `shadows` in places that hold none.
+    /// Writes the file's xarray: its folios, and the `shadows` at indices without a folio.
     pub(super) fn index_cache(&mut self, file: &File, shadows: &[u64]) -> Result<(), MockError> {
         let mut entries: BTreeMap<u64, Entry> = BTreeMap::new();
         for (&index, &(head, order)) in &file.folios {
@@ -100,7 +100,7 @@ impl Kernel {
         for &index in shadows {
             let before = entries.range(..=index).next_back();
             if before.is_none_or(|e| end(e) <= index) {
-                // A value entry, as the kernel leaves behind for pages that it evicted.
+                // A value entry, as the kernel leaves for evicted pages.
                 let value = self.rng.below(1 << 40) << 1 | 1;
                 entries.insert(index, Entry { value, order: 0 });
             }
@@ -125,8 +125,8 @@ impl Kernel {
         self.set(file.mapping, "i_pages.xa_head", head)
     }
 
-    /// Writes the node whose slots cover `1 << shift` indices each from `base` on, and those below
-    /// it; its address.
+    /// Writes the node whose slots cover `1 << shift` indices each, starting at `base`, and the
+    /// nodes below it. Returns its address.
     fn xa_node(
         &mut self,
         mapping: Object,

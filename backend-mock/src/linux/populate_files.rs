@@ -1,4 +1,4 @@
-//! The files of a guest: which file systems are mounted where, and what of their files is cached.
+//! The files of a guest: mounted file systems and cached files.
 
 use super::builder::Knobs;
 use super::image::Section;
@@ -7,25 +7,25 @@ use super::vfs::{File, Vfs, encode_device};
 use crate::{MockError, Rng};
 use kaleidoscope_core::addr::Gva;
 
-/// Where files can be.
-struct Places {
+/// File systems and directories that files are created in.
+struct Locations {
     root: usize,
     bin: usize,
     lib: usize,
     dev: usize,
     run: usize,
     shm: usize,
-    /// Directories for files of no interest.
+    /// Directories for other files.
     others: Vec<usize>,
-    /// The file system that has large folios.
+    /// The file system with large folios.
     xfs: usize,
-    /// File systems that nobody can see: of nameless memory files, and of block devices.
+    /// File systems without a path: of nameless memory files, and of block devices.
     internal: usize,
     bdev: usize,
 }
 
 impl Kernel {
-    /// File systems, directories, files with their page cache, memory files, block devices.
+    /// Creates file systems, directories, cached files, memory files and block devices.
     pub(super) fn populate_files(
         &mut self,
         knobs: &Knobs,
@@ -34,19 +34,19 @@ impl Kernel {
         let list = self.image.place(Section::Data, "super_blocks", 16, 8)?;
         self.list_init(list.0)?;
         let mut vfs = Vfs::default();
-        let places = self.mount_everything(&mut vfs)?;
+        let locations = self.mount_everything(&mut vfs)?;
         let mut files = Vec::new();
-        self.cache_programs(&mut vfs, &places, &mut files, budget)?;
-        self.cache_others(&mut vfs, &places, &mut files, (knobs, budget))?;
+        self.cache_programs(&mut vfs, &locations, &mut files, budget)?;
+        self.cache_others(&mut vfs, &locations, &mut files, (knobs, budget))?;
         if knobs.stale_note {
-            self.cache_stale_note(&mut vfs, &places, &mut files)?;
+            self.cache_stale_note(&mut vfs, &locations, &mut files)?;
         }
-        self.cache_memory_and_devices(&mut vfs, &places, &mut files, budget)?;
+        self.cache_memory_and_devices(&mut vfs, &locations, &mut files, budget)?;
         Ok((vfs, files))
     }
 
-    /// Mounts within mounts, one of them twice.
-    fn mount_everything(&mut self, vfs: &mut Vfs) -> Result<Places, MockError> {
+    /// Creates nested mounts, one of them twice.
+    fn mount_everything(&mut self, vfs: &mut Vfs) -> Result<Locations, MockError> {
         let rootfs = self.new_file_system(vfs, "rootfs", encode_device(0, 2), "rootfs")?;
         let base = self.mount_on(vfs, rootfs, None)?;
         let ext4 = self.new_file_system(vfs, "ext4", encode_device(254, 1), "vda1")?;
@@ -73,7 +73,7 @@ impl Kernel {
         let (xfs, srv) = mount(root, "srv", "xfs", encode_device(254, 16), "vdb")?;
         let data = self.new_directory(vfs, srv, "data")?;
         others.extend([srv, data]);
-        // A part of the same file system once more, elsewhere.
+        // Mounts a part of the same file system elsewhere (a bind mount).
         let at = |d: usize| {
             vfs.directories.get(d).map(|d| d.dentry).ok_or(MockError::Knobs("no such directory"))
         };
@@ -90,18 +90,18 @@ impl Kernel {
                 None,
             )?;
         }
-        Ok(Places { root, bin, lib, dev, run, shm, others, xfs, internal, bdev })
+        Ok(Locations { root, bin, lib, dev, run, shm, others, xfs, internal, bdev })
     }
 
-    /// What processes run.
+    /// Caches the files that processes execute or map.
     fn cache_programs(
         &mut self,
         vfs: &mut Vfs,
-        places: &Places,
+        locations: &Locations,
         files: &mut Vec<File>,
         budget: u64,
     ) -> Result<(), MockError> {
-        let Places { bin, lib, .. } = *places;
+        let Locations { bin, lib, .. } = *locations;
         let names = [(bin, "python3.11"), (bin, "sqlite3"), (bin, "nginx")];
         for (directory, name) in
             names.into_iter().chain([(lib, "libc.so.6"), (lib, "libcrypto.so.3")])
@@ -112,16 +112,16 @@ impl Kernel {
             let folios: Vec<_> = (0..pages).filter(|i| i % 13 != 7).map(|i| (i, 0)).collect();
             self.cache_file(files, file, &folios)?;
         }
-        // A file with pages far from its beginning.
-        let (file, _) = self.new_file(vfs, places.root, "sparse.img")?;
+        // A sparse file with pages at high offsets.
+        let (file, _) = self.new_file(vfs, locations.root, "sparse.img")?;
         self.cache_file(files, file, &[(3, 0), (4000, 0), (300_000, 0), (1 << 26, 0)])
     }
 
-    /// Files of all sizes, some of them deleted.
+    /// Caches files of all sizes, some of them deleted.
     fn cache_others(
         &mut self,
         vfs: &mut Vfs,
-        places: &Places,
+        locations: &Locations,
         files: &mut Vec<File>,
         (knobs, budget): (&Knobs, u64),
     ) -> Result<(), MockError> {
@@ -129,34 +129,36 @@ impl Kernel {
         let wanted = u64::from(knobs.files.unwrap_or(by_size));
         let average = (budget * 28 / 100 / wanted.max(1)).max(1);
         for number in 0..wanted {
-            let directory = places.others.get(self.rng.index(places.others.len())).copied();
+            let directory = locations.others.get(self.rng.index(locations.others.len())).copied();
             let is_long = self.rng.one_in(6);
             let long = if is_long { "-with-a-name-that-is-longer-than-most" } else { "" };
             let name = format!("file{number}{long}.dat");
-            let (mut file, dentry) = self.new_file(vfs, directory.unwrap_or(places.root), &name)?;
+            let (mut file, dentry) =
+                self.new_file(vfs, directory.unwrap_or(locations.root), &name)?;
             if self.rng.one_in(20) {
                 let inode = self.load(self.address(file.mapping, "host")?)?;
                 let inode = self.object(Gva(inode), "inode")?;
                 self.unlink(dentry, inode)?;
                 file.path = None;
             }
-            let large = file.fs == places.xfs && knobs.style.large_folios();
+            let large = file.fs == locations.xfs && knobs.style.large_folios();
             let folios = plan(&mut self.rng, average, large);
             self.cache_file(files, file, &folios)?;
         }
         Ok(())
     }
 
-    /// A page of a file that looks like the VMCOREINFO page of another kernel.
+    /// Caches a page of a file that looks like another kernel's VMCOREINFO page.
     fn cache_stale_note(
         &mut self,
         vfs: &mut Vfs,
-        places: &Places,
+        locations: &Locations,
         files: &mut Vec<File>,
     ) -> Result<(), MockError> {
-        let (file, _) = self.new_file(vfs, places.root, "vmcoreinfo.txt")?;
+        let (file, _) = self.new_file(vfs, locations.root, "vmcoreinfo.txt")?;
         self.cache_file(files, file, &[(0, 0)])?;
-        let stale = "OSRELEASE=5.4.0-stale\nPAGESIZE=4096\nSYMBOL(swapper_pg_dir)=ffffffff82409000\n\
+        let stale = "OSRELEASE=5.4.0-stale\nPAGESIZE=4096\n\
+                     SYMBOL(swapper_pg_dir)=ffffffff82409000\n\
                      SYMBOL(_stext)=ffffffff81000000\nNUMBER(phys_base)=0\nKERNELOFFSET=0\n";
         let page = files.last().and_then(|f: &File| f.folios.get(&0)).map(|f| f.0);
         self.memory.write(page.unwrap_or_default().gpa(), stale.as_bytes())?;
@@ -166,32 +168,32 @@ impl Kernel {
     fn cache_memory_and_devices(
         &mut self,
         vfs: &mut Vfs,
-        places: &Places,
+        locations: &Locations,
         files: &mut Vec<File>,
         budget: u64,
     ) -> Result<(), MockError> {
         let pages = |thousandths: u64| 0..budget * thousandths / 1000 + 1;
         for (directory, name) in
-            [(places.run, "journal"), (places.shm, "sem.pool"), (places.shm, "ring")]
+            [(locations.run, "journal"), (locations.shm, "sem.pool"), (locations.shm, "ring")]
         {
             let (file, _) = self.new_file(vfs, directory, name)?;
             let folios: Vec<_> = pages(8).map(|i| (i * 5 / 4, 0)).collect();
             self.cache_file(files, file, &folios)?;
         }
         for name in ["memfd:jit", "SYSV0001c0de"] {
-            let file = self.new_nameless(vfs, places.internal, name)?;
+            let file = self.new_nameless(vfs, locations.internal, name)?;
             let folios: Vec<_> = pages(4).map(|i| (i, 0)).collect();
             self.cache_file(files, file, &folios)?;
         }
         for (name, device) in [("vda", encode_device(254, 0)), ("vda1", encode_device(254, 1))] {
-            let file = self.new_block_device(vfs, places.bdev, places.dev, name, device)?;
+            let file = self.new_block_device(vfs, locations.bdev, locations.dev, name, device)?;
             let folios: Vec<_> = pages(15).map(|i| (i * i / 3 + i, 0)).collect();
             self.cache_file(files, file, &folios)?;
         }
         Ok(())
     }
 
-    /// Fills and indexes a file's cache and adds the file to the others.
+    /// Fills and indexes a file's cache, and adds the file to the truth.
     fn cache_file(
         &mut self,
         files: &mut Vec<File>,
@@ -208,7 +210,7 @@ impl Kernel {
     }
 }
 
-/// Which pages of a file are cached: about `average`, with holes; folios of several pages when
+/// Chooses the cached pages of a file: about `average`, with holes; folios of several pages if
 /// `large`.
 fn plan(rng: &mut Rng, average: u64, large: bool) -> Vec<(u64, u32)> {
     let pages = match rng.below(8) {
@@ -225,8 +227,8 @@ fn plan(rng: &mut Rng, average: u64, large: bool) -> Vec<(u64, u32)> {
         let largest = index.trailing_zeros().min(if rng.one_in(40) { 9 } else { 4 });
         let order =
             if large { u32::try_from(rng.below(u64::from(largest) + 1)).unwrap_or(0) } else { 0 };
-        // A folio of two pages does not exist in the page cache: its first tail has no room for
-        // what it needs.
+        // The page cache has no folios of two pages: their only tail would be too small for the
+        // fields kept there.
         let order = if order == 1 { 0 } else { order };
         out.push((index, order));
         index += 1 << order;

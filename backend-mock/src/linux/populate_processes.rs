@@ -1,4 +1,4 @@
-//! The processes of a guest and what they map.
+//! The processes of a guest and their mappings.
 
 use super::builder::Knobs;
 use super::image::Section;
@@ -13,30 +13,30 @@ use kaleidoscope_core::addr::{FRAME_SIZE, Gfn, Gva};
 /// Bytes in a GiB.
 const GIB: u64 = 1 << 30;
 
-/// Where the kernel maps the code that it lends to processes (vDSO), and the data for it.
+/// Where the vDSO and its data are mapped in processes.
 const VDSO: u64 = 0x7ffe_0000_0000;
 
-/// What processes can map.
+/// Memory that processes can map.
 struct Mappable<'a> {
     programs: Vec<&'a File>,
     libraries: Vec<&'a File>,
-    /// A memory file that several processes share.
+    /// A memory file shared by several processes.
     shared: Option<&'a File>,
     vdso: Gfn,
     zero: Gfn,
-    /// Anonymous pages of a process's heap.
+    /// Number of anonymous pages in a process's heap.
     heap: u64,
-    /// Whether there is room for a transparent huge page.
+    /// Whether there is enough memory for a transparent huge page.
     huge: bool,
 }
 
-/// Pages from a file's beginning to its last cached one.
+/// Number of pages from a file's start to its last cached one.
 fn length(file: &File) -> u64 {
     file.folios.keys().max().map_or(0, |p| p + 1)
 }
 
 impl Kernel {
-    /// Processes: programs and libraries they run, their own memory, and what they share.
+    /// Creates processes with programs, libraries, private and shared memory.
     pub(super) fn populate_processes(
         &mut self,
         knobs: &Knobs,
@@ -85,8 +85,8 @@ impl Kernel {
         Ok(spaces)
     }
 
-    /// Fills one process's address space. The second process is a child of the first, which it
-    /// shares its heap with; the third has code that it made itself.
+    /// Fills one process's address space. The second process is a child of the first and shares its
+    /// heap; the third has JIT-compiled code.
     fn fill_space(
         &mut self,
         space: &mut Space,
@@ -126,7 +126,7 @@ impl Kernel {
         }
         let stack = 0x7ffc_0000_0000 + self.rng.below(1 << 16) * FRAME_SIZE;
         self.map_anonymous(space, (stack, 4), Rights::USER_WRITE)?;
-        // Frames of the kernel image that processes see: the vDSO, its data, and the page of zeros.
+        // Frames of the kernel image that processes map: the vDSO, its data, and the zero page.
         let vdso_data = Gfn(mappable.vdso.0 + 1);
         self.map_user(space, (VDSO, mappable.vdso), Rights::USER_TEXT)?;
         self.map_user(space, (VDSO + FRAME_SIZE, vdso_data), Rights::USER_READ)?;

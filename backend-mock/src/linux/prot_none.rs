@@ -1,5 +1,4 @@
-//! Pages that their processes may not touch: `PROT_NONE` and NUMA balancing; and entries that look
-//! alike and are none.
+//! Inaccessible pages of processes (`PROT_NONE` and NUMA balancing), and entries that look alike.
 
 use super::encryption::Encryption;
 use super::guest::MockGuest;
@@ -9,9 +8,9 @@ use crate::ram::{read_u64, write_uint};
 use kaleidoscope_core::addr::{Gfn, Gpa};
 use std::collections::BTreeMap;
 
-/// What `pte_modify` keeps of an entry beside the address: cache modes, accessed, dirty, soft-dirty
-/// and special bits.
-const KEPT: u64 = 1 << 3 | 1 << 4 | 1 << 5 | 1 << 6 | 1 << 9 | 1 << 11;
+/// Bits besides the address that `pte_modify` keeps: cache modes, accessed, dirty, soft-dirty and
+/// special.
+const KEPT_BITS: u64 = 1 << 3 | 1 << 4 | 1 << 5 | 1 << 6 | 1 << 9 | 1 << 11;
 
 /// `_PAGE_PROTNONE`.
 const PROT_NONE: u64 = 1 << 8;
@@ -19,18 +18,18 @@ const PROT_NONE: u64 = 1 << 8;
 /// The page-size bit.
 const LARGE: u64 = 1 << 7;
 
-/// A place that decides by itself, so that twice the same guest differs in nothing else.
+/// Depends on the position alone, so that guests with and without this differ in nothing else.
 fn one_in_four(table: Gfn, slot: u64) -> bool {
     (table.0 * 512 + slot).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 62 == 0
 }
 
 impl MockGuest {
-    /// Takes the rights off every fourth page, and every huge one, that processes map and may not
-    /// execute. Where tables of the last level have room, there will be entries of pages in
-    /// swap, and of pages that are being migrated.
+    /// Makes every fourth page, and every huge page, inaccessible among those that processes map
+    /// and may not execute. Adds entries of swapped-out and migrating pages where last-level tables
+    /// have empty slots.
     ///
-    /// With `encryption`, the tables carry its bit already; it is no part of the address that Linux
-    /// inverts.
+    /// With `encryption`, the tables carry its bit already. The bit is not part of the address,
+    /// which Linux inverts.
     pub(super) fn revoke(&mut self, encryption: Option<Encryption>) -> Result<(), MockError> {
         let physical = match encryption {
             None => (1 << 52) - 1,
@@ -52,7 +51,7 @@ impl MockGuest {
             .collect();
         let mut decoys = free.iter().cycle();
         for (table, level) in tables {
-            // There are few huge pages, so all of them.
+            // All of the huge pages, since there are few.
             for slot in (0..512).filter(|&slot| level == 2 || one_in_four(table, slot)) {
                 let at = Gpa(table.gpa().0 + slot * 8);
                 let entry = read_u64(&self.memory, at)?;
@@ -61,7 +60,7 @@ impl MockGuest {
                     let (address, size) =
                         if level == 1 { (!0xfff, 0) } else { (!0x1f_ffff, LARGE) };
                     let inverted = !entry & physical & address;
-                    let flags = entry & (KEPT | size | carried);
+                    let flags = entry & (KEPT_BITS | size | carried);
                     self.revoked += if level == 1 { 1 } else { 512 };
                     inverted | flags | PROT_NONE
                 } else if entry == 0 && level == 1 && slot % 2 == 0 {
@@ -77,8 +76,8 @@ impl MockGuest {
     }
 }
 
-/// `__swp_entry`: a page in swap, or one that is being migrated. The offset is such that the entry,
-/// taken for one of a page without rights, would lead to `gfn`.
+/// `__swp_entry`: a swapped-out or migrating page. Its offset is chosen such that a reader that
+/// takes the entry for an inaccessible page would get `gfn`.
 fn not_mapped(gfn: u64, migrating: bool) -> u64 {
     let (kind, bits, offset) = (if migrating { 30 } else { 1 }, 5, gfn << 3);
     (!offset << (9 + bits) >> bits) | kind << 59

@@ -1,4 +1,4 @@
-//! The object allocator: caches, their slabs, and kernel structures as objects in them.
+//! The slab allocator: caches, their slabs, and kernel structures in them.
 
 use super::KernelStyle;
 use super::image::Section;
@@ -15,7 +15,7 @@ struct Cache {
     number: u32,
     order: u32,
     descriptor: Gva,
-    /// The rest of the current slab.
+    /// Free rest of the current slab.
     free: std::ops::Range<u64>,
 }
 
@@ -28,11 +28,11 @@ pub(super) struct Slabs {
     pub(super) list: Gva,
 }
 
-/// The cache that descriptors of caches live in.
+/// The cache of cache descriptors.
 const DESCRIPTORS: &str = "kmem_cache";
 
 impl Kernel {
-    /// A zeroed object of a type, in the cache of this name.
+    /// Allocates a zeroed object of a type from the cache of this name.
     pub(super) fn new_object(
         &mut self,
         cache: &str,
@@ -43,7 +43,7 @@ impl Kernel {
         Ok(Object { gva: Gva(self.direct(gpa)), gpa, ty })
     }
 
-    /// A terminated text from the general caches; its address.
+    /// Allocates a null-terminated string from the general caches; returns its address.
     pub(super) fn new_text(&mut self, text: &str) -> Result<u64, MockError> {
         let size = (text.len() as u64 + 1).next_power_of_two().max(8);
         let gpa = self.new_bytes(&format!("kmalloc-{size}"), size)?;
@@ -51,7 +51,7 @@ impl Kernel {
         Ok(self.direct(gpa))
     }
 
-    /// An object of this size in the cache of this name; the cache is made when it is new.
+    /// Allocates an object of this size from the cache of this name, which is created if missing.
     pub(super) fn new_bytes(&mut self, name: &str, bytes: u64) -> Result<Gpa, MockError> {
         let size = bytes.next_multiple_of(8);
         if !self.slabs.caches.contains_key(name) {
@@ -71,7 +71,7 @@ impl Kernel {
         Ok(Gpa(free.start))
     }
 
-    /// Adds a full slab without objects of interest to a cache.
+    /// Adds a slab to a cache, full of meaningless objects.
     pub(super) fn fill_slab(&mut self, name: &str, object_bytes: u64) -> Result<u32, MockError> {
         if !self.slabs.caches.contains_key(name) {
             self.new_cache(name, object_bytes)?;
@@ -80,7 +80,7 @@ impl Kernel {
             return Err(MockError::NoSuchType { name: name.to_owned() });
         };
         let slab = self.new_slab(&cache)?;
-        self.scribble(Gpa(slab.start).gfn())?;
+        self.fill_unique(Gpa(slab.start).gfn())?;
         Ok(1 << cache.order)
     }
 
@@ -96,7 +96,7 @@ impl Kernel {
         let mut cache = Cache { number, order, descriptor: Gva(0), free: 0..0 };
         let bytes = self.types.size_of("kmem_cache")?.next_multiple_of(8);
         let descriptor = if name == DESCRIPTORS {
-            // The first descriptor describes the cache that it lies in.
+            // The first descriptor describes the cache that contains it.
             let head = self.frames.take(order, |_| Role::Slab { cache: number })?;
             let start = head.gpa().0;
             cache.descriptor = Gva(self.direct(Gpa(start)));
@@ -110,7 +110,7 @@ impl Kernel {
             Object { gva: Gva(self.direct(descriptor)), gpa: descriptor, ty: "kmem_cache" };
         cache.descriptor = object.gva;
         self.slabs.caches.insert(name.to_owned(), cache);
-        // Names are constants of the image, as most are, or copies.
+        // Names are constants in the image, as most real ones are, or copies.
         let text = if self.image.room(Section::Rodata) > 0x8000 {
             let gva = self.image.place(Section::Rodata, "", name.len() as u64 + 1, 1)?;
             self.store_bytes(gva.0, name.as_bytes())?;
@@ -149,9 +149,9 @@ impl Kernel {
         };
         self.write_compound(head, cache.order, &record, Compound::Plain)?;
         if self.style >= KernelStyle::V6_12 {
-            // The slab's list lies where other pages have their mapping.
+            // The slab's list overlays the field that holds the mapping of other pages.
             let list = self.page_address(head) + 16;
-            let slab = Object { gva: Gva(list - 16), gpa: self.page_place(head)?, ty: "slab" };
+            let slab = Object { gva: Gva(list - 16), gpa: self.page_gpa(head)?, ty: "slab" };
             let list_at = self.part(slab, "slab_list", "list_head")?;
             self.set(list_at, "next", list)?;
             self.set(list_at, "prev", list)?;

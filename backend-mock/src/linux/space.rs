@@ -1,4 +1,4 @@
-//! Address spaces of processes: what their page tables map.
+//! Address spaces of processes: their page tables and mappings.
 
 use super::frames::LateTables;
 use super::kernel::{Compound, Kernel, Object, PageRecord};
@@ -20,12 +20,12 @@ pub(super) struct Space {
     user_root: Gpa,
     /// Anonymous pages by virtual page number.
     pub(super) anonymous: BTreeMap<u64, Gfn>,
-    /// How often small pages map each frame.
+    /// Number of small-page mappings of each frame.
     mappings: BTreeMap<Gfn, u32>,
 }
 
 impl Kernel {
-    /// An address space whose upper half is the kernel's.
+    /// Creates an address space that shares the kernel's upper half.
     pub(super) fn new_space(&mut self, isolated: bool) -> Result<Space, MockError> {
         let mode = self.tables.mode();
         let top = mode.levels();
@@ -36,7 +36,7 @@ impl Kernel {
         self.set(mm, "pgd", pgd)?;
         self.set(mm, "mm_users", 1)?;
         self.set(mm, "mm_count", 1)?;
-        // The root's record leads back to its owner.
+        // The root's record points to its owner.
         let record = PageRecord { index: mm.gva.0, ..self.table_record(top) };
         self.write_page(root, &record)?;
         let noise = Rng::new(self.rng.next_u64());
@@ -44,8 +44,8 @@ impl Kernel {
         tables.share_upper_half(&mut self.memory, &self.tables)?;
         let mut user_root = root.gpa();
         if isolated {
-            // A block of two frames that is no compound page: nobody counts references to the
-            // second.
+            // A block of two frames that is not a compound page: the second frame has no reference
+            // count.
             self.write_page(Gfn(root.0 + 1), &PageRecord::default())?;
             user_root = Gfn(root.0 + 1).gpa();
         }
@@ -78,8 +78,8 @@ impl Kernel {
         Ok(())
     }
 
-    /// Maps cached pages `pages` of a file from `gva` on; pages that are not cached stay away.
-    /// Returns the pages mapped.
+    /// Maps the cached pages among `pages` of a file, starting at `gva`. Returns the number of
+    /// pages mapped.
     pub(super) fn map_file(
         &mut self,
         space: &mut Space,
@@ -98,7 +98,7 @@ impl Kernel {
         Ok(mapped)
     }
 
-    /// New anonymous pages from `gva` on, with a hole now and then.
+    /// Maps new anonymous pages starting at `gva`, with occasional holes.
     pub(super) fn map_anonymous(
         &mut self,
         space: &mut Space,
@@ -137,11 +137,11 @@ impl Kernel {
         let record =
             PageRecord { flags, lru, mapping, index, private, refcount, ..PageRecord::default() };
         self.write_page(gfn, &record)?;
-        self.scribble(gfn)
+        self.fill_unique(gfn)
     }
 
-    /// Counts the mappings of all spaces in the frames' records; the image's own frames are not
-    /// counted.
+    /// Stores the number of mappings by all spaces in the frames' records, except for frames of the
+    /// image.
     pub(super) fn count_mappings(&mut self, spaces: &[Space]) -> Result<(), MockError> {
         let mut total: BTreeMap<Gfn, u32> = BTreeMap::new();
         for (&gfn, &count) in spaces.iter().flat_map(|s| &s.mappings) {
@@ -151,18 +151,18 @@ impl Kernel {
         total.into_iter().try_for_each(|(gfn, count)| self.page_mapped(gfn, count))
     }
 
-    /// A page that KSM merged, mapped read-only at `places` in these spaces.
+    /// Maps a page merged by KSM, read-only, at `mappings` in these spaces.
     pub(super) fn map_merged(
         &mut self,
         spaces: &mut [Space],
-        places: &[(usize, u64)],
+        mappings: &[(usize, u64)],
     ) -> Result<(), MockError> {
-        let index = places.first().map_or(0, |p| p.1 / FRAME_SIZE);
+        let index = mappings.first().map_or(0, |p| p.1 / FRAME_SIZE);
         let gfn = self.frames.take(0, |_| Role::Merged { index })?;
         let node = self.new_bytes("ksm_stable_node", 64)?;
         let mapping = self.direct(node) | 3;
         self.write_anonymous(gfn, mapping, index)?;
-        for &(space, gva) in places {
+        for &(space, gva) in mappings {
             if let Some(space) = spaces.get_mut(space) {
                 self.map_user(space, (gva, gfn), Rights::USER_READ)?;
             }
@@ -170,7 +170,7 @@ impl Kernel {
         Ok(())
     }
 
-    /// A transparent huge page; `false` when no block is left for it.
+    /// Maps a transparent huge page; `false` if there is no free block.
     pub(super) fn map_huge(&mut self, space: &mut Space, gva: u64) -> Result<bool, MockError> {
         let index = gva / FRAME_SIZE;
         let head = match self.frames.take(HUGE_ORDER, |i| Role::Anonymous { index: index + i }) {
@@ -188,7 +188,7 @@ impl Kernel {
         let record =
             PageRecord { flags, lru, mapping, index, refcount: 1, ..PageRecord::default() };
         self.write_compound(head, HUGE_ORDER, &record, Compound::Folio)?;
-        self.scribble(head)?;
+        self.fill_unique(head)?;
         let attributes = Attributes { dirty: true, ..Attributes::accessed(Rights::USER_WRITE) };
         let mut source = LateTables(&mut self.frames);
         space.tables.map(
@@ -201,7 +201,7 @@ impl Kernel {
         Ok(true)
     }
 
-    /// A page that lies in the swap cache and in no page table.
+    /// Adds a page that is in the swap cache and not mapped.
     pub(super) fn swap_cache_page(&mut self) -> Result<(), MockError> {
         let gfn = self.frames.take(0, |_| Role::SwapCache)?;
         let names = ["PG_uptodate", "PG_lru", "PG_swapbacked", "PG_swapcache", "PG_dirty"];
@@ -212,10 +212,11 @@ impl Kernel {
             gfn,
             &PageRecord { flags, lru, private, refcount: 1, ..PageRecord::default() },
         )?;
-        self.scribble(gfn)
+        self.fill_unique(gfn)
     }
 
-    /// Finishes a space: records of its tables, and the second root under page-table isolation.
+    /// Finishes a space: writes records of its tables, and the second root under page-table
+    /// isolation.
     pub(super) fn finish_space(&mut self, space: &Space) -> Result<SpaceTruth, MockError> {
         for table in space.tables.table_frames() {
             if table.gfn != space.tables.root().gfn() {
@@ -224,7 +225,7 @@ impl Kernel {
                 self.write_page(table.gfn, &record)?;
             }
         }
-        // The kernel's half may have gained entries since.
+        // The kernel's half may have gained entries meanwhile.
         let (mut tables, root) = (space.tables.clone(), space.tables.root());
         tables.share_upper_half(&mut self.memory, &self.tables)?;
         if space.user_root != root {

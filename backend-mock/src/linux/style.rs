@@ -1,9 +1,9 @@
-//! What differs between kernel versions, as data.
+//! Differences between kernel versions, as data.
 //!
 //! Sources: the kernels' own type information and VMCOREINFO pages (Debian's cloud kernels of these
 //! versions), and Linux's `include/linux/page-flags.h` and `mm_types.h`.
 
-/// A kernel version whose data structures the guest follows.
+/// The kernel version whose data structures a guest uses.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum KernelStyle {
     /// Linux 5.10.
@@ -16,7 +16,7 @@ pub enum KernelStyle {
     V7_2,
 }
 
-/// What a page is, where the word that counts mappings says so.
+/// Type of a page, where the mapping count or `page_type` encodes it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum PageType {
     Buddy,
@@ -27,18 +27,18 @@ pub(super) enum PageType {
     LargeKmalloc,
 }
 
-/// Order of the symbol table's parts in memory, and how addresses are written.
+/// Order of the symbol table's parts in memory, and encoding of addresses.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum KallsymsLayout {
     /// Addresses first, relative to a base; 8-byte aligned.
     OffsetsFirst,
     /// Addresses last, relative to a base; 8-byte aligned.
     OffsetsLast,
-    /// Addresses last, each relative to its own place; 4-byte aligned.
+    /// Addresses last, each relative to its own location; 4-byte aligned.
     SelfRelative,
 }
 
-/// The word of a page without type and without mappings.
+/// The word of a page that has no type and is not mapped.
 pub(super) const NO_MAPPINGS: u32 = u32::MAX;
 
 /// Bits of `enum pageflags` in 5.10 and 6.1.
@@ -175,13 +175,13 @@ impl KernelStyle {
         }
     }
 
-    /// Mask of a page flag; 0 when the version does not have it.
+    /// Mask of a page flag; 0 if the version does not have it.
     pub(super) fn flag(self, name: &str) -> u64 {
         let found = self.page_flags().iter().find(|f| f.0 == name);
         found.map_or(0, |&(_, bit)| 1 << bit)
     }
 
-    /// `enum pagetype`; empty where it does not exist yet.
+    /// `enum pagetype`; empty for versions without it.
     pub(super) fn page_types(self) -> &'static [(&'static str, u32)] {
         match self {
             Self::V5_10 | Self::V6_1 => &[],
@@ -190,7 +190,7 @@ impl KernelStyle {
         }
     }
 
-    /// The word in `page_type` that says `kind`; `None` where the version has no such type.
+    /// Value of `page_type` for a kind of page; `None` if the version has no such type.
     pub(super) fn page_type_word(self, kind: PageType) -> Option<u32> {
         let (old_bit, name) = match kind {
             PageType::Buddy => (Some(0x80), "PGTY_buddy"),
@@ -218,13 +218,13 @@ impl KernelStyle {
         }
     }
 
-    /// Whether per-CPU symbols count from 0, instead of being addresses in the image.
+    /// Whether per-CPU symbols start at 0, instead of being addresses in the image.
     pub(super) fn zero_based_per_cpu(self) -> bool {
         self < Self::V7_2
     }
 
-    /// Whether a page table of this level carries the page type; others are told by reaching them
-    /// only.
+    /// Whether page tables of this level have a page type; others can only be found by walking the
+    /// tables.
     pub(super) fn types_table_level(self, level: u8) -> bool {
         match self {
             Self::V5_10 | Self::V6_1 => level <= 2,
@@ -238,17 +238,17 @@ impl KernelStyle {
         self >= Self::V6_1
     }
 
-    /// References that the allocator's own pages (slab, large kmalloc) hold.
+    /// Reference count of pages of the slab allocator (slab, large kmalloc).
     pub(super) fn slab_references(self) -> u32 {
         u32::from(self < Self::V7_2)
     }
 
-    /// Number of free lists of a block order (migration types).
+    /// Number of free lists per block order (migration types).
     pub(super) fn migrate_types(self) -> u32 {
         if self < Self::V7_2 { 5 } else { 6 }
     }
 
-    /// Number of lists that a CPU keeps of free pages.
+    /// Number of lists of free pages per CPU.
     pub(super) fn per_cpu_lists(self) -> u32 {
         if self == Self::V5_10 { 3 } else { 14 }
     }
@@ -258,7 +258,7 @@ impl KernelStyle {
 mod tests {
     use super::*;
 
-    /// The words that VMCOREINFO of the real kernels gives, in decimal.
+    /// The values in real kernels' VMCOREINFO, in decimal.
     #[test]
     fn type_words_are_those_of_real_kernels() {
         let word = |style: KernelStyle, kind| style.page_type_word(kind).map(u32::cast_signed);

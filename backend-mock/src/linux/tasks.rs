@@ -1,4 +1,4 @@
-//! Tasks: processes, their threads, kernel threads; and their kernel stacks.
+//! Tasks (processes, threads, kernel threads) and their kernel stacks.
 
 use super::boot::STACK_BYTES;
 use super::frames::LateTables;
@@ -9,10 +9,10 @@ use crate::MockError;
 use crate::paging::{Attributes, PageSize, Rights};
 use kaleidoscope_core::addr::{FRAME_SIZE, Gva};
 
-/// Where a task belongs.
+/// Thread group of a new task.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Group {
-    /// It leads a thread group of its own.
+    /// It leads its own thread group.
     Leader,
     /// It is a thread of this leader.
     ThreadOf(Object),
@@ -27,7 +27,7 @@ pub(super) struct Tasks {
 }
 
 impl Kernel {
-    /// The first task, which is part of the image.
+    /// Creates the first task (`init_task`), which is part of the image.
     pub(super) fn first_task(&mut self, tasks: &mut Tasks) -> Result<(), MockError> {
         let bytes = self.types.size_of("task_struct")?;
         let gva = self.image.place(Section::Data, "init_task", bytes, 64)?;
@@ -46,7 +46,8 @@ impl Kernel {
         Ok(())
     }
 
-    /// A new task. `space` is its address space: its place in the truth and its `mm_struct`.
+    /// Creates a task. `space` is its address space: its position in the truth, and its
+    /// `mm_struct`.
     pub(super) fn new_task(
         &mut self,
         tasks: &mut Tasks,
@@ -118,18 +119,18 @@ impl Kernel {
         self.list_append(head, node)
     }
 
-    /// A kernel stack in the vmalloc area, with a guard page that is not mapped.
+    /// Allocates a kernel stack in the vmalloc area, with an unmapped guard page.
     fn new_stack(&mut self, pid: u32) -> Result<Gva, MockError> {
         let stack =
             self.vmalloc(STACK_BYTES / FRAME_SIZE, STACK_BYTES, Role::KernelStack { pid })?;
-        // The magic word at its end, and something that was pushed.
+        // The magic word at the end of the stack, and a pushed value.
         self.store(stack.0, 0x57ac_6e9d)?;
         let top = self.rng.next_u64() | 1;
         self.store(stack.0 + STACK_BYTES - 8, top)?;
         Ok(stack)
     }
 
-    /// Single frames, mapped one after another in the vmalloc area, followed by a hole.
+    /// Maps single frames one after another in the vmalloc area, followed by a gap.
     pub(super) fn vmalloc(
         &mut self,
         frames: u64,
@@ -142,7 +143,7 @@ impl Kernel {
         Ok(Gva(start))
     }
 
-    /// Maps new frames at a kernel address; `rights` says how the page at each distance is mapped.
+    /// Maps new frames at a kernel address; `rights` gives the rights of the page at each offset.
     pub(super) fn map_kernel(
         &mut self,
         gva: Gva,
@@ -153,7 +154,7 @@ impl Kernel {
         for i in 0..frames {
             let gfn = self.frames.take(0, |_| role)?;
             self.write_page(gfn, &PageRecord { refcount: 1, ..PageRecord::default() })?;
-            self.scribble(gfn)?;
+            self.fill_unique(gfn)?;
             let at = (Gva(gva.0 + i * FRAME_SIZE), gfn.gpa());
             let attributes = Attributes::kernel(rights(i));
             let mut source = LateTables(&mut self.frames);

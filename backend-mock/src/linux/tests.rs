@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::LazyLock;
 
-/// Every style, and every shape of guest with some style; built once.
+/// Guests of every style, and of every configuration with some style; built once.
 fn variants() -> &'static [(String, MockGuest)] {
     static VARIANTS: LazyLock<Vec<(String, MockGuest)>> = LazyLock::new(|| {
         let shape = |number: usize, builder: GuestBuilder| match number % 4 {
@@ -47,7 +47,7 @@ impl MockGuest {
         self.truth.kernel.vmemmap.0 + gfn.0 * 64
     }
 
-    /// The nodes of a list, its head left out.
+    /// Nodes of a list, without its head.
     fn list(&self, head: u64) -> Vec<u64> {
         let mut nodes = Vec::new();
         let mut at = self.u64_at(head);
@@ -60,7 +60,7 @@ impl MockGuest {
         nodes
     }
 
-    /// The frame whose record a list node lies in.
+    /// The frame whose record contains a list node.
     fn frame_of_node(&self, node: u64) -> Gfn {
         Gfn((node - self.field_at("page", "lru") - self.truth.kernel.vmemmap.0) / 64)
     }
@@ -117,7 +117,7 @@ fn free_blocks_are_aligned_merged_and_on_their_lists() {
         for (&first, &order) in &truth.free_blocks {
             assert_eq!(first.0 % (1 << order), 0, "{name}");
             covered.extend((0..1u64 << order).map(|i| Gfn(first.0 + i)));
-            // The allocator would have merged two halves of a larger block.
+            // The allocator would have merged two buddies into a larger block.
             let buddy = Gfn(first.0 ^ 1 << order);
             assert!(order == 10 || truth.free_blocks.get(&buddy) != Some(&order), "{name} {first}");
             assert_eq!(
@@ -203,14 +203,13 @@ fn page_tables_map_what_is_true() {
         kernel.leaves.iter().for_each(|leaf| check(kernel.root, leaf));
         for space in &guest.truth.spaces {
             space.leaves.iter().for_each(|leaf| check(space.user_root, leaf));
-            // Every process sees the kernel as the kernel's own root does.
+            // Every process has the same kernel mappings as the kernel's own root.
             kernel.leaves.iter().for_each(|leaf| check(space.root, leaf));
         }
         let tables = guest.truth.spaces.iter().flat_map(|s| &s.tables);
         for table in tables {
-            assert!(
-                matches!(guest.truth.role(table.gfn), Some(Role::PageTable { level }) if level == table.level)
-            );
+            let expected = Role::PageTable { level: table.level };
+            assert_eq!(guest.truth.role(table.gfn), Some(expected));
         }
     }
 }
@@ -253,8 +252,8 @@ fn records_say_what_frames_are() {
     }
 }
 
-/// Reads an xarray back by the rules of its documentation: the folio at every index, siblings
-/// followed.
+/// Reads an xarray by the rules of its documentation; returns the folio at every index, following
+/// siblings.
 fn read_xarray(guest: &MockGuest, entry: u64, base: u64, out: &mut BTreeMap<u64, u64>) {
     if entry & 3 != 2 {
         if entry != 0 && entry & 1 == 0 {
@@ -311,7 +310,7 @@ fn tasks_are_listed() {
     }
 }
 
-/// Offsets of a structure's direct members by name, read from BTF by a decoder that knows nothing
+/// Offsets of a structure's direct members by name, read from BTF by a decoder that is independent
 /// of the encoder.
 fn members_in_btf(bytes: &[u8], wanted: &str) -> BTreeMap<String, u64> {
     let u32_at = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap());
@@ -407,12 +406,15 @@ proptest! {
         prop_assert_eq!(guest.truth.roles().len() as u64, megabytes * 512);
         prop_assert_eq!(guest.registers.len(), cpus as usize);
         prop_assert_eq!(guest.truth.spaces.len(), processes as usize);
-        // Users are recorded for what processes map, and nothing that processes map is free.
+        // Mappings by processes are recorded in `users`, and no mapped frame is free.
         for space in &guest.truth.spaces {
             for leaf in &space.leaves {
                 let gfn = leaf.gpa.gfn();
                 prop_assert!(guest.truth.users(gfn).spaces > 0);
-                let is_free = matches!(guest.truth.role(gfn), None | Some(Role::Free { .. } | Role::PerCpuFree { .. }));
+                let is_free = matches!(
+                    guest.truth.role(gfn),
+                    None | Some(Role::Free { .. } | Role::PerCpuFree { .. })
+                );
                 prop_assert!(!is_free);
             }
         }

@@ -1,4 +1,4 @@
-//! What is true of a synthetic guest.
+//! The truth about a synthetic guest.
 
 use super::KernelStyle;
 use crate::paging::{LeafTruth, Mode, TableFrame};
@@ -7,7 +7,7 @@ use kaleidoscope_core::color::{Color, FrameKind, Temperature};
 use kaleidoscope_core::memory::MemoryLayout;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// What a frame is used for.
+/// Use of a frame.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Role {
     /// In a free block of this order.
@@ -24,16 +24,16 @@ pub enum Role {
     KernelText,
     /// Read-only part of the kernel image.
     KernelRodata,
-    /// Writable part of the kernel image. The root page table and the first tables below it lie
-    /// here.
+    /// Writable part of the kernel image, including the root page table and the first tables below
+    /// it.
     KernelData,
-    /// Reserved at boot: firmware, memory sections' tables, the initial ramdisk.
+    /// Reserved at boot: firmware, the table of memory sections, the initial ramdisk.
     Reserved,
     /// Per-CPU variables.
     PerCpu,
     /// The frame table.
     FrameTable,
-    /// A page table made before the page allocator worked; the frame table says reserved.
+    /// A page table made before the page allocator worked; its record is marked reserved.
     BootTable {
         /// Its level.
         level: u8,
@@ -56,47 +56,47 @@ pub enum Role {
     ModuleData,
     /// Other memory in the vmalloc area.
     Vmalloc,
-    /// Allocated by the kernel for itself.
+    /// Allocated by the kernel for its own use.
     KernelAlloc,
-    /// A large block of the object allocator. Kernels before 7.2 do not mark these.
+    /// A large kmalloc block. Kernels before 7.2 do not mark these.
     LargeKmalloc,
     /// Objects of a slab cache.
     Slab {
-        /// The cache, a position in [`Truth::caches`].
+        /// Index in [`Truth::caches`].
         cache: u32,
     },
     /// Anonymous memory.
     Anonymous {
-        /// Virtual page number in the process that made it.
+        /// Virtual page number in the process that allocated it.
         index: u64,
     },
     /// Anonymous memory shared by content (KSM).
     Merged {
-        /// Virtual page number in the process that made it.
+        /// Virtual page number in the process that allocated it.
         index: u64,
     },
-    /// In the swap cache and known to no process.
+    /// In the swap cache, and not mapped by any process.
     SwapCache,
     /// Page cache.
     Cache {
-        /// The file, a position in [`Truth::files`].
+        /// Index in [`Truth::files`].
         file: u32,
-        /// Page of the file.
+        /// Page number in the file.
         index: u64,
     },
     /// In a hugetlb pool.
     Hugetlb {
-        /// Whether somebody uses it.
+        /// Whether it is in use.
         in_use: bool,
     },
-    /// Given back by the guest.
+    /// Taken by the balloon.
     Offline,
 }
 
-/// What kind of file a page cache belongs to.
+/// Kind of a file with page cache.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum FileKind {
-    /// A file of a real file system.
+    /// A file of a regular file system.
     Regular,
     /// A memory file.
     Memory,
@@ -107,7 +107,7 @@ pub enum FileKind {
 /// A file with page cache.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct FileTruth {
-    /// What kind of file.
+    /// Kind of file.
     pub kind: FileKind,
     /// Name of the file system's type.
     pub fs: String,
@@ -115,28 +115,28 @@ pub struct FileTruth {
     pub device: u32,
     /// Inode number.
     pub inode: u64,
-    /// Absolute path; `None` for deleted files and files that never had a name.
+    /// Absolute path; `None` for deleted and nameless files.
     pub path: Option<String>,
     /// Address of its `struct address_space`.
     pub mapping: Gva,
-    /// First frame of every cached folio, by page of the file, with the folio's order.
+    /// First frame and order of every cached folio, by page number in the file.
     pub folios: BTreeMap<u64, (Gfn, u32)>,
 }
 
 /// A task.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct TaskTruth {
-    /// Its number.
+    /// Process id.
     pub pid: u32,
-    /// Number of its thread group.
+    /// Thread group id.
     pub tgid: u32,
     /// Its name.
     pub comm: String,
-    /// When it ran last, in nanoseconds.
+    /// Time of its last run, in nanoseconds.
     pub last_ran: u64,
     /// Address of its kernel stack.
     pub stack: Gva,
-    /// Its address space, a position in [`Truth::spaces`]; `None` for kernel threads.
+    /// Index of its address space in [`Truth::spaces`]; `None` for kernel threads.
     pub space: Option<usize>,
 }
 
@@ -145,29 +145,29 @@ pub struct TaskTruth {
 pub struct SpaceTruth {
     /// The root page table, as the kernel runs on it.
     pub root: Gpa,
-    /// The root that user mode runs on; differs under page-table isolation.
+    /// Root that user mode uses; differs from `root` under page-table isolation.
     pub user_root: Gpa,
-    /// What is mapped in the lower half.
+    /// Pages mapped in the lower half.
     pub leaves: Vec<LeafTruth>,
-    /// Frames that hold tables for it, the root included.
+    /// Frames of its page tables, including the root.
     pub tables: Vec<TableFrame>,
 }
 
-/// A run of virtual addresses, the end excluded.
+/// A range of virtual addresses; the end is exclusive.
 pub type GvaRange = std::ops::Range<Gva>;
 
-/// What is true of the kernel.
+/// The truth about the kernel.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct KernelTruth {
-    /// The style that it follows.
+    /// Its version.
     pub style: KernelStyle,
-    /// Its release.
+    /// Its release string.
     pub release: String,
-    /// Its banner, with the final newline.
+    /// Its banner, including the final newline.
     pub banner: String,
     /// The root page table.
     pub root: Gpa,
-    /// How it maps memory.
+    /// Its paging mode.
     pub mode: Mode,
     /// Virtual minus physical address of the image.
     pub image_offset: u64,
@@ -187,17 +187,17 @@ pub struct KernelTruth {
     pub btf: (Gva, u64),
     /// Address and size of the symbol table.
     pub kallsyms: (Gva, u64),
-    /// Every symbol.
+    /// All symbols.
     pub symbols: BTreeMap<String, Gva>,
     /// Names of the loaded modules.
     pub modules: Vec<String>,
-    /// What the kernel maps in the upper half.
+    /// Pages that the kernel maps in the upper half.
     pub leaves: Vec<LeafTruth>,
-    /// Frames that hold its tables.
+    /// Frames of its page tables.
     pub tables: Vec<TableFrame>,
 }
 
-/// Everything that is true of a synthetic guest, by construction.
+/// The truth about a synthetic guest, known by construction.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Truth {
     pub(super) layout: MemoryLayout,
@@ -212,9 +212,9 @@ pub struct Truth {
     pub tasks: Vec<TaskTruth>,
     /// Address spaces of processes.
     pub spaces: Vec<SpaceTruth>,
-    /// Frames whose record says active.
+    /// Frames whose record is marked active.
     pub active: BTreeSet<Gfn>,
-    /// Frames whose record says referenced.
+    /// Frames whose record is marked referenced.
     pub referenced: BTreeSet<Gfn>,
     /// Free blocks: first frame and order.
     pub free_blocks: BTreeMap<Gfn, u32>,
@@ -222,23 +222,23 @@ pub struct Truth {
     pub(super) per_cpu_units: std::ops::Range<Gfn>,
 }
 
-/// How user page tables map a frame, all of them together.
+/// Summary of all user mappings of a frame.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Users {
     /// Number of address spaces that map it.
     pub spaces: u32,
-    /// Whether one may execute it.
+    /// Whether any of them is executable.
     pub exec: bool,
-    /// Whether one may write it.
+    /// Whether any of them is writable.
     pub write: bool,
-    /// Whether one has its accessed bit set.
+    /// Whether any of them has the accessed bit set.
     pub accessed: bool,
-    /// Whether one has its dirty bit set.
+    /// Whether any of them has the dirty bit set.
     pub dirty: bool,
 }
 
 impl Role {
-    /// Whether the page allocator never sees the frame; its record says reserved.
+    /// Whether the page allocator never owns the frame; its record is marked reserved.
     #[must_use]
     pub fn is_reserved(self) -> bool {
         match self {
@@ -269,7 +269,7 @@ impl Role {
         }
     }
 
-    /// The coarse kind.
+    /// The frame's kind.
     #[must_use]
     pub fn kind(self, files: &[FileTruth]) -> FrameKind {
         match self {
@@ -309,37 +309,37 @@ impl Truth {
         &self.layout
     }
 
-    /// What every frame is, in frame-index order.
+    /// Roles of all frames, in frame-index order.
     #[must_use]
     pub fn roles(&self) -> &[Role] {
         &self.roles
     }
 
-    /// What a frame is; `None` where there is no RAM.
+    /// Role of a frame; `None` if it is not RAM.
     #[must_use]
     pub fn role(&self, gfn: Gfn) -> Option<Role> {
         self.layout.index_of(gfn).and_then(|i| self.roles.get(i.as_usize())).copied()
     }
 
-    /// A frame's kind; unknown past the end.
+    /// A frame's kind; `Unknown` past the end.
     #[must_use]
     pub fn kind(&self, index: FrameIndex) -> FrameKind {
         self.roles.get(index.as_usize()).map_or(FrameKind::Unknown, |r| r.kind(&self.files))
     }
 
-    /// Frames of all CPUs' units of per-CPU memory, the parts that were given back included.
+    /// Frames of all CPUs' per-CPU units, including the parts that were freed.
     #[must_use]
     pub fn per_cpu_units(&self) -> &std::ops::Range<Gfn> {
         &self.per_cpu_units
     }
 
-    /// How user page tables map a frame.
+    /// Summary of all user mappings of a frame.
     #[must_use]
     pub fn users(&self, gfn: Gfn) -> Users {
         self.users.get(&gfn).copied().unwrap_or_default()
     }
 
-    /// A frame's color by the order of the palette's own definitions; unknown past the end.
+    /// A frame's color, by the definitions of the palette; `Unknown` past the end.
     #[must_use]
     pub fn color(&self, index: FrameIndex) -> Color {
         let role = self.roles.get(index.as_usize());
@@ -384,13 +384,13 @@ impl Truth {
         }
     }
 
-    /// Whether a frame of the image is one of the kernel's tables.
+    /// Whether a frame of the image holds one of the kernel's page tables.
     fn holds_image_table(&self, index: FrameIndex) -> bool {
         let gfn = self.layout.gfn_of(index);
         self.kernel.tables.iter().any(|t| Some(t.gfn) == gfn)
     }
 
-    /// What page tables and the frame table tell of a frame's recent use.
+    /// Hints of page tables and the frame table on a frame's recent use.
     #[must_use]
     pub fn temperature(&self, gfn: Gfn) -> Temperature {
         let users = self.users(gfn);

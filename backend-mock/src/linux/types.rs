@@ -1,9 +1,9 @@
-//! The kernel's data types: what members they have, and where this guest's kernel keeps them.
+//! The kernel's data types: their members, and the offsets in this guest's kernel.
 
 use crate::{MockError, Rng};
 use std::collections::BTreeMap;
 
-/// A type of C, as far as kernel structures need it.
+/// A C type, as far as kernel structures need it.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(super) enum Type {
     /// An integer of this name, size in bytes and signedness.
@@ -15,8 +15,7 @@ pub(super) enum Type {
     Pointer(Box<Type>),
     Const(Box<Type>),
     Array(Box<Type>, u32),
-    /// A structure, union, enumeration or typedef by name. Behind a pointer it may be one that
-    /// nobody defines.
+    /// A structure, union, enumeration or typedef by name. Behind a pointer, it may be undefined.
     Named(&'static str),
     /// A structure or union without name.
     Anonymous(Composite),
@@ -25,7 +24,7 @@ pub(super) enum Type {
 /// A member of a structure or union.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(super) struct Member {
-    /// Empty for an anonymous structure or union, whose members are then reached directly.
+    /// Empty for an anonymous structure or union, whose members are accessed directly.
     pub(super) name: String,
     pub(super) ty: Type,
     /// Offset from the start of the enclosing structure, in bits.
@@ -34,7 +33,7 @@ pub(super) struct Member {
     pub(super) bits: Option<u32>,
 }
 
-/// A structure or union whose members have their places.
+/// A structure or union whose members have offsets.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(super) struct Composite {
     pub(super) is_union: bool,
@@ -43,7 +42,7 @@ pub(super) struct Composite {
     pub(super) align: u32,
 }
 
-/// What a name stands for.
+/// Definition of a name.
 #[derive(Clone, Debug)]
 pub(super) enum Definition {
     Composite(Composite),
@@ -51,7 +50,7 @@ pub(super) enum Definition {
     Typedef(Type),
 }
 
-/// Where a member lies in its outermost structure.
+/// Location of a member in its outermost structure.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Field {
     /// Offset in bytes.
@@ -60,12 +59,12 @@ pub(super) struct Field {
     pub(super) size: u64,
 }
 
-/// Whether a structure's members may be moved about.
+/// Whether a structure's members may be reordered.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Placement {
     /// In the order given.
     Fixed,
-    /// In an order of the seed's choice, with foreign members between them.
+    /// In random order, with unrelated members between them.
     Shuffled,
 }
 
@@ -73,16 +72,16 @@ pub(super) enum Placement {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Types {
     definitions: Vec<(&'static str, Definition)>,
-    /// Places in `definitions` by name.
-    places: BTreeMap<&'static str, usize>,
+    /// Indices in `definitions` by name.
+    indices: BTreeMap<&'static str, usize>,
 }
 
-/// A member of a type.
+/// Creates a member of a type.
 pub(super) fn member(name: &str, ty: Type) -> Member {
     Member { name: name.to_owned(), ty, bit_offset: 0, bits: None }
 }
 
-/// A pointer to something named.
+/// A pointer to a named type.
 pub(super) fn pointer(target: &'static str) -> Type {
     Type::Pointer(Box::new(Type::Named(target)))
 }
@@ -105,18 +104,18 @@ pub(super) fn void_pointer() -> Type {
 }
 
 impl Types {
-    /// Everything that is defined, in order.
+    /// All definitions, in order.
     pub(super) fn definitions(&self) -> &[(&'static str, Definition)] {
         &self.definitions
     }
 
     pub(super) fn definition(&self, name: &str) -> Option<&Definition> {
-        let place = self.places.get(name)?;
-        self.definitions.get(*place).map(|d| &d.1)
+        let index = self.indices.get(name)?;
+        self.definitions.get(*index).map(|d| &d.1)
     }
 
     fn define(&mut self, name: &'static str, definition: Definition) {
-        self.places.insert(name, self.definitions.len());
+        self.indices.insert(name, self.definitions.len());
         self.definitions.push((name, definition));
     }
 
@@ -130,7 +129,7 @@ impl Types {
         self.define(name, Definition::Typedef(ty));
     }
 
-    /// Defines a structure. What it holds by value must be defined already.
+    /// Defines a structure. Types that it embeds must be defined already.
     pub(super) fn structure(
         &mut self,
         name: &'static str,
@@ -163,7 +162,7 @@ impl Types {
         Ok(())
     }
 
-    /// Defines a structure whose members already have their places.
+    /// Defines a structure whose members already have offsets.
     pub(super) fn placed(&mut self, name: &'static str, composite: Composite) {
         self.define(name, Definition::Composite(composite));
     }
@@ -177,7 +176,7 @@ impl Types {
         Ok(member("", Type::Anonymous(self.lay_out(is_union, members)?)))
     }
 
-    /// Gives the members their places by the rules of the System V ABI for x86-64.
+    /// Assigns offsets by the rules of the System V ABI for x86-64.
     pub(super) fn lay_out(
         &self,
         is_union: bool,
@@ -226,12 +225,12 @@ impl Types {
         }
     }
 
-    /// Size of a type by name, in bytes.
+    /// Size of a named type in bytes.
     pub(super) fn size_of(&self, name: &'static str) -> Result<u64, MockError> {
         Ok(self.size_align(&Type::Named(name))?.0.into())
     }
 
-    /// Where `path` (`member` or `member.member`) lies in the structure `name`.
+    /// Location of `path` (`member` or `member.member`) in the structure `name`.
     pub(super) fn field(&self, name: &str, path: &str) -> Result<Field, MockError> {
         let missing = || MockError::NoSuchType { name: format!("{name}.{path}") };
         let mut composite = self.composite_named(name);
@@ -270,7 +269,7 @@ impl Types {
         }
     }
 
-    /// The member of this name, anonymous members searched too.
+    /// Finds a member by name, including members of anonymous members.
     fn find<'a>(composite: &'a Composite, name: &str) -> Option<(u32, &'a Type)> {
         composite.members.iter().find_map(|m| {
             if m.name == name {

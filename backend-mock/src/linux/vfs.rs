@@ -1,4 +1,4 @@
-//! File systems as the kernel knows them: super blocks, mounts, directory entries, inodes.
+//! File systems in the kernel: super blocks, mounts, directory entries, inodes.
 
 use super::KernelStyle;
 use super::image::Section;
@@ -14,14 +14,14 @@ const DIRECTORY: u64 = 0o040_755;
 const REGULAR: u64 = 0o100_644;
 const BLOCK: u64 = 0o060_660;
 
-/// A mounted, or internal, file system.
+/// A mounted or internal file system.
 #[derive(Clone, Debug)]
 pub(super) struct FileSystem {
     pub(super) ty: &'static str,
     pub(super) device: u32,
     pub(super) super_block: Object,
     pub(super) root: Object,
-    /// Where it is mounted; `None` when nobody can see it.
+    /// Its mount point; `None` for internal file systems.
     pub(super) at: Option<String>,
     mount: Option<Object>,
     next_inode: u64,
@@ -32,11 +32,11 @@ pub(super) struct FileSystem {
 pub(super) struct Directory {
     pub(super) fs: usize,
     pub(super) dentry: Object,
-    /// Absolute path without a slash at the end; empty for the root.
+    /// Absolute path without a trailing slash; empty for the root.
     pub(super) path: String,
 }
 
-/// A file with its page cache so far.
+/// A file with its page cache.
 #[derive(Clone, Debug)]
 pub(super) struct File {
     pub(super) kind: FileKind,
@@ -45,7 +45,7 @@ pub(super) struct File {
     pub(super) path: Option<String>,
     pub(super) mapping: Object,
     pub(super) folios: BTreeMap<u64, (Gfn, u32)>,
-    /// Whether processes may run it.
+    /// Whether it is an executable program.
     pub(super) is_program: bool,
 }
 
@@ -57,7 +57,7 @@ pub(super) struct Vfs {
     types: BTreeMap<&'static str, Object>,
 }
 
-/// Where a file system keeps its inodes: cache, structure, member.
+/// How a file system stores its inodes: cache, structure, member.
 fn container(ty: &str) -> (&'static str, &'static str, &'static str) {
     match ty {
         "ext4" => ("ext4_inode_cache", "ext4_inode_info", "vfs_inode"),
@@ -68,7 +68,7 @@ fn container(ty: &str) -> (&'static str, &'static str, &'static str) {
 }
 
 impl Kernel {
-    /// An object in the general cache for its size.
+    /// Allocates an object from the general cache for its size.
     pub(super) fn new_general(&mut self, ty: &'static str) -> Result<Object, MockError> {
         let size = self.types.size_of(ty)?.next_power_of_two().max(8);
         let name = if size < 1024 {
@@ -79,7 +79,7 @@ impl Kernel {
         self.new_object(&name, ty)
     }
 
-    /// A new super block with its root directory; not mounted yet.
+    /// Creates a super block with its root directory, not mounted yet.
     pub(super) fn new_file_system(
         &mut self,
         vfs: &mut Vfs,
@@ -135,7 +135,7 @@ impl Kernel {
         Ok(number)
     }
 
-    /// A new inode of a file system and its number.
+    /// Creates an inode; returns it and its number.
     pub(super) fn new_inode(
         &mut self,
         vfs: &mut Vfs,
@@ -164,7 +164,7 @@ impl Kernel {
         Ok((inode, number))
     }
 
-    /// A new directory entry; without a parent it is a root or has no place in the tree.
+    /// Creates a directory entry; without a parent, it is a root or disconnected.
     pub(super) fn new_dentry(
         &mut self,
         super_block: Object,
@@ -198,7 +198,7 @@ impl Kernel {
             self.hlist_prepend(head, node)?;
         }
         if parent.is_some() {
-            // Hashed: something points back to it.
+            // An entry counts as hashed if its `pprev` is set.
             let hash = self.address(dentry, "d_hash.pprev")?;
             self.store(hash, hash - 8)?;
         }
@@ -209,14 +209,14 @@ impl Kernel {
         if self.style < KernelStyle::V7_2 { "d_u.d_alias" } else { "d_alias" }
     }
 
-    /// Takes a directory entry out of the tree, as removing the file does.
+    /// Removes a directory entry from the tree, as deleting the file does.
     pub(super) fn unlink(&mut self, dentry: Object, inode: Object) -> Result<(), MockError> {
         self.set(dentry, "d_hash.pprev", 0)?;
         self.set(inode, "i_nlink", 0)
     }
 
-    /// Mounts a file system (its directory `root`) on a directory of another; without one it is a
-    /// mount of its own.
+    /// Mounts a file system, with its directory `root`, on a directory of another one; without a
+    /// directory, the mount has no parent.
     pub(super) fn new_mount(
         &mut self,
         vfs: &Vfs,
@@ -247,7 +247,7 @@ impl Kernel {
         Ok(mount)
     }
 
-    /// A new directory in a directory.
+    /// Creates a directory in a directory.
     pub(super) fn new_directory(
         &mut self,
         vfs: &mut Vfs,
@@ -262,7 +262,7 @@ impl Kernel {
         Ok(vfs.directories.len() - 1)
     }
 
-    /// Mounts a file system on a directory; its own root directory.
+    /// Mounts a file system on a directory; returns its root directory.
     pub(super) fn mount_on(
         &mut self,
         vfs: &mut Vfs,
@@ -283,7 +283,7 @@ impl Kernel {
         Ok(vfs.directories.len() - 1)
     }
 
-    /// A new file in a directory.
+    /// Creates a file in a directory.
     pub(super) fn new_file(
         &mut self,
         vfs: &mut Vfs,
@@ -307,7 +307,7 @@ impl Kernel {
         Ok((file, dentry))
     }
 
-    /// A file without a name: in no directory of its file system.
+    /// Creates a nameless file, in no directory of its file system.
     pub(super) fn new_nameless(
         &mut self,
         vfs: &mut Vfs,
@@ -330,8 +330,8 @@ impl Kernel {
         })
     }
 
-    /// A block device: an inode of the internal file system, and a node in `/dev` that shares its
-    /// page cache.
+    /// Creates a block device: an inode of the internal file system, and a node in `/dev` that
+    /// shares its page cache.
     pub(super) fn new_block_device(
         &mut self,
         vfs: &mut Vfs,
@@ -342,7 +342,7 @@ impl Kernel {
     ) -> Result<File, MockError> {
         let (inode, _) = self.new_inode(vfs, bdev, BLOCK)?;
         self.set(inode, "i_rdev", device.into())?;
-        // Until 6.x the number is the device's; it is unique either way.
+        // Until 6.x, the inode number is the device number; it is unique in any case.
         self.set(inode, "i_ino", device.into())?;
         let mapping = self.part(inode, "i_data", "address_space")?;
         let Directory { fs, dentry, .. } = vfs

@@ -1,5 +1,4 @@
-//! A virtio-mem device that keeps some of its memory, and an NVDIMM: memory that the kernel has no
-//! frame table of.
+//! A virtio-mem device with unplugged memory, and an NVDIMM: memory without a frame table.
 
 use super::guest::MockGuest;
 use super::image::Section;
@@ -21,16 +20,16 @@ const BUSY: u64 = 0x8000_0000;
 /// Frames of the NVDIMM.
 const NVDIMM_FRAMES: u64 = 16;
 
-/// Where the memory lies that the kernel does not manage.
+/// Location of memory that the kernel does not manage.
 #[derive(Clone, Debug)]
 pub(super) struct Unmanaged {
-    /// What the device keeps.
+    /// The device's unplugged frames.
     pub(super) kept: Range<Gfn>,
     pub(super) nvdimm: Range<Gfn>,
 }
 
 impl Unmanaged {
-    /// Behind the RAM of `layout`, each in memory sections of its own.
+    /// Places it after the RAM of `layout`, each part in its own memory sections.
     pub(super) fn behind(layout: &MemoryLayout, kept_frames: u64) -> Self {
         let section = |gfn: u64| gfn.next_multiple_of(SECTION_FRAMES);
         let kept = section(layout.end_gfn().0);
@@ -59,8 +58,8 @@ pub(super) fn resource_type(types: &mut Types, rng: &mut Rng) -> Result<(), Mock
 }
 
 impl Kernel {
-    /// The tree of resources: RAM at the bottom, the device's region with what it has given at its
-    /// start, the NVDIMM.
+    /// Writes the resource tree: RAM, the device's region with the plugged memory at its start, and
+    /// the NVDIMM.
     pub(super) fn resources(&mut self, unmanaged: &Unmanaged) -> Result<(), MockError> {
         let addresses =
             |frames: Range<u64>| (frames.start * FRAME_SIZE, frames.end * FRAME_SIZE - 1);
@@ -105,8 +104,7 @@ impl Kernel {
 }
 
 impl MockGuest {
-    /// Adds the memory that the kernel does not manage to the guest. The NVDIMM's bytes are not
-    /// zero.
+    /// Adds the unmanaged memory to the guest. The NVDIMM is filled with nonzero bytes.
     pub(super) fn add_unmanaged(&mut self, unmanaged: Unmanaged) -> Result<(), MockError> {
         let old = self.truth.layout.regions();
         let ranges = old.iter().map(|r| (r.start.gpa(), u64::from(r.frames) * FRAME_SIZE));

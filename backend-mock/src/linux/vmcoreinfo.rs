@@ -1,4 +1,4 @@
-//! The page that tells crash-dump tools about the kernel (`VMCOREINFO`).
+//! The page that describes the kernel to crash-dump tools (`VMCOREINFO`).
 
 use super::KernelStyle;
 use super::boot::section_roots;
@@ -14,20 +14,20 @@ use super::truth::Role;
 use crate::MockError;
 use kaleidoscope_core::addr::{FRAME_BYTES, Gpa};
 
-/// What the note says of the symbol table.
+/// Location of the symbol table, as the note states it.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct TablePlace {
+pub(super) struct TableLocation {
     /// Address of the symbol table.
     pub(super) at: u64,
     pub(super) parts: Parts,
 }
 
 impl Kernel {
-    /// Writes the page; its physical address.
+    /// Writes the page; returns its physical address.
     pub(super) fn vmcoreinfo(
         &mut self,
         knobs: &Knobs,
-        kallsyms: TablePlace,
+        kallsyms: TableLocation,
     ) -> Result<Gpa, MockError> {
         let text = self.vmcoreinfo_text(knobs, kallsyms)?;
         if text.len() > FRAME_BYTES {
@@ -44,7 +44,7 @@ impl Kernel {
     fn vmcoreinfo_text(
         &mut self,
         knobs: &Knobs,
-        kallsyms: TablePlace,
+        kallsyms: TableLocation,
     ) -> Result<String, MockError> {
         let mut out = format!("OSRELEASE={}\n", self.style.release());
         let build: Vec<String> = (0..20).map(|_| format!("{:02x}", self.rng.below(256))).collect();
@@ -122,7 +122,7 @@ impl Kernel {
             line("NUMBER(HUGETLB_PAGE_DTOR)=2".to_owned());
         }
         if self.style >= KernelStyle::V6_1 {
-            let TablePlace { at, parts } = kallsyms;
+            let TableLocation { at, parts } = kallsyms;
             for (name, distance) in [
                 ("names", Some(parts.names)),
                 ("num_syms", Some(parts.num_syms)),
@@ -152,7 +152,7 @@ impl Kernel {
         Ok(out)
     }
 
-    /// Room for the variables that lead to the page.
+    /// Reserves the variables that point to the page.
     pub(super) fn vmcoreinfo_variables(&mut self) -> Result<(), MockError> {
         for name in ["vmcoreinfo_data", "vmcoreinfo_size", "vmcoreinfo_note"] {
             self.image.place(Section::Bss, name, 8, 8)?;

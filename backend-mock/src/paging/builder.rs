@@ -1,4 +1,4 @@
-//! Writes page tables into guest memory and remembers what was asked for.
+//! Writes page tables into guest memory, and records every mapping.
 
 use super::mode::{A, D, G, LARGE_PAT, NX, P, PS, RW, US};
 use super::{Attributes, Mode, PageSize, Rights};
@@ -8,13 +8,13 @@ use kaleidoscope_core::addr::{Gfn, Gpa, Gva};
 use kaleidoscope_core::memory::VecMemory;
 use std::collections::BTreeMap;
 
-/// Where frames for tables come from.
+/// Allocates frames for page tables.
 pub trait FrameSource {
-    /// A frame for a table of this level, all zero; `None` when there are no more.
+    /// Allocates a zeroed frame for a table of this level; `None` when there are none left.
     fn table_frame(&mut self, level: u8) -> Option<Gfn>;
 }
 
-/// Hands out the frames of a range in ascending order.
+/// Allocates the frames of a range in ascending order.
 #[derive(Clone, Debug)]
 pub struct FrameRange {
     next: u64,
@@ -22,7 +22,7 @@ pub struct FrameRange {
 }
 
 impl FrameRange {
-    /// The `count` frames from `first` on.
+    /// The `count` frames starting at `first`.
     #[must_use]
     pub fn new(first: Gfn, count: u64) -> Self {
         Self { next: first.0, end: first.0 + count }
@@ -38,7 +38,7 @@ impl FrameSource for FrameRange {
     }
 }
 
-/// One mapped page, as it was asked for.
+/// One mapped page, as requested.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct LeafTruth {
     /// First virtual address.
@@ -65,6 +65,7 @@ pub struct TableFrame {
 }
 
 #[derive(Clone, Copy, Debug)]
+/// A table below the root.
 struct Table {
     gfn: Gfn,
     rights: Rights,
@@ -89,8 +90,8 @@ impl PageTables {
         Self { mode, root, tables: BTreeMap::new(), leaves: BTreeMap::new(), noise: None }
     }
 
-    /// Sets bits that the processor ignores (software bits, protection keys, PAT) at random in what
-    /// is written from now on.
+    /// From now on, sets bits that the processor ignores (software bits, protection keys, PAT) at
+    /// random in written entries.
     #[must_use]
     pub fn with_noise(mut self, rng: Rng) -> Self {
         self.noise = Some(rng);
@@ -109,12 +110,12 @@ impl PageTables {
         self.root
     }
 
-    /// Maps one page. Tables that are missing are added; the entries that point to them allow
-    /// everything that `attributes` allow, and writing and execution.
+    /// Maps one page. Missing tables are added; the entries that point to them grant the user right
+    /// of `attributes`, and write and execute rights.
     ///
     /// # Errors
-    /// [`MockError`] when the mode cannot express the mapping, something is mapped there, or there
-    /// are no frames left.
+    /// [`MockError`] when the mode cannot express the mapping, the address is mapped already, or no
+    /// frames are left.
     pub fn map(
         &mut self,
         memory: &mut VecMemory,
@@ -127,7 +128,7 @@ impl PageTables {
         self.map_under(memory, frames, (gva, gpa), size, attributes, upper)
     }
 
-    /// Like [`map`](Self::map), with the rights of the entries that point to new tables.
+    /// Like [`map`](Self::map), with explicit rights for the entries that point to new tables.
     ///
     /// # Errors
     /// As for [`map`](Self::map).
@@ -164,8 +165,8 @@ impl PageTables {
         Ok(())
     }
 
-    /// Limits the rights of the entry that points to the table of `level` that covers `gva` (the
-    /// root has no such entry). Without such a table nothing happens.
+    /// Restricts the rights of the entry that points to the table of `level` covering `gva`. The
+    /// root has no such entry. Does nothing if there is no such table.
     ///
     /// # Errors
     /// [`MockError::Memory`] when the tables are no longer in RAM.
@@ -187,8 +188,9 @@ impl PageTables {
         self.write(memory, slot, entry)
     }
 
-    /// Copies the upper half of another root, as Linux shares the kernel's part among all
-    /// processes. The mappings reached that way belong to the truth of `from`.
+    /// Copies the upper half of another root, as Linux shares the kernel's half among all
+    /// processes. [`leaves`](Self::leaves) does not include the mappings reached that way; those of
+    /// `from` does.
     ///
     /// # Errors
     /// [`MockError::Memory`] when a root is not in RAM.
@@ -206,9 +208,9 @@ impl PageTables {
         Ok(())
     }
 
-    /// Copies the lower half of the root to `second` and sets NX in the original's entries, as
-    /// Linux does under page-table isolation. The truth about rights does not change: `second`
-    /// is what user mode runs on.
+    /// Copies the lower half of the root to `second`, and sets NX in the original's entries, as
+    /// Linux does for page-table isolation. The recorded rights do not change: user mode runs on
+    /// `second`.
     ///
     /// # Errors
     /// [`MockError::Memory`] when a root is not in RAM.
@@ -229,7 +231,7 @@ impl PageTables {
         Ok(())
     }
 
-    /// Everything that was mapped, by ascending address.
+    /// All mapped pages, by ascending virtual address.
     pub fn leaves(&self) -> impl Iterator<Item = LeafTruth> + '_ {
         self.leaves.iter().map(|(&gva, &(gpa, size, attributes))| {
             let gva = Gva(gva);
@@ -246,7 +248,7 @@ impl PageTables {
         })
     }
 
-    /// Every frame that holds a table, the root's included, by level and frame.
+    /// All frames that hold a table, including the root, sorted by level and frame.
     #[must_use]
     pub fn table_frames(&self) -> Vec<TableFrame> {
         let below = self.tables.iter().map(|(&(level, _), t)| TableFrame { level, gfn: t.gfn });
@@ -256,7 +258,7 @@ impl PageTables {
         frames
     }
 
-    /// First address that the table entry of `level` covering `gva` covers.
+    /// First address covered by the entry of `level` that covers `gva`.
     fn base(&self, gva: Gva, level: u8) -> u64 {
         gva.0 & !(self.mode.coverage(level) - 1)
     }
@@ -276,7 +278,7 @@ impl PageTables {
         self.leaves.get(&base).is_some_and(is_large)
     }
 
-    /// The table below `level` that covers `gva`, added when it is missing.
+    /// The table below `level` that covers `gva`; adds it if missing.
     fn descend(
         &mut self,
         memory: &mut VecMemory,
@@ -303,7 +305,7 @@ impl PageTables {
         Gpa(table.0 + self.mode.index(gva, level) * self.mode.entry_bytes())
     }
 
-    /// The rights that an entry of this mode can express.
+    /// The rights as far as entries of this mode can express them.
     fn entry_rights(&self, rights: Rights) -> Rights {
         Rights { exec: rights.exec || !self.mode.has_nx(), ..rights }
     }
@@ -338,7 +340,7 @@ impl PageTables {
             | self.noise_bits(level, large)
     }
 
-    /// Random values in the bits that the processor ignores: software bits, and in long mode the
+    /// Random values in bits that the processor ignores: software bits, and in long mode the
     /// protection key.
     fn noise_bits(&mut self, level: u8, large: bool) -> u64 {
         let (mode, Some(rng)) = (self.mode, self.noise.as_mut()) else {
@@ -353,7 +355,7 @@ impl PageTables {
             ignored |= LARGE_PAT;
         }
         if level == 1 {
-            // PAT of a 4 KiB entry is where larger entries have their page-size bit.
+            // The PAT bit of a 4 KiB entry is where larger entries have their page-size bit.
             ignored |= PS;
         }
         rng.next_u64() & ignored

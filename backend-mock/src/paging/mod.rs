@@ -1,7 +1,7 @@
 //! Page tables of every x86 mode, built entry by entry, and an oracle that reads them back naively.
 //!
-//! Layouts follow the Intel SDM, volume 3, chapter "Paging". Nothing here is shared with a walker
-//! under test.
+//! Layouts follow the Intel SDM, volume 3, chapter "Paging". This module shares no code with the
+//! page-table walker under test.
 
 mod builder;
 mod mode;

@@ -47,7 +47,7 @@ pub enum PageSize {
     Giga,
 }
 
-/// What a mapping allows.
+/// Access rights of a mapping.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Rights {
     /// User mode may access it.
@@ -58,10 +58,10 @@ pub struct Rights {
     pub exec: bool,
 }
 
-/// What the entry that maps a page says besides the address.
+/// Bits of the entry that maps a page, besides the address.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Attributes {
-    /// Rights in this entry; those of the levels above limit them further.
+    /// Rights in this entry; entries of upper levels restrict them further.
     pub rights: Rights,
     /// The accessed bit.
     pub accessed: bool,
@@ -87,7 +87,7 @@ impl Rights {
     /// User, writable.
     pub const USER_WRITE: Self = Self { user: true, write: true, exec: false };
 
-    /// What both allow.
+    /// The rights that both grant.
     #[must_use]
     pub fn and(self, other: Self) -> Self {
         Self {
@@ -149,7 +149,7 @@ impl Mode {
         }
     }
 
-    /// Page sizes that the mode has.
+    /// Page sizes of the mode.
     #[must_use]
     pub fn page_sizes(self) -> &'static [PageSize] {
         match self {
@@ -195,7 +195,7 @@ impl Mode {
         gva.0 / self.coverage(level) % self.entries(level)
     }
 
-    /// Whether the mode can name this virtual address: 32 bits, or canonical.
+    /// Whether the virtual address is valid in the mode: 32 bits wide, or canonical.
     #[must_use]
     pub fn names(self, gva: Gva) -> bool {
         match self {
@@ -205,7 +205,7 @@ impl Mode {
         }
     }
 
-    /// One past the highest physical address that an entry of this page size can name.
+    /// One past the highest physical address that an entry of this page size can hold.
     #[must_use]
     pub fn physical_limit(self, size: PageSize) -> u64 {
         match (self, size) {
@@ -215,13 +215,13 @@ impl Mode {
         }
     }
 
-    /// Whether entries of this level carry rights: those of PAE's root do not.
+    /// Whether entries of this level have rights bits; those of PAE's root do not.
     #[must_use]
     pub fn has_rights(self, level: u8) -> bool {
         !(self == Self::Pae && level == 3)
     }
 
-    /// Whether entries have an NX bit (EFER.NXE is taken as set).
+    /// Whether entries have an NX bit (EFER.NXE is assumed to be set).
     #[must_use]
     pub fn has_nx(self) -> bool {
         self != Self::Bits32

@@ -1,24 +1,24 @@
-//! Reads page tables by hand, one `if` for every rule of the manual: slow, and plain enough to be
-//! trusted.
+//! A reference page-table walker with one `if` per rule of the manual: slow, but simple enough to
+//! be trusted.
 
 use super::{Mode, PageSize, Rights};
 use crate::ram::{read_u32, read_u64};
 use kaleidoscope_core::addr::{Gpa, Gva};
 use kaleidoscope_core::memory::VecMemory;
 
-/// Where a virtual address leads.
+/// Result of translating a virtual address.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Translation {
     /// The physical address of the byte.
     pub gpa: Gpa,
     /// Size of the page.
     pub size: PageSize,
-    /// Effective rights. NX of top-level entries counts here, also where Linux sets it only for
-    /// isolation.
+    /// Effective rights. NX in top-level entries counts, even where Linux sets it only for
+    /// page-table isolation.
     pub rights: Rights,
     /// The accessed bit of the entry that maps the page.
     pub accessed: bool,
-    /// Its dirty bit.
+    /// The dirty bit of that entry.
     pub dirty: bool,
 }
 
@@ -29,8 +29,8 @@ pub fn translate(memory: &VecMemory, mode: Mode, root: Gpa, gva: Gva) -> Option<
     translate_without(memory, mode, root, gva, 0)
 }
 
-/// As [`translate`], with address bits that entries carry for memory encryption and the processor
-/// takes off.
+/// Like [`translate`], ignoring address bits that memory encryption sets in entries and the
+/// processor strips.
 #[must_use]
 pub fn translate_without(
     memory: &VecMemory,
@@ -96,7 +96,7 @@ fn translate_pae(memory: &VecMemory, root: Gpa, gva: Gva, ignored: u64) -> Optio
     last_levels(memory, pde, Rights::ALL, gva, ignored)
 }
 
-/// The page-directory entry and, unless it maps 2 MiB, the page-table entry.
+/// Walks the page-directory entry and, unless it maps 2 MiB, the page-table entry.
 fn last_levels(
     memory: &VecMemory,
     pde: u64,

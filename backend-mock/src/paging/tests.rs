@@ -11,7 +11,7 @@ fn memory() -> VecMemory {
     VecMemory::zeroed(MemoryLayout::contiguous(1 << 20).unwrap())
 }
 
-/// A few hundred random mappings; collisions are refused and left out.
+/// A few hundred random mappings; conflicting ones are skipped.
 fn random_tables(mode: Mode, seed: u64, noise: bool) -> (VecMemory, PageTables) {
     let (mut memory, mut rng) = (memory(), Rng::new(seed));
     let mut tables = PageTables::new(mode, ROOT);
@@ -21,7 +21,7 @@ fn random_tables(mode: Mode, seed: u64, noise: bool) -> (VecMemory, PageTables) 
     let mut frames = FrameRange::new(Gfn(2), 254);
     for _ in 0..60 {
         let size = mode.page_sizes()[rng.index(mode.page_sizes().len())];
-        // Few distinct upper bits, so that tables are shared and full regions occur.
+        // Few distinct upper bits, so that tables are shared and collisions occur.
         let raw = rng.below(2) << 56 | rng.below(2) << 47 | rng.below(3) << 39 | rng.below(4) << 30;
         let raw = raw | rng.below(3) << 21 | rng.below(512) << 12;
         let bits = if mode == Mode::FiveLevel { 57 } else { 48 };
@@ -53,7 +53,12 @@ fn random_tables(mode: Mode, seed: u64, noise: bool) -> (VecMemory, PageTables) 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
     #[test]
-    fn the_oracle_finds_what_was_mapped(mode in 0usize..4, seed: u64, noise: bool, probes in prop::collection::vec(any::<u64>(), 50)) {
+    fn the_oracle_finds_what_was_mapped(
+        mode in 0usize..4,
+        seed: u64,
+        noise: bool,
+        probes in prop::collection::vec(any::<u64>(), 50),
+    ) {
         let mode = Mode::ALL[mode];
         let (memory, tables) = random_tables(mode, seed, noise);
         let leaves: Vec<_> = tables.leaves().collect();
@@ -71,8 +76,10 @@ proptest! {
                 prop_assert_eq!(found, expected);
             }
         }
-        // Elsewhere, and just outside every leaf, the oracle and the list of leaves agree too.
-        let edges = leaves.iter().flat_map(|l| [l.gva.0.wrapping_sub(1), l.gva.0.wrapping_add(l.size.bytes())]);
+        // The oracle also agrees with the list of leaves elsewhere, and just outside every leaf.
+        let edges = leaves
+            .iter()
+            .flat_map(|l| [l.gva.0.wrapping_sub(1), l.gva.0.wrapping_add(l.size.bytes())]);
         for gva in probes.into_iter().chain(edges) {
             let holds = |l: &&LeafTruth| gva >= l.gva.0 && gva - l.gva.0 < l.size.bytes();
             let expected = leaves.iter().find(holds).map(|l| l.gpa.0 + (gva - l.gva.0));
@@ -179,7 +186,7 @@ fn what_a_mode_cannot_express_is_refused() {
     assert!(try_map(Mode::Bits32, 0, 0xff_ffc0_0000, PageSize::Mega4).is_ok());
 }
 
-/// The bits that this crate writes are those of an independent crate.
+/// Entries agree bit by bit with an independent crate.
 #[test]
 fn entries_agree_with_the_x86_64_crate() {
     use x86_64::structures::paging::page_table::PageTableFlags as F;

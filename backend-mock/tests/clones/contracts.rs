@@ -1,4 +1,4 @@
-//! The mock keeps the promises that it checks of others, and the suites notice who does not.
+//! The mock passes its own contract tests, and the tests detect defective implementations.
 
 use kaleidoscope_core::addr::FrameIndex;
 use kaleidoscope_core::clone::LocalSource;
@@ -19,7 +19,7 @@ use std::time::Duration;
 type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 
 #[test]
-fn the_mock_memory_keeps_the_placer_contract() {
+fn the_mock_memory_keeps_the_installer_contract() {
     contract::installer(&|frames| Ok(MockMemory::new(frames)?)).unwrap();
 }
 
@@ -43,7 +43,7 @@ fn siblings_keep_the_source_contract() {
     .unwrap();
 }
 
-/// A memory behind decorators.
+/// A memory behind decorators that inject failures.
 struct Wrapped {
     memory: Arc<MockMemory>,
     installer: Box<dyn PageInstaller>,
@@ -75,7 +75,7 @@ impl ContractTarget for Wrapped {
         Ok(true)
     }
     fn close(&self) {
-        self.memory.close("the suite is over");
+        self.memory.close("the test is over");
     }
 }
 
@@ -91,10 +91,10 @@ fn decorators_without_failures_change_nothing() {
     .unwrap();
     let log = script.log().to_string();
     assert!(log.contains("event fault 5"), "{log}");
-    assert!(log.contains("place 5 -> AlreadyPresent"), "{log}");
+    assert!(log.contains("install 5 -> AlreadyPresent"), "{log}");
 }
 
-/// Delays and other orders break no promise.
+/// Delays and reordering do not violate the contract.
 #[test]
 fn slow_sources_keep_the_source_contract() {
     let delay = Failure::Delay(Duration::from_micros(300));
@@ -110,7 +110,7 @@ fn slow_sources_keep_the_source_contract() {
 }
 
 #[test]
-fn the_source_suite_notices() {
+fn the_source_suite_detects_failures() {
     let broken = |call, failure| {
         let result = contract::source(&|memory| {
             let script = Script::new(5).on(call, When::Every(100), failure);
@@ -119,42 +119,44 @@ fn the_source_suite_notices() {
         });
         result.unwrap_err().to_string()
     };
-    let told = broken(Call::Deliver, Failure::Corrupt);
-    assert!(told.contains("1 wrong bytes of no known page"), "{told}");
+    let message = broken(Call::Deliver, Failure::Corrupt);
+    assert!(message.contains("1 wrong bytes of no known page"), "{message}");
     assert!(broken(Call::Request, Failure::Fail).contains("fails, as scripted"));
     assert!(broken(Call::Deliver, Failure::Unavailable).contains("unavailable"));
 }
 
-/// A installer that is wrong in one way.
-struct Wrong {
+/// A page installer with one defect.
+struct BrokenInstaller {
     memory: MockMemory,
-    how: How,
+    defect: Defect,
 }
 
 #[derive(Clone, Copy)]
-enum How {
-    AnotherPage,
-    ForgetsToPlace,
-    SaysPlaced,
-    TakesBackAnything,
-    OtherFrame,
+enum Defect {
+    ChangesByte,
+    SkipsInstall,
+    HidesAlreadyPresent,
+    EvictsAnything,
+    WrongFrame,
 }
 
-impl PageInstaller for Wrong {
+impl PageInstaller for BrokenInstaller {
     fn install(
         &self,
         frame: FrameIndex,
         page: &Page,
     ) -> std::result::Result<Installed, InstallError> {
         let mut page = *page;
-        match self.how {
-            How::AnotherPage => page[4095] ^= 1,
-            How::ForgetsToPlace if frame.0 == 14 => return Ok(Installed::Installed),
-            How::OtherFrame if frame.0 == 63 => return self.memory.install(FrameIndex(0), &page),
-            How::SaysPlaced => {
+        match self.defect {
+            Defect::ChangesByte => page[4095] ^= 1,
+            Defect::SkipsInstall if frame.0 == 14 => return Ok(Installed::Installed),
+            Defect::WrongFrame if frame.0 == 63 => {
+                return self.memory.install(FrameIndex(0), &page);
+            }
+            Defect::HidesAlreadyPresent => {
                 return self.memory.install(frame, &page).map(|_| Installed::Installed);
             }
-            How::ForgetsToPlace | How::OtherFrame | How::TakesBackAnything => {}
+            Defect::SkipsInstall | Defect::WrongFrame | Defect::EvictsAnything => {}
         }
         self.memory.install(frame, &page)
     }
@@ -165,18 +167,18 @@ impl PageInstaller for Wrong {
         self.memory.wake(frame)
     }
     fn evict(&self, frame: FrameIndex) -> std::result::Result<Eviction, InstallError> {
-        match self.how {
-            How::TakesBackAnything if frame.0 < 64 => Ok(Eviction::Evicted),
-            How::TakesBackAnything
-            | How::AnotherPage
-            | How::ForgetsToPlace
-            | How::SaysPlaced
-            | How::OtherFrame => self.memory.evict(frame),
+        match self.defect {
+            Defect::EvictsAnything if frame.0 < 64 => Ok(Eviction::Evicted),
+            Defect::EvictsAnything
+            | Defect::ChangesByte
+            | Defect::SkipsInstall
+            | Defect::HidesAlreadyPresent
+            | Defect::WrongFrame => self.memory.evict(frame),
         }
     }
 }
 
-impl ContractTarget for Wrong {
+impl ContractTarget for BrokenInstaller {
     fn installer(&self) -> &dyn PageInstaller {
         self
     }
@@ -193,45 +195,45 @@ impl ContractTarget for Wrong {
         Ok(false)
     }
     fn close(&self) {
-        self.memory.close("the suite is over");
+        self.memory.close("the test is over");
     }
 }
 
 #[test]
-fn the_placer_suite_notices() {
-    let broken = |how| {
+fn the_installer_suite_detects_defects() {
+    let broken = |defect| {
         let make = |frames| {
             let timeout = Duration::from_secs(1);
-            Ok(Wrong { memory: MockMemory::with_patience(frames, timeout)?, how })
+            Ok(BrokenInstaller { memory: MockMemory::with_patience(frames, timeout)?, defect })
         };
         contract::installer(&make).unwrap_err().to_string()
     };
-    let told = broken(How::AnotherPage);
+    let message = broken(Defect::ChangesByte);
     assert!(
-        told.starts_with("a placed frame holds the page's bytes: frame 0, byte 0xfff"),
-        "{told}"
+        message.starts_with("an installed frame holds the page's bytes: frame 0, byte 0xfff"),
+        "{message}"
     );
-    let told = broken(How::ForgetsToPlace);
-    assert!(told.contains("nobody filled frame 14 for "), "{told}");
-    let told = broken(How::SaysPlaced);
-    assert!(told.starts_with("a frame that has bytes keeps them: Installed"), "{told}");
-    let told = broken(How::TakesBackAnything);
-    assert!(told.starts_with("only frames that nobody touched are taken back"), "{told}");
-    let told = broken(How::OtherFrame);
-    assert!(told.contains("frame 63"), "{told}");
+    let message = broken(Defect::SkipsInstall);
+    assert!(message.contains("frame 14 was not filled within "), "{message}");
+    let message = broken(Defect::HidesAlreadyPresent);
+    assert!(message.starts_with("a frame that has bytes keeps them: Installed"), "{message}");
+    let message = broken(Defect::EvictsAnything);
+    assert!(message.starts_with("only untouched frames are evicted"), "{message}");
+    let message = broken(Defect::WrongFrame);
+    assert!(message.contains("frame 63"), "{message}");
 }
 
-/// A vCPU whose fault is lost says so, and nothing hangs.
+/// A vCPU whose fault is lost reports it, and nothing hangs.
 #[test]
 fn a_lost_fault_is_named() {
     let memory = MockMemory::with_patience(32, Duration::from_millis(50)).unwrap();
-    let told = memory.read(FrameIndex(17), 0, &mut [0]).unwrap_err().to_string();
+    let message = memory.read(FrameIndex(17), 0, &mut [0]).unwrap_err().to_string();
     assert!(
-        told.starts_with("nobody filled frame 17 for ") && told.ends_with("a lost fault"),
-        "{told}"
+        message.starts_with("frame 17 was not filled within ") && message.ends_with("a lost fault"),
+        "{message}"
     );
-    let told = memory.give_back(3..5).unwrap_err().to_string();
-    assert!(told.contains("frames 3..5 are given back: a lost event"), "{told}");
+    let message = memory.give_back(3..5).unwrap_err().to_string();
+    assert!(message.contains("the removal of frames 3..5 was not read within "), "{message}");
     assert!(memory.read(FrameIndex(32), 0, &mut [0]).is_err());
     assert!(memory.read(FrameIndex(0), 4095, &mut [0; 2]).is_err());
     assert!(memory.give_back(31..33).is_err());
@@ -281,5 +283,5 @@ fn footprint_coverage_and_accuracy_are_true() {
     assert!(memory.is_dirty(FrameIndex(5000)) && !memory.is_dirty(FrameIndex(5)));
     assert_eq!(memory.evict(FrameIndex(5)).unwrap(), Eviction::InUse);
     assert_eq!(memory.evict(FrameIndex(50)).unwrap(), Eviction::Evicted);
-    assert_eq!(memory.resident_pages().unwrap(), 100, "one more and one less");
+    assert_eq!(memory.resident_pages().unwrap(), 100, "one was added and one evicted");
 }

@@ -1,4 +1,4 @@
-//! Single failures, each with what must come of it.
+//! Single failures and their required effects.
 
 use crate::guest::{Policy, Recipe, Run, run};
 use kaleidoscope_core::clone::{Background, EngineOptions, Feedback};
@@ -10,12 +10,12 @@ fn with(failures: &[(Call, When, Failure)], options: EngineOptions) -> Run {
     run(&Recipe { failures: failures.to_vec(), options, program, ..Recipe::default() })
 }
 
-/// Why a clone stopped; fails unless it did, and did so properly.
+/// Why a clone stopped; panics unless it stopped in an orderly way.
 fn reason(run: &Run) -> &str {
     if let Err(error) = run.report.check() {
-        panic!("{error}\n{}", run.tell());
+        panic!("{error}\n{}", run.describe());
     }
-    let Ended::Stopped { reason } = &run.report.ended else { panic!("{}", run.tell()) };
+    let Ended::Stopped { reason } = &run.report.ended else { panic!("{}", run.describe()) };
     reason
 }
 
@@ -27,7 +27,7 @@ fn a_dead_source_stops_the_clone() {
                 let options = EngineOptions { background, feedback, ..EngineOptions::default() };
                 let run = with(&[(call, When::From(20), Failure::Dead)], options);
                 assert!(reason(&run).contains("dead, as scripted"), "{}", reason(&run));
-                assert!(run.report.elapsed < Duration::from_secs(25), "{}", run.tell());
+                assert!(run.report.elapsed < Duration::from_secs(25), "{}", run.describe());
             }
         }
     }
@@ -62,33 +62,36 @@ fn memory_that_cannot_be_filled_stops_the_clone() {
     }
 }
 
-/// Whatever is wrong with the page must be noticed where it crossed the wire: here it is too late,
-/// and the mock says so.
+/// A corrupt page must be detected in transit: after the delivery it is too late, and the mock
+/// reports the wrong byte.
 #[test]
 fn a_wrong_byte_is_seen() {
     let run = with(&[(Call::Deliver, When::Every(50), Failure::Corrupt)], EngineOptions::default());
-    let told = run.report.check().unwrap_err().to_string();
-    assert!(told.contains("saw a wrong byte") && told.contains("of no known page"), "{told}");
+    let message = run.report.check().unwrap_err().to_string();
+    assert!(
+        message.contains("saw a wrong byte") && message.contains("of no known page"),
+        "{message}"
+    );
 }
 
 #[test]
-fn the_log_tells_who_called_what() {
+fn the_log_records_calls_in_order() {
     let program = Program { steps: 300, ..Program::default() };
     let run = run(&Recipe { policy: Policy::Demand, program, ..Recipe::default() });
-    assert!(run.report.is_complete(), "{}", run.tell());
+    assert!(run.report.is_complete(), "{}", run.describe());
     let log = run.script.log();
-    let placed = log.of(Call::Install);
-    assert!(!placed.is_empty());
-    for entry in placed {
-        // A fault, a request, a delivery, and only then the page.
+    let installed = log.of(Call::Install);
+    assert!(!installed.is_empty());
+    for entry in installed {
+        // A fault, a request, a delivery, and only then the installation.
         let before = log.about(entry.frames[0]);
         let at = |call| before.iter().position(|e| e.call == call).unwrap_or(usize::MAX);
-        assert!(at(Call::Event) < at(Call::Request), "{}", run.tell());
-        assert!(at(Call::Request) < at(Call::Deliver), "{}", run.tell());
-        assert!(at(Call::Deliver) < at(Call::Install), "{}", run.tell());
-        // While frames are given back, nothing can be placed.
-        assert!(matches!(&*entry.outcome, "Installed" | "Again"), "{entry}");
+        assert!(at(Call::Event) < at(Call::Request), "{}", run.describe());
+        assert!(at(Call::Request) < at(Call::Deliver), "{}", run.describe());
+        assert!(at(Call::Deliver) < at(Call::Install), "{}", run.describe());
+        // While frames are given back, no page can be installed.
+        assert!(matches!(&*entry.outcome, "Installed" | "TryAgain"), "{entry}");
     }
     let statistics = run.engine.statistics().total();
-    assert_eq!(statistics.resident, run.memory.statistics().present(), "{}", run.tell());
+    assert_eq!(statistics.resident, run.memory.statistics().present(), "{}", run.describe());
 }

@@ -1,4 +1,4 @@
-//! Frames that are given back at the worst time.
+//! Frames given back at critical moments.
 
 use crate::guest::{Guest, Policy};
 use kaleidoscope_core::addr::FrameIndex;
@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 const FRAME: FrameIndex = FrameIndex(40);
 
-/// An engine with two fault threads on a memory, while `body` runs.
+/// Runs `body` with an engine and two fault threads on a memory.
 fn with_engine(body: impl FnOnce(&MockMemory)) -> Engine {
     let guest = Guest::new(100, 3, FreeFrames::Fetch);
     let memory = Arc::new(MockMemory::with_patience(100, Duration::from_secs(60)).unwrap());
@@ -27,14 +27,14 @@ fn with_engine(body: impl FnOnce(&MockMemory)) -> Engine {
     };
     let engine = Engine::start(parts, EngineOptions::default()).unwrap();
     std::thread::scope(|scope| {
-        /// Ends the fault threads also when the test fails.
-        struct Closing<'m>(&'m MockMemory);
-        impl Drop for Closing<'_> {
+        /// Ends the fault threads, also when the test fails.
+        struct CloseOnDrop<'m>(&'m MockMemory);
+        impl Drop for CloseOnDrop<'_> {
             fn drop(&mut self) {
                 self.0.close("the test is over");
             }
         }
-        let _closing = Closing(&memory);
+        let _closing = CloseOnDrop(&memory);
         for _ in 0..2 {
             scope.spawn(|| engine.serve());
         }
@@ -68,8 +68,8 @@ fn frames_given_back_are_zero() {
     });
 }
 
-/// A late report of an earlier fault is answered while the frame is being given back and still has
-/// its bytes.
+/// A late duplicate of a fault is handled while the frame is being given back and still has its
+/// bytes.
 #[test]
 fn a_late_fault_on_a_frame_that_is_being_emptied() {
     with_engine(|memory| {
@@ -83,7 +83,7 @@ fn a_late_fault_on_a_frame_that_is_being_emptied() {
     });
 }
 
-/// Another vCPU touches a frame while it is given back: what it gets is taken away again.
+/// A frame that is filled for another vCPU while it is being given back is emptied again.
 #[test]
 fn a_frame_filled_while_it_is_being_emptied() {
     with_engine(|memory| {
@@ -98,7 +98,7 @@ fn a_frame_filled_while_it_is_being_emptied() {
     });
 }
 
-/// The parent's bytes are on their way when the frame is given back.
+/// The parent's page is in flight when the frame is given back.
 #[test]
 fn a_page_that_arrives_too_late_is_dropped() {
     for round in 0..200u32 {
@@ -117,9 +117,9 @@ fn a_page_that_arrives_too_late_is_dropped() {
     }
 }
 
-/// The queue is a queue: what is injected is reported once.
+/// Injected faults without waiters are harmless.
 #[test]
-fn a_fault_that_nobody_waits_on_is_harmless() {
+fn a_fault_without_a_waiter_is_harmless() {
     let engine = with_engine(|memory| {
         for frame in (0..100).chain(0..100).map(FrameIndex) {
             memory.queue().inject(Event::Fault { frame, access: Access::Unknown });

@@ -1,4 +1,4 @@
-//! Clones of a synthetic guest, from a recipe.
+//! Clones of a synthetic guest, configured by a recipe.
 
 use kaleidoscope_core::addr::{FrameIndex, Gpa};
 use kaleidoscope_core::alloc::{CloneLimits, Host, HostLimits};
@@ -28,7 +28,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-/// Which policy a clone has.
+/// Prefetch policy of a clone.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Policy {
     Demand,
@@ -36,14 +36,14 @@ pub(crate) enum Policy {
     Aligned,
     Colored,
     Paper,
-    Wild,
+    Random,
 }
 
-/// Pages that clones share at most, where they do: few, so that pages are dropped and fetched
+/// Number of pages that the clones' shared source keeps: few, so that pages are dropped and fetched
 /// again.
-const KEPT: usize = 40;
+const SHARED_PAGES: usize = 40;
 
-/// Everything that a run depends on, but for the threads' timing.
+/// Everything that a run depends on, except thread timing.
 #[derive(Clone, Debug)]
 pub(crate) struct Recipe {
     pub(crate) seed: u64,
@@ -52,14 +52,14 @@ pub(crate) struct Recipe {
     pub(crate) options: EngineOptions,
     pub(crate) threads: Threads,
     pub(crate) program: Program,
-    /// Whether pages come by way of what clones of one host share.
+    /// Whether pages come through the source that clones of one host share.
     pub(crate) shared: bool,
-    /// Pages that the host's content store holds, where it has one: half of the clone's are there
-    /// at first, and others' come and go.
+    /// Capacity in pages of the host's content store, if there is one. It starts with half of the
+    /// clone's pages, and pages of others come and go.
     pub(crate) store: Option<u32>,
-    /// Frames of the host's memory; `None` for as many as it takes.
+    /// Frames of the host's memory; `None` for no limit.
     pub(crate) host_frames: Option<u32>,
-    /// Whether memory is short all the time: prefetched frames are taken back.
+    /// Whether memory is always short, so that prefetched frames are evicted.
     pub(crate) pressure: bool,
     pub(crate) failures: Vec<(Call, When, Failure)>,
 }
@@ -82,7 +82,7 @@ impl Default for Recipe {
     }
 }
 
-/// What a run left.
+/// Results of a run.
 pub(crate) struct Run {
     pub(crate) report: Report,
     pub(crate) engine: Arc<Engine>,
@@ -91,7 +91,7 @@ pub(crate) struct Run {
     pub(crate) host: Arc<Host>,
 }
 
-/// A parent that is being written to, its snapshot image, and what clones must see of it.
+/// A parent that keeps being written, its snapshot, and the expected contents of clones.
 pub(crate) struct Guest {
     pub(crate) locality: Arc<LocalityOrder>,
     pub(crate) snapshot: Arc<dyn GuestMemory>,
@@ -99,12 +99,12 @@ pub(crate) struct Guest {
     pub(crate) writers: Writers,
 }
 
-/// The bytes of the freeze from the pattern alone, so that a snapshot image that changes is
+/// Contents at the freeze, computed from the pattern alone, so that a change of the snapshot is
 /// noticed.
 struct Truth {
     layout: MemoryLayout,
     pattern: Pattern,
-    /// Whose free frames read as zeros.
+    /// If set, frames that are free in this map read as zeros.
     zeroed: Option<Arc<LocalityOrder>>,
 }
 
@@ -125,7 +125,7 @@ impl GuestMemory for Truth {
     }
 }
 
-/// Runs of free memory, files, slabs and processes; a hole in the middle.
+/// A map with runs of free memory, files, slabs and processes, and a hole in the middle.
 fn map(frames: u32, seed: u64) -> ColorMap {
     let mut rng = Rng::new(seed);
     let below = u64::from(frames / 2) << 12;
@@ -160,15 +160,15 @@ fn map(frames: u32, seed: u64) -> ColorMap {
     ColorMap::new(layout, KernelIdentity::default(), all, regions).unwrap()
 }
 
-/// A region of the same kind.
+/// Number of a region of the same kind.
 fn region(which: usize) -> u32 {
     u32::try_from(which % 4 + 3 * (which / 4)).unwrap()
 }
 
-/// Plans whatever comes to its mind.
-struct Wild(Rng);
+/// A policy that plans at random.
+struct Random(Rng);
 
-impl Wild {
+impl Random {
     fn plan(&mut self, planner: &mut Planner<'_>) {
         let frames = u64::from(planner.locality().frames()) + 3;
         for _ in 0..self.0.below(40) {
@@ -182,9 +182,9 @@ impl Wild {
     }
 }
 
-impl PrefetchPolicy for Wild {
+impl PrefetchPolicy for Random {
     fn name(&self) -> &str {
-        "wild"
+        "random"
     }
 
     fn fault(&mut self, _: &Fault, planner: &mut Planner<'_>) {
@@ -200,7 +200,7 @@ impl PrefetchPolicy for Wild {
 }
 
 impl Guest {
-    /// A guest whose free frames hold rubbish, and read as zeros in the clone if so asked.
+    /// A guest whose free frames hold garbage. Clones read them as zeros with [`FreeFrames::Zero`].
     pub(crate) fn new(frames: u32, seed: u64, free: FreeFrames) -> Self {
         let locality = Arc::new(LocalityOrder::new(map(frames, seed)));
         let layout = locality.layout().clone();
@@ -226,12 +226,12 @@ impl Guest {
                 Box::new(Colored::new(Arc::new(guide)))
             }
             Policy::Paper => Box::new(Paper::new(Arc::clone(&self.locality))),
-            Policy::Wild => Box::new(Wild(Rng::new(seed))),
+            Policy::Random => Box::new(Random(Rng::new(seed))),
         }
     }
 }
 
-/// Runs a clone from its start to its end.
+/// Runs a clone from start to end.
 pub(crate) fn run(recipe: &Recipe) -> Run {
     let guest = Guest::new(recipe.frames, recipe.seed, recipe.options.free_frames);
     let script = recipe.failures.iter().fold(Script::new(recipe.seed), |script, rule| {
@@ -243,7 +243,7 @@ pub(crate) fn run(recipe: &Recipe) -> Run {
     let snapshot = Arc::clone(&guest.snapshot);
     let mut source: Arc<dyn PageSource> = Arc::new(LocalSource::new(snapshot));
     if recipe.shared {
-        source = Arc::new(Shared::new(source, recipe.frames, KEPT).unwrap().sibling());
+        source = Arc::new(Shared::new(source, recipe.frames, SHARED_PAGES).unwrap().sibling());
     }
     let store = recipe.store.map(|pages| Store::new(&guest, pages, recipe.seed));
     let host = Host::new(match recipe.host_frames {
@@ -297,7 +297,7 @@ pub(crate) fn run(recipe: &Recipe) -> Run {
     Run { report, engine, memory, script, host }
 }
 
-/// A host's content store, as a guest's clones see it.
+/// A host's content store, as the clones of one guest use it.
 #[derive(Clone)]
 pub(crate) struct Store {
     pub(crate) view: StoreView,
@@ -305,7 +305,7 @@ pub(crate) struct Store {
 }
 
 impl Store {
-    /// A store of so many pages, with some of the guest's in it.
+    /// A store for `pages` pages that holds about half of the guest's.
     fn new(guest: &Guest, pages: u32, seed: u64) -> Self {
         let store = Self::of(guest, Arc::new(MemoryStore::new(pages)));
         let layout = guest.snapshot.layout();
@@ -320,7 +320,7 @@ impl Store {
         store
     }
 
-    /// A store as the clones of one more guest see it.
+    /// A view of an existing store for the clones of one more guest.
     pub(crate) fn of(guest: &Guest, store: Arc<dyn PageStore>) -> Self {
         let domain = Arc::new(Domain::new([3; 32]));
         let frames: Vec<_> = (0..guest.locality.frames()).map(FrameIndex).collect();
@@ -331,7 +331,7 @@ impl Store {
         Self { view, domain }
     }
 
-    /// Others' pages come, and push some of the guest's out; some are pinned for a while.
+    /// Adds other pages, which evict some of the guest's; some are pinned for a while.
     fn churn(&self, seed: u64, is_over: &AtomicBool) {
         let mut rng = Rng::new(seed);
         let mut pinned = Vec::new();
@@ -358,8 +358,8 @@ impl Store {
 }
 
 impl Run {
-    /// The run in words: for a test that fails.
-    pub(crate) fn tell(&self) -> String {
+    /// Description of the run for a failed test.
+    pub(crate) fn describe(&self) -> String {
         let log = self.script.log().to_string();
         let lines: Vec<_> =
             log.lines().filter(|l| !l.ends_with(" wait") && !l.ends_with(" read")).collect();
@@ -368,10 +368,10 @@ impl Run {
     }
 }
 
-/// The options that a test chooses among.
+/// Background fill settings that tests choose from.
 pub(crate) const BACKGROUNDS: [Background; 3] =
     [Background::Off, Background::Throttled { pages_per_second: 2000 }, Background::Full];
 
-/// The options that a test chooses among.
+/// Feedback settings that tests choose from.
 pub(crate) const FEEDBACKS: [Feedback; 3] =
     [Feedback::Off, Feedback::Staged, Feedback::Sampled { one_in: 3 }];

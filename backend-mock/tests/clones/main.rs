@@ -1,4 +1,4 @@
-//! Clones under every failure: the mock's own promises, and the engine's.
+//! Clones under all kinds of failures: tests of the mock, and of the engine.
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test that cannot set up fails")]
 

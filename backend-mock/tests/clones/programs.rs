@@ -1,5 +1,5 @@
-//! Random programs under random policies and failures: every byte is right, or the clone says why
-//! it stops.
+//! Random programs under random policies and failures: every byte is right, or the clone reports
+//! why it stops.
 
 use crate::guest::{BACKGROUNDS, FEEDBACKS, Policy, Recipe, Run, run};
 use kaleidoscope_core::clone::{EngineOptions, FreeFrames};
@@ -9,7 +9,7 @@ use proptest::sample::select;
 use std::time::Duration;
 
 const POLICIES: [Policy; 6] =
-    [Policy::Demand, Policy::Next, Policy::Aligned, Policy::Colored, Policy::Paper, Policy::Wild];
+    [Policy::Demand, Policy::Next, Policy::Aligned, Policy::Colored, Policy::Paper, Policy::Random];
 
 fn options() -> impl Strategy<Value = EngineOptions> {
     let background = select(BACKGROUNDS.to_vec());
@@ -46,8 +46,9 @@ fn recipe() -> impl Strategy<Value = Recipe> {
             threads,
             program,
         )| {
-            // The others fetch free frames now and then, and what they hold is then right as well.
-            if zero && matches!(policy, Policy::Colored | Policy::Wild) {
+            // Only these policies never fetch free frames; fetched ones would hold the parent's
+            // bytes, which are also right.
+            if zero && matches!(policy, Policy::Colored | Policy::Random) {
                 options.free_frames = FreeFrames::Zero;
             }
             Recipe {
@@ -71,7 +72,7 @@ fn often() -> impl Strategy<Value = When> {
     prop_oneof![(2u64..12).prop_map(When::OneIn), (2u64..12).prop_map(When::Every)]
 }
 
-/// What no clone may notice but by the time it takes.
+/// Failures that may only slow a clone down.
 fn harmless() -> impl Strategy<Value = (Call, When, Failure)> {
     let delay = (1u64..1500).prop_map(|us| Failure::Delay(Duration::from_micros(us)));
     let failure = prop_oneof![
@@ -96,7 +97,7 @@ fn harmless() -> impl Strategy<Value = (Call, When, Failure)> {
     (failure, often()).prop_map(|((call, failure), when)| (call, when, failure))
 }
 
-/// What may stop a clone.
+/// Failures that may stop a clone.
 fn harmful() -> impl Strategy<Value = (Call, When, Failure)> {
     let calls = vec![
         Call::Request,
@@ -115,21 +116,21 @@ fn harmful() -> impl Strategy<Value = (Call, When, Failure)> {
     (prop_oneof![broken, wrong], when).prop_map(|((call, failure), when)| (call, when, failure))
 }
 
-/// What a host misses when its only clone has ended: frames in use, and frames granted.
+/// Frames still in use, and frames still reserved, after a host's only clone has ended.
 fn leftover(run: Run) -> (u64, u64) {
     let Run { engine, host, .. } = run;
     drop(engine);
     (host.used(), host.granted())
 }
 
-/// So many cases, unless `PROPTEST_CASES` says how many.
+/// Runs `cases` cases, unless `PROPTEST_CASES` is set.
 fn config(cases: u32) -> ProptestConfig {
-    let told = std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok());
+    let set = std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok());
     ProptestConfig {
-        // The same case need not fail twice, so that looking for a smaller one is of little use.
+        // Failures depend on thread timing, so that shrinking is of little use.
         max_shrink_iters: 30,
         failure_persistence: None,
-        ..ProptestConfig::with_cases(told.unwrap_or(cases))
+        ..ProptestConfig::with_cases(set.unwrap_or(cases))
     }
 }
 
@@ -144,9 +145,9 @@ proptest! {
         recipe.failures = failures;
         let run = run(&recipe);
         if let Err(error) = run.report.check() {
-            prop_assert!(false, "{error}\n{}", run.tell());
+            prop_assert!(false, "{error}\n{}", run.describe());
         }
-        prop_assert!(run.report.is_complete(), "{}", run.tell());
+        prop_assert!(run.report.is_complete(), "{}", run.describe());
         prop_assert_eq!(leftover(run), (0, 0));
     }
 
@@ -161,7 +162,7 @@ proptest! {
         recipe.options.timeout = Duration::from_millis(300);
         let run = run(&recipe);
         if let Err(error) = run.report.check() {
-            prop_assert!(false, "{error}\n{}", run.tell());
+            prop_assert!(false, "{error}\n{}", run.describe());
         }
         prop_assert_eq!(leftover(run), (0, 0));
     }

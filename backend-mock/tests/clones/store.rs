@@ -1,4 +1,4 @@
-//! Clones of several parents on one host, which has a content store.
+//! Clones of several parents on one host with a content store.
 
 use crate::guest::{Guest, Policy, Store};
 use kaleidoscope_core::addr::FrameIndex;
@@ -12,7 +12,7 @@ use std::time::Duration;
 
 const FRAMES: u32 = 1500;
 
-/// Counts what is fetched.
+/// Counts requested frames.
 struct Counted(LocalSource, AtomicU64);
 
 impl PageSource for Counted {
@@ -30,7 +30,7 @@ impl PageSource for Counted {
     }
 }
 
-/// What a clone fetched, and what it found on its host.
+/// Numbers of frames that a clone fetched, and that it found on its host.
 fn run(guest: &Guest, store: &Arc<dyn PageStore>, seed: u64) -> (u64, u64) {
     let memory = Arc::new(MockMemory::new(FRAMES).unwrap());
     let source =
@@ -62,12 +62,12 @@ fn run(guest: &Guest, store: &Arc<dyn PageStore>, seed: u64) -> (u64, u64) {
 
 #[test]
 fn what_one_clone_fetched_no_other_need_fetch() {
-    // Two parents with the same bytes, and one with others.
+    // Two parents with the same contents, and one with other contents.
     let guests = [7, 7, 9].map(|seed| Guest::new(FRAMES, seed, FreeFrames::Fetch));
     let store: Arc<dyn PageStore> = Arc::new(MemoryStore::new(10_000));
     let (first, found) = run(&guests[0], &store, 1);
     assert!(first > 500, "{first}");
-    // Zeros are known by the fingerprints, and are fetched by nobody.
+    // Zero pages are known from their fingerprints and never fetched.
     assert!(found > 0 && found < first, "{found}");
     let (same, found) = run(&guests[1], &store, 1);
     assert!(same < first / 10 && found > first / 2, "{same} fetched, {found} found");

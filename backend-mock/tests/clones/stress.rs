@@ -22,7 +22,7 @@ fn sixty_four_clones_of_one_parent() {
     let clones: Vec<_> = (0..64u64)
         .map(|n| {
             let memory = Arc::new(MockMemory::new(FRAMES).unwrap());
-            let policy = [Policy::Demand, Policy::Aligned, Policy::Colored, Policy::Wild];
+            let policy = [Policy::Demand, Policy::Aligned, Policy::Colored, Policy::Random];
             let feedback = if n % 3 == 0 { Feedback::Staged } else { Feedback::Off };
             let background = if n % 8 == 7 { Background::Full } else { Background::Off };
             let parts = EngineParts {
@@ -57,7 +57,7 @@ fn sixty_four_clones_of_one_parent() {
     assert!(guest.writers.written() > 0);
 }
 
-/// A trace's touches, each by its vCPU, at a hundredth of their pace.
+/// Replays a trace's touches on their vCPUs, a hundred times as fast.
 #[test]
 fn a_trace_is_replayed() {
     const FRAMES: u32 = 2000;
@@ -90,13 +90,12 @@ fn a_trace_is_replayed() {
     let report = vm.join();
     assert_eq!(report.check(), Ok(()), "{report}");
     assert!(report.is_complete(), "{report}");
-    // Each frame of the trace is needed once, and nothing else is.
+    // Every frame of the trace is needed exactly once, and no other frame is.
     assert_eq!(report.memory.needed, trace.touches().len() as u64, "{report}");
     assert!(report.memory.coverage() > 0.0 && report.memory.coverage() < 1.0, "{report}");
 }
 
-/// A handler that knows nothing of the size of what it serves: 64 GiB are nothing until they are
-/// touched.
+/// Handlers do not depend on the memory's size: 64 GiB cost nothing until they are touched.
 #[test]
 fn large_memories_start_empty_at_no_cost() {
     struct Zeros(Arc<MockMemory>);
@@ -115,7 +114,7 @@ fn large_memories_start_empty_at_no_cost() {
             }
         }
     }
-    // 16 Mi frames each.
+    // 16 Mi frames (64 GiB) each.
     let vms: Vec<_> = (0..100)
         .map(|seed| {
             let memory = Arc::new(MockMemory::new(16 << 20).unwrap());
@@ -125,7 +124,7 @@ fn large_memories_start_empty_at_no_cost() {
             let truth = Arc::new(parent.freeze());
             let program = Program { seed, steps: 3, ..Program::default() };
             let threads = Threads { vcpus: 1, fault: 1 };
-            // The threads of all of them at once would be many.
+            // One at a time, to limit the number of threads.
             let vm = MockVm::start(memory, handler, truth, Work::Program(program), threads);
             let memory = Arc::clone(vm.as_ref().unwrap().memory());
             assert_eq!(vm.unwrap().join().check(), Ok(()));

@@ -1,4 +1,4 @@
-//! A thousand clones of one parent over real sockets, while they and their servers are killed.
+//! A thousand clones of one parent over real sockets, with clones and servers killed meanwhile.
 
 use crate::guest::{Guest, Policy};
 use kaleidoscope_core::clone::ports::SystemClock;
@@ -14,7 +14,7 @@ use std::time::Duration;
 const CLONES: u64 = 1000;
 const FRAMES: u32 = 2000;
 
-/// A page server of the guest at a path.
+/// Starts a page server for the guest at a path.
 fn serve(guest: &Guest, path: &Path) -> Server {
     let listener =
         Listener::bind(&ServerAddress::Unix(path.to_owned()), ListenOptions::default()).unwrap();
@@ -22,9 +22,9 @@ fn serve(guest: &Guest, path: &Path) -> Server {
     Server::start(vec![image], vec![listener], ServerOptions::default()).unwrap()
 }
 
-/// Every clone checks every byte that it reads, while the parent goes on writing. Every tenth is
-/// killed while it runs. Their first server dies in the middle and comes back; the second one goes
-/// on.
+/// Every clone checks every byte that it reads, while the parent keeps writing. Every tenth clone
+/// is killed while it runs. The first server dies halfway and is restarted; the second one stays
+/// up.
 #[test]
 fn a_thousand_clones_over_sockets_lose_their_server_and_go_on() {
     let guest = Guest::new(FRAMES, 11, FreeFrames::Fetch);
@@ -88,7 +88,7 @@ fn a_thousand_clones_over_sockets_lose_their_server_and_go_on() {
             assert!(report.is_complete(), "{n}: {report}\n{engine:?}");
         }
     }
-    assert!(killed > 0, "all clones were over before they could be killed");
+    assert!(killed > 0, "all clones ended before they could be killed");
     let served = [first.statistics(), second.statistics()];
     assert!(served[1].connections > CLONES / 2 - 1, "{served:?}");
     assert!(guest.writers.written() > 0);

@@ -1,10 +1,10 @@
-//! Hostile guests do no harm: whatever is in a guest's memory, coloring ends in time, takes bounded
-//! memory, does not panic, and says something of every frame or why it cannot.
+//! Hostile guests: whatever a guest's memory contains, coloring ends in bounded time and memory,
+//! does not panic, and colors every frame or reports why it cannot.
 //!
-//! [`planted`] puts traps where the kernel's structures are, one test for each. [`random`] damages
-//! structures blindly. Both run on synthetic guests; with `KALEIDOSCOPE_GUESTS=DIR`, a folder of
-//! folders with `ram.bin`, `layout.txt` and `regs.txt`, [`real`] damages images of real guests too
-//! (use `--release`).
+//! [`planted`] plants a trap where one part of the introspection reads, one test for each.
+//! [`random`] damages structures at random. Both run on synthetic guests. With
+//! `KALEIDOSCOPE_GUESTS=DIR`, a folder of folders with `ram.bin`, `layout.txt` and `regs.txt`,
+//! [`real`] damages images of real guests as well (use `--release`).
 
 #![allow(
     clippy::print_stdout,

@@ -1,4 +1,4 @@
-//! What a run costs: time, and memory at its peak.
+//! Cost of a run: time and peak memory.
 #![expect(unsafe_code, reason = "allocators are unsafe by nature; this one only counts")]
 
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -11,21 +11,21 @@ thread_local! {
     static PEAK: Cell<usize> = const { Cell::new(0) };
 }
 
-/// The system's allocator, counting bytes for each thread: coloring runs on one, and tests on
-/// several at a time.
+/// The system allocator, counting bytes per thread: coloring runs on one thread, and several tests
+/// run at the same time.
 struct Counting;
 
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-// SAFETY: every call is passed on unchanged to the system's allocator, which keeps the contract.
+// Every call is forwarded unchanged to the system allocator, which upholds the contract.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         let now = ALLOCATED.get().saturating_add(layout.size());
         ALLOCATED.set(now);
         PEAK.set(PEAK.get().max(now));
-        // SAFETY: the caller's promise about `layout` is the one that the system's allocator asks
-        // for.
+        // The caller upholds `GlobalAlloc::alloc`'s requirement on `layout`, which is also the
+        // system allocator's.
         unsafe { System.alloc(layout) }
     }
 
@@ -39,22 +39,20 @@ unsafe impl GlobalAlloc for Counting {
 
     unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
         ALLOCATED.set(ALLOCATED.get().saturating_sub(layout.size()));
-        // SAFETY: the block came from `alloc`, that is, from the system's allocator, with this
-        // layout.
+        // The block came from `alloc`, and so from the system allocator, with this layout.
         unsafe { System.dealloc(ptr, layout) }
     }
 }
 
-/// What a run took.
+/// Cost of a run.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Cost {
     pub(crate) time: Duration,
-    /// Bytes allocated at the peak, beyond those at the start.
+    /// Peak of allocated bytes, beyond those at the start.
     pub(crate) peak: usize,
 }
 
-/// Runs something that must end before `limit`; a run that does not ends the process, naming
-/// itself.
+/// Measures a run. If it exceeds `limit`, the process ends with a message that names the run.
 pub(crate) fn measure<T>(what: &str, limit: Duration, run: impl FnOnce() -> T) -> (T, Cost) {
     let (done, watched) = mpsc::channel::<()>();
     let name = what.to_owned();

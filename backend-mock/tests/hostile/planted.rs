@@ -1,24 +1,24 @@
-//! Traps, each where one part of introspection would fall into it.
+//! Traps, each planted where one part of the introspection reads.
 
-use crate::target::{Outcome, Target};
+use crate::target::{DamagedResult, Target};
 use kaleidoscope_core::addr::{FRAME_SIZE, Gfn, Gpa, Gva};
 use kaleidoscope_core::memory::{GuestMemory, VecMemory};
 use kaleidoscope_mock::linux::{GuestBuilder, KernelStyle, MockGuest, Role};
 
-/// Present, writable, user, accessed, dirty.
+/// Entry bits: present, writable, user, accessed, dirty.
 const ENTRY: u64 = 0x67;
 
-/// In an upper level: a large page.
+/// Page-size bit, which makes an upper-level entry map a large page.
 const LARGE: u64 = 0x80;
 
-/// A guest whose memory is being damaged.
-struct Victim<'g> {
+/// A guest and the changes made to its memory.
+struct TargetGuest<'g> {
     guest: &'g MockGuest,
     memory: VecMemory,
 }
 
-impl Victim<'_> {
-    /// Offset of the first of several names that this kernel's structure has.
+impl TargetGuest<'_> {
+    /// Offset of the first of several member names that this kernel's structure has.
     fn offset(&self, structure: &str, members: &[&str]) -> u64 {
         let mut found = members.iter().filter_map(|m| self.guest.offset(structure, m));
         found.next().unwrap_or_else(|| panic!("{structure} has none of {members:?}"))
@@ -39,7 +39,7 @@ impl Victim<'_> {
         self.memory.write(gpa, &value.to_le_bytes()).unwrap();
     }
 
-    /// Fills entries of a table in physical memory.
+    /// Writes entries of a page table.
     fn fill(&mut self, table: Gfn, entries: std::ops::Range<u64>, entry: impl Fn(u64) -> u64) {
         for index in entries {
             self.put(Gpa(table.gpa().0 + index * 8), entry(index));
@@ -50,12 +50,12 @@ impl Victim<'_> {
         self.guest.symbol(name).unwrap()
     }
 
-    /// The direct map's address of a frame.
+    /// Direct-map address of a frame.
     fn direct(&self, gfn: Gfn) -> u64 {
         self.guest.truth.kernel.page_offset.0 + gfn.gpa().0
     }
 
-    /// All frames of the roles that `wanted` says.
+    /// All frames whose role matches.
     fn frames(&self, wanted: impl Fn(Role) -> bool) -> Vec<Gfn> {
         let truth = &self.guest.truth;
         let frames = truth.layout().iter().zip(truth.roles());
@@ -66,13 +66,13 @@ impl Victim<'_> {
         self.frames(|_| true)
     }
 
-    /// Address of a frame's record.
+    /// Address of a frame's `struct page`.
     fn record(&self, gfn: Gfn) -> Gva {
         Gva(self.guest.truth.kernel.vmemmap.0 + gfn.0 * 64)
     }
 
-    /// Writes a record's words: `(member names, value)`.
-    fn describe(&mut self, gfn: Gfn, words: &[(&[&str], u64)]) {
+    /// Writes members of a frame's `struct page`, given as `(alternative names, value)`.
+    fn set_record(&mut self, gfn: Gfn, words: &[(&[&str], u64)]) {
         let record = self.record(gfn);
         if self.guest.physical(record).is_none() {
             return;
@@ -86,14 +86,14 @@ impl Victim<'_> {
         }
     }
 
-    /// The frames that hold the frame table or what leads to it, which traps must leave alone.
+    /// Whether a frame holds the frame table or tables that map it; traps must not touch these.
     fn is_table(&self, gfn: Gfn) -> bool {
         let kept = [Role::FrameTable, Role::KernelText, Role::KernelRodata, Role::KernelData];
         let role = self.guest.truth.role(gfn).unwrap();
         kept.contains(&role) || matches!(role, Role::BootTable { .. } | Role::PageTable { .. })
     }
 
-    /// Directory entries of all named files.
+    /// Addresses of the directory entries of all named files.
     fn dentries(&self) -> Vec<Gva> {
         let host = self.offset("address_space", &["host"]);
         let aliases = self.offset("inode", &["i_dentry"]);
@@ -105,33 +105,33 @@ impl Victim<'_> {
     }
 }
 
-/// Damages guests of every style and lets introspection endure it. Where a trap must leave a trace,
-/// `says` is what a note or the error must contain; otherwise the trap would have caught nobody.
-fn endure(
+/// Plants a trap in guests of every style and runs introspection on them. If `says` is given, a
+/// note or the error must contain it, which proves that the trap was reached.
+fn check_trap(
     says: &str,
     builder: impl Fn(GuestBuilder) -> GuestBuilder,
-    trap: impl Fn(&mut Victim<'_>),
+    trap: impl Fn(&mut TargetGuest<'_>),
 ) {
     for style in KernelStyle::ALL {
         let guest = builder(GuestBuilder::new(style).seed(9).ram_bytes(32 << 20)).build().unwrap();
         let target = Target::of(&format!("{style:?}"), &guest);
-        let mut victim = Victim { guest: &guest, memory: guest.memory.clone() };
-        trap(&mut victim);
-        let Outcome { cost, notes } = target.endure("trap", &victim.memory, true);
+        let mut guest = TargetGuest { guest: &guest, memory: guest.memory.clone() };
+        trap(&mut guest);
+        let DamagedResult { cost, notes } = target.color_damaged("trap", &guest.memory, true);
         println!("{style:?}: {cost:?}, {notes:?}");
         let is_said = says.is_empty() || notes.iter().any(|note| note.contains(says));
         assert!(is_said, "{style:?}: nothing says {says:?} in {notes:?}");
     }
 }
 
-fn leader(v: &Victim<'_>) -> (Gva, u64) {
+fn leader(v: &TargetGuest<'_>) -> (Gva, u64) {
     let tasks = v.offset("task_struct", &["tasks"]);
     (Gva(v.load(Gva(v.symbol("init_task").0 + tasks)) - tasks), tasks)
 }
 
 #[test]
 fn a_thread_that_follows_itself() {
-    endure(
+    check_trap(
         "tasks is broken",
         |b| b,
         |v| {
@@ -145,7 +145,7 @@ fn a_thread_that_follows_itself() {
 
 #[test]
 fn a_process_list_that_never_returns() {
-    endure(
+    check_trap(
         "tasks is broken",
         |b| b,
         |v| {
@@ -156,11 +156,10 @@ fn a_process_list_that_never_returns() {
     );
 }
 
-/// A list through all of memory, of tasks that are none, each with a name of bytes that are no
-/// text.
+/// A task list through all of memory, of fake tasks whose names are not text.
 #[test]
 fn a_process_list_through_all_of_memory() {
-    endure(
+    check_trap(
         "tasks is broken",
         |b| b.ram_bytes(64 << 20),
         |v| {
@@ -187,7 +186,7 @@ fn a_process_list_through_all_of_memory() {
 
 #[test]
 fn directories_in_a_circle() {
-    endure(
+    check_trap(
         "",
         |b| b,
         |v| {
@@ -203,7 +202,7 @@ fn directories_in_a_circle() {
 
 #[test]
 fn mounts_in_a_circle() {
-    endure(
+    check_trap(
         "",
         |b| b,
         |v| {
@@ -220,7 +219,7 @@ fn mounts_in_a_circle() {
                 if v.load(head) == 0 || v.load(head) == head.0 {
                     continue;
                 }
-                // Its own next, and the child of its child.
+                // A mount that follows itself, and is the parent of its parent.
                 v.store(Gva(mount + next), mount + inner);
                 let above = v.load(Gva(mount + parent));
                 v.store(Gva(above + parent), mount);
@@ -229,11 +228,11 @@ fn mounts_in_a_circle() {
     );
 }
 
-/// Every frame belongs to a file of its own, whose path is 200 directories long, of 255 bytes each,
-/// and shared with no other.
+/// Every frame belongs to a file of its own. Each path has 200 directories of 255 bytes, shared
+/// with no other file.
 #[test]
 fn a_path_for_every_frame() {
-    endure(
+    check_trap(
         "names take too much",
         |b| b.ram_bytes(64 << 20),
         |v| {
@@ -253,7 +252,7 @@ fn a_path_for_every_frame() {
                 .flat_map(|&gfn| (0..FRAME_SIZE / size).map(move |i| (gfn, i * size)))
                 .map(|(gfn, at)| v.direct(gfn) + at)
                 .collect();
-            // Each entry's parent is the next one; chains begin all over memory.
+            // Each entry's parent is the next one; chains start all over memory.
             for pair in slots.windows(2) {
                 v.store(Gva(pair[0] + parent), pair[1]);
                 v.store(Gva(pair[0] + name), text);
@@ -265,8 +264,7 @@ fn a_path_for_every_frame() {
                 };
                 v.store(Gva(pair[0] + (length & !7)), value);
             }
-            // Inodes of real files, copied: one for each frame, each with its own place in the
-            // chain.
+            // Copies of real inodes: one per frame, each at its own position in the chain.
             let file = v.guest.truth.files.iter().find(|f| f.path.is_some()).unwrap().clone();
             let host = v.offset("address_space", &["host"]);
             let i_mapping = v.offset("inode", &["i_mapping"]);
@@ -277,7 +275,7 @@ fn a_path_for_every_frame() {
             let real = v.load(Gva(file.mapping.0 + host));
             let super_block = v.load(Gva(real + i_sb));
             let (lru, mapping) = ((1 << 5) | (1 << 4), ["mapping"]);
-            // The frames' own bytes are the inodes: the second half of memory.
+            // The frames themselves hold the inodes: the second half of memory.
             let all = v.all_frames();
             let users: Vec<Gfn> = arena.iter().copied().rev().take(arena.len() / 2).collect();
             let inode_bytes = [i_mapping, i_sb, i_ino, i_dentry].iter().max().unwrap() + 16;
@@ -299,16 +297,16 @@ fn a_path_for_every_frame() {
                 v.store(Gva(inode + i_ino), number);
                 let slot = usize::try_from(number).unwrap() * 7 % (slots.len() / 2);
                 v.store(Gva(inode + i_dentry), slots[slot] + alias);
-                v.describe(gfn, &[(&["flags"], lru), (&mapping, space)]);
+                v.set_record(gfn, &[(&["flags"], lru), (&mapping, space)]);
             }
         },
     );
 }
 
-/// Every frame belongs to a slab cache of its own, with the longest name that is read.
+/// Every frame belongs to a slab cache of its own, with a name of the maximum length.
 #[test]
 fn a_cache_for_every_frame() {
-    endure(
+    check_trap(
         "names take too much",
         |b| b.ram_bytes(64 << 20),
         |v| {
@@ -346,11 +344,11 @@ fn a_cache_for_every_frame() {
     );
 }
 
-/// Page tables of processes that lead back to themselves, at every level.
+/// Page tables of processes that point back to themselves, at every level.
 #[test]
 fn user_tables_that_contain_themselves() {
     for isolated in [false, true] {
-        endure(
+        check_trap(
             "user page tables",
             |b| b.page_table_isolation(isolated),
             |v| {
@@ -365,11 +363,11 @@ fn user_tables_that_contain_themselves() {
     }
 }
 
-/// The kernel's own tables, below the root, likewise.
+/// The same in the kernel's tables, below the root.
 #[test]
 fn kernel_tables_that_contain_themselves() {
     for five_level in [false, true] {
-        endure(
+        check_trap(
             "",
             |b| b.five_level(five_level),
             |v| {
@@ -384,10 +382,10 @@ fn kernel_tables_that_contain_themselves() {
     }
 }
 
-/// All of the kernel's half is one root entry after another that leads to the same full tables.
+/// All root entries of the kernel's half point to the same full tables.
 #[test]
 fn a_kernel_that_maps_everything_everywhere() {
-    endure(
+    check_trap(
         "kernel",
         |b| b,
         |v| {
@@ -402,10 +400,10 @@ fn a_kernel_that_maps_everything_everywhere() {
     );
 }
 
-/// Pages of 1 GiB as far as addresses reach, contiguous, and a per-CPU area as long.
+/// 1 GiB pages over the whole address range, contiguous, and a per-CPU area of the same size.
 #[test]
 fn huge_pages_without_end() {
-    endure(
+    check_trap(
         "",
         |b| b,
         |v| {
@@ -426,7 +424,7 @@ fn huge_pages_without_end() {
                     v.store(at, value);
                 }
             }
-            // The same for processes, by way of their own roots.
+            // The same in processes' page tables.
             for space in v.guest.truth.spaces.clone() {
                 let pdpt = free[0];
                 v.fill(space.root.gfn(), 0..256, |_| pdpt.gpa().0 | ENTRY);
@@ -435,10 +433,10 @@ fn huge_pages_without_end() {
     );
 }
 
-/// Every free frame is a root table of a process, and all of them map all of memory.
+/// Every free frame is a process's root table, and each maps all of memory.
 #[test]
 fn a_process_in_every_frame() {
-    endure(
+    check_trap(
         "too many roots",
         |b| b,
         |v| {
@@ -453,8 +451,8 @@ fn a_process_in_every_frame() {
             for &root in &free[3..] {
                 v.memory.write(Gpa(root.gpa().0 + 2048), &half).unwrap();
                 v.fill(root, 0..256, |_| pdpt.gpa().0 | ENTRY);
-                // Allocated, for all that the frame table says.
-                v.describe(root, &[(&["_refcount"], 1 | (0xffff_ffff << 32))]);
+                // Allocated, as far as the frame table says.
+                v.set_record(root, &[(&["_refcount"], 1 | (0xffff_ffff << 32))]);
             }
         },
     );
@@ -463,7 +461,7 @@ fn a_process_in_every_frame() {
 #[test]
 fn blocks_of_absurd_order() {
     for order in [10, 11, 31, 32, 63, 64, u64::MAX] {
-        endure(
+        check_trap(
             "",
             |b| b,
             |v| {
@@ -478,11 +476,11 @@ fn blocks_of_absurd_order() {
     }
 }
 
-/// Tails whose heads are tails, themselves, before all memory and behind it.
+/// Tail pages whose heads are tails, themselves, or outside memory.
 #[test]
 fn tails_without_heads() {
     for distance in [0_u64, 64, 128, 1 << 20, 1 << 40, u64::MAX - 63] {
-        endure(
+        check_trap(
             "",
             |b| b,
             |v| {
@@ -501,7 +499,7 @@ fn tails_without_heads() {
 #[test]
 fn records_of_ones_and_of_zeros() {
     for value in [0, u64::MAX] {
-        endure(
+        check_trap(
             "",
             |b| b,
             |v| {
@@ -513,13 +511,13 @@ fn records_of_ones_and_of_zeros() {
     }
 }
 
-/// Free frames that are the page which leads to a kernel and the root table that it names, in one.
-/// They map themselves where they say, and everything else without end, but no code: each costs a
-/// walk before it is known for what it is.
+/// Each free frame is both a page that leads to a kernel (VMCOREINFO) and the root table that it
+/// names. These tables map themselves where the note says, and everything else repeatedly, but no
+/// code. Each costs a page-table walk before it is rejected.
 #[test]
 fn decoys_of_the_note() {
     let note = "OSRELEASE=decoy\nNUMBER(phys_base)=0\nSYMBOL(swapper_pg_dir)=";
-    endure(
+    check_trap(
         "",
         |b| b,
         |v| {
@@ -542,11 +540,10 @@ fn decoys_of_the_note() {
     );
 }
 
-/// What cannot be read is a page of its own kind for each part: without symbols, without types,
-/// without the note.
+/// Each frame has an unreadable page of its own kind, without symbols, types or the note.
 #[test]
 fn nothing_but_damage() {
-    endure(
+    check_trap(
         "",
         |b| b,
         |v| {

@@ -1,24 +1,24 @@
-//! Blind damage to synthetic guests.
+//! Random damage to synthetic guests.
 
-use crate::damage::{damage, places};
+use crate::damage::{damage, structures};
 use crate::target::Target;
 use kaleidoscope_mock::linux::{GuestBuilder, KernelStyle};
 use kaleidoscope_mock::{PatchedMemory, Rng};
 
-/// Damaged copies of each guest.
+/// Number of damaged copies of each guest.
 const RUNS: u64 = 60;
 
 fn attack(style: KernelStyle) {
     let guest = GuestBuilder::new(style).seed(3).ram_bytes(32 << 20).build().unwrap();
     let target = Target::of(&format!("{style:?}"), &guest);
-    let places = places(&target);
-    assert!(places.len() > 8, "{:?}", places.iter().map(|p| p.name).collect::<Vec<_>>());
+    let structures = structures(&target);
+    assert!(structures.len() > 8, "{:?}", structures.iter().map(|p| p.name).collect::<Vec<_>>());
     for run in 0..RUNS {
         let mut rng = Rng::new(run);
-        let place = &places[usize::try_from(run).unwrap() % places.len()];
+        let group = &structures[usize::try_from(run).unwrap() % structures.len()];
         let mut memory = PatchedMemory::new(&guest.memory);
-        damage(&mut memory, place, &mut rng);
-        target.endure(&format!("run {run} on {}", place.name), &memory, false);
+        damage(&mut memory, group, &mut rng);
+        target.color_damaged(&format!("run {run} on {}", group.name), &memory, false);
     }
 }
 

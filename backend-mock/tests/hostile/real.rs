@@ -1,7 +1,7 @@
-//! Blind and planned damage to images of real guests.
+//! Random and planted damage to images of real guests.
 
-use crate::damage::{damage, places};
-use crate::target::{Outcome, Target};
+use crate::damage::{damage, structures};
+use crate::target::{DamagedResult, Target};
 use kaleidoscope_core::addr::{Gfn, Gpa};
 use kaleidoscope_core::color::Color;
 use kaleidoscope_core::image::{Format, LayoutFile, MemoryImage, RawLayout};
@@ -10,10 +10,10 @@ use kaleidoscope_mock::{PatchedMemory, Rng};
 use std::path::Path;
 use std::time::Duration;
 
-/// Damaged copies of each guest.
+/// Number of damaged copies of each guest.
 const RUNS: u64 = 300;
 
-/// Guests with more RAM are left alone: they cost time and teach nothing more.
+/// Guests with more RAM are skipped: they take longer and show nothing new.
 const MAX_RAM: u64 = 2 << 30;
 
 #[test]
@@ -35,26 +35,26 @@ fn real_guests() {
 fn attack(folder: &Path) {
     let layout = LayoutFile::open(&folder.join("layout.txt")).unwrap();
     let format = Format::Raw(RawLayout::File(layout));
-    // In memory, because a file that can change is copied for each of many hundred colorings.
+    // Read into memory, since a mutable file would be copied for each of the many colorings.
     let bytes = std::fs::read(folder.join("ram.bin")).unwrap();
     let image = MemoryImage::from_bytes(bytes, &format).unwrap();
     let registers = std::fs::read_to_string(folder.join("regs.txt")).unwrap();
     let name = folder.file_name().unwrap().to_string_lossy();
     let target = Target::new(&name, &image, parse_qemu_text(&registers).unwrap());
     let (mut slowest, mut largest) = (Duration::ZERO, 0);
-    let mut note = |Outcome { cost, .. }: Outcome| {
+    let mut note = |DamagedResult { cost, .. }: DamagedResult| {
         slowest = slowest.max(cost.time);
         largest = largest.max(cost.peak);
     };
-    let places = places(&target);
+    let structures = structures(&target);
     for run in 0..RUNS {
         let mut rng = Rng::new(run);
-        let place = &places[usize::try_from(run).unwrap() % places.len()];
+        let group = &structures[usize::try_from(run).unwrap() % structures.len()];
         let mut memory = PatchedMemory::new(&image);
-        damage(&mut memory, place, &mut rng);
-        note(target.endure(&format!("run {run} on {}", place.name), &memory, false));
+        damage(&mut memory, group, &mut rng);
+        note(target.color_damaged(&format!("run {run} on {}", group.name), &memory, false));
     }
-    // Page tables, each a part of them, that lead back to themselves: cycles at every level.
+    // Page tables that point back to themselves, at several levels.
     let tables = target.frames_of(Color::PageTable);
     for (part, run) in [(1, 0), (2, 0), (2, 1), (8, 3), (64, 5)] {
         let mut memory = PatchedMemory::new(&image);
@@ -64,9 +64,9 @@ fn attack(folder: &Path) {
                 memory.write(Gpa(Gfn(gfn).gpa().0 + index * 8), &entry.to_le_bytes()).unwrap();
             }
         }
-        note(target.endure(&format!("every {part}th page table a cycle"), &memory, false));
+        note(target.color_damaged(&format!("every {part}th page table a cycle"), &memory, false));
     }
-    // A frame table of one record.
+    // A frame table that repeats one record.
     let table = target.frames_of(Color::FrameTable);
     for seed in 0..16 {
         let mut rng = Rng::new(seed);
@@ -81,7 +81,7 @@ fn attack(folder: &Path) {
         for gfn in &table {
             memory.write(gfn.gpa(), &record.repeat(64)).unwrap();
         }
-        note(target.endure(&format!("one record everywhere, seed {seed}"), &memory, false));
+        note(target.color_damaged(&format!("one record everywhere, seed {seed}"), &memory, false));
     }
     println!("{name}: slowest {slowest:?}, largest {largest} bytes");
 }

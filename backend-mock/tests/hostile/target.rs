@@ -1,4 +1,4 @@
-//! A guest that is attacked, and what must hold for it however it is damaged.
+//! A guest under attack, and the requirements that hold however it is damaged.
 
 use crate::meter::{Cost, measure};
 use kaleidoscope_core::addr::{FrameIndex, Gfn};
@@ -10,27 +10,27 @@ use kaleidoscope_core::registers::VcpuRegisters;
 use kaleidoscope_mock::linux::MockGuest;
 use std::time::Duration;
 
-/// The bound that `kaleidoscope_core::linux` states: bytes per frame, and beside.
+/// Memory bound stated by `kaleidoscope_core::linux`: bytes per frame, plus a constant.
 pub(crate) const BYTES_PER_FRAME: usize = 512;
 pub(crate) const SPARE_BYTES: usize = 64 << 20;
 
-/// The kernel image is copied when the memory is not mapped in one piece: at most so much of it.
+/// The kernel image is copied if the memory is not contiguous: at most this many bytes.
 const MAX_IMAGE: usize = 256 << 20;
 
-/// A damaged run may take this many times as long as an undamaged one, and this long beside. A
-/// guard against hangs, not a benchmark.
+/// A damaged run may take this many times as long as an undamaged one, plus a constant. This
+/// detects hangs and is not a benchmark.
 const SLOWER: u32 = 20;
 const SPARE_TIME: Duration = Duration::from_secs(60);
 
-/// How a damaged guest fared.
-pub(crate) struct Outcome {
-    /// The most that a run took.
+/// Results of coloring a damaged guest.
+pub(crate) struct DamagedResult {
+    /// Highest cost of a run.
     pub(crate) cost: Cost,
-    /// What was said to be missing, or why nothing could be said at all.
+    /// Notes on missing information, or the error.
     pub(crate) notes: Vec<String>,
 }
 
-/// An undamaged guest.
+/// An undamaged guest, and its coloring.
 pub(crate) struct Target<'m> {
     pub(crate) name: String,
     pub(crate) memory: &'m dyn GuestMemory,
@@ -69,14 +69,19 @@ impl<'m> Target<'m> {
         map.iter().filter(|(_, _, f)| f.region.is_some_and(is_in)).map(|(_, gfn, _)| gfn).collect()
     }
 
-    /// Colors the damaged guest with and without registers. Whatever it contains, every frame has a
-    /// color or there is an error with a message; in time, and within bounds.
-    pub(crate) fn endure(&self, what: &str, damaged: &dyn GuestMemory, is_mapped: bool) -> Outcome {
+    /// Colors the damaged guest with and without registers. Every frame must get a color, or there
+    /// must be an error with a message, within the limits on time and memory.
+    pub(crate) fn color_damaged(
+        &self,
+        what: &str,
+        damaged: &dyn GuestMemory,
+        is_mapped: bool,
+    ) -> DamagedResult {
         let frames = damaged.layout().frames();
         let image = if is_mapped { 0 } else { MAX_IMAGE.min(frames as usize * 4096) };
         let max_bytes = SPARE_BYTES + BYTES_PER_FRAME * frames as usize + image;
         let mut outcome =
-            Outcome { cost: Cost { time: Duration::ZERO, peak: 0 }, notes: Vec::new() };
+            DamagedResult { cost: Cost { time: Duration::ZERO, peak: 0 }, notes: Vec::new() };
         for registers in [&self.registers[..], &[]] {
             let what = format!("{}: {what}, {} registers", self.name, registers.len());
             let options =
@@ -100,7 +105,7 @@ impl<'m> Target<'m> {
     }
 }
 
-/// What holds for every result.
+/// Requirements on every coloring.
 fn check(what: &str, coloring: &Coloring, frames: u32) {
     let map = &coloring.map;
     assert_eq!(

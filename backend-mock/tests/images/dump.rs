@@ -1,4 +1,4 @@
-//! ELF dumps from which pages were left out, as makedumpfile does.
+//! ELF dumps with omitted pages, as makedumpfile writes them.
 
 use super::{assert_same, linux};
 use kaleidoscope_core::addr::{Gfn, Gva};
@@ -7,14 +7,14 @@ use kaleidoscope_core::image::{Format, MemoryImage};
 use kaleidoscope_core::memory::GuestMemory;
 use kaleidoscope_mock::linux::{GuestBuilder, KernelStyle, MockGuest};
 
-/// `PT_LOAD`: frames that the file holds, and as many after them that it does not.
+/// A `PT_LOAD` segment: frames in the file, and the number of omitted frames after them.
 struct Load {
     first: Gfn,
     held: u64,
     absent: u64,
 }
 
-/// Runs of frames: held ones, and the absent ones that follow.
+/// Segments of a guest: runs of held frames, each with the omitted ones that follow.
 fn loads(guest: &MockGuest, is_held: impl Fn(Gfn) -> bool) -> Vec<Load> {
     let mut loads: Vec<Load> = Vec::new();
     for (_, gfn) in guest.truth.layout().iter() {
@@ -33,7 +33,7 @@ fn loads(guest: &MockGuest, is_held: impl Fn(Gfn) -> bool) -> Vec<Load> {
     loads
 }
 
-/// The dump as a file.
+/// Bytes of the dump file.
 fn write(guest: &MockGuest, is_held: impl Fn(Gfn) -> bool) -> Vec<u8> {
     let loads = loads(guest, is_held);
     let mut file = b"\x7fELF\x02\x01\x01".to_vec();
@@ -68,7 +68,7 @@ fn is_zero(guest: &MockGuest, gfn: Gfn) -> bool {
     page == [0; 4096]
 }
 
-/// `-d 31` leaves out page cache, memory of processes and free pages as well.
+/// `-d 31` also omits page cache, process memory and free pages.
 fn is_filtered(guest: &MockGuest, gfn: Gfn) -> bool {
     let kind = guest.truth.kind(guest.truth.layout().index_of(gfn).unwrap());
     matches!(
@@ -83,8 +83,8 @@ fn is_filtered(guest: &MockGuest, gfn: Gfn) -> bool {
     )
 }
 
-/// Kinds, names and processes are as those of the whole guest, although pages of the kernel image
-/// are missing.
+/// Kinds, names and processes equal those of the whole guest, even if pages of the kernel image are
+/// missing.
 #[test]
 fn pages_left_out_cost_no_name() {
     for style in KernelStyle::ALL {
@@ -97,14 +97,14 @@ fn pages_left_out_cost_no_name() {
         let levels: [(&str, &dyn Fn(Gfn) -> bool); 3] = [
             ("-d 1", &|gfn| !is_zero(&guest, gfn)),
             ("-d 31", &|gfn| !is_zero(&guest, gfn) && !is_filtered(&guest, gfn)),
-            // A page of code that a broken disk lost.
+            // A page of code lost to a disk error.
             ("text", &|gfn| gfn != Gfn(text.0 + 5)),
         ];
         for (level, is_held) in levels {
             let name = format!("{style:?} {level}");
             let image = MemoryImage::from_bytes(write(&guest, is_held), &Format::Elf).unwrap();
             assert!(image.missing_frames() > 0, "{name}");
-            // Code is not read, so nothing is told of it.
+            // Code is not read, so its absence is not reported.
             let lost = constants.clone().filter(|&gfn| !is_held(Gfn(gfn))).count();
             let found = linux(&image, &guest.registers);
             assert_same(&name, &found, &whole);
@@ -114,7 +114,7 @@ fn pages_left_out_cost_no_name() {
     }
 }
 
-/// A page of the frame table that is missing costs the frames that it describes, and few others.
+/// A missing page of the frame table affects the frames that it describes, and few others.
 #[test]
 fn a_page_of_the_frame_table_costs_its_own_frames() {
     let guest = GuestBuilder::new(KernelStyle::V6_12).ram_bytes(32 << 20).seed(72).build().unwrap();
@@ -126,7 +126,7 @@ fn a_page_of_the_frame_table_costs_its_own_frames() {
     let found = linux(&image, &guest.registers);
     let pairs = found.map.iter().zip(whole.map.iter());
     let other = pairs.filter(|(a, b)| a.2.kind != b.2.kind).count();
-    // 64 records are in a page; blocks that begin there are longer.
+    // A page holds 64 records, and blocks that start there are longer.
     assert!((64..200).contains(&other), "{other} frames of another kind");
     assert!(found.notes().iter().any(|note| note.subject == "frame table"));
 }

@@ -1,11 +1,11 @@
-//! Guests whose page tables carry bits of memory encryption are colored as if they did not.
+//! Guests with memory encryption bits in their page tables are colored like those without.
 
 use super::{assert_same, linux};
 use kaleidoscope_core::addr::Gva;
 use kaleidoscope_core::coloring::{Coloring, ColoringOptions, color_by_page_tables};
 use kaleidoscope_mock::linux::{GuestBuilder, KernelStyle, MockGuest};
 
-/// What carries the bit: AMD's encrypted pages, or Intel's shared ones.
+/// Which entries have the bit set: encrypted pages (AMD) or shared ones (Intel).
 type Kind = fn(GuestBuilder, u32) -> GuestBuilder;
 
 const KINDS: [(&str, Kind); 2] =
@@ -22,7 +22,7 @@ fn shapes(style: KernelStyle) -> Vec<(&'static str, GuestBuilder)> {
     ]
 }
 
-/// As [`assert_same`], with facts and notes.
+/// Like [`assert_same`], and compares facts and notes as well.
 #[track_caller]
 fn assert_all_same(name: &str, found: &Coloring, plain: &Coloring) {
     assert_same(name, found, plain);
@@ -51,7 +51,7 @@ fn linux_is_colored_as_without_the_bit() {
     }
 }
 
-/// Registers alone lead to the bit: CR3 may have been masked, and a kernel may have no note.
+/// The bit is found from registers alone: CR3 may be masked, and the note may be missing.
 #[test]
 fn the_bit_is_found_without_the_note_and_in_plain_cr3() {
     for style in KernelStyle::ALL {
@@ -90,7 +90,7 @@ fn any_system_is_colored_as_without_the_bit() {
     }
 }
 
-/// The bit must be one that no address of RAM needs.
+/// The bit must lie above all RAM addresses.
 #[test]
 fn bits_of_addresses_are_refused() {
     let base = GuestBuilder::new(KernelStyle::V6_1).ram_bytes(32 << 20);

@@ -1,6 +1,5 @@
-//! Guests and dumps as tools and hypervisors leave them: with bits of memory encryption in their
-//! page tables, with pages that nobody may touch, with pages left out, with memory that a device
-//! has not given.
+//! Guests and dumps as tools and hypervisors leave them: with memory encryption bits in page
+//! tables, inaccessible pages, omitted pages, or unplugged memory.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests, which clippy does not see as tests")]
 
@@ -20,7 +19,7 @@ fn linux(memory: &dyn GuestMemory, registers: &[VcpuRegisters]) -> Coloring {
     color(memory, &options).unwrap()
 }
 
-/// Panics where two colorings differ in more than their notes.
+/// Panics if two colorings differ in more than their notes.
 #[track_caller]
 fn assert_same(name: &str, found: &Coloring, plain: &Coloring) {
     let pairs = found.map.iter().zip(plain.map.iter());

@@ -1,26 +1,26 @@
-//! Names that hold anything: bytes that steer terminals, end lines, or are no text.
+//! Names with arbitrary bytes: terminal escapes, newlines, invalid UTF-8.
 
 use super::linux;
 use kaleidoscope_core::guest_os::name::{escape, unescape};
 use kaleidoscope_core::manifest::{ImageIdentity, Limits, Manifest};
 use kaleidoscope_mock::linux::{GuestBuilder, KernelStyle, MockGuest};
 
-/// What a name of a hostile guest may begin with.
+/// Start of a hostile name.
 const ODD: &[u8] = b"\n\x1b]\\\xff\xc3\"";
 
-/// Places of a name in the guest's memory, from its first byte to its terminator.
-fn places(guest: &MockGuest, name: &str) -> Vec<usize> {
+/// Offsets in memory of a name with its terminator.
+fn offsets(guest: &MockGuest, name: &str) -> Vec<usize> {
     let bytes = guest.memory.bytes();
     let text = format!("{name}\0").into_bytes();
     let found = bytes.windows(text.len()).enumerate().filter(|(_, window)| *window == text);
     found.map(|(at, _)| at).collect()
 }
 
-/// Makes the start of a name odd wherever it stands; the bytes that it has now.
+/// Replaces the start of a name wherever it occurs; returns the new bytes.
 fn make_odd(guest: &mut MockGuest, name: &str) -> Vec<u8> {
     let mut new = name.as_bytes().to_vec();
     new[..ODD.len()].copy_from_slice(ODD);
-    for at in places(guest, name) {
+    for at in offsets(guest, name) {
         guest.memory.bytes_mut()[at..at + new.len()].copy_from_slice(&new);
     }
     new
@@ -30,10 +30,10 @@ fn make_odd(guest: &mut MockGuest, name: &str) -> Vec<u8> {
 fn names_keep_their_bytes() {
     for style in KernelStyle::ALL {
         let mut guest = GuestBuilder::new(style).ram_bytes(32 << 20).seed(81).build().unwrap();
-        // A file whose own name is long enough and no other's.
+        // A file with a name that is long enough and unique.
         let is_fit = |path: &str| {
             let name = path.rsplit('/').next().unwrap();
-            name.len() > ODD.len() && places(&guest, name).len() == 1
+            name.len() > ODD.len() && offsets(&guest, name).len() == 1
         };
         let paths = guest.truth.files.iter().filter_map(|file| file.path.clone());
         let path = paths.into_iter().find(|path| is_fit(path)).unwrap();
@@ -59,7 +59,7 @@ fn names_keep_their_bytes() {
             assert!(!name.contains(char::is_control), "{name:?}");
         }
 
-        // A manifest keeps names as they are.
+        // A manifest keeps names unchanged.
         let identity = ImageIdentity::of(&guest.memory, &found.map).unwrap();
         let bytes = Manifest::new(found.map, identity).to_bytes().unwrap();
         let read = Manifest::from_bytes(&bytes, &Limits::default()).unwrap();

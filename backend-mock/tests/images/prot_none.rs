@@ -1,5 +1,5 @@
-//! Pages that their processes may not touch (`PROT_NONE`, NUMA balancing) keep their owners; pages
-//! in swap have none.
+//! Pages that are temporarily inaccessible (`PROT_NONE`, NUMA balancing) keep their owners;
+//! swapped-out pages have none.
 
 use super::{assert_same, linux};
 use kaleidoscope_mock::linux::{GuestBuilder, KernelStyle};
@@ -12,7 +12,7 @@ fn check(name: &str, builder: GuestBuilder) {
     let found = linux(&guest.memory, &guest.registers);
     let inaccessible = found.facts.frames.iter().filter(|f| f.inaccessible).count();
     assert!(inaccessible > 50 && guest.revoked >= inaccessible as u64, "{name}: {inaccessible}");
-    // Owners, positions, signs of use: all as if the pages were accessible.
+    // Owners, positions and temperatures are as if the pages were accessible.
     assert_same(name, &found, &plain);
     assert_eq!(found.notes(), plain.notes(), "{name}");
     for (a, b) in found.facts.frames.iter().zip(&plain.facts.frames) {
@@ -31,7 +31,7 @@ fn owners_are_kept() {
     }
 }
 
-/// The bit of encryption is no part of the address that Linux inverts.
+/// The encryption bit is not part of the address that Linux inverts.
 #[test]
 fn owners_are_kept_under_memory_encryption() {
     for bit in [47, 51] {

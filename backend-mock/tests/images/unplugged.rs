@@ -1,5 +1,5 @@
-//! Memory that a virtio-mem device keeps is offline; other memory without a frame table is not
-//! known.
+//! Memory that a virtio-mem device has not plugged in is offline; other memory without a frame
+//! table is unknown.
 
 use super::linux;
 use kaleidoscope_core::addr::Gfn;
@@ -13,7 +13,7 @@ fn guest(style: KernelStyle) -> MockGuest {
     base.pci_hole_at(32 << 20).virtio_mem(300 << 12).build().unwrap()
 }
 
-/// How many frames of a range have each of two colors.
+/// Number of frames of a range with each of two colors.
 fn colors(coloring: &Coloring, frames: &Range<Gfn>, colors: [Color; 2]) -> [usize; 2] {
     let inside = |color| move |frame: &Color| *frame == color;
     let found: Vec<Color> = coloring
@@ -33,7 +33,7 @@ fn what_the_device_keeps_is_offline() {
             let found = linux(&guest.memory, registers);
             let both = [Color::Offline, Color::Unknown];
             assert_eq!(colors(&found, &guest.kept, both), [300, 0], "{style:?}");
-            // The NVDIMM has no frame table either, and its bytes count.
+            // The NVDIMM has no frame table either, and is not zero.
             assert_eq!(colors(&found, &guest.nvdimm, both), [0, 16], "{style:?}");
             let [note] = found.notes() else { panic!("{style:?}: {:?}", found.notes()) };
             let first = guest.nvdimm.start;
@@ -47,7 +47,7 @@ fn what_the_device_keeps_is_offline() {
     }
 }
 
-/// Without the guest's own word, memory without a frame table is not known.
+/// Without the guest's resource tree, memory without a frame table is unknown.
 #[test]
 fn without_its_resources_nothing_is_offline() {
     let mut guest = guest(KernelStyle::V6_12);
@@ -57,7 +57,7 @@ fn without_its_resources_nothing_is_offline() {
     };
     let root = guest.physical(guest.symbol("iomem_resource").unwrap()).unwrap();
     let (saved, mut changed) = (guest.memory.clone(), guest.memory.clone());
-    // A tree that leads back to its root, and one that is cut: no end, no word.
+    // A resource tree that leads back to its root, and a truncated one: neither hangs nor is used.
     let address = guest.symbol("iomem_resource").unwrap().0;
     let child = guest.offset("resource", "child").unwrap();
     for pointer in [address, 0, 0x10] {
@@ -70,7 +70,7 @@ fn without_its_resources_nothing_is_offline() {
     assert_eq!(unknown(&guest), [0, 300]);
 }
 
-/// The balloon's pages and the device's are of one kind, and have one region.
+/// Pages of the balloon and of the device have the same kind, and share one region.
 #[test]
 fn offline_frames_are_one_region() {
     let guest = guest(KernelStyle::V7_2);

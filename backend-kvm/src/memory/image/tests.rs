@@ -1,4 +1,4 @@
-//! Images: what they show, to whom, and what they share.
+//! Snapshot images: their contents, their isolation, and what they share.
 
 use super::*;
 use kaleidoscope_core::fingerprint::{Domain, contents};
@@ -6,7 +6,7 @@ use kaleidoscope_core::store::PageStore;
 use proptest::prelude::*;
 use std::num::NonZeroUsize;
 
-/// An image of five frames, which hold their number plus one.
+/// An image of five frames, filled with their number plus one.
 fn image() -> SnapshotMemory {
     let layout = MemoryLayout::new(&[(Gpa(0), 0x2000), (Gpa(0x10000), 0x3000)]).unwrap();
     let file = MemoryFile::new(5 * FRAME_BYTES).unwrap();
@@ -20,7 +20,7 @@ fn numbers(bytes: &[u8]) -> Vec<u8> {
     bytes.chunks(FRAME_BYTES).map(|page| page[17]).collect()
 }
 
-/// All bytes of an image, wherever they are.
+/// All bytes of an image, by copying.
 fn copied(image: &SnapshotMemory) -> Vec<u8> {
     let mut all = vec![0; bytes(&image.layout)];
     for (region, start) in image.layout.regions().iter().map(|r| (r, r.first_index.0)) {
@@ -51,9 +51,9 @@ fn a_clone_s_writes_are_its_own() {
 #[test]
 fn frozen_memory_cannot_be_written() {
     let image = image();
-    let Bytes::File(file) = &image.layers[0].bytes else { panic!() };
+    let Backing::File(file) = &image.layers[0].bytes else { panic!() };
     let error = file.write(0, &[7]).unwrap_err();
-    assert!(error.to_string().contains("writing to a file of memory"), "{error}");
+    assert!(error.to_string().contains("writing to a memory file"), "{error}");
     assert!(Mapping::of_file(file.as_fd(), FRAME_BYTES, Sharing::Shared).is_err());
     let open = MemoryFile::new(FRAME_BYTES).unwrap();
     assert!(Sealed::of_files(open.as_fd(), FRAME_BYTES, &[]).is_err(), "not sealed");
@@ -80,13 +80,13 @@ fn layers_show_the_newest_bytes() {
     let mut all = vec![0; 5 * FRAME_BYTES];
     third.private().unwrap().read(0, &mut all).unwrap();
     assert_eq!(Some(all.as_slice()), third.bytes());
-    // A layer that shows nothing any more goes.
+    // A layer that shows no frame any more is dropped.
     let (file, runs) = changed(&[1], 70);
     assert_eq!(third.with(file, runs).unwrap().layers(), 3);
     assert_eq!(third.taken().unwrap(), 9 * FRAME_BYTES as u64);
 }
 
-/// What the host's key says of all frames of an image.
+/// Fingerprints of all frames of an image.
 fn fingerprints(image: &SnapshotMemory) -> Fingerprints {
     let domain = Domain::new([5; 32]);
     let frames: Vec<_> = (0..image.layout.frames()).map(FrameIndex).collect();
@@ -102,10 +102,10 @@ fn pages_in_common_are_kept_once() {
     assert_eq!(shared, Shared { shared: 5, own: 0, zero: 0, runs: 1 });
     let file = MemoryFile::new(5 * FRAME_BYTES).unwrap();
     file.write(2 * FRAME_BYTES, &[77; FRAME_BYTES]).unwrap();
-    // The other one was written since.
+    // The other image was written to since.
     let b = b.with(file, runs::normal(vec![2..3, 3..4])).unwrap();
     let (b2, shared) = b.sharing(&store, &fingerprints(&b)).unwrap();
-    // Frame 2 has a page of its own, and so a place behind the others; frame 3 is zeros.
+    // Frame 2 has its own page, in a slot after the others; frame 3 is zeros.
     assert_eq!(shared, Shared { shared: 4, own: 0, zero: 1, runs: 3 });
     assert_eq!((a2.taken().unwrap(), b2.taken().unwrap()), (0, 0));
     assert_eq!(
@@ -114,9 +114,9 @@ fn pages_in_common_are_kept_once() {
     );
     let statistics = store.statistics();
     assert_eq!((statistics.pages, statistics.pinned, statistics.pins), (6, 6, 9));
-    // And a page each that says what this is and which page is where.
+    // Plus one page each for the store's header and its fingerprint table.
     assert_eq!(store.taken().unwrap(), 8 * FRAME_BYTES as u64);
-    // Layers over it, and a clone.
+    // Add a layer over it, and a clone.
     let file = MemoryFile::new(5 * FRAME_BYTES).unwrap();
     file.write(FRAME_BYTES, &[88; FRAME_BYTES]).unwrap();
     let a3 = a2.with(file, runs::normal(vec![1..2, 1..2])).unwrap();
@@ -135,7 +135,7 @@ fn pages_in_common_are_kept_once() {
 }
 
 #[test]
-fn what_others_can_write_to_is_copied_and_never_referred_to() {
+fn pages_of_an_unsealed_file_are_copied_and_never_referred_to() {
     let (image, store) = (image(), ContentStore::new(100).unwrap());
     let key = fingerprints(&image);
     let (shared, _) = image.sharing(&store, &key).unwrap();
@@ -149,23 +149,23 @@ fn what_others_can_write_to_is_copied_and_never_referred_to() {
     for (at, len) in [(0x0, 1), (0x1fff, 1), (0x10ff0, 0x11), (0x11fff, 2), (0x12000, 0x1000)] {
         assert!(mixed.slice(Gpa(at), len).is_none(), "{at:#x}");
     }
-    // Copies go across all borders.
+    // Copies work across all borders.
     let mut bytes = [0; 0x2002];
     mixed.read(Gpa(0x10fff), &mut bytes[..0x1002]).unwrap();
     assert_eq!((bytes[0], &bytes[1..0x1001], bytes[0x1001]), (3, &[88; 0x1000][..], 5));
     mixed.read(Gpa(0x10001), &mut bytes).unwrap();
     assert_eq!([bytes[0], bytes[0xffe], bytes[0xfff], bytes[0x2001]], [3, 3, 88, 5]);
     assert!(matches!(mixed.read(Gpa(0x1fff), &mut [0; 2]), Err(MemoryError::NotRam { .. })));
-    // Whoever is given the file can write there, in the safe language too: no reference sees that.
+    // The file can be written to through this descriptor in safe code. No reference sees that.
     let given = std::fs::File::from(store.file().try_clone_to_owned().unwrap());
     let end = std::os::unix::fs::FileExt::write_all_at(&given, &[7; 5 * FRAME_BYTES], 8192);
     end.unwrap();
     assert_eq!(numbers(&copied(&mixed)), [7, 7, 7, 88, 7]);
     assert_eq!(mixed.slice(Gpa(0x11000), 1), Some(&[88][..]));
-    // An image without such pages is sealed, and what it was made from, too.
+    // An image without shared pages is sealed, as is the image that it was made from.
     assert_eq!(numbers(image.bytes().unwrap()), [1, 2, 3, 4, 5]);
     let (own, _) = image.sharing(&ContentStore::new(0).unwrap(), &key).unwrap();
-    assert_eq!(numbers(own.bytes().unwrap()), [1, 2, 3, 4, 5], "there was no room");
+    assert_eq!(numbers(own.bytes().unwrap()), [1, 2, 3, 4, 5], "the store was full");
 }
 
 #[test]
@@ -178,8 +178,7 @@ fn only_sealed_files_are_referred_to() {
         let over = [Overlay { range: 0..FRAME_BYTES, file: open.as_fd(), offset: 0, stands }];
         assert!(Sealed::of_files(sealed.as_fd(), FRAME_BYTES, &over).is_err(), "{stands:?}");
     }
-    // A file becomes an image by being sealed: a descriptor from before cannot write any more,
-    // whoever has it.
+    // A file becomes an image by being sealed: descriptors from before cannot write to it any more.
     let before = open.as_fd().try_clone_to_owned().unwrap();
     let image = SnapshotMemory::new(layout, Arc::new(open)).unwrap();
     let before = std::fs::File::from(before);
@@ -193,12 +192,12 @@ fn only_sealed_files_are_referred_to() {
 }
 
 #[test]
-fn nobody_lets_go_of_what_an_image_shows() {
+fn pins_of_an_image_are_not_released_by_fingerprint() {
     let (image, store) = (image(), ContentStore::new(5).unwrap());
     let (shared, _) = image.sharing(&store, &fingerprints(&image)).unwrap();
     let domain = Domain::new([5; 32]);
     let key = |n: u8| domain.fingerprint(&[n; FRAME_BYTES]);
-    // By name, as often as one likes.
+    // Unpinning by fingerprint, any number of times.
     for n in (1..6).cycle().take(50) {
         store.unpin(key(n));
     }
@@ -208,7 +207,7 @@ fn nobody_lets_go_of_what_an_image_shows() {
     }
     assert_eq!((store.statistics().pins, store.statistics().pinned), (5, 5));
     for n in 100..120 {
-        assert!(!store.put(key(n), &[n; FRAME_BYTES]).unwrap(), "there is no room");
+        assert!(!store.put(key(n), &[n; FRAME_BYTES]).unwrap(), "the store is full");
     }
     assert_eq!(numbers(&copied(&shared)), [1, 2, 3, 4, 5]);
     drop(shared);
@@ -216,28 +215,28 @@ fn nobody_lets_go_of_what_an_image_shows() {
 }
 
 #[test]
-fn a_fingerprint_that_lies_shares_nothing() {
+fn a_wrong_fingerprint_shares_nothing() {
     let (a, b) = (image(), image());
     let store = ContentStore::new(100).unwrap();
     let (_a, _) = a.sharing(&store, &fingerprints(&a)).unwrap();
     let file = MemoryFile::new(5 * FRAME_BYTES).unwrap();
     file.write(0, &[7; FRAME_BYTES]).unwrap();
     let changed = b.with(file, runs::normal(vec![0..1, 0..1])).unwrap();
-    // Those of the image before it was written to.
+    // Fingerprints from before the image was written to.
     let (c, shared) = changed.sharing(&store, &fingerprints(&b)).unwrap();
     assert_eq!((shared.shared, shared.own), (4, 1));
     assert_eq!(numbers(&copied(&c)), [7, 2, 3, 4, 5]);
     let full = ContentStore::new(2).unwrap();
     let (c, shared) = changed.sharing(&full, &fingerprints(&changed)).unwrap();
-    assert_eq!((shared.shared, shared.own), (2, 3), "no room for more");
+    assert_eq!((shared.shared, shared.own), (2, 3), "the store is full");
     assert_eq!(numbers(&copied(&c)), [7, 2, 3, 4, 5]);
 }
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
 
-    /// Images of few different pages come, are written to, and go, in a store that has too little room: none ever shows another
-    /// byte, and nothing stays pinned.
+    /// Images with few different pages are made, written to and dropped, in a store that is too
+    /// small. None ever shows a wrong byte, and no page stays pinned.
     #[test]
     fn images_show_their_own_bytes(
         steps in prop::collection::vec((0u8..4, prop::collection::vec(0u8..12, 16)), 1..24),
@@ -271,7 +270,7 @@ proptest! {
                     images.push((image, pages));
                 }
             }
-            // Fetched pages push others out.
+            // Fetched pages evict others.
             let page = [what + 100; FRAME_BYTES];
             store.put(Domain::new([5; 32]).fingerprint(&page), &page).unwrap();
             for (image, expected) in &images {

@@ -1,8 +1,8 @@
-//! The file of a content store, byte by byte.
+//! The content store's file format.
 //!
-//! It outlives its process, which may be killed at any moment. So of a place that gets another page
-//! the fingerprint is cleared first and written last: at no moment does a fingerprint name other
-//! bytes than those that it was computed for.
+//! The file outlives its process, which may be killed at any moment. Before a slot gets another
+//! page, its fingerprint is cleared; the new one is written after the page. A fingerprint in the
+//! file therefore never stands for bytes other than those that it was computed from.
 
 use crate::error::{Asked, KvmError};
 use crate::memory::{MemoryFile, UnfitFile, runs};
@@ -15,115 +15,116 @@ use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use thiserror::Error;
 
-/// What every store begins with.
+/// First bytes of every store.
 const MAGIC: [u8; 8] = *b"KSTORE\r\n";
 
-/// A reader refuses any other.
+/// Format version. Readers reject all others.
 const VERSION: u32 = 1;
 
-/// A place without a page that is known. A page whose fingerprint is this one is lost with its
-/// process.
+/// Marks a slot without a known page. A page that really has this fingerprint is lost when its
+/// process ends.
 const NONE: Fingerprint = Fingerprint([0; FINGERPRINT_BYTES]);
 
-/// Fingerprints that are read at once: a page of the table.
+/// Fingerprints read at once: one page of the table.
 const PER_PAGE: u32 = 256;
 
-/// Why a file is not a content store that can be opened again.
+/// Why a file cannot be reopened as a content store.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
 #[non_exhaustive]
 pub enum StoreFileError {
-    /// It is not such a file as a store has.
+    /// It is not a suitable memory file.
     #[error(transparent)]
     Unfit(#[from] UnfitFile),
-    /// Its former process has not ended.
-    #[error("a process that lives uses it")]
+    /// A running process has the store open.
+    #[error("a running process uses it")]
     InUse,
-    /// It is something else, or its process ended while it was made.
-    #[error("it does not begin as a store does")]
+    /// It is something else, or its process ended while creating it.
+    #[error("it does not start as a content store does")]
     Magic,
-    /// It was written by a newer program.
-    #[error("it is of version {0}, and only version {VERSION} can be read")]
+    /// A newer program wrote it.
+    #[error("it has version {0}, and only version {VERSION} is supported")]
     Version(u32),
-    /// It has something that cannot be read without knowing of it.
-    #[error("it has flags that nobody knows: {0:#x}")]
+    /// It uses features that this version does not know.
+    #[error("it has unknown flags: {0:#x}")]
     Flags(u32),
-    /// It was cut, or its first page is damaged.
+    /// It was truncated, or its first page is damaged.
     #[error("it has {size} bytes, and a store of {pages} pages has {expected}")]
     Size {
-        /// Bytes that it has.
+        /// Size of the file in bytes.
         size: u64,
-        /// Pages that it says it has room for.
+        /// Capacity in pages, as the header says.
         pages: u32,
-        /// Bytes that a store of so many pages has.
+        /// Size in bytes of a store with that capacity.
         expected: u64,
     },
 }
 
-/// A header, a fingerprint for each place, and the places.
+/// A header, a table with a fingerprint per slot, and the slots.
 #[derive(Debug)]
 pub(super) struct StoreFile {
     file: MemoryFile,
     pages: u32,
 }
 
-/// Bytes of the table of so many pages, whole pages.
+/// Bytes of the fingerprint table, rounded up to whole pages.
 fn table_bytes(pages: u32) -> usize {
     pages.div_ceil(PER_PAGE) as usize * FRAME_BYTES
 }
 
-/// Where the places begin.
-fn places(pages: u32) -> usize {
+/// Offset of the first slot.
+fn slots_offset(pages: u32) -> usize {
     FRAME_BYTES + table_bytes(pages)
 }
 
-/// Bytes of a store of so many pages.
-fn all_bytes(pages: u32) -> usize {
-    places(pages) + pages as usize * FRAME_BYTES
+/// Size in bytes of a store of `pages` pages.
+fn file_bytes(pages: u32) -> usize {
+    slots_offset(pages) + pages as usize * FRAME_BYTES
 }
 
-/// Where a place's fingerprint is.
-fn key_at(slot: u32) -> usize {
+/// Offset of a slot's fingerprint.
+fn key_offset(slot: u32) -> usize {
     FRAME_BYTES + slot as usize * FINGERPRINT_BYTES
 }
 
 impl StoreFile {
-    /// A store without pages, of room for so many.
+    /// Creates an empty store with a capacity of `pages` pages.
     pub(super) fn create(pages: u32) -> Result<Self, KvmError> {
-        let file = MemoryFile::new(all_bytes(pages))?;
-        claim(file.as_fd())?;
+        let file = MemoryFile::new(file_bytes(pages))?;
+        lock(file.as_fd())?;
         let fields = [VERSION, 0, pages].map(u32::to_le_bytes);
         file.write(0, &[&MAGIC, fields.as_flattened()].concat())?;
         Ok(Self { file, pages })
     }
 
-    /// A store that a process that has ended has left.
+    /// Opens the store that a process has left.
     pub(super) fn open(fd: OwnedFd) -> Result<Self, KvmError> {
         let file = MemoryFile::of_others(fd)?.map_err(StoreFileError::from)?;
         let pages = header(&file)?;
-        let (size, expected) = (file.len() as u64, all_bytes(pages) as u64);
+        let (size, expected) = (file.len() as u64, file_bytes(pages) as u64);
         if size != expected {
             return Err(StoreFileError::Size { size, pages, expected }.into());
         }
-        claim(file.as_fd())?;
+        lock(file.as_fd())?;
         Ok(Self { file, pages })
     }
 
-    /// Pages that it has room for.
+    /// Capacity in pages.
     pub(super) fn pages(&self) -> u32 {
         self.pages
     }
 
-    /// Where a place is.
+    /// Offset of a slot in the file.
     pub(super) fn offset(&self, slot: u32) -> usize {
-        places(self.pages) + slot as usize * FRAME_BYTES
+        slots_offset(self.pages) + slot as usize * FRAME_BYTES
     }
 
-    /// Copies out what is in a place.
+    /// Copies the page of a slot.
     pub(super) fn read(&self, slot: u32, page: &mut Page) -> Result<(), KvmError> {
         self.file.read(self.offset(slot), page)
     }
 
-    /// Copies out bytes of a place and those that follow it, from an offset in it on.
+    /// Copies bytes from `offset` bytes after the start of a slot; may extend over the following
+    /// slots.
     pub(super) fn read_from(
         &self,
         slot: u32,
@@ -133,23 +134,23 @@ impl StoreFile {
         self.file.read(self.offset(slot).saturating_add(offset), buf)
     }
 
-    /// Puts a page in a place.
+    /// Writes a page to a slot.
     pub(super) fn put(&self, slot: u32, key: Fingerprint, page: &Page) -> Result<(), KvmError> {
-        self.file.write(key_at(slot), &NONE.0)?;
+        self.file.write(key_offset(slot), &NONE.0)?;
         self.file.write(self.offset(slot), page)?;
-        self.file.write(key_at(slot), &key.0)
+        self.file.write(key_offset(slot), &key.0)
     }
 
-    /// Bytes of memory that it takes, as the kernel counts them.
+    /// Bytes of memory allocated for the file, as the kernel counts them.
     pub(super) fn taken(&self) -> Result<u64, KvmError> {
         self.file.taken()
     }
 
-    /// The places with a fingerprint, in order.
+    /// The slots that have a fingerprint, sorted.
     pub(super) fn keys(&self) -> Result<Vec<(u32, Fingerprint)>, KvmError> {
         let mut keys = Vec::new();
         let mut table = [0; FRAME_BYTES];
-        let pages = FRAME_BYTES..places(self.pages);
+        let pages = FRAME_BYTES..slots_offset(self.pages);
         for page in self.data(pages)?.into_iter().flatten() {
             self.file.read(FRAME_BYTES + page as usize * FRAME_BYTES, &mut table)?;
             let (found, _) = table.as_chunks();
@@ -160,13 +161,13 @@ impl StoreFile {
         Ok(keys)
     }
 
-    /// The places that were ever written to, whether they have a fingerprint or not, as runs.
+    /// The slots that were ever written to, with a fingerprint or without, as sorted runs.
     pub(super) fn written(&self) -> Result<Vec<Range<u32>>, KvmError> {
-        self.data(places(self.pages)..all_bytes(self.pages))
+        self.data(slots_offset(self.pages)..file_bytes(self.pages))
     }
 
-    /// Pages of a part of the file that have memory, counted from its start. Finds them without
-    /// looking at the others: a file may be of any size.
+    /// Page numbers, relative to the start of `part`, that have memory allocated. Skips holes
+    /// without reading them, since a file may be of any size.
     fn data(&self, part: Range<usize>) -> Result<Vec<Range<u32>>, KvmError> {
         let mut found = Vec::new();
         let (start, end) = (part.start as u64, part.end as u64);
@@ -183,7 +184,7 @@ impl StoreFile {
             let hole = seek(&self.file, SeekFrom::Hole(from));
             let to = hole.asked("looking for what a content store holds")?.min(end);
             found.push(page(from)..page(to));
-            // The kernel moves on by a page at least.
+            // Guarantees progress: the kernel advances by a page at least.
             at = to.max(from.saturating_add(1));
         }
         Ok(runs::normal(found))
@@ -196,10 +197,10 @@ impl AsFd for StoreFile {
     }
 }
 
-/// Room that a header says.
+/// Reads and checks the header; returns the capacity in pages.
 fn header(file: &MemoryFile) -> Result<u32, KvmError> {
     let mut header = [0; MAGIC.len() + 12];
-    // A file without room for it is none either.
+    // A file shorter than the header is not a store either.
     file.read(0, &mut header).map_err(|_| StoreFileError::Magic)?;
     let (magic, fields) = header.split_at(MAGIC.len());
     let (fields, _) = fields.as_chunks();
@@ -217,10 +218,10 @@ fn header(file: &MemoryFile) -> Result<u32, KvmError> {
     Ok(pages)
 }
 
-/// Keeps other processes from opening the file while this one lives. The lock is the process's, not
-/// the descriptor's: whoever keeps the file for later has a copy of the descriptor, and is not to
-/// keep the lock.
-fn claim(fd: BorrowedFd<'_>) -> Result<(), KvmError> {
+/// Keeps other processes from opening the file while this one lives. This is a POSIX record lock,
+/// owned by the process and not by the descriptor: a process that keeps a copy of the descriptor
+/// does not keep the lock.
+fn lock(fd: BorrowedFd<'_>) -> Result<(), KvmError> {
     match fcntl_lock(fd, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(()),
         Err(Errno::AGAIN | Errno::ACCESS) => Err(StoreFileError::InUse.into()),

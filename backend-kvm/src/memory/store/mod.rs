@@ -1,4 +1,4 @@
-//! The host's content store in memory that clones map.
+//! The host's content store, in memory that clones map.
 
 mod file;
 mod pins;
@@ -7,7 +7,7 @@ mod reopen;
 mod tests;
 
 pub use file::StoreFileError;
-pub(crate) use pins::{Pins, RUNS};
+pub(crate) use pins::{MAX_RUNS, Pins};
 
 use crate::error::KvmError;
 use file::StoreFile;
@@ -21,49 +21,48 @@ use std::collections::hash_map::Entry;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-/// Pages of all parents' clones on this host, each once, in one file of memory of a bounded size.
-/// What images of snapshot machines show of it is pinned; the rest goes when there is no room, and
-/// saves fetching until then.
+/// Deduplicated pages of all parents' clones on this host, in one memory file of bounded size.
+/// Pages that images of snapshotted machines map are pinned. The others are a cache that saves
+/// fetching, and are evicted when the store is full.
 ///
-/// The file also says which page is where, so that a store can outlive its process, whatever ends
-/// that: whoever lives longer keeps the [file](Self::file) (systemd's store of file descriptors, a
-/// supervisor), and the next process [opens it again](Self::reopen).
+/// The file also records which page is where, so a store can outlive its process, however the
+/// process ends. A longer-lived process keeps the [file](Self::file) (systemd's file descriptor
+/// store, a supervisor), and the next process [reopens it](Self::reopen).
 #[derive(Debug)]
 pub struct ContentStore {
     file: StoreFile,
     index: Mutex<Index>,
-    /// Pins that were taken by name, through [`PageStore`]: nobody lets go of more of them, and so
-    /// of a page that an image or a stage shows. Locked before the index.
+    /// Number of pins taken through [`PageStore`], by fingerprint. `unpin` releases only these,
+    /// never a pin of an image or a shared page cache. Locked before the index.
     named: Mutex<HashMap<Fingerprint, u64>>,
 }
 
 impl ContentStore {
-    /// An empty store for so many pages. Takes memory as it is filled, beside the pages 16 bytes
-    /// for each.
+    /// An empty store for `pages` pages of 4 KiB. Memory is allocated as the store is filled, with
+    /// 16 bytes of metadata per page.
     ///
     /// # Errors
-    /// [`KvmError::Refused`] when the system has no memory to give.
+    /// [`KvmError::Refused`] when the system is out of memory.
     pub fn new(pages: u32) -> Result<Arc<Self>, KvmError> {
         let file = StoreFile::create(pages)?;
         Ok(Self::with(file, Index::new(pages)))
     }
 
-    /// The store that a former process left in a file, with the pages that are of one of these
-    /// domains.
+    /// Reopens the store that a previous process left in a file, with the pages that belong to
+    /// these domains.
     ///
-    /// A page is there again if its bytes have the fingerprint that the file says, by one of the
-    /// domains' keys; nothing else in the file is trusted. Machines may have outlived that
-    /// process, and map any page: so no place that was in use, whoever's page is there, is
-    /// written to or given to another page until [`release_former`](Self::release_former). What is
-    /// of none of the domains is not there for anybody, and stays in the file for a process
-    /// that has its domain.
+    /// A page is restored if its bytes have the fingerprint that the file records, under the key of
+    /// one of the domains; nothing else in the file is trusted. Machines may have outlived the
+    /// previous process, and may map any page. Therefore no slot that was in use is written to or
+    /// reused until [`release_former`](Self::release_former). Pages of other domains are not
+    /// accessible, and stay in the file for a process that has their domain.
     ///
-    /// Reads every page that is there, and hashes it once for each domain until one fits. Takes
-    /// memory in proportion to the pages that the file holds, whatever its size says.
+    /// Reads every page in use, and hashes it once per domain until one matches. Memory use is
+    /// proportional to the pages that the file holds, not to its size.
     ///
     /// # Errors
-    /// [`KvmError::StoreFile`] when this is not the file of a store, or a process that lives uses
-    /// it; [`KvmError::Refused`] when it cannot be read.
+    /// [`KvmError::StoreFile`] when this is not the file of a store, or a running process uses it;
+    /// [`KvmError::Refused`] when it cannot be read.
     pub fn reopen(file: OwnedFd, domains: &[Domain]) -> Result<Arc<Self>, KvmError> {
         let file = StoreFile::open(file)?;
         let index = reopen::index(&file, domains)?;
@@ -74,38 +73,38 @@ impl ContentStore {
         Arc::new(Self { file, index: Mutex::new(index), named: Mutex::default() })
     }
 
-    /// The file, for whoever shall keep it when this process has ended.
+    /// The store's file, for a process that keeps it after this process has ended.
     ///
-    /// Who has it can read and write the pages of all tenants, those that clones show included; so
-    /// no [image](super::SnapshotMemory::bytes) refers to them. One store at a time may be open on
-    /// it: another process is refused while this one lives, but this one is not, nor is anybody
-    /// once this process closed a descriptor of the file.
+    /// A process with this descriptor can read and write the pages of all tenants, including pages
+    /// that clones map; therefore no [image](super::SnapshotMemory::bytes) hands out references to
+    /// them. One store at a time may be open on the file. The lock excludes other processes while
+    /// this one lives, but not further stores in this process, and is lost when this process closes
+    /// any descriptor of the file.
     #[must_use]
     pub fn file(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
     }
 
-    /// The machines that were there before the store was opened again are gone: from here on what
-    /// they may have shown gives way to other pages. Does nothing for a store that was not
-    /// opened again.
+    /// Declares that the machines from before the store was reopened are gone: the pages that they
+    /// may have mapped can be evicted from now on. Does nothing for a store that was not reopened.
     ///
-    /// The caller vouches for it. A machine that is left would see other pages than its own, and so
-    /// would a [`SnapshotMemory`](super::SnapshotMemory) of this process that shows pages of
-    /// the store by which it was [made](super::SnapshotMemory::sharing) before.
+    /// The caller is responsible for this being true. A remaining machine would see other pages
+    /// than its own. So would a [`SnapshotMemory`](super::SnapshotMemory) of this process that was
+    /// [made](super::SnapshotMemory::sharing) with the previous store.
     pub fn release_former(&self) {
         self.index.lock().release_former();
     }
 
-    /// Bytes of memory that it takes, as the kernel counts them.
+    /// Bytes of memory allocated for the store's file, as the kernel counts them.
     ///
     /// # Errors
-    /// [`KvmError::Refused`] when the kernel does not say.
+    /// [`KvmError::Refused`] when the kernel does not report it.
     pub fn taken(&self) -> Result<u64, KvmError> {
         self.file.taken()
     }
 
-    /// Puts a page in, unless it is here, and pins it; says where it is. `None` when there is no
-    /// room, or a page is here that has this fingerprint and other bytes.
+    /// Puts a page in unless the store has it, pins it, and returns its slot. `None` when the store
+    /// is full, or has a page with this fingerprint but other bytes.
     fn put_pinned(&self, key: Fingerprint, page: &Page) -> Result<Option<u32>, KvmError> {
         let mut index = self.index.lock();
         if let Some(slot) = index.pin(key) {
@@ -121,7 +120,7 @@ impl ContentStore {
         Ok(index.pin(key))
     }
 
-    /// Puts a page in that is not here; `false` when there is no room.
+    /// Puts in a page that the store does not have; `false` when the store is full.
     fn insert(&self, index: &mut Index, key: Fingerprint, page: &Page) -> Result<bool, KvmError> {
         let Ok(inserted) = index.insert(key) else { return Ok(false) };
         let written = self.file.put(inserted.slot, key, page);
@@ -131,12 +130,12 @@ impl ContentStore {
         written.map(|()| true)
     }
 
-    /// Pins a page for an image or a stage, unless it is not here.
-    fn pin_shown(&self, key: Fingerprint) -> Option<u32> {
+    /// Pins a page for an image or a shared page cache; `None` if the store does not have it.
+    fn pin_mapped(&self, key: Fingerprint) -> Option<u32> {
         self.index.lock().pin(key)
     }
 
-    fn let_go<'k>(&self, keys: impl Iterator<Item = &'k Fingerprint>) {
+    fn unpin_all<'k>(&self, keys: impl Iterator<Item = &'k Fingerprint>) {
         let mut index = self.index.lock();
         keys.for_each(|key| index.unpin(*key));
     }
@@ -148,7 +147,7 @@ fn failed(error: &KvmError) -> StoreError {
 
 impl PageStore for ContentStore {
     fn get(&self, key: Fingerprint, page: &mut Page) -> Result<bool, StoreError> {
-        // With the index locked, so that nobody puts another page there meanwhile.
+        // With the index locked, so that the slot is not reused meanwhile.
         let mut index = self.index.lock();
         let Some(slot) = index.get(key) else { return Ok(false) };
         let read = self.file.read(slot, page);
@@ -165,14 +164,14 @@ impl PageStore for ContentStore {
 
     fn pin(&self, key: Fingerprint) -> Option<u32> {
         let mut named = self.named.lock();
-        let slot = self.pin_shown(key)?;
+        let slot = self.pin_mapped(key)?;
         let count = named.entry(key).or_default();
         *count = count.saturating_add(1);
         Some(slot)
     }
 
-    /// Lets go of a page that was [pinned](PageStore::pin) here. What images and stages show stays
-    /// pinned, however often this is called.
+    /// Releases a pin that [`pin`](PageStore::pin) took. Pins of images and shared page caches are
+    /// not affected, however often this is called.
     fn unpin(&self, key: Fingerprint) {
         let mut named = self.named.lock();
         let Entry::Occupied(mut entry) = named.entry(key) else { return };

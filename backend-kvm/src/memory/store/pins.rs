@@ -1,4 +1,4 @@
-//! Pages of the content store that stay where they are, and where that is.
+//! Pinned pages of the content store, and their slots.
 
 use super::ContentStore;
 use crate::error::KvmError;
@@ -11,11 +11,11 @@ use std::ops::Range;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
-/// Runs of the store's pages that one clone's memory shows at most, each of which is a mapping: a
-/// process may have 65,530 (vm.max_map_count), for all its clones.
-pub(crate) const RUNS: usize = 128;
+/// Maximum number of runs of store pages in one clone's memory. Each run is a mapping, and all
+/// clones of a process share the limit of 65,530 mappings (vm.max_map_count).
+pub(crate) const MAX_RUNS: usize = 128;
 
-/// Frames whose pages follow each other in the store.
+/// Frames whose pages are consecutive in the store.
 #[derive(Debug)]
 struct Run {
     frames: Range<u32>,
@@ -23,24 +23,23 @@ struct Run {
     keys: Vec<Fingerprint>,
 }
 
-/// Pages of the store that an image or a stage shows, which stay where they are as long as this
-/// lives.
+/// Pages of the store that an image or a shared page cache maps. They are pinned while this lives.
 #[derive(Debug)]
 pub(crate) struct Pins {
     store: Arc<ContentStore>,
-    /// In the order of their frames.
+    /// Sorted by frame.
     runs: Vec<Run>,
 }
 
 impl Pins {
-    /// Puts pages of an image into the store, in the order of their frames, and pins those that are
-    /// shown in the [`RUNS`] longest runs. `read` copies the bytes of a frame.
+    /// Puts pages of an image into the store, in frame order, and keeps those in the [`MAX_RUNS`]
+    /// longest runs pinned. `read` copies the bytes of a frame.
     pub(crate) fn put(
         store: &Arc<ContentStore>,
         pages: impl Iterator<Item = (u32, Fingerprint)>,
         read: impl Fn(u32, &mut Page) -> Result<(), KvmError>,
     ) -> Result<Self, KvmError> {
-        // From here on what is pinned is unpinned, whatever fails.
+        // From here on, dropping `pins` unpins the pages on any error.
         let mut pins = Self { store: Arc::clone(store), runs: Vec::new() };
         let mut page = [0; FRAME_BYTES];
         for (frame, key) in pages {
@@ -53,13 +52,13 @@ impl Pins {
         Ok(pins)
     }
 
-    /// Pins pages that are in the store now, in the order of their frames, and of them those that
-    /// are shown in the [`RUNS`] longest runs.
+    /// Pins the wanted pages that the store already has, given in frame order, and keeps those in
+    /// the [`MAX_RUNS`] longest runs.
     ///
-    /// There are no bytes here to compare them with: a page is the frame's because it has the
-    /// frame's fingerprint, which is 128 bits of a hash under the tenant's key, so that nobody
-    /// without the key can look for two pages with one. With the domain at hand the bytes are
-    /// hashed once more, and a page that has others than its fingerprint says is left out.
+    /// There are no bytes to compare with: a page is taken because its fingerprint equals the
+    /// frame's. A fingerprint is 128 bits of a hash keyed with the tenant's key, so collisions
+    /// cannot be searched for without the key. If the domain is given, the bytes are hashed again,
+    /// and a page that does not match its fingerprint is left out.
     pub(crate) fn found(
         store: &Arc<ContentStore>,
         wanted: impl Iterator<Item = (u32, Fingerprint)>,
@@ -67,18 +66,18 @@ impl Pins {
     ) -> Result<Self, KvmError> {
         let mut pins = Self { store: Arc::clone(store), runs: Vec::new() };
         for (frame, key) in wanted {
-            if let Some(slot) = store.pin_shown(key) {
+            if let Some(slot) = store.pin_mapped(key) {
                 pins.add(frame, key, slot);
             }
         }
         pins.keep_longest();
         if let Some(domain) = domain {
-            pins.keep_true(domain)?;
+            pins.keep_verified(domain)?;
         }
         Ok(pins)
     }
 
-    /// Adds a page that is pinned, of a later frame than all others.
+    /// Adds a pinned page; its frame is higher than all others.
     fn add(&mut self, frame: u32, key: Fingerprint, slot: u32) {
         let follows = |run: &&mut Run| {
             run.frames.end == frame && run.slot + (frame - run.frames.start) == slot
@@ -94,37 +93,37 @@ impl Pins {
 
     fn keep_longest(&mut self) {
         self.runs.sort_by_key(|run| (std::cmp::Reverse(run.keys.len()), run.frames.start));
-        let surplus = self.runs.split_off(RUNS.min(self.runs.len()));
-        self.store.let_go(surplus.iter().flat_map(|run| &run.keys));
+        let surplus = self.runs.split_off(MAX_RUNS.min(self.runs.len()));
+        self.store.unpin_all(surplus.iter().flat_map(|run| &run.keys));
         self.runs.sort_by_key(|run| run.frames.start);
     }
 
-    /// Ends each run before the first page that does not have the bytes of its fingerprint.
-    fn keep_true(&mut self, domain: &Domain) -> Result<(), KvmError> {
+    /// Truncates each run before the first page that does not match its fingerprint.
+    fn keep_verified(&mut self, domain: &Domain) -> Result<(), KvmError> {
         let mut page = [0; FRAME_BYTES];
         for run in &mut self.runs {
-            let mut good = 0;
+            let mut verified = 0;
             for (slot, key) in (run.slot..).zip(&run.keys) {
-                // Nobody writes to it: it is pinned.
+                // The page is pinned, so no other thread writes to it.
                 self.store.file.read(slot, &mut page)?;
                 if domain.fingerprint(&page) != *key {
                     break;
                 }
-                good += 1;
+                verified += 1;
             }
-            run.frames.end = run.frames.start + good;
-            self.store.let_go(run.keys.split_off(good as usize).iter());
+            run.frames.end = run.frames.start + verified;
+            self.store.unpin_all(run.keys.split_off(verified as usize).iter());
         }
         self.runs.retain(|run| !run.keys.is_empty());
         Ok(())
     }
 
-    /// The frames.
+    /// The runs of frames, sorted.
     pub(crate) fn runs(&self) -> Vec<Range<u32>> {
         self.runs.iter().map(|run| run.frames.clone()).collect()
     }
 
-    /// Whether a frame is among them.
+    /// Whether a frame is among the pinned pages.
     pub(crate) fn has(&self, frame: u32) -> bool {
         self.run(frame).is_some()
     }
@@ -134,8 +133,7 @@ impl Pins {
         self.runs.get(at).filter(|run| run.frames.contains(&frame))
     }
 
-    /// Copies bytes out of frames that follow each other in one of the runs, from an offset in
-    /// frame-index order on.
+    /// Copies bytes, from an offset in frame-index order, out of frames that lie in one run.
     pub(crate) fn read(&self, offset: usize, buf: &mut [u8]) -> Result<(), KvmError> {
         let frame = frames_of(&(offset..offset)).start;
         let run = self.run(frame);
@@ -144,7 +142,7 @@ impl Pins {
         self.store.file.read_from(run.slot, offset - start, buf)
     }
 
-    /// Where frames are that follow each other in one of the runs.
+    /// Where the pages of frames in one run are in the store's file.
     pub(crate) fn part(&self, frames: &Range<u32>) -> Overlay<'_> {
         let slot =
             self.run(frames.start).map_or(0, |run| run.slot + (frames.start - run.frames.start));
@@ -159,6 +157,6 @@ impl Pins {
 
 impl Drop for Pins {
     fn drop(&mut self) {
-        self.store.let_go(self.runs.iter().flat_map(|run| &run.keys));
+        self.store.unpin_all(self.runs.iter().flat_map(|run| &run.keys));
     }
 }

@@ -1,4 +1,4 @@
-//! What a store finds in the file of its former life.
+//! Rebuilding a store's index from the file of a previous process.
 
 use super::file::StoreFile;
 use crate::error::KvmError;
@@ -7,11 +7,11 @@ use kaleidoscope_core::addr::FRAME_BYTES;
 use kaleidoscope_core::fingerprint::Domain;
 use kaleidoscope_core::store::Index;
 
-/// The index of what is in the file: pages of these domains are taken over, every other place that
-/// was in use is reserved.
+/// Builds the index of a file: pages of these domains are adopted, and every other slot that was in
+/// use is reserved.
 pub(super) fn index(file: &StoreFile, domains: &[Domain]) -> Result<Index, KvmError> {
     let mut index = Index::new(file.pages());
-    // The one that fitted last is tried first: pages of one tenant come together.
+    // The domain that matched last is tried first, since pages of one tenant are mostly adjacent.
     let mut domains: Vec<&Domain> = domains.iter().collect();
     let keys = file.keys()?;
     let mut page = [0; FRAME_BYTES];
@@ -20,7 +20,7 @@ pub(super) fn index(file: &StoreFile, domains: &[Domain]) -> Result<Index, KvmEr
         let owner = domains.iter().position(|domain| domain.fingerprint(&page) == *key);
         let is_adopted = owner.is_some_and(|owner| {
             domains.swap(0, owner);
-            // A page may be there twice: a store that did not have its domain was given it again.
+            // A page can occur twice: a store without the page's domain may have stored it again.
             index.adopt(*key, *slot)
         });
         if !is_adopted {

@@ -1,4 +1,4 @@
-//! Stores that are opened again: after an orderly end, after a kill, and damaged.
+//! Reopened stores: after an orderly exit, after a kill, and with damage.
 
 use super::file::{StoreFile, StoreFileError};
 use super::*;
@@ -15,14 +15,14 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::process::{Child, Command, Stdio};
 
-/// Where the places of a small store begin: behind the header and one page of fingerprints.
-const PLACES: u64 = 2 * FRAME_BYTES as u64;
+/// Offset of the first slot of a small store: after the header and one page of fingerprints.
+const SLOTS_OFFSET: u64 = 2 * FRAME_BYTES as u64;
 
 fn domain(n: u8) -> Domain {
     Domain::new([n; 32])
 }
 
-/// One of many pages, each with bytes of its own.
+/// One of many pages with distinct bytes.
 fn page(n: u64) -> Page {
     let mut page = [n.to_le_bytes()[0]; FRAME_BYTES];
     page[..8].copy_from_slice(&n.to_le_bytes());
@@ -34,7 +34,7 @@ fn put(store: &ContentStore, domain: &Domain, n: u64) -> bool {
     store.put(domain.fingerprint(&page(n)), &page(n)).unwrap()
 }
 
-/// Whether a page is there; then it is the right one.
+/// Whether the store has a page; checks its bytes.
 fn has(store: &ContentStore, domain: &Domain, n: u64) -> bool {
     let mut found = [0xee; FRAME_BYTES];
     let is_there = store.get(domain.fingerprint(&page(n)), &mut found).unwrap();
@@ -42,13 +42,12 @@ fn has(store: &ContentStore, domain: &Domain, n: u64) -> bool {
     is_there
 }
 
-/// The file of a store, kept beyond its end.
+/// A descriptor of a store's file that outlives the store.
 fn file(store: &ContentStore) -> OwnedFd {
     store.file().try_clone_to_owned().unwrap()
 }
 
-/// Puts pages that were never there until others of this life give way, or there is no room. Says
-/// how many found a place.
+/// Puts new pages until they evict each other, or the store is full. Returns how many were stored.
 fn fill(store: &ContentStore, domain: &Domain) -> u64 {
     let room = u64::from(store.statistics().bound);
     (1 << 40..(1 << 40) + room + 1).filter(|n| put(store, domain, *n)).count() as u64
@@ -64,24 +63,24 @@ fn a_store_comes_back_with_its_pages() {
     let store = ContentStore::reopen(kept, &[other, mine.clone()]).unwrap();
     let statistics = store.statistics();
     assert_eq!((statistics.bound, statistics.pages, statistics.former), (8, 3, 3));
-    // More than there is room for: of what was there before nothing gives way.
+    // More pages than there is room for: former pages are not evicted.
     assert_eq!(fill(&store, &mine), 9);
     assert!((0..3).all(|n| has(&store, &mine, n)));
     assert_eq!((store.statistics().pages, store.statistics().evicted), (8, 4));
-    // As any other page.
+    // Former pages can be used like any others.
     assert_eq!(store.put_pinned(mine.fingerprint(&page(1)), &page(1)).unwrap(), Some(1));
     store.release_former();
     assert_eq!((store.statistics().pins, store.statistics().former), (1, 0));
     assert!((100..120).all(|n| put(&store, &mine, n)));
     assert_eq!([0, 1, 2].map(|n| has(&store, &mine, n)), [false, true, false]);
-    store.let_go([mine.fingerprint(&page(1))].iter());
-    // And once more, with what is there by now.
+    store.unpin_all([mine.fingerprint(&page(1))].iter());
+    // Once more, with the pages that it has now.
     let kept = file(&store);
     drop(store);
     let store = ContentStore::reopen(kept, std::slice::from_ref(&mine)).unwrap();
     assert!(has(&store, &mine, 1) && (113..120).all(|n| has(&store, &mine, n)));
     assert_eq!(store.statistics().former, 8);
-    assert!(!put(&store, &mine, 7777), "every place may be shown");
+    assert!(!put(&store, &mine, 7777), "every slot may be mapped");
 }
 
 #[test]
@@ -95,10 +94,10 @@ fn pages_of_no_domain_stay_apart() {
     assert_eq!([0, 2].map(|n| has(&store, &mine, n)), [true, true]);
     assert!(!has(&store, &other, 1));
     assert_eq!((store.statistics().pages, store.statistics().former), (2, 3));
-    // It comes a second time.
+    // It is stored a second time.
     assert!(put(&store, &other, 1));
     fill(&store, &mine);
-    assert_eq!(store.statistics().pages, 5, "one is apart");
+    assert_eq!(store.statistics().pages, 5, "one slot is reserved");
     let kept = file(&store);
     drop(store);
     let store = ContentStore::reopen(kept, &[other.clone(), mine.clone()]).unwrap();
@@ -106,7 +105,7 @@ fn pages_of_no_domain_stay_apart() {
     assert_eq!(store.statistics().former, 6);
     let kept = file(&store);
     drop(store);
-    // Nobody's: there is nothing, and no room until it is released.
+    // Without a domain there are no pages, and no room until they are released.
     let store = ContentStore::reopen(kept, &[]).unwrap();
     assert_eq!((store.statistics().pages, store.statistics().former), (0, 6));
     assert!(!put(&store, &mine, 5));
@@ -118,7 +117,8 @@ fn pages_of_no_domain_stay_apart() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
-    /// Whatever becomes of the table and the pages, a page is right or not there, and no place that was in use is written to.
+    /// Whatever happens to the table and the pages, a page is right or missing, and no slot that
+    /// was in use is written to.
     #[test]
     fn damage_is_never_a_page(
         puts in prop::collection::vec(0u64..12, 0..12),
@@ -141,15 +141,16 @@ proptest! {
         }
         damage.iter().for_each(|(at, byte)| kept.write_all_at(&[*byte], 4096 + at).unwrap());
         for (slot, at, byte) in torn.iter().filter(|(slot, ..)| *slot < used as u64) {
-            kept.write_all_at(&[*byte], PLACES + slot * 4096 + at).unwrap();
+            kept.write_all_at(&[*byte], SLOTS_OFFSET + slot * 4096 + at).unwrap();
         }
         let bytes = |slot: usize| {
             let mut bytes = [0; FRAME_BYTES];
-            kept.read_exact_at(&mut bytes, PLACES + slot as u64 * 4096).unwrap();
+            kept.read_exact_at(&mut bytes, SLOTS_OFFSET + slot as u64 * 4096).unwrap();
             bytes
         };
         let before: Vec<Page> = (0..used).map(bytes).collect();
-        let store = ContentStore::reopen(kept.try_clone().unwrap().into(), std::slice::from_ref(&mine)).unwrap();
+        let file = kept.try_clone().unwrap().into();
+        let store = ContentStore::reopen(file, std::slice::from_ref(&mine)).unwrap();
         (0..12).for_each(|n| { has(&store, &mine, n); });
         prop_assert!((0..12).all(|n| !has(&store, &other, n)));
         prop_assert!(store.statistics().former as usize >= used);
@@ -165,7 +166,7 @@ proptest! {
     }
 }
 
-/// A file of memory with these bytes at its start.
+/// A memory file with these bytes at its start.
 fn memory(len: u64, seals: SealFlags, start: &[u8]) -> OwnedFd {
     let fd = memfd_create("store", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING).unwrap();
     ftruncate(&fd, len).unwrap();
@@ -191,10 +192,10 @@ fn what_is_no_store_is_refused() {
         let fields = [version, flags, pages].map(u32::to_le_bytes);
         [b"KSTORE\r\n".as_slice(), fields.as_flattened()].concat()
     };
-    let len = PLACES + 6 * 4096;
+    let len = SLOTS_OFFSET + 6 * 4096;
     let good = header(1, 0, 6);
     assert!(ContentStore::reopen(memory(len, sealed, &good), &[]).is_ok());
-    // Where these are kept in memory, that cannot be sealed.
+    // Where temporary files are in tmpfs, they cannot be sealed.
     let disk = refused(tempfile::tempfile().unwrap().into());
     assert!(
         matches!(disk, StoreFileError::Unfit(UnfitFile::NotMemory | UnfitFile::Seals)),
@@ -217,8 +218,10 @@ fn what_is_no_store_is_refused() {
     assert_eq!(refused(memory(len, sealed, &header(1, 8, 6))), StoreFileError::Flags(8));
     for (size, pages) in [(len, 5), (len, 7), (len, u32::MAX), (len - 4096, 6), (len + 1, 6)] {
         let error = refused(memory(size, sealed, &header(1, 0, pages)));
+        let is_it = |s, p| (s, p) == (size, pages);
         assert!(
-            matches!(error, StoreFileError::Size { size: s, pages: p, .. } if (s, p) == (size, pages))
+            matches!(error, StoreFileError::Size { size: s, pages: p, .. } if is_it(s, p)),
+            "{error}"
         );
     }
 }
@@ -231,7 +234,7 @@ fn the_largest_store_takes_what_is_in_it() {
     let kept = File::from(file(&store));
     let last = store.file.offset(u32::MAX - 1) as u64;
     drop(store);
-    // Damage far away.
+    // Damage far from the pages in use.
     kept.write_all_at(&page(3), last).unwrap();
     let store = ContentStore::reopen(kept.into(), std::slice::from_ref(&mine)).unwrap();
     assert!(has(&store, &mine, 1) && has(&store, &mine, 2) && put(&store, &mine, 3));
@@ -241,15 +244,15 @@ fn the_largest_store_takes_what_is_in_it() {
     assert!(store.taken().unwrap() < 100 * FRAME_BYTES as u64);
 }
 
-/// What says to the test below that it is the process that is to be killed, and how many pages its
-/// store has.
+/// Environment variable that makes the test below act as the process to be killed; holds the number
+/// of pages of its store.
 const ROLE: &str = "KALEIDOSCOPE_STORE_TO_BE_KILLED";
 
-/// Pages that the killed process has pinned, the first that it put.
+/// Pages that the killed process has pinned: the first ones that it put.
 const PINNED: u64 = 8;
 
-/// Does nothing but in the process that [`a_killed_process_leaves_a_store`] starts: there it puts
-/// pages until it is killed.
+/// Does nothing unless [`a_killed_process_leaves_a_store`] starts it in another process. There it
+/// puts pages until it is killed.
 #[test]
 fn puts_until_it_is_killed() {
     let Some(room) = std::env::var_os(ROLE) else { return };
@@ -267,16 +270,16 @@ fn puts_until_it_is_killed() {
             println!("\nput {n}");
         }
         if room > 1000 {
-            // So that it is not full when it is killed.
+            // Slowly, so that the store is not full when the process is killed.
             std::thread::sleep(std::time::Duration::from_millis(1));
         }
     }
 }
 
-/// Killed and waited for however the test ends.
-struct Killed(Child);
+/// A child process, killed and reaped on drop.
+struct ChildGuard(Child);
 
-impl Drop for Killed {
+impl Drop for ChildGuard {
     fn drop(&mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();
@@ -294,13 +297,13 @@ fn a_killed_process_leaves_a_store() {
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .spawn();
-        let mut child = Killed(child.unwrap());
+        let mut child = ChildGuard(child.unwrap());
         let mut lines = BufReader::new(child.0.stdout.take().unwrap()).lines();
         let fd = lines.find_map(|line| line.unwrap().strip_prefix("store ").map(str::to_owned));
         let kept = format!("/proc/{}/fd/{}", child.0.id(), fd.unwrap());
         let kept = || open(&kept, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).unwrap();
         let (file, second) = (kept(), kept());
-        // A machine that outlives it.
+        // A machine that outlives the process.
         let len = usize::try_from(fstat(&file).unwrap().st_size).unwrap();
         let machine = Mapping::of_file(file.as_fd(), len, Sharing::Private).unwrap();
         assert_eq!(refused(second), StoreFileError::InUse);
@@ -318,7 +321,7 @@ fn a_killed_process_leaves_a_store() {
         let before: Vec<Page> = used.iter().map(|slot| shown(*slot)).collect();
         for (slot, key) in store.file.keys().unwrap() {
             let mut found = [0; FRAME_BYTES];
-            // The one that was being put is there whole, or not.
+            // A page that was being put is stored as a whole or not at all.
             if store.get(key, &mut found).unwrap() {
                 let n = u64::from_le_bytes(*found.first_chunk().unwrap());
                 assert_eq!((found, mine.fingerprint(&found)), (page(n), key));
@@ -331,15 +334,15 @@ fn a_killed_process_leaves_a_store() {
         assert!(
             statistics.former as usize == used.len() && statistics.pages + 1 >= statistics.former
         );
-        let placed = fill(&store, &mine);
-        assert_eq!(placed > 0, used.len() < room as usize);
+        let stored = fill(&store, &mine);
+        assert_eq!(stored > 0, used.len() < room as usize);
         assert_eq!(used.iter().map(|slot| shown(*slot)).collect::<Vec<_>>(), before);
         assert!((0..).zip(0..PINNED).all(|(slot, n)| shown(slot) == page(n)));
         drop(machine);
         store.release_former();
         assert_eq!(store.statistics().pins, 0);
         assert!((1 << 50..(1 << 50) + u64::from(room)).all(|n| put(&store, &mine, n)));
-        assert!((0..PINNED).all(|n| !has(&store, &mine, n)), "they gave way");
+        assert!((0..PINNED).all(|n| !has(&store, &mine, n)), "they were evicted");
     }
 }
 
@@ -356,7 +359,7 @@ fn a_fingerprint_never_names_other_bytes() {
         });
         let mut found = [0; FRAME_BYTES];
         while !writer.is_finished() {
-            // What a process that opens the file at this moment would find: no fingerprint comes
+            // What a process would find that opens the file now: no fingerprint occurs
             // twice.
             let before = key();
             file.read(0, &mut found).unwrap();

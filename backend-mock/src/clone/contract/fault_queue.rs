@@ -1,6 +1,6 @@
-//! What every fault queue promises.
+//! Contract tests for fault queues.
 
-use super::{Broken, Check, Closing, ContractTarget, Make, ensure, next_event, soon};
+use super::{Broken, Check, CloseOnDrop, ContractTarget, Make, ensure, next_event, soon};
 use kaleidoscope_core::addr::FrameIndex;
 use kaleidoscope_core::clone::ports::{Event, Installed};
 use kaleidoscope_core::memory::ZERO_PAGE;
@@ -9,14 +9,14 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-/// Frames of each subject.
+/// Frames of each memory under test.
 const FRAMES: u32 = 256;
 
-/// Checks every promise of [`FaultQueue`](kaleidoscope_core::clone::ports::FaultQueue) on fresh
-/// subjects.
+/// Checks all requirements of [`FaultQueue`](kaleidoscope_core::clone::ports::FaultQueue), each on
+/// a new memory.
 ///
 /// # Errors
-/// [`Broken`] names the first promise that is not kept.
+/// [`Broken`] describes the first violated requirement.
 pub fn fault_queue<S: ContractTarget>(make: &Make<'_, S>) -> Result<(), Broken> {
     let suite: [Check<S>; 4] = [
         an_empty_queue_is_empty,
@@ -25,34 +25,34 @@ pub fn fault_queue<S: ContractTarget>(make: &Make<'_, S>) -> Result<(), Broken> 
         closing_ends_all,
     ];
     for check in suite {
-        let subject = make(FRAMES).map_err(|e| Broken::new("a subject can be made", e))?;
-        let _closing = Closing(&subject);
-        check(&subject)?;
+        let target = make(FRAMES).map_err(|e| Broken::new("a memory can be created", e))?;
+        let _closing = CloseOnDrop(&target);
+        check(&target)?;
     }
     Ok(())
 }
 
-fn an_empty_queue_is_empty<S: ContractTarget>(subject: &S) -> Result<(), Broken> {
+fn an_empty_queue_is_empty<S: ContractTarget>(target: &S) -> Result<(), Broken> {
     const PROMISE: &str = "nothing is read from an empty queue, and waiting ends";
     for wait in [Duration::ZERO, Duration::from_millis(5)] {
-        let event = subject.queue().read().map_err(|error| Broken::new(PROMISE, error))?;
+        let event = target.queue().read().map_err(|error| Broken::new(PROMISE, error))?;
         ensure!(event.is_none(), PROMISE, "{event:?}");
-        subject.queue().wait(wait).map_err(|error| Broken::new(PROMISE, error))?;
+        target.queue().wait(wait).map_err(|error| Broken::new(PROMISE, error))?;
     }
     Ok(())
 }
 
-fn faults_are_reported<S: ContractTarget>(subject: &S) -> Result<(), Broken> {
+fn faults_are_reported<S: ContractTarget>(target: &S) -> Result<(), Broken> {
     const PROMISE: &str = "a fault is reported with its frame, and how it was touched";
     std::thread::scope(|scope| {
-        let _closing = Closing(subject);
+        let _closing = CloseOnDrop(target);
         for (frame, access) in [(7, Access::Read), (255, Access::Write), (0, Access::Read)] {
             let frame = FrameIndex(frame);
             let vcpu = scope.spawn(move || match access {
-                Access::Write => subject.write(frame, 4095, &[1]),
-                Access::Read | Access::Unknown => subject.read(frame, 4095, &mut [0]),
+                Access::Write => target.write(frame, 4095, &[1]),
+                Access::Read | Access::Unknown => target.read(frame, 4095, &mut [0]),
             });
-            let event = next_event(subject.queue(), PROMISE)?;
+            let event = next_event(target.queue(), PROMISE)?;
             let is_right = match event {
                 Event::Fault { frame: f, access: Access::Unknown } => f == frame,
                 Event::Fault { frame: f, access: a } => (f, a) == (frame, access),
@@ -60,8 +60,8 @@ fn faults_are_reported<S: ContractTarget>(subject: &S) -> Result<(), Broken> {
             };
             ensure!(is_right, PROMISE, "{event:?} for frame {frame}, {access:?}");
             ensure!(!vcpu.is_finished(), "a vCPU waits for its frame", "frame {frame}");
-            let placed = subject.installer().install(frame, &ZERO_PAGE);
-            ensure!(matches!(placed, Ok(Installed::Installed)), PROMISE, "{placed:?}");
+            let filled = target.installer().install(frame, &ZERO_PAGE);
+            ensure!(matches!(filled, Ok(Installed::Installed)), PROMISE, "{filled:?}");
             let ended = vcpu.join().map_err(|_| Broken::new(PROMISE, "the vCPU panicked"))?;
             ended.map_err(|error| Broken::new(PROMISE, error))?;
         }
@@ -69,29 +69,29 @@ fn faults_are_reported<S: ContractTarget>(subject: &S) -> Result<(), Broken> {
     })
 }
 
-fn many_threads_share_a_queue<S: ContractTarget>(subject: &S) -> Result<(), Broken> {
-    const PROMISE: &str = "of many readers one gets each event, and none is lost";
+fn many_threads_share_a_queue<S: ContractTarget>(target: &S) -> Result<(), Broken> {
+    const PROMISE: &str = "each event goes to exactly one of many readers";
     const VCPUS: u32 = 4;
-    let (is_over, placed_twice) = (AtomicBool::new(false), AtomicUsize::new(0));
+    let (is_over, filled_twice) = (AtomicBool::new(false), AtomicUsize::new(0));
     let failure: Mutex<Option<String>> = Mutex::new(None);
     let fail = |what: String| {
         if let Ok(mut failure) = failure.lock() {
             failure.get_or_insert(what);
         }
-        subject.close();
+        target.close();
     };
     std::thread::scope(|scope| {
         for _ in 0..3 {
             scope.spawn(|| {
                 while !is_over.load(Ordering::Acquire) {
-                    let waited = subject.queue().wait(Duration::from_millis(20));
-                    match waited.and_then(|()| subject.queue().read()) {
+                    let waited = target.queue().wait(Duration::from_millis(20));
+                    match waited.and_then(|()| target.queue().read()) {
                         Ok(Some(Event::Fault { frame, .. })) => {
-                            match subject.installer().zero(frame) {
+                            match target.installer().zero(frame) {
                                 Ok(Installed::Installed) => {}
-                                // No vCPU shares a frame with another one.
+                                // Each frame is touched by one vCPU only.
                                 Ok(Installed::AlreadyPresent | Installed::TryAgain) => {
-                                    placed_twice.fetch_add(1, Ordering::AcqRel);
+                                    filled_twice.fetch_add(1, Ordering::AcqRel);
                                 }
                                 Err(error) => fail(error.to_string()),
                             }
@@ -108,7 +108,7 @@ fn many_threads_share_a_queue<S: ContractTarget>(subject: &S) -> Result<(), Brok
             .map(|vcpu| {
                 scope.spawn(move || {
                     let mut frames = (vcpu..FRAMES).step_by(VCPUS as usize).map(FrameIndex);
-                    frames.try_for_each(|frame| subject.read(frame, 0, &mut [0; 8]))
+                    frames.try_for_each(|frame| target.read(frame, 0, &mut [0; 8]))
                 })
             })
             .collect();
@@ -127,21 +127,21 @@ fn many_threads_share_a_queue<S: ContractTarget>(subject: &S) -> Result<(), Brok
     if let Ok(Some(what)) = failure.into_inner() {
         return Err(Broken::new(PROMISE, what));
     }
-    let twice = placed_twice.into_inner();
+    let twice = filled_twice.into_inner();
     ensure!(twice == 0, PROMISE, "{twice} events came twice");
     Ok(())
 }
 
-fn closing_ends_all<S: ContractTarget>(subject: &S) -> Result<(), Broken> {
-    const PROMISE: &str = "when the clone ends, every reader is told, and every vCPU ends";
+fn closing_ends_all<S: ContractTarget>(target: &S) -> Result<(), Broken> {
+    const PROMISE: &str = "closing ends all readers and all vCPUs";
     std::thread::scope(|scope| {
-        let _closing = Closing(subject);
-        let vcpu = scope.spawn(|| subject.read(FrameIndex(1), 0, &mut [0]).is_err());
+        let _closing = CloseOnDrop(target);
+        let vcpu = scope.spawn(|| target.read(FrameIndex(1), 0, &mut [0]).is_err());
         let readers: Vec<_> = (0..3)
             .map(|_| {
                 scope.spawn(|| {
                     loop {
-                        match next_event(subject.queue(), PROMISE)? {
+                        match next_event(target.queue(), PROMISE)? {
                             Event::Closed => return Ok(()),
                             Event::Fault { .. } | Event::Removed(_) => {}
                         }
@@ -150,12 +150,12 @@ fn closing_ends_all<S: ContractTarget>(subject: &S) -> Result<(), Broken> {
             })
             .collect();
         std::thread::sleep(Duration::from_millis(5));
-        subject.close();
+        target.close();
         for reader in readers {
             reader.join().map_err(|_| Broken::new(PROMISE, "a reader panicked"))??;
         }
         let has_failed = vcpu.join().map_err(|_| Broken::new(PROMISE, "the vCPU panicked"))?;
-        ensure!(has_failed, PROMISE, "a vCPU got bytes that nobody placed");
+        ensure!(has_failed, PROMISE, "a vCPU read a frame that was never filled");
         Ok(())
     })
 }

@@ -1,4 +1,4 @@
-//! What every backend promises: suites to run on any implementation of the engine's ports.
+//! Contract tests for implementations of the engine's ports.
 //!
 //! ```
 //! use kaleidoscope_mock::clone::{MockMemory, contract};
@@ -22,10 +22,10 @@ use std::error::Error;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
-/// How long a suite waits for what must happen at once, before it says that it does not.
+/// How long a suite waits for something that must happen promptly.
 const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// A promise that an implementation does not keep.
+/// A violated requirement of a port.
 #[derive(Debug, thiserror::Error)]
 #[error("{promise}: {what}")]
 pub struct Broken {
@@ -38,28 +38,28 @@ impl Broken {
         Self { promise, what: what.to_string() }
     }
 
-    /// The promise that is not kept.
+    /// The violated requirement.
     #[must_use]
     pub fn promise(&self) -> &'static str {
         self.promise
     }
 }
 
-/// Makes a fresh subject of so many frames.
+/// Creates a new object under test with this number of frames.
 pub type Make<'m, S> = dyn Fn(u32) -> Result<S, Box<dyn Error + Send + Sync>> + 'm;
 
-/// A clone's memory as a suite uses it: the ports from outside, a vCPU from inside.
+/// A clone's memory under test: the ports from outside, a vCPU from inside.
 pub trait ContractTarget: Send + Sync {
-    /// How pages enter the memory.
+    /// The port that fills the memory.
     fn installer(&self) -> &dyn PageInstaller;
 
-    /// What the memory reports.
+    /// The port that reports faults and removals.
     fn queue(&self) -> &dyn FaultQueue;
 
-    /// Reads as a vCPU does; waits while the frame is empty.
+    /// Reads like a vCPU; blocks while the frame is empty.
     ///
     /// # Errors
-    /// Whatever keeps the vCPU from going on.
+    /// The error that keeps the vCPU from continuing.
     fn read(
         &self,
         frame: FrameIndex,
@@ -67,10 +67,10 @@ pub trait ContractTarget: Send + Sync {
         buf: &mut [u8],
     ) -> Result<(), Box<dyn Error + Send + Sync>>;
 
-    /// Writes as a vCPU does; waits while the frame is empty.
+    /// Writes like a vCPU; blocks while the frame is empty.
     ///
     /// # Errors
-    /// Whatever keeps the vCPU from going on.
+    /// The error that keeps the vCPU from continuing.
     fn write(
         &self,
         frame: FrameIndex,
@@ -78,13 +78,13 @@ pub trait ContractTarget: Send + Sync {
         buf: &[u8],
     ) -> Result<(), Box<dyn Error + Send + Sync>>;
 
-    /// Gives frames back as a balloon does; `false` when this memory has none.
+    /// Gives frames back like a balloon; `false` if this memory does not support it.
     ///
     /// # Errors
-    /// Whatever keeps the balloon from going on.
+    /// The error that keeps the balloon from continuing.
     fn give_back(&self, frames: Range<u32>) -> Result<bool, Box<dyn Error + Send + Sync>>;
 
-    /// Ends the clone.
+    /// Ends the clone: all waiting vCPUs and readers return.
     fn close(&self);
 }
 
@@ -121,14 +121,14 @@ impl ContractTarget for MockMemory {
     }
 
     fn close(&self) {
-        MockMemory::close(self, "the suite is over");
+        MockMemory::close(self, "the test is over");
     }
 }
 
 /// One check of a suite.
 type Check<S> = fn(&S) -> Result<(), Broken>;
 
-/// Fails with a promise unless a condition holds.
+/// Returns an error unless a condition holds.
 macro_rules! ensure {
     ($condition:expr, $promise:expr, $($what:tt)+) => {
         if !$condition {
@@ -138,7 +138,7 @@ macro_rules! ensure {
 }
 use ensure;
 
-/// Whether something becomes true in good time.
+/// Whether a condition becomes true before the timeout.
 fn soon(mut is_true: impl FnMut() -> bool) -> bool {
     let end = Instant::now() + TIMEOUT;
     while !is_true() {
@@ -150,7 +150,7 @@ fn soon(mut is_true: impl FnMut() -> bool) -> bool {
     true
 }
 
-/// The next event, if one comes in good time.
+/// The next event, if one arrives before the timeout.
 fn next_event(queue: &dyn FaultQueue, promise: &'static str) -> Result<Event, Broken> {
     let end = Instant::now() + TIMEOUT;
     while Instant::now() < end {
@@ -162,10 +162,10 @@ fn next_event(queue: &dyn FaultQueue, promise: &'static str) -> Result<Event, Br
     Err(Broken::new(promise, "no event came"))
 }
 
-/// Ends a clone when it goes out of scope, so that no thread of a suite that failed waits for ever.
-struct Closing<'s, S: ContractTarget>(&'s S);
+/// Ends a clone when dropped, so that no thread of a failed check waits forever.
+struct CloseOnDrop<'s, S: ContractTarget>(&'s S);
 
-impl<S: ContractTarget> Drop for Closing<'_, S> {
+impl<S: ContractTarget> Drop for CloseOnDrop<'_, S> {
     fn drop(&mut self) {
         self.0.close();
     }

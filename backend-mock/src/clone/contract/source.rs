@@ -1,4 +1,4 @@
-//! What every page source promises.
+//! Contract tests for page sources.
 
 use super::super::pattern::Pattern;
 use super::super::{MockParent, Snapshot};
@@ -18,25 +18,25 @@ const PATTERN: Pattern = Pattern::new(0x50_fa57).with(20, 20);
 
 type Check = fn(&dyn PageSource) -> Result<(), Broken>;
 
-/// Makes a source over a snapshot image.
+/// Creates a source over a snapshot image.
 pub type MakeSource<'m> =
     dyn Fn(Arc<dyn GuestMemory>) -> Result<Arc<dyn PageSource>, Box<dyn Error + Send + Sync>> + 'm;
 
-/// Checks every promise of [`PageSource`] on fresh sources over an image whose parent goes on
+/// Checks all requirements of [`PageSource`] on new sources over an image whose parent keeps
 /// writing.
 ///
 /// # Errors
-/// [`Broken`] names the first promise that is not kept.
+/// [`Broken`] describes the first violated requirement.
 pub fn source(make: &MakeSource<'_>) -> Result<(), Broken> {
-    const MADE: &str = "a source can be made";
+    const MADE: &str = "a source can be created";
     let layout = MemoryLayout::contiguous(u64::from(FRAMES) << 12);
     let parent = MockParent::new(layout.map_err(|e| Broken::new(MADE, e))?, PATTERN);
     let snapshot: Snapshot = parent.freeze();
     let _writers = parent.keep_writing(1, 1).map_err(|e| Broken::new(MADE, e))?;
     let suite: [Check; 6] = [
-        silence_ends,
-        every_frame_comes,
-        urgent_ones_come_first,
+        receiving_times_out,
+        every_frame_arrives,
+        urgent_frames_overtake,
         asking_again_is_harmless,
         many_threads_ask,
         nothing_is_asked_for,
@@ -48,7 +48,7 @@ pub fn source(make: &MakeSource<'_>) -> Result<(), Broken> {
     Ok(())
 }
 
-/// What came: how often each frame did, in the order of the first time.
+/// The received frames, in order of first arrival, with the number of deliveries of each.
 #[derive(Default)]
 struct Arrived {
     order: Vec<FrameIndex>,
@@ -71,7 +71,7 @@ impl Arrived {
                 Delivery::Page(_, page) => PATTERN.verify(frame, 0, 0, page),
                 Delivery::Zero(_) => PATTERN.verify(frame, 0, 0, &ZERO_PAGE),
                 Delivery::Unavailable(_) => {
-                    wrong.get_or_insert(format!("frame {frame} is said to be unavailable"));
+                    wrong.get_or_insert(format!("frame {frame} is reported as unavailable"));
                     Ok(())
                 }
             };
@@ -80,11 +80,11 @@ impl Arrived {
             }
         });
         received
-            .map_err(|error| Broken::new("a source that is asked for frames goes on", error))?;
+            .map_err(|error| Broken::new("a source with valid requests does not fail", error))?;
         wrong.map_or(Ok(()), |wrong| Err(Broken::new(PROMISE, wrong)))
     }
 
-    /// Receives until all of these have come.
+    /// Receives until all of these frames have arrived.
     fn receive_all(
         &mut self,
         source: &dyn PageSource,
@@ -94,7 +94,7 @@ impl Arrived {
         let end = Instant::now() + TIMEOUT;
         let missing = |a: &Self| frames.iter().find(|f| !a.times.contains_key(f)).copied();
         while let Some(frame) = missing(self) {
-            ensure!(Instant::now() < end, promise, "frame {frame} does not come");
+            ensure!(Instant::now() < end, promise, "frame {frame} does not arrive");
             self.receive(source, Duration::from_millis(50))?;
         }
         Ok(())
@@ -103,25 +103,25 @@ impl Arrived {
 
 fn ask(source: &dyn PageSource, frames: &[FrameIndex], priority: Priority) -> Result<(), Broken> {
     let asked = source.request(frames, priority);
-    asked.map_err(|error| Broken::new("frames of the image can be asked for", error))
+    asked.map_err(|error| Broken::new("frames of the image can be requested", error))
 }
 
 fn all() -> Vec<FrameIndex> {
     (0..FRAMES).map(FrameIndex).collect()
 }
 
-fn silence_ends(source: &dyn PageSource) -> Result<(), Broken> {
-    const PROMISE: &str = "receiving ends when nothing comes";
-    ensure!(source.window() > 0, "some frames can be on their way", "window 0");
+fn receiving_times_out(source: &dyn PageSource) -> Result<(), Broken> {
+    const PROMISE: &str = "receiving ends after the wait";
+    ensure!(source.window() > 0, "the window is not zero", "window 0");
     let mut arrived = Arrived::default();
     for wait in [Duration::ZERO, Duration::from_millis(5)] {
         arrived.receive(source, wait)?;
     }
-    ensure!(arrived.order.is_empty(), PROMISE, "{:?} came unasked", arrived.order);
+    ensure!(arrived.order.is_empty(), PROMISE, "{:?} arrived unasked", arrived.order);
     Ok(())
 }
 
-fn every_frame_comes(source: &dyn PageSource) -> Result<(), Broken> {
+fn every_frame_arrives(source: &dyn PageSource) -> Result<(), Broken> {
     let mut arrived = Arrived::default();
     for (n, frames) in all().chunks(64).enumerate() {
         let priority = if n % 3 == 0 { Priority::Urgent } else { Priority::Prefetch };
@@ -130,10 +130,10 @@ fn every_frame_comes(source: &dyn PageSource) -> Result<(), Broken> {
             arrived.receive(source, Duration::ZERO)?;
         }
     }
-    arrived.receive_all(source, &all(), "every frame that was asked for comes")
+    arrived.receive_all(source, &all(), "every requested frame arrives")
 }
 
-fn urgent_ones_come_first(source: &dyn PageSource) -> Result<(), Broken> {
+fn urgent_frames_overtake(source: &dyn PageSource) -> Result<(), Broken> {
     const PROMISE: &str = "an urgent frame overtakes prefetched ones";
     let mut arrived = Arrived::default();
     let frames = all();
@@ -141,15 +141,15 @@ fn urgent_ones_come_first(source: &dyn PageSource) -> Result<(), Broken> {
     let others = frames.get(..frames.len() - 1).unwrap_or_default();
     ask(source, others, Priority::Prefetch)?;
     ask(source, &[urgent], Priority::Urgent)?;
-    arrived.receive_all(source, &frames, "every frame that was asked for comes")?;
+    arrived.receive_all(source, &frames, "every requested frame arrives")?;
     let at = arrived.order.iter().position(|frame| *frame == urgent).unwrap_or(usize::MAX);
-    // What was on its way already may come before it.
-    ensure!(at < frames.len() / 2, PROMISE, "{at} of {} came before it", frames.len());
+    // Frames that were already in flight may arrive first.
+    ensure!(at < frames.len() / 2, PROMISE, "{at} of {} arrived before it", frames.len());
     Ok(())
 }
 
 fn asking_again_is_harmless(source: &dyn PageSource) -> Result<(), Broken> {
-    const PROMISE: &str = "a frame that is asked for again comes, once or twice";
+    const PROMISE: &str = "a frame requested again arrives once or twice";
     let mut arrived = Arrived::default();
     let frames: Vec<_> = (0..200).map(FrameIndex).collect();
     ask(source, &frames, Priority::Prefetch)?;
@@ -161,11 +161,11 @@ fn asking_again_is_harmless(source: &dyn PageSource) -> Result<(), Broken> {
     let most = arrived.times.values().max().copied().unwrap_or(0);
     ensure!(most <= 2, PROMISE, "{most} times");
     ask(source, &frames, Priority::Urgent)?;
-    Arrived::default().receive_all(source, &frames, "a frame can be asked for any number of times")
+    Arrived::default().receive_all(source, &frames, "a frame can be requested any number of times")
 }
 
 fn many_threads_ask(source: &dyn PageSource) -> Result<(), Broken> {
-    const PROMISE: &str = "many threads may ask while another one receives";
+    const PROMISE: &str = "many threads may request while another one receives";
     let mut arrived = Arrived::default();
     std::thread::scope(|scope| {
         let askers: Vec<_> = (0..4u32)
@@ -191,7 +191,7 @@ fn nothing_is_asked_for(source: &dyn PageSource) -> Result<(), Broken> {
     ask(source, &[], Priority::Prefetch)?;
     let mut arrived = Arrived::default();
     arrived.receive(source, Duration::from_millis(2))?;
-    ensure!(arrived.order.is_empty(), "asking for nothing brings nothing", "{:?}", arrived.order);
+    ensure!(arrived.order.is_empty(), "an empty request delivers nothing", "{:?}", arrived.order);
     ask(source, &[FrameIndex(1)], Priority::Urgent)?;
-    arrived.receive_all(source, &[FrameIndex(1)], "every frame that was asked for comes")
+    arrived.receive_all(source, &[FrameIndex(1)], "every requested frame arrives")
 }

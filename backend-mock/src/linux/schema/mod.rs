@@ -1,8 +1,8 @@
-//! The structures of each kernel version, by name and member.
+//! Structures of each kernel version, by name and member.
 //!
-//! Facts come from the kernels' own BTF. Where a member lies is the seed's choice unless the
-//! kernel's algorithms (or every kernel so far) fix it, so that nothing can be found by a
-//! remembered offset.
+//! Facts come from the kernels' own BTF. The seed chooses the offsets of members, unless the
+//! kernel's algorithms (or all kernels so far) fix them, so that introspection cannot rely on
+//! memorized offsets.
 
 mod files;
 mod memory;
@@ -18,8 +18,8 @@ use super::types::{
 };
 use crate::{MockError, Rng};
 
-/// Every type of a kernel of this style. `move_page` lets the seed choose places in `struct page`
-/// too.
+/// All types of a kernel of this style. With `move_page`, the seed also chooses offsets in `struct
+/// page`.
 pub(super) fn types(
     style: KernelStyle,
     rng: &mut Rng,
@@ -40,13 +40,13 @@ struct Schema<'a> {
     types: Types,
 }
 
-/// A member that is a structure held by value.
-fn held(name: &str, ty: &'static str) -> Member {
+/// A member that is an embedded structure.
+fn embedded(name: &str, ty: &'static str) -> Member {
     member(name, Type::Named(ty))
 }
 
-/// A member that is a pointer.
-fn points(name: &str, target: &'static str) -> Member {
+/// A member that is a pointer to a named type.
+fn pointer_to(name: &str, target: &'static str) -> Member {
     member(name, pointer(target))
 }
 
@@ -54,19 +54,19 @@ fn constant(ty: Type) -> Type {
     Type::Const(Box::new(ty))
 }
 
-/// A pointer to constant characters.
+/// A member that is a `const char *`.
 fn text(name: &str) -> Member {
     member(name, Type::Pointer(Box::new(constant(CHAR))))
 }
 
 impl Schema<'_> {
-    /// A structure whose members keep their order.
+    /// Defines a structure whose members keep their order.
     fn fixed(&mut self, name: &'static str, members: Vec<Member>) -> Result<(), MockError> {
         self.types.structure(name, Placement::Fixed, self.rng, members)
     }
 
-    /// A structure whose members the seed arranges.
-    fn free(&mut self, name: &'static str, members: Vec<Member>) -> Result<(), MockError> {
+    /// Defines a structure whose members are shuffled.
+    fn shuffled(&mut self, name: &'static str, members: Vec<Member>) -> Result<(), MockError> {
         self.types.structure(name, Placement::Shuffled, self.rng, members)
     }
 
@@ -90,72 +90,75 @@ impl Schema<'_> {
         let atomic = Type::Anonymous(self.types.lay_out(false, counter)?);
         self.types.typedef("atomic64_t", atomic.clone());
         self.types.typedef("atomic_long_t", atomic);
-        self.fixed("list_head", vec![points("next", "list_head"), points("prev", "list_head")])?;
+        self.fixed(
+            "list_head",
+            vec![pointer_to("next", "list_head"), pointer_to("prev", "list_head")],
+        )?;
         self.fixed(
             "hlist_node",
             vec![
-                points("next", "hlist_node"),
+                pointer_to("next", "hlist_node"),
                 member("pprev", Type::Pointer(Box::new(pointer("hlist_node")))),
             ],
         )?;
-        self.fixed("hlist_head", vec![points("first", "hlist_node")])?;
+        self.fixed("hlist_head", vec![pointer_to("first", "hlist_node")])?;
         self.fixed(
             "hlist_bl_node",
             vec![
-                points("next", "hlist_bl_node"),
+                pointer_to("next", "hlist_bl_node"),
                 member("pprev", Type::Pointer(Box::new(pointer("hlist_bl_node")))),
             ],
         )?;
         self.fixed(
             "callback_head",
             vec![
-                points("next", "callback_head"),
+                pointer_to("next", "callback_head"),
                 member("func", Type::Pointer(Box::new(Type::Function))),
             ],
         )?;
-        self.fixed("spinlock", vec![held("rlock", "atomic_t")])?;
+        self.fixed("spinlock", vec![embedded("rlock", "atomic_t")])?;
         self.types.typedef("spinlock_t", Type::Named("spinlock"));
         self.fixed(
             "rw_semaphore",
             vec![
-                held("count", "atomic_long_t"),
-                held("owner", "atomic_long_t"),
-                held("wait_lock", "spinlock_t"),
-                held("wait_list", "list_head"),
+                embedded("count", "atomic_long_t"),
+                embedded("owner", "atomic_long_t"),
+                embedded("wait_lock", "spinlock_t"),
+                embedded("wait_list", "list_head"),
             ],
         )?;
         self.fixed(
             "rb_node",
             vec![
                 member("__rb_parent_color", U64),
-                points("rb_right", "rb_node"),
-                points("rb_left", "rb_node"),
+                pointer_to("rb_right", "rb_node"),
+                pointer_to("rb_left", "rb_node"),
             ],
         )?;
         self.fixed(
             "xarray",
             vec![
-                held("xa_lock", "spinlock_t"),
-                held("xa_flags", "gfp_t"),
+                embedded("xa_lock", "spinlock_t"),
+                embedded("xa_flags", "gfp_t"),
                 member("xa_head", void_pointer()),
             ],
         )?;
         let list = self.types.anonymous(
             true,
-            vec![held("private_list", "list_head"), held("callback_head", "callback_head")],
+            vec![embedded("private_list", "list_head"), embedded("callback_head", "callback_head")],
         )?;
         let marks = self
             .types
             .anonymous(true, vec![member("tags", array(U64, 3)), member("marks", array(U64, 3))])?;
-        self.free(
+        self.shuffled(
             "xa_node",
             vec![
                 member("shift", U8),
                 member("offset", U8),
                 member("count", U8),
                 member("nr_values", U8),
-                points("parent", "xa_node"),
-                points("array", "xarray"),
+                pointer_to("parent", "xa_node"),
+                pointer_to("array", "xarray"),
                 list,
                 member("slots", array(void_pointer(), 64)),
                 marks,

@@ -1,6 +1,6 @@
 //! `struct page` and the structures that overlay it.
 
-use super::{Schema, constant, held, points};
+use super::{Schema, constant, embedded, pointer_to};
 use crate::MockError;
 use crate::linux::KernelStyle;
 use crate::linux::types::{
@@ -10,18 +10,18 @@ use crate::linux::types::{
 /// Bytes of a `struct page`.
 const PAGE_BYTES: u32 = 64;
 
-/// A member at a place of its own, in bytes.
+/// A member at an offset in bytes.
 fn at(offset: u32, m: Member) -> Member {
     Member { bit_offset: offset * 8, ..m }
 }
 
-/// An anonymous structure or union of members that already have their places.
+/// An anonymous structure or union of members that already have offsets.
 fn overlay(is_union: bool, size: u32, members: Vec<Member>) -> Member {
     member("", Type::Anonymous(Composite { is_union, members, size, align: 8 }))
 }
 
-/// Places, in bytes, of the words of `struct page` that may move.
-struct Places {
+/// Offsets in bytes of the words of `struct page` that may move.
+struct MovableOffsets {
     mapping: u32,
     index: u32,
     private: u32,
@@ -47,15 +47,15 @@ impl Schema<'_> {
         }
         let [mapping, index, private] = words;
         let [mapcount, refcount] = halves;
-        let places = Places { mapping, index, private, mapcount, refcount };
-        let page = self.page_members(&places)?;
+        let offsets = MovableOffsets { mapping, index, private, mapcount, refcount };
+        let page = self.page_members(&offsets)?;
         self.types.placed(
             "page",
             Composite { is_union: false, members: page, size: PAGE_BYTES, align: 8 },
         );
         if style >= KernelStyle::V6_1 {
-            self.slab(&places)?;
-            self.folio(&places)?;
+            self.slab(&offsets)?;
+            self.folio(&offsets)?;
         }
         Ok(())
     }
@@ -73,14 +73,14 @@ impl Schema<'_> {
         self.types.anonymous(true, vec![member("counters", U64), fields])
     }
 
-    fn page_members(&self, places: &Places) -> Result<Vec<Member>, MockError> {
+    fn page_members(&self, offsets: &MovableOffsets) -> Result<Vec<Member>, MockError> {
         let style = self.style;
         // The union of words 1 to 5 starts at byte 8.
         let inside = |offset: u32, m| at(offset - 8, m);
         let lru = if style == KernelStyle::V5_10 {
-            held("lru", "list_head")
+            embedded("lru", "list_head")
         } else {
-            let lists = ["lru", "buddy_list", "pcp_list"].map(|n| held(n, "list_head"));
+            let lists = ["lru", "buddy_list", "pcp_list"].map(|n| embedded(n, "list_head"));
             self.types.anonymous(true, lists.to_vec())?
         };
         let index_name = if style >= KernelStyle::V7_2 { "__folio_index" } else { "index" };
@@ -94,9 +94,9 @@ impl Schema<'_> {
             40,
             vec![
                 inside(8, lru),
-                inside(places.mapping, points("mapping", "address_space")),
-                inside(places.index, index),
-                inside(places.private, member("private", U64)),
+                inside(offsets.mapping, pointer_to("mapping", "address_space")),
+                inside(offsets.index, index),
+                inside(offsets.private, member("private", U64)),
             ],
         );
         let head_name = if style >= KernelStyle::V7_2 { "compound_info" } else { "compound_head" };
@@ -105,7 +105,7 @@ impl Schema<'_> {
             tail.extend([
                 inside(16, member("compound_dtor", U8)),
                 inside(17, member("compound_order", U8)),
-                inside(20, held("compound_mapcount", "atomic_t")),
+                inside(20, embedded("compound_mapcount", "atomic_t")),
                 inside(24, member("compound_nr", U32)),
             ]);
         }
@@ -114,50 +114,54 @@ impl Schema<'_> {
             40,
             vec![
                 inside(8, member("_pt_pad_1", U64)),
-                inside(16, points("pmd_huge_pte", "page")),
-                inside(32, points("pt_mm", "mm_struct")),
-                inside(40, held("ptl", "spinlock_t")),
+                inside(16, pointer_to("pmd_huge_pte", "page")),
+                inside(32, pointer_to("pt_mm", "mm_struct")),
+                inside(40, embedded("ptl", "spinlock_t")),
             ],
         );
-        let mut uses =
-            vec![cache, overlay(false, 40, tail), table, held("callback_head", "callback_head")];
+        let mut uses = vec![
+            cache,
+            overlay(false, 40, tail),
+            table,
+            embedded("callback_head", "callback_head"),
+        ];
         if style == KernelStyle::V5_10 {
             uses.push(overlay(
                 false,
                 40,
                 vec![
-                    inside(8, held("slab_list", "list_head")),
-                    inside(24, points("slab_cache", "kmem_cache")),
+                    inside(8, embedded("slab_list", "list_head")),
+                    inside(24, pointer_to("slab_cache", "kmem_cache")),
                     inside(32, member("freelist", void_pointer())),
                     inside(40, self.slab_counters()?),
                 ],
             ));
         }
-        let counts = vec![held("_mapcount", "atomic_t"), member("page_type", U32)];
+        let counts = vec![embedded("_mapcount", "atomic_t"), member("page_type", U32)];
         let counts = self.types.anonymous(true, counts)?;
         let group = if style == KernelStyle::V5_10 { "mem_cgroup" } else { "memcg_data" };
         let group_type = if style == KernelStyle::V5_10 { pointer("mem_cgroup") } else { U64 };
         Ok(vec![
             at(0, member("flags", self.flags_word())),
             at(8, overlay(true, 40, uses)),
-            at(places.mapcount, counts),
-            at(places.refcount, held("_refcount", "atomic_t")),
+            at(offsets.mapcount, counts),
+            at(offsets.refcount, embedded("_refcount", "atomic_t")),
             at(56, member(group, group_type)),
         ])
     }
 
-    fn slab(&mut self, places: &Places) -> Result<(), MockError> {
+    fn slab(&mut self, offsets: &MovableOffsets) -> Result<(), MockError> {
         let flags = if self.style >= KernelStyle::V7_2 { "flags" } else { "__page_flags" };
         let (cache, list) = if self.style == KernelStyle::V6_1 { (24, 8) } else { (8, 16) };
         let type_name = if self.style == KernelStyle::V6_1 { "__unused" } else { "__page_type" };
         let members = vec![
             at(0, member(flags, self.flags_word())),
-            at(cache, points("slab_cache", "kmem_cache")),
-            at(list, held("slab_list", "list_head")),
+            at(cache, pointer_to("slab_cache", "kmem_cache")),
+            at(list, embedded("slab_list", "list_head")),
             at(32, member("freelist", void_pointer())),
             at(40, self.slab_counters()?),
-            at(places.mapcount, member(type_name, U32)),
-            at(places.refcount, held("__page_refcount", "atomic_t")),
+            at(offsets.mapcount, member(type_name, U32)),
+            at(offsets.refcount, embedded("__page_refcount", "atomic_t")),
             at(56, member("obj_exts", U64)),
         ];
         self.types
@@ -165,21 +169,21 @@ impl Schema<'_> {
         Ok(())
     }
 
-    fn folio(&mut self, places: &Places) -> Result<(), MockError> {
+    fn folio(&mut self, offsets: &MovableOffsets) -> Result<(), MockError> {
         let first = vec![
             at(0, member("flags", self.flags_word())),
-            at(8, held("lru", "list_head")),
-            at(places.mapping, points("mapping", "address_space")),
-            at(places.index, member("index", U64)),
-            at(places.private, member("private", constant(void_pointer()))),
-            at(places.mapcount, held("_mapcount", "atomic_t")),
-            at(places.refcount, held("_refcount", "atomic_t")),
+            at(8, embedded("lru", "list_head")),
+            at(offsets.mapping, pointer_to("mapping", "address_space")),
+            at(offsets.index, member("index", U64)),
+            at(offsets.private, member("private", constant(void_pointer()))),
+            at(offsets.mapcount, embedded("_mapcount", "atomic_t")),
+            at(offsets.refcount, embedded("_refcount", "atomic_t")),
             at(56, member("memcg_data", U64)),
         ];
         let first = overlay(
             true,
             PAGE_BYTES,
-            vec![overlay(false, PAGE_BYTES, first), held("page", "page")],
+            vec![overlay(false, PAGE_BYTES, first), embedded("page", "page")],
         );
         let mut second = vec![at(0, member("_flags_1", U64)), at(8, member("_head_1", U64))];
         match self.style {
@@ -191,13 +195,13 @@ impl Schema<'_> {
             ]),
             KernelStyle::V6_12 => {
                 second.extend([
-                    at(16, held("_large_mapcount", "atomic_t")),
+                    at(16, embedded("_large_mapcount", "atomic_t")),
                     at(32, member("_folio_nr_pages", U32)),
                 ]);
             }
             KernelStyle::V7_2 => {
                 second.extend([
-                    at(16, held("_large_mapcount", "atomic_t")),
+                    at(16, embedded("_large_mapcount", "atomic_t")),
                     at(56, member("_nr_pages", U32)),
                 ]);
             }
@@ -205,7 +209,7 @@ impl Schema<'_> {
         let second = overlay(
             true,
             PAGE_BYTES,
-            vec![overlay(false, PAGE_BYTES, second), held("__page_1", "page")],
+            vec![overlay(false, PAGE_BYTES, second), embedded("__page_1", "page")],
         );
         let members =
             vec![at(0, first), at(PAGE_BYTES, second), at(2 * PAGE_BYTES, member("_unused", I32))];
