@@ -1,4 +1,5 @@
-//! `kaleidoscope bench kvm`: what freezing and cloning real machines costs, beside KVM's own calls.
+//! `kaleidoscope bench kvm`: the cost of freezing and cloning real machines, compared with bare KVM
+//! calls.
 
 use super::cores::{Cores, Pinned};
 use super::measure::{Pair, median};
@@ -19,17 +20,17 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Clones that live at once where their memory is measured.
+/// Clones that exist at the same time in the memory measurement.
 const CLONES: usize = 100;
 
-/// How long a clone may take to begin, and how often it is looked at.
+/// How long a clone may take to start running, and the polling interval.
 const TIMEOUT: Duration = Duration::from_secs(20);
 const LOOK: Duration = Duration::from_micros(10);
 
-/// Clones from which is learned what a clone writes.
+/// Clones that train the write forecast.
 const SIBLINGS: usize = 3;
 
-/// How often each process goes around where a clone's running is measured.
+/// Rounds of each process in measurements of a running clone.
 const ROUNDS: u64 = 300;
 
 /// Measure what freezing and cloning machines on KVM costs here.
@@ -50,7 +51,7 @@ pub(super) struct Args {
     json: bool,
 }
 
-/// A guest of so many MiB that uses little of them.
+/// A guest of `mib` MiB that uses little of its memory.
 fn small(mib: u32) -> Outcome<Plan> {
     Ok(Plan::new(mib, 1, 2, 256, 256, 1)?)
 }
@@ -95,11 +96,11 @@ impl Args {
     }
 }
 
-/// What a freeze takes.
+/// The times of a freeze.
 struct Freeze {
-    /// How long the guest stands still for it.
+    /// How long the guest is paused.
     pause: Duration,
-    /// How long it takes as a whole, while the guest runs.
+    /// The whole freeze, during most of which the guest runs.
     whole: Duration,
 }
 
@@ -116,16 +117,15 @@ impl Freeze {
     }
 }
 
-/// A guest whose processes work in most of its memory, or in 768 MiB of it, and how often they have
-/// to go around until they have touched nearly all of that: one of eight rounds is anywhere in the
-/// heap.
+/// A guest whose processes use most of its memory, at most 768 MiB, and the number of rounds until
+/// they have touched nearly all of it. One in eight rounds touches a random page of the heap.
 fn busy(mib: u32) -> Outcome<(Plan, u64)> {
     let pages = 1 << (mib.min(1024).ilog2() + 6);
     Ok((Plan::new(mib, 1, 2, pages, pages, 1)?, u64::from(pages) * 8))
 }
 
-/// The first freeze of a guest that has touched its memory, the rest of which is full, and another
-/// one.
+/// Times of the first and the second freeze of a warm guest. The memory that its processes do not
+/// use is filled before.
 fn freezing(mib: u32, rounds: usize) -> Outcome<(Freeze, Freeze)> {
     let (plan, warm) = busy(mib)?;
     let host = Host::open()?;
@@ -148,25 +148,26 @@ fn freezing(mib: u32, rounds: usize) -> Outcome<(Freeze, Freeze)> {
     Ok((Freeze::median(first), Freeze::median(again)))
 }
 
-/// From a snapshot machine in hand until the clone's guest has been around once, which it does
-/// within microseconds of its first instruction; beside KVM's calls alone, which run none.
+/// Time from a snapshot until the clone's guest has finished a round, which it does within
+/// microseconds of its first instruction. The baseline is KVM's calls alone, without running the
+/// guest.
 fn starting(mib: u32, rounds: usize) -> Outcome<Pair> {
     let world = World::new(small(mib)?, 100)?;
     world.parent.pause()?;
     let at_freeze = world.goals(0)?;
-    // As where clones are [`running`].
+    // Pinned for the same reason as in `running`.
     let cores = Pinned::new(Cores::Two)?;
     let (mut bare, mut ours) = (Vec::new(), Vec::new());
     for _ in 0..rounds {
         bare.push(baseline::start(&world.host, &world.snapshot)?);
         let start = Instant::now();
-        let (mut clone, _witness) = world.local()?;
+        let (mut clone, _check_port) = world.local()?;
         cores.server(|| clone.resume())??;
         while rounds_of(&world.plan, &clone)? == at_freeze {
             if start.elapsed() > TIMEOUT {
                 return Err("a clone does not begin".into());
             }
-            // Whoever spins here may keep the vCPU from a processor.
+            // Spinning here could keep the vCPU's thread off its core.
             std::thread::sleep(LOOK);
         }
         ours.push(start.elapsed());
@@ -175,10 +176,10 @@ fn starting(mib: u32, rounds: usize) -> Outcome<Pair> {
     Ok(Pair { bare: median(bare), ours: median(ours) })
 }
 
-/// A way to make a clone.
+/// Makes a clone.
 type Make<'w> = dyn Fn() -> Outcome<(Machine, Arc<CheckPort>)> + 'w;
 
-/// A parent of which clones go around, and how far each process of one goes.
+/// A paused parent, and the round up to which each process of a clone runs.
 fn runner() -> Outcome<(World, Vec<u64>)> {
     let world = World::new(Plan::new(64, 1, 4, 512, 512, 1)?, 1000)?;
     world.parent.pause()?;
@@ -186,7 +187,8 @@ fn runner() -> Outcome<(World, Vec<u64>)> {
     Ok((world, goals))
 }
 
-/// From when a clone began to be made until every process has been around so often.
+/// Runs a clone until every process has reached its goal. Returns the time since `start`, when the
+/// making of the clone began.
 fn time(
     world: &World,
     goals: &[u64],
@@ -199,9 +201,9 @@ fn time(
     Ok(start.elapsed())
 }
 
-/// What a fault takes beyond a page that is there, beside a loop that copies the page and does
-/// nothing else. All threads are on one core, so that it is what the processor has to do, and not
-/// how long it takes to wake another one.
+/// Extra time of a fault over an access to a resident page, compared with a loop that only copies
+/// the page. All threads run on one core, so that this is the processor's work without the time to
+/// wake another core.
 fn faulting(rounds: usize) -> Outcome<Row> {
     let (world, goals) = runner()?;
     let (mut bare, mut ours) = (Vec::new(), Vec::new());
@@ -233,9 +235,9 @@ fn faulting(rounds: usize) -> Outcome<Row> {
     Ok(Row::slower("a fault, beside a loop that copies alone".into(), pair, "<= 1.15"))
 }
 
-/// How long clones take, from when they begin to be made, until every process has been around so
-/// often. The vCPU has a core of its own, and who helps it or looks at it another: on a shared one
-/// it would stand behind them, or they behind it, for a turn of some milliseconds.
+/// Time from the start of making a clone until every process has finished its rounds, for several
+/// kinds of clones. The vCPU's thread has its own core. If it shared one with the helper threads,
+/// either would wait for a scheduler time slice of some milliseconds.
 fn running(rounds: usize) -> Outcome<Vec<Row>> {
     let (world, goals) = runner()?;
     let cores = Pinned::new(Cores::Two)?;
@@ -301,8 +303,8 @@ fn running(rounds: usize) -> Outcome<Vec<Row>> {
     Ok(rows.collect())
 }
 
-/// The snapshot parent, showing pages of a content store in as many runs as an image may: every
-/// eighth page of it came before the others.
+/// The parent's snapshot, backed by a content store in as many runs as an image may have: every
+/// eighth page is stored first, so that neighboring pages are apart in the store.
 fn sharing(world: &World) -> Outcome<Snapshot> {
     let image = &world.snapshot.image;
     let domain = Domain::random()?;
@@ -322,23 +324,23 @@ fn sharing(world: &World) -> Outcome<Snapshot> {
     Ok(Snapshot { image: Arc::new(image), ..world.snapshot.clone() })
 }
 
-/// A field of a file of `/proc` with lines of names, numbers and kB, in bytes.
-fn kernel_says(file: &str, field: &str) -> Outcome<u64> {
+/// A field in bytes of a `/proc` file with lines of the form `NAME: NUMBER kB`.
+fn proc_bytes(file: &str, field: &str) -> Outcome<u64> {
     let text = std::fs::read_to_string(file)?;
     let line = text.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
     let number = line.and_then(|line| line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());
     Ok(number.ok_or_else(|| format!("no {field} in {file}"))? * 1024)
 }
 
-/// What many clones take, by the kernel's own count.
+/// Memory of a clone by the kernel's count, averaged over many clones.
 fn footprint(mib: u32) -> Outcome<Vec<Row>> {
     let world = World::new(small(mib)?, 300)?;
     world.parent.pause()?;
     let private = || -> Outcome<u64> {
         let file = "/proc/self/smaps_rollup";
-        Ok(kernel_says(file, "Private_Dirty")? + kernel_says(file, "Private_Clean")?)
+        Ok(proc_bytes(file, "Private_Dirty")? + proc_bytes(file, "Private_Clean")?)
     };
-    let free = || kernel_says("/proc/meminfo", "MemFree");
+    let free = || proc_bytes("/proc/meminfo", "MemFree");
     let (private_before, free_before) = (private()?, free()?);
     let clones: Result<Vec<_>, _> = (0..CLONES).map(|_| world.local()).collect();
     let clones = clones?;

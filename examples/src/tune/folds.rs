@@ -1,5 +1,4 @@
-//! Tuning on all guests and, to see what the numbers are worth elsewhere, on all but those of one
-//! kernel.
+//! Tunes on all guests and, for cross-validation, on all guests but those of one kernel release.
 
 use super::guests::Guest;
 use crate::progress::Bar;
@@ -10,28 +9,28 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
-/// What came of it.
+/// The tuned settings and their scores.
 #[derive(Debug)]
 pub(super) struct Tuned {
     pub(super) settings: Settings,
-    /// The settings that tuning started with, on all guests.
+    /// Score of the initial settings on all guests.
     pub(super) start: Score,
-    /// On each guest: the settings, which were tuned on it too.
+    /// Score of `settings` on each guest. They were tuned on that guest, too.
     pub(super) in_sample: Vec<Score>,
-    /// On each guest: settings that were tuned on the guests with other kernels. Empty unless
-    /// cross-validated.
+    /// Score on each guest of settings that were tuned only on guests with other kernels. Empty
+    /// unless cross-validated.
     pub(super) held_out: Vec<Score>,
 }
 
-/// Tunes; the folds of the cross-validation on all cores. The result depends on the arguments
-/// alone.
+/// Tunes. The folds of the cross-validation run in parallel on all cores. The result is
+/// deterministic.
 pub(super) fn run(
     guests: &[Guest],
     start: &Settings,
     tuner: &Tuner,
     cross_validate: bool,
 ) -> Tuned {
-    // `None` holds nothing out. The longest job first.
+    // `None` holds no kernel out. It is the longest job and comes first.
     let mut jobs = vec![None];
     if cross_validate {
         jobs.extend(kernels(guests).into_iter().map(Some));
@@ -50,9 +49,9 @@ pub(super) fn run(
                 left = left.saturating_sub(1);
                 bar.advance();
             });
-            // It may stop before the last round.
+            // Tuning may stop before the last round.
             (0..left).for_each(|_| bar.advance());
-            // Each place is given to one thread, once.
+            // Cannot fail: each result is set once, by one thread.
             let _ = result.set(settings);
         }
     };
@@ -79,7 +78,7 @@ pub(super) fn run(
     }
 }
 
-/// The guests to learn from: all but those of one kernel.
+/// The guests to train on: all but those of the held-out kernel.
 fn learners<'a>(
     guests: &'a [Guest],
     held_out: Option<&'a str>,
@@ -92,7 +91,7 @@ fn score<'a>(subjects: impl IntoIterator<Item = &'a TracedGuest>, settings: &Set
     Judge::new(subjects).score(settings)
 }
 
-/// The guests' kernels in order, each once.
+/// The guests' kernel releases, sorted and without duplicates.
 pub(super) fn kernels(guests: &[Guest]) -> Vec<&str> {
     let mut kernels: Vec<&str> = guests.iter().map(|guest| guest.kernel.as_str()).collect();
     kernels.sort_unstable();
@@ -100,7 +99,7 @@ pub(super) fn kernels(guests: &[Guest]) -> Vec<&str> {
     kernels
 }
 
-/// Means over all traces of scores, each of which is a guest's mean over its own.
+/// The mean over all traces of all guests. Each score is a guest's mean over its own traces.
 pub(super) fn mean(guests: &[Guest], scores: &[Score]) -> Score {
     let traces = |guest: &Guest| f64::from(u32::try_from(guest.traces()).unwrap_or(u32::MAX));
     let all: f64 = guests.iter().map(traces).sum();

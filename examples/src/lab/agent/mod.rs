@@ -1,5 +1,5 @@
-//! The lab's half inside the guest: it warms the guest, dumps the guest's own truth, and keeps
-//! still while the host takes the snapshot.
+//! The lab's agent inside the guest. It warms the guest, dumps the ground truth, and waits while
+//! the host takes the snapshot.
 
 #![cfg_attr(
     not(test),
@@ -33,7 +33,7 @@ const CONTROL: &str = "/dev/ttyS1";
 /// The kernel command line's word that lists the features.
 pub(crate) const FEATURES: &str = "lab.features=";
 
-/// The serial number of the raw disk that takes the truth.
+/// The serial number of the raw disk for the ground truth.
 pub(crate) const TRUTH_DISK: &str = "truth";
 
 /// Arguments of the hidden command `lab-agent`.
@@ -89,7 +89,8 @@ fn run(host: &mut Host) -> Result<()> {
     dump.write_all()?;
     dump.read_flags_before()?;
     host.say(&FromGuest::Bracket)?;
-    // Here is the pause. The guest itself goes on with its dump; a clone is told what to run.
+    // The host pauses the guest here. Afterwards the guest continues with its dump, and a clone
+    // runs the scripts that the host sends.
     loop {
         match host.hear()? {
             FromHost::Again => break,
@@ -107,9 +108,9 @@ fn run(host: &mut Host) -> Result<()> {
     Ok(())
 }
 
-/// Runs words with bash and returns its exit status, or -1 if a signal ended it.
+/// Runs a script with bash and returns its exit status, or -1 if a signal ended it.
 fn run_script(script: &str) -> Result<i32> {
-    // What it has to complain about goes to the console, which the host quotes.
+    // Standard error goes to the console, which the host quotes.
     let status = Command::new("bash")
         .args(["-c", script])
         .stdin(Stdio::null())
@@ -119,7 +120,7 @@ fn run_script(script: &str) -> Result<i32> {
     Ok(status.code().unwrap_or(-1))
 }
 
-/// The line to the host.
+/// The control connection to the host.
 #[derive(Debug)]
 struct Host {
     port: BufReader<File>,
@@ -133,7 +134,7 @@ impl Host {
             .write(true)
             .open(path)
             .map_err(Error::io("open", path))?;
-        // Without echo and line editing, what is written is what arrives.
+        // Turns echo and line editing off, so that the host's bytes arrive unchanged.
         let stty = Command::new("stty").args(["-F", CONTROL, "raw", "-echo", "115200"]).status();
         match stty {
             Ok(status) if status.success() => Ok(Self { port: BufReader::new(port) }),
@@ -149,7 +150,7 @@ impl Host {
             .map_err(Error::io("write", Path::new(CONTROL)))
     }
 
-    /// The host's next word.
+    /// Waits for the host's next message.
     fn hear(&mut self) -> Result<FromHost> {
         loop {
             let mut line = String::new();

@@ -1,4 +1,4 @@
-//! A driver in a few lines, and guests that lie.
+//! Tests with a small driver, and with malicious guests.
 
 #![expect(clippy::cast_possible_truncation, reason = "tests know their numbers")]
 
@@ -11,7 +11,7 @@ use virtio_bindings::virtio_ring::{
     VRING_AVAIL_F_NO_INTERRUPT, VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE,
 };
 
-/// Where a driver has its rings, and its buffers.
+/// Addresses of the driver's rings and buffers.
 const DESCRIPTORS: u64 = 0x1000;
 const AVAILABLE: u64 = 0x2000;
 const USED: u64 = 0x3000;
@@ -37,27 +37,28 @@ impl Ram {
         bytes
     }
 
-    fn range(&self, gpa: u64, len: usize) -> Result<Range<usize>, Broken> {
+    fn range(&self, gpa: u64, len: usize) -> Result<Range<usize>, QueueError> {
         let end = gpa.checked_add(len as u64).filter(|end| *end <= RAM as u64);
-        let end = end.ok_or_else(|| Broken(format!("no RAM at {gpa:#x}")))? as usize;
+        let end = end.ok_or_else(|| QueueError(format!("no RAM at {gpa:#x}")))? as usize;
         Ok(end - len..end)
     }
 }
 
 impl Memory for Ram {
-    fn read(&self, gpa: u64, buf: &mut [u8]) -> Result<(), Broken> {
+    fn read(&self, gpa: u64, buf: &mut [u8]) -> Result<(), QueueError> {
         buf.copy_from_slice(&self.0.borrow()[self.range(gpa, buf.len())?]);
         Ok(())
     }
 
-    fn write(&self, gpa: u64, bytes: &[u8]) -> Result<(), Broken> {
+    fn write(&self, gpa: u64, bytes: &[u8]) -> Result<(), QueueError> {
         let range = self.range(gpa, bytes.len())?;
         self.0.borrow_mut()[range].copy_from_slice(bytes);
         Ok(())
     }
 }
 
-/// A device whose disk counts its sectors, and a driver that has set it up with a ring of `size`.
+/// A driver with a queue of `size` entries, and its device. Each byte of the disk is the number of
+/// its sector.
 struct Driver {
     device: BlockDevice,
     ram: Ram,
@@ -117,7 +118,7 @@ impl Driver {
         self.ram.set(DESCRIPTORS + 16 * u64::from(number), &bytes);
     }
 
-    /// Hands over the chain that begins with a descriptor.
+    /// Makes the chain with this first descriptor available.
     fn hand_over(&mut self, head: u16) -> bool {
         let slot = u64::from(self.asked % self.size);
         self.ram.set(AVAILABLE + 4 + 2 * slot, &head.to_le_bytes());
@@ -126,8 +127,8 @@ impl Driver {
         self.tell(mmio::VIRTIO_MMIO_QUEUE_NOTIFY, 0)
     }
 
-    /// A request with a header, a buffer of `len` bytes after it, and a byte for the answer: that
-    /// answer, and what is said to have been written.
+    /// Submits a request with a header, a buffer of `len` bytes, and a status byte. Returns the
+    /// status, and the written length in the used ring.
     fn request(&mut self, kind: u32, sector: u64, len: u32) -> (u8, u32) {
         let data = BUFFERS + 0x100;
         let answer = data + u64::from(len);
@@ -173,7 +174,7 @@ fn a_driver_finds_a_disk() {
     assert_eq!(u64::from_le_bytes(bytes), SECTORS);
     driver.device.read(0x106, &mut bytes);
     assert_eq!(bytes, [0; 8], "nothing else is configured");
-    // What is too narrow, or nowhere, changes nothing.
+    // Reads that are too narrow or of no register.
     let mut byte = [9];
     driver.device.read(0, &mut byte);
     assert_eq!(byte, [9]);
@@ -195,7 +196,7 @@ fn an_old_driver_is_refused() {
 #[test]
 fn what_was_written_is_read() {
     let mut driver = Driver::new(4);
-    // More requests than the ring has room for, one after the other.
+    // More requests in a row than the ring has entries.
     for round in 0..10u8 {
         assert_eq!(driver.request(VIRTIO_BLK_T_IN, 5, 1024), (OK, 1025));
         let before = if round == 0 { 5 } else { 0x40 + round - 1 };
@@ -204,7 +205,7 @@ fn what_was_written_is_read() {
         driver.ram.set(BUFFERS + 0x100, &[0x40 + round; 512]);
         assert_eq!(driver.request(VIRTIO_BLK_T_OUT, 5, 512), (OK, 1));
     }
-    // Larger than what is copied in one go.
+    // Longer than a piece.
     assert_eq!(driver.request(VIRTIO_BLK_T_IN, 0, 64 * 512), (OK, 64 * 512 + 1));
     assert_eq!(driver.ram.get(BUFFERS + 0x100 + 63 * 512), [63; 512]);
     assert_eq!(driver.request(VIRTIO_BLK_T_GET_ID, 0, 20), (OK, 21));
@@ -212,7 +213,7 @@ fn what_was_written_is_read() {
 }
 
 #[test]
-fn what_there_is_not_is_refused() {
+fn invalid_requests_are_refused() {
     let mut driver = Driver::new(8);
     assert_eq!(driver.request(VIRTIO_BLK_T_IN, SECTORS - 1, 1024), (FAILED, 1));
     assert_eq!(driver.request(VIRTIO_BLK_T_OUT, u64::MAX, 512), (FAILED, 1));
@@ -238,12 +239,12 @@ fn a_clone_s_device_goes_on_where_its_parent_s_was() {
     assert_eq!(clone.ram.get(BUFFERS + 0x100), [0xaa; 512]);
 }
 
-/// What is wrong, and who makes it so.
-type Break<'a> = (&'a str, &'a dyn Fn(&Driver));
+/// A description of an invalid queue, and a function that makes the queue so.
+type Corruption<'a> = (&'a str, &'a dyn Fn(&Driver));
 
 #[test]
 fn a_queue_that_cannot_be_is_not_followed() {
-    let breaks: [Break<'_>; 7] = [
+    let corruptions: [Corruption<'_>; 7] = [
         ("nowhere", &|d| d.descriptor(2, 1 << 40, 16, VRING_DESC_F_NEXT, 0)),
         ("past the end", &|d| d.descriptor(2, u64::MAX - 4, 16, VRING_DESC_F_NEXT, 0)),
         ("a circle", &|d| d.descriptor(0, BUFFERS, 1, VRING_DESC_F_NEXT, 2)),
@@ -254,10 +255,10 @@ fn a_queue_that_cannot_be_is_not_followed() {
             d.descriptor(2, BUFFERS, 16, VRING_DESC_F_NEXT | VRING_DESC_F_WRITE, 0)
         }),
     ];
-    for (what, destroy) in breaks {
+    for (what, corrupt) in corruptions {
         let mut driver = Driver::new(8);
         driver.request(VIRTIO_BLK_T_OUT, 0, 512);
-        destroy(&driver);
+        corrupt(&driver);
         assert!(driver.hand_over(2), "{what}: the guest is told");
         assert!(driver.is_broken(), "{what}");
         assert_eq!(driver.ask(mmio::VIRTIO_MMIO_INTERRUPT_STATUS), mmio::VIRTIO_MMIO_INT_CONFIG);
@@ -282,7 +283,7 @@ fn a_guest_that_wants_no_interrupt_gets_none() {
 }
 
 proptest! {
-    /// Whatever is in its memory and its registers, the guest harms nobody but itself: no panic, and an end.
+    /// With arbitrary memory and registers, the device neither panics nor loops forever.
     #[test]
     fn nothing_that_a_guest_does_goes_further(
         words in proptest::collection::vec((0..RAM as u64 / 2 - 1, any::<u16>()), 0..200),
@@ -291,7 +292,7 @@ proptest! {
         let mut driver = Driver::new(8);
         driver.request(VIRTIO_BLK_T_IN, 0, 512);
         for (at, word) in words {
-            // Most of them where the rings are.
+            // Most words are written to the rings.
             let at = if at % 4 == 0 { at * 2 } else { DESCRIPTORS + at % 0x1800 * 2 };
             driver.ram.set(at, &(word % 300).to_le_bytes());
         }
