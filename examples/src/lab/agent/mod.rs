@@ -59,7 +59,7 @@ impl Args {
                 let mut host = Host::open()?;
                 let outcome = run(&mut host);
                 if let Err(error) = &outcome {
-                    host.say(&FromGuest::Failed(error.to_string()))?;
+                    host.send(&FromGuest::Failed(error.to_string()))?;
                 }
                 outcome
             }
@@ -68,7 +68,7 @@ impl Args {
 }
 
 fn run(host: &mut Host) -> Result<()> {
-    host.say(&FromGuest::Ready)?;
+    host.send(&FromGuest::Ready)?;
     let path = Path::new("/proc/cmdline");
     let command_line = std::fs::read_to_string(path).map_err(Error::io("read", path))?;
     let features = command_line.split_whitespace().find_map(|word| word.strip_prefix(FEATURES));
@@ -77,9 +77,9 @@ fn run(host: &mut Host) -> Result<()> {
     } else {
         Workload::start(&Features::from_list(features.unwrap_or_default()))?
     };
-    host.say(&FromGuest::Warm)?;
+    host.send(&FromGuest::Warm)?;
     loop {
-        match host.hear()? {
+        match host.receive()? {
             FromHost::Dump => break,
             FromHost::Crash => match crash::panic(&command_line)? {},
             FromHost::Again | FromHost::Run(_) => {}
@@ -88,22 +88,22 @@ fn run(host: &mut Host) -> Result<()> {
     let mut dump = Dump::open(&workload::disk(TRUTH_DISK)?)?;
     dump.write_all()?;
     dump.read_flags_before()?;
-    host.say(&FromGuest::Bracket)?;
+    host.send(&FromGuest::Bracket)?;
     // The host pauses the guest here. Afterwards the guest continues with its dump, and a clone
     // runs the scripts that the host sends.
     loop {
-        match host.hear()? {
+        match host.receive()? {
             FromHost::Again => break,
             FromHost::Run(script) => {
-                host.say(&FromGuest::Began)?;
+                host.send(&FromGuest::Began)?;
                 let status = run_script(&script)?;
-                host.say(&FromGuest::Ended(status))?;
+                host.send(&FromGuest::Ended(status))?;
             }
             FromHost::Dump | FromHost::Crash => {}
         }
     }
     dump.finish()?;
-    host.say(&FromGuest::Done)?;
+    host.send(&FromGuest::Done)?;
     drop(workload);
     Ok(())
 }
@@ -143,15 +143,15 @@ impl Host {
         }
     }
 
-    fn say(&mut self, word: &FromGuest) -> Result<()> {
+    fn send(&mut self, message: &FromGuest) -> Result<()> {
         self.port
             .get_mut()
-            .write_all(format!("{word}\n").as_bytes())
+            .write_all(format!("{message}\n").as_bytes())
             .map_err(Error::io("write", Path::new(CONTROL)))
     }
 
     /// Waits for the host's next message.
-    fn hear(&mut self) -> Result<FromHost> {
+    fn receive(&mut self) -> Result<FromHost> {
         loop {
             let mut line = String::new();
             let count =
@@ -159,8 +159,8 @@ impl Host {
             if count == 0 {
                 return Err(Error::Agent("the host hung up".to_owned()));
             }
-            if let Some(word) = FromHost::parse(&line) {
-                return Ok(word);
+            if let Some(message) = FromHost::parse(&line) {
+                return Ok(message);
             }
         }
     }

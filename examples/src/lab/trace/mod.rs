@@ -236,13 +236,13 @@ impl Recording {
         let resumed = Instant::now();
         machine.resume()?;
         if !idle {
-            machine.tell(&FromHost::Run(workload.script.clone()))?;
+            machine.send(&FromHost::Run(workload.script.clone()))?;
         }
         let mut began = None;
         loop {
-            let word = machine.hear(resumed)?;
+            let message = machine.receive(resumed)?;
             let lasted = resumed.elapsed();
-            match word {
+            match message {
                 Some(FromGuest::Began) => began = Some(lasted),
                 Some(FromGuest::Ended(0)) => {
                     return Ok(CloneRun { resumed, began, finished: true, lasted });
@@ -251,8 +251,8 @@ impl Recording {
                     let what = format!("{} failed with exit status {status}", workload.name);
                     return Err(machine.guest_error(what, resumed));
                 }
-                Some(word) => {
-                    return Err(machine.guest_error(format!("the guest said `{word}`"), resumed));
+                Some(message) => {
+                    return Err(machine.guest_error(format!("the guest sent `{message}`"), resumed));
                 }
                 None if limit.is_some_and(|limit| lasted >= limit) => {
                     return Ok(CloneRun { resumed, began, finished: false, lasted });
