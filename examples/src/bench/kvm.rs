@@ -5,7 +5,7 @@ use super::cores::{Cores, Pinned};
 use super::measure::{Pair, median};
 use super::{Report, Row, us};
 use crate::failure::Failure;
-use crate::vm::{MOST_AHEAD, Outcome, World, let_run, rounds as rounds_of};
+use crate::vm::{MOST_AHEAD, Outcome, World, rounds as rounds_of, run_until};
 use kaleidoscope_core::addr::{FRAME_BYTES, FRAME_SIZE, FrameIndex, Gpa};
 use kaleidoscope_core::clone::EngineOptions;
 use kaleidoscope_core::fingerprint::{Domain, Fingerprints, contents};
@@ -139,11 +139,11 @@ fn freezing(mib: u32, rounds: usize) -> Outcome<(Freeze, Freeze)> {
             machine.write(Gpa(at), page.get(..len).unwrap_or_default())?;
         }
         machine.resume()?;
-        let_run(&plan, &machine, &check_port, &[warm; 2])?;
+        run_until(&plan, &machine, &check_port, &[warm; 2])?;
         first.push(Freeze::of(&machine)?);
-        let_run(&plan, &machine, &check_port, &[2 * warm; 2])?;
+        run_until(&plan, &machine, &check_port, &[2 * warm; 2])?;
         again.push(Freeze::of(&machine)?);
-        let_run(&plan, &machine, &check_port, &[2 * warm + 200; 2])?;
+        run_until(&plan, &machine, &check_port, &[2 * warm + 200; 2])?;
     }
     Ok((Freeze::median(first), Freeze::median(again)))
 }
@@ -197,7 +197,7 @@ fn time(
     (clone, check_port): &mut (Machine, Arc<CheckPort>),
 ) -> Outcome<Duration> {
     cores.server(|| clone.resume())??;
-    let_run(&world.plan, clone, check_port, goals)?;
+    run_until(&world.plan, clone, check_port, goals)?;
     Ok(start.elapsed())
 }
 
