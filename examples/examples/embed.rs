@@ -30,7 +30,8 @@ struct Ram(Vec<OnceLock<Box<Page>>>);
 impl PageInstaller for Ram {
     fn install(&self, frame: FrameIndex, page: &Page) -> Result<Installed, InstallError> {
         let slot = self.0.get(frame.as_usize());
-        let slot = slot.ok_or_else(|| InstallError::new(format!("there is no frame {frame}")))?;
+        let slot =
+            slot.ok_or_else(|| InstallError::new(format!("frame {frame} does not exist")))?;
         // A vCPU must never see part of a page: the page is copied first and then published
         // atomically.
         Ok(if slot.set(Box::new(*page)).is_ok() {
@@ -111,7 +112,7 @@ impl Vm {
             // page.
             self.engine.fault(frame, Access::Read)?;
         }
-        let page = slot.get().ok_or("the page is gone")?;
+        let page = slot.get().ok_or("the page is missing")?;
         let bytes = page.get(gpa.offset_in_frame()..).and_then(|rest| rest.get(..buf.len()));
         buf.copy_from_slice(bytes.ok_or("the read crosses the end of a page")?);
         Ok(())

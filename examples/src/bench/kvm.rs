@@ -25,7 +25,7 @@ const CLONES: usize = 100;
 
 /// How long a clone may take to start running, and the polling interval.
 const TIMEOUT: Duration = Duration::from_secs(20);
-const LOOK: Duration = Duration::from_micros(10);
+const POLL: Duration = Duration::from_micros(10);
 
 /// Clones that train the write forecast.
 const SIBLINGS: usize = 3;
@@ -72,10 +72,10 @@ impl Args {
             let (first, again) = freezing(mib, rounds.min(3))?;
             let most = 2000.0 + f64::from(mib) * 256.0 * 0.01;
             let aim = format!("<= {most:.0}");
-            for (name, freeze) in [("a freeze", first), ("another freeze", again)] {
-                let name = format!("a warm guest of {mib} MiB stands still for {name}");
+            for (name, freeze) in [("first freeze", first), ("second freeze", again)] {
+                let name = format!("pause of a warm guest of {mib} MiB, {name}");
                 rows.push(Row::alone(name, "us", us(freeze.pause), aim.clone()));
-                let name = "  and that takes, as a whole, while it runs";
+                let name = "  the whole freeze, mostly while the guest runs";
                 rows.push(Row::alone(name, "us", us(freeze.whole), ""));
             }
         }
@@ -165,10 +165,10 @@ fn starting(mib: u32, rounds: usize) -> Outcome<Pair> {
         cores.server(|| clone.resume())??;
         while rounds_of(&world.plan, &clone)? == at_freeze {
             if start.elapsed() > TIMEOUT {
-                return Err("a clone does not begin".into());
+                return Err("timeout: the clone does not start".into());
             }
             // Spinning here could keep the vCPU's thread off its core.
-            std::thread::sleep(LOOK);
+            std::thread::sleep(POLL);
         }
         ours.push(start.elapsed());
         drop(clone);
@@ -232,7 +232,7 @@ fn faulting(rounds: usize) -> Outcome<Row> {
         ours.push(each.1);
     }
     let pair = Pair { bare: median(bare), ours: median(ours) };
-    Ok(Row::slower("a fault, beside a loop that copies alone".into(), pair, "<= 1.15"))
+    Ok(Row::slower("a fault (bare: a loop that only copies)".into(), pair, "<= 1.15"))
 }
 
 /// Time from the start of making a clone until every process has finished its rounds, for several
@@ -278,7 +278,7 @@ fn running(rounds: usize) -> Outcome<Vec<Row>> {
             }),
         ),
         (
-            "private mapping, 128 runs of it of the content store",
+            "private mapping, with 128 runs of the content store",
             Box::new(|| {
                 let check_port = Arc::new(CheckPort::default());
                 let clone = Machine::clone_of(&world.host, &shared, Arc::clone(&check_port) as _)?;
@@ -359,7 +359,7 @@ fn footprint(mib: u32) -> Outcome<Vec<Row>> {
             each(private_after),
             "<= 0.3",
         ),
-        Row::alone("  the same, with what the kernel keeps", "MiB", each(free_after), ""),
+        Row::alone("  the same, including kernel memory", "MiB", each(free_after), ""),
         Row::alone("  frames of its image that take memory", "", frames, ""),
     ])
 }

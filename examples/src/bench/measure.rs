@@ -2,7 +2,9 @@
 
 use super::bare;
 use super::cores::{Cores, Pinned};
-use super::world::{Arena, Endless, Host, Outcome, Repeated, image, locality, start};
+use super::world::{
+    Arena, GeneratedImage, Outcome, PageServer, RepeatedImage, image, locality, start,
+};
 use kaleidoscope_core::addr::FrameIndex;
 use kaleidoscope_core::clone::ports::{
     Delivery, InstallError, Installed, PageInstaller, PageSource, Priority, SourceError,
@@ -32,7 +34,7 @@ const CLONES: usize = 16;
 const SIBLINGS: usize = 4;
 
 /// Duration of the fairness measurement.
-const WHILE: Duration = Duration::from_secs(3);
+const FAIRNESS_TIME: Duration = Duration::from_secs(3);
 
 /// Most time until all pages of a clone are resident.
 const TIMEOUT: Duration = Duration::from_secs(120);
@@ -54,7 +56,7 @@ pub(super) struct Pair {
 pub(super) fn fault(rounds: usize, checksums: bool, cores: Cores) -> Outcome<Pair> {
     let (image, locality) = (image(FRAMES)?, locality(FRAMES)?);
     let cores = Pinned::new(cores)?;
-    let host = cores.server(|| Host::serve(Arc::clone(&image) as _))??;
+    let host = cores.server(|| PageServer::serve(Arc::clone(&image) as _))??;
     let (mut bare, mut ours) = (Vec::new(), Vec::new());
     let mut server = cores.server(|| bare::Server::start(&image))??;
     let source = host.connect(checksums)?;
@@ -97,7 +99,7 @@ fn fill(engine: &Engine, start: Instant) -> Outcome<Duration> {
             return Err(why.into());
         }
         if start.elapsed() > TIMEOUT {
-            return Err("the clone is not filled".into());
+            return Err("timeout: the clone is not complete".into());
         }
         std::thread::sleep(Duration::from_micros(200));
     }
@@ -108,7 +110,7 @@ fn fill(engine: &Engine, start: Instant) -> Outcome<Duration> {
 pub(super) fn stream(rounds: usize, checksums: bool, cores: Cores) -> Outcome<Pair> {
     let (image, locality) = (image(FRAMES)?, locality(FRAMES)?);
     let cores = Pinned::new(cores)?;
-    let host = cores.server(|| Host::serve(Arc::clone(&image) as _))??;
+    let host = cores.server(|| PageServer::serve(Arc::clone(&image) as _))??;
     let arena = Arc::new(Arena::new(FRAMES));
     let options = EngineOptions { background: Background::Full, ..EngineOptions::default() };
     let (mut bare, mut ours) = (Vec::new(), Vec::new());
@@ -125,30 +127,30 @@ pub(super) fn stream(rounds: usize, checksums: bool, cores: Cores) -> Outcome<Pa
     Ok(Pair { bare: median(bare), ours: median(ours) })
 }
 
-/// The fewest and the most pages that any clone of one server gets in `WHILE`. No clone is
+/// The fewest and the most pages that any clone of one server gets in `FAIRNESS_TIME`. No clone is
 /// complete by then.
 pub(super) fn fairness() -> Outcome<(u64, u64)> {
     let locality = locality(MANY)?;
     // The server on one core, its clones on the other: thread migration by the scheduler would
     // favor some clones, and is not the server's fault.
     let cores = Pinned::new(Cores::Two)?;
-    let image = Arc::new(Repeated::new(MANY, image(FRAMES)?)?);
-    let host = cores.server(|| Host::serve(image))??;
+    let image = Arc::new(RepeatedImage::new(MANY, image(FRAMES)?)?);
+    let host = cores.server(|| PageServer::serve(image))??;
     let options = EngineOptions { background: Background::Full, ..EngineOptions::default() };
-    let sink = Arc::new(Nowhere);
+    let sink = Arc::new(NullInstaller);
     let mut engines = Vec::new();
     for _ in 0..CLONES {
         let source = Arc::new(host.connect(true)?);
         engines.push(start(&locality, Box::new(Demand), source, Arc::clone(&sink) as _, options)?);
     }
     let filled = |engine: &Engine| engine.statistics().total().filled;
-    std::thread::sleep(WHILE / 10);
+    std::thread::sleep(FAIRNESS_TIME / 10);
     let begun: Vec<u64> = engines.iter().map(filled).collect();
-    std::thread::sleep(WHILE);
+    std::thread::sleep(FAIRNESS_TIME);
     let got: Vec<u64> =
         engines.iter().zip(begun).map(|(engine, begun)| filled(engine) - begun).collect();
     if engines.iter().any(Engine::is_filled) {
-        return Err("a clone was filled too soon".into());
+        return Err("a clone was complete before the measurement ended".into());
     }
     Ok((got.iter().min().copied().unwrap_or(0), got.iter().max().copied().unwrap_or(0)))
 }
@@ -157,7 +159,7 @@ pub(super) fn fairness() -> Outcome<(u64, u64)> {
 /// and all over one. Also returns pages sent over the one connection per page delivered to a clone.
 pub(super) fn siblings(rounds: usize) -> Outcome<(Pair, f64)> {
     let (image, locality) = (image(FRAMES)?, locality(FRAMES)?);
-    let host = Host::serve(Arc::clone(&image) as _)?;
+    let host = PageServer::serve(Arc::clone(&image) as _)?;
     let arenas: Vec<_> = (0..SIBLINGS).map(|_| Arc::new(Arena::new(FRAMES))).collect();
     let run = |source: &dyn Fn() -> Outcome<Arc<dyn PageSource>>| {
         let now = Instant::now();
@@ -190,9 +192,9 @@ pub(super) fn siblings(rounds: usize) -> Outcome<(Pair, f64)> {
 }
 
 /// Discards pages.
-struct Nowhere;
+struct NullInstaller;
 
-impl PageInstaller for Nowhere {
+impl PageInstaller for NullInstaller {
     fn install(&self, _frame: FrameIndex, _page: &Page) -> Result<Installed, InstallError> {
         Ok(Installed::Installed)
     }
@@ -208,9 +210,9 @@ impl PageInstaller for Nowhere {
 
 /// Delivers every requested page at once, as zero.
 #[derive(Default)]
-struct Lookup(Mutex<Vec<FrameIndex>>);
+struct ZeroSource(Mutex<Vec<FrameIndex>>);
 
-impl PageSource for Lookup {
+impl PageSource for ZeroSource {
     fn request(&self, frames: &[FrameIndex], _priority: Priority) -> Result<(), SourceError> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(frames);
         Ok(())
@@ -235,8 +237,8 @@ pub(super) fn bookkeeping(rounds: usize) -> Outcome<(Duration, f64)> {
     for _ in 0..rounds {
         let before = resident()?;
         let now = Instant::now();
-        let source = Arc::new(Lookup::default());
-        let engine = start(&locality, Box::new(Demand), source, Arc::new(Nowhere), options)?;
+        let source = Arc::new(ZeroSource::default());
+        let engine = start(&locality, Box::new(Demand), source, Arc::new(NullInstaller), options)?;
         times.push(fill(&engine, now)? / MANY);
         #[expect(clippy::cast_precision_loss, reason = "bytes of memory are below 2^53")]
         let taken = resident()?.saturating_sub(before) as f64;
@@ -265,7 +267,7 @@ pub(super) fn start_time(mib: u32, rounds: usize) -> Outcome<Duration> {
     // Everything on one core: half a dozen threads take part, and waking an idle core takes as
     // long as all their work.
     let cores = Pinned::new(Cores::One)?;
-    let host = cores.server(|| Host::serve(Arc::new(Endless::new(frames)?)))??;
+    let host = cores.server(|| PageServer::serve(Arc::new(GeneratedImage::new(frames)?)))??;
     let mut times = Vec::new();
     for round in 0..rounds {
         let touched = FrameIndex(u32::try_from(round)?.wrapping_mul(40_503) % frames);

@@ -167,7 +167,7 @@ impl Args {
         }
         let filter = &self.filter;
         Err(Failure::new(format_args!("no measurement has {filter:?} in its name")).hint(format!(
-            "there are: {}; and `kaleidoscope bench kvm`",
+            "measurements: {}; and `kaleidoscope bench kvm`",
             self.known.borrow().join("; ")
         )))
     }
@@ -203,7 +203,7 @@ impl Args {
                 }
             }
         }
-        let name = "bare stream, two cores, placed nowhere";
+        let name = "bare stream, two cores, not installed";
         if self.wants(name) {
             let alone = measure::crossing(rounds, Cores::Two)?;
             rows.push(Row::alone(name, "MiB/s", 64.0 / alone.as_secs_f64(), ""));
@@ -215,7 +215,7 @@ impl Args {
             let unfair = most as f64 / least.max(1) as f64;
             rows.push(Row::alone(name, "", unfair, "<= 1.5"));
         }
-        let names = ["4 siblings over one connection", "pages that cross for each given"];
+        let names = ["4 siblings over one connection", "pages sent per page delivered"];
         if self.wants_one_of(&names) {
             let (pair, crossed) = measure::siblings(rounds)?;
             let [time_name, crossed_name] = names;

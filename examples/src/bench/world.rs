@@ -49,17 +49,17 @@ pub(super) fn image(frames: u32) -> Outcome<Arc<VecMemory>> {
 
 /// A generated image of any size: each page starts with its frame number.
 #[derive(Debug)]
-pub(super) struct Endless {
+pub(super) struct GeneratedImage {
     layout: MemoryLayout,
 }
 
-impl Endless {
+impl GeneratedImage {
     pub(super) fn new(frames: u32) -> Outcome<Self> {
         Ok(Self { layout: layout(frames)? })
     }
 }
 
-impl GuestMemory for Endless {
+impl GuestMemory for GeneratedImage {
     fn layout(&self) -> &MemoryLayout {
         &self.layout
     }
@@ -74,12 +74,12 @@ impl GuestMemory for Endless {
 
 /// An image of any size that repeats the pages of a smaller one.
 #[derive(Debug)]
-pub(super) struct Repeated {
+pub(super) struct RepeatedImage {
     layout: MemoryLayout,
     image: Arc<VecMemory>,
 }
 
-impl Repeated {
+impl RepeatedImage {
     pub(super) fn new(frames: u32, image: Arc<VecMemory>) -> Outcome<Self> {
         Ok(Self { layout: layout(frames)?, image })
     }
@@ -89,7 +89,7 @@ impl Repeated {
     }
 }
 
-impl GuestMemory for Repeated {
+impl GuestMemory for RepeatedImage {
     fn layout(&self) -> &MemoryLayout {
         &self.layout
     }
@@ -140,13 +140,13 @@ impl PageInstaller for Arena {
 }
 
 /// A page server on a Unix socket.
-pub(super) struct Host {
+pub(super) struct PageServer {
     server: Server,
     address: ServerAddress,
     _folder: Scratch,
 }
 
-impl Host {
+impl PageServer {
     pub(super) fn serve(memory: Arc<dyn GuestMemory>) -> Outcome<Self> {
         let folder = Scratch::new("kaleidoscope-bench-")?;
         let address = ServerAddress::Unix(folder.path().join("pages.sock"));
@@ -165,7 +165,7 @@ impl Host {
     }
 }
 
-impl Drop for Host {
+impl Drop for PageServer {
     fn drop(&mut self) {
         self.server.stop();
     }

@@ -76,7 +76,7 @@ mod disk {
         let hash = format!("{:016x}", XxHash3_64::oneshot(&fs::read(path)?));
         match path.ends_with(&hash) {
             true => Ok(()),
-            false => Err(format!("{} holds what hashes to {hash}", path.display()).into()),
+            false => Err(format!("{}: the contents have the hash {hash}", path.display()).into()),
         }
     }
 
@@ -89,7 +89,7 @@ mod disk {
         files()?.iter().try_for_each(|path| check(path))?;
         let own = Path::new(AT).join("own");
         if own.exists() {
-            return Err("another machine's file is on the disk".into());
+            return Err("the disk contains another machine's file".into());
         }
         let text = format!("{id} ").repeat(1000);
         fs::write(&own, &text)?;
@@ -98,7 +98,7 @@ mod disk {
         fs::write("/proc/sys/vm/drop_caches", "3")?;
         match fs::read_to_string(&own)? == text {
             true => Ok(()),
-            false => Err("the disk does not hold what was written to it".into()),
+            false => Err("the disk does not return what was written to it".into()),
         }
     }
 }
@@ -224,7 +224,7 @@ fn wait_for(path: &Path) -> Outcome<String> {
         match fs::read_to_string(path) {
             Ok(text) if !text.is_empty() => return Ok(text),
             _ if start.elapsed() > TIMEOUT => {
-                return Err(format!("{} does not come", path.display()).into());
+                return Err(format!("timeout: {} does not appear", path.display()).into());
             }
             _ => std::thread::sleep(Duration::from_millis(20)),
         }

@@ -1,7 +1,7 @@
 //! `kaleidoscope check`: compares a coloring with the ground truth, the use of every frame as
 //! reported by the guest's own kernel.
 //!
-//! The ground truth ([`truth`]) is a directory of `/proc` files that were captured inside the guest.
+//! The ground truth ([`truth`]) is a directory of `/proc` files that were captured in the guest.
 //! The coloring ([`coloring`]) is made from the guest's image, or read from the two CSV files that
 //! `kaleidoscope color` writes. Three comparisons ([`judge`]) cover the kind of every frame, the
 //! file and page index of every cached file page, and the owner of every anonymous frame.

@@ -1,7 +1,7 @@
 //! The strategies as a JSON object.
 
 use super::guests::Guest;
-use super::ksm::{Merged, Merging};
+use super::ksm::{KsmResult, KsmResults};
 use super::strategies::StrategyResult;
 use kaleidoscope_core::dedup::Tally;
 use serde::Serialize;
@@ -78,7 +78,7 @@ fn image(guest: &Guest) -> Image<'_> {
     }
 }
 
-fn merged(ksm: &Merged) -> Ksm {
+fn merged(ksm: &KsmResult) -> Ksm {
     Ksm {
         frames: ksm.frames,
         ranges: ksm.ranges,
@@ -94,7 +94,7 @@ fn merged(ksm: &Merged) -> Ksm {
 pub(super) fn render(
     guests: &[Guest],
     results: &[StrategyResult],
-    ksm: Option<&Merging>,
+    ksm: Option<&KsmResults>,
 ) -> String {
     let blind = results.first();
     let total = blind.map_or_else(Tally::default, |blind| blind.trial.total());

@@ -1,8 +1,8 @@
 //! Runs the kernel's own page merging (KSM) on the same memory.
 //!
-//! Frames that are not free are copied into mergeable anonymous memory, so that the kernel looks for
-//! the same pages as the strategies. A second run has only the frames that the adaptive selector
-//! hashes. The scanner is a kernel thread, whose CPU time is in `/proc`.
+//! Frames that are not free are copied into mergeable anonymous memory, so that the kernel looks
+//! for the same pages as the strategies. A second run has only the frames that the adaptive
+//! selector hashes. The scanner is a kernel thread, whose CPU time is in `/proc`.
 
 use super::guests::Guest;
 use super::strategies::{Strategy, StrategyResult};
@@ -39,19 +39,19 @@ const SETTLED: Duration = Duration::from_millis(300);
 /// scan finds nothing new.
 const SCANS: u64 = 3;
 
-/// Clock ticks per second in `/proc/PID/stat` (`USER_HZ`): 100 on every platform that Rust supports.
+/// Clock ticks per second in `/proc/PID/stat` (`USER_HZ`): 100 on every Linux that Rust supports.
 const TICKS: u64 = 100;
 
 /// KSM's results for all frames, and for the selected ones.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Merging {
-    pub(super) all: Merged,
-    pub(super) selected: Merged,
+pub(super) struct KsmResults {
+    pub(super) all: KsmResult,
+    pub(super) selected: KsmResult,
 }
 
 /// KSM's results.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Merged {
+pub(super) struct KsmResult {
     /// Frames of mergeable memory.
     pub(super) frames: u64,
     /// Contiguous ranges of these frames in guest memory: the number of `madvise` calls that a VMM
@@ -103,7 +103,7 @@ impl Drop for Settings {
 
 /// Runs KSM on the guests' memory: on all frames that are not free, and on the frames that the
 /// adaptive selector hashed.
-pub(super) fn run(guests: &[Guest], results: &[StrategyResult]) -> Result<Merging, Failure> {
+pub(super) fn run(guests: &[Guest], results: &[StrategyResult]) -> Result<KsmResults, Failure> {
     let all: Vec<Vec<_>> = guests
         .iter()
         .map(|guest| {
@@ -115,10 +115,10 @@ pub(super) fn run(guests: &[Guest], results: &[StrategyResult]) -> Result<Mergin
     let mut selected = adaptive.map_or_else(Vec::new, |result| result.hashed.clone());
     // By address, the order in which the kernel scans.
     selected.iter_mut().for_each(|frames| frames.sort_unstable());
-    Ok(Merging { all: merge(guests, &all)?, selected: merge(guests, &selected)? })
+    Ok(KsmResults { all: merge(guests, &all)?, selected: merge(guests, &selected)? })
 }
 
-fn merge(guests: &[Guest], chosen: &[Vec<FrameIndex>]) -> Result<Merged, Failure> {
+fn merge(guests: &[Guest], chosen: &[Vec<FrameIndex>]) -> Result<KsmResult, Failure> {
     let missing = |what: &str| Failure::new(what).hint("--ksm needs a kernel with CONFIG_KSM");
     if !Path::new(FOLDER).is_dir() {
         return Err(missing("this kernel has no KSM: /sys/kernel/mm/ksm does not exist"));
@@ -155,7 +155,7 @@ fn merge(guests: &[Guest], chosen: &[Vec<FrameIndex>]) -> Result<Merged, Failure
     let shared = found.last().map_or(0, |last| last.0);
     let settled = found.iter().find(|sample| sample.0 >= shared - shared / 100);
     let (_, ticks, time) = settled.copied().unwrap_or((0, 0, Duration::ZERO));
-    let merged = Merged {
+    let merged = KsmResult {
         frames,
         ranges: chosen.iter().map(|frames| ranges(frames)).sum(),
         shared,

@@ -22,7 +22,7 @@ struct FingerprintedGuest<'a> {
 /// If there are fewer than two guests, an image cannot be read, or the file cannot be written.
 pub(super) fn write(output: Output, guests: &[Guest]) -> Result<(), Failure> {
     if guests.len() < 2 {
-        return Err(Failure::new("cannot learn from one guest").hint("give two or more images"));
+        return Err(Failure::new("cannot learn from one guest").hint("give two images or more"));
     }
     let fingerprinted: Result<Vec<_>, Failure> = guests
         .iter()

@@ -58,7 +58,7 @@ impl Strategy {
 }
 
 impl fmt::Display for Strategy {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::StrategyResult {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let name = match self {
             Self::Blind => "blind",
             Self::KernelAndExecutable => "kernel+executable",

@@ -1,7 +1,7 @@
 //! The strategies as text tables.
 
 use super::guests::Guest;
-use super::ksm::{Merged, Merging};
+use super::ksm::{KsmResult, KsmResults};
 use super::strategies::{StrategyResult, ratio};
 use crate::statistics::thousands;
 use crate::table::{finish, heading, percent, printable, table};
@@ -22,7 +22,7 @@ pub(super) fn free(guests: &[Guest]) -> u64 {
 pub(super) fn render(
     guests: &[Guest],
     results: &[StrategyResult],
-    ksm: Option<&Merging>,
+    ksm: Option<&KsmResults>,
 ) -> String {
     let mut out = String::new();
     for guest in guests {
@@ -125,7 +125,7 @@ fn colors(results: &[StrategyResult]) -> String {
 }
 
 /// KSM's results, and the CPU time per shared page of KSM and of each strategy.
-fn merging(ksm: &Merging, results: &[StrategyResult]) -> String {
+fn merging(ksm: &KsmResults, results: &[StrategyResult]) -> String {
     let mut out = String::new();
     let runs = [("all frames but free ones", ksm.all), ("adaptive's frames", ksm.selected)];
     for (what, ksm) in runs {
@@ -151,7 +151,7 @@ fn merging(ksm: &Merging, results: &[StrategyResult]) -> String {
         let pages = u32::try_from(pages).unwrap_or(u32::MAX);
         (pages > 0).then(|| cpu.as_secs_f64() * 1e6 / f64::from(pages))
     };
-    let of_kernel = |merged: Merged| per_page(merged.cpu, merged.shared);
+    let of_kernel = |merged: KsmResult| per_page(merged.cpu, merged.shared);
     let theirs = of_kernel(ksm.all);
     let show = |n: Option<f64>| n.map_or_else(String::new, |n| format!("{n:.1}"));
     let mut row = |name: String, cost: Option<f64>| {

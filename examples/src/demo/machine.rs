@@ -24,7 +24,7 @@ const WORK: u64 = 400;
 
 /// Samples of the vCPUs' registers while the parent warms up. Each has the page tables of one
 /// process.
-const LOOKS: usize = 80;
+const REGISTER_SAMPLES: usize = 80;
 
 /// Interval between samples of running clones.
 const SAMPLE: Duration = Duration::from_millis(2);
@@ -48,7 +48,7 @@ pub(super) fn demonstration(
     let plan = Plan::new(64, 2, 6, 1024, 2048, 1)?;
     let mut registers = Vec::new();
     let mut world = World::warmed(plan, WARM, &mut |machine: &Machine| {
-        for _ in 0..LOOKS {
+        for _ in 0..REGISTER_SAMPLES {
             registers.extend(machine.look()?);
             std::thread::sleep(Duration::from_micros(1300));
         }

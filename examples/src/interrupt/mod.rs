@@ -29,7 +29,7 @@ use std::time::Duration;
 const ENDING: [Signal; 3] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP];
 
 /// Receives the first signal of a command that handles it itself ([`Stop`]).
-static TAKER: Mutex<Option<SyncSender<Signal>>> = Mutex::new(None);
+static STOP_SENDER: Mutex<Option<SyncSender<Signal>>> = Mutex::new(None);
 
 /// Starts handling signals. Must be called before any other thread exists, because threads inherit
 /// the signal mask.
@@ -65,8 +65,8 @@ fn ending(status: &str) -> SigSet {
 fn wait(ending: &SigSet) {
     loop {
         let Ok(signal) = ending.wait() else { return };
-        let taker = TAKER.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if taker.is_some_and(|taker| taker.send(signal).is_ok()) {
+        let sender = STOP_SENDER.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if sender.is_some_and(|sender| sender.send(signal).is_ok()) {
             continue;
         }
         // From here on a second signal ends the process at once.
@@ -85,9 +85,9 @@ pub(crate) struct Stop(Receiver<Signal>);
 impl Stop {
     /// Claims the next signal.
     pub(crate) fn take() -> Self {
-        let (taker, taken) = sync_channel(1);
-        *TAKER.lock().unwrap_or_else(PoisonError::into_inner) = Some(taker);
-        Self(taken)
+        let (sender, receiver) = sync_channel(1);
+        *STOP_SENDER.lock().unwrap_or_else(PoisonError::into_inner) = Some(sender);
+        Self(receiver)
     }
 
     /// Waits for the signal for at most `time`. Returns whether it came.

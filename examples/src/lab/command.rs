@@ -7,7 +7,7 @@ use super::error::{Error, Result};
 use crate::interrupt::child;
 use crate::lines::last_lines;
 
-/// A host program the lab uses, and where it comes from.
+/// A host program that the lab uses, and its package.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Tool {
     /// Name on the path.

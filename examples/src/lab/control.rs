@@ -26,7 +26,7 @@ pub(crate) enum FromGuest {
 pub(crate) enum FromHost {
     /// Start the dump.
     Dump,
-    /// Load the crash kernel and panic into it. The agent sends `ready` again from the crash kernel.
+    /// Load the crash kernel and panic into it. The agent then sends `ready` again, from there.
     Crash,
     /// The pause is over: read the page flags again.
     Again,

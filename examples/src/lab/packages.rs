@@ -24,7 +24,7 @@ const KERNEL_METAPACKAGE: &str = "linux-image-cloud-amd64";
 /// The name of the newest cloud kernel's package, like `linux-image-6.1.0-56-cloud-amd64`.
 ///
 /// # Errors
-/// If apt fails or knows no such package.
+/// If apt fails or does not offer such a package.
 pub(crate) fn newest_cloud_kernel() -> Result<String> {
     let output = APT_CACHE.run(APT_CACHE.command().args(["depends", KERNEL_METAPACKAGE]))?;
     let text = String::from_utf8_lossy(&output.stdout);

@@ -25,7 +25,7 @@ use super::machine::{self, Machine};
 use super::modules::ModuleTree;
 use super::report::Report;
 use super::rootfs::RootFs;
-use super::saved::Saved;
+use super::saved::SavedMachine;
 use super::sparse;
 use super::steps::Steps;
 use super::truth;
@@ -156,14 +156,14 @@ impl Args {
             )));
         }
         let steps = Steps::new();
-        replaceable(&self.out, &self.kernel)?;
+        check_replaceable(&self.out, &self.kernel)?;
         let (folder, armed) = partial(&self.out)?;
         let mut report = self.make(&folder, &steps)?;
         report.total_seconds = begin.elapsed().as_secs_f64();
         let json = serde_json::to_string_pretty(&report)
             .map_err(|error| Error::Qmp(format!("cannot write the report: {error}")))?;
         write(&folder.join("lab.json"), &json)?;
-        take_place(&folder, &self.out, armed).map_err(Error::io("rename", &folder))?;
+        replace_folder(&folder, &self.out, armed).map_err(Error::io("rename", &folder))?;
         steps.done();
         Ok(if self.json { print_line(json) } else { print_line(report) }?)
     }
@@ -299,7 +299,7 @@ impl Args {
         machine.pause()?;
         steps.begin("saving the guest's memory");
         if !self.no_clones {
-            Saved::save(&mut machine, config, emulator, folder)?;
+            SavedMachine::save(&mut machine, config, emulator, folder)?;
         }
         let frames_used = save(&mut machine, &config.ram, folder)?;
         machine.resume()?;
@@ -384,7 +384,7 @@ fn partial(out: &Path) -> Result<(PathBuf, Armed)> {
 }
 
 /// Refuses to replace a folder without a guest of the lab's, or one with a kernel of `kernels`.
-fn replaceable(out: &Path, kernels: &[PathBuf]) -> Result<()> {
+fn check_replaceable(out: &Path, kernels: &[PathBuf]) -> Result<()> {
     let refused = |why: &str| {
         let source = std::io::Error::other(why.to_owned());
         Err(Error::Io { doing: "replace", path: out.to_owned(), source })
@@ -402,7 +402,7 @@ fn replaceable(out: &Path, kernels: &[PathBuf]) -> Result<()> {
 }
 
 /// Renames the folder to `out`, and replaces an existing folder atomically where possible.
-fn take_place(folder: &Path, out: &Path, armed: Armed) -> std::io::Result<()> {
+fn replace_folder(folder: &Path, out: &Path, armed: Armed) -> std::io::Result<()> {
     match renameat_with(CWD, folder, CWD, out, RenameFlags::EXCHANGE) {
         // The former guest now has the temporary name, and is removed.
         Ok(()) => {

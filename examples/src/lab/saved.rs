@@ -32,7 +32,7 @@ const DISKS: &str = "disks";
 
 /// A saved guest's machine.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Saved {
+pub(crate) struct SavedMachine {
     /// QEMU's version. Another version may not be able to load the devices' state.
     pub(crate) emulator: String,
     machine: String,
@@ -47,7 +47,7 @@ pub(crate) struct Saved {
     balloon: bool,
 }
 
-impl Saved {
+impl SavedMachine {
     /// Saves the paused guest, without its memory, into its folder.
     ///
     /// # Errors
@@ -157,8 +157,8 @@ impl Saved {
 mod tests {
     use super::*;
 
-    fn saved(disk: &str) -> Saved {
-        Saved {
+    fn saved(disk: &str) -> SavedMachine {
+        SavedMachine {
             emulator: "QEMU emulator version 7.2".to_owned(),
             machine: "pc".to_owned(),
             cpu: "max".to_owned(),
@@ -170,12 +170,12 @@ mod tests {
         }
     }
 
-    fn opened(saved: &Saved) -> Result<Saved> {
+    fn opened(saved: &SavedMachine) -> Result<SavedMachine> {
         let guest = tempfile::tempdir().unwrap();
         fs::create_dir(guest.path().join(FOLDER)).unwrap();
         let path = guest.path().join(FOLDER).join(MACHINE);
         fs::write(path, serde_json::to_string(saved).unwrap()).unwrap();
-        Saved::open(guest.path())
+        SavedMachine::open(guest.path())
     }
 
     #[test]
@@ -190,7 +190,7 @@ mod tests {
     #[test]
     fn strange_and_missing_descriptions_are_refused() {
         assert!(opened(&saved("../../etc/passwd")).is_err());
-        let message = Saved::open(Path::new("/nowhere")).unwrap_err().to_string();
+        let message = SavedMachine::open(Path::new("/nowhere")).unwrap_err().to_string();
         assert!(message.contains("lab run"), "{message}");
     }
 }

@@ -108,18 +108,18 @@ impl Guest {
     fn open(folder: &Path, common_symbols: CommonSymbols) -> Result<Self> {
         let ram = folder.join("ram.bin");
         let layout_path = folder.join("layout.txt");
-        let layout = LayoutFile::open(&layout_path).map_err(|e| wrong(&layout_path, &e))?;
+        let layout = LayoutFile::open(&layout_path).map_err(|e| trace_error(&layout_path, &e))?;
         let format = Format::Raw(RawLayout::File(layout));
-        let image = MemoryImage::open(&ram, &format).map_err(|e| wrong(&ram, &e))?;
+        let image = MemoryImage::open(&ram, &format).map_err(|e| trace_error(&ram, &e))?;
         let regs_path = folder.join("regs.txt");
         let text = fs::read_to_string(&regs_path).map_err(Error::io("read", &regs_path))?;
-        let registers = parse_qemu_text(&text).map_err(|e| wrong(&regs_path, &e))?;
+        let registers = parse_qemu_text(&text).map_err(|e| trace_error(&regs_path, &e))?;
         let options = ColoringOptions {
             registers: registers.clone(),
             common_symbols,
             ..ColoringOptions::default()
         };
-        let map = color(&image, &options).map_err(|e| wrong(&ram, &e))?.map;
+        let map = color(&image, &options).map_err(|e| trace_error(&ram, &e))?.map;
         let traces = read_traces(&folder.join("traces"), &image)?;
         Ok(Self { image, registers, map, traces })
     }
@@ -133,11 +133,11 @@ fn read_traces(folder: &Path, image: &MemoryImage) -> Result<Vec<Vec<FrameIndex>
     paths.retain(|path| path.extension().is_some_and(|extension| extension == "csv"));
     paths.sort();
     if paths.is_empty() {
-        return Err(wrong(folder, &"no traces (*.csv) in it"));
+        return Err(trace_error(folder, &"no traces (*.csv) in it"));
     }
     let read = |path: PathBuf| {
         let file = fs::File::open(&path).map_err(Error::io("open", &path))?;
-        let trace = Trace::from_csv(file, image.layout()).map_err(|e| wrong(&path, &e))?;
+        let trace = Trace::from_csv(file, image.layout()).map_err(|e| trace_error(&path, &e))?;
         Ok(trace.touches().iter().map(|touch| touch.frame).collect())
     };
     paths.into_iter().map(read).collect()
@@ -146,11 +146,11 @@ fn read_traces(folder: &Path, image: &MemoryImage) -> Result<Vec<Vec<FrameIndex>
 fn lesson(folder: &Path) -> Result<Lesson> {
     let guest = Guest::open(folder, CommonSymbols::none())?;
     let symbols = Linux::default().symbols_by_page(&guest.image, &guest.registers);
-    let symbols = symbols.map_err(|e| wrong(&folder.join("ram.bin"), &e))?;
+    let symbols = symbols.map_err(|e| trace_error(&folder.join("ram.bin"), &e))?;
     Ok(Lesson::new(symbols, &guest.map, &guest.traces))
 }
 
-fn wrong(path: &Path, what: &dyn std::fmt::Display) -> Error {
+fn trace_error(path: &Path, what: &dyn std::fmt::Display) -> Error {
     Error::Traces { path: path.to_owned(), what: what.to_string() }
 }
 

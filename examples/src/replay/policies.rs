@@ -133,7 +133,7 @@ impl PolicyChoice {
                 let recording = read_recording(path, guest)?;
                 let found = recording.by_frame_number(&guest.locality, Some(&guest.identity));
                 let frames = found.frames.iter().map(|t| t.frame).collect();
-                Prepared::Set { name: self.to_string(), frames, guide: None }
+                Prepared::FrameSet { name: self.to_string(), frames, guide: None }
             }
             Self::Idle(path) => {
                 let found =
@@ -142,7 +142,7 @@ impl PolicyChoice {
                 // No prediction by temperature hints: frames that are predicted but that an idle
                 // clone does not touch are not worth streaming.
                 let guide = Some(guide(shipped().without_prediction(self.to_string())));
-                Prepared::Set { name: self.to_string(), frames, guide }
+                Prepared::FrameSet { name: self.to_string(), frames, guide }
             }
         })
     }
@@ -183,7 +183,7 @@ pub(crate) enum Prepared {
         recorded_order: Arc<RecordedOrder>,
         predict: Predict,
     },
-    Set {
+    FrameSet {
         name: String,
         frames: Arc<[FrameIndex]>,
         guide: Option<Arc<ColorGuide>>,
@@ -204,11 +204,11 @@ impl Prepared {
                 let (guide, recorded_order) = (Arc::clone(guide), Arc::clone(recorded_order));
                 Box::new(Recorded::new(name, guide, recorded_order, *predict))
             }
-            Self::Set { name, frames, guide: Some(guide) } => {
+            Self::FrameSet { name, frames, guide: Some(guide) } => {
                 let then = Colored::new(Arc::clone(guide));
                 Box::new(Streamed::new(name, Arc::clone(frames), then))
             }
-            Self::Set { name, frames, guide: None } => {
+            Self::FrameSet { name, frames, guide: None } => {
                 Box::new(Streamed::new(name, Arc::clone(frames), Demand))
             }
         }
@@ -284,7 +284,7 @@ impl fmt::Display for PolicyChoice {
 type MakeChoice = fn(PathBuf) -> PolicyChoice;
 
 /// Prefixes of names that are followed by a recording's path.
-const WITH_FILE: [(&str, MakeChoice); 3] = [
+const FILE_PREFIXES: [(&str, MakeChoice); 3] = [
     ("recorded=", PolicyChoice::Recorded),
     ("recorded-frames=", PolicyChoice::RecordedFrames),
     ("idle=", PolicyChoice::Idle),
@@ -294,7 +294,7 @@ impl FromStr for PolicyChoice {
     type Err = PolicyError;
 
     fn from_str(text: &str) -> Result<Self, PolicyError> {
-        for (prefix, make) in WITH_FILE {
+        for (prefix, make) in FILE_PREFIXES {
             if let Some(path) = text.strip_prefix(prefix) {
                 return if path.is_empty() {
                     Err(PolicyError::NoFile)

@@ -1,7 +1,7 @@
 //! The replays as text tables.
 
 use super::policies::{BASELINE, PolicyChoice};
-use super::ratios::{Blind, Comparison, Figure, Mean, ratio};
+use super::ratios::{Comparison, Figure, FrontierValue, Mean, ratio};
 use super::runs::Results;
 use super::traces::NamedTrace;
 use crate::statistics::{counted, mib, thousands};
@@ -160,11 +160,11 @@ fn times(ratio: f64) -> String {
     format!("{ratio:.2}")
 }
 
-fn bound(blind: Option<Blind>) -> String {
+fn bound(blind: Option<FrontierValue>) -> String {
     match blind {
-        Some(Blind::At(value)) => times(value),
-        Some(Blind::Above(value)) => format!("over {}", times(value)),
-        Some(Blind::Below(value)) => format!("under {}", times(value)),
+        Some(FrontierValue::At(value)) => times(value),
+        Some(FrontierValue::Above(value)) => format!("over {}", times(value)),
+        Some(FrontierValue::Below(value)) => format!("under {}", times(value)),
         None => String::new(),
     }
 }

@@ -36,7 +36,8 @@ pub(super) fn run(
         jobs.extend(kernels(guests).into_iter().map(Some));
     }
     let rounds = usize::try_from(tuner.rounds).unwrap_or(usize::MAX);
-    let steps = |job: &Option<&str>| touched(learners(guests, *job)).len().saturating_mul(rounds);
+    let steps =
+        |job: &Option<&str>| touched(training_guests(guests, *job)).len().saturating_mul(rounds);
     let bar = Bar::new("tuning", jobs.iter().map(steps).sum());
     let results: Vec<OnceLock<Settings>> = jobs.iter().map(|_| OnceLock::new()).collect();
     let next = AtomicUsize::new(0);
@@ -45,10 +46,11 @@ pub(super) fn run(
             let at = next.fetch_add(1, Ordering::Relaxed);
             let (Some(job), Some(result)) = (jobs.get(at), results.get(at)) else { return };
             let mut left = steps(job);
-            let settings = tune(learners(guests, *job), start.clone(), tuner, &mut |_, _, _| {
-                left = left.saturating_sub(1);
-                bar.advance();
-            });
+            let settings =
+                tune(training_guests(guests, *job), start.clone(), tuner, &mut |_, _, _| {
+                    left = left.saturating_sub(1);
+                    bar.advance();
+                });
             // Tuning may stop before the last round.
             (0..left).for_each(|_| bar.advance());
             // Cannot fail: each result is set once, by one thread.
@@ -64,14 +66,14 @@ pub(super) fn run(
     bar.finish();
     let mut tuned = results.into_iter().filter_map(OnceLock::into_inner);
     let settings = tuned.next().unwrap_or_else(|| start.clone());
-    let judge = |guest: &Guest, settings| score([&guest.subject], settings);
+    let judge = |guest: &Guest, settings| score([&guest.traced], settings);
     let folds: Vec<_> = kernels(guests).into_iter().zip(tuned).collect();
     let of_fold = |guest: &Guest| {
         let fold = folds.iter().find(|(kernel, _)| *kernel == guest.kernel);
         fold.map(|(_, settings)| judge(guest, settings))
     };
     Tuned {
-        start: score(learners(guests, None), start),
+        start: score(training_guests(guests, None), start),
         in_sample: guests.iter().map(|guest| judge(guest, &settings)).collect(),
         held_out: guests.iter().filter_map(of_fold).collect(),
         settings,
@@ -79,12 +81,12 @@ pub(super) fn run(
 }
 
 /// The guests to train on: all but those of the held-out kernel.
-fn learners<'a>(
+fn training_guests<'a>(
     guests: &'a [Guest],
     held_out: Option<&'a str>,
 ) -> impl Iterator<Item = &'a TracedGuest> {
     let kept = guests.iter().filter(move |guest| Some(guest.kernel.as_str()) != held_out);
-    kept.map(|guest| &guest.subject)
+    kept.map(|guest| &guest.traced)
 }
 
 fn score<'a>(subjects: impl IntoIterator<Item = &'a TracedGuest>, settings: &Settings) -> Score {

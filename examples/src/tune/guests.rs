@@ -16,7 +16,7 @@ pub(super) struct Guest {
     pub(super) name: String,
     /// Release of the guest's kernel, printable.
     pub(super) kernel: String,
-    pub(super) subject: TracedGuest,
+    pub(super) traced: TracedGuest,
 }
 
 impl Guest {
@@ -31,12 +31,12 @@ impl Guest {
             release => printable(release),
         };
         let traces = traces.into_iter().map(|named| named.trace).collect();
-        let subject = TracedGuest { locality: Arc::new(LocalityOrder::new(map)), traces };
-        Ok(Self { name: printable(&folder.display().to_string()), kernel, subject })
+        let traced = TracedGuest { locality: Arc::new(LocalityOrder::new(map)), traces };
+        Ok(Self { name: printable(&folder.display().to_string()), kernel, traced })
     }
 
     pub(super) fn traces(&self) -> usize {
-        self.subject.traces.len()
+        self.traced.traces.len()
     }
 }
 

@@ -31,7 +31,7 @@ pub(super) fn render(guests: &[Guest], tuned: &Tuned) -> String {
     let _ = writeln!(
         out,
         "\nfaults, waste: relative to blind-aligned-16; before tuning: {}",
-        words(&tuned.start)
+        score_text(&tuned.start)
     );
     out.push_str(if held_out.is_some() {
         "held out: scores of settings that were tuned only on guests with other kernels\n\
@@ -77,7 +77,7 @@ fn cells_of(score: &Score) -> [String; 4] {
 }
 
 /// A score as a line of text.
-fn words(score: &Score) -> String {
+fn score_text(score: &Score) -> String {
     let [faults, waste, coverage, accuracy] = cells_of(score);
     format!("faults {faults}, waste {waste}, coverage {coverage}, accuracy {accuracy}")
 }
@@ -104,10 +104,10 @@ pub(super) fn comment(
         let (guests, traces) = (counted(of_kernel().count(), "guest"), counted(traces, "trace"));
         let _ = writeln!(out, "#   kernel {kernel}: {guests}, {traces}");
     }
-    let in_sample = words(&mean(guests, &tuned.in_sample));
+    let in_sample = score_text(&mean(guests, &tuned.in_sample));
     let _ = writeln!(out, "# On these, relative to blind-aligned-16: {in_sample}.");
     if !tuned.held_out.is_empty() {
-        let held_out = words(&mean(guests, &tuned.held_out));
+        let held_out = score_text(&mean(guests, &tuned.held_out));
         let _ = writeln!(out, "# On guests whose kernel was held out: {held_out}.");
     }
     out.push('\n');

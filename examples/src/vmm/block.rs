@@ -172,33 +172,33 @@ impl BlockDevice {
         if self.registers.status & VIRTIO_CONFIG_S_NEEDS_RESET != 0 {
             return false;
         }
-        let (which, told) = match self.serve_all(memory) {
-            Ok(told) => (mmio::VIRTIO_MMIO_INT_VRING, told),
-            Err(_broken) => {
+        let (cause, must_interrupt) = match self.serve_all(memory) {
+            Ok(must_interrupt) => (mmio::VIRTIO_MMIO_INT_VRING, must_interrupt),
+            Err(_) => {
                 self.registers.status |= VIRTIO_CONFIG_S_NEEDS_RESET;
                 (mmio::VIRTIO_MMIO_INT_CONFIG, true)
             }
         };
-        if told {
-            self.registers.interrupts |= which;
+        if must_interrupt {
+            self.registers.interrupts |= cause;
         }
-        told
+        must_interrupt
     }
 
     fn serve_all(&mut self, memory: &dyn Memory) -> Result<bool, QueueError> {
         let mut is_any = false;
         // Bounded by the size of a ring, because another vCPU may keep adding requests.
         for _ in 0..MAX_QUEUE_SIZE {
-            let Some(chain) = self.registers.queue.take(memory)? else { break };
-            let written = self.answer(&chain, memory)?;
-            self.registers.queue.give_back(memory, chain.head, written)?;
+            let Some(chain) = self.registers.queue.pop_available(memory)? else { break };
+            let written = self.handle_request(&chain, memory)?;
+            self.registers.queue.push_used(memory, chain.head, written)?;
             is_any = true;
         }
         Ok(is_any && self.registers.queue.wants_interrupt(memory)?)
     }
 
     /// Processes a request. Returns how many bytes of its buffers were written.
-    fn answer(&mut self, chain: &Chain, memory: &dyn Memory) -> Result<u32, QueueError> {
+    fn handle_request(&mut self, chain: &Chain, memory: &dyn Memory) -> Result<u32, QueueError> {
         let (header, from_guest) = split(&chain.readable, HEADER.into());
         let length = total(&chain.writable);
         let room =

@@ -105,7 +105,7 @@ const HAS_INPUT: u8 = 0x4;
 /// Registers of the serial line and of the disk. Pending console input is not saved, because it
 /// was sent to the parent.
 #[derive(Serialize, Deserialize)]
-struct Saved {
+struct SavedRegisters {
     storage: Option<Registers>,
     baud: [u8; 2],
     interrupt_enable: u8,
@@ -128,7 +128,7 @@ impl Platform {
         disk: Option<Disk>,
         console: Arc<Console>,
     ) -> Outcome<Self> {
-        let saved: Saved = serde_json::from_slice(saved)
+        let saved: SavedRegisters = serde_json::from_slice(saved)
             .map_err(|error| format!("the devices' saved state: {error}"))?;
         let storage = match (saved.storage, disk) {
             (Some(registers), Some(disk)) => Some(Storage::new(disk, registers)?),
@@ -249,7 +249,7 @@ impl Devices for Platform {
             *storage.snapshot.lock() = Some(device.disk.clone());
             device.registers.clone()
         });
-        let saved = Saved {
+        let saved = SavedRegisters {
             storage,
             baud: [state.baud_divisor_low, state.baud_divisor_high],
             interrupt_enable: state.interrupt_enable,

@@ -15,8 +15,8 @@ use std::ops::Range;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
 const PARAMETERS_AT: u64 = 0x7000;
-const WORDS_AT: u64 = 0x2_0000;
-const MOST_WORDS: usize = 2048;
+const COMMAND_LINE_AT: u64 = 0x2_0000;
+const MAX_COMMAND_LINE: usize = 2048;
 const HIGH: GuestAddress = GuestAddress(ADAPTERS.end);
 
 /// Offset of a bzImage's 64-bit entry point from its load address.
@@ -84,22 +84,23 @@ pub(super) fn load(software: &Software<'_>, layout: &MemoryLayout) -> Outcome<Bo
     for (gpa, bytes) in tables() {
         memory.write_slice(&bytes, GuestAddress(gpa.0))?;
     }
-    let mut words = Cmdline::new(MOST_WORDS)?;
-    words.insert_str(software.words)?;
+    let mut command_line = Cmdline::new(MAX_COMMAND_LINE)?;
+    command_line.insert_str(software.words)?;
     if software.disk.is_some() {
         // A guest without ACPI learns of a virtio MMIO device from its command line only.
         let (size, at) = (block::REGISTERS.end - block::REGISTERS.start, block::REGISTERS.start);
-        words.insert_str(format!("virtio_mmio.device={size:#x}@{at:#x}:{}", block::LINE))?;
+        command_line.insert_str(format!("virtio_mmio.device={size:#x}@{at:#x}:{}", block::LINE))?;
     }
-    load_cmdline(&memory, GuestAddress(WORDS_AT), &words)?;
+    load_cmdline(&memory, GuestAddress(COMMAND_LINE_AT), &command_line)?;
 
     let mut parameters =
         boot_params { hdr: kernel.setup_header.unwrap_or_default(), ..Default::default() };
     parameters.hdr.type_of_loader = UNKNOWN_LOADER;
     parameters.hdr.boot_flag = BOOT_FLAG;
     parameters.hdr.header = HEADER;
-    parameters.hdr.cmd_line_ptr = u32::try_from(WORDS_AT)?;
-    parameters.hdr.cmdline_size = u32::try_from(words.as_cstring()?.as_bytes_with_nul().len())?;
+    parameters.hdr.cmd_line_ptr = u32::try_from(COMMAND_LINE_AT)?;
+    parameters.hdr.cmdline_size =
+        u32::try_from(command_line.as_cstring()?.as_bytes_with_nul().len())?;
     if !software.initramfs.is_empty() {
         let header = &parameters.hdr;
         let needed = header.pref_address.saturating_add(header.init_size.into());
@@ -182,7 +183,7 @@ mod tests {
         };
         boot.memory(&mut take).unwrap();
         assert!(pages[&0x10_0000].starts_with(b"a kernel"));
-        assert!(pages[&WORDS_AT].starts_with(b"console=ttyS0 quiet\0"));
+        assert!(pages[&COMMAND_LINE_AT].starts_with(b"console=ttyS0 quiet\0"));
         assert!(pages[&0x7f_f000].starts_with(b"an archive"), "at the end of memory");
         let parameters = &pages[&PARAMETERS_AT];
         // Offsets in the boot parameters: address and size of the initramfs, number of e820

@@ -95,7 +95,10 @@ impl Queue {
     }
 
     /// Takes the next available descriptor chain.
-    pub(super) fn take(&mut self, memory: &dyn Memory) -> Result<Option<Chain>, QueueError> {
+    pub(super) fn pop_available(
+        &mut self,
+        memory: &dyn Memory,
+    ) -> Result<Option<Chain>, QueueError> {
         self.check()?;
         let filled = u16::from_le_bytes(read(memory, self.available, 2)?);
         let waiting = filled.wrapping_sub(self.next_available);
@@ -146,7 +149,7 @@ impl Queue {
     }
 
     /// Returns a chain to the guest. `written` counts the bytes written to its buffers.
-    pub(super) fn give_back(
+    pub(super) fn push_used(
         &mut self,
         memory: &dyn Memory,
         head: u16,

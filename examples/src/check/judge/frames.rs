@@ -73,10 +73,10 @@ pub(crate) struct FrameFindings {
     /// Frames of the coloring that the guest does not describe: without a descriptor, or past the
     /// end of its memory.
     pub(crate) outside: u64,
-    /// Outside frames that are free in the coloring. This is an error: free frames have descriptors.
+    /// Outside frames that are free in the coloring: an error, because free frames have descriptors.
     pub(crate) outside_free: u64,
-    /// Reserved frames that the coloring leaves out. Not judged, because holes in the guest's memory
-    /// have descriptors, too.
+    /// Reserved frames that the coloring leaves out. Not judged, because holes in the guest's
+    /// memory have descriptors, too.
     pub(crate) reserved_left_out: u64,
     /// Frames that changed while the ground truth was captured. Not judged.
     pub(crate) unstable: u64,

@@ -167,7 +167,7 @@ impl Class {
         }
     }
 
-    /// Whether `kind` is right for a frame of this class; `None` if the class does not determine it.
+    /// Whether `kind` is right for a frame of this class; `None` if the class does not decide it.
     pub(crate) fn accepts(self, kind: Kind) -> Option<bool> {
         Some(match self {
             Self::Free => kind == Kind::Free,
@@ -251,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tail_takes_what_belongs_to_the_whole_from_its_head() {
+    fn a_tail_takes_compound_flags_from_its_head() {
         let flags = [
             COMPOUND_HEAD | LRU | SWAPBACKED,
             COMPOUND_TAIL,

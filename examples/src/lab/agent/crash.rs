@@ -36,7 +36,7 @@ pub(crate) fn is_crash_kernel() -> bool {
 /// Loads the crash kernel and panics. `command_line` is the running kernel's.
 ///
 /// # Errors
-/// If the crash kernel cannot be loaded, or nothing happens.
+/// If the crash kernel cannot be loaded, or the kernel does not panic.
 pub(crate) fn panic(command_line: &str) -> Result<Infallible> {
     let open = |path: &str| {
         let path = Path::new(path);

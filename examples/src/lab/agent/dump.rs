@@ -14,7 +14,7 @@ use crate::lab::truth;
 /// The flags of each frame; read last before the pause and first after it.
 const FRAME_FLAGS: &str = "/proc/kpageflags";
 
-/// Files that are copied as they are (those that exist).
+/// Files that are copied unchanged, if they exist.
 const PLAIN: &[&str] = &[
     "/proc/kallsyms",
     "/proc/version",

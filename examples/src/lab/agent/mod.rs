@@ -48,7 +48,7 @@ impl Args {
     /// Runs inside the guest.
     ///
     /// # Errors
-    /// If a step fails; the host is told too.
+    /// If a step fails. The error is also sent to the host.
     pub(crate) fn run(&self) -> Result<()> {
         match self.actor {
             Some(actor) => match actor.run() {

@@ -96,8 +96,9 @@ impl Mapping {
         offset: u64,
     ) -> io::Result<Self> {
         let offset = libc::off_t::try_from(offset).map_err(io::Error::other)?;
-        // SAFETY: a null address without MAP_FIXED lets the kernel choose a free range, so that
-        // nothing that Rust knows of is overwritten; fd is open or, for anonymous memory, -1.
+        // SAFETY: a null address without MAP_FIXED lets the kernel choose a free range, so that no
+        // existing memory is replaced. `fd` is open (the callers borrow its `File`) or, for
+        // anonymous memory, -1.
         let start =
             unsafe { libc::mmap(std::ptr::null_mut(), length, protection, flags, fd, offset) };
         if start == libc::MAP_FAILED {

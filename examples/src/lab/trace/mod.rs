@@ -26,7 +26,7 @@ use self::workload::Workload;
 use super::control::{FromGuest, FromHost};
 use super::error::{Error, Result};
 use super::machine::{Machine, qemu_version};
-use super::saved::Saved;
+use super::saved::SavedMachine;
 use super::steps::Steps;
 use crate::interrupt::Scratch;
 use crate::outfile;
@@ -80,7 +80,7 @@ impl Args {
         let workloads = self.workloads()?;
         let guest = self.guest.canonicalize().map_err(Error::io("find", &self.guest))?;
         let session = Recording {
-            saved: Saved::open(&guest)?,
+            saved: SavedMachine::open(&guest)?,
             traces: guest.join("traces"),
             guest,
             seed: self.seed,
@@ -128,7 +128,7 @@ impl Args {
 
 /// Common settings of one guest's recordings.
 struct Recording {
-    saved: Saved,
+    saved: SavedMachine,
     guest: PathBuf,
     traces: PathBuf,
     seed: u32,
@@ -166,7 +166,7 @@ impl Recording {
         let mut machine = Machine::start(&config)?;
         server.detach()?;
         machine
-            .load_devices(&Saved::devices(&self.guest))
+            .load_devices(&SavedMachine::devices(&self.guest))
             .map_err(|error| self.saved_by_another(error))?;
         let layout = machine.layout()?;
         let vcpus = machine.vcpu_threads()?;

@@ -1,4 +1,4 @@
-//! A FUSE file system with one file, a clone's RAM, that records each read with its thread and time.
+//! A FUSE file system with one file, a clone's RAM. It records the thread and time of each read.
 //!
 //! QEMU maps the file privately. At first none of its pages is resident. With readahead off, each
 //! page fault reads exactly the touched page. The request names the faulting thread (Linux

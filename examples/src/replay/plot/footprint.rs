@@ -1,7 +1,7 @@
 //! The chart of clones' memory over time, compared with the memory that the clone touched.
 
 use super::labels::Labels;
-use super::{Area, Drawn, FAINT, FONT, GRID, SHADE, TEXT, color, title};
+use super::{Area, DrawResult, FAINT, FONT, GRID, SHADE, TEXT, color, title};
 use crate::replay::runs::Results;
 use crate::replay::traces::NamedTrace;
 use crate::statistics::mib;
@@ -14,7 +14,7 @@ use std::time::Duration;
 const POINTS: usize = 512;
 
 /// Draws the clones of the first trace under every policy.
-pub(super) fn draw<'a>(area: &Area<'a>, trace: &NamedTrace, judged: &[&Results]) -> Drawn<'a> {
+pub(super) fn draw<'a>(area: &Area<'a>, trace: &NamedTrace, judged: &[&Results]) -> DrawResult<'a> {
     let heading = format!("Memory of a clone: {}", printable(&trace.name));
     let below = "memory of each policy's clone until its last touch; \
                  shaded: memory touched by a clone that never waits";

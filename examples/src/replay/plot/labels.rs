@@ -1,6 +1,6 @@
 //! Places labels so that they overlap neither each other nor the chart's points and lines.
 
-use super::{Area, Drawn, FAINT, FONT};
+use super::{Area, DrawResult, FAINT, FONT};
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
@@ -9,12 +9,12 @@ type Point = (i32, i32);
 
 /// A rectangle, from its upper left to its lower right corner.
 #[derive(Clone, Copy, Debug)]
-struct Block {
+struct Rectangle {
     from: Point,
     to: Point,
 }
 
-impl Block {
+impl Rectangle {
     fn around((x, y): Point, radius: i32) -> Self {
         Self { from: (x - radius, y - radius), to: (x + radius, y + radius) }
     }
@@ -37,8 +37,8 @@ impl Block {
 /// Places labels one after the other, each as near to its point as possible.
 #[derive(Debug)]
 pub(super) struct Labels {
-    bounds: Block,
-    taken: Vec<Block>,
+    bounds: Rectangle,
+    taken: Vec<Rectangle>,
 }
 
 /// Possible sides of a label, the best first.
@@ -51,12 +51,12 @@ const DISTANCES: [i32; 6] = [12, 18, 30, 46, 66, 90];
 impl Labels {
     /// Labels within the rectangle between two corners.
     pub(super) fn within(from: Point, to: Point) -> Self {
-        Self { bounds: Block { from, to }, taken: Vec::new() }
+        Self { bounds: Rectangle { from, to }, taken: Vec::new() }
     }
 
     /// Keeps labels off a point.
     pub(super) fn avoid(&mut self, point: Point, radius: i32) {
-        self.taken.push(Block::around(point, radius));
+        self.taken.push(Rectangle::around(point, radius));
     }
 
     /// Keeps labels off the line through these points.
@@ -71,7 +71,7 @@ impl Labels {
         }
     }
 
-    /// Draws a label near a point, with a line to the point if the label is not directly next to it.
+    /// Draws a label near a point, with a line to the point if the label is not next to it.
     pub(super) fn draw<'a>(
         &mut self,
         area: &Area<'a>,
@@ -79,7 +79,7 @@ impl Labels {
         text: &str,
         size: u32,
         color: RGBColor,
-    ) -> Drawn<'a> {
+    ) -> DrawResult<'a> {
         let (anchor, pos, block, distance) = self.place(point, text, size);
         if distance > 20 {
             area.draw(&PathElement::new(vec![point, anchor], FAINT.stroke_width(1)))?;
@@ -89,9 +89,9 @@ impl Labels {
         area.draw(&Text::new(text.to_owned(), anchor, style))
     }
 
-    /// Finds a place for a label: its anchor, the anchor's position in the label, the rectangle that
-    /// it covers, and its distance from the point.
-    fn place(&self, point: Point, text: &str, size: u32) -> (Point, Pos, Block, i32) {
+    /// Finds a place for a label: its anchor, the anchor's position in the label, the rectangle
+    /// that it covers, and its distance from the point.
+    fn place(&self, point: Point, text: &str, size: u32) -> (Point, Pos, Rectangle, i32) {
         let places = DISTANCES.into_iter().flat_map(|distance| {
             SIDES.into_iter().map(move |side| {
                 let anchor = (point.0 + side.0 * distance, point.1 + side.1 * distance);
@@ -99,7 +99,7 @@ impl Labels {
                 (anchor, pos, block, distance)
             })
         });
-        let free = |block: &Block| {
+        let free = |block: &Rectangle| {
             self.bounds.holds(block) && !self.taken.iter().any(|taken| taken.meets(block))
         };
         places.clone().find(|(_, _, block, _)| free(block)).unwrap_or_else(|| {
@@ -113,8 +113,8 @@ impl Labels {
     }
 }
 
-/// The anchor's position in a label on a side of its point, and the rectangle that the label covers.
-fn extent(anchor: Point, side: (i32, i32), text: &str, size: u32) -> (Pos, Block) {
+/// The anchor's position in a label on a side of its point, and the rectangle that it covers.
+fn extent(anchor: Point, side: (i32, i32), text: &str, size: u32) -> (Pos, Rectangle) {
     // The backend's letters are size / 1.24 pixels high. Letters of common sans-serif fonts are
     // 0.56 times as wide on average.
     let letters = i32::try_from(text.chars().count()).unwrap_or(i32::MAX / 100);
@@ -130,7 +130,7 @@ fn extent(anchor: Point, side: (i32, i32), text: &str, size: u32) -> (Pos, Block
         0 => (VPos::Center, anchor.1 - height / 2),
         _ => (VPos::Bottom, anchor.1 - height),
     };
-    (Pos::new(h_pos, v_pos), Block { from: (left, top), to: (left + width, top + height) })
+    (Pos::new(h_pos, v_pos), Rectangle { from: (left, top), to: (left + width, top + height) })
 }
 
 #[cfg(test)]
@@ -145,7 +145,7 @@ mod tests {
             labels.avoid(*point, 5);
         }
         labels.avoid_line(&[(0, 0), (400, 300)]);
-        let mut placed: Vec<Block> = Vec::new();
+        let mut placed: Vec<Rectangle> = Vec::new();
         for point in &points {
             let (_, _, block, _) = labels.place(*point, "policy", 15);
             assert!(labels.bounds.holds(&block));

@@ -19,7 +19,8 @@ const SIZE: (u32, u32) = (1120, 1180);
 const UPPER: u32 = 700;
 
 type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
-type Drawn<'a> = Result<(), DrawingAreaErrorKind<<SVGBackend<'a> as DrawingBackend>::ErrorType>>;
+type DrawResult<'a> =
+    Result<(), DrawingAreaErrorKind<<SVGBackend<'a> as DrawingBackend>::ErrorType>>;
 
 /// Draws the comparison, and the memory of the first trace's clones. `judged` are the results of
 /// the chosen policies, in order.
@@ -53,7 +54,7 @@ fn draw<'a>(
     comparison: &Comparison,
     traces: &[NamedTrace],
     judged: &[&Results],
-) -> Drawn<'a> {
+) -> DrawResult<'a> {
     area.fill(&WHITE)?;
     let (upper, lower) = area.split_vertically(UPPER);
     scatter::draw(&upper, comparison, traces.len())?;
@@ -64,7 +65,7 @@ fn draw<'a>(
 }
 
 /// A chart's title, and a line of explanation below it.
-fn title<'a>(area: &Area<'a>, title: &str, below: &str) -> Drawn<'a> {
+fn title<'a>(area: &Area<'a>, title: &str, below: &str) -> DrawResult<'a> {
     let style = |size: u32, color: RGBColor| (FONT, size).into_font().color(&color);
     area.draw(&Text::new(title.to_owned(), (24, 18), style(28, TEXT)))?;
     area.draw(&Text::new(below.to_owned(), (24, 46), style(17, FAINT)))

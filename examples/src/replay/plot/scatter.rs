@@ -1,7 +1,7 @@
 //! The chart of faults against waste, with every policy and the frontier of blind prefetch.
 
 use super::labels::Labels;
-use super::{Area, Drawn, FAINT, FONT, GRID, SHADE, TEXT, axes, color, title};
+use super::{Area, DrawResult, FAINT, FONT, GRID, SHADE, TEXT, axes, color, title};
 use crate::replay::policies::BASELINE;
 use crate::replay::ratios::{Comparison, Mean};
 use crate::statistics::counted;
@@ -46,7 +46,7 @@ impl Axis {
 
 /// Draws policies by their faults and their waste, both relative to the baseline, on logarithmic
 /// axes.
-pub(super) fn draw<'a>(area: &Area<'a>, comparison: &Comparison, traces: usize) -> Drawn<'a> {
+pub(super) fn draw<'a>(area: &Area<'a>, comparison: &Comparison, traces: usize) -> DrawResult<'a> {
     let below = format!(
         "relative to {BASELINE}, geometric means over {}; left and down is better",
         counted(traces, "trace")

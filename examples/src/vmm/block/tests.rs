@@ -63,7 +63,7 @@ struct Driver {
     device: BlockDevice,
     ram: Ram,
     size: u16,
-    asked: u16,
+    next_available: u16,
 }
 
 fn disk() -> Disk {
@@ -77,35 +77,39 @@ fn disk() -> Disk {
 impl Driver {
     fn new(size: u16) -> Self {
         let device = BlockDevice::new(disk(), Registers::default());
-        let mut driver = Self { device, ram: Ram::new(), size, asked: 0 };
+        let mut driver = Self { device, ram: Ram::new(), size, next_available: 0 };
         driver.ram.set(AVAILABLE, &[0; 4]);
         driver.ram.set(USED, &[0; 4]);
-        driver.tell(mmio::VIRTIO_MMIO_STATUS, 3);
-        driver.tell(mmio::VIRTIO_MMIO_DRIVER_FEATURES_SEL, 1);
-        driver.tell(mmio::VIRTIO_MMIO_DRIVER_FEATURES, 1);
-        driver.tell(mmio::VIRTIO_MMIO_STATUS, 11);
-        assert_eq!(driver.ask(mmio::VIRTIO_MMIO_STATUS), 11, "the features are agreed on");
-        driver.tell(mmio::VIRTIO_MMIO_QUEUE_NUM, size.into());
+        driver.write_register(mmio::VIRTIO_MMIO_STATUS, 3);
+        driver.write_register(mmio::VIRTIO_MMIO_DRIVER_FEATURES_SEL, 1);
+        driver.write_register(mmio::VIRTIO_MMIO_DRIVER_FEATURES, 1);
+        driver.write_register(mmio::VIRTIO_MMIO_STATUS, 11);
+        assert_eq!(
+            driver.read_register(mmio::VIRTIO_MMIO_STATUS),
+            11,
+            "the features are agreed on"
+        );
+        driver.write_register(mmio::VIRTIO_MMIO_QUEUE_NUM, size.into());
         for (register, address) in [
             (mmio::VIRTIO_MMIO_QUEUE_DESC_LOW, DESCRIPTORS),
             (mmio::VIRTIO_MMIO_QUEUE_AVAIL_LOW, AVAILABLE),
             (mmio::VIRTIO_MMIO_QUEUE_USED_LOW, USED),
         ] {
-            driver.tell(register, address as u32);
-            driver.tell(register + 4, 0);
+            driver.write_register(register, address as u32);
+            driver.write_register(register + 4, 0);
         }
-        driver.tell(mmio::VIRTIO_MMIO_QUEUE_READY, 1);
-        driver.tell(mmio::VIRTIO_MMIO_STATUS, 15);
+        driver.write_register(mmio::VIRTIO_MMIO_QUEUE_READY, 1);
+        driver.write_register(mmio::VIRTIO_MMIO_STATUS, 15);
         driver
     }
 
-    fn ask(&self, register: u32) -> u32 {
+    fn read_register(&self, register: u32) -> u32 {
         let mut bytes = [0; 4];
         self.device.read(register.into(), &mut bytes);
         u32::from_le_bytes(bytes)
     }
 
-    fn tell(&mut self, register: u32, value: u32) -> bool {
+    fn write_register(&mut self, register: u32, value: u32) -> bool {
         self.device.write(register.into(), &value.to_le_bytes(), &self.ram)
     }
 
@@ -119,12 +123,12 @@ impl Driver {
     }
 
     /// Makes the chain with this first descriptor available.
-    fn hand_over(&mut self, head: u16) -> bool {
-        let slot = u64::from(self.asked % self.size);
+    fn make_available(&mut self, head: u16) -> bool {
+        let slot = u64::from(self.next_available % self.size);
         self.ram.set(AVAILABLE + 4 + 2 * slot, &head.to_le_bytes());
-        self.asked = self.asked.wrapping_add(1);
-        self.ram.set(AVAILABLE + 2, &self.asked.to_le_bytes());
-        self.tell(mmio::VIRTIO_MMIO_QUEUE_NOTIFY, 0)
+        self.next_available = self.next_available.wrapping_add(1);
+        self.ram.set(AVAILABLE + 2, &self.next_available.to_le_bytes());
+        self.write_register(mmio::VIRTIO_MMIO_QUEUE_NOTIFY, 0)
     }
 
     /// Submits a request with a header, a buffer of `len` bytes, and a status byte. Returns the
@@ -141,12 +145,15 @@ impl Driver {
         self.descriptor(2, BUFFERS, 16, VRING_DESC_F_NEXT, 0);
         self.descriptor(0, data, len, VRING_DESC_F_NEXT | to_guest, 1);
         self.descriptor(1, answer, 1, VRING_DESC_F_WRITE, 0);
-        assert!(self.hand_over(2), "the guest is told");
-        assert_eq!(self.ask(mmio::VIRTIO_MMIO_INTERRUPT_STATUS), mmio::VIRTIO_MMIO_INT_VRING);
-        self.tell(mmio::VIRTIO_MMIO_INTERRUPT_ACK, mmio::VIRTIO_MMIO_INT_VRING);
-        assert_eq!(self.ask(mmio::VIRTIO_MMIO_INTERRUPT_STATUS), 0);
-        assert_eq!(u16::from_le_bytes(self.ram.get(USED + 2)), self.asked);
-        let slot = u64::from(self.asked.wrapping_sub(1) % self.size);
+        assert!(self.make_available(2), "the guest is told");
+        assert_eq!(
+            self.read_register(mmio::VIRTIO_MMIO_INTERRUPT_STATUS),
+            mmio::VIRTIO_MMIO_INT_VRING
+        );
+        self.write_register(mmio::VIRTIO_MMIO_INTERRUPT_ACK, mmio::VIRTIO_MMIO_INT_VRING);
+        assert_eq!(self.read_register(mmio::VIRTIO_MMIO_INTERRUPT_STATUS), 0);
+        assert_eq!(u16::from_le_bytes(self.ram.get(USED + 2)), self.next_available);
+        let slot = u64::from(self.next_available.wrapping_sub(1) % self.size);
         let [h0, h1, h2, h3, w0, w1, w2, w3] = self.ram.get(USED + 4 + 8 * slot);
         assert_eq!([h0, h1, h2, h3], [2, 0, 0, 0], "the chain");
         let [answer] = self.ram.get(answer);
@@ -154,7 +161,7 @@ impl Driver {
     }
 
     fn is_broken(&self) -> bool {
-        self.ask(mmio::VIRTIO_MMIO_STATUS) & VIRTIO_CONFIG_S_NEEDS_RESET != 0
+        self.read_register(mmio::VIRTIO_MMIO_STATUS) & VIRTIO_CONFIG_S_NEEDS_RESET != 0
     }
 }
 
@@ -165,10 +172,10 @@ const UNKNOWN: u8 = VIRTIO_BLK_S_UNSUPP as u8;
 #[test]
 fn a_driver_finds_a_disk() {
     let driver = Driver::new(8);
-    assert_eq!(driver.ask(mmio::VIRTIO_MMIO_MAGIC_VALUE), 0x7472_6976);
-    assert_eq!(driver.ask(mmio::VIRTIO_MMIO_VERSION), 2);
-    assert_eq!(driver.ask(mmio::VIRTIO_MMIO_DEVICE_ID), 2);
-    assert_eq!(driver.ask(mmio::VIRTIO_MMIO_CONFIG), SECTORS as u32);
+    assert_eq!(driver.read_register(mmio::VIRTIO_MMIO_MAGIC_VALUE), 0x7472_6976);
+    assert_eq!(driver.read_register(mmio::VIRTIO_MMIO_VERSION), 2);
+    assert_eq!(driver.read_register(mmio::VIRTIO_MMIO_DEVICE_ID), 2);
+    assert_eq!(driver.read_register(mmio::VIRTIO_MMIO_CONFIG), SECTORS as u32);
     let mut bytes = [9; 8];
     driver.device.read(0x100, &mut bytes);
     assert_eq!(u64::from_le_bytes(bytes), SECTORS);
@@ -178,7 +185,7 @@ fn a_driver_finds_a_disk() {
     let mut byte = [9];
     driver.device.read(0, &mut byte);
     assert_eq!(byte, [9]);
-    assert_eq!(driver.ask(0xfc0), 0);
+    assert_eq!(driver.read_register(0xfc0), 0);
 }
 
 #[test]
@@ -232,7 +239,7 @@ fn a_clone_s_device_goes_on_where_its_parent_s_was() {
         BlockDevice::new(parent.device.disk.clone(), serde_json::from_slice(&saved).unwrap());
     let ram = Ram(RefCell::new(parent.ram.0.borrow().clone()));
     let mut clone = Driver { device, ram, ..parent };
-    parent = Driver { device: parent.device, ram: parent.ram, size: 4, asked: 1 };
+    parent = Driver { device: parent.device, ram: parent.ram, size: 4, next_available: 1 };
     parent.ram.set(BUFFERS + 0x100, &[0xbb; 512]);
     assert_eq!(parent.request(VIRTIO_BLK_T_OUT, 1, 512), (OK, 1));
     assert_eq!(clone.request(VIRTIO_BLK_T_IN, 1, 512), (OK, 513));
@@ -259,16 +266,19 @@ fn a_queue_that_cannot_be_is_not_followed() {
         let mut driver = Driver::new(8);
         driver.request(VIRTIO_BLK_T_OUT, 0, 512);
         corrupt(&driver);
-        assert!(driver.hand_over(2), "{what}: the guest is told");
+        assert!(driver.make_available(2), "{what}: the guest is told");
         assert!(driver.is_broken(), "{what}");
-        assert_eq!(driver.ask(mmio::VIRTIO_MMIO_INTERRUPT_STATUS), mmio::VIRTIO_MMIO_INT_CONFIG);
-        assert!(!driver.hand_over(2), "{what}: nothing more is done");
-        driver.tell(mmio::VIRTIO_MMIO_STATUS, 0);
+        assert_eq!(
+            driver.read_register(mmio::VIRTIO_MMIO_INTERRUPT_STATUS),
+            mmio::VIRTIO_MMIO_INT_CONFIG
+        );
+        assert!(!driver.make_available(2), "{what}: nothing more is done");
+        driver.write_register(mmio::VIRTIO_MMIO_STATUS, 0);
         assert!(!driver.is_broken(), "{what}: it was reset");
     }
     let mut driver = Driver::new(8);
     driver.ram.set(AVAILABLE + 2, &9u16.to_le_bytes());
-    driver.tell(mmio::VIRTIO_MMIO_QUEUE_NOTIFY, 0);
+    driver.write_register(mmio::VIRTIO_MMIO_QUEUE_NOTIFY, 0);
     assert!(driver.is_broken(), "more than the ring holds");
 }
 
@@ -277,8 +287,8 @@ fn a_guest_that_wants_no_interrupt_gets_none() {
     let mut driver = Driver::new(8);
     driver.request(VIRTIO_BLK_T_IN, 0, 512);
     driver.ram.set(AVAILABLE, &(VRING_AVAIL_F_NO_INTERRUPT as u16).to_le_bytes());
-    assert!(!driver.hand_over(2));
-    assert_eq!(driver.ask(mmio::VIRTIO_MMIO_INTERRUPT_STATUS), 0);
+    assert!(!driver.make_available(2));
+    assert_eq!(driver.read_register(mmio::VIRTIO_MMIO_INTERRUPT_STATUS), 0);
     assert_eq!(u16::from_le_bytes(driver.ram.get(USED + 2)), 2, "it was done");
 }
 
@@ -298,10 +308,10 @@ proptest! {
         }
         for (register, value, is_small) in registers {
             let value = if is_small { value % 64 } else { value };
-            driver.tell(register & !3, value);
-            driver.tell(mmio::VIRTIO_MMIO_QUEUE_NOTIFY, 0);
-            driver.ask(register);
+            driver.write_register(register & !3, value);
+            driver.write_register(mmio::VIRTIO_MMIO_QUEUE_NOTIFY, 0);
+            driver.read_register(register);
         }
-        driver.tell(mmio::VIRTIO_MMIO_QUEUE_NOTIFY, 0);
+        driver.write_register(mmio::VIRTIO_MMIO_QUEUE_NOTIFY, 0);
     }
 }
