@@ -102,9 +102,9 @@ pub(super) fn demonstration(
         },
     ];
     let mut results = Vec::new();
-    for way in &ways {
-        status.set(way.name);
-        results.push(run(&world, clones, way, &written)?);
+    for method in &ways {
+        status.set(method.name);
+        results.push(run(&world, clones, method, &written)?);
     }
     let guest = format!(
         "a guest of 64 MiB with 6 processes on 2 vCPUs, each of which checks {} MiB of its own",
@@ -132,10 +132,10 @@ struct Method<'w> {
 fn run(
     world: &World,
     clones: usize,
-    way: &Method<'_>,
+    method: &Method<'_>,
     written: &RefCell<WriteForecast>,
 ) -> Outcome<MethodResults> {
-    let (name, make, cache) = (way.name, &way.make, way.cache);
+    let (name, make, cache) = (method.name, &method.make, method.cache);
     let taken = || cache.map_or(Ok(0), SharedPageCache::taken);
     let shared = taken()?;
     let mut made = Vec::new();
@@ -197,7 +197,7 @@ fn run(
     for (machine, _) in &made {
         check(&world.plan, machine).map_err(|error| format!("{name}: {error}"))?;
     }
-    let mut way = MethodResults {
+    let mut method = MethodResults {
         name: name.to_owned(),
         start_us: ms(starts) * 1e3 / number(clones as u64),
         took_ms: ms(took),
@@ -206,8 +206,8 @@ fn run(
         samples,
         ..MethodResults::default()
     };
-    way.count(&engines);
-    Ok(way)
+    method.count(&engines);
+    Ok(method)
 }
 
 /// Checks every byte of a clone's processes.

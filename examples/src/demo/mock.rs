@@ -65,7 +65,7 @@ pub(super) fn demonstration(
             engines.push(engine.statistics());
         }
         let resident: u64 = engines.iter().map(|engine| engine.total().resident).sum();
-        let mut way = MethodResults {
+        let mut method = MethodResults {
             name: name.to_owned(),
             start_us: ms(starts) * 1e3 / number(clones.max(1) as u64),
             took_ms: ms(begin.elapsed()),
@@ -73,8 +73,8 @@ pub(super) fn demonstration(
             is_verified: true,
             ..MethodResults::default()
         };
-        way.count(&engines);
-        results.push(way);
+        method.count(&engines);
+        results.push(method);
     }
     let guest = format!("a mock machine of {} MiB without colors", BYTES >> 20);
     Ok(Demonstration {

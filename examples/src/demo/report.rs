@@ -28,8 +28,8 @@ fn escaped(text: &str) -> String {
 }
 
 /// Rounds per millisecond between successive samples.
-fn throughput(way: &MethodResults) -> Vec<(f64, f64)> {
-    let pairs = way.samples.windows(2).filter_map(|pair| match pair {
+fn throughput(method: &MethodResults) -> Vec<(f64, f64)> {
+    let pairs = method.samples.windows(2).filter_map(|pair| match pair {
         [a, b] if b.at_ms > a.at_ms => {
             let done = super::results::number(b.rounds.saturating_sub(a.rounds));
             Some((b.at_ms, done / (b.at_ms - a.at_ms)))
@@ -81,40 +81,41 @@ impl Page<'_> {
             "<table><tr><th>method<th>start, us<th>done, ms<th>faults<th>late<th>fetched ahead\
              <th>waited, ms<th>longest, us<th>moved, MiB<th>memory of all, MiB</tr>",
         );
-        for (place, way) in self.results.ways.iter().enumerate() {
+        for (place, method) in self.results.ways.iter().enumerate() {
             let _ = write!(
                 out,
                 "<tr><td>{}{}<td>{:.0}<td>{:.1}<td>{:.0}<td>{:.0}<td>{:.0}<td>{:.1}<td>{}\
                  <td>{:.1}<td>{:.1}</tr>",
                 Self::dot(place),
-                escaped(&way.name),
-                way.start_us,
-                way.took_ms,
-                way.faults,
-                way.late,
-                way.prefetched,
-                way.stalled_ms,
-                way.longest_stall_us.map_or_else(String::new, |us| format!("{us:.0}")),
-                way.moved_mib,
-                way.memory_mib
+                escaped(&method.name),
+                method.start_us,
+                method.took_ms,
+                method.faults,
+                method.late,
+                method.prefetched,
+                method.stalled_ms,
+                method.longest_stall_us.map_or_else(String::new, |us| format!("{us:.0}")),
+                method.moved_mib,
+                method.memory_mib
             );
         }
         out.push_str("</table>");
     }
 
     fn curves(&self, out: &mut String) -> Result<(), String> {
-        if self.results.ways.iter().all(|way| way.samples.len() < 3) {
+        if self.results.ways.iter().all(|method| method.samples.len() < 3) {
             return Ok(());
         }
         let curves = |points: &dyn Fn(&MethodResults) -> Vec<(f64, f64)>| -> Vec<Curve> {
             let ways = self.results.ways.iter().enumerate();
-            ways.map(|(place, way)| Curve { place, points: points(way) }).collect()
+            ways.map(|(place, method)| Curve { place, points: points(method) }).collect()
         };
-        let end = self.results.ways.iter().map(|way| way.took_ms).fold(0.0, f64::max);
+        let end = self.results.ways.iter().map(|method| method.took_ms).fold(0.0, f64::max);
         let wide = |unit| Chart { size: WIDE, end, unit };
         let work = draw(&curves(&throughput), &wide("rounds of work a ms"))?;
-        let waited =
-            |way: &MethodResults| way.samples.iter().map(|s| (s.at_ms, s.stalled_ms)).collect();
+        let waited = |method: &MethodResults| {
+            method.samples.iter().map(|s| (s.at_ms, s.stalled_ms)).collect()
+        };
         let waited = draw(&curves(&waited), &wide("ms waited so far, all vCPUs"))?;
         let _ = write!(
             out,
@@ -127,8 +128,8 @@ impl Page<'_> {
 
     /// A small chart of the waiting time by color, for each method whose clones wait.
     fn curves_by_color(&self, out: &mut String) -> Result<(), String> {
-        let last = |way: &MethodResults| {
-            way.samples.last().map(|sample| sample.stalled_ms_by_color.clone())
+        let last = |method: &MethodResults| {
+            method.samples.last().map(|sample| sample.stalled_ms_by_color.clone())
         };
         let ends: Vec<_> = self.results.ways.iter().filter_map(last).collect();
         let mut colors: Vec<&str> = ends.iter().flat_map(|end| end.keys().copied()).collect();
@@ -142,37 +143,37 @@ impl Page<'_> {
             let _ = write!(out, "{}{} &nbsp; ", Self::dot(place), escaped(color));
         }
         out.push_str("</p><div class=charts>");
-        for way in &self.results.ways {
-            let waits = way.samples.last().is_some_and(|s| !s.stalled_ms_by_color.is_empty());
-            if !waits || way.samples.len() < 3 {
+        for method in &self.results.ways {
+            let waits = method.samples.last().is_some_and(|s| !s.stalled_ms_by_color.is_empty());
+            if !waits || method.samples.len() < 3 {
                 continue;
             }
             let of = |color: &str| -> Vec<(f64, f64)> {
                 let waited = |sample: &Sample| sample.stalled_ms_by_color.get(color).copied();
-                way.samples.iter().map(|s| (s.at_ms, waited(s).unwrap_or(0.0))).collect()
+                method.samples.iter().map(|s| (s.at_ms, waited(s).unwrap_or(0.0))).collect()
             };
             let curves: Vec<Curve> = colors
                 .iter()
                 .enumerate()
                 .map(|(place, color)| Curve { place, points: of(color) })
                 .collect();
-            let chart = Chart { size: SMALL, end: way.took_ms, unit: "ms waited so far" };
+            let chart = Chart { size: SMALL, end: method.took_ms, unit: "ms waited so far" };
             let drawn = draw(&curves, &chart)?;
-            let _ = write!(out, "<div><b>{}</b><br>{drawn}</div>", escaped(&way.name));
+            let _ = write!(out, "<div><b>{}</b><br>{drawn}</div>", escaped(&method.name));
         }
         out.push_str("</div>");
         Ok(())
     }
 
     fn colors(&self, out: &mut String) {
-        if self.results.ways.iter().all(|way| way.faults_by_color.is_empty()) {
+        if self.results.ways.iter().all(|method| method.faults_by_color.is_empty()) {
             return;
         }
         out.push_str(
             "<h2>Faults by color</h2><p class=note>Faults of all clones of a method.</p><table>",
         );
-        for (place, way) in self.results.ways.iter().enumerate() {
-            let faults: Vec<String> = way
+        for (place, method) in self.results.ways.iter().enumerate() {
+            let faults: Vec<String> = method
                 .faults_by_color
                 .iter()
                 .map(|(color, faults)| format!("{} {faults}", escaped(color)))
@@ -181,7 +182,7 @@ impl Page<'_> {
                 out,
                 "<tr><td>{}{}<td style=\"text-align:left\">{}</tr>",
                 Self::dot(place),
-                escaped(&way.name),
+                escaped(&method.name),
                 faults.join(", ")
             );
         }

@@ -138,19 +138,19 @@ impl Results {
             ("memory MiB", Right),
             ("bytes", Left),
         ]);
-        for way in &self.ways {
+        for method in &self.ways {
             out.add_row([
-                way.name.clone(),
-                format!("{:.0}", way.start_us),
-                format!("{:.1}", way.took_ms),
-                format!("{:.0}", way.faults),
-                format!("{:.0}", way.late),
-                format!("{:.0}", way.prefetched),
-                format!("{:.1}", way.stalled_ms),
-                way.longest_stall_us.map_or_else(String::new, |us| format!("{us:.0}")),
-                format!("{:.1}", way.moved_mib),
-                format!("{:.1}", way.memory_mib),
-                if way.is_verified { "all correct" } else { "not checked" }.to_owned(),
+                method.name.clone(),
+                format!("{:.0}", method.start_us),
+                format!("{:.1}", method.took_ms),
+                format!("{:.0}", method.faults),
+                format!("{:.0}", method.late),
+                format!("{:.0}", method.prefetched),
+                format!("{:.1}", method.stalled_ms),
+                method.longest_stall_us.map_or_else(String::new, |us| format!("{us:.0}")),
+                format!("{:.1}", method.moved_mib),
+                format!("{:.1}", method.memory_mib),
+                if method.is_verified { "all correct" } else { "not checked" }.to_owned(),
             ]);
         }
         text.push_str(&finish(&out));

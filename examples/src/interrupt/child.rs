@@ -73,7 +73,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_armed_is_killed() {
+    fn armed_children_are_killed() {
         let (mut child, armed) = spawn(Command::new("sleep").arg("1000")).unwrap();
         drop(armed);
         assert!(!child.wait().unwrap().success());

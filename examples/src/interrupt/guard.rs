@@ -124,7 +124,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_forgotten_is_not_undone() {
+    fn removed_actions_are_not_performed() {
         let undo = |name: &str| Undo::Remove(name.into());
         let lines = [Line::Arm(0, undo("a")), Line::Arm(1, undo("b")), Line::Forget(0)];
         let mut text: String =

@@ -13,11 +13,11 @@ const KEPT_BYTES: usize = 1 << 20;
 /// output to a file if there is one.
 #[derive(Debug, Default)]
 pub(crate) struct Console {
-    output: Mutex<Output>,
+    state: Mutex<ConsoleState>,
 }
 
 #[derive(Debug, Default)]
-struct Output {
+struct ConsoleState {
     text: Vec<u8>,
     file: Option<File>,
     /// Bytes that the guest wrote to its window to the host.
@@ -30,8 +30,8 @@ const MAX_DATA_BYTES: usize = 64 << 20;
 impl Console {
     /// A console that also writes to `file`, if there is one.
     pub(crate) fn new(file: Option<File>) -> Self {
-        let output = Output { file, ..Output::default() };
-        Self { output: Mutex::new(output) }
+        let state = ConsoleState { file, ..ConsoleState::default() };
+        Self { state: Mutex::new(state) }
     }
 
     /// Waits until the guest's output contains `text`. Returns `false` after `timeout`, or once
@@ -47,7 +47,7 @@ impl Console {
         const POLL: Duration = Duration::from_millis(5);
         let start = Instant::now();
         loop {
-            if contains(&self.output.lock().text, text.as_bytes()) {
+            if contains(&self.state.lock().text, text.as_bytes()) {
                 return true;
             }
             if start.elapsed() > timeout || is_over() {
@@ -59,32 +59,32 @@ impl Console {
 
     /// The last `lines` lines of the guest's output.
     pub(crate) fn last_lines(&self, lines: usize) -> String {
-        let output = self.output.lock();
-        last_lines(&String::from_utf8_lossy(&output.text).replace('\r', ""), lines)
+        let state = self.state.lock();
+        last_lines(&String::from_utf8_lossy(&state.text).replace('\r', ""), lines)
     }
 
     /// Takes the bytes that the guest wrote to its window.
     pub(crate) fn take_data(&self) -> Vec<u8> {
-        std::mem::take(&mut self.output.lock().data)
+        std::mem::take(&mut self.state.lock().data)
     }
 
     /// The guest writes bytes to its window. Drops them beyond the limit.
     pub(super) fn store(&self, bytes: &[u8]) {
-        let mut output = self.output.lock();
-        if output.data.len() + bytes.len() <= MAX_DATA_BYTES {
-            output.data.extend_from_slice(bytes);
+        let mut state = self.state.lock();
+        if state.data.len() + bytes.len() <= MAX_DATA_BYTES {
+            state.data.extend_from_slice(bytes);
         }
     }
 
     fn append(&self, bytes: &[u8]) -> io::Result<()> {
-        let mut output = self.output.lock();
-        if let Some(file) = &mut output.file {
+        let mut state = self.state.lock();
+        if let Some(file) = &mut state.file {
             file.write_all(bytes)?;
         }
-        output.text.extend_from_slice(bytes);
-        if output.text.len() > 2 * KEPT_BYTES {
-            let surplus = output.text.len() - KEPT_BYTES;
-            output.text.drain(..surplus);
+        state.text.extend_from_slice(bytes);
+        if state.text.len() > 2 * KEPT_BYTES {
+            let surplus = state.text.len() - KEPT_BYTES;
+            state.text.drain(..surplus);
         }
         Ok(())
     }
@@ -110,7 +110,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_guest_says_is_waited_for() {
+    fn output_is_waited_for() {
         let console = Console::default();
         let soon = Duration::from_millis(30);
         assert!(!console.wait_for("ready", soon, &|| false), "too late");
@@ -126,11 +126,11 @@ mod tests {
     }
 
     #[test]
-    fn a_guest_that_talks_for_ever_is_forgotten() {
+    fn old_output_is_dropped() {
         let console = Console::default();
         for _ in 0..40 {
             (&console).write_all(&[b'x'; KEPT_BYTES / 10]).unwrap();
         }
-        assert!(console.output.lock().text.len() <= 2 * KEPT_BYTES);
+        assert!(console.state.lock().text.len() <= 2 * KEPT_BYTES);
     }
 }

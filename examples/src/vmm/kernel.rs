@@ -193,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_kernel_or_does_not_fit_is_refused() {
+    fn invalid_kernels_and_large_initramfs_are_refused() {
         let why = |result: Outcome<Boot>| result.err().unwrap().to_string();
         for garbage in [&b""[..], b"MZ", &[0x7f; 5000], b"\x7fELF\x02\x01\x01 and no more"] {
             assert!(why(load_image(garbage, b"", 8)).contains("neither a vmlinux"));

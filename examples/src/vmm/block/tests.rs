@@ -201,7 +201,7 @@ fn an_old_driver_is_refused() {
 }
 
 #[test]
-fn what_was_written_is_read() {
+fn written_data_is_read_back() {
     let mut driver = Driver::new(4);
     // More requests in a row than the ring has entries.
     for round in 0..10u8 {
@@ -295,7 +295,7 @@ fn a_guest_that_wants_no_interrupt_gets_none() {
 proptest! {
     /// With arbitrary memory and registers, the device neither panics nor loops forever.
     #[test]
-    fn nothing_that_a_guest_does_goes_further(
+    fn malicious_guests_do_no_harm(
         words in proptest::collection::vec((0..RAM as u64 / 2 - 1, any::<u16>()), 0..200),
         registers in proptest::collection::vec((0..0x200u32, any::<u32>(), any::<bool>()), 0..40),
     ) {
