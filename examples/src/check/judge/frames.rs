@@ -73,7 +73,7 @@ pub(crate) struct FrameFindings {
     /// Frames of the coloring that the guest does not describe: without a descriptor, or past the
     /// end of its memory.
     pub(crate) outside: u64,
-    /// Outside frames that are free in the coloring: an error, because free frames have descriptors.
+    /// Outside frames that are free in the coloring: an error, as free frames have descriptors.
     pub(crate) outside_free: u64,
     /// Reserved frames that the coloring leaves out. Not judged, because holes in the guest's
     /// memory have descriptors, too.
