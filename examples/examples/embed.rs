@@ -1,14 +1,14 @@
-//! The smallest VMM that runs clones: everything that it has to do itself, in a hundred lines.
+//! A minimal VMM that runs clones, in a hundred lines.
 //!
 //! ```text
 //! kaleidoscope serve ram.bin --listen unix:/tmp/parent.sock     # in one terminal
 //! cargo run --example embed -- unix:/tmp/parent.sock            # in another one
 //! ```
 //!
-//! A VMM has memory and vCPUs. Here the memory is a vector of pages, and a "vCPU" is whoever calls
-//! [`Vm::read`]. A real one maps its memory into a guest, and is told by the processor, by
-//! `userfaultfd` or by the hypervisor that the guest touched a page that is not there; what it does
-//! then is what `read` does here.
+//! A VMM has memory and vCPUs. Here the memory is a vector of pages, and any caller of [`Vm::read`]
+//! acts as a vCPU. A real VMM maps its memory into a guest. The processor, `userfaultfd` or the
+//! hypervisor reports that the guest touched a missing page, and the VMM then does what `read` does
+//! here.
 
 use kaleidoscope_core::addr::{FrameIndex, Gpa};
 use kaleidoscope_core::clone::ports::{InstallError, Installed, PageInstaller, SystemClock};
@@ -23,17 +23,17 @@ use std::error::Error;
 use std::io::Write;
 use std::sync::{Arc, OnceLock};
 
-/// The clone's memory: at first no page is there.
+/// The clone's memory. At first no page is resident.
 struct Ram(Vec<OnceLock<Box<Page>>>);
 
-/// How pages enter the memory. The engine calls this from several threads, and never twice for a
-/// page that is there.
+/// The engine installs pages from several threads, but never a page that is resident already.
 impl PageInstaller for Ram {
     fn install(&self, frame: FrameIndex, page: &Page) -> Result<Installed, InstallError> {
         let slot = self.0.get(frame.as_usize());
-        let slot = slot.ok_or_else(|| InstallError::new(format!("there is no frame {frame}")))?;
-        // A vCPU must see all of a page or nothing of it: the page is copied first, and then there
-        // at once.
+        let slot =
+            slot.ok_or_else(|| InstallError::new(format!("frame {frame} does not exist")))?;
+        // A vCPU must never see part of a page: the page is copied first and then published
+        // atomically.
         Ok(if slot.set(Box::new(*page)).is_ok() {
             Installed::Installed
         } else {
@@ -45,7 +45,8 @@ impl PageInstaller for Ram {
         self.install(frame, &ZERO_PAGE)
     }
 
-    // Nobody sleeps in this memory: `Engine::fault` returns when the page is there.
+    // No thread sleeps in a fault on this memory: `Engine::fault` returns once the page is
+    // resident.
     fn wake(&self, _frame: FrameIndex) -> Result<(), InstallError> {
         Ok(())
     }
@@ -59,24 +60,23 @@ struct Vm {
 }
 
 impl Vm {
-    /// Starts a clone of what the page server at `address` serves. It runs at once; its pages come
-    /// when they are touched, or before.
+    /// Starts a clone of the image that the page server at `address` serves. The clone runs at
+    /// once. Its pages are fetched on demand or ahead of demand.
     fn start(address: &str) -> Result<Self, Box<dyn Error>> {
-        // Pages come from here. With more addresses, the client goes on with another server when
-        // one is gone.
+        // The source of pages. With several addresses, the client fails over to another server.
         let servers =
             Addresses { servers: vec![address.parse()?], options: ConnectOptions::default() };
         let client = Client::connect(Arc::new(servers), ClientOptions::default())?;
 
-        // What the clone starts from: its memory's layout and colors, and its vCPUs' and devices'
-        // state, which a real VMM restores now (`descriptor.state()`).
+        // The descriptor has the memory's layout and colors, and the state of vCPUs and devices,
+        // which a real VMM restores now (`descriptor.state()`).
         let limits = DescriptorLimits::for_frames(client.frames());
         let descriptor = Descriptor::from_bytes(&client.fetch_descriptor()?, &limits)?;
         let layout = descriptor.layout().clone();
         let ram = Arc::new(Ram((0..layout.frames()).map(|_| OnceLock::new()).collect()));
 
-        // The policy says what to fetch before it is touched: what belongs together and is likely
-        // to be used. `Demand` in its place would fetch nothing.
+        // The policy chooses the pages to prefetch: related pages that are likely to be used.
+        // `Demand` would prefetch nothing.
         let locality = descriptor.locality()?;
         let guide = Arc::new(ColorGuide::new(
             Arc::clone(&locality),
@@ -87,39 +87,39 @@ impl Vm {
             policy: Box::new(Colored::new(guide)),
             source: Arc::new(client),
             installer: Arc::clone(&ram) as Arc<dyn PageInstaller>,
-            // A memory that reports faults by itself (userfaultfd) is a `FaultQueue`, and a thread
-            // calls `Engine::serve`.
+            // A memory that reports faults through a file descriptor (userfaultfd) implements
+            // `FaultQueue`, and a thread calls `Engine::serve`.
             queue: None,
             clock: Arc::new(SystemClock::new()),
-            // With many clones on a host, an `alloc::Host` says how much each may have.
+            // With many clones on a host, an `alloc::Host` limits the memory of each.
             reservation: None,
             local_cache: None,
         };
-        // Everything else comes while nothing better is to be done; then the clone needs the server
-        // no more.
+        // Fetch all other pages when the connection is idle. Afterwards the clone no longer needs
+        // the server.
         let options = EngineOptions { background: Background::Full, ..EngineOptions::default() };
         let engine = Engine::start(parts, options)?;
         Ok(Self { ram, layout, engine })
     }
 
-    /// What a vCPU does: reads its memory, and faults where no page is yet. Any number of threads
-    /// may do so at once.
+    /// Reads memory as a vCPU does, and faults on missing pages. Callable from several threads at
+    /// once.
     fn read(&self, gpa: Gpa, buf: &mut [u8]) -> Result<(), Box<dyn Error>> {
         let frame = self.layout.index_of(gpa.gfn()).ok_or("no RAM there")?;
         let slot = self.ram.0.get(frame.as_usize()).ok_or("no RAM there")?;
         while slot.get().is_none() {
-            // Returns when the page is there, or with an error: a clone never goes on with a wrong
+            // Returns once the page is resident, or an error: a clone never runs with a wrong
             // page.
             self.engine.fault(frame, Access::Read)?;
         }
-        let page = slot.get().ok_or("the page is gone")?;
+        let page = slot.get().ok_or("the page is missing")?;
         let bytes = page.get(gpa.offset_in_frame()..).and_then(|rest| rest.get(..buf.len()));
         buf.copy_from_slice(bytes.ok_or("the read crosses the end of a page")?);
         Ok(())
     }
 }
 
-/// Starts a clone, reads a word of every 16th page, and says what it cost.
+/// Starts a clone, reads a word of every 16th page, and prints fault statistics.
 pub fn run(address: &str, out: &mut dyn Write) -> Result<(), Box<dyn Error>> {
     let vm = Vm::start(address)?;
     for (_, gfn) in vm.layout.iter().step_by(16) {

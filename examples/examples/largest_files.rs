@@ -1,4 +1,4 @@
-//! The smallest useful program: which files does a guest keep in memory, and which processes run?
+//! A minimal program: lists the files that a guest caches in memory, and its processes.
 //!
 //! `cargo run --release -p kaleidoscope-examples --example largest_files -- IMAGE`
 
@@ -10,28 +10,29 @@ use kaleidoscope_core::image::{Format, MemoryImage};
 use std::error::Error;
 use std::path::Path;
 
-/// Files that are listed.
-const MOST: usize = 10;
+/// Number of files to list.
+const MAX_FILES: usize = 10;
 
 fn main() -> Result<(), Box<dyn Error>> {
     let path = std::env::args().nth(1).ok_or("usage: largest_files IMAGE")?;
-    // Opening maps the file: nothing is read before it is asked for.
+    // Maps the file: pages are read on first access.
     let image = MemoryImage::open(Path::new(&path), &Format::Auto)?;
-    // No registers, no symbols: the guest's kernel describes itself in its own memory.
+    // Needs neither registers nor symbols: the guest's memory contains its kernel's symbols and
+    // types.
     let coloring = color(&image, &ColoringOptions::default())?;
 
-    // A region is a set of related frames; a file's cache is one.
+    // A region is a set of related frames, such as the cached pages of a file.
     let regions = coloring.map.regions().iter();
     let mut files: Vec<_> = regions.filter(|region| region.kind == FrameKind::File).collect();
     files.sort_by_key(|file| std::cmp::Reverse(file.frames));
-    for file in files.iter().take(MOST) {
+    for file in files.iter().take(MAX_FILES) {
         println!("{:>8} KiB  {}", u64::from(file.frames) * 4, file.name);
     }
     for process in coloring.processes() {
         let pid = process.pid.map_or_else(|| "?".to_owned(), |pid| pid.to_string());
         println!("{pid:>8} {:<16} {} anonymous frames", process.name, process.anonymous_frames);
     }
-    // What could not be read is told, never guessed.
+    // Notes list everything that could not be read.
     coloring.notes().iter().for_each(|note| eprintln!("note: {note}"));
     Ok(())
 }

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Installs on Debian what `kaleidoscope lab` needs. Safe to run again.
-# With the argument `compiler`, only what `cargo build` needs: a C compiler, which Rust links with.
+# Installs the Debian packages that `kaleidoscope lab` needs. Safe to run again.
+# With the argument `compiler`, installs only a C compiler, which `cargo build` links with.
 #
 # Kernels and the guests' programs are not installed: the lab downloads their packages (the
 # statically linked busybox among them) into its cache and unpacks them there.
@@ -21,11 +21,11 @@ done
 as_root=
 [ "$(id -u)" = 0 ] || as_root=sudo
 
-# The lab asks apt for packages too, so that its lists must be present in any case.
+# The lab downloads packages with apt, too, so it always needs the package lists.
 $as_root apt-get update
 if [ -n "$missing" ]; then
     # shellcheck disable=SC2086 # a list of words
     $as_root env DEBIAN_FRONTEND=noninteractive \
         apt-get install --yes --no-install-recommends $missing
 fi
-echo "the guest lab has all it needs; try: kaleidoscope lab run target/guest"
+echo "all packages of the guest lab are installed; try: kaleidoscope lab run target/guest"

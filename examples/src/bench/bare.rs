@@ -1,5 +1,4 @@
-//! The least that moving pages over a socket can cost: `read` and `write` in a loop, and nothing
-//! else.
+//! The baseline for moving pages over a socket: only `read` and `write` in a loop.
 
 use super::cores::Pinned;
 use super::world::Outcome;
@@ -11,17 +10,17 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Bytes of one `write` and `read` of a stream: as many pages as our server sends at once.
+/// Bytes per `write` and `read` of a stream: as many pages as the page server sends at once.
 const CHUNK: usize = 128 << 10;
 
-/// Answers eight bytes with a page.
+/// Answers a frame number of eight bytes with the page.
 pub(super) struct Server {
     here: UnixStream,
     page: Page,
 }
 
 impl Server {
-    /// A server in a thread of its own, which ends with the connection.
+    /// Starts a server thread, which ends when the connection closes.
     pub(super) fn start(image: &Arc<VecMemory>) -> Outcome<Self> {
         let (here, mut there) = UnixStream::pair()?;
         let image = Arc::clone(image);
@@ -38,7 +37,7 @@ impl Server {
         Ok(Self { here, page: [0; FRAME_BYTES] })
     }
 
-    /// One round trip, which ends in a clone's memory.
+    /// One round trip, including the copy to the clone's memory.
     pub(super) fn fault(&mut self, frame: u32, memory: &dyn PageInstaller) -> Outcome<()> {
         self.here.write_all(&u64::from(frame).to_le_bytes())?;
         self.here.read_exact(&mut self.page)?;
@@ -47,8 +46,8 @@ impl Server {
     }
 }
 
-/// The time in which all of the image crosses a socket and is placed in a clone's memory, page by
-/// page, as a clone without a hypervisor's help has to.
+/// Time to send the whole image over a socket and to install it in a clone's memory page by page,
+/// as a clone without help from the hypervisor must.
 pub(super) fn stream(
     image: &Arc<VecMemory>,
     memory: &dyn PageInstaller,
@@ -64,7 +63,7 @@ pub(super) fn stream(
     })
 }
 
-/// The time in which all of the image crosses a socket, and nothing is done with it.
+/// Time to send the whole image over a socket, without installing it.
 pub(super) fn crossing(image: &Arc<VecMemory>, cores: &Pinned) -> Outcome<Duration> {
     moved(image, cores, &mut |_| Ok(()))
 }

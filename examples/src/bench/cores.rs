@@ -1,21 +1,21 @@
-//! Which core does what.
+//! CPU pinning of the client's and the server's threads.
 //!
-//! On a machine with two cores the scheduler puts client and server on one core or on two as it
-//! likes, and a wake-up costs several times as much on one way as on the other. So threads are
-//! pinned: the bare loop's as ours.
+//! On a machine with two cores, the scheduler may run client and server on one core or on two. A
+//! wake-up costs several times as much in one case as in the other. The threads of both the
+//! baseline and the engine are therefore pinned.
 
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 /// Where the two ends of a connection run.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Cores {
-    /// Both on one: what the processor has to do for a page.
+    /// Both on one core: measures the processor's work per page.
     One,
-    /// Each on its own, if there are two: how long a page takes.
+    /// Each on its own core, if there are two: measures the latency of a page.
     Two,
 }
 
-/// Cores that this process may use; gives them all back on drop.
+/// The chosen cores. Restores the thread's CPU affinity on drop.
 #[derive(Debug)]
 pub(super) struct Pinned {
     before: CpuSet,
@@ -53,7 +53,7 @@ fn pin(cpu: usize) -> std::io::Result<()> {
 
 impl Drop for Pinned {
     fn drop(&mut self) {
-        // They were allowed before.
+        // Cannot fail: this was the affinity before.
         let _ = sched_setaffinity(None, &self.before);
     }
 }

@@ -1,10 +1,11 @@
-//! `kaleidoscope bench kvm`: what freezing and cloning real machines costs, beside KVM's own calls.
+//! `kaleidoscope bench kvm`: the cost of freezing and cloning real machines, compared with bare KVM
+//! calls.
 
 use super::cores::{Cores, Pinned};
 use super::measure::{Pair, median};
 use super::{Report, Row, us};
 use crate::failure::Failure;
-use crate::vm::{MOST_AHEAD, Outcome, World, let_run, rounds as rounds_of};
+use crate::vm::{MOST_AHEAD, Outcome, World, rounds as rounds_of, run_until};
 use kaleidoscope_core::addr::{FRAME_BYTES, FRAME_SIZE, FrameIndex, Gpa};
 use kaleidoscope_core::clone::EngineOptions;
 use kaleidoscope_core::fingerprint::{Domain, Fingerprints, contents};
@@ -19,17 +20,17 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Clones that live at once where their memory is measured.
+/// Clones that exist at the same time in the memory measurement.
 const CLONES: usize = 100;
 
-/// How long a clone may take to begin, and how often it is looked at.
+/// How long a clone may take to start running, and the polling interval.
 const TIMEOUT: Duration = Duration::from_secs(20);
-const LOOK: Duration = Duration::from_micros(10);
+const POLL: Duration = Duration::from_micros(10);
 
-/// Clones from which is learned what a clone writes.
+/// Clones that train the write forecast.
 const SIBLINGS: usize = 3;
 
-/// How often each process goes around where a clone's running is measured.
+/// Rounds of each process in measurements of a running clone.
 const ROUNDS: u64 = 300;
 
 /// Measure what freezing and cloning machines on KVM costs here.
@@ -50,7 +51,7 @@ pub(super) struct Args {
     json: bool,
 }
 
-/// A guest of so many MiB that uses little of them.
+/// A guest of `mib` MiB that uses little of its memory.
 fn small(mib: u32) -> Outcome<Plan> {
     Ok(Plan::new(mib, 1, 2, 256, 256, 1)?)
 }
@@ -71,10 +72,10 @@ impl Args {
             let (first, again) = freezing(mib, rounds.min(3))?;
             let most = 2000.0 + f64::from(mib) * 256.0 * 0.01;
             let aim = format!("<= {most:.0}");
-            for (name, freeze) in [("a freeze", first), ("another freeze", again)] {
-                let name = format!("a warm guest of {mib} MiB stands still for {name}");
+            for (name, freeze) in [("first freeze", first), ("second freeze", again)] {
+                let name = format!("pause of a warm guest of {mib} MiB, {name}");
                 rows.push(Row::alone(name, "us", us(freeze.pause), aim.clone()));
-                let name = "  and that takes, as a whole, while it runs";
+                let name = "  the whole freeze, mostly while the guest runs";
                 rows.push(Row::alone(name, "us", us(freeze.whole), ""));
             }
         }
@@ -95,11 +96,11 @@ impl Args {
     }
 }
 
-/// What a freeze takes.
+/// The times of a freeze.
 struct Freeze {
-    /// How long the guest stands still for it.
+    /// How long the guest is paused.
     pause: Duration,
-    /// How long it takes as a whole, while the guest runs.
+    /// The whole freeze, during most of which the guest runs.
     whole: Duration,
 }
 
@@ -116,16 +117,15 @@ impl Freeze {
     }
 }
 
-/// A guest whose processes work in most of its memory, or in 768 MiB of it, and how often they have
-/// to go around until they have touched nearly all of that: one of eight rounds is anywhere in the
-/// heap.
+/// A guest whose processes use most of its memory, at most 768 MiB, and the number of rounds until
+/// they have touched nearly all of it. One in eight rounds touches a random page of the heap.
 fn busy(mib: u32) -> Outcome<(Plan, u64)> {
     let pages = 1 << (mib.min(1024).ilog2() + 6);
     Ok((Plan::new(mib, 1, 2, pages, pages, 1)?, u64::from(pages) * 8))
 }
 
-/// The first freeze of a guest that has touched its memory, the rest of which is full, and another
-/// one.
+/// Times of the first and the second freeze of a warm guest. The memory that its processes do not
+/// use is filled before.
 fn freezing(mib: u32, rounds: usize) -> Outcome<(Freeze, Freeze)> {
     let (plan, warm) = busy(mib)?;
     let host = Host::open()?;
@@ -139,35 +139,36 @@ fn freezing(mib: u32, rounds: usize) -> Outcome<(Freeze, Freeze)> {
             machine.write(Gpa(at), page.get(..len).unwrap_or_default())?;
         }
         machine.resume()?;
-        let_run(&plan, &machine, &check_port, &[warm; 2])?;
+        run_until(&plan, &machine, &check_port, &[warm; 2])?;
         first.push(Freeze::of(&machine)?);
-        let_run(&plan, &machine, &check_port, &[2 * warm; 2])?;
+        run_until(&plan, &machine, &check_port, &[2 * warm; 2])?;
         again.push(Freeze::of(&machine)?);
-        let_run(&plan, &machine, &check_port, &[2 * warm + 200; 2])?;
+        run_until(&plan, &machine, &check_port, &[2 * warm + 200; 2])?;
     }
     Ok((Freeze::median(first), Freeze::median(again)))
 }
 
-/// From a snapshot machine in hand until the clone's guest has been around once, which it does
-/// within microseconds of its first instruction; beside KVM's calls alone, which run none.
+/// Time from a snapshot until the clone's guest has finished a round, which it does within
+/// microseconds of its first instruction. The baseline is KVM's calls alone, without running the
+/// guest.
 fn starting(mib: u32, rounds: usize) -> Outcome<Pair> {
     let world = World::new(small(mib)?, 100)?;
     world.parent.pause()?;
     let at_freeze = world.goals(0)?;
-    // As where clones are [`running`].
+    // Pinned for the same reason as in `running`.
     let cores = Pinned::new(Cores::Two)?;
     let (mut bare, mut ours) = (Vec::new(), Vec::new());
     for _ in 0..rounds {
         bare.push(baseline::start(&world.host, &world.snapshot)?);
         let start = Instant::now();
-        let (mut clone, _witness) = world.local()?;
+        let (mut clone, _check_port) = world.local()?;
         cores.server(|| clone.resume())??;
         while rounds_of(&world.plan, &clone)? == at_freeze {
             if start.elapsed() > TIMEOUT {
-                return Err("a clone does not begin".into());
+                return Err("timeout: the clone does not start".into());
             }
-            // Whoever spins here may keep the vCPU from a processor.
-            std::thread::sleep(LOOK);
+            // Spinning here could keep the vCPU's thread off its core.
+            std::thread::sleep(POLL);
         }
         ours.push(start.elapsed());
         drop(clone);
@@ -175,10 +176,10 @@ fn starting(mib: u32, rounds: usize) -> Outcome<Pair> {
     Ok(Pair { bare: median(bare), ours: median(ours) })
 }
 
-/// A way to make a clone.
+/// Makes a clone.
 type Make<'w> = dyn Fn() -> Outcome<(Machine, Arc<CheckPort>)> + 'w;
 
-/// A parent of which clones go around, and how far each process of one goes.
+/// A paused parent, and the round up to which each process of a clone runs.
 fn runner() -> Outcome<(World, Vec<u64>)> {
     let world = World::new(Plan::new(64, 1, 4, 512, 512, 1)?, 1000)?;
     world.parent.pause()?;
@@ -186,7 +187,8 @@ fn runner() -> Outcome<(World, Vec<u64>)> {
     Ok((world, goals))
 }
 
-/// From when a clone began to be made until every process has been around so often.
+/// Runs a clone until every process has reached its goal. Returns the time since `start`, when the
+/// making of the clone began.
 fn time(
     world: &World,
     goals: &[u64],
@@ -195,13 +197,13 @@ fn time(
     (clone, check_port): &mut (Machine, Arc<CheckPort>),
 ) -> Outcome<Duration> {
     cores.server(|| clone.resume())??;
-    let_run(&world.plan, clone, check_port, goals)?;
+    run_until(&world.plan, clone, check_port, goals)?;
     Ok(start.elapsed())
 }
 
-/// What a fault takes beyond a page that is there, beside a loop that copies the page and does
-/// nothing else. All threads are on one core, so that it is what the processor has to do, and not
-/// how long it takes to wake another one.
+/// Extra time of a fault over an access to a resident page, compared with a loop that only copies
+/// the page. All threads run on one core, so that this is the processor's work without the time to
+/// wake another core.
 fn faulting(rounds: usize) -> Outcome<Row> {
     let (world, goals) = runner()?;
     let (mut bare, mut ours) = (Vec::new(), Vec::new());
@@ -230,12 +232,12 @@ fn faulting(rounds: usize) -> Outcome<Row> {
         ours.push(each.1);
     }
     let pair = Pair { bare: median(bare), ours: median(ours) };
-    Ok(Row::slower("a fault, beside a loop that copies alone".into(), pair, "<= 1.15"))
+    Ok(Row::slower("a fault (bare: a loop that only copies)".into(), pair, "<= 1.15"))
 }
 
-/// How long clones take, from when they begin to be made, until every process has been around so
-/// often. The vCPU has a core of its own, and who helps it or looks at it another: on a shared one
-/// it would stand behind them, or they behind it, for a turn of some milliseconds.
+/// Time from the start of making a clone until every process has finished its rounds, for several
+/// kinds of clones. The vCPU's thread has its own core. If it shared one with the helper threads,
+/// either would wait for a scheduler time slice of some milliseconds.
 fn running(rounds: usize) -> Outcome<Vec<Row>> {
     let (world, goals) = runner()?;
     let cores = Pinned::new(Cores::Two)?;
@@ -276,7 +278,7 @@ fn running(rounds: usize) -> Outcome<Vec<Row>> {
             }),
         ),
         (
-            "private mapping, 128 runs of it of the content store",
+            "private mapping, with 128 runs of the content store",
             Box::new(|| {
                 let check_port = Arc::new(CheckPort::default());
                 let clone = Machine::clone_of(&world.host, &shared, Arc::clone(&check_port) as _)?;
@@ -301,8 +303,8 @@ fn running(rounds: usize) -> Outcome<Vec<Row>> {
     Ok(rows.collect())
 }
 
-/// The snapshot parent, showing pages of a content store in as many runs as an image may: every
-/// eighth page of it came before the others.
+/// The parent's snapshot, backed by a content store in as many runs as an image may have: every
+/// eighth page is stored first, so that neighboring pages are apart in the store.
 fn sharing(world: &World) -> Outcome<Snapshot> {
     let image = &world.snapshot.image;
     let domain = Domain::random()?;
@@ -322,23 +324,23 @@ fn sharing(world: &World) -> Outcome<Snapshot> {
     Ok(Snapshot { image: Arc::new(image), ..world.snapshot.clone() })
 }
 
-/// A field of a file of `/proc` with lines of names, numbers and kB, in bytes.
-fn kernel_says(file: &str, field: &str) -> Outcome<u64> {
+/// A field in bytes of a `/proc` file with lines of the form `NAME: NUMBER kB`.
+fn proc_bytes(file: &str, field: &str) -> Outcome<u64> {
     let text = std::fs::read_to_string(file)?;
     let line = text.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
     let number = line.and_then(|line| line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());
     Ok(number.ok_or_else(|| format!("no {field} in {file}"))? * 1024)
 }
 
-/// What many clones take, by the kernel's own count.
+/// Memory of a clone by the kernel's count, averaged over many clones.
 fn footprint(mib: u32) -> Outcome<Vec<Row>> {
     let world = World::new(small(mib)?, 300)?;
     world.parent.pause()?;
     let private = || -> Outcome<u64> {
         let file = "/proc/self/smaps_rollup";
-        Ok(kernel_says(file, "Private_Dirty")? + kernel_says(file, "Private_Clean")?)
+        Ok(proc_bytes(file, "Private_Dirty")? + proc_bytes(file, "Private_Clean")?)
     };
-    let free = || kernel_says("/proc/meminfo", "MemFree");
+    let free = || proc_bytes("/proc/meminfo", "MemFree");
     let (private_before, free_before) = (private()?, free()?);
     let clones: Result<Vec<_>, _> = (0..CLONES).map(|_| world.local()).collect();
     let clones = clones?;
@@ -357,7 +359,7 @@ fn footprint(mib: u32) -> Outcome<Vec<Row>> {
             each(private_after),
             "<= 0.3",
         ),
-        Row::alone("  the same, with what the kernel keeps", "MiB", each(free_after), ""),
+        Row::alone("  the same, including kernel memory", "MiB", each(free_after), ""),
         Row::alone("  frames of its image that take memory", "", frames, ""),
     ])
 }

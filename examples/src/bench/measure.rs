@@ -1,8 +1,10 @@
-//! The measurements, each beside its baseline in alternating rounds.
+//! The measurements. Rounds of a measurement and of its baseline alternate.
 
 use super::bare;
 use super::cores::{Cores, Pinned};
-use super::world::{Arena, Endless, Host, Outcome, Repeated, image, locality, start};
+use super::world::{
+    Arena, GeneratedImage, Outcome, PageServer, RepeatedImage, image, locality, start,
+};
 use kaleidoscope_core::addr::FrameIndex;
 use kaleidoscope_core::clone::ports::{
     Delivery, InstallError, Installed, PageInstaller, PageSource, Priority, SourceError,
@@ -15,54 +17,54 @@ use kaleidoscope_mock::clone::MockMemory;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Frames of the image that is moved: 64 MiB.
+/// Frames of the transferred image: 64 MiB.
 const FRAMES: u32 = 16_384;
 
-/// Faults of a round, and of a turn within one.
+/// Faults per round, and consecutive faults before switching to the other side.
 const FAULTS: u32 = 1024;
 const BLOCK: usize = 32;
 
-/// Frames of the clone whose bookkeeping is measured: 4 GiB.
+/// Frames of the clone in the bookkeeping measurement: 4 GiB.
 const MANY: u32 = 1 << 20;
 
 /// Clones that share a server.
 const CLONES: usize = 16;
 
-/// Clones on one host that share what they fetch.
+/// Clones on one host that share fetched pages.
 const SIBLINGS: usize = 4;
 
-/// How long clones that share a server are watched.
-const WHILE: Duration = Duration::from_secs(3);
+/// Duration of the fairness measurement.
+const FAIRNESS_TIME: Duration = Duration::from_secs(3);
 
-/// How long a clone may take to be filled before something is wrong.
+/// Most time until all pages of a clone are resident.
 const TIMEOUT: Duration = Duration::from_secs(120);
 
-/// The median; zero of nothing.
+/// The median; zero for no times.
 pub(super) fn median(mut times: Vec<Duration>) -> Duration {
     times.sort_unstable();
     times.get(times.len() / 2).copied().unwrap_or_default()
 }
 
-/// A baseline and what we take.
+/// The times of the baseline and of the engine.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Pair {
     pub(super) bare: Duration,
     pub(super) ours: Duration,
 }
 
-/// One fault over a Unix socket, from the touch until the page is in the clone's memory.
+/// One fault over a Unix socket, from the access until the page is in the clone's memory.
 pub(super) fn fault(rounds: usize, checksums: bool, cores: Cores) -> Outcome<Pair> {
     let (image, locality) = (image(FRAMES)?, locality(FRAMES)?);
     let cores = Pinned::new(cores)?;
-    let host = cores.server(|| Host::serve(Arc::clone(&image) as _))??;
+    let host = cores.server(|| PageServer::serve(Arc::clone(&image) as _))??;
     let (mut bare, mut ours) = (Vec::new(), Vec::new());
     let mut server = cores.server(|| bare::Server::start(&image))??;
     let source = host.connect(checksums)?;
     let arena = Arc::new(Arena::new(FRAMES));
     let parts = (Arc::new(source), Arc::clone(&arena) as _);
     let engine = start(&locality, Box::new(Demand), parts.0, parts.1, EngineOptions::default())?;
-    // Both in turn, a few at a time, in an order without a pattern: what else the machine does
-    // meets both alike.
+    // Both sides alternate in short blocks, in a scattered order, so that other load on the
+    // machine affects both alike.
     let faults = FRAMES.min(u32::try_from(rounds)?.saturating_mul(FAULTS));
     let order: Vec<u32> = (0..faults).map(|n| n.wrapping_mul(4097) % FRAMES).collect();
     for block in order.chunks(BLOCK) {
@@ -83,7 +85,7 @@ pub(super) fn fault(rounds: usize, checksums: bool, cores: Cores) -> Outcome<Pai
     Ok(Pair { bare: median(bare), ours: median(ours) })
 }
 
-/// What a socket carries when nothing is done with it, as a stream's baseline's baseline.
+/// Time to send the image over a socket without installing it: the lower bound of a stream.
 pub(super) fn crossing(rounds: usize, cores: Cores) -> Outcome<Duration> {
     let image = image(FRAMES)?;
     let cores = Pinned::new(cores)?;
@@ -97,18 +99,18 @@ fn fill(engine: &Engine, start: Instant) -> Outcome<Duration> {
             return Err(why.into());
         }
         if start.elapsed() > TIMEOUT {
-            return Err("the clone is not filled".into());
+            return Err("timeout: the clone is not complete".into());
         }
         std::thread::sleep(Duration::from_micros(200));
     }
     Ok(start.elapsed())
 }
 
-/// All of an image over a Unix socket.
+/// Time to fill a clone with a whole image over a Unix socket.
 pub(super) fn stream(rounds: usize, checksums: bool, cores: Cores) -> Outcome<Pair> {
     let (image, locality) = (image(FRAMES)?, locality(FRAMES)?);
     let cores = Pinned::new(cores)?;
-    let host = cores.server(|| Host::serve(Arc::clone(&image) as _))??;
+    let host = cores.server(|| PageServer::serve(Arc::clone(&image) as _))??;
     let arena = Arc::new(Arena::new(FRAMES));
     let options = EngineOptions { background: Background::Full, ..EngineOptions::default() };
     let (mut bare, mut ours) = (Vec::new(), Vec::new());
@@ -125,38 +127,39 @@ pub(super) fn stream(rounds: usize, checksums: bool, cores: Cores) -> Outcome<Pa
     Ok(Pair { bare: median(bare), ours: median(ours) })
 }
 
-/// The fewest and the most pages that clones of one server get in a while in which none is filled.
+/// The fewest and the most pages that any clone of one server gets in `FAIRNESS_TIME`. No clone is
+/// complete by then.
 pub(super) fn fairness() -> Outcome<(u64, u64)> {
     let locality = locality(MANY)?;
-    // The server on one core and its clones on the other: whom the scheduler favors by moving
-    // threads to and fro is not the server's doing.
+    // The server on one core, its clones on the other: thread migration by the scheduler would
+    // favor some clones, and is not the server's fault.
     let cores = Pinned::new(Cores::Two)?;
-    let image = Arc::new(Repeated::new(MANY, image(FRAMES)?)?);
-    let host = cores.server(|| Host::serve(image))??;
+    let image = Arc::new(RepeatedImage::new(MANY, image(FRAMES)?)?);
+    let host = cores.server(|| PageServer::serve(image))??;
     let options = EngineOptions { background: Background::Full, ..EngineOptions::default() };
-    let sink = Arc::new(Nowhere);
+    let sink = Arc::new(NullInstaller);
     let mut engines = Vec::new();
     for _ in 0..CLONES {
         let source = Arc::new(host.connect(true)?);
         engines.push(start(&locality, Box::new(Demand), source, Arc::clone(&sink) as _, options)?);
     }
     let filled = |engine: &Engine| engine.statistics().total().filled;
-    std::thread::sleep(WHILE / 10);
+    std::thread::sleep(FAIRNESS_TIME / 10);
     let begun: Vec<u64> = engines.iter().map(filled).collect();
-    std::thread::sleep(WHILE);
+    std::thread::sleep(FAIRNESS_TIME);
     let got: Vec<u64> =
         engines.iter().zip(begun).map(|(engine, begun)| filled(engine) - begun).collect();
     if engines.iter().any(Engine::is_filled) {
-        return Err("a clone was filled too soon".into());
+        return Err("a clone was complete before the measurement ended".into());
     }
     Ok((got.iter().min().copied().unwrap_or(0), got.iter().max().copied().unwrap_or(0)))
 }
 
-/// Clones of one parent that are filled at once: each over a connection of its own, and all over
-/// one. Also says how many pages crossed the one connection for each that a clone was given.
+/// Time to fill several clones of one parent at once: each over its own connection (the baseline),
+/// and all over one. Also returns pages sent over the one connection per page delivered to a clone.
 pub(super) fn siblings(rounds: usize) -> Outcome<(Pair, f64)> {
     let (image, locality) = (image(FRAMES)?, locality(FRAMES)?);
-    let host = Host::serve(Arc::clone(&image) as _)?;
+    let host = PageServer::serve(Arc::clone(&image) as _)?;
     let arenas: Vec<_> = (0..SIBLINGS).map(|_| Arc::new(Arena::new(FRAMES))).collect();
     let run = |source: &dyn Fn() -> Outcome<Arc<dyn PageSource>>| {
         let now = Instant::now();
@@ -188,10 +191,10 @@ pub(super) fn siblings(rounds: usize) -> Outcome<(Pair, f64)> {
     Ok((Pair { bare: median(bare), ours: median(ours) }, crossed))
 }
 
-/// Takes pages and does nothing with them.
-struct Nowhere;
+/// Discards pages.
+struct NullInstaller;
 
-impl PageInstaller for Nowhere {
+impl PageInstaller for NullInstaller {
     fn install(&self, _frame: FrameIndex, _page: &Page) -> Result<Installed, InstallError> {
         Ok(Installed::Installed)
     }
@@ -205,11 +208,11 @@ impl PageInstaller for Nowhere {
     }
 }
 
-/// Has every page at hand.
+/// Delivers every requested page at once, as zero.
 #[derive(Default)]
-struct Lookup(Mutex<Vec<FrameIndex>>);
+struct ZeroSource(Mutex<Vec<FrameIndex>>);
 
-impl PageSource for Lookup {
+impl PageSource for ZeroSource {
     fn request(&self, frames: &[FrameIndex], _priority: Priority) -> Result<(), SourceError> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(frames);
         Ok(())
@@ -226,8 +229,7 @@ impl PageSource for Lookup {
     }
 }
 
-/// What the engine does for a frame beside moving its bytes, and the memory that it takes, both per
-/// frame.
+/// The engine's time per frame without transferring its bytes, and its memory per frame in bytes.
 pub(super) fn bookkeeping(rounds: usize) -> Outcome<(Duration, f64)> {
     let locality = locality(MANY)?;
     let options = EngineOptions { background: Background::Full, ..EngineOptions::default() };
@@ -235,8 +237,8 @@ pub(super) fn bookkeeping(rounds: usize) -> Outcome<(Duration, f64)> {
     for _ in 0..rounds {
         let before = resident()?;
         let now = Instant::now();
-        let source = Arc::new(Lookup::default());
-        let engine = start(&locality, Box::new(Demand), source, Arc::new(Nowhere), options)?;
+        let source = Arc::new(ZeroSource::default());
+        let engine = start(&locality, Box::new(Demand), source, Arc::new(NullInstaller), options)?;
         times.push(fill(&engine, now)? / MANY);
         #[expect(clippy::cast_precision_loss, reason = "bytes of memory are below 2^53")]
         let taken = resident()?.saturating_sub(before) as f64;
@@ -245,7 +247,7 @@ pub(super) fn bookkeeping(rounds: usize) -> Outcome<(Duration, f64)> {
     Ok((median(times), bytes))
 }
 
-/// Bytes of this process that are in memory.
+/// This process's resident set size in bytes.
 fn resident() -> Outcome<u64> {
     let text = std::fs::read_to_string("/proc/self/statm")?;
     let pages: u64 =
@@ -253,8 +255,8 @@ fn resident() -> Outcome<u64> {
     Ok(pages * kaleidoscope_core::addr::FRAME_SIZE)
 }
 
-/// From a descriptor in hand to the first byte that a mock clone's vCPU reads: its memory, its
-/// connection to the page server, its engine and a fault.
+/// Time from a descriptor to the first byte that a mock clone's vCPU reads: making its memory,
+/// connecting to the page server, starting the engine, and one fault.
 pub(super) fn start_time(mib: u32, rounds: usize) -> Outcome<Duration> {
     let frames = mib.checked_mul(256).ok_or("too large")?;
     let locality = locality(frames)?;
@@ -262,10 +264,10 @@ pub(super) fn start_time(mib: u32, rounds: usize) -> Outcome<Duration> {
         Arc::clone(&locality),
         Settings::shipped_for(locality.map().kernel()),
     ));
-    // Everything on one core: half a dozen threads take part, and waking an idle core takes as long
-    // as all that they do.
+    // Everything on one core: half a dozen threads take part, and waking an idle core takes as
+    // long as all their work.
     let cores = Pinned::new(Cores::One)?;
-    let host = cores.server(|| Host::serve(Arc::new(Endless::new(frames)?)))??;
+    let host = cores.server(|| PageServer::serve(Arc::new(GeneratedImage::new(frames)?)))??;
     let mut times = Vec::new();
     for round in 0..rounds {
         let touched = FrameIndex(u32::try_from(round)?.wrapping_mul(40_503) % frames);

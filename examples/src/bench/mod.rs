@@ -1,4 +1,4 @@
-//! `kaleidoscope bench`: what cloning costs on this machine, beside the least that it could.
+//! `kaleidoscope bench`: the cost of cloning on this machine, compared with a minimal baseline.
 
 mod bare;
 mod cores;
@@ -67,14 +67,14 @@ enum What {
 #[derive(Serialize)]
 struct Row {
     name: String,
-    /// What it is measured in.
+    /// Unit of `bare` and `ours`.
     unit: &'static str,
-    /// The baseline; absent where there is none.
+    /// The baseline, if there is one.
     bare: Option<f64>,
     ours: f64,
-    /// Ours in relation to the baseline.
+    /// `ours` divided by `bare`.
     ratio: Option<f64>,
-    /// What we aim at.
+    /// The target, for people.
     aim: String,
 }
 
@@ -120,13 +120,13 @@ fn us(time: Duration) -> f64 {
 }
 
 impl Row {
-    /// A time and its baseline's.
+    /// A row of times in microseconds.
     fn slower(name: String, pair: Pair, aim: &str) -> Self {
         let (bare, ours) = (us(pair.bare), us(pair.ours));
         Self { name, unit: "us", bare: Some(bare), ours, ratio: Some(ours / bare), aim: aim.into() }
     }
 
-    /// The speed at which an image of 64 MiB is moved, and its baseline's.
+    /// A row of throughputs, from the times to transfer an image of 64 MiB.
     fn speed(name: String, pair: Pair, aim: &str) -> Self {
         let speed = |time: Duration| 64.0 / time.as_secs_f64();
         let (bare, ours) = (speed(pair.bare), speed(pair.ours));
@@ -156,30 +156,30 @@ impl Args {
         match &self.what {
             #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
             Some(What::Kvm(args)) => args.run(),
-            None => self.some(self.measure().map_err(|e| Failure::of(&*e))?)?.print(self.json),
+            None => self.non_empty(self.measure().map_err(|e| Failure::of(&*e))?)?.print(self.json),
         }
     }
 
-    /// A report of nothing is a filter that means nothing.
-    fn some(&self, report: Report) -> Result<Report, Failure> {
+    /// Fails if the filter matches no measurement.
+    fn non_empty(&self, report: Report) -> Result<Report, Failure> {
         if !report.rows.is_empty() {
             return Ok(report);
         }
         let filter = &self.filter;
         Err(Failure::new(format_args!("no measurement has {filter:?} in its name")).hint(format!(
-            "there are: {}; and `kaleidoscope bench kvm`",
+            "measurements: {}; and `kaleidoscope bench kvm`",
             self.known.borrow().join("; ")
         )))
     }
 
-    /// Whether a measurement was asked for.
+    /// Whether the filter selects a measurement. Records its name for the error of an empty report.
     fn wants(&self, name: &str) -> bool {
         self.known.borrow_mut().push(name.to_owned());
         name.contains(&self.filter)
     }
 
     fn wants_one_of(&self, names: &[&str]) -> bool {
-        // Not `any`, which would look no further than the first.
+        // Not `any`, which would stop at the first match and leave names unrecorded.
         names.iter().filter(|name| self.wants(name)).count() > 0
     }
 
@@ -203,7 +203,7 @@ impl Args {
                 }
             }
         }
-        let name = "bare stream, two cores, placed nowhere";
+        let name = "bare stream, two cores, not installed";
         if self.wants(name) {
             let alone = measure::crossing(rounds, Cores::Two)?;
             rows.push(Row::alone(name, "MiB/s", 64.0 / alone.as_secs_f64(), ""));
@@ -215,11 +215,11 @@ impl Args {
             let unfair = most as f64 / least.max(1) as f64;
             rows.push(Row::alone(name, "", unfair, "<= 1.5"));
         }
-        let names = ["4 siblings over one connection", "pages that cross for each given"];
+        let names = ["4 siblings over one connection", "pages sent per page delivered"];
         if self.wants_one_of(&names) {
             let (pair, crossed) = measure::siblings(rounds)?;
             let [time_name, crossed_name] = names;
-            // Beside four connections.
+            // The baseline is four connections.
             rows.push(Row::slower(time_name.into(), pair, ""));
             rows.push(Row::alone(crossed_name, "", crossed, "0.25"));
         }

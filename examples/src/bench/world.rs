@@ -1,4 +1,4 @@
-//! What is measured on: an image, a clone's memory, and a page server between them.
+//! Fixtures of the benchmarks: an image, a clone's memory, and a page server between them.
 
 use crate::interrupt::Scratch;
 use kaleidoscope_core::addr::{FRAME_BYTES, FRAME_SIZE, FrameIndex, Gpa};
@@ -17,18 +17,18 @@ use kaleidoscope_core::wire::transport::{ConnectOptions, ListenOptions, Listener
 use std::error::Error;
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// Errors of the command's parts, which people read.
+/// Results with errors that are only printed.
 pub(super) type Outcome<T> = Result<T, Box<dyn Error>>;
 
-/// The digest by which the image is known.
+/// The digest that identifies the image to the page server.
 const DIGEST: [u8; 32] = [7; 32];
 
-/// A layout of so many frames from address 0 on.
+/// A layout of `frames` frames from address 0.
 pub(super) fn layout(frames: u32) -> Outcome<MemoryLayout> {
     Ok(MemoryLayout::contiguous(u64::from(frames) * FRAME_SIZE)?)
 }
 
-/// A guest in which every frame is anonymous memory.
+/// The locality order of a guest with only anonymous memory.
 pub(super) fn locality(frames: u32) -> Outcome<Arc<LocalityOrder>> {
     let frame = Frame { color: Color::Anonymous, ..Frame::default() };
     let records = (0..frames).map(|_| frame);
@@ -47,19 +47,19 @@ pub(super) fn image(frames: u32) -> Outcome<Arc<VecMemory>> {
     Ok(Arc::new(memory))
 }
 
-/// An image of any size that takes no memory: every page begins with its frame's number.
+/// A generated image of any size: each page starts with its frame number.
 #[derive(Debug)]
-pub(super) struct Endless {
+pub(super) struct GeneratedImage {
     layout: MemoryLayout,
 }
 
-impl Endless {
+impl GeneratedImage {
     pub(super) fn new(frames: u32) -> Outcome<Self> {
         Ok(Self { layout: layout(frames)? })
     }
 }
 
-impl GuestMemory for Endless {
+impl GuestMemory for GeneratedImage {
     fn layout(&self) -> &MemoryLayout {
         &self.layout
     }
@@ -72,14 +72,14 @@ impl GuestMemory for Endless {
     }
 }
 
-/// An image of any size that takes the memory of a small one: its pages come again and again.
+/// An image of any size that repeats the pages of a smaller one.
 #[derive(Debug)]
-pub(super) struct Repeated {
+pub(super) struct RepeatedImage {
     layout: MemoryLayout,
     image: Arc<VecMemory>,
 }
 
-impl Repeated {
+impl RepeatedImage {
     pub(super) fn new(frames: u32, image: Arc<VecMemory>) -> Outcome<Self> {
         Ok(Self { layout: layout(frames)?, image })
     }
@@ -89,7 +89,7 @@ impl Repeated {
     }
 }
 
-impl GuestMemory for Repeated {
+impl GuestMemory for RepeatedImage {
     fn layout(&self) -> &MemoryLayout {
         &self.layout
     }
@@ -103,7 +103,7 @@ impl GuestMemory for Repeated {
     }
 }
 
-/// A clone's memory: pages to copy into.
+/// A clone's memory, as an array of pages.
 #[derive(Debug)]
 pub(super) struct Arena(Vec<Mutex<Page>>);
 
@@ -112,7 +112,7 @@ impl Arena {
         Self((0..frames).map(|_| Mutex::new([1; FRAME_BYTES])).collect())
     }
 
-    /// Whether a frame holds what the image holds.
+    /// Whether a frame equals the image's.
     pub(super) fn matches(&self, frame: FrameIndex, image: &VecMemory) -> bool {
         let start = frame.as_usize() * FRAME_BYTES;
         let expected = image.bytes().get(start..start + FRAME_BYTES);
@@ -140,13 +140,13 @@ impl PageInstaller for Arena {
 }
 
 /// A page server on a Unix socket.
-pub(super) struct Host {
+pub(super) struct PageServer {
     server: Server,
     address: ServerAddress,
     _folder: Scratch,
 }
 
-impl Host {
+impl PageServer {
     pub(super) fn serve(memory: Arc<dyn GuestMemory>) -> Outcome<Self> {
         let folder = Scratch::new("kaleidoscope-bench-")?;
         let address = ServerAddress::Unix(folder.path().join("pages.sock"));
@@ -165,7 +165,7 @@ impl Host {
     }
 }
 
-impl Drop for Host {
+impl Drop for PageServer {
     fn drop(&mut self) {
         self.server.stop();
     }

@@ -1,20 +1,22 @@
-//! What runs inside a Linux guest of `kaleidoscope clone`: proof that a clone is right, and the
-//! guest's half of SIGCLONE.
+//! The init process of Linux guests of `kaleidoscope clone`. It checks that a clone's memory and
+//! disk are correct, and implements the guest's half of SIGCLONE.
 //!
-//! As process 1 it mounts what it needs and starts workers, each of which fills memory with what
-//! only it can know, and checks it round after round. It says `guest: ready` on the console once
-//! they are warm, and then does as the host says on the console, a word per line:
+//! As process 1 it mounts file systems and starts workers. Each worker fills its memory with a
+//! pattern of its own and checks it round after round. Once all workers are warm, process 1 prints
+//! `guest: ready` on the console. Then it executes the commands that the host sends to the console,
+//! one per line:
 //!
-//! - `clone ID`: this is a clone. If there is a disk, all of its files are read and a file is
-//!   written (see `disk`). Whoever has subscribed is sent SIGCLONE (a file in `/run/sigclone` has
-//!   its process's number as name, and the signal's as content), and finds its id in
-//!   `/run/clone-id`. The workers check all that they have, and `guest: clone ID: 4 of 4 right` is
-//!   said.
-//! - `flags N`: the workers are stopped, so that memory changes as little as a kernel lets it, and
-//!   `/proc/kpageflags` is stored in the window to the host, as pairs of words: the flags of some
-//!   frames, and how many these are. `guest: R runs of flags N` is said. Asked twice, the guest
-//!   tells the host which frames may have changed between.
-//! - `end`: the guest ends.
+//! - `clone ID`: this guest is a clone. If there is a disk, all of its files are read and one file
+//!   is written (see `disk`). Every subscriber is sent its signal (SIGCLONE) and finds the id in
+//!   `/run/clone-id`. A process subscribes with a file in `/run/sigclone` that is named after its
+//!   PID and contains the signal's number. The workers check all of their memory, and process 1
+//!   prints `guest: clone ID: 4 of 4 right`.
+//! - `flags N`: the workers are stopped, so that memory changes as little as possible.
+//!   `/proc/kpageflags` is written to the window to the host, run-length encoded as pairs of words:
+//!   the flags, and the number of consecutive frames. Process 1 prints
+//!   `guest: R runs of flags N`. From two such answers the host sees which frames may have changed
+//!   in between.
+//! - `end`: the guest reboots, which ends it.
 
 use nix::sys::signal::{SigSet, Signal, kill};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
@@ -29,15 +31,15 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-/// Says something on the console, or nowhere: process 1 must not end because a line is lost.
+/// Prints a line on the console. Ignores errors, because process 1 must not exit.
 macro_rules! say {
     ($($text:tt)*) => {{
         let _ = writeln!(std::io::stdout(), $($text)*);
     }};
 }
 
-/// What is on the disk, if there is one: files whose names are the XXH3 hashes of what they hold,
-/// in sixteen digits.
+/// The disk, if there is one. Each file's name is the XXH3 hash of its contents, in 16 hexadecimal
+/// digits.
 mod disk {
     use super::Outcome;
     use rustix::fs::sync;
@@ -49,8 +51,8 @@ mod disk {
     const DEVICE: &str = "/dev/vda";
     const AT: &str = "/disk";
 
-    /// Mounts the disk and reads every second file; says how many there are, or that there is no
-    /// disk.
+    /// Mounts the disk and reads every second file, so that half are in the page cache. Returns
+    /// the number of files; `None` without a disk.
     pub(crate) fn warm() -> Outcome<Option<usize>> {
         mount("devtmpfs", "/dev", "devtmpfs", MountFlags::empty(), None)?;
         if !Path::new(DEVICE).exists() {
@@ -74,12 +76,12 @@ mod disk {
         let hash = format!("{:016x}", XxHash3_64::oneshot(&fs::read(path)?));
         match path.ends_with(&hash) {
             true => Ok(()),
-            false => Err(format!("{} holds what hashes to {hash}", path.display()).into()),
+            false => Err(format!("{}: the contents have the hash {hash}", path.display()).into()),
         }
     }
 
-    /// Reads all files, those for the first time that nobody has read; writes one, which nobody
-    /// else has, and reads it from the disk.
+    /// Reads all files, half of them for the first time. Writes a file that only this clone has,
+    /// and reads it back from the disk.
     pub(crate) fn check_all(id: &str) -> Outcome<()> {
         if !Path::new(AT).exists() {
             return Ok(());
@@ -87,16 +89,16 @@ mod disk {
         files()?.iter().try_for_each(|path| check(path))?;
         let own = Path::new(AT).join("own");
         if own.exists() {
-            return Err("another machine's file is on the disk".into());
+            return Err("the disk contains another machine's file".into());
         }
         let text = format!("{id} ").repeat(1000);
         fs::write(&own, &text)?;
         sync();
-        // Pages and names: what is read now comes from the disk.
+        // Drop the page cache, dentries and inodes, so that the read comes from the disk.
         fs::write("/proc/sys/vm/drop_caches", "3")?;
         match fs::read_to_string(&own)? == text {
             true => Ok(()),
-            false => Err("the disk does not hold what was written to it".into()),
+            false => Err("the disk does not return what was written to it".into()),
         }
     }
 }
@@ -104,34 +106,33 @@ mod disk {
 type Outcome<T> = Result<T, Box<dyn Error>>;
 
 const WORKERS: usize = 4;
-/// Words of a page, and pages of a worker.
+/// Words per page, and pages per worker.
 const WORDS: usize = 512;
 const PAGES: usize = 512;
 /// Rounds until a worker is warm.
 const WARM: u64 = 1000;
 
-/// How long a worker rests after some rounds.
+/// How long a worker sleeps after every 64 rounds.
 const REST: Duration = Duration::from_millis(20);
 
 const SUBSCRIBERS: &str = "/run/sigclone";
 const IDENTITY: &str = "/run/clone-id";
 
-/// The window to the host, a page, in `/dev/mem`.
+/// Physical address of the window to the host, one page, accessed through `/dev/mem`.
 const WINDOW: u64 = 0xd_0000;
 
-/// Bytes of flags that are read at a time, and of runs of them that there is room for from the
-/// start.
+/// Bytes of flags per read, and initial capacity for runs.
 const PIECE: usize = 64 << 10;
 
-/// How long workers may take for what they are told.
+/// How long workers may take to answer.
 const TIMEOUT: Duration = Duration::from_secs(120);
 
 fn main() -> Outcome<()> {
     let mut args = std::env::args().skip(1);
     match (args.next().as_deref(), args.next()) {
-        // Whatever its arguments are: words that the kernel does not know become its.
+        // Process 1's arguments are ignored: the kernel passes unknown parameters to it.
         _ if std::process::id() == 1 => {
-            // Process 1 must not end: the kernel would panic, and not say why.
+            // If process 1 exited, the kernel would panic without giving the reason.
             if let Err(error) = init() {
                 say!("guest: failed: {error}");
             }
@@ -147,7 +148,7 @@ fn init() -> Outcome<()> {
         mount(kind, at, kind, MountFlags::empty(), None)?;
     }
     fs::create_dir(SUBSCRIBERS)?;
-    // A file that was read: in the page cache, and in nobody's memory.
+    // Puts a file into the page cache that no process maps.
     let mut file = Vec::new();
     File::open("/init")?.read_to_end(&mut file)?;
     let length = file.len();
@@ -157,9 +158,9 @@ fn init() -> Outcome<()> {
         .map(|number| Command::new("/init").args(["worker", &number.to_string()]).spawn())
         .collect::<Result<Vec<_>, _>>()?;
     for number in 0..WORKERS {
-        wait_for(&said(number, "warm"))?;
+        wait_for(&report_file(number, "warm"))?;
     }
-    // What the answer to `flags` takes, so that the question changes little.
+    // Allocated now, so that the answer to `flags` changes little memory.
     let (mut flags, mut runs) = (vec![0; PIECE], Vec::with_capacity(PIECE));
     let on_disk = disk.map_or("no disk".to_owned(), |files| format!("a disk with {files} files"));
     say!(
@@ -175,7 +176,7 @@ fn init() -> Outcome<()> {
                     kill(Pid::from_raw(worker.id().try_into()?), Signal::SIGSTOP)?;
                 }
                 read_flags(&mut flags, &mut runs)?;
-                show(&runs)?;
+                write_to_window(&runs)?;
                 say!("guest: {} runs of flags {number}", runs.len() / 16);
             }
             ("end", _) => return Ok(()),
@@ -185,7 +186,7 @@ fn init() -> Outcome<()> {
     Ok(())
 }
 
-/// Tells whoever wants to know that this is a clone, and what the workers say to that.
+/// Notifies subscribers that this is a clone, and reports the workers' results.
 fn cloned(id: &str) -> Outcome<()> {
     fs::write(IDENTITY, id)?;
     for entry in fs::read_dir(SUBSCRIBERS)? {
@@ -193,7 +194,7 @@ fn cloned(id: &str) -> Outcome<()> {
         let number = path.file_name().and_then(|name| name.to_str()?.parse().ok());
         let signal: i32 = fs::read_to_string(&path)?.trim().parse()?;
         if let Some(number) = number {
-            // Who has ended needs not be told.
+            // Fails if the subscriber has exited.
             let _ = kill(Pid::from_raw(number), Signal::try_from(signal)?);
         }
     }
@@ -203,7 +204,7 @@ fn cloned(id: &str) -> Outcome<()> {
     }
     let mut right = 0;
     for number in 0..WORKERS {
-        if wait_for(&said(number, id))? == "right" {
+        if wait_for(&report_file(number, id))? == "right" {
             right += 1;
         }
     }
@@ -211,33 +212,33 @@ fn cloned(id: &str) -> Outcome<()> {
     Ok(())
 }
 
-/// The file in which a worker says something.
-fn said(worker: usize, word: &str) -> PathBuf {
+/// The file in which a worker reports something.
+fn report_file(worker: usize, word: &str) -> PathBuf {
     Path::new("/run").join(format!("worker-{worker}-{word}"))
 }
 
-/// Waits until a file has something in it.
+/// Waits until a file is not empty. Returns its contents.
 fn wait_for(path: &Path) -> Outcome<String> {
     let start = Instant::now();
     loop {
         match fs::read_to_string(path) {
             Ok(text) if !text.is_empty() => return Ok(text),
             _ if start.elapsed() > TIMEOUT => {
-                return Err(format!("{} does not come", path.display()).into());
+                return Err(format!("timeout: {} does not appear", path.display()).into());
             }
             _ => std::thread::sleep(Duration::from_millis(20)),
         }
     }
 }
 
-/// Reads `/proc/kpageflags`, a piece at a time, as runs of equal words: each word, and how often it
-/// comes.
+/// Reads `/proc/kpageflags` in pieces and run-length encodes it: each word, and its number of
+/// repetitions.
 fn read_flags(piece: &mut [u8], runs: &mut Vec<u8>) -> Outcome<()> {
     let mut file = File::open("/proc/kpageflags")?;
     let mut last = None;
     runs.clear();
     loop {
-        // The kernel gives whole words.
+        // The kernel returns whole words.
         let length = file.read(piece)?;
         let (words, _) = piece.get(..length).unwrap_or_default().as_chunks::<8>();
         for word in words {
@@ -260,8 +261,8 @@ fn write_run(run: Option<([u8; 8], u64)>, runs: &mut Vec<u8>) {
     }
 }
 
-/// Stores bytes in the window.
-fn show(bytes: &[u8]) -> Outcome<()> {
+/// Writes bytes to the window.
+fn write_to_window(bytes: &[u8]) -> Outcome<()> {
     let memory = OpenOptions::new().write(true).open("/dev/mem")?;
     for piece in bytes.chunks(4096) {
         memory.write_all_at(piece, WINDOW)?;
@@ -269,10 +270,10 @@ fn show(bytes: &[u8]) -> Outcome<()> {
     Ok(())
 }
 
-/// A process that knows every word of its memory.
+/// A process that can check every word of its memory.
 struct Worker {
     number: u64,
-    /// How often each page was written anew.
+    /// How often each page was written.
     versions: Vec<u64>,
     pages: Vec<Box<[u64; WORDS]>>,
 }
@@ -288,7 +289,7 @@ impl Worker {
         worker
     }
 
-    /// The words of a page, one after the other.
+    /// The expected words of a page.
     fn words(&self, page: usize) -> impl Iterator<Item = u64> + use<> {
         let version = self.versions.get(page).copied().unwrap_or_default();
         let first = (self.number + 1)
@@ -298,7 +299,7 @@ impl Worker {
         (0u64..).map(move |n| first.wrapping_add(n.wrapping_mul(0xd6e8_feb8_6659_fd93)))
     }
 
-    /// Writes a page anew.
+    /// Writes the next version of a page.
     fn write(&mut self, page: usize) {
         if let Some(version) = self.versions.get_mut(page) {
             *version += 1;
@@ -322,30 +323,31 @@ fn worker(number: usize) -> Outcome<()> {
     let mut worker = Worker::new(u64::try_from(number)?);
     let pid = std::process::id().to_string();
     fs::write(Path::new(SUBSCRIBERS).join(pid), (Signal::SIGUSR1 as i32).to_string())?;
-    let mut dice = u64::try_from(number)? + 1;
+    let mut random = u64::try_from(number)? + 1;
     for round in 0u64.. {
-        // Knuth's MMIX generator.
-        dice = dice.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        let page = usize::try_from(dice >> 40)? % PAGES;
+        // Knuth's MMIX generator (TAOCP volume 2, section 3.3.4).
+        random =
+            random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let page = usize::try_from(random >> 40)? % PAGES;
         if !worker.is_right(page) {
             say!("guest: worker {number}: page {page} is wrong");
             return Err("a wrong page".into());
         }
-        if dice >> 36 & 3 == 0 {
+        if random >> 36 & 3 == 0 {
             worker.write(page);
         }
         if round == WARM {
-            fs::write(said(number, "warm"), "warm")?;
+            fs::write(report_file(number, "warm"), "warm")?;
         }
         if round % 64 != 0 {
             continue;
         }
-        // Others have to get their turn, also where a guest's kernel is emulated, which is slow.
+        // Lets other workers run, also in an emulated guest, which is slow.
         std::thread::sleep(REST);
         if signals.read_signal()?.is_some() {
             let is_right = (0..PAGES).all(|page| worker.is_right(page));
             let id = fs::read_to_string(IDENTITY)?;
-            let mut file = File::create(said(number, &id))?;
+            let mut file = File::create(report_file(number, &id))?;
             file.write_all(if is_right { b"right" } else { b"wrong" })?;
         }
     }

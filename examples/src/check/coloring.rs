@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::error::Error;
 use kaleidoscope_core::color::{ColorMap, FrameKind};
 
-/// What the coloring says a frame is.
+/// The kind of a frame by the coloring.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Kind {
@@ -29,7 +29,7 @@ pub(crate) enum Kind {
     Kernel,
     /// A page of the hugetlb pool.
     Hugetlb,
-    /// Given back to the host (balloon) or unplugged.
+    /// Returned to the host (balloon) or unplugged.
     Offline,
     /// Not known.
     Unknown,
@@ -67,22 +67,22 @@ impl From<FrameKind> for Kind {
             FrameKind::Kernel => Self::Kernel,
             FrameKind::Hugetlb => Self::Hugetlb,
             FrameKind::Offline => Self::Offline,
-            // A kind that this judge does not know is as good as none.
+            // Kinds that were added later count as unknown.
             FrameKind::Unknown | _ => Self::Unknown,
         }
     }
 }
 
-/// What the coloring says of one frame.
+/// A frame by the coloring.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Frame {
     /// Guest frame number.
     pub(crate) gfn: u64,
-    /// What it is.
+    /// Kind.
     pub(crate) kind: Kind,
-    /// Region it belongs to.
+    /// The frame's region.
     pub(crate) region: Option<u64>,
-    /// Order within the region; for files the page index.
+    /// Position in the region; for files the page index.
     pub(crate) position: Option<u64>,
 }
 
@@ -91,20 +91,20 @@ pub(crate) struct Frame {
 pub(crate) struct Region {
     /// Kind of its frames.
     pub(crate) kind: Kind,
-    /// What it is called; for files see [`FileName`].
+    /// Name; for files see [`FileName`].
     pub(crate) name: String,
-    /// Frames it is said to have.
+    /// Number of frames by the region's row.
     pub(crate) frames: u64,
 }
 
-/// A file's region name, taken apart: `FSTYPE:DEVICE:INODE:PATH`.
+/// A parsed region name of a file: `FSTYPE:DEVICE:INODE:PATH`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct FileName<'a> {
     /// `st_dev`, if known.
     pub(crate) device: Option<u64>,
     /// Inode number.
     pub(crate) inode: u64,
-    /// Absolute path as the guest sees it; empty if the guest had forgotten it.
+    /// Absolute path in the guest; empty if the guest's kernel no longer had it.
     pub(crate) path: &'a str,
 }
 
@@ -118,18 +118,18 @@ impl<'a> FileName<'a> {
 }
 
 impl Region {
-    /// The file it is, unless it is something else.
+    /// The parsed name, if the region is a file.
     pub(crate) fn file(&self) -> Option<FileName<'_>> {
         FileName::parse(&self.name)
     }
 }
 
-/// A region whose row does not fit its frames' rows.
+/// A region whose row contradicts its frames' rows.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(crate) struct Defect {
     /// Region.
     pub(crate) region: u64,
-    /// What does not fit.
+    /// The contradiction.
     pub(crate) problem: String,
 }
 
@@ -168,7 +168,7 @@ impl Coloring {
         Ok(Self { frames: load_frames(frames, &regions)?, regions })
     }
 
-    /// A color map as the CSV files would have it.
+    /// Converts a color map.
     pub(crate) fn from_map(map: &ColorMap) -> Self {
         let frames = map.iter().map(|(_, gfn, frame)| Frame {
             gfn: gfn.0,
@@ -187,7 +187,7 @@ impl Coloring {
         }
     }
 
-    /// All frames, by gfn.
+    /// All frames, sorted by gfn.
     pub(crate) fn frames(&self) -> &[Frame] {
         &self.frames
     }
@@ -200,12 +200,12 @@ impl Coloring {
             .and_then(|at| self.frames.get(at))
     }
 
-    /// The region `frame` belongs to.
+    /// The region of `frame`.
     pub(crate) fn region_of(&self, frame: &Frame) -> Option<&Region> {
         self.regions.get(&frame.region?)
     }
 
-    /// Up to `limit` regions whose row does not fit the rows of their frames.
+    /// Up to `limit` regions whose row contradicts the rows of their frames.
     pub(crate) fn defects(&self, limit: usize) -> Vec<Defect> {
         let mut counted = BTreeMap::<u64, (u64, Option<Kind>)>::new();
         for frame in &self.frames {
@@ -285,7 +285,7 @@ fn for_each_row(
 ) -> Result<(), Error> {
     let mut reader = csv::Reader::from_path(path).map_err(|source| csv_error(path, source))?;
     let headers = reader.byte_headers().map_err(|source| csv_error(path, source))?.clone();
-    // Without rows, nothing else would notice.
+    // Checked here, because a file without rows causes no other error.
     let has = |column: &&&str| headers.iter().any(|header| header == column.as_bytes());
     if let Some(missing) = columns.iter().find(|column| !has(column)) {
         return Err(row_error(path, 1, format!("there is no column `{missing}`")));

@@ -1,14 +1,15 @@
-//! Why a comparison could not be made.
+//! Errors of `kaleidoscope check`.
 use crate::failure::Failure;
 use std::path::PathBuf;
 
-/// Why a comparison could not be made.
+/// Why a comparison failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
     /// No truth where it was expected.
     #[error(
         "no truth in {}: it needs at least truth/gt/proc_kpageflags\n\
-         hint: `kaleidoscope lab run` makes a guest with its truth; --truth names a folder of /proc files that were read in a guest",
+         hint: `kaleidoscope lab run` makes a guest with its truth; --truth names a folder of \
+         /proc files that were read in a guest",
         dir.display()
     )]
     NoTruth {
@@ -36,7 +37,7 @@ pub(crate) enum Error {
         /// What is wrong there.
         problem: String,
     },
-    /// A CSV file is damaged; the cause names the line.
+    /// A CSV file is damaged. The cause gives the line.
     #[error("{path}: {source}")]
     Csv {
         /// File.
@@ -44,7 +45,7 @@ pub(crate) enum Error {
         /// Cause.
         source: csv::Error,
     },
-    /// A CSV file is well formed, but what it says is impossible.
+    /// A CSV file is well formed, but contradicts itself.
     #[error("{path}: line {line}: {problem}")]
     Row {
         /// File.

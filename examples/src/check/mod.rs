@@ -1,8 +1,9 @@
-//! `kaleidoscope check`: compares a coloring with what the guest's own kernel said of every frame.
+//! `kaleidoscope check`: compares a coloring with the ground truth, the use of every frame as
+//! reported by the guest's own kernel.
 //!
-//! The truth is a directory of `/proc` files captured inside the guest ([`truth`]); the coloring
-//! ([`coloring`]) is made from the guest's image, or read from the pair of CSV files that
-//! `kaleidoscope color` writes. Three judges ([`judge`]) compare them: the kind of every frame, the
+//! The ground truth ([`truth`]) is a directory of `/proc` files that were captured in the guest.
+//! The coloring ([`coloring`]) is made from the guest's image, or read from the two CSV files that
+//! `kaleidoscope color` writes. Three comparisons ([`judge`]) cover the kind of every frame, the
 //! file and page index of every cached file page, and the owner of every anonymous frame.
 mod coloring;
 mod error;
@@ -26,7 +27,7 @@ use kaleidoscope_core::coloring::Rules;
 use report::Report;
 use truth::Truth;
 
-/// Example frames that are shown for each kind of mistake.
+/// Example frames that are shown for each kind of error.
 const EXAMPLES: usize = 5;
 
 /// Compare a coloring with what the guest's own kernel said of every frame.
@@ -62,16 +63,16 @@ pub(crate) struct Args {
     examples: usize,
 }
 
-/// Compares a coloring with what a guest's own kernel said of its frames before the image was taken
-/// and after it: flags of `/proc/kpageflags` and for how many frames they are, pair by pair. Only
-/// frames with the same flags in both are judged.
+/// Compares a coloring with `/proc/kpageflags`, read in the guest before and after the image was
+/// taken. Both are run-length encoded as pairs of words: flags, and the number of consecutive
+/// frames. Only frames with the same flags in both are judged.
 ///
-/// A frame may also have changed and changed back between the two. That does not happen to the same
-/// frame again and again, so a caller that finds wrong frames takes another image and passes these
-/// frames as `suspects`: then others are not judged wrong.
+/// A frame may also have changed and changed back in between. That does not happen to the same
+/// frame repeatedly. A caller that finds wrong frames therefore takes another image and passes
+/// these frames as `suspects`. Only they can be wrong then.
 ///
 /// # Errors
-/// If these are no pairs of words, or of more frames than the guest can have.
+/// If these are no pairs of words, or have more frames than the guest can have.
 pub(crate) fn frames(
     [before, after]: [&[u8]; 2],
     map: &ColorMap,
@@ -82,7 +83,7 @@ pub(crate) fn frames(
 }
 
 impl Args {
-    /// Compares, prints the report, and answers with the exit code that goes with its verdict.
+    /// Compares, prints the report, and returns the exit code for its verdict.
     pub(crate) fn run(&self) -> Result<ExitCode, Error> {
         let report = self.compare()?;
         let text = if self.json {
@@ -110,8 +111,8 @@ impl Args {
         ))
     }
 
-    /// Colors the image that the truth in `truth` was captured with: the one beside it, or else the
-    /// guest's.
+    /// Colors the image that belongs to the ground truth in `truth`: the one next to it, or else
+    /// the guest's.
     fn color_image(&self, truth: &Path) -> Result<Coloring, Error> {
         let beside = truth.parent().filter(|dir| dir.join("ram.bin").is_file());
         let dir = beside.unwrap_or(&self.guest_dir);

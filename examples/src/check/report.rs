@@ -1,4 +1,4 @@
-//! The report: findings, verdict, and how they are shown.
+//! The report: findings, verdict, and their display.
 use std::fmt;
 
 use comfy_table::{CellAlignment, Table, presets};
@@ -7,9 +7,9 @@ use serde::Serialize;
 use super::coloring::Defect;
 use super::judge::anonymous::AnonymousFindings;
 use super::judge::files::FileFindings;
-use super::judge::frames::{Called, FrameFindings};
+use super::judge::frames::{FrameFindings, KindCount};
 
-/// Everything found, and the verdict.
+/// All findings, and the verdict.
 #[derive(Debug, Serialize)]
 pub(crate) struct Report {
     passed: bool,
@@ -18,13 +18,13 @@ pub(crate) struct Report {
     frames: FrameFindings,
     files: FileFindings,
     anonymous: AnonymousFindings,
-    /// Regions whose row does not fit their frames; for information.
+    /// Regions whose row contradicts their frames' rows; not part of the verdict.
     defects: Vec<Defect>,
 }
 
 impl Report {
-    /// Gives the verdict on findings. Each class may have `tolerance` wrong frames, and as many may
-    /// lose their process.
+    /// Computes the verdict. Each class may have `tolerance` wrong frames, and `tolerance` frames
+    /// may have lost their process.
     pub(crate) fn new(
         frames: FrameFindings,
         files: FileFindings,
@@ -48,7 +48,7 @@ impl Report {
         self.passed
     }
 
-    /// Why it is not.
+    /// Why the coloring is not right.
     #[cfg(test)]
     pub(crate) fn failures(&self) -> &[String] {
         &self.failures
@@ -72,7 +72,7 @@ impl Report {
         &self.anonymous
     }
 
-    /// Regions whose row does not fit their frames.
+    /// Regions whose row contradicts their frames' rows.
     #[cfg(test)]
     pub(crate) fn defects(&self) -> &[Defect] {
         &self.defects
@@ -146,7 +146,8 @@ impl Report {
         for process in &self.anonymous.set_aside {
             writeln!(
                 f,
-                "set aside: {} ({}), of another moment: {} of {} pages agree with the frames' flags",
+                "set aside: {} ({}), of another moment: {} of {} pages agree with the frames' \
+                 flags",
                 process.pid, process.comm, process.agreeing, process.pages
             )?;
         }
@@ -172,7 +173,8 @@ impl fmt::Display for FrameFindings {
         writeln!(f, "unknown: {unknown} of {all} frames ({} %)", percent(unknown, all))?;
         writeln!(
             f,
-            "not judged: {} untyped, {} unstable, {} outside the guest's memory, {} reserved left out",
+            "not judged: {} untyped, {} unstable, {} outside the guest's memory, \
+             {} reserved left out",
             frames.untyped.iter().map(|called| called.cell.frames).sum::<u64>(),
             frames.unstable,
             frames.outside,
@@ -185,8 +187,8 @@ impl fmt::Display for FrameFindings {
                 frames.block_device
             )?;
         }
-        write_called(f, "Wrong frames", &frames.wrong)?;
-        write_called(f, "Untyped frames (not judged)", &frames.untyped)
+        write_counts(f, "Wrong frames", &frames.wrong)?;
+        write_counts(f, "Untyped frames (not judged)", &frames.untyped)
     }
 }
 
@@ -209,7 +211,7 @@ impl fmt::Display for Report {
     }
 }
 
-fn write_called(f: &mut fmt::Formatter<'_>, title: &str, all: &[Called]) -> fmt::Result {
+fn write_counts(f: &mut fmt::Formatter<'_>, title: &str, all: &[KindCount]) -> fmt::Result {
     if all.is_empty() {
         return Ok(());
     }
@@ -246,7 +248,7 @@ fn right_aligned(mut table: Table, columns: std::ops::Range<usize>) -> Table {
     table
 }
 
-/// `part` of `whole` in percent, rounded down: only the whole is 100.
+/// `part` of `whole` in percent, rounded down, so that only the whole is 100.
 fn percent(part: u64, whole: u64) -> String {
     let thousandths = u128::from(part) * 100_000 / u128::from(whole.max(1));
     format!("{}.{:03}", thousandths / 1000, thousandths % 1000)

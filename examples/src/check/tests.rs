@@ -1,4 +1,4 @@
-//! The whole comparison on a small synthetic guest, colored rightly and with planted errors.
+//! Tests of the whole comparison on a small synthetic guest, with a right coloring and with errors.
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::path::Path;
@@ -18,8 +18,8 @@ const SWAPBACKED: u64 = 1 << 14;
 const PRESENT: u64 = 1 << 63;
 const SHARED: u64 = 1 << 61;
 
-/// Frames of the fixture: flags in the guest, and the right row after the gfn:
-/// kind,color,region,position. The last one is not the guest's; most tests leave it out.
+/// Frames of the fixture: flags in the guest, and the right row after the gfn
+/// (kind,color,region,position). The guest does not have the last one; most tests leave it out.
 const FRAMES: [(u64, &str); 17] = [
     (1 << 32, "kernel,,,"),                               // 0x0 reserved
     (1 << 10, "free,,,"),                                 // 0x1 buddy
@@ -96,8 +96,8 @@ impl Fixture {
         self.write_words(&format!("truth/gt/proc_{pid}_pagemap"), &words);
     }
 
-    /// Plants an error.
-    fn say(mut self, gfn: usize, row: &str) -> Self {
+    /// Replaces the row of a frame.
+    fn with_row(mut self, gfn: usize, row: &str) -> Self {
         row.clone_into(&mut self.rows[gfn]);
         self
     }
@@ -153,7 +153,7 @@ fn failures(report: &Report) -> Vec<&str> {
 
 #[test]
 fn a_right_coloring_passes() {
-    let report = Fixture::new().say(0x10, "").report();
+    let report = Fixture::new().with_row(0x10, "").report();
     assert!(report.passed(), "{report}");
     let frames = report.frames();
     let of = |class| {
@@ -183,7 +183,7 @@ fn a_right_coloring_passes() {
 
 #[test]
 fn a_wrong_kind_fails_its_class_alone() {
-    let report = Fixture::new().say(0x10, "").say(3, "anonymous,,,").report();
+    let report = Fixture::new().with_row(0x10, "").with_row(3, "anonymous,,,").report();
     assert_eq!(failures(&report), ["1 of 2 slab frames are wrong"]);
     let wrong = &report.frames().wrong[0];
     assert_eq!(
@@ -198,14 +198,14 @@ fn a_wrong_kind_fails_its_class_alone() {
 fn every_class_is_judged() {
     for (gfn, (_, row)) in FRAMES.iter().enumerate().take(0xf) {
         let wrong = if row.starts_with("free") { "slab,,," } else { "free,,," };
-        let report = Fixture::new().say(0x10, "").say(gfn, wrong).report();
+        let report = Fixture::new().with_row(0x10, "").with_row(gfn, wrong).report();
         assert!(!report.passed(), "frame {gfn:#x} called {wrong}");
     }
 }
 
 #[test]
 fn wrong_frames_up_to_the_tolerance_pass() {
-    let mut fixture = Fixture::new().say(0x10, "").say(8, "kernel,,,");
+    let mut fixture = Fixture::new().with_row(0x10, "").with_row(8, "kernel,,,");
     assert!(!fixture.report().passed());
     fixture.tolerance = 1;
     assert!(fixture.report().passed());
@@ -213,18 +213,18 @@ fn wrong_frames_up_to_the_tolerance_pass() {
 
 #[test]
 fn a_frame_left_out_is_wrong_and_unknown_unless_it_is_reserved() {
-    let report = Fixture::new().say(0x10, "").say(0, "").report();
+    let report = Fixture::new().with_row(0x10, "").with_row(0, "").report();
     assert!(report.passed());
     assert_eq!(report.frames().reserved_left_out, 1);
-    let report = Fixture::new().say(0x10, "").say(1, "").report();
+    let report = Fixture::new().with_row(0x10, "").with_row(1, "").report();
     assert_eq!(failures(&report), ["1 of 1 free frames are wrong", "1 of 16 frames are unknown"]);
 }
 
 #[test]
 fn untyped_frames_may_be_anything_but_unknown() {
-    let report = Fixture::new().say(0x10, "").say(0xf, "free,,,").report();
+    let report = Fixture::new().with_row(0x10, "").with_row(0xf, "free,,,").report();
     assert!(report.passed());
-    let report = Fixture::new().say(0x10, "").say(0xf, "unknown,,,").report();
+    let report = Fixture::new().with_row(0x10, "").with_row(0xf, "unknown,,,").report();
     assert_eq!(failures(&report), ["1 of 16 frames are unknown"]);
     assert_eq!(report.frames().untyped[0].cell.frames, 1);
 }
@@ -232,17 +232,17 @@ fn untyped_frames_may_be_anything_but_unknown() {
 #[test]
 fn frames_the_guest_does_not_know_are_counted_apart() {
     for row in ["unknown,,,", "kernel,,,", "offline,,,"] {
-        let report = Fixture::new().say(0x10, row).report();
+        let report = Fixture::new().with_row(0x10, row).report();
         assert!(report.passed(), "{row}");
         assert_eq!((report.frames().outside, report.frames().unknown), (1, 0), "{row}");
     }
-    let report = Fixture::new().say(0x10, "free,,,").report();
+    let report = Fixture::new().with_row(0x10, "free,,,").report();
     assert_eq!(failures(&report), ["1 frames that the guest does not know are called free"]);
 }
 
 #[test]
 fn only_a_frame_that_stays_wrong_is_wrong() {
-    let coloring = Fixture::new().say(0x10, "").say(2, "free,,,").coloring();
+    let coloring = Fixture::new().with_row(0x10, "").with_row(2, "free,,,").coloring();
     let runs = |flags: &[u64]| -> Vec<u8> {
         flags.iter().flat_map(|flags| [*flags, 1]).flat_map(u64::to_le_bytes).collect()
     };
@@ -252,14 +252,14 @@ fn only_a_frame_that_stays_wrong_is_wrong() {
         let truth = Truth::of_runs(&runs(&same), &runs(after), 16).unwrap();
         judge::frames::judge(&truth, &coloring, 5, suspects)
     };
-    // It was slab before and after.
+    // The frame was slab before and after.
     let findings = judge(&same, None);
     assert_eq!(findings.failures(0), ["1 of 2 slab frames are wrong"]);
     assert_eq!(findings.wrong_gfns, BTreeSet::from([2]));
-    // So it was in the image before this one.
+    // The same frame was wrong in an earlier image.
     assert_eq!(judge(&same, Some(&findings.wrong_gfns)).failures(0).len(), 1);
-    // In that one another frame was wrong, or it is no slab any more: then it may have been
-    // anything between.
+    // Another frame was wrong in the earlier image, or the frame is no longer slab. It may have
+    // been anything in between.
     for findings in [judge(&same, Some(&BTreeSet::from([3]))), judge(&changed, None)] {
         assert!(findings.failures(0).is_empty() && findings.wrong.is_empty());
         assert_eq!((findings.unstable, findings.wrong_gfns.len()), (1, 0));
@@ -279,7 +279,7 @@ fn file_pages_have_a_verdict_each() {
         ("file,,5,6", Verdict::OtherFile),
     ];
     for (row, verdict) in cases {
-        let report = Fixture::new().say(0x10, "").say(0xc, row).report();
+        let report = Fixture::new().with_row(0x10, "").with_row(0xc, row).report();
         assert_eq!(pages(&report, verdict), 1, "{row}: {report}");
         assert_eq!(pages(&report, Verdict::Exact), 3, "{row}");
         assert_eq!(report.files().files_right, 1, "{row}");
@@ -300,7 +300,7 @@ fn names_of_files_may_differ_as_far_as_mounts_and_links_go() {
         ("ext4:65024:13:/usr/bin/a,b", Verdict::OtherFile, false),
     ];
     for (name, verdict, right) in cases {
-        let mut fixture = Fixture::new().say(0x10, "");
+        let mut fixture = Fixture::new().with_row(0x10, "");
         fixture.regions = REGIONS.replace("ext4:65024:12:/usr/bin/a,b", name);
         let report = fixture.report();
         let of_the_other_file = u64::from(verdict == Verdict::Exact);
@@ -311,7 +311,7 @@ fn names_of_files_may_differ_as_far_as_mounts_and_links_go() {
 
 #[test]
 fn frames_whose_flags_changed_during_the_capture_are_not_judged() {
-    let fixture = Fixture::new().say(0x10, "").say(0xa, "free,,,").say(8, "free,,,");
+    let fixture = Fixture::new().with_row(0x10, "").with_row(0xa, "free,,,").with_row(8, "free,,,");
     assert!(!fixture.report().passed());
     let mut after = fixture.flags.clone();
     after[0xa] = 1 << 10;
@@ -326,9 +326,9 @@ fn frames_whose_flags_changed_during_the_capture_are_not_judged() {
 
 #[test]
 fn a_page_that_lost_its_process_is_wrong() {
-    // In no region, and in the region of anonymous memory that no process maps.
+    // Without a region, and in the region of anonymous memory without a process.
     for row in ["anonymous,,,", "anonymous,,6,9"] {
-        let mut fixture = Fixture::new().say(0x10, "").say(9, row);
+        let mut fixture = Fixture::new().with_row(0x10, "").with_row(9, row);
         fixture.regions.push_str("6,anonymous,anonymous,1\n");
         let report = fixture.report();
         assert_eq!(failures(&report), ["1 of 2 anonymous frames lost their process"], "{row}");
@@ -339,9 +339,10 @@ fn a_page_that_lost_its_process_is_wrong() {
         fixture.tolerance = 1;
         assert!(fixture.report().passed());
     }
-    // A process whose task was not found, and another one that maps the page too, are owners.
+    // A process without a known task counts as an owner, and so does another process that also
+    // maps the page.
     for name in ["unnamed process", "sh[77]"] {
-        let mut fixture = Fixture::new().say(0x10, "").say(9, "anonymous,,6,9");
+        let mut fixture = Fixture::new().with_row(0x10, "").with_row(9, "anonymous,,6,9");
         fixture.regions.push_str(&format!("6,anonymous,{name},1\n"));
         assert!(fixture.report().passed(), "{name}");
     }
@@ -349,7 +350,7 @@ fn a_page_that_lost_its_process_is_wrong() {
 
 #[test]
 fn a_pagemap_of_another_moment_is_set_aside() {
-    let fixture = Fixture::new().say(0x10, "");
+    let fixture = Fixture::new().with_row(0x10, "");
     fixture.write_pagemap(
         41,
         &[(0x1000, PRESENT | 1), (0x2000, PRESENT | 2), (0x3000, PRESENT | SHARED | 0xa)],
@@ -362,9 +363,9 @@ fn a_pagemap_of_another_moment_is_set_aside() {
 
 #[test]
 fn regions_must_fit_their_frames() {
-    let report = Fixture::new().say(0x10, "").say(0xa, "shared,,1,0").report();
+    let report = Fixture::new().with_row(0x10, "").with_row(0xa, "shared,,1,0").report();
     assert_eq!(report.defects()[0].problem, "is file, but has frames that are shared");
-    let mut fixture = Fixture::new().say(0x10, "");
+    let mut fixture = Fixture::new().with_row(0x10, "");
     fixture.regions = REGIONS.replace("42:python3,2", "42:python3,9");
     assert_eq!(fixture.report().defects()[0].problem, "says 9 frames, but 2 name it");
 }
@@ -375,17 +376,17 @@ fn csv_files_that_contradict_themselves_are_errors_with_a_line() {
         Err(Error::Row { line, problem, .. }) => (line, problem),
         other => panic!("{other:?}"),
     };
-    let fixture = Fixture::new().say(1, "free,,9,0");
+    let fixture = Fixture::new().with_row(1, "free,,9,0");
     assert_eq!(line(&fixture), (3, "region 9 is not in the list of regions".to_owned()));
-    let fixture = Fixture::new().say(1, "free,,,\n0x0,free,,,");
+    let fixture = Fixture::new().with_row(1, "free,,,\n0x0,free,,,");
     assert_eq!(line(&fixture), (4, "frame 0x0 is listed twice".to_owned()));
     let mut fixture = Fixture::new();
     fixture.regions.push_str("4,file,again,0\n");
     assert_eq!(line(&fixture), (7, "region 4 is listed twice".to_owned()));
-    // Another file, even one of a line, is no coloring that leaves out everything.
+    // A file of another kind is an error, not a coloring without frames.
     fixture.regions = "no table\n".to_owned();
     assert_eq!(line(&fixture), (1, "there is no column `region`".to_owned()));
-    let fixture = Fixture::new().say(1, "purple,,,");
+    let fixture = Fixture::new().with_row(1, "purple,,,");
     assert!(matches!(fixture.args().compare(), Err(Error::Csv { .. })));
 }
 
@@ -401,7 +402,7 @@ fn truth_that_is_damaged_or_not_there_is_an_error() {
 
 #[test]
 fn the_report_is_also_json() {
-    let report = Fixture::new().say(0x10, "").say(3, "free,,,").report();
+    let report = Fixture::new().with_row(0x10, "").with_row(3, "free,,,").report();
     let json: serde_json::Value = serde_json::to_value(&report).unwrap();
     assert_eq!(json["passed"], false);
     assert_eq!(json["frames"]["wrong"][0]["kind"], "free");

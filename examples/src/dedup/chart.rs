@@ -1,27 +1,26 @@
-//! The yield against the effort as a picture: pages saved over frames hashed, one curve for each
-//! strategy.
+//! The picture of pages saved over frames hashed, with one curve for each strategy.
 
-use super::strategies::Result as Done;
+use super::strategies::StrategyResult;
 use crate::chart_style::{FAINT, GRID, TEXT, color};
 use crate::picture::{Canvas, Font};
 use crate::statistics::thousands;
 use noto_sans_mono_bitmap::{FontWeight, RasterHeight};
 use plotters::style::RGBColor;
 
-/// Size in pixels, and what is empty around the curves: left, top, right, below.
+/// Size, and margins around the curves (left, top, right, bottom), in pixels.
 const SIZE: (usize, usize) = (1120, 720);
 const MARGIN: [usize; 4] = [110, 96, 40, 80];
 
 /// Grid lines along each side.
 const GRID_LINES: u64 = 5;
 
-/// Width of a curve.
+/// Width of a curve in pixels.
 const STROKE: usize = 3;
 
 const TITLE: Font = Font { height: RasterHeight::Size20, weight: FontWeight::Bold };
 const BODY: Font = Font { height: RasterHeight::Size16, weight: FontWeight::Regular };
 
-/// Where hashes and pages are in the picture.
+/// Maps hashes and pages to pixels. The fields are the ends of the axes.
 struct Scale {
     hashes: u64,
     pages: u64,
@@ -39,7 +38,7 @@ impl Scale {
     }
 }
 
-/// `length * of / all` in pixels.
+/// `length * of / all`, in pixels.
 fn part(of: u64, all: u64, length: usize) -> usize {
     let length = u64::try_from(length).unwrap_or(0);
     usize::try_from(of.min(all).saturating_mul(length) / all.max(1)).unwrap_or(0)
@@ -50,15 +49,15 @@ fn rgb(color: RGBColor) -> [u8; 3] {
 }
 
 /// Draws the strategies' curves, and the bound.
-pub(super) fn draw(results: &[Done]) -> Canvas {
+pub(super) fn draw(results: &[StrategyResult]) -> Canvas {
     let mut canvas = Canvas::new(SIZE.0, SIZE.1);
     canvas.fill(0, 0, SIZE.0, SIZE.1, [255; 3]);
     canvas.text(24, 20, TITLE, rgb(TEXT), "Pages saved against frames hashed");
-    let below = "net, without zero and free frames; bound: by who knows every page before";
+    let below = "net, without zero and free frames; bound: an oracle that knows every page";
     canvas.text(24, 48, BODY, rgb(FAINT), below);
     let Some(blind) = results.first() else { return canvas };
     let total = blind.trial.total();
-    // The others may save more than blind where pages that it shares diverge.
+    // Other strategies may save more than blind, if pages that blind shares diverge.
     let most = results.iter().map(|result| result.trial.total().net()).max().unwrap_or(0);
     let scale = Scale { hashes: total.hashed.max(1), pages: most.max(1) };
     axes(&mut canvas, &scale);
@@ -112,7 +111,7 @@ fn axes(canvas: &mut Canvas, scale: &Scale) {
     canvas.text(24, 74, BODY, rgb(TEXT), "pages saved");
 }
 
-/// Joins points by straight lines.
+/// Connects points by straight lines.
 fn line(
     canvas: &mut Canvas,
     scale: &Scale,

@@ -1,4 +1,4 @@
-//! The guests of a host: their memory, their colors, and what clones of them write.
+//! The guests: their memory, their colors, and the frames that their clones write to.
 
 use crate::analysis::{ImageFormat, LayoutArgs, color_image, registers};
 use crate::failure::Failure;
@@ -22,11 +22,11 @@ pub(super) struct Guest {
     pub(super) name: String,
     pub(super) image: MemoryImage,
     pub(super) locality: Arc<LocalityOrder>,
-    /// The workload after which sharing is judged, if traces lie beside the image.
+    /// The workload whose written frames count as diverged, if there are traces next to the image.
     pub(super) workload: Option<Workload>,
 }
 
-/// What a clone wrote to.
+/// The frames that a clone wrote to.
 #[derive(Debug)]
 pub(super) struct Workload {
     pub(super) name: String,
@@ -43,7 +43,10 @@ impl Guest {
         let found = if is_told { layout.layout.clone() } else { beside("layout.txt") };
         let image = LayoutArgs { layout: found, format: layout.format };
         let image = image.open(&image_path).map_err(|failure| match path.is_dir() {
-            true => failure.hint("a guest is a folder with ram.bin, with layout.txt unless the image says where its bytes belong"),
+            true => failure.hint(
+                "a guest is a folder with ram.bin, and with layout.txt unless the image contains \
+                 its layout",
+            ),
             false => failure,
         })?;
         let map = map(&image, &image_path, beside("regs.txt").as_deref())?;
@@ -52,7 +55,7 @@ impl Guest {
         Ok(Self { name: name(path), image, locality, workload })
     }
 
-    /// Reads the build ids of its files.
+    /// Reads the build ids of the guest's files.
     pub(super) fn build_ids(&self) -> Result<BuildIds, Failure> {
         BuildIds::read(&self.image, &self.locality)
             .map_err(|e| Failure::new(format_args!("{}: {e}", self.name)))
@@ -65,7 +68,7 @@ impl Guest {
     }
 }
 
-/// The map in the manifest beside the image, if there is one, or else what coloring finds.
+/// Reads the color map from the manifest next to the image, or else colors the image.
 fn map(image: &MemoryImage, path: &Path, regs: Option<&Path>) -> Result<ColorMap, Failure> {
     let manifest = path.with_extension("kscope");
     if !manifest.is_file() {
@@ -79,11 +82,14 @@ fn map(image: &MemoryImage, path: &Path, regs: Option<&Path>) -> Result<ColorMap
         Err(error) => Err(Failure::at(&manifest, error)),
     });
     verified.map_err(|failure| {
-        failure.hint("the manifest beside an image is used in place of coloring it: remove or renew it (kaleidoscope color -o)")
+        failure.hint(
+            "a manifest next to an image is used instead of coloring it: remove it or make it \
+             again (kaleidoscope color -o)",
+        )
     })
 }
 
-/// Of the traces in a folder, the one that writes to most frames that are not free.
+/// The trace in a folder that writes to the most frames that are not free.
 fn workload(
     folder: &Path,
     image: &MemoryImage,
@@ -100,7 +106,7 @@ fn workload(
         let file = File::open(&path).map_err(|e| Failure::at(&path, e))?;
         let frames = written_frames(BufReader::new(file), image.layout()).map_err(|e| {
             Failure::at(&path, e).hint(
-                "traces/*.csv beside an image are taken for traces of its clones: move others away",
+                "traces/*.csv next to an image must be traces of its clones: move others away",
             )
         })?;
         let mut is_written = vec![false; map.len()];
@@ -123,7 +129,7 @@ fn is_free(color: kaleidoscope_core::color::Color) -> bool {
     color.paper() == kaleidoscope_core::color::PaperColor::Free
 }
 
-/// What a path is called: a file's stem; the folder's name where that says nothing.
+/// A guest's name: the file's stem, or the folder's name for `ram.*`.
 fn name(path: &Path) -> String {
     let folder = path.is_dir();
     let stem = if folder { path.file_name() } else { path.file_stem() };

@@ -1,8 +1,8 @@
 //! The strategies as a JSON object.
 
 use super::guests::Guest;
-use super::ksm::{Merged, Merging};
-use super::strategies::Result;
+use super::ksm::{KsmResult, KsmResults};
+use super::strategies::StrategyResult;
 use kaleidoscope_core::dedup::Tally;
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -11,14 +11,14 @@ use std::collections::BTreeMap;
 #[derive(Serialize)]
 struct Report<'a> {
     images: Vec<Image<'a>>,
-    /// Frames that are neither zero nor free: what blind hashes.
+    /// Frames that are neither zero nor free: the frames that blind hashes.
     frames: u64,
     zero: u64,
     free: u64,
     strategies: BTreeMap<String, Row>,
     #[serde(skip_serializing_if = "Option::is_none")]
     ksm: Option<Ksm>,
-    /// The same of what the adaptive selector chose only.
+    /// KSM on only the frames that the adaptive selector hashed.
     #[serde(skip_serializing_if = "Option::is_none")]
     ksm_selected: Option<Ksm>,
 }
@@ -33,7 +33,7 @@ struct Image<'a> {
 
 #[derive(Serialize)]
 struct Row {
-    /// Frames of which some lines were hashed, to know which ones to hash.
+    /// Partially hashed frames.
     glanced: u64,
     hashed: u64,
     shared: u64,
@@ -44,10 +44,10 @@ struct Row {
     hashing_cpu_ms: f64,
     choosing_cpu_ms: f64,
     counting_cpu_ms: f64,
-    /// What the same number of hashes could have saved at most.
+    /// Most pages that an oracle could save with the same number of hashes.
     bound: Option<u64>,
     colors: BTreeMap<&'static str, Part>,
-    /// Pairs of hashes and pages saved, net.
+    /// Pairs of hashes so far and net pages saved so far.
     curve: Vec<[u64; 2]>,
 }
 
@@ -78,7 +78,7 @@ fn image(guest: &Guest) -> Image<'_> {
     }
 }
 
-fn merged(ksm: &Merged) -> Ksm {
+fn merged(ksm: &KsmResult) -> Ksm {
     Ksm {
         frames: ksm.frames,
         ranges: ksm.ranges,
@@ -91,10 +91,14 @@ fn merged(ksm: &Merged) -> Ksm {
 }
 
 /// The object, ending with a line feed.
-pub(super) fn render(guests: &[Guest], results: &[Result], ksm: Option<&Merging>) -> String {
+pub(super) fn render(
+    guests: &[Guest],
+    results: &[StrategyResult],
+    ksm: Option<&KsmResults>,
+) -> String {
     let blind = results.first();
     let total = blind.map_or_else(Tally::default, |blind| blind.trial.total());
-    let row = |result: &Result| {
+    let row = |result: &StrategyResult| {
         let Tally { glanced, hashed, shared, within, diverged, .. } = result.trial.total();
         let part =
             |tally: Tally| Part { hashed: tally.hashed, shared: tally.shared, net: tally.net() };
@@ -105,7 +109,7 @@ pub(super) fn render(guests: &[Guest], results: &[Result], ksm: Option<&Merging>
             within,
             diverged,
             net: result.trial.total().net(),
-            glancing_cpu_ms: result.glancing.as_secs_f64() * 1e3,
+            glancing_cpu_ms: result.partial_hashing.as_secs_f64() * 1e3,
             hashing_cpu_ms: result.hashing.as_secs_f64() * 1e3,
             choosing_cpu_ms: result.choosing.as_secs_f64() * 1e3,
             counting_cpu_ms: result.counting.as_secs_f64() * 1e3,
@@ -123,7 +127,7 @@ pub(super) fn render(guests: &[Guest], results: &[Result], ksm: Option<&Merging>
         ksm: ksm.map(|ksm| merged(&ksm.all)),
         ksm_selected: ksm.map(|ksm| merged(&ksm.selected)),
     };
-    // Strings, numbers and maps with text keys always serialize.
+    // Serializing strings, numbers and maps with text keys cannot fail.
     let mut text = serde_json::to_string_pretty(&report).unwrap_or_default();
     text.push('\n');
     text

@@ -1,11 +1,11 @@
-//! The kernel's own page merging (KSM), on the same memory.
+//! Runs the kernel's own page merging (KSM) on the same memory.
 //!
-//! Frames that are not free are copied into anonymous memory that may be merged, so that the kernel
-//! has to find what the strategies find; and then once more only those that the adaptive selector
-//! finds worth a hash. Its scanner is a kernel thread, whose CPU time `/proc` tells.
+//! Frames that are not free are copied into mergeable anonymous memory, so that the kernel looks
+//! for the same pages as the strategies. A second run has only the frames that the adaptive
+//! selector hashes. The scanner is a kernel thread, whose CPU time is in `/proc`.
 
 use super::guests::Guest;
-use super::strategies::{Result as Done, Strategy};
+use super::strategies::{Strategy, StrategyResult};
 use crate::failure::Failure;
 use crate::interrupt::{Armed, Undo, arm_with};
 use crate::progress;
@@ -16,10 +16,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// Where the kernel has its figures and settings.
+/// The folder of KSM's counters and settings.
 const FOLDER: &str = "/sys/kernel/mm/ksm";
 
-/// Settings while it works: it scans without pauses, counts zero pages apart, and skips nothing.
+/// Settings during the measurement: scan without pauses, count zero pages separately, and skip no
+/// pages.
 const SETTINGS: [(&str, &str); 4] = [
     ("sleep_millisecs", "0"),
     ("pages_to_scan", "4096"),
@@ -27,63 +28,65 @@ const SETTINGS: [(&str, &str); 4] = [
     ("smart_scan", "0"),
 ];
 
-/// Time between two looks, and how long to wait in all.
-const LOOK: Duration = Duration::from_millis(20);
+/// Polling interval, and most time in total.
+const POLL: Duration = Duration::from_millis(20);
 const TIMEOUT: Duration = Duration::from_secs(600);
 
-/// Time without a change after which there will be none.
+/// Time without a change after which the counters are final.
 const SETTLED: Duration = Duration::from_millis(300);
 
-/// A page is merged at the second sight, so that the third full scan changes nothing any more.
+/// Number of full scans. KSM merges a page when it sees it for the second time, so that the third
+/// scan finds nothing new.
 const SCANS: u64 = 3;
 
-/// Clock ticks a second in `/proc/PID/stat`: the same on every Linux that Rust runs on.
+/// Clock ticks per second in `/proc/PID/stat` (`USER_HZ`): 100 on every Linux that Rust supports.
 const TICKS: u64 = 100;
 
-/// What the kernel found in all frames, and in those that are selected.
+/// KSM's results for all frames, and for the selected ones.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Merging {
-    pub(super) all: Merged,
-    pub(super) selected: Merged,
+pub(super) struct KsmResults {
+    pub(super) all: KsmResult,
+    pub(super) selected: KsmResult,
 }
 
-/// What the kernel found.
+/// KSM's results.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Merged {
-    /// Frames that it was given.
+pub(super) struct KsmResult {
+    /// Frames of mergeable memory.
     pub(super) frames: u64,
-    /// Ranges of guest memory that these are: as many mappings it takes to give it no others.
+    /// Contiguous ranges of these frames in guest memory: the number of `madvise` calls that a VMM
+    /// would need.
     pub(super) ranges: u64,
-    /// Pages that it saved, zero pages apart.
+    /// Saved pages other than zero pages.
     pub(super) shared: u64,
-    /// Pages of zeros that it saved.
+    /// Saved zero pages.
     pub(super) zero: u64,
-    /// CPU time of its thread until it had found 99 % of what it found in the end.
+    /// CPU time of the scanner until it had found 99 % of the final `shared`.
     pub(super) cpu: Duration,
     pub(super) time: Duration,
     pub(super) full_scans: u64,
 }
 
-/// Settings that are put back when this goes, or when the command ends in whatever way.
+/// Changed settings. They are restored on drop, or when the command ends for any reason.
 #[derive(Default)]
 struct Settings(Vec<Armed>);
 
 impl Settings {
-    /// Changes a setting. One that this kernel lacks is left out.
+    /// Changes a setting. Settings that this kernel lacks are skipped.
     fn set(&mut self, name: &str, value: &str) -> Result<(), Failure> {
         let path = Path::new(FOLDER).join(name);
         let Ok(before) = fs::read_to_string(&path) else { return Ok(()) };
         let undo = Undo::Restore { path: path.clone(), value: before.trim().to_owned() };
         let ((), armed) = arm_with(undo, || write_setting(&path, value)).map_err(|e| {
             Failure::at(&path, e)
-                .hint("--ksm changes the kernel's settings for a while: run it as root")
+                .hint("--ksm changes the kernel's settings temporarily: run it as root")
         })?;
         self.0.push(armed);
         Ok(())
     }
 }
 
-/// Writes a setting, which is no file that could be replaced.
+/// Writes a setting in place, because files in sysfs cannot be replaced.
 #[expect(clippy::disallowed_methods, reason = "a setting of the kernel's is written as it is")]
 fn write_setting(path: &Path, value: &str) -> std::io::Result<()> {
     fs::write(path, value)
@@ -91,16 +94,16 @@ fn write_setting(path: &Path, value: &str) -> std::io::Result<()> {
 
 impl Drop for Settings {
     fn drop(&mut self) {
-        // The last first.
+        // Restore in reverse order.
         while let Some(armed) = self.0.pop() {
             drop(armed);
         }
     }
 }
 
-/// Has the kernel merge the guests' memory: all that is not free, and what the adaptive selector
-/// chose.
-pub(super) fn run(guests: &[Guest], results: &[Done]) -> Result<Merging, Failure> {
+/// Runs KSM on the guests' memory: on all frames that are not free, and on the frames that the
+/// adaptive selector hashed.
+pub(super) fn run(guests: &[Guest], results: &[StrategyResult]) -> Result<KsmResults, Failure> {
     let all: Vec<Vec<_>> = guests
         .iter()
         .map(|guest| {
@@ -110,19 +113,18 @@ pub(super) fn run(guests: &[Guest], results: &[Done]) -> Result<Merging, Failure
         .collect();
     let adaptive = results.iter().find(|result| result.strategy == Strategy::Adaptive(None));
     let mut selected = adaptive.map_or_else(Vec::new, |result| result.hashed.clone());
-    // As they lie in memory, for that is how the kernel scans.
+    // By address, the order in which the kernel scans.
     selected.iter_mut().for_each(|frames| frames.sort_unstable());
-    Ok(Merging { all: merge(guests, &all)?, selected: merge(guests, &selected)? })
+    Ok(KsmResults { all: merge(guests, &all)?, selected: merge(guests, &selected)? })
 }
 
-fn merge(guests: &[Guest], chosen: &[Vec<FrameIndex>]) -> Result<Merged, Failure> {
-    let missing = |what: &str| {
-        Failure::new(what).hint("--ksm needs a kernel with CONFIG_KSM; all else works without")
-    };
+fn merge(guests: &[Guest], chosen: &[Vec<FrameIndex>]) -> Result<KsmResult, Failure> {
+    let missing = |what: &str| Failure::new(what).hint("--ksm needs a kernel with CONFIG_KSM");
     if !Path::new(FOLDER).is_dir() {
-        return Err(missing("this kernel has no KSM: /sys/kernel/mm/ksm is not there"));
+        return Err(missing("this kernel has no KSM: /sys/kernel/mm/ksm does not exist"));
     }
-    let thread = thread().ok_or_else(|| missing("the kernel thread ksmd is not to be seen"))?;
+    let thread =
+        thread().ok_or_else(|| missing("the kernel thread ksmd is not visible in /proc"))?;
     let (memory, frames) = copy(guests, chosen)?;
     let mut restore = Settings::default();
     for (name, value) in SETTINGS {
@@ -134,26 +136,26 @@ fn merge(guests: &[Guest], chosen: &[Vec<FrameIndex>]) -> Result<Merged, Failure
     let (start, scans, ticks) = (Instant::now(), figure("full_scans")?, cpu_ticks(&thread)?);
     for part in &memory {
         part.advise(Advice::Mergeable)
-            .map_err(|e| Failure::new(format_args!("memory cannot be merged: {e}")))?;
+            .map_err(|e| Failure::new(format_args!("cannot make memory mergeable: {e}")))?;
     }
     let found = progress::during("merging", |status| {
         status.set("the kernel scans");
-        let mut looks = Vec::new();
+        let mut samples = Vec::new();
         while start.elapsed() < TIMEOUT {
-            std::thread::sleep(LOOK);
+            std::thread::sleep(POLL);
             let shared = figure("pages_sharing")?.saturating_sub(sharing);
-            looks.push((shared, cpu_ticks(&thread)?.saturating_sub(ticks), start.elapsed()));
-            // The scan that was under way when it began is not a full one.
+            samples.push((shared, cpu_ticks(&thread)?.saturating_sub(ticks), start.elapsed()));
+            // The scan that was running at the start does not count.
             if figure("full_scans")?.saturating_sub(scans) > SCANS {
                 break;
             }
         }
-        Ok::<_, Failure>(looks)
+        Ok::<_, Failure>(samples)
     })?;
     let shared = found.last().map_or(0, |last| last.0);
-    let settled = found.iter().find(|look| look.0 >= shared - shared / 100);
+    let settled = found.iter().find(|sample| sample.0 >= shared - shared / 100);
     let (_, ticks, time) = settled.copied().unwrap_or((0, 0, Duration::ZERO));
-    let merged = Merged {
+    let merged = KsmResult {
         frames,
         ranges: chosen.iter().map(|frames| ranges(frames)).sum(),
         shared,
@@ -162,15 +164,15 @@ fn merge(guests: &[Guest], chosen: &[Vec<FrameIndex>]) -> Result<Merged, Failure
         time,
         full_scans: figure("full_scans")?.saturating_sub(scans),
     };
-    // Only now, so that the figures were of memory that is there.
+    // Dropped only now, because the counters above must include this memory.
     drop(memory);
     settle()?;
     drop(restore);
     Ok(merged)
 }
 
-/// Waits until the kernel has forgotten the memory of whoever is gone, which it notices when it
-/// scans: until nothing is merged, or two scans later its figures stay the same.
+/// Waits until the kernel has dropped pages of memory that was unmapped, which it notices while
+/// scanning: until nothing is merged, or the counters are stable after two scans.
 fn settle() -> Result<(), Failure> {
     let (start, scans) = (Instant::now(), figure("full_scans")?);
     let (mut before, mut since) = (None, Instant::now());
@@ -183,12 +185,13 @@ fn settle() -> Result<(), Failure> {
         if now == (0, 0) || (has_scanned && since.elapsed() >= SETTLED) {
             break;
         }
-        std::thread::sleep(LOOK);
+        std::thread::sleep(POLL);
     }
     Ok(())
 }
 
-/// The chosen frames, in memory of their own for each guest, and how many they are.
+/// Copies the chosen frames into a mapping for each guest. Returns the mappings and the number of
+/// frames.
 fn copy(guests: &[Guest], chosen: &[Vec<FrameIndex>]) -> Result<(Vec<MmapMut>, u64), Failure> {
     let mut all = Vec::with_capacity(guests.len());
     let mut count = 0u64;
@@ -198,7 +201,7 @@ fn copy(guests: &[Guest], chosen: &[Vec<FrameIndex>]) -> Result<(Vec<MmapMut>, u
             .map_err(|e| Failure::new(format_args!("{bytes} bytes of memory: {e}")))?;
         for (frame, page) in frames.iter().zip(memory.chunks_mut(FRAME_BYTES)) {
             let Some(gfn) = guest.locality.layout().gfn_of(*frame) else { continue };
-            // A frame that the image lacks stays zero, and counts as such.
+            // A frame that cannot be read stays zero, and is not counted.
             if guest.image.read(gfn.gpa(), page).is_ok() {
                 count += 1;
             }
@@ -208,7 +211,7 @@ fn copy(guests: &[Guest], chosen: &[Vec<FrameIndex>]) -> Result<(Vec<MmapMut>, u
     Ok((all, count))
 }
 
-/// Runs of frames that follow each other.
+/// The number of runs of consecutive frames.
 fn ranges(frames: &[FrameIndex]) -> u64 {
     let breaks = frames.windows(2).filter(|two| match two {
         [before, frame] => before.0.checked_add(1) != Some(frame.0),
@@ -217,7 +220,7 @@ fn ranges(frames: &[FrameIndex]) -> u64 {
     u64::try_from(breaks.count() + usize::from(!frames.is_empty())).unwrap_or(u64::MAX)
 }
 
-/// One of the kernel's figures.
+/// One of KSM's counters.
 fn figure(name: &str) -> Result<u64, Failure> {
     let path = Path::new(FOLDER).join(name);
     let text = fs::read_to_string(&path).map_err(|e| Failure::at(&path, e))?;
@@ -226,7 +229,7 @@ fn figure(name: &str) -> Result<u64, Failure> {
         .map_err(|_| Failure::at(&path, format_args!("`{}` is no number", text.trim())))
 }
 
-/// The folder of the kernel thread in `/proc`.
+/// The folder of the kernel thread ksmd in `/proc`.
 fn thread() -> Option<PathBuf> {
     let folders = fs::read_dir("/proc").ok()?.filter_map(|entry| Some(entry.ok()?.path()));
     let mut folders = folders.filter(|path| path.join("comm").is_file());
@@ -240,9 +243,10 @@ fn cpu_ticks(folder: &Path) -> Result<u64, Failure> {
     ticks(&text).ok_or_else(|| Failure::at(&path, "no CPU time in it"))
 }
 
-/// User and system time in a line of `/proc/PID/stat`.
+/// User plus system time in a line of `/proc/PID/stat`, in clock ticks.
 fn ticks(stat: &str) -> Option<u64> {
-    // The name may hold blanks and parentheses; after it comes field 3. Times are fields 14 and 15.
+    // The name may contain blanks and parentheses. Field 3 follows it; the times are fields 14 and
+    // 15.
     let (_, rest) = stat.rsplit_once(')')?;
     let mut fields = rest.split_whitespace().skip(11);
     let mut next = || fields.next()?.parse::<u64>().ok();

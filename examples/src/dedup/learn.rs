@@ -1,4 +1,4 @@
-//! What pairs of guests teach: the yield of every class of frames when all are hashed.
+//! Learns hit rates from pairs of guests: the savings of every class of frames if all are hashed.
 
 use super::guests::Guest;
 use crate::failure::Failure;
@@ -9,30 +9,33 @@ use kaleidoscope_core::dedup::{Adaptive, BuildIds, Catalog, HitRates, SharingSta
 use kaleidoscope_core::fingerprint::{Content, Domain, Fingerprints, contents};
 use std::num::NonZeroUsize;
 
-/// A guest, what its frames hold, and the build ids of its files.
-struct Known<'a> {
+/// A guest with its fingerprints and build ids.
+struct FingerprintedGuest<'a> {
     guest: &'a Guest,
     pages: Fingerprints,
     ids: BuildIds,
 }
 
-/// Learns from every pair of the guests, and writes it.
+/// Learns hit rates from every pair of guests, and writes them.
+///
+/// # Errors
+/// If there are fewer than two guests, an image cannot be read, or the file cannot be written.
 pub(super) fn write(output: Output, guests: &[Guest]) -> Result<(), Failure> {
     if guests.len() < 2 {
-        return Err(
-            Failure::new("one guest teaches nothing of others").hint("give two images or more")
-        );
+        return Err(Failure::new("cannot learn from one guest").hint("give two images or more"));
     }
-    let known: Result<Vec<_>, Failure> = guests
+    let fingerprinted: Result<Vec<_>, Failure> = guests
         .iter()
-        .map(|guest| Ok(Known { guest, pages: fingerprints(guest)?, ids: guest.build_ids()? }))
+        .map(|guest| {
+            Ok(FingerprintedGuest { guest, pages: fingerprints(guest)?, ids: guest.build_ids()? })
+        })
         .collect();
-    let known = known?;
+    let fingerprinted = fingerprinted?;
     let mut all = HitRates::default();
     let pairs = guests.len() * (guests.len() - 1) / 2;
     let bar = Bar::new("pairs", pairs);
-    for (at, one) in known.iter().enumerate() {
-        for other in known.iter().skip(at + 1) {
+    for (at, one) in fingerprinted.iter().enumerate() {
+        for other in fingerprinted.iter().skip(at + 1) {
             all.merge(&pair([one, other]));
             bar.advance();
         }
@@ -42,7 +45,7 @@ pub(super) fn write(output: Output, guests: &[Guest]) -> Result<(), Failure> {
 }
 
 fn fingerprints(guest: &Guest) -> Result<Fingerprints, Failure> {
-    // Never leaves this program, so that any key will do.
+    // Any key will do, because the fingerprints never leave this process.
     let domain = Domain::new([0; 32]);
     let threads = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
     let frames: Vec<_> = (0..guest.locality.frames())
@@ -54,11 +57,12 @@ fn fingerprints(guest: &Guest) -> Result<Fingerprints, Failure> {
     Ok(Fingerprints::new(domain.id(), guest.locality.frames(), frames.into_iter().zip(found)))
 }
 
-fn pair(both: [&Known<'_>; 2]) -> HitRates {
+fn pair(both: [&FingerprintedGuest<'_>; 2]) -> HitRates {
     let mut catalog = Catalog::new();
-    let numbers = both.map(|known| catalog.add_with(&known.guest.locality, &known.ids));
+    let numbers = both
+        .map(|fingerprinted| catalog.add_with(&fingerprinted.guest.locality, &fingerprinted.ids));
     let mut sharing = SharingStatistics::new();
-    for (Known { guest, pages, .. }, number) in both.into_iter().zip(numbers) {
+    for (FingerprintedGuest { guest, pages, .. }, number) in both.into_iter().zip(numbers) {
         for (frame, page) in pages.iter() {
             sharing.add(
                 (number, frame),
@@ -69,7 +73,7 @@ fn pair(both: [&Known<'_>; 2]) -> HitRates {
         }
     }
     let mut hit_rates = HitRates::default();
-    for (Known { guest, pages, .. }, number) in both.into_iter().zip(numbers) {
+    for (FingerprintedGuest { guest, pages, .. }, number) in both.into_iter().zip(numbers) {
         let judge = |frame| {
             let copies = pages.get(frame).map_or(0, |page| sharing.copies(page));
             (copies, guest.is_written(frame))

@@ -1,8 +1,9 @@
-//! `kaleidoscope dedup`: what guests of one host have in common, and how few hashes find it.
+//! `kaleidoscope dedup`: measures which pages the guests of a host could share, and how many hashes
+//! it takes to find them.
 //!
-//! Guests are [opened and colored](guests); every [strategy](strategies) chooses frames and hashes
-//! them for real, and the [sharing](kaleidoscope_core::dedup::SharingStatistics) counts what that
-//! saves. With `--ksm` the kernel's own page merging works on the same memory.
+//! Guests are [opened and colored](guests). Every [strategy](strategies) selects frames and hashes
+//! them, and [`SharingStatistics`](kaleidoscope_core::dedup::SharingStatistics) counts the savings.
+//! With `--ksm` the kernel's own page merging runs on the same memory.
 mod chart;
 mod clock;
 mod guests;
@@ -75,10 +76,10 @@ pub(crate) struct Args {
 }
 
 impl Args {
-    /// What is read and written.
+    /// The files that are read and written.
     pub(crate) fn files(&self) -> Files {
         let reads = Files::new().reads_guests(&self.images).reads(self.layout.inputs());
-        // Beside an image that is a file lies what is known of it.
+        // Registers, layout, traces and the manifest are next to an image file.
         let folders = self.images.iter().filter_map(|image| image.parent());
         let maps = self.images.iter().map(|image| image.with_extension("kscope"));
         let reads = reads.reads_guests(folders).reads(maps).reads(&self.hit_rates);

@@ -1,4 +1,4 @@
-//! The strategies, each at work on all guests.
+//! Runs the strategies on all guests.
 
 use super::clock::cpu_time;
 use super::guests::Guest;
@@ -16,20 +16,21 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// A way to choose what is hashed.
+/// A strategy for choosing frames to hash.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Strategy {
     Blind,
     KernelAndExecutable,
     CacheAndExecutable,
-    /// With at most so many percent of the hashes that blind makes.
+    /// The adaptive selector. With a percentage, it makes at most this share of blind's hashes.
     Adaptive(Option<u32>),
-    /// The same through a filter of partial hashes: with at most so many percent of blind's hashes
-    /// of what is alike in all guests, or glancing only where colors make it worth that.
-    Sieved(Option<u32>),
+    /// The adaptive selector with a partial-hash filter. With a percentage, all frames are
+    /// partially hashed, and at most this share of blind's hashes is made. Without one, frames are
+    /// partially hashed only if their expected savings justify it.
+    Filtered(Option<u32>),
 }
 
-/// All, blind first: the others are compared with it.
+/// All strategies. Blind is first, because the others are compared with it.
 pub(super) const STRATEGIES: [Strategy; 9] = [
     Strategy::Blind,
     Strategy::KernelAndExecutable,
@@ -37,20 +38,20 @@ pub(super) const STRATEGIES: [Strategy; 9] = [
     Strategy::Adaptive(Some(5)),
     Strategy::Adaptive(Some(25)),
     Strategy::Adaptive(None),
-    Strategy::Sieved(Some(5)),
-    Strategy::Sieved(Some(25)),
-    Strategy::Sieved(None),
+    Strategy::Filtered(Some(5)),
+    Strategy::Filtered(Some(25)),
+    Strategy::Filtered(None),
 ];
 
-/// Worth below which a frame is not even glanced at where nothing else ends it. A glance costs a
-/// tenth to a fifth of a hash.
-const LEAST_GLANCE: f64 = 0.01;
+/// Expected savings, in pages, below which a frame is not even partially hashed if there is no
+/// budget. A partial hash costs a tenth to a fifth of a full one.
+const LEAST_PARTIAL_SAVINGS: f64 = 0.01;
 
 impl Strategy {
-    /// Percent of blind's hashes that it makes at most, if their number is limited.
+    /// The budget in percent of blind's hashes, if there is one.
     pub(super) fn percent(self) -> Option<u32> {
         match self {
-            Self::Adaptive(percent) | Self::Sieved(percent) => percent,
+            Self::Adaptive(percent) | Self::Filtered(percent) => percent,
             Self::Blind | Self::KernelAndExecutable | Self::CacheAndExecutable => None,
         }
     }
@@ -64,40 +65,41 @@ impl fmt::Display for Strategy {
             Self::CacheAndExecutable => "cache+executable",
             Self::Adaptive(None) => "adaptive",
             Self::Adaptive(Some(percent)) => return f.pad(&format!("adaptive-{percent}%")),
-            Self::Sieved(None) => "sieved",
-            Self::Sieved(Some(percent)) => return f.pad(&format!("sieved-{percent}%")),
+            Self::Filtered(None) => "sieved",
+            Self::Filtered(Some(percent)) => return f.pad(&format!("sieved-{percent}%")),
         };
         f.pad(name)
     }
 }
 
-/// What came of a strategy.
+/// The result of a strategy.
 #[derive(Clone, Debug)]
-pub(super) struct Result {
+pub(super) struct StrategyResult {
     pub(super) strategy: Strategy,
     pub(super) trial: Trial,
     /// Frames of each guest that were hashed.
     pub(super) hashed: Vec<Vec<FrameIndex>>,
-    /// CPU time of all threads: reading and hashing some lines; reading and hashing pages;
-    /// cataloging names and build ids, choosing and learning; looking up and counting.
-    pub(super) glancing: Duration,
+    /// CPU time of all threads, by activity: partial hashing (including reading); full hashing
+    /// (including reading); cataloging names and build ids, selecting and learning; looking up and
+    /// counting.
+    pub(super) partial_hashing: Duration,
     pub(super) hashing: Duration,
     pub(super) choosing: Duration,
     pub(super) counting: Duration,
 }
 
-impl Result {
-    /// Hashes for each page that stays saved.
+impl StrategyResult {
+    /// Hashes per page that stays saved.
     pub(super) fn hashes_per_page(&self) -> Option<f64> {
         let total = self.trial.total();
         ratio(total.hashed, total.net())
     }
 }
 
-impl Result {
-    /// All CPU time.
+impl StrategyResult {
+    /// Total CPU time.
     pub(super) fn cpu(&self) -> Duration {
-        self.glancing + self.hashing + self.choosing + self.counting
+        self.partial_hashing + self.hashing + self.choosing + self.counting
     }
 }
 
@@ -139,12 +141,12 @@ pub(super) fn ratio(count: u64, by: u64) -> Option<f64> {
 pub(super) fn run_all(
     guests: &[Guest],
     hit_rates: &HitRates,
-) -> std::result::Result<Vec<Result>, Failure> {
+) -> Result<Vec<StrategyResult>, Failure> {
     let domain = Domain::random().map_err(|e| Failure::new(format_args!("no random key: {e}")))?;
     let threads = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
     let bar = Bar::new("strategies", STRATEGIES.len());
     guests.iter().for_each(touch);
-    let mut results: Vec<Result> = Vec::with_capacity(STRATEGIES.len());
+    let mut results: Vec<StrategyResult> = Vec::with_capacity(STRATEGIES.len());
     for strategy in STRATEGIES {
         let all = results.first().map_or(u64::MAX, |blind| blind.trial.total().hashed);
         let share = |percent: u32| all.saturating_mul(percent.into()) / 100;
@@ -156,8 +158,8 @@ pub(super) fn run_all(
     Ok(results)
 }
 
-/// Reads all frames once, so that the first strategy does not pay for what the others find in
-/// memory.
+/// Reads all frames once, so that the first strategy does not pay for reading the image into the
+/// page cache.
 fn touch(guest: &Guest) {
     for frame in data_frames(&guest.image).filter(|frame| !guest.locality.is_free(*frame)) {
         let gfn = guest.locality.layout().gfn_of(frame);
@@ -166,9 +168,9 @@ fn touch(guest: &Guest) {
     }
 }
 
-/// A catalog of all guests, which are numbered by their places. Build ids are read anew each time,
-/// so that every strategy pays for them.
-fn catalog(guests: &[Guest]) -> std::result::Result<Catalog, Failure> {
+/// A catalog of all guests, numbered by position. Build ids are read again each time, so that every
+/// strategy pays for them.
+fn catalog(guests: &[Guest]) -> Result<Catalog, Failure> {
     let mut catalog = Catalog::new();
     for guest in guests {
         catalog.add_with(&guest.locality, &guest.build_ids()?);
@@ -182,9 +184,9 @@ fn run_one(
     hit_rates: &HitRates,
     budget: u64,
     (domain, threads): (&Domain, NonZeroUsize),
-) -> std::result::Result<Result, Failure> {
+) -> Result<StrategyResult, Failure> {
     let start = cpu_time();
-    let needs_names = matches!(strategy, Strategy::Adaptive(_) | Strategy::Sieved(_));
+    let needs_names = matches!(strategy, Strategy::Adaptive(_) | Strategy::Filtered(_));
     let catalog = catalog(if needs_names { guests } else { &[] })?;
     let cataloging = cpu_time().saturating_sub(start);
     let make = |(number, guest): (GuestNumber, &Guest)| {
@@ -194,12 +196,14 @@ fn run_one(
             Strategy::Blind => Box::new(Blind::new(locality)),
             Strategy::KernelAndExecutable => Box::new(Paper::kernel_and_executable(locality)),
             Strategy::CacheAndExecutable => Box::new(Paper::cache_and_executable(locality)),
-            // A budget is there to be spent.
-            Strategy::Adaptive(Some(_)) | Strategy::Sieved(Some(_)) => {
+            // Spend the whole budget.
+            Strategy::Adaptive(Some(_)) | Strategy::Filtered(Some(_)) => {
                 Box::new(adaptive().with_least_worth(0.0))
             }
             Strategy::Adaptive(None) => Box::new(adaptive()),
-            Strategy::Sieved(None) => Box::new(adaptive().with_least_worth(LEAST_GLANCE)),
+            Strategy::Filtered(None) => {
+                Box::new(adaptive().with_least_worth(LEAST_PARTIAL_SAVINGS))
+            }
         })
     };
     let mut selectors: Vec<Timed> = (0..).map(GuestNumber).zip(guests).map(make).collect();
@@ -216,9 +220,9 @@ fn run_one(
             is_written,
         })
         .collect();
-    let (mut glancing, mut hashing) = (Duration::ZERO, Duration::ZERO);
-    let glance = |place: usize, frames: &[FrameIndex]| {
-        timed(&mut glancing, || match guests.get(place) {
+    let (mut partial_hashing, mut hashing) = (Duration::ZERO, Duration::ZERO);
+    let read_partial = |place: usize, frames: &[FrameIndex]| {
+        timed(&mut partial_hashing, || match guests.get(place) {
             Some(guest) => partial_contents(&guest.image, frames, domain, threads)
                 .map_err(|e| Failure::new(format_args!("{}: {e}", guest.name))),
             None => Ok(Vec::new()),
@@ -236,7 +240,7 @@ fn run_one(
         })
     };
     let trial = match strategy {
-        Strategy::Sieved(_) => run_filtered(&mut subjects, budget, glance, read)?,
+        Strategy::Filtered(_) => run_filtered(&mut subjects, budget, read_partial, read)?,
         Strategy::Blind
         | Strategy::KernelAndExecutable
         | Strategy::CacheAndExecutable
@@ -245,11 +249,11 @@ fn run_one(
     drop(subjects);
     let choosing = cataloging + selectors.iter().map(|selector| selector.time).sum::<Duration>();
     let all = cpu_time().saturating_sub(start);
-    let counting = all.saturating_sub(glancing + hashing + choosing);
-    Ok(Result { strategy, trial, hashed, glancing, hashing, choosing, counting })
+    let counting = all.saturating_sub(partial_hashing + hashing + choosing);
+    Ok(StrategyResult { strategy, trial, hashed, partial_hashing, hashing, choosing, counting })
 }
 
-/// Adds the CPU time that some work takes.
+/// Runs `work`, and adds its CPU time to `sum`.
 fn timed<T>(sum: &mut Duration, work: impl FnOnce() -> T) -> T {
     let begun = cpu_time();
     let done = work();

@@ -1,8 +1,8 @@
-//! The strategies as tables for people.
+//! The strategies as text tables.
 
 use super::guests::Guest;
-use super::ksm::{Merged, Merging};
-use super::strategies::{Result, ratio};
+use super::ksm::{KsmResult, KsmResults};
+use super::strategies::{StrategyResult, ratio};
 use crate::statistics::thousands;
 use crate::table::{finish, heading, percent, printable, table};
 use comfy_table::CellAlignment::{Left, Right};
@@ -11,19 +11,23 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::time::Duration;
 
-/// Free frames of all guests.
+/// The number of free frames of all guests.
 pub(super) fn free(guests: &[Guest]) -> u64 {
     let colors = guests.iter().flat_map(|guest| guest.locality.map().colors());
     let free = colors.filter(|color| color.paper() == PaperColor::Free).count();
     u64::try_from(free).unwrap_or(u64::MAX)
 }
 
-/// The guests, the strategies, what they find by color, and the kernel's merging if it ran.
-pub(super) fn render(guests: &[Guest], results: &[Result], ksm: Option<&Merging>) -> String {
+/// Renders the guests, the strategies, their savings by color, and KSM's results if it ran.
+pub(super) fn render(
+    guests: &[Guest],
+    results: &[StrategyResult],
+    ksm: Option<&KsmResults>,
+) -> String {
     let mut out = String::new();
     for guest in guests {
         let workload = guest.workload.as_ref().map_or_else(
-            || "no traces: nothing counts as diverged".to_owned(),
+            || "no traces: no page counts as diverged".to_owned(),
             |workload| format!("diverged: written by {}", printable(&workload.name)),
         );
         let map = heading(guest.locality.map());
@@ -41,9 +45,10 @@ pub(super) fn render(guests: &[Guest], results: &[Result], ksm: Option<&Merging>
     out.push_str(&strategies(results, blind));
     let _ = writeln!(
         out,
-        "\nglanced: frames of which a few lines were read, to know which ones to hash\n\
-         of blind: of its hashes, and of what it saves net; bound: what as many hashes could save at most, by who knows every page before\n\
-         \nsaved net, of so many hashes, by color"
+        "\nglanced: partially hashed frames (a few lines of each), to select frames to hash\n\
+         of blind: share of blind's hashes, and of its net savings; \
+         bound: savings of an oracle with as many hashes\n\
+         \nnet savings of hashed frames, by color"
     );
     out.push_str(&colors(results));
     if let Some(ksm) = ksm {
@@ -53,7 +58,7 @@ pub(super) fn render(guests: &[Guest], results: &[Result], ksm: Option<&Merging>
     out
 }
 
-fn strategies(results: &[Result], blind: &Result) -> String {
+fn strategies(results: &[StrategyResult], blind: &StrategyResult) -> String {
     let mut table = table([
         ("strategy", Left),
         ("glanced", Right),
@@ -90,8 +95,9 @@ fn strategies(results: &[Result], blind: &Result) -> String {
     finish(&table)
 }
 
-/// A row for each color, and a column for each strategy without a budget: the others are in JSON.
-fn colors(results: &[Result]) -> String {
+/// A row for each color, and a column for each strategy without a budget. The JSON output has the
+/// others.
+fn colors(results: &[StrategyResult]) -> String {
     let results: Vec<_> =
         results.iter().filter(|result| result.strategy.percent().is_none()).collect();
     let mut rows: BTreeMap<Color, Vec<String>> = BTreeMap::new();
@@ -118,14 +124,15 @@ fn colors(results: &[Result]) -> String {
     finish(&table)
 }
 
-/// What the kernel found, and what each page cost it and us.
-fn merging(ksm: &Merging, results: &[Result]) -> String {
+/// KSM's results, and the CPU time per shared page of KSM and of each strategy.
+fn merging(ksm: &KsmResults, results: &[StrategyResult]) -> String {
     let mut out = String::new();
-    let runs = [("all that is not free", ksm.all), ("what adaptive chose", ksm.selected)];
+    let runs = [("all frames but free ones", ksm.all), ("adaptive's frames", ksm.selected)];
     for (what, ksm) in runs {
         let _ = writeln!(
             out,
-            "the kernel's merging (KSM) of {what}: {} of {} frames in {} ranges shared, {} zero, {} full scans, {:.1} s, {} ms of CPU",
+            "the kernel's merging (KSM) of {what}: {} of {} frames in {} ranges shared, {} zero, \
+             {} full scans, {:.1} s, {} ms of CPU",
             thousands(ksm.shared),
             thousands(ksm.frames),
             thousands(ksm.ranges),
@@ -144,7 +151,7 @@ fn merging(ksm: &Merging, results: &[Result]) -> String {
         let pages = u32::try_from(pages).unwrap_or(u32::MAX);
         (pages > 0).then(|| cpu.as_secs_f64() * 1e6 / f64::from(pages))
     };
-    let of_kernel = |merged: Merged| per_page(merged.cpu, merged.shared);
+    let of_kernel = |merged: KsmResult| per_page(merged.cpu, merged.shared);
     let theirs = of_kernel(ksm.all);
     let show = |n: Option<f64>| n.map_or_else(String::new, |n| format!("{n:.1}"));
     let mut row = |name: String, cost: Option<f64>| {
@@ -152,7 +159,7 @@ fn merging(ksm: &Merging, results: &[Result]) -> String {
         table.add_row(vec![name, show(cost), show(times)]);
     };
     row("KSM".to_owned(), theirs);
-    row("KSM of what adaptive chose".to_owned(), of_kernel(ksm.selected));
+    row("KSM of adaptive's frames".to_owned(), of_kernel(ksm.selected));
     for result in results {
         row(result.strategy.to_string(), per_page(result.cpu(), result.trial.total().shared));
     }

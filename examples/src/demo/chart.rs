@@ -1,24 +1,24 @@
-//! Curves over time.
+//! Line charts over time.
 
 use crate::chart_style::{FAINT, FONT, GRID, TEXT, color};
 use plotters::prelude::*;
 
-/// Pixels of a chart that stands alone, and of one among several.
+/// Size in pixels of a single chart, and of one in a row of charts.
 pub(super) const WIDE: (u32, u32) = (960, 420);
 pub(super) const SMALL: (u32, u32) = (480, 280);
 
-/// A curve: points of time in ms and a value.
+/// A curve of points (time in ms, value). `place` selects the color.
 pub(super) struct Curve {
     pub(super) place: usize,
     pub(super) points: Vec<(f64, f64)>,
 }
 
-/// What a chart shows.
+/// Properties of a chart.
 pub(super) struct Chart<'a> {
     pub(super) size: (u32, u32),
-    /// Where the time ends; what lies beyond is cut.
+    /// End of the time axis in ms; later points are cut off.
     pub(super) end: f64,
-    /// What the values are.
+    /// Label of the value axis.
     pub(super) unit: &'a str,
 }
 

@@ -1,6 +1,6 @@
 //! The demonstration on KVM.
 
-use super::results::{Contest, Results, Sample, Way, ms, number};
+use super::results::{Demonstration, MethodResults, Results, Sample, ms, number};
 use crate::progress::Status;
 use crate::vm::{MOST_AHEAD, Outcome, World, rounds};
 use kaleidoscope_core::addr::Gpa;
@@ -18,32 +18,37 @@ use std::error::Error;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// How often each process goes around before the freeze, and each of a clone's.
+/// Rounds of each of the guest's processes before the freeze, and of each of a clone's.
 const WARM: u64 = 3000;
 const WORK: u64 = 400;
 
-/// Looks at the vCPUs while the parent warms up: each sees the page tables of one process.
-const LOOKS: usize = 80;
+/// Samples of the vCPUs' registers while the parent warms up. Each has the page tables of one
+/// process.
+const REGISTER_SAMPLES: usize = 80;
 
-/// How often running clones are looked at.
+/// Interval between samples of running clones.
 const SAMPLE: Duration = Duration::from_millis(2);
 
-/// How long clones may take.
+/// Most time for all clones of a method.
 const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Makes a policy.
 type Policy = dyn Fn(&Arc<ColorGuide>) -> Box<dyn PrefetchPolicy>;
 
-/// A clone, and who hears its guest complain.
-type Made = (Machine, Arc<CheckPort>);
+/// A clone, and the port to which its guest reports check failures.
+type MadeClone = (Machine, Arc<CheckPort>);
 
-pub(super) fn contest(host: Arc<Host>, clones: usize, status: &Status) -> Outcome<Contest> {
+pub(super) fn demonstration(
+    host: Arc<Host>,
+    clones: usize,
+    status: &Status,
+) -> Outcome<Demonstration> {
     status.set("booting and warming a guest");
     drop(host);
     let plan = Plan::new(64, 2, 6, 1024, 2048, 1)?;
     let mut registers = Vec::new();
     let mut world = World::warmed(plan, WARM, &mut |machine: &Machine| {
-        for _ in 0..LOOKS {
+        for _ in 0..REGISTER_SAMPLES {
             registers.extend(machine.look()?);
             std::thread::sleep(Duration::from_micros(1300));
         }
@@ -55,7 +60,7 @@ pub(super) fn contest(host: Arc<Host>, clones: usize, status: &Status) -> Outcom
     let coloring = color_by_page_tables(&*world.snapshot.image, &options)?;
     let locality = Arc::new(LocalityOrder::new(coloring.map.clone()));
     world.locality = Arc::clone(&locality);
-    // The parent has shown that it goes on; the clones' figures are to be theirs alone.
+    // A running parent would distort the clones' figures.
     world.parent.pause()?;
 
     let guide = Arc::new(ColorGuide::new(
@@ -66,9 +71,9 @@ pub(super) fn contest(host: Arc<Host>, clones: usize, status: &Status) -> Outcom
     let served = |name, policy: &'static Policy| {
         let (world, guide) = (&world, &guide);
         let make = move || world.on_demand(policy(guide), EngineOptions::default(), None);
-        Entry { name, make: Box::new(make), cache: None }
+        Method { name, make: Box::new(make), cache: None }
     };
-    // Learned from clones that shared their memory.
+    // Trained by the clones that share the parent's memory.
     let written = RefCell::new(WriteForecast::new());
     let ways = [
         served("on demand", &|_| Box::new(Demand)),
@@ -77,7 +82,7 @@ pub(super) fn contest(host: Arc<Host>, clones: usize, status: &Status) -> Outcom
             Box::new(Paper::new(Arc::clone(guide.locality())))
         }),
         served("by color and use", &|guide| Box::new(Colored::new(Arc::clone(guide)))),
-        Entry {
+        Method {
             name: "the same, shared by siblings",
             make: Box::new(|| {
                 let policy = Box::new(Colored::new(Arc::clone(&guide)));
@@ -85,8 +90,8 @@ pub(super) fn contest(host: Arc<Host>, clones: usize, status: &Status) -> Outcom
             }),
             cache: Some(&cache),
         },
-        Entry { name: "local, copy on write", make: Box::new(|| world.local()), cache: None },
-        Entry {
+        Method { name: "local, copy on write", make: Box::new(|| world.local()), cache: None },
+        Method {
             name: "local, copied ahead",
             make: Box::new(|| {
                 let (mut clone, check_port) = world.local()?;
@@ -97,15 +102,15 @@ pub(super) fn contest(host: Arc<Host>, clones: usize, status: &Status) -> Outcom
         },
     ];
     let mut results = Vec::new();
-    for way in &ways {
-        status.set(way.name);
-        results.push(run(&world, clones, way, &written)?);
+    for method in &ways {
+        status.set(method.name);
+        results.push(run(&world, clones, method, &written)?);
     }
     let guest = format!(
         "a guest of 64 MiB with 6 processes on 2 vCPUs, each of which checks {} MiB of its own",
         1024 * 4 / 1024
     );
-    Ok(Contest {
+    Ok(Demonstration {
         map: Some(coloring.map),
         results: Results {
             guest,
@@ -116,21 +121,21 @@ pub(super) fn contest(host: Arc<Host>, clones: usize, status: &Status) -> Outcom
     })
 }
 
-/// A way to clone that takes part.
-struct Entry<'w> {
+/// A method of cloning.
+struct Method<'w> {
     name: &'static str,
-    make: Box<dyn Fn() -> Outcome<Made> + 'w>,
-    /// What its clones share.
+    make: Box<dyn Fn() -> Outcome<MadeClone> + 'w>,
+    /// The page cache that its clones share.
     cache: Option<&'w SharedPageCache>,
 }
 
 fn run(
     world: &World,
     clones: usize,
-    way: &Entry<'_>,
+    method: &Method<'_>,
     written: &RefCell<WriteForecast>,
-) -> Outcome<Way> {
-    let (name, make, cache) = (way.name, &way.make, way.cache);
+) -> Outcome<MethodResults> {
+    let (name, make, cache) = (method.name, &method.make, method.cache);
     let taken = || cache.map_or(Ok(0), SharedPageCache::taken);
     let shared = taken()?;
     let mut made = Vec::new();
@@ -172,7 +177,7 @@ fn run(
             break;
         }
         if begin.elapsed() > TIMEOUT {
-            return Err(format!("{name}: the clones do not get on").into());
+            return Err(format!("{name}: timeout: the clones do not finish").into());
         }
         std::thread::sleep(SAMPLE);
     }
@@ -192,20 +197,20 @@ fn run(
     for (machine, _) in &made {
         check(&world.plan, machine).map_err(|error| format!("{name}: {error}"))?;
     }
-    let mut way = Way {
+    let mut method = MethodResults {
         name: name.to_owned(),
         start_us: ms(starts) * 1e3 / number(clones as u64),
         took_ms: ms(took),
         memory_mib,
         is_verified: true,
         samples,
-        ..Way::default()
+        ..MethodResults::default()
     };
-    way.count(&engines);
-    Ok(way)
+    method.count(&engines);
+    Ok(method)
 }
 
-/// Checks every byte that a clone's processes own.
+/// Checks every byte of a clone's processes.
 fn check(plan: &Plan, machine: &Machine) -> Result<(), Box<dyn Error>> {
     enum Wrong {
         Page(Mismatch),

@@ -1,6 +1,6 @@
-//! The demonstration without KVM.
+//! The demonstration with mock machines, without KVM.
 
-use super::results::{Contest, Results, Way, ms, number};
+use super::results::{Demonstration, MethodResults, Results, ms, number};
 use crate::progress::Status;
 use kaleidoscope_core::addr::FRAME_SIZE;
 use kaleidoscope_core::clone::ports::SystemClock;
@@ -19,7 +19,10 @@ const BYTES: u64 = 64 << 20;
 /// Makes a policy.
 type Make = fn() -> Box<dyn PrefetchPolicy>;
 
-pub(super) fn contest(clones: usize, status: &Status) -> Result<Contest, Box<dyn Error>> {
+pub(super) fn demonstration(
+    clones: usize,
+    status: &Status,
+) -> Result<Demonstration, Box<dyn Error>> {
     status.set("a mock parent");
     let parent = MockParent::new(MemoryLayout::contiguous(BYTES)?, Pattern::new(42));
     let snapshot = Arc::new(parent.freeze());
@@ -62,17 +65,20 @@ pub(super) fn contest(clones: usize, status: &Status) -> Result<Contest, Box<dyn
             engines.push(engine.statistics());
         }
         let resident: u64 = engines.iter().map(|engine| engine.total().resident).sum();
-        let mut way = Way {
+        let mut method = MethodResults {
             name: name.to_owned(),
             start_us: ms(starts) * 1e3 / number(clones.max(1) as u64),
             took_ms: ms(begin.elapsed()),
             memory_mib: number(resident * FRAME_SIZE) / f64::from(1 << 20),
             is_verified: true,
-            ..Way::default()
+            ..MethodResults::default()
         };
-        way.count(&engines);
-        results.push(way);
+        method.count(&engines);
+        results.push(method);
     }
     let guest = format!("a mock machine of {} MiB without colors", BYTES >> 20);
-    Ok(Contest { map: None, results: Results { guest, pause_us: None, clones, ways: results } })
+    Ok(Demonstration {
+        map: None,
+        results: Results { guest, pause_us: None, clones, ways: results },
+    })
 }

@@ -1,5 +1,5 @@
-//! `kaleidoscope demo`: a machine is snapshot while it runs, and clones of it start in every way
-//! there is.
+//! `kaleidoscope demo`: takes a snapshot of a running machine, and starts clones of it with every
+//! method.
 
 mod chart;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
@@ -17,7 +17,7 @@ use crate::statistics::Statistics;
 use crate::stdio::{print, say};
 use crate::table;
 use report::Page;
-use results::Contest;
+use results::Demonstration;
 use std::path::{Path, PathBuf};
 
 /// Freeze a running machine, and watch clones of it start.
@@ -50,7 +50,7 @@ pub(crate) struct Args {
 }
 
 impl Args {
-    /// What is written.
+    /// The files that are written.
     pub(crate) fn files(&self) -> Files {
         Files::new().writes_into(self.out.as_ref(), &["colors.png", "report.html"])
     }
@@ -60,54 +60,55 @@ impl Args {
         let _folder = self.out.as_deref().map(create_folder).transpose()?;
         let report = self.out.as_ref().map(|folder| Output::create(&folder.join("report.html")));
         let report = report.transpose()?;
-        let contest = progress::during("demo", |status| self.contest(status))?;
+        let demonstration = progress::during("demo", |status| self.demonstration(status))?;
         if let (Some(folder), Some(report)) = (&self.out, report) {
-            write(folder, report, &contest)?;
+            write(folder, report, &demonstration)?;
         }
         if self.json {
-            let text = serde_json::to_string_pretty(&contest.results).map_err(Failure::new)?;
+            let text =
+                serde_json::to_string_pretty(&demonstration.results).map_err(Failure::new)?;
             return print(&(text + "\n"));
         }
         let mut text = String::new();
-        if let Some(map) = &contest.map {
+        if let Some(map) = &demonstration.map {
             text.push_str(&table::heading(map));
             text.push('\n');
             text.push_str(&table::colors(&Statistics::of(map), outputs::shows_colors()));
             text.push('\n');
         }
-        text.push_str(&contest.results.text());
+        text.push_str(&demonstration.results.text());
         if let Some(folder) = &self.out {
             text.push_str(&format!("\nreport: {}\n", folder.join("report.html").display()));
         }
         print(&text)
     }
 
-    fn contest(&self, status: &progress::Status) -> Result<Contest, Failure> {
+    fn demonstration(&self, status: &progress::Status) -> Result<Demonstration, Failure> {
         let clones = usize::from(self.clones);
         #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
         if !self.mock {
             match kaleidoscope_kvm::machine::Host::open() {
                 Ok(host) => {
-                    return machine::contest(host, clones, status).map_err(|error| {
+                    return machine::demonstration(host, clones, status).map_err(|error| {
                         Failure::of(&*error).or_hint("--mock runs mock machines, without KVM")
                     });
                 }
-                Err(error) => say(format_args!("{error}: these are mock machines")),
+                Err(error) => say(format_args!("{error}: using mock machines")),
             }
         }
-        mock::contest(clones, status).map_err(|e| Failure::of(&*e))
+        mock::demonstration(clones, status).map_err(|e| Failure::of(&*e))
     }
 }
 
-/// Writes the picture, and the report that shows it.
-fn write(folder: &Path, report: Output, contest: &Contest) -> Result<(), Failure> {
+/// Writes the picture, and the report that includes it.
+fn write(folder: &Path, report: Output, demonstration: &Demonstration) -> Result<(), Failure> {
     let mut picture = None;
-    if let Some(map) = &contest.map {
+    if let Some(map) = &demonstration.map {
         let canvas = picture::draw(map, &Statistics::of(map));
         outfile::write(&folder.join("colors.png"), |out| canvas.write_png(out))?;
         picture = Some("colors.png");
     }
-    let page = Page { results: &contest.results, picture };
+    let page = Page { results: &demonstration.results, picture };
     let text = page.render().map_err(|e| Failure::at(report.path(), e))?;
     report.write(|out| out.write_all(text.as_bytes()))
 }

@@ -1,4 +1,4 @@
-//! What the clones of each way did.
+//! The results of each method of cloning.
 
 use crate::table::{finish, table};
 use comfy_table::CellAlignment::{Left, Right};
@@ -8,64 +8,64 @@ use serde::Serialize;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-/// A demonstration: what the parent is, and how its clones did.
-pub(super) struct Contest {
-    /// What the parent's frames are; absent for mock machines.
+/// A demonstration: the parent's color map, and the results of its clones.
+pub(super) struct Demonstration {
+    /// The parent's color map; absent for mock machines.
     pub(super) map: Option<ColorMap>,
     pub(super) results: Results,
 }
 
-/// How the clones did.
+/// The results of all methods.
 #[derive(Debug, Serialize)]
 pub(super) struct Results {
-    /// What was cloned, in words.
+    /// A description of the cloned guest.
     pub(super) guest: String,
-    /// How long the parent stood still, where it ran.
+    /// How long the parent was paused; absent for mock machines.
     pub(super) pause_us: Option<f64>,
-    /// Clones of each way.
+    /// Number of clones per method.
     pub(super) clones: usize,
-    pub(super) ways: Vec<Way>,
+    pub(super) ways: Vec<MethodResults>,
 }
 
-/// A way to clone, and how it went; numbers are means over the clones unless they say otherwise.
+/// The results of a method. Numbers are means over its clones unless stated otherwise.
 #[derive(Debug, Default, Serialize)]
-pub(super) struct Way {
+pub(super) struct MethodResults {
     pub(super) name: String,
-    /// From what the freeze left until the clone runs.
+    /// From the snapshot until the clone runs.
     pub(super) start_us: f64,
-    /// Until the last clone has done its work.
+    /// From the resuming of the clones until the last one has done its work.
     pub(super) took_ms: f64,
-    /// Touches that waited for a page, and those that a page on its way met.
+    /// Accesses that waited for a page that was not requested yet, and for one that was.
     pub(super) faults: f64,
     pub(super) late: f64,
     pub(super) prefetched: f64,
-    /// Time that vCPUs waited.
+    /// Total time that a clone's vCPUs waited.
     pub(super) stalled_ms: f64,
     pub(super) longest_stall_us: Option<f64>,
     pub(super) moved_mib: f64,
-    /// Memory that all clones took together, as the kernel counts it.
+    /// Memory of all clones together, by the kernel's count.
     pub(super) memory_mib: f64,
-    /// Faults by color, the most first.
+    /// Faults of all clones by color, in descending order.
     pub(super) faults_by_color: Vec<(String, u64)>,
-    /// Every byte that a clone owns was right at its end.
+    /// Whether every byte of the clones' processes was right at the end.
     pub(super) is_verified: bool,
     pub(super) samples: Vec<Sample>,
 }
 
-/// All clones of a way at one moment.
+/// The state of all clones of a method at one moment.
 #[derive(Clone, Debug, Default, Serialize)]
 pub(super) struct Sample {
     pub(super) at_ms: f64,
-    /// Rounds of work that they have done together.
+    /// Rounds of work of all clones so far.
     pub(super) rounds: u64,
-    /// Time that their vCPUs have waited, together.
+    /// Time that the vCPUs of all clones have waited so far.
     pub(super) stalled_ms: f64,
-    /// The same for frames of each color.
+    /// The same by color of the frame.
     pub(super) stalled_ms_by_color: BTreeMap<&'static str, f64>,
 }
 
 impl Sample {
-    /// Adds what a clone's engine has counted so far.
+    /// Adds the counters of a clone's engine.
     pub(super) fn count(&mut self, statistics: &Statistics) {
         for (color, counts) in statistics.by_color.iter().filter(|(_, c)| c.stalled_ns > 0) {
             let waited = number(counts.stalled_ns) / 1e6;
@@ -80,14 +80,14 @@ pub(super) fn ms(time: Duration) -> f64 {
     time.as_secs_f64() * 1e3
 }
 
-/// A count as a number to calculate with.
+/// A count as a floating-point number.
 #[expect(clippy::cast_precision_loss, reason = "counts are below 2^53")]
 pub(super) fn number(count: u64) -> f64 {
     count as f64
 }
 
-impl Way {
-    /// Adds up what the engines of a way's clones counted.
+impl MethodResults {
+    /// Adds up the counters of the clones' engines.
     pub(super) fn count(&mut self, engines: &[Statistics]) {
         let clones = number(engines.len().max(1) as u64);
         let mut colors: Vec<(String, u64)> = Vec::new();
@@ -121,7 +121,7 @@ impl Results {
         let mut text = format!("{}, {} clones at once\n", self.guest, self.clones);
         if let Some(pause) = self.pause_us {
             text.push_str(&format!(
-                "snapshot while it ran: it stood still for {:.2} ms\n",
+                "snapshot of the running guest: paused for {:.2} ms\n",
                 pause / 1e3
             ));
         }
@@ -138,19 +138,19 @@ impl Results {
             ("memory MiB", Right),
             ("bytes", Left),
         ]);
-        for way in &self.ways {
+        for method in &self.ways {
             out.add_row([
-                way.name.clone(),
-                format!("{:.0}", way.start_us),
-                format!("{:.1}", way.took_ms),
-                format!("{:.0}", way.faults),
-                format!("{:.0}", way.late),
-                format!("{:.0}", way.prefetched),
-                format!("{:.1}", way.stalled_ms),
-                way.longest_stall_us.map_or_else(String::new, |us| format!("{us:.0}")),
-                format!("{:.1}", way.moved_mib),
-                format!("{:.1}", way.memory_mib),
-                if way.is_verified { "all right" } else { "not checked" }.to_owned(),
+                method.name.clone(),
+                format!("{:.0}", method.start_us),
+                format!("{:.1}", method.took_ms),
+                format!("{:.0}", method.faults),
+                format!("{:.0}", method.late),
+                format!("{:.0}", method.prefetched),
+                format!("{:.1}", method.stalled_ms),
+                method.longest_stall_us.map_or_else(String::new, |us| format!("{us:.0}")),
+                format!("{:.1}", method.moved_mib),
+                format!("{:.1}", method.memory_mib),
+                if method.is_verified { "all correct" } else { "not checked" }.to_owned(),
             ]);
         }
         text.push_str(&finish(&out));

@@ -1,4 +1,4 @@
-//! Children that do not outlive the command.
+//! Child processes that do not outlive the command.
 
 use super::registry::{Armed, arm_after};
 use super::undo::Undo;
@@ -10,28 +10,29 @@ use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::Arc;
 
-/// Starts a child that a signal to the command kills, and that dies with the thread that started
-/// it, also if that is killed.
+/// Starts a child that is killed when a signal ends the command. It also dies with the thread that
+/// started it, even if that is killed.
 ///
 /// # Errors
 /// As [`Command::spawn`].
 #[expect(clippy::disallowed_methods, reason = "this is the place where children are started")]
 pub(crate) fn spawn(command: &mut Command) -> io::Result<(Child, Armed)> {
     let parent = getpid();
-    let die_too = move || {
+    let die_with_parent = move || {
         set_parent_process_death_signal(Some(Signal::KILL))?;
-        // It may have died already.
+        // The parent may have died before the call above.
         if getppid() == Some(parent) { Ok(()) } else { Err(io::ErrorKind::Interrupted.into()) }
     };
     #[expect(unsafe_code, reason = "no safe call of the standard library runs code in the child")]
-    // SAFETY: the closure makes two system calls and neither allocates nor takes a lock: an error
-    // is made of a number or a kind.
+    // SAFETY: `pre_exec` requires a closure that is async-signal-safe. `die_with_parent` makes two
+    // system calls, and neither allocates nor takes a lock: its errors contain an error number or
+    // an `ErrorKind`.
     unsafe {
-        command.pre_exec(die_too);
+        command.pre_exec(die_with_parent);
     }
     arm_after(|| {
         let mut child = command.spawn()?;
-        // A number would be another process's once the child is reaped; this is not.
+        // A pidfd, because a PID may be reused after the child is reaped.
         let number = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
         let handle = number
             .ok_or(rustix::io::Errno::SRCH)
@@ -72,7 +73,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_armed_is_killed() {
+    fn armed_children_are_killed() {
         let (mut child, armed) = spawn(Command::new("sleep").arg("1000")).unwrap();
         drop(armed);
         assert!(!child.wait().unwrap().success());

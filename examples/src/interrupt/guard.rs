@@ -1,8 +1,9 @@
-//! A process that puts right what a killed one cannot.
+//! A guard process that cleans up after a killed command.
 //!
-//! It is this same program, in a process group of its own, and reads from a pipe what is to be
-//! undone and what is not any more. The pipe ends when the command ends, however that was; then the
-//! rest is undone. So the kernel's settings come back even after SIGKILL, unless that goes to both.
+//! The guard is the same program in its own process group. It reads from a pipe which cleanup
+//! actions are armed and which are removed. When the command ends for any reason, the pipe closes,
+//! and the guard performs the remaining actions. Kernel settings are thus restored even after
+//! SIGKILL, unless both processes are killed.
 
 use super::undo::Undo;
 use serde::{Deserialize, Serialize};
@@ -14,13 +15,13 @@ use std::process::{ChildStdin, Command, Stdio};
 /// The subcommand's name.
 pub(crate) const NAME: &str = "undo-guard";
 
-/// This program, also when its file has been replaced.
+/// This program, even if its file has been replaced.
 const SELF: &str = "/proc/self/exe";
 
-/// Longest line that is read.
+/// Longest accepted line, in bytes.
 const MAX_LINE: u64 = 1 << 16;
 
-/// A line to the guard.
+/// A message to the guard, sent as a line of JSON.
 #[derive(Serialize, Deserialize)]
 enum Line {
     Arm(u64, Undo),
@@ -35,7 +36,7 @@ impl Guard {
         Self(None)
     }
 
-    /// Starts the guard, unless there is one. Without it all is undone but after SIGKILL.
+    /// Starts the guard, unless it runs. If it cannot start, only cleanup after SIGKILL is lost.
     #[expect(clippy::disallowed_methods, reason = "this child is to outlive the command")]
     pub(super) fn start(&mut self) {
         if self.0.is_some() || cfg!(test) {
@@ -43,12 +44,12 @@ impl Guard {
         }
         let mut command = Command::new(SELF);
         command.arg(NAME).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
-        // So that Ctrl-C is not for it.
+        // Its own process group, so that Ctrl-C does not reach it.
         let Ok(mut child) = command.process_group(0).spawn() else { return };
         let (Some(pipe), Some(mut ready)) = (child.stdin.take(), child.stdout.take()) else {
             return;
         };
-        // From then on it heeds no signal. If it cannot run, the pipe ends.
+        // The guard writes a byte once it has blocked signals. If it cannot run, the pipe closes.
         if ready.read_exact(&mut [0]).is_ok() {
             self.0 = Some(pipe);
         }
@@ -56,17 +57,17 @@ impl Guard {
 
     pub(super) fn arm(&mut self, number: u64, undo: &Undo) {
         if !matches!(undo, Undo::Kill(_)) {
-            self.tell(&Line::Arm(number, undo.clone()));
+            self.send(&Line::Arm(number, undo.clone()));
         }
     }
 
     pub(super) fn forget(&mut self, number: u64) {
-        self.tell(&Line::Forget(number));
+        self.send(&Line::Forget(number));
     }
 
-    fn tell(&mut self, line: &Line) {
+    fn send(&mut self, line: &Line) {
         let Some(pipe) = &mut self.0 else { return };
-        // A path that is no text stays out; then it is as without a guard.
+        // A path that is not UTF-8 cannot be sent; its action is not guarded.
         let Ok(mut text) = serde_json::to_string(line) else { return };
         text.push('\n');
         if pipe.write_all(text.as_bytes()).is_err() {
@@ -80,27 +81,27 @@ impl Guard {
 pub(crate) struct Args;
 
 impl Args {
-    /// Guards.
+    /// Waits until standard input closes, and performs the remaining actions.
     pub(crate) fn run(&self) {
         super::block();
         let mut out = std::io::stdout().lock();
         if out.write_all(b"\n").and_then(|()| out.flush()).is_err() {
             return;
         }
-        for undo in left(std::io::stdin().lock()).into_values().rev() {
-            // There is nobody to tell.
+        for undo in remaining(std::io::stdin().lock()).into_values().rev() {
+            // The command has ended: errors cannot be reported.
             let _ = undo.perform();
         }
     }
 }
 
-/// What is armed when the input ends.
-fn left(mut lines: impl BufRead) -> BTreeMap<u64, Undo> {
+/// The actions that are armed when the input ends.
+fn remaining(mut lines: impl BufRead) -> BTreeMap<u64, Undo> {
     let mut armed = BTreeMap::new();
     let mut text = Vec::new();
     loop {
         text.clear();
-        // A read that fails is the end too.
+        // A failed read counts as the end, too.
         match lines.by_ref().take(MAX_LINE).read_until(b'\n', &mut text) {
             Ok(1..) => {}
             Ok(0) | Err(_) => return armed,
@@ -112,7 +113,7 @@ fn left(mut lines: impl BufRead) -> BTreeMap<u64, Undo> {
             Ok(Line::Forget(number)) => {
                 armed.remove(&number);
             }
-            // Half a line, of a process that was killed while it wrote: it had not begun.
+            // A partial line: the command was killed while it wrote, before it created anything.
             Err(_) => {}
         }
     }
@@ -123,14 +124,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_forgotten_is_not_undone() {
+    fn removed_actions_are_not_performed() {
         let undo = |name: &str| Undo::Remove(name.into());
         let lines = [Line::Arm(0, undo("a")), Line::Arm(1, undo("b")), Line::Forget(0)];
         let mut text: String =
             lines.iter().map(|line| serde_json::to_string(line).unwrap() + "\n").collect();
         text.push_str("{\"Arm\":[2,{\"Rem");
-        let left = left(text.as_bytes());
-        assert_eq!(left.keys().collect::<Vec<_>>(), [&1]);
-        assert!(matches!(&left[&1], Undo::Remove(path) if path.as_os_str() == "b"));
+        let armed = remaining(text.as_bytes());
+        assert_eq!(armed.keys().collect::<Vec<_>>(), [&1]);
+        assert!(matches!(&armed[&1], Undo::Remove(path) if path.as_os_str() == "b"));
     }
 }

@@ -1,12 +1,13 @@
-//! What happens when the command is told to end: by SIGINT, SIGTERM or SIGHUP.
+//! Handling of SIGINT, SIGTERM and SIGHUP.
 //!
-//! Only the command handles signals, never the library. They are blocked in every thread, and one
-//! thread waits for them. At the first signal it [undoes](undo) what would outlive the process, and
-//! the process dies of that signal. A second one ends it at once.
+//! Only the command handles signals, never the library. The signals are blocked in every thread,
+//! and one thread waits for them. At the first signal this thread [cleans up](undo) what would
+//! outlive the process, and the process dies of that signal. A second signal ends the process at
+//! once.
 //!
-//! A process that is killed (SIGKILL) undoes nothing itself. Files under construction have no name
-//! then ([`crate::outfile`]), children die with it ([`child`]), and for the rest a [guard] process
-//! waits for its end.
+//! A process that is killed by SIGKILL cannot clean up. Unfinished files have no name
+//! ([`crate::outfile`]), children die with the process ([`child`]), and a [guard] process performs
+//! the other cleanup actions.
 
 pub(crate) mod child;
 pub(crate) mod guard;
@@ -24,16 +25,17 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-/// The signals that tell the command to end.
+/// The signals that end the command.
 const ENDING: [Signal; 3] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP];
 
-/// Takes the first signal where a command ends in its own way.
-static TAKER: Mutex<Option<SyncSender<Signal>>> = Mutex::new(None);
+/// Receives the first signal of a command that handles it itself ([`Stop`]).
+static STOP_SENDER: Mutex<Option<SyncSender<Signal>>> = Mutex::new(None);
 
-/// Begins to handle signals. Called before there is any other thread.
+/// Starts handling signals. Must be called before any other thread exists, because threads inherit
+/// the signal mask.
 pub(crate) fn begin() -> Result<(), Failure> {
-    // Blocked, it ends nothing: a write beyond a limit on the size of files is an error. Children
-    // have their own mask.
+    // With SIGXFSZ blocked, a write beyond the file size limit is an error and does not end the
+    // process. Children have their own mask.
     let mut ignored = SigSet::empty();
     ignored.add(Signal::SIGXFSZ);
     let ending = ending(&fs::read_to_string("/proc/self/status").unwrap_or_default());
@@ -45,12 +47,13 @@ pub(crate) fn begin() -> Result<(), Failure> {
     thread.map(drop).map_err(|e| Failure::new(format_args!("the system gives no thread: {e}")))
 }
 
-/// Blocks the signals for a process that is ended by other means.
+/// Blocks the signals in a process that ends by other means.
 fn block() {
     let _ = SigSet::from_iter(ENDING).thread_block();
 }
 
-/// Those that the process was not started to ignore, as `nohup` and shells do; of its status.
+/// The ending signals without those that were ignored at the start of the process, as by `nohup`
+/// and shells. `status` is the text of `/proc/self/status`.
 fn ending(status: &str) -> SigSet {
     let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
     let ignored = ignored.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);
@@ -62,34 +65,34 @@ fn ending(status: &str) -> SigSet {
 fn wait(ending: &SigSet) {
     loop {
         let Ok(signal) = ending.wait() else { return };
-        let taker = TAKER.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if taker.is_some_and(|taker| taker.send(signal).is_ok()) {
+        let sender = STOP_SENDER.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if sender.is_some_and(|sender| sender.send(signal).is_ok()) {
             continue;
         }
-        // A second one ends the process while this one is worked on.
+        // From here on a second signal ends the process at once.
         let _ = ending.thread_unblock();
         registry::undo_all();
         let _ = raise(signal);
-        // Process 1 does not die of signals.
+        // Process 1 does not die of signals without handlers.
         process::exit(128 + signal as i32);
     }
 }
 
-/// A signal that a command waits for, to end in its own way. A second one ends the process.
+/// Lets a command handle the first ending signal itself. A second signal ends the process.
 #[derive(Debug)]
 pub(crate) struct Stop(Receiver<Signal>);
 
 impl Stop {
-    /// Takes the next signal.
+    /// Claims the next signal.
     pub(crate) fn take() -> Self {
-        let (taker, taken) = sync_channel(1);
-        *TAKER.lock().unwrap_or_else(PoisonError::into_inner) = Some(taker);
-        Self(taken)
+        let (sender, receiver) = sync_channel(1);
+        *STOP_SENDER.lock().unwrap_or_else(PoisonError::into_inner) = Some(sender);
+        Self(receiver)
     }
 
-    /// Whether it comes within a time.
+    /// Waits for the signal for at most `time`. Returns whether it came.
     pub(crate) fn comes_within(&self, time: Duration) -> bool {
-        // The sender is there until it has sent one.
+        // A disconnected sender counts as a signal: the sender is dropped only after sending one.
         !matches!(self.0.recv_timeout(time), Err(RecvTimeoutError::Timeout))
     }
 }

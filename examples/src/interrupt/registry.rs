@@ -1,7 +1,7 @@
-//! The list of what is to be undone if the process ends now.
+//! The list of cleanup actions to perform if a signal ends the process.
 //!
-//! Whatever is entered is made while the list is locked, so that a signal finds either neither or
-//! both. From the signal on the list stays locked, and nothing new can be made.
+//! A thing is created and its cleanup action is entered under one lock, so that a signal finds
+//! either both or neither. After the signal the list stays locked, and nothing new can be created.
 
 use super::guard::Guard;
 use super::undo::Undo;
@@ -40,7 +40,7 @@ impl Registry {
 }
 
 fn lock() -> MutexGuard<'static, Registry> {
-    // What is in the list is whole whatever happened to a thread that held it.
+    // The list is consistent even if a thread panicked while holding the lock.
     REGISTRY.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -50,18 +50,19 @@ fn perform(undo: &Undo) {
     }
 }
 
-/// Something that is undone when this value goes, or when a signal ends the process before that.
+/// A registered cleanup action. It is performed when this value is dropped, or when a signal ends
+/// the process before.
 #[derive(Debug)]
 #[must_use]
 pub(crate) struct Armed(Option<u64>);
 
 impl Armed {
-    /// Nothing is to be undone any more.
+    /// Removes the action without performing it.
     pub(crate) fn disarm(mut self) {
         self.forget();
     }
 
-    /// Does `last`, and if it succeeds nothing is to be undone any more. No signal comes between.
+    /// Runs `last`, and removes the action if `last` succeeds. Signals are held off meanwhile.
     pub(crate) fn disarm_with<T, E>(mut self, last: impl FnOnce() -> Result<T, E>) -> Result<T, E> {
         let mut registry = lock();
         let done = last()?;
@@ -79,7 +80,7 @@ impl Armed {
 impl Drop for Armed {
     fn drop(&mut self) {
         let Some(number) = self.0 else { return };
-        // On the list until it is done, for a signal may come meanwhile.
+        // Stays on the list until it is done, because a signal may come meanwhile.
         let undo = lock().armed.get(&number).cloned();
         if let Some(undo) = undo {
             perform(&undo);
@@ -88,7 +89,8 @@ impl Drop for Armed {
     }
 }
 
-/// Makes something that `undo` undoes. A process that is killed leaves it.
+/// Runs `make`, and registers the cleanup action that it returns. If the process is killed in
+/// between, the action is not performed.
 pub(crate) fn arm_after<T, E>(
     make: impl FnOnce() -> Result<(T, Undo), E>,
 ) -> Result<(T, Armed), E> {
@@ -97,7 +99,7 @@ pub(crate) fn arm_after<T, E>(
     Ok((made, registry.arm(undo)))
 }
 
-/// Enters `undo` and does what it undoes, also if the process is killed.
+/// Registers `undo`, then runs `make`. The action is performed even if the process is killed.
 pub(crate) fn arm_with<T, E>(
     undo: Undo,
     make: impl FnOnce() -> Result<T, E>,
@@ -114,13 +116,13 @@ pub(crate) fn arm_with<T, E>(
     Ok((made?, armed))
 }
 
-/// Does something that no signal interrupts; it must be short.
+/// Runs `work` while signals are held off. `work` must be short.
 pub(crate) fn uninterrupted<T>(work: impl FnOnce() -> T) -> T {
     let _registry = lock();
     work()
 }
 
-/// Undoes everything, the last first. Nothing can be entered any more, or be taken off.
+/// Performs all actions, the last one first. Afterwards the list stays locked.
 pub(super) fn undo_all() {
     let mut registry = lock();
     while let Some((number, undo)) = registry.armed.pop_last() {
@@ -130,8 +132,8 @@ pub(super) fn undo_all() {
     std::mem::forget(registry);
 }
 
-/// A folder for what only this process needs: for sockets, mounts, and programs that want names. It
-/// goes with the process, however that ends.
+/// A temporary folder for sockets, mounts and files that need names. It is removed when the process
+/// ends, even by SIGKILL.
 #[derive(Debug)]
 pub(crate) struct Scratch {
     path: PathBuf,
@@ -139,15 +141,15 @@ pub(crate) struct Scratch {
 }
 
 impl Scratch {
-    /// Makes one among the system's temporary files.
+    /// Makes a folder in the system's folder for temporary files.
     pub(crate) fn new(prefix: &str) -> io::Result<Self> {
         Self::within(&std::env::temp_dir(), prefix)
     }
 
-    /// Makes one in `folder`.
+    /// Makes a folder in `folder`.
     pub(crate) fn within(folder: &Path, prefix: &str) -> io::Result<Self> {
         let folder = std::path::absolute(folder)?;
-        // Its name is not known before it is made.
+        // The name is random, so that other users cannot predict it.
         let name = random_name(prefix)?;
         let path = folder.join(name);
         let make = || private_folder(&path);
@@ -155,16 +157,16 @@ impl Scratch {
         Ok(Self { path, _armed: armed })
     }
 
-    /// Where it is.
+    /// The folder's absolute path.
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 }
 
-/// `PREFIX` and 48 random bits, and an error if there is such a folder.
+/// `prefix` and 48 random bits in hexadecimal.
 fn random_name(prefix: &str) -> io::Result<String> {
     let id = kaleidoscope_core::clone::CloneId::random().map_err(io::Error::other)?;
-    // Short, because sockets in it have paths of at most 108 bytes.
+    // Short, because a Unix socket's path has at most 108 bytes.
     Ok(id
         .to_string()
         .chars()
@@ -172,7 +174,7 @@ fn random_name(prefix: &str) -> io::Result<String> {
         .fold(prefix.to_owned(), |name, digit| name + digit.encode_utf8(&mut [0; 4])))
 }
 
-/// Makes a folder that is its owner's alone, and that was not there before.
+/// Makes a folder that only its owner can access. Fails if the path exists.
 fn private_folder(path: &Path) -> io::Result<()> {
     use std::os::unix::fs::DirBuilderExt;
     std::fs::DirBuilder::new().mode(0o700).create(path)

@@ -1,4 +1,4 @@
-//! Things that would outlive the process, and how each is put right.
+//! Cleanup actions for things that would outlive the process.
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::mount::{UnmountFlags, unmount};
@@ -11,48 +11,49 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// How often to remove a folder in which a process that ends still makes files, and how long to
-/// wait between two attempts.
+/// Attempts to remove a folder, in which a process that is ending may still create files, and the
+/// pause between two attempts.
 const ATTEMPTS: u32 = 20;
 const PAUSE: Duration = Duration::from_millis(10);
 
 /// How long a child may take to die, in seconds.
 const DYING: i64 = 5;
 
-/// Something to be put right.
+/// A cleanup action.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) enum Undo {
-    /// A file or folder that goes away.
+    /// Removes a file, or a folder with its contents.
     Remove(PathBuf),
-    /// Folders that go away if they are empty, each before the one that it is in.
+    /// Removes folders that are empty. Subfolders come before their parents.
     RemoveEmpty(Vec<PathBuf>),
-    /// A file system that goes away.
+    /// Unmounts a file system.
     Unmount(PathBuf),
-    /// A setting of the kernel's that gets its former value.
+    /// Restores the former value of a kernel setting.
     Restore {
-        /// Its file.
+        /// The setting's file.
         path: PathBuf,
-        /// What was in it.
+        /// The file's former contents.
         value: String,
     },
-    /// A child that is killed.
+    /// Kills a child.
     #[serde(skip)]
     Kill(Arc<OwnedFd>),
 }
 
 impl Undo {
-    /// Puts it right. What is right already is no error.
+    /// Performs the action. If nothing is to be done, that is no error.
     #[expect(clippy::disallowed_methods, reason = "a setting of the kernel's is written as it is")]
     pub(crate) fn perform(&self) -> io::Result<()> {
         match self {
             Self::Remove(path) => remove(path),
             Self::RemoveEmpty(folders) => {
-                // Where the work was done there is something in them.
+                // Fails at the first folder with results in it.
                 let _ = folders.iter().try_for_each(fs::remove_dir);
                 Ok(())
             }
             Self::Unmount(path) => {
-                // Not mounted any more, in all likelihood; else the folder cannot be removed.
+                // Usually fails because the file system is unmounted already. If it is still
+                // mounted, removing the folder fails and reports it.
                 let _ = unmount(path, UnmountFlags::DETACH);
                 Ok(())
             }
@@ -67,16 +68,16 @@ impl Undo {
         }
     }
 
-    /// What is said if it cannot be put right.
+    /// The warning for an action that failed.
     pub(crate) fn failure(&self, error: &io::Error) -> String {
         match self {
-            Self::Remove(path) => format!("warning: {} is left: {error}", path.display()),
-            Self::RemoveEmpty(_) => format!("warning: a folder is left: {error}"),
-            Self::Unmount(path) => format!("warning: {} is left mounted: {error}", path.display()),
+            Self::Remove(path) => format!("warning: cannot remove {}: {error}", path.display()),
+            Self::RemoveEmpty(_) => format!("warning: cannot remove a folder: {error}"),
+            Self::Unmount(path) => format!("warning: cannot unmount {}: {error}", path.display()),
             Self::Restore { path, value } => {
-                format!("warning: {} is not {value} again: {error}", path.display())
+                format!("warning: cannot restore {} to {value}: {error}", path.display())
             }
-            Self::Kill(_) => format!("warning: a child goes on: {error}"),
+            Self::Kill(_) => format!("warning: cannot kill a child process: {error}"),
         }
     }
 }

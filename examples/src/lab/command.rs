@@ -1,4 +1,4 @@
-//! Running host programs with errors that say what to do.
+//! Runs host programs, with errors that suggest a remedy.
 
 use std::io::ErrorKind;
 use std::process::{Command, Output, Stdio};
@@ -7,7 +7,7 @@ use super::error::{Error, Result};
 use crate::interrupt::child;
 use crate::lines::last_lines;
 
-/// A host program the lab uses, and where it comes from.
+/// A host program that the lab uses, and its package.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Tool {
     /// Name on the path.
@@ -38,8 +38,8 @@ const fn tool(program: &'static str, package: &'static str) -> Tool {
 }
 
 impl Tool {
-    /// A command with no standard input; its environment's language is C, and `/sbin` is on its
-    /// path (mkfs lives there and is often missing from an ordinary user's path).
+    /// A command without standard input, in the C locale, and with `/sbin` on its path. mkfs is
+    /// there, and an ordinary user's path often lacks this folder.
     pub(crate) fn command(self) -> Command {
         let mut command = Command::new(self.program);
         let path = std::env::var("PATH").unwrap_or_default();

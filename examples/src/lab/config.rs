@@ -1,4 +1,4 @@
-//! What a guest's machine consists of, and QEMU's words for it.
+//! The configuration of a guest's machine, and QEMU's arguments for it.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -6,7 +6,7 @@ use std::time::Duration;
 /// The name of the RAM's memory region in QEMU's `info mtree`.
 pub(crate) const RAM: &str = "guest-ram";
 
-/// A raw disk image and the serial number by which the guest knows it.
+/// A raw disk image, and the serial number by which the guest identifies it.
 #[derive(Clone, Debug)]
 pub(crate) struct Disk {
     /// virtio-blk serial number.
@@ -15,20 +15,20 @@ pub(crate) struct Disk {
     pub(crate) path: PathBuf,
 }
 
-/// How a guest's life begins.
+/// How a guest starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Origin {
-    /// With power-on: it writes into its RAM file and its disks.
+    /// By booting. The guest writes to its RAM file and its disks.
     PowerOn,
-    /// As a clone of a saved guest: it waits for the devices' state, and writes neither into the
-    /// RAM file nor into the disks.
+    /// As a clone of a saved guest. QEMU waits for the devices' state, and writes neither to the
+    /// RAM file nor to the disks.
     Clone,
 }
 
-/// What to start.
+/// The configuration of a guest.
 #[derive(Clone, Debug)]
 pub(crate) struct Config {
-    /// How the guest begins.
+    /// How the guest starts.
     pub(crate) origin: Origin,
     /// QEMU machine type.
     pub(crate) machine: String,
@@ -46,13 +46,13 @@ pub(crate) struct Config {
     pub(crate) command_line: String,
     /// Disks in order.
     pub(crate) disks: Vec<Disk>,
-    /// Whether to plug a balloon.
+    /// Whether to add a balloon device.
     pub(crate) balloon: bool,
-    /// The file that is the guest's RAM.
+    /// The file that backs the guest's RAM.
     pub(crate) ram: PathBuf,
-    /// The file that takes the guest's console.
+    /// The file for the output of the guest's console.
     pub(crate) console: PathBuf,
-    /// How long to wait for each of the guest's words.
+    /// How long to wait for each of the guest's messages.
     pub(crate) timeout: Duration,
 }
 
@@ -102,14 +102,14 @@ impl Config {
         }
         if self.origin == Origin::Clone {
             option("-incoming", "defer".to_owned());
-            // Paused once it has arrived.
+            // Stays paused after the state has been loaded.
             words.push("-S".to_owned());
         }
         words
     }
 }
 
-/// A comma in a value of QEMU's option lists is written twice.
+/// Doubles commas, as required in values of QEMU's option lists.
 fn escape(path: &Path) -> String {
     path.display().to_string().replace(',', ",,")
 }

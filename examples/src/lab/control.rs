@@ -1,42 +1,42 @@
-//! The words that host and agent exchange over the guest's second serial port, one per line.
+//! The messages that host and agent exchange over the guest's second serial port, one per line.
 
 use std::fmt::{self, Display};
 
-/// What the agent tells the host.
+/// A message from the agent to the host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum FromGuest {
     /// The agent runs.
     Ready,
-    /// The workload is warm and still.
+    /// The workload is warm and idle.
     Warm,
-    /// Everything is dumped; page flags were read just now: pause.
+    /// Everything is dumped, and page flags were just read: the host may pause the guest.
     Bracket,
     /// Page flags were read again and written; the dump is complete.
     Done,
-    /// A workload begins in a clone.
+    /// A workload has started in a clone.
     Began,
-    /// The workload is over, with this exit status.
+    /// The workload has ended with this exit status.
     Ended(i32),
     /// The agent gave up.
     Failed(String),
 }
 
-/// What the host tells the agent.
+/// A message from the host to the agent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum FromHost {
     /// Start the dump.
     Dump,
-    /// Load the crash kernel and panic into it; the agent's next life says `ready` again.
+    /// Load the crash kernel and panic into it. The agent then sends `ready` again, from there.
     Crash,
     /// The pause is over: read the page flags again.
     Again,
-    /// This is a clone: run these words with bash. On the line they are a JSON string, because
-    /// they may have lines themselves.
+    /// This is a clone: run this script with bash. It is sent as a JSON string, because it may
+    /// contain line feeds.
     Run(String),
 }
 
 impl FromGuest {
-    /// Reads a line; `None` for noise.
+    /// Parses a line; `None` for anything else, such as console output.
     pub(crate) fn parse(line: &str) -> Option<Self> {
         match line.trim() {
             "ready" => Some(Self::Ready),
@@ -54,7 +54,7 @@ impl FromGuest {
 }
 
 impl FromHost {
-    /// Reads a line; `None` for noise.
+    /// Parses a line; `None` for anything else.
     pub(crate) fn parse(line: &str) -> Option<Self> {
         match line.trim() {
             "dump" => Some(Self::Dump),
@@ -85,7 +85,7 @@ impl Display for FromHost {
             Self::Dump => f.write_str("dump"),
             Self::Crash => f.write_str("crash"),
             Self::Again => f.write_str("again"),
-            Self::Run(words) => write!(f, "run {}", serde_json::Value::from(words.as_str())),
+            Self::Run(script) => write!(f, "run {}", serde_json::Value::from(script.as_str())),
         }
     }
 }

@@ -18,7 +18,7 @@ const SWAP_PAGES: u32 = 256 << 8;
 const XFS_SIZE: u64 = 320 << 20;
 const PAGE_SIZE: u64 = 4096;
 
-/// Makes a file of `size` bytes that takes no room.
+/// Makes a sparse file of `size` bytes.
 ///
 /// # Errors
 /// If it cannot be created.
@@ -28,8 +28,8 @@ pub(crate) fn empty(path: &Path, size: u64) -> Result<File> {
     Ok(file)
 }
 
-/// Makes an empty swap area: in the first page the version and last page number at byte 1024 and
-/// the signature in the last ten bytes (mkswap(8), version 1).
+/// Makes an empty swap area (mkswap(8), version 1). The first page has the version and the last
+/// page's number at byte 1024, and the signature in the last ten bytes.
 ///
 /// # Errors
 /// If the file cannot be written.

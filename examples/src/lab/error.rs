@@ -1,4 +1,4 @@
-//! What can go wrong in the lab.
+//! The lab's errors.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -20,7 +20,8 @@ pub(crate) enum Error {
     },
     /// A host program is not installed.
     #[error(
-        "`{program}` is not installed; run: apt-get update && apt-get install -y {package}\n(examples/lab/setup.sh installs all the lab needs)"
+        "`{program}` is not installed; run: apt-get update && apt-get install -y {package}\n\
+         (examples/lab/setup.sh installs all the lab needs)"
     )]
     MissingProgram {
         /// The program's name.
@@ -35,28 +36,28 @@ pub(crate) enum Error {
         command: String,
         /// Its exit status.
         status: std::process::ExitStatus,
-        /// The end of what it said.
+        /// The end of its standard error.
         stderr: String,
-        /// What to do about it, or nothing.
+        /// A remedy, or empty.
         hint: &'static str,
     },
-    /// apt has not what the lab needs.
+    /// apt does not offer a package that the lab needs.
     #[error("packages: {0}")]
     Packages(String),
-    /// The kernel packages or tree given do not hold what a guest needs.
+    /// The given kernel packages or folders lack something that a guest needs.
     #[error("kernel: {0}")]
     Kernel(String),
-    /// Something in the guest's life took too long or ended early.
+    /// A step of the guest took too long, or the guest ended early.
     #[error("{what} (after {} s); the end of the guest's serial console:\n{tail}", after.as_secs())]
     Guest {
-        /// What was waited for, and how the wait ended.
+        /// The awaited event, and how the wait ended.
         what: String,
-        /// How long it was waited for.
+        /// How long the wait took.
         after: Duration,
         /// The last lines of the guest's console.
         tail: String,
     },
-    /// QEMU's control socket said no, or something not understood.
+    /// QEMU refused a QMP command, or its answer cannot be understood.
     #[error("QMP: {0}")]
     Qmp(String),
     /// The text of `info mtree -f` has no usable RAM regions.
@@ -73,7 +74,7 @@ pub(crate) enum Error {
     /// A clone cannot be made or its touches cannot be recorded.
     #[error("trace: {0}")]
     Trace(String),
-    /// A guest's folder does not hold what can be learned from.
+    /// A guest's folder lacks usable traces.
     #[error("{}: {what}", path.display())]
     Traces {
         /// The file concerned.
@@ -99,7 +100,7 @@ impl From<Failure> for Error {
 pub(crate) type Result<T> = std::result::Result<T, Error>;
 
 impl Error {
-    /// For `map_err`: an I/O error that says what was done to which file.
+    /// For `map_err`: an I/O error with the operation and the file.
     pub(crate) fn io(doing: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.to_owned();
         move |source| Self::Io { doing, path, source }

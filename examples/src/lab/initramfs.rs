@@ -1,4 +1,4 @@
-//! The guest's first root: busybox, the modules it needs to find its disks, and a script.
+//! The guest's initramfs: busybox, the modules for its disks, and a script.
 
 #![cfg_attr(
     not(test),
@@ -11,7 +11,7 @@ use super::error::{Error, Result};
 use super::modules::Module;
 use crate::cpio::CpioWriter;
 
-/// Loads the modules in order, finds the disk whose serial number is `root`, and goes there.
+/// Loads the modules in order, and switches to the disk with the serial number `root`.
 const INIT: &str = r#"#!/bin/busybox sh
 b=/bin/busybox
 fail() { echo "lab: $1"; $b poweroff -f; }
@@ -52,7 +52,7 @@ fn build(busybox: &[u8], modules: &[Module]) -> std::io::Result<Vec<u8>> {
     for folder in ["bin", "dev", "proc", "sys", "root", "modules"] {
         cpio.directory(folder)?;
     }
-    // Without it the kernel has no console to run init on.
+    // The kernel opens it as init's standard input and output.
     cpio.device("dev/console", 5, 1)?;
     cpio.file("init", 0o755, INIT.as_bytes())?;
     cpio.file("bin/busybox", 0o755, busybox)?;

@@ -1,4 +1,4 @@
-//! The guest's kernel: from packages or an unpacked tree to an image and its modules.
+//! Finds the guest's kernel image and its modules in packages or an unpacked folder.
 
 #![cfg_attr(
     not(test),
@@ -28,8 +28,9 @@ pub(crate) struct Kernel {
 }
 
 impl Kernel {
-    /// Finds the kernel the user asked for: `given` holds package archives and unpacked trees, or
-    /// nothing for the newest cloud kernel of the host's release; `release` picks one of several.
+    /// Finds the requested kernel. `given` lists package archives and unpacked folders; if empty,
+    /// the newest cloud kernel of the host's release is downloaded. `release` selects one of
+    /// several kernels.
     ///
     /// # Errors
     /// If there is none, or several and no release was named.
@@ -117,7 +118,7 @@ fn unpack_once(cache: &Path, archives: &[PathBuf]) -> Result<PathBuf> {
     if tree.is_dir() {
         return Ok(tree);
     }
-    // Unpack beside and rename, so that an interrupted run leaves no half tree.
+    // Unpack elsewhere and rename, so that an interrupted run leaves no partial folder.
     let partial = tree.with_extension("partial");
     if partial.exists() {
         std::fs::remove_dir_all(&partial).map_err(Error::io("remove", &partial))?;
@@ -133,7 +134,7 @@ fn unpack_once(cache: &Path, archives: &[PathBuf]) -> Result<PathBuf> {
     Ok(tree)
 }
 
-/// Names and paths in `folder`, nothing if there is no such folder.
+/// Names and paths of the entries of `folder`; empty if it does not exist.
 fn entries(folder: &Path) -> Vec<(String, PathBuf)> {
     let Ok(found) = std::fs::read_dir(folder) else { return Vec::new() };
     found

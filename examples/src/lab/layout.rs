@@ -1,10 +1,10 @@
-//! Where guest RAM lies: from QEMU's `info mtree -f` to the lab's `layout.txt`.
+//! The layout of guest RAM: parses QEMU's `info mtree -f`, and writes the lab's `layout.txt`.
 //!
-//! The flat view of the address space "memory" lists what the guest sees at each address, one
-//! line per range: `START-END (prio N, KIND): NAME @OFFSET`, end inclusive, offset (left out when
-//! zero) into the memory region NAME, which is the RAM file. Below 1 MiB the chipset may show
-//! parts of the file read-only (shadowed ROM) or not at all; above, a range is moved past 4 GiB
-//! when it does not fit below the PCI hole.
+//! The flat view of the address space "memory" lists what the guest sees at each address, with one
+//! line per range: `START-END (prio N, KIND): NAME @OFFSET`. END is inclusive. OFFSET (omitted when
+//! zero) is in the memory region NAME, which is the RAM file. Below 1 MiB the chipset may map parts
+//! of the file read-only (shadowed ROM) or not at all. RAM that does not fit below the PCI hole is
+//! mapped from 4 GiB on.
 
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
@@ -12,7 +12,7 @@ use std::fmt::{self, Display};
 
 use super::error::{Error, Result};
 
-/// RAM of one contiguous range of guest-physical addresses, contiguous in the file too.
+/// A range of RAM that is contiguous both in guest-physical addresses and in the file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Region {
     /// Byte offset in the RAM file.
@@ -23,7 +23,8 @@ pub(crate) struct Region {
     pub(crate) size: u64,
 }
 
-/// The RAM regions in order of address, and where the guest sees something else or may not write.
+/// The RAM regions in order of address, with notes on where the guest sees something else or
+/// cannot write.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Layout {
     /// RAM regions.
@@ -40,8 +41,8 @@ struct Range {
 }
 
 impl Layout {
-    /// Reads the output of `info mtree -f`: the ranges of the memory region named `backend`, which
-    /// is `length` bytes long.
+    /// Parses the output of `info mtree -f` for the ranges of the memory region named `backend`,
+    /// which has `length` bytes.
     ///
     /// # Errors
     /// If a range of that region cannot be understood, ranges overlap, or the regions do not
@@ -64,8 +65,8 @@ impl Layout {
         )))
     }
 
-    /// Joins ranges with equal distance between address and file offset; what lies between two
-    /// joined ranges is in the file but not seen by the guest as RAM.
+    /// Joins ranges with equal differences between address and file offset. A gap between two
+    /// joined ranges is part of the file, but the guest does not see it as RAM.
     fn merge(ranges: &[Range]) -> Result<Self> {
         let mut layout = Self::default();
         let mut end = 0;
@@ -101,12 +102,12 @@ impl Layout {
     }
 }
 
-/// The inclusive end of a range, for people.
+/// The inclusive end of a range.
 fn last(exclusive: u64) -> u64 {
     exclusive.saturating_sub(1)
 }
 
-/// Lines of the flat view that the address space "memory" uses.
+/// The lines of the flat view of the address space "memory".
 fn system_view(text: &str) -> impl Iterator<Item = &str> {
     let mut wanted = false;
     text.lines().filter(move |line| {

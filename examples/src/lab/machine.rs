@@ -1,4 +1,4 @@
-//! One running QEMU: started, watched, paused, and killed when dropped.
+//! A QEMU process: starts, controls and pauses it, and kills it on drop.
 
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -21,7 +21,7 @@ use crate::lines::last_lines;
 /// How long QEMU may take to answer on its sockets.
 const QMP_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Lines of the guest's console that an error quotes.
+/// Number of lines of the guest's console that errors quote.
 const TAIL_LINES: usize = 25;
 
 /// A running guest.
@@ -30,11 +30,12 @@ pub(crate) struct Machine {
     qemu: KillOnDrop,
     qmp: Qmp<UnixStream>,
     control: UnixStream,
-    heard: Vec<u8>,
+    received: Vec<u8>,
     console: PathBuf,
     timeout: Duration,
     ram_bytes: u64,
-    /// Holds the sockets; their paths must be short, so that they are not beside the images.
+    /// The folder of the sockets. It is not next to the images, because a Unix socket's path must
+    /// be short.
     _sockets: Scratch,
 }
 
@@ -47,7 +48,7 @@ impl Machine {
         let sockets = Scratch::new("kaleidoscope-lab-")
             .map_err(Error::io("create", Path::new("socket folder")))?;
         let (qmp, control) = (sockets.path().join("qmp"), sockets.path().join("control"));
-        // QEMU ends with this process, whatever ends it.
+        // QEMU ends when this process does, even by SIGKILL.
         let mut command = QEMU.command();
         command.args(config.arguments(&qmp, &control)).stdout(Stdio::null()).stderr(Stdio::piped());
         let (qemu, armed) =
@@ -59,13 +60,14 @@ impl Machine {
         control
             .set_read_timeout(Some(Duration::from_millis(100)))
             .map_err(Error::io("configure", &config.ram))?;
-        // QEMU opens its sockets before it looks at most of its arguments.
-        let qmp = Qmp::connect(qmp).map_err(|error| said_by(&mut qemu.0).unwrap_or(error))?;
+        // QEMU opens its sockets before it checks most of its arguments, so an invalid argument
+        // may show up here.
+        let qmp = Qmp::connect(qmp).map_err(|error| exit_error(&mut qemu.0).unwrap_or(error))?;
         Ok(Self {
             qemu,
             qmp,
             control,
-            heard: Vec::new(),
+            received: Vec::new(),
             console: config.console.clone(),
             timeout: config.timeout,
             ram_bytes: config.memory_mib << 20,
@@ -73,22 +75,22 @@ impl Machine {
         })
     }
 
-    /// Waits until the guest says `expected`.
+    /// Waits until the guest sends `expected`.
     ///
     /// # Errors
-    /// [`Error::Agent`] if it says that it failed; [`Error::Guest`], with the end of its console,
-    /// if it ends or takes longer than the configured timeout.
+    /// [`Error::Agent`] if the guest reports a failure. [`Error::Guest`], with the end of its
+    /// console, if it ends, sends another message, or takes longer than the configured timeout.
     pub(crate) fn wait_for(&mut self, expected: &FromGuest) -> Result<()> {
         let begin = Instant::now();
         loop {
-            match self.hear(begin)? {
-                Some(word) if word == *expected => return Ok(()),
-                Some(word) => {
-                    let what = format!("the guest said `{word}` instead of `{expected}`");
+            match self.receive(begin)? {
+                Some(message) if message == *expected => return Ok(()),
+                Some(message) => {
+                    let what = format!("the guest sent `{message}` instead of `{expected}`");
                     return Err(self.guest_error(what, begin));
                 }
                 None if begin.elapsed() > self.timeout => {
-                    let what = format!("the guest did not say `{expected}` in time");
+                    let what = format!("the guest did not send `{expected}` in time");
                     return Err(self.guest_error(what, begin));
                 }
                 None => {}
@@ -96,22 +98,21 @@ impl Machine {
         }
     }
 
-    /// The guest's next word, if it says one within a tenth of a second. `begin` is when its words
-    /// began to be waited for.
+    /// The guest's next message, if one arrives within 100 ms. `begin` is when the wait began.
     ///
     /// # Errors
-    /// [`Error::Agent`] if it says that it failed; [`Error::Guest`] if it ended.
-    pub(crate) fn hear(&mut self, begin: Instant) -> Result<Option<FromGuest>> {
+    /// [`Error::Agent`] if the guest reports a failure; [`Error::Guest`] if QEMU ended.
+    pub(crate) fn receive(&mut self, begin: Instant) -> Result<Option<FromGuest>> {
         let mut buffer = [0; 256];
         match self.control.read(&mut buffer) {
             Ok(0) => {
-                // The serial port is gone with QEMU.
+                // End of file: QEMU is exiting.
                 sleep(Duration::from_millis(50));
                 if let Ok(Some(status)) = self.qemu.0.try_wait() {
                     return Err(self.guest_error(format!("QEMU ended ({status})"), begin));
                 }
             }
-            Ok(count) => self.heard.extend_from_slice(buffer.get(..count).unwrap_or_default()),
+            Ok(count) => self.received.extend_from_slice(buffer.get(..count).unwrap_or_default()),
             Err(error)
                 if matches!(
                     error.kind(),
@@ -119,19 +120,19 @@ impl Machine {
                 ) => {}
             Err(error) => return Err(Error::Qmp(format!("control port: {error}"))),
         }
-        match self.next_word() {
+        match self.next_message() {
             Some(FromGuest::Failed(why)) => Err(Error::Agent(why)),
-            word => Ok(word),
+            message => Ok(message),
         }
     }
 
-    /// Tells the guest something.
+    /// Sends a message to the guest.
     ///
     /// # Errors
     /// If the serial port is closed.
-    pub(crate) fn tell(&mut self, word: &FromHost) -> Result<()> {
+    pub(crate) fn send(&mut self, message: &FromHost) -> Result<()> {
         self.control
-            .write_all(format!("{word}\n").as_bytes())
+            .write_all(format!("{message}\n").as_bytes())
             .map_err(|error| Error::Qmp(format!("control port: {error}")))
     }
 
@@ -140,7 +141,7 @@ impl Machine {
         self.qmp.execute("stop", json!({})).map(drop)
     }
 
-    /// Lets them run again.
+    /// Resumes all vCPUs.
     pub(crate) fn resume(&mut self) -> Result<()> {
         self.qmp.execute("cont", json!({})).map(drop)
     }
@@ -150,7 +151,7 @@ impl Machine {
         self.qmp.human("info registers -a")
     }
 
-    /// Where the RAM lies.
+    /// The layout of the guest's RAM.
     pub(crate) fn layout(&mut self) -> Result<Layout> {
         Layout::from_mtree(&self.qmp.human("info mtree -f")?, RAM, self.ram_bytes)
     }
@@ -168,8 +169,8 @@ impl Machine {
         self.wait_for_migration()
     }
 
-    /// Loads what [`Machine::save_devices`] saved into a machine that was started as a clone; it
-    /// stays paused.
+    /// Loads the state that [`Machine::save_devices`] saved into a machine that was started as a
+    /// clone. The machine stays paused.
     ///
     /// # Errors
     /// If QEMU refuses or fails, for example because its version differs.
@@ -177,7 +178,7 @@ impl Machine {
         self.ignore_shared()?;
         let uri = format!("exec:cat {}", quote(file));
         self.qmp.execute("migrate-incoming", json!({ "uri": uri }))?;
-        self.wait_for_migration().map_err(|error| said_by(&mut self.qemu.0).unwrap_or(error))
+        self.wait_for_migration().map_err(|error| exit_error(&mut self.qemu.0).unwrap_or(error))
     }
 
     fn ignore_shared(&mut self) -> Result<()> {
@@ -204,7 +205,7 @@ impl Machine {
         }
     }
 
-    /// The host's thread of each vCPU, in order of the vCPUs.
+    /// The host thread ID of each vCPU, by vCPU index.
     ///
     /// # Errors
     /// If QEMU's answer cannot be understood.
@@ -218,22 +219,22 @@ impl Machine {
             .filter_map(|vcpu| Some((number(vcpu, "cpu-index")?, number(vcpu, "thread-id")?)))
             .collect();
         threads.sort_unstable();
-        // Each index is there, so that a vCPU's number is its place.
+        // All indices must be present, so that a vCPU's index is its position.
         if threads.is_empty() || !(0..).zip(&threads).all(|(place, (index, _))| place == *index) {
             return Err(Error::Qmp(format!("query-cpus-fast: cannot read {answer}")));
         }
         Ok(threads.into_iter().map(|(_, thread)| thread).collect())
     }
 
-    /// QEMU's process.
+    /// QEMU's PID.
     pub(crate) fn pid(&self) -> u32 {
         self.qemu.0.id()
     }
 
-    /// Takes memory from the guest until it has `target` bytes.
+    /// Inflates the balloon until the guest has `target` bytes.
     ///
     /// # Errors
-    /// If the guest gives back nothing for the configured timeout.
+    /// If the guest does not reach the target within the configured timeout.
     pub(crate) fn balloon(&mut self, target: u64) -> Result<()> {
         self.qmp.execute("balloon", json!({ "value": target }))?;
         let begin = Instant::now();
@@ -250,10 +251,10 @@ impl Machine {
         }
     }
 
-    /// Ends QEMU in order, so that its disks are complete.
+    /// Ends QEMU cleanly, so that its disks are complete.
     ///
     /// # Errors
-    /// If it does not end.
+    /// If QEMU refuses or does not end in time.
     pub(crate) fn quit(mut self) -> Result<()> {
         self.qmp.execute("quit", json!({}))?;
         let begin = Instant::now();
@@ -266,17 +267,17 @@ impl Machine {
         Err(Error::Qmp("QEMU does not quit".to_owned()))
     }
 
-    fn next_word(&mut self) -> Option<FromGuest> {
-        while let Some(end) = self.heard.iter().position(|byte| *byte == b'\n') {
-            let line: Vec<u8> = self.heard.drain(..=end).collect();
-            if let Some(word) = FromGuest::parse(&String::from_utf8_lossy(&line)) {
-                return Some(word);
+    fn next_message(&mut self) -> Option<FromGuest> {
+        while let Some(end) = self.received.iter().position(|byte| *byte == b'\n') {
+            let line: Vec<u8> = self.received.drain(..=end).collect();
+            if let Some(message) = FromGuest::parse(&String::from_utf8_lossy(&line)) {
+                return Some(message);
             }
         }
         None
     }
 
-    /// An error with the end of the guest's console; `begin` is when the wait began.
+    /// An error with the end of the guest's console. `begin` is when the wait began.
     pub(crate) fn guest_error(&self, what: String, begin: Instant) -> Error {
         let console = std::fs::read(&self.console).unwrap_or_default();
         let tail = last_lines(&String::from_utf8_lossy(&console), TAIL_LINES);
@@ -284,7 +285,7 @@ impl Machine {
     }
 }
 
-/// A child that does not outlive this value.
+/// A child that is killed on drop.
 #[derive(Debug)]
 struct KillOnDrop(Child, Option<Armed>);
 
@@ -299,10 +300,10 @@ impl Drop for KillOnDrop {
     }
 }
 
-/// Which QEMU this is, like `QEMU emulator version 7.2.22 (...)`.
+/// QEMU's version, like `QEMU emulator version 7.2.22 (...)`.
 ///
 /// # Errors
-/// If it is not installed.
+/// If QEMU is not installed.
 pub(crate) fn qemu_version() -> Result<String> {
     let output = QEMU.run(QEMU.command().arg("--version"))?;
     let text = String::from_utf8_lossy(&output.stdout);
@@ -325,15 +326,15 @@ fn connect(qemu: &mut Child, path: &Path) -> Result<UnixStream> {
             Err(_) => sleep(Duration::from_millis(10)),
         }
         if let Ok(Some(_)) = qemu.try_wait()
-            && let Some(error) = said_by(qemu)
+            && let Some(error) = exit_error(qemu)
         {
             return Err(error);
         }
     }
 }
 
-/// Waits a moment for QEMU to end, and makes an error of its last words.
-fn said_by(qemu: &mut Child) -> Option<Error> {
+/// Waits briefly for QEMU to end, and returns its standard error as an error. `None` if QEMU runs.
+fn exit_error(qemu: &mut Child) -> Option<Error> {
     sleep(Duration::from_millis(200));
     let status = qemu.try_wait().ok().flatten()?;
     let mut stderr = String::new();
@@ -344,7 +345,7 @@ fn said_by(qemu: &mut Child) -> Option<Error> {
     Some(Error::Program { command, status, stderr: last_lines(&stderr, 10), hint: "" })
 }
 
-/// A path as one word of the shell.
+/// Quotes a path for the shell.
 fn quote(path: &Path) -> String {
     format!("'{}'", path.display().to_string().replace('\'', r"'\''"))
 }

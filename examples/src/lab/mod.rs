@@ -1,5 +1,5 @@
-//! The guest lab: real guests with real file systems, whose own account of their memory is the
-//! truth that coloring is compared with.
+//! The guest lab: real guests with real file systems. Their kernels report how their memory is
+//! used; this is the ground truth that coloring is compared with.
 //!
 //! ```text
 //! packages -> kernel, modules -> initramfs ─┐
@@ -47,7 +47,8 @@ pub(crate) enum Command {
 }
 
 impl Command {
-    /// What is read and written. A guest's folder is not there, or replaced as a whole.
+    /// The files that are read and written. Guests' folders are left out: a folder is created or
+    /// replaced as a whole.
     pub(crate) fn files(&self) -> Files {
         match self {
             Self::Run(_) | Self::Trace(_) => Files::new(),

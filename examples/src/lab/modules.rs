@@ -1,8 +1,8 @@
-//! Kernel modules: which files a set of modules needs, in the order they must be loaded.
+//! Kernel modules and their dependencies in load order.
 //!
-//! Packages carry no `modules.dep` (it is made at installation), so that dependencies are read
-//! from the modules themselves: the `.modinfo` section is a list of NUL-terminated `key=value`
-//! strings, and `depends=` names the direct dependencies, separated by commas.
+//! Packages lack `modules.dep`, which is made at installation. Dependencies are therefore read from
+//! the modules themselves: the `.modinfo` section is a list of NUL-terminated `key=value` strings,
+//! and `depends=` lists the direct dependencies, separated by commas.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -72,8 +72,8 @@ impl ModuleTree {
     }
 }
 
-/// Names of the modules in the kernel image. `modules.builtin` lists their paths; newer packages
-/// list some only in `modules.builtin.modinfo`, as NUL-terminated `name.key=value` strings.
+/// Names of the built-in modules. `modules.builtin` lists their paths. Newer packages list some
+/// only in `modules.builtin.modinfo`, as NUL-terminated `name.key=value` strings.
 fn built_in(folder: &Path) -> BTreeSet<String> {
     let read = |name: &str| std::fs::read(folder.join(name)).unwrap_or_default();
     let (paths, info) = (read("modules.builtin"), read("modules.builtin.modinfo"));
@@ -83,8 +83,8 @@ fn built_in(folder: &Path) -> BTreeSet<String> {
     listed.chain(described).collect()
 }
 
-/// Depth-first, dependencies before dependents; `read` gives a module's bytes, or `None` if it is
-/// built in. A cycle (which the kernel's build refuses) is cut rather than followed.
+/// Loads modules depth-first, dependencies before dependents. `read` returns a module's bytes, or
+/// `None` if it is built in. Cycles, which the kernel's build refuses, are not followed.
 fn resolve(
     wanted: &[&str],
     mut read: impl FnMut(&str) -> Result<Option<Vec<u8>>>,

@@ -1,7 +1,8 @@
-//! Debian packages of the host's release: which ones, fetched where, unpacked how.
+//! Downloads and unpacks Debian packages of the host's release.
 //!
-//! Nothing is installed and no root rights are needed: apt resolves dependencies against an empty
-//! package database, downloads into the lab's cache, and the archives are unpacked like tar files.
+//! No package is installed, and no root rights are needed. apt resolves dependencies against an
+//! empty package database and downloads archives into the lab's cache. The archives are unpacked
+//! like tar files.
 
 #![cfg_attr(
     not(test),
@@ -20,10 +21,10 @@ use super::error::{Error, Result};
 /// The package that depends on the release's newest cloud kernel.
 const KERNEL_METAPACKAGE: &str = "linux-image-cloud-amd64";
 
-/// Names the newest cloud kernel's package, like `linux-image-6.1.0-56-cloud-amd64`.
+/// The name of the newest cloud kernel's package, like `linux-image-6.1.0-56-cloud-amd64`.
 ///
 /// # Errors
-/// If apt fails or knows no such package.
+/// If apt fails or does not offer such a package.
 pub(crate) fn newest_cloud_kernel() -> Result<String> {
     let output = APT_CACHE.run(APT_CACHE.command().args(["depends", KERNEL_METAPACKAGE]))?;
     let text = String::from_utf8_lossy(&output.stdout);
@@ -36,7 +37,7 @@ pub(crate) fn newest_cloud_kernel() -> Result<String> {
         })
 }
 
-/// All packages that `wanted` need, themselves included, on a machine that has none.
+/// The packages `wanted` and all their dependencies, assuming that none is installed.
 ///
 /// # Errors
 /// If apt fails.
@@ -67,9 +68,9 @@ pub(crate) fn download(folder: &Path, packages: &[String]) -> Result<Vec<PathBuf
     let missing: Vec<_> =
         packages.iter().filter(|package| archive_of(folder, package).is_none()).collect();
     if !missing.is_empty() {
-        // An archive that is cut short must not be taken for a whole one the next time.
+        // Download elsewhere and rename, so that the next run does not use a truncated archive.
         let scratch = Scratch::within(folder, ".partial-").map_err(Error::io("create", folder))?;
-        // As root, apt downloads as its own user and warns where that user may not write.
+        // As root, apt downloads as its own user, and warns if that user cannot write here.
         APT_GET.run(
             APT_GET
                 .command()
@@ -107,8 +108,8 @@ fn archive_of(folder: &Path, package: &str) -> Option<PathBuf> {
         .map(|entry| entry.path())
 }
 
-/// Unpacks `archive` into the existing `folder`, following directory links already there (so that
-/// `/lib -> usr/lib` stays a link although older packages ship a `/lib` directory).
+/// Unpacks `archive` into the existing `folder`. Follows existing links to directories, so that
+/// `/lib -> usr/lib` stays a link although older packages contain a `/lib` directory.
 ///
 /// # Errors
 /// If the archive cannot be read or unpacked.

@@ -1,7 +1,7 @@
 //! QEMU's machine protocol: one JSON object per line, events between replies.
 //!
-//! Protocol: QEMU `docs/interop/qmp-spec`. After connecting, QEMU greets; `qmp_capabilities` ends
-//! the negotiation; then each command's reply carries the command's `id`.
+//! Protocol: QEMU `docs/interop/qmp-spec`. After connecting, QEMU sends a greeting, and
+//! `qmp_capabilities` ends the negotiation. Each command's reply contains the command's `id`.
 
 use std::io::{BufRead, BufReader, Read, Write};
 
@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::error::{Error, Result};
 
-/// Longest line accepted; `info mtree` of a large machine is a few hundred kilobytes.
+/// Longest accepted line in bytes. `info mtree` of a large machine has a few hundred kilobytes.
 const LONGEST_LINE: u64 = 16 << 20;
 
 /// A connection to QEMU, ready for commands.
@@ -23,7 +23,7 @@ impl<S: Read + Write> Qmp<S> {
     /// Reads the greeting and ends the negotiation.
     ///
     /// # Errors
-    /// If the other side is not QEMU's machine protocol or goes away.
+    /// If the peer does not speak QEMU's machine protocol or closes the connection.
     pub(crate) fn connect(stream: S) -> Result<Self> {
         let mut qmp = Self { stream: BufReader::new(stream), next_id: 0 };
         let greeting = qmp.read()?;
@@ -34,7 +34,7 @@ impl<S: Read + Write> Qmp<S> {
         Ok(qmp)
     }
 
-    /// Runs a command and returns its result; events that arrive meanwhile are dropped.
+    /// Runs a command and returns its result. Events that arrive meanwhile are ignored.
     ///
     /// # Errors
     /// If the connection fails or QEMU refuses the command.
@@ -91,11 +91,11 @@ mod tests {
     use super::*;
     use std::io::Cursor;
 
-    /// A peer that says `input` whatever it is told, and remembers what it was told.
+    /// A peer that sends `input` regardless of commands, and records the commands.
     #[derive(Debug)]
     struct Script {
         input: Cursor<Vec<u8>>,
-        told: Vec<u8>,
+        commands: Vec<u8>,
     }
 
     impl Read for Script {
@@ -106,7 +106,7 @@ mod tests {
 
     impl Write for Script {
         fn write(&mut self, data: &[u8]) -> std::io::Result<usize> {
-            self.told.extend_from_slice(data);
+            self.commands.extend_from_slice(data);
             Ok(data.len())
         }
         fn flush(&mut self) -> std::io::Result<()> {
@@ -118,20 +118,22 @@ mod tests {
 
     fn connect(rest: &str) -> Result<Qmp<Script>> {
         let input = Cursor::new(format!("{GREETING}{rest}").into_bytes());
-        Qmp::connect(Script { input, told: Vec::new() })
+        Qmp::connect(Script { input, commands: Vec::new() })
     }
 
     #[test]
     fn replies_are_matched_across_events() {
         let mut qmp = connect(
-            "{\"event\": \"STOP\"}\r\n{\"return\": 1, \"id\": 77}\r\n{\"return\": {\"running\": true}, \"id\": 1}\r\n\
+            "{\"event\": \"STOP\"}\r\n{\"return\": 1, \"id\": 77}\r\n\
+             {\"return\": {\"running\": true}, \"id\": 1}\r\n\
              {\"return\": \"CPU#0\\r\\nRAX=0\\r\\n\", \"id\": 2}\r\n",
         )
         .unwrap();
         assert_eq!(qmp.execute("query-status", json!({})).unwrap()["running"], true);
         assert_eq!(qmp.human("info registers -a").unwrap(), "CPU#0\nRAX=0\n");
-        let told = String::from_utf8(qmp.stream.into_inner().told).unwrap();
-        let lines: Vec<Value> = told.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+        let commands = String::from_utf8(qmp.stream.into_inner().commands).unwrap();
+        let lines: Vec<Value> =
+            commands.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
         assert_eq!(lines[0]["execute"], "qmp_capabilities");
         assert_eq!(lines[2]["arguments"]["command-line"], "info registers -a");
     }
@@ -147,13 +149,13 @@ mod tests {
     }
 
     #[test]
-    fn strangers_are_refused() {
-        let stranger = |text: &str| {
+    fn other_protocols_are_refused() {
+        let is_refused = |text: &str| {
             let input = Cursor::new(text.as_bytes().to_vec());
-            Qmp::connect(Script { input, told: Vec::new() }).is_err()
+            Qmp::connect(Script { input, commands: Vec::new() }).is_err()
         };
-        assert!(stranger("HTTP/1.1 400 Bad Request\r\n"));
-        assert!(stranger("{\"hello\": 1}\r\n"));
-        assert!(stranger(""));
+        assert!(is_refused("HTTP/1.1 400 Bad Request\r\n"));
+        assert!(is_refused("{\"hello\": 1}\r\n"));
+        assert!(is_refused(""));
     }
 }

@@ -1,18 +1,18 @@
-//! What a run did, for people and for programs.
+//! The summary of `lab run`, as text and as JSON.
 
 use std::fmt::{self, Display};
 use std::path::PathBuf;
 
 use serde::Serialize;
 
-/// The outcome of `lab run`; also written to `lab.json` in the guest's folder.
+/// The summary of `lab run`, also written to `lab.json` in the guest's folder.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Report {
     /// The guest's folder.
     pub(crate) guest: PathBuf,
     /// Kernel release.
     pub(crate) kernel: String,
-    /// QEMU's name of itself.
+    /// QEMU's version, as printed by `--version`.
     pub(crate) emulator: String,
     /// QEMU machine type and CPU model.
     pub(crate) machine: String,
@@ -28,21 +28,21 @@ pub(crate) struct Report {
     pub(crate) features: Vec<&'static str>,
     /// The guest's kernel command line.
     pub(crate) command_line: String,
-    /// MiB reserved for the crash kernel that the guest panicked into and was saved in.
+    /// MiB reserved for the crash kernel, if the guest panicked into one before it was saved.
     pub(crate) crash_kernel_mib: Option<u64>,
     /// Records in `truth/gt`.
     pub(crate) truth_records: usize,
-    /// The truth belongs to the same instant as `ram.bin`.
+    /// Whether the ground truth is of the same instant as `ram.bin`.
     pub(crate) truth_is_same_instant: bool,
     /// How often the guest was booted.
     pub(crate) attempts: u32,
-    /// Seconds from power-on to the agent's first word.
+    /// Seconds from power-on to the agent's first message.
     pub(crate) boot_seconds: f64,
     /// Seconds of the workload.
     pub(crate) warm_seconds: f64,
     /// Seconds of the dump and the snapshot.
     pub(crate) dump_seconds: f64,
-    /// Seconds of everything, packages included.
+    /// Seconds in total, including packages.
     pub(crate) total_seconds: f64,
 }
 
@@ -58,10 +58,7 @@ impl Display for Report {
         writeln!(f, "frames    {} ({} not zero)", self.frames, self.frames_used)?;
         writeln!(f, "features  {features}")?;
         if let Some(reserved) = self.crash_kernel_mib {
-            writeln!(
-                f,
-                "panicked  into a crash kernel in {reserved} MiB, which is what was saved"
-            )?;
+            writeln!(f, "panicked  into a crash kernel in {reserved} MiB, and was saved in it")?;
         }
         writeln!(
             f,
@@ -73,7 +70,7 @@ impl Display for Report {
             self.attempts
         )?;
         let guest = self.guest.display();
-        writeln!(f, "memory in {guest}/ram.bin (layout.txt, regs.txt beside it)")?;
+        writeln!(f, "memory in {guest}/ram.bin (with layout.txt and regs.txt)")?;
         write!(f, "truth in  {guest}/truth/gt, {} records of the same instant", self.truth_records)
     }
 }

@@ -17,17 +17,17 @@ use super::command::{DEBUGFS, MKFS_EXT4};
 use super::error::{Error, Result};
 use super::packages;
 
-/// What the guest runs; dependencies follow by themselves.
+/// The guest's packages, without dependencies.
 const PACKAGES: &[&str] =
     &["bash", "busybox-static", "coreutils", "libpython3-stdlib", "perl-base", "python3-minimal"];
 
-/// Names the staged tree in the cache; raise it when the staging changes.
+/// The staged tree's name in the cache. Raise the number when the staging changes.
 const STAGING: &str = "root-2";
 
-/// Where the agent lives in the guest.
+/// The agent's path in the guest.
 pub(crate) const AGENT: &str = "/usr/bin/kaleidoscope";
 
-/// Runs as process 1 in the guest.
+/// The guest's process 1.
 const INIT: &str = "#!/bin/bash
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C
 b=/bin/busybox
@@ -38,7 +38,7 @@ $b mkdir -p /dev/shm
 $b mount -t tmpfs tmpfs /dev/shm
 $b mount -t tmpfs tmpfs /tmp
 $b mount -t tmpfs tmpfs /run
-# Ends the guest if nobody is left to end it.
+# Ends the guest if the host does not.
 { sleep 3600; $b poweroff -f; } &
 /usr/bin/kaleidoscope lab-agent || echo lab: the agent failed
 $b poweroff -f
@@ -54,7 +54,7 @@ pub(crate) struct RootFs {
 }
 
 impl RootFs {
-    /// The cached root file system, made first if it is not there.
+    /// The cached root file system, made first if it does not exist.
     ///
     /// # Errors
     /// If packages cannot be fetched or the image cannot be made.
@@ -79,8 +79,8 @@ impl RootFs {
         self.tree.join("usr/bin/busybox")
     }
 
-    /// Copies the image to `disk` and puts the agent, which is to be executable, and other `files`
-    /// into it, each under its absolute name in the guest.
+    /// Copies the image to `disk`, and adds the agent, as an executable, and other `files`. Each
+    /// file is given with its absolute path in the guest.
     ///
     /// # Errors
     /// If the copy fails or the image has no room.
@@ -102,17 +102,13 @@ impl RootFs {
         script.push_str(&format!("set_inode_field {name} mode 0100755\n"));
         std::fs::write(&commands, script).map_err(Error::io("write", &commands))?;
         let output = DEBUGFS.run(DEBUGFS.command().args(["-w", "-f"]).arg(&commands).arg(disk))?;
-        // debugfs reports failures of its commands only in words.
-        let said = String::from_utf8_lossy(&output.stderr);
-        let complaints: Vec<_> =
-            said.lines().filter(|line| !line.starts_with("debugfs ")).collect();
-        if complaints.is_empty() {
+        // debugfs reports failures of its commands only on standard error, not by its status.
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        let errors: Vec<_> = stderr.lines().filter(|line| !line.starts_with("debugfs ")).collect();
+        if errors.is_empty() {
             return Ok(());
         }
-        Err(Error::Agent(format!(
-            "its files cannot be put into the image: {}",
-            complaints.join("; ")
-        )))
+        Err(Error::Agent(format!("cannot copy its files into the image: {}", errors.join("; "))))
     }
 
     fn stage(&self, cache: &Path) -> Result<()> {
@@ -120,7 +116,7 @@ impl RootFs {
             let path = self.tree.join(name);
             std::fs::create_dir_all(&path).map_err(Error::io("create", &path))
         };
-        // Everything lives under /usr, as on an installed system of any current release.
+        // A merged /usr, as on any current release.
         for (link, target) in
             [("bin", "usr/bin"), ("sbin", "usr/sbin"), ("lib", "usr/lib"), ("lib64", "usr/lib64")]
         {
@@ -144,7 +140,7 @@ impl RootFs {
     }
 
     fn make_image(&self) -> Result<()> {
-        // Room for the agent, the databases and copies that the workload makes.
+        // Includes space for the agent and for the workload's databases and copies.
         const SIZE: &str = "400M";
         let partial = self.image.with_extension("partial");
         if partial.exists() {

@@ -1,4 +1,4 @@
-//! `kaleidoscope lab run`: boots a guest, warms it, and saves its memory with its own truth.
+//! `kaleidoscope lab run`: boots a guest, warms it, and saves its memory with the ground truth.
 
 #![cfg_attr(
     not(test),
@@ -25,7 +25,7 @@ use super::machine::{self, Machine};
 use super::modules::ModuleTree;
 use super::report::Report;
 use super::rootfs::RootFs;
-use super::saved::Saved;
+use super::saved::SavedMachine;
 use super::sparse;
 use super::steps::Steps;
 use super::truth;
@@ -35,7 +35,7 @@ use crate::stdio::print_line;
 /// Modules that every guest needs to find its disks.
 const DISK_MODULES: &[&str] = &["virtio_pci", "virtio_blk"];
 
-/// The least memory that the workload runs in.
+/// Least memory for the workload.
 const LEAST_MEMORY_MIB: u64 = 256;
 
 /// Whether the kernel keeps its page tables apart from user space's.
@@ -129,10 +129,10 @@ pub(crate) struct Args {
 }
 
 impl Args {
-    /// Runs the lab.
+    /// Makes the guest.
     ///
     /// # Errors
-    /// If programs or packages are missing, or the guest does not do its part.
+    /// If programs or packages are missing, or a step of the guest fails in all attempts.
     pub(crate) fn run(&self) -> Result<()> {
         let begin = Instant::now();
         if self.out.exists() && !self.force {
@@ -149,21 +149,21 @@ impl Args {
             && self.memory < reserved + LEAST_MEMORY_MIB
         {
             return Err(Error::Kernel(format!(
-                "of {} MiB a crash kernel's {reserved} MiB leave less than {LEAST_MEMORY_MIB}; \
-                 say --memory {} or more",
+                "a crash kernel of {reserved} MiB leaves less than {LEAST_MEMORY_MIB} of {} MiB; \
+                 give --memory {} or more",
                 self.memory,
                 reserved + LEAST_MEMORY_MIB
             )));
         }
         let steps = Steps::new();
-        replaceable(&self.out, &self.kernel)?;
+        check_replaceable(&self.out, &self.kernel)?;
         let (folder, armed) = partial(&self.out)?;
         let mut report = self.make(&folder, &steps)?;
         report.total_seconds = begin.elapsed().as_secs_f64();
         let json = serde_json::to_string_pretty(&report)
             .map_err(|error| Error::Qmp(format!("cannot write the report: {error}")))?;
         write(&folder.join("lab.json"), &json)?;
-        take_place(&folder, &self.out, armed).map_err(Error::io("rename", &folder))?;
+        replace_folder(&folder, &self.out, armed).map_err(Error::io("rename", &folder))?;
         steps.done();
         Ok(if self.json { print_line(json) } else { print_line(report) }?)
     }
@@ -175,7 +175,7 @@ impl Args {
         let work = folder.join("work");
         fs::create_dir_all(&work).map_err(Error::io("create", &work))?;
         fs::create_dir_all(&self.cache).map_err(Error::io("create", &self.cache))?;
-        // apt runs inside the cache, so that its path must not depend on the current folder.
+        // apt runs inside the cache, so the cache's path must be absolute.
         let cache = self.cache.canonicalize().map_err(Error::io("find", &self.cache))?;
         steps.begin("finding a kernel");
         let kernel = Kernel::resolve(&cache, &self.kernel, self.release.as_deref())?;
@@ -200,11 +200,11 @@ impl Args {
             timeout: Duration::from_secs(self.timeout),
         };
         let mut attempt = 1;
-        let life = loop {
+        let times = loop {
             steps.begin("making the disks");
             config.disks = self.make_disks(&work, &root, &config)?;
             steps.begin(&format!("booting {} (attempt {attempt})", kernel.release));
-            match self.live(&config, folder, &emulator, steps) {
+            match self.boot_and_save(&config, folder, &emulator, steps) {
                 Err(Error::Guest { .. }) if attempt < self.attempts => attempt += 1,
                 outcome => break outcome?,
             }
@@ -217,7 +217,7 @@ impl Args {
             machine: format!("{}, {}", config.machine, config.cpu),
             memory_mib: self.memory,
             frames: (self.memory << 20) / 4096,
-            frames_used: life.frames_used,
+            frames_used: times.frames_used,
             cpus: self.cpus,
             features: features.iter().map(Feature::name).collect(),
             command_line: config.command_line,
@@ -225,14 +225,14 @@ impl Args {
             truth_records,
             truth_is_same_instant: true,
             attempts: attempt,
-            boot_seconds: life.boot.as_secs_f64(),
-            warm_seconds: life.warm.as_secs_f64(),
-            dump_seconds: life.dump.as_secs_f64(),
+            boot_seconds: times.boot.as_secs_f64(),
+            warm_seconds: times.warm.as_secs_f64(),
+            dump_seconds: times.dump.as_secs_f64(),
             total_seconds: 0.0,
         })
     }
 
-    /// Makes the disks of one boot; `config` says what the guest boots.
+    /// Makes the disks for one boot of the guest that `config` describes.
     fn make_disks(&self, work: &Path, root: &RootFs, config: &Config) -> Result<Vec<Disk>> {
         let features = Features::from_choices(&self.feature);
         let disk = |serial: &str| Disk { serial: serial.to_owned(), path: work.join(serial) };
@@ -259,10 +259,17 @@ impl Args {
         Ok(disks)
     }
 
-    /// Boots the guest, lets it warm up and dump its truth, and saves it into `folder`.
-    fn live(&self, config: &Config, folder: &Path, emulator: &str, steps: &Steps) -> Result<Life> {
+    /// Boots the guest, waits until it is warm and has dumped the ground truth, and saves it into
+    /// `folder`.
+    fn boot_and_save(
+        &self,
+        config: &Config,
+        folder: &Path,
+        emulator: &str,
+        steps: &Steps,
+    ) -> Result<SavedRun> {
         if config.ram.exists() {
-            // Memory is zero at power-on, so that nothing of an earlier attempt may be left.
+            // Memory must be zero at power-on, without data of an earlier attempt.
             fs::remove_file(&config.ram).map_err(Error::io("remove", &config.ram))?;
         }
         let begin = Instant::now();
@@ -279,7 +286,7 @@ impl Args {
         }
         if self.crash_kernel.is_some() {
             steps.begin("panicking into the crash kernel");
-            machine.tell(&FromHost::Crash)?;
+            machine.send(&FromHost::Crash)?;
             machine.wait_for(&FromGuest::Ready)?;
             steps.begin("warming the crash kernel");
             machine.wait_for(&FromGuest::Warm)?;
@@ -287,22 +294,23 @@ impl Args {
         let warm = begin.elapsed() - boot;
 
         steps.begin("dumping the guest's truth");
-        machine.tell(&FromHost::Dump)?;
+        machine.send(&FromHost::Dump)?;
         machine.wait_for(&FromGuest::Bracket)?;
         machine.pause()?;
         steps.begin("saving the guest's memory");
         if !self.no_clones {
-            Saved::save(&mut machine, config, emulator, folder)?;
+            SavedMachine::save(&mut machine, config, emulator, folder)?;
         }
         let frames_used = save(&mut machine, &config.ram, folder)?;
         machine.resume()?;
-        machine.tell(&FromHost::Again)?;
+        machine.send(&FromHost::Again)?;
         machine.wait_for(&FromGuest::Done)?;
         machine.quit()?;
-        Ok(Life { boot, warm, dump: begin.elapsed() - boot - warm, frames_used })
+        Ok(SavedRun { boot, warm, dump: begin.elapsed() - boot - warm, frames_used })
     }
 
-    /// Unpacks the truth disk, keeps its used part, and removes the other disks.
+    /// Unpacks the truth disk, keeps its raw contents, and removes the other disks. Returns the
+    /// number of records.
     fn unpack_truth(&self, folder: &Path, work: &Path) -> Result<usize> {
         let truth = folder.join("truth");
         let gt = truth.join("gt");
@@ -313,7 +321,7 @@ impl Args {
             let link = truth.join(name);
             fs::hard_link(folder.join(name), &link).map_err(Error::io("link", &link))?;
         }
-        // The guest wrote only the disk's beginning, so that the rest takes no room.
+        // The guest wrote only to the disk's beginning; the rest of the file is a hole.
         fs::rename(&raw, truth.join("gt.raw")).map_err(Error::io("rename", &raw))?;
         if !self.keep_disks {
             fs::remove_dir_all(work).map_err(Error::io("remove", work))?;
@@ -330,8 +338,8 @@ impl Args {
 
     fn cpu(&self) -> String {
         // Without cx16: QEMU 7.2 leaves garbage in the flags after CMPXCHG16B, and an interrupt
-        // that comes just then kills the guest (6.12 kernels use it for every allocation).
-        // "max" has 57-bit addresses unless told otherwise.
+        // directly after it crashes the guest (6.12 kernels use it for every allocation).
+        // "max" has 57-bit addresses by default.
         let default = if self.la57 { "max,cx16=off" } else { "max,cx16=off,la57=off" };
         self.cpu_model.clone().unwrap_or_else(|| default.to_owned())
     }
@@ -341,7 +349,7 @@ impl Args {
             Pti::On => "on",
             Pti::Off => "off",
         };
-        // `panic=-1` reboots at once, which QEMU is told to take as the end.
+        // `panic=-1` reboots at once, and QEMU exits on a reboot (`-no-reboot`).
         let mut words = format!(
             "console=ttyS0 quiet panic=-1 pti={pti} {}{}",
             agent::FEATURES,
@@ -358,7 +366,7 @@ impl Args {
     }
 }
 
-/// A fresh folder beside `out`, which becomes `out` once everything is in it.
+/// Makes a new folder next to `out`. It is renamed to `out` once it is complete.
 fn partial(out: &Path) -> Result<(PathBuf, Armed)> {
     let mut name = out.file_name().unwrap_or_default().to_owned();
     name.push(".partial");
@@ -371,12 +379,12 @@ fn partial(out: &Path) -> Result<(PathBuf, Armed)> {
         fs::create_dir_all(&folder).map_err(Error::io("create", &folder))?;
         folder.canonicalize().map_err(Error::io("find", &folder))
     };
-    // A guest's memory is in it.
+    // Removed even after SIGKILL, because it contains a guest's memory.
     arm_with(Undo::Remove(folder.clone()), make)
 }
 
-/// Refuses to replace what no guest of the lab's is in, or what the new one is made of.
-fn replaceable(out: &Path, kernels: &[PathBuf]) -> Result<()> {
+/// Refuses to replace a folder without a guest of the lab's, or one with a kernel of `kernels`.
+fn check_replaceable(out: &Path, kernels: &[PathBuf]) -> Result<()> {
     let refused = |why: &str| {
         let source = std::io::Error::other(why.to_owned());
         Err(Error::Io { doing: "replace", path: out.to_owned(), source })
@@ -384,7 +392,7 @@ fn replaceable(out: &Path, kernels: &[PathBuf]) -> Result<()> {
     let Ok(folder) = out.canonicalize() else { return Ok(()) };
     let is_within = |path: &PathBuf| path.canonicalize().is_ok_and(|p| p.starts_with(&folder));
     if kernels.iter().any(is_within) {
-        return refused("a kernel of --kernel is in it");
+        return refused("it contains a kernel of --kernel");
     }
     let is_empty = fs::read_dir(&folder).is_ok_and(|mut entries| entries.next().is_none());
     if is_empty || folder.join("lab.json").is_file() {
@@ -393,10 +401,10 @@ fn replaceable(out: &Path, kernels: &[PathBuf]) -> Result<()> {
     refused("there is no guest in it that `lab run` made; remove it yourself, or choose another")
 }
 
-/// Gives the folder the name `out`. What has that name keeps it until then.
-fn take_place(folder: &Path, out: &Path, armed: Armed) -> std::io::Result<()> {
+/// Renames the folder to `out`, and replaces an existing folder atomically where possible.
+fn replace_folder(folder: &Path, out: &Path, armed: Armed) -> std::io::Result<()> {
     match renameat_with(CWD, folder, CWD, out, RenameFlags::EXCHANGE) {
-        // The former guest has the other name now, and goes with it.
+        // The former guest now has the temporary name, and is removed.
         Ok(()) => {
             drop(armed);
             Ok(())
@@ -425,15 +433,15 @@ fn load_modules(kernel: &Kernel, features: &Features) -> Result<Vec<super::modul
     ModuleTree::open(folder)?.load(&wanted)
 }
 
-/// How long the phases of a guest's life took, and what was left of it.
-struct Life {
+/// Times of a guest's phases, and its number of frames that are not zero.
+struct SavedRun {
     boot: Duration,
     warm: Duration,
     dump: Duration,
     frames_used: u64,
 }
 
-/// Writes what a hypervisor has of the paused guest; returns how many frames are not zero.
+/// Writes the paused guest's registers, layout and memory. Returns how many frames are not zero.
 fn save(machine: &mut Machine, ram: &Path, folder: &Path) -> Result<u64> {
     write(&folder.join("regs.txt"), &machine.registers()?)?;
     write(&folder.join("layout.txt"), &machine.layout()?.to_string())?;

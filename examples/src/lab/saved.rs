@@ -1,8 +1,8 @@
-//! What clones of a guest need besides its memory: the folder `clone` of the guest's folder.
+//! The folder `clone` of a guest's folder, which has what clones need besides memory.
 //!
-//! `machine.json` says which machine it is; `devices` has the state of vCPUs and devices at the
-//! pause; `kernel` and `initramfs` are there because QEMU insists on seeing them again; `disks` has
-//! the disks as they were at the pause.
+//! `machine.json` describes the machine. `devices` is the state of vCPUs and devices at the pause.
+//! `disks` has the disks at the pause. `kernel` and `initramfs` are copies, because QEMU needs them
+//! to start a clone.
 
 #![cfg_attr(
     not(test),
@@ -32,8 +32,8 @@ const DISKS: &str = "disks";
 
 /// A saved guest's machine.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Saved {
-    /// QEMU's name of itself; another version may not read the devices' state.
+pub(crate) struct SavedMachine {
+    /// QEMU's version. Another version may not be able to load the devices' state.
     pub(crate) emulator: String,
     machine: String,
     cpu: String,
@@ -47,8 +47,8 @@ pub(crate) struct Saved {
     balloon: bool,
 }
 
-impl Saved {
-    /// Saves the paused guest, but for its memory, into its folder.
+impl SavedMachine {
+    /// Saves the paused guest, without its memory, into its folder.
     ///
     /// # Errors
     /// If QEMU refuses or a file cannot be written.
@@ -65,7 +65,7 @@ impl Saved {
         for Disk { serial, path } in &config.disks {
             let image = images.join(serial);
             if serial == agent::TRUTH_DISK {
-                // The agent only writes to it, and in a clone not even that.
+                // Left empty: the guest never reads it, and a clone does not write to it.
                 disks::empty(&image, truth::DISK_SIZE)?;
             } else {
                 sparse::copy(path, &image)?;
@@ -91,10 +91,10 @@ impl Saved {
         fs::write(&path, json).map_err(Error::io("write", &path))
     }
 
-    /// Reads what was saved of the guest in this folder.
+    /// Reads `machine.json` of the guest in this folder.
     ///
     /// # Errors
-    /// If the guest was made without clones in mind, or its description is damaged.
+    /// If the guest was made with `--no-clones`, or its description is damaged.
     pub(crate) fn open(guest: &Path) -> Result<Self> {
         let path = guest.join(FOLDER).join(MACHINE);
         let json = fs::read_to_string(&path).map_err(|error| {
@@ -107,7 +107,7 @@ impl Saved {
         })?;
         let saved: Self = serde_json::from_str(&json)
             .map_err(|error| Error::Trace(format!("{}: {error}", path.display())))?;
-        // Names become paths and words of QEMU's options.
+        // The names become paths and values of QEMU's options.
         let plain = |name: &String| name.bytes().all(|byte| byte.is_ascii_alphanumeric());
         match saved.disks.iter().find(|name| !plain(name)) {
             Some(name) => {
@@ -117,7 +117,7 @@ impl Saved {
         }
     }
 
-    /// A clone's machine, with `ram` as its memory's file.
+    /// The configuration of a clone with `ram` as the file of its memory.
     pub(crate) fn config(
         &self,
         guest: &Path,
@@ -147,7 +147,7 @@ impl Saved {
         }
     }
 
-    /// The state of the guest's vCPUs and devices.
+    /// The file with the state of the guest's vCPUs and devices.
     pub(crate) fn devices(guest: &Path) -> PathBuf {
         guest.join(FOLDER).join(DEVICES)
     }
@@ -157,8 +157,8 @@ impl Saved {
 mod tests {
     use super::*;
 
-    fn saved(disk: &str) -> Saved {
-        Saved {
+    fn saved(disk: &str) -> SavedMachine {
+        SavedMachine {
             emulator: "QEMU emulator version 7.2".to_owned(),
             machine: "pc".to_owned(),
             cpu: "max".to_owned(),
@@ -170,12 +170,12 @@ mod tests {
         }
     }
 
-    fn opened(saved: &Saved) -> Result<Saved> {
+    fn opened(saved: &SavedMachine) -> Result<SavedMachine> {
         let guest = tempfile::tempdir().unwrap();
         fs::create_dir(guest.path().join(FOLDER)).unwrap();
         let path = guest.path().join(FOLDER).join(MACHINE);
         fs::write(path, serde_json::to_string(saved).unwrap()).unwrap();
-        Saved::open(guest.path())
+        SavedMachine::open(guest.path())
     }
 
     #[test]
@@ -190,7 +190,7 @@ mod tests {
     #[test]
     fn strange_and_missing_descriptions_are_refused() {
         assert!(opened(&saved("../../etc/passwd")).is_err());
-        let message = Saved::open(Path::new("/nowhere")).unwrap_err().to_string();
+        let message = SavedMachine::open(Path::new("/nowhere")).unwrap_err().to_string();
         assert!(message.contains("lab run"), "{message}");
     }
 }

@@ -1,4 +1,4 @@
-//! Copies of large files that take no room for zeros.
+//! Sparse copies of large files.
 
 #![cfg_attr(
     not(test),
@@ -19,7 +19,7 @@ use super::error::{Error, Result};
 const BLOCK: usize = 4096;
 const CHUNK: usize = 256 * BLOCK;
 
-/// Copies `from` to `to`, leaving holes for pages of zeros; returns how many pages are not zero.
+/// Copies `from` to `to`, leaving holes for zero pages. Returns how many pages are not zero.
 ///
 /// # Errors
 /// If either file cannot be read or written.
@@ -32,7 +32,7 @@ pub(crate) fn copy(from: &Path, to: &Path) -> Result<u64> {
     let mut offset = 0;
     let mut pages = 0;
     while let Some(start) = next_data(&source, offset).map_err(Error::io("read", from))? {
-        // File systems report data by blocks of their own, so that this keeps the alignment.
+        // File systems report data in their own block size, so round down to a whole page.
         offset = start - start % BLOCK as u64;
         let filled = read_full(&source, &mut buffer, offset).map_err(Error::io("read", from))?;
         let data = buffer.get(..filled).unwrap_or_default();
@@ -51,7 +51,7 @@ fn next_data(file: &File, offset: u64) -> std::io::Result<Option<u64>> {
     }
 }
 
-/// Writes the blocks of `data` that are not zero, neighbors together; returns how many they are.
+/// Writes the blocks of `data` that are not zero, adjacent ones at once. Returns their number.
 fn write_nonzero(target: &File, data: &[u8], offset: u64) -> std::io::Result<u64> {
     let mut pages = 0;
     let mut run: Option<(usize, usize)> = None;
@@ -103,7 +103,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let (from, to) = (folder.path().join("from"), folder.path().join("to"));
         let file = File::create(&from).unwrap();
-        // Reading all of it would take minutes.
+        // Reading the holes would take minutes.
         file.set_len(1 << 40).unwrap();
         file.write_all_at(b"end", (1 << 40) - 3).unwrap();
         file.write_all_at(b"middle", (1 << 30) + 5000).unwrap();

@@ -4,12 +4,12 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-/// Says on standard error what is going on, with the seconds it takes.
+/// Shows the current step and its time on standard error.
 #[derive(Debug)]
 pub(crate) struct Steps(ProgressBar);
 
 impl Steps {
-    /// A spinner with nothing to say yet.
+    /// A spinner without a message.
     pub(crate) fn new() -> Self {
         let bar = ProgressBar::new_spinner();
         if let Ok(style) = ProgressStyle::with_template("{spinner} {msg} ({elapsed})") {
@@ -19,12 +19,12 @@ impl Steps {
         Self(bar)
     }
 
-    /// Says what is going on from now on.
+    /// Shows a new step.
     pub(crate) fn begin(&self, what: &str) {
         self.0.set_message(what.to_owned());
     }
 
-    /// Takes the line away.
+    /// Removes the spinner.
     pub(crate) fn done(&self) {
         self.0.finish_and_clear();
     }

@@ -47,12 +47,12 @@ pub(crate) struct Args {
 }
 
 impl Args {
-    /// What is read and written.
+    /// The files that are read and written.
     pub(super) fn files(&self) -> Files {
         Files::new().reads_guests(&self.guests).reads_guests(&self.judge).writes(&self.output)
     }
 
-    /// Learns, writes, judges.
+    /// Learns the list, writes it, and prints its scores.
     pub(super) fn run(&self) -> Result<()> {
         let lessons =
             self.guests.iter().map(|folder| lesson(folder)).collect::<Result<Vec<_>>>()?;
@@ -78,10 +78,13 @@ impl Args {
         kernels.dedup();
         format!(
             "Linux kernel symbols by how often clones of a guest touch the page that holds them.\n\
-             Each line: the share of traces in tenths, a letter for how many bytes the name shares with the one\n\
-             before (a none, b one, ...), the rest of the name. NAME+1 is the second page of NAME.\n\
+             Each line: the share of traces in tenths, a letter for how many bytes the name shares \
+             with the one\n\
+             before (a none, b one, ...), the rest of the name. \
+             NAME+1 is the second page of NAME.\n\
              Learned from {} guests with the kernels {};\n\
-             left out: what fewer than {} % of the traces touched, and what fewer than {} kernels have.\n\
+             left out: what fewer than {} % of the traces touched, \
+             and what fewer than {} kernels have.\n\
              Made by: kaleidoscope lab symbols {} -o FILE",
             guests.len(),
             kernels.join(", "),
@@ -105,18 +108,18 @@ impl Guest {
     fn open(folder: &Path, common_symbols: CommonSymbols) -> Result<Self> {
         let ram = folder.join("ram.bin");
         let layout_path = folder.join("layout.txt");
-        let layout = LayoutFile::open(&layout_path).map_err(|e| wrong(&layout_path, &e))?;
+        let layout = LayoutFile::open(&layout_path).map_err(|e| trace_error(&layout_path, &e))?;
         let format = Format::Raw(RawLayout::File(layout));
-        let image = MemoryImage::open(&ram, &format).map_err(|e| wrong(&ram, &e))?;
+        let image = MemoryImage::open(&ram, &format).map_err(|e| trace_error(&ram, &e))?;
         let regs_path = folder.join("regs.txt");
         let text = fs::read_to_string(&regs_path).map_err(Error::io("read", &regs_path))?;
-        let registers = parse_qemu_text(&text).map_err(|e| wrong(&regs_path, &e))?;
+        let registers = parse_qemu_text(&text).map_err(|e| trace_error(&regs_path, &e))?;
         let options = ColoringOptions {
             registers: registers.clone(),
             common_symbols,
             ..ColoringOptions::default()
         };
-        let map = color(&image, &options).map_err(|e| wrong(&ram, &e))?.map;
+        let map = color(&image, &options).map_err(|e| trace_error(&ram, &e))?.map;
         let traces = read_traces(&folder.join("traces"), &image)?;
         Ok(Self { image, registers, map, traces })
     }
@@ -130,11 +133,11 @@ fn read_traces(folder: &Path, image: &MemoryImage) -> Result<Vec<Vec<FrameIndex>
     paths.retain(|path| path.extension().is_some_and(|extension| extension == "csv"));
     paths.sort();
     if paths.is_empty() {
-        return Err(wrong(folder, &"no traces (*.csv) in it"));
+        return Err(trace_error(folder, &"no traces (*.csv) in it"));
     }
     let read = |path: PathBuf| {
         let file = fs::File::open(&path).map_err(Error::io("open", &path))?;
-        let trace = Trace::from_csv(file, image.layout()).map_err(|e| wrong(&path, &e))?;
+        let trace = Trace::from_csv(file, image.layout()).map_err(|e| trace_error(&path, &e))?;
         Ok(trace.touches().iter().map(|touch| touch.frame).collect())
     };
     paths.into_iter().map(read).collect()
@@ -143,27 +146,28 @@ fn read_traces(folder: &Path, image: &MemoryImage) -> Result<Vec<Vec<FrameIndex>
 fn lesson(folder: &Path) -> Result<Lesson> {
     let guest = Guest::open(folder, CommonSymbols::none())?;
     let symbols = Linux::default().symbols_by_page(&guest.image, &guest.registers);
-    let symbols = symbols.map_err(|e| wrong(&folder.join("ram.bin"), &e))?;
+    let symbols = symbols.map_err(|e| trace_error(&folder.join("ram.bin"), &e))?;
     Ok(Lesson::new(symbols, &guest.map, &guest.traces))
 }
 
-fn wrong(path: &Path, what: &dyn std::fmt::Display) -> Error {
+fn trace_error(path: &Path, what: &dyn std::fmt::Display) -> Error {
     Error::Traces { path: path.to_owned(), what: what.to_string() }
 }
 
-/// For each part of the kernel image and each sign, how many frames have it; which share of those a
-/// trace touched, mean over traces (precision); and which share of what a trace touched has the
-/// sign (recall).
+/// For each part of the kernel image and each temperature hint: the number of frames with the hint,
+/// the share of those that a trace touches (precision, mean over traces), and the share of touched
+/// frames that have the hint (recall).
 fn judge(map: &ColorMap, traces: &[Vec<FrameIndex>], name: &str) -> String {
     let mut out = String::new();
     for color in [Color::KernelText, Color::KernelData, Color::KernelRodata] {
-        for (sign, sign_name) in
+        for (hint, hint_name) in
             [(Temperature::COMMON, "common"), (Temperature::FREQUENT, "frequent")]
         {
-            let Counts { frames, touched, hits } = count(map, traces, color, sign);
+            let Counts { frames, touched, hits } = count(map, traces, color, hint);
             let share = |part: usize, of: usize| 100.0 * ratio(part, of);
             out += &format!(
-                "{name:<24} {color:<14} {sign_name:<9} {frames:>5} frames, precision {:>5.1} %, recall {:>5.1} %\n",
+                "{name:<24} {color:<14} {hint_name:<9} {frames:>5} frames, \
+                 precision {:>5.1} %, recall {:>5.1} %\n",
                 share(hits, frames * traces.len()),
                 share(hits, touched),
             );
@@ -172,8 +176,8 @@ fn judge(map: &ColorMap, traces: &[Vec<FrameIndex>], name: &str) -> String {
     out
 }
 
-/// Frames of a color with a sign, touches of the color in all traces, and touches of the color with
-/// the sign.
+/// Frames of a color with a hint, touches of the color in all traces, and touches of the color with
+/// the hint.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Counts {
     frames: usize,
@@ -181,12 +185,12 @@ struct Counts {
     hits: usize,
 }
 
-fn count(map: &ColorMap, traces: &[Vec<FrameIndex>], color: Color, sign: Temperature) -> Counts {
+fn count(map: &ColorMap, traces: &[Vec<FrameIndex>], color: Color, hint: Temperature) -> Counts {
     let of_color = map.iter().filter(|(_, _, frame)| frame.color == color);
-    let frames = of_color.filter(|(_, _, frame)| frame.temperature.contains(sign)).count();
+    let frames = of_color.filter(|(_, _, frame)| frame.temperature.contains(hint)).count();
     let touched = traces.iter().flatten().filter_map(|&index| map.frame(index));
     let touched: Vec<_> = touched.filter(|frame| frame.color == color).collect();
-    let hits = touched.iter().filter(|frame| frame.temperature.contains(sign)).count();
+    let hits = touched.iter().filter(|frame| frame.temperature.contains(hint)).count();
     Counts { frames, touched: touched.len(), hits }
 }
 
@@ -220,10 +224,14 @@ mod tests {
         let map = ColorMap::new(layout, KernelIdentity::default(), frames, Vec::new()).unwrap();
         let traces = [[0, 1, 2].map(FrameIndex).to_vec(), [0, 2].map(FrameIndex).to_vec()];
         let text = judge(&map, &traces, "guest");
-        let line = "guest                    kernel-text    common        1 frames, precision 100.0 %, recall  40.0 %\n\
-                    guest                    kernel-text    frequent      2 frames, precision  75.0 %, recall  60.0 %\n\
-                    guest                    kernel-data    common        1 frames, precision   0.0 %, recall   0.0 %\n";
-        assert!(text.starts_with(line), "{text}");
+        let lines = [
+            ("kernel-text    common        1", "precision 100.0 %, recall  40.0 %"),
+            ("kernel-text    frequent      2", "precision  75.0 %, recall  60.0 %"),
+            ("kernel-data    common        1", "precision   0.0 %, recall   0.0 %"),
+        ];
+        let lines =
+            lines.map(|(frames, share)| format!("{:<24} {frames} frames, {share}\n", "guest"));
+        assert!(text.starts_with(&lines.concat()), "{text}");
         assert_eq!(text.lines().count(), 6);
     }
 }

@@ -1,8 +1,8 @@
-//! The form in which the guest hands its truth to the host: records on a raw disk.
+//! The format in which the guest sends the ground truth to the host: records on a raw disk.
 //!
-//! A raw disk written past the page cache disturbs the guest's memory least, and needs no file
-//! system that both sides agree on. A record is one header block and the data, padded to whole
-//! blocks of 4096 bytes; the record named `end` is the last one.
+//! Writing to a raw disk without the page cache disturbs the guest's memory least, and needs no
+//! common file system. A record is one header block and the data, padded to whole blocks of 4096
+//! bytes. The record named `end` is the last one.
 //!
 //! | header offset | size | field |
 //! |---|---|---|
@@ -35,7 +35,7 @@ const MAGIC: &[u8; 8] = b"KALEIDO1";
 const LONGEST_NAME: usize = 200;
 const NAME_AT: usize = 24;
 
-/// Encodes a header block; `None` if the name is too long or has other characters.
+/// Encodes a header block; `None` if the name is empty, too long, or has invalid characters.
 pub(crate) fn header(name: &str, length: u64) -> Option<[u8; BLOCK]> {
     if !is_plain(name.as_bytes()) {
         return None;
@@ -53,14 +53,14 @@ pub(crate) fn header(name: &str, length: u64) -> Option<[u8; BLOCK]> {
     Some(block)
 }
 
-/// Names become file names: no separators, no hidden files.
+/// Whether a name is usable as a file name, without separators and not hidden.
 fn is_plain(name: &[u8]) -> bool {
     (1..=LONGEST_NAME).contains(&name.len())
         && name.iter().all(|byte| byte.is_ascii_alphanumeric() || b"_-.".contains(byte))
         && name.first() != Some(&b'.')
 }
 
-/// Unpacks the records of `disk` into files in `folder`; returns how many.
+/// Unpacks the records of `disk` into files in `folder`. Returns their number.
 ///
 /// # Errors
 /// If the dump is damaged or has no end, or a file cannot be written.

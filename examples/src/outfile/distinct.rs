@@ -1,4 +1,4 @@
-//! Outputs that are no inputs, and no two of which are one file.
+//! Checks that no output is an input, and that no two outputs are the same file.
 
 use crate::failure::Failure;
 use kaleidoscope_core::output_file::follow_links;
@@ -8,42 +8,42 @@ use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-/// Most entries of a folder of inputs that are looked at.
+/// Most entries of an input folder that are examined.
 const MAX_ENTRIES: usize = 10_000;
 
-/// What is read of a guest's folder, beside its traces.
+/// Files that are read from a guest's folder, besides its traces.
 const GUEST: [&str; 4] = ["ram.bin", "ram.kscope", "layout.txt", "regs.txt"];
 
-/// What a command reads and writes.
+/// The files that a command reads and writes.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Files {
     reads: Vec<PathBuf>,
     writes: Vec<PathBuf>,
 }
 
-/// What makes two paths the same file.
+/// The identity of a file: paths with equal identities are the same file.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 enum Identity {
-    /// Device and inode.
-    Is(u64, u64),
-    /// Device and inode of its folder, and its name there: nothing is there yet.
-    Will(u64, u64, OsString),
+    /// An existing file: device and inode.
+    Existing(u64, u64),
+    /// A file that does not exist yet: device and inode of its folder, and its name.
+    Future(u64, u64, OsString),
 }
 
 impl Files {
-    /// None.
+    /// No files.
     pub(crate) fn new() -> Self {
         Self::default()
     }
 
-    /// Files that are read.
+    /// Adds files that are read.
     #[must_use]
     pub(crate) fn reads<P: AsRef<Path>>(mut self, paths: impl IntoIterator<Item = P>) -> Self {
         self.reads.extend(paths.into_iter().map(|path| path.as_ref().to_owned()));
         self
     }
 
-    /// Guests that are read: files, or folders as the lab makes them.
+    /// Adds guests that are read: image files, or folders as the lab makes them.
     #[must_use]
     pub(crate) fn reads_guests<P: AsRef<Path>>(
         mut self,
@@ -52,7 +52,7 @@ impl Files {
         for path in paths {
             let path = path.as_ref();
             self.reads.push(path.to_owned());
-            // Other files in them may well be outputs, of former runs.
+            // Other files in the folder may be outputs of former runs.
             self.reads.extend(GUEST.map(|name| path.join(name)));
             let is_trace = |path: &PathBuf| path.extension().is_some_and(|e| e == "csv");
             self.reads.extend(entries(&path.join("traces")).filter(is_trace));
@@ -60,22 +60,22 @@ impl Files {
         self
     }
 
-    /// Files that are written.
+    /// Adds files that are written.
     #[must_use]
     pub(crate) fn writes<P: AsRef<Path>>(mut self, paths: impl IntoIterator<Item = P>) -> Self {
         self.writes.extend(paths.into_iter().map(|path| path.as_ref().to_owned()));
         self
     }
 
-    /// Files of these names that are written into a folder, if there is one.
+    /// Adds files with these names that are written into `folder`, if there is one.
     #[must_use]
     pub(crate) fn writes_into(self, folder: Option<&PathBuf>, names: &[&str]) -> Self {
         let folder = folder.into_iter();
         self.writes(folder.flat_map(|folder| names.iter().map(|name| folder.join(name))))
     }
 
-    /// Refuses an output that is an input, and two outputs that are one file, through whatever
-    /// links.
+    /// Follows links, and refuses an output that is an input, and two outputs that are the same
+    /// file.
     pub(crate) fn check(&self) -> Result<(), Failure> {
         let mut known: HashMap<Identity, &Path> = HashMap::new();
         let mut reads = HashMap::new();
@@ -107,17 +107,18 @@ fn entries(folder: &Path) -> impl Iterator<Item = PathBuf> {
     entries.filter_map(|entry| Some(entry.ok()?.path()))
 }
 
-/// Which file a path leads to; `None` for what any number of outputs may go to (`/dev/null`).
+/// The file that a path refers to. `None` for character devices such as `/dev/null`, which may be
+/// used for any number of outputs.
 fn identity(path: &Path) -> Option<Identity> {
     match fs::metadata(path) {
         Ok(found) if found.file_type().is_char_device() => None,
-        // Links to a file descriptor lead here too.
-        Ok(found) => Some(Identity::Is(found.dev(), found.ino())),
+        // Includes links to file descriptors (`/dev/fd/N`).
+        Ok(found) => Some(Identity::Existing(found.dev(), found.ino())),
         Err(_) => {
             let path = follow_links(path).ok()?;
             let parent = path.parent().filter(|folder| !folder.as_os_str().is_empty());
             let folder = fs::metadata(parent.unwrap_or(Path::new("."))).ok()?;
-            Some(Identity::Will(folder.dev(), folder.ino(), path.file_name()?.to_owned()))
+            Some(Identity::Future(folder.dev(), folder.ino(), path.file_name()?.to_owned()))
         }
     }
 }

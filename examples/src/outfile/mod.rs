@@ -1,7 +1,8 @@
-//! The files that the command writes: the one place where it does.
+//! Writing output files. All output files are written here.
 //!
-//! A file has its name once it is whole ([`OutputFile`]), and is gone with the process before that.
-//! [`Files`] refuses beforehand an output that is an input, and two outputs under one name.
+//! A file appears under its name only once it is complete ([`OutputFile`]); before that it
+//! disappears with the process. Before the work starts, [`Files`] refuses an output that is an
+//! input, and two outputs that are the same file.
 
 mod distinct;
 
@@ -17,49 +18,48 @@ use std::io::{self, BufWriter, ErrorKind, Seek, Write};
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
-/// What a file holds.
+/// Durability and permissions of a file.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Content {
-    /// What can be made again, and anybody may read.
+    /// Not synced, readable by everyone: can be made again.
     Plain,
-    /// What is to outlast a power failure.
+    /// Synced, so that it survives a power failure.
     Lasting,
-    /// The same, and only its owner may read it: a guest's memory.
+    /// Synced, and only its owner may read it: a guest's memory.
     Secret,
 }
 
-/// A file that is being written. Dropped before it is [written](Self::write) or
-/// [kept](Self::keep), it is gone.
+/// A file that is being written. It is discarded if dropped before it is [written](Self::write) or
+/// [kept](Self::keep).
 #[derive(Debug)]
 pub(crate) struct Output {
     path: PathBuf,
     content: Content,
     /// Absent for a FIFO, which is opened when there is something to write.
     file: Option<OutputFile>,
-    /// What is written first where the output cannot be sought.
+    /// A temporary file, copied to the output at the end, if the output is not seekable.
     spool: Option<File>,
-    /// Takes a temporary name away.
+    /// Removes the file's temporary name.
     armed: Option<Armed>,
 }
 
 impl Output {
-    /// Begins a file before the work whose result it will hold, so that the work is not done in
-    /// vain.
+    /// Begins a file. Called before the work, so that an unwritable path is reported first.
     pub(crate) fn create(path: &Path) -> Result<Self, Failure> {
         Self::begin(path, Content::Plain)
     }
 
-    /// Begins a file that is to outlast a power failure.
+    /// Begins a file that survives a power failure.
     pub(crate) fn lasting(path: &Path) -> Result<Self, Failure> {
         Self::begin(path, Content::Lasting)
     }
 
-    /// Begins a file that is to outlast a power failure and that only its owner may read.
+    /// Begins a file that survives a power failure and that only its owner may read.
     pub(crate) fn secret(path: &Path) -> Result<Self, Failure> {
         Self::begin(path, Content::Secret)
     }
 
-    /// Begins a guest's memory: of so many bytes, all zero, to be written and read anywhere.
+    /// Begins a guest's memory of `bytes` bytes, all zero, for random access.
     pub(crate) fn memory(path: &Path, bytes: u64) -> Result<Self, Failure> {
         let mut output = Self::begin(path, Content::Secret)?;
         let failed = |error: io::Error| Failure::unwritable(path, &error);
@@ -79,7 +79,7 @@ impl Output {
         let mut output =
             Self { path: path.to_owned(), content, file: None, spool: None, armed: None };
         if fs::metadata(path).is_ok_and(|found| found.file_type().is_fifo()) {
-            // Opening waits for a reader, who may be reading another output first.
+            // Opened later: opening waits for a reader, which may read another output first.
             rustix::fs::access(path, Access::WRITE_OK).map_err(|error| failed(error.into()))?;
         } else {
             output.open().map_err(failed)?;
@@ -95,7 +95,8 @@ impl Output {
         };
         if self.file.is_none() {
             let is_fifo = || fs::metadata(path).is_ok_and(|found| found.file_type().is_fifo());
-            // Waiting for a reader must not keep a signal waiting.
+            // Opened outside of the registry's lock, so that waiting for a reader does not hold
+            // off signals.
             let waited = if is_fifo() { Some(create()?) } else { None };
             let (file, armed) = arm_after(|| {
                 let file = waited.map_or_else(create, Ok)?;
@@ -115,33 +116,33 @@ impl Output {
         self.file.as_mut().ok_or_else(|| ErrorKind::NotFound.into())
     }
 
-    /// Where it will be.
+    /// The path under which the file will appear.
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
-    /// A [memory](Self::memory)'s file.
+    /// The file to write a [memory](Self::memory) to.
     pub(crate) fn file(&self) -> Option<&File> {
         self.spool.as_ref().or_else(|| self.file.as_ref().map(OutputFile::file))
     }
 
-    /// Writes all of it and gives it its name.
+    /// Writes the contents and commits the file under its name.
     pub(crate) fn write(
         mut self,
         content: impl FnOnce(&mut dyn Write) -> io::Result<()>,
     ) -> Result<(), Failure> {
         let written = self.open().and_then(|file| {
-            let mut remembering = Remembering { file, reason: None };
-            let mut out = BufWriter::with_capacity(1 << 16, &mut remembering);
+            let mut writer = ErrnoWriter { file, errno: None };
+            let mut out = BufWriter::with_capacity(1 << 16, &mut writer);
             let written = content(&mut out).and_then(|()| out.flush());
-            // What is left in it has no use, and would be tried again.
+            // `into_parts` discards the buffer. Dropping `out` would try to write it again.
             drop(out.into_parts());
-            written.map_err(|error| remembering.reason.map_or(error, io::Error::from_raw_os_error))
+            written.map_err(|error| writer.errno.map_or(error, io::Error::from_raw_os_error))
         });
         self.end(written)
     }
 
-    /// Gives a [memory](Self::memory), which was written, its name.
+    /// Commits a [memory](Self::memory), which was written, under its name.
     pub(crate) fn keep(mut self) -> Result<(), Failure> {
         let written = match self.spool.take() {
             None => Ok(()),
@@ -158,7 +159,7 @@ impl Output {
             if self.content == Content::Plain || file.is_stream() {
                 return uninterrupted(|| file.commit());
             }
-            // Takes its time, which the name does not.
+            // Slow, so not while signals are held off.
             file.file().sync_all()?;
             uninterrupted(|| file.commit_synced())
         });
@@ -166,7 +167,7 @@ impl Output {
             armed.disarm();
         }
         match committed {
-            // As for results: its reader has had enough.
+            // As for printed results: the reader has closed the pipe.
             Err(error) if error.kind() == ErrorKind::BrokenPipe && stdio::is_stdout_taken() => {
                 Ok(())
             }
@@ -175,24 +176,24 @@ impl Output {
     }
 }
 
-/// Keeps the system's first reason for not writing, of which encoders leave nothing but its text.
-struct Remembering<'a> {
+/// Records the system's first error code, because encoders keep only its text.
+struct ErrnoWriter<'a> {
     file: &'a mut OutputFile,
-    reason: Option<i32>,
+    errno: Option<i32>,
 }
 
-impl Remembering<'_> {
+impl ErrnoWriter<'_> {
     fn note<T>(&mut self, done: io::Result<T>) -> io::Result<T> {
         if let Err(error) = &done
             && error.kind() != ErrorKind::Interrupted
         {
-            self.reason = self.reason.or(error.raw_os_error());
+            self.errno = self.errno.or(error.raw_os_error());
         }
         done
     }
 }
 
-impl Write for Remembering<'_> {
+impl Write for ErrnoWriter<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let written = self.file.write(bytes);
         self.note(written)
@@ -206,11 +207,12 @@ impl Write for Remembering<'_> {
 
 fn spooling(path: &Path, error: &io::Error) -> Failure {
     let folder = std::env::temp_dir();
-    Failure::at(path, format_args!("cannot be collected in {} first: {error}", folder.display()))
-        .hint("TMPDIR names another folder; a regular file is written without this detour")
+    let what = format_args!("cannot make a temporary copy in {}: {error}", folder.display());
+    Failure::at(path, what)
+        .hint("set TMPDIR to another folder, or write to a regular file, which needs no copy")
 }
 
-/// Begins the outputs that are asked for.
+/// Begins an output, if its path is given.
 pub(crate) fn create_if(path: Option<&PathBuf>) -> Result<Option<Output>, Failure> {
     path.map(|path| Output::create(path)).transpose()
 }
@@ -223,11 +225,11 @@ pub(crate) fn write(
     Output::create(path)?.write(content)
 }
 
-/// Makes a folder for outputs, with those above it. When what is returned goes, those that were
-/// made go too if nothing is in them, because the work came to nothing.
+/// Makes a folder for outputs and its missing parents. When the returned value is dropped, the new
+/// folders are removed if they are empty, because the work has failed.
 pub(crate) fn create_folder(path: &Path) -> Result<Armed, Failure> {
     let failed = |error: io::Error| {
-        Failure::io(format_args!("{}: cannot be made: {error}", path.display()), &error)
+        Failure::io(format_args!("{}: cannot create it: {error}", path.display()), &error)
     };
     let whole = std::path::absolute(path).map_err(failed)?;
     let missing = whole.ancestors().take_while(|folder| fs::symlink_metadata(folder).is_err());

@@ -1,15 +1,13 @@
-//! A picture in memory: rectangles, text, PNG.
+//! A picture in memory with rectangles and text, written as PNG.
 
 use super::palette::{BACKGROUND, Rgb};
 use noto_sans_mono_bitmap::{FontWeight, RasterHeight, get_raster, get_raster_width};
 use std::io::{self, BufWriter, Write};
 
-/// Letters of one size and weight.
+/// A font by size and weight.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Font {
-    /// Size.
     pub(crate) height: RasterHeight,
-    /// Weight.
     pub(crate) weight: FontWeight,
 }
 
@@ -34,7 +32,7 @@ impl Canvas {
         Self { width, height, pixels: vec![BACKGROUND; width * height] }
     }
 
-    /// The pixel at a place, or `None` outside.
+    /// The pixel at a position, or `None` outside.
     fn pixel(&mut self, x: usize, y: usize) -> Option<&mut Rgb> {
         self.pixels.get_mut(y * self.width + x).filter(|_| x < self.width)
     }
@@ -50,7 +48,7 @@ impl Canvas {
         }
     }
 
-    /// Draws a line of text with its upper left corner at a place. Letters that the font lacks
+    /// Draws a line of text with its upper left corner at (`x`, `y`). Letters that the font lacks
     /// become question marks.
     pub(crate) fn text(&mut self, x: usize, y: usize, font: Font, color: Rgb, text: &str) {
         let width = get_raster_width(font.weight, font.height);
@@ -68,7 +66,7 @@ impl Canvas {
         }
     }
 
-    /// Draws a line of text that ends at a place.
+    /// Draws a line of text with its upper right corner at (`x`, `y`).
     pub(crate) fn text_to(&mut self, x: usize, y: usize, font: Font, color: Rgb, text: &str) {
         self.text(x.saturating_sub(font.width(text)), y, font, color, text);
     }
@@ -80,8 +78,8 @@ impl Canvas {
         let mut encoder = png::Encoder::new(&mut out, side(self.width)?, side(self.height)?);
         encoder.set_color(png::ColorType::Rgb);
         encoder.set_depth(png::BitDepth::Eight);
-        // Neighboring pixels of the map are equal or unrelated: filters only hide the repetitions
-        // from the compressor.
+        // Neighboring pixels of the map are equal or unrelated, so filters would only make
+        // repetitions harder to compress.
         encoder.set_filter(png::Filter::NoFilter);
         let mut writer = encoder.write_header()?;
         writer.write_image_data(self.pixels.as_flattened())?;

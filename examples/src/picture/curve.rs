@@ -1,11 +1,11 @@
 //! A space-filling curve: frames that are close in memory are close in the picture.
 
-/// Cells of a `width` x `height` rectangle in the order of a generalized Hilbert curve: every cell
-/// once, each next to the one before it (diagonally at most once, where a side is odd).
+/// Cells of a `width` x `height` rectangle in the order of a generalized Hilbert curve. Every cell
+/// occurs once, next to the previous one (diagonally at most once, if a side is odd).
 ///
-/// The recursion of J. Červený, "Generalized Hilbert curve for rectangular domains" (2019): a
-/// rectangle with sides `a` (along the walk) and `b` is cut into two when it is long, else into
-/// three that the curve enters and leaves at adjacent corners.
+/// Algorithm: J. Červený, "Generalized Hilbert curve for rectangular domains" (2019). A rectangle
+/// with sides `a` (along the walk) and `b` is split into two if it is long, and else into three
+/// that the curve enters and leaves at adjacent corners.
 pub(super) fn cells(width: i32, height: i32) -> Vec<(i32, i32)> {
     let area = usize::try_from(i64::from(width.max(0)) * i64::from(height.max(0)));
     let mut out = Vec::with_capacity(area.unwrap_or(0));

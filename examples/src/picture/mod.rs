@@ -1,5 +1,4 @@
-//! The picture of a color map: one pixel per frame, or a few, along a space-filling curve, and a
-//! legend.
+//! The picture of a color map, with a legend. Frames are cells along a space-filling curve.
 
 mod canvas;
 mod curve;
@@ -13,19 +12,19 @@ use kaleidoscope_core::color::ColorMap;
 use noto_sans_mono_bitmap::{FontWeight, RasterHeight};
 use palette::{BRIGHT, FAINT, FAMILIES, Rgb, TEXT};
 
-/// Side of the map in pixels that is aimed at.
+/// Intended side of the map, in pixels.
 const MAP_SIDE: usize = 1080;
 
-/// Most cells on a side; with more frames than fit, a cell is the mean of several.
+/// Most cells on a side. If there are more frames than cells, a cell is the mean of several frames.
 const MAX_SIDE: usize = 2048;
 
-/// Empty pixels around everything.
+/// Width of the outer margin, in pixels.
 const MARGIN: usize = 48;
 
-/// Empty pixels between map and legend.
+/// Pixels between map and legend.
 const GAP: usize = 44;
 
-/// Height of the line above the map.
+/// Height of the header above the map.
 const HEADER: usize = 92;
 
 /// Width of the legend.
@@ -37,13 +36,13 @@ const LINE: usize = 29;
 /// Side of a swatch.
 const SWATCH: usize = 18;
 
-/// Height of the bar of shares, with what is below it.
+/// Height of the bar of shares, with the gap below.
 const BAR: usize = 20;
 
-/// Empty pixels above a family of colors.
+/// Pixels above a family of colors.
 const FAMILY_GAP: usize = 16;
 
-/// How to read the map.
+/// The explanation of the map.
 const CAPTION: [&str; 3] = [
     "One cell is one 4 KiB frame, in order of",
     "address along a Hilbert curve. Process and",
@@ -58,7 +57,7 @@ const HEAD: Font = Font { height: RasterHeight::Size16, weight: FontWeight::Bold
 const BODY: Font = Font { height: RasterHeight::Size20, weight: FontWeight::Regular };
 const SMALL: Font = Font { height: RasterHeight::Size16, weight: FontWeight::Regular };
 
-/// Draws a map.
+/// Draws the picture of a map.
 pub(crate) fn draw(map: &ColorMap, statistics: &Statistics) -> Canvas {
     let cells = cell_colors(map);
     let side = (1..=MAX_SIDE).find(|side| side * side >= cells.len()).unwrap_or(MAX_SIDE);
@@ -79,8 +78,7 @@ pub(crate) fn draw(map: &ColorMap, statistics: &Statistics) -> Canvas {
     canvas
 }
 
-/// One color per cell: that of a frame, or the mean of several where there are more frames than
-/// cells.
+/// The RGB value of each cell: that of its frame, or the mean of several frames.
 fn cell_colors(map: &ColorMap) -> Vec<Rgb> {
     let per_cell = map.len().div_ceil(MAX_SIDE * MAX_SIDE).max(1);
     let shades: Vec<Rgb> = map.iter().map(|(_, _, frame)| palette::shade(&frame)).collect();
@@ -95,7 +93,7 @@ fn mean(colors: &[Rgb]) -> Rgb {
     })
 }
 
-/// The guest, above the map.
+/// Draws the guest's kernel and size above the map.
 fn header(canvas: &mut Canvas, width: usize, map: &ColorMap) {
     let kernel = map.kernel();
     let title = match (kernel.os.as_str(), kernel.release.as_str()) {
@@ -110,7 +108,7 @@ fn header(canvas: &mut Canvas, width: usize, map: &ColorMap) {
     canvas.text_to(width - MARGIN, 46, BODY, TEXT, &size);
 }
 
-/// Lines of the legend: families, and the colors that occur in each.
+/// Rows of the legend: families, and their colors that occur in the map.
 fn legend_rows(statistics: &Statistics) -> Vec<(&'static str, Vec<ColorFigures>)> {
     let figures = |color| statistics.colors.iter().find(|f| f.color == color).copied();
     FAMILIES
@@ -126,8 +124,8 @@ fn legend_height(statistics: &Statistics) -> usize {
     BAR + lines * LINE + rows.len() * FAMILY_GAP + CAPTION.len() * CAPTION_LINE
 }
 
-/// The legend, with its left edge at `x`: shares as a bar, a line per color, and, ending at
-/// `bottom`, how to read the map.
+/// Draws the legend with its left edge at `x`: a bar of shares, a line per color, and an
+/// explanation that ends at `bottom`.
 fn legend(canvas: &mut Canvas, x: usize, bottom: usize, statistics: &Statistics) {
     let rows = legend_rows(statistics);
     let right = x + LEGEND;
@@ -160,7 +158,7 @@ fn legend(canvas: &mut Canvas, x: usize, bottom: usize, statistics: &Statistics)
     }
 }
 
-/// The colors side by side, each as wide as its share.
+/// Draws the colors side by side, each as wide as its share.
 fn bar<'a>(
     canvas: &mut Canvas,
     x: usize,

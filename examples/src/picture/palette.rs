@@ -1,21 +1,21 @@
-//! The colors of the colors.
+//! The RGB values of the color map's colors.
 
 use kaleidoscope_core::color::{Color, Frame, FrameKind, Temperature};
 
 /// Red, green, blue.
 pub(crate) type Rgb = [u8; 3];
 
-/// Behind the map, and where the guest has no frame.
+/// The background, also of cells without a frame.
 pub(super) const BACKGROUND: Rgb = [0x0b, 0x0e, 0x14];
 /// Titles.
 pub(super) const BRIGHT: Rgb = [0xf2, 0xf4, 0xf8];
 /// Text.
 pub(super) const TEXT: Rgb = [0xb9, 0xc1, 0xd0];
-/// Text of little weight.
+/// Secondary text.
 pub(super) const FAINT: Rgb = [0x6b, 0x75, 0x88];
 
-/// Families of colors that belong together, in the order of the legend: each has one part of the
-/// color circle.
+/// Families of related colors, in the order of the legend. Each family has one part of the color
+/// circle.
 pub(super) const FAMILIES: [(&str, &[Color]); 5] = [
     ("Processes", &[Color::Anonymous, Color::AnonymousCode, Color::Shared, Color::Hugetlb]),
     ("Files", &[Color::FileCode, Color::FileMapped, Color::FileCache, Color::BlockCache]),
@@ -44,9 +44,8 @@ pub(super) const FAMILIES: [(&str, &[Color]); 5] = [
     ("Unused", &[Color::Free, Color::Offline, Color::Unknown]),
 ];
 
-/// The color that stands for a color: greens for processes, golds for files, blues for the kernel's
-/// image, violets for what the kernel allocates, near black for free memory, and red for what is
-/// unknown.
+/// The RGB value of a color: greens for processes, golds for files, blues for the kernel's image,
+/// violets for kernel allocations, near black for free memory, and red for unknown frames.
 pub(crate) const fn rgb(color: Color) -> Rgb {
     match color {
         Color::Unknown => [0xff, 0x2d, 0x55],
@@ -80,41 +79,41 @@ pub(crate) const fn rgb(color: Color) -> Rgb {
     }
 }
 
-/// The color of one frame: its color's, brighter where it was used lately, and of a slightly
+/// The RGB value of a frame: its color's, brighter if it was used recently, and with a slightly
 /// different shade in each region, so that neighboring files and processes can be told apart.
 pub(super) fn shade(frame: &Frame) -> Rgb {
     let light = heat(frame) * grain(frame);
     rgb(frame.color).map(|channel| scale(channel, light))
 }
 
-/// 0.7 for cold to 1.0 for hot. Kernel and free frames have no signs of use of their own and stay
-/// as they are.
+/// Brightness from 0.7 (cold) to 1.0 (hot). Always 1.0 for kernel and free frames, which have no
+/// temperature hints of this kind.
 fn heat(frame: &Frame) -> f32 {
     let (processes, files) = (FAMILIES[0].1, FAMILIES[1].1);
     if !processes.contains(&frame.color) && !files.contains(&frame.color) {
         return 1.0;
     }
-    let signs = [
+    let hints = [
         (Temperature::ACCESSED, 0.2),
         (Temperature::ACTIVE, 0.15),
         (Temperature::REFERENCED, 0.1),
         (Temperature::RECENT_TASK, 0.1),
     ];
-    let warmth = signs.iter().filter(|s| frame.temperature.contains(s.0)).map(|s| s.1);
+    let warmth = hints.iter().filter(|s| frame.temperature.contains(s.0)).map(|s| s.1);
     (0.7 + warmth.sum::<f32>()).min(1.0)
 }
 
-/// A factor near 1 that is the same for all frames of a region and different for its neighbors.
+/// A brightness factor near 1, equal for all frames of a region and different for neighboring
+/// regions.
 fn grain(frame: &Frame) -> f32 {
     let Some(region) = frame.region.filter(|_| has_many_regions(frame.kind)) else { return 1.0 };
-    // Multiplication by 2^32 divided by the golden ratio spreads consecutive numbers (Knuth, TAOCP
-    // 3, section 6.4).
+    // Fibonacci hashing: multiplication by 2^32 / (golden ratio) spreads consecutive numbers
+    // (Knuth, TAOCP volume 3, section 6.4).
     let spread = region.0.wrapping_mul(0x9e37_79b9) >> 24;
     0.9 + 0.2 * f32::from(u8::try_from(spread).unwrap_or(0)) / 255.0
 }
 
-/// Whether frames of a kind belong to files, processes or caches, rather than to one part of the
-/// kernel.
+/// Whether frames of a kind have many regions (files, processes, slab caches).
 fn has_many_regions(kind: FrameKind) -> bool {
     matches!(kind, FrameKind::File | FrameKind::Shared | FrameKind::Anonymous | FrameKind::Slab)
 }

@@ -33,7 +33,7 @@ struct Row<'a> {
     footprint: &'a Metrics,
 }
 
-/// Microseconds until a percentage of the needed frames was there.
+/// Microseconds until a percentage of the needed frames was resident.
 #[derive(Serialize)]
 struct WorkingSet {
     #[serde(rename = "50")]
@@ -54,7 +54,7 @@ pub(super) fn render(traces: &[NamedTrace], results: &[&Results], cost: &str) ->
             replays.map(|(results, metrics)| row(&trace.name, results, metrics, cost))
         })
         .collect();
-    // Strings, numbers and maps with text keys always serialize.
+    // Serializing strings, numbers and maps with text keys cannot fail.
     let mut text = serde_json::to_string_pretty(&rows).unwrap_or_default();
     text.push('\n');
     text
@@ -87,7 +87,7 @@ fn row<'a>(trace: &'a str, results: &Results, metrics: &'a Metrics, cost: &'a st
     }
 }
 
-/// Frames that take memory at the end, for every color that has some.
+/// Frames that take memory at the end, by color. Colors without frames are left out.
 fn by_color<S: Serializer>(metrics: &&Metrics, serializer: S) -> Result<S::Ok, S::Error> {
     let colors = Color::ALL.into_iter().zip(metrics.footprint).filter(|(_, frames)| *frames > 0);
     serializer.collect_map(colors.map(|(color, frames)| (color.name(), frames)))

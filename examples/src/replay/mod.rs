@@ -1,7 +1,7 @@
-//! `kaleidoscope replay`: judges prefetch policies on what clones really touched.
+//! `kaleidoscope replay`: evaluates prefetch policies on traces of clones.
 //!
-//! An image is colored once; then every trace is [replayed](runs) under every [policy](policies),
-//! beside blind prefetch of every size, with which all are [compared](ratios).
+//! An image is colored once. Then every trace is [replayed](runs) under every [policy](policies)
+//! and under blind prefetch of every size, with which the policies are [compared](ratios).
 mod json;
 mod plot;
 pub(crate) mod policies;
@@ -95,7 +95,7 @@ pub(crate) struct Args {
     plot: Option<PathBuf>,
 }
 
-/// A cost model, and how it was asked for.
+/// A cost model, and its text on the command line.
 #[derive(Clone, Debug)]
 struct Cost {
     text: String,
@@ -112,11 +112,11 @@ impl std::str::FromStr for Cost {
 
 fn positive(text: &str) -> Result<f64, &'static str> {
     let number: Option<f64> = text.parse().ok();
-    number.filter(|n| n.is_finite() && *n > 0.0).ok_or("it is a number above 0")
+    number.filter(|n| n.is_finite() && *n > 0.0).ok_or("it must be a number above 0")
 }
 
 impl Args {
-    /// What is read and written.
+    /// The files that are read and written.
     pub(crate) fn files(&self) -> Files {
         let reads = Files::new().reads([&self.image]).reads(self.layout.inputs()).reads(&self.regs);
         let policies = self.policies.iter().filter_map(PolicyChoice::input);
@@ -165,7 +165,7 @@ impl Args {
     }
 }
 
-/// Each policy once, where it came first.
+/// Removes duplicates, keeping the first of each.
 fn distinct(policies: Vec<PolicyChoice>) -> Vec<PolicyChoice> {
     let mut kept: Vec<PolicyChoice> = Vec::with_capacity(policies.len());
     for policy in policies {

@@ -1,5 +1,5 @@
-//! Which policies there are, by name. To add one: a variant of [`PolicyChoice`], its name, and how
-//! it is built.
+//! The policies by name. To add one, add a variant to [`PolicyChoice`], its name, and its
+//! construction.
 
 use crate::failure::Failure;
 use kaleidoscope_core::addr::FrameIndex;
@@ -20,13 +20,14 @@ use std::sync::Arc;
 const MAX_BLIND: u32 = 1 << 20;
 
 /// The names, for help and errors.
-pub(crate) const NAMES: &str = "demand, blind-next-N, blind-aligned-N, paper, paper-pivot, region, predicted, recorded=FILE, \
-     recorded-frames=FILE, idle=FILE, oracle, and the path of a policy file";
+pub(crate) const NAMES: &str = "demand, blind-next-N, blind-aligned-N, paper, paper-pivot, \
+     region, predicted, recorded=FILE, recorded-frames=FILE, idle=FILE, oracle, and the path of a \
+     policy file";
 
-/// A policy that can be asked for.
+/// A policy by name.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub(crate) enum PolicyChoice {
-    /// Nothing but what is asked for.
+    /// No prefetch.
     Demand,
     /// The next N frames by number.
     BlindNext(u32),
@@ -38,25 +39,25 @@ pub(crate) enum PolicyChoice {
     PaperPivot,
     /// Blocks of related frames.
     Region,
-    /// The same, and what is likely to be used is streamed from the start.
+    /// As `Region`, and streams frames that are likely to be used from the start.
     Predicted,
-    /// Follows a recording as far as the clone does.
+    /// Follows a recording for as long as the clone does.
     Recorded(PathBuf),
-    /// Streams a recording's frames by number and fetches what is asked for: today's
-    /// record-and-replay.
+    /// Streams a recording's frames by number, and has no other prefetch: the state of the art of
+    /// record and replay.
     RecordedFrames(PathBuf),
-    /// Streams what a throwaway clone touched when it idled; then as `Region`.
+    /// Streams the frames that an idle throwaway clone touched; then as `Region`.
     Idle(PathBuf),
-    /// As a policy file says.
+    /// A policy file.
     File(PathBuf),
-    /// Knows the trace.
+    /// Knows the trace: the bound.
     Oracle,
 }
 
-/// What all others are compared with.
+/// The policy that all others are compared with.
 pub(super) const BASELINE: PolicyChoice = PolicyChoice::BlindAligned(16);
 
-/// The blind policies that show what can be had without colors.
+/// The frontier of blind prefetch: the trade-off without colors.
 pub(super) const FRONTIER: [PolicyChoice; 8] = [
     PolicyChoice::BlindAligned(2),
     PolicyChoice::BlindAligned(4),
@@ -69,7 +70,7 @@ pub(super) const FRONTIER: [PolicyChoice; 8] = [
 ];
 
 impl PolicyChoice {
-    /// The file that it is read from.
+    /// The file that the policy is read from.
     pub(crate) fn input(&self) -> Option<&PathBuf> {
         match self {
             Self::Recorded(path)
@@ -87,7 +88,7 @@ impl PolicyChoice {
         }
     }
 
-    /// All that need no file, the blind ones with 16 frames.
+    /// All policies that need no file; the blind ones with 16 frames.
     pub(super) fn defaults() -> Vec<Self> {
         vec![
             Self::Demand,
@@ -101,7 +102,7 @@ impl PolicyChoice {
         ]
     }
 
-    /// Reads what the policy needs and prepares it for the guest, once for all traces.
+    /// Reads the policy's file and prepares the policy for the guest, once for all traces.
     pub(crate) fn prepare(&self, guest: &Guest) -> Result<Prepared, Failure> {
         let guide = |settings| Arc::new(ColorGuide::new(Arc::clone(&guest.locality), settings));
         let shipped = || Settings::shipped_for(guest.locality.map().kernel());
@@ -132,25 +133,29 @@ impl PolicyChoice {
                 let recording = read_recording(path, guest)?;
                 let found = recording.by_frame_number(&guest.locality, Some(&guest.identity));
                 let frames = found.frames.iter().map(|t| t.frame).collect();
-                Prepared::Set { name: self.to_string(), frames, guide: None }
+                Prepared::FrameSet { name: self.to_string(), frames, guide: None }
             }
             Self::Idle(path) => {
                 let found =
                     read_recording(path, guest)?.translate(&guest.locality, Some(&guest.identity));
                 let frames = found.at_least(LEAST_CONFIDENCE).map(|t| t.frame).collect();
-                // What the signs expect and an idle clone does not touch is not worth streaming any
-                // more.
+                // No prediction by temperature hints: frames that are predicted but that an idle
+                // clone does not touch are not worth streaming.
                 let guide = Some(guide(shipped().without_prediction(self.to_string())));
-                Prepared::Set { name: self.to_string(), frames, guide }
+                Prepared::FrameSet { name: self.to_string(), frames, guide }
             }
         })
     }
 }
 
-/// What a recorded frame must be sure of to be streamed before the clone is seen to go that way.
+/// Least confidence of a recorded frame to be streamed before the clone is known to follow the
+/// recording.
 const LEAST_CONFIDENCE: f32 = 0.5;
 
-/// A policy for clones, of which nobody knows what they will touch.
+/// Parses a policy for real clones, whose touches are not known in advance.
+///
+/// # Errors
+/// If the text names no policy, or the oracle.
 pub(crate) fn for_a_clone(text: &str) -> Result<PolicyChoice, String> {
     match text.parse() {
         Ok(PolicyChoice::Oracle) => Err("the oracle needs a trace; choose another policy".into()),
@@ -163,11 +168,11 @@ pub(crate) fn for_a_clone(text: &str) -> Result<PolicyChoice, String> {
 #[derive(Debug)]
 pub(crate) struct Guest {
     pub(crate) locality: Arc<LocalityOrder>,
-    /// Tells whether a recording is of this very snapshot.
+    /// Identifies recordings of the same snapshot.
     pub(crate) identity: ImageIdentity,
 }
 
-/// A policy with everything it needs, from which those of single clones are made.
+/// A policy with its data, from which a policy for each clone is made.
 #[derive(Clone, Debug)]
 pub(crate) enum Prepared {
     Plain(PolicyChoice),
@@ -178,7 +183,7 @@ pub(crate) enum Prepared {
         recorded_order: Arc<RecordedOrder>,
         predict: Predict,
     },
-    Set {
+    FrameSet {
         name: String,
         frames: Arc<[FrameIndex]>,
         guide: Option<Arc<ColorGuide>>,
@@ -186,7 +191,7 @@ pub(crate) enum Prepared {
 }
 
 impl Prepared {
-    /// A fresh policy for a clone; only the oracle looks at the trace.
+    /// A new policy for a clone. Only the oracle uses the trace.
     pub(crate) fn build(
         &self,
         locality: &Arc<LocalityOrder>,
@@ -199,11 +204,11 @@ impl Prepared {
                 let (guide, recorded_order) = (Arc::clone(guide), Arc::clone(recorded_order));
                 Box::new(Recorded::new(name, guide, recorded_order, *predict))
             }
-            Self::Set { name, frames, guide: Some(guide) } => {
+            Self::FrameSet { name, frames, guide: Some(guide) } => {
                 let then = Colored::new(Arc::clone(guide));
                 Box::new(Streamed::new(name, Arc::clone(frames), then))
             }
-            Self::Set { name, frames, guide: None } => {
+            Self::FrameSet { name, frames, guide: None } => {
                 Box::new(Streamed::new(name, Arc::clone(frames), Demand))
             }
         }
@@ -211,8 +216,8 @@ impl Prepared {
 }
 
 impl PolicyChoice {
-    /// A policy that needs no preparation; [`PolicyChoice::prepare`] sees to it that there are no
-    /// others here.
+    /// A policy without preparation. [`PolicyChoice::prepare`] makes [`Prepared::Plain`] of no
+    /// others.
     fn plain(&self, locality: &Arc<LocalityOrder>, trace: &Trace) -> Box<dyn PrefetchPolicy> {
         match self {
             Self::BlindNext(size) => Box::new(Blind::next(*size)),
@@ -239,13 +244,14 @@ fn read_settings(path: &Path) -> Result<Settings, Failure> {
     })
 }
 
-/// Reads a recording, or makes one of a trace of this very guest.
+/// Reads a recording, or makes one from a trace (`.csv`) of this guest.
 fn read_recording(path: &Path, guest: &Guest) -> Result<Recording, Failure> {
     if path.extension().is_some_and(|e| e.eq_ignore_ascii_case("csv")) {
         let file = File::open(path).map_err(|e| Failure::at(path, e))?;
         let trace = Trace::from_csv(file, guest.locality.layout()).map_err(|e| {
             Failure::at(path, e).hint(
-                "a trace is of this guest; `kaleidoscope record make` makes what serves others too",
+                "a trace must be of this guest; `kaleidoscope record make` makes recordings that \
+                 other guests can use",
             )
         })?;
         return Ok(Recording::from_trace(&trace, &guest.locality, guest.identity));
@@ -277,8 +283,8 @@ impl fmt::Display for PolicyChoice {
 /// Makes a choice of a path.
 type MakeChoice = fn(PathBuf) -> PolicyChoice;
 
-/// Beginnings of names that are followed by a recording's path.
-const WITH_FILE: [(&str, MakeChoice); 3] = [
+/// Prefixes of names that are followed by a recording's path.
+const FILE_PREFIXES: [(&str, MakeChoice); 3] = [
     ("recorded=", PolicyChoice::Recorded),
     ("recorded-frames=", PolicyChoice::RecordedFrames),
     ("idle=", PolicyChoice::Idle),
@@ -288,7 +294,7 @@ impl FromStr for PolicyChoice {
     type Err = PolicyError;
 
     fn from_str(text: &str) -> Result<Self, PolicyError> {
-        for (prefix, make) in WITH_FILE {
+        for (prefix, make) in FILE_PREFIXES {
             if let Some(path) = text.strip_prefix(prefix) {
                 return if path.is_empty() {
                     Err(PolicyError::NoFile)
@@ -319,14 +325,14 @@ fn blind_size(text: &str) -> Result<u32, PolicyError> {
     size.filter(|size| (1..=MAX_BLIND).contains(size)).ok_or(PolicyError::BlindSize)
 }
 
-/// Why a text names no policy.
+/// Why a text is not the name of a policy.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub(crate) enum PolicyError {
-    #[error("no policy is called that; there are {NAMES}")]
+    #[error("unknown policy; there are {NAMES}")]
     Unknown,
-    #[error("N of a blind policy is a number of frames from 1 to {MAX_BLIND}")]
+    #[error("N of a blind policy must be a number of frames from 1 to {MAX_BLIND}")]
     BlindSize,
-    #[error("the path of a recording belongs behind the `=`")]
+    #[error("the path of a recording is missing after `=`")]
     NoFile,
 }
 

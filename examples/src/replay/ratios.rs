@@ -1,33 +1,33 @@
-//! Policies relative to a baseline, and to all that blind prefetch can do.
+//! Compares policies with a baseline, and with the frontier of blind prefetch.
 
 use super::policies::{BASELINE, FRONTIER, PolicyChoice};
 use super::runs::Results;
 use kaleidoscope_core::replay::Metrics;
 
-/// Figures whose relative difference is smaller are the same.
+/// Figures with a smaller relative difference count as equal.
 const MARGIN: f64 = 1e-9;
 
 /// A figure relative to the baseline's.
 ///
-/// Figures below 1 count as 1, on both sides, so that every ratio is a number and has a logarithm.
+/// Both figures are at least 1, so that every ratio is finite and has a logarithm.
 pub(super) fn ratio(value: f64, baseline: f64) -> f64 {
     value.max(1.0) / baseline.max(1.0)
 }
 
-/// Geometric mean; 1 of nothing.
+/// Geometric mean; 1 for no ratios.
 fn geometric_mean(ratios: impl IntoIterator<Item = f64>) -> f64 {
     let (sum, count) = ratios.into_iter().fold((0.0, 0.0), |(s, n), r| (s + r.ln(), n + 1.0));
     if count == 0.0 { 1.0 } else { f64::exp(sum / count) }
 }
 
-/// What is compared.
+/// A compared figure.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Figure {
-    /// Faults that had to ask the parent.
+    /// Faults that sent a request to the parent.
     Faults,
-    /// Frames that were prefetched for nothing.
+    /// Frames that were prefetched but not used.
     Waste,
-    /// Waiting.
+    /// Waiting time in microseconds.
     Stall,
 }
 
@@ -51,37 +51,36 @@ pub(super) struct Mean {
     pub(super) stall: f64,
     /// No trace had a fault.
     pub(super) never_faults: bool,
-    /// Nothing was wasted on any trace: the mean of the waste says only how much the baseline
-    /// wasted.
+    /// No trace had wasted frames. The mean of the waste then only depends on the baseline's waste.
     pub(super) wastes_nothing: bool,
-    /// Mean share of needed frames that were there in time.
+    /// Mean share of needed frames that were resident in time.
     pub(super) coverage: f64,
     /// Mean share of prefetched frames that were needed.
     pub(super) accuracy: f64,
 }
 
-/// Policies beside the blind frontier.
+/// The chosen policies and the frontier of blind prefetch.
 #[derive(Clone, PartialEq, Debug)]
 pub(super) struct Comparison {
     /// The chosen policies, in order.
     pub(super) chosen: Vec<Mean>,
-    /// The blind ones, from the smallest window to the largest.
+    /// The blind policies, from the smallest window to the largest.
     pub(super) blind: Vec<Mean>,
 }
 
-/// Where blind prefetch is when one of the two figures is given.
+/// One figure of the blind frontier at a given value of the other one.
 #[derive(Clone, Copy, PartialEq, Debug)]
-pub(super) enum Blind {
-    /// There.
+pub(super) enum FrontierValue {
+    /// Exactly this value.
     At(f64),
-    /// Above: the given figure is below all that its windows reach.
+    /// Above this bound: the given value is below all points of the frontier.
     Above(f64),
-    /// Below.
+    /// Below this bound: the given value is above all points of the frontier.
     Below(f64),
 }
 
 impl Comparison {
-    /// Compares chosen policies. `results` has them, the baseline and the frontier.
+    /// Compares chosen policies. `results` includes them, the baseline and the frontier.
     pub(super) fn new(results: &[Results], chosen: &[PolicyChoice]) -> Self {
         let find = |policy: &PolicyChoice| results.iter().find(|r| r.policy == *policy);
         let means = |policies: &[PolicyChoice]| {
@@ -91,23 +90,25 @@ impl Comparison {
         Self { chosen: means(chosen), blind: means(&FRONTIER) }
     }
 
-    /// Blind faults at a policy's waste.
-    pub(super) fn blind_faults(&self, mean: &Mean) -> Option<Blind> {
+    /// The blind frontier's faults at a policy's waste.
+    pub(super) fn blind_faults(&self, mean: &Mean) -> Option<FrontierValue> {
         let points: Vec<_> = self.blind.iter().map(|m| (m.waste, m.faults)).collect();
-        along(&points, mean.waste)
+        interpolate(&points, mean.waste)
     }
 
-    /// Blind waste at a policy's faults.
-    pub(super) fn blind_waste(&self, mean: &Mean) -> Option<Blind> {
+    /// The blind frontier's waste at a policy's faults.
+    pub(super) fn blind_waste(&self, mean: &Mean) -> Option<FrontierValue> {
         let points: Vec<_> = self.blind.iter().map(|m| (m.faults, m.waste)).collect();
-        along(&points, mean.faults)
+        interpolate(&points, mean.faults)
     }
 
     /// Whether blind prefetch has more faults at the policy's waste, and more waste at its faults.
     pub(super) fn is_better(&self, mean: &Mean) -> bool {
-        let less = |value: f64, blind: Option<Blind>| match blind {
-            Some(Blind::At(blind) | Blind::Above(blind)) => value < blind * (1.0 - MARGIN),
-            Some(Blind::Below(_)) | None => false,
+        let less = |value: f64, blind: Option<FrontierValue>| match blind {
+            Some(FrontierValue::At(blind) | FrontierValue::Above(blind)) => {
+                value < blind * (1.0 - MARGIN)
+            }
+            Some(FrontierValue::Below(_)) | None => false,
         };
         less(mean.faults, self.blind_faults(mean)) && less(mean.waste, self.blind_waste(mean))
     }
@@ -132,16 +133,16 @@ impl Mean {
     }
 }
 
-/// Arithmetic mean; 0 of nothing.
+/// Arithmetic mean; 0 for no values.
 fn average(values: impl IntoIterator<Item = f64>) -> f64 {
     let (sum, count) = values.into_iter().fold((0.0, 0.0), |(s, n), v| (s + v, n + 1.0));
     if count == 0.0 { 0.0 } else { sum / count }
 }
 
-/// The second figure of a falling line of points at a value of the first, interpolated on
-/// logarithms. Where the line passes the value more than once, the lowest counts. Beyond the ends,
+/// Interpolates the second coordinate of a falling line at a value of the first, on logarithmic
+/// scales. If the line passes the value more than once, the lowest result counts. Beyond the ends,
 /// only a bound is known. `None` without points.
-fn along(points: &[(f64, f64)], value: f64) -> Option<Blind> {
+fn interpolate(points: &[(f64, f64)], value: f64) -> Option<FrontierValue> {
     let segments = points.windows(2).filter_map(|pair| match pair {
         [(x0, y0), (x1, y1)] => {
             let (low, high) = (x0.min(*x1), x0.max(*x1));
@@ -152,11 +153,11 @@ fn along(points: &[(f64, f64)], value: f64) -> Option<Blind> {
         _ => None,
     });
     if let Some(lowest) = segments.min_by(f64::total_cmp) {
-        return Some(Blind::At(lowest));
+        return Some(FrontierValue::At(lowest));
     }
     let first = points.iter().min_by(|a, b| a.0.total_cmp(&b.0))?;
     let last = points.iter().max_by(|a, b| a.0.total_cmp(&b.0))?;
-    Some(if value < first.0 { Blind::Above(first.1) } else { Blind::Below(last.1) })
+    Some(if value < first.0 { FrontierValue::Above(first.1) } else { FrontierValue::Below(last.1) })
 }
 
 #[cfg(test)]
@@ -167,8 +168,8 @@ mod tests {
         Metrics { faults, prefetched: wasted, stall_us: 100.0, ..Metrics::default() }
     }
 
-    fn near(blind: Option<Blind>, expected: f64) -> bool {
-        matches!(blind, Some(Blind::At(value)) if (value / expected - 1.0).abs() < 1e-12)
+    fn near(blind: Option<FrontierValue>, expected: f64) -> bool {
+        matches!(blind, Some(FrontierValue::At(value)) if (value / expected - 1.0).abs() < 1e-12)
     }
 
     #[test]
@@ -183,17 +184,17 @@ mod tests {
     #[test]
     fn lines_are_interpolated_on_logarithms() {
         let line = [(1.0, 16.0), (4.0, 4.0), (16.0, 1.0)];
-        assert!(near(along(&line, 2.0), 8.0));
-        assert!(near(along(&line, 8.0), 2.0));
-        assert!(near(along(&line, 4.0), 4.0));
-        assert_eq!(along(&line, 0.5), Some(Blind::Above(16.0)));
-        assert_eq!(along(&line, 20.0), Some(Blind::Below(1.0)));
+        assert!(near(interpolate(&line, 2.0), 8.0));
+        assert!(near(interpolate(&line, 8.0), 2.0));
+        assert!(near(interpolate(&line, 4.0), 4.0));
+        assert_eq!(interpolate(&line, 0.5), Some(FrontierValue::Above(16.0)));
+        assert_eq!(interpolate(&line, 20.0), Some(FrontierValue::Below(1.0)));
         let reversed: Vec<_> = line.into_iter().rev().collect();
-        assert!(near(along(&reversed, 2.0), 8.0));
-        assert_eq!(along(&reversed, 0.5), Some(Blind::Above(16.0)));
-        assert!(near(along(&[(2.0, 3.0), (2.0, 1.0)], 2.0), 3.0), "an upright line");
-        assert_eq!(along(&[(1.0, 3.0)], 2.0), Some(Blind::Below(3.0)));
-        assert_eq!(along(&[], 2.0), None);
+        assert!(near(interpolate(&reversed, 2.0), 8.0));
+        assert_eq!(interpolate(&reversed, 0.5), Some(FrontierValue::Above(16.0)));
+        assert!(near(interpolate(&[(2.0, 3.0), (2.0, 1.0)], 2.0), 3.0), "an upright line");
+        assert_eq!(interpolate(&[(1.0, 3.0)], 2.0), Some(FrontierValue::Below(3.0)));
+        assert_eq!(interpolate(&[], 2.0), None);
     }
 
     #[test]
@@ -225,7 +226,7 @@ mod tests {
         assert!(!paper.wastes_nothing && demand.wastes_nothing && oracle.wastes_nothing);
         assert_eq!((baseline.faults, baseline.waste, baseline.stall), (1.0, 1.0, 1.0));
         assert!(near(comparison.blind_faults(baseline), 1.0));
-        assert!(matches!(comparison.blind_faults(demand), Some(Blind::Above(_))));
-        assert!(matches!(comparison.blind_waste(demand), Some(Blind::Below(_))));
+        assert!(matches!(comparison.blind_faults(demand), Some(FrontierValue::Above(_))));
+        assert!(matches!(comparison.blind_waste(demand), Some(FrontierValue::Below(_))));
     }
 }

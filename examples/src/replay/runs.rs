@@ -10,14 +10,14 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
-/// A policy, and how it did on every trace, in the traces' order.
+/// A policy and its metrics on every trace, in the order of the traces.
 #[derive(Clone, PartialEq, Debug)]
 pub(super) struct Results {
     pub(super) policy: PolicyChoice,
     pub(super) traces: Vec<Metrics>,
 }
 
-/// Replays. The result depends on the arguments alone, not on which thread did what.
+/// Replays every trace under every policy. The result is deterministic.
 pub(super) fn run(
     policies: &[PolicyChoice],
     traces: &[NamedTrace],
@@ -40,7 +40,7 @@ pub(super) fn run(
             };
             let mut policy = policy.build(locality, &trace.trace);
             let metrics = replay(&trace.trace, locality, policy.as_mut(), options);
-            // Each place is given to one thread, once.
+            // Cannot fail: each result is set once, by one thread.
             let _ = result.set(metrics);
             bar.advance();
         }

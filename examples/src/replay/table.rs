@@ -1,7 +1,7 @@
-//! The replays as tables for people.
+//! The replays as text tables.
 
 use super::policies::{BASELINE, PolicyChoice};
-use super::ratios::{Blind, Comparison, Figure, Mean, ratio};
+use super::ratios::{Comparison, Figure, FrontierValue, Mean, ratio};
 use super::runs::Results;
 use super::traces::NamedTrace;
 use crate::statistics::{counted, mib, thousands};
@@ -10,8 +10,8 @@ use comfy_table::CellAlignment::{Left, Right};
 use kaleidoscope_core::replay::Metrics;
 use std::fmt::Write;
 
-/// One block per trace, the means, and the frontier. `results` has the chosen policies and the
-/// baseline.
+/// Renders a table per trace, the means, and the frontier. `results` includes the chosen policies
+/// and the baseline.
 pub(super) fn render(
     traces: &[NamedTrace],
     results: &[Results],
@@ -36,7 +36,7 @@ pub(super) fn render(
     }
     let _ = writeln!(
         out,
-        "×: relative to {BASELINE}; free: frames that were moved though nobody needs their bytes\n"
+        "×: relative to {BASELINE}; free: transferred frames that are free in the guest\n"
     );
     let count = counted(traces.len(), "trace");
     let _ = writeln!(out, "geometric means over {count}, relative to {BASELINE}");
@@ -46,7 +46,7 @@ pub(super) fn render(
     out
 }
 
-/// How long the trace is on its own clock.
+/// The trace's duration in seconds, on its own clock.
 fn seconds(trace: &NamedTrace) -> f64 {
     let last = trace.trace.touches().last().map_or(0, |touch| touch.at_us);
     std::time::Duration::from_micros(last).as_secs_f64()
@@ -120,7 +120,7 @@ fn means(comparison: &Comparison) -> String {
     finish(&table)
 }
 
-/// Blind prefetch of every size, and where the chosen policies are beside it.
+/// The frontier of blind prefetch, and the chosen policies relative to it.
 fn frontier(comparison: &Comparison) -> String {
     let mut table = table([
         ("policy", Left),
@@ -160,11 +160,11 @@ fn times(ratio: f64) -> String {
     format!("{ratio:.2}")
 }
 
-fn bound(blind: Option<Blind>) -> String {
+fn bound(blind: Option<FrontierValue>) -> String {
     match blind {
-        Some(Blind::At(value)) => times(value),
-        Some(Blind::Above(value)) => format!("over {}", times(value)),
-        Some(Blind::Below(value)) => format!("under {}", times(value)),
+        Some(FrontierValue::At(value)) => times(value),
+        Some(FrontierValue::Above(value)) => format!("over {}", times(value)),
+        Some(FrontierValue::Below(value)) => format!("under {}", times(value)),
         None => String::new(),
     }
 }

@@ -1,4 +1,4 @@
-//! Traces from files, each with a name that no other has.
+//! Reads traces from files, and gives each a unique name.
 
 use crate::failure::Failure;
 use kaleidoscope_core::memory::MemoryLayout;
@@ -7,14 +7,14 @@ use std::fs::File;
 use std::io::BufReader;
 use std::path::{Path, PathBuf};
 
-/// A trace and what it is called.
+/// A trace and its name.
 #[derive(Debug)]
 pub(crate) struct NamedTrace {
     pub(crate) name: String,
     pub(crate) trace: Trace,
 }
 
-/// Reads traces of the guest with this layout; their clocks run `speed` times as fast.
+/// Reads traces of the guest with this layout. Times are divided by `speed`.
 pub(crate) fn read(
     paths: &[PathBuf],
     layout: &MemoryLayout,
@@ -24,7 +24,7 @@ pub(crate) fn read(
         let file = File::open(path).map_err(|e| Failure::at(path, e))?;
         let trace = Trace::from_csv(BufReader::new(file), layout).map_err(|e| {
             Failure::at(path, e)
-                .hint("a trace is a CSV with columns t_us and gfn, of a clone of this very image")
+                .hint("a trace is a CSV with columns t_us and gfn, of a clone of the same image")
         })?;
         if trace.touches().is_empty() {
             return Err(Failure::at(path, "the trace holds no touch"));
@@ -34,15 +34,16 @@ pub(crate) fn read(
     paths.iter().zip(names(paths)).map(read).collect()
 }
 
-/// A name for every path: the file's stem; where several have it, the folder too; where they have
-/// that too, the path.
+/// A unique name for every path: the file's stem, or else the stem with its folder, or else the
+/// path.
 fn names(paths: &[PathBuf]) -> Vec<String> {
-    let ways: [fn(&Path) -> String; 2] = [stem, with_folder];
+    let schemes: [fn(&Path) -> String; 2] = [stem, with_folder];
     let name = |path: &PathBuf| {
-        let tells = |way: &&fn(&Path) -> String| {
-            paths.iter().filter(|other| way(other) == way(path)).count() == 1
+        let is_unique = |scheme: &&fn(&Path) -> String| {
+            paths.iter().filter(|other| scheme(other) == scheme(path)).count() == 1
         };
-        ways.iter().find(tells).map_or_else(|| path.display().to_string(), |way| way(path))
+        let scheme = schemes.iter().find(is_unique);
+        scheme.map_or_else(|| path.display().to_string(), |scheme| scheme(path))
     };
     paths.iter().map(name).collect()
 }
@@ -51,8 +52,8 @@ fn stem(path: &Path) -> String {
     path.file_stem().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
 }
 
-/// `guest/traces/scan.csv` is `guest/scan`, `guest/scan.csv` too: a folder that is called `traces`
-/// says nothing.
+/// Both `guest/traces/scan.csv` and `guest/scan.csv` become `guest/scan`: folders named `traces`
+/// are skipped.
 fn with_folder(path: &Path) -> String {
     let folders = path.ancestors().skip(1).filter_map(Path::file_name);
     let folder = folders.map(|name| name.to_string_lossy()).find(|name| name != "traces");

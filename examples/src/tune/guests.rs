@@ -1,4 +1,4 @@
-//! Guests from folders, with the traces of their clones.
+//! Reads guests and the traces of their clones from folders.
 
 use crate::analysis::{Knowledge, open_guest};
 use crate::failure::Failure;
@@ -9,14 +9,14 @@ use kaleidoscope_core::tune::TracedGuest;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// A guest that can be tuned on.
+/// A guest to tune on.
 #[derive(Debug)]
 pub(super) struct Guest {
-    /// The folder, as it was asked for.
+    /// The folder's path as given, printable.
     pub(super) name: String,
-    /// Release of its kernel, fit to be printed.
+    /// Release of the guest's kernel, printable.
     pub(super) kernel: String,
-    pub(super) subject: TracedGuest,
+    pub(super) traced: TracedGuest,
 }
 
 impl Guest {
@@ -31,16 +31,16 @@ impl Guest {
             release => printable(release),
         };
         let traces = traces.into_iter().map(|named| named.trace).collect();
-        let subject = TracedGuest { locality: Arc::new(LocalityOrder::new(map)), traces };
-        Ok(Self { name: printable(&folder.display().to_string()), kernel, subject })
+        let traced = TracedGuest { locality: Arc::new(LocalityOrder::new(map)), traces };
+        Ok(Self { name: printable(&folder.display().to_string()), kernel, traced })
     }
 
     pub(super) fn traces(&self) -> usize {
-        self.subject.traces.len()
+        self.traced.traces.len()
     }
 }
 
-/// The traces in a folder, by name.
+/// The traces in a folder, sorted by name.
 fn trace_files(folder: &Path) -> Result<Vec<PathBuf>, Failure> {
     let hint =
         "a guest is a folder with ram.bin and traces/*.csv; `kaleidoscope lab trace` records some";

@@ -27,7 +27,7 @@ struct Row<'a> {
     held_out: Option<Figures>,
 }
 
-/// A score, and what the tuner makes of it.
+/// A score, and its cost by the tuner's objective.
 #[derive(Serialize)]
 struct Figures {
     faults: f64,
@@ -63,7 +63,7 @@ pub(super) fn render(guests: &[Guest], tuned: &Tuned, tuner: &Tuner) -> String {
         held_out: held_out.as_ref().map(figures),
         guests: rows.collect(),
     };
-    // Strings and numbers always serialize.
+    // Serializing strings and numbers cannot fail.
     let mut text = serde_json::to_string_pretty(&report).unwrap_or_default();
     text.push('\n');
     text

@@ -1,7 +1,7 @@
 //! `kaleidoscope tune`: makes a policy file from guests and traces of their clones.
 //!
-//! The tuner itself is the core's. Here [guests] are read, tuned on in parallel [folds], and the
-//! scores shown.
+//! The tuner itself is in the core. This module reads [guests], tunes on them in parallel [folds],
+//! and prints the scores.
 mod folds;
 mod guests;
 mod json;
@@ -16,7 +16,7 @@ use kaleidoscope_core::prefetch::{Class, Settings, Window};
 use kaleidoscope_core::tune::Tuner;
 use std::path::{Path, PathBuf};
 
-/// Longest policy file that is read, in bytes; the core refuses longer ones too.
+/// Longest policy file that is read, in bytes. The core has the same limit.
 const MAX_POLICY: u64 = 1 << 20;
 
 /// Find a prefetch policy's numbers on traces of what clones touched.
@@ -77,11 +77,11 @@ pub(crate) struct Args {
 
 fn price(text: &str) -> Result<f64, &'static str> {
     let number: Option<f64> = text.parse().ok();
-    number.filter(|n| n.is_finite() && *n >= 0.0).ok_or("it is a number, at least 0")
+    number.filter(|n| n.is_finite() && *n >= 0.0).ok_or("it must be a number of at least 0")
 }
 
 impl Args {
-    /// What is read and written.
+    /// The files that are read and written.
     pub(crate) fn files(&self) -> Files {
         Files::new().reads_guests(&self.guests).reads(&self.start).writes([&self.output])
     }
@@ -101,10 +101,10 @@ impl Args {
         let tuned = folds::run(&guests, &start, &tuner, self.cross_validate);
         let text =
             table::comment(&guests, self.knowledge, &tuned, &tuner) + &tuned.settings.to_text();
-        // Names of slab caches are the guests': whatever they hold, the file must say what was
-        // tuned.
+        // Slab caches' names come from the guests and may contain anything. The file must parse
+        // back to the tuned settings.
         if Settings::parse(&text).as_ref() != Ok(&tuned.settings) {
-            return Err(Failure::new("these settings do not fit in a policy file"));
+            return Err(Failure::new("the tuned settings cannot be written as a policy file"));
         }
         output.write(|out| out.write_all(text.as_bytes()))?;
         print(&if self.json {
@@ -128,13 +128,13 @@ impl Args {
     }
 }
 
-/// Where tuning starts unless told otherwise: from nothing that was learned, so that a
-/// cross-validation is one.
+/// The default settings to start from. They contain nothing that was learned from guests, which
+/// would invalidate the cross-validation.
 fn start() -> Settings {
     let mut settings = Settings { zero_ahead: 256, ..Settings::bare("tuned") };
     for class in Class::all() {
-        // What matters of the kernel image is known by its symbols; from blocks of 8 for all of it
-        // the descent does not find that out.
+        // The symbols tell which pages of the kernel image are hot. From windows of 8 pages for
+        // the whole image, the coordinate descent does not find this optimum.
         let is_image = ["kernel-text", "kernel-rodata", "kernel-data"].contains(&class.name());
         let (cold, hot) = if is_image { (4, 64) } else { (8, 8) };
         if let Some(window) = settings.windows.get_mut(class.index()) {

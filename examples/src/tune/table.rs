@@ -1,4 +1,4 @@
-//! The result for people: a table of guests, and the heading of the policy file.
+//! The scores as a table, and the policy file's heading comment.
 
 use super::folds::{Tuned, kernels, mean};
 use super::guests::Guest;
@@ -10,7 +10,7 @@ use comfy_table::Table;
 use kaleidoscope_core::tune::{Score, Tuner};
 use std::fmt::Write;
 
-/// The scores on every guest.
+/// A table of the scores on each guest.
 pub(super) fn render(guests: &[Guest], tuned: &Tuned) -> String {
     let mut out = String::new();
     let mut grid = grid(!tuned.held_out.is_empty());
@@ -31,12 +31,14 @@ pub(super) fn render(guests: &[Guest], tuned: &Tuned) -> String {
     let _ = writeln!(
         out,
         "\nfaults, waste: relative to blind-aligned-16; before tuning: {}",
-        words(&tuned.start)
+        score_text(&tuned.start)
     );
     out.push_str(if held_out.is_some() {
-        "held out: tuned on the guests with other kernels alone. tuned on: what was learned from is also what judges\n"
+        "held out: scores of settings that were tuned only on guests with other kernels\n\
+         tuned on: scores on the same guests that the settings were tuned on\n"
     } else {
-        "what was learned from is also what judges; --cross-validate says what to expect elsewhere\n"
+        "scores on the same guests that the settings were tuned on; --cross-validate estimates \
+         scores on other guests\n"
     });
     out
 }
@@ -74,13 +76,13 @@ fn cells_of(score: &Score) -> [String; 4] {
     ]
 }
 
-/// A score in a line.
-fn words(score: &Score) -> String {
+/// A score as a line of text.
+fn score_text(score: &Score) -> String {
     let [faults, waste, coverage, accuracy] = cells_of(score);
     format!("faults {faults}, waste {waste}, coverage {coverage}, accuracy {accuracy}")
 }
 
-/// Where a policy file comes from, as TOML comments.
+/// The origin and scores of a policy file, as TOML comments.
 pub(super) fn comment(
     guests: &[Guest],
     knowledge: Knowledge,
@@ -102,10 +104,10 @@ pub(super) fn comment(
         let (guests, traces) = (counted(of_kernel().count(), "guest"), counted(traces, "trace"));
         let _ = writeln!(out, "#   kernel {kernel}: {guests}, {traces}");
     }
-    let in_sample = words(&mean(guests, &tuned.in_sample));
+    let in_sample = score_text(&mean(guests, &tuned.in_sample));
     let _ = writeln!(out, "# On these, relative to blind-aligned-16: {in_sample}.");
     if !tuned.held_out.is_empty() {
-        let held_out = words(&mean(guests, &tuned.held_out));
+        let held_out = score_text(&mean(guests, &tuned.held_out));
         let _ = writeln!(out, "# On guests whose kernel was held out: {held_out}.");
     }
     out.push('\n');

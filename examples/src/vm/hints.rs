@@ -1,10 +1,10 @@
-//! What to do where machines do not run on this host.
+//! Hints for hosts on which machines do not run.
 
 use kaleidoscope_kvm::KvmError;
 use rustix::io::Errno;
 use std::path::Path;
 
-/// What to do about an error of KVM, if the reader can do something.
+/// A remedy for an error of KVM, if there is one.
 pub(crate) fn of_kvm(error: &KvmError) -> Option<&'static str> {
     Some(match error {
         KvmError::NoKvm(Errno::ACCESS | Errno::PERM) => {
@@ -16,7 +16,7 @@ pub(crate) fn of_kvm(error: &KvmError) -> Option<&'static str> {
              kvm_intel or kvm_amd; `kaleidoscope demo` and all commands that read images work \
              without KVM"
         }
-        KvmError::Lacking(_) => "a newer kernel of this host may have it",
+        KvmError::Lacking(_) => "a newer host kernel may support it",
         KvmError::Refused { .. }
         | KvmError::State(_)
         | KvmError::NotWhole(_)
@@ -29,8 +29,7 @@ pub(crate) fn of_kvm(error: &KvmError) -> Option<&'static str> {
     })
 }
 
-/// What to do where a guest's kernel does not get far, if this host's KVM has no hardware to run
-/// it.
+/// A hint for a guest whose kernel does not boot, if this host's KVM lacks hardware virtualization.
 pub(crate) fn of_slow_host() -> Option<&'static str> {
     has_only_software(Path::new("/sys/module")).then_some(
         "this host's KVM works without hardware virtualization (neither kvm_intel nor kvm_amd is \
@@ -41,8 +40,8 @@ pub(crate) fn of_slow_host() -> Option<&'static str> {
     )
 }
 
-/// Whether KVM is among the kernel's `modules`, but none of those that use the processor's
-/// virtualization. Built-in modules are among them too, because these have parameters.
+/// Whether the kernel has KVM but no module for the processor's virtualization. `modules` is
+/// `/sys/module`, which also lists built-in modules with parameters, such as these.
 fn has_only_software(modules: &Path) -> bool {
     let has = |name: &str| modules.join(name).exists();
     has("kvm") && !has("kvm_intel") && !has("kvm_amd")

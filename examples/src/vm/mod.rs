@@ -1,9 +1,9 @@
-//! Small guests in real machines: what the commands that run them share.
+//! Common parts of the commands that run guests on KVM.
 
 pub(crate) mod hints;
 mod world;
 
-pub(crate) use world::{Outcome, World, let_run, rounds};
+pub(crate) use world::{Outcome, World, rounds, run_until};
 
-/// Frames of a clone that are copied ahead of their being written, at most.
+/// Most frames of a clone that are copied before the first write to them.
 pub(crate) const MOST_AHEAD: u32 = 4096;

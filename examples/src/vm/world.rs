@@ -1,4 +1,4 @@
-//! A parent that runs, and what its freeze left.
+//! A running parent and its snapshot.
 
 use kaleidoscope_core::clone::{Descriptor, EngineOptions, LocalSource};
 use kaleidoscope_core::prefetch::{LocalityOrder, PrefetchPolicy};
@@ -10,13 +10,13 @@ use std::error::Error;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Errors of the commands' parts, which people read.
+/// Results with errors that are only printed.
 pub(crate) type Outcome<T> = Result<T, Box<dyn Error>>;
 
-/// Longer than anything takes.
+/// Most time for a guest to reach its goals.
 const TIMEOUT: Duration = Duration::from_secs(120);
 
-/// A parent that runs on, and what a freeze left of it.
+/// A running parent and its snapshot.
 pub(crate) struct World {
     pub(crate) host: Arc<Host>,
     pub(crate) plan: Plan,
@@ -25,13 +25,17 @@ pub(crate) struct World {
     pub(crate) locality: Arc<LocalityOrder>,
 }
 
-/// How often each process has been around.
+/// The number of rounds that each process has finished.
 pub(crate) fn rounds(plan: &Plan, machine: &Machine) -> Outcome<Vec<u64>> {
     Ok(progress(plan, &mut |gpa, buf| machine.read(gpa, buf))?)
 }
 
-/// Waits until every process has been around so often more, and says how long that took.
-pub(crate) fn let_run(
+/// Waits until every process has finished its number of rounds in `goals`. Returns how long that
+/// took.
+///
+/// # Errors
+/// If the guest reports a check failure, ends, or takes too long.
+pub(crate) fn run_until(
     plan: &Plan,
     machine: &Machine,
     check_port: &CheckPort,
@@ -40,7 +44,7 @@ pub(crate) fn let_run(
     let start = Instant::now();
     loop {
         if let Some(failure) = check_port.failure() {
-            return Err(format!("the guest found a byte that is not its own: {failure:?}").into());
+            return Err(format!("the guest found a wrong byte: {failure:?}").into());
         }
         if let Some(how) = machine.ended() {
             return Err(how.into());
@@ -49,20 +53,20 @@ pub(crate) fn let_run(
             return Ok(start.elapsed());
         }
         if start.elapsed() > TIMEOUT {
-            return Err("the guest does not get on".into());
+            return Err("timeout: the guest does not reach its goals".into());
         }
         std::thread::sleep(Duration::from_micros(100));
     }
 }
 
 impl World {
-    /// Boots a guest, has each of its processes go around `warm` times, and freezes it while it
-    /// runs on.
+    /// Boots a guest, waits until each of its processes has finished `warm` rounds, and takes a
+    /// snapshot while it runs.
     pub(crate) fn new(plan: Plan, warm: u64) -> Outcome<Self> {
         Self::warmed(plan, warm, &mut |_| Ok(()))
     }
 
-    /// The same; `look` is called with the warm machine, which runs.
+    /// As `new`, but calls `look` with the warm, running machine before the snapshot.
     pub(crate) fn warmed(
         plan: Plan,
         warm: u64,
@@ -71,14 +75,14 @@ impl World {
         let host = Host::open()?;
         let (mut parent, check_port) = boot(&host, &plan)?;
         parent.resume()?;
-        let_run(&plan, &parent, &check_port, &vec![warm; plan.processes().len()])?;
+        run_until(&plan, &parent, &check_port, &vec![warm; plan.processes().len()])?;
         look(&parent)?;
         let snapshot = parent.freeze()?;
         let locality = Descriptor::of(&*snapshot.image, None)?.locality()?;
         Ok(Self { host, plan, parent, snapshot, locality })
     }
 
-    /// What each process has to reach to have been around so often since the freeze.
+    /// The goals with which each process finishes `more` rounds after the snapshot.
     pub(crate) fn goals(&self, more: u64) -> Outcome<Vec<u64>> {
         use kaleidoscope_core::memory::GuestMemory;
         let image = &self.snapshot.image;
@@ -86,7 +90,7 @@ impl World {
         Ok(at_freeze.into_iter().map(|rounds| rounds + more).collect())
     }
 
-    /// A clone that shares the parent's memory.
+    /// A clone that shares the parent's memory copy-on-write.
     pub(crate) fn local(&self) -> Outcome<(Machine, Arc<CheckPort>)> {
         let check_port = Arc::new(CheckPort::default());
         Ok((
@@ -95,7 +99,7 @@ impl World {
         ))
     }
 
-    /// A clone whose pages come from the parent's image one by one.
+    /// A clone whose pages are fetched on demand from the snapshot's image.
     pub(crate) fn on_demand(
         &self,
         policy: Box<dyn PrefetchPolicy>,

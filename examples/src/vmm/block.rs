@@ -1,11 +1,11 @@
-//! A virtio block device (virtio 1.2, sections 4.2 and 5.2): registers in memory, and requests that
-//! are done as they come.
+//! A virtio block device over MMIO (virtio 1.2, sections 4.2 and 5.2) that processes requests
+//! synchronously.
 //!
-//! A request is done by the vCPU's thread before the guest goes on, so that a freeze finds none
-//! half done.
+//! The vCPU's thread completes a request before the guest resumes. A freeze therefore finds no
+//! request in flight.
 
 use super::disk::{Disk, SECTOR};
-use super::virtqueue::{Broken, Buffer, Chain, MOST, Memory, Queue};
+use super::virtqueue::{Buffer, Chain, MAX_QUEUE_SIZE, Memory, Queue, QueueError};
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
 use virtio_bindings::virtio_blk::{
@@ -18,29 +18,29 @@ use virtio_bindings::virtio_config::{
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 use virtio_bindings::virtio_mmio as mmio;
 
-/// Where its registers are: above all RAM below 4 GiB.
+/// Guest-physical addresses of the registers, above all RAM below 4 GiB.
 pub(super) const REGISTERS: Range<u64> = 0xd000_0000..0xd000_1000;
 
-/// The input of the interrupt controllers that it raises.
+/// The device's global system interrupt (GSI).
 pub(super) const LINE: u32 = 5;
 
-/// "virt", and the version of the registers (section 4.2.2).
+/// "virt", and the version of the register layout (section 4.2.2).
 const MAGIC: u32 = 0x7472_6976;
 const VERSION: u32 = 2;
 
-/// What can be had of it: the specification's first version, and nothing besides.
+/// Offered features: `VIRTIO_F_VERSION_1` only.
 const FEATURES: u64 = 1 << VIRTIO_F_VERSION_1;
 
-/// Bytes that are copied in one go.
+/// Most bytes per copy.
 const PIECE: u32 = 64 << 10;
 
-/// Bytes of a request's header: kind, a word that is not used, sector.
+/// Bytes of a request's header: type, a reserved word, sector (section 5.2.6).
 const HEADER: u32 = 16;
 
-/// What it is called.
+/// The device's ID string.
 const NAME: &[u8; VIRTIO_BLK_ID_BYTES as usize] = b"kaleidoscope\0\0\0\0\0\0\0\0";
 
-/// What the guest has set: the device's whole state, beside what is on the disk.
+/// The device's complete state except the contents of the disk.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub(super) struct Registers {
     features_word: u32,
@@ -59,34 +59,34 @@ pub(super) struct BlockDevice {
     pub(super) registers: Registers,
 }
 
-/// Why a request was not done.
-enum End {
-    /// The disk has no such bytes, or does not give them: the guest is told.
+/// Why a request failed.
+enum RequestError {
+    /// The range is not on the disk, or reading the disk failed. Reported to the guest.
     Failed,
-    /// There is no such request: the guest is told.
+    /// Unknown request type. Reported to the guest.
     Unsupported,
-    /// The queue cannot be used any more.
-    Broken(Broken),
+    /// The queue is invalid: the device needs a reset.
+    Queue(QueueError),
 }
 
-impl From<Broken> for End {
-    fn from(broken: Broken) -> Self {
-        Self::Broken(broken)
+impl From<QueueError> for RequestError {
+    fn from(error: QueueError) -> Self {
+        Self::Queue(error)
     }
 }
 
 impl BlockDevice {
-    /// A device with this on it, in this state.
+    /// A device with this disk, in this state.
     pub(super) fn new(disk: Disk, registers: Registers) -> Self {
         Self { disk, registers }
     }
 
-    /// The guest reads at this distance from the first register.
+    /// The guest reads `offset` bytes after the first register.
     pub(super) fn read(&self, offset: u64, bytes: &mut [u8]) {
         let config = u64::from(mmio::VIRTIO_MMIO_CONFIG);
         if let Some(from) = offset.checked_sub(config) {
-            // The disk's size is all that there is to configure; what follows is of features that
-            // were not offered.
+            // The capacity is the only configuration field. The fields after it belong to
+            // features that are not offered.
             let size = self.disk.sectors().to_le_bytes();
             let rest = size.iter().skip(usize::try_from(from).unwrap_or(usize::MAX));
             let given = rest.copied().chain(std::iter::repeat(0));
@@ -109,18 +109,18 @@ impl BlockDevice {
             mmio::VIRTIO_MMIO_VERSION => VERSION,
             mmio::VIRTIO_MMIO_DEVICE_ID => VIRTIO_ID_BLOCK,
             mmio::VIRTIO_MMIO_DEVICE_FEATURES => word(r.features_word, FEATURES),
-            mmio::VIRTIO_MMIO_QUEUE_NUM_MAX if is_there => MOST.into(),
+            mmio::VIRTIO_MMIO_QUEUE_NUM_MAX if is_there => MAX_QUEUE_SIZE.into(),
             mmio::VIRTIO_MMIO_QUEUE_READY if is_there => r.queue.is_ready.into(),
             mmio::VIRTIO_MMIO_INTERRUPT_STATUS => r.interrupts,
             mmio::VIRTIO_MMIO_STATUS => r.status,
-            // There is no shared memory (section 4.2.2): its length is all ones.
+            // No shared memory region: its length reads as all ones (section 4.2.2).
             mmio::VIRTIO_MMIO_SHM_LEN_LOW | mmio::VIRTIO_MMIO_SHM_LEN_HIGH => u32::MAX,
             _ => 0,
         }
     }
 
-    /// The guest writes at this distance from the first register; says whether it is to be
-    /// interrupted.
+    /// The guest writes `offset` bytes after the first register. Returns whether to interrupt the
+    /// guest.
     pub(super) fn write(&mut self, offset: u64, bytes: &[u8], memory: &dyn Memory) -> bool {
         let (Ok(bytes), Ok(offset)) = (<[u8; 4]>::try_from(bytes), u32::try_from(offset)) else {
             return false;
@@ -141,7 +141,7 @@ impl BlockDevice {
             mmio::VIRTIO_MMIO_STATUS => self.set_status(value),
             mmio::VIRTIO_MMIO_QUEUE_NOTIFY if value == 0 => return self.serve(memory),
             mmio::VIRTIO_MMIO_QUEUE_READY if is_there => r.queue.is_ready = value == 1,
-            // Rings stay where they are while they are used.
+            // The rings cannot be moved or resized while the queue is ready.
             _ if !is_there || r.queue.is_ready => {}
             mmio::VIRTIO_MMIO_QUEUE_NUM => r.queue.size = u16::try_from(value).unwrap_or(0),
             mmio::VIRTIO_MMIO_QUEUE_DESC_LOW => set_low(&mut r.queue.descriptors, value),
@@ -160,48 +160,49 @@ impl BlockDevice {
             self.registers = Registers::default();
             return;
         }
-        // A driver that wants what was not offered, or is older than the specification, is told by
-        // the bit that it does not find set.
+        // FEATURES_OK stays clear if the driver accepts a feature that was not offered, or is a
+        // legacy driver (section 3.1.1).
         let refuses = self.registers.driver_features != FEATURES;
         let value = if refuses { value & !VIRTIO_CONFIG_S_FEATURES_OK } else { value };
         self.registers.status = value | self.registers.status & VIRTIO_CONFIG_S_NEEDS_RESET;
     }
 
-    /// Does what the guest has asked for; says whether it is to be interrupted.
+    /// Processes the queue. Returns whether to interrupt the guest.
     fn serve(&mut self, memory: &dyn Memory) -> bool {
         if self.registers.status & VIRTIO_CONFIG_S_NEEDS_RESET != 0 {
             return false;
         }
-        let (which, told) = match self.serve_all(memory) {
-            Ok(told) => (mmio::VIRTIO_MMIO_INT_VRING, told),
-            Err(_broken) => {
+        let (cause, must_interrupt) = match self.serve_all(memory) {
+            Ok(must_interrupt) => (mmio::VIRTIO_MMIO_INT_VRING, must_interrupt),
+            Err(_) => {
                 self.registers.status |= VIRTIO_CONFIG_S_NEEDS_RESET;
                 (mmio::VIRTIO_MMIO_INT_CONFIG, true)
             }
         };
-        if told {
-            self.registers.interrupts |= which;
+        if must_interrupt {
+            self.registers.interrupts |= cause;
         }
-        told
+        must_interrupt
     }
 
-    fn serve_all(&mut self, memory: &dyn Memory) -> Result<bool, Broken> {
+    fn serve_all(&mut self, memory: &dyn Memory) -> Result<bool, QueueError> {
         let mut is_any = false;
-        // No more than fit into the rings: another vCPU may go on asking.
-        for _ in 0..MOST {
-            let Some(chain) = self.registers.queue.take(memory)? else { break };
-            let written = self.answer(&chain, memory)?;
-            self.registers.queue.give_back(memory, chain.head, written)?;
+        // Bounded by the size of a ring, because another vCPU may keep adding requests.
+        for _ in 0..MAX_QUEUE_SIZE {
+            let Some(chain) = self.registers.queue.pop_available(memory)? else { break };
+            let written = self.handle_request(&chain, memory)?;
+            self.registers.queue.push_used(memory, chain.head, written)?;
             is_any = true;
         }
         Ok(is_any && self.registers.queue.wants_interrupt(memory)?)
     }
 
-    /// Does a request, and says how many bytes of its buffers were written.
-    fn answer(&mut self, chain: &Chain, memory: &dyn Memory) -> Result<u32, Broken> {
+    /// Processes a request. Returns how many bytes of its buffers were written.
+    fn handle_request(&mut self, chain: &Chain, memory: &dyn Memory) -> Result<u32, QueueError> {
         let (header, from_guest) = split(&chain.readable, HEADER.into());
         let length = total(&chain.writable);
-        let room = length.checked_sub(1).ok_or_else(|| Broken("no room for an answer".into()))?;
+        let room =
+            length.checked_sub(1).ok_or_else(|| QueueError("no room for an answer".into()))?;
         let (to_guest, status) = split(&chain.writable, room);
         let [k0, k1, k2, k3, _, _, _, _, s0, s1, s2, s3, s4, s5, s6, s7] = gather(&header, memory)?;
         let kind = u32::from_le_bytes([k0, k1, k2, k3]);
@@ -209,32 +210,37 @@ impl BlockDevice {
         let done = match kind {
             VIRTIO_BLK_T_IN => self.read_disk(sector, &to_guest, memory),
             VIRTIO_BLK_T_OUT => self.write_disk(sector, &from_guest, memory),
-            VIRTIO_BLK_T_GET_ID => scatter(&to_guest, NAME, memory).map_err(End::from),
-            _ => Err(End::Unsupported),
+            VIRTIO_BLK_T_GET_ID => scatter(&to_guest, NAME, memory).map_err(RequestError::from),
+            _ => Err(RequestError::Unsupported),
         };
         let (answer, written) = match done {
             Ok(written) => (VIRTIO_BLK_S_OK, written),
-            Err(End::Failed) => (VIRTIO_BLK_S_IOERR, 0),
-            Err(End::Unsupported) => (VIRTIO_BLK_S_UNSUPP, 0),
-            Err(End::Broken(broken)) => return Err(broken),
+            Err(RequestError::Failed) => (VIRTIO_BLK_S_IOERR, 0),
+            Err(RequestError::Unsupported) => (VIRTIO_BLK_S_UNSUPP, 0),
+            Err(RequestError::Queue(error)) => return Err(error),
         };
         scatter(&status, &answer.to_le_bytes()[..1], memory)?;
         Ok(u32::try_from(written + 1).unwrap_or(u32::MAX))
     }
 
-    /// The first byte of a request on the disk.
-    fn place(&self, sector: u64, buffers: &[Buffer]) -> Result<u64, End> {
+    /// The offset of a request on the disk, in bytes.
+    fn disk_offset(&self, sector: u64, buffers: &[Buffer]) -> Result<u64, RequestError> {
         let bytes = total(buffers);
         let offset = sector.checked_mul(SECTOR).filter(|_| bytes.is_multiple_of(SECTOR));
-        offset.filter(|offset| self.disk.has(*offset, bytes)).ok_or(End::Failed)
+        offset.filter(|offset| self.disk.has(*offset, bytes)).ok_or(RequestError::Failed)
     }
 
-    fn read_disk(&self, sector: u64, to: &[Buffer], memory: &dyn Memory) -> Result<u64, End> {
-        let mut offset = self.place(sector, to)?;
+    fn read_disk(
+        &self,
+        sector: u64,
+        to: &[Buffer],
+        memory: &dyn Memory,
+    ) -> Result<u64, RequestError> {
+        let mut offset = self.disk_offset(sector, to)?;
         let mut bytes = Vec::new();
         for piece in pieces(to) {
             bytes.resize(piece.len as usize, 0);
-            self.disk.read(offset, &mut bytes).map_err(|_| End::Failed)?;
+            self.disk.read(offset, &mut bytes).map_err(|_| RequestError::Failed)?;
             memory.write(piece.gpa, &bytes)?;
             offset += u64::from(piece.len);
         }
@@ -246,13 +252,13 @@ impl BlockDevice {
         sector: u64,
         from: &[Buffer],
         memory: &dyn Memory,
-    ) -> Result<u64, End> {
-        let mut offset = self.place(sector, from)?;
+    ) -> Result<u64, RequestError> {
+        let mut offset = self.disk_offset(sector, from)?;
         let mut bytes = Vec::new();
         for piece in pieces(from) {
             bytes.resize(piece.len as usize, 0);
             memory.read(piece.gpa, &mut bytes)?;
-            self.disk.write(offset, &bytes).map_err(|_| End::Failed)?;
+            self.disk.write(offset, &bytes).map_err(|_| RequestError::Failed)?;
             offset += u64::from(piece.len);
         }
         Ok(0)
@@ -272,11 +278,11 @@ fn set_high(word: &mut u64, value: u32) {
 }
 
 fn total(buffers: &[Buffer]) -> u64 {
-    // No more than a ring has, of 32 bits each.
+    // Cannot overflow: at most `MAX_QUEUE_SIZE` buffers, each with a 32-bit length.
     buffers.iter().map(|buffer| u64::from(buffer.len)).sum()
 }
 
-/// The first bytes of some buffers, and the others.
+/// Splits buffers after the first `first` bytes.
 fn split(buffers: &[Buffer], first: u64) -> (Vec<Buffer>, Vec<Buffer>) {
     let (mut before, mut after) = (Vec::new(), Vec::new());
     let mut left = first;
@@ -284,7 +290,7 @@ fn split(buffers: &[Buffer], first: u64) -> (Vec<Buffer>, Vec<Buffer>) {
         let len = u32::try_from(left.min(buffer.len.into())).unwrap_or(buffer.len);
         left -= u64::from(len);
         before.push(Buffer { len, ..*buffer });
-        // An address that is too large is no RAM, before and after.
+        // A saturated address is outside RAM, so that accesses to it still fail.
         let gpa = buffer.gpa.saturating_add(len.into());
         after.push(Buffer { gpa, len: buffer.len - len });
     }
@@ -294,7 +300,7 @@ fn split(buffers: &[Buffer], first: u64) -> (Vec<Buffer>, Vec<Buffer>) {
     (before, after)
 }
 
-/// Buffers in pieces that are small enough to be copied.
+/// Splits buffers into pieces of at most `PIECE` bytes.
 fn pieces(buffers: &[Buffer]) -> impl Iterator<Item = Buffer> + '_ {
     buffers.iter().flat_map(|buffer| {
         (0..buffer.len).step_by(PIECE as usize).map(|start| Buffer {
@@ -304,11 +310,11 @@ fn pieces(buffers: &[Buffer]) -> impl Iterator<Item = Buffer> + '_ {
     })
 }
 
-/// The bytes of a request's header.
-fn gather(buffers: &[Buffer], memory: &dyn Memory) -> Result<[u8; HEADER as usize], Broken> {
+/// Reads a request's header.
+fn gather(buffers: &[Buffer], memory: &dyn Memory) -> Result<[u8; HEADER as usize], QueueError> {
     let mut header = [0; HEADER as usize];
     if total(buffers) != u64::from(HEADER) {
-        return Err(Broken("a request without a header".into()));
+        return Err(QueueError("a request without a header".into()));
     }
     let mut rest = &mut header[..];
     for buffer in buffers {
@@ -319,8 +325,8 @@ fn gather(buffers: &[Buffer], memory: &dyn Memory) -> Result<[u8; HEADER as usiz
     Ok(header)
 }
 
-/// Writes bytes to buffers, as many as there is room for, and says how many.
-fn scatter(buffers: &[Buffer], bytes: &[u8], memory: &dyn Memory) -> Result<u64, Broken> {
+/// Writes as many bytes to the buffers as fit. Returns how many were written.
+fn scatter(buffers: &[Buffer], bytes: &[u8], memory: &dyn Memory) -> Result<u64, QueueError> {
     let mut rest = bytes;
     for buffer in buffers {
         let (part, after) = rest.split_at((buffer.len as usize).min(rest.len()));

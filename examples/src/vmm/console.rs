@@ -1,4 +1,4 @@
-//! What a guest says.
+//! The host's end of a guest's serial console.
 
 use crate::lines::last_lines;
 use parking_lot::Mutex;
@@ -6,85 +6,85 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::time::{Duration, Instant};
 
-/// How much of what a guest says is remembered.
-const MEMORY: usize = 1 << 20;
+/// Least bytes of output that are kept; older output is dropped once there are twice as many.
+const KEPT_BYTES: usize = 1 << 20;
 
-/// The other end of a guest's serial line: remembers the end of what it says, and writes all of it
-/// into a file.
+/// The host's end of a guest's serial line. Keeps the end of the guest's output, and writes all
+/// output to a file if there is one.
 #[derive(Debug, Default)]
 pub(crate) struct Console {
-    said: Mutex<Said>,
+    state: Mutex<ConsoleState>,
 }
 
 #[derive(Debug, Default)]
-struct Said {
+struct ConsoleState {
     text: Vec<u8>,
     file: Option<File>,
-    /// What the guest stored in its window to the host.
+    /// Bytes that the guest wrote to its window to the host.
     data: Vec<u8>,
 }
 
-/// Most bytes that are taken through the window.
-const MOST_DATA: usize = 64 << 20;
+/// Most bytes that are accepted through the window.
+const MAX_DATA_BYTES: usize = 64 << 20;
 
 impl Console {
-    /// Remembers, and writes into a file if there is one.
+    /// A console that also writes to `file`, if there is one.
     pub(crate) fn new(file: Option<File>) -> Self {
-        let said = Said { file, ..Said::default() };
-        Self { said: Mutex::new(said) }
+        let state = ConsoleState { file, ..ConsoleState::default() };
+        Self { state: Mutex::new(state) }
     }
 
-    /// Waits until the guest has said `text`; `false` when it did not in time, or `is_over` says
-    /// that it never will.
+    /// Waits until the guest's output contains `text`. Returns `false` after `timeout`, or once
+    /// `is_over` returns `true`.
     pub(crate) fn wait_for(
         &self,
         text: &str,
         timeout: Duration,
         is_over: &dyn Fn() -> bool,
     ) -> bool {
-        // A guest says its words byte by byte: who looked at each would look at all of them as
-        // often.
-        const LOOK: Duration = Duration::from_millis(5);
+        // The guest writes single bytes, and each search scans all kept output. Searching after
+        // each byte would be quadratic.
+        const POLL: Duration = Duration::from_millis(5);
         let start = Instant::now();
         loop {
-            if contains(&self.said.lock().text, text.as_bytes()) {
+            if contains(&self.state.lock().text, text.as_bytes()) {
                 return true;
             }
             if start.elapsed() > timeout || is_over() {
                 return false;
             }
-            std::thread::sleep(LOOK);
+            std::thread::sleep(POLL);
         }
     }
 
-    /// The end of what the guest said, in lines.
+    /// The last `lines` lines of the guest's output.
     pub(crate) fn last_lines(&self, lines: usize) -> String {
-        let said = self.said.lock();
-        last_lines(&String::from_utf8_lossy(&said.text).replace('\r', ""), lines)
+        let state = self.state.lock();
+        last_lines(&String::from_utf8_lossy(&state.text).replace('\r', ""), lines)
     }
 
-    /// Takes what the guest has stored in its window.
+    /// Takes the bytes that the guest wrote to its window.
     pub(crate) fn take_data(&self) -> Vec<u8> {
-        std::mem::take(&mut self.said.lock().data)
+        std::mem::take(&mut self.state.lock().data)
     }
 
-    /// The guest stores bytes in its window.
+    /// The guest writes bytes to its window. Drops them beyond the limit.
     pub(super) fn store(&self, bytes: &[u8]) {
-        let mut said = self.said.lock();
-        if said.data.len() + bytes.len() <= MOST_DATA {
-            said.data.extend_from_slice(bytes);
+        let mut state = self.state.lock();
+        if state.data.len() + bytes.len() <= MAX_DATA_BYTES {
+            state.data.extend_from_slice(bytes);
         }
     }
 
-    fn hear(&self, bytes: &[u8]) -> io::Result<()> {
-        let mut said = self.said.lock();
-        if let Some(file) = &mut said.file {
+    fn append(&self, bytes: &[u8]) -> io::Result<()> {
+        let mut state = self.state.lock();
+        if let Some(file) = &mut state.file {
             file.write_all(bytes)?;
         }
-        said.text.extend_from_slice(bytes);
-        if said.text.len() > 2 * MEMORY {
-            let surplus = said.text.len() - MEMORY;
-            said.text.drain(..surplus);
+        state.text.extend_from_slice(bytes);
+        if state.text.len() > 2 * KEPT_BYTES {
+            let surplus = state.text.len() - KEPT_BYTES;
+            state.text.drain(..surplus);
         }
         Ok(())
     }
@@ -92,7 +92,7 @@ impl Console {
 
 impl Write for &Console {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.hear(bytes)?;
+        self.append(bytes)?;
         Ok(bytes.len())
     }
 
@@ -110,27 +110,27 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_guest_says_is_waited_for() {
+    fn output_is_waited_for() {
         let console = Console::default();
         let soon = Duration::from_millis(30);
         assert!(!console.wait_for("ready", soon, &|| false), "too late");
         assert!(!console.wait_for("ready", Duration::from_secs(600), &|| true), "never");
         (&console).write_all(b"one\r\ntwo\r\nnot re").unwrap();
         std::thread::scope(|scope| {
-            let heard =
+            let found =
                 scope.spawn(|| console.wait_for("ready", Duration::from_secs(60), &|| false));
             (&console).write_all(b"ady\r\n").unwrap();
-            assert!(heard.join().unwrap());
+            assert!(found.join().unwrap());
         });
         assert_eq!(console.last_lines(2), "two\nnot ready");
     }
 
     #[test]
-    fn a_guest_that_talks_for_ever_is_forgotten() {
+    fn old_output_is_dropped() {
         let console = Console::default();
         for _ in 0..40 {
-            (&console).write_all(&[b'x'; MEMORY / 10]).unwrap();
+            (&console).write_all(&[b'x'; KEPT_BYTES / 10]).unwrap();
         }
-        assert!(console.said.lock().text.len() <= 2 * MEMORY);
+        assert!(console.state.lock().text.len() <= 2 * KEPT_BYTES);
     }
 }

@@ -19,17 +19,18 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 const SERIAL: Range<u16> = 0x3f8..0x400;
 const SERIAL_LINE: u32 = 4;
 
-/// What a guest stores in this page goes to the host as it is: `/dev/mem` has it, without a driver.
+/// The host receives what the guest writes to this page. The guest needs no driver: it maps the
+/// page through `/dev/mem`.
 const WINDOW: Range<u64> = 0xd_0000..0xd_1000;
 const _: () = assert!(ADAPTERS.start <= WINDOW.start && WINDOW.end <= ADAPTERS.end);
 
-/// Longest input that waits for the guest.
-const MOST_INPUT: usize = 64 << 10;
+/// Most bytes of pending console input.
+const MAX_INPUT_BYTES: usize = 64 << 10;
 
 /// Raises the serial line's interrupt.
-struct Bell(EventFd);
+struct InterruptTrigger(EventFd);
 
-impl Trigger for Bell {
+impl Trigger for InterruptTrigger {
     type E = io::Error;
 
     fn trigger(&self) -> io::Result<()> {
@@ -37,10 +38,10 @@ impl Trigger for Bell {
     }
 }
 
-/// Where the serial line's words go.
-struct Line(Arc<Console>);
+/// Writes the serial line's output to the console.
+struct ConsoleWriter(Arc<Console>);
 
-impl Write for Line {
+impl Write for ConsoleWriter {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         (&*self.0).write(bytes)
     }
@@ -50,14 +51,14 @@ impl Write for Line {
     }
 }
 
-/// A serial line, and what waits until the guest has room for it.
-struct Port {
-    uart: Serial<Bell, NoEvents, Line>,
+/// A serial line, and input that waits for room in its receive FIFO.
+struct SerialPort {
+    uart: Serial<InterruptTrigger, NoEvents, ConsoleWriter>,
     input: std::collections::VecDeque<u8>,
 }
 
-impl Port {
-    /// Gives the guest as much as it has room for.
+impl SerialPort {
+    /// Moves as much input to the receive FIFO as fits.
     fn feed(&mut self) {
         let room = self.uart.fifo_capacity().min(self.input.len());
         let bytes: Vec<u8> = self.input.iter().copied().take(room).collect();
@@ -71,14 +72,14 @@ impl Port {
 struct Storage {
     device: Mutex<BlockDevice>,
     interrupt: EventFd,
-    /// What was on it at the last freeze.
+    /// The disk's contents at the last freeze.
     snapshot: Mutex<Option<Disk>>,
 }
 
 impl Storage {
     fn new(disk: Disk, registers: Registers) -> io::Result<Self> {
         let interrupt = EventFd::new(EFD_NONBLOCK)?;
-        // As for the serial line: it may have been on its way.
+        // As for the serial line, the interrupt may have been pending at the freeze.
         if registers.interrupts != 0 {
             interrupt.write(1)?;
         }
@@ -89,22 +90,22 @@ impl Storage {
 
 /// All devices.
 pub(crate) struct Platform {
-    port: Mutex<Port>,
+    port: Mutex<SerialPort>,
     console: Arc<Console>,
     interrupt: EventFd,
     storage: Option<Storage>,
-    /// The guest's memory, once it is there.
+    /// The guest's memory; set by `connect`.
     memory: OnceLock<DeviceMemory>,
 }
 
-/// Says that there is input: a bit of the register that names the interrupt (PC16550D data sheet,
-/// table 4).
+/// The bit of the interrupt identification register for "received data available" (PC16550D data
+/// sheet, table 4).
 const HAS_INPUT: u8 = 0x4;
 
-/// Registers of the serial line and of the disk. What waited to be read from the line is not among
-/// them: it was for the parent.
+/// Registers of the serial line and of the disk. Pending console input is not saved, because it
+/// was sent to the parent.
 #[derive(Serialize, Deserialize)]
-struct Saved {
+struct SavedRegisters {
     storage: Option<Registers>,
     baud: [u8; 2],
     interrupt_enable: u8,
@@ -115,27 +116,25 @@ struct Saved {
 }
 
 impl Platform {
-    /// Devices that are switched on.
+    /// Devices after power-on.
     pub(super) fn new(console: Arc<Console>, disk: Option<Disk>) -> Outcome<Self> {
         let storage = disk.map(|disk| Storage::new(disk, Registers::default())).transpose()?;
         Self::with(&SerialState::default(), console, storage)
     }
 
-    /// Devices of a clone, from what a freeze saved and what was on the disk then.
+    /// Devices of a clone, from the saved state and the disk of a snapshot.
     pub(super) fn restored(
         saved: &[u8],
         disk: Option<Disk>,
         console: Arc<Console>,
     ) -> Outcome<Self> {
-        let saved: Saved = serde_json::from_slice(saved)
+        let saved: SavedRegisters = serde_json::from_slice(saved)
             .map_err(|error| format!("the devices' saved state: {error}"))?;
         let storage = match (saved.storage, disk) {
             (Some(registers), Some(disk)) => Some(Storage::new(disk, registers)?),
             (None, None) => None,
             (Some(_), None) | (None, Some(_)) => {
-                return Err(
-                    "the devices' saved state: a disk is missing, or is one too many".into()
-                );
+                return Err("the devices' saved state: a disk is missing or unexpected".into());
             }
         };
         let state = SerialState {
@@ -150,24 +149,25 @@ impl Platform {
             ..SerialState::default()
         };
         let devices = Self::with(&state, console, storage)?;
-        // An interrupt that was on its way when the parent was snapshot is nowhere in the state; a
-        // guest that has none to serve does not mind it.
+        // The state lacks an interrupt that was pending when the parent was frozen. A spurious
+        // interrupt does no harm.
         devices.interrupt.write(1)?;
         Ok(devices)
     }
 
     fn with(state: &SerialState, console: Arc<Console>, storage: Option<Storage>) -> Outcome<Self> {
         let interrupt = EventFd::new(EFD_NONBLOCK)?;
-        let (bell, line) = (Bell(interrupt.try_clone()?), Line(Arc::clone(&console)));
-        let uart = Serial::from_state(state, bell, NoEvents, line)
+        let (trigger, line) =
+            (InterruptTrigger(interrupt.try_clone()?), ConsoleWriter(Arc::clone(&console)));
+        let uart = Serial::from_state(state, trigger, NoEvents, line)
             .map_err(|error| format!("the serial line: {error:?}"))?;
-        let port = Mutex::new(Port { uart, input: std::collections::VecDeque::new() });
+        let port = Mutex::new(SerialPort { uart, input: std::collections::VecDeque::new() });
         Ok(Self { port, console, interrupt, storage, memory: OnceLock::new() })
     }
 
     /// Connects interrupts, and gives the devices the machine's memory.
     pub(super) fn connect(&self, machine: &Machine) -> Outcome<()> {
-        // Whoever connects twice connects the same.
+        // A second call sets the same memory.
         let _ = self.memory.set(machine.device_memory());
         machine.connect(&self.interrupt, SERIAL_LINE)?;
         if let Some(storage) = &self.storage {
@@ -176,8 +176,7 @@ impl Platform {
         Ok(())
     }
 
-    /// Takes what was on the disk at the last freeze; `None` where there is no disk, or was no
-    /// freeze.
+    /// Takes the disk's contents at the last freeze; `None` without a disk or a freeze.
     pub(super) fn frozen_disk(&self) -> Option<Disk> {
         self.storage.as_ref()?.snapshot.lock().take()
     }
@@ -187,16 +186,16 @@ impl Platform {
         Some((storage, gpa - block::REGISTERS.start))
     }
 
-    /// Where the guest's words go.
+    /// The host's end of the serial line.
     pub(crate) fn console(&self) -> &Console {
         &self.console
     }
 
-    /// Says something to the guest, on its console.
+    /// Sends text to the guest's console. Fails if the guest has not read earlier input.
     pub(crate) fn say(&self, text: &str) -> Outcome<()> {
         let mut port = self.port.lock();
-        if port.input.len() + text.len() > MOST_INPUT {
-            return Err("the guest does not listen".into());
+        if port.input.len() + text.len() > MAX_INPUT_BYTES {
+            return Err("the guest does not read its console".into());
         }
         port.input.extend(text.bytes());
         port.feed();
@@ -208,7 +207,7 @@ impl Devices for Platform {
     fn port_write(&self, _vcpu: usize, port: u16, bytes: &[u8]) {
         if let ([byte], true) = (bytes, SERIAL.contains(&port)) {
             let offset = (port - SERIAL.start).to_le_bytes()[0];
-            // It fails when the console's file does; the guest is not to blame.
+            // The write fails only if writing to the console's file does. The guest goes on.
             let _ = self.port.lock().uart.write(offset, *byte);
         }
     }
@@ -231,7 +230,7 @@ impl Devices for Platform {
             && let Some(memory) = self.memory.get()
             && storage.device.lock().write(offset, bytes, memory)
         {
-            // An event that is full has been signaled.
+            // The write fails only if the counter is full, and then the event is signaled.
             let _ = storage.interrupt.write(1);
         }
     }
@@ -250,7 +249,7 @@ impl Devices for Platform {
             *storage.snapshot.lock() = Some(device.disk.clone());
             device.registers.clone()
         });
-        let saved = Saved {
+        let saved = SavedRegisters {
             storage,
             baud: [state.baud_divisor_low, state.baud_divisor_high],
             interrupt_enable: state.interrupt_enable,
@@ -259,7 +258,7 @@ impl Devices for Platform {
             modem: [state.modem_control, state.modem_status],
             scratch: state.scratch,
         };
-        // Numbers always have a form.
+        // Serializing plain numbers cannot fail.
         serde_json::to_vec(&saved).unwrap_or_default()
     }
 }
@@ -278,7 +277,7 @@ mod tests {
     fn a_clone_s_serial_line_is_its_parent_s_without_what_was_under_way() {
         let (heard, other) = (Arc::new(Console::default()), Arc::new(Console::default()));
         let parent = Platform::new(Arc::clone(&heard), None).unwrap();
-        // Interrupts when there is input; a scratch register; a word.
+        // Enable the receive interrupt, set the scratch register, write a character.
         parent.port_write(0, 0x3f9, &[1]);
         parent.port_write(0, 0x3ff, &[0x5a]);
         parent.port_write(0, 0x3f8, b"p");
@@ -302,7 +301,7 @@ mod tests {
             platform.memory_read(0, block::REGISTERS.start, &mut bytes);
             bytes
         };
-        assert!(parent.frozen_disk().is_none(), "it was not snapshot");
+        assert!(parent.frozen_disk().is_none(), "no freeze yet");
         let saved = parent.save();
         let snapshot = parent.frozen_disk();
         assert!(snapshot.is_some());
@@ -318,7 +317,7 @@ mod tests {
     #[test]
     fn an_interrupt_on_its_way_reaches_the_clone() {
         let parent = Platform::new(Arc::default(), None).unwrap();
-        // Interrupts when there is input, and when there is room for output.
+        // Enable the receive and the transmitter-empty interrupt.
         parent.port_write(0, 0x3f9, &[3]);
         parent.port_write(0, 0x3f8, b"p");
         parent.say("x").unwrap();
@@ -339,11 +338,11 @@ mod tests {
             taken.push(char::from(read(&platform, 0x3f8)));
         }
         assert_eq!(taken, text);
-        assert!(platform.say(&"x".repeat(MOST_INPUT + 1)).is_err());
+        assert!(platform.say(&"x".repeat(MAX_INPUT_BYTES + 1)).is_err());
     }
 
     #[test]
-    fn what_is_nobody_s_reads_as_ones() {
+    fn unassigned_ports_read_as_ones() {
         let console = Arc::new(Console::default());
         let platform = Platform::new(Arc::clone(&console), None).unwrap();
         assert_eq!(read(&platform, 0x70), 0xff);

@@ -1,4 +1,4 @@
-//! What is on a disk: a file that never changes, and over it what a guest wrote.
+//! A disk's contents: a read-only file, and a copy-on-write overlay in memory.
 
 use crate::vm::Outcome;
 use std::collections::BTreeMap;
@@ -8,31 +8,32 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 
-/// Bytes of a sector, in which a disk's size is counted.
+/// Bytes of a sector, the unit of a disk's size.
 pub(super) const SECTOR: u64 = 512;
 
-/// Bytes that are kept together where a guest writes.
+/// Bytes of a block of the overlay.
 const BLOCK: usize = 4096;
 
-/// A disk. Its clone has what it has, and goes its own way: blocks are shared until either writes
-/// to them.
+/// A disk. A clone of it has the same contents and is independent afterwards: the two share
+/// blocks until either writes to them.
 ///
-/// What a guest writes is in memory, as large as what it wrote at most, and is gone with the last
-/// of those that have it. Nobody else may change the file.
+/// Written blocks are kept in memory until the last disk that has them is dropped. The file must
+/// not change meanwhile.
 #[derive(Clone, Debug)]
 pub(crate) struct Disk {
     file: Arc<File>,
     bytes: u64,
-    /// What was written, by number of the block.
+    /// Written blocks by number.
     written: Arc<BTreeMap<u64, Arc<[u8; BLOCK]>>>,
 }
 
 impl Disk {
-    /// A disk with the whole sectors of a file, or of a block device.
+    /// A disk with the contents of a file or block device. A partial sector at the end is left
+    /// out.
     pub(crate) fn open(path: &Path) -> Outcome<Self> {
         let at = |error: io::Error| format!("{}: {error}", path.display());
         let mut file = File::open(path).map_err(at)?;
-        // The length of a device is where its end is.
+        // `stat` reports no length for a block device, but seeking to its end does.
         let bytes = io::Seek::seek(&mut file, io::SeekFrom::End(0)).map_err(at)?;
         if bytes < SECTOR {
             return Err(format!("{}: a disk has at least {SECTOR} bytes", path.display()).into());
@@ -46,15 +47,15 @@ impl Disk {
         self.bytes / SECTOR
     }
 
-    /// Whether so many bytes from there on are on the disk.
+    /// Whether the range of `len` bytes from `offset` is on the disk.
     pub(super) fn has(&self, offset: u64, len: u64) -> bool {
         offset.checked_add(len).is_some_and(|end| end <= self.bytes)
     }
 
-    /// Copies bytes of the disk.
+    /// Reads bytes of the disk.
     pub(super) fn read(&self, mut offset: u64, mut buf: &mut [u8]) -> io::Result<()> {
         while !buf.is_empty() {
-            let (block, within) = place(offset);
+            let (block, within) = block_of(offset);
             let (part, rest) = buf.split_at_mut(buf.len().min(BLOCK - within));
             match self.written.get(&block) {
                 Some(bytes) => part.copy_from_slice(&bytes[within..within + part.len()]),
@@ -69,18 +70,18 @@ impl Disk {
     /// Overwrites bytes of the disk.
     pub(super) fn write(&mut self, mut offset: u64, mut bytes: &[u8]) -> io::Result<()> {
         while !bytes.is_empty() {
-            let (block, within) = place(offset);
+            let (block, within) = block_of(offset);
             let (part, rest) = bytes.split_at(bytes.len().min(BLOCK - within));
             if !self.written.contains_key(&block) {
                 let start = block * BLOCK as u64;
-                // The last block of a disk may be a part of one.
+                // The disk's last block may be partial.
                 let len = usize::try_from(self.bytes - start).unwrap_or(BLOCK).min(BLOCK);
                 let mut before = [0; BLOCK];
                 self.file.read_exact_at(&mut before[..len], start)?;
                 Arc::make_mut(&mut self.written).insert(block, Arc::new(before));
             }
-            // The first write after a clone was made copies the table; a shared block is copied
-            // when it is written to.
+            // The first write after a disk was cloned copies the map. The first write to a shared
+            // block copies the block.
             if let Some(kept) = Arc::make_mut(&mut self.written).get_mut(&block) {
                 Arc::make_mut(kept)[within..within + part.len()].copy_from_slice(part);
             }
@@ -91,10 +92,10 @@ impl Disk {
     }
 }
 
-/// The block that a byte is in, and where in it.
-fn place(offset: u64) -> (u64, usize) {
+/// The number of the block that contains a byte, and the byte's offset in it.
+fn block_of(offset: u64) -> (u64, usize) {
     let block = BLOCK as u64;
-    // Below the length of a block.
+    // Fits: less than `BLOCK`.
     (offset / block, usize::try_from(offset % block).unwrap_or(0))
 }
 
@@ -104,7 +105,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// Not a whole number of blocks, and a few bytes that are no sector.
+    /// Not a multiple of the block size. The file has a partial sector after it.
     const LEN: u64 = 5 * 4096 + 3 * SECTOR;
 
     fn file() -> tempfile::NamedTempFile {
@@ -115,10 +116,13 @@ mod tests {
     }
 
     proptest! {
-        /// A disk and its clones, each against a copy of its bytes.
+        /// Compares a disk and its clones, each with a flat copy of its bytes.
         #[test]
         fn disks_are_apart(
-            steps in proptest::collection::vec((0..3usize, 0..LEN, 1..9000u64, any::<u8>(), any::<bool>()), 1..40),
+            steps in proptest::collection::vec(
+                (0..3usize, 0..LEN, 1..9000u64, any::<u8>(), any::<bool>()),
+                1..40,
+            ),
         ) {
             let file = file();
             let before = std::fs::read(file.path()).unwrap();

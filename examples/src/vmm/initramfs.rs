@@ -1,4 +1,4 @@
-//! A first root for a guest that consists of one program.
+//! An initramfs for a guest that runs one program.
 
 use crate::cpio::CpioWriter;
 use crate::interrupt::{Scratch, child};
@@ -7,14 +7,13 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// An archive with a program as `/init`, the shared libraries that it needs, and folders to mount
-/// on.
+/// A cpio archive with a program as `/init`, the shared libraries that it needs, and mount points.
 pub(crate) fn with_program(program: &Path) -> Outcome<Vec<u8>> {
     let mut cpio = CpioWriter::new(Vec::new());
     for folder in ["dev", "proc", "sys", "tmp", "run"] {
         cpio.directory(folder)?;
     }
-    // Without it the kernel has no console to run init on.
+    // The kernel opens it as init's standard input and output.
     cpio.device("dev/console", 5, 1)?;
     cpio.device("dev/mem", 1, 1)?;
     cpio.file("init", 0o755, &stripped(program)?)?;
@@ -33,7 +32,7 @@ pub(crate) fn with_program(program: &Path) -> Outcome<Vec<u8>> {
     Ok(cpio.finish()?)
 }
 
-/// A program without what only debuggers want, where there are tools for that.
+/// A program without its debug information; unchanged if `strip` fails or is missing.
 fn stripped(program: &Path) -> Outcome<Vec<u8>> {
     let folder = Scratch::new("kaleidoscope-init-")?;
     let output = folder.path().join("stripped");
@@ -48,11 +47,10 @@ fn read(path: &Path) -> Outcome<Vec<u8>> {
     std::fs::read(path).map_err(|error| format!("{}: {error}", path.display()).into())
 }
 
-/// The shared libraries of a program with their paths, its loader among them: none for a static
-/// one.
+/// Paths of a program's shared libraries and its dynamic loader; none for a static program.
 fn libraries(program: &Path) -> Outcome<Vec<PathBuf>> {
     let output = child::output(Command::new("ldd").arg(program).env("LC_ALL", "C"))?;
-    // It fails for programs that need none.
+    // `ldd` fails for static programs, so its status is ignored.
     let text = String::from_utf8(output.stdout)?;
     let paths = text.lines().flat_map(str::split_whitespace).filter(|word| word.starts_with('/'));
     Ok(paths.map(PathBuf::from).collect())

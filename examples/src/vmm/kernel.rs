@@ -1,4 +1,4 @@
-//! A kernel and what it needs to start, in memory.
+//! Loads a kernel, its boot parameters, command line and initramfs into memory.
 
 use super::platform::{ADAPTERS, tables};
 use super::{Software, block};
@@ -15,31 +15,32 @@ use std::ops::Range;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
 const PARAMETERS_AT: u64 = 0x7000;
-const WORDS_AT: u64 = 0x2_0000;
-const MOST_WORDS: usize = 2048;
+const COMMAND_LINE_AT: u64 = 0x2_0000;
+const MAX_COMMAND_LINE: usize = 2048;
 const HIGH: GuestAddress = GuestAddress(ADAPTERS.end);
 
-/// A bzImage's 64-bit entry, from where it is loaded.
+/// Offset of a bzImage's 64-bit entry point from its load address.
 const ENTRY_64: u64 = 0x200;
 
-/// Kinds of memory in the kernel's first map of it.
+/// The e820 type of usable RAM.
 const RAM: u32 = 1;
 
-/// Marks of the boot protocol: "no boot loader that is known", and its two magic numbers.
+/// Values of the boot protocol: unknown boot loader, and its two magic numbers (Linux
+/// `Documentation/arch/x86/boot.rst`).
 const UNKNOWN_LOADER: u8 = 0xff;
 const BOOT_FLAG: u16 = 0xaa55;
 const HEADER: u32 = 0x5372_6448;
 
-/// Memory with a kernel in it, and where that starts.
+/// Memory with a loaded kernel, and its entry point.
 pub(super) struct Boot {
     memory: GuestMemoryMmap,
     pub(super) entry: u64,
-    /// Where its boot parameters are.
+    /// Guest-physical address of the boot parameters.
     pub(super) parameters: u64,
 }
 
 impl Boot {
-    /// Hands over what is not zero, page by page.
+    /// Calls `take` with each page that is not zero.
     pub(super) fn memory(&self, take: &mut dyn FnMut(Gpa, &[u8]) -> Outcome<()>) -> Outcome<()> {
         let mut page = [0; FRAME_BYTES];
         for region in self.memory.iter() {
@@ -55,7 +56,7 @@ impl Boot {
     }
 }
 
-/// Loads a kernel and what belongs to it into memory of this layout.
+/// Loads a kernel and its data into memory of this layout.
 pub(super) fn load(software: &Software<'_>, layout: &MemoryLayout) -> Outcome<Boot> {
     let ranges: Vec<_> = regions(layout)
         .map(|region| Ok((GuestAddress(region.start), usize::try_from(region.end - region.start)?)))
@@ -83,22 +84,23 @@ pub(super) fn load(software: &Software<'_>, layout: &MemoryLayout) -> Outcome<Bo
     for (gpa, bytes) in tables() {
         memory.write_slice(&bytes, GuestAddress(gpa.0))?;
     }
-    let mut words = Cmdline::new(MOST_WORDS)?;
-    words.insert_str(software.words)?;
+    let mut command_line = Cmdline::new(MAX_COMMAND_LINE)?;
+    command_line.insert_str(software.words)?;
     if software.disk.is_some() {
-        // Nothing else tells a guest without ACPI of a device.
+        // A guest without ACPI learns of a virtio MMIO device from its command line only.
         let (size, at) = (block::REGISTERS.end - block::REGISTERS.start, block::REGISTERS.start);
-        words.insert_str(format!("virtio_mmio.device={size:#x}@{at:#x}:{}", block::LINE))?;
+        command_line.insert_str(format!("virtio_mmio.device={size:#x}@{at:#x}:{}", block::LINE))?;
     }
-    load_cmdline(&memory, GuestAddress(WORDS_AT), &words)?;
+    load_cmdline(&memory, GuestAddress(COMMAND_LINE_AT), &command_line)?;
 
     let mut parameters =
         boot_params { hdr: kernel.setup_header.unwrap_or_default(), ..Default::default() };
     parameters.hdr.type_of_loader = UNKNOWN_LOADER;
     parameters.hdr.boot_flag = BOOT_FLAG;
     parameters.hdr.header = HEADER;
-    parameters.hdr.cmd_line_ptr = u32::try_from(WORDS_AT)?;
-    parameters.hdr.cmdline_size = u32::try_from(words.as_cstring()?.as_bytes_with_nul().len())?;
+    parameters.hdr.cmd_line_ptr = u32::try_from(COMMAND_LINE_AT)?;
+    parameters.hdr.cmdline_size =
+        u32::try_from(command_line.as_cstring()?.as_bytes_with_nul().len())?;
     if !software.initramfs.is_empty() {
         let header = &parameters.hdr;
         let needed = header.pref_address.saturating_add(header.init_size.into());
@@ -118,7 +120,7 @@ pub(super) fn load(software: &Software<'_>, layout: &MemoryLayout) -> Outcome<Bo
     Ok(Boot { memory, entry, parameters: PARAMETERS_AT })
 }
 
-/// Addresses of RAM.
+/// Guest-physical ranges of RAM, in bytes.
 fn regions(layout: &MemoryLayout) -> impl Iterator<Item = Range<u64>> + '_ {
     layout.regions().iter().map(|region| {
         let start = region.start.0 * FRAME_SIZE;
@@ -126,7 +128,8 @@ fn regions(layout: &MemoryLayout) -> impl Iterator<Item = Range<u64>> + '_ {
     })
 }
 
-/// Puts the initramfs at the end of the RAM that the kernel has room for it in, and says where.
+/// Loads the initramfs at the highest address within `room` and RAM below 4 GiB. Returns the
+/// address.
 fn initramfs(
     archive: &[u8],
     room: Range<u64>,
@@ -148,7 +151,7 @@ mod tests {
     use super::super::platform::layout;
     use super::*;
 
-    /// A bzImage whose kernel is a few bytes.
+    /// A bzImage with a kernel of a few bytes.
     fn image() -> Vec<u8> {
         let mut image = vec![0; 1024];
         image[0x1f1] = 1;
@@ -180,17 +183,17 @@ mod tests {
         };
         boot.memory(&mut take).unwrap();
         assert!(pages[&0x10_0000].starts_with(b"a kernel"));
-        assert!(pages[&WORDS_AT].starts_with(b"console=ttyS0 quiet\0"));
+        assert!(pages[&COMMAND_LINE_AT].starts_with(b"console=ttyS0 quiet\0"));
         assert!(pages[&0x7f_f000].starts_with(b"an archive"), "at the end of memory");
         let parameters = &pages[&PARAMETERS_AT];
-        // Offsets of the boot protocol: where and how large the archive is, and how many ranges of
-        // memory there are.
+        // Offsets in the boot parameters: address and size of the initramfs, number of e820
+        // entries.
         let word = |at: usize| u32::from_le_bytes(parameters[at..at + 4].try_into().unwrap());
         assert_eq!((word(0x218), word(0x21c), parameters[0x1e8]), (0x7f_f000, 10, 2));
     }
 
     #[test]
-    fn what_is_no_kernel_or_does_not_fit_is_refused() {
+    fn invalid_kernels_and_large_initramfs_are_refused() {
         let why = |result: Outcome<Boot>| result.err().unwrap().to_string();
         for garbage in [&b""[..], b"MZ", &[0x7f; 5000], b"\x7fELF\x02\x01\x01 and no more"] {
             assert!(why(load_image(garbage, b"", 8)).contains("neither a vmlinux"));

@@ -1,5 +1,5 @@
-//! A small VMM for Linux guests: one vCPU, RAM, a kernel and its initramfs, a serial console, a
-//! disk. It shows how a VMM uses the library.
+//! A small VMM for Linux guests with one vCPU, RAM, a serial console, and a disk. It boots a kernel
+//! and an initramfs, and shows how a VMM uses the library.
 //!
 //! ```text
 //!  kernel.rs, initramfs.rs, platform.rs ─► RAM and registers ─► Machine ◄─ devices.rs ◄─► console.rs
@@ -30,34 +30,34 @@ use kaleidoscope_kvm::uffd::OnDemand;
 use std::path::Path;
 use std::sync::Arc;
 
-/// What to boot.
+/// The software that a guest boots.
 pub(crate) struct Software<'a> {
-    /// A kernel: bzImage, or vmlinux.
+    /// A kernel: bzImage or vmlinux.
     pub(crate) kernel: &'a Path,
-    /// Its first root: a cpio archive, compressed or not.
+    /// Its initramfs: a cpio archive, compressed or not; empty for none.
     pub(crate) initramfs: &'a [u8],
     /// Its command line.
     pub(crate) words: &'a str,
-    /// What is on its disk, if it has one.
+    /// Its disk, if it has one.
     pub(crate) disk: Option<Disk>,
 }
 
-/// What clones of a guest are made of.
+/// A snapshot of a guest, from which clones are made.
 pub(crate) struct LinuxSnapshot {
     pub(crate) machine: Snapshot,
-    /// What was on its disk.
+    /// The disk's contents at the freeze.
     disk: Option<Disk>,
 }
 
 /// A guest.
 pub(crate) struct Linux {
-    /// Before the devices, which its vCPUs use.
+    /// Declared before the devices, and so dropped first, because its vCPUs use the devices.
     pub(crate) machine: Machine,
     pub(crate) devices: Arc<Platform>,
 }
 
 impl Linux {
-    /// A guest that is about to boot.
+    /// A guest with `mib` MiB of RAM, ready to boot.
     pub(crate) fn new(
         host: &Arc<Host>,
         software: &Software<'_>,
@@ -74,13 +74,13 @@ impl Linux {
         Self::connected(machine, devices)
     }
 
-    /// Freezes the guest, which goes on, and its disk.
+    /// Takes a snapshot of the guest and its disk. The guest resumes afterwards.
     pub(crate) fn freeze(&mut self) -> Outcome<LinuxSnapshot> {
         let machine = self.machine.freeze()?;
         Ok(LinuxSnapshot { machine, disk: self.devices.frozen_disk() })
     }
 
-    /// A clone of a guest, which shares the parent's memory.
+    /// A local clone, which shares the parent's memory copy-on-write.
     pub(crate) fn local(
         host: &Arc<Host>,
         snapshot: &LinuxSnapshot,
@@ -91,7 +91,7 @@ impl Linux {
         Self::connected(machine, devices)
     }
 
-    /// A clone of a guest whose pages come one by one.
+    /// A clone of a guest whose pages are fetched on demand.
     pub(crate) fn on_demand(
         host: &Arc<Host>,
         snapshot: &LinuxSnapshot,

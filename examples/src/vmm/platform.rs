@@ -1,6 +1,6 @@
-//! What a PC looks like when its kernel starts: where RAM is, and what the registers say.
+//! The state of a PC when its kernel starts: memory layout, page tables, and registers.
 //!
-//! The kernel is entered in 64-bit mode, as its boot protocol wants it (Linux
+//! The kernel is entered in 64-bit mode, as its boot protocol requires (Linux
 //! `Documentation/arch/x86/boot.rst`, "64-bit Boot Protocol").
 
 use super::kernel::Boot;
@@ -11,23 +11,24 @@ use kaleidoscope_kvm::machine::Machine;
 use kvm_bindings::{kvm_dtable, kvm_segment};
 use std::ops::Range;
 
-/// Where a PC has no RAM: adapters' memory and firmware.
+/// The range without RAM below 1 MiB: adapter memory and firmware.
 pub(super) const ADAPTERS: Range<u64> = 0xa_0000..0x10_0000;
 
-/// Where RAM ends below 4 GiB, for interrupt controllers and the like. What there is more begins at
-/// 4 GiB.
+/// End of RAM below 4 GiB; the rest is for interrupt controllers and other MMIO. Further RAM starts
+/// at 4 GiB.
 const HOLE: u64 = 0xc000_0000;
 
-/// Segments: none, none, kernel code and data, as the boot protocol has them (`__BOOT_CS` is 0x10).
+/// The GDT: two null descriptors, code, and data, at the selectors that the boot protocol requires
+/// (`__BOOT_CS` is 0x10).
 const SEGMENTS: [u64; 4] = [0, 0, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff];
 const SEGMENTS_AT: u64 = 0x500;
 
-/// Page tables that map the first GiB to itself in pages of 2 MiB.
+/// Page tables that identity-map the first GiB in 2 MiB pages.
 const TABLES_AT: u64 = 0x9000;
 const PRESENT_WRITABLE: u64 = 0x3;
 const HUGE: u64 = 0x80;
 
-/// RAM of so many MiB, of which the first has a hole.
+/// The layout of `mib` MiB of RAM, with the holes of a PC.
 pub(super) fn layout(mib: u32) -> Outcome<MemoryLayout> {
     let bytes = u64::from(mib) << 20;
     if bytes <= ADAPTERS.end {
@@ -41,7 +42,7 @@ pub(super) fn layout(mib: u32) -> Outcome<MemoryLayout> {
     Ok(MemoryLayout::new(&regions)?)
 }
 
-/// What the kernel finds in low memory.
+/// The GDT and page tables that the kernel expects in low memory.
 pub(super) fn tables() -> Vec<(Gpa, Vec<u8>)> {
     let bytes = |words: &[u64]| words.iter().flat_map(|word| word.to_le_bytes()).collect();
     let page = |n: u64| TABLES_AT + n * 0x1000;
@@ -54,13 +55,13 @@ pub(super) fn tables() -> Vec<(Gpa, Vec<u8>)> {
     ]
 }
 
-/// Puts the vCPU before the kernel's first instruction.
+/// Sets the vCPU's registers to enter the kernel.
 pub(super) fn enter(machine: &Machine, boot: &Boot) -> Outcome<()> {
     let (mut regs, mut sregs) = machine.registers(0)?;
     regs.rip = boot.entry;
     regs.rsi = boot.parameters;
     regs.rflags = 2;
-    // Protection, paging; large addresses; long mode.
+    // CR0: PE and PG; CR4: PAE; EFER: LME and LMA.
     sregs.cr0 |= 0x8000_0001;
     sregs.cr4 |= 0x20;
     sregs.efer |= 0x500;

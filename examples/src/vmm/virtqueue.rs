@@ -1,9 +1,9 @@
-//! A virtqueue: rings in the guest's memory, through which it hands buffers to a device (virtio
-//! 1.2, section 2.7, split virtqueues).
+//! A split virtqueue: rings in the guest's memory, through which the guest hands buffers to a
+//! device (virtio 1.2, section 2.7).
 //!
-//! The guest's memory is read and written through the kernel and not by pointers, as other
-//! virtqueues do it: where a on_demand clone's page ceases to come that is an error, and not a
-//! signal. All that is read is bounded: a guest that lies gets a device that wants to be reset.
+//! Unlike other virtqueues, this one accesses the guest's memory through system calls, not
+//! pointers: a page of an on-demand clone that cannot be fetched is an error, not a signal. All
+//! values that the guest provides are checked. After an invalid one the device needs a reset.
 
 use kaleidoscope_core::addr::Gpa;
 use kaleidoscope_kvm::machine::DeviceMemory;
@@ -14,46 +14,46 @@ use virtio_bindings::virtio_ring::{
     VRING_AVAIL_F_NO_INTERRUPT, VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE,
 };
 
-/// Most buffers that wait at once.
-pub(super) const MOST: u16 = 128;
+/// Largest queue size, in entries.
+pub(super) const MAX_QUEUE_SIZE: u16 = 128;
 
-/// What is wrong with a queue.
+/// Why a queue is invalid.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(super) struct Broken(pub(super) String);
+pub(super) struct QueueError(pub(super) String);
 
-impl fmt::Display for Broken {
+impl fmt::Display for QueueError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
 }
 
-/// A guest's memory.
+/// Access to a guest's memory, by guest-physical address.
 pub(super) trait Memory {
-    fn read(&self, gpa: u64, buf: &mut [u8]) -> Result<(), Broken>;
-    fn write(&self, gpa: u64, bytes: &[u8]) -> Result<(), Broken>;
+    fn read(&self, gpa: u64, buf: &mut [u8]) -> Result<(), QueueError>;
+    fn write(&self, gpa: u64, bytes: &[u8]) -> Result<(), QueueError>;
 }
 
 impl Memory for DeviceMemory {
-    fn read(&self, gpa: u64, buf: &mut [u8]) -> Result<(), Broken> {
-        Self::read(self, Gpa(gpa), buf).map_err(|error| Broken(error.to_string()))
+    fn read(&self, gpa: u64, buf: &mut [u8]) -> Result<(), QueueError> {
+        Self::read(self, Gpa(gpa), buf).map_err(|error| QueueError(error.to_string()))
     }
 
-    fn write(&self, gpa: u64, bytes: &[u8]) -> Result<(), Broken> {
-        Self::write(self, Gpa(gpa), bytes).map_err(|error| Broken(error.to_string()))
+    fn write(&self, gpa: u64, bytes: &[u8]) -> Result<(), QueueError> {
+        Self::write(self, Gpa(gpa), bytes).map_err(|error| QueueError(error.to_string()))
     }
 }
 
-/// Part of the guest's memory.
+/// A range of the guest's memory; `len` in bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Buffer {
     pub(super) gpa: u64,
     pub(super) len: u32,
 }
 
-/// What the guest hands over at once.
+/// A descriptor chain: the buffers of one request.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub(super) struct Chain {
-    /// By which the guest knows it.
+    /// Index of the first descriptor, which identifies the chain in the used ring.
     pub(super) head: u16,
     /// For the device to read.
     pub(super) readable: Vec<Buffer>,
@@ -61,7 +61,7 @@ pub(super) struct Chain {
     pub(super) writable: Vec<Buffer>,
 }
 
-/// Where the rings are, and how far both sides have come.
+/// Addresses of the rings, and the device's positions in them.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub(super) struct Queue {
     pub(super) size: u16,
@@ -73,35 +73,43 @@ pub(super) struct Queue {
     next_used: u16,
 }
 
-fn at(base: u64, offset: u64) -> Result<u64, Broken> {
-    base.checked_add(offset).ok_or_else(|| Broken(format!("no ring is at {base:#x}")))
+fn at(base: u64, offset: u64) -> Result<u64, QueueError> {
+    base.checked_add(offset).ok_or_else(|| QueueError(format!("no ring is at {base:#x}")))
 }
 
-fn read<const N: usize>(memory: &dyn Memory, base: u64, offset: u64) -> Result<[u8; N], Broken> {
+fn read<const N: usize>(
+    memory: &dyn Memory,
+    base: u64,
+    offset: u64,
+) -> Result<[u8; N], QueueError> {
     let mut bytes = [0; N];
     memory.read(at(base, offset)?, &mut bytes)?;
     Ok(bytes)
 }
 
 impl Queue {
-    /// Whether rings have a size that a device can have: a power of two (section 2.7).
-    fn check(&self) -> Result<(), Broken> {
-        let is_good = self.is_ready && self.size.is_power_of_two() && self.size <= MOST;
-        is_good.then_some(()).ok_or_else(|| Broken(format!("a ring of {} entries", self.size)))
+    /// Checks that the queue is ready and its size is a power of two (section 2.7).
+    fn check(&self) -> Result<(), QueueError> {
+        let is_good = self.is_ready && self.size.is_power_of_two() && self.size <= MAX_QUEUE_SIZE;
+        is_good.then_some(()).ok_or_else(|| QueueError(format!("a ring of {} entries", self.size)))
     }
 
-    /// The next buffers that the guest has handed over.
-    pub(super) fn take(&mut self, memory: &dyn Memory) -> Result<Option<Chain>, Broken> {
+    /// Takes the next available descriptor chain.
+    pub(super) fn pop_available(
+        &mut self,
+        memory: &dyn Memory,
+    ) -> Result<Option<Chain>, QueueError> {
         self.check()?;
         let filled = u16::from_le_bytes(read(memory, self.available, 2)?);
         let waiting = filled.wrapping_sub(self.next_available);
         if waiting > self.size {
-            return Err(Broken(format!("{waiting} buffers in a ring of {}", self.size)));
+            return Err(QueueError(format!("{waiting} buffers in a ring of {}", self.size)));
         }
         if waiting == 0 {
             return Ok(None);
         }
-        // What the guest wrote before it said so.
+        // Pairs with the driver's barrier before its index update: the ring entry and the
+        // descriptors are read after the index.
         fence(Ordering::Acquire);
         let slot = u64::from(self.next_available % self.size);
         let head = u16::from_le_bytes(read(memory, self.available, 4 + 2 * slot)?);
@@ -110,13 +118,13 @@ impl Queue {
         Ok(Some(chain))
     }
 
-    fn chain(&self, memory: &dyn Memory, head: u16) -> Result<Chain, Broken> {
+    fn chain(&self, memory: &dyn Memory, head: u16) -> Result<Chain, QueueError> {
         let mut chain = Chain { head, ..Chain::default() };
         let mut next = Some(head);
         for _ in 0..self.size {
             let Some(number) = next.take() else { break };
             if number >= self.size {
-                return Err(Broken(format!("buffer {number} in a table of {}", self.size)));
+                return Err(QueueError(format!("buffer {number} in a table of {}", self.size)));
             }
             let [a, b, c, d, e, f, g, h, l0, l1, l2, l3, f0, f1, n0, n1] =
                 read(memory, self.descriptors, 16 * u64::from(number))?;
@@ -124,11 +132,11 @@ impl Queue {
             let len = u32::from_le_bytes([l0, l1, l2, l3]);
             let flags = u32::from(u16::from_le_bytes([f0, f1]));
             if flags & VRING_DESC_F_INDIRECT != 0 {
-                return Err(Broken("a table of buffers, which was not offered".into()));
+                return Err(QueueError("a table of buffers, which was not offered".into()));
             }
             let is_writable = flags & VRING_DESC_F_WRITE != 0;
             if !is_writable && !chain.writable.is_empty() {
-                return Err(Broken("a buffer to read after one to write to".into()));
+                return Err(QueueError("a buffer to read after one to write to".into()));
             }
             let to = if is_writable { &mut chain.writable } else { &mut chain.readable };
             to.push(Buffer { gpa, len });
@@ -136,30 +144,30 @@ impl Queue {
         }
         match next {
             None => Ok(chain),
-            Some(_) => Err(Broken(format!("more than {} buffers in a chain", self.size))),
+            Some(_) => Err(QueueError(format!("more than {} buffers in a chain", self.size))),
         }
     }
 
-    /// Gives buffers back, of which so many bytes were written.
-    pub(super) fn give_back(
+    /// Returns a chain to the guest. `written` counts the bytes written to its buffers.
+    pub(super) fn push_used(
         &mut self,
         memory: &dyn Memory,
         head: u16,
         written: u32,
-    ) -> Result<(), Broken> {
+    ) -> Result<(), QueueError> {
         let slot = u64::from(self.next_used % self.size);
         let mut entry = [0; 8];
         entry[..4].copy_from_slice(&u32::from(head).to_le_bytes());
         entry[4..].copy_from_slice(&written.to_le_bytes());
         memory.write(at(self.used, 4 + 8 * slot)?, &entry)?;
         self.next_used = self.next_used.wrapping_add(1);
-        // The guest reads the entry after it has seen that it is there.
+        // The entry must be visible before the index.
         fence(Ordering::Release);
         memory.write(at(self.used, 2)?, &self.next_used.to_le_bytes())
     }
 
-    /// Whether the guest wants to be told of what it was given back.
-    pub(super) fn wants_interrupt(&self, memory: &dyn Memory) -> Result<bool, Broken> {
+    /// Whether the guest wants an interrupt for returned chains.
+    pub(super) fn wants_interrupt(&self, memory: &dyn Memory) -> Result<bool, QueueError> {
         fence(Ordering::SeqCst);
         let flags = u16::from_le_bytes(read(memory, self.available, 0)?);
         Ok(u32::from(flags) & VRING_AVAIL_F_NO_INTERRUPT == 0)

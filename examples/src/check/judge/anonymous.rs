@@ -1,7 +1,9 @@
-//! Is every anonymous frame that a process maps anonymous, and does its region name the process?
+//! Checks that frames of processes' anonymous memory are anonymous in the coloring, and in the
+//! region of a process.
 //!
-//! A wrong kind counts among the wrong frames of its class already. A frame in the region of no
-//! process has lost its owner, which is judged. Names and order are reported for information.
+//! A wrong kind is already counted among the wrong frames of its class. A frame that is not in the
+//! region of any process has lost its owner, which counts as an error. Names and order are only
+//! reported.
 use std::collections::BTreeMap;
 
 use serde::Serialize;
@@ -11,11 +13,11 @@ use crate::check::truth::Truth;
 use crate::check::truth::flags::Class;
 use crate::check::truth::processes::{MappedPage, Process};
 
-/// Least share, in percent, of a process's pages that must be by their flags what its pagemap says.
-/// A copy of a pagemap that agrees less is left over from another capture, and is set aside.
+/// Least share, in percent, of a process's pages whose flags must agree with its pagemap. A pagemap
+/// with less agreement is left over from another capture, and is set aside.
 const LEAST_AGREEMENT: u64 = 90;
 
-/// The region of a process that no task leads to.
+/// The region name of a process without a known task.
 const UNNAMED: &str = "unnamed process";
 
 /// Findings about one process.
@@ -25,19 +27,19 @@ pub(crate) struct ProcessFindings {
     pub(crate) pid: u64,
     /// Name of the command.
     pub(crate) comm: String,
-    /// Anonymous frames that it maps.
+    /// Anonymous frames that the process maps.
     pub(crate) frames: u64,
-    /// Those that are anonymous in the coloring, too.
+    /// Frames that are anonymous in the coloring, too.
     pub(crate) right: u64,
-    /// Those that are anonymous and in the region of no process: the coloring lost their owner.
+    /// Frames that are anonymous in the coloring, but not in the region of any process.
     pub(crate) lost: u64,
-    /// Those whose region names the process by its id.
+    /// Frames whose region's name contains the process id.
     pub(crate) named_by_pid: u64,
-    /// Those whose region names the process's command (without or with its id).
+    /// Frames whose region's name contains the process's command.
     pub(crate) named_by_comm: u64,
-    /// Neighbors by virtual address in the same region.
+    /// Pairs of successive pages by virtual address in the same region.
     pub(crate) neighbors: u64,
-    /// Those whose positions are in the order of their addresses.
+    /// Pairs whose positions are in the order of their addresses.
     pub(crate) neighbors_in_order: u64,
 }
 
@@ -48,9 +50,9 @@ pub(crate) struct SetAside {
     pub(crate) pid: u64,
     /// Name of the command.
     pub(crate) comm: String,
-    /// Pages present in its pagemap.
+    /// Present pages of its pagemap.
     pub(crate) pages: u64,
-    /// Those that agree with the frames' flags.
+    /// Pages that agree with the frames' flags.
     pub(crate) agreeing: u64,
 }
 
@@ -64,7 +66,7 @@ pub(crate) struct AnonymousFindings {
 }
 
 impl AnonymousFindings {
-    /// Frames of all processes, and those that lost their owner.
+    /// Frames of all processes, and the frames that lost their owner.
     pub(crate) fn lost(&self) -> (u64, u64) {
         let both = self.processes.iter().map(|process| (process.frames, process.lost));
         both.fold((0, 0), |(all, lost), (frames, more)| (all + frames, lost + more))
@@ -91,7 +93,8 @@ pub(crate) fn judge(truth: &Truth, coloring: &Coloring) -> AnonymousFindings {
     findings
 }
 
-/// Whether the frame can be what the pagemap says: the two were read a moment apart.
+/// Whether the frame's class is compatible with the pagemap. The two were read at slightly
+/// different times.
 fn agrees(truth: &Truth, page: &MappedPage) -> bool {
     match truth.class(page.gfn) {
         Some(Class::Anonymous) => !page.shared,
@@ -137,7 +140,8 @@ fn judge_process(truth: &Truth, coloring: &Coloring, process: &Process) -> Proce
     findings
 }
 
-/// Whether a region of anonymous memory is a process's: named with its id, or found without one.
+/// Whether a region of anonymous memory belongs to a process: its name contains a process id, or is
+/// that of processes without a known task.
 fn names_process(name: &str) -> bool {
     name.contains(|c: char| c.is_ascii_digit()) || name == UNNAMED
 }

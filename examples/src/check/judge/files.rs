@@ -1,4 +1,5 @@
-//! Is every cached file page in the region of its file, at its page index, under its path?
+//! Checks that every cached file page is in the region of its file, at its page index, under its
+//! path.
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
@@ -8,20 +9,21 @@ use crate::check::truth::Truth;
 use crate::check::truth::files::ResidentFile;
 use crate::check::truth::flags::Class;
 
-/// How a page fared, best first.
+/// The verdict on a page, best first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Verdict {
     /// File, page index and path agree.
     Exact,
-    /// Inode, file name and page index agree, the rest of the path or the device does not: the
-    /// guest looked through another mount or an overlay.
+    /// Inode, file name and page index agree, but the rest of the path or the device does not. The
+    /// guest used another mount or an overlay.
     Alias,
-    /// File and page index agree, the coloring gives no path: the guest's kernel had forgotten it.
+    /// File and page index agree, but the coloring has no path, because the guest's kernel no
+    /// longer had it.
     Nameless,
     /// The right file under a path that has another file name.
     OtherPath,
-    /// The right file, the wrong page.
+    /// The right file, but the wrong page index.
     OtherIndex,
     /// Another file.
     OtherFile,
@@ -57,9 +59,9 @@ impl Verdict {
 pub(crate) struct PageExample {
     /// Guest frame number.
     pub(crate) gfn: u64,
-    /// What the guest said: `DEVICE:INODE:PATH@INDEX`.
+    /// The page by the ground truth: `DEVICE:INODE:PATH@INDEX`.
     pub(crate) truth: String,
-    /// What the coloring says: `NAME@POSITION`.
+    /// The page by the coloring: `NAME@POSITION`.
     pub(crate) ours: String,
 }
 
@@ -68,29 +70,29 @@ pub(crate) struct PageExample {
 pub(crate) struct Pages {
     /// Number of pages.
     pub(crate) pages: u64,
-    /// The first of them, unless the verdict is good.
+    /// The first pages; empty if the verdict is right.
     pub(crate) examples: Vec<PageExample>,
 }
 
 /// Findings about file pages.
 #[derive(Debug, Clone, Default, Serialize)]
 pub(crate) struct FileFindings {
-    /// Files with at least one page judged. Hard links are one file.
+    /// Files with at least one judged page. Hard links are one file.
     pub(crate) files: u64,
-    /// Files all of whose judged pages are right.
+    /// Files without a wrong page.
     pub(crate) files_right: u64,
-    /// Pages judged.
+    /// Judged pages.
     pub(crate) pages: u64,
     /// Pages whose frame was not, or no longer, page cache by its flags. Not judged.
     pub(crate) unstable: u64,
-    /// Pages that the coloring puts into a file the guest listed, and that the guest did not list.
-    /// Not judged.
+    /// Pages that the coloring assigns to a listed file, but that the guest did not list. Not
+    /// judged.
     pub(crate) unlisted: u64,
     /// Pages in the region of their file.
     pub(crate) found: u64,
-    /// Those at their page index.
+    /// Found pages with the right page index.
     pub(crate) right_index: u64,
-    /// Those under exactly their path.
+    /// Found pages with the right page index and exactly the right path.
     pub(crate) right_path: u64,
     /// Pages whose verdict is not right.
     pub(crate) wrong: u64,
@@ -98,17 +100,17 @@ pub(crate) struct FileFindings {
     pub(crate) verdicts: BTreeMap<Verdict, Pages>,
 }
 
-/// One way in which the guest reached a frame: through this file, as the page of this index.
+/// A listing of a frame by the guest: a page of this file at this index.
 #[derive(Clone, Copy)]
 struct Claim<'a> {
     file: &'a ResidentFile,
     index: u64,
 }
 
-/// Compares all file pages, keeping `limit` examples of each mistake.
+/// Compares all file pages, keeping `limit` examples of each error.
 ///
-/// A frame reached under several names (hard links, a file below and above an overlay) is judged
-/// once, by the name that fits best.
+/// A frame with several names (hard links, a file below and above an overlay) is judged once, by
+/// the name that fits best.
 pub(crate) fn judge(truth: &Truth, coloring: &Coloring, limit: usize) -> FileFindings {
     let mut claims = BTreeMap::<u64, Vec<Claim<'_>>>::new();
     for file in &truth.files {
@@ -171,7 +173,7 @@ fn verdict(claim: &Claim<'_>, ours: Option<(&Frame, Option<&Region>)>) -> Verdic
     }
 }
 
-/// Frames that the coloring puts into files that the guest listed, without the guest listing them.
+/// The number of frames that the coloring assigns to listed files, but that the guest did not list.
 fn unlisted(truth: &Truth, coloring: &Coloring, is_listed: impl Fn(u64) -> bool) -> u64 {
     let known: BTreeSet<_> = truth.files.iter().map(|file| (file.device, file.inode)).collect();
     let claims_known_file = |frame: &&Frame| {

@@ -1,4 +1,4 @@
-//! Is every frame of the right kind?
+//! Checks the kind of every frame.
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
@@ -8,7 +8,7 @@ use crate::check::truth::Truth;
 use crate::check::truth::flags::{Class, Flags};
 
 /// Largest share of unknown frames that passes, in thousandths of all frames.
-const MOST_UNKNOWN_PER_MILLE: u64 = 5;
+const MAX_UNKNOWN_PER_MILLE: u64 = 5;
 
 /// A frame shown as an example.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -19,12 +19,12 @@ pub(crate) struct Example {
     pub(crate) flags: String,
 }
 
-/// Frames of one class of the truth that the coloring calls one kind.
+/// Frames with one class in the ground truth and one kind in the coloring.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub(crate) struct Cell {
     /// Number of frames.
     pub(crate) frames: u64,
-    /// The first of them.
+    /// The first frames.
     pub(crate) examples: Vec<Example>,
 }
 
@@ -37,25 +37,25 @@ impl Cell {
     }
 }
 
-/// How one class of the truth fared.
+/// The score of one class.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct ClassScore {
-    /// What the guest said.
+    /// Class in the ground truth.
     pub(crate) class: Class,
-    /// Frames judged.
+    /// Judged frames.
     pub(crate) frames: u64,
-    /// Of the right kind.
+    /// Frames of the right kind.
     pub(crate) right: u64,
-    /// The others.
+    /// Frames of a wrong kind.
     pub(crate) wrong: u64,
 }
 
-/// Frames of one class called one kind.
+/// A cell of the confusion matrix of class and kind.
 #[derive(Debug, Clone, Serialize)]
-pub(crate) struct Called {
-    /// What the guest said.
+pub(crate) struct KindCount {
+    /// Class in the ground truth.
     pub(crate) class: Class,
-    /// What the coloring says; `None` if it leaves the frames out.
+    /// Kind in the coloring; `None` if it leaves the frames out.
     pub(crate) kind: Option<Kind>,
     /// The frames.
     #[serde(flatten)]
@@ -65,40 +65,39 @@ pub(crate) struct Called {
 /// Findings about the kinds of frames.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct FrameFindings {
-    /// Frames in the coloring, and frames it left out though the guest has them.
+    /// Frames in the coloring, and frames of the guest that the coloring leaves out.
     pub(crate) frames: u64,
-    /// Those that are unknown or left out, though the guest's kernel has a descriptor of them. A
-    /// crash kernel has none of most memory of the kernel that panicked.
+    /// Frames that are unknown or left out, although the guest's kernel has a descriptor for them.
+    /// A crash kernel has none for most memory of the kernel that panicked.
     pub(crate) unknown: u64,
-    /// Frames of the coloring of which the guest says nothing: no descriptor, or past the end of
-    /// its memory.
+    /// Frames of the coloring that the guest does not describe: without a descriptor, or past the
+    /// end of its memory.
     pub(crate) outside: u64,
-    /// Those of them that the coloring calls free, which only the guest's own allocator can say of
-    /// a frame.
+    /// Outside frames that are free in the coloring: an error, as free frames have descriptors.
     pub(crate) outside_free: u64,
-    /// Reserved frames that the coloring left out: holes in the guest's memory have descriptors as
-    /// well. Not judged.
+    /// Reserved frames that the coloring leaves out. Not judged, because holes in the guest's
+    /// memory have descriptors, too.
     pub(crate) reserved_left_out: u64,
-    /// Frames that changed while the truth was captured. Not judged.
+    /// Frames that changed while the ground truth was captured. Not judged.
     pub(crate) unstable: u64,
     /// Scores of the classes that occur.
     pub(crate) classes: Vec<ClassScore>,
-    /// What wrong frames were called.
-    pub(crate) wrong: Vec<Called>,
+    /// Wrong frames by class and kind.
+    pub(crate) wrong: Vec<KindCount>,
     /// All wrong frames.
     #[serde(skip)]
     pub(crate) wrong_gfns: BTreeSet<u64>,
-    /// What untyped frames were called.
-    pub(crate) untyped: Vec<Called>,
-    /// Frames called block-device cache.
+    /// Untyped frames by kind.
+    pub(crate) untyped: Vec<KindCount>,
+    /// Frames that are block-device cache in the coloring.
     pub(crate) block_device: u64,
     /// Frames of block-device cache by the guest's `/proc/meminfo`.
     pub(crate) buffers: Option<u64>,
 }
 
 impl FrameFindings {
-    /// Why the coloring is not right, if it is not: a class has more than `tolerance` wrong frames,
-    /// too many frames are unknown, or none was judged.
+    /// Why the coloring is not right; empty if it is. A class has more than `tolerance` wrong
+    /// frames, too many frames are unknown, or none was judged.
     pub(crate) fn failures(&self, tolerance: u64) -> Vec<String> {
         let wrong = self.classes.iter().filter(|class| class.wrong > tolerance);
         let mut failures: Vec<_> = wrong
@@ -107,7 +106,7 @@ impl FrameFindings {
                 format!("{wrong} of {frames} {name} frames are wrong")
             })
             .collect();
-        let most_unknown = self.frames.saturating_mul(MOST_UNKNOWN_PER_MILLE);
+        let most_unknown = self.frames.saturating_mul(MAX_UNKNOWN_PER_MILLE);
         if self.unknown.saturating_mul(1000) > most_unknown {
             failures.push(format!("{} of {} frames are unknown", self.unknown, self.frames));
         }
@@ -122,8 +121,8 @@ impl FrameFindings {
     }
 }
 
-/// Compares the kinds of all frames, keeping `limit` examples of each mistake. If there are
-/// `suspects`, no other frame is wrong: it counts as one that changed.
+/// Compares the kinds of all frames, keeping `limit` examples of each error. With `suspects`, a
+/// wrong frame that is not among them counts as unstable.
 pub(crate) fn judge(
     truth: &Truth,
     coloring: &Coloring,
@@ -147,7 +146,7 @@ pub(crate) fn judge(
                 reserved_left_out += 1;
                 continue;
             }
-            // Kernels of 7.x show a hole in memory as a frame without flags.
+            // 7.x kernels list holes in memory as frames without flags.
             (Class::Untyped, None) if flags.0 == 0 => continue,
             (_, None) => left_out += 1,
             (_, Some(_)) => {}
@@ -184,7 +183,7 @@ pub(crate) fn judge(
     };
     let (untyped, typed): (Vec<_>, Vec<_>) = called
         .into_iter()
-        .map(|((class, kind), cell)| Called { class, kind, cell })
+        .map(|((class, kind), cell)| KindCount { class, kind, cell })
         .partition(|called| called.class == Class::Untyped);
     FrameFindings {
         frames: coloring.frames().iter().count_u64() + left_out,
@@ -202,7 +201,7 @@ pub(crate) fn judge(
     }
 }
 
-/// Counting in the type that counts have here.
+/// Counts items as `u64`.
 trait CountU64: Iterator + Sized {
     fn count_u64(self) -> u64 {
         self.fold(0, |count, _| count + 1)

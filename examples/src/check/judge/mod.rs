@@ -1,4 +1,4 @@
-//! The three comparisons. Each takes the truth and the coloring and answers with its findings.
+//! The three comparisons of a coloring with the ground truth.
 pub(super) mod anonymous;
 pub(super) mod files;
 pub(super) mod frames;

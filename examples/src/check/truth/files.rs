@@ -7,7 +7,7 @@ use super::words::Cursor;
 use crate::check::error::Error;
 use kaleidoscope_core::guest_os::name::escape;
 
-/// Longest path taken seriously, in bytes: `PATH_MAX` of Linux.
+/// Longest accepted path, in bytes: Linux's `PATH_MAX`.
 const LONGEST_PATH: usize = 4096;
 
 /// A file with its resident pages.
@@ -33,8 +33,8 @@ impl Entry {
     const SWAPPED: u64 = 1 << 62;
     const PRESENT: u64 = 1 << 63;
 
-    /// The frame mapped, if there is one. Frame 0 is what the kernel shows to those who may not
-    /// know.
+    /// The mapped frame, if there is one. Frame 0 counts as none: the kernel shows it to processes
+    /// without `CAP_SYS_ADMIN`.
     pub(super) fn frame(self) -> Option<u64> {
         let present = self.0 & (Self::PRESENT | Self::SWAPPED) == Self::PRESENT;
         Some(self.0 & Self::FRAME).filter(|&frame| present && frame != 0)
@@ -46,7 +46,7 @@ impl Entry {
     }
 }
 
-/// Reads the list; an absent one is empty.
+/// Reads the list. A missing file is an empty list.
 pub(super) fn load(path: &Path) -> Result<Vec<ResidentFile>, Error> {
     if !path.is_file() {
         return Ok(Vec::new());

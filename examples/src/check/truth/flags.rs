@@ -1,4 +1,4 @@
-//! `/proc/kpageflags`: one word of flags per frame, and what they make of a frame.
+//! `/proc/kpageflags`: one word of flags per frame, and the class of a frame by its flags.
 //!
 //! Flag numbers are Linux's `KPF_*` (`include/uapi/linux/kernel-page-flags.h` and
 //! `include/linux/kernel-page-flags.h`), meanings are those of
@@ -25,9 +25,9 @@ const ZERO_PAGE: u64 = 1 << 24;
 const PGTABLE: u64 = 1 << 26;
 const RESERVED: u64 = 1 << 32;
 
-/// What belongs to a compound page as a whole. Kernels before 6.10 read most flags of a tail from
-/// the tail's own descriptor, where they are never set, so a tail takes these from its head.
-const OF_THE_WHOLE: u64 =
+/// Flags of a compound page as a whole. Kernels before 6.10 read most flags of a tail from the
+/// tail's own descriptor, where they are never set. A tail therefore takes these from its head.
+const COMPOUND_FLAGS: u64 =
     LRU | SLAB | ANON | SWAPCACHE | SWAPBACKED | HUGE | UNEVICTABLE | ZERO_PAGE;
 
 /// Names of the flags, by bit.
@@ -107,7 +107,7 @@ impl fmt::Display for Flags {
     }
 }
 
-/// What a frame is by its flags.
+/// The class of a frame by its flags.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Class {
@@ -129,7 +129,7 @@ pub(crate) enum Class {
     Hugetlb,
     /// Balloon or unplugged.
     Offline,
-    /// The flags say nothing: kernel allocations without a type, per-CPU free lists, pages between
+    /// Unknown by the flags: kernel allocations without a type, per-CPU free lists, pages between
     /// two lists.
     Untyped,
     /// No page descriptor: not memory of this guest.
@@ -137,7 +137,7 @@ pub(crate) enum Class {
 }
 
 impl Class {
-    /// Those that say what a frame must be.
+    /// Classes that determine the kind of a frame.
     pub(crate) const JUDGED: [Self; 9] = [
         Self::Free,
         Self::Slab,
@@ -167,7 +167,7 @@ impl Class {
         }
     }
 
-    /// Whether a frame of this class is rightly called `kind`; `None` if the truth cannot tell.
+    /// Whether `kind` is right for a frame of this class; `None` if the class does not decide it.
     pub(crate) fn accepts(self, kind: Kind) -> Option<bool> {
         Some(match self {
             Self::Free => kind == Kind::Free,
@@ -183,10 +183,10 @@ impl Class {
         })
     }
 
-    /// The first test that holds decides. The order matters: a slab's descriptor keeps other things
-    /// where a page's keeps its mapping, so kernels since 6.11 call some slabs anonymous, too.
-    /// `KSM` is not consulted: a merged page is anonymous in any case, and kernel 6.12 sets the
-    /// flag on every anonymous page.
+    /// The first matching rule decides. The order matters: a slab's descriptor has other data in
+    /// place of a page's mapping, so that kernels since 6.11 report some slabs as anonymous, too.
+    /// `KSM` is ignored: a merged page is anonymous in any case, and kernel 6.12 sets the flag on
+    /// every anonymous page.
     fn of(flags: Flags) -> Self {
         let rules: [(bool, Self); 10] = [
             (flags.any(NOPAGE), Self::Absent),
@@ -204,7 +204,7 @@ impl Class {
     }
 }
 
-/// What every frame is. A tail of a compound page is read together with its head, the nearest
+/// Classifies all frames. A tail of a compound page takes flags from its head, the nearest one
 /// before it.
 pub(crate) fn classify(flags: &[Flags]) -> Vec<Class> {
     let mut head = Flags(0);
@@ -214,7 +214,7 @@ pub(crate) fn classify(flags: &[Flags]) -> Vec<Class> {
         } else if !own.any(COMPOUND_TAIL) {
             head = Flags(0);
         }
-        Class::of(Flags(own.0 | head.0 & OF_THE_WHOLE))
+        Class::of(Flags(own.0 | head.0 & COMPOUND_FLAGS))
     };
     flags.iter().map(each).collect()
 }
@@ -251,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tail_takes_what_belongs_to_the_whole_from_its_head() {
+    fn a_tail_takes_compound_flags_from_its_head() {
         let flags = [
             COMPOUND_HEAD | LRU | SWAPBACKED,
             COMPOUND_TAIL,

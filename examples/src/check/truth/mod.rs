@@ -1,7 +1,7 @@
-//! What the guest's own kernel said, captured inside the guest from `/proc`.
+//! The ground truth: files of `/proc` that were captured inside the guest.
 //!
-//! The files may come from a hostile guest: every length and count in them is checked against what
-//! is there.
+//! The files may come from a hostile guest. Every length and count in them is checked against the
+//! actual size.
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 pub(crate) mod files;
 pub(crate) mod flags;
@@ -20,10 +20,10 @@ pub(crate) const KPAGEFLAGS: &str = "proc_kpageflags";
 /// A second copy of `/proc/kpageflags`, read after everything else. Optional.
 const KPAGEFLAGS_AFTER: &str = "proc_kpageflags_after";
 
-/// Frames of a section of the guest's memory.
+/// Frames of a memory section (128 MiB).
 const SECTION_FRAMES: u64 = (128 << 20) / 4096;
 
-/// What the guest said.
+/// The ground truth.
 #[derive(Debug)]
 pub(crate) struct Truth {
     flags: Vec<Flags>,
@@ -38,7 +38,7 @@ pub(crate) struct Truth {
 }
 
 impl Truth {
-    /// Reads the truth in `dir`. Only `proc_kpageflags` is indispensable.
+    /// Reads the ground truth in `dir`. Only `proc_kpageflags` is required.
     pub(crate) fn load(dir: &Path) -> Result<Self, Error> {
         let flags = read_flags(&dir.join(KPAGEFLAGS))?;
         let after = dir.join(KPAGEFLAGS_AFTER);
@@ -54,12 +54,13 @@ impl Truth {
         })
     }
 
-    /// The truth that consists of `/proc/kpageflags` alone, read before the image was taken and
-    /// after it. Of both there are pairs of words: flags, and for how many frames they are.
-    /// Some kernels list frames up to the end of a section of 128 MiB, past the last one at `end`.
+    /// A ground truth of `/proc/kpageflags` alone, read before and after the image was taken. Both
+    /// are run-length encoded as pairs of words: flags, and the number of consecutive frames. `end`
+    /// is the exclusive end of the guest's frames; some kernels list frames up to the end of a
+    /// section of 128 MiB.
     ///
     /// # Errors
-    /// If these are no whole pairs, or of more frames.
+    /// If these are no whole pairs, or have more frames.
     pub(crate) fn of_runs(before: &[u8], after: &[u8], end: u64) -> Result<Self, Error> {
         let flags = flags_of_runs(before, end)?;
         Ok(Self {
@@ -72,18 +73,18 @@ impl Truth {
         })
     }
 
-    /// Every frame the guest knows, with its flags and what they make of it, by gfn.
+    /// All frames that the guest lists, with flags and class, sorted by gfn.
     pub(crate) fn frames(&self) -> impl Iterator<Item = (u64, Flags, Class)> {
         (0..).zip(&self.flags).zip(&self.classes).map(|((gfn, &flags), &class)| (gfn, flags, class))
     }
 
-    /// What the flags of `gfn` make of it.
+    /// The class of frame `gfn`.
     pub(crate) fn class(&self, gfn: u64) -> Option<Class> {
         self.classes.get(usize::try_from(gfn).ok()?).copied()
     }
 
-    /// Whether `gfn` had the same flags before and after the capture. Taken for granted if there is
-    /// only one copy.
+    /// Whether frame `gfn` had the same flags before and after the capture. `true` if there is only
+    /// one copy.
     pub(crate) fn is_stable(&self, gfn: u64) -> bool {
         let Some(after) = &self.after else { return true };
         usize::try_from(gfn)

@@ -20,14 +20,14 @@ pub(crate) struct MappedPage {
     pub(crate) shared: bool,
 }
 
-/// A process and the pages it maps.
+/// A process and the pages that it maps.
 #[derive(Debug)]
 pub(crate) struct Process {
     /// Process id.
     pub(crate) pid: u64,
     /// Name of the command; empty if it was not captured.
     pub(crate) comm: String,
-    /// Pages present, by address.
+    /// Present pages, sorted by address.
     pub(crate) pages: Vec<MappedPage>,
 }
 
@@ -54,7 +54,7 @@ pub(super) fn load(dir: &Path) -> Result<Vec<Process>, Error> {
     Ok(processes)
 }
 
-/// Pairs of virtual address and pagemap entry.
+/// Reads pairs of virtual address and pagemap entry.
 fn load_pages(path: &Path) -> Result<Vec<MappedPage>, Error> {
     let page = |(address, entry): (u64, u64)| {
         let entry = Entry(entry);

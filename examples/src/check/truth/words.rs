@@ -1,4 +1,4 @@
-//! Arrays of little-endian 64-bit words, the format of `/proc/kpageflags` and its like.
+//! Arrays of little-endian 64-bit words, the format of `/proc/kpageflags` and similar files.
 use std::path::Path;
 
 use super::damaged;
@@ -30,8 +30,7 @@ pub(super) fn read_pairs(path: &Path) -> Result<Vec<(u64, u64)>, Error> {
     pairs_of_bytes(path, &super::read(path)?)
 }
 
-/// The pairs of words of a file's contents, or of what came from elsewhere under a name like a
-/// file's.
+/// Splits bytes into pairs of words. `path` names the source in errors.
 pub(super) fn pairs_of_bytes(path: &Path, bytes: &[u8]) -> Result<Vec<(u64, u64)>, Error> {
     let words = of_bytes(path, bytes)?;
     let (pairs, rest) = words.as_chunks::<2>();
@@ -42,7 +41,7 @@ pub(super) fn pairs_of_bytes(path: &Path, bytes: &[u8]) -> Result<Vec<(u64, u64)
     Ok(pairs.iter().map(|&[first, second]| (first, second)).collect())
 }
 
-/// Takes words and bytes off the front of a file's contents; errors name the offset.
+/// Reads words and bytes from a file's contents. Errors give the offset.
 pub(super) struct Cursor<'a> {
     path: &'a Path,
     bytes: &'a [u8],
@@ -50,17 +49,17 @@ pub(super) struct Cursor<'a> {
 }
 
 impl<'a> Cursor<'a> {
-    /// Starts at the front of `bytes`, which came from `path`.
+    /// Starts at the beginning of `bytes`, the contents of `path`.
     pub(super) fn new(path: &'a Path, bytes: &'a [u8]) -> Self {
         Self { path, bytes, offset: 0 }
     }
 
-    /// Whether everything was taken.
+    /// Whether everything was read.
     pub(super) fn is_empty(&self) -> bool {
         self.bytes.is_empty()
     }
 
-    /// Takes `N` words.
+    /// Reads `N` words.
     pub(super) fn words<const N: usize>(&mut self, what: &str) -> Result<[u64; N], Error> {
         let (words, _) = self.take(N.saturating_mul(WORD), what)?.as_chunks::<WORD>();
         let mut out = [0; N];
@@ -70,18 +69,17 @@ impl<'a> Cursor<'a> {
         Ok(out)
     }
 
-    /// Takes `count` pairs of words. A count that is a lie is found out before anything is
-    /// allocated.
+    /// Reads `count` pairs of words. Checks `count` before allocating memory.
     pub(super) fn pairs(&mut self, count: u64, what: &str) -> Result<Vec<(u64, u64)>, Error> {
         let bytes =
             usize::try_from(count).ok().and_then(|count| count.checked_mul(WORD)?.checked_mul(2));
-        let bytes = bytes.ok_or_else(|| self.error(format!("{count} {what} cannot be")))?;
+        let bytes = bytes.ok_or_else(|| self.error(format!("{count} {what} are too many")))?;
         let (words, _) = self.take(bytes, what)?.as_chunks::<WORD>();
         let (pairs, _) = words.as_chunks::<2>();
         Ok(pairs.iter().map(|&[a, b]| (u64::from_le_bytes(a), u64::from_le_bytes(b))).collect())
     }
 
-    /// Takes `count` bytes.
+    /// Reads `count` bytes.
     pub(super) fn take(&mut self, count: usize, what: &str) -> Result<&'a [u8], Error> {
         let Some((taken, rest)) = self.bytes.split_at_checked(count) else {
             return Err(

@@ -1,5 +1,5 @@
-//! Processes that arrange memory of one kind and then stay alive, so that the guest's memory
-//! holds it when the guest is paused.
+//! Processes that each allocate one kind of memory and then stay alive, so that the paused guest
+//! contains it.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
@@ -9,7 +9,7 @@ use clap::ValueEnum;
 
 use super::os::{Advice, Backing, HUGE_PAGE, Mapping, PAGE, memory_file};
 
-/// The line an actor prints when its memory is arranged.
+/// The line that an actor prints once its memory is set up.
 pub(crate) const READY: &str = "ready";
 
 const MIB: usize = 1 << 20;
@@ -34,12 +34,12 @@ pub(crate) enum Actor {
 }
 
 impl Actor {
-    /// Arranges the memory, says so on standard output, and sleeps for ever.
+    /// Sets up the memory, prints `READY` on standard output, and sleeps forever.
     ///
     /// # Errors
     /// If the kernel refuses a step.
     pub(crate) fn run(self) -> io::Result<std::convert::Infallible> {
-        let _kept = match self {
+        let _resources = match self {
             Self::Heap => heap()?,
             Self::Files => files()?,
             Self::Thp => thp()?,
@@ -56,43 +56,43 @@ impl Actor {
     }
 }
 
-/// What must stay alive.
+/// Resources that must stay alive.
 #[derive(Debug, Default)]
-struct Kept {
+struct Resources {
     _mappings: Vec<Mapping>,
     _files: Vec<File>,
     _boxes: Vec<Box<[u64]>>,
 }
 
-fn heap() -> io::Result<Kept> {
+fn heap() -> io::Result<Resources> {
     let mut memory = Mapping::anonymous(12 * MIB, Backing::Private)?;
     fill(&mut memory, 1)?;
-    // A hole, so that the mapping is not one run of frames.
+    // A hole in the mapping.
     memory.advise(4 * MIB, MIB, Advice::DontNeed)?;
     let boxes = (0..20_000u64).map(|n| vec![n; 16].into_boxed_slice()).collect();
-    Ok(Kept { _mappings: vec![memory], _boxes: boxes, ..Kept::default() })
+    Ok(Resources { _mappings: vec![memory], _boxes: boxes, ..Resources::default() })
 }
 
-fn files() -> io::Result<Kept> {
-    let mut kept = Kept::default();
+fn files() -> io::Result<Resources> {
+    let mut resources = Resources::default();
     for folder in ["/var/tmp", "/tmp"] {
         let path = Path::new(folder).join("deleted-but-open");
         let mut file = OpenOptions::new().read(true).write(true).create_new(true).open(&path)?;
         file.write_all(&[b'd'; 300_000])?;
         std::fs::remove_file(&path)?;
-        kept._files.push(file);
+        resources._files.push(file);
     }
-    // Private copies of a program's pages, as a debugger or a relocating loader makes them.
+    // Private copies of a program's pages, as made by debuggers and relocating loaders.
     let program = File::open("/usr/bin/bash")?;
     let copies = Mapping::file_mut(&program, 64 * PAGE, false)?;
     for page in (0..64).step_by(2) {
         copies.write(page * PAGE, b'c')?;
     }
-    kept._mappings.push(copies);
-    Ok(kept)
+    resources._mappings.push(copies);
+    Ok(resources)
 }
 
-fn thp() -> io::Result<Kept> {
+fn thp() -> io::Result<Resources> {
     let mut memory = Mapping::anonymous(10 * HUGE_PAGE, Backing::Private)?;
     memory.advise(0, memory.len(), Advice::Huge)?;
     fill(&mut memory, 2)?;
@@ -101,33 +101,33 @@ fn thp() -> io::Result<Kept> {
     for huge in 0..3 {
         memory.advise(first + huge * HUGE_PAGE + 5 * PAGE, 3 * PAGE, Advice::DontNeed)?;
     }
-    Ok(Kept { _mappings: vec![memory], ..Kept::default() })
+    Ok(Resources { _mappings: vec![memory], ..Resources::default() })
 }
 
-fn hugetlb() -> io::Result<Kept> {
+fn hugetlb() -> io::Result<Resources> {
     let memory = Mapping::anonymous(4 * HUGE_PAGE, Backing::HugePool)?;
     for huge in 0..3 {
         memory.write(huge * HUGE_PAGE, 1)?;
     }
-    Ok(Kept { _mappings: vec![memory], ..Kept::default() })
+    Ok(Resources { _mappings: vec![memory], ..Resources::default() })
 }
 
-fn ksm() -> io::Result<Kept> {
+fn ksm() -> io::Result<Resources> {
     let mut memory = Mapping::anonymous(4 * MIB, Backing::Private)?;
     memory.advise(0, memory.len(), Advice::Mergeable)?;
-    // Every four pages are equal to each other, and all of them to the other actor's.
+    // Groups of four pages are equal, and all pages equal those of the other actor.
     for (index, page) in memory.bytes_mut()?.chunks_exact_mut(PAGE).enumerate() {
         let value = u8::try_from(index / 4 % 251).unwrap_or_default();
         page.fill(value.saturating_add(1));
     }
-    Ok(Kept { _mappings: vec![memory], ..Kept::default() })
+    Ok(Resources { _mappings: vec![memory], ..Resources::default() })
 }
 
-fn swap() -> io::Result<Kept> {
+fn swap() -> io::Result<Resources> {
     let mut memory = Mapping::anonymous(16 * MIB, Backing::Private)?;
     fill(&mut memory, 3)?;
     memory.advise(0, 12 * MIB, Advice::PageOut)?;
-    // Read back: these stay in the swap cache. Written back: these leave it.
+    // Pages that are read back stay in the swap cache; pages that are written leave it.
     for page in (0..2 * MIB).step_by(PAGE) {
         memory.touch(page)?;
     }
@@ -139,10 +139,10 @@ fn swap() -> io::Result<Kept> {
         shared.write(page, 4)?;
     }
     shared.advise(0, MIB, Advice::PageOut)?;
-    Ok(Kept { _mappings: vec![memory, shared], ..Kept::default() })
+    Ok(Resources { _mappings: vec![memory, shared], ..Resources::default() })
 }
 
-fn memfd() -> io::Result<Kept> {
+fn memfd() -> io::Result<Resources> {
     let file = memory_file(c"lab-memfd")?;
     file.set_len(3 * MIB as u64)?;
     let mappings = vec![
@@ -151,16 +151,16 @@ fn memfd() -> io::Result<Kept> {
         Mapping::anonymous(MIB, Backing::Shared)?,
     ];
     for mapping in &mappings {
-        // Every page but each eighth: holes in the files.
+        // Every eighth page stays a hole.
         let pages = (0..mapping.len() / PAGE).filter(|page| page % 8 != 7);
         for page in pages {
             mapping.write(page * PAGE, 5)?;
         }
     }
-    Ok(Kept { _mappings: mappings, _files: vec![file], ..Kept::default() })
+    Ok(Resources { _mappings: mappings, _files: vec![file], ..Resources::default() })
 }
 
-/// Fills `memory` with numbers that repeat nowhere (xorshift, Marsaglia 2003).
+/// Fills `memory` with a pseudo-random sequence that does not repeat (xorshift64, Marsaglia 2003).
 fn fill(memory: &mut Mapping, seed: u64) -> io::Result<()> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     for word in memory.bytes_mut()?.chunks_exact_mut(8) {

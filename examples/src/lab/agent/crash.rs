@@ -1,6 +1,5 @@
-//! The guest's end as kdump arranges it: a second kernel waits in reserved memory, and a panic
-//! boots it. The memory of the first kernel stays as it was, with everything that identifies a
-//! kernel.
+//! Crashes the guest as with kdump: a second kernel waits in reserved memory, and a panic boots it.
+//! The memory of the first kernel stays unchanged, with everything that identifies a kernel.
 
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use std::convert::Infallible;
@@ -22,14 +21,14 @@ pub(crate) const KERNEL: &str = "/usr/lib/lab-crash-kernel";
 /// Its initramfs.
 pub(crate) const INITRAMFS: &str = "/usr/lib/lab-crash-initramfs";
 
-/// What Debian's kdump-tools tells a crash kernel: to reset the devices that the first kernel left
-/// running, and to start no other vCPU.
-const WORDS: &str = "reset_devices nr_cpus=1";
+/// The crash kernel's parameters, as in Debian's kdump-tools: reset the devices that the first
+/// kernel left running, and use one vCPU.
+const PARAMETERS: &str = "reset_devices nr_cpus=1";
 
 /// How long a panic may take to end this process.
-const PANIC_PATIENCE: Duration = Duration::from_secs(60);
+const PANIC_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Whether this kernel was booted by the panic of another one: it shows that one's memory.
+/// Whether this kernel was booted by the panic of another one, whose memory is `/proc/vmcore`.
 pub(crate) fn is_crash_kernel() -> bool {
     Path::new("/proc/vmcore").exists()
 }
@@ -37,27 +36,28 @@ pub(crate) fn is_crash_kernel() -> bool {
 /// Loads the crash kernel and panics. `command_line` is the running kernel's.
 ///
 /// # Errors
-/// If the crash kernel cannot be loaded, or nothing happens.
+/// If the crash kernel cannot be loaded, or the kernel does not panic.
 pub(crate) fn panic(command_line: &str) -> Result<Infallible> {
     let open = |path: &str| {
         let path = Path::new(path);
         File::open(path).map_err(Error::io("open", path))
     };
-    let words = CString::new(crash_command_line(command_line))
+    let parameters = CString::new(crash_command_line(command_line))
         .map_err(|error| Error::Agent(format!("the crash kernel's command line: {error}")))?;
-    os::load_crash_kernel(&open(KERNEL)?, &open(INITRAMFS)?, &words)
+    os::load_crash_kernel(&open(KERNEL)?, &open(INITRAMFS)?, &parameters)
         .map_err(|error| Error::Agent(format!("kexec_file_load: {error}")))?;
     stay_on_the_last_cpu()?;
-    // The next life mounts the same file system, and repeats what its journal has.
+    // The crash kernel mounts the same file system and replays its journal.
     workload::sync()?;
     let trigger = Path::new("/proc/sysrq-trigger");
     fs::write(trigger, "c").map_err(Error::io("write", trigger))?;
-    std::thread::sleep(PANIC_PATIENCE);
+    std::thread::sleep(PANIC_TIMEOUT);
     Err(Error::Agent("the kernel did not panic".to_owned()))
 }
 
-/// The vCPU that panics runs the crash kernel, and the others halt in the first kernel, whose page
-/// tables their registers name: the first vCPU among them, unless there is only one.
+/// Moves this thread to the last vCPU. The vCPU that panics runs the crash kernel. The others,
+/// including the first one if there are several, halt with the first kernel's page tables in their
+/// registers.
 fn stay_on_the_last_cpu() -> Result<()> {
     let failed = |error| Error::Agent(format!("staying on a CPU: {error}"));
     let cpus = sched_getaffinity(None).map_err(failed)?;
@@ -68,11 +68,11 @@ fn stay_on_the_last_cpu() -> Result<()> {
     sched_setaffinity(None, &last).map_err(failed)
 }
 
-/// The running kernel's words, but for the reservation, and those for a crash kernel. Linux itself
-/// adds where the first kernel's memory is described.
+/// The running kernel's parameters without the reservation, and those for a crash kernel. Linux
+/// itself adds the address of the description of the first kernel's memory.
 fn crash_command_line(command_line: &str) -> String {
     let kept = command_line.split_whitespace().filter(|word| !word.starts_with(RESERVE));
-    kept.chain([WORDS]).collect::<Vec<_>>().join(" ")
+    kept.chain([PARAMETERS]).collect::<Vec<_>>().join(" ")
 }
 
 #[cfg(test)]
@@ -81,7 +81,7 @@ mod tests {
 
     #[test]
     fn a_crash_kernel_reserves_nothing() {
-        let words = crash_command_line("quiet crashkernel=192M pti=on\n");
-        assert_eq!(words, format!("quiet pti=on {WORDS}"));
+        let parameters = crash_command_line("quiet crashkernel=192M pti=on\n");
+        assert_eq!(parameters, format!("quiet pti=on {PARAMETERS}"));
     }
 }

@@ -11,10 +11,10 @@ use super::residency::Residency;
 use crate::lab::error::{Error, Result};
 use crate::lab::truth;
 
-/// What the kernel says of each frame; read last before the pause and first after it.
+/// The flags of each frame; read last before the pause and first after it.
 const FRAME_FLAGS: &str = "/proc/kpageflags";
 
-/// Files that are copied as they are (those that exist).
+/// Files that are copied unchanged, if they exist.
 const PLAIN: &[&str] = &[
     "/proc/kallsyms",
     "/proc/version",
@@ -41,7 +41,7 @@ const PLAIN: &[&str] = &[
     "/proc/kpagecount",
 ];
 
-/// Pagemap entries worth writing: present or swapped.
+/// Flags of the pagemap entries to write: present or swapped.
 const PRESENT_OR_SWAPPED: u64 = 3 << 62;
 
 /// The dump in progress.
@@ -53,7 +53,7 @@ pub(crate) struct Dump {
 }
 
 impl Dump {
-    /// Opens the raw disk and takes all memory that the last steps need.
+    /// Opens the raw disk and allocates all memory that the last steps need.
     ///
     /// # Errors
     /// If the disk cannot be opened or memory is short.
@@ -72,7 +72,7 @@ impl Dump {
         let devices = Residency::new()?.block_devices()?;
         self.out.record("block_devices", &devices)?;
         drop((files, devices));
-        // The agent's own memory moves most, so it comes last.
+        // The agent's own memory changes most, so it comes last.
         let own = std::process::id();
         for pid in processes().into_iter().filter(|pid| *pid != own).chain([own]) {
             self.process(pid)?;
@@ -85,7 +85,7 @@ impl Dump {
         Ok(())
     }
 
-    /// Reads the frames' flags into memory: the last act before the pause.
+    /// Reads the frames' flags into memory, as the last step before the pause.
     ///
     /// # Errors
     /// If they cannot be read.
@@ -93,7 +93,7 @@ impl Dump {
         self.before.read()
     }
 
-    /// Reads the frames' flags once more, the first act after the pause, and ends the dump.
+    /// Reads the frames' flags again, as the first step after the pause, and ends the dump.
     ///
     /// # Errors
     /// If they cannot be read or written.
@@ -106,7 +106,7 @@ impl Dump {
 
     fn process(&mut self, pid: u32) -> Result<()> {
         let folder = PathBuf::from(format!("/proc/{pid}"));
-        // A process may end at any time: then its files are left out.
+        // A process may end at any time. Then its files are left out.
         let Ok(comm) = fs::read(folder.join("comm")) else { return Ok(()) };
         self.out.record(&format!("proc_{pid}_comm"), &comm)?;
         let maps = fs::read_to_string(folder.join("maps")).unwrap_or_default();
@@ -121,7 +121,7 @@ impl Dump {
     }
 }
 
-/// The numbers of all processes, kernel threads included.
+/// The PIDs of all processes, kernel threads included.
 pub(crate) fn processes() -> Vec<u32> {
     let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
     entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
@@ -140,7 +140,7 @@ fn read_pagemap(path: &Path, maps: &str) -> Vec<u8> {
         while page < last {
             let wanted = usize::try_from((last - page).min(PAGES) * 8).unwrap_or(BYTES);
             let Some(entries) = entries.get_mut(..wanted) else { break };
-            // The last mapping, [vsyscall], lies beyond what the file covers.
+            // The last mapping, [vsyscall], is beyond the end of the file.
             if pagemap.read_exact_at(entries, page * 8).is_err() {
                 break;
             }
@@ -163,7 +163,7 @@ fn parse_range(line: &str) -> Option<(u64, u64)> {
     Some((u64::from_str_radix(start, 16).ok()?, u64::from_str_radix(end, 16).ok()?))
 }
 
-/// `/proc/kpageflags` in memory taken beforehand.
+/// `/proc/kpageflags` in memory that was allocated beforehand.
 #[derive(Debug)]
 struct FrameFlags {
     memory: Mapping,

@@ -1,5 +1,5 @@
-//! The lab's half inside the guest: it warms the guest, dumps the guest's own truth, and keeps
-//! still while the host takes the snapshot.
+//! The lab's agent inside the guest. It warms the guest, dumps the ground truth, and waits while
+//! the host takes the snapshot.
 
 #![cfg_attr(
     not(test),
@@ -33,7 +33,7 @@ const CONTROL: &str = "/dev/ttyS1";
 /// The kernel command line's word that lists the features.
 pub(crate) const FEATURES: &str = "lab.features=";
 
-/// The serial number of the raw disk that takes the truth.
+/// The serial number of the raw disk for the ground truth.
 pub(crate) const TRUTH_DISK: &str = "truth";
 
 /// Arguments of the hidden command `lab-agent`.
@@ -48,7 +48,7 @@ impl Args {
     /// Runs inside the guest.
     ///
     /// # Errors
-    /// If a step fails; the host is told too.
+    /// If a step fails. The error is also sent to the host.
     pub(crate) fn run(&self) -> Result<()> {
         match self.actor {
             Some(actor) => match actor.run() {
@@ -59,7 +59,7 @@ impl Args {
                 let mut host = Host::open()?;
                 let outcome = run(&mut host);
                 if let Err(error) = &outcome {
-                    host.say(&FromGuest::Failed(error.to_string()))?;
+                    host.send(&FromGuest::Failed(error.to_string()))?;
                 }
                 outcome
             }
@@ -68,7 +68,7 @@ impl Args {
 }
 
 fn run(host: &mut Host) -> Result<()> {
-    host.say(&FromGuest::Ready)?;
+    host.send(&FromGuest::Ready)?;
     let path = Path::new("/proc/cmdline");
     let command_line = std::fs::read_to_string(path).map_err(Error::io("read", path))?;
     let features = command_line.split_whitespace().find_map(|word| word.strip_prefix(FEATURES));
@@ -77,9 +77,9 @@ fn run(host: &mut Host) -> Result<()> {
     } else {
         Workload::start(&Features::from_list(features.unwrap_or_default()))?
     };
-    host.say(&FromGuest::Warm)?;
+    host.send(&FromGuest::Warm)?;
     loop {
-        match host.hear()? {
+        match host.receive()? {
             FromHost::Dump => break,
             FromHost::Crash => match crash::panic(&command_line)? {},
             FromHost::Again | FromHost::Run(_) => {}
@@ -88,28 +88,29 @@ fn run(host: &mut Host) -> Result<()> {
     let mut dump = Dump::open(&workload::disk(TRUTH_DISK)?)?;
     dump.write_all()?;
     dump.read_flags_before()?;
-    host.say(&FromGuest::Bracket)?;
-    // Here is the pause. The guest itself goes on with its dump; a clone is told what to run.
+    host.send(&FromGuest::Bracket)?;
+    // The host pauses the guest here. Afterwards the guest continues with its dump, and a clone
+    // runs the scripts that the host sends.
     loop {
-        match host.hear()? {
+        match host.receive()? {
             FromHost::Again => break,
             FromHost::Run(script) => {
-                host.say(&FromGuest::Began)?;
+                host.send(&FromGuest::Began)?;
                 let status = run_script(&script)?;
-                host.say(&FromGuest::Ended(status))?;
+                host.send(&FromGuest::Ended(status))?;
             }
             FromHost::Dump | FromHost::Crash => {}
         }
     }
     dump.finish()?;
-    host.say(&FromGuest::Done)?;
+    host.send(&FromGuest::Done)?;
     drop(workload);
     Ok(())
 }
 
-/// Runs words with bash and returns its exit status, or -1 if a signal ended it.
+/// Runs a script with bash and returns its exit status, or -1 if a signal ended it.
 fn run_script(script: &str) -> Result<i32> {
-    // What it has to complain about goes to the console, which the host quotes.
+    // Standard error goes to the console, which the host quotes.
     let status = Command::new("bash")
         .args(["-c", script])
         .stdin(Stdio::null())
@@ -119,7 +120,7 @@ fn run_script(script: &str) -> Result<i32> {
     Ok(status.code().unwrap_or(-1))
 }
 
-/// The line to the host.
+/// The control connection to the host.
 #[derive(Debug)]
 struct Host {
     port: BufReader<File>,
@@ -133,7 +134,7 @@ impl Host {
             .write(true)
             .open(path)
             .map_err(Error::io("open", path))?;
-        // Without echo and line editing, what is written is what arrives.
+        // Turns echo and line editing off, so that the host's bytes arrive unchanged.
         let stty = Command::new("stty").args(["-F", CONTROL, "raw", "-echo", "115200"]).status();
         match stty {
             Ok(status) if status.success() => Ok(Self { port: BufReader::new(port) }),
@@ -142,15 +143,15 @@ impl Host {
         }
     }
 
-    fn say(&mut self, word: &FromGuest) -> Result<()> {
+    fn send(&mut self, message: &FromGuest) -> Result<()> {
         self.port
             .get_mut()
-            .write_all(format!("{word}\n").as_bytes())
+            .write_all(format!("{message}\n").as_bytes())
             .map_err(Error::io("write", Path::new(CONTROL)))
     }
 
-    /// The host's next word.
-    fn hear(&mut self) -> Result<FromHost> {
+    /// Waits for the host's next message.
+    fn receive(&mut self) -> Result<FromHost> {
         loop {
             let mut line = String::new();
             let count =
@@ -158,8 +159,8 @@ impl Host {
             if count == 0 {
                 return Err(Error::Agent("the host hung up".to_owned()));
             }
-            if let Some(word) = FromHost::parse(&line) {
-                return Ok(word);
+            if let Some(message) = FromHost::parse(&line) {
+                return Ok(message);
             }
         }
     }

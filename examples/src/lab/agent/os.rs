@@ -1,5 +1,4 @@
-//! Memory mappings of the guest agent: the only file of the lab that talks to the kernel without
-//! the standard library in between.
+//! Memory mappings of the guest agent. Only this file of the lab makes raw system calls.
 
 #![expect(unsafe_code, reason = "memory mappings and their residency have no safe interface")]
 
@@ -16,7 +15,7 @@ pub(crate) const HUGE_PAGE: usize = 2 << 20;
 /// `MADV_PAGEOUT`, Linux 5.4.
 const MADV_PAGEOUT: libc::c_int = 21;
 
-/// What memory a new mapping shows.
+/// The memory behind a new mapping.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Backing {
     /// Fresh zeros of this process alone.
@@ -27,7 +26,7 @@ pub(crate) enum Backing {
     HugePool,
 }
 
-/// What the kernel should know of a range (madvise(2)).
+/// Advice for the kernel on a range (madvise(2)).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Advice {
     /// Accesses follow no order: no readahead.
@@ -77,8 +76,8 @@ impl Mapping {
         // SAFETY: shmget takes no pointers.
         let id = unsafe { libc::shmget(libc::IPC_PRIVATE, length, libc::IPC_CREAT | 0o600) };
         check(id)?;
-        // SAFETY: a null address lets the kernel choose a free range, so that nothing that Rust
-        // knows of is overwritten.
+        // SAFETY: a null address lets the kernel choose a free range, so that no existing memory
+        // is replaced.
         let start = unsafe { libc::shmat(id, std::ptr::null(), 0) };
         // SAFETY: IPC_RMID ignores its buffer argument.
         check(unsafe { libc::shmctl(id, libc::IPC_RMID, std::ptr::null_mut()) })?;
@@ -97,8 +96,9 @@ impl Mapping {
         offset: u64,
     ) -> io::Result<Self> {
         let offset = libc::off_t::try_from(offset).map_err(io::Error::other)?;
-        // SAFETY: a null address without MAP_FIXED lets the kernel choose a free range, so that
-        // nothing that Rust knows of is overwritten; fd is open or, for anonymous memory, -1.
+        // SAFETY: a null address without MAP_FIXED lets the kernel choose a free range, so that no
+        // existing memory is replaced. `fd` is open (the callers borrow its `File`) or, for
+        // anonymous memory, -1.
         let start =
             unsafe { libc::mmap(std::ptr::null_mut(), length, protection, flags, fd, offset) };
         if start == libc::MAP_FAILED {
@@ -122,27 +122,28 @@ impl Mapping {
         self.length
     }
 
-    /// For each page whether it is in memory (mincore(2)): for files, in the page cache.
+    /// Whether each page is resident (mincore(2)): for files, in the page cache.
     pub(crate) fn residency(&self) -> io::Result<Vec<bool>> {
         let mut bytes = vec![0u8; self.length.div_ceil(PAGE)];
-        // SAFETY: the range is this mapping's own, and the kernel writes one byte per page of it
-        // into `bytes`, which has that many.
+        // SAFETY: `self` owns the range, and the kernel writes one byte per page of it into
+        // `bytes`, which has that many (allocated above).
         check(unsafe {
             libc::mincore(self.start.as_ptr().cast(), self.length, bytes.as_mut_ptr())
         })?;
         Ok(bytes.into_iter().map(|byte| byte & 1 == 1).collect())
     }
 
-    /// Reads one byte, so that the page is mapped; its value is of no interest.
+    /// Reads one byte, so that the page is mapped.
     ///
     /// # Errors
     /// If the byte is outside of the mapping.
     pub(crate) fn touch(&self, offset: usize) -> io::Result<()> {
         let byte = self.byte(offset)?;
-        // SAFETY: the byte lies in the mapping (see `byte`), which is readable while `self`
-        // lives. Volatile: others may write to a shared file at the same time, and the access
-        // itself is what is wanted. A file cut short meanwhile would end the process by SIGBUS,
-        // which is the lab's own and the workload is still.
+        // SAFETY: `byte` has checked that the byte lies in the mapping, which is readable while
+        // `self` lives. The read is volatile because another process may write to a shared file
+        // at the same time, and because the access itself is the purpose. If the file is
+        // truncated meanwhile, SIGBUS ends the process, which is no memory error; the agent is
+        // the lab's own, and no workload truncates files now.
         unsafe { byte.read_volatile() };
         Ok(())
     }
@@ -156,8 +157,8 @@ impl Mapping {
         if !self.writable {
             return Err(io::Error::from(io::ErrorKind::PermissionDenied));
         }
-        // SAFETY: the byte lies in the mapping (see `byte`) and the mapping is writable (checked
-        // above). Volatile for the reasons given in `touch`.
+        // SAFETY: `byte` has checked that the byte lies in the mapping, and the mapping is
+        // writable (checked above). Volatile for the reasons given in `touch`.
         unsafe { byte.write_volatile(value) };
         Ok(())
     }
@@ -178,10 +179,10 @@ impl Mapping {
         if !self.writable {
             return Err(io::Error::from(io::ErrorKind::PermissionDenied));
         }
-        // SAFETY: the range is mapped, initialized (by zeros or by what the file holds) and
+        // SAFETY: the range is mapped, initialized (by zeros or by the file's contents) and
         // writable (checked above) as long as `self` lives, and `&mut self` makes this the only
-        // Rust reference to it. Mappings shared with other processes are not read back by the
-        // lab through this slice.
+        // Rust reference to it. The lab calls this only on private anonymous mappings, which no
+        // other process writes to.
         Ok(unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.length) })
     }
 
@@ -199,7 +200,7 @@ impl Mapping {
             Advice::DontNeed => libc::MADV_DONTNEED,
         };
         let start = self.start.as_ptr().wrapping_add(offset);
-        // SAFETY: the range is this mapping's own (checked above). The only advice that changes
+        // SAFETY: the range lies in this mapping (checked above). The only advice that changes
         // contents is DontNeed, which replaces them by zeros or the file's: still initialized.
         check(unsafe { libc::madvise(start.cast(), length, code) })
     }
@@ -224,7 +225,7 @@ pub(crate) fn memory_file(name: &std::ffi::CStr) -> io::Result<File> {
     // SAFETY: `name` is a NUL-terminated string.
     let fd = unsafe { libc::memfd_create(name.as_ptr(), 0) };
     check(fd)?;
-    // SAFETY: the kernel returned a new descriptor, and nobody else owns it.
+    // SAFETY: the kernel returned a new descriptor (checked above), which has no other owner.
     Ok(unsafe { File::from_raw_fd(fd) })
 }
 

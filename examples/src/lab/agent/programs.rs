@@ -1,12 +1,11 @@
 //! The guest's long-lived programs.
 //!
-//! They do in turn what they are asked: each reads a piece of its own language from the pipe
-//! `/run/lab/NAME.in` up to its end, runs it, and writes `done` or what went wrong, on one line,
-//! to `/run/lab/NAME.out`. So a clone can use what is warm, in ways that need not be known when the
-//! guest is made.
+//! Each program repeatedly reads a script in its own language from the pipe `/run/lab/NAME.in` up
+//! to its end, runs the script, and writes `done` or an error, on one line, to `/run/lab/NAME.out`.
+//! A clone can thus use warm memory in ways that need not be known when the guest is made.
 
-/// A database server of sorts, called `python`: many modules imported, a database built, queried
-/// and kept open (`db`), and a large heap of small objects (`heap`).
+/// A simple database server, called `python`. It imports many modules, builds and queries a
+/// database that it keeps open (`db`), and has a large heap of small objects (`heap`).
 pub(crate) const PYTHON_DATABASE: &str = r"
 import argparse, collections, csv, ctypes, datetime, decimal, email, hashlib, html, json, random
 import os, sqlite3, ssl, tempfile, unittest, urllib.request, xml.dom.minidom, zipfile

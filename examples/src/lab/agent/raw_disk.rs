@@ -1,4 +1,4 @@
-//! Writes truth records to a disk past the page cache.
+//! Writes records of the ground truth to a raw disk, bypassing the page cache.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind};
@@ -18,12 +18,12 @@ pub(crate) struct RawDisk {
     disk: File,
     path: PathBuf,
     offset: u64,
-    /// Direct writes need page-aligned memory.
+    /// A mapping, because direct I/O needs aligned memory.
     buffer: Mapping,
 }
 
 impl RawDisk {
-    /// Opens the disk and takes all memory that writing needs.
+    /// Opens the disk and allocates all memory that writing needs.
     ///
     /// # Errors
     /// If the disk cannot be opened or memory is short.
@@ -52,7 +52,7 @@ impl RawDisk {
             .map_err(Error::io("write", &self.path))
     }
 
-    /// Writes up to a buffer full, padded to whole blocks.
+    /// Writes at most a full buffer, padded to whole blocks.
     fn write(&mut self, data: &[u8]) -> io::Result<()> {
         let padded = data.len().next_multiple_of(BLOCK);
         let buffer = self
@@ -69,7 +69,7 @@ impl RawDisk {
     }
 }
 
-/// Memory that is taken now, so that using it later changes nothing.
+/// Allocates and locks memory now, so that using it later does not change other memory.
 ///
 /// # Errors
 /// If memory is short.

@@ -1,8 +1,8 @@
-//! Which pages of which files are in memory, and in which frames.
+//! Finds the resident pages of files, and their frames.
 //!
-//! A file is mapped, mincore(2) says which of its pages are cached, only those are touched, and
-//! `/proc/self/pagemap` gives their frames. Nothing that was not in memory is brought there:
-//! the mapping is advised to be random, which turns readahead off.
+//! Each file is mapped, and mincore(2) reports which of its pages are cached. Only those are
+//! touched, and `/proc/self/pagemap` gives their frames. No other page is read into memory, because
+//! `MADV_RANDOM` turns readahead off.
 
 use crate::stdio::say;
 use std::collections::BTreeSet;
@@ -18,13 +18,13 @@ use crate::lab::error::{Error, Result};
 /// File systems whose files live in the page cache of real memory.
 const REAL: &[&str] = &["ext4", "tmpfs", "squashfs", "xfs", "overlay"];
 
-/// A file is looked at through windows of this many bytes.
+/// Bytes of a file that are mapped at a time.
 const WINDOW: u64 = 256 << 20;
 
 /// "The page is in RAM" in a pagemap entry (kernel `admin-guide/mm/pagemap.rst`).
 const PRESENT: u64 = 1 << 63;
 
-/// Collects records of resident files; the format is the one of the stored guests' `files`.
+/// Collects records of resident files in the format of the ground truth's `files`.
 #[derive(Debug)]
 pub(crate) struct Residency {
     pagemap: File,
@@ -51,8 +51,8 @@ impl Residency {
         Ok(Self { pagemap, seen: BTreeSet::new(), records: Vec::new() })
     }
 
-    /// The records of every file that has a name on a mounted file system, of every file that is
-    /// open or mapped without one: each inode once under each of its names.
+    /// The records of every file with a name on a mounted file system, and of every file without a
+    /// name that is open or mapped. Each inode is listed once under each of its names.
     ///
     /// An overlay's files are listed under the overlay and, when that is mounted too, under the
     /// file system below: the frames are the same.
@@ -64,8 +64,8 @@ impl Residency {
         for mount in mounts()?.iter().filter(|mount| REAL.contains(&mount.kind.as_str())) {
             let Ok(root) = fs::symlink_metadata(&mount.point) else { continue };
             if devices.insert(root.dev()) {
-                // A file system is walked once, so that a file met again has another name: the
-                // kernel may know the file by either.
+                // Each file system is walked once, so a file that is found again has another
+                // name. The kernel may know the file by either name.
                 for (path, meta) in walk(&mount.point, root.dev()) {
                     self.seen.insert((meta.dev(), meta.ino()));
                     self.add_name(&path, path.as_os_str().as_bytes(), &meta);
@@ -76,7 +76,7 @@ impl Residency {
             let (Ok(name), Ok(meta)) = (fs::read_link(&link), fs::metadata(&link)) else {
                 continue;
             };
-            // The huge page pool is not page cache, and looking at it reserves pages.
+            // The huge page pool is not page cache, and mapping it reserves pages.
             if meta.is_file() && !name.starts_with("/anon_hugepage") {
                 self.add(&link, name.as_os_str().as_bytes(), &meta);
             }
@@ -84,8 +84,8 @@ impl Residency {
         Ok(self.records)
     }
 
-    /// The records of the block devices that file systems are mounted from: their page cache
-    /// holds the file systems' metadata. Device and inode are those of the device node.
+    /// The records of the block devices of mounted file systems, whose page cache has the file
+    /// systems' metadata. Device and inode are those of the device node.
     ///
     /// # Errors
     /// If the mounts cannot be read.
@@ -101,8 +101,8 @@ impl Residency {
         Ok(self.records)
     }
 
-    /// Adds one file that was not seen before, if it has resident pages; what cannot be opened is
-    /// left out.
+    /// Adds a file that was not seen before, if it has resident pages. A file that cannot be
+    /// opened is left out.
     fn add(&mut self, path: &Path, name: &[u8], meta: &Metadata) {
         if self.seen.insert((meta.dev(), meta.ino())) {
             self.add_name(path, name, meta);
@@ -114,7 +114,7 @@ impl Residency {
         let flags = libc::O_NOATIME | libc::O_NONBLOCK;
         let opened = OpenOptions::new().read(true).custom_flags(flags).open(path);
         let Ok(mut file) = opened else { return };
-        // Block devices have their size only at their end.
+        // `stat` reports no size for a block device, but seeking to its end does.
         let Ok(size) = file.seek(SeekFrom::End(0)) else { return };
         match self.resident(&file, size) {
             Ok(pages) if pages.is_empty() => {}
@@ -158,7 +158,7 @@ impl Residency {
     }
 }
 
-/// Regular files under `root` on its own file system; folders that cannot be read are left out.
+/// Regular files under `root` on the same file system. Folders that cannot be read are left out.
 fn walk(root: &Path, device: u64) -> Vec<(PathBuf, Metadata)> {
     let mut files = Vec::new();
     let mut pending = vec![root.to_owned()];

@@ -1,4 +1,4 @@
-//! Warms the guest: programs run, files are read, memory of all kinds comes into use.
+//! Warms the guest: runs programs, reads files, and uses all kinds of memory.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -14,8 +14,8 @@ use crate::lab::feature::{Feature, Features};
 /// How many files of the root file system are read.
 const FILES_READ: usize = 500;
 
-/// How long merging may take.
-const KSM_PATIENCE: Duration = Duration::from_secs(20);
+/// Most time for merging.
+const KSM_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// The processes that stay alive.
 #[derive(Debug, Default)]
@@ -59,8 +59,8 @@ impl Workload {
         Ok(workload)
     }
 
-    /// What fits into the memory of a crash kernel: a few programs, files, and a part of the first
-    /// kernel's memory read as a dump's collector reads it.
+    /// Starts what fits into the memory of a crash kernel: a few programs and files. Also reads
+    /// part of the first kernel's memory, as a dump collector does.
     ///
     /// # Errors
     /// If a step fails.
@@ -98,7 +98,7 @@ impl Workload {
         self.spawn(Command::new(crate::lab::rootfs::AGENT).args(["lab-agent", "--actor", &name]))
     }
 
-    /// Starts a program and waits until it says that it is ready.
+    /// Starts a program and waits until it prints `READY`.
     fn spawn(&mut self, command: &mut Command) -> Result<()> {
         let failed = |why: String| Error::Agent(format!("{command:?}: {why}"));
         let mut child = Command::new(command.get_program())
@@ -118,10 +118,11 @@ impl Workload {
         Err(failed(format!("said {line:?} instead of `{READY}`")))
     }
 
-    /// Two processes with equal pages, and the kernel's scanner until it has merged most of them.
+    /// Starts two processes with equal pages, and runs the kernel's scanner until most are merged.
     fn merge(&mut self) -> Result<()> {
         const KSM: &str = "/sys/kernel/mm/ksm";
-        // Of the 2 * 1024 pages of the two actors all but 251 and their sharing limits.
+        // Of the two actors' 2 * 1024 pages, all but 251 originals and further copies that the
+        // sharing limit requires.
         const ENOUGH: u64 = 1200;
         self.actor(Actor::Ksm)?;
         self.actor(Actor::Ksm)?;
@@ -136,7 +137,7 @@ impl Workload {
             if sharing >= ENOUGH {
                 break;
             }
-            if begin.elapsed() > KSM_PATIENCE {
+            if begin.elapsed() > KSM_TIMEOUT {
                 return Err(Error::Agent(format!("ksm merged only {sharing} pages")));
             }
             std::thread::sleep(Duration::from_millis(100));
@@ -156,7 +157,7 @@ impl Drop for Workload {
     }
 }
 
-/// Reads through an overlay, and writes so that files are copied up.
+/// Reads files through an overlay, and writes to some so that they are copied up.
 fn overlay(features: &Features) -> Result<()> {
     let lower = if features.has(Feature::Squashfs) {
         mount_squashfs()?;
@@ -198,14 +199,14 @@ fn mount_squashfs() -> Result<()> {
 fn xfs() -> Result<()> {
     create("/mnt/xfs")?;
     busybox(&["mount", "-t", "xfs", &disk("xfs")?.to_string_lossy(), "/mnt/xfs"])?;
-    // Written pages and, after the cache is dropped for one copy, read pages.
+    // Some files stay cached from writing; others are dropped from the cache and read again.
     run(Command::new("bash").args(["-c", "cp -aL /usr/lib/python3*/*.py /mnt/xfs"]))?;
     run(Command::new("cp").args(["-L", "/usr/bin/perl", "/usr/bin/bash", "/mnt/xfs"]))?;
     sync()?;
-    const FORGET: &str = "for f in /mnt/xfs/[a-m]* /mnt/xfs/perl; do
+    const DROP_CACHE: &str = "for f in /mnt/xfs/[a-m]* /mnt/xfs/perl; do
         dd if=$f iflag=nocache count=0 status=none
     done";
-    run(Command::new("bash").args(["-c", FORGET]))?;
+    run(Command::new("bash").args(["-c", DROP_CACHE]))?;
     read_files(Path::new("/mnt/xfs"), 200).map(drop)
 }
 
@@ -226,7 +227,7 @@ pub(crate) fn sync() -> Result<()> {
     run(&mut Command::new("sync"))
 }
 
-/// Reads up to `limit` regular files under `folder`, in the folder's order, and names them.
+/// Reads up to `limit` regular files under `folder`, in directory order. Returns their paths.
 fn read_files(folder: &Path, limit: usize) -> Result<Vec<PathBuf>> {
     let mut read = Vec::new();
     let mut pending = vec![folder.to_owned()];
@@ -285,7 +286,7 @@ fn set(path: &str, value: &str) -> Result<()> {
     fs::write(path, value).map_err(Error::io("write", Path::new(path)))
 }
 
-/// To the guest's console.
+/// Writes a line to the guest's console.
 fn log(what: &str) {
     crate::stdio::say(format_args!("lab: {what}"));
 }

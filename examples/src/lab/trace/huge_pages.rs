@@ -1,9 +1,9 @@
 //! Keeps QEMU from asking for huge pages.
 //!
-//! QEMU advises the kernel to use huge pages for a guest's RAM, and has no option to leave that
-//! out. With this advice a page fault reads 2 MiB of a file around the page, even if readahead is
-//! off (Linux `mm/filemap.c`, `do_sync_mmap_readahead`), so that touches could not be told apart.
-//! A system call filter answers the advice, and nothing else, with an error, which QEMU ignores.
+//! QEMU advises the kernel to use huge pages for a guest's RAM, and has no option against it. With
+//! this advice a page fault reads 2 MiB of a file around the page, even if readahead is off (Linux
+//! `mm/filemap.c`, `do_sync_mmap_readahead`), so that touches could not be told apart. A system
+//! call filter fails this advice, and no other call, with an error that QEMU ignores.
 
 use std::collections::BTreeMap;
 
@@ -15,7 +15,7 @@ use seccompiler::{
 use crate::lab::error::{Error, Result};
 
 /// Refuses `madvise(MADV_HUGEPAGE)` to this thread and to all threads and processes that it starts
-/// from now on. There is no way back.
+/// from now on. The filter cannot be removed.
 ///
 /// # Errors
 /// If the kernel has no system call filters.

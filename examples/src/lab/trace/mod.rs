@@ -26,13 +26,13 @@ use self::workload::Workload;
 use super::control::{FromGuest, FromHost};
 use super::error::{Error, Result};
 use super::machine::{Machine, qemu_version};
-use super::saved::Saved;
+use super::saved::SavedMachine;
 use super::steps::Steps;
 use crate::interrupt::Scratch;
 use crate::outfile;
 use crate::stdio::print_line;
 
-/// A workload that stands for all built-in ones.
+/// The name for all built-in workloads.
 const ALL: &str = "all";
 
 /// Record which frames a clone of a guest touches, and when, under QEMU's emulation.
@@ -72,15 +72,15 @@ pub(crate) struct Args {
 }
 
 impl Args {
-    /// Records all traces that are asked for.
+    /// Records all requested traces.
     ///
     /// # Errors
-    /// If the guest cannot be cloned or a clone does not do its part.
+    /// If the guest cannot be cloned or a workload fails.
     pub(crate) fn run(&self) -> Result<()> {
         let workloads = self.workloads()?;
         let guest = self.guest.canonicalize().map_err(Error::io("find", &self.guest))?;
         let session = Recording {
-            saved: Saved::open(&guest)?,
+            saved: SavedMachine::open(&guest)?,
             traces: guest.join("traces"),
             guest,
             seed: self.seed,
@@ -126,9 +126,9 @@ impl Args {
     }
 }
 
-/// What the recordings of one guest have in common.
+/// Common settings of one guest's recordings.
 struct Recording {
-    saved: Saved,
+    saved: SavedMachine,
     guest: PathBuf,
     traces: PathBuf,
     seed: u32,
@@ -136,8 +136,8 @@ struct Recording {
     timeout: Duration,
 }
 
-/// How a clone's life went.
-struct Life {
+/// How a clone ran. Times are since it was resumed.
+struct CloneRun {
     resumed: Instant,
     began: Option<Duration>,
     finished: bool,
@@ -145,8 +145,8 @@ struct Life {
 }
 
 impl Recording {
-    /// Runs a workload in a clone and writes its trace; on a thread of its own, because what is
-    /// refused to a thread stays refused.
+    /// Runs a workload in a clone and writes its trace. Uses a new thread, because the thread's
+    /// system call filter cannot be removed.
     fn record(&self, workload: &Workload) -> Result<Report> {
         let recording = || self.record_here(workload);
         std::thread::scope(|scope| scope.spawn(recording).join())
@@ -158,7 +158,7 @@ impl Recording {
         steps.begin(&format!("{}: starting a clone", workload.name));
         let scratch = Scratch::new("kaleidoscope-trace-")
             .map_err(Error::io("create", Path::new("scratch folder")))?;
-        // Declared before the machine, so that it serves until QEMU is gone.
+        // Declared before the machine, so that it serves until QEMU has exited.
         let server = RamServer::mount(&self.guest.join("ram.bin"))?;
         let console = scratch.path().join("console");
         let config = self.saved.config(&self.guest, server.path(), console, self.timeout);
@@ -166,24 +166,24 @@ impl Recording {
         let mut machine = Machine::start(&config)?;
         server.detach()?;
         machine
-            .load_devices(&Saved::devices(&self.guest))
+            .load_devices(&SavedMachine::devices(&self.guest))
             .map_err(|error| self.saved_by_another(error))?;
         let layout = machine.layout()?;
         let vcpus = machine.vcpu_threads()?;
-        let life = self.live(&mut machine, workload, &server, &steps)?;
+        let run = self.run_clone(&mut machine, workload, &server, &steps)?;
         machine.pause()?;
         let written = written::pages(machine.pid(), ram_server::INODE)?;
         drop(machine);
 
         let recorder = server.recorder();
-        let end = life.resumed + life.lasted;
+        let end = run.resumed + run.lasted;
         let touches = recorder.touches().map_err(|what| Error::Trace(what.to_owned()))?;
-        // What came while the clone was being paused is not of the workload.
+        // Touches while the clone was being paused do not belong to the workload.
         let touches =
             touches.get(..touches.partition_point(|touch| touch.at <= end)).unwrap_or_default();
         let trace = Trace {
             touches,
-            resumed: life.resumed,
+            resumed: run.resumed,
             layout: &layout,
             vcpus: &vcpus,
             written: &written,
@@ -194,12 +194,12 @@ impl Recording {
             name: workload.name.clone(),
             seed: self.seed,
             script: workload.script.clone(),
-            seconds: life.lasted.as_secs_f64(),
-            began_seconds: life.began.map(|began| began.as_secs_f64()),
-            finished: life.finished,
+            seconds: run.lasted.as_secs_f64(),
+            began_seconds: run.began.map(|began| began.as_secs_f64()),
+            finished: run.finished,
             touches: touches.len(),
             touches_by_vcpus: touches.iter().filter(|t| trace.vcpu(t).is_some()).count(),
-            touches_before: touches.iter().filter(|t| t.at < life.resumed).count(),
+            touches_before: touches.iter().filter(|t| t.at < run.resumed).count(),
             written: touches.iter().filter(|t| written.contains(&t.page)).count(),
             frames: (self.saved.memory_mib << 20) / recorder::FRAME,
             read_again: recorder.again(),
@@ -211,7 +211,8 @@ impl Recording {
         Ok(report)
     }
 
-    /// Adds to `error`, if QEMU has changed since the guest was saved, that this may be why.
+    /// Adds QEMU's versions to `error` if they differ from when the guest was saved, because this
+    /// may be the cause.
     fn saved_by_another(&self, error: Error) -> Error {
         match qemu_version() {
             Ok(now) if now != self.saved.emulator => Error::Trace(format!(
@@ -222,39 +223,39 @@ impl Recording {
         }
     }
 
-    /// Lets the clone run until its workload or its time is over.
-    fn live(
+    /// Runs the clone until its workload ends or its time is up.
+    fn run_clone(
         &self,
         machine: &mut Machine,
         workload: &Workload,
         server: &RamServer,
         steps: &Steps,
-    ) -> Result<Life> {
+    ) -> Result<CloneRun> {
         let idle = workload.is_idle();
         let limit = self.seconds.or(idle.then_some(Duration::from_secs(10)));
         let resumed = Instant::now();
         machine.resume()?;
         if !idle {
-            machine.tell(&FromHost::Run(workload.script.clone()))?;
+            machine.send(&FromHost::Run(workload.script.clone()))?;
         }
         let mut began = None;
         loop {
-            let word = machine.hear(resumed)?;
+            let message = machine.receive(resumed)?;
             let lasted = resumed.elapsed();
-            match word {
+            match message {
                 Some(FromGuest::Began) => began = Some(lasted),
                 Some(FromGuest::Ended(0)) => {
-                    return Ok(Life { resumed, began, finished: true, lasted });
+                    return Ok(CloneRun { resumed, began, finished: true, lasted });
                 }
                 Some(FromGuest::Ended(status)) => {
                     let what = format!("{} failed with exit status {status}", workload.name);
                     return Err(machine.guest_error(what, resumed));
                 }
-                Some(word) => {
-                    return Err(machine.guest_error(format!("the guest said `{word}`"), resumed));
+                Some(message) => {
+                    return Err(machine.guest_error(format!("the guest sent `{message}`"), resumed));
                 }
                 None if limit.is_some_and(|limit| lasted >= limit) => {
-                    return Ok(Life { resumed, began, finished: false, lasted });
+                    return Ok(CloneRun { resumed, began, finished: false, lasted });
                 }
                 None if lasted > self.timeout => {
                     let what = format!("{} does not end", workload.name);

@@ -1,8 +1,8 @@
-//! A file system of one file, a clone's RAM, that notes who reads what when.
+//! A FUSE file system with one file, a clone's RAM. It records the thread and time of each read.
 //!
-//! QEMU maps the file privately. Nothing of it is present at first, and with readahead off, each
-//! page fault reads exactly the page that was touched. The kernel names the thread that faulted in
-//! the request (Linux `Documentation/filesystems/fuse/fuse.rst`, `struct fuse_in_header`).
+//! QEMU maps the file privately. At first none of its pages is resident. With readahead off, each
+//! page fault reads exactly the touched page. The request names the faulting thread (Linux
+//! `Documentation/filesystems/fuse/fuse.rst`, `struct fuse_in_header`).
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -27,31 +27,32 @@ use crate::lab::error::{Error, Result};
 const DEVICE: &str = "/dev/fuse";
 const NAME: &str = "ram";
 
-/// The file's inode number, by which it is known in QEMU's `/proc/PID/maps`.
+/// The file's inode number, which identifies it in QEMU's `/proc/PID/maps`.
 pub(crate) const INODE: u64 = 0x6b72_616d;
 
-/// Attributes do not change while the file system lives.
+/// How long the kernel may cache attributes, which never change.
 const VALID: Duration = Duration::from_secs(3600);
 
-/// Largest read that is answered; anything but one frame spoils the recording anyway.
+/// Largest read in bytes. Any read but that of one frame invalidates the recording anyway.
 const LARGEST_READ: u32 = 1 << 20;
 
 /// The mounted file system; unmounted when dropped.
 #[derive(Debug)]
 pub(crate) struct RamServer {
     recorder: Arc<Mutex<Recorder>>,
-    /// Declared before the folder, so that it is unmounted before that is removed.
+    /// Declared before the folder, so that it is unmounted before the folder is removed.
     _session: BackgroundSession,
-    /// Goes before the folder too.
+    /// Also declared before the folder.
     _mount: Armed,
     folder: Scratch,
 }
 
 impl RamServer {
-    /// Mounts a file system with a copy of `ram`.
+    /// Mounts a file system that serves the contents of `ram`.
     ///
     /// # Errors
-    /// If `ram` is not whole frames, there is no FUSE here, or mounting is not allowed.
+    /// If the size of `ram` is not a multiple of a frame, FUSE is missing, or mounting is not
+    /// allowed.
     pub(crate) fn mount(ram: &Path) -> Result<Self> {
         let file = File::open(ram).map_err(Error::io("open", ram))?;
         let size = file.metadata().map_err(Error::io("examine", ram))?.len();
@@ -80,29 +81,29 @@ impl RamServer {
         Ok(Self { recorder, _session: session, _mount: mount, folder })
     }
 
-    /// The file that is to be the clone's RAM.
+    /// The path of the clone's RAM file.
     pub(crate) fn path(&self) -> PathBuf {
         self.folder.path().join(NAME)
     }
 
-    /// Takes the file system out of the tree of files, once QEMU has opened it; it goes away with
-    /// QEMU. So nothing is left behind if this process is killed.
+    /// Detaches the mount once QEMU has opened the file. The file system then ends with QEMU, so
+    /// that no mount remains if this process is killed.
     ///
     /// # Errors
-    /// If it cannot be unmounted.
+    /// If the file system cannot be unmounted.
     pub(crate) fn detach(&self) -> Result<()> {
         let folder = self.folder.path();
         rustix::mount::unmount(folder, UnmountFlags::DETACH)
             .map_err(|error| Error::io("unmount", folder)(error.into()))
     }
 
-    /// What was recorded so far.
+    /// The recording so far.
     pub(crate) fn recorder(&self) -> MutexGuard<'_, Recorder> {
         lock(&self.recorder)
     }
 }
 
-/// A recorder is whole whatever happened to a thread that held it.
+/// Ignores poisoning: the recorder is consistent even if a thread panicked while holding the lock.
 fn lock(recorder: &Mutex<Recorder>) -> MutexGuard<'_, Recorder> {
     recorder.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -132,7 +133,8 @@ impl Server {
             kind,
             perm,
             nlink: 1,
-            // Rights are not checked: only the owner of the mount sees it at all.
+            // Owner and mode are not checked: only the user who mounted the file system can access
+            // it.
             uid: 0,
             gid: 0,
             rdev: 0,
@@ -153,7 +155,7 @@ impl Server {
 
 impl Filesystem for Server {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        // The kernel counts whole pages, so that one byte is none.
+        // The kernel rounds down to whole pages, so that one byte turns readahead off.
         config
             .set_max_readahead(1)
             .map(drop)

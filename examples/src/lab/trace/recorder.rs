@@ -1,4 +1,4 @@
-//! What reads of the RAM file mean: one of each page is a first touch.
+//! Records first touches: the first read of each page of the RAM file is one.
 
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
@@ -21,23 +21,25 @@ pub(crate) struct Touch {
 /// The touches so far, in order.
 #[derive(Debug)]
 pub(crate) struct Recorder {
-    /// One bit for each page of the file: whether it was read.
+    /// Whether each page of the file was read.
     seen: Vec<bool>,
     touches: Vec<Touch>,
+    /// Reads of pages that had been read before.
     again: u64,
-    strange: Option<String>,
+    /// The first unexpected read.
+    error: Option<String>,
 }
 
 impl Recorder {
-    /// Of a RAM file with `pages` pages.
+    /// A recorder for a RAM file with `pages` pages.
     pub(crate) fn new(pages: usize) -> Self {
-        Self { seen: vec![false; pages], touches: Vec::new(), again: 0, strange: None }
+        Self { seen: vec![false; pages], touches: Vec::new(), again: 0, error: None }
     }
 
-    /// Notes a read of `size` bytes at `offset`, both of which should be those of one frame.
+    /// Records a read of `size` bytes at `offset`, which should be one frame.
     pub(crate) fn read(&mut self, offset: u64, size: u64, thread: u32, at: Instant) {
         if size != FRAME || !offset.is_multiple_of(FRAME) {
-            self.strange.get_or_insert_with(|| {
+            self.error.get_or_insert_with(|| {
                 format!(
                     "a read of {size} bytes at offset {offset:#x} is not one frame: readahead is \
                      not off, so that touches cannot be told apart"
@@ -50,11 +52,11 @@ impl Recorder {
         match seen {
             None => {
                 let pages = self.seen.len();
-                self.strange.get_or_insert_with(|| {
+                self.error.get_or_insert_with(|| {
                     format!("a read at offset {offset:#x} is beyond the RAM's {pages} frames")
                 });
             }
-            // The host may drop a page that was only read when memory is short.
+            // When memory is short, the host may drop clean pages and read them again.
             Some(true) => self.again = self.again.saturating_add(1),
             Some(seen) => {
                 *seen = true;
@@ -66,9 +68,9 @@ impl Recorder {
     /// The touches so far.
     ///
     /// # Errors
-    /// What was strange about the first read that was not one of a single frame.
+    /// A description of the first read that was not of a single frame of RAM.
     pub(crate) fn touches(&self) -> Result<&[Touch], &str> {
-        match &self.strange {
+        match &self.error {
             Some(what) => Err(what),
             None => Ok(&self.touches),
         }

@@ -1,11 +1,11 @@
-//! What a recording found, for people and for programs.
+//! The summary of a recording, as text and as JSON.
 
 use std::fmt::{self, Display};
 use std::path::PathBuf;
 
 use serde::Serialize;
 
-/// The outcome of one recording; also written beside the trace.
+/// The summary of one recording, also written beside the trace.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Report {
     /// Name of the workload, with its seed if that is not 1.
@@ -14,17 +14,17 @@ pub(crate) struct Report {
     pub(crate) trace: PathBuf,
     /// The seed.
     pub(crate) seed: u32,
-    /// What the guest was given to do (bash).
+    /// The workload's bash script.
     pub(crate) script: String,
     /// Seconds from the resumption to the end.
     pub(crate) seconds: f64,
     /// Seconds from the resumption until the workload began; absent if there was none.
     pub(crate) began_seconds: Option<f64>,
-    /// Whether the workload came to its end, instead of being stopped by the clock.
+    /// Whether the workload finished within the time limit.
     pub(crate) finished: bool,
-    /// First touches, which is distinct frames.
+    /// Number of first touches, which is the number of touched frames.
     pub(crate) touches: usize,
-    /// Touches of vCPUs; the others are of emulated devices.
+    /// Touches by vCPUs; the others are by emulated devices.
     pub(crate) touches_by_vcpus: usize,
     /// Touches before the resumption, while the state of devices was loaded.
     pub(crate) touches_before: usize,
@@ -32,8 +32,8 @@ pub(crate) struct Report {
     pub(crate) written: usize,
     /// Frames of RAM.
     pub(crate) frames: u64,
-    /// Reads of frames that the host had dropped again: not touches, and a sign that the host was
-    /// short of memory.
+    /// Repeated reads of frames that the host had dropped. They are no touches, and mean that the
+    /// host was short of memory.
     pub(crate) read_again: u64,
 }
 
@@ -53,7 +53,7 @@ impl Display for Report {
             percent(self.written, touches),
         )?;
         if !self.finished && self.began_seconds.is_some() {
-            write!(f, ", stopped by the clock")?;
+            write!(f, ", stopped by the time limit")?;
         }
         if self.read_again > 0 {
             write!(f, ", {} read again: the host is short of memory", self.read_again)?;

@@ -7,8 +7,8 @@ use std::time::Instant;
 use super::recorder::{FRAME, Touch};
 use crate::lab::layout::Layout;
 
-/// Columns that a recording without the emulator's help has nothing for stay in place, empty or
-/// zero, so that traces of all origins are read alike.
+/// The columns of a trace. Those that this recorder cannot fill are empty or zero, so that traces
+/// of all recorders have the same format.
 const COLUMNS: [&str; 13] = [
     "seq",
     "t_us",
@@ -30,9 +30,9 @@ const COLUMNS: [&str; 13] = [
 pub(crate) struct Trace<'a> {
     /// First touches in order.
     pub(crate) touches: &'a [Touch],
-    /// When the clone began to run.
+    /// When the clone was resumed.
     pub(crate) resumed: Instant,
-    /// Where the file's pages are in the guest.
+    /// The RAM file's regions and their guest-physical addresses.
     pub(crate) layout: &'a Layout,
     /// The thread of each vCPU.
     pub(crate) vcpus: &'a [u32],
@@ -50,8 +50,7 @@ impl Trace<'_> {
         table.write_record(COLUMNS)?;
         for (seq, touch) in self.touches.iter().enumerate() {
             let gfn = gfn(self.layout, touch.page).ok_or_else(|| {
-                let what =
-                    format!("page {:#x} of the RAM file is nowhere in the guest", touch.page);
+                let what = format!("page {:#x} of the RAM file is in no RAM region", touch.page);
                 std::io::Error::other(what)
             })?;
             let micros = touch.at.saturating_duration_since(self.resumed).as_micros();
@@ -77,13 +76,13 @@ impl Trace<'_> {
         table.flush().map_err(csv::Error::from)
     }
 
-    /// The vCPU that touched, or `None` for the emulator's other threads.
+    /// The vCPU of a touch, or `None` for the emulator's other threads.
     pub(crate) fn vcpu(&self, touch: &Touch) -> Option<usize> {
         self.vcpus.iter().position(|thread| *thread == touch.thread)
     }
 }
 
-/// The number of the guest's frame that is page `page` of the RAM file.
+/// The guest frame number of page `page` of the RAM file.
 fn gfn(layout: &Layout, page: u64) -> Option<u64> {
     let offset = page.checked_mul(FRAME)?;
     layout.regions.iter().find_map(|region| {

@@ -1,22 +1,22 @@
-//! What clones are given to do.
+//! Workloads of clones.
 //!
-//! A workload is a piece of bash that the host sends to the agent in the clone, so that adding one
-//! needs no new guest. `$SEED` is its seed: another seed does alike with other data or other files.
-//! `ask NAME` hands its standard input to a program that has been running since before the clone
-//! (see `agent/programs.rs`) and waits until it is done.
+//! A workload is a bash script that the host sends to the agent in the clone, so that adding one
+//! needs no new guest. `$SEED` is its seed: with another seed the script uses other data or other
+//! files. `ask NAME` sends its standard input to a program that was running before the pause (see
+//! `agent/programs.rs`), and waits until the program has executed it.
 
-/// A name and what to do.
+/// A named workload.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Workload {
-    /// Names the trace.
+    /// The trace's name.
     pub(crate) name: String,
-    /// bash; empty for doing nothing.
+    /// A bash script; empty for an idle clone.
     pub(crate) script: String,
 }
 
 const IDLE: &str = "idle";
 
-/// Workloads with a name of their own.
+/// Built-in workloads: name and script.
 const BUILT_IN: &[(&str, &str)] = &[
     (IDLE, ""),
     // The warm database: single rows by an index, then a third of the table.
@@ -43,7 +43,7 @@ digit = random.randrange(10)
 db.execute('select name, note from item where id % 10 = ? order by price', (digit,)).fetchall()
 END",
     ),
-    // A fresh interpreter that imports, and mostly compiles, a choice of modules.
+    // A fresh interpreter that imports, and mostly compiles, a random choice of modules.
     (
         "python-import",
         "python3 - <<END
@@ -64,7 +64,8 @@ for name in random.sample(modules, 24):
         pass
 END",
     ),
-    // Many short programs, chosen outside of the pipe: in a subshell, bash forgets the seed.
+    // Many short programs. They are chosen outside of the pipe, because bash reseeds RANDOM in
+    // subshells.
     (
         "shell",
         "RANDOM=$SEED
@@ -93,8 +94,9 @@ my @sorted = sort { @{$h{$a}} <=> @{$h{$b}} } keys %h;'",
     // Fresh memory and fresh files.
     (
         "sort",
-        "busybox awk -v s=$SEED 'BEGIN { srand(s); for (n = 0; n < 150000; n++) print int(rand() * 1e9), n }' \
-    >/var/tmp/numbers
+        "busybox awk -v s=$SEED 'BEGIN {
+    srand(s); for (n = 0; n < 150000; n++) print int(rand() * 1e9), n
+}' >/var/tmp/numbers
 sort -n /var/tmp/numbers >/var/tmp/sorted
 sort -k 2 /var/tmp/sorted | md5sum",
     ),
@@ -113,7 +115,7 @@ busybox tar -czf /var/tmp/copy.tar.gz /var/tmp/copy/[a-f]*.py
 rm -r /var/tmp/copy
 sync",
     ),
-    // Two processes walk through what they have on their heaps.
+    // Two warm processes read half of their heaps.
     (
         "warm-process",
         "ask python <<END
@@ -131,7 +133,7 @@ END",
     ),
 ];
 
-/// What every script may use. Failures are told to the console.
+/// Functions for all scripts. `ask` reports failures on the console.
 const PRELUDE: &str = "set -o pipefail
 ask() {
     cat >/run/lab/$1.in
@@ -148,9 +150,9 @@ impl Workload {
         Some(Self::new(name, script, seed))
     }
 
-    /// The words of a shell under a name.
-    pub(crate) fn command(name: &str, words: &str, seed: u32) -> Self {
-        Self::new(name, words, seed)
+    /// A workload with a script of the user's.
+    pub(crate) fn command(name: &str, script: &str, seed: u32) -> Self {
+        Self::new(name, script, seed)
     }
 
     /// Names of all built-in workloads.
@@ -158,17 +160,17 @@ impl Workload {
         BUILT_IN.iter().map(|(name, _)| *name)
     }
 
-    fn new(name: &str, words: &str, seed: u32) -> Self {
+    fn new(name: &str, script: &str, seed: u32) -> Self {
         let name = if seed == 1 { name.to_owned() } else { format!("{name}-{seed}") };
-        let script = if words.is_empty() {
+        let script = if script.is_empty() {
             String::new()
         } else {
-            format!("export SEED={seed}\n{PRELUDE}{words}\n")
+            format!("export SEED={seed}\n{PRELUDE}{script}\n")
         };
         Self { name, script }
     }
 
-    /// Whether the clone is given nothing to do.
+    /// Whether the clone stays idle.
     pub(crate) fn is_idle(&self) -> bool {
         self.script.is_empty()
     }
@@ -204,8 +206,8 @@ mod tests {
 
     #[test]
     fn a_seed_chooses_the_short_programs() {
-        // No program is found, so that each only says its name and what it was given.
-        let told = |seed| {
+        // No program is found, so that the handler prints each program's name and arguments.
+        let commands = |seed| {
             let script = Workload::built_in("shell", seed).unwrap().script;
             let words = format!(
                 "command_not_found_handle() {{
@@ -218,11 +220,11 @@ mod tests {
             assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
             String::from_utf8(output.stdout).unwrap()
         };
-        let first = told(1);
+        let first = commands(1);
         assert_eq!(first.lines().count(), 80);
         assert!(first.lines().any(|line| line == "expr 6 + 7"), "{first}");
-        assert_eq!(first, told(1));
-        assert_ne!(first, told(2));
+        assert_eq!(first, commands(1));
+        assert_ne!(first, commands(2));
     }
 
     #[test]

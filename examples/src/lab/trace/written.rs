@@ -1,7 +1,7 @@
-//! Which frames of a clone were written to: their pages are QEMU's own copies by now.
+//! Finds the frames of a clone that were written to: their pages are private copies of QEMU's.
 //!
-//! A private mapping shows the file's page until it is written to, and an anonymous page from
-//! then on. `/proc/PID/pagemap` tells which (Linux `Documentation/admin-guide/mm/pagemap.rst`).
+//! A private mapping shows the file's page until the first write, and an anonymous page from then
+//! on. `/proc/PID/pagemap` tells them apart (Linux `Documentation/admin-guide/mm/pagemap.rst`).
 
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
@@ -18,9 +18,9 @@ const SWAPPED: u64 = 1 << 62;
 /// The page belongs to a file (or is shared).
 const OF_FILE: u64 = 1 << 61;
 
-/// Part of a process's address space that maps the RAM file.
+/// A mapping of the RAM file in a process's address space.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Part {
+struct FileMapping {
     /// Virtual page numbers; the end is exclusive.
     start: u64,
     end: u64,
@@ -28,11 +28,11 @@ struct Part {
     page: u64,
 }
 
-/// The pages of the file with inode number `inode` that process `pid`, which should be paused, has
-/// copied.
+/// Page indices of the file with inode number `inode` of which process `pid` has private copies.
+/// The guest should be paused.
 ///
 /// # Errors
-/// If its page map cannot be read, or it does not map the file.
+/// If the process's page map cannot be read, or the process does not map the file.
 pub(crate) fn pages(pid: u32, inode: u64) -> Result<HashSet<u64>> {
     let folder = PathBuf::from(format!("/proc/{pid}"));
     let (maps, pagemap) = (folder.join("maps"), folder.join("pagemap"));
@@ -66,7 +66,7 @@ fn is_copy(raw: &[u8]) -> bool {
 }
 
 /// `START-END RIGHTS OFFSET DEVICE INODE PATH`: hexadecimal but for the inode; offset in bytes.
-fn parse(line: &str, inode: u64) -> Option<Part> {
+fn parse(line: &str, inode: u64) -> Option<FileMapping> {
     let mut words = line.split_whitespace();
     let hex = |word: &str| u64::from_str_radix(word, 16).ok();
     let (start, end) = words.next()?.split_once('-')?;
@@ -74,7 +74,7 @@ fn parse(line: &str, inode: u64) -> Option<Part> {
     if words.nth(1)?.parse() != Ok(inode) {
         return None;
     }
-    Some(Part { start: hex(start)? / FRAME, end: hex(end)? / FRAME, page: offset / FRAME })
+    Some(FileMapping { start: hex(start)? / FRAME, end: hex(end)? / FRAME, page: offset / FRAME })
 }
 
 #[cfg(test)]
@@ -84,7 +84,7 @@ mod tests {
     #[test]
     fn lines_of_maps_are_read() {
         let line = "7f1000000000-7f1000004000 rw-p 00002000 00:33 77                  /ram";
-        let part = Part { start: 0x7_f100_0000, end: 0x7_f100_0004, page: 2 };
+        let part = FileMapping { start: 0x7_f100_0000, end: 0x7_f100_0004, page: 2 };
         assert_eq!(parse(line, 77), Some(part));
         assert_eq!(parse(line, 78), None);
         assert_eq!(parse("", 77), None);

@@ -2,8 +2,8 @@
 
 use std::ops::Range;
 
-/// Values 1, 2 and 5 times the powers of ten within a range of positive numbers; every power of ten
-/// alone where those would be more than a dozen.
+/// The values 1, 2 and 5 times powers of ten within a range of positive numbers. If these are more
+/// than 12, only the powers of ten.
 pub(super) fn logarithmic(range: &Range<f64>) -> Vec<f64> {
     let decades = || (-9..=9).map(|exponent| 10f64.powi(exponent));
     let within = |tick: &f64| range.contains(tick);
@@ -12,7 +12,7 @@ pub(super) fn logarithmic(range: &Range<f64>) -> Vec<f64> {
     if fine.len() > 12 { decades().filter(within).collect() } else { fine }
 }
 
-/// A tick's text, without zeros at its end.
+/// A tick's text, without trailing zeros.
 pub(super) fn format(tick: f64) -> String {
     let text = format!("{tick:.6}");
     text.trim_end_matches('0').trim_end_matches('.').to_owned()

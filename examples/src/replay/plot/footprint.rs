@@ -1,7 +1,7 @@
-//! How clones grow: frames that take memory over time, above those that the clone touched.
+//! The chart of clones' memory over time, compared with the memory that the clone touched.
 
 use super::labels::Labels;
-use super::{Area, Drawn, FAINT, FONT, GRID, SHADE, TEXT, color, title};
+use super::{Area, DrawResult, FAINT, FONT, GRID, SHADE, TEXT, color, title};
 use crate::replay::runs::Results;
 use crate::replay::traces::NamedTrace;
 use crate::statistics::mib;
@@ -14,9 +14,10 @@ use std::time::Duration;
 const POINTS: usize = 512;
 
 /// Draws the clones of the first trace under every policy.
-pub(super) fn draw<'a>(area: &Area<'a>, trace: &NamedTrace, judged: &[&Results]) -> Drawn<'a> {
-    let heading = format!("How a clone grows: {}", printable(&trace.name));
-    let below = "memory that each policy's clone takes, until its last touch; shaded: memory touched by a clone that never waits";
+pub(super) fn draw<'a>(area: &Area<'a>, trace: &NamedTrace, judged: &[&Results]) -> DrawResult<'a> {
+    let heading = format!("Memory of a clone: {}", printable(&trace.name));
+    let below = "memory of each policy's clone until its last touch; \
+                 shaded: memory touched by a clone that never waits";
     title(area, &heading, below)?;
     let touched = touched(trace);
     let lines: Vec<Vec<_>> = judged
@@ -27,7 +28,7 @@ pub(super) fn draw<'a>(area: &Area<'a>, trace: &NamedTrace, judged: &[&Results])
     let all = || lines.iter().chain([&touched]).flatten();
     let end = all().map(|(seconds, _)| *seconds).fold(1e-6, f64::max);
     let most = all().map(|(_, size)| *size).fold(0.1, f64::max);
-    // Labels stand on the right.
+    // The x axis has room for labels at its end.
     let mut chart = ChartBuilder::on(area)
         .margin_top(80)
         .margin_right(32)
@@ -63,7 +64,7 @@ pub(super) fn draw<'a>(area: &Area<'a>, trace: &NamedTrace, judged: &[&Results])
     let size = (i32::try_from(width).unwrap_or(0), i32::try_from(height).unwrap_or(0));
     let (left, top) = area.get_base_pixel();
     let mut labels = Labels::within((90, 84), (size.0 - 12, size.1 - 62));
-    // A chart tells pixels of the picture, a part of the picture is drawn on in its own.
+    // `backend_coord` is relative to the picture, but labels are drawn relative to the area.
     let pixels = |point: &(f64, f64)| {
         let (x, y) = chart.backend_coord(point);
         (x - left, y - top)
@@ -83,12 +84,12 @@ pub(super) fn draw<'a>(area: &Area<'a>, trace: &NamedTrace, judged: &[&Results])
     Ok(())
 }
 
-/// Seconds and MiB.
+/// A sample as (seconds, MiB).
 fn point(sample: &Sample) -> (f64, f64) {
     (Duration::from_micros(sample.at_us).as_secs_f64(), mib(sample.resident))
 }
 
-/// What the trace's clone touched over time, in a number of points that an eye can follow.
+/// The memory that the trace's clone touched over time, in about `POINTS` points (seconds, MiB).
 fn touched(trace: &NamedTrace) -> Vec<(f64, f64)> {
     let touches = trace.trace.touches();
     let every = touches.len().div_ceil(POINTS).max(1);

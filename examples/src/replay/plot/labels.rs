@@ -1,20 +1,20 @@
-//! Labels that lie neither on each other nor on what they label.
+//! Places labels so that they overlap neither each other nor the chart's points and lines.
 
-use super::{Area, Drawn, FAINT, FONT};
+use super::{Area, DrawResult, FAINT, FONT};
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
-/// Pixels.
+/// A position in pixels.
 type Point = (i32, i32);
 
-/// What there is no room for labels on, from the upper left corner to the lower right one.
+/// A rectangle, from its upper left to its lower right corner.
 #[derive(Clone, Copy, Debug)]
-struct Block {
+struct Rectangle {
     from: Point,
     to: Point,
 }
 
-impl Block {
+impl Rectangle {
     fn around((x, y): Point, radius: i32) -> Self {
         Self { from: (x - radius, y - radius), to: (x + radius, y + radius) }
     }
@@ -34,32 +34,32 @@ impl Block {
     }
 }
 
-/// Places labels one after the other, each as near to its point as it can be.
+/// Places labels one after the other, each as near to its point as possible.
 #[derive(Debug)]
 pub(super) struct Labels {
-    bounds: Block,
-    taken: Vec<Block>,
+    bounds: Rectangle,
+    taken: Vec<Rectangle>,
 }
 
-/// Sides on which a label may be, the best first.
+/// Possible sides of a label, the best first.
 const SIDES: [(i32, i32); 8] =
     [(1, 0), (-1, 0), (0, -1), (0, 1), (1, -1), (1, 1), (-1, -1), (-1, 1)];
 
-/// Distances from a point, in pixels.
+/// Possible distances of a label from its point, in pixels.
 const DISTANCES: [i32; 6] = [12, 18, 30, 46, 66, 90];
 
 impl Labels {
-    /// Labels between two corners.
+    /// Labels within the rectangle between two corners.
     pub(super) fn within(from: Point, to: Point) -> Self {
-        Self { bounds: Block { from, to }, taken: Vec::new() }
+        Self { bounds: Rectangle { from, to }, taken: Vec::new() }
     }
 
-    /// No label shall cover this point.
+    /// Keeps labels off a point.
     pub(super) fn avoid(&mut self, point: Point, radius: i32) {
-        self.taken.push(Block::around(point, radius));
+        self.taken.push(Rectangle::around(point, radius));
     }
 
-    /// No label shall cover the line between these points.
+    /// Keeps labels off the line through these points.
     pub(super) fn avoid_line(&mut self, points: &[Point]) {
         for pair in points.windows(2) {
             let [from, to] = pair else { continue };
@@ -71,7 +71,7 @@ impl Labels {
         }
     }
 
-    /// Draws a label near a point, with a line to it where there is none beside it.
+    /// Draws a label near a point, with a line to the point if the label is not next to it.
     pub(super) fn draw<'a>(
         &mut self,
         area: &Area<'a>,
@@ -79,7 +79,7 @@ impl Labels {
         text: &str,
         size: u32,
         color: RGBColor,
-    ) -> Drawn<'a> {
+    ) -> DrawResult<'a> {
         let (anchor, pos, block, distance) = self.place(point, text, size);
         if distance > 20 {
             area.draw(&PathElement::new(vec![point, anchor], FAINT.stroke_width(1)))?;
@@ -89,9 +89,9 @@ impl Labels {
         area.draw(&Text::new(text.to_owned(), anchor, style))
     }
 
-    /// Where a label goes: its anchor and which part of it that is, the room it takes, and how far
-    /// it is from its point.
-    fn place(&self, point: Point, text: &str, size: u32) -> (Point, Pos, Block, i32) {
+    /// Finds a place for a label: its anchor, the anchor's position in the label, the rectangle
+    /// that it covers, and its distance from the point.
+    fn place(&self, point: Point, text: &str, size: u32) -> (Point, Pos, Rectangle, i32) {
         let places = DISTANCES.into_iter().flat_map(|distance| {
             SIDES.into_iter().map(move |side| {
                 let anchor = (point.0 + side.0 * distance, point.1 + side.1 * distance);
@@ -99,11 +99,11 @@ impl Labels {
                 (anchor, pos, block, distance)
             })
         });
-        let free = |block: &Block| {
+        let free = |block: &Rectangle| {
             self.bounds.holds(block) && !self.taken.iter().any(|taken| taken.meets(block))
         };
         places.clone().find(|(_, _, block, _)| free(block)).unwrap_or_else(|| {
-            // All is full: a label that covers something is better than none.
+            // No free place: a label that covers something is better than none.
             let inside = places.clone().find(|(_, _, block, _)| self.bounds.holds(block));
             inside.unwrap_or_else(|| {
                 let (pos, block) = extent(point, (1, 0), text, size);
@@ -113,11 +113,10 @@ impl Labels {
     }
 }
 
-/// Which part of a label is at its anchor when the label is on a side of its point, and the room
-/// that it takes.
-fn extent(anchor: Point, side: (i32, i32), text: &str, size: u32) -> (Pos, Block) {
-    // The backend's letters are size / 1.24 pixels high; those of common sans-serif fonts are 0.56
-    // as wide on average.
+/// The anchor's position in a label on a side of its point, and the rectangle that it covers.
+fn extent(anchor: Point, side: (i32, i32), text: &str, size: u32) -> (Pos, Rectangle) {
+    // The backend's letters are size / 1.24 pixels high. Letters of common sans-serif fonts are
+    // 0.56 times as wide on average.
     let letters = i32::try_from(text.chars().count()).unwrap_or(i32::MAX / 100);
     let size = i32::try_from(size).unwrap_or(0);
     let (width, height) = (letters.saturating_mul(size) * 46 / 100, size * 86 / 100);
@@ -131,7 +130,7 @@ fn extent(anchor: Point, side: (i32, i32), text: &str, size: u32) -> (Pos, Block
         0 => (VPos::Center, anchor.1 - height / 2),
         _ => (VPos::Bottom, anchor.1 - height),
     };
-    (Pos::new(h_pos, v_pos), Block { from: (left, top), to: (left + width, top + height) })
+    (Pos::new(h_pos, v_pos), Rectangle { from: (left, top), to: (left + width, top + height) })
 }
 
 #[cfg(test)]
@@ -146,7 +145,7 @@ mod tests {
             labels.avoid(*point, 5);
         }
         labels.avoid_line(&[(0, 0), (400, 300)]);
-        let mut placed: Vec<Block> = Vec::new();
+        let mut placed: Vec<Rectangle> = Vec::new();
         for point in &points {
             let (_, _, block, _) = labels.place(*point, "policy", 15);
             assert!(labels.bounds.holds(&block));

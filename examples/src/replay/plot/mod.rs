@@ -1,4 +1,4 @@
-//! The replays as a picture: what each policy pays for its faults, and how clones grow.
+//! The replays as a picture: faults against waste, and clones' memory over time.
 
 mod axes;
 mod footprint;
@@ -14,15 +14,16 @@ use crate::outfile::Output;
 use plotters::coord::Shift;
 use plotters::prelude::*;
 
-/// Size in pixels, and of the upper half.
+/// Size of the picture and height of its upper part, in pixels.
 const SIZE: (u32, u32) = (1120, 1180);
 const UPPER: u32 = 700;
 
 type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
-type Drawn<'a> = Result<(), DrawingAreaErrorKind<<SVGBackend<'a> as DrawingBackend>::ErrorType>>;
+type DrawResult<'a> =
+    Result<(), DrawingAreaErrorKind<<SVGBackend<'a> as DrawingBackend>::ErrorType>>;
 
-/// Draws the comparison, and the first trace's clones under the policies of `judged`, which are the
-/// chosen ones in order.
+/// Draws the comparison, and the memory of the first trace's clones. `judged` are the results of
+/// the chosen policies, in order.
 pub(super) fn write(
     output: Output,
     comparison: &Comparison,
@@ -30,7 +31,7 @@ pub(super) fn write(
     judged: &[&Results],
 ) -> Result<(), Failure> {
     let text = render(comparison, traces, judged)
-        .map_err(|e| Failure::at(output.path(), format_args!("cannot be drawn: {e}")))?;
+        .map_err(|e| Failure::at(output.path(), format_args!("cannot draw it: {e}")))?;
     output.write(|out| out.write_all(text.as_bytes()))
 }
 
@@ -53,7 +54,7 @@ fn draw<'a>(
     comparison: &Comparison,
     traces: &[NamedTrace],
     judged: &[&Results],
-) -> Drawn<'a> {
+) -> DrawResult<'a> {
     area.fill(&WHITE)?;
     let (upper, lower) = area.split_vertically(UPPER);
     scatter::draw(&upper, comparison, traces.len())?;
@@ -64,7 +65,7 @@ fn draw<'a>(
 }
 
 /// A chart's title, and a line of explanation below it.
-fn title<'a>(area: &Area<'a>, title: &str, below: &str) -> Drawn<'a> {
+fn title<'a>(area: &Area<'a>, title: &str, below: &str) -> DrawResult<'a> {
     let style = |size: u32, color: RGBColor| (FONT, size).into_font().color(&color);
     area.draw(&Text::new(title.to_owned(), (24, 18), style(28, TEXT)))?;
     area.draw(&Text::new(below.to_owned(), (24, 46), style(17, FAINT)))

@@ -1,7 +1,7 @@
-//! Faults against waste: every policy beside all that blind prefetch can do.
+//! The chart of faults against waste, with every policy and the frontier of blind prefetch.
 
 use super::labels::Labels;
-use super::{Area, Drawn, FAINT, FONT, GRID, SHADE, TEXT, axes, color, title};
+use super::{Area, DrawResult, FAINT, FONT, GRID, SHADE, TEXT, axes, color, title};
 use crate::replay::policies::BASELINE;
 use crate::replay::ratios::{Comparison, Mean};
 use crate::statistics::counted;
@@ -9,17 +9,18 @@ use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 use std::ops::Range;
 
-/// Points that are more than this factor beyond the blind frontier are drawn at the edge, with
+/// Points that are beyond the blind frontier by more than this factor are drawn at the edge, with
 /// their value.
 const BEYOND: f64 = 12.0;
 
-/// How far the edge is from the other points, as a factor.
+/// Distance of the edge from the other points, as a factor.
 const EDGE: f64 = 1.8;
 
-/// Room around the points, as a factor.
+/// Margin around the points, as a factor.
 const ROOM: f64 = 1.35;
 
-/// An axis: what is shown, and between which values points are drawn where they are.
+/// An axis: its range, and the lowest and highest position of points. Points beyond are pinned to
+/// these.
 struct Axis {
     range: Range<f64>,
     lowest: f64,
@@ -45,7 +46,7 @@ impl Axis {
 
 /// Draws policies by their faults and their waste, both relative to the baseline, on logarithmic
 /// axes.
-pub(super) fn draw<'a>(area: &Area<'a>, comparison: &Comparison, traces: usize) -> Drawn<'a> {
+pub(super) fn draw<'a>(area: &Area<'a>, comparison: &Comparison, traces: usize) -> DrawResult<'a> {
     let below = format!(
         "relative to {BASELINE}, geometric means over {}; left and down is better",
         counted(traces, "trace")
@@ -70,7 +71,7 @@ pub(super) fn draw<'a>(area: &Area<'a>, comparison: &Comparison, traces: usize) 
             waste.range.clone().log_scale().with_key_points(ticks.1),
         )?;
 
-    // What blind prefetch can do is all that is above and right of its line.
+    // Shade the area above and right of the frontier, which blind prefetch can reach.
     let line: Vec<_> = comparison.blind.iter().map(|m| (m.faults, m.waste)).collect();
     if let (Some(first), Some(last)) = (line.first(), line.last()) {
         let (right, top) = (faults.range.end, waste.range.end);
@@ -95,7 +96,7 @@ pub(super) fn draw<'a>(area: &Area<'a>, comparison: &Comparison, traces: usize) 
     chart.draw_series(LineSeries::new(line.iter().copied(), FAINT.stroke_width(2)))?;
     chart.draw_series(line.iter().map(|point| Circle::new(*point, 4, FAINT.filled())))?;
     let at = |mean: &Mean| (faults.pin(mean.faults), waste.pin(mean.waste));
-    // Blind policies of the frontier are on its line already.
+    // Chosen policies of the frontier are drawn already.
     let chosen = comparison.chosen.iter().enumerate();
     let chosen: Vec<_> = chosen.filter(|(_, mean)| !is_on_line(mean, comparison)).collect();
     chart.draw_series(
@@ -133,7 +134,7 @@ fn is_on_line(mean: &Mean, comparison: &Comparison) -> bool {
     comparison.blind.iter().any(|blind| blind.policy == mean.policy)
 }
 
-/// A policy's name, and what cannot be seen from where its point is.
+/// A policy's name, with figures that the position of its point does not show.
 fn label(mean: &Mean, faults: &Axis, waste: &Axis) -> String {
     let mut notes = Vec::new();
     if mean.never_faults {
@@ -153,7 +154,7 @@ fn label(mean: &Mean, faults: &Axis, waste: &Axis) -> String {
     }
 }
 
-/// Decimals that show a ratio.
+/// Number of decimals for a ratio.
 fn digits(ratio: f64) -> usize {
     if ratio < 0.01 { 4 } else { 2 }
 }

@@ -1,4 +1,4 @@
-//! A driver in a few lines, and guests that lie.
+//! Tests with a small driver, and with malicious guests.
 
 #![expect(clippy::cast_possible_truncation, reason = "tests know their numbers")]
 
@@ -11,7 +11,7 @@ use virtio_bindings::virtio_ring::{
     VRING_AVAIL_F_NO_INTERRUPT, VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE,
 };
 
-/// Where a driver has its rings, and its buffers.
+/// Addresses of the driver's rings and buffers.
 const DESCRIPTORS: u64 = 0x1000;
 const AVAILABLE: u64 = 0x2000;
 const USED: u64 = 0x3000;
@@ -37,32 +37,33 @@ impl Ram {
         bytes
     }
 
-    fn range(&self, gpa: u64, len: usize) -> Result<Range<usize>, Broken> {
+    fn range(&self, gpa: u64, len: usize) -> Result<Range<usize>, QueueError> {
         let end = gpa.checked_add(len as u64).filter(|end| *end <= RAM as u64);
-        let end = end.ok_or_else(|| Broken(format!("no RAM at {gpa:#x}")))? as usize;
+        let end = end.ok_or_else(|| QueueError(format!("no RAM at {gpa:#x}")))? as usize;
         Ok(end - len..end)
     }
 }
 
 impl Memory for Ram {
-    fn read(&self, gpa: u64, buf: &mut [u8]) -> Result<(), Broken> {
+    fn read(&self, gpa: u64, buf: &mut [u8]) -> Result<(), QueueError> {
         buf.copy_from_slice(&self.0.borrow()[self.range(gpa, buf.len())?]);
         Ok(())
     }
 
-    fn write(&self, gpa: u64, bytes: &[u8]) -> Result<(), Broken> {
+    fn write(&self, gpa: u64, bytes: &[u8]) -> Result<(), QueueError> {
         let range = self.range(gpa, bytes.len())?;
         self.0.borrow_mut()[range].copy_from_slice(bytes);
         Ok(())
     }
 }
 
-/// A device whose disk counts its sectors, and a driver that has set it up with a ring of `size`.
+/// A driver with a queue of `size` entries, and its device. Each byte of the disk is the number of
+/// its sector.
 struct Driver {
     device: BlockDevice,
     ram: Ram,
     size: u16,
-    asked: u16,
+    next_available: u16,
 }
 
 fn disk() -> Disk {
@@ -76,35 +77,39 @@ fn disk() -> Disk {
 impl Driver {
     fn new(size: u16) -> Self {
         let device = BlockDevice::new(disk(), Registers::default());
-        let mut driver = Self { device, ram: Ram::new(), size, asked: 0 };
+        let mut driver = Self { device, ram: Ram::new(), size, next_available: 0 };
         driver.ram.set(AVAILABLE, &[0; 4]);
         driver.ram.set(USED, &[0; 4]);
-        driver.tell(mmio::VIRTIO_MMIO_STATUS, 3);
-        driver.tell(mmio::VIRTIO_MMIO_DRIVER_FEATURES_SEL, 1);
-        driver.tell(mmio::VIRTIO_MMIO_DRIVER_FEATURES, 1);
-        driver.tell(mmio::VIRTIO_MMIO_STATUS, 11);
-        assert_eq!(driver.ask(mmio::VIRTIO_MMIO_STATUS), 11, "the features are agreed on");
-        driver.tell(mmio::VIRTIO_MMIO_QUEUE_NUM, size.into());
+        driver.write_register(mmio::VIRTIO_MMIO_STATUS, 3);
+        driver.write_register(mmio::VIRTIO_MMIO_DRIVER_FEATURES_SEL, 1);
+        driver.write_register(mmio::VIRTIO_MMIO_DRIVER_FEATURES, 1);
+        driver.write_register(mmio::VIRTIO_MMIO_STATUS, 11);
+        assert_eq!(
+            driver.read_register(mmio::VIRTIO_MMIO_STATUS),
+            11,
+            "the features are agreed on"
+        );
+        driver.write_register(mmio::VIRTIO_MMIO_QUEUE_NUM, size.into());
         for (register, address) in [
             (mmio::VIRTIO_MMIO_QUEUE_DESC_LOW, DESCRIPTORS),
             (mmio::VIRTIO_MMIO_QUEUE_AVAIL_LOW, AVAILABLE),
             (mmio::VIRTIO_MMIO_QUEUE_USED_LOW, USED),
         ] {
-            driver.tell(register, address as u32);
-            driver.tell(register + 4, 0);
+            driver.write_register(register, address as u32);
+            driver.write_register(register + 4, 0);
         }
-        driver.tell(mmio::VIRTIO_MMIO_QUEUE_READY, 1);
-        driver.tell(mmio::VIRTIO_MMIO_STATUS, 15);
+        driver.write_register(mmio::VIRTIO_MMIO_QUEUE_READY, 1);
+        driver.write_register(mmio::VIRTIO_MMIO_STATUS, 15);
         driver
     }
 
-    fn ask(&self, register: u32) -> u32 {
+    fn read_register(&self, register: u32) -> u32 {
         let mut bytes = [0; 4];
         self.device.read(register.into(), &mut bytes);
         u32::from_le_bytes(bytes)
     }
 
-    fn tell(&mut self, register: u32, value: u32) -> bool {
+    fn write_register(&mut self, register: u32, value: u32) -> bool {
         self.device.write(register.into(), &value.to_le_bytes(), &self.ram)
     }
 
@@ -117,17 +122,17 @@ impl Driver {
         self.ram.set(DESCRIPTORS + 16 * u64::from(number), &bytes);
     }
 
-    /// Hands over the chain that begins with a descriptor.
-    fn hand_over(&mut self, head: u16) -> bool {
-        let slot = u64::from(self.asked % self.size);
+    /// Makes the chain with this first descriptor available.
+    fn make_available(&mut self, head: u16) -> bool {
+        let slot = u64::from(self.next_available % self.size);
         self.ram.set(AVAILABLE + 4 + 2 * slot, &head.to_le_bytes());
-        self.asked = self.asked.wrapping_add(1);
-        self.ram.set(AVAILABLE + 2, &self.asked.to_le_bytes());
-        self.tell(mmio::VIRTIO_MMIO_QUEUE_NOTIFY, 0)
+        self.next_available = self.next_available.wrapping_add(1);
+        self.ram.set(AVAILABLE + 2, &self.next_available.to_le_bytes());
+        self.write_register(mmio::VIRTIO_MMIO_QUEUE_NOTIFY, 0)
     }
 
-    /// A request with a header, a buffer of `len` bytes after it, and a byte for the answer: that
-    /// answer, and what is said to have been written.
+    /// Submits a request with a header, a buffer of `len` bytes, and a status byte. Returns the
+    /// status, and the written length in the used ring.
     fn request(&mut self, kind: u32, sector: u64, len: u32) -> (u8, u32) {
         let data = BUFFERS + 0x100;
         let answer = data + u64::from(len);
@@ -140,12 +145,15 @@ impl Driver {
         self.descriptor(2, BUFFERS, 16, VRING_DESC_F_NEXT, 0);
         self.descriptor(0, data, len, VRING_DESC_F_NEXT | to_guest, 1);
         self.descriptor(1, answer, 1, VRING_DESC_F_WRITE, 0);
-        assert!(self.hand_over(2), "the guest is told");
-        assert_eq!(self.ask(mmio::VIRTIO_MMIO_INTERRUPT_STATUS), mmio::VIRTIO_MMIO_INT_VRING);
-        self.tell(mmio::VIRTIO_MMIO_INTERRUPT_ACK, mmio::VIRTIO_MMIO_INT_VRING);
-        assert_eq!(self.ask(mmio::VIRTIO_MMIO_INTERRUPT_STATUS), 0);
-        assert_eq!(u16::from_le_bytes(self.ram.get(USED + 2)), self.asked);
-        let slot = u64::from(self.asked.wrapping_sub(1) % self.size);
+        assert!(self.make_available(2), "the guest is told");
+        assert_eq!(
+            self.read_register(mmio::VIRTIO_MMIO_INTERRUPT_STATUS),
+            mmio::VIRTIO_MMIO_INT_VRING
+        );
+        self.write_register(mmio::VIRTIO_MMIO_INTERRUPT_ACK, mmio::VIRTIO_MMIO_INT_VRING);
+        assert_eq!(self.read_register(mmio::VIRTIO_MMIO_INTERRUPT_STATUS), 0);
+        assert_eq!(u16::from_le_bytes(self.ram.get(USED + 2)), self.next_available);
+        let slot = u64::from(self.next_available.wrapping_sub(1) % self.size);
         let [h0, h1, h2, h3, w0, w1, w2, w3] = self.ram.get(USED + 4 + 8 * slot);
         assert_eq!([h0, h1, h2, h3], [2, 0, 0, 0], "the chain");
         let [answer] = self.ram.get(answer);
@@ -153,7 +161,7 @@ impl Driver {
     }
 
     fn is_broken(&self) -> bool {
-        self.ask(mmio::VIRTIO_MMIO_STATUS) & VIRTIO_CONFIG_S_NEEDS_RESET != 0
+        self.read_register(mmio::VIRTIO_MMIO_STATUS) & VIRTIO_CONFIG_S_NEEDS_RESET != 0
     }
 }
 
@@ -164,20 +172,20 @@ const UNKNOWN: u8 = VIRTIO_BLK_S_UNSUPP as u8;
 #[test]
 fn a_driver_finds_a_disk() {
     let driver = Driver::new(8);
-    assert_eq!(driver.ask(mmio::VIRTIO_MMIO_MAGIC_VALUE), 0x7472_6976);
-    assert_eq!(driver.ask(mmio::VIRTIO_MMIO_VERSION), 2);
-    assert_eq!(driver.ask(mmio::VIRTIO_MMIO_DEVICE_ID), 2);
-    assert_eq!(driver.ask(mmio::VIRTIO_MMIO_CONFIG), SECTORS as u32);
+    assert_eq!(driver.read_register(mmio::VIRTIO_MMIO_MAGIC_VALUE), 0x7472_6976);
+    assert_eq!(driver.read_register(mmio::VIRTIO_MMIO_VERSION), 2);
+    assert_eq!(driver.read_register(mmio::VIRTIO_MMIO_DEVICE_ID), 2);
+    assert_eq!(driver.read_register(mmio::VIRTIO_MMIO_CONFIG), SECTORS as u32);
     let mut bytes = [9; 8];
     driver.device.read(0x100, &mut bytes);
     assert_eq!(u64::from_le_bytes(bytes), SECTORS);
     driver.device.read(0x106, &mut bytes);
     assert_eq!(bytes, [0; 8], "nothing else is configured");
-    // What is too narrow, or nowhere, changes nothing.
+    // Reads that are too narrow or of no register.
     let mut byte = [9];
     driver.device.read(0, &mut byte);
     assert_eq!(byte, [9]);
-    assert_eq!(driver.ask(0xfc0), 0);
+    assert_eq!(driver.read_register(0xfc0), 0);
 }
 
 #[test]
@@ -193,9 +201,9 @@ fn an_old_driver_is_refused() {
 }
 
 #[test]
-fn what_was_written_is_read() {
+fn written_data_is_read_back() {
     let mut driver = Driver::new(4);
-    // More requests than the ring has room for, one after the other.
+    // More requests in a row than the ring has entries.
     for round in 0..10u8 {
         assert_eq!(driver.request(VIRTIO_BLK_T_IN, 5, 1024), (OK, 1025));
         let before = if round == 0 { 5 } else { 0x40 + round - 1 };
@@ -204,7 +212,7 @@ fn what_was_written_is_read() {
         driver.ram.set(BUFFERS + 0x100, &[0x40 + round; 512]);
         assert_eq!(driver.request(VIRTIO_BLK_T_OUT, 5, 512), (OK, 1));
     }
-    // Larger than what is copied in one go.
+    // Longer than a piece.
     assert_eq!(driver.request(VIRTIO_BLK_T_IN, 0, 64 * 512), (OK, 64 * 512 + 1));
     assert_eq!(driver.ram.get(BUFFERS + 0x100 + 63 * 512), [63; 512]);
     assert_eq!(driver.request(VIRTIO_BLK_T_GET_ID, 0, 20), (OK, 21));
@@ -212,7 +220,7 @@ fn what_was_written_is_read() {
 }
 
 #[test]
-fn what_there_is_not_is_refused() {
+fn invalid_requests_are_refused() {
     let mut driver = Driver::new(8);
     assert_eq!(driver.request(VIRTIO_BLK_T_IN, SECTORS - 1, 1024), (FAILED, 1));
     assert_eq!(driver.request(VIRTIO_BLK_T_OUT, u64::MAX, 512), (FAILED, 1));
@@ -231,19 +239,19 @@ fn a_clone_s_device_goes_on_where_its_parent_s_was() {
         BlockDevice::new(parent.device.disk.clone(), serde_json::from_slice(&saved).unwrap());
     let ram = Ram(RefCell::new(parent.ram.0.borrow().clone()));
     let mut clone = Driver { device, ram, ..parent };
-    parent = Driver { device: parent.device, ram: parent.ram, size: 4, asked: 1 };
+    parent = Driver { device: parent.device, ram: parent.ram, size: 4, next_available: 1 };
     parent.ram.set(BUFFERS + 0x100, &[0xbb; 512]);
     assert_eq!(parent.request(VIRTIO_BLK_T_OUT, 1, 512), (OK, 1));
     assert_eq!(clone.request(VIRTIO_BLK_T_IN, 1, 512), (OK, 513));
     assert_eq!(clone.ram.get(BUFFERS + 0x100), [0xaa; 512]);
 }
 
-/// What is wrong, and who makes it so.
-type Break<'a> = (&'a str, &'a dyn Fn(&Driver));
+/// A description of an invalid queue, and a function that makes the queue so.
+type Corruption<'a> = (&'a str, &'a dyn Fn(&Driver));
 
 #[test]
 fn a_queue_that_cannot_be_is_not_followed() {
-    let breaks: [Break<'_>; 7] = [
+    let corruptions: [Corruption<'_>; 7] = [
         ("nowhere", &|d| d.descriptor(2, 1 << 40, 16, VRING_DESC_F_NEXT, 0)),
         ("past the end", &|d| d.descriptor(2, u64::MAX - 4, 16, VRING_DESC_F_NEXT, 0)),
         ("a circle", &|d| d.descriptor(0, BUFFERS, 1, VRING_DESC_F_NEXT, 2)),
@@ -254,20 +262,23 @@ fn a_queue_that_cannot_be_is_not_followed() {
             d.descriptor(2, BUFFERS, 16, VRING_DESC_F_NEXT | VRING_DESC_F_WRITE, 0)
         }),
     ];
-    for (what, destroy) in breaks {
+    for (what, corrupt) in corruptions {
         let mut driver = Driver::new(8);
         driver.request(VIRTIO_BLK_T_OUT, 0, 512);
-        destroy(&driver);
-        assert!(driver.hand_over(2), "{what}: the guest is told");
+        corrupt(&driver);
+        assert!(driver.make_available(2), "{what}: the guest is told");
         assert!(driver.is_broken(), "{what}");
-        assert_eq!(driver.ask(mmio::VIRTIO_MMIO_INTERRUPT_STATUS), mmio::VIRTIO_MMIO_INT_CONFIG);
-        assert!(!driver.hand_over(2), "{what}: nothing more is done");
-        driver.tell(mmio::VIRTIO_MMIO_STATUS, 0);
+        assert_eq!(
+            driver.read_register(mmio::VIRTIO_MMIO_INTERRUPT_STATUS),
+            mmio::VIRTIO_MMIO_INT_CONFIG
+        );
+        assert!(!driver.make_available(2), "{what}: nothing more is done");
+        driver.write_register(mmio::VIRTIO_MMIO_STATUS, 0);
         assert!(!driver.is_broken(), "{what}: it was reset");
     }
     let mut driver = Driver::new(8);
     driver.ram.set(AVAILABLE + 2, &9u16.to_le_bytes());
-    driver.tell(mmio::VIRTIO_MMIO_QUEUE_NOTIFY, 0);
+    driver.write_register(mmio::VIRTIO_MMIO_QUEUE_NOTIFY, 0);
     assert!(driver.is_broken(), "more than the ring holds");
 }
 
@@ -276,31 +287,31 @@ fn a_guest_that_wants_no_interrupt_gets_none() {
     let mut driver = Driver::new(8);
     driver.request(VIRTIO_BLK_T_IN, 0, 512);
     driver.ram.set(AVAILABLE, &(VRING_AVAIL_F_NO_INTERRUPT as u16).to_le_bytes());
-    assert!(!driver.hand_over(2));
-    assert_eq!(driver.ask(mmio::VIRTIO_MMIO_INTERRUPT_STATUS), 0);
+    assert!(!driver.make_available(2));
+    assert_eq!(driver.read_register(mmio::VIRTIO_MMIO_INTERRUPT_STATUS), 0);
     assert_eq!(u16::from_le_bytes(driver.ram.get(USED + 2)), 2, "it was done");
 }
 
 proptest! {
-    /// Whatever is in its memory and its registers, the guest harms nobody but itself: no panic, and an end.
+    /// With arbitrary memory and registers, the device neither panics nor loops forever.
     #[test]
-    fn nothing_that_a_guest_does_goes_further(
+    fn malicious_guests_do_no_harm(
         words in proptest::collection::vec((0..RAM as u64 / 2 - 1, any::<u16>()), 0..200),
         registers in proptest::collection::vec((0..0x200u32, any::<u32>(), any::<bool>()), 0..40),
     ) {
         let mut driver = Driver::new(8);
         driver.request(VIRTIO_BLK_T_IN, 0, 512);
         for (at, word) in words {
-            // Most of them where the rings are.
+            // Most words are written to the rings.
             let at = if at % 4 == 0 { at * 2 } else { DESCRIPTORS + at % 0x1800 * 2 };
             driver.ram.set(at, &(word % 300).to_le_bytes());
         }
         for (register, value, is_small) in registers {
             let value = if is_small { value % 64 } else { value };
-            driver.tell(register & !3, value);
-            driver.tell(mmio::VIRTIO_MMIO_QUEUE_NOTIFY, 0);
-            driver.ask(register);
+            driver.write_register(register & !3, value);
+            driver.write_register(mmio::VIRTIO_MMIO_QUEUE_NOTIFY, 0);
+            driver.read_register(register);
         }
-        driver.tell(mmio::VIRTIO_MMIO_QUEUE_NOTIFY, 0);
+        driver.write_register(mmio::VIRTIO_MMIO_QUEUE_NOTIFY, 0);
     }
 }
