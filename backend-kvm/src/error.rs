@@ -26,8 +26,8 @@ pub enum KvmError {
     /// Saved state is not what it should be.
     #[error("saved machine state: {0}")]
     State(String),
-    /// A machine cannot be snapshot as it is now.
-    #[error("it cannot be snapshot: {0}")]
+    /// A machine cannot be snapshotted as it is now.
+    #[error("it cannot be snapshotted: {0}")]
     NotWhole(&'static str),
     /// An access outside the guest's RAM.
     #[error("guest-physical range {gpa:#x}..+{len:#x} is not RAM")]

@@ -1,6 +1,6 @@
 //! Clones of running KVM guests.
 //!
-//! A [`Machine`](machine::Machine) is snapshot in the time that saving its vCPUs takes, and goes on
+//! A [`Machine`](machine::Machine) is snapshotted in the time that saving its vCPUs takes, and goes on
 //! running; from what the freeze leaves ([`Snapshot`](machine::Snapshot)) any number of clones
 //! start at once, each of which shares what it reads and owns what it writes.
 //!

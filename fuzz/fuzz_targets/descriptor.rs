@@ -1,5 +1,5 @@
 //! Any bytes as a clone descriptor, or as the payload of one whose checksum is right. What is accepted can be written again and
-//! read back the same, and has an locality of all its frames.
+//! read back the same, and has a locality order of all its frames.
 #![no_main]
 
 use kaleidoscope_core::clone::{CloneId, Descriptor, DescriptorLimits, MAX_SERVERS};
@@ -18,7 +18,7 @@ fuzz_target!(|data: &[u8]| {
     let again = descriptor.to_bytes().expect("what was read can be written");
     let read = Descriptor::from_bytes(&again, &limits).expect("what was written can be read");
     assert_eq!(read, descriptor);
-    let locality = descriptor.locality().expect("a guest has an locality");
+    let locality = descriptor.locality().expect("a guest has a locality order");
     assert_eq!(locality.layout(), descriptor.layout());
     assert!(descriptor.map().is_none_or(|map| map == locality.map()));
     let other = descriptor.for_clone(CloneId([choice; 16]));

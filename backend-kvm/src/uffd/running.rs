@@ -175,7 +175,7 @@ impl Running {
                 "pages of it are missing; Background::Full has all of them come",
             ));
         }
-        // A cache that is snapshot has zeros for all clones where this one has them, and no page.
+        // A cache that is snapshotted has zeros for all clones where this one has them, and no page.
         if self.pages.has_cache() && self.engine.has_given_back() {
             return Err(KvmError::NotWhole(
                 "its guest gave memory back, which its siblings on the cache may need",

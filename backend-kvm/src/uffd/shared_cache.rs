@@ -23,7 +23,7 @@ use std::sync::Arc;
 /// the host's content store has when the cache is made, and that the clones map from there
 /// ([`sharing`](Self::sharing)).
 ///
-/// When one of the clones that has every frame is snapshot, the cache becomes an image: what is not
+/// When one of the clones that has every frame is snapshotted, the cache becomes an image: what is not
 /// here by then is zeros, for all of them.
 #[derive(Debug)]
 pub struct SharedPageCache {
@@ -43,7 +43,7 @@ pub struct SharedPageCache {
 #[derive(Debug)]
 struct CacheUsers {
     without: ZeroedFrames,
-    /// What the cache was when a clone on it was snapshot.
+    /// What the cache was when a clone on it was snapshotted.
     image: Option<Arc<SnapshotMemory>>,
 }
 
@@ -170,14 +170,14 @@ impl SharedPageCache {
     /// A page that any of the processes fetched is there for the clones of all of them, until the
     /// last has gone; one that is killed leaves whole pages. Who has the descriptor can read
     /// the parent's memory, and put wrong pages there. Clones on a cache that others may have
-    /// joined cannot be snapshot: what those do without is not known.
+    /// joined cannot be snapshotted: what those do without is not known.
     ///
     /// # Errors
-    /// [`KvmError::State`] when the cache has become an image of a clone that was snapshot.
+    /// [`KvmError::State`] when the cache has become an image of a clone that was snapshotted.
     pub fn file(&self) -> Result<BorrowedFd<'_>, KvmError> {
         let mut users = self.users.lock();
         if self.is_sealed() {
-            return Err(KvmError::State("the cache was snapshot with a clone".into()));
+            return Err(KvmError::State("the cache was snapshotted with a clone".into()));
         }
         users.without = ZeroedFrames::Various;
         Ok(self.file.as_fd())
@@ -236,7 +236,7 @@ impl SharedPageCache {
             users.without = wish;
         } else if !users.without.is_the_same(&wish) {
             if self.is_sealed() {
-                let what = "the cache was snapshot with clones that did without other free frames";
+                let what = "the cache was snapshotted with clones that did without other free frames";
                 return Err(KvmError::State(what.into()));
             }
             users.without = ZeroedFrames::Various;

@@ -83,7 +83,7 @@ fn a_stage_with_every_page_becomes_an_image() -> Outcome {
     }
     assert!(refusal(freeze(&cache, &[80..89])).contains("not on its cache"));
     assert_eq!(put(&cache, 5), Put::Known);
-    assert_eq!(put(&cache, 89), Put::New, "what cannot be snapshot goes on");
+    assert_eq!(put(&cache, 89), Put::New, "what cannot be snapshotted goes on");
     let image = freeze(&cache, &[80..89])?;
     let expected = |n: u32| if n < 80 || n == 89 || n == 91 { page(n)[0] } else { 0 };
     let bytes = || image.bytes().unwrap().iter().step_by(FRAME_BYTES).copied();
@@ -96,7 +96,7 @@ fn a_stage_with_every_page_becomes_an_image() -> Outcome {
     let mut byte = [7];
     first.read(80 * FRAME_BYTES, &mut byte)?;
     assert_eq!(byte, [0]);
-    assert!(Arc::ptr_eq(&image, &freeze(&cache, &[])?), "it is snapshot once");
+    assert!(Arc::ptr_eq(&image, &freeze(&cache, &[])?), "it is snapshotted once");
     // Clones that need what is zeros now have to go elsewhere.
     cache.admit(&free, FreeFrames::Zero)?;
     assert!(refusal(cache.admit(&free, FreeFrames::Fetch)).contains("other free frames"));
@@ -320,7 +320,7 @@ fn only_the_memory_of_a_stage_is_joined() -> Outcome {
     (0..FRAMES).for_each(|n| assert_eq!(put(&alone, n), Put::New));
     let before = Mapping::of_file(alone.file.as_fd(), alone.file.len(), Sharing::Private)?;
     let image = freeze(&alone, &[])?;
-    assert!(refusal(alone.file()).contains("was snapshot"));
+    assert!(refusal(alone.file()).contains("was snapshotted"));
     let mut seen = vec![0; bytes(&layout())];
     before.read(0, &mut seen)?;
     assert_eq!(Some(seen.as_slice()), image.bytes());

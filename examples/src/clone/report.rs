@@ -20,7 +20,7 @@ pub(super) struct Figures {
     pub(super) mib: u32,
     /// Until the guest was warm.
     pub(super) booted_s: f64,
-    /// How long it stood still to be snapshot.
+    /// How long it stood still to be snapshotted.
     pub(super) pause_us: f64,
     pub(super) colored_ms: f64,
     /// Memory of the parent that is not shared: what it wrote since.

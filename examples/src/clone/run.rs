@@ -283,9 +283,9 @@ impl Nursery<'_> {
         Ok(done)
     }
 
-    /// Has one more clone say what each of its pages is, before and after it is snapshot itself,
+    /// Has one more clone say what each of its pages is, before and after it is snapshotted itself,
     /// and judges what is found in its memory at that instant. It begins as the parent was when
-    /// it was snapshot, but goes on while it looks: the parent's colors are of another instant.
+    /// it was snapshotted, but goes on while it looks: the parent's colors are of another instant.
     fn ask(&self) -> Result<check::FrameFindings, Failure> {
         let mut clone = self.start(Way::Local, "clone-asked", &question(0))?.clone;
         let mut before = self.flags(&clone, 0)?;

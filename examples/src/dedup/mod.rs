@@ -49,7 +49,7 @@ Examples:
   kaleidoscope dedup guests/web guests/sql --json | jq -r '.strategies | to_entries[] | [.key, .value.hashed, .value.net] | @tsv'
       for programs
   kaleidoscope dedup guests/* --learn hit_rates.csv
-      learn from one's own guests where equal pages are; --hit_rates uses it")]
+      learn from one's own guests where equal pages are; --hit-rates uses it")]
 pub(crate) struct Args {
     /// Memory images, or folders with ram.bin; ram.kscope beside an image spares coloring it
     #[arg(value_name = "IMAGE", required = true, num_args = 1..)]
@@ -60,7 +60,7 @@ pub(crate) struct Args {
     /// What the adaptive selector knows beforehand; what is shipped unless told otherwise
     #[arg(long, value_name = "FILE.csv")]
     hit_rates: Option<PathBuf>,
-    /// Write what every pair of the guests teaches, for --hit_rates
+    /// Write what every pair of the guests teaches, for --hit-rates
     #[arg(long, value_name = "FILE.csv", conflicts_with_all = ["ksm", "png", "json"])]
     learn: Option<PathBuf>,
     /// Have the kernel merge the same memory, and then only what the adaptive selector chose
@@ -111,7 +111,7 @@ impl Args {
         let Some(path) = &self.hit_rates else { return Ok(HitRates::shipped()) };
         let text = std::fs::read_to_string(path).map_err(|e| Failure::at(path, e))?;
         HitRates::parse(&text).map_err(|e| {
-            Failure::at(path, e).hint("--hit_rates takes what `kaleidoscope dedup --learn` wrote")
+            Failure::at(path, e).hint("--hit-rates takes what `kaleidoscope dedup --learn` wrote")
         })
     }
 }
