@@ -189,7 +189,7 @@ fetch_lists() {
 # Installs $packages. Package lists are fetched only when something is to be installed.
 install_packages() {
     if [ -z "$packages" ]; then
-        echo "  nothing to install"
+        echo "  no packages to install"
         return 0
     fi
     need_root "$packages"
