@@ -16,6 +16,6 @@ fi
 
 look_for_lab
 # The lab asks apt for packages too, so apt's lists must be present even if nothing is missing.
-[ -n "$packages" ] || { need_root ""; fetch_lists; }
+[ -n "$packages" ] || fetch_lists
 install_packages
 echo "the guest lab has all it needs; try: kaleidoscope lab run target/guest"
