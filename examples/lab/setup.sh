@@ -1,31 +1,21 @@
 #!/bin/sh
-# Installs the Debian packages that `kaleidoscope lab` needs. Safe to run again.
-# With the argument `compiler`, installs only a C compiler, which `cargo build` links with.
+# Installs on Debian what `kaleidoscope lab` needs. Safe to run again.
+# With the argument `compiler`, only what `cargo build` needs.
 #
 # Kernels and the guests' programs are not installed: the lab downloads their packages (the
 # statically linked busybox among them) into its cache and unpacks them there.
 set -eu
+cd "$(dirname "$0")/../.."
+. scripts/lib.sh
 
-packages="qemu-system-x86 e2fsprogs xz-utils zstd squashfs-tools xfsprogs"
 if [ "${1:-}" = compiler ]; then
-    packages="gcc libc6-dev"
-    if command -v cc >/dev/null; then exit 0; fi
+    look_for_build_tools
+    install_packages
+    exit 0
 fi
 
-missing=
-for package in $packages; do
-    status=$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null || true)
-    [ "$status" = installed ] || missing="$missing $package"
-done
-
-as_root=
-[ "$(id -u)" = 0 ] || as_root=sudo
-
-# The lab downloads packages with apt, too, so it always needs the package lists.
-$as_root apt-get update
-if [ -n "$missing" ]; then
-    # shellcheck disable=SC2086 # a list of words
-    $as_root env DEBIAN_FRONTEND=noninteractive \
-        apt-get install --yes --no-install-recommends $missing
-fi
-echo "all packages of the guest lab are installed; try: kaleidoscope lab run target/guest"
+look_for_lab
+# The lab asks apt for packages too, so apt's lists must be present even if nothing is missing.
+[ -n "$packages" ] || fetch_lists
+install_packages
+echo "the guest lab has all it needs; try: kaleidoscope lab run target/guest"
