@@ -1,12 +1,12 @@
 //! Atomics and locks: the one place that names them, so that a model checker can stand in for them.
 //!
 //! Built with `--cfg loom`, everything that is synchronized through these types can be run under
-//! [loom](https://docs.rs/loom), which tries every interleaving (`clone/model.rs`).
+//! [loom](https://docs.rs/loom), which tries every interleaving (`clone/engine/model.rs`).
 
 #[cfg(loom)]
 mod modeled {
-    pub(crate) use loom::sync::MutexGuard;
     pub(crate) use loom::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
+    pub(crate) use loom::sync::{MutexGuard, RwLockReadGuard, RwLockWriteGuard};
     use std::time::Duration;
 
     /// loom's mutex with the interface of `parking_lot`'s: a panicking holder ends the model
@@ -33,11 +33,11 @@ mod modeled {
             Self(loom::sync::RwLock::new(value))
         }
 
-        pub(crate) fn read(&self) -> loom::sync::RwLockReadGuard<'_, T> {
+        pub(crate) fn read(&self) -> RwLockReadGuard<'_, T> {
             self.0.read().unwrap_or_else(|poisoned| poisoned.into_inner())
         }
 
-        pub(crate) fn write(&self) -> loom::sync::RwLockWriteGuard<'_, T> {
+        pub(crate) fn write(&self) -> RwLockWriteGuard<'_, T> {
             self.0.write().unwrap_or_else(|poisoned| poisoned.into_inner())
         }
     }
@@ -86,7 +86,7 @@ mod modeled {
 
 #[cfg(not(loom))]
 mod real {
-    pub(crate) use parking_lot::{Mutex, MutexGuard, RwLock};
+    pub(crate) use parking_lot::{Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
     pub(crate) use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
     use std::time::Duration;
 

@@ -7,34 +7,18 @@
 //! (`deliver`), and one thread per clone streams (`stream`).
 
 mod address;
-mod background_fill;
-mod deliver;
 mod descriptor;
 mod engine;
-mod events;
-mod fault;
 mod free_frames;
-mod granule;
 pub mod hooks;
 mod id;
 mod local;
 mod local_cache;
-mod memory;
-#[cfg(all(test, loom))]
-mod model;
 mod options;
 pub mod ports;
-mod reclaim;
 mod retry;
-mod scheduler;
 pub mod shared;
-mod staging;
-mod states;
 mod statistics;
-mod stream;
-#[cfg(all(test, not(loom)))]
-mod tests;
-mod waiters;
 
 pub use address::{AddressError, ServerAddress};
 pub use descriptor::{Descriptor, DescriptorError, DescriptorLimits, MAX_SERVERS, MAX_STATE};

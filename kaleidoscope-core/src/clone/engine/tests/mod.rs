@@ -7,11 +7,11 @@ mod panics;
 mod shown;
 mod timeout;
 
-use super::ports::{
+use super::super::ports::{
     Delivery, InstallError, Installed, PageInstaller, PageSource, Priority, SourceError,
     SystemClock,
 };
-use super::*;
+use super::super::*;
 use crate::addr::FrameIndex;
 use crate::alloc::{CloneLimits, Host, HostLimits, Reservation};
 use crate::color::{Color, ColorMap, Frame, KernelIdentity};

@@ -1,7 +1,7 @@
 //! The engine under loom: every interleaving of a few threads, up to a bound of preemptions.
 //!
 //! `RUSTFLAGS="--cfg loom" cargo test --profile dev -p kaleidoscope-core --lib --target-dir
-//! target/loom clone::model`
+//! target/loom clone::engine::model`
 //!
 //! The model is the engine itself, without its streaming thread, which a model's thread plays where
 //! it matters. A page is one number that is written and read without any ordering of its own, so
@@ -10,12 +10,12 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
-use super::engine::Inner;
-use super::ports::{
+use super::super::ports::{
     Clock, Delivery, Event, Eviction, FaultQueue, InstallError, Installed, PageInstaller,
     PageSource, Priority, SourceError,
 };
-use super::{EngineOptions, EngineParts, Feedback, FreeFrames};
+use super::super::{EngineOptions, EngineParts, Feedback, FreeFrames, Stopped};
+use super::core::Core;
 use crate::addr::FrameIndex;
 use crate::color::{ColorMap, Frame, KernelIdentity};
 use crate::memory::{MemoryLayout, Page, ZERO_PAGE};
@@ -127,7 +127,7 @@ impl Clock for Noon {
 
 #[derive(Clone)]
 struct World {
-    clone: Arc<Inner>,
+    clone: Arc<Core>,
     memory: Arc<Memory>,
 }
 
@@ -158,12 +158,12 @@ impl World {
             reservation: None,
             local_cache: None,
         };
-        Self { clone: Arc::new(Inner::new(parts, options)), memory }
+        Self { clone: Arc::new(Core::new(parts, options)), memory }
     }
 
     /// A vCPU touches a frame; says what it found.
     fn touch(&self, frame: u32) -> usize {
-        self.clone.fault(FrameIndex(frame), Access::Read).unwrap();
+        self.clone.faults.answer(FrameIndex(frame), Access::Read).unwrap();
         self.memory.get(frame)
     }
 
@@ -218,10 +218,10 @@ fn the_streaming_thread_receives_beside_a_vcpu() {
         let world = World::new(Box::new(Blind::aligned(2)), Feedback::Off);
         let other = world.beside(|world| {
             // The thread's work, as often as it takes: it sleeps until it is kicked.
-            while world.clone.ahead.load(Ordering::Acquire) > 0 || world.memory.get(0) == EMPTY {
-                world.clone.feed(false).unwrap();
-                if let Some(_role) = world.clone.waiters.receive() {
-                    world.clone.receive(Duration::ZERO).unwrap();
+            while world.clone.state().ahead() > 0 || world.memory.get(0) == EMPTY {
+                world.clone.fetcher().feed(false).unwrap();
+                if let Some(_role) = world.clone.state().waiters.receive() {
+                    world.clone.fetcher().receive(Duration::ZERO).unwrap();
                 }
                 thread::yield_now();
             }
@@ -237,11 +237,11 @@ fn kicks_are_not_lost() {
     explore(3, || {
         let world = World::new(Box::new(Demand), Feedback::Off);
         let other = world.beside(|world| {
-            world.clone.waiters.kick();
-            drop(world.clone.waiters.receive());
+            world.clone.state().waiters.kick();
+            drop(world.clone.state().waiters.receive());
         });
         // Sleeps for ever if the kick is lost.
-        while !world.clone.waiters.wait_for_work(Duration::ZERO, false) {}
+        while !world.clone.state().waiters.wait_for_work(Duration::ZERO, false) {}
         other.join().unwrap();
     });
 }
@@ -258,7 +258,7 @@ fn what_is_given_back_reads_as_zeros() {
             assert!(matches!(found, BYTES | ZEROS | EMPTY), "{found}");
         });
         world.memory.events.lock().push(Event::Removed(0..1));
-        world.clone.read_events().unwrap();
+        world.clone.events().read_all().unwrap();
         world.memory.frames[0].store(EMPTY, Ordering::Relaxed);
         assert_eq!(world.touch(0), ZEROS);
         other.join().unwrap();
@@ -287,11 +287,11 @@ fn stopping_wakes_everybody() {
         let world = World::new(Box::new(Demand), Feedback::Off);
         let other = world.beside(|world| {
             // Either the page comes first, or the stop.
-            let _ = world.clone.fault(FrameIndex(0), Access::Read);
+            let _ = world.clone.faults.answer(FrameIndex(0), Access::Read);
         });
-        world.clone.fail(super::Stopped::Cancelled);
+        world.clone.state().fail(Stopped::Cancelled);
         other.join().unwrap();
-        assert!(world.clone.fault(FrameIndex(1), Access::Read).is_err());
+        assert!(world.clone.faults.answer(FrameIndex(1), Access::Read).is_err());
     });
 }
 
@@ -304,9 +304,9 @@ fn memory_that_refuses_for_good_ends_all_who_wait() {
         let options = EngineOptions { timeout, ..EngineOptions::default() };
         let world = World::with(Box::new(Demand), options, true);
         let touch = |world: &World, frame| {
-            let ended = world.clone.fault(FrameIndex(frame), Access::Read);
-            let why = world.clone.fail(ended.unwrap_err());
-            assert!(matches!(why, super::Stopped::Timeout { .. }), "{why}");
+            let ended = world.clone.faults.answer(FrameIndex(frame), Access::Read);
+            let why = world.clone.state().fail(ended.unwrap_err());
+            assert!(matches!(why, Stopped::Timeout { .. }), "{why}");
         };
         let other = world.beside(move |world| touch(&world, 0));
         touch(&world, 0);

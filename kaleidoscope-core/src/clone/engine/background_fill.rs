@@ -1,7 +1,7 @@
 //! Filling a clone while nothing better is to be done: every frame, the likelier ones first.
 
-use super::engine::Inner;
-use super::options::FreeFrames;
+use super::super::options::FreeFrames;
+use super::state::CloneState;
 use crate::addr::FrameIndex;
 use crate::prefetch::Position;
 use std::time::Duration;
@@ -85,7 +85,7 @@ impl BackgroundFill {
     }
 
     /// Fills `batch` with frames that are then on their way; returns how many.
-    pub(super) fn next(&mut self, batch: &mut [FrameIndex], clone: &Inner) -> usize {
+    pub(super) fn next(&mut self, batch: &mut [FrameIndex], clone: &CloneState) -> usize {
         let allowed = match &mut self.throttle {
             None => batch.len(),
             Some(throttle) => throttle.allowed(clone.clock.now()).min(batch.len()),
@@ -109,7 +109,7 @@ impl BackgroundFill {
                 Pass::Done => false,
             };
             if is_its_turn
-                && clone.states.ask_to_fill(frame)
+                && clone.frames.ask_to_fill(frame)
                 && let Some(slot) = batch.get_mut(n)
             {
                 *slot = frame;

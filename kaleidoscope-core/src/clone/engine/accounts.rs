@@ -19,7 +19,7 @@ const INTERVAL: Duration = Duration::from_millis(2);
 /// A frame is taken from the reservation when it is asked for, or filled, and given back when it
 /// leaves the clone's memory, or never gets there. Whoever changes its state keeps the account.
 #[derive(Debug)]
-pub(super) struct Memory {
+pub(super) struct Accounts {
     reservation: Option<Reservation>,
     footprint: Footprint,
     history: Mutex<FootprintHistory>,
@@ -29,7 +29,7 @@ pub(super) struct Memory {
     pressed: AtomicBool,
 }
 
-impl Memory {
+impl Accounts {
     pub(super) fn new(reservation: Option<Reservation>) -> Self {
         Self {
             reservation,

@@ -1,9 +1,9 @@
 //! Policy, plan and queue: what to ask for next.
 
+use super::super::options::{Background, EngineOptions};
 use super::background_fill::BackgroundFill;
-use super::engine::Inner;
-use super::options::{Background, EngineOptions};
-use super::states::Phase;
+use super::frame_states::Phase;
+use super::state::CloneState;
 use crate::addr::FrameIndex;
 use crate::prefetch::{Answer, Fault, LocalityOrder, Plan, PrefetchOutcome, PrefetchPolicy};
 use std::collections::VecDeque;
@@ -49,11 +49,11 @@ impl PrefetchScheduler {
     pub(super) fn fault(
         &mut self,
         fault: &Fault,
-        clone: &Inner,
+        clone: &CloneState,
         zeros: &mut Vec<FrameIndex>,
     ) -> Answer {
         self.idle = false;
-        let mut planner = self.plan.begin(&clone.states, Some(fault.frame));
+        let mut planner = self.plan.begin(&clone.frames, Some(fault.frame));
         self.policy.fault(fault, &mut planner);
         self.take_plan(clone, zeros);
         self.plan.answer()
@@ -65,16 +65,16 @@ impl PrefetchScheduler {
     }
 
     /// Queues the plan.
-    fn take_plan(&mut self, clone: &Inner, zeros: &mut Vec<FrameIndex>) {
+    fn take_plan(&mut self, clone: &CloneState, zeros: &mut Vec<FrameIndex>) {
         for frame in self.plan.fetch() {
-            if clone.states.plan(*frame) {
+            if clone.frames.plan(*frame) {
                 self.queue.push_back(*frame);
             }
         }
         while self.queue.len() > clone.options.queue
             && let Some(oldest) = self.queue.pop_front()
         {
-            clone.states.unplan(oldest);
+            clone.frames.unplan(oldest);
         }
         zeros.extend(self.plan.zero().iter().filter(|frame| clone.is_free(**frame)));
     }
@@ -86,14 +86,14 @@ impl PrefetchScheduler {
         &mut self,
         batch: &mut [FrameIndex],
         may_fill: bool,
-        clone: &Inner,
+        clone: &CloneState,
         zeros: &mut Vec<FrameIndex>,
     ) -> usize {
         let mut n = self.dequeue(batch, clone);
         let (mut barren, most) = (0, clone.locality.frames() as usize);
         while n < batch.len() && !self.idle {
             let before = (n, zeros.len());
-            let mut planner = self.plan.begin(&clone.states, None);
+            let mut planner = self.plan.begin(&clone.frames, None);
             planner.limit(batch.len() - n);
             self.policy.background(&mut planner);
             self.idle = self.plan.fetch().is_empty() && self.plan.zero().is_empty();
@@ -114,12 +114,12 @@ impl PrefetchScheduler {
         n
     }
 
-    fn dequeue(&mut self, batch: &mut [FrameIndex], clone: &Inner) -> usize {
+    fn dequeue(&mut self, batch: &mut [FrameIndex], clone: &CloneState) -> usize {
         let mut n = 0;
         while let Some(slot) = batch.get_mut(n)
             && let Some(frame) = self.queue.pop_front()
         {
-            if clone.states.ask(frame) {
+            if clone.frames.ask(frame) {
                 *slot = frame;
                 n += 1;
             }
@@ -128,21 +128,21 @@ impl PrefetchScheduler {
     }
 
     /// Forgets everything that is planned: memory is short.
-    pub(super) fn drop_plans(&mut self, clone: &Inner) {
+    pub(super) fn drop_plans(&mut self, clone: &CloneState) {
         for frame in self.queue.drain(..) {
-            clone.states.unplan(frame);
+            clone.frames.unplan(frame);
         }
     }
 
     /// Whether filling has seen every frame. A frame that was dropped since is filled in another
     /// pass.
-    pub(super) fn has_filled(&mut self, clone: &Inner) -> bool {
+    pub(super) fn has_filled(&mut self, clone: &CloneState) -> bool {
         let Some(fill) = &mut self.fill else { return false };
         if !fill.is_done() || !self.queue.is_empty() {
             return false;
         }
         let frames = (0..clone.locality.frames()).map(FrameIndex);
-        let mut missing = frames.filter(|frame| match clone.states.phase(*frame) {
+        let mut missing = frames.filter(|frame| match clone.frames.phase(*frame) {
             Phase::Absent | Phase::Queued => !clone.is_free(*frame),
             Phase::Requested | Phase::Placing | Phase::Staged => true,
             Phase::Present
@@ -160,7 +160,7 @@ impl PrefetchScheduler {
 
     /// How long filling waits before it may ask for more; `None` when it waits for nothing, or
     /// there is none.
-    pub(super) fn fills_again_in(&self, clone: &Inner) -> Option<std::time::Duration> {
+    pub(super) fn fills_again_in(&self, clone: &CloneState) -> Option<std::time::Duration> {
         self.fill.as_ref()?.allowed_in(clone.clock.now())
     }
 }

@@ -4,19 +4,18 @@
 //! Colors, requests and plans stay with frames: of a granule only those are fetched that are not
 //! free, and what was prefetched of it need not come again.
 
-use super::deliver::{Attempt, Origin, Staged};
-use super::engine::Inner;
-use super::options::Stopped;
-use super::ports::{Delivery, Priority};
-use super::retry::Retry;
-use super::states::Step;
-use super::statistics::Count;
+use super::super::options::Stopped;
+use super::super::ports::{Delivery, Priority};
+use super::super::retry::Retry;
+use super::super::statistics::Count;
+use super::fault::FaultPath;
+use super::frame_states::Step;
+use super::install::{Attempt, Origin, Reason};
 use crate::addr::FrameIndex;
 use crate::memory::LazyTable;
 use crate::prefetch::{Access, Fault};
 use crate::sync::{AtomicBool, Ordering};
 use std::ops::Range;
-use std::time::Duration;
 
 /// Which frames are filled together.
 #[derive(Debug)]
@@ -25,7 +24,7 @@ pub(super) struct Granules {
     frames: u32,
     /// Frames of the guest.
     all: u32,
-    /// Whether somebody has taken care of a granule's free frames.
+    /// Whether a thread has taken care of a granule's free frames.
     free_frames_done: LazyTable<AtomicBool>,
 }
 
@@ -38,7 +37,7 @@ struct Missing {
     zeros: Vec<FrameIndex>,
     /// Some are on their way.
     waits: bool,
-    /// Nobody had asked for some of them.
+    /// Some had not been requested.
     is_new: bool,
 }
 
@@ -50,6 +49,15 @@ impl Granules {
         Self { frames, all, free_frames_done: LazyTable::new(granules) }
     }
 
+    /// The frames that are filled together with this one, for one of the threads that ask when the
+    /// first of them arrived.
+    pub(super) fn first_arrival(&self, frame: FrameIndex) -> Option<Range<u32>> {
+        let granule = self.of(frame)?;
+        let is_done = self.free_frames_done.get((granule.start / self.frames) as usize)?;
+        let is_first = !is_done.load(Ordering::Relaxed) && !is_done.swap(true, Ordering::Relaxed);
+        is_first.then_some(granule)
+    }
+
     /// The frames that are filled with this one, if there are others.
     pub(super) fn of(&self, frame: FrameIndex) -> Option<Range<u32>> {
         let start = frame.0 / self.frames * self.frames;
@@ -57,69 +65,70 @@ impl Granules {
     }
 }
 
-impl Inner {
-    /// Answers a fault on a granule; returns when all of it is there.
-    pub(super) fn fault_granule(
+impl FaultPath {
+    /// Answers a fault on a granule; returns when all of it is resident.
+    pub(super) fn answer_granule(
         &self,
         granule: &Range<u32>,
         frame: FrameIndex,
         access: Access,
     ) -> Result<(), Stopped> {
-        let start = self.clock.now();
-        let mut retry = Retry::since(start, self.options.timeout);
+        let (state, events) = (self.state(), &self.fetcher.installer.events);
+        let start = state.clock.now();
+        let mut retry = Retry::since(start, state.options.timeout);
         let mut stalled = false;
         loop {
-            self.check()?;
+            state.check()?;
             let mut missing = Missing::default();
             let mut rest = granule.clone();
-            // From where it was interrupted: what was zeroed once would be zeroed again.
+            // From where it was interrupted: zeros that were installed once would be again.
             while self.claim(&mut rest, &mut missing)? == Attempt::Again {
-                self.try_again(frame, &mut retry)?;
+                events.before_retry(frame, &mut retry)?;
             }
             if !missing.waits {
                 break;
             }
             let is_first = !stalled;
             stalled = true;
-            self.ask(&missing)?;
+            self.request_missing(&missing)?;
             if is_first {
                 self.tell(Fault { frame, access, in_flight: !missing.is_new }, &missing)?;
             }
             for frame in granule.clone().map(FrameIndex) {
-                self.wait_for(frame, start)?;
+                self.fetcher.wait_for(frame, start)?;
             }
             if !is_first {
-                // Some of it came, and is gone again.
-                self.in_time(frame, &mut retry)?;
+                // Some of it arrived, and was given back since.
+                state.pause(frame, &mut retry)?;
             }
         }
         if stalled {
             self.stalled(frame, start);
-        } else {
-            // It came between the touch and here, and the vCPU may still sleep.
-            self.installer.wake(frame)?;
+            return Ok(());
         }
-        Ok(())
+        // It arrived between the touch and now, and the vCPU may still sleep.
+        self.fetcher.installer.wake(frame)
     }
 
-    /// Places what is at hand of the rest of a granule, and says what is missing of it.
+    /// Installs what is at hand of the rest of a granule, and collects what is missing.
     fn claim(&self, rest: &mut Range<u32>, missing: &mut Missing) -> Result<Attempt, Stopped> {
-        let _gate = self.gate.read();
+        let (state, installer) = (self.state(), &self.fetcher.installer);
+        let gate = installer.events.enter();
         while let Some(frame) = rest.clone().next().map(FrameIndex) {
-            let attempt = match self.states.fault(frame) {
+            let attempt = match state.frames.fault(frame) {
                 Step::Present => Attempt::Done,
                 Step::Unavailable => return Err(Stopped::Unavailable { frame }),
-                Step::Unstage => self.place_staged(frame, Staged::Touched)?,
-                Step::Zero => self.place_zeros(frame)?,
+                Step::Unstage => installer.install_staged(&gate, frame, Reason::Touched)?,
+                Step::Zero => installer.refill(&gate, frame)?,
                 Step::Ask => {
-                    // Before anybody can give the frame back.
-                    self.memory.take_for_fault();
+                    // Inside the gate: the frame cannot be given back before.
+                    state.accounts.take_for_fault();
                     missing.waits = true;
                     missing.is_new = true;
-                    if !self.is_free(frame) {
+                    let zeros = Delivery::Zero(frame);
+                    if !state.is_free(frame) {
                         missing.ask.push(frame);
-                    } else if self.try_deliver_at_gate(Delivery::Zero(frame), Origin::Here)?
-                        == Attempt::Again
+                    } else if installer.try_deliver(&gate, zeros, Origin::Zeros)? == Attempt::Again
                     {
                         missing.zeros.push(frame);
                     }
@@ -143,13 +152,12 @@ impl Inner {
         Ok(Attempt::Done)
     }
 
-    /// Has what is missing come.
-    fn ask(&self, missing: &Missing) -> Result<(), Stopped> {
+    fn request_missing(&self, missing: &Missing) -> Result<(), Stopped> {
         if !missing.ask.is_empty() {
-            self.request(&missing.ask, Priority::Urgent)?;
+            self.fetcher.request(&missing.ask, Priority::Urgent)?;
         }
         for frame in &missing.zeros {
-            self.deliver(Delivery::Zero(*frame), Origin::Here)?;
+            self.fetcher.installer.deliver(Delivery::Zero(*frame), Origin::Zeros)?;
         }
         Ok(())
     }
@@ -161,33 +169,8 @@ impl Inner {
             (true, true) => Count::ZeroFaults,
             (true, false) => Count::Faults,
         };
-        self.counters.add(self.color(fault.frame), count);
-        let mut zeros = Vec::new();
-        self.scheduler.lock().fault(&fault, self, &mut zeros);
-        self.zero_ahead(&mut zeros)?;
-        self.feed(false)
-    }
-
-    /// A frame came: the free ones that are filled with it need not wait for a fault.
-    pub(super) fn fill_with_zeros_around(&self, frame: FrameIndex) -> Result<(), Stopped> {
-        let Some(granule) = self.granules.of(frame) else { return Ok(()) };
-        let number = (granule.start / self.granules.frames) as usize;
-        let Some(is_done) = self.granules.free_frames_done.get(number) else { return Ok(()) };
-        if is_done.load(Ordering::Relaxed) || is_done.swap(true, Ordering::Relaxed) {
-            return Ok(());
-        }
-        let free = granule.map(FrameIndex).filter(|frame| self.is_free(*frame));
-        self.zero_ahead(&mut free.collect::<Vec<_>>())
-    }
-
-    /// A fault that had to wait is over.
-    pub(super) fn stalled(&self, frame: FrameIndex, start: Duration) {
-        let now = self.clock.now();
-        self.counters.stalled(self.color(frame), now.saturating_sub(start));
-        self.memory.sample(now);
-        if self.ahead.load(Ordering::Acquire) > 0 {
-            // Others are on their way, and this thread no longer receives them.
-            self.waiters.kick();
-        }
+        self.state().count(fault.frame, count);
+        let (_, zeros) = self.fetcher.ask_policy(&fault);
+        self.fetcher.carry_out(zeros)
     }
 }

@@ -2,9 +2,9 @@
 //! with nothing: every way into the engine ends, in time and without keeping a processor busy.
 
 use super::*;
-use crate::clone::engine::Inner;
+use crate::clone::engine::core::Core;
+use crate::clone::engine::frame_states::Phase;
 use crate::clone::ports::{Clock, Event, Eviction, FaultQueue};
-use crate::clone::states::Phase;
 use crate::prefetch::{Fault, Planner};
 use crate::sync::{AtomicUsize, Ordering};
 use std::sync::mpsc::channel;
@@ -136,15 +136,15 @@ struct Way {
     options: EngineOptions,
     policy: fn() -> Box<dyn PrefetchPolicy>,
     /// Done before it refuses.
-    before: fn(&Inner),
-    act: fn(&Inner) -> Result<(), Stopped>,
+    before: fn(&Core),
+    act: fn(&Core) -> Result<(), Stopped>,
     events: fn() -> Vec<Event>,
     /// Frames that are there when it succeeds.
     there: &'static [u32],
 }
 
-fn touch(clone: &Inner, frame: u32) -> Result<(), Stopped> {
-    clone.fault(FrameIndex(frame), Access::Write)
+fn touch(clone: &Core, frame: u32) -> Result<(), Stopped> {
+    clone.faults.answer(FrameIndex(frame), Access::Write)
 }
 
 fn ways() -> Vec<Way> {
@@ -160,10 +160,10 @@ fn ways() -> Vec<Way> {
     let staged = EngineOptions { feedback: Feedback::Staged, ..options() };
     let blind: fn() -> Box<dyn PrefetchPolicy> = || Box::new(Blind::aligned(8));
     // The others of its block come with it, and are put aside.
-    let bring: fn(&Inner) = |clone| {
+    let bring: fn(&Core) = |clone| {
         touch(clone, 8).unwrap();
-        while clone.ahead.load(Ordering::Acquire) > 0 {
-            clone.receive(Duration::ZERO).unwrap();
+        while clone.state().ahead() > 0 {
+            clone.fetcher().receive(Duration::ZERO).unwrap();
         }
     };
     vec![
@@ -183,8 +183,8 @@ fn ways() -> Vec<Way> {
         Way {
             name: "a fault on a frame that was given back",
             before: |clone| {
-                let _gate = clone.gate.write();
-                clone.removed(7..9).unwrap();
+                let _gate = clone.events().close_gate();
+                clone.events().remove(7..9).unwrap();
             },
             ..plain()
         },
@@ -202,7 +202,7 @@ fn ways() -> Vec<Way> {
             options: EngineOptions { background: Background::Full, ..staged },
             policy: blind,
             before: bring,
-            act: Inner::place_all_staged,
+            act: |clone| clone.installer().install_all_staged(),
             there: &[9, 11, 12, 13, 14, 15],
             ..plain()
         },
@@ -210,10 +210,10 @@ fn ways() -> Vec<Way> {
             name: "streaming",
             options: EngineOptions { background: Background::Full, ..options() },
             act: |clone| {
-                clone.feed(true)?;
-                while clone.ahead.load(Ordering::Acquire) > 0 {
-                    clone.receive(Duration::ZERO)?;
-                    clone.feed(true)?;
+                clone.fetcher().feed(true)?;
+                while clone.state().ahead() > 0 {
+                    clone.fetcher().receive(Duration::ZERO)?;
+                    clone.fetcher().feed(true)?;
                 }
                 Ok(())
             },
@@ -227,12 +227,12 @@ fn ways() -> Vec<Way> {
                 std::thread::scope(|scope| {
                     let server = scope.spawn(|| clone.serve());
                     while !server.is_finished()
-                        && clone.states.phase(FrameIndex(8)) != Phase::Present
+                        && clone.state().frames.phase(FrameIndex(8)) != Phase::Present
                     {
                         std::thread::sleep(Duration::from_millis(1));
                     }
                     if !server.is_finished() {
-                        clone.fail(Stopped::Cancelled);
+                        clone.state().fail(Stopped::Cancelled);
                     }
                     match server.join().unwrap() {
                         Err(Stopped::Cancelled) => Ok(()),
@@ -252,7 +252,7 @@ fn memory_that_refuses_for_good_ends_the_clone_in_time() {
     for clock in clocks {
         for way in ways() {
             let memory = Refusing::with(0, (way.events)(), None);
-            let clone = Inner::new(parts(&memory, (way.policy)(), clock()), way.options);
+            let clone = Core::new(parts(&memory, (way.policy)(), clock()), way.options);
             (way.before)(&clone);
             memory.refusals.store(usize::MAX, Ordering::Relaxed);
             let before = memory.attempts();
@@ -275,7 +275,7 @@ fn memory_that_refuses_for_a_while_is_filled_then() {
             let memory = Refusing::with(0, (way.events)(), None);
             let patient = EngineOptions { timeout: LONG, ..way.options };
             let clock = Arc::new(SystemClock::new());
-            let clone = Inner::new(parts(&memory, (way.policy)(), clock), patient);
+            let clone = Core::new(parts(&memory, (way.policy)(), clock), patient);
             (way.before)(&clone);
             memory.refusals.store(refusals, Ordering::Relaxed);
             in_time(move || (way.act)(&clone)).unwrap();
@@ -311,8 +311,8 @@ fn events_without_end_do_not_keep_a_fault() {
     let touched = Event::Fault { frame: FrameIndex(20), access: Access::Read };
     for event in [Event::Removed(40..41), touched] {
         let memory = Refusing::with(usize::MAX, Vec::new(), Some(event));
-        let clone = Inner::new(parts(&memory, Box::new(Demand), Arc::new(Standing)), options());
-        let ended = in_time(move || clone.fault(FrameIndex(8), Access::Read));
+        let clone = Core::new(parts(&memory, Box::new(Demand), Arc::new(Standing)), options());
+        let ended = in_time(move || clone.faults.answer(FrameIndex(8), Access::Read));
         assert!(matches!(ended, Err(Stopped::Timeout { .. })), "{ended:?}");
         assert!(memory.attempts() <= ATTEMPTS);
     }
@@ -343,17 +343,17 @@ fn frames_that_cannot_be_zeroed_ahead_are_left() {
     for free_frames in [FreeFrames::Zero, FreeFrames::Fetch] {
         let memory = Refusing::new(0);
         let options = EngineOptions { free_frames, ..options() };
-        let clone = Inner::new(parts(&memory, Box::new(Zeros), Arc::new(Standing)), options);
-        clone.fault(FrameIndex(8), Access::Read).unwrap();
+        let clone = Core::new(parts(&memory, Box::new(Zeros), Arc::new(Standing)), options);
+        clone.faults.answer(FrameIndex(8), Access::Read).unwrap();
         memory.refusals.store(usize::MAX, Ordering::Relaxed);
         let before = memory.attempts();
         let clone = in_time(move || {
-            clone.feed(false).unwrap();
+            clone.fetcher().feed(false).unwrap();
             clone
         });
         assert!(memory.attempts() - before <= 2 * FRAMES as usize, "{}", memory.attempts());
         memory.refusals.store(0, Ordering::Relaxed);
-        in_time(move || clone.fault(FrameIndex(24), Access::Read)).unwrap();
+        in_time(move || clone.faults.answer(FrameIndex(24), Access::Read)).unwrap();
     }
 }
 

@@ -1,0 +1,165 @@
+//! Fetching: which frames are requested of the source, and who receives them.
+
+use super::super::options::Stopped;
+use super::super::ports::{Delivery, LocalCache, Lookup, PageSource, Priority};
+use super::super::retry::Retry;
+use super::install::{Installer, Origin};
+use super::scheduler::PrefetchScheduler;
+use super::state::{CloneState, SLICE};
+use crate::addr::{FRAME_BYTES, FrameIndex};
+use crate::prefetch::{Answer, Fault};
+use crate::sync::Mutex;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Frames of one request.
+const BATCH: usize = 64;
+
+/// Requests frames and receives them. No thread is kept for receiving: of the threads that wait for
+/// a page, one receives for all.
+pub(super) struct Fetcher {
+    pub(super) installer: Installer,
+    source: Arc<dyn PageSource>,
+    local_cache: Option<Arc<dyn LocalCache>>,
+    pub(super) scheduler: Arc<Mutex<PrefetchScheduler>>,
+}
+
+impl Fetcher {
+    pub(super) fn new(
+        installer: Installer,
+        source: Arc<dyn PageSource>,
+        local_cache: Option<Arc<dyn LocalCache>>,
+        scheduler: Arc<Mutex<PrefetchScheduler>>,
+    ) -> Self {
+        Self { installer, source, local_cache, scheduler }
+    }
+
+    pub(super) fn state(&self) -> &CloneState {
+        self.installer.state()
+    }
+
+    /// Requests frames whose state says so. Those in the local cache are installed by this thread,
+    /// the source is asked for the others.
+    pub(super) fn request(&self, frames: &[FrameIndex], priority: Priority) -> Result<(), Stopped> {
+        let Some(cache) = &self.local_cache else {
+            return Ok(self.source.request(frames, priority)?);
+        };
+        let mut others = Vec::new();
+        let mut page = [0; FRAME_BYTES];
+        for frame in frames.iter().copied() {
+            let delivery = match cache.take(frame, &mut page) {
+                Lookup::Page => Delivery::Page(frame, &page),
+                Lookup::Zero => Delivery::Zero(frame),
+                Lookup::Miss => {
+                    others.push(frame);
+                    continue;
+                }
+            };
+            self.installer.deliver(delivery, Origin::LocalCache)?;
+        }
+        if others.is_empty() { Ok(()) } else { Ok(self.source.request(&others, priority)?) }
+    }
+
+    /// Receives pages for all threads, for at most `wait`. The caller has the receiver's role.
+    /// Returns whether a page came or the time was waited for: a source that returns at once with
+    /// nothing is not to keep a processor busy.
+    pub(super) fn receive(&self, wait: Duration) -> Result<bool, Stopped> {
+        let clock = &self.state().clock;
+        let mut result = Ok(());
+        let mut has_come = false;
+        let start = clock.now();
+        self.source.receive(wait, &mut |delivery| {
+            has_come = true;
+            if result.is_ok() {
+                result = self.installer.deliver(delivery, Origin::Source);
+            }
+            if let (Ok(()), Delivery::Page(frame, page), Some(cache)) =
+                (&result, delivery, &self.local_cache)
+            {
+                // The vCPU that waited for it runs by now.
+                cache.keep(frame, page);
+            }
+        })?;
+        let now = clock.now();
+        self.state().accounts.sample(now);
+        result.map(|()| has_come || now.saturating_sub(start) >= wait / 2)
+    }
+
+    /// Waits until a frame is no longer on its way. Receives for all threads unless another one
+    /// does. `start` is when the vCPU began to wait.
+    ///
+    /// # Errors
+    /// [`Stopped::Timeout`] when it takes too long.
+    pub(super) fn wait_for(&self, frame: FrameIndex, start: Duration) -> Result<(), Stopped> {
+        let state = self.state();
+        let timeout = state.options.timeout;
+        let mut idle = Retry::endless();
+        while state.frames.is_on_its_way(frame) {
+            state.check()?;
+            if state.clock.now().saturating_sub(start) > timeout {
+                return Err(Stopped::Timeout { frame, timeout });
+            }
+            let Some(role) = state.waiters.receive() else {
+                let is_over = || !state.frames.is_on_its_way(frame) || state.is_stopped();
+                state.waiters.wait(SLICE, is_over);
+                continue;
+            };
+            // The thread that had the role may have received the frame just now.
+            let has_waited = !state.frames.is_on_its_way(frame) || self.receive(SLICE)?;
+            drop(role);
+            if state.frames.is_on_its_way(frame) {
+                self.feed(false)?;
+                state.rest(has_waited, &mut idle);
+            }
+        }
+        Ok(())
+    }
+
+    /// Tells the policy of a fault. Returns its answer for the frame, and the frames that its plan
+    /// fills with zeros; what it plans to fetch is queued.
+    pub(super) fn ask_policy(&self, fault: &Fault) -> (Answer, Vec<FrameIndex>) {
+        let mut zeros = Vec::new();
+        let answer = self.scheduler.lock().fault(fault, self.state(), &mut zeros);
+        (answer, zeros)
+    }
+
+    /// Carries out a plan: fills frames with zeros, and requests what is queued.
+    pub(super) fn carry_out(&self, mut zeros: Vec<FrameIndex>) -> Result<(), Stopped> {
+        self.installer.zero_ahead(&mut zeros)?;
+        self.feed(false)
+    }
+
+    /// Requests frames ahead of any touch, as many as may be on their way. Only the streaming
+    /// thread fills the clone (`may_fill`).
+    pub(super) fn feed(&self, may_fill: bool) -> Result<(), Stopped> {
+        let state = self.state();
+        let window = self.source.window().max(1);
+        let mut zeros = Vec::new();
+        let mut batch = [FrameIndex(0); BATCH];
+        loop {
+            state.check()?;
+            let requested = {
+                let mut scheduler = self.scheduler.lock();
+                let room = window.saturating_sub(state.ahead());
+                // A small request costs as much as a large one: wait for room.
+                if room < (window / 4).min(BATCH / 2) {
+                    return Ok(());
+                }
+                let granted = state.accounts.take_for_prefetch(room.min(BATCH));
+                let batch = batch.get_mut(..granted).unwrap_or_default();
+                let requested = scheduler.next(batch, may_fill, state, &mut zeros);
+                state.accounts.give_back(granted - requested);
+                state.add_ahead(requested);
+                requested
+            };
+            if let Some(frames @ [_, ..]) = batch.get(..requested) {
+                self.request(frames, Priority::Prefetch)?;
+            }
+            self.installer.zero_ahead(&mut zeros)?;
+            zeros.clear();
+            if requested < BATCH {
+                return Ok(());
+            }
+        }
+    }
+}

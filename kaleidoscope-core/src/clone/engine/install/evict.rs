@@ -1,0 +1,28 @@
+//! Taking prefetched pages out of the clone's memory again.
+
+use super::super::super::options::Stopped;
+use super::super::super::ports::Eviction;
+use super::Installer;
+use crate::addr::FrameIndex;
+
+impl Installer {
+    /// Empties a prefetched frame unless the clone has touched it.
+    pub(in super::super) fn evict(&self, frame: FrameIndex) -> Result<Eviction, Stopped> {
+        let state = self.state();
+        let _gate = self.events.enter();
+        if !state.frames.take_prefetched(frame) {
+            return Ok(Eviction::InUse);
+        }
+        let eviction = self.port.evict(frame)?;
+        let flags = match eviction {
+            Eviction::Evicted => {
+                state.accounts.leave(state.color(frame));
+                state.frames.emptied(frame)
+            }
+            Eviction::InUse => state.frames.found_used(frame),
+            Eviction::Unsupported => state.frames.placed(frame),
+        };
+        state.settled(flags);
+        Ok(eviction)
+    }
+}

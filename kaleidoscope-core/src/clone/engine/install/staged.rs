@@ -1,0 +1,128 @@
+//! Prefetched pages that are kept beside the clone's memory, so that a touch is a fault and tells
+//! that they were used.
+
+use super::super::super::options::{Feedback, Stopped};
+use super::super::super::ports::Installed;
+use super::super::super::retry::Retry;
+use super::super::super::statistics::Count;
+use super::{Attempt, Installer};
+use crate::addr::FrameIndex;
+use crate::memory::Page;
+use crate::prefetch::PrefetchOutcome;
+use crate::sync::RwLockReadGuard;
+
+/// Why a staged page enters the clone's memory.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(in super::super) enum Reason {
+    /// The clone touched it.
+    Touched,
+    /// The background fills the clone.
+    Filled,
+}
+
+impl Installer {
+    /// Whether the use of a prefetched frame is to be known.
+    pub(super) fn is_sampled(&self, frame: FrameIndex) -> bool {
+        match self.state().options.feedback {
+            Feedback::Off | Feedback::Sampled { one_in: 0 } => false,
+            Feedback::Staged => true,
+            Feedback::Sampled { one_in } => {
+                // Spread over neighbors: Fibonacci hashing (Knuth, TAOCP vol. 3, 6.4).
+                (frame.0.wrapping_mul(0x9e37_79b1) >> 8).is_multiple_of(one_in)
+            }
+        }
+    }
+
+    /// Stages a page; `false` when a vCPU waits for it by now.
+    pub(super) fn put_aside(&self, frame: FrameIndex, page: Option<&Page>) -> bool {
+        while self.state().staging.lock().is_full()
+            && let Some(oldest) = self.drop_staged()
+        {
+            self.unused(oldest);
+        }
+        let mut staging = self.state().staging.lock();
+        let is_staged = self.state().frames.stage(frame);
+        if is_staged {
+            staging.put(frame, page);
+        }
+        is_staged
+    }
+
+    /// Drops the oldest staged page.
+    pub(in super::super) fn drop_staged(&self) -> Option<FrameIndex> {
+        let mut staging = self.state().staging.lock();
+        loop {
+            let oldest = staging.oldest()?;
+            // A fault may own the frame by now; it then takes the page itself.
+            if self.state().frames.unstage(oldest) {
+                let page = staging.take(oldest).flatten();
+                staging.recycle(page);
+                self.state().accounts.give_back(1);
+                return Some(oldest);
+            }
+        }
+    }
+
+    /// Installs a staged page. The thread owns the frame.
+    pub(in super::super) fn install_staged(
+        &self,
+        gate: &RwLockReadGuard<'_, ()>,
+        frame: FrameIndex,
+        reason: Reason,
+    ) -> Result<Attempt, Stopped> {
+        let state = self.state();
+        let Some(page) = state.staging.lock().take(frame) else {
+            // Not expected; the frame is fetched again rather than guessed.
+            let flags = state.frames.emptied(frame);
+            state.accounts.give_back(1);
+            state.settled(flags);
+            return Ok(Attempt::Again);
+        };
+        if self.install(gate, frame, page.as_deref())? == Installed::TryAgain {
+            let mut staging = state.staging.lock();
+            staging.put(frame, page.as_deref());
+            let flags = state.frames.stage_again(frame);
+            drop(staging);
+            state.settled(flags);
+            return Ok(Attempt::Again);
+        }
+        let flags = state.frames.placed(frame);
+        state.settled(flags);
+        state.staging.lock().recycle(page);
+        state.accounts.enter(state.color(frame));
+        if reason == Reason::Touched {
+            state.count(frame, Count::StagedFaults);
+            state.count(frame, Count::Used);
+            self.used(frame);
+        }
+        Ok(Attempt::Done)
+    }
+
+    /// Installs all staged pages: the clone is to be filled, and nothing else is to come for now.
+    pub(in super::super) fn install_all_staged(&self) -> Result<(), Stopped> {
+        let mut retry = Retry::new(self.state().options.timeout);
+        loop {
+            let Some(frame) = self.state().staging.lock().oldest() else { return Ok(()) };
+            let gate = self.events.enter();
+            if self.state().frames.take_staged(frame) {
+                let attempt = self.install_staged(&gate, frame, Reason::Filled)?;
+                drop(gate);
+                match attempt {
+                    Attempt::Done => retry.reset(),
+                    Attempt::Again => self.events.before_retry(frame, &mut retry)?,
+                }
+            }
+        }
+    }
+
+    /// Tells the policy that a prefetched frame was not used.
+    pub(in super::super) fn unused(&self, frame: FrameIndex) {
+        self.state().count(frame, Count::Unused);
+        self.scheduler.lock().feedback(frame, PrefetchOutcome::Unused);
+    }
+
+    /// Tells the policy that a prefetched frame was used.
+    pub(in super::super) fn used(&self, frame: FrameIndex) {
+        self.scheduler.lock().feedback(frame, PrefetchOutcome::Used);
+    }
+}

@@ -1,0 +1,62 @@
+//! Giving memory back: what was prefetched and never touched.
+
+use super::super::options::Stopped;
+use super::super::ports::Eviction;
+use super::core::Core;
+use crate::addr::FrameIndex;
+use std::sync::atomic::Ordering;
+
+/// Frames that are given back before looking whether it is enough: a chunk of the allocator.
+const AT_ONCE: u32 = 512;
+
+impl Core {
+    /// Drops plans, then staged pages, then evicts prefetched frames that the clone has not
+    /// touched, until `wanted` frames are free again; returns how many are.
+    pub(super) fn reclaim(&self, wanted: u32) -> Result<u32, Stopped> {
+        let (state, installer) = (self.state(), self.installer());
+        self.fetcher().scheduler.lock().drop_plans(state);
+        let mut reclaimed = 0;
+        while reclaimed < wanted
+            && let Some(frame) = installer.drop_staged()
+        {
+            installer.unused(frame);
+            reclaimed += 1;
+        }
+        // From where the last search ended, once around: giving back little by little does not
+        // start over each time.
+        let count = state.locality.frames();
+        let start = self.reclaimed_to.load(Ordering::Relaxed).min(count);
+        let mut frames = (start..count).chain(0..start).map(FrameIndex);
+        while reclaimed < wanted
+            && !state.is_stopped()
+            && let Some(frame) = frames.find(|frame| state.frames.is_prefetched(*frame))
+        {
+            self.reclaimed_to.store(frame.0, Ordering::Relaxed);
+            match installer.evict(frame)? {
+                Eviction::Evicted => {
+                    installer.unused(frame);
+                    reclaimed += 1;
+                }
+                Eviction::InUse => installer.used(frame),
+                Eviction::Unsupported => break,
+            }
+        }
+        Ok(reclaimed)
+    }
+
+    /// Memory is scarce: gives back until it is not, or nothing is left to give; at most a guest's
+    /// frames in one go, since others may take as fast as this gives, and faults wait for this
+    /// thread, too.
+    pub(super) fn relieve(&self) -> Result<(), Stopped> {
+        let state = self.state();
+        for _ in 0..=state.locality.frames() / AT_ONCE {
+            state.check()?;
+            if !state.accounts.is_scarce() || self.reclaim(AT_ONCE)? == 0 {
+                return Ok(());
+            }
+        }
+        state.accounts.press();
+        state.waiters.kick();
+        Ok(())
+    }
+}
