@@ -115,6 +115,44 @@ fn the_pipeline_has_one_direction() {
     assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
+/// Parts of the clone engine from the lowest to the highest. A fault is followed by reading down:
+/// each part uses those before it, never those after it.
+const ENGINE: [&[&str]; 10] = [
+    &["accounts", "frame_states", "granules", "staging", "waiters"],
+    &["state"],
+    &["background_fill"],
+    &["scheduler"],
+    &["events"],
+    &["install"],
+    &["fetcher"],
+    &["fault", "granule_fault"],
+    &["core"],
+    &["stream", "reclaim"],
+];
+
+#[test]
+fn the_engine_has_one_direction() {
+    let level = |module: &str| ENGINE.iter().position(|level| level.contains(&module));
+    let mut wrong = Vec::new();
+    let folder = "kaleidoscope-core/src/clone/engine/";
+    for (name, text) in sources("kaleidoscope-core/src/clone/engine") {
+        let path = name.strip_prefix(folder).unwrap();
+        let module = path.split(['/', '.']).next().unwrap();
+        if ["mod", "model", "tests"].contains(&module) {
+            continue;
+        }
+        let own = level(module).unwrap_or_else(|| panic!("{name}: not in the engine's order"));
+        for used in text.lines().filter_map(|line| line.trim_start().strip_prefix("use super::")) {
+            let used = used.trim_start_matches("super::");
+            let used = used.split(|c: char| !c.is_alphanumeric() && c != '_').next().unwrap();
+            if level(used).is_some_and(|level| level > own) {
+                wrong.push(format!("{name} uses {used}"));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
 #[test]
 fn the_core_names_no_backend() {
     for (name, text) in sources("kaleidoscope-core/src") {

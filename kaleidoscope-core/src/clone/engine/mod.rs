@@ -6,7 +6,7 @@
 //! ```text
 //!  Engine         what embedders call
 //!  Core           the threads' loops: serve, stream, reclaim
-//!  FaultPath      claim the frame ─► request ─► policy ─► wait              (fault, granule)
+//!  FaultPath      claim the frame ─► request ─► policy ─► wait              (fault, granule_fault)
 //!  Fetcher        requests, receiving                 beside it: PrefetchScheduler, BackgroundFill
 //!  Installer      pages into memory, zeros, staging, eviction               (install)
 //!  Events         events of the memory, and the gate
@@ -25,7 +25,8 @@ mod events;
 mod fault;
 mod fetcher;
 mod frame_states;
-mod granule;
+mod granule_fault;
+mod granules;
 mod install;
 #[cfg(all(test, loom))]
 mod model;

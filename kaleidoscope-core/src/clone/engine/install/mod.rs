@@ -19,7 +19,7 @@ use super::super::retry::Retry;
 use super::super::statistics::Count;
 use super::events::Events;
 use super::frame_states::Flags;
-use super::granule::Granules;
+use super::granules::Granules;
 use super::scheduler::PrefetchScheduler;
 use super::state::CloneState;
 use crate::addr::FrameIndex;

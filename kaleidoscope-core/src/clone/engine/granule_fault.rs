@@ -1,8 +1,8 @@
-//! Memory that is filled several frames at a time: a clone on 2 MiB pages.
+//! The path of a fault on memory that is filled several frames at a time: a clone on 2 MiB pages.
 //!
-//! Its memory tells of a fault on a page of the host, a *granule*, and has it filled as a whole.
-//! Colors, requests and plans stay with frames: of a granule only those are fetched that are not
-//! free, and what was prefetched of it need not come again.
+//! Its memory reports a fault on a page of the host, a *granule*, and has it filled as a whole.
+//! Colors, requests and plans stay with frames: of a granule, only frames that are not free are
+//! fetched, and what was prefetched of it is not requested again.
 
 use super::super::options::Stopped;
 use super::super::ports::{Delivery, Priority};
@@ -12,21 +12,8 @@ use super::fault::FaultPath;
 use super::frame_states::Step;
 use super::install::{Attempt, Origin, Reason};
 use crate::addr::FrameIndex;
-use crate::memory::LazyTable;
 use crate::prefetch::{Access, Fault};
-use crate::sync::{AtomicBool, Ordering};
 use std::ops::Range;
-
-/// Which frames are filled together.
-#[derive(Debug)]
-pub(super) struct Granules {
-    /// Frames of each, at least one.
-    frames: u32,
-    /// Frames of the guest.
-    all: u32,
-    /// Whether a thread has taken care of a granule's free frames.
-    free_frames_done: LazyTable<AtomicBool>,
-}
 
 /// What a fault has to wait for.
 #[derive(Debug, Default)]
@@ -39,30 +26,6 @@ struct Missing {
     waits: bool,
     /// Some had not been requested.
     is_new: bool,
-}
-
-impl Granules {
-    /// Granules of so many frames (0 is 1) of a guest with `all`, by frame index.
-    pub(super) fn new(frames: u32, all: u32) -> Self {
-        let frames = frames.max(1);
-        let granules = if frames == 1 { 0 } else { all.div_ceil(frames) as usize };
-        Self { frames, all, free_frames_done: LazyTable::new(granules) }
-    }
-
-    /// The frames that are filled together with this one, for one of the threads that ask when the
-    /// first of them arrived.
-    pub(super) fn first_arrival(&self, frame: FrameIndex) -> Option<Range<u32>> {
-        let granule = self.of(frame)?;
-        let is_done = self.free_frames_done.get((granule.start / self.frames) as usize)?;
-        let is_first = !is_done.load(Ordering::Relaxed) && !is_done.swap(true, Ordering::Relaxed);
-        is_first.then_some(granule)
-    }
-
-    /// The frames that are filled with this one, if there are others.
-    pub(super) fn of(&self, frame: FrameIndex) -> Option<Range<u32>> {
-        let start = frame.0 / self.frames * self.frames;
-        (self.frames > 1).then(|| start..start.saturating_add(self.frames).min(self.all))
-    }
 }
 
 impl FaultPath {
