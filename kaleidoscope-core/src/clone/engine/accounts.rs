@@ -9,10 +9,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 /// Samples of the footprint over time.
-const SAMPLES: usize = 256;
+const MAX_SAMPLES: usize = 256;
 
 /// Time between them at first.
-const INTERVAL: Duration = Duration::from_millis(2);
+const FIRST_INTERVAL: Duration = Duration::from_millis(2);
 
 /// A clone's accounts.
 ///
@@ -26,7 +26,7 @@ pub(super) struct Accounts {
     /// When the next sample is wanted, in nanoseconds.
     due: AtomicU64,
     /// The clone is to give memory back.
-    pressed: AtomicBool,
+    reclaim_requested: AtomicBool,
 }
 
 impl Accounts {
@@ -34,9 +34,9 @@ impl Accounts {
         Self {
             reservation,
             footprint: Footprint::new(),
-            history: Mutex::new(FootprintHistory::new(SAMPLES, INTERVAL)),
+            history: Mutex::new(FootprintHistory::new(MAX_SAMPLES, FIRST_INTERVAL)),
             due: AtomicU64::new(0),
-            pressed: AtomicBool::new(false),
+            reclaim_requested: AtomicBool::new(false),
         }
     }
 
@@ -68,29 +68,29 @@ impl Accounts {
     }
 
     /// The clone is to give memory back.
-    pub(super) fn press(&self) {
-        self.pressed.store(true, Ordering::Release);
+    pub(super) fn request_reclaim(&self) {
+        self.reclaim_requested.store(true, Ordering::Release);
     }
 
     /// Whether the clone is to give memory back; asked once for each time.
-    pub(super) fn is_pressed(&self) -> bool {
-        self.pressed.swap(false, Ordering::AcqRel) && self.is_scarce()
+    pub(super) fn take_reclaim_request(&self) -> bool {
+        self.reclaim_requested.swap(false, Ordering::AcqRel) && self.is_under_pressure()
     }
 
     /// Whether giving back still helps.
-    pub(super) fn is_scarce(&self) -> bool {
+    pub(super) fn is_under_pressure(&self) -> bool {
         self.reservation
             .as_ref()
             .is_some_and(|reservation| reservation.pressure() >= Pressure::Reclaim)
     }
 
     /// A frame entered the clone's memory.
-    pub(super) fn enter(&self, color: Color) {
+    pub(super) fn add_resident(&self, color: Color) {
         self.footprint.add(color, 1);
     }
 
     /// A frame left the clone's memory.
-    pub(super) fn leave(&self, color: Color) {
+    pub(super) fn remove_resident(&self, color: Color) {
         self.footprint.remove(color, 1);
         self.give_back(1);
     }

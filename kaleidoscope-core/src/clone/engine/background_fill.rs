@@ -7,7 +7,7 @@ use crate::prefetch::Position;
 use std::time::Duration;
 
 /// What a throttled fill may save up while others use the way: a tenth of a second's pages.
-const BURST: u32 = 10;
+const BURSTS_PER_SECOND: u32 = 10;
 
 /// Which frames a pass is for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -55,8 +55,8 @@ impl Throttle {
         let rate = f64::from(self.pages_per_second);
         let since = now.saturating_sub(self.filled_at.unwrap_or(now));
         self.filled_at = Some(now);
-        self.tokens =
-            (self.tokens + since.as_secs_f64() * rate).min((rate / f64::from(BURST)).max(1.0));
+        self.tokens = (self.tokens + since.as_secs_f64() * rate)
+            .min((rate / f64::from(BURSTS_PER_SECOND)).max(1.0));
         #[expect(
             clippy::cast_possible_truncation,
             clippy::cast_sign_loss,
@@ -66,7 +66,7 @@ impl Throttle {
         whole
     }
 
-    fn use_up(&mut self, pages: usize) {
+    fn consume(&mut self, pages: usize) {
         #[expect(clippy::cast_precision_loss, reason = "a batch")]
         let pages = pages as f64;
         self.tokens -= pages;
@@ -109,7 +109,7 @@ impl BackgroundFill {
                 Pass::Done => false,
             };
             if is_its_turn
-                && clone.frames.ask_to_fill(frame)
+                && clone.frames.request_fill(frame)
                 && let Some(slot) = batch.get_mut(n)
             {
                 *slot = frame;
@@ -117,7 +117,7 @@ impl BackgroundFill {
             }
         }
         if let Some(throttle) = &mut self.throttle {
-            throttle.use_up(n);
+            throttle.consume(n);
         }
         n
     }
@@ -128,13 +128,13 @@ impl BackgroundFill {
     }
 
     /// Starts over.
-    pub(super) fn again(&mut self) {
+    pub(super) fn restart(&mut self) {
         self.pass = Pass::Used;
         self.next = 0;
     }
 
     /// How long until a throttled fill may go on; `None` when it need not wait, or is over.
-    pub(super) fn allowed_in(&self, now: Duration) -> Option<Duration> {
+    pub(super) fn next_in(&self, now: Duration) -> Option<Duration> {
         let throttle = self.throttle.as_ref().filter(|_| !self.is_done())?;
         let rate = f64::from(throttle.pages_per_second);
         if rate <= 0.0 {

@@ -114,9 +114,9 @@ impl Core {
     }
 
     /// The host's memory has become scarcer, or less scarce.
-    pub(super) fn pressed(&self, level: Pressure) {
+    pub(super) fn on_pressure(&self, level: Pressure) {
         if level >= Pressure::Reclaim {
-            self.state().accounts.press();
+            self.state().accounts.request_reclaim();
         }
         self.state().waiters.kick();
     }

@@ -4,7 +4,7 @@ use super::super::options::Stopped;
 use super::super::ports::{Event, FaultQueue};
 use super::super::retry::Retry;
 use super::frame_states::Phase;
-use super::state::{CloneState, SLICE};
+use super::state::{CloneState, MAX_WAIT};
 use crate::addr::FrameIndex;
 use crate::prefetch::Access;
 use crate::sync::{AtomicBool, Mutex, Ordering, RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -13,7 +13,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 /// Events that are read at once.
-const AT_ONCE: usize = 256;
+const EVENT_BATCH: usize = 256;
 
 /// Reads events.
 ///
@@ -69,10 +69,10 @@ impl Events {
         let Some(queue) = &self.queue else { return Ok(None) };
         let clock = &self.state.clock;
         let start = clock.now();
-        queue.wait(SLICE)?;
+        queue.wait(MAX_WAIT)?;
         let event = self.read()?;
-        let has_waited = event.is_some() || clock.now().saturating_sub(start) >= SLICE / 2;
-        self.state.rest(has_waited, idle);
+        let has_waited = event.is_some() || clock.now().saturating_sub(start) >= MAX_WAIT / 2;
+        self.state.back_off(has_waited, idle);
         Ok(event)
     }
 
@@ -84,7 +84,7 @@ impl Events {
         let mut has_removed = false;
         // One giving back may come as several events, so the gate stays closed until another event
         // comes, or so many.
-        for _ in 0..AT_ONCE {
+        for _ in 0..EVENT_BATCH {
             let Some(Event::Removed(frames)) = &event else { break };
             self.remove(frames.clone())?;
             has_removed = true;
@@ -117,7 +117,7 @@ impl Events {
     /// fast as they are read does not keep a thread here: the caller has a deadline.
     pub(super) fn read_all(&self) -> Result<(), Stopped> {
         self.state.check()?;
-        for _ in 0..AT_ONCE {
+        for _ in 0..EVENT_BATCH {
             let Some(event) = self.read()? else { break };
             match event {
                 Event::Fault { frame, access } => {
@@ -141,11 +141,11 @@ impl Events {
             return Err(Stopped::NoSuchFrame { frame, frames });
         }
         for frame in range.map(FrameIndex) {
-            let Some(before) = state.frames.removed(frame) else { continue };
+            let Some(before) = state.frames.set_removed(frame) else { continue };
             match before.phase {
                 Phase::Requested => {
                     state.accounts.give_back(1);
-                    state.end_ahead(before.flags);
+                    state.end_speculative(before.flags);
                 }
                 Phase::Staged => {
                     let mut staging = state.staging.lock();
@@ -153,14 +153,16 @@ impl Events {
                     staging.recycle(page);
                     state.accounts.give_back(1);
                 }
-                Phase::Present | Phase::Refilled => state.accounts.leave(state.color(frame)),
+                Phase::Present | Phase::Refilled => {
+                    state.accounts.remove_resident(state.color(frame));
+                }
                 // No page is installed while the gate is closed.
-                Phase::Placing => {}
+                Phase::Installing => {}
                 // A mapped frame was never on the clone's account.
                 Phase::Absent
                 | Phase::Queued
                 | Phase::Removed
-                | Phase::Shown
+                | Phase::Mapped
                 | Phase::Unavailable => {}
             }
         }

@@ -57,17 +57,21 @@ impl FaultPath {
                     break;
                 }
                 Step::Unavailable => return Err(Stopped::Unavailable { frame }),
-                Step::Unstage => installer.install_staged(&gate, frame, Reason::Touched)?,
-                Step::Zero => installer.refill(&gate, frame)?,
-                Step::Ask | Step::Hurry | Step::Wait => {
-                    if step == Step::Ask {
+                Step::InstallStaged => installer.install_staged(&gate, frame, Reason::Touched)?,
+                Step::InstallZeros => installer.refill(&gate, frame)?,
+                Step::Request | Step::Expedite | Step::Wait => {
+                    if step == Step::Request {
                         // Inside the gate: the frame cannot be given back before.
                         state.accounts.take_for_fault();
                     }
                     drop(gate);
                     match step {
-                        Step::Ask => self.first_touch(Fault { frame, access, in_flight: false })?,
-                        Step::Hurry => self.first_wait(Fault { frame, access, in_flight: true })?,
+                        Step::Request => {
+                            self.first_touch(Fault { frame, access, in_flight: false })?;
+                        }
+                        Step::Expedite => {
+                            self.first_wait(Fault { frame, access, in_flight: true })?;
+                        }
                         _ => {}
                     }
                     self.fetcher.wait_for(frame, start)?;
@@ -86,7 +90,7 @@ impl FaultPath {
             }
         }
         if stalled {
-            self.stalled(frame, start);
+            self.record_stall(frame, start);
         }
         Ok(())
     }
@@ -111,7 +115,7 @@ impl FaultPath {
             fetcher.request(&[frame], Priority::Urgent)?;
             fetcher.ask_policy(&fault).1
         };
-        fetcher.carry_out(zeros)
+        fetcher.apply_plan(zeros)
     }
 
     /// A frame on its way was touched for the first time.
@@ -119,16 +123,16 @@ impl FaultPath {
         self.state().count(fault.frame, Count::Late);
         self.fetcher.request(&[fault.frame], Priority::Urgent)?;
         let (_, zeros) = self.fetcher.ask_policy(&fault);
-        self.fetcher.carry_out(zeros)
+        self.fetcher.apply_plan(zeros)
     }
 
     /// A fault that had to wait is over.
-    pub(super) fn stalled(&self, frame: FrameIndex, start: Duration) {
+    pub(super) fn record_stall(&self, frame: FrameIndex, start: Duration) {
         let state = self.state();
         let now = state.clock.now();
         state.counters.stalled(state.color(frame), now.saturating_sub(start));
         state.accounts.sample(now);
-        if state.ahead() > 0 {
+        if state.speculative() > 0 {
             // Others are on their way, and this thread no longer receives them.
             state.waiters.kick();
         }

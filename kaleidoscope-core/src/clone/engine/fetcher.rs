@@ -5,7 +5,7 @@ use super::super::ports::{Delivery, LocalCache, Lookup, PageSource, Priority};
 use super::super::retry::Retry;
 use super::install::{Installer, Origin};
 use super::scheduler::PrefetchScheduler;
-use super::state::{CloneState, SLICE};
+use super::state::{CloneState, MAX_WAIT};
 use crate::addr::{FRAME_BYTES, FrameIndex};
 use crate::prefetch::{Answer, Fault};
 use crate::sync::Mutex;
@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// Frames of one request.
-const BATCH: usize = 64;
+const REQUEST_BATCH: usize = 64;
 
 /// Requests frames and receives them. No thread is kept for receiving: of the threads that wait for
 /// a page, one receives for all.
@@ -66,10 +66,10 @@ impl Fetcher {
     pub(super) fn receive(&self, wait: Duration) -> Result<bool, Stopped> {
         let clock = &self.state().clock;
         let mut result = Ok(());
-        let mut has_come = false;
+        let mut has_arrived = false;
         let start = clock.now();
         self.source.receive(wait, &mut |delivery| {
-            has_come = true;
+            has_arrived = true;
             if result.is_ok() {
                 result = self.installer.deliver(delivery, Origin::Source);
             }
@@ -82,7 +82,7 @@ impl Fetcher {
         })?;
         let now = clock.now();
         self.state().accounts.sample(now);
-        result.map(|()| has_come || now.saturating_sub(start) >= wait / 2)
+        result.map(|()| has_arrived || now.saturating_sub(start) >= wait / 2)
     }
 
     /// Waits until a frame is no longer on its way. Receives for all threads unless another one
@@ -94,22 +94,22 @@ impl Fetcher {
         let state = self.state();
         let timeout = state.options.timeout;
         let mut idle = Retry::endless();
-        while state.frames.is_on_its_way(frame) {
+        while state.frames.is_in_flight(frame) {
             state.check()?;
             if state.clock.now().saturating_sub(start) > timeout {
                 return Err(Stopped::Timeout { frame, timeout });
             }
-            let Some(role) = state.waiters.receive() else {
-                let is_over = || !state.frames.is_on_its_way(frame) || state.is_stopped();
-                state.waiters.wait(SLICE, is_over);
+            let Some(role) = state.waiters.try_receive() else {
+                let is_over = || !state.frames.is_in_flight(frame) || state.is_stopped();
+                state.waiters.wait(MAX_WAIT, is_over);
                 continue;
             };
             // The thread that had the role may have received the frame just now.
-            let has_waited = !state.frames.is_on_its_way(frame) || self.receive(SLICE)?;
+            let has_waited = !state.frames.is_in_flight(frame) || self.receive(MAX_WAIT)?;
             drop(role);
-            if state.frames.is_on_its_way(frame) {
-                self.feed(false)?;
-                state.rest(has_waited, &mut idle);
+            if state.frames.is_in_flight(frame) {
+                self.request_ahead(false)?;
+                state.back_off(has_waited, &mut idle);
             }
         }
         Ok(())
@@ -124,32 +124,32 @@ impl Fetcher {
     }
 
     /// Carries out a plan: fills frames with zeros, and requests what is queued.
-    pub(super) fn carry_out(&self, mut zeros: Vec<FrameIndex>) -> Result<(), Stopped> {
+    pub(super) fn apply_plan(&self, mut zeros: Vec<FrameIndex>) -> Result<(), Stopped> {
         self.installer.zero_ahead(&mut zeros)?;
-        self.feed(false)
+        self.request_ahead(false)
     }
 
     /// Requests frames ahead of any touch, as many as may be on their way. Only the streaming
     /// thread fills the clone (`may_fill`).
-    pub(super) fn feed(&self, may_fill: bool) -> Result<(), Stopped> {
+    pub(super) fn request_ahead(&self, may_fill: bool) -> Result<(), Stopped> {
         let state = self.state();
         let window = self.source.window().max(1);
         let mut zeros = Vec::new();
-        let mut batch = [FrameIndex(0); BATCH];
+        let mut batch = [FrameIndex(0); REQUEST_BATCH];
         loop {
             state.check()?;
             let requested = {
                 let mut scheduler = self.scheduler.lock();
-                let room = window.saturating_sub(state.ahead());
+                let room = window.saturating_sub(state.speculative());
                 // A small request costs as much as a large one: wait for room.
-                if room < (window / 4).min(BATCH / 2) {
+                if room < (window / 4).min(REQUEST_BATCH / 2) {
                     return Ok(());
                 }
-                let granted = state.accounts.take_for_prefetch(room.min(BATCH));
+                let granted = state.accounts.take_for_prefetch(room.min(REQUEST_BATCH));
                 let batch = batch.get_mut(..granted).unwrap_or_default();
                 let requested = scheduler.next(batch, may_fill, state, &mut zeros);
                 state.accounts.give_back(granted - requested);
-                state.add_ahead(requested);
+                state.add_speculative(requested);
                 requested
             };
             if let Some(frames @ [_, ..]) = batch.get(..requested) {
@@ -157,7 +157,7 @@ impl Fetcher {
             }
             self.installer.zero_ahead(&mut zeros)?;
             zeros.clear();
-            if requested < BATCH {
+            if requested < REQUEST_BATCH {
                 return Ok(());
             }
         }

@@ -46,7 +46,7 @@ pub(crate) enum Phase {
     /// The source was asked.
     Requested = 2,
     /// One thread is filling or emptying it.
-    Placing = 3,
+    Installing = 3,
     /// Its bytes are at hand, but not in the clone's memory.
     Staged = 4,
     /// In the clone's memory.
@@ -60,7 +60,7 @@ pub(crate) enum Phase {
     /// a fault on such a frame may be true.
     Refilled = 8,
     /// In the clone's memory from the start, which is somebody else's there.
-    Shown = 9,
+    Mapped = 9,
 }
 
 impl Phase {
@@ -69,12 +69,12 @@ impl Phase {
             0 => Self::Absent,
             1 => Self::Queued,
             2 => Self::Requested,
-            3 => Self::Placing,
+            3 => Self::Installing,
             4 => Self::Staged,
             5 => Self::Present,
             6 => Self::Removed,
             8 => Self::Refilled,
-            9 => Self::Shown,
+            9 => Self::Mapped,
             // Only phases are ever stored.
             _ => Self::Unavailable,
         }
@@ -105,7 +105,7 @@ impl Flags {
     }
 
     /// Whether the frame was asked for ahead of any touch.
-    pub(crate) fn ahead(self) -> bool {
+    pub(crate) fn is_speculative(self) -> bool {
         self.prefetched || self.fill
     }
 }
@@ -115,15 +115,15 @@ impl Flags {
 #[must_use]
 pub(crate) enum Step {
     /// Ask the source: the frame is this thread's to ask for.
-    Ask,
+    Request,
     /// Wait, and be the first to: raise the frame's priority.
-    Hurry,
+    Expedite,
     /// Wait; the frame is on its way, or changed just now: look again.
     Wait,
     /// Place the staged bytes. The thread owns the frame (it is placing).
-    Unstage,
+    InstallStaged,
     /// Fill it with zeros. The thread owns the frame (it is placing).
-    Zero,
+    InstallZeros,
     /// Nothing: it is there.
     Present,
     /// Stop: nobody has its bytes.
@@ -132,7 +132,7 @@ pub(crate) enum Step {
 
 /// What happened to a frame that the guest gave back.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct Removed {
+pub(crate) struct BeforeRemoval {
     /// What it was before.
     pub(crate) phase: Phase,
     /// What came with it.
@@ -190,29 +190,29 @@ impl FrameStates {
     pub(crate) fn fault(&self, frame: FrameIndex) -> Step {
         let next = |state| match Phase::of(state) {
             Phase::Absent | Phase::Queued => Some(Phase::Requested as u8 | WANTED),
-            Phase::Requested | Phase::Placing => (state & WANTED == 0).then_some(state | WANTED),
+            Phase::Requested | Phase::Installing => (state & WANTED == 0).then_some(state | WANTED),
             Phase::Staged | Phase::Removed => {
-                Some(Phase::Placing as u8 | WANTED | state & PREFETCHED)
+                Some(Phase::Installing as u8 | WANTED | state & PREFETCHED)
             }
             // How it was is kept in the flag, for the owner to tell what to count and to leave it
             // as it found it.
-            Phase::Refilled => Some(Phase::Placing as u8 | WANTED | REFILLED),
-            Phase::Present | Phase::Shown | Phase::Unavailable => None,
+            Phase::Refilled => Some(Phase::Installing as u8 | WANTED | REFILLED),
+            Phase::Present | Phase::Mapped | Phase::Unavailable => None,
         };
         match self.change(frame, next).map(Phase::of) {
-            Some(Phase::Absent | Phase::Queued) => Step::Ask,
-            Some(Phase::Requested) => Step::Hurry,
-            Some(Phase::Placing) => Step::Wait,
-            Some(Phase::Staged) => Step::Unstage,
-            Some(Phase::Removed | Phase::Refilled) => Step::Zero,
-            Some(Phase::Present | Phase::Shown | Phase::Unavailable) | None => {
+            Some(Phase::Absent | Phase::Queued) => Step::Request,
+            Some(Phase::Requested) => Step::Expedite,
+            Some(Phase::Installing) => Step::Wait,
+            Some(Phase::Staged) => Step::InstallStaged,
+            Some(Phase::Removed | Phase::Refilled) => Step::InstallZeros,
+            Some(Phase::Present | Phase::Mapped | Phase::Unavailable) | None => {
                 match self.phase(frame) {
-                    Phase::Present | Phase::Shown => Step::Present,
+                    Phase::Present | Phase::Mapped => Step::Present,
                     Phase::Unavailable => Step::Unavailable,
                     Phase::Absent
                     | Phase::Queued
                     | Phase::Requested
-                    | Phase::Placing
+                    | Phase::Installing
                     | Phase::Staged
                     | Phase::Removed
                     | Phase::Refilled => Step::Wait,
@@ -222,14 +222,14 @@ impl FrameStates {
     }
 
     /// Whether a waiting thread has to wait on.
-    pub(crate) fn is_on_its_way(&self, frame: FrameIndex) -> bool {
-        matches!(self.phase(frame), Phase::Requested | Phase::Placing)
+    pub(crate) fn is_in_flight(&self, frame: FrameIndex) -> bool {
+        matches!(self.phase(frame), Phase::Requested | Phase::Installing)
     }
 
     /// Takes note of a frame that is in the clone's memory from the start; `false` when it is not
     /// absent.
-    pub(crate) fn show(&self, frame: FrameIndex) -> bool {
-        self.step(frame, Phase::Absent, Phase::Shown, 0).is_some()
+    pub(crate) fn set_mapped(&self, frame: FrameIndex) -> bool {
+        self.step(frame, Phase::Absent, Phase::Mapped, 0).is_some()
     }
 
     /// Plans an absent frame.
@@ -244,12 +244,12 @@ impl FrameStates {
     }
 
     /// A planned frame is about to be asked for; `false` when something overtook the plan.
-    pub(crate) fn ask(&self, frame: FrameIndex) -> bool {
+    pub(crate) fn request(&self, frame: FrameIndex) -> bool {
         self.step(frame, Phase::Queued, Phase::Requested, PREFETCHED).is_some()
     }
 
     /// An absent frame is about to be asked for by the background's filling.
-    pub(crate) fn ask_to_fill(&self, frame: FrameIndex) -> bool {
+    pub(crate) fn request_fill(&self, frame: FrameIndex) -> bool {
         let requested = Phase::Requested as u8 | FILL;
         let next = |state| (Phase::of(state) == Phase::Absent).then_some(requested);
         self.change(frame, next).is_some()
@@ -257,98 +257,98 @@ impl FrameStates {
 
     /// Takes an absent frame to fill it with zeros ahead of any touch; the thread owns it then (it
     /// is placing).
-    pub(crate) fn take_for_zeros(&self, frame: FrameIndex) -> bool {
-        let placing = Phase::Placing as u8 | PREFETCHED;
-        let next = |state| (Phase::of(state) == Phase::Absent).then_some(placing);
+    pub(crate) fn claim_for_zeros(&self, frame: FrameIndex) -> bool {
+        let installing = Phase::Installing as u8 | PREFETCHED;
+        let next = |state| (Phase::of(state) == Phase::Absent).then_some(installing);
         self.change(frame, next).is_some()
     }
 
     /// A frame's bytes came: the thread owns the frame (it is placing), or drops the bytes when
     /// `None`.
-    pub(crate) fn arrive(&self, frame: FrameIndex) -> Option<Flags> {
-        self.step(frame, Phase::Requested, Phase::Placing, WANTED | PREFETCHED | FILL)
+    pub(crate) fn begin_install(&self, frame: FrameIndex) -> Option<Flags> {
+        self.step(frame, Phase::Requested, Phase::Installing, WANTED | PREFETCHED | FILL)
     }
 
     /// The owner could not place the frame's bytes now, keeps them, and will try again.
-    pub(crate) fn retry(&self, frame: FrameIndex) {
-        self.step(frame, Phase::Placing, Phase::Requested, WANTED | PREFETCHED | FILL);
+    pub(crate) fn defer_install(&self, frame: FrameIndex) {
+        self.step(frame, Phase::Installing, Phase::Requested, WANTED | PREFETCHED | FILL);
     }
 
     /// The owner did not fill a frame that was given back, and leaves it as it found it. Says
     /// whether somebody waits.
-    pub(crate) fn leave_removed(&self, frame: FrameIndex) -> Flags {
+    pub(crate) fn keep_removed(&self, frame: FrameIndex) -> Flags {
         let next = |state| {
             let found = if Flags::of(state).refilled { Phase::Refilled } else { Phase::Removed };
-            (Phase::of(state) == Phase::Placing).then_some(found as u8)
+            (Phase::of(state) == Phase::Installing).then_some(found as u8)
         };
         self.change(frame, next).map(Flags::of).unwrap_or_default()
     }
 
     /// The owner filled a frame that was given back with zeros. Says whether somebody waits, and
     /// whether it had been refilled before.
-    pub(crate) fn refilled(&self, frame: FrameIndex) -> Flags {
-        self.step(frame, Phase::Placing, Phase::Refilled, 0).unwrap_or_default()
+    pub(crate) fn finish_refill(&self, frame: FrameIndex) -> Flags {
+        self.step(frame, Phase::Installing, Phase::Refilled, 0).unwrap_or_default()
     }
 
     /// The owner placed the frame. Says whether somebody waits.
-    pub(crate) fn placed(&self, frame: FrameIndex) -> Flags {
-        self.step(frame, Phase::Placing, Phase::Present, PREFETCHED).unwrap_or_default()
+    pub(crate) fn finish_install(&self, frame: FrameIndex) -> Flags {
+        self.step(frame, Phase::Installing, Phase::Present, PREFETCHED).unwrap_or_default()
     }
 
     /// The owner put the bytes aside; `false` when somebody waits for them and they must be placed.
     pub(crate) fn stage(&self, frame: FrameIndex) -> bool {
         let staged = Phase::Staged as u8 | PREFETCHED;
-        let placing = Phase::Placing as u8;
-        self.change(frame, |state| (state & (PHASE | WANTED) == placing).then_some(staged))
+        let installing = Phase::Installing as u8;
+        self.change(frame, |state| (state & (PHASE | WANTED) == installing).then_some(staged))
             .is_some()
     }
 
     /// The owner of a frame that was staged could not place it and stages it again. Says whether
     /// somebody else waits.
-    pub(crate) fn stage_again(&self, frame: FrameIndex) -> Flags {
-        self.step(frame, Phase::Placing, Phase::Staged, PREFETCHED).unwrap_or_default()
+    pub(crate) fn restage(&self, frame: FrameIndex) -> Flags {
+        self.step(frame, Phase::Installing, Phase::Staged, PREFETCHED).unwrap_or_default()
     }
 
     /// Takes a staged frame to place it before anybody touches it; the thread owns it then (it is
     /// placing).
-    pub(crate) fn take_staged(&self, frame: FrameIndex) -> bool {
-        self.step(frame, Phase::Staged, Phase::Placing, PREFETCHED).is_some()
+    pub(crate) fn claim_staged(&self, frame: FrameIndex) -> bool {
+        self.step(frame, Phase::Staged, Phase::Installing, PREFETCHED).is_some()
     }
 
     /// Staged bytes were dropped.
-    pub(crate) fn unstage(&self, frame: FrameIndex) -> bool {
+    pub(crate) fn drop_staged(&self, frame: FrameIndex) -> bool {
         self.step(frame, Phase::Staged, Phase::Absent, 0).is_some()
     }
 
     /// Takes a frame that was prefetched, to empty it again; the thread owns it then (it is
     /// placing).
-    pub(crate) fn take_prefetched(&self, frame: FrameIndex) -> bool {
+    pub(crate) fn claim_for_eviction(&self, frame: FrameIndex) -> bool {
         let present = Phase::Present as u8 | PREFETCHED;
-        let placing = Phase::Placing as u8 | PREFETCHED;
-        self.change(frame, |state| (state == present).then_some(placing)).is_some()
+        let installing = Phase::Installing as u8 | PREFETCHED;
+        self.change(frame, |state| (state == present).then_some(installing)).is_some()
     }
 
     /// The owner found that the clone uses the frame, and leaves it where it is. Says whether
     /// somebody waits.
-    pub(crate) fn found_used(&self, frame: FrameIndex) -> Flags {
-        self.step(frame, Phase::Placing, Phase::Present, 0).unwrap_or_default()
+    pub(crate) fn keep_used(&self, frame: FrameIndex) -> Flags {
+        self.step(frame, Phase::Installing, Phase::Present, 0).unwrap_or_default()
     }
 
     /// The owner emptied the frame. Says whether somebody waits.
-    pub(crate) fn emptied(&self, frame: FrameIndex) -> Flags {
-        self.step(frame, Phase::Placing, Phase::Absent, 0).unwrap_or_default()
+    pub(crate) fn set_absent(&self, frame: FrameIndex) -> Flags {
+        self.step(frame, Phase::Installing, Phase::Absent, 0).unwrap_or_default()
     }
 
     /// Nobody has the frame's bytes.
-    pub(crate) fn unavailable(&self, frame: FrameIndex) -> Option<Flags> {
+    pub(crate) fn set_unavailable(&self, frame: FrameIndex) -> Option<Flags> {
         self.step(frame, Phase::Requested, Phase::Unavailable, 0)
     }
 
     /// The guest gave a frame back. Must not be called while a frame is placed; see the engine's
     /// gate.
-    pub(crate) fn removed(&self, frame: FrameIndex) -> Option<Removed> {
+    pub(crate) fn set_removed(&self, frame: FrameIndex) -> Option<BeforeRemoval> {
         let before = self.change(frame, |_| Some(Phase::Removed as u8))?;
-        Some(Removed { phase: Phase::of(before), flags: Flags::of(before) })
+        Some(BeforeRemoval { phase: Phase::of(before), flags: Flags::of(before) })
     }
 }
 

@@ -19,11 +19,11 @@ use std::ops::Range;
 #[derive(Debug, Default)]
 struct Missing {
     /// To ask for, or to ask for again as urgent.
-    ask: Vec<FrameIndex>,
+    to_request: Vec<FrameIndex>,
     /// Free, and to be filled here when the memory is no longer changing.
-    zeros: Vec<FrameIndex>,
+    to_zero: Vec<FrameIndex>,
     /// Some are on their way.
-    waits: bool,
+    must_wait: bool,
     /// Some had not been requested.
     is_new: bool,
 }
@@ -48,14 +48,14 @@ impl FaultPath {
             while self.claim(&mut rest, &mut missing)? == Attempt::Again {
                 events.before_retry(frame, &mut retry)?;
             }
-            if !missing.waits {
+            if !missing.must_wait {
                 break;
             }
             let is_first = !stalled;
             stalled = true;
             self.request_missing(&missing)?;
             if is_first {
-                self.tell(Fault { frame, access, in_flight: !missing.is_new }, &missing)?;
+                self.report_fault(Fault { frame, access, in_flight: !missing.is_new }, &missing)?;
             }
             for frame in granule.clone().map(FrameIndex) {
                 self.fetcher.wait_for(frame, start)?;
@@ -66,7 +66,7 @@ impl FaultPath {
             }
         }
         if stalled {
-            self.stalled(frame, start);
+            self.record_stall(frame, start);
             return Ok(());
         }
         // It arrived between the touch and now, and the vCPU may still sleep.
@@ -81,29 +81,29 @@ impl FaultPath {
             let attempt = match state.frames.fault(frame) {
                 Step::Present => Attempt::Done,
                 Step::Unavailable => return Err(Stopped::Unavailable { frame }),
-                Step::Unstage => installer.install_staged(&gate, frame, Reason::Touched)?,
-                Step::Zero => installer.refill(&gate, frame)?,
-                Step::Ask => {
+                Step::InstallStaged => installer.install_staged(&gate, frame, Reason::Touched)?,
+                Step::InstallZeros => installer.refill(&gate, frame)?,
+                Step::Request => {
                     // Inside the gate: the frame cannot be given back before.
                     state.accounts.take_for_fault();
-                    missing.waits = true;
+                    missing.must_wait = true;
                     missing.is_new = true;
                     let zeros = Delivery::Zero(frame);
                     if !state.is_free(frame) {
-                        missing.ask.push(frame);
+                        missing.to_request.push(frame);
                     } else if installer.try_deliver(&gate, zeros, Origin::Zeros)? == Attempt::Again
                     {
-                        missing.zeros.push(frame);
+                        missing.to_zero.push(frame);
                     }
                     Attempt::Done
                 }
-                Step::Hurry => {
-                    missing.ask.push(frame);
-                    missing.waits = true;
+                Step::Expedite => {
+                    missing.to_request.push(frame);
+                    missing.must_wait = true;
                     Attempt::Done
                 }
                 Step::Wait => {
-                    missing.waits = true;
+                    missing.must_wait = true;
                     Attempt::Done
                 }
             };
@@ -116,24 +116,24 @@ impl FaultPath {
     }
 
     fn request_missing(&self, missing: &Missing) -> Result<(), Stopped> {
-        if !missing.ask.is_empty() {
-            self.fetcher.request(&missing.ask, Priority::Urgent)?;
+        if !missing.to_request.is_empty() {
+            self.fetcher.request(&missing.to_request, Priority::Urgent)?;
         }
-        for frame in &missing.zeros {
+        for frame in &missing.to_zero {
             self.fetcher.installer.deliver(Delivery::Zero(*frame), Origin::Zeros)?;
         }
         Ok(())
     }
 
     /// Counts a fault, and tells the policy of it.
-    fn tell(&self, fault: Fault, missing: &Missing) -> Result<(), Stopped> {
-        let count = match (missing.is_new, missing.ask.is_empty()) {
+    fn report_fault(&self, fault: Fault, missing: &Missing) -> Result<(), Stopped> {
+        let count = match (missing.is_new, missing.to_request.is_empty()) {
             (false, _) => Count::Late,
             (true, true) => Count::ZeroFaults,
             (true, false) => Count::Faults,
         };
         self.state().count(fault.frame, count);
         let (_, zeros) = self.fetcher.ask_policy(&fault);
-        self.fetcher.carry_out(zeros)
+        self.fetcher.apply_plan(zeros)
     }
 }

@@ -11,17 +11,17 @@ pub(super) struct Granules {
     /// Frames of each, at least one.
     frames: u32,
     /// Frames of the guest.
-    all: u32,
+    guest_frames: u32,
     /// Whether a thread has taken care of a granule's free frames.
     free_frames_done: LazyTable<AtomicBool>,
 }
 
 impl Granules {
     /// Granules of so many frames (0 is 1) of a guest with `all`, by frame index.
-    pub(super) fn new(frames: u32, all: u32) -> Self {
+    pub(super) fn new(frames: u32, guest_frames: u32) -> Self {
         let frames = frames.max(1);
-        let granules = if frames == 1 { 0 } else { all.div_ceil(frames) as usize };
-        Self { frames, all, free_frames_done: LazyTable::new(granules) }
+        let granules = if frames == 1 { 0 } else { guest_frames.div_ceil(frames) as usize };
+        Self { frames, guest_frames, free_frames_done: LazyTable::new(granules) }
     }
 
     /// The frames that are filled together with this one, for one of the threads that ask when the
@@ -36,6 +36,6 @@ impl Granules {
     /// The frames that are filled with this one, if there are others.
     pub(super) fn of(&self, frame: FrameIndex) -> Option<Range<u32>> {
         let start = frame.0 / self.frames * self.frames;
-        (self.frames > 1).then(|| start..start.saturating_add(self.frames).min(self.all))
+        (self.frames > 1).then(|| start..start.saturating_add(self.frames).min(self.guest_frames))
     }
 }

@@ -67,10 +67,10 @@ impl Engine {
     pub fn start(parts: EngineParts, options: EngineOptions) -> std::io::Result<Self> {
         let core = Arc::new(Core::new(parts, options));
         core.installer().record_mapped();
-        let pressed = Arc::downgrade(&core);
+        let weak = Arc::downgrade(&core);
         core.state().accounts.on_pressure(move |level| {
-            if let Some(core) = pressed.upgrade() {
-                core.pressed(level);
+            if let Some(core) = weak.upgrade() {
+                core.on_pressure(level);
             }
         });
         let (streaming, failing) = (Arc::clone(&core), Arc::clone(&core));
@@ -133,13 +133,13 @@ impl Engine {
     /// Why the clone was stopped, if it was.
     #[must_use]
     pub fn stopped(&self) -> Option<Stopped> {
-        self.core.state().why().cloned()
+        self.core.state().stop_reason().cloned()
     }
 
     /// Whether the VM has ended by itself, as its memory told.
     #[must_use]
     pub fn has_ended(&self) -> bool {
-        let stopped = self.core.state().why();
+        let stopped = self.core.state().stop_reason();
         self.core.events().is_closed() || matches!(stopped, Some(Stopped::Ended))
     }
 
@@ -156,13 +156,13 @@ impl Engine {
         let state = self.core.state();
         let frames = (0..state.locality.frames()).map(FrameIndex);
         let mut missing = frames.filter(|frame| match state.frames.phase(*frame) {
-            Phase::Present | Phase::Shown | Phase::Removed | Phase::Refilled => false,
+            Phase::Present | Phase::Mapped | Phase::Removed | Phase::Refilled => false,
             Phase::Absent => !state.is_free(*frame),
             // Staged is with us, not with the clone; what is unavailable is an error when it is
             // touched.
             Phase::Queued
             | Phase::Requested
-            | Phase::Placing
+            | Phase::Installing
             | Phase::Staged
             | Phase::Unavailable => true,
         });

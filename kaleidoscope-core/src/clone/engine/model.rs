@@ -48,7 +48,7 @@ impl Memory {
             return Ok(Installed::TryAgain);
         }
         let frame = &self.frames[frame.as_usize()];
-        assert_eq!(frame.load(Ordering::Relaxed), EMPTY, "placed twice");
+        assert_eq!(frame.load(Ordering::Relaxed), EMPTY, "installed twice");
         frame.store(what, Ordering::Relaxed);
         Ok(Installed::Installed)
     }
@@ -117,21 +117,21 @@ impl PageSource for Source {
     }
 }
 
-struct Noon;
+struct FixedClock;
 
-impl Clock for Noon {
+impl Clock for FixedClock {
     fn now(&self) -> Duration {
         Duration::ZERO
     }
 }
 
 #[derive(Clone)]
-struct World {
+struct TestClone {
     clone: Arc<Core>,
     memory: Arc<Memory>,
 }
 
-impl World {
+impl TestClone {
     fn new(policy: Box<dyn PrefetchPolicy>, feedback: Feedback) -> Self {
         let options = EngineOptions {
             feedback,
@@ -154,7 +154,7 @@ impl World {
             source: Arc::new(Source(Mutex::new(Vec::new()))),
             installer: Arc::clone(&memory) as _,
             queue: Some(Arc::clone(&memory) as _),
-            clock: Arc::new(Noon),
+            clock: Arc::new(FixedClock),
             reservation: None,
             local_cache: None,
         };
@@ -167,9 +167,9 @@ impl World {
         self.memory.get(frame)
     }
 
-    fn beside(&self, act: impl FnOnce(Self) + Send + 'static) -> thread::JoinHandle<()> {
-        let world = self.clone();
-        thread::spawn(move || act(world))
+    fn spawn(&self, act: impl FnOnce(Self) + Send + 'static) -> thread::JoinHandle<()> {
+        let test = self.clone();
+        thread::spawn(move || act(test))
     }
 }
 
@@ -183,9 +183,9 @@ fn explore(preemptions: usize, model: impl Fn() + Sync + Send + 'static) {
 #[test]
 fn two_vcpus_touch_one_frame() {
     explore(3, || {
-        let world = World::new(Box::new(Demand), Feedback::Off);
-        let other = world.beside(|world| assert_eq!(world.touch(0), BYTES));
-        assert_eq!(world.touch(0), BYTES);
+        let test = TestClone::new(Box::new(Demand), Feedback::Off);
+        let other = test.spawn(|test| assert_eq!(test.touch(0), BYTES));
+        assert_eq!(test.touch(0), BYTES);
         other.join().unwrap();
     });
 }
@@ -193,9 +193,9 @@ fn two_vcpus_touch_one_frame() {
 #[test]
 fn two_vcpus_touch_two_frames_and_hand_the_receiving_on() {
     explore(2, || {
-        let world = World::new(Box::new(Demand), Feedback::Off);
-        let other = world.beside(|world| assert_eq!(world.touch(1), BYTES));
-        assert_eq!(world.touch(0), BYTES);
+        let test = TestClone::new(Box::new(Demand), Feedback::Off);
+        let other = test.spawn(|test| assert_eq!(test.touch(1), BYTES));
+        assert_eq!(test.touch(0), BYTES);
         other.join().unwrap();
     });
 }
@@ -204,9 +204,9 @@ fn two_vcpus_touch_two_frames_and_hand_the_receiving_on() {
 fn a_vcpu_touches_what_another_one_s_fault_prefetches() {
     for feedback in [Feedback::Off, Feedback::Staged] {
         explore(2, move || {
-            let world = World::new(Box::new(Blind::aligned(2)), feedback);
-            let other = world.beside(|world| assert_eq!(world.touch(1), BYTES));
-            assert_eq!(world.touch(0), BYTES);
+            let test = TestClone::new(Box::new(Blind::aligned(2)), feedback);
+            let other = test.spawn(|test| assert_eq!(test.touch(1), BYTES));
+            assert_eq!(test.touch(0), BYTES);
             other.join().unwrap();
         });
     }
@@ -215,33 +215,33 @@ fn a_vcpu_touches_what_another_one_s_fault_prefetches() {
 #[test]
 fn the_streaming_thread_receives_beside_a_vcpu() {
     explore(2, || {
-        let world = World::new(Box::new(Blind::aligned(2)), Feedback::Off);
-        let other = world.beside(|world| {
+        let test = TestClone::new(Box::new(Blind::aligned(2)), Feedback::Off);
+        let other = test.spawn(|test| {
             // The thread's work, as often as it takes: it sleeps until it is kicked.
-            while world.clone.state().ahead() > 0 || world.memory.get(0) == EMPTY {
-                world.clone.fetcher().feed(false).unwrap();
-                if let Some(_role) = world.clone.state().waiters.receive() {
-                    world.clone.fetcher().receive(Duration::ZERO).unwrap();
+            while test.clone.state().speculative() > 0 || test.memory.get(0) == EMPTY {
+                test.clone.fetcher().request_ahead(false).unwrap();
+                if let Some(_role) = test.clone.state().waiters.try_receive() {
+                    test.clone.fetcher().receive(Duration::ZERO).unwrap();
                 }
                 thread::yield_now();
             }
         });
-        assert_eq!(world.touch(0), BYTES);
+        assert_eq!(test.touch(0), BYTES);
         other.join().unwrap();
-        assert_eq!(world.touch(1), BYTES);
+        assert_eq!(test.touch(1), BYTES);
     });
 }
 
 #[test]
 fn kicks_are_not_lost() {
     explore(3, || {
-        let world = World::new(Box::new(Demand), Feedback::Off);
-        let other = world.beside(|world| {
-            world.clone.state().waiters.kick();
-            drop(world.clone.state().waiters.receive());
+        let test = TestClone::new(Box::new(Demand), Feedback::Off);
+        let other = test.spawn(|test| {
+            test.clone.state().waiters.kick();
+            drop(test.clone.state().waiters.try_receive());
         });
         // Sleeps for ever if the kick is lost.
-        while !world.clone.state().waiters.wait_for_work(Duration::ZERO, false) {}
+        while !test.clone.state().waiters.wait_for_work(Duration::ZERO, false) {}
         other.join().unwrap();
     });
 }
@@ -249,49 +249,49 @@ fn kicks_are_not_lost() {
 #[test]
 fn what_is_given_back_reads_as_zeros() {
     explore(2, || {
-        let world = World::new(Box::new(Demand), Feedback::Off);
+        let test = TestClone::new(Box::new(Demand), Feedback::Off);
         // The guest gives frame 0 back while another vCPU touches it: before, the parent's bytes;
         // after, zeros. As the kernel does, the frame is emptied when the event has been
         // read, and whatever was placed in between is lost.
-        let other = world.beside(|world| {
-            let found = world.touch(0);
+        let other = test.spawn(|test| {
+            let found = test.touch(0);
             assert!(matches!(found, BYTES | ZEROS | EMPTY), "{found}");
         });
-        world.memory.events.lock().push(Event::Removed(0..1));
-        world.clone.events().read_all().unwrap();
-        world.memory.frames[0].store(EMPTY, Ordering::Relaxed);
-        assert_eq!(world.touch(0), ZEROS);
+        test.memory.events.lock().push(Event::Removed(0..1));
+        test.clone.events().read_all().unwrap();
+        test.memory.frames[0].store(EMPTY, Ordering::Relaxed);
+        assert_eq!(test.touch(0), ZEROS);
         other.join().unwrap();
-        assert_eq!(world.memory.get(0), ZEROS);
+        assert_eq!(test.memory.get(0), ZEROS);
     });
 }
 
 #[test]
 fn what_is_taken_back_comes_again() {
     explore(2, || {
-        let world = World::new(Box::new(Blind::aligned(2)), Feedback::Off);
-        assert_eq!(world.touch(0), BYTES);
-        let other = world.beside(|world| {
-            world.clone.reclaim(1).unwrap();
+        let test = TestClone::new(Box::new(Blind::aligned(2)), Feedback::Off);
+        assert_eq!(test.touch(0), BYTES);
+        let other = test.spawn(|test| {
+            test.clone.reclaim(1).unwrap();
         });
-        let found = world.touch(1);
+        let found = test.touch(1);
         assert!(matches!(found, BYTES | EMPTY), "{found}");
         other.join().unwrap();
-        assert_eq!(world.touch(1), BYTES);
+        assert_eq!(test.touch(1), BYTES);
     });
 }
 
 #[test]
 fn stopping_wakes_everybody() {
     explore(2, || {
-        let world = World::new(Box::new(Demand), Feedback::Off);
-        let other = world.beside(|world| {
+        let test = TestClone::new(Box::new(Demand), Feedback::Off);
+        let other = test.spawn(|test| {
             // Either the page comes first, or the stop.
-            let _ = world.clone.faults.answer(FrameIndex(0), Access::Read);
+            let _ = test.clone.faults.answer(FrameIndex(0), Access::Read);
         });
-        world.clone.state().fail(Stopped::Cancelled);
+        test.clone.state().fail(Stopped::Cancelled);
         other.join().unwrap();
-        assert!(world.clone.faults.answer(FrameIndex(1), Access::Read).is_err());
+        assert!(test.clone.faults.answer(FrameIndex(1), Access::Read).is_err());
     });
 }
 
@@ -302,14 +302,14 @@ fn memory_that_refuses_for_good_ends_all_who_wait() {
     explore(2, || {
         let timeout = Duration::from_micros(20);
         let options = EngineOptions { timeout, ..EngineOptions::default() };
-        let world = World::with(Box::new(Demand), options, true);
-        let touch = |world: &World, frame| {
-            let ended = world.clone.faults.answer(FrameIndex(frame), Access::Read);
-            let why = world.clone.state().fail(ended.unwrap_err());
+        let test = TestClone::with(Box::new(Demand), options, true);
+        let touch = |test: &TestClone, frame| {
+            let ended = test.clone.faults.answer(FrameIndex(frame), Access::Read);
+            let why = test.clone.state().fail(ended.unwrap_err());
             assert!(matches!(why, Stopped::Timeout { .. }), "{why}");
         };
-        let other = world.beside(move |world| touch(&world, 0));
-        touch(&world, 0);
+        let other = test.spawn(move |test| touch(&test, 0));
+        touch(&test, 0);
         other.join().unwrap();
     });
 }

@@ -7,7 +7,7 @@ use crate::addr::FrameIndex;
 use std::sync::atomic::Ordering;
 
 /// Frames that are given back before looking whether it is enough: a chunk of the allocator.
-const AT_ONCE: u32 = 512;
+const RECLAIM_BATCH: u32 = 512;
 
 impl Core {
     /// Drops plans, then staged pages, then evicts prefetched frames that the clone has not
@@ -17,9 +17,9 @@ impl Core {
         self.fetcher().scheduler.lock().drop_plans(state);
         let mut reclaimed = 0;
         while reclaimed < wanted
-            && let Some(frame) = installer.drop_staged()
+            && let Some(frame) = installer.drop_oldest_staged()
         {
-            installer.unused(frame);
+            installer.report_unused(frame);
             reclaimed += 1;
         }
         // From where the last search ended, once around: giving back little by little does not
@@ -34,10 +34,10 @@ impl Core {
             self.reclaimed_to.store(frame.0, Ordering::Relaxed);
             match installer.evict(frame)? {
                 Eviction::Evicted => {
-                    installer.unused(frame);
+                    installer.report_unused(frame);
                     reclaimed += 1;
                 }
-                Eviction::InUse => installer.used(frame),
+                Eviction::InUse => installer.report_used(frame),
                 Eviction::Unsupported => break,
             }
         }
@@ -47,15 +47,15 @@ impl Core {
     /// Memory is scarce: gives back until it is not, or nothing is left to give; at most a guest's
     /// frames in one go, since others may take as fast as this gives, and faults wait for this
     /// thread, too.
-    pub(super) fn relieve(&self) -> Result<(), Stopped> {
+    pub(super) fn relieve_pressure(&self) -> Result<(), Stopped> {
         let state = self.state();
-        for _ in 0..=state.locality.frames() / AT_ONCE {
+        for _ in 0..=state.locality.frames() / RECLAIM_BATCH {
             state.check()?;
-            if !state.accounts.is_scarce() || self.reclaim(AT_ONCE)? == 0 {
+            if !state.accounts.is_under_pressure() || self.reclaim(RECLAIM_BATCH)? == 0 {
                 return Ok(());
             }
         }
-        state.accounts.press();
+        state.accounts.request_reclaim();
         state.waiters.kick();
         Ok(())
     }

@@ -55,7 +55,7 @@ impl PrefetchScheduler {
         self.idle = false;
         let mut planner = self.plan.begin(&clone.frames, Some(fault.frame));
         self.policy.fault(fault, &mut planner);
-        self.take_plan(clone, zeros);
+        self.queue_plan(clone, zeros);
         self.plan.answer()
     }
 
@@ -65,7 +65,7 @@ impl PrefetchScheduler {
     }
 
     /// Queues the plan.
-    fn take_plan(&mut self, clone: &CloneState, zeros: &mut Vec<FrameIndex>) {
+    fn queue_plan(&mut self, clone: &CloneState, zeros: &mut Vec<FrameIndex>) {
         for frame in self.plan.fetch() {
             if clone.frames.plan(*frame) {
                 self.queue.push_back(*frame);
@@ -90,20 +90,20 @@ impl PrefetchScheduler {
         zeros: &mut Vec<FrameIndex>,
     ) -> usize {
         let mut n = self.dequeue(batch, clone);
-        let (mut barren, most) = (0, clone.locality.frames() as usize);
+        let (mut fruitless, most) = (0, clone.locality.frames() as usize);
         while n < batch.len() && !self.idle {
             let before = (n, zeros.len());
             let mut planner = self.plan.begin(&clone.frames, None);
             planner.limit(batch.len() - n);
             self.policy.background(&mut planner);
             self.idle = self.plan.fetch().is_empty() && self.plan.zero().is_empty();
-            self.take_plan(clone, zeros);
+            self.queue_plan(clone, zeros);
             n += self.dequeue(batch.get_mut(n..).unwrap_or_default(), clone);
             // A policy may plan for ever what is of no use: frames that are not to be zeros, or
             // that are to be already. Who has planned more than there are frames has
             // nothing to say until the next fault.
-            barren = if before == (n, zeros.len()) { barren + 1 } else { 0 };
-            self.idle |= barren > most || zeros.len() > most;
+            fruitless = if before == (n, zeros.len()) { fruitless + 1 } else { 0 };
+            self.idle |= fruitless > most || zeros.len() > most;
         }
         if may_fill
             && n < batch.len()
@@ -119,7 +119,7 @@ impl PrefetchScheduler {
         while let Some(slot) = batch.get_mut(n)
             && let Some(frame) = self.queue.pop_front()
         {
-            if clone.frames.ask(frame) {
+            if clone.frames.request(frame) {
                 *slot = frame;
                 n += 1;
             }
@@ -144,23 +144,23 @@ impl PrefetchScheduler {
         let frames = (0..clone.locality.frames()).map(FrameIndex);
         let mut missing = frames.filter(|frame| match clone.frames.phase(*frame) {
             Phase::Absent | Phase::Queued => !clone.is_free(*frame),
-            Phase::Requested | Phase::Placing | Phase::Staged => true,
+            Phase::Requested | Phase::Installing | Phase::Staged => true,
             Phase::Present
-            | Phase::Shown
+            | Phase::Mapped
             | Phase::Removed
             | Phase::Refilled
             | Phase::Unavailable => false,
         });
         let is_filled = missing.next().is_none();
         if !is_filled {
-            fill.again();
+            fill.restart();
         }
         is_filled
     }
 
     /// How long filling waits before it may ask for more; `None` when it waits for nothing, or
     /// there is none.
-    pub(super) fn fills_again_in(&self, clone: &CloneState) -> Option<std::time::Duration> {
-        self.fill.as_ref()?.allowed_in(clone.clock.now())
+    pub(super) fn next_fill_in(&self, clone: &CloneState) -> Option<std::time::Duration> {
+        self.fill.as_ref()?.next_in(clone.clock.now())
     }
 }

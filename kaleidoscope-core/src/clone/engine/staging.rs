@@ -18,7 +18,7 @@ pub(crate) struct StagingBuffer {
 }
 
 /// Buffers that are kept for later.
-const SPARE: usize = 64;
+const MAX_SPARE: usize = 64;
 
 impl StagingBuffer {
     /// Room for `limit` pages, none of which is allocated yet.
@@ -54,7 +54,7 @@ impl StagingBuffer {
 
     /// Forgets the age of the frame that has been here the longest, and names it. Whoever owns it
     /// then takes it out.
-    pub(crate) fn oldest(&mut self) -> Option<FrameIndex> {
+    pub(crate) fn pop_oldest(&mut self) -> Option<FrameIndex> {
         while let Some(frame) = self.order.pop_front() {
             if self.pages.contains_key(&frame) {
                 return Some(frame);
@@ -66,7 +66,7 @@ impl StagingBuffer {
     /// Keeps a buffer for later.
     pub(crate) fn recycle(&mut self, page: Option<Box<Page>>) {
         if let Some(page) = page
-            && self.spare.len() < SPARE
+            && self.spare.len() < MAX_SPARE
         {
             self.spare.push(page);
         }
@@ -82,7 +82,7 @@ mod tests {
         let mut staging = StagingBuffer::new(4);
         for n in 0..1000 {
             if staging.is_full() {
-                let oldest = staging.oldest().unwrap();
+                let oldest = staging.pop_oldest().unwrap();
                 assert_eq!(oldest, FrameIndex(n - 4));
                 let page = staging.take(oldest).unwrap();
                 assert_eq!(page.is_none(), oldest.0.is_multiple_of(3));

@@ -16,7 +16,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 /// Longest wait after which a thread looks whether the clone was stopped.
-pub(super) const SLICE: Duration = Duration::from_millis(20);
+pub(super) const MAX_WAIT: Duration = Duration::from_millis(20);
 
 /// State without behavior of its own: the parts above change it and wait for its changes.
 pub(super) struct CloneState {
@@ -30,9 +30,9 @@ pub(super) struct CloneState {
     pub(super) counters: Counters,
     pub(super) waiters: Waiters,
     /// Frames that were requested ahead of any touch and have not arrived.
-    ahead: AtomicUsize,
+    speculative: AtomicUsize,
     stopped: AtomicBool,
-    why: OnceLock<Stopped>,
+    stop_reason: OnceLock<Stopped>,
 }
 
 impl CloneState {
@@ -52,15 +52,15 @@ impl CloneState {
             accounts,
             counters: Counters::new(),
             waiters: Waiters::new(),
-            ahead: AtomicUsize::new(0),
+            speculative: AtomicUsize::new(0),
             stopped: AtomicBool::new(false),
-            why: OnceLock::new(),
+            stop_reason: OnceLock::new(),
         }
     }
 
     /// Stops the clone. The first reason is kept and returned.
     pub(super) fn fail(&self, why: Stopped) -> Stopped {
-        let why = self.why.get_or_init(|| why).clone();
+        let why = self.stop_reason.get_or_init(|| why).clone();
         if !self.stopped.swap(true, Ordering::AcqRel) {
             self.waiters.wake();
             self.waiters.kick();
@@ -70,7 +70,7 @@ impl CloneState {
 
     /// Why the clone was stopped, if it was.
     pub(super) fn why(&self) -> Option<&Stopped> {
-        self.why.get()
+        self.stop_reason.get()
     }
 
     pub(super) fn is_stopped(&self) -> bool {
@@ -81,7 +81,7 @@ impl CloneState {
     /// The reason when the clone was stopped.
     pub(super) fn check(&self) -> Result<(), Stopped> {
         if self.is_stopped() {
-            return Err(self.why().cloned().unwrap_or(Stopped::Cancelled));
+            return Err(self.stop_reason().cloned().unwrap_or(Stopped::Cancelled));
         }
         Ok(())
     }
@@ -101,24 +101,24 @@ impl CloneState {
     }
 
     /// Frames that were requested ahead of any touch and have not arrived.
-    pub(super) fn ahead(&self) -> usize {
-        self.ahead.load(Ordering::Acquire)
+    pub(super) fn speculative(&self) -> usize {
+        self.speculative.load(Ordering::Acquire)
     }
 
     /// So many frames are requested ahead of any touch.
-    pub(super) fn add_ahead(&self, frames: usize) {
-        self.ahead.fetch_add(frames, Ordering::AcqRel);
+    pub(super) fn add_speculative(&self, frames: usize) {
+        self.speculative.fetch_add(frames, Ordering::AcqRel);
     }
 
     /// A frame that was requested ahead is no longer on its way.
-    pub(super) fn end_ahead(&self, flags: Flags) {
-        if flags.ahead() {
-            self.ahead.fetch_sub(1, Ordering::AcqRel);
+    pub(super) fn end_speculative(&self, flags: Flags) {
+        if flags.is_speculative() {
+            self.speculative.fetch_sub(1, Ordering::AcqRel);
         }
     }
 
     /// No thread works on a frame any more: the vCPUs that wait for it look again.
-    pub(super) fn settled(&self, flags: Flags) {
+    pub(super) fn wake_if_wanted(&self, flags: Flags) {
         if flags.wanted {
             self.waiters.wake();
         }
@@ -137,7 +137,7 @@ impl CloneState {
 
     /// Pauses before a port is called again that may have returned at once with nothing: ever
     /// longer, so that it does not keep a processor busy. The caller checks whether to go on.
-    pub(super) fn rest(&self, has_waited: bool, idle: &mut Retry) {
+    pub(super) fn back_off(&self, has_waited: bool, idle: &mut Retry) {
         if has_waited {
             idle.reset();
         } else {

@@ -10,19 +10,19 @@ impl Installer {
     pub(in super::super) fn evict(&self, frame: FrameIndex) -> Result<Eviction, Stopped> {
         let state = self.state();
         let _gate = self.events.enter();
-        if !state.frames.take_prefetched(frame) {
+        if !state.frames.claim_for_eviction(frame) {
             return Ok(Eviction::InUse);
         }
         let eviction = self.port.evict(frame)?;
         let flags = match eviction {
             Eviction::Evicted => {
-                state.accounts.leave(state.color(frame));
-                state.frames.emptied(frame)
+                state.accounts.remove_resident(state.color(frame));
+                state.frames.set_absent(frame)
             }
-            Eviction::InUse => state.frames.found_used(frame),
-            Eviction::Unsupported => state.frames.placed(frame),
+            Eviction::InUse => state.frames.keep_used(frame),
+            Eviction::Unsupported => state.frames.finish_install(frame),
         };
-        state.settled(flags);
+        state.wake_if_wanted(flags);
         Ok(eviction)
     }
 }

@@ -1,7 +1,7 @@
 //! Pages on their way into the clone's memory.
 //!
 //! ```text
-//!  deliver ─► try_deliver ─► put_aside            a prefetched page whose use is to be known
+//!  deliver ─► try_deliver ─► try_stage            a prefetched page whose use is to be known
 //!                        └─► install ─► PageInstaller::install, zero
 //! ```
 //!
@@ -80,7 +80,7 @@ impl Installer {
     /// nor requested.
     pub(super) fn record_mapped(&self) {
         for frame in self.port.shown().into_iter().flatten().map(FrameIndex) {
-            if self.state().frames.show(frame) {
+            if self.state().frames.set_mapped(frame) {
                 self.state().count(frame, Count::LocalCache);
             }
         }
@@ -106,7 +106,7 @@ impl Installer {
             let attempt = self.try_deliver(&gate, delivery, origin)?;
             drop(gate);
             match attempt {
-                Attempt::Done => return self.zero_around(frame),
+                Attempt::Done => return self.zero_granule(frame),
                 Attempt::Again => self.events.before_retry(frame, &mut retry)?,
             }
         }
@@ -125,34 +125,34 @@ impl Installer {
             Delivery::Page(_, page) => Some(page),
             Delivery::Zero(_) => None,
             Delivery::Unavailable(_) => {
-                if let Some(flags) = state.frames.unavailable(frame) {
+                if let Some(flags) = state.frames.set_unavailable(frame) {
                     state.accounts.give_back(1);
-                    self.arrived(flags);
+                    self.finish_request(flags);
                 }
                 return Ok(Attempt::Done);
             }
         };
-        let Some(flags) = state.frames.arrive(frame) else {
+        let Some(flags) = state.frames.begin_install(frame) else {
             state.count(frame, Count::Dropped);
             return Ok(Attempt::Done);
         };
         if flags.prefetched
             && !flags.wanted
             && self.is_sampled(frame)
-            && self.put_aside(frame, page)
+            && self.try_stage(frame, page)
         {
             self.count_arrival(frame, page, flags, origin);
-            self.arrived(flags);
+            self.finish_request(flags);
             return Ok(Attempt::Done);
         }
         if self.install(gate, frame, page)? == Installed::TryAgain {
-            state.frames.retry(frame);
+            state.frames.defer_install(frame);
             return Ok(Attempt::Again);
         }
-        let flags = state.frames.placed(frame);
-        state.accounts.enter(state.color(frame));
+        let flags = state.frames.finish_install(frame);
+        state.accounts.add_resident(state.color(frame));
         self.count_arrival(frame, page, flags, origin);
-        self.arrived(flags);
+        self.finish_request(flags);
         Ok(Attempt::Done)
     }
 
@@ -175,9 +175,9 @@ impl Installer {
     }
 
     /// The source has answered for a frame.
-    fn arrived(&self, flags: Flags) {
-        self.state().end_ahead(flags);
-        self.state().settled(flags);
+    fn finish_request(&self, flags: Flags) {
+        self.state().end_speculative(flags);
+        self.state().wake_if_wanted(flags);
     }
 
     fn count_arrival(&self, frame: FrameIndex, page: Option<&Page>, flags: Flags, origin: Origin) {

@@ -34,11 +34,11 @@ impl Installer {
     }
 
     /// Stages a page; `false` when a vCPU waits for it by now.
-    pub(super) fn put_aside(&self, frame: FrameIndex, page: Option<&Page>) -> bool {
+    pub(super) fn try_stage(&self, frame: FrameIndex, page: Option<&Page>) -> bool {
         while self.state().staging.lock().is_full()
-            && let Some(oldest) = self.drop_staged()
+            && let Some(oldest) = self.drop_oldest_staged()
         {
-            self.unused(oldest);
+            self.report_unused(oldest);
         }
         let mut staging = self.state().staging.lock();
         let is_staged = self.state().frames.stage(frame);
@@ -49,12 +49,12 @@ impl Installer {
     }
 
     /// Drops the oldest staged page.
-    pub(in super::super) fn drop_staged(&self) -> Option<FrameIndex> {
+    pub(in super::super) fn drop_oldest_staged(&self) -> Option<FrameIndex> {
         let mut staging = self.state().staging.lock();
         loop {
-            let oldest = staging.oldest()?;
+            let oldest = staging.pop_oldest()?;
             // A fault may own the frame by now; it then takes the page itself.
-            if self.state().frames.unstage(oldest) {
+            if self.state().frames.drop_staged(oldest) {
                 let page = staging.take(oldest).flatten();
                 staging.recycle(page);
                 self.state().accounts.give_back(1);
@@ -73,27 +73,27 @@ impl Installer {
         let state = self.state();
         let Some(page) = state.staging.lock().take(frame) else {
             // Not expected; the frame is fetched again rather than guessed.
-            let flags = state.frames.emptied(frame);
+            let flags = state.frames.set_absent(frame);
             state.accounts.give_back(1);
-            state.settled(flags);
+            state.wake_if_wanted(flags);
             return Ok(Attempt::Again);
         };
         if self.install(gate, frame, page.as_deref())? == Installed::TryAgain {
             let mut staging = state.staging.lock();
             staging.put(frame, page.as_deref());
-            let flags = state.frames.stage_again(frame);
+            let flags = state.frames.restage(frame);
             drop(staging);
-            state.settled(flags);
+            state.wake_if_wanted(flags);
             return Ok(Attempt::Again);
         }
-        let flags = state.frames.placed(frame);
-        state.settled(flags);
+        let flags = state.frames.finish_install(frame);
+        state.wake_if_wanted(flags);
         state.staging.lock().recycle(page);
-        state.accounts.enter(state.color(frame));
+        state.accounts.add_resident(state.color(frame));
         if reason == Reason::Touched {
             state.count(frame, Count::StagedFaults);
             state.count(frame, Count::Used);
-            self.used(frame);
+            self.report_used(frame);
         }
         Ok(Attempt::Done)
     }
@@ -102,9 +102,9 @@ impl Installer {
     pub(in super::super) fn install_all_staged(&self) -> Result<(), Stopped> {
         let mut retry = Retry::new(self.state().options.timeout);
         loop {
-            let Some(frame) = self.state().staging.lock().oldest() else { return Ok(()) };
+            let Some(frame) = self.state().staging.lock().pop_oldest() else { return Ok(()) };
             let gate = self.events.enter();
-            if self.state().frames.take_staged(frame) {
+            if self.state().frames.claim_staged(frame) {
                 let attempt = self.install_staged(&gate, frame, Reason::Filled)?;
                 drop(gate);
                 match attempt {
@@ -116,13 +116,13 @@ impl Installer {
     }
 
     /// Tells the policy that a prefetched frame was not used.
-    pub(in super::super) fn unused(&self, frame: FrameIndex) {
+    pub(in super::super) fn report_unused(&self, frame: FrameIndex) {
         self.state().count(frame, Count::Unused);
         self.scheduler.lock().feedback(frame, PrefetchOutcome::Unused);
     }
 
     /// Tells the policy that a prefetched frame was used.
-    pub(in super::super) fn used(&self, frame: FrameIndex) {
+    pub(in super::super) fn report_used(&self, frame: FrameIndex) {
         self.scheduler.lock().feedback(frame, PrefetchOutcome::Used);
     }
 }

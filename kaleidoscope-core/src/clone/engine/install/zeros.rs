@@ -16,25 +16,25 @@ impl Installer {
     ) -> Result<Attempt, Stopped> {
         let state = self.state();
         let (flags, attempt) = match self.port.zero(frame)? {
-            Installed::TryAgain => (state.frames.leave_removed(frame), Attempt::Again),
+            Installed::TryAgain => (state.frames.keep_removed(frame), Attempt::Again),
             Installed::AlreadyPresent => {
                 // Zeros of an earlier fault, or bytes that are about to go: the vCPU looks again,
                 // and faults again if they are gone.
-                let flags = state.frames.leave_removed(frame);
+                let flags = state.frames.keep_removed(frame);
                 self.port.wake(frame)?;
                 (flags, Attempt::Done)
             }
             Installed::Installed => {
-                let flags = state.frames.refilled(frame);
+                let flags = state.frames.finish_refill(frame);
                 if !flags.refilled {
                     state.accounts.take_for_fault();
-                    state.accounts.enter(state.color(frame));
+                    state.accounts.add_resident(state.color(frame));
                 }
                 state.count(frame, Count::ZeroFaults);
                 (flags, Attempt::Done)
             }
         };
-        state.settled(flags);
+        state.wake_if_wanted(flags);
         Ok(attempt)
     }
 
@@ -60,7 +60,7 @@ impl Installer {
         while let Some(first) = rest.first() {
             let _gate = self.events.enter();
             let follows = |(n, frame): (u32, &FrameIndex)| {
-                frame.0 == first.0.saturating_add(n) && state.frames.take_for_zeros(*frame)
+                frame.0 == first.0.saturating_add(n) && state.frames.claim_for_zeros(*frame)
             };
             let taken = (0u32..).zip(rest).take_while(|pair| follows(*pair)).count();
             let run = rest.get(..taken).unwrap_or_default();
@@ -72,12 +72,12 @@ impl Installer {
                     let flags = if n < filled {
                         *left -= 1;
                         state.count(*frame, Count::ZeroedAhead);
-                        state.accounts.enter(state.color(*frame));
-                        state.frames.placed(*frame)
+                        state.accounts.add_resident(state.color(*frame));
+                        state.frames.finish_install(*frame)
                     } else {
-                        state.frames.emptied(*frame)
+                        state.frames.set_absent(*frame)
                     };
-                    state.settled(flags);
+                    state.wake_if_wanted(flags);
                 }
             }
         }
@@ -85,7 +85,7 @@ impl Installer {
     }
 
     /// A frame arrived: the free frames that are filled together with it need not wait for a fault.
-    pub(super) fn zero_around(&self, frame: FrameIndex) -> Result<(), Stopped> {
+    pub(super) fn zero_granule(&self, frame: FrameIndex) -> Result<(), Stopped> {
         let Some(granule) = self.granules.first_arrival(frame) else { return Ok(()) };
         let free = granule.map(FrameIndex).filter(|frame| self.state().is_free(*frame));
         self.zero_ahead(&mut free.collect::<Vec<_>>())

@@ -8,15 +8,18 @@ use std::sync::OnceLock;
 const GRANULE: u32 = 16;
 
 /// Memory of which the clone sees a granule when all of it has come.
-struct Large {
+struct LargePageMemory {
     frames: Memory,
-    seen: Mutex<Vec<bool>>,
+    visible: Mutex<Vec<bool>>,
 }
 
-impl Large {
+impl LargePageMemory {
     fn new() -> Arc<Self> {
         let frames = Arc::into_inner(Memory::new()).unwrap();
-        Arc::new(Self { frames, seen: Mutex::new(vec![false; FRAMES.div_ceil(GRANULE) as usize]) })
+        Arc::new(Self {
+            frames,
+            visible: Mutex::new(vec![false; FRAMES.div_ceil(GRANULE) as usize]),
+        })
     }
 
     fn granule(frame: FrameIndex) -> std::ops::Range<u32> {
@@ -26,20 +29,20 @@ impl Large {
 
     /// What the clone sees.
     fn page(&self, frame: FrameIndex) -> Option<Page> {
-        let is_seen = self.seen.lock()[(frame.0 / GRANULE) as usize];
-        is_seen.then(|| self.frames.page(frame).unwrap())
+        let is_visible = self.visible.lock()[(frame.0 / GRANULE) as usize];
+        is_visible.then(|| self.frames.page(frame).unwrap())
     }
 }
 
-impl PageInstaller for Large {
+impl PageInstaller for LargePageMemory {
     fn install(&self, frame: FrameIndex, page: &Page) -> Result<Installed, InstallError> {
-        let mut seen = self.seen.lock();
-        let placed = self.frames.install(frame, page);
+        let mut visible = self.visible.lock();
+        let installed = self.frames.install(frame, page);
         let mut granule = Self::granule(frame).map(FrameIndex);
         if granule.all(|frame| self.frames.page(frame).is_some()) {
-            seen[(frame.0 / GRANULE) as usize] = true;
+            visible[(frame.0 / GRANULE) as usize] = true;
         }
-        placed
+        installed
     }
 
     fn zero(&self, frame: FrameIndex) -> Result<Installed, InstallError> {
@@ -52,15 +55,15 @@ impl PageInstaller for Large {
 }
 
 /// Counts what is asked for.
-struct Counted {
+struct CountingSource {
     inner: LocalSource,
-    asked: AtomicUsize,
+    requested: AtomicUsize,
 }
 
 /// Wants the first 64 frames but those that are free.
-struct Related;
+struct FirstFrames;
 
-impl PrefetchPolicy for Related {
+impl PrefetchPolicy for FirstFrames {
     fn name(&self) -> &'static str {
         "related"
     }
@@ -72,9 +75,9 @@ impl PrefetchPolicy for Related {
     }
 }
 
-impl PageSource for Counted {
+impl PageSource for CountingSource {
     fn request(&self, frames: &[FrameIndex], priority: Priority) -> Result<(), SourceError> {
-        self.asked.fetch_add(frames.len(), Ordering::Relaxed);
+        self.requested.fetch_add(frames.len(), Ordering::Relaxed);
         self.inner.request(frames, priority)
     }
 
@@ -88,12 +91,12 @@ impl PageSource for Counted {
 }
 
 fn start_large(
-    memory: &Arc<Large>,
+    memory: &Arc<LargePageMemory>,
     policy: Box<dyn PrefetchPolicy>,
     options: EngineOptions,
-) -> (Engine, Arc<Counted>) {
+) -> (Engine, Arc<CountingSource>) {
     let inner = LocalSource::new(guest().1);
-    let source = Arc::new(Counted { inner, asked: AtomicUsize::new(0) });
+    let source = Arc::new(CountingSource { inner, requested: AtomicUsize::new(0) });
     let parts = EngineParts {
         locality: guest().0,
         policy,
@@ -117,7 +120,7 @@ fn expected(frame: u32, free_frames: FreeFrames) -> Page {
 #[test]
 fn a_fault_brings_all_that_is_filled_with_it() {
     for free_frames in [FreeFrames::Zero, FreeFrames::Fetch] {
-        let memory = Large::new();
+        let memory = LargePageMemory::new();
         let options = EngineOptions { free_frames, ..EngineOptions::default() };
         let (engine, source) = start_large(&memory, Box::new(Demand), options);
         engine.fault(FrameIndex(37), Access::Read).unwrap();
@@ -126,7 +129,7 @@ fn a_fault_brings_all_that_is_filled_with_it() {
             assert_eq!(memory.page(FrameIndex(n)), there, "{n}");
         }
         let free = (32..48).filter(|n| n % 7 == 3 && free_frames == FreeFrames::Zero).count();
-        assert_eq!(source.asked.load(Ordering::Relaxed), 16 - free);
+        assert_eq!(source.requested.load(Ordering::Relaxed), 16 - free);
         let total = engine.statistics().total();
         assert_eq!((total.faults, engine.statistics().stalls()), (1, 1));
         // The last one is cut.
@@ -142,7 +145,7 @@ fn many_threads_and_all_ways_of_prefetching() {
         [Feedback::Off, Feedback::Staged, Feedback::Sampled { one_in: 3 }].into_iter().enumerate()
     {
         for free_frames in [FreeFrames::Zero, FreeFrames::Fetch] {
-            let memory = Large::new();
+            let memory = LargePageMemory::new();
             let background = backgrounds[n % 2];
             let options = EngineOptions {
                 feedback,
@@ -175,10 +178,10 @@ fn many_threads_and_all_ways_of_prefetching() {
 
 #[test]
 fn what_was_prefetched_is_seen_without_a_fault() {
-    let memory = Large::new();
+    let memory = LargePageMemory::new();
     let options = EngineOptions { free_frames: FreeFrames::Zero, ..EngineOptions::default() };
     // One fault plans 64 frames: three more granules, of which the free frames are filled as well.
-    let (engine, _) = start_large(&memory, Box::new(Related), options);
+    let (engine, _) = start_large(&memory, Box::new(FirstFrames), options);
     engine.fault(FrameIndex(0), Access::Read).unwrap();
     let start = std::time::Instant::now();
     while !(0..64).all(|n| memory.page(FrameIndex(n)).is_some()) {

@@ -59,7 +59,7 @@ impl Memory {
 impl PageInstaller for Memory {
     fn install(&self, frame: FrameIndex, page: &Page) -> Result<Installed, InstallError> {
         let mut pages = self.pages.lock();
-        assert!(pages[frame.as_usize()].is_none(), "frame {frame} is placed twice");
+        assert!(pages[frame.as_usize()].is_none(), "frame {frame} is installed twice");
         pages[frame.as_usize()] = Some(Box::new(*page));
         Ok(Installed::Installed)
     }
@@ -239,14 +239,14 @@ fn a_clone_that_lacks_frames_is_not_whole() {
 
 /// A source that says what a test tells it to.
 #[derive(Default)]
-struct Told {
-    asked: Mutex<Vec<(FrameIndex, Priority)>>,
+struct ScriptedSource {
+    requested: Mutex<Vec<(FrameIndex, Priority)>>,
     answers: Mutex<Vec<Result<Vec<FrameIndex>, String>>>,
 }
 
-impl PageSource for Told {
+impl PageSource for ScriptedSource {
     fn request(&self, frames: &[FrameIndex], priority: Priority) -> Result<(), SourceError> {
-        self.asked.lock().extend(frames.iter().map(|frame| (*frame, priority)));
+        self.requested.lock().extend(frames.iter().map(|frame| (*frame, priority)));
         Ok(())
     }
 
@@ -267,7 +267,7 @@ impl PageSource for Told {
 
 #[test]
 fn a_source_that_fails_or_is_silent_stops_the_clone() {
-    let source = Arc::new(Told::default());
+    let source = Arc::new(ScriptedSource::default());
     source.answers.lock().push(Err("no route to host".into()));
     let engine =
         start(&Memory::new(), Arc::clone(&source) as _, Box::new(Demand), EngineOptions::default());
@@ -276,13 +276,13 @@ fn a_source_that_fails_or_is_silent_stops_the_clone() {
     assert!(matches!(engine.fault(FrameIndex(2), Access::Read), Err(Stopped::Source(_))));
 
     let options = EngineOptions { timeout: Duration::from_millis(50), ..EngineOptions::default() };
-    let silent = Arc::new(Told::default());
+    let silent = Arc::new(ScriptedSource::default());
     let engine = start(&Memory::new(), Arc::clone(&silent) as _, Box::new(Demand), options);
     let error = engine.fault(FrameIndex(1), Access::Read).unwrap_err();
     assert!(matches!(error, Stopped::Timeout { frame: FrameIndex(1), .. }), "{error}");
-    assert_eq!(*silent.asked.lock(), [(FrameIndex(1), Priority::Urgent)]);
+    assert_eq!(*silent.requested.lock(), [(FrameIndex(1), Priority::Urgent)]);
 
-    let wrong = Arc::new(Told::default());
+    let wrong = Arc::new(ScriptedSource::default());
     wrong.answers.lock().push(Ok(vec![FrameIndex(FRAMES)]));
     let engine = start(&Memory::new(), wrong, Box::new(Demand), EngineOptions::default());
     let error = engine.fault(FrameIndex(0), Access::Read).unwrap_err();
@@ -293,7 +293,7 @@ fn a_source_that_fails_or_is_silent_stops_the_clone() {
 
 #[test]
 fn what_nobody_asked_for_is_dropped() {
-    let (memory, source) = (Memory::new(), Arc::new(Told::default()));
+    let (memory, source) = (Memory::new(), Arc::new(ScriptedSource::default()));
     source.answers.lock().push(Ok(vec![FrameIndex(9), FrameIndex(1), FrameIndex(1)]));
     let engine =
         start(&memory, Arc::clone(&source) as _, Box::new(Demand), EngineOptions::default());
@@ -305,12 +305,12 @@ fn what_nobody_asked_for_is_dropped() {
 
 #[test]
 fn what_was_given_back_reads_as_zeros_whatever_arrives_later() {
-    let (memory, source) = (Memory::new(), Arc::new(Told::default()));
+    let (memory, source) = (Memory::new(), Arc::new(ScriptedSource::default()));
     let engine =
         start(&memory, Arc::clone(&source) as _, Box::new(Demand), EngineOptions::default());
     std::thread::scope(|scope| {
         let waiting = scope.spawn(|| engine.fault(FrameIndex(1), Access::Read));
-        while source.asked.lock().is_empty() {
+        while source.requested.lock().is_empty() {
             std::thread::yield_now();
         }
         engine.removed(0..3).unwrap();
@@ -320,13 +320,13 @@ fn what_was_given_back_reads_as_zeros_whatever_arrives_later() {
     assert_eq!(memory.page(FrameIndex(1)), Some(ZERO_PAGE));
     engine.fault(FrameIndex(2), Access::Write).unwrap();
     assert_eq!(memory.page(FrameIndex(2)), Some(ZERO_PAGE));
-    assert_eq!(source.asked.lock().len(), 1);
+    assert_eq!(source.requested.lock().len(), 1);
     assert!(matches!(engine.removed(0..FRAMES + 1), Err(Stopped::NoSuchFrame { .. })));
 }
 
 #[test]
 fn stopping_frees_those_who_wait() {
-    let (memory, source) = (Memory::new(), Arc::new(Told::default()));
+    let (memory, source) = (Memory::new(), Arc::new(ScriptedSource::default()));
     let engine = start(
         &memory,
         Arc::clone(&source) as _,
@@ -340,7 +340,7 @@ fn stopping_frees_those_who_wait() {
                 scope.spawn(move || engine.fault(FrameIndex(n % 3), Access::Read))
             })
             .collect();
-        while source.asked.lock().len() < 3 {
+        while source.requested.lock().len() < 3 {
             std::thread::yield_now();
         }
         engine.stop();

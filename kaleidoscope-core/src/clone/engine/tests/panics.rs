@@ -9,8 +9,8 @@ use std::sync::mpsc::channel;
 
 /// A part that panics, of those that an embedder gives.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Where {
-    Place,
+enum TrapPoint {
+    Install,
     Evict,
     Request,
     Receive,
@@ -22,22 +22,22 @@ enum Where {
 }
 
 /// All parts, of which one panics once it is armed.
-struct Trap {
-    at: Where,
+struct TrappedPorts {
+    at: TrapPoint,
     armed: AtomicBool,
     memory: Arc<Memory>,
     source: Arc<dyn PageSource>,
 }
 
-impl Trap {
-    fn spring(&self, at: Where) {
-        assert!(at != self.at || !self.armed.load(Ordering::Acquire), "sprung at {at:?}");
+impl TrappedPorts {
+    fn check(&self, at: TrapPoint) {
+        assert!(at != self.at || !self.armed.load(Ordering::Acquire), "trapped at {at:?}");
     }
 }
 
-impl PageInstaller for Trap {
+impl PageInstaller for TrappedPorts {
     fn install(&self, frame: FrameIndex, page: &Page) -> Result<Installed, InstallError> {
-        self.spring(Where::Place);
+        self.check(TrapPoint::Install);
         self.memory.install(frame, page)
     }
 
@@ -50,27 +50,27 @@ impl PageInstaller for Trap {
     }
 
     fn evict(&self, _frame: FrameIndex) -> Result<Eviction, InstallError> {
-        self.spring(Where::Evict);
+        self.check(TrapPoint::Evict);
         Ok(Eviction::InUse)
     }
 }
 
-impl FaultQueue for Trap {
+impl FaultQueue for TrappedPorts {
     fn wait(&self, wait: Duration) -> Result<(), InstallError> {
-        self.spring(Where::Wait);
+        self.check(TrapPoint::Wait);
         std::thread::sleep(wait);
         Ok(())
     }
 
     fn read(&self) -> Result<Option<Event>, InstallError> {
-        self.spring(Where::Read);
+        self.check(TrapPoint::Read);
         Ok(None)
     }
 }
 
-impl PageSource for Trap {
+impl PageSource for TrappedPorts {
     fn request(&self, frames: &[FrameIndex], priority: Priority) -> Result<(), SourceError> {
-        self.spring(Where::Request);
+        self.check(TrapPoint::Request);
         self.source.request(frames, priority)
     }
 
@@ -79,36 +79,40 @@ impl PageSource for Trap {
         wait: Duration,
         deliver: &mut dyn FnMut(Delivery<'_>),
     ) -> Result<(), SourceError> {
-        self.spring(Where::Receive);
+        self.check(TrapPoint::Receive);
         self.source.receive(wait, deliver)
     }
 }
 
-struct Policy(Arc<Trap>, Blind);
+struct TrappedPolicy(Arc<TrappedPorts>, Blind);
 
-impl PrefetchPolicy for Policy {
+impl PrefetchPolicy for TrappedPolicy {
     fn name(&self) -> &'static str {
         "trap"
     }
 
     fn fault(&mut self, fault: &Fault, planner: &mut Planner<'_>) {
-        self.0.spring(Where::Fault);
+        self.0.check(TrapPoint::Fault);
         self.1.fault(fault, planner);
     }
 
     fn background(&mut self, planner: &mut Planner<'_>) {
-        self.0.spring(Where::Background);
+        self.0.check(TrapPoint::Background);
         self.1.background(planner);
     }
 
     fn feedback(&mut self, frame: FrameIndex, outcome: crate::prefetch::PrefetchOutcome) {
-        self.0.spring(Where::Feedback);
+        self.0.check(TrapPoint::Feedback);
         self.1.feedback(frame, outcome);
     }
 }
 
-fn engine(at: Where, options: EngineOptions, is_armed: bool) -> (Arc<Trap>, Arc<Engine>) {
-    let trap = Arc::new(Trap {
+fn engine(
+    at: TrapPoint,
+    options: EngineOptions,
+    is_armed: bool,
+) -> (Arc<TrappedPorts>, Arc<Engine>) {
+    let trap = Arc::new(TrappedPorts {
         at,
         armed: AtomicBool::new(is_armed),
         memory: Memory::new(),
@@ -116,7 +120,7 @@ fn engine(at: Where, options: EngineOptions, is_armed: bool) -> (Arc<Trap>, Arc<
     });
     let parts = EngineParts {
         locality: guest().0,
-        policy: Box::new(Policy(Arc::clone(&trap), Blind::aligned(8))),
+        policy: Box::new(TrappedPolicy(Arc::clone(&trap), Blind::aligned(8))),
         source: Arc::clone(&trap) as _,
         installer: Arc::clone(&trap) as _,
         queue: Some(Arc::clone(&trap) as _),
@@ -134,14 +138,14 @@ fn in_time<T: Send + 'static>(act: impl FnOnce() -> T + Send + 'static) -> T {
     said.recv_timeout(Duration::from_secs(120)).expect("it takes for ever")
 }
 
-fn is_of(why: &Stopped, at: Where) -> bool {
-    matches!(why, Stopped::Panicked(error) if error.message() == format!("sprung at {at:?}"))
+fn is_of(why: &Stopped, at: TrapPoint) -> bool {
+    matches!(why, Stopped::Panicked(error) if error.message() == format!("trapped at {at:?}"))
 }
 
 #[test]
 fn a_part_that_panics_stops_the_clone() {
-    use Where::*;
-    for at in [Place, Request, Receive, Fault, Background, Feedback, Wait, Read, Evict] {
+    use TrapPoint::*;
+    for at in [Install, Request, Receive, Fault, Background, Feedback, Wait, Read, Evict] {
         let feedback = if at == Feedback { super::Feedback::Staged } else { super::Feedback::Off };
         let (trap, engine) =
             engine(at, EngineOptions { feedback, ..EngineOptions::default() }, false);
@@ -180,7 +184,7 @@ fn a_part_that_panics_stops_the_clone() {
 
 #[test]
 fn a_panic_on_the_streaming_thread_stops_the_clone() {
-    for at in [Where::Place, Where::Request, Where::Receive, Where::Background] {
+    for at in [TrapPoint::Install, TrapPoint::Request, TrapPoint::Receive, TrapPoint::Background] {
         // Nobody faults: only the thread that fills the clone gets there, as soon as it runs.
         let options = EngineOptions { background: Background::Full, ..EngineOptions::default() };
         let (trap, engine) = engine(at, options, true);

@@ -4,13 +4,13 @@ use super::*;
 use std::ops::Range;
 
 /// Memory that shows some frames before anything is placed; placing them is an error of the engine.
-struct Showing {
+struct PremappedMemory {
     memory: Arc<Memory>,
     shown: Vec<Range<u32>>,
     woken: Mutex<Vec<FrameIndex>>,
 }
 
-impl Showing {
+impl PremappedMemory {
     fn new(shown: &[Range<u32>]) -> Arc<Self> {
         let memory = Memory::new();
         let image = guest().1;
@@ -41,7 +41,7 @@ impl Showing {
     }
 }
 
-impl PageInstaller for Showing {
+impl PageInstaller for PremappedMemory {
     fn install(&self, frame: FrameIndex, page: &Page) -> Result<Installed, InstallError> {
         self.memory.install(frame, page)
     }
@@ -61,14 +61,14 @@ impl PageInstaller for Showing {
 }
 
 /// A source that remembers what it was asked for.
-struct Asked {
+struct RecordingSource {
     source: LocalSource,
-    asked: Mutex<Vec<FrameIndex>>,
+    requested: Mutex<Vec<FrameIndex>>,
 }
 
-impl PageSource for Asked {
+impl PageSource for RecordingSource {
     fn request(&self, frames: &[FrameIndex], priority: Priority) -> Result<(), SourceError> {
-        self.asked.lock().extend(frames);
+        self.requested.lock().extend(frames);
         self.source.request(frames, priority)
     }
 
@@ -88,9 +88,11 @@ fn what_is_shown_is_neither_planned_nor_fetched() {
     let count = 30 + 133 + 10;
     let image = guest().1;
     for background in [Background::Off, Background::Full] {
-        let memory = Showing::new(&shown);
-        let source =
-            Asked { source: LocalSource::new(Arc::clone(&image) as _), asked: Mutex::default() };
+        let memory = PremappedMemory::new(&shown);
+        let source = RecordingSource {
+            source: LocalSource::new(Arc::clone(&image) as _),
+            requested: Mutex::default(),
+        };
         let source = Arc::new(source);
         let host = Host::new(HostLimits::for_frames(1 << 20));
         let limits = CloneLimits { frames: 2000, shrink_prefetch_at: 2000, reclaim_at: 2000 };
@@ -107,8 +109,8 @@ fn what_is_shown_is_neither_planned_nor_fetched() {
         let fetched = total.fetched + total.prefetched + total.filled;
         assert_eq!(fetched, u64::from(FRAMES) - count);
         assert_eq!(total.resident, u64::from(FRAMES) - count);
-        let asked = source.asked.lock();
-        assert!(asked.iter().all(|frame| !shown.iter().any(|run| run.contains(&frame.0))));
+        let requested = source.requested.lock();
+        assert!(requested.iter().all(|frame| !shown.iter().any(|run| run.contains(&frame.0))));
         assert!(memory.woken.lock().contains(&FrameIndex(10)), "who waits there looks again");
         // Giving back what was never on the account gives nothing.
         assert_eq!(host.used(), u64::from(FRAMES) - count);

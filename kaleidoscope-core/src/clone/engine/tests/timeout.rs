@@ -20,39 +20,39 @@ const ATTEMPTS: usize = 2 * (40 + 7 + 60);
 const LONG: Duration = Duration::from_secs(120);
 
 /// A clock that never goes on: what is slept is counted nevertheless.
-struct Standing;
+struct FixedClock;
 
-impl Clock for Standing {
+impl Clock for FixedClock {
     fn now(&self) -> Duration {
         Duration::from_secs(7)
     }
 }
 
 /// Memory that refuses so many attempts, and reports what it was told to.
-struct Refusing {
+struct RefusingMemory {
     memory: Arc<Memory>,
     refusals: AtomicUsize,
     attempts: AtomicUsize,
-    taken: AtomicUsize,
+    eviction_attempts: AtomicUsize,
     events: Mutex<Vec<Event>>,
     /// Reported whenever there is nothing else.
-    forever: Option<Event>,
+    repeated_event: Option<Event>,
     waits: AtomicUsize,
 }
 
-impl Refusing {
+impl RefusingMemory {
     fn new(refusals: usize) -> Arc<Self> {
         Self::with(refusals, Vec::new(), None)
     }
 
-    fn with(refusals: usize, events: Vec<Event>, forever: Option<Event>) -> Arc<Self> {
+    fn with(refusals: usize, events: Vec<Event>, repeated_event: Option<Event>) -> Arc<Self> {
         Arc::new(Self {
             memory: Memory::new(),
             refusals: AtomicUsize::new(refusals),
             attempts: AtomicUsize::new(0),
-            taken: AtomicUsize::new(0),
+            eviction_attempts: AtomicUsize::new(0),
             events: Mutex::new(events),
-            forever,
+            repeated_event,
             waits: AtomicUsize::new(0),
         })
     }
@@ -68,7 +68,7 @@ impl Refusing {
     }
 }
 
-impl PageInstaller for Refusing {
+impl PageInstaller for RefusingMemory {
     fn install(&self, frame: FrameIndex, page: &Page) -> Result<Installed, InstallError> {
         if self.refuses() { Ok(Installed::TryAgain) } else { self.memory.install(frame, page) }
     }
@@ -85,12 +85,12 @@ impl PageInstaller for Refusing {
     }
 
     fn evict(&self, _frame: FrameIndex) -> Result<Eviction, InstallError> {
-        self.taken.fetch_add(1, Ordering::Relaxed);
+        self.eviction_attempts.fetch_add(1, Ordering::Relaxed);
         Ok(Eviction::InUse)
     }
 }
 
-impl FaultQueue for Refusing {
+impl FaultQueue for RefusingMemory {
     /// Never waits.
     fn wait(&self, _wait: Duration) -> Result<(), InstallError> {
         self.waits.fetch_add(1, Ordering::Relaxed);
@@ -98,12 +98,12 @@ impl FaultQueue for Refusing {
     }
 
     fn read(&self) -> Result<Option<Event>, InstallError> {
-        Ok(self.events.lock().pop().or_else(|| self.forever.clone()))
+        Ok(self.events.lock().pop().or_else(|| self.repeated_event.clone()))
     }
 }
 
 fn parts(
-    memory: &Arc<Refusing>,
+    memory: &Arc<RefusingMemory>,
     policy: Box<dyn PrefetchPolicy>,
     clock: Arc<dyn Clock>,
 ) -> EngineParts {
@@ -131,7 +131,7 @@ fn in_time<T: Send + 'static>(act: impl FnOnce() -> T + Send + 'static) -> T {
 }
 
 /// A way into an engine, on memory that refuses from then on.
-struct Way {
+struct EntryPoint {
     name: &'static str,
     options: EngineOptions,
     policy: fn() -> Box<dyn PrefetchPolicy>,
@@ -140,47 +140,47 @@ struct Way {
     act: fn(&Core) -> Result<(), Stopped>,
     events: fn() -> Vec<Event>,
     /// Frames that are there when it succeeds.
-    there: &'static [u32],
+    resident: &'static [u32],
 }
 
 fn touch(clone: &Core, frame: u32) -> Result<(), Stopped> {
     clone.faults.answer(FrameIndex(frame), Access::Write)
 }
 
-fn ways() -> Vec<Way> {
-    let plain = || Way {
+fn entry_points() -> Vec<EntryPoint> {
+    let plain = || EntryPoint {
         name: "a fault",
         options: options(),
         policy: || Box::new(Demand),
         before: |_| (),
         act: |clone| touch(clone, 8),
         events: Vec::new,
-        there: &[8],
+        resident: &[8],
     };
     let staged = EngineOptions { feedback: Feedback::Staged, ..options() };
     let blind: fn() -> Box<dyn PrefetchPolicy> = || Box::new(Blind::aligned(8));
     // The others of its block come with it, and are put aside.
     let bring: fn(&Core) = |clone| {
         touch(clone, 8).unwrap();
-        while clone.state().ahead() > 0 {
+        while clone.state().speculative() > 0 {
             clone.fetcher().receive(Duration::ZERO).unwrap();
         }
     };
     vec![
         plain(),
-        Way {
+        EntryPoint {
             name: "a fault on a free frame",
             act: |clone| touch(clone, 3),
-            there: &[3],
+            resident: &[3],
             ..plain()
         },
-        Way {
+        EntryPoint {
             name: "a fault on a granule",
             options: EngineOptions { granule: 16, ..options() },
-            there: &[0, 3, 8, 15],
+            resident: &[0, 3, 8, 15],
             ..plain()
         },
-        Way {
+        EntryPoint {
             name: "a fault on a frame that was given back",
             before: |clone| {
                 let _gate = clone.events().close_gate();
@@ -188,39 +188,39 @@ fn ways() -> Vec<Way> {
             },
             ..plain()
         },
-        Way {
+        EntryPoint {
             name: "a fault on a staged page",
             options: staged,
             policy: blind,
             before: bring,
             act: |clone| touch(clone, 9),
-            there: &[8, 9],
+            resident: &[8, 9],
             ..plain()
         },
-        Way {
+        EntryPoint {
             name: "placing what is staged",
             options: EngineOptions { background: Background::Full, ..staged },
             policy: blind,
             before: bring,
             act: |clone| clone.installer().install_all_staged(),
-            there: &[9, 11, 12, 13, 14, 15],
+            resident: &[9, 11, 12, 13, 14, 15],
             ..plain()
         },
-        Way {
+        EntryPoint {
             name: "streaming",
             options: EngineOptions { background: Background::Full, ..options() },
             act: |clone| {
-                clone.fetcher().feed(true)?;
-                while clone.state().ahead() > 0 {
+                clone.fetcher().request_ahead(true)?;
+                while clone.state().speculative() > 0 {
                     clone.fetcher().receive(Duration::ZERO)?;
-                    clone.fetcher().feed(true)?;
+                    clone.fetcher().request_ahead(true)?;
                 }
                 Ok(())
             },
-            there: &[0, 1, 8, 699],
+            resident: &[0, 1, 8, 699],
             ..plain()
         },
-        Way {
+        EntryPoint {
             name: "a fault that is an event",
             events: || vec![Event::Fault { frame: FrameIndex(8), access: Access::Read }],
             act: |clone| {
@@ -248,22 +248,22 @@ fn ways() -> Vec<Way> {
 #[test]
 fn memory_that_refuses_for_good_ends_the_clone_in_time() {
     let clocks: [fn() -> Arc<dyn Clock>; 2] =
-        [|| Arc::new(Standing), || Arc::new(SystemClock::new())];
+        [|| Arc::new(FixedClock), || Arc::new(SystemClock::new())];
     for clock in clocks {
-        for way in ways() {
-            let memory = Refusing::with(0, (way.events)(), None);
-            let clone = Core::new(parts(&memory, (way.policy)(), clock()), way.options);
-            (way.before)(&clone);
+        for entry in entry_points() {
+            let memory = RefusingMemory::with(0, (entry.events)(), None);
+            let clone = Core::new(parts(&memory, (entry.policy)(), clock()), entry.options);
+            (entry.before)(&clone);
             memory.refusals.store(usize::MAX, Ordering::Relaxed);
             let before = memory.attempts();
-            let ended = in_time(move || (way.act)(&clone));
+            let ended = in_time(move || (entry.act)(&clone));
             assert!(
                 matches!(ended, Err(Stopped::Timeout { timeout: TIMEOUT, .. })),
                 "{}: {ended:?}",
-                way.name
+                entry.name
             );
             let attempts = memory.attempts() - before;
-            assert!((2..=ATTEMPTS).contains(&attempts), "{}: {attempts} attempts", way.name);
+            assert!((2..=ATTEMPTS).contains(&attempts), "{}: {attempts} attempts", entry.name);
         }
     }
 }
@@ -271,24 +271,24 @@ fn memory_that_refuses_for_good_ends_the_clone_in_time() {
 #[test]
 fn memory_that_refuses_for_a_while_is_filled_then() {
     for refusals in [1, 7, 45] {
-        for way in ways() {
-            let memory = Refusing::with(0, (way.events)(), None);
-            let patient = EngineOptions { timeout: LONG, ..way.options };
+        for entry in entry_points() {
+            let memory = RefusingMemory::with(0, (entry.events)(), None);
+            let patient = EngineOptions { timeout: LONG, ..entry.options };
             let clock = Arc::new(SystemClock::new());
-            let clone = Core::new(parts(&memory, (way.policy)(), clock), patient);
-            (way.before)(&clone);
+            let clone = Core::new(parts(&memory, (entry.policy)(), clock), patient);
+            (entry.before)(&clone);
             memory.refusals.store(refusals, Ordering::Relaxed);
-            in_time(move || (way.act)(&clone)).unwrap();
-            assert_eq!(memory.refusals.load(Ordering::Relaxed), 0, "{}", way.name);
+            in_time(move || (entry.act)(&clone)).unwrap();
+            assert_eq!(memory.refusals.load(Ordering::Relaxed), 0, "{}", entry.name);
             let there = |frame: &u32| memory.memory.page(FrameIndex(*frame)).is_some();
-            assert!(way.there.iter().all(there), "{} after {refusals}", way.name);
+            assert!(entry.resident.iter().all(there), "{} after {refusals}", entry.name);
         }
     }
 }
 
 #[test]
 fn the_streaming_thread_ends_the_clone_that_cannot_be_filled() {
-    let memory = Refusing::new(usize::MAX);
+    let memory = RefusingMemory::new(usize::MAX);
     let full = EngineOptions { background: Background::Full, ..options() };
     let parts = parts(&memory, Box::new(Demand), Arc::new(SystemClock::new()));
     let engine = Arc::new(Engine::start(parts, full).unwrap());
@@ -310,8 +310,8 @@ fn the_streaming_thread_ends_the_clone_that_cannot_be_filled() {
 fn events_without_end_do_not_keep_a_fault() {
     let touched = Event::Fault { frame: FrameIndex(20), access: Access::Read };
     for event in [Event::Removed(40..41), touched] {
-        let memory = Refusing::with(usize::MAX, Vec::new(), Some(event));
-        let clone = Core::new(parts(&memory, Box::new(Demand), Arc::new(Standing)), options());
+        let memory = RefusingMemory::with(usize::MAX, Vec::new(), Some(event));
+        let clone = Core::new(parts(&memory, Box::new(Demand), Arc::new(FixedClock)), options());
         let ended = in_time(move || clone.faults.answer(FrameIndex(8), Access::Read));
         assert!(matches!(ended, Err(Stopped::Timeout { .. })), "{ended:?}");
         assert!(memory.attempts() <= ATTEMPTS);
@@ -319,9 +319,9 @@ fn events_without_end_do_not_keep_a_fault() {
 }
 
 /// Plans zeros, beside every fault and for idle times: the same ones again and again.
-struct Zeros;
+struct ZeroingPolicy;
 
-impl PrefetchPolicy for Zeros {
+impl PrefetchPolicy for ZeroingPolicy {
     fn name(&self) -> &'static str {
         "zeros"
     }
@@ -341,14 +341,15 @@ impl PrefetchPolicy for Zeros {
 fn frames_that_cannot_be_zeroed_ahead_are_left() {
     // With frames that are not to be zeros, too: then nothing comes of what is planned.
     for free_frames in [FreeFrames::Zero, FreeFrames::Fetch] {
-        let memory = Refusing::new(0);
+        let memory = RefusingMemory::new(0);
         let options = EngineOptions { free_frames, ..options() };
-        let clone = Core::new(parts(&memory, Box::new(Zeros), Arc::new(Standing)), options);
+        let clone =
+            Core::new(parts(&memory, Box::new(ZeroingPolicy), Arc::new(FixedClock)), options);
         clone.faults.answer(FrameIndex(8), Access::Read).unwrap();
         memory.refusals.store(usize::MAX, Ordering::Relaxed);
         let before = memory.attempts();
         let clone = in_time(move || {
-            clone.fetcher().feed(false).unwrap();
+            clone.fetcher().request_ahead(false).unwrap();
             clone
         });
         assert!(memory.attempts() - before <= 2 * FRAMES as usize, "{}", memory.attempts());
@@ -359,7 +360,7 @@ fn frames_that_cannot_be_zeroed_ahead_are_left() {
 
 #[test]
 fn giving_back_looks_at_every_frame_once_at_most() {
-    let memory = Refusing::new(0);
+    let memory = RefusingMemory::new(0);
     let clock = Arc::new(SystemClock::new());
     let full = EngineOptions { background: Background::Full, ..options() };
     let engine = Engine::start(parts(&memory, Box::new(Blind::aligned(64)), clock), full).unwrap();
@@ -367,14 +368,14 @@ fn giving_back_looks_at_every_frame_once_at_most() {
         engine.fault(frame, Access::Read).unwrap();
     }
     assert_eq!(engine.reclaim(u32::MAX).unwrap(), 0);
-    let taken = memory.taken.load(Ordering::Relaxed);
-    assert!((1..=FRAMES as usize).contains(&taken), "{taken}");
+    let eviction_attempts = memory.eviction_attempts.load(Ordering::Relaxed);
+    assert!((1..=FRAMES as usize).contains(&eviction_attempts), "{eviction_attempts}");
 }
 
 /// Comes back at once, with nothing, ever.
-struct Hasty(AtomicUsize);
+struct EmptySource(AtomicUsize);
 
-impl PageSource for Hasty {
+impl PageSource for EmptySource {
     fn request(&self, _: &[FrameIndex], _: Priority) -> Result<(), SourceError> {
         Ok(())
     }
@@ -387,8 +388,8 @@ impl PageSource for Hasty {
 
 #[test]
 fn ports_that_come_back_at_once_with_nothing_keep_no_processor_busy() {
-    let memory = Refusing::new(0);
-    let source = Arc::new(Hasty(AtomicUsize::new(0)));
+    let memory = RefusingMemory::new(0);
+    let source = Arc::new(EmptySource(AtomicUsize::new(0)));
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
     let parts = parts(&memory, Box::new(Blind::aligned(8)), clock);
     let parts = EngineParts { source: Arc::clone(&source) as _, ..parts };
