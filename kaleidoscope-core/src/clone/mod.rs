@@ -1,10 +1,19 @@
-//! Clones: what they start from, and the engine that fills their memory.
+//! Clones: their descriptors, and the engine that fills their memory on demand.
 //!
-//! A [`Descriptor`] is what a clone starts from, and [`trust`] says whether it may save the
-//! transfer of free memory. [`ports`] says what the engine needs of the world around it; [`Engine`]
-//! is what an embedder starts. Inside, every frame is one atomic byte (`states`), a fault is
-//! answered by the thread that brings it (`fault`), pages come in by one way whoever receives them
-//! (`deliver`), and one thread per clone streams (`stream`).
+//! An embedder starts a clone in four steps:
+//!
+//! 1. Read a [`Descriptor`]: the snapshot, the page servers and the VM state of the clone.
+//! 2. Implement the [`ports`]: a [`PageInstaller`](ports::PageInstaller) for the clone's memory,
+//!    and a [`FaultQueue`](ports::FaultQueue) if that memory reports faults as events.
+//!    [`LocalSource`] is a [`PageSource`](ports::PageSource) for a snapshot on this host.
+//! 3. Choose [`EngineOptions`]. [`trust`] tells whether free frames may be filled with zeros
+//!    instead of being fetched.
+//! 4. [Start](Engine::start) the [`Engine`], and call [`Engine::serve`] on the fault threads, or
+//!    [`Engine::fault`] for each fault.
+//!
+//! A fault is answered on the thread that calls the engine. One further thread per clone streams
+//! prefetched pages. [`hooks`] change what a clone must not share with its parent; [`shared`] lets
+//! the clones of one host share pages.
 
 mod address;
 mod descriptor;

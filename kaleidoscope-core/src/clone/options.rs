@@ -1,4 +1,4 @@
-//! What an engine is made of, how it behaves, and how it ends.
+//! The engine's parts and options, and the reasons for which a clone stops.
 
 pub(super) use super::free_frames::FreeFrames;
 use super::ports::{
@@ -13,24 +13,24 @@ use std::sync::Arc;
 use std::time::Duration;
 use thiserror::Error;
 
-/// What an engine works with.
+/// The parts of an engine.
 pub struct EngineParts {
-    /// The parent, arranged for policies.
+    /// The parent's frames in the order in which policies see them.
     pub locality: Arc<LocalityOrder>,
-    /// Decides what the clone gets before it asks.
+    /// Decides which frames are prefetched.
     pub policy: Box<dyn PrefetchPolicy>,
-    /// Where pages come from.
+    /// Delivers the snapshot's pages.
     pub source: Arc<dyn PageSource>,
-    /// How they enter the clone.
+    /// Installs pages in the clone's memory.
     pub installer: Arc<dyn PageInstaller>,
-    /// Who waits for them; `None` when the embedder calls [`Engine::fault`](super::Engine::fault)
-    /// itself.
+    /// Events of the clone's memory; `None` when the embedder calls
+    /// [`Engine::fault`](super::Engine::fault) itself.
     pub queue: Option<Arc<dyn FaultQueue>>,
-    /// What time it is.
+    /// Measures timeouts, stalls and fill rates.
     pub clock: Arc<dyn Clock>,
-    /// The clone's share of its host's memory; `None` takes what it takes.
+    /// The clone's share of its host's memory; `None` for no limit.
     pub reservation: Option<Reservation>,
-    /// What is here already and need not be fetched; `None` for nothing.
+    /// Pages that are already on this host; `None` for none.
     pub local_cache: Option<Arc<dyn LocalCache>>,
 }
 
@@ -40,65 +40,68 @@ impl fmt::Debug for EngineParts {
     }
 }
 
-/// Whether a clone is filled when nothing better is to be done.
+/// Whether the streaming thread fills the clone when no prefetch is planned.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
 pub enum Background {
-    /// Only what the policy asks for is fetched.
+    /// Only touched frames and those that the policy plans are fetched.
     #[default]
     Off,
-    /// Filled, at most so many pages per second.
+    /// Filled at a limited rate.
     Throttled {
-        /// Pages per second; 0 fills nothing.
+        /// Maximum pages per second; 0 fills nothing.
         pages_per_second: u32,
     },
-    /// Filled as fast as pages come.
+    /// Filled as fast as the source delivers.
     Full,
 }
 
 /// How the policy learns whether prefetched frames were used.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
 pub enum Feedback {
-    /// It does not; prefetched pages go into the clone's memory at once.
+    /// It does not learn. Prefetched pages are installed at once.
     #[default]
     Off,
-    /// Prefetched pages are kept near, and placed on the first touch: all is known, at the price of
-    /// a short fault each.
+    /// Prefetched pages are staged, and installed on the first touch. The use of every page is
+    /// known, at the cost of a short fault for each used page.
     Staged,
-    /// One in so many prefetched pages is kept near: an unbiased sample, at a fraction of the
-    /// price.
+    /// A sample of the prefetched pages is staged: an unbiased estimate at a fraction of the
+    /// cost.
     Sampled {
-        /// One in so many; 0 is none.
+        /// One in so many prefetched pages is staged; 0 for none.
         one_in: u32,
     },
 }
 
-/// How an engine behaves.
+/// Options of an engine.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct EngineOptions {
-    /// Whether the clone is filled when nothing better is to be done.
+    /// Whether the streaming thread fills the clone when no prefetch is planned.
     pub background: Background,
-    /// Most pages that one fault makes the engine prefetch, and most that it fills with zeros.
+    /// Maximum frames that one fault's plan prefetches, and maximum that it fills with zeros.
     pub budget: usize,
-    /// Most frames that are planned and not yet asked for; older plans give way to newer ones.
+    /// Maximum frames that are planned and not yet requested. The oldest plans are dropped first.
     pub queue: usize,
-    /// How the policy learns what was used.
+    /// How the policy learns which prefetched frames were used.
     pub feedback: Feedback,
-    /// Most pages that are staged at a time; the oldest are dropped.
+    /// Maximum staged pages. The oldest are dropped first.
     pub staged: usize,
-    /// Whether free frames are filled with zeros here, or fetched.
+    /// Whether free frames are filled with zeros on this host, or fetched.
     pub free_frames: FreeFrames,
-    /// How long a touched frame may take before the clone is stopped, and how long anything is
-    /// tried again that its memory refuses for now.
+    /// How long a touched frame may take to become resident, and how long an installation that
+    /// returns [`Installed::TryAgain`](super::ports::Installed::TryAgain) is retried, before the
+    /// clone is stopped.
     pub timeout: Duration,
-    /// Frames that the clone's memory is filled by: 1, or those of the host's pages where it has
-    /// larger ones (512 of 2 MiB), aligned by frame index; 0 is 1. A fault brings all of them,
-    /// and a frame that the image lacks stops the clone when any of them is touched.
+    /// Number of 4 KiB frames that the clone's memory makes resident together: 1, or the frames of
+    /// a larger host page (512 for 2 MiB), aligned by frame index. 0 means 1. A fault installs the
+    /// whole granule; a touch of any of its frames stops the clone if the snapshot image lacks one
+    /// of them.
     pub granule: u32,
 }
 
 impl Default for EngineOptions {
-    /// 256 pages per plan, 4096 planned, no feedback (4096 pages if it is turned on), no background
-    /// filling, free frames fetched, 30 seconds of timeout, frames one by one.
+    /// 256 frames per plan, 4096 planned frames, no feedback (4096 staged pages if it is turned
+    /// on), no background fill, free frames fetched, a timeout of 30 seconds, granules of one
+    /// frame.
     fn default() -> Self {
         Self {
             background: Background::Off,
@@ -113,45 +116,46 @@ impl Default for EngineOptions {
     }
 }
 
-/// Why a clone cannot go on. Every thread that waits for a page gets it, and every later fault.
+/// Why a clone stopped. Every thread that waits for a page gets this error, and so does every later
+/// fault.
 #[derive(Clone, Debug, Error)]
 #[non_exhaustive]
 pub enum Stopped {
-    /// It was told to.
+    /// The embedder stopped the engine or dropped it.
     #[error("the clone was stopped")]
     Cancelled,
-    /// It has ended by itself while a page was placed.
+    /// The VM ended while a page was being installed.
     #[error("the clone has ended")]
     Ended,
-    /// No more pages come.
+    /// The source delivers no more pages.
     #[error("the clone has no source of pages any more: {0}")]
     Source(Arc<SourceError>),
-    /// A page cannot enter its memory.
+    /// The clone's memory cannot be read, filled or emptied.
     #[error("the clone's memory cannot be filled: {0}")]
     Memory(Arc<InstallError>),
-    /// It touched a frame that the snapshot image does not hold.
+    /// The clone touched a frame that the snapshot image does not hold.
     #[error("the clone touched frame {frame}, which the snapshot image does not hold")]
     Unavailable {
         /// The frame.
         frame: FrameIndex,
     },
-    /// A frame that is none of the guest's was touched or given back.
-    #[error("frame {frame} is none of the clone's {frames} frames")]
+    /// A frame past the end of the guest was touched or given back.
+    #[error("frame {frame} is past the end of the clone's {frames} frames")]
     NoSuchFrame {
         /// The frame.
         frame: FrameIndex,
-        /// Number of frames.
+        /// Number of the guest's frames.
         frames: u32,
     },
-    /// A page took too long.
+    /// A touched frame did not become resident in time.
     #[error("frame {frame} did not come within {} ms", timeout.as_millis())]
     Timeout {
         /// The frame.
         frame: FrameIndex,
-        /// How long the engine waited.
+        /// [`EngineOptions::timeout`].
         timeout: Duration,
     },
-    /// Code that it calls, or that calls it, panicked: what it was about is half done.
+    /// A port, a policy or the engine panicked, which may have left an operation half done.
     #[error("the clone cannot go on: {0}")]
     Panicked(Panicked),
 }

@@ -1,9 +1,9 @@
-//! The engine's ports: where pages come from, how they enter the clone, who waits for them, what
-//! time it is.
+//! The engine's ports: the source of pages, the clone's memory, its fault events, a local page
+//! cache and a clock.
 //!
-//! Each is a small object-safe trait. A backend implements [`PageInstaller`] and [`FaultQueue`] on
-//! a hypervisor's memory, the page server's client implements [`PageSource`]; tests wrap any of
-//! them to delay, lose, repeat or damage what passes.
+//! Each port is a small object-safe trait. A backend implements [`PageInstaller`] and
+//! [`FaultQueue`] on a hypervisor's memory. The page server's client implements [`PageSource`].
+//! Tests wrap a port to delay, lose, repeat or damage what passes through it.
 
 use crate::addr::FrameIndex;
 use crate::memory::Page;
@@ -14,28 +14,28 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// How urgently a frame is wanted.
+/// How urgently a frame is needed.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum Priority {
-    /// Nobody waits for it yet.
+    /// No vCPU waits for the frame yet.
     Prefetch,
-    /// A vCPU stands still until it comes.
+    /// A vCPU is blocked until the frame is resident.
     Urgent,
 }
 
-/// What a source says of a frame.
+/// A source's answer for one frame.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Delivery<'a> {
-    /// The frame's bytes at the instant of the freeze.
+    /// The frame's bytes in the snapshot.
     Page(FrameIndex, &'a Page),
-    /// The frame's bytes at the instant of the freeze are all zeros.
+    /// The frame is all zeros in the snapshot.
     Zero(FrameIndex),
-    /// The snapshot image does not hold the frame. A clone that touches it is stopped.
+    /// The snapshot image does not hold the frame. A clone that touches the frame is stopped.
     Unavailable(FrameIndex),
 }
 
 impl Delivery<'_> {
-    /// The frame that it is about.
+    /// The frame that the answer is about.
     #[must_use]
     pub fn frame(&self) -> FrameIndex {
         match self {
@@ -44,18 +44,18 @@ impl Delivery<'_> {
     }
 }
 
-/// Why no more pages come: whatever could be tried again was.
+/// Why a source delivers no more pages. The source has already tried whatever can be retried.
 #[derive(Debug)]
 pub struct SourceError(Failure);
 
-/// Why a page cannot enter the clone's memory.
+/// Why the clone's memory cannot be read, filled or emptied.
 #[derive(Debug)]
 pub struct InstallError {
     failure: Failure,
     is_end: bool,
 }
 
-/// A message for people, and the error that led to it.
+/// A message for people, and its cause.
 #[derive(Debug)]
 struct Failure {
     message: String,
@@ -93,13 +93,13 @@ impl fmt::Display for Failure {
 }
 
 impl SourceError {
-    /// An error with a message for people: what failed, where.
+    /// An error with a message for people: what failed, and where.
     #[must_use]
     pub fn new(message: impl Into<String>) -> Self {
         Self(Failure::new(message))
     }
 
-    /// An error with the one that led to it.
+    /// An error with a message for people, and its cause.
     #[must_use]
     pub fn caused_by(
         message: impl Into<String>,
@@ -110,13 +110,13 @@ impl SourceError {
 }
 
 impl InstallError {
-    /// An error with a message for people: what failed, where.
+    /// An error with a message for people: what failed, and where.
     #[must_use]
     pub fn new(message: impl Into<String>) -> Self {
         Self { failure: Failure::new(message), is_end: false }
     }
 
-    /// An error with the one that led to it.
+    /// An error with a message for people, and its cause.
     #[must_use]
     pub fn caused_by(
         message: impl Into<String>,
@@ -125,8 +125,8 @@ impl InstallError {
         Self { failure: Failure::caused_by(message, cause), is_end: false }
     }
 
-    /// The memory is gone because the VM has ended (ESRCH from an ioctl, say). The engine then
-    /// stops with [`Stopped::Ended`](super::Stopped::Ended), which is no failure.
+    /// The memory is gone because the VM has ended, for example when an ioctl returns ESRCH. The
+    /// engine then stops with [`Stopped::Ended`](super::Stopped::Ended), which is not a failure.
     #[must_use]
     pub fn ended() -> Self {
         Self { failure: Failure::new("the VM has ended"), is_end: true }
@@ -163,33 +163,33 @@ impl Error for InstallError {
     }
 }
 
-/// Where pages come from: a page server, a file, another host's memory.
+/// A source of pages: a page server, a file, or another host's memory.
 ///
-/// Asking and receiving are apart, so that many frames can be on their way at once. Every frame
-/// that was asked for is delivered at least once, in any order, or an error ends them all;
-/// connections that break are the source's own affair as long as another way can be found.
+/// Requesting and receiving are separate calls, so that many frames can be in flight at once.
+/// Every requested frame is delivered at least once, in any order, unless the source fails. A
+/// source hides broken connections as long as it can reach the pages in another way.
 pub trait PageSource: Send + Sync {
-    /// Asks for frames and returns without waiting for them. Called by many threads at once, also
-    /// while another one receives. A frame that is on its way may be asked for again, as
-    /// urgent: it then comes sooner, and possibly twice.
+    /// Requests frames and returns without waiting for them. Called by many threads at once, also
+    /// while another thread receives. A frame in flight may be requested again with
+    /// [`Priority::Urgent`]: it then arrives sooner, and possibly twice.
     ///
     /// # Errors
-    /// [`SourceError`] when no page will ever come any more.
+    /// [`SourceError`] when the source will deliver no more pages.
     fn request(&self, frames: &[FrameIndex], priority: Priority) -> Result<(), SourceError>;
 
-    /// Waits until something arrives, but no longer than `wait`, and hands over everything that has
-    /// arrived. The engine has one thread in here at a time.
+    /// Waits for at most `wait` until an answer arrives, and passes every answer that has arrived
+    /// to `deliver`. The engine calls it from one thread at a time.
     ///
     /// # Errors
-    /// [`SourceError`] when no page will ever come any more.
+    /// [`SourceError`] when the source will deliver no more pages.
     fn receive(
         &self,
         wait: Duration,
         deliver: &mut dyn FnMut(Delivery<'_>),
     ) -> Result<(), SourceError>;
 
-    /// How many prefetched frames to have on their way at most: enough to keep the way busy, few
-    /// enough that an urgent one does not wait long.
+    /// Maximum number of prefetched frames in flight: large enough to keep the connection busy,
+    /// small enough that an urgent frame does not wait long.
     fn window(&self) -> usize {
         128
     }
@@ -213,75 +213,86 @@ impl<S: PageSource + ?Sized> PageSource for Arc<S> {
     }
 }
 
-/// What is known here of a frame's bytes at the instant of the freeze.
+/// Result of a lookup in a [`LocalCache`].
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[must_use]
 pub enum Lookup {
-    /// They are these.
+    /// The frame's bytes in the snapshot were copied into the buffer.
     Page,
-    /// They are all zeros.
+    /// The frame is all zeros in the snapshot. The buffer is unspecified.
     Zero,
-    /// Nothing: the source has to be asked.
+    /// The cache does not have the frame: it must be requested from the source.
     Miss,
 }
 
-/// Pages that are on this host already, whoever brought them: no source need be asked for them.
-/// Called by many threads at once.
+/// Pages that are already on this host, so that the source need not send them. Called by many
+/// threads at once.
 pub trait LocalCache: Send + Sync {
-    /// Copies a frame's bytes, if they are here. Does not wait for anything slower than memory.
+    /// Copies a frame into `page` if the cache has it. Waits for nothing slower than memory.
     fn take(&self, frame: FrameIndex, page: &mut Page) -> Lookup;
 
-    /// Is offered a page that the source brought.
+    /// Offers a page that the source delivered. The cache may ignore it.
     fn keep(&self, frame: FrameIndex, page: &Page);
 }
 
-/// What became of a page that was to be placed.
+/// Result of installing a page.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[must_use]
 pub enum Installed {
-    /// It is in the clone's memory.
+    /// The page is in the clone's memory.
     Installed,
-    /// The frame had bytes already; they are untouched.
+    /// The frame already had a page, which is unchanged.
     AlreadyPresent,
-    /// Not now: the memory is changing, and an event that nobody has read yet says how. Read it,
-    /// then try again.
+    /// The memory is changing, and an event that has not been read yet tells how. The engine reads
+    /// the events, and then tries again.
     TryAgain,
 }
 
-/// What became of a frame that was to be taken back.
+/// Result of evicting a frame.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[must_use]
 pub enum Eviction {
-    /// The frame is empty again; the next touch is a fault.
+    /// The frame is empty again: the next touch faults.
     Evicted,
-    /// The clone has touched it.
+    /// The clone has touched the frame, which stays resident.
     InUse,
-    /// This memory cannot tell.
+    /// This memory cannot tell whether the clone touched the frame, which stays resident.
     Unsupported,
 }
 
-/// How pages enter the clone's memory. Called by many threads at once, never by two for the same
-/// frame.
+/// Installs pages in the clone's memory. Called by many threads at once, but never by two for the
+/// same frame.
+///
+/// On memory that is registered with userfaultfd, an installer reports the errors of `UFFDIO_COPY`,
+/// `UFFDIO_ZEROPAGE` and `UFFDIO_CONTINUE` as follows:
+///
+/// | errno | meaning | result |
+/// |---|---|---|
+/// | `EEXIST` | the frame already has a page | [`Installed::AlreadyPresent`] |
+/// | `EAGAIN` | the mapping is changing; read the events first | [`Installed::TryAgain`] |
+/// | `ESRCH` | the process has exited | [`InstallError::ended`] |
+/// | others | the frame cannot be filled | [`InstallError::caused_by`] |
 pub trait PageInstaller: Send + Sync {
-    /// Fills a frame that is empty, and wakes the vCPUs that wait for it. A vCPU sees all of the
-    /// page or none of it.
+    /// Fills an empty frame, and wakes the vCPUs that wait for it. A vCPU sees the whole page or
+    /// none of it.
     ///
     /// # Errors
     /// [`InstallError`] when the frame cannot be filled; the clone is then stopped.
     fn install(&self, frame: FrameIndex, page: &Page) -> Result<Installed, InstallError>;
 
-    /// Fills a frame with zeros, as [`PageInstaller::place`] does with bytes.
+    /// Fills an empty frame with zeros, and wakes the vCPUs that wait for it.
     ///
     /// # Errors
-    /// As for [`PageInstaller::place`].
+    /// As for [`PageInstaller::install`].
     fn zero(&self, frame: FrameIndex) -> Result<Installed, InstallError>;
 
-    /// Fills empty frames with zeros ahead of any touch, at the least cost that the memory offers.
+    /// Fills empty frames with zeros ahead of any touch, in the cheapest way that the memory
+    /// offers.
     ///
-    /// Returns how many of them, from the first on, are filled (or had bytes already).
+    /// Returns how many frames, counted from the first, now have a page.
     ///
     /// # Errors
-    /// As for [`PageInstaller::place`].
+    /// As for [`PageInstaller::install`].
     fn zero_run(&self, frames: Range<u32>) -> Result<u32, InstallError> {
         let mut done = 0;
         for frame in frames {
@@ -293,55 +304,54 @@ pub trait PageInstaller: Send + Sync {
         Ok(done)
     }
 
-    /// Frames that have the bytes of the freeze before anything is placed, in memory that is not
-    /// the clone's own until it writes there: pages of a store, mapped. They are never faults.
-    /// Asked once, when the engine starts.
+    /// Ranges of frames that have their snapshot pages from the start, because pages of a store are
+    /// mapped there copy-on-write. These frames never fault. Called once, when the engine starts.
+    /// Ranges may overlap; frames past the end of the guest are ignored.
     fn shown(&self) -> Vec<Range<u32>> {
         Vec::new()
     }
 
-    /// Wakes the vCPUs that wait for a frame that is there already.
+    /// Wakes the vCPUs that wait for a frame that is already resident.
     ///
     /// # Errors
     /// [`InstallError`] when they cannot be woken; the clone is then stopped.
     fn wake(&self, frame: FrameIndex) -> Result<(), InstallError>;
 
-    /// Empties a frame again unless the clone has touched it since it was placed.
+    /// Empties a frame unless the clone has touched it since it was installed.
     ///
     /// # Errors
-    /// [`InstallError`] when it is not known whether the frame is empty now; the clone is then
-    /// stopped.
+    /// [`InstallError`] when the frame may or may not be empty now; the clone is then stopped.
     fn evict(&self, frame: FrameIndex) -> Result<Eviction, InstallError> {
         let _ = frame;
         Ok(Eviction::Unsupported)
     }
 }
 
-/// What a clone's memory reports.
+/// An event of a clone's memory.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Event {
-    /// A vCPU touched an empty frame and waits.
+    /// A vCPU touched an empty frame, and is blocked.
     Fault {
         /// The frame.
         frame: FrameIndex,
-        /// How it was touched.
+        /// How the vCPU touched the frame.
         access: Access,
     },
-    /// The guest gave frames back (a balloon): they read as zeros from now on.
+    /// The guest gave these frames back, for example through a balloon. They read as zeros from
+    /// now on.
     Removed(Range<u32>),
-    /// The clone has ended.
+    /// The VM has ended.
     Closed,
 }
 
-/// Who waits: reports of a clone's memory. Several threads use it at once; each event goes to one
-/// of them.
+/// The events of a clone's memory. Several threads use a queue at once; each event goes to one of
+/// them.
 ///
-/// Waiting and reading are apart because the engine reads while it keeps all pages out of the
-/// clone's memory: between the instant at which the guest gives a frame back and the instant at
-/// which the engine knows, none may be placed there.
+/// Waiting and reading are separate calls, because the engine installs no page while it reads. Once
+/// the guest has given a frame back, no page may be installed there until the engine has read the
+/// event.
 pub trait FaultQueue: Send + Sync {
-    /// Waits until there is an event to read, but no longer than `wait`; may return early, and
-    /// without one.
+    /// Waits for at most `wait` until there is an event to read. May return early without one.
     ///
     /// # Errors
     /// [`InstallError`] when events can no longer be read; the clone is then stopped.
@@ -349,17 +359,17 @@ pub trait FaultQueue: Send + Sync {
 
     /// Reads the next event, if there is one. Never waits.
     ///
-    /// One giving back that the queue reports as several ranges comes as events one after another:
-    /// the engine reads on, before any page is placed, until it gets another event or none.
+    /// A queue that reports one removal as several ranges must return them one after another: the
+    /// engine reads on, before it installs any page, until it gets another event or none.
     ///
     /// # Errors
     /// As for [`FaultQueue::wait`].
     fn read(&self) -> Result<Option<Event>, InstallError>;
 }
 
-/// What time it is.
+/// A monotonic clock.
 pub trait Clock: Send + Sync {
-    /// Time since some fixed instant; never goes back.
+    /// Time since some fixed instant. Never decreases.
     fn now(&self) -> Duration;
 }
 

@@ -1,22 +1,34 @@
-//! The engine: faults and plans in, pages into the clone's memory.
+//! The engine: answers faults, and prefetches pages into the clone's memory.
 //!
-//! Each part owns its state and calls only parts below it, so that a fault can be followed by
-//! reading down:
+//! Each part owns the part below it and calls only parts below it, so that a reader can follow a
+//! fault from top to bottom:
 //!
 //! ```text
-//!  Engine         what embedders call
-//!  Core           the threads' loops: serve, stream, reclaim
-//!  FaultPath      claim the frame ─► request ─► policy ─► wait              (fault, granule_fault)
-//!  Fetcher        requests, receiving                 beside it: PrefetchScheduler, BackgroundFill
-//!  Installer      pages into memory, zeros, staging, eviction               (install)
-//!  Events         events of the memory, and the gate
-//!  CloneState     the state of every frame, accounts, counters, waiting threads
+//!  part         does                                                   file
+//!  Engine       the public interface; starts the streaming thread      mod
+//!  Core         the threads' loops: serve, stream, reclaim             core, stream, reclaim
+//!  FaultPath    claims the frame, requests it, runs the policy, waits  fault, granule_fault
+//!  Fetcher      requests frames and receives pages                     fetcher
+//!  Installer    installs, zeroes, stages and evicts pages              install
+//!  Events       reads the memory's events under the gate               events
+//!  CloneState   frame states, accounts, counters, waiting threads      state
 //! ```
 //!
-//! The work is done by the threads that fault, and by one thread per clone that streams. There are
-//! four locks, never held while waiting for anything: the *gate* (shared while a page is installed,
-//! exclusive while events of the memory are read), the *scheduler* (policy, plan and queue), the
-//! *staging buffer* and the waiters' own. They are taken in this order.
+//! [`PrefetchScheduler`](scheduler::PrefetchScheduler) lies beside this column: the fetcher takes
+//! plans from it, and the installer reports to it which prefetched frames were used.
+//!
+//! ```text
+//!  a fault:  Engine::fault ─► Core ─► FaultPath::answer ─► Fetcher::request ─► PageSource::request
+//!  a page:   Fetcher::receive ─► Installer::deliver ─► Installer::install
+//!              ▲ PageSource::receive                     └─► PageInstaller::install, zero
+//! ```
+//!
+//! Faults are answered on the threads that call the engine. Of the threads that wait for pages, one
+//! receives for all. One further thread per clone streams prefetched pages.
+//!
+//! Four locks nest. They are taken in this order, and never held while waiting: the *gate* (shared
+//! while a page is installed, exclusive while events are read), the *scheduler* (policy, plan and
+//! queue), the *staging buffer*, and the lock of the waiting threads.
 
 mod accounts;
 mod background_fill;
@@ -51,19 +63,20 @@ use std::fmt;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-/// Fills one clone's memory. Ends with the clone: dropping it stops what it does.
+/// Fills the memory of one clone. Dropping the engine stops the clone.
 pub struct Engine {
     core: Arc<Core>,
     streamer: Option<JoinHandle<()>>,
 }
 
 impl Engine {
-    /// Starts a clone: from here on faults are answered. Takes no time in proportion to the clone's
-    /// memory, but for what of it is [shown](PageInstaller::shown) from the start. Should one
-    /// of its parts panic, the clone is stopped ([`Stopped::Panicked`]).
+    /// Starts the engine, which answers faults from now on. The time does not depend on the size of
+    /// the clone's memory, except for frames that are
+    /// [mapped from the start](super::ports::PageInstaller::shown). If a part panics, the clone is
+    /// stopped with [`Stopped::Panicked`].
     ///
     /// # Errors
-    /// [`std::io::Error`] when the system gives no thread.
+    /// [`std::io::Error`] when the system cannot start a thread.
     pub fn start(parts: EngineParts, options: EngineOptions) -> std::io::Result<Self> {
         let core = Arc::new(Core::new(parts, options));
         core.installer().record_mapped();
@@ -80,22 +93,22 @@ impl Engine {
         Ok(Self { core, streamer: Some(streamer) })
     }
 
-    /// A vCPU touched a frame that is not there; returns when it is. Any number of threads may call
-    /// it at once.
+    /// Answers the fault of a vCPU that touched a missing frame; returns when the frame is
+    /// resident. Any number of threads may call it at once.
     ///
     /// # Errors
-    /// [`Stopped`] when the frame will never come. The clone is stopped then, and every thread gets
-    /// the same answer.
+    /// [`Stopped`] when the frame cannot become resident. The clone is then stopped, and every
+    /// thread gets the same error.
     pub fn fault(&self, frame: FrameIndex, access: Access) -> Result<(), Stopped> {
         self.core.contained("answering a fault", |core| core.faults.answer(frame, access))
     }
 
-    /// The guest gave frames back: they read as zeros from now on. For embedders without a
-    /// [`FaultQueue`]; the caller makes sure that the frames are empty, and that nobody touches
-    /// them, until this returns.
+    /// Records that the guest gave frames back: they read as zeros from now on. For embedders
+    /// without a [`FaultQueue`](super::ports::FaultQueue). The caller ensures that the frames are
+    /// empty, and that no vCPU touches them until this returns.
     ///
     /// # Errors
-    /// [`Stopped`] when the clone was stopped, or for frames that it does not have.
+    /// [`Stopped`] when the clone was stopped, or when a frame lies past the end of the guest.
     pub fn removed(&self, frames: std::ops::Range<u32>) -> Result<(), Stopped> {
         let result = self.core.contained("recording frames given back", |core| {
             let _gate = core.events().close_gate();
@@ -105,8 +118,9 @@ impl Engine {
         result
     }
 
-    /// One fault thread: answers the events of the clone's memory until it ends. Run it on as many
-    /// threads as faults are to be answered at once.
+    /// The loop of a fault thread: answers the events of the clone's memory until the VM ends.
+    /// Returns at once when the engine has no fault queue. Each thread that runs it answers one
+    /// fault at a time.
     ///
     /// # Errors
     /// [`Stopped`] when the clone was stopped.
@@ -114,9 +128,8 @@ impl Engine {
         self.core.contained("a thread that answers faults", Core::serve)
     }
 
-    /// Gives memory back: forgets plans, drops staged pages, and takes back prefetched frames that
-    /// the clone has not touched where its memory can tell, until `wanted` frames are free
-    /// again. Returns how many are.
+    /// Frees up to `wanted` frames: drops plans, then staged pages, then evicts prefetched frames
+    /// that the clone has not touched, if its memory can tell. Returns the number of freed frames.
     ///
     /// # Errors
     /// [`Stopped`] when the clone was stopped.
@@ -124,33 +137,34 @@ impl Engine {
         self.core.contained("giving memory back", |core| core.reclaim(wanted))
     }
 
-    /// Stops the clone: threads that wait for pages get [`Stopped::Cancelled`], and nothing more is
-    /// fetched.
+    /// Stops the clone: threads that wait for pages get [`Stopped::Cancelled`], and no more pages
+    /// are fetched.
     pub fn stop(&self) {
         self.core.state().fail(Stopped::Cancelled);
     }
 
-    /// Why the clone was stopped, if it was.
+    /// Why the clone was stopped; `None` while it is not.
     #[must_use]
     pub fn stopped(&self) -> Option<Stopped> {
         self.core.state().stop_reason().cloned()
     }
 
-    /// Whether the VM has ended by itself, as its memory told.
+    /// Whether the clone's memory has reported the end of the VM.
     #[must_use]
     pub fn has_ended(&self) -> bool {
         let stopped = self.core.state().stop_reason();
         self.core.events().is_closed() || matches!(stopped, Some(Stopped::Ended))
     }
 
-    /// Whether everything that can be fetched is there; only with background filling.
+    /// Whether the background fill has brought every frame; always `false` without one.
     #[must_use]
     pub fn is_filled(&self) -> bool {
         self.core.is_filled()
     }
 
-    /// Whether the clone's memory has every frame but those that are zeros when they are touched:
-    /// it needs nobody any more. Looks at all frames.
+    /// Whether the source may disconnect: every frame is resident, or will be filled with zeros on
+    /// this host when it is touched. `false` once the clone is stopped. Takes time in proportion to
+    /// the number of frames.
     #[must_use]
     pub fn is_whole(&self) -> bool {
         let state = self.core.state();
@@ -158,8 +172,8 @@ impl Engine {
         let mut missing = frames.filter(|frame| match state.frames.phase(*frame) {
             Phase::Present | Phase::Mapped | Phase::Removed | Phase::Refilled => false,
             Phase::Absent => !state.is_free(*frame),
-            // Staged is with us, not with the clone; what is unavailable is an error when it is
-            // touched.
+            // A staged page belongs to the engine and is lost with it. An unavailable frame stops
+            // the clone when it is touched.
             Phase::Queued
             | Phase::Requested
             | Phase::Installing
@@ -169,8 +183,8 @@ impl Engine {
         self.stopped().is_none() && missing.next().is_none()
     }
 
-    /// Whether the guest has given frames back, which read as zeros since, whatever the parent has
-    /// there. Looks at all frames.
+    /// Whether the guest has given frames back. Such frames read as zeros, and so differ from the
+    /// snapshot. Takes time in proportion to the number of frames.
     #[must_use]
     pub fn has_given_back(&self) -> bool {
         let state = self.core.state();
@@ -179,7 +193,7 @@ impl Engine {
         phases.any(|phase| matches!(phase, Phase::Removed | Phase::Refilled))
     }
 
-    /// Counters at this moment.
+    /// The clone's counters now.
     #[must_use]
     pub fn statistics(&self) -> Statistics {
         let state = self.core.state();
@@ -196,13 +210,13 @@ impl Engine {
         statistics
     }
 
-    /// Frames in the clone's memory by color, now.
+    /// Resident frames by color, now, without frames that are mapped from the start.
     #[must_use]
     pub fn footprint(&self) -> ByColor {
         self.core.state().accounts.footprint()
     }
 
-    /// Frames in the clone's memory by color, over time since the clock's start.
+    /// Resident frames by color over time, counted from the start of the engine's clock.
     #[must_use]
     pub fn footprint_history(&self) -> Vec<FootprintSample> {
         self.core.state().accounts.history(self.core.state().clock.now())
@@ -213,7 +227,7 @@ impl Drop for Engine {
     fn drop(&mut self) {
         self.stop();
         if let Some(streamer) = self.streamer.take() {
-            // A panic there has stopped the clone.
+            // A panic of the streaming thread has already stopped the clone.
             let _ = streamer.join();
         }
     }
