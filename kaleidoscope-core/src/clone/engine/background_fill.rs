@@ -1,4 +1,4 @@
-//! Filling a clone while nothing better is to be done: every frame, the likelier ones first.
+//! The background fill: requests every frame, frames that are more likely to be used first.
 
 use super::super::options::FreeFrames;
 use super::state::CloneState;
@@ -6,19 +6,20 @@ use crate::addr::FrameIndex;
 use crate::prefetch::Position;
 use std::time::Duration;
 
-/// What a throttled fill may save up while others use the way: a tenth of a second's pages.
+/// Reciprocal of the largest burst of a throttled fill, in seconds: a tenth of a second's pages may
+/// accumulate while faults and prefetches use the connection.
 const BURSTS_PER_SECOND: u32 = 10;
 
-/// Which frames a pass is for.
+/// A pass over all frames, which requests those of one kind.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Pass {
-    /// Those with signs of recent use.
+    /// Frames with signs of recent use.
     Hot,
-    /// Those that hold something.
+    /// All other frames that are not free.
     Used,
-    /// Those that hold nothing, for clones that want them nevertheless.
+    /// Free frames, for clones that fetch them.
     Free,
-    /// None.
+    /// All passes are over.
     Done,
 }
 
@@ -32,7 +33,7 @@ impl Pass {
     }
 }
 
-/// Goes over all frames in the order of the locality, so that related frames come together.
+/// Visits all frames in locality order, so that related frames are requested together.
 #[derive(Debug)]
 pub(super) struct BackgroundFill {
     pass: Pass,
@@ -44,13 +45,13 @@ pub(super) struct BackgroundFill {
 #[derive(Debug)]
 struct Throttle {
     pages_per_second: u32,
-    /// When the bucket was last filled.
+    /// When tokens were last added.
     filled_at: Option<Duration>,
     tokens: f64,
 }
 
 impl Throttle {
-    /// Pages that may be asked for now.
+    /// Adds the tokens since the last call; returns how many pages may be requested now.
     fn allowed(&mut self, now: Duration) -> usize {
         let rate = f64::from(self.pages_per_second);
         let since = now.saturating_sub(self.filled_at.unwrap_or(now));
@@ -74,7 +75,7 @@ impl Throttle {
 }
 
 impl BackgroundFill {
-    /// A fill of so many pages per second, or as fast as pages come.
+    /// A fill at the given rate in pages per second; `None` for as fast as the source delivers.
     pub(super) fn new(pages_per_second: Option<u32>) -> Self {
         let throttle = pages_per_second.map(|pages_per_second| Throttle {
             pages_per_second,
@@ -84,7 +85,7 @@ impl BackgroundFill {
         Self { pass: Pass::Hot, next: 0, throttle }
     }
 
-    /// Fills `batch` with frames that are then on their way; returns how many.
+    /// Moves absent frames to requested and writes them to `batch`; returns their number.
     pub(super) fn next(&mut self, batch: &mut [FrameIndex], clone: &CloneState) -> usize {
         let allowed = match &mut self.throttle {
             None => batch.len(),
@@ -127,13 +128,13 @@ impl BackgroundFill {
         self.pass == Pass::Done
     }
 
-    /// Starts over.
+    /// Starts over, for frames that were dropped since they were filled.
     pub(super) fn restart(&mut self) {
         self.pass = Pass::Used;
         self.next = 0;
     }
 
-    /// How long until a throttled fill may go on; `None` when it need not wait, or is over.
+    /// Time until a throttled fill may go on; `None` when the fill need not wait, or is over.
     pub(super) fn next_in(&self, now: Duration) -> Option<Duration> {
         let throttle = self.throttle.as_ref().filter(|_| !self.is_done())?;
         let rate = f64::from(throttle.pages_per_second);

@@ -1,4 +1,4 @@
-//! The parts of an engine, and the work of its threads.
+//! The engine's parts, and the loop of its fault threads.
 
 use super::super::options::{EngineOptions, EngineParts, Stopped};
 use super::super::ports::Event;
@@ -13,17 +13,17 @@ use super::state::CloneState;
 use crate::alloc::Pressure;
 use crate::service;
 use crate::sync::{AtomicBool, Mutex, Ordering};
-// Nothing is synchronized through an `AtomicU32` here: a model checker need not try its
+// `std`'s `AtomicU32`, because it synchronizes nothing: loom need not explore its
 // interleavings.
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 
-/// What the engine's threads share: the fault path, which owns the parts below it.
+/// The state that the engine's threads share: the fault path, which owns the parts below it.
 pub(in super::super) struct Core {
     pub(super) faults: FaultPath,
-    /// Where the search for frames to evict goes on.
+    /// The frame at which the next search for frames to evict starts.
     pub(super) reclaimed_to: AtomicU32,
-    /// Everything that can be fetched is resident.
+    /// The background fill has brought every frame.
     filled: AtomicBool,
 }
 
@@ -93,7 +93,7 @@ impl Core {
         }
     }
 
-    /// Answers faults that were read by threads that could not answer them.
+    /// Answers faults that were read by threads that were installing a page.
     pub(super) fn answer_deferred(&self) -> Result<(), Stopped> {
         while let Some((frame, access)) = self.events().next_deferred() {
             self.faults.answer(frame, access)?;
@@ -101,9 +101,8 @@ impl Core {
         Ok(())
     }
 
-    /// Does work for a caller of the engine. The clone is stopped when the work fails, and when a
-    /// policy, a source or the clone's memory panics: the frame concerned would be on its way for
-    /// ever.
+    /// Runs `work` for a caller of the engine. Stops the clone if the work fails, or if a policy, a
+    /// source or the clone's memory panics: otherwise the frame would stay in flight forever.
     pub(super) fn contained<T>(
         &self,
         what: &str,
@@ -113,7 +112,7 @@ impl Core {
         done.map_err(Stopped::from).and_then(|done| done).map_err(|error| self.state().fail(error))
     }
 
-    /// The host's memory has become scarcer, or less scarce.
+    /// The pressure on the host's memory has changed.
     pub(super) fn on_pressure(&self, level: Pressure) {
         if level >= Pressure::Reclaim {
             self.state().accounts.request_reclaim();

@@ -1,4 +1,4 @@
-//! Events of the clone's memory, and the gate that keeps pages out while they are read.
+//! Events of the clone's memory, and the gate that prevents installation while they are read.
 
 use super::super::options::Stopped;
 use super::super::ports::{Event, FaultQueue};
@@ -12,19 +12,20 @@ use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
 
-/// Events that are read at once.
+/// Maximum events that are read in one go.
 const EVENT_BATCH: usize = 256;
 
 /// Reads events.
 ///
-/// A frame that the guest gave back must not be filled with the parent's bytes between the instant
-/// at which it is given back and the instant at which the engine knows. So pages are installed with
-/// the gate shared, and events are read with the gate exclusive.
+/// Once the guest has given a frame back, the snapshot's page must not be installed there, even
+/// before the engine has read the event. So pages are installed with the gate shared, events are
+/// read with the gate exclusive, and the memory refuses pages while an event is unread
+/// ([`Installed::TryAgain`](super::super::ports::Installed::TryAgain)).
 pub(super) struct Events {
     pub(super) state: CloneState,
     queue: Option<Arc<dyn FaultQueue>>,
     gate: RwLock<()>,
-    /// Faults that were read by threads that could not answer them.
+    /// Faults that were read by threads that were installing a page, and so could not answer them.
     deferred: Mutex<VecDeque<(FrameIndex, Access)>>,
     /// The VM has ended.
     closed: AtomicBool,
@@ -41,12 +42,12 @@ impl Events {
         }
     }
 
-    /// Lets pages into the clone's memory, and keeps events from being read.
+    /// Takes the gate shared: pages may be installed, and no event is read.
     pub(super) fn enter(&self) -> RwLockReadGuard<'_, ()> {
         self.gate.read()
     }
 
-    /// Keeps pages out of the clone's memory.
+    /// Takes the gate exclusively: no page is installed.
     pub(super) fn close_gate(&self) -> RwLockWriteGuard<'_, ()> {
         self.gate.write()
     }
@@ -59,12 +60,12 @@ impl Events {
         self.closed.load(Ordering::Acquire)
     }
 
-    /// A fault that was read and not answered.
+    /// Takes a fault that was read and not answered.
     pub(super) fn next_deferred(&self) -> Option<(FrameIndex, Access)> {
         self.deferred.lock().pop_front()
     }
 
-    /// Waits for an event and reads it. Returns none when there was none for a while.
+    /// Waits for an event and reads it. Returns `None` if there is none within [`MAX_WAIT`].
     pub(super) fn wait(&self, idle: &mut Retry) -> Result<Option<Event>, Stopped> {
         let Some(queue) = &self.queue else { return Ok(None) };
         let clock = &self.state.clock;
@@ -76,14 +77,14 @@ impl Events {
         Ok(event)
     }
 
-    /// Reads the next event. Frames that were given back are recorded before any page is installed.
+    /// Reads the next event. Records frames that were given back before any page is installed.
     fn read(&self) -> Result<Option<Event>, Stopped> {
         let Some(queue) = &self.queue else { return Ok(None) };
         let gate = self.close_gate();
         let mut event = queue.read()?;
         let mut has_removed = false;
-        // One giving back may come as several events, so the gate stays closed until another event
-        // comes, or so many.
+        // One removal may arrive as several events, so the gate stays closed until another kind of
+        // event arrives, or `EVENT_BATCH` events were read.
         for _ in 0..EVENT_BATCH {
             let Some(Event::Removed(frames)) = &event else { break };
             self.remove(frames.clone())?;
@@ -103,7 +104,7 @@ impl Events {
         Ok(event)
     }
 
-    /// The clone's memory cannot take a page while it changes: reads the events that tell how it
+    /// Called when the memory is changing and cannot take a page: reads the events that tell how it
     /// changes, and pauses.
     ///
     /// # Errors
@@ -113,8 +114,9 @@ impl Events {
         self.state.pause(frame, retry)
     }
 
-    /// Reads all events, and leaves the faults among them for later. A guest that makes events as
-    /// fast as they are read does not keep a thread here: the caller has a deadline.
+    /// Reads pending events, and defers the faults among them. Reads at most [`EVENT_BATCH`], so
+    /// that a guest that makes events as fast as they are read does not keep the thread here past
+    /// its deadline.
     pub(super) fn read_all(&self) -> Result<(), Stopped> {
         self.state.check()?;
         for _ in 0..EVENT_BATCH {
@@ -122,7 +124,7 @@ impl Events {
             match event {
                 Event::Fault { frame, access } => {
                     self.deferred.lock().push_back((frame, access));
-                    // This thread has a page in hand; the streaming thread may be idle.
+                    // This thread must install its page first; the streaming thread may be idle.
                     self.state.waiters.kick();
                 }
                 Event::Closed => return Err(Stopped::Ended),
@@ -132,7 +134,7 @@ impl Events {
         Ok(())
     }
 
-    /// Records that the guest gave frames back. The gate is closed.
+    /// Records that the guest gave frames back. The caller holds the gate exclusively.
     pub(super) fn remove(&self, range: Range<u32>) -> Result<(), Stopped> {
         let state = &self.state;
         let frames = state.locality.frames();
@@ -158,7 +160,7 @@ impl Events {
                 }
                 // No page is installed while the gate is closed.
                 Phase::Installing => {}
-                // A mapped frame was never on the clone's account.
+                // A mapped frame was never charged to the clone's account.
                 Phase::Absent
                 | Phase::Queued
                 | Phase::Removed

@@ -1,7 +1,8 @@
-//! The path of a fault: from the touch to the page.
+//! The path of a fault, from the touch until the frame is resident.
 //!
 //! ```text
-//!  claim the frame ─► request it, urgently ─► ask the policy ─► carry out its plan ─► receive until it is resident
+//!  claim the frame ─► request it as urgent ─► ask the policy ─► apply its plan ─► receive pages
+//!    FrameStates::fault   Fetcher::request    ::ask_policy      ::apply_plan     ::wait_for
 //! ```
 
 use super::super::options::Stopped;
@@ -16,7 +17,7 @@ use crate::addr::FrameIndex;
 use crate::prefetch::{Access, Answer, Fault};
 use std::time::Duration;
 
-/// Answers faults, on the threads that bring them.
+/// Answers faults, on the threads that report them.
 pub(super) struct FaultPath {
     pub(super) fetcher: Fetcher,
 }
@@ -29,7 +30,7 @@ impl FaultPath {
     /// Answers a fault; returns when the frame is resident.
     ///
     /// # Errors
-    /// [`Stopped`] when it will never be.
+    /// [`Stopped`] when the frame cannot become resident.
     pub(super) fn answer(&self, frame: FrameIndex, access: Access) -> Result<(), Stopped> {
         let state = self.state();
         let frames = state.locality.frames();
@@ -51,7 +52,7 @@ impl FaultPath {
                 Step::Present => {
                     drop(gate);
                     if !stalled {
-                        // It arrived between the touch and now, and the vCPU may still sleep.
+                        // The page arrived after the touch, and the vCPU may still be blocked.
                         installer.wake(frame)?;
                     }
                     break;
@@ -61,7 +62,7 @@ impl FaultPath {
                 Step::InstallZeros => installer.refill(&gate, frame)?,
                 Step::Request | Step::Expedite | Step::Wait => {
                     if step == Step::Request {
-                        // Inside the gate: the frame cannot be given back before.
+                        // Under the gate, so that the frame is charged before it can be removed.
                         state.accounts.take_for_fault();
                     }
                     drop(gate);
@@ -76,7 +77,7 @@ impl FaultPath {
                     }
                     self.fetcher.wait_for(frame, start)?;
                     if stalled {
-                        // It arrived, and was given back since.
+                        // The frame arrived, and the guest gave it back again.
                         state.pause(frame, &mut retry)?;
                     }
                     stalled = true;
@@ -95,7 +96,7 @@ impl FaultPath {
         Ok(())
     }
 
-    /// A frame that was not requested was touched: this thread requests it.
+    /// The first touch of a frame that was not requested: requests it.
     fn first_touch(&self, fault: Fault) -> Result<(), Stopped> {
         let (state, fetcher) = (self.state(), &self.fetcher);
         let frame = fault.frame;
@@ -110,7 +111,7 @@ impl FaultPath {
             }
             zeros
         } else {
-            // The page is on its way while the policy plans.
+            // Request first, so that the page is in flight while the policy plans.
             state.count(frame, Count::Faults);
             fetcher.request(&[frame], Priority::Urgent)?;
             fetcher.ask_policy(&fault).1
@@ -118,7 +119,7 @@ impl FaultPath {
         fetcher.apply_plan(zeros)
     }
 
-    /// A frame on its way was touched for the first time.
+    /// The first touch of a frame that is already in flight: raises its priority.
     fn first_wait(&self, fault: Fault) -> Result<(), Stopped> {
         self.state().count(fault.frame, Count::Late);
         self.fetcher.request(&[fault.frame], Priority::Urgent)?;
@@ -126,14 +127,14 @@ impl FaultPath {
         self.fetcher.apply_plan(zeros)
     }
 
-    /// A fault that had to wait is over.
+    /// Records the time that a fault waited, once it is answered.
     pub(super) fn record_stall(&self, frame: FrameIndex, start: Duration) {
         let state = self.state();
         let now = state.clock.now();
         state.counters.stalled(state.color(frame), now.saturating_sub(start));
         state.accounts.sample(now);
         if state.speculative() > 0 {
-            // Others are on their way, and this thread no longer receives them.
+            // Other pages are in flight, and this thread no longer receives them.
             state.waiters.kick();
         }
     }

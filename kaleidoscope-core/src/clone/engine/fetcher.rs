@@ -1,4 +1,4 @@
-//! Fetching: which frames are requested of the source, and who receives them.
+//! The fetcher: requests frames from the source, and receives their pages.
 
 use super::super::options::Stopped;
 use super::super::ports::{Delivery, LocalCache, Lookup, PageSource, Priority};
@@ -12,11 +12,11 @@ use crate::sync::Mutex;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Frames of one request.
+/// Maximum prefetched frames in one request.
 const REQUEST_BATCH: usize = 64;
 
-/// Requests frames and receives them. No thread is kept for receiving: of the threads that wait for
-/// a page, one receives for all.
+/// Requests frames and receives their pages. There is no dedicated receiving thread: of the threads
+/// that wait for a page, one receives for all ([`Waiters`](super::waiters::Waiters)).
 pub(super) struct Fetcher {
     pub(super) installer: Installer,
     source: Arc<dyn PageSource>,
@@ -38,8 +38,8 @@ impl Fetcher {
         self.installer.state()
     }
 
-    /// Requests frames whose state says so. Those in the local cache are installed by this thread,
-    /// the source is asked for the others.
+    /// Requests frames in the requested phase. Installs those that the local cache has, and
+    /// requests the others from the source.
     pub(super) fn request(&self, frames: &[FrameIndex], priority: Priority) -> Result<(), Stopped> {
         let Some(cache) = &self.local_cache else {
             return Ok(self.source.request(frames, priority)?);
@@ -61,8 +61,8 @@ impl Fetcher {
     }
 
     /// Receives pages for all threads, for at most `wait`. The caller has the receiver's role.
-    /// Returns whether a page came or the time was waited for: a source that returns at once with
-    /// nothing is not to keep a processor busy.
+    /// Returns `false` if the source returned early without a page, so that the caller can back
+    /// off.
     pub(super) fn receive(&self, wait: Duration) -> Result<bool, Stopped> {
         let clock = &self.state().clock;
         let mut result = Ok(());
@@ -76,7 +76,7 @@ impl Fetcher {
             if let (Ok(()), Delivery::Page(frame, page), Some(cache)) =
                 (&result, delivery, &self.local_cache)
             {
-                // The vCPU that waited for it runs by now.
+                // The vCPU that waited for the page already runs again.
                 cache.keep(frame, page);
             }
         })?;
@@ -85,11 +85,11 @@ impl Fetcher {
         result.map(|()| has_arrived || now.saturating_sub(start) >= wait / 2)
     }
 
-    /// Waits until a frame is no longer on its way. Receives for all threads unless another one
+    /// Waits until a frame is no longer in flight. Receives for all threads unless another thread
     /// does. `start` is when the vCPU began to wait.
     ///
     /// # Errors
-    /// [`Stopped::Timeout`] when it takes too long.
+    /// [`Stopped::Timeout`] when the wait exceeds the engine's timeout.
     pub(super) fn wait_for(&self, frame: FrameIndex, start: Duration) -> Result<(), Stopped> {
         let state = self.state();
         let timeout = state.options.timeout;
@@ -104,7 +104,7 @@ impl Fetcher {
                 state.waiters.wait(MAX_WAIT, is_over);
                 continue;
             };
-            // The thread that had the role may have received the frame just now.
+            // The previous receiver may have received the frame just now.
             let has_waited = !state.frames.is_in_flight(frame) || self.receive(MAX_WAIT)?;
             drop(role);
             if state.frames.is_in_flight(frame) {
@@ -115,22 +115,22 @@ impl Fetcher {
         Ok(())
     }
 
-    /// Tells the policy of a fault. Returns its answer for the frame, and the frames that its plan
-    /// fills with zeros; what it plans to fetch is queued.
+    /// Reports a fault to the policy, and queues the frames that it plans to fetch. Returns its
+    /// answer for the frame, and the frames that it plans to fill with zeros.
     pub(super) fn ask_policy(&self, fault: &Fault) -> (Answer, Vec<FrameIndex>) {
         let mut zeros = Vec::new();
         let answer = self.scheduler.lock().fault(fault, self.state(), &mut zeros);
         (answer, zeros)
     }
 
-    /// Carries out a plan: fills frames with zeros, and requests what is queued.
+    /// Fills the planned frames with zeros, and requests queued frames.
     pub(super) fn apply_plan(&self, mut zeros: Vec<FrameIndex>) -> Result<(), Stopped> {
         self.installer.zero_ahead(&mut zeros)?;
         self.request_ahead(false)
     }
 
-    /// Requests frames ahead of any touch, as many as may be on their way. Only the streaming
-    /// thread fills the clone (`may_fill`).
+    /// Requests frames ahead of any touch, up to the source's window. Only the streaming thread
+    /// also requests frames for the background fill (`may_fill`).
     pub(super) fn request_ahead(&self, may_fill: bool) -> Result<(), Stopped> {
         let state = self.state();
         let window = self.source.window().max(1);
@@ -141,7 +141,7 @@ impl Fetcher {
             let requested = {
                 let mut scheduler = self.scheduler.lock();
                 let room = window.saturating_sub(state.speculative());
-                // A small request costs as much as a large one: wait for room.
+                // A small request costs as much as a large one, so wait until there is more room.
                 if room < (window / 4).min(REQUEST_BATCH / 2) {
                     return Ok(());
                 }

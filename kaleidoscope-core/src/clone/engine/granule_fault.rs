@@ -1,8 +1,9 @@
-//! The path of a fault on memory that is filled several frames at a time: a clone on 2 MiB pages.
+//! The path of a fault on memory whose frames become resident several at a time, such as a clone on
+//! 2 MiB pages.
 //!
-//! Its memory reports a fault on a page of the host, a *granule*, and has it filled as a whole.
-//! Colors, requests and plans stay with frames: of a granule, only frames that are not free are
-//! fetched, and what was prefetched of it is not requested again.
+//! Such memory faults on a whole host page, called a *granule*, and the granule is installed as a
+//! whole. Colors, requests and plans still refer to frames: free frames of a granule are not
+//! fetched, and its prefetched frames are not requested again.
 
 use super::super::options::Stopped;
 use super::super::ports::{Delivery, Priority};
@@ -15,16 +16,16 @@ use crate::addr::FrameIndex;
 use crate::prefetch::{Access, Fault};
 use std::ops::Range;
 
-/// What a fault has to wait for.
+/// The frames of a granule that are not resident yet.
 #[derive(Debug, Default)]
 struct Missing {
-    /// To ask for, or to ask for again as urgent.
+    /// Frames to request, or to request again as urgent.
     to_request: Vec<FrameIndex>,
-    /// Free, and to be filled here when the memory is no longer changing.
+    /// Free frames to fill with zeros once the memory is no longer changing.
     to_zero: Vec<FrameIndex>,
-    /// Some are on their way.
+    /// Some frames are in flight.
     must_wait: bool,
-    /// Some had not been requested.
+    /// Some frames had not been requested.
     is_new: bool,
 }
 
@@ -44,7 +45,7 @@ impl FaultPath {
             state.check()?;
             let mut missing = Missing::default();
             let mut rest = granule.clone();
-            // From where it was interrupted: zeros that were installed once would be again.
+            // Go on where the attempt was interrupted, so that no zeros are installed twice.
             while self.claim(&mut rest, &mut missing)? == Attempt::Again {
                 events.before_retry(frame, &mut retry)?;
             }
@@ -61,7 +62,7 @@ impl FaultPath {
                 self.fetcher.wait_for(frame, start)?;
             }
             if !is_first {
-                // Some of it arrived, and was given back since.
+                // Some frames arrived, and the guest gave them back again.
                 state.pause(frame, &mut retry)?;
             }
         }
@@ -69,11 +70,12 @@ impl FaultPath {
             self.record_stall(frame, start);
             return Ok(());
         }
-        // It arrived between the touch and now, and the vCPU may still sleep.
+        // The granule arrived after the touch, and the vCPU may still be blocked.
         self.fetcher.installer.wake(frame)
     }
 
-    /// Installs what is at hand of the rest of a granule, and collects what is missing.
+    /// Claims the frames of `rest`: installs staged pages and zeros, and adds the frames that must
+    /// be fetched to `missing`. Advances `rest` past each frame that is done.
     fn claim(&self, rest: &mut Range<u32>, missing: &mut Missing) -> Result<Attempt, Stopped> {
         let (state, installer) = (self.state(), &self.fetcher.installer);
         let gate = installer.events.enter();
@@ -84,7 +86,7 @@ impl FaultPath {
                 Step::InstallStaged => installer.install_staged(&gate, frame, Reason::Touched)?,
                 Step::InstallZeros => installer.refill(&gate, frame)?,
                 Step::Request => {
-                    // Inside the gate: the frame cannot be given back before.
+                    // Under the gate, so that the frame is charged before it can be removed.
                     state.accounts.take_for_fault();
                     missing.must_wait = true;
                     missing.is_new = true;
@@ -125,7 +127,7 @@ impl FaultPath {
         Ok(())
     }
 
-    /// Counts a fault, and tells the policy of it.
+    /// Counts a fault, and reports it to the policy.
     fn report_fault(&self, fault: Fault, missing: &Missing) -> Result<(), Stopped> {
         let count = match (missing.is_new, missing.to_request.is_empty()) {
             (false, _) => Count::Late,

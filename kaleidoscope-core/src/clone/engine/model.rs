@@ -1,11 +1,11 @@
-//! The engine under loom: every interleaving of a few threads, up to a bound of preemptions.
+//! The engine under loom: every interleaving of a few threads, up to a bound on preemptions.
 //!
 //! `RUSTFLAGS="--cfg loom" cargo test --profile dev -p kaleidoscope-core --lib --target-dir
 //! target/loom clone::engine::model`
 //!
-//! The model is the engine itself, without its streaming thread, which a model's thread plays where
-//! it matters. A page is one number that is written and read without any ordering of its own, so
-//! that whoever may touch a page before it is published is caught; a lost wake-up shows as a
+//! The model is the engine itself, without its streaming thread; a thread of the model does the
+//! streaming thread's work where it matters. A page is one number, written and read with relaxed
+//! ordering, so that loom detects a read of a page that was not published. A lost wake-up shows as a
 //! deadlock.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests")]
@@ -36,9 +36,9 @@ const BYTES: usize = 2;
 
 struct Memory {
     frames: Vec<AtomicUsize>,
-    /// Events to be read, the next one last.
+    /// Unread events, the next one last.
     events: Mutex<Vec<Event>>,
-    /// It never takes a page.
+    /// Every installation returns `TryAgain`.
     refuses: bool,
 }
 
@@ -64,7 +64,7 @@ impl PageInstaller for Memory {
     }
 
     fn zero(&self, frame: FrameIndex) -> Result<Installed, InstallError> {
-        // Whoever fills a frame that was given back cannot know whether it has been filled since,
+        // A thread that fills a removed frame cannot know whether the frame has been filled since,
         // or is not empty yet.
         if self.get(frame.0) != EMPTY {
             return Ok(Installed::AlreadyPresent);
@@ -78,7 +78,7 @@ impl PageInstaller for Memory {
 
     fn evict(&self, frame: FrameIndex) -> Result<Eviction, InstallError> {
         let frame = &self.frames[frame.as_usize()];
-        assert_ne!(frame.swap(EMPTY, Ordering::Relaxed), EMPTY, "taken while empty");
+        assert_ne!(frame.swap(EMPTY, Ordering::Relaxed), EMPTY, "evicted while empty");
         Ok(Eviction::Evicted)
     }
 }
@@ -93,7 +93,7 @@ impl FaultQueue for Memory {
     }
 }
 
-/// Answers what was asked, at once.
+/// Delivers every requested frame at the next `receive`.
 struct Source(Mutex<Vec<FrameIndex>>);
 
 impl PageSource for Source {
@@ -161,7 +161,7 @@ impl TestClone {
         Self { clone: Arc::new(Core::new(parts, options)), memory }
     }
 
-    /// A vCPU touches a frame; says what it found.
+    /// Touches a frame as a vCPU does; returns what the vCPU finds there.
     fn touch(&self, frame: u32) -> usize {
         self.clone.faults.answer(FrameIndex(frame), Access::Read).unwrap();
         self.memory.get(frame)
@@ -217,7 +217,8 @@ fn the_streaming_thread_receives_beside_a_vcpu() {
     explore(2, || {
         let test = TestClone::new(Box::new(Blind::aligned(2)), Feedback::Off);
         let other = test.spawn(|test| {
-            // The thread's work, as often as it takes: it sleeps until it is kicked.
+            // One iteration of the streaming thread, repeated until the pages have arrived; the real
+            // thread sleeps until it is kicked.
             while test.clone.state().speculative() > 0 || test.memory.get(0) == EMPTY {
                 test.clone.fetcher().request_ahead(false).unwrap();
                 if let Some(_role) = test.clone.state().waiters.try_receive() {
@@ -240,7 +241,7 @@ fn kicks_are_not_lost() {
             test.clone.state().waiters.kick();
             drop(test.clone.state().waiters.try_receive());
         });
-        // Sleeps for ever if the kick is lost.
+        // Sleeps forever if the kick is lost.
         while !test.clone.state().waiters.wait_for_work(Duration::ZERO, false) {}
         other.join().unwrap();
     });
@@ -250,9 +251,9 @@ fn kicks_are_not_lost() {
 fn what_is_given_back_reads_as_zeros() {
     explore(2, || {
         let test = TestClone::new(Box::new(Demand), Feedback::Off);
-        // The guest gives frame 0 back while another vCPU touches it: before, the parent's bytes;
-        // after, zeros. As the kernel does, the frame is emptied when the event has been
-        // read, and whatever was placed in between is lost.
+        // The guest gives frame 0 back while another vCPU touches it. A touch before that finds the
+        // snapshot's page, a touch after it finds zeros. As in the kernel, the frame is emptied
+        // after the event has been read, and a page installed in between is lost.
         let other = test.spawn(|test| {
             let found = test.touch(0);
             assert!(matches!(found, BYTES | ZEROS | EMPTY), "{found}");
@@ -286,7 +287,7 @@ fn stopping_wakes_everybody() {
     explore(2, || {
         let test = TestClone::new(Box::new(Demand), Feedback::Off);
         let other = test.spawn(|test| {
-            // Either the page comes first, or the stop.
+            // Either the page or the stop comes first.
             let _ = test.clone.faults.answer(FrameIndex(0), Access::Read);
         });
         test.clone.state().fail(Stopped::Cancelled);
@@ -295,8 +296,8 @@ fn stopping_wakes_everybody() {
     });
 }
 
-/// Time stands still, so that only what was slept ends the attempts; and waits do not end by
-/// themselves.
+/// The clock is fixed, so that only the time slept ends the attempts; and waits do not time out
+/// under loom.
 #[test]
 fn memory_that_refuses_for_good_ends_all_who_wait() {
     explore(2, || {

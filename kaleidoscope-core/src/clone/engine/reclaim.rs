@@ -1,4 +1,4 @@
-//! Giving memory back: what was prefetched and never touched.
+//! Reclaim: frees frames that were prefetched and never touched.
 
 use super::super::options::Stopped;
 use super::super::ports::Eviction;
@@ -6,12 +6,12 @@ use super::core::Core;
 use crate::addr::FrameIndex;
 use std::sync::atomic::Ordering;
 
-/// Frames that are given back before looking whether it is enough: a chunk of the allocator.
+/// Frames that are freed before the pressure is checked again: a chunk of the allocator.
 const RECLAIM_BATCH: u32 = 512;
 
 impl Core {
     /// Drops plans, then staged pages, then evicts prefetched frames that the clone has not
-    /// touched, until `wanted` frames are free again; returns how many are.
+    /// touched, until `wanted` frames are free. Returns the number of freed frames.
     pub(super) fn reclaim(&self, wanted: u32) -> Result<u32, Stopped> {
         let (state, installer) = (self.state(), self.installer());
         self.fetcher().scheduler.lock().drop_plans(state);
@@ -22,7 +22,7 @@ impl Core {
             installer.report_unused(frame);
             reclaimed += 1;
         }
-        // From where the last search ended, once around: giving back little by little does not
+        // Search all frames once, from where the last search ended: repeated small reclaims do not
         // start over each time.
         let count = state.locality.frames();
         let start = self.reclaimed_to.load(Ordering::Relaxed).min(count);
@@ -44,9 +44,9 @@ impl Core {
         Ok(reclaimed)
     }
 
-    /// Memory is scarce: gives back until it is not, or nothing is left to give; at most a guest's
-    /// frames in one go, since others may take as fast as this gives, and faults wait for this
-    /// thread, too.
+    /// Reclaims until the host is no longer under pressure or nothing is left to free. Stops after
+    /// as many frames as the guest has, because other clones may allocate as fast as this one
+    /// frees, and deferred faults wait for this thread.
     pub(super) fn relieve_pressure(&self) -> Result<(), Stopped> {
         let state = self.state();
         for _ in 0..=state.locality.frames() / RECLAIM_BATCH {

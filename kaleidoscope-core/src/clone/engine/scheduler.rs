@@ -1,4 +1,4 @@
-//! Policy, plan and queue: what to ask for next.
+//! The prefetch scheduler: runs the policy, and queues the frames that it plans.
 
 use super::super::options::{Background, EngineOptions};
 use super::background_fill::BackgroundFill;
@@ -9,16 +9,15 @@ use crate::prefetch::{Answer, Fault, LocalityOrder, Plan, PrefetchOutcome, Prefe
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-/// What decides. One thread at a time thinks.
+/// Decides which frames to request next. Used by one thread at a time, under a lock.
 pub(super) struct PrefetchScheduler {
     policy: Box<dyn PrefetchPolicy>,
     plan: Plan,
-    /// Planned frames that the source does not know of, the oldest first. Some may be on their way
-    /// meanwhile.
+    /// Planned frames, the oldest first. A fault may have requested some of them since.
     queue: VecDeque<FrameIndex>,
-    /// The policy has nothing to stream until the next fault.
+    /// The policy plans nothing more until the next fault.
     idle: bool,
-    /// Fills the clone when there is nothing better to do.
+    /// Fills the clone when the policy plans nothing.
     fill: Option<BackgroundFill>,
 }
 
@@ -44,8 +43,8 @@ impl PrefetchScheduler {
         }
     }
 
-    /// Asks the policy about a fault. What it wants fetched is queued; what it wants filled with
-    /// zeros is added to `zeros`.
+    /// Runs the policy for a fault. Queues the frames that it plans to fetch, and adds those that it
+    /// plans to zero to `zeros`.
     pub(super) fn fault(
         &mut self,
         fault: &Fault,
@@ -59,12 +58,13 @@ impl PrefetchScheduler {
         self.plan.answer()
     }
 
-    /// The policy learns what became of a prefetched frame.
+    /// Tells the policy whether a prefetched frame was used.
     pub(super) fn feedback(&mut self, frame: FrameIndex, outcome: PrefetchOutcome) {
         self.policy.feedback(frame, outcome);
     }
 
-    /// Queues the plan.
+    /// Queues the plan's frames to fetch, and adds its frames to zero to `zeros`. Drops the oldest
+    /// queued frames beyond the queue's limit.
     fn queue_plan(&mut self, clone: &CloneState, zeros: &mut Vec<FrameIndex>) {
         for frame in self.plan.fetch() {
             if clone.frames.plan(*frame) {
@@ -79,9 +79,9 @@ impl PrefetchScheduler {
         zeros.extend(self.plan.zero().iter().filter(|frame| clone.is_free(**frame)));
     }
 
-    /// Fills `batch` with frames to ask for, which are then on their way; returns how many. Only
-    /// the streaming thread fills the clone (`may_fill`). What the policy wants filled with
-    /// zeros is added to `zeros`.
+    /// Moves frames to requested and writes them to `batch`; returns their number. The caller then
+    /// requests them. `may_fill` allows the background fill. Adds the frames that the policy plans
+    /// to zero to `zeros`.
     pub(super) fn next(
         &mut self,
         batch: &mut [FrameIndex],
@@ -99,9 +99,9 @@ impl PrefetchScheduler {
             self.idle = self.plan.fetch().is_empty() && self.plan.zero().is_empty();
             self.queue_plan(clone, zeros);
             n += self.dequeue(batch.get_mut(n..).unwrap_or_default(), clone);
-            // A policy may plan for ever what is of no use: frames that are not to be zeros, or
-            // that are to be already. Who has planned more than there are frames has
-            // nothing to say until the next fault.
+            // A policy may endlessly plan useless frames: frames that must not be zeros, or that
+            // are planned already. A policy that has planned more frames than the guest has is
+            // idle until the next fault.
             fruitless = if before == (n, zeros.len()) { fruitless + 1 } else { 0 };
             self.idle |= fruitless > most || zeros.len() > most;
         }
@@ -127,15 +127,15 @@ impl PrefetchScheduler {
         n
     }
 
-    /// Forgets everything that is planned: memory is short.
+    /// Drops all planned frames, because memory is short.
     pub(super) fn drop_plans(&mut self, clone: &CloneState) {
         for frame in self.queue.drain(..) {
             clone.frames.unplan(frame);
         }
     }
 
-    /// Whether filling has seen every frame. A frame that was dropped since is filled in another
-    /// pass.
+    /// Whether the background fill has brought every frame. Starts another pass if frames were
+    /// dropped meanwhile.
     pub(super) fn has_filled(&mut self, clone: &CloneState) -> bool {
         let Some(fill) = &mut self.fill else { return false };
         if !fill.is_done() || !self.queue.is_empty() {
@@ -158,8 +158,8 @@ impl PrefetchScheduler {
         is_filled
     }
 
-    /// How long filling waits before it may ask for more; `None` when it waits for nothing, or
-    /// there is none.
+    /// Time until a throttled fill may request more; `None` when the fill need not wait, or there is
+    /// none.
     pub(super) fn next_fill_in(&self, clone: &CloneState) -> Option<std::time::Duration> {
         self.fill.as_ref()?.next_in(clone.clock.now())
     }

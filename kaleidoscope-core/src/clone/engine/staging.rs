@@ -1,37 +1,36 @@
-//! Pages near the clone, but not in its memory: a touch of one is a fault, and so says that it was
-//! used.
+//! The staging buffer: prefetched pages outside the clone's memory. The first touch of a staged page
+//! faults, which shows that the page was used.
 
 use crate::addr::FrameIndex;
 use crate::memory::Page;
 use std::collections::{HashMap, VecDeque};
 
-/// Staged pages, the oldest of which gives way when there are too many. Pages of zeros take no
-/// memory.
+/// A bounded buffer of staged pages, which drops the oldest first. Zero pages take no memory.
 #[derive(Debug)]
 pub(crate) struct StagingBuffer {
     pages: HashMap<FrameIndex, Option<Box<Page>>>,
-    /// Frames in the order in which they were staged; some are gone.
+    /// Frames in the order in which they were staged. May contain frames that are no longer staged.
     order: VecDeque<FrameIndex>,
-    /// Buffers to use again.
+    /// Page buffers for reuse.
     spare: Vec<Box<Page>>,
     limit: usize,
 }
 
-/// Buffers that are kept for later.
+/// Maximum page buffers that are kept for reuse.
 const MAX_SPARE: usize = 64;
 
 impl StagingBuffer {
-    /// Room for `limit` pages, none of which is allocated yet.
+    /// A buffer of at most `limit` pages. Allocates nothing yet.
     pub(crate) fn new(limit: usize) -> Self {
         Self { pages: HashMap::new(), order: VecDeque::new(), spare: Vec::new(), limit }
     }
 
-    /// Whether a page must go before the next one comes.
+    /// Whether a page must be dropped before the next `put`.
     pub(crate) fn is_full(&self) -> bool {
         self.pages.len() >= self.limit
     }
 
-    /// Puts a page aside; `None` is a page of zeros.
+    /// Stages a page; `None` is a zero page.
     pub(crate) fn put(&mut self, frame: FrameIndex, page: Option<&Page>) {
         let page = page.map(|bytes| {
             let mut buffer = self.spare.pop().unwrap_or_else(|| Box::new([0; _]));
@@ -40,20 +39,20 @@ impl StagingBuffer {
         });
         self.pages.insert(frame, page);
         self.order.push_back(frame);
-        // Frames that are gone must not pile up.
+        // Bound the number of entries for frames that are no longer staged.
         if self.order.len() > 2 * self.limit.max(16) {
             let pages = &self.pages;
             self.order.retain(|frame| pages.contains_key(frame));
         }
     }
 
-    /// Takes a page out; the inner `None` is a page of zeros.
+    /// Removes a page and returns it. The inner `None` is a zero page.
     pub(crate) fn take(&mut self, frame: FrameIndex) -> Option<Option<Box<Page>>> {
         self.pages.remove(&frame)
     }
 
-    /// Forgets the age of the frame that has been here the longest, and names it. Whoever owns it
-    /// then takes it out.
+    /// Removes the oldest staged frame from the order and returns it. Its page stays until the
+    /// frame's owner calls [`take`](Self::take).
     pub(crate) fn pop_oldest(&mut self) -> Option<FrameIndex> {
         while let Some(frame) = self.order.pop_front() {
             if self.pages.contains_key(&frame) {
@@ -63,7 +62,7 @@ impl StagingBuffer {
         None
     }
 
-    /// Keeps a buffer for later.
+    /// Keeps a page buffer for reuse.
     pub(crate) fn recycle(&mut self, page: Option<Box<Page>>) {
         if let Some(page) = page
             && self.spare.len() < MAX_SPARE

@@ -1,4 +1,4 @@
-//! What all parts of an engine know of their clone.
+//! The state of a clone that all parts of its engine share.
 
 use super::super::options::{EngineOptions, FreeFrames, Stopped};
 use super::super::ports::Clock;
@@ -15,21 +15,21 @@ use crate::sync::{AtomicBool, AtomicUsize, Mutex, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-/// Longest wait after which a thread looks whether the clone was stopped.
+/// Longest wait of a thread before it checks whether the clone was stopped.
 pub(super) const MAX_WAIT: Duration = Duration::from_millis(20);
 
-/// State without behavior of its own: the parts above change it and wait for its changes.
+/// The lowest part of an engine: the parts above change this state, and wait for its changes.
 pub(super) struct CloneState {
     pub(super) locality: Arc<LocalityOrder>,
     pub(super) options: EngineOptions,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) frames: FrameStates,
-    /// Prefetched pages beside the clone's memory.
+    /// Prefetched pages that are not in the clone's memory.
     pub(super) staging: Mutex<StagingBuffer>,
     pub(super) accounts: Accounts,
     pub(super) counters: Counters,
     pub(super) waiters: Waiters,
-    /// Frames that were requested ahead of any touch and have not arrived.
+    /// Frames in flight that were requested ahead of any touch.
     speculative: AtomicUsize,
     stopped: AtomicBool,
     stop_reason: OnceLock<Stopped>,
@@ -58,7 +58,7 @@ impl CloneState {
         }
     }
 
-    /// Stops the clone. The first reason is kept and returned.
+    /// Stops the clone. Keeps the first reason, and returns it.
     pub(super) fn fail(&self, why: Stopped) -> Stopped {
         let why = self.stop_reason.get_or_init(|| why).clone();
         if !self.stopped.swap(true, Ordering::AcqRel) {
@@ -94,30 +94,30 @@ impl CloneState {
         self.counters.add(self.color(frame), count);
     }
 
-    /// Whether a frame may be filled with zeros here because the guest's kernel has no use for its
-    /// bytes.
+    /// Whether a frame may be filled with zeros on this host, because it was free at the snapshot.
     pub(super) fn is_free(&self, frame: FrameIndex) -> bool {
         self.options.free_frames == FreeFrames::Zero && self.locality.is_free(frame)
     }
 
-    /// Frames that were requested ahead of any touch and have not arrived.
+    /// Number of frames in flight that were requested ahead of any touch.
     pub(super) fn speculative(&self) -> usize {
         self.speculative.load(Ordering::Acquire)
     }
 
-    /// So many frames are requested ahead of any touch.
+    /// Adds frames that are about to be requested ahead of any touch.
     pub(super) fn add_speculative(&self, frames: usize) {
         self.speculative.fetch_add(frames, Ordering::AcqRel);
     }
 
-    /// A frame that was requested ahead is no longer on its way.
+    /// A frame is no longer in flight. Does nothing if a touch requested it.
     pub(super) fn end_speculative(&self, flags: Flags) {
         if flags.is_speculative() {
             self.speculative.fetch_sub(1, Ordering::AcqRel);
         }
     }
 
-    /// No thread works on a frame any more: the vCPUs that wait for it look again.
+    /// A frame left the installing phase, or is no longer requested: wakes the threads that wait
+    /// for it.
     pub(super) fn wake_if_wanted(&self, flags: Flags) {
         if flags.wanted {
             self.waiters.wake();
@@ -135,13 +135,13 @@ impl CloneState {
         Err(Stopped::Timeout { frame, timeout: self.options.timeout })
     }
 
-    /// Pauses before a port is called again that may have returned at once with nothing: ever
-    /// longer, so that it does not keep a processor busy. The caller checks whether to go on.
+    /// Pauses before a port is called again. The pauses grow while the port returns nothing without
+    /// waiting, so that the loop does not keep a processor busy. The caller checks when to stop.
     pub(super) fn back_off(&self, has_waited: bool, idle: &mut Retry) {
         if has_waited {
             idle.reset();
         } else {
-            // `idle` has no end.
+            // `idle` is endless, so `pause` always returns `true`.
             let _ = idle.pause(&*self.clock);
         }
     }

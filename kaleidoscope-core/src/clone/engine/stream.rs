@@ -1,4 +1,5 @@
-//! The streaming thread: keeps a bounded number of frames on their way while no vCPU waits.
+//! The streaming thread: keeps a bounded number of prefetched frames in flight, and receives them
+//! while no vCPU waits.
 
 use super::super::options::{Background, Stopped};
 use super::super::retry::Retry;
@@ -6,12 +7,12 @@ use super::core::Core;
 use super::state::MAX_WAIT;
 use std::time::Duration;
 
-/// Longest sleep of the thread when it has nothing to do: everything that gives it work also wakes
+/// Longest wait of the thread when it has nothing to do. Whatever gives the thread work also wakes
 /// it.
 const IDLE_WAIT: Duration = Duration::from_secs(10);
 
 impl Core {
-    /// The thread's life.
+    /// The thread's loop, until the clone is stopped.
     pub(super) fn stream(&self) {
         let mut idle = Retry::endless();
         while !self.state().is_stopped() {

@@ -1,17 +1,17 @@
-//! Who waits for pages, and who receives them.
+//! Threads that wait for pages, and the receiver's role.
 //!
-//! No thread is kept for receiving: of the threads that wait for a page, one receives for all. A
-//! fault that is alone thus takes its page from the source with its own hands, without a second
-//! thread to wake. Who leaves hands the role on.
+//! There is no dedicated receiving thread: of the threads that wait for a page, one receives for
+//! all. So a single fault reads its page from the source itself, without a context switch to another
+//! thread. When the receiving thread exits, a waiting thread takes over.
 
 use crate::sync::{Condvar, Mutex};
 use std::time::Duration;
 
-/// Threads that wait, and the role of the receiver.
+/// Threads that wait, and the receiver's role.
 #[derive(Debug)]
 pub(crate) struct Waiters {
     inner: Mutex<Inner>,
-    /// Faults wait here for a page, or for the role.
+    /// Fault threads wait here for a page, or for the role.
     changed: Condvar,
     /// The streaming thread waits here for work, or for the role.
     kicked: Condvar,
@@ -19,19 +19,19 @@ pub(crate) struct Waiters {
 
 #[derive(Debug, Default)]
 struct Inner {
-    /// Somebody receives.
+    /// A thread has the receiver's role.
     receiving: bool,
-    /// Faults asleep.
+    /// Number of fault threads that sleep.
     sleeping_faults: usize,
-    /// The streaming thread is asleep.
+    /// The streaming thread sleeps.
     streamer_asleep: bool,
-    /// It is asleep until the role is free.
+    /// The streaming thread also waits for the role.
     streamer_wants_role: bool,
     /// There may be something to stream.
     has_work: bool,
 }
 
-/// The right to receive; given up on drop.
+/// The receiver's role; released on drop.
 #[must_use]
 #[derive(Debug)]
 pub(crate) struct ReceiverRole<'a> {
@@ -47,7 +47,7 @@ impl Waiters {
         }
     }
 
-    /// Takes the role of the receiver unless somebody has it.
+    /// Takes the receiver's role; `None` when another thread has it.
     pub(crate) fn try_receive(&self) -> Option<ReceiverRole<'_>> {
         let mut inner = self.inner.lock();
         if inner.receiving {
@@ -57,8 +57,8 @@ impl Waiters {
         Some(ReceiverRole { waiters: self })
     }
 
-    /// Waits until woken, for at most `at_most`, unless the role is free or `is_over` says that there
-    /// is no need to. Every change that makes `is_over` true must be followed by
+    /// Waits for at most `at_most` until woken. Returns at once if the role is free or `is_over`
+    /// returns `true`. Every change that makes `is_over` true must be followed by
     /// [`Waiters::wake`].
     pub(crate) fn wait(&self, at_most: Duration, is_over: impl Fn() -> bool) {
         let mut inner = self.inner.lock();
@@ -70,15 +70,15 @@ impl Waiters {
         inner.sleeping_faults -= 1;
     }
 
-    /// Wakes the faults that wait: something changed for one of them.
+    /// Wakes all fault threads that wait, to check their frames again.
     pub(crate) fn wake(&self) {
         if self.inner.lock().sleeping_faults > 0 {
             self.changed.notify_all();
         }
     }
 
-    /// The streaming thread waits for at most `at_most` for work; with `or_role` also until the
-    /// role is free. Returns whether there may be work.
+    /// The streaming thread waits for work, for at most `at_most`. With `or_role` it also wakes when
+    /// the role becomes free. Returns whether there may be work.
     pub(crate) fn wait_for_work(&self, at_most: Duration, or_role: bool) -> bool {
         let mut inner = self.inner.lock();
         if !inner.has_work && (inner.receiving || !or_role) {
@@ -90,7 +90,7 @@ impl Waiters {
         std::mem::take(&mut inner.has_work)
     }
 
-    /// There is something to stream.
+    /// Gives the streaming thread work, and wakes it.
     pub(crate) fn kick(&self) {
         let mut inner = self.inner.lock();
         inner.has_work = true;
@@ -104,7 +104,8 @@ impl Drop for ReceiverRole<'_> {
     fn drop(&mut self) {
         let mut inner = self.waiters.inner.lock();
         inner.receiving = false;
-        // Faults first; the streaming thread looks whether pages are still to come.
+        // Fault threads take the role first. Without one, the streaming thread takes it if pages
+        // are in flight.
         if inner.sleeping_faults > 0 {
             self.waiters.changed.notify_all();
         } else if inner.streamer_asleep && inner.streamer_wants_role {

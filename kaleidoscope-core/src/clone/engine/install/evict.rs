@@ -1,4 +1,4 @@
-//! Taking prefetched pages out of the clone's memory again.
+//! Eviction of prefetched pages from the clone's memory.
 
 use super::super::super::options::Stopped;
 use super::super::super::ports::Eviction;
@@ -6,7 +6,7 @@ use super::Installer;
 use crate::addr::FrameIndex;
 
 impl Installer {
-    /// Empties a prefetched frame unless the clone has touched it.
+    /// Evicts a prefetched frame, unless the clone has touched it.
     pub(in super::super) fn evict(&self, frame: FrameIndex) -> Result<Eviction, Stopped> {
         let state = self.state();
         let _gate = self.events.enter();

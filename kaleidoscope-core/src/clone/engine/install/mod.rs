@@ -1,11 +1,12 @@
-//! Pages on their way into the clone's memory.
+//! The installer: installs, zeroes, stages and evicts pages of the clone's memory.
 //!
 //! ```text
-//!  deliver ─► try_deliver ─► try_stage            a prefetched page whose use is to be known
+//!  deliver ─► try_deliver ─► try_stage            a prefetched page whose use is sampled
 //!                        └─► install ─► PageInstaller::install, zero
 //! ```
 //!
-//! A frame is installed by the one thread that changed its state to *placing*.
+//! `deliver` is the only entry for pages that arrive, from the source or from the local cache. A
+//! frame is installed by its owner: the one thread that moved it to *installing*.
 
 mod evict;
 mod staged;
@@ -27,14 +28,14 @@ use crate::memory::Page;
 use crate::sync::{Mutex, RwLockReadGuard};
 use std::sync::Arc;
 
-/// Where a frame's bytes come from.
+/// Where a frame's page comes from.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Origin {
     /// The source.
     Source,
-    /// The engine: the frame is free.
+    /// The engine, which fills a free frame with zeros.
     Zeros,
-    /// The cache of this host.
+    /// The local cache.
     LocalCache,
 }
 
@@ -42,17 +43,17 @@ pub(super) enum Origin {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[must_use]
 pub(super) enum Attempt {
-    /// The frame is resident.
+    /// The attempt is over: the frame is resident, staged, or not for this thread to install.
     Done,
-    /// The memory is changing: read its events, and try again.
+    /// The memory is changing: the caller reads its events, and tries again.
     Again,
 }
 
-/// Installs pages.
+/// Installs pages through the [`PageInstaller`] port.
 pub(super) struct Installer {
     pub(super) events: Events,
     port: Arc<dyn PageInstaller>,
-    /// Learns whether prefetched frames were used.
+    /// Its policy learns whether prefetched frames were used.
     scheduler: Arc<Mutex<PrefetchScheduler>>,
     granules: Granules,
 }
@@ -76,8 +77,7 @@ impl Installer {
         &self.granules
     }
 
-    /// Records the frames that are in the clone's memory from the start: they are neither planned
-    /// nor requested.
+    /// Records the frames that are mapped from the start, which are neither planned nor requested.
     pub(super) fn record_mapped(&self) {
         for frame in self.port.shown().into_iter().flatten().map(FrameIndex) {
             if self.state().frames.set_mapped(frame) {
@@ -91,8 +91,8 @@ impl Installer {
         Ok(self.port.wake(frame)?)
     }
 
-    /// Takes in what is known of a frame's bytes; returns when the frame is resident, staged, or
-    /// not for this thread to install.
+    /// Installs or stages a frame's page. Returns when the frame is resident, staged, or not for
+    /// this thread to install. Retries while the memory is changing.
     pub(super) fn deliver(&self, delivery: Delivery<'_>, origin: Origin) -> Result<(), Stopped> {
         let frame = delivery.frame();
         let frames = self.state().locality.frames();
@@ -112,7 +112,7 @@ impl Installer {
         }
     }
 
-    /// One attempt of [`deliver`](Self::deliver), inside the gate.
+    /// One attempt of [`deliver`](Self::deliver). The caller holds the gate shared.
     pub(super) fn try_deliver(
         &self,
         gate: &RwLockReadGuard<'_, ()>,
@@ -156,7 +156,7 @@ impl Installer {
         Ok(Attempt::Done)
     }
 
-    /// Installs a page, zeros for none. The thread owns the frame.
+    /// Installs a page, or zeros for `None`. The thread owns the frame.
     fn install(
         &self,
         _gate: &RwLockReadGuard<'_, ()>,
@@ -174,7 +174,7 @@ impl Installer {
         Ok(installed)
     }
 
-    /// The source has answered for a frame.
+    /// A frame is no longer in flight: counts it down, and wakes the threads that wait for it.
     fn finish_request(&self, flags: Flags) {
         self.state().end_speculative(flags);
         self.state().wake_if_wanted(flags);

@@ -1,5 +1,5 @@
-//! Prefetched pages that are kept beside the clone's memory, so that a touch is a fault and tells
-//! that they were used.
+//! Staged pages: prefetched pages that are kept out of the clone's memory, so that the first touch
+//! faults and shows that the page was used.
 
 use super::super::super::options::{Feedback, Stopped};
 use super::super::super::ports::Installed;
@@ -16,24 +16,25 @@ use crate::sync::RwLockReadGuard;
 pub(in super::super) enum Reason {
     /// The clone touched it.
     Touched,
-    /// The background fills the clone.
+    /// The background fill has nothing else to fetch.
     Filled,
 }
 
 impl Installer {
-    /// Whether the use of a prefetched frame is to be known.
+    /// Whether a prefetched frame is in the sample whose use is observed.
     pub(super) fn is_sampled(&self, frame: FrameIndex) -> bool {
         match self.state().options.feedback {
             Feedback::Off | Feedback::Sampled { one_in: 0 } => false,
             Feedback::Staged => true,
             Feedback::Sampled { one_in } => {
-                // Spread over neighbors: Fibonacci hashing (Knuth, TAOCP vol. 3, 6.4).
+                // Fibonacci hashing (Knuth, The Art of Computer Programming, volume 3, section 6.4)
+                // spreads the sample evenly over neighboring frames.
                 (frame.0.wrapping_mul(0x9e37_79b1) >> 8).is_multiple_of(one_in)
             }
         }
     }
 
-    /// Stages a page; `false` when a vCPU waits for it by now.
+    /// Stages a page; `false` when a vCPU now waits for it. Drops the oldest pages to make room.
     pub(super) fn try_stage(&self, frame: FrameIndex, page: Option<&Page>) -> bool {
         while self.state().staging.lock().is_full()
             && let Some(oldest) = self.drop_oldest_staged()
@@ -48,12 +49,12 @@ impl Installer {
         is_staged
     }
 
-    /// Drops the oldest staged page.
+    /// Drops the oldest staged page and returns its frame; `None` when no page is staged.
     pub(in super::super) fn drop_oldest_staged(&self) -> Option<FrameIndex> {
         let mut staging = self.state().staging.lock();
         loop {
             let oldest = staging.pop_oldest()?;
-            // A fault may own the frame by now; it then takes the page itself.
+            // If a fault already owns the frame, the fault takes the page.
             if self.state().frames.drop_staged(oldest) {
                 let page = staging.take(oldest).flatten();
                 staging.recycle(page);
@@ -72,7 +73,7 @@ impl Installer {
     ) -> Result<Attempt, Stopped> {
         let state = self.state();
         let Some(page) = state.staging.lock().take(frame) else {
-            // Not expected; the frame is fetched again rather than guessed.
+            // Not expected. The frame becomes absent, and is fetched again.
             let flags = state.frames.set_absent(frame);
             state.accounts.give_back(1);
             state.wake_if_wanted(flags);
@@ -98,7 +99,7 @@ impl Installer {
         Ok(Attempt::Done)
     }
 
-    /// Installs all staged pages: the clone is to be filled, and nothing else is to come for now.
+    /// Installs all staged pages. Called when the clone is to be filled and no page is in flight.
     pub(in super::super) fn install_all_staged(&self) -> Result<(), Stopped> {
         let mut retry = Retry::new(self.state().options.timeout);
         loop {

@@ -1,4 +1,4 @@
-//! Frames that are zeros: those that the guest gave back, and free ones.
+//! Frames that are filled with zeros on this host: removed frames and free frames.
 
 use super::super::super::options::Stopped;
 use super::super::super::ports::Installed;
@@ -8,7 +8,7 @@ use crate::addr::FrameIndex;
 use crate::sync::RwLockReadGuard;
 
 impl Installer {
-    /// Fills a frame that was given back with zeros. The thread owns the frame.
+    /// Fills a removed or refilled frame with zeros. The thread owns the frame.
     pub(in super::super) fn refill(
         &self,
         _gate: &RwLockReadGuard<'_, ()>,
@@ -18,8 +18,8 @@ impl Installer {
         let (flags, attempt) = match self.port.zero(frame)? {
             Installed::TryAgain => (state.frames.keep_removed(frame), Attempt::Again),
             Installed::AlreadyPresent => {
-                // Zeros of an earlier fault, or bytes that are about to go: the vCPU looks again,
-                // and faults again if they are gone.
+                // The frame holds zeros of an earlier fault, or a page that the kernel is about to
+                // drop. In that case the woken vCPU faults again.
                 let flags = state.frames.keep_removed(frame);
                 self.port.wake(frame)?;
                 (flags, Attempt::Done)
@@ -38,7 +38,8 @@ impl Installer {
         Ok(attempt)
     }
 
-    /// Fills free frames with zeros ahead of any touch, run by run.
+    /// Fills free frames with zeros ahead of any touch, one run of consecutive frames at a time.
+    /// Sorts `frames`.
     pub(in super::super) fn zero_ahead(&self, frames: &mut [FrameIndex]) -> Result<(), Stopped> {
         if frames.is_empty() {
             return Ok(());
@@ -53,7 +54,7 @@ impl Installer {
         result
     }
 
-    /// Fills frames with zeros, and counts down `left` for each.
+    /// Fills sorted frames with zeros, and decrements `left` for each filled frame.
     fn zero_runs(&self, frames: &[FrameIndex], left: &mut usize) -> Result<(), Stopped> {
         let state = self.state();
         let mut rest = frames;
@@ -64,7 +65,7 @@ impl Installer {
             };
             let taken = (0u32..).zip(rest).take_while(|pair| follows(*pair)).count();
             let run = rest.get(..taken).unwrap_or_default();
-            // The first frame may be resident by now.
+            // Skip the first frame if it could not be claimed, because it is no longer absent.
             rest = rest.get(taken.max(1)..).unwrap_or_default();
             if let Some(last) = run.last() {
                 let filled = self.port.zero_run(first.0..last.0.saturating_add(1))?;
@@ -84,7 +85,8 @@ impl Installer {
         Ok(())
     }
 
-    /// A frame arrived: the free frames that are filled together with it need not wait for a fault.
+    /// A frame arrived: fills the free frames of its granule, unless a thread has done so before.
+    /// Otherwise the granule would not become resident without a fault.
     pub(super) fn zero_granule(&self, frame: FrameIndex) -> Result<(), Stopped> {
         let Some(granule) = self.granules.first_arrival(frame) else { return Ok(()) };
         let free = granule.map(FrameIndex).filter(|frame| self.state().is_free(*frame));
