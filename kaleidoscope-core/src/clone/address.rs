@@ -1,20 +1,20 @@
-//! Where a page server listens.
+//! Addresses of page servers.
 
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 use thiserror::Error;
 
-/// Where a page server listens: `unix:PATH` or `tcp:HOST:PORT`.
+/// The address of a page server: `unix:PATH` or `tcp:HOST:PORT`.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum ServerAddress {
-    /// A Unix socket's path.
+    /// The path of a Unix socket.
     Unix(PathBuf),
-    /// Host and port, as the system's resolver takes them; an IPv6 address in brackets.
+    /// Host and port, as the system's resolver accepts them. An IPv6 address is in brackets.
     Tcp(String),
 }
 
-/// Text that is no address.
+/// Text that is not an address.
 #[derive(Clone, PartialEq, Eq, Debug, Error)]
 #[error("`{text}` is no address: write unix:PATH or tcp:HOST:PORT")]
 pub struct AddressError {

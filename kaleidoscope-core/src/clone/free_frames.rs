@@ -7,18 +7,18 @@ use std::fmt;
 use std::str::FromStr;
 use thiserror::Error;
 
-/// What becomes of frames that were free in the guest at the freeze, or given back by it.
+/// How the clone fills frames that were free in the guest at the snapshot, or given back by it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
 pub enum FreeFrames {
-    /// They are filled with zeros where the clone runs. The guest's kernel must not rely on what
-    /// they held: see [`trust`].
+    /// Free frames are filled with zeros on the clone's host. The guest's kernel must not rely on
+    /// their contents: see [`trust`].
     Zero,
-    /// They are fetched as all others: the clone has the parent's memory byte for byte.
+    /// Free frames are fetched like all others: the clone has the parent's memory byte for byte.
     #[default]
     Fetch,
 }
 
-/// A name that says nothing of free frames.
+/// A name that is not one of [`FreeFrames`].
 #[derive(Clone, PartialEq, Eq, Debug, Error)]
 #[error("`{name}`: free frames are either `zero` or `fetch`")]
 pub struct UnknownFreeFrames {
@@ -35,10 +35,10 @@ impl FreeFrames {
         }
     }
 
-    /// The rule that every place follows which fills frames with zeros: they are filled only where
-    /// the map's facts do not contradict each other. Lists that do not close, blocks that
-    /// overlap, a former kernel beside the running one: any of it may mean that a frame is
-    /// called free and is not, and then all are fetched.
+    /// [`FreeFrames::Fetch`] if the map contains contradictions, otherwise `self`. All code that
+    /// fills free frames with zeros follows this rule. A list that does not close, blocks that
+    /// overlap, or a former kernel beside the running one may mean that a frame marked as free is
+    /// in use.
     #[must_use]
     pub fn allowed_by(self, map: &ColorMap) -> Self {
         match map.contradictions() {
@@ -63,47 +63,47 @@ impl FromStr for FreeFrames {
     }
 }
 
-/// What free frames hold, and so what the guest's kernel may rely on.
+/// What the sampled free frames contain, which shows whether the guest's kernel relies on it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Verdict {
     /// All are zero: filling them with zeros changes nothing.
     Zero,
     /// Some hold the pattern that page poisoning writes, which the kernel checks.
     Poisoned,
-    /// They hold what their last users left, on which no kernel relies.
+    /// They hold data of their last users, on which no kernel relies.
     Leftovers,
-    /// None could be looked at.
+    /// No free frame could be read.
     Unknown,
-    /// The facts behind the map contradict each other, so that a frame which it calls free may be
-    /// in use.
+    /// The map contains contradictions, so that a frame marked as free may be in use.
     Contradicted,
 }
 
-/// What was seen in free frames.
+/// Result of [`trust`]: a sample of the free frames. All counts are in frames, except for
+/// `contradictions`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Trust {
-    /// What follows from it.
+    /// The conclusion from the sample.
     pub verdict: Verdict,
-    /// Frames that were looked at.
+    /// Free frames that were read.
     pub sampled: u32,
-    /// Those that are all zeros.
+    /// Sampled frames that are all zeros.
     pub zero: u32,
-    /// Those that hold the poison.
+    /// Sampled frames that hold the page-poisoning pattern.
     pub poisoned: u32,
-    /// Free frames that there are.
+    /// Free frames of the guest.
     pub free: u32,
-    /// Contradictions among the facts behind the map.
+    /// Number of contradictions that the coloring found.
     pub contradictions: u32,
 }
 
-/// Free frames that are looked at, at most: 4 MiB.
+/// Maximum sample, in frames: 4 MiB.
 const SAMPLE: u32 = 1024;
 
-/// What Linux fills free pages with under page poisoning (`PAGE_POISON`, include/linux/poison.h).
+/// The byte with which Linux fills free pages under page poisoning (`PAGE_POISON`, include/linux/poison.h).
 const PAGE_POISON: u8 = 0xaa;
 
 impl Trust {
-    /// Whether zeros are as good as what free frames held.
+    /// [`FreeFrames::Zero`] if the guest's kernel does not notice zeros in free frames.
     #[must_use]
     pub fn free_frames(&self) -> FreeFrames {
         match self.verdict {
@@ -121,46 +121,48 @@ impl fmt::Display for Trust {
             Verdict::Zero => write!(f, "all of {sampled} sampled free frames are zero"),
             Verdict::Poisoned => write!(
                 f,
-                "{poisoned} of {sampled} sampled free frames hold the page-poisoning pattern, which the guest checks"
+                "{poisoned} of {sampled} sampled free frames hold the page-poisoning pattern, \
+                 which the guest checks"
             ),
             Verdict::Leftovers => write!(
                 f,
-                "{zero} of {sampled} sampled free frames are zero; the others hold what nobody relies on"
+                "{zero} of {sampled} sampled free frames are zero; the others hold what \
+                 nobody relies on"
             ),
-            Verdict::Unknown => write!(f, "none of {free} free frames could be looked at"),
+            Verdict::Unknown => write!(f, "none of {free} free frames could be read"),
             Verdict::Contradicted => write!(
                 f,
-                "the coloring noted {contradictions} contradictions, so that frames called free may be in use"
+                "the coloring noted {contradictions} contradictions, so that frames called free \
+                 may be in use"
             ),
         }
     }
 }
 
-/// Looks at a sample of the frames that a map calls free and says whether the guest's kernel relies
-/// on what they hold.
+/// Reads a sample of the free frames of a map, at most 1024, and decides whether the guest's kernel
+/// relies on their contents.
 ///
-/// A kernel that allocates a page overwrites it or clears it, so that what a free page holds is
-/// nobody's concern. Linux has two modes in which it is:
+/// A kernel normally overwrites or clears a page that it allocates, so that the contents of free
+/// pages do not matter. Linux has two modes in which they do:
 ///
-/// - `init_on_free=1` clears pages when they are freed, and then does not clear them when they are
-///   allocated. Zeros in place of the pages are exactly what the kernel expects: they *are* zeros.
-///   That shows in the sample, all of which is zero.
-/// - `page_poison=1` fills pages with 0xaa when they are freed, and looks at allocation whether
-///   they still are; zeros look like a stray write, which it reports. That shows as well: there are
-///   pages full of 0xaa. One is enough to refuse, though chance may have left it: fetching a page
-///   too many costs time, a wrong page is wrong.
+/// - `init_on_free=1` clears pages when they are freed, and does not clear them again when they are
+///   allocated. The kernel expects zeros, and zeros are what the frames hold. The whole sample is
+///   then zero.
+/// - `page_poison=1` fills pages with 0xaa when they are freed, and checks the pattern when they
+///   are allocated. The kernel would report zeros as a stray write. The sample then contains pages full
+///   of 0xaa. One such page is enough to refuse zeros, even if it is there by chance: fetching free
+///   pages costs time, but a wrong page breaks the guest.
 ///
-/// Linux's own balloon driver draws the same line: it tells the host what it fills free pages with,
-/// and reports no free pages where it cannot (`virtballoon_validate`,
+/// Linux's balloon driver draws the same line: it tells the host with which pattern it fills free
+/// pages, and reports no free pages where it cannot (`virtballoon_validate`,
 /// drivers/virtio/virtio_balloon.c).
 ///
-/// Zeros may be trusted only as far as the map may: a frame that is called free must be. So a map
-/// whose facts contradict each other is not trusted, whatever its free frames hold
-/// ([`FreeFrames::allowed_by`]). Looks at 1024 frames at most.
+/// A map with contradictions may mark frames in use as free, so it is never trusted, whatever its
+/// free frames hold ([`FreeFrames::allowed_by`]).
 ///
 /// # Errors
-/// [`MemoryError`] when a frame cannot be read. A frame that the image does not hold
-/// ([`MemoryError::Missing`]) is left out.
+/// [`MemoryError`] when a frame cannot be read. Frames that the image does not hold
+/// ([`MemoryError::Missing`]) are skipped.
 pub fn trust(memory: &dyn GuestMemory, map: &ColorMap) -> Result<Trust, MemoryError> {
     let is_free = |frame: u32| map.colors().get(frame as usize) == Some(&Color::Free);
     let count = |backing| {
@@ -171,8 +173,8 @@ pub fn trust(memory: &dyn GuestMemory, map: &ColorMap) -> Result<Trust, MemoryEr
     let (stored, holes, missing) =
         (count(Backing::Data), count(Backing::Hole), count(Backing::Missing));
     let free = stored.saturating_add(holes).saturating_add(missing);
-    // Holes are known to be zeros, so the sample is of what is stored: among many holes a few
-    // poisoned frames would not be found.
+    // Holes are known to be zeros, so only stored frames are sampled: a few poisoned frames would
+    // be missed among many holes.
     let step = stored.div_ceil(SAMPLE).max(1);
     let frames = data_frames(memory).filter(|frame| is_free(frame.0));
     let contradictions = map.contradictions();
@@ -191,7 +193,7 @@ pub fn trust(memory: &dyn GuestMemory, map: &ColorMap) -> Result<Trust, MemoryEr
         }
         seen.sampled += 1;
         seen.zero += u32::from(is_zero(&page));
-        // A few bytes may have been written by mistake, which is what poisoning is there to find.
+        // A stray write may have changed a few bytes: poisoning exists to find such writes.
         let poison = page.iter().filter(|byte| **byte == PAGE_POISON).count();
         seen.poisoned += u32::from(poison > FRAME_BYTES / 2);
     }
@@ -205,10 +207,10 @@ pub fn trust(memory: &dyn GuestMemory, map: &ColorMap) -> Result<Trust, MemoryEr
     Ok(seen)
 }
 
-/// Whether the n-th free frame is in the sample: one of every `step`, at places that follow no
-/// pattern, since what frames hold may well follow one.
+/// Whether the n-th free frame is in the sample. Selects one of every `step` frames, at irregular
+/// offsets, because the contents of frames may follow a regular pattern.
 fn is_sampled(n: u32, step: u32) -> bool {
     // Knuth's multiplicative hash (The Art of Computer Programming, volume 3, section 6.4).
-    let place = (n / step).wrapping_mul(2_654_435_769) >> 8;
-    n % step == place % step
+    let offset = (n / step).wrapping_mul(2_654_435_769) >> 8;
+    n % step == offset % step
 }

@@ -1,14 +1,14 @@
-//! Which clone is which.
+//! Identities of clones.
 
 use std::fmt;
 use std::str::FromStr;
 use thiserror::Error;
 
-/// A clone's identity: 128 bits, unique as far as chance goes.
+/// The identity of a clone: 128 random bits.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct CloneId(pub [u8; 16]);
 
-/// Text that is no clone id.
+/// Text that is not a clone id.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
 #[error("a clone id is 32 hexadecimal digits")]
 pub struct CloneIdError;
@@ -17,7 +17,8 @@ impl CloneId {
     /// A new identity, from the system's random numbers.
     ///
     /// # Errors
-    /// [`std::io::Error`] when the system has none (no `getrandom`, no `/dev/urandom`).
+    /// [`std::io::Error`] when the system has no random numbers (neither `getrandom` nor
+    /// `/dev/urandom`).
     pub fn random() -> std::io::Result<Self> {
         let mut bytes = [0; 16];
         getrandom::fill(&mut bytes).map_err(std::io::Error::from)?;

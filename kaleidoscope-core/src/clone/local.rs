@@ -1,4 +1,4 @@
-//! Pages of a snapshot image on this host.
+//! A page source for a snapshot image on this host.
 
 use super::ports::{Delivery, PageSource, Priority, SourceError};
 use crate::addr::{FRAME_BYTES, FrameIndex};
@@ -9,10 +9,10 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Prefetched frames that are handed over at a time, so that an urgent one never waits for more.
+/// Maximum frames that one `receive` delivers, so that an urgent frame never waits for more.
 const BATCH: usize = 32;
 
-/// A page source over a snapshot image that is mapped or held here.
+/// A page source for a snapshot image that is mapped or held in this process.
 pub struct LocalSource {
     memory: Arc<dyn GuestMemory>,
     asked: Mutex<Asked>,
@@ -26,7 +26,7 @@ struct Asked {
 }
 
 impl LocalSource {
-    /// A source over a snapshot image.
+    /// A source that reads frames of a snapshot image.
     #[must_use]
     pub fn new(memory: Arc<dyn GuestMemory>) -> Self {
         Self { memory, asked: Mutex::new(Asked::default()), changed: Condvar::new() }
@@ -39,7 +39,7 @@ impl LocalSource {
     ) -> Result<(), SourceError> {
         let Some(gfn) = self.memory.layout().gfn_of(frame) else {
             let frames = self.memory.layout().frames();
-            let what = format!("frame {frame} was asked for, and the image has {frames} frames");
+            let what = format!("frame {frame} was requested, but the image has {frames} frames");
             return Err(SourceError::new(what));
         };
         let mut buffer = [0; FRAME_BYTES];

@@ -1,11 +1,11 @@
-//! A store of this host as a local cache of one clone.
+//! A store on this host, as the local cache of one clone.
 
 use super::ports::{LocalCache, Lookup};
 use crate::addr::FrameIndex;
 use crate::memory::Page;
 use crate::store::StoreView;
 
-/// A store that fails has nothing: its pages are then fetched from the source.
+/// A failed read of the store is a miss: the page is then fetched from the source.
 impl LocalCache for StoreView {
     fn take(&self, frame: FrameIndex, page: &mut Page) -> Lookup {
         if self.fingerprints().is_zero(frame) {

@@ -1,31 +1,30 @@
-//! Trying again: for how long, and at what cost to others meanwhile.
+//! Retries with growing pauses and a timeout.
 
 use super::ports::Clock;
 use crate::sync::wait;
 use std::time::Duration;
 
-/// Attempts after which a thread still has its processor: what it waits for takes microseconds as a
-/// rule.
+/// Pauses that spin and keep the processor, because most conditions become true within
+/// microseconds.
 const SPINS: u32 = if cfg!(loom) { 1 } else { 8 };
 
-/// Attempts after those between which it lets others run.
+/// Pauses after those that yield the processor.
 const YIELDS: u32 = if cfg!(loom) { 1 } else { 32 };
 
-/// The first sleep after that, in microseconds; each is twice the one before.
+/// The first sleep after that, in microseconds. Each sleep is twice as long as the one before.
 const FIRST_SLEEP: u64 = 8;
 
-/// The longest.
+/// The longest sleep.
 const LONGEST_SLEEP: Duration = Duration::from_millis(1);
 
-/// Attempts at something that is not possible now, and will be soon: each is followed by a
-/// [pause](Self::pause), the pauses grow from some cycles to a millisecond, and there are none any
-/// more when the time for it is over.
+/// Retries of an operation that will succeed soon. Each failed attempt is followed by a
+/// [pause](Self::pause). The pauses grow from a few cycles to a millisecond, until the timeout.
 ///
-/// Time is what a [`Clock`] says, and no less than was slept here: a clock that stands still does
-/// not make attempts endless.
+/// Elapsed time is the larger of what the [`Clock`] shows and what was slept here, so that a clock
+/// that stands still does not make the retries endless.
 #[derive(Clone, Debug)]
 pub struct Retry {
-    /// On the clock; from the first pause on unless it is given.
+    /// Start on the clock; `None` until the first pause.
     start: Option<Duration>,
     timeout: Duration,
     pauses: u32,
@@ -33,26 +32,25 @@ pub struct Retry {
 }
 
 impl Retry {
-    /// Attempts for so long, from the first pause on.
+    /// Retries for `timeout`, counted from the first pause.
     #[must_use]
     pub const fn new(timeout: Duration) -> Self {
         Self { start: None, timeout, pauses: 0, slept: Duration::ZERO }
     }
 
-    /// Attempts for so long, from an instant on the clock on.
+    /// Retries for `timeout`, counted from `start` on the clock.
     #[must_use]
     pub const fn since(start: Duration, timeout: Duration) -> Self {
         Self { start: Some(start), timeout, pauses: 0, slept: Duration::ZERO }
     }
 
-    /// Attempts without an end: for a service that has nothing to do, but looks again and again
-    /// because of others.
+    /// Retries without a timeout, for a service that polls while it has nothing to do.
     #[must_use]
     pub const fn endless() -> Self {
         Self::new(Duration::MAX)
     }
 
-    /// Waits a little before the next attempt; `false`, at once, when there is no time for one.
+    /// Pauses before the next attempt. Returns `false` at once when the timeout has passed.
     #[must_use]
     pub fn pause(&mut self, clock: &dyn Clock) -> bool {
         let now = clock.now();
@@ -77,7 +75,7 @@ impl Retry {
         true
     }
 
-    /// It was possible: the next pause is short again, and the time for it begins with it.
+    /// Records a success: the next pause is short again, and the timeout counts from it.
     pub const fn reset(&mut self) {
         *self = Self::new(self.timeout);
     }
@@ -89,7 +87,7 @@ mod tests {
     use crate::clone::ports::SystemClock;
     use parking_lot::Mutex;
 
-    /// Goes on by so much with each look.
+    /// A clock that advances by the second field with each reading.
     struct Ticking(Mutex<Duration>, Duration);
 
     impl Clock for Ticking {
@@ -115,9 +113,9 @@ mod tests {
             let clock = Ticking(Mutex::default(), Duration::from_nanos(tick));
             let mut retry = Retry::new(timeout);
             let attempts = attempts(&mut retry, &clock);
-            // At most: forty without a sleep, seven that grow, and then one for each millisecond.
+            // At most 40 without a sleep, 7 with growing sleeps, and then one per millisecond.
             assert!((1..=80).contains(&attempts), "{attempts} attempts with ticks of {tick} ns");
-            assert!(!retry.pause(&clock), "it is over");
+            assert!(!retry.pause(&clock), "the timeout has passed");
             retry.reset();
             assert_eq!(retry.pause(&clock), tick < 30_000_000 || attempts > 1);
         }
@@ -127,7 +125,7 @@ mod tests {
     fn the_time_is_counted_from_when_it_is_said() {
         let clock = Ticking(Mutex::new(Duration::from_secs(60)), Duration::from_secs(1));
         let mut retry = Retry::since(Duration::from_secs(31), Duration::from_secs(30));
-        assert!(!retry.pause(&clock), "30 seconds are over");
+        assert!(!retry.pause(&clock), "30 seconds have passed");
         let mut retry = Retry::since(Duration::from_secs(33), Duration::from_secs(30));
         assert_eq!(attempts(&mut retry, &clock), 2);
         assert!(!Retry::new(Duration::ZERO).pause(&clock));

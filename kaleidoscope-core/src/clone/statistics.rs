@@ -1,34 +1,35 @@
-//! What a clone's memory has cost and saved, by color, live and at the end.
+//! Statistics of a clone's memory, by color.
 
 use crate::color::Color;
 use hdrhistogram::Histogram;
 use parking_lot::Mutex;
-// Nothing is synchronized through counters: a model checker need not try their interleavings.
+// `std`'s atomics, because counters synchronize nothing: loom need not explore their
+// interleavings.
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-/// Longest stall that is told from longer ones.
+/// Longest stall that the histogram tells from longer ones.
 const LONGEST_STALL: Duration = Duration::from_secs(3600);
 
-/// What is counted for each color, in frames unless it says otherwise.
+/// Counters of one color, in frames unless a field states another unit.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Counts {
-    /// Touches that had to wait for the parent, because nobody had asked for the frame.
+    /// Touches that waited for the source, because the frame had not been requested.
     pub faults: u64,
-    /// Touches that had to wait for a frame which was on its way.
+    /// Touches that waited for a frame already in flight.
     pub late: u64,
-    /// Touches that were answered with zeros here.
+    /// Touches that were answered with zeros on this host.
     pub zero_faults: u64,
     /// Touches that were answered from staged pages.
     pub staged_faults: u64,
-    /// Frames that came because they were touched.
+    /// Frames that were fetched because they were touched.
     pub fetched: u64,
-    /// Frames that came because a plan asked for them.
+    /// Frames that were fetched because the policy planned them.
     pub prefetched: u64,
-    /// Frames that came to fill the clone.
+    /// Frames that were fetched by the background fill.
     pub filled: u64,
-    /// Frames that were on this host already: found there when they were wanted, for whatever
-    /// reason, or shown to the clone from the start.
+    /// Frames that were already on this host: found in the local cache when they were requested for
+    /// any reason, or mapped from the start.
     pub local_cache: u64,
     /// Frames that were filled with zeros ahead of any touch.
     pub zeroed_ahead: u64,
@@ -36,17 +37,17 @@ pub struct Counts {
     pub used: u64,
     /// Prefetched frames that were dropped untouched.
     pub unused: u64,
-    /// Frames that came twice, or too late to be needed, and were dropped.
+    /// Frames that arrived twice, or when they were no longer needed, and were dropped.
     pub dropped: u64,
-    /// Nanoseconds that touches have waited for frames, all vCPUs together.
+    /// Nanoseconds that touches have waited for frames, summed over all vCPUs.
     pub stalled_ns: u64,
-    /// Frames in the clone's memory now, without those that are shown to it from the start.
+    /// Frames in the clone's memory now, without those that are mapped from the start.
     pub resident: u64,
 }
 
 macro_rules! counters {
     ($($field:ident => $variant:ident),+ $(,)?) => {
-        /// What is counted.
+        /// A counter.
         #[derive(Clone, Copy, Debug)]
         pub(crate) enum Count {
             $($variant),+
@@ -65,7 +66,7 @@ macro_rules! counters {
 
         impl std::ops::AddAssign<&Counts> for Counts {
             fn add_assign(&mut self, other: &Counts) {
-                // Two counters of one moment may have been read at two: nothing here may overflow by a difference.
+                // The counters are not read at one instant, so their sums may be inconsistent.
                 $(self.$field = self.$field.saturating_add(other.$field);)+
                 self.resident = self.resident.saturating_add(other.resident);
             }
@@ -95,7 +96,7 @@ const COLORS: usize = Color::ALL.len();
 #[derive(Debug)]
 pub(crate) struct Counters {
     colors: [[AtomicU64; KINDS]; COLORS],
-    /// Payload of pages that were placed or staged, in frames that were not zero.
+    /// Non-zero frames from the source that were installed or staged.
     moved: AtomicU64,
     stalls: Mutex<Option<Histogram<u32>>>,
 }
@@ -103,7 +104,8 @@ pub(crate) struct Counters {
 impl Counters {
     pub(crate) fn new() -> Self {
         let longest = u64::try_from(LONGEST_STALL.as_nanos()).unwrap_or(u64::MAX);
-        // Two significant digits; without memory for it, stalls are counted but not told apart.
+        // Two significant digits. Without memory for the histogram, only the stalled time is
+        // counted.
         let stalls = Histogram::new_with_bounds(1, longest, 2).ok();
         Self {
             colors: std::array::from_fn(|_| std::array::from_fn(|_| AtomicU64::new(0))),
@@ -130,7 +132,7 @@ impl Counters {
         self.moved.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// A touch of a frame of this color has waited.
+    /// Records a touch of a frame of this color that waited for `stall`.
     pub(crate) fn stalled(&self, color: Color, stall: Duration) {
         let nanos = u64::try_from(stall.as_nanos()).unwrap_or(u64::MAX);
         self.add_many(color, Count::StalledNanos, nanos);
@@ -151,18 +153,18 @@ impl Counters {
     }
 }
 
-/// A clone's counters at one moment. Taken while it runs, numbers that belong together may differ
-/// by what happened between reading the first and the last.
+/// A clone's counters. They are read one after another while the clone runs, so that related
+/// counters may be inconsistent by what happened meanwhile.
 #[derive(Clone, Debug)]
 pub struct Statistics {
-    /// Frames of the clone.
+    /// Number of the clone's frames.
     pub frames: u32,
     /// Counts for every color, in the order of [`Color::ALL`].
     pub by_color: Vec<(Color, Counts)>,
-    /// Frames that came with bytes (pages of zeros come without).
+    /// Frames whose bytes were transferred. Zero pages are transferred without bytes.
     pub moved: u64,
     stalls: Option<Histogram<u32>>,
-    /// Part of the prefetched frames whose use is known; 0 when none is.
+    /// Fraction of the prefetched frames whose use is observed; 0 without feedback.
     sampled: f64,
 }
 
@@ -177,14 +179,13 @@ impl Statistics {
         total
     }
 
-    /// Bytes of pages that were moved.
+    /// Bytes of page contents that were transferred, without protocol overhead.
     #[must_use]
     pub fn bytes(&self) -> u64 {
         self.moved.saturating_mul(crate::addr::FRAME_SIZE)
     }
 
-    /// The stall below which this part (0 to 1) of all stalls lie, to about 1 %; `None` when there
-    /// was none.
+    /// The quantile `part` (0 to 1) of all stalls, to about 1 %; `None` when there was no stall.
     #[must_use]
     pub fn stall(&self, part: f64) -> Option<Duration> {
         let stalls = self.stalls.as_ref().filter(|s| !s.is_empty())?;
@@ -197,23 +198,23 @@ impl Statistics {
         self.stalls.as_ref().map_or(0, Histogram::len)
     }
 
-    /// Mean of all stalls, zero when there was none.
+    /// Mean of all stalls; zero when there was no stall.
     #[must_use]
     pub fn mean_stall(&self) -> Duration {
         let mean = self.stalls.as_ref().filter(|s| !s.is_empty()).map_or(0.0, Histogram::mean);
         Duration::from_secs_f64(mean.max(0.0) / 1e9)
     }
 
-    /// Prefetched frames that were used, as far as feedback tells: exact when all are staged, an
-    /// estimate when some are.
+    /// Prefetched frames that were used: exact when all are staged, an estimate when a sample is,
+    /// `None` without feedback.
     fn used(&self) -> Option<f64> {
         #[expect(clippy::cast_precision_loss, reason = "counts of frames are below 2^53")]
         let used = self.total().used as f64;
         (self.sampled > 0.0).then(|| used / self.sampled)
     }
 
-    /// Part of the prefetched frames that were used, or `None` when nothing was prefetched or
-    /// feedback is off.
+    /// Fraction of the prefetched frames that were used (0 to 1), or `None` when nothing was
+    /// prefetched or feedback is off.
     #[must_use]
     pub fn accuracy(&self) -> Option<f64> {
         #[expect(clippy::cast_precision_loss, reason = "counts of frames are below 2^53")]
@@ -222,8 +223,8 @@ impl Statistics {
         (prefetched > 0.0).then(|| (used / prefetched).min(1.0))
     }
 
-    /// Part of the needed frames that were there before they were touched, or `None` when feedback
-    /// is off or nothing was touched. Frames filled with zeros do not count.
+    /// Fraction of the needed frames that arrived before they were touched (0 to 1), or `None` when
+    /// feedback is off or nothing was touched. Frames filled with zeros do not count.
     #[must_use]
     pub fn coverage(&self) -> Option<f64> {
         let total = self.total();
@@ -233,7 +234,7 @@ impl Statistics {
         (used + missed > 0.0).then(|| used / (used + missed))
     }
 
-    /// Prefetched frames that were not used so far, or `None` when feedback is off.
+    /// Prefetched frames that have not been used so far, or `None` when feedback is off.
     #[must_use]
     pub fn waste(&self) -> Option<f64> {
         #[expect(clippy::cast_precision_loss, reason = "counts of frames are below 2^53")]

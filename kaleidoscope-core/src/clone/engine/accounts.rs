@@ -17,8 +17,8 @@ const FIRST_INTERVAL: Duration = Duration::from_millis(2);
 /// A clone's accounts.
 ///
 /// A frame is charged to the reservation when it is requested or zeroed. It is uncharged when it
-/// leaves the clone's memory, or does not become resident. The thread that changes the frame's state
-/// also updates the account.
+/// leaves the clone's memory, or does not become resident. The thread that changes the frame's
+/// state also updates the account.
 #[derive(Debug)]
 pub(super) struct Accounts {
     reservation: Option<Reservation>,

@@ -5,8 +5,8 @@
 //!
 //! The model is the engine itself, without its streaming thread; a thread of the model does the
 //! streaming thread's work where it matters. A page is one number, written and read with relaxed
-//! ordering, so that loom detects a read of a page that was not published. A lost wake-up shows as a
-//! deadlock.
+//! ordering, so that loom detects a read of a page that was not published. A lost wake-up shows as
+//! a deadlock.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
@@ -217,8 +217,8 @@ fn the_streaming_thread_receives_beside_a_vcpu() {
     explore(2, || {
         let test = TestClone::new(Box::new(Blind::aligned(2)), Feedback::Off);
         let other = test.spawn(|test| {
-            // One iteration of the streaming thread, repeated until the pages have arrived; the real
-            // thread sleeps until it is kicked.
+            // The streaming thread's step, repeated until the pages have arrived. The real thread
+            // sleeps until it is kicked.
             while test.clone.state().speculative() > 0 || test.memory.get(0) == EMPTY {
                 test.clone.fetcher().request_ahead(false).unwrap();
                 if let Some(_role) = test.clone.state().waiters.try_receive() {

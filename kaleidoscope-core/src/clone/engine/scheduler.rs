@@ -43,8 +43,8 @@ impl PrefetchScheduler {
         }
     }
 
-    /// Runs the policy for a fault. Queues the frames that it plans to fetch, and adds those that it
-    /// plans to zero to `zeros`.
+    /// Runs the policy for a fault. Queues the frames that it plans to fetch, and adds those that
+    /// it plans to zero to `zeros`.
     pub(super) fn fault(
         &mut self,
         fault: &Fault,
@@ -158,8 +158,8 @@ impl PrefetchScheduler {
         is_filled
     }
 
-    /// Time until a throttled fill may request more; `None` when the fill need not wait, or there is
-    /// none.
+    /// Time until a throttled fill may request more; `None` when the fill need not wait, or there
+    /// is none.
     pub(super) fn next_fill_in(&self, clone: &CloneState) -> Option<std::time::Duration> {
         self.fill.as_ref()?.next_in(clone.clock.now())
     }

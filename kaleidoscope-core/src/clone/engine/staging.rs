@@ -1,5 +1,5 @@
-//! The staging buffer: prefetched pages outside the clone's memory. The first touch of a staged page
-//! faults, which shows that the page was used.
+//! The staging buffer: prefetched pages outside the clone's memory. The first touch of a staged
+//! page faults, which shows that the page was used.
 
 use crate::addr::FrameIndex;
 use crate::memory::Page;

@@ -1,8 +1,8 @@
 //! Threads that wait for pages, and the receiver's role.
 //!
 //! There is no dedicated receiving thread: of the threads that wait for a page, one receives for
-//! all. So a single fault reads its page from the source itself, without a context switch to another
-//! thread. When the receiving thread exits, a waiting thread takes over.
+//! all. So a single fault reads its page from the source itself, and wakes no second thread. When
+//! the receiving thread exits, a waiting thread takes over.
 
 use crate::sync::{Condvar, Mutex};
 use std::time::Duration;
@@ -77,8 +77,8 @@ impl Waiters {
         }
     }
 
-    /// The streaming thread waits for work, for at most `at_most`. With `or_role` it also wakes when
-    /// the role becomes free. Returns whether there may be work.
+    /// The streaming thread waits for work, for at most `at_most`. With `or_role` it also wakes
+    /// when the role becomes free. Returns whether there may be work.
     pub(crate) fn wait_for_work(&self, at_most: Duration, or_role: bool) -> bool {
         let mut inner = self.inner.lock();
         if !inner.has_work && (inner.receiving || !or_role) {

@@ -1,4 +1,4 @@
-//! Clones whose memory is filled several frames at a time.
+//! Clones whose frames become resident several at a time.
 
 use super::*;
 use crate::prefetch::{Fault, Planner};
@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 
 const GRANULE: u32 = 16;
 
-/// Memory of which the clone sees a granule when all of it has come.
+/// Memory whose granules become visible to the clone once all their frames are installed.
 struct LargePageMemory {
     frames: Memory,
     visible: Mutex<Vec<bool>>,
@@ -27,7 +27,7 @@ impl LargePageMemory {
         start..(start + GRANULE).min(FRAMES)
     }
 
-    /// What the clone sees.
+    /// The frame's page, if its granule is visible.
     fn page(&self, frame: FrameIndex) -> Option<Page> {
         let is_visible = self.visible.lock()[(frame.0 / GRANULE) as usize];
         is_visible.then(|| self.frames.page(frame).unwrap())
@@ -54,13 +54,13 @@ impl PageInstaller for LargePageMemory {
     }
 }
 
-/// Counts what is asked for.
+/// Counts requested frames.
 struct CountingSource {
     inner: LocalSource,
     requested: AtomicUsize,
 }
 
-/// Wants the first 64 frames but those that are free.
+/// Plans the first 64 frames, except for free ones.
 struct FirstFrames;
 
 impl PrefetchPolicy for FirstFrames {
@@ -132,7 +132,7 @@ fn a_fault_brings_all_that_is_filled_with_it() {
         assert_eq!(source.requested.load(Ordering::Relaxed), 16 - free);
         let total = engine.statistics().total();
         assert_eq!((total.faults, engine.statistics().stalls()), (1, 1));
-        // The last one is cut.
+        // The last granule is shorter.
         engine.fault(FrameIndex(FRAMES - 1), Access::Write).unwrap();
         assert!(memory.page(FrameIndex(FRAMES - 12)).is_some());
     }
@@ -165,7 +165,7 @@ fn many_threads_and_all_ways_of_prefetching() {
                                 engine.fault(frame, Access::Read).unwrap();
                             }
                             let page = memory.page(frame).unwrap();
-                            // What is free may come all the same: the policy does not see colors.
+                            // Free frames may be fetched, too: the policy does not see colors.
                             let fetched = page == expected(frame.0, FreeFrames::Fetch);
                             assert!(fetched || page == expected(frame.0, free_frames), "{frame}");
                         }
@@ -180,7 +180,7 @@ fn many_threads_and_all_ways_of_prefetching() {
 fn what_was_prefetched_is_seen_without_a_fault() {
     let memory = LargePageMemory::new();
     let options = EngineOptions { free_frames: FreeFrames::Zero, ..EngineOptions::default() };
-    // One fault plans 64 frames: three more granules, of which the free frames are filled as well.
+    // One fault plans 64 frames: three more granules, whose free frames are filled with zeros.
     let (engine, _) = start_large(&memory, Box::new(FirstFrames), options);
     engine.fault(FrameIndex(0), Access::Read).unwrap();
     let start = std::time::Instant::now();

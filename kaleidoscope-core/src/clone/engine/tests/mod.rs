@@ -1,4 +1,4 @@
-//! The engine on a small memory of its own; the mock backend's tests go further.
+//! The engine on a small memory of these tests. The mock backend's tests go further.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
@@ -38,7 +38,7 @@ fn guest() -> (Arc<LocalityOrder>, Arc<VecMemory>) {
     (Arc::new(LocalityOrder::new(map)), Arc::new(memory))
 }
 
-/// A clone's memory whose touches go straight to the engine.
+/// A clone's memory without a fault queue: tests call the engine for each touch.
 #[derive(Default)]
 struct Memory {
     pages: Mutex<Vec<Option<Box<Page>>>>,
@@ -142,7 +142,7 @@ fn many_threads_get_the_bytes_of_the_freeze() {
             let total = engine.statistics().total();
             let resident = memory.pages.lock().iter().flatten().count() as u64;
             assert_eq!(total.resident, resident, "{total:?}");
-            // Of several that wait for one frame, each stalls.
+            // If several threads wait for one frame, each counts a stall.
             assert!(total.faults + total.late <= engine.statistics().stalls(), "{total:?}");
         }
     }
@@ -179,7 +179,7 @@ fn grants_return_and_scarcity_takes_back_what_is_not_used() {
     let options = EngineOptions { feedback: Feedback::Staged, ..EngineOptions::default() };
     let policy = Box::new(Blind::aligned(64));
     let engine = start_with(&memory, local(), policy, options, Some(reservation));
-    // Each fault brings 63 pages that nobody touches: they must give way.
+    // Each fault prefetches 63 pages that are not touched, and that must be dropped.
     for block in 0..FRAMES / 64 {
         engine.fault(FrameIndex(block * 64), Access::Read).unwrap();
     }
@@ -211,7 +211,7 @@ fn filling_ends_with_every_frame() {
         }
         assert!(engine.is_whole());
         engine.stop();
-        assert!(!engine.is_whole(), "nobody knows any more");
+        assert!(!engine.is_whole(), "a stopped clone is not whole");
         for n in 0..FRAMES {
             let is_left_out = n % 7 == 3 && free_frames == FreeFrames::Zero;
             let expected = (!is_left_out).then(|| snapshot(&image, FrameIndex(n)));
@@ -228,16 +228,16 @@ fn a_clone_that_lacks_frames_is_not_whole() {
     let options = EngineOptions { free_frames: FreeFrames::Zero, ..EngineOptions::default() };
     let engine = start(&memory, local(), Box::new(Demand), options);
     for n in 0..FRAMES {
-        // Free frames are zeros whenever they are touched.
+        // Free frames are filled with zeros when they are touched.
         assert!(!engine.is_whole() || (n..FRAMES).all(|n| n % 7 == 3));
         engine.fault(FrameIndex(n), Access::Read).unwrap();
     }
     assert!(engine.is_whole());
     engine.removed(5..9).unwrap();
-    assert!(engine.is_whole(), "what the guest gave back is zeros");
+    assert!(engine.is_whole(), "frames that the guest gave back are zeros");
 }
 
-/// A source that says what a test tells it to.
+/// A source whose deliveries and errors a test scripts.
 #[derive(Default)]
 struct ScriptedSource {
     requested: Mutex<Vec<(FrameIndex, Priority)>>,

@@ -1,5 +1,5 @@
-//! EngineParts of an engine that panic: the clone is stopped, with an error for whoever waits, and
-//! nothing waits for a thread that is gone.
+//! Ports and policies that panic: the clone is stopped, every waiting thread gets an error, and no
+//! thread waits for one that has ended.
 
 use super::*;
 use crate::clone::ports::{Event, Eviction, FaultQueue};
@@ -7,7 +7,7 @@ use crate::prefetch::{Fault, Planner};
 use crate::sync::{AtomicBool, Ordering};
 use std::sync::mpsc::channel;
 
-/// A part that panics, of those that an embedder gives.
+/// The method of a port or policy that panics.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum TrapPoint {
     Install,
@@ -21,7 +21,7 @@ enum TrapPoint {
     Read,
 }
 
-/// All parts, of which one panics once it is armed.
+/// All ports. The method at `at` panics once the trap is armed.
 struct TrappedPorts {
     at: TrapPoint,
     armed: AtomicBool,
@@ -131,11 +131,11 @@ fn engine(
     (trap, Arc::new(Engine::start(parts, options).unwrap()))
 }
 
-/// What a thread that waits for ever would not say.
+/// Result of `act`, which must end in time.
 fn in_time<T: Send + 'static>(act: impl FnOnce() -> T + Send + 'static) -> T {
     let (say, said) = channel();
     std::thread::spawn(move || say.send(act()));
-    said.recv_timeout(Duration::from_secs(120)).expect("it takes for ever")
+    said.recv_timeout(Duration::from_secs(120)).expect("it takes forever")
 }
 
 fn is_of(why: &Stopped, at: TrapPoint) -> bool {
@@ -153,7 +153,7 @@ fn a_part_that_panics_stops_the_clone() {
         let served = Arc::clone(&engine);
         let server = std::thread::spawn(move || served.serve());
         trap.armed.store(true, Ordering::Release);
-        // Faults on several threads, and whatever else leads there.
+        // Faults on several threads, and a reclaim, reach every method.
         let ended = in_time({
             let engine = Arc::clone(&engine);
             move || {
@@ -185,7 +185,7 @@ fn a_part_that_panics_stops_the_clone() {
 #[test]
 fn a_panic_on_the_streaming_thread_stops_the_clone() {
     for at in [TrapPoint::Install, TrapPoint::Request, TrapPoint::Receive, TrapPoint::Background] {
-        // Nobody faults: only the thread that fills the clone gets there, as soon as it runs.
+        // There are no faults: only the streaming thread reaches the trap.
         let options = EngineOptions { background: Background::Full, ..EngineOptions::default() };
         let (trap, engine) = engine(at, options, true);
         let watched = Arc::clone(&engine);

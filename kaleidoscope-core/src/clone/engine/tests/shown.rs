@@ -1,9 +1,9 @@
-//! Clones some of whose memory is there from the start.
+//! Clones with frames that are mapped from the start.
 
 use super::*;
 use std::ops::Range;
 
-/// Memory that shows some frames before anything is placed; placing them is an error of the engine.
+/// Memory with frames that are mapped from the start. Installing one of them fails the test.
 struct PremappedMemory {
     memory: Arc<Memory>,
     shown: Vec<Range<u32>>,
@@ -60,7 +60,7 @@ impl PageInstaller for PremappedMemory {
     }
 }
 
-/// A source that remembers what it was asked for.
+/// A source that records which frames were requested.
 struct RecordingSource {
     source: LocalSource,
     requested: Mutex<Vec<FrameIndex>>,
@@ -83,7 +83,7 @@ impl PageSource for RecordingSource {
 
 #[test]
 fn what_is_shown_is_neither_planned_nor_fetched() {
-    // One run twice, and one that is past the end.
+    // Two ranges overlap, and one reaches past the end.
     let shown = [10..40, 30..40, 200..333, 690..720];
     let count = 30 + 133 + 10;
     let image = guest().1;
@@ -111,8 +111,11 @@ fn what_is_shown_is_neither_planned_nor_fetched() {
         assert_eq!(total.resident, u64::from(FRAMES) - count);
         let requested = source.requested.lock();
         assert!(requested.iter().all(|frame| !shown.iter().any(|run| run.contains(&frame.0))));
-        assert!(memory.woken.lock().contains(&FrameIndex(10)), "who waits there looks again");
-        // Giving back what was never on the account gives nothing.
+        assert!(
+            memory.woken.lock().contains(&FrameIndex(10)),
+            "a vCPU that waits for a mapped frame is woken"
+        );
+        // Removing mapped frames uncharges nothing, because they were never charged.
         assert_eq!(host.used(), u64::from(FRAMES) - count);
         engine.removed(10..40).unwrap();
         assert_eq!(host.used(), u64::from(FRAMES) - count);

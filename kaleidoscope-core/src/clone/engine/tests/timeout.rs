@@ -1,5 +1,5 @@
-//! Memory that takes nothing for now, for good or for a while, and ports that come back at once
-//! with nothing: every way into the engine ends, in time and without keeping a processor busy.
+//! Memory that returns `TryAgain`, forever or for a while, and ports that return at once with
+//! nothing: every entry point of the engine ends in time, and keeps no processor busy.
 
 use super::*;
 use crate::clone::engine::core::Core;
@@ -12,14 +12,14 @@ use std::time::Instant;
 
 const TIMEOUT: Duration = Duration::from_millis(60);
 
-/// Attempts in that time at most: 40 without a sleep, 7 with ever longer ones, and one a
-/// millisecond. A second time may be under way when it is over.
+/// Maximum attempts in that time: 40 without a sleep, 7 with growing sleeps, and one per
+/// millisecond. A second operation may be in progress when the first times out.
 const ATTEMPTS: usize = 2 * (40 + 7 + 60);
 
-/// Longer than any of this takes, on the busiest machine.
+/// Longer than any of these tests takes on a busy machine.
 const LONG: Duration = Duration::from_secs(120);
 
-/// A clock that never goes on: what is slept is counted nevertheless.
+/// A clock that stands still. The time slept still counts.
 struct FixedClock;
 
 impl Clock for FixedClock {
@@ -28,14 +28,14 @@ impl Clock for FixedClock {
     }
 }
 
-/// Memory that refuses so many attempts, and reports what it was told to.
+/// Memory that returns `TryAgain` for `refusals` attempts, and reports the given events.
 struct RefusingMemory {
     memory: Arc<Memory>,
     refusals: AtomicUsize,
     attempts: AtomicUsize,
     eviction_attempts: AtomicUsize,
     events: Mutex<Vec<Event>>,
-    /// Reported whenever there is nothing else.
+    /// Reported whenever there is no other event.
     repeated_event: Option<Event>,
     waits: AtomicUsize,
 }
@@ -123,23 +123,23 @@ fn options() -> EngineOptions {
     EngineOptions { timeout: TIMEOUT, free_frames: FreeFrames::Zero, ..EngineOptions::default() }
 }
 
-/// What `act` comes to, which must be within a long time.
+/// Result of `act`, which must end within [`LONG`].
 fn in_time<T: Send + 'static>(act: impl FnOnce() -> T + Send + 'static) -> T {
     let (say, said) = channel();
     std::thread::spawn(move || say.send(act()));
-    said.recv_timeout(LONG).expect("it takes for ever")
+    said.recv_timeout(LONG).expect("it takes forever")
 }
 
-/// A way into an engine, on memory that refuses from then on.
+/// An entry point of the engine, called on memory that refuses pages from then on.
 struct EntryPoint {
     name: &'static str,
     options: EngineOptions,
     policy: fn() -> Box<dyn PrefetchPolicy>,
-    /// Done before it refuses.
+    /// Runs before the memory refuses pages.
     before: fn(&Core),
     act: fn(&Core) -> Result<(), Stopped>,
     events: fn() -> Vec<Event>,
-    /// Frames that are there when it succeeds.
+    /// Frames that are resident when `act` succeeds.
     resident: &'static [u32],
 }
 
@@ -159,7 +159,7 @@ fn entry_points() -> Vec<EntryPoint> {
     };
     let staged = EngineOptions { feedback: Feedback::Staged, ..options() };
     let blind: fn() -> Box<dyn PrefetchPolicy> = || Box::new(Blind::aligned(8));
-    // The others of its block come with it, and are put aside.
+    // The other frames of its block are prefetched, and staged.
     let bring: fn(&Core) = |clone| {
         touch(clone, 8).unwrap();
         while clone.state().speculative() > 0 {
@@ -198,7 +198,7 @@ fn entry_points() -> Vec<EntryPoint> {
             ..plain()
         },
         EntryPoint {
-            name: "placing what is staged",
+            name: "installing staged pages",
             options: EngineOptions { background: Background::Full, ..staged },
             policy: blind,
             before: bring,
@@ -318,7 +318,7 @@ fn events_without_end_do_not_keep_a_fault() {
     }
 }
 
-/// Plans zeros, beside every fault and for idle times: the same ones again and again.
+/// Plans the same zeros again and again, for each fault and for the background.
 struct ZeroingPolicy;
 
 impl PrefetchPolicy for ZeroingPolicy {
@@ -339,7 +339,7 @@ impl PrefetchPolicy for ZeroingPolicy {
 
 #[test]
 fn frames_that_cannot_be_zeroed_ahead_are_left() {
-    // With frames that are not to be zeros, too: then nothing comes of what is planned.
+    // Also with frames that must not be zeros: then the plan has no effect.
     for free_frames in [FreeFrames::Zero, FreeFrames::Fetch] {
         let memory = RefusingMemory::new(0);
         let options = EngineOptions { free_frames, ..options() };
@@ -372,7 +372,7 @@ fn giving_back_looks_at_every_frame_once_at_most() {
     assert!((1..=FRAMES as usize).contains(&eviction_attempts), "{eviction_attempts}");
 }
 
-/// Comes back at once, with nothing, ever.
+/// Always returns at once, without a page.
 struct EmptySource(AtomicUsize);
 
 impl PageSource for EmptySource {
@@ -400,7 +400,7 @@ fn ports_that_come_back_at_once_with_nothing_keep_no_processor_busy() {
     let ended = in_time(move || faulting.fault(FrameIndex(8), Access::Read));
     assert!(matches!(ended, Err(Stopped::Timeout { .. })), "{ended:?}");
     assert!(matches!(server.join().unwrap(), Err(Stopped::Timeout { .. })));
-    // For each of the threads: those without a sleep, those that grow, and one a millisecond.
+    // For each thread: attempts without a sleep, with growing sleeps, and one per millisecond.
     let most = 100 + usize::try_from(start.elapsed().as_millis()).unwrap();
     let (received, waited) =
         (source.0.load(Ordering::Relaxed), memory.waits.load(Ordering::Relaxed));
