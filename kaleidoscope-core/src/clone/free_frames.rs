@@ -99,7 +99,8 @@ pub struct Trust {
 /// Maximum sample, in frames: 4 MiB.
 const SAMPLE: u32 = 1024;
 
-/// The byte with which Linux fills free pages under page poisoning (`PAGE_POISON`, include/linux/poison.h).
+/// The byte with which Linux fills free pages under page poisoning (`PAGE_POISON`,
+/// include/linux/poison.h).
 const PAGE_POISON: u8 = 0xaa;
 
 impl Trust {
@@ -149,9 +150,9 @@ impl fmt::Display for Trust {
 ///   allocated. The kernel expects zeros, and zeros are what the frames hold. The whole sample is
 ///   then zero.
 /// - `page_poison=1` fills pages with 0xaa when they are freed, and checks the pattern when they
-///   are allocated. The kernel would report zeros as a stray write. The sample then contains pages full
-///   of 0xaa. One such page is enough to refuse zeros, even if it is there by chance: fetching free
-///   pages costs time, but a wrong page breaks the guest.
+///   are allocated. The kernel would report zeros as a stray write. The sample then contains pages
+///   full of 0xaa. One such page is enough to refuse zeros, even if it is there by chance: fetching
+///   free pages costs time, but a wrong page breaks the guest.
 ///
 /// Linux's balloon driver draws the same line: it tells the host with which pattern it fills free
 /// pages, and reports no free pages where it cannot (`virtballoon_validate`,

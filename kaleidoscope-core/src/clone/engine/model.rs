@@ -201,7 +201,7 @@ fn two_vcpus_touch_two_frames_and_hand_the_receiving_on() {
 }
 
 #[test]
-fn a_vcpu_touches_what_another_one_s_fault_prefetches() {
+fn a_vcpu_touches_a_frame_that_another_vcpus_fault_prefetches() {
     for feedback in [Feedback::Off, Feedback::Staged] {
         explore(2, move || {
             let test = TestClone::new(Box::new(Blind::aligned(2)), feedback);
@@ -248,7 +248,7 @@ fn kicks_are_not_lost() {
 }
 
 #[test]
-fn what_is_given_back_reads_as_zeros() {
+fn removed_frames_read_as_zeros() {
     explore(2, || {
         let test = TestClone::new(Box::new(Demand), Feedback::Off);
         // The guest gives frame 0 back while another vCPU touches it. A touch before that finds the
@@ -268,7 +268,7 @@ fn what_is_given_back_reads_as_zeros() {
 }
 
 #[test]
-fn what_is_taken_back_comes_again() {
+fn evicted_frames_are_fetched_again() {
     explore(2, || {
         let test = TestClone::new(Box::new(Blind::aligned(2)), Feedback::Off);
         assert_eq!(test.touch(0), BYTES);
@@ -283,7 +283,7 @@ fn what_is_taken_back_comes_again() {
 }
 
 #[test]
-fn stopping_wakes_everybody() {
+fn stopping_wakes_waiting_threads() {
     explore(2, || {
         let test = TestClone::new(Box::new(Demand), Feedback::Off);
         let other = test.spawn(|test| {
@@ -299,7 +299,7 @@ fn stopping_wakes_everybody() {
 /// The clock is fixed, so that only the time slept ends the attempts; and waits do not time out
 /// under loom.
 #[test]
-fn memory_that_refuses_for_good_ends_all_who_wait() {
+fn memory_that_always_refuses_ends_all_waiting_threads() {
     explore(2, || {
         let timeout = Duration::from_micros(20);
         let options = EngineOptions { timeout, ..EngineOptions::default() };

@@ -118,7 +118,7 @@ fn expected(frame: u32, free_frames: FreeFrames) -> Page {
 }
 
 #[test]
-fn a_fault_brings_all_that_is_filled_with_it() {
+fn a_fault_installs_the_whole_granule() {
     for free_frames in [FreeFrames::Zero, FreeFrames::Fetch] {
         let memory = LargePageMemory::new();
         let options = EngineOptions { free_frames, ..EngineOptions::default() };
@@ -139,7 +139,7 @@ fn a_fault_brings_all_that_is_filled_with_it() {
 }
 
 #[test]
-fn many_threads_and_all_ways_of_prefetching() {
+fn many_threads_with_every_kind_of_feedback() {
     let backgrounds = [Background::Off, Background::Full];
     for (n, feedback) in
         [Feedback::Off, Feedback::Staged, Feedback::Sampled { one_in: 3 }].into_iter().enumerate()
@@ -177,7 +177,7 @@ fn many_threads_and_all_ways_of_prefetching() {
 }
 
 #[test]
-fn what_was_prefetched_is_seen_without_a_fault() {
+fn prefetched_granules_are_visible_without_a_fault() {
     let memory = LargePageMemory::new();
     let options = EngineOptions { free_frames: FreeFrames::Zero, ..EngineOptions::default() };
     // One fault plans 64 frames: three more granules, whose free frames are filled with zeros.

@@ -149,7 +149,7 @@ fn many_threads_get_the_bytes_of_the_freeze() {
 }
 
 #[test]
-fn what_was_prefetched_and_not_touched_can_be_had_back() {
+fn untouched_prefetched_frames_are_reclaimed() {
     let memory = Memory::new();
     let options = EngineOptions { feedback: Feedback::Staged, ..EngineOptions::default() };
     let engine = start(&memory, local(), Box::new(Blind::aligned(16)), options);
@@ -171,7 +171,7 @@ fn what_was_prefetched_and_not_touched_can_be_had_back() {
 }
 
 #[test]
-fn grants_return_and_scarcity_takes_back_what_is_not_used() {
+fn pressure_reclaims_unused_frames_and_uncharges_them() {
     let host = Host::new(HostLimits::for_frames(1 << 20));
     let limits = CloneLimits { frames: 200, shrink_prefetch_at: 100, reclaim_at: 150 };
     let reservation = host.admit(limits).unwrap();
@@ -292,7 +292,7 @@ fn a_source_that_fails_or_is_silent_stops_the_clone() {
 }
 
 #[test]
-fn what_nobody_asked_for_is_dropped() {
+fn unrequested_pages_are_dropped() {
     let (memory, source) = (Memory::new(), Arc::new(ScriptedSource::default()));
     source.answers.lock().push(Ok(vec![FrameIndex(9), FrameIndex(1), FrameIndex(1)]));
     let engine =
@@ -304,7 +304,7 @@ fn what_nobody_asked_for_is_dropped() {
 }
 
 #[test]
-fn what_was_given_back_reads_as_zeros_whatever_arrives_later() {
+fn removed_frames_read_as_zeros_whatever_arrives_later() {
     let (memory, source) = (Memory::new(), Arc::new(ScriptedSource::default()));
     let engine =
         start(&memory, Arc::clone(&source) as _, Box::new(Demand), EngineOptions::default());
@@ -325,7 +325,7 @@ fn what_was_given_back_reads_as_zeros_whatever_arrives_later() {
 }
 
 #[test]
-fn stopping_frees_those_who_wait() {
+fn stopping_wakes_waiting_faults() {
     let (memory, source) = (Memory::new(), Arc::new(ScriptedSource::default()));
     let engine = start(
         &memory,

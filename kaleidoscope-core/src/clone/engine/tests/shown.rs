@@ -82,7 +82,7 @@ impl PageSource for RecordingSource {
 }
 
 #[test]
-fn what_is_shown_is_neither_planned_nor_fetched() {
+fn mapped_frames_are_neither_planned_nor_fetched() {
     // Two ranges overlap, and one reaches past the end.
     let shown = [10..40, 30..40, 200..333, 690..720];
     let count = 30 + 133 + 10;

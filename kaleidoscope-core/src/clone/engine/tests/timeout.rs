@@ -246,7 +246,7 @@ fn entry_points() -> Vec<EntryPoint> {
 }
 
 #[test]
-fn memory_that_refuses_for_good_ends_the_clone_in_time() {
+fn memory_that_always_refuses_ends_the_clone_in_time() {
     let clocks: [fn() -> Arc<dyn Clock>; 2] =
         [|| Arc::new(FixedClock), || Arc::new(SystemClock::new())];
     for clock in clocks {
@@ -338,7 +338,7 @@ impl PrefetchPolicy for ZeroingPolicy {
 }
 
 #[test]
-fn frames_that_cannot_be_zeroed_ahead_are_left() {
+fn frames_that_cannot_be_zeroed_ahead_are_skipped() {
     // Also with frames that must not be zeros: then the plan has no effect.
     for free_frames in [FreeFrames::Zero, FreeFrames::Fetch] {
         let memory = RefusingMemory::new(0);
@@ -359,7 +359,7 @@ fn frames_that_cannot_be_zeroed_ahead_are_left() {
 }
 
 #[test]
-fn giving_back_looks_at_every_frame_once_at_most() {
+fn reclaim_searches_every_frame_once_at_most() {
     let memory = RefusingMemory::new(0);
     let clock = Arc::new(SystemClock::new());
     let full = EngineOptions { background: Background::Full, ..options() };
@@ -387,7 +387,7 @@ impl PageSource for EmptySource {
 }
 
 #[test]
-fn ports_that_come_back_at_once_with_nothing_keep_no_processor_busy() {
+fn ports_that_return_at_once_with_nothing_keep_no_processor_busy() {
     let memory = RefusingMemory::new(0);
     let source = Arc::new(EmptySource(AtomicUsize::new(0)));
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
