@@ -69,7 +69,7 @@ impl CloneState {
     }
 
     /// Why the clone was stopped, if it was.
-    pub(super) fn why(&self) -> Option<&Stopped> {
+    pub(super) fn stop_reason(&self) -> Option<&Stopped> {
         self.stop_reason.get()
     }
 
