@@ -28,4 +28,4 @@ if [ -n "$missing" ]; then
     $as_root env DEBIAN_FRONTEND=noninteractive \
         apt-get install --yes --no-install-recommends $missing
 fi
-echo "the guest lab has all it needs; try: kaleidoscope lab run target/guest"
+echo "the guest lab has all it needs; try: kaleidoscope lab run -o target/guest"

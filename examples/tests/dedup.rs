@@ -32,7 +32,7 @@ fn count(of: &Value, field: &str) -> u64 {
 #[test]
 fn strategies_are_compared() {
     let guests = guests();
-    let report = guests.json::<Value>(&["one", "two", "--png", "yield.png"]);
+    let report = guests.json::<Value>(&["one", "two", "--plot", "yield.png"]);
     let all = &report["strategies"];
     let blind = &all["blind"];
     assert_eq!(count(&report, "frames"), count(blind, "hashed"));
@@ -87,7 +87,7 @@ fn traces_say_what_diverges() {
 #[test]
 fn yields_are_learned_and_used() {
     let guests = guests();
-    let output = guests.run(&["one", "two", "--learn", "mine.csv"]);
+    let output = guests.run(&["one", "two", "--hit-rates-to", "mine.csv"]);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let learned = fs::read_to_string(guests.path("mine.csv")).unwrap();
     assert!(learned.starts_with("color,relation,heat,hashed,"), "{learned}");
@@ -99,7 +99,7 @@ fn yields_are_learned_and_used() {
         error.contains("bad.csv: the first line is not") && error.contains("hint: "),
         "{error}"
     );
-    assert!(guests.error(&["one", "--learn", "x.csv"]).contains("hint: give two images"));
+    assert!(guests.error(&["one", "--hit-rates-to", "x.csv"]).contains("hint: give two images"));
     assert!(guests.error(&["nobody"]).contains("nobody"));
 }
 
@@ -193,7 +193,7 @@ fn build_ids_relate_files() {
             }
             files.write_guest(name, &guest);
         }
-        let output = files.run(&["one", "two", "--learn", "mine.csv"]);
+        let output = files.run(&["one", "two", "--hit-rates-to", "mine.csv"]);
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         let learned = fs::read_to_string(files.path("mine.csv")).unwrap();
         ["same-file", "like-file", "other-file"].map(|relation| {

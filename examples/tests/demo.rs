@@ -30,7 +30,7 @@ fn check(results: &Value) {
 #[test]
 fn every_way_to_clone_is_shown() {
     let folder = tempfile::tempdir().unwrap();
-    let (results, said) = demo(&["--out", folder.path().to_str().unwrap()]);
+    let (results, said) = demo(&["--output", folder.path().to_str().unwrap()]);
     check(&results);
     let report = std::fs::read_to_string(folder.path().join("report.html")).unwrap();
     for name in names(&results) {

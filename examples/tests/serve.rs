@@ -205,12 +205,12 @@ fn what_comes_beside_the_memory_fits_it() {
     let (state, descriptor) = (files.text("state"), files.text("guest.kclone"));
     fs::write(&state, b"registers").unwrap();
     let server =
-        files.serve(&["--listen", &socket, "--state", &state, "--descriptor", &descriptor]);
+        files.serve(&["--listen", &socket, "--state", &state, "--descriptor-to", &descriptor]);
     assert_eq!(server.serving["free_frames"], "fetch", "poisoned pages are not left out");
     let [copy, layout, manifest] = ["copy.bin", "copy.txt", "copy.kscope"].map(|n| files.text(n));
     let error = fails(&pull(&[&socket], &copy, &["--skip-free"]));
     assert!(error.contains("free frames may be left out"), "{error}");
-    let table = succeeds(&pull(&[&socket], &copy, &["--layout", &layout, "--manifest", &manifest]));
+    let table = succeeds(&pull(&[&socket], &copy, &["--layout-to", &layout, "--map-to", &manifest]));
     assert!(fs::read(&copy).unwrap() == files.image());
     for words in ["Linux 6.12.107+mock-amd64", "page-table", "verified: the file has"] {
         assert!(table.contains(words), "{words} in\n{table}");
@@ -233,7 +233,7 @@ fn what_comes_beside_the_memory_fits_it() {
     // Served from the manifest, it is the same image.
     drop(server);
     let socket = format!("unix:{}", files.text("again.sock"));
-    let server = files.serve(&["--listen", &socket, "--manifest", &manifest]);
+    let server = files.serve(&["--listen", &socket, "--map-from", &manifest]);
     assert_eq!(server.serving["identity"], read.identity().to_string());
 }
 

@@ -7,7 +7,7 @@ mod maps;
 mod policies;
 
 use kaleidoscope_core::addr::FrameIndex;
-use kaleidoscope_core::prefetch::{Access, Fault, LocalityOrder, PrefetchOutcome, Plan, Presence};
+use kaleidoscope_core::prefetch::{Access, Fault, LocalityOrder, Plan, PrefetchOutcome, Presence};
 use kaleidoscope_mock::Rng;
 use maps::{Recipe, map};
 use policies::policies;
@@ -97,8 +97,10 @@ fn decisions_allocate_nothing() {
                     for planned in plan.fetch().iter().chain(plan.zero()) {
                         present.0[planned.as_usize()] = true;
                     }
-                    policy
-                        .feedback(frame, [PrefetchOutcome::Used, PrefetchOutcome::Unused][usize::from(in_flight)]);
+                    policy.feedback(
+                        frame,
+                        [PrefetchOutcome::Used, PrefetchOutcome::Unused][usize::from(in_flight)],
+                    );
                     if round.is_multiple_of(100) {
                         present.0.fill(false);
                     }

@@ -5,7 +5,7 @@ use kaleidoscope_core::addr::FrameIndex;
 use kaleidoscope_core::clone::{Descriptor, EngineOptions, LocalSource};
 use kaleidoscope_core::coloring::{self, color_by_page_tables};
 use kaleidoscope_core::dedup::{
-    self, Adaptive, Catalog, TrialGuest, DedupSelector, HitRates, SelectionOutcome as Fate,
+    self, Adaptive, Catalog, DedupSelector, HitRates, SelectionOutcome as Fate, TrialGuest,
 };
 use kaleidoscope_core::fingerprint::{Content, Domain, Fingerprints, contents, partial_contents};
 use kaleidoscope_core::memory::{GuestMemory, MemoryError};

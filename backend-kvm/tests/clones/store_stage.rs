@@ -33,7 +33,8 @@ fn clone_on(
         pages: PageSize::Small,
     };
     let hears = Arc::new(CheckPort::default());
-    let clone = Machine::on_demand_clone(host, &snapshot.state, on_demand, Arc::clone(&hears) as _)?;
+    let clone =
+        Machine::on_demand_clone(host, &snapshot.state, on_demand, Arc::clone(&hears) as _)?;
     Ok((clone, hears))
 }
 

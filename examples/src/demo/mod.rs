@@ -31,16 +31,17 @@ use std::path::{Path, PathBuf};
 Examples:
   kaleidoscope demo
       a table
-  kaleidoscope demo --out demo --clones 8
+  kaleidoscope demo -o demo --clones 8
       and a report with curves, and the picture of what every page is
-  kaleidoscope demo --json | jq '.ways[] | {name, took_ms, faults}'")]
+  kaleidoscope demo --json | jq '.ways[] | {name, took_us, faults}'
+      for programs")]
 pub(crate) struct Args {
     /// Clones that run at once, for each policy
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=200))]
     clones: u16,
     /// Write colors.png and report.html into this folder
-    #[arg(long, value_name = "DIR")]
-    out: Option<PathBuf>,
+    #[arg(short, long, value_name = "DIR")]
+    output: Option<PathBuf>,
     /// Run mock machines even where there is KVM
     #[arg(long)]
     mock: bool,
@@ -52,16 +53,16 @@ pub(crate) struct Args {
 impl Args {
     /// What is written.
     pub(crate) fn files(&self) -> Files {
-        Files::new().writes_into(self.out.as_ref(), &["colors.png", "report.html"])
+        Files::new().writes_into(self.output.as_ref(), &["colors.png", "report.html"])
     }
 
     /// Runs the demonstration.
     pub(crate) fn run(&self) -> Result<(), Failure> {
-        let _folder = self.out.as_deref().map(create_folder).transpose()?;
-        let report = self.out.as_ref().map(|folder| Output::create(&folder.join("report.html")));
+        let _folder = self.output.as_deref().map(create_folder).transpose()?;
+        let report = self.output.as_ref().map(|folder| Output::create(&folder.join("report.html")));
         let report = report.transpose()?;
         let contest = progress::during("demo", |status| self.contest(status))?;
-        if let (Some(folder), Some(report)) = (&self.out, report) {
+        if let (Some(folder), Some(report)) = (&self.output, report) {
             write(folder, report, &contest)?;
         }
         if self.json {
@@ -76,7 +77,7 @@ impl Args {
             text.push('\n');
         }
         text.push_str(&contest.results.text());
-        if let Some(folder) = &self.out {
+        if let Some(folder) = &self.output {
             text.push_str(&format!("\nreport: {}\n", folder.join("report.html").display()));
         }
         print(&text)

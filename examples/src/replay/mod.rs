@@ -10,10 +10,12 @@ mod runs;
 mod table;
 pub(crate) mod traces;
 
-use crate::analysis::{Knowledge, LayoutArgs, registers};
+use crate::analysis::color_image_with;
+use crate::args::{ColoringArgs, ImageArgs};
 use crate::failure::Failure;
 use crate::outfile::{Files, create_if};
 use crate::stdio::print;
+use kaleidoscope_core::coloring::Rules;
 use kaleidoscope_core::manifest::ImageIdentity;
 use kaleidoscope_core::prefetch::LocalityOrder;
 use kaleidoscope_core::replay::{CostModel, Replay};
@@ -57,15 +59,10 @@ Examples:
   kaleidoscope replay ram.bin --trace scan.csv --json | jq -r '.[] | [.policy, .faults, .stall_us] | @tsv'
       for programs")]
 pub(crate) struct Args {
-    /// Memory image of the parent: raw, ELF core, or a VMM's memory file
-    image: PathBuf,
     #[command(flatten)]
-    layout: LayoutArgs,
-    /// Registers of the vCPUs, as `info registers -a` of QEMU's monitor prints them
-    #[arg(long, value_name = "FILE")]
-    regs: Option<PathBuf>,
+    image: ImageArgs,
     #[command(flatten)]
-    knowledge: Knowledge,
+    coloring: ColoringArgs,
     /// What clones touched: CSV files
     #[arg(long = "trace", value_name = "FILE.csv", required = true, num_args = 1..)]
     traces: Vec<PathBuf>,
@@ -118,20 +115,21 @@ fn positive(text: &str) -> Result<f64, &'static str> {
 impl Args {
     /// What is read and written.
     pub(crate) fn files(&self) -> Files {
-        let reads = Files::new().reads([&self.image]).reads(self.layout.inputs()).reads(&self.regs);
         let policies = self.policies.iter().filter_map(PolicyChoice::input);
-        reads.reads(&self.traces).reads(policies).writes(&self.plot)
+        self.image.inputs().reads(&self.traces).reads(policies).writes(&self.plot)
     }
 
     /// Replays the traces.
     pub(crate) fn run(&self) -> Result<(), Failure> {
-        let image = self.layout.open(&self.image)?;
+        let image = self.image.open()?;
         let picture = create_if(self.plot.as_ref())?;
-        let registers = registers(&image, self.regs.as_deref())?;
-        let (map, _) = self.knowledge.color(&image, registers)?;
+        let registers = self.image.registers(&image)?;
+        let analysis = color_image_with(self.coloring, &image, registers, Rules::default())?;
+        let map = analysis.coloring.map;
         let traces = traces::read(&self.traces, map.layout(), self.speed)?;
         let heading = crate::table::heading(&map);
-        let identity = ImageIdentity::of(&image, &map).map_err(|e| Failure::at(&self.image, e))?;
+        let identity =
+            ImageIdentity::of(&image, &map).map_err(|e| Failure::at(self.image.path(), e))?;
         let guest = Guest { locality: Arc::new(LocalityOrder::new(map)), identity };
 
         let chosen = self.chosen();

@@ -7,7 +7,7 @@ mod guests;
 mod json;
 mod table;
 
-use crate::analysis::Knowledge;
+use crate::args::ColoringArgs;
 use crate::failure::Failure;
 use crate::outfile::{Files, Output};
 use crate::stdio::print;
@@ -66,7 +66,7 @@ pub(crate) struct Args {
     #[arg(short, long, value_name = "FILE.toml")]
     output: PathBuf,
     #[command(flatten)]
-    knowledge: Knowledge,
+    coloring: ColoringArgs,
     /// Also tune once without each kernel release, and judge on its guests
     #[arg(long)]
     cross_validate: bool,
@@ -91,7 +91,7 @@ impl Args {
         let start = self.start()?;
         let output = Output::create(&self.output)?;
         let guests: Result<Vec<_>, _> =
-            self.guests.iter().map(|path| Guest::read(path, self.knowledge)).collect();
+            self.guests.iter().map(|path| Guest::read(path, self.coloring)).collect();
         let guests = guests?;
         if self.cross_validate && folds::kernels(&guests).len() < 2 {
             let cause = "cannot cross-validate: all guests have the same kernel release";
@@ -100,7 +100,7 @@ impl Args {
         let tuner = Tuner { price: self.price, rounds: self.rounds };
         let tuned = folds::run(&guests, &start, &tuner, self.cross_validate);
         let text =
-            table::comment(&guests, self.knowledge, &tuned, &tuner) + &tuned.settings.to_text();
+            table::comment(&guests, self.coloring, &tuned, &tuner) + &tuned.settings.to_text();
         // Names of slab caches are the guests': whatever they hold, the file must say what was
         // tuned.
         if Settings::parse(&text).as_ref() != Ok(&tuned.settings) {

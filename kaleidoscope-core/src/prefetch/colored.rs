@@ -138,7 +138,8 @@ impl Colored {
     /// gives away after this one or, where its order is not known, the block around it.
     fn fill(&self, frame: FrameIndex, planner: &mut Planner<'_>) {
         let locality = &self.guide.locality;
-        let (Some(place), Some(stretch)) = (locality.position(frame), locality.stretch(frame)) else {
+        let (Some(place), Some(stretch)) = (locality.position(frame), locality.stretch(frame))
+        else {
             return;
         };
         let (within, pages) = (locality.range(stretch), self.guide.settings.zero_ahead);
@@ -161,7 +162,8 @@ impl Colored {
     fn window(&mut self, frame: FrameIndex, most: u32, planner: &mut Planner<'_>) {
         let Self { guide, faults, .. } = self;
         let locality = &guide.locality;
-        let (Some(place), Some(stretch)) = (locality.position(frame), locality.stretch(frame)) else {
+        let (Some(place), Some(stretch)) = (locality.position(frame), locality.stretch(frame))
+        else {
             return;
         };
         let window = guide.settings.window(locality.class(frame));

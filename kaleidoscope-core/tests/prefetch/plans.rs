@@ -3,7 +3,7 @@
 use kaleidoscope_core::addr::FrameIndex;
 use kaleidoscope_core::color::{Color, ColorMap};
 use kaleidoscope_core::prefetch::{
-    Access, Answer, Fault, LocalityOrder, PrefetchOutcome, Plan, PrefetchPolicy, Presence,
+    Access, Answer, Fault, LocalityOrder, Plan, PrefetchOutcome, PrefetchPolicy, Presence,
 };
 use std::collections::HashSet;
 use std::sync::Arc;
