@@ -120,7 +120,8 @@ fn addresses_beyond_this_host_need_keys_and_we_make_them() {
         assert!(!said.contains("openssl"), "{said}");
     }
     // So do as it is said, and paste what the server says.
-    let made = kaleidoscope().args(["keys", "-o", "."]).current_dir(folder.path()).status().unwrap();
+    let made =
+        kaleidoscope().args(["keys", "-o", "."]).current_dir(folder.path()).status().unwrap();
     assert!(made.success());
     let keys = ["--cert", "server.pem", "--key", "server-key.pem", "--ca", "ca.pem"];
     let (_serving, lines) =

@@ -88,7 +88,7 @@ fn clones_of_linux_prove_themselves() {
     assert!(registered.is_superset(&ids), "the command ran for each");
     for clone in clones {
         let is_local = clone["way"] == "local" || clone["way"] == "ahead";
-        assert_eq!(clone["bytes_moved"] == 0, is_local, "{clone}");
+        assert_eq!(clone["moved_bytes"] == 0, is_local, "{clone}");
         assert!(clone["own_bytes"].as_u64().unwrap() < 64 << 20, "{clone}");
     }
 

@@ -29,8 +29,13 @@ impl Args {
 }
 
 fn script(shell: Shell) -> String {
+    // Hidden commands are for other processes, and their names for no user.
+    let all = super::command();
+    let shown = all.get_subcommands().filter(|sub| !sub.is_hide_set()).cloned();
+    let mut command =
+        clap::Command::new(NAME).version(env!("CARGO_PKG_VERSION")).subcommands(shown);
     let mut script = Vec::new();
-    clap_complete::generate(shell, &mut super::command(), NAME, &mut script);
+    clap_complete::generate(shell, &mut command, NAME, &mut script);
     String::from_utf8_lossy(&script).into_owned()
 }
 
@@ -50,7 +55,9 @@ mod tests {
             for flag in ["frames-to", "page-tables", "output"] {
                 assert!(script.contains(flag), "{shell}: {flag}");
             }
-            assert!(!script.contains("mib"), "{shell}: a removed flag");
+            for hidden in ["--mib", "lab-agent", "undo-guard"] {
+                assert!(!script.contains(hidden), "{shell}: {hidden}");
+            }
         }
     }
 }

@@ -53,7 +53,8 @@ fn pages() -> Vec<Man> {
 }
 
 fn collect(command: &clap::Command, pages: &mut Vec<Man>) {
-    pages.push(Man::new(command.clone()));
+    let source = concat!("kaleidoscope ", env!("CARGO_PKG_VERSION"));
+    pages.push(Man::new(command.clone()).source(source));
     for sub in command.get_subcommands().filter(|sub| !sub.is_hide_set()) {
         collect(sub, pages);
     }

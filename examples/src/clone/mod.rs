@@ -38,10 +38,10 @@ Examples:
       workers that check their memory; clones prove that they have all of it
   kaleidoscope clone --kernel vmlinuz --initramfs initrd.img --when 'login:' --clones 16 -o clones
       16 clones of any Linux that has come to its login prompt; their consoles are in files
-  kaleidoscope clone --kernel vmlinux --disk root.ext4 --memory 1G --when 'login:' -o clones \
+  kaleidoscope clone --kernel vmlinux --disk root.ext4 --memory 1G --when 'login:' -o clones \\
           --append 'console=ttyS0 root=/dev/vda rw'
       a guest with a disk; what it and its clones write to it they keep to themselves
-  kaleidoscope clone --kernel vmlinux --init ./server --when ready --tell 'id {id}\\n' \
+  kaleidoscope clone --kernel vmlinux --init ./server --when ready --tell 'id {id}\\n' \\
           --until serving --ways copied --policy predicted
       a program of your own as the guest's only one; clones whose pages come as they are touched")]
 pub(crate) struct Args {

@@ -41,7 +41,7 @@ pub(super) struct OfClone {
     /// Since the start of the first clone of its way.
     pub(super) done_us: f64,
     pub(super) faults: u64,
-    pub(super) prefetched: u64,
+    pub(super) prefetched_frames: u64,
     pub(super) moved_bytes: u64,
     pub(super) own_bytes: u64,
 }
@@ -84,7 +84,7 @@ impl Report {
                 format!("{:.1}", clone.start_us / 1e3),
                 format!("{:.0}", clone.done_us / 1e3),
                 clone.faults.to_string(),
-                clone.prefetched.to_string(),
+                clone.prefetched_frames.to_string(),
                 mib(clone.moved_bytes),
                 mib(clone.own_bytes),
             ]);

@@ -276,7 +276,7 @@ impl Nursery<'_> {
                 start_us: started.as_secs_f64() * 1e6,
                 done_us: begin.elapsed().as_secs_f64() * 1e6,
                 faults: total.faults,
-                prefetched: total.prefetched,
+                prefetched_frames: total.prefetched,
                 moved_bytes: statistics.map_or(0, |s| s.bytes()),
                 own_bytes: clone.machine.memory_taken().map_err(Failure::new)?,
             });

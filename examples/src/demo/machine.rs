@@ -1,6 +1,6 @@
 //! The demonstration on KVM.
 
-use super::results::{Contest, Results, Sample, Way, ms, number};
+use super::results::{Contest, Results, Sample, Way, number, us};
 use crate::progress::Status;
 use crate::vm::{MOST_AHEAD, Outcome, World, rounds};
 use kaleidoscope_core::addr::Gpa;
@@ -107,12 +107,7 @@ pub(super) fn contest(host: Arc<Host>, clones: usize, status: &Status) -> Outcom
     );
     Ok(Contest {
         map: Some(coloring.map),
-        results: Results {
-            guest,
-            pause_us: Some(ms(world.snapshot.pause) * 1e3),
-            clones,
-            ways: results,
-        },
+        results: Results { guest, pause_us: Some(us(world.snapshot.pause)), clones, ways: results },
     })
 }
 
@@ -165,7 +160,7 @@ fn run(
                 sample.count(&engine.statistics());
             }
         }
-        sample.at_ms = ms(begin.elapsed());
+        sample.at_us = us(begin.elapsed());
         sample.rounds = done.saturating_sub(base);
         samples.push(sample);
         if is_done {
@@ -188,15 +183,14 @@ fn run(
     for (machine, _) in &made {
         memory += machine.memory_taken()?;
     }
-    let memory_mib = number(memory) / f64::from(1 << 20);
     for (machine, _) in &made {
         check(&world.plan, machine).map_err(|error| format!("{name}: {error}"))?;
     }
     let mut way = Way {
         name: name.to_owned(),
-        start_us: ms(starts) * 1e3 / number(clones as u64),
-        took_ms: ms(took),
-        memory_mib,
+        start_us: us(starts) / number(clones as u64),
+        took_us: us(took),
+        memory_bytes: number(memory),
         is_verified: true,
         samples,
         ..Way::default()

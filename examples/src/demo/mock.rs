@@ -1,6 +1,6 @@
 //! The demonstration without KVM.
 
-use super::results::{Contest, Results, Way, ms, number};
+use super::results::{Contest, Results, Way, number, us};
 use crate::progress::Status;
 use kaleidoscope_core::addr::FRAME_SIZE;
 use kaleidoscope_core::clone::ports::SystemClock;
@@ -64,9 +64,9 @@ pub(super) fn contest(clones: usize, status: &Status) -> Result<Contest, Box<dyn
         let resident: u64 = engines.iter().map(|engine| engine.total().resident).sum();
         let mut way = Way {
             name: name.to_owned(),
-            start_us: ms(starts) * 1e3 / number(clones.max(1) as u64),
-            took_ms: ms(begin.elapsed()),
-            memory_mib: number(resident * FRAME_SIZE) / f64::from(1 << 20),
+            start_us: us(starts) / number(clones.max(1) as u64),
+            took_us: us(begin.elapsed()),
+            memory_bytes: number(resident * FRAME_SIZE),
             is_verified: true,
             ..Way::default()
         };

@@ -1,7 +1,7 @@
 //! The report: one page that needs nothing but the picture beside it.
 
 use super::chart::{Chart, Curve, SMALL, WIDE, draw};
-use super::results::{Results, Sample, Way};
+use super::results::{Results, Sample, Way, mib};
 use std::fmt::Write;
 
 /// What is shown.
@@ -25,9 +25,10 @@ fn escaped(text: &str) -> String {
 /// Rounds a millisecond between one sample and the next.
 fn throughput(way: &Way) -> Vec<(f64, f64)> {
     let pairs = way.samples.windows(2).filter_map(|pair| match pair {
-        [a, b] if b.at_ms > a.at_ms => {
+        [a, b] if b.at_us > a.at_us => {
             let done = super::results::number(b.rounds.saturating_sub(a.rounds));
-            Some((b.at_ms, done / (b.at_ms - a.at_ms)))
+            let (start, end) = (a.at_us / 1e3, b.at_us / 1e3);
+            Some((end, done / (end - start)))
         }
         _ => None,
     });
@@ -81,14 +82,14 @@ impl Page<'_> {
                 Self::dot(place),
                 escaped(&way.name),
                 way.start_us,
-                way.took_ms,
+                way.took_us / 1e3,
                 way.faults,
                 way.late,
-                way.prefetched,
-                way.stalled_ms,
+                way.prefetched_frames,
+                way.stalled_us / 1e3,
                 way.longest_stall_us.map_or_else(String::new, |us| format!("{us:.0}")),
-                way.moved_mib,
-                way.memory_mib
+                mib(way.moved_bytes),
+                mib(way.memory_bytes)
             );
         }
         out.push_str("</table>");
@@ -102,10 +103,11 @@ impl Page<'_> {
             let ways = self.results.ways.iter().enumerate();
             ways.map(|(place, way)| Curve { place, points: points(way) }).collect()
         };
-        let end = self.results.ways.iter().map(|way| way.took_ms).fold(0.0, f64::max);
+        let end = self.results.ways.iter().map(|way| way.took_us / 1e3).fold(0.0, f64::max);
         let wide = |unit| Chart { size: WIDE, end, unit };
         let work = draw(&curves(&throughput), &wide("rounds of work a ms"))?;
-        let waited = |way: &Way| way.samples.iter().map(|s| (s.at_ms, s.stalled_ms)).collect();
+        let waited =
+            |way: &Way| way.samples.iter().map(|s| (s.at_us / 1e3, s.stalled_us / 1e3)).collect();
         let waited = draw(&curves(&waited), &wide("ms waited so far, all vCPUs"))?;
         let _ = write!(
             out,
@@ -117,7 +119,7 @@ impl Page<'_> {
 
     /// A small chart for each way whose clones wait: for what.
     fn curves_by_color(&self, out: &mut String) -> Result<(), String> {
-        let last = |way: &Way| way.samples.last().map(|sample| sample.stalled_ms_by_color.clone());
+        let last = |way: &Way| way.samples.last().map(|sample| sample.stalled_us_by_color.clone());
         let ends: Vec<_> = self.results.ways.iter().filter_map(last).collect();
         let mut colors: Vec<&str> = ends.iter().flat_map(|end| end.keys().copied()).collect();
         colors.sort_unstable();
@@ -131,20 +133,23 @@ impl Page<'_> {
         }
         out.push_str("</p><div class=charts>");
         for way in &self.results.ways {
-            let waits = way.samples.last().is_some_and(|s| !s.stalled_ms_by_color.is_empty());
+            let waits = way.samples.last().is_some_and(|s| !s.stalled_us_by_color.is_empty());
             if !waits || way.samples.len() < 3 {
                 continue;
             }
             let of = |color: &str| -> Vec<(f64, f64)> {
-                let waited = |sample: &Sample| sample.stalled_ms_by_color.get(color).copied();
-                way.samples.iter().map(|s| (s.at_ms, waited(s).unwrap_or(0.0))).collect()
+                let waited = |sample: &Sample| sample.stalled_us_by_color.get(color).copied();
+                way.samples
+                    .iter()
+                    .map(|s| (s.at_us / 1e3, waited(s).unwrap_or(0.0) / 1e3))
+                    .collect()
             };
             let curves: Vec<Curve> = colors
                 .iter()
                 .enumerate()
                 .map(|(place, color)| Curve { place, points: of(color) })
                 .collect();
-            let chart = Chart { size: SMALL, end: way.took_ms, unit: "ms waited so far" };
+            let chart = Chart { size: SMALL, end: way.took_us / 1e3, unit: "ms waited so far" };
             let drawn = draw(&curves, &chart)?;
             let _ = write!(out, "<div><b>{}</b><br>{drawn}</div>", escaped(&way.name));
         }

@@ -34,17 +34,17 @@ pub(super) struct Way {
     /// From what the freeze left until the clone runs.
     pub(super) start_us: f64,
     /// Until the last clone has done its work.
-    pub(super) took_ms: f64,
+    pub(super) took_us: f64,
     /// Touches that waited for a page, and those that a page on its way met.
     pub(super) faults: f64,
     pub(super) late: f64,
-    pub(super) prefetched: f64,
+    pub(super) prefetched_frames: f64,
     /// Time that vCPUs waited.
-    pub(super) stalled_ms: f64,
+    pub(super) stalled_us: f64,
     pub(super) longest_stall_us: Option<f64>,
-    pub(super) moved_mib: f64,
+    pub(super) moved_bytes: f64,
     /// Memory that all clones took together, as the kernel counts it.
-    pub(super) memory_mib: f64,
+    pub(super) memory_bytes: f64,
     /// Faults by color, the most first.
     pub(super) faults_by_color: Vec<(String, u64)>,
     /// Every byte that a clone owns was right at its end.
@@ -55,29 +55,34 @@ pub(super) struct Way {
 /// All clones of a way at one moment.
 #[derive(Clone, Debug, Default, Serialize)]
 pub(super) struct Sample {
-    pub(super) at_ms: f64,
+    pub(super) at_us: f64,
     /// Rounds of work that they have done together.
     pub(super) rounds: u64,
     /// Time that their vCPUs have waited, together.
-    pub(super) stalled_ms: f64,
+    pub(super) stalled_us: f64,
     /// The same for frames of each color.
-    pub(super) stalled_ms_by_color: BTreeMap<&'static str, f64>,
+    pub(super) stalled_us_by_color: BTreeMap<&'static str, f64>,
 }
 
 impl Sample {
     /// Adds what a clone's engine has counted so far.
     pub(super) fn count(&mut self, statistics: &Statistics) {
         for (color, counts) in statistics.by_color.iter().filter(|(_, c)| c.stalled_ns > 0) {
-            let waited = number(counts.stalled_ns) / 1e6;
-            self.stalled_ms += waited;
-            *self.stalled_ms_by_color.entry(color.name()).or_default() += waited;
+            let waited = number(counts.stalled_ns) / 1e3;
+            self.stalled_us += waited;
+            *self.stalled_us_by_color.entry(color.name()).or_default() += waited;
         }
     }
 }
 
 /// Milliseconds.
-pub(super) fn ms(time: Duration) -> f64 {
-    time.as_secs_f64() * 1e3
+pub(super) fn us(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e6
+}
+
+/// Bytes in MiB.
+pub(super) fn mib(bytes: f64) -> f64 {
+    bytes / f64::from(1 << 20)
 }
 
 /// A count as a number to calculate with.
@@ -95,10 +100,10 @@ impl Way {
             let total = statistics.total();
             self.faults += number(total.faults) / clones;
             self.late += number(total.late) / clones;
-            self.prefetched += number(total.prefetched) / clones;
-            self.stalled_ms += number(total.stalled_ns) / 1e6 / clones;
-            self.moved_mib += number(statistics.bytes()) / clones / f64::from(1 << 20);
-            let longest = statistics.stall(1.0).map(|stall| ms(stall) * 1e3);
+            self.prefetched_frames += number(total.prefetched) / clones;
+            self.stalled_us += number(total.stalled_ns) / 1e3 / clones;
+            self.moved_bytes += number(statistics.bytes()) / clones;
+            let longest = statistics.stall(1.0).map(|stall| us(stall));
             self.longest_stall_us = match (self.longest_stall_us, longest) {
                 (Some(a), Some(b)) => Some(a.max(b)),
                 (a, b) => a.or(b),
@@ -142,14 +147,14 @@ impl Results {
             out.add_row([
                 way.name.clone(),
                 format!("{:.0}", way.start_us),
-                format!("{:.1}", way.took_ms),
+                format!("{:.1}", way.took_us / 1e3),
                 format!("{:.0}", way.faults),
                 format!("{:.0}", way.late),
-                format!("{:.0}", way.prefetched),
-                format!("{:.1}", way.stalled_ms),
+                format!("{:.0}", way.prefetched_frames),
+                format!("{:.1}", way.stalled_us / 1e3),
                 way.longest_stall_us.map_or_else(String::new, |us| format!("{us:.0}")),
-                format!("{:.1}", way.moved_mib),
-                format!("{:.1}", way.memory_mib),
+                format!("{:.1}", mib(way.moved_bytes)),
+                format!("{:.1}", mib(way.memory_bytes)),
                 if way.is_verified { "all right" } else { "not checked" }.to_owned(),
             ]);
         }

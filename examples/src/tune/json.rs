@@ -30,8 +30,8 @@ struct Row<'a> {
 /// A score, and what the tuner makes of it.
 #[derive(Serialize)]
 struct Figures {
-    faults: f64,
-    waste: f64,
+    relative_faults: f64,
+    relative_waste: f64,
     coverage: f64,
     accuracy: f64,
     cost: f64,
@@ -40,8 +40,8 @@ struct Figures {
 /// The object, ending with a line feed.
 pub(super) fn render(guests: &[Guest], tuned: &Tuned, tuner: &Tuner) -> String {
     let figures = |score: &Score| Figures {
-        faults: score.faults,
-        waste: score.waste,
+        relative_faults: score.faults,
+        relative_waste: score.waste,
         coverage: score.coverage,
         accuracy: score.accuracy,
         cost: score.cost(tuner.price),

@@ -7,6 +7,7 @@
 
 mod interrupted;
 mod table;
+mod units;
 mod unwritable;
 mod world;
 

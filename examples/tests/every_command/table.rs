@@ -126,7 +126,12 @@ pub(crate) const TABLE: &[Entry] = &[
         ],
         written: &[("m.kscope", 1), ("p.png", 1), ("f.csv", 1), ("r.csv", 1)],
         inputs: &[("image", &[]), ("--layout", &[RAM]), ("--regs", &[RAM])],
-        outputs: &[("--output", None), ("--plot", None), ("--frames-to", None), ("--regions-to", None)],
+        outputs: &[
+            ("--output", None),
+            ("--plot", None),
+            ("--frames-to", None),
+            ("--regions-to", None),
+        ],
         ..NONE
     },
     Entry {
@@ -224,7 +229,15 @@ pub(crate) const TABLE: &[Entry] = &[
     },
     Entry {
         words: "pull",
-        run: &[SERVER, "-o", "{o}/copy.bin", "--layout-to", "{o}/l.txt", "--map-to", "{o}/m.kscope"],
+        run: &[
+            SERVER,
+            "-o",
+            "{o}/copy.bin",
+            "--layout-to",
+            "{o}/l.txt",
+            "--map-to",
+            "{o}/m.kscope",
+        ],
         written: &[("copy.bin", 1), ("l.txt", 1), ("m.kscope", 1)],
         base: &[SERVER],
         inputs: &[
