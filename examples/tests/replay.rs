@@ -72,7 +72,7 @@ fn policies_do_what_they_are_for() {
         for percent in ["50", "90", "99"] {
             assert!(number(&row["working_set_us"], percent) > 0.0);
         }
-        assert_eq!(row["cost"], "gbe");
+        assert_eq!(row["cost_model"], "gbe");
         let footprint: f64 =
             row["footprint_frames"].as_object().unwrap().values().filter_map(Value::as_f64).sum();
         assert_eq!(footprint, number(row, "resident_frames"));

@@ -11,7 +11,7 @@ use serde::{Serialize, Serializer};
 struct Row<'a> {
     trace: &'a str,
     policy: String,
-    cost: &'a str,
+    cost_model: &'a str,
     needed_frames: u32,
     free_touched_frames: u32,
     faults: u32,
@@ -65,7 +65,7 @@ fn row<'a>(trace: &'a str, results: &Results, metrics: &'a Metrics, cost: &'a st
     Row {
         trace,
         policy: results.policy.to_string(),
-        cost,
+        cost_model: cost,
         needed_frames: metrics.needed,
         free_touched_frames: metrics.free_touched,
         faults: metrics.faults,
@@ -128,7 +128,7 @@ mod tests {
         assert_eq!(row["working_set_us"], serde_json::json!({"50": 5, "90": 6, "99": 7}));
         assert_eq!((&row["bytes"], &row["resident_frames"]), (&12288.into(), &3.into()));
         assert_eq!(row["footprint_frames"], serde_json::json!({"slab": 3}));
-        assert_eq!(row["cost"], "gbe");
+        assert_eq!(row["cost_model"], "gbe");
         assert_eq!(value[2]["coverage"], 1.0, "nothing was needed");
     }
 }

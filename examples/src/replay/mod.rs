@@ -43,8 +43,10 @@ Policies:
   paper-pivot        the frames of the same color on both sides
   region             blocks of related frames, sized by what they are
   predicted          the same, and what is likely to be used is streamed from the start
-  recorded=FILE      follows a recording (kaleidoscope record) as far as the clone does, predicted beside it
-  recorded-frames=F  streams a recording's frames by number and nothing else: today's record-and-replay
+  recorded=FILE      follows a recording (kaleidoscope record) as far as the clone does; predicted
+                     beside it
+  recorded-frames=F  streams a recording's frames by number and nothing else, as other
+                     record-and-replay systems do
   idle=FILE          streams what an idling throwaway clone touched, then as region
   FILE.toml          as a policy file says (docs/policies.md, kaleidoscope tune)
   oracle             knows the trace: the bound
@@ -52,11 +54,11 @@ Policies:
 Examples:
   kaleidoscope replay ram.bin --layout layout.txt --trace traces/*.csv
       all policies on all traces, over Gigabit Ethernet
-  kaleidoscope replay ram.bin --trace scan.csv --policy paper,blind-next-8 --cost 25gbe --plot scan.svg
+  kaleidoscope replay ram.bin --trace scan.csv --policy paper,predicted --cost 25gbe --plot s.svg
       two policies on a faster network, with a picture
   kaleidoscope replay ram.bin --trace scan.csv --speed 20 --cost fault=80,page=2
       a trace from an emulator that is 20 times slower than the machine; a network of one's own
-  kaleidoscope replay ram.bin --trace scan.csv --json | jq -r '.[] | [.policy, .faults, .stall_us] | @tsv'
+  kaleidoscope replay ram.bin --trace scan.csv --json | jq '.[] | {policy, faults, stall_us}'
       for programs")]
 pub(crate) struct Args {
     #[command(flatten)]

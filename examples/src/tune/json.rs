@@ -34,7 +34,7 @@ struct Figures {
     relative_waste: f64,
     coverage: f64,
     accuracy: f64,
-    cost: f64,
+    relative_cost: f64,
 }
 
 /// The object, ending with a line feed.
@@ -44,7 +44,7 @@ pub(super) fn render(guests: &[Guest], tuned: &Tuned, tuner: &Tuner) -> String {
         relative_waste: score.waste,
         coverage: score.coverage,
         accuracy: score.accuracy,
-        cost: score.cost(tuner.price),
+        relative_cost: score.cost(tuner.price),
     };
     let held_out = Some(mean(guests, &tuned.held_out)).filter(|_| !tuned.held_out.is_empty());
     let rows = guests.iter().zip(&tuned.in_sample).enumerate().map(|(at, (guest, score))| Row {

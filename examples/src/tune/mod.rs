@@ -30,7 +30,8 @@ const MAX_POLICY: u64 = 1 << 20;
 /// kernel release.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = "\
-A guest is a folder as `kaleidoscope lab` makes it: ram.bin, layout.txt and regs.txt (both may be missing), traces/*.csv.
+A guest is a folder as `kaleidoscope lab` makes it: ram.bin and traces/*.csv, with layout.txt and
+regs.txt if there are any.
 
 Examples:
   kaleidoscope tune guests/6.1 guests/6.12 -o mine.toml
