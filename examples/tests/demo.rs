@@ -53,7 +53,7 @@ fn every_way_to_clone_is_shown() {
     let number = |name: &str, field: &str| way(name)[field].as_f64().unwrap();
     // What is counted is no matter of time: each of these is far from the other on any machine.
     assert!(number("on demand", "faults") > 2.0 * number("by color and use", "faults"));
-    assert!(number("on demand", "prefetched") < 0.5);
+    assert!(number("on demand", "prefetched_frames") < 0.5);
     assert!(number("local, copy on write", "moved_bytes") < 1e-9);
     assert!(number("local, copy on write", "memory_bytes") < number("on demand", "memory_bytes"));
 }

@@ -103,7 +103,7 @@ impl Way {
             self.prefetched_frames += number(total.prefetched) / clones;
             self.stalled_us += number(total.stalled_ns) / 1e3 / clones;
             self.moved_bytes += number(statistics.bytes()) / clones;
-            let longest = statistics.stall(1.0).map(|stall| us(stall));
+            let longest = statistics.stall(1.0).map(us);
             self.longest_stall_us = match (self.longest_stall_us, longest) {
                 (Some(a), Some(b)) => Some(a.max(b)),
                 (a, b) => a.or(b),
