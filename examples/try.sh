@@ -17,10 +17,10 @@ if [ $# -eq 0 ]; then
     guest=target/try/guest
     if [ ! -e "$guest/ram.bin" ]; then
         sh examples/lab/setup.sh
-        "$kaleidoscope" lab run "$guest"
+        "$kaleidoscope" lab run -o "$guest"
     fi
     set -- "$guest/ram.bin" --layout "$guest/layout.txt" --regs "$guest/regs.txt"
 fi
-"$kaleidoscope" color "$@" --output target/try/guest.kscope --png target/try/guest.png
+"$kaleidoscope" color "$@" --output target/try/guest.kscope --plot target/try/guest.png
 echo
 echo "map in target/try/guest.kscope, picture in target/try/guest.png; next: $kaleidoscope explain --help"

@@ -1,122 +1,27 @@
 //! From the command line's arguments to an image, and from an image to its colors.
 
+use crate::args::{ColoringArgs, ImageFormat, LayoutArgs};
 use crate::failure::Failure;
 use crate::progress;
-use clap::ValueEnum;
-use kaleidoscope_core::color::{ColorMap, KernelIdentity};
+use kaleidoscope_core::color::KernelIdentity;
 use kaleidoscope_core::coloring::{
     Coloring, ColoringOptions, Rules, color_by_page_tables, color_with_progress,
 };
-use kaleidoscope_core::guest_os::{Phase, Process};
-use kaleidoscope_core::image::{Format, ImageError, LayoutFile, MemoryImage, Preset, RawLayout};
+use kaleidoscope_core::guest_os::Phase;
+use kaleidoscope_core::image::MemoryImage;
 use kaleidoscope_core::linux::vmcoreinfo::VmcoreInfo;
 use kaleidoscope_core::memory::GuestMemory;
 use kaleidoscope_core::registers::{VcpuRegisters, parse_qemu_text};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
-
-/// How an image file is laid out.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
-pub(crate) enum ImageFormat {
-    /// Known by its first bytes; raw if nothing is recognized
-    Auto,
-    /// RAM from address 0 on, without holes
-    Raw,
-    /// ELF core: QEMU's dump-guest-memory, kdump
-    Elf,
-    /// Firecracker's memory file, 1.13 and later
-    Firecracker,
-    /// Firecracker's memory file, until 1.12
-    #[value(name = "firecracker-1.12")]
-    Firecracker112,
-    /// Raw RAM of a QEMU q35 machine
-    QemuQ35,
-    /// Raw RAM of a QEMU pc (i440FX) machine
-    QemuPc,
-    /// Raw RAM of a QEMU microvm
-    QemuMicrovm,
-    /// Memory file of a cloud-hypervisor snapshot
-    CloudHypervisor,
-}
-
-/// Where a guest's memory is.
-#[derive(Clone, Debug, clap::Args)]
-pub(crate) struct LayoutArgs {
-    /// Where the bytes belong: lines of file offset, guest-physical address, size, and the name of
-    /// a further file
-    #[arg(long, value_name = "FILE")]
-    pub(crate) layout: Option<PathBuf>,
-    /// Format of the image
-    #[arg(long, value_enum, default_value_t = ImageFormat::Auto, conflicts_with = "layout")]
-    pub(crate) format: ImageFormat,
-}
-
-impl LayoutArgs {
-    /// What is read beside images.
-    pub(crate) fn inputs(&self) -> impl Iterator<Item = &PathBuf> {
-        self.layout.iter()
-    }
-
-    /// Opens the image at `path`.
-    pub(crate) fn open(&self, path: &Path) -> Result<MemoryImage, Failure> {
-        let raw = |preset| Format::Raw(RawLayout::Preset(preset));
-        let format = match (&self.layout, self.format) {
-            (Some(layout), _) => {
-                let layout = LayoutFile::open(layout).map_err(|e| {
-                    Failure::at(layout, e).hint(
-                        "--layout takes lines like `0x0 0x0 0x80000000`: file offset, guest-physical address and size, each in hexadecimal",
-                    )
-                })?;
-                Format::Raw(RawLayout::File(layout))
-            }
-            (None, ImageFormat::Auto) => Format::Auto,
-            (None, ImageFormat::Elf) => Format::Elf,
-            (None, ImageFormat::Raw) => Format::Raw(RawLayout::Contiguous),
-            (None, ImageFormat::Firecracker) => raw(Preset::Firecracker),
-            (None, ImageFormat::Firecracker112) => raw(Preset::Firecracker1_12),
-            (None, ImageFormat::QemuMicrovm) => raw(Preset::QemuMicrovm),
-            (None, ImageFormat::QemuQ35) => raw(Preset::QemuQ35),
-            (None, ImageFormat::QemuPc) => raw(Preset::QemuPc),
-            (None, ImageFormat::CloudHypervisor) => raw(Preset::CloudHypervisor),
-        };
-        MemoryImage::open(path, &format).map_err(|error| {
-            let needs_layout = matches!(error, ImageError::LayoutNeeded { .. });
-            let is_known = matches!(error, ImageError::Unsupported { .. });
-            let names_file =
-                matches!(error, ImageError::Io { .. } | ImageError::Special { .. } | ImageError::Changed(_));
-            let failure =
-                if names_file { Failure::new(error) } else { Failure::at(path, error) };
-            if needs_layout {
-                failure.hint("say which machine wrote it (--format qemu-q35, for example), or give --layout FILE")
-            } else if is_known {
-                failure.hint("if the file is RAM all the same, --format raw takes it as such")
-            } else {
-                failure.maybe_hint(of_folder(path))
-            }
-        })
-    }
-}
-
-/// What to name instead of a folder.
-fn of_folder(path: &Path) -> Option<String> {
-    let image = path.join("ram.bin");
-    if image.is_file() {
-        let words = |(option, name)| {
-            let beside = path.join(name);
-            beside.is_file().then(|| format!(" {option} {}", beside.display()))
-        };
-        let beside = [("--layout", "layout.txt"), ("--regs", "regs.txt")].map(words);
-        let beside: String = beside.into_iter().flatten().collect();
-        return Some(format!("the image in this folder is {}{beside}", image.display()));
-    }
-    path.is_dir().then(|| "this is a folder; an image is a file".to_owned())
-}
 
 /// A colored image, and how the coloring went.
 #[derive(Debug)]
 pub(crate) struct Analysis {
     /// The colors, and the facts behind them.
     pub(crate) coloring: Coloring,
+    /// The guest's kernel, even where the colors come from page tables alone.
+    pub(crate) kernel: KernelIdentity,
     /// What was cut or damaged, one sentence each.
     pub(crate) notes: Vec<String>,
     /// The stages in order, and how long each took.
@@ -184,52 +89,67 @@ fn color_with(image: &dyn GuestMemory, options: &ColoringOptions) -> Result<Anal
         )
     })?;
     let notes = coloring.notes().iter().map(ToString::to_string).collect();
-    Ok(Analysis { coloring, notes, stages: watch.finish() })
+    let kernel = coloring.map.kernel().clone();
+    Ok(Analysis { coloring, kernel, notes, stages: watch.finish() })
 }
 
-/// What may be known of a guest for which policies are judged.
-#[derive(Clone, Copy, Debug, clap::Args)]
-pub(crate) struct Knowledge {
-    /// Color by page tables alone, as a guest whose system is not known; every process of it
-    /// counts as one that was seen
-    #[arg(long)]
-    pub(crate) page_tables: bool,
-}
-
-impl Knowledge {
-    /// Colors a guest by what may be known of it. Says besides which kernel it has.
-    pub(crate) fn color(
-        self,
-        image: &MemoryImage,
-        registers: Vec<VcpuRegisters>,
-    ) -> Result<(ColorMap, KernelIdentity), Failure> {
-        let analysis = color_image(image, registers.clone(), Rules::default())?;
-        let kernel = analysis.coloring.map.kernel().clone();
-        let map = if self.page_tables {
-            by_page_tables(image, &registers, analysis.coloring.processes())?
-        } else {
-            analysis.coloring.map
-        };
-        Ok((map, kernel))
+/// Colors an image by what `coloring` allows.
+pub(crate) fn color_image_with(
+    coloring: ColoringArgs,
+    image: &MemoryImage,
+    registers: Vec<VcpuRegisters>,
+    rules: Rules,
+) -> Result<Analysis, Failure> {
+    if !coloring.page_tables {
+        return color_image(image, registers, rules);
     }
+    let linux = color_image(image, registers.clone(), Rules::default()).ok();
+    let mut analysis = by_page_tables(image, registers, rules, linux)?;
+    analysis.notes.splice(..0, passed_over(image));
+    image.check_unchanged().map_err(Failure::new)?;
+    Ok(analysis)
 }
 
+/// Colors memory that is no image file by what `coloring` allows.
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+pub(crate) fn color_memory_with(
+    coloring: ColoringArgs,
+    memory: &dyn GuestMemory,
+    registers: Vec<VcpuRegisters>,
+    rules: Rules,
+) -> Result<Analysis, Failure> {
+    if !coloring.page_tables {
+        return color(memory, registers, rules);
+    }
+    let linux = color(memory, registers.clone(), Rules::default()).ok();
+    by_page_tables(memory, registers, rules, linux)
+}
+
+/// Colors by page tables alone: those of the vCPUs and, where the guest was recognized as Linux, of
+/// its processes.
 fn by_page_tables(
-    image: &dyn GuestMemory,
-    registers: &[VcpuRegisters],
-    processes: &[Process],
-) -> Result<ColorMap, Failure> {
-    let in_turn = |vcpu: &VcpuRegisters| {
-        let vcpu = vcpu.clone();
-        let root = |process: &Process| Some(process.root.0);
-        processes.iter().map(move |process| VcpuRegisters { cr3: root(process), ..vcpu.clone() })
-    };
-    let registers = registers.iter().flat_map(in_turn).collect();
-    let options = ColoringOptions { registers, ..ColoringOptions::default() };
-    let coloring = color_by_page_tables(image, &options).map_err(|error| {
+    memory: &dyn GuestMemory,
+    vcpus: Vec<VcpuRegisters>,
+    rules: Rules,
+    linux: Option<Analysis>,
+) -> Result<Analysis, Failure> {
+    let processes = linux.as_ref().map_or(&[][..], |linux| linux.coloring.processes());
+    let of_processes = processes.iter().flat_map(|process| {
+        let cr3 = Some(process.root.0);
+        vcpus.iter().map(move |vcpu| VcpuRegisters { cr3, ..vcpu.clone() })
+    });
+    let of_processes: Vec<_> = of_processes.collect();
+    let registers = if of_processes.is_empty() { vcpus } else { of_processes };
+    let options = ColoringOptions { registers, rules, ..ColoringOptions::default() };
+    let coloring = color_by_page_tables(memory, &options).map_err(|error| {
         Failure::new(error).hint("the registers are --regs's, or regs.txt in the guest's folder")
     })?;
-    Ok(coloring.map)
+    let notes = coloring.notes().iter().map(ToString::to_string).collect();
+    let (kernel, stages) = match linux {
+        Some(linux) => (linux.kernel, linux.stages),
+        None => (coloring.map.kernel().clone(), Vec::new()),
+    };
+    Ok(Analysis { coloring, kernel, notes, stages })
 }
 
 /// Opens the guest in a folder as the guest lab makes it: `ram.bin`, with `layout.txt` and
@@ -284,6 +204,7 @@ fn read_registers(path: &Path) -> Result<Vec<VcpuRegisters>, Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use kaleidoscope_core::image::Format;
 
     #[test]
     fn a_stage_ends_when_the_next_begins() {

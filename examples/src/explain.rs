@@ -1,39 +1,36 @@
 //! `kaleidoscope explain`: why a frame has its color.
 
-use crate::analysis::{LayoutArgs, color_image, registers, vmcoreinfo};
+use crate::analysis::{color_image_with, vmcoreinfo};
+use crate::args::{ColoringArgs, FrameArgs, ImageArgs, RuleArgs};
 use crate::failure::Failure;
 use crate::stdio::print;
 use crate::table;
 use kaleidoscope_core::addr::{FRAME_SIZE, Gfn, Gpa};
 use kaleidoscope_core::color::{ColorMap, FrameKind, Region, Temperature};
-use kaleidoscope_core::coloring::{Coloring, Rule, Rules};
+use kaleidoscope_core::coloring::{Coloring, Rule};
 use kaleidoscope_core::guest_os::{FrameFacts, FrameUse, KernelArea};
 use kaleidoscope_core::linux::Linux;
 use kaleidoscope_core::memory::MemoryLayout;
 use serde::Serialize;
 use std::fmt::Write;
-use std::path::PathBuf;
 
 /// Say why a frame has its color: every fact that was observed, and the rule that decided.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
   kaleidoscope explain ram.bin --gpa 0x1f3a000
-  kaleidoscope explain ram.bin --layout layout.txt --gpa 32743424 --json")]
+      the frame that holds this guest-physical address
+  kaleidoscope explain ram.bin --layout layout.txt --gfn 0x1f3a --json
+      the frame with this number, as in the CSV of `color --frames-to`; for programs")]
 pub(crate) struct Args {
-    /// Memory image: raw, ELF core, or a VMM's memory file
-    image: PathBuf,
-    /// Guest-physical address, decimal or hexadecimal (0x...); any address in the frame
-    #[arg(long, value_name = "N", value_parser = parse_address)]
-    gpa: Gpa,
     #[command(flatten)]
-    layout: LayoutArgs,
-    /// Registers of the vCPUs, as `info registers -a` of QEMU's monitor prints them
-    #[arg(long, value_name = "FILE")]
-    regs: Option<PathBuf>,
-    /// Color file pages that processes map as page cache, not as the processes' code or data
-    #[arg(long)]
-    cache_wins: bool,
+    image: ImageArgs,
+    #[command(flatten)]
+    frame: FrameArgs,
+    #[command(flatten)]
+    coloring: ColoringArgs,
+    #[command(flatten)]
+    rules: RuleArgs,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -42,19 +39,22 @@ pub(crate) struct Args {
 impl Args {
     /// Colors the image and explains one frame.
     pub(crate) fn run(&self) -> Result<(), Failure> {
-        let image = self.layout.open(&self.image)?;
-        let rules = if self.cache_wins { Rules::page_cache_wins() } else { Rules::default() };
-        let registers = registers(&image, self.regs.as_deref())?;
-        let coloring = color_image(&image, registers.clone(), rules)?.coloring;
-        let explanation = Explanation::of(&coloring, self.gpa.gfn());
+        let image = self.image.open()?;
+        let registers = self.image.registers(&image)?;
+        let rules = self.rules.rules();
+        let coloring = color_image_with(self.coloring, &image, registers.clone(), rules)?.coloring;
+        let gfn = self.frame.gfn();
+        let explanation = Explanation::of(&coloring, gfn);
         let mut explanation =
-            explanation.ok_or_else(|| not_ram(self.gpa, coloring.map.layout()))?;
-        let linux = Linux { vmcoreinfo: vmcoreinfo(&image), ..Linux::default() };
-        let words = linux.inspect(&image, &registers, self.gpa.gfn()).map_err(|error| {
-            Failure::new(error)
-                .hint("`kaleidoscope color` shows what was found of the guest's kernel")
-        })?;
-        explanation.facts.extend(words.into_iter().map(|fact| (fact.name, fact.value)));
+            explanation.ok_or_else(|| not_ram(gfn.gpa(), coloring.map.layout()))?;
+        if !self.coloring.page_tables {
+            let linux = Linux { vmcoreinfo: vmcoreinfo(&image), ..Linux::default() };
+            let words = linux.inspect(&image, &registers, gfn).map_err(|error| {
+                Failure::new(error)
+                    .hint("`kaleidoscope color` shows what was found of the guest's kernel")
+            })?;
+            explanation.facts.extend(words.into_iter().map(|fact| (fact.name, fact.value)));
+        }
         print(&if self.json { explanation.json() } else { explanation.text() })
     }
 }
@@ -248,20 +248,12 @@ fn section(out: &mut String, rows: &[(String, String)]) {
     }
 }
 
-fn parse_address(text: &str) -> Result<Gpa, String> {
-    let digits = text.replace('_', "");
-    let parsed = match digits.strip_prefix("0x").or_else(|| digits.strip_prefix("0X")) {
-        Some(hex) => u64::from_str_radix(hex, 16),
-        None => digits.parse(),
-    };
-    parsed.map(Gpa).map_err(|e| format!("{e}; write 0x1f3a000 or 32743424"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::test_map;
     use kaleidoscope_core::addr::FrameIndex;
+    use kaleidoscope_core::coloring::Rules;
 
     fn explanation(map: &ColorMap) -> Explanation<'_> {
         let frame = map.frame(FrameIndex(7)).unwrap();
@@ -328,14 +320,6 @@ rule
         assert_eq!(frequent[0], "signs of recent use: none");
         assert!(frequent[1].starts_with("kernel symbols: many workloads"), "{frequent:?}");
         assert_eq!(words(Temperature::NONE).count(), 1);
-    }
-
-    #[test]
-    fn addresses_are_decimal_or_hex() {
-        assert_eq!(parse_address("0x1f_3000"), Ok(Gpa(0x1f_3000)));
-        assert_eq!(parse_address("4096"), Ok(Gpa(4096)));
-        assert!(parse_address("1f3000").is_err());
-        assert!(parse_address("0x1ffffffffffffffff").is_err());
     }
 
     #[test]

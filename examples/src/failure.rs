@@ -1,22 +1,35 @@
 //! Why a command could not do its job, and what to do about it.
 
+use crate::cli::exit_status;
 use rustix::io::Errno;
 use std::error::Error;
 use std::fmt;
 use std::io;
 use std::path::Path;
+use std::process::ExitCode;
 
 /// Ends a command: a cause on one line and, where there is one, a hint of what to do next.
 #[derive(Debug)]
 pub(crate) struct Failure {
     cause: String,
     hint: Option<String>,
+    kind: Kind,
+}
+
+/// What a failure says of the command's work.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+enum Kind {
+    /// The work could not be done.
+    #[default]
+    Error,
+    /// The work was a check, and found something wrong.
+    Finding,
 }
 
 impl Failure {
     /// A failure without a hint.
     pub(crate) fn new(cause: impl fmt::Display) -> Self {
-        Self { cause: cause.to_string(), hint: None }
+        Self { cause: cause.to_string(), hint: None, kind: Kind::Error }
     }
 
     /// A failure to read or write a file.
@@ -46,7 +59,20 @@ impl Failure {
                 system.and_then(io::Error::get_ref).map(|inner| inner as &(dyn Error + 'static));
             reason = inner.or_else(|| error.source());
         }
-        Self { cause: error.to_string(), hint: found.map(str::to_owned) }
+        Self { hint: found.map(str::to_owned), ..Self::new(error) }
+    }
+
+    /// Marks the result of a check that found something wrong.
+    pub(crate) fn finding(self) -> Self {
+        Self { kind: Kind::Finding, ..self }
+    }
+
+    /// The exit code that goes with it.
+    pub(crate) fn exit_code(&self) -> ExitCode {
+        match self.kind {
+            Kind::Finding => exit_status::finding(),
+            Kind::Error => exit_status::error(),
+        }
     }
 
     /// Says what to do next where the system's reason does not.

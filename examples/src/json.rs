@@ -22,9 +22,9 @@ struct Document<'a> {
     files: Option<Vec<CachedFile<'a>>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     processes: Option<Vec<ProcessRow<'a>>>,
-    /// Milliseconds per stage.
-    #[serde(serialize_with = "milliseconds")]
-    timings_ms: &'a [(&'static str, Duration)],
+    /// Microseconds per stage.
+    #[serde(serialize_with = "microseconds")]
+    timings_us: &'a [(&'static str, Duration)],
     notes: &'a [String],
 }
 
@@ -81,7 +81,7 @@ pub(crate) fn render(view: &View<'_>, statistics: &Statistics, files: bool) -> S
         kinds: &statistics.kinds,
         files: files.then(|| cached_files(view.map)),
         processes: view.processes.map(|all| all.iter().map(process).collect()),
-        timings_ms: view.stages,
+        timings_us: view.stages,
         notes: view.notes,
     };
     // Strings, numbers and maps with text keys always serialize.
@@ -90,12 +90,12 @@ pub(crate) fn render(view: &View<'_>, statistics: &Statistics, files: bool) -> S
     text
 }
 
-/// Durations as an object of milliseconds, in order.
-fn milliseconds<S: Serializer>(
+/// Durations as an object of microseconds, in order.
+fn microseconds<S: Serializer>(
     stages: &[(&'static str, Duration)],
     serializer: S,
 ) -> Result<S::Ok, S::Error> {
-    serializer.collect_map(stages.iter().map(|(name, time)| (*name, time.as_secs_f64() * 1e3)))
+    serializer.collect_map(stages.iter().map(|(name, time)| (*name, time.as_secs_f64() * 1e6)))
 }
 
 fn process(process: &Process) -> ProcessRow<'_> {
@@ -130,8 +130,8 @@ mod tests {
         assert_eq!(value["colors"][1]["runs"], 3);
         assert_eq!(value["kinds"][1]["frames"], 12);
         assert_eq!(value["unknown_share"], 0.025);
-        assert_eq!(value["files"][0]["resident_pages"], 9);
-        assert_eq!(value["timings_ms"]["walk"], 1.5);
+        assert_eq!(value["files"][0]["resident_frames"], 9);
+        assert_eq!(value["timings_us"]["walk"], 1500.0);
         assert_eq!(value["notes"][0], "one note");
         assert!(value.get("processes").is_none());
     }

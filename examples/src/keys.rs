@@ -20,17 +20,17 @@ use std::path::{Path, PathBuf};
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
-  kaleidoscope keys keys
+  kaleidoscope keys -o keys
       keys for a server and clients on this host
-  kaleidoscope keys keys --server-name pages.example --server-name 192.0.2.7
+  kaleidoscope keys -o keys --server-name pages.example --server-name 192.0.2.7
       keys for a server that clients reach by these names
 
-Give the server ca.pem, server.pem and server-key.pem, each client ca.pem, client.pem and client-key.pem.
-Whoever has ca-key.pem can make more of both: keep it somewhere else. Nothing else is needed of it.")]
+Give the server ca.pem, server.pem and server-key.pem, and each client ca.pem, client.pem and
+client-key.pem. ca-key.pem signs further certificates: keep it in another place.")]
 pub(crate) struct Args {
     /// Folder for the files; it is made if there is none
-    #[arg(value_name = "DIR")]
-    folder: PathBuf,
+    #[arg(short, long, value_name = "DIR")]
+    output: PathBuf,
     /// Name or IP address by which clients reach the server; may be given several times
     #[arg(
         long,
@@ -59,7 +59,7 @@ impl Args {
         self.write(&files)?;
         let listed: String = files
             .iter()
-            .map(|(name, _)| format!("{}\n", self.folder.join(name).display()))
+            .map(|(name, _)| format!("{}\n", self.output.join(name).display()))
             .collect();
         crate::stdio::print(&listed)
     }
@@ -102,7 +102,7 @@ impl Args {
     }
 
     fn write(&self, files: &Files) -> Result<(), Failure> {
-        let folder = &self.folder;
+        let folder = &self.output;
         let is_new = !exists(folder);
         let made = DirBuilder::new().recursive(true).mode(0o700).create(folder);
         made.map_err(|error| Failure::unwritable(folder, &error))?;
@@ -147,7 +147,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let folder = folder.path().join("new/keys");
         let args = Args {
-            folder: folder.clone(),
+            output: folder.clone(),
             server_name: vec!["pages.example".to_owned(), "127.0.0.1".to_owned()],
             client_name: "host-7".to_owned(),
             days: 1,

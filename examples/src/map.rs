@@ -1,6 +1,6 @@
 //! `kaleidoscope map`: shows a color map that was kept in a file.
 
-use crate::analysis::LayoutArgs;
+use crate::args::LayoutArgs;
 use crate::failure::Failure;
 use crate::outfile::Files;
 use crate::outputs::{OutputArgs, View};
@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 Examples:
   kaleidoscope map guest.kscope
       the table that `kaleidoscope color` printed
-  kaleidoscope map guest.kscope --png guest.png --files
+  kaleidoscope map guest.kscope --plot guest.png --files
       draw the map, list cached files
   kaleidoscope map guest.kscope --verify ram.bin
       check first that the map belongs to this image")]
@@ -46,7 +46,8 @@ impl Args {
             let memory = self.layout.open(image)?;
             manifest.verify(&memory).map_err(|e| {
                 Failure::at(image, e)
-                    .hint("color this image again: a map says nothing about another freeze")
+                    .hint("color this image again: a map says nothing about another snapshot")
+                    .finding()
             })?;
         }
         let view =
@@ -74,7 +75,7 @@ pub(crate) fn explained(path: &Path, error: &ManifestError) -> Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::analysis::ImageFormat;
+    use crate::args::ImageFormat;
     use crate::test_map;
     use kaleidoscope_core::manifest::ImageIdentity;
     use kaleidoscope_core::memory::VecMemory;
@@ -102,10 +103,10 @@ mod tests {
             },
             outputs: OutputArgs {
                 files: true,
-                png: Some(dir.path().join("guest.png")),
+                plot: Some(dir.path().join("guest.png")),
                 json: true,
-                frames: Some(dir.path().join("frames.csv")),
-                regions: Some(dir.path().join("regions.csv")),
+                frames_to: Some(dir.path().join("frames.csv")),
+                regions_to: Some(dir.path().join("regions.csv")),
             },
         };
         (dir, args)

@@ -18,17 +18,17 @@ pub(crate) struct OutputArgs {
     #[arg(long)]
     pub(crate) files: bool,
     /// Draw the map: one pixel per frame, along a Hilbert curve, with a legend
-    #[arg(long, value_name = "FILE")]
-    pub(crate) png: Option<PathBuf>,
+    #[arg(long, value_name = "FILE.png")]
+    pub(crate) plot: Option<PathBuf>,
     /// Print one JSON object instead of tables
     #[arg(long)]
     pub(crate) json: bool,
     /// Write a CSV of frames: gfn,kind,color,region,position
-    #[arg(long, value_name = "FILE")]
-    pub(crate) frames: Option<PathBuf>,
+    #[arg(long, value_name = "FILE.csv")]
+    pub(crate) frames_to: Option<PathBuf>,
     /// Write a CSV of regions: region,kind,name,frames
-    #[arg(long, value_name = "FILE")]
-    pub(crate) regions: Option<PathBuf>,
+    #[arg(long, value_name = "FILE.csv")]
+    pub(crate) regions_to: Option<PathBuf>,
 }
 
 /// Everything there is to show.
@@ -49,21 +49,21 @@ pub(crate) struct View<'a> {
 pub(crate) struct OutputFiles {
     frames: Option<Output>,
     regions: Option<Output>,
-    png: Option<Output>,
+    plot: Option<Output>,
 }
 
 impl OutputArgs {
     /// The files that are asked for.
     pub(crate) fn paths(&self) -> impl Iterator<Item = &PathBuf> {
-        [&self.frames, &self.regions, &self.png].into_iter().flatten()
+        [&self.frames_to, &self.regions_to, &self.plot].into_iter().flatten()
     }
 
     /// Begins the files.
     pub(crate) fn create(&self) -> Result<OutputFiles, Failure> {
         Ok(OutputFiles {
-            frames: create_if(self.frames.as_ref())?,
-            regions: create_if(self.regions.as_ref())?,
-            png: create_if(self.png.as_ref())?,
+            frames: create_if(self.frames_to.as_ref())?,
+            regions: create_if(self.regions_to.as_ref())?,
+            plot: create_if(self.plot.as_ref())?,
         })
     }
 
@@ -76,7 +76,7 @@ impl OutputArgs {
         if let Some(file) = files.regions {
             file.write(|out| csv_out::write_regions(view.map, out))?;
         }
-        if let Some(file) = files.png {
+        if let Some(file) = files.plot {
             file.write(|out| picture::draw(view.map, &statistics).write_png(out))?;
         }
         print(&if self.json {

@@ -131,13 +131,14 @@ pub(crate) struct CachedFile<'a> {
     /// Path in the guest, empty when it is not known.
     pub(crate) path: &'a str,
     /// Frames of its content in memory.
-    pub(crate) resident_pages: u32,
+    pub(crate) resident_frames: u32,
 }
 
 /// The cached files of a map, most resident pages first.
 pub(crate) fn cached_files(map: &ColorMap) -> Vec<CachedFile<'_>> {
     let mut files: Vec<_> = map.regions().iter().filter_map(cached_file).collect();
-    files.sort_by(|a, b| b.resident_pages.cmp(&a.resident_pages).then_with(|| a.path.cmp(b.path)));
+    files
+        .sort_by(|a, b| b.resident_frames.cmp(&a.resident_frames).then_with(|| a.path.cmp(b.path)));
     files
 }
 
@@ -153,7 +154,7 @@ fn cached_file(region: &Region) -> Option<CachedFile<'_>> {
         }
         _ => ("", "", "", region.name.as_str()),
     };
-    Some(CachedFile { file_system, device, inode, path, resident_pages: region.frames })
+    Some(CachedFile { file_system, device, inode, path, resident_frames: region.frames })
 }
 
 fn as_text<T: std::fmt::Display, S: serde::Serializer>(
@@ -185,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn files_are_sorted_by_resident_pages() {
+    fn files_are_sorted_by_resident_frames() {
         let map = test_map::small();
         let files = cached_files(&map);
         assert_eq!(files[0].path, "/usr/bin/perl, \"quoted\": too");
@@ -193,7 +194,7 @@ mod tests {
             (files[0].file_system, files[0].device, files[0].inode),
             ("ext4", "65024", "12")
         );
-        assert_eq!(files[0].resident_pages, 9);
+        assert_eq!(files[0].resident_frames, 9);
         assert_eq!(files[1].path, "");
         assert_eq!(files.len(), 2);
     }

@@ -163,7 +163,7 @@ fn file_table(map: &ColorMap) -> String {
     ]);
     for file in cached_files(map) {
         table.add_row(vec![
-            number(file.resident_pages),
+            number(file.resident_frames),
             printable(file.file_system),
             printable(file.device),
             printable(file.inode),

@@ -35,7 +35,7 @@ impl TlsArgs {
         };
         Credentials::from_files(cert, key, ca).map(Some).map_err(|error| {
             Failure::new(error).hint(
-                "`kaleidoscope keys DIR` makes a set that fits together: ca.pem for both sides, server.pem and server-key.pem, \
+                "`kaleidoscope keys -o DIR` makes a set that fits together: ca.pem for both sides, server.pem and server-key.pem, \
                  client.pem and client-key.pem",
             )
         })

@@ -32,25 +32,29 @@ fn count(of: &Value, field: &str) -> u64 {
 #[test]
 fn strategies_are_compared() {
     let guests = guests();
-    let report = guests.json::<Value>(&["one", "two", "--png", "yield.png"]);
+    let report = guests.json::<Value>(&["one", "two", "--plot", "yield.png"]);
     let all = &report["strategies"];
     let blind = &all["blind"];
-    assert_eq!(count(&report, "frames"), count(blind, "hashed"));
-    let accounted = count(&report, "frames") + count(&report, "zero") + count(&report, "free");
+    assert_eq!(count(&report, "frames"), count(blind, "hashed_frames"));
+    let accounted =
+        count(&report, "frames") + count(&report, "zero_frames") + count(&report, "free_frames");
     assert_eq!(accounted, 2 * RAM / 4096, "every frame is one of the three");
     assert_eq!(all.as_object().unwrap().len(), 9);
     for (name, row) in all.as_object().unwrap() {
-        assert!(count(row, "shared") <= count(blind, "shared"), "{name}");
-        assert_eq!(count(row, "net") + count(row, "diverged"), count(row, "shared"));
-        assert!(count(row, "net") <= count(row, "bound"), "{name}: {row}");
+        assert!(count(row, "shared_frames") <= count(blind, "shared_frames"), "{name}");
+        assert_eq!(
+            count(row, "net_frames") + count(row, "diverged_frames"),
+            count(row, "shared_frames")
+        );
+        assert!(count(row, "net_frames") <= count(row, "bound_frames"), "{name}: {row}");
     }
-    assert!(count(&all["adaptive-5%"], "hashed") * 20 <= count(blind, "hashed"));
-    assert!(count(&all["adaptive-25%"], "hashed") * 4 <= count(blind, "hashed"));
+    assert!(count(&all["adaptive-5%"], "hashed_frames") * 20 <= count(blind, "hashed_frames"));
+    assert!(count(&all["adaptive-25%"], "hashed_frames") * 4 <= count(blind, "hashed_frames"));
     let sieved = &all["sieved-25%"];
-    assert_eq!(count(sieved, "glanced"), count(blind, "hashed"));
-    assert!(count(sieved, "hashed") * 4 <= count(blind, "hashed"));
-    assert!(count(&all["sieved"], "glanced") < count(blind, "hashed"));
-    assert!(count(&all["sieved-5%"], "hashed") * 20 <= count(blind, "hashed"));
+    assert_eq!(count(sieved, "glanced_frames"), count(blind, "hashed_frames"));
+    assert!(count(sieved, "hashed_frames") * 4 <= count(blind, "hashed_frames"));
+    assert!(count(&all["sieved"], "glanced_frames") < count(blind, "hashed_frames"));
+    assert!(count(&all["sieved-5%"], "hashed_frames") * 20 <= count(blind, "hashed_frames"));
     let png = fs::read(guests.path("yield.png")).unwrap();
     assert!(png.starts_with(b"\x89PNG"));
 
@@ -66,8 +70,8 @@ fn traces_say_what_diverges() {
     // The guest beside itself: all is shared, until a clone of one of them writes to everything.
     let alone = guests.json::<Value>(&["one", "one"]);
     let blind = &alone["strategies"]["blind"];
-    assert!(count(blind, "shared") * 2 >= count(blind, "hashed"));
-    assert_eq!(count(blind, "diverged"), 0);
+    assert!(count(blind, "shared_frames") * 2 >= count(blind, "hashed_frames"));
+    assert_eq!(count(blind, "diverged_frames"), 0);
     let traces = guests.path("one/traces");
     fs::create_dir(&traces).unwrap();
     let mut text = "t_us,gfn,event,access_write\n".to_owned();
@@ -78,7 +82,10 @@ fn traces_say_what_diverges() {
     let written = guests.json::<Value>(&["one", "one"]);
     assert_eq!(written["images"][0]["workload"], "all");
     let blind = &written["strategies"]["blind"];
-    assert_eq!((count(blind, "net"), count(blind, "diverged")), (0, count(blind, "shared")));
+    assert_eq!(
+        (count(blind, "net_frames"), count(blind, "diverged_frames")),
+        (0, count(blind, "shared_frames"))
+    );
     fs::write(traces.join("all.csv"), "t_us\n").unwrap();
     let error = guests.error(&["one"]);
     assert!(error.contains("all.csv: not a trace") && error.contains("hint: traces/"), "{error}");
@@ -87,19 +94,19 @@ fn traces_say_what_diverges() {
 #[test]
 fn yields_are_learned_and_used() {
     let guests = guests();
-    let output = guests.run(&["one", "two", "--learn", "mine.csv"]);
+    let output = guests.run(&["one", "two", "--hit-rates-to", "mine.csv"]);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let learned = fs::read_to_string(guests.path("mine.csv")).unwrap();
-    assert!(learned.starts_with("color,relation,heat,hashed,"), "{learned}");
+    assert!(learned.starts_with("color,name_match,access,hashed,"), "{learned}");
     assert!(learned.lines().count() > 5);
-    guests.json::<Value>(&["one", "two", "--yields", "mine.csv"]);
+    guests.json::<Value>(&["one", "two", "--hit-rates-from", "mine.csv"]);
     fs::write(guests.path("bad.csv"), "x\n").unwrap();
-    let error = guests.error(&["one", "--yields", "bad.csv"]);
+    let error = guests.error(&["one", "--hit-rates-from", "bad.csv"]);
     assert!(
         error.contains("bad.csv: the first line is not") && error.contains("hint: "),
         "{error}"
     );
-    assert!(guests.error(&["one", "--learn", "x.csv"]).contains("hint: give two images"));
+    assert!(guests.error(&["one", "--hit-rates-to", "x.csv"]).contains("hint: give two images"));
     assert!(guests.error(&["nobody"]).contains("nobody"));
 }
 
@@ -137,13 +144,13 @@ fn the_kernel_merges_what_is_equal() {
     assert_eq!(settings(), before);
     let (all, selected) = (&report["ksm"], &report["ksm_selected"]);
     let (blind, adaptive) = (&report["strategies"]["blind"], &report["strategies"]["adaptive"]);
-    assert_eq!(count(all, "frames"), count(&report, "frames") + count(&report, "zero"));
-    assert!(count(selected, "frames") >= count(adaptive, "hashed"));
+    assert_eq!(count(all, "frames"), count(&report, "frames") + count(&report, "zero_frames"));
+    assert!(count(selected, "frames") >= count(adaptive, "hashed_frames"));
     assert!(count(selected, "ranges") > 0);
     // It keeps one copy for each 256, and for whatever it did not get to see twice.
-    let (found, equal) = (count(all, "shared"), count(blind, "shared"));
+    let (found, equal) = (count(all, "shared_frames"), count(blind, "shared_frames"));
     assert!(found <= equal && found * 10 >= equal * 9, "{found} of {equal}");
-    let (found, equal) = (count(selected, "shared"), count(adaptive, "shared"));
+    let (found, equal) = (count(selected, "shared_frames"), count(adaptive, "shared_frames"));
     assert!(found <= equal && found * 10 >= equal * 9, "{found} of {equal} that were selected");
 }
 
@@ -193,7 +200,7 @@ fn build_ids_relate_files() {
             }
             files.write_guest(name, &guest);
         }
-        let output = files.run(&["one", "two", "--learn", "mine.csv"]);
+        let output = files.run(&["one", "two", "--hit-rates-to", "mine.csv"]);
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         let learned = fs::read_to_string(files.path("mine.csv")).unwrap();
         ["same-file", "like-file", "other-file"].map(|relation| {

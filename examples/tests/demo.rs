@@ -23,14 +23,14 @@ fn check(results: &Value) {
     assert_eq!(results["clones"], 2);
     for way in results["ways"].as_array().unwrap() {
         assert_eq!(way["is_verified"], true, "{way}");
-        assert!(way["took_ms"].as_f64().unwrap() > 0.0, "{way}");
+        assert!(way["took_us"].as_f64().unwrap() > 0.0, "{way}");
     }
 }
 
 #[test]
 fn every_way_to_clone_is_shown() {
     let folder = tempfile::tempdir().unwrap();
-    let (results, said) = demo(&["--out", folder.path().to_str().unwrap()]);
+    let (results, said) = demo(&["--output", folder.path().to_str().unwrap()]);
     check(&results);
     let report = std::fs::read_to_string(folder.path().join("report.html")).unwrap();
     for name in names(&results) {
@@ -53,9 +53,9 @@ fn every_way_to_clone_is_shown() {
     let number = |name: &str, field: &str| way(name)[field].as_f64().unwrap();
     // What is counted is no matter of time: each of these is far from the other on any machine.
     assert!(number("on demand", "faults") > 2.0 * number("by color and use", "faults"));
-    assert!(number("on demand", "prefetched") < 0.5);
-    assert!(number("local, copy on write", "moved_mib") < 1e-9);
-    assert!(number("local, copy on write", "memory_mib") < number("on demand", "memory_mib"));
+    assert!(number("on demand", "prefetched_frames") < 0.5);
+    assert!(number("local, copy on write", "moved_bytes") < 1e-9);
+    assert!(number("local, copy on write", "memory_bytes") < number("on demand", "memory_bytes"));
 }
 
 #[test]

@@ -219,9 +219,9 @@ fn a_crash_kernel_is_colored_or_both_kernels_are_named() {
     };
     let lab = fs::read_to_string(folder.join("lab.json")).unwrap();
     let lab: serde_json::Value = serde_json::from_str(&lab).unwrap();
-    assert!(lab["crash_kernel_mib"].is_u64(), "made with --crash-kernel: {lab}");
+    assert!(lab["crash_kernel_bytes"].is_u64(), "made with --crash-kernel: {lab}");
     // The truth is the crash kernel's, which has less memory than the guest.
-    let reserved = lab["crash_kernel_mib"].as_u64().unwrap() << 20;
+    let reserved = lab["crash_kernel_bytes"].as_u64().unwrap();
     let guest = Guest::open(folder.clone());
     let meminfo = String::from_utf8(guest.truth("proc_meminfo")).unwrap();
     let total = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:")).unwrap();

@@ -59,7 +59,7 @@ fn clones_of_linux_prove_themselves() {
     let disk = disk(folder.path()).unwrap();
     let before = std::fs::read(&disk).unwrap();
     let output = Command::new(env!("CARGO_BIN_EXE_kaleidoscope"))
-        .args(["clone", "--json", "--check", "--mib", "64", "--clones", "3"])
+        .args(["clone", "--json", "--check", "--memory", "64M", "--clones", "3"])
         // Where kernels are emulated, beside a busy host.
         .args(["--timeout", "1800"])
         .args(["--ways", "local,ahead,staged,copied", "--kernel", &kernel])
@@ -68,7 +68,7 @@ fn clones_of_linux_prove_themselves() {
         .args(["--command", &format!("echo $KALEIDOSCOPE_CLONE >> {}", registered.display())])
         .arg("--disk")
         .arg(&disk)
-        .arg("--out")
+        .arg("--output")
         .arg(folder.path())
         .output()
         .unwrap();
@@ -88,7 +88,7 @@ fn clones_of_linux_prove_themselves() {
     assert!(registered.is_superset(&ids), "the command ran for each");
     for clone in clones {
         let is_local = clone["way"] == "local" || clone["way"] == "ahead";
-        assert_eq!(clone["bytes_moved"] == 0, is_local, "{clone}");
+        assert_eq!(clone["moved_bytes"] == 0, is_local, "{clone}");
         assert!(clone["own_bytes"].as_u64().unwrap() < 64 << 20, "{clone}");
     }
 

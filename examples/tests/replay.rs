@@ -50,20 +50,20 @@ fn policies_do_what_they_are_for() {
     assert_eq!(rows.len(), 16, "two traces, eight policies");
     for row in &rows {
         for field in [
-            "needed",
-            "free_touched",
+            "needed_frames",
+            "free_touched_frames",
             "faults",
             "late",
             "zero_faults",
-            "prefetched",
-            "wasted",
-            "free_transferred",
-            "transferred",
+            "prefetched_frames",
+            "wasted_frames",
+            "free_transferred_frames",
+            "transferred_frames",
             "bytes",
             "wait_p50_us",
             "wait_p99_us",
             "stall_us",
-            "resident",
+            "resident_frames",
         ] {
             assert!(number(row, field) >= 0.0);
         }
@@ -72,40 +72,43 @@ fn policies_do_what_they_are_for() {
         for percent in ["50", "90", "99"] {
             assert!(number(&row["working_set_us"], percent) > 0.0);
         }
-        assert_eq!(row["cost"], "gbe");
+        assert_eq!(row["cost_model"], "gbe");
         let footprint: f64 =
-            row["footprint"].as_object().unwrap().values().filter_map(Value::as_f64).sum();
-        assert_eq!(footprint, number(row, "resident"));
+            row["footprint_frames"].as_object().unwrap().values().filter_map(Value::as_f64).sum();
+        assert_eq!(footprint, number(row, "resident_frames"));
     }
     for trace in ["some", "more"] {
         let of = |policy, field| number(row(&rows, trace, policy), field);
-        let touched = of("demand", "needed") + of("demand", "free_touched");
-        assert!(of("demand", "free_touched") > 0.0);
+        let touched = of("demand", "needed_frames") + of("demand", "free_touched_frames");
+        assert!(of("demand", "free_touched_frames") > 0.0);
         assert_eq!(of("demand", "faults"), touched);
         assert_eq!(of("demand", "coverage"), 0.0);
-        assert_eq!(of("demand", "prefetched"), 0.0);
-        assert_eq!(of("demand", "resident"), touched);
+        assert_eq!(of("demand", "prefetched_frames"), 0.0);
+        assert_eq!(of("demand", "resident_frames"), touched);
 
         for policy in ["paper", "paper-pivot", "region", "predicted", "oracle"] {
-            assert_eq!(of(policy, "free_transferred"), 0.0, "{policy}");
+            assert_eq!(of(policy, "free_transferred_frames"), 0.0, "{policy}");
             // The paper's policy fills free frames one by one, the others ahead.
-            let touched = of("demand", "free_touched");
+            let touched = of("demand", "free_touched_frames");
             let one_by_one = policy.starts_with("paper");
             let faults = of(policy, "zero_faults");
             assert!(if one_by_one { faults == touched } else { faults < touched }, "{policy}");
         }
         for policy in ["blind-next-16", "blind-aligned-16"] {
-            assert!(of(policy, "free_transferred") > of("demand", "free_transferred"), "{policy}");
+            assert!(
+                of(policy, "free_transferred_frames") > of("demand", "free_transferred_frames"),
+                "{policy}"
+            );
         }
 
-        assert_eq!(of("oracle", "wasted"), 0.0);
+        assert_eq!(of("oracle", "wasted_frames"), 0.0);
         let others = rows.iter().filter(|row| row["trace"] == trace && row["policy"] != "oracle");
         for policy in others.map(|row| row["policy"].as_str().unwrap()) {
             for field in ["faults", "stall_us"] {
                 assert!(of("oracle", field) < of(policy, field), "{field} of {policy}");
             }
             assert!(of("oracle", "coverage") > of(policy, "coverage"), "{policy}");
-            assert!(of(policy, "needed") == of("demand", "needed"));
+            assert!(of(policy, "needed_frames") == of("demand", "needed_frames"));
         }
     }
 }
@@ -125,7 +128,7 @@ fn faster_networks_wait_less_and_slower_clocks_prefetch_more() {
     assert_eq!(stall(&["--cost", "fault=300,page=35"]), gbe);
     let prefetched = |arguments: &[&str]| {
         let arguments = [&["--trace", "some.csv", "--policy", "blind-next-64"], arguments].concat();
-        number(&files.json::<Vec<Value>>(&arguments)[0], "prefetched")
+        number(&files.json::<Vec<Value>>(&arguments)[0], "prefetched_frames")
     };
     assert!(prefetched(&["--budget", "2"]) < prefetched(&[]));
     let covered = |speed: &str| {

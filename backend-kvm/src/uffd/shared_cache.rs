@@ -236,7 +236,8 @@ impl SharedPageCache {
             users.without = wish;
         } else if !users.without.is_the_same(&wish) {
             if self.is_sealed() {
-                let what = "the cache was snapshotted with clones that did without other free frames";
+                let what =
+                    "the cache was snapshotted with clones that did without other free frames";
                 return Err(KvmError::State(what.into()));
             }
             users.without = ZeroedFrames::Various;

@@ -4,6 +4,7 @@
 use super::cores::{Cores, Pinned};
 use super::measure::{Pair, median};
 use super::{Report, Row, us};
+use crate::args::{MemorySize, memory_size};
 use crate::failure::Failure;
 use crate::vm::{MOST_AHEAD, Outcome, World, rounds as rounds_of, run_until};
 use kaleidoscope_core::addr::{FRAME_BYTES, FRAME_SIZE, FrameIndex, Gpa};
@@ -39,13 +40,20 @@ const ROUNDS: u64 = 300;
 /// in a row, a loop that copies the touched page and does nothing else, or a private mapping
 /// without a handler, in alternating rounds of the same run.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  kaleidoscope bench kvm
+      all measurements, with guests of up to 8 GiB
+  kaleidoscope bench kvm --rounds 3 --max-memory 1G
+      a short run on a small host")]
 pub(super) struct Args {
     /// Rounds of each measurement.
-    #[arg(long, default_value_t = 9, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    #[arg(long, value_name = "N", default_value_t = 9, value_parser = clap::value_parser!(u16).range(1..=1000))]
     rounds: u16,
-    /// The largest guest, in MiB. It is filled: the host has to have twice that.
-    #[arg(long, default_value_t = 8192, value_parser = clap::value_parser!(u32).range(64..=1 << 20))]
-    largest: u32,
+    /// Largest guest, such as 512M or 2G; a bare number is in MiB. The guest fills its memory, so
+    /// the host needs twice as much
+    #[arg(long, value_name = "SIZE", default_value = "8G", value_parser = memory_size(64..=1 << 20))]
+    max_memory: MemorySize,
     /// Print one JSON object.
     #[arg(long)]
     json: bool,
@@ -68,7 +76,7 @@ impl Args {
     fn measure(&self) -> Outcome<Vec<Row>> {
         let rounds = usize::from(self.rounds);
         let mut rows = Vec::new();
-        for mib in [64, 1024, 8192].into_iter().filter(|mib| *mib <= self.largest) {
+        for mib in [64, 1024, 8192].into_iter().filter(|mib| *mib <= self.max_memory.mib()) {
             let (first, again) = freezing(mib, rounds.min(3))?;
             let most = 2000.0 + f64::from(mib) * 256.0 * 0.01;
             let aim = format!("<= {most:.0}");
@@ -79,7 +87,7 @@ impl Args {
                 rows.push(Row::alone(name, "us", us(freeze.whole), ""));
             }
         }
-        for mib in [64, 1024, 8192].into_iter().filter(|mib| *mib <= self.largest) {
+        for mib in [64, 1024, 8192].into_iter().filter(|mib| *mib <= self.max_memory.mib()) {
             let pair = starting(mib, 3 * rounds)?;
             rows.push(Row::slower(
                 format!("start of a clone until its guest runs, {mib} MiB"),

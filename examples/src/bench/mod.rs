@@ -7,6 +7,7 @@ mod kvm;
 mod measure;
 mod world;
 
+use crate::args::{MemorySize, memory_size};
 use crate::failure::Failure;
 use crate::stdio::{print, print_line};
 use crate::table::{finish, table};
@@ -29,12 +30,16 @@ use std::time::Duration;
 #[derive(Debug, clap::Args)]
 #[command(
     args_conflicts_with_subcommands = true,
-    after_help = "Examples:
+    after_help = "\
+Examples:
   kaleidoscope bench
-  kaleidoscope bench kvm
+      all measurements that need no KVM
   kaleidoscope bench stream --rounds 30
-  kaleidoscope bench --rounds 3 --largest 8192
-  kaleidoscope bench --json | jq '.rows[] | {name, ratio}'"
+      those with this in their name, in more rounds
+  kaleidoscope bench --rounds 3 --max-memory 8G
+      a short run on a small host
+  kaleidoscope bench --json | jq '.rows[] | {name, ratio}'
+      for programs"
 )]
 pub(crate) struct Args {
     #[command(subcommand)]
@@ -43,11 +48,11 @@ pub(crate) struct Args {
     #[arg(default_value = "", hide_default_value = true)]
     filter: String,
     /// Rounds of each measurement.
-    #[arg(long, default_value_t = 9, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    #[arg(long, value_name = "N", default_value_t = 9, value_parser = clap::value_parser!(u16).range(1..=1000))]
     rounds: u16,
-    /// The largest clone that is started, in MiB.
-    #[arg(long, default_value_t = 65_536, value_parser = clap::value_parser!(u32).range(64..=262_144))]
-    largest: u32,
+    /// Largest clone to start, such as 512M or 2G; a bare number is in MiB
+    #[arg(long, value_name = "SIZE", default_value = "64G", value_parser = memory_size(64..=262_144))]
+    max_memory: MemorySize,
     /// Print one JSON object.
     #[arg(long)]
     json: bool,
@@ -230,7 +235,9 @@ impl Args {
             rows.push(Row::alone(time_name, "ns", us(time) * 1e3, "<= 100"));
             rows.push(Row::alone(bytes_name, "bytes", bytes, "<= 16"));
         }
-        for mib in [64, 512, 4096, 16_384, 65_536].into_iter().filter(|mib| *mib <= self.largest) {
+        for mib in
+            [64, 512, 4096, 16_384, 65_536].into_iter().filter(|mib| *mib <= self.max_memory.mib())
+        {
             let name = format!("start of a clone of {mib} MiB");
             if self.wants(&name) {
                 let time = measure::start_time(mib, 3 * rounds)?;

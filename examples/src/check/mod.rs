@@ -20,7 +20,7 @@ use std::process::ExitCode;
 pub(crate) use error::Error;
 pub(crate) use judge::frames::FrameFindings;
 
-use crate::analysis::{ImageFormat, LayoutArgs};
+use crate::args::{ImageFormat, LayoutArgs};
 use coloring::Coloring;
 use kaleidoscope_core::color::ColorMap;
 use kaleidoscope_core::coloring::Rules;
@@ -33,20 +33,27 @@ const EXAMPLES: usize = 5;
 /// Compare a coloring with what the guest's own kernel said of every frame.
 ///
 /// Colors the image beside the truth (ram.bin with layout.txt and regs.txt), or judges the CSV
-/// files of a coloring. Exits with 0 if the coloring is right, 1 if it is not, 2 if the input
-/// cannot be read.
+/// files of a coloring.
 #[derive(Debug, Clone, clap::Args)]
+#[command(after_help = "\
+Examples:
+  kaleidoscope check guests/web
+      colors the image of a guest that `kaleidoscope lab run` made, and judges every frame
+  kaleidoscope check guests/web --no-registers
+      the same without the vCPUs' registers
+  kaleidoscope check guests/web --frames-from frames.csv --regions-from regions.csv
+      judges a coloring that `color --frames-to` and `--regions-to` wrote")]
 pub(crate) struct Args {
     /// Directory of the guest; the truth is looked for in `truth/gt` and `gt` below it.
     guest_dir: PathBuf,
-    /// CSV of frames to judge: gfn,kind,color,region,position.
-    #[arg(long, value_name = "FILE", requires = "regions")]
-    frames: Option<PathBuf>,
-    /// CSV of regions to judge: region,kind,name,frames.
-    #[arg(long, value_name = "FILE", requires = "frames")]
-    regions: Option<PathBuf>,
+    /// CSV of frames to judge, from `color --frames-to`: gfn,kind,color,region,position.
+    #[arg(long, value_name = "FILE.csv", requires = "regions_from")]
+    frames_from: Option<PathBuf>,
+    /// CSV of regions to judge, from `color --regions-to`: region,kind,name,frames.
+    #[arg(long, value_name = "FILE.csv", requires = "frames_from")]
+    regions_from: Option<PathBuf>,
     /// Color the image without the vCPUs' registers.
-    #[arg(long, conflicts_with = "frames")]
+    #[arg(long, conflicts_with = "frames_from")]
     no_registers: bool,
     /// Directory of the truth, if it is not below GUEST_DIR.
     #[arg(long, value_name = "DIR")]
@@ -98,7 +105,7 @@ impl Args {
     fn compare(&self) -> Result<Report, Error> {
         let directory = self.truth_dir()?;
         let truth = Truth::load(&directory)?;
-        let coloring = match (&self.frames, &self.regions) {
+        let coloring = match (&self.frames_from, &self.regions_from) {
             (Some(frames), Some(regions)) => Coloring::load(frames, regions)?,
             (None, _) | (_, None) => self.color_image(&directory)?,
         };

@@ -113,8 +113,8 @@ impl Fixture {
         self.write("regions.csv", self.regions.as_bytes());
         Args {
             guest_dir: self.dir.path().to_path_buf(),
-            frames: Some(path("frames.csv")),
-            regions: Some(path("regions.csv")),
+            frames_from: Some(path("frames.csv")),
+            regions_from: Some(path("regions.csv")),
             no_registers: false,
             truth: None,
             json: false,
@@ -129,7 +129,7 @@ impl Fixture {
 
     fn coloring(&self) -> Coloring {
         let args = self.args();
-        Coloring::load(&args.frames.unwrap(), &args.regions.unwrap()).unwrap()
+        Coloring::load(&args.frames_from.unwrap(), &args.regions_from.unwrap()).unwrap()
     }
 }
 

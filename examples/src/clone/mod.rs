@@ -3,6 +3,7 @@
 mod report;
 mod run;
 
+use crate::args::{ColoringArgs, MemorySize, memory_size, seconds};
 use crate::check::FrameFindings;
 use crate::csv_out;
 use crate::failure::Failure;
@@ -33,13 +34,15 @@ const RIGHT: &str = "clone {id}: 4 of 4 right";
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
-  kaleidoscope clone --kernel vmlinux --init target/release/kaleidoscope-guest --out clones
+  kaleidoscope clone --kernel vmlinux --init target/release/kaleidoscope-guest -o clones
       workers that check their memory; clones prove that they have all of it
-  kaleidoscope clone --kernel /boot/vmlinuz --initramfs initrd.img --when 'login:' --clones 16 --out clones
+  kaleidoscope clone --kernel vmlinuz --initramfs initrd.img --when 'login:' --clones 16 -o clones
       16 clones of any Linux that has come to its login prompt; their consoles are in files
-  kaleidoscope clone --kernel vmlinux --disk root.ext4 --append 'console=ttyS0 root=/dev/vda rw' --when 'login:' --out clones
+  kaleidoscope clone --kernel vmlinux --disk root.ext4 --memory 1G --when 'login:' -o clones \\
+          --append 'console=ttyS0 root=/dev/vda rw'
       a guest with a disk; what it and its clones write to it they keep to themselves
-  kaleidoscope clone --kernel vmlinux --init ./server --when ready --tell 'id {id}\\n' --until serving --ways copied --policy predicted
+  kaleidoscope clone --kernel vmlinux --init ./server --when ready --tell 'id {id}\\n' \\
+          --until serving --ways copied --policy predicted
       a program of your own as the guest's only one; clones whose pages come as they are touched")]
 pub(crate) struct Args {
     /// The kernel: a bzImage, or a vmlinux
@@ -63,9 +66,9 @@ pub(crate) struct Args {
         default_value = "console=ttyS0 quiet reboot=t panic=-1 rdinit=/init"
     )]
     append: String,
-    /// RAM in MiB
-    #[arg(long, value_name = "MIB", default_value_t = 256, value_parser = clap::value_parser!(u32).range(2..=1 << 20))]
-    mib: u32,
+    /// RAM, such as 512M or 2G; a bare number is in MiB
+    #[arg(long, value_name = "SIZE", default_value = "256M", value_parser = memory_size(2..=1 << 20))]
+    memory: MemorySize,
     /// Make its RAM, and that of clones with copies of their own, of 2 MiB pages, which the system
     /// must have (vm.nr_hugepages)
     #[arg(long)]
@@ -99,16 +102,18 @@ pub(crate) struct Args {
     /// what registers it, say
     #[arg(long, value_name = "COMMAND")]
     command: Option<String>,
+    #[command(flatten)]
+    coloring: ColoringArgs,
     /// Compare the colors with what one more clone says of its own pages, which takes
     /// `kaleidoscope-guest` as --init
-    #[arg(long, conflicts_with = "initramfs")]
+    #[arg(long, conflicts_with_all = ["initramfs", "page_tables"])]
     check: bool,
     /// How long the guest may take for each of these
     #[arg(long, value_name = "SECONDS", default_value = "300", value_parser = seconds)]
     timeout: Duration,
     /// Write consoles, the colors (colors.png, frames.csv, regions.csv) into this folder
-    #[arg(long, value_name = "DIR")]
-    out: Option<PathBuf>,
+    #[arg(short, long, value_name = "DIR")]
+    output: Option<PathBuf>,
     /// Print a JSON object instead of tables
     #[arg(long)]
     json: bool,
@@ -142,11 +147,6 @@ impl Way {
     }
 }
 
-fn seconds(text: &str) -> Result<Duration, &'static str> {
-    let number: Option<f64> = text.parse().ok();
-    number.and_then(|n| Duration::try_from_secs_f64(n).ok()).ok_or("it is a number of seconds")
-}
-
 impl Args {
     /// What each clone is told; empty for nothing.
     fn tell(&self) -> &str {
@@ -170,11 +170,11 @@ impl Args {
     pub(crate) fn files(&self) -> Files {
         let reads = Files::new().reads([&self.kernel]).reads(&self.initramfs).reads(&self.init);
         let reads = reads.reads(&self.disk).reads(self.policy.input());
-        let written = reads.writes_into(self.out.as_ref(), &WRITTEN);
+        let written = reads.writes_into(self.output.as_ref(), &WRITTEN);
         let consoles = self.ways.iter().flat_map(|way| {
             (0..self.clones).map(move |n| run::console_name(&format!("{}-{n}", way.name())))
         });
-        let folder = self.out.iter();
+        let folder = self.output.iter();
         let others = [run::PARENT, run::ASKED].map(run::console_name).into_iter().chain(consoles);
         let mut names: Vec<_> = others.collect();
         // A way that is named twice has the same consoles again.
@@ -185,9 +185,9 @@ impl Args {
 
     /// Boots, freezes, colors and clones.
     pub(crate) fn run(&self) -> Result<(), Failure> {
-        let _folder = self.out.as_deref().map(create_folder).transpose()?;
+        let _folder = self.output.as_deref().map(create_folder).transpose()?;
         let report = progress::during("clone", |status| run::run(self, status))?;
-        if let Some(folder) = &self.out {
+        if let Some(folder) = &self.output {
             write(folder, &report)?;
         }
         if self.json {
@@ -210,7 +210,8 @@ fn verdict(findings: &FrameFindings) -> Result<(), Failure> {
         return Ok(());
     }
     Err(Failure::new(format_args!("the clone's kernel says otherwise: {}", failures.join("; ")))
-        .hint("the frames are among the report's; `kaleidoscope lab run` and `check` show more"))
+        .hint("the frames are among the report's; `kaleidoscope lab run` and `check` show more")
+        .finding())
 }
 
 fn write(folder: &Path, report: &Report) -> Result<(), Failure> {

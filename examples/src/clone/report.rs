@@ -17,12 +17,12 @@ pub(super) struct Report {
 pub(super) struct Figures {
     /// The kernel's release.
     pub(super) kernel: String,
-    pub(super) mib: u32,
+    pub(super) memory_bytes: u64,
     /// Until the guest was warm.
-    pub(super) booted_s: f64,
-    /// How long it stood still to be snapshotted.
+    pub(super) booted_seconds: f64,
+    /// How long it stood still to be snapshot.
     pub(super) pause_us: f64,
-    pub(super) colored_ms: f64,
+    pub(super) colored_us: f64,
     /// Memory of the parent that is not shared: what it wrote since.
     pub(super) parent_own_bytes: u64,
     /// Memory that staged clones share.
@@ -39,10 +39,10 @@ pub(super) struct OfClone {
     pub(super) id: String,
     pub(super) start_us: f64,
     /// Since the start of the first clone of its way.
-    pub(super) done_ms: f64,
+    pub(super) done_us: f64,
     pub(super) faults: u64,
-    pub(super) prefetched: u64,
-    pub(super) bytes_moved: u64,
+    pub(super) prefetched_frames: u64,
+    pub(super) moved_bytes: u64,
     pub(super) own_bytes: u64,
 }
 
@@ -54,11 +54,14 @@ fn mib(bytes: u64) -> String {
 impl Report {
     /// Tables for people.
     pub(super) fn text(&self) -> String {
-        let Figures { kernel, mib: size, booted_s, pause_us, colored_ms, .. } = &self.figures;
+        let Figures { kernel, memory_bytes, booted_seconds, pause_us, colored_us, .. } =
+            &self.figures;
         let mut text = format!(
-            "Linux {kernel} in {size} MiB: warm after {booted_s:.1} s, stood still for {:.2} ms, colored in {colored_ms:.0} ms\n\
+            "Linux {kernel} in {} MiB: warm after {booted_seconds:.1} s, stood still for {:.2} ms, colored in {:.0} ms\n\
              the parent goes on, and has written {} MiB since\n",
+            memory_bytes >> 20,
             pause_us / 1e3,
+            colored_us / 1e3,
             mib(self.figures.parent_own_bytes)
         );
         if self.figures.shared_bytes > 0 {
@@ -79,10 +82,10 @@ impl Report {
                 clone.way.to_owned(),
                 clone.id.clone(),
                 format!("{:.1}", clone.start_us / 1e3),
-                format!("{:.0}", clone.done_ms),
+                format!("{:.0}", clone.done_us / 1e3),
                 clone.faults.to_string(),
-                clone.prefetched.to_string(),
-                mib(clone.bytes_moved),
+                clone.prefetched_frames.to_string(),
+                mib(clone.moved_bytes),
                 mib(clone.own_bytes),
             ]);
         }

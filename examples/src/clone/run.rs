@@ -2,7 +2,7 @@
 
 use super::report::{Figures, OfClone, Report};
 use super::{Args, Way};
-use crate::analysis::color;
+use crate::analysis::{color, color_memory_with};
 use crate::check;
 use crate::failure::Failure;
 use crate::progress::Status;
@@ -55,7 +55,8 @@ pub(super) fn run(args: &Args, status: &Status) -> Result<Report, Failure> {
     let snapshot = parent.freeze().map_err(Failure::new)?;
     let (image, state) = (&*snapshot.machine.image, &snapshot.machine.state);
     let start = Instant::now();
-    let analysis = color(image, state.registers(), Rules::default())?;
+    let registers = state.registers();
+    let analysis = color_memory_with(args.coloring, image, registers, Rules::default())?;
     let colored = start.elapsed();
     let map = analysis.coloring.map;
     let identity = ImageIdentity::of(image, &map).map_err(Failure::new)?;
@@ -90,10 +91,10 @@ pub(super) fn run(args: &Args, status: &Status) -> Result<Report, Failure> {
     let own = parent.machine.memory_taken().map_err(Failure::new)?;
     let figures = Figures {
         kernel: map.kernel().release.clone(),
-        mib: args.mib,
-        booted_s: booted.as_secs_f64(),
+        memory_bytes: args.memory.bytes(),
+        booted_seconds: booted.as_secs_f64(),
         pause_us: snapshot.machine.pause.as_secs_f64() * 1e6,
-        colored_ms: colored.as_secs_f64() * 1e3,
+        colored_us: colored.as_secs_f64() * 1e6,
         parent_own_bytes: own,
         shared_bytes: nursery.shared()?,
         clones,
@@ -113,12 +114,12 @@ fn boot(args: &Args, host: &Arc<Host>) -> Result<Linux, Failure> {
     let (kernel, words) = (&*args.kernel, &*args.append);
     let software = Software { kernel, initramfs: &initramfs, words, disk };
     let console = console(args, "parent")?;
-    let ram = (args.mib, args.pages());
+    let ram = (args.memory.mib(), args.pages());
     let mut parent = Linux::new(host, &software, ram, Arc::clone(&console)).map_err(|error| {
         Failure::new(error).hint(if args.huge_pages {
             "huge pages are set aside with `sysctl vm.nr_hugepages=N`: two MiB each, enough for the guest and for clones with copies"
         } else {
-            "--kernel takes a bzImage, as a distribution's /boot/vmlinuz is, or a vmlinux; --mib is the RAM that it gets"
+            "--kernel takes a bzImage, as a distribution's /boot/vmlinuz is, or a vmlinux; --memory is the RAM that it gets"
         })
     })?;
     parent.machine.resume().map_err(Failure::new)?;
@@ -133,7 +134,7 @@ pub(super) fn console_name(name: &str) -> String {
 
 /// Where a guest's words go.
 fn console(args: &Args, name: &str) -> Result<Arc<Console>, Failure> {
-    let Some(folder) = &args.out else { return Ok(Arc::new(Console::new(None))) };
+    let Some(folder) = &args.output else { return Ok(Arc::new(Console::new(None))) };
     let path = folder.join(console_name(name));
     #[expect(clippy::disallowed_methods, reason = "a log is read while it grows")]
     let file = File::create(&path).map_err(|error| Failure::unwritable(&path, &error))?;
@@ -273,10 +274,10 @@ impl Nursery<'_> {
                 way: way.name(),
                 id,
                 start_us: started.as_secs_f64() * 1e6,
-                done_ms: begin.elapsed().as_secs_f64() * 1e3,
+                done_us: begin.elapsed().as_secs_f64() * 1e6,
                 faults: total.faults,
-                prefetched: total.prefetched,
-                bytes_moved: statistics.map_or(0, |s| s.bytes()),
+                prefetched_frames: total.prefetched,
+                moved_bytes: statistics.map_or(0, |s| s.bytes()),
                 own_bytes: clone.machine.memory_taken().map_err(Failure::new)?,
             });
         }
@@ -295,7 +296,8 @@ impl Nursery<'_> {
             let snapshot = clone.freeze().map_err(Failure::new)?.machine;
             clone.devices.say(&question(round)).map_err(Failure::new)?;
             let after = self.flags(&clone, round)?;
-            let map = color(&*snapshot.image, snapshot.state.registers(), Rules::default())?;
+            let (image, registers) = (&*snapshot.image, snapshot.state.registers());
+            let map = color(image, registers, Rules::default())?;
             let map = map.coloring.map;
             let findings = check::frames([&before, &after], &map, suspects.as_ref());
             let findings = findings.map_err(Failure::new)?;

@@ -1,6 +1,7 @@
 //! The guests: their memory, their colors, and the frames that their clones write to.
 
-use crate::analysis::{ImageFormat, LayoutArgs, color_image, registers};
+use crate::analysis::{color_image_with, registers};
+use crate::args::{ColoringArgs, ImageFormat, LayoutArgs};
 use crate::failure::Failure;
 use kaleidoscope_core::addr::FrameIndex;
 use kaleidoscope_core::color::ColorMap;
@@ -35,7 +36,11 @@ pub(super) struct Workload {
 
 impl Guest {
     /// Opens and colors an image, or the guest in a folder with `ram.bin`.
-    pub(super) fn open(path: &Path, layout: &LayoutArgs) -> Result<Self, Failure> {
+    pub(super) fn open(
+        path: &Path,
+        layout: &LayoutArgs,
+        coloring: ColoringArgs,
+    ) -> Result<Self, Failure> {
         let image_path = if path.is_dir() { path.join("ram.bin") } else { path.to_owned() };
         let folder = image_path.parent().unwrap_or(Path::new(""));
         let beside = |name: &str| Some(folder.join(name)).filter(|path| path.is_file());
@@ -49,7 +54,7 @@ impl Guest {
             ),
             false => failure,
         })?;
-        let map = map(&image, &image_path, beside("regs.txt").as_deref())?;
+        let map = map(&image, &image_path, beside("regs.txt").as_deref(), coloring)?;
         let workload = workload(&folder.join("traces"), &image, &map)?;
         let locality = Arc::new(LocalityOrder::new(map));
         Ok(Self { name: name(path), image, locality, workload })
@@ -68,12 +73,18 @@ impl Guest {
     }
 }
 
-/// Reads the color map from the manifest next to the image, or else colors the image.
-fn map(image: &MemoryImage, path: &Path, regs: Option<&Path>) -> Result<ColorMap, Failure> {
+/// The map in the manifest beside the image, if there is one, or else what coloring finds.
+fn map(
+    image: &MemoryImage,
+    path: &Path,
+    regs: Option<&Path>,
+    coloring: ColoringArgs,
+) -> Result<ColorMap, Failure> {
     let manifest = path.with_extension("kscope");
-    if !manifest.is_file() {
+    if coloring.page_tables || !manifest.is_file() {
         let registers = registers(image, regs)?;
-        return Ok(color_image(image, registers, Rules::default())?.coloring.map);
+        let analysis = color_image_with(coloring, image, registers, Rules::default())?;
+        return Ok(analysis.coloring.map);
     }
     let limits = Limits::for_frames(image.layout().frames());
     let read = Manifest::read_file(&manifest, &limits).map_err(|e| Failure::at(&manifest, e));
@@ -158,7 +169,8 @@ mod tests {
     fn a_folder_without_an_image_says_what_is_missing() {
         let dir = tempfile::tempdir().unwrap();
         let layout = LayoutArgs { layout: None, format: ImageFormat::Auto };
-        let failure = Guest::open(dir.path(), &layout).unwrap_err().to_string();
+        let failure =
+            Guest::open(dir.path(), &layout, ColoringArgs::default()).unwrap_err().to_string();
         assert!(failure.contains("ram.bin") && failure.contains("hint: "), "{failure}");
     }
 }

@@ -13,8 +13,8 @@ struct Report<'a> {
     images: Vec<Image<'a>>,
     /// Frames that are neither zero nor free: the frames that blind hashes.
     frames: u64,
-    zero: u64,
-    free: u64,
+    zero_frames: u64,
+    free_frames: u64,
     strategies: BTreeMap<String, Row>,
     #[serde(skip_serializing_if = "Option::is_none")]
     ksm: Option<Ksm>,
@@ -33,19 +33,19 @@ struct Image<'a> {
 
 #[derive(Serialize)]
 struct Row {
-    /// Partially hashed frames.
-    glanced: u64,
-    hashed: u64,
-    shared: u64,
-    within: u64,
-    diverged: u64,
-    net: u64,
-    glancing_cpu_ms: f64,
-    hashing_cpu_ms: f64,
-    choosing_cpu_ms: f64,
-    counting_cpu_ms: f64,
-    /// Most pages that an oracle could save with the same number of hashes.
-    bound: Option<u64>,
+    /// Frames of which some lines were hashed, to know which ones to hash.
+    glanced_frames: u64,
+    hashed_frames: u64,
+    shared_frames: u64,
+    within_frames: u64,
+    diverged_frames: u64,
+    net_frames: u64,
+    glancing_cpu_us: f64,
+    hashing_cpu_us: f64,
+    choosing_cpu_us: f64,
+    counting_cpu_us: f64,
+    /// What the same number of hashes could have saved at most.
+    bound_frames: Option<u64>,
     colors: BTreeMap<&'static str, Part>,
     /// Pairs of hashes so far and net pages saved so far.
     curve: Vec<[u64; 2]>,
@@ -53,18 +53,18 @@ struct Row {
 
 #[derive(Serialize)]
 struct Part {
-    hashed: u64,
-    shared: u64,
-    net: u64,
+    hashed_frames: u64,
+    shared_frames: u64,
+    net_frames: u64,
 }
 
 #[derive(Serialize)]
 struct Ksm {
     frames: u64,
     ranges: u64,
-    shared: u64,
-    zero: u64,
-    cpu_ms: f64,
+    shared_frames: u64,
+    zero_frames: u64,
+    cpu_us: f64,
     seconds: f64,
     full_scans: u64,
 }
@@ -82,9 +82,9 @@ fn merged(ksm: &KsmResult) -> Ksm {
     Ksm {
         frames: ksm.frames,
         ranges: ksm.ranges,
-        shared: ksm.shared,
-        zero: ksm.zero,
-        cpu_ms: ksm.cpu.as_secs_f64() * 1e3,
+        shared_frames: ksm.shared,
+        zero_frames: ksm.zero,
+        cpu_us: ksm.cpu.as_secs_f64() * 1e6,
         seconds: ksm.time.as_secs_f64(),
         full_scans: ksm.full_scans,
     }
@@ -100,20 +100,23 @@ pub(super) fn render(
     let total = blind.map_or_else(Tally::default, |blind| blind.trial.total());
     let row = |result: &StrategyResult| {
         let Tally { glanced, hashed, shared, within, diverged, .. } = result.trial.total();
-        let part =
-            |tally: Tally| Part { hashed: tally.hashed, shared: tally.shared, net: tally.net() };
+        let part = |tally: Tally| Part {
+            hashed_frames: tally.hashed,
+            shared_frames: tally.shared,
+            net_frames: tally.net(),
+        };
         Row {
-            glanced,
-            hashed,
-            shared,
-            within,
-            diverged,
-            net: result.trial.total().net(),
-            glancing_cpu_ms: result.partial_hashing.as_secs_f64() * 1e3,
-            hashing_cpu_ms: result.hashing.as_secs_f64() * 1e3,
-            choosing_cpu_ms: result.choosing.as_secs_f64() * 1e3,
-            counting_cpu_ms: result.counting.as_secs_f64() * 1e3,
-            bound: blind.map(|blind| blind.trial.sharing.bound(hashed)),
+            glanced_frames: glanced,
+            hashed_frames: hashed,
+            shared_frames: shared,
+            within_frames: within,
+            diverged_frames: diverged,
+            net_frames: result.trial.total().net(),
+            glancing_cpu_us: result.partial_hashing.as_secs_f64() * 1e6,
+            hashing_cpu_us: result.hashing.as_secs_f64() * 1e6,
+            choosing_cpu_us: result.choosing.as_secs_f64() * 1e6,
+            counting_cpu_us: result.counting.as_secs_f64() * 1e6,
+            bound_frames: blind.map(|blind| blind.trial.sharing.bound(hashed)),
             colors: result.trial.sharing.colors().map(|(c, t)| (c.name(), part(t))).collect(),
             curve: result.trial.curve.iter().map(|point| [point.hashed, point.net]).collect(),
         }
@@ -121,8 +124,8 @@ pub(super) fn render(
     let report = Report {
         images: guests.iter().map(image).collect(),
         frames: total.hashed,
-        zero: total.zero,
-        free: super::table::free(guests),
+        zero_frames: total.zero,
+        free_frames: super::table::free(guests),
         strategies: results.iter().map(|r| (r.strategy.to_string(), row(r))).collect(),
         ksm: ksm.map(|ksm| merged(&ksm.all)),
         ksm_selected: ksm.map(|ksm| merged(&ksm.selected)),

@@ -13,7 +13,7 @@ mod learn;
 mod strategies;
 mod table;
 
-use crate::analysis::LayoutArgs;
+use crate::args::{ColoringArgs, LayoutArgs};
 use crate::failure::Failure;
 use crate::outfile::{Files, create_if};
 use crate::stdio::print;
@@ -32,24 +32,25 @@ use std::path::PathBuf;
 #[command(after_help = "\
 Strategies:
   blind              every frame
-  kernel+executable  kernel pages, but not the page cache, and executable pages (Bryant et al., 2011)
-  cache+executable   the page cache and executable pages (an earlier section of the same paper)
+  kernel+executable  kernel pages, but not the page cache, and executable pages (the paper)
+  cache+executable   the page cache and executable pages (an earlier section of the paper)
   adaptive-N%        adaptive, with at most N % of the hashes that blind makes
   adaptive           as long as it is worth it
-  sieved-N%          a few lines of every page are read, and only pages with lines alike are hashed: at most N % of blind's hashes
-  sieved             the same of what the adaptive selector finds worth a glance
+  sieved-N%          reads a few lines of every page, and hashes only pages whose lines are
+                     alike; at most N % of blind's hashes
+  sieved             the same for the candidates of the adaptive selector
 
 Examples:
   kaleidoscope dedup guests/web guests/sql
       two guests as the lab makes them: folders with ram.bin, layout.txt, regs.txt, traces
-  kaleidoscope dedup web.core sql.core --png yield.png
+  kaleidoscope dedup web.core sql.core --plot yield.png
       two dumps, and a picture of the yield against the effort
   kaleidoscope dedup guests/web guests/sql --ksm
       beside what the kernel's page merging finds on the same memory, and what that costs (as root)
-  kaleidoscope dedup guests/web guests/sql --json | jq -r '.strategies | to_entries[] | [.key, .value.hashed, .value.net] | @tsv'
+  kaleidoscope dedup guests/web guests/sql --json | jq '.strategies | map_values(.net_frames)'
       for programs
-  kaleidoscope dedup guests/* --learn hit_rates.csv
-      learn from one's own guests where equal pages are; --hit-rates uses it")]
+  kaleidoscope dedup guests/* --hit-rates-to hit_rates.csv
+      learn from one's own guests where equal pages are; --hit-rates-from uses it")]
 pub(crate) struct Args {
     /// Memory images, or folders with ram.bin; ram.kscope beside an image spares coloring it
     #[arg(value_name = "IMAGE", required = true, num_args = 1..)]
@@ -57,12 +58,14 @@ pub(crate) struct Args {
     /// Of all images that are files
     #[command(flatten)]
     layout: LayoutArgs,
+    #[command(flatten)]
+    coloring: ColoringArgs,
     /// What the adaptive selector knows beforehand; what is shipped unless told otherwise
     #[arg(long, value_name = "FILE.csv")]
-    hit_rates: Option<PathBuf>,
-    /// Write what every pair of the guests teaches, for --hit-rates
-    #[arg(long, value_name = "FILE.csv", conflicts_with_all = ["ksm", "png", "json"])]
-    learn: Option<PathBuf>,
+    hit_rates_from: Option<PathBuf>,
+    /// Learn the hit rates from every pair of the guests and write them, for --hit-rates-from
+    #[arg(long, value_name = "FILE.csv", conflicts_with_all = ["ksm", "plot", "json"])]
+    hit_rates_to: Option<PathBuf>,
     /// Have the kernel merge the same memory, and then only what the adaptive selector chose
     /// (needs root and /sys/kernel/mm/ksm; its settings are restored)
     #[arg(long)]
@@ -72,7 +75,7 @@ pub(crate) struct Args {
     json: bool,
     /// Draw the yield against the effort
     #[arg(long, value_name = "FILE.png")]
-    png: Option<PathBuf>,
+    plot: Option<PathBuf>,
 }
 
 impl Args {
@@ -82,23 +85,24 @@ impl Args {
         // Registers, layout, traces and the manifest are next to an image file.
         let folders = self.images.iter().filter_map(|image| image.parent());
         let maps = self.images.iter().map(|image| image.with_extension("kscope"));
-        let reads = reads.reads_guests(folders).reads(maps).reads(&self.hit_rates);
-        reads.writes(&self.learn).writes(&self.png)
+        let reads = reads.reads_guests(folders).reads(maps).reads(&self.hit_rates_from);
+        reads.writes(&self.hit_rates_to).writes(&self.plot)
     }
 
     /// Runs all strategies on the images.
     pub(crate) fn run(&self) -> Result<(), Failure> {
         let hit_rates = self.hit_rates()?;
-        let (learned, png) = (create_if(self.learn.as_ref())?, create_if(self.png.as_ref())?);
+        let learned = create_if(self.hit_rates_to.as_ref())?;
+        let plot = create_if(self.plot.as_ref())?;
         let guests: Result<Vec<_>, _> =
-            self.images.iter().map(|path| Guest::open(path, &self.layout)).collect();
+            self.images.iter().map(|path| Guest::open(path, &self.layout, self.coloring)).collect();
         let guests = guests?;
         if let Some(output) = learned {
             return learn::write(output, &guests);
         }
         let results = strategies::run_all(&guests, &hit_rates)?;
         let ksm = if self.ksm { Some(ksm::run(&guests, &results)?) } else { None };
-        if let Some(output) = png {
+        if let Some(output) = plot {
             output.write(|out| chart::draw(&results).write_png(out))?;
         }
         print(&match self.json {
@@ -108,10 +112,11 @@ impl Args {
     }
 
     fn hit_rates(&self) -> Result<HitRates, Failure> {
-        let Some(path) = &self.hit_rates else { return Ok(HitRates::shipped()) };
+        let Some(path) = &self.hit_rates_from else { return Ok(HitRates::shipped()) };
         let text = std::fs::read_to_string(path).map_err(|e| Failure::at(path, e))?;
         HitRates::parse(&text).map_err(|e| {
-            Failure::at(path, e).hint("--hit-rates takes what `kaleidoscope dedup --learn` wrote")
+            Failure::at(path, e)
+                .hint("--hit-rates-from takes what `kaleidoscope dedup --hit-rates-to` wrote")
         })
     }
 }

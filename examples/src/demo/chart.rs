@@ -1,24 +1,24 @@
-//! Line charts over time.
+//! Curves over time.
 
 use crate::chart_style::{FAINT, FONT, GRID, TEXT, color};
 use plotters::prelude::*;
 
-/// Size in pixels of a single chart, and of one in a row of charts.
+/// Pixels of a chart that stands alone, and of one among several.
 pub(super) const WIDE: (u32, u32) = (960, 420);
 pub(super) const SMALL: (u32, u32) = (480, 280);
 
-/// A curve of points (time in ms, value). `place` selects the color.
+/// A curve: points of time in ms and a value.
 pub(super) struct Curve {
     pub(super) place: usize,
     pub(super) points: Vec<(f64, f64)>,
 }
 
-/// Properties of a chart.
+/// What a chart shows.
 pub(super) struct Chart<'a> {
     pub(super) size: (u32, u32),
-    /// End of the time axis in ms; later points are cut off.
+    /// Where the time ends; what lies beyond is cut.
     pub(super) end: f64,
-    /// Label of the value axis.
+    /// What the values are.
     pub(super) unit: &'a str,
 }
 

@@ -1,6 +1,6 @@
 //! The demonstration on KVM.
 
-use super::results::{Demonstration, MethodResults, Results, Sample, ms, number};
+use super::results::{Contest, Results, Sample, Way, number, us};
 use crate::progress::Status;
 use crate::vm::{MOST_AHEAD, Outcome, World, rounds};
 use kaleidoscope_core::addr::Gpa;
@@ -18,37 +18,32 @@ use std::error::Error;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Rounds of each of the guest's processes before the freeze, and of each of a clone's.
+/// How often each process goes around before the freeze, and each of a clone's.
 const WARM: u64 = 3000;
 const WORK: u64 = 400;
 
-/// Samples of the vCPUs' registers while the parent warms up. Each has the page tables of one
-/// process.
-const REGISTER_SAMPLES: usize = 80;
+/// Looks at the vCPUs while the parent warms up: each sees the page tables of one process.
+const LOOKS: usize = 80;
 
-/// Interval between samples of running clones.
+/// How often running clones are looked at.
 const SAMPLE: Duration = Duration::from_millis(2);
 
-/// Most time for all clones of a method.
+/// How long clones may take.
 const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Makes a policy.
 type Policy = dyn Fn(&Arc<ColorGuide>) -> Box<dyn PrefetchPolicy>;
 
-/// A clone, and the port to which its guest reports check failures.
-type MadeClone = (Machine, Arc<CheckPort>);
+/// A clone, and who hears its guest complain.
+type Made = (Machine, Arc<CheckPort>);
 
-pub(super) fn demonstration(
-    host: Arc<Host>,
-    clones: usize,
-    status: &Status,
-) -> Outcome<Demonstration> {
+pub(super) fn contest(host: Arc<Host>, clones: usize, status: &Status) -> Outcome<Contest> {
     status.set("booting and warming a guest");
     drop(host);
     let plan = Plan::new(64, 2, 6, 1024, 2048, 1)?;
     let mut registers = Vec::new();
     let mut world = World::warmed(plan, WARM, &mut |machine: &Machine| {
-        for _ in 0..REGISTER_SAMPLES {
+        for _ in 0..LOOKS {
             registers.extend(machine.look()?);
             std::thread::sleep(Duration::from_micros(1300));
         }
@@ -60,7 +55,7 @@ pub(super) fn demonstration(
     let coloring = color_by_page_tables(&*world.snapshot.image, &options)?;
     let locality = Arc::new(LocalityOrder::new(coloring.map.clone()));
     world.locality = Arc::clone(&locality);
-    // A running parent would distort the clones' figures.
+    // The parent has shown that it goes on; the clones' figures are to be theirs alone.
     world.parent.pause()?;
 
     let guide = Arc::new(ColorGuide::new(
@@ -71,9 +66,9 @@ pub(super) fn demonstration(
     let served = |name, policy: &'static Policy| {
         let (world, guide) = (&world, &guide);
         let make = move || world.on_demand(policy(guide), EngineOptions::default(), None);
-        Method { name, make: Box::new(make), cache: None }
+        Entry { name, make: Box::new(make), cache: None }
     };
-    // Trained by the clones that share the parent's memory.
+    // Learned from clones that shared their memory.
     let written = RefCell::new(WriteForecast::new());
     let ways = [
         served("on demand", &|_| Box::new(Demand)),
@@ -82,7 +77,7 @@ pub(super) fn demonstration(
             Box::new(Paper::new(Arc::clone(guide.locality())))
         }),
         served("by color and use", &|guide| Box::new(Colored::new(Arc::clone(guide)))),
-        Method {
+        Entry {
             name: "the same, shared by siblings",
             make: Box::new(|| {
                 let policy = Box::new(Colored::new(Arc::clone(&guide)));
@@ -90,8 +85,8 @@ pub(super) fn demonstration(
             }),
             cache: Some(&cache),
         },
-        Method { name: "local, copy on write", make: Box::new(|| world.local()), cache: None },
-        Method {
+        Entry { name: "local, copy on write", make: Box::new(|| world.local()), cache: None },
+        Entry {
             name: "local, copied ahead",
             make: Box::new(|| {
                 let (mut clone, check_port) = world.local()?;
@@ -102,40 +97,35 @@ pub(super) fn demonstration(
         },
     ];
     let mut results = Vec::new();
-    for method in &ways {
-        status.set(method.name);
-        results.push(run(&world, clones, method, &written)?);
+    for way in &ways {
+        status.set(way.name);
+        results.push(run(&world, clones, way, &written)?);
     }
     let guest = format!(
         "a guest of 64 MiB with 6 processes on 2 vCPUs, each of which checks {} MiB of its own",
         1024 * 4 / 1024
     );
-    Ok(Demonstration {
+    Ok(Contest {
         map: Some(coloring.map),
-        results: Results {
-            guest,
-            pause_us: Some(ms(world.snapshot.pause) * 1e3),
-            clones,
-            ways: results,
-        },
+        results: Results { guest, pause_us: Some(us(world.snapshot.pause)), clones, ways: results },
     })
 }
 
-/// A method of cloning.
-struct Method<'w> {
+/// A way to clone that takes part.
+struct Entry<'w> {
     name: &'static str,
-    make: Box<dyn Fn() -> Outcome<MadeClone> + 'w>,
-    /// The page cache that its clones share.
+    make: Box<dyn Fn() -> Outcome<Made> + 'w>,
+    /// What its clones share.
     cache: Option<&'w SharedPageCache>,
 }
 
 fn run(
     world: &World,
     clones: usize,
-    method: &Method<'_>,
+    way: &Entry<'_>,
     written: &RefCell<WriteForecast>,
-) -> Outcome<MethodResults> {
-    let (name, make, cache) = (method.name, &method.make, method.cache);
+) -> Outcome<Way> {
+    let (name, make, cache) = (way.name, &way.make, way.cache);
     let taken = || cache.map_or(Ok(0), SharedPageCache::taken);
     let shared = taken()?;
     let mut made = Vec::new();
@@ -170,14 +160,14 @@ fn run(
                 sample.count(&engine.statistics());
             }
         }
-        sample.at_ms = ms(begin.elapsed());
+        sample.at_us = us(begin.elapsed());
         sample.rounds = done.saturating_sub(base);
         samples.push(sample);
         if is_done {
             break;
         }
         if begin.elapsed() > TIMEOUT {
-            return Err(format!("{name}: timeout: the clones do not finish").into());
+            return Err(format!("{name}: the clones do not get on").into());
         }
         std::thread::sleep(SAMPLE);
     }
@@ -193,24 +183,23 @@ fn run(
     for (machine, _) in &made {
         memory += machine.memory_taken()?;
     }
-    let memory_mib = number(memory) / f64::from(1 << 20);
     for (machine, _) in &made {
         check(&world.plan, machine).map_err(|error| format!("{name}: {error}"))?;
     }
-    let mut method = MethodResults {
+    let mut way = Way {
         name: name.to_owned(),
-        start_us: ms(starts) * 1e3 / number(clones as u64),
-        took_ms: ms(took),
-        memory_mib,
+        start_us: us(starts) / number(clones as u64),
+        took_us: us(took),
+        memory_bytes: number(memory),
         is_verified: true,
         samples,
-        ..MethodResults::default()
+        ..Way::default()
     };
-    method.count(&engines);
-    Ok(method)
+    way.count(&engines);
+    Ok(way)
 }
 
-/// Checks every byte of a clone's processes.
+/// Checks every byte that a clone's processes own.
 fn check(plan: &Plan, machine: &Machine) -> Result<(), Box<dyn Error>> {
     enum Wrong {
         Page(Mismatch),

@@ -1,6 +1,6 @@
-//! The demonstration with mock machines, without KVM.
+//! The demonstration without KVM.
 
-use super::results::{Demonstration, MethodResults, Results, ms, number};
+use super::results::{Contest, Results, Way, number, us};
 use crate::progress::Status;
 use kaleidoscope_core::addr::FRAME_SIZE;
 use kaleidoscope_core::clone::ports::SystemClock;
@@ -19,10 +19,7 @@ const BYTES: u64 = 64 << 20;
 /// Makes a policy.
 type Make = fn() -> Box<dyn PrefetchPolicy>;
 
-pub(super) fn demonstration(
-    clones: usize,
-    status: &Status,
-) -> Result<Demonstration, Box<dyn Error>> {
+pub(super) fn contest(clones: usize, status: &Status) -> Result<Contest, Box<dyn Error>> {
     status.set("a mock parent");
     let parent = MockParent::new(MemoryLayout::contiguous(BYTES)?, Pattern::new(42));
     let snapshot = Arc::new(parent.freeze());
@@ -65,20 +62,17 @@ pub(super) fn demonstration(
             engines.push(engine.statistics());
         }
         let resident: u64 = engines.iter().map(|engine| engine.total().resident).sum();
-        let mut method = MethodResults {
+        let mut way = Way {
             name: name.to_owned(),
-            start_us: ms(starts) * 1e3 / number(clones.max(1) as u64),
-            took_ms: ms(begin.elapsed()),
-            memory_mib: number(resident * FRAME_SIZE) / f64::from(1 << 20),
+            start_us: us(starts) / number(clones.max(1) as u64),
+            took_us: us(begin.elapsed()),
+            memory_bytes: number(resident * FRAME_SIZE),
             is_verified: true,
-            ..MethodResults::default()
+            ..Way::default()
         };
-        method.count(&engines);
-        results.push(method);
+        way.count(&engines);
+        results.push(way);
     }
     let guest = format!("a mock machine of {} MiB without colors", BYTES >> 20);
-    Ok(Demonstration {
-        map: None,
-        results: Results { guest, pause_us: None, clones, ways: results },
-    })
+    Ok(Contest { map: None, results: Results { guest, pause_us: None, clones, ways: results } })
 }

@@ -1,5 +1,5 @@
-//! `kaleidoscope demo`: takes a snapshot of a running machine, and starts clones of it with every
-//! method.
+//! `kaleidoscope demo`: a machine is snapshot while it runs, and clones of it start in every way
+//! there is.
 
 mod chart;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
@@ -17,7 +17,7 @@ use crate::statistics::Statistics;
 use crate::stdio::{print, say};
 use crate::table;
 use report::Page;
-use results::Demonstration;
+use results::Contest;
 use std::path::{Path, PathBuf};
 
 /// Freeze a running machine, and watch clones of it start.
@@ -31,16 +31,17 @@ use std::path::{Path, PathBuf};
 Examples:
   kaleidoscope demo
       a table
-  kaleidoscope demo --out demo --clones 8
+  kaleidoscope demo -o demo --clones 8
       and a report with curves, and the picture of what every page is
-  kaleidoscope demo --json | jq '.ways[] | {name, took_ms, faults}'")]
+  kaleidoscope demo --json | jq '.ways[] | {name, took_us, faults}'
+      for programs")]
 pub(crate) struct Args {
     /// Clones that run at once, for each policy
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=200))]
     clones: u16,
     /// Write colors.png and report.html into this folder
-    #[arg(long, value_name = "DIR")]
-    out: Option<PathBuf>,
+    #[arg(short, long, value_name = "DIR")]
+    output: Option<PathBuf>,
     /// Run mock machines even where there is KVM
     #[arg(long)]
     mock: bool,
@@ -50,65 +51,64 @@ pub(crate) struct Args {
 }
 
 impl Args {
-    /// The files that are written.
+    /// What is written.
     pub(crate) fn files(&self) -> Files {
-        Files::new().writes_into(self.out.as_ref(), &["colors.png", "report.html"])
+        Files::new().writes_into(self.output.as_ref(), &["colors.png", "report.html"])
     }
 
     /// Runs the demonstration.
     pub(crate) fn run(&self) -> Result<(), Failure> {
-        let _folder = self.out.as_deref().map(create_folder).transpose()?;
-        let report = self.out.as_ref().map(|folder| Output::create(&folder.join("report.html")));
+        let _folder = self.output.as_deref().map(create_folder).transpose()?;
+        let report = self.output.as_ref().map(|folder| Output::create(&folder.join("report.html")));
         let report = report.transpose()?;
-        let demonstration = progress::during("demo", |status| self.demonstration(status))?;
-        if let (Some(folder), Some(report)) = (&self.out, report) {
-            write(folder, report, &demonstration)?;
+        let contest = progress::during("demo", |status| self.contest(status))?;
+        if let (Some(folder), Some(report)) = (&self.output, report) {
+            write(folder, report, &contest)?;
         }
         if self.json {
-            let text =
-                serde_json::to_string_pretty(&demonstration.results).map_err(Failure::new)?;
+            let text = serde_json::to_string_pretty(&contest.results).map_err(Failure::new)?;
             return print(&(text + "\n"));
         }
         let mut text = String::new();
-        if let Some(map) = &demonstration.map {
+        if let Some(map) = &contest.map {
             text.push_str(&table::heading(map));
             text.push('\n');
             text.push_str(&table::colors(&Statistics::of(map), outputs::shows_colors()));
             text.push('\n');
         }
-        text.push_str(&demonstration.results.text());
-        if let Some(folder) = &self.out {
+        text.push_str(&contest.results.text());
+        if let Some(folder) = &self.output {
             text.push_str(&format!("\nreport: {}\n", folder.join("report.html").display()));
         }
         print(&text)
     }
 
-    fn demonstration(&self, status: &progress::Status) -> Result<Demonstration, Failure> {
+    fn contest(&self, status: &progress::Status) -> Result<Contest, Failure> {
         let clones = usize::from(self.clones);
         #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
         if !self.mock {
             match kaleidoscope_kvm::machine::Host::open() {
                 Ok(host) => {
-                    return machine::demonstration(host, clones, status).map_err(|error| {
+                    return machine::contest(host, clones, status).map_err(|error| {
                         Failure::of(&*error).or_hint("--mock runs mock machines, without KVM")
                     });
                 }
-                Err(error) => say(format_args!("{error}: using mock machines")),
+                Err(error) => say(format_args!("{error}: these are mock machines")),
             }
         }
-        mock::demonstration(clones, status).map_err(|e| Failure::of(&*e))
+        mock::contest(clones, status).map_err(|e| Failure::of(&*e))
     }
 }
 
-/// Writes the picture, and the report that includes it.
-fn write(folder: &Path, report: Output, demonstration: &Demonstration) -> Result<(), Failure> {
+/// Writes the picture, and the report that shows it.
+fn write(folder: &Path, report: Output, contest: &Contest) -> Result<(), Failure> {
     let mut picture = None;
-    if let Some(map) = &demonstration.map {
+    if let Some(map) = &contest.map {
         let canvas = picture::draw(map, &Statistics::of(map));
         outfile::write(&folder.join("colors.png"), |out| canvas.write_png(out))?;
         picture = Some("colors.png");
     }
-    let page = Page { results: &demonstration.results, picture };
+    let page = Page { results: &contest.results, picture };
     let text = page.render().map_err(|e| Failure::at(report.path(), e))?;
     report.write(|out| out.write_all(text.as_bytes()))
 }

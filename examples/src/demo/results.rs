@@ -1,4 +1,4 @@
-//! The results of each method of cloning.
+//! What the clones of each way did.
 
 use crate::table::{finish, table};
 use comfy_table::CellAlignment::{Left, Right};
@@ -8,86 +8,91 @@ use serde::Serialize;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-/// A demonstration: the parent's color map, and the results of its clones.
-pub(super) struct Demonstration {
-    /// The parent's color map; absent for mock machines.
+/// A demonstration: what the parent is, and how its clones did.
+pub(super) struct Contest {
+    /// What the parent's frames are; absent for mock machines.
     pub(super) map: Option<ColorMap>,
     pub(super) results: Results,
 }
 
-/// The results of all methods.
+/// How the clones did.
 #[derive(Debug, Serialize)]
 pub(super) struct Results {
-    /// A description of the cloned guest.
+    /// What was cloned, in words.
     pub(super) guest: String,
-    /// How long the parent was paused; absent for mock machines.
+    /// How long the parent stood still, where it ran.
     pub(super) pause_us: Option<f64>,
-    /// Number of clones per method.
+    /// Clones of each way.
     pub(super) clones: usize,
-    pub(super) ways: Vec<MethodResults>,
+    pub(super) ways: Vec<Way>,
 }
 
-/// The results of a method. Numbers are means over its clones unless stated otherwise.
+/// A way to clone, and how it went; numbers are means over the clones unless they say otherwise.
 #[derive(Debug, Default, Serialize)]
-pub(super) struct MethodResults {
+pub(super) struct Way {
     pub(super) name: String,
-    /// From the snapshot until the clone runs.
+    /// From what the freeze left until the clone runs.
     pub(super) start_us: f64,
-    /// From the resuming of the clones until the last one has done its work.
-    pub(super) took_ms: f64,
-    /// Accesses that waited for a page that was not requested yet, and for one that was.
+    /// Until the last clone has done its work.
+    pub(super) took_us: f64,
+    /// Touches that waited for a page, and those that a page on its way met.
     pub(super) faults: f64,
     pub(super) late: f64,
-    pub(super) prefetched: f64,
-    /// Total time that a clone's vCPUs waited.
-    pub(super) stalled_ms: f64,
+    pub(super) prefetched_frames: f64,
+    /// Time that vCPUs waited.
+    pub(super) stalled_us: f64,
     pub(super) longest_stall_us: Option<f64>,
-    pub(super) moved_mib: f64,
-    /// Memory of all clones together, by the kernel's count.
-    pub(super) memory_mib: f64,
-    /// Faults of all clones by color, in descending order.
+    pub(super) moved_bytes: f64,
+    /// Memory that all clones took together, as the kernel counts it.
+    pub(super) memory_bytes: f64,
+    /// Faults by color, the most first.
     pub(super) faults_by_color: Vec<(String, u64)>,
-    /// Whether every byte of the clones' processes was right at the end.
+    /// Every byte that a clone owns was right at its end.
     pub(super) is_verified: bool,
     pub(super) samples: Vec<Sample>,
 }
 
-/// The state of all clones of a method at one moment.
+/// All clones of a way at one moment.
 #[derive(Clone, Debug, Default, Serialize)]
 pub(super) struct Sample {
-    pub(super) at_ms: f64,
-    /// Rounds of work of all clones so far.
+    pub(super) at_us: f64,
+    /// Rounds of work that they have done together.
     pub(super) rounds: u64,
-    /// Time that the vCPUs of all clones have waited so far.
-    pub(super) stalled_ms: f64,
-    /// The same by color of the frame.
-    pub(super) stalled_ms_by_color: BTreeMap<&'static str, f64>,
+    /// Time that their vCPUs have waited, together.
+    pub(super) stalled_us: f64,
+    /// The same for frames of each color.
+    pub(super) stalled_us_by_color: BTreeMap<&'static str, f64>,
 }
 
 impl Sample {
-    /// Adds the counters of a clone's engine.
+    /// Adds what a clone's engine has counted so far.
     pub(super) fn count(&mut self, statistics: &Statistics) {
         for (color, counts) in statistics.by_color.iter().filter(|(_, c)| c.stalled_ns > 0) {
-            let waited = number(counts.stalled_ns) / 1e6;
-            self.stalled_ms += waited;
-            *self.stalled_ms_by_color.entry(color.name()).or_default() += waited;
+            let waited = number(counts.stalled_ns) / 1e3;
+            self.stalled_us += waited;
+            *self.stalled_us_by_color.entry(color.name()).or_default() += waited;
         }
     }
 }
 
 /// Milliseconds.
-pub(super) fn ms(time: Duration) -> f64 {
-    time.as_secs_f64() * 1e3
+pub(super) fn us(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e6
 }
 
-/// A count as a floating-point number.
+/// Bytes in MiB.
+pub(super) fn mib(bytes: f64) -> f64 {
+    bytes / f64::from(1 << 20)
+}
+
+/// A count as a number to calculate with.
 #[expect(clippy::cast_precision_loss, reason = "counts are below 2^53")]
 pub(super) fn number(count: u64) -> f64 {
     count as f64
 }
 
-impl MethodResults {
-    /// Adds up the counters of the clones' engines.
+impl Way {
+    /// Adds up what the engines of a way's clones counted.
     pub(super) fn count(&mut self, engines: &[Statistics]) {
         let clones = number(engines.len().max(1) as u64);
         let mut colors: Vec<(String, u64)> = Vec::new();
@@ -95,10 +100,10 @@ impl MethodResults {
             let total = statistics.total();
             self.faults += number(total.faults) / clones;
             self.late += number(total.late) / clones;
-            self.prefetched += number(total.prefetched) / clones;
-            self.stalled_ms += number(total.stalled_ns) / 1e6 / clones;
-            self.moved_mib += number(statistics.bytes()) / clones / f64::from(1 << 20);
-            let longest = statistics.stall(1.0).map(|stall| ms(stall) * 1e3);
+            self.prefetched_frames += number(total.prefetched) / clones;
+            self.stalled_us += number(total.stalled_ns) / 1e3 / clones;
+            self.moved_bytes += number(statistics.bytes()) / clones;
+            let longest = statistics.stall(1.0).map(us);
             self.longest_stall_us = match (self.longest_stall_us, longest) {
                 (Some(a), Some(b)) => Some(a.max(b)),
                 (a, b) => a.or(b),
@@ -121,7 +126,7 @@ impl Results {
         let mut text = format!("{}, {} clones at once\n", self.guest, self.clones);
         if let Some(pause) = self.pause_us {
             text.push_str(&format!(
-                "snapshot of the running guest: paused for {:.2} ms\n",
+                "snapshot while it ran: it stood still for {:.2} ms\n",
                 pause / 1e3
             ));
         }
@@ -138,19 +143,19 @@ impl Results {
             ("memory MiB", Right),
             ("bytes", Left),
         ]);
-        for method in &self.ways {
+        for way in &self.ways {
             out.add_row([
-                method.name.clone(),
-                format!("{:.0}", method.start_us),
-                format!("{:.1}", method.took_ms),
-                format!("{:.0}", method.faults),
-                format!("{:.0}", method.late),
-                format!("{:.0}", method.prefetched),
-                format!("{:.1}", method.stalled_ms),
-                method.longest_stall_us.map_or_else(String::new, |us| format!("{us:.0}")),
-                format!("{:.1}", method.moved_mib),
-                format!("{:.1}", method.memory_mib),
-                if method.is_verified { "all correct" } else { "not checked" }.to_owned(),
+                way.name.clone(),
+                format!("{:.0}", way.start_us),
+                format!("{:.1}", way.took_us / 1e3),
+                format!("{:.0}", way.faults),
+                format!("{:.0}", way.late),
+                format!("{:.0}", way.prefetched_frames),
+                format!("{:.1}", way.stalled_us / 1e3),
+                way.longest_stall_us.map_or_else(String::new, |us| format!("{us:.0}")),
+                format!("{:.1}", mib(way.moved_bytes)),
+                format!("{:.1}", mib(way.memory_bytes)),
+                if way.is_verified { "all right" } else { "not checked" }.to_owned(),
             ]);
         }
         text.push_str(&finish(&out));

@@ -38,8 +38,14 @@ pub(crate) use error::Result;
 
 use crate::outfile::Files;
 
-/// Subcommands of `kaleidoscope lab`.
+/// Boot real guests whose memory can be compared with what they say of it themselves.
 #[derive(Debug, clap::Subcommand)]
+#[command(after_help = "\
+Examples:
+  kaleidoscope lab run -o guests/web
+      boots a guest and saves its memory with its own account of it
+  kaleidoscope lab trace guests/web --workload idle,shell
+      records which frames clones of it touch")]
 pub(crate) enum Command {
     Run(Box<run::Args>),
     Trace(trace::Args),

@@ -16,8 +16,8 @@ pub(crate) struct Report {
     pub(crate) emulator: String,
     /// QEMU machine type and CPU model.
     pub(crate) machine: String,
-    /// RAM in MiB.
-    pub(crate) memory_mib: u64,
+    /// RAM in bytes.
+    pub(crate) memory_bytes: u64,
     /// Frames of RAM.
     pub(crate) frames: u64,
     /// Frames that are not all zeros.
@@ -28,8 +28,8 @@ pub(crate) struct Report {
     pub(crate) features: Vec<&'static str>,
     /// The guest's kernel command line.
     pub(crate) command_line: String,
-    /// MiB reserved for the crash kernel, if the guest panicked into one before it was saved.
-    pub(crate) crash_kernel_mib: Option<u64>,
+    /// Bytes reserved for the crash kernel that the guest panicked into and was saved in.
+    pub(crate) crash_kernel_bytes: Option<u64>,
     /// Records in `truth/gt`.
     pub(crate) truth_records: usize,
     /// Whether the ground truth is of the same instant as `ram.bin`.
@@ -54,11 +54,14 @@ impl Display for Report {
             self.features.join(", ")
         };
         writeln!(f, "kernel    {} on {}", self.kernel, self.machine)?;
-        writeln!(f, "memory    {} MiB, {} vCPU(s)", self.memory_mib, self.cpus)?;
+        writeln!(f, "memory    {} MiB, {} vCPU(s)", self.memory_bytes >> 20, self.cpus)?;
         writeln!(f, "frames    {} ({} not zero)", self.frames, self.frames_used)?;
         writeln!(f, "features  {features}")?;
-        if let Some(reserved) = self.crash_kernel_mib {
-            writeln!(f, "panicked  into a crash kernel in {reserved} MiB, and was saved in it")?;
+        if let Some(reserved) = self.crash_kernel_bytes.map(|bytes| bytes >> 20) {
+            writeln!(
+                f,
+                "panicked  into a crash kernel in {reserved} MiB, which is what was saved"
+            )?;
         }
         writeln!(
             f,

@@ -29,14 +29,15 @@ use super::saved::SavedMachine;
 use super::sparse;
 use super::steps::Steps;
 use super::truth;
+use crate::args::{MemorySize, memory_size, some_seconds};
 use crate::interrupt::{Armed, Undo, arm_with};
 use crate::stdio::print_line;
 
 /// Modules that every guest needs to find its disks.
 const DISK_MODULES: &[&str] = &["virtio_pci", "virtio_blk"];
 
-/// Least memory for the workload.
-const LEAST_MEMORY_MIB: u64 = 256;
+/// The least memory that the workload runs in.
+const LEAST_MEMORY_MIB: u32 = 256;
 
 /// Whether the kernel keeps its page tables apart from user space's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -64,21 +65,33 @@ enum Chipset {
 /// resident pages of all files. The truth belongs to the same instant as ram.bin, to which
 /// truth/ram.bin is a hard link.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  kaleidoscope lab run -o guests/web
+      a guest with the newest cloud kernel of this machine's Debian release
+  kaleidoscope lab run -o guests/big --memory 2G --cpus 4 --feature thp,ksm
+      a larger guest that also uses huge and merged pages
+  kaleidoscope lab run -o guests/6.1 --kernel linux-image-6.1.deb
+      a guest with another kernel
+  kaleidoscope lab run -o guests/crash --memory 768M --crash-kernel
+      a guest that panicked, in its crash kernel")]
 pub(crate) struct Args {
-    /// Folder to make for the guest.
-    out: PathBuf,
+    /// Folder to make for the guest
+    #[arg(short, long, value_name = "DIR")]
+    output: PathBuf,
     /// Kernel package (.deb) or unpacked tree; repeat for kernels split into several packages
     /// [default: the newest cloud kernel of this machine's Debian release]
     #[arg(long, value_name = "PATH")]
     kernel: Vec<PathBuf>,
     /// Kernel release, when there are several in what --kernel names.
-    #[arg(long)]
+    #[arg(long, value_name = "RELEASE")]
     release: Option<String>,
-    /// RAM in MiB.
-    #[arg(long, value_name = "MIB", default_value_t = 512, value_parser = clap::value_parser!(u64).range(LEAST_MEMORY_MIB..=65536))]
-    memory: u64,
+    /// RAM, such as 768M or 2G; a bare number is in MiB
+    #[arg(long, value_name = "SIZE", default_value = "512M",
+        value_parser = memory_size(LEAST_MEMORY_MIB..=65_536))]
+    memory: MemorySize,
     /// Number of vCPUs.
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=16))]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=16))]
     cpus: u32,
     /// Kernel page-table isolation.
     #[arg(long, value_enum, default_value_t = Pti::On)]
@@ -97,22 +110,22 @@ pub(crate) struct Args {
     #[arg(long, value_name = "FEATURE", value_delimiter = ',')]
     feature: Vec<Choice>,
     /// Let the guest, once it is warm, panic into a crash kernel in reserved memory, and save
-    /// that: the memory then holds two kernels, of which one runs (kdump). MIB is what
-    /// crashkernel= reserves.
-    #[arg(long, value_name = "MIB", num_args = 0..=1, require_equals = true,
-        default_missing_value = "192", value_parser = clap::value_parser!(u64).range(128..=4096))]
-    crash_kernel: Option<u64>,
+    /// that: the memory then holds two kernels, and one of them runs (kdump). SIZE is what
+    /// crashkernel= reserves; a bare number is in MiB
+    #[arg(long, value_name = "SIZE", num_args = 0..=1, require_equals = true,
+        default_missing_value = "192M", value_parser = memory_size(128..=4096))]
+    crash_kernel: Option<MemorySize>,
     /// Further words for the guest's kernel command line.
     #[arg(long, value_name = "WORDS")]
     append: Option<String>,
     /// Folder for packages and images made of them.
-    #[arg(long, env = "KALEIDOSCOPE_LAB_CACHE", default_value = "target/lab")]
+    #[arg(long, value_name = "DIR", env = "KALEIDOSCOPE_LAB_CACHE", default_value = "target/lab")]
     cache: PathBuf,
-    /// Seconds to wait for each phase of the guest.
-    #[arg(long, value_name = "SECONDS", default_value_t = 180)]
-    timeout: u64,
+    /// How long to wait for each phase of the guest
+    #[arg(long, value_name = "SECONDS", default_value = "180", value_parser = some_seconds)]
+    timeout: Duration,
     /// How often to boot until the guest does its part: now and then an emulator fails its guest.
-    #[arg(long, value_name = "NUMBER", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
     attempts: u32,
     /// Replace the guest's folder if it exists.
     #[arg(long)]
@@ -135,10 +148,10 @@ impl Args {
     /// If programs or packages are missing, or a step of the guest fails in all attempts.
     pub(crate) fn run(&self) -> Result<()> {
         let begin = Instant::now();
-        if self.out.exists() && !self.force {
+        if self.output.exists() && !self.force {
             return Err(Error::Io {
                 doing: "create",
-                path: self.out.clone(),
+                path: self.output.clone(),
                 source: std::io::Error::new(
                     std::io::ErrorKind::AlreadyExists,
                     "it exists (--force replaces it)",
@@ -146,24 +159,24 @@ impl Args {
             });
         }
         if let Some(reserved) = self.crash_kernel
-            && self.memory < reserved + LEAST_MEMORY_MIB
+            && self.memory.mib() < reserved.mib() + LEAST_MEMORY_MIB
         {
             return Err(Error::Kernel(format!(
-                "a crash kernel of {reserved} MiB leaves less than {LEAST_MEMORY_MIB} of {} MiB; \
-                 give --memory {} or more",
+                "of {} a crash kernel's {reserved} leave less than {LEAST_MEMORY_MIB}M; \
+                 say --memory {} or more",
                 self.memory,
-                reserved + LEAST_MEMORY_MIB
+                MemorySize::from_mib(reserved.mib() + LEAST_MEMORY_MIB)
             )));
         }
         let steps = Steps::new();
-        check_replaceable(&self.out, &self.kernel)?;
-        let (folder, armed) = partial(&self.out)?;
+        check_replaceable(&self.output, &self.kernel)?;
+        let (folder, armed) = partial(&self.output)?;
         let mut report = self.make(&folder, &steps)?;
         report.total_seconds = begin.elapsed().as_secs_f64();
         let json = serde_json::to_string_pretty(&report)
             .map_err(|error| Error::Qmp(format!("cannot write the report: {error}")))?;
         write(&folder.join("lab.json"), &json)?;
-        replace_folder(&folder, &self.out, armed).map_err(Error::io("rename", &folder))?;
+        replace_folder(&folder, &self.output, armed).map_err(Error::io("rename", &folder))?;
         steps.done();
         Ok(if self.json { print_line(json) } else { print_line(report) }?)
     }
@@ -189,7 +202,7 @@ impl Args {
             machine: self.chipset().to_owned(),
             cpu: self.cpu(),
             cpus: self.cpus,
-            memory_mib: self.memory,
+            memory_mib: self.memory.mib().into(),
             kernel: kernel.image.clone(),
             initramfs,
             command_line: self.command_line(&features),
@@ -197,7 +210,7 @@ impl Args {
             balloon: features.has(Feature::Balloon),
             ram: work.join("ram"),
             console: folder.join("console.txt"),
-            timeout: Duration::from_secs(self.timeout),
+            timeout: self.timeout,
         };
         let mut attempt = 1;
         let times = loop {
@@ -211,17 +224,17 @@ impl Args {
         };
         let truth_records = self.unpack_truth(folder, &work)?;
         Ok(Report {
-            guest: self.out.clone(),
+            guest: self.output.clone(),
             kernel: kernel.release,
             emulator,
             machine: format!("{}, {}", config.machine, config.cpu),
-            memory_mib: self.memory,
-            frames: (self.memory << 20) / 4096,
+            memory_bytes: self.memory.bytes(),
+            frames: self.memory.bytes() / 4096,
             frames_used: times.frames_used,
             cpus: self.cpus,
             features: features.iter().map(Feature::name).collect(),
             command_line: config.command_line,
-            crash_kernel_mib: self.crash_kernel,
+            crash_kernel_bytes: self.crash_kernel.map(MemorySize::bytes),
             truth_records,
             truth_is_same_instant: true,
             attempts: attempt,
@@ -356,7 +369,7 @@ impl Args {
             features.to_list()
         );
         if let Some(reserved) = self.crash_kernel {
-            words.push_str(&format!(" {}{reserved}M", agent::crash::RESERVE));
+            words.push_str(&format!(" {}{}M", agent::crash::RESERVE, reserved.mib()));
         }
         if let Some(more) = &self.append {
             words.push(' ');

@@ -27,7 +27,9 @@ use crate::stdio::{print, say};
 #[command(after_help = "\
 Examples:
   kaleidoscope lab symbols guests/* -o kaleidoscope-core/src/linux/common_symbols.txt
-  kaleidoscope lab symbols guests/5.10 guests/6.12 --judge guests/6.1")]
+      the list that the library comes with
+  kaleidoscope lab symbols guests/5.10 guests/6.12 --judge guests/6.1
+      what such a list is worth on a kernel that it was not learned from")]
 pub(crate) struct Args {
     /// Folders of the guests to learn from
     #[arg(required = true, value_name = "GUEST")]
@@ -40,10 +42,10 @@ pub(crate) struct Args {
     judge: Vec<PathBuf>,
     /// Leave out symbols that a smaller share of the traces touched
     #[arg(long, value_name = "SHARE", default_value_t = 0.45)]
-    least_heat: f64,
+    min_share: f64,
     /// Leave out symbols of fewer kernels
-    #[arg(long, value_name = "KERNELS", default_value_t = 2)]
-    least_kernels: usize,
+    #[arg(long, value_name = "N", default_value_t = 2)]
+    min_kernels: usize,
 }
 
 impl Args {
@@ -56,7 +58,7 @@ impl Args {
     pub(super) fn run(&self) -> Result<()> {
         let lessons =
             self.guests.iter().map(|folder| lesson(folder)).collect::<Result<Vec<_>>>()?;
-        let pruning = Pruning { least_heat: self.least_heat, least_kernels: self.least_kernels };
+        let pruning = Pruning { least_heat: self.min_share, least_kernels: self.min_kernels };
         let heats = learn(&lessons, &pruning);
         say(format_args!("{} symbols", heats.len()));
         if let Some(path) = &self.output {
@@ -88,8 +90,8 @@ impl Args {
              Made by: kaleidoscope lab symbols {} -o FILE",
             guests.len(),
             kernels.join(", "),
-            self.least_heat * 100.0,
-            self.least_kernels,
+            self.min_share * 100.0,
+            self.min_kernels,
             guests.join(" "),
         )
     }

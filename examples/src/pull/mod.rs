@@ -7,6 +7,7 @@ mod report;
 mod source;
 mod view;
 
+use crate::args::some_seconds;
 use crate::failure::Failure;
 use crate::outfile::{Files, Output, create_if};
 use crate::replay::policies::{Guest, PolicyChoice, for_a_clone};
@@ -46,7 +47,7 @@ Examples:
       from another host, each known by a certificate of the same authority
   kaleidoscope pull unix:/run/parent.sock -o copy.bin --policy recorded=boot.krec --rate 10000
       in the order of a recording, the rest no faster than 10,000 pages a second
-  kaleidoscope pull unix:/run/parent.sock -o copy.bin --layout layout.txt --manifest copy.kscope
+  kaleidoscope pull unix:/run/parent.sock -o copy.bin --layout-to layout.txt --map-to copy.kscope
       with its memory layout and colors, for `kaleidoscope color` and `kaleidoscope map`
   kaleidoscope pull unix:/run/parent.sock -o copy.bin --skip-free --json
       zeros for free memory; for programs")]
@@ -75,7 +76,7 @@ pub(crate) struct Args {
     #[arg(long)]
     no_checksums: bool,
     /// How long a page may take, whatever servers are tried, before the pull ends with an error
-    #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = seconds)]
+    #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = some_seconds)]
     timeout: Duration,
     /// What to compare with the image once it is pulled. Every frame unless given, where the
     /// server lets its clients (`serve --verify all`), or else a sample
@@ -83,10 +84,10 @@ pub(crate) struct Args {
     verify: Option<Verify>,
     /// Write where the file's bytes belong, for `--layout` of other commands
     #[arg(long, value_name = "FILE")]
-    layout: Option<PathBuf>,
-    /// Write the guest's colors
+    layout_to: Option<PathBuf>,
+    /// Write the guest's colors, for `kaleidoscope map` and `serve --map-from`
     #[arg(long, value_name = "FILE.kscope")]
-    manifest: Option<PathBuf>,
+    map_to: Option<PathBuf>,
     #[command(flatten)]
     tls: TlsArgs,
     /// Name that the server's certificate is for, where that is not the host's in the address
@@ -101,17 +102,11 @@ pub(crate) struct Args {
     json: bool,
 }
 
-fn seconds(text: &str) -> Result<Duration, &'static str> {
-    let number: Option<f64> = text.parse().ok();
-    let time = number.and_then(|n| Duration::try_from_secs_f64(n).ok());
-    time.filter(|t| !t.is_zero()).ok_or("it is a number of seconds above 0")
-}
-
 impl Args {
     /// What is read and written.
     pub(crate) fn files(&self) -> Files {
         let reads = Files::new().reads(self.policy.input()).reads(self.tls.inputs());
-        reads.writes([&self.output]).writes(&self.layout).writes(&self.manifest)
+        reads.writes([&self.output]).writes(&self.layout_to).writes(&self.map_to)
     }
 
     /// Pulls the image.
@@ -121,7 +116,7 @@ impl Args {
         let servers = Arc::new(self.servers()?);
         let client = self.connect(&servers, id)?;
         let descriptor = read_descriptor(&servers, &client)?.for_clone(id);
-        if let (Some(path), None) = (&self.manifest, descriptor.map()) {
+        if let (Some(path), None) = (&self.map_to, descriptor.map()) {
             return Err(uncolored(path));
         }
         let free_frames = self.free_frames(&descriptor)?;
@@ -138,8 +133,8 @@ impl Args {
             timeout: self.timeout,
         };
 
-        let layout = create_if(self.layout.as_ref())?;
-        let manifest = self.manifest.as_deref().map(Output::lasting).transpose()?;
+        let layout = create_if(self.layout_to.as_ref())?;
+        let manifest = self.map_to.as_deref().map(Output::lasting).transpose()?;
         let copy = Arc::new(Copy::create(&self.output, descriptor.layout(), descriptor.holes())?);
         let statistics = fetch::all(&client, &guest.locality, &copy, order)?;
         let verified = match whole {
@@ -257,6 +252,7 @@ impl Args {
     fn other_bytes(&self, error: impl std::fmt::Display) -> Failure {
         Failure::at(&self.output, error)
             .hint("the server sent other bytes than those of the image that it describes")
+            .finding()
     }
 }
 
@@ -282,7 +278,7 @@ fn read_descriptor(servers: &Reached, client: &Client) -> Result<Descriptor, Fai
 
 fn uncolored(path: &Path) -> Failure {
     Failure::at(path, "the image was served without colors")
-        .hint("serve it without --no-colors, or pull without --manifest")
+        .hint("serve it without --no-colors, or pull without --map-to")
 }
 
 fn write_manifest(output: Output, descriptor: &Descriptor) -> Result<(), Failure> {

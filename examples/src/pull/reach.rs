@@ -88,7 +88,7 @@ impl Reached {
 }
 
 /// Where a client's certificate comes from.
-const KEYS: &str = "`kaleidoscope keys DIR` makes certificates for a server and its clients, which \
+const KEYS: &str = "`kaleidoscope keys -o DIR` makes certificates for a server and its clients, which \
                     take --cert DIR/client.pem --key DIR/client-key.pem --ca DIR/ca.pem";
 
 impl Connector for Reached {

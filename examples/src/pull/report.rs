@@ -160,14 +160,13 @@ impl Pulled<'_> {
         let document = json!({
             "output": self.output.display().to_string(),
             "identity": self.descriptor.identity().to_string(),
-            "verified": self.verified != Verified::Nothing,
-            "verified_frames": self.verified.name(),
+            "verified": self.verified.name(),
             "policy": self.policy.to_string(),
             "clone": self.descriptor.id().to_string(),
             "frames": self.statistics.frames,
             "frame_size": FRAME_SIZE,
             "seconds": self.took.as_secs_f64(),
-            "unavailable": self.unavailable,
+            "unavailable_frames": self.unavailable,
             "total": of(&self.statistics.total()),
             "colors": colors,
             "wire": {
@@ -191,10 +190,10 @@ fn of(counts: &Counts) -> Value {
     json!({
         "faults": counts.faults,
         "late": counts.late,
-        "prefetched": counts.prefetched,
-        "filled": counts.filled,
-        "dropped": counts.dropped,
-        "resident": counts.resident,
+        "prefetched_frames": counts.prefetched,
+        "filled_frames": counts.filled,
+        "dropped_frames": counts.dropped,
+        "resident_frames": counts.resident,
     })
 }
 

@@ -2,7 +2,8 @@
 
 mod show;
 
-use crate::analysis::{LayoutArgs, color_image, registers};
+use crate::analysis::color_image_with;
+use crate::args::{ColoringArgs, ImageArgs};
 use crate::failure::Failure;
 use crate::outfile::{Files, Output, create_if};
 use crate::stdio::print;
@@ -24,7 +25,7 @@ use std::path::{Path, PathBuf};
 #[derive(Clone, Debug, clap::Subcommand)]
 #[command(after_help = "\
 Examples:
-  kaleidoscope record make ram.bin --layout layout.txt --trace run1.csv --trace run2.csv -o query.krec
+  kaleidoscope record make ram.bin --trace run1.csv --trace run2.csv -o query.krec
       a recording of two runs of clones of one image
   kaleidoscope record merge query.krec other.krec -o both.krec
       more runs, also of other guests
@@ -39,32 +40,16 @@ pub(crate) enum Command {
     Translate(TranslateArgs),
 }
 
-/// A memory image that is to be colored.
-#[derive(Clone, Debug, clap::Args)]
-struct ImageArgs {
-    /// Memory image: raw, ELF core, or a VMM's memory file
-    image: PathBuf,
-    #[command(flatten)]
-    layout: LayoutArgs,
-    /// Registers of the vCPUs, as `info registers -a` of QEMU's monitor prints them
-    #[arg(long, value_name = "FILE")]
-    regs: Option<PathBuf>,
-}
-
-impl ImageArgs {
-    /// Adds what is read.
-    fn inputs(&self, files: Files) -> Files {
-        files.reads([&self.image]).reads(self.layout.inputs()).reads(&self.regs)
-    }
-
-    /// Colors the image.
-    fn color(&self) -> Result<(LocalityOrder, ImageIdentity), Failure> {
-        let image = self.layout.open(&self.image)?;
-        let registers = registers(&image, self.regs.as_deref())?;
-        let map = color_image(&image, registers, Rules::default())?.coloring.map;
-        let identity = ImageIdentity::of(&image, &map).map_err(|e| Failure::at(&self.image, e))?;
-        Ok((LocalityOrder::new(map), identity))
-    }
+/// Colors the image.
+fn color(
+    args: &ImageArgs,
+    coloring: ColoringArgs,
+) -> Result<(LocalityOrder, ImageIdentity), Failure> {
+    let image = args.open()?;
+    let registers = args.registers(&image)?;
+    let map = color_image_with(coloring, &image, registers, Rules::default())?.coloring.map;
+    let identity = ImageIdentity::of(&image, &map).map_err(|e| Failure::at(args.path(), e))?;
+    Ok((LocalityOrder::new(map), identity))
 }
 
 /// Make a recording of traces of clones of one image; each trace is one run.
@@ -73,13 +58,15 @@ impl ImageArgs {
 Examples:
   kaleidoscope record make ram.bin --layout layout.txt --trace run.csv -o query.krec
       one run
-  kaleidoscope record make ram.bin --layout layout.txt --trace run1.csv --trace run2.csv -o query.krec --hash-paths
+  kaleidoscope record make ram.bin --trace run1.csv --trace run2.csv -o query.krec --hash-paths
       two runs; names of files and processes are replaced by salted hashes
 
 A trace is a CSV with columns t_us and gfn (hexadecimal), and perhaps event, access_write, vcpu.")]
 pub(crate) struct MakeArgs {
     #[command(flatten)]
     image: ImageArgs,
+    #[command(flatten)]
+    coloring: ColoringArgs,
     /// What a clone touched, in order; several times for several runs
     #[arg(long = "trace", value_name = "CSV", required = true, num_args = 1..)]
     traces: Vec<PathBuf>,
@@ -112,14 +99,16 @@ pub(crate) struct MergeArgs {
 #[command(after_help = "\
 Examples:
   kaleidoscope record inspect query.krec
-  kaleidoscope record inspect query.krec --json | jq .colors")]
+      its colors, kinds and largest regions
+  kaleidoscope record inspect query.krec --json | jq .colors
+      for programs")]
 pub(crate) struct InspectArgs {
     /// Recording
     #[arg(value_name = "FILE.krec")]
     recording: PathBuf,
     /// Regions to list, the largest first
     #[arg(long, value_name = "N", default_value_t = 20)]
-    regions: usize,
+    top: usize,
     /// Print one JSON object instead of tables
     #[arg(long)]
     json: bool,
@@ -139,6 +128,8 @@ pub(crate) struct TranslateArgs {
     recording: PathBuf,
     #[command(flatten)]
     image: ImageArgs,
+    #[command(flatten)]
+    coloring: ColoringArgs,
     /// Write the frames in recorded order: gfn,confidence,how
     #[arg(short, long, value_name = "FILE.csv")]
     output: Option<PathBuf>,
@@ -151,13 +142,11 @@ impl Command {
     /// What is read and written.
     pub(crate) fn files(&self) -> Files {
         match self {
-            Self::Make(args) => {
-                args.image.inputs(Files::new()).reads(&args.traces).writes([&args.output])
-            }
+            Self::Make(args) => args.image.inputs().reads(&args.traces).writes([&args.output]),
             Self::Merge(args) => Files::new().reads(&args.recordings).writes([&args.output]),
             Self::Inspect(_) => Files::new(),
             Self::Translate(args) => {
-                args.image.inputs(Files::new()).reads([&args.recording]).writes(&args.output)
+                args.image.inputs().reads([&args.recording]).writes(&args.output)
             }
         }
     }
@@ -177,7 +166,7 @@ impl MakeArgs {
     fn run(&self) -> Result<(), Failure> {
         let salt = if self.hash_paths { Some(random_salt()?) } else { None };
         let output = Output::lasting(&self.output)?;
-        let (locality, identity) = self.image.color()?;
+        let (locality, identity) = color(&self.image, self.coloring)?;
         let mut runs = Vec::with_capacity(self.traces.len());
         for path in &self.traces {
             let trace = read_trace(path, &locality)?;
@@ -202,7 +191,7 @@ impl MergeArgs {
 impl InspectArgs {
     fn run(&self) -> Result<(), Failure> {
         let recording = read(&self.recording)?;
-        let summary = show::Summary::of(&recording, self.regions);
+        let summary = show::Summary::of(&recording, self.top);
         print(&if self.json { show::json(&summary) } else { show::summary_tables(&summary) })
     }
 }
@@ -211,7 +200,7 @@ impl TranslateArgs {
     fn run(&self) -> Result<(), Failure> {
         let recording = read(&self.recording)?;
         let output = create_if(self.output.as_ref())?;
-        let (locality, identity) = self.image.color()?;
+        let (locality, identity) = color(&self.image, self.coloring)?;
         let translation = recording.translate(&locality, Some(&identity));
         if let Some(output) = output {
             output.write(|out| write_csv(out, &translation, &locality))?;

@@ -11,16 +11,16 @@ use serde::{Serialize, Serializer};
 struct Row<'a> {
     trace: &'a str,
     policy: String,
-    cost: &'a str,
-    needed: u32,
-    free_touched: u32,
+    cost_model: &'a str,
+    needed_frames: u32,
+    free_touched_frames: u32,
     faults: u32,
     late: u32,
     zero_faults: u32,
-    prefetched: u32,
-    wasted: u32,
-    free_transferred: u32,
-    transferred: u32,
+    prefetched_frames: u32,
+    wasted_frames: u32,
+    free_transferred_frames: u32,
+    transferred_frames: u32,
     bytes: u64,
     coverage: f64,
     accuracy: f64,
@@ -28,9 +28,9 @@ struct Row<'a> {
     wait_p50_us: f64,
     wait_p99_us: f64,
     working_set_us: WorkingSet,
-    resident: u32,
+    resident_frames: u32,
     #[serde(serialize_with = "by_color")]
-    footprint: &'a Metrics,
+    footprint_frames: &'a Metrics,
 }
 
 /// Microseconds until a percentage of the needed frames was resident.
@@ -65,16 +65,16 @@ fn row<'a>(trace: &'a str, results: &Results, metrics: &'a Metrics, cost: &'a st
     Row {
         trace,
         policy: results.policy.to_string(),
-        cost,
-        needed: metrics.needed,
-        free_touched: metrics.free_touched,
+        cost_model: cost,
+        needed_frames: metrics.needed,
+        free_touched_frames: metrics.free_touched,
         faults: metrics.faults,
         late: metrics.late,
         zero_faults: metrics.zero_faults,
-        prefetched: metrics.prefetched,
-        wasted: metrics.wasted(),
-        free_transferred: metrics.free_transferred,
-        transferred: metrics.transferred,
+        prefetched_frames: metrics.prefetched,
+        wasted_frames: metrics.wasted(),
+        free_transferred_frames: metrics.free_transferred,
+        transferred_frames: metrics.transferred,
         bytes: metrics.bytes(),
         coverage: metrics.coverage(),
         accuracy: metrics.accuracy(),
@@ -82,8 +82,8 @@ fn row<'a>(trace: &'a str, results: &Results, metrics: &'a Metrics, cost: &'a st
         wait_p50_us: metrics.wait_us(0.5),
         wait_p99_us: metrics.wait_us(0.99),
         working_set_us: WorkingSet { p50, p90, p99 },
-        resident: metrics.resident(),
-        footprint: metrics,
+        resident_frames: metrics.resident(),
+        footprint_frames: metrics,
     }
 }
 
@@ -122,13 +122,13 @@ mod tests {
         assert_eq!(names(1), (Some("a"), Some("paper")));
         assert_eq!(names(2), (Some("b"), Some("demand")));
         let row = &value[0];
-        assert_eq!((&row["needed"], &row["wasted"]), (&4.into(), &6.into()));
+        assert_eq!((&row["needed_frames"], &row["wasted_frames"]), (&4.into(), &6.into()));
         assert_eq!((&row["coverage"], &row["accuracy"]), (&0.25.into(), &0.25.into()));
         assert_eq!((&row["wait_p50_us"], &row["wait_p99_us"]), (&2.0.into(), &9.0.into()));
         assert_eq!(row["working_set_us"], serde_json::json!({"50": 5, "90": 6, "99": 7}));
-        assert_eq!((&row["bytes"], &row["resident"]), (&12288.into(), &3.into()));
-        assert_eq!(row["footprint"], serde_json::json!({"slab": 3}));
-        assert_eq!(row["cost"], "gbe");
+        assert_eq!((&row["bytes"], &row["resident_frames"]), (&12288.into(), &3.into()));
+        assert_eq!(row["footprint_frames"], serde_json::json!({"slab": 3}));
+        assert_eq!(row["cost_model"], "gbe");
         assert_eq!(value[2]["coverage"], 1.0, "nothing was needed");
     }
 }

@@ -10,10 +10,12 @@ mod runs;
 mod table;
 pub(crate) mod traces;
 
-use crate::analysis::{Knowledge, LayoutArgs, registers};
+use crate::analysis::color_image_with;
+use crate::args::{ColoringArgs, ImageArgs};
 use crate::failure::Failure;
 use crate::outfile::{Files, create_if};
 use crate::stdio::print;
+use kaleidoscope_core::coloring::Rules;
 use kaleidoscope_core::manifest::ImageIdentity;
 use kaleidoscope_core::prefetch::LocalityOrder;
 use kaleidoscope_core::replay::{CostModel, Replay};
@@ -41,8 +43,10 @@ Policies:
   paper-pivot        the frames of the same color on both sides
   region             blocks of related frames, sized by what they are
   predicted          the same, and what is likely to be used is streamed from the start
-  recorded=FILE      follows a recording (kaleidoscope record) as far as the clone does, predicted beside it
-  recorded-frames=F  streams a recording's frames by number and nothing else: today's record-and-replay
+  recorded=FILE      follows a recording (kaleidoscope record) as far as the clone does; predicted
+                     beside it
+  recorded-frames=F  streams a recording's frames by number and nothing else, as other
+                     record-and-replay systems do
   idle=FILE          streams what an idling throwaway clone touched, then as region
   FILE.toml          as a policy file says (docs/policies.md, kaleidoscope tune)
   oracle             knows the trace: the bound
@@ -50,22 +54,17 @@ Policies:
 Examples:
   kaleidoscope replay ram.bin --layout layout.txt --trace traces/*.csv
       all policies on all traces, over Gigabit Ethernet
-  kaleidoscope replay ram.bin --trace scan.csv --policy paper,blind-next-8 --cost 25gbe --plot scan.svg
+  kaleidoscope replay ram.bin --trace scan.csv --policy paper,predicted --cost 25gbe --plot s.svg
       two policies on a faster network, with a picture
   kaleidoscope replay ram.bin --trace scan.csv --speed 20 --cost fault=80,page=2
       a trace from an emulator that is 20 times slower than the machine; a network of one's own
-  kaleidoscope replay ram.bin --trace scan.csv --json | jq -r '.[] | [.policy, .faults, .stall_us] | @tsv'
+  kaleidoscope replay ram.bin --trace scan.csv --json | jq '.[] | {policy, faults, stall_us}'
       for programs")]
 pub(crate) struct Args {
-    /// Memory image of the parent: raw, ELF core, or a VMM's memory file
-    image: PathBuf,
     #[command(flatten)]
-    layout: LayoutArgs,
-    /// Registers of the vCPUs, as `info registers -a` of QEMU's monitor prints them
-    #[arg(long, value_name = "FILE")]
-    regs: Option<PathBuf>,
+    image: ImageArgs,
     #[command(flatten)]
-    knowledge: Knowledge,
+    coloring: ColoringArgs,
     /// What clones touched: CSV files
     #[arg(long = "trace", value_name = "FILE.csv", required = true, num_args = 1..)]
     traces: Vec<PathBuf>,
@@ -118,20 +117,21 @@ fn positive(text: &str) -> Result<f64, &'static str> {
 impl Args {
     /// The files that are read and written.
     pub(crate) fn files(&self) -> Files {
-        let reads = Files::new().reads([&self.image]).reads(self.layout.inputs()).reads(&self.regs);
         let policies = self.policies.iter().filter_map(PolicyChoice::input);
-        reads.reads(&self.traces).reads(policies).writes(&self.plot)
+        self.image.inputs().reads(&self.traces).reads(policies).writes(&self.plot)
     }
 
     /// Replays the traces.
     pub(crate) fn run(&self) -> Result<(), Failure> {
-        let image = self.layout.open(&self.image)?;
+        let image = self.image.open()?;
         let picture = create_if(self.plot.as_ref())?;
-        let registers = registers(&image, self.regs.as_deref())?;
-        let (map, _) = self.knowledge.color(&image, registers)?;
+        let registers = self.image.registers(&image)?;
+        let analysis = color_image_with(self.coloring, &image, registers, Rules::default())?;
+        let map = analysis.coloring.map;
         let traces = traces::read(&self.traces, map.layout(), self.speed)?;
         let heading = crate::table::heading(&map);
-        let identity = ImageIdentity::of(&image, &map).map_err(|e| Failure::at(&self.image, e))?;
+        let identity =
+            ImageIdentity::of(&image, &map).map_err(|e| Failure::at(self.image.path(), e))?;
         let guest = Guest { locality: Arc::new(LocalityOrder::new(map)), identity };
 
         let chosen = self.chosen();

@@ -4,7 +4,7 @@ mod parent;
 mod report;
 mod watched;
 
-use crate::analysis::LayoutArgs;
+use crate::args::{ColoringArgs, ImageArgs};
 use crate::failure::Failure;
 use crate::interrupt::{Armed, Stop, Undo, arm_after};
 use crate::outfile::{Files, Output};
@@ -35,25 +35,28 @@ use watched::{Tell, Watched};
 Examples:
   kaleidoscope serve ram.bin --layout layout.txt --listen unix:/run/parent.sock
       to clones on this host that run as the same user
-  kaleidoscope serve mem.snap --format firecracker --listen unix:/run/parent.sock --listen tcp:127.0.0.1:7411
+  kaleidoscope serve mem.snap --format firecracker \\
+          --listen unix:/run/parent.sock --listen tcp:127.0.0.1:7411
       at two addresses
-  kaleidoscope serve ram.bin --manifest guest.kscope --listen tcp:[::]:7411 --cert me.pem --key me.key --ca ca.pem
+  kaleidoscope serve ram.bin --map-from guest.kscope --listen tcp:[::]:7411 \\
+          --cert me.pem --key me.key --ca ca.pem
       colored before; to other hosts that have a certificate of the same authority
-  kaleidoscope serve ram.bin --listen unix:/run/a.sock --replica tcp:other:7411 --descriptor guest.kclone
-      clones go on with another server of the same image when this one is gone; what they start from is in a file, too")]
+  kaleidoscope serve ram.bin --listen unix:/run/a.sock --replica tcp:other:7411 \\
+          --descriptor-to guest.kclone
+      clones switch to another server of the same image if this one fails; what they start from is
+      also in a file
+  kaleidoscope serve ram.bin --regs regs.txt --page-tables --listen unix:/run/parent.sock
+      a guest whose kernel is not known, colored by its page tables")]
 pub(crate) struct Args {
-    /// Memory image: raw, ELF core, or a VMM's memory file
-    image: PathBuf,
     #[command(flatten)]
-    layout: LayoutArgs,
-    /// Registers of the vCPUs, as `info registers -a` of QEMU's monitor prints them
-    #[arg(long, value_name = "FILE", conflicts_with = "manifest")]
-    regs: Option<PathBuf>,
+    image: ImageArgs,
+    #[command(flatten)]
+    coloring: ColoringArgs,
     /// The image's colors, from `kaleidoscope color -o`, instead of coloring it now
-    #[arg(long, value_name = "FILE.kscope")]
-    manifest: Option<PathBuf>,
+    #[arg(long, value_name = "FILE.kscope", conflicts_with_all = ["regs", "page_tables"])]
+    map_from: Option<PathBuf>,
     /// Serve without colors: a guest that is not Linux, for example
-    #[arg(long, conflicts_with_all = ["manifest", "regs"])]
+    #[arg(long, conflicts_with_all = ["map_from", "regs", "page_tables"])]
     no_colors: bool,
     /// Where to listen: unix:PATH or tcp:HOST:PORT; may be given several times. Port 0 is any free
     /// one
@@ -73,9 +76,9 @@ pub(crate) struct Args {
     /// of a manifest's fingerprints
     #[arg(long, value_enum, value_name = "FRAMES", default_value_t = Verify::Sample)]
     verify: Verify,
-    /// Keep what clones start from in a file
+    /// Write what clones start from to a file
     #[arg(long, value_name = "FILE.kclone")]
-    descriptor: Option<PathBuf>,
+    descriptor_to: Option<PathBuf>,
     /// Another user whose processes may connect to Unix sockets, by number; may be given several
     /// times
     #[arg(long, value_name = "UID")]
@@ -94,15 +97,14 @@ pub(crate) struct Args {
 impl Args {
     /// What is read and written.
     pub(crate) fn files(&self) -> Files {
-        let reads = Files::new().reads([&self.image]).reads(self.layout.inputs()).reads(&self.regs);
-        let reads = reads.reads(&self.manifest).reads(&self.state).reads(self.tls.inputs());
-        reads.writes(&self.descriptor)
+        let reads = self.image.inputs().reads(&self.map_from).reads(&self.state);
+        reads.reads(self.tls.inputs()).writes(&self.descriptor_to)
     }
 
     /// Serves until a signal comes.
     pub(crate) fn run(&self) -> Result<(), Failure> {
         let options = self.options()?;
-        let kept = self.descriptor.as_deref().map(Output::lasting).transpose()?;
+        let kept = self.descriptor_to.as_deref().map(Output::lasting).transpose()?;
         let mut parent = Parent::open(self)?;
 
         // From here on there are sockets to remove.
@@ -117,7 +119,7 @@ impl Args {
         if let Some(output) = kept {
             output.write(|out| out.write_all(&descriptor))?;
         }
-        let serving = Serving::new(&self.image, &parent, listening, descriptor.len());
+        let serving = Serving::new(self.image.path(), &parent, listening, descriptor.len());
         let sayer = Sayer::start()?;
         let tell: Tell = Box::new(move |text| sayer.say(text));
         let memory = Arc::new(Watched::new(parent.memory, parent.whole, tell));
@@ -188,7 +190,7 @@ fn bind(address: &ServerAddress, options: &ListenOptions) -> Result<Listener, Fa
 fn hint(error: &ListenError) -> Option<&'static str> {
     Some(match error {
         ListenError::NotLoopback { .. } => {
-            "`kaleidoscope keys DIR --server-name NAME` makes certificates for a server that clients reach by this name: \
+            "`kaleidoscope keys -o DIR --server-name NAME` makes certificates for a server that clients reach by this name: \
              give it --cert DIR/server.pem --key DIR/server-key.pem --ca DIR/ca.pem"
         }
         ListenError::Unresolved { .. } => {

@@ -1,7 +1,7 @@
 //! What is served: an image, and what its clones start from.
 
 use super::Args;
-use crate::analysis::{color_image, registers};
+use crate::analysis::color_image_with;
 use crate::failure::Failure;
 use crate::map::explained;
 use crate::verify::{Verify, threads};
@@ -32,13 +32,13 @@ pub(super) struct Parent {
 impl Parent {
     /// Opens the image and finds out its colors.
     pub(super) fn open(args: &Args) -> Result<Self, Failure> {
-        let image = args.layout.open(&args.image)?;
+        let image = args.image.open()?;
         // What clones start from has a limit; it is said before the work, not after it.
         let fits = Limits::default().admit_frames(image.layout().frames());
-        fits.map_err(|e| Failure::at(&args.image, e))?;
+        fits.map_err(|e| Failure::at(args.image.path(), e))?;
         let descriptor = describe(args, &image)?;
         let trust = descriptor.map().map(|map| trust(&image, map)).transpose();
-        let trust = trust.map_err(|e| Failure::at(&args.image, e))?;
+        let trust = trust.map_err(|e| Failure::at(args.image.path(), e))?;
         let free_frames = match trust {
             Some(trust) if !args.fetch_free => trust.free_frames(),
             _ => FreeFrames::Fetch,
@@ -53,7 +53,7 @@ impl Parent {
             Verify::All => {
                 let digest = descriptor.identity().digest;
                 let whole = WholeImage::of(&image, &digest, threads());
-                let whole = whole.map_err(|e| Failure::at(&args.image, e))?;
+                let whole = whole.map_err(|e| Failure::at(args.image.path(), e))?;
                 let table = Fingerprints::clone(whole.table());
                 descriptor = descriptor.with_fingerprints(table).map_err(Failure::new)?;
                 Some(whole)
@@ -79,11 +79,11 @@ impl Parent {
 }
 
 fn describe(args: &Args, image: &MemoryImage) -> Result<Descriptor, Failure> {
-    let failed = |error: DescriptorError| Failure::at(&args.image, error);
+    let failed = |error: DescriptorError| Failure::at(args.image.path(), error);
     if args.no_colors {
         return Descriptor::of(image, None).map_err(failed);
     }
-    let manifest = match &args.manifest {
+    let manifest = match &args.map_from {
         Some(path) => {
             let limits = Limits::for_frames(image.layout().frames());
             let manifest =
@@ -94,11 +94,11 @@ fn describe(args: &Args, image: &MemoryImage) -> Result<Descriptor, Failure> {
             manifest
         }
         None => {
-            let registers = registers(image, args.regs.as_deref())?;
-            let analysis = color_image(image, registers, Rules::default())?;
+            let registers = args.image.registers(image)?;
+            let analysis = color_image_with(args.coloring, image, registers, Rules::default())?;
             let map = analysis.coloring.map;
             let identity =
-                ImageIdentity::of(image, &map).map_err(|e| Failure::at(&args.image, e))?;
+                ImageIdentity::of(image, &map).map_err(|e| Failure::at(args.image.path(), e))?;
             let mut manifest = Manifest::new(map, identity);
             manifest.notes = analysis.notes;
             manifest

@@ -20,7 +20,7 @@ pub(super) struct Serving {
     identity: String,
     frames: u32,
     colored: bool,
-    free_frames: &'static str,
+    free_memory: &'static str,
     descriptor_bytes: usize,
     #[serde(serialize_with = "as_texts")]
     listening: Vec<ServerAddress>,
@@ -49,7 +49,7 @@ impl Serving {
             identity: descriptor.identity().to_string(),
             frames: layout.frames(),
             colored: descriptor.map().is_some(),
-            free_frames: free_frames.name(),
+            free_memory: free_frames.name(),
             descriptor_bytes,
             listening,
             heading: descriptor.map().map_or_else(uncolored, heading),
@@ -168,11 +168,11 @@ fn counters(statistics: &ServerStatistics) -> [(&'static str, &'static str, u64)
         ("violations", "broke the protocol", s.violations),
         ("broken", "broken by the network", s.broken),
         ("idle", "closed when idle", s.idle),
-        ("pages", "pages", s.pages),
-        ("urgent_pages", "  waited for", s.urgent_pages),
-        ("zero_pages", "  zeros", s.zero_pages),
-        ("compressed_pages", "  compressed", s.compressed_pages),
-        ("unavailable_pages", "  not in the image", s.unavailable_pages),
+        ("frames", "pages", s.pages),
+        ("urgent_frames", "  waited for", s.urgent_pages),
+        ("zero_frames", "  zeros", s.zero_pages),
+        ("compressed_frames", "  compressed", s.compressed_pages),
+        ("unavailable_frames", "  not in the image", s.unavailable_pages),
         ("bytes", "bytes of pages", s.bytes),
         ("descriptor_bytes", "bytes of descriptors", s.descriptor_bytes),
     ]
@@ -239,6 +239,6 @@ mod tests {
         let text = text(&statistics);
         assert!(text.contains("12,345") && text.contains("67"), "{text}");
         let object: serde_json::Value = serde_json::from_str(&json(&statistics)).unwrap();
-        assert_eq!((&object["event"], &object["pages"]), (&"stopped".into(), &12_345.into()));
+        assert_eq!((&object["event"], &object["frames"]), (&"stopped".into(), &12_345.into()));
     }
 }

@@ -1,9 +1,11 @@
 //! Reads guests and the traces of their clones from folders.
 
-use crate::analysis::{Knowledge, open_guest};
+use crate::analysis::{color_image_with, open_guest};
+use crate::args::ColoringArgs;
 use crate::failure::Failure;
 use crate::replay::traces;
 use crate::table::printable;
+use kaleidoscope_core::coloring::Rules;
 use kaleidoscope_core::prefetch::LocalityOrder;
 use kaleidoscope_core::tune::TracedGuest;
 use std::path::{Path, PathBuf};
@@ -21,10 +23,11 @@ pub(super) struct Guest {
 
 impl Guest {
     /// Colors the guest in a folder, and reads `traces/*.csv` there.
-    pub(super) fn read(folder: &Path, knowledge: Knowledge) -> Result<Self, Failure> {
+    pub(super) fn read(folder: &Path, coloring: ColoringArgs) -> Result<Self, Failure> {
         let paths = trace_files(&folder.join("traces"))?;
         let (image, registers) = open_guest(folder)?;
-        let (map, kernel) = knowledge.color(&image, registers)?;
+        let analysis = color_image_with(coloring, &image, registers, Rules::default())?;
+        let (map, kernel) = (analysis.coloring.map, analysis.kernel);
         let traces = traces::read(&paths, map.layout(), 1.0)?;
         let kernel = match kernel.release.as_str() {
             "" => "unknown".to_owned(),

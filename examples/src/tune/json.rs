@@ -30,21 +30,21 @@ struct Row<'a> {
 /// A score, and its cost by the tuner's objective.
 #[derive(Serialize)]
 struct Figures {
-    faults: f64,
-    waste: f64,
+    relative_faults: f64,
+    relative_waste: f64,
     coverage: f64,
     accuracy: f64,
-    cost: f64,
+    relative_cost: f64,
 }
 
 /// The object, ending with a line feed.
 pub(super) fn render(guests: &[Guest], tuned: &Tuned, tuner: &Tuner) -> String {
     let figures = |score: &Score| Figures {
-        faults: score.faults,
-        waste: score.waste,
+        relative_faults: score.faults,
+        relative_waste: score.waste,
         coverage: score.coverage,
         accuracy: score.accuracy,
-        cost: score.cost(tuner.price),
+        relative_cost: score.cost(tuner.price),
     };
     let held_out = Some(mean(guests, &tuned.held_out)).filter(|_| !tuned.held_out.is_empty());
     let rows = guests.iter().zip(&tuned.in_sample).enumerate().map(|(at, (guest, score))| Row {

@@ -7,7 +7,7 @@ mod guests;
 mod json;
 mod table;
 
-use crate::analysis::Knowledge;
+use crate::args::ColoringArgs;
 use crate::failure::Failure;
 use crate::outfile::{Files, Output};
 use crate::stdio::print;
@@ -30,7 +30,8 @@ const MAX_POLICY: u64 = 1 << 20;
 /// kernel release.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = "\
-A guest is a folder as `kaleidoscope lab` makes it: ram.bin, layout.txt and regs.txt (both may be missing), traces/*.csv.
+A guest is a folder as `kaleidoscope lab` makes it: ram.bin and traces/*.csv, with layout.txt and
+regs.txt if there are any.
 
 Examples:
   kaleidoscope tune guests/6.1 guests/6.12 -o mine.toml
@@ -66,7 +67,7 @@ pub(crate) struct Args {
     #[arg(short, long, value_name = "FILE.toml")]
     output: PathBuf,
     #[command(flatten)]
-    knowledge: Knowledge,
+    coloring: ColoringArgs,
     /// Also tune once without each kernel release, and judge on its guests
     #[arg(long)]
     cross_validate: bool,
@@ -91,7 +92,7 @@ impl Args {
         let start = self.start()?;
         let output = Output::create(&self.output)?;
         let guests: Result<Vec<_>, _> =
-            self.guests.iter().map(|path| Guest::read(path, self.knowledge)).collect();
+            self.guests.iter().map(|path| Guest::read(path, self.coloring)).collect();
         let guests = guests?;
         if self.cross_validate && folds::kernels(&guests).len() < 2 {
             let cause = "cannot cross-validate: all guests have the same kernel release";
@@ -100,9 +101,9 @@ impl Args {
         let tuner = Tuner { price: self.price, rounds: self.rounds };
         let tuned = folds::run(&guests, &start, &tuner, self.cross_validate);
         let text =
-            table::comment(&guests, self.knowledge, &tuned, &tuner) + &tuned.settings.to_text();
-        // Slab caches' names come from the guests and may contain anything. The file must parse
-        // back to the tuned settings.
+            table::comment(&guests, self.coloring, &tuned, &tuner) + &tuned.settings.to_text();
+        // Names of slab caches are the guests': whatever they hold, the file must say what was
+        // tuned.
         if Settings::parse(&text).as_ref() != Ok(&tuned.settings) {
             return Err(Failure::new("the tuned settings cannot be written as a policy file"));
         }

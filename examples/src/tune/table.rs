@@ -2,7 +2,7 @@
 
 use super::folds::{Tuned, kernels, mean};
 use super::guests::Guest;
-use crate::analysis::Knowledge;
+use crate::args::ColoringArgs;
 use crate::statistics::counted;
 use crate::table::{finish, percent, table};
 use comfy_table::CellAlignment::{self, Left, Right};
@@ -85,7 +85,7 @@ fn score_text(score: &Score) -> String {
 /// The origin and scores of a policy file, as TOML comments.
 pub(super) fn comment(
     guests: &[Guest],
-    knowledge: Knowledge,
+    coloring: ColoringArgs,
     tuned: &Tuned,
     tuner: &Tuner,
 ) -> String {
@@ -94,7 +94,7 @@ pub(super) fn comment(
         "# Tuned by `kaleidoscope tune` on {} and {}{}; price of waste {}, at most {}.\n",
         counted(guests.len(), "guest"),
         counted(traces, "trace"),
-        if knowledge.page_tables { ", colored by page tables alone" } else { "" },
+        if coloring.page_tables { ", colored by page tables alone" } else { "" },
         tuner.price,
         counted(usize::try_from(tuner.rounds).unwrap_or(usize::MAX), "round"),
     );

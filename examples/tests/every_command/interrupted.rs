@@ -68,7 +68,7 @@ fn interrupt(entry: &Entry, signal: Signal, after: Duration) {
     let usual = match entry.end {
         // It had ended before.
         End::Code(code) => ended.status.code() == Some(code),
-        End::Either => matches!(ended.status.code(), Some(0 | 1)),
+        End::Either => matches!(ended.status.code(), Some(0 | 2)),
         End::Stays => ended.status.code() == Some(0),
         End::Hangs => false,
     };

@@ -27,7 +27,7 @@ pub(crate) struct Entry {
 pub(crate) enum End {
     /// With this exit code.
     Code(i32),
-    /// As the host allows it, with 0 or 1.
+    /// As the host allows it, with 0 or 2.
     Either,
     /// Not at all; told to end by a signal, with success.
     Stays,
@@ -53,20 +53,50 @@ const REGS: &str = "{w}/guest/regs.txt";
 const TRACE: &str = "{w}/guest/traces/one.csv";
 const SERVER: &str = "unix:{w}/parent.sock";
 
+/// The manual pages.
+const PAGES: &[(&str, usize)] = &[
+    ("kaleidoscope.1", 1),
+    ("kaleidoscope-bench.1", 1),
+    ("kaleidoscope-bench-kvm.1", 1),
+    ("kaleidoscope-check.1", 1),
+    ("kaleidoscope-clone.1", 1),
+    ("kaleidoscope-color.1", 1),
+    ("kaleidoscope-completions.1", 1),
+    ("kaleidoscope-dedup.1", 1),
+    ("kaleidoscope-demo.1", 1),
+    ("kaleidoscope-explain.1", 1),
+    ("kaleidoscope-keys.1", 1),
+    ("kaleidoscope-lab.1", 1),
+    ("kaleidoscope-lab-run.1", 1),
+    ("kaleidoscope-lab-symbols.1", 1),
+    ("kaleidoscope-lab-trace.1", 1),
+    ("kaleidoscope-man.1", 1),
+    ("kaleidoscope-map.1", 1),
+    ("kaleidoscope-pull.1", 1),
+    ("kaleidoscope-record.1", 1),
+    ("kaleidoscope-record-inspect.1", 1),
+    ("kaleidoscope-record-make.1", 1),
+    ("kaleidoscope-record-merge.1", 1),
+    ("kaleidoscope-record-translate.1", 1),
+    ("kaleidoscope-replay.1", 1),
+    ("kaleidoscope-serve.1", 1),
+    ("kaleidoscope-tune.1", 1),
+];
+
 /// All commands. One that is missing here fails the test.
 pub(crate) const TABLE: &[Entry] = &[
     Entry {
         words: "demo",
-        run: &["--mock", "--clones", "1", "--out", "{o}"],
+        run: &["--mock", "--clones", "1", "--output", "{o}"],
         written: &[("report.html", 1)],
-        outputs: &[("--out", Some("report.html")), ("--out", Some("colors.png"))],
+        outputs: &[("--output", Some("report.html")), ("--output", Some("colors.png"))],
         ..NONE
     },
     Entry {
         // Without a kernel there is not more to it; with one, the lab is where it is run.
         words: "clone",
         run: &["--kernel", LAYOUT, "--init", "/bin/true"],
-        end: End::Code(1),
+        end: End::Code(2),
         prints: false,
         inputs: &[
             ("--kernel", &["--init", "/bin/true"]),
@@ -74,7 +104,7 @@ pub(crate) const TABLE: &[Entry] = &[
             ("--init", &["--kernel", LAYOUT]),
             ("--disk", &["--kernel", LAYOUT]),
         ],
-        outputs: &[("--out", Some("frames.csv")), ("--out", Some("parent.log"))],
+        outputs: &[("--output", Some("frames.csv")), ("--output", Some("parent.log"))],
         ..NONE
     },
     Entry {
@@ -87,16 +117,21 @@ pub(crate) const TABLE: &[Entry] = &[
             REGS,
             "-o",
             "{o}/m.kscope",
-            "--png",
+            "--plot",
             "{o}/p.png",
-            "--frames",
+            "--frames-to",
             "{o}/f.csv",
-            "--regions",
+            "--regions-to",
             "{o}/r.csv",
         ],
         written: &[("m.kscope", 1), ("p.png", 1), ("f.csv", 1), ("r.csv", 1)],
         inputs: &[("image", &[]), ("--layout", &[RAM]), ("--regs", &[RAM])],
-        outputs: &[("--output", None), ("--png", None), ("--frames", None), ("--regions", None)],
+        outputs: &[
+            ("--output", None),
+            ("--plot", None),
+            ("--frames-to", None),
+            ("--regions-to", None),
+        ],
         ..NONE
     },
     Entry {
@@ -107,14 +142,14 @@ pub(crate) const TABLE: &[Entry] = &[
     },
     Entry {
         words: "map",
-        run: &["{w}/map.kscope", "--png", "{o}/p.png", "--frames", "{o}/f.csv"],
+        run: &["{w}/map.kscope", "--plot", "{o}/p.png", "--frames-to", "{o}/f.csv"],
         written: &[("p.png", 1), ("f.csv", 1)],
         inputs: &[
             ("manifest", &[]),
             ("--verify", &["{w}/map.kscope"]),
             ("--layout", &["{w}/map.kscope"]),
         ],
-        outputs: &[("--png", None), ("--frames", None), ("--regions", None)],
+        outputs: &[("--plot", None), ("--frames-to", None), ("--regions-to", None)],
         ..NONE
     },
     Entry {
@@ -122,7 +157,7 @@ pub(crate) const TABLE: &[Entry] = &[
         words: "check",
         run: &["{w}/guest"],
         end: End::Code(1),
-        inputs: &[("--frames", &[]), ("--regions", &[])],
+        inputs: &[("--frames-from", &[]), ("--regions-from", &[])],
         others: &["guest_dir", "--truth"],
         ..NONE
     },
@@ -151,10 +186,10 @@ pub(crate) const TABLE: &[Entry] = &[
     },
     Entry {
         words: "dedup",
-        run: &["{w}/guest", "{w}/other", "--png", "{o}/d.png"],
+        run: &["{w}/guest", "{w}/other", "--plot", "{o}/d.png"],
         written: &[("d.png", 1)],
-        inputs: &[("images", &[]), ("--layout", &[RAM]), ("--yields", &[RAM])],
-        outputs: &[("--learn", None), ("--png", None)],
+        inputs: &[("images", &[]), ("--layout", &[RAM]), ("--hit-rates-from", &[RAM])],
+        outputs: &[("--hit-rates-to", None), ("--plot", None)],
         ..NONE
     },
     Entry {
@@ -173,7 +208,7 @@ pub(crate) const TABLE: &[Entry] = &[
             LAYOUT,
             "--listen",
             "unix:{o}/s.sock",
-            "--descriptor",
+            "--descriptor-to",
             "{o}/d.kclone",
         ],
         end: End::Stays,
@@ -183,18 +218,26 @@ pub(crate) const TABLE: &[Entry] = &[
             ("image", &[]),
             ("--layout", &[RAM]),
             ("--regs", &[RAM]),
-            ("--manifest", &[RAM]),
+            ("--map-from", &[RAM]),
             ("--state", &[RAM]),
             ("--cert", &[RAM, "--key", "k", "--ca", "c"]),
             ("--key", &[RAM, "--cert", "k", "--ca", "c"]),
             ("--ca", &[RAM, "--cert", "k", "--key", "c"]),
         ],
-        outputs: &[("--descriptor", None)],
+        outputs: &[("--descriptor-to", None)],
         ..NONE
     },
     Entry {
         words: "pull",
-        run: &[SERVER, "-o", "{o}/copy.bin", "--layout", "{o}/l.txt", "--manifest", "{o}/m.kscope"],
+        run: &[
+            SERVER,
+            "-o",
+            "{o}/copy.bin",
+            "--layout-to",
+            "{o}/l.txt",
+            "--map-to",
+            "{o}/m.kscope",
+        ],
         written: &[("copy.bin", 1), ("l.txt", 1), ("m.kscope", 1)],
         base: &[SERVER],
         inputs: &[
@@ -202,13 +245,13 @@ pub(crate) const TABLE: &[Entry] = &[
             ("--key", &["--cert", "k", "--ca", "c"]),
             ("--ca", &["--cert", "k", "--key", "c"]),
         ],
-        outputs: &[("--layout", None), ("--manifest", None), ("--output", None)],
+        outputs: &[("--layout-to", None), ("--map-to", None), ("--output", None)],
         ..NONE
     },
     Entry { words: "bench", run: &["memory per frame", "--rounds", "1"], ..NONE },
     Entry {
         words: "bench kvm",
-        run: &["--rounds", "1", "--largest", "64"],
+        run: &["--rounds", "1", "--max-memory", "64M"],
         end: End::Either,
         ..NONE
     },
@@ -254,25 +297,33 @@ pub(crate) const TABLE: &[Entry] = &[
     },
     Entry {
         words: "keys",
-        run: &["{o}/keys"],
+        run: &["-o", "{o}/keys"],
         written: &[("keys", 6)],
-        others: &["folder"],
+        others: &["--output"],
+        ..NONE
+    },
+    Entry { words: "completions", run: &["bash"], ..NONE },
+    Entry {
+        words: "man",
+        run: &["-o", "{o}"],
+        written: PAGES,
+        outputs: &[("--output", Some("kaleidoscope.1"))],
         ..NONE
     },
     Entry {
         // With programs that hang in place of apt and QEMU.
         words: "lab run",
-        run: &["{o}/guest", "--cache", "{o}/cache"],
+        run: &["-o", "{o}/guest", "--cache", "{o}/cache"],
         end: End::Hangs,
         prints: false,
         written: &[("cache", 0)],
-        others: &["out", "--kernel", "--cache"],
+        others: &["--output", "--kernel", "--cache"],
         ..NONE
     },
     Entry {
         words: "lab trace",
         run: &["{w}/guest", "--workload", "idle"],
-        end: End::Code(1),
+        end: End::Code(2),
         prints: false,
         others: &["guest"],
         ..NONE

@@ -61,7 +61,7 @@ fn limits_on_the_size_of_files_are_errors() {
         run.command.stderr(std::process::Stdio::null());
         let said = std::io::read_to_string(reader).unwrap();
         let ended = run.wait(child, start);
-        assert_eq!(ended.status.code(), Some(1), "{}: {ended:?} {said}", entry.words);
+        assert_eq!(ended.status.code(), Some(2), "{}: {ended:?} {said}", entry.words);
         assert!(said.contains("File too large"), "{}: {said}", entry.words);
         assert!(said.contains("hint: the process may not write files"), "{}: {said}", entry.words);
         assert_old_or_whole(entry, &run, &ended);
@@ -99,7 +99,7 @@ fn full_disks_are_errors() {
             bytes.truncate(bytes.len() - 4096);
         }
         let ended = run.finish();
-        assert_eq!(ended.status.code(), Some(1), "{}: {ended:?}", entry.words);
+        assert_eq!(ended.status.code(), Some(2), "{}: {ended:?}", entry.words);
         assert!(ended.said.contains("No space left"), "{}: {ended:?}", entry.words);
         assert!(ended.said.contains("hint: make room"), "{}: {ended:?}", entry.words);
         assert_old_or_whole(entry, &run, &ended);

@@ -28,6 +28,7 @@ use super::error::{Error, Result};
 use super::machine::{Machine, qemu_version};
 use super::saved::SavedMachine;
 use super::steps::Steps;
+use crate::args::{seconds, some_seconds};
 use crate::interrupt::Scratch;
 use crate::outfile;
 use crate::stdio::print_line;
@@ -41,6 +42,14 @@ const ALL: &str = "all";
 /// file of a file system that this command serves, and each first touch of a frame reads its page.
 /// The trace is GUEST/traces/NAME.csv. Needs /dev/fuse and root's rights.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  kaleidoscope lab trace guests/web --workload idle,shell
+      two traces, each of a clone of its own
+  kaleidoscope lab trace guests/web --workload all --seed 2
+      all built-in workloads with other data
+  kaleidoscope lab trace guests/web --command 'du -s /usr' --name du --duration 30
+      a command of your own, for at most 30 seconds")]
 pub(crate) struct Args {
     /// The guest's folder.
     guest: PathBuf,
@@ -53,19 +62,19 @@ pub(crate) struct Args {
     #[arg(long, value_name = "WORDS", requires = "name")]
     command: Option<String>,
     /// The name of --command's trace.
-    #[arg(long, requires = "command")]
+    #[arg(long, value_name = "NAME", requires = "command")]
     name: Option<String>,
     /// The workloads' $SEED: another seed does alike with other data. The trace is called
     /// NAME-SEED unless the seed is 1.
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u32,
     /// End the recording after this time even if the workload goes on [default: 10 for idle
-    /// clones, else --timeout, after which recording fails].
-    #[arg(long)]
-    seconds: Option<u64>,
-    /// Seconds to wait for a workload.
-    #[arg(long, value_name = "SECONDS", default_value_t = 300)]
-    timeout: u64,
+    /// clones, else --timeout, after which recording fails]
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    duration: Option<Duration>,
+    /// How long to wait for a workload
+    #[arg(long, value_name = "SECONDS", default_value = "300", value_parser = some_seconds)]
+    timeout: Duration,
     /// Print the reports as JSON.
     #[arg(long)]
     json: bool,
@@ -84,8 +93,8 @@ impl Args {
             traces: guest.join("traces"),
             guest,
             seed: self.seed,
-            seconds: self.seconds.map(Duration::from_secs),
-            timeout: Duration::from_secs(self.timeout),
+            seconds: self.duration,
+            timeout: self.timeout,
         };
         fs::create_dir_all(&session.traces).map_err(Error::io("create", &session.traces))?;
         let mut reports = Vec::new();

@@ -2,7 +2,6 @@
 
 use crate::failure::Failure;
 use crate::stdio::print;
-use clap::CommandFactory;
 use clap::builder::ValueParser;
 use std::fmt::Write;
 
@@ -15,7 +14,7 @@ impl Args {
     /// `--output` for an option, `image` for one that has a place.
     pub(crate) fn run(&self) -> Result<(), Failure> {
         let mut text = String::new();
-        list(&crate::Cli::command(), "", &mut text);
+        list(&super::command(), "", &mut text);
         print(&text)
     }
 }
