@@ -2,12 +2,13 @@
 //! areas.
 
 use super::builder::Knobs;
-use super::frames::{BootTables, Frames, ImageTables};
 use super::image::{IMAGE_MAP, IMAGE_START, Image, LARGE, Section};
 use super::kernel::{Bases, Kernel, Object, PAGE_BYTES, PageFields, SECTION_FRAMES};
-use super::slab::Slabs;
+use super::memory::frames::{BootTables, Frames, ImageTables};
+use super::memory::slab::Slabs;
+use super::memory::virtio_mem;
 use super::truth::Role;
-use super::{KernelStyle, schema, virtio_mem};
+use super::{KernelStyle, schema};
 use crate::paging::{Attributes, FrameSource, Mode, PageSize, PageTables, Rights};
 use crate::{MockError, Rng};
 use kaleidoscope_core::addr::{FRAME_SIZE, Gfn, Gpa, Gva};

@@ -2,9 +2,9 @@
 
 use super::KernelStyle;
 use super::boot::PerCpu;
-use super::frames::LateTables;
 use super::image::Section;
 use super::kernel::{Compound, Kernel, Object, PageRecord};
+use super::memory::frames::LateTables;
 use super::style::{NO_MAPPINGS, PageType};
 use super::truth::Role;
 use crate::MockError;

@@ -1,9 +1,9 @@
 //! The kernel under construction: its memory, and writing of its structures.
 
 use super::KernelStyle;
-use super::frames::Frames;
 use super::image::Image;
-use super::slab::Slabs;
+use super::memory::frames::Frames;
+use super::memory::slab::Slabs;
 use super::style::NO_MAPPINGS;
 use super::truth::Role;
 use super::types::{Field, Types};

@@ -3,35 +3,23 @@
 
 mod assemble;
 mod boot;
-mod btf;
-mod buddy;
 mod builder;
 mod corrupt;
 mod encryption;
 mod extras;
-mod frames;
-mod free_lists;
 mod guest;
 mod image;
-mod image_content;
-mod kallsyms;
 mod kernel;
-mod page_cache;
+mod memory;
 mod populate_files;
-mod populate_processes;
-mod prot_none;
+mod processes;
 mod schema;
-mod slab;
-mod space;
 mod style;
-mod tasks;
 #[cfg(test)]
 mod tests;
 mod truth;
 mod types;
 mod vfs;
-mod virtio_mem;
-mod vmcoreinfo;
 
 pub use builder::GuestBuilder;
 pub use corrupt::{Area, Damage};

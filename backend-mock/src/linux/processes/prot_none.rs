@@ -1,9 +1,9 @@
 //! Inaccessible pages of processes (`PROT_NONE` and NUMA balancing), and entries that look alike.
 
-use super::encryption::Encryption;
-use super::guest::MockGuest;
-use super::truth::Role;
 use crate::MockError;
+use crate::linux::encryption::Encryption;
+use crate::linux::guest::MockGuest;
+use crate::linux::truth::Role;
 use crate::ram::{read_u64, write_uint};
 use kaleidoscope_core::addr::{Gfn, Gpa};
 use std::collections::BTreeMap;
@@ -30,7 +30,10 @@ impl MockGuest {
     ///
     /// With `encryption`, the tables carry its bit already. The bit is not part of the address,
     /// which Linux inverts.
-    pub(super) fn revoke(&mut self, encryption: Option<Encryption>) -> Result<(), MockError> {
+    pub(in crate::linux) fn revoke(
+        &mut self,
+        encryption: Option<Encryption>,
+    ) -> Result<(), MockError> {
         let physical = match encryption {
             None => (1 << 52) - 1,
             Some(bit @ Encryption::Encrypted(_)) => ((1 << 52) - 1) & !bit.mask(),

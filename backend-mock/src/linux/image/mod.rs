@@ -1,8 +1,13 @@
 //! The kernel image: its sections, what they contain, and the symbols.
 
-use super::kallsyms::Symbol;
+pub(super) mod btf;
+pub(super) mod content;
+pub(super) mod kallsyms;
+pub(super) mod vmcoreinfo;
+
 use crate::MockError;
 use kaleidoscope_core::addr::{Gfn, Gpa, Gva};
+use kallsyms::Symbol;
 use std::collections::BTreeMap;
 use std::ops::Range;
 

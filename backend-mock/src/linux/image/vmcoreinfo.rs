@@ -1,30 +1,30 @@
 //! The page that describes the kernel to crash-dump tools (`VMCOREINFO`).
 
-use super::KernelStyle;
-use super::boot::section_roots;
-use super::buddy::MAX_NODES;
-use super::builder::Knobs;
-use super::encryption::Encryption;
-use super::image::{IMAGE_START, Section};
-use super::kallsyms::Parts;
-use super::kernel::{Kernel, PageRecord};
-use super::schema::BUDDY_ORDERS;
-use super::style::PageType;
-use super::truth::Role;
 use crate::MockError;
+use crate::linux::KernelStyle;
+use crate::linux::boot::section_roots;
+use crate::linux::builder::Knobs;
+use crate::linux::encryption::Encryption;
+use crate::linux::image::kallsyms::Parts;
+use crate::linux::image::{IMAGE_START, Section};
+use crate::linux::kernel::{Kernel, PageRecord};
+use crate::linux::memory::buddy::MAX_NODES;
+use crate::linux::schema::BUDDY_ORDERS;
+use crate::linux::style::PageType;
+use crate::linux::truth::Role;
 use kaleidoscope_core::addr::{FRAME_BYTES, Gpa};
 
 /// Location of the symbol table, as the note states it.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct TableLocation {
+pub(in crate::linux) struct TableLocation {
     /// Address of the symbol table.
-    pub(super) at: u64,
-    pub(super) parts: Parts,
+    pub(in crate::linux) at: u64,
+    pub(in crate::linux) parts: Parts,
 }
 
 impl Kernel {
     /// Writes the page; returns its physical address.
-    pub(super) fn vmcoreinfo(
+    pub(in crate::linux) fn vmcoreinfo(
         &mut self,
         knobs: &Knobs,
         kallsyms: TableLocation,
@@ -153,7 +153,7 @@ impl Kernel {
     }
 
     /// Reserves the variables that point to the page.
-    pub(super) fn vmcoreinfo_variables(&mut self) -> Result<(), MockError> {
+    pub(in crate::linux) fn vmcoreinfo_variables(&mut self) -> Result<(), MockError> {
         for name in ["vmcoreinfo_data", "vmcoreinfo_size", "vmcoreinfo_note"] {
             self.image.place(Section::Bss, name, 8, 8)?;
         }

@@ -1,7 +1,7 @@
 //! Writes type information in BTF, the kernel's format (`Documentation/bpf/btf.rst`).
 
-use super::KernelStyle;
-use super::types::{Composite, Definition, Member, Type, Types};
+use crate::linux::KernelStyle;
+use crate::linux::types::{Composite, Definition, Member, Type, Types};
 use std::collections::BTreeMap;
 
 const KIND_INT: u32 = 1;
@@ -45,7 +45,7 @@ struct Encoder {
 }
 
 /// Encodes the `.BTF` section: all types, and functions of these names.
-pub(super) fn encode(types: &Types, style: KernelStyle, functions: &[String]) -> Vec<u8> {
+pub(in crate::linux) fn encode(types: &Types, style: KernelStyle, functions: &[String]) -> Vec<u8> {
     let mut encoder = Encoder {
         records: Vec::new(),
         strings: vec![0],
@@ -101,9 +101,9 @@ impl Encoder {
     /// Adds one type of each kind that the schema does not use, so that readers must skip these
     /// correctly.
     fn other_kinds(&mut self, style: KernelStyle) {
-        let int = self.id(&super::types::I32);
+        let int = self.id(&crate::linux::types::I32);
         self.simple(KIND_VOLATILE, "", int, vec![]);
-        let pointer = self.id(&super::types::void_pointer());
+        let pointer = self.id(&crate::linux::types::void_pointer());
         self.simple(KIND_RESTRICT, "", pointer, vec![]);
         let variable = self.simple(KIND_VAR, "cpu_number", int, vec![1]);
         let section = self.string(".data..percpu");
@@ -135,8 +135,8 @@ impl Encoder {
     }
 
     fn functions(&mut self, names: &[String]) {
-        let int = self.id(&super::types::I32);
-        let pointer = self.id(&super::types::pointer("task_struct"));
+        let int = self.id(&crate::linux::types::I32);
+        let pointer = self.id(&crate::linux::types::pointer("task_struct"));
         for (number, name) in names.iter().enumerate() {
             // Eight functions share a prototype; parameters have names.
             let parameters = number / 8 % 3;
@@ -192,7 +192,7 @@ impl Encoder {
                 self.simple(KIND_CONST, "", inner, vec![])
             }
             Type::Array(inner, length) => {
-                let index = self.id(&super::types::I32);
+                let index = self.id(&crate::linux::types::I32);
                 let inner = self.id(inner);
                 self.simple(KIND_ARRAY, "", 0, vec![inner, index, *length])
             }

@@ -1,6 +1,6 @@
 //! Ownership of frames while a guest is being built: every frame is claimed exactly once.
 
-use super::truth::Role;
+use crate::linux::truth::Role;
 use crate::paging::FrameSource;
 use crate::{MockError, Rng};
 use kaleidoscope_core::addr::{FrameIndex, Gfn};
@@ -8,43 +8,43 @@ use kaleidoscope_core::memory::MemoryLayout;
 
 /// The guest's frames and their roles.
 #[derive(Clone, Debug)]
-pub(super) struct Frames {
+pub(in crate::linux) struct Frames {
     layout: MemoryLayout,
     roles: Vec<Option<Role>>,
     rng: Rng,
     cursor: u32,
     left: u32,
     /// Frames that boot-time allocations avoid: the image, including the part that is freed later.
-    pub(super) kept_at_boot: std::ops::Range<u64>,
+    pub(in crate::linux) kept_at_boot: std::ops::Range<u64>,
 }
 
 impl Frames {
-    pub(super) fn new(layout: MemoryLayout, rng: Rng) -> Self {
+    pub(in crate::linux) fn new(layout: MemoryLayout, rng: Rng) -> Self {
         let left = layout.frames();
         Self { roles: vec![None; left as usize], layout, rng, cursor: 0, left, kept_at_boot: 0..0 }
     }
 
-    pub(super) fn layout(&self) -> &MemoryLayout {
+    pub(in crate::linux) fn layout(&self) -> &MemoryLayout {
         &self.layout
     }
 
     /// Number of unclaimed frames.
-    pub(super) fn left(&self) -> u32 {
+    pub(in crate::linux) fn left(&self) -> u32 {
         self.left
     }
 
-    pub(super) fn role(&self, gfn: Gfn) -> Option<Role> {
+    pub(in crate::linux) fn role(&self, gfn: Gfn) -> Option<Role> {
         self.layout.index_of(gfn).and_then(|i| self.roles.get(i.as_usize()).copied()).flatten()
     }
 
     /// Whether the frame is unclaimed RAM.
-    pub(super) fn is_left(&self, gfn: Gfn) -> bool {
+    pub(in crate::linux) fn is_left(&self, gfn: Gfn) -> bool {
         let slot = self.layout.index_of(gfn).and_then(|i| self.roles.get(i.as_usize()));
         slot.is_some_and(Option::is_none)
     }
 
     /// Claims one frame.
-    pub(super) fn claim(&mut self, gfn: Gfn, role: Role) -> Result<(), MockError> {
+    pub(in crate::linux) fn claim(&mut self, gfn: Gfn, role: Role) -> Result<(), MockError> {
         let index = self.layout.index_of(gfn).ok_or(MockError::Taken { gfn })?;
         let slot = self.roles.get_mut(index.as_usize()).filter(|s| s.is_none());
         *slot.ok_or(MockError::Taken { gfn })? = Some(role);
@@ -58,7 +58,7 @@ impl Frames {
 
     /// Claims an aligned block of `2^order` frames; `role` gives the role of the frame at each
     /// offset. Usually the next block, sometimes one far away, so that memory looks fragmented.
-    pub(super) fn take(
+    pub(in crate::linux) fn take(
         &mut self,
         order: u32,
         role: impl Fn(u64) -> Role,
@@ -91,7 +91,7 @@ impl Frames {
 
     /// Claims `count` contiguous frames like a boot-time allocation: from the top of memory
     /// downward.
-    pub(super) fn take_at_boot(
+    pub(in crate::linux) fn take_at_boot(
         &mut self,
         count: u64,
         align: u64,
@@ -114,13 +114,13 @@ impl Frames {
     }
 
     /// Every frame's role. Unclaimed frames are free; their blocks must have been recorded before.
-    pub(super) fn into_roles(self) -> Vec<Role> {
+    pub(in crate::linux) fn into_roles(self) -> Vec<Role> {
         self.roles.into_iter().map(|r| r.unwrap_or(Role::Free { order: 0 })).collect()
     }
 }
 
 /// Source of page-table frames at boot.
-pub(super) struct BootTables<'a>(pub(super) &'a mut Frames);
+pub(in crate::linux) struct BootTables<'a>(pub(in crate::linux) &'a mut Frames);
 
 impl FrameSource for BootTables<'_> {
     fn table_frame(&mut self, level: u8) -> Option<Gfn> {
@@ -129,7 +129,7 @@ impl FrameSource for BootTables<'_> {
 }
 
 /// Source of page-table frames from the page allocator.
-pub(super) struct LateTables<'a>(pub(super) &'a mut Frames);
+pub(in crate::linux) struct LateTables<'a>(pub(in crate::linux) &'a mut Frames);
 
 impl FrameSource for LateTables<'_> {
     fn table_frame(&mut self, level: u8) -> Option<Gfn> {
@@ -138,7 +138,7 @@ impl FrameSource for LateTables<'_> {
 }
 
 /// Source of page-table frames in the image, in the order in which mapping the image needs them.
-pub(super) struct ImageTables(pub(super) Vec<Gfn>);
+pub(in crate::linux) struct ImageTables(pub(in crate::linux) Vec<Gfn>);
 
 impl FrameSource for ImageTables {
     fn table_frame(&mut self, _level: u8) -> Option<Gfn> {

@@ -1,9 +1,9 @@
 //! The page cache: folios, their records, and the xarray that indexes them.
 
-use super::kernel::{Compound, Kernel, Object, PageRecord};
-use super::truth::{FileKind, Role};
-use super::vfs::File;
 use crate::MockError;
+use crate::linux::kernel::{Compound, Kernel, Object, PageRecord};
+use crate::linux::truth::{FileKind, Role};
+use crate::linux::vfs::File;
 use kaleidoscope_core::addr::Gfn;
 use std::collections::BTreeMap;
 
@@ -20,7 +20,7 @@ struct Entry {
 impl Kernel {
     /// Adds pages to a file's cache: non-overlapping `(page of the file, order)`. `number` is the
     /// file's position in the truth.
-    pub(super) fn fill_cache(
+    pub(in crate::linux) fn fill_cache(
         &mut self,
         file: &mut File,
         number: u32,
@@ -76,13 +76,13 @@ impl Kernel {
     }
 
     /// List pointers of a page that is on a list: an arbitrary even address, never followed.
-    pub(super) fn linked(&self, gfn: Gfn) -> [u64; 2] {
+    pub(in crate::linux) fn linked(&self, gfn: Gfn) -> [u64; 2] {
         let place = self.page_address(gfn) + self.page.lru;
         [place, place]
     }
 
     /// Frames of a large folio share the flags of its head.
-    pub(super) fn spread_recency(&mut self, head: Gfn, order: u32) {
+    pub(in crate::linux) fn spread_recency(&mut self, head: Gfn, order: u32) {
         for set in [&mut self.active, &mut self.referenced] {
             if set.contains(&head) {
                 set.extend((1..1u64 << order).map(|i| Gfn(head.0 + i)));
@@ -91,7 +91,11 @@ impl Kernel {
     }
 
     /// Writes the file's xarray: its folios, and the `shadows` at indices without a folio.
-    pub(super) fn index_cache(&mut self, file: &File, shadows: &[u64]) -> Result<(), MockError> {
+    pub(in crate::linux) fn index_cache(
+        &mut self,
+        file: &File,
+        shadows: &[u64],
+    ) -> Result<(), MockError> {
         let mut entries: BTreeMap<u64, Entry> = BTreeMap::new();
         for (&index, &(head, order)) in &file.folios {
             entries.insert(index, Entry { value: self.page_address(head), order });

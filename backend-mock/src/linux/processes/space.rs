@@ -1,10 +1,10 @@
 //! Address spaces of processes: their page tables and mappings.
 
-use super::frames::LateTables;
-use super::kernel::{Compound, Kernel, Object, PageRecord};
-use super::style::{NO_MAPPINGS, PageType};
-use super::truth::{Role, SpaceTruth};
-use super::vfs::File;
+use crate::linux::kernel::{Compound, Kernel, Object, PageRecord};
+use crate::linux::memory::frames::LateTables;
+use crate::linux::style::{NO_MAPPINGS, PageType};
+use crate::linux::truth::{Role, SpaceTruth};
+use crate::linux::vfs::File;
 use crate::paging::{Attributes, PageSize, PageTables, Rights};
 use crate::{MockError, Rng};
 use kaleidoscope_core::addr::{FRAME_SIZE, Gfn, Gpa, Gva};
@@ -14,19 +14,19 @@ use std::collections::BTreeMap;
 const HUGE_ORDER: u32 = 9;
 
 /// An address space under construction.
-pub(super) struct Space {
-    pub(super) tables: PageTables,
-    pub(super) mm: Object,
+pub(in crate::linux) struct Space {
+    pub(in crate::linux) tables: PageTables,
+    pub(in crate::linux) mm: Object,
     user_root: Gpa,
     /// Anonymous pages by virtual page number.
-    pub(super) anonymous: BTreeMap<u64, Gfn>,
+    pub(in crate::linux) anonymous: BTreeMap<u64, Gfn>,
     /// Number of small-page mappings of each frame.
     mappings: BTreeMap<Gfn, u32>,
 }
 
 impl Kernel {
     /// Creates an address space that shares the kernel's upper half.
-    pub(super) fn new_space(&mut self, isolated: bool) -> Result<Space, MockError> {
+    pub(in crate::linux) fn new_space(&mut self, isolated: bool) -> Result<Space, MockError> {
         let mode = self.tables.mode();
         let top = mode.levels();
         let role = move |i| if i == 0 { Role::PageTable { level: top } } else { Role::UserRoot };
@@ -53,7 +53,7 @@ impl Kernel {
     }
 
     /// The record of a page table.
-    pub(super) fn table_record(&self, level: u8) -> PageRecord {
+    pub(in crate::linux) fn table_record(&self, level: u8) -> PageRecord {
         let word = self
             .style
             .page_type_word(PageType::Table)
@@ -62,7 +62,7 @@ impl Kernel {
     }
 
     /// Maps a page into a space and counts it.
-    pub(super) fn map_user(
+    pub(in crate::linux) fn map_user(
         &mut self,
         space: &mut Space,
         (gva, gfn): (u64, Gfn),
@@ -80,7 +80,7 @@ impl Kernel {
 
     /// Maps the cached pages among `pages` of a file, starting at `gva`. Returns the number of
     /// pages mapped.
-    pub(super) fn map_file(
+    pub(in crate::linux) fn map_file(
         &mut self,
         space: &mut Space,
         gva: u64,
@@ -99,7 +99,7 @@ impl Kernel {
     }
 
     /// Maps new anonymous pages starting at `gva`, with occasional holes.
-    pub(super) fn map_anonymous(
+    pub(in crate::linux) fn map_anonymous(
         &mut self,
         space: &mut Space,
         (gva, pages): (u64, u64),
@@ -142,7 +142,7 @@ impl Kernel {
 
     /// Stores the number of mappings by all spaces in the frames' records, except for frames of the
     /// image.
-    pub(super) fn count_mappings(&mut self, spaces: &[Space]) -> Result<(), MockError> {
+    pub(in crate::linux) fn count_mappings(&mut self, spaces: &[Space]) -> Result<(), MockError> {
         let mut total: BTreeMap<Gfn, u32> = BTreeMap::new();
         for (&gfn, &count) in spaces.iter().flat_map(|s| &s.mappings) {
             *total.entry(gfn).or_default() += count;
@@ -152,7 +152,7 @@ impl Kernel {
     }
 
     /// Maps a page merged by KSM, read-only, at `mappings` in these spaces.
-    pub(super) fn map_merged(
+    pub(in crate::linux) fn map_merged(
         &mut self,
         spaces: &mut [Space],
         mappings: &[(usize, u64)],
@@ -171,7 +171,11 @@ impl Kernel {
     }
 
     /// Maps a transparent huge page; `false` if there is no free block.
-    pub(super) fn map_huge(&mut self, space: &mut Space, gva: u64) -> Result<bool, MockError> {
+    pub(in crate::linux) fn map_huge(
+        &mut self,
+        space: &mut Space,
+        gva: u64,
+    ) -> Result<bool, MockError> {
         let index = gva / FRAME_SIZE;
         let head = match self.frames.take(HUGE_ORDER, |i| Role::Anonymous { index: index + i }) {
             Ok(head) => head,
@@ -202,7 +206,7 @@ impl Kernel {
     }
 
     /// Adds a page that is in the swap cache and not mapped.
-    pub(super) fn swap_cache_page(&mut self) -> Result<(), MockError> {
+    pub(in crate::linux) fn swap_cache_page(&mut self) -> Result<(), MockError> {
         let gfn = self.frames.take(0, |_| Role::SwapCache)?;
         let names = ["PG_uptodate", "PG_lru", "PG_swapbacked", "PG_swapcache", "PG_dirty"];
         let flags = names.iter().map(|n| self.style.flag(n)).sum::<u64>() | self.recency(gfn);
@@ -217,7 +221,10 @@ impl Kernel {
 
     /// Finishes a space: writes records of its tables, and the second root under page-table
     /// isolation.
-    pub(super) fn finish_space(&mut self, space: &Space) -> Result<SpaceTruth, MockError> {
+    pub(in crate::linux) fn finish_space(
+        &mut self,
+        space: &Space,
+    ) -> Result<SpaceTruth, MockError> {
         for table in space.tables.table_frames() {
             if table.gfn != space.tables.root().gfn() {
                 let private = if table.level == 1 { 1 } else { 0 };

@@ -1,15 +1,15 @@
 //! The page allocator's structures: zones, free blocks and their lists, per-CPU lists of free
 //! pages.
 
-use super::KernelStyle;
-use super::boot::PerCpu;
-use super::builder::Knobs;
-use super::image::Section;
-use super::kernel::{Kernel, Object, PageRecord, SECTION_FRAMES};
-use super::schema::{BUDDY_ORDERS, ZONES};
-use super::style::{NO_MAPPINGS, PageType};
-use super::truth::Role;
 use crate::MockError;
+use crate::linux::KernelStyle;
+use crate::linux::boot::PerCpu;
+use crate::linux::builder::Knobs;
+use crate::linux::image::Section;
+use crate::linux::kernel::{Kernel, Object, PageRecord, SECTION_FRAMES};
+use crate::linux::schema::{BUDDY_ORDERS, ZONES};
+use crate::linux::style::{NO_MAPPINGS, PageType};
+use crate::linux::truth::Role;
 use kaleidoscope_core::addr::{Gfn, Gva};
 use std::collections::BTreeMap;
 
@@ -19,7 +19,7 @@ const ZONE_STARTS: [u64; 4] = [1, 0x1000, 0x10_0000, 1 << 40];
 const ZONE_NAMES: [&str; 5] = ["DMA", "DMA32", "Normal", "Movable", "Device"];
 
 /// Entries of the array of nodes (`MAX_NUMNODES`).
-pub(super) const MAX_NODES: u64 = 1024;
+pub(in crate::linux) const MAX_NODES: u64 = 1024;
 
 /// A zone under construction.
 struct Zone {
@@ -28,7 +28,7 @@ struct Zone {
 }
 
 /// The node and its zones.
-pub(super) struct Zones {
+pub(in crate::linux) struct Zones {
     node: Object,
     zones: Vec<Zone>,
 }
@@ -36,7 +36,7 @@ pub(super) struct Zones {
 impl Kernel {
     /// Reserves space for the node: in the image, or in memory of its own if there may be several
     /// nodes.
-    pub(super) fn place_node(&mut self, knobs: &Knobs) -> Result<Object, MockError> {
+    pub(in crate::linux) fn place_node(&mut self, knobs: &Knobs) -> Result<Object, MockError> {
         if knobs.numa {
             let node = self.boot_object("pglist_data")?;
             let array = self.image.place(Section::Bss, "node_data", MAX_NODES * 8, 8)?;
@@ -50,7 +50,11 @@ impl Kernel {
     }
 
     /// Writes the node and its zones, with every list empty.
-    pub(super) fn zones(&mut self, node: Object, per_cpu: &mut PerCpu) -> Result<Zones, MockError> {
+    pub(in crate::linux) fn zones(
+        &mut self,
+        node: Object,
+        per_cpu: &mut PerCpu,
+    ) -> Result<Zones, MockError> {
         let end = self.frames.layout().end_gfn().0;
         self.set(node, "nr_zones", if end > ZONE_STARTS[2] { 3 } else { 2 })?;
         self.set(node, "node_start_pfn", 1)?;
@@ -118,7 +122,7 @@ impl Kernel {
 
     /// Distributes unclaimed frames: a few pages to per-CPU lists, the rest to free blocks as large
     /// as possible. Returns the blocks. Afterwards every frame has a role and a record.
-    pub(super) fn give_back(
+    pub(in crate::linux) fn give_back(
         &mut self,
         zones: &Zones,
         per_cpu: &PerCpu,

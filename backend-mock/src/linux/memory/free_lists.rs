@@ -1,9 +1,9 @@
 //! The order in which a synthetic guest's kernel would allocate its free frames, found by walking
 //! its lists like the kernel: from the heads in its zones and per-CPU areas.
 
-use super::guest::MockGuest;
-use super::schema::{BUDDY_ORDERS, ZONES};
-use super::style::KernelStyle;
+use crate::linux::guest::MockGuest;
+use crate::linux::schema::{BUDDY_ORDERS, ZONES};
+use crate::linux::style::KernelStyle;
 use crate::ram::read_u64;
 use kaleidoscope_core::addr::{Gfn, Gva};
 

@@ -2,15 +2,15 @@
 //! every byte of a name is a token. Byte values that occur in names stand for themselves, the
 //! others for longer sequences.
 
-use super::style::KallsymsLayout;
+use crate::linux::style::KallsymsLayout;
 use std::collections::BTreeMap;
 
 /// A symbol: its address, its type letter as printed by `nm`, and its name.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub(super) struct Symbol {
-    pub(super) address: u64,
-    pub(super) kind: char,
-    pub(super) name: String,
+pub(in crate::linux) struct Symbol {
+    pub(in crate::linux) address: u64,
+    pub(in crate::linux) kind: char,
+    pub(in crate::linux) name: String,
 }
 
 /// Number of names between two markers.
@@ -18,19 +18,19 @@ const MARKER_STEP: usize = 256;
 
 /// Offsets of the table's parts from its first byte.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub(super) struct Parts {
-    pub(super) offsets: u64,
-    pub(super) relative_base: Option<u64>,
-    pub(super) num_syms: u64,
-    pub(super) names: u64,
-    pub(super) markers: u64,
-    pub(super) token_table: u64,
-    pub(super) token_index: u64,
+pub(in crate::linux) struct Parts {
+    pub(in crate::linux) offsets: u64,
+    pub(in crate::linux) relative_base: Option<u64>,
+    pub(in crate::linux) num_syms: u64,
+    pub(in crate::linux) names: u64,
+    pub(in crate::linux) markers: u64,
+    pub(in crate::linux) token_table: u64,
+    pub(in crate::linux) token_index: u64,
 }
 
 /// Encodes the table for the address `at`, and returns its bytes and the offsets of its parts.
 /// `base` is the address of the image's first byte. Symbols must be sorted by address.
-pub(super) fn encode(
+pub(in crate::linux) fn encode(
     symbols: &[Symbol],
     layout: KallsymsLayout,
     at: u64,

@@ -1,10 +1,10 @@
 //! A virtio-mem device with unplugged memory, and an NVDIMM: memory without a frame table.
 
-use super::guest::MockGuest;
-use super::image::Section;
-use super::kernel::{Kernel, SECTION_FRAMES};
-use super::truth::Role;
-use super::types::{Placement, Types, U64, member, pointer, void_pointer};
+use crate::linux::guest::MockGuest;
+use crate::linux::image::Section;
+use crate::linux::kernel::{Kernel, SECTION_FRAMES};
+use crate::linux::truth::Role;
+use crate::linux::types::{Placement, Types, U64, member, pointer, void_pointer};
 use crate::{MockError, Rng};
 use kaleidoscope_core::addr::{FRAME_SIZE, Gfn, Gva};
 use kaleidoscope_core::memory::{MemoryLayout, VecMemory};
@@ -22,15 +22,15 @@ const NVDIMM_FRAMES: u64 = 16;
 
 /// Location of memory that the kernel does not manage.
 #[derive(Clone, Debug)]
-pub(super) struct Unmanaged {
+pub(in crate::linux) struct Unmanaged {
     /// The device's unplugged frames.
-    pub(super) kept: Range<Gfn>,
-    pub(super) nvdimm: Range<Gfn>,
+    pub(in crate::linux) kept: Range<Gfn>,
+    pub(in crate::linux) nvdimm: Range<Gfn>,
 }
 
 impl Unmanaged {
     /// Places it after the RAM of `layout`, each part in its own memory sections.
-    pub(super) fn behind(layout: &MemoryLayout, kept_frames: u64) -> Self {
+    pub(in crate::linux) fn behind(layout: &MemoryLayout, kept_frames: u64) -> Self {
         let section = |gfn: u64| gfn.next_multiple_of(SECTION_FRAMES);
         let kept = section(layout.end_gfn().0);
         let nvdimm = section(kept + kept_frames);
@@ -42,7 +42,7 @@ impl Unmanaged {
 }
 
 /// `struct resource`.
-pub(super) fn resource_type(types: &mut Types, rng: &mut Rng) -> Result<(), MockError> {
+pub(in crate::linux) fn resource_type(types: &mut Types, rng: &mut Rng) -> Result<(), MockError> {
     let resource = |name| member(name, pointer("resource"));
     let members = vec![
         member("start", U64),
@@ -60,7 +60,7 @@ pub(super) fn resource_type(types: &mut Types, rng: &mut Rng) -> Result<(), Mock
 impl Kernel {
     /// Writes the resource tree: RAM, the device's region with the plugged memory at its start, and
     /// the NVDIMM.
-    pub(super) fn resources(&mut self, unmanaged: &Unmanaged) -> Result<(), MockError> {
+    pub(in crate::linux) fn resources(&mut self, unmanaged: &Unmanaged) -> Result<(), MockError> {
         let addresses =
             |frames: Range<u64>| (frames.start * FRAME_SIZE, frames.end * FRAME_SIZE - 1);
         let regions = self.frames.layout().regions().to_vec();
@@ -105,7 +105,10 @@ impl Kernel {
 
 impl MockGuest {
     /// Adds the unmanaged memory to the guest. The NVDIMM is filled with nonzero bytes.
-    pub(super) fn add_unmanaged(&mut self, unmanaged: Unmanaged) -> Result<(), MockError> {
+    pub(in crate::linux) fn add_unmanaged(
+        &mut self,
+        unmanaged: Unmanaged,
+    ) -> Result<(), MockError> {
         let old = self.truth.layout.regions();
         let ranges = old.iter().map(|r| (r.start.gpa(), u64::from(r.frames) * FRAME_SIZE));
         let Unmanaged { kept, nvdimm } = unmanaged;

@@ -1,14 +1,14 @@
 //! Contents of the image: functions, banner, type information, symbol table, and decoys of these.
 
-use super::image::Section;
-use super::kernel::Kernel;
-use super::vmcoreinfo::TableLocation;
 use super::{btf, kallsyms};
 use crate::MockError;
+use crate::linux::image::Section;
+use crate::linux::image::vmcoreinfo::TableLocation;
+use crate::linux::kernel::Kernel;
 use kaleidoscope_core::addr::Gva;
 
 impl Kernel {
-    pub(super) fn name_sections(&mut self) {
+    pub(in crate::linux) fn name_sections(&mut self) {
         let at = |s| self.image.addresses(s);
         let [text, rodata, data, init, bss] = [
             at(Section::Text),
@@ -36,7 +36,7 @@ impl Kernel {
     }
 
     /// Fills the text with functions of distinct bytes; returns their names.
-    pub(super) fn write_text(&mut self) -> Result<Vec<String>, MockError> {
+    pub(in crate::linux) fn write_text(&mut self) -> Result<Vec<String>, MockError> {
         let subsystems = [
             "vfs",
             "tcp",
@@ -100,7 +100,7 @@ impl Kernel {
 
     /// Bytes that look like the start of a symbol table or of type information; real kernels
     /// contain such bytes, too.
-    pub(super) fn write_decoys(&mut self) -> Result<(), MockError> {
+    pub(in crate::linux) fn write_decoys(&mut self) -> Result<(), MockError> {
         // A table of wide characters, including digits.
         let wide: Vec<u8> = (0u16..256).flat_map(u16::to_le_bytes).collect();
         let gva = self.image.place(Section::Rodata, "t2_nls_table", wide.len() as u64, 32)?;
@@ -113,7 +113,10 @@ impl Kernel {
         self.store_bytes(gva.0, &fake)
     }
 
-    pub(super) fn write_btf(&mut self, functions: &[String]) -> Result<(Gva, u64), MockError> {
+    pub(in crate::linux) fn write_btf(
+        &mut self,
+        functions: &[String],
+    ) -> Result<(Gva, u64), MockError> {
         let bytes = btf::encode(&self.types, self.style, functions);
         let size = bytes.len() as u64;
         let gva = self.image.place(Section::Rodata, "__start_BTF", size, 4)?;
@@ -123,7 +126,7 @@ impl Kernel {
     }
 
     /// Writes the symbol table at the end of the read-only data.
-    pub(super) fn write_kallsyms(&mut self) -> Result<(TableLocation, u64), MockError> {
+    pub(in crate::linux) fn write_kallsyms(&mut self) -> Result<(TableLocation, u64), MockError> {
         self.image.symbols.sort();
         let at = self.image.place(Section::Rodata, "", 0, 8)?.0;
         let (bytes, parts) =

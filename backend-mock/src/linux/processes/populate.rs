@@ -1,12 +1,12 @@
 //! The processes of a guest and their mappings.
 
-use super::builder::Knobs;
-use super::image::Section;
-use super::kernel::Kernel;
-use super::space::Space;
-use super::tasks::{Group, Tasks};
-use super::vfs::File;
 use crate::MockError;
+use crate::linux::builder::Knobs;
+use crate::linux::image::Section;
+use crate::linux::kernel::Kernel;
+use crate::linux::processes::space::Space;
+use crate::linux::processes::tasks::{Group, Tasks};
+use crate::linux::vfs::File;
 use crate::paging::Rights;
 use kaleidoscope_core::addr::{FRAME_SIZE, Gfn, Gva};
 
@@ -37,7 +37,7 @@ fn length(file: &File) -> u64 {
 
 impl Kernel {
     /// Creates processes with programs, libraries, private and shared memory.
-    pub(super) fn populate_processes(
+    pub(in crate::linux) fn populate_processes(
         &mut self,
         knobs: &Knobs,
         tasks: &mut Tasks,

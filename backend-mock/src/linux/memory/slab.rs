@@ -1,11 +1,11 @@
 //! The slab allocator: caches, their slabs, and kernel structures in them.
 
-use super::KernelStyle;
-use super::image::Section;
-use super::kernel::{Compound, Kernel, Object, PageRecord};
-use super::style::{NO_MAPPINGS, PageType};
-use super::truth::Role;
 use crate::MockError;
+use crate::linux::KernelStyle;
+use crate::linux::image::Section;
+use crate::linux::kernel::{Compound, Kernel, Object, PageRecord};
+use crate::linux::style::{NO_MAPPINGS, PageType};
+use crate::linux::truth::Role;
 use kaleidoscope_core::addr::{FRAME_SIZE, Gfn, Gpa, Gva};
 use std::collections::BTreeMap;
 
@@ -21,11 +21,11 @@ struct Cache {
 
 /// All slab caches.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Slabs {
+pub(in crate::linux) struct Slabs {
     caches: BTreeMap<String, Cache>,
-    pub(super) names: Vec<String>,
+    pub(in crate::linux) names: Vec<String>,
     /// Address of the list of all caches (`slab_caches`).
-    pub(super) list: Gva,
+    pub(in crate::linux) list: Gva,
 }
 
 /// The cache of cache descriptors.
@@ -33,7 +33,7 @@ const DESCRIPTORS: &str = "kmem_cache";
 
 impl Kernel {
     /// Allocates a zeroed object of a type from the cache of this name.
-    pub(super) fn new_object(
+    pub(in crate::linux) fn new_object(
         &mut self,
         cache: &str,
         ty: &'static str,
@@ -44,7 +44,7 @@ impl Kernel {
     }
 
     /// Allocates a null-terminated string from the general caches; returns its address.
-    pub(super) fn new_text(&mut self, text: &str) -> Result<u64, MockError> {
+    pub(in crate::linux) fn new_text(&mut self, text: &str) -> Result<u64, MockError> {
         let size = (text.len() as u64 + 1).next_power_of_two().max(8);
         let gpa = self.new_bytes(&format!("kmalloc-{size}"), size)?;
         self.memory.write(gpa, text.as_bytes())?;
@@ -52,7 +52,7 @@ impl Kernel {
     }
 
     /// Allocates an object of this size from the cache of this name, which is created if missing.
-    pub(super) fn new_bytes(&mut self, name: &str, bytes: u64) -> Result<Gpa, MockError> {
+    pub(in crate::linux) fn new_bytes(&mut self, name: &str, bytes: u64) -> Result<Gpa, MockError> {
         let size = bytes.next_multiple_of(8);
         if !self.slabs.caches.contains_key(name) {
             self.new_cache(name, size)?;
@@ -72,7 +72,11 @@ impl Kernel {
     }
 
     /// Adds a slab to a cache, full of meaningless objects.
-    pub(super) fn fill_slab(&mut self, name: &str, object_bytes: u64) -> Result<u32, MockError> {
+    pub(in crate::linux) fn fill_slab(
+        &mut self,
+        name: &str,
+        object_bytes: u64,
+    ) -> Result<u32, MockError> {
         if !self.slabs.caches.contains_key(name) {
             self.new_cache(name, object_bytes)?;
         }

@@ -1,17 +1,17 @@
 //! Tasks (processes, threads, kernel threads) and their kernel stacks.
 
-use super::boot::STACK_BYTES;
-use super::frames::LateTables;
-use super::image::Section;
-use super::kernel::{Kernel, Object, PageRecord};
-use super::truth::{Role, TaskTruth};
 use crate::MockError;
+use crate::linux::boot::STACK_BYTES;
+use crate::linux::image::Section;
+use crate::linux::kernel::{Kernel, Object, PageRecord};
+use crate::linux::memory::frames::LateTables;
+use crate::linux::truth::{Role, TaskTruth};
 use crate::paging::{Attributes, PageSize, Rights};
 use kaleidoscope_core::addr::{FRAME_SIZE, Gva};
 
 /// Thread group of a new task.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Group {
+pub(in crate::linux) enum Group {
     /// It leads its own thread group.
     Leader,
     /// It is a thread of this leader.
@@ -20,15 +20,15 @@ pub(super) enum Group {
 
 /// The tasks of the guest.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Tasks {
-    pub(super) truth: Vec<TaskTruth>,
+pub(in crate::linux) struct Tasks {
+    pub(in crate::linux) truth: Vec<TaskTruth>,
     next_pid: u32,
     clock: u64,
 }
 
 impl Kernel {
     /// Creates the first task (`init_task`), which is part of the image.
-    pub(super) fn first_task(&mut self, tasks: &mut Tasks) -> Result<(), MockError> {
+    pub(in crate::linux) fn first_task(&mut self, tasks: &mut Tasks) -> Result<(), MockError> {
         let bytes = self.types.size_of("task_struct")?;
         let gva = self.image.place(Section::Data, "init_task", bytes, 64)?;
         let task = self.object(gva, "task_struct")?;
@@ -48,7 +48,7 @@ impl Kernel {
 
     /// Creates a task. `space` is its address space: its position in the truth, and its
     /// `mm_struct`.
-    pub(super) fn new_task(
+    pub(in crate::linux) fn new_task(
         &mut self,
         tasks: &mut Tasks,
         comm: &str,
@@ -131,7 +131,7 @@ impl Kernel {
     }
 
     /// Maps single frames one after another in the vmalloc area, followed by a gap.
-    pub(super) fn vmalloc(
+    pub(in crate::linux) fn vmalloc(
         &mut self,
         frames: u64,
         align: u64,
@@ -144,7 +144,7 @@ impl Kernel {
     }
 
     /// Maps new frames at a kernel address; `rights` gives the rights of the page at each offset.
-    pub(super) fn map_kernel(
+    pub(in crate::linux) fn map_kernel(
         &mut self,
         gva: Gva,
         frames: u64,
