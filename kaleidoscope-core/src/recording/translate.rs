@@ -6,7 +6,7 @@ use super::region::members;
 use super::{Entry, Key, Match, Recording, Similarity};
 use crate::addr::FrameIndex;
 use crate::color::{Color, Order, RegionId};
-use crate::manifest::ImageIdentity;
+use crate::identity::ImageIdentity;
 use crate::prefetch::LocalityOrder;
 
 /// A frame of the image that corresponds to a recorded entry.
