@@ -10,8 +10,8 @@
 //!  columns, names, text, guest, fingerprints         parts that several formats share
 //! ```
 //!
-//! The formats themselves are in `manifest`, `recording` and `clone::descriptor`. All of them report
-//! [`ManifestError`], because programs handle damaged files alike, whatever the files hold.
+//! The formats themselves are in `manifest`, `recording` and `clone::descriptor`. All of them
+//! report [`ManifestError`], because programs handle damaged files alike, whatever the files hold.
 //!
 //! Files are untrusted: every length is checked against the bytes present and against the limits of
 //! the format before memory is allocated for it.
