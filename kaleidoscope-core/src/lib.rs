@@ -1,15 +1,15 @@
 //! VM state coloring: what every page of a guest's memory is, found from outside.
 //!
-//! Read the modules as a pipeline, each using only those before it: [`addr`] and [`memory`] say
-//! which frames there are, [`image`] and [`registers`] where they come from, [`paging`], [`linux`]
-//! and, of other systems, [`page_tables`] gather facts in the words of [`guest_os`],
-//! [`coloring`] judges them, [`color`] holds the judgement, and [`manifest`] keeps it in a file;
+//! Read the modules as a pipeline, each using only those before it. [`addr`] and [`memory`] say
+//! which frames there are, [`registers`] and [`image`] where they come from, and [`fingerprint`]
+//! identifies their contents. [`paging`] walks page tables, and [`color`] has the words for what a
+//! frame is. [`guest_os`] has the words for facts, which [`page_tables`] gathers of any system and
+//! [`linux`] of Linux; [`coloring`] judges them, and [`manifest`] keeps the judgment in a file.
 //! [`prefetch`] decides what a clone gets before it asks, [`replay`] judges such decisions on the
 //! touches of real clones, [`recording`] keeps what clones touched for other clones, boots and
-//! kernels, and [`tune`] finds the settings of policies; [`alloc`] shares out a host's memory,
-//! [`dedup`] finds equal pages of its guests by their [`fingerprint`]s, [`store`] keeps one of
-//! each, [`clone`] runs clones with all of this, and [`wire`] carries their pages from one host to
-//! another.
+//! kernels, and [`tune`] finds the settings of policies. [`alloc`] shares out a host's memory,
+//! [`dedup`] finds equal pages of its guests, [`store`] keeps one of each, [`clone`] runs clones
+//! with all of this, and [`wire`] carries their pages from one host to another.
 //!
 //! ```no_run
 //! use kaleidoscope_core::coloring::{ColoringOptions, color};
@@ -26,11 +26,13 @@
 pub mod addr;
 pub mod alloc;
 pub mod clone;
+mod codec;
 pub mod color;
 pub mod coloring;
 pub mod dedup;
 pub mod fingerprint;
 pub mod guest_os;
+mod identity;
 pub mod image;
 pub mod linux;
 pub mod manifest;
@@ -40,6 +42,7 @@ pub mod page_tables;
 pub mod paging;
 pub mod prefetch;
 pub mod recording;
+mod region_name;
 pub mod registers;
 pub mod replay;
 pub mod service;

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 /// Modules of the core in the order of the pipeline: each may use those before it, never those
 /// after it.
-const PIPELINE: [&str; 24] = [
+const PIPELINE: [&str; 27] = [
     "service",
     "output_file",
     "addr",
@@ -17,10 +17,13 @@ const PIPELINE: [&str; 24] = [
     "fingerprint",
     "paging",
     "color",
+    "region_name",
     "guest_os",
     "page_tables",
     "linux",
     "coloring",
+    "identity",
+    "codec",
     "manifest",
     "prefetch",
     "replay",
@@ -151,6 +154,29 @@ fn the_engine_has_one_direction() {
         }
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[test]
+fn the_documents_state_the_same_order() {
+    let text = |path: &str| fs::read_to_string(workspace().join(path)).unwrap();
+    let architecture = text("ARCHITECTURE.md");
+    let (_, figure) = architecture.split_once("## The pipeline of the core").unwrap();
+    let (figure, _) = figure.split_once("\n## ").unwrap();
+    let rows: Vec<_> =
+        figure.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next()).collect();
+    assert_eq!(rows, PIPELINE, "ARCHITECTURE.md");
+
+    // lib.rs leaves out modules that the crate does not export.
+    let library = text("kaleidoscope-core/src/lib.rs");
+    let links = library.lines().take_while(|line| line.starts_with("//!"));
+    let links = links.flat_map(|line| line.split("[`").skip(1));
+    let named: Vec<_> = links.filter_map(|link| link.split('`').next()).collect();
+    let exported = |module: &str| library.contains(&format!("pub mod {module};"));
+    let left_out = ["service", "output_file"];
+    let expected = PIPELINE.into_iter().filter(|m| exported(m) && !left_out.contains(m));
+    assert_eq!(named, expected.collect::<Vec<_>>(), "lib.rs");
+    let declared = library.lines().filter(|line| line.ends_with(';') && line.contains("mod "));
+    assert_eq!(declared.count(), PIPELINE.len(), "lib.rs");
 }
 
 #[test]

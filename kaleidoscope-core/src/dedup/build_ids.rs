@@ -6,7 +6,7 @@ use crate::color::{FrameKind, Order, Region, RegionId};
 use crate::image::elf::{build_id, note_segments};
 use crate::memory::{GuestMemory, MemoryError, Page, read_page};
 use crate::prefetch::LocalityOrder;
-use crate::recording::name::Name;
+use crate::region_name::RegionName;
 
 /// Maximum number of notes parsed per file. Linkers write about five.
 const MAX_NOTES: u32 = 64;
@@ -76,7 +76,7 @@ impl BuildIds {
 fn is_named_file(region: &Region) -> bool {
     region.order == Order::FileOffset
         && matches!(region.kind, FrameKind::File | FrameKind::Shared)
-        && Name::parse(region.order, &region.name).portable(region.kind).is_some()
+        && RegionName::parse(region.order, &region.name).portable(region.kind).is_some()
 }
 
 /// Buffers for pages that cannot be borrowed from the image.

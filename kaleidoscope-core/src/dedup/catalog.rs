@@ -5,7 +5,7 @@ use super::{BuildIds, NameMatch};
 use crate::addr::FrameIndex;
 use crate::color::{FrameKind, KernelIdentity, Order, Region, RegionId};
 use crate::prefetch::LocalityOrder;
-use crate::recording::name::Name;
+use crate::region_name::RegionName;
 use foldhash::fast::RandomState;
 use std::collections::HashMap;
 use twox_hash::XxHash3_64;
@@ -55,13 +55,13 @@ impl RegionKey {
         if matches!(region.kind, FrameKind::Free | FrameKind::Offline) {
             return None;
         }
-        let name = Name::parse(region.order, &region.name);
+        let name = RegionName::parse(region.order, &region.name);
         let portable = name.portable(region.kind)?;
         let version = match name {
-            Name::File { file_system, inode, .. } => hash(&[file_system, inode, portable]),
-            Name::Process { .. } => 0,
+            RegionName::File { file_system, inode, .. } => hash(&[file_system, inode, portable]),
+            RegionName::Process { .. } => 0,
             // The banner identifies the build if the build id was not found.
-            Name::Kernel(_) => hash(&[&kernel.build_id, &kernel.banner]),
+            RegionName::Kernel(_) => hash(&[&kernel.build_id, &kernel.banner]),
         };
         let kind = [region.kind as u8, region.order as u8];
         Some(Self {

@@ -1,4 +1,6 @@
 //! A set of frames with constant-time rank.
+//!
+//! `bitvec` has no rank index: each lookup would count all bits before the frame.
 
 use crate::addr::FrameIndex;
 

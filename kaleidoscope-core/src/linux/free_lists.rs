@@ -15,6 +15,7 @@ use super::frame_table::FrameTable;
 use crate::addr::FrameIndex;
 use crate::color::Order;
 use crate::memory::MemoryLayout;
+use bitvec::vec::BitVec;
 
 /// The kind of list that a block is on.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -74,22 +75,22 @@ impl FreeLists {
     pub(super) fn follow(table: &FrameTable, layout: &MemoryLayout, blocks: &[FreeBlock]) -> Self {
         let links = Links { table, layout, blocks };
         let after: Vec<Option<u32>> = blocks.iter().map(|block| links.after(block)).collect();
-        let mut follows = vec![false; blocks.len()];
+        let mut follows: BitVec = BitVec::repeat(false, blocks.len());
         for next in after.iter().flatten() {
-            if let Some(follows) = follows.get_mut(*next as usize) {
+            if let Some(mut follows) = follows.get_mut(*next as usize) {
                 *follows = true;
             }
         }
-        let starts = (0..).zip(blocks).zip(&follows);
+        let starts = (0..).zip(blocks).zip(follows.iter().by_vals());
         let starts = starts.filter(|((_, block), follows)| {
             // A block whose predecessor link names a block that does not link back is not the start
             // of a list either.
-            !**follows && links.block_at(block.prev).is_none()
+            !*follows && links.block_at(block.prev).is_none()
         });
         let mut lists: Vec<List> = starts.map(|((n, block), _)| list_of(table, n, block)).collect();
         lists.sort_unstable();
 
-        let mut taken = vec![false; blocks.len()];
+        let mut taken: BitVec = BitVec::repeat(false, blocks.len());
         let mut spans = Vec::new();
         let (mut stream, mut given) = (0_u32, 0_u32);
         let mut last: Option<List> = None;
@@ -102,8 +103,8 @@ impl FreeLists {
             let mut next = Some(list.start);
             while let Some(number) = next
                 && let Some(block) = blocks.get(number as usize)
-                && let Some(taken) = taken.get_mut(number as usize)
-                && !std::mem::replace(taken, true)
+                && let Some(mut taken) = taken.get_mut(number as usize)
+                && !taken.replace(true)
             {
                 let position = Order::position_on_list(stream, given);
                 spans.push(Span { first: block.first, frames: block.frames, position });

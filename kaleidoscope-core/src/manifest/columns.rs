@@ -2,10 +2,9 @@
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
 use super::ManifestError;
+use crate::codec::columns::{LastPositions, NO_REGION, u32s, u64s};
+use crate::codec::names::Names;
 use crate::color::{Color, ColorMap, Frame, FrameKind, Order, RegionId, Temperature};
-
-/// Region number of frames without a region.
-const NO_REGION: u32 = u32::MAX;
 
 /// One column per frame property.
 #[derive(Default)]
@@ -26,33 +25,11 @@ pub(crate) struct Columns<B> {
     pub(crate) position: B,
 }
 
-/// Last position seen in each region.
-struct LastPosition {
-    of_region: Vec<u64>,
-    outside: u64,
-}
-
-impl LastPosition {
-    fn new(regions: usize) -> Self {
-        Self { of_region: vec![0; regions], outside: 0 }
-    }
-
-    /// The slot of a region. An unknown region number shares the slot of frames without a region;
-    /// `ColorMap` rejects such numbers later.
-    fn slot(&mut self, region: u32) -> &mut u64 {
-        let at = usize::try_from(region).unwrap_or(usize::MAX);
-        self.of_region.get_mut(at).unwrap_or(&mut self.outside)
-    }
-}
-
 /// The column of positions, as differences; see [`Columns::position`].
 pub(crate) fn position_differences(map: &ColorMap) -> impl Iterator<Item = u64> + '_ {
-    let mut last = LastPosition::new(map.regions().len());
+    let mut last = LastPositions::new(map.regions().len());
     let rows = map.region_numbers().iter().zip(map.positions());
-    rows.map(move |(&region, &position)| {
-        let before = std::mem::replace(last.slot(region), position);
-        position.wrapping_sub(before)
-    })
+    rows.map(move |(&region, &position)| last.difference(region, position))
 }
 
 impl Columns<&[u8]> {
@@ -68,20 +45,17 @@ impl Columns<&[u8]> {
         expect_len("temperature", self.temperature, frames)?;
         expect_len("region", self.region, frames.saturating_mul(4))?;
         expect_len("position", self.position, frames.saturating_mul(8))?;
-        let mut last = LastPosition::new(regions);
-        let region = self.region.as_chunks::<4>().0.iter().map(|b| u32::from_le_bytes(*b));
-        let difference = self.position.as_chunks::<8>().0.iter().map(|b| u64::from_le_bytes(*b));
+        let mut last = LastPositions::new(regions);
         let small = self.kind.iter().zip(self.color).zip(self.temperature);
-        let rows = small.zip(region.zip(difference)).enumerate();
+        let rows = small.zip(u32s(self.region).zip(u64s(self.position))).enumerate();
         Ok(rows.map(move |(index, (((&kind, &color), &signs), (region, difference)))| {
             let wrong = |column, problem: String| ManifestError::Frame { column, index, problem };
-            let slot = last.slot(region);
-            *slot = slot.wrapping_add(difference);
+            let position = last.position(region, difference);
             Ok(Frame {
                 kind: palette.kinds.get(kind).map_err(|p| wrong("kind", p))?,
                 color: palette.colors.get(color).map_err(|p| wrong("color", p))?,
                 region: (region != NO_REGION).then_some(RegionId(region)),
-                position: *slot,
+                position,
                 temperature: palette.temperature(signs).map_err(|p| wrong("temperature", p))?,
             })
         }))
@@ -103,23 +77,6 @@ pub(crate) struct Palette {
     pub(crate) colors: Names<Color>,
     pub(crate) orders: Names<Order>,
     pub(crate) signs: Names<Temperature>,
-}
-
-/// The value of each number, or its name if this program does not know it.
-pub(crate) struct Names<T>(Vec<Result<T, String>>);
-
-impl<T: Copy> Names<T> {
-    pub(crate) fn new(names: &[&str], find: impl Fn(&str) -> Option<T>) -> Self {
-        Self(names.iter().map(|n| find(n).ok_or_else(|| (*n).to_owned())).collect())
-    }
-
-    pub(crate) fn get(&self, number: u8) -> Result<T, String> {
-        match self.0.get(usize::from(number)) {
-            Some(Ok(value)) => Ok(*value),
-            Some(Err(name)) => Err(format!("`{name}` is not known to this program")),
-            None => Err(format!("number {number} is not in the palette")),
-        }
-    }
 }
 
 impl Palette {

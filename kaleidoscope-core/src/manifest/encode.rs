@@ -3,13 +3,14 @@
 //! Map keys are written in ascending order of their encoding (shorter keys first), as deterministic
 //! CBOR requires.
 
-use super::cbor::Writer;
 use super::columns;
-use super::limits::within;
 use super::{ImageIdentity, Limits, Manifest, ManifestError};
-use crate::color::{Color, ColorMap, FrameKind, KernelIdentity, Order, Temperature};
+use crate::codec::cbor::Writer;
+use crate::codec::guest::{write_identity, write_kernel, write_layout};
+use crate::codec::text::{check_texts, texts};
+use crate::codec::{fingerprints, to_u64, within};
+use crate::color::{Color, ColorMap, FrameKind, Order, Temperature};
 use crate::fingerprint::Fingerprints;
-use crate::memory::MemoryLayout;
 
 /// Key of the number of contradictions, omitted if there are none.
 pub(super) const CONTRADICTIONS: &str = "contradictions";
@@ -35,9 +36,8 @@ pub(crate) fn check_parts(map: &ColorMap, notes: &[String]) -> Result<(), Manife
     let frames = map.layout().frames();
     Limits::default().admit_frames(frames)?;
     let limits = Limits::for_frames(frames);
-    let count = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
-    within("regions", count(map.regions().len()), limits.max_regions)?;
-    within("notes", count(notes.len()), super::decode::MAX_NOTES)?;
+    within("regions", to_u64(map.regions().len()), limits.max_regions)?;
+    within("notes", to_u64(notes.len()), super::decode::MAX_NOTES)?;
     if let Some(anchor) = map.regions().iter().filter_map(|r| r.anchor).find(|a| a.0 >= frames) {
         let (found, limit) = (u64::from(anchor.0), u64::from(frames).saturating_sub(1));
         let what = "as the frame of a region's object";
@@ -47,21 +47,7 @@ pub(crate) fn check_parts(map: &ColorMap, notes: &[String]) -> Result<(), Manife
     let kernel =
         [&kernel.os, &kernel.release, &kernel.banner, &kernel.build_id, &kernel.paging].into_iter();
     let names = map.regions().iter().map(|region| &region.name);
-    check_texts(kernel.chain(names).chain(notes).map(String::as_str), &limits)
-}
-
-/// Fails if a text or all texts together are too long.
-pub(crate) fn check_texts<'a>(
-    texts: impl Iterator<Item = &'a str>,
-    limits: &Limits,
-) -> Result<(), ManifestError> {
-    let mut total = 0_u64;
-    for text in texts {
-        let bytes = u64::try_from(text.len()).unwrap_or(u64::MAX);
-        within("bytes in a text", bytes, limits.max_text)?;
-        total = total.saturating_add(bytes);
-    }
-    within("bytes in all texts", total, limits.max_text_total)
+    check_texts(kernel.chain(names).chain(notes).map(String::as_str), &limits.texts())
 }
 
 /// The CBOR map of a manifest.
@@ -73,43 +59,35 @@ pub(crate) fn payload(manifest: &Manifest) -> Vec<u8> {
 /// The CBOR map of a manifest with these parts.
 pub(crate) fn parts(
     map: &ColorMap,
-    of: &ImageIdentity,
+    identity: &ImageIdentity,
     notes: &[String],
-    fingerprints: Option<&Fingerprints>,
+    table: Option<&Fingerprints>,
 ) -> Vec<u8> {
     let mut out = Writer::default();
     let contradictions = map.contradictions();
-    out.map(7 + usize::from(fingerprints.is_some()) + usize::from(contradictions > 0));
+    out.map(7 + usize::from(table.is_some()) + usize::from(contradictions > 0));
     out.text("notes");
     texts(&mut out, notes.iter().map(String::as_str));
     out.text("frames");
     frames(&mut out, map);
     out.text("kernel");
-    kernel(&mut out, map.kernel());
+    write_kernel(&mut out, map.kernel());
     out.text("layout");
-    layout(&mut out, map.layout());
+    write_layout(&mut out, map.layout());
     out.text("palette");
     palette(&mut out);
     out.text("regions");
     regions(&mut out, map);
     out.text("identity");
-    identity(&mut out, of);
-    if let Some(fingerprints) = fingerprints {
-        super::fingerprints::write(&mut out, fingerprints);
+    write_identity(&mut out, identity);
+    if let Some(table) = table {
+        fingerprints::write(&mut out, table);
     }
     if contradictions > 0 {
         out.text(CONTRADICTIONS);
         out.uint(contradictions);
     }
     out.finish()
-}
-
-pub(crate) fn identity(out: &mut Writer, identity: &ImageIdentity) {
-    out.map(2);
-    out.text("digest");
-    out.bytes(&identity.digest);
-    out.text("frames");
-    out.uint(identity.frames);
 }
 
 /// Writes the columns directly into the payload, so that a large guest needs no second copy of
@@ -126,30 +104,6 @@ fn frames(out: &mut Writer, map: &ColorMap) {
     out.bytes_of(map.len(), columns::position_differences(map).map(u64::to_le_bytes));
     out.text("temperature");
     out.bytes_of(map.len(), map.temperatures().iter().map(|signs| [signs.bits()]));
-}
-
-pub(crate) fn kernel(out: &mut Writer, kernel: &KernelIdentity) {
-    out.map(5);
-    for (key, value) in [
-        ("os", &kernel.os),
-        ("banner", &kernel.banner),
-        ("paging", &kernel.paging),
-        ("release", &kernel.release),
-        ("build_id", &kernel.build_id),
-    ] {
-        out.text(key);
-        out.text(value);
-    }
-}
-
-pub(crate) fn layout(out: &mut Writer, layout: &MemoryLayout) {
-    let regions = layout.regions();
-    out.array(regions.len());
-    for region in regions {
-        out.array(2);
-        out.uint(region.start.0);
-        out.uint(region.frames);
-    }
 }
 
 fn palette(out: &mut Writer) {
@@ -176,9 +130,4 @@ fn regions(out: &mut Writer, map: &ColorMap) {
             out.uint(anchor.0);
         }
     }
-}
-
-pub(crate) fn texts<'a>(out: &mut Writer, texts: impl ExactSizeIterator<Item = &'a str>) {
-    out.array(texts.len());
-    texts.for_each(|text| out.text(text));
 }

@@ -1,12 +1,14 @@
 //! Limits on the size of manifests.
 
 use super::ManifestError;
-use super::container::Bounds;
+use crate::codec::container::Bounds;
+use crate::codec::text::TextLimits;
+use crate::codec::{fingerprints, within};
 use crate::color::MAX_REGIONS;
 
 /// Bytes per frame in the payload's columns and fingerprints. The decoded form in memory takes
 /// less.
-pub(super) const FRAME_RECORD_BYTES: u64 = 1 + 1 + 1 + 4 + 8 + super::fingerprints::FRAME_BYTES;
+pub(super) const FRAME_RECORD_BYTES: u64 = 1 + 1 + 1 + 4 + 8 + fingerprints::FRAME_BYTES;
 
 /// Room for parts of constant size: kernel identity, layout, palette, unknown fields.
 const FIXED_BYTES: u64 = 1 << 20;
@@ -84,6 +86,11 @@ impl Limits {
         self.bounds().max_file
     }
 
+    /// The limits of texts.
+    pub(super) fn texts(&self) -> TextLimits {
+        TextLimits { max_text: self.max_text, max_total: self.max_text_total }
+    }
+
     /// The bounds of the container.
     pub(super) fn bounds(&self) -> Bounds {
         Bounds::for_payload(self.max_payload())
@@ -95,13 +102,4 @@ impl Limits {
     pub fn max_memory(&self) -> u64 {
         self.max_file().saturating_add(self.max_payload().saturating_mul(2))
     }
-}
-
-/// Fails if `found` exceeds the limit.
-pub(crate) fn within(what: &'static str, found: u64, limit: u32) -> Result<(), ManifestError> {
-    let limit = u64::from(limit);
-    if found > limit {
-        return Err(ManifestError::Limit { what, found, limit });
-    }
-    Ok(())
 }

@@ -5,33 +5,29 @@
 //! layers, outermost first:
 //!
 //! ```text
-//!  container   header, SHA-256 checksum, zstd        errors of the file's bytes
-//!  payload     CBOR map <-> ColorMap, identity       errors of a field
-//!  columns     one column per frame property         errors of a frame
+//!  codec            container, CBOR, shared fields   errors of the file's bytes or a field
+//!  encode, decode   CBOR map <-> ColorMap            errors of a field
+//!  columns          one column per frame property    errors of a frame
 //! ```
 //!
 //! Files are untrusted: every length is checked against the bytes present and against [`Limits`]
 //! before memory is allocated for it. A damaged file results in a [`ManifestError`] that names the
 //! location, never in a wrong map.
 
-pub(crate) mod cbor;
-pub(crate) mod columns;
-pub(crate) mod container;
+mod columns;
 pub(crate) mod decode;
 #[cfg(test)]
-pub(crate) mod doc_example;
+mod doc_example;
 pub(crate) mod encode;
-mod error;
-pub(crate) mod fingerprints;
-mod identity;
-pub(crate) mod limits;
+mod limits;
 #[cfg(test)]
 mod tests;
 
-pub use error::ManifestError;
-pub use identity::{IdentityError, ImageIdentity};
+pub use crate::codec::ManifestError;
+pub use crate::identity::{IdentityError, ImageIdentity};
 pub use limits::Limits;
 
+use crate::codec::container;
 use crate::color::ColorMap;
 use crate::fingerprint::Fingerprints;
 use crate::memory::GuestMemory;

@@ -347,7 +347,7 @@ fn damaged_fingerprints_are_refused() {
     }
 }
 
-const KEY: &[u8] = fingerprints::KEY.as_bytes();
+const KEY: &[u8] = crate::codec::fingerprints::KEY.as_bytes();
 
 /// Quantities at a limit and beyond it.
 #[derive(Clone, Debug)]

@@ -3,6 +3,7 @@
 use super::{Class, Fault, LocalityOrder, Planner, Position, PrefetchPolicy, Settings};
 use crate::addr::FrameIndex;
 use crate::color::{FrameKind, Order, RegionId};
+use bitvec::vec::BitVec;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -71,12 +72,12 @@ impl ColorGuide {
 
 /// Frames that match the settings' hints and caches, in the settings' order, each once.
 fn predict(locality: &LocalityOrder, settings: &Settings) -> Vec<FrameIndex> {
-    let mut taken = vec![false; locality.frames() as usize];
+    let mut taken: BitVec = BitVec::repeat(false, locality.frames() as usize);
     let mut out = Vec::new();
     let mut take = |frame: FrameIndex| {
         if !locality.is_free(frame)
-            && let Some(taken) = taken.get_mut(frame.as_usize())
-            && !std::mem::replace(taken, true)
+            && let Some(mut taken) = taken.get_mut(frame.as_usize())
+            && !taken.replace(true)
         {
             out.push(frame);
         }

@@ -36,7 +36,8 @@ pub struct Plan {
     zero: Vec<FrameIndex>,
     asked: Option<FrameIndex>,
     /// One bit per frame: the frame faulted or is planned. Words are allocated on first use, so
-    /// that starting a large clone costs no more than starting a small one.
+    /// that starting a large clone costs no more than starting a small one; a `BitVec` has all of
+    /// its words at once.
     planned: LazyTable<Cell<u64>>,
     budget: usize,
 }

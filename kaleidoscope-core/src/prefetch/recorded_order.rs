@@ -2,6 +2,7 @@
 
 use super::LocalityOrder;
 use crate::addr::FrameIndex;
+use bitvec::vec::BitVec;
 
 /// Marks a frame that is not in the recorded order.
 const NOT_RECORDED: u32 = u32::MAX;
@@ -13,11 +14,11 @@ pub struct RecordedOrder {
     frames: Vec<FrameIndex>,
     /// Whether each stop is likely enough to be fetched before a fault confirms that the clone
     /// follows the recording.
-    sure: Vec<bool>,
+    sure: BitVec,
     /// Stop of every frame of the guest, or `NOT_RECORDED`.
     stops: Vec<u32>,
     /// Whether each stretch contains a stop.
-    visited: Vec<bool>,
+    visited: BitVec,
 }
 
 impl RecordedOrder {
@@ -32,9 +33,9 @@ impl RecordedOrder {
     ) -> Self {
         let mut recorded_order = Self {
             frames: Vec::new(),
-            sure: Vec::new(),
+            sure: BitVec::new(),
             stops: vec![NOT_RECORDED; locality.frames() as usize],
-            visited: vec![false; locality.stretches()],
+            visited: BitVec::repeat(false, locality.stretches()),
         };
         for (frame, likelihood) in expected {
             let Some(stop) = recorded_order.stops.get_mut(frame.as_usize()) else { continue };
@@ -43,7 +44,7 @@ impl RecordedOrder {
                 recorded_order.frames.push(frame);
                 recorded_order.sure.push(likelihood >= least);
                 let stretch = locality.stretch(frame).unwrap_or(u32::MAX) as usize;
-                if let Some(visited) = recorded_order.visited.get_mut(stretch) {
+                if let Some(mut visited) = recorded_order.visited.get_mut(stretch) {
                     *visited = true;
                 }
             }
@@ -79,6 +80,6 @@ impl RecordedOrder {
     /// Whether a stretch contains any stop.
     #[must_use]
     pub fn visits(&self, stretch: u32) -> bool {
-        self.visited.get(stretch as usize).copied().unwrap_or(false)
+        self.visited.get(stretch as usize).is_some_and(|visited| *visited)
     }
 }

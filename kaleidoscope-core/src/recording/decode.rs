@@ -3,18 +3,21 @@
 //! The payload is hostile, as a manifest's is, and handled in the same way.
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
-use super::encode::{NO_FRAME, NO_REGION};
+use super::encode::NO_FRAME;
 use super::region::{MAX_STRETCHES, PageRange, has_shape, is_ranked};
 use super::{
     Entry, Key, MAX_RUNS, RANK_ONE, RecordedRegion, Recording, RecordingError, RecordingLimits,
     Salt,
 };
 use crate::addr::Gfn;
+use crate::codec::cbor::Reader;
+use crate::codec::columns::{LastPositions, NO_REGION, u32s, u64s};
+use crate::codec::fields::fields;
+use crate::codec::guest::{read_identity, read_kernel};
+use crate::codec::names::{Names, read_names};
+use crate::codec::text::TextBudget;
+use crate::codec::{ManifestError, to_u64, within};
 use crate::color::{Color, FrameKind, Order};
-use crate::manifest::ManifestError;
-use crate::manifest::cbor::Reader;
-use crate::manifest::columns::Names;
-use crate::manifest::decode::{TextBudget, fields, read_identity, read_kernel, read_names};
 
 /// Kinds of keys.
 #[derive(Clone, Copy)]
@@ -90,7 +93,8 @@ fn read_regions(
     limits: &RecordingLimits,
     text: &mut TextBudget<'_>,
 ) -> Result<Vec<RecordedRegion>, ManifestError> {
-    let count = within("regions", reader.array()?, limits.max_regions)?;
+    let count = reader.array()?;
+    within("regions", to_u64(count), limits.max_regions)?;
     let mut regions = Vec::with_capacity(count);
     let mut left = limits.max_stretches;
     for _ in 0..count {
@@ -175,7 +179,8 @@ impl<'a> Columns<'a> {
             region: bytes(region)?,
             position: bytes(position)?,
         };
-        let n = within("entries", columns.key.len(), limits.max_entries)?;
+        let n = columns.key.len();
+        within("entries", to_u64(n), limits.max_entries)?;
         for (column, bytes, width) in [
             ("gfn", columns.gfn, 8),
             ("nth", columns.nth, 4),
@@ -200,16 +205,12 @@ impl<'a> Columns<'a> {
         regions: &[RecordedRegion],
         runs: u32,
     ) -> Result<Vec<Entry>, RecordingError> {
-        let u32s =
-            |bytes: &'a [u8]| bytes.as_chunks::<4>().0.iter().map(|b| u32::from_le_bytes(*b));
-        let u64s =
-            |bytes: &'a [u8]| bytes.as_chunks::<8>().0.iter().map(|b| u64::from_le_bytes(*b));
         let small = self.key.iter().zip(self.color).zip(u32s(self.nth));
         let sums = u32s(self.runs).zip(u64s(self.rank));
         let place = u32s(self.region).zip(u64s(self.position));
         let rows = small.zip(sums).zip(u64s(self.gfn).zip(place));
         let (mut gfn, mut ranks) = (0u64, 0u64);
-        let mut last = vec![0u64; regions.len()];
+        let mut last = LastPositions::new(regions.len());
         let mut entries: Vec<Entry> = Vec::with_capacity(self.key.len());
         for (number, row) in rows.enumerate() {
             let ((((&key, &color), nth), (touched, rank)), (frame, (region, step))) = row;
@@ -221,11 +222,7 @@ impl<'a> Columns<'a> {
             if of_region.is_none() && region != NO_REGION {
                 return Err(invalid("region", format!("there is no region {region}")));
             }
-            let mut outside = 0;
-            let slot = last.get_mut(usize::try_from(region).unwrap_or(usize::MAX));
-            let slot = slot.unwrap_or(&mut outside);
-            *slot = slot.wrapping_add(step);
-            let position = *slot;
+            let position = last.position(region, step);
             let key = match palette.keys.get(key).map_err(|p| invalid("key", p))? {
                 KeyKind::Frame => key_of_frame(region, position, nth, gfn),
                 KeyKind::Position => key_of_position(of_region, region, position, nth),
@@ -295,12 +292,4 @@ fn key_of_rank(
     let rank = u32::try_from(position).ok().filter(|_| nth == 0);
     let rank = rank.ok_or_else(|| ("position", format!("{position} is no rank")))?;
     Ok(Key::Rank { region, rank })
-}
-
-fn within(what: &'static str, found: usize, limit: u32) -> Result<usize, ManifestError> {
-    let (count, limit) = (u64::try_from(found).unwrap_or(u64::MAX), u64::from(limit));
-    if count > limit {
-        return Err(ManifestError::Limit { what, found: count, limit });
-    }
-    Ok(found)
 }

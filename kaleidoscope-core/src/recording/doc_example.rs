@@ -2,8 +2,8 @@
 //! how to regenerate it.
 
 use super::*;
+use crate::codec::doc_example::documented;
 use crate::color::{FrameKind, Order};
-use crate::manifest::doc_example::documented;
 
 /// Two runs: a page of a file in both, and a page of a process in the second one.
 fn example() -> Recording {

@@ -4,14 +4,12 @@
 //! CBOR requires.
 
 use super::{Key, RecordedRegion, Recording, RecordingLimits};
+use crate::codec::cbor::Writer;
+use crate::codec::columns::{LastPositions, NO_REGION};
+use crate::codec::guest::{write_identity, write_kernel};
+use crate::codec::text::{check_texts, texts};
+use crate::codec::{ManifestError, to_u64, within};
 use crate::color::{Color, FrameKind, Order};
-use crate::manifest::ManifestError;
-use crate::manifest::cbor::Writer;
-use crate::manifest::encode::{check_texts, identity, kernel, texts};
-use crate::manifest::limits::within;
-
-/// Region number of entries without a region.
-pub(super) const NO_REGION: u32 = u32::MAX;
 
 /// Frame number of entries without a frame in the recorded guest.
 pub(super) const NO_FRAME: u64 = u64::MAX;
@@ -22,10 +20,9 @@ pub(super) const KEYS: [&str; 3] = ["frame", "position", "rank"];
 /// Rejects what a reader with these limits would reject.
 pub(super) fn check(recording: &Recording, limits: &RecordingLimits) -> Result<(), ManifestError> {
     let Recording { kernel, regions, entries, .. } = recording;
-    let count = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
-    within("entries", count(entries.len()), limits.max_entries)?;
-    within("regions", count(regions.len()), limits.max_regions)?;
-    let stretches = regions.iter().map(|region| count(region.stretches.len()));
+    within("entries", to_u64(entries.len()), limits.max_entries)?;
+    within("regions", to_u64(regions.len()), limits.max_regions)?;
+    let stretches = regions.iter().map(|region| to_u64(region.stretches.len()));
     within("stretches", stretches.sum(), limits.max_stretches)?;
     let kernel = [&kernel.os, &kernel.release, &kernel.banner, &kernel.build_id, &kernel.paging];
     let texts = kernel.into_iter().chain(regions.iter().map(|region| &region.name));
@@ -41,7 +38,7 @@ pub(super) fn payload(recording: &Recording) -> Vec<u8> {
     out.text("salt");
     out.bytes(recording.salt.as_ref().map_or(&[], |salt| &salt.0));
     out.text("kernel");
-    kernel(&mut out, &recording.kernel);
+    write_kernel(&mut out, &recording.kernel);
     out.text("entries");
     entries(&mut out, recording);
     out.text("palette");
@@ -50,7 +47,7 @@ pub(super) fn payload(recording: &Recording) -> Vec<u8> {
     out.array(recording.regions.len());
     recording.regions.iter().for_each(|r| region(&mut out, r));
     out.text("identity");
-    identity(&mut out, &recording.image);
+    write_identity(&mut out, &recording.image);
     out.finish()
 }
 
@@ -101,7 +98,7 @@ fn entries(out: &mut Writer, recording: &Recording) {
     let (mut key, mut color) = (Vec::new(), Vec::new());
     let (mut nth, mut runs, mut region, mut position) =
         (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-    let mut last = vec![0u64; recording.regions.len()];
+    let mut last = LastPositions::new(recording.regions.len());
     for entry in &recording.entries {
         gfn.push(entry.gfn.map_or(NO_FRAME, |gfn| gfn.0));
         rank.push(entry.ranks);
@@ -115,8 +112,7 @@ fn entries(out: &mut Writer, recording: &Recording) {
         nth.extend_from_slice(&u32::to_le_bytes(which));
         runs.extend_from_slice(&entry.runs.to_le_bytes());
         region.extend_from_slice(&u32::to_le_bytes(of_region));
-        let before = last.get_mut(of_region as usize).map_or(0, |last| std::mem::replace(last, at));
-        position.extend_from_slice(&at.wrapping_sub(before).to_le_bytes());
+        position.extend_from_slice(&last.difference(of_region, at).to_le_bytes());
     }
     out.map(8);
     for (name, column) in [

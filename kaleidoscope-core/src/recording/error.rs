@@ -1,6 +1,6 @@
 //! Why recordings cannot be read, written or merged.
 
-use crate::manifest::ManifestError;
+use crate::codec::ManifestError;
 use thiserror::Error;
 
 /// Why a recording cannot be read or written.

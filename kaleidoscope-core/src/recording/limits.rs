@@ -1,8 +1,8 @@
 //! Limits of a recording's size.
 
 use super::region::MAX_STRETCHES;
-use crate::manifest::Limits;
-use crate::manifest::container::Bounds;
+use crate::codec::container::Bounds;
+use crate::codec::text::TextLimits;
 
 /// Bytes of an entry in the payload; in memory an entry takes 72.
 const ENTRY_BYTES: u64 = 8 + 1 + 4 + 8 + 4 + 1 + 4 + 8;
@@ -76,13 +76,8 @@ impl RecordingLimits {
     }
 
     /// The limits of texts.
-    pub(super) fn texts(&self) -> Limits {
-        Limits {
-            max_frames: 0,
-            max_regions: self.max_regions,
-            max_text: self.max_text,
-            max_text_total: self.max_text_total,
-        }
+    pub(super) fn texts(&self) -> TextLimits {
+        TextLimits { max_text: self.max_text, max_total: self.max_text_total }
     }
 }
 

@@ -1,11 +1,11 @@
 //! Finds the counterpart of each recorded region in another guest.
 
 use super::alignment::Alignment;
-use super::name::{Name, Salt};
 use super::region::{PageRange, has_shape, members, stretches};
-use super::{RecordedRegion, Recording, Similarity, to_u32};
+use super::{RecordedRegion, Recording, Salt, Similarity, to_u32};
 use crate::color::{FrameKind, Order, RegionId};
 use crate::prefetch::LocalityOrder;
+use crate::region_name::RegionName;
 use std::borrow::Cow;
 use std::cmp::Reverse;
 use std::collections::HashMap;
@@ -23,8 +23,8 @@ pub(super) struct RegionKey<'a> {
 }
 
 impl RegionKey<'_> {
-    fn parsed(&self) -> Name<'_> {
-        Name::parse(self.order, &self.name)
+    fn parsed(&self) -> RegionName<'_> {
+        RegionName::parse(self.order, &self.name)
     }
 }
 
@@ -129,8 +129,8 @@ fn by_name(ours: &[RegionKey<'_>], theirs: &[RegionKey<'_>]) -> Vec<Option<u32>>
 /// Pairs regions by the portable parts of their names.
 fn by_portable_name(ours: &[RegionKey<'_>], theirs: &[RegionKey<'_>]) -> Vec<Option<u32>> {
     type Groups<'a> = HashMap<(FrameKind, Order, &'a str), (Vec<usize>, Vec<usize>)>;
-    let ours_parsed: Vec<Name<'_>> = ours.iter().map(RegionKey::parsed).collect();
-    let theirs_parsed: Vec<Name<'_>> = theirs.iter().map(RegionKey::parsed).collect();
+    let ours_parsed: Vec<RegionName<'_>> = ours.iter().map(RegionKey::parsed).collect();
+    let theirs_parsed: Vec<RegionName<'_>> = theirs.iter().map(RegionKey::parsed).collect();
     let mut groups = Groups::new();
     for (i, (region_key, name)) in ours.iter().zip(&ours_parsed).enumerate() {
         if let Some(portable) = name.portable(region_key.kind) {
@@ -149,7 +149,7 @@ fn by_portable_name(ours: &[RegionKey<'_>], theirs: &[RegionKey<'_>]) -> Vec<Opt
     for ((_, order, _), (mut from, mut to)) in groups {
         if order == Order::UserAddress && from.len() == to.len() {
             // An equal number of processes of this name: assume the same start order.
-            let pid = |names: &[Name<'_>], at: usize| names.get(at).and_then(Name::pid);
+            let pid = |names: &[RegionName<'_>], at: usize| names.get(at).and_then(RegionName::pid);
             from.sort_by_key(|&i| pid(&ours_parsed, i));
             to.sort_by_key(|&j| pid(&theirs_parsed, j));
             for (i, j) in from.into_iter().zip(to) {

@@ -6,8 +6,9 @@ use super::region::members;
 use super::{Entry, Key, Match, Recording, Similarity};
 use crate::addr::FrameIndex;
 use crate::color::{Color, Order, RegionId};
-use crate::manifest::ImageIdentity;
+use crate::identity::ImageIdentity;
 use crate::prefetch::LocalityOrder;
+use bitvec::vec::BitVec;
 
 /// A frame of the image that corresponds to a recorded entry.
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -89,7 +90,7 @@ impl Recording {
         likeness: Similarity,
         find: impl Fn(&Entry) -> Option<(FrameIndex, Match)>,
     ) -> TranslatedRecording {
-        let mut taken = vec![false; locality.frames() as usize];
+        let mut taken: BitVec = BitVec::repeat(false, locality.frames() as usize);
         let mut out = TranslatedRecording {
             likeness,
             frames: Vec::with_capacity(self.entries().len().min(taken.len())),
@@ -100,7 +101,7 @@ impl Recording {
             let found = find(entry).filter(|(frame, _)| !locality.is_free(*frame));
             let found = found.filter(|(frame, _)| {
                 let taken = taken.get_mut(frame.as_usize());
-                taken.is_some_and(|taken| !std::mem::replace(taken, true))
+                taken.is_some_and(|mut taken| !taken.replace(true))
             });
             let count = if found.is_some() { &mut out.found } else { &mut out.missing };
             if let Some(count) = count.get_mut(entry.color as usize) {

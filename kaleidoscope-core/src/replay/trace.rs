@@ -4,6 +4,7 @@
 use crate::addr::{FrameIndex, Gfn};
 use crate::memory::MemoryLayout;
 use crate::prefetch::Access;
+use bitvec::vec::BitVec;
 use std::io::{self, Read};
 use thiserror::Error;
 
@@ -74,14 +75,14 @@ impl Trace {
     /// previous one is raised to it.
     #[must_use]
     pub fn new(touches: impl IntoIterator<Item = Touch>, layout: &MemoryLayout) -> Self {
-        let mut seen = vec![false; layout.frames() as usize];
+        let mut seen: BitVec = BitVec::repeat(false, layout.frames() as usize);
         let mut now = 0;
         let mut kept = Vec::new();
         for mut touch in touches {
             now = touch.at_us.max(now);
             touch.at_us = now;
-            if let Some(seen) = seen.get_mut(touch.frame.as_usize())
-                && !std::mem::replace(seen, true)
+            if let Some(mut seen) = seen.get_mut(touch.frame.as_usize())
+                && !seen.replace(true)
             {
                 kept.push(touch);
             }
@@ -103,7 +104,7 @@ impl Trace {
             .quoting(false)
             .from_reader(BoundedLines { input, line: 0 });
         let columns = Columns::find(reader.byte_headers()?)?;
-        let mut seen = vec![false; layout.frames() as usize];
+        let mut seen: BitVec = BitVec::repeat(false, layout.frames() as usize);
         let mut touches: Vec<Touch> = Vec::new();
         let mut record = csv::ByteRecord::new();
         while reader.read_byte_record(&mut record)? {
@@ -112,8 +113,8 @@ impl Trace {
             if touches.last().is_some_and(|last| last.at_us > touch.at_us) {
                 return Err(TraceError::Time { line, at_us: touch.at_us });
             }
-            if let Some(seen) = seen.get_mut(touch.frame.as_usize())
-                && !std::mem::replace(seen, true)
+            if let Some(mut seen) = seen.get_mut(touch.frame.as_usize())
+                && !seen.replace(true)
             {
                 touches.push(touch);
             }

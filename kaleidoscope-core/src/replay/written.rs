@@ -4,11 +4,12 @@ use super::TraceError;
 use super::trace::BoundedLines;
 use crate::addr::{FrameIndex, Gfn};
 use crate::memory::MemoryLayout;
+use bitvec::vec::BitVec;
 use std::io::Read;
 
 /// The frames that a clone wrote after the freeze, ascending: those with a row for a write, which
 /// is a `touch` with 1 in `access_write` or `written`, or a `firstwrite`. Reads the CSV of
-/// [`Trace::from_csv`](super::Trace::from_csv); only the column `gfn` is required. Takes one byte
+/// [`Trace::from_csv`](super::Trace::from_csv); only the column `gfn` is required. Takes one bit
 /// per frame of the guest and a buffer for one line, for any input.
 ///
 /// # Errors
@@ -25,7 +26,7 @@ pub fn written_frames(
     let find = |name: &str| header.iter().position(|field| field == name.as_bytes());
     let gfn = find("gfn").ok_or(TraceError::Column("gfn"))?;
     let (event, flags) = (find("event"), [find("access_write"), find("written")]);
-    let mut written = vec![false; layout.frames() as usize];
+    let mut written: BitVec = BitVec::repeat(false, layout.frames() as usize);
     let mut record = csv::ByteRecord::new();
     while reader.read_byte_record(&mut record)? {
         let line = record.position().map_or(0, csv::Position::line);
@@ -43,12 +44,12 @@ pub fn written_frames(
             text: text.chars().take(40).collect(),
         })?);
         let frame = layout.index_of(number).ok_or(TraceError::NotRam { line, gfn: number })?;
-        if let Some(written) = written.get_mut(frame.as_usize()) {
+        if let Some(mut written) = written.get_mut(frame.as_usize()) {
             *written = true;
         }
     }
-    let frames = (0..).map(FrameIndex).zip(written);
-    Ok(frames.filter(|(_, written)| *written).map(|(frame, _)| frame).collect())
+    let numbers = written.iter_ones().filter_map(|frame| u32::try_from(frame).ok());
+    Ok(numbers.map(FrameIndex).collect())
 }
 
 #[cfg(test)]

@@ -13,6 +13,7 @@ use crate::prefetch::{
     Blind, Class, ColorGuide, Colored, Fault, LocalityOrder, Planner, PrefetchPolicy, Settings,
 };
 use crate::replay::{Counter, Counts, Touch, Trace};
+use bitvec::vec::BitVec;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -215,23 +216,25 @@ fn class_sets(locality: &LocalityOrder) -> Vec<ClassSet> {
             set.insert(locality.class(frame));
         }
     }
-    let mut of_files = vec![false; sets.len()];
+    let mut of_files: BitVec = BitVec::repeat(false, sets.len());
     for (stretch, region) in (0..).zip(locality.map().regions()) {
         if region.kind == FrameKind::File {
             let inodes = region.anchor.and_then(|frame| locality.stretch(frame));
             for stretch in [Some(stretch), inodes].into_iter().flatten() {
-                if let Some(is_of_files) = of_files.get_mut(stretch as usize) {
+                if let Some(mut is_of_files) = of_files.get_mut(stretch as usize) {
                     *is_of_files = true;
                 }
             }
         }
     }
     let mut all = ClassSet::default();
-    for (set, _) in sets.iter().zip(&of_files).filter(|(_, is_of_files)| **is_of_files) {
+    for set in of_files.iter_ones().filter_map(|stretch| sets.get(stretch)) {
         all.0.iter_mut().zip(set.0).for_each(|(all, has)| *all |= has);
     }
-    for (set, _) in sets.iter_mut().zip(of_files).filter(|(_, is_of_files)| *is_of_files) {
-        *set = all;
+    for stretch in of_files.iter_ones() {
+        if let Some(set) = sets.get_mut(stretch) {
+            *set = all;
+        }
     }
     sets
 }

@@ -5,14 +5,14 @@
 
 use super::encode::HOLES;
 use super::limits::{MAX_ADDRESS, MAX_HOLES, MAX_SERVERS};
-use super::{Descriptor, DescriptorError, DescriptorLimits, Template, instant, within};
+use super::{Descriptor, DescriptorError, DescriptorLimits, Template, instant};
 use crate::clone::{CloneId, FreeFrames, ServerAddress};
-use crate::manifest::cbor::Reader;
-use crate::manifest::decode::{
-    fields_and_optional, payload as manifest, read_identity, read_layout,
-};
-use crate::manifest::fingerprints;
-use crate::manifest::{Manifest, ManifestError};
+use crate::codec::cbor::Reader;
+use crate::codec::fields::fields_and_optional;
+use crate::codec::guest::{read_identity, read_layout};
+use crate::codec::{ManifestError, fingerprints, to_u64, within};
+use crate::manifest::Manifest;
+use crate::manifest::decode::payload as manifest;
 use crate::prefetch::LocalityOrder;
 use std::ops::Range;
 use std::sync::Arc;
@@ -36,9 +36,9 @@ pub(super) fn payload(
     let servers = read_servers(&mut at("servers", servers))?;
     let free_frames = read_free_frames(&mut at("free_frames", free_frames))?;
     let identity = read_identity(&mut at("identity", identity))?;
-    let layout = read_layout(&mut at("layout", layout), &limits.manifest)?;
+    let layout = read_layout(&mut at("layout", layout), limits.manifest.max_frames)?;
     let state = at("state", state).bytes()?;
-    within("bytes of device state", state.len(), limits.max_state())?;
+    within("bytes of device state", to_u64(state.len()), to_u64(limits.max_state()))?;
 
     let mut template = Template::new(layout, identity);
     let mut at_colors = at("colors", colors);
@@ -98,12 +98,12 @@ fn read_frozen(reader: &mut Reader<'_>) -> Result<Option<SystemTime>, ManifestEr
 
 fn read_servers(reader: &mut Reader<'_>) -> Result<Vec<ServerAddress>, ManifestError> {
     let count = reader.array()?;
-    within("page servers", count, MAX_SERVERS)?;
+    within("page servers", to_u64(count), to_u64(MAX_SERVERS))?;
     let mut servers = Vec::with_capacity(count);
     for _ in 0..count {
         let before = reader.moved_to(reader.place());
         let text = reader.text()?;
-        within("bytes in a page server's address", text.len(), MAX_ADDRESS)?;
+        within("bytes in a page server's address", to_u64(text.len()), to_u64(MAX_ADDRESS))?;
         let address: ServerAddress = text.parse().map_err(|e| before.error(format!("{e}")))?;
         servers.push(address);
     }
@@ -112,7 +112,7 @@ fn read_servers(reader: &mut Reader<'_>) -> Result<Vec<ServerAddress>, ManifestE
 
 fn read_holes(reader: &mut Reader<'_>, frames: u32) -> Result<Vec<Range<u32>>, ManifestError> {
     let numbers = reader.array()?;
-    within("holes", numbers / 2, MAX_HOLES)?;
+    within("holes", to_u64(numbers / 2), to_u64(MAX_HOLES))?;
     if numbers % 2 != 0 {
         return Err(reader.error(format!("{numbers} numbers, not two for each hole")));
     }

@@ -2,7 +2,7 @@
 //! how to regenerate it.
 
 use super::*;
-use crate::manifest::doc_example::documented;
+use crate::codec::doc_example::documented;
 use crate::memory::VecMemory;
 
 /// A clone of an uncolored guest of one frame, with five bytes of device state.

@@ -4,9 +4,10 @@
 //! CBOR requires.
 
 use super::{Descriptor, DescriptorError, DescriptorLimits};
-use crate::manifest::cbor::Writer;
-use crate::manifest::encode::{check_parts, identity, layout, parts};
-use crate::manifest::fingerprints;
+use crate::codec::cbor::Writer;
+use crate::codec::fingerprints;
+use crate::codec::guest::{write_identity, write_layout};
+use crate::manifest::encode::{check_parts, parts};
 use std::ops::Range;
 use std::time::UNIX_EPOCH;
 
@@ -40,12 +41,12 @@ pub(super) fn payload(descriptor: &Descriptor) -> Vec<u8> {
     out.text("frozen");
     frozen_at(&mut out, descriptor);
     out.text("layout");
-    layout(&mut out, &template.layout);
+    write_layout(&mut out, &template.layout);
     out.text("servers");
     out.array(template.servers.len());
     template.servers.iter().for_each(|address| out.text(&address.to_string()));
     out.text("identity");
-    identity(&mut out, &template.identity);
+    write_identity(&mut out, &template.identity);
     out.text("free_frames");
     out.text(template.free_frames.name());
     if let Some(table) = &template.fingerprints {

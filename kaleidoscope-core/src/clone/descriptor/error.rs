@@ -1,6 +1,7 @@
 //! Errors of creating, reading and writing descriptors.
 
-use crate::manifest::{IdentityError, ManifestError};
+use crate::codec::ManifestError;
+use crate::identity::IdentityError;
 use thiserror::Error;
 
 /// Why a descriptor cannot be made, read or written.

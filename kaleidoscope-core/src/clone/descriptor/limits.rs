@@ -1,7 +1,7 @@
 //! Limits of a descriptor's size.
 
+use crate::codec::container::Bounds;
 use crate::manifest::Limits;
-use crate::manifest::container::Bounds;
 
 /// Most bytes of vCPU and device state.
 pub const MAX_STATE: usize = 64 << 20;

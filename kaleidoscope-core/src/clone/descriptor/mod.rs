@@ -1,7 +1,7 @@
 //! The descriptor: everything that a clone starts from, in a small file (`.kclone`).
 //!
 //! A descriptor identifies the snapshot image and lists the servers of its pages; it contains no
-//! pages. The file is a manifest's container around one CBOR map; `docs/formats.md` describes every
+//! pages. The file is the codec's container around one CBOR map; `docs/formats.md` describes every
 //! byte. Files are treated as hostile, as manifests are.
 
 mod decode;
@@ -17,10 +17,12 @@ pub use error::DescriptorError;
 pub use limits::{DescriptorLimits, MAX_SERVERS, MAX_STATE};
 
 use super::{CloneId, FreeFrames, ServerAddress};
+use crate::codec::container::{self, Family};
+use crate::codec::{ManifestError, to_u64, within};
 use crate::color::{ColorMap, Frame, KernelIdentity};
 use crate::fingerprint::Fingerprints;
-use crate::manifest::container::{self, Family};
-use crate::manifest::{ImageIdentity, Manifest, ManifestError};
+use crate::identity::ImageIdentity;
+use crate::manifest::Manifest;
 use crate::memory::{Backing, Extent, GuestMemory, MemoryLayout, extents};
 use crate::prefetch::LocalityOrder;
 use limits::{MAX_ADDRESS, MAX_HOLES};
@@ -116,7 +118,7 @@ impl Descriptor {
     /// # Errors
     /// [`DescriptorError::File`] with [`ManifestError::Limit`] for more than [`MAX_STATE`] bytes.
     pub fn with_state(mut self, state: Vec<u8>) -> Result<Self, DescriptorError> {
-        within("bytes of device state", state.len(), MAX_STATE)?;
+        within("bytes of device state", to_u64(state.len()), to_u64(MAX_STATE))?;
         self.change().state = state;
         Ok(self)
     }
@@ -128,7 +130,7 @@ impl Descriptor {
     /// [`DescriptorError::Address`] for an address that is not valid text, or longer than 4096
     /// bytes.
     pub fn with_servers(mut self, servers: Vec<ServerAddress>) -> Result<Self, DescriptorError> {
-        within("page servers", servers.len(), MAX_SERVERS)?;
+        within("page servers", to_u64(servers.len()), to_u64(MAX_SERVERS))?;
         for (number, address) in servers.iter().enumerate() {
             let text = address.to_string();
             if text.len() > MAX_ADDRESS || text.parse().as_ref() != Ok(address) {
@@ -399,12 +401,4 @@ fn without_colors(layout: &MemoryLayout) -> Result<ColorMap, ManifestError> {
 /// The instant `micros` microseconds after 1970, if the system can represent it.
 fn instant(micros: u64) -> Option<SystemTime> {
     UNIX_EPOCH.checked_add(Duration::from_micros(micros))
-}
-
-fn within(what: &'static str, found: usize, limit: usize) -> Result<(), ManifestError> {
-    if found > limit {
-        let number = |n| u64::try_from(n).unwrap_or(u64::MAX);
-        return Err(ManifestError::Limit { what, found: number(found), limit: number(limit) });
-    }
-    Ok(())
 }

@@ -2,10 +2,10 @@
 
 use super::*;
 use crate::addr::{FrameIndex, Gpa};
+use crate::codec::cbor::Writer;
 use crate::color::{Color, FrameKind, Order, Region, RegionId};
 use crate::fingerprint::{Content, DomainId, Fingerprint};
-use crate::manifest::IdentityError;
-use crate::manifest::cbor::Writer;
+use crate::identity::IdentityError;
 use crate::memory::VecMemory;
 use proptest::prelude::*;
 use std::collections::BTreeMap;

@@ -7,7 +7,7 @@ use crate::dedup::catalog::{RegionKey, hash, position, positions};
 use crate::dedup::hit_rates::Class;
 use crate::dedup::{AccessClass, Catalog, GuestNumber, NameMatch};
 use crate::prefetch::LocalityOrder;
-use crate::recording::name::Name;
+use crate::region_name::RegionName;
 use foldhash::fast::RandomState;
 use std::collections::HashMap;
 
@@ -270,7 +270,7 @@ fn path_of(region: &Region) -> Option<(&str, &str)> {
     if region.order != Order::FileOffset || region.kind == FrameKind::BlockDevice {
         return None;
     }
-    let name = Name::parse(region.order, &region.name);
+    let name = RegionName::parse(region.order, &region.name);
     name.portable(region.kind)?.rsplit_once('/')
 }
 

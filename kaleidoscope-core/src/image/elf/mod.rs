@@ -5,6 +5,15 @@
 //! zero, because makedumpfile leaves out pages by content. QEMU's dumps also describe firmware and
 //! video memory; these frames count as RAM here. A dump made with `paging=true` describes the
 //! guest's mappings: unmapped RAM is absent from it, and mapped holes may count as RAM.
+//!
+//! # Why not the `object` crate
+//! `object` returns references into a source that outlives them, and bounds neither the program
+//! headers (up to 2^32) nor the bytes and number of notes. Here a file may be read in parts, and
+//! each of these has a limit. `object` stops at a damaged note, as this parser does, but reports a
+//! fixed text without offset or header number, so that [`ElfCore::skipped`] could not say what was
+//! skipped. It rejects a note segment whose `p_align` is over 4 and not 8, and takes a remainder
+//! shorter than a note header for damage, even if it is padding. It could replace the table of
+//! field offsets in `header`, which is the smallest part.
 
 mod build_id;
 mod error;

@@ -6,7 +6,7 @@ use super::*;
 use crate::addr::{FRAME_BYTES, FrameIndex};
 use crate::clone::CloneId;
 use crate::clone::ports::{Delivery, Priority};
-use crate::manifest::doc_example::compare_blocks;
+use crate::codec::doc_example::compare_blocks;
 use crate::memory::{Page, ZERO_PAGE};
 use std::fmt::Write;
 use std::num::NonZeroU32;

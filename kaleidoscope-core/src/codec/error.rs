@@ -1,4 +1,4 @@
-//! Errors of reading and writing manifests and other files in the same container.
+//! Errors of reading and writing files.
 
 use crate::color::MapError;
 use crate::memory::LayoutError;
@@ -60,7 +60,7 @@ pub enum ManifestError {
     /// The header or the payload is corrupt.
     #[error("damaged: its SHA-256 checksum does not match header and payload")]
     Checksum,
-    /// The file exceeds the caller's [`Limits`](super::Limits).
+    /// The file exceeds the caller's [`Limits`](crate::manifest::Limits).
     #[error("{found} {what}, more than the limit of {limit}")]
     Limit {
         /// The limited quantity and its unit.

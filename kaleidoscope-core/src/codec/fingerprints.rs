@@ -3,14 +3,14 @@
 
 use super::ManifestError;
 use super::cbor::{Reader, Writer};
-use super::decode::fields;
+use super::fields::fields;
 use crate::fingerprint::{DomainId, Fingerprints};
 
 /// The key of the part.
 pub(crate) const KEY: &str = "fingerprints";
 
 /// Maximum bytes of the part per frame: a fingerprint, and a bit in each of two sets.
-pub(super) const FRAME_BYTES: u64 = 17;
+pub(crate) const FRAME_BYTES: u64 = 17;
 
 /// Writes the part with its key.
 pub(crate) fn write(out: &mut Writer, fingerprints: &Fingerprints) {

@@ -1,7 +1,7 @@
-//! The container shared by manifests and recordings: header, checksum and compression.
+//! The container of all files: header, checksum and compression.
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
-use super::ManifestError;
+use super::{ManifestError, to_u64, within};
 use crate::output_file::OutputFile;
 use sha2::{Digest, Sha256};
 use std::io::{Read, Write};
@@ -207,15 +207,4 @@ fn take<const N: usize>(rest: &mut &[u8]) -> Option<[u8; N]> {
     let (head, tail) = rest.split_first_chunk()?;
     *rest = tail;
     Some(*head)
-}
-
-fn within(what: &'static str, found: u64, limit: u64) -> Result<(), ManifestError> {
-    if found > limit {
-        return Err(ManifestError::Limit { what, found, limit });
-    }
-    Ok(())
-}
-
-fn to_u64(n: usize) -> u64 {
-    u64::try_from(n).unwrap_or(u64::MAX)
 }

@@ -4,6 +4,19 @@
 //! The reader borrows: text and byte strings are slices of the payload. It accepts definite lengths
 //! only, as the deterministic encoding requires (RFC 8949, section 4.2), and never allocates memory
 //! for a length that it has not verified.
+//!
+//! # Why not a whole CBOR library
+//! Either would keep this reader: definite lengths, counts bounded by the bytes present, and errors
+//! with field and offset are rules of the format, not of CBOR.
+//!
+//! `ciborium` copies every string, columns included, accepts indefinite lengths, and gives no
+//! offsets. A list of 200,000 regions takes it six times as long as this reader.
+//!
+//! `minicbor` borrows, and skips without recursion. Announced lengths of 2^64 - 1 and a million
+//! nested arrays do not harm it, and it reads that list in a sixth of this reader's time. It
+//! accepts indefinite lengths and returns array lengths unchecked, which this reader could reject
+//! on top of it. Its license, BlueOak-1.0.0, is not on the list of those that this project links; once it is,
+//! `minicbor` is the better base than `ciborium-ll`.
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
 use super::ManifestError;
