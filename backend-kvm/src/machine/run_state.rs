@@ -220,8 +220,11 @@ impl RunState {
         let is_resuming = |state: &State| {
             state.is_working || state.request == Request::Run && state.stopped.is_none()
         };
-        while state.parked > 0 && is_resuming(&state) && start.elapsed() < 2 * TIMEOUT {
-            self.changed.wait_for(&mut state, TIMEOUT);
+        let deadline = start + 2 * TIMEOUT;
+        while state.parked > 0 && is_resuming(&state) {
+            if self.changed.wait_until(&mut state, deadline).timed_out() {
+                break;
+            }
         }
         // A vCPU may have stopped before the first signal, or all of them earlier.
         let begin = state.stopped_at.max(start).min(kicked.unwrap_or(start));
