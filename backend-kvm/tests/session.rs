@@ -1,7 +1,12 @@
 //! A session serves a VM of another process: one that maps memory, opens a userfaultfd, sends it
 //! over a Unix socket, reads every byte, and gives memory back.
 
-#![expect(clippy::unwrap_used, reason = "helpers of tests, which clippy does not see as tests")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "helpers of tests, which clippy does not see as tests"
+)]
 #![expect(unsafe_code, reason = "the VM's process maps memory and reads it")]
 
 use kaleidoscope_core::addr::{FRAME_BYTES, FRAME_SIZE, Gpa};
@@ -111,8 +116,9 @@ fn vm() {
         }
     }
     let read = |start: *mut u64, n: usize| {
+        let word = start.wrapping_add(n);
         // SAFETY: the word lies in a mapping of this process, which nothing else refers to.
-        unsafe { start.add(n).read_volatile() }
+        unsafe { word.read_volatile() }
     };
     let mut offset = 0;
     for (start, len) in &regions {
@@ -230,11 +236,12 @@ fn a_vm_of_another_process_sees_its_bytes() {
     let layout = layout();
     let source = Arc::new(memory(&layout));
     let locality = plain(&layout);
-    let policies: [fn(&Arc<LocalityOrder>) -> Box<dyn PrefetchPolicy>; 3] =
+    type MakePolicy = fn(&Arc<LocalityOrder>) -> Box<dyn PrefetchPolicy>;
+    let policies: [MakePolicy; 3] =
         [|_| Box::new(Demand), |_| Box::new(Blind::aligned(16)), prefetch::predicted];
     for policy in policies {
         for events in ["events", "-"] {
-            let vm = Vm::start(&[LOW, HIGH], &events);
+            let vm = Vm::start(&[LOW, HIGH], events);
             let [low, high] = vm.addresses()[..] else { panic!("two regions") };
             let regions =
                 [Region::at_gpa(high, HIGH, Gpa(1 << 32)), Region::at_offset(low, LOW, 0)];

@@ -175,7 +175,7 @@ mod tests {
         ];
         assert_eq!(frames(&all, PageSize::Huge).unwrap(), [1024..1536, 0..1024]);
         let all = [Region::at_offset(0x1000, 6 << 20, 0)];
-        assert_eq!(frames(&all, PageSize::Small).unwrap(), [0..1536]);
+        assert_eq!(frames(&all, PageSize::Small).unwrap().first(), Some(&(0..1536)));
     }
 
     #[test]
