@@ -22,13 +22,26 @@
 #[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]
 compile_error!("KVM guests are supported on Linux, on x86-64");
 
+#[cfg(not(feature = "uffd"))]
+compile_error!("kaleidoscope-kvm needs one of its features: `uffd`, or `machine`, which has it");
+
 mod error;
 #[cfg(feature = "guest")]
 pub mod guest;
+#[cfg(feature = "machine")]
 pub mod machine;
+#[cfg_attr(
+    not(feature = "machine"),
+    expect(dead_code, reason = "machines use more of it than sessions do")
+)]
 pub mod memory;
+#[cfg(feature = "machine")]
 pub mod state;
+#[cfg_attr(
+    not(feature = "machine"),
+    expect(dead_code, reason = "machines use more of it than sessions do")
+)]
 mod sys;
 pub mod uffd;
 
-pub use error::KvmError;
+pub use error::{Error, ErrorKind};

@@ -1,11 +1,11 @@
 //! Lower bounds for the cost of starting and filling a clone: KVM's calls alone, and a loop that
 //! copies each touched page. Measurements are compared with these.
 
-use crate::error::{Asked, KvmError};
+use crate::error::{Asked, Error};
 use crate::machine::{Devices, Host, Machine, Snapshot};
 use crate::memory::{GuestRam, PageSize};
 use crate::state::create_interrupt_chips;
-use crate::sys::{Mapping, Userfault};
+use crate::sys::{Mapping, Userfault, VmHandle};
 use kaleidoscope_core::addr::FRAME_BYTES;
 use kaleidoscope_core::clone::Retry;
 use kaleidoscope_core::clone::ports::SystemClock;
@@ -22,10 +22,10 @@ use std::time::{Duration, Instant};
 /// bookkeeping, and is discarded.
 ///
 /// # Errors
-/// [`KvmError`] when KVM or the system refuses a request.
-pub fn start(host: &Arc<Host>, snapshot: &Snapshot) -> Result<Duration, KvmError> {
+/// [`Error`](crate::Error) when KVM or the system refuses a request.
+pub fn start(host: &Arc<Host>, snapshot: &Snapshot) -> Result<Duration, Error> {
     let start = Instant::now();
-    let vm = host.kvm().create_vm().asked("creating a VM")?;
+    let vm = VmHandle::new(host.kvm().create_vm().asked("creating a VM")?);
     create_interrupt_chips(&vm)?;
     let ram = GuestRam::of_image(Arc::clone(&snapshot.image))?;
     ram.install(&vm)?;
@@ -35,8 +35,6 @@ pub fn start(host: &Arc<Host>, snapshot: &Snapshot) -> Result<Duration, KvmError
     }
     snapshot.state.load(&vm, vcpus.iter())?;
     let time = start.elapsed();
-    // Dropped before the memory that they use.
-    drop((vcpus, vm));
     Ok(time)
 }
 
@@ -54,14 +52,14 @@ pub struct Served {
 /// A clone of `snapshot` whose pages a minimal loop copies in on demand.
 ///
 /// # Errors
-/// [`KvmError`] when KVM or the system refuses a request.
+/// [`Error`](crate::Error) when KVM or the system refuses a request.
 pub fn served(
     host: &Arc<Host>,
     snapshot: &Snapshot,
     devices: Arc<dyn Devices>,
-) -> Result<(Machine, Served), KvmError> {
+) -> Result<(Machine, Served), Error> {
     let len = snapshot.image.bytes().map(<[u8]>::len);
-    let len = len.ok_or_else(|| KvmError::State("an image that shares pages".into()))?;
+    let len = len.ok_or_else(|| Error::input("the image shares pages"))?;
     let mapping =
         Arc::new(Mapping::anonymous(len, PageSize::Small).asked("mapping a clone's memory")?);
     let userfault = Userfault::new(Arc::clone(&mapping), UFFD_FEATURE_MISSING_SHMEM.into());

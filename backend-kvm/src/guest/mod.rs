@@ -25,7 +25,7 @@ pub use kernel::NOTICE;
 pub use plan::{Plan, ProcessPlan};
 pub use verify::{Mismatch, verify};
 
-use crate::error::KvmError;
+use crate::error::Error;
 use crate::machine::{Host, Machine};
 use crate::memory::{PageSize, Ram};
 use kaleidoscope_core::addr::Gpa;
@@ -36,8 +36,8 @@ use std::sync::Arc;
 /// the guest's check failures.
 ///
 /// # Errors
-/// [`KvmError`] when KVM or the system refuses a request, or the plan does not fit its memory.
-pub fn boot(host: &Arc<Host>, plan: &Plan) -> Result<(Machine, Arc<CheckPort>), KvmError> {
+/// [`Error`](crate::Error) when KVM or the system refuses a request, or the plan does not fit its memory.
+pub fn boot(host: &Arc<Host>, plan: &Plan) -> Result<(Machine, Arc<CheckPort>), Error> {
     boot_on(host, plan, PageSize::Small)
 }
 
@@ -49,7 +49,7 @@ pub fn boot_on(
     host: &Arc<Host>,
     plan: &Plan,
     pages: PageSize,
-) -> Result<(Machine, Arc<CheckPort>), KvmError> {
+) -> Result<(Machine, Arc<CheckPort>), Error> {
     let check_port = Arc::new(CheckPort::default());
     let ram = Ram { layout: plan.layout()?, pages };
     let machine = Machine::new(host, ram, plan.vcpus(), Arc::clone(&check_port) as _)?;

@@ -6,7 +6,7 @@ use super::process::{
     self, CODE, FILE_AT, HEAP, IDENTITY, ProcessParameters, SEEN, STATUS, VERSIONS,
 };
 use super::tables::{NO_EXECUTE, Tables, USER, WRITE};
-use crate::error::KvmError;
+use crate::error::Error;
 use kaleidoscope_core::addr::{FRAME_BYTES, FRAME_SIZE, Gpa};
 use kaleidoscope_core::memory::MemoryLayout;
 
@@ -74,10 +74,10 @@ pub(super) struct Start {
 }
 
 /// A function that writes bytes to the guest.
-pub(super) type Write<'w> = dyn FnMut(Gpa, &[u8]) -> Result<(), KvmError> + 'w;
+pub(super) type Write<'w> = dyn FnMut(Gpa, &[u8]) -> Result<(), Error> + 'w;
 
-fn plan_error(what: impl Into<String>) -> KvmError {
-    KvmError::State(format!("the small guest: {}", what.into()))
+fn plan_error(what: impl Into<String>) -> Error {
+    Error::input(format!("the small guest: {}", what.into()))
 }
 
 impl ProcessPlan {
@@ -100,7 +100,7 @@ impl Plan {
     /// 8). Of every four rounds of a process, `writes` rewrite a page.
     ///
     /// # Errors
-    /// [`KvmError::State`] when the guest does not fit.
+    /// [`ErrorKind::InvalidInput`](crate::ErrorKind::InvalidInput) when the guest does not fit.
     pub fn new(
         mib: u32,
         vcpus: usize,
@@ -108,7 +108,7 @@ impl Plan {
         heap: u32,
         file: u32,
         writes: u32,
-    ) -> Result<Self, KvmError> {
+    ) -> Result<Self, Error> {
         if vcpus == 0 || vcpus > MAX_VCPUS || processes < vcpus || processes > MAX_PROCESSES {
             return Err(plan_error(format!(
                 "1 to {MAX_VCPUS} vCPUs, and up to {MAX_PROCESSES} processes, one for each at least"
@@ -151,8 +151,8 @@ impl Plan {
     /// Its RAM: one region from address 0.
     ///
     /// # Errors
-    /// [`KvmError::State`] for a size of zero, or larger than a layout supports.
-    pub fn layout(&self) -> Result<MemoryLayout, KvmError> {
+    /// [`ErrorKind::InvalidInput`](crate::ErrorKind::InvalidInput) for a size of zero, or larger than a layout supports.
+    pub fn layout(&self) -> Result<MemoryLayout, Error> {
         MemoryLayout::contiguous(u64::from(self.mib) << 20).map_err(|e| plan_error(e.to_string()))
     }
 
@@ -214,7 +214,7 @@ impl Plan {
     }
 
     /// Builds the page tables of all processes.
-    fn tables(&self) -> Result<Vec<Tables>, KvmError> {
+    fn tables(&self) -> Result<Vec<Tables>, Error> {
         let mut room = TABLES_AT..USER_AT;
         let tables = self.processes.iter().map(|process| {
             let tables = self.tables_of(process, room.clone());
@@ -256,7 +256,7 @@ impl Plan {
     }
 
     /// Writes the guest's initial memory.
-    pub(super) fn load(&self, write: &mut Write<'_>) -> Result<(), KvmError> {
+    pub(super) fn load(&self, write: &mut Write<'_>) -> Result<(), Error> {
         let tables = self.tables()?;
         for (gpa, bytes) in tables.iter().flat_map(Tables::pages) {
             write(gpa, &bytes)?;
@@ -273,7 +273,7 @@ impl Plan {
         Ok(())
     }
 
-    fn load_kernel(&self, vcpu: usize, write: &mut Write<'_>) -> Result<(), KvmError> {
+    fn load_kernel(&self, vcpu: usize, write: &mut Write<'_>) -> Result<(), Error> {
         let addresses = Self::addresses(vcpu);
         let code = kernel::code(addresses).map_err(|error| plan_error(error.to_string()))?;
         write(Gpa(addresses.code), &code.bytes)?;
@@ -301,7 +301,7 @@ impl Plan {
         process: &ProcessPlan,
         tables: u64,
         write: &mut Write<'_>,
-    ) -> Result<(), KvmError> {
+    ) -> Result<(), Error> {
         let parameters = ProcessParameters {
             owner: process.number as u64,
             heap: self.heap,
@@ -336,7 +336,7 @@ impl Plan {
         Ok(())
     }
 
-    pub(super) fn start(&self, vcpu: usize) -> Result<Start, KvmError> {
+    pub(super) fn start(&self, vcpu: usize) -> Result<Start, Error> {
         let addresses = Self::addresses(vcpu);
         let code = kernel::code(addresses).map_err(|error| plan_error(error.to_string()))?;
         let first = self.processes.iter().position(|process| process.vcpu == vcpu);

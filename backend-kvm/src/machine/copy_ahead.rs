@@ -1,7 +1,7 @@
 //! Copying shared frames ahead of the guest's writes, in the background.
 
 use super::Machine;
-use crate::error::{Asked, KvmError};
+use crate::error::{Asked, Error};
 use crate::memory::GuestRam;
 use kaleidoscope_core::addr::FrameIndex;
 use kaleidoscope_core::prefetch::AllocationForecast;
@@ -86,7 +86,7 @@ impl CopyAhead {
         ram: Arc<RwLock<GuestRam>>,
         frames: Vec<Range<u32>>,
         following: Option<AllocationForecast>,
-    ) -> Result<Self, KvmError> {
+    ) -> Result<Self, Error> {
         let is_canceled = Arc::new(AtomicBool::new(false));
         let work = Work { ram, is_canceled: Arc::clone(&is_canceled) };
         let run = move || {
@@ -123,13 +123,13 @@ impl Machine {
     /// image, or is filled on demand, are left as they are.
     ///
     /// # Errors
-    /// [`KvmError`] when the thread cannot be started. Frames that cannot be copied are left to the
+    /// [`Error`](crate::Error) when the thread cannot be started. Frames that cannot be copied are left to the
     /// guest.
     pub fn copy_ahead(
         &mut self,
         frames: Vec<Range<u32>>,
         following: Option<AllocationForecast>,
-    ) -> Result<(), KvmError> {
+    ) -> Result<(), Error> {
         self.copy_ahead = None;
         if (!frames.is_empty() || following.is_some()) && self.ram.read().is_shared() {
             self.copy_ahead = Some(CopyAhead::start(Arc::clone(&self.ram), frames, following)?);

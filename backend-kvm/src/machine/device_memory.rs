@@ -1,7 +1,7 @@
 //! Access to a machine's RAM for its devices.
 
 use super::Machine;
-use crate::error::KvmError;
+use crate::error::Error;
 use crate::memory::GuestRam;
 use kaleidoscope_core::addr::Gpa;
 use parking_lot::RwLock;
@@ -21,9 +21,9 @@ impl DeviceMemory {
     /// Copies bytes of the guest's RAM, which the guest may be writing concurrently.
     ///
     /// # Errors
-    /// [`KvmError::NotRam`] when the range does not lie in one region of RAM;
-    /// [`KvmError::Refused`] when its bytes cannot be read.
-    pub fn read(&self, gpa: Gpa, buf: &mut [u8]) -> Result<(), KvmError> {
+    /// [`ErrorKind::OutOfRange`](crate::ErrorKind::OutOfRange) when the range does not lie in one region of RAM;
+    /// [`ErrorKind::Refused`](crate::ErrorKind::Refused) when its bytes cannot be read.
+    pub fn read(&self, gpa: Gpa, buf: &mut [u8]) -> Result<(), Error> {
         self.0.read().read(gpa, buf)
     }
 
@@ -31,7 +31,7 @@ impl DeviceMemory {
     ///
     /// # Errors
     /// As for [`DeviceMemory::read`].
-    pub fn write(&self, gpa: Gpa, bytes: &[u8]) -> Result<(), KvmError> {
+    pub fn write(&self, gpa: Gpa, bytes: &[u8]) -> Result<(), Error> {
         self.0.read().write(gpa, bytes)
     }
 }

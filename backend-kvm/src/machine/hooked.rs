@@ -1,7 +1,7 @@
 //! Freezes and resumes between hooks.
 
 use super::{Machine, Snapshot};
-use crate::error::{Asked, KvmError};
+use crate::error::{Asked, Error};
 use kaleidoscope_core::addr::Gpa;
 use kaleidoscope_core::clone::CloneId;
 use kaleidoscope_core::clone::hooks::{Guest, HookError, Hooks};
@@ -30,11 +30,11 @@ impl Machine {
     /// Sends a fixed interrupt to a vCPU. The guest handles it once it has interrupts enabled.
     ///
     /// # Errors
-    /// [`KvmError`] when there is no such vCPU, or its local APIC is disabled.
-    pub fn interrupt(&self, vcpu: u32, vector: u8) -> Result<(), KvmError> {
+    /// [`Error`](crate::Error) when there is no such vCPU, or its local APIC is disabled.
+    pub fn interrupt(&self, vcpu: u32, vector: u8) -> Result<(), Error> {
         let number = usize::try_from(vcpu).unwrap_or(usize::MAX);
         if number >= self.vcpus.len() || vcpu > 0xff {
-            return Err(KvmError::State(format!("there is no vCPU {vcpu}")));
+            return Err(Error::input(format!("there is no vCPU {vcpu}")));
         }
         let message = kvm_msi {
             address_lo: MSI_BASE | vcpu << 12,
@@ -42,7 +42,7 @@ impl Machine {
             ..kvm_msi::default()
         };
         match self.vm.signal_msi(message).asked("sending an interrupt")? {
-            0 => Err(KvmError::State(format!("vCPU {vcpu} takes no interrupts"))),
+            0 => Err(Error::state(format!("vCPU {vcpu} takes no interrupts"))),
             _ => Ok(()),
         }
     }
@@ -50,8 +50,8 @@ impl Machine {
     /// As [`Machine::freeze`], with hooks called before and after.
     ///
     /// # Errors
-    /// As for [`Machine::freeze`], and [`KvmError::Hook`].
-    pub fn freeze_with(&self, hooks: &Hooks) -> Result<Snapshot, KvmError> {
+    /// As for [`Machine::freeze`], and [`ErrorKind::Hook`](crate::ErrorKind::Hook).
+    pub fn freeze_with(&self, hooks: &Hooks) -> Result<Snapshot, Error> {
         hooks.around_freeze(self, || self.freeze())
     }
 
@@ -59,8 +59,8 @@ impl Machine {
     /// fails, the clone is left paused.
     ///
     /// # Errors
-    /// As for [`Machine::resume`], and [`KvmError::Hook`].
-    pub fn resume_as(&mut self, id: CloneId, hooks: &Hooks) -> Result<(), KvmError> {
+    /// As for [`Machine::resume`], and [`ErrorKind::Hook`](crate::ErrorKind::Hook).
+    pub fn resume_as(&mut self, id: CloneId, hooks: &Hooks) -> Result<(), Error> {
         let resumed = hooks.around_resume(self, id, Machine::resume);
         if resumed.is_err() {
             // Pausing also fails when the guest itself has ended; it does not run then either.

@@ -1,9 +1,8 @@
 //! The host's KVM.
 
-use crate::error::{Asked, KvmError};
+use crate::error::{Asked, Error, ErrorKind};
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES};
 use kvm_ioctls::{Cap, Kvm};
-use rustix::io::Errno;
 use std::sync::Arc;
 
 /// The host's KVM, and the CPUID entries and MSR list that its guests share.
@@ -28,13 +27,14 @@ impl Host {
     /// Opens `/dev/kvm`.
     ///
     /// # Errors
-    /// [`KvmError::NoKvm`] when it cannot be opened, [`KvmError::Lacking`] when a needed capability
+    /// [`ErrorKind::Unavailable`](crate::ErrorKind::Unavailable) when it cannot be opened, [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported) when a needed capability
     /// is missing.
-    pub fn open() -> Result<Arc<Self>, KvmError> {
+    pub fn open() -> Result<Arc<Self>, Error> {
         let kvm =
-            Kvm::new().map_err(|error| KvmError::NoKvm(Errno::from_raw_os_error(error.errno())))?;
+            Kvm::new().permitted("opening /dev/kvm (does it exist, and may this user open it?)")?;
         if let Some((_, name)) = NEEDED.iter().find(|(cap, _)| !kvm.check_extension(*cap)) {
-            return Err(KvmError::Lacking(name));
+            let what = format!("this host's KVM lacks {name}");
+            return Err(Error::new(ErrorKind::Unsupported, what));
         }
         let cpuid = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).asked("reading CPUID")?;
         let msrs = kvm.get_msr_index_list().asked("reading the list of MSRs")?;

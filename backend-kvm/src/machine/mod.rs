@@ -14,9 +14,10 @@ pub use device_memory::DeviceMemory;
 pub use devices::{Devices, NoDevices};
 pub use host::Host;
 
-use crate::error::{Asked, KvmError};
+use crate::error::{Asked, Error};
 use crate::memory::{GuestRam, Ram, SnapshotMemory};
 use crate::state::{MachineState, create_interrupt_chips, registers};
+use crate::sys::VmHandle;
 use crate::uffd::{OnDemand, Part, Running};
 use copy_ahead::CopyAhead;
 use kaleidoscope_core::addr::Gpa;
@@ -26,7 +27,6 @@ use kaleidoscope_core::memory::MemoryLayout;
 use kaleidoscope_core::registers::VcpuRegisters;
 use kaleidoscope_core::service::contained;
 use kvm_bindings::{KVM_MP_STATE_RUNNABLE, kvm_mp_state, kvm_regs, kvm_sregs};
-use kvm_ioctls::VmFd;
 use parking_lot::{Mutex, RwLock};
 use run_state::{RunState, Stopped, TIMEOUT};
 use std::sync::Arc;
@@ -36,14 +36,14 @@ use vcpu::Vcpu;
 use vmm_sys_util::eventfd::EventFd;
 
 /// A virtual machine. Dropping it ends the guest and waits for calls into its [devices](Devices),
-/// for at most 20 seconds: after that, the guest's memory is leaked rather than unmapped.
+/// for at most 20 seconds: a call that takes longer keeps the guest's memory mapped until it
+/// returns.
 pub struct Machine {
     host: Arc<Host>,
     run_state: Arc<RunState>,
     vcpus: Vec<Vcpu>,
     devices: Arc<dyn Devices>,
-    /// Dropped before the memory that it uses.
-    vm: Arc<VmFd>,
+    vm: Arc<VmHandle>,
     ram: Arc<RwLock<GuestRam>>,
     /// Copies frames ahead of the guest's writes.
     copy_ahead: Option<CopyAhead>,
@@ -70,13 +70,13 @@ impl Machine {
     /// 4 KiB pages.
     ///
     /// # Errors
-    /// [`KvmError`] when KVM or the system refuses a request.
+    /// [`Error`](crate::Error) when KVM or the system refuses a request.
     pub fn new(
         host: &Arc<Host>,
         ram: impl Into<Ram>,
         vcpus: usize,
         devices: Arc<dyn Devices>,
-    ) -> Result<Self, KvmError> {
+    ) -> Result<Self, Error> {
         let machine = Self::with_ram(host, GuestRam::new(ram.into())?, vcpus, devices)?;
         for (id, vcpu) in (0..).zip(&machine.vcpus) {
             vcpu.lock().set_cpuid2(&host.cpuid(id)).asked("setting CPUID")?;
@@ -88,12 +88,12 @@ impl Machine {
     /// pages with its siblings, and copies a page on the first write to it.
     ///
     /// # Errors
-    /// [`KvmError`] when KVM or the system refuses a request.
+    /// [`Error`](crate::Error) when KVM or the system refuses a request.
     pub fn clone_of(
         host: &Arc<Host>,
         snapshot: &Snapshot,
         devices: Arc<dyn Devices>,
-    ) -> Result<Self, KvmError> {
+    ) -> Result<Self, Error> {
         let ram = GuestRam::of_image(Arc::clone(&snapshot.image))?;
         Self::restored(host, ram, &snapshot.state, devices)
     }
@@ -104,7 +104,7 @@ impl Machine {
         ram: GuestRam,
         state: &MachineState,
         devices: Arc<dyn Devices>,
-    ) -> Result<Self, KvmError> {
+    ) -> Result<Self, Error> {
         let machine = Self::with_ram(host, ram, state.vcpus(), devices)?;
         machine.load(state)?;
         Ok(machine)
@@ -115,13 +115,13 @@ impl Machine {
     /// be fetched, the clone ends.
     ///
     /// # Errors
-    /// [`KvmError`] when KVM or the system refuses a request.
+    /// [`Error`](crate::Error) when KVM or the system refuses a request.
     pub fn on_demand_clone(
         host: &Arc<Host>,
         state: &MachineState,
         post_copy: OnDemand,
         devices: Arc<dyn Devices>,
-    ) -> Result<Self, KvmError> {
+    ) -> Result<Self, Error> {
         let layout = post_copy.locality.map().layout().clone();
         let run_state = Arc::new(RunState::new(state.vcpus()));
         let ends = Arc::clone(&run_state);
@@ -142,8 +142,8 @@ impl Machine {
     /// raises an edge on that input.
     ///
     /// # Errors
-    /// [`KvmError`] when KVM refuses the request.
-    pub fn connect(&self, event: &EventFd, line: u32) -> Result<(), KvmError> {
+    /// [`Error`](crate::Error) when KVM refuses the request.
+    pub fn connect(&self, event: &EventFd, line: u32) -> Result<(), Error> {
         self.vm.register_irqfd(event, line).asked("connecting an interrupt")
     }
 
@@ -155,7 +155,7 @@ impl Machine {
     }
 
     /// Loads all state except the RAM.
-    fn load(&self, state: &MachineState) -> Result<(), KvmError> {
+    fn load(&self, state: &MachineState) -> Result<(), Error> {
         state.load(&self.vm, self.vcpus.iter().map(Vcpu::lock))
     }
 
@@ -164,7 +164,7 @@ impl Machine {
         ram: GuestRam,
         vcpus: usize,
         devices: Arc<dyn Devices>,
-    ) -> Result<Self, KvmError> {
+    ) -> Result<Self, Error> {
         Self::with_run_state(host, ram, Arc::new(RunState::new(vcpus)), vcpus, devices)
     }
 
@@ -174,8 +174,8 @@ impl Machine {
         run_state: Arc<RunState>,
         vcpus: usize,
         devices: Arc<dyn Devices>,
-    ) -> Result<Self, KvmError> {
-        let vm = host.kvm().create_vm().asked("creating a VM")?;
+    ) -> Result<Self, Error> {
+        let vm = VmHandle::new(host.kvm().create_vm().asked("creating a VM")?);
         create_interrupt_chips(&vm)?;
         ram.install(&vm)?;
         let vcpus = (0u64..).take(vcpus).map(|id| {
@@ -185,7 +185,7 @@ impl Machine {
         Ok(Self {
             host: Arc::clone(host),
             devices: Arc::clone(&devices),
-            vcpus: vcpus.collect::<Result<_, KvmError>>()?,
+            vcpus: vcpus.collect::<Result<_, Error>>()?,
             run_state,
             vm: Arc::new(vm),
             ram: Arc::new(RwLock::new(ram)),
@@ -204,8 +204,8 @@ impl Machine {
     /// General and system registers of a vCPU, which must be paused.
     ///
     /// # Errors
-    /// [`KvmError`] when KVM refuses the request, or there is no such vCPU.
-    pub fn registers(&self, vcpu: usize) -> Result<(kvm_regs, kvm_sregs), KvmError> {
+    /// [`Error`](crate::Error) when KVM refuses the request, or there is no such vCPU.
+    pub fn registers(&self, vcpu: usize) -> Result<(kvm_regs, kvm_sregs), Error> {
         let fd = self.vcpu(vcpu)?.lock();
         Ok((fd.get_regs().asked("reading registers")?, fd.get_sregs().asked("reading registers")?))
     }
@@ -213,13 +213,13 @@ impl Machine {
     /// Sets registers of a vCPU, which must be paused, and makes the vCPU runnable.
     ///
     /// # Errors
-    /// [`KvmError`] when KVM refuses the request, or there is no such vCPU.
+    /// [`Error`](crate::Error) when KVM refuses the request, or there is no such vCPU.
     pub fn set_registers(
         &self,
         vcpu: usize,
         regs: &kvm_regs,
         sregs: &kvm_sregs,
-    ) -> Result<(), KvmError> {
+    ) -> Result<(), Error> {
         let fd = self.vcpu(vcpu)?.lock();
         // Otherwise the application processors would wait for INIT and SIPI from the first vCPU.
         let runnable = kvm_mp_state { mp_state: KVM_MP_STATE_RUNNABLE };
@@ -228,31 +228,31 @@ impl Machine {
         fd.set_regs(regs).asked("setting registers")
     }
 
-    fn vcpu(&self, vcpu: usize) -> Result<&Vcpu, KvmError> {
-        self.vcpus.get(vcpu).ok_or_else(|| KvmError::State(format!("there is no vCPU {vcpu}")))
+    fn vcpu(&self, vcpu: usize) -> Result<&Vcpu, Error> {
+        self.vcpus.get(vcpu).ok_or_else(|| Error::input(format!("there is no vCPU {vcpu}")))
     }
 
     /// Copies bytes of the guest's RAM, which the guest may be writing concurrently.
     ///
     /// # Errors
-    /// [`KvmError::NotRam`] when the range does not lie in one region of RAM.
-    pub fn read(&self, gpa: Gpa, buf: &mut [u8]) -> Result<(), KvmError> {
+    /// [`ErrorKind::OutOfRange`](crate::ErrorKind::OutOfRange) when the range does not lie in one region of RAM.
+    pub fn read(&self, gpa: Gpa, buf: &mut [u8]) -> Result<(), Error> {
         self.ram.read().read(gpa, buf)
     }
 
     /// Overwrites bytes of the guest's RAM.
     ///
     /// # Errors
-    /// [`KvmError::NotRam`] when the range does not lie in one region of RAM.
-    pub fn write(&self, gpa: Gpa, bytes: &[u8]) -> Result<(), KvmError> {
+    /// [`ErrorKind::OutOfRange`](crate::ErrorKind::OutOfRange) when the range does not lie in one region of RAM.
+    pub fn write(&self, gpa: Gpa, bytes: &[u8]) -> Result<(), Error> {
         self.ram.read().write(gpa, bytes)
     }
 
     /// Bytes of host memory that are private to this machine's RAM, as the kernel counts them.
     ///
     /// # Errors
-    /// [`KvmError::Refused`] on a kernel before 6.7.
-    pub fn memory_taken(&self) -> Result<u64, KvmError> {
+    /// [`ErrorKind::Refused`](crate::ErrorKind::Refused) on a kernel before 6.7.
+    pub fn memory_taken(&self) -> Result<u64, Error> {
         self.ram.read().own_bytes()
     }
 
@@ -262,8 +262,8 @@ impl Machine {
     /// be written by a clone, too.
     ///
     /// # Errors
-    /// [`KvmError::Refused`] on a kernel before 6.7.
-    pub fn written(&self) -> Result<Vec<std::ops::Range<u32>>, KvmError> {
+    /// [`ErrorKind::Refused`](crate::ErrorKind::Refused) on a kernel before 6.7.
+    pub fn written(&self) -> Result<Vec<std::ops::Range<u32>>, Error> {
         self.ram.read().written()
     }
 
@@ -272,8 +272,8 @@ impl Machine {
     /// share learn from this.
     ///
     /// # Errors
-    /// [`KvmError::Refused`] on a kernel before 6.7.
-    pub fn diverged(&self) -> Result<Vec<std::ops::Range<u32>>, KvmError> {
+    /// [`ErrorKind::Refused`](crate::ErrorKind::Refused) on a kernel before 6.7.
+    pub fn diverged(&self) -> Result<Vec<std::ops::Range<u32>>, Error> {
         self.ram.read().diverged()
     }
 
@@ -282,16 +282,16 @@ impl Machine {
     /// background.
     ///
     /// # Errors
-    /// [`KvmError::Refused`] for frames past the end of the RAM, or when memory is exhausted.
-    pub fn own(&self, frames: std::ops::Range<u32>) -> Result<(), KvmError> {
+    /// [`ErrorKind::Refused`](crate::ErrorKind::Refused) for frames past the end of the RAM, or when memory is exhausted.
+    pub fn own(&self, frames: std::ops::Range<u32>) -> Result<(), Error> {
         self.ram.read().own(frames)
     }
 
     /// Starts or resumes the vCPUs.
     ///
     /// # Errors
-    /// [`KvmError`] when a thread cannot be started, or the guest has ended.
-    pub fn resume(&mut self) -> Result<(), KvmError> {
+    /// [`Error`](crate::Error) when a thread cannot be started, or the guest has ended.
+    pub fn resume(&mut self) -> Result<(), Error> {
         for vcpu in &mut self.vcpus {
             vcpu.start()?;
         }
@@ -302,8 +302,8 @@ impl Machine {
     /// all have stopped.
     ///
     /// # Errors
-    /// [`KvmError::Stuck`] when a vCPU does not stop in time.
-    pub fn pause(&self) -> Result<(), KvmError> {
+    /// [`ErrorKind::Timeout`](crate::ErrorKind::Timeout) when a vCPU does not stop in time.
+    pub fn pause(&self) -> Result<(), Error> {
         self.run_state.pause(&self.vcpus)
     }
 
@@ -311,8 +311,8 @@ impl Machine {
     /// a moment. Repeated calls observe different processes.
     ///
     /// # Errors
-    /// [`KvmError`] when a vCPU does not stop, or KVM refuses a request.
-    pub fn look(&self) -> Result<Vec<VcpuRegisters>, KvmError> {
+    /// [`Error`](crate::Error) when a vCPU does not stop, or KVM refuses a request.
+    pub fn look(&self) -> Result<Vec<VcpuRegisters>, Error> {
         let _one_at_a_time = self.freezing.lock();
         let ran = self.run_state.is_running();
         let paused = self.pause();
@@ -347,8 +347,8 @@ impl Machine {
     /// is not copied.
     ///
     /// # Errors
-    /// [`KvmError`] when KVM or the system refuses a request; the machine then resumes.
-    pub fn freeze(&self) -> Result<Snapshot, KvmError> {
+    /// [`Error`](crate::Error) when KVM or the system refuses a request; the machine then resumes.
+    pub fn freeze(&self) -> Result<Snapshot, Error> {
         let _one_at_a_time = self.freezing.lock();
         if let Some(fill) = &self.fill
             && let Some(image) = fill.release()?
@@ -368,7 +368,7 @@ impl Machine {
             let snapshot = contained("the freeze", freeze);
             let snapshot = snapshot.map_err(|error| {
                 self.run_state.end(Stopped::Ended(error.to_string()));
-                KvmError::Ended(error.to_string())
+                Error::ended(error)
             })?;
             (snapshot, start.elapsed())
         };
@@ -401,10 +401,8 @@ impl Drop for Machine {
         let (clock, mut retry) = (SystemClock::new(), Retry::new(TIMEOUT));
         while self.vcpus.iter_mut().map(Vcpu::has_ended).filter(|ended| !ended).count() > 0 {
             if !retry.pause(&clock) {
-                // A thread that is still inside a device call may enter the guest once more. Its
-                // memory therefore stays mapped for the rest of the process's life: the guest must
-                // not write to whatever is mapped at these addresses next.
-                std::mem::forget(Arc::clone(&self.ram));
+                // A thread that is still inside a device call may enter the guest once more. Its vCPU
+                // keeps the guest's memory mapped until then (`VcpuHandle`).
                 return;
             }
         }

@@ -2,7 +2,7 @@
 
 use super::affinity::VcpuAffinity;
 use super::vcpu::Vcpu;
-use crate::error::KvmError;
+use crate::error::{Error, ErrorKind};
 use kaleidoscope_core::service::contained;
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use std::sync::Arc;
@@ -19,6 +19,12 @@ const FAST_REMINDERS: u32 = 64;
 
 /// Time that a vCPU may take to stop. On a busy host its thread has to be scheduled first.
 pub(super) const TIMEOUT: Duration = Duration::from_secs(20);
+
+/// A vCPU did not stop within [`TIMEOUT`].
+fn stuck() -> Error {
+    let what = format!("a vCPU did not stop within {} ms", TIMEOUT.as_millis());
+    Error::new(ErrorKind::Timeout, what)
+}
 
 /// The wait after this many reminders.
 fn reminder(after: u32) -> Duration {
@@ -166,11 +172,11 @@ impl RunState {
     }
 
     /// Starts or resumes all vCPUs.
-    pub(super) fn resume(&self) -> Result<(), KvmError> {
+    pub(super) fn resume(&self) -> Result<(), Error> {
         let mut state = self.state.lock();
         match &state.stopped {
-            Some(Stopped::Ended(how)) => return Err(KvmError::Ended(how.clone())),
-            Some(Stopped::Dropped) => return Err(KvmError::Ended("it was dropped".into())),
+            Some(Stopped::Ended(how)) => return Err(Error::ended(how)),
+            Some(Stopped::Dropped) => return Err(Error::ended("it was dropped")),
             None => {}
         }
         state.request = Request::Run;
@@ -189,7 +195,7 @@ impl RunState {
         &self,
         vcpus: &[Vcpu],
         work: impl FnOnce() -> T + Send + 'static,
-    ) -> Result<(T, Duration), KvmError> {
+    ) -> Result<(T, Duration), Error> {
         let result = Arc::new(Mutex::new(None));
         let place = Arc::clone(&result);
         let start = Instant::now();
@@ -205,9 +211,9 @@ impl RunState {
             if is_late || state.stopped.is_some() {
                 state.work = None;
                 return Err(match &state.stopped {
-                    Some(Stopped::Ended(how)) => KvmError::Ended(how.clone()),
-                    Some(Stopped::Dropped) => KvmError::Ended("it was dropped".into()),
-                    None => KvmError::Stuck(TIMEOUT.as_millis()),
+                    Some(Stopped::Ended(how)) => Error::ended(how),
+                    Some(Stopped::Dropped) => Error::ended("it was dropped"),
+                    None => stuck(),
                 });
             }
             // The vCPUs run until the first signal, even if this thread is preempted before it.
@@ -220,8 +226,11 @@ impl RunState {
         let is_resuming = |state: &State| {
             state.is_working || state.request == Request::Run && state.stopped.is_none()
         };
-        while state.parked > 0 && is_resuming(&state) && start.elapsed() < 2 * TIMEOUT {
-            self.changed.wait_for(&mut state, TIMEOUT);
+        let deadline = start + 2 * TIMEOUT;
+        while state.parked > 0 && is_resuming(&state) {
+            if self.changed.wait_until(&mut state, deadline).timed_out() {
+                break;
+            }
         }
         // A vCPU may have stopped before the first signal, or all of them earlier.
         let begin = state.stopped_at.max(start).min(kicked.unwrap_or(start));
@@ -232,22 +241,22 @@ impl RunState {
         };
         drop(state);
         let result = result.lock().take();
-        let result = result.ok_or(KvmError::Ended(why))?;
+        let result = result.ok_or(Error::ended(why))?;
         Ok((result, end.saturating_duration_since(begin)))
     }
 
     /// Stops all vCPUs, and waits until all have stopped.
-    pub(super) fn pause(&self, vcpus: &[Vcpu]) -> Result<(), KvmError> {
+    pub(super) fn pause(&self, vcpus: &[Vcpu]) -> Result<(), Error> {
         let (start, mut reminders) = (Instant::now(), 0);
         let mut state = self.state.lock();
         state.request = Request::Pause;
         self.is_stop_requested.store(true, Ordering::Release);
         while state.parked < state.vcpus {
             if let Some(Stopped::Ended(how)) = &state.stopped {
-                return Err(KvmError::Ended(how.clone()));
+                return Err(Error::ended(how));
             }
             if start.elapsed() > TIMEOUT {
-                return Err(KvmError::Stuck(TIMEOUT.as_millis()));
+                return Err(stuck());
             }
             vcpus.iter().for_each(Vcpu::kick);
             self.changed.wait_for(&mut state, reminder(reminders));
@@ -298,6 +307,10 @@ mod tests {
         (run_state, thread)
     }
 
+    fn is_ended<T>(result: &Result<T, Error>) -> bool {
+        result.as_ref().is_err_and(|error| error.kind() == ErrorKind::Ended)
+    }
+
     #[test]
     fn work_runs_on_a_vcpu_s_thread() {
         let (run_state, thread) = running();
@@ -308,14 +321,14 @@ mod tests {
         }
         run_state.end(Stopped::Dropped);
         thread.join().unwrap();
-        assert!(matches!(run_state.stop_for(&[], || ()), Err(KvmError::Ended(_))));
+        assert!(is_ended(&run_state.stop_for(&[], || ())));
     }
 
     #[test]
     fn a_freeze_that_panics_ends_the_machine() {
         let (run_state, thread) = running();
         let stopped = run_state.stop_for(&[], || assert!(current().name().is_some(), "on purpose"));
-        assert!(matches!(stopped, Err(KvmError::Ended(_))), "{stopped:?}");
+        assert!(is_ended(&stopped), "{stopped:?}");
         let is_reported = |how: &str| how.contains("panicked: on purpose");
         assert!(matches!(run_state.stopped(), Some(Stopped::Ended(how)) if is_reported(&how)));
         thread.join().unwrap();

@@ -2,7 +2,8 @@
 
 use super::devices::Devices;
 use super::run_state::{RunState, Stopped};
-use crate::error::{Asked, KvmError};
+use crate::error::{Asked, Error};
+use crate::sys::VcpuHandle;
 use kaleidoscope_core::clone::Retry;
 use kaleidoscope_core::clone::ports::SystemClock;
 use kaleidoscope_core::service::{self, Panicked};
@@ -16,7 +17,7 @@ use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 /// A vCPU of a machine.
 pub(super) struct Vcpu {
     index: usize,
-    fd: Arc<Mutex<VcpuFd>>,
+    fd: Arc<Mutex<VcpuHandle>>,
     run_state: Arc<RunState>,
     devices: Arc<dyn Devices>,
     thread: Option<JoinHandle<()>>,
@@ -35,7 +36,7 @@ fn signal() -> i32 {
 
 impl Vcpu {
     pub(super) fn new(
-        fd: VcpuFd,
+        fd: VcpuHandle,
         index: usize,
         run_state: &Arc<RunState>,
         devices: &Arc<dyn Devices>,
@@ -50,17 +51,17 @@ impl Vcpu {
     }
 
     /// The vCPU's descriptor, for use by another thread while the vCPU is paused.
-    pub(super) fn fd(&self) -> Arc<Mutex<VcpuFd>> {
+    pub(super) fn fd(&self) -> Arc<Mutex<VcpuHandle>> {
         Arc::clone(&self.fd)
     }
 
     /// The vCPU's descriptor, locked; blocks while the vCPU runs.
-    pub(super) fn lock(&self) -> MutexGuard<'_, VcpuFd> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, VcpuHandle> {
         self.fd.lock()
     }
 
     /// Starts the vCPU's thread, unless it is running already.
-    pub(super) fn start(&mut self) -> Result<(), KvmError> {
+    pub(super) fn start(&mut self) -> Result<(), Error> {
         if self.thread.is_some() {
             return Ok(());
         }
@@ -99,7 +100,7 @@ impl Vcpu {
 }
 
 /// The loop of a vCPU's thread.
-fn run(fd: &Mutex<VcpuFd>, index: usize, run_state: &RunState, devices: &dyn Devices) {
+fn run(fd: &Mutex<VcpuHandle>, index: usize, run_state: &RunState, devices: &dyn Devices) {
     let (clock, mut idle) = (SystemClock::new(), Retry::endless());
     let mut is_parked = true;
     while run_state.wait(&mut is_parked) {

@@ -1,7 +1,7 @@
 //! Memory files (memfd).
 
 use super::PageSize;
-use crate::error::{Asked, KvmError};
+use crate::error::{Asked, Error};
 use kaleidoscope_core::addr::FRAME_BYTES;
 use rustix::fs::{
     MemfdFlags, OFlags, SealFlags, fcntl_add_seals, fcntl_get_seals, fcntl_getfl, fstat, fstatfs,
@@ -11,15 +11,13 @@ use rustix::io::{FdFlags, fcntl_setfd};
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
-use thiserror::Error;
 
 /// File system type that fstatfs(2) reports for a memfd (TMPFS_MAGIC).
 const TMPFS: i64 = 0x0102_1994;
 
 /// Why a memory file from another process is rejected.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
-#[non_exhaustive]
-pub enum UnfitFile {
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub(crate) enum UnfitFile {
     /// It is a file on a disk, or not a file.
     #[error("it is not a memory file (memfd) of 4 KiB pages")]
     NotMemory,
@@ -41,13 +39,13 @@ pub(crate) struct MemoryFile {
 
 impl MemoryFile {
     /// A zeroed file of `len` bytes on 4 KiB pages.
-    pub(crate) fn new(len: usize) -> Result<Self, KvmError> {
+    pub(crate) fn new(len: usize) -> Result<Self, Error> {
         Self::of_pages(len, PageSize::Small)
     }
 
     /// A zeroed file of `len` bytes, rounded up to a whole page. A file of huge pages can only be
     /// written through mappings.
-    pub(crate) fn of_pages(len: usize, pages: PageSize) -> Result<Self, KvmError> {
+    pub(crate) fn of_pages(len: usize, pages: PageSize) -> Result<Self, Error> {
         let len = pages.round_up(len);
         let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
         let flags = match pages {
@@ -64,7 +62,7 @@ impl MemoryFile {
 
     /// Takes over a memory file from another process. It must have 4 KiB pages, be open for reading
     /// and writing, and have its size sealed.
-    pub(crate) fn of_others(fd: OwnedFd) -> Result<Result<Self, UnfitFile>, KvmError> {
+    pub(crate) fn of_others(fd: OwnedFd) -> Result<Result<Self, UnfitFile>, Error> {
         let what = "looking at a memory file";
         #[expect(clippy::useless_conversion, reason = "the type differs between C libraries")]
         let kind = i64::from(fstatfs(&fd).asked(what)?.f_type);
@@ -97,20 +95,20 @@ impl MemoryFile {
     }
 
     /// Bytes of memory allocated for it, as the kernel counts them.
-    pub(crate) fn taken(&self) -> Result<u64, KvmError> {
+    pub(crate) fn taken(&self) -> Result<u64, Error> {
         let status = fstat(&self.file).asked("looking at a memory file")?;
         // Blocks are 512 bytes on every file system (stat(3type)).
         Ok(u64::try_from(status.st_blocks).unwrap_or(0) * 512)
     }
 
     /// Writes bytes at an offset.
-    pub(crate) fn write(&self, offset: usize, bytes: &[u8]) -> Result<(), KvmError> {
+    pub(crate) fn write(&self, offset: usize, bytes: &[u8]) -> Result<(), Error> {
         let offset = u64::try_from(offset).unwrap_or(u64::MAX);
         self.file.write_all_at(bytes, offset).asked("writing to a memory file")
     }
 
     /// Reads bytes at an offset.
-    pub(crate) fn read(&self, offset: usize, bytes: &mut [u8]) -> Result<(), KvmError> {
+    pub(crate) fn read(&self, offset: usize, bytes: &mut [u8]) -> Result<(), Error> {
         let offset = u64::try_from(offset).unwrap_or(u64::MAX);
         self.file.read_exact_at(bytes, offset).asked("reading a memory file")
     }
@@ -120,7 +118,7 @@ impl MemoryFile {
     /// `F_SEAL_WRITE`, which also forbids those, scans every page, waits for all processors, and
     /// fails while KVM holds a page for a moment: it would take longer than the freeze. The caller
     /// therefore owns the only writable mapping, and drops it.
-    pub(crate) fn seal(&self) -> Result<(), KvmError> {
+    pub(crate) fn seal(&self) -> Result<(), Error> {
         fcntl_add_seals(&self.file, SealFlags::FUTURE_WRITE).asked("sealing snapshot memory")
     }
 }

@@ -2,7 +2,7 @@
 
 use super::file::{MemoryFile, frames_of};
 use super::{SnapshotMemory, bytes, runs};
-use crate::error::{Asked, KvmError};
+use crate::error::{Asked, Error};
 use crate::sys::{Mapping, Tracker};
 use kaleidoscope_core::addr::FRAME_BYTES;
 use kaleidoscope_core::memory::MemoryLayout;
@@ -41,7 +41,7 @@ pub(crate) struct PageCopier {
 }
 
 /// Repeats a pass, as in pre-copy migration, until the running machine leaves little to do.
-pub(super) fn until_short(mut pass: impl FnMut() -> Result<(), KvmError>) -> Result<(), KvmError> {
+pub(super) fn until_short(mut pass: impl FnMut() -> Result<(), Error>) -> Result<(), Error> {
     for _ in 0..PASSES {
         let start = Instant::now();
         pass()?;
@@ -58,12 +58,12 @@ impl PageCopier {
         layout: &MemoryLayout,
         mapping: &Arc<Mapping>,
         image: Option<Arc<SnapshotMemory>>,
-    ) -> Result<Self, KvmError> {
+    ) -> Result<Self, Error> {
         let tracker = Tracker::new(Arc::clone(mapping));
         Ok(Self {
             image,
             mapping: Arc::clone(mapping),
-            tracker: tracker.asked(
+            tracker: tracker.supported(
                 "tracking a machine's writes (Linux 6.7 or later, and the right to use \
                  userfaultfd)",
             )?,
@@ -74,13 +74,13 @@ impl PageCopier {
     }
 
     /// Starts tracking writes, then copies the private pages.
-    pub(super) fn begin(&mut self) -> Result<(), KvmError> {
+    pub(super) fn begin(&mut self) -> Result<(), Error> {
         let own = self.tracker.begin().asked("tracking what a machine writes")?;
         self.copy(&own)
     }
 
     /// Starts tracking writes, then copies all pages.
-    pub(super) fn begin_full(&mut self) -> Result<(), KvmError> {
+    pub(super) fn begin_full(&mut self) -> Result<(), Error> {
         self.tracker.begin().asked("tracking what a machine writes")?;
         let mut at = 0;
         let end = self.delta.len();
@@ -100,18 +100,18 @@ impl PageCopier {
     }
 
     /// Copies the pages written since the last pass.
-    pub(super) fn copy_written(&mut self) -> Result<(), KvmError> {
+    pub(super) fn copy_written(&mut self) -> Result<(), Error> {
         let written = self.tracker.written().asked("looking for what a machine wrote")?;
         self.copy(&written)
     }
 
     /// Copies the pages written since the last pass, with all vCPUs stopped.
-    pub(super) fn finish(&mut self) -> Result<(), KvmError> {
+    pub(super) fn finish(&mut self) -> Result<(), Error> {
         let written = self.tracker.last_written().asked("looking for what a machine wrote")?;
         self.copy(&written)
     }
 
-    fn copy(&mut self, found: &[Range<usize>]) -> Result<(), KvmError> {
+    fn copy(&mut self, found: &[Range<usize>]) -> Result<(), Error> {
         for run in found {
             // The mapping may end in a partial huge page, whose rest is not guest memory.
             let run = run.start..run.end.min(self.delta.len());
@@ -129,7 +129,7 @@ impl PageCopier {
     }
 
     /// The image: the copied pages, over the previous image if there is one. Stops tracking.
-    pub(super) fn image(self, layout: &MemoryLayout) -> Result<SnapshotMemory, KvmError> {
+    pub(super) fn image(self, layout: &MemoryLayout) -> Result<SnapshotMemory, Error> {
         let Self { image, tracker, delta, copied, .. } = self;
         drop(tracker);
         match image {

@@ -3,7 +3,7 @@
 use super::file::{MemoryFile, bytes_of};
 use super::store::{MAX_RUNS, Pins};
 use super::{ContentStore, PageSize, bytes, runs};
-use crate::error::{Asked, KvmError};
+use crate::error::{Asked, Error, ErrorKind};
 use crate::sys::{Immutability, Mapping, Overlay, Sealed, Sharing};
 use kaleidoscope_core::addr::{FRAME_BYTES, FrameIndex, Gpa};
 use kaleidoscope_core::fingerprint::Fingerprints;
@@ -74,7 +74,7 @@ pub struct Shared {
 
 impl SnapshotMemory {
     /// An image of one file, which must not be written to any more.
-    pub(crate) fn new(layout: MemoryLayout, file: Arc<MemoryFile>) -> Result<Self, KvmError> {
+    pub(crate) fn new(layout: MemoryLayout, file: Arc<MemoryFile>) -> Result<Self, Error> {
         let all = 0..layout.frames();
         Self::of_layers(layout, vec![Layer { bytes: Backing::File(file), runs: vec![all] }])
     }
@@ -85,7 +85,7 @@ impl SnapshotMemory {
         layout: MemoryLayout,
         file: Arc<MemoryFile>,
         pins: Option<Arc<Pins>>,
-    ) -> Result<Self, KvmError> {
+    ) -> Result<Self, Error> {
         let all = 0..layout.frames();
         let mut layers = vec![Layer { bytes: Backing::File(file), runs: vec![all] }];
         if let Some(pins) = pins {
@@ -104,12 +104,12 @@ impl SnapshotMemory {
     /// gives long runs.
     ///
     /// # Errors
-    /// [`KvmError`] when the system refuses a request, or the store fails.
+    /// [`Error`](crate::Error) when the system refuses a request, or the store fails.
     pub fn sharing(
         &self,
         store: &Arc<ContentStore>,
         fingerprints: &Fingerprints,
-    ) -> Result<(Self, Shared), KvmError> {
+    ) -> Result<(Self, Shared), Error> {
         let frames = 0..self.layout.frames();
         let known = frames.clone().filter_map(|n| Some((n, fingerprints.get(FrameIndex(n))?)));
         let pins = Pins::put(store, known, |n, page| self.copy(n as usize * FRAME_BYTES, page))?;
@@ -141,11 +141,7 @@ impl SnapshotMemory {
     /// which must not be written to any more.
     ///
     /// Bytes of frames between them may be copied to the file, to get fewer runs.
-    pub(crate) fn with(
-        &self,
-        file: MemoryFile,
-        changed: Vec<Range<u32>>,
-    ) -> Result<Self, KvmError> {
+    pub(crate) fn with(&self, file: MemoryFile, changed: Vec<Range<u32>>) -> Result<Self, Error> {
         let upper = self.layers.iter().skip(1).map(|layer| layer.runs.len()).sum::<usize>();
         let all = runs::fewer(
             self.whole_pages(&changed),
@@ -178,14 +174,14 @@ impl SnapshotMemory {
         runs::normal(changed.iter().map(|run| pages.whole(run)).collect())
     }
 
-    fn of_layers(layout: MemoryLayout, layers: Vec<Layer>) -> Result<Self, KvmError> {
+    fn of_layers(layout: MemoryLayout, layers: Vec<Layer>) -> Result<Self, Error> {
         for layer in &layers {
             if let Backing::File(file) = &layer.bytes {
                 file.seal()?;
             }
         }
         let (base, mut over) = files(&layers)?;
-        over.retain(|part| part.stands == Immutability::Sealed);
+        over.retain(|part| matches!(part.stands, Immutability::Sealed));
         let sealed =
             Sealed::of_files(base.as_fd(), base.len(), &over).asked("mapping snapshot memory")?;
         let in_store = layers.iter().filter_map(|layer| match &layer.bytes {
@@ -220,9 +216,10 @@ impl SnapshotMemory {
     }
 
     /// Copies bytes, from an offset in frame-index order.
-    fn copy(&self, offset: usize, buf: &mut [u8]) -> Result<(), KvmError> {
+    fn copy(&self, offset: usize, buf: &mut [u8]) -> Result<(), Error> {
         let end = offset.checked_add(buf.len()).filter(|end| *end <= self.sealed.bytes().len());
-        let end = end.ok_or_else(|| KvmError::State("past the end of an image".into()))?;
+        let end =
+            end.ok_or_else(|| Error::new(ErrorKind::OutOfRange, "past the end of an image"))?;
         for Piece { range, store } in self.pieces(offset..end) {
             let Some(buf) = buf.get_mut(range.start - offset..range.end - offset) else { continue };
             match store {
@@ -234,7 +231,7 @@ impl SnapshotMemory {
     }
 
     /// Copies a range of bytes to the same offset in a file.
-    fn copy_to(&self, file: &MemoryFile, range: Range<usize>) -> Result<(), KvmError> {
+    fn copy_to(&self, file: &MemoryFile, range: Range<usize>) -> Result<(), Error> {
         let mut page = [0; FRAME_BYTES];
         for Piece { range, store } in self.pieces(range) {
             let Some(pins) = store else {
@@ -270,8 +267,8 @@ impl SnapshotMemory {
     /// earlier images of the machine, excludes the content store.
     ///
     /// # Errors
-    /// [`KvmError::Refused`] when the kernel does not report it.
-    pub fn taken(&self) -> Result<u64, KvmError> {
+    /// [`ErrorKind::Refused`](crate::ErrorKind::Refused) when the kernel does not report it.
+    pub fn taken(&self) -> Result<u64, Error> {
         let taken = self.layers.iter().map(|layer| match &layer.bytes {
             Backing::File(file) => file.taken(),
             Backing::Store(_) => Ok(0),
@@ -286,7 +283,7 @@ impl SnapshotMemory {
     }
 
     /// A private (copy-on-write) mapping of the image, for a clone.
-    pub(crate) fn private(&self) -> Result<Mapping, KvmError> {
+    pub(crate) fn private(&self) -> Result<Mapping, Error> {
         let (base, over) = files(&self.layers)?;
         let mapping = Mapping::of_file(base.as_fd(), base.len(), Sharing::Private)
             .asked("mapping a clone's memory")?;
@@ -298,9 +295,9 @@ impl SnapshotMemory {
 }
 
 /// The lowest layer's file, and the overlays of the other layers.
-fn files(layers: &[Layer]) -> Result<(&MemoryFile, Vec<Overlay<'_>>), KvmError> {
+fn files(layers: &[Layer]) -> Result<(&MemoryFile, Vec<Overlay<'_>>), Error> {
     let [Layer { bytes: Backing::File(base), .. }, upper @ ..] = layers else {
-        return Err(KvmError::State("an image without a file".into()));
+        return Err(Error::state("internal error: an image without a file"));
     };
     let over = upper.iter().flat_map(|layer| layer.runs.iter().map(|run| overlay(layer, run)));
     Ok((base, over.collect()))

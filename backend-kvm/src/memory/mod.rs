@@ -1,21 +1,26 @@
 //! A guest's RAM: memory files, snapshot images of them, and the mapping that a VM uses.
 
 mod file;
+#[cfg(feature = "machine")]
 mod freeze;
 mod image;
 mod page_size;
+#[cfg(feature = "machine")]
 mod ram;
 pub(crate) mod runs;
 mod store;
 
-pub use file::UnfitFile;
-pub(crate) use file::{MemoryFile, bytes_of, frames_of};
+pub(crate) use file::{MemoryFile, UnfitFile};
+#[cfg(feature = "machine")]
+pub(crate) use file::{bytes_of, frames_of};
+#[cfg(feature = "machine")]
 pub(crate) use freeze::Prepared;
 pub use image::{Shared, SnapshotMemory};
 pub use page_size::{PageSize, Ram};
+#[cfg(feature = "machine")]
 pub(crate) use ram::GuestRam;
-pub(crate) use store::Pins;
-pub use store::{ContentStore, StoreFileError};
+pub use store::ContentStore;
+pub(crate) use store::{Pins, StoreFileError};
 
 use kaleidoscope_core::memory::MemoryLayout;
 

@@ -3,11 +3,10 @@
 use super::file::{MemoryFile, bytes_of, frames_of};
 use super::freeze::{PageCopier, Prepared, until_short};
 use super::{PageSize, Ram, SnapshotMemory, bytes, runs};
-use crate::error::{Asked, KvmError};
-use crate::sys::{Mapping, Pages, Sharing, install_slot, own_pages};
+use crate::error::{Asked, Error, ErrorKind};
+use crate::sys::{Mapping, Pages, Sharing, Slot, VmHandle, own_pages};
 use kaleidoscope_core::addr::{FRAME_BYTES, Gpa};
 use kaleidoscope_core::memory::{GuestMemory, MemoryLayout};
-use kvm_ioctls::VmFd;
 use rustix::io::Errno;
 use std::ops::Range;
 use std::os::fd::AsFd;
@@ -47,7 +46,7 @@ pub(crate) struct FramePages<'a> {
 
 impl FramePages<'_> {
     /// Whether a frame has private memory; false for frames past the end.
-    pub(crate) fn is_own(&self, frame: u32) -> Result<bool, KvmError> {
+    pub(crate) fn is_own(&self, frame: u32) -> Result<bool, Error> {
         let offset = frame as usize * FRAME_BYTES;
         let is_own = || self.pages.is_own(offset).asked("reading a page map");
         if frame < self.frames { is_own() } else { Ok(false) }
@@ -56,7 +55,7 @@ impl FramePages<'_> {
 
 impl GuestRam {
     /// Zeroed RAM.
-    pub(crate) fn new(ram: Ram) -> Result<Self, KvmError> {
+    pub(crate) fn new(ram: Ram) -> Result<Self, Error> {
         let Ram { layout, pages } = ram;
         let file = Arc::new(MemoryFile::of_pages(bytes(&layout), pages)?);
         // A shared mapping of huge pages reserves all of them now, or fails. Reading the machine's
@@ -72,7 +71,7 @@ impl GuestRam {
     }
 
     /// RAM with the contents of an image; writes are private (copy-on-write).
-    pub(crate) fn of_image(image: Arc<SnapshotMemory>) -> Result<Self, KvmError> {
+    pub(crate) fn of_image(image: Arc<SnapshotMemory>) -> Result<Self, Error> {
         let layout = image.layout().clone();
         let mapping = Arc::new(image.private()?);
         Ok(Self { layout, mapping, origin: Origin::Image(image) })
@@ -93,41 +92,45 @@ impl GuestRam {
     }
 
     /// Installs the KVM memory slots.
-    pub(crate) fn install(&self, vm: &VmFd) -> Result<(), KvmError> {
+    pub(crate) fn install(&self, vm: &VmHandle) -> Result<(), Error> {
         for (slot, region) in (0u32..).zip(self.layout.regions()) {
             let start = region.first_index.as_usize() * FRAME_BYTES;
             let part = start..start + region.frames as usize * FRAME_BYTES;
-            install_slot(vm, slot, region.start.gpa().0, &self.mapping, part)
-                .asked("giving a VM its memory")?;
+            let part = Slot::of(&self.mapping, part).asked("giving a VM its memory")?;
+            let installed = vm.install_slot(slot, region.start.gpa().0, part);
+            installed.asked("giving a VM its memory")?;
         }
         Ok(())
     }
 
     /// Offset in the mapping of a guest-physical range.
-    fn offset(&self, gpa: Gpa, len: usize) -> Result<usize, KvmError> {
+    fn offset(&self, gpa: Gpa, len: usize) -> Result<usize, Error> {
         let range = self.layout.bytes_at(gpa, len);
-        range.map(|range| range.start).ok_or(KvmError::NotRam { gpa: gpa.0, len })
+        range.map(|range| range.start).ok_or_else(|| {
+            let what = format!("guest-physical range {:#x}..+{len:#x} is not RAM", gpa.0);
+            Error::new(ErrorKind::OutOfRange, what)
+        })
     }
 
     /// Copies bytes of the guest.
-    pub(crate) fn read(&self, gpa: Gpa, buf: &mut [u8]) -> Result<(), KvmError> {
+    pub(crate) fn read(&self, gpa: Gpa, buf: &mut [u8]) -> Result<(), Error> {
         let offset = self.offset(gpa, buf.len())?;
         self.mapping.read(offset, buf).asked("reading guest memory")
     }
 
     /// Overwrites bytes of the guest.
-    pub(crate) fn write(&self, gpa: Gpa, bytes: &[u8]) -> Result<(), KvmError> {
+    pub(crate) fn write(&self, gpa: Gpa, bytes: &[u8]) -> Result<(), Error> {
         let offset = self.offset(gpa, bytes.len())?;
         self.mapping.write(offset, bytes).asked("writing guest memory")
     }
 
     /// Bytes of memory private to this RAM, as the kernel counts them.
-    pub(crate) fn own_bytes(&self) -> Result<u64, KvmError> {
+    pub(crate) fn own_bytes(&self) -> Result<u64, Error> {
         match &self.origin {
             Origin::Fresh(file) => file.taken(),
             Origin::Image(_) | Origin::Filled | Origin::Lost => {
                 let pages = own_pages(&self.mapping);
-                let pages = pages.asked("counting a clone's memory (Linux 6.7 or later)")?;
+                let pages = pages.supported("counting a clone's memory (Linux 6.7 or later)")?;
                 Ok(pages.iter().map(|run| run.len() as u64).sum())
             }
         }
@@ -139,35 +142,35 @@ impl GuestRam {
     }
 
     /// Frames that became private since the image, in order.
-    pub(crate) fn written(&self) -> Result<Vec<Range<u32>>, KvmError> {
+    pub(crate) fn written(&self) -> Result<Vec<Range<u32>>, Error> {
         if !self.is_shared() {
             return Ok(Vec::new());
         }
         let pages = own_pages(&self.mapping);
-        let pages = pages.asked("looking for what a machine wrote (Linux 6.7 or later)")?;
+        let pages = pages.supported("looking for what a machine wrote (Linux 6.7 or later)")?;
         Ok(pages.iter().map(frames_of).collect())
     }
 
     /// The [written](Self::written) frames that the image shows from the content store.
-    pub(crate) fn diverged(&self) -> Result<Vec<Range<u32>>, KvmError> {
+    pub(crate) fn diverged(&self) -> Result<Vec<Range<u32>>, Error> {
         let written = self.written()?;
         let Origin::Image(image) = &self.origin else { return Ok(Vec::new()) };
         Ok(runs::without(&written, &runs::without(&written, &image.shared())))
     }
 
     /// The kernel's page map, for queries by frame.
-    pub(crate) fn pages(&self) -> Result<FramePages<'_>, KvmError> {
+    pub(crate) fn pages(&self) -> Result<FramePages<'_>, Error> {
         let pages = Pages::of(&self.mapping).asked("opening a page map")?;
         Ok(FramePages { pages, frames: self.layout.frames() })
     }
 
     /// Gives frames private memory before the guest writes to them.
-    pub(crate) fn own(&self, frames: Range<u32>) -> Result<(), KvmError> {
+    pub(crate) fn own(&self, frames: Range<u32>) -> Result<(), Error> {
         self.mapping.populate(bytes_of(&frames)).asked("giving a clone memory of its own")
     }
 
     /// Does the part of a freeze that is possible while the machine runs.
-    pub(crate) fn prepare(&self) -> Result<Prepared, KvmError> {
+    pub(crate) fn prepare(&self) -> Result<Prepared, Error> {
         match &self.origin {
             Origin::Fresh(file) => {
                 // If the kernel refuses the private mapping, it does so here, where the machine can
@@ -190,13 +193,15 @@ impl GuestRam {
                 until_short(|| copier.copy_written())?;
                 Ok(Prepared::Copy(copier))
             }
-            Origin::Lost => Err(KvmError::Lacking("the image of this machine's last freeze")),
+            Origin::Lost => {
+                Err(Error::state("the last freeze of this machine failed halfway: it has no image"))
+            }
         }
     }
 
     /// Removes a shared mapping from the page tables and KVM's, piece by piece. A running guest
     /// waits for at most one piece.
-    fn zap(&self) -> Result<(), KvmError> {
+    fn zap(&self) -> Result<(), Error> {
         let len = self.mapping.len();
         for at in (0..len).step_by(PIECE) {
             match self.mapping.forget(at..at.saturating_add(PIECE).min(len)) {
@@ -216,15 +221,15 @@ impl GuestRam {
     /// image.
     ///
     /// # Errors
-    /// [`KvmError`]; the machine cannot continue if [`GuestRam::is_lost`] afterwards.
-    pub(crate) fn freeze(&mut self, prepared: &mut Prepared) -> Result<(), KvmError> {
+    /// [`Error`](crate::Error); the machine cannot continue if [`GuestRam::is_lost`] afterwards.
+    pub(crate) fn freeze(&mut self, prepared: &mut Prepared) -> Result<(), Error> {
         match prepared {
             Prepared::MakePrivate(file) => {
                 // This must be the last mapping that can write to the file: only then is the image
                 // immutable.
                 let mapping = Arc::get_mut(&mut self.mapping);
                 let mapping = mapping.ok_or_else(|| {
-                    KvmError::State("internal error: the guest's memory has other users".into())
+                    Error::state("internal error: the guest's memory has other users")
                 })?;
                 file.seal()?;
                 // Until the image exists: the file no longer holds what the guest has.
@@ -241,7 +246,7 @@ impl GuestRam {
     }
 
     /// Builds the image, after the guest was resumed.
-    pub(crate) fn image(&mut self, prepared: Prepared) -> Result<Arc<SnapshotMemory>, KvmError> {
+    pub(crate) fn image(&mut self, prepared: Prepared) -> Result<Arc<SnapshotMemory>, Error> {
         match prepared {
             Prepared::MakePrivate(file) => {
                 let image = Arc::new(SnapshotMemory::new(self.layout.clone(), file)?);

@@ -1,7 +1,8 @@
 //! State of a vCPU.
 
-use crate::error::{Asked, KvmError};
-use crate::sys::set_xsave;
+use super::damaged;
+use crate::error::{Asked, Error, ErrorKind};
+use crate::sys::VcpuHandle;
 use kaleidoscope_core::registers::VcpuRegisters;
 use kvm_bindings::{
     CpuId, KVM_MAX_CPUID_ENTRIES, Msrs, kvm_cpuid_entry2, kvm_debugregs, kvm_lapic_state,
@@ -34,8 +35,8 @@ pub(crate) struct CpuState {
 }
 
 /// Reads the MSRs of the list that the vCPU has.
-fn read_msrs(vcpu: &VcpuFd, indices: &[u32]) -> Result<Vec<kvm_msr_entry>, KvmError> {
-    let state = |error| KvmError::State(format!("MSRs: {error}"));
+fn read_msrs(vcpu: &VcpuFd, indices: &[u32]) -> Result<Vec<kvm_msr_entry>, Error> {
+    let state = |error| damaged(format!("MSRs: {error}"));
     let mut found = Vec::with_capacity(indices.len());
     let mut rest = indices;
     while !rest.is_empty() {
@@ -56,18 +57,20 @@ fn read_msrs(vcpu: &VcpuFd, indices: &[u32]) -> Result<Vec<kvm_msr_entry>, KvmEr
 
 /// Loads MSRs. An MSR that is zero and cannot be loaded is skipped: a new vCPU has zero there
 /// anyway.
-fn write_msrs(vcpu: &VcpuFd, entries: &[kvm_msr_entry]) -> Result<(), KvmError> {
+fn write_msrs(vcpu: &VcpuFd, entries: &[kvm_msr_entry]) -> Result<(), Error> {
     let mut rest = entries;
     while !rest.is_empty() {
         let part = rest.get(..rest.len().min(MAX_MSRS)).unwrap_or_default();
-        let msrs =
-            Msrs::from_entries(part).map_err(|error| KvmError::State(format!("MSRs: {error}")))?;
+        let msrs = Msrs::from_entries(part).map_err(|error| damaged(format!("MSRs: {error}")))?;
         let written = vcpu.set_msrs(&msrs).asked("loading MSRs")?;
         let mut passed = written;
         if let Some(refused) = part.get(written) {
             if refused.data != 0 {
-                let what = format!("MSR {:#x} cannot hold {:#x} here", refused.index, refused.data);
-                return Err(KvmError::State(what));
+                let what = format!(
+                    "saved machine state: MSR {:#x} cannot hold {:#x} here",
+                    refused.index, refused.data
+                );
+                return Err(Error::new(ErrorKind::Unsupported, what));
             }
             passed += 1;
         }
@@ -108,7 +111,7 @@ impl CpuState {
 
     /// Saves the state of a vCPU that is stopped, with those of the listed MSRs that it has. KVM
     /// dictates the order: the first calls settle pending work, which the later ones read.
-    pub(crate) fn save(vcpu: &VcpuFd, msrs: &[u32]) -> Result<Self, KvmError> {
+    pub(crate) fn save(vcpu: &VcpuFd, msrs: &[u32]) -> Result<Self, Error> {
         let mp = vcpu.get_mp_state().asked("saving a vCPU's run state")?;
         let regs = vcpu.get_regs().asked("saving registers")?;
         let sregs = vcpu.get_sregs().asked("saving system registers")?;
@@ -126,22 +129,22 @@ impl CpuState {
     }
 
     /// Loads the state into a vCPU that has never run.
-    pub(crate) fn load(&self, vcpu: &VcpuFd) -> Result<(), KvmError> {
-        let cpuid = CpuId::from_entries(&self.cpuid)
-            .map_err(|error| KvmError::State(format!("CPUID: {error}")))?;
+    pub(crate) fn load(&self, vcpu: &VcpuHandle) -> Result<(), Error> {
+        let cpuid =
+            CpuId::from_entries(&self.cpuid).map_err(|error| damaged(format!("CPUID: {error}")))?;
         vcpu.set_cpuid2(&cpuid).asked("loading CPUID")?;
         // If the host's counter has another frequency and cannot be scaled, the guest's clock would
         // run at the wrong speed.
         if self.tsc_khz != 0 && vcpu.get_tsc_khz().is_ok_and(|here| here != self.tsc_khz) {
             vcpu.set_tsc_khz(self.tsc_khz)
-                .map_err(|_| KvmError::Lacking("a time stamp counter at the guest's speed"))?;
+                .supported("setting the time stamp counter to the guest's frequency")?;
         }
         vcpu.set_mp_state(self.mp).asked("loading a vCPU's run state")?;
         vcpu.set_regs(&self.regs).asked("loading registers")?;
         vcpu.set_sregs(&self.sregs).asked("loading system registers")?;
         // XCR0 determines which vector registers are valid.
         vcpu.set_xcrs(&self.xcrs).asked("loading extended control registers")?;
-        set_xsave(vcpu, &self.xsave).asked("loading vector registers")?;
+        vcpu.set_xsave(&self.xsave).supported("loading vector registers")?;
         vcpu.set_debug_regs(&self.debug).asked("loading debug registers")?;
         // After the system registers, which hold its base address; its timer starts counting now.
         vcpu.set_lapic(&self.lapic).asked("loading a local interrupt controller")?;

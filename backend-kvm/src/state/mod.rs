@@ -6,9 +6,10 @@ mod vm_state;
 pub(crate) use cpu::{CpuState, registers};
 pub(crate) use vm_state::{VmState, create_interrupt_chips};
 
-use crate::error::KvmError;
+use crate::error::{Error, ErrorKind};
+use crate::sys::VcpuHandle;
 use kaleidoscope_core::registers::VcpuRegisters;
-use kvm_ioctls::{VcpuFd, VmFd};
+use kvm_ioctls::VmFd;
 use serde::{Deserialize, Serialize};
 
 /// First bytes of serialized state: name and version.
@@ -27,6 +28,11 @@ pub struct MachineState {
     pub(crate) vm_state: VmState,
     pub(crate) cpus: Vec<CpuState>,
     pub(crate) devices: Vec<u8>,
+}
+
+/// Saved state is not what it has to be.
+fn damaged(why: impl std::fmt::Display) -> Error {
+    Error::input(format!("saved machine state: {why}"))
 }
 
 impl MachineState {
@@ -53,8 +59,8 @@ impl MachineState {
     pub(crate) fn load<'v>(
         &self,
         vm: &VmFd,
-        vcpus: impl Iterator<Item = impl std::ops::Deref<Target = VcpuFd> + 'v>,
-    ) -> Result<(), KvmError> {
+        vcpus: impl Iterator<Item = impl std::ops::Deref<Target = VcpuHandle> + 'v>,
+    ) -> Result<(), Error> {
         self.vm_state.load(vm)?;
         vcpus.zip(&self.cpus).try_for_each(|(vcpu, state)| state.load(&vcpu))
     }
@@ -62,27 +68,26 @@ impl MachineState {
     /// Serializes the state.
     ///
     /// # Errors
-    /// [`KvmError::State`] when memory is exhausted.
-    pub fn to_bytes(&self) -> Result<Vec<u8>, KvmError> {
+    /// [`ErrorKind::InvalidInput`](crate::ErrorKind::InvalidInput) when memory is exhausted.
+    pub fn to_bytes(&self) -> Result<Vec<u8>, Error> {
         let bytes = postcard::to_extend(self, MAGIC.to_vec());
-        bytes.map_err(|error| KvmError::State(error.to_string()))
+        bytes.map_err(|error| Error::caused_by(ErrorKind::Refused, "saving machine state", error))
     }
 
     /// Deserializes the state.
     ///
     /// # Errors
-    /// [`KvmError::State`] when the bytes have another version, or are damaged.
-    pub fn from_bytes(bytes: &[u8]) -> Result<Self, KvmError> {
+    /// [`ErrorKind::InvalidInput`](crate::ErrorKind::InvalidInput) when the bytes have another version, or are damaged.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, Error> {
         if bytes.len() > MAX_BYTES {
-            return Err(KvmError::State(format!("{} bytes, more than {MAX_BYTES}", bytes.len())));
+            return Err(damaged(format!("{} bytes, more than {MAX_BYTES}", bytes.len())));
         }
         let rest = bytes.strip_prefix(&MAGIC);
-        let rest =
-            rest.ok_or_else(|| KvmError::State("of another version, or not saved state".into()))?;
+        let rest = rest.ok_or_else(|| damaged("of another version, or not saved state"))?;
         match postcard::take_from_bytes(rest) {
             Ok((state, [])) => Ok(state),
-            Ok((_, surplus)) => Err(KvmError::State(format!("{} surplus bytes", surplus.len()))),
-            Err(error) => Err(KvmError::State(error.to_string())),
+            Ok((_, surplus)) => Err(damaged(format!("{} surplus bytes", surplus.len()))),
+            Err(error) => Err(damaged(error)),
         }
     }
 }

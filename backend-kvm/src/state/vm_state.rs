@@ -1,6 +1,6 @@
 //! State that all vCPUs of a VM share: interrupt controllers, timer, clock.
 
-use crate::error::{Asked, KvmError};
+use crate::error::{Asked, Error};
 use kvm_bindings::{
     KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_PIT_SPEAKER_DUMMY,
     kvm_clock_data, kvm_irqchip, kvm_pit_config, kvm_pit_state2,
@@ -24,7 +24,7 @@ pub(crate) struct VmState {
 }
 
 /// Creates the interrupt controllers and the timer, in a VM that has no vCPU yet.
-pub(crate) fn create_interrupt_chips(vm: &VmFd) -> Result<(), KvmError> {
+pub(crate) fn create_interrupt_chips(vm: &VmFd) -> Result<(), Error> {
     vm.set_tss_address(TSS).asked("reserving KVM's own pages")?;
     vm.create_irq_chip().asked("creating interrupt controllers")?;
     if vm.check_extension(Cap::PitState2) {
@@ -34,7 +34,7 @@ pub(crate) fn create_interrupt_chips(vm: &VmFd) -> Result<(), KvmError> {
     Ok(())
 }
 
-fn chip(vm: &VmFd, id: u32) -> Result<kvm_irqchip, KvmError> {
+fn chip(vm: &VmFd, id: u32) -> Result<kvm_irqchip, Error> {
     let mut chip = kvm_irqchip { chip_id: id, ..Default::default() };
     vm.get_irqchip(&mut chip).asked("saving an interrupt controller")?;
     Ok(chip)
@@ -42,7 +42,7 @@ fn chip(vm: &VmFd, id: u32) -> Result<kvm_irqchip, KvmError> {
 
 impl VmState {
     /// Saves the state. No vCPU may run.
-    pub(crate) fn save(vm: &VmFd) -> Result<Self, KvmError> {
+    pub(crate) fn save(vm: &VmFd) -> Result<Self, Error> {
         let has = |cap| vm.check_extension(cap);
         let pit = has(Cap::PitState2).then(|| vm.get_pit2().asked("saving the timer"));
         let clock = has(Cap::AdjustClock).then(|| vm.get_clock().asked("saving the clock"));
@@ -56,7 +56,7 @@ impl VmState {
     }
 
     /// Loads the state. Call this before loading the state of the vCPUs.
-    pub(crate) fn load(&self, vm: &VmFd) -> Result<(), KvmError> {
+    pub(crate) fn load(&self, vm: &VmFd) -> Result<(), Error> {
         for chip in [&self.pic_master, &self.pic_slave, &self.ioapic] {
             vm.set_irqchip(chip).asked("loading an interrupt controller")?;
         }

@@ -4,6 +4,7 @@
 
 use crate::memory::PageSize;
 use libc::{iovec, process_vm_readv, process_vm_writev};
+use parking_lot::Mutex;
 use rustix::fs::{SealFlags, fcntl_get_seals};
 use rustix::io::Errno;
 use rustix::mm::{
@@ -15,66 +16,124 @@ use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::ptr::NonNull;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+#[cfg(feature = "machine")]
+use std::sync::atomic::Ordering;
 
-/// What becomes of writes to a mapping.
+/// Where writes to a mapping go.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Sharing {
-    /// They are the file's.
+    /// To the file.
     Shared,
-    /// They are the mapping's own: copy on write.
+    /// To private copies of the pages (copy on write).
     Private,
 }
 
-/// Bytes of a file that a range of a mapping is to show.
+/// Bytes of a file that a range of a mapping shows.
 #[derive(Clone, Debug)]
 pub(crate) struct Overlay<'a> {
     /// Bytes of the mapping.
     pub(crate) range: Range<usize>,
     pub(crate) file: BorrowedFd<'a>,
-    /// Where they begin in the file.
+    /// Offset of the first byte in the file.
     pub(crate) offset: usize,
-    /// Why nobody changes them.
+    /// Why they do not change.
     pub(crate) stands: Immutability,
 }
 
 /// Why the bytes of a file do not change.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) enum Immutability {
-    /// It is sealed against writing.
+    /// The file is sealed against writing.
     Sealed,
-    /// They are pages of the host's content store, which it does not write to while they are
-    /// pinned; whoever maps them has the pins.
-    Pinned,
+    /// They are pages of the host's content store, which does not write to a page while it is
+    /// pinned. The value holds the pins.
+    Pinned(Arc<dyn Any + Send + Sync>),
 }
 
-/// Memory that a guest sees as its RAM. Unmapped on drop, unless it is somebody else's.
+/// Addresses of this process that guest memory occupies, and what the memory shows. They are
+/// unmapped when the last value that uses them is dropped: the [`Mapping`], and each VM that has a
+/// [`Slot`] of it.
 #[derive(Debug)]
-pub(crate) struct Mapping {
+struct Addresses {
     start: NonNull<u8>,
-    /// None of it when somebody else's memory may be there now.
     len: usize,
-    sharing: Sharing,
     owner: Owner,
-    /// Dropped when it is unmapped.
-    kept: Option<Arc<dyn Any + Send + Sync>>,
+    /// Whether other memory may be at these addresses now.
+    is_lost: AtomicBool,
+    /// What has to live as long as the memory is mapped.
+    kept: Mutex<Vec<Arc<dyn Any + Send + Sync>>>,
 }
 
-/// Whose a mapping is.
+/// The owner of a mapping.
 #[derive(Debug)]
 enum Owner {
-    /// This value's.
+    /// This value.
     Ours,
-    /// A VMM's; it lives as long as this.
+    /// A VMM; the mapping lives as long as this.
     #[cfg(feature = "vm-memory")]
     Theirs(#[expect(dead_code, reason = "keeps the mapping")] Arc<vm_memory::MmapRegion>),
 }
 
-// SAFETY: the mapping is unmapped by its owner alone, who lives as long as this value. Its bytes
-// are copied by the kernel, and never referred to, so that several threads, and a guest, may use
-// them at once.
-unsafe impl Send for Mapping {}
+// SAFETY: `start` is only an address: `Addresses` never creates a reference from it, and unmaps the
+// range once, in `drop`, which has exclusive access. All other fields are `Send` and `Sync`.
+unsafe impl Send for Addresses {}
 // SAFETY: as above.
-unsafe impl Sync for Mapping {}
+unsafe impl Sync for Addresses {}
+
+impl Drop for Addresses {
+    fn drop(&mut self) {
+        if !matches!(self.owner, Owner::Ours) || *self.is_lost.get_mut() {
+            return;
+        }
+        // SAFETY: `Mapping::at` received the range from mmap and gave it to this value alone, and
+        // `is_lost` says that it is still mapped. No other value uses it: users hold an `Arc` of
+        // this value (`Mapping`, `Slot`), and references into it exist only in `Sealed::bytes`,
+        // which borrows the mapping.
+        let unmapped = unsafe { munmap(self.start.as_ptr().cast(), self.len) };
+        debug_assert!(unmapped.is_ok());
+    }
+}
+
+/// Memory that a guest sees as its RAM. The guest, the kernel and other threads may write to it at
+/// any time; therefore its bytes are copied by the kernel, and no reference to them exists.
+#[derive(Debug)]
+pub(crate) struct Mapping {
+    addresses: Arc<Addresses>,
+    /// Bytes of the mapping; 0 when other memory may be at its addresses.
+    len: usize,
+    sharing: Sharing,
+}
+
+/// A part of a mapping that a VM has as guest memory. The addresses stay mapped as long as this
+/// lives.
+#[derive(Debug)]
+pub(crate) struct Slot {
+    addresses: Arc<Addresses>,
+    part: Range<usize>,
+}
+
+#[cfg(feature = "machine")]
+impl Slot {
+    /// A part of a mapping, in bytes of it.
+    ///
+    /// # Errors
+    /// [`Errno::INVAL`] when the part does not lie in the mapping.
+    pub(crate) fn of(mapping: &Mapping, part: Range<usize>) -> Result<Self, Errno> {
+        mapping.part(&part)?;
+        Ok(Self { addresses: Arc::clone(&mapping.addresses), part })
+    }
+
+    /// Address of the first byte.
+    pub(crate) fn address(&self) -> u64 {
+        (self.addresses.start.as_ptr().addr() + self.part.start) as u64
+    }
+
+    /// Length in bytes.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.part.len() as u64
+    }
+}
 
 impl Mapping {
     /// Maps the first `len` bytes of a file, for reading and writing. Memory is taken as it is
@@ -109,14 +168,17 @@ impl Mapping {
 
     fn at(start: *mut std::ffi::c_void, len: usize, sharing: Sharing) -> Result<Self, Errno> {
         let start = NonNull::new(start.cast()).ok_or(Errno::NOMEM)?;
-        Ok(Self { start, len, sharing, owner: Owner::Ours, kept: None })
+        Ok(Self::owned_by(Owner::Ours, start, len, sharing))
     }
 
-    /// The same mapping, which keeps something as long as it is there: what its parts show, and
-    /// must not change before.
-    pub(crate) fn keeping(mut self, kept: Arc<dyn Any + Send + Sync>) -> Self {
-        self.kept = Some(kept);
-        self
+    fn owned_by(owner: Owner, start: NonNull<u8>, len: usize, sharing: Sharing) -> Self {
+        let (is_lost, kept) = (AtomicBool::new(false), Mutex::default());
+        let addresses = Arc::new(Addresses { start, len, owner, is_lost, kept });
+        Self { addresses, len, sharing }
+    }
+
+    fn start(&self) -> *mut u8 {
+        self.addresses.start.as_ptr()
     }
 
     /// A VMM's mapping, whose pages are not there yet.
@@ -124,61 +186,69 @@ impl Mapping {
     pub(crate) fn of_region(region: Arc<vm_memory::MmapRegion>) -> Result<Self, Errno> {
         let start = NonNull::new(region.as_ptr()).ok_or(Errno::INVAL)?;
         let len = region.size();
-        let owner = Owner::Theirs(region);
-        Ok(Self { start, len, sharing: Sharing::Private, owner, kept: None })
+        Ok(Self::owned_by(Owner::Theirs(region), start, len, Sharing::Private))
     }
 
-    /// Has a range show bytes of another file instead, copy on write.
+    /// Makes a range show bytes of another file instead, copy on write. Pins of its pages live as
+    /// long as the mapping.
     pub(crate) fn overlay(&self, part: Overlay<'_>) -> Result<(), Errno> {
-        let Overlay { range, file, offset, .. } = part;
+        let Overlay { range, file, offset, stands } = part;
         let start = self.part(&range)?;
+        if let Immutability::Pinned(pins) = stands {
+            self.addresses.kept.lock().push(pins);
+        }
         let access = ProtFlags::READ | ProtFlags::WRITE;
         let flags = MapFlags::PRIVATE | MapFlags::FIXED | MapFlags::NORESERVE;
         let offset = u64::try_from(offset).map_err(|_| Errno::OVERFLOW)?;
-        // SAFETY: the range lies in this mapping, and nobody holds a reference into it.
+        // SAFETY: `part` checked that the range lies in this mapping, and `Mapping` hands out no
+        // reference to its bytes.
         unsafe { mmap(start.cast(), range.len(), access, flags, file, offset) }?;
         Ok(())
     }
 
-    /// Has a shared mapping, all of it, become a private one of the same file, at the same
-    /// addresses: whoever knows those sees the same bytes, and its writes are its own from here
-    /// on. Takes time in proportion to the pages that were used since they were
-    /// [forgotten](Mapping::forget).
+    /// Replaces a shared mapping, all of it, by a private one of the same file at the same
+    /// addresses: readers see the same bytes, and later writes are the mapping's own. Takes time in
+    /// proportion to the pages that were used since they were [forgotten](Mapping::forget).
     ///
     /// # Errors
-    /// [`Errno::INVAL`] when it is private, or somebody else's; otherwise the mapping is lost,
-    /// which the system refuses a mapping that it gave before ([`Mapping::of_file`]) only for
-    /// want of memory for its own books. Everybody who knows its addresses has to be kept from
-    /// using them then.
+    /// [`Errno::INVAL`] when it is private, or a VMM's. After any other error the mapping is lost:
+    /// other memory may be at its addresses, and the caller has to keep every vCPU that knows them
+    /// from running. The system fails in this way only when it has no memory for its own tables,
+    /// since it mapped the same file before ([`Mapping::of_file`]).
+    #[cfg(feature = "machine")]
     pub(crate) fn make_private(&mut self, file: BorrowedFd<'_>) -> Result<(), Errno> {
-        if self.sharing != Sharing::Shared || !matches!(self.owner, Owner::Ours) {
+        if self.sharing != Sharing::Shared || !matches!(self.addresses.owner, Owner::Ours) {
             return Err(Errno::INVAL);
         }
         self.sharing = Sharing::Private;
-        // The kernel may have unmapped it when it fails; then the addresses are free for others,
-        // whose memory is neither to be read nor unmapped.
+        // The kernel may unmap the range and then fail. Another mmap of this process may then get
+        // these addresses, so they must be neither accessed (`len`) nor unmapped (`is_lost`).
         let len = std::mem::take(&mut self.len);
+        self.addresses.is_lost.store(true, Ordering::Release);
         let access = ProtFlags::READ | ProtFlags::WRITE;
         let flags = MapFlags::PRIVATE | MapFlags::FIXED | MapFlags::NORESERVE;
-        // SAFETY: the range is the mapping, of which nobody holds references.
-        unsafe { mmap(self.start.as_ptr().cast(), len, access, flags, file, 0) }?;
+        // SAFETY: the range is this mapping: `len` was not 0 before, or the length is invalid and
+        // the call fails. `Mapping` hands out no reference to its bytes.
+        unsafe { mmap(self.start().cast(), len, access, flags, file, 0) }?;
+        self.addresses.is_lost.store(false, Ordering::Release);
         self.len = len;
         Ok(())
     }
 
-    /// Has processors and VMs forget where the pages of a range are. They are in the file, where
-    /// the next use of each finds it again.
+    /// Removes the pages of a range from the page tables of processes and VMs. The next use of each
+    /// finds it in the file again.
     ///
     /// # Errors
     /// [`Errno::INVAL`] when the range is not in the mapping, or the mapping is private: its pages
-    /// may be nowhere else.
+    /// may exist nowhere else.
+    #[cfg(feature = "machine")]
     pub(crate) fn forget(&self, range: Range<usize>) -> Result<(), Errno> {
         if self.sharing != Sharing::Shared {
             return Err(Errno::INVAL);
         }
         let start = self.part(&range)?;
-        // SAFETY: the range lies in this mapping, into which there are no references; and in a
-        // shared mapping of a file the advice changes no byte.
+        // SAFETY: `part` checked that the range lies in this mapping, to whose bytes `Mapping` hands
+        // out no reference. It is shared (checked above), so the advice changes no byte.
         unsafe { madvise(start.cast(), range.len(), Advice::LinuxDontNeed) }
     }
 
@@ -187,13 +257,14 @@ impl Mapping {
         if range.start > range.end || range.end > self.len {
             return Err(Errno::INVAL);
         }
-        // SAFETY: the offset is at most the mapping's length.
-        Ok(unsafe { self.start.as_ptr().add(range.start) })
+        // SAFETY: `self.len` bytes from the start are mapped (`Mapping::at`, `make_private`), and the
+        // offset is at most `self.len` (checked above).
+        Ok(unsafe { self.start().add(range.start) })
     }
 
-    /// Where the mapping begins.
+    /// Address of the first byte.
     pub(crate) fn address(&self) -> u64 {
-        self.start.as_ptr().addr() as u64
+        self.start().addr() as u64
     }
 
     /// Bytes of the mapping.
@@ -201,37 +272,39 @@ impl Mapping {
         self.len
     }
 
-    /// Gives every page of the range memory of its own, with the bytes that it has.
+    /// Gives every page of the range memory of its own, with unchanged bytes.
     pub(crate) fn populate(&self, range: Range<usize>) -> Result<(), Errno> {
         let start = self.part(&range)?;
-        // SAFETY: the range lies in this mapping; the advice changes no byte of it.
+        // SAFETY: `part` checked that the range lies in this mapping; the advice changes no byte.
         unsafe { madvise(start.cast(), range.len(), Advice::LinuxPopulateWrite) }
     }
 
-    /// Forgets what the range holds, as a balloon has the system do.
+    /// Discards the bytes of the range, as a balloon does.
     #[cfg(test)]
     pub(crate) fn discard(&self, range: Range<usize>) -> Result<(), Errno> {
         let start = self.part(&range)?;
-        // SAFETY: the range lies in this mapping, into which there are no references.
+        // SAFETY: `part` checked that the range lies in this mapping, to whose bytes `Mapping` hands
+        // out no reference.
         unsafe { madvise(start.cast(), range.len(), Advice::LinuxDontNeed) }
     }
 
-    /// Takes all access to the mapping away, for good.
+    /// Forbids all access to the mapping, for good.
     ///
     /// # Errors
-    /// [`Errno::PERM`] when it is somebody else's, who may be using it.
+    /// [`Errno::PERM`] when it is a VMM's, whose threads may be using it.
     pub(crate) fn revoke(&self) -> Result<(), Errno> {
-        if !matches!(self.owner, Owner::Ours) {
+        if !matches!(self.addresses.owner, Owner::Ours) {
             return Err(Errno::PERM);
         }
-        // SAFETY: the range is the mapping, into which there are no references.
-        unsafe { mprotect(self.start.as_ptr().cast(), self.len, MprotectFlags::empty()) }
+        // SAFETY: `self.len` bytes from the start are this mapping, to whose bytes `Mapping` hands out
+        // no reference that could fault.
+        unsafe { mprotect(self.start().cast(), self.len, MprotectFlags::empty()) }
     }
 
-    /// Copies bytes out. A guest that writes them meanwhile may be seen in the middle of it.
+    /// Copies bytes out. What the guest writes at the same time may be copied in part.
     ///
-    /// The kernel copies: memory that has been revoked is an error then, and not the process's end;
-    /// and what a guest writes at the same time is no matter of the language's rules.
+    /// The kernel copies: revoked memory is then an error, not the end of the process, and
+    /// concurrent writes of the guest are not data races of this program.
     ///
     /// # Errors
     /// [`Errno::INVAL`] when the range is not in the mapping, [`Errno::FAULT`] when it was revoked.
@@ -240,13 +313,13 @@ impl Mapping {
         let here = iovec { iov_base: buf.as_mut_ptr().cast(), iov_len: buf.len() };
         let there = iovec { iov_base: self.part(&(offset..end))?.cast(), iov_len: buf.len() };
         let process = getpid().as_raw_pid();
-        // SAFETY: the call writes to `buf` alone, and reads this process's memory, the range of
-        // which lies in the mapping.
+        // SAFETY: the call writes to `here`, which is `buf` with its length, borrowed exclusively; it
+        // only reads `there`.
         let copied = unsafe { process_vm_readv(process, &here, 1, &there, 1, 0) };
         all_of(copied, buf.len())
     }
 
-    /// Copies bytes in. A guest may see part of them.
+    /// Copies bytes in. The guest may see them in part.
     ///
     /// # Errors
     /// As for [`Mapping::read`].
@@ -255,8 +328,9 @@ impl Mapping {
         let here = iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
         let there = iovec { iov_base: self.part(&(offset..end))?.cast(), iov_len: bytes.len() };
         let process = getpid().as_raw_pid();
-        // SAFETY: the call reads `bytes`, which it does not change, and writes to this process's
-        // memory, in a range that lies in the mapping, to which there are no references.
+        // SAFETY: the call only reads `here`, which is `bytes` with its length. It writes to `there`,
+        // which `part` checked to lie in this mapping, to whose bytes `Mapping` hands out no
+        // reference; `Sealed` does, but does not call this.
         let copied = unsafe { process_vm_writev(process, &here, 1, &there, 1, 0) };
         all_of(copied, bytes.len())
     }
@@ -271,19 +345,17 @@ fn all_of(copied: isize, bytes: usize) -> Result<(), Errno> {
     }
 }
 
-impl Drop for Mapping {
-    fn drop(&mut self) {
-        if !matches!(self.owner, Owner::Ours) || self.len == 0 {
-            return;
-        }
-        // SAFETY: the mapping is this value's, and nothing refers to it any more. Whoever gave its
-        // address to a VM keeps it alive as long as the VM.
-        let unmapped = unsafe { munmap(self.start.as_ptr().cast(), self.len) };
-        debug_assert!(unmapped.is_ok());
-    }
-}
-
-/// Bytes that never change, mapped for reading: files sealed against writing.
+/// Bytes that never change, mapped for reading: files that are sealed against writing.
+///
+/// Why a slice of them cannot change:
+/// - `require_seals` checks the seals of every file that is mapped. From then on, in every process,
+///   no descriptor writes to it, shrinks it or punches a hole in it, and no new mapping can write.
+/// - Mappings from before the seal could still write. Of a machine's memory file there was one, and
+///   `GuestRam::freeze` made it private. Of a page cache's file there was one that fills it, and
+///   `SharedPageCache::freeze` dropped it. A file whose descriptor other processes have received
+///   never becomes an image (`SharedPageCache::file`, `ContentStore::file`). Layers of later images
+///   are written through their descriptor only (`PageCopier`).
+/// - A userfaultfd fills a missing page of a file only through a shared mapping that can write.
 #[derive(Debug)]
 pub(crate) struct Sealed(Mapping);
 
@@ -292,7 +364,7 @@ impl Sealed {
     ///
     /// # Errors
     /// [`Errno::PERM`] when one of the files is not sealed against shrinking and writing, as the
-    /// content store's never is. Whoever sealed it has no mapping left that could write.
+    /// content store's never is.
     pub(crate) fn of_files(
         base: BorrowedFd<'_>,
         len: usize,
@@ -308,7 +380,8 @@ impl Sealed {
             let start = mapping.part(range)?;
             let offset = u64::try_from(*offset).map_err(|_| Errno::OVERFLOW)?;
             let flags = MapFlags::SHARED | MapFlags::FIXED;
-            // SAFETY: the range lies in the mapping, of which nobody knows yet.
+            // SAFETY: `part` checked that the range lies in `mapping`, which this function made and
+            // has not returned yet.
             unsafe { mmap(start.cast(), range.len(), ProtFlags::READ, flags, file, offset) }?;
         }
         Ok(Self(mapping))
@@ -316,12 +389,9 @@ impl Sealed {
 
     /// All bytes.
     pub(crate) fn bytes(&self) -> &[u8] {
-        // SAFETY: the files are sealed: nobody can shrink them, or write to them through a file
-        // descriptor or a new mapping, in this process or another (`require_seals`); the
-        // only mapping from before the seal became a private one (`GuestRam::freeze`), or is gone
-        // (`SharedPageCache::freeze`), and none was ever handed out with a file that becomes an
-        // image. This mapping is read-only and lives as long as `self`.
-        unsafe { std::slice::from_raw_parts(self.0.start.as_ptr(), self.0.len) }
+        // SAFETY: `Sealed::of_files` mapped `len` bytes from the start, readable, and `self` keeps
+        // them mapped. They do not change, as the type's documentation shows.
+        unsafe { std::slice::from_raw_parts(self.0.start(), self.0.len) }
     }
 }
 

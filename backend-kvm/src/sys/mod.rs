@@ -1,16 +1,22 @@
-//! All that is unsafe here: mappings, userfaultfds, and the two KVM calls that take addresses and
-//! unchecked state.
+//! All unsafe code of the crate: mappings, userfaultfds, page-map scans, and the two KVM calls that
+//! take addresses or unchecked state.
 
 mod mapping;
+#[cfg(feature = "machine")]
 mod scan;
 #[cfg(test)]
 mod tests;
 mod userfault;
+#[cfg(feature = "machine")]
 mod vcpu;
 mod watched;
 
+#[cfg(feature = "machine")]
+pub(crate) use mapping::Slot;
 pub(crate) use mapping::{Immutability, Mapping, Overlay, Sealed, Sharing};
+#[cfg(feature = "machine")]
 pub(crate) use scan::{Pages, Tracker, own_pages, zero_pages};
 pub(crate) use userfault::{Descriptor, Message};
-pub(crate) use vcpu::{install_slot, set_xsave};
+#[cfg(feature = "machine")]
+pub(crate) use vcpu::{VcpuHandle, VmHandle};
 pub(crate) use watched::Userfault;

@@ -1,26 +1,43 @@
 //! userfaultfd: faults on memory that is not resident, and the ioctls that fill it.
 //!
 //! A descriptor may have been opened by this process or by another one. It works on addresses of
-//! the process that opened it, which need not be mapped here.
+//! the process that opened it, which need not be mapped here. Another process may be hostile: it
+//! shares the descriptor's file status flags, and registers any of its own memory with it. It
+//! cannot make a call here wait ([`Descriptor::read`]), and its messages are only numbers, which
+//! the caller has to look up in the regions that it knows.
 //!
-//! The `userfaultfd` crate makes the calls. Our own are those that it lacks: the number of bytes
-//! that UFFDIO_ZEROPAGE filled before it failed, and the system call where `/dev/userfaultfd` may
-//! not be opened.
+//! # Which memory a descriptor may change
+//! UFFDIO_COPY and UFFDIO_ZEROPAGE change pages of one process, the one that opened the descriptor,
+//! and only pages that are missing from a range that is registered with it; the kernel returns
+//! EEXIST for pages that are there, and ENOENT for ranges that are not registered. A thread that
+//! touches a missing page of such a range waits for the page. So no thread has read a byte that
+//! these calls change, and they are sound for any address. Ranges of this process are registered
+//! in two places, both with parts of a [`Mapping`](super::Mapping): `Shard::own` and
+//! `Userfault::register`. A [`Mapping`](super::Mapping) hands out no reference to its bytes.
+//!
+//! The `userfaultfd` crate makes most of the calls. Those made here are the ones that it lacks: the
+//! number of bytes that UFFDIO_ZEROPAGE filled before it failed, reading without waiting, and the
+//! system call where `/dev/userfaultfd` may not be opened.
 
 #![expect(unsafe_code, reason = "ioctls that fill guest memory")]
 
-use linux_raw_sys::general::{UFFD_API, uffdio_api, uffdio_range, uffdio_zeropage};
+use linux_raw_sys::general::{
+    UFFD_API, UFFD_EVENT_FORK, UFFD_EVENT_PAGEFAULT, UFFD_EVENT_REMAP, UFFD_EVENT_REMOVE,
+    UFFD_EVENT_UNMAP, UFFD_PAGEFAULT_FLAG_MINOR, UFFD_PAGEFAULT_FLAG_WP, UFFD_PAGEFAULT_FLAG_WRITE,
+    uffd_msg, uffdio_api, uffdio_range, uffdio_zeropage,
+};
 use linux_raw_sys::ioctl::{UFFDIO_API, UFFDIO_ZEROPAGE};
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
-use rustix::io::Errno;
+use rustix::io::{Errno, FdFlags, IoSliceMut, ReadWriteFlags, fcntl_setfd, preadv2, read};
 use rustix::ioctl::{Opcode, Updater, ioctl};
 use rustix::mm::{UserfaultfdFlags, userfaultfd};
 use std::ops::Range;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
-use userfaultfd::{Error, Event, FeatureFlags, ReadWrite, RegisterMode, Uffd, UffdBuilder};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
+use userfaultfd::{Error, FeatureFlags, RegisterMode, Uffd, UffdBuilder};
 
-/// What a process did to memory that a descriptor watches. Addresses are the process's.
-#[derive(Clone, PartialEq, Eq, Debug)]
+/// What a process did to memory that a descriptor watches. Addresses are the process's, and may be
+/// outside of the ranges that the caller knows.
+#[derive(Debug)]
 pub(crate) enum Message {
     /// A thread touched a page that is not resident, and waits.
     Fault {
@@ -31,9 +48,10 @@ pub(crate) enum Message {
     },
     /// A range was given back (MADV_DONTNEED, MADV_REMOVE) or unmapped.
     Removed(Range<u64>),
-    /// A range was moved (mremap), or the process forked: memory that this descriptor no longer
-    /// describes.
-    Rearranged(&'static str),
+    /// The process forked; this descriptor watches the memory of the child.
+    Forked(OwnedFd),
+    /// The process did something that cannot be served.
+    Unserved(&'static str),
 }
 
 /// A userfaultfd.
@@ -43,11 +61,13 @@ pub(crate) struct Descriptor(Uffd);
 /// Calls an ioctl of a userfaultfd.
 ///
 /// # Safety
-/// `CODE` takes a `T`, and the addresses in it are only used as the caller may use them.
+/// `CODE` takes a pointer to a `T`, and the call changes no memory that a reference in this process
+/// refers to, except through `value`.
 unsafe fn call<const CODE: Opcode, T>(fd: BorrowedFd<'_>, value: &mut T) -> Result<(), Errno> {
-    // SAFETY: the caller vouches for the type.
+    // SAFETY: the caller promises that `CODE` takes a `T`.
     let request = unsafe { Updater::<CODE, T>::new(value) };
-    // SAFETY: the caller vouches for the addresses.
+    // SAFETY: the caller promises that the call changes no referenced memory but `value`, which
+    // `request` borrows.
     unsafe { ioctl(fd, request) }
 }
 
@@ -69,25 +89,28 @@ fn errno(error: &Error) -> Errno {
     }
 }
 
-/// Opens a userfaultfd by the system call, for where the device exists and may not be opened.
+/// Opens a userfaultfd by the system call, for hosts where the device exists and may not be opened.
 fn by_system_call(features: u64) -> Result<Uffd, Errno> {
     let flags = UserfaultfdFlags::CLOEXEC | UserfaultfdFlags::NONBLOCK;
-    // SAFETY: the descriptor is owned by the value that is returned, which fills only memory that
-    // was registered with it.
+    // SAFETY: a new userfaultfd watches no memory. What its calls may change is stated in the
+    // module's documentation.
     let fd = unsafe { userfaultfd(flags) }?;
     let mut api = uffdio_api { api: u64::from(UFFD_API), features, ioctls: 0 };
-    // SAFETY: UFFDIO_API takes this type, which has no address in it.
+    // SAFETY: UFFDIO_API takes a `uffdio_api`, which contains no address.
     unsafe { call::<UFFDIO_API, _>(fd.as_fd(), &mut api) }?;
-    // SAFETY: the descriptor is a userfaultfd, and is given away.
+    // SAFETY: `into_raw_fd` gives up the ownership of an open descriptor, a userfaultfd.
     Ok(unsafe { Uffd::from_raw_fd(fd.into_raw_fd()) })
 }
 
+/// Bytes of a message.
+const MESSAGE: usize = size_of::<uffd_msg>();
+const _: () = assert!(MESSAGE == 32);
+
 impl Descriptor {
-    /// A descriptor for memory of this process. `features` are the `UFFD_FEATURE_` bits that are
-    /// needed.
+    /// A descriptor for memory of this process. `features` are the required `UFFD_FEATURE_` bits.
     ///
     /// # Errors
-    /// [`Errno::PERM`] without the right to handle the kernel's faults, [`Errno::INVAL`] where a
+    /// [`Errno::PERM`] without the right to handle faults of the kernel, [`Errno::INVAL`] where a
     /// feature is missing.
     pub(crate) fn open(features: u64) -> Result<Self, Errno> {
         let mut builder = UffdBuilder::new();
@@ -100,21 +123,29 @@ impl Descriptor {
         }
     }
 
-    /// Takes over a descriptor that was opened elsewhere, after its UFFDIO_API. It becomes
-    /// non-blocking, for all processes that share it: the kernel refuses to poll one that blocks.
+    /// Takes over a descriptor that was opened elsewhere. It becomes non-blocking, for all
+    /// processes that share it: the kernel refuses to poll one that blocks.
     ///
     /// # Errors
-    /// [`Errno::INVAL`] for a descriptor that is no userfaultfd.
-    pub(crate) fn adopt(fd: OwnedFd) -> Result<Self, Errno> {
-        let link = format!("/proc/self/fd/{}", fd.as_raw_fd());
-        let target = std::fs::read_link(link);
-        let target = target.map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
-        if target.as_os_str() != "anon_inode:[userfaultfd]" {
-            return Err(Errno::INVAL);
+    /// The descriptor, and [`Errno::INVAL`] when it is no userfaultfd.
+    pub(crate) fn adopt(fd: OwnedFd) -> Result<Self, (OwnedFd, Errno)> {
+        let checked = || {
+            // The kernel names open files that have no path. All paths begin with a slash, so that
+            // no file can have this name.
+            let target = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()));
+            let target =
+                target.map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
+            if target.as_os_str() != "anon_inode:[userfaultfd]" {
+                return Err(Errno::INVAL);
+            }
+            fcntl_setfd(&fd, FdFlags::CLOEXEC)?;
+            fcntl_setfl(&fd, fcntl_getfl(&fd)? | OFlags::NONBLOCK)
+        };
+        if let Err(error) = checked() {
+            return Err((fd, error));
         }
-        let flags = fcntl_getfl(&fd)?;
-        fcntl_setfl(&fd, flags | OFlags::NONBLOCK)?;
-        // SAFETY: the check above says that the descriptor is a userfaultfd; it is given away.
+        // SAFETY: `into_raw_fd` gives up the ownership of an open descriptor; the link that was read
+        // above says that it is a userfaultfd.
         Ok(Self(unsafe { Uffd::from_raw_fd(fd.into_raw_fd()) }))
     }
 
@@ -138,26 +169,24 @@ impl Descriptor {
     }
 
     /// Tracks writes to a range.
+    #[cfg(feature = "machine")]
     pub(crate) fn register_writes(&self, range: Range<u64>) -> Result<(), Errno> {
         self.register_as(&range, RegisterMode::WRITE_PROTECT)
     }
 
-    /// Leaves a range alone from here on.
+    /// Stops reporting faults on a range, and wakes the threads that wait for its pages.
     pub(crate) fn unregister(&self, range: Range<u64>) -> Result<(), Errno> {
         let done = self.0.unregister(pointer(range.start), len(&range)?);
         done.map_err(|error| errno(&error))
     }
 
     /// Fills whole pages that are not resident, and wakes the threads that wait for them. The error
-    /// has the number of bytes that were filled before it.
-    ///
-    /// Fills only pages that are missing from registered ranges ([`Errno::EXIST`] otherwise), and
-    /// that no thread can have read, because it would still wait: so no memory changes under a
-    /// reference, in this process or in another one.
+    /// has the number of bytes that were filled before it; [`Errno::EXIST`] says that a page is
+    /// there, [`Errno::AGAIN`] that messages have to be read first.
     pub(crate) fn copy(&self, address: u64, bytes: &[u8]) -> Result<(), (usize, Errno)> {
         let source = bytes.as_ptr().cast();
-        // SAFETY: the source is `bytes`, which the kernel reads; why the target may be written is
-        // said above.
+        // SAFETY: the kernel reads `bytes.len()` bytes from `bytes`. It changes only pages that no
+        // thread has read, at whatever address (module documentation).
         let copied = unsafe { self.0.copy(source, pointer(address), bytes.len(), true) };
         match copied {
             Ok(_) => Ok(()),
@@ -168,46 +197,83 @@ impl Descriptor {
     }
 
     /// Fills pages that are not resident with zeros, and wakes the threads that wait for them. The
-    /// error has the number of bytes that were filled before it.
+    /// error is as for [`copy`](Self::copy).
     pub(crate) fn zero(&self, range: Range<u64>) -> Result<(), (usize, Errno)> {
         let len = len(&range).map_err(|error| (0, error))? as u64;
         let range = uffdio_range { start: range.start, len };
         let mut zero = uffdio_zeropage { range, mode: 0, zeropage: 0 };
-        // SAFETY: UFFDIO_ZEROPAGE takes this type; it fills what `copy` may fill.
+        // SAFETY: UFFDIO_ZEROPAGE takes a `uffdio_zeropage`. It changes only pages that no thread has
+        // read, at whatever address (module documentation).
         let result = unsafe { call::<UFFDIO_ZEROPAGE, _>(self.0.as_fd(), &mut zero) };
         result.map_err(|error| (usize::try_from(zero.zeropage).unwrap_or(0), error))
     }
 
-    /// Has the threads that wait for pages of a range look again.
+    /// Makes the threads that wait for pages of a range retry their access.
     pub(crate) fn wake(&self, range: Range<u64>) -> Result<(), Errno> {
         let woken = self.0.wake(pointer(range.start), len(&range)?);
         woken.map_err(|error| errno(&error))
     }
 
-    /// The next message, if there is one. Never waits.
+    /// The next message, if there is one. Never waits, even if another process that shares the
+    /// descriptor makes it blocking.
+    ///
+    /// # Errors
+    /// [`Errno::INVAL`] before UFFDIO_API was called, [`Errno::IO`] for a message that the kernel
+    /// cut.
     pub(crate) fn read(&self) -> Result<Option<Message>, Errno> {
-        let address = |pointer: *mut std::ffi::c_void| pointer.addr() as u64;
+        let mut bytes = [0; MESSAGE];
         loop {
-            let event = match self.0.read_event() {
-                Ok(event) => event,
-                Err(error) if errno(&error) == Errno::INTR => continue,
-                Err(error) => return Err(errno(&error)),
+            return match self.read_now(&mut bytes) {
+                Ok(MESSAGE) => Ok(Some(message(&bytes))),
+                Ok(_) => Err(Errno::IO),
+                Err(Errno::AGAIN) => Ok(None),
+                Err(Errno::INTR) => continue,
+                Err(error) => Err(error),
             };
-            return Ok(event.map(|event| match event {
-                Event::Pagefault { rw, addr, .. } => {
-                    Message::Fault { address: address(addr), is_write: rw == ReadWrite::Write }
-                }
-                Event::Remove { start, end } | Event::Unmap { start, end } => {
-                    Message::Removed(address(start)..address(end))
-                }
-                Event::Remap { .. } => Message::Rearranged("moved watched memory (mremap)"),
-                Event::Fork { uffd } => {
-                    // Closed, missing pages of the child would read as zeros.
-                    std::mem::forget(uffd);
-                    Message::Rearranged("forked with watched memory")
-                }
-            }));
         }
+    }
+
+    fn read_now(&self, bytes: &mut [u8]) -> Result<usize, Errno> {
+        // An offset of u64::MAX stands for none.
+        let slices = &mut [IoSliceMut::new(bytes)];
+        match preadv2(self, slices, u64::MAX, ReadWriteFlags::NOWAIT) {
+            Err(Errno::OPNOTSUPP) => {}
+            done => return done,
+        }
+        // Linux before 6.10 knows only the flag that all processes share.
+        if !fcntl_getfl(self)?.contains(OFlags::NONBLOCK) {
+            return Err(Errno::PERM);
+        }
+        read(self, bytes)
+    }
+}
+
+/// The meaning of a message: an event's number in the first byte, and its arguments from the eighth
+/// on (`struct uffd_msg`).
+fn message(bytes: &[u8; MESSAGE]) -> Message {
+    let (words, _) = bytes.as_chunks();
+    let [head, first, second, _] =
+        [0, 1, 2, 3].map(|n| words.get(n).map_or(0, |word: &[u8; 8]| u64::from_le_bytes(*word)));
+    let is_set = |flag: u32| first & u64::from(flag) != 0;
+    match u32::from(head.to_le_bytes()[0]) {
+        UFFD_EVENT_PAGEFAULT if is_set(UFFD_PAGEFAULT_FLAG_WP) => {
+            Message::Unserved("protected memory against writes through this descriptor")
+        }
+        UFFD_EVENT_PAGEFAULT if is_set(UFFD_PAGEFAULT_FLAG_MINOR) => {
+            Message::Unserved("registered memory for minor faults")
+        }
+        UFFD_EVENT_PAGEFAULT => {
+            Message::Fault { address: second, is_write: is_set(UFFD_PAGEFAULT_FLAG_WRITE) }
+        }
+        UFFD_EVENT_REMOVE | UFFD_EVENT_UNMAP => Message::Removed(first..second),
+        UFFD_EVENT_FORK => {
+            let [a, b, c, d, ..] = first.to_le_bytes();
+            // SAFETY: the kernel opened this descriptor in this process for the reader of the
+            // message (`Descriptor::read`, the only caller), so that nothing else owns it.
+            Message::Forked(unsafe { OwnedFd::from_raw_fd(RawFd::from_le_bytes([a, b, c, d])) })
+        }
+        UFFD_EVENT_REMAP => Message::Unserved("moved watched memory (mremap)"),
+        _ => Message::Unserved("did what this version does not know"),
     }
 }
 

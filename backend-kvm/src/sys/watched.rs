@@ -1,13 +1,15 @@
 //! A mapping of this process whose faults or writes a userfaultfd reports.
 
 use super::Mapping;
-use super::userfault::{Descriptor, Message};
+use super::userfault::Descriptor;
+#[cfg(feature = "guest")]
+use super::userfault::Message;
 use rustix::io::Errno;
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
-/// A userfaultfd and the mapping that it watches, which lives as long. Ranges are bytes of the
+/// A userfaultfd and the mapping that it watches, which it keeps mapped. Ranges are bytes of the
 /// mapping.
 #[derive(Debug)]
 pub(crate) struct Userfault {
@@ -16,7 +18,7 @@ pub(crate) struct Userfault {
 }
 
 impl Userfault {
-    /// Nothing is watched yet. `features` are the `UFFD_FEATURE_` bits that are needed.
+    /// A descriptor that watches nothing yet. `features` are the required `UFFD_FEATURE_` bits.
     ///
     /// # Errors
     /// As [`Descriptor::open`].
@@ -39,11 +41,13 @@ impl Userfault {
     }
 
     /// Tracks writes to a range.
+    #[cfg(feature = "machine")]
     pub(crate) fn register_writes(&self, range: &Range<usize>) -> Result<(), Errno> {
         self.descriptor.register_writes(self.addresses(range)?)
     }
 
-    /// Leaves a range alone from here on.
+    /// As [`Descriptor::unregister`].
+    #[cfg(feature = "machine")]
     pub(crate) fn unregister(&self, range: &Range<usize>) -> Result<(), Errno> {
         self.descriptor.unregister(self.addresses(range)?)
     }
@@ -55,7 +59,7 @@ impl Userfault {
         self.descriptor.copy(addresses.start, bytes)
     }
 
-    /// The byte of the mapping whose fault is read next, if there is one. Never waits.
+    /// The offset of the next fault in the mapping, if there is one. Never waits.
     #[cfg(feature = "guest")]
     pub(crate) fn read_fault(&self) -> Result<Option<usize>, Errno> {
         loop {
@@ -68,7 +72,7 @@ impl Userfault {
                         .ok_or(Errno::RANGE)
                         .map(Some);
                 }
-                Some(Message::Removed(_) | Message::Rearranged(_)) => {}
+                Some(Message::Removed(_) | Message::Forked(_) | Message::Unserved(_)) => {}
             }
         }
     }

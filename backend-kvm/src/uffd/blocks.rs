@@ -88,6 +88,23 @@ impl Blocks {
         Self { frames, blocks: LazyTable::new(frames.div_ceil(FRAMES) as usize) }
     }
 
+    /// Fills a block that was complete, and faults again, with zeros: its memory was given back
+    /// without an event.
+    ///
+    /// # Errors
+    /// [`Errno::EXIST`] for a block that is not complete; whatever `fill` fails with.
+    pub(super) fn refill(
+        &self,
+        frame: FrameIndex,
+        fill: impl FnOnce(u32, &[u8]) -> Result<(), Errno>,
+    ) -> Result<(), Errno> {
+        let block = self.blocks.get((frame.0 / FRAMES) as usize).ok_or(Errno::INVAL)?;
+        match &*block.lock() {
+            Block::Empty | Block::Begun(_) => Err(Errno::EXIST),
+            Block::Installed | Block::GivenBack => fill(frame.0 / FRAMES * FRAMES, &ZEROS),
+        }
+    }
+
     /// A frame came, zeros without a page. When its block is complete `fill` places it: the block's
     /// first frame, and the bytes.
     ///

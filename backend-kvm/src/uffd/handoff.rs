@@ -1,6 +1,6 @@
 //! Descriptors that one process sends to another over a Unix socket.
 
-use crate::error::{Asked, KvmError};
+use crate::error::{Asked, Error};
 use rustix::io::{Errno, IoSlice, IoSliceMut};
 use rustix::net::sockopt::socket_peercred;
 use rustix::net::{
@@ -35,9 +35,9 @@ pub struct Handoff {
 /// Receives one message with descriptors. Waits as long as the socket's read timeout says.
 ///
 /// # Errors
-/// [`KvmError::Refused`] when nothing comes, when the sender is gone, or with
+/// [`ErrorKind::Refused`](crate::ErrorKind::Refused) when nothing comes, when the sender is gone, or with
 /// [`Errno::MSGSIZE`] when the message is longer than 64 KiB.
-pub fn receive(stream: &UnixStream) -> Result<Handoff, KvmError> {
+pub fn receive(stream: &UnixStream) -> Result<Handoff, Error> {
     let what = "receiving a VM's descriptors";
     let mut bytes = vec![0; MAX_MESSAGE];
     let mut space = vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
@@ -73,12 +73,12 @@ pub fn receive(stream: &UnixStream) -> Result<Handoff, KvmError> {
 /// Sends one message, of at least one byte, with descriptors: what a VMM does.
 ///
 /// # Errors
-/// [`KvmError::Refused`] when the receiver is gone, or did not take all of the message.
+/// [`ErrorKind::Refused`](crate::ErrorKind::Refused) when the receiver is gone, or did not take all of the message.
 pub fn send(
     stream: &UnixStream,
     message: &[u8],
     descriptors: &[BorrowedFd<'_>],
-) -> Result<(), KvmError> {
+) -> Result<(), Error> {
     let what = "sending descriptors";
     let mut space = vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
@@ -122,10 +122,11 @@ mod tests {
         assert!(receive(&here).unwrap_err().to_string().contains("receiving"));
         drop(there);
         let error = receive(&here).unwrap_err();
-        assert!(matches!(error, KvmError::Refused { source: Errno::CONNRESET, .. }), "{error}");
+        assert!(error.raw_os_error() == Some(Errno::CONNRESET.raw_os_error()), "{error}");
         let (here, there) = UnixStream::pair().unwrap();
         let thread = std::thread::spawn(move || send(&there, &[1; MAX_MESSAGE], &[]));
-        assert!(matches!(receive(&here), Err(KvmError::Refused { source: Errno::MSGSIZE, .. })));
+        let error = receive(&here).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(Errno::MSGSIZE.raw_os_error()), "{error}");
         thread.join().unwrap().unwrap();
     }
 }

@@ -3,7 +3,7 @@
 use super::blocks::Blocks;
 use super::memory::UserfaultMemory;
 use super::shared_cache::Put;
-use crate::error::KvmError;
+use crate::error::Asked;
 use kaleidoscope_core::addr::{FRAME_BYTES, FrameIndex};
 use kaleidoscope_core::clone::ports::{InstallError, Installed, PageInstaller};
 use kaleidoscope_core::memory::Page;
@@ -73,10 +73,7 @@ impl PageInstaller for UserfaultMemory {
             Put::Again => return Ok(Installed::TryAgain),
             Put::Sealed => return self.installed(frame, shard.descriptor.zero(addresses)),
         }
-        shard
-            .descriptor
-            .wake(addresses)
-            .map_err(|error| failed(KvmError::Refused { what: "waking a vCPU", source: error }))?;
+        shard.descriptor.wake(addresses).asked("waking a vCPU").map_err(failed)?;
         Ok(if put == Put::New { Installed::Installed } else { Installed::AlreadyPresent })
     }
 
@@ -115,10 +112,15 @@ impl PageInstaller for UserfaultMemory {
 
     fn wake(&self, frame: FrameIndex) -> Result<(), InstallError> {
         let (shard, addresses) = self.shard(frame)?;
-        if !self.reports_removal(shard) && self.blocks.is_none() {
-            // A present frame that faults was given back without an event, so it is zeros now; or
-            // the fault was older than the page, and the kernel says that the frame has one.
-            match self.zero(frame)? {
+        if !self.reports_removal(shard) {
+            // A present frame that faults was given back without an event, so it reads as zeros
+            // now; or the fault is older than the page, and the kernel returns EEXIST.
+            let zeroed = match &self.blocks {
+                Some(blocks) => blocks.refill(frame, |start, bytes| shard.fill(start, bytes)),
+                None => shard.descriptor.zero(addresses.clone()).map_err(|(_, error)| error),
+            };
+            match self.installed(frame, zeroed.map_err(|error| (0, error)))? {
+                // Filling a page wakes its vCPUs.
                 Installed::Installed => return Ok(()),
                 Installed::AlreadyPresent | Installed::TryAgain => {}
             }

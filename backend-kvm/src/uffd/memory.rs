@@ -2,11 +2,11 @@
 
 use super::SharedPageCache;
 use super::blocks::Blocks;
-use super::shard::{Part, Shard};
-use crate::error::{Asked, KvmError};
+use super::orphans::Orphan;
+use super::shard::Shard;
 use crate::memory::PageSize;
 use crate::sys::Descriptor;
-use kaleidoscope_core::addr::{FRAME_BYTES, FrameIndex};
+use kaleidoscope_core::addr::FrameIndex;
 use kaleidoscope_core::clone::ports::{Event, InstallError, Installed};
 use linux_raw_sys::general::UFFD_FEATURE_EVENT_REMOVE;
 use parking_lot::Mutex;
@@ -16,10 +16,6 @@ use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-
-/// What a refusal to open a userfaultfd comes with.
-pub(super) const RIGHTS: &str = "watching a clone's memory (userfaultfd: as root, with the right \
-     to open /dev/userfaultfd, or with vm.unprivileged_userfaultfd = 1)";
 
 /// Memory that is filled through userfaultfds as it is touched.
 #[derive(Debug)]
@@ -35,8 +31,10 @@ pub(crate) struct UserfaultMemory {
     pub(super) turn: AtomicUsize,
     /// Events that one message of the kernel stands for, beside the first.
     pub(super) pending: Mutex<VecDeque<Event>>,
-    /// The VM has ended when one of these says so.
-    pub(super) ends: Vec<End>,
+    /// The VM has ended when one of these has come.
+    pub(super) ends: Arc<Vec<End>>,
+    /// Userfaultfds of processes that the VM's process forked, which nothing serves.
+    pub(super) forked: Mutex<Vec<OwnedFd>>,
     /// The memory is no longer the guest's.
     pub(super) revoked: AtomicBool,
     /// The memory is no longer watched: every frame is resident, or is zeros.
@@ -50,7 +48,7 @@ pub(super) struct Watched {
     /// Positions among the memory's shards.
     pub(super) shards: Vec<usize>,
     /// Whether the kernel reports what the guest gives back.
-    reports_removal: bool,
+    pub(super) reports_removal: bool,
 }
 
 /// What tells that a VM has ended.
@@ -63,36 +61,9 @@ pub(super) enum End {
 }
 
 impl UserfaultMemory {
-    /// Memory of this process that consists of these parts, in the order of their frames and
-    /// without gaps between them, each watched in up to `shards` pieces. With a cache, which the
-    /// mapping then shows, pages are kept there and shared. Huge pages are one part, without a
-    /// cache.
-    pub(crate) fn new(
-        parts: &[Part],
-        shards: usize,
-        cache: Option<Arc<SharedPageCache>>,
-        pages: PageSize,
-    ) -> Result<Self, KvmError> {
-        if pages == PageSize::Huge && (parts.len() != 1 || cache.is_some()) {
-            let what = "memory of huge pages is a clone's own, and in one piece";
-            return Err(KvmError::State(what.into()));
-        }
-        let mut all = Vec::new();
-        for part in parts {
-            all.extend(Shard::split(part, shards, pages).asked(RIGHTS)?);
-        }
-        let watched = all.iter().zip(0..).map(|(shard, at)| Watched {
-            descriptor: Arc::clone(&shard.descriptor),
-            shards: vec![at],
-            reports_removal: true,
-        });
-        let watched = watched.collect();
-        Ok(Self::with(all, watched, cache, pages, Vec::new()))
-    }
-
     /// Memory of another process, or of this one, whose owner opened the descriptors and registered
     /// the shards. They are all of the guest's frames, each once.
-    pub(super) fn foreign(mut shards: Vec<Shard>, pages: PageSize, ends: Vec<End>) -> Self {
+    pub(super) fn foreign(mut shards: Vec<Shard>, pages: PageSize, ends: Arc<Vec<End>>) -> Self {
         shards.sort_unstable_by_key(|shard| shard.frames.start);
         let mut watched: Vec<Watched> = Vec::new();
         for (at, shard) in shards.iter().enumerate() {
@@ -101,7 +72,9 @@ impl UserfaultMemory {
                 known.shards.push(at);
                 continue;
             }
-            let features = shard.descriptor.features().unwrap_or(u64::MAX);
+            // Where the kernel does not tell, the memory is treated as if removals were not reported,
+            // which is right in both cases.
+            let features = shard.descriptor.features().unwrap_or(0);
             watched.push(Watched {
                 descriptor: Arc::clone(&shard.descriptor),
                 shards: vec![at],
@@ -111,12 +84,12 @@ impl UserfaultMemory {
         Self::with(shards, watched, None, pages, ends)
     }
 
-    fn with(
+    pub(super) fn with(
         shards: Vec<Shard>,
         watched: Vec<Watched>,
         cache: Option<Arc<SharedPageCache>>,
         pages: PageSize,
-        ends: Vec<End>,
+        ends: Arc<Vec<End>>,
     ) -> Self {
         let frames = shards.last().map_or(0, |shard| shard.frames.end);
         Self {
@@ -127,6 +100,7 @@ impl UserfaultMemory {
             turn: AtomicUsize::new(0),
             pending: Mutex::default(),
             ends,
+            forked: Mutex::default(),
             revoked: AtomicBool::new(false),
             released: AtomicBool::new(false),
         }
@@ -139,11 +113,6 @@ impl UserfaultMemory {
         shard
             .map(|shard| (shard, shard.addresses_of(frame.0..frame.0 + 1)))
             .ok_or_else(|| InstallError::new(format!("the clone has no frame {frame}")))
-    }
-
-    /// Bytes of all frames.
-    pub(super) fn bytes(&self) -> usize {
-        self.shards.last().map_or(0, |shard| shard.frames.end as usize * FRAME_BYTES)
     }
 
     /// Whether a frame's page is in the shared cache: zeros over it would hide it from this clone.
@@ -181,11 +150,12 @@ impl UserfaultMemory {
         }
     }
 
-    /// Leaves the descriptors open until this process ends. Missing pages would read as zeros once
-    /// the last copy of one is closed.
-    pub(super) fn leak_descriptors(&self) {
-        for watched in &self.watched {
-            std::mem::forget(Arc::clone(&watched.descriptor));
+    /// What has to stay open while the VM may run and nothing serves it.
+    pub(super) fn orphan(&self) -> Orphan {
+        Orphan {
+            descriptors: self.watched.iter().map(|w| Arc::clone(&w.descriptor)).collect(),
+            forked: std::mem::take(&mut *self.forked.lock()),
+            ends: Arc::clone(&self.ends),
         }
     }
 }

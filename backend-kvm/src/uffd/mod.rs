@@ -14,31 +14,40 @@
 //! ```
 
 mod blocks;
+mod claim;
 mod frame_set;
 mod handoff;
 mod install;
 mod memory;
+mod orphans;
+#[cfg(any(feature = "machine", feature = "vm-memory"))]
 mod own;
 mod page_writer;
 mod queue;
 mod region;
+#[cfg(feature = "machine")]
+mod release;
 mod running;
 #[cfg(feature = "vm-memory")]
 mod rust_vmm;
 mod session;
 mod shard;
+#[cfg_attr(not(feature = "machine"), expect(dead_code, reason = "only machines map a cache"))]
 mod shared_cache;
 #[cfg(test)]
 mod shared_cache_tests;
 #[cfg(test)]
 mod tests;
+mod unwatch;
 
 pub use handoff::{Handoff, receive, send};
+#[cfg(feature = "machine")]
+pub(crate) use own::Part;
 pub use region::Region;
 pub use running::OnDemand;
+#[cfg(feature = "machine")]
 pub(crate) use running::Running;
 #[cfg(feature = "vm-memory")]
 pub use rust_vmm::{Filling, SnapshotMmap};
 pub use session::{Session, SessionBuilder};
-pub(crate) use shard::Part;
 pub use shared_cache::SharedPageCache;

@@ -1,88 +1,113 @@
-//! Memory of this process: what its owner can do with it beside filling it.
+//! Memory of this process that userfaultfds watch: of a machine, or of a VMM in this process.
 
 use super::SharedPageCache;
-use super::memory::UserfaultMemory;
-use crate::error::{Asked, KvmError};
-use crate::memory::{SnapshotMemory, bytes_of, frames_of, runs};
-use crate::sys::{Mapping, own_pages, zero_pages};
-use kaleidoscope_core::addr::FrameIndex;
+use super::memory::{UserfaultMemory, Watched};
+use super::running::{OnDemand, Running};
+use super::shard::Shard;
+use crate::error::{Asked, Error};
+use crate::memory::PageSize;
+use crate::sys::{Descriptor, Mapping};
+use kaleidoscope_core::addr::FRAME_SIZE;
+use kaleidoscope_core::clone::Stopped;
+use linux_raw_sys::general::{
+    UFFD_FEATURE_EVENT_REMOVE, UFFD_FEATURE_EXACT_ADDRESS, UFFD_FEATURE_MISSING_HUGETLBFS,
+    UFFD_FEATURE_MISSING_SHMEM,
+};
 use rustix::io::Errno;
+use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+
+/// What a refusal to open a userfaultfd comes with.
+pub(super) const RIGHTS: &str = "watching a clone's memory (userfaultfd: as root, with the right \
+     to open /dev/userfaultfd, or with vm.unprivileged_userfaultfd = 1)";
+
+/// Frames that one userfaultfd watches at least: below that, sharing one costs less than having
+/// several.
+const LEAST_FRAMES: usize = 1 << 13;
+
+/// A mapping of this process, and the frames that it shows, from its first byte on.
+#[derive(Clone, Debug)]
+pub(crate) struct Part {
+    pub(crate) mapping: Arc<Mapping>,
+    pub(crate) frames: Range<u32>,
+}
+
+impl Shard {
+    /// Frames of a mapping of this process, with a descriptor of their own.
+    fn own(part: &Part, frames: Range<u32>, pages: PageSize) -> Result<Self, Errno> {
+        let features = UFFD_FEATURE_EVENT_REMOVE
+            | match pages {
+                PageSize::Small => UFFD_FEATURE_MISSING_SHMEM,
+                // The policy needs the frame that was touched, not the page.
+                PageSize::Huge => UFFD_FEATURE_MISSING_HUGETLBFS | UFFD_FEATURE_EXACT_ADDRESS,
+            };
+        let descriptor = Arc::new(Descriptor::open(features.into())?);
+        let offset = u64::from(frames.start - part.frames.start) * FRAME_SIZE;
+        let address = part.mapping.address() + offset;
+        let mapping = Some(Arc::clone(&part.mapping));
+        let shard = Self { descriptor, address, frames, pages, mapping };
+        shard.descriptor.register(shard.addresses())?;
+        Ok(shard)
+    }
+
+    /// The frames of a part in up to `most` shards, so that faults of several vCPUs do not queue
+    /// for one lock of the kernel.
+    pub(super) fn split(part: &Part, most: usize, pages: PageSize) -> Result<Vec<Self>, Errno> {
+        let frames = part.frames.len();
+        let each = frames.div_ceil(most.clamp(1, frames.div_ceil(LEAST_FRAMES).max(1)));
+        let each = each.max(1).next_multiple_of(pages.frames() as usize);
+        let length = u32::try_from(each).unwrap_or(u32::MAX);
+        let starts = part.frames.clone().step_by(each);
+        let shard = |start: u32| {
+            let end = start.saturating_add(length).min(part.frames.end);
+            Self::own(part, start..end, pages)
+        };
+        starts.map(shard).collect()
+    }
+}
 
 impl UserfaultMemory {
-    /// Whether pages of it are shared with siblings.
-    pub(crate) fn has_cache(&self) -> bool {
-        self.cache.is_some()
-    }
-
-    /// Makes the clone's frames in the cache a snapshot, of which its memory is then a private
-    /// mapping. Every frame is resident.
-    fn freeze_cache(
-        &self,
-        cache: &SharedPageCache,
-    ) -> Result<(Arc<SnapshotMemory>, &Mapping), KvmError> {
-        let whole = |mapping: &&Arc<Mapping>| mapping.len() == self.bytes();
-        let mapping = self.shards.first().and_then(|first| first.mapping.as_ref()).filter(whole);
-        let Some(mapping) = mapping else {
-            return Err(KvmError::NotWhole("its memory is not one mapping of its cache"));
-        };
-        let image = cache.freeze(|| {
-            let looking = "looking for what a clone has (Linux 6.7 or later)";
-            let own = own_pages(mapping).asked(looking)?;
-            let zeros = zero_pages(mapping).asked(looking)?;
-            Ok(runs::normal(own.iter().chain(&zeros).map(frames_of).collect()))
+    /// Memory of this process that consists of these parts, in the order of their frames and
+    /// without gaps between them, each watched in up to `shards` pieces. With a cache, which the
+    /// mapping then shows, pages are kept there and shared. Huge pages are one part, without a
+    /// cache.
+    pub(crate) fn new(
+        parts: &[Part],
+        shards: usize,
+        cache: Option<Arc<SharedPageCache>>,
+        pages: PageSize,
+    ) -> Result<Self, Error> {
+        if pages == PageSize::Huge && (parts.len() != 1 || cache.is_some()) {
+            let what = "memory of huge pages is a clone's own, and in one piece";
+            return Err(Error::input(what));
+        }
+        let mut all = Vec::new();
+        for part in parts {
+            all.extend(Shard::split(part, shards, pages).permitted(RIGHTS)?);
+        }
+        let watched = all.iter().zip(0..).map(|(shard, at)| Watched {
+            descriptor: Arc::clone(&shard.descriptor),
+            shards: vec![at],
+            reports_removal: true,
         });
-        Ok((image?, mapping))
+        let watched = watched.collect();
+        Ok(Self::with(all, watched, cache, pages, Arc::default()))
     }
+}
 
-    /// Ceases to watch the memory, every frame of which is resident or zeros: a fault on zeros is
-    /// the kernel's from here on. Returns the snapshot that the memory is a private mapping of from
-    /// here on, where it was on a cache.
-    pub(crate) fn release(&self) -> Result<Option<Arc<SnapshotMemory>>, KvmError> {
-        let Some(cache) = &self.cache else { return self.unwatch().map(|()| None) };
-        let (image, mapping) = self.freeze_cache(cache)?;
-        self.unwatch()?;
-        // A frame that was filled with zeros just before a sibling put its page into the cache is
-        // zeros for this clone, and not for its snapshot.
-        for run in zero_pages(mapping).asked("looking for what a clone has")? {
-            for frame in frames_of(&run).filter(|frame| cache.has(FrameIndex(*frame))) {
-                let own = mapping.populate(bytes_of(&(frame..frame + 1)));
-                own.asked("giving a clone memory of its own")?;
-            }
-        }
-        Ok(Some(image))
-    }
-
-    fn unwatch(&self) -> Result<(), KvmError> {
-        if let Some(blocks) = &self.blocks {
-            // Huge pages whose free frames were not touched.
-            let completed = blocks.complete(|start, bytes| {
-                let (shard, _) = self.shard(FrameIndex(start)).map_err(|_| Errno::INVAL)?;
-                shard.fill(start, bytes)
-            });
-            completed.asked("completing a clone's huge pages")?;
-        }
-        self.released.store(true, Ordering::Release);
-        self.shards.iter().try_for_each(|shard| {
-            let done = shard.descriptor.unregister(shard.addresses());
-            done.asked("ceasing to watch a clone's memory")
-        })
-    }
-
-    /// Takes the memory from the guest for good: any touch is an error from here on, never a page
-    /// that is not the parent's. A vCPU that waits for a page gets that error. Memory of another
-    /// owner cannot be taken: its vCPUs go on waiting.
-    pub(crate) fn revoke(&self) {
-        if self.revoked.swap(true, Ordering::AcqRel) {
-            return;
-        }
-        for shard in &self.shards {
-            let Some(mapping) = &shard.mapping else { continue };
-            // The kernel may lack the memory for it, or the mapping is a VMM's.
-            if mapping.revoke().is_ok() {
-                let _ = shard.descriptor.wake(shard.addresses());
-            }
-        }
+impl Running {
+    /// Starts an engine on memory of this process that consists of these parts, with a thread for
+    /// faults of each vCPU up to the number of processors.
+    pub(crate) fn start_own(
+        on_demand: OnDemand,
+        parts: &[Part],
+        vcpus: usize,
+        ended: impl Fn(&Stopped, &dyn Fn()) + Clone + Send + 'static,
+    ) -> Result<Self, Error> {
+        let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let threads = vcpus.clamp(1, processors);
+        let cache = on_demand.cache.clone();
+        let pages = UserfaultMemory::new(parts, threads, cache, on_demand.pages)?;
+        Self::start(on_demand, Arc::new(pages), threads, ended)
     }
 }

@@ -1,6 +1,6 @@
 //! How pages come into memory that machines map.
 
-use crate::error::{Asked, KvmError};
+use crate::error::{Asked, Error};
 use crate::memory::MemoryFile;
 use crate::sys::{Mapping, Sharing, Userfault};
 use kaleidoscope_core::addr::{FRAME_BYTES, FrameIndex};
@@ -22,7 +22,7 @@ use std::sync::Arc;
 pub(super) struct AtomicPageWriter(Userfault);
 
 impl AtomicPageWriter {
-    pub(super) fn new(file: &MemoryFile) -> Result<Self, KvmError> {
+    pub(super) fn new(file: &MemoryFile) -> Result<Self, Error> {
         let mapping = Mapping::of_file(file.as_fd(), file.len(), Sharing::Shared);
         let mapping = Arc::new(mapping.asked("mapping memory that clones share")?);
         let len = mapping.len();
@@ -31,13 +31,14 @@ impl AtomicPageWriter {
             userfault.register(&(0..len))?;
             Ok(userfault)
         });
-        watched.map(Self).asked(
-            "watching memory that clones share (userfaultfd: as root, with the right to open /dev/userfaultfd, or with vm.unprivileged_userfaultfd = 1)",
+        watched.map(Self).permitted(
+            "watching memory that clones share (userfaultfd: as root, with the right to open \
+             /dev/userfaultfd, or with vm.unprivileged_userfaultfd = 1)",
         )
     }
 
     /// Puts a page into the file, unless it has one there.
-    pub(super) fn put(&self, frame: FrameIndex, page: &Page) -> Result<Installed, KvmError> {
+    pub(super) fn put(&self, frame: FrameIndex, page: &Page) -> Result<Installed, Error> {
         match self.0.copy(frame.as_usize() * FRAME_BYTES, page) {
             Ok(()) => Ok(Installed::Installed),
             Err((_, Errno::EXIST)) => Ok(Installed::AlreadyPresent),

@@ -1,4 +1,4 @@
-//! What the kernel reports of memory that userfaultfds watch.
+//! The kernel's messages about memory that userfaultfds watch.
 
 use super::memory::{End, UserfaultMemory, Watched};
 use crate::sys::Message;
@@ -12,7 +12,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 impl End {
-    /// How to wait for it, and what tells that it has come.
+    /// How to wait for it, and which events tell that it has come.
     fn poll(&self) -> (PollFd<'_>, PollFlags) {
         let hung_up = PollFlags::HUP | PollFlags::ERR | PollFlags::NVAL;
         match self {
@@ -22,11 +22,11 @@ impl End {
     }
 }
 
-impl UserfaultMemory {
-    /// Whether something has told that the VM has ended.
-    fn has_ended(&self) -> bool {
+impl End {
+    /// Whether one of them has come: the VM has ended.
+    pub(super) fn has_come(ends: &[Self]) -> bool {
         let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-        self.ends.iter().any(|end| {
+        ends.iter().any(|end| {
             let (fd, told) = end.poll();
             let mut fds = [fd];
             let polled = poll(&mut fds, Some(&now));
@@ -34,8 +34,10 @@ impl UserfaultMemory {
             polled.is_ok() && fd.revents().intersects(told)
         })
     }
+}
 
-    /// The access of a fault as an event.
+impl UserfaultMemory {
+    /// A fault as an event.
     fn fault(
         &self,
         watched: &Watched,
@@ -45,14 +47,15 @@ impl UserfaultMemory {
         let mut shards = watched.shards.iter().filter_map(|at| self.shards.get(*at));
         let frame = shards.find_map(|shard| shard.frame_at(address)).map(FrameIndex);
         let frame = frame.ok_or_else(|| {
-            InstallError::new(format!("a fault at {address:#x}, which is in no region of the VM"))
+            let what = format!("the VM touched {address:#x}, which is in none of its regions");
+            InstallError::new(what)
         })?;
         let access = if is_write { Access::Write } else { Access::Read };
         Ok(Event::Fault { frame, access })
     }
 
-    /// The frames that a range of addresses touches, as events: the first, and what is left for the
-    /// next reads.
+    /// The frames that a range of addresses touches, as events: returns the first, and keeps the
+    /// others for the next reads.
     fn removed(&self, watched: &Watched, range: &Range<u64>) -> Option<Event> {
         let shards = watched.shards.iter().filter_map(|at| self.shards.get(*at));
         let mut events = shards.filter_map(|shard| shard.frames_in(range)).map(|frames| {
@@ -70,9 +73,34 @@ impl UserfaultMemory {
     }
 }
 
+impl UserfaultMemory {
+    /// Reads all messages, of memory that is no longer watched: threads of the VM wait until their
+    /// message is read.
+    pub(super) fn drain(&self) {
+        for watched in &self.watched {
+            // A VM that registers its memory anew does not keep this thread here.
+            for _ in 0..MAX_LEFT {
+                match watched.descriptor.read() {
+                    Ok(Some(_)) => {}
+                    Ok(None) | Err(_) => break,
+                }
+            }
+        }
+    }
+}
+
+/// Most messages that are read after memory is no longer watched: one for each thread of a process,
+/// of which Linux allows fewer by default.
+const MAX_LEFT: u32 = 1 << 16;
+
+/// The VM did something that ends its session.
+fn unserved(what: &str) -> InstallError {
+    InstallError::new(format!("the VM's process {what}, which cannot be served"))
+}
+
 impl FaultQueue for UserfaultMemory {
     fn wait(&self, wait: Duration) -> Result<(), InstallError> {
-        if self.revoked.load(Ordering::Acquire) {
+        if self.revoked.load(Ordering::Acquire) || !self.pending.lock().is_empty() {
             return Ok(());
         }
         let watched = self.watched.iter();
@@ -82,7 +110,19 @@ impl FaultQueue for UserfaultMemory {
             .collect();
         let timeout = Timespec::try_from(wait).ok();
         match poll(&mut fds, timeout.as_ref()) {
-            Ok(_) | Err(Errno::INTR) => Ok(()),
+            Ok(0) | Err(Errno::INTR) => Ok(()),
+            Ok(_) => {
+                // The kernel refuses to poll a userfaultfd in these two states, and poll would
+                // return at once every time.
+                let mut watched = fds.iter().take(self.watched.len());
+                if watched.any(|fd| fd.revents().contains(PollFlags::ERR)) {
+                    return Err(InstallError::new(
+                        "a userfaultfd of the VM cannot be waited for: UFFDIO_API was not called \
+                         on it, or another process made it blocking",
+                    ));
+                }
+                Ok(())
+            }
             Err(error) => Err(InstallError::caused_by("waiting for faults", error)),
         }
     }
@@ -107,17 +147,19 @@ impl FaultQueue for UserfaultMemory {
                     Some(self.fault(watched, address, is_write)?)
                 }
                 Some(Message::Removed(range)) => self.removed(watched, &range),
-                Some(Message::Rearranged(what)) => {
-                    let what = format!("the VM {what}, which cannot be served");
-                    return Err(InstallError::new(what));
+                Some(Message::Forked(uffd)) => {
+                    // Closed, missing pages of the child would read as zeros.
+                    self.forked.lock().push(uffd);
+                    return Err(unserved("forked"));
                 }
+                Some(Message::Unserved(what)) => return Err(unserved(what)),
             };
             if event.is_some() {
                 return Ok(event);
             }
         }
         // Only when there is nothing else to do: a system call.
-        if !self.ends.is_empty() && self.has_ended() {
+        if End::has_come(&self.ends) {
             return Ok(Some(Event::Closed));
         }
         Ok(None)

@@ -1,6 +1,6 @@
 //! Where a guest's RAM lies in the process that runs it.
 
-use crate::error::KvmError;
+use crate::error::Error;
 use crate::memory::PageSize;
 use kaleidoscope_core::addr::{FRAME_SIZE, FrameIndex, Gpa};
 use kaleidoscope_core::memory::MemoryLayout;
@@ -15,6 +15,10 @@ pub struct Region {
     bytes: u64,
     start: Start,
 }
+
+/// Most regions of a VM. All that one message of the kernel removes is read at once, one event for
+/// each region.
+const MAX_REGIONS: usize = 128;
 
 /// Which RAM a region is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -50,8 +54,8 @@ impl Region {
     }
 
     /// The frames of a guest that the region holds.
-    fn frames(&self, layout: &MemoryLayout, pages: PageSize) -> Result<Range<u32>, KvmError> {
-        let invalid = |why: String| KvmError::State(format!("{self}: {why}"));
+    fn frames(&self, layout: &MemoryLayout, pages: PageSize) -> Result<Range<u32>, Error> {
+        let invalid = |why: String| Error::input(format!("{self}: {why}"));
         let page = pages.bytes() as u64;
         let end = self.address.checked_add(self.bytes);
         if self.bytes == 0 || end.is_none() {
@@ -104,12 +108,15 @@ impl std::fmt::Display for Region {
 /// The frames of each region, where together they are all of the guest's RAM, each frame once.
 ///
 /// # Errors
-/// [`KvmError::State`] that names a region, or the first frame that is in none.
+/// [`ErrorKind::InvalidInput`](crate::ErrorKind::InvalidInput) that names a region, or the first frame that is in none.
 pub(super) fn frames_of(
     regions: &[Region],
     layout: &MemoryLayout,
     pages: PageSize,
-) -> Result<Vec<Range<u32>>, KvmError> {
+) -> Result<Vec<Range<u32>>, Error> {
+    if regions.len() > MAX_REGIONS {
+        return Err(Error::input(format!("{} regions, more than {MAX_REGIONS}", regions.len())));
+    }
     let frames: Result<Vec<_>, _> =
         regions.iter().map(|region| region.frames(layout, pages)).collect();
     let frames = frames?;
@@ -118,7 +125,7 @@ pub(super) fn frames_of(
     let mut next = 0;
     for (frames, region) in sorted {
         if frames.start < next {
-            return Err(KvmError::State(format!("{region}: another region has its RAM, too")));
+            return Err(Error::input(format!("{region}: another region has its RAM, too")));
         }
         if frames.start > next {
             break;
@@ -126,11 +133,26 @@ pub(super) fn frames_of(
         next = frames.end;
     }
     match layout.gfn_of(FrameIndex(next)) {
-        Some(gfn) => {
-            Err(KvmError::State(format!("no region has the guest's RAM at {}", gfn.gpa())))
-        }
+        Some(gfn) => Err(Error::input(format!("no region has the guest's RAM at {}", gfn.gpa()))),
         None => Ok(frames),
     }
+}
+
+/// Checks that regions of one process lie apart.
+///
+/// # Errors
+/// [`ErrorKind::InvalidInput`](crate::ErrorKind::InvalidInput) that names a region.
+pub(super) fn check_apart(regions: &[Region]) -> Result<(), Error> {
+    let mut sorted: Vec<_> = regions.iter().collect();
+    sorted.sort_unstable_by_key(|region| region.address);
+    let mut end = 0;
+    for region in sorted {
+        if region.address < end {
+            return Err(Error::input(format!("{region}: another region has its addresses, too")));
+        }
+        end = region.address.saturating_add(region.bytes);
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -153,7 +175,7 @@ mod tests {
         ];
         assert_eq!(frames(&all, PageSize::Huge).unwrap(), [1024..1536, 0..1024]);
         let all = [Region::at_offset(0x1000, 6 << 20, 0)];
-        assert_eq!(frames(&all, PageSize::Small).unwrap(), [0..1536]);
+        assert_eq!(frames(&all, PageSize::Small).unwrap().first(), Some(&(0..1536)));
     }
 
     #[test]
@@ -177,6 +199,12 @@ mod tests {
             let error = frames(&regions, PageSize::Small).unwrap_err();
             assert!(error.contains(expected), "{regions:?}: {error}");
         }
+        let many = vec![Region::at_offset(0, 4096, 0); MAX_REGIONS + 1];
+        assert!(frames(&many, PageSize::Small).unwrap_err().contains("more than 128"));
+        let both = [Region::at_offset(0x2000, 4096, 0), Region::at_offset(0x1000, 8192, 4096)];
+        let error = check_apart(&both).unwrap_err().to_string();
+        assert!(error.contains("0x2000, offset 0x0: another region has its addresses"), "{error}");
+        check_apart(&[both[0], Region::at_offset(0x1000, 4096, 4096)]).unwrap();
         let error = frames(&[Region::at_offset(0, 4096, 0)], PageSize::Huge).unwrap_err();
         assert!(error.contains("2097152"), "{error}");
     }

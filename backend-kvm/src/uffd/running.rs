@@ -2,11 +2,8 @@
 
 use super::SharedPageCache;
 use super::memory::UserfaultMemory;
-use super::shard::Part;
-use crate::error::{Asked, KvmError};
-use crate::memory::{PageSize, SnapshotMemory};
-use crate::sys::Mapping;
-use kaleidoscope_core::addr::FRAME_BYTES;
+use crate::error::{Asked, Error};
+use crate::memory::PageSize;
 use kaleidoscope_core::alloc::Reservation;
 use kaleidoscope_core::clone::ports::{LocalCache, PageSource, SystemClock};
 use kaleidoscope_core::clone::{Engine, EngineOptions, EngineParts, Stopped};
@@ -38,27 +35,6 @@ pub struct OnDemand {
     pub pages: PageSize,
 }
 
-impl OnDemand {
-    /// Memory for the clone, none of which is there yet.
-    pub(crate) fn map(&self) -> Result<Arc<Mapping>, KvmError> {
-        let layout = self.locality.map().layout();
-        match &self.cache {
-            Some(_) if self.pages != PageSize::Small => {
-                Err(KvmError::State("a cache is of 4 KiB pages".into()))
-            }
-            Some(cache) if cache.layout() == layout => {
-                Ok(Arc::new(cache.admit(&self.locality, self.options.free_frames)?))
-            }
-            Some(_) => Err(KvmError::State("the cache is of another guest".into())),
-            None => {
-                let bytes = self.pages.round_up(layout.frames() as usize * FRAME_BYTES);
-                let mapping = Mapping::anonymous(bytes, self.pages);
-                Ok(Arc::new(mapping.asked("mapping a clone's memory")?))
-            }
-        }
-    }
-}
-
 impl std::fmt::Debug for OnDemand {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("OnDemand").field("options", &self.options).finish_non_exhaustive()
@@ -68,27 +44,12 @@ impl std::fmt::Debug for OnDemand {
 /// An engine at work on a VM's memory, and the threads that answer its faults.
 #[derive(Debug)]
 pub(crate) struct Running {
-    engine: Arc<Engine>,
-    pages: Arc<UserfaultMemory>,
+    pub(super) engine: Arc<Engine>,
+    pub(super) pages: Arc<UserfaultMemory>,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
 impl Running {
-    /// Starts an engine on memory of this process that consists of these parts, with a thread for
-    /// faults of each vCPU up to the number of processors.
-    pub(crate) fn start_own(
-        on_demand: OnDemand,
-        parts: &[Part],
-        vcpus: usize,
-        ended: impl Fn(&Stopped, &dyn Fn()) + Clone + Send + 'static,
-    ) -> Result<Self, KvmError> {
-        let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        let threads = vcpus.clamp(1, processors);
-        let cache = on_demand.cache.clone();
-        let pages = UserfaultMemory::new(parts, threads, cache, on_demand.pages)?;
-        Self::start(on_demand, Arc::new(pages), threads, ended)
-    }
-
     /// Starts an engine on memory, with so many threads for faults. `ended` is called when pages
     /// cease to come, by each of the threads, with a function that takes the memory from the guest:
     /// `ended` calls that before it tells that the clone has ended, and after the reason is fixed.
@@ -97,7 +58,7 @@ impl Running {
         pages: Arc<UserfaultMemory>,
         threads: usize,
         ended: impl Fn(&Stopped, &dyn Fn()) + Clone + Send + 'static,
-    ) -> Result<Self, KvmError> {
+    ) -> Result<Self, Error> {
         let options = EngineOptions { granule: on_demand.pages.frames(), ..on_demand.options };
         let parts = EngineParts {
             locality: on_demand.locality,
@@ -120,8 +81,8 @@ impl Running {
 
     /// Waits until the threads have ended.
     pub(super) fn join(&self) {
-        let threads = std::mem::take(&mut *self.threads.lock());
-        for thread in threads {
+        // Locked until the end: a second caller waits, too.
+        for thread in self.threads.lock().drain(..) {
             // A panic there has stopped the engine.
             let _ = thread.join();
         }
@@ -131,7 +92,7 @@ impl Running {
         &self,
         n: usize,
         ended: impl Fn(&Stopped, &dyn Fn()) + Send + 'static,
-    ) -> Result<JoinHandle<()>, KvmError> {
+    ) -> Result<JoinHandle<()>, Error> {
         /// However the thread ends, the guest does not go on without it.
         struct Last<F: Fn(&Stopped, &dyn Fn())> {
             engine: Arc<Engine>,
@@ -162,26 +123,6 @@ impl Running {
 
     pub(crate) fn engine(&self) -> &Arc<Engine> {
         &self.engine
-    }
-
-    /// Lets go of memory that has every frame: the machine needs no handler from here on. Where
-    /// pages of it were staged, the image that its memory is now a private mapping of.
-    ///
-    /// # Errors
-    /// [`KvmError::NotWhole`] when frames are missing, or a staged clone's guest gave some back.
-    pub(crate) fn release(&self) -> Result<Option<Arc<SnapshotMemory>>, KvmError> {
-        if !self.engine.is_whole() {
-            return Err(KvmError::NotWhole(
-                "pages of it are missing; Background::Full has all of them come",
-            ));
-        }
-        // A cache that is snapshotted has zeros for all clones where this one has them, and no page.
-        if self.pages.has_cache() && self.engine.has_given_back() {
-            return Err(KvmError::NotWhole(
-                "its guest gave memory back, which its siblings on the cache may need",
-            ));
-        }
-        self.pages.release()
     }
 
     /// Stops everything, and takes the memory from whoever waits for it.

@@ -4,8 +4,10 @@
 //! wrap it in [`SnapshotMmap`]. To start a clone, make the memory as for a new guest, without a
 //! file and without touching it, and have a [`Filling`] fill it while the vCPUs run.
 
-use super::{OnDemand, Part, Running};
-use crate::error::{Asked, KvmError};
+use super::OnDemand;
+use super::own::Part;
+use super::running::Running;
+use crate::error::{Asked, Error, ErrorKind};
 use crate::memory::PageSize;
 use crate::sys::Mapping;
 use kaleidoscope_core::addr::{FRAME_SIZE, Gpa};
@@ -17,10 +19,11 @@ use vm_memory::{
 };
 
 /// The regions of a VMM's memory as a layout.
-fn layout(memory: &GuestMemoryMmap) -> Result<MemoryLayout, KvmError> {
+fn layout(memory: &GuestMemoryMmap) -> Result<MemoryLayout, Error> {
     let regions: Vec<_> =
         memory.iter().map(|r| (Gpa(r.start_addr().raw_value()), r.len())).collect();
-    MemoryLayout::new(&regions).map_err(|error| KvmError::State(error.to_string()))
+    MemoryLayout::new(&regions)
+        .map_err(|error| Error::caused_by(ErrorKind::InvalidInput, "the VMM's memory", error))
 }
 
 /// A VMM's memory while its guest stands still.
@@ -34,8 +37,8 @@ impl SnapshotMmap {
     /// The memory of a guest whose vCPUs do not run as long as this is used.
     ///
     /// # Errors
-    /// [`KvmError::State`] when its regions are not of whole frames.
-    pub fn new(memory: GuestMemoryMmap) -> Result<Self, KvmError> {
+    /// [`ErrorKind::InvalidInput`](crate::ErrorKind::InvalidInput) when its regions are not of whole frames.
+    pub fn new(memory: GuestMemoryMmap) -> Result<Self, Error> {
         Ok(Self { layout: layout(&memory)?, memory })
     }
 }
@@ -67,22 +70,22 @@ impl Filling {
     /// the parent. `ended` is called when pages cease to come.
     ///
     /// # Errors
-    /// [`KvmError`] when the memory is not the parent's in form, or the system refuses.
+    /// [`Error`](crate::Error) when the memory is not the parent's in form, or the system refuses.
     pub fn start(
         memory: &GuestMemoryMmap,
         post_copy: OnDemand,
         vcpus: usize,
         ended: impl Fn(&Stopped) + Clone + Send + 'static,
-    ) -> Result<Self, KvmError> {
+    ) -> Result<Self, Error> {
         let layout = layout(memory)?;
         if layout != *post_copy.locality.map().layout() {
-            return Err(KvmError::State("the memory has other regions than the parent's".into()));
+            return Err(Error::input("the memory has other regions than the parent's"));
         }
         if post_copy.cache.is_some() || memory.iter().any(|region| region.file_offset().is_some()) {
-            return Err(KvmError::State("the memory has to be anonymous, without a cache".into()));
+            return Err(Error::input("the memory has to be anonymous, without a cache"));
         }
         if post_copy.pages != PageSize::Small {
-            return Err(KvmError::State("a VMM's memory has to be of 4 KiB pages".into()));
+            return Err(Error::input("a VMM's memory has to be of 4 KiB pages"));
         }
         let mut next = 0;
         let mut parts = Vec::new();

@@ -1,10 +1,12 @@
 //! Serving the userfaultfds of a VM that another program runs.
 
+use super::claim::Claim;
 use super::memory::{End, UserfaultMemory};
-use super::region::{Region, frames_of};
+use super::orphans::{self, Orphan};
+use super::region::{Region, check_apart, frames_of};
 use super::running::{OnDemand, Running};
 use super::shard::Shard;
-use crate::error::KvmError;
+use crate::error::{Error, ErrorKind};
 use crate::memory::PageSize;
 use crate::sys::Descriptor;
 use kaleidoscope_core::alloc::Reservation;
@@ -19,9 +21,14 @@ use std::sync::Arc;
 /// and `/dev/kvm` is not used.
 ///
 /// The session answers faults on threads of its own until the VM ends ([`wait`](Self::wait)). When
-/// it fails, and when it is dropped while the VM runs, vCPUs that touch a missing page keep
-/// waiting: the descriptors stay open until this process exits, because the kernel fills missing
-/// pages with zeros once the last copy of a descriptor is closed. End the VM then.
+/// it fails, and when it is dropped while the VM runs and pages are missing, vCPUs that touch a
+/// missing page keep waiting, because the kernel fills missing pages with zeros once the last copy
+/// of a descriptor is closed. The descriptors therefore stay open until a later session of this
+/// process finds that the VM has ended, or until this process exits. End the VM then. A session that
+/// is dropped when all pages are resident leaves the VM to run on its own.
+///
+/// A VM without UFFD_FEATURE_EVENT_REMOVE may give back only pages that it has touched: what is
+/// given back before its first touch reads as the parent's bytes, since nothing reports it.
 ///
 /// ```no_run
 /// use kaleidoscope_core::clone::LocalSource;
@@ -48,6 +55,7 @@ use std::sync::Arc;
 pub struct Session {
     running: Running,
     memory: Arc<UserfaultMemory>,
+    _claims: Vec<Claim>,
 }
 
 /// What a [`Session`] is made of.
@@ -111,9 +119,16 @@ impl Session {
 
 impl Drop for Session {
     fn drop(&mut self) {
-        let engine = self.running.engine();
-        if !engine.has_ended() && !engine.is_whole() {
-            self.memory.leak_descriptors();
+        // A stopped engine does not tell.
+        let is_whole = self.running.engine().is_whole();
+        self.running.stop();
+        self.running.join();
+        if self.running.engine().has_ended() {
+            orphans::sweep();
+        } else if !is_whole || self.memory.unwatch().is_err() {
+            self.memory.orphan().keep();
+        } else {
+            self.memory.drain();
         }
     }
 }
@@ -182,29 +197,66 @@ impl SessionBuilder {
     /// Starts to answer faults.
     ///
     /// # Errors
-    /// [`KvmError::State`] when the regions are not the guest's RAM, or a descriptor is no
-    /// userfaultfd; [`KvmError::Refused`] when the system gives no thread.
-    pub fn start(self) -> Result<Session, KvmError> {
-        let layout = self.parts.locality.map().layout();
-        let pages = self.parts.pages;
-        let all: Vec<Region> = self.userfaultfds.iter().flat_map(|(_, r)| r).copied().collect();
-        let mut frames = frames_of(&all, layout, pages)?.into_iter();
-        let mut shards = Vec::with_capacity(all.len());
-        for (n, (descriptor, regions)) in self.userfaultfds.into_iter().enumerate() {
-            let descriptor = Descriptor::adopt(descriptor).map_err(|error| {
-                KvmError::State(format!("descriptor {n} is no userfaultfd ({error})"))
-            })?;
-            let descriptor = Arc::new(descriptor);
-            for (region, frames) in regions.iter().zip(frames.by_ref()) {
-                let descriptor = Arc::clone(&descriptor);
-                shards.push(Shard::foreign(descriptor, region.address(), frames, pages));
+    /// - [`ErrorKind::InvalidInput`] when the regions are not the guest's RAM, or a descriptor is no
+    ///   userfaultfd
+    /// - [`ErrorKind::InvalidState`] when a session of this process serves a descriptor already
+    /// - [`ErrorKind::Refused`] when the system has no resources for a thread
+    ///
+    /// The VM's userfaultfds then stay open as after a failed session, so that its vCPUs wait.
+    pub fn start(self) -> Result<Session, Error> {
+        orphans::sweep();
+        let Self { parts, userfaultfds, ends, threads } = self;
+        let (mut descriptors, mut refused) = (Vec::new(), None);
+        for (n, (descriptor, regions)) in userfaultfds.into_iter().enumerate() {
+            match Descriptor::adopt(descriptor) {
+                Ok(descriptor) => descriptors.push((Arc::new(descriptor), regions)),
+                Err((_, error)) => refused = refused.or(Some((n, error))),
             }
         }
-        let memory = Arc::new(UserfaultMemory::foreign(shards, pages, self.ends));
-        let threads = self.threads.max(1);
-        let running = Running::start(self.parts, Arc::clone(&memory), threads, |_, _| {})?;
-        Ok(Session { running, memory })
+        let orphan = Orphan {
+            descriptors: descriptors.iter().map(|(d, _)| Arc::clone(d)).collect(),
+            forked: Vec::new(),
+            ends: Arc::new(ends),
+        };
+        let started = match refused {
+            Some((n, error)) => {
+                let what = format!("descriptor {n} is no userfaultfd");
+                let error = std::io::Error::from(error);
+                Err(Error::caused_by(ErrorKind::InvalidInput, what, error))
+            }
+            None => serve(parts, descriptors, &orphan.ends, threads.max(1)),
+        };
+        started.inspect_err(|_| orphan.keep())
     }
+}
+
+fn serve(
+    parts: OnDemand,
+    descriptors: Vec<(Arc<Descriptor>, Vec<Region>)>,
+    ends: &Arc<Vec<End>>,
+    threads: usize,
+) -> Result<Session, Error> {
+    let pages = parts.pages;
+    let all: Vec<Region> = descriptors.iter().flat_map(|(_, regions)| regions).copied().collect();
+    let mut frames = frames_of(&all, parts.locality.map().layout(), pages)?.into_iter();
+    let (mut shards, mut claims) = (Vec::with_capacity(all.len()), Vec::new());
+    for (n, (descriptor, regions)) in descriptors.into_iter().enumerate() {
+        check_apart(&regions)?;
+        claims.push(Claim::of(&*descriptor).map_err(|error| {
+            let what = format!(
+                "descriptor {n} cannot be served (one session at a time serves a userfaultfd, with \
+                 all of its regions)"
+            );
+            Error::caused_by(ErrorKind::InvalidState, what, std::io::Error::from(error))
+        })?);
+        for (region, frames) in regions.iter().zip(frames.by_ref()) {
+            let descriptor = Arc::clone(&descriptor);
+            shards.push(Shard::foreign(descriptor, region.address(), frames, pages));
+        }
+    }
+    let memory = Arc::new(UserfaultMemory::foreign(shards, pages, Arc::clone(ends)));
+    let running = Running::start(parts, Arc::clone(&memory), threads, |_, _| {})?;
+    Ok(Session { running, memory, _claims: claims })
 }
 
 impl std::fmt::Debug for SessionBuilder {

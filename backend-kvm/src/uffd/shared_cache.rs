@@ -2,7 +2,7 @@
 
 use super::frame_set::FrameSet;
 use super::page_writer::AtomicPageWriter;
-use crate::error::{Asked, KvmError};
+use crate::error::{Asked, Error, ErrorKind};
 use crate::memory::{ContentStore, MemoryFile, Pins, SnapshotMemory, bytes};
 use crate::sys::{Mapping, Sharing};
 use kaleidoscope_core::addr::FrameIndex;
@@ -23,7 +23,7 @@ use std::sync::Arc;
 /// the host's content store has when the cache is made, and that the clones map from there
 /// ([`sharing`](Self::sharing)).
 ///
-/// When one of the clones that has every frame is snapshotted, the cache becomes an image: what is not
+/// When one of the clones that has every frame is snapshot, the cache becomes an image: what is not
 /// here by then is zeros, for all of them.
 #[derive(Debug)]
 pub struct SharedPageCache {
@@ -43,7 +43,7 @@ pub struct SharedPageCache {
 #[derive(Debug)]
 struct CacheUsers {
     without: ZeroedFrames,
-    /// What the cache was when a clone on it was snapshotted.
+    /// What the cache was when a clone on it was snapshot.
     image: Option<Arc<SnapshotMemory>>,
 }
 
@@ -101,8 +101,8 @@ impl SharedPageCache {
     /// An empty cache for a guest of this layout.
     ///
     /// # Errors
-    /// [`KvmError::Refused`] when the system has no memory to give, or no right to use userfaultfd.
-    pub fn new(layout: MemoryLayout) -> Result<Arc<Self>, KvmError> {
+    /// [`ErrorKind::Refused`](crate::ErrorKind::Refused) when the system has no memory to give, or no right to use userfaultfd.
+    pub fn new(layout: MemoryLayout) -> Result<Arc<Self>, Error> {
         Self::with(layout, None)
     }
 
@@ -118,27 +118,27 @@ impl SharedPageCache {
     /// it.
     ///
     /// # Errors
-    /// [`KvmError::State`] when the fingerprints are of another guest or another domain;
-    /// [`KvmError::Refused`] when the system has no memory to give, or the store cannot be
+    /// [`ErrorKind::InvalidInput`](crate::ErrorKind::InvalidInput) when the fingerprints are of another guest or another domain;
+    /// [`ErrorKind::Refused`](crate::ErrorKind::Refused) when the system has no memory to give, or the store cannot be
     /// read.
     pub fn sharing(
         layout: MemoryLayout,
         store: &Arc<ContentStore>,
         fingerprints: &Fingerprints,
         domain: Option<&Domain>,
-    ) -> Result<Arc<Self>, KvmError> {
+    ) -> Result<Arc<Self>, Error> {
         if fingerprints.frames() != layout.frames() {
-            return Err(KvmError::State("the fingerprints are of another guest".into()));
+            return Err(Error::input("the fingerprints are of another guest"));
         }
         if domain.is_some_and(|domain| domain.id() != fingerprints.domain()) {
-            return Err(KvmError::State("the fingerprints are of another domain".into()));
+            return Err(Error::input("the fingerprints are of another domain"));
         }
         let wanted = fingerprints.iter().map(|(frame, key)| (frame.0, key));
         let pins = Pins::found(store, wanted, domain)?;
         Self::with(layout, Some(Arc::new(pins)))
     }
 
-    fn with(layout: MemoryLayout, pins: Option<Arc<Pins>>) -> Result<Arc<Self>, KvmError> {
+    fn with(layout: MemoryLayout, pins: Option<Arc<Pins>>) -> Result<Arc<Self>, Error> {
         let file = MemoryFile::new(bytes(&layout))?;
         Self::on(layout, file, pins, ZeroedFrames::Unknown)
     }
@@ -148,7 +148,7 @@ impl SharedPageCache {
         file: MemoryFile,
         pins: Option<Arc<Pins>>,
         without: ZeroedFrames,
-    ) -> Result<Arc<Self>, KvmError> {
+    ) -> Result<Arc<Self>, Error> {
         let cache = Self {
             there: FrameSet::new(layout.frames()),
             page_writer: RwLock::new(Some(AtomicPageWriter::new(&file)?)),
@@ -170,14 +170,14 @@ impl SharedPageCache {
     /// A page that any of the processes fetched is there for the clones of all of them, until the
     /// last has gone; one that is killed leaves whole pages. Who has the descriptor can read
     /// the parent's memory, and put wrong pages there. Clones on a cache that others may have
-    /// joined cannot be snapshotted: what those do without is not known.
+    /// joined cannot be snapshot: what those do without is not known.
     ///
     /// # Errors
-    /// [`KvmError::State`] when the cache has become an image of a clone that was snapshotted.
-    pub fn file(&self) -> Result<BorrowedFd<'_>, KvmError> {
+    /// [`ErrorKind::InvalidInput`](crate::ErrorKind::InvalidInput) when the cache has become an image of a clone that was snapshot.
+    pub fn file(&self) -> Result<BorrowedFd<'_>, Error> {
         let mut users = self.users.lock();
         if self.is_sealed() {
-            return Err(KvmError::State("the cache was snapshotted with a clone".into()));
+            return Err(Error::state("the cache was snapshot with a clone"));
         }
         users.without = ZeroedFrames::Various;
         Ok(self.file.as_fd())
@@ -187,10 +187,10 @@ impl SharedPageCache {
     /// `layout` is the parent's.
     ///
     /// # Errors
-    /// [`KvmError::State`] when this is not the memory of a cache of that layout;
-    /// [`KvmError::Refused`] as for [`new`](Self::new).
-    pub fn join(layout: MemoryLayout, file: OwnedFd) -> Result<Arc<Self>, KvmError> {
-        let unfit = |why: &str| KvmError::State(format!("not the memory of a cache: {why}"));
+    /// [`ErrorKind::InvalidInput`](crate::ErrorKind::InvalidInput) when this is not the memory of a cache of that layout;
+    /// [`ErrorKind::Refused`](crate::ErrorKind::Refused) as for [`new`](Self::new).
+    pub fn join(layout: MemoryLayout, file: OwnedFd) -> Result<Arc<Self>, Error> {
+        let unfit = |why: &str| Error::input(format!("not the memory of a cache: {why}"));
         let file = MemoryFile::of_others(file)?.map_err(|error| unfit(&error.to_string()))?;
         if file.len() != bytes(&layout) {
             return Err(unfit(&format!(
@@ -211,8 +211,8 @@ impl SharedPageCache {
     /// Bytes of memory that it takes, those of the content store not, as the kernel counts them.
     ///
     /// # Errors
-    /// [`KvmError::Refused`] when the kernel does not say.
-    pub fn taken(&self) -> Result<u64, KvmError> {
+    /// [`ErrorKind::Refused`](crate::ErrorKind::Refused) when the kernel does not say.
+    pub fn taken(&self) -> Result<u64, Error> {
         self.file.taken()
     }
 
@@ -223,22 +223,21 @@ impl SharedPageCache {
     /// A mapping for one more clone, and what that will do without.
     ///
     /// # Errors
-    /// [`KvmError::State`] when the cache has become an image, and the clone needs frames that are
+    /// [`ErrorKind::InvalidInput`](crate::ErrorKind::InvalidInput) when the cache has become an image, and the clone needs frames that are
     /// zeros in it.
     pub(super) fn admit(
         &self,
         locality: &Arc<LocalityOrder>,
         free: FreeFrames,
-    ) -> Result<Mapping, KvmError> {
+    ) -> Result<Mapping, Error> {
         let wish = ZeroedFrames::of(locality, free);
         let mut users = self.users.lock();
         if matches!(users.without, ZeroedFrames::Unknown) {
             users.without = wish;
         } else if !users.without.is_the_same(&wish) {
             if self.is_sealed() {
-                let what =
-                    "the cache was snapshotted with clones that did without other free frames";
-                return Err(KvmError::State(what.into()));
+                let what = "the cache was snapshot with clones that did without other free frames";
+                return Err(Error::state(what));
             }
             users.without = ZeroedFrames::Various;
         }
@@ -247,11 +246,10 @@ impl SharedPageCache {
     }
 
     /// A mapping of what is here.
-    pub(super) fn map(&self) -> Result<Mapping, KvmError> {
+    pub(super) fn map(&self) -> Result<Mapping, Error> {
         let mapping = Mapping::of_file(self.file.as_fd(), self.file.len(), Sharing::Private);
         let mapping = mapping.asked("mapping a clone's memory")?;
         let Some(pins) = &self.pins else { return Ok(mapping) };
-        let mapping = mapping.keeping(Arc::clone(pins) as _);
         for run in pins.runs() {
             mapping.overlay(pins.part(&run)).asked("mapping a clone's memory")?;
         }
@@ -264,7 +262,7 @@ impl SharedPageCache {
     }
 
     /// Puts a page here.
-    pub(super) fn put(&self, frame: FrameIndex, page: &Page) -> Result<Put, KvmError> {
+    pub(super) fn put(&self, frame: FrameIndex, page: &Page) -> Result<Put, Error> {
         if self.there.has(frame) {
             return Ok(Put::Known);
         }
@@ -295,19 +293,20 @@ impl SharedPageCache {
     /// one, and whoever brings a page later is told so ([`Put::Sealed`]).
     ///
     /// # Errors
-    /// [`KvmError::NotWhole`] when the cache's clones do without different frames, or are not all
-    /// known, or when a frame is not here; [`KvmError::Refused`] when the system refuses.
+    /// [`ErrorKind::NotComplete`](crate::ErrorKind::NotComplete) when the cache's clones do without different frames, or are not all
+    /// known, or when a frame is not here; [`ErrorKind::Refused`](crate::ErrorKind::Refused) when the system refuses.
     pub(super) fn freeze(
         &self,
-        kept: impl FnOnce() -> Result<Vec<Range<u32>>, KvmError>,
-    ) -> Result<Arc<SnapshotMemory>, KvmError> {
+        kept: impl FnOnce() -> Result<Vec<Range<u32>>, Error>,
+    ) -> Result<Arc<SnapshotMemory>, Error> {
         let mut users = self.users.lock();
         if let Some(image) = &users.image {
             return Ok(Arc::clone(image));
         }
         if matches!(users.without, ZeroedFrames::Various) {
-            return Err(KvmError::NotWhole(
-                "the clones on its cache do not agree about which frames are free, or are of several processes",
+            return Err(Error::state(
+                "the clone cannot be snapshotted: the clones on its cache do not agree about which \
+                 frames are free, or are of several processes",
             ));
         }
         let mut kept = kept()?.into_iter().peekable();
@@ -315,7 +314,10 @@ impl SharedPageCache {
             while kept.next_if(|run| run.end <= frame.0).is_some() {}
             let is_kept = kept.peek().is_some_and(|run| run.contains(&frame.0));
             if !is_kept && !users.without.has(frame) && !self.there.has(frame) {
-                return Err(KvmError::NotWhole("a page of it is not on its cache"));
+                return Err(Error::new(
+                    ErrorKind::NotComplete,
+                    "the clone cannot be snapshotted: a page of it is not on its cache",
+                ));
             }
         }
         // The last mapping that could write to the file.

@@ -4,9 +4,9 @@
 
 use super::SharedPageCache;
 use super::memory::UserfaultMemory;
-use super::shard::Part;
+use super::own::Part;
 use super::shared_cache::Put;
-use crate::error::KvmError;
+use crate::error::{Error, ErrorKind};
 use crate::memory::{MemoryFile, PageSize, SnapshotMemory, bytes};
 use crate::sys::{Mapping, Sharing, own_pages};
 use kaleidoscope_core::addr::{FRAME_BYTES, FrameIndex};
@@ -16,16 +16,14 @@ use kaleidoscope_core::color::{Color, ColorMap, Frame, FrameKind, KernelIdentity
 use kaleidoscope_core::memory::MemoryLayout;
 use kaleidoscope_core::prefetch::LocalityOrder;
 use rustix::fs::{Mode, OFlags, SealFlags, SeekFrom, fcntl_add_seals, open, seek};
-use rustix::io::Errno;
 use rustix::process::{Signal, set_parent_process_death_signal};
-use std::error::Error;
 use std::io::{BufRead, BufReader};
 use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 
-type Outcome = Result<(), Box<dyn Error>>;
+type Outcome = Result<(), Box<dyn std::error::Error>>;
 
 const FRAMES: u32 = 96;
 
@@ -50,8 +48,8 @@ fn locality(free: Range<u32>) -> Arc<LocalityOrder> {
 /// An empty cache; none where memory cannot be watched.
 fn cache() -> Option<Arc<SharedPageCache>> {
     match SharedPageCache::new(layout()) {
-        Err(KvmError::Refused { what, source: Errno::PERM }) => {
-            println!("******** SKIPPED: {what} ********");
+        Err(error) if error.kind() == ErrorKind::Unavailable => {
+            println!("******** SKIPPED: {error} ********");
             None
         }
         made => Some(made.unwrap()),
@@ -63,11 +61,11 @@ fn put(cache: &SharedPageCache, n: u32) -> Put {
 }
 
 /// Freezes a cache as a clone does that has these frames itself.
-fn freeze(cache: &SharedPageCache, kept: &[Range<u32>]) -> Result<Arc<SnapshotMemory>, KvmError> {
+fn freeze(cache: &SharedPageCache, kept: &[Range<u32>]) -> Result<Arc<SnapshotMemory>, Error> {
     cache.freeze(|| Ok(kept.to_vec()))
 }
 
-fn refusal(result: Result<impl Sized, KvmError>) -> String {
+fn refusal(result: Result<impl Sized, Error>) -> String {
     result.err().map(|error| error.to_string()).unwrap_or_default()
 }
 
@@ -148,7 +146,9 @@ fn a_stage_is_frozen_with_every_page_or_not_at_all() -> Outcome {
             loop {
                 match freeze(&cache, &[]) {
                     Ok(image) => return image,
-                    Err(KvmError::NotWhole(_)) => std::thread::yield_now(),
+                    Err(error) if error.kind() == ErrorKind::NotComplete => {
+                        std::thread::yield_now()
+                    }
                     Err(other) => panic!("{other}"),
                 }
             }
@@ -200,7 +200,7 @@ fn puts_until_it_is_killed() {
     let seed: u32 = seed.to_str().unwrap().parse().unwrap();
     set_parent_process_death_signal(Some(Signal::KILL)).unwrap();
     let cache = cache().unwrap();
-    println!("\nstage {}", cache.file().unwrap().as_raw_fd());
+    println!("\ncache {}", cache.file().unwrap().as_raw_fd());
     for n in (0..FRAMES).map(|n| (n * 7 + seed) % FRAMES) {
         assert_ne!(put(&cache, n), Put::Sealed);
         std::thread::sleep(std::time::Duration::from_micros(300));
@@ -309,7 +309,9 @@ fn only_the_memory_of_a_stage_is_joined() -> Outcome {
     assert!(why(small.as_fd().try_clone_to_owned()?).contains("it has 4096 bytes"));
     let read_only = format!("/proc/self/fd/{}", cache.file()?.as_raw_fd());
     assert!(why(open(read_only, OFlags::RDONLY, Mode::empty())?).contains("not open for reading"));
-    assert!(why(open("/proc/self/exe", OFlags::RDONLY, Mode::empty())?).contains("not a file of"));
+    assert!(
+        why(open("/proc/self/exe", OFlags::RDONLY, Mode::empty())?).contains("not a memory file")
+    );
     let sealed = MemoryFile::new(bytes(&layout()))?;
     fcntl_add_seals(&sealed, SealFlags::FUTURE_WRITE)?;
     assert!(why(sealed.as_fd().try_clone_to_owned()?).contains("must be sealed"));

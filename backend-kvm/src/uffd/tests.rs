@@ -2,7 +2,7 @@
 
 use super::SharedPageCache;
 use super::memory::UserfaultMemory;
-use super::shard::Part;
+use super::own::Part;
 use crate::memory::{ContentStore, PageSize};
 use crate::sys::Mapping;
 use kaleidoscope_core::addr::{FRAME_BYTES, FrameIndex};

@@ -5,7 +5,7 @@ use kaleidoscope_core::clone::CloneId;
 use kaleidoscope_core::clone::hooks::{
     CloneHook, GenerationId, Guest, HookError, Hooks, IdentityInMemory, Notice,
 };
-use kaleidoscope_kvm::KvmError;
+use kaleidoscope_kvm::ErrorKind;
 use kaleidoscope_kvm::guest::{CheckPort, NOTICE, Plan, boot};
 use kaleidoscope_kvm::machine::Machine;
 use std::sync::Arc;
@@ -59,7 +59,9 @@ fn every_clone_knows_its_identity() -> TestResult<()> {
             notice: Some(Notice { vcpu: 1, vector: NOTICE }),
         });
     let forbidden = parent.freeze_with(&Hooks::none().and(Guard(Arc::default(), true)));
-    assert!(matches!(forbidden, Err(KvmError::Hook(error)) if error.to_string() == "not now"));
+    let forbidden = forbidden.unwrap_err();
+    assert_eq!(forbidden.kind(), ErrorKind::Hook);
+    assert_eq!(forbidden.to_string(), "a hook failed: not now");
     wait_for_rounds(&plan, &parent, &check_port, 10);
     let snapshot = parent.freeze_with(&hooks)?;
     assert_eq!(freezes.load(Ordering::Relaxed), 1);

@@ -203,7 +203,7 @@ fn run(
 fn check(plan: &Plan, machine: &Machine) -> Result<(), Box<dyn Error>> {
     enum Wrong {
         Page(Mismatch),
-        Read(kaleidoscope_kvm::KvmError),
+        Read(kaleidoscope_kvm::Error),
     }
     impl From<Mismatch> for Wrong {
         fn from(mismatch: Mismatch) -> Self {

@@ -1,32 +1,28 @@
 //! Hints for hosts on which machines do not run.
 
-use kaleidoscope_kvm::KvmError;
+use kaleidoscope_kvm::{Error, ErrorKind};
 use rustix::io::Errno;
 use std::path::Path;
 
-/// A remedy for an error of KVM, if there is one.
-pub(crate) fn of_kvm(error: &KvmError) -> Option<&'static str> {
-    Some(match error {
-        KvmError::NoKvm(Errno::ACCESS | Errno::PERM) => {
+/// What to do about an error of KVM, if the reader can do something.
+pub(crate) fn of_kvm(error: &Error) -> Option<&'static str> {
+    of(error.kind(), error.raw_os_error())
+}
+
+fn of(kind: ErrorKind, errno: Option<i32>) -> Option<&'static str> {
+    match (kind, errno.map(Errno::from_raw_os_error)) {
+        (ErrorKind::Unavailable, Some(Errno::ACCESS | Errno::PERM)) => Some(
             "join the group that /dev/kvm belongs to (`usermod -aG kvm USER`, and log in again), \
-             or run it as root"
-        }
-        KvmError::NoKvm(_) => {
+             or run it as root",
+        ),
+        (ErrorKind::Unavailable, _) => Some(
             "switch on VT-x or AMD-V in the firmware (in a VM: nested virtualization) and load \
              kvm_intel or kvm_amd; `kaleidoscope demo` and all commands that read images work \
-             without KVM"
-        }
-        KvmError::Lacking(_) => "a newer host kernel may support it",
-        KvmError::Refused { .. }
-        | KvmError::State(_)
-        | KvmError::NotWhole(_)
-        | KvmError::NotRam { .. }
-        | KvmError::Ended(_)
-        | KvmError::Hook(_)
-        | KvmError::StoreFile(_)
-        | KvmError::Stuck(_)
-        | _ => return None,
-    })
+             without KVM",
+        ),
+        (ErrorKind::Unsupported, _) => Some("a newer kernel of this host may have it"),
+        _ => None,
+    }
 }
 
 /// A hint for a guest whose kernel does not boot, if this host's KVM lacks hardware virtualization.
@@ -53,10 +49,10 @@ mod tests {
 
     #[test]
     fn each_reason_has_its_hint() {
-        let hint = |error: KvmError| of_kvm(&error).unwrap_or_default();
-        assert!(hint(KvmError::NoKvm(Errno::ACCESS)).contains("usermod"));
-        assert!(hint(KvmError::NoKvm(Errno::NOENT)).contains("kvm_intel"));
-        assert_eq!(hint(KvmError::State("cut".to_owned())), "");
+        let hint = |kind, errno: Errno| of(kind, Some(errno.raw_os_error())).unwrap_or_default();
+        assert!(hint(ErrorKind::Unavailable, Errno::ACCESS).contains("usermod"));
+        assert!(hint(ErrorKind::Unavailable, Errno::NOENT).contains("kvm_intel"));
+        assert_eq!(of(ErrorKind::InvalidInput, None), None);
     }
 
     #[test]

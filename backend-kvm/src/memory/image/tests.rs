@@ -174,9 +174,9 @@ fn only_sealed_files_are_referred_to() {
     let sealed = MemoryFile::new(FRAME_BYTES).unwrap();
     sealed.seal().unwrap();
     let open = MemoryFile::new(FRAME_BYTES).unwrap();
-    for stands in [Immutability::Sealed, Immutability::Pinned] {
+    for stands in [Immutability::Sealed, Immutability::Pinned(Arc::new(()))] {
         let over = [Overlay { range: 0..FRAME_BYTES, file: open.as_fd(), offset: 0, stands }];
-        assert!(Sealed::of_files(sealed.as_fd(), FRAME_BYTES, &over).is_err(), "{stands:?}");
+        assert!(Sealed::of_files(sealed.as_fd(), FRAME_BYTES, &over).is_err());
     }
     // A file becomes an image by being sealed: descriptors from before cannot write to it any more.
     let before = open.as_fd().try_clone_to_owned().unwrap();

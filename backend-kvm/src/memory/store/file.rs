@@ -4,7 +4,7 @@
 //! page, its fingerprint is cleared; the new one is written after the page. A fingerprint in the
 //! file therefore never stands for bytes other than those that it was computed from.
 
-use crate::error::{Asked, KvmError};
+use crate::error::{Asked, Error};
 use crate::memory::{MemoryFile, UnfitFile, runs};
 use kaleidoscope_core::addr::FRAME_BYTES;
 use kaleidoscope_core::fingerprint::{FINGERPRINT_BYTES, Fingerprint};
@@ -13,7 +13,6 @@ use rustix::fs::{FlockOperation, SeekFrom, fcntl_lock, seek};
 use rustix::io::Errno;
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use thiserror::Error;
 
 /// First bytes of every store.
 const MAGIC: [u8; 8] = *b"KSTORE\r\n";
@@ -29,9 +28,8 @@ const NONE: Fingerprint = Fingerprint([0; FINGERPRINT_BYTES]);
 const PER_PAGE: u32 = 256;
 
 /// Why a file cannot be reopened as a content store.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
-#[non_exhaustive]
-pub enum StoreFileError {
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub(crate) enum StoreFileError {
     /// It is not a suitable memory file.
     #[error(transparent)]
     Unfit(#[from] UnfitFile),
@@ -88,7 +86,7 @@ fn key_offset(slot: u32) -> usize {
 
 impl StoreFile {
     /// Creates an empty store with a capacity of `pages` pages.
-    pub(super) fn create(pages: u32) -> Result<Self, KvmError> {
+    pub(super) fn create(pages: u32) -> Result<Self, Error> {
         let file = MemoryFile::new(file_bytes(pages))?;
         lock(file.as_fd())?;
         let fields = [VERSION, 0, pages].map(u32::to_le_bytes);
@@ -97,7 +95,7 @@ impl StoreFile {
     }
 
     /// Opens the store that a process has left.
-    pub(super) fn open(fd: OwnedFd) -> Result<Self, KvmError> {
+    pub(super) fn open(fd: OwnedFd) -> Result<Self, Error> {
         let file = MemoryFile::of_others(fd)?.map_err(StoreFileError::from)?;
         let pages = header(&file)?;
         let (size, expected) = (file.len() as u64, file_bytes(pages) as u64);
@@ -119,35 +117,30 @@ impl StoreFile {
     }
 
     /// Copies the page of a slot.
-    pub(super) fn read(&self, slot: u32, page: &mut Page) -> Result<(), KvmError> {
+    pub(super) fn read(&self, slot: u32, page: &mut Page) -> Result<(), Error> {
         self.file.read(self.offset(slot), page)
     }
 
     /// Copies bytes from `offset` bytes after the start of a slot; may extend over the following
     /// slots.
-    pub(super) fn read_from(
-        &self,
-        slot: u32,
-        offset: usize,
-        buf: &mut [u8],
-    ) -> Result<(), KvmError> {
+    pub(super) fn read_from(&self, slot: u32, offset: usize, buf: &mut [u8]) -> Result<(), Error> {
         self.file.read(self.offset(slot).saturating_add(offset), buf)
     }
 
     /// Writes a page to a slot.
-    pub(super) fn put(&self, slot: u32, key: Fingerprint, page: &Page) -> Result<(), KvmError> {
+    pub(super) fn put(&self, slot: u32, key: Fingerprint, page: &Page) -> Result<(), Error> {
         self.file.write(key_offset(slot), &NONE.0)?;
         self.file.write(self.offset(slot), page)?;
         self.file.write(key_offset(slot), &key.0)
     }
 
     /// Bytes of memory allocated for the file, as the kernel counts them.
-    pub(super) fn taken(&self) -> Result<u64, KvmError> {
+    pub(super) fn taken(&self) -> Result<u64, Error> {
         self.file.taken()
     }
 
     /// The slots that have a fingerprint, sorted.
-    pub(super) fn keys(&self) -> Result<Vec<(u32, Fingerprint)>, KvmError> {
+    pub(super) fn keys(&self) -> Result<Vec<(u32, Fingerprint)>, Error> {
         let mut keys = Vec::new();
         let mut table = [0; FRAME_BYTES];
         let pages = FRAME_BYTES..slots_offset(self.pages);
@@ -162,13 +155,13 @@ impl StoreFile {
     }
 
     /// The slots that were ever written to, with a fingerprint or without, as sorted runs.
-    pub(super) fn written(&self) -> Result<Vec<Range<u32>>, KvmError> {
+    pub(super) fn written(&self) -> Result<Vec<Range<u32>>, Error> {
         self.data(slots_offset(self.pages)..file_bytes(self.pages))
     }
 
     /// Page numbers, relative to the start of `part`, that have memory allocated. Skips holes
     /// without reading them, since a file may be of any size.
-    fn data(&self, part: Range<usize>) -> Result<Vec<Range<u32>>, KvmError> {
+    fn data(&self, part: Range<usize>) -> Result<Vec<Range<u32>>, Error> {
         let mut found = Vec::new();
         let (start, end) = (part.start as u64, part.end as u64);
         let page = |at: u64| {
@@ -198,7 +191,7 @@ impl AsFd for StoreFile {
 }
 
 /// Reads and checks the header; returns the capacity in pages.
-fn header(file: &MemoryFile) -> Result<u32, KvmError> {
+fn header(file: &MemoryFile) -> Result<u32, Error> {
     let mut header = [0; MAGIC.len() + 12];
     // A file shorter than the header is not a store either.
     file.read(0, &mut header).map_err(|_| StoreFileError::Magic)?;
@@ -221,7 +214,7 @@ fn header(file: &MemoryFile) -> Result<u32, KvmError> {
 /// Keeps other processes from opening the file while this one lives. This is a POSIX record lock,
 /// owned by the process and not by the descriptor: a process that keeps a copy of the descriptor
 /// does not keep the lock.
-fn lock(fd: BorrowedFd<'_>) -> Result<(), KvmError> {
+fn lock(fd: BorrowedFd<'_>) -> Result<(), Error> {
     match fcntl_lock(fd, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(()),
         Err(Errno::AGAIN | Errno::ACCESS) => Err(StoreFileError::InUse.into()),

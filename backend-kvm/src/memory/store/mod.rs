@@ -6,10 +6,10 @@ mod reopen;
 #[cfg(test)]
 mod tests;
 
-pub use file::StoreFileError;
+pub(crate) use file::StoreFileError;
 pub(crate) use pins::{MAX_RUNS, Pins};
 
-use crate::error::KvmError;
+use crate::error::Error;
 use file::StoreFile;
 use kaleidoscope_core::addr::FRAME_BYTES;
 use kaleidoscope_core::fingerprint::{Domain, Fingerprint};
@@ -42,8 +42,8 @@ impl ContentStore {
     /// 16 bytes of metadata per page.
     ///
     /// # Errors
-    /// [`KvmError::Refused`] when the system is out of memory.
-    pub fn new(pages: u32) -> Result<Arc<Self>, KvmError> {
+    /// [`ErrorKind::Refused`](crate::ErrorKind::Refused) when the system is out of memory.
+    pub fn new(pages: u32) -> Result<Arc<Self>, Error> {
         let file = StoreFile::create(pages)?;
         Ok(Self::with(file, Index::new(pages)))
     }
@@ -61,9 +61,9 @@ impl ContentStore {
     /// proportional to the pages that the file holds, not to its size.
     ///
     /// # Errors
-    /// [`KvmError::StoreFile`] when this is not the file of a store, or a running process uses it;
-    /// [`KvmError::Refused`] when it cannot be read.
-    pub fn reopen(file: OwnedFd, domains: &[Domain]) -> Result<Arc<Self>, KvmError> {
+    /// [`ErrorKind::InvalidInput`](crate::ErrorKind::InvalidInput) when this is not the file of a store, or a running process uses it;
+    /// [`ErrorKind::Refused`](crate::ErrorKind::Refused) when it cannot be read.
+    pub fn reopen(file: OwnedFd, domains: &[Domain]) -> Result<Arc<Self>, Error> {
         let file = StoreFile::open(file)?;
         let index = reopen::index(&file, domains)?;
         Ok(Self::with(file, index))
@@ -98,14 +98,14 @@ impl ContentStore {
     /// Bytes of memory allocated for the store's file, as the kernel counts them.
     ///
     /// # Errors
-    /// [`KvmError::Refused`] when the kernel does not report it.
-    pub fn taken(&self) -> Result<u64, KvmError> {
+    /// [`ErrorKind::Refused`](crate::ErrorKind::Refused) when the kernel does not report it.
+    pub fn taken(&self) -> Result<u64, Error> {
         self.file.taken()
     }
 
     /// Puts a page in unless the store has it, pins it, and returns its slot. `None` when the store
     /// is full, or has a page with this fingerprint but other bytes.
-    fn put_pinned(&self, key: Fingerprint, page: &Page) -> Result<Option<u32>, KvmError> {
+    fn put_pinned(&self, key: Fingerprint, page: &Page) -> Result<Option<u32>, Error> {
         let mut index = self.index.lock();
         if let Some(slot) = index.pin(key) {
             let mut there = [0; FRAME_BYTES];
@@ -121,7 +121,7 @@ impl ContentStore {
     }
 
     /// Puts in a page that the store does not have; `false` when the store is full.
-    fn insert(&self, index: &mut Index, key: Fingerprint, page: &Page) -> Result<bool, KvmError> {
+    fn insert(&self, index: &mut Index, key: Fingerprint, page: &Page) -> Result<bool, Error> {
         let Ok(inserted) = index.insert(key) else { return Ok(false) };
         let written = self.file.put(inserted.slot, key, page);
         if written.is_err() {
@@ -141,7 +141,7 @@ impl ContentStore {
     }
 }
 
-fn failed(error: &KvmError) -> StoreError {
+fn failed(error: &Error) -> StoreError {
     StoreError(error.to_string())
 }
 

@@ -1,7 +1,7 @@
 //! Pinned pages of the content store, and their slots.
 
 use super::ContentStore;
-use crate::error::KvmError;
+use crate::error::{Error, ErrorKind};
 use crate::memory::file::{bytes_of, frames_of};
 use crate::sys::{Immutability, Overlay};
 use kaleidoscope_core::addr::FRAME_BYTES;
@@ -37,8 +37,8 @@ impl Pins {
     pub(crate) fn put(
         store: &Arc<ContentStore>,
         pages: impl Iterator<Item = (u32, Fingerprint)>,
-        read: impl Fn(u32, &mut Page) -> Result<(), KvmError>,
-    ) -> Result<Self, KvmError> {
+        read: impl Fn(u32, &mut Page) -> Result<(), Error>,
+    ) -> Result<Self, Error> {
         // From here on, dropping `pins` unpins the pages on any error.
         let mut pins = Self { store: Arc::clone(store), runs: Vec::new() };
         let mut page = [0; FRAME_BYTES];
@@ -63,7 +63,7 @@ impl Pins {
         store: &Arc<ContentStore>,
         wanted: impl Iterator<Item = (u32, Fingerprint)>,
         domain: Option<&Domain>,
-    ) -> Result<Self, KvmError> {
+    ) -> Result<Self, Error> {
         let mut pins = Self { store: Arc::clone(store), runs: Vec::new() };
         for (frame, key) in wanted {
             if let Some(slot) = store.pin_mapped(key) {
@@ -99,7 +99,7 @@ impl Pins {
     }
 
     /// Truncates each run before the first page that does not match its fingerprint.
-    fn keep_verified(&mut self, domain: &Domain) -> Result<(), KvmError> {
+    fn keep_verified(&mut self, domain: &Domain) -> Result<(), Error> {
         let mut page = [0; FRAME_BYTES];
         for run in &mut self.runs {
             let mut verified = 0;
@@ -134,23 +134,25 @@ impl Pins {
     }
 
     /// Copies bytes, from an offset in frame-index order, out of frames that lie in one run.
-    pub(crate) fn read(&self, offset: usize, buf: &mut [u8]) -> Result<(), KvmError> {
+    pub(crate) fn read(&self, offset: usize, buf: &mut [u8]) -> Result<(), Error> {
         let frame = frames_of(&(offset..offset)).start;
         let run = self.run(frame);
-        let run = run.ok_or_else(|| KvmError::State(format!("frame {frame} is not shared")))?;
+        let run = run.ok_or_else(|| {
+            Error::new(ErrorKind::OutOfRange, format!("frame {frame} is not shared"))
+        })?;
         let start = bytes_of(&run.frames).start;
         self.store.file.read_from(run.slot, offset - start, buf)
     }
 
     /// Where the pages of frames in one run are in the store's file.
-    pub(crate) fn part(&self, frames: &Range<u32>) -> Overlay<'_> {
+    pub(crate) fn part(self: &Arc<Self>, frames: &Range<u32>) -> Overlay<'_> {
         let slot =
             self.run(frames.start).map_or(0, |run| run.slot + (frames.start - run.frames.start));
         Overlay {
             offset: self.store.file.offset(slot),
             range: bytes_of(frames),
             file: self.store.file.as_fd(),
-            stands: Immutability::Pinned,
+            stands: Immutability::Pinned(Arc::clone(self) as _),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Rebuilding a store's index from the file of a previous process.
 
 use super::file::StoreFile;
-use crate::error::KvmError;
+use crate::error::Error;
 use crate::memory::runs;
 use kaleidoscope_core::addr::FRAME_BYTES;
 use kaleidoscope_core::fingerprint::Domain;
@@ -9,7 +9,7 @@ use kaleidoscope_core::store::Index;
 
 /// Builds the index of a file: pages of these domains are adopted, and every other slot that was in
 /// use is reserved.
-pub(super) fn index(file: &StoreFile, domains: &[Domain]) -> Result<Index, KvmError> {
+pub(super) fn index(file: &StoreFile, domains: &[Domain]) -> Result<Index, Error> {
     let mut index = Index::new(file.pages());
     // The domain that matched last is tried first, since pages of one tenant are mostly adjacent.
     let mut domains: Vec<&Domain> = domains.iter().collect();

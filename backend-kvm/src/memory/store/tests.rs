@@ -9,6 +9,7 @@ use rustix::fs::{
     MemfdFlags, Mode, OFlags, SealFlags, fcntl_add_seals, fstat, ftruncate, memfd_create, open,
 };
 use rustix::process::{Signal, set_parent_process_death_signal};
+use std::error::Error as _;
 use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::os::fd::AsRawFd;
@@ -180,8 +181,8 @@ fn memory(len: u64, seals: SealFlags, start: &[u8]) -> OwnedFd {
 
 fn refused(fd: OwnedFd) -> StoreFileError {
     match ContentStore::reopen(fd, &[domain(1)]) {
-        Err(KvmError::StoreFile(error)) => error,
-        other => panic!("{other:?}"),
+        Err(error) => *error.source().unwrap().downcast_ref().unwrap(),
+        Ok(_) => panic!("it was opened"),
     }
 }
 
