@@ -8,7 +8,6 @@ use kaleidoscope_core::color::FrameKind;
 use kaleidoscope_core::coloring::{ColoringOptions, color};
 use kaleidoscope_core::image::{Format, MemoryImage};
 use std::error::Error;
-use std::path::Path;
 
 /// Files that are listed.
 const MOST: usize = 10;
@@ -16,7 +15,7 @@ const MOST: usize = 10;
 fn main() -> Result<(), Box<dyn Error>> {
     let path = std::env::args().nth(1).ok_or("usage: largest_files IMAGE")?;
     // Opening maps the file: nothing is read before it is asked for.
-    let image = MemoryImage::open(Path::new(&path), &Format::Auto)?;
+    let image = MemoryImage::open(&path, &Format::Auto)?;
     // No registers, no symbols: the guest's kernel describes itself in its own memory.
     let coloring = color(&image, &ColoringOptions::default())?;
 

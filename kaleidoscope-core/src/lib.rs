@@ -15,7 +15,7 @@
 //! use kaleidoscope_core::coloring::{ColoringOptions, color};
 //! use kaleidoscope_core::image::{Format, MemoryImage};
 //!
-//! let image = MemoryImage::open("ram.bin".as_ref(), &Format::Auto)?;
+//! let image = MemoryImage::open("ram.bin", &Format::Auto)?;
 //! let coloring = color(&image, &ColoringOptions::default())?;
 //! for (_, gfn, frame) in coloring.map.iter() {
 //!     println!("{gfn} {} {}", frame.color, frame.temperature);
