@@ -2,7 +2,7 @@
 //!
 //! It listens at `uffd.sock` and serves `mem.bin`, both in the current folder. The VMM may be
 //! `userfaultfd_vmm uffd.sock mem.bin`, the example beside this one. The program between the
-//! markers is quoted in README.md; a test compares the two.
+//! markers is quoted in README.md; a test compares the two, and builds it as a crate of its own.
 
 // door: begin
 use kaleidoscope_core::clone::LocalSource;
@@ -17,12 +17,12 @@ fn main() -> Result<(), Box<dyn Error>> {
     let (vmm, _) = UnixListener::bind("uffd.sock")?.accept()?;
     let hello = receive(&vmm)?; // A message, and descriptors by SCM_RIGHTS.
     let address = *hello.message.first_chunk().ok_or("no address")?; // Your own protocol.
-    let region = Region::at_offset(u64::from_le_bytes(address), map.layout().bytes(), 0);
-    // Prefetches by the policy `predicted`, unless told otherwise.
-    let mut session = Session::builder(map, LocalSource::new(image)).until_exit(hello.process);
+    let ram = Region::at_offset(u64::from_le_bytes(address), map.layout().bytes(), 0);
+    let mut vm = Session::builder(map, LocalSource::new(image)); // The policy is `predicted`.
     for userfaultfd in hello.descriptors {
-        session = session.userfaultfd(userfaultfd, [region]);
+        vm = vm.userfaultfd(userfaultfd, [ram]);
     }
-    Ok(session.start()?.wait()?)
+    vm.until_exit(hello.process).start()?.wait()?;
+    Ok(())
 }
 // door: end

@@ -262,6 +262,24 @@ pub enum Eviction {
 
 /// How pages enter the clone's memory. Called by many threads at once, never by two for the same
 /// frame.
+///
+/// The answers of an installer on a userfaultfd, by what UFFDIO_COPY or UFFDIO_ZEROPAGE returns:
+///
+/// | the system | the installer | the engine |
+/// |---|---|---|
+/// | success | [`Installed::Installed`] | makes the frame present; the ioctl woke the vCPU |
+/// | EEXIST: a page is there | [`Installed::AlreadyPresent`] | calls [`wake`](Self::wake) |
+/// | EAGAIN: an event is unread | [`Installed::TryAgain`] | reads events, tries until the timeout |
+/// | ESRCH: the process has exited | [`InstallError::ended`] | stops with [`Stopped::Ended`] |
+/// | any other | [`InstallError::caused_by`] | stops with [`Stopped::Memory`] |
+///
+/// The timeout is [`EngineOptions::timeout`]. [`Stopped::Ended`] is no failure:
+/// [`Engine::has_ended`] is true. A [`FaultQueue`] tells the same by [`Event::Closed`].
+///
+/// [`Engine::has_ended`]: super::Engine::has_ended
+/// [`EngineOptions::timeout`]: super::EngineOptions::timeout
+/// [`Stopped::Ended`]: super::Stopped::Ended
+/// [`Stopped::Memory`]: super::Stopped::Memory
 pub trait PageInstaller: Send + Sync {
     /// Fills a frame that is empty, and wakes the vCPUs that wait for it. A vCPU sees all of the
     /// page or none of it.
@@ -270,10 +288,10 @@ pub trait PageInstaller: Send + Sync {
     /// [`InstallError`] when the frame cannot be filled; the clone is then stopped.
     fn install(&self, frame: FrameIndex, page: &Page) -> Result<Installed, InstallError>;
 
-    /// Fills a frame with zeros, as [`PageInstaller::place`] does with bytes.
+    /// Fills a frame with zeros, as [`PageInstaller::install`] does with bytes.
     ///
     /// # Errors
-    /// As for [`PageInstaller::place`].
+    /// As for [`PageInstaller::install`].
     fn zero(&self, frame: FrameIndex) -> Result<Installed, InstallError>;
 
     /// Fills empty frames with zeros ahead of any touch, at the least cost that the memory offers.
@@ -281,7 +299,7 @@ pub trait PageInstaller: Send + Sync {
     /// Returns how many of them, from the first on, are filled (or had bytes already).
     ///
     /// # Errors
-    /// As for [`PageInstaller::place`].
+    /// As for [`PageInstaller::install`].
     fn zero_run(&self, frames: Range<u32>) -> Result<u32, InstallError> {
         let mut done = 0;
         for frame in frames {
@@ -339,6 +357,46 @@ pub enum Event {
 /// Waiting and reading are apart because the engine reads while it keeps all pages out of the
 /// clone's memory: between the instant at which the guest gives a frame back and the instant at
 /// which the engine knows, none may be placed there.
+///
+/// ```
+/// use kaleidoscope_core::addr::FrameIndex;
+/// use kaleidoscope_core::clone::ports::{Event, FaultQueue, InstallError};
+/// use kaleidoscope_core::prefetch::Access;
+/// use std::collections::VecDeque;
+/// use std::sync::{Condvar, Mutex, PoisonError};
+/// use std::time::Duration;
+///
+/// /// Events that the threads of a VMM report.
+/// #[derive(Default)]
+/// struct Reports(Mutex<VecDeque<Event>>, Condvar);
+///
+/// impl Reports {
+///     fn report(&self, event: Event) {
+///         self.0.lock().unwrap_or_else(PoisonError::into_inner).push_back(event);
+///         self.1.notify_one();
+///     }
+/// }
+///
+/// impl FaultQueue for Reports {
+///     fn wait(&self, wait: Duration) -> Result<(), InstallError> {
+///         let events = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+///         drop(self.1.wait_timeout_while(events, wait, |events| events.is_empty()));
+///         Ok(())
+///     }
+///
+///     fn read(&self) -> Result<Option<Event>, InstallError> {
+///         Ok(self.0.lock().unwrap_or_else(PoisonError::into_inner).pop_front())
+///     }
+/// }
+///
+/// let reports = Reports::default();
+/// let fault = Event::Fault { frame: FrameIndex(3), access: Access::Write };
+/// reports.report(fault.clone());
+/// reports.wait(Duration::from_secs(1))?;
+/// assert_eq!(reports.read()?, Some(fault));
+/// assert_eq!(reports.read()?, None);
+/// # Ok::<(), InstallError>(())
+/// ```
 pub trait FaultQueue: Send + Sync {
     /// Waits until there is an event to read, but no longer than `wait`; may return early, and
     /// without one.
