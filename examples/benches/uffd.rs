@@ -10,6 +10,7 @@
 #![allow(clippy::print_stdout, reason = "a benchmark shows what it finds")]
 #![expect(unsafe_code, reason = "the bare loops issue UFFDIO_COPY")]
 
+#[expect(dead_code, unreachable_pub, reason = "an example has more than is used here")]
 #[path = "../examples/userfaultfd_vmm.rs"]
 mod vmm;
 

@@ -37,8 +37,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let image = MemoryImage::open("ram.bin", &Format::Auto)?;
     let locality: Arc<LocalityOrder> = color(&image, &ColoringOptions::default())?.map.into();
     let trace = Trace::from_csv(File::open("trace.csv")?, locality.layout())?;
-    let policies = [Box::new(Readahead(16)) as _, Box::new(Demand), predicted(&locality)];
-    for mut policy in policies {
+    let own: Box<dyn PrefetchPolicy> = Box::new(Readahead(16));
+    for mut policy in [own, Box::new(Demand), predicted(&locality)] {
         let metrics = replay(&trace, &locality, &mut *policy, &Replay::new(CostModel::GBE25));
         println!("{}: {metrics}", policy.name());
     }

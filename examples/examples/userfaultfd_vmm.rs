@@ -127,7 +127,6 @@ pub fn run(socket: &Path, file: &Path) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-#[allow(dead_code, reason = "tests and benchmarks include this file as a module")]
 fn main() -> Result<(), Box<dyn Error>> {
     let mut words = std::env::args_os().skip(1);
     let (Some(socket), Some(file)) = (words.next(), words.next()) else {
