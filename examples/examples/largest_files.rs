@@ -24,7 +24,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut files: Vec<_> = regions.filter(|region| region.kind == FrameKind::File).collect();
     files.sort_by_key(|file| std::cmp::Reverse(file.frames));
     for file in files.iter().take(MOST) {
-        println!("{:>8} KiB  {}", u64::from(file.frames) * 4, file.name);
+        let path = file.path().unwrap_or("(no path)");
+        println!("{:>8} KiB  {path}", u64::from(file.frames) * 4);
     }
     for process in coloring.processes() {
         let pid = process.pid.map_or_else(|| "?".to_owned(), |pid| pid.to_string());
