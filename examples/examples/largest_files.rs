@@ -8,7 +8,6 @@ use kaleidoscope_core::color::FrameKind;
 use kaleidoscope_core::coloring::{ColoringOptions, color};
 use kaleidoscope_core::image::{Format, MemoryImage};
 use std::error::Error;
-use std::path::Path;
 
 /// Number of files to list.
 const MAX_FILES: usize = 10;
@@ -16,7 +15,7 @@ const MAX_FILES: usize = 10;
 fn main() -> Result<(), Box<dyn Error>> {
     let path = std::env::args().nth(1).ok_or("usage: largest_files IMAGE")?;
     // Maps the file: pages are read on first access.
-    let image = MemoryImage::open(Path::new(&path), &Format::Auto)?;
+    let image = MemoryImage::open(&path, &Format::Auto)?;
     // Needs neither registers nor symbols: the guest's memory contains its kernel's symbols and
     // types.
     let coloring = color(&image, &ColoringOptions::default())?;
@@ -26,7 +25,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut files: Vec<_> = regions.filter(|region| region.kind == FrameKind::File).collect();
     files.sort_by_key(|file| std::cmp::Reverse(file.frames));
     for file in files.iter().take(MAX_FILES) {
-        println!("{:>8} KiB  {}", u64::from(file.frames) * 4, file.name);
+        let path = file.path().unwrap_or("(no path)");
+        println!("{:>8} KiB  {path}", u64::from(file.frames) * 4);
     }
     for process in coloring.processes() {
         let pid = process.pid.map_or_else(|| "?".to_owned(), |pid| pid.to_string());

@@ -154,7 +154,7 @@ fn real_guests(folder: &Path) -> Result<Vec<Guest>, Box<dyn Error>> {
         }
         let layout = LayoutFile::open(&folder.join("layout.txt"))?;
         let format = Format::Raw(RawLayout::File(layout));
-        let memory = MemoryImage::open(&folder.join("ram.bin"), &format)?;
+        let memory = MemoryImage::open(folder.join("ram.bin"), &format)?;
         let registers = parse_qemu_text(&std::fs::read_to_string(folder.join("regs.txt"))?)?;
         let name = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
         guests.push(Guest { name, memory: Box::new(memory), registers });

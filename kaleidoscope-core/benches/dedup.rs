@@ -81,7 +81,7 @@ fn real_guests(folder: &Path) -> Result<Vec<Guest>, Box<dyn Error>> {
         }
         let layout = LayoutFile::open(&folder.join("layout.txt"))?;
         let format = Format::Raw(RawLayout::File(layout));
-        let image = MemoryImage::open(&folder.join("ram.bin"), &format)?;
+        let image = MemoryImage::open(folder.join("ram.bin"), &format)?;
         let registers = parse_qemu_text(&std::fs::read_to_string(folder.join("regs.txt"))?)?;
         let map = color(&image, &ColoringOptions { registers, ..ColoringOptions::default() })?.map;
         let name = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();

@@ -313,7 +313,7 @@ fn real_guests(folder: &Path) -> Result<Vec<Guest>, Box<dyn Error>> {
         }
         let layout = LayoutFile::open(&folder.join("layout.txt"))?;
         let memory =
-            MemoryImage::open(&folder.join("ram.bin"), &Format::Raw(RawLayout::File(layout)))?;
+            MemoryImage::open(folder.join("ram.bin"), &Format::Raw(RawLayout::File(layout)))?;
         let registers = parse_qemu_text(&std::fs::read_to_string(folder.join("regs.txt"))?)?;
         let map = color(&memory, &ColoringOptions { registers, ..ColoringOptions::default() })?.map;
         let mut longest = (Trace::default(), String::new());

@@ -11,16 +11,50 @@
 //! [`dedup`] finds equal pages of its guests, [`store`] keeps one of each, [`clone`] runs clones
 //! with all of this, and [`wire`] carries their pages from one host to another.
 //!
+//! Color an image and find a file's pages:
+//!
 //! ```no_run
+//! use kaleidoscope_core::addr::FRAME_SIZE;
 //! use kaleidoscope_core::coloring::{ColoringOptions, color};
 //! use kaleidoscope_core::image::{Format, MemoryImage};
+//! use std::error::Error;
 //!
-//! let image = MemoryImage::open("ram.bin".as_ref(), &Format::Auto)?;
-//! let coloring = color(&image, &ColoringOptions::default())?;
-//! for (_, gfn, frame) in coloring.map.iter() {
-//!     println!("{gfn} {} {}", frame.color, frame.temperature);
+//! fn main() -> Result<(), Box<dyn Error>> {
+//!     let image = MemoryImage::open("ram.bin", &Format::Auto)?;
+//!     let map = color(&image, &ColoringOptions::default())?.map;
+//!     for (_, gfn, frame) in map.iter() {
+//!         let region = frame.region.and_then(|id| map.region(id));
+//!         let Some(path) = region.and_then(|region| region.path()) else { continue };
+//!         if path.ends_with("/libc.so.6") {
+//!             let offset = frame.position.saturating_mul(FRAME_SIZE);
+//!             println!("{gfn} is offset {offset:#x} of {path}");
+//!         }
+//!     }
+//!     Ok(())
 //! }
-//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! Ask a policy what to fetch for a fault:
+//!
+//! ```
+//! use kaleidoscope_core::addr::{FrameIndex, Gpa};
+//! use kaleidoscope_core::color::ColorMap;
+//! use kaleidoscope_core::memory::MemoryLayout;
+//! use kaleidoscope_core::prefetch::{Access, Fault, LocalityOrder, Plan, predicted};
+//! use std::{error::Error, sync::Arc};
+//!
+//! fn main() -> Result<(), Box<dyn Error>> {
+//!     let map = ColorMap::unknown(MemoryLayout::contiguous(64 << 20)?); // Or the map of an image.
+//!     let locality: Arc<LocalityOrder> = map.into();
+//!     let mut policy = predicted(&locality); // One for each clone.
+//!     let mut plan = Plan::new(Arc::clone(&locality), 256); // At most 256 pages for a fault.
+//!     let frame = locality.layout().index_of(Gpa(0x123_4000).gfn()).ok_or("no RAM there")?;
+//!     let fault = Fault { frame, access: Access::Read, in_flight: false };
+//!     let is_absent = |_: FrameIndex| true; // The clone has no page yet.
+//!     policy.fault(&fault, &mut plan.begin(&is_absent, Some(frame)));
+//!     println!("{:?}; fetch {:?}, zero {:?}", plan.answer(), plan.fetch(), plan.zero());
+//!     Ok(())
+//! }
 //! ```
 
 pub mod addr;

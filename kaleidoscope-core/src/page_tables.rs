@@ -242,7 +242,7 @@ fn classify(
     owners: Vec<u16>,
     spaces: &[String],
 ) -> (Vec<FrameFacts>, Vec<Region>) {
-    let region = |kind, order, name: String| Region { kind, order, name, frames: 0, anchor: None };
+    let region = |kind, order, name: String| Region::new(kind, order, name);
     let mut regions: Vec<Region> = spaces
         .iter()
         .map(|name| region(FrameKind::Anonymous, Order::UserAddress, name.clone()))

@@ -38,12 +38,14 @@ const PIPELINE: [&str; 27] = [
 ];
 
 /// Files that may hold unsafe code, each of which says why.
-const UNSAFE_FILES: [&str; 9] = [
+const UNSAFE_FILES: [&str; 11] = [
     "kaleidoscope-core/src/image/mapping.rs",
     "backend-kvm/src/sys/mapping.rs",
     "backend-kvm/src/sys/scan.rs",
     "backend-kvm/src/sys/userfault.rs",
     "backend-kvm/src/sys/vcpu.rs",
+    "examples/benches/uffd.rs",
+    "examples/examples/userfaultfd_vmm.rs",
     "examples/src/interrupt/child.rs",
     "examples/src/lab/agent/os.rs",
     "backend-mock/tests/hostile/meter.rs",

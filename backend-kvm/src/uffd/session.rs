@@ -35,21 +35,22 @@ use std::sync::Arc;
 /// use kaleidoscope_core::coloring::{ColoringOptions, color};
 /// use kaleidoscope_core::image::{Format, MemoryImage};
 /// use kaleidoscope_kvm::uffd::{Region, Session, receive};
-/// use std::os::unix::net::UnixListener;
-/// use std::sync::Arc;
+/// use std::{error::Error, os::unix::net::UnixListener, sync::Arc};
 ///
-/// let image = Arc::new(MemoryImage::open("mem.bin".as_ref(), &Format::Auto)?);
-/// let map = color(&*image, &ColoringOptions::default())?.map;
-/// let (vmm, _) = UnixListener::bind("uffd.sock")?.accept()?;
-/// let hello = receive(&vmm)?;
-/// let address = u64::from_le_bytes(hello.message[..8].try_into()?); // Your own protocol.
-/// let region = Region::at_offset(address, map.layout().bytes(), 0);
-/// let mut builder = Session::builder(map, LocalSource::new(image)).until_exit(hello.process);
-/// for descriptor in hello.descriptors {
-///     builder = builder.userfaultfd(descriptor, [region]);
+/// fn main() -> Result<(), Box<dyn Error>> {
+///     let image = Arc::new(MemoryImage::open("mem.bin", &Format::Auto)?);
+///     let map = color(&*image, &ColoringOptions::default())?.map;
+///     let (vmm, _) = UnixListener::bind("uffd.sock")?.accept()?;
+///     let hello = receive(&vmm)?; // A message, and descriptors by SCM_RIGHTS.
+///     let address = *hello.message.first_chunk().ok_or("no address")?; // Your own protocol.
+///     let ram = Region::at_offset(u64::from_le_bytes(address), map.layout().bytes(), 0);
+///     let mut vm = Session::builder(map, LocalSource::new(image)); // The policy is `predicted`.
+///     for userfaultfd in hello.descriptors {
+///         vm = vm.userfaultfd(userfaultfd, [ram]);
+///     }
+///     vm.until_exit(hello.process).start()?.wait()?;
+///     Ok(())
 /// }
-/// builder.start()?.wait()?;
-/// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Debug)]
 pub struct Session {

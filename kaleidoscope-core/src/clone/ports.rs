@@ -263,15 +263,23 @@ pub enum Eviction {
 /// Installs pages in the clone's memory. Called by many threads at once, but never by two for the
 /// same frame.
 ///
-/// On memory that is registered with userfaultfd, an installer reports the errors of `UFFDIO_COPY`,
-/// `UFFDIO_ZEROPAGE` and `UFFDIO_CONTINUE` as follows:
+/// The answers of an installer on a userfaultfd, by what UFFDIO_COPY or UFFDIO_ZEROPAGE returns:
 ///
-/// | errno | meaning | result |
+/// | the system | the installer | the engine |
 /// |---|---|---|
-/// | `EEXIST` | the frame already has a page | [`Installed::AlreadyPresent`] |
-/// | `EAGAIN` | the mapping is changing; read the events first | [`Installed::TryAgain`] |
-/// | `ESRCH` | the process has exited | [`InstallError::ended`] |
-/// | others | the frame cannot be filled | [`InstallError::caused_by`] |
+/// | success | [`Installed::Installed`] | makes the frame present; the ioctl woke the vCPU |
+/// | EEXIST: a page is there | [`Installed::AlreadyPresent`] | calls [`wake`](Self::wake) |
+/// | EAGAIN: an event is unread | [`Installed::TryAgain`] | reads events, tries until the timeout |
+/// | ESRCH: the process has exited | [`InstallError::ended`] | stops with [`Stopped::Ended`] |
+/// | any other | [`InstallError::caused_by`] | stops with [`Stopped::Memory`] |
+///
+/// The timeout is [`EngineOptions::timeout`]. [`Stopped::Ended`] is no failure:
+/// [`Engine::has_ended`] is true. A [`FaultQueue`] tells the same by [`Event::Closed`].
+///
+/// [`Engine::has_ended`]: super::Engine::has_ended
+/// [`EngineOptions::timeout`]: super::EngineOptions::timeout
+/// [`Stopped::Ended`]: super::Stopped::Ended
+/// [`Stopped::Memory`]: super::Stopped::Memory
 pub trait PageInstaller: Send + Sync {
     /// Fills an empty frame, and wakes the vCPUs that wait for it. A vCPU sees the whole page or
     /// none of it.
@@ -350,6 +358,46 @@ pub enum Event {
 /// Waiting and reading are separate calls, because the engine installs no page while it reads. Once
 /// the guest has given a frame back, no page may be installed there until the engine has read the
 /// event.
+///
+/// ```
+/// use kaleidoscope_core::addr::FrameIndex;
+/// use kaleidoscope_core::clone::ports::{Event, FaultQueue, InstallError};
+/// use kaleidoscope_core::prefetch::Access;
+/// use std::collections::VecDeque;
+/// use std::sync::{Condvar, Mutex, PoisonError};
+/// use std::time::Duration;
+///
+/// /// Events that the threads of a VMM report.
+/// #[derive(Default)]
+/// struct Reports(Mutex<VecDeque<Event>>, Condvar);
+///
+/// impl Reports {
+///     fn report(&self, event: Event) {
+///         self.0.lock().unwrap_or_else(PoisonError::into_inner).push_back(event);
+///         self.1.notify_one();
+///     }
+/// }
+///
+/// impl FaultQueue for Reports {
+///     fn wait(&self, wait: Duration) -> Result<(), InstallError> {
+///         let events = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+///         drop(self.1.wait_timeout_while(events, wait, |events| events.is_empty()));
+///         Ok(())
+///     }
+///
+///     fn read(&self) -> Result<Option<Event>, InstallError> {
+///         Ok(self.0.lock().unwrap_or_else(PoisonError::into_inner).pop_front())
+///     }
+/// }
+///
+/// let reports = Reports::default();
+/// let fault = Event::Fault { frame: FrameIndex(3), access: Access::Write };
+/// reports.report(fault.clone());
+/// reports.wait(Duration::from_secs(1))?;
+/// assert_eq!(reports.read()?, Some(fault));
+/// assert_eq!(reports.read()?, None);
+/// # Ok::<(), InstallError>(())
+/// ```
 pub trait FaultQueue: Send + Sync {
     /// Waits for at most `wait` until there is an event to read. May return early without one.
     ///

@@ -96,7 +96,7 @@ struct Inner {
 }
 
 impl ColorMap {
-    /// Builds a map from frame records in frame-index order. The regions' `frames` counts are
+    /// Builds a map from frame records in frame-index order. The regions' `id` and `frames` are
     /// computed here; the caller's values are overwritten.
     ///
     /// # Errors
@@ -112,7 +112,9 @@ impl ColorMap {
         let (mut kinds, mut colors) = (Vec::with_capacity(n), Vec::with_capacity(n));
         let (mut region_of, mut positions) = (Vec::with_capacity(n), Vec::with_capacity(n));
         let mut temperatures = Vec::with_capacity(n);
-        regions.iter_mut().for_each(|r| r.frames = 0);
+        for (id, region) in (0..).zip(&mut regions) {
+            (region.id, region.frames) = (RegionId(id), 0);
+        }
         for frame in frames {
             if kinds.len() == n {
                 return Err(MapError::Length { records: n + 1, frames: layout.frames() });
@@ -336,7 +338,19 @@ impl Region {
     /// A region without frames yet.
     #[must_use]
     pub fn new(kind: FrameKind, order: Order, name: impl Into<String>) -> Self {
-        Self { kind, order, name: name.into(), frames: 0, anchor: None }
+        let id = RegionId::default();
+        Self { id, kind, order, name: name.into(), frames: 0, anchor: None }
+    }
+
+    /// Path of a cached file in its file system, without what precedes it in the name:
+    /// `/usr/bin/python3`. `None` for regions that are no file's, and for files without a known
+    /// path.
+    #[must_use]
+    pub fn path(&self) -> Option<&str> {
+        if self.order != Order::FileOffset {
+            return None;
+        }
+        self.name.splitn(4, ':').nth(3).filter(|path| !path.is_empty())
     }
 }
 

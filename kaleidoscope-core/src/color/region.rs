@@ -9,7 +9,7 @@ use std::fmt;
 pub(crate) const MAX_REGIONS: u32 = 1 << 24;
 
 /// Index of a region in its [`ColorMap`](super::ColorMap).
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 pub struct RegionId(pub u32);
 
 /// Natural order of a region's frames, which defines the unit of their positions.
@@ -90,12 +90,14 @@ impl fmt::Display for Order {
 /// process, one slab cache.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Region {
+    /// Its number in the map that has it; 0 before it is in one.
+    pub id: RegionId,
     /// Use of the frames in the guest kernel; the same for all frames of the region.
     pub kind: FrameKind,
     /// What the positions of the frames count.
     pub order: Order,
-    /// A name that stays the same across boots: `ext4:65024:1234:/usr/bin/python3` for a file,
-    /// `python3[812]` for a process's anonymous memory, the cache's name for a slab cache.
+    /// A name that stays the same across boots: `ext4:65024:1234:/usr/bin/python3` for a file
+    /// (type, device and inode; [`path`](Self::path) is the rest), `python3[812]` for a process's anonymous memory, the cache's name for a slab cache.
     pub name: String,
     /// Number of frames.
     pub frames: u32,

@@ -91,16 +91,23 @@ impl MemoryImage {
     /// # Errors
     /// [`ImageError`] if the file cannot be read, is not a file or block device, is not of this
     /// format, or contradicts its layout.
-    pub fn open(path: &Path, format: &Format) -> Result<Self, ImageError> {
+    pub fn open(path: impl AsRef<Path>, format: &Format) -> Result<Self, ImageError> {
+        let path = path.as_ref();
         Self::from_file(open::open(path)?, path, format)?.with_parts(format)
     }
 
-    /// As [`open`](Self::open), for an open file such as a memfd. `name` is used in errors. Further
+    /// As [`open`](Self::open), for an open file or descriptor such as a memfd
+    /// (`File::from(OwnedFd)`). `name` is used in errors. Further
     /// files that a layout names are not opened, and their memory is not RAM.
     ///
     /// # Errors
     /// As [`open`](Self::open).
-    pub fn from_file(file: File, name: &Path, format: &Format) -> Result<Self, ImageError> {
+    pub fn from_file(
+        file: File,
+        name: impl AsRef<Path>,
+        format: &Format,
+    ) -> Result<Self, ImageError> {
+        let name = name.as_ref();
         let failed = |source| ImageError::Io { path: name.to_owned(), source };
         open::refuse_special(name, file.metadata().map_err(failed)?.file_type())?;
         Self::new(ImageBytes::open(file, name.to_owned()).map_err(failed)?, format)

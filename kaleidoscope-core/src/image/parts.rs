@@ -147,7 +147,7 @@ mod tests {
 
     fn open(folder: &Path) -> Result<MemoryImage, ImageError> {
         let layout = LayoutFile::open(&folder.join("layout.txt")).unwrap();
-        MemoryImage::open(&folder.join("ram.bin"), &Format::Raw(RawLayout::File(layout)))
+        MemoryImage::open(folder.join("ram.bin"), &Format::Raw(RawLayout::File(layout)))
     }
 
     #[test]

@@ -76,7 +76,7 @@ fn odd_lengths_are_named() {
     let odd = MemoryImage::from_bytes(vec![0; 0x1801], &Format::Auto).unwrap_err();
     assert!(matches!(odd, ImageError::NotFrames { bytes: 0x1801, over: 0x801 }));
     assert!(matches!(MemoryImage::from_bytes(vec![], &Format::Auto), Err(ImageError::Empty)));
-    let missing = MemoryImage::open(Path::new("/nonexistent/ram"), &Format::Auto).unwrap_err();
+    let missing = MemoryImage::open("/nonexistent/ram", &Format::Auto).unwrap_err();
     assert!(missing.to_string().starts_with("/nonexistent/ram: "));
 }
 

@@ -93,7 +93,7 @@ fn read_regions(
         for _ in 1..more {
             reader.skip()?;
         }
-        regions.push(Region { kind, order, name, frames, anchor });
+        regions.push(Region { frames, anchor, ..Region::new(kind, order, name) });
     }
     Ok(regions)
 }

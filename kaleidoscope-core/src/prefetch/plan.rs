@@ -13,6 +13,12 @@ pub trait Presence {
     fn is_absent(&self, frame: FrameIndex) -> bool;
 }
 
+impl<F: Fn(FrameIndex) -> bool> Presence for F {
+    fn is_absent(&self, frame: FrameIndex) -> bool {
+        self(frame)
+    }
+}
+
 /// Where the bytes of the faulting frame come from.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
 pub enum Answer {
@@ -31,6 +37,13 @@ pub enum Answer {
 #[derive(Debug)]
 pub struct Plan {
     locality: Arc<LocalityOrder>,
+    frames: PlannedFrames,
+    budget: usize,
+}
+
+/// What a plan holds so far.
+#[derive(Debug)]
+struct PlannedFrames {
     answer: Answer,
     fetch: Vec<FrameIndex>,
     zero: Vec<FrameIndex>,
@@ -39,7 +52,6 @@ pub struct Plan {
     /// that starting a large clone costs no more than starting a small one; a `BitVec` has all of
     /// its words at once.
     planned: LazyTable<Cell<u64>>,
-    budget: usize,
 }
 
 impl Plan {
@@ -50,33 +62,32 @@ impl Plan {
     pub fn new(locality: Arc<LocalityOrder>, budget: usize) -> Self {
         let frames = locality.frames();
         let budget = budget.min(frames as usize);
-        Self {
-            locality,
+        let frames = PlannedFrames {
             answer: Answer::Fetch,
             fetch: Vec::with_capacity(budget),
             zero: Vec::with_capacity(budget),
             asked: None,
             planned: LazyTable::new(frames.div_ceil(64) as usize),
-            budget,
-        }
+        };
+        Self { locality, frames, budget }
     }
 
     /// Where the bytes of the faulting frame come from.
     #[must_use]
     pub fn answer(&self) -> Answer {
-        self.answer
+        self.frames.answer
     }
 
     /// Frames to fetch from the parent beside the faulting one, in descending priority.
     #[must_use]
     pub fn fetch(&self) -> &[FrameIndex] {
-        &self.fetch
+        &self.frames.fetch
     }
 
     /// Frames to fill with zeros locally, beside the faulting one.
     #[must_use]
     pub fn zero(&self) -> &[FrameIndex] {
-        &self.zero
+        &self.frames.zero
     }
 
     /// Clears the plan for the answer to a fault on `asked`, or for a background batch if `asked`
@@ -86,22 +97,23 @@ impl Plan {
         presence: &'a dyn Presence,
         asked: Option<FrameIndex>,
     ) -> Planner<'a> {
-        for frame in self.fetch.drain(..).chain(self.zero.drain(..)).chain(self.asked) {
+        let plan = &mut self.frames;
+        for frame in plan.fetch.drain(..).chain(plan.zero.drain(..)).chain(plan.asked) {
             let (word, bit) = bit_of(frame);
-            if let Some(word) = self.planned.made(word) {
+            if let Some(word) = plan.planned.made(word) {
                 word.set(word.get() & !bit);
             }
         }
-        self.answer = Answer::Fetch;
-        self.asked = asked;
+        plan.answer = Answer::Fetch;
+        plan.asked = asked;
         if let Some(asked) = asked {
             let (word, bit) = bit_of(asked);
-            if let Some(word) = self.planned.get(word) {
+            if let Some(word) = plan.planned.get(word) {
                 word.set(word.get() | bit);
             }
         }
         let room = self.budget;
-        Planner { room, zero_room: room, asked, plan: self, presence }
+        Planner { locality: &self.locality, plan, presence, asked, room, zero_room: room }
     }
 }
 
@@ -112,18 +124,20 @@ fn bit_of(frame: FrameIndex) -> (usize, u64) {
 
 /// Fills a plan, and rejects frames that no plan may hold.
 pub struct Planner<'a> {
-    plan: &'a mut Plan,
+    locality: &'a Arc<LocalityOrder>,
+    plan: &'a mut PlannedFrames,
     presence: &'a dyn Presence,
     asked: Option<FrameIndex>,
     room: usize,
     zero_room: usize,
 }
 
-impl Planner<'_> {
-    /// The guest that the plan is for.
+impl<'a> Planner<'a> {
+    /// The guest that the plan is for. The reference does not borrow the planner: a policy plans
+    /// frames while it reads the order.
     #[must_use]
-    pub fn locality(&self) -> &LocalityOrder {
-        &self.plan.locality
+    pub fn locality(&self) -> &'a Arc<LocalityOrder> {
+        self.locality
     }
 
     /// How many more frames can be fetched.
@@ -156,13 +170,13 @@ impl Planner<'_> {
     pub fn is_absent(&self, frame: FrameIndex) -> bool {
         let (word, bit) = bit_of(frame);
         let is_planned = || self.plan.planned.made(word).is_some_and(|word| word.get() & bit != 0);
-        frame.0 < self.plan.locality.frames() && !is_planned() && self.presence.is_absent(frame)
+        frame.0 < self.locality.frames() && !is_planned() && self.presence.is_absent(frame)
     }
 
     /// Answers the fault with zeros. Returns `false` and changes nothing unless the faulting frame
     /// is free.
     pub fn answer_with_zeros(&mut self) -> bool {
-        let is_free = self.asked.is_some_and(|frame| self.plan.locality.is_free(frame));
+        let is_free = self.asked.is_some_and(|frame| self.locality.is_free(frame));
         if is_free {
             self.plan.answer = Answer::Zero;
         }
@@ -183,7 +197,7 @@ impl Planner<'_> {
     /// Plans to fill a frame with zeros. Returns `false` in the cases of [`Planner::fetch`], and if
     /// the frame is not free.
     pub fn zero(&mut self, frame: FrameIndex) -> bool {
-        let fits = self.zero_room > 0 && self.plan.locality.is_free(frame) && self.mark(frame);
+        let fits = self.zero_room > 0 && self.locality.is_free(frame) && self.mark(frame);
         if fits {
             self.zero_room -= 1;
             self.plan.zero.push(frame);
@@ -194,7 +208,7 @@ impl Planner<'_> {
     /// Plans to fetch a frame unless it is free. Returns `false` in the cases of
     /// [`Planner::fetch`], and if the frame is free.
     pub fn fetch_used(&mut self, frame: FrameIndex) -> bool {
-        !self.plan.locality.is_free(frame) && self.fetch(frame)
+        !self.locality.is_free(frame) && self.fetch(frame)
     }
 
     /// Marks an absent frame as planned.

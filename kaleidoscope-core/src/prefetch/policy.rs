@@ -41,6 +41,41 @@ pub enum PrefetchOutcome {
 /// A policy is a deterministic state machine: the same locality order, faults and feedback in the
 /// same order give the same plans. It has no clock, does no I/O, and allocates only while it is
 /// built. One policy serves one clone.
+///
+/// ```
+/// use kaleidoscope_core::addr::FrameIndex;
+/// use kaleidoscope_core::color::ColorMap;
+/// use kaleidoscope_core::memory::MemoryLayout;
+/// use kaleidoscope_core::prefetch::{Access, Fault, LocalityOrder, Plan, Planner, PrefetchPolicy};
+/// use std::sync::Arc;
+///
+/// /// The frames that follow, at most so many.
+/// struct Following(u32);
+///
+/// impl PrefetchPolicy for Following {
+///     fn name(&self) -> &str {
+///         "following"
+///     }
+///
+///     fn fault(&mut self, fault: &Fault, planner: &mut Planner<'_>) {
+///         let locality = planner.locality();
+///         let Some(at) = locality.position(fault.frame) else { return };
+///         let end = at.saturating_add(self.0).saturating_add(1);
+///         for frame in (at..end).filter_map(|position| locality.at(position)) {
+///             planner.fetch_used(frame); // Refused if free, present, planned, or over budget.
+///         }
+///     }
+/// }
+///
+/// let locality: Arc<LocalityOrder> =
+///     ColorMap::unknown(MemoryLayout::contiguous(1 << 20)?).into();
+/// let mut plan = Plan::new(locality, 256);
+/// let (frame, is_absent) = (FrameIndex(7), |frame: FrameIndex| frame.0 != 9);
+/// let fault = Fault { frame, access: Access::Write, in_flight: false };
+/// Following(3).fault(&fault, &mut plan.begin(&is_absent, Some(frame)));
+/// assert_eq!(plan.fetch(), [FrameIndex(8), FrameIndex(10)]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub trait PrefetchPolicy: Send {
     /// Name of the policy, as on the command line.
     fn name(&self) -> &str;

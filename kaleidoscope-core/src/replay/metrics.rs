@@ -2,6 +2,7 @@
 
 use crate::addr::FRAME_SIZE;
 use crate::color::Color;
+use std::fmt;
 
 /// The state of a clone at an instant.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -95,6 +96,19 @@ impl Metrics {
         )]
         let at = (share.clamp(0.0, 1.0) * last as f64).round() as usize;
         self.waits_us.get(at.min(last)).copied().unwrap_or(0.0)
+    }
+}
+
+/// One line: faults (requests to the parent), late touches, waste and waiting.
+impl fmt::Display for Metrics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { faults, late, prefetched, .. } = self;
+        let (wasted, stall_ms) = (self.wasted(), self.stall_us / 1e3);
+        write!(
+            f,
+            "{faults} faults, {late} late, {wasted} of {prefetched} prefetched frames wasted, \
+             {stall_ms:.1} ms waited"
+        )
     }
 }
 

@@ -27,7 +27,7 @@ pub(crate) struct Guest {
 pub(crate) fn open(folder: &Path) -> (MemoryImage, Vec<VcpuRegisters>) {
     let layout = LayoutFile::open(&folder.join("layout.txt")).unwrap();
     let format = Format::Raw(RawLayout::File(layout));
-    let image = MemoryImage::open(&folder.join("ram.bin"), &format).unwrap();
+    let image = MemoryImage::open(folder.join("ram.bin"), &format).unwrap();
     let registers = fs::read_to_string(folder.join("regs.txt")).unwrap();
     (image, parse_qemu_text(&registers).unwrap())
 }

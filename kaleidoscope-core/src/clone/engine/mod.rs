@@ -64,6 +64,56 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 /// Fills the memory of one clone. Dropping the engine stops the clone.
+///
+/// ```
+/// use kaleidoscope_core::addr::FrameIndex;
+/// use kaleidoscope_core::clone::ports::{InstallError, Installed, PageInstaller, SystemClock};
+/// use kaleidoscope_core::clone::{Engine, EngineOptions, EngineParts, LocalSource};
+/// use kaleidoscope_core::color::ColorMap;
+/// use kaleidoscope_core::memory::{MemoryLayout, Page, VecMemory, ZERO_PAGE};
+/// use kaleidoscope_core::prefetch::{Access, LocalityOrder, predicted};
+/// use std::sync::{Arc, OnceLock};
+///
+/// /// A clone's memory: 1 MiB.
+/// struct Ram([OnceLock<Box<Page>>; 256]);
+///
+/// impl PageInstaller for Ram {
+///     fn install(&self, frame: FrameIndex, page: &Page) -> Result<Installed, InstallError> {
+///         let slot = self.0.get(frame.as_usize()).ok_or_else(|| InstallError::new("no RAM"))?;
+///         match slot.set(Box::new(*page)) {
+///             Ok(()) => Ok(Installed::Installed),
+///             Err(_) => Ok(Installed::AlreadyPresent),
+///         }
+///     }
+///
+///     fn zero(&self, frame: FrameIndex) -> Result<Installed, InstallError> {
+///         self.install(frame, &ZERO_PAGE)
+///     }
+///
+///     fn wake(&self, _: FrameIndex) -> Result<(), InstallError> {
+///         Ok(()) // No thread sleeps in this memory.
+///     }
+/// }
+///
+/// let layout = MemoryLayout::contiguous(1 << 20)?;
+/// let parent = VecMemory::from_bytes(layout.clone(), vec![7; 1 << 20]);
+/// let locality: Arc<LocalityOrder> = ColorMap::unknown(layout).into();
+/// let ram = Arc::new(Ram(std::array::from_fn(|_| OnceLock::new())));
+/// let parts = EngineParts {
+///     policy: predicted(&locality),
+///     locality,
+///     source: Arc::new(LocalSource::new(Arc::new(parent))),
+///     installer: Arc::clone(&ram) as _,
+///     queue: None, // Faults come by a call.
+///     clock: Arc::new(SystemClock::new()),
+///     reservation: None,
+///     local_cache: None,
+/// };
+/// let engine = Engine::start(parts, EngineOptions::default())?;
+/// engine.fault(FrameIndex(3), Access::Read)?; // Returns when the page is in memory.
+/// assert!(ram.0[3].get().is_some_and(|page| **page == [7; 4096]));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub struct Engine {
     core: Arc<Core>,
     streamer: Option<JoinHandle<()>>,

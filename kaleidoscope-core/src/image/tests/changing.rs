@@ -121,7 +121,7 @@ fn memfd(seals: SealFlags) -> File {
 #[test]
 fn only_immutable_files_are_borrowed() {
     let borrowed = |file: File| {
-        let image = MemoryImage::from_file(file, Path::new("memfd"), &Format::Auto).unwrap();
+        let image = MemoryImage::from_file(file, "memfd", &Format::Auto).unwrap();
         assert_eq!(frame_number_at(&image, 0x5000), 5);
         image.slice(Gpa(0x5000), 8).map(<[u8]>::to_vec)
     };
@@ -147,7 +147,7 @@ fn a_memfd_is_opened_by_its_name_in_proc() {
     use std::os::fd::AsRawFd;
     let file = memfd(SealFlags::WRITE | SealFlags::SHRINK);
     let path = format!("/proc/self/fd/{}", file.as_raw_fd());
-    let image = MemoryImage::open(Path::new(&path), &Format::Auto).unwrap();
+    let image = MemoryImage::open(&path, &Format::Auto).unwrap();
     assert!(image.slice(Gpa(0x5000), 8).is_some());
 }
 
