@@ -23,11 +23,26 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+// An item that only a feature uses, or only a fuzz target, is unused without that feature. The lints
+// hold where every feature is on, as in the workspace's own builds.
+#![cfg_attr(
+    not(all(feature = "tls", feature = "dedup", feature = "internals")),
+    allow(
+        dead_code,
+        unreachable_pub,
+        unused_imports,
+        reason = "used by features that are off, or by fuzz targets"
+    )
+)]
+
 pub mod addr;
+#[cfg(feature = "engine")]
 pub mod alloc;
+#[cfg(feature = "engine")]
 pub mod clone;
 pub mod color;
 pub mod coloring;
+#[cfg(feature = "dedup")]
 pub mod dedup;
 pub mod fingerprint;
 pub mod guest_os;
@@ -35,15 +50,24 @@ pub mod image;
 pub mod linux;
 pub mod manifest;
 pub mod memory;
+#[cfg(feature = "write")]
 pub mod output_file;
 pub mod page_tables;
 pub mod paging;
+#[cfg(feature = "policies")]
 pub mod prefetch;
+#[cfg(feature = "replay")]
 pub mod recording;
 pub mod registers;
+#[cfg(feature = "replay")]
 pub mod replay;
+#[cfg(feature = "engine")]
 pub mod service;
+#[cfg(feature = "engine")]
 pub mod store;
+#[cfg(feature = "engine")]
 mod sync;
+#[cfg(feature = "replay")]
 pub mod tune;
+#[cfg(feature = "wire")]
 pub mod wire;
