@@ -1,6 +1,6 @@
 //! `kaleidoscope explain`: why a frame has its color.
 
-use crate::analysis::{LayoutArgs, color_image, registers, vmcoreinfo};
+use crate::analysis::{LayoutArgs, color_image, linux, registers};
 use crate::failure::Failure;
 use crate::stdio::print;
 use crate::table;
@@ -8,7 +8,6 @@ use kaleidoscope_core::addr::{FRAME_SIZE, Gfn, Gpa};
 use kaleidoscope_core::color::{ColorMap, FrameKind, Region, Temperature};
 use kaleidoscope_core::coloring::{Coloring, Rule, Rules};
 use kaleidoscope_core::guest_os::{FrameFacts, FrameUse, KernelArea};
-use kaleidoscope_core::linux::Linux;
 use kaleidoscope_core::memory::MemoryLayout;
 use serde::Serialize;
 use std::fmt::Write;
@@ -49,12 +48,12 @@ impl Args {
         let explanation = Explanation::of(&coloring, self.gpa.gfn());
         let mut explanation =
             explanation.ok_or_else(|| not_ram(self.gpa, coloring.map.layout()))?;
-        let linux = Linux { vmcoreinfo: vmcoreinfo(&image), ..Linux::default() };
+        let linux = linux(&image);
         let words = linux.inspect(&image, &registers, self.gpa.gfn()).map_err(|error| {
             Failure::new(error)
                 .hint("`kaleidoscope color` shows what was found of the guest's kernel")
         })?;
-        explanation.facts.extend(words.into_iter().map(|fact| (fact.name, fact.value)));
+        explanation.facts.extend(words);
         print(&if self.json { explanation.json() } else { explanation.text() })
     }
 }

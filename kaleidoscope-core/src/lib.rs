@@ -1,8 +1,8 @@
 //! VM state coloring: what every page of a guest's memory is, found from outside.
 //!
 //! Read the modules as a pipeline, each using only those before it: [`addr`] and [`memory`] say
-//! which frames there are, [`image`] and [`registers`] where they come from, [`paging`], [`linux`]
-//! and, of other systems, [`page_tables`] gather facts in the words of [`guest_os`],
+//! which frames there are, [`image`] and [`registers`] where they come from, [`linux`] and, of
+//! other systems, their page tables give facts in the words of [`guest_os`],
 //! [`coloring`] judges them, [`color`] holds the judgement, and [`manifest`] keeps it in a file;
 //! [`prefetch`] decides what a clone gets before it asks, [`replay`] judges such decisions on the
 //! touches of real clones, [`recording`] keeps what clones touched for other clones, boots and
@@ -10,6 +10,10 @@
 //! [`dedup`] finds equal pages of its guests by their [`fingerprint`]s, [`store`] keeps one of
 //! each, [`clone`] runs clones with all of this, and [`wire`] carries their pages from one host to
 //! another.
+//!
+//! Features decide what is built: without any, guests are colored and manifests are read; the
+//! default feature `engine` adds policies and clones. `docs/features.md` lists all, with the
+//! dependencies of each.
 //!
 //! ```no_run
 //! use kaleidoscope_core::coloring::{ColoringOptions, color};
@@ -23,10 +27,10 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
-// An item that only a feature uses, or only a fuzz target, is unused without that feature. The lints
-// hold where every feature is on, as in the workspace's own builds.
+// An item that only a feature uses, or only a fuzz target, is unused without that feature. The
+// lints hold where every feature is on, as in the workspace's own builds.
 #![cfg_attr(
-    not(all(feature = "tls", feature = "dedup", feature = "internals")),
+    not(all(feature = "tls", feature = "dedup", feature = "hooks", feature = "internals")),
     allow(
         dead_code,
         unreachable_pub,
@@ -52,8 +56,8 @@ pub mod manifest;
 pub mod memory;
 #[cfg(feature = "write")]
 pub mod output_file;
-pub mod page_tables;
-pub mod paging;
+mod page_tables;
+mod paging;
 #[cfg(feature = "policies")]
 pub mod prefetch;
 #[cfg(feature = "replay")]
@@ -63,6 +67,7 @@ pub mod registers;
 pub mod replay;
 #[cfg(feature = "engine")]
 pub mod service;
+mod setters;
 #[cfg(feature = "engine")]
 pub mod store;
 #[cfg(feature = "engine")]
@@ -71,3 +76,30 @@ mod sync;
 pub mod tune;
 #[cfg(feature = "wire")]
 pub mod wire;
+
+/// Inner parts, for fuzz targets, tests and benchmarks. Nothing here is stable.
+#[cfg(feature = "internals")]
+#[doc(hidden)]
+pub mod internals {
+    /// Parser of type information.
+    pub mod btf {
+        pub use crate::linux::btf::*;
+    }
+    /// Parser of symbol tables.
+    pub mod kallsyms {
+        pub use crate::linux::kallsyms::*;
+    }
+    /// Parser of VMCOREINFO texts.
+    pub mod vmcoreinfo {
+        pub use crate::linux::vmcoreinfo::*;
+    }
+    /// The page-table walker.
+    pub mod paging {
+        pub use crate::paging::*;
+    }
+    /// The messages between page servers and clients.
+    #[cfg(feature = "wire")]
+    pub mod protocol {
+        pub use crate::wire::protocol::*;
+    }
+}

@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Every feature that an embedder may enable. `internals` is for fuzz targets and tests.
-const FEATURES: &str = "tls,dedup,replay";
+const FEATURES: &str = "dedup,hooks,replay,tls";
 
 /// Crates whose types may appear in public signatures.
 const ALLOWED_CRATES: [&str; 7] =

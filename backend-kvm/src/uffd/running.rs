@@ -8,7 +8,7 @@ use crate::memory::{PageSize, SnapshotMemory};
 use crate::sys::Mapping;
 use kaleidoscope_core::addr::FRAME_BYTES;
 use kaleidoscope_core::alloc::Reservation;
-use kaleidoscope_core::clone::ports::{LocalCache, PageSource, SystemClock};
+use kaleidoscope_core::clone::ports::{LocalCache, PageSource};
 use kaleidoscope_core::clone::{Engine, EngineOptions, EngineParts, Stopped};
 use kaleidoscope_core::prefetch::{LocalityOrder, PrefetchPolicy};
 use kaleidoscope_core::service;
@@ -98,17 +98,16 @@ impl Running {
         threads: usize,
         ended: impl Fn(&Stopped, &dyn Fn()) + Clone + Send + 'static,
     ) -> Result<Self, KvmError> {
-        let options = EngineOptions { granule: on_demand.pages.frames(), ..on_demand.options };
-        let parts = EngineParts {
-            locality: on_demand.locality,
-            policy: on_demand.policy,
-            source: on_demand.source,
-            installer: Arc::clone(&pages) as _,
-            queue: Some(Arc::clone(&pages) as _),
-            clock: Arc::new(SystemClock::new()),
-            reservation: on_demand.reservation,
-            local_cache: on_demand.local_cache,
-        };
+        let options = on_demand.options.granule(on_demand.pages.frames());
+        let parts = EngineParts::new(
+            on_demand.locality,
+            on_demand.policy,
+            on_demand.source,
+            Arc::clone(&pages) as _,
+        )
+        .queue(Some(Arc::clone(&pages) as _))
+        .reservation(on_demand.reservation)
+        .local_cache(on_demand.local_cache);
         let engine = Arc::new(Engine::start(parts, options).asked("starting a clone's engine")?);
         let running = Self { engine, pages, threads: Mutex::default() };
         for n in 0..threads {

@@ -15,6 +15,7 @@ mod events;
 mod fault;
 mod free_frames;
 mod granule;
+#[cfg(feature = "hooks")]
 pub mod hooks;
 mod id;
 mod local;
@@ -36,11 +37,11 @@ mod stream;
 mod tests;
 mod waiters;
 
-pub use address::{AddressError, ServerAddress};
+pub use address::ServerAddress;
 pub use descriptor::{Descriptor, DescriptorError, DescriptorLimits, MAX_SERVERS, MAX_STATE};
 pub use engine::Engine;
-pub use free_frames::{FreeFrames, Trust, UnknownFreeFrames, Verdict, trust};
-pub use id::{CloneId, CloneIdError};
+pub use free_frames::{FreeFrames, Trust, Verdict, trust};
+pub use id::CloneId;
 pub use local::LocalSource;
 pub use options::{Background, EngineOptions, EngineParts, Feedback, Stopped};
 pub use retry::Retry;
