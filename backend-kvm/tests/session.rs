@@ -330,7 +330,7 @@ fn a_vm_with_all_pages_goes_on_alone() {
     for special in ["events keeps waits", "events waits", "keeps waits"] {
         let mut vm = Vm::start(&[LOW, HIGH], special);
         let (regions, inode) = (regions(&vm), inode(&vm));
-        let options = EngineOptions { background: Background::Full, ..EngineOptions::default() };
+        let options = EngineOptions::default().background(Background::Full);
         let session = vm.session(on_demand().options(options), &regions);
         while !session.engine().is_whole() {
             std::thread::yield_now();

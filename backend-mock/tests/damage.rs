@@ -19,8 +19,7 @@ fn color_both_ways(name: &str, guest: &MockGuest) -> Option<Coloring> {
     let mut out = None;
     for registers in [guest.registers.clone(), Vec::new()] {
         let start = Instant::now();
-        let coloring =
-            color(&guest.memory, &ColoringOptions { registers, ..ColoringOptions::default() }).ok();
+        let coloring = color(&guest.memory, &ColoringOptions::default().registers(registers)).ok();
         assert!(start.elapsed() < LIMIT, "{name} took {:?}", start.elapsed());
         out = out.or(coloring);
     }

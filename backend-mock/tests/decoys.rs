@@ -10,7 +10,7 @@
 use kaleidoscope_core::addr::{FRAME_BYTES, Gfn};
 use kaleidoscope_core::color::FrameKind;
 use kaleidoscope_core::coloring::{ColoringError, ColoringOptions, color};
-use kaleidoscope_core::linux::{LinuxError, LocateError};
+use kaleidoscope_core::guest_os::IntrospectErrorKind;
 use kaleidoscope_core::memory::GuestMemory;
 use kaleidoscope_core::registers::VcpuRegisters;
 use kaleidoscope_mock::linux::{GuestBuilder, KernelStyle, MockGuest, Role};
@@ -85,7 +85,7 @@ fn copy_in_place(running: &mut MockGuest, place: DecoyPlace, other: &MockGuest) 
 
 /// Whether the coloring is right; panics unless it is right or an error that reports two kernels.
 fn is_right(guest: &MockGuest, registers: &[VcpuRegisters], name: &str) -> bool {
-    let options = ColoringOptions { registers: registers.to_vec(), ..ColoringOptions::default() };
+    let options = ColoringOptions::default().registers(registers.to_vec());
     match color(&guest.memory, &options) {
         Ok(coloring) => {
             assert_eq!(coloring.map.kernel().release, guest.truth.kernel.release, "{name}");
@@ -96,7 +96,9 @@ fn is_right(guest: &MockGuest, registers: &[VcpuRegisters], name: &str) -> bool 
             }
             true
         }
-        Err(ColoringError::Linux(LinuxError::Locate(LocateError::Ambiguous { .. }))) => false,
+        Err(ColoringError::Introspect(error)) if error.kind() == IntrospectErrorKind::Ambiguous => {
+            false
+        }
         Err(error) => panic!("{name}: {error}"),
     }
 }

@@ -10,16 +10,13 @@
 use kaleidoscope_core::addr::Gfn;
 use kaleidoscope_core::color::FrameKind;
 use kaleidoscope_core::coloring::{Coloring, ColoringError, ColoringOptions, color};
-use kaleidoscope_core::linux::{LinuxError, LocateError};
+use kaleidoscope_core::guest_os::IntrospectErrorKind;
 use kaleidoscope_core::memory::GuestMemory;
 use kaleidoscope_core::registers::VcpuRegisters;
 use kaleidoscope_mock::linux::{GuestBuilder, KernelStyle, MockGuest, Role};
 
 fn try_color(guest: &MockGuest, registers: &[VcpuRegisters]) -> Result<Coloring, ColoringError> {
-    color(
-        &guest.memory,
-        &ColoringOptions { registers: registers.to_vec(), ..ColoringOptions::default() },
-    )
+    color(&guest.memory, &ColoringOptions::default().registers(registers.to_vec()))
 }
 
 /// How long ago the former kernel ran, which determines what is left of it.
@@ -102,9 +99,11 @@ fn sweep(style: KernelStyle, seeds: std::ops::Range<u64>, tally: &mut Tally) {
                 assert_eq!(coloring.map.kernel().release, new.truth.kernel.release, "{name}");
                 tally.right += 1;
             }
-            Err(
-                error @ ColoringError::Linux(LinuxError::Locate(LocateError::Ambiguous { .. })),
-            ) => tally.ties.push(format!("{name}: {error}")),
+            Err(ColoringError::Introspect(error))
+                if error.kind() == IntrospectErrorKind::Ambiguous =>
+            {
+                tally.ties.push(format!("{name}: {error}"))
+            }
             Err(error) => panic!("{name}: {error}"),
         }
     }

@@ -37,7 +37,7 @@ fn try_color(guest: &MockGuest, layers: Layers) -> Result<Coloring, ColoringErro
         guest.wipe_vmcoreinfo().unwrap();
     }
     let registers = if layers.registers { guest.registers.clone() } else { Vec::new() };
-    color(&guest.memory, &ColoringOptions { registers, ..ColoringOptions::default() })
+    color(&guest.memory, &ColoringOptions::default().registers(registers))
 }
 
 /// What can be known of a frame from the remaining descriptions; several answers where it depends

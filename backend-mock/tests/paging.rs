@@ -8,8 +8,8 @@
 )]
 
 use kaleidoscope_core::addr::{Gfn, Gpa, Gva};
+use kaleidoscope_core::internals::paging as core;
 use kaleidoscope_core::memory::{MemoryLayout, VecMemory};
-use kaleidoscope_core::paging as core;
 use kaleidoscope_mock::paging::{
     Attributes, FrameRange, Mode, PageTables, Rights, TableFrame, translate,
 };

@@ -11,7 +11,7 @@
 //! here.
 
 use kaleidoscope_core::addr::{FrameIndex, Gpa};
-use kaleidoscope_core::clone::ports::{InstallError, Installed, PageInstaller, SystemClock};
+use kaleidoscope_core::clone::ports::{InstallError, Installed, PageInstaller};
 use kaleidoscope_core::clone::{
     Background, Descriptor, DescriptorLimits, Engine, EngineOptions, EngineParts,
 };
@@ -82,22 +82,18 @@ impl Vm {
             Arc::clone(&locality),
             Settings::shipped_for(locality.map().kernel()),
         ));
-        let parts = EngineParts {
+        // A memory that reports faults by itself (userfaultfd) is a `FaultQueue`, given by
+        // `EngineParts::queue`, and a thread calls `Engine::serve`. With many clones on a host, an
+        // `alloc::Host` says how much each may have: `EngineParts::reservation`.
+        let parts = EngineParts::new(
             locality,
-            policy: Box::new(Colored::new(guide)),
-            source: Arc::new(client),
-            installer: Arc::clone(&ram) as Arc<dyn PageInstaller>,
-            // A memory that reports faults through a file descriptor (userfaultfd) implements
-            // `FaultQueue`, and a thread calls `Engine::serve`.
-            queue: None,
-            clock: Arc::new(SystemClock::new()),
-            // With many clones on a host, an `alloc::Host` limits the memory of each.
-            reservation: None,
-            local_cache: None,
-        };
+            Box::new(Colored::new(guide)),
+            Arc::new(client),
+            Arc::clone(&ram) as Arc<dyn PageInstaller>,
+        );
         // Fetch all other pages when the connection is idle. Afterwards the clone no longer needs
         // the server.
-        let options = EngineOptions { background: Background::Full, ..EngineOptions::default() };
+        let options = EngineOptions::default().background(Background::Full);
         let engine = Engine::start(parts, options)?;
         Ok(Self { ram, layout, engine })
     }

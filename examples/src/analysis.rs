@@ -7,9 +7,9 @@ use kaleidoscope_core::color::KernelIdentity;
 use kaleidoscope_core::coloring::{
     Coloring, ColoringOptions, Rules, color_by_page_tables, color_with_progress,
 };
-use kaleidoscope_core::guest_os::Phase;
+use kaleidoscope_core::guest_os::{IntrospectError, Phase};
 use kaleidoscope_core::image::MemoryImage;
-use kaleidoscope_core::linux::vmcoreinfo::VmcoreInfo;
+use kaleidoscope_core::linux::Linux;
 use kaleidoscope_core::memory::GuestMemory;
 use kaleidoscope_core::registers::{VcpuRegisters, parse_qemu_text};
 use std::path::Path;
@@ -36,15 +36,22 @@ pub(crate) fn registers(
     file.map_or_else(|| Ok(image.vcpus().to_vec()), read_registers)
 }
 
-/// The VMCOREINFO text that an image has as a note. One that is no such text is left out.
-pub(crate) fn vmcoreinfo(image: &MemoryImage) -> Vec<VmcoreInfo> {
-    image.vmcoreinfo().and_then(|note| VmcoreInfo::parse(note).ok()).into_iter().collect()
+/// How Linux is read in an image: with the VMCOREINFO text that the image has as a note. A note
+/// that is no such text is left out.
+pub(crate) fn linux(image: &MemoryImage) -> Linux {
+    with_note(image).unwrap_or_default()
+}
+
+fn with_note(image: &MemoryImage) -> Result<Linux, IntrospectError> {
+    image
+        .vmcoreinfo()
+        .map_or_else(|| Ok(Linux::default()), |note| Linux::default().vmcoreinfo(note))
 }
 
 /// What of the image's file was passed over.
 fn passed_over(image: &MemoryImage) -> Vec<String> {
     let mut notes: Vec<_> = image.skipped().iter().map(|s| format!("the image: {s}")).collect();
-    if let Some(Err(error)) = image.vmcoreinfo().map(VmcoreInfo::parse) {
+    if let Err(error) = with_note(image) {
         notes.push(format!("the image: its VMCOREINFO note is passed over: {error}"));
     }
     notes
@@ -56,8 +63,7 @@ pub(crate) fn color_image(
     registers: Vec<VcpuRegisters>,
     rules: Rules,
 ) -> Result<Analysis, Failure> {
-    let vmcoreinfo = vmcoreinfo(image);
-    let options = ColoringOptions { registers, vmcoreinfo, rules, ..ColoringOptions::default() };
+    let options = ColoringOptions::default().registers(registers).linux(linux(image)).rules(rules);
     let mut analysis = color_with(image, &options)?;
     analysis.notes.splice(..0, passed_over(image));
     // What was found in a file that changed meanwhile may be of two times.
@@ -71,7 +77,7 @@ pub(crate) fn color(
     registers: Vec<VcpuRegisters>,
     rules: Rules,
 ) -> Result<Analysis, Failure> {
-    color_with(image, &ColoringOptions { registers, rules, ..ColoringOptions::default() })
+    color_with(image, &ColoringOptions::default().registers(registers).rules(rules))
 }
 
 fn color_with(image: &dyn GuestMemory, options: &ColoringOptions) -> Result<Analysis, Failure> {
@@ -140,7 +146,7 @@ fn by_page_tables(
     });
     let of_processes: Vec<_> = of_processes.collect();
     let registers = if of_processes.is_empty() { vcpus } else { of_processes };
-    let options = ColoringOptions { registers, rules, ..ColoringOptions::default() };
+    let options = ColoringOptions::default().registers(registers).rules(rules);
     let coloring = color_by_page_tables(memory, &options).map_err(|error| {
         Failure::new(error).hint("the registers are --regs's, or regs.txt in the guest's folder")
     })?;
@@ -260,7 +266,7 @@ mod tests {
         notes.extend([11u32, 4, 0].map(u32::to_le_bytes).concat());
         notes.extend(b"VMCOREINFO\0\0????");
         let image = MemoryImage::from_bytes(elf_core(&notes), &Format::Auto).unwrap();
-        assert!(vmcoreinfo(&image).is_empty());
+        assert!(with_note(&image).is_err());
         let told = passed_over(&image);
         let all = ["vCPU note at 0x2000", "program header 2", "VMCOREINFO note is passed over"];
         assert_eq!(told.len(), all.len(), "{told:?}");
@@ -272,7 +278,7 @@ mod tests {
         let at = notes.len() - 16 - 12 - 12 + 4;
         notes[at..at + 4].copy_from_slice(&16u32.to_le_bytes());
         let image = MemoryImage::from_bytes(elf_core(&notes), &Format::Auto).unwrap();
-        assert_eq!(vmcoreinfo(&image)[0].os_release(), "6.1");
+        assert!(with_note(&image).is_ok());
         assert_eq!(passed_over(&image).len(), 2);
     }
 }

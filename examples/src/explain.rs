@@ -1,6 +1,6 @@
 //! `kaleidoscope explain`: why a frame has its color.
 
-use crate::analysis::{color_image_with, vmcoreinfo};
+use crate::analysis::{color_image_with, linux};
 use crate::args::{ColoringArgs, FrameArgs, ImageArgs, RuleArgs};
 use crate::failure::Failure;
 use crate::stdio::print;
@@ -9,7 +9,6 @@ use kaleidoscope_core::addr::{FRAME_SIZE, Gfn, Gpa};
 use kaleidoscope_core::color::{ColorMap, FrameKind, Region, Temperature};
 use kaleidoscope_core::coloring::{Coloring, Rule};
 use kaleidoscope_core::guest_os::{FrameFacts, FrameUse, KernelArea};
-use kaleidoscope_core::linux::Linux;
 use kaleidoscope_core::memory::MemoryLayout;
 use serde::Serialize;
 use std::fmt::Write;
@@ -48,12 +47,12 @@ impl Args {
         let mut explanation =
             explanation.ok_or_else(|| not_ram(gfn.gpa(), coloring.map.layout()))?;
         if !self.coloring.page_tables {
-            let linux = Linux { vmcoreinfo: vmcoreinfo(&image), ..Linux::default() };
+            let linux = linux(&image);
             let words = linux.inspect(&image, &registers, gfn).map_err(|error| {
                 Failure::new(error)
                     .hint("`kaleidoscope color` shows what was found of the guest's kernel")
             })?;
-            explanation.facts.extend(words.into_iter().map(|fact| (fact.name, fact.value)));
+            explanation.facts.extend(words);
         }
         print(&if self.json { explanation.json() } else { explanation.text() })
     }

@@ -162,11 +162,11 @@ mod tests {
             Credentials::from_files(&file(".pem"), &file("-key.pem"), &ca).unwrap()
         };
         let tls = ServerTls::new(credentials("server"), &["host-7".to_owned()]).unwrap();
-        let listen = ListenOptions { tls: Some(tls), ..ListenOptions::default() };
+        let listen = ListenOptions::default().tls(Some(tls));
         let at = ServerAddress::Tcp("127.0.0.1:0".to_owned());
         let listener = Listener::bind(&at, listen).unwrap();
         let tls = Some(ClientTls::new(credentials("client"), None).unwrap());
-        let options = ConnectOptions { tls, ..ConnectOptions::default() };
+        let options = ConnectOptions::default().tls(tls);
         std::thread::scope(|scope| {
             let client = scope.spawn(|| connect(&listener.local_address(), &options).unwrap());
             let server = listener.accept(Duration::from_secs(60)).unwrap().unwrap();

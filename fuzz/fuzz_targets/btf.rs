@@ -1,7 +1,7 @@
 //! Any bytes as type information, and all questions that can be asked of it.
 #![no_main]
 
-use kaleidoscope_core::linux::btf::{Btf, MAGIC, TypeId};
+use kaleidoscope_core::internals::btf::{Btf, MAGIC, TypeId};
 use libfuzzer_sys::fuzz_target;
 
 const PATHS: [&str; 8] = [

@@ -84,7 +84,7 @@ fuzz_target!(|data: &[u8]| {
         memory.write(at, &new.to_le_bytes()).expect("it is RAM");
     }
     let registers = if has_registers { base.registers.clone() } else { Vec::new() };
-    let options = ColoringOptions { registers, ..ColoringOptions::default() };
+    let options = ColoringOptions::default().registers(registers);
     let frames = memory.layout().frames() as usize;
     match color(memory, &options) {
         Ok(coloring) => {

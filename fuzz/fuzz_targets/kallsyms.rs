@@ -3,7 +3,7 @@
 #![no_main]
 
 use kaleidoscope_core::addr::{Gpa, Gva};
-use kaleidoscope_core::linux::kallsyms::{Kallsyms, KallsymsHints, MAX_NAME_BYTES};
+use kaleidoscope_core::internals::kallsyms::{Kallsyms, KallsymsHints, MAX_NAME_BYTES};
 use kaleidoscope_core::memory::GuestMemory;
 use kaleidoscope_fuzz::{Input, guest};
 use kaleidoscope_mock::linux::KernelStyle;

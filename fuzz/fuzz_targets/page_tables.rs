@@ -27,7 +27,7 @@ fuzz_target!(|data: &[u8]| {
         efer: Some(u64::from(mode >> 2 & 1) << 10),
         ..VcpuRegisters::default()
     });
-    let options = ColoringOptions { registers: registers.to_vec(), ..ColoringOptions::default() };
+    let options = ColoringOptions::default().registers(registers.to_vec());
     let coloring = color_by_page_tables(&memory, &options).expect("registers tell of page tables");
     let frames = coloring.map.iter().filter(|(_, _, frame)| frame.region.is_some()).count();
     let regions: u32 = coloring.facts.regions.iter().map(|region| region.frames).sum();

@@ -12,7 +12,7 @@ use std::sync::LazyLock;
 
 static ATLAS: LazyLock<LocalityOrder> = LazyLock::new(|| {
     let guest = guest(KernelStyle::ALL[0]);
-    let options = ColoringOptions { registers: guest.registers.clone(), ..ColoringOptions::default() };
+    let options = ColoringOptions::default().registers(guest.registers.clone());
     LocalityOrder::new(color(&guest.memory, &options).expect("a synthetic guest is colored").map)
 });
 

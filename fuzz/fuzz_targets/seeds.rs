@@ -10,15 +10,15 @@ use kaleidoscope_core::color::ColorMap;
 use kaleidoscope_core::coloring::{ColoringOptions, color};
 use kaleidoscope_core::dedup::HitRates;
 use kaleidoscope_core::fingerprint::{Domain, Fingerprints, contents};
+use kaleidoscope_core::internals::protocol::{
+    Codec, Codecs, DescriptorHead, Entry, ErrorCode, Features, FetchEncoder, Hello, PageEncoder,
+    PagesHead, Refusal, Stored, Welcome, checksum, descriptor_request, error_message,
+};
 use kaleidoscope_core::manifest::{ImageIdentity, Manifest};
 use kaleidoscope_core::memory::GuestMemory;
 use kaleidoscope_core::prefetch::{Access, LocalityOrder};
 use kaleidoscope_core::recording::Recording;
 use kaleidoscope_core::replay::{Touch, Trace};
-use kaleidoscope_core::wire::protocol::{
-    Codec, Codecs, DescriptorHead, Entry, ErrorCode, Features, FetchEncoder, Hello, PageEncoder,
-    PagesHead, Refusal, Stored, Welcome, checksum, descriptor_request, error_message,
-};
 use kaleidoscope_fuzz::{guest, payload_of};
 use kaleidoscope_mock::linux::{KernelStyle, MockGuest};
 use libfuzzer_sys::fuzz_target;
@@ -111,7 +111,7 @@ fn write(root: &Path) -> Result<(), Box<dyn Error>> {
         guest.memory.read(kernel.vmcoreinfo, &mut page)?;
         let end = page.iter().position(|&b| b == 0).unwrap_or(page.len());
         put("vmcoreinfo", &name, page.get(..end).unwrap_or(&page))?;
-        let options = ColoringOptions { registers: guest.registers.clone(), ..ColoringOptions::default() };
+        let options = ColoringOptions::default().registers(guest.registers.clone());
         let coloring = color(&guest.memory, &options)?;
         let identity = ImageIdentity::of(&guest.memory, &coloring.map)?;
         let mut manifest = Manifest::new(coloring.map.clone(), identity);

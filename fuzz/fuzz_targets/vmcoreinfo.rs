@@ -1,7 +1,7 @@
 //! Any bytes as the page in which a kernel describes itself.
 #![no_main]
 
-use kaleidoscope_core::linux::vmcoreinfo::{SIGNATURE, VmcoreInfo};
+use kaleidoscope_core::internals::vmcoreinfo::{SIGNATURE, VmcoreInfo};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|data: &[u8]| {

@@ -3,10 +3,10 @@
 #![no_main]
 
 use kaleidoscope_core::addr::{Gpa, Gva};
-use kaleidoscope_core::memory::{MemoryLayout, VecMemory};
-use kaleidoscope_core::paging::{
+use kaleidoscope_core::internals::paging::{
     GvaRange, KernelSpace, Leaf, PagingSpec, TableBudget, Translation, Visitor, translate, walk,
 };
+use kaleidoscope_core::memory::{MemoryLayout, VecMemory};
 use kaleidoscope_fuzz::Input;
 use libfuzzer_sys::fuzz_target;
 

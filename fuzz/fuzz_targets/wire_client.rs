@@ -4,7 +4,7 @@
 
 use kaleidoscope_core::clone::CloneId;
 use kaleidoscope_core::clone::ports::Delivery;
-use kaleidoscope_core::wire::protocol::{
+use kaleidoscope_core::internals::protocol::{
     Features, Hello, MAX_CHUNK, MAX_TEXT, ProtocolError, Reply, ReplyLimits, ReplyReader,
     WELCOME_BYTES, WelcomeHead,
 };

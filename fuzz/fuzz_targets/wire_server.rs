@@ -4,7 +4,7 @@
 
 use kaleidoscope_core::addr::FrameIndex;
 use kaleidoscope_core::clone::ports::Priority;
-use kaleidoscope_core::wire::protocol::{
+use kaleidoscope_core::internals::protocol::{
     FetchEncoder, HELLO_BYTES, Hello, MAX_BATCH, MAX_CHUNK, ProtocolError, Request, RequestLimits,
     RequestReader, descriptor_request,
 };

@@ -82,7 +82,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 
 fn measure(guest: &Guest) -> Result<Durations, Box<dyn Error>> {
     let memory = &*guest.memory;
-    let with = ColoringOptions { registers: guest.registers.clone(), ..ColoringOptions::default() };
+    let with = ColoringOptions::default().registers(guest.registers.clone());
     let without = ColoringOptions::default();
     let mut out = Durations::default();
     for round in 0..=ROUNDS {

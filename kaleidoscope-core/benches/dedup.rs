@@ -65,8 +65,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 
 fn synthetic() -> Result<Guest, Box<dyn Error>> {
     let guest = GuestBuilder::new(KernelStyle::V6_1).seed(3).ram_bytes(RAM).build()?;
-    let options =
-        ColoringOptions { registers: guest.registers.clone(), ..ColoringOptions::default() };
+    let options = ColoringOptions::default().registers(guest.registers.clone());
     let map = color(&guest.memory, &options)?.map;
     let locality = Arc::new(LocalityOrder::new(map));
     Ok(Guest { name: "synthetic".into(), memory: Box::new(guest.memory), locality })
@@ -83,7 +82,7 @@ fn real_guests(folder: &Path) -> Result<Vec<Guest>, Box<dyn Error>> {
         let format = Format::Raw(RawLayout::File(layout));
         let image = MemoryImage::open(folder.join("ram.bin"), &format)?;
         let registers = parse_qemu_text(&std::fs::read_to_string(folder.join("regs.txt"))?)?;
-        let map = color(&image, &ColoringOptions { registers, ..ColoringOptions::default() })?.map;
+        let map = color(&image, &ColoringOptions::default().registers(registers))?.map;
         let name = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
         guests.push(Guest {
             name,

@@ -315,7 +315,7 @@ fn real_guests(folder: &Path) -> Result<Vec<Guest>, Box<dyn Error>> {
         let memory =
             MemoryImage::open(folder.join("ram.bin"), &Format::Raw(RawLayout::File(layout)))?;
         let registers = parse_qemu_text(&std::fs::read_to_string(folder.join("regs.txt"))?)?;
-        let map = color(&memory, &ColoringOptions { registers, ..ColoringOptions::default() })?.map;
+        let map = color(&memory, &ColoringOptions::default().registers(registers))?.map;
         let mut longest = (Trace::default(), String::new());
         for entry in std::fs::read_dir(folder.join("traces"))? {
             let path = entry?.path();

@@ -13,9 +13,9 @@
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "an example shows what it finds")]
 
 use kaleidoscope_core::addr::Gva;
-use kaleidoscope_core::linux::btf::Btf;
-use kaleidoscope_core::linux::kallsyms::{Kallsyms, KallsymsHints};
-use kaleidoscope_core::linux::vmcoreinfo::{SIGNATURE, VmcoreInfo};
+use kaleidoscope_core::internals::btf::Btf;
+use kaleidoscope_core::internals::kallsyms::{Kallsyms, KallsymsHints};
+use kaleidoscope_core::internals::vmcoreinfo::{SIGNATURE, VmcoreInfo};
 use std::error::Error;
 use std::time::{Duration, Instant};
 

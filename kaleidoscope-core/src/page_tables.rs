@@ -9,7 +9,8 @@
 use crate::addr::{FRAME_BYTES, FRAME_SIZE, Gpa, Gva};
 use crate::color::{FrameKind, KernelIdentity, Order, Region, RegionId, Temperature};
 use crate::guest_os::{
-    FrameFacts, FrameUse, GuestFacts, Introspect, KernelArea, Note, Phase, Process,
+    FrameFacts, FrameUse, GuestFacts, Introspect, IntrospectError, IntrospectErrorKind, KernelArea,
+    Note, Phase, Process,
 };
 use crate::memory::{GuestMemory, MemoryLayout};
 use crate::paging::{
@@ -29,7 +30,7 @@ const SPARE_TABLES: u64 = 1 << 16;
 
 /// Why page tables could not be read.
 #[derive(Clone, PartialEq, Eq, Debug, Error)]
-pub enum PageTablesError {
+pub(crate) enum PageTablesError {
     /// No vCPU's registers locate page tables.
     #[error(
         "no vCPU's registers tell of page tables; \
@@ -40,7 +41,7 @@ pub enum PageTablesError {
 
 /// Gathers facts from page tables alone.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct PageTables;
+pub(crate) struct PageTables;
 
 fn spec(mode: PagingMode) -> Option<PagingSpec> {
     match mode {
@@ -53,19 +54,21 @@ fn spec(mode: PagingMode) -> Option<PagingSpec> {
 }
 
 impl Introspect for PageTables {
-    type Error = PageTablesError;
-
     /// The same vCPU may appear several times, with registers captured at different times.
     fn introspect(
         &self,
         memory: &dyn GuestMemory,
         registers: &[VcpuRegisters],
         begin: &mut dyn FnMut(Phase),
-    ) -> Result<GuestFacts, PageTablesError> {
+    ) -> Result<GuestFacts, IntrospectError> {
         begin(Phase::UserSpaces);
         let with_paging = |r: &VcpuRegisters| Some((spec(r.paging_mode()?)?, r.cr3?));
         let known: Vec<_> = registers.iter().filter_map(with_paging).collect();
-        let (spec, _) = known.first().copied().ok_or(PageTablesError::NoRoots)?;
+        let (spec, _) = known
+            .first()
+            .copied()
+            .ok_or(PageTablesError::NoRoots)
+            .map_err(|e| IntrospectError::new(IntrospectErrorKind::NotFound, e))?;
         let same_mode = known.iter().filter(|(other, _)| other.name == spec.name);
         let values: BTreeSet<u64> = same_mode.map(|&(_, cr3)| cr3).collect();
         let mask = values.iter().map(|&cr3| find_mask(memory, &spec, Gpa(cr3), None));
@@ -290,7 +293,7 @@ mod tests {
         }
     }
 
-    fn introspect(memory: &VecMemory, cr3: &[u64]) -> Result<GuestFacts, PageTablesError> {
+    fn introspect(memory: &VecMemory, cr3: &[u64]) -> Result<GuestFacts, IntrospectError> {
         let registers: Vec<_> = cr3.iter().copied().map(registers).collect();
         PageTables.introspect(memory, &registers, &mut |_| {})
     }
@@ -298,7 +301,9 @@ mod tests {
     #[test]
     fn without_registers_nothing_is_known() {
         let memory = VecMemory::zeroed(MemoryLayout::contiguous(0x4000).unwrap());
-        assert_eq!(introspect(&memory, &[]).unwrap_err(), PageTablesError::NoRoots);
+        let error = introspect(&memory, &[]).unwrap_err();
+        assert_eq!(error.kind(), IntrospectErrorKind::NotFound);
+        assert_eq!(error.to_string(), PageTablesError::NoRoots.to_string());
         let off = VcpuRegisters { cr0: Some(0), ..registers(0) };
         assert!(PageTables.introspect(&memory, &[off], &mut |_| {}).is_err());
         // An empty root table is not an error: nothing is mapped.

@@ -18,8 +18,7 @@ use kaleidoscope_mock::linux::{Damage, GuestBuilder, KernelStyle, MockGuest};
 fn guest(style: KernelStyle, fill: impl Fn(usize) -> [u8; 4096]) -> (MockGuest, ColorMap) {
     let builder = GuestBuilder::new(style).seed(3).ram_bytes(32 << 20).pci_hole_at(16 << 20);
     let mut guest = builder.build().unwrap();
-    let options =
-        ColoringOptions { registers: guest.registers.clone(), ..ColoringOptions::default() };
+    let options = ColoringOptions::default().registers(guest.registers.clone());
     let map = color(&guest.memory, &options).unwrap().map;
     let free = map.iter().filter(|(_, _, frame)| frame.color == Color::Free);
     for (n, (_, gfn, _)) in free.enumerate() {
@@ -106,10 +105,7 @@ fn contradictions_are_not_trusted() {
         for damage in [Damage::BlockOrder, Damage::TaskCycle, Damage::TaskWild] {
             let mut guest = GuestBuilder::new(style).seed(3).ram_bytes(32 << 20).build().unwrap();
             guest.damage(damage).unwrap();
-            let options = ColoringOptions {
-                registers: guest.registers.clone(),
-                ..ColoringOptions::default()
-            };
+            let options = ColoringOptions::default().registers(guest.registers.clone());
             let coloring = color(&guest.memory, &options).unwrap();
             let name = format!("{style:?} {damage:?}: {:?}", coloring.notes());
             assert!(coloring.notes().iter().any(|n| n.kind == NoteKind::Contradiction), "{name}");

@@ -54,7 +54,7 @@ impl Sparse {
 
     fn color(&self, with_registers: bool) -> Coloring {
         let registers = if with_registers { self.guest.registers.clone() } else { Vec::new() };
-        color(self, &ColoringOptions { registers, ..ColoringOptions::default() }).unwrap()
+        color(self, &ColoringOptions::default().registers(registers)).unwrap()
     }
 }
 
@@ -85,7 +85,7 @@ fn coloring_reads_no_hole_and_finds_the_same() {
         let sparse = Sparse::new(is_borrowed);
         let found = sparse.color(with_registers);
         let registers = if with_registers { sparse.guest.registers.clone() } else { Vec::new() };
-        let options = ColoringOptions { registers, ..ColoringOptions::default() };
+        let options = ColoringOptions::default().registers(registers);
         let dense = color(&sparse.guest.memory, &options).unwrap();
         let stored = sparse.stored() as usize;
         assert_eq!(found.map.colors()[..stored], *dense.map.colors());

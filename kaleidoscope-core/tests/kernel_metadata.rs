@@ -8,9 +8,9 @@
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
 use kaleidoscope_core::addr::Gva;
-use kaleidoscope_core::linux::btf::{Btf, MAGIC};
-use kaleidoscope_core::linux::kallsyms::{Kallsyms, KallsymsHints};
-use kaleidoscope_core::linux::vmcoreinfo::{SIGNATURE, VmcoreInfo};
+use kaleidoscope_core::internals::btf::{Btf, MAGIC};
+use kaleidoscope_core::internals::kallsyms::{Kallsyms, KallsymsHints};
+use kaleidoscope_core::internals::vmcoreinfo::{SIGNATURE, VmcoreInfo};
 use std::collections::HashMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};

@@ -245,11 +245,10 @@ fn by_page_tables(guest: &Guest) -> Arc<LocalityOrder> {
     let root = std::env::var_os("KALEIDOSCOPE_GUESTS").unwrap();
     let (image, registers) = guests::open(&Path::new(&root).join(&guest.name));
     let vcpu = registers[0].clone();
-    let coloring =
-        color(&image, &ColoringOptions { registers, ..ColoringOptions::default() }).unwrap();
+    let coloring = color(&image, &ColoringOptions::default().registers(registers)).unwrap();
     let roots = coloring.processes().iter().map(|process| Some(process.root.0));
     let registers = roots.map(|cr3| VcpuRegisters { cr3, ..vcpu.clone() }).collect();
-    let options = ColoringOptions { registers, ..ColoringOptions::default() };
+    let options = ColoringOptions::default().registers(registers);
     Arc::new(LocalityOrder::new(color_by_page_tables(&image, &options).unwrap().map))
 }
 

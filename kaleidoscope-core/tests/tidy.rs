@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 
 /// Modules of the core in the order of the pipeline: each may use those before it, never those
 /// after it.
-const PIPELINE: [&str; 27] = [
+const PIPELINE: [&str; 28] = [
+    "setters",
     "service",
     "output_file",
     "addr",

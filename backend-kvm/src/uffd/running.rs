@@ -5,7 +5,7 @@ use super::memory::UserfaultMemory;
 use crate::error::{Asked, Error};
 use crate::memory::PageSize;
 use kaleidoscope_core::alloc::Reservation;
-use kaleidoscope_core::clone::ports::{LocalCache, PageSource, SystemClock};
+use kaleidoscope_core::clone::ports::{LocalCache, PageSource};
 use kaleidoscope_core::clone::{Engine, EngineOptions, EngineParts, Stopped};
 use kaleidoscope_core::prefetch::{LocalityOrder, PrefetchPolicy};
 use kaleidoscope_core::service;
@@ -59,17 +59,16 @@ impl Running {
         threads: usize,
         ended: impl Fn(&Stopped, &dyn Fn()) + Clone + Send + 'static,
     ) -> Result<Self, Error> {
-        let options = EngineOptions { granule: on_demand.pages.frames(), ..on_demand.options };
-        let parts = EngineParts {
-            locality: on_demand.locality,
-            policy: on_demand.policy,
-            source: on_demand.source,
-            installer: Arc::clone(&pages) as _,
-            queue: Some(Arc::clone(&pages) as _),
-            clock: Arc::new(SystemClock::new()),
-            reservation: on_demand.reservation,
-            local_cache: on_demand.local_cache,
-        };
+        let options = on_demand.options.granule(on_demand.pages.frames());
+        let parts = EngineParts::new(
+            on_demand.locality,
+            on_demand.policy,
+            on_demand.source,
+            Arc::clone(&pages) as _,
+        )
+        .queue(Some(Arc::clone(&pages) as _))
+        .reservation(on_demand.reservation)
+        .local_cache(on_demand.local_cache);
         let engine = Arc::new(Engine::start(parts, options).asked("starting a clone's engine")?);
         let running = Self { engine, pages, threads: Mutex::default() };
         for n in 0..threads {

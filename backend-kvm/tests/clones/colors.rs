@@ -22,7 +22,7 @@ fn page_tables_tell_a_guest_s_colors() -> TestResult<()> {
     wait_for_rounds(&plan, &machine, &check_port, 10);
     let snapshot = machine.freeze()?;
     registers.extend(snapshot.state.registers());
-    let options = ColoringOptions { registers, ..ColoringOptions::default() };
+    let options = ColoringOptions::default().registers(registers);
     assert!(color(&*snapshot.image, &options).is_err(), "it is no Linux");
     let coloring = color_by_page_tables(&*snapshot.image, &options)?;
     assert_eq!(coloring.processes().len(), 6, "the timer brought each to a vCPU while we looked");

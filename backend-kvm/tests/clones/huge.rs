@@ -74,7 +74,7 @@ fn on_demand(
         locality: Arc::clone(locality),
         policy,
         source: Arc::new(LocalSource::new(Arc::clone(&snapshot.image) as _)),
-        options: EngineOptions { free_frames: FreeFrames::Zero, ..EngineOptions::default() },
+        options: EngineOptions::default().free_frames(FreeFrames::Zero),
         reservation: None,
         local_cache: None,
         cache: None,

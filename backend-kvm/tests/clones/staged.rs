@@ -37,11 +37,7 @@ fn on_demand(
         locality: Arc::clone(locality),
         policy,
         source: Arc::new(LocalSource::new(Arc::clone(&snapshot.image) as _)),
-        options: EngineOptions {
-            background,
-            free_frames: FreeFrames::Zero,
-            ..EngineOptions::default()
-        },
+        options: EngineOptions::default().background(background).free_frames(FreeFrames::Zero),
         reservation: None,
         local_cache: None,
         cache: Some(Arc::clone(cache)),

@@ -204,7 +204,7 @@ fn colored(
         std::thread::sleep(Duration::from_micros(1300));
     }
     let snapshot = machine.freeze()?;
-    let options = coloring::ColoringOptions { registers, ..coloring::ColoringOptions::default() };
+    let options = coloring::ColoringOptions::default().registers(registers);
     let map = color_by_page_tables(&*snapshot.image, &options)?.map;
     Ok((snapshot, Arc::new(LocalityOrder::new(map))))
 }

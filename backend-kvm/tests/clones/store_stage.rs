@@ -26,7 +26,7 @@ fn clone_on(
         locality: Descriptor::of(&*snapshot.image, None)?.locality()?,
         policy,
         source: Arc::new(LocalSource::new(Arc::clone(&snapshot.image) as _)),
-        options: EngineOptions { background, ..EngineOptions::default() },
+        options: EngineOptions::default().background(background),
         reservation: None,
         local_cache: None,
         cache: Some(Arc::clone(cache)),

@@ -15,7 +15,6 @@
 //! A complete run of a clone whose source delivers every tenth page twice:
 //!
 //! ```
-//! use kaleidoscope_core::clone::ports::SystemClock;
 //! use kaleidoscope_core::clone::{Engine, LocalSource, EngineOptions, EngineParts};
 //! use kaleidoscope_core::color::{ColorMap, Frame, KernelIdentity};
 //! use kaleidoscope_core::memory::MemoryLayout;
@@ -35,19 +34,12 @@
 //! let script = Script::new(1).on(Call::Deliver, When::Every(10), Failure::Twice);
 //! let source = Arc::new(LocalSource::new(snapshot.clone()));
 //! let memory = Arc::new(MockMemory::new(frames)?);
-//! let engine = Engine::start(
-//!     EngineParts {
-//!         locality: Arc::new(LocalityOrder::new(map)),
-//!         policy: Box::new(Blind::aligned(8)),
-//!         source: Arc::new(FaultySource::new(source, frames, script.clone())),
-//!         installer: memory.clone(),
-//!         queue: Some(Arc::new(memory.queue())),
-//!         clock: Arc::new(SystemClock::new()),
-//!         reservation: None,
-//!         local_cache: None,
-//!     },
-//!     EngineOptions::default(),
-//! )?;
+//! let source = Arc::new(FaultySource::new(source, frames, script.clone()));
+//! let locality = Arc::new(LocalityOrder::new(map));
+//! let policy = Box::new(Blind::aligned(8));
+//! let parts = EngineParts::new(locality, policy, source, memory.clone())
+//!     .queue(Some(Arc::new(memory.queue())));
+//! let engine = Engine::start(parts, EngineOptions::default())?;
 //! let work = Work::Program(Program { steps: 200, ..Program::default() });
 //! let vm = MockVm::start(memory, Arc::new(engine), snapshot, work, Threads::default())?;
 //! let report = vm.join();

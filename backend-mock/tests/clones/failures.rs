@@ -24,7 +24,7 @@ fn a_dead_source_stops_the_clone() {
     for background in [Background::Off, Background::Full] {
         for feedback in [Feedback::Off, Feedback::Staged] {
             for call in [Call::Request, Call::Receive] {
-                let options = EngineOptions { background, feedback, ..EngineOptions::default() };
+                let options = EngineOptions::default().background(background).feedback(feedback);
                 let run = with(&[(call, When::From(20), Failure::Dead)], options);
                 assert!(reason(&run).contains("dead, as scripted"), "{}", reason(&run));
                 assert!(run.report.elapsed < Duration::from_secs(25), "{}", run.describe());
@@ -35,7 +35,7 @@ fn a_dead_source_stops_the_clone() {
 
 #[test]
 fn a_silent_source_stops_the_clone() {
-    let options = EngineOptions { timeout: Duration::from_millis(200), ..EngineOptions::default() };
+    let options = EngineOptions::default().timeout(Duration::from_millis(200));
     let run = with(&[(Call::Deliver, When::From(50), Failure::Drop)], options);
     assert!(reason(&run).contains("did not come within 200 ms"), "{}", reason(&run));
 }

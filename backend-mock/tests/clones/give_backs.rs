@@ -2,7 +2,7 @@
 
 use crate::guest::{Guest, Policy};
 use kaleidoscope_core::addr::FrameIndex;
-use kaleidoscope_core::clone::ports::{Event, FaultQueue, SystemClock};
+use kaleidoscope_core::clone::ports::{Event, FaultQueue};
 use kaleidoscope_core::clone::{Engine, EngineOptions, EngineParts, FreeFrames, LocalSource};
 use kaleidoscope_core::prefetch::Access;
 use kaleidoscope_mock::clone::MockMemory;
@@ -15,16 +15,13 @@ const FRAME: FrameIndex = FrameIndex(40);
 fn with_engine(body: impl FnOnce(&MockMemory)) -> Engine {
     let guest = Guest::new(100, 3, FreeFrames::Fetch);
     let memory = Arc::new(MockMemory::with_patience(100, Duration::from_secs(60)).unwrap());
-    let parts = EngineParts {
-        locality: Arc::clone(&guest.locality),
-        policy: guest.policy(Policy::Demand, 0),
-        source: Arc::new(LocalSource::new(Arc::clone(&guest.snapshot))),
-        installer: Arc::clone(&memory) as _,
-        queue: Some(Arc::new(memory.queue())),
-        clock: Arc::new(SystemClock::new()),
-        reservation: None,
-        local_cache: None,
-    };
+    let parts = EngineParts::new(
+        Arc::clone(&guest.locality),
+        guest.policy(Policy::Demand, 0),
+        Arc::new(LocalSource::new(Arc::clone(&guest.snapshot))),
+        Arc::clone(&memory) as _,
+    )
+    .queue(Some(Arc::new(memory.queue())));
     let engine = Engine::start(parts, EngineOptions::default()).unwrap();
     std::thread::scope(|scope| {
         /// Ends the fault threads, also when the test fails.

@@ -2,7 +2,7 @@
 
 use kaleidoscope_core::addr::{FrameIndex, Gpa};
 use kaleidoscope_core::alloc::{CloneLimits, Host, HostLimits};
-use kaleidoscope_core::clone::ports::{PageSource, SystemClock};
+use kaleidoscope_core::clone::ports::PageSource;
 use kaleidoscope_core::clone::shared::Shared;
 use kaleidoscope_core::clone::{
     Background, Engine, EngineOptions, EngineParts, Feedback, FreeFrames, LocalSource,
@@ -252,16 +252,15 @@ pub(crate) fn run(recipe: &Recipe) -> Run {
     });
     let installer = FaultyInstaller::new(Arc::clone(&memory) as _, script.clone());
     let queue = FaultyQueue::new(Arc::new(memory.queue()), recipe.frames, script.clone());
-    let parts = EngineParts {
-        locality: Arc::clone(&guest.locality),
-        policy: guest.policy(recipe.policy, recipe.seed),
-        source: Arc::new(FaultySource::new(source, recipe.frames, script.clone())),
-        installer: Arc::new(installer),
-        queue: Some(Arc::new(queue)),
-        clock: Arc::new(SystemClock::new()),
-        reservation: Some(host.admit(CloneLimits::unlimited()).unwrap()),
-        local_cache: store.clone().map(|store| Arc::new(store.view) as _),
-    };
+    let parts = EngineParts::new(
+        Arc::clone(&guest.locality),
+        guest.policy(recipe.policy, recipe.seed),
+        Arc::new(FaultySource::new(source, recipe.frames, script.clone())),
+        Arc::new(installer),
+    )
+    .queue(Some(Arc::new(queue)))
+    .reservation(Some(host.admit(CloneLimits::unlimited()).unwrap()))
+    .local_cache(store.clone().map(|store| Arc::new(store.view) as _));
     let engine = Arc::new(Engine::start(parts, recipe.options).unwrap());
     let vm = MockVm::start(
         Arc::clone(&memory),

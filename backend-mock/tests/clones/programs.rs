@@ -16,14 +16,14 @@ fn options() -> impl Strategy<Value = EngineOptions> {
     let feedback = select(FEEDBACKS.to_vec());
     let granule = select(vec![1, 1, 1, 4, 64]);
     (background, feedback, 1usize..80, 1usize..300, 0usize..60, granule).prop_map(
-        |(background, feedback, budget, queue, staged, granule)| EngineOptions {
-            granule,
-            background,
-            feedback,
-            budget,
-            queue,
-            staged,
-            ..EngineOptions::default()
+        |(background, feedback, budget, queue, staged, granule)| {
+            EngineOptions::default()
+                .granule(granule)
+                .background(background)
+                .feedback(feedback)
+                .budget(budget)
+                .queue(queue)
+                .staged(staged)
         },
     )
 }

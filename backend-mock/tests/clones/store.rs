@@ -2,7 +2,7 @@
 
 use crate::guest::{Guest, Policy, Store};
 use kaleidoscope_core::addr::FrameIndex;
-use kaleidoscope_core::clone::ports::{Delivery, PageSource, Priority, SourceError, SystemClock};
+use kaleidoscope_core::clone::ports::{Delivery, PageSource, Priority, SourceError};
 use kaleidoscope_core::clone::{Engine, EngineOptions, EngineParts, FreeFrames, LocalSource};
 use kaleidoscope_core::store::{MemoryStore, PageStore};
 use kaleidoscope_mock::clone::{MockMemory, MockVm, Program, Threads, Work};
@@ -35,16 +35,14 @@ fn run(guest: &Guest, store: &Arc<dyn PageStore>, seed: u64) -> (u64, u64) {
     let memory = Arc::new(MockMemory::new(FRAMES).unwrap());
     let source =
         Arc::new(Counted(LocalSource::new(Arc::clone(&guest.snapshot)), AtomicU64::new(0)));
-    let parts = EngineParts {
-        locality: Arc::clone(&guest.locality),
-        policy: guest.policy(Policy::Aligned, seed),
-        source: Arc::clone(&source) as _,
-        installer: Arc::clone(&memory) as _,
-        queue: Some(Arc::new(memory.queue())),
-        clock: Arc::new(SystemClock::new()),
-        reservation: None,
-        local_cache: Some(Arc::new(Store::of(guest, Arc::clone(store)).view)),
-    };
+    let parts = EngineParts::new(
+        Arc::clone(&guest.locality),
+        guest.policy(Policy::Aligned, seed),
+        Arc::clone(&source) as _,
+        Arc::clone(&memory) as _,
+    )
+    .queue(Some(Arc::new(memory.queue())))
+    .local_cache(Some(Arc::new(Store::of(guest, Arc::clone(store)).view)));
     let engine = Arc::new(Engine::start(parts, EngineOptions::default()).unwrap());
     let program = Program { seed, steps: 1500, give_backs: 1, ..Program::default() };
     let vm = MockVm::start(

@@ -2,7 +2,7 @@
 
 use crate::guest::{Guest, Policy};
 use kaleidoscope_core::addr::FrameIndex;
-use kaleidoscope_core::clone::ports::{Event, FaultQueue, PageInstaller, SystemClock};
+use kaleidoscope_core::clone::ports::{Event, FaultQueue, PageInstaller};
 use kaleidoscope_core::clone::{
     Background, Engine, EngineOptions, EngineParts, Feedback, FreeFrames, LocalSource,
 };
@@ -25,17 +25,14 @@ fn sixty_four_clones_of_one_parent() {
             let policy = [Policy::Demand, Policy::Aligned, Policy::Colored, Policy::Random];
             let feedback = if n % 3 == 0 { Feedback::Staged } else { Feedback::Off };
             let background = if n % 8 == 7 { Background::Full } else { Background::Off };
-            let parts = EngineParts {
-                locality: Arc::clone(&guest.locality),
-                policy: guest.policy(policy[usize::try_from(n % 4).unwrap()], n),
-                source: Arc::new(LocalSource::new(Arc::clone(&guest.snapshot))),
-                installer: Arc::clone(&memory) as _,
-                queue: Some(Arc::new(memory.queue())),
-                clock: Arc::new(SystemClock::new()),
-                reservation: None,
-                local_cache: None,
-            };
-            let options = EngineOptions { feedback, background, ..EngineOptions::default() };
+            let parts = EngineParts::new(
+                Arc::clone(&guest.locality),
+                guest.policy(policy[usize::try_from(n % 4).unwrap()], n),
+                Arc::new(LocalSource::new(Arc::clone(&guest.snapshot))),
+                Arc::clone(&memory) as _,
+            )
+            .queue(Some(Arc::new(memory.queue())));
+            let options = EngineOptions::default().feedback(feedback).background(background);
             let engine = Arc::new(Engine::start(parts, options).unwrap());
             let program = Program { seed: n, steps: 2000, give_backs: 2, ..Program::default() };
             let vm = MockVm::start(
@@ -73,16 +70,13 @@ fn a_trace_is_replayed() {
         .collect();
     let trace = Arc::new(Trace::new(touches, guest.locality.layout()));
     let memory = Arc::new(MockMemory::new(FRAMES).unwrap());
-    let parts = EngineParts {
-        locality: Arc::clone(&guest.locality),
-        policy: guest.policy(Policy::Colored, 0),
-        source: Arc::new(LocalSource::new(Arc::clone(&guest.snapshot))),
-        installer: Arc::clone(&memory) as _,
-        queue: Some(Arc::new(memory.queue())),
-        clock: Arc::new(SystemClock::new()),
-        reservation: None,
-        local_cache: None,
-    };
+    let parts = EngineParts::new(
+        Arc::clone(&guest.locality),
+        guest.policy(Policy::Colored, 0),
+        Arc::new(LocalSource::new(Arc::clone(&guest.snapshot))),
+        Arc::clone(&memory) as _,
+    )
+    .queue(Some(Arc::new(memory.queue())));
     let engine = Arc::new(Engine::start(parts, EngineOptions::default()).unwrap());
     let work = Work::Trace { trace: Arc::clone(&trace), pace: 0.01 };
     let truth = Arc::clone(&guest.truth);

@@ -1,7 +1,6 @@
 //! A thousand clones of one parent over real sockets, with clones and servers killed meanwhile.
 
 use crate::guest::{Guest, Policy};
-use kaleidoscope_core::clone::ports::SystemClock;
 use kaleidoscope_core::clone::{Engine, EngineOptions, EngineParts, FreeFrames, ServerAddress};
 use kaleidoscope_core::wire::client::{Addresses, Client, ClientOptions};
 use kaleidoscope_core::wire::server::{ServedImage, Server, ServerOptions};
@@ -38,27 +37,21 @@ fn a_thousand_clones_over_sockets_lose_their_server_and_go_on() {
     let mut clones = Vec::new();
     for n in 0..CLONES {
         let memory = Arc::new(MockMemory::with_patience(FRAMES, Duration::from_secs(60)).unwrap());
-        let options = ClientOptions {
-            window: 32,
-            buffer: 64 << 10,
-            handshake: Duration::from_secs(30),
-            deadline: Duration::from_secs(60),
-            ..ClientOptions::default()
-        };
+        let options = ClientOptions::default()
+            .window(32)
+            .buffer(64 << 10)
+            .handshake(Duration::from_secs(30))
+            .deadline(Duration::from_secs(60));
         let source = Client::connect(Arc::clone(&dial) as _, options).unwrap();
-        let parts = EngineParts {
-            locality: Arc::clone(&guest.locality),
-            policy: guest.policy(policies[usize::try_from(n % 4).unwrap()], n),
-            source: Arc::new(source),
-            installer: Arc::clone(&memory) as _,
-            queue: Some(Arc::new(memory.queue())),
-            clock: Arc::new(SystemClock::new()),
-            reservation: None,
-            local_cache: None,
-        };
+        let parts = EngineParts::new(
+            Arc::clone(&guest.locality),
+            guest.policy(policies[usize::try_from(n % 4).unwrap()], n),
+            Arc::new(source),
+            Arc::clone(&memory) as _,
+        )
+        .queue(Some(Arc::new(memory.queue())));
         let timeout = Duration::from_secs(60);
-        let engine =
-            Engine::start(parts, EngineOptions { timeout, ..EngineOptions::default() }).unwrap();
+        let engine = Engine::start(parts, EngineOptions::default().timeout(timeout)).unwrap();
         let engine = Arc::new(engine);
         let program = Program { seed: n, steps: 120, ..Program::default() };
         let vm = MockVm::start(

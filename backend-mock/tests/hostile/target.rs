@@ -45,7 +45,7 @@ impl<'m> Target<'m> {
         memory: &'m dyn GuestMemory,
         registers: Vec<VcpuRegisters>,
     ) -> Self {
-        let options = ColoringOptions { registers, ..ColoringOptions::default() };
+        let options = ColoringOptions::default().registers(registers);
         let (coloring, cost) =
             measure(name, Duration::from_secs(300), || color(memory, &options).unwrap());
         println!("{name}: undamaged {cost:?}, {} frames", memory.layout().frames());
@@ -84,8 +84,7 @@ impl<'m> Target<'m> {
             DamagedResult { cost: Cost { time: Duration::ZERO, peak: 0 }, notes: Vec::new() };
         for registers in [&self.registers[..], &[]] {
             let what = format!("{}: {what}, {} registers", self.name, registers.len());
-            let options =
-                ColoringOptions { registers: registers.to_vec(), ..ColoringOptions::default() };
+            let options = ColoringOptions::default().registers(registers.to_vec());
             let limit = self.cost.time * SLOWER + SPARE_TIME;
             let (result, cost) = measure(&what, limit, || color(damaged, &options));
             assert!(cost.peak <= max_bytes, "{what}: {cost:?}, {max_bytes} allowed");

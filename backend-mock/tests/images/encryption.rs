@@ -75,10 +75,7 @@ fn the_bit_is_found_without_the_note_and_in_plain_cr3() {
 fn any_system_is_colored_as_without_the_bit() {
     for (shape, builder) in shapes(KernelStyle::V6_12) {
         let by_tables = |guest: &MockGuest| {
-            let options = ColoringOptions {
-                registers: guest.registers.clone(),
-                ..ColoringOptions::default()
-            };
+            let options = ColoringOptions::default().registers(guest.registers.clone());
             color_by_page_tables(&guest.memory, &options).unwrap()
         };
         let plain = by_tables(&builder.build().unwrap());

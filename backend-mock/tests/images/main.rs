@@ -15,7 +15,7 @@ use kaleidoscope_core::memory::GuestMemory;
 use kaleidoscope_core::registers::VcpuRegisters;
 
 fn linux(memory: &dyn GuestMemory, registers: &[VcpuRegisters]) -> Coloring {
-    let options = ColoringOptions { registers: registers.to_vec(), ..ColoringOptions::default() };
+    let options = ColoringOptions::default().registers(registers.to_vec());
     color(memory, &options).unwrap()
 }
 

@@ -112,7 +112,7 @@ pub(super) fn stream(rounds: usize, checksums: bool, cores: Cores) -> Outcome<Pa
     let cores = Pinned::new(cores)?;
     let host = cores.server(|| PageServer::serve(Arc::clone(&image) as _))??;
     let arena = Arc::new(Arena::new(FRAMES));
-    let options = EngineOptions { background: Background::Full, ..EngineOptions::default() };
+    let options = EngineOptions::default().background(Background::Full);
     let (mut bare, mut ours) = (Vec::new(), Vec::new());
     for _ in 0..rounds {
         bare.push(bare::stream(&image, &*arena, &cores)?);
@@ -136,7 +136,7 @@ pub(super) fn fairness() -> Outcome<(u64, u64)> {
     let cores = Pinned::new(Cores::Two)?;
     let image = Arc::new(RepeatedImage::new(MANY, image(FRAMES)?)?);
     let host = cores.server(|| PageServer::serve(image))??;
-    let options = EngineOptions { background: Background::Full, ..EngineOptions::default() };
+    let options = EngineOptions::default().background(Background::Full);
     let sink = Arc::new(NullInstaller);
     let mut engines = Vec::new();
     for _ in 0..CLONES {
@@ -163,7 +163,7 @@ pub(super) fn siblings(rounds: usize) -> Outcome<(Pair, f64)> {
     let arenas: Vec<_> = (0..SIBLINGS).map(|_| Arc::new(Arena::new(FRAMES))).collect();
     let run = |source: &dyn Fn() -> Outcome<Arc<dyn PageSource>>| {
         let now = Instant::now();
-        let options = EngineOptions { background: Background::Full, ..EngineOptions::default() };
+        let options = EngineOptions::default().background(Background::Full);
         let mut engines = Vec::new();
         for arena in &arenas {
             let installer = Arc::clone(arena) as _;
@@ -232,7 +232,7 @@ impl PageSource for ZeroSource {
 /// The engine's time per frame without transferring its bytes, and its memory per frame in bytes.
 pub(super) fn bookkeeping(rounds: usize) -> Outcome<(Duration, f64)> {
     let locality = locality(MANY)?;
-    let options = EngineOptions { background: Background::Full, ..EngineOptions::default() };
+    let options = EngineOptions::default().background(Background::Full);
     let (mut times, mut bytes) = (Vec::new(), 0.0f64);
     for _ in 0..rounds {
         let before = resident()?;

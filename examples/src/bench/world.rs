@@ -2,7 +2,7 @@
 
 use crate::interrupt::Scratch;
 use kaleidoscope_core::addr::{FRAME_BYTES, FRAME_SIZE, FrameIndex, Gpa};
-use kaleidoscope_core::clone::ports::{InstallError, Installed, PageInstaller, SystemClock};
+use kaleidoscope_core::clone::ports::{InstallError, Installed, PageInstaller};
 use kaleidoscope_core::clone::ports::{PageSource, SourceError};
 use kaleidoscope_core::clone::{Engine, EngineOptions, EngineParts, ServerAddress};
 use kaleidoscope_core::color::{Color, ColorMap, Frame, KernelIdentity};
@@ -10,8 +10,8 @@ use kaleidoscope_core::memory::{
     GuestMemory, MemoryError, MemoryLayout, Page, VecMemory, ZERO_PAGE,
 };
 use kaleidoscope_core::prefetch::{LocalityOrder, PrefetchPolicy};
+use kaleidoscope_core::wire::Features;
 use kaleidoscope_core::wire::client::{Addresses, Client, ClientOptions};
-use kaleidoscope_core::wire::protocol::Features;
 use kaleidoscope_core::wire::server::{ServedImage, Server, ServerOptions};
 use kaleidoscope_core::wire::transport::{ConnectOptions, ListenOptions, Listener};
 use std::error::Error;
@@ -161,7 +161,7 @@ impl PageServer {
         let dial = Addresses { servers, options: ConnectOptions::default() };
         let defaults = ClientOptions::default();
         let features = Features { checksums, ..defaults.features };
-        Client::connect(Arc::new(dial), ClientOptions { features, ..defaults })
+        Client::connect(Arc::new(dial), defaults.features(features))
     }
 }
 
@@ -179,15 +179,6 @@ pub(super) fn start(
     installer: Arc<dyn PageInstaller>,
     options: EngineOptions,
 ) -> Outcome<Engine> {
-    let parts = EngineParts {
-        locality: Arc::clone(locality),
-        policy,
-        source,
-        installer,
-        queue: None,
-        clock: Arc::new(SystemClock::new()),
-        reservation: None,
-        local_cache: None,
-    };
+    let parts = EngineParts::new(Arc::clone(locality), policy, source, installer);
     Ok(Engine::start(parts, options)?)
 }

@@ -51,7 +51,7 @@ pub(super) fn contest(host: Arc<Host>, clones: usize, status: &Status) -> Outcom
     })?;
     status.set("coloring it");
     registers.extend(world.snapshot.state.registers());
-    let options = kaleidoscope_core::coloring::ColoringOptions { registers, ..Default::default() };
+    let options = kaleidoscope_core::coloring::ColoringOptions::default().registers(registers);
     let coloring = color_by_page_tables(&*world.snapshot.image, &options)?;
     let locality = Arc::new(LocalityOrder::new(coloring.map.clone()));
     world.locality = Arc::clone(&locality);

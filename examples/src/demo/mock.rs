@@ -3,7 +3,6 @@
 use super::results::{Contest, Results, Way, number, us};
 use crate::progress::Status;
 use kaleidoscope_core::addr::FRAME_SIZE;
-use kaleidoscope_core::clone::ports::SystemClock;
 use kaleidoscope_core::clone::{Descriptor, Engine, EngineOptions, EngineParts, LocalSource};
 use kaleidoscope_core::memory::MemoryLayout;
 use kaleidoscope_core::prefetch::{Blind, Demand, PrefetchPolicy};
@@ -37,16 +36,13 @@ pub(super) fn contest(clones: usize, status: &Status) -> Result<Contest, Box<dyn
         for clone in 0..clones {
             let start = Instant::now();
             let memory = Arc::new(MockMemory::new(locality.frames())?);
-            let parts = EngineParts {
-                locality: Arc::clone(&locality),
-                policy: make(),
-                source: Arc::new(LocalSource::new(Arc::clone(&snapshot) as _)),
-                installer: Arc::clone(&memory) as _,
-                queue: Some(Arc::new(memory.queue())),
-                clock: Arc::new(SystemClock::new()),
-                reservation: None,
-                local_cache: None,
-            };
+            let parts = EngineParts::new(
+                Arc::clone(&locality),
+                make(),
+                Arc::new(LocalSource::new(Arc::clone(&snapshot) as _)),
+                Arc::clone(&memory) as _,
+            )
+            .queue(Some(Arc::new(memory.queue())));
             let engine = Arc::new(Engine::start(parts, EngineOptions::default())?);
             let program = Program { seed: clone as u64, steps: 4000, ..Program::default() };
             let work = Work::Program(program);

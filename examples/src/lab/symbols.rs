@@ -8,8 +8,7 @@ use kaleidoscope_core::addr::FrameIndex;
 use kaleidoscope_core::color::{Color, ColorMap, Temperature};
 use kaleidoscope_core::coloring::{ColoringOptions, color};
 use kaleidoscope_core::image::{Format, LayoutFile, MemoryImage, RawLayout};
-use kaleidoscope_core::linux::Linux;
-use kaleidoscope_core::linux::common_symbols::{CommonSymbols, Lesson, Pruning, learn};
+use kaleidoscope_core::linux::{CommonSymbols, Lesson, Linux, Pruning, learn};
 use kaleidoscope_core::memory::GuestMemory as _;
 use kaleidoscope_core::registers::{VcpuRegisters, parse_qemu_text};
 use kaleidoscope_core::replay::Trace;
@@ -116,11 +115,8 @@ impl Guest {
         let regs_path = folder.join("regs.txt");
         let text = fs::read_to_string(&regs_path).map_err(Error::io("read", &regs_path))?;
         let registers = parse_qemu_text(&text).map_err(|e| trace_error(&regs_path, &e))?;
-        let options = ColoringOptions {
-            registers: registers.clone(),
-            common_symbols,
-            ..ColoringOptions::default()
-        };
+        let options =
+            ColoringOptions::default().registers(registers.clone()).common_symbols(common_symbols);
         let map = color(&image, &options).map_err(|e| trace_error(&ram, &e))?.map;
         let traces = read_traces(&folder.join("traces"), &image)?;
         Ok(Self { image, registers, map, traces })

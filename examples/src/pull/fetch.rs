@@ -5,7 +5,7 @@ use super::source::Watched;
 use super::view::View;
 use crate::failure::Failure;
 use kaleidoscope_core::addr::FrameIndex;
-use kaleidoscope_core::clone::ports::{PageInstaller, PageSource, SystemClock};
+use kaleidoscope_core::clone::ports::{PageInstaller, PageSource};
 use kaleidoscope_core::clone::{
     Background, Engine, EngineOptions, EngineParts, FreeFrames, Statistics, Stopped,
 };
@@ -54,22 +54,16 @@ pub(super) fn all(
 ) -> Result<Statistics, Failure> {
     let source =
         Watched { source: Arc::clone(client) as Arc<dyn PageSource>, copy: Arc::clone(copy) };
-    let parts = EngineParts {
-        locality: Arc::clone(locality),
-        policy: order.policy,
-        source: Arc::new(source),
-        installer: Arc::clone(copy) as Arc<dyn PageInstaller>,
-        queue: None,
-        clock: Arc::new(SystemClock::new()),
-        reservation: None,
-        local_cache: None,
-    };
-    let options = EngineOptions {
-        background: order.background,
-        free_frames: order.free_frames,
-        timeout: order.timeout,
-        ..EngineOptions::default()
-    };
+    let parts = EngineParts::new(
+        Arc::clone(locality),
+        order.policy,
+        Arc::new(source),
+        Arc::clone(copy) as Arc<dyn PageInstaller>,
+    );
+    let options = EngineOptions::default()
+        .background(order.background)
+        .free_frames(order.free_frames)
+        .timeout(order.timeout);
     let engine = Engine::start(parts, options)
         .map_err(|e| Failure::new(format_args!("the system gives no thread: {e}")))?;
     let is_wanted = |frame| order.free_frames == FreeFrames::Fetch || !locality.is_free(frame);

@@ -23,8 +23,8 @@ use kaleidoscope_core::manifest::Manifest;
 use kaleidoscope_core::prefetch::LocalityOrder;
 use kaleidoscope_core::replay::Trace;
 use kaleidoscope_core::wire::client::{Addresses, Client, ClientOptions};
-use kaleidoscope_core::wire::protocol::{Codecs, Features};
 use kaleidoscope_core::wire::transport::ConnectOptions;
+use kaleidoscope_core::wire::{Codecs, Features};
 use reach::Reached;
 use report::Verified;
 use std::path::{Path, PathBuf};
@@ -166,7 +166,7 @@ impl Args {
     fn servers(&self) -> Result<Reached, Failure> {
         let mut options = ConnectOptions::default();
         options.insecure = self.insecure;
-        options.tls = self.tls.client(self.server_name.as_deref())?;
+        options = options.tls(self.tls.client(self.server_name.as_deref())?);
         options.timeout = options.timeout.min(self.timeout);
         Ok(Reached::new(Addresses { servers: self.servers.clone(), options }))
     }
@@ -174,14 +174,13 @@ impl Args {
     fn connect(&self, servers: &Arc<Reached>, clone: CloneId) -> Result<Arc<Client>, Failure> {
         let codecs = if self.compress { Codecs::ALL } else { Codecs::NONE };
         let defaults = ClientOptions::default();
-        let options = ClientOptions {
-            clone,
-            features: Features { checksums: !self.no_checksums, codecs },
-            deadline: self.timeout,
-            timeout: defaults.timeout.min(self.timeout),
-            handshake: defaults.handshake.min(self.timeout),
-            ..defaults
-        };
+        let options = defaults
+            .clone()
+            .clone_id(clone)
+            .features(Features { checksums: !self.no_checksums, codecs })
+            .deadline(self.timeout)
+            .timeout(defaults.timeout.min(self.timeout))
+            .handshake(defaults.handshake.min(self.timeout));
         let client = Client::connect(Arc::clone(servers) as _, options);
         client.map(Arc::new).map_err(|error| servers.failure(error))
     }

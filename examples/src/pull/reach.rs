@@ -50,7 +50,7 @@ impl Reached {
     fn hint(&self, address: &ServerAddress, attempt: Option<ErrorKind>) -> String {
         let own = rustix::process::geteuid().as_raw();
         let options = &self.addresses.options;
-        let is_tls = options.tls.is_some();
+        let is_tls = options.has_tls();
         match (address, attempt) {
             (ServerAddress::Unix(_), None | Some(ErrorKind::PermissionDenied)) => format!(
                 "a server lets in its own user and root, and others that it is told of: start it \

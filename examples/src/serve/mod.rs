@@ -148,7 +148,7 @@ impl Args {
             // The file lets everybody in; the kernel says who came, and others are turned away.
             options.mode = 0o666;
         }
-        options.tls = self.tls.server(&self.allow)?;
+        options = options.tls(self.tls.server(&self.allow)?);
         // Said by another thread: the one that accepts clients must not wait for a reader.
         let sayer = Sayer::start()?;
         options.on_refusal = Some(Arc::new(move |refusal| sayer.say(report::turned_away(refusal))));

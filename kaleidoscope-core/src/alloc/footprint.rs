@@ -29,24 +29,24 @@ impl ByColor {
 /// The number of resident frames of each color in a clone. Many threads may count at once; each
 /// count is one atomic operation.
 #[derive(Debug, Default)]
-pub struct Footprint([AtomicU32; Color::ALL.len()]);
+pub(crate) struct Footprint([AtomicU32; Color::ALL.len()]);
 
 impl Footprint {
     /// The footprint of an empty clone.
     #[must_use]
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self::default()
     }
 
     /// Counts frames that were installed.
-    pub fn add(&self, color: Color, frames: u32) {
+    pub(crate) fn add(&self, color: Color, frames: u32) {
         if let Some(count) = self.0.get(usize::from(color as u8)) {
             count.fetch_add(frames, Ordering::Relaxed);
         }
     }
 
     /// Counts frames that were removed; [`add`](Self::add) must have counted them.
-    pub fn remove(&self, color: Color, frames: u32) {
+    pub(crate) fn remove(&self, color: Color, frames: u32) {
         if let Some(count) = self.0.get(usize::from(color as u8)) {
             count.fetch_sub(frames, Ordering::Relaxed);
         }
@@ -54,7 +54,7 @@ impl Footprint {
 
     /// The current counts. Concurrent changes may or may not be included.
     #[must_use]
-    pub fn now(&self) -> ByColor {
+    pub(crate) fn now(&self) -> ByColor {
         let mut now = ByColor::default();
         for (to, from) in now.0.iter_mut().zip(&self.0) {
             *to = from.load(Ordering::Relaxed);

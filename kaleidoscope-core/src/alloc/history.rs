@@ -17,7 +17,7 @@ pub struct FootprintSample {
 /// When the history is full, it drops every second sample and doubles the interval. So the samples
 /// cover all of the time about evenly, and there are between capacity/2 and capacity of them.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct FootprintHistory {
+pub(crate) struct FootprintHistory {
     samples: Vec<FootprintSample>,
     /// The newest sample offered, kept or not.
     latest: Option<FootprintSample>,
@@ -29,7 +29,7 @@ impl FootprintHistory {
     /// An empty history of up to `capacity` samples (at least 2), at first no closer than
     /// `interval`.
     #[must_use]
-    pub fn new(capacity: usize, interval: Duration) -> Self {
+    pub(crate) fn new(capacity: usize, interval: Duration) -> Self {
         // A zero interval would stay zero when doubled.
         let interval = interval.max(Duration::from_nanos(1));
         Self { samples: Vec::new(), latest: None, capacity: capacity.max(2), interval }
@@ -37,12 +37,12 @@ impl FootprintHistory {
 
     /// Time of the next sample to keep; earlier samples are dropped.
     #[must_use]
-    pub fn due(&self) -> Duration {
+    pub(crate) fn due(&self) -> Duration {
         self.samples.last().map_or(Duration::ZERO, |last| last.at.saturating_add(self.interval))
     }
 
     /// Offers a sample. A sample older than the last one is ignored.
-    pub fn record(&mut self, at: Duration, frames: ByColor) {
+    pub(crate) fn record(&mut self, at: Duration, frames: ByColor) {
         if self.latest.is_some_and(|latest| at < latest.at) {
             return;
         }
@@ -66,15 +66,15 @@ impl FootprintHistory {
     }
 
     /// The samples by time, the newest one offered included: at most capacity + 1.
-    pub fn samples(&self) -> impl Iterator<Item = FootprintSample> + '_ {
+    pub(crate) fn samples(&self) -> impl Iterator<Item = FootprintSample> + '_ {
         let last = self.samples.last().map(|sample| sample.at);
         let newer = self.latest.filter(|latest| Some(latest.at) > last);
         self.samples.iter().copied().chain(newer)
     }
 
     /// Minimum time between two samples.
-    #[must_use]
-    pub fn interval(&self) -> Duration {
+    #[cfg(test)]
+    pub(crate) fn interval(&self) -> Duration {
         self.interval
     }
 }

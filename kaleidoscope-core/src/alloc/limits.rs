@@ -1,12 +1,14 @@
 //! Memory limits of hosts and clones.
 
 use super::pressure::Marks;
+use crate::setters::setters;
 
 /// A host's limits for its clones. All amounts are in frames.
 ///
 /// The marks are compared with the granted frames, in whole chunks of
 /// [`CHUNK_FRAMES`](super::CHUNK_FRAMES).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
 pub struct HostLimits {
     /// Maximum of all clones together. Only faults exceed it.
     pub frames: u64,
@@ -19,6 +21,14 @@ pub struct HostLimits {
     /// From this many, new clones are refused.
     pub refuse_clones_at: u64,
 }
+
+setters!(HostLimits {
+    frames: u64,
+    reserve: u64,
+    shrink_prefetch_at: u64,
+    reclaim_at: u64,
+    refuse_clones_at: u64,
+});
 
 impl HostLimits {
     /// Limits for this many frames: 1/16 is reserved for faults, prefetch shrinks at 3/4, clones
@@ -53,6 +63,7 @@ impl HostLimits {
 
 /// A clone's limits. All amounts are in frames in use.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
 pub struct CloneLimits {
     /// Maximum. Only faults exceed it.
     pub frames: u64,
@@ -62,6 +73,8 @@ pub struct CloneLimits {
     /// touched.
     pub reclaim_at: u64,
 }
+
+setters!(CloneLimits { frames: u64, shrink_prefetch_at: u64, reclaim_at: u64 });
 
 impl CloneLimits {
     /// Limits for a clone with this many frames: prefetch shrinks at 3/4, and it reclaims at 15/16.

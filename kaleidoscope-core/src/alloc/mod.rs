@@ -31,8 +31,10 @@ mod reservation;
 #[cfg(test)]
 mod tests;
 
-pub use footprint::{ByColor, Footprint};
-pub use history::{FootprintHistory, FootprintSample};
+pub use footprint::ByColor;
+pub(crate) use footprint::Footprint;
+pub(crate) use history::FootprintHistory;
+pub use history::FootprintSample;
 pub use host::{Host, HostStatistics, Refused};
 pub use limits::{CloneLimits, HostLimits};
 pub use pressure::Pressure;

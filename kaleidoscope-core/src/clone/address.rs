@@ -1,9 +1,9 @@
 //! Addresses of page servers.
 
+use crate::color::UnknownName;
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
-use thiserror::Error;
 
 /// The address of a page server: `unix:PATH` or `tcp:HOST:PORT`.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -14,18 +14,11 @@ pub enum ServerAddress {
     Tcp(String),
 }
 
-/// Text that is not an address.
-#[derive(Clone, PartialEq, Eq, Debug, Error)]
-#[error("`{text}` is no address: write unix:PATH or tcp:HOST:PORT")]
-pub struct AddressError {
-    text: String,
-}
-
 impl FromStr for ServerAddress {
-    type Err = AddressError;
+    type Err = UnknownName;
 
-    fn from_str(text: &str) -> Result<Self, AddressError> {
-        let error = || AddressError { text: text.to_owned() };
+    fn from_str(text: &str) -> Result<Self, UnknownName> {
+        let error = || UnknownName::with_advice("address", text, "unix:PATH or tcp:HOST:PORT");
         match text.split_once(':') {
             Some(("unix", path)) if !path.is_empty() => Ok(Self::Unix(path.into())),
             Some(("tcp", at)) => {

@@ -1,11 +1,10 @@
 //! Whether free frames may be filled with zeros.
 
 use crate::addr::FRAME_BYTES;
-use crate::color::{Color, ColorMap};
+use crate::color::{Color, ColorMap, UnknownName};
 use crate::memory::{Backing, GuestMemory, MemoryError, data_frames, extents, is_zero};
 use std::fmt;
 use std::str::FromStr;
-use thiserror::Error;
 
 /// How the clone fills frames that were free in the guest at the snapshot, or given back by it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
@@ -16,13 +15,6 @@ pub enum FreeFrames {
     /// Free frames are fetched like all others: the clone has the parent's memory byte for byte.
     #[default]
     Fetch,
-}
-
-/// A name that is not one of [`FreeFrames`].
-#[derive(Clone, PartialEq, Eq, Debug, Error)]
-#[error("`{name}`: free frames are either `zero` or `fetch`")]
-pub struct UnknownFreeFrames {
-    name: String,
 }
 
 impl FreeFrames {
@@ -55,11 +47,13 @@ impl fmt::Display for FreeFrames {
 }
 
 impl FromStr for FreeFrames {
-    type Err = UnknownFreeFrames;
+    type Err = UnknownName;
 
-    fn from_str(name: &str) -> Result<Self, UnknownFreeFrames> {
+    fn from_str(name: &str) -> Result<Self, UnknownName> {
         let found = [Self::Zero, Self::Fetch].into_iter().find(|f| f.name() == name);
-        found.ok_or_else(|| UnknownFreeFrames { name: name.to_owned() })
+        found.ok_or_else(|| {
+            UnknownName::with_advice("treatment of free frames", name, "`zero` or `fetch`")
+        })
     }
 }
 

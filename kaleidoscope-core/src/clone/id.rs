@@ -1,17 +1,12 @@
 //! Identities of clones.
 
+use crate::color::UnknownName;
 use std::fmt;
 use std::str::FromStr;
-use thiserror::Error;
 
 /// The identity of a clone: 128 random bits.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct CloneId(pub [u8; 16]);
-
-/// Text that is not a clone id.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
-#[error("a clone id is 32 hexadecimal digits")]
-pub struct CloneIdError;
 
 impl CloneId {
     /// A new identity, from the system's random numbers.
@@ -40,13 +35,14 @@ impl fmt::Debug for CloneId {
 }
 
 impl FromStr for CloneId {
-    type Err = CloneIdError;
+    type Err = UnknownName;
 
-    fn from_str(text: &str) -> Result<Self, CloneIdError> {
+    fn from_str(text: &str) -> Result<Self, UnknownName> {
+        let error = || UnknownName::with_advice("clone id", text, "32 hexadecimal digits");
         if text.len() != 32 || !text.bytes().all(|b| b.is_ascii_hexdigit()) {
-            return Err(CloneIdError);
+            return Err(error());
         }
-        u128::from_str_radix(text, 16).map(|n| Self(n.to_be_bytes())).map_err(|_| CloneIdError)
+        u128::from_str_radix(text, 16).map(|n| Self(n.to_be_bytes())).map_err(|_| error())
     }
 }
 
@@ -59,7 +55,8 @@ mod tests {
         let (a, b) = (CloneId::random().unwrap(), CloneId::random().unwrap());
         assert_ne!(a, b);
         assert_eq!(a.to_string().parse(), Ok(a));
-        assert_eq!("+0000000000000000000000000000000".parse::<CloneId>(), Err(CloneIdError));
-        assert_eq!("00".parse::<CloneId>(), Err(CloneIdError));
+        assert!("+0000000000000000000000000000000".parse::<CloneId>().is_err());
+        let error = "00".parse::<CloneId>().unwrap_err().to_string();
+        assert_eq!(error, "`00` is no clone id: write 32 hexadecimal digits");
     }
 }

@@ -19,6 +19,7 @@ mod address;
 mod descriptor;
 mod engine;
 mod free_frames;
+#[cfg(feature = "hooks")]
 pub mod hooks;
 mod id;
 mod local;
@@ -29,11 +30,11 @@ mod retry;
 pub mod shared;
 mod statistics;
 
-pub use address::{AddressError, ServerAddress};
+pub use address::ServerAddress;
 pub use descriptor::{Descriptor, DescriptorError, DescriptorLimits, MAX_SERVERS, MAX_STATE};
 pub use engine::Engine;
-pub use free_frames::{FreeFrames, Trust, UnknownFreeFrames, Verdict, trust};
-pub use id::{CloneId, CloneIdError};
+pub use free_frames::{FreeFrames, Trust, Verdict, trust};
+pub use id::CloneId;
 pub use local::LocalSource;
 pub use options::{Background, EngineOptions, EngineParts, Feedback, Stopped};
 pub use retry::Retry;

@@ -3,17 +3,20 @@
 pub(super) use super::free_frames::FreeFrames;
 use super::ports::{
     Clock, FaultQueue, InstallError, LocalCache, PageInstaller, PageSource, SourceError,
+    SystemClock,
 };
 use crate::addr::FrameIndex;
 use crate::alloc::Reservation;
 use crate::prefetch::{LocalityOrder, PrefetchPolicy};
 use crate::service::Panicked;
+use crate::setters::setters;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 use thiserror::Error;
 
 /// The parts of an engine.
+#[non_exhaustive]
 pub struct EngineParts {
     /// The parent's frames in the order in which policies see them.
     pub locality: Arc<LocalityOrder>,
@@ -34,6 +37,35 @@ pub struct EngineParts {
     pub local_cache: Option<Arc<dyn LocalCache>>,
 }
 
+impl EngineParts {
+    /// Parts without a queue, a reservation and a local cache, on the system's clock.
+    #[must_use]
+    pub fn new(
+        locality: Arc<LocalityOrder>,
+        policy: Box<dyn PrefetchPolicy>,
+        source: Arc<dyn PageSource>,
+        installer: Arc<dyn PageInstaller>,
+    ) -> Self {
+        Self {
+            locality,
+            policy,
+            source,
+            installer,
+            queue: None,
+            clock: Arc::new(SystemClock::new()),
+            reservation: None,
+            local_cache: None,
+        }
+    }
+}
+
+setters!(EngineParts {
+    queue: Option<Arc<dyn FaultQueue>>,
+    clock: Arc<dyn Clock>,
+    reservation: Option<Reservation>,
+    local_cache: Option<Arc<dyn LocalCache>>,
+});
+
 impl fmt::Debug for EngineParts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("EngineParts").field("policy", &self.policy.name()).finish_non_exhaustive()
@@ -42,6 +74,7 @@ impl fmt::Debug for EngineParts {
 
 /// Whether the streaming thread fills the clone when no prefetch is planned.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+#[non_exhaustive]
 pub enum Background {
     /// Only touched frames and those that the policy plans are fetched.
     #[default]
@@ -57,6 +90,7 @@ pub enum Background {
 
 /// How the policy learns whether prefetched frames were used.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+#[non_exhaustive]
 pub enum Feedback {
     /// It does not learn. Prefetched pages are installed at once.
     #[default]
@@ -74,6 +108,7 @@ pub enum Feedback {
 
 /// Options of an engine.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
 pub struct EngineOptions {
     /// Whether the streaming thread fills the clone when no prefetch is planned.
     pub background: Background,
@@ -115,6 +150,17 @@ impl Default for EngineOptions {
         }
     }
 }
+
+setters!(EngineOptions {
+    background: Background,
+    budget: usize,
+    queue: usize,
+    feedback: Feedback,
+    staged: usize,
+    free_frames: FreeFrames,
+    timeout: Duration,
+    granule: u32,
+});
 
 /// Why a clone stopped. Every thread that waits for a page gets this error, and so does every later
 /// fault.

@@ -2,6 +2,7 @@
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
 use super::{ManifestError, to_u64, within};
+#[cfg(feature = "write")]
 use crate::output_file::OutputFile;
 use sha2::{Digest, Sha256};
 use std::io::{Read, Write};
@@ -197,6 +198,7 @@ pub(crate) fn read_bounded(
 }
 
 /// Atomically replaces the file at `path` with these bytes, and syncs it to the disk.
+#[cfg(feature = "write")]
 pub(crate) fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), ManifestError> {
     let mut file = OutputFile::create(path)?;
     file.write_all(bytes)?;

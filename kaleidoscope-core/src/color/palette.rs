@@ -110,18 +110,36 @@ pub enum PaperColor {
     PageCache = 6,
 }
 
-/// A name that does not exist in the palette.
-#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-#[error("no {what} is called `{name}`")]
+/// A name, or other text, that names no value of a type.
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct UnknownName {
     what: &'static str,
     name: String,
+    /// What to write instead.
+    advice: Option<&'static str>,
+}
+
+impl std::error::Error for UnknownName {}
+
+impl fmt::Display for UnknownName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { what, name, advice } = self;
+        match advice {
+            None => write!(f, "no {what} is called `{name}`"),
+            Some(advice) => write!(f, "`{name}` is no {what}: write {advice}"),
+        }
+    }
 }
 
 impl UnknownName {
     /// A name that does not exist among the values of type `what`.
     pub(crate) fn new(what: &'static str, name: &str) -> Self {
-        Self { what, name: name.to_owned() }
+        Self { what, name: name.to_owned(), advice: None }
+    }
+
+    /// Text that is no value of type `what`, and what to write instead.
+    pub(crate) fn with_advice(what: &'static str, name: &str, advice: &'static str) -> Self {
+        Self { what, name: name.to_owned(), advice: Some(advice) }
     }
 }
 
@@ -157,7 +175,7 @@ macro_rules! named {
 
             fn from_str(name: &str) -> Result<Self, UnknownName> {
                 let found = Self::ALL.into_iter().find(|v| v.name() == name);
-                found.ok_or_else(|| UnknownName { what: $what, name: name.to_owned() })
+                found.ok_or_else(|| UnknownName::new($what, name))
             }
         }
     };

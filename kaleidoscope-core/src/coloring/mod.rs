@@ -6,24 +6,23 @@ pub use rules::{Rule, Rules};
 
 use crate::addr::Gfn;
 use crate::color::{ColorMap, Frame, MapError};
-use crate::guest_os::{FrameFacts, GuestFacts, Introspect, Note, NoteKind, Phase, Process};
-use crate::linux::vmcoreinfo::VmcoreInfo;
-use crate::linux::{CommonSymbols, Linux, LinuxError};
+use crate::guest_os::{
+    FrameFacts, GuestFacts, Introspect, IntrospectError, Note, NoteKind, Phase, Process,
+};
+use crate::linux::{CommonSymbols, Linux};
 use crate::memory::GuestMemory;
-use crate::page_tables::{PageTables, PageTablesError};
+use crate::page_tables::PageTables;
 use crate::registers::VcpuRegisters;
+use crate::setters::setters;
 use thiserror::Error;
 
 /// Why a guest could not be colored.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum ColoringError {
-    /// The guest's kernel could not be read.
+    /// The guest's kernel, or its page tables, could not be read.
     #[error(transparent)]
-    Linux(#[from] LinuxError),
-    /// The guest's page tables could not be read.
-    #[error(transparent)]
-    PageTables(#[from] PageTablesError),
+    Introspect(#[from] IntrospectError),
     /// Introspection returned inconsistent facts, which is a bug in this library.
     #[error("internal error: {0}")]
     Map(#[from] MapError),
@@ -31,17 +30,29 @@ pub enum ColoringError {
 
 /// Inputs besides the guest's memory, and the rules to apply.
 #[derive(Clone, Debug, Default)]
+#[non_exhaustive]
 pub struct ColoringOptions {
     /// The vCPUs' registers; may be empty.
     pub registers: Vec<VcpuRegisters>,
-    /// VMCOREINFO texts that came with the memory, such as a dump's own note; may be empty. They
-    /// are only candidates: a text may describe an earlier kernel or another machine.
-    pub vmcoreinfo: Vec<VmcoreInfo>,
+    /// How Linux is read: texts that came with the memory, and symbols that most workloads use.
+    pub linux: Linux,
     /// The rules.
     pub rules: Rules,
-    /// Symbols of a kernel that most workloads use; the default is the list that ships with the
-    /// library.
-    pub common_symbols: CommonSymbols,
+}
+
+setters!(ColoringOptions {
+    registers: Vec<VcpuRegisters>,
+    linux: Linux,
+    rules: Rules,
+});
+
+impl ColoringOptions {
+    /// The same with other symbols that most workloads use; see [`Linux::common_symbols`].
+    #[must_use]
+    pub fn common_symbols(mut self, common_symbols: CommonSymbols) -> Self {
+        self.linux = self.linux.common_symbols(common_symbols);
+        self
+    }
 }
 
 /// A colored guest.
@@ -111,10 +122,10 @@ pub fn color(
 }
 
 /// Colors the frames of a guest with an unknown operating system from its page tables alone; see
-/// [`page_tables`](crate::page_tables).
+/// `docs/limits.md`.
 ///
 /// # Errors
-/// [`ColoringError::PageTables`] if no registers locate page tables.
+/// [`ColoringError::Introspect`] if no registers locate page tables.
 pub fn color_by_page_tables(
     memory: &dyn GuestMemory,
     options: &ColoringOptions,
@@ -132,11 +143,7 @@ pub fn color_with_progress(
     options: &ColoringOptions,
     begin: &mut dyn FnMut(Phase),
 ) -> Result<Coloring, ColoringError> {
-    let linux = Linux {
-        common_symbols: options.common_symbols.clone(),
-        vmcoreinfo: options.vmcoreinfo.clone(),
-    };
-    let facts = linux.introspect(memory, &options.registers, begin)?;
+    let facts = options.linux.introspect(memory, &options.registers, begin)?;
     begin(Phase::Color);
     Ok(Coloring::new(facts, options.rules.clone())?)
 }

@@ -3,6 +3,7 @@
 use super::GuestFacts;
 use crate::memory::GuestMemory;
 use crate::registers::VcpuRegisters;
+use std::error::Error;
 use std::fmt;
 
 /// A phase of introspection, announced when it begins for progress display and measurement.
@@ -59,11 +60,54 @@ impl fmt::Display for Phase {
     }
 }
 
+/// Why a guest's operating system could not be read.
+#[derive(Debug)]
+pub struct IntrospectError {
+    kind: IntrospectErrorKind,
+    source: Box<dyn Error + Send + Sync>,
+}
+
+/// The kinds of [`IntrospectError`].
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[non_exhaustive]
+pub enum IntrospectErrorKind {
+    /// The memory holds no kernel that runs, or nothing says where its page tables are.
+    NotFound,
+    /// The memory holds several kernels, and nothing says which of them runs.
+    Ambiguous,
+    /// The kernel was found; what is needed of its structures is damaged or absent.
+    Damaged,
+}
+
+impl IntrospectError {
+    /// An error of this kind; `source` says what was found and where.
+    #[must_use]
+    pub fn new(kind: IntrospectErrorKind, source: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        Self { kind, source: source.into() }
+    }
+
+    /// What went wrong.
+    #[must_use]
+    pub fn kind(&self) -> IntrospectErrorKind {
+        self.kind
+    }
+}
+
+impl fmt::Display for IntrospectError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.source.fmt(f)
+    }
+}
+
+impl Error for IntrospectError {
+    // The message is that of the source, which is not repeated.
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        self.source.source()
+    }
+}
+
 /// Reads a guest operating system's structures from memory alone.
 pub trait Introspect {
-    /// Why introspection failed altogether.
-    type Error: std::error::Error;
-
     /// Gathers facts about every frame. `registers` may be empty. `begin` is called at the start of
     /// every phase.
     ///
@@ -76,5 +120,5 @@ pub trait Introspect {
         memory: &dyn GuestMemory,
         registers: &[VcpuRegisters],
         begin: &mut dyn FnMut(Phase),
-    ) -> Result<GuestFacts, Self::Error>;
+    ) -> Result<GuestFacts, IntrospectError>;
 }

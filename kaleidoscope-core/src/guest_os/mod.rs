@@ -7,4 +7,4 @@ pub mod name;
 
 pub use evidence::{FrameUse, KernelArea};
 pub use facts::{FrameFacts, GuestFacts, Note, NoteKind, Process};
-pub use introspect::{Introspect, Phase};
+pub use introspect::{Introspect, IntrospectError, IntrospectErrorKind, Phase};

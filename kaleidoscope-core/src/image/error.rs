@@ -75,7 +75,13 @@ pub enum ImageError {
     Layout(#[from] LayoutError),
     /// The file is not an ELF dump of a machine.
     #[error("ELF dump: {0}")]
-    Elf(#[from] ElfError),
+    Elf(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The name is not the name of a [`Preset`](super::Preset).
+    #[error("{name:?} is no known machine; known are {}", preset::names())]
+    UnknownPreset {
+        /// The name, cut to 40 characters.
+        name: String,
+    },
     /// The file is in a known format that must be converted.
     #[error("this is {format}; {advice}")]
     Unsupported {
@@ -84,6 +90,12 @@ pub enum ImageError {
         /// How to make a readable image of it.
         advice: &'static str,
     },
+}
+
+impl From<ElfError> for ImageError {
+    fn from(error: ElfError) -> Self {
+        Self::Elf(Box::new(error))
+    }
 }
 
 impl From<Unreadable> for ImageError {

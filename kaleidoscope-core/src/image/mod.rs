@@ -4,7 +4,7 @@
 //! dump](elf) describes which memory it holds and often has the vCPUs' registers. A raw file holds
 //! only RAM; a [`LayoutFile`] or the machine's [`Preset`] gives the addresses.
 
-pub mod elf;
+pub(crate) mod elf;
 mod error;
 mod file;
 mod holes;
@@ -18,10 +18,10 @@ mod signature;
 mod source;
 mod stamp;
 
-pub use elf::{ElfError, Skipped, SkippedPart};
+use elf::Skipped;
 pub use error::ImageError;
 pub use layout_file::{LayoutFile, LayoutFileError};
-pub use preset::{Preset, UnknownPreset};
+pub use preset::Preset;
 pub use segments::Segment;
 
 use crate::addr::{FRAME_SIZE, FrameIndex, Gfn, Gpa};
@@ -181,8 +181,8 @@ impl MemoryImage {
 
     /// Skipped parts of the file that are not needed to read the memory, for display.
     #[must_use]
-    pub fn skipped(&self) -> &[Skipped] {
-        &self.skipped
+    pub fn skipped(&self) -> Vec<String> {
+        self.skipped.iter().map(Skipped::to_string).collect()
     }
 
     /// Whether the image holds all bytes of a frame. Frames past the layout are not held.

@@ -6,11 +6,11 @@
 
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
+use super::error::ImageError;
 use super::segments::Segment;
 use crate::addr::Gpa;
 use std::fmt;
 use std::str::FromStr;
-use thiserror::Error;
 
 const GIB: u64 = 1 << 30;
 
@@ -35,14 +35,6 @@ pub enum Preset {
     Firecracker,
     /// Firecracker up to 1.12: one hole of 768 MiB below 4 GiB (`MEM_32BIT_GAP_SIZE`).
     Firecracker1_12,
-}
-
-/// The name is not the name of a [`Preset`].
-#[derive(Clone, PartialEq, Eq, Debug, Error)]
-#[error("{name:?} is no known machine; known are {}", names())]
-pub struct UnknownPreset {
-    /// The name.
-    pub name: String,
 }
 
 impl Preset {
@@ -114,11 +106,11 @@ impl fmt::Display for Preset {
 }
 
 impl FromStr for Preset {
-    type Err = UnknownPreset;
+    type Err = ImageError;
 
-    fn from_str(name: &str) -> Result<Self, UnknownPreset> {
+    fn from_str(name: &str) -> Result<Self, ImageError> {
         let found = Self::ALL.into_iter().find(|p| p.name() == name);
-        found.ok_or_else(|| UnknownPreset { name: name.chars().take(40).collect() })
+        found.ok_or_else(|| ImageError::UnknownPreset { name: name.chars().take(40).collect() })
     }
 }
 
@@ -158,7 +150,7 @@ mod tests {
     #[test]
     fn names_are_read_back() {
         for preset in Preset::ALL {
-            assert_eq!(preset.name().parse(), Ok(preset));
+            assert_eq!(preset.name().parse().ok(), Some(preset));
         }
         let error = "vmware".parse::<Preset>().unwrap_err().to_string();
         assert!(error.contains("\"vmware\"") && error.contains("cloud-hypervisor"));

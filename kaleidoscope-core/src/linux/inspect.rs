@@ -1,10 +1,11 @@
 //! The raw words behind one frame's facts, for explaining a color.
 
 use super::common_symbols::CommonSymbols;
-use super::introspect::{Linux, LinuxError, table_budget};
+use super::introspect::{Linux, table_budget};
 use super::kernel::Kernel;
 use super::locate::Hints;
 use crate::addr::Gfn;
+use crate::guest_os::IntrospectError;
 use crate::memory::GuestMemory;
 use crate::registers::VcpuRegisters;
 use std::fmt::Write as _;
@@ -12,18 +13,10 @@ use std::fmt::Write as _;
 /// Maximum number of kernel addresses to list for one frame.
 const MAX_ADDRESSES: usize = 8;
 
-/// One observed word or address, for display.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Fact {
-    /// What was observed, such as `struct page flags`.
-    pub name: String,
-    /// The value, formatted.
-    pub value: String,
-}
-
 impl Linux {
     /// The words of a frame's record in the frame table, with flags decoded, and the kernel
-    /// addresses that map the frame (at most 8).
+    /// addresses that map the frame (at most 8), for display: the name of each, such as
+    /// `struct page flags`, and its value, formatted.
     ///
     /// # Errors
     /// Like introspection: if no kernel or no frame table is found.
@@ -32,14 +25,14 @@ impl Linux {
         memory: &dyn GuestMemory,
         registers: &[VcpuRegisters],
         gfn: Gfn,
-    ) -> Result<Vec<Fact>, LinuxError> {
+    ) -> Result<Vec<(String, String)>, IntrospectError> {
         let mut budget = table_budget(memory);
         let none = CommonSymbols::none();
         let (mut begin, mut notes) = (|_| {}, Vec::new());
         let hints = Hints { registers, notes: &self.vmcoreinfo };
         let kernel = Kernel::open(memory, hints, &mut budget, &none, &mut begin, &mut notes)?;
         let mut facts = Vec::new();
-        let mut fact = |name: String, value: String| facts.push(Fact { name, value });
+        let mut fact = |name: String, value: String| facts.push((name, value));
         match kernel.table.describe(&kernel.view, gfn) {
             Some(words) => {
                 for (name, word) in words {

@@ -21,7 +21,9 @@ use super::view::KernelView;
 use super::vmcoreinfo::VmcoreInfo;
 use crate::addr::{Gpa, Gva};
 use crate::color::FrameKind;
-use crate::guest_os::{FrameUse, GuestFacts, Introspect, Note, Phase};
+use crate::guest_os::{
+    FrameUse, GuestFacts, Introspect, IntrospectError, IntrospectErrorKind, Note, Phase,
+};
 use crate::memory::GuestMemory;
 use crate::paging::{KernelSpace, PagingSpec, TableBudget};
 use crate::registers::VcpuRegisters;
@@ -54,22 +56,51 @@ pub enum LinuxError {
 /// Introspection of x86-64 Linux 5.4 and later, without symbol files, profiles or a guest agent.
 #[derive(Clone, Debug, Default)]
 pub struct Linux {
-    /// Symbols that most workloads use. The default is the list that ships with the library.
-    pub common_symbols: CommonSymbols,
-    /// Candidate VMCOREINFO texts that came with the memory; see
-    /// [`ColoringOptions::vmcoreinfo`](crate::coloring::ColoringOptions::vmcoreinfo).
-    pub vmcoreinfo: Vec<VmcoreInfo>,
+    pub(super) common_symbols: CommonSymbols,
+    /// Candidate texts that came with the memory.
+    pub(super) vmcoreinfo: Vec<VmcoreInfo>,
+}
+
+impl Linux {
+    /// The same with other symbols that most workloads use. The default is the list that ships
+    /// with the library.
+    #[must_use]
+    pub fn common_symbols(mut self, common_symbols: CommonSymbols) -> Self {
+        self.common_symbols = common_symbols;
+        self
+    }
+
+    /// The same with a VMCOREINFO text that came with the memory, such as a dump's own note. Texts
+    /// are only candidates: one may describe an earlier kernel or another machine.
+    ///
+    /// # Errors
+    /// [`IntrospectErrorKind::Damaged`] if the bytes are no such text.
+    pub fn vmcoreinfo(mut self, text: &[u8]) -> Result<Self, IntrospectError> {
+        let text = VmcoreInfo::parse(text);
+        let text = text.map_err(|e| IntrospectError::new(IntrospectErrorKind::Damaged, e))?;
+        self.vmcoreinfo.push(text);
+        Ok(self)
+    }
+}
+
+impl From<LinuxError> for IntrospectError {
+    fn from(error: LinuxError) -> Self {
+        let kind = match &error {
+            LinuxError::Locate(LocateError::Ambiguous { .. }) => IntrospectErrorKind::Ambiguous,
+            LinuxError::Locate(_) => IntrospectErrorKind::NotFound,
+            LinuxError::FrameTable(_) | LinuxError::Symbols(_) => IntrospectErrorKind::Damaged,
+        };
+        Self::new(kind, error)
+    }
 }
 
 impl Introspect for Linux {
-    type Error = LinuxError;
-
     fn introspect(
         &self,
         memory: &dyn GuestMemory,
         registers: &[VcpuRegisters],
         begin: &mut dyn FnMut(Phase),
-    ) -> Result<GuestFacts, LinuxError> {
+    ) -> Result<GuestFacts, IntrospectError> {
         let mut notes = Vec::new();
         let mut budget = table_budget(memory);
         let common = &self.common_symbols;

@@ -36,9 +36,9 @@
 )]
 
 mod assemble;
-pub mod btf;
+pub(crate) mod btf;
 mod bytes;
-pub mod common_symbols;
+pub(crate) mod common_symbols;
 mod dentries;
 mod files;
 mod frame_reader;
@@ -47,7 +47,7 @@ mod free_lists;
 mod image_bytes;
 mod inspect;
 mod introspect;
-pub mod kallsyms;
+pub(crate) mod kallsyms;
 mod kernel;
 mod kernel_areas;
 mod locate;
@@ -61,10 +61,9 @@ mod tasks;
 mod unplugged;
 mod user_spaces;
 mod view;
-pub mod vmcoreinfo;
+pub(crate) mod vmcoreinfo;
 
-pub use common_symbols::CommonSymbols;
-pub use frame_table::FrameTableError;
-pub use inspect::Fact;
-pub use introspect::{Linux, LinuxError};
-pub use locate::LocateError;
+pub use common_symbols::{CommonSymbols, CommonSymbolsError};
+#[cfg(feature = "replay")]
+pub use common_symbols::{Lesson, Pruning, SymbolScores, SymbolsByPage, learn};
+pub use introspect::Linux;

@@ -67,6 +67,7 @@ impl Manifest {
     /// [`ManifestError::Limit`] if the manifest exceeds the limits of the format, that is, if a
     /// reader with [`Limits::for_frames`] would reject it; [`ManifestError::Compression`] if zstd
     /// fails (out of memory).
+    #[cfg(feature = "write")]
     pub fn to_bytes(&self) -> Result<Vec<u8>, ManifestError> {
         encode::check(self)?;
         container::wrap(&FAMILY, &encode::payload(self))
@@ -76,6 +77,7 @@ impl Manifest {
     ///
     /// # Errors
     /// [`ManifestError::Io`] if `out` fails, and those of [`to_bytes`](Self::to_bytes).
+    #[cfg(feature = "write")]
     pub fn write_to(&self, mut out: impl Write) -> Result<(), ManifestError> {
         Ok(out.write_all(&self.to_bytes()?)?)
     }
@@ -86,6 +88,7 @@ impl Manifest {
     /// # Errors
     /// [`ManifestError::Io`] if the directory cannot be written, and those of
     /// [`to_bytes`](Self::to_bytes).
+    #[cfg(feature = "write")]
     pub fn write_file(&self, path: &Path) -> Result<(), ManifestError> {
         container::write_atomically(path, &self.to_bytes()?)
     }

@@ -2,7 +2,7 @@
 
 use super::LocalityOrder;
 use crate::addr::FrameIndex;
-use crate::color::{Color, FrameKind, Temperature};
+use crate::color::{Color, FrameKind, Temperature, UnknownName};
 use bitvec::slice::BitSlice;
 use bitvec::vec::BitVec;
 use std::fmt;
@@ -95,16 +95,13 @@ impl fmt::Display for Class {
     }
 }
 
-/// A name that no class has.
-#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-#[error("no class of frames is called `{0}`")]
-pub struct UnknownClass(String);
-
 impl FromStr for Class {
-    type Err = UnknownClass;
+    type Err = UnknownName;
 
-    fn from_str(name: &str) -> Result<Self, UnknownClass> {
-        Self::all().find(|c| c.name() == name).ok_or_else(|| UnknownClass(name.to_owned()))
+    fn from_str(name: &str) -> Result<Self, UnknownName> {
+        Self::all()
+            .find(|c| c.name() == name)
+            .ok_or_else(|| UnknownName::new("class of frames", name))
     }
 }
 

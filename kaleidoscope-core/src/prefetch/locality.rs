@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 /// A position in the locality order: a frame's index when all frames are sorted by region and,
 /// within a region, by its natural order.
-pub type Position = u32;
+pub(crate) type Position = u32;
 
 /// A color map with its frames sorted so that related frames are neighbors.
 ///

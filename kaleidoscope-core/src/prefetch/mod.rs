@@ -15,25 +15,34 @@ mod class;
 mod colored;
 mod forecast;
 mod locality;
+#[cfg(feature = "replay")]
 mod oracle;
+#[cfg(feature = "replay")]
 mod paper;
 mod plan;
 mod policy;
+#[cfg(feature = "replay")]
 mod recorded;
+#[cfg(feature = "replay")]
 mod recorded_order;
 mod settings;
 
 pub use allocation::{AllocationForecast, FreeOrder};
 pub use blind::{Blind, Demand};
-pub use class::{Class, UnknownClass};
+pub use class::Class;
 pub use colored::predicted;
 pub use colored::{ColorGuide, Colored};
 pub use forecast::WriteForecast;
-pub use locality::{LocalityOrder, Position};
+pub use locality::LocalityOrder;
+pub(crate) use locality::Position;
+#[cfg(feature = "replay")]
 pub use oracle::Oracle;
+#[cfg(feature = "replay")]
 pub use paper::{Paper, Shape};
 pub use plan::{Answer, Plan, Planner, Presence};
 pub use policy::{Access, Fault, PrefetchOutcome, PrefetchPolicy};
+#[cfg(feature = "replay")]
 pub use recorded::{Predict, Recorded, Streamed};
+#[cfg(feature = "replay")]
 pub use recorded_order::RecordedOrder;
 pub use settings::{RecencyHint, Settings, SettingsError, Window};

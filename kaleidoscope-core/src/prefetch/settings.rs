@@ -1,7 +1,7 @@
 //! Settings: a policy's parameters as a small TOML file.
 
-use super::{Class, UnknownClass};
-use crate::color::{KernelIdentity, Temperature};
+use super::Class;
+use crate::color::{KernelIdentity, Temperature, UnknownName};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use thiserror::Error;
@@ -115,14 +115,20 @@ impl Default for Settings {
 #[non_exhaustive]
 pub enum SettingsError {
     /// The text is not TOML, or has unknown fields.
-    #[error("not a policy file: {0}")]
-    Toml(String),
+    #[error("not a policy file: {reason}")]
+    Toml {
+        /// What the parser says, with the line.
+        reason: String,
+    },
     /// The file names an unknown class.
     #[error(transparent)]
-    Class(#[from] UnknownClass),
+    Class(#[from] UnknownName),
     /// The file names an unknown hint.
-    #[error("no sign of use is called `{0}`")]
-    RecencyHint(String),
+    #[error("no sign of use is called `{name}`")]
+    RecencyHint {
+        /// The name.
+        name: String,
+    },
     /// A number is too large.
     #[error("{what} is {found}, more than {limit}")]
     Limit {
@@ -204,7 +210,8 @@ impl Settings {
     /// [`SettingsError`] says what is wrong and, for a syntax error, where.
     pub fn parse(text: &str) -> Result<Self, SettingsError> {
         within("length in bytes", text.len(), MAX_TEXT)?;
-        let file: File = toml::from_str(text).map_err(|e| SettingsError::Toml(e.to_string()))?;
+        let file: File =
+            toml::from_str(text).map_err(|e| SettingsError::Toml { reason: e.to_string() })?;
         let mut settings = Self::bare(file.name);
         settings.zero_ahead = limited("zero-ahead", file.zero_ahead)?.max(1);
         settings.inode_pages = limited("inode-pages", file.inode_pages)?;
@@ -253,7 +260,8 @@ impl FileHint {
         let mut signs = Temperature::NONE;
         for name in &self.signs {
             let known = Temperature::NAMES.iter().find(|(_, n)| n == name);
-            let (hint, _) = known.ok_or_else(|| SettingsError::RecencyHint(name.clone()))?;
+            let (hint, _) =
+                known.ok_or_else(|| SettingsError::RecencyHint { name: name.clone() })?;
             signs.insert(*hint);
         }
         Ok(RecencyHint { class: self.class.parse()?, signs })

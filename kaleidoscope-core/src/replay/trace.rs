@@ -38,7 +38,7 @@ pub struct Trace {
 pub enum TraceError {
     /// The file cannot be read as CSV.
     #[error("not a trace: {0}")]
-    Csv(#[from] csv::Error),
+    Csv(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// A column is missing.
     #[error("not a trace: there is no column `{0}`")]
     Column(&'static str),
@@ -68,6 +68,12 @@ pub enum TraceError {
         /// The time.
         at_us: u64,
     },
+}
+
+impl From<csv::Error> for TraceError {
+    fn from(error: csv::Error) -> Self {
+        Self::Csv(Box::new(error))
+    }
 }
 
 impl Trace {

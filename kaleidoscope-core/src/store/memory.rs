@@ -32,7 +32,7 @@ impl PageStore for MemoryStore {
         let mut inner = self.inner.lock();
         let Some(slot) = inner.index.get(key) else { return Ok(false) };
         let kept = inner.pages.get(slot as usize);
-        *page = **kept.ok_or_else(|| StoreError(format!("slot {slot} was never filled")))?;
+        *page = **kept.ok_or_else(|| StoreError::new(format!("slot {slot} was never filled")))?;
         Ok(true)
     }
 

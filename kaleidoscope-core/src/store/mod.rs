@@ -11,9 +11,12 @@ mod index;
 mod memory;
 mod view;
 
+#[cfg(not(feature = "dedup"))]
+use index::Index;
+#[cfg(feature = "dedup")]
 pub use index::{Full, Index, Inserted};
 pub use memory::MemoryStore;
-pub use view::{DomainMismatch, StoreView};
+pub use view::StoreView;
 
 use crate::fingerprint::Fingerprint;
 use crate::memory::Page;
@@ -22,10 +25,15 @@ use thiserror::Error;
 /// A store failed.
 #[derive(Debug, Error)]
 #[error("the content store: {0}")]
-pub struct StoreError(
-    /// What failed and where.
-    pub String,
-);
+pub struct StoreError(Box<dyn std::error::Error + Send + Sync>);
+
+impl StoreError {
+    /// An error with a message for people, or the error that led to it.
+    #[must_use]
+    pub fn new(reason: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        Self(reason.into())
+    }
+}
 
 /// Contents and counters of a store.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]

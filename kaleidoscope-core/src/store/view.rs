@@ -6,12 +6,6 @@ use crate::fingerprint::{Domain, Fingerprints};
 use crate::memory::Page;
 use std::fmt;
 use std::sync::Arc;
-use thiserror::Error;
-
-/// The parent's fingerprints belong to another domain than the tenant's.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
-#[error("the parent's fingerprints are of another domain than this store's tenant")]
-pub struct DomainMismatch;
 
 /// A store by the frames of one parent, for frames whose fingerprints the parent's host computed.
 ///
@@ -30,15 +24,16 @@ impl StoreView {
     /// never match.
     ///
     /// # Errors
-    /// [`DomainMismatch`] if the fingerprints are not of `domain`: no page would be found, and none
+    /// [`StoreError`] if the fingerprints are not of `domain`: no page would be found, and none
     /// could be verified.
     pub fn new(
         store: Arc<dyn PageStore>,
         fingerprints: Arc<Fingerprints>,
         domain: Arc<Domain>,
-    ) -> Result<Self, DomainMismatch> {
+    ) -> Result<Self, StoreError> {
         if fingerprints.domain() != domain.id() {
-            return Err(DomainMismatch);
+            let reason = "the parent's fingerprints are of another domain than this store's tenant";
+            return Err(StoreError::new(reason));
         }
         Ok(Self { store, fingerprints, domain })
     }

@@ -5,6 +5,8 @@
 //! messages, [`server`] and [`client`] are the two ends.
 
 pub mod client;
-pub mod protocol;
+pub(crate) mod protocol;
 pub mod server;
 pub mod transport;
+
+pub use protocol::{Codecs, Features};

@@ -35,9 +35,7 @@ pub(crate) fn open(folder: &Path) -> (MemoryImage, Vec<VcpuRegisters>) {
 impl Guest {
     fn read(folder: &Path) -> Self {
         let (image, registers) = open(folder);
-        let map = color(&image, &ColoringOptions { registers, ..ColoringOptions::default() })
-            .unwrap()
-            .map;
+        let map = color(&image, &ColoringOptions::default().registers(registers)).unwrap().map;
         let identity = ImageIdentity::of(&image, &map).unwrap();
         let locality = Arc::new(LocalityOrder::new(map));
         let traces = entries(&folder.join("traces")).into_iter().map(|path| {

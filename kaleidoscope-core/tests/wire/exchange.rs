@@ -4,9 +4,9 @@ use crate::image::*;
 use kaleidoscope_core::clone::ServerAddress;
 use kaleidoscope_core::clone::ports::{PageSource, Priority};
 use kaleidoscope_core::wire::client::{Addresses, Client, ClientOptions};
-use kaleidoscope_core::wire::protocol::{Codecs, Features};
 use kaleidoscope_core::wire::server::{ServedImage, Server, ServerOptions};
 use kaleidoscope_core::wire::transport::{ConnectOptions, ListenOptions, Listener};
+use kaleidoscope_core::wire::{Codecs, Features};
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -17,7 +17,7 @@ fn every_page_arrives_with_every_combination_of_features() {
     let server = Arc::new(server(FRAMES));
     for bits in 0..8 {
         let features = Features::from_bits(bits);
-        let options = ClientOptions { features, ..ClientOptions::default() };
+        let options = ClientOptions::default().features(features);
         let client = client(Local(vec![server.clone()]), options);
         assert_eq!((client.image(), client.frames()), (DIGEST, FRAMES));
         let mut arrived = Arrived::new();
@@ -57,7 +57,7 @@ fn frames_that_the_image_lacks_are_unavailable() {
         };
         let dial = OneLink(link);
         let features = Features { checksums, codecs: Codecs::ALL };
-        let client = client(dial, ClientOptions { features, ..ClientOptions::default() });
+        let client = client(dial, ClientOptions::default().features(features));
         client.request(&indices(0..100), Priority::Urgent).unwrap();
         let mut arrived = Arrived::new();
         receive(&client, 100, &mut arrived).unwrap();
@@ -143,7 +143,7 @@ fn the_descriptor_arrives_complete() {
             Arc::new(Server::start(vec![image], Vec::new(), ServerOptions::default()).unwrap());
         let client = client(Local(vec![server.clone()]), short_timeouts());
         assert!(client.fetch_descriptor().unwrap() == descriptor, "{length}");
-        let most = ClientOptions { descriptor: 65_536, ..short_timeouts() };
+        let most = short_timeouts().descriptor(65_536);
         let client = Client::connect(Arc::new(Local(vec![server])), most).unwrap();
         assert_eq!(client.fetch_descriptor().is_ok(), length <= 65_536);
     }
@@ -156,7 +156,7 @@ fn images_are_selected_by_digest() {
         Server::start(vec![served(10), other], Vec::new(), ServerOptions::default()).unwrap();
     let both = Arc::new(both);
     let frames = |image| {
-        let options = ClientOptions { image, ..short_timeouts() };
+        let options = short_timeouts().image(image);
         Client::connect(Arc::new(Local(vec![both.clone()])), options).map(|client| client.frames())
     };
     assert_eq!(frames(Some(DIGEST)).unwrap(), 10);
@@ -175,7 +175,7 @@ fn images_are_selected_by_digest() {
 #[test]
 fn a_client_asks_for_more_than_the_server_takes() {
     const FRAMES: u32 = 500;
-    let options = ServerOptions { pending: 8, batch: 4, ..ServerOptions::default() };
+    let options = ServerOptions::default().pending(8).batch(4);
     let server = Arc::new(Server::start(vec![served(FRAMES)], Vec::new(), options).unwrap());
     let client = client(Local(vec![server.clone()]), short_timeouts());
     assert_eq!(client.window(), 4);
@@ -209,7 +209,7 @@ fn an_urgent_page_overtakes_a_long_prefetch() {
 #[test]
 fn an_idle_connection_is_closed_and_opened_again() {
     let idle = Duration::from_millis(20);
-    let options = ServerOptions { idle, ..ServerOptions::default() };
+    let options = ServerOptions::default().idle(idle);
     let server = Arc::new(Server::start(vec![served(10)], Vec::new(), options).unwrap());
     let client = client(Local(vec![server.clone()]), short_timeouts());
     let start = Instant::now();

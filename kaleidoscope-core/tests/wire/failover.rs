@@ -3,7 +3,6 @@
 use crate::hostile_server::*;
 use crate::image::*;
 use kaleidoscope_core::clone::ports::{PageSource, Priority};
-use kaleidoscope_core::wire::client::ClientOptions;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -29,7 +28,7 @@ fn another_replica_takes_over_again_and_again() {
 fn without_a_server_the_client_fails_at_the_deadline() {
     let server = Arc::new(server(2000));
     let deadline = Duration::from_secs(3);
-    let options = ClientOptions { deadline, ..short_timeouts() };
+    let options = short_timeouts().deadline(deadline);
     let client = client(Local(vec![server.clone()]), options);
     client.request(&indices(0..2000), Priority::Prefetch).unwrap();
     let mut arrived = Arrived::new();
@@ -52,7 +51,7 @@ fn servers_that_send_no_page_are_dropped() {
         wire.linger()
     };
     let timeout = Duration::from_millis(50);
-    let options = ClientOptions { timeout, deadline: 60 * timeout, ..short_timeouts() };
+    let options = short_timeouts().timeout(timeout).deadline(60 * timeout);
     let client = client(Scripted::one(mute).and(mute), options);
     client.request(&indices(0..10), Priority::Urgent).unwrap();
     let error = receive(&client, 10, &mut Arrived::new()).unwrap_err();
@@ -73,7 +72,7 @@ fn a_server_that_skips_a_frame_is_dropped() {
         }
     };
     let timeout = Duration::from_millis(50);
-    let options = ClientOptions { timeout, deadline: Duration::from_secs(6), ..short_timeouts() };
+    let options = short_timeouts().timeout(timeout).deadline(Duration::from_secs(6));
     let client = client(Scripted::one(unfair).and_honest(), options);
     client.request(&indices([5]), Priority::Urgent).unwrap();
     let start = Instant::now();
@@ -143,7 +142,7 @@ fn only_replicas_with_another_image_are_an_error_at_once() {
         wire.request()?;
         None
     });
-    let options = ClientOptions { deadline: WATCHDOG, ..short_timeouts() };
+    let options = short_timeouts().deadline(WATCHDOG);
     let client = client(dial, options);
     client.request(&indices([1]), Priority::Urgent).unwrap();
     let start = Instant::now();

@@ -31,7 +31,7 @@ fn at(options: ServerOptions, timeout: Duration) -> TestServer {
 }
 
 fn small() -> TestServer {
-    let options = ServerOptions { pending: 100, ..ServerOptions::default() };
+    let options = ServerOptions::default().pending(100);
     at(options, Duration::from_secs(10))
 }
 
@@ -160,7 +160,7 @@ fn hellos_that_are_wrong_are_refused() {
 fn silent_clients_are_dropped() {
     // Enough time for a client on a busy host, but not for one that sends single bytes.
     let handshake = Duration::from_millis(500);
-    let at = at(ServerOptions { handshake, ..ServerOptions::default() }, WATCHDOG);
+    let at = at(ServerOptions::default().handshake(handshake), WATCHDOG);
     let mut silent = at.socket();
     let mut slow = at.socket();
     let mut half = at.socket();
@@ -229,8 +229,7 @@ fn a_client_that_never_reads_is_dropped_and_delays_no_other() {
 
 #[test]
 fn connections_are_bounded() {
-    let options =
-        ServerOptions { connections: 10, connections_per_peer: 6, ..ServerOptions::default() };
+    let options = ServerOptions::default().connections(10).connections_per_peer(6);
     let at = at(options, WATCHDOG);
     let clients: Vec<_> = (0..6).map(|_| at.client()).collect();
     let servers = vec![ServerAddress::Unix(at.path.clone())];

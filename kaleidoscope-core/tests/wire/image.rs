@@ -95,13 +95,11 @@ impl Connector for Local {
 
 /// Options with timeouts that are short enough for a test.
 pub(crate) fn short_timeouts() -> ClientOptions {
-    ClientOptions {
-        handshake: Duration::from_secs(1),
-        timeout: Duration::from_millis(500),
-        deadline: Duration::from_secs(30),
-        backoff: Duration::from_millis(50),
-        ..ClientOptions::default()
-    }
+    ClientOptions::default()
+        .handshake(Duration::from_secs(1))
+        .timeout(Duration::from_millis(500))
+        .deadline(Duration::from_secs(30))
+        .backoff(Duration::from_millis(50))
 }
 
 pub(crate) fn client(dial: impl Connector + 'static, options: ClientOptions) -> Client {

@@ -3,7 +3,7 @@
 use crate::hostile_server::*;
 use crate::image::*;
 use kaleidoscope_core::clone::ports::{PageSource, Priority};
-use kaleidoscope_core::wire::client::{Client, ClientOptions, ClientStatistics};
+use kaleidoscope_core::wire::client::{Client, ClientStatistics};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -194,7 +194,7 @@ fn a_wrong_welcome_is_refused() {
             wire.write(&bytes)?;
             wire.linger()
         });
-        let options = || ClientOptions { image: Some(DIGEST), ..short_timeouts() };
+        let options = || short_timeouts().image(Some(DIGEST));
         Client::connect(Arc::new(dial.clone()), options()).unwrap_err();
         let client = client(dial.and_honest(), options());
         assert_eq!(client.frames(), 100);

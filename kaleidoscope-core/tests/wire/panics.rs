@@ -22,8 +22,7 @@ fn a_panic_in_the_refusal_callback_ends_the_server() {
     let folder = tempfile::tempdir().unwrap();
     let bind = |name: &str, users: Vec<u32>| {
         let on_refusal: OnRefusal = Arc::new(|_| panic!("standard error is gone"));
-        let options =
-            ListenOptions { users, on_refusal: Some(on_refusal), ..ListenOptions::default() };
+        let options = ListenOptions::default().users(users).on_refusal(Some(on_refusal));
         let path = folder.path().join(name);
         (Listener::bind(&ServerAddress::Unix(path.clone()), options).unwrap(), path)
     };

@@ -142,7 +142,7 @@ impl ContentStore {
 }
 
 fn failed(error: &Error) -> StoreError {
-    StoreError(error.to_string())
+    StoreError::new(error.to_string())
 }
 
 impl PageStore for ContentStore {

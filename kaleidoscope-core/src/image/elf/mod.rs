@@ -25,8 +25,10 @@ mod skipped;
 mod vcpu_note;
 
 pub(crate) use build_id::{build_id, note_segments};
-pub use error::ElfError;
-pub use skipped::{Skipped, SkippedPart};
+pub(crate) use error::ElfError;
+pub(crate) use skipped::Skipped;
+#[cfg(test)]
+pub(crate) use skipped::SkippedPart;
 
 use super::segments::SegmentTable;
 use super::source::Source;
@@ -39,7 +41,7 @@ use skipped::SkipList;
 
 /// A parsed ELF dump.
 #[derive(Clone, Debug)]
-pub struct ElfCore {
+pub(crate) struct ElfCore {
     pub(super) segments: SegmentTable,
     /// First address and size in bytes of each run of RAM: whole frames, disjoint, by ascending
     /// address.
@@ -55,7 +57,7 @@ pub struct ElfCore {
 
 /// Whether a file starts with the ELF magic.
 #[must_use]
-pub fn is_elf(file: &[u8]) -> bool {
+pub(crate) fn is_elf(file: &[u8]) -> bool {
     file.starts_with(b"\x7fELF")
 }
 
@@ -67,7 +69,8 @@ pub fn is_elf(file: &[u8]) -> bool {
 ///
 /// # Errors
 /// [`ElfError`] if the file is not a dump of an x86 machine, is truncated, or contradicts itself.
-pub fn parse(file: &[u8]) -> Result<ElfCore, ElfError> {
+#[cfg(test)]
+pub(crate) fn parse(file: &[u8]) -> Result<ElfCore, ElfError> {
     parse_source(file)
 }
 

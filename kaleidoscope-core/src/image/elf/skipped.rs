@@ -7,7 +7,7 @@ use std::mem::discriminant;
 /// Skipped parts of one kind; the memory is read without them.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
-pub struct Skipped {
+pub(crate) struct Skipped {
     /// The first such part.
     pub first: SkippedPart,
     /// Number of such parts.
@@ -17,7 +17,7 @@ pub struct Skipped {
 /// An optional part of a dump. Offsets are file offsets in bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
-pub enum SkippedPart {
+pub(crate) enum SkippedPart {
     /// A segment without a physical address, such as those of the kernel's vmalloc area in
     /// `/proc/kcore`.
     Segment {

@@ -348,9 +348,8 @@ fn segments_without_a_physical_address_are_passed_over() {
         let mut page = [0; 0x1000];
         image.read(Gpa(0x1000), &mut page).unwrap();
         assert_eq!(page, [5; 0x1000]);
-        let [skipped] = image.skipped() else { panic!("{:?}", image.skipped()) };
-        assert_eq!(skipped.count, 2);
-        let text = skipped.to_string();
+        let skipped = image.skipped();
+        let [text] = skipped.as_slice() else { panic!("{skipped:?}") };
         assert!(text.starts_with("program header 1 is passed over"), "{text}");
         assert!(text.ends_with("(1 more like it)"), "{text}");
     }

@@ -2,12 +2,13 @@
 
 use super::CommonSymbols;
 use super::score::{over_pages, part_name};
+use crate::guest_os::IntrospectError;
 use crate::linux::bytes::index;
 use crate::linux::image_bytes::{ImagePart, image_bytes};
+use crate::linux::introspect::{self, Linux, LinuxError};
 use crate::linux::kallsyms::{Kallsyms, PADDING};
 use crate::linux::kernel::{Kernel, find_symbols};
 use crate::linux::locate::{Hints, ImageSpan};
-use crate::linux::{Linux, LinuxError, introspect};
 use crate::memory::GuestMemory;
 use crate::registers::VcpuRegisters;
 
@@ -79,14 +80,15 @@ impl Linux {
         &self,
         memory: &dyn GuestMemory,
         registers: &[VcpuRegisters],
-    ) -> Result<SymbolsByPage, LinuxError> {
+    ) -> Result<SymbolsByPage, IntrospectError> {
         let mut budget = introspect::table_budget(memory);
         let hints = Hints { registers, notes: &self.vmcoreinfo };
         let (mut begin, mut notes, none) = (|_| {}, Vec::new(), CommonSymbols::none());
         let kernel = Kernel::open(memory, hints, &mut budget, &none, &mut begin, &mut notes)?;
         let Kernel { view, image, note, .. } = &kernel;
         let (bytes, _) = image_bytes(memory, image, view.space(), ImagePart::All);
-        let kallsyms = find_symbols(view, image, &bytes, note.as_ref())?;
+        let kallsyms =
+            find_symbols(view, image, &bytes, note.as_ref()).map_err(LinuxError::from)?;
         Ok(SymbolsByPage::read(&kallsyms, image))
     }
 }

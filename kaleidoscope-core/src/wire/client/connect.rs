@@ -70,7 +70,7 @@ pub(super) fn connect(
     let hello = Hello {
         features: options.features,
         image: wanted.unwrap_or([0; 32]),
-        clone: options.clone,
+        clone: options.clone_id,
         batch: u32::try_from(options.batch.clamp(1, MAX_BATCH)).unwrap_or(1),
     };
     let message: [u8; HELLO_BYTES] = hello.encode();

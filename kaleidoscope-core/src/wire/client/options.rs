@@ -1,16 +1,18 @@
 //! Options of a client.
 
 use crate::clone::CloneId;
+use crate::setters::setters;
 use crate::wire::protocol::{Codecs, Features, MAX_BATCH, MAX_DESCRIPTOR};
 use std::time::Duration;
 
 /// Options of a client: what it requests, and its timeouts.
 #[derive(Clone, PartialEq, Eq, Debug)]
+#[non_exhaustive]
 pub struct ClientOptions {
     /// Digest of the wanted image; `None` for the only image of the server.
     pub image: Option<[u8; 32]>,
     /// Identity of the clone, for the server's records.
-    pub clone: CloneId,
+    pub clone_id: CloneId,
     /// Features to request.
     pub features: Features,
     /// Most pages in one reply, 1 to [`MAX_BATCH`].
@@ -36,7 +38,7 @@ impl Default for ClientOptions {
     fn default() -> Self {
         Self {
             image: None,
-            clone: CloneId([0; 16]),
+            clone_id: CloneId([0; 16]),
             features: Features { checksums: true, codecs: Codecs::NONE },
             batch: MAX_BATCH,
             window: 128,
@@ -49,3 +51,17 @@ impl Default for ClientOptions {
         }
     }
 }
+
+setters!(ClientOptions {
+    image: Option<[u8; 32]>,
+    clone_id: CloneId,
+    features: Features,
+    batch: usize,
+    window: usize,
+    buffer: usize,
+    descriptor: u32,
+    handshake: Duration,
+    timeout: Duration,
+    deadline: Duration,
+    backoff: Duration,
+});

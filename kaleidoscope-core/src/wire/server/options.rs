@@ -1,10 +1,12 @@
 //! Options of a server.
 
+use crate::setters::setters;
 use crate::wire::protocol::{Features, MAX_BATCH, MAX_PENDING};
 use std::time::Duration;
 
 /// Options of a server, and its limits per client.
 #[derive(Clone, PartialEq, Eq, Debug)]
+#[non_exhaustive]
 pub struct ServerOptions {
     /// Most connections in total. A few more are refused with a reply, further ones are closed
     /// without.
@@ -47,3 +49,13 @@ impl ServerOptions {
         self
     }
 }
+
+setters!(ServerOptions {
+    connections: usize,
+    connections_per_peer: usize,
+    pending: u32,
+    batch: usize,
+    handshake: Duration,
+    idle: Duration,
+    features: Features,
+});

@@ -44,10 +44,7 @@ impl Listener {
                 ListenSocket::Unix { listener, file }
             }
             ServerAddress::Tcp(name) => {
-                #[cfg(feature = "tls")]
                 let known = options.tls.is_some();
-                #[cfg(not(feature = "tls"))]
-                let known = false;
                 let listener = tcp::listen(name, known)?;
                 let at = listener.local_addr();
                 let failed = |source| ListenError::Io { address: address.to_string(), source };

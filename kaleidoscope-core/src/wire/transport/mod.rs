@@ -31,4 +31,5 @@ pub use connect::connect;
 pub use link::{Closer, Link, Receiver, Sender};
 pub use listener::Listener;
 pub use options::{ConnectOptions, ListenError, ListenOptions, OnRefusal, Refusal};
-pub use peer::{Peer, PeerIdentity};
+pub use peer::Peer;
+pub(crate) use peer::PeerIdentity;

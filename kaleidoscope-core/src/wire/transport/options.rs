@@ -1,6 +1,9 @@
 //! Options of listeners and connections.
 
 use super::peer::Peer;
+#[cfg(feature = "tls")]
+use super::tls::{ClientTls, ServerTls};
+use crate::setters::setters;
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
@@ -19,8 +22,15 @@ pub(super) const SEND_TIMEOUT: Duration = Duration::from_secs(10);
 /// again.
 const UNSENT: u32 = 128 << 10;
 
+/// Stands for certificates where the feature `tls` is off: there are none.
+#[cfg(not(feature = "tls"))]
+pub(super) type ServerTls = std::convert::Infallible;
+#[cfg(not(feature = "tls"))]
+type ClientTls = std::convert::Infallible;
+
 /// Options of a listener.
 #[derive(Clone)]
+#[non_exhaustive]
 pub struct ListenOptions {
     /// Ids of the users that may connect to a Unix socket; by default this process's effective user
     /// and root.
@@ -35,13 +45,9 @@ pub struct ListenOptions {
     pub unsent: u32,
     /// Called for every refused peer.
     pub on_refusal: Option<OnRefusal>,
-    /// This server's certificate and the clients it trusts. If set, TCP uses TLS, and any address
-    /// is allowed.
-    #[cfg(feature = "tls")]
-    pub tls: Option<super::tls::ServerTls>,
     /// How long a client may take for the TLS handshake; by default five seconds.
-    #[cfg(feature = "tls")]
     pub handshake: Duration,
+    pub(super) tls: Option<ServerTls>,
 }
 
 /// Callback for refused peers. Runs on the accepting thread, or on the thread of a handshake.
@@ -56,10 +62,8 @@ impl Default for ListenOptions {
             send_timeout: SEND_TIMEOUT,
             unsent: UNSENT,
             on_refusal: None,
-            #[cfg(feature = "tls")]
-            tls: None,
-            #[cfg(feature = "tls")]
             handshake: Duration::from_secs(5),
+            tls: None,
         }
     }
 }
@@ -75,7 +79,25 @@ impl fmt::Debug for ListenOptions {
     }
 }
 
+setters!(ListenOptions {
+    users: Vec<u32>,
+    mode: u32,
+    send_timeout: Duration,
+    unsent: u32,
+    on_refusal: Option<OnRefusal>,
+    handshake: Duration,
+});
+
 impl ListenOptions {
+    /// This server's certificate and the clients it trusts; `None` by default. If set, TCP uses
+    /// TLS, and any address is allowed.
+    #[cfg(feature = "tls")]
+    #[must_use]
+    pub fn tls(mut self, tls: Option<ServerTls>) -> Self {
+        self.tls = tls;
+        self
+    }
+
     /// Whether the peer may connect.
     pub(super) fn allows(&self, peer: &Peer) -> bool {
         match peer {
@@ -110,6 +132,7 @@ pub enum Refusal {
 
 /// Options of a connection.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct ConnectOptions {
     /// How long connecting may take; by default five seconds. Name resolution is not included; the
     /// system's resolver has its own limits.
@@ -121,9 +144,7 @@ pub struct ConnectOptions {
     /// Allows TCP without TLS to other hosts. Anyone on the network path can then read and change
     /// the guest's memory. Off by default.
     pub insecure: bool,
-    /// This client's certificate and the servers it trusts. If set, TCP uses TLS.
-    #[cfg(feature = "tls")]
-    pub tls: Option<super::tls::ClientTls>,
+    pub(super) tls: Option<ClientTls>,
 }
 
 impl Default for ConnectOptions {
@@ -133,9 +154,27 @@ impl Default for ConnectOptions {
             send_timeout: SEND_TIMEOUT,
             unsent: UNSENT,
             insecure: false,
-            #[cfg(feature = "tls")]
             tls: None,
         }
+    }
+}
+
+setters!(ConnectOptions { timeout: Duration, send_timeout: Duration, unsent: u32, insecure: bool });
+
+impl ConnectOptions {
+    /// This client's certificate and the servers it trusts; `None` by default. If set, TCP uses
+    /// TLS.
+    #[cfg(feature = "tls")]
+    #[must_use]
+    pub fn tls(mut self, tls: Option<ClientTls>) -> Self {
+        self.tls = tls;
+        self
+    }
+
+    /// Whether TCP uses TLS.
+    #[must_use]
+    pub fn has_tls(&self) -> bool {
+        self.tls.is_some()
     }
 }
 
