@@ -3,8 +3,8 @@
 use crate::analysis::color_image_with;
 use crate::args::{ColoringArgs, ImageArgs, RuleArgs};
 use crate::failure::Failure;
+use crate::map_output::outputs::{OutputArgs, View};
 use crate::outfile::{Files, Output};
-use crate::outputs::{OutputArgs, View};
 use kaleidoscope_core::manifest::{ImageIdentity, Limits, Manifest};
 use kaleidoscope_core::memory::GuestMemory;
 use std::path::PathBuf;

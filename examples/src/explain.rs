@@ -3,8 +3,8 @@
 use crate::analysis::{color_image_with, linux};
 use crate::args::{ColoringArgs, FrameArgs, ImageArgs, RuleArgs};
 use crate::failure::Failure;
+use crate::map_output::table;
 use crate::stdio::print;
-use crate::table;
 use kaleidoscope_core::addr::{FRAME_SIZE, Gfn, Gpa};
 use kaleidoscope_core::color::{ColorMap, FrameKind, Region, Temperature};
 use kaleidoscope_core::coloring::{Coloring, Rule};
@@ -250,7 +250,7 @@ fn section(out: &mut String, rows: &[(String, String)]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::test_map;
+    use crate::map_output::test_map;
     use kaleidoscope_core::addr::FrameIndex;
     use kaleidoscope_core::coloring::Rules;
 

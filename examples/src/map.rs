@@ -2,8 +2,8 @@
 
 use crate::args::LayoutArgs;
 use crate::failure::Failure;
+use crate::map_output::outputs::{OutputArgs, View};
 use crate::outfile::Files;
-use crate::outputs::{OutputArgs, View};
 use kaleidoscope_core::manifest::{Limits, Manifest, ManifestError};
 use std::path::{Path, PathBuf};
 
@@ -76,7 +76,7 @@ pub(crate) fn explained(path: &Path, error: &ManifestError) -> Failure {
 mod tests {
     use super::*;
     use crate::args::ImageFormat;
-    use crate::test_map;
+    use crate::map_output::test_map;
     use kaleidoscope_core::manifest::ImageIdentity;
     use kaleidoscope_core::memory::VecMemory;
 

@@ -9,8 +9,8 @@ mod world;
 
 use crate::args::{MemorySize, memory_size};
 use crate::failure::Failure;
+use crate::map_output::table::{finish, table};
 use crate::stdio::{print, print_line};
-use crate::table::{finish, table};
 use comfy_table::CellAlignment::{Left, Right};
 use cores::Cores;
 use measure::Pair;

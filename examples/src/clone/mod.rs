@@ -5,16 +5,16 @@ mod run;
 
 use crate::args::{ColoringArgs, MemorySize, memory_size, seconds};
 use crate::check::FrameFindings;
-use crate::csv_out;
 use crate::failure::Failure;
+use crate::map_output::csv;
+use crate::map_output::outputs;
+use crate::map_output::statistics::Statistics;
+use crate::map_output::table;
 use crate::outfile::{self, Files, create_folder};
-use crate::outputs;
 use crate::picture;
 use crate::progress;
 use crate::replay::policies::{PolicyChoice, for_a_clone};
-use crate::statistics::Statistics;
 use crate::stdio::print;
-use crate::table;
 use kaleidoscope_kvm::memory::PageSize;
 use report::Report;
 use std::path::{Path, PathBuf};
@@ -219,8 +219,8 @@ fn write(folder: &Path, report: &Report) -> Result<(), Failure> {
     let canvas = picture::draw(map, &Statistics::of(map));
     let [png, frames, regions] = WRITTEN.map(|name| folder.join(name));
     outfile::write(&png, |out| canvas.write_png(out))?;
-    outfile::write(&frames, |out| csv_out::write_frames(map, out))?;
-    outfile::write(&regions, |out| csv_out::write_regions(map, out))
+    outfile::write(&frames, |out| csv::write_frames(map, out))?;
+    outfile::write(&regions, |out| csv::write_regions(map, out))
 }
 
 #[cfg(test)]

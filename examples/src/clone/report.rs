@@ -1,7 +1,7 @@
 //! How it went.
 
 use crate::check::FrameFindings;
-use crate::table::{finish, table};
+use crate::map_output::table::{finish, table};
 use comfy_table::CellAlignment::{Left, Right};
 use kaleidoscope_core::color::ColorMap;
 use serde::Serialize;

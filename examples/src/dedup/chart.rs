@@ -2,8 +2,8 @@
 
 use super::strategies::StrategyResult;
 use crate::chart_style::{FAINT, GRID, TEXT, color};
+use crate::map_output::statistics::thousands;
 use crate::picture::{Canvas, Font};
-use crate::statistics::thousands;
 use noto_sans_mono_bitmap::{FontWeight, RasterHeight};
 use plotters::style::RGBColor;
 

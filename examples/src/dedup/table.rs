@@ -3,8 +3,8 @@
 use super::guests::Guest;
 use super::ksm::{KsmResult, KsmResults};
 use super::strategies::{StrategyResult, ratio};
-use crate::statistics::thousands;
-use crate::table::{finish, heading, percent, printable, table};
+use crate::map_output::statistics::thousands;
+use crate::map_output::table::{finish, heading, percent, printable, table};
 use comfy_table::CellAlignment::{Left, Right};
 use kaleidoscope_core::color::{Color, PaperColor};
 use std::collections::BTreeMap;

@@ -9,13 +9,13 @@ mod report;
 mod results;
 
 use crate::failure::Failure;
+use crate::map_output::outputs;
+use crate::map_output::statistics::Statistics;
+use crate::map_output::table;
 use crate::outfile::{self, Files, Output, create_folder};
-use crate::outputs;
 use crate::picture;
 use crate::progress;
-use crate::statistics::Statistics;
 use crate::stdio::{print, say};
-use crate::table;
 use report::Page;
 use results::Contest;
 use std::path::{Path, PathBuf};

@@ -1,6 +1,6 @@
 //! What the clones of each way did.
 
-use crate::table::{finish, table};
+use crate::map_output::table::{finish, table};
 use comfy_table::CellAlignment::{Left, Right};
 use kaleidoscope_core::clone::Statistics;
 use kaleidoscope_core::color::ColorMap;

@@ -11,21 +11,16 @@
 //! ```
 
 pub(crate) mod agent;
+mod build;
 mod command;
 mod config;
 mod control;
-mod disks;
 mod error;
 mod feature;
-mod initramfs;
-mod kernel;
 mod layout;
 mod machine;
-mod modules;
-mod packages;
 mod qmp;
 mod report;
-mod rootfs;
 mod run;
 mod saved;
 mod sparse;

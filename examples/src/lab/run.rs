@@ -14,17 +14,17 @@ use rustix::fs::{CWD, RenameFlags, renameat_with};
 use rustix::io::Errno;
 
 use super::agent;
+use super::build::disks;
+use super::build::initramfs;
+use super::build::kernel::Kernel;
+use super::build::modules::ModuleTree;
+use super::build::rootfs::RootFs;
 use super::config::{Config, Disk, Origin};
 use super::control::{FromGuest, FromHost};
-use super::disks;
 use super::error::{Error, Result};
 use super::feature::{Choice, Feature, Features};
-use super::initramfs;
-use super::kernel::Kernel;
 use super::machine::{self, Machine};
-use super::modules::ModuleTree;
 use super::report::Report;
-use super::rootfs::RootFs;
 use super::saved::SavedMachine;
 use super::sparse;
 use super::steps::Steps;
@@ -431,7 +431,10 @@ fn replace_folder(folder: &Path, out: &Path, armed: Armed) -> std::io::Result<()
     }
 }
 
-fn load_modules(kernel: &Kernel, features: &Features) -> Result<Vec<super::modules::Module>> {
+fn load_modules(
+    kernel: &Kernel,
+    features: &Features,
+) -> Result<Vec<super::build::modules::Module>> {
     let Some(folder) = &kernel.modules else {
         return Err(Error::Kernel(format!(
             "{} comes without lib/modules; name its modules package too (--kernel, again)",

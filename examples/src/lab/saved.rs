@@ -16,8 +16,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::agent;
+use super::build::disks;
 use super::config::{Config, Disk, Origin};
-use super::disks;
 use super::error::{Error, Result};
 use super::machine::Machine;
 use super::sparse;

@@ -6,8 +6,8 @@ pub(crate) mod palette;
 
 pub(crate) use canvas::{Canvas, Font};
 
-use crate::statistics::{ColorFigures, Statistics, mib, thousands};
-use crate::table::{percent, printable, size};
+use crate::map_output::statistics::{ColorFigures, Statistics, mib, thousands};
+use crate::map_output::table::{percent, printable, size};
 use kaleidoscope_core::color::ColorMap;
 use noto_sans_mono_bitmap::{FontWeight, RasterHeight};
 use palette::{BRIGHT, FAINT, FAMILIES, Rgb, TEXT};
@@ -181,7 +181,7 @@ fn bar<'a>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::test_map;
+    use crate::map_output::test_map;
 
     #[test]
     fn every_frame_is_drawn() {

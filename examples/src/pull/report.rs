@@ -1,8 +1,8 @@
 //! What was pulled, for people and for programs.
 
+use crate::map_output::statistics::thousands;
+use crate::map_output::table::{finish, heading, printable, size, table};
 use crate::replay::policies::PolicyChoice;
-use crate::statistics::thousands;
-use crate::table::{finish, heading, printable, size, table};
 use comfy_table::CellAlignment::{Left, Right};
 use kaleidoscope_core::addr::FRAME_SIZE;
 use kaleidoscope_core::clone::{Counts, Descriptor, Statistics};

@@ -1,6 +1,6 @@
 //! How far a pull is, live.
 
-use crate::table::size;
+use crate::map_output::table::size;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use kaleidoscope_core::addr::FRAME_SIZE;
 use kaleidoscope_core::clone::Statistics;

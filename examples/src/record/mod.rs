@@ -294,7 +294,7 @@ fn write_csv(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::test_map;
+    use crate::map_output::test_map;
     use clap::Parser;
 
     #[derive(Debug, Parser)]

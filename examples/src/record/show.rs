@@ -1,7 +1,7 @@
 //! Recordings and translations as tables and JSON.
 
-use crate::statistics::thousands;
-use crate::table::{finish, percent, printable, table};
+use crate::map_output::statistics::thousands;
+use crate::map_output::table::{finish, percent, printable, table};
 use comfy_table::CellAlignment::{Left, Right};
 use kaleidoscope_core::color::Color;
 use kaleidoscope_core::recording::{Match, Recording, Similarity, TranslatedRecording};

@@ -129,7 +129,7 @@ impl Args {
         let analysis = color_image_with(self.coloring, &image, registers, Rules::default())?;
         let map = analysis.coloring.map;
         let traces = traces::read(&self.traces, map.layout(), self.speed)?;
-        let heading = crate::table::heading(&map);
+        let heading = crate::map_output::table::heading(&map);
         let identity =
             ImageIdentity::of(&image, &map).map_err(|e| Failure::at(self.image.path(), e))?;
         let guest = Guest { locality: Arc::new(LocalityOrder::new(map)), identity };

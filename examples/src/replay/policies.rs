@@ -339,7 +339,7 @@ pub(crate) enum PolicyError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::test_map;
+    use crate::map_output::test_map;
     use kaleidoscope_core::memory::VecMemory;
 
     #[test]

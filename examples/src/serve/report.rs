@@ -1,8 +1,8 @@
 //! What a server says when it serves, and when it has stopped.
 
 use super::parent::Parent;
-use crate::statistics::thousands;
-use crate::table::{finish, heading, printable, size, table};
+use crate::map_output::statistics::thousands;
+use crate::map_output::table::{finish, heading, printable, size, table};
 use comfy_table::CellAlignment::{Left, Right};
 use kaleidoscope_core::clone::{FreeFrames, ServerAddress};
 use kaleidoscope_core::wire::server::ServerStatistics;

@@ -3,8 +3,8 @@
 use crate::analysis::{color_image_with, open_guest};
 use crate::args::ColoringArgs;
 use crate::failure::Failure;
+use crate::map_output::table::printable;
 use crate::replay::traces;
-use crate::table::printable;
 use kaleidoscope_core::coloring::Rules;
 use kaleidoscope_core::prefetch::LocalityOrder;
 use kaleidoscope_core::tune::TracedGuest;

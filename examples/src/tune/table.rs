@@ -3,8 +3,8 @@
 use super::folds::{Tuned, kernels, mean};
 use super::guests::Guest;
 use crate::args::ColoringArgs;
-use crate::statistics::counted;
-use crate::table::{finish, percent, table};
+use crate::map_output::statistics::counted;
+use crate::map_output::table::{finish, percent, table};
 use comfy_table::CellAlignment::{self, Left, Right};
 use comfy_table::Table;
 use kaleidoscope_core::tune::{Score, Tuner};

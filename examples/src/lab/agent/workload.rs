@@ -95,7 +95,11 @@ impl Workload {
             .map(|value| value.get_name().to_owned())
             .unwrap_or_default();
         // Not /proc/self/exe: the process would be called `exe`.
-        self.spawn(Command::new(crate::lab::rootfs::AGENT).args(["lab-agent", "--actor", &name]))
+        self.spawn(Command::new(crate::lab::build::rootfs::AGENT).args([
+            "lab-agent",
+            "--actor",
+            &name,
+        ]))
     }
 
     /// Starts a program and waits until it prints `READY`.

@@ -2,10 +2,10 @@
 
 use super::labels::Labels;
 use super::{Area, DrawResult, FAINT, FONT, GRID, SHADE, TEXT, color, title};
+use crate::map_output::statistics::mib;
+use crate::map_output::table::printable;
 use crate::replay::runs::Results;
 use crate::replay::traces::NamedTrace;
-use crate::statistics::mib;
-use crate::table::printable;
 use kaleidoscope_core::replay::Sample;
 use plotters::prelude::*;
 use std::time::Duration;

@@ -2,9 +2,9 @@
 
 use super::labels::Labels;
 use super::{Area, DrawResult, FAINT, FONT, GRID, SHADE, TEXT, axes, color, title};
+use crate::map_output::statistics::counted;
 use crate::replay::policies::BASELINE;
 use crate::replay::ratios::{Comparison, Mean};
-use crate::statistics::counted;
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 use std::ops::Range;

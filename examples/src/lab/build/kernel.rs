@@ -13,8 +13,8 @@ use std::path::{Path, PathBuf};
 
 use crate::interrupt::{Undo, arm_with};
 
-use super::error::{Error, Result};
-use super::packages;
+use crate::lab::build::packages;
+use crate::lab::error::{Error, Result};
 
 /// A kernel image and the folder of its modules.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -7,8 +7,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use super::command::{Tool, XZ, ZSTD};
-use super::error::{Error, Result};
+use crate::lab::command::{Tool, XZ, ZSTD};
+use crate::lab::error::{Error, Result};
 
 /// The modules of one kernel, by name.
 #[derive(Debug, Default)]

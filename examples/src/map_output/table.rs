@@ -1,8 +1,8 @@
 //! The result as tables for people.
 
-use crate::outputs::View;
+use crate::map_output::outputs::View;
+use crate::map_output::statistics::{Statistics, cached_files, mib, thousands};
 use crate::picture::palette;
-use crate::statistics::{Statistics, cached_files, mib, thousands};
 use comfy_table::CellAlignment::{self, Left, Right};
 use comfy_table::{Table, TableComponent, presets};
 use kaleidoscope_core::color::{Color, ColorMap};
@@ -210,7 +210,7 @@ pub(crate) fn percent(share: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::test_map;
+    use crate::map_output::test_map;
     use std::time::Duration;
 
     fn processes() -> Vec<Process> {

@@ -9,8 +9,8 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use super::command::{MKFS_XFS, MKSQUASHFS};
-use super::error::{Error, Result};
+use crate::lab::command::{MKFS_XFS, MKSQUASHFS};
+use crate::lab::error::{Error, Result};
 
 /// Size of the swap disk, in pages.
 const SWAP_PAGES: u32 = 256 << 8;

@@ -7,9 +7,9 @@
 
 use std::path::Path;
 
-use super::error::{Error, Result};
-use super::modules::Module;
 use crate::cpio::CpioWriter;
+use crate::lab::build::modules::Module;
+use crate::lab::error::{Error, Result};
 
 /// Loads the modules in order, and switches to the disk with the serial number `root`.
 const INIT: &str = r#"#!/bin/busybox sh

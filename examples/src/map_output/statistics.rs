@@ -167,7 +167,7 @@ fn as_text<T: std::fmt::Display, S: serde::Serializer>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::test_map;
+    use crate::map_output::test_map;
 
     #[test]
     fn runs_end_at_holes_and_other_colors() {

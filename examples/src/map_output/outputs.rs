@@ -1,10 +1,11 @@
 //! What `color` and `map` can do with a color map.
 
+use super::{csv, json, table};
 use crate::failure::Failure;
+use crate::map_output::statistics::Statistics;
 use crate::outfile::{Output, create_if};
-use crate::statistics::Statistics;
+use crate::picture;
 use crate::stdio::print;
-use crate::{csv_out, json, picture, table};
 use kaleidoscope_core::color::ColorMap;
 use kaleidoscope_core::guest_os::Process;
 use std::io::{self, IsTerminal};
@@ -71,10 +72,10 @@ impl OutputArgs {
     pub(crate) fn emit(&self, files: OutputFiles, view: &View<'_>) -> Result<(), Failure> {
         let statistics = Statistics::of(view.map);
         if let Some(file) = files.frames {
-            file.write(|out| csv_out::write_frames(view.map, out))?;
+            file.write(|out| csv::write_frames(view.map, out))?;
         }
         if let Some(file) = files.regions {
-            file.write(|out| csv_out::write_regions(view.map, out))?;
+            file.write(|out| csv::write_regions(view.map, out))?;
         }
         if let Some(file) = files.plot {
             file.write(|out| picture::draw(view.map, &statistics).write_png(out))?;

@@ -46,7 +46,7 @@ pub(crate) fn write_regions(map: &ColorMap, out: impl Write) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::test_map;
+    use crate::map_output::test_map;
 
     #[test]
     fn frames_are_rows() {

@@ -1,7 +1,9 @@
 //! The result as one JSON object.
 
-use crate::outputs::View;
-use crate::statistics::{CachedFile, ColorFigures, KindFigures, Statistics, cached_files};
+use crate::map_output::outputs::View;
+use crate::map_output::statistics::{
+    CachedFile, ColorFigures, KindFigures, Statistics, cached_files,
+};
 use kaleidoscope_core::addr::FRAME_SIZE;
 use kaleidoscope_core::guest_os::Process;
 use serde::{Serialize, Serializer};
@@ -113,7 +115,7 @@ fn process(process: &Process) -> ProcessRow<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::test_map;
+    use crate::map_output::test_map;
 
     #[test]
     fn the_object_says_it_all() {

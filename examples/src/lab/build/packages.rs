@@ -15,8 +15,8 @@ use std::process::Stdio;
 
 use crate::interrupt::{Scratch, child};
 
-use super::command::{APT_CACHE, APT_GET, DPKG_DEB, TAR};
-use super::error::{Error, Result};
+use crate::lab::command::{APT_CACHE, APT_GET, DPKG_DEB, TAR};
+use crate::lab::error::{Error, Result};
 
 /// The package that depends on the release's newest cloud kernel.
 const KERNEL_METAPACKAGE: &str = "linux-image-cloud-amd64";

@@ -13,9 +13,9 @@ use std::path::{Path, PathBuf};
 
 use crate::interrupt::{Scratch, Undo, arm_with};
 
-use super::command::{DEBUGFS, MKFS_EXT4};
-use super::error::{Error, Result};
-use super::packages;
+use crate::lab::build::packages;
+use crate::lab::command::{DEBUGFS, MKFS_EXT4};
+use crate::lab::error::{Error, Result};
 
 /// The guest's packages, without dependencies.
 const PACKAGES: &[&str] =
@@ -90,7 +90,7 @@ impl RootFs {
         agent: &Path,
         files: &[(&Path, &str)],
     ) -> Result<()> {
-        super::sparse::copy(&self.image, disk)?;
+        crate::lab::sparse::copy(&self.image, disk)?;
         let scratch = Scratch::new("kaleidoscope-lab-").map_err(Error::io("create", disk))?;
         let commands = scratch.path().join("commands");
         let mut script = String::new();
