@@ -34,8 +34,6 @@ const MAX_TRUST: u32 = 512;
 const FIRST_MISS_PAGES: u32 = 2;
 
 /// Reads part of the recorded order ahead of the clone.
-
-/// Reads part of the recorded_order ahead of the clone.
 #[derive(Clone, Copy, Debug, Default)]
 struct Reader {
     /// The next stop to stream.
