@@ -101,8 +101,6 @@ fn other_formats_are_recognized_unless_told_otherwise() {
     let mut bytes = self_describing_bytes(1);
     bytes[..8].copy_from_slice(b"KDUMP   ");
     let error = MemoryImage::from_bytes(bytes.clone(), &Format::Auto).unwrap_err().to_string();
-    assert!(
-        error.contains("kdump-compressed") && error.contains("makedumpfile cannot convert it")
-    );
+    assert!(error.contains("kdump-compressed") && error.contains("makedumpfile cannot convert it"));
     assert!(MemoryImage::from_bytes(bytes, &Format::Raw(RawLayout::Contiguous)).is_ok());
 }

@@ -1,6 +1,6 @@
 //! Combines the results of all phases into facts about every frame.
 
-use super::frame_reader::{Damage, DamageCount, FrameRecords, NO_OWNER, Record};
+use super::frames::reader::{Damage, DamageCount, FrameRecords, NO_OWNER, Record};
 use super::introspect::RECENT_TASKS;
 use super::kernel_areas::{AreaOfFrame, KernelAreas};
 use super::regions::{OwnerName, RegionKey, Regions};

@@ -2,18 +2,18 @@
 
 use super::assemble::{PhaseResults, assemble};
 use super::common_symbols::CommonSymbols;
-use super::files::Files;
-use super::frame_reader::{FrameRecords, Owner, OwnerKind};
-use super::frame_table::FrameTableError;
+use super::frames::reader::{FrameRecords, Owner, OwnerKind};
+use super::frames::table::FrameTableError;
+use super::frames::unplugged::unplugged;
 use super::kallsyms::KallsymsError;
 use super::kernel::Kernel;
 use super::kernel_areas::KernelAreas;
 use super::locate::{Hints, LocateError};
-use super::name_budget::NameBudget;
+use super::names::budget::NameBudget;
+use super::names::files::Files;
 use super::profile::Profile;
 use super::regions::OwnerName;
 use super::tasks::Tasks;
-use super::unplugged::unplugged;
 use super::user_spaces::{
     RootSignature, UserMappings, UserSpace, find_roots, find_twin, read_mappings,
 };

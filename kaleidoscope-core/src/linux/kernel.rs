@@ -2,7 +2,7 @@
 
 use super::btf::{Btf, MAGIC as BTF_MAGIC};
 use super::common_symbols::{CommonSymbols, hints_of_pages};
-use super::frame_table::{FrameTable, FrameTableError};
+use super::frames::table::{FrameTable, FrameTableError};
 use super::image_bytes::{ImagePart, image_bytes};
 use super::introspect::LinuxError;
 use super::kallsyms::{Kallsyms, KallsymsError, KallsymsHints};

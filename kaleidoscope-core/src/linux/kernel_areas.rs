@@ -5,8 +5,8 @@
 //! locations follow from the end of the direct map, the address of the frame table, and the image
 //! as found; only the CPU entry area and the end of the modules are constants.
 
-use super::frame_reader::FrameRecords;
-use super::frame_table::FrameTable;
+use super::frames::reader::FrameRecords;
+use super::frames::table::FrameTable;
 use super::locate::{IMAGE_LAST, ImageSpan};
 use super::symbols::Symbols;
 use super::tasks::Tasks;

@@ -5,7 +5,7 @@
 //! source describes is `None`, and whatever depends on it is left out.
 
 use super::btf::TypeIndex;
-use super::page_types::{PageFlags, PageTypes, TypeScheme};
+use super::frames::page_types::{PageFlags, PageTypes, TypeScheme};
 use super::vmcoreinfo::VmcoreInfo;
 
 macro_rules! fields {

@@ -1,6 +1,6 @@
 //! Assignment of frames to regions.
 
-use super::frame_reader::NO_OWNER;
+use super::frames::reader::NO_OWNER;
 use super::user_spaces::{NO_SPACE, SpaceId};
 use crate::addr::FrameIndex;
 use crate::color::{FrameKind, MAX_REGIONS, Order, Region, RegionId};

@@ -9,7 +9,7 @@
 //! balancing has marked to learn which CPU accesses them next. Their entries are not present for
 //! the processor, but keep the address; see [`PROT_NONE`].
 
-use super::frame_reader::{FrameRecords, Record};
+use super::frames::reader::{FrameRecords, Record};
 use crate::addr::{FRAME_BYTES, FRAME_SIZE, FrameIndex, Gfn, Gpa, Gva};
 use crate::guest_os::FrameUse;
 use crate::memory::{GuestMemory, LazyTable, MemoryLayout, data_parts};

@@ -2,7 +2,7 @@
 
 use crate::addr::{FRAME_SIZE, Gpa, Gva};
 use crate::guest_os::FrameUse;
-use crate::linux::frame_reader::{FrameRecords, OwnerKind};
+use crate::linux::frames::reader::{FrameRecords, OwnerKind};
 use crate::linux::introspect::{read_users, resolve_types};
 use crate::linux::kernel::Kernel;
 use crate::linux::tasks::Tasks;

@@ -1,10 +1,10 @@
 //! Identification of the file that a mapping belongs to.
 
-use super::dentries::Paths;
-use super::name_budget::NameBudget;
-use super::profile::Fields;
-use super::view::KernelView;
 use crate::addr::Gva;
+use crate::linux::names::budget::NameBudget;
+use crate::linux::names::dentries::Paths;
+use crate::linux::profile::Fields;
+use crate::linux::view::KernelView;
 use crate::memory::GuestMemory;
 use std::collections::HashMap;
 use std::fmt;
@@ -50,12 +50,16 @@ pub(crate) struct Files<'v, 'm, M: ?Sized> {
 }
 
 impl<'v, 'm, M: GuestMemory + ?Sized> Files<'v, 'm, M> {
-    pub(super) fn new(view: &'v KernelView<'m, M>, fields: &'v Fields, budget: NameBudget) -> Self {
+    pub(in crate::linux) fn new(
+        view: &'v KernelView<'m, M>,
+        fields: &'v Fields,
+        budget: NameBudget,
+    ) -> Self {
         Self { view, fields, paths: Paths::new(view, fields, budget), supers: HashMap::new() }
     }
 
     /// The remaining name budget.
-    pub(super) fn budget(&mut self) -> &mut NameBudget {
+    pub(in crate::linux) fn budget(&mut self) -> &mut NameBudget {
         self.paths.budget()
     }
 

@@ -19,14 +19,14 @@ const MAX_BYTES: u64 = 512 << 20;
 
 /// Remaining steps and bytes for names.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct NameBudget {
+pub(in crate::linux) struct NameBudget {
     steps: u64,
     bytes: u64,
     exhausted: bool,
 }
 
 impl NameBudget {
-    pub(super) fn for_frames(frames: u32) -> Self {
+    pub(in crate::linux) fn for_frames(frames: u32) -> Self {
         let per_guest =
             |each: u64, spare: u64| u64::from(frames).saturating_mul(each).saturating_add(spare);
         let steps = per_guest(STEPS_PER_FRAME, SPARE_STEPS);
@@ -35,12 +35,12 @@ impl NameBudget {
     }
 
     /// Whether a charge was refused.
-    pub(super) fn is_exhausted(self) -> bool {
+    pub(in crate::linux) fn is_exhausted(self) -> bool {
         self.exhausted
     }
 
     /// Charges a visit to a directory entry or a mount; `None` if no steps are left.
-    pub(super) fn charge_step(&mut self) -> Option<()> {
+    pub(in crate::linux) fn charge_step(&mut self) -> Option<()> {
         let left = self.steps.checked_sub(1);
         self.steps = left.unwrap_or(0);
         self.exhausted |= left.is_none();
@@ -48,7 +48,7 @@ impl NameBudget {
     }
 
     /// Charges the bytes of a name; `None` if the name is longer than the remaining budget.
-    pub(super) fn charge_name(&mut self, name: &str) -> Option<()> {
+    pub(in crate::linux) fn charge_name(&mut self, name: &str) -> Option<()> {
         let left = u64::try_from(name.len()).ok().and_then(|n| self.bytes.checked_sub(n));
         self.bytes = left.unwrap_or(self.bytes);
         self.exhausted |= left.is_none();

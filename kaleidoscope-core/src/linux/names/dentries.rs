@@ -4,11 +4,11 @@
 //! comes from the file system's mounts. Chains come from guest memory, so their length is limited,
 //! and all of them are charged to one budget.
 
-use super::name_budget::NameBudget;
-use super::profile::Fields;
-use super::view::KernelView;
 use crate::addr::Gva;
 use crate::guest_os::name::escape;
+use crate::linux::names::budget::NameBudget;
+use crate::linux::profile::Fields;
+use crate::linux::view::KernelView;
 use crate::memory::GuestMemory;
 use std::collections::HashMap;
 use std::rc::Rc;
@@ -29,7 +29,7 @@ const MAX_FILE_SYSTEMS: usize = 1 << 14;
 const MAX_NAME: usize = 255;
 
 /// Paths of dentries, cached so that a directory's path is built once.
-pub(super) struct Paths<'v, 'm, M: ?Sized> {
+pub(in crate::linux) struct Paths<'v, 'm, M: ?Sized> {
     view: &'v KernelView<'m, M>,
     fields: &'v Fields,
     budget: NameBudget,
@@ -38,17 +38,21 @@ pub(super) struct Paths<'v, 'm, M: ?Sized> {
 }
 
 impl<'v, 'm, M: GuestMemory + ?Sized> Paths<'v, 'm, M> {
-    pub(super) fn new(view: &'v KernelView<'m, M>, fields: &'v Fields, budget: NameBudget) -> Self {
+    pub(in crate::linux) fn new(
+        view: &'v KernelView<'m, M>,
+        fields: &'v Fields,
+        budget: NameBudget,
+    ) -> Self {
         Self { view, fields, budget, directories: HashMap::new(), mounts: HashMap::new() }
     }
 
     /// The remaining name budget.
-    pub(super) fn budget(&mut self) -> &mut NameBudget {
+    pub(in crate::linux) fn budget(&mut self) -> &mut NameBudget {
         &mut self.budget
     }
 
     /// The absolute path of an inode through its first dentry; `None` if it has no dentry.
-    pub(super) fn of_inode(&mut self, inode: Gva, super_block: Gva) -> Option<String> {
+    pub(in crate::linux) fn of_inode(&mut self, inode: Gva, super_block: Gva) -> Option<String> {
         let fields = self.fields;
         let alias = self.view.read_pointer_field(inode, fields.inode_aliases?)?;
         let dentry = Gva(alias.0.checked_sub(fields.dentry_alias?)?);

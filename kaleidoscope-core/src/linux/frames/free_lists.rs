@@ -11,15 +11,15 @@
 //! the head identifies the list and its stream: the heads of one zone and migration type are
 //! separated by the size of the zone's per-order records. So neither symbols nor types are needed.
 
-use super::frame_table::FrameTable;
 use crate::addr::FrameIndex;
 use crate::color::Order;
+use crate::linux::frames::table::FrameTable;
 use crate::memory::MemoryLayout;
 use bitvec::vec::BitVec;
 
 /// The kind of list that a block is on.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub(super) enum ListKind {
+pub(in crate::linux) enum ListKind {
     /// A per-CPU list.
     Cpu,
     /// The zone's list for blocks of this order.
@@ -28,17 +28,17 @@ pub(super) enum ListKind {
 
 /// Consecutive free frames that form one element of a list.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct FreeBlock {
-    pub(super) first: FrameIndex,
-    pub(super) frames: u32,
-    pub(super) kind: ListKind,
-    pub(super) next: u64,
-    pub(super) prev: u64,
+pub(in crate::linux) struct FreeBlock {
+    pub(in crate::linux) first: FrameIndex,
+    pub(in crate::linux) frames: u32,
+    pub(in crate::linux) kind: ListKind,
+    pub(in crate::linux) next: u64,
+    pub(in crate::linux) prev: u64,
 }
 
 impl FreeBlock {
     /// One past the last frame.
-    pub(super) fn end(&self) -> u32 {
+    pub(in crate::linux) fn end(&self) -> u32 {
         self.first.0.saturating_add(self.frames)
     }
 }
@@ -72,7 +72,11 @@ struct List {
 
 impl FreeLists {
     /// Follows the lists of these blocks, which must be sorted by frame and must not overlap.
-    pub(super) fn follow(table: &FrameTable, layout: &MemoryLayout, blocks: &[FreeBlock]) -> Self {
+    pub(in crate::linux) fn follow(
+        table: &FrameTable,
+        layout: &MemoryLayout,
+        blocks: &[FreeBlock],
+    ) -> Self {
         let links = Links { table, layout, blocks };
         let after: Vec<Option<u32>> = blocks.iter().map(|block| links.after(block)).collect();
         let mut follows: BitVec = BitVec::repeat(false, blocks.len());

@@ -10,13 +10,13 @@
 //!
 //! Source: Linux, `drivers/virtio/virtio_mem.c`, `kernel/resource.c` and `include/linux/ioport.h`.
 
-use super::frame_reader::{DamageCount, FrameRecords};
-use super::frame_table::FrameTable;
-use super::profile::Fields;
-use super::symbols::Symbols;
-use super::view::KernelView;
 use crate::addr::{FRAME_SIZE, Gfn, Gva};
 use crate::guest_os::FrameUse;
+use crate::linux::frames::reader::{DamageCount, FrameRecords};
+use crate::linux::frames::table::FrameTable;
+use crate::linux::profile::Fields;
+use crate::linux::symbols::Symbols;
+use crate::linux::view::KernelView;
 use crate::memory::GuestMemory;
 
 /// `IORESOURCE_SYSRAM`: the region is, or may become, system RAM.
@@ -37,7 +37,7 @@ struct Resource {
 
 /// Unplugged frames of virtio-mem devices, as runs `first..end` in ascending order. Empty if the
 /// resource tree, its symbol or its types are missing, or if the tree is inconsistent.
-pub(super) fn unplugged<M>(
+pub(in crate::linux) fn unplugged<M>(
     view: &KernelView<'_, M>,
     symbols: &Symbols,
     fields: &Fields,
@@ -123,7 +123,7 @@ impl FrameRecords {
     /// Marks frames of `kept` without a mapped frame table record as offline. A mapped record takes
     /// precedence over the resources. Does nothing if the kernel's page tables were not read in
     /// full, since then missing records prove nothing.
-    pub(super) fn set_unplugged<M>(
+    pub(in crate::linux) fn set_unplugged<M>(
         &mut self,
         view: &KernelView<'_, M>,
         table: &FrameTable,

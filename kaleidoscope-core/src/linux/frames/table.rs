@@ -2,11 +2,11 @@
 //!
 //! This file locates records and their fields; [`FrameReader`] interprets them.
 
-use super::frame_reader::{FrameReader, FrameRecords};
-use super::page_types::{PageFlags, PageTypes};
-use super::profile::Profile;
-use super::view::KernelView;
 use crate::addr::{FRAME_BYTES, FrameIndex, Gfn, Gva};
+use crate::linux::frames::page_types::{PageFlags, PageTypes};
+use crate::linux::frames::reader::{FrameReader, FrameRecords};
+use crate::linux::profile::Profile;
+use crate::linux::view::KernelView;
 use crate::memory::{GuestMemory, RamRegion};
 use thiserror::Error;
 
@@ -35,51 +35,51 @@ pub enum FrameTableError {
 pub(crate) struct FrameTable {
     pub(crate) base: Gva,
     stride: u64,
-    pub(super) offsets: Offsets,
-    pub(super) flags: PageFlags,
-    pub(super) types: Option<PageTypes>,
+    pub(in crate::linux) offsets: Offsets,
+    pub(in crate::linux) flags: PageFlags,
+    pub(in crate::linux) types: Option<PageTypes>,
     /// Offset of the compound page destructor in the first tail, and the destructor number of
     /// hugetlb.
-    pub(super) hugetlb_dtor: Option<(usize, u8)>,
-    pub(super) hugetlb_tail_flag: u64,
-    pub(super) buddy_orders: u32,
+    pub(in crate::linux) hugetlb_dtor: Option<(usize, u8)>,
+    pub(in crate::linux) hugetlb_tail_flag: u64,
+    pub(in crate::linux) buddy_orders: u32,
     /// Distance between the list heads of consecutive orders, in bytes.
-    pub(super) free_area_bytes: Option<u64>,
+    pub(in crate::linux) free_area_bytes: Option<u64>,
 }
 
 /// Offsets in a record, all verified to lie inside the record.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct Offsets {
-    pub(super) flags: usize,
-    pub(super) refcount: usize,
-    pub(super) mapcount: usize,
-    pub(super) mapping: usize,
-    pub(super) index: usize,
-    pub(super) private: usize,
-    pub(super) compound: usize,
-    pub(super) lru: usize,
-    pub(super) slab_cache: Option<usize>,
+pub(in crate::linux) struct Offsets {
+    pub(in crate::linux) flags: usize,
+    pub(in crate::linux) refcount: usize,
+    pub(in crate::linux) mapcount: usize,
+    pub(in crate::linux) mapping: usize,
+    pub(in crate::linux) index: usize,
+    pub(in crate::linux) private: usize,
+    pub(in crate::linux) compound: usize,
+    pub(in crate::linux) lru: usize,
+    pub(in crate::linux) slab_cache: Option<usize>,
 }
 
 /// The bytes of one record. The offsets were verified when the table was set up, so the fallback of
 /// zero for a read outside the record is never used.
 #[derive(Clone, Copy)]
-pub(super) struct RawPage<'a>(&'a [u8]);
+pub(in crate::linux) struct RawPage<'a>(&'a [u8]);
 
 impl RawPage<'_> {
     #[inline]
-    pub(super) fn u64(self, offset: usize) -> u64 {
+    pub(in crate::linux) fn u64(self, offset: usize) -> u64 {
         let bytes = self.0.get(offset..).and_then(|b| b.first_chunk());
         bytes.map_or(0, |b| u64::from_le_bytes(*b))
     }
 
     #[inline]
-    pub(super) fn u32(self, offset: usize) -> u32 {
+    pub(in crate::linux) fn u32(self, offset: usize) -> u32 {
         let bytes = self.0.get(offset..).and_then(|b| b.first_chunk());
         bytes.map_or(0, |b| u32::from_le_bytes(*b))
     }
 
-    pub(super) fn u8(self, offset: usize) -> u8 {
+    pub(in crate::linux) fn u8(self, offset: usize) -> u8 {
         self.0.get(offset).copied().unwrap_or(0)
     }
 }
@@ -125,17 +125,17 @@ impl FrameTable {
     }
 
     /// The frame whose record is at `address` (or contains it).
-    pub(super) fn gfn_at(&self, address: u64) -> Option<Gfn> {
+    pub(in crate::linux) fn gfn_at(&self, address: u64) -> Option<Gfn> {
         Some(Gfn(address.checked_sub(self.base.0)?.checked_div(self.stride)?))
     }
 
     /// Address of the list link in a frame's record.
-    pub(super) fn link_address(&self, gfn: Gfn) -> Option<Gva> {
+    pub(in crate::linux) fn link_address(&self, gfn: Gfn) -> Option<Gva> {
         self.record_address(gfn)?.checked_add(u64::try_from(self.offsets.lru).ok()?)
     }
 
     /// The frame whose list link is at `address`.
-    pub(super) fn gfn_of_link(&self, address: u64) -> Option<Gfn> {
+    pub(in crate::linux) fn gfn_of_link(&self, address: u64) -> Option<Gfn> {
         self.gfn_at(address).filter(|gfn| self.link_address(*gfn) == Some(Gva(address)))
     }
 

@@ -8,12 +8,12 @@
 //! per-CPU free list, whose list neighbors point back at them, and tails of plain high-order
 //! blocks, which have the use of the first record of their block.
 
-use super::frame_table::{FrameTable, RawPage};
-use super::free_lists::{FreeBlock, FreeLists, ListKind};
-use super::view::KernelView;
 use crate::addr::{FrameIndex, Gfn, Gva};
 use crate::color::Temperature;
 use crate::guest_os::FrameUse;
+use crate::linux::frames::free_lists::{FreeBlock, FreeLists, ListKind};
+use crate::linux::frames::table::{FrameTable, RawPage};
+use crate::linux::view::KernelView;
 use crate::memory::{GuestMemory, MemoryLayout};
 use std::collections::HashMap;
 use std::fmt;
@@ -99,12 +99,12 @@ pub(crate) struct DamageCount {
 }
 
 impl DamageCount {
-    pub(super) fn add(&mut self, gfn: Gfn) {
+    pub(in crate::linux) fn add(&mut self, gfn: Gfn) {
         self.add_many(gfn, 1);
     }
 
     /// Adds consecutive frames.
-    pub(super) fn add_many(&mut self, first: Gfn, frames: u32) {
+    pub(in crate::linux) fn add_many(&mut self, first: Gfn, frames: u32) {
         self.count = self.count.saturating_add(frames.into());
         self.first.get_or_insert(first);
     }
@@ -158,7 +158,7 @@ struct Unreferenced {
 }
 
 /// Interprets records in frame order.
-pub(super) struct FrameReader<'a> {
+pub(in crate::linux) struct FrameReader<'a> {
     table: &'a FrameTable,
     layout: &'a MemoryLayout,
     out: FrameRecords,
@@ -172,7 +172,7 @@ pub(super) struct FrameReader<'a> {
 }
 
 impl<'a> FrameReader<'a> {
-    pub(super) fn new(table: &'a FrameTable, layout: &'a MemoryLayout) -> Self {
+    pub(in crate::linux) fn new(table: &'a FrameTable, layout: &'a MemoryLayout) -> Self {
         let out = FrameRecords {
             records: Vec::with_capacity(layout.frames() as usize),
             owners: Vec::new(),
@@ -193,7 +193,7 @@ impl<'a> FrameReader<'a> {
     }
 
     /// Records that the next `frames` frames, starting with `gfn`, have no readable record.
-    pub(super) fn unreadable(&mut self, gfn: Gfn, frames: u32) {
+    pub(in crate::linux) fn unreadable(&mut self, gfn: Gfn, frames: u32) {
         self.out.damage.unreadable.add_many(gfn, frames);
         let known = self.out.records.len().saturating_add(frames as usize);
         self.out.records.resize(known.min(self.layout.frames() as usize), Record::UNKNOWN);
@@ -202,7 +202,7 @@ impl<'a> FrameReader<'a> {
     /// Interprets the next frame's record. `after` is the following record, if it was read in the
     /// same chunk.
     #[inline]
-    pub(super) fn frame(
+    pub(in crate::linux) fn frame(
         &mut self,
         gfn: Gfn,
         index: FrameIndex,
@@ -396,7 +396,7 @@ impl<'a> FrameReader<'a> {
     }
 
     /// Determines the use of the unreferenced frames and returns the results.
-    pub(super) fn finish<M: GuestMemory + ?Sized>(
+    pub(in crate::linux) fn finish<M: GuestMemory + ?Sized>(
         mut self,
         view: &KernelView<'_, M>,
     ) -> FrameRecords {
