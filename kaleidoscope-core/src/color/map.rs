@@ -427,4 +427,20 @@ mod tests {
         let missing = build(vec![file(u32::MAX, 0), default, default, default]);
         assert!(matches!(missing, Err(MapError::Region { gfn: Gfn(0), .. })));
     }
+
+    #[test]
+    fn regions_have_their_number_and_files_their_path() {
+        let names = ["ext4:65024:1234:/usr/bin/a:b", "ext4:65024:77:", "short"];
+        let file = |name| Region::new(FrameKind::File, Order::FileOffset, name);
+        let mut regions: Vec<Region> = names.map(file).into();
+        regions.push(Region::new(FrameKind::Anonymous, Order::UserAddress, "a:b:c:/d[812]"));
+        let frames = (0..4).map(|_| Frame::default());
+        let map = ColorMap::new(layout(), KernelIdentity::default(), frames, regions).unwrap();
+        let paths: Vec<_> = map.regions().iter().map(Region::path).collect();
+        assert_eq!(paths, [Some("/usr/bin/a:b"), None, None, None]);
+        for region in map.regions() {
+            assert_eq!(map.region(region.id), Some(region));
+        }
+        assert_eq!(map.regions()[3].id, RegionId(3));
+    }
 }

@@ -115,3 +115,22 @@ impl fmt::Display for Metrics {
 fn share(part: u32, whole: u32) -> f64 {
     if whole == 0 { 1.0 } else { f64::from(part) / f64::from(whole) }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn metrics_are_one_line() {
+        let metrics = Metrics {
+            faults: 8,
+            late: 1,
+            prefetched: 9,
+            used: 7,
+            stall_us: 1300.0,
+            ..Metrics::default()
+        };
+        let expected = "8 faults, 1 late, 2 of 9 prefetched frames wasted, 1.3 ms waited";
+        assert_eq!(metrics.to_string(), expected);
+    }
+}
