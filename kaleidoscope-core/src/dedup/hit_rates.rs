@@ -5,7 +5,7 @@ use crate::color::{Color, UnknownName};
 use std::fmt::Write;
 use thiserror::Error;
 
-/// Hit rates of real guests; `kaleidoscope dedup --learn` writes such a file.
+/// Hit rates of real guests; `kaleidoscope dedup --hit-rates-to` writes such a file.
 const SHIPPED: &str = include_str!("hit_rates.csv");
 
 /// The first line of a file.
