@@ -270,10 +270,10 @@ pub trait PageInstaller: Send + Sync {
     /// [`InstallError`] when the frame cannot be filled; the clone is then stopped.
     fn install(&self, frame: FrameIndex, page: &Page) -> Result<Installed, InstallError>;
 
-    /// Fills a frame with zeros, as [`PageInstaller::place`] does with bytes.
+    /// Fills a frame with zeros, as [`PageInstaller::install`] does with bytes.
     ///
     /// # Errors
-    /// As for [`PageInstaller::place`].
+    /// As for [`PageInstaller::install`].
     fn zero(&self, frame: FrameIndex) -> Result<Installed, InstallError>;
 
     /// Fills empty frames with zeros ahead of any touch, at the least cost that the memory offers.
@@ -281,7 +281,7 @@ pub trait PageInstaller: Send + Sync {
     /// Returns how many of them, from the first on, are filled (or had bytes already).
     ///
     /// # Errors
-    /// As for [`PageInstaller::place`].
+    /// As for [`PageInstaller::install`].
     fn zero_run(&self, frames: Range<u32>) -> Result<u32, InstallError> {
         let mut done = 0;
         for frame in frames {
