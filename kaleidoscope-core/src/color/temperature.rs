@@ -29,7 +29,7 @@ impl Temperature {
     /// accessed memory.
     pub const RECENT_TASK: Self = Self(1 << 5);
     /// Holds kernel image symbols that many workloads use. Derived from the symbols that the frame
-    /// holds, not observed in this guest; see [`common_symbols`](crate::linux::common_symbols).
+    /// holds, not observed in this guest; see `linux::common_symbols`.
     pub const FREQUENT: Self = Self(1 << 6);
     /// Holds kernel image symbols that most workloads use; implies [`FREQUENT`](Self::FREQUENT).
     /// Not observed in this guest.

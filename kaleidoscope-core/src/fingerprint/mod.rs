@@ -27,10 +27,16 @@ mod partial;
 mod table;
 mod whole;
 
-pub use contents::{Content, contents, partial_contents};
+#[cfg(feature = "dedup")]
+pub use contents::partial_contents;
+pub use contents::{Content, contents};
 pub use domain::{Domain, DomainId};
+#[cfg(not(feature = "dedup"))]
+pub(crate) use partial::PartialHash;
+#[cfg(feature = "dedup")]
 pub use partial::PartialHash;
 pub use table::{Fingerprints, FingerprintsError};
+#[cfg(feature = "dedup")]
 pub use whole::WholeImage;
 
 use std::fmt;

@@ -1,7 +1,7 @@
 //! Memory images: files that hold a guest's RAM.
 //!
-//! [`MemoryImage::open`] opens a file or block device and provides it as [`GuestMemory`]. An [ELF
-//! dump](elf) describes which memory it holds and often has the vCPUs' registers. A raw file holds
+//! [`MemoryImage::open`] opens a file or block device and provides it as [`GuestMemory`]. An ELF
+//! dump describes which memory it holds and often has the vCPUs' registers. A raw file holds
 //! only RAM; a [`LayoutFile`] or the machine's [`Preset`] gives the addresses.
 
 pub(crate) mod elf;

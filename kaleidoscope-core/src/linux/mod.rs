@@ -3,11 +3,11 @@
 //! Every modern kernel carries three descriptions that together replace a symbol file and a
 //! profile:
 //!
-//! * [`vmcoreinfo`]: a text page meant for crash-dump tools (a few addresses, sizes and offsets);
-//! * [`kallsyms`]: the compressed symbol table (addresses by name);
-//! * [`btf`]: the type information (field offsets, sizes, enumeration values).
+//! * `vmcoreinfo`: a text page meant for crash-dump tools (a few addresses, sizes and offsets);
+//! * `kallsyms`: the compressed symbol table (addresses by name);
+//! * `btf`: the type information (field offsets, sizes, enumeration values).
 //!
-//! One description comes with this library: [`common_symbols`], the symbols that every workload
+//! One description comes with this library: `common_symbols`, the symbols that every workload
 //! uses in any kernel.
 //!
 //! [`Linux`] uses them in layers. VMCOREINFO and page tables alone suffice to tell free, slab,

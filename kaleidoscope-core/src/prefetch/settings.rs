@@ -88,7 +88,7 @@ const PAGE_TABLES: &str = include_str!("page_tables.toml");
 
 impl Settings {
     /// The shipped settings for a guest: the [default](Self::default) ones, or those for guests
-    /// whose [page tables](crate::page_tables) alone are known. In the latter, a frame of unknown
+    /// whose page tables alone are known. In the latter, a frame of unknown
     /// use may be free, and most are.
     #[must_use]
     pub fn shipped_for(kernel: &KernelIdentity) -> Self {

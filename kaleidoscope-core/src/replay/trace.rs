@@ -70,8 +70,8 @@ pub enum TraceError {
     },
 }
 
-impl From<csv::Error> for TraceError {
-    fn from(error: csv::Error) -> Self {
+impl TraceError {
+    pub(super) fn csv(error: csv::Error) -> Self {
         Self::Csv(Box::new(error))
     }
 }
@@ -109,11 +109,11 @@ impl Trace {
             .trim(csv::Trim::All)
             .quoting(false)
             .from_reader(BoundedLines { input, line: 0 });
-        let columns = Columns::find(reader.byte_headers()?)?;
+        let columns = Columns::find(reader.byte_headers().map_err(TraceError::csv)?)?;
         let mut seen: BitVec = BitVec::repeat(false, layout.frames() as usize);
         let mut touches: Vec<Touch> = Vec::new();
         let mut record = csv::ByteRecord::new();
-        while reader.read_byte_record(&mut record)? {
+        while reader.read_byte_record(&mut record).map_err(TraceError::csv)? {
             let line = record.position().map_or(0, csv::Position::line);
             let Some(touch) = columns.touch(&record, line, layout)? else { continue };
             if touches.last().is_some_and(|last| last.at_us > touch.at_us) {

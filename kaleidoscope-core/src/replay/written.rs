@@ -22,13 +22,13 @@ pub fn written_frames(
         .trim(csv::Trim::All)
         .quoting(false)
         .from_reader(BoundedLines { input, line: 0 });
-    let header = reader.byte_headers()?;
+    let header = reader.byte_headers().map_err(TraceError::csv)?;
     let find = |name: &str| header.iter().position(|field| field == name.as_bytes());
     let gfn = find("gfn").ok_or(TraceError::Column("gfn"))?;
     let (event, flags) = (find("event"), [find("access_write"), find("written")]);
     let mut written: BitVec = BitVec::repeat(false, layout.frames() as usize);
     let mut record = csv::ByteRecord::new();
-    while reader.read_byte_record(&mut record)? {
+    while reader.read_byte_record(&mut record).map_err(TraceError::csv)? {
         let line = record.position().map_or(0, csv::Position::line);
         let field = |column: usize| record.get(column).unwrap_or(b"");
         let is_set = |column: &Option<usize>| column.is_some_and(|column| field(column) == b"1");

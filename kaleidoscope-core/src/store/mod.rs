@@ -15,6 +15,7 @@ mod view;
 use index::Index;
 #[cfg(feature = "dedup")]
 pub use index::{Full, Index, Inserted};
+#[cfg(feature = "dedup")]
 pub use memory::MemoryStore;
 pub use view::StoreView;
 

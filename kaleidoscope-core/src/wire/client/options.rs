@@ -15,7 +15,7 @@ pub struct ClientOptions {
     pub clone_id: CloneId,
     /// Features to request.
     pub features: Features,
-    /// Most pages in one reply, 1 to [`MAX_BATCH`].
+    /// Most pages in one reply, 1 to `MAX_BATCH`.
     pub batch: usize,
     /// Number of prefetched frames to keep in flight.
     pub window: usize,

@@ -150,7 +150,7 @@ impl Server {
     ///
     /// # Errors
     /// [`io::Error`] if there is no image, two images have the same digest, a digest is all zeros,
-    /// a descriptor is longer than [`MAX_DESCRIPTOR`] bytes, or a thread cannot be started.
+    /// a descriptor is longer than `MAX_DESCRIPTOR` bytes, or a thread cannot be started.
     pub fn start(
         images: Vec<ServedImage>,
         listeners: Vec<Listener>,
