@@ -65,8 +65,10 @@ impl Memory {
     #[must_use]
     pub fn word(&self, page: usize, word: usize) -> u64 {
         assert!(page < self.pages() && word < PAGE / 8, "outside of the memory");
-        // SAFETY: the word lies in the mapping, which nothing refers to and nothing unmaps.
-        unsafe { self.start.cast::<u64>().add(page * (PAGE / 8) + word).read_volatile() }
+        let word = self.start.cast::<u64>().wrapping_add(page * (PAGE / 8) + word);
+        // SAFETY: the word lies in the mapping, as the assertion above says, and is aligned; nothing
+        // refers to the mapping, and nothing unmaps it.
+        unsafe { word.read_volatile() }
     }
 
     /// Reads a whole page.
@@ -92,7 +94,7 @@ pub fn shuffled(n: usize, seed: u64) -> Vec<usize> {
         // Knuth's MMIX generator; its high bits are the good ones.
         state =
             state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        let other = (state >> 33) as usize % (last + 1);
+        let other = usize::try_from(state >> 33).unwrap_or(0) % (last + 1);
         numbers.swap(last, other);
     }
     numbers
