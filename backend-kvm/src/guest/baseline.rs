@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 /// bookkeeping, and is discarded.
 ///
 /// # Errors
-/// [`Error`](crate::Error) when KVM or the system refuses a request.
+/// [`Error`] when KVM or the system refuses a request.
 pub fn start(host: &Arc<Host>, snapshot: &Snapshot) -> Result<Duration, Error> {
     let start = Instant::now();
     let vm = VmHandle::new(host.kvm().create_vm().asked("creating a VM")?);
@@ -52,7 +52,7 @@ pub struct Served {
 /// A clone of `snapshot` whose pages a minimal loop copies in on demand.
 ///
 /// # Errors
-/// [`Error`](crate::Error) when KVM or the system refuses a request.
+/// [`Error`] when KVM or the system refuses a request.
 pub fn served(
     host: &Arc<Host>,
     snapshot: &Snapshot,

@@ -36,7 +36,7 @@ use std::sync::Arc;
 /// the guest's check failures.
 ///
 /// # Errors
-/// [`Error`](crate::Error) when KVM or the system refuses a request, or the plan does not fit its memory.
+/// [`Error`] when KVM or the system refuses a request, or the plan does not fit its memory.
 pub fn boot(host: &Arc<Host>, plan: &Plan) -> Result<(Machine, Arc<CheckPort>), Error> {
     boot_on(host, plan, PageSize::Small)
 }

@@ -151,7 +151,8 @@ impl Plan {
     /// Its RAM: one region from address 0.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidInput`](crate::ErrorKind::InvalidInput) for a size of zero, or larger than a layout supports.
+    /// [`ErrorKind::InvalidInput`](crate::ErrorKind::InvalidInput) for a size of zero, or larger
+    /// than a layout supports.
     pub fn layout(&self) -> Result<MemoryLayout, Error> {
         MemoryLayout::contiguous(u64::from(self.mib) << 20).map_err(|e| plan_error(e.to_string()))
     }

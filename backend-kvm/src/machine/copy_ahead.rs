@@ -123,7 +123,7 @@ impl Machine {
     /// image, or is filled on demand, are left as they are.
     ///
     /// # Errors
-    /// [`Error`](crate::Error) when the thread cannot be started. Frames that cannot be copied are left to the
+    /// [`Error`] when the thread cannot be started. Frames that cannot be copied are left to the
     /// guest.
     pub fn copy_ahead(
         &mut self,

@@ -21,8 +21,9 @@ impl DeviceMemory {
     /// Copies bytes of the guest's RAM, which the guest may be writing concurrently.
     ///
     /// # Errors
-    /// [`ErrorKind::OutOfRange`](crate::ErrorKind::OutOfRange) when the range does not lie in one region of RAM;
-    /// [`ErrorKind::Refused`](crate::ErrorKind::Refused) when its bytes cannot be read.
+    /// [`ErrorKind::OutOfRange`](crate::ErrorKind::OutOfRange) when the range does not lie in one
+    /// region of RAM; [`ErrorKind::Refused`](crate::ErrorKind::Refused) when its bytes cannot be
+    /// read.
     pub fn read(&self, gpa: Gpa, buf: &mut [u8]) -> Result<(), Error> {
         self.0.read().read(gpa, buf)
     }

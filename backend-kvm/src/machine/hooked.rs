@@ -30,7 +30,7 @@ impl Machine {
     /// Sends a fixed interrupt to a vCPU. The guest handles it once it has interrupts enabled.
     ///
     /// # Errors
-    /// [`Error`](crate::Error) when there is no such vCPU, or its local APIC is disabled.
+    /// [`Error`] when there is no such vCPU, or its local APIC is disabled.
     pub fn interrupt(&self, vcpu: u32, vector: u8) -> Result<(), Error> {
         let number = usize::try_from(vcpu).unwrap_or(usize::MAX);
         if number >= self.vcpus.len() || vcpu > 0xff {

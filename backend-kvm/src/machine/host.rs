@@ -27,8 +27,8 @@ impl Host {
     /// Opens `/dev/kvm`.
     ///
     /// # Errors
-    /// [`ErrorKind::Unavailable`](crate::ErrorKind::Unavailable) when it cannot be opened, [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported) when a needed capability
-    /// is missing.
+    /// [`ErrorKind::Unavailable`] when it cannot be opened, [`ErrorKind::Unsupported`] when a
+    /// needed capability is missing.
     pub fn open() -> Result<Arc<Self>, Error> {
         let kvm =
             Kvm::new().permitted("opening /dev/kvm (does it exist, and may this user open it?)")?;

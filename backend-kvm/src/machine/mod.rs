@@ -70,7 +70,7 @@ impl Machine {
     /// 4 KiB pages.
     ///
     /// # Errors
-    /// [`Error`](crate::Error) when KVM or the system refuses a request.
+    /// [`Error`] when KVM or the system refuses a request.
     pub fn new(
         host: &Arc<Host>,
         ram: impl Into<Ram>,
@@ -88,7 +88,7 @@ impl Machine {
     /// pages with its siblings, and copies a page on the first write to it.
     ///
     /// # Errors
-    /// [`Error`](crate::Error) when KVM or the system refuses a request.
+    /// [`Error`] when KVM or the system refuses a request.
     pub fn clone_of(
         host: &Arc<Host>,
         snapshot: &Snapshot,
@@ -115,7 +115,7 @@ impl Machine {
     /// be fetched, the clone ends.
     ///
     /// # Errors
-    /// [`Error`](crate::Error) when KVM or the system refuses a request.
+    /// [`Error`] when KVM or the system refuses a request.
     pub fn on_demand_clone(
         host: &Arc<Host>,
         state: &MachineState,
@@ -142,7 +142,7 @@ impl Machine {
     /// raises an edge on that input.
     ///
     /// # Errors
-    /// [`Error`](crate::Error) when KVM refuses the request.
+    /// [`Error`] when KVM refuses the request.
     pub fn connect(&self, event: &EventFd, line: u32) -> Result<(), Error> {
         self.vm.register_irqfd(event, line).asked("connecting an interrupt")
     }
@@ -204,7 +204,7 @@ impl Machine {
     /// General and system registers of a vCPU, which must be paused.
     ///
     /// # Errors
-    /// [`Error`](crate::Error) when KVM refuses the request, or there is no such vCPU.
+    /// [`Error`] when KVM refuses the request, or there is no such vCPU.
     pub fn registers(&self, vcpu: usize) -> Result<(kvm_regs, kvm_sregs), Error> {
         let fd = self.vcpu(vcpu)?.lock();
         Ok((fd.get_regs().asked("reading registers")?, fd.get_sregs().asked("reading registers")?))
@@ -213,7 +213,7 @@ impl Machine {
     /// Sets registers of a vCPU, which must be paused, and makes the vCPU runnable.
     ///
     /// # Errors
-    /// [`Error`](crate::Error) when KVM refuses the request, or there is no such vCPU.
+    /// [`Error`] when KVM refuses the request, or there is no such vCPU.
     pub fn set_registers(
         &self,
         vcpu: usize,
@@ -235,7 +235,8 @@ impl Machine {
     /// Copies bytes of the guest's RAM, which the guest may be writing concurrently.
     ///
     /// # Errors
-    /// [`ErrorKind::OutOfRange`](crate::ErrorKind::OutOfRange) when the range does not lie in one region of RAM.
+    /// [`ErrorKind::OutOfRange`](crate::ErrorKind::OutOfRange) when the range does not lie in one
+    /// region of RAM.
     pub fn read(&self, gpa: Gpa, buf: &mut [u8]) -> Result<(), Error> {
         self.ram.read().read(gpa, buf)
     }
@@ -243,7 +244,8 @@ impl Machine {
     /// Overwrites bytes of the guest's RAM.
     ///
     /// # Errors
-    /// [`ErrorKind::OutOfRange`](crate::ErrorKind::OutOfRange) when the range does not lie in one region of RAM.
+    /// [`ErrorKind::OutOfRange`](crate::ErrorKind::OutOfRange) when the range does not lie in one
+    /// region of RAM.
     pub fn write(&self, gpa: Gpa, bytes: &[u8]) -> Result<(), Error> {
         self.ram.read().write(gpa, bytes)
     }
@@ -282,7 +284,8 @@ impl Machine {
     /// background.
     ///
     /// # Errors
-    /// [`ErrorKind::Refused`](crate::ErrorKind::Refused) for frames past the end of the RAM, or when memory is exhausted.
+    /// [`ErrorKind::Refused`](crate::ErrorKind::Refused) for frames past the end of the RAM, or
+    /// when memory is exhausted.
     pub fn own(&self, frames: std::ops::Range<u32>) -> Result<(), Error> {
         self.ram.read().own(frames)
     }
@@ -290,7 +293,7 @@ impl Machine {
     /// Starts or resumes the vCPUs.
     ///
     /// # Errors
-    /// [`Error`](crate::Error) when a thread cannot be started, or the guest has ended.
+    /// [`Error`] when a thread cannot be started, or the guest has ended.
     pub fn resume(&mut self) -> Result<(), Error> {
         for vcpu in &mut self.vcpus {
             vcpu.start()?;
@@ -311,7 +314,7 @@ impl Machine {
     /// a moment. Repeated calls observe different processes.
     ///
     /// # Errors
-    /// [`Error`](crate::Error) when a vCPU does not stop, or KVM refuses a request.
+    /// [`Error`] when a vCPU does not stop, or KVM refuses a request.
     pub fn look(&self) -> Result<Vec<VcpuRegisters>, Error> {
         let _one_at_a_time = self.freezing.lock();
         let ran = self.run_state.is_running();
@@ -347,7 +350,7 @@ impl Machine {
     /// is not copied.
     ///
     /// # Errors
-    /// [`Error`](crate::Error) when KVM or the system refuses a request; the machine then resumes.
+    /// [`Error`] when KVM or the system refuses a request; the machine then resumes.
     pub fn freeze(&self) -> Result<Snapshot, Error> {
         let _one_at_a_time = self.freezing.lock();
         if let Some(fill) = &self.fill
@@ -401,8 +404,8 @@ impl Drop for Machine {
         let (clock, mut retry) = (SystemClock::new(), Retry::new(TIMEOUT));
         while self.vcpus.iter_mut().map(Vcpu::has_ended).filter(|ended| !ended).count() > 0 {
             if !retry.pause(&clock) {
-                // A thread that is still inside a device call may enter the guest once more. Its vCPU
-                // keeps the guest's memory mapped until then (`VcpuHandle`).
+                // A thread that is still inside a device call may enter the guest once more. Its
+                // vCPU keeps the guest's memory mapped until then (`VcpuHandle`).
                 return;
             }
         }

@@ -104,7 +104,7 @@ impl SnapshotMemory {
     /// gives long runs.
     ///
     /// # Errors
-    /// [`Error`](crate::Error) when the system refuses a request, or the store fails.
+    /// [`Error`] when the system refuses a request, or the store fails.
     pub fn sharing(
         &self,
         store: &Arc<ContentStore>,
@@ -267,7 +267,7 @@ impl SnapshotMemory {
     /// earlier images of the machine, excludes the content store.
     ///
     /// # Errors
-    /// [`ErrorKind::Refused`](crate::ErrorKind::Refused) when the kernel does not report it.
+    /// [`ErrorKind::Refused`] when the kernel does not report it.
     pub fn taken(&self) -> Result<u64, Error> {
         let taken = self.layers.iter().map(|layer| match &layer.bytes {
             Backing::File(file) => file.taken(),

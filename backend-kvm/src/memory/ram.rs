@@ -221,7 +221,7 @@ impl GuestRam {
     /// image.
     ///
     /// # Errors
-    /// [`Error`](crate::Error); the machine cannot continue if [`GuestRam::is_lost`] afterwards.
+    /// [`Error`]; the machine cannot continue if [`GuestRam::is_lost`] afterwards.
     pub(crate) fn freeze(&mut self, prepared: &mut Prepared) -> Result<(), Error> {
         match prepared {
             Prepared::MakePrivate(file) => {

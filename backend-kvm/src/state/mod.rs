@@ -68,7 +68,7 @@ impl MachineState {
     /// Serializes the state.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidInput`](crate::ErrorKind::InvalidInput) when memory is exhausted.
+    /// [`ErrorKind::InvalidInput`] when memory is exhausted.
     pub fn to_bytes(&self) -> Result<Vec<u8>, Error> {
         let bytes = postcard::to_extend(self, MAGIC.to_vec());
         bytes.map_err(|error| Error::caused_by(ErrorKind::Refused, "saving machine state", error))
@@ -77,7 +77,7 @@ impl MachineState {
     /// Deserializes the state.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidInput`](crate::ErrorKind::InvalidInput) when the bytes have another version, or are damaged.
+    /// [`ErrorKind::InvalidInput`] when the bytes have another version, or are damaged.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, Error> {
         if bytes.len() > MAX_BYTES {
             return Err(damaged(format!("{} bytes, more than {MAX_BYTES}", bytes.len())));

@@ -247,8 +247,8 @@ impl Mapping {
             return Err(Errno::INVAL);
         }
         let start = self.part(&range)?;
-        // SAFETY: `part` checked that the range lies in this mapping, to whose bytes `Mapping` hands
-        // out no reference. It is shared (checked above), so the advice changes no byte.
+        // SAFETY: `part` checked that the range lies in this mapping, to whose bytes `Mapping`
+        // hands out no reference. It is shared (checked above), so the advice changes no byte.
         unsafe { madvise(start.cast(), range.len(), Advice::LinuxDontNeed) }
     }
 
@@ -257,8 +257,8 @@ impl Mapping {
         if range.start > range.end || range.end > self.len {
             return Err(Errno::INVAL);
         }
-        // SAFETY: `self.len` bytes from the start are mapped (`Mapping::at`, `make_private`), and the
-        // offset is at most `self.len` (checked above).
+        // SAFETY: `self.len` bytes from the start are mapped (`Mapping::at`, `make_private`), and
+        // the offset is at most `self.len` (checked above).
         Ok(unsafe { self.start().add(range.start) })
     }
 
@@ -283,8 +283,8 @@ impl Mapping {
     #[cfg(test)]
     pub(crate) fn discard(&self, range: Range<usize>) -> Result<(), Errno> {
         let start = self.part(&range)?;
-        // SAFETY: `part` checked that the range lies in this mapping, to whose bytes `Mapping` hands
-        // out no reference.
+        // SAFETY: `part` checked that the range lies in this mapping, to whose bytes `Mapping`
+        // hands out no reference.
         unsafe { madvise(start.cast(), range.len(), Advice::LinuxDontNeed) }
     }
 
@@ -296,8 +296,8 @@ impl Mapping {
         if !matches!(self.addresses.owner, Owner::Ours) {
             return Err(Errno::PERM);
         }
-        // SAFETY: `self.len` bytes from the start are this mapping, to whose bytes `Mapping` hands out
-        // no reference that could fault.
+        // SAFETY: `self.len` bytes from the start are this mapping, to whose bytes `Mapping` hands
+        // out no reference that could fault.
         unsafe { mprotect(self.start().cast(), self.len, MprotectFlags::empty()) }
     }
 
@@ -313,8 +313,8 @@ impl Mapping {
         let here = iovec { iov_base: buf.as_mut_ptr().cast(), iov_len: buf.len() };
         let there = iovec { iov_base: self.part(&(offset..end))?.cast(), iov_len: buf.len() };
         let process = getpid().as_raw_pid();
-        // SAFETY: the call writes to `here`, which is `buf` with its length, borrowed exclusively; it
-        // only reads `there`.
+        // SAFETY: the call writes to `here`, which is `buf` with its length, borrowed exclusively;
+        // it only reads `there`.
         let copied = unsafe { process_vm_readv(process, &here, 1, &there, 1, 0) };
         all_of(copied, buf.len())
     }
@@ -328,9 +328,9 @@ impl Mapping {
         let here = iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
         let there = iovec { iov_base: self.part(&(offset..end))?.cast(), iov_len: bytes.len() };
         let process = getpid().as_raw_pid();
-        // SAFETY: the call only reads `here`, which is `bytes` with its length. It writes to `there`,
-        // which `part` checked to lie in this mapping, to whose bytes `Mapping` hands out no
-        // reference; `Sealed` does, but does not call this.
+        // SAFETY: the call only reads `here`, which is `bytes` with its length. It writes to
+        // `there`, which `part` checked to lie in this mapping, to whose bytes `Mapping` hands out
+        // no reference; `Sealed` does, but does not call this.
         let copied = unsafe { process_vm_writev(process, &here, 1, &there, 1, 0) };
         all_of(copied, bytes.len())
     }

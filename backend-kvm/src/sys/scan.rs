@@ -1,10 +1,10 @@
-//! Which pages of a private mapping have memory of their own, and which of them were written since
-//! the last look.
+//! Which pages of a private mapping have private memory, and which of them were written since the
+//! last query.
 //!
-//! The kernel keeps track of writes by itself (asynchronous write protection, Linux 6.7): no fault
-//! waits for us.
+//! The kernel tracks writes by itself (asynchronous write protection, Linux 6.7): no fault waits
+//! for this process.
 
-#![expect(unsafe_code, reason = "an ioctl that writes to a buffer of ours")]
+#![expect(unsafe_code, reason = "an ioctl that writes to a buffer")]
 
 use super::{Mapping, Userfault};
 use kaleidoscope_core::addr::FRAME_SIZE;
@@ -23,36 +23,36 @@ use std::sync::Arc;
 /// `PAGEMAP_SCAN` of linux/fs.h.
 const SCAN: Opcode = opcode::read_write::<pm_scan_arg>(b'f', 16);
 
-/// Runs that one call returns.
+/// Maximum number of runs that one call returns.
 const RUNS: usize = 1024;
 
-/// Bytes whose writers wait while they are protected.
+/// Bytes that are protected at once. Writers to them wait meanwhile.
 const PIECE: usize = 4 << 20;
 
-/// Which pages of a mapping a scan is for, of those that are there.
+/// Which of the resident pages of a mapping a scan reports.
 #[derive(Clone, Copy, Debug)]
 struct Which {
-    /// What they are (`PAGE_IS_...`).
+    /// Properties that they have (`PAGE_IS_...`).
     are: u32,
-    /// What they are not.
+    /// Properties that they do not have.
     are_not: u32,
 }
 
 impl Which {
     const ALL: Self = Self { are: 0, are_not: 0 };
     const WRITTEN: Self = Self { are: PAGE_IS_WRITTEN, are_not: 0 };
-    /// In memory of the mapping's own: neither the file's, nor the one page of zeros that all
-    /// mappings share. Looking takes ten times as long as for the others (75 ns a page here):
-    /// whose a page is, is written in its own record.
+    /// In private memory: neither the file's, nor the page of zeros that all mappings share. Such a
+    /// scan takes ten times as long as the others (75 ns a page here), since the kernel has to read
+    /// each page's own record.
     const OWN: Self = Self { are: 0, are_not: PAGE_IS_FILE | PAGE_IS_PFNZERO };
     const ZEROS: Self = Self { are: PAGE_IS_PFNZERO, are_not: 0 };
 }
 
-/// What becomes of the pages that are found.
+/// What a scan does with the pages that it finds.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Then {
     Leave,
-    /// The next write to each is told.
+    /// Write-protects them, so that the next write to each is reported.
     Protect,
 }
 
@@ -79,8 +79,8 @@ impl Tracker {
         Ok(Self { userfault, mapping, pagemap: pagemap()? })
     }
 
-    /// The pages that the mapping has of its own, as runs of bytes in it; what is written from here
-    /// on is told from it.
+    /// The pages in private memory, as runs of bytes in the mapping. Writes from now on are
+    /// tracked.
     pub(crate) fn begin(&self) -> Result<Vec<Range<usize>>, Errno> {
         let len = self.mapping.len();
         for at in (0..len).step_by(PIECE) {
@@ -90,12 +90,12 @@ impl Tracker {
         self.scan(0..len, Which::OWN, Then::Leave)
     }
 
-    /// Those among them that were written, or became its own, since this was asked last.
+    /// The private pages that were written, or became private, since the last call.
     pub(crate) fn written(&self) -> Result<Vec<Range<usize>>, Errno> {
         self.touched(Then::Protect)
     }
 
-    /// The same, for the last time: later writes are not told from these.
+    /// The same, for the last time: later writes are not told apart from these.
     pub(crate) fn last_written(&self) -> Result<Vec<Range<usize>>, Errno> {
         self.touched(Then::Leave)
     }
@@ -122,8 +122,7 @@ impl Tracker {
     }
 }
 
-/// The pages of a mapping that are in memory of its own, as the kernel has it: ranges of bytes in
-/// it.
+/// The pages of a mapping that are in private memory, as ranges of bytes in it.
 ///
 /// # Errors
 /// [`Errno::NOTTY`] on a kernel before 6.7.
@@ -131,8 +130,8 @@ pub(crate) fn own_pages(mapping: &Mapping) -> Result<Vec<Range<usize>>, Errno> {
     scan(&pagemap()?, mapping, 0..mapping.len(), Which::OWN, Then::Leave)
 }
 
-/// The pages of a mapping that are the one page of zeros which all mappings share, as the kernel
-/// has it: ranges of bytes in it.
+/// The pages of a mapping that are the page of zeros which all mappings share, as ranges of bytes
+/// in it.
 ///
 /// # Errors
 /// As for [`own_pages`].
@@ -140,8 +139,7 @@ pub(crate) fn zero_pages(mapping: &Mapping) -> Result<Vec<Range<usize>>, Errno> 
     scan(&pagemap()?, mapping, 0..mapping.len(), Which::ZEROS, Then::Leave)
 }
 
-/// What the kernel says of single pages of a mapping. A scan says it of many at a time, and is the
-/// slower for it.
+/// The page map, for queries of single pages of a mapping, which are faster than a scan.
 #[derive(Debug)]
 pub(crate) struct Pages<'a> {
     pagemap: File,
@@ -160,7 +158,7 @@ impl<'a> Pages<'a> {
         Ok(Self { pagemap: pagemap()?, mapping })
     }
 
-    /// Whether the page at this offset is in memory of the mapping's own.
+    /// Whether the page at this offset is in private memory.
     pub(crate) fn is_own(&self, offset: usize) -> Result<bool, Errno> {
         let page = (self.mapping.address() + offset as u64) / FRAME_SIZE;
         let mut entry = [0; 8];
@@ -206,15 +204,16 @@ fn scan(
             category_inverted: are_not.into(),
             category_mask: (are | are_not).into(),
             category_anyof_mask: (PAGE_IS_PRESENT | PAGE_IS_SWAPPED).into(),
-            // Only what all pages of a run have in common is asked for, so that runs are long.
+            // No property is returned, since a run ends where one of them changes.
             return_mask: 0,
         };
-        // SAFETY: the type is the call's.
+        // SAFETY: PAGEMAP_SCAN takes a `pm_scan_arg` (`SCAN`).
         let call = unsafe { Updater::<SCAN, _>::new(&mut request) };
-        // SAFETY: the call writes to `regions`, no more than its length, and looks at pages of this
-        // process.
+        // SAFETY: the call writes to `request`, which `call` borrows, and at most `vec_len` regions
+        // to `vec`: the buffer `regions` and its length, which nothing else refers to. It changes
+        // no byte of the pages that it scans.
         unsafe { ioctl(pagemap, call) }?;
-        // Regions that were not written to are empty.
+        // Regions that the kernel did not fill are empty.
         for region in regions.iter_mut() {
             if region.start >= region.end {
                 break;
@@ -234,7 +233,7 @@ fn scan(
 
 impl Drop for Tracker {
     fn drop(&mut self) {
-        // Closing the file descriptor would do as well.
+        // Closing the descriptor has the same effect.
         let _ = self.userfault.unregister(&(0..self.mapping.len()));
     }
 }

@@ -1,4 +1,4 @@
-//! What freezes rest on: mappings that become private, and writes that are told.
+//! What freezes rely on: mappings that become private, and tracked writes.
 
 use super::{Mapping, Sharing, Tracker, own_pages};
 use crate::memory::{MemoryFile, PageSize};
@@ -87,7 +87,7 @@ enum Touch {
     Write(usize),
     /// A page of the mapping's own before it is written.
     Own(usize),
-    /// Somebody asks what was written.
+    /// A query for the pages that were written.
     Ask,
 }
 
@@ -102,7 +102,7 @@ fn touches() -> impl Strategy<Value = Vec<Touch>> {
 }
 
 impl Touch {
-    /// The page, if it is one that a freeze has to copy from here on.
+    /// The page, if a freeze has to copy it from now on.
     fn on(self, mapping: &Mapping) -> Option<usize> {
         match self {
             Self::Read(page) => {
@@ -126,7 +126,8 @@ impl Touch {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(256))]
 
-    /// Whatever is written between two questions is in the second one's answer; and nothing is in it that was not touched for writing.
+    /// A query reports all pages that were written since the query before it, and no page that was
+    /// not touched for writing.
     #[test]
     fn writes_are_told_once(before in touches(), after in touches()) {
         let file = file();

@@ -144,8 +144,8 @@ impl Descriptor {
         if let Err(error) = checked() {
             return Err((fd, error));
         }
-        // SAFETY: `into_raw_fd` gives up the ownership of an open descriptor; the link that was read
-        // above says that it is a userfaultfd.
+        // SAFETY: `into_raw_fd` gives up the ownership of an open descriptor; the link that was
+        // read above says that it is a userfaultfd.
         Ok(Self(unsafe { Uffd::from_raw_fd(fd.into_raw_fd()) }))
     }
 
@@ -202,8 +202,8 @@ impl Descriptor {
         let len = len(&range).map_err(|error| (0, error))? as u64;
         let range = uffdio_range { start: range.start, len };
         let mut zero = uffdio_zeropage { range, mode: 0, zeropage: 0 };
-        // SAFETY: UFFDIO_ZEROPAGE takes a `uffdio_zeropage`. It changes only pages that no thread has
-        // read, at whatever address (module documentation).
+        // SAFETY: UFFDIO_ZEROPAGE takes a `uffdio_zeropage`. It changes only pages that no thread
+        // has read, at whatever address (module documentation).
         let result = unsafe { call::<UFFDIO_ZEROPAGE, _>(self.0.as_fd(), &mut zero) };
         result.map_err(|error| (usize::try_from(zero.zeropage).unwrap_or(0), error))
     }

@@ -49,8 +49,9 @@ impl VmHandle {
         // Before the call, since KVM may use the memory as soon as it knows it.
         self.slots.lock().push(part);
         // SAFETY: the guest may write to the range from here on, until the VM and its vCPUs are
-        // closed. `Slot::of` checked that the range lies in a `Mapping`, of whose bytes no reference
-        // exists. `self.slots`, which every `VcpuHandle` shares, keeps it mapped for that time.
+        // closed. `Slot::of` checked that the range lies in a `Mapping`, of whose bytes no
+        // reference exists. `self.slots`, which every `VcpuHandle` shares, keeps it mapped for that
+        // time.
         unsafe { self.fd.set_user_memory_region(region) }
     }
 

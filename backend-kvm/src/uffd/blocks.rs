@@ -1,4 +1,4 @@
-//! Huge pages on their way: collected frame by frame, and placed as a whole.
+//! Huge pages in flight: collected frame by frame, and installed as a whole.
 
 use crate::memory::PageSize;
 use kaleidoscope_core::addr::{FRAME_BYTES, FrameIndex};
@@ -12,11 +12,11 @@ use std::ops::Range;
 const FRAMES: u32 = PageSize::Huge.frames();
 const BYTES: usize = PageSize::Huge.bytes();
 
-/// What a block is filled with whose frames were given back.
+/// The contents of a block that was given back.
 static ZEROS: [u8; BYTES] = [0; BYTES];
 
-/// The blocks of a clone's memory. What is collected takes memory beside the clone's, of blocks
-/// that are begun and not complete.
+/// The blocks of a clone's memory. Blocks that are begun and not complete take memory in addition
+/// to the clone's.
 #[derive(Debug)]
 pub(super) struct Blocks {
     /// Frames of the guest.
@@ -27,10 +27,10 @@ pub(super) struct Blocks {
 /// A huge page.
 #[derive(Debug, Default)]
 enum Block {
-    /// None of its frames came.
+    /// None of its frames has arrived.
     #[default]
     Empty,
-    /// Some did.
+    /// Some have arrived.
     Begun(Box<Begun>),
     /// It is in the clone's memory.
     Installed,
@@ -41,13 +41,13 @@ enum Block {
 #[derive(Debug)]
 struct Begun {
     bytes: Vec<u8>,
-    /// A bit for each frame that came.
+    /// A bit for each frame that has arrived.
     came: [u64; FRAMES as usize / 64],
     missing: u32,
 }
 
 impl Begun {
-    /// A block of which so many frames are the guest's.
+    /// A block with this number of frames of the guest.
     fn new(frames: u32) -> Box<Self> {
         Box::new(Self { bytes: vec![0; BYTES], came: [0; FRAMES as usize / 64], missing: frames })
     }
@@ -58,7 +58,7 @@ impl Begun {
         (self.came.get_mut(at as usize / 64), 1 << (at % 64))
     }
 
-    /// Keeps a frame's bytes; `false` when it has them.
+    /// Stores a frame's bytes; `false` when it has them already.
     fn put(&mut self, frame: FrameIndex, page: Option<&Page>) -> bool {
         let (Some(word), bit) = self.bit(frame) else { return false };
         if *word & bit != 0 {
@@ -73,7 +73,7 @@ impl Begun {
         true
     }
 
-    /// Forgets a frame, which comes again.
+    /// Forgets a frame, which will arrive again.
     fn forget(&mut self, frame: FrameIndex) {
         if let (Some(word), bit) = self.bit(frame) {
             *word &= !bit;
@@ -167,7 +167,7 @@ impl Blocks {
         }
     }
 
-    /// Places the blocks of which some frames came, the others of which are zeros.
+    /// Places the blocks that some frames arrived for; their other frames are zeros.
     ///
     /// # Errors
     /// As for [`Blocks::put`].

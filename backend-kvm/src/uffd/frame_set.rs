@@ -3,13 +3,13 @@
 use kaleidoscope_core::addr::FrameIndex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Frames, which several threads add and ask for. What a thread did before it added a frame, others
-/// see who find it.
+/// A set of frames that several threads add to and query. A thread that finds a frame sees all
+/// writes that the adding thread made before.
 #[derive(Debug)]
 pub(super) struct FrameSet(Vec<AtomicU64>);
 
 impl FrameSet {
-    /// None of so many frames.
+    /// An empty set, for frames below this number.
     pub(super) fn new(frames: u32) -> Self {
         Self((0..frames.div_ceil(64)).map(|_| AtomicU64::new(0)).collect())
     }
@@ -18,7 +18,7 @@ impl FrameSet {
         Some((self.0.get(frame.as_usize() / 64)?, 1 << (frame.0 % 64)))
     }
 
-    /// Whether a frame is among them.
+    /// Whether the set has a frame.
     pub(super) fn has(&self, frame: FrameIndex) -> bool {
         self.word(frame).is_some_and(|(word, bit)| word.load(Ordering::Acquire) & bit != 0)
     }

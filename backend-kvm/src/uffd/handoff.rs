@@ -35,8 +35,8 @@ pub struct Handoff {
 /// Receives one message with descriptors. Waits as long as the socket's read timeout says.
 ///
 /// # Errors
-/// [`ErrorKind::Refused`](crate::ErrorKind::Refused) when nothing comes, when the sender is gone, or with
-/// [`Errno::MSGSIZE`] when the message is longer than 64 KiB.
+/// [`ErrorKind::Refused`](crate::ErrorKind::Refused) when nothing comes, when the sender is gone,
+/// or with [`Errno::MSGSIZE`] when the message is longer than 64 KiB.
 pub fn receive(stream: &UnixStream) -> Result<Handoff, Error> {
     let what = "receiving a VM's descriptors";
     let mut bytes = vec![0; MAX_MESSAGE];
@@ -64,7 +64,7 @@ pub fn receive(stream: &UnixStream) -> Result<Handoff, Error> {
         return Err(Errno::CONNRESET).asked(what);
     }
     bytes.truncate(received.bytes);
-    let peer = socket_peercred(stream).asked("asking who sent a VM's descriptors")?;
+    let peer = socket_peercred(stream).asked("identifying the sender of a VM's descriptors")?;
     let process = pidfd_open(peer.pid, PidfdFlags::empty());
     let process = process.asked("watching the process that sent a VM's descriptors")?;
     Ok(Handoff { message: bytes, descriptors, process, uid: peer.uid.as_raw() })
@@ -73,7 +73,8 @@ pub fn receive(stream: &UnixStream) -> Result<Handoff, Error> {
 /// Sends one message, of at least one byte, with descriptors: what a VMM does.
 ///
 /// # Errors
-/// [`ErrorKind::Refused`](crate::ErrorKind::Refused) when the receiver is gone, or did not take all of the message.
+/// [`ErrorKind::Refused`](crate::ErrorKind::Refused) when the receiver is gone, or did not take all
+/// of the message.
 pub fn send(
     stream: &UnixStream,
     message: &[u8],

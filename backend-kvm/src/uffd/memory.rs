@@ -72,8 +72,8 @@ impl UserfaultMemory {
                 known.shards.push(at);
                 continue;
             }
-            // Where the kernel does not tell, the memory is treated as if removals were not reported,
-            // which is right in both cases.
+            // Where the kernel does not tell, the memory is treated as if removals were not
+            // reported, which is right in both cases.
             let features = shard.descriptor.features().unwrap_or(0);
             watched.push(Watched {
                 descriptor: Arc::clone(&shard.descriptor),

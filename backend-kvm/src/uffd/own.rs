@@ -17,11 +17,11 @@ use rustix::io::Errno;
 use std::ops::Range;
 use std::sync::Arc;
 
-/// What a refusal to open a userfaultfd comes with.
+/// What failed, and what helps, when a userfaultfd cannot be opened.
 pub(super) const RIGHTS: &str = "watching a clone's memory (userfaultfd: as root, with the right \
      to open /dev/userfaultfd, or with vm.unprivileged_userfaultfd = 1)";
 
-/// Frames that one userfaultfd watches at least: below that, sharing one costs less than having
+/// Minimum number of frames per userfaultfd. With fewer, sharing one costs less than having
 /// several.
 const LEAST_FRAMES: usize = 1 << 13;
 

@@ -1,4 +1,4 @@
-//! How pages come into memory that machines map.
+//! Atomic writes of pages to a memory file that machines map.
 
 use crate::error::{Asked, Error};
 use crate::memory::MemoryFile;
@@ -11,13 +11,13 @@ use rustix::io::Errno;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
-/// Puts pages into a file of memory, each as a whole and once, whoever else does so, in this
-/// process or another.
+/// Puts pages into a memory file, each as a whole and once, even if other threads or processes put
+/// the same page.
 ///
-/// A page that is written to a file is there before all of it is: the kernel may stop in the middle
-/// of copying, for want of the page that it copies from, and go on later, or never when its process
-/// is killed. So pages come as they come to memory that is watched: the kernel copies one aside,
-/// and then makes it the file's unless the file has one.
+/// write(2) is not atomic: the page is in the file before all of its bytes are, and the process may
+/// be killed in between. Therefore the writer maps the file, watches the mapping with a
+/// userfaultfd, and uses UFFDIO_COPY: the kernel copies a page aside, and then adds it to the file
+/// unless the file has one there.
 #[derive(Debug)]
 pub(super) struct AtomicPageWriter(Userfault);
 
@@ -42,7 +42,7 @@ impl AtomicPageWriter {
         match self.0.copy(frame.as_usize() * FRAME_BYTES, page) {
             Ok(()) => Ok(Installed::Installed),
             Err((_, Errno::EXIST)) => Ok(Installed::AlreadyPresent),
-            // The process's memory is being rearranged: the engine knows for how long to try.
+            // The process's address space is changing; the engine retries, with a timeout.
             Err((_, Errno::AGAIN)) => Ok(Installed::TryAgain),
             Err((_, error)) => Err(error).asked("putting a page on a cache"),
         }

@@ -100,8 +100,8 @@ impl UserfaultMemory {
     }
 }
 
-/// Most messages that are read after memory is no longer watched: one for each thread of a process,
-/// of which Linux allows fewer by default.
+/// Maximum number of messages that are read after memory is no longer watched. Each thread of a
+/// process has at most one, and Linux allows fewer threads by default.
 const MAX_LEFT: u32 = 1 << 16;
 
 /// The VM did something that ends its session.

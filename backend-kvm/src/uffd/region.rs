@@ -108,7 +108,8 @@ impl std::fmt::Display for Region {
 /// The frames of each region, where together they are all of the guest's RAM, each frame once.
 ///
 /// # Errors
-/// [`ErrorKind::InvalidInput`](crate::ErrorKind::InvalidInput) that names a region, or the first frame that is in none.
+/// [`ErrorKind::InvalidInput`](crate::ErrorKind::InvalidInput) that names a region, or the first
+/// frame that is in none.
 pub(super) fn frames_of(
     regions: &[Region],
     layout: &MemoryLayout,

@@ -10,7 +10,7 @@ use kaleidoscope_core::addr::{FRAME_BYTES, FrameIndex};
 use std::sync::Arc;
 
 impl OnDemand {
-    /// Memory for the clone, none of which is there yet.
+    /// Memory for the clone, without any pages yet.
     pub(crate) fn map(&self) -> Result<Arc<Mapping>, Error> {
         let layout = self.locality.map().layout();
         match &self.cache {
@@ -35,13 +35,14 @@ impl Running {
     /// pages of it were staged, the image that its memory is now a private mapping of.
     ///
     /// # Errors
-    /// [`ErrorKind::NotComplete`](crate::ErrorKind::NotComplete) when frames are missing, or a staged clone's guest gave some back.
+    /// [`ErrorKind::NotComplete`] when frames are missing, or a staged clone's guest gave some
+    /// back.
     pub(crate) fn release(&self) -> Result<Option<Arc<SnapshotMemory>>, Error> {
         if !self.engine.is_whole() {
             return Err(Error::new(
                 ErrorKind::NotComplete,
-                "the clone cannot be snapshotted: pages of it are missing; Background::Full fetches \
-                 all of them",
+                "the clone cannot be snapshotted: pages of it are missing; Background::Full \
+                 fetches all of them",
             ));
         }
         // A cache that is snapshot has zeros for all clones where this one has them, and no page.
@@ -66,8 +67,8 @@ impl UserfaultMemory {
         self.shards.last().map_or(0, |shard| shard.frames.end as usize * FRAME_BYTES)
     }
 
-    /// Makes the clone's frames in the cache a snapshot, of which its memory is then a private
-    /// mapping. Every frame is resident.
+    /// Makes the cache a snapshot image; the clone's memory is then a private mapping of it. Every
+    /// frame is resident.
     fn freeze_cache(
         &self,
         cache: &SharedPageCache,
@@ -88,9 +89,9 @@ impl UserfaultMemory {
         Ok((image?, mapping))
     }
 
-    /// Ceases to watch the memory, every frame of which is resident or zeros: a fault on zeros is
-    /// the kernel's from here on. Returns the snapshot that the memory is a private mapping of from
-    /// here on, where it was on a cache.
+    /// Stops watching the memory. Every frame is resident or reads as zeros, so the kernel resolves
+    /// all later faults. Returns the image that the memory is a private mapping of from now on, for
+    /// a clone on a cache.
     pub(crate) fn release(&self) -> Result<Option<Arc<SnapshotMemory>>, Error> {
         let Some(cache) = &self.cache else { return self.unwatch().map(|()| None) };
         let (image, mapping) = self.freeze_cache(cache)?;

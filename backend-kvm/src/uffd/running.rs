@@ -1,4 +1,4 @@
-//! The engine of a clone whose memory comes page by page, and the threads that answer its faults.
+//! The engine of an on-demand clone, and the threads that answer its faults.
 
 use super::SharedPageCache;
 use super::memory::UserfaultMemory;
@@ -13,25 +13,25 @@ use parking_lot::Mutex;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-/// What a clone whose memory comes page by page is made of, beside its state.
+/// The parts of an on-demand clone, besides its state.
 pub struct OnDemand {
-    /// What the parent's frames are.
+    /// The parent's color map, in locality order.
     pub locality: Arc<LocalityOrder>,
-    /// What comes ahead of a touch.
+    /// Decides what is fetched before it is touched.
     pub policy: Box<dyn PrefetchPolicy>,
-    /// Where pages come from.
+    /// The source of pages.
     pub source: Arc<dyn PageSource>,
-    /// How.
+    /// How the engine behaves.
     pub options: EngineOptions,
     /// The clone's share of the host's memory.
     pub reservation: Option<Reservation>,
-    /// Pages that are on this host already, whoever brought them.
+    /// Pages that other clones or programs have brought to this host.
     pub local_cache: Option<Arc<dyn LocalCache>>,
-    /// Where pages are kept that clones of the parent on this host share, and what they show of
-    /// the content store; none to have a copy for each.
+    /// Pages that clones of the parent on this host share, including those mapped from the content
+    /// store. Without it, each clone has copies of its own.
     pub cache: Option<Arc<SharedPageCache>>,
-    /// The host's pages that its memory is made of. Huge ones are filled as a whole, with what is
-    /// not free of their frames; a cache has small ones.
+    /// Size of the host's pages. A huge page is filled as a whole, once all of its frames that are
+    /// not free have arrived. A shared cache has small pages.
     pub pages: PageSize,
 }
 
@@ -50,9 +50,10 @@ pub(crate) struct Running {
 }
 
 impl Running {
-    /// Starts an engine on memory, with so many threads for faults. `ended` is called when pages
-    /// cease to come, by each of the threads, with a function that takes the memory from the guest:
-    /// `ended` calls that before it tells that the clone has ended, and after the reason is fixed.
+    /// Starts an engine on memory, with this number of threads for faults. Each thread calls
+    /// `ended` when pages can no longer be fetched, with a function that takes the memory from the
+    /// guest. `ended` calls it after it has recorded the reason, and before it reports that the
+    /// clone has ended.
     pub(super) fn start(
         on_demand: OnDemand,
         pages: Arc<UserfaultMemory>,
@@ -92,7 +93,7 @@ impl Running {
         n: usize,
         ended: impl Fn(&Stopped, &dyn Fn()) + Send + 'static,
     ) -> Result<JoinHandle<()>, Error> {
-        /// However the thread ends, the guest does not go on without it.
+        /// Runs when the thread ends in any way: the guest must not run on without it.
         struct Last<F: Fn(&Stopped, &dyn Fn())> {
             engine: Arc<Engine>,
             pages: Arc<UserfaultMemory>,
@@ -103,17 +104,19 @@ impl Running {
                 self.engine.stop();
                 let why = self.engine.stopped().unwrap_or(Stopped::Cancelled);
                 let take = || self.pages.revoke();
-                if service::contained("who is told of a clone's end", || (self.ended)(&why, &take))
-                    .is_err()
+                if service::contained("the callback for a clone's end", || {
+                    (self.ended)(&why, &take)
+                })
+                .is_err()
                 {
-                    // It may not have got that far.
+                    // The callback may have panicked before it took the memory.
                     take();
                 }
             }
         }
         let last = Last { engine: Arc::clone(&self.engine), pages: Arc::clone(&self.pages), ended };
         let serve = move || {
-            // Why it ended is told by `last`, also of a panic: that has stopped the engine.
+            // `last` reports the reason, also after a panic, which has stopped the engine.
             let _ = last.engine.serve();
         };
         let thread = service::spawn(&format!("faults{n}"), 256 << 10, serve, drop);
@@ -124,7 +127,7 @@ impl Running {
         &self.engine
     }
 
-    /// Stops everything, and takes the memory from whoever waits for it.
+    /// Stops the engine, and takes the memory from threads that wait for its pages.
     pub(crate) fn stop(&self) {
         self.engine.stop();
         self.pages.revoke();

@@ -1,8 +1,8 @@
 //! VMMs of the rust-vmm family: their memory, colored and filled.
 //!
-//! Such a VMM keeps its guest's RAM in a [`GuestMemoryMmap`]. To color a guest that stands still,
-//! wrap it in [`SnapshotMmap`]. To start a clone, make the memory as for a new guest, without a
-//! file and without touching it, and have a [`Filling`] fill it while the vCPUs run.
+//! Such a VMM keeps its guest's RAM in a [`GuestMemoryMmap`]. To color a paused guest, wrap its
+//! memory in [`SnapshotMmap`]. To start a clone, create the memory as for a new guest, without a
+//! file and without touching it, and start a [`Filling`], which fills it while the vCPUs run.
 
 use super::OnDemand;
 use super::own::Part;
@@ -26,7 +26,7 @@ fn layout(memory: &GuestMemoryMmap) -> Result<MemoryLayout, Error> {
         .map_err(|error| Error::caused_by(ErrorKind::InvalidInput, "the VMM's memory", error))
 }
 
-/// A VMM's memory while its guest stands still.
+/// A VMM's memory while its guest is paused.
 #[derive(Debug)]
 pub struct SnapshotMmap {
     memory: GuestMemoryMmap,
@@ -37,7 +37,7 @@ impl SnapshotMmap {
     /// The memory of a guest whose vCPUs do not run as long as this is used.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidInput`](crate::ErrorKind::InvalidInput) when its regions are not of whole frames.
+    /// [`ErrorKind::InvalidInput`] when its regions are not of whole frames.
     pub fn new(memory: GuestMemoryMmap) -> Result<Self, Error> {
         Ok(Self { layout: layout(&memory)?, memory })
     }
@@ -58,19 +58,19 @@ impl GuestMemory for SnapshotMmap {
 
 /// An engine that fills a VMM's memory.
 ///
-/// Drop it only when the clone's vCPUs have ended: the system fills what is not there with zeros
-/// then, as in any memory that nobody watches. When pages cease to come before that, whoever waits
-/// for one goes on waiting, and is not shown zeros. The memory cannot be taken from the guest,
-/// since the VMM's own threads may be using it, so the callback has to end the VMM.
+/// Drop it only after the clone's vCPUs have ended: from then on the kernel fills missing pages
+/// with zeros. When pages can no longer be fetched before that, threads that wait for one keep
+/// waiting, and read no zeros. The memory cannot be taken from the guest, since the VMM's own
+/// threads may be using it; therefore the callback has to end the VMM.
 #[derive(Debug)]
 pub struct Filling(Running);
 
 impl Filling {
-    /// Starts to fill memory of which nothing was touched: private, anonymous, with the regions of
-    /// the parent. `ended` is called when pages cease to come.
+    /// Starts to fill memory that has not been touched: private, anonymous, with the regions of the
+    /// parent. `ended` is called when pages can no longer be fetched.
     ///
     /// # Errors
-    /// [`Error`](crate::Error) when the memory is not the parent's in form, or the system refuses.
+    /// [`Error`] when the memory is not the parent's in form, or the system refuses.
     pub fn start(
         memory: &GuestMemoryMmap,
         post_copy: OnDemand,

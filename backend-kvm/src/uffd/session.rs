@@ -24,8 +24,8 @@ use std::sync::Arc;
 /// it fails, and when it is dropped while the VM runs and pages are missing, vCPUs that touch a
 /// missing page keep waiting, because the kernel fills missing pages with zeros once the last copy
 /// of a descriptor is closed. The descriptors therefore stay open until a later session of this
-/// process finds that the VM has ended, or until this process exits. End the VM then. A session that
-/// is dropped when all pages are resident leaves the VM to run on its own.
+/// process finds that the VM has ended, or until this process exits. End the VM then. A session
+/// that is dropped when all pages are resident leaves the VM to run on its own.
 ///
 /// A VM without UFFD_FEATURE_EVENT_REMOVE may give back only pages that it has touched: what is
 /// given back before its first touch reads as the parent's bytes, since nothing reports it.
@@ -198,8 +198,8 @@ impl SessionBuilder {
     /// Starts to answer faults.
     ///
     /// # Errors
-    /// - [`ErrorKind::InvalidInput`] when the regions are not the guest's RAM, or a descriptor is no
-    ///   userfaultfd
+    /// - [`ErrorKind::InvalidInput`] when the regions are not the guest's RAM, or a descriptor is
+    ///   no userfaultfd
     /// - [`ErrorKind::InvalidState`] when a session of this process serves a descriptor already
     /// - [`ErrorKind::Refused`] when the system has no resources for a thread
     ///

@@ -1,4 +1,4 @@
-//! Pages that clones of one parent on this host share, each of which is fetched and kept once.
+//! Pages that the clones of one parent on this host share. Each is fetched and stored once.
 
 use super::frame_set::FrameSet;
 use super::page_writer::AtomicPageWriter;
@@ -69,7 +69,8 @@ pub(super) enum Put {
     Known,
     /// Not now.
     Again,
-    /// The cache has become an image, in which the frame is zeros: its page is, or nobody needs it.
+    /// The cache has become an image in which the frame is zeros: either its page is all zeros, or
+    /// no clone needs it.
     Sealed,
 }
 
@@ -101,7 +102,8 @@ impl SharedPageCache {
     /// An empty cache for a guest of this layout.
     ///
     /// # Errors
-    /// [`ErrorKind::Refused`](crate::ErrorKind::Refused) when the system has no memory to give, or no right to use userfaultfd.
+    /// [`ErrorKind::Refused`] when the system has no memory to give, or no right to use
+    /// userfaultfd.
     pub fn new(layout: MemoryLayout) -> Result<Arc<Self>, Error> {
         Self::with(layout, None)
     }
@@ -114,12 +116,12 @@ impl SharedPageCache {
     /// The parent's bytes are not on this host: a page is taken for a frame's because it has the
     /// frame's fingerprint, 128 bits of a hash under the tenant's key. With the tenant's
     /// `domain`, the bytes of each page that is to be mapped are hashed here once more, and a page
-    /// that has others is fetched instead; without, whoever put the page into the store vouches for
-    /// it.
+    /// that has others is fetched instead; without, the program that put the page into the
+    /// store is trusted.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidInput`](crate::ErrorKind::InvalidInput) when the fingerprints are of another guest or another domain;
-    /// [`ErrorKind::Refused`](crate::ErrorKind::Refused) when the system has no memory to give, or the store cannot be
+    /// [`ErrorKind::InvalidInput`] when the fingerprints are of another guest or another domain;
+    /// [`ErrorKind::Refused`] when the system has no memory to give, or the store cannot be
     /// read.
     pub fn sharing(
         layout: MemoryLayout,
@@ -168,12 +170,12 @@ impl SharedPageCache {
     /// store is not part of it.
     ///
     /// A page that any of the processes fetched is there for the clones of all of them, until the
-    /// last has gone; one that is killed leaves whole pages. Who has the descriptor can read
-    /// the parent's memory, and put wrong pages there. Clones on a cache that others may have
-    /// joined cannot be snapshot: what those do without is not known.
+    /// last has gone; one that is killed leaves whole pages. A process with the
+    /// descriptor can read the parent's memory, and put wrong pages there. Clones on a cache that
+    /// others may have joined cannot be snapshot: what those do without is not known.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidInput`](crate::ErrorKind::InvalidInput) when the cache has become an image of a clone that was snapshot.
+    /// [`ErrorKind::InvalidInput`] when the cache has become an image of a clone that was snapshot.
     pub fn file(&self) -> Result<BorrowedFd<'_>, Error> {
         let mut users = self.users.lock();
         if self.is_sealed() {
@@ -187,8 +189,8 @@ impl SharedPageCache {
     /// `layout` is the parent's.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidInput`](crate::ErrorKind::InvalidInput) when this is not the memory of a cache of that layout;
-    /// [`ErrorKind::Refused`](crate::ErrorKind::Refused) as for [`new`](Self::new).
+    /// [`ErrorKind::InvalidInput`] when this is not the memory of a cache of that layout;
+    /// [`ErrorKind::Refused`] as for [`new`](Self::new).
     pub fn join(layout: MemoryLayout, file: OwnedFd) -> Result<Arc<Self>, Error> {
         let unfit = |why: &str| Error::input(format!("not the memory of a cache: {why}"));
         let file = MemoryFile::of_others(file)?.map_err(|error| unfit(&error.to_string()))?;
@@ -211,7 +213,7 @@ impl SharedPageCache {
     /// Bytes of memory that it takes, those of the content store not, as the kernel counts them.
     ///
     /// # Errors
-    /// [`ErrorKind::Refused`](crate::ErrorKind::Refused) when the kernel does not say.
+    /// [`ErrorKind::Refused`] when the kernel does not say.
     pub fn taken(&self) -> Result<u64, Error> {
         self.file.taken()
     }
@@ -223,8 +225,8 @@ impl SharedPageCache {
     /// A mapping for one more clone, and what that will do without.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidInput`](crate::ErrorKind::InvalidInput) when the cache has become an image, and the clone needs frames that are
-    /// zeros in it.
+    /// [`ErrorKind::InvalidInput`] when the cache has become an image, and the clone needs frames
+    /// that are zeros in it.
     pub(super) fn admit(
         &self,
         locality: &Arc<LocalityOrder>,
@@ -290,11 +292,11 @@ impl SharedPageCache {
     ///
     /// A frame that the clone got as zeros has a page of zeros: none was given back. So what is not
     /// here is zeros for every clone of the cache that does without the same frames as this
-    /// one, and whoever brings a page later is told so ([`Put::Sealed`]).
+    /// one, and a thread that brings a page later is told so ([`Put::Sealed`]).
     ///
     /// # Errors
-    /// [`ErrorKind::NotComplete`](crate::ErrorKind::NotComplete) when the cache's clones do without different frames, or are not all
-    /// known, or when a frame is not here; [`ErrorKind::Refused`](crate::ErrorKind::Refused) when the system refuses.
+    /// [`ErrorKind::NotComplete`] when the cache's clones do without different frames, or are not
+    /// all known, or when a frame is not here; [`ErrorKind::Refused`] when the system refuses.
     pub(super) fn freeze(
         &self,
         kept: impl FnOnce() -> Result<Vec<Range<u32>>, Error>,

@@ -74,7 +74,7 @@ fn a_stage_with_every_page_becomes_an_image() -> Outcome {
     let Some(cache) = cache() else { return Ok(()) };
     let free = locality(90..96);
     let first = cache.admit(&free, FreeFrames::Zero)?;
-    // The same frames are free, whoever says so.
+    // The same frames are free, in a map of its own.
     cache.admit(&locality(90..96), FreeFrames::Zero)?;
     for n in (0..80).chain([91]) {
         assert_eq!(put(&cache, n), Put::New);
@@ -86,7 +86,7 @@ fn a_stage_with_every_page_becomes_an_image() -> Outcome {
     let expected = |n: u32| if n < 80 || n == 89 || n == 91 { page(n)[0] } else { 0 };
     let bytes = || image.bytes().unwrap().iter().step_by(FRAME_BYTES).copied();
     assert!(bytes().eq((0..FRAMES).map(expected)));
-    // What comes too late is zeros for whoever asked.
+    // A page that comes too late is zeros for the clone that asked.
     assert_eq!([5, 80, 91, 95].map(|n| put(&cache, n)), {
         [Put::Known, Put::Sealed, Put::Known, Put::Sealed]
     });
@@ -176,7 +176,7 @@ fn zeros_over_a_page_of_the_stage_stay() -> Outcome {
     assert_eq!(
         pages.install(FrameIndex(94), &page(94))?,
         Installed::AlreadyPresent,
-        "nobody waits"
+        "no thread waits"
     );
     let mut bytes = vec![1; FRAMES as usize * FRAME_BYTES];
     mapping.read(0, &mut bytes)?;
@@ -285,7 +285,7 @@ fn a_killed_process_leaves_whole_pages() -> Outcome {
 
 #[test]
 fn what_others_can_write_to_is_no_image() -> Outcome {
-    // Who was given a cache's file can write there, at any time and in the safe language too: no
+    // A process that received a cache's file can write to it at any time, also in safe code: no
     // image refers to it.
     let Some(cache) = cache() else { return Ok(()) };
     cache.admit(&locality(0..0), FreeFrames::Fetch)?;
@@ -316,7 +316,7 @@ fn only_the_memory_of_a_stage_is_joined() -> Outcome {
     fcntl_add_seals(&sealed, SealFlags::FUTURE_WRITE)?;
     assert!(why(sealed.as_fd().try_clone_to_owned()?).contains("must be sealed"));
 
-    // What became an image is nobody else's cache.
+    // A cache that became an image cannot be given away.
     let alone = SharedPageCache::new(layout())?;
     alone.admit(&locality(0..0), FreeFrames::Fetch)?;
     (0..FRAMES).for_each(|n| assert_eq!(put(&alone, n), Put::New));

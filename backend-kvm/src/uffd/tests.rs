@@ -119,7 +119,7 @@ fn a_stage_shows_what_the_store_has() -> Outcome<()> {
     for n in 0..5 {
         store.put(key(n), &page(n))?;
     }
-    // Nobody has checked it on its way in; and one of the next two is not there.
+    // The store does not check what is put in; and one of the next two is absent.
     store.put(key(5), &page(99))?;
     store.put(key(7), &page(7))?;
     let layout = MemoryLayout::contiguous(12 << 12)?;
@@ -147,7 +147,7 @@ fn a_stage_shows_what_the_store_has() -> Outcome<()> {
         mapping.read(offset(FrameIndex(n), 0), &mut seen)?;
         Ok(seen)
     };
-    // Nobody hides them, whatever is done first.
+    // No call hides them, in any order.
     assert_eq!(pages.zero(FrameIndex(0))?, Installed::AlreadyPresent);
     assert_eq!(pages.install(FrameIndex(1), &page(50))?, Installed::AlreadyPresent);
     assert_eq!(pages.install(FrameIndex(5), &page(5))?, Installed::Installed);
@@ -165,7 +165,7 @@ fn a_stage_shows_what_the_store_has() -> Outcome<()> {
     let mut kept = [0; FRAME_BYTES];
     assert!(store.get(key(3), &mut kept)?);
     assert_eq!((kept, seen(&sibling, 3)?), (page(3), page(3)));
-    // Pinned until nobody maps them.
+    // Pinned until the last mapping is gone.
     drop((cache, pages, sibling));
     assert_eq!(store.statistics().pins, 6);
     assert_eq!(seen(&mapping, 4)?, page(4));

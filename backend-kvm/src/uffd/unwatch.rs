@@ -1,4 +1,4 @@
-//! How memory ceases to be watched.
+//! The end of watching: memory that is complete, or that is taken from its guest.
 
 use super::memory::UserfaultMemory;
 use crate::error::{Asked, Error};
@@ -7,7 +7,7 @@ use rustix::io::Errno;
 use std::sync::atomic::Ordering;
 
 impl UserfaultMemory {
-    /// Ceases to watch the memory, every frame of which is resident or zeros.
+    /// Stops watching the memory. Every frame is resident or reads as zeros.
     pub(super) fn unwatch(&self) -> Result<(), Error> {
         if let Some(blocks) = &self.blocks {
             // Huge pages whose free frames were not touched.
@@ -26,8 +26,8 @@ impl UserfaultMemory {
 
     /// Takes the memory from the guest for good: any touch is an error from here on, never a page
     /// that is not the parent's. A vCPU that waits for a page gets that error. Memory of another
-    /// owner cannot be taken: its vCPUs go on waiting. Memory of another process is not touched, and
-    /// its queue does not report an end: the VM may run on.
+    /// owner cannot be taken: its vCPUs go on waiting. Memory of another process is not touched,
+    /// and its queue does not report an end: the VM may run on.
     pub(crate) fn revoke(&self) {
         let is_own = self.shards.iter().any(|shard| shard.mapping.is_some());
         if !is_own || self.revoked.swap(true, Ordering::AcqRel) {
