@@ -24,7 +24,7 @@
 //! use std::os::unix::net::UnixListener;
 //! use std::sync::Arc;
 //!
-//! let image = Arc::new(MemoryImage::open("mem.bin".as_ref(), &Format::Auto)?);
+//! let image = Arc::new(MemoryImage::open("mem.bin", &Format::Auto)?);
 //! let map = color(&*image, &ColoringOptions::default())?.map;
 //! let (vmm, _) = UnixListener::bind("uffd.sock")?.accept()?;
 //! let mut hello = receive(&vmm)?;

@@ -187,8 +187,8 @@ impl FreeCursor<'_> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::profile::Profile;
-    use super::super::vmcoreinfo::VmcoreInfo;
+    use crate::linux::profile::Profile;
+    use crate::linux::vmcoreinfo::VmcoreInfo;
     use super::*;
     use crate::addr::{Gfn, Gva};
     use proptest::prelude::*;
