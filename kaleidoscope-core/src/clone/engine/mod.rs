@@ -67,7 +67,7 @@ use std::thread::JoinHandle;
 ///
 /// ```
 /// use kaleidoscope_core::addr::FrameIndex;
-/// use kaleidoscope_core::clone::ports::{InstallError, Installed, PageInstaller, SystemClock};
+/// use kaleidoscope_core::clone::ports::{InstallError, Installed, PageInstaller};
 /// use kaleidoscope_core::clone::{Engine, EngineOptions, EngineParts, LocalSource};
 /// use kaleidoscope_core::color::ColorMap;
 /// use kaleidoscope_core::memory::{MemoryLayout, Page, VecMemory, ZERO_PAGE};
@@ -99,16 +99,10 @@ use std::thread::JoinHandle;
 /// let parent = VecMemory::from_bytes(layout.clone(), vec![7; 1 << 20]);
 /// let locality: Arc<LocalityOrder> = ColorMap::unknown(layout).into();
 /// let ram = Arc::new(Ram(std::array::from_fn(|_| OnceLock::new())));
-/// let parts = EngineParts {
-///     policy: predicted(&locality),
-///     locality,
-///     source: Arc::new(LocalSource::new(Arc::new(parent))),
-///     installer: Arc::clone(&ram) as _,
-///     queue: None, // Faults come by a call.
-///     clock: Arc::new(SystemClock::new()),
-///     reservation: None,
-///     local_cache: None,
-/// };
+/// let policy = predicted(&locality);
+/// let source = Arc::new(LocalSource::new(Arc::new(parent)));
+/// // Without a queue: faults come by a call.
+/// let parts = EngineParts::new(locality, policy, source, Arc::clone(&ram) as _);
 /// let engine = Engine::start(parts, EngineOptions::default())?;
 /// engine.fault(FrameIndex(3), Access::Read)?; // Returns when the page is in memory.
 /// assert!(ram.0[3].get().is_some_and(|page| **page == [7; 4096]));
