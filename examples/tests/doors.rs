@@ -1,7 +1,12 @@
 //! The doors of the README: the examples are what it quotes, and its handler serves a VMM from a
 //! crate of its own.
 
-#![expect(clippy::unwrap_used, clippy::panic, reason = "helpers of a test fail by panicking")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "helpers of a test fail by panicking, and say what they skip"
+)]
 
 #[expect(
     dead_code,
