@@ -253,7 +253,7 @@ impl Machine {
     /// Bytes of host memory that are private to this machine's RAM, as the kernel counts them.
     ///
     /// # Errors
-    /// [`ErrorKind::Refused`](crate::ErrorKind::Refused) on a kernel before 6.7.
+    /// [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported) on a kernel before 6.7.
     pub fn memory_taken(&self) -> Result<u64, Error> {
         self.ram.read().own_bytes()
     }
@@ -264,7 +264,7 @@ impl Machine {
     /// be written by a clone, too.
     ///
     /// # Errors
-    /// [`ErrorKind::Refused`](crate::ErrorKind::Refused) on a kernel before 6.7.
+    /// [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported) on a kernel before 6.7.
     pub fn written(&self) -> Result<Vec<std::ops::Range<u32>>, Error> {
         self.ram.read().written()
     }
@@ -274,7 +274,7 @@ impl Machine {
     /// share learn from this.
     ///
     /// # Errors
-    /// [`ErrorKind::Refused`](crate::ErrorKind::Refused) on a kernel before 6.7.
+    /// [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported) on a kernel before 6.7.
     pub fn diverged(&self) -> Result<Vec<std::ops::Range<u32>>, Error> {
         self.ram.read().diverged()
     }

@@ -1,7 +1,8 @@
-//! All unsafe code of the crate: mappings, userfaultfds, page-map scans, and the two KVM calls that
-//! take addresses or unchecked state.
+//! All unsafe code of the crate: mappings, userfaultfds, page-map scans, socket options, and the
+//! two KVM calls that take addresses or unchecked state.
 
 mod mapping;
+mod peer;
 #[cfg(feature = "machine")]
 mod scan;
 #[cfg(test)]
@@ -14,6 +15,7 @@ mod watched;
 #[cfg(feature = "machine")]
 pub(crate) use mapping::Slot;
 pub(crate) use mapping::{Immutability, Mapping, Overlay, Sealed, Sharing};
+pub(crate) use peer::Peer;
 #[cfg(feature = "machine")]
 pub(crate) use scan::{Pages, Tracker, own_pages, zero_pages};
 pub(crate) use userfault::{Descriptor, Message};

@@ -1,15 +1,14 @@
 //! Descriptors that one process sends to another over a Unix socket.
 
 use crate::error::{Asked, Error};
+use crate::sys::Peer;
 use rustix::io::{Errno, IoSlice, IoSliceMut};
-use rustix::net::sockopt::socket_peercred;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
-use rustix::process::{PidfdFlags, pidfd_open};
 use std::mem::MaybeUninit;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
 /// Most bytes of a message. Firecracker's has some hundred for each region.
@@ -64,10 +63,8 @@ pub fn receive(stream: &UnixStream) -> Result<Handoff, Error> {
         return Err(Errno::CONNRESET).asked(what);
     }
     bytes.truncate(received.bytes);
-    let peer = socket_peercred(stream).asked("identifying the sender of a VM's descriptors")?;
-    let process = pidfd_open(peer.pid, PidfdFlags::empty());
-    let process = process.asked("watching the process that sent a VM's descriptors")?;
-    Ok(Handoff { message: bytes, descriptors, process, uid: peer.uid.as_raw() })
+    let peer = Peer::of(stream.as_fd()).asked("identifying the sender of a VM's descriptors")?;
+    Ok(Handoff { message: bytes, descriptors, process: peer.process, uid: peer.uid })
 }
 
 /// Sends one message, of at least one byte, with descriptors: what a VMM does.
@@ -98,8 +95,8 @@ pub fn send(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rustix::event::{PollFd, PollFlags, Timespec};
     use std::io::Read;
-    use std::os::fd::AsFd;
 
     #[test]
     fn a_message_comes_with_its_descriptors_and_its_sender() {
@@ -111,6 +108,9 @@ mod tests {
         assert_eq!((handoff.message.as_slice(), handoff.descriptors.len()), (&b"two"[..], 2));
         assert_eq!(handoff.uid, rustix::process::getuid().as_raw());
         let mut descriptors = handoff.descriptors.into_iter();
+        let poll = &mut [PollFd::new(&handoff.process, PollFlags::IN)];
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        assert_eq!(rustix::event::poll(poll, Some(&now)).unwrap(), 0, "this process lives");
         drop(descriptors.next());
         let mut text = String::new();
         assert_eq!(read.read_to_string(&mut text).unwrap(), 0, "the last writer is gone");

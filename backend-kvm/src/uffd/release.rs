@@ -35,8 +35,8 @@ impl Running {
     /// pages of it were staged, the image that its memory is now a private mapping of.
     ///
     /// # Errors
-    /// [`ErrorKind::NotComplete`] when frames are missing, or a staged clone's guest gave some
-    /// back.
+    /// [`ErrorKind::NotComplete`] when frames are missing; [`ErrorKind::InvalidState`] when the
+    /// guest of a clone on a cache gave some back.
     pub(crate) fn release(&self) -> Result<Option<Arc<SnapshotMemory>>, Error> {
         if !self.engine.is_whole() {
             return Err(Error::new(
@@ -48,8 +48,8 @@ impl Running {
         // A cache that is snapshot has zeros for all clones where this one has them, and no page.
         if self.pages.has_cache() && self.engine.has_given_back() {
             return Err(Error::state(
-                "the clone cannot be snapshotted: its guest gave memory back, which its siblings on \
-                 the cache may need",
+                "the clone cannot be snapshotted: its guest gave memory back, which its siblings \
+                 on the cache may need",
             ));
         }
         self.pages.release()

@@ -102,8 +102,8 @@ impl SharedPageCache {
     /// An empty cache for a guest of this layout.
     ///
     /// # Errors
-    /// [`ErrorKind::Refused`] when the system has no memory to give, or no right to use
-    /// userfaultfd.
+    /// [`ErrorKind::Refused`] when the system is out of memory, [`ErrorKind::Unavailable`] without
+    /// the right to use userfaultfd.
     pub fn new(layout: MemoryLayout) -> Result<Arc<Self>, Error> {
         Self::with(layout, None)
     }
@@ -175,7 +175,7 @@ impl SharedPageCache {
     /// others may have joined cannot be snapshot: what those do without is not known.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidInput`] when the cache has become an image of a clone that was snapshot.
+    /// [`ErrorKind::InvalidState`] when the cache has become an image of a clone.
     pub fn file(&self) -> Result<BorrowedFd<'_>, Error> {
         let mut users = self.users.lock();
         if self.is_sealed() {
@@ -225,7 +225,7 @@ impl SharedPageCache {
     /// A mapping for one more clone, and what that will do without.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidInput`] when the cache has become an image, and the clone needs frames
+    /// [`ErrorKind::InvalidState`] when the cache has become an image, and the clone needs frames
     /// that are zeros in it.
     pub(super) fn admit(
         &self,
@@ -295,8 +295,9 @@ impl SharedPageCache {
     /// one, and a thread that brings a page later is told so ([`Put::Sealed`]).
     ///
     /// # Errors
-    /// [`ErrorKind::NotComplete`] when the cache's clones do without different frames, or are not
-    /// all known, or when a frame is not here; [`ErrorKind::Refused`] when the system refuses.
+    /// [`ErrorKind::NotComplete`] when a frame is not here; [`ErrorKind::InvalidState`] when the
+    /// cache's clones do without different frames, or are not all known; [`ErrorKind::Refused`]
+    /// when the system refuses.
     pub(super) fn freeze(
         &self,
         kept: impl FnOnce() -> Result<Vec<Range<u32>>, Error>,

@@ -61,9 +61,12 @@ impl ContentStore {
     /// proportional to the pages that the file holds, not to its size.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidInput`](crate::ErrorKind::InvalidInput) when this is not the file of a
-    /// store, or a running process uses it; [`ErrorKind::Refused`](crate::ErrorKind::Refused) when
-    /// it cannot be read.
+    /// - [`ErrorKind::InvalidInput`](crate::ErrorKind::InvalidInput) when this is not the file of a
+    ///   store
+    /// - [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported) for another version of the
+    ///   format
+    /// - [`ErrorKind::InUse`](crate::ErrorKind::InUse) when a running process uses it
+    /// - [`ErrorKind::Refused`](crate::ErrorKind::Refused) when it cannot be read
     pub fn reopen(file: OwnedFd, domains: &[Domain]) -> Result<Arc<Self>, Error> {
         let file = StoreFile::open(file)?;
         let index = reopen::index(&file, domains)?;
