@@ -53,6 +53,7 @@ pub struct KernelIdentity {
 
 /// Why per-frame records do not form a map.
 #[derive(Clone, PartialEq, Eq, Debug, Error)]
+#[non_exhaustive]
 pub enum MapError {
     /// The number of frame records differs from the layout's.
     #[error("{records} frame records for {frames} frames of RAM")]

@@ -36,6 +36,7 @@ const MAX_TEXT_BYTES: u64 = 1 << 20;
 
 /// Why a text is not a layout, or does not match its memory file.
 #[derive(Debug, Error)]
+#[non_exhaustive]
 pub enum LayoutFileError {
     /// The layout file could not be read.
     #[error("reading the layout file: {0}")]

@@ -36,6 +36,7 @@ use std::path::Path;
 
 /// The format of a file.
 #[derive(Clone, Debug, Default)]
+#[non_exhaustive]
 pub enum Format {
     /// Detected by the first bytes: an ELF dump, or else raw and without holes.
     #[default]
@@ -48,6 +49,7 @@ pub enum Format {
 
 /// Guest-physical addresses of the bytes of a raw file.
 #[derive(Clone, Debug, Default)]
+#[non_exhaustive]
 pub enum RawLayout {
     /// From address 0, without holes. Refused for files of 2.75 GiB or more, because such guests
     /// have holes.

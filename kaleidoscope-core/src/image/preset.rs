@@ -19,6 +19,7 @@ pub(super) const NEVER_SPLIT_BELOW: u64 = 0xb000_0000;
 
 /// A machine whose RAM layout follows from its size.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[non_exhaustive]
 pub enum Preset {
     /// QEMU's `q35` (`pc_q35_init`): the hole starts at 2 GiB if RAM has 2.75 GiB or more. Not for
     /// guests started with `max-ram-below-4g` or with a machine type older than 2.0.

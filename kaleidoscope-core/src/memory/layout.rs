@@ -20,6 +20,7 @@ pub struct RamRegion {
 
 /// Why a set of RAM regions is not a valid layout.
 #[derive(Clone, PartialEq, Eq, Debug, Error)]
+#[non_exhaustive]
 pub enum LayoutError {
     /// An address or a size is not a multiple of 4 KiB.
     #[error("RAM region at {gpa}, {bytes:#x} bytes: address and size must be multiples of 4096")]

@@ -11,6 +11,7 @@ use thiserror::Error;
 
 /// Why a text is not a register dump.
 #[derive(Clone, PartialEq, Eq, Debug, Error)]
+#[non_exhaustive]
 pub enum RegistersError {
     /// The text contains no registers.
     #[error("no vCPU registers in the text; expected the output of `info registers -a`")]
