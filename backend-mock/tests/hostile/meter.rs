@@ -18,13 +18,13 @@ struct Counting;
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-// Every call is forwarded unchanged to the system allocator, which upholds the contract.
+// SAFETY: every call is forwarded unchanged to the system allocator, which upholds the contract.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         let now = ALLOCATED.get().saturating_add(layout.size());
         ALLOCATED.set(now);
         PEAK.set(PEAK.get().max(now));
-        // The caller upholds `GlobalAlloc::alloc`'s requirement on `layout`, which is also the
+        // SAFETY: the caller upholds `GlobalAlloc::alloc`'s requirement on `layout`, which is also the
         // system allocator's.
         unsafe { System.alloc(layout) }
     }
@@ -39,7 +39,7 @@ unsafe impl GlobalAlloc for Counting {
 
     unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
         ALLOCATED.set(ALLOCATED.get().saturating_sub(layout.size()));
-        // The block came from `alloc`, and so from the system allocator, with this layout.
+        // SAFETY: the block came from `alloc`, and so from the system allocator, with this layout.
         unsafe { System.dealloc(ptr, layout) }
     }
 }

@@ -19,12 +19,10 @@ struct TestServer {
     _folder: tempfile::TempDir,
 }
 
-#[expect(clippy::field_reassign_with_default, reason = "the options are non-exhaustive")]
 fn at(options: ServerOptions, timeout: Duration) -> TestServer {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("pages");
-    let mut listen = ListenOptions::default();
-    listen.send_timeout = timeout;
+    let listen = ListenOptions::default().send_timeout(timeout);
     let listener = Listener::bind(&ServerAddress::Unix(path.clone()), listen).unwrap();
     let server = Server::start(vec![served(1000)], vec![listener], options).unwrap();
     TestServer { server, path, _folder: folder }

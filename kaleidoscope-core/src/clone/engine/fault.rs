@@ -66,14 +66,10 @@ impl FaultPath {
                         state.accounts.take_for_fault();
                     }
                     drop(gate);
-                    match step {
-                        Step::Request => {
-                            self.first_touch(Fault { frame, access, in_flight: false })?;
-                        }
-                        Step::Expedite => {
-                            self.first_wait(Fault { frame, access, in_flight: true })?;
-                        }
-                        _ => {}
+                    if step == Step::Request {
+                        self.first_touch(Fault { frame, access, in_flight: false })?;
+                    } else if step == Step::Expedite {
+                        self.first_wait(Fault { frame, access, in_flight: true })?;
                     }
                     self.fetcher.wait_for(frame, start)?;
                     if stalled {

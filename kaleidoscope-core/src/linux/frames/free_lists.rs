@@ -187,10 +187,10 @@ impl FreeCursor<'_> {
 
 #[cfg(test)]
 mod tests {
-    use crate::linux::profile::Profile;
-    use crate::linux::vmcoreinfo::VmcoreInfo;
     use super::*;
     use crate::addr::{Gfn, Gva};
+    use crate::linux::profile::Profile;
+    use crate::linux::vmcoreinfo::VmcoreInfo;
     use proptest::prelude::*;
 
     const RECORDS: Gva = Gva(0xffff_ea00_0000_0000);
