@@ -97,7 +97,7 @@ fn yields_are_learned_and_used() {
     let output = guests.run(&["one", "two", "--hit-rates-to", "mine.csv"]);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let learned = fs::read_to_string(guests.path("mine.csv")).unwrap();
-    assert!(learned.starts_with("color,name_match,access,hashed,"), "{learned}");
+    assert!(learned.starts_with("color,relation,heat,hashed,"), "{learned}");
     assert!(learned.lines().count() > 5);
     guests.json::<Value>(&["one", "two", "--hit-rates-from", "mine.csv"]);
     fs::write(guests.path("bad.csv"), "x\n").unwrap();
