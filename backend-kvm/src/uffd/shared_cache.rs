@@ -43,7 +43,7 @@ pub struct SharedPageCache {
 #[derive(Debug)]
 struct CacheUsers {
     without: ZeroedFrames,
-    /// What the cache was when a clone on it was snapshot.
+    /// What the cache was when a clone on it was snapshotted.
     image: Option<Arc<SnapshotMemory>>,
 }
 
@@ -179,7 +179,7 @@ impl SharedPageCache {
     pub fn file(&self) -> Result<BorrowedFd<'_>, Error> {
         let mut users = self.users.lock();
         if self.is_sealed() {
-            return Err(Error::state("the cache was snapshot with a clone"));
+            return Err(Error::state("the cache was snapshotted with a clone"));
         }
         users.without = ZeroedFrames::Various;
         Ok(self.file.as_fd())
@@ -238,7 +238,7 @@ impl SharedPageCache {
             users.without = wish;
         } else if !users.without.is_the_same(&wish) {
             if self.is_sealed() {
-                let what = "the cache was snapshot with clones that did without other free frames";
+                let what = "the cache was snapshotted with clones that did without other free frames";
                 return Err(Error::state(what));
             }
             users.without = ZeroedFrames::Various;
