@@ -6,7 +6,7 @@
 //!
 //! ```no_run
 //! # fn example(image: &[u8]) -> Option<()> {
-//! use kaleidoscope_core::linux::btf::Btf;
+//! use kaleidoscope_core::internals::btf::Btf;
 //! let btf = Btf::find(image).ok()?;
 //! let types = btf.index(&["page", "zone", "pageflags"]); // one pass for all names
 //! let mapping = types.member("page.mapping")?.byte_offset;
