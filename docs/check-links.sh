@@ -18,12 +18,14 @@ trap 'exit 1' HUP INT TERM
 
 # A Markdown file without fenced blocks and without inline code.
 text() {
+    # shellcheck disable=SC2016 # backquotes of Markdown
     sed -e '/^ *```/,/^ *```/d' -e 's/`[^`]*`//g' "$1"
 }
 
 # The anchors of a file, one per line. A second heading of the same name would get `-1`: such
 # headings are reported as broken when they are linked, so give them different names.
 anchors() {
+    # shellcheck disable=SC2016 # backquotes of Markdown
     sed -e '/^ *```/,/^ *```/d' "$1" |
         sed -n -e 's/^##* *//p' |
         sed -e 's/\[\([^]]*\)\]([^)]*)/\1/g' |

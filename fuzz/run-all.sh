@@ -15,11 +15,11 @@ version=0.13.2
 export RUSTC_BOOTSTRAP=1
 export CARGO_TARGET_DIR=$PWD/target
 
-fuzz=$CARGO_TARGET_DIR/tools/bin/cargo-fuzz
-if [ ! -x "$fuzz" ]; then
-  CARGO_TARGET_DIR=$CARGO_TARGET_DIR/tools cargo install cargo-fuzz --version "$version" --locked --quiet --root "$CARGO_TARGET_DIR/tools"
+tools=$CARGO_TARGET_DIR/tools
+if [ ! -x "$tools/bin/cargo-fuzz" ]; then
+  cargo install cargo-fuzz --version "$version" --locked --quiet --target-dir "$tools" --root "$tools"
 fi
-PATH=$CARGO_TARGET_DIR/tools/bin:$PATH
+PATH=$tools/bin:$PATH
 
 cargo fuzz build --fuzz-dir . -s none
 binaries=$CARGO_TARGET_DIR/$(rustc -vV | sed -n 's/^host: //p')/release
