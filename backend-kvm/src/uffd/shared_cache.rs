@@ -238,7 +238,8 @@ impl SharedPageCache {
             users.without = wish;
         } else if !users.without.is_the_same(&wish) {
             if self.is_sealed() {
-                let what = "the cache was snapshotted with clones that did without other free frames";
+                let what =
+                    "the cache was snapshotted with clones that did without other free frames";
                 return Err(Error::state(what));
             }
             users.without = ZeroedFrames::Various;

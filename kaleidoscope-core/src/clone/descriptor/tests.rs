@@ -347,7 +347,10 @@ fn wrong_fields_are_named() {
         (Fields { holes: vec![0, 1, 0, 1], ..Fields::default() }, "holes must ascend"),
         (Fields { holes: vec![2, 2], ..Fields::default() }, "end by frame 3"),
         (Fields { holes: vec![u64::MAX, 9], ..Fields::default() }, "holes must ascend"),
-        (Fields { free_frames: "keep", ..Fields::default() }, "`keep` is no treatment of free frames"),
+        (
+            Fields { free_frames: "keep", ..Fields::default() },
+            "`keep` is no treatment of free frames",
+        ),
     ];
     for (fields, expected) in cases {
         let error = read(&fields).unwrap_err().to_string();

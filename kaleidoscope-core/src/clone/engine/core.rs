@@ -31,7 +31,7 @@ impl Core {
     /// An engine without its streaming thread.
     pub(super) fn new(parts: EngineParts, options: EngineOptions) -> Self {
         let accounts = Accounts::new(parts.reservation);
-        let state = CloneState::new(parts.locality, options, parts.clock, accounts);
+        let state = Box::new(CloneState::new(parts.locality, options, parts.clock, accounts));
         let scheduler = PrefetchScheduler::new(parts.policy, &state.locality, &state.options);
         let scheduler = Arc::new(Mutex::new(scheduler));
         let events = Events::new(state, parts.queue);

@@ -22,7 +22,8 @@ const EVENT_BATCH: usize = 256;
 /// read with the gate exclusive, and the memory refuses pages while an event is unread
 /// ([`Installed::TryAgain`](super::super::ports::Installed::TryAgain)).
 pub(super) struct Events {
-    pub(super) state: CloneState,
+    /// Boxed: it is large, and the parts above move what they own while they are made.
+    pub(super) state: Box<CloneState>,
     queue: Option<Arc<dyn FaultQueue>>,
     gate: RwLock<()>,
     /// Faults that were read by threads that were installing a page, and so could not answer them.
@@ -32,7 +33,7 @@ pub(super) struct Events {
 }
 
 impl Events {
-    pub(super) fn new(state: CloneState, queue: Option<Arc<dyn FaultQueue>>) -> Self {
+    pub(super) fn new(state: Box<CloneState>, queue: Option<Arc<dyn FaultQueue>>) -> Self {
         Self {
             state,
             queue,
