@@ -45,6 +45,7 @@ pub const MAX_NAME_BYTES: usize = 512;
 
 /// Why no symbol table could be read. Reports the furthest stage that any candidate reached.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Error)]
+#[allow(clippy::enum_variant_names, reason = "linted only where the type is not exported")]
 pub enum KallsymsError {
     /// Nothing in the image looks like a token table.
     #[error("no kallsyms token table in the {image_bytes:#x} bytes of kernel image at {image}")]
