@@ -10,7 +10,7 @@ const TIMEOUT: Duration = Duration::from_secs(1);
 /// Time between two frames of the animation.
 const TICK: Duration = Duration::from_millis(100);
 
-/// What the work is at, for whoever waits.
+/// The current step of the work, for the progress line.
 #[derive(Debug, Default)]
 pub(crate) struct Status(Mutex<&'static str>);
 

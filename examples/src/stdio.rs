@@ -2,7 +2,7 @@
 //!
 //! All that the command prints goes through here; Clippy refuses `println!` and `eprintln!`, which
 //! panic. A result that cannot be written is an error, unless its reader has had enough (`| head`).
-//! What is said beside results is dropped where nobody can read it.
+//! Messages beside results are dropped if standard error cannot be written.
 
 use crate::failure::Failure;
 use std::fmt::Display;
@@ -70,7 +70,7 @@ pub(crate) fn show_usage(error: &clap::Error) -> Result<(), Failure> {
 }
 
 /// Says things for threads that may not wait: where standard error takes nothing, because a pipe is
-/// full and nobody reads it, lines are dropped.
+/// full and not read, lines are dropped.
 #[derive(Clone, Debug)]
 pub(crate) struct Sayer(SyncSender<String>);
 

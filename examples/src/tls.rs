@@ -4,7 +4,7 @@ use crate::failure::Failure;
 use kaleidoscope_core::wire::transport::tls::{ClientTls, Credentials, ServerTls};
 use std::path::PathBuf;
 
-/// Who we are on TCP, and whom we trust.
+/// The certificate of this end on TCP, and the authorities that it trusts.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub(crate) struct TlsArgs {
     /// Certificate for TLS over TCP, in PEM; needed beyond this host

@@ -112,7 +112,7 @@ fn yields_are_learned_and_used() {
 
 /// Why the kernel's merging cannot be tried here.
 ///
-/// It is one for the whole host: whoever else has memory merged, or runs this test just then, is in
+/// It is one for the whole host: other programs that have memory merged, or run this test just then, are in
 /// its figures, and it finds in time only what a host at rest leaves time for. So it is tried when
 /// that is asked for, as `.ci/run` does once.
 fn no_ksm() -> Option<&'static str> {

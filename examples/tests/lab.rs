@@ -196,7 +196,7 @@ fn traces_are_first_touches_in_order() {
         assert!(count > 100, "{name}: only {count} touches");
         // Devices read disks into frames that vCPUs did not touch, but hardly more than those.
         assert!(by_vcpus * 2 > count, "{name}: {by_vcpus} of {count} touches are of vCPUs");
-        // Nobody reads a free frame.
+        // Free frames are not read.
         assert!(free_written * 100 >= free * 99, "{name}: {free_written} of {free} were written");
         checked += 1;
     }

@@ -30,7 +30,7 @@ const RIGHT: &str = "clone {id}: 4 of 4 right";
 ///
 /// The guest has one processor, RAM, a serial line as its console, and a disk if it is given one.
 /// When it has said what `--when` waits for it is snapshotted, and goes on; what every page of it is,
-/// is found from outside. Each clone is told on its console who it is.
+/// is found from outside. Each clone is told its identity on its console.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = "\
 Examples:

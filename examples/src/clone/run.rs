@@ -31,7 +31,7 @@ const QUOTED: usize = 15;
 /// color.
 const ROUNDS: usize = 3;
 
-/// What guests have who cannot say when they have done their work.
+/// The time for guests that cannot tell when their work is done.
 const TIME: Duration = Duration::from_secs(1);
 
 /// What the parent is called.

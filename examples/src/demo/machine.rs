@@ -34,7 +34,7 @@ const TIMEOUT: Duration = Duration::from_secs(60);
 /// Makes a policy.
 type Policy = dyn Fn(&Arc<ColorGuide>) -> Box<dyn PrefetchPolicy>;
 
-/// A clone, and who hears its guest complain.
+/// A clone, and the port at which its guest reports a failed check.
 type Made = (Machine, Arc<CheckPort>);
 
 pub(super) fn contest(host: Arc<Host>, clones: usize, status: &Status) -> Outcome<Contest> {

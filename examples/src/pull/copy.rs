@@ -88,7 +88,7 @@ fn offset(frame: FrameIndex) -> u64 {
     u64::from(frame.0) * FRAME_SIZE
 }
 
-/// The engine places each frame once, and no vCPU runs here: nobody waits, and nothing changes
+/// The engine places each frame once, and no vCPU runs here: no thread waits, and nothing changes
 /// meanwhile.
 impl PageInstaller for Copy {
     fn install(&self, frame: FrameIndex, page: &Page) -> Result<Installed, InstallError> {

@@ -93,7 +93,7 @@ pub(crate) struct Args {
     /// Name that the server's certificate is for, where that is not the host's in the address
     #[arg(long, value_name = "NAME", requires = "cert")]
     server_name: Option<String>,
-    /// Connect to other hosts without TLS: everybody on the way can read and change the guest's
+    /// Connect to other hosts without TLS: any host on the way can read and change the guest's
     /// memory
     #[arg(long)]
     insecure: bool,

@@ -265,7 +265,7 @@ fn keep(recording: &Recording, output: Output) -> Result<(), Failure> {
     print(&show::kept(recording, &path))
 }
 
-/// A salt that nobody can guess before the recording is made.
+/// A salt that cannot be guessed before the recording is made.
 fn random_salt() -> Result<Salt, Failure> {
     use std::io::Read;
     let path = Path::new("/dev/urandom");

@@ -145,7 +145,7 @@ impl Args {
         let mut options = ListenOptions::default();
         if !self.user.is_empty() {
             options.users.extend(&self.user);
-            // The file lets everybody in; the kernel says who came, and others are turned away.
+            // Any user may connect; the kernel tells the user of a peer, and others are refused.
             options.mode = 0o666;
         }
         options = options.tls(self.tls.server(&self.allow)?);

@@ -127,7 +127,7 @@ fn dialed(address: &ServerAddress) -> String {
     }
 }
 
-/// Whom the server turned away, and what lets it in.
+/// The peer that the server refused, and the flag that admits it.
 pub(super) fn turned_away(refusal: &Refusal) -> String {
     let hint = match refusal {
         Refusal::User(Peer::Unix { uid, .. }) => format!(" (--user {uid} lets it in)"),

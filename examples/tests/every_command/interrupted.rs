@@ -1,4 +1,4 @@
-//! Signals, and standard errors that nobody reads.
+//! Signals, and standard errors that are not read.
 
 use crate::table::{End, Entry, TABLE};
 use crate::unwritable::is_whole;

@@ -133,7 +133,7 @@ impl Server {
             kind,
             perm,
             nlink: 1,
-            // Owner and mode are not checked: only the user who mounted the file system can access
+            // Owner and mode are not checked: only the user that mounted the file system can access
             // it.
             uid: 0,
             gid: 0,
