@@ -78,31 +78,34 @@ impl Events {
         Ok(event)
     }
 
-    /// Reads the next event. Records frames that were given back before any page is installed.
+    /// Reads the next event. Records frames that were given back before any page is installed, and
+    /// returns the last removal if no other event follows it.
     fn read(&self) -> Result<Option<Event>, Stopped> {
         let Some(queue) = &self.queue else { return Ok(None) };
         let gate = self.close_gate();
-        let mut event = queue.read()?;
-        let mut has_removed = false;
+        let (mut event, mut removal) = (None, None);
         // One removal may arrive as several events, so the gate stays closed until another kind of
         // event arrives, or `EVENT_BATCH` events were read.
         for _ in 0..EVENT_BATCH {
-            let Some(Event::Removed(frames)) = &event else { break };
-            self.remove(frames.clone())?;
-            has_removed = true;
-            event = queue.read()?;
-        }
-        if let Some(Event::Removed(frames)) = &event {
-            self.remove(frames.clone())?;
+            match queue.read()? {
+                Some(Event::Removed(frames)) => {
+                    self.remove(frames.clone())?;
+                    removal = Some(Event::Removed(frames));
+                }
+                other => {
+                    event = other;
+                    break;
+                }
+            }
         }
         drop(gate);
-        if has_removed {
+        if removal.is_some() {
             self.state.waiters.wake();
         }
         if event == Some(Event::Closed) {
             self.closed.store(true, Ordering::Release);
         }
-        Ok(event)
+        Ok(event.or(removal))
     }
 
     /// Called when the memory is changing and cannot take a page: reads the events that tell how it
