@@ -1,11 +1,12 @@
 //! Clones of VMs on Linux: memory that arrives on demand through userfaultfd, and machines on KVM
 //! that freeze and clone.
 //!
-//! The crate has two parts, each a feature. Both are on by default.
+//! The crate has three parts, each a feature. All are on by default.
 //!
 //! | feature | purpose | needs |
 //! |---|---|---|
 //! | `uffd` | serve the memory of another program's VM: [`Session`](uffd::Session) | userfaultfd |
+//! | `firecracker` | the handshake of Firecracker: [`Handshake`](firecracker::Handshake) | `uffd` |
 //! | `machine` | run, freeze and clone VMs: [`Machine`](machine::Machine) | `/dev/kvm`, `uffd` |
 //!
 //! Two more features are off by default: `vm-memory` fills the memory of a VMM of the rust-vmm
@@ -72,6 +73,8 @@ compile_error!("KVM guests are supported on Linux, on x86-64");
 compile_error!("kaleidoscope-kvm needs one of its features: `uffd`, or `machine`, which has it");
 
 mod error;
+#[cfg(feature = "firecracker")]
+pub mod firecracker;
 #[cfg(feature = "guest")]
 pub mod guest;
 #[cfg(feature = "machine")]
