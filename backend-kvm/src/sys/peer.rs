@@ -15,6 +15,8 @@ const SO_PEERPIDFD: c_int = 77;
 pub(crate) struct Peer {
     /// pidfd; readable once the process has exited.
     pub(crate) process: OwnedFd,
+    /// Its number; 0 when this process cannot see it (another PID namespace).
+    pub(crate) pid: u32,
     pub(crate) uid: u32,
 }
 
@@ -34,7 +36,8 @@ impl Peer {
             }
             found => found?,
         };
-        Ok(Self { process, uid: credentials.uid })
+        let pid = u32::try_from(credentials.pid).unwrap_or(0);
+        Ok(Self { process, pid, uid: credentials.uid })
     }
 }
 

@@ -27,6 +27,9 @@ pub struct Handoff {
     pub descriptors: Vec<OwnedFd>,
     /// The process that made the connection (pidfd), which tells when it has exited.
     pub process: OwnedFd,
+    /// The number of that process, for messages: another process may get it once this one has
+    /// exited. 0 when this process cannot see it (another PID namespace).
+    pub pid: u32,
     /// The user of that process when it connected.
     pub uid: u32,
 }
@@ -64,7 +67,7 @@ pub fn receive(stream: &UnixStream) -> Result<Handoff, Error> {
     }
     bytes.truncate(received.bytes);
     let peer = Peer::of(stream.as_fd()).asked("identifying the sender of a VM's descriptors")?;
-    Ok(Handoff { message: bytes, descriptors, process: peer.process, uid: peer.uid })
+    Ok(Handoff { message: bytes, descriptors, process: peer.process, pid: peer.pid, uid: peer.uid })
 }
 
 /// Sends one message, of at least one byte, with descriptors: what a VMM does.
@@ -106,6 +109,7 @@ mod tests {
         drop(write);
         let handoff = receive(&here).unwrap();
         assert_eq!((handoff.message.as_slice(), handoff.descriptors.len()), (&b"two"[..], 2));
+        assert_eq!(handoff.pid, std::process::id());
         assert_eq!(handoff.uid, rustix::process::getuid().as_raw());
         let mut descriptors = handoff.descriptors.into_iter();
         let poll = &mut [PollFd::new(&handoff.process, PollFlags::IN)];

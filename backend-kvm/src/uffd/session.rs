@@ -9,12 +9,14 @@ use super::shard::Shard;
 use crate::error::{Error, ErrorKind};
 use crate::memory::PageSize;
 use crate::sys::Descriptor;
+use kaleidoscope_core::addr::FrameIndex;
 use kaleidoscope_core::alloc::Reservation;
 use kaleidoscope_core::clone::ports::{LocalCache, PageSource};
 use kaleidoscope_core::clone::{Engine, EngineOptions, Stopped};
-use kaleidoscope_core::prefetch::{self, LocalityOrder, PrefetchPolicy};
+use kaleidoscope_core::prefetch::{self, Access, LocalityOrder, PrefetchPolicy};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// A VM whose memory comes from a [source](PageSource), through userfaultfds that its own program
 /// opened: Firecracker, cloud-hypervisor, or yours. The memory need not be mapped in this process,
@@ -56,6 +58,8 @@ use std::sync::Arc;
 pub struct Session {
     running: Running,
     memory: Arc<UserfaultMemory>,
+    /// Whether all pages were resident when the session was stopped.
+    was_whole: AtomicBool,
     _claims: Vec<Claim>,
 }
 
@@ -111,9 +115,23 @@ impl Session {
         self.running.engine()
     }
 
+    /// Installs all missing pages, one after the other, while faults are answered. Afterwards the
+    /// session can be [stopped](Self::stop) and dropped, and the VM runs on its own.
+    ///
+    /// # Errors
+    /// [`Stopped`] when the session has ended, or a page cannot be fetched.
+    pub fn fill(&self) -> Result<(), Stopped> {
+        let engine = self.running.engine();
+        let frames = engine.statistics().frames;
+        (0..frames).try_for_each(|frame| engine.fault(FrameIndex(frame), Access::Read))
+    }
+
     /// Ends the session. [`wait`](Self::wait) returns [`Stopped::Cancelled`] unless the VM has
     /// ended.
     pub fn stop(&self) {
+        if self.running.engine().is_whole() {
+            self.was_whole.store(true, Ordering::Relaxed);
+        }
         self.running.engine().stop();
     }
 }
@@ -121,7 +139,7 @@ impl Session {
 impl Drop for Session {
     fn drop(&mut self) {
         // A stopped engine does not tell.
-        let is_whole = self.running.engine().is_whole();
+        let is_whole = *self.was_whole.get_mut() || self.running.engine().is_whole();
         self.running.stop();
         self.running.join();
         if self.running.engine().has_ended() {
@@ -257,7 +275,7 @@ fn serve(
     }
     let memory = Arc::new(UserfaultMemory::foreign(shards, pages, Arc::clone(ends)));
     let running = Running::start(parts, Arc::clone(&memory), threads, |_, _| {})?;
-    Ok(Session { running, memory, _claims: claims })
+    Ok(Session { running, memory, was_whole: AtomicBool::new(false), _claims: claims })
 }
 
 impl std::fmt::Debug for SessionBuilder {

@@ -21,7 +21,7 @@ use crate::failure::Failure;
 use nix::sys::signal::{SigSet, Signal, raise};
 use std::fs;
 use std::process;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -29,7 +29,17 @@ use std::time::Duration;
 const ENDING: [Signal; 3] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP];
 
 /// Receives the first signal of a command that handles it itself ([`Stop`]).
-static STOP_SENDER: Mutex<Option<SyncSender<Signal>>> = Mutex::new(None);
+static STOP_SENDER: Mutex<Option<StopSender>> = Mutex::new(None);
+
+/// Signals that wait to be looked at; further ones are dropped.
+const WAITING: usize = 8;
+
+/// The way to a [`Stop`].
+struct StopSender {
+    signals: SyncSender<Signal>,
+    /// Whether it gets all signals, and not the first one only.
+    is_every: bool,
+}
 
 /// Starts handling signals. Must be called before any other thread exists, because threads inherit
 /// the signal mask.
@@ -65,8 +75,13 @@ fn ending(status: &str) -> SigSet {
 fn wait(ending: &SigSet) {
     loop {
         let Ok(signal) = ending.wait() else { return };
-        let sender = STOP_SENDER.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if sender.is_some_and(|sender| sender.send(signal).is_ok()) {
+        let mut sender = STOP_SENDER.lock().unwrap_or_else(PoisonError::into_inner);
+        let sent = sender.as_ref().map(|sender| sender.signals.try_send(signal));
+        if !sender.as_ref().is_some_and(|sender| sender.is_every) {
+            *sender = None;
+        }
+        drop(sender);
+        if matches!(sent, Some(Ok(()) | Err(TrySendError::Full(_)))) {
             continue;
         }
         // From here on a second signal ends the process at once.
@@ -78,14 +93,25 @@ fn wait(ending: &SigSet) {
     }
 }
 
-/// Lets a command handle the first ending signal itself. A second signal ends the process.
+/// Lets a command handle the first ending signal itself, after which a second signal ends the
+/// process; or all of them.
 #[derive(Debug)]
 pub(crate) struct Stop(Receiver<Signal>);
 
 impl Stop {
     /// Claims the next signal.
     pub(crate) fn take() -> Self {
-        let (sender, receiver) = sync_channel(1);
+        Self::claim(false)
+    }
+
+    /// Claims all signals until it is dropped.
+    pub(crate) fn take_every() -> Self {
+        Self::claim(true)
+    }
+
+    fn claim(is_every: bool) -> Self {
+        let (signals, receiver) = sync_channel(WAITING);
+        let sender = StopSender { signals, is_every };
         *STOP_SENDER.lock().unwrap_or_else(PoisonError::into_inner) = Some(sender);
         Self(receiver)
     }
@@ -94,6 +120,11 @@ impl Stop {
     pub(crate) fn comes_within(&self, time: Duration) -> bool {
         // A disconnected sender counts as a signal: the sender is dropped only after sending one.
         !matches!(self.0.recv_timeout(time), Err(RecvTimeoutError::Timeout))
+    }
+
+    /// The next signal, if one comes within `time`.
+    pub(crate) fn signal_within(&self, time: Duration) -> Option<Signal> {
+        self.0.recv_timeout(time).ok()
     }
 }
 

@@ -1,12 +1,13 @@
 //! Cleanup actions for things that would outlive the process.
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 use rustix::mount::{UnmountFlags, unmount};
-use rustix::process::{Signal, pidfd_send_signal};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
 use std::fs;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -35,12 +36,30 @@ pub(crate) enum Undo {
         /// The file's former contents.
         value: String,
     },
-    /// Kills a child.
+    /// Kills a process that is no child, unless another one has its number by now.
+    End {
+        /// The process.
+        pid: i32,
+        /// When it started, in clock ticks since the boot: with the number, its identity.
+        started: u64,
+    },
+    /// Kills a process.
     #[serde(skip)]
     Kill(Arc<OwnedFd>),
 }
 
 impl Undo {
+    /// Ends the process of this number and pidfd; `None` if it has ended, or if its number is not
+    /// known here (another PID namespace).
+    pub(crate) fn end_process(pid: u32, process: BorrowedFd<'_>) -> io::Result<Option<Self>> {
+        let Ok(pid @ 1..) = i32::try_from(pid) else { return Ok(None) };
+        let started = start_of(pid);
+        // If it lives after its start was read, the number was its own then.
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        let has_ended = poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&now))? > 0;
+        Ok(started.filter(|_| !has_ended).map(|started| Self::End { pid, started }))
+    }
+
     /// Performs the action. If nothing is to be done, that is no error.
     #[expect(clippy::disallowed_methods, reason = "a setting of the kernel's is written as it is")]
     pub(crate) fn perform(&self) -> io::Result<()> {
@@ -58,6 +77,17 @@ impl Undo {
                 Ok(())
             }
             Self::Restore { path, value } => fs::write(path, value),
+            Self::End { pid, started } => {
+                let Some(number) = Pid::from_raw(*pid) else { return Ok(()) };
+                // Opened before its start is read: the descriptor is that process's for good.
+                match pidfd_open(number, PidfdFlags::empty()) {
+                    Ok(process) if start_of(*pid) == Some(*started) => {
+                        Self::Kill(Arc::new(process)).perform()
+                    }
+                    Ok(_) | Err(Errno::SRCH) => Ok(()),
+                    Err(error) => Err(error.into()),
+                }
+            }
             Self::Kill(child) => {
                 // Fails only if it has ended.
                 let _ = pidfd_send_signal(child, Signal::KILL);
@@ -77,9 +107,17 @@ impl Undo {
             Self::Restore { path, value } => {
                 format!("warning: cannot restore {} to {value}: {error}", path.display())
             }
-            Self::Kill(_) => format!("warning: cannot kill a child process: {error}"),
+            Self::End { pid, .. } => format!("warning: cannot end process {pid}: {error}"),
+            Self::Kill(_) => format!("warning: cannot kill a process: {error}"),
         }
     }
+}
+
+/// When a process started, in clock ticks since the boot (field 22 of proc_pid_stat(5)).
+fn start_of(pid: i32) -> Option<u64> {
+    let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name may have blanks and parentheses in it.
+    text.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()
 }
 
 fn remove(path: &Path) -> io::Result<()> {

@@ -1,6 +1,6 @@
 //! What is served: an image, and what its clones start from.
 
-use super::Args;
+use super::page_server::Args;
 use crate::analysis::color_image_with;
 use crate::failure::Failure;
 use crate::map::explained;

@@ -51,6 +51,7 @@ const RAM: &str = "{w}/guest/ram.bin";
 const LAYOUT: &str = "{w}/guest/layout.txt";
 const REGS: &str = "{w}/guest/regs.txt";
 const TRACE: &str = "{w}/guest/traces/one.csv";
+const MAP: &str = "{w}/map.kscope";
 const SERVER: &str = "unix:{w}/parent.sock";
 
 /// The manual pages.
@@ -80,6 +81,7 @@ const PAGES: &[(&str, usize)] = &[
     ("kaleidoscope-record-translate.1", 1),
     ("kaleidoscope-replay.1", 1),
     ("kaleidoscope-serve.1", 1),
+    ("kaleidoscope-serve-firecracker.1", 1),
     ("kaleidoscope-tune.1", 1),
 ];
 
@@ -225,6 +227,19 @@ pub(crate) const TABLE: &[Entry] = &[
             ("--ca", &[RAM, "--cert", "k", "--key", "c"]),
         ],
         outputs: &[("--descriptor-to", None)],
+        ..NONE
+    },
+    Entry {
+        words: "serve firecracker",
+        run: &["--socket", "{o}/s.sock", "--memory", RAM, "--layout", LAYOUT, "--colors", MAP],
+        end: End::Stays,
+        base: &["--socket", "{o}/s.sock"],
+        inputs: &[
+            ("--memory", &[]),
+            ("--layout", &["--memory", RAM]),
+            ("--colors", &["--memory", RAM, "--layout", LAYOUT]),
+        ],
+        others: &["--socket"],
         ..NONE
     },
     Entry {

@@ -1,0 +1,131 @@
+//! `kaleidoscope serve firecracker`: the page-fault handler of Firecracker VMs.
+
+mod report;
+mod socket;
+mod template;
+mod vm;
+
+use crate::args::LayoutArgs;
+use crate::failure::Failure;
+use crate::interrupt::Stop;
+use crate::outfile::Files;
+use crate::replay::policies::{PolicyChoice, for_a_clone};
+use crate::stdio::{Sayer, print_line};
+use nix::sys::signal::Signal;
+use report::Event;
+use socket::Socket;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use template::Template;
+use vm::{Handler, Vms};
+
+/// How often signals and threads are looked at.
+const TICK: Duration = Duration::from_millis(50);
+
+/// Serve the memory of Firecracker VMs that load a snapshot.
+///
+/// Firecracker loads a snapshot at once, and its guest gets each page when it touches it, from this
+/// process, through a userfaultfd (`"backend_type": "Uffd"`). The memory file is colored when the
+/// handler starts for the first time; the colors are kept beside it (MEM.kscope), and tell which
+/// pages to install before they are touched. No recording is needed. If the guest cannot be
+/// colored, it is served all the same.
+///
+/// A VM whose pages can no longer be served has its VMM ended, because its guest would wait for
+/// ever: after an error, and when this process is killed.
+///
+/// SIGTERM ends the handler when no VM depends on it any more.
+#[derive(Clone, Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  kaleidoscope serve firecracker --socket /run/uffd.sock --memory snapshot.mem
+      for any number of VMs that load this snapshot
+  curl --unix-socket fc.sock -X PUT http://localhost/snapshot/load \\
+          -d '{\"snapshot_path\": \"snapshot.state\", \"resume_vm\": true,
+               \"mem_backend\": {\"backend_type\": \"Uffd\", \"backend_path\": \"/run/uffd.sock\"}}'
+      what Firecracker is told
+  kaleidoscope serve firecracker --socket s.sock --memory old.mem --format firecracker-1.12
+      a snapshot of more than 3 GiB that Firecracker 1.12 or older made
+  kaleidoscope serve firecracker --socket s.sock --memory m.mem --user 1234 --json
+      VMMs that a jailer runs as user 1234; events as lines of JSON")]
+pub(crate) struct Args {
+    /// Socket at which Firecracker connects: its `backend_path`
+    #[arg(long, value_name = "PATH")]
+    socket: PathBuf,
+    /// The snapshot's memory file
+    #[arg(long, value_name = "MEM")]
+    memory: PathBuf,
+    #[command(flatten)]
+    layout: LayoutArgs,
+    /// The memory file's colors, from `kaleidoscope color -o`, instead of those kept beside it
+    #[arg(long, value_name = "FILE.kscope")]
+    colors: Option<PathBuf>,
+    /// What is installed before it is touched: a policy of `kaleidoscope replay`, other than the
+    /// oracle
+    #[arg(long, value_name = "NAME", default_value = "predicted", value_parser = for_a_clone)]
+    policy: PolicyChoice,
+    /// Read free frames from the file, too, whatever those hold
+    #[arg(long)]
+    fetch_free: bool,
+    /// Threads that answer a VM's faults
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
+    threads: u16,
+    /// Another user whose processes may connect, by number; may be given several times
+    #[arg(long, value_name = "UID")]
+    user: Vec<u32>,
+    /// At SIGTERM, install all missing pages of all VMs, so that they run on alone, and end
+    #[arg(long)]
+    fill_at_exit: bool,
+    /// Leave a VMM alone whose pages can no longer be served: its guest waits until you end it
+    #[arg(long)]
+    keep_vmm: bool,
+    /// Print events as JSON objects, each on a line
+    #[arg(long)]
+    json: bool,
+}
+
+impl Args {
+    /// What is read and written.
+    pub(crate) fn files(&self) -> Files {
+        Files::new().reads([&self.memory]).reads(self.layout.inputs()).reads(&self.colors)
+    }
+
+    /// Serves until a signal comes and no VM depends on the process.
+    pub(crate) fn run(&self) -> Result<(), Failure> {
+        let template = Template::open(self)?;
+        // From here on there is a socket to remove.
+        let stop = Stop::take_every();
+        // Any user may connect where others are named; the kernel tells a peer's user.
+        let mode = if self.user.is_empty() { 0o600 } else { 0o666 };
+        let socket = Socket::bind(&self.socket, mode)?;
+        let serving = Event::serving(self, &template, socket.path());
+        print_line(if self.json { serving.json() } else { serving.text() })?;
+        let handler = Arc::new(Handler::new(self, template, Sayer::start()?));
+        let vms = handler.vms();
+
+        while !stop.comes_within(Duration::ZERO) {
+            if let Some(stream) = socket.accept_within(TICK)? {
+                Handler::serve(&handler, stream);
+            }
+        }
+        drop(socket);
+        self.end(&handler, &vms, &stop);
+        Ok(())
+    }
+
+    /// Waits until no VM depends on the process.
+    fn end(&self, handler: &Handler, vms: &Vms, stop: &Stop) {
+        let left = vms.count();
+        if left > 0 && !self.fill_at_exit {
+            handler.say(&Event::Waiting { vms: left });
+        }
+        while vms.count() > 0 {
+            if self.fill_at_exit {
+                vms.fill();
+            }
+            if stop.signal_within(TICK) == Some(Signal::SIGINT) {
+                vms.abandon();
+            }
+        }
+    }
+}

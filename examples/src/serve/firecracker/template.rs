@@ -1,0 +1,146 @@
+//! What all VMs of a handler start from: the memory file and its colors.
+
+use super::Args;
+use crate::analysis::color_image;
+use crate::args::{ImageFormat, LayoutArgs};
+use crate::failure::Failure;
+use crate::map::explained;
+use crate::outfile::Output;
+use crate::replay::policies::{Guest, Prepared};
+use kaleidoscope_core::clone::{FreeFrames, trust};
+use kaleidoscope_core::color::ColorMap;
+use kaleidoscope_core::coloring::Rules;
+use kaleidoscope_core::image::MemoryImage;
+use kaleidoscope_core::manifest::{ImageIdentity, Limits, Manifest};
+use kaleidoscope_core::memory::GuestMemory;
+use kaleidoscope_core::prefetch::LocalityOrder;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+/// What all VMs start from.
+pub(super) struct Template {
+    pub(super) image: Arc<MemoryImage>,
+    pub(super) guest: Guest,
+    pub(super) policy: Prepared,
+    pub(super) free_frames: FreeFrames,
+    /// Where the colors come from, for people.
+    pub(super) colors: String,
+    /// Whether there are colors.
+    pub(super) is_colored: bool,
+}
+
+/// A color map, its image's identity, and where it comes from.
+struct Colors {
+    map: ColorMap,
+    identity: ImageIdentity,
+    origin: String,
+    is_colored: bool,
+}
+
+impl Template {
+    /// Opens the memory file, and finds its colors or takes those that were found before.
+    pub(super) fn open(args: &Args) -> Result<Self, Failure> {
+        let image = layout(&args.layout).open(&args.memory)?;
+        let colors = match &args.colors {
+            Some(path) => given(path, &image)?,
+            None => match cached(&cache_of(&args.memory), &image) {
+                Some(colors) => colors,
+                None => found(args, &image)?,
+            },
+        };
+        let failed = |error: &dyn std::fmt::Display| Failure::at(&args.memory, error);
+        let free_frames = if args.fetch_free || !colors.is_colored {
+            FreeFrames::Fetch
+        } else {
+            trust(&image, &colors.map).map_err(|error| failed(&error))?.free_frames()
+        };
+        // What was found in a file that changed meanwhile may be of two times.
+        image.check_unchanged().map_err(Failure::new)?;
+        let guest =
+            Guest { locality: Arc::new(LocalityOrder::new(colors.map)), identity: colors.identity };
+        Ok(Self {
+            policy: args.policy.prepare(&guest)?,
+            image: Arc::new(image),
+            guest,
+            free_frames,
+            colors: colors.origin,
+            is_colored: colors.is_colored,
+        })
+    }
+}
+
+/// The layout of a memory file of Firecracker, unless another one is given.
+fn layout(given: &LayoutArgs) -> LayoutArgs {
+    let format = match (&given.layout, given.format) {
+        (None, ImageFormat::Auto) => ImageFormat::Firecracker,
+        (_, format) => format,
+    };
+    LayoutArgs { layout: given.layout.clone(), format }
+}
+
+/// Where the colors of a memory file are kept: beside it.
+pub(super) fn cache_of(memory: &Path) -> PathBuf {
+    let mut name = OsString::from(memory);
+    name.push(".kscope");
+    name.into()
+}
+
+/// The map in a file that the user names, which has to be of this image.
+fn given(path: &Path, image: &MemoryImage) -> Result<Colors, Failure> {
+    let limits = Limits::for_frames(image.layout().frames());
+    let manifest = Manifest::read_file(path, &limits).map_err(|error| explained(path, &error))?;
+    manifest.verify(image).map_err(|error| {
+        Failure::at(path, error)
+            .hint("the colors are another memory file's: leave out --colors to find this one's")
+    })?;
+    Ok(of(manifest, format!("of {}", path.display())))
+}
+
+/// The map that an earlier run has kept, if it is of this image.
+fn cached(path: &Path, image: &MemoryImage) -> Option<Colors> {
+    let limits = Limits::for_frames(image.layout().frames());
+    let manifest = Manifest::read_file(path, &limits).ok()?;
+    manifest.verify(image).ok()?;
+    Some(of(manifest, format!("kept in {}", path.display())))
+}
+
+fn of(manifest: Manifest, origin: String) -> Colors {
+    Colors { map: manifest.map, identity: manifest.identity, origin, is_colored: true }
+}
+
+/// Colors the image and keeps the map. A guest that cannot be colored is served all the same.
+fn found(args: &Args, image: &MemoryImage) -> Result<Colors, Failure> {
+    let start = Instant::now();
+    let (map, notes, mut origin, is_colored) =
+        match color_image(image, image.vcpus().to_vec(), Rules::default()) {
+            Ok(analysis) => {
+                let ms = start.elapsed().as_millis();
+                (analysis.coloring.map, analysis.notes, format!("found in {ms} ms"), true)
+            }
+            Err(failure) => {
+                let unknown = ColorMap::unknown(image.layout().clone());
+                let failure = failure.to_string();
+                let why = failure.lines().next().unwrap_or_default();
+                (unknown, Vec::new(), format!("none, prefetch goes by frame numbers: {why}"), false)
+            }
+        };
+    let identity =
+        ImageIdentity::of(image, &map).map_err(|error| Failure::at(&args.memory, error))?;
+    if is_colored {
+        let mut manifest = Manifest::new(map.clone(), identity);
+        manifest.notes = notes;
+        if let Err(failure) = keep(&manifest, &cache_of(&args.memory)) {
+            let failure = failure.to_string();
+            let why = failure.lines().next().unwrap_or_default();
+            origin = format!("{origin}, not kept: {why}");
+        }
+    }
+    Ok(Colors { map, identity, origin, is_colored })
+}
+
+fn keep(manifest: &Manifest, path: &Path) -> Result<(), Failure> {
+    let bytes = manifest.to_bytes().map_err(|error| Failure::at(path, error))?;
+    Output::lasting(path)?.write(|out| out.write_all(&bytes))
+}

@@ -1,0 +1,329 @@
+//! The VMs of a handler: from a connection to the end of a session.
+
+use super::Args;
+use super::report::Event;
+use super::template::Template;
+use crate::failure::Failure;
+use crate::interrupt::{Armed, Undo, arm_with};
+use crate::stdio::{Sayer, print_line};
+use kaleidoscope_core::clone::{EngineOptions, LocalSource, Statistics, Stopped};
+use kaleidoscope_core::memory::GuestMemory;
+use kaleidoscope_core::replay::Trace;
+use kaleidoscope_kvm::firecracker::Handshake;
+use kaleidoscope_kvm::uffd::{Handoff, Session, receive};
+use parking_lot::Mutex;
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// How long a VMM may take to send its message after it has connected.
+const HANDSHAKE: Duration = Duration::from_secs(1);
+
+/// Most VMs and connections at a time. Each has a few threads and descriptors.
+const MAX_VMS: usize = 4096;
+
+/// What the VMs of a process share.
+pub(super) struct Handler {
+    template: Template,
+    users: Vec<u32>,
+    threads: usize,
+    keeps_vmm: bool,
+    is_json: bool,
+    sayer: Sayer,
+    vms: Arc<Vms>,
+}
+
+/// The VMs and connections of a process.
+#[derive(Default)]
+pub(super) struct Vms(Mutex<State>);
+
+#[derive(Default)]
+struct State {
+    accepted: u64,
+    active: BTreeMap<u64, Active>,
+}
+
+/// A connection, from its handshake on a VM.
+#[derive(Default)]
+struct Active {
+    process: Option<u32>,
+    session: Option<Arc<Session>>,
+    /// The statistics before all missing pages were installed; `None` until they are.
+    filled: Option<Statistics>,
+}
+
+/// Why a connection is not served, and the VMM to end.
+struct Refused {
+    failure: Failure,
+    vmm: Option<Arc<OwnedFd>>,
+}
+
+impl<T: Into<Failure>> From<T> for Refused {
+    fn from(failure: T) -> Self {
+        Self { failure: failure.into(), vmm: None }
+    }
+}
+
+/// A VM whose faults are answered.
+struct Served {
+    session: Arc<Session>,
+    process: u32,
+    start: Instant,
+    /// Ends the VMM.
+    armed: Option<Armed>,
+}
+
+impl Handler {
+    pub(super) fn new(args: &Args, template: Template, sayer: Sayer) -> Self {
+        let mut users = args.user.clone();
+        users.push(rustix::process::geteuid().as_raw());
+        Self {
+            template,
+            users,
+            threads: usize::from(args.threads),
+            keeps_vmm: args.keep_vmm,
+            is_json: args.json,
+            sayer,
+            vms: Arc::default(),
+        }
+    }
+
+    pub(super) fn vms(&self) -> Arc<Vms> {
+        Arc::clone(&self.vms)
+    }
+
+    /// Prints an event: as a result for programs, as a message for people.
+    pub(super) fn say(&self, event: &Event) {
+        if self.is_json {
+            // A reader that went away must not end the VMs.
+            let _ = print_line(event.json());
+        } else {
+            self.sayer.say(event.text());
+        }
+    }
+
+    /// Serves a connection on a thread of its own.
+    pub(super) fn serve(handler: &Arc<Self>, stream: UnixStream) {
+        let Some(vm) = handler.vms.add() else {
+            handler.say(&Event::Refused {
+                vm: 0,
+                error: format!("refused: there are {MAX_VMS} VMs"),
+                vmm_ended: false,
+            });
+            return;
+        };
+        let own = Arc::clone(handler);
+        let thread = std::thread::Builder::new().name(format!("vm{vm}"));
+        let spawned = thread.spawn(move || own.run(vm, stream));
+        if let Err(error) = spawned {
+            handler.vms.remove(vm);
+            handler.say(&Event::Refused {
+                vm,
+                error: format!("refused: the system gives no thread: {error}"),
+                vmm_ended: false,
+            });
+        }
+    }
+
+    fn run(&self, vm: u64, stream: UnixStream) {
+        /// Also after a panic, the VM is no longer waited for.
+        struct Last<'a>(&'a Vms, u64);
+        impl Drop for Last<'_> {
+            fn drop(&mut self) {
+                self.0.remove(self.1);
+            }
+        }
+        let _last = Last(&self.vms, vm);
+        match self.start(vm, &stream) {
+            Ok(served) => self.wait(vm, served),
+            Err(Refused { failure, vmm }) => {
+                let vmm = vmm.filter(|_| !self.keeps_vmm);
+                if let Some(vmm) = &vmm {
+                    // Fails only for a process that has ended.
+                    let _ = Undo::Kill(Arc::clone(vmm)).perform();
+                }
+                let error = failure.to_string();
+                self.say(&Event::Refused { vm, error, vmm_ended: vmm.is_some() });
+            }
+        }
+    }
+
+    /// From a connection to a session.
+    fn start(&self, vm: u64, stream: &UnixStream) -> Result<Served, Refused> {
+        let start = Instant::now();
+        stream.set_read_timeout(Some(HANDSHAKE)).map_err(Failure::new)?;
+        let hello = receive(stream).map_err(Failure::new)?;
+        let Handoff { uid, pid, .. } = hello;
+        if !self.users.contains(&uid) {
+            let failure = format!("refused: process {pid} is of user {uid}");
+            let hint = format!("--user {uid} allows this user's processes to connect");
+            return Err(Failure::new(failure).hint(hint).into());
+        }
+        // Its guest will wait for its pages, and nothing else would tell the VMM.
+        let has_sent = !hello.descriptors.is_empty();
+        let vmm = hello.process.try_clone().map_err(Failure::new)?;
+        let vmm = Arc::new(vmm);
+        let refused =
+            |failure: Failure| Refused { failure, vmm: has_sent.then(|| Arc::clone(&vmm)) };
+        if !self.vms.claim(vm, pid) {
+            // The VM that it has is served on.
+            let why = format!("refused: process {pid} has a VM here already");
+            return Err(Failure::new(why).into());
+        }
+        let handshake = Handshake::parse(&hello.message)
+            .map_err(|error| refused(Failure::new(format!("process {pid}: {error}"))))?;
+        let layout = self.template.image.layout();
+        handshake.check_layout(layout).map_err(|error| {
+            refused(
+                Failure::new(format!("process {pid}: {error}"))
+                    .hint("--memory has to be the snapshot's that the VM loads; see also --format"),
+            )
+        })?;
+        let [userfaultfd] = <[OwnedFd; 1]>::try_from(hello.descriptors).map_err(|all| {
+            let count = all.len();
+            refused(Failure::new(format!("process {pid} sent {count} descriptors, not one")))
+        })?;
+        let armed = self.arm(pid, hello.process.as_fd()).map_err(&refused)?;
+        let Template { image, guest, policy, free_frames, .. } = &self.template;
+        let source = LocalSource::new(image.clone());
+        let session = Session::builder(Arc::clone(&guest.locality), source)
+            .userfaultfd(userfaultfd, handshake.regions().iter().copied())
+            .page_size(handshake.page_size())
+            .policy(policy.build(&guest.locality, &Trace::default()))
+            .options(EngineOptions::default().free_frames(*free_frames))
+            .threads(self.threads)
+            .until_exit(hello.process)
+            .start()
+            .map_err(|error| refused(Failure::new(format!("process {pid}: {error}"))))?;
+        let session = Arc::new(session);
+        self.vms.began(vm, &session);
+        self.say(&Event::started(vm, (pid, uid), &handshake, start.elapsed()));
+        Ok(Served { session, process: pid, start, armed })
+    }
+
+    /// Has the VMM end with this process, unless it is to be left alone.
+    fn arm(
+        &self,
+        pid: u32,
+        process: std::os::fd::BorrowedFd<'_>,
+    ) -> Result<Option<Armed>, Failure> {
+        if self.keeps_vmm {
+            return Ok(None);
+        }
+        let Some(undo) = Undo::end_process(pid, process).map_err(Failure::new)? else {
+            return Ok(None);
+        };
+        let ((), armed) = arm_with(undo, || Ok::<_, Failure>(()))?;
+        Ok(Some(armed))
+    }
+
+    /// Waits for the end of a session, and says how it came.
+    fn wait(&self, vm: u64, served: Served) {
+        let Served { session, process, start, armed } = served;
+        let ended = session.wait();
+        let filled = self.vms.forget_session(vm);
+        let statistics = filled.clone().unwrap_or_else(|| session.engine().statistics());
+        // Lets a VM that has all of its memory run alone; keeps the descriptors of any other.
+        drop(session);
+        let error = match ended {
+            Ok(()) => None,
+            Err(Stopped::Cancelled) if filled.is_some() => None,
+            Err(why) => Some(why.to_string()),
+        };
+        let vmm_ended = match (&error, armed) {
+            (Some(_), Some(armed)) => {
+                drop(armed);
+                true
+            }
+            (_, armed) => {
+                armed.into_iter().for_each(Armed::disarm);
+                false
+            }
+        };
+        let filled = filled.is_some();
+        let ran = start.elapsed();
+        self.say(&Event::ended(vm, process, error, vmm_ended, filled, ran, &statistics));
+    }
+}
+
+impl Vms {
+    /// Connections that are served.
+    pub(super) fn count(&self) -> usize {
+        self.0.lock().active.len()
+    }
+
+    fn add(&self) -> Option<u64> {
+        let mut state = self.0.lock();
+        if state.active.len() >= MAX_VMS {
+            return None;
+        }
+        state.accepted += 1;
+        let vm = state.accepted;
+        state.active.insert(vm, Active::default());
+        Some(vm)
+    }
+
+    fn remove(&self, vm: u64) {
+        let removed = self.0.lock().active.remove(&vm);
+        // Outside of the lock: a session may wait for its threads.
+        drop(removed);
+    }
+
+    /// Whether the process has no other VM here. Process 0 stands for any that cannot be seen.
+    fn claim(&self, vm: u64, process: u32) -> bool {
+        let mut state = self.0.lock();
+        if process != 0 && state.active.values().any(|a| a.process == Some(process)) {
+            return false;
+        }
+        if let Some(active) = state.active.get_mut(&vm) {
+            active.process = Some(process);
+        }
+        true
+    }
+
+    fn began(&self, vm: u64, session: &Arc<Session>) {
+        if let Some(active) = self.0.lock().active.get_mut(&vm) {
+            active.session = Some(Arc::clone(session));
+        }
+    }
+
+    fn forget_session(&self, vm: u64) -> Option<Statistics> {
+        let mut state = self.0.lock();
+        let active = state.active.get_mut(&vm)?;
+        let session = active.session.take();
+        let filled = active.filled.take();
+        drop(state);
+        drop(session);
+        filled
+    }
+
+    /// Installs all missing pages of each VM that has none of them filled, so that it can run
+    /// alone, and ends its session.
+    pub(super) fn fill(&self) {
+        for (vm, session) in self.sessions() {
+            let statistics = session.engine().statistics();
+            // An error ends the session by itself.
+            if session.fill().is_ok() {
+                if let Some(active) = self.0.lock().active.get_mut(&vm) {
+                    active.filled = Some(statistics);
+                }
+                session.stop();
+            }
+        }
+    }
+
+    /// Ends all sessions, and with them their VMMs.
+    pub(super) fn abandon(&self) {
+        self.sessions().iter().for_each(|(_, session)| session.stop());
+    }
+
+    fn sessions(&self) -> Vec<(u64, Arc<Session>)> {
+        let state = self.0.lock();
+        let sessions = state.active.iter().filter(|(_, active)| active.filled.is_none());
+        sessions
+            .filter_map(|(vm, active)| Some((*vm, Arc::clone(active.session.as_ref()?))))
+            .collect()
+    }
+}
