@@ -35,6 +35,8 @@ mod record;
 mod replay;
 mod serve;
 mod stdio;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+mod supervise;
 mod tls;
 mod tune;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]

@@ -5,6 +5,7 @@ mod mapping;
 mod peer;
 #[cfg(feature = "machine")]
 mod scan;
+mod shared_words;
 #[cfg(test)]
 mod tests;
 mod userfault;
@@ -18,7 +19,8 @@ pub(crate) use mapping::{Immutability, Mapping, Overlay, Sealed, Sharing};
 pub(crate) use peer::Peer;
 #[cfg(feature = "machine")]
 pub(crate) use scan::{Pages, Tracker, own_pages, zero_pages};
-pub(crate) use userfault::{Descriptor, Message};
+pub(crate) use shared_words::SharedWords;
+pub(crate) use userfault::{Descriptor, MESSAGE_WORDS, Message, message};
 #[cfg(feature = "machine")]
 pub(crate) use vcpu::{VcpuHandle, VmHandle};
 pub(crate) use watched::Userfault;

@@ -28,11 +28,12 @@ use linux_raw_sys::general::{
 };
 use linux_raw_sys::ioctl::{UFFDIO_API, UFFDIO_ZEROPAGE};
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
-use rustix::io::{Errno, FdFlags, IoSliceMut, ReadWriteFlags, fcntl_setfd, preadv2, read};
+use rustix::io::{Errno, FdFlags, fcntl_setfd};
 use rustix::ioctl::{Opcode, Updater, ioctl};
 use rustix::mm::{UserfaultfdFlags, userfaultfd};
 use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicU64, Ordering};
 use userfaultfd::{Error, FeatureFlags, RegisterMode, Uffd, UffdBuilder};
 
 /// What a process did to memory that a descriptor watches. Addresses are the process's, and may be
@@ -102,8 +103,9 @@ fn by_system_call(features: u64) -> Result<Uffd, Errno> {
     Ok(unsafe { Uffd::from_raw_fd(fd.into_raw_fd()) })
 }
 
-/// Bytes of a message.
+/// Bytes of a message, and its words of 8 bytes.
 const MESSAGE: usize = size_of::<uffd_msg>();
+pub(crate) const MESSAGE_WORDS: usize = MESSAGE / 8;
 const _: () = assert!(MESSAGE == 32);
 
 impl Descriptor {
@@ -221,10 +223,29 @@ impl Descriptor {
     /// [`Errno::INVAL`] before UFFDIO_API was called, [`Errno::IO`] for a message that the kernel
     /// cut.
     pub(crate) fn read(&self) -> Result<Option<Message>, Errno> {
-        let mut bytes = [0; MESSAGE];
+        self.read_into(&Default::default())
+    }
+
+    /// As [`read`](Self::read). The message is in `slot`, too, from the moment at which the kernel
+    /// hands it out: in memory that outlives this process it survives the process's death.
+    pub(crate) fn read_into(
+        &self,
+        slot: &[AtomicU64; MESSAGE_WORDS],
+    ) -> Result<Option<Message>, Errno> {
         loop {
-            return match self.read_now(&mut bytes) {
-                Ok(MESSAGE) => Ok(Some(message(&bytes))),
+            return match self.read_now(slot) {
+                Ok(MESSAGE) => {
+                    let words = slot.each_ref().map(|word| word.load(Ordering::Acquire));
+                    let [head, first, ..] = words;
+                    if u32::from(head.to_le_bytes()[0]) != UFFD_EVENT_FORK {
+                        return message(&words).map(Some).ok_or(Errno::IO);
+                    }
+                    let [a, b, c, d, ..] = first.to_le_bytes();
+                    // SAFETY: the kernel opened this descriptor in this process for the reader of
+                    // the message, so that nothing else owns it.
+                    let uffd = unsafe { OwnedFd::from_raw_fd(RawFd::from_le_bytes([a, b, c, d])) };
+                    Ok(Some(Message::Forked(uffd)))
+                }
                 Ok(_) => Err(Errno::IO),
                 Err(Errno::AGAIN) => Ok(None),
                 Err(Errno::INTR) => continue,
@@ -233,10 +254,18 @@ impl Descriptor {
         }
     }
 
-    fn read_now(&self, bytes: &mut [u8]) -> Result<usize, Errno> {
-        // An offset of u64::MAX stands for none.
-        let slices = &mut [IoSliceMut::new(bytes)];
-        match preadv2(self, slices, u64::MAX, ReadWriteFlags::NOWAIT) {
+    fn read_now(&self, slot: &[AtomicU64; MESSAGE_WORDS]) -> Result<usize, Errno> {
+        let start = slot.as_ptr().cast_mut().cast::<libc::c_void>();
+        let slices = libc::iovec { iov_base: start, iov_len: MESSAGE };
+        let fd = self.0.as_raw_fd();
+        // An offset of -1 stands for none; its upper half is the fifth argument.
+        let none: libc::c_long = -1;
+        // SAFETY: the kernel writes at most `MESSAGE` bytes to `slot`, whose words are atomic: a
+        // shared reference allows writes to them.
+        let read = unsafe {
+            libc::syscall(libc::SYS_preadv2, fd, &raw const slices, 1, none, none, libc::RWF_NOWAIT)
+        };
+        match answer(read) {
             Err(Errno::OPNOTSUPP) => {}
             done => return done,
         }
@@ -244,18 +273,26 @@ impl Descriptor {
         if !fcntl_getfl(self)?.contains(OFlags::NONBLOCK) {
             return Err(Errno::PERM);
         }
-        read(self, bytes)
+        // SAFETY: as above.
+        answer(unsafe { libc::syscall(libc::SYS_read, fd, start, MESSAGE) })
     }
 }
 
+/// A system call's answer: a number of bytes, or an error.
+fn answer(result: libc::c_long) -> Result<usize, Errno> {
+    usize::try_from(result).map_err(|_| {
+        let error = std::io::Error::last_os_error();
+        Errno::from_io_error(&error).unwrap_or(Errno::IO)
+    })
+}
+
 /// The meaning of a message: an event's number in the first byte, and its arguments from the eighth
-/// on (`struct uffd_msg`).
-fn message(bytes: &[u8; MESSAGE]) -> Message {
-    let (words, _) = bytes.as_chunks();
-    let [head, first, second, _] =
-        [0, 1, 2, 3].map(|n| words.get(n).map_or(0, |word: &[u8; 8]| u64::from_le_bytes(*word)));
+/// on (`struct uffd_msg`). `None` for zeros, which stand for no message.
+pub(crate) fn message(words: &[u64; MESSAGE_WORDS]) -> Option<Message> {
+    let [head, first, second, _] = *words;
     let is_set = |flag: u32| first & u64::from(flag) != 0;
-    match u32::from(head.to_le_bytes()[0]) {
+    Some(match u32::from(head.to_le_bytes()[0]) {
+        0 => return None,
         UFFD_EVENT_PAGEFAULT if is_set(UFFD_PAGEFAULT_FLAG_WP) => {
             Message::Unserved("protected memory against writes through this descriptor")
         }
@@ -266,15 +303,11 @@ fn message(bytes: &[u8; MESSAGE]) -> Message {
             Message::Fault { address: second, is_write: is_set(UFFD_PAGEFAULT_FLAG_WRITE) }
         }
         UFFD_EVENT_REMOVE | UFFD_EVENT_UNMAP => Message::Removed(first..second),
-        UFFD_EVENT_FORK => {
-            let [a, b, c, d, ..] = first.to_le_bytes();
-            // SAFETY: the kernel opened this descriptor in this process for the reader of the
-            // message (`Descriptor::read`, the only caller), so that nothing else owns it.
-            Message::Forked(unsafe { OwnedFd::from_raw_fd(RawFd::from_le_bytes([a, b, c, d])) })
-        }
+        // The descriptor in it is that of the process that read the message.
+        UFFD_EVENT_FORK => Message::Unserved("forked"),
         UFFD_EVENT_REMAP => Message::Unserved("moved watched memory (mremap)"),
         _ => Message::Unserved("did what this version does not know"),
-    }
+    })
 }
 
 fn len(range: &Range<u64>) -> Result<usize, Errno> {

@@ -58,6 +58,10 @@ impl UserfaultMemory {
 
 impl PageInstaller for UserfaultMemory {
     fn install(&self, frame: FrameIndex, page: &Page) -> Result<Installed, InstallError> {
+        // An engine that has taken over may not know yet.
+        if self.journal.as_ref().is_some_and(|journal| journal.is_given_back(frame.0)) {
+            return self.zero(frame);
+        }
         if let Some(blocks) = &self.blocks {
             return self.collect(blocks, frame, Some(page));
         }

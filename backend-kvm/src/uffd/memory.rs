@@ -2,6 +2,7 @@
 
 use super::SharedPageCache;
 use super::blocks::Blocks;
+use super::journal::Journal;
 use super::orphans::Orphan;
 use super::shard::Shard;
 use crate::memory::PageSize;
@@ -29,6 +30,8 @@ pub(crate) struct UserfaultMemory {
     pub(super) blocks: Option<Blocks>,
     /// The descriptor that is read first.
     pub(super) turn: AtomicUsize,
+    /// What another process needs to go on if this one dies.
+    pub(super) journal: Option<Journal>,
     /// Events that one message of the kernel stands for, beside the first.
     pub(super) pending: Mutex<VecDeque<Event>>,
     /// The VM has ended when one of these has come.
@@ -98,6 +101,7 @@ impl UserfaultMemory {
             cache,
             blocks: (pages == PageSize::Huge).then(|| Blocks::new(frames)),
             turn: AtomicUsize::new(0),
+            journal: None,
             pending: Mutex::default(),
             ends,
             forked: Mutex::default(),

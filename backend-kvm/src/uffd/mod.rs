@@ -18,6 +18,7 @@ mod claim;
 mod frame_set;
 mod handoff;
 mod install;
+mod journal;
 mod memory;
 mod orphans;
 #[cfg(any(feature = "machine", feature = "vm-memory"))]
@@ -36,11 +37,13 @@ mod shard;
 mod shared_cache;
 #[cfg(test)]
 mod shared_cache_tests;
+mod takeover;
 #[cfg(test)]
 mod tests;
 mod unwatch;
 
 pub use handoff::{Handoff, receive, send};
+pub use journal::Journal;
 #[cfg(feature = "machine")]
 pub(crate) use own::Part;
 pub use region::Region;

@@ -65,11 +65,30 @@ impl UserfaultMemory {
         Ok(Event::Fault { frame, access })
     }
 
+    /// The frames that a range of addresses touches.
+    pub(super) fn frames_in(
+        &self,
+        watched: &Watched,
+        range: Range<u64>,
+    ) -> impl Iterator<Item = Range<u32>> {
+        let shards = watched.shards.iter().filter_map(|at| self.shards.get(*at));
+        shards.filter_map(move |shard| shard.frames_in(&range))
+    }
+
+    /// The next message of a descriptor.
+    fn next(&self, watched: &Watched) -> Result<Option<Message>, Errno> {
+        match &self.journal {
+            None => watched.descriptor.read(),
+            Some(journal) => {
+                journal.read(&watched.descriptor, |range| self.frames_in(watched, range))
+            }
+        }
+    }
+
     /// The frames that a range of addresses touches, as events: returns the first, and keeps the
     /// others for the next reads.
     fn removed(&self, watched: &Watched, range: &Range<u64>) -> Option<Event> {
-        let shards = watched.shards.iter().filter_map(|at| self.shards.get(*at));
-        let mut events = shards.filter_map(|shard| shard.frames_in(range)).map(|frames| {
+        let mut events = self.frames_in(watched, range.clone()).map(|frames| {
             if let Some(blocks) = &self.blocks {
                 blocks.give_back(frames.clone());
             }
@@ -151,7 +170,7 @@ impl FaultQueue for UserfaultMemory {
             let Some(watched) = self.watched.get(first.wrapping_add(n) % self.watched.len()) else {
                 continue;
             };
-            let message = watched.descriptor.read();
+            let message = self.next(watched);
             let message = message.map_err(|e| InstallError::caused_by("reading faults", e))?;
             let event = match message {
                 None => None,

@@ -1,6 +1,7 @@
 //! Serving the userfaultfds of a VM that another program runs.
 
 use super::claim::Claim;
+use super::journal::Journal;
 use super::memory::{End, UserfaultMemory};
 use super::orphans::{self, Orphan};
 use super::region::{Region, check_apart, frames_of};
@@ -70,6 +71,7 @@ pub struct SessionBuilder {
     userfaultfds: Vec<(OwnedFd, Vec<Region>)>,
     ends: Vec<End>,
     threads: usize,
+    journal: Option<Journal>,
 }
 
 impl Session {
@@ -92,7 +94,13 @@ impl Session {
             cache: None,
             pages: PageSize::Small,
         };
-        SessionBuilder { parts, userfaultfds: Vec::new(), ends: Vec::new(), threads: 1 }
+        SessionBuilder {
+            parts,
+            userfaultfds: Vec::new(),
+            ends: Vec::new(),
+            threads: 1,
+            journal: None,
+        }
     }
 
     /// Returns when the VM has ended.
@@ -213,18 +221,28 @@ impl SessionBuilder {
         self
     }
 
+    /// Keeps the session's state where another process finds it. With the [`Journal`] of a session
+    /// that began before, in a process that has died, this one goes on serving its VM: give it the
+    /// same userfaultfd, regions and image.
+    pub fn journal(mut self, journal: Journal) -> Self {
+        self.journal = Some(journal);
+        self
+    }
+
     /// Starts to answer faults.
     ///
     /// # Errors
     /// - [`ErrorKind::InvalidInput`] when the regions are not the guest's RAM, or a descriptor is
     ///   no userfaultfd
     /// - [`ErrorKind::InvalidState`] when a session of this process serves a descriptor already
+    /// - [`ErrorKind::Unsupported`] when a session with a journal has several userfaultfds, or one
+    ///   without UFFD_FEATURE_EVENT_REMOVE
     /// - [`ErrorKind::Refused`] when the system has no resources for a thread
     ///
     /// The VM's userfaultfds then stay open as after a failed session, so that its vCPUs wait.
     pub fn start(self) -> Result<Session, Error> {
         orphans::sweep();
-        let Self { parts, userfaultfds, ends, threads } = self;
+        let Self { parts, userfaultfds, ends, threads, journal } = self;
         let (mut descriptors, mut refused) = (Vec::new(), None);
         for (n, (descriptor, regions)) in userfaultfds.into_iter().enumerate() {
             match Descriptor::adopt(descriptor) {
@@ -243,7 +261,7 @@ impl SessionBuilder {
                 let error = std::io::Error::from(error);
                 Err(Error::caused_by(ErrorKind::InvalidInput, what, error))
             }
-            None => serve(parts, descriptors, &orphan.ends, threads.max(1)),
+            None => serve(parts, descriptors, &orphan.ends, threads.max(1), journal),
         };
         started.inspect_err(|_| orphan.keep())
     }
@@ -254,6 +272,7 @@ fn serve(
     descriptors: Vec<(Arc<Descriptor>, Vec<Region>)>,
     ends: &Arc<Vec<End>>,
     threads: usize,
+    journal: Option<Journal>,
 ) -> Result<Session, Error> {
     let pages = parts.pages;
     let all: Vec<Region> = descriptors.iter().flat_map(|(_, regions)| regions).copied().collect();
@@ -273,19 +292,24 @@ fn serve(
             shards.push(Shard::foreign(descriptor, region.address(), frames, pages));
         }
     }
-    let memory = Arc::new(UserfaultMemory::foreign(shards, pages, Arc::clone(ends)));
+    let mut memory = UserfaultMemory::foreign(shards, pages, Arc::clone(ends));
+    if let Some(journal) = journal {
+        memory.keep_in(journal)?;
+    }
+    let memory = Arc::new(memory);
     let running = Running::start(parts, Arc::clone(&memory), threads, |_, _| {})?;
     Ok(Session { running, memory, was_whole: AtomicBool::new(false), _claims: claims })
 }
 
 impl std::fmt::Debug for SessionBuilder {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { parts, userfaultfds, ends, threads } = self;
+        let Self { parts, userfaultfds, ends, threads, journal } = self;
         f.debug_struct("SessionBuilder")
             .field("parts", parts)
             .field("userfaultfds", userfaultfds)
             .field("ends", ends)
             .field("threads", threads)
+            .field("journal", journal)
             .finish()
     }
 }

@@ -8,9 +8,11 @@
 use super::undo::Undo;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::io::{BufRead, Read, Write};
+use std::fs::File;
+use std::io::{self, BufRead, Read, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
-use std::process::{ChildStdin, Command, Stdio};
+use std::process::{Command, Stdio};
 
 /// The subcommand's name.
 pub(crate) const NAME: &str = "undo-guard";
@@ -26,10 +28,12 @@ const MAX_LINE: u64 = 1 << 16;
 enum Line {
     Arm(u64, Undo),
     Forget(u64),
+    /// Forget all actions with lower numbers.
+    ForgetBelow(u64),
 }
 
 /// The command's end of the pipe, if there is a guard.
-pub(super) struct Guard(Option<ChildStdin>);
+pub(super) struct Guard(Option<File>);
 
 impl Guard {
     pub(super) const fn none() -> Self {
@@ -51,8 +55,20 @@ impl Guard {
         };
         // The guard writes a byte once it has blocked signals. If it cannot run, the pipe closes.
         if ready.read_exact(&mut [0]).is_ok() {
-            self.0 = Some(pipe);
+            self.0 = Some(File::from(OwnedFd::from(pipe)));
         }
+    }
+
+    /// Another end of the pipe: the guard performs its actions when all are closed.
+    pub(super) fn share(&self) -> io::Result<Option<OwnedFd>> {
+        self.0.as_ref().map(|pipe| pipe.try_clone().map(OwnedFd::from)).transpose()
+    }
+
+    /// Uses the guard of another process that has died.
+    pub(super) fn adopt(&mut self, pipe: OwnedFd) {
+        let mut pipe = File::from(pipe);
+        // That process may have died within a line.
+        self.0 = pipe.write_all(b"\n").is_ok().then_some(pipe);
     }
 
     pub(super) fn arm(&mut self, number: u64, undo: &Undo) {
@@ -63,6 +79,11 @@ impl Guard {
 
     pub(super) fn forget(&mut self, number: u64) {
         self.send(&Line::Forget(number));
+    }
+
+    /// Forgets the actions of another process, whose numbers are lower.
+    pub(super) fn forget_below(&mut self, number: u64) {
+        self.send(&Line::ForgetBelow(number));
     }
 
     fn send(&mut self, line: &Line) {
@@ -113,6 +134,7 @@ fn remaining(mut lines: impl BufRead) -> BTreeMap<u64, Undo> {
             Ok(Line::Forget(number)) => {
                 armed.remove(&number);
             }
+            Ok(Line::ForgetBelow(number)) => armed = armed.split_off(&number),
             // A partial line: the command was killed while it wrote, before it created anything.
             Err(_) => {}
         }
@@ -126,12 +148,18 @@ mod tests {
     #[test]
     fn removed_actions_are_not_performed() {
         let undo = |name: &str| Undo::Remove(name.into());
-        let lines = [Line::Arm(0, undo("a")), Line::Arm(1, undo("b")), Line::Forget(0)];
+        let lines = [
+            Line::Arm(0, undo("a")),
+            Line::Arm(5, undo("c")),
+            Line::Arm(6, undo("b")),
+            Line::Forget(5),
+            Line::ForgetBelow(5),
+        ];
         let mut text: String =
             lines.iter().map(|line| serde_json::to_string(line).unwrap() + "\n").collect();
         text.push_str("{\"Arm\":[2,{\"Rem");
         let armed = remaining(text.as_bytes());
-        assert_eq!(armed.keys().collect::<Vec<_>>(), [&1]);
-        assert!(matches!(&armed[&1], Undo::Remove(path) if path.as_os_str() == "b"));
+        assert_eq!(armed.keys().collect::<Vec<_>>(), [&6]);
+        assert!(matches!(&armed[&6], Undo::Remove(path) if path.as_os_str() == "b"));
     }
 }

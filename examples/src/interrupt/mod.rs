@@ -14,7 +14,10 @@ pub(crate) mod guard;
 mod registry;
 mod undo;
 
-pub(crate) use registry::{Armed, Scratch, arm_after, arm_with, uninterrupted};
+pub(crate) use registry::{
+    Armed, Scratch, adopt_guard, arm_after, arm_with, forget_predecessor, share_guard,
+    uninterrupted,
+};
 pub(crate) use undo::Undo;
 
 use crate::failure::Failure;

@@ -6,22 +6,27 @@
 use super::guard::Guard;
 use super::undo::Undo;
 use crate::stdio::say;
+use rustix::time::{ClockId, clock_gettime};
 use std::collections::BTreeMap;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 static REGISTRY: Mutex<Registry> = Mutex::new(Registry::new());
 
 struct Registry {
     next: u64,
+    /// The lowest number of this process.
+    first: u64,
     armed: BTreeMap<u64, Undo>,
     guard: Guard,
 }
 
 impl Registry {
     const fn new() -> Self {
-        Self { next: 0, armed: BTreeMap::new(), guard: Guard::none() }
+        Self { next: 0, first: 0, armed: BTreeMap::new(), guard: Guard::none() }
     }
 
     fn arm(&mut self, undo: Undo) -> Armed {
@@ -114,6 +119,33 @@ pub(crate) fn arm_with<T, E>(
         registry.forget(number);
     }
     Ok((made?, armed))
+}
+
+/// An end of the guard's pipe, for another process that carries on when this one dies: the guard
+/// performs its actions when both have died.
+pub(crate) fn share_guard() -> io::Result<Option<OwnedFd>> {
+    let mut registry = lock();
+    registry.guard.start();
+    registry.guard.share()
+}
+
+/// Uses the guard that another process shared and died. Its actions stay armed until they are
+/// [forgotten](forget_predecessor).
+pub(crate) fn adopt_guard(pipe: OwnedFd) {
+    let mut registry = lock();
+    registry.guard.adopt(pipe);
+    // The other process counted from an earlier instant, and slower than the clock.
+    let now = clock_gettime(ClockId::Boottime);
+    let nanos = Duration::try_from(now).map_or(u128::from(u64::MAX >> 1), |now| now.as_nanos());
+    registry.next = u64::try_from(nanos).unwrap_or(u64::MAX >> 1);
+    registry.first = registry.next;
+}
+
+/// Has the guard forget the actions of the process that shared it: this one has armed its own.
+pub(crate) fn forget_predecessor() {
+    let mut registry = lock();
+    let first = registry.first;
+    registry.guard.forget_below(first);
 }
 
 /// Runs `work` while signals are held off. `work` must be short.

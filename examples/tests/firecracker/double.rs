@@ -237,10 +237,6 @@ impl Vmm {
         Self { child, commands, lines }
     }
 
-    pub(crate) fn pid(&self) -> u32 {
-        self.child.id()
-    }
-
     /// Has the guest do something.
     pub(crate) fn begin(&mut self, command: &str) {
         let commands = self.commands.as_mut().unwrap();

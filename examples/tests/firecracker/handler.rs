@@ -88,8 +88,11 @@ impl Handler {
 
 impl Drop for Handler {
     fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        // The second one ends the VMs. Killed alone, one of the two processes starts the other.
+        while self.child.try_wait().is_ok_and(|status| status.is_none()) {
+            self.signal("-INT");
+            std::thread::sleep(Duration::from_millis(20));
+        }
     }
 }
 

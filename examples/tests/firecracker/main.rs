@@ -5,13 +5,13 @@
     clippy::unwrap_used,
     clippy::panic,
     clippy::expect_used,
-    clippy::print_stdout,
     reason = "helpers of a test fail by panicking"
 )]
 #![expect(unsafe_code, reason = "the VMM's process maps memory and reads it")]
 
 mod double;
 mod handler;
+mod takeover;
 
 use double::Vmm;
 use handler::Handler;
@@ -220,7 +220,7 @@ fn a_signal_ends_the_handler_when_no_vm_depends_on_it() {
 #[test]
 fn a_killed_handler_takes_its_vmms_along() {
     let snapshot = Snapshot::new(48);
-    let mut handler = snapshot.serve(&["--fetch-free"]);
+    let mut handler = snapshot.serve(&["--fetch-free", "--supervisor", "none"]);
     let mut vm = snapshot.load(&handler, "");
     handler.event("started");
     vm.run("first 10");
@@ -229,7 +229,7 @@ fn a_killed_handler_takes_its_vmms_along() {
     assert!(!vm.ended().success());
 
     // Unless it is told not to: the guest waits, and reads nothing that is wrong.
-    let mut handler = snapshot.serve(&["--fetch-free", "--keep-vmm"]);
+    let mut handler = snapshot.serve(&["--fetch-free", "--supervisor", "none", "--keep-vmm"]);
     let mut vm = snapshot.load(&handler, "");
     handler.event("started");
     vm.run("first 10");

@@ -2,6 +2,7 @@
 
 mod report;
 mod socket;
+mod stored;
 mod template;
 mod vm;
 
@@ -11,6 +12,7 @@ use crate::interrupt::Stop;
 use crate::outfile::Files;
 use crate::replay::policies::{PolicyChoice, for_a_clone};
 use crate::stdio::{Sayer, print_line};
+use crate::supervise::{self, Holder, Store};
 use nix::sys::signal::Signal;
 use report::Event;
 use socket::Socket;
@@ -31,10 +33,13 @@ const TICK: Duration = Duration::from_millis(50);
 /// pages to install before they are touched. No recording is needed. If the guest cannot be
 /// colored, it is served all the same.
 ///
-/// A VM whose pages can no longer be served has its VMM ended, because its guest would wait for
-/// ever: after an error, and when this process is killed.
+/// Two processes run: the handler, and a supervisor that holds copies of its descriptors. If one of
+/// them dies, the other starts it again, and the VMs go on. A VM whose pages can no longer be
+/// served has its VMM ended, because its guest would wait for ever: after an error, and when both
+/// processes are killed.
 ///
-/// SIGTERM ends the handler when no VM depends on it any more.
+/// SIGTERM ends both when no VM depends on them any more. SIGHUP starts another handler, from the
+/// program's present file: an upgrade that no VM notices.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -76,6 +81,9 @@ pub(crate) struct Args {
     /// At SIGTERM, install all missing pages of all VMs, so that they run on alone, and end
     #[arg(long)]
     fill_at_exit: bool,
+    /// Which process holds copies of the handler's descriptors, so that VMs survive its death
+    #[arg(long, value_enum, value_name = "WHICH", default_value_t = Holder::Own)]
+    supervisor: Holder,
     /// Leave a VMM alone whose pages can no longer be served: its guest waits until you end it
     #[arg(long)]
     keep_vmm: bool,
@@ -92,24 +100,32 @@ impl Args {
 
     /// Serves until a signal comes and no VM depends on the process.
     pub(crate) fn run(&self) -> Result<(), Failure> {
-        let template = Template::open(self)?;
+        supervise::run(self.supervisor, &self.socket, |store| self.handle(store))
+    }
+
+    /// Serves as the handler.
+    fn handle(&self, store: Store) -> Result<(), Failure> {
+        let template = Template::open(self, &store)?;
         // From here on there is a socket to remove.
         let stop = Stop::take_every();
-        // Any user may connect where others are named; the kernel tells a peer's user.
-        let mode = if self.user.is_empty() { 0o600 } else { 0o666 };
-        let socket = Socket::bind(&self.socket, mode)?;
+        let socket = Socket::open(self, &store)?;
         let serving = Event::serving(self, &template, socket.path());
         print_line(if self.json { serving.json() } else { serving.text() })?;
-        let handler = Arc::new(Handler::new(self, template, Sayer::start()?));
+        let handler = Arc::new(Handler::new(self, template, store, Sayer::start()?));
         let vms = handler.vms();
+        Handler::take_over(&handler);
+        handler.store().ready();
 
         while !stop.comes_within(Duration::ZERO) {
             if let Some(stream) = socket.accept_within(TICK)? {
                 Handler::serve(&handler, stream);
             }
+            handler.tend();
         }
+        handler.store().remove(supervise::SOCKET);
         drop(socket);
         self.end(&handler, &vms, &stop);
+        handler.store().stopping();
         Ok(())
     }
 
@@ -126,6 +142,7 @@ impl Args {
             if stop.signal_within(TICK) == Some(Signal::SIGINT) {
                 vms.abandon();
             }
+            handler.tend();
         }
     }
 }

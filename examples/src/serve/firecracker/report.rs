@@ -24,6 +24,10 @@ pub(super) enum Event {
         colors: String,
         free_memory: &'static str,
         policy: String,
+        /// The handler's process.
+        handler: u32,
+        /// The process that started it: its supervisor's, if it has one.
+        parent: u32,
         #[serde(skip)]
         heading: String,
     },
@@ -35,6 +39,8 @@ pub(super) enum Event {
         regions: usize,
         page_bytes: usize,
         start_us: u64,
+        /// From a handler that has died.
+        taken_over: bool,
     },
     /// A connection that is not served.
     Refused { vm: u64, error: String, vmm_ended: bool },
@@ -56,6 +62,8 @@ pub(super) enum Event {
         stall_p50_us: Option<f64>,
         stall_p99_us: Option<f64>,
     },
+    /// The supervisor had died, and there is another.
+    SupervisorReplaced {},
     /// A signal came while VMs depend on this process.
     Waiting { vms: usize },
 }
@@ -72,6 +80,8 @@ impl Event {
             colors: template.colors.clone(),
             free_memory: template.free_frames.name(),
             policy: args.policy.to_string(),
+            handler: std::process::id(),
+            parent: std::os::unix::process::parent_id(),
             heading: if template.is_colored {
                 heading(map)
             } else {
@@ -86,6 +96,7 @@ impl Event {
         (process, user): (u32, u32),
         handshake: &Handshake,
         took: Duration,
+        taken_over: bool,
     ) -> Self {
         Self::Started {
             vm,
@@ -95,6 +106,7 @@ impl Event {
             regions: handshake.regions().len(),
             page_bytes: handshake.page_size().bytes(),
             start_us: micros(took),
+            taken_over,
         }
     }
 
@@ -151,14 +163,24 @@ impl Event {
                     printable(socket)
                 )
             }
-            Self::Started { vm, process, user, memory_bytes, regions, page_bytes, start_us } => {
+            Self::Started {
+                vm,
+                process,
+                user,
+                memory_bytes,
+                regions,
+                page_bytes,
+                start_us,
+                taken_over,
+            } => {
+                let how = if *taken_over { "taken over" } else { "served" };
                 let pages = match *page_bytes == PageSize::Huge.bytes() {
                     true => "2 MiB",
                     false => "4 KiB",
                 };
                 format!(
                     "VM {vm}: process {process} of user {user}, {} in {regions} regions of {pages} \
-                     pages, served after {start_us} us",
+                     pages, {how} after {start_us} us",
                     size(*memory_bytes)
                 )
             }
@@ -195,6 +217,7 @@ impl Event {
                     size(*moved_bytes)
                 )
             }
+            Self::SupervisorReplaced {} => "the supervisor had died: another one runs".to_owned(),
             Self::Waiting { vms } => format!(
                 "{vms} VMs depend on this process, which serves them until they end; no others \
                  are accepted (a second SIGINT ends their VMMs)"

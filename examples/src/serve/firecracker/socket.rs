@@ -1,7 +1,9 @@
 //! The socket at which VMMs connect.
 
+use super::Args;
 use crate::failure::Failure;
 use crate::interrupt::{Armed, Undo, arm_with};
+use crate::supervise::{self, Store};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, chmod};
 use std::fs;
@@ -20,8 +22,25 @@ pub(super) struct Socket {
 }
 
 impl Socket {
+    /// Listens where the arguments say, or goes on for a handler that has died.
+    pub(super) fn open(args: &Args, store: &Store) -> Result<Self, Failure> {
+        let failed = |error: io::Error| Failure::at(&args.socket, error);
+        let path = std::path::absolute(&args.socket).map_err(failed)?;
+        if let Some(listener) = store.take_on(supervise::SOCKET).map_err(failed)?.pop() {
+            let (listener, file) =
+                arm_with(Undo::Remove(path.clone()), || Ok::<_, Failure>(listener.into()))?;
+            return Ok(Self { listener, path, _file: file });
+        }
+        // Any user may connect where others are named; the kernel tells a peer's user.
+        let mode = if args.user.is_empty() { 0o600 } else { 0o666 };
+        let socket = Self::bind(&path, mode)?;
+        let copy = socket.listener.try_clone().map_err(failed)?;
+        store.put(supervise::SOCKET, vec![copy.into()])?;
+        Ok(socket)
+    }
+
     /// Listens at `path` with these permissions. A socket without a listener is replaced.
-    pub(super) fn bind(path: &Path, mode: u32) -> Result<Self, Failure> {
+    fn bind(path: &Path, mode: u32) -> Result<Self, Failure> {
         let failed = |error: io::Error| {
             let hint = hint(error.kind());
             Failure::at(path, format_args!("cannot listen: {error}")).maybe_hint(hint)

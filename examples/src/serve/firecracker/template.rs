@@ -7,6 +7,7 @@ use crate::failure::Failure;
 use crate::map::explained;
 use crate::outfile::Output;
 use crate::replay::policies::{Guest, Prepared};
+use crate::supervise::{self, Store};
 use kaleidoscope_core::clone::{FreeFrames, trust};
 use kaleidoscope_core::color::ColorMap;
 use kaleidoscope_core::coloring::Rules;
@@ -15,6 +16,8 @@ use kaleidoscope_core::manifest::{ImageIdentity, Limits, Manifest};
 use kaleidoscope_core::memory::GuestMemory;
 use kaleidoscope_core::prefetch::LocalityOrder;
 use std::ffi::OsString;
+use std::fs::File;
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
@@ -41,8 +44,8 @@ struct Colors {
 
 impl Template {
     /// Opens the memory file, and finds its colors or takes those that were found before.
-    pub(super) fn open(args: &Args) -> Result<Self, Failure> {
-        let image = layout(&args.layout).open(&args.memory)?;
+    pub(super) fn open(args: &Args, store: &Store) -> Result<Self, Failure> {
+        let image = memory(args, store)?;
         let colors = match &args.colors {
             Some(path) => given(path, &image)?,
             None => match cached(&cache_of(&args.memory), &image) {
@@ -68,6 +71,22 @@ impl Template {
             colors: colors.origin,
             is_colored: colors.is_colored,
         })
+    }
+}
+
+/// The memory file: the one that a handler which has died had open, whatever has its name now.
+fn memory(args: &Args, store: &Store) -> Result<MemoryImage, Failure> {
+    let failed = |error: std::io::Error| Failure::at(&args.memory, error);
+    match store.take_on(supervise::MEMORY).map_err(failed)?.pop() {
+        Some(file) => {
+            layout(&args.layout).open(Path::new(&format!("/proc/self/fd/{}", file.as_raw_fd())))
+        }
+        None => {
+            let image = layout(&args.layout).open(&args.memory)?;
+            let file = File::open(&args.memory).map_err(failed)?;
+            store.put(supervise::MEMORY, vec![file.into()])?;
+            Ok(image)
+        }
     }
 }
 

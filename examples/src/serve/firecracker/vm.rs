@@ -2,10 +2,12 @@
 
 use super::Args;
 use super::report::Event;
+use super::stored::{self, Connection, Hello};
 use super::template::Template;
 use crate::failure::Failure;
 use crate::interrupt::{Armed, Undo, arm_with};
 use crate::stdio::{Sayer, print_line};
+use crate::supervise::Store;
 use kaleidoscope_core::clone::{EngineOptions, LocalSource, Statistics, Stopped};
 use kaleidoscope_core::memory::GuestMemory;
 use kaleidoscope_core::replay::Trace;
@@ -33,6 +35,7 @@ pub(super) struct Handler {
     is_json: bool,
     sayer: Sayer,
     vms: Arc<Vms>,
+    store: Store,
 }
 
 /// The VMs and connections of a process.
@@ -73,10 +76,12 @@ struct Served {
     start: Instant,
     /// Ends the VMM.
     armed: Option<Armed>,
+    /// Firecracker keeps its end open, too.
+    _stream: Option<UnixStream>,
 }
 
 impl Handler {
-    pub(super) fn new(args: &Args, template: Template, sayer: Sayer) -> Self {
+    pub(super) fn new(args: &Args, template: Template, store: Store, sayer: Sayer) -> Self {
         let mut users = args.user.clone();
         users.push(rustix::process::geteuid().as_raw());
         Self {
@@ -87,6 +92,18 @@ impl Handler {
             is_json: args.json,
             sayer,
             vms: Arc::default(),
+            store,
+        }
+    }
+
+    pub(super) fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// Looks after the supervisor.
+    pub(super) fn tend(&self) {
+        if self.store.tend() {
+            self.say(&Event::SupervisorReplaced {});
         }
     }
 
@@ -114,9 +131,23 @@ impl Handler {
             });
             return;
         };
+        Self::spawn(handler, vm, Connection::New(stream));
+    }
+
+    /// Goes on with what a handler served that has died.
+    pub(super) fn take_over(handler: &Arc<Self>) {
+        for (vm, connection) in Connection::stored(&handler.store) {
+            handler.vms.add_as(vm);
+            Self::spawn(handler, vm, connection);
+        }
+        // From here on the guard knows those VMMs from this process.
+        handler.vms.wait_for_start();
+    }
+
+    fn spawn(handler: &Arc<Self>, vm: u64, connection: Connection) {
         let own = Arc::clone(handler);
         let thread = std::thread::Builder::new().name(format!("vm{vm}"));
-        let spawned = thread.spawn(move || own.run(vm, stream));
+        let spawned = thread.spawn(move || own.run(vm, connection));
         if let Err(error) = spawned {
             handler.vms.remove(vm);
             handler.say(&Event::Refused {
@@ -127,16 +158,17 @@ impl Handler {
         }
     }
 
-    fn run(&self, vm: u64, stream: UnixStream) {
+    fn run(&self, vm: u64, connection: Connection) {
         /// Also after a panic, the VM is no longer waited for.
-        struct Last<'a>(&'a Vms, u64);
+        struct Last<'a>(&'a Handler, u64);
         impl Drop for Last<'_> {
             fn drop(&mut self) {
-                self.0.remove(self.1);
+                stored::forget(&self.0.store, self.1);
+                self.0.vms.remove(self.1);
             }
         }
-        let _last = Last(&self.vms, vm);
-        match self.start(vm, &stream) {
+        let _last = Last(self, vm);
+        match self.start(vm, connection) {
             Ok(served) => self.wait(vm, served),
             Err(Refused { failure, vmm }) => {
                 let vmm = vmm.filter(|_| !self.keeps_vmm);
@@ -151,28 +183,31 @@ impl Handler {
     }
 
     /// From a connection to a session.
-    fn start(&self, vm: u64, stream: &UnixStream) -> Result<Served, Refused> {
+    fn start(&self, vm: u64, connection: Connection) -> Result<Served, Refused> {
         let start = Instant::now();
-        stream.set_read_timeout(Some(HANDSHAKE)).map_err(Failure::new)?;
-        let hello = receive(stream).map_err(Failure::new)?;
-        let Handoff { uid, pid, .. } = hello;
-        if !self.users.contains(&uid) {
-            let failure = format!("refused: process {pid} is of user {uid}");
-            let hint = format!("--user {uid} allows this user's processes to connect");
-            return Err(Failure::new(failure).hint(hint).into());
-        }
+        let taken_over = matches!(connection, Connection::Stored(_));
+        let hello = match connection {
+            Connection::New(stream) => self.receive(vm, stream)?,
+            Connection::Begun(stream) => {
+                // If the message is gone, the userfaultfd is, too.
+                let peer = stored::peer(&stream).map(Arc::new);
+                self.receive(vm, stream)
+                    .map_err(|Refused { failure, vmm }| Refused { failure, vmm: vmm.or(peer) })?
+            }
+            Connection::Stored(stored) => Hello::of(stored, &self.template.guest.identity)
+                .map_err(|(failure, process)| Refused { failure, vmm: process.map(Arc::new) })?,
+        };
+        let Hello { pid, uid, .. } = hello;
         // Its guest will wait for its pages, and nothing else would tell the VMM.
-        let has_sent = !hello.descriptors.is_empty();
         let vmm = hello.process.try_clone().map_err(Failure::new)?;
         let vmm = Arc::new(vmm);
-        let refused =
-            |failure: Failure| Refused { failure, vmm: has_sent.then(|| Arc::clone(&vmm)) };
+        let refused = |failure: Failure| Refused { failure, vmm: Some(Arc::clone(&vmm)) };
         if !self.vms.claim(vm, pid) {
             // The VM that it has is served on.
             let why = format!("refused: process {pid} has a VM here already");
             return Err(Failure::new(why).into());
         }
-        let handshake = Handshake::parse(&hello.message)
+        let handshake = Handshake::parse(hello.message.as_bytes())
             .map_err(|error| refused(Failure::new(format!("process {pid}: {error}"))))?;
         let layout = self.template.image.layout();
         handshake.check_layout(layout).map_err(|error| {
@@ -181,26 +216,56 @@ impl Handler {
                     .hint("--memory has to be the snapshot's that the VM loads; see also --format"),
             )
         })?;
-        let [userfaultfd] = <[OwnedFd; 1]>::try_from(hello.descriptors).map_err(|all| {
-            let count = all.len();
-            refused(Failure::new(format!("process {pid} sent {count} descriptors, not one")))
-        })?;
         let armed = self.arm(pid, hello.process.as_fd()).map_err(&refused)?;
+        let journal = match hello.journal {
+            Some(journal) => journal,
+            None => stored::put(&self.store, vm, &hello, &self.template.guest, layout.frames())
+                .map_err(&refused)?,
+        };
         let Template { image, guest, policy, free_frames, .. } = &self.template;
         let source = LocalSource::new(image.clone());
         let session = Session::builder(Arc::clone(&guest.locality), source)
-            .userfaultfd(userfaultfd, handshake.regions().iter().copied())
+            .userfaultfd(hello.userfaultfd, handshake.regions().iter().copied())
             .page_size(handshake.page_size())
             .policy(policy.build(&guest.locality, &Trace::default()))
             .options(EngineOptions::default().free_frames(*free_frames))
             .threads(self.threads)
             .until_exit(hello.process)
+            .journal(journal)
             .start()
             .map_err(|error| refused(Failure::new(format!("process {pid}: {error}"))))?;
         let session = Arc::new(session);
         self.vms.began(vm, &session);
-        self.say(&Event::started(vm, (pid, uid), &handshake, start.elapsed()));
-        Ok(Served { session, process: pid, start, armed })
+        let took = start.elapsed();
+        self.say(&Event::started(vm, (pid, uid), &handshake, took, taken_over));
+        Ok(Served { session, process: pid, start, armed, _stream: hello.stream })
+    }
+
+    /// What a VMM sends.
+    fn receive(&self, vm: u64, stream: UnixStream) -> Result<Hello, Refused> {
+        stored::put_stream(&self.store, vm, &stream)?;
+        stream.set_read_timeout(Some(HANDSHAKE)).map_err(Failure::new)?;
+        let hello = receive(&stream).map_err(Failure::new)?;
+        let Handoff { uid, pid, message, descriptors, process, .. } = hello;
+        if !self.users.contains(&uid) {
+            let failure = format!("refused: process {pid} is of user {uid}");
+            let hint = format!("--user {uid} allows this user's processes to connect");
+            return Err(Failure::new(failure).hint(hint).into());
+        }
+        let has_sent = !descriptors.is_empty();
+        let [userfaultfd] = match <[OwnedFd; 1]>::try_from(descriptors) {
+            Ok(one) => one,
+            Err(all) => {
+                let count = all.len();
+                let failure = format!("process {pid} sent {count} descriptors, not one");
+                let vmm = has_sent.then(|| Arc::new(process));
+                return Err(Refused { failure: Failure::new(failure), vmm });
+            }
+        };
+        // What is no text is no handshake either, and refused as such.
+        let message = String::from_utf8_lossy(&message).into_owned();
+        let stream = Some(stream);
+        Ok(Hello { pid, uid, message, userfaultfd, process, stream, journal: None })
     }
 
     /// Has the VMM end with this process, unless it is to be left alone.
@@ -221,7 +286,7 @@ impl Handler {
 
     /// Waits for the end of a session, and says how it came.
     fn wait(&self, vm: u64, served: Served) {
-        let Served { session, process, start, armed } = served;
+        let Served { session, process, start, armed, .. } = served;
         let ended = session.wait();
         let filled = self.vms.forget_session(vm);
         let statistics = filled.clone().unwrap_or_else(|| session.engine().statistics());
@@ -263,6 +328,22 @@ impl Vms {
         let vm = state.accepted;
         state.active.insert(vm, Active::default());
         Some(vm)
+    }
+
+    /// Adds a VM that another handler has served.
+    fn add_as(&self, vm: u64) {
+        let mut state = self.0.lock();
+        state.accepted = state.accepted.max(vm);
+        state.active.insert(vm, Active::default());
+    }
+
+    /// Waits until each VM is served, or is no VM any more.
+    fn wait_for_start(&self) {
+        let is_waiting = |active: &Active| active.session.is_none();
+        let end = Instant::now() + HANDSHAKE * 2;
+        while self.0.lock().active.values().any(is_waiting) && Instant::now() < end {
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 
     fn remove(&self, vm: u64) {
