@@ -2,7 +2,7 @@
 
 use super::ports::{Delivery, PageSource, Priority, SourceError};
 use crate::addr::{FRAME_BYTES, FrameIndex};
-use crate::memory::{GuestMemory, is_zero, read_page};
+use crate::memory::{GuestMemory, SnapshotId, is_zero, read_page};
 use crate::sync::{Condvar, Mutex};
 use std::collections::VecDeque;
 use std::fmt;
@@ -90,6 +90,10 @@ impl PageSource for LocalSource {
         }
         drop(asked);
         batch.iter().take(n).try_for_each(|frame| self.read(*frame, deliver))
+    }
+
+    fn snapshot_id(&self) -> Option<SnapshotId> {
+        self.memory.snapshot_id()
     }
 }
 

@@ -6,7 +6,7 @@
 //! Tests wrap a port to delay, lose, repeat or damage what passes through it.
 
 use crate::addr::FrameIndex;
-use crate::memory::Page;
+use crate::memory::{Page, SnapshotId};
 use crate::prefetch::Access;
 use std::error::Error;
 use std::fmt;
@@ -193,6 +193,13 @@ pub trait PageSource: Send + Sync {
     fn window(&self) -> usize {
         128
     }
+
+    /// Identifies the snapshot whose pages it delivers; `None` if it is not known, which is the
+    /// default. A source that wraps another one should forward this method. Without an id,
+    /// [`FreeFrames::Auto`](super::FreeFrames::Auto) fetches free frames.
+    fn snapshot_id(&self) -> Option<SnapshotId> {
+        None
+    }
 }
 
 impl<S: PageSource + ?Sized> PageSource for Arc<S> {
@@ -210,6 +217,10 @@ impl<S: PageSource + ?Sized> PageSource for Arc<S> {
 
     fn window(&self) -> usize {
         (**self).window()
+    }
+
+    fn snapshot_id(&self) -> Option<SnapshotId> {
+        (**self).snapshot_id()
     }
 }
 
