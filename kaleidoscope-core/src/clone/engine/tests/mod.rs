@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
+mod free;
 mod granules;
 mod panics;
 mod shown;
