@@ -145,3 +145,65 @@ impl fmt::Debug for LocalSource {
         f.debug_struct("LocalSource").field("asked", &self.asked).finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::addr::Gpa;
+    use crate::memory::{MemoryError, MemoryLayout, VecMemory};
+
+    /// Memory whose bytes cannot be borrowed, and that lacks a frame.
+    struct Dump(VecMemory);
+
+    impl GuestMemory for Dump {
+        fn layout(&self) -> &MemoryLayout {
+            self.0.layout()
+        }
+
+        fn read(&self, gpa: Gpa, buf: &mut [u8]) -> Result<(), MemoryError> {
+            let missing = Gpa(0x13000);
+            if (gpa.0..gpa.0 + buf.len() as u64).contains(&missing.0) {
+                return Err(MemoryError::Missing { gpa, len: buf.len() });
+            }
+            self.0.read(gpa, buf)
+        }
+    }
+
+    /// What a source delivers: the first byte of a page.
+    fn delivered(memory: Arc<dyn GuestMemory>, frames: &[u32]) -> Vec<(u32, Option<u8>)> {
+        let source = LocalSource::new(memory);
+        let frames: Vec<_> = frames.iter().copied().map(FrameIndex).collect();
+        source.request(&frames, Priority::Prefetch).unwrap();
+        let mut all = Vec::new();
+        while all.len() < frames.len() {
+            let mut take = |delivery: Delivery<'_>| {
+                all.push((
+                    delivery.frame().0,
+                    match delivery {
+                        Delivery::Page(_, page) => Some(page[0]),
+                        Delivery::Zero(_) => Some(0),
+                        Delivery::Unavailable(_) => None,
+                    },
+                ));
+            };
+            source.receive(Duration::ZERO, &mut take).unwrap();
+        }
+        all
+    }
+
+    /// Frames 0 to 3 and 4 to 43 are two regions; frame 7 is missing, frame 9 is zeros.
+    #[test]
+    fn runs_have_the_bytes_of_their_frames() {
+        let layout = MemoryLayout::new(&[(Gpa(0), 0x4000), (Gpa(0x10000), 0x28000)]).unwrap();
+        let mut memory = VecMemory::zeroed(layout);
+        for (n, page) in (0u8..).zip(memory.bytes_mut().chunks_exact_mut(FRAME_BYTES)) {
+            page.fill(if n == 9 { 0 } else { n + 1 });
+        }
+        let content = |frame: u32| if frame == 9 { 0 } else { u8::try_from(frame + 1).unwrap() };
+        let frames: Vec<u32> = (0..44).chain([5, 40, 41, 2]).collect();
+        let expected: Vec<_> = frames.iter().map(|frame| (*frame, Some(content(*frame)))).collect();
+        assert_eq!(delivered(Arc::new(memory.clone()), &frames), expected);
+        let without = expected.into_iter().map(|(n, byte)| (n, byte.filter(|_| n != 7)));
+        assert_eq!(delivered(Arc::new(Dump(memory)), &frames), without.collect::<Vec<_>>());
+    }
+}

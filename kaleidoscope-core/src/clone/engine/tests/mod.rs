@@ -5,6 +5,7 @@
 mod free;
 mod granules;
 mod panics;
+mod runs;
 mod shown;
 mod timeout;
 
