@@ -1,15 +1,19 @@
 //! What a fault costs in a userfaultfd session, beside the least that it could cost.
 //!
-//! `cargo bench -p kaleidoscope-examples --bench uffd -- [ROUNDS] [MIB]`
+//! `cargo bench -p kaleidoscope-examples --bench uffd -- [ROUNDS] [MIB] [TRACE ROUNDS] [FILTER]`
 //!
 //! A child maps memory, sends its userfaultfd, and touches every page once, in random order, on one
 //! thread. It is served in alternating rounds by a session with the policy `demand`, and by bare
 //! loops that read the fault and issue UFFDIO_COPY alone. Both take the pages from the same place:
 //! memory, or a file that is read. Handler and child run on one core each, and both on one.
+//!
+//! Then whole traces of real guests' clones (`uffd/traces.rs`), those whose paths contain FILTER.
 
 #![allow(clippy::print_stdout, reason = "a benchmark shows what it finds")]
 #![expect(unsafe_code, reason = "the bare loops issue UFFDIO_COPY")]
 
+#[path = "uffd/traces.rs"]
+mod traces;
 #[expect(dead_code, unreachable_pub, reason = "an example has more than is used here")]
 #[path = "../examples/userfaultfd_vmm.rs"]
 mod vmm;
@@ -25,7 +29,7 @@ use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use std::error::Error;
 use std::fs::File;
-use std::os::fd::{FromRawFd, IntoRawFd};
+use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
@@ -54,6 +58,9 @@ fn pin(cpu: usize) -> Outcome<()> {
 fn child(what: &str) -> Outcome<()> {
     let words: Vec<&str> = what.split(' ').collect();
     let [socket, bytes, seed, cpu] = words[..] else { return Err("four words".into()) };
+    if seed.contains('/') {
+        return traces::child(socket, bytes, seed, cpu);
+    }
     pin(cpu.parse()?)?;
     let memory = Memory::hand_over(Path::new(socket), bytes.parse()?)?;
     let order = shuffled(memory.pages(), seed.parse()?);
@@ -154,9 +161,7 @@ impl World {
                 if handler == Handler::Blocking {
                     fcntl_setfl(&descriptor, fcntl_getfl(&descriptor)? - OFlags::NONBLOCK)?;
                 }
-                // SAFETY: the child opened it as a userfaultfd, and it is given away.
-                let uffd = unsafe { Uffd::from_raw_fd(descriptor.into_raw_fd()) };
-                self.bare(&uffd, address, handler)?;
+                self.bare(&own(descriptor), address, handler)?;
             }
         }
         std::fs::remove_file(&socket)?;
@@ -184,13 +189,25 @@ impl World {
             } else {
                 &memory[at..at + PAGE]
             };
-            let to = std::ptr::without_provenance_mut(usize::try_from(address)? + at);
-            // SAFETY: the source is `page`; the target is memory of another process.
-            unsafe { uffd.copy(page.as_ptr().cast(), to, PAGE, true) }?;
+            copy(uffd, usize::try_from(address)? + at, page)?;
             left -= 1;
         }
         Ok(())
     }
+}
+
+/// A descriptor that the child opened as a userfaultfd.
+fn own(descriptor: OwnedFd) -> Uffd {
+    // SAFETY: the child opened it as a userfaultfd, and it is given away.
+    unsafe { Uffd::from_raw_fd(descriptor.into_raw_fd()) }
+}
+
+/// Fills pages at an address of the child.
+fn copy(uffd: &Uffd, address: usize, bytes: &[u8]) -> Outcome<()> {
+    let to = std::ptr::without_provenance_mut(address);
+    // SAFETY: the source is `bytes`; the target is memory of another process.
+    unsafe { uffd.copy(bytes.as_ptr().cast(), to, bytes.len(), true) }?;
+    Ok(())
 }
 
 fn median(mut values: Vec<f64>) -> f64 {
@@ -235,14 +252,22 @@ fn main() -> Outcome<()> {
         return Ok(());
     }
     // `cargo bench` passes `--bench`.
-    let numbers: Vec<u64> = std::env::args().filter_map(|word| word.parse().ok()).collect();
-    let rounds = usize::try_from(numbers.first().copied().unwrap_or(15))?;
-    let world = World::new(numbers.get(1).copied().unwrap_or(256) << 20)?;
+    let words: Vec<String> = std::env::args().skip(1).filter(|word| word != "--bench").collect();
+    let numbers: Vec<u64> = words.iter().filter_map(|word| word.parse().ok()).collect();
+    let number = |n: usize, default| numbers.get(n).copied().unwrap_or(default);
+    let filter = words.iter().find(|word| word.parse::<u64>().is_err());
+    let rounds = usize::try_from(number(0, 15))?;
     let usable = sched_getaffinity(None)?;
     let mut usable = (0..CpuSet::MAX_CPU).filter(|cpu| usable.is_set(*cpu));
     let first = usable.next().ok_or("no core")?;
-    if let Some(second) = usable.next() {
-        measure(&world, rounds, "two cores", (first, second))?;
+    let second = usable.next();
+    if rounds > 0 {
+        let world = World::new(number(1, 256) << 20)?;
+        if let Some(second) = second {
+            measure(&world, rounds, "two cores", (first, second))?;
+        }
+        measure(&world, rounds, "one core", (first, first))?;
     }
-    measure(&world, rounds, "one core", (first, first))
+    let filter = filter.map_or("", String::as_str);
+    traces::measure(usize::try_from(number(2, 5))?, filter, (first, second.unwrap_or(first)))
 }

@@ -92,7 +92,8 @@ impl Vm {
             Arc::clone(&ram) as Arc<dyn PageInstaller>,
         );
         // Fetch all other pages when the connection is idle. Afterwards the clone no longer needs
-        // the server.
+        // the server. Free frames are not fetched but zeroed where the server's descriptor allows it
+        // (`FreeFrames::Auto`).
         let options = EngineOptions::default().background(Background::Full);
         let engine = Engine::start(parts, options)?;
         Ok(Self { ram, layout, engine })

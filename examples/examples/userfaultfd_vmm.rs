@@ -71,6 +71,20 @@ impl Memory {
         unsafe { word.read_volatile() }
     }
 
+    /// Reads a page's first byte, or sets it to zero: a fault where the page is missing.
+    pub fn touch(&self, page: usize, is_write: bool) {
+        assert!(page < self.pages(), "outside of the memory");
+        let byte = self.start.wrapping_add(page * PAGE);
+        if is_write {
+            // SAFETY: the byte lies in the mapping, as the assertion above says; nothing refers to
+            // the mapping, nothing unmaps it, and no other thread accesses it.
+            unsafe { byte.write_volatile(0) };
+        } else {
+            // SAFETY: as above.
+            unsafe { byte.read_volatile() };
+        }
+    }
+
     /// Reads a whole page.
     #[must_use]
     pub fn page(&self, page: usize) -> Vec<u8> {

@@ -41,7 +41,7 @@ impl Args {
     pub(crate) fn run(&self) -> Result<(), Failure> {
         let path = &self.manifest;
         let manifest = Manifest::read_file(path, &Limits::default());
-        let manifest = manifest.map_err(|error| explained(path, &error))?;
+        let mut manifest = manifest.map_err(|error| explained(path, &error))?;
         if let Some(image) = &self.verify {
             let memory = self.layout.open(image)?;
             manifest.verify(&memory).map_err(|e| {

@@ -239,23 +239,31 @@ fn what_comes_beside_the_memory_fits_it() {
     assert_eq!(server.serving["identity"], read.identity().to_string());
 }
 
+/// Free frames are zeros unless the server says otherwise, as in every clone of its descriptor.
 #[test]
 fn the_embedded_engine_reads_the_image() {
     let files = Files::guest(7);
-    let socket = format!("unix:{}", files.text("k.sock"));
-    let _server = files.serve(&["--listen", &socket]);
-    let mut out = Vec::new();
-    embed::run(&socket, &mut out).unwrap();
-    let (out, image) = (String::from_utf8(out).unwrap(), files.image());
-    let lines: Vec<_> = out.lines().collect();
-    let (last, words) = lines.split_last().unwrap();
-    assert_eq!(words.len(), 8192 / 16);
-    for (n, line) in words.iter().enumerate() {
-        let page = &image[n * 16 * 4096..];
-        let word = u64::from_le_bytes(page[..8].try_into().unwrap());
-        assert!(line.ends_with(&format!(" {word:016x}")), "{line}");
+    let image = files.image();
+    for (name, flags) in [("all.sock", &["--fetch-free"][..]), ("default.sock", &[])] {
+        let socket = format!("unix:{}", files.text(name));
+        let _server = files.serve(&[&["--listen", &socket], flags].concat());
+        let mut out = Vec::new();
+        embed::run(&socket, &mut out).unwrap();
+        let out = String::from_utf8(out).unwrap();
+        let lines: Vec<_> = out.lines().collect();
+        let (last, words) = lines.split_last().unwrap();
+        assert_eq!(words.len(), 8192 / 16);
+        let mut zeroed = 0;
+        for (n, line) in words.iter().enumerate() {
+            let page = &image[n * 16 * 4096..];
+            let word = u64::from_le_bytes(page[..8].try_into().unwrap());
+            let is_zeroed = word != 0 && line.ends_with(" 0000000000000000");
+            assert!(is_zeroed || line.ends_with(&format!(" {word:016x}")), "{line}");
+            zeroed += usize::from(is_zeroed);
+        }
+        assert_eq!(zeroed > 0, flags.is_empty(), "{zeroed} of 512 words are zeros");
+        assert!(last.contains("pages ahead of them"), "{last}");
     }
-    assert!(last.contains("pages ahead of them"), "{last}");
     assert!(embed::run("unix:/nonexistent", &mut Vec::new()).is_err());
 }
 

@@ -114,7 +114,7 @@ fn no_derived_file_reads_a_hole() {
         identity.verify(&sparse, &map).unwrap();
         trust(&sparse, &map).unwrap();
         let manifest = Manifest::new(map.clone(), identity).to_bytes().unwrap();
-        let read = Manifest::from_bytes(&manifest, &Limits::for_frames(frames)).unwrap();
+        let mut read = Manifest::from_bytes(&manifest, &Limits::for_frames(frames)).unwrap();
         read.verify(&sparse).unwrap();
         let descriptor = Descriptor::of(&sparse, Some(map.clone())).unwrap();
         let descriptor = descriptor.with_holes_of(&sparse);

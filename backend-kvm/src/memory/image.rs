@@ -7,7 +7,7 @@ use crate::error::{Asked, Error, ErrorKind};
 use crate::sys::{Immutability, Mapping, Overlay, Sealed, Sharing};
 use kaleidoscope_core::addr::{FRAME_BYTES, FrameIndex, Gpa};
 use kaleidoscope_core::fingerprint::Fingerprints;
-use kaleidoscope_core::memory::{GuestMemory, MemoryError, MemoryLayout, is_zero};
+use kaleidoscope_core::memory::{GuestMemory, MemoryError, MemoryLayout, SnapshotId, is_zero};
 use std::ops::Range;
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -34,6 +34,7 @@ pub struct SnapshotMemory {
     layers: Vec<Layer>,
     /// Frames that the content store provides, sorted.
     stored: Vec<(Range<u32>, Arc<Pins>)>,
+    id: SnapshotId,
 }
 
 /// A range of an image's bytes with one backing.
@@ -192,7 +193,7 @@ impl SnapshotMemory {
         });
         let mut stored: Vec<_> = in_store.flatten().collect();
         stored.sort_unstable_by_key(|(run, _)| run.start);
-        Ok(Self { layout, layers, sealed, stored })
+        Ok(Self { layout, layers, sealed, stored, id: SnapshotId::unique() })
     }
 
     /// Splits a range into pieces with one backing each.
@@ -336,6 +337,10 @@ impl GuestMemory for SnapshotMemory {
         // Pages of the store may only be copied, as the type's documentation explains.
         let is_sealed = self.pieces(range.clone()).all(|piece| piece.store.is_none());
         self.sealed.bytes().get(range).filter(|_| is_sealed)
+    }
+
+    fn snapshot_id(&self) -> Option<SnapshotId> {
+        Some(self.id)
     }
 }
 

@@ -37,22 +37,41 @@ impl UserfaultMemory {
             return Ok(1);
         }
         let run = frames.start..frames.start + count;
-        match shard.descriptor.zero(shard.addresses_of(run)) {
-            Ok(()) => Ok(count),
-            Err((bytes, error)) => {
-                let filled = u32::try_from(bytes / FRAME_BYTES).unwrap_or(0);
-                match error {
-                    Errno::EXIST => Ok(filled + 1),
-                    // The kernel says so, too, when it filled some and not all.
-                    Errno::AGAIN => Ok(filled),
-                    Errno::SRCH => Err(InstallError::ended()),
-                    error => {
-                        let what = format!("frame {} cannot be filled", frames.start + filled);
-                        Err(InstallError::caused_by(what, error))
-                    }
-                }
+        self.filled(run.clone(), shard.descriptor.zero(shard.addresses_of(run)))
+    }
+
+    /// As [`zero_some`](Self::zero_some), with pages.
+    fn copy_some(&self, first: u32, pages: &[Page]) -> Result<u32, InstallError> {
+        let (shard, addresses) = self.shard(FrameIndex(first))?;
+        let most = (shard.frames.end - first) as usize;
+        let bytes = pages.get(..most).unwrap_or(pages).as_flattened();
+        let run = first..first + u32::try_from(bytes.len() / FRAME_BYTES).unwrap_or(0);
+        self.filled(run, shard.descriptor.copy(addresses.start, bytes))
+    }
+
+    /// How many frames of a run have a page after an attempt to fill it.
+    fn filled(
+        &self,
+        run: Range<u32>,
+        result: Result<(), (usize, Errno)>,
+    ) -> Result<u32, InstallError> {
+        let Err((bytes, error)) = result else { return Ok(run.end - run.start) };
+        let filled = u32::try_from(bytes / FRAME_BYTES).unwrap_or(0);
+        // The kernel says EAGAIN, too, when it filled some and not all.
+        let next = self.installed(FrameIndex(run.start + filled), Err((0, error)))?;
+        Ok(filled + u32::from(next != Installed::TryAgain))
+    }
+
+    /// As [`PageInstaller::install_run`], one frame at a time.
+    fn install_each(&self, first: FrameIndex, pages: &[Page]) -> Result<u32, InstallError> {
+        let mut done = 0;
+        for (frame, page) in (first.0..).zip(pages) {
+            match self.install(FrameIndex(frame), page)? {
+                Installed::Installed | Installed::AlreadyPresent => done += 1,
+                Installed::TryAgain => break,
             }
         }
+        Ok(done)
     }
 }
 
@@ -79,6 +98,21 @@ impl PageInstaller for UserfaultMemory {
         }
         shard.descriptor.wake(addresses).asked("waking a vCPU").map_err(failed)?;
         Ok(if put == Put::New { Installed::Installed } else { Installed::AlreadyPresent })
+    }
+
+    fn install_run(&self, first: FrameIndex, pages: &[Page]) -> Result<u32, InstallError> {
+        if self.blocks.is_some() || self.cache.is_some() {
+            return self.install_each(first, pages);
+        }
+        let mut done = 0;
+        while let Some(rest @ [_, ..]) = pages.get(done as usize..) {
+            let filled = self.copy_some(first.0 + done, rest)?;
+            if filled == 0 {
+                break;
+            }
+            done += filled;
+        }
+        Ok(done)
     }
 
     fn zero(&self, frame: FrameIndex) -> Result<Installed, InstallError> {

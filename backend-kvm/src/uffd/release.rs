@@ -18,7 +18,9 @@ impl OnDemand {
                 Err(Error::input("a cache is of 4 KiB pages"))
             }
             Some(cache) if cache.layout() == layout => {
-                Ok(Arc::new(cache.admit(&self.locality, self.options.free_frames)?))
+                let free_frames = self.options.free_frames;
+                let free_frames = free_frames.for_source(self.locality.map(), &*self.source);
+                Ok(Arc::new(cache.admit(&self.locality, free_frames)?))
             }
             Some(_) => Err(Error::input("the cache is of another guest")),
             None => {

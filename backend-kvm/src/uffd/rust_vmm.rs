@@ -12,7 +12,7 @@ use crate::memory::PageSize;
 use crate::sys::Mapping;
 use kaleidoscope_core::addr::{FRAME_SIZE, Gpa};
 use kaleidoscope_core::clone::{Engine, Stopped};
-use kaleidoscope_core::memory::{GuestMemory, MemoryError, MemoryLayout};
+use kaleidoscope_core::memory::{GuestMemory, MemoryError, MemoryLayout, SnapshotId};
 use std::sync::Arc;
 use vm_memory::{
     Address, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
@@ -31,6 +31,7 @@ fn layout(memory: &GuestMemoryMmap) -> Result<MemoryLayout, Error> {
 pub struct SnapshotMmap {
     memory: GuestMemoryMmap,
     layout: MemoryLayout,
+    id: SnapshotId,
 }
 
 impl SnapshotMmap {
@@ -39,7 +40,7 @@ impl SnapshotMmap {
     /// # Errors
     /// [`ErrorKind::InvalidInput`] when its regions are not of whole frames.
     pub fn new(memory: GuestMemoryMmap) -> Result<Self, Error> {
-        Ok(Self { layout: layout(&memory)?, memory })
+        Ok(Self { layout: layout(&memory)?, memory, id: SnapshotId::unique() })
     }
 }
 
@@ -53,6 +54,11 @@ impl GuestMemory for SnapshotMmap {
         self.layout.bytes_at(gpa, len).ok_or(MemoryError::NotRam { gpa, len })?;
         let read = self.memory.read_slice(buf, GuestAddress(gpa.0));
         read.map_err(|error| MemoryError::Io { gpa, source: std::io::Error::other(error) })
+    }
+
+    /// The vCPUs do not run, so that the bytes stay as they are.
+    fn snapshot_id(&self) -> Option<SnapshotId> {
+        Some(self.id)
     }
 }
 

@@ -78,7 +78,10 @@ impl Session {
     /// A session that fills a VM's memory with the pages of `source`, which are colored by `map` (a
     /// [color map](kaleidoscope_core::color::ColorMap), or its [`LocalityOrder`] where several
     /// sessions share one). Unless told otherwise, the [predicted](prefetch::predicted) policy
-    /// prefetches.
+    /// prefetches, and free frames are filled with zeros if the map proves that safe for the very
+    /// snapshot that `source` has; see
+    /// [`FreeFrames::Auto`](kaleidoscope_core::clone::FreeFrames::Auto). A map of another snapshot
+    /// costs time, and no wrong page.
     pub fn builder(
         map: impl Into<Arc<LocalityOrder>>,
         source: impl PageSource + 'static,

@@ -78,7 +78,7 @@ impl ZeroedFrames {
     /// What clones do without that do as is said.
     fn of(locality: &Arc<LocalityOrder>, free: FreeFrames) -> Self {
         match free.allowed_by(locality.map()) {
-            FreeFrames::Fetch => Self::Nothing,
+            FreeFrames::Auto | FreeFrames::Fetch => Self::Nothing,
             FreeFrames::Zero => Self::Free(Arc::clone(locality)),
         }
     }

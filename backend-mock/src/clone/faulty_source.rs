@@ -4,7 +4,7 @@ use super::log::Call;
 use super::script::{Failure, Script};
 use kaleidoscope_core::addr::{FRAME_BYTES, FrameIndex};
 use kaleidoscope_core::clone::ports::{Delivery, PageSource, Priority, SourceError};
-use kaleidoscope_core::memory::Page;
+use kaleidoscope_core::memory::{Page, SnapshotId};
 use parking_lot::Mutex;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -172,6 +172,10 @@ impl PageSource for FaultySource {
 
     fn window(&self) -> usize {
         self.inner.window()
+    }
+
+    fn snapshot_id(&self) -> Option<SnapshotId> {
+        self.inner.snapshot_id()
     }
 }
 

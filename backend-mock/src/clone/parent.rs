@@ -3,7 +3,9 @@
 use super::pattern::Pattern;
 use crate::Rng;
 use kaleidoscope_core::addr::{FRAME_BYTES, FrameIndex, Gpa};
-use kaleidoscope_core::memory::{GuestMemory, MemoryError, MemoryLayout, Page, ZERO_PAGE};
+use kaleidoscope_core::memory::{
+    GuestMemory, MemoryError, MemoryLayout, Page, SnapshotId, ZERO_PAGE,
+};
 use parking_lot::{Mutex, RwLock};
 use std::collections::HashMap;
 use std::io;
@@ -55,6 +57,7 @@ enum InitialContent {
 pub struct Snapshot {
     shared: Arc<Shared>,
     epoch: u64,
+    id: SnapshotId,
 }
 
 /// Threads that write to a parent until this is dropped.
@@ -94,7 +97,8 @@ impl MockParent {
     #[must_use]
     pub fn freeze(&self) -> Snapshot {
         let mut epoch = self.shared.epoch.write();
-        let snapshot = Snapshot { shared: Arc::clone(&self.shared), epoch: *epoch };
+        let shared = Arc::clone(&self.shared);
+        let snapshot = Snapshot { shared, epoch: *epoch, id: SnapshotId::unique() };
         *epoch += 1;
         snapshot
     }
@@ -241,6 +245,10 @@ impl GuestMemory for Snapshot {
             rest = later;
         }
         Ok(())
+    }
+
+    fn snapshot_id(&self) -> Option<SnapshotId> {
+        Some(self.id)
     }
 }
 

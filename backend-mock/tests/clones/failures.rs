@@ -55,8 +55,15 @@ fn a_frame_that_does_not_exist_stops_the_clone() {
 
 #[test]
 fn memory_that_cannot_be_filled_stops_the_clone() {
-    for call in [Call::Install, Call::Zero, Call::Wait, Call::Read] {
-        let run = with(&[(call, When::Nth(30), Failure::Fail)], EngineOptions::default());
+    let calls = [
+        (Call::Install, 30),
+        (Call::Zero, 2),
+        (Call::ZeroRun, 2),
+        (Call::Wait, 30),
+        (Call::Read, 30),
+    ];
+    for (call, nth) in calls {
+        let run = with(&[(call, When::Nth(nth), Failure::Fail)], EngineOptions::default());
         let expected = format!("{call} fails, as scripted");
         assert!(reason(&run).contains(&expected), "{}", reason(&run));
     }

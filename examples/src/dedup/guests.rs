@@ -88,7 +88,7 @@ fn map(
     }
     let limits = Limits::for_frames(image.layout().frames());
     let read = Manifest::read_file(&manifest, &limits).map_err(|e| Failure::at(&manifest, e));
-    let verified = read.and_then(|read| match read.verify(image) {
+    let verified = read.and_then(|mut read| match read.verify(image) {
         Ok(()) => Ok(read.map),
         Err(error) => Err(Failure::at(&manifest, error)),
     });

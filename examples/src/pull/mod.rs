@@ -189,7 +189,7 @@ impl Args {
         match (self.skip_free, descriptor.free_frames()) {
             (false, _) => Ok(FreeFrames::Fetch),
             (true, FreeFrames::Zero) => Ok(FreeFrames::Zero),
-            (true, FreeFrames::Fetch) => {
+            (true, FreeFrames::Auto | FreeFrames::Fetch) => {
                 Err(Failure::new("the server does not say that free frames may be left out")
                     .hint("pull without --skip-free; `kaleidoscope serve` tells why"))
             }
@@ -224,7 +224,7 @@ impl Args {
             (Ok(()), _) => Ok(Verified::Sample),
             // Free frames are in the sample that is compared.
             (Err(_), FreeFrames::Zero) => Ok(Verified::Nothing),
-            (Err(error), FreeFrames::Fetch) => Err(self.other_bytes(error)),
+            (Err(error), FreeFrames::Auto | FreeFrames::Fetch) => Err(self.other_bytes(error)),
         }
     }
 
@@ -243,7 +243,7 @@ impl Args {
                 Err(self
                     .other_bytes(format_args!("frame {frame} has other bytes than the image's")))
             }
-            (None, FreeFrames::Fetch) => Ok(Verified::All),
+            (None, FreeFrames::Auto | FreeFrames::Fetch) => Ok(Verified::All),
             (None, FreeFrames::Zero) => Ok(Verified::AllButFree),
         }
     }

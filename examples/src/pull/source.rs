@@ -3,6 +3,7 @@
 use super::copy::Copy;
 use kaleidoscope_core::addr::FrameIndex;
 use kaleidoscope_core::clone::ports::{Delivery, PageSource, Priority, SourceError};
+use kaleidoscope_core::memory::SnapshotId;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -58,5 +59,9 @@ impl PageSource for Watched {
 
     fn window(&self) -> usize {
         self.source.window()
+    }
+
+    fn snapshot_id(&self) -> Option<SnapshotId> {
+        self.source.snapshot_id()
     }
 }

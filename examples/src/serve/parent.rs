@@ -86,7 +86,7 @@ fn describe(args: &Args, image: &MemoryImage) -> Result<Descriptor, Failure> {
     let manifest = match &args.map_from {
         Some(path) => {
             let limits = Limits::for_frames(image.layout().frames());
-            let manifest =
+            let mut manifest =
                 Manifest::read_file(path, &limits).map_err(|error| explained(path, &error))?;
             manifest.verify(image).map_err(|e| {
                 Failure::at(path, e).hint("the manifest is of another image: color this one anew")

@@ -56,7 +56,7 @@ impl Serving {
             trust: parent.trust.map_or_else(String::new, |trust| {
                 let may = match free_frames {
                     FreeFrames::Zero => "clones may fill them with zeros",
-                    FreeFrames::Fetch => "clones fetch them",
+                    FreeFrames::Auto | FreeFrames::Fetch => "clones fetch them",
                 };
                 format!("free frames: {may} ({trust})\n")
             }),

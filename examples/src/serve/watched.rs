@@ -3,7 +3,9 @@
 use kaleidoscope_core::addr::{FRAME_BYTES, FRAME_SIZE, FrameIndex, Gpa};
 use kaleidoscope_core::fingerprint::WholeImage;
 use kaleidoscope_core::image::MemoryImage;
-use kaleidoscope_core::memory::{Backing, Extent, GuestMemory, MemoryError, MemoryLayout};
+use kaleidoscope_core::memory::{
+    Backing, Extent, GuestMemory, MemoryError, MemoryLayout, SnapshotId,
+};
 use std::io;
 use std::sync::{Arc, Once};
 
@@ -70,6 +72,10 @@ impl GuestMemory for Watched {
 
     fn release(&self, gpa: Gpa, bytes: u64) {
         self.image.release(gpa, bytes);
+    }
+
+    fn snapshot_id(&self) -> Option<SnapshotId> {
+        self.image.snapshot_id()
     }
 }
 

@@ -30,10 +30,11 @@ mod retry;
 pub mod shared;
 mod statistics;
 
+pub use crate::coloring::{Trust, Verdict, trust};
 pub use address::ServerAddress;
 pub use descriptor::{Descriptor, DescriptorError, DescriptorLimits, MAX_SERVERS, MAX_STATE};
 pub use engine::Engine;
-pub use free_frames::{FreeFrames, Trust, Verdict, trust};
+pub use free_frames::FreeFrames;
 pub use id::CloneId;
 pub use local::LocalSource;
 pub use options::{Background, EngineOptions, EngineParts, Feedback, Stopped};

@@ -120,7 +120,8 @@ pub struct EngineOptions {
     pub feedback: Feedback,
     /// Maximum staged pages. The oldest are dropped first.
     pub staged: usize,
-    /// Whether free frames are filled with zeros on this host, or fetched.
+    /// Whether free frames are filled with zeros on this host, or fetched. Decided when the engine
+    /// starts.
     pub free_frames: FreeFrames,
     /// How long a touched frame may take to become resident, and how long an installation that
     /// returns [`Installed::TryAgain`](super::ports::Installed::TryAgain) is retried, before the
@@ -135,8 +136,8 @@ pub struct EngineOptions {
 
 impl Default for EngineOptions {
     /// 256 frames per plan, 4096 planned frames, no feedback (4096 staged pages if it is turned
-    /// on), no background fill, free frames fetched, a timeout of 30 seconds, granules of one
-    /// frame.
+    /// on), no background fill, free frames zeroed where that is known to be safe, a timeout of 30
+    /// seconds, granules of one frame.
     fn default() -> Self {
         Self {
             background: Background::Off,
@@ -144,7 +145,7 @@ impl Default for EngineOptions {
             queue: 4096,
             feedback: Feedback::Off,
             staged: 4096,
-            free_frames: FreeFrames::Fetch,
+            free_frames: FreeFrames::Auto,
             timeout: Duration::from_secs(30),
             granule: 1,
         }

@@ -6,7 +6,7 @@
 //! Tests wrap a port to delay, lose, repeat or damage what passes through it.
 
 use crate::addr::FrameIndex;
-use crate::memory::Page;
+use crate::memory::{Page, SnapshotId};
 use crate::prefetch::Access;
 use std::error::Error;
 use std::fmt;
@@ -193,6 +193,13 @@ pub trait PageSource: Send + Sync {
     fn window(&self) -> usize {
         128
     }
+
+    /// Identifies the snapshot whose pages it delivers; `None` if it is not known, which is the
+    /// default. A source that wraps another one should forward this method. Without an id,
+    /// [`FreeFrames::Auto`](super::FreeFrames::Auto) fetches free frames.
+    fn snapshot_id(&self) -> Option<SnapshotId> {
+        None
+    }
 }
 
 impl<S: PageSource + ?Sized> PageSource for Arc<S> {
@@ -210,6 +217,10 @@ impl<S: PageSource + ?Sized> PageSource for Arc<S> {
 
     fn window(&self) -> usize {
         (**self).window()
+    }
+
+    fn snapshot_id(&self) -> Option<SnapshotId> {
+        (**self).snapshot_id()
     }
 }
 
@@ -288,14 +299,32 @@ pub trait PageInstaller: Send + Sync {
     /// [`InstallError`] when the frame cannot be filled; the clone is then stopped.
     fn install(&self, frame: FrameIndex, page: &Page) -> Result<Installed, InstallError>;
 
+    /// Fills consecutive empty frames, in the cheapest way that the memory offers. The vCPUs that
+    /// wait for them need not be woken: the engine does so where it knows of any.
+    ///
+    /// Returns how many frames, counted from the first, now have a page.
+    ///
+    /// # Errors
+    /// As for [`PageInstaller::install`].
+    fn install_run(&self, first: FrameIndex, pages: &[Page]) -> Result<u32, InstallError> {
+        let mut done = 0;
+        for (frame, page) in (first.0..).zip(pages) {
+            match self.install(FrameIndex(frame), page)? {
+                Installed::Installed | Installed::AlreadyPresent => done += 1,
+                Installed::TryAgain => break,
+            }
+        }
+        Ok(done)
+    }
+
     /// Fills an empty frame with zeros, and wakes the vCPUs that wait for it.
     ///
     /// # Errors
     /// As for [`PageInstaller::install`].
     fn zero(&self, frame: FrameIndex) -> Result<Installed, InstallError>;
 
-    /// Fills empty frames with zeros ahead of any touch, in the cheapest way that the memory
-    /// offers.
+    /// Fills consecutive empty frames with zeros, in the cheapest way that the memory offers. As for
+    /// [`install_run`](Self::install_run), the engine wakes the vCPUs that wait.
     ///
     /// Returns how many frames, counted from the first, now have a page.
     ///

@@ -1,8 +1,9 @@
 //! The color map: one record per frame of a guest.
 
+use super::trusted::FreeFrameTrust;
 use super::{Color, FrameKind, Order, Region, RegionId, Temperature};
 use crate::addr::{FrameIndex, Gfn};
-use crate::memory::MemoryLayout;
+use crate::memory::{MemoryLayout, SnapshotId};
 use std::sync::Arc;
 use thiserror::Error;
 
@@ -82,6 +83,7 @@ pub enum MapError {
 pub struct ColorMap {
     inner: Arc<Inner>,
     contradictions: u32,
+    free_frames: FreeFrameTrust,
 }
 
 #[derive(PartialEq, Eq, Debug)]
@@ -141,7 +143,7 @@ impl ColorMap {
         }
         let columns =
             Inner { layout, kernel, kinds, colors, region_of, positions, temperatures, regions };
-        Ok(Self { inner: Arc::new(columns), contradictions: 0 })
+        Ok(Self::of(columns))
     }
 
     /// A map of a guest of which nothing is known: every frame is unknown, in no region. What a
@@ -160,7 +162,12 @@ impl ColorMap {
             temperatures: vec![frame.temperature; n],
             regions: Vec::new(),
         };
-        Self { inner: Arc::new(columns), contradictions: 0 }
+        Self::of(columns)
+    }
+
+    fn of(columns: Inner) -> Self {
+        let free_frames = FreeFrameTrust::default();
+        Self { inner: Arc::new(columns), contradictions: 0, free_frames }
     }
 
     /// Records the number of contradictions among the facts that the map was made from.
@@ -175,6 +182,39 @@ impl ColorMap {
     #[must_use]
     pub fn contradictions(&self) -> u32 {
         self.contradictions
+    }
+
+    /// Whether the free frames of the snapshot that this map was made from may be filled with
+    /// zeros. Set by [`color()`](crate::coloring::color) if the evidence allows it, and by
+    /// [`Manifest::verify`](crate::manifest::Manifest::verify); `false` for all other maps, such as
+    /// those of a manifest that was read and not verified.
+    #[must_use]
+    pub fn has_trusted_free_frames(&self) -> bool {
+        self.contradictions == 0 && self.free_frames.is_established()
+    }
+
+    /// Whether the free frames of this snapshot may be filled with zeros: the map was made from it,
+    /// or verified against it, and [has trusted free frames](Self::has_trusted_free_frames).
+    #[must_use]
+    pub fn trusts_free_frames_of(&self, snapshot: SnapshotId) -> bool {
+        self.contradictions == 0 && self.free_frames.is_of(snapshot)
+    }
+
+    /// Records that the free frames of this snapshot may be filled with zeros. The caller vouches
+    /// that the map was made from it, and that its kernel relies on no free frame's contents
+    /// ([`trust`](crate::coloring::trust)). `None` stands for a snapshot without an id.
+    #[must_use]
+    pub fn with_trusted_free_frames(self, snapshot: Option<SnapshotId>) -> Self {
+        Self { free_frames: FreeFrameTrust::established(snapshot), ..self }
+    }
+
+    /// The same map with another record of what may be done with free frames.
+    pub(crate) fn with_free_frames(self, free_frames: FreeFrameTrust) -> Self {
+        Self { free_frames, ..self }
+    }
+
+    pub(crate) fn free_frames(&self) -> FreeFrameTrust {
+        self.free_frames
     }
 
     /// The guest's RAM.

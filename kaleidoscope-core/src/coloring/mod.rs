@@ -1,8 +1,10 @@
 //! Coloring a guest: introspection gathers facts, and rules map facts to colors.
 
 mod rules;
+mod trust;
 
 pub use rules::{Rule, Rules};
+pub use trust::{Trust, Verdict, trust};
 
 use crate::addr::Gfn;
 use crate::color::{ColorMap, Frame, MapError};
@@ -87,6 +89,15 @@ impl Coloring {
         Ok(Self { map, facts, rules })
     }
 
+    /// Records in the map whether the guest's free frames may be filled with zeros.
+    fn judge_free_frames(mut self, memory: &dyn GuestMemory) -> Self {
+        // Memory that cannot be read is not trusted.
+        if trust(memory, &self.map).is_ok_and(|sample| sample.allows_zeros()) {
+            self.map = self.map.with_trusted_free_frames(memory.snapshot_id());
+        }
+        self
+    }
+
     /// The guest's processes, by process id.
     #[must_use]
     pub fn processes(&self) -> &[Process] {
@@ -108,7 +119,8 @@ impl Coloring {
     }
 }
 
-/// Colors every frame of a guest.
+/// Colors every frame of a guest, and judges by a sample whether its free frames may be filled with
+/// zeros ([`ColorMap::has_trusted_free_frames`]).
 ///
 /// # Errors
 /// [`ColoringError`] if no kernel is found or no frame can be classified. Damage to parts of the
@@ -145,5 +157,5 @@ pub fn color_with_progress(
 ) -> Result<Coloring, ColoringError> {
     let facts = options.linux.introspect(memory, &options.registers, begin)?;
     begin(Phase::Color);
-    Ok(Coloring::new(facts, options.rules.clone())?)
+    Ok(Coloring::new(facts, options.rules.clone())?.judge_free_frames(memory))
 }

@@ -25,7 +25,9 @@ pub use preset::Preset;
 pub use segments::Segment;
 
 use crate::addr::{FRAME_SIZE, FrameIndex, Gfn, Gpa};
-use crate::memory::{Backing, Extent, ExtentTable, GuestMemory, MemoryError, MemoryLayout};
+use crate::memory::{
+    Backing, Extent, ExtentTable, GuestMemory, MemoryError, MemoryLayout, SnapshotId,
+};
 use crate::registers::VcpuRegisters;
 use mapping::ImageBytes;
 use parts::Parts;
@@ -73,6 +75,7 @@ pub struct MemoryImage {
     /// Further files that hold some of the memory.
     parts: Option<Box<Parts>>,
     extents: ExtentTable,
+    id: SnapshotId,
 }
 
 impl MemoryImage {
@@ -147,7 +150,8 @@ impl MemoryImage {
         let (vcpus, skipped) = (Vec::new(), Vec::new());
         let extents = holes::table(&layout, &segments, &bytes.stored_parts());
         let (vmcoreinfo, parts) = (None, None);
-        Ok(Self { bytes, layout, segments, vcpus, vmcoreinfo, skipped, parts, extents })
+        let id = SnapshotId::unique();
+        Ok(Self { bytes, layout, segments, vcpus, vmcoreinfo, skipped, parts, extents, id })
     }
 
     fn elf(bytes: ImageBytes) -> Result<Self, ImageError> {
@@ -155,8 +159,8 @@ impl MemoryImage {
         let elf::ElfCore { segments, ram, vcpus, vmcoreinfo, skipped } = core;
         let layout = MemoryLayout::new(&ram)?;
         let extents = holes::table(&layout, &segments, &bytes.stored_parts());
-        let parts = None;
-        Ok(Self { bytes, layout, segments, vcpus, vmcoreinfo, skipped, parts, extents })
+        let (parts, id) = (None, SnapshotId::unique());
+        Ok(Self { bytes, layout, segments, vcpus, vmcoreinfo, skipped, parts, extents, id })
     }
 
     /// Fails if one of the image's files has changed since it was opened. Reads check this
@@ -300,6 +304,11 @@ impl GuestMemory for MemoryImage {
         if let Some(range) = self.segments.locate(gpa, bytes) {
             self.bytes.release(range);
         }
+    }
+
+    /// The file must not change while it is open, and reads report a change.
+    fn snapshot_id(&self) -> Option<SnapshotId> {
+        Some(self.id)
     }
 }
 

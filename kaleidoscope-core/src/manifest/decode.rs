@@ -4,7 +4,7 @@
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
 use super::columns::{Columns, Palette};
-use super::encode::CONTRADICTIONS;
+use super::encode::{CONTRADICTIONS, FREE_FRAMES_TRUSTED};
 use super::{Limits, Manifest, ManifestError};
 use crate::addr::FrameIndex;
 use crate::codec::cbor::Reader;
@@ -13,7 +13,9 @@ use crate::codec::guest::{read_identity, read_kernel, read_layout};
 use crate::codec::names::read_names;
 use crate::codec::text::TextBudget;
 use crate::codec::{fingerprints, to_u64, within};
-use crate::color::{Color, ColorMap, Frame, FrameKind, KernelIdentity, Order, Region, Temperature};
+use crate::color::{
+    Color, ColorMap, Frame, FrameKind, FreeFrameTrust, KernelIdentity, Order, Region, Temperature,
+};
 use crate::memory::MemoryLayout;
 
 /// Maximum number of notes, far more than coloring writes.
@@ -23,8 +25,9 @@ pub(super) const MAX_NOTES: u32 = 1 << 12;
 pub(crate) fn payload(bytes: &[u8], limits: &Limits) -> Result<Manifest, ManifestError> {
     let mut reader = Reader::new(bytes);
     let keys = ["layout", "kernel", "palette", "regions", "frames", "identity", "notes"];
-    let optional = [fingerprints::KEY, CONTRADICTIONS];
-    let (needed, [table, contradictions]) = fields_and_optional(&mut reader, keys, optional)?;
+    let optional = [fingerprints::KEY, CONTRADICTIONS, FREE_FRAMES_TRUSTED];
+    let (needed, optional) = fields_and_optional(&mut reader, keys, optional)?;
+    let [table, contradictions, trusted] = optional;
     let [layout, kernel, palette, regions, frames, identity, notes] = needed;
     reader.finish()?;
 
@@ -42,8 +45,12 @@ pub(crate) fn payload(bytes: &[u8], limits: &Limits) -> Result<Manifest, Manifes
     let read = |offset| at(CONTRADICTIONS, offset).uint();
     let contradictions = contradictions.map(read).transpose()?.unwrap_or(0);
     let contradictions = u32::try_from(contradictions).unwrap_or(u32::MAX);
-    let map =
-        build(layout, kernel, regions, &columns, &palette)?.with_contradictions(contradictions);
+    let read = |offset| at(FREE_FRAMES_TRUSTED, offset).uint();
+    let is_claimed = trusted.map(read).transpose()? == Some(1);
+    let map = build(layout, kernel, regions, &columns, &palette)?
+        .with_contradictions(contradictions)
+        // A claim about the image, which `Manifest::verify` compares with what is at hand.
+        .with_free_frames(FreeFrameTrust::claimed(is_claimed));
     let identity = read_identity(&mut at("identity", identity))?;
     let notes = read_notes(&mut at("notes", notes), &mut text)?;
     let read = |offset| fingerprints::read(&mut at(fingerprints::KEY, offset), frames_of_ram);

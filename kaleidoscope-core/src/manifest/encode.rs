@@ -15,6 +15,9 @@ use crate::fingerprint::Fingerprints;
 /// Key of the number of contradictions, omitted if there are none.
 pub(super) const CONTRADICTIONS: &str = "contradictions";
 
+/// Key of whether free frames may be filled with zeros, omitted if not.
+pub(super) const FREE_FRAMES_TRUSTED: &str = "free_frames_trusted";
+
 /// Fails for manifests that a reader would reject: those beyond the limits of the format or of
 /// [`Limits::for_frames`].
 pub(crate) fn check(manifest: &Manifest) -> Result<(), ManifestError> {
@@ -64,8 +67,9 @@ pub(crate) fn parts(
     table: Option<&Fingerprints>,
 ) -> Vec<u8> {
     let mut out = Writer::default();
-    let contradictions = map.contradictions();
-    out.map(7 + usize::from(table.is_some()) + usize::from(contradictions > 0));
+    let (contradictions, is_trusted) = (map.contradictions(), map.free_frames().is_claimed());
+    let optional = [table.is_some(), contradictions > 0, is_trusted];
+    out.map(7 + optional.into_iter().filter(|is_present| *is_present).count());
     out.text("notes");
     texts(&mut out, notes.iter().map(String::as_str));
     out.text("frames");
@@ -86,6 +90,10 @@ pub(crate) fn parts(
     if contradictions > 0 {
         out.text(CONTRADICTIONS);
         out.uint(contradictions);
+    }
+    if is_trusted {
+        out.text(FREE_FRAMES_TRUSTED);
+        out.uint(1u8);
     }
     out.finish()
 }

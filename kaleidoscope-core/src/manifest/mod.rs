@@ -28,7 +28,7 @@ pub use crate::identity::{IdentityError, ImageIdentity};
 pub use limits::Limits;
 
 use crate::codec::container;
-use crate::color::ColorMap;
+use crate::color::{ColorMap, FreeFrameTrust};
 use crate::fingerprint::Fingerprints;
 use crate::memory::GuestMemory;
 use std::io::{Read, Write};
@@ -121,11 +121,17 @@ impl Manifest {
     }
 
     /// Checks that `memory` is the image that the map was made from; see [`ImageIdentity`] for the
-    /// limits of this check.
+    /// limits of this check. From then on the map trusts the free frames of `memory` if its
+    /// coloring did ([`ColorMap::has_trusted_free_frames`]).
     ///
     /// # Errors
-    /// [`IdentityError`] if it is another image or cannot be read.
-    pub fn verify(&self, memory: &dyn GuestMemory) -> Result<(), IdentityError> {
-        self.identity.verify(memory, &self.map)
+    /// [`IdentityError`] if it is another image or cannot be read. The map then trusts no free
+    /// frames.
+    pub fn verify(&mut self, memory: &dyn GuestMemory) -> Result<(), IdentityError> {
+        let claim = FreeFrameTrust::claimed(self.map.free_frames().is_claimed());
+        self.map = self.map.clone().with_free_frames(claim);
+        self.identity.verify(memory, &self.map)?;
+        self.map = self.map.clone().with_free_frames(claim.verified(memory.snapshot_id()));
+        Ok(())
     }
 }

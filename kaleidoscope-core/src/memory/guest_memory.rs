@@ -1,6 +1,6 @@
 //! The interface for reading guest memory.
 
-use super::{Backing, Extent, MemoryLayout, Page, ZERO_PAGE};
+use super::{Backing, Extent, MemoryLayout, Page, SnapshotId, ZERO_PAGE};
 use crate::addr::{FRAME_BYTES, FrameIndex, Gfn, Gpa};
 use thiserror::Error;
 
@@ -80,6 +80,16 @@ pub trait GuestMemory: Send + Sync {
     fn release(&self, gpa: Gpa, bytes: u64) {
         let _ = (gpa, bytes);
     }
+
+    /// Identifies the bytes of this memory; `None` if the implementation has no id, which is the
+    /// default. An implementation that can be changed must have another id after each change. One
+    /// that wraps another memory without changing bytes should forward this method.
+    ///
+    /// Engines use it to check that a color map is of the snapshot that pages come from: without an
+    /// id, [`FreeFrames::Auto`](../clone/enum.FreeFrames.html#variant.Auto) fetches free frames.
+    fn snapshot_id(&self) -> Option<SnapshotId> {
+        None
+    }
 }
 
 impl<M: GuestMemory + ?Sized> GuestMemory for &M {
@@ -100,6 +110,9 @@ impl<M: GuestMemory + ?Sized> GuestMemory for &M {
     }
     fn release(&self, gpa: Gpa, bytes: u64) {
         (**self).release(gpa, bytes);
+    }
+    fn snapshot_id(&self) -> Option<SnapshotId> {
+        (**self).snapshot_id()
     }
 }
 
@@ -132,6 +145,7 @@ pub(crate) fn read_page<'a>(
 pub struct VecMemory {
     layout: MemoryLayout,
     bytes: Vec<u8>,
+    id: SnapshotId,
 }
 
 impl VecMemory {
@@ -139,7 +153,7 @@ impl VecMemory {
     #[must_use]
     pub fn zeroed(layout: MemoryLayout) -> Self {
         let bytes = vec![0; layout.frames() as usize * FRAME_BYTES];
-        Self { layout, bytes }
+        Self { layout, bytes, id: SnapshotId::unique() }
     }
 
     /// Memory with these bytes. If `bytes` is too short, the rest is zero; surplus bytes are
@@ -147,7 +161,7 @@ impl VecMemory {
     #[must_use]
     pub fn from_bytes(layout: MemoryLayout, mut bytes: Vec<u8>) -> Self {
         bytes.resize(layout.frames() as usize * FRAME_BYTES, 0);
-        Self { layout, bytes }
+        Self { layout, bytes, id: SnapshotId::unique() }
     }
 
     /// All bytes, in frame-index order.
@@ -158,6 +172,7 @@ impl VecMemory {
 
     /// All bytes, in frame-index order, mutable.
     pub fn bytes_mut(&mut self) -> &mut [u8] {
+        self.id = SnapshotId::unique();
         &mut self.bytes
     }
 
@@ -166,6 +181,7 @@ impl VecMemory {
     /// # Errors
     /// [`MemoryError::NotRam`] if the range does not lie in one RAM region.
     pub fn write(&mut self, gpa: Gpa, data: &[u8]) -> Result<(), MemoryError> {
+        self.id = SnapshotId::unique();
         let range = self.layout.bytes_at(gpa, data.len());
         let target = range.and_then(|r| self.bytes.get_mut(r));
         target.ok_or(MemoryError::NotRam { gpa, len: data.len() })?.copy_from_slice(data);
@@ -186,6 +202,10 @@ impl GuestMemory for VecMemory {
 
     fn slice(&self, gpa: Gpa, len: usize) -> Option<&[u8]> {
         self.layout.bytes_at(gpa, len).and_then(|range| self.bytes.get(range))
+    }
+
+    fn snapshot_id(&self) -> Option<SnapshotId> {
+        Some(self.id)
     }
 }
 

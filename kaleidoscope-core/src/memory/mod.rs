@@ -5,6 +5,7 @@ mod guest_memory;
 mod layout;
 mod lazy_table;
 mod page;
+mod snapshot_id;
 
 pub(crate) use extents::ExtentTable;
 pub use extents::{Backing, Extent, data_frames, data_parts, extents};
@@ -13,3 +14,4 @@ pub use guest_memory::{GuestMemory, MemoryError, VecMemory};
 pub use layout::{LayoutError, MemoryLayout, RamRegion};
 pub use lazy_table::LazyTable;
 pub use page::{Page, ZERO_PAGE, is_zero};
+pub use snapshot_id::SnapshotId;

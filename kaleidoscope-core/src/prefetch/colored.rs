@@ -7,6 +7,10 @@ use bitvec::vec::BitVec;
 use std::ops::Range;
 use std::sync::Arc;
 
+/// Most free frames that are fetched ahead of the guest's allocator, where they are not filled with
+/// zeros. Almost all of the next 64 are used ([`AllocationForecast`](super::AllocationForecast)).
+const FREE_AHEAD: u32 = 64;
+
 /// What a colored policy knows about a guest before the first fault. Built once per parent and
 /// shared by all of its clones.
 #[derive(Clone, Debug)]
@@ -144,15 +148,18 @@ impl Colored {
         &self.guide
     }
 
-    /// Fills the free frames with zeros that the guest will access next: those that its allocator
-    /// hands out after this one or, if the order is not known, the aligned block around it.
-    fn fill(&self, frame: FrameIndex, planner: &mut Planner<'_>) {
+    /// Plans the free frames that the guest will access next: those that its allocator hands out
+    /// after this one or, if the order is not known, the aligned block around it. They are filled
+    /// with zeros where that is allowed, and fetched otherwise, at most `most`.
+    fn free_ahead(&self, frame: FrameIndex, most: u32, planner: &mut Planner<'_>) {
         let locality = &self.guide.locality;
         let (Some(place), Some(stretch)) = (locality.position(frame), locality.stretch(frame))
         else {
             return;
         };
-        let (within, pages) = (locality.range(stretch), self.guide.settings.zero_ahead);
+        let (within, zeroed) = (locality.range(stretch), planner.allows_zeros());
+        let most = if zeroed { u32::MAX } else { most.min(FREE_AHEAD) };
+        let pages = self.guide.settings.zero_ahead.min(most);
         let region = locality.map().region(RegionId(stretch));
         let is_in_order = region.is_some_and(|region| region.order == Order::Allocation);
         let ahead = if is_in_order {
@@ -161,10 +168,11 @@ impl Colored {
             block(place, within, pages)
         };
         for frame in locality.run(ahead) {
-            if planner.zero_room() == 0 {
-                return;
+            if zeroed {
+                planner.zero(*frame);
+            } else if locality.is_free(*frame) {
+                planner.fetch(*frame);
             }
-            planner.zero(*frame);
         }
     }
 
@@ -241,8 +249,8 @@ fn block(place: Position, within: Range<Position>, pages: u32) -> Range<Position
 impl Colored {
     /// Answers a fault with windows of at most `most` pages.
     pub(super) fn fault_within(&mut self, fault: &Fault, most: u32, planner: &mut Planner<'_>) {
-        if planner.answer_with_zeros() {
-            self.fill(fault.frame, planner);
+        if planner.answer_with_zeros() || planner.locality().is_free(fault.frame) {
+            self.free_ahead(fault.frame, most, planner);
             return;
         }
         self.window(fault.frame, most, planner);
@@ -286,9 +294,9 @@ mod tests {
         }
     }
 
-    /// The frames that are filled with zeros when frame 5 of eight free frames is accessed. The
-    /// allocator hands them out from the last to the first.
-    fn filled(order: Order) -> Vec<u32> {
+    /// The frames that are filled with zeros, and those that are fetched, when frame 5 of eight free
+    /// frames is accessed. The allocator hands them out from the last to the first.
+    fn planned(order: Order, allows_zeros: bool) -> (Vec<u32>, Vec<u32>) {
         let layout = MemoryLayout::contiguous(8 * 4096).unwrap();
         let frames = (0..8).map(|frame| Frame {
             kind: FrameKind::Free,
@@ -303,16 +311,25 @@ mod tests {
         let settings = Settings { zero_ahead: 4, ..Settings::bare("bare") };
         let mut policy = Colored::new(Arc::new(ColorGuide::new(Arc::clone(&locality), settings)));
         let mut plan = Plan::new(locality, 8);
+        plan.allow_zeros(allows_zeros);
         let touched = FrameIndex(5);
         let fault = Fault { frame: touched, access: Access::Write, in_flight: false };
         policy.fault(&fault, &mut plan.begin(&Nothing, Some(touched)));
-        assert_eq!((plan.answer(), plan.fetch()), (Answer::Zero, &[][..]));
-        plan.zero().iter().map(|frame| frame.0).collect()
+        assert_eq!(plan.answer() == Answer::Zero, allows_zeros);
+        let numbers = |frames: &[FrameIndex]| frames.iter().map(|frame| frame.0).collect();
+        (numbers(plan.zero()), numbers(plan.fetch()))
     }
 
     #[test]
     fn frames_allocated_next_are_filled() {
-        assert_eq!(filled(Order::Allocation), [4, 3, 2]);
-        assert_eq!(filled(Order::FrameNumber), [4, 6, 7], "the block around it");
+        assert_eq!(planned(Order::Allocation, true), (vec![4, 3, 2], vec![]));
+        let around = vec![4, 6, 7];
+        assert_eq!(planned(Order::FrameNumber, true), (around, vec![]), "the block around it");
+    }
+
+    #[test]
+    fn frames_that_must_not_be_zeros_are_fetched_in_the_same_order() {
+        assert_eq!(planned(Order::Allocation, false), (vec![], vec![4, 3, 2]));
+        assert_eq!(planned(Order::FrameNumber, false), (vec![], vec![4, 6, 7]));
     }
 }

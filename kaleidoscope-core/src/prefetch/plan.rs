@@ -39,6 +39,7 @@ pub struct Plan {
     locality: Arc<LocalityOrder>,
     frames: PlannedFrames,
     budget: usize,
+    allows_zeros: bool,
 }
 
 /// What a plan holds so far.
@@ -69,7 +70,13 @@ impl Plan {
             asked: None,
             planned: LazyTable::new(frames.div_ceil(64) as usize),
         };
-        Self { locality, frames, budget }
+        Self { locality, frames, budget, allows_zeros: true }
+    }
+
+    /// Sets whether plans may have zeros, as they may unless told otherwise. Engines that fetch free
+    /// frames allow none.
+    pub fn allow_zeros(&mut self, allows_zeros: bool) {
+        self.allows_zeros = allows_zeros;
     }
 
     /// Where the bytes of the faulting frame come from.
@@ -113,7 +120,9 @@ impl Plan {
             }
         }
         let room = self.budget;
-        Planner { locality: &self.locality, plan, presence, asked, room, zero_room: room }
+        let zero_room = if self.allows_zeros { room } else { 0 };
+        let allows_zeros = self.allows_zeros;
+        Planner { locality: &self.locality, plan, presence, asked, room, zero_room, allows_zeros }
     }
 }
 
@@ -130,6 +139,7 @@ pub struct Planner<'a> {
     asked: Option<FrameIndex>,
     room: usize,
     zero_room: usize,
+    allows_zeros: bool,
 }
 
 impl<'a> Planner<'a> {
@@ -146,7 +156,13 @@ impl<'a> Planner<'a> {
         self.room
     }
 
-    /// How many more frames can be filled with zeros.
+    /// Whether free frames may be filled with zeros. Otherwise they are fetched like all others.
+    #[must_use]
+    pub fn allows_zeros(&self) -> bool {
+        self.allows_zeros
+    }
+
+    /// How many more frames can be filled with zeros; 0 if none may be.
     #[must_use]
     pub fn zero_room(&self) -> usize {
         self.zero_room
@@ -174,13 +190,14 @@ impl<'a> Planner<'a> {
     }
 
     /// Answers the fault with zeros. Returns `false` and changes nothing unless the faulting frame
-    /// is free.
+    /// is free and [may be zeros](Self::allows_zeros).
     pub fn answer_with_zeros(&mut self) -> bool {
         let is_free = self.asked.is_some_and(|frame| self.locality.is_free(frame));
-        if is_free {
+        let may_be_zeros = is_free && self.allows_zeros;
+        if may_be_zeros {
             self.plan.answer = Answer::Zero;
         }
-        is_free
+        may_be_zeros
     }
 
     /// Plans to fetch a frame. Returns `false` if the frame is present, being fetched, planned or
@@ -195,7 +212,7 @@ impl<'a> Planner<'a> {
     }
 
     /// Plans to fill a frame with zeros. Returns `false` in the cases of [`Planner::fetch`], and if
-    /// the frame is not free.
+    /// the frame is not free, or no frames may be filled with zeros.
     pub fn zero(&mut self, frame: FrameIndex) -> bool {
         let fits = self.zero_room > 0 && self.locality.is_free(frame) && self.mark(frame);
         if fits {

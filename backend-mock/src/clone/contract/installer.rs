@@ -20,9 +20,10 @@ const PATTERN: Pattern = Pattern::new(0x0b5e_55ed);
 /// # Errors
 /// [`Broken`] describes the first violated requirement.
 pub fn installer<S: ContractTarget>(make: &Make<'_, S>) -> Result<(), Broken> {
-    let suite: [(&str, Check<S>); 9] = [
+    let suite: [(&str, Check<S>); 10] = [
         ("bytes", bytes_are_installed),
         ("zeros", zeros_are_installed),
+        ("run", runs_are_installed),
         ("twice", bytes_are_never_overwritten),
         ("waiters", every_waiter_wakes),
         ("partial", pages_appear_at_once),
@@ -101,6 +102,38 @@ fn zeros_are_installed<S: ContractTarget>(target: &S) -> Result<(), Broken> {
             ensure!(read(target, frame)? == ZERO_PAGE, PROMISE, "frame {frame}");
         }
     }
+    no_event(target, "a touch of a filled frame is no fault")
+}
+
+fn runs_are_installed<S: ContractTarget>(target: &S) -> Result<(), Broken> {
+    const PROMISE: &str = "the first frames of a run hold their bytes, as many as it says";
+    let installer = target.installer();
+    // A frame in the middle that has bytes already.
+    let before = PATTERN.page(FrameIndex(25), 0);
+    ensure!(
+        fill(installer, FrameIndex(25), Some(&before))? == Installed::Installed,
+        PROMISE,
+        "frame 25"
+    );
+    target
+        .write(FrameIndex(25), 8, b"own")
+        .map_err(|error| Broken::new("a filled frame can be written", error))?;
+    let own = read(target, FrameIndex(25))?;
+    let pages: Vec<Page> = (20..30).map(|frame| PATTERN.page(FrameIndex(frame), 0)).collect();
+    let filled = installer.install_run(FrameIndex(20), &pages);
+    let filled = filled.map_err(|error| Broken::new(PROMISE, error))?;
+    ensure!(filled <= 10, PROMISE, "{filled} of 10 frames");
+    for frame in (20..20 + filled).map(FrameIndex) {
+        if frame == FrameIndex(25) {
+            ensure!(read(target, frame)? == own, "a frame that has bytes keeps them", "{frame}");
+        } else {
+            check_bytes(target, frame, PROMISE)?;
+        }
+    }
+    let filled = installer.install_run(FrameIndex(FRAMES - 1), &pages[..1]);
+    ensure!(filled.map_err(|error| Broken::new(PROMISE, error))? <= 1, PROMISE, "the last frame");
+    let filled = installer.install_run(FrameIndex(3), &[]);
+    ensure!(filled.is_ok_and(|filled| filled == 0), PROMISE, "an empty run");
     no_event(target, "a touch of a filled frame is no fault")
 }
 

@@ -13,6 +13,7 @@ use crate::codec::guest::{read_identity, read_layout};
 use crate::codec::{ManifestError, fingerprints, to_u64, within};
 use crate::manifest::Manifest;
 use crate::manifest::decode::payload as manifest;
+use crate::memory::SnapshotId;
 use crate::prefetch::LocalityOrder;
 use std::ops::Range;
 use std::sync::Arc;
@@ -51,6 +52,11 @@ pub(super) fn payload(
         if identity != template.identity {
             return Err(at_colors.error("the color map before it is of another image").into());
         }
+        // The server decided, whatever the coloring found.
+        let decided = (free_frames == FreeFrames::Zero)
+            .then(|| SnapshotId::of_image(template.identity.digest));
+        let trust = map.free_frames().decided(decided);
+        let map = map.with_free_frames(trust);
         template.is_colored = true;
         template.notes = notes;
         template.locality = Arc::new(LocalityOrder::new(map)).into();
@@ -139,5 +145,9 @@ fn read_holes(reader: &mut Reader<'_>, frames: u32) -> Result<Vec<Range<u32>>, M
 fn read_free_frames(reader: &mut Reader<'_>) -> Result<FreeFrames, ManifestError> {
     let before = reader.moved_to(reader.place());
     let name = reader.text()?;
-    name.parse().map_err(|e| before.error(format!("{e}")))
+    match name.parse() {
+        Ok(decided @ (FreeFrames::Zero | FreeFrames::Fetch)) => Ok(decided),
+        Ok(FreeFrames::Auto) => Err(before.error("free frames are `zero` or `fetch`")),
+        Err(e) => Err(before.error(format!("{e}"))),
+    }
 }

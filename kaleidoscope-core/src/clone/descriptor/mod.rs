@@ -64,6 +64,8 @@ struct Template {
 
 impl Descriptor {
     /// A new clone of the snapshot `image`, colored or not, without device state and page servers.
+    /// Its free frames may be filled with zeros if the map
+    /// [says so of this image](ColorMap::trusts_free_frames_of).
     ///
     /// # Errors
     /// [`DescriptorError::Identity`] if the image cannot be read, or the map belongs to another
@@ -76,20 +78,26 @@ impl Descriptor {
         };
         let identity = ImageIdentity::of(image, &map)?;
         let template = Template::new(layout.clone(), identity);
+        let is_trusted = image.snapshot_id().is_some_and(|id| map.trusts_free_frames_of(id));
+        let free_frames = if is_trusted { FreeFrames::Zero } else { FreeFrames::Fetch };
         let locality = Arc::new(LocalityOrder::new(map)).into();
-        Self::new(Template { is_colored, locality, ..template })
+        Self::new(Template { is_colored, locality, free_frames, ..template })
     }
 
-    /// A new clone of the guest that a manifest describes.
+    /// A new clone of the guest that a manifest describes. Its free frames may be filled with zeros
+    /// if the map [says so](ColorMap::has_trusted_free_frames), which it does not if the manifest
+    /// was read and not [verified](Manifest::verify).
     ///
     /// # Errors
     /// [`DescriptorError::File`] if the system provides no random numbers.
     pub fn of_manifest(manifest: Manifest) -> Result<Self, DescriptorError> {
         let template = Template::new(manifest.map.layout().clone(), manifest.identity);
+        let free_frames = FreeFrames::Auto.allowed_by(&manifest.map);
         let locality = Arc::new(LocalityOrder::new(manifest.map)).into();
         let fingerprints = manifest.fingerprints.map(Arc::new);
         let notes = manifest.notes;
-        Self::new(Template { is_colored: true, locality, notes, fingerprints, ..template })
+        let parts = Template { is_colored: true, locality, notes, fingerprints, ..template };
+        Self::new(Template { free_frames, ..parts })
     }
 
     fn new(template: Template) -> Result<Self, DescriptorError> {
@@ -142,9 +150,15 @@ impl Descriptor {
     }
 
     /// Sets whether free frames may be filled with zeros; see [`FreeFrames`].
+    /// [`FreeFrames::Auto`] is what the map says, and [`FreeFrames::Fetch`] for an uncolored guest.
     #[must_use]
     pub fn with_free_frames(mut self, free_frames: FreeFrames) -> Self {
-        self.change().free_frames = free_frames;
+        self.change().free_frames = match (free_frames, self.map()) {
+            (FreeFrames::Auto, map) => {
+                map.map_or(FreeFrames::Fetch, |map| free_frames.allowed_by(map))
+            }
+            (FreeFrames::Zero | FreeFrames::Fetch, _) => free_frames,
+        };
         self
     }
 
@@ -256,7 +270,8 @@ impl Descriptor {
         &self.template.servers
     }
 
-    /// Whether its free frames may be filled with zeros.
+    /// Whether its free frames may be filled with zeros: [`FreeFrames::Zero`] or
+    /// [`FreeFrames::Fetch`].
     #[must_use]
     pub fn free_frames(&self) -> FreeFrames {
         let setting = self.template.free_frames;

@@ -31,6 +31,8 @@ impl Core {
     /// An engine without its streaming thread.
     pub(super) fn new(parts: EngineParts, options: EngineOptions) -> Self {
         let accounts = Accounts::new(parts.reservation);
+        let free_frames = options.free_frames.for_source(parts.locality.map(), &*parts.source);
+        let options = options.free_frames(free_frames);
         let state = Box::new(CloneState::new(parts.locality, options, parts.clock, accounts));
         let scheduler = PrefetchScheduler::new(parts.policy, &state.locality, &state.options);
         let scheduler = Arc::new(Mutex::new(scheduler));

@@ -3,7 +3,7 @@
 use super::super::options::Stopped;
 use super::super::ports::{Delivery, LocalCache, Lookup, PageSource, Priority};
 use super::super::retry::Retry;
-use super::install::{Installer, Origin};
+use super::install::{Installer, Origin, Run};
 use super::scheduler::PrefetchScheduler;
 use super::state::{CloneState, MAX_WAIT};
 use crate::addr::{FRAME_BYTES, FrameIndex};
@@ -22,6 +22,8 @@ pub(super) struct Fetcher {
     source: Arc<dyn PageSource>,
     local_cache: Option<Arc<dyn LocalCache>>,
     pub(super) scheduler: Arc<Mutex<PrefetchScheduler>>,
+    /// Room for pages, kept from one call of [`receive`](Self::receive) to the next.
+    run: Mutex<Run>,
 }
 
 impl Fetcher {
@@ -31,7 +33,7 @@ impl Fetcher {
         local_cache: Option<Arc<dyn LocalCache>>,
         scheduler: Arc<Mutex<PrefetchScheduler>>,
     ) -> Self {
-        Self { installer, source, local_cache, scheduler }
+        Self { installer, source, local_cache, scheduler, run: Mutex::new(Run::default()) }
     }
 
     pub(super) fn state(&self) -> &CloneState {
@@ -68,10 +70,14 @@ impl Fetcher {
         let mut result = Ok(());
         let mut has_arrived = false;
         let start = clock.now();
+        let mut run = std::mem::take(&mut *self.run.lock());
         self.source.receive(wait, &mut |delivery| {
             has_arrived = true;
             if result.is_ok() {
-                result = self.installer.deliver(delivery, Origin::Source);
+                result = match self.local_cache {
+                    None => self.installer.collect(&mut run, delivery),
+                    Some(_) => self.installer.deliver(delivery, Origin::Source),
+                };
             }
             if let (Ok(()), Delivery::Page(frame, page), Some(cache)) =
                 (&result, delivery, &self.local_cache)
@@ -80,6 +86,8 @@ impl Fetcher {
                 cache.keep(frame, page);
             }
         })?;
+        result = result.and_then(|()| self.installer.finish_run(&mut run));
+        *self.run.lock() = run;
         let now = clock.now();
         self.state().accounts.sample(now);
         result.map(|()| has_arrived || now.saturating_sub(start) >= wait / 2)
@@ -152,7 +160,9 @@ impl Fetcher {
                 state.add_speculative(requested);
                 requested
             };
-            if let Some(frames @ [_, ..]) = batch.get(..requested) {
+            if let Some(frames @ [_, ..]) = batch.get_mut(..requested) {
+                // Neighbors arrive together, and one call installs them.
+                frames.sort_unstable();
                 self.request(frames, Priority::Prefetch)?;
             }
             self.installer.zero_ahead(&mut zeros)?;

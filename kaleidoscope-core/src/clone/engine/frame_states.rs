@@ -243,6 +243,11 @@ impl FrameStates {
         matches!(self.phase(frame), Phase::Requested | Phase::Installing)
     }
 
+    /// Whether a vCPU waits for the frame.
+    pub(crate) fn is_wanted(&self, frame: FrameIndex) -> bool {
+        self.load(frame).is_some_and(|state| Flags::of(state).wanted)
+    }
+
     /// Records that an absent frame is mapped from the start; `false` when it is not absent.
     pub(crate) fn set_mapped(&self, frame: FrameIndex) -> bool {
         self.step(frame, Phase::Absent, Phase::Mapped, 0).is_some()

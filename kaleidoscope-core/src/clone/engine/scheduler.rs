@@ -1,6 +1,6 @@
 //! The prefetch scheduler: runs the policy, and queues the frames that it plans.
 
-use super::super::options::{Background, EngineOptions};
+use super::super::options::{Background, EngineOptions, FreeFrames};
 use super::background_fill::BackgroundFill;
 use super::frame_states::Phase;
 use super::state::CloneState;
@@ -34,13 +34,9 @@ impl PrefetchScheduler {
             }
             Background::Full => Some(BackgroundFill::new(None)),
         };
-        Self {
-            policy,
-            plan: Plan::new(Arc::clone(locality), options.budget),
-            queue: VecDeque::new(),
-            idle: false,
-            fill,
-        }
+        let mut plan = Plan::new(Arc::clone(locality), options.budget);
+        plan.allow_zeros(options.free_frames == FreeFrames::Zero);
+        Self { policy, plan, queue: VecDeque::new(), idle: false, fill }
     }
 
     /// Runs the policy for a fault. Queues the frames that it plans to fetch, and adds those that

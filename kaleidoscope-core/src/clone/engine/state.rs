@@ -21,6 +21,7 @@ pub(super) const MAX_WAIT: Duration = Duration::from_millis(20);
 /// The lowest part of an engine: the parts above change this state, and wait for its changes.
 pub(super) struct CloneState {
     pub(super) locality: Arc<LocalityOrder>,
+    /// With [`FreeFrames::Zero`] or [`FreeFrames::Fetch`], as decided when the engine started.
     pub(super) options: EngineOptions,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) frames: FrameStates,
@@ -42,11 +43,10 @@ impl CloneState {
         clock: Arc<dyn Clock>,
         accounts: Accounts,
     ) -> Self {
-        let free_frames = options.free_frames.allowed_by(locality.map());
         Self {
             frames: FrameStates::new(locality.frames()),
             locality,
-            options: EngineOptions { free_frames, ..options },
+            options,
             clock,
             staging: Mutex::new(StagingBuffer::new(options.staged)),
             accounts,

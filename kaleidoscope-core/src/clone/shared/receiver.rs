@@ -6,6 +6,7 @@ use super::waiting::{RequestChange, SiblingRequests};
 use crate::addr::FrameIndex;
 use crate::clone::Retry;
 use crate::clone::ports::{Clock, Delivery, PageSource, Priority, SourceError, SystemClock};
+use crate::memory::SnapshotId;
 use crate::service;
 use foldhash::fast::RandomState;
 use parking_lot::{Condvar, Mutex};
@@ -157,6 +158,10 @@ impl SharedReceiver {
 
     pub(super) fn window(&self) -> usize {
         self.upstream.window()
+    }
+
+    pub(super) fn snapshot_id(&self) -> Option<SnapshotId> {
+        self.upstream.snapshot_id()
     }
 
     /// The receiving thread.

@@ -3,6 +3,7 @@
 use super::receiver::{SharedReceiver, StopOnDrop};
 use crate::addr::FrameIndex;
 use crate::clone::ports::{Delivery, PageSource, Priority, SourceError};
+use crate::memory::SnapshotId;
 use parking_lot::Condvar;
 use std::sync::Arc;
 use std::time::Duration;
@@ -46,6 +47,10 @@ impl PageSource for Sibling {
 
     fn window(&self) -> usize {
         self.receiver.window()
+    }
+
+    fn snapshot_id(&self) -> Option<SnapshotId> {
+        self.receiver.snapshot_id()
     }
 }
 

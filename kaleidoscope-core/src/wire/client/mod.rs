@@ -23,6 +23,7 @@ use super::protocol::Welcome;
 use super::transport::Sender;
 use crate::addr::FrameIndex;
 use crate::clone::ports::{Delivery, PageSource, Priority, SourceError};
+use crate::memory::SnapshotId;
 use connect::Image;
 use outstanding::{Outstanding, Requests};
 use parking_lot::{Condvar, Mutex};
@@ -191,6 +192,11 @@ impl PageSource for Client {
 
     fn window(&self) -> usize {
         self.window
+    }
+
+    /// The image that the servers said they have when they were connected to.
+    fn snapshot_id(&self) -> Option<SnapshotId> {
+        Some(SnapshotId::of_image(self.image.digest))
     }
 }
 

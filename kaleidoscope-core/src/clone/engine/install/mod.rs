@@ -3,15 +3,18 @@
 //! ```text
 //!  deliver ─► try_deliver ─► try_stage            a prefetched page whose use is sampled
 //!                        └─► install ─► PageInstaller::install, zero
+//!  collect ─► finish_run ─► PageInstaller::install_run, zero_run
 //! ```
 //!
-//! `deliver` is the only entry for pages that arrive, from the source or from the local cache. A
-//! frame is installed by its owner: the one thread that moved it to *installing*.
+//! `deliver` is the entry for pages that arrive, from the source or from the local cache; `collect`
+//! and `finish_run` install pages of neighbors together for which no vCPU waits. A frame is installed by its owner: the one thread that moved it to *installing*.
 
 mod evict;
+mod run;
 mod staged;
 mod zeros;
 
+pub(super) use run::Run;
 pub(super) use staged::Reason;
 
 use super::super::options::Stopped;

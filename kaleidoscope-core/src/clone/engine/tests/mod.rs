@@ -2,8 +2,10 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
+mod free;
 mod granules;
 mod panics;
+mod runs;
 mod shown;
 mod timeout;
 
