@@ -3,11 +3,13 @@
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::mount::{UnmountFlags, unmount};
+use rustix::net::SendFlags;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
 use std::fs;
-use std::io;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,6 +21,12 @@ const PAUSE: Duration = Duration::from_millis(10);
 
 /// How long a child may take to die, in seconds.
 const DYING: i64 = 5;
+
+/// How long QEMU may take to let a VM run on.
+const RESUMING: Duration = Duration::from_secs(5);
+
+/// The number of the last command that lets a VM run on, as it is in the reply.
+const MARK: &str = "kaleidoscope-resumed";
 
 /// A cleanup action.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -42,6 +50,14 @@ pub(crate) enum Undo {
         pid: i32,
         /// When it started, in clock ticks since the boot: with the number, its identity.
         started: u64,
+    },
+    /// Lets a VM of QEMU run on that was paused to be captured.
+    Resume {
+        /// Its QMP socket, which takes one client at a time.
+        socket: PathBuf,
+        /// This process's connection to it.
+        #[serde(skip)]
+        connection: Option<Arc<OwnedFd>>,
     },
     /// Kills a process.
     #[serde(skip)]
@@ -88,6 +104,24 @@ impl Undo {
                     Err(error) => Err(error.into()),
                 }
             }
+            Self::Resume { socket, connection: Some(connection) } => {
+                let _ = socket;
+                send_all(connection)
+            }
+            Self::Resume { socket, connection: None } => {
+                let mut stream = UnixStream::connect(socket)?;
+                stream.set_write_timeout(Some(RESUMING))?;
+                stream.set_read_timeout(Some(RESUMING))?;
+                stream.write_all(b"{\"execute\": \"qmp_capabilities\"}\n")?;
+                send_all(&stream)?;
+                // Until the replies come, QEMU may not have read the commands.
+                let mut replies = [0; 1 << 12];
+                while stream.read(&mut replies).is_ok_and(|count| {
+                    let text = replies.get(..count).unwrap_or_default();
+                    count > 0 && !text.windows(MARK.len()).any(|found| found == MARK.as_bytes())
+                }) {}
+                Ok(())
+            }
             Self::Kill(child) => {
                 // Fails only if it has ended.
                 let _ = pidfd_send_signal(child, Signal::KILL);
@@ -108,9 +142,23 @@ impl Undo {
                 format!("warning: cannot restore {} to {value}: {error}", path.display())
             }
             Self::End { pid, .. } => format!("warning: cannot end process {pid}: {error}"),
+            Self::Resume { socket, .. } => {
+                format!("warning: cannot let the VM at {} run on: {error}", socket.display())
+            }
             Self::Kill(_) => format!("warning: cannot kill a process: {error}"),
         }
     }
+}
+
+/// Sends the commands that let a VM run on. Replies are not read: the connection may have another
+/// reader.
+fn send_all(connection: &impl AsFd) -> io::Result<()> {
+    let commands = format!(
+        "{{\"execute\": \"migrate_cancel\"}}\n{{\"execute\": \"cont\", \"id\": \"{MARK}\"}}\n"
+    );
+    // The socket takes far more than these bytes at once.
+    let sent = rustix::net::send(connection, commands.as_bytes(), SendFlags::NOSIGNAL)?;
+    if sent == commands.len() { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
 }
 
 /// When a process started, in clock ticks since the boot (field 22 of proc_pid_stat(5)).
