@@ -38,6 +38,7 @@ impl PostcopySource {
         // The sizes of the host's pages, all in one, and of the guest's.
         let sizes = [FRAME_SIZE.to_be_bytes(), FRAME_SIZE.to_be_bytes()].concat();
         send(out, command::POSTCOPY_ADVISE, &sizes)?;
+        send(out, command::PING, &1_u32.to_be_bytes())?;
         writer::ram_start(out, saved, false);
         writer::ram_part(out, section::PART);
         writer::kept_pages(out, saved);

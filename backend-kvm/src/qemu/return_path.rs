@@ -17,6 +17,9 @@ pub enum Wanted {
         /// Their length in bytes.
         bytes: u64,
     },
+    /// The destination has followed all commands before [`PostcopySource`](super::PostcopySource)'s
+    /// ping: postcopy is possible there.
+    Ready,
     /// The migration has ended. Zero for success; a destination that fails sends another value.
     End(u32),
 }
@@ -86,7 +89,7 @@ impl ReturnPath {
                 let value = u32::from_be_bytes(body.try_into().ok()?);
                 Some(Ok(Some(Wanted::End(value))))
             }
-            message::PONG => (body.len() == 4).then_some(Ok(None)),
+            message::PONG => (body.len() == 4).then_some(Ok(Some(Wanted::Ready))),
             // Capabilities that this source does not offer would answer with the others.
             message::SWITCHOVER_ACK => body.is_empty().then_some(Ok(None)),
             message::REQ_PAGES | message::REQ_PAGES_ID => {

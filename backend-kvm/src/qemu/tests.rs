@@ -198,7 +198,8 @@ fn requests_arrive_in_pieces() {
     ]
     .concat();
     let pages = |offset, bytes| Wanted::Pages { offset, bytes };
-    let expected = [pages(0x1000, 4096), pages(0x2000, 8192), pages(0, 4096), Wanted::End(0)];
+    let requests = [pages(0x1000, 4096), pages(0x2000, 8192), pages(0, 4096)];
+    let expected = [&[Wanted::Ready][..], &requests, &[Wanted::End(0)]].concat();
     for step in [1, 3, 5, 1000] {
         let mut path = ReturnPath::new("ram", 0x4000);
         let mut found = Vec::new();

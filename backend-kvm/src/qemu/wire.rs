@@ -21,6 +21,7 @@ pub(super) mod section {
 /// Commands of a source.
 pub(super) mod command {
     pub(in super::super) const OPEN_RETURN_PATH: u16 = 1;
+    pub(in super::super) const PING: u16 = 2;
     pub(in super::super) const POSTCOPY_ADVISE: u16 = 3;
     pub(in super::super) const POSTCOPY_LISTEN: u16 = 4;
     pub(in super::super) const POSTCOPY_RUN: u16 = 5;

@@ -7,7 +7,7 @@ use kaleidoscope_core::image::MemoryImage;
 use kaleidoscope_kvm::qemu::SavedVm;
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File};
-use std::io::Read;
+use std::io::{BufReader, Read};
 use std::path::{Path, PathBuf};
 
 /// The RAM, as it is in the memory backend.
@@ -136,6 +136,15 @@ impl Captured {
     pub(crate) fn image(&self) -> Result<MemoryImage, Failure> {
         let layout = Some(self.path(LAYOUT));
         LayoutArgs { layout, format: ImageFormat::Auto }.open(&self.path(RAM))
+    }
+
+    /// The state of all else but the RAM.
+    pub(crate) fn saved(&self) -> Result<SavedVm, Failure> {
+        let path = self.path(STATE);
+        let file = File::open(&path).map_err(|error| Failure::at(&path, error))?;
+        let mut stream = BufReader::with_capacity(1 << 16, file);
+        SavedVm::read(&mut stream, &self.machine.ram_block, &mut |_, _| Ok(()))
+            .map_err(|error| Failure::at(&path, error))
     }
 }
 

@@ -4,6 +4,8 @@
 mod firecracker;
 mod page_server;
 mod parent;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+mod qemu;
 mod report;
 mod watched;
 
@@ -39,7 +41,9 @@ Examples:
   kaleidoscope serve ram.bin --regs regs.txt --page-tables --listen unix:/run/parent.sock
       a guest whose kernel is not known, colored by its page tables
   kaleidoscope serve firecracker --socket uffd.sock --memory snapshot.mem
-      a Firecracker VM's memory, through its userfaultfd"
+      a Firecracker VM's memory, through its userfaultfd
+  kaleidoscope serve qemu --image snapshot --to in.sock
+      a QEMU VM's memory, by a postcopy migration"
 )]
 pub(crate) struct Args {
     #[command(subcommand)]
@@ -53,6 +57,8 @@ pub(crate) struct Args {
 enum Vmm {
     #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
     Firecracker(Box<firecracker::Args>),
+    #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+    Qemu(Box<qemu::Args>),
 }
 
 impl Args {
@@ -61,6 +67,8 @@ impl Args {
         match (&self.vmm, &self.pages) {
             #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
             (Some(Vmm::Firecracker(args)), _) => args.files(),
+            #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+            (Some(Vmm::Qemu(args)), _) => args.files(),
             (None, Some(args)) => args.files(),
             (None, None) => Files::new(),
         }
@@ -71,6 +79,8 @@ impl Args {
         match (&self.vmm, &self.pages) {
             #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
             (Some(Vmm::Firecracker(args)), _) => args.run(),
+            #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+            (Some(Vmm::Qemu(args)), _) => args.run(),
             (None, Some(args)) => args.run(),
             // The image and --listen are required where there is no subcommand.
             (None, None) => Err(Failure::new("nothing to serve: give an image")),

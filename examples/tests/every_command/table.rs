@@ -83,6 +83,7 @@ const PAGES: &[(&str, usize)] = &[
     ("kaleidoscope-replay.1", 1),
     ("kaleidoscope-serve.1", 1),
     ("kaleidoscope-serve-firecracker.1", 1),
+    ("kaleidoscope-serve-qemu.1", 1),
     ("kaleidoscope-tune.1", 1),
 ];
 
@@ -251,6 +252,16 @@ pub(crate) const TABLE: &[Entry] = &[
             ("--colors", &["--memory", RAM, "--layout", LAYOUT]),
         ],
         others: &["--socket"],
+        ..NONE
+    },
+    Entry {
+        // Without a captured VM there is not more to it; its own test has one.
+        words: "serve qemu",
+        run: &["--image", "{w}/guest", "--to", "{o}/in.sock"],
+        end: End::Code(2),
+        prints: false,
+        base: &["--to", "{o}/in.sock"],
+        others: &["--image", "--to"],
         ..NONE
     },
     Entry {

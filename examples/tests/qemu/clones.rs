@@ -1,22 +1,11 @@
 //! `kaleidoscope clone qemu`.
 
 use crate::command::{Run, path, text, wait_until};
-use crate::guest::{FILLED, Guest, Qmp, RAM, VIDEO, connect, disk_is, fill, has_qemu};
+use crate::guest::{FILLED, Guest, Qmp, RAM, assert_same, connect, disk_is, fill, has_qemu};
 use rustix::process::{Signal, geteuid};
 use serde_json::json;
 use std::fs;
 use std::path::Path;
-
-/// Compares memory with an image, but for the video memory.
-fn assert_same(found: &[u8], image: &[u8], what: &str) {
-    assert_eq!(found.len(), image.len(), "{what}");
-    let pages = found.chunks(4096).zip(image.chunks(4096)).enumerate();
-    let differing: Vec<_> = pages
-        .filter(|(n, (a, b))| !VIDEO.contains(&(n * 4096)) && a != b)
-        .map(|(n, _)| format!("{:#x}", n * 4096))
-        .collect();
-    assert!(differing.is_empty(), "{what}: {differing:?}");
-}
 
 /// Ways that are possible everywhere, and the one that root adds.
 fn ways() -> Vec<&'static str> {

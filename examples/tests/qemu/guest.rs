@@ -24,7 +24,7 @@ pub(crate) const FILLED: std::ops::Range<usize> = 0x2_0000..0x3_0000;
 const SECTOR: u64 = 0x3_0000;
 
 /// The video memory, which is no RAM.
-pub(crate) const VIDEO: std::ops::Range<usize> = 0xa_0000..0xc_0000;
+const VIDEO: std::ops::Range<usize> = 0xa_0000..0xc_0000;
 
 /// The guest:
 ///
@@ -67,6 +67,72 @@ pub(crate) fn has_qemu() -> bool {
     found
 }
 
+/// Starts QEMU in `folder`, where its sockets are.
+fn qemu(folder: &Path, memory: &str, drive: &str, more: &[&str]) -> Child {
+    let mut command = Command::new("qemu-system-x86_64");
+    command.args(["-nodefaults", "-no-user-config", "-display", "none", "-accel", "tcg"]);
+    command.args(["-M", "pc,memory-backend=ram", "-m", "64", "-object", memory]);
+    command.args(["-drive", drive, "-device", "virtio-blk-pci,drive=d0,id=vd"]);
+    command.args(["-chardev", "socket,id=ser,path=ser.sock,server=on,wait=off"]);
+    command.args(["-serial", "chardev:ser", "-qmp", "unix:qmp.sock,server=on,wait=off"]);
+    command.args(more).current_dir(folder).stdin(Stdio::null()).stdout(Stdio::null());
+    command.spawn().unwrap()
+}
+
+/// A QEMU process that waits for a migration.
+pub(crate) struct Incoming {
+    process: Child,
+    pub(crate) qmp: Qmp,
+    pub(crate) serial: UnixStream,
+    /// Where it waits.
+    pub(crate) socket: PathBuf,
+    _folder: tempfile::TempDir,
+}
+
+impl Incoming {
+    /// A clone of the VM that was captured into `snapshot`, with memory of its own. It stays paused
+    /// at its first instant if `is_paused`.
+    pub(crate) fn start(parent: &Path, snapshot: &Path, is_paused: bool) -> Self {
+        Self::new(parent, snapshot, is_paused, true)
+    }
+
+    /// The same, but it takes no postcopy migration.
+    pub(crate) fn without_postcopy(parent: &Path, snapshot: &Path) -> Self {
+        Self::new(parent, snapshot, true, false)
+    }
+
+    fn new(parent: &Path, snapshot: &Path, is_paused: bool, has_postcopy: bool) -> Self {
+        let machine = fs::read_to_string(snapshot.join("machine.json")).unwrap();
+        let machine: Value = serde_json::from_str(&machine).unwrap();
+        let base = parent.join(machine["disks"][0]["image"].as_str().unwrap());
+        let folder = tempfile::tempdir().unwrap();
+        let overlay = folder.path().join("disk.qcow2");
+        let mut command = Command::new("qemu-img");
+        command.args(["create", "-q", "-f", "qcow2", "-F", "raw", "-b"]).arg(base).arg(&overlay);
+        assert!(command.status().unwrap().success());
+        let memory = "memory-backend-ram,id=ram,size=64M";
+        let drive = "file=disk.qcow2,format=qcow2,if=none,id=d0";
+        let mut more = vec!["-incoming", "defer"];
+        more.extend(is_paused.then_some("-S"));
+        let process = qemu(folder.path(), memory, drive, &more);
+        let mut qmp = Qmp::connect(&folder.path().join("qmp.sock"));
+        let serial = connect(&folder.path().join("ser.sock"));
+        let capability = json!({ "capability": "postcopy-ram", "state": has_postcopy });
+        qmp.run("migrate-set-capabilities", json!({ "capabilities": [capability] }));
+        let socket = folder.path().join("in.sock");
+        let uri = format!("unix:{}", socket.display());
+        qmp.run("migrate-incoming", json!({ "uri": uri }));
+        Self { process, qmp, serial, socket, _folder: folder }
+    }
+}
+
+impl Drop for Incoming {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
 /// A QEMU process with the guest.
 pub(crate) struct Guest {
     process: Child,
@@ -84,16 +150,9 @@ impl Guest {
         image[..BOOT.len()].copy_from_slice(&BOOT);
         image[510..512].copy_from_slice(&[0x55, 0xaa]);
         fs::write(&disk, image).unwrap();
-        let mut command = Command::new("qemu-system-x86_64");
-        command.args(["-nodefaults", "-no-user-config", "-display", "none", "-accel", "tcg"]);
-        command.args(["-M", "pc,memory-backend=ram", "-m", "64"]);
         let memory = format!("memory-backend-memfd,id=ram,size=64M,share={share}");
-        command.args(["-object", &memory, "-device", "virtio-blk-pci,drive=d0,id=vd"]);
-        command.args(["-drive", "file=disk.img,format=raw,if=none,id=d0,cache=unsafe"]);
-        command.args(["-chardev", "socket,id=ser,path=ser.sock,server=on,wait=off"]);
-        command.args(["-serial", "chardev:ser", "-qmp", "unix:qmp.sock,server=on,wait=off"]);
-        command.args(more).current_dir(folder).stdin(Stdio::null()).stdout(Stdio::null());
-        let process = command.spawn().unwrap();
+        let drive = "file=disk.img,format=raw,if=none,id=d0,cache=unsafe";
+        let process = qemu(folder, &memory, drive, more);
         let socket = folder.join("qmp.sock");
         let serial = connect(&folder.join("ser.sock"));
         let mut guest = Self { process, qmp: Qmp::connect(&socket), serial, socket, disk };
@@ -142,6 +201,17 @@ pub(crate) fn fill(serial: &mut UnixStream, byte: u8) {
 pub(crate) fn disk_is(serial: &mut UnixStream, qmp: &mut Qmp, byte: u8) -> bool {
     fill(serial, b'?');
     qmp.memory(SECTOR, 512).iter().all(|found| *found == byte)
+}
+
+/// Compares memory with an image, but for the video memory.
+pub(crate) fn assert_same(found: &[u8], image: &[u8], what: &str) {
+    assert_eq!(found.len(), image.len(), "{what}");
+    let pages = found.chunks(4096).zip(image.chunks(4096)).enumerate();
+    let differing: Vec<_> = pages
+        .filter(|(n, (a, b))| !VIDEO.contains(&(n * 4096)) && a != b)
+        .map(|(n, _)| format!("{:#x}", n * 4096))
+        .collect();
+    assert!(differing.is_empty(), "{what}: {differing:?}");
 }
 
 /// Connects to a socket that comes.

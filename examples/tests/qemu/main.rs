@@ -9,3 +9,4 @@
 mod clones;
 mod command;
 mod guest;
+mod postcopy;

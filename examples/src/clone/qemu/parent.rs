@@ -67,6 +67,14 @@ impl Parent {
         let views = qmp.human("info mtree -f")?;
         let layout = Layout::from_mtree(&views, &machine.backend, machine.ram_bytes)
             .map_err(|error| Failure::at(socket, error))?;
+        // Pages are found by their number in the layout.
+        let mut end = 0;
+        for region in &layout.regions {
+            if region.file_offset != end {
+                return Err(Failure::at(socket, "the VM's RAM is not in order of addresses"));
+            }
+            end = region.file_offset.saturating_add(region.size);
+        }
         machine.disks = disks::of(&qmp.execute("query-block", json!({}))?)?;
         let capabilities = capabilities(&qmp.execute("query-migrate-capabilities", json!({}))?);
         let parameters = qmp.execute("query-migrate-parameters", json!({}))?;
