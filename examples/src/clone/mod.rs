@@ -5,61 +5,64 @@ mod qemu;
 
 use crate::failure::Failure;
 use crate::outfile::Files;
+use clap::{ArgMatches, Command, Subcommand};
 
-/// Boot Linux on KVM, freeze it while it runs, and start clones of it; or clone a VM of QEMU.
-///
-/// The guest has one processor, RAM, a serial line as its console, and a disk if it is given one.
-/// When it has said what `--when` waits for it is snapshotted, and goes on; what every page of it is,
-/// is found from outside. Each clone is told its identity on its console.
-#[derive(Clone, Debug, clap::Args)]
-#[command(
-    args_conflicts_with_subcommands = true,
-    subcommand_negates_reqs = true,
-    after_help = "\
-Examples:
-  kaleidoscope clone --kernel vmlinux --init target/release/kaleidoscope-guest -o clones
-      workers that check their memory; clones prove that they have all of it
-  kaleidoscope clone --kernel vmlinuz --initramfs initrd.img --when 'login:' --clones 16 -o clones
-      16 clones of any Linux that has come to its login prompt; their consoles are in files
-  kaleidoscope clone --kernel vmlinux --disk root.ext4 --memory 1G --when 'login:' -o clones \\
-          --append 'console=ttyS0 root=/dev/vda rw'
-      a guest with a disk; what it and its clones write to it they keep to themselves
-  kaleidoscope clone --kernel vmlinux --init ./server --when ready --tell 'id {id}\\n' \\
-          --until serving --ways copied --policy predicted
-      a program of your own as the guest's only one; clones whose pages come as they are touched
-  kaleidoscope clone qemu --qmp parent.sock -o snapshot --clones 4
-      clones of a VM that an unmodified QEMU runs"
-)]
-pub(crate) struct Args {
-    #[command(subcommand)]
-    vmm: Option<Vmm>,
-    #[command(flatten)]
-    linux: Option<linux::Args>,
+/// A guest that is booted, or a VM of another VMM.
+#[derive(Clone, Debug)]
+pub(crate) enum Args {
+    Linux(Box<linux::Args>),
+    Vmm(Vmm),
 }
 
 /// VMMs whose VMs are cloned.
 #[derive(Clone, Debug, clap::Subcommand)]
-enum Vmm {
+pub(crate) enum Vmm {
     Qemu(Box<qemu::Args>),
+}
+
+// The derived code would want the arguments of both at once.
+impl clap::FromArgMatches for Args {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        Ok(match matches.subcommand_name() {
+            Some(_) => Self::Vmm(Vmm::from_arg_matches(matches)?),
+            None => Self::Linux(Box::new(linux::Args::from_arg_matches(matches)?)),
+        })
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
+    }
+}
+
+impl clap::Args for Args {
+    fn augment_args(command: Command) -> Command {
+        // Before the arguments, whose description is the command's.
+        let command = Vmm::augment_subcommands(command)
+            .args_conflicts_with_subcommands(true)
+            .subcommand_negates_reqs(true);
+        <linux::Args as clap::Args>::augment_args(command)
+    }
+
+    fn augment_args_for_update(command: Command) -> Command {
+        Self::augment_args(command)
+    }
 }
 
 impl Args {
     /// What is read and written.
     pub(crate) fn files(&self) -> Files {
-        match (&self.vmm, &self.linux) {
-            (Some(Vmm::Qemu(args)), _) => args.files(),
-            (None, Some(args)) => args.files(),
-            (None, None) => Files::new(),
+        match self {
+            Self::Vmm(Vmm::Qemu(args)) => args.files(),
+            Self::Linux(args) => args.files(),
         }
     }
 
     /// Clones.
     pub(crate) fn run(&self) -> Result<(), Failure> {
-        match (&self.vmm, &self.linux) {
-            (Some(Vmm::Qemu(args)), _) => args.run(),
-            (None, Some(args)) => args.run(),
-            // The kernel is required where there is no subcommand.
-            (None, None) => Err(Failure::new("nothing to clone: give a kernel")),
+        match self {
+            Self::Vmm(Vmm::Qemu(args)) => args.run(),
+            Self::Linux(args) => args.run(),
         }
     }
 }

@@ -18,10 +18,36 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// What a page server serves, and to whom.
+/// Serve a snapshot image's pages to clones, or a VMM's memory.
+///
+/// Colors the image, and hands clones what they start from and every page that they ask for, over
+/// Unix sockets and TCP, until it is told to stop (Ctrl-C). The image must not change meanwhile:
+/// its file's size and time stamps are watched, and when they change, clients get errors instead of
+/// pages. With --verify all, each page is compared before it is sent.
+///
+/// TCP reaches no further than this host unless there are certificates on both sides.
 #[derive(Clone, Debug, clap::Args)]
-#[group(id = "PageServer")]
-pub(super) struct Args {
+#[command(after_help = "\
+Examples:
+  kaleidoscope serve ram.bin --layout layout.txt --listen unix:/run/parent.sock
+      to clones on this host that run as the same user
+  kaleidoscope serve mem.snap --format firecracker \\
+          --listen unix:/run/parent.sock --listen tcp:127.0.0.1:7411
+      at two addresses
+  kaleidoscope serve ram.bin --map-from guest.kscope --listen tcp:[::]:7411 \\
+          --cert me.pem --key me.key --ca ca.pem
+      colored before; to other hosts that have a certificate of the same authority
+  kaleidoscope serve ram.bin --listen unix:/run/a.sock --replica tcp:other:7411 \\
+          --descriptor-to guest.kclone
+      clones switch to another server of the same image if this one fails; what they start from is
+      also in a file
+  kaleidoscope serve ram.bin --regs regs.txt --page-tables --listen unix:/run/parent.sock
+      a guest whose kernel is not known, colored by its page tables
+  kaleidoscope serve firecracker --socket uffd.sock --memory snapshot.mem
+      a Firecracker VM's memory, through its userfaultfd
+  kaleidoscope serve qemu --image snapshot --to in.sock
+      a QEMU VM's memory, by a postcopy migration")]
+pub(crate) struct Args {
     #[command(flatten)]
     pub(super) image: ImageArgs,
     #[command(flatten)]

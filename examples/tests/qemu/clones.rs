@@ -186,3 +186,41 @@ fn what_cannot_be_cloned_is_refused_and_runs_on() {
     assert_eq!(parent.qmp.status(), "running");
     assert!(!folder.path().join("s").exists() && !folder.path().join("s.partial").exists());
 }
+
+#[test]
+fn a_vm_runs_on_when_its_capture_is_killed() {
+    if !has_qemu() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    // The first socket takes one client at a time, which is the command.
+    let more = ["-qmp", "unix:watch.sock,server=on,wait=off"];
+    let mut parent = Guest::start(folder.path(), "on", &more);
+    let mut watch = Qmp::connect(&folder.path().join("watch.sock"));
+    let socket = parent.socket.clone();
+    for signal in [Signal::KILL, Signal::TERM] {
+        let mut attempts = 0..100;
+        let is_caught = attempts.any(|n| {
+            let output = folder.path().join(format!("{signal:?}-{n}"));
+            let words = ["clone", "qemu", "--qmp", text(&socket), "-o", text(&output)];
+            let words = [&words[..], &["--clones", "0", "--way", "copy"]].concat();
+            parent.lend(|| {
+                let mut run = Run::start(&words);
+                let mut is_paused = false;
+                while !is_paused && run.is_running() {
+                    is_paused = watch.status() != "running";
+                }
+                run.signal_if_running(signal);
+                drop(run.end());
+                wait_until("the VM runs on", || watch.status() == "running");
+                let partial = output.with_extension("partial");
+                wait_until("the folder goes", || !partial.exists());
+                // Not if it was complete by then.
+                is_paused && !output.exists()
+            })
+        });
+        assert!(is_caught, "{signal:?} comes too late every time");
+        assert_eq!(parent.qmp.status(), "running");
+        parent.fill(b'k');
+    }
+}

@@ -45,6 +45,19 @@ impl Run {
         kill_process(pid, signal).unwrap();
     }
 
+    /// Sends a signal, unless it has ended.
+    pub(crate) fn signal_if_running(&mut self, signal: Signal) {
+        // Not reaped yet, it still has its number.
+        if self.is_running() {
+            self.signal(signal);
+        }
+    }
+
+    /// Whether it runs.
+    pub(crate) fn is_running(&mut self) -> bool {
+        self.process.try_wait().unwrap().is_none()
+    }
+
     /// Waits for the end: the exit code, and what was said.
     pub(crate) fn end(mut self) -> (Option<i32>, String) {
         let start = Instant::now();

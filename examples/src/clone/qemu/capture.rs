@@ -97,10 +97,12 @@ pub(super) fn capture(
     let (pages, saved) = (kept.image.pages, kept.saved);
     kept.image.keep()?;
     folder::save_state(&saved, &partial)?;
-    folder::save_text(&partial, folder::REGISTERS, &kept.registers)?;
+    if let Some(registers) = &kept.registers {
+        folder::save_text(&partial, folder::REGISTERS, registers)?;
+    }
     folder::save_text(&partial, folder::LAYOUT, &parent.layout.to_string())?;
     parent.machine.save(&partial)?;
-    let colors = color(&partial, &parent, &kept.registers);
+    let colors = color(&partial, &parent, kept.registers.as_deref());
 
     #[expect(clippy::disallowed_methods, reason = "the folder gets its name when it is whole")]
     armed
@@ -128,7 +130,8 @@ struct Kept {
     way: Way,
     image: Image,
     saved: SavedVm,
-    registers: String,
+    /// `None` where the VM was not stopped for them.
+    registers: Option<String>,
     pause: std::time::Duration,
     /// Ways that were tried before, and why they could not be taken.
     passed_over: Vec<String>,
@@ -209,13 +212,13 @@ fn first_line(failure: &Failure) -> String {
     failure.to_string().lines().next().unwrap_or_default().to_owned()
 }
 
-type Parts = (SavedVm, Image, String);
+type Parts = (SavedVm, Image, Option<String>);
 
 /// Registers and disks, of a VM that is paused.
-fn at_the_instant(held: &mut Held<'_>, overlays: &[PathBuf]) -> Result<String, Failure> {
+fn at_the_instant(held: &mut Held<'_>, overlays: &[PathBuf]) -> Result<Option<String>, Failure> {
     let registers = held.parent.qmp.human("info registers -a")?;
     disks::switch(&mut held.parent.qmp, &held.parent.machine.disks, overlays)?;
-    Ok(registers)
+    Ok(Some(registers))
 }
 
 /// The VM stands still until its memory file is kept.
@@ -252,12 +255,18 @@ fn snapshot(held: &mut Held<'_>, image: Image, overlays: &[PathBuf]) -> Result<P
     let ram = held.parent.machine.ram_block.clone();
     let (receiver, theirs) = Receiver::start(&ram, image)?;
     memory::allocate(held.parent);
-    held.stop()?;
-    let registers = at_the_instant(held, overlays)?;
+    // Without disks, QEMU's own pause is all that is needed: it is much shorter, because QEMU
+    // prepares the memory before.
+    let mut runs = held.parent.machine.disks.is_empty();
+    let registers = if runs {
+        None
+    } else {
+        held.stop()?;
+        at_the_instant(held, overlays)?
+    };
     held.migrate(theirs.as_fd())?;
     drop(theirs);
     // Once a page has come, the memory is protected. QEMU 7.2 lets the VM run on by itself.
-    let mut runs = !held.parent.is_running;
     held.wait("completed", &mut |parent| {
         if !runs && receiver.has_pages() {
             runs = true;
@@ -293,12 +302,13 @@ fn whole(saved: &SavedVm) -> Result<(), Failure> {
 }
 
 /// Colors the image and writes the map. A guest that cannot be colored is cloned all the same.
-fn color(folder: &Path, parent: &Parent, registers: &str) -> String {
+fn color(folder: &Path, parent: &Parent, registers: Option<&str>) -> String {
     let colored = || -> Result<String, Failure> {
         let captured = Captured { folder: folder.to_owned(), machine: parent.machine.clone() };
         let image = captured.image()?;
         let start = Instant::now();
-        let vcpus = parse_qemu_text(registers).map_err(Failure::new)?;
+        let vcpus = registers.map(parse_qemu_text).transpose().map_err(Failure::new)?;
+        let vcpus = vcpus.unwrap_or_default();
         let analysis = color_image(&image, vcpus, Rules::default())?;
         let map = analysis.coloring.map;
         let identity = ImageIdentity::of(&image, &map).map_err(Failure::new)?;

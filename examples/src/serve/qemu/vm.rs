@@ -66,6 +66,7 @@ pub(super) struct Outcome {
     /// Whether QEMU has all of the memory.
     pub(super) is_complete: bool,
     pub(super) counts: Counts,
+    /// Until all that was missing was sent because of a signal.
     pub(super) statistics: Statistics,
     pub(super) ran: Duration,
 }
@@ -134,9 +135,10 @@ impl Vm {
         let parts = EngineParts::new(locality, policy, pages, Arc::clone(&stream) as _)
             .queue(Some(Arc::clone(&stream) as _));
         let engine = Engine::start(parts, options).map_err(|error| error.to_string())?;
+        let mut before = None;
         let (error, is_complete) = std::thread::scope(|scope| {
             let faults = scope.spawn(|| engine.serve());
-            let ended = finished(&engine, &stream, control);
+            let ended = finished(&engine, &stream, control, &mut before);
             engine.stop();
             // A panic there has stopped the engine.
             let _ = faults.join();
@@ -146,14 +148,20 @@ impl Vm {
             error,
             is_complete,
             counts: stream.counts(),
-            statistics: engine.statistics(),
+            statistics: before.unwrap_or_else(|| engine.statistics()),
             ran: start.elapsed(),
         })
     }
 }
 
 /// Waits until QEMU has all of the memory, or the VM ends: why it failed, and whether QEMU has all.
-fn finished(engine: &Engine, stream: &Stream, control: &Control) -> (Option<String>, bool) {
+/// `before` gets the statistics before a signal had all missing pages sent.
+fn finished(
+    engine: &Engine,
+    stream: &Stream,
+    control: &Control,
+    before: &mut Option<Statistics>,
+) -> (Option<String>, bool) {
     let failed = |error: &dyn std::fmt::Display| (Some(error.to_string()), false);
     loop {
         if engine.has_ended() {
@@ -174,6 +182,7 @@ fn finished(engine: &Engine, stream: &Stream, control: &Control) -> (Option<Stri
             break;
         }
         if control.is_filling() {
+            before.get_or_insert_with(|| engine.statistics());
             // Free frames of which nothing is needed are left to the end.
             let missing = stream.missing();
             let failed = missing.into_iter().find_map(|frame| {
