@@ -5,7 +5,8 @@ use crate::guest::{FILLED, Guest, Qmp, RAM, assert_same, connect, disk_is, fill,
 use rustix::process::{Signal, geteuid};
 use serde_json::json;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
 /// Ways that are possible everywhere, and the one that root adds.
 fn ways() -> Vec<&'static str> {
@@ -223,4 +224,59 @@ fn a_vm_runs_on_when_its_capture_is_killed() {
         assert_eq!(parent.qmp.status(), "running");
         parent.fill(b'k');
     }
+}
+
+/// A file system with reflinks, which is unmounted when this goes.
+struct Reflinks(PathBuf);
+
+impl Reflinks {
+    /// Makes it in a file of `folder`; `None` where that is not possible.
+    fn new(folder: &Path) -> Option<Self> {
+        let (image, mount) = (folder.join("xfs"), folder.join("m"));
+        fs::create_dir(&mount).unwrap();
+        fs::File::create(&image).unwrap().set_len(512 << 20).unwrap();
+        let run = |name: &str, words: &[&str]| {
+            Command::new(name).args(words).output().is_ok_and(|output| output.status.success())
+        };
+        let is_made = run("/usr/sbin/mkfs.xfs", &["-q", "-m", "reflink=1", text(&image)])
+            && run("mount", &["-o", "loop", text(&image), text(&mount)]);
+        is_made.then_some(Self(mount))
+    }
+}
+
+impl Drop for Reflinks {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").args(["-l", text(&self.0)]).status();
+    }
+}
+
+#[test]
+fn a_reflink_copies_nothing() {
+    if !has_qemu() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let Some(mounted) = Reflinks::new(folder.path()) else {
+        return println!(
+            "******** SKIPPED: no file system with reflinks (root, xfsprogs) ********"
+        );
+    };
+    let memory = "memory-backend-file,id=ram,size=64M,mem-path=ram,share=on";
+    let mut parent = Guest::start_with(&mounted.0, memory, &[]);
+    parent.fill(b'a');
+    let (socket, snapshot) = (parent.socket.clone(), mounted.0.join("s"));
+    let words = ["clone", "qemu", "--qmp", text(&socket), "-o", text(&snapshot), "--json"];
+    let words = [&words[..], &["--paused"]].concat();
+    let (mut run, captured) = parent.lend(|| {
+        let mut run = Run::start(&words);
+        let captured = run.event("captured");
+        (run, captured)
+    });
+    assert_eq!((&captured["way"], &captured["written_pages"]), (&"reflink".into(), &0.into()));
+    let clone = run.event("started");
+    parent.fill(b'b');
+    let image = fs::read(snapshot.join("ram.bin")).unwrap();
+    assert!(image[FILLED].iter().all(|byte| *byte == b'a'));
+    assert_same(&Qmp::connect(&path(&clone, "qmp")).memory(0, RAM), &image, "reflink");
+    drop((run, parent));
 }

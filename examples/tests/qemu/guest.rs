@@ -145,14 +145,19 @@ pub(crate) struct Guest {
 impl Guest {
     /// Starts the guest in `folder`, with `more` arguments.
     pub(crate) fn start(folder: &Path, share: &str, more: &[&str]) -> Self {
+        let memory = format!("memory-backend-memfd,id=ram,size=64M,share={share}");
+        Self::start_with(folder, &memory, more)
+    }
+
+    /// The same, with this memory backend.
+    pub(crate) fn start_with(folder: &Path, memory: &str, more: &[&str]) -> Self {
         let disk = folder.join("disk.img");
         let mut image = vec![0; 1 << 20];
         image[..BOOT.len()].copy_from_slice(&BOOT);
         image[510..512].copy_from_slice(&[0x55, 0xaa]);
         fs::write(&disk, image).unwrap();
-        let memory = format!("memory-backend-memfd,id=ram,size=64M,share={share}");
         let drive = "file=disk.img,format=raw,if=none,id=d0,cache=unsafe";
-        let process = qemu(folder, &memory, drive, more);
+        let process = qemu(folder, memory, drive, more);
         let socket = folder.join("qmp.sock");
         let serial = connect(&folder.join("ser.sock"));
         let mut guest = Self { process, qmp: Qmp::connect(&socket), serial, socket, disk };
