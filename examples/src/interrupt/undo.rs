@@ -7,12 +7,12 @@ use rustix::net::SendFlags;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
 use std::fs;
-use std::io::{self, Read, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Attempts to remove a folder, in which a process that is ending may still create files, and the
 /// pause between two attempts.
@@ -25,8 +25,13 @@ const DYING: i64 = 5;
 /// How long QEMU may take to let a VM run on.
 const RESUMING: Duration = Duration::from_secs(5);
 
-/// The number of the last command that lets a VM run on, as it is in the reply.
-const MARK: &str = "kaleidoscope-resumed";
+/// QEMU's commands that let a VM run on, and what is in the reply to the second.
+const CANCEL: &str = "{\"execute\": \"migrate_cancel\"}\n";
+const CONTINUE: &str = "{\"execute\": \"cont\", \"id\": \"kaleidoscope-resumes\"}\n";
+const MARK: &str = "kaleidoscope-resumes";
+
+/// Most bytes of QEMU's replies that are read.
+const MAX_REPLIES: u64 = 1 << 24;
 
 /// A cleanup action.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -104,24 +109,8 @@ impl Undo {
                     Err(error) => Err(error.into()),
                 }
             }
-            Self::Resume { socket, connection: Some(connection) } => {
-                let _ = socket;
-                send_all(connection)
-            }
-            Self::Resume { socket, connection: None } => {
-                let mut stream = UnixStream::connect(socket)?;
-                stream.set_write_timeout(Some(RESUMING))?;
-                stream.set_read_timeout(Some(RESUMING))?;
-                stream.write_all(b"{\"execute\": \"qmp_capabilities\"}\n")?;
-                send_all(&stream)?;
-                // Until the replies come, QEMU may not have read the commands.
-                let mut replies = [0; 1 << 12];
-                while stream.read(&mut replies).is_ok_and(|count| {
-                    let text = replies.get(..count).unwrap_or_default();
-                    count > 0 && !text.windows(MARK.len()).any(|found| found == MARK.as_bytes())
-                }) {}
-                Ok(())
-            }
+            Self::Resume { connection: Some(connection), .. } => resume_by(connection),
+            Self::Resume { socket, connection: None } => resume_at(socket),
             Self::Kill(child) => {
                 // Fails only if it has ended.
                 let _ = pidfd_send_signal(child, Signal::KILL);
@@ -150,15 +139,45 @@ impl Undo {
     }
 }
 
-/// Sends the commands that let a VM run on. Replies are not read: the connection may have another
-/// reader.
-fn send_all(connection: &impl AsFd) -> io::Result<()> {
-    let commands = format!(
-        "{{\"execute\": \"migrate_cancel\"}}\n{{\"execute\": \"cont\", \"id\": \"{MARK}\"}}\n"
-    );
+/// Lets a VM run on over a connection whose replies another thread may read. QEMU refuses the
+/// command for a moment after a migration, and the other thread may have sent another one before.
+fn resume_by(connection: &impl AsFd) -> io::Result<()> {
+    send(connection, CANCEL)?;
+    for _ in 0..ATTEMPTS {
+        send(connection, CONTINUE)?;
+        std::thread::sleep(PAUSE);
+    }
+    Ok(())
+}
+
+/// Lets a VM run on that the process which has ended was connected to.
+fn resume_at(socket: &Path) -> io::Result<()> {
+    let mut stream = UnixStream::connect(socket)?;
+    stream.set_write_timeout(Some(RESUMING))?;
+    stream.set_read_timeout(Some(RESUMING))?;
+    stream.write_all(b"{\"execute\": \"qmp_capabilities\"}\n")?;
+    send(&stream, CANCEL)?;
+    let last = Instant::now() + RESUMING;
+    let mut replies = BufReader::new(stream.try_clone()?.take(MAX_REPLIES)).lines();
+    loop {
+        send(&stream, CONTINUE)?;
+        // Other replies and events come before.
+        let reply = replies.find(|line| line.as_ref().map_or(true, |line| line.contains(MARK)));
+        let reply = reply.ok_or(io::ErrorKind::UnexpectedEof)??;
+        if !reply.contains("\"error\"") {
+            return Ok(());
+        }
+        if Instant::now() >= last {
+            return Err(io::Error::other(reply));
+        }
+        std::thread::sleep(PAUSE);
+    }
+}
+
+fn send(connection: &impl AsFd, command: &str) -> io::Result<()> {
     // The socket takes far more than these bytes at once.
-    let sent = rustix::net::send(connection, commands.as_bytes(), SendFlags::NOSIGNAL)?;
-    if sent == commands.len() { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
+    let sent = rustix::net::send(connection, command.as_bytes(), SendFlags::NOSIGNAL)?;
+    if sent == command.len() { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
 }
 
 /// When a process started, in clock ticks since the boot (field 22 of proc_pid_stat(5)).

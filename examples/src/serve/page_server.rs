@@ -45,7 +45,7 @@ Examples:
       a guest whose kernel is not known, colored by its page tables
   kaleidoscope serve firecracker --socket uffd.sock --memory snapshot.mem
       a Firecracker VM's memory, through its userfaultfd
-  kaleidoscope serve qemu --image snapshot --to in.sock
+  kaleidoscope serve qemu --from snapshot --to in.sock
       a QEMU VM's memory, by a postcopy migration")]
 pub(crate) struct Args {
     #[command(flatten)]

@@ -257,11 +257,11 @@ pub(crate) const TABLE: &[Entry] = &[
     Entry {
         // Without a captured VM there is not more to it; its own test has one.
         words: "serve qemu",
-        run: &["--image", "{w}/guest", "--to", "{o}/in.sock"],
+        run: &["--from", "{w}/guest", "--to", "{o}/in.sock"],
         end: End::Code(2),
         prints: false,
         base: &["--to", "{o}/in.sock"],
-        others: &["--image", "--to"],
+        others: &["--from", "--to"],
         ..NONE
     },
     Entry {

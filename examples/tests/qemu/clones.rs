@@ -75,7 +75,7 @@ fn clones_have_the_memory_and_the_disk_of_the_instant() {
         assert!(fs::read(snapshot.join("ram.bin")).unwrap() == image, "{way}");
         assert!(fs::read(&parent.disk).unwrap()[512..1024].iter().all(|byte| *byte == b'a'));
 
-        run.signal(Signal::INT);
+        run.signal(Signal::TERM);
         let (code, said) = run.end();
         assert_eq!(code, Some(0), "{way}: {said}");
         for clone in &clones {

@@ -40,7 +40,7 @@ fn a_guest_runs_before_it_has_its_memory() {
     for (policy, rate) in [("demand", "0"), ("predicted", "100000000"), ("region", "2000")] {
         // It stays paused, so that its memory can be compared.
         let mut clone = Incoming::start(folder.path(), &snapshot, true);
-        let words = ["serve", "qemu", "--image", text(&snapshot), "--to", text(&clone.socket)];
+        let words = ["serve", "qemu", "--from", text(&snapshot), "--to", text(&clone.socket)];
         let more = ["--policy", policy, "--rate", rate, "--json"];
         let mut run = Run::start(&[&words[..], &more].concat());
         assert_eq!(run.event("serving")["memory_bytes"], RAM);
@@ -81,7 +81,7 @@ fn a_clone_that_ends_early_is_no_failure() {
     let _parent = captured(folder.path());
     let snapshot = folder.path().join("s");
     let mut clone = Incoming::start(folder.path(), &snapshot, false);
-    let words = ["serve", "qemu", "--image", text(&snapshot), "--to", text(&clone.socket)];
+    let words = ["serve", "qemu", "--from", text(&snapshot), "--to", text(&clone.socket)];
     let mut run = Run::start(&[&words[..], &["--rate", "0", "--json"]].concat());
     run.event("serving");
     // Its serial line is the captured one from then on.
@@ -101,7 +101,7 @@ fn wrong_input_is_named_at_once() {
     let folder = tempfile::tempdir().unwrap();
     let none = folder.path().join("none");
     let serve = |image: &Path, to: &Path| {
-        Run::start(&["serve", "qemu", "--image", text(image), "--to", text(to)]).end()
+        Run::start(&["serve", "qemu", "--from", text(image), "--to", text(to)]).end()
     };
     let (code, said) = serve(&none, &none);
     assert!(code == Some(2) && said.contains("hint: `kaleidoscope clone qemu"), "{said}");
@@ -111,7 +111,7 @@ fn wrong_input_is_named_at_once() {
     assert!(code == Some(2) && said.contains("hint: QEMU listens there after"), "{said}");
     // Without the capability.
     let clone = Incoming::without_postcopy(folder.path(), &snapshot);
-    let words = ["serve", "qemu", "--image", text(&snapshot), "--to", text(&clone.socket)];
+    let words = ["serve", "qemu", "--from", text(&snapshot), "--to", text(&clone.socket)];
     let mut run = Run::start(&[&words[..], &["--json"]].concat());
     run.event("serving");
     let failed = run.event("failed");

@@ -21,12 +21,13 @@ use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// How a VM's memory is captured.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
 pub(super) enum Way {
-    /// The first of the others that the host and QEMU allow
+    /// The first that the host and QEMU allow: reflink; snapshot, after precopy if there are disks;
+    /// copy
     Auto,
     /// The file system shares the blocks of the memory file: nothing is copied
     Reflink,
@@ -62,6 +63,10 @@ impl Way {
     }
 }
 
+/// How long pre-copy may take before another way is tried: a VM that writes faster than its memory
+/// is sent never comes to the pause.
+const PRECOPY: Duration = Duration::from_secs(30);
+
 /// Captures the VM at `socket` into the folder `output`.
 pub(super) fn capture(
     args: &Args,
@@ -93,7 +98,7 @@ pub(super) fn capture(
     })?;
     let mut session = Session { parent: &mut parent, overlays: &overlays, folder: &partial };
     let deadline = start + args.timeout;
-    let kept = session.take(args.way, deadline)?;
+    let kept = session.take(args.way, deadline).map_err(|failure| moved(failure, &overlays))?;
     let (pages, saved) = (kept.image.pages, kept.saved);
     kept.image.keep()?;
     folder::save_state(&saved, &partial)?;
@@ -125,6 +130,15 @@ pub(super) fn capture(
     Ok((Captured::open(&output)?, capture))
 }
 
+/// Tells where the VM writes to, if its disks were moved before the failure.
+fn moved(failure: Failure, overlays: &[PathBuf]) -> Failure {
+    match overlays.iter().find(|overlay| overlay.exists()) {
+        None => failure,
+        Some(overlay) => failure
+            .or_hint(format!("the VM runs on, and writes to {} from now on", overlay.display())),
+    }
+}
+
 /// A VM's memory and state at an instant.
 struct Kept {
     way: Way,
@@ -132,7 +146,7 @@ struct Kept {
     saved: SavedVm,
     /// `None` where the VM was not stopped for them.
     registers: Option<String>,
-    pause: std::time::Duration,
+    pause: Duration,
     /// Ways that were tried before, and why they could not be taken.
     passed_over: Vec<String>,
 }
@@ -150,8 +164,15 @@ impl Session<'_> {
             return self.attempt(way, deadline)?.map_err(Failure::new);
         }
         let mut passed_over = Vec::new();
-        for way in [Way::Reflink, Way::Snapshot, Way::Precopy, Way::Copy] {
-            match self.attempt(way, deadline)? {
+        // A background snapshot prepares the memory while the VM runs, but not if the VM has to be
+        // stopped for its disks before.
+        let [first, second] = match self.parent.machine.disks.is_empty() {
+            true => [Way::Snapshot, Way::Precopy],
+            false => [Way::Precopy, Way::Snapshot],
+        };
+        for way in [Way::Reflink, first, second, Way::Copy] {
+            let longest = if way == Way::Precopy { Instant::now() + PRECOPY } else { deadline };
+            match self.attempt(way, deadline.min(longest))? {
                 Ok(kept) => return Ok(Kept { passed_over, ..kept }),
                 Err(why) => passed_over.push(format!("{}: {why}", way.name())),
             }
@@ -192,8 +213,11 @@ impl Session<'_> {
             return Ok(Err(first_line(&failure)));
         }
         let (saved, image, registers) = match way {
+            Way::Precopy => match precopy(&mut held, image, self.overlays)? {
+                Ok(parts) => parts,
+                Err(why) => return Ok(Err(why)),
+            },
             Way::Snapshot => snapshot(&mut held, image, self.overlays)?,
-            Way::Precopy => precopy(&mut held, image, self.overlays)?,
             Way::Auto | Way::Reflink | Way::Copy => {
                 let file = file.ok_or_else(|| Failure::new("the memory has no file"))?;
                 stopped(&mut held, way, image, &file, self.overlays)?
@@ -280,13 +304,20 @@ fn snapshot(held: &mut Held<'_>, image: Image, overlays: &[PathBuf]) -> Result<P
     Ok((saved, image, registers))
 }
 
-/// QEMU sends the memory while the VM runs, and pauses it when little is left.
-fn precopy(held: &mut Held<'_>, image: Image, overlays: &[PathBuf]) -> Result<Parts, Failure> {
+/// QEMU sends the memory while the VM runs, and pauses it when little is left. The inner error says
+/// why it does not come to that; the VM was not touched then.
+fn precopy(
+    held: &mut Held<'_>,
+    image: Image,
+    overlays: &[PathBuf],
+) -> Result<Result<Parts, String>, Failure> {
     let ram = held.parent.machine.ram_block.clone();
     let (receiver, theirs) = Receiver::start(&ram, image)?;
     held.migrate(theirs.as_fd())?;
     drop(theirs);
-    held.wait("pre-switchover", &mut |_| Ok(()))?;
+    if let Err(failure) = held.wait("pre-switchover", &mut |_| Ok(())) {
+        return Ok(Err(first_line(&failure)));
+    }
     let registers = at_the_instant(held, overlays)?;
     let go_on = json!({ "state": "pre-switchover" });
     held.parent.qmp.execute("migrate-continue", go_on)?;
@@ -294,7 +325,7 @@ fn precopy(held: &mut Held<'_>, image: Image, overlays: &[PathBuf]) -> Result<Pa
     held.resume()?;
     let (saved, image) = receiver.end()?;
     whole(&saved)?;
-    Ok((saved, image, registers))
+    Ok(Ok((saved, image, registers)))
 }
 
 fn whole(saved: &SavedVm) -> Result<(), Failure> {

@@ -47,14 +47,14 @@ Examples:
          {\"execute\": \"migrate-incoming\", \"arguments\": {\"uri\": \"unix:in.sock\"}}';
    sleep 1) | socat - unix:clone.sock
       what the clone is told
-  kaleidoscope serve qemu --image snapshot --to in.sock
+  kaleidoscope serve qemu --from snapshot --to in.sock
       serves it
-  kaleidoscope serve qemu --image snapshot --to a.sock --to b.sock --policy region --rate 0
+  kaleidoscope serve qemu --from snapshot --to a.sock --to b.sock --policy region --rate 0
       two clones, which get only what they touch and what the policy expects them to touch")]
 pub(crate) struct Args {
     /// The folder of a captured VM, from `kaleidoscope clone qemu`
     #[arg(long, value_name = "DIR")]
-    image: PathBuf,
+    from: PathBuf,
     /// Unix socket at which a QEMU waits for a migration; may be given several times
     #[arg(long, value_name = "SOCKET", required = true)]
     to: Vec<PathBuf>,
@@ -70,7 +70,7 @@ pub(crate) struct Args {
     rate: Option<u32>,
     /// How long QEMU may take to listen
     #[arg(long, value_name = "SECONDS", default_value = "1", value_parser = seconds)]
-    wait: Duration,
+    timeout: Duration,
     /// Print events as JSON objects, each on a line
     #[arg(long)]
     json: bool,
@@ -87,7 +87,7 @@ impl Args {
         let template = Arc::new(Template::open(self)?);
         let stop = Stop::take_every();
         let vms: Vec<_> =
-            (1..).zip(&self.to).map(|(n, to)| Vm::connect(n, to, self.wait)).collect();
+            (1..).zip(&self.to).map(|(n, to)| Vm::connect(n, to, self.timeout)).collect();
         let vms = vms.into_iter().collect::<Result<Vec<_>, _>>()?;
         self.print(&Event::serving(self, &template))?;
         let control = Arc::new(Control::default());

@@ -46,7 +46,7 @@ pub(super) enum Event {
 impl Event {
     pub(super) fn serving(args: &Args, template: &Template) -> Self {
         Self::Serving {
-            image: args.image.display().to_string(),
+            image: args.from.display().to_string(),
             memory_bytes: template.image.layout().bytes(),
             colored: template.is_colored,
             free_memory: template.free_frames.name(),

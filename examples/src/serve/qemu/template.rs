@@ -27,7 +27,7 @@ pub(super) struct Template {
 
 impl Template {
     pub(super) fn open(args: &Args) -> Result<Self, Failure> {
-        let captured = Captured::open(&args.image)?;
+        let captured = Captured::open(&args.from)?;
         let saved = captured.saved()?;
         let image = captured.image()?;
         let machine = &captured.machine;
@@ -35,7 +35,7 @@ impl Template {
         let bytes = image.layout().bytes();
         if block != machine.ram_bytes || bytes != block {
             let what = format!("{bytes} bytes of memory, and {block} in the state");
-            return Err(Failure::at(&args.image, what)
+            return Err(Failure::at(&args.from, what)
                 .hint("the folder's files are not of one VM: capture it again"));
         }
         let path = captured.path(COLORS);
@@ -43,7 +43,7 @@ impl Template {
         let manifest = Manifest::read_file(&path, &limits).ok();
         let manifest = manifest.filter(|manifest| manifest.verify(&image).is_ok());
         let is_colored = manifest.is_some();
-        let failed = |error: &dyn std::fmt::Display| Failure::at(&args.image, error);
+        let failed = |error: &dyn std::fmt::Display| Failure::at(&args.from, error);
         let (map, identity) = match manifest {
             Some(manifest) => (manifest.map, manifest.identity),
             None => {

@@ -82,7 +82,7 @@ impl Vm {
                     let what = format!("cannot connect: {error}");
                     return Err(Failure::at(socket, what).hint(
                         "QEMU listens there after -incoming unix:PATH, or `migrate-incoming` with \
-                         this URI; --wait allows it more time",
+                         this URI; --timeout allows it more time",
                     ));
                 }
                 Err(_) => sleep(Duration::from_millis(10)),
