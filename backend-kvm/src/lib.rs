@@ -1,12 +1,13 @@
 //! Clones of VMs on Linux: memory that arrives on demand through userfaultfd, and machines on KVM
 //! that freeze and clone.
 //!
-//! The crate has three parts, each a feature. All are on by default.
+//! The crate has four parts, each a feature. All are on by default.
 //!
 //! | feature | purpose | needs |
 //! |---|---|---|
 //! | `uffd` | serve the memory of another program's VM: [`Session`](uffd::Session) | userfaultfd |
 //! | `firecracker` | the handshake of Firecracker: [`Handshake`](firecracker::Handshake) | `uffd` |
+//! | `qemu` | QEMU's migration stream: [`SavedVm`](qemu::SavedVm), [`PostcopySource`](qemu::PostcopySource) | nothing |
 //! | `machine` | run, freeze and clone VMs: [`Machine`](machine::Machine) | `/dev/kvm`, `uffd` |
 //!
 //! Two more features are off by default: `vm-memory` fills the memory of a VMM of the rust-vmm
@@ -84,6 +85,8 @@ pub mod machine;
     expect(dead_code, reason = "machines use more of it than sessions do")
 )]
 pub mod memory;
+#[cfg(feature = "qemu")]
+pub mod qemu;
 #[cfg(feature = "machine")]
 pub mod state;
 #[cfg_attr(

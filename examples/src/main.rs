@@ -31,6 +31,8 @@ mod outfile;
 mod picture;
 mod progress;
 mod pull;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+mod qemu;
 mod record;
 mod replay;
 mod serve;

@@ -164,6 +164,8 @@ fn write(root: &Path) -> Result<(), Box<dyn Error>> {
           2,400,100000,touch,1,vcpu,0\n3,512,1000ff,touch,,dma,\n",
     )?;
     put("trace", "least", b"gfn,t_us\nff,0\n 0 , 18446744073709551615 \n")?;
+    put("qemu_stream", "saved", &[&[1], &saved_vm()[..]].concat())?;
+    put("qemu_stream", "requests", b"\x06\0\x02\0\x04\0\0\0\x01\0\x03\0\x10\0\0\0\0\0\0\x10\0\0\0\x10\0\x03ram\0\x01\0\x04\0\0\0\0")?;
     for (number, free_percent) in (0_u8..).zip([0, 30, 100]) {
         put("policies", &free_percent.to_string(), &faults(number, free_percent))?;
     }
@@ -250,6 +252,16 @@ fn replies(features: Features) -> Result<Vec<u8>, Box<dyn Error>> {
     stream.extend(b"descriptor");
     stream.extend(error_message(ErrorCode::Stopping, "good night"));
     Ok(stream)
+}
+
+/// A migration stream of QEMU: two blocks, a page of each, and one device.
+fn saved_vm() -> Vec<u8> {
+    let mut out = b"QEVM\0\0\0\x03\x07\0\0\0\x02pc\x01\0\0\0\x02\x03ram\0\0\0\0\0\0\0\x04".to_vec();
+    out.extend(b"\0\0\0\0\0\0\x20\x04\x03ram\0\0\0\0\0\0\x10\0\x03vga\0\0\0\0\0\0\x10\0");
+    out.extend(b"\0\0\0\0\0\0\0\x10\x7e\0\0\0\x02\x03\0\0\0\x02\0\0\0\0\0\0\0\x02\x03ram\0");
+    out.extend(b"\0\0\0\0\0\0\0\x02\x03vga\0\0\0\0\0\0\0\0\x10\x7e\0\0\0\x02");
+    out.extend(b"\x04\0\0\0\x09\x05timer\0\0\0\0\0\0\0\x02data\x7e\0\0\0\x09\0\x06\0\0\0\x02{}");
+    out
 }
 
 /// A guest and faults in the format of the target `policies`.

@@ -1,6 +1,7 @@
 //! How pages enter memory that userfaultfds watch.
 
 use super::blocks::Blocks;
+use super::journal::Journal;
 use super::memory::UserfaultMemory;
 use super::shared_cache::Put;
 use crate::error::Asked;
@@ -101,7 +102,11 @@ impl PageInstaller for UserfaultMemory {
     }
 
     fn install_run(&self, first: FrameIndex, pages: &[Page]) -> Result<u32, InstallError> {
-        if self.blocks.is_some() || self.cache.is_some() {
+        let frames =
+            first.0..first.0.saturating_add(u32::try_from(pages.len()).unwrap_or(u32::MAX));
+        let has_given_back = |journal: &Journal| frames.clone().any(|n| journal.is_given_back(n));
+        let is_mixed = self.journal.as_ref().is_some_and(has_given_back);
+        if self.blocks.is_some() || self.cache.is_some() || is_mixed {
             return self.install_each(first, pages);
         }
         let mut done = 0;

@@ -3,14 +3,16 @@
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::mount::{UnmountFlags, unmount};
+use rustix::net::SendFlags;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
 use std::fs;
-use std::io;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Attempts to remove a folder, in which a process that is ending may still create files, and the
 /// pause between two attempts.
@@ -19,6 +21,17 @@ const PAUSE: Duration = Duration::from_millis(10);
 
 /// How long a child may take to die, in seconds.
 const DYING: i64 = 5;
+
+/// How long QEMU may take to let a VM run on.
+const RESUMING: Duration = Duration::from_secs(5);
+
+/// QEMU's commands that let a VM run on, and what is in the reply to the second.
+const CANCEL: &str = "{\"execute\": \"migrate_cancel\"}\n";
+const CONTINUE: &str = "{\"execute\": \"cont\", \"id\": \"kaleidoscope-resumes\"}\n";
+const MARK: &str = "kaleidoscope-resumes";
+
+/// Most bytes of QEMU's replies that are read.
+const MAX_REPLIES: u64 = 1 << 24;
 
 /// A cleanup action.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -42,6 +55,14 @@ pub(crate) enum Undo {
         pid: i32,
         /// When it started, in clock ticks since the boot: with the number, its identity.
         started: u64,
+    },
+    /// Lets a VM of QEMU run on that was paused to be captured.
+    Resume {
+        /// Its QMP socket, which takes one client at a time.
+        socket: PathBuf,
+        /// This process's connection to it.
+        #[serde(skip)]
+        connection: Option<Arc<OwnedFd>>,
     },
     /// Kills a process.
     #[serde(skip)]
@@ -88,6 +109,8 @@ impl Undo {
                     Err(error) => Err(error.into()),
                 }
             }
+            Self::Resume { connection: Some(connection), .. } => resume_by(connection),
+            Self::Resume { socket, connection: None } => resume_at(socket),
             Self::Kill(child) => {
                 // Fails only if it has ended.
                 let _ = pidfd_send_signal(child, Signal::KILL);
@@ -108,9 +131,53 @@ impl Undo {
                 format!("warning: cannot restore {} to {value}: {error}", path.display())
             }
             Self::End { pid, .. } => format!("warning: cannot end process {pid}: {error}"),
+            Self::Resume { socket, .. } => {
+                format!("warning: cannot let the VM at {} run on: {error}", socket.display())
+            }
             Self::Kill(_) => format!("warning: cannot kill a process: {error}"),
         }
     }
+}
+
+/// Lets a VM run on over a connection whose replies another thread may read. QEMU refuses the
+/// command for a moment after a migration, and the other thread may have sent another one before.
+fn resume_by(connection: &impl AsFd) -> io::Result<()> {
+    send(connection, CANCEL)?;
+    for _ in 0..ATTEMPTS {
+        send(connection, CONTINUE)?;
+        std::thread::sleep(PAUSE);
+    }
+    Ok(())
+}
+
+/// Lets a VM run on that the process which has ended was connected to.
+fn resume_at(socket: &Path) -> io::Result<()> {
+    let mut stream = UnixStream::connect(socket)?;
+    stream.set_write_timeout(Some(RESUMING))?;
+    stream.set_read_timeout(Some(RESUMING))?;
+    stream.write_all(b"{\"execute\": \"qmp_capabilities\"}\n")?;
+    send(&stream, CANCEL)?;
+    let last = Instant::now() + RESUMING;
+    let mut replies = BufReader::new(stream.try_clone()?.take(MAX_REPLIES)).lines();
+    loop {
+        send(&stream, CONTINUE)?;
+        // Other replies and events come before.
+        let reply = replies.find(|line| line.as_ref().map_or(true, |line| line.contains(MARK)));
+        let reply = reply.ok_or(io::ErrorKind::UnexpectedEof)??;
+        if !reply.contains("\"error\"") {
+            return Ok(());
+        }
+        if Instant::now() >= last {
+            return Err(io::Error::other(reply));
+        }
+        std::thread::sleep(PAUSE);
+    }
+}
+
+fn send(connection: &impl AsFd, command: &str) -> io::Result<()> {
+    // The socket takes far more than these bytes at once.
+    let sent = rustix::net::send(connection, command.as_bytes(), SendFlags::NOSIGNAL)?;
+    if sent == command.len() { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
 }
 
 /// When a process started, in clock ticks since the boot (field 22 of proc_pid_stat(5)).

@@ -17,7 +17,7 @@ mod config;
 mod control;
 mod error;
 mod feature;
-mod layout;
+pub(crate) mod layout;
 mod machine;
 mod qmp;
 mod report;

@@ -4,6 +4,8 @@
 mod firecracker;
 mod page_server;
 mod parent;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+mod qemu;
 mod report;
 mod watched;
 
@@ -23,6 +25,8 @@ pub(crate) enum Args {
 pub(crate) enum Vmm {
     #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
     Firecracker(Box<firecracker::Args>),
+    #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+    Qemu(Box<qemu::Args>),
 }
 
 // The derived code would want the arguments of both at once.
@@ -42,10 +46,11 @@ impl clap::FromArgMatches for Args {
 
 impl clap::Args for Args {
     fn augment_args(command: Command) -> Command {
-        let command = <page_server::Args as clap::Args>::augment_args(command);
-        Vmm::augment_subcommands(command)
+        // Before the arguments, whose description is the command's.
+        let command = Vmm::augment_subcommands(command)
             .args_conflicts_with_subcommands(true)
-            .subcommand_negates_reqs(true)
+            .subcommand_negates_reqs(true);
+        <page_server::Args as clap::Args>::augment_args(command)
     }
 
     fn augment_args_for_update(command: Command) -> Command {
@@ -59,6 +64,8 @@ impl Args {
         match self {
             #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
             Self::Vmm(Vmm::Firecracker(args)) => args.files(),
+            #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+            Self::Vmm(Vmm::Qemu(args)) => args.files(),
             Self::Pages(args) => args.files(),
         }
     }
@@ -68,6 +75,8 @@ impl Args {
         match self {
             #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
             Self::Vmm(Vmm::Firecracker(args)) => args.run(),
+            #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+            Self::Vmm(Vmm::Qemu(args)) => args.run(),
             Self::Pages(args) => args.run(),
         }
     }

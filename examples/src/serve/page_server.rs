@@ -44,7 +44,9 @@ Examples:
   kaleidoscope serve ram.bin --regs regs.txt --page-tables --listen unix:/run/parent.sock
       a guest whose kernel is not known, colored by its page tables
   kaleidoscope serve firecracker --socket uffd.sock --memory snapshot.mem
-      a Firecracker VM's memory, through its userfaultfd")]
+      a Firecracker VM's memory, through its userfaultfd
+  kaleidoscope serve qemu --from snapshot --to in.sock
+      a QEMU VM's memory, by a postcopy migration")]
 pub(crate) struct Args {
     #[command(flatten)]
     pub(super) image: ImageArgs,

@@ -61,6 +61,7 @@ const PAGES: &[(&str, usize)] = &[
     ("kaleidoscope-bench-kvm.1", 1),
     ("kaleidoscope-check.1", 1),
     ("kaleidoscope-clone.1", 1),
+    ("kaleidoscope-clone-qemu.1", 1),
     ("kaleidoscope-color.1", 1),
     ("kaleidoscope-completions.1", 1),
     ("kaleidoscope-dedup.1", 1),
@@ -82,6 +83,7 @@ const PAGES: &[(&str, usize)] = &[
     ("kaleidoscope-replay.1", 1),
     ("kaleidoscope-serve.1", 1),
     ("kaleidoscope-serve-firecracker.1", 1),
+    ("kaleidoscope-serve-qemu.1", 1),
     ("kaleidoscope-tune.1", 1),
 ];
 
@@ -107,6 +109,16 @@ pub(crate) const TABLE: &[Entry] = &[
             ("--disk", &["--kernel", LAYOUT]),
         ],
         outputs: &[("--output", Some("frames.csv")), ("--output", Some("parent.log"))],
+        ..NONE
+    },
+    Entry {
+        // Without a VM there is not more to it; its own test has one.
+        words: "clone qemu",
+        run: &["--qmp", "{o}/qmp.sock", "-o", "{o}/snapshot"],
+        end: End::Code(2),
+        prints: false,
+        base: &["--qmp", "{o}/qmp.sock"],
+        others: &["--qmp", "--output", "--from", "--overlays"],
         ..NONE
     },
     Entry {
@@ -240,6 +252,16 @@ pub(crate) const TABLE: &[Entry] = &[
             ("--colors", &["--memory", RAM, "--layout", LAYOUT]),
         ],
         others: &["--socket"],
+        ..NONE
+    },
+    Entry {
+        // Without a captured VM there is not more to it; its own test has one.
+        words: "serve qemu",
+        run: &["--from", "{w}/guest", "--to", "{o}/in.sock"],
+        end: End::Code(2),
+        prints: false,
+        base: &["--to", "{o}/in.sock"],
+        others: &["--from", "--to"],
         ..NONE
     },
     Entry {

@@ -109,7 +109,8 @@ pub(super) fn cache_of(memory: &Path) -> PathBuf {
 /// The map in a file that the user names, which has to be of this image.
 fn given(path: &Path, image: &MemoryImage) -> Result<Colors, Failure> {
     let limits = Limits::for_frames(image.layout().frames());
-    let manifest = Manifest::read_file(path, &limits).map_err(|error| explained(path, &error))?;
+    let mut manifest =
+        Manifest::read_file(path, &limits).map_err(|error| explained(path, &error))?;
     manifest.verify(image).map_err(|error| {
         Failure::at(path, error)
             .hint("the colors are another memory file's: leave out --colors to find this one's")
@@ -120,7 +121,7 @@ fn given(path: &Path, image: &MemoryImage) -> Result<Colors, Failure> {
 /// The map that an earlier run has kept, if it is of this image.
 fn cached(path: &Path, image: &MemoryImage) -> Option<Colors> {
     let limits = Limits::for_frames(image.layout().frames());
-    let manifest = Manifest::read_file(path, &limits).ok()?;
+    let mut manifest = Manifest::read_file(path, &limits).ok()?;
     manifest.verify(image).ok()?;
     Some(of(manifest, format!("kept in {}", path.display())))
 }

@@ -1,0 +1,353 @@
+//! The command line of a clone, derived from its parent's.
+//!
+//! A clone has the same machine, so that it can load the parent's state. What two VMs of one host
+//! cannot share is replaced: memory, disks, sockets, files that QEMU writes, host ports, MAC
+//! addresses. What cannot be replaced is refused.
+
+use super::devices::{device, net, object};
+use crate::failure::Failure;
+use crate::qemu::folder::{Captured, Disk};
+use crate::qemu::options::Options;
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+
+/// What a clone has of its own.
+#[derive(Clone, Debug)]
+pub(super) struct Own {
+    /// Its folder, for sockets and files.
+    pub(super) folder: PathBuf,
+    /// The memory image, which all clones map privately.
+    pub(super) image: PathBuf,
+    /// The overlays of its disks.
+    pub(super) overlays: Vec<PathBuf>,
+    /// The last three bytes of its first MAC address; the next address is the next number.
+    pub(super) mac: u32,
+    /// Its generation, a UUID.
+    pub(super) generation: String,
+}
+
+/// Options without a value.
+const FLAGS: [&str; 27] = [
+    "S",
+    "daemonize",
+    "nodefaults",
+    "no-user-config",
+    "nographic",
+    "snapshot",
+    "no-reboot",
+    "no-shutdown",
+    "enable-kvm",
+    "no-acpi",
+    "no-hpet",
+    "no-fd-bootchk",
+    "s",
+    "singlestep",
+    "usb",
+    "full-screen",
+    "portrait",
+    "win2k-hack",
+    "only-migratable",
+    "preconfig",
+    "mem-prealloc",
+    "semihosting",
+    "no-kvm",
+    "old-param",
+    "enable-fips",
+    "xen-attach",
+    "xen-domid-restrict",
+];
+
+/// Options that a clone does not have: they are of a process, not of its machine.
+const DROPPED: [&str; 14] = [
+    "S",
+    "daemonize",
+    "s",
+    "qmp",
+    "qmp-pretty",
+    "monitor",
+    "incoming",
+    "gdb",
+    "trace",
+    "loadvm",
+    "spice",
+    "D",
+    "pidfile",
+    "mem-prealloc",
+];
+
+/// Options that cannot be followed, and why.
+const REFUSED: [(&str, &str); 6] = [
+    ("snapshot", "its disks are temporary files"),
+    ("chroot", "its files are elsewhere"),
+    ("add-fd", "it has descriptors from another process"),
+    ("readconfig", "its devices are in another file"),
+    ("mem-path", "its memory is not in a backend of its own (-object)"),
+    ("numa", "its memory may be in several backends"),
+];
+
+/// A derivation under way.
+struct Derivation<'d> {
+    captured: &'d Captured,
+    own: &'d Own,
+    words: Vec<String>,
+    macs: u32,
+    serials: u32,
+}
+
+/// The arguments of a clone, whose QMP socket is `qmp` and which waits for its state.
+pub(super) fn derive(captured: &Captured, own: &Own, qmp: &Path) -> Result<Vec<String>, Failure> {
+    let mut derivation = Derivation { captured, own, words: Vec::new(), macs: own.mac, serials: 0 };
+    let mut words = captured.machine.arguments.iter();
+    while let Some(word) = words.next() {
+        let Some(option) = word.strip_prefix("--").or_else(|| word.strip_prefix('-')) else {
+            derivation.image("0", word)?;
+            continue;
+        };
+        if let Some((_, why)) = REFUSED.iter().find(|(name, _)| *name == option) {
+            return Err(refused(word, why));
+        }
+        let value = match FLAGS.contains(&option) {
+            true => None,
+            false => Some(words.next().ok_or_else(|| refused(word, "it has no value"))?),
+        };
+        derivation.option(option, value.map(String::as_str))?;
+    }
+    let mut words = derivation.words;
+    let qmp = escape(qmp)?;
+    for word in ["-qmp", &format!("unix:{qmp},server=on,wait=off"), "-incoming", "defer", "-S"] {
+        words.push(word.to_owned());
+    }
+    Ok(words)
+}
+
+/// The failure for an option that a clone cannot have.
+pub(super) fn refused(word: &str, why: &str) -> Failure {
+    Failure::new(format_args!("a VM with `{word}` cannot be cloned on one host: {why}"))
+}
+
+/// Doubles commas, as in values of lists.
+fn escape(path: &Path) -> Result<String, Failure> {
+    Ok(text(path)?.replace(',', ",,"))
+}
+
+pub(super) fn text(path: &Path) -> Result<&str, Failure> {
+    path.to_str().ok_or_else(|| Failure::at(path, "the path is not UTF-8"))
+}
+
+impl Derivation<'_> {
+    fn push(&mut self, option: &str, value: &str) {
+        self.words.extend([format!("-{option}"), value.to_owned()]);
+    }
+
+    fn option(&mut self, option: &str, value: Option<&str>) -> Result<(), Failure> {
+        if DROPPED.contains(&option) {
+            return Ok(());
+        }
+        let Some(value) = value else {
+            match option {
+                "nographic" => self.push("display", "none"),
+                _ => self.words.push(format!("-{option}")),
+            }
+            return Ok(());
+        };
+        match option {
+            "hda" | "hdb" | "hdc" | "hdd" => {
+                let index = ["hda", "hdb", "hdc", "hdd"].iter().position(|name| *name == option);
+                self.image(&index.unwrap_or(0).to_string(), value)?;
+            }
+            "drive" => {
+                let drive = self.drive(value)?;
+                self.push(option, &drive);
+            }
+            "pflash" => {
+                let mut drive = Options::parse("if=pflash");
+                drive.set("file", value);
+                let drive = self.drive(&drive.to_string())?;
+                self.push("drive", &drive);
+            }
+            "blockdev" => self.blockdev(value)?,
+            "object" => {
+                let object = object(value, self.captured, self.own)?;
+                self.push(option, &object);
+            }
+            "device" => {
+                let device = device(value, &mut self.macs, &self.own.generation)?;
+                self.push(option, &device);
+            }
+            "netdev" | "nic" | "net" => {
+                let net = net(option, value, &mut self.macs)?;
+                self.push(option, &net);
+            }
+            "chardev" => {
+                let chardev = self.chardev(value)?;
+                self.push(option, &chardev);
+            }
+            "serial" | "parallel" | "debugcon" => {
+                let name = format!("{option}{}", self.serials);
+                self.serials += 1;
+                let port = self.port(&name, value)?;
+                self.push(option, &port);
+            }
+            "display" => self.push(option, "none"),
+            "vnc" => {
+                let path = escape(&self.own.folder.join("vnc.sock"))?;
+                self.push(option, &format!("unix:{path}"));
+            }
+            _ => self.push(option, value),
+        }
+        Ok(())
+    }
+
+    /// An image that is named without `-drive`.
+    fn image(&mut self, index: &str, file: &str) -> Result<(), Failure> {
+        let mut drive = Options::parse("media=disk");
+        drive.set("index", index);
+        drive.set("file", file);
+        let drive = self.drive(&drive.to_string())?;
+        self.push("drive", &drive);
+        Ok(())
+    }
+
+    /// The disk with this name, or with this file at the bottom of its images.
+    fn disk(&self, name: Option<&str>, file: Option<&str>) -> Option<(&Disk, &PathBuf)> {
+        let machine = &self.captured.machine;
+        let folder = &machine.folder;
+        let named = |disk: &Disk| name.is_some_and(|name| name == disk.device);
+        let has_file = |disk: &Disk| {
+            file.is_some_and(|file| disk.chain.iter().any(|f| folder.join(f) == folder.join(file)))
+        };
+        let disks = || machine.disks.iter().zip(&self.own.overlays);
+        disks().find(|(disk, _)| named(disk)).or_else(|| disks().find(|(disk, _)| has_file(disk)))
+    }
+
+    fn drive(&self, value: &str) -> Result<String, Failure> {
+        let mut options = Options::parse(value);
+        let file = options.get("file").or(options.get("file.filename"));
+        let Some((_, overlay)) = self.disk(options.get("id"), file) else {
+            // The guest only reads it, or there is no medium.
+            return Ok(value.to_owned());
+        };
+        let below: Vec<_> = options
+            .keys()
+            .filter(|key| key.starts_with("file.") || key.starts_with("backing"))
+            .map(str::to_owned)
+            .collect();
+        options.remove(&below.iter().map(String::as_str).collect::<Vec<_>>());
+        options.remove(&["driver", "snapshot", "offset", "size"]);
+        options.set("file", text(overlay)?);
+        options.set("format", "qcow2");
+        Ok(options.to_string())
+    }
+
+    /// A node of a disk becomes one with the clone's overlay; nodes below it are left out.
+    fn blockdev(&mut self, value: &str) -> Result<(), Failure> {
+        let node = Node::parse(value);
+        let all: Vec<_> = self.nodes().collect();
+        let below = node.child.as_ref().and_then(|name| all.iter().find(|n| n.name == *name));
+        let file = node.file.as_deref().or_else(|| below.and_then(|node| node.file.as_deref()));
+        let Some((_, overlay)) = self.disk(None, file) else {
+            self.push("blockdev", value);
+            return Ok(());
+        };
+        if all.iter().any(|other| other.child.as_ref() == Some(&node.name)) {
+            return Ok(());
+        }
+        let mut options = Options::parse("driver=qcow2");
+        options.set("node-name", &node.name);
+        options.set("file.driver", "file");
+        options.set("file.filename", text(overlay)?);
+        self.push("blockdev", &options.to_string());
+        Ok(())
+    }
+
+    /// The nodes of the parent's command line.
+    fn nodes(&self) -> impl Iterator<Item = Node> {
+        let words = &self.captured.machine.arguments;
+        let pairs = words.iter().zip(words.iter().skip(1));
+        pairs
+            .filter(|(word, _)| word.trim_start_matches('-') == "blockdev")
+            .map(|(_, v)| Node::parse(v))
+    }
+
+    fn chardev(&self, value: &str) -> Result<String, Failure> {
+        let options = Options::parse(value);
+        let id = options.get("id").unwrap_or("chardev");
+        if !id.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte)) {
+            return Err(refused(&format!("-chardev {value}"), "its name is no file's"));
+        }
+        let mut own = match options.first() {
+            Some("socket" | "udp") => {
+                let mut own = Options::parse("socket");
+                own.set("id", id);
+                own.set("path", text(&self.own.folder.join(format!("{id}.sock")))?);
+                own.set("server", "on");
+                own.set("wait", "off");
+                own
+            }
+            Some("file") => {
+                let mut own = Options::parse("file");
+                own.set("id", id);
+                own.set("path", text(&self.own.folder.join(format!("{id}.log")))?);
+                own
+            }
+            Some("pipe" | "stdio" | "serial" | "tty" | "parallel" | "parport") => {
+                let mut own = Options::parse("null");
+                own.set("id", id);
+                own
+            }
+            _ => return Ok(value.to_owned()),
+        };
+        if let Some(mux) = options.get("mux") {
+            own.set("mux", mux);
+        }
+        Ok(own.to_string())
+    }
+
+    /// A serial or parallel port in its short form.
+    fn port(&self, name: &str, value: &str) -> Result<String, Failure> {
+        let kind = value.split(':').next().unwrap_or_default();
+        let at = |suffix: &str| self.own.folder.join(format!("{name}.{suffix}"));
+        Ok(match kind {
+            "unix" | "tcp" | "telnet" | "websocket" | "udp" => {
+                format!("unix:{},server=on,wait=off", escape(&at("sock"))?)
+            }
+            "file" => format!("file:{}", text(&at("log"))?),
+            "none" | "null" | "pty" | "vc" | "chardev" => value.to_owned(),
+            // Standard input and output, pipes and the host's ports are the parent's.
+            _ => "null".to_owned(),
+        })
+    }
+}
+
+/// A node of `-blockdev`.
+#[derive(Default)]
+struct Node {
+    name: String,
+    file: Option<String>,
+    /// The name of the node below it.
+    child: Option<String>,
+}
+
+impl Node {
+    fn parse(value: &str) -> Self {
+        if let Ok(json) = serde_json::from_str::<Value>(value) {
+            let text = |at: &str| json.pointer(at).and_then(Value::as_str).map(str::to_owned);
+            return Self {
+                name: text("/node-name").unwrap_or_default(),
+                file: text("/filename").or(text("/file/filename")).or(text("/file.filename")),
+                child: text("/file"),
+            };
+        }
+        let options = Options::parse(value);
+        let text = |key: &str| options.get(key).map(str::to_owned);
+        Self {
+            name: text("node-name").unwrap_or_default(),
+            file: text("filename").or(text("file.filename")),
+            child: text("file"),
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "arguments_tests.rs"]
+mod tests;

@@ -1,0 +1,126 @@
+//! Command lines of clones.
+
+use super::*;
+use crate::qemu::folder::Machine;
+
+fn captured(arguments: &str) -> Captured {
+    let mut machine = Machine::new("7.2".into(), "/usr/bin/qemu".into(), "/vm".into());
+    machine.arguments = arguments.split(' ').map(str::to_owned).collect();
+    machine.backend = "ram".into();
+    machine.ram_bytes = 4096;
+    machine.disks = vec![
+        Disk {
+            device: "d0".into(),
+            node: "#1".into(),
+            image: "/vm/root.after-1-0.qcow2".into(),
+            format: "qcow2".into(),
+            chain: vec!["/vm/root.after-1-0.qcow2".into(), "root.img".into()],
+        },
+        Disk {
+            device: String::new(),
+            node: "top".into(),
+            image: "/d/data.qcow2".into(),
+            format: "qcow2".into(),
+            chain: vec!["/d/data.qcow2".into()],
+        },
+    ];
+    Captured { folder: "/s".into(), machine }
+}
+
+fn own() -> Own {
+    Own {
+        folder: "/c".into(),
+        image: "/s/ram.bin".into(),
+        overlays: vec!["/c/0".into(), "/c/1,x".into()],
+        mac: 0x0102ff,
+        generation: "G".into(),
+    }
+}
+
+fn line(arguments: &str) -> Result<String, String> {
+    let words = derive(&captured(arguments), &own(), Path::new("/c/qmp.sock"));
+    let words = words.map_err(|failure| failure.to_string())?.join(" ");
+    let end = " -qmp unix:/c/qmp.sock,server=on,wait=off -incoming defer -S";
+    Ok(words.strip_suffix(end).unwrap().to_owned())
+}
+
+#[test]
+fn what_two_vms_cannot_share_is_replaced() {
+    for (of, expected) in [
+        ("-M pc,memory-backend=ram -m 1G", "-M pc,memory-backend=ram -m 1G"),
+        (
+            "-object memory-backend-memfd,id=ram,size=4K,share=on -object iothread,id=i",
+            "-object memory-backend-file,id=ram,size=4096,mem-path=/s/ram.bin,share=off \
+             -object iothread,id=i",
+        ),
+        (
+            r#"-object {"qom-type":"memory-backend-file","id":"ram"}"#,
+            "-object memory-backend-file,id=ram,size=4096,mem-path=/s/ram.bin,share=off",
+        ),
+        (
+            "-drive file=root.img,if=none,id=d0,format=raw -drive file=cd.iso,media=cdrom",
+            "-drive file=/c/0,if=none,id=d0,format=qcow2 -drive file=cd.iso,media=cdrom",
+        ),
+        // Without a name, and as it was before an earlier capture.
+        ("-hdb /vm/root.img", "-drive media=disk,index=1,file=/c/0,format=qcow2"),
+        ("root.img", "-drive media=disk,index=0,file=/c/0,format=qcow2"),
+        (
+            "-drive driver=raw,file.filename=root.img,file.driver=file,if=virtio",
+            "-drive if=virtio,file=/c/0,format=qcow2",
+        ),
+        (
+            "-blockdev driver=file,node-name=f,filename=/d/data.qcow2 \
+             -blockdev driver=qcow2,node-name=top,file=f",
+            "-blockdev driver=qcow2,node-name=top,file.driver=file,file.filename=/c/1,,x",
+        ),
+        (
+            r#"-blockdev {"driver":"qcow2","node-name":"top","file":{"filename":"/d/data.qcow2"}}"#,
+            "-blockdev driver=qcow2,node-name=top,file.driver=file,file.filename=/c/1,,x",
+        ),
+        (
+            "-device virtio-net-pci,netdev=n,mac=52:54:00:12:34:56 -device e1000,mac=a",
+            "-device virtio-net-pci,netdev=n,mac=52:54:00:01:02:ff -device e1000,mac=52:54:00:01:03:00",
+        ),
+        ("-device vmgenid,guid=auto,id=v", "-device vmgenid,guid=G,id=v"),
+        (
+            r#"-device {"driver":"e1000","mac":"a"}"#,
+            r#"-device {"driver":"e1000","mac":"52:54:00:01:02:ff"}"#,
+        ),
+        (
+            "-netdev user,id=n,hostfwd=tcp:127.0.0.1:2222-:22,hostfwd=udp::53-10.0.2.15:53",
+            "-netdev user,id=n,hostfwd=tcp:127.0.0.1:0-:22,hostfwd=udp::0-10.0.2.15:53",
+        ),
+        ("-netdev tap,id=n,ifname=tap3", "-netdev tap,id=n"),
+        ("-nic user,mac=a", "-nic user,mac=52:54:00:01:02:ff"),
+        ("-net nic,macaddr=a", "-net nic,macaddr=52:54:00:01:02:ff"),
+        (
+            "-chardev socket,id=ser,path=/p,server=on -chardev file,id=l,path=/p -chardev stdio,id=s,mux=on",
+            "-chardev socket,id=ser,path=/c/ser.sock,server=on,wait=off -chardev file,id=l,path=/c/l.log \
+             -chardev null,id=s,mux=on",
+        ),
+        (
+            "-serial unix:/p,server=on -serial file:/p -serial mon:stdio -serial chardev:ser",
+            "-serial unix:/c/serial0.sock,server=on,wait=off -serial file:/c/serial1.log \
+             -serial null -serial chardev:ser",
+        ),
+        ("-nographic -vnc :1", "-display none -vnc unix:/c/vnc.sock"),
+        ("-S -daemonize -pidfile p -qmp q -monitor stdio -incoming x -smp 2", "-smp 2"),
+    ] {
+        assert_eq!(line(of).unwrap(), expected, "{of}");
+    }
+}
+
+#[test]
+fn what_cannot_be_replaced_is_refused() {
+    for (of, expected) in [
+        ("-snapshot", "temporary"),
+        ("-device vfio-pci,host=1", "`-device vfio-pci,host=1` cannot be cloned"),
+        ("-device vhost-user-fs-pci,chardev=c", "another process"),
+        ("-netdev tap,id=n,fd=3", "descriptor"),
+        ("-netdev socket,id=n,listen=:1", "socket"),
+        ("-smp", "no value"),
+    ] {
+        let error = line(of).unwrap_err();
+        assert!(error.contains(expected), "{of}: {error}");
+    }
+}
