@@ -1,5 +1,6 @@
-//! Any bytes as a migration stream of QEMU, or as what a destination sends back, in pieces. A VM that is accepted can be written
-//! without its RAM and read back the same, and can be migrated; requests lie within the RAM.
+//! Any bytes as a migration stream of QEMU, or as what a destination sends back, in pieces. A VM
+//! that is accepted can be written without its RAM and read back the same, and can be migrated;
+//! requests lie within the RAM.
 #![no_main]
 
 use kaleidoscope_kvm::qemu::{PostcopySource, ReturnPath, SavedVm, Wanted};

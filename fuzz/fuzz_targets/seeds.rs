@@ -164,6 +164,11 @@ fn write(root: &Path) -> Result<(), Box<dyn Error>> {
           2,400,100000,touch,1,vcpu,0\n3,512,1000ff,touch,,dma,\n",
     )?;
     put("trace", "least", b"gfn,t_us\nff,0\n 0 , 18446744073709551615 \n")?;
+    put(
+        "firecracker",
+        "two",
+        br#"[{"base_host_virt_addr":4096,"size":16777216,"offset":0,"page_size":4096,"page_size_kib":4096},{"base_host_virt_addr":140000000000000,"size":33554432,"offset":16777216,"page_size_kib":4096}]"#,
+    )?;
     put("qemu_stream", "saved", &[&[1], &saved_vm()[..]].concat())?;
     put("qemu_stream", "requests", b"\x06\0\x02\0\x04\0\0\0\x01\0\x03\0\x10\0\0\0\0\0\0\x10\0\0\0\x10\0\x03ram\0\x01\0\x04\0\0\0\0")?;
     for (number, free_percent) in (0_u8..).zip([0, 30, 100]) {

@@ -18,20 +18,20 @@ pub(crate) struct Handler {
 
 impl Handler {
     pub(crate) fn start(folder: &Path, memory: &Path, arguments: &[&str]) -> Self {
-        Self::start_with(folder, memory, arguments, &[])
+        let program = Command::new(env!("CARGO_BIN_EXE_kaleidoscope"));
+        Self::start_as(program, folder, memory, arguments)
     }
 
-    /// As a process with these variables.
-    pub(crate) fn start_with(
+    /// With a program that is the command, or starts it.
+    pub(crate) fn start_as(
+        mut command: Command,
         folder: &Path,
         memory: &Path,
         arguments: &[&str],
-        variables: &[(&str, &str)],
     ) -> Self {
         let socket = folder.join("uffd.sock");
-        let mut command = Command::new(env!("CARGO_BIN_EXE_kaleidoscope"));
         command.args(["serve", "firecracker", "--json", "--socket"]).arg(&socket);
-        command.arg("--memory").arg(memory).args(arguments).envs(variables.iter().copied());
+        command.arg("--memory").arg(memory).args(arguments);
         let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
         let (sender, events) = channel();
         let out = BufReader::new(child.stdout.take().unwrap());

@@ -11,6 +11,7 @@
 
 mod double;
 mod handler;
+mod systemd;
 mod takeover;
 
 use double::Vmm;
