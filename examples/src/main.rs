@@ -10,6 +10,8 @@
 mod analysis;
 mod args;
 mod bench;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+mod capture;
 mod chart_style;
 mod check;
 mod cli;
@@ -34,6 +36,10 @@ mod pull;
 mod record;
 mod replay;
 mod serve;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+mod snapshot_folder;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+mod socket;
 mod stdio;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod supervise;
@@ -76,6 +82,8 @@ fn main() -> ExitCode {
         Command::Demo(args) => done(args.run()),
         #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
         Command::Clone(args) => done(args.run()),
+        #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+        Command::Capture(command) => done(command.run()),
         Command::Color(args) => done(args.run()),
         Command::Explain(args) => done(args.run()),
         Command::Map(args) => done(args.run()),

@@ -1,10 +1,14 @@
 //! `kaleidoscope serve`: pages of a snapshot image, for clones or for a VMM.
 
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+mod cloud_hypervisor;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod firecracker;
 mod page_server;
 mod parent;
 mod report;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+mod template;
 mod watched;
 
 use crate::failure::Failure;
@@ -23,6 +27,8 @@ pub(crate) enum Args {
 pub(crate) enum Vmm {
     #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
     Firecracker(Box<firecracker::Args>),
+    #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+    CloudHypervisor(Box<cloud_hypervisor::Args>),
 }
 
 // The derived code would want the arguments of both at once.
@@ -59,6 +65,8 @@ impl Args {
         match self {
             #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
             Self::Vmm(Vmm::Firecracker(args)) => args.files(),
+            #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+            Self::Vmm(Vmm::CloudHypervisor(args)) => args.files(),
             Self::Pages(args) => args.files(),
         }
     }
@@ -68,6 +76,8 @@ impl Args {
         match self {
             #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
             Self::Vmm(Vmm::Firecracker(args)) => args.run(),
+            #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+            Self::Vmm(Vmm::CloudHypervisor(args)) => args.run(),
             Self::Pages(args) => args.run(),
         }
     }

@@ -44,7 +44,9 @@ Examples:
   kaleidoscope serve ram.bin --regs regs.txt --page-tables --listen unix:/run/parent.sock
       a guest whose kernel is not known, colored by its page tables
   kaleidoscope serve firecracker --socket uffd.sock --memory snapshot.mem
-      a Firecracker VM's memory, through its userfaultfd")]
+      a Firecracker VM's memory, through its userfaultfd
+  kaleidoscope serve cloud-hypervisor parent --socket clone.sock
+      a clone of a captured VM of cloud-hypervisor, as a migration")]
 pub(crate) struct Args {
     #[command(flatten)]
     pub(super) image: ImageArgs,
