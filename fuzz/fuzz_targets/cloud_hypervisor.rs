@@ -12,7 +12,10 @@ fuzz_target!(|data: &[u8]| {
     let bytes = input.bytes();
     match Request::parse(&bytes) {
         Ok(request) => {
-            assert_eq!(Request::parse(&request.to_bytes()).expect("what was written can be read"), request);
+            assert_eq!(
+                Request::parse(&request.to_bytes()).expect("what was written can be read"),
+                request
+            );
             let _ = request.check_length(16);
             if let Ok(length) = request.bounded_length(1 << 20) {
                 assert!((1..=1 << 20).contains(&length));
@@ -21,7 +24,10 @@ fuzz_target!(|data: &[u8]| {
         Err(error) => assert!(!error.to_string().is_empty()),
     }
     if let Ok(response) = Response::parse(&bytes) {
-        assert_eq!(Response::parse(&response.to_bytes()).expect("what was written can be read"), response);
+        assert_eq!(
+            Response::parse(&response.to_bytes()).expect("what was written can be read"),
+            response
+        );
     }
     if let Ok(fault) = Fault::parse(&bytes) {
         assert!((4096..=MAX_PAGE).contains(&fault.length));
