@@ -32,7 +32,8 @@ pub enum ErrorKind {
     Ended,
     /// A hook before or after a freeze or a start failed.
     Hook,
-    /// A vCPU did not stop in time. The request may be repeated.
+    /// A vCPU did not stop in time, and the request may be repeated; or another program did not
+    /// answer in time.
     Timeout,
 }
 

@@ -8,6 +8,7 @@
 //! | `uffd` | serve the memory of another program's VM: [`Session`](uffd::Session) | userfaultfd |
 //! | `firecracker` | the handshake of Firecracker: [`Handshake`](firecracker::Handshake) | `uffd` |
 //! | `qemu` | QEMU's migration stream: [`SavedVm`](qemu::SavedVm), [`PostcopySource`](qemu::PostcopySource) | nothing |
+//! | `cloud-hypervisor` | its migration protocol: [`Session`](cloud_hypervisor::Session), [`capture`](cloud_hypervisor::capture) | `uffd` |
 //! | `machine` | run, freeze and clone VMs: [`Machine`](machine::Machine) | `/dev/kvm`, `uffd` |
 //!
 //! Two more features are off by default: `vm-memory` fills the memory of a VMM of the rust-vmm
@@ -73,6 +74,8 @@ compile_error!("KVM guests are supported on Linux, on x86-64");
 #[cfg(not(feature = "uffd"))]
 compile_error!("kaleidoscope-kvm needs one of its features: `uffd`, or `machine`, which has it");
 
+#[cfg(feature = "cloud-hypervisor")]
+pub mod cloud_hypervisor;
 mod error;
 #[cfg(feature = "firecracker")]
 pub mod firecracker;

@@ -10,6 +10,8 @@
 mod analysis;
 mod args;
 mod bench;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+mod capture;
 mod chart_style;
 mod check;
 mod cli;
@@ -36,6 +38,10 @@ mod qemu;
 mod record;
 mod replay;
 mod serve;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+mod snapshot_folder;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+mod socket;
 mod stdio;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod supervise;
@@ -78,6 +84,8 @@ fn main() -> ExitCode {
         Command::Demo(args) => done(args.run()),
         #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
         Command::Clone(args) => done(args.run()),
+        #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+        Command::Capture(command) => done(command.run()),
         Command::Color(args) => done(args.run()),
         Command::Explain(args) => done(args.run()),
         Command::Map(args) => done(args.run()),

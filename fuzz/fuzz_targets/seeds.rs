@@ -155,6 +155,14 @@ fn write(root: &Path) -> Result<(), Box<dyn Error>> {
     )?;
     put("image_headers", "registers", b"\x03CPU#0\nRAX=0000000000000000 RBX=0000000000000000\nRIP=ffffffff81000000 RFL=00000246\nCS =0010 0000000000000000 ffffffff 00af9b00\nGS =0000 ffff888000000000 ffffffff 00c00000\nCR0=80050033 CR2=0000000000000000 CR3=0000000001000000 CR4=000006f0\nEFER=0000000000000d01\n")?;
     put("image_headers", "elf", &elf())?;
+    let ram = br#"{"vm_config":{"memory":{"size":0,"zones":[{"shared":true}]}},"memory_manager_data":{"guest_ram_mappings":[{"slot":1,"gpa":4294967296,"size":4096,"file_offset":8192},{"slot":0,"gpa":0,"size":8192}]}}"#;
+    let headers = [
+        [1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+        [0, 16, 0, 0, 0, 0, 0, 0, 0, 16, 0, 0, 0, 0, 0, 0],
+    ];
+    for (number, header) in headers.iter().enumerate() {
+        put("cloud_hypervisor", &number.to_string(), &[&header[..], ram].concat())?;
+    }
     put("dedup", "library", &library())?;
     put("dedup", "yields", &[&[0], HitRates::shipped().to_text().as_bytes()].concat())?;
     put(

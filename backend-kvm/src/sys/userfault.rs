@@ -12,8 +12,9 @@
 //! EEXIST for pages that are there, and ENOENT for ranges that are not registered. A thread that
 //! touches a missing page of such a range waits for the page. So no thread has read a byte that
 //! these calls change, and they are sound for any address. Ranges of this process are registered
-//! in two places, both with parts of a [`Mapping`](super::Mapping): `Shard::own` and
-//! `Userfault::register`. A [`Mapping`](super::Mapping) hands out no reference to its bytes.
+//! in three places, all with parts of a [`Mapping`](super::Mapping): `Shard::own`,
+//! `UserfaultMemory::of_files` and `Userfault::register`. A [`Mapping`](super::Mapping) hands out no
+//! reference to its bytes.
 //!
 //! The `userfaultfd` crate makes most of the calls. Those made here are the ones that it lacks: the
 //! number of bytes that UFFDIO_ZEROPAGE filled before it failed, reading without waiting, and the

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!  another program's VM    Session          regions and descriptors that it sends (handoff)
+//!  VMs of cloud-hypervisor  its own Session  memory files that it maps (files)
 //!  a VM of this process    OnDemand         memory of a Machine, or of a rust-vmm VMM (Filling)
 //!                             │
 //!                          Running          engine and the threads that answer faults
@@ -15,6 +16,8 @@
 
 mod blocks;
 mod claim;
+#[cfg(feature = "cloud-hypervisor")]
+mod files;
 mod frame_set;
 mod handoff;
 mod install;
@@ -42,13 +45,19 @@ mod takeover;
 mod tests;
 mod unwatch;
 
+#[cfg(feature = "cloud-hypervisor")]
+pub(crate) use files::FilePart;
 pub use handoff::{Handoff, receive, send};
 pub use journal::Journal;
+#[cfg(feature = "cloud-hypervisor")]
+pub(crate) use memory::UserfaultMemory;
 #[cfg(feature = "machine")]
 pub(crate) use own::Part;
 pub use region::Region;
+#[cfg(feature = "cloud-hypervisor")]
+pub(crate) use region::frames_of;
 pub use running::OnDemand;
-#[cfg(feature = "machine")]
+#[cfg(any(feature = "machine", feature = "cloud-hypervisor"))]
 pub(crate) use running::Running;
 #[cfg(feature = "vm-memory")]
 pub use rust_vmm::{Filling, SnapshotMmap};

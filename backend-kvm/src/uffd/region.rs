@@ -110,7 +110,7 @@ impl std::fmt::Display for Region {
 /// # Errors
 /// [`ErrorKind::InvalidInput`](crate::ErrorKind::InvalidInput) that names a region, or the first
 /// frame that is in none.
-pub(super) fn frames_of(
+pub(crate) fn frames_of(
     regions: &[Region],
     layout: &MemoryLayout,
     pages: PageSize,

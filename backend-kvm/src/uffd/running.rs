@@ -54,7 +54,7 @@ impl Running {
     /// `ended` when pages can no longer be fetched, with a function that takes the memory from the
     /// guest. `ended` calls it after it has recorded the reason, and before it reports that the
     /// clone has ended.
-    pub(super) fn start(
+    pub(crate) fn start(
         on_demand: OnDemand,
         pages: Arc<UserfaultMemory>,
         threads: usize,

@@ -2,7 +2,10 @@
 
 use crate::failure::Failure;
 use clap::ValueEnum;
+use kaleidoscope_core::addr::FRAME_SIZE;
 use kaleidoscope_core::image::{Format, ImageError, LayoutFile, MemoryImage, Preset, RawLayout};
+use kaleidoscope_core::memory::MemoryLayout;
+use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 /// How an image file is laid out.
@@ -100,4 +103,29 @@ fn of_folder(path: &Path) -> Option<String> {
         return Some(format!("the image in this folder is {}{beside}", image.display()));
     }
     path.is_dir().then(|| "this is a folder; an image is a file".to_owned())
+}
+
+/// Lines of file offset, guest-physical address and size, as `--layout` takes them.
+pub(crate) fn layout_text(layout: &MemoryLayout) -> String {
+    let mut out = String::from("# file_offset gpa size\n");
+    for region in layout.regions() {
+        let offset = u64::from(region.first_index.0) * FRAME_SIZE;
+        let bytes = u64::from(region.frames) * FRAME_SIZE;
+        let _ = writeln!(out, "{offset:#x} {:#x} {bytes:#x}", region.start.gpa().0);
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kaleidoscope_core::addr::Gpa;
+
+    #[test]
+    fn the_layout_can_be_read() {
+        let ram = MemoryLayout::new(&[(Gpa(0), 0x3000), (Gpa(1 << 32), 0x2000)]).unwrap();
+        let file: LayoutFile = layout_text(&ram).parse().unwrap();
+        let segments: Vec<_> = file.segments().map(|s| (s.file_offset, s.gpa.0, s.bytes)).collect();
+        assert_eq!(segments, [(0, 0, 0x3000), (0x3000, 1 << 32, 0x2000)]);
+    }
 }

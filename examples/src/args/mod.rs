@@ -11,6 +11,6 @@ mod seconds;
 pub(crate) use coloring::{ColoringArgs, RuleArgs};
 pub(crate) use frame::FrameArgs;
 pub(crate) use image::ImageArgs;
-pub(crate) use layout::{ImageFormat, LayoutArgs};
+pub(crate) use layout::{ImageFormat, LayoutArgs, layout_text};
 pub(crate) use memory_size::{MemorySize, memory_size};
 pub(crate) use seconds::{seconds, some_seconds};

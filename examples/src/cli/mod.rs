@@ -11,13 +11,13 @@ mod removed;
 #[cfg(test)]
 mod vocabulary;
 
-#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
-use crate::clone;
 use crate::outfile::Files;
 use crate::{
     bench, check, color, dedup, demo, explain, interrupt, keys, lab, map, pull, record, replay,
     serve, tune,
 };
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+use crate::{capture, clone};
 use clap::{CommandFactory, FromArgMatches};
 
 /// The program's name.
@@ -72,6 +72,9 @@ pub(crate) enum Command {
     Demo(demo::Args),
     #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
     Clone(Box<clone::Args>),
+    #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+    #[command(subcommand)]
+    Capture(capture::Command),
     Color(color::Args),
     Explain(explain::Args),
     Map(map::Args),
@@ -105,6 +108,8 @@ impl Command {
             Self::Demo(args) => args.files(),
             #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
             Self::Clone(args) => args.files(),
+            #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+            Self::Capture(command) => command.files(),
             Self::Color(args) => args.files(),
             Self::Map(args) => args.files(),
             Self::Replay(args) => args.files(),

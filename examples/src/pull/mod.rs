@@ -7,7 +7,7 @@ mod report;
 mod source;
 mod view;
 
-use crate::args::some_seconds;
+use crate::args::{layout_text, some_seconds};
 use crate::failure::Failure;
 use crate::outfile::{Files, Output, create_if};
 use crate::replay::policies::{Guest, PolicyChoice, for_a_clone};
@@ -144,7 +144,7 @@ impl Args {
         let unavailable = copy.unavailable();
         copy.keep()?;
         if let Some(output) = layout {
-            let text = report::layout(descriptor.layout());
+            let text = layout_text(descriptor.layout());
             output.write(|out| out.write_all(text.as_bytes()))?;
         }
         if let Some(output) = manifest {

@@ -6,7 +6,6 @@ use crate::replay::policies::PolicyChoice;
 use comfy_table::CellAlignment::{Left, Right};
 use kaleidoscope_core::addr::FRAME_SIZE;
 use kaleidoscope_core::clone::{Counts, Descriptor, Statistics};
-use kaleidoscope_core::memory::MemoryLayout;
 use kaleidoscope_core::wire::client::ClientStatistics;
 use serde_json::{Value, json};
 use std::fmt::Write;
@@ -203,31 +202,5 @@ fn counted(before: &str, count: u64, what: &str) -> String {
         0 => String::new(),
         1 => format!("{before} 1 {what}"),
         _ => format!("{before} {} × {what}", thousands(count)),
-    }
-}
-
-/// Lines of file offset, guest-physical address and size, as `--layout` takes them.
-pub(super) fn layout(layout: &MemoryLayout) -> String {
-    let mut out = String::from("# file_offset gpa size\n");
-    for region in layout.regions() {
-        let offset = u64::from(region.first_index.0) * FRAME_SIZE;
-        let bytes = u64::from(region.frames) * FRAME_SIZE;
-        let _ = writeln!(out, "{offset:#x} {:#x} {bytes:#x}", region.start.gpa().0);
-    }
-    out
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use kaleidoscope_core::addr::Gpa;
-    use kaleidoscope_core::image::LayoutFile;
-
-    #[test]
-    fn the_layout_can_be_read() {
-        let ram = MemoryLayout::new(&[(Gpa(0), 0x3000), (Gpa(1 << 32), 0x2000)]).unwrap();
-        let file: LayoutFile = layout(&ram).parse().unwrap();
-        let segments: Vec<_> = file.segments().map(|s| (s.file_offset, s.gpa.0, s.bytes)).collect();
-        assert_eq!(segments, [(0, 0, 0x3000), (0x3000, 1 << 32, 0x2000)]);
     }
 }

@@ -1,12 +1,16 @@
 //! `kaleidoscope serve`: pages of a snapshot image, for clones or for a VMM.
 
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+mod cloud_hypervisor;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod firecracker;
 mod page_server;
 mod parent;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod qemu;
 mod report;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+mod template;
 mod watched;
 
 use crate::failure::Failure;
@@ -27,6 +31,8 @@ pub(crate) enum Vmm {
     Firecracker(Box<firecracker::Args>),
     #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
     Qemu(Box<qemu::Args>),
+    #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+    CloudHypervisor(Box<cloud_hypervisor::Args>),
 }
 
 // The derived code would want the arguments of both at once.
@@ -66,6 +72,8 @@ impl Args {
             Self::Vmm(Vmm::Firecracker(args)) => args.files(),
             #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
             Self::Vmm(Vmm::Qemu(args)) => args.files(),
+            #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+            Self::Vmm(Vmm::CloudHypervisor(args)) => args.files(),
             Self::Pages(args) => args.files(),
         }
     }
@@ -77,6 +85,8 @@ impl Args {
             Self::Vmm(Vmm::Firecracker(args)) => args.run(),
             #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
             Self::Vmm(Vmm::Qemu(args)) => args.run(),
+            #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+            Self::Vmm(Vmm::CloudHypervisor(args)) => args.run(),
             Self::Pages(args) => args.run(),
         }
     }

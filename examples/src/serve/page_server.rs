@@ -46,7 +46,9 @@ Examples:
   kaleidoscope serve firecracker --socket uffd.sock --memory snapshot.mem
       a Firecracker VM's memory, through its userfaultfd
   kaleidoscope serve qemu --from snapshot --to in.sock
-      a QEMU VM's memory, by a postcopy migration")]
+      a QEMU VM's memory, by a postcopy migration
+  kaleidoscope serve cloud-hypervisor parent --socket clone.sock
+      a clone of a captured VM of cloud-hypervisor, as a migration")]
 pub(crate) struct Args {
     #[command(flatten)]
     pub(super) image: ImageArgs,

@@ -59,6 +59,8 @@ const PAGES: &[(&str, usize)] = &[
     ("kaleidoscope.1", 1),
     ("kaleidoscope-bench.1", 1),
     ("kaleidoscope-bench-kvm.1", 1),
+    ("kaleidoscope-capture.1", 1),
+    ("kaleidoscope-capture-cloud-hypervisor.1", 1),
     ("kaleidoscope-check.1", 1),
     ("kaleidoscope-clone.1", 1),
     ("kaleidoscope-clone-qemu.1", 1),
@@ -82,6 +84,7 @@ const PAGES: &[(&str, usize)] = &[
     ("kaleidoscope-record-translate.1", 1),
     ("kaleidoscope-replay.1", 1),
     ("kaleidoscope-serve.1", 1),
+    ("kaleidoscope-serve-cloud-hypervisor.1", 1),
     ("kaleidoscope-serve-firecracker.1", 1),
     ("kaleidoscope-serve-qemu.1", 1),
     ("kaleidoscope-tune.1", 1),
@@ -262,6 +265,25 @@ pub(crate) const TABLE: &[Entry] = &[
         prints: false,
         base: &["--to", "{o}/in.sock"],
         others: &["--from", "--to"],
+        ..NONE
+    },
+    Entry {
+        // Without a VMM, it says what it would serve, and finds nothing that listens.
+        words: "serve cloud-hypervisor",
+        run: &["{w}/vm", "--socket", "{o}/s.sock", "--colors", MAP, "--timeout", "0.2"],
+        end: End::Code(2),
+        base: &["--socket", "{o}/s.sock"],
+        inputs: &[("--colors", &["{w}/vm"])],
+        others: &["folder", "--socket"],
+        ..NONE
+    },
+    Entry {
+        // No VMM sends a VM.
+        words: "capture cloud-hypervisor",
+        run: &["--socket", "{o}/s.sock", "-o", "{o}/vm"],
+        end: End::Hangs,
+        prints: false,
+        others: &["--socket", "--output"],
         ..NONE
     },
     Entry {

@@ -56,6 +56,7 @@ impl World {
         set_mode(world.folder.path(), 0o755);
         world.write_guest("guest", KernelStyle::V6_12);
         world.write_guest("other", KernelStyle::V5_10);
+        world.write_captured();
         let truth = world.path("guest/truth/gt");
         fs::create_dir_all(&truth).unwrap();
         fs::write(truth.join("proc_kpageflags"), vec![0; 8 << 13]).unwrap();
@@ -123,6 +124,30 @@ impl World {
         for (name, step) in [("one.csv", 7), ("two.csv", 3)] {
             fs::write(folder.join("traces").join(name), trace(&guest, step)).unwrap();
         }
+    }
+
+    /// The guest as a captured VM of cloud-hypervisor.
+    fn write_captured(&self) {
+        let (from, to) = (self.path("guest"), self.path("vm"));
+        fs::create_dir(&to).unwrap();
+        for name in ["ram.bin", "layout.txt"] {
+            fs::copy(from.join(name), to.join(name)).unwrap();
+        }
+        let slots: Vec<_> = fs::read_to_string(from.join("layout.txt"))
+            .unwrap()
+            .lines()
+            .map(|line| {
+                let words = line
+                    .split(' ')
+                    .map(|word| u64::from_str_radix(word.trim_start_matches("0x"), 16).unwrap());
+                let [offset, gpa, size] = words.collect::<Vec<_>>()[..] else { panic!("{line}") };
+                format!(r#"{{"slot":{offset},"gpa":{gpa},"size":{size},"file_offset":0}}"#)
+            })
+            .collect();
+        let slots = slots.join(",");
+        let config = format!(r#"{{"memory_manager_data":{{"guest_ram_mappings":[{slots}]}}}}"#);
+        fs::write(to.join("config.json"), config).unwrap();
+        fs::write(to.join("state.json"), "{}").unwrap();
     }
 
     /// The program with these words, and `{o}` for outputs.

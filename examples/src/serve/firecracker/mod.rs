@@ -1,11 +1,11 @@
 //! `kaleidoscope serve firecracker`: the page-fault handler of Firecracker VMs.
 
+mod kept;
 mod report;
-mod socket;
 mod stored;
-mod template;
 mod vm;
 
+use super::template::{Template, TemplateArgs};
 use crate::args::LayoutArgs;
 use crate::failure::Failure;
 use crate::interrupt::Stop;
@@ -15,11 +15,9 @@ use crate::stdio::{Sayer, print_line};
 use crate::supervise::{self, Holder, Store};
 use nix::sys::signal::Signal;
 use report::Event;
-use socket::Socket;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
-use template::Template;
 use vm::{Handler, Vms};
 
 /// How often signals and threads are looked at.
@@ -105,10 +103,18 @@ impl Args {
 
     /// Serves as the handler.
     fn handle(&self, store: Store) -> Result<(), Failure> {
-        let template = Template::open(self, &store)?;
+        let template = Template::of(
+            kept::memory(self, &store)?,
+            &TemplateArgs {
+                memory: &self.memory,
+                colors: self.colors.as_deref(),
+                policy: &self.policy,
+                fetch_free: self.fetch_free,
+            },
+        )?;
         // From here on there is a socket to remove.
         let stop = Stop::take_every();
-        let socket = Socket::open(self, &store)?;
+        let socket = kept::socket(self, &store)?;
         let serving = Event::serving(self, &template, socket.path());
         print_line(if self.json { serving.json() } else { serving.text() })?;
         let handler = Arc::new(Handler::new(self, template, store, Sayer::start()?));

@@ -1,9 +1,9 @@
 //! What the handler says: when it serves, when a VM starts, and when one has ended.
 
 use super::Args;
-use super::template::Template;
 use crate::map_output::statistics::thousands;
 use crate::map_output::table::{heading, printable, size};
+use crate::serve::template::Template;
 use kaleidoscope_core::clone::{FreeFrames, Statistics};
 use kaleidoscope_core::memory::GuestMemory;
 use kaleidoscope_kvm::firecracker::Handshake;

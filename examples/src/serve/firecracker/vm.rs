@@ -3,9 +3,9 @@
 use super::Args;
 use super::report::Event;
 use super::stored::{self, Connection, Hello};
-use super::template::Template;
 use crate::failure::Failure;
 use crate::interrupt::{Armed, Undo, arm_with};
+use crate::serve::template::Template;
 use crate::stdio::{Sayer, print_line};
 use crate::supervise::Store;
 use kaleidoscope_core::clone::{EngineOptions, LocalSource, Statistics, Stopped};

@@ -1,9 +1,7 @@
 //! The socket at which VMMs connect.
 
-use super::Args;
 use crate::failure::Failure;
 use crate::interrupt::{Armed, Undo, arm_with};
-use crate::supervise::{self, Store};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, chmod};
 use std::fs;
@@ -15,32 +13,15 @@ use std::time::Duration;
 
 /// A socket that listens. Its file is removed on drop, and after the process was killed.
 #[derive(Debug)]
-pub(super) struct Socket {
+pub(crate) struct Socket {
     listener: UnixListener,
     path: PathBuf,
     _file: Armed,
 }
 
 impl Socket {
-    /// Listens where the arguments say, or goes on for a handler that has died.
-    pub(super) fn open(args: &Args, store: &Store) -> Result<Self, Failure> {
-        let failed = |error: io::Error| Failure::at(&args.socket, error);
-        let path = std::path::absolute(&args.socket).map_err(failed)?;
-        if let Some(listener) = store.take_on(supervise::SOCKET).map_err(failed)?.pop() {
-            let (listener, file) =
-                arm_with(Undo::Remove(path.clone()), || Ok::<_, Failure>(listener.into()))?;
-            return Ok(Self { listener, path, _file: file });
-        }
-        // Any user may connect where others are named; the kernel tells a peer's user.
-        let mode = if args.user.is_empty() { 0o600 } else { 0o666 };
-        let socket = Self::bind(&path, mode)?;
-        let copy = socket.listener.try_clone().map_err(failed)?;
-        store.put(supervise::SOCKET, vec![copy.into()])?;
-        Ok(socket)
-    }
-
     /// Listens at `path` with these permissions. A socket without a listener is replaced.
-    fn bind(path: &Path, mode: u32) -> Result<Self, Failure> {
+    pub(crate) fn bind(path: &Path, mode: u32) -> Result<Self, Failure> {
         let failed = |error: io::Error| {
             let hint = hint(error.kind());
             Failure::at(path, format_args!("cannot listen: {error}")).maybe_hint(hint)
@@ -55,12 +36,22 @@ impl Socket {
         Ok(Self { listener, path, _file: file })
     }
 
-    pub(super) fn path(&self) -> &Path {
+    /// Goes on with a socket that listens at `path` already.
+    pub(crate) fn of(listener: UnixListener, path: PathBuf) -> Result<Self, Failure> {
+        let (listener, file) = arm_with(Undo::Remove(path.clone()), || Ok::<_, Failure>(listener))?;
+        Ok(Self { listener, path, _file: file })
+    }
+
+    pub(crate) fn listener(&self) -> &UnixListener {
+        &self.listener
+    }
+
+    pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
     /// The next connection, if one comes within `time`.
-    pub(super) fn accept_within(&self, time: Duration) -> Result<Option<UnixStream>, Failure> {
+    pub(crate) fn accept_within(&self, time: Duration) -> Result<Option<UnixStream>, Failure> {
         let time = Timespec::try_from(time).map_err(Failure::new)?;
         let mut ready = [PollFd::new(&self.listener, PollFlags::IN)];
         match poll(&mut ready, Some(&time)) {
@@ -116,7 +107,10 @@ fn remove_stale(path: &Path) -> io::Result<()> {
 
 fn hint(error: ErrorKind) -> Option<&'static str> {
     let hints = [
-        (ErrorKind::AddrInUse, "a handler listens there: stop it, or choose another --socket"),
+        (
+            ErrorKind::AddrInUse,
+            "another process listens there: stop it, or choose another --socket",
+        ),
         (ErrorKind::AlreadyExists, "choose another --socket, or remove the file"),
         (ErrorKind::NotFound, "the socket's folder has to exist"),
         (ErrorKind::InvalidInput, "a socket's path has at most 107 bytes"),
@@ -136,7 +130,7 @@ mod tests {
         let socket = Socket::bind(&path, 0o600).unwrap();
         assert!(socket.accept_within(Duration::ZERO).unwrap().is_none());
         let error = Socket::bind(&path, 0o600).unwrap_err().to_string();
-        assert!(error.contains("a handler listens there"), "{error}");
+        assert!(error.contains("another process listens there"), "{error}");
         // The failed attempt has connected.
         assert!(socket.accept_within(Duration::from_secs(1)).unwrap().is_some());
         let _peer = UnixStream::connect(&path).unwrap();

@@ -1,13 +1,10 @@
 //! What all VMs of a handler start from: the memory file and its colors.
 
-use super::Args;
 use crate::analysis::color_image;
-use crate::args::{ImageFormat, LayoutArgs};
 use crate::failure::Failure;
 use crate::map::explained;
 use crate::outfile::Output;
-use crate::replay::policies::{Guest, Prepared};
-use crate::supervise::{self, Store};
+use crate::replay::policies::{Guest, PolicyChoice, Prepared};
 use kaleidoscope_core::clone::{FreeFrames, trust};
 use kaleidoscope_core::color::ColorMap;
 use kaleidoscope_core::coloring::Rules;
@@ -16,8 +13,6 @@ use kaleidoscope_core::manifest::{ImageIdentity, Limits, Manifest};
 use kaleidoscope_core::memory::GuestMemory;
 use kaleidoscope_core::prefetch::LocalityOrder;
 use std::ffi::OsString;
-use std::fs::File;
-use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
@@ -34,6 +29,16 @@ pub(super) struct Template {
     pub(super) is_colored: bool,
 }
 
+/// What a template is made of.
+pub(super) struct TemplateArgs<'a> {
+    /// The memory file, beside which its colors are kept.
+    pub(super) memory: &'a Path,
+    /// The file of colors that the user names.
+    pub(super) colors: Option<&'a Path>,
+    pub(super) policy: &'a PolicyChoice,
+    pub(super) fetch_free: bool,
+}
+
 /// A color map, its image's identity, and where it comes from.
 struct Colors {
     map: ColorMap,
@@ -43,17 +48,17 @@ struct Colors {
 }
 
 impl Template {
-    /// Opens the memory file, and finds its colors or takes those that were found before.
-    pub(super) fn open(args: &Args, store: &Store) -> Result<Self, Failure> {
-        let image = memory(args, store)?;
-        let colors = match &args.colors {
+    /// Finds the colors of the memory file, which has been opened, or takes those that were found
+    /// before.
+    pub(super) fn of(image: MemoryImage, args: &TemplateArgs<'_>) -> Result<Self, Failure> {
+        let colors = match args.colors {
             Some(path) => given(path, &image)?,
-            None => match cached(&cache_of(&args.memory), &image) {
+            None => match cached(&cache_of(args.memory), &image) {
                 Some(colors) => colors,
-                None => found(args, &image)?,
+                None => found(args.memory, &image)?,
             },
         };
-        let failed = |error: &dyn std::fmt::Display| Failure::at(&args.memory, error);
+        let failed = |error: &dyn std::fmt::Display| Failure::at(args.memory, error);
         let free_frames = if args.fetch_free || !colors.is_colored {
             FreeFrames::Fetch
         } else {
@@ -74,33 +79,8 @@ impl Template {
     }
 }
 
-/// The memory file: the one that a handler which has died had open, whatever has its name now.
-fn memory(args: &Args, store: &Store) -> Result<MemoryImage, Failure> {
-    let failed = |error: std::io::Error| Failure::at(&args.memory, error);
-    match store.take_on(supervise::MEMORY).map_err(failed)?.pop() {
-        Some(file) => {
-            layout(&args.layout).open(Path::new(&format!("/proc/self/fd/{}", file.as_raw_fd())))
-        }
-        None => {
-            let image = layout(&args.layout).open(&args.memory)?;
-            let file = File::open(&args.memory).map_err(failed)?;
-            store.put(supervise::MEMORY, vec![file.into()])?;
-            Ok(image)
-        }
-    }
-}
-
-/// The layout of a memory file of Firecracker, unless another one is given.
-fn layout(given: &LayoutArgs) -> LayoutArgs {
-    let format = match (&given.layout, given.format) {
-        (None, ImageFormat::Auto) => ImageFormat::Firecracker,
-        (_, format) => format,
-    };
-    LayoutArgs { layout: given.layout.clone(), format }
-}
-
 /// Where the colors of a memory file are kept: beside it.
-pub(super) fn cache_of(memory: &Path) -> PathBuf {
+fn cache_of(memory: &Path) -> PathBuf {
     let mut name = OsString::from(memory);
     name.push(".kscope");
     name.into()
@@ -131,7 +111,7 @@ fn of(manifest: Manifest, origin: String) -> Colors {
 }
 
 /// Colors the image and keeps the map. A guest that cannot be colored is served all the same.
-fn found(args: &Args, image: &MemoryImage) -> Result<Colors, Failure> {
+fn found(memory: &Path, image: &MemoryImage) -> Result<Colors, Failure> {
     let start = Instant::now();
     let (map, notes, mut origin, is_colored) =
         match color_image(image, image.vcpus().to_vec(), Rules::default()) {
@@ -146,12 +126,11 @@ fn found(args: &Args, image: &MemoryImage) -> Result<Colors, Failure> {
                 (unknown, Vec::new(), format!("none, prefetch goes by frame numbers: {why}"), false)
             }
         };
-    let identity =
-        ImageIdentity::of(image, &map).map_err(|error| Failure::at(&args.memory, error))?;
+    let identity = ImageIdentity::of(image, &map).map_err(|error| Failure::at(memory, error))?;
     if is_colored {
         let mut manifest = Manifest::new(map.clone(), identity);
         manifest.notes = notes;
-        if let Err(failure) = keep(&manifest, &cache_of(&args.memory)) {
+        if let Err(failure) = keep(&manifest, &cache_of(memory)) {
             let failure = failure.to_string();
             let why = failure.lines().next().unwrap_or_default();
             origin = format!("{origin}, not kept: {why}");
