@@ -17,6 +17,9 @@ pub(super) fn take() -> Result<Vec<(String, OwnedFd)>, Failure> {
     if std::env::var("LISTEN_PID").ok() != Some(std::process::id().to_string()) {
         return Ok(Vec::new());
     }
+    if matches!(std::env::var("LISTEN_FDS").as_deref(), Err(_) | Ok("0")) {
+        return Ok(Vec::new());
+    }
     let passed = sd_notify::listen_fds_with_names().map_err(failed)?;
     // SAFETY: `LISTEN_PID` names this process, so that whatever executed it has opened the
     // descriptors for it (sd_listen_fds(3)); the call above failed for one that is not open. They

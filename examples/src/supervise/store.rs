@@ -28,6 +28,8 @@ enum By {
     Nothing,
     Systemd,
     Process(Process),
+    /// A process that had died before this one could look.
+    Gone,
 }
 
 impl Store {
@@ -45,10 +47,9 @@ impl Store {
         Self::begin(By::Systemd, passed)
     }
 
+    /// If the supervisor has died, the first [`tend`](Self::tend) replaces it.
     pub(super) fn of_supervisor(passed: Vec<(String, OwnedFd)>) -> Result<Self, Failure> {
-        let parent = Process::parent();
-        let parent = parent.map_err(|_| Failure::new("the supervisor has ended"))?;
-        Self::begin(By::Process(parent), passed)
+        Self::begin(Process::parent().map_or(By::Gone, By::Process), passed)
     }
 
     fn new(by: By, passed: Vec<(String, OwnedFd)>) -> Self {
@@ -161,11 +162,11 @@ impl Store {
     /// Replaces a supervisor that has died. Returns whether it did.
     pub(crate) fn tend(&self) -> bool {
         let mut supervisor = self.supervisor.lock();
-        let By::Process(process) = &mut *supervisor else { return false };
-        if !process.has_ended() {
-            return false;
+        match &mut *supervisor {
+            By::Gone => {}
+            By::Process(process) if process.has_ended() => drop(process.status()),
+            By::Nothing | By::Systemd | By::Process(_) => return false,
         }
-        process.status();
         let Some(notify) = std::env::var_os("NOTIFY_SOCKET").map(PathBuf::from) else {
             return false;
         };

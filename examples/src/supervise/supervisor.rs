@@ -1,7 +1,7 @@
 //! The supervisor's side: it holds descriptors, and starts handlers.
 
 use super::process::{Kept, Process};
-use super::{NOTIFY, SHARED};
+use super::{GUARD, NOTIFY, SHARED};
 use crate::failure::Failure;
 use crate::interrupt::Stop;
 use crate::stdio::say;
@@ -46,6 +46,10 @@ pub(super) struct Supervisor {
     failed: u32,
     /// The handler has nothing more to serve.
     is_stopping: bool,
+    /// The signal that asked for the end. A handler that was starting may have died of it.
+    asked: Option<rustix::process::Signal>,
+    /// Whether the handler is not the one that was asked.
+    is_successor: bool,
 }
 
 impl Supervisor {
@@ -74,7 +78,16 @@ impl Supervisor {
         let handler = handler.inspect_err(|_| {
             let _ = fs::remove_file(path);
         })?;
-        Ok(Self { path: path.into(), kept, notify, handler, failed: 0, is_stopping: false })
+        Ok(Self {
+            path: path.into(),
+            kept,
+            notify,
+            handler,
+            failed: 0,
+            is_stopping: false,
+            asked: None,
+            is_successor: false,
+        })
     }
 
     /// Holds the descriptors of the handler that started this process because the former supervisor
@@ -95,7 +108,16 @@ impl Supervisor {
             Ok(handler) => handler,
             Err(_) => Process::start("handler", &path, &kept).map_err(Failure::new)?,
         };
-        Ok(Self { path, kept, notify, handler, failed: 0, is_stopping: false })
+        Ok(Self {
+            path,
+            kept,
+            notify,
+            handler,
+            failed: 0,
+            is_stopping: false,
+            asked: None,
+            is_successor: false,
+        })
     }
 
     /// Holds and starts, until a handler has ended by itself.
@@ -119,11 +141,17 @@ impl Supervisor {
             match stop.signal_within(Duration::ZERO) {
                 // The next handler goes on, from the program's present file.
                 Some(Signal::SIGHUP) => self.signal(rustix::process::Signal::KILL),
-                Some(Signal::SIGINT) => self.signal(rustix::process::Signal::INT),
-                Some(_) => self.signal(rustix::process::Signal::TERM),
+                Some(Signal::SIGINT) => self.ask(rustix::process::Signal::INT),
+                Some(_) => self.ask(rustix::process::Signal::TERM),
                 None => {}
             }
         }
+    }
+
+    fn ask(&mut self, signal: rustix::process::Signal) {
+        self.asked = Some(signal);
+        self.is_successor = false;
+        self.signal(signal);
     }
 
     fn signal(&self, signal: rustix::process::Signal) {
@@ -135,10 +163,11 @@ impl Supervisor {
     fn ended(&mut self) -> Option<u8> {
         let status = self.handler.status();
         let code = status.and_then(|status| status.code());
-        if self.is_stopping || code == Some(0) {
+        let has_vms = self.kept.keys().any(|name| !SHARED.contains(&name.as_str()));
+        let has_died_of_it = self.asked.is_some() && code.is_none() && !has_vms;
+        if self.is_stopping || code == Some(0) || has_died_of_it {
             return Some(0);
         }
-        let has_vms = self.kept.keys().any(|name| !SHARED.contains(&name.as_str()));
         self.failed += 1;
         // What it could not do at first, another cannot either.
         let is_hopeless = code.is_some() && self.failed == 1 && !has_vms;
@@ -153,6 +182,7 @@ impl Supervisor {
             match Process::start("handler", &self.path, &self.kept) {
                 Ok(handler) => {
                     self.handler = handler;
+                    self.is_successor = self.asked.is_some();
                     return None;
                 }
                 Err(error) => {
@@ -167,7 +197,10 @@ impl Supervisor {
 
     /// Ends as the handler has.
     fn end(self, code: u8) -> Result<(), Failure> {
-        let _ = fs::remove_file(&self.path);
+        // Otherwise the handler has removed it, or the guard will.
+        if !self.kept.contains_key(GUARD) {
+            let _ = fs::remove_file(&self.path);
+        }
         drop(self);
         match code {
             0 => Ok(()),
@@ -211,6 +244,10 @@ impl Supervisor {
         let name = name.unwrap_or("stored").to_owned();
         if says("READY=1") {
             self.failed = 0;
+            // The handler that was asked has died since.
+            if let Some(signal) = self.asked.filter(|_| self.is_successor) {
+                self.signal(signal);
+            }
         }
         self.is_stopping |= says("STOPPING=1");
         if says("FDSTOREREMOVE=1") {

@@ -101,7 +101,7 @@ fn systemd_holds_the_descriptors() {
     let [first, mut second] = vms;
     first.shut_down();
     handler.event("ended");
-    manager.until("FDNAME=stream-1");
+    manager.until("FDNAME=vm-1");
     assert!(manager.kept.iter().all(|(name, _)| name != "vm-1"));
     // systemd lets go of a unit that failed too often: the guard ends the VMM.
     handler.signal("-KILL");

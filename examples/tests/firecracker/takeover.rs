@@ -5,8 +5,12 @@ use crate::handler::{Handler, kill};
 use crate::{Snapshot, Vmm};
 use std::time::{Duration, Instant};
 
-/// Deaths in the test of many, of each process.
+/// Deaths in the test of many, unless KALEIDOSCOPE_DEATHS says how many.
 const DEATHS: usize = 12;
+
+fn deaths() -> usize {
+    std::env::var("KALEIDOSCOPE_DEATHS").map_or(DEATHS, |deaths| deaths.parse().unwrap())
+}
 
 /// Numbers of the two processes, which each start tells.
 struct Pair {
@@ -34,15 +38,24 @@ impl Pair {
     fn kill_supervisor(&mut self, handler: &Handler) {
         kill(self.supervisor, "-KILL");
         handler.next("supervisor_replaced");
-        let child = std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", self.handler));
-        let parent = |pid: &u32| {
-            let arguments = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
-            arguments.split(|byte| *byte == 0).any(|v| v == b"KALEIDOSCOPE_ROLE=supervisor")
+        let is_supervisor = |pid: &u32| {
+            let variables = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+            variables.split(|byte| *byte == 0).any(|v| v == b"KALEIDOSCOPE_ROLE=supervisor")
         };
-        // Its main thread may start it, or another.
-        let all = child.unwrap_or_default();
-        let mut children = all.split_whitespace().map(|pid| pid.parse().unwrap());
-        self.supervisor = children.find(parent).expect("no supervisor runs");
+        let find = || {
+            let children = format!("/proc/{0}/task/{0}/children", self.handler);
+            let children = std::fs::read_to_string(children).unwrap_or_default();
+            children.split_whitespace().map(|pid| pid.parse().unwrap()).find(is_supervisor)
+        };
+        // While it executes the program, it has no variables.
+        let end = Instant::now() + WATCHDOG;
+        self.supervisor = loop {
+            assert!(Instant::now() < end, "no supervisor runs");
+            match find() {
+                Some(supervisor) => break supervisor,
+                None => std::thread::sleep(Duration::from_millis(1)),
+            }
+        };
     }
 }
 
@@ -66,7 +79,7 @@ fn any_single_death_is_survived() {
         handler.event("started");
         vm
     });
-    for round in 0..DEATHS {
+    for round in 0..deaths() {
         let command = format!("churn {round} 1500");
         vms.iter_mut().for_each(|vm| vm.begin(&command));
         std::thread::sleep(Duration::from_millis(7 * round as u64 % 40));
