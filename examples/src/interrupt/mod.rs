@@ -1,4 +1,4 @@
-//! Handling of SIGINT, SIGTERM and SIGHUP.
+//! Handling of SIGINT, SIGTERM, SIGHUP and SIGUSR2.
 //!
 //! Only the command handles signals, never the library. The signals are blocked in every thread,
 //! and one thread waits for them. At the first signal this thread [cleans up](undo) what would
@@ -29,7 +29,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 /// The signals that end the command.
-const ENDING: [Signal; 3] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP];
+const ENDING: [Signal; 4] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGUSR2];
 
 /// Receives the first signal of a command that handles it itself ([`Stop`]).
 static STOP_SENDER: Mutex<Option<StopSender>> = Mutex::new(None);

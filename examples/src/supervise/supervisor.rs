@@ -140,7 +140,7 @@ impl Supervisor {
             }
             match stop.signal_within(Duration::ZERO) {
                 // The next handler goes on, from the program's present file.
-                Some(Signal::SIGHUP) => self.signal(rustix::process::Signal::KILL),
+                Some(Signal::SIGUSR2) => self.signal(rustix::process::Signal::KILL),
                 Some(Signal::SIGINT) => self.ask(rustix::process::Signal::INT),
                 Some(_) => self.ask(rustix::process::Signal::TERM),
                 None => {}

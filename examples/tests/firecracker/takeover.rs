@@ -164,7 +164,7 @@ fn a_new_handler_takes_over_on_request() {
     let old = snapshot.path("old");
     std::fs::rename(snapshot.path("memory"), &old).unwrap();
     std::fs::rename(&other, snapshot.path("memory")).unwrap();
-    handler.signal("-HUP");
+    handler.signal("-USR2");
     assert_eq!(handler.next("started")["taken_over"], true);
     vm.finish("churn 5 3000");
     vm.run("check");

@@ -36,7 +36,7 @@ const TICK: Duration = Duration::from_millis(50);
 /// served has its VMM ended, because its guest would wait for ever: after an error, and when both
 /// processes are killed.
 ///
-/// SIGTERM ends both when no VM depends on them any more. SIGHUP starts another handler, from the
+/// SIGTERM ends both when no VM depends on them any more. SIGUSR2 starts another handler, from the
 /// program's present file: an upgrade that no VM notices.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = "\
