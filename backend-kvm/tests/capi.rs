@@ -1,5 +1,5 @@
-//! C programs use the library: `examples/c/serve.c` serves a userfaultfd, `tests/capi/calls.c`
-//! checks every function with right and with wrong arguments.
+//! C and Go programs use the library: `examples/c/serve.c` and `examples/go/serve.go` serve a
+//! userfaultfd, `tests/capi/calls.c` checks every function with right and with wrong arguments.
 
 #![expect(
     clippy::unwrap_used,
@@ -63,14 +63,35 @@ fn files(folder: &Path, memory: &dyn GuestMemory, map: ColorMap) -> [PathBuf; 2]
     [manifest, file]
 }
 
+/// The files of a guest with a kernel.
+fn guest(folder: &Path) -> [PathBuf; 2] {
+    let guest = GuestBuilder::new(KernelStyle::V6_12).ram_bytes(32 << 20).build().unwrap();
+    let map = color(&guest.memory, &ColoringOptions::default()).unwrap().map;
+    files(folder, &guest.memory, map)
+}
+
 #[test]
 fn a_c_program_serves_a_userfaultfd() {
     let folder = tempfile::tempdir().unwrap();
-    let guest = GuestBuilder::new(KernelStyle::V6_12).ram_bytes(32 << 20).build().unwrap();
-    let map = color(&guest.memory, &ColoringOptions::default()).unwrap().map;
-    let [manifest, memory] = files(folder.path(), &guest.memory, map);
+    let [manifest, memory] = guest(folder.path());
     run("serve", &[&manifest, &memory]);
     run("serve", &[&manifest, &memory, Path::new("firecracker")]);
+    if Command::new("pkg-config").arg("--version").output().is_err() {
+        println!("SKIPPED: the static library, because there is no pkg-config");
+        return;
+    }
+    run("serve-static", &[&manifest, &memory]);
+}
+
+#[test]
+fn a_go_program_serves_a_userfaultfd() {
+    if Command::new("go").arg("version").output().is_err() {
+        println!("SKIPPED: there is no Go compiler");
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let [manifest, memory] = guest(folder.path());
+    run("serve-go", &[&manifest, &memory]);
 }
 
 #[test]
