@@ -192,8 +192,9 @@ typedef struct kaleidoscope_session_options {
   uint32_t threads;
   // The userfaultfd, on which UFFDIO_API and UFFDIO_REGISTER were called.
   int32_t userfaultfd;
-  // A pidfd of the VM's process, whose exit ends the session; or -1: the session then notices
-  // the exit at its next fault or event only, or when it is stopped.
+  // A pidfd of the VM's process, whose exit ends the session; or -1: the session then ends when
+  // it is stopped, or when it fails to fill a page because the process has exited. 0 is refused:
+  // it is what a caller has forgotten to set.
   int32_t process;
 } kaleidoscope_session_options;
 
@@ -231,7 +232,7 @@ extern "C" {
 // its end.
 const char *kaleidoscope_last_error(void);
 
-// Opens a manifest, which `kaleidoscope map` writes.
+// Opens a manifest, which `kaleidoscope color -o FILE` writes.
 //
 // `memory` is the memory file that the manifest was made from, or null. It is an ELF dump, or
 // holds the guest's RAM in the order of guest-physical addresses without the holes between. The

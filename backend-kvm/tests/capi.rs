@@ -13,6 +13,7 @@ use kaleidoscope_core::coloring::{ColoringOptions, color};
 use kaleidoscope_core::manifest::{ImageIdentity, Manifest};
 use kaleidoscope_core::memory::{GuestMemory, MemoryLayout, VecMemory};
 use kaleidoscope_mock::linux::{GuestBuilder, KernelStyle};
+use rustix::fs::{CWD, Mode, mkfifoat};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::LazyLock;
@@ -109,5 +110,7 @@ fn every_function_checks_its_arguments() {
     let [manifest, file] = files(folder.path(), &memory, map);
     let other = folder.path().join("other.bin");
     std::fs::write(&other, vec![1; 8 << 20]).unwrap();
-    run("calls", &[&manifest, &file, &other]);
+    let pipe = folder.path().join("pipe");
+    mkfifoat(CWD, &pipe, Mode::RUSR | Mode::WUSR).unwrap();
+    run("calls", &[&manifest, &file, &other, &pipe]);
 }

@@ -63,7 +63,10 @@ impl Map {
 /// of guest-physical addresses, without the holes between.
 fn format_of(path: &Path, layout: &MemoryLayout) -> Result<Format, Box<dyn std::error::Error>> {
     let mut start = Vec::new();
-    std::fs::File::open(path)?.take(4).read_to_end(&mut start)?;
+    // Opening a pipe would wait for a writer; the image's own opening refuses one.
+    if std::fs::metadata(path)?.is_file() {
+        std::fs::File::open(path)?.take(4).read_to_end(&mut start)?;
+    }
     if start == b"\x7fELF" {
         return Ok(Format::Elf);
     }
@@ -77,7 +80,7 @@ fn format_of(path: &Path, layout: &MemoryLayout) -> Result<Format, Box<dyn std::
     Ok(Format::Raw(RawLayout::File(text.parse::<LayoutFile>()?)))
 }
 
-/// Opens a manifest, which `kaleidoscope map` writes.
+/// Opens a manifest, which `kaleidoscope color -o FILE` writes.
 ///
 /// `memory` is the memory file that the manifest was made from, or null. It is an ELF dump, or
 /// holds the guest's RAM in the order of guest-physical addresses without the holes between. The

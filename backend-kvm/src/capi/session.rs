@@ -56,8 +56,9 @@ pub struct SessionOptions {
     pub threads: u32,
     /// The userfaultfd, on which UFFDIO_API and UFFDIO_REGISTER were called.
     pub userfaultfd: i32,
-    /// A pidfd of the VM's process, whose exit ends the session; or -1: the session then notices
-    /// the exit at its next fault or event only, or when it is stopped.
+    /// A pidfd of the VM's process, whose exit ends the session; or -1: the session then ends when
+    /// it is stopped, or when it fails to fill a page because the process has exited. 0 is refused:
+    /// it is what a caller has forgotten to set.
     pub process: i32,
 }
 
@@ -148,6 +149,13 @@ impl SessionOptions {
                 (vm.regions().to_vec(), vm.page_size())
             }
         };
+        let is_none = self.process == -1;
+        if self.process == 0 || (!is_none && self.process == self.userfaultfd) {
+            return Err(Failure::argument(format_args!(
+                "`options.process` is {}, and must be a pidfd, or -1",
+                self.process
+            )));
+        }
         // A session that cannot start keeps its descriptor open, so that the VM waits. The caller's
         // own stays the caller's.
         let userfaultfd = second(self.userfaultfd, "options.userfaultfd")?;

@@ -1,8 +1,8 @@
-/* Calls of the C interface with right and with wrong arguments: calls MANIFEST MEMORY OTHER
+/* Calls of the C interface with right and with wrong arguments: calls MANIFEST MEMORY OTHER PIPE
  *
  * MANIFEST and MEMORY are of 1024 frames of RAM from frame 0 on, and of 1024 frames from frame
  * 0x100000 on; frame 5 is free, all others are of the kernel's text. OTHER is a memory file of
- * another guest. Prints the first wrong answer and exits with 1. */
+ * another guest, PIPE a named pipe. Prints the first wrong answer and exits with 1. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
@@ -121,6 +121,8 @@ static void sessions(const kaleidoscope_map *map, const kaleidoscope_map *withou
   WRONG(userfaultfd, 1000000, "no open descriptor");
   WRONG(userfaultfd, pipes[0], "no userfaultfd"); /* A pipe. */
   WRONG(process, -2, "process");
+  WRONG(process, 0, "pidfd");
+  WRONG(process, pipes[0], "pidfd");
   WRONG(process, 1000000, "no open descriptor");
   WRONG(region_count, 1, "userfaultfd"); /* The pipe is refused first. */
   WRONG(firecracker, (const uint8_t *)"[]", "give no others");
@@ -179,7 +181,7 @@ static void stopped(kaleidoscope_map *map) {
 }
 
 int main(int argc, char **argv) {
-  EXPECT(argc == 4);
+  EXPECT(argc == 5);
   EXPECT(strcmp(kaleidoscope_last_error(), "") == 0);
   kaleidoscope_map *map = NULL, *without_memory = NULL;
   FAILS(kaleidoscope_map_open(NULL, NULL, &map), INVALID_ARGUMENT, "manifest");
@@ -187,6 +189,7 @@ int main(int argc, char **argv) {
   FAILS(kaleidoscope_map_open("/nonexistent", NULL, &map), UNREADABLE, "/nonexistent");
   FAILS(kaleidoscope_map_open(argv[2], NULL, &map), UNREADABLE, argv[2]);
   FAILS(kaleidoscope_map_open(argv[1], "/nonexistent", &map), UNREADABLE, "/nonexistent");
+  FAILS(kaleidoscope_map_open(argv[1], argv[4], &map), UNREADABLE, argv[4]);
   FAILS(kaleidoscope_map_open(argv[1], argv[3], &map), MISMATCH, "");
   EXPECT(map == NULL);
   OK(kaleidoscope_map_open(argv[1], NULL, &without_memory));
