@@ -32,3 +32,11 @@ pub use session::{
     kaleidoscope_session_stop, kaleidoscope_session_wait,
 };
 pub use statistics::{Statistics, kaleidoscope_session_statistics};
+
+// The header promises that several threads may use an object at once.
+const _: () = {
+    const fn is_shared<T: Send + Sync>() {}
+    is_shared::<Map>();
+    is_shared::<Policy>();
+    is_shared::<Session>();
+};
