@@ -1,5 +1,5 @@
 //! C and Go programs use the library: `examples/c/serve.c` and `examples/go/serve.go` serve a
-//! userfaultfd, `tests/capi/calls.c` checks every function with right and with wrong arguments.
+//! userfaultfd, `tests/capi` checks every function with right and with wrong arguments.
 
 #![expect(
     clippy::unwrap_used,
@@ -93,6 +93,13 @@ fn a_go_program_serves_a_userfaultfd() {
     let folder = tempfile::tempdir().unwrap();
     let [manifest, memory] = guest(folder.path());
     run("serve-go", &[&manifest, &memory]);
+}
+
+#[test]
+fn zeros_are_planned_for_verified_memory_only() {
+    let folder = tempfile::tempdir().unwrap();
+    let [manifest, memory] = guest(folder.path());
+    run("zeros", &[&manifest, &memory]);
 }
 
 #[test]
