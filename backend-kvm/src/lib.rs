@@ -11,8 +11,9 @@
 //! | `cloud-hypervisor` | its migration protocol: [`Session`](cloud_hypervisor::Session), [`capture`](cloud_hypervisor::capture) | `uffd` |
 //! | `machine` | run, freeze and clone VMs: [`Machine`](machine::Machine) | `/dev/kvm`, `uffd` |
 //!
-//! Two more features are off by default: `vm-memory` fills the memory of a VMM of the rust-vmm
-//! family, and `guest` is a small guest that checks its own memory, for tests.
+//! Three more features are off by default: `vm-memory` fills the memory of a VMM of the rust-vmm
+//! family, `capi` is the interface for C and Go (colors, plans, sessions), and `guest` is a small
+//! guest that checks its own memory, for tests.
 //!
 //! # A session
 //! The VMM of the clone maps memory, registers it with a userfaultfd, and sends the descriptor and
@@ -74,6 +75,8 @@ compile_error!("KVM guests are supported on Linux, on x86-64");
 #[cfg(not(feature = "uffd"))]
 compile_error!("kaleidoscope-kvm needs one of its features: `uffd`, or `machine`, which has it");
 
+#[cfg(feature = "capi")]
+pub mod capi;
 #[cfg(feature = "cloud-hypervisor")]
 pub mod cloud_hypervisor;
 mod error;

@@ -1,5 +1,5 @@
-//! All unsafe code of the crate: mappings, userfaultfds, page-map scans, socket options, and the
-//! two KVM calls that take addresses or unchecked state.
+//! All unsafe code of the crate besides the C interface: mappings, userfaultfds, page-map scans,
+//! socket options, and the two KVM calls that take addresses or unchecked state.
 
 mod mapping;
 mod peer;

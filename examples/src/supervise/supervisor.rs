@@ -269,8 +269,16 @@ mod tests {
         let path = folder.path().join("notify");
         let notify = UnixDatagram::bind(&path).unwrap();
         let handler = Process::parent().unwrap();
-        let mut supervisor =
-            Supervisor { path, kept: Kept::new(), notify, handler, failed: 3, is_stopping: false };
+        let mut supervisor = Supervisor {
+            path,
+            kept: Kept::new(),
+            notify,
+            handler,
+            failed: 3,
+            is_stopping: false,
+            asked: None,
+            is_successor: false,
+        };
         let two =
             || vec![tempfile::tempfile().unwrap().into(), tempfile::tempfile().unwrap().into()];
         supervisor.take("FDSTORE=1\nFDNAME=vm1\n", two());

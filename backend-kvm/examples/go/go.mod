@@ -1,0 +1,3 @@
+module kaleidoscope.example/serve
+
+go 1.19
