@@ -18,4 +18,9 @@ look_for_lab
 # The lab asks apt for packages too, so apt's lists must be present even if nothing is missing.
 [ -n "$packages" ] || fetch_lists
 install_packages
+# Disks of VMs that are cloned. Later, because the packages above remove one of another version.
+if [ -z "$dry_run" ] && ! command -v qemu-img >/dev/null; then
+    packages=qemu-utils
+    install_packages
+fi
 echo "the guest lab has all it needs; try: kaleidoscope lab run target/guest"

@@ -139,7 +139,9 @@ fn a_source_sends_everything_in_order() {
     let header = b"QEVM\0\0\0\x03\x07\0\0\0\x02pc".len();
     let opening = commands(&out[header..]);
     let sizes = [4096_u64.to_be_bytes(), 4096_u64.to_be_bytes()].concat();
-    assert_eq!(opening, [(command::OPEN_RETURN_PATH, vec![]), (command::POSTCOPY_ADVISE, sizes)]);
+    let ping = (command::PING, vec![0, 0, 0, 1]);
+    let expected = [(command::OPEN_RETURN_PATH, vec![]), (command::POSTCOPY_ADVISE, sizes), ping];
+    assert_eq!(opening, expected);
     let at = out.windows(5).position(|w| w == [8, 0, 6, 0, 22]).unwrap();
     let later = commands(&out[at..]);
     let mut range = b"\0\x03ram\0".to_vec();
