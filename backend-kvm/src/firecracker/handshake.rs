@@ -39,8 +39,8 @@ impl Handshake {
     ///
     /// # Errors
     /// [`ErrorKind::InvalidInput`] when the message is not such an array, when a region does not
-    /// begin in the file where the one before ends, or when page sizes are unknown or differ. The
-    /// error names the region.
+    /// begin in the file where the one before ends or is not of whole pages, or when page sizes are
+    /// unknown or differ. The error names the region.
     pub fn parse(message: &[u8]) -> Result<Self, Error> {
         let mappings: Vec<Mapping> = serde_json::from_slice(message).map_err(|error| {
             let what = "the message is not Firecracker's array of memory regions".to_owned();
@@ -65,6 +65,13 @@ impl Handshake {
             end = offset.checked_add(size).ok_or_else(|| {
                 invalid(format_args!("{size:#x} bytes at offset {offset:#x} end beyond any file"))
             })?;
+            let page = pages.bytes() as u64;
+            let is_whole = size > 0 && size.is_multiple_of(page) && address.is_multiple_of(page);
+            if !is_whole || address.checked_add(size).is_none() {
+                return Err(invalid(format_args!(
+                    "{size:#x} bytes at address {address:#x} are not whole pages of {page:#x} bytes"
+                )));
+            }
             regions.push(Region::at_offset(address, size, offset));
         }
         let pages = found.ok_or_else(|| Error::input("the message names no regions".to_owned()))?;
@@ -186,6 +193,10 @@ mod tests {
             (vec![small(0), small(0)], "region 1: it begins at offset 0x0 of the memory file"),
             (vec![small(0), small(8192)], "and 0x1000 was expected"),
             (vec![small(0), item(0, u64::MAX, 4096, "")], "region 1: 0xffffffffffffffff bytes"),
+            (vec![small(0), item(0, 4097, 4096, "")], "region 1: 0x1001 bytes at address 0x0"),
+            (vec![item(0, 0, 0, "")], "region 0: 0x0 bytes"),
+            (vec![item(8, 4096, 0, "")], "region 0: 0x1000 bytes at address 0x8"),
+            (vec![item(u64::MAX - 4095, 4096, 0, "")], "at address 0xfffffffffffff000"),
         ];
         for (items, expected) in cases {
             let error = parse(&items).unwrap_err();
@@ -217,7 +228,8 @@ mod tests {
         }
 
         #[test]
-        fn what_is_accepted_has_the_sum_of_its_sizes(sizes in proptest::collection::vec(any::<u64>(), 1..9)) {
+        fn what_is_accepted_has_the_sum_of_its_sizes(pages in proptest::collection::vec(1..u64::MAX >> 12, 1..9)) {
+            let sizes: Vec<u64> = pages.iter().map(|pages| pages << 12).collect();
             let mut offset = 0_u64;
             let items: Vec<_> = sizes.iter().map(|size| {
                 let item = item(0, *size, offset, "");

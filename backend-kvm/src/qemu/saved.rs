@@ -94,6 +94,9 @@ impl SavedVm {
             has_ram: false,
         };
         parser.sections(kind, &mut saved, sink)?;
+        if saved.block(ram).is_none() {
+            return Err(parser.reader.invalid("it lists no blocks of memory"));
+        }
         Ok(saved)
     }
 

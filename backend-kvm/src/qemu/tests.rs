@@ -115,6 +115,13 @@ fn damaged_streams_name_what_is_wrong() {
         assert!(read(&good[..length]).is_err(), "{length} bytes");
     }
     assert_eq!(read(&good[..end]), read(&good));
+    // A stream without a list of blocks.
+    let mut none =
+        b"QEVM\0\0\0\x03\x07\0\0\0\x02pc\x01\0\0\0\x02\x03ram\0\0\0\0\0\0\0\x04".to_vec();
+    none.extend(b"\0\0\0\0\0\0\0\x10\x7e\0\0\0\x02");
+    none.extend(device());
+    none.extend(b"\0\x06\0\0\0\x10{\"page_size\":16}");
+    assert!(read(&none).unwrap_err().contains("lists no blocks"));
     let error = SavedVm::read(&mut &*good, "other", &mut |_, _| Ok(())).unwrap_err().to_string();
     assert!(error.contains("no block other is among ram, vga"), "{error}");
 }
