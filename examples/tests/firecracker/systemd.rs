@@ -4,7 +4,7 @@ use crate::Snapshot;
 use crate::double::WATCHDOG;
 use crate::handler::Handler;
 use command_fds::{CommandFdExt, FdMapping};
-use rustix::io::IoSliceMut;
+use rustix::io::{Errno, IoSliceMut};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
@@ -28,29 +28,38 @@ impl Manager {
 
     /// Takes messages, to the one that has this line.
     fn until(&mut self, line: &str) {
-        loop {
-            let mut bytes = [0; 4096];
-            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(253))];
-            let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-            let mut slices = [IoSliceMut::new(&mut bytes)];
-            let flags = RecvFlags::CMSG_CLOEXEC;
-            let received = recvmsg(&self.notify, &mut slices, &mut ancillary, flags).unwrap();
-            let text = String::from_utf8(bytes[..received.bytes].to_vec()).unwrap();
-            let name = text.lines().find_map(|line| line.strip_prefix("FDNAME=")).unwrap_or("");
-            for message in ancillary.drain() {
-                if let RecvAncillaryMessage::ScmRights(rights) = message {
-                    assert!(text.contains("FDSTORE=1"), "{text}");
-                    // The last one first, as systemd does it.
-                    rights.for_each(|fd| self.kept.insert(0, (name.to_owned(), fd)));
-                }
-            }
-            if text.contains("FDSTOREREMOVE=1") {
-                self.kept.retain(|(kept, _)| kept != name);
-            }
-            if text.lines().any(|said| said == line) {
-                return;
+        while !self.take(RecvFlags::empty()).unwrap().lines().any(|said| said == line) {}
+    }
+
+    /// Takes all messages of a handler that has ended.
+    fn drain(&mut self) {
+        while self.take(RecvFlags::DONTWAIT).is_some() {}
+    }
+
+    /// Takes a message; `None` without one.
+    fn take(&mut self, flags: RecvFlags) -> Option<String> {
+        let mut bytes = [0; 4096];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(253))];
+        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+        let mut slices = [IoSliceMut::new(&mut bytes)];
+        let flags = flags | RecvFlags::CMSG_CLOEXEC;
+        let received = match recvmsg(&self.notify, &mut slices, &mut ancillary, flags) {
+            Err(Errno::AGAIN) if flags.contains(RecvFlags::DONTWAIT) => return None,
+            received => received.unwrap(),
+        };
+        let text = String::from_utf8(bytes[..received.bytes].to_vec()).unwrap();
+        let name = text.lines().find_map(|line| line.strip_prefix("FDNAME=")).unwrap_or("");
+        for message in ancillary.drain() {
+            if let RecvAncillaryMessage::ScmRights(rights) = message {
+                assert!(text.contains("FDSTORE=1"), "{text}");
+                // The last one first, as systemd does it.
+                rights.for_each(|fd| self.kept.insert(0, (name.to_owned(), fd)));
             }
         }
+        if text.contains("FDSTOREREMOVE=1") {
+            self.kept.retain(|(kept, _)| kept != name);
+        }
+        Some(text)
     }
 
     /// The command that it starts, with the descriptors that it holds.
@@ -89,10 +98,7 @@ fn systemd_holds_the_descriptors() {
         vms.iter_mut().for_each(|vm| vm.begin(&command));
         handler.signal("-KILL");
         handler.ended();
-        // Those of the second VM are there from the first round on.
-        if round == 0 {
-            manager.until("FDNAME=vm-2");
-        }
+        manager.drain();
         handler = start(&manager);
         manager.until("READY=1");
         vms.iter().for_each(|_| assert_eq!(handler.event("started")["taken_over"], true));
@@ -100,9 +106,10 @@ fn systemd_holds_the_descriptors() {
     }
     let [first, mut second] = vms;
     first.shut_down();
-    handler.event("ended");
-    manager.until("FDNAME=vm-1");
-    assert!(manager.kept.iter().all(|(name, _)| name != "vm-1"));
+    let name = format!("vm-{}", handler.event("ended")["vm"]);
+    // Nothing was stored since the last start: it is removed.
+    manager.until(&format!("FDNAME={name}"));
+    assert!(manager.kept.iter().all(|(kept, _)| *kept != name));
     // systemd lets go of a unit that failed too often: the guard ends the VMM.
     handler.signal("-KILL");
     handler.ended();
