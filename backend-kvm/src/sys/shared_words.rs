@@ -12,8 +12,8 @@ use std::sync::atomic::AtomicU64;
 /// Bytes that are kept in memory: the words that the kernel writes.
 const LOCKED: usize = 4096;
 
-/// A shared mapping of a sealed file. Its words are accessed atomically, so that it does not matter
-/// who else writes them.
+/// A shared mapping of a sealed file. Its words are accessed atomically, so that other
+/// processes may write them at any time.
 #[derive(Debug)]
 pub(crate) struct SharedWords {
     start: NonNull<AtomicU64>,

@@ -3,7 +3,7 @@
 use super::SharedPageCache;
 use super::blocks::Blocks;
 use super::journal::Journal;
-use super::orphans::Orphan;
+use super::session::Orphan;
 use super::shard::Shard;
 use crate::memory::PageSize;
 use crate::sys::Descriptor;

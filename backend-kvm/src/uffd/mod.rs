@@ -15,20 +15,16 @@
 //! ```
 
 mod blocks;
-mod claim;
 #[cfg(feature = "cloud-hypervisor")]
 mod files;
 mod frame_set;
-mod handoff;
 mod install;
 mod journal;
 mod memory;
-mod orphans;
 #[cfg(any(feature = "machine", feature = "vm-memory"))]
 mod own;
 mod page_writer;
 mod queue;
-mod region;
 #[cfg(feature = "machine")]
 mod release;
 mod running;
@@ -39,27 +35,22 @@ mod shard;
 #[cfg_attr(not(feature = "machine"), expect(dead_code, reason = "only machines map a cache"))]
 mod shared_cache;
 #[cfg(test)]
-mod shared_cache_tests;
-mod takeover;
-#[cfg(test)]
 mod tests;
 mod unwatch;
 
 #[cfg(feature = "cloud-hypervisor")]
 pub(crate) use files::FilePart;
-pub use handoff::{Handoff, receive, send};
 pub use journal::Journal;
 #[cfg(feature = "cloud-hypervisor")]
 pub(crate) use memory::UserfaultMemory;
 #[cfg(feature = "machine")]
 pub(crate) use own::Part;
-pub use region::Region;
-#[cfg(feature = "cloud-hypervisor")]
-pub(crate) use region::frames_of;
 pub use running::OnDemand;
 #[cfg(any(feature = "machine", feature = "cloud-hypervisor"))]
 pub(crate) use running::Running;
 #[cfg(feature = "vm-memory")]
 pub use rust_vmm::{Filling, SnapshotMmap};
-pub use session::{Session, SessionBuilder};
+#[cfg(feature = "cloud-hypervisor")]
+pub(crate) use session::frames_of;
+pub use session::{Handoff, Region, Session, SessionBuilder, receive, send};
 pub use shared_cache::SharedPageCache;

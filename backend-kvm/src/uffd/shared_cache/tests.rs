@@ -2,13 +2,12 @@
 
 #![expect(clippy::single_range_in_vec_init, reason = "sets of frames")]
 
-use super::SharedPageCache;
-use super::memory::UserfaultMemory;
-use super::own::Part;
-use super::shared_cache::Put;
+use super::{Put, SharedPageCache};
 use crate::error::{Error, ErrorKind};
 use crate::memory::{MemoryFile, PageSize, SnapshotMemory, bytes};
 use crate::sys::{Mapping, Sharing, own_pages};
+use crate::uffd::memory::UserfaultMemory;
+use crate::uffd::own::Part;
 use kaleidoscope_core::addr::{FRAME_BYTES, FrameIndex};
 use kaleidoscope_core::clone::FreeFrames;
 use kaleidoscope_core::clone::ports::{Installed, PageInstaller};

@@ -4,22 +4,22 @@
 //! descriptors of such a VM stay open until the VM has ended, and its vCPUs wait instead of reading
 //! zeros in place of the parent's bytes.
 
-use super::memory::End;
 use crate::sys::Descriptor;
+use crate::uffd::memory::End;
 use parking_lot::Mutex;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 /// What is kept open for one VM.
 #[derive(Debug)]
-pub(super) struct Orphan {
-    pub(super) descriptors: Vec<Arc<Descriptor>>,
+pub(in crate::uffd) struct Orphan {
+    pub(in crate::uffd) descriptors: Vec<Arc<Descriptor>>,
     /// Userfaultfds of processes that the VM's process forked.
     #[expect(dead_code, reason = "kept open")]
-    pub(super) forked: Vec<OwnedFd>,
+    pub(in crate::uffd) forked: Vec<OwnedFd>,
     /// What tells that the VM has ended; without any, the descriptors stay open until this process
     /// exits.
-    pub(super) ends: Arc<Vec<End>>,
+    pub(in crate::uffd) ends: Arc<Vec<End>>,
 }
 
 static ORPHANS: Mutex<Vec<Orphan>> = Mutex::new(Vec::new());

@@ -1,8 +1,8 @@
 //! Going on where a process died that served a VM.
 
-use super::journal::Journal;
-use super::memory::UserfaultMemory;
+use super::Journal;
 use crate::error::{Error, ErrorKind};
+use crate::uffd::memory::UserfaultMemory;
 use kaleidoscope_core::clone::ports::Event;
 
 /// Most runs of frames that the engine is told of at once. It needs to know of none: frames that
@@ -12,7 +12,7 @@ const MAX_RUNS: usize = 1 << 16;
 impl UserfaultMemory {
     /// Keeps the memory's state in a journal, and goes on with what the journal holds. No other
     /// thread uses the memory yet.
-    pub(super) fn keep_in(&mut self, journal: Journal) -> Result<(), Error> {
+    pub(in crate::uffd) fn keep_in(&mut self, journal: Journal) -> Result<(), Error> {
         let unsupported = |what: &'static str| Err(Error::new(ErrorKind::Unsupported, what));
         let [watched] = self.watched.as_slice() else {
             return unsupported("a session with a journal serves one userfaultfd");

@@ -1,5 +1,7 @@
 //! What survives the death of a process that serves a VM.
 
+mod takeover;
+
 use crate::error::{Asked, Error, ErrorKind};
 use crate::sys::{Descriptor, MESSAGE_WORDS, Message, SharedWords, message};
 use parking_lot::Mutex;
@@ -157,12 +159,12 @@ impl Journal {
     }
 
     /// Frames of the guest.
-    pub(super) fn frames(&self) -> u32 {
+    pub(in crate::uffd) fn frames(&self) -> u32 {
         self.frames
     }
 
     /// Notes that a session begins; returns whether one had begun before.
-    pub(super) fn begin(&self) -> bool {
+    pub(in crate::uffd) fn begin(&self) -> bool {
         let state = self.words.get().get(STATE);
         state.is_some_and(|state| state.swap(BEGUN, Ordering::AcqRel) == BEGUN)
     }
@@ -173,7 +175,7 @@ impl Journal {
 
     /// Reads the next message. What it says was given back, as `frames_in` tells, is in the journal
     /// before the message leaves it.
-    pub(super) fn read<F: Iterator<Item = Range<u32>>>(
+    pub(in crate::uffd) fn read<F: Iterator<Item = Range<u32>>>(
         &self,
         descriptor: &Descriptor,
         frames_in: impl FnOnce(Range<u64>) -> F,
@@ -189,7 +191,7 @@ impl Journal {
     }
 
     /// Takes up the message that a former process has read and not processed.
-    pub(super) fn take_up<F: Iterator<Item = Range<u32>>>(
+    pub(in crate::uffd) fn take_up<F: Iterator<Item = Range<u32>>>(
         &self,
         frames_in: impl FnOnce(Range<u64>) -> F,
     ) -> Result<(), Error> {
@@ -227,12 +229,12 @@ impl Journal {
     }
 
     /// Whether the guest has given a frame back: where it is not resident, it reads as zeros.
-    pub(super) fn is_given_back(&self, frame: u32) -> bool {
+    pub(in crate::uffd) fn is_given_back(&self, frame: u32) -> bool {
         self.bit(frame).is_some_and(|(word, bit)| word.load(Ordering::Acquire) & bit != 0)
     }
 
     /// All frames that the guest has given back, in order.
-    pub(super) fn given_back(&self) -> impl Iterator<Item = Range<u32>> {
+    pub(in crate::uffd) fn given_back(&self) -> impl Iterator<Item = Range<u32>> {
         let mut from = 0;
         std::iter::from_fn(move || {
             let start = (from..self.frames).find(|frame| self.is_given_back(*frame))?;

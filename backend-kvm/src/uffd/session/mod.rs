@@ -1,20 +1,29 @@
 //! Serving the userfaultfds of a VM that another program runs.
 
-use super::claim::Claim;
+mod claim;
+mod handoff;
+mod orphans;
+mod region;
+
+pub use handoff::{Handoff, receive, send};
+pub(in crate::uffd) use orphans::Orphan;
+pub use region::Region;
+pub(crate) use region::frames_of;
+
 use super::journal::Journal;
 use super::memory::{End, UserfaultMemory};
-use super::orphans::{self, Orphan};
-use super::region::{Region, check_apart, frames_of};
 use super::running::{OnDemand, Running};
 use super::shard::Shard;
 use crate::error::{Error, ErrorKind};
 use crate::memory::PageSize;
 use crate::sys::Descriptor;
+use claim::Claim;
 use kaleidoscope_core::addr::FrameIndex;
 use kaleidoscope_core::alloc::Reservation;
 use kaleidoscope_core::clone::ports::{LocalCache, PageSource};
 use kaleidoscope_core::clone::{Engine, EngineOptions, Stopped};
 use kaleidoscope_core::prefetch::{self, Access, LocalityOrder, PrefetchPolicy};
+use region::check_apart;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -1,5 +1,8 @@
 //! Pages that the clones of one parent on this host share. Each is fetched and stored once.
 
+#[cfg(test)]
+mod tests;
+
 use super::frame_set::FrameSet;
 use super::page_writer::AtomicPageWriter;
 use crate::error::{Asked, Error, ErrorKind};
