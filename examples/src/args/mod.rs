@@ -6,6 +6,7 @@ mod frame;
 mod image;
 mod layout;
 mod memory_size;
+mod or_subcommand;
 mod seconds;
 
 pub(crate) use coloring::{ColoringArgs, RuleArgs};
@@ -13,4 +14,5 @@ pub(crate) use frame::FrameArgs;
 pub(crate) use image::ImageArgs;
 pub(crate) use layout::{ImageFormat, LayoutArgs, layout_text};
 pub(crate) use memory_size::{MemorySize, memory_size};
+pub(crate) use or_subcommand::OrSubcommand;
 pub(crate) use seconds::{seconds, some_seconds};

@@ -31,8 +31,10 @@ pub(super) struct Template {
 
 /// What a template is made of.
 pub(super) struct TemplateArgs<'a> {
-    /// The memory file, beside which its colors are kept.
+    /// The memory file.
     pub(super) memory: &'a Path,
+    /// Where its colors are kept.
+    pub(super) kept: PathBuf,
     /// The file of colors that the user names.
     pub(super) colors: Option<&'a Path>,
     pub(super) policy: &'a PolicyChoice,
@@ -53,9 +55,9 @@ impl Template {
     pub(super) fn of(image: MemoryImage, args: &TemplateArgs<'_>) -> Result<Self, Failure> {
         let colors = match args.colors {
             Some(path) => given(path, &image)?,
-            None => match cached(&cache_of(args.memory), &image) {
+            None => match cached(&args.kept, &image) {
                 Some(colors) => colors,
-                None => found(args.memory, &image)?,
+                None => found(args, &image)?,
             },
         };
         let failed = |error: &dyn std::fmt::Display| Failure::at(args.memory, error);
@@ -79,8 +81,8 @@ impl Template {
     }
 }
 
-/// Where the colors of a memory file are kept: beside it.
-fn cache_of(memory: &Path) -> PathBuf {
+/// Beside a memory file: where its colors are kept unless its folder has a place for them.
+pub(super) fn beside(memory: &Path) -> PathBuf {
     let mut name = OsString::from(memory);
     name.push(".kscope");
     name.into()
@@ -111,7 +113,7 @@ fn of(manifest: Manifest, origin: String) -> Colors {
 }
 
 /// Colors the image and keeps the map. A guest that cannot be colored is served all the same.
-fn found(memory: &Path, image: &MemoryImage) -> Result<Colors, Failure> {
+fn found(args: &TemplateArgs<'_>, image: &MemoryImage) -> Result<Colors, Failure> {
     let start = Instant::now();
     let (map, notes, mut origin, is_colored) =
         match color_image(image, image.vcpus().to_vec(), Rules::default()) {
@@ -126,11 +128,12 @@ fn found(memory: &Path, image: &MemoryImage) -> Result<Colors, Failure> {
                 (unknown, Vec::new(), format!("none, prefetch goes by frame numbers: {why}"), false)
             }
         };
-    let identity = ImageIdentity::of(image, &map).map_err(|error| Failure::at(memory, error))?;
+    let identity =
+        ImageIdentity::of(image, &map).map_err(|error| Failure::at(args.memory, error))?;
     if is_colored {
         let mut manifest = Manifest::new(map.clone(), identity);
         manifest.notes = notes;
-        if let Err(failure) = keep(&manifest, &cache_of(memory)) {
+        if let Err(failure) = keep(&manifest, &args.kept) {
             let failure = failure.to_string();
             let why = failure.lines().next().unwrap_or_default();
             origin = format!("{origin}, not kept: {why}");

@@ -2,7 +2,8 @@
 
 mod report;
 
-use super::template::{Template, TemplateArgs};
+use super::event::json;
+use super::template::{Template, TemplateArgs, beside};
 use crate::args::{ImageFormat, LayoutArgs, some_seconds};
 use crate::failure::Failure;
 use crate::interrupt::{Armed, Stop, Undo, arm_with};
@@ -94,13 +95,14 @@ impl Args {
             layout.open(&folder.memory)?,
             &TemplateArgs {
                 memory: &folder.memory,
+                kept: beside(&folder.memory),
                 colors: self.colors.as_deref(),
                 policy: &self.policy,
                 fetch_free: self.fetch_free,
             },
         )?;
         let serving = Event::serving(self, &template);
-        print_line(if self.json { serving.json() } else { serving.text() })?;
+        print_line(if self.json { json(&serving) } else { serving.text() })?;
         let start = Instant::now();
         let session = self.connect(&template, config, state)?;
         let armed = self.arm(session.process())?;
@@ -178,7 +180,7 @@ impl Args {
     fn tell(&self, event: &Event) {
         if self.json {
             // A reader that went away must not end the VM.
-            let _ = print_line(event.json());
+            let _ = print_line(json(event));
         } else {
             say(event.text());
         }

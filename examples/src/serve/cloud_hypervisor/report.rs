@@ -1,11 +1,10 @@
 //! What the command says: what is served, when the VM starts, and when it needs no pages any more.
 
 use super::Args;
-use crate::map_output::statistics::thousands;
-use crate::map_output::table::{heading, printable, size};
+use crate::map_output::table::printable;
+use crate::serve::event::{Offer, Work, outcome, shown};
 use crate::serve::template::Template;
-use kaleidoscope_core::clone::{FreeFrames, Statistics};
-use kaleidoscope_core::memory::GuestMemory;
+use kaleidoscope_core::clone::Statistics;
 use kaleidoscope_kvm::Error;
 use kaleidoscope_kvm::cloud_hypervisor::{Ended, Session};
 use serde::Serialize;
@@ -18,13 +17,8 @@ pub(super) enum Event {
     Serving {
         folder: String,
         socket: String,
-        frames: u32,
-        colored: bool,
-        colors: String,
-        free_memory: &'static str,
-        policy: String,
-        #[serde(skip)]
-        heading: String,
+        #[serde(flatten)]
+        offer: Offer,
     },
     Started {
         process: u32,
@@ -36,36 +30,18 @@ pub(super) enum Event {
         /// Why, unless the VM has all of its memory or ended by itself.
         error: Option<String>,
         whole: bool,
-        seconds: f64,
-        faults: u64,
-        late: u64,
-        prefetched: u64,
-        zeroed: u64,
-        moved_bytes: u64,
-        resident_frames: u64,
-        stalled_us: u64,
-        stall_p50_us: Option<f64>,
-        stall_p99_us: Option<f64>,
+        #[serde(flatten)]
+        work: Work,
     },
 }
 
 impl Event {
     /// A clone is to be started.
     pub(super) fn serving(args: &Args, template: &Template) -> Self {
-        let map = template.guest.locality.map();
         Self::Serving {
-            folder: args.folder.display().to_string(),
-            socket: args.socket.display().to_string(),
-            frames: template.image.layout().frames(),
-            colored: template.is_colored,
-            colors: template.colors.clone(),
-            free_memory: template.free_frames.name(),
-            policy: args.policy.to_string(),
-            heading: if template.is_colored {
-                heading(map)
-            } else {
-                format!("{}\n", size(map.layout().bytes()))
-            },
+            folder: shown(&args.folder),
+            socket: shown(&args.socket),
+            offer: Offer::of(template, &args.policy),
         }
     }
 
@@ -81,45 +57,18 @@ impl Event {
         ran: Duration,
         statistics: &Statistics,
     ) -> Self {
-        let total = statistics.total();
-        let stall = |part| statistics.stall(part).map(|stall| stall.as_secs_f64() * 1e6);
         Self::Ended {
             error: ended.as_ref().err().map(ToString::to_string),
             whole: matches!(ended, Ok(Ended::HasAllMemory)),
-            seconds: ran.as_secs_f64(),
-            faults: total.faults,
-            late: total.late,
-            prefetched: total.prefetched,
-            zeroed: total.zero_faults + total.zeroed_ahead,
-            moved_bytes: statistics.bytes(),
-            resident_frames: total.resident,
-            stalled_us: total.stalled_ns / 1000,
-            stall_p50_us: stall(0.5),
-            stall_p99_us: stall(0.99),
+            work: Work::of(statistics, ran),
         }
-    }
-
-    /// For programs: one line.
-    pub(super) fn json(&self) -> String {
-        // Numbers and texts; there is no map with other keys.
-        serde_json::to_string(self).unwrap_or_default()
     }
 
     /// For people: without the end of the last line.
     pub(super) fn text(&self) -> String {
         match self {
-            Self::Serving { folder, socket, heading, colors, free_memory, policy, .. } => {
-                let may = match *free_memory == FreeFrames::Zero.name() {
-                    true => "filled with zeros",
-                    false => "read from the file",
-                };
-                format!(
-                    "serving {}: {heading}colors: {}\nfree frames: {may}\npolicy: {policy}\n\
-                     connecting to {}",
-                    printable(folder),
-                    printable(colors),
-                    printable(socket)
-                )
+            Self::Serving { folder, socket, offer } => {
+                format!("{}\nconnecting to {}", offer.text(folder), printable(socket))
             }
             Self::Started { process, start_us } => {
                 format!("VM: process {process}, started after {start_us} us")
@@ -127,32 +76,8 @@ impl Event {
             Self::Waiting {} => "the VM depends on this process, which serves it until it has all \
                                  of its memory (a second SIGINT ends its VMM)"
                 .to_owned(),
-            Self::Ended {
-                error,
-                whole,
-                seconds,
-                faults,
-                late,
-                moved_bytes,
-                stall_p50_us,
-                stall_p99_us,
-                ..
-            } => {
-                let why = match error {
-                    Some(error) => printable(error),
-                    None if *whole => "has all of its memory and runs on alone".to_owned(),
-                    None => "has ended".to_owned(),
-                };
-                let us = |us: &Option<f64>| us.map_or("-".to_owned(), |us| format!("{us:.1} us"));
-                format!(
-                    "VM: {why}; after {seconds:.1} s: {} faults, {} late, stall p50 {}, p99 {}, {} \
-                     read",
-                    thousands(*faults),
-                    thousands(*late),
-                    us(stall_p50_us),
-                    us(stall_p99_us),
-                    size(*moved_bytes)
-                )
+            Self::Ended { error, whole, work } => {
+                format!("VM: {}; {}", outcome(error.as_deref(), *whole), work.text())
             }
         }
     }

@@ -5,7 +5,8 @@ mod report;
 mod stored;
 mod vm;
 
-use super::template::{Template, TemplateArgs};
+use super::event::json;
+use super::template::{Template, TemplateArgs, beside};
 use crate::args::LayoutArgs;
 use crate::failure::Failure;
 use crate::interrupt::Stop;
@@ -107,6 +108,7 @@ impl Args {
             kept::memory(self, &store)?,
             &TemplateArgs {
                 memory: &self.memory,
+                kept: beside(&self.memory),
                 colors: self.colors.as_deref(),
                 policy: &self.policy,
                 fetch_free: self.fetch_free,
@@ -116,7 +118,7 @@ impl Args {
         let stop = Stop::take_every();
         let socket = kept::socket(self, &store)?;
         let serving = Event::serving(self, &template, socket.path());
-        print_line(if self.json { serving.json() } else { serving.text() })?;
+        print_line(if self.json { json(&serving) } else { serving.text() })?;
         let handler = Arc::new(Handler::new(self, template, store, Sayer::start()?));
         let vms = handler.vms();
         Handler::take_over(&handler);

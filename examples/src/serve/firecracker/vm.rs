@@ -5,6 +5,7 @@ use super::report::Event;
 use super::stored::{self, Connection, Hello};
 use crate::failure::Failure;
 use crate::interrupt::{Armed, Undo, arm_with};
+use crate::serve::event::{Work, json};
 use crate::serve::template::Template;
 use crate::stdio::{Sayer, print_line};
 use crate::supervise::Store;
@@ -115,7 +116,7 @@ impl Handler {
     pub(super) fn say(&self, event: &Event) {
         if self.is_json {
             // A reader that went away must not end the VMs.
-            let _ = print_line(event.json());
+            let _ = print_line(json(event));
         } else {
             self.sayer.say(event.text());
         }
@@ -308,8 +309,8 @@ impl Handler {
             }
         };
         let filled = filled.is_some();
-        let ran = start.elapsed();
-        self.say(&Event::ended(vm, process, error, vmm_ended, filled, ran, &statistics));
+        let work = Work::of(&statistics, start.elapsed());
+        self.say(&Event::Ended { vm, process, error, vmm_ended, filled, work });
     }
 }
 

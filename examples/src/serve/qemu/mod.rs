@@ -1,10 +1,11 @@
 //! `kaleidoscope serve qemu`: the source of postcopy migrations into QEMU.
 
+mod parent;
 mod report;
 mod stream;
-mod template;
 mod vm;
 
+use super::event::json;
 use crate::args::seconds;
 use crate::failure::Failure;
 use crate::interrupt::Stop;
@@ -12,12 +13,12 @@ use crate::outfile::Files;
 use crate::replay::policies::{PolicyChoice, for_a_clone};
 use crate::stdio::print_line;
 use nix::sys::signal::Signal;
+use parent::Parent;
 use report::Event;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::Duration;
-use template::Template;
 use vm::{Control, Vm};
 
 /// How often signals are looked at.
@@ -84,23 +85,23 @@ impl Args {
 
     /// Serves until all VMs have their memory.
     pub(crate) fn run(&self) -> Result<(), Failure> {
-        let template = Arc::new(Template::open(self)?);
+        let parent = Arc::new(Parent::open(self)?);
         let stop = Stop::take_every();
         let vms: Vec<_> =
             (1..).zip(&self.to).map(|(n, to)| Vm::connect(n, to, self.timeout)).collect();
         let vms = vms.into_iter().collect::<Result<Vec<_>, _>>()?;
-        self.print(&Event::serving(self, &template))?;
+        self.print(&Event::serving(self, &parent))?;
         let control = Arc::new(Control::default());
         let (results, ended) = channel();
         let mut left = vms.len();
         for vm in vms {
-            let (template, control) = (Arc::clone(&template), Arc::clone(&control));
+            let (parent, control) = (Arc::clone(&parent), Arc::clone(&control));
             let (results, rate) = (results.clone(), self.rate);
             let thread = std::thread::Builder::new().name(format!("vm{}", vm.number()));
             let serve = move || {
                 let number = vm.number();
                 // A panic of the codec is an error of this VM alone.
-                let served = std::panic::AssertUnwindSafe(|| vm.serve(&template, rate, &control));
+                let served = std::panic::AssertUnwindSafe(|| vm.serve(&parent, rate, &control));
                 let event = std::panic::catch_unwind(served)
                     .unwrap_or_else(|_| Event::failed(number, "serving it panicked"));
                 // The receiver lives until all have sent.
@@ -132,6 +133,6 @@ impl Args {
     }
 
     fn print(&self, event: &Event) -> Result<(), Failure> {
-        print_line(if self.json { event.json() } else { event.text() })
+        print_line(if self.json { json(event) } else { event.text() })
     }
 }

@@ -1,9 +1,10 @@
 //! A clone, from the connection to the last page.
 
+use super::parent::Parent;
 use super::report::Event;
 use super::stream::{Counts, Stream};
-use super::template::Template;
 use crate::failure::Failure;
+use crate::serve::template::Template;
 use kaleidoscope_core::clone::Statistics;
 use kaleidoscope_core::clone::{Background, Engine, EngineOptions, EngineParts, LocalSource};
 use kaleidoscope_core::prefetch::Access;
@@ -95,22 +96,18 @@ impl Vm {
     }
 
     /// Serves the VM to its end.
-    pub(super) fn serve(self, template: &Template, rate: Option<u32>, control: &Control) -> Event {
+    pub(super) fn serve(self, parent: &Parent, rate: Option<u32>, control: &Control) -> Event {
         let number = self.number;
-        match self.run(template, rate, control) {
+        match self.run(parent, rate, control) {
             Ok(outcome) => Event::ended(number, &outcome),
             Err(error) => Event::failed(number, &error),
         }
     }
 
-    fn run(
-        self,
-        template: &Template,
-        rate: Option<u32>,
-        control: &Control,
-    ) -> Result<Outcome, String> {
+    fn run(self, parent: &Parent, rate: Option<u32>, control: &Control) -> Result<Outcome, String> {
         let start = Instant::now();
-        let Template { image, guest, policy, free_frames, saved, ram, .. } = template;
+        let Parent { memory, saved, ram } = parent;
+        let Template { image, guest, policy, free_frames, .. } = memory;
         let mut opening = Vec::new();
         let source = PostcopySource::start(saved, ram, &mut opening).map_err(|e| e.to_string())?;
         let refused = "QEMU refused the migration, and says why in its own messages: it needs the \
