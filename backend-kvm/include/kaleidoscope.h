@@ -280,7 +280,7 @@ kaleidoscope_status kaleidoscope_policy_new(const struct kaleidoscope_map *map,
                                             struct kaleidoscope_policy **policy);
 
 // Plans for a fault: writes the frame of the fault, then frames to fetch in descending priority,
-// then frames to fill with zeros. Every frame is RAM that is not present, and none is named twice.
+// then frames to fill with zeros. Every other frame is RAM that is not present; none comes twice.
 // There are zeros only if the map was verified against its memory file, and its free frames are
 // known to be safe to lose.
 //

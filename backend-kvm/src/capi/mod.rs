@@ -2,7 +2,7 @@
 //! `backend-kvm/include/kaleidoscope.h`; `scripts/capi` builds and installs the libraries.
 //!
 //! The rules of every function:
-//! - It returns a [`Status`]. The message of a thread's last failure is [`kaleidoscope_last_error`].
+//! - All but those that free an object return a [`Status`]. The message of a thread's last failure is [`kaleidoscope_last_error`].
 //! - Null where a pointer is required, and a length that no buffer has, are
 //!   [`Status::InvalidArgument`]. A result is written only if the status is [`Status::Ok`].
 //! - A panic does not leave the library: it becomes [`Status::Panicked`].

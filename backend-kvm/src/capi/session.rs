@@ -5,14 +5,13 @@
 use super::failure::{Failure, Status, call};
 use super::map::Map;
 use super::{pointers, policy};
-use crate::error::Asked;
+use crate::error::{Error, ErrorKind};
 use crate::firecracker::Handshake;
 use crate::memory::PageSize;
 use crate::uffd;
 use kaleidoscope_core::clone::{LocalSource, Stopped};
-use rustix::io::{Errno, fcntl_dupfd_cloexec};
 use std::ffi::c_char;
-use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 
 /// A piece of a guest's RAM in the address space of the process that opened the userfaultfd. All
@@ -69,18 +68,34 @@ pub struct Session {
 }
 
 /// A second descriptor of the same file.
-fn second(descriptor: RawFd, what: &str) -> Result<OwnedFd, Failure> {
+///
+/// # Safety
+/// The caller owns the descriptor if there is one of that number, and keeps it open meanwhile.
+unsafe fn second(descriptor: RawFd, what: &str) -> Result<OwnedFd, Failure> {
     let what = format!("`{what}` ({descriptor})");
     if descriptor < 0 {
         return Err(Failure::argument(format_args!("{what} is no descriptor")));
     }
-    // SAFETY: it is not -1, as was checked. The borrow ends with this function, during which the
-    // caller keeps the descriptor open; if there is none of that number, the call says so.
-    let borrowed = unsafe { BorrowedFd::borrow_raw(descriptor) };
-    match fcntl_dupfd_cloexec(borrowed, 3) {
-        Err(Errno::BADF) => Err(Failure::argument(format_args!("{what} is no open descriptor"))),
-        other => Ok(other.asked(what)?),
+    // SAFETY: the call takes a number; where none is open of that number, it says so.
+    let duplicate = unsafe { libc::fcntl(descriptor, libc::F_DUPFD_CLOEXEC, 3) };
+    if duplicate < 0 {
+        let error = std::io::Error::last_os_error();
+        return match error.raw_os_error() {
+            Some(libc::EBADF) => {
+                Err(Failure::argument(format_args!("{what} is no open descriptor")))
+            }
+            _ => Err(Error::caused_by(ErrorKind::Refused, what, error).into()),
+        };
     }
+    // SAFETY: the kernel opened it for the call above, so that nothing else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(duplicate) })
+}
+
+/// Whether a descriptor is a pidfd, as the kernel tells.
+fn is_pidfd(descriptor: &OwnedFd) -> bool {
+    let path = format!("/proc/self/fdinfo/{}", descriptor.as_raw_fd());
+    let text = std::fs::read_to_string(path).unwrap_or_default();
+    text.lines().any(|line| line.starts_with("Pid:"))
 }
 
 /// Closes a descriptor that C has given up.
@@ -110,7 +125,7 @@ impl SessionOptions {
     }
 
     /// # Safety
-    /// Pointers are null or to what the fields' documentation says.
+    /// Pointers are null or to what the fields' documentation says. The caller owns the descriptors.
     unsafe fn start(&self) -> Result<uffd::Session, Failure> {
         // SAFETY: by this function's contract it is null or a map that is not freed yet.
         let map = unsafe { pointers::borrow(self.map, "options.map") }?;
@@ -158,7 +173,8 @@ impl SessionOptions {
         }
         // A session that cannot start keeps its descriptor open, so that the VM waits. The caller's
         // own stays the caller's.
-        let userfaultfd = second(self.userfaultfd, "options.userfaultfd")?;
+        // SAFETY: by this function's contract the caller owns it.
+        let userfaultfd = unsafe { second(self.userfaultfd, "options.userfaultfd") }?;
         let source = LocalSource::new(Arc::clone(image) as _);
         let mut session = uffd::Session::builder(Arc::clone(&map.locality), source)
             .userfaultfd(userfaultfd, regions)
@@ -166,7 +182,14 @@ impl SessionOptions {
             .page_size(pages)
             .threads(usize::try_from(self.threads).unwrap_or(1).max(1));
         if self.process != -1 {
-            session = session.until_exit(second(self.process, "options.process")?);
+            // SAFETY: as above.
+            let process = unsafe { second(self.process, "options.process") }?;
+            if !is_pidfd(&process) {
+                // Anything else that is readable would look like an exit.
+                let why = format!("`options.process` ({}) is no pidfd", self.process);
+                return Err(Failure::argument(why));
+            }
+            session = session.until_exit(process);
         }
         Ok(session.start()?)
     }

@@ -5,12 +5,12 @@ use super::codec::FAULT_ROLE;
 use super::faults::{Ended, Faults, Progress};
 use super::memory_files::MemoryFiles;
 use super::pages::{Pages, stopped};
-use crate::error::{Asked, Error};
+use crate::error::{Asked, Error, ErrorKind};
 use crate::sys::Peer;
 use kaleidoscope_core::clone::Stopped;
 use kaleidoscope_core::service;
 use parking_lot::Mutex;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
@@ -24,6 +24,7 @@ pub(super) struct Connection {
     pages: Arc<Pages>,
     progress: Arc<Progress>,
     process: u32,
+    pidfd: OwnedFd,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -38,25 +39,30 @@ impl Connection {
     ) -> Result<Self, Error> {
         channel.send(&FAULT_ROLE, "opening a connection for pages")?;
         let vmm = Peer::of(channel.stream().as_fd()).asked("identifying the VMM")?;
+        let what = "the VMM's process";
+        let pidfd = vmm.process.try_clone();
         let connection = Self {
             channel: Arc::new(channel),
             pages: Arc::new(pages),
             progress: Arc::default(),
             process: vmm.pid,
+            pidfd: pidfd.map_err(|error| Error::caused_by(ErrorKind::Refused, what, error))?,
             thread: Mutex::default(),
         };
         let (pages, progress) = (Arc::clone(&connection.pages), Arc::clone(&connection.progress));
-        let faults = Faults {
+        let faults = Arc::new(Faults {
             channel: Arc::clone(&connection.channel),
             pages: Arc::clone(&pages),
             files,
             sends_pages,
             vmm: ends_vmm.then_some(vmm.process),
             progress: Arc::clone(&progress),
-        };
+        });
+        let fails = Arc::clone(&faults);
         let panicked = move |panic| {
             pages.stop();
             progress.end(Err(stopped(&Stopped::Panicked(panic))));
+            fails.fail();
         };
         let thread = service::spawn("pages", STACK, move || faults.serve(), panicked);
         *connection.thread.lock() = Some(thread.asked("starting a thread that answers for pages")?);
@@ -74,6 +80,11 @@ impl Connection {
     /// The number of the VMM's process.
     pub(super) fn process(&self) -> u32 {
         self.process
+    }
+
+    /// The VMM's process.
+    pub(super) fn pidfd(&self) -> BorrowedFd<'_> {
+        self.pidfd.as_fd()
     }
 
     /// Waits for the end of the connection.

@@ -9,6 +9,7 @@ use kaleidoscope_core::addr::FrameIndex;
 use kaleidoscope_core::clone::Stopped;
 use kaleidoscope_core::prefetch::Access;
 use parking_lot::{Condvar, Mutex};
+use rustix::io::Errno;
 use rustix::process::{Signal, pidfd_send_signal};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -168,20 +169,25 @@ impl Faults {
         self.progress.end(outcome);
         if is_failure {
             self.fail();
+        } else {
+            self.channel.close();
         }
-        self.channel.close();
         self.pages.stop();
     }
 
     /// The VM's pages cannot be delivered. When cloud-hypervisor gets an error, or finds the
     /// connection closed, it closes its userfaultfd and then ends the VM; in between, the guest
-    /// reads zeros. Therefore the VMM is ended first.
-    fn fail(&self) {
+    /// reads zeros. Therefore the VMM is ended first; one that may not be ended keeps waiting.
+    pub(super) fn fail(&self) {
         if let Some(vmm) = self.vmm.as_ref().filter(|_| self.progress.is_guest_running()) {
-            // It may have exited, or be another user's.
-            let _ = pidfd_send_signal(vmm, Signal::KILL);
+            match pidfd_send_signal(vmm, Signal::KILL) {
+                Ok(()) | Err(Errno::SRCH) => {}
+                // Of another user, for example: the connection stays open until this process exits.
+                Err(_) => return std::mem::forget(Arc::clone(&self.channel)),
+            }
         }
         let _ = self.channel.send(&Response::ERROR.to_bytes(), ANSWERING);
+        self.channel.close();
     }
 
     fn answer_all(&self, asked: &mut Asked) -> Result<Ended, Error> {

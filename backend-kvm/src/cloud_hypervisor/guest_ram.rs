@@ -7,6 +7,7 @@ use crate::uffd::{Region, frames_of};
 use kaleidoscope_core::addr::{FRAME_SIZE, Gpa};
 use kaleidoscope_core::memory::MemoryLayout;
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 use std::collections::BTreeSet;
 use std::ops::Range;
 
@@ -45,6 +46,7 @@ struct Memory {
     is_shared: bool,
     has_huge_pages: bool,
     is_prefaulted: bool,
+    has_file: bool,
 }
 
 /// The JSON (`VmMigrationConfig`). Other fields are ignored.
@@ -66,11 +68,24 @@ struct Mapping {
     size: u64,
     #[serde(default)]
     file_offset: u64,
+    #[serde(default)]
+    virtio_mem: bool,
 }
 
 #[derive(Deserialize)]
 struct VmConfig {
     memory: Option<MemoryConfig>,
+    disks: Option<Vec<Device>>,
+    net: Option<Vec<Device>>,
+    fs: Option<Vec<IgnoredAny>>,
+    generic_vhost_user: Option<Vec<IgnoredAny>>,
+    user_devices: Option<Vec<IgnoredAny>>,
+}
+
+#[derive(Deserialize)]
+struct Device {
+    #[serde(default)]
+    vhost_user: bool,
 }
 
 #[derive(Deserialize)]
@@ -91,6 +106,7 @@ struct Flags {
     hugepages: bool,
     hugepage_size: Option<u64>,
     prefault: bool,
+    file: Option<IgnoredAny>,
 }
 
 impl GuestRam {
@@ -99,7 +115,9 @@ impl GuestRam {
     /// # Errors
     /// - [`ErrorKind::InvalidInput`] when it is not such JSON, or names memory slots that overlap,
     ///   have the same number, are not of whole pages, or are too large or too many
-    /// - [`ErrorKind::Unsupported`] for pages of 1 GiB
+    /// - [`ErrorKind::Unsupported`] for pages of 1 GiB, for memory of a virtio-mem device, which
+    ///   cloud-hypervisor does not watch when it receives a VM, and for devices of other processes
+    ///   (vhost-user), whose touches of missing pages nothing reports
     pub fn parse(config: &[u8]) -> Result<Self, Error> {
         let config: Config = serde_json::from_slice(config).map_err(|error| {
             let what = "the configuration is not cloud-hypervisor's of a VM that migrates";
@@ -114,13 +132,20 @@ impl GuestRam {
         }
         let mut numbers = BTreeSet::new();
         let mut slots = Vec::with_capacity(mappings.len());
-        for Mapping { slot, gpa, size, file_offset } in mappings {
+        for Mapping { slot, gpa, size, file_offset, virtio_mem } in mappings {
             let invalid = |why: &str| {
                 Err(Error::input(format!(
                     "memory slot {slot} ({size:#x} bytes at {gpa:#x}, offset {file_offset:#x}): \
                      {why}"
                 )))
             };
+            if virtio_mem {
+                let what = format!(
+                    "memory slot {slot} is of a virtio-mem device: cloud-hypervisor would ask for \
+                     none of its pages"
+                );
+                return Err(Error::new(ErrorKind::Unsupported, what));
+            }
             if !numbers.insert(slot) {
                 return invalid("another slot has its number");
             }
@@ -139,6 +164,13 @@ impl GuestRam {
             let what = "the configuration's memory slots are no RAM";
             Error::caused_by(ErrorKind::InvalidInput, what, error)
         })?;
+        if let Some(device) = config.vm_config.as_ref().and_then(VmConfig::device_elsewhere) {
+            let what = format!(
+                "the VM has a device in another process ({device}), which would read zeros where \
+                 pages are missing"
+            );
+            return Err(Error::new(ErrorKind::Unsupported, what));
+        }
         let memory = match config.vm_config.and_then(|vm| vm.memory) {
             Some(memory) => Memory::of(&memory)?,
             None => Memory { is_shared: true, ..Memory::default() },
@@ -170,6 +202,12 @@ impl GuestRam {
         self.memory.is_shared && !self.memory.has_huge_pages
     }
 
+    /// Whether some memory is configured with `file=`: the VMM maps that file where it is given no
+    /// memory file.
+    pub(crate) fn has_file(&self) -> bool {
+        self.memory.has_file
+    }
+
     /// Whether the VMM touches all memory before it asks for pages: it would run on zeros.
     pub(crate) fn is_prefaulted(&self) -> bool {
         self.memory.is_prefaulted
@@ -195,6 +233,24 @@ impl GuestRam {
     }
 }
 
+impl VmConfig {
+    /// The name of a device that another process has: it maps the guest's memory itself.
+    fn device_elsewhere(&self) -> Option<&'static str> {
+        let is_elsewhere = |all: &Option<Vec<Device>>| {
+            all.as_deref().unwrap_or_default().iter().any(|device| device.vhost_user)
+        };
+        let has = |all: &Option<Vec<IgnoredAny>>| all.as_ref().is_some_and(|all| !all.is_empty());
+        let all = [
+            (is_elsewhere(&self.disks), "disk with vhost_user=on"),
+            (is_elsewhere(&self.net), "net with vhost_user=on"),
+            (has(&self.fs), "fs"),
+            (has(&self.generic_vhost_user), "generic-vhost-user"),
+            (has(&self.user_devices), "user-device"),
+        ];
+        all.into_iter().find_map(|(is_there, name)| is_there.then_some(name))
+    }
+}
+
 impl Memory {
     /// What all of a VM's memory has in common.
     fn of(config: &MemoryConfig) -> Result<Self, Error> {
@@ -210,6 +266,7 @@ impl Memory {
             is_shared: all().all(|flags| flags.shared),
             has_huge_pages: all().any(|flags| flags.hugepages),
             is_prefaulted: all().any(|flags| flags.prefault),
+            has_file: all().any(|flags| flags.file.is_some()),
         })
     }
 }
@@ -292,6 +349,32 @@ mod tests {
         assert_eq!(kind(zones), (false, true));
         let huge = r#"{"size":1,"hugepages":true,"hugepage_size":1073741824}"#;
         assert!(parse_with(&all, huge).unwrap_err().contains("0x40000000"));
+    }
+
+    #[test]
+    fn memory_that_nothing_watches_is_refused() {
+        let mut slots = [slot(0, 0, 4096, 0), slot(7, 4096, 4096, 0)];
+        slots[1] = slots[1].replace(r#""virtio_mem":false"#, r#""virtio_mem":true"#);
+        let error = parse(&slots).unwrap_err();
+        assert!(error.contains("slot 7 is of a virtio-mem device"), "{error}");
+        for (devices, name) in [
+            (r#""disks":[{"path":"a"},{"vhost_user":true}]"#, "disk"),
+            (r#""net":[{"vhost_user":true}]"#, "net"),
+            (r#""fs":[{"tag":"x"}]"#, "fs"),
+            (r#""generic_vhost_user":[{}]"#, "generic-vhost-user"),
+            (r#""user_devices":[{}]"#, "user-device"),
+        ] {
+            let memory = format!(r#"{{"size":4096,"shared":true}},{devices},"x":{{}}"#);
+            let error = parse_with(&slots[..1], &memory).unwrap_err();
+            assert!(error.contains("in another process") && error.contains(name), "{error}");
+        }
+        let none =
+            r#"{"size":4096,"shared":true},"disks":[{"vhost_user":false}],"fs":null,"net":[]"#;
+        let ram = parse_with(&slots[..1], none).unwrap();
+        assert!(!ram.has_file());
+        let file =
+            r#"{"size":0,"zones":[{"shared":true,"file":"/x"},{"shared":true,"file":null}]}"#;
+        assert!(parse_with(&slots[..1], file).unwrap().has_file());
     }
 
     proptest! {

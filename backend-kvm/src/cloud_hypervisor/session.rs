@@ -14,6 +14,7 @@ use kaleidoscope_core::alloc::Reservation;
 use kaleidoscope_core::clone::ports::{LocalCache, PageSource};
 use kaleidoscope_core::clone::{Engine, EngineOptions};
 use kaleidoscope_core::prefetch::{self, LocalityOrder, PrefetchPolicy};
+use std::os::fd::BorrowedFd;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -76,8 +77,12 @@ pub struct SessionBuilder {
     backing: Option<Backing>,
     is_paused: bool,
     ends_vmm: bool,
+    before_run: Option<BeforeRun>,
     timeout: Duration,
 }
+
+/// Called before the guest runs, with the VMM's number and pidfd.
+type BeforeRun = Box<dyn FnOnce(u32, BorrowedFd<'_>) + Send>;
 
 impl Session {
     /// A clone of a [captured](super::capture) VM, with its configuration and state as
@@ -102,8 +107,16 @@ impl Session {
             cache: None,
             pages: PageSize::Small,
         };
-        let (backing, is_paused, ends_vmm, timeout) = (None, false, true, TIMEOUT);
-        SessionBuilder { parts, config, state, backing, is_paused, ends_vmm, timeout }
+        SessionBuilder {
+            parts,
+            config,
+            state,
+            backing: None,
+            is_paused: false,
+            ends_vmm: true,
+            before_run: None,
+            timeout: TIMEOUT,
+        }
     }
 
     /// Returns when the VM has all of its memory, or has ended.
@@ -114,12 +127,13 @@ impl Session {
     ///   request for pages of the guest
     /// - [`ErrorKind::Timeout`] when it sends half of a message, or takes no answer
     ///
-    /// The VMM has been ended, unless the VM has all of its memory.
+    /// The VMM has been ended, unless the VM has all of its memory
+    /// ([`SessionBuilder::end_vmm`]).
     pub fn wait(&self) -> Result<Ended, Error> {
         self.connection.wait()
     }
 
-    /// The number of the VMM's process; 0 when this process cannot see it (another PID namespace).
+    /// The number of the VMM's process, for messages; 0 when this process cannot see it (another PID namespace).
     #[must_use]
     pub fn process(&self) -> u32 {
         self.connection.process()
@@ -176,10 +190,19 @@ impl SessionBuilder {
     }
 
     /// Whether to end the VMM's process (SIGKILL) when pages of its VM cannot be delivered, which is
-    /// what happens unless told otherwise. If not, cloud-hypervisor is told of the failure, closes
-    /// its userfaultfd and then ends the VM: for that instant the guest may read zeros.
+    /// what happens unless told otherwise. A VMM that this process may not end keeps waiting, with
+    /// the connection open, until this process exits. With `false`, cloud-hypervisor is told of the
+    /// failure, and closes its userfaultfd when its guest next needs a page, before it ends the VM:
+    /// for that instant the guest may read zeros.
     pub fn end_vmm(mut self, ends_vmm: bool) -> Self {
         self.ends_vmm = ends_vmm;
+        self
+    }
+
+    /// Calls a function before the guest runs, with the number of the VMM's process (0 when this
+    /// process cannot see it) and its pidfd: to have the VMM end with this process, for example.
+    pub fn before_run(mut self, call: impl FnOnce(u32, BorrowedFd<'_>) + Send + 'static) -> Self {
+        self.before_run = Some(Box::new(call));
         self
     }
 
@@ -197,7 +220,8 @@ impl SessionBuilder {
     /// - [`ErrorKind::InvalidInput`] when the configuration is none, or its RAM is not the color
     ///   map's; when the VMM breaks the protocol
     /// - [`ErrorKind::Unsupported`] when the VM is configured with `prefault=on` or pages of 1 GiB,
-    ///   or the VMM is not in postcopy mode: its guest would run on zeros
+    ///   with memory or devices that nothing watches (virtio-mem, vhost-user, `file=` without memory
+    ///   files), or the VMM is not in postcopy mode: its guest would run on zeros
     /// - [`ErrorKind::Unavailable`] without the right to use userfaultfd
     /// - [`ErrorKind::Refused`] when the VMM refuses a step, whose reason is in its log; when the
     ///   system has no resources
@@ -206,7 +230,7 @@ impl SessionBuilder {
     ///
     /// The guest has not run then; if only the last answer is missing, the VMM has been ended.
     pub fn connect(self, path: impl AsRef<Path>) -> Result<Session, Error> {
-        let Self { parts, config, state, backing, is_paused, ends_vmm, timeout } = self;
+        let Self { parts, config, state, backing, is_paused, ends_vmm, before_run, timeout } = self;
         let path = path.as_ref();
         let ram = GuestRam::parse(&config)?;
         if ram.is_prefaulted() {
@@ -219,6 +243,14 @@ impl SessionBuilder {
             true => Backing::Files,
             false => Backing::Answers,
         });
+        if backing == Backing::Answers && ram.has_file() {
+            // The same file for the parent and for all clones.
+            return Err(Error::new(
+                ErrorKind::Unsupported,
+                "the VM's memory is configured with file=, and cloud-hypervisor would map that \
+                 file, with whatever it holds, in place of the clone's memory",
+            ));
+        }
         let control = Channel::connect(path, timeout)?;
 
         let start = Request::new(Command::Start, 0);
@@ -258,6 +290,9 @@ impl SessionBuilder {
             true => (Command::CompletePaused, "leaving the VM paused"),
             false => (Command::Complete, "resuming the VM"),
         };
+        if let Some(call) = before_run {
+            call(connection.process(), connection.pidfd());
+        }
         progress.guest_runs();
         control.request(Request::new(last, 0), &[], what)?;
         let engine = Arc::clone(connection.pages().start()?);
@@ -267,7 +302,7 @@ impl SessionBuilder {
 
 impl std::fmt::Debug for SessionBuilder {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { parts, config, state, backing, is_paused, ends_vmm, timeout } = self;
+        let Self { parts, config, state, backing, is_paused, ends_vmm, before_run, timeout } = self;
         f.debug_struct("SessionBuilder")
             .field("parts", parts)
             .field("config_bytes", &config.len())
@@ -275,6 +310,7 @@ impl std::fmt::Debug for SessionBuilder {
             .field("backing", backing)
             .field("is_paused", is_paused)
             .field("ends_vmm", ends_vmm)
+            .field("before_run", &before_run.is_some())
             .field("timeout", timeout)
             .finish()
     }

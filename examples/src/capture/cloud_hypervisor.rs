@@ -74,6 +74,11 @@ impl Args {
     pub(crate) fn run(&self) -> Result<(), Failure> {
         let created = create_folder(&self.output)?;
         let folder = SnapshotFolder::new(&self.output);
+        if let Some(found) = folder.all().into_iter().find(|path| path.exists()) {
+            // Half of each would be a VM that never was.
+            return Err(Failure::at(found, "it is there already")
+                .hint("capture into a folder that holds no other VM"));
+        }
         let memory = Output::memory(&folder.memory, 0)?;
         let socket = Socket::bind(&self.socket, 0o600)?;
         let url = format!("unix:{}", socket.path().display());

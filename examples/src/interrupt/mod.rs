@@ -15,7 +15,7 @@ mod registry;
 mod undo;
 
 pub(crate) use registry::{
-    Armed, Scratch, adopt_guard, arm_after, arm_with, forget_predecessor, share_guard,
+    Armed, Scratch, adopt_guard, arm_after, arm_end, arm_with, forget_predecessor, share_guard,
     uninterrupted,
 };
 pub(crate) use undo::Undo;

@@ -9,7 +9,7 @@ use crate::stdio::say;
 use rustix::time::{ClockId, clock_gettime};
 use std::collections::BTreeMap;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -119,6 +119,14 @@ pub(crate) fn arm_with<T, E>(
         registry.forget(number);
     }
     Ok((made?, armed))
+}
+
+/// Has another process end with this one. `None` if it has ended, or its number is not known here
+/// (another PID namespace).
+pub(crate) fn arm_end(pid: u32, process: BorrowedFd<'_>) -> io::Result<Option<Armed>> {
+    let Some(undo) = Undo::end_process(pid, process)? else { return Ok(None) };
+    let ((), armed) = arm_with(undo, || Ok::<_, io::Error>(()))?;
+    Ok(Some(armed))
 }
 
 /// An end of the guard's pipe, for another process that carries on when this one dies: the guard

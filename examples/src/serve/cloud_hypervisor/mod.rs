@@ -6,7 +6,7 @@ use super::event::json;
 use super::template::{Template, TemplateArgs, beside};
 use crate::args::{ImageFormat, LayoutArgs, some_seconds};
 use crate::failure::Failure;
-use crate::interrupt::{Armed, Stop, Undo, arm_with};
+use crate::interrupt::{Stop, arm_end};
 use crate::outfile::Files;
 use crate::replay::policies::{PolicyChoice, for_a_clone};
 use crate::snapshot_folder::{SnapshotFolder, read};
@@ -17,10 +17,10 @@ use kaleidoscope_kvm::cloud_hypervisor::{Ended, Session};
 use kaleidoscope_kvm::{Error, ErrorKind};
 use nix::sys::signal::Signal;
 use report::Event;
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
-use std::os::fd::AsFd;
+use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::mpsc::channel;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -104,10 +104,16 @@ impl Args {
         let serving = Event::serving(self, &template);
         print_line(if self.json { json(&serving) } else { serving.text() })?;
         let start = Instant::now();
-        let session = self.connect(&template, config, state)?;
-        let armed = self.arm(session.process())?;
-        // A signal until here ends the process, and with it the VMM.
-        let stop = Stop::take_every();
+        // A signal until the guest runs ends the process, and the VMM finds the connection closed.
+        let keeps_vmm = self.keep_vmm;
+        let (sender, running) = channel();
+        let before_run = move |process: u32, pidfd: BorrowedFd<'_>| {
+            let armed = if keeps_vmm { Ok(None) } else { arm_end(process, pidfd) };
+            let _ = sender.send((armed, Stop::take_every()));
+        };
+        let session = self.connect(&template, config, state, before_run)?;
+        let (armed, stop) = running.recv().map_err(Failure::new)?;
+        let armed = armed.map_err(Failure::new)?;
         self.tell(&Event::started(&session, start.elapsed()));
 
         let session = Arc::new(session);
@@ -129,6 +135,7 @@ impl Args {
         template: &Template,
         config: Vec<u8>,
         state: Vec<u8>,
+        before_run: impl FnOnce(u32, BorrowedFd<'_>) + Send + 'static,
     ) -> Result<Session, Failure> {
         let Template { image, guest, policy, free_frames, .. } = template;
         let source = LocalSource::new(image.clone());
@@ -138,20 +145,9 @@ impl Args {
             .paused(self.paused)
             .timeout(self.timeout)
             .end_vmm(!self.keep_vmm)
+            .before_run(before_run)
             .connect(&self.socket)
             .map_err(|error| Failure::new(&error).maybe_hint(hint(&error)))
-    }
-
-    /// Has the VMM end with this process, unless it is to be left alone.
-    fn arm(&self, process: u32) -> Result<Option<Armed>, Failure> {
-        let pid = i32::try_from(process).ok().and_then(Pid::from_raw);
-        let Some(pid) = pid.filter(|_| !self.keep_vmm) else { return Ok(None) };
-        let Ok(pidfd) = pidfd_open(pid, PidfdFlags::empty()) else { return Ok(None) };
-        let Some(undo) = Undo::end_process(process, pidfd.as_fd()).map_err(Failure::new)? else {
-            return Ok(None);
-        };
-        let ((), armed) = arm_with(undo, || Ok::<_, Failure>(()))?;
-        Ok(Some(armed))
     }
 
     /// Waits for the end of the session; a second signal ends it.

@@ -4,7 +4,7 @@ use super::Args;
 use super::report::Event;
 use super::stored::{self, Connection, Hello};
 use crate::failure::Failure;
-use crate::interrupt::{Armed, Undo, arm_with};
+use crate::interrupt::{Armed, Undo, arm_end};
 use crate::serve::event::{Work, json};
 use crate::serve::template::Template;
 use crate::stdio::{Sayer, print_line};
@@ -217,7 +217,12 @@ impl Handler {
                     .hint("--memory has to be the snapshot's that the VM loads; see also --format"),
             )
         })?;
-        let armed = self.arm(pid, hello.process.as_fd()).map_err(&refused)?;
+        let armed = match self.keeps_vmm {
+            true => None,
+            false => {
+                arm_end(pid, hello.process.as_fd()).map_err(|error| refused(Failure::new(error)))?
+            }
+        };
         let journal = match hello.journal {
             Some(journal) => journal,
             None => stored::put(&self.store, vm, &hello, &self.template.guest, layout.frames())
@@ -267,22 +272,6 @@ impl Handler {
         let message = String::from_utf8_lossy(&message).into_owned();
         let stream = Some(stream);
         Ok(Hello { pid, uid, message, userfaultfd, process, stream, journal: None })
-    }
-
-    /// Has the VMM end with this process, unless it is to be left alone.
-    fn arm(
-        &self,
-        pid: u32,
-        process: std::os::fd::BorrowedFd<'_>,
-    ) -> Result<Option<Armed>, Failure> {
-        if self.keeps_vmm {
-            return Ok(None);
-        }
-        let Some(undo) = Undo::end_process(pid, process).map_err(Failure::new)? else {
-            return Ok(None);
-        };
-        let ((), armed) = arm_with(undo, || Ok::<_, Failure>(()))?;
-        Ok(Some(armed))
     }
 
     /// Waits for the end of a session, and says how it came.
