@@ -11,12 +11,13 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// A socket that listens. Its file is removed on drop, and after the process was killed.
+/// A socket that listens. Its file is removed on drop, and after the process was killed, unless it
+/// is [kept](Self::keep_file).
 #[derive(Debug)]
 pub(crate) struct Socket {
     listener: UnixListener,
     path: PathBuf,
-    _file: Armed,
+    file: Option<Armed>,
 }
 
 impl Socket {
@@ -33,13 +34,19 @@ impl Socket {
             arm_with(Undo::Remove(path.clone()), || UnixListener::bind(&path)).map_err(failed)?;
         chmod(&path, Mode::from_raw_mode(mode)).map_err(|error| failed(error.into()))?;
         listener.set_nonblocking(true).map_err(failed)?;
-        Ok(Self { listener, path, _file: file })
+        Ok(Self { listener, path, file: Some(file) })
     }
 
-    /// Goes on with a socket that listens at `path` already.
-    pub(crate) fn of(listener: UnixListener, path: PathBuf) -> Result<Self, Failure> {
-        let (listener, file) = arm_with(Undo::Remove(path.clone()), || Ok::<_, Failure>(listener))?;
-        Ok(Self { listener, path, _file: file })
+    /// Goes on with a socket that listens at `path` already, and keeps its file.
+    pub(crate) fn of(listener: UnixListener, path: PathBuf) -> Self {
+        Self { listener, path, file: None }
+    }
+
+    /// Leaves the file to the caller.
+    pub(crate) fn keep_file(&mut self) {
+        if let Some(file) = self.file.take() {
+            file.disarm();
+        }
     }
 
     pub(crate) fn listener(&self) -> &UnixListener {

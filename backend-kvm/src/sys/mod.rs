@@ -16,7 +16,7 @@ mod watched;
 #[cfg(feature = "machine")]
 pub(crate) use mapping::Slot;
 pub(crate) use mapping::{Immutability, Mapping, Overlay, Sealed, Sharing};
-pub(crate) use peer::Peer;
+pub use peer::Peer;
 #[cfg(feature = "machine")]
 pub(crate) use scan::{Pages, Tracker, own_pages, zero_pages};
 pub(crate) use shared_words::SharedWords;

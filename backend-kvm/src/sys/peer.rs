@@ -12,12 +12,14 @@ const SO_PEERPIDFD: c_int = 77;
 
 /// The process that connected a socket, and its user at that time.
 #[derive(Debug)]
-pub(crate) struct Peer {
+#[non_exhaustive]
+pub struct Peer {
     /// pidfd; readable once the process has exited.
-    pub(crate) process: OwnedFd,
-    /// Its number; 0 when this process cannot see it (another PID namespace).
-    pub(crate) pid: u32,
-    pub(crate) uid: u32,
+    pub process: OwnedFd,
+    /// Its number, for messages; 0 when this process cannot see it (another PID namespace).
+    pub pid: u32,
+    /// Its user.
+    pub uid: u32,
 }
 
 impl Peer {

@@ -224,11 +224,24 @@ impl Descriptor {
     /// [`Errno::INVAL`] before UFFDIO_API was called, [`Errno::IO`] for a message that the kernel
     /// cut.
     pub(crate) fn read(&self) -> Result<Option<Message>, Errno> {
-        self.read_into(&Default::default())
+        let slot: [AtomicU64; MESSAGE_WORDS] = Default::default();
+        let message = self.read_into(&slot)?;
+        let [head, first, ..] = slot.map(AtomicU64::into_inner);
+        if message.is_none() || u32::from(head.to_le_bytes()[0]) != UFFD_EVENT_FORK {
+            return Ok(message);
+        }
+        let [a, b, c, d, ..] = first.to_le_bytes();
+        // SAFETY: the kernel opened this descriptor in this process for the reader of the message,
+        // which the call above has just received; no other thread or process has seen `slot`. So
+        // nothing else owns it.
+        let uffd = unsafe { OwnedFd::from_raw_fd(RawFd::from_le_bytes([a, b, c, d])) };
+        Ok(Some(Message::Forked(uffd)))
     }
 
     /// As [`read`](Self::read). The message is in `slot`, too, from the moment at which the kernel
-    /// hands it out: in memory that outlives this process it survives the process's death.
+    /// hands it out: in memory that outlives this process it survives the process's death. As others
+    /// may write there, a descriptor in a message is not taken: that of a child of the VM's process
+    /// stays open, so that the child waits.
     pub(crate) fn read_into(
         &self,
         slot: &[AtomicU64; MESSAGE_WORDS],
@@ -237,15 +250,7 @@ impl Descriptor {
             return match self.read_now(slot) {
                 Ok(MESSAGE) => {
                     let words = slot.each_ref().map(|word| word.load(Ordering::Acquire));
-                    let [head, first, ..] = words;
-                    if u32::from(head.to_le_bytes()[0]) != UFFD_EVENT_FORK {
-                        return message(&words).map(Some).ok_or(Errno::IO);
-                    }
-                    let [a, b, c, d, ..] = first.to_le_bytes();
-                    // SAFETY: the kernel opened this descriptor in this process for the reader of
-                    // the message, so that nothing else owns it.
-                    let uffd = unsafe { OwnedFd::from_raw_fd(RawFd::from_le_bytes([a, b, c, d])) };
-                    Ok(Some(Message::Forked(uffd)))
+                    message(&words).map(Some).ok_or(Errno::IO)
                 }
                 Ok(_) => Err(Errno::IO),
                 Err(Errno::AGAIN) => Ok(None),

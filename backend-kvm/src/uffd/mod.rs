@@ -38,6 +38,7 @@ mod shared_cache;
 mod tests;
 mod unwatch;
 
+pub use crate::sys::Peer;
 #[cfg(feature = "cloud-hypervisor")]
 pub(crate) use files::FilePart;
 pub use journal::Journal;
@@ -52,5 +53,5 @@ pub(crate) use running::Running;
 pub use rust_vmm::{Filling, SnapshotMmap};
 #[cfg(feature = "cloud-hypervisor")]
 pub(crate) use session::frames_of;
-pub use session::{Handoff, Region, Session, SessionBuilder, receive, send};
+pub use session::{Handoff, Region, Session, SessionBuilder, peer, receive, send};
 pub use shared_cache::SharedPageCache;

@@ -6,6 +6,7 @@
 //! SIGKILL, unless both processes are killed.
 
 use super::undo::Undo;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -62,6 +63,20 @@ impl Guard {
     /// Another end of the pipe: the guard performs its actions when all are closed.
     pub(super) fn share(&self) -> io::Result<Option<OwnedFd>> {
         self.0.as_ref().map(|pipe| pipe.try_clone().map(OwnedFd::from)).transpose()
+    }
+
+    /// Whether there is no guard, or it has died.
+    pub(super) fn is_lost(&self) -> bool {
+        let Some(pipe) = &self.0 else { return true };
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        // Reported when nothing can read from the pipe any more.
+        let mut ends = [PollFd::new(pipe, PollFlags::empty())];
+        poll(&mut ends, Some(&now)).is_ok_and(|n| n > 0)
+    }
+
+    /// Gives up a guard that has died.
+    pub(super) fn give_up(&mut self) {
+        self.0 = None;
     }
 
     /// Uses the guard of another process that has died.

@@ -15,8 +15,8 @@ mod registry;
 mod undo;
 
 pub(crate) use registry::{
-    Armed, Scratch, adopt_guard, arm_after, arm_end, arm_with, forget_predecessor, share_guard,
-    uninterrupted,
+    Armed, Entrusted, Scratch, adopt_guard, arm_after, arm_end, arm_with, entrust,
+    forget_predecessor, replace_guard, share_guard, uninterrupted,
 };
 pub(crate) use undo::Undo;
 

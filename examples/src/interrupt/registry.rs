@@ -21,18 +21,42 @@ struct Registry {
     /// The lowest number of this process.
     first: u64,
     armed: BTreeMap<u64, Undo>,
+    /// Actions that only the guard performs.
+    entrusted: BTreeMap<u64, Undo>,
     guard: Guard,
+    /// Another process holds an end of the guard's pipe: no guard is this process's alone.
+    is_shared: bool,
 }
 
 impl Registry {
     const fn new() -> Self {
-        Self { next: 0, first: 0, armed: BTreeMap::new(), guard: Guard::none() }
+        Self {
+            next: 0,
+            first: 0,
+            armed: BTreeMap::new(),
+            entrusted: BTreeMap::new(),
+            guard: Guard::none(),
+            is_shared: false,
+        }
+    }
+
+    /// Starts a guard, unless there is one, or another process has to know of it.
+    fn start_guard(&mut self) {
+        if !self.is_shared {
+            self.guard.start();
+        }
+    }
+
+    /// A number for an action, which the guard knows from here on.
+    fn announce(&mut self, undo: &Undo) -> u64 {
+        let number = self.next;
+        self.next += 1;
+        self.guard.arm(number, undo);
+        number
     }
 
     fn arm(&mut self, undo: Undo) -> Armed {
-        let number = self.next;
-        self.next += 1;
-        self.guard.arm(number, &undo);
+        let number = self.announce(&undo);
         self.armed.insert(number, undo);
         Armed(Some(number))
     }
@@ -110,7 +134,7 @@ pub(crate) fn arm_with<T, E>(
     make: impl FnOnce() -> Result<T, E>,
 ) -> Result<(T, Armed), E> {
     let mut registry = lock();
-    registry.guard.start();
+    registry.start_guard();
     let mut armed = registry.arm(undo);
     let made = make();
     if made.is_err()
@@ -129,11 +153,45 @@ pub(crate) fn arm_end(pid: u32, process: BorrowedFd<'_>) -> io::Result<Option<Ar
     Ok(Some(armed))
 }
 
+/// A cleanup action that only the guard performs: when this process and those that carry on for it
+/// have all died.
+#[derive(Debug)]
+#[must_use]
+pub(crate) struct Entrusted(u64);
+
+/// Has the guard perform `undo` when all have died that share it.
+pub(crate) fn entrust(undo: Undo) -> Entrusted {
+    let mut registry = lock();
+    registry.start_guard();
+    let number = registry.announce(&undo);
+    registry.entrusted.insert(number, undo);
+    Entrusted(number)
+}
+
+impl Entrusted {
+    /// Performs the action now.
+    pub(crate) fn perform(self) {
+        let undo = lock().entrusted.get(&self.0).cloned();
+        if let Some(undo) = undo {
+            perform(&undo);
+        }
+        self.forget();
+    }
+
+    /// Removes the action without performing it.
+    pub(crate) fn forget(self) {
+        let mut registry = lock();
+        registry.entrusted.remove(&self.0);
+        registry.guard.forget(self.0);
+    }
+}
+
 /// An end of the guard's pipe, for another process that carries on when this one dies: the guard
 /// performs its actions when both have died.
 pub(crate) fn share_guard() -> io::Result<Option<OwnedFd>> {
     let mut registry = lock();
-    registry.guard.start();
+    registry.start_guard();
+    registry.is_shared = true;
     registry.guard.share()
 }
 
@@ -142,11 +200,26 @@ pub(crate) fn share_guard() -> io::Result<Option<OwnedFd>> {
 pub(crate) fn adopt_guard(pipe: OwnedFd) {
     let mut registry = lock();
     registry.guard.adopt(pipe);
+    registry.is_shared = true;
     // The other process counted from an earlier instant, and slower than the clock.
     let now = clock_gettime(ClockId::Boottime);
     let nanos = Duration::try_from(now).map_or(u128::from(u64::MAX >> 1), |now| now.as_nanos());
     registry.next = u64::try_from(nanos).unwrap_or(u64::MAX >> 1);
     registry.first = registry.next;
+}
+
+/// If the shared guard has died, starts another, which knows all actions of this process. Returns
+/// an end of its pipe, which has to be shared as the first one's was.
+pub(crate) fn replace_guard() -> io::Result<Option<OwnedFd>> {
+    let mut registry = lock();
+    if !registry.is_shared || !registry.guard.is_lost() {
+        return Ok(None);
+    }
+    registry.guard.give_up();
+    registry.guard.start();
+    let Registry { armed, entrusted, guard, .. } = &mut *registry;
+    armed.iter().chain(entrusted.iter()).for_each(|(number, undo)| guard.arm(*number, undo));
+    registry.guard.share()
 }
 
 /// Has the guard forget the actions of the process that shared it: this one has armed its own.

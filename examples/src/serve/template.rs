@@ -5,7 +5,7 @@ use crate::failure::Failure;
 use crate::map::explained;
 use crate::outfile::Output;
 use crate::replay::policies::{Guest, PolicyChoice, Prepared};
-use kaleidoscope_core::clone::{FreeFrames, trust};
+use kaleidoscope_core::clone::{FreeFrames, LocalSource};
 use kaleidoscope_core::color::ColorMap;
 use kaleidoscope_core::coloring::Rules;
 use kaleidoscope_core::image::MemoryImage;
@@ -60,11 +60,11 @@ impl Template {
                 None => found(args, &image)?,
             },
         };
-        let failed = |error: &dyn std::fmt::Display| Failure::at(args.memory, error);
+        let image = Arc::new(image);
         let free_frames = if args.fetch_free || !colors.is_colored {
             FreeFrames::Fetch
         } else {
-            trust(&image, &colors.map).map_err(|error| failed(&error))?.free_frames()
+            FreeFrames::Auto.for_source(&colors.map, &LocalSource::new(image.clone()))
         };
         // What was found in a file that changed meanwhile may be of two times.
         image.check_unchanged().map_err(Failure::new)?;
@@ -72,7 +72,7 @@ impl Template {
             Guest { locality: Arc::new(LocalityOrder::new(colors.map)), identity: colors.identity };
         Ok(Self {
             policy: args.policy.prepare(&guest)?,
-            image: Arc::new(image),
+            image,
             guest,
             free_frames,
             colors: colors.origin,

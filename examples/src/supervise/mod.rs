@@ -29,6 +29,9 @@ use supervisor::Supervisor;
 const GUARD: &str = "guard";
 const NOTIFY: &str = "notify";
 
+/// Name of the pidfd of the process that started this one.
+const STARTER: &str = "starter";
+
 /// Names of descriptors that are no VM's.
 const SHARED: [&str; 4] = [GUARD, NOTIFY, SOCKET, MEMORY];
 

@@ -1,8 +1,9 @@
 //! The other process of the two.
 
+use super::STARTER;
 use command_fds::{CommandFdExt, FdMapping};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, PidfdFlags, getppid, pidfd_open};
+use rustix::process::{Pid, PidfdFlags, getpid, pidfd_open};
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io;
@@ -28,16 +29,9 @@ pub(super) struct Process {
 }
 
 impl Process {
-    /// The process that started this one.
-    pub(super) fn parent() -> io::Result<Self> {
-        let parent = getppid().ok_or(io::ErrorKind::NotFound)?;
-        let pidfd = pidfd_open(parent, PidfdFlags::empty())?;
-        // It may have died before, and its number be another's; this one is then a child of init's.
-        if getppid() == Some(parent) && parent != Pid::INIT {
-            Ok(Self { pidfd, child: None })
-        } else {
-            Err(io::ErrorKind::NotFound.into())
-        }
+    /// The process that started this one, by the pidfd that it passed.
+    pub(super) fn starter(pidfd: OwnedFd) -> Self {
+        Self { pidfd, child: None }
     }
 
     /// Starts this command again, in a role, with these descriptors. It outlives this process, and
@@ -47,12 +41,15 @@ impl Process {
         // The shell sets the number of the process in which the program then runs.
         let mut command = Command::new("/bin/sh");
         command.args(["-c", "LISTEN_PID=$$ exec \"$0\" \"$@\""]).arg(program());
+        let own = pidfd_open(getpid(), PidfdFlags::empty())?;
         let (mut names, mut mappings) = (Vec::new(), Vec::new());
-        for (name, descriptors) in kept {
+        let own = (STARTER, std::slice::from_ref(&own));
+        let kept = kept.iter().map(|(name, all)| (name.as_str(), all.as_slice()));
+        for (name, descriptors) in kept.chain([own]) {
             for descriptor in descriptors {
                 let child_fd = FIRST + i32::try_from(names.len()).map_err(io::Error::other)?;
                 mappings.push(FdMapping { parent_fd: descriptor.try_clone()?, child_fd });
-                names.push(name.as_str());
+                names.push(name);
             }
         }
         command

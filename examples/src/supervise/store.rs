@@ -1,9 +1,9 @@
 //! The handler's side: descriptors that outlive it.
 
 use super::process::{Kept, Process};
-use super::{GUARD, NOTIFY};
+use super::{GUARD, NOTIFY, STARTER};
 use crate::failure::Failure;
-use crate::interrupt::{self, Armed, Undo, arm_with};
+use crate::interrupt::{self, Entrusted, Undo};
 use crate::stdio::say;
 use parking_lot::Mutex;
 use sd_notify::NotifyState;
@@ -19,7 +19,7 @@ pub(crate) struct Store {
     /// Those that the former handler stored, until they are taken.
     inherited: Mutex<Kept>,
     /// Removes the supervisor's socket when both processes have died.
-    _socket: Option<Armed>,
+    socket: Mutex<Option<Entrusted>>,
 }
 
 /// What holds the copies.
@@ -28,8 +28,6 @@ enum By {
     Nothing,
     Systemd,
     Process(Process),
-    /// A process that had died before this one could look.
-    Gone,
 }
 
 impl Store {
@@ -47,9 +45,12 @@ impl Store {
         Self::begin(By::Systemd, passed)
     }
 
-    /// If the supervisor has died, the first [`tend`](Self::tend) replaces it.
-    pub(super) fn of_supervisor(passed: Vec<(String, OwnedFd)>) -> Result<Self, Failure> {
-        Self::begin(Process::parent().map_or(By::Gone, By::Process), passed)
+    pub(super) fn of_supervisor(mut passed: Vec<(String, OwnedFd)>) -> Result<Self, Failure> {
+        let starter = passed.iter().position(|(name, _)| name == STARTER);
+        let starter =
+            starter.ok_or_else(|| Failure::new("the supervisor did not pass its pidfd"))?;
+        let (_, pidfd) = passed.swap_remove(starter);
+        Self::begin(By::Process(Process::starter(pidfd)), passed)
     }
 
     fn new(by: By, passed: Vec<(String, OwnedFd)>) -> Self {
@@ -61,13 +62,13 @@ impl Store {
             kept: Mutex::default(),
             supervisor: Mutex::new(by),
             inherited: Mutex::new(inherited),
-            _socket: None,
+            socket: Mutex::default(),
         }
     }
 
     /// The guard performs its actions when this process and its supervisor have died.
     fn begin(by: By, passed: Vec<(String, OwnedFd)>) -> Result<Self, Failure> {
-        let mut store = Self::new(by, passed);
+        let store = Self::new(by, passed);
         let failed = |error: io::Error| Failure::new(format_args!("the guard's pipe: {error}"));
         match store.take(GUARD).pop() {
             Some(pipe) => {
@@ -82,8 +83,7 @@ impl Store {
         }
         let notify = store.take(NOTIFY);
         if let (false, Some(path)) = (notify.is_empty(), std::env::var_os("NOTIFY_SOCKET")) {
-            let bound = arm_with(Undo::Remove(path.into()), || Ok::<_, Failure>(()))?;
-            store._socket = Some(bound.1);
+            *store.socket.lock() = Some(interrupt::entrust(Undo::Remove(path.into())));
         }
         store.remember(NOTIFY, notify);
         Ok(store)
@@ -107,11 +107,12 @@ impl Store {
         self.inherited.lock().remove(name).unwrap_or_default()
     }
 
-    /// Takes what the former handler stored, and keeps copies.
+    /// Takes what the former handler stored, and keeps it for the next: returns copies.
     pub(crate) fn take_on(&self, name: &str) -> io::Result<Vec<OwnedFd>> {
         let taken = self.take(name);
-        self.remember(name, taken.iter().map(OwnedFd::try_clone).collect::<io::Result<_>>()?);
-        Ok(taken)
+        let copies = taken.iter().map(OwnedFd::try_clone).collect();
+        self.remember(name, taken);
+        copies
     }
 
     /// Stores copies of descriptors, until they are removed.
@@ -126,12 +127,9 @@ impl Store {
         let stored = sd_notify::notify_with_fds(&state, &borrowed);
         // If the supervisor has died, the next one gets the copies.
         self.remember(name, descriptors);
-        match stored {
-            Err(error) if *self.supervisor.lock() == By::Systemd => {
-                Err(Failure::new(format_args!("systemd does not store descriptors: {error}")))
-            }
-            Ok(()) | Err(_) => Ok(()),
-        }
+        stored.map_err(|error| {
+            Failure::new(format_args!("the supervisor does not store descriptors: {error}"))
+        })
     }
 
     /// Removes descriptors.
@@ -143,12 +141,15 @@ impl Store {
 
     /// The handler serves.
     pub(crate) fn ready(&self) {
-        interrupt::forget_predecessor();
         self.tell(&[NotifyState::Ready]);
     }
 
     /// The handler has nothing more to serve: it is not to be started again.
     pub(crate) fn stopping(&self) {
+        // The supervisor removes its socket.
+        if let Some(socket) = self.socket.lock().take() {
+            socket.forget();
+        }
         self.tell(&[NotifyState::Stopping]);
     }
 
@@ -159,14 +160,27 @@ impl Store {
         }
     }
 
-    /// Replaces a supervisor that has died. Returns whether it did.
+    /// Replaces a supervisor that has died, and a guard. Returns whether there is another
+    /// supervisor.
     pub(crate) fn tend(&self) -> bool {
-        let mut supervisor = self.supervisor.lock();
-        match &mut *supervisor {
-            By::Gone => {}
-            By::Process(process) if process.has_ended() => drop(process.status()),
-            By::Nothing | By::Systemd | By::Process(_) => return false,
+        let is_replaced = self.replace_supervisor();
+        if let Ok(Some(pipe)) = interrupt::replace_guard() {
+            // In place of the former one's.
+            self.remove(GUARD);
+            if let Err(failure) = self.put(GUARD, vec![pipe]) {
+                say(format_args!("warning: {failure}"));
+            }
         }
+        is_replaced
+    }
+
+    fn replace_supervisor(&self) -> bool {
+        let mut supervisor = self.supervisor.lock();
+        let By::Process(process) = &mut *supervisor else { return false };
+        if !process.has_ended() {
+            return false;
+        }
+        process.status();
         let Some(notify) = std::env::var_os("NOTIFY_SOCKET").map(PathBuf::from) else {
             return false;
         };
@@ -182,11 +196,5 @@ impl Store {
                 false
             }
         }
-    }
-}
-
-impl PartialEq for By {
-    fn eq(&self, other: &Self) -> bool {
-        std::mem::discriminant(self) == std::mem::discriminant(other)
     }
 }

@@ -1,7 +1,7 @@
 //! The supervisor's side: it holds descriptors, and starts handlers.
 
 use super::process::{Kept, Process};
-use super::{GUARD, NOTIFY, SHARED};
+use super::{NOTIFY, SHARED, STARTER};
 use crate::failure::Failure;
 use crate::interrupt::Stop;
 use crate::stdio::say;
@@ -42,6 +42,8 @@ pub(super) struct Supervisor {
     kept: Kept,
     notify: UnixDatagram,
     handler: Process,
+    /// Signals are passed on.
+    stop: Stop,
     /// Handlers that have not served since the last one that did.
     failed: u32,
     /// The handler has nothing more to serve.
@@ -74,20 +76,13 @@ impl Supervisor {
         notify.set_nonblocking(true).map_err(failed)?;
         let copy = notify.try_clone().map_err(failed)?;
         let kept = Kept::from([(NOTIFY.to_owned(), vec![OwnedFd::from(copy)])]);
+        // A signal from here on is passed on to the handler.
+        let stop = Stop::take_every();
         let handler = Process::start("handler", path, &kept).map_err(Failure::new);
         let handler = handler.inspect_err(|_| {
             let _ = fs::remove_file(path);
         })?;
-        Ok(Self {
-            path: path.into(),
-            kept,
-            notify,
-            handler,
-            failed: 0,
-            is_stopping: false,
-            asked: None,
-            is_successor: false,
-        })
+        Ok(Self::of(path.into(), kept, notify, handler, stop))
     }
 
     /// Holds the descriptors of the handler that started this process because the former supervisor
@@ -103,26 +98,28 @@ impl Supervisor {
         let notify =
             notify.ok_or_else(|| Failure::new("the supervisor's socket was not passed"))?;
         let notify = UnixDatagram::from(notify.try_clone().map_err(Failure::new)?);
-        // If the handler has died meanwhile, another is started at once.
-        let handler = match Process::parent() {
-            Ok(handler) => handler,
-            Err(_) => Process::start("handler", &path, &kept).map_err(Failure::new)?,
-        };
-        Ok(Self {
+        let mut starter = kept.remove(STARTER).unwrap_or_default();
+        let handler = starter.pop().map(Process::starter);
+        let handler = handler.ok_or_else(|| Failure::new("the handler did not pass its pidfd"))?;
+        Ok(Self::of(path, kept, notify, handler, Stop::take_every()))
+    }
+
+    fn of(path: PathBuf, kept: Kept, notify: UnixDatagram, handler: Process, stop: Stop) -> Self {
+        Self {
             path,
             kept,
             notify,
             handler,
+            stop,
             failed: 0,
             is_stopping: false,
             asked: None,
             is_successor: false,
-        })
+        }
     }
 
     /// Holds and starts, until a handler has ended by itself.
     pub(super) fn run(mut self) -> Result<(), Failure> {
-        let stop = Stop::take_every();
         loop {
             let mut ready = [
                 PollFd::new(&self.notify, PollFlags::IN),
@@ -138,7 +135,7 @@ impl Supervisor {
             if has_ended && let Some(code) = self.ended() {
                 return self.end(code);
             }
-            match stop.signal_within(Duration::ZERO) {
+            match self.stop.signal_within(Duration::ZERO) {
                 // The next handler goes on, from the program's present file.
                 Some(Signal::SIGUSR2) => self.signal(rustix::process::Signal::KILL),
                 Some(Signal::SIGINT) => self.ask(rustix::process::Signal::INT),
@@ -197,10 +194,7 @@ impl Supervisor {
 
     /// Ends as the handler has.
     fn end(self, code: u8) -> Result<(), Failure> {
-        // Otherwise the handler has removed it, or the guard will.
-        if !self.kept.contains_key(GUARD) {
-            let _ = fs::remove_file(&self.path);
-        }
+        let _ = fs::remove_file(&self.path);
         drop(self);
         match code {
             0 => Ok(()),
@@ -261,6 +255,7 @@ impl Supervisor {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rustix::process::{PidfdFlags, getpid, pidfd_open};
     use std::os::fd::AsFd;
 
     #[test]
@@ -268,17 +263,11 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("notify");
         let notify = UnixDatagram::bind(&path).unwrap();
-        let handler = Process::parent().unwrap();
-        let mut supervisor = Supervisor {
-            path,
-            kept: Kept::new(),
-            notify,
-            handler,
-            failed: 3,
-            is_stopping: false,
-            asked: None,
-            is_successor: false,
-        };
+        let own = pidfd_open(getpid(), PidfdFlags::empty()).unwrap();
+        let stop = Stop::take_every();
+        let handler = Process::starter(own);
+        let mut supervisor = Supervisor::of(path, Kept::new(), notify, handler, stop);
+        supervisor.failed = 3;
         let two =
             || vec![tempfile::tempfile().unwrap().into(), tempfile::tempfile().unwrap().into()];
         supervisor.take("FDSTORE=1\nFDNAME=vm1\n", two());

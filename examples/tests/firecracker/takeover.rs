@@ -43,9 +43,17 @@ impl Pair {
             variables.split(|byte| *byte == 0).any(|v| v == b"KALEIDOSCOPE_ROLE=supervisor")
         };
         let find = || {
-            let children = format!("/proc/{0}/task/{0}/children", self.handler);
-            let children = std::fs::read_to_string(children).unwrap_or_default();
-            children.split_whitespace().map(|pid| pid.parse().unwrap()).find(is_supervisor)
+            // By the thread that has started each.
+            let threads = std::fs::read_dir(format!("/proc/{}/task", self.handler)).unwrap();
+            let children = threads.filter_map(|thread| {
+                std::fs::read_to_string(thread.unwrap().path().join("children")).ok()
+            });
+            let all: Vec<u32> = children
+                .flat_map(|all| {
+                    all.split_whitespace().map(|n| n.parse().unwrap()).collect::<Vec<_>>()
+                })
+                .collect();
+            all.into_iter().find(is_supervisor)
         };
         // While it executes the program, it has no variables.
         let end = Instant::now() + WATCHDOG;
@@ -164,6 +172,8 @@ fn a_new_handler_takes_over_on_request() {
     let old = snapshot.path("old");
     std::fs::rename(snapshot.path("memory"), &old).unwrap();
     std::fs::rename(&other, snapshot.path("memory")).unwrap();
+    // Colors that are found anew, too, do not make another file of it.
+    std::fs::remove_file(snapshot.path("memory.kscope")).unwrap();
     handler.signal("-USR2");
     assert_eq!(handler.next("started")["taken_over"], true);
     vm.finish("churn 5 3000");
@@ -172,4 +182,41 @@ fn a_new_handler_takes_over_on_request() {
     handler.event("waiting");
     vm.shut_down();
     assert!(handler.ended().success());
+}
+
+#[test]
+fn a_guard_that_dies_is_replaced() {
+    let snapshot = Snapshot::new(48);
+    let mut handler = snapshot.serve(&["--fetch-free"]);
+    let mut pair = Pair::of(&handler);
+    let mut vm = snapshot.load(&handler, "");
+    handler.event("started");
+    let notify = snapshot.path("uffd.sock.notify").display().to_string();
+    let guard = || {
+        let all = std::fs::read_dir("/proc").unwrap();
+        let pids = all.filter_map(|entry| entry.unwrap().file_name().to_str()?.parse::<u32>().ok());
+        let read = |pid: u32, what: &str| {
+            let bytes = std::fs::read(format!("/proc/{pid}/{what}")).unwrap_or_default();
+            String::from_utf8_lossy(&bytes).into_owned()
+        };
+        let mut ours = pids.filter(|pid| {
+            read(*pid, "cmdline").contains("undo-guard") && read(*pid, "environ").contains(&notify)
+        });
+        ours.next()
+    };
+    let first = guard().expect("no guard runs");
+    kill(first, "-KILL");
+    let end = Instant::now() + WATCHDOG;
+    while guard().is_none_or(|guard| guard == first) {
+        assert!(Instant::now() < end, "no guard replaces the one that died");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    // The supervisor has an end of its pipe: a new handler goes on, and so does the VM.
+    pair.kill_handler(&handler, 1);
+    vm.run("first 500");
+    kill(pair.supervisor, "-STOP");
+    kill(pair.handler, "-KILL");
+    kill(pair.supervisor, "-KILL");
+    assert!(!vm.ended().success());
+    handler.ended();
 }

@@ -34,6 +34,14 @@ pub struct Handoff {
     pub uid: u32,
 }
 
+/// The process at the other end of a connection, as [`receive`] tells it with a message.
+///
+/// # Errors
+/// [`ErrorKind::Refused`](crate::ErrorKind::Refused) when it is gone.
+pub fn peer(stream: &UnixStream) -> Result<Peer, Error> {
+    Peer::of(stream.as_fd()).asked("identifying the process that has connected")
+}
+
 /// Receives one message with descriptors. Waits as long as the socket's read timeout says.
 ///
 /// # Errors

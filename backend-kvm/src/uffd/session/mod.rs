@@ -5,7 +5,7 @@ mod handoff;
 mod orphans;
 mod region;
 
-pub use handoff::{Handoff, receive, send};
+pub use handoff::{Handoff, peer, receive, send};
 pub(in crate::uffd) use orphans::Orphan;
 pub use region::Region;
 pub(crate) use region::frames_of;

@@ -9,13 +9,15 @@ use super::event::json;
 use super::template::{Template, TemplateArgs, beside};
 use crate::args::LayoutArgs;
 use crate::failure::Failure;
-use crate::interrupt::Stop;
+use crate::interrupt::{Stop, forget_predecessor};
 use crate::outfile::Files;
 use crate::replay::policies::{PolicyChoice, for_a_clone};
 use crate::stdio::{Sayer, print_line};
 use crate::supervise::{self, Holder, Store};
+use kept::{Listening, Memory};
 use nix::sys::signal::Signal;
 use report::Event;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -104,8 +106,10 @@ impl Args {
 
     /// Serves as the handler.
     fn handle(&self, store: Store) -> Result<(), Failure> {
+        raise_descriptor_limit();
+        let Memory { image, identity } = kept::memory(self, &store)?;
         let template = Template::of(
-            kept::memory(self, &store)?,
+            image,
             &TemplateArgs {
                 memory: &self.memory,
                 kept: beside(&self.memory),
@@ -116,22 +120,32 @@ impl Args {
         )?;
         // From here on there is a socket to remove.
         let stop = Stop::take_every();
-        let socket = kept::socket(self, &store)?;
+        let Listening { socket, file } = kept::socket(self, &store)?;
         let serving = Event::serving(self, &template, socket.path());
         print_line(if self.json { json(&serving) } else { serving.text() })?;
-        let handler = Arc::new(Handler::new(self, template, store, Sayer::start()?));
+        let handler = Handler::new(self, template, identity, store, Sayer::start()?);
+        let handler = Arc::new(handler);
         let vms = handler.vms();
-        Handler::take_over(&handler);
+        Handler::tend(&handler)?;
+        let mut taken_over = Handler::take_over(&handler);
         handler.store().ready();
 
         while !stop.comes_within(Duration::ZERO) {
             if let Some(stream) = socket.accept_within(TICK)? {
                 Handler::serve(&handler, stream);
             }
-            handler.tend();
+            // From then on the guard knows their VMMs from this process.
+            taken_over = taken_over.filter(|last| {
+                let goes_on = !vms.have_started(*last);
+                if !goes_on {
+                    forget_predecessor();
+                }
+                goes_on
+            });
         }
         handler.store().remove(supervise::SOCKET);
         drop(socket);
+        file.perform();
         self.end(&handler, &vms, &stop);
         handler.store().stopping();
         Ok(())
@@ -150,7 +164,13 @@ impl Args {
             if stop.signal_within(TICK) == Some(Signal::SIGINT) {
                 vms.abandon();
             }
-            handler.tend();
         }
     }
+}
+
+/// A VM takes some ten descriptors, and 1,024 are usual for all.
+fn raise_descriptor_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    // Without it, some VMs fewer can be served.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
 }

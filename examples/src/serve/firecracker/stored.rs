@@ -1,12 +1,8 @@
 //! What outlives the handler: a VM's descriptors, and what its VMM has sent.
 
 use crate::failure::Failure;
-use crate::replay::policies::Guest;
 use crate::supervise::Store;
-use kaleidoscope_core::manifest::ImageIdentity;
 use kaleidoscope_kvm::uffd::Journal;
-use rustix::net::sockopt::socket_peercred;
-use rustix::process::{PidfdFlags, pidfd_open};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -75,23 +71,30 @@ impl Kind {
 
 impl Connection {
     /// All that a handler left which has died.
-    pub(super) fn stored(store: &Store) -> BTreeMap<u64, Self> {
-        let mut found = BTreeMap::new();
+    ///
+    /// Also whether that is all: copies of descriptors may not be possible. Those that are missing
+    /// stay stored, and the VMM remains the guard's.
+    pub(super) fn stored(store: &Store) -> (BTreeMap<u64, Self>, bool) {
+        let (mut found, mut is_all) = (BTreeMap::new(), true);
         for name in store.names() {
             let number = |prefix| name.strip_prefix(prefix)?.parse::<u64>().ok();
             if let Some(vm) = number(VM) {
-                // One whose copies cannot be made is refused, and its VMM ended.
-                let descriptors = store.take_on(&name).unwrap_or_default();
-                found.insert(vm, Self::Stored(descriptors));
+                match store.take_on(&name) {
+                    Ok(descriptors) => {
+                        found.insert(vm, Self::Stored(descriptors));
+                    }
+                    Err(_) => is_all = false,
+                }
             } else if let Some(vm) = number(STREAM) {
                 let stream = store.take_on(&name).ok().and_then(|mut all| all.pop());
+                is_all &= stream.is_some();
                 // A VM that was served later than its connection was stored goes first.
                 if let Some(stream) = stream {
                     found.entry(vm).or_insert_with(|| Self::Begun(stream.into()));
                 }
             }
         }
-        found
+        (found, is_all)
     }
 }
 
@@ -99,7 +102,7 @@ impl Hello {
     /// What a VMM has sent to the handler that has died. With the error, the process to end.
     pub(super) fn of(
         descriptors: Vec<OwnedFd>,
-        identity: &ImageIdentity,
+        identity: &str,
     ) -> Result<Self, (Failure, Option<OwnedFd>)> {
         let (mut userfaultfd, mut process, mut journal, mut stream) = (None, None, None, None);
         for descriptor in descriptors {
@@ -118,7 +121,7 @@ impl Hello {
         let opened = || {
             let journal = Journal::open(journal).map_err(Failure::new)?;
             let notes: Notes = serde_json::from_slice(journal.notes()).map_err(Failure::new)?;
-            if notes.identity != identity.to_string() {
+            if notes.identity != identity {
                 return Err(Failure::new("the memory file is not the one that the VM began with"));
             }
             Ok((journal, notes))
@@ -133,12 +136,6 @@ impl Hello {
     }
 }
 
-/// The process that has made a connection and holds its end.
-pub(super) fn peer(stream: &UnixStream) -> Option<OwnedFd> {
-    let peer = socket_peercred(stream).ok()?;
-    pidfd_open(peer.pid, PidfdFlags::empty()).ok()
-}
-
 /// Stores a connection, before its message is received.
 pub(super) fn put_stream(store: &Store, vm: u64, stream: &UnixStream) -> Result<(), Failure> {
     let copy = stream.try_clone().map_err(Failure::new)?;
@@ -150,14 +147,14 @@ pub(super) fn put(
     store: &Store,
     vm: u64,
     hello: &Hello,
-    guest: &Guest,
+    identity: &str,
     frames: u32,
 ) -> Result<Journal, Failure> {
     let notes = Notes {
         pid: hello.pid,
         uid: hello.uid,
         message: hello.message.clone(),
-        identity: guest.identity.to_string(),
+        identity: identity.to_owned(),
     };
     let notes = serde_json::to_vec(&notes).map_err(Failure::new)?;
     let journal = Journal::create(&notes, frames).map_err(Failure::new)?;

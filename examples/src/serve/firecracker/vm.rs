@@ -1,8 +1,8 @@
 //! The VMs of a handler: from a connection to the end of a session.
 
-use super::Args;
 use super::report::Event;
 use super::stored::{self, Connection, Hello};
+use super::{Args, TICK};
 use crate::failure::Failure;
 use crate::interrupt::{Armed, Undo, arm_end};
 use crate::serve::event::{Work, json};
@@ -13,8 +13,9 @@ use kaleidoscope_core::clone::{EngineOptions, LocalSource, Statistics, Stopped};
 use kaleidoscope_core::memory::GuestMemory;
 use kaleidoscope_core::replay::Trace;
 use kaleidoscope_kvm::firecracker::Handshake;
-use kaleidoscope_kvm::uffd::{Handoff, Session, receive};
+use kaleidoscope_kvm::uffd::{Handoff, Session, peer, receive};
 use parking_lot::Mutex;
+use rustix::event::{PollFd, PollFlags, poll};
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -25,11 +26,13 @@ use std::time::{Duration, Instant};
 const HANDSHAKE: Duration = Duration::from_secs(1);
 
 /// Most VMs and connections at a time. Each has a few threads and descriptors.
-const MAX_VMS: usize = 4096;
+const MAX_VMS: usize = 1024;
 
 /// What the VMs of a process share.
 pub(super) struct Handler {
     template: Template,
+    /// Of the memory file.
+    identity: String,
     users: Vec<u32>,
     threads: usize,
     keeps_vmm: bool,
@@ -74,6 +77,8 @@ impl<T: Into<Failure>> From<T> for Refused {
 struct Served {
     session: Arc<Session>,
     process: u32,
+    /// The VMM (pidfd).
+    vmm: Arc<OwnedFd>,
     start: Instant,
     /// Ends the VMM.
     armed: Option<Armed>,
@@ -82,11 +87,18 @@ struct Served {
 }
 
 impl Handler {
-    pub(super) fn new(args: &Args, template: Template, store: Store, sayer: Sayer) -> Self {
+    pub(super) fn new(
+        args: &Args,
+        template: Template,
+        identity: String,
+        store: Store,
+        sayer: Sayer,
+    ) -> Self {
         let mut users = args.user.clone();
         users.push(rustix::process::geteuid().as_raw());
         Self {
             template,
+            identity,
             users,
             threads: usize::from(args.threads),
             keeps_vmm: args.keep_vmm,
@@ -101,15 +113,25 @@ impl Handler {
         &self.store
     }
 
-    /// Looks after the supervisor.
-    pub(super) fn tend(&self) {
-        if self.store.tend() {
-            self.say(&Event::SupervisorReplaced {});
-        }
-    }
-
     pub(super) fn vms(&self) -> Arc<Vms> {
         Arc::clone(&self.vms)
+    }
+
+    /// Looks after the supervisor, on a thread of its own: the others may wait for it.
+    pub(super) fn tend(handler: &Arc<Self>) -> Result<(), Failure> {
+        let handler = Arc::downgrade(handler);
+        let tend = move || {
+            while let Some(handler) = handler.upgrade() {
+                if handler.store.tend() {
+                    handler.say(&Event::SupervisorReplaced {});
+                }
+                drop(handler);
+                std::thread::sleep(TICK);
+            }
+        };
+        let thread = std::thread::Builder::new().name("supervisor".to_owned()).spawn(tend);
+        let failed = |error| Failure::new(format_args!("the system gives no thread: {error}"));
+        thread.map(drop).map_err(failed)
     }
 
     /// Prints an event: as a result for programs, as a message for people.
@@ -135,14 +157,16 @@ impl Handler {
         Self::spawn(handler, vm, Connection::New(stream));
     }
 
-    /// Goes on with what a handler served that has died.
-    pub(super) fn take_over(handler: &Arc<Self>) {
-        for (vm, connection) in Connection::stored(&handler.store) {
+    /// Goes on with what a handler served that has died. Returns the last VM's number, unless some
+    /// remain the former handler's.
+    pub(super) fn take_over(handler: &Arc<Self>) -> Option<u64> {
+        let (stored, is_all) = Connection::stored(&handler.store);
+        let last = stored.keys().next_back().copied().unwrap_or(0);
+        for (vm, connection) in stored {
             handler.vms.add_as(vm);
             Self::spawn(handler, vm, connection);
         }
-        // From here on the guard knows those VMMs from this process.
-        handler.vms.wait_for_start();
+        is_all.then_some(last)
     }
 
     fn spawn(handler: &Arc<Self>, vm: u64, connection: Connection) {
@@ -191,11 +215,12 @@ impl Handler {
             Connection::New(stream) => self.receive(vm, stream)?,
             Connection::Begun(stream) => {
                 // If the message is gone, the userfaultfd is, too.
-                let peer = stored::peer(&stream).map(Arc::new);
+                let peer = peer(&stream).ok().filter(|peer| self.users.contains(&peer.uid));
+                let peer = peer.map(|peer| Arc::new(peer.process));
                 self.receive(vm, stream)
                     .map_err(|Refused { failure, vmm }| Refused { failure, vmm: vmm.or(peer) })?
             }
-            Connection::Stored(stored) => Hello::of(stored, &self.template.guest.identity)
+            Connection::Stored(stored) => Hello::of(stored, &self.identity)
                 .map_err(|(failure, process)| Refused { failure, vmm: process.map(Arc::new) })?,
         };
         let Hello { pid, uid, .. } = hello;
@@ -225,7 +250,7 @@ impl Handler {
         };
         let journal = match hello.journal {
             Some(journal) => journal,
-            None => stored::put(&self.store, vm, &hello, &self.template.guest, layout.frames())
+            None => stored::put(&self.store, vm, &hello, &self.identity, layout.frames())
                 .map_err(&refused)?,
         };
         let Template { image, guest, policy, free_frames, .. } = &self.template;
@@ -244,7 +269,7 @@ impl Handler {
         self.vms.began(vm, &session);
         let took = start.elapsed();
         self.say(&Event::started(vm, (pid, uid), &handshake, took, taken_over));
-        Ok(Served { session, process: pid, start, armed, _stream: hello.stream })
+        Ok(Served { session, process: pid, vmm, start, armed, _stream: hello.stream })
     }
 
     /// What a VMM sends.
@@ -276,30 +301,35 @@ impl Handler {
 
     /// Waits for the end of a session, and says how it came.
     fn wait(&self, vm: u64, served: Served) {
-        let Served { session, process, start, armed, .. } = served;
+        let Served { session, process, vmm, start, armed, .. } = served;
         let ended = session.wait();
         let filled = self.vms.forget_session(vm);
         let statistics = filled.clone().unwrap_or_else(|| session.engine().statistics());
-        // Lets a VM that has all of its memory run alone; keeps the descriptors of any other.
-        drop(session);
         let error = match ended {
             Ok(()) => None,
             Err(Stopped::Cancelled) if filled.is_some() => None,
             Err(why) => Some(why.to_string()),
         };
-        let vmm_ended = match (&error, armed) {
-            (Some(_), Some(armed)) => {
-                drop(armed);
-                true
-            }
-            (_, armed) => {
-                armed.into_iter().for_each(Armed::disarm);
-                false
-            }
-        };
+        let is_armed = armed.is_some();
+        let vmm_ended = error.is_some() && is_armed;
+        match armed {
+            Some(armed) if vmm_ended => drop(armed),
+            armed => armed.into_iter().for_each(Armed::disarm),
+        }
+        if filled.is_some() {
+            // Before the VM runs alone: nothing is to be taken over any more.
+            stored::forget(&self.store, vm);
+        }
+        // Lets a VM that has all of its memory run alone; keeps the descriptors of any other.
+        drop(session);
         let filled = filled.is_some();
         let work = Work::of(&statistics, start.elapsed());
+        let is_left = error.is_some() && !is_armed;
         self.say(&Event::Ended { vm, process, error, vmm_ended, filled, work });
+        if is_left {
+            // Its guest waits as long as a copy of its userfaultfd is open.
+            let _ = poll(&mut [PollFd::new(&*vmm, PollFlags::IN)], None);
+        }
     }
 }
 
@@ -327,13 +357,9 @@ impl Vms {
         state.active.insert(vm, Active::default());
     }
 
-    /// Waits until each VM is served, or is no VM any more.
-    fn wait_for_start(&self) {
-        let is_waiting = |active: &Active| active.session.is_none();
-        let end = Instant::now() + HANDSHAKE * 2;
-        while self.0.lock().active.values().any(is_waiting) && Instant::now() < end {
-            std::thread::sleep(Duration::from_millis(1));
-        }
+    /// Whether each VM to this number is served, or is no VM any more.
+    pub(super) fn have_started(&self, last: u64) -> bool {
+        self.0.lock().active.range(..=last).all(|(_, active)| active.session.is_some())
     }
 
     fn remove(&self, vm: u64) {
