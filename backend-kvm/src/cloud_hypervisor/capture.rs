@@ -4,9 +4,10 @@ use super::channel::Channel;
 use super::codec::{Command, HEADER, Request, Response, SLOT};
 use super::guest_ram::{GuestRam, MAX_SLOTS, RamSlot};
 use crate::error::{Asked, Error, ErrorKind};
+use crate::memory::{TMPFS, file_system};
 use crate::uffd::receive;
 use kaleidoscope_core::memory::{MemoryLayout, Page, is_zero};
-use rustix::fs::{FileType, SeekFrom, fstat, fstatfs, seek};
+use rustix::fs::{FileType, SeekFrom, fstat, seek};
 use rustix::io::Errno;
 use std::fs::File;
 use std::os::fd::OwnedFd;
@@ -23,9 +24,9 @@ const MAX_STATE: usize = 64 << 20;
 /// Bytes that are copied at a time.
 const CHUNK: usize = 1 << 20;
 
-/// File system types of memory (TMPFS_MAGIC, HUGETLBFS_MAGIC): reading other files may wait for
+/// File system types of memory (the second is HUGETLBFS_MAGIC): reading other files may wait for
 /// ever.
-const MEMORY: [i64; 2] = [0x0102_1994, 0x9584_58f6];
+const MEMORY: [i64; 2] = [TMPFS, 0x9584_58f6];
 
 /// Why no memory files come.
 const NOT_LOCAL: &str = "cloud-hypervisor sends no memory files: `send-migration` needs local=on, \
@@ -257,8 +258,7 @@ fn in_order(ram: &GuestRam, mut files: Vec<(u32, OwnedFd)>) -> Result<Vec<OwnedF
             at.ok_or_else(|| Error::input(format!("memory slot {number} came without a file")))?;
         let (_, file) = files.swap_remove(at);
         let what = "looking at a memory file";
-        #[expect(clippy::useless_conversion, reason = "the type differs between C libraries")]
-        let kind = i64::from(fstatfs(&file).asked(what)?.f_type);
+        let kind = file_system(&file).asked(what)?;
         let status = fstat(&file).asked(what)?;
         if FileType::from_raw_mode(status.st_mode) != FileType::RegularFile
             || !MEMORY.contains(&kind)

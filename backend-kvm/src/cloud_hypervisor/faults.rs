@@ -5,6 +5,7 @@ use super::codec::{Command, FAULT, Fault, HEADER, Request, Response};
 use super::memory_files::MemoryFiles;
 use super::pages::{Pages, stopped};
 use crate::error::{Error, ErrorKind};
+use crate::uffd::FrameSet;
 use kaleidoscope_core::addr::FrameIndex;
 use kaleidoscope_core::clone::Stopped;
 use kaleidoscope_core::prefetch::Access;
@@ -128,13 +129,13 @@ impl Progress {
 
 /// Frames that were asked for.
 struct Asked {
-    bits: Vec<u64>,
+    frames: FrameSet,
     missing: u32,
 }
 
 impl Asked {
     fn new(frames: u32) -> Self {
-        Self { bits: vec![0; frames.div_ceil(64) as usize], missing: frames }
+        Self { frames: FrameSet::new(frames), missing: frames }
     }
 
     /// What it means that the VMM closes the connection.
@@ -142,14 +143,8 @@ impl Asked {
         if self.missing == 0 { Ended::HasAllMemory } else { Ended::Closed }
     }
 
-    fn add(&mut self, frame: u32) {
-        if let Some(word) = self.bits.get_mut(frame as usize / 64) {
-            let bit = 1 << (frame % 64);
-            if *word & bit == 0 {
-                *word |= bit;
-                self.missing = self.missing.saturating_sub(1);
-            }
-        }
+    fn add(&mut self, frame: FrameIndex) {
+        self.missing = self.missing.saturating_sub(u32::from(self.frames.set(frame)));
     }
 }
 
@@ -236,7 +231,8 @@ impl Faults {
         self.progress.has_asked();
         for frame in frames {
             // Whether the guest reads or writes is not told.
-            let resident = engine.fault(FrameIndex(frame), Access::Read);
+            let frame = FrameIndex(frame);
+            let resident = engine.fault(frame, Access::Read);
             resident.map_err(|why| stopped(&why))?;
             asked.add(frame);
         }

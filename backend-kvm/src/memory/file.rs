@@ -7,13 +7,20 @@ use rustix::fs::{
     MemfdFlags, OFlags, SealFlags, fcntl_add_seals, fcntl_get_seals, fcntl_getfl, fstat, fstatfs,
     ftruncate, memfd_create,
 };
-use rustix::io::{FdFlags, fcntl_setfd};
+use rustix::io::{Errno, FdFlags, fcntl_setfd};
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 
 /// File system type that fstatfs(2) reports for a memfd (TMPFS_MAGIC).
-const TMPFS: i64 = 0x0102_1994;
+pub(crate) const TMPFS: i64 = 0x0102_1994;
+
+/// The type of the file system of a file.
+pub(crate) fn file_system(file: impl AsFd) -> Result<i64, Errno> {
+    #[expect(clippy::useless_conversion, reason = "the type differs between C libraries")]
+    let kind = i64::from(fstatfs(file)?.f_type);
+    Ok(kind)
+}
 
 /// Why a memory file from another process is rejected.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
@@ -64,9 +71,7 @@ impl MemoryFile {
     /// and writing, and have its size sealed.
     pub(crate) fn of_others(fd: OwnedFd) -> Result<Result<Self, UnfitFile>, Error> {
         let what = "looking at a memory file";
-        #[expect(clippy::useless_conversion, reason = "the type differs between C libraries")]
-        let kind = i64::from(fstatfs(&fd).asked(what)?.f_type);
-        if kind != TMPFS {
+        if file_system(&fd).asked(what)? != TMPFS {
             return Ok(Err(UnfitFile::NotMemory));
         }
         let access = fcntl_getfl(&fd).asked(what)?;

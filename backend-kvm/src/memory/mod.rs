@@ -11,6 +11,8 @@ pub(crate) mod runs;
 mod store;
 
 pub(crate) use file::{MemoryFile, UnfitFile};
+#[cfg(feature = "cloud-hypervisor")]
+pub(crate) use file::{TMPFS, file_system};
 #[cfg(feature = "machine")]
 pub(crate) use file::{bytes_of, frames_of};
 #[cfg(feature = "machine")]

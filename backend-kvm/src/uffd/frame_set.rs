@@ -6,11 +6,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// A set of frames that several threads add to and query. A thread that finds a frame sees all
 /// writes that the adding thread made before.
 #[derive(Debug)]
-pub(super) struct FrameSet(Vec<AtomicU64>);
+pub(crate) struct FrameSet(Vec<AtomicU64>);
 
 impl FrameSet {
     /// An empty set, for frames below this number.
-    pub(super) fn new(frames: u32) -> Self {
+    pub(crate) fn new(frames: u32) -> Self {
         Self((0..frames.div_ceil(64)).map(|_| AtomicU64::new(0)).collect())
     }
 
@@ -19,14 +19,13 @@ impl FrameSet {
     }
 
     /// Whether the set has a frame.
-    pub(super) fn has(&self, frame: FrameIndex) -> bool {
+    pub(crate) fn has(&self, frame: FrameIndex) -> bool {
         self.word(frame).is_some_and(|(word, bit)| word.load(Ordering::Acquire) & bit != 0)
     }
 
-    /// Adds a frame.
-    pub(super) fn set(&self, frame: FrameIndex) {
-        if let Some((word, bit)) = self.word(frame) {
-            word.fetch_or(bit, Ordering::AcqRel);
-        }
+    /// Adds a frame. Returns whether it is new.
+    pub(crate) fn set(&self, frame: FrameIndex) -> bool {
+        let word = self.word(frame);
+        word.is_some_and(|(word, bit)| word.fetch_or(bit, Ordering::AcqRel) & bit == 0)
     }
 }

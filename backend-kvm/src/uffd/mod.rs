@@ -41,6 +41,8 @@ mod unwatch;
 pub use crate::sys::Peer;
 #[cfg(feature = "cloud-hypervisor")]
 pub(crate) use files::FilePart;
+#[cfg(feature = "cloud-hypervisor")]
+pub(crate) use frame_set::FrameSet;
 pub use journal::Journal;
 #[cfg(feature = "cloud-hypervisor")]
 pub(crate) use memory::UserfaultMemory;
