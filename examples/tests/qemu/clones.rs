@@ -3,7 +3,7 @@
 use crate::command::{Run, path, text, wait_until};
 use crate::guest::{FILLED, Guest, Qmp, RAM, assert_same, connect, disk_is, fill, has_qemu};
 use rustix::process::{Signal, geteuid};
-use serde_json::json;
+use serde_json::{Value, json};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -223,6 +223,59 @@ fn a_vm_runs_on_when_its_capture_is_killed() {
         assert!(is_caught, "{signal:?} comes too late every time");
         assert_eq!(parent.qmp.status(), "running");
         parent.fill(b'k');
+    }
+}
+
+/// What captures change of a VM's settings for migrations.
+fn settings(qmp: &mut Qmp) -> [Value; 2] {
+    let bandwidth = qmp.run("query-migrate-parameters", json!({}))["max-bandwidth"].clone();
+    [qmp.run("query-migrate-capabilities", json!({})), bandwidth]
+}
+
+#[test]
+fn a_vm_has_its_settings_again_when_its_capture_is_killed() {
+    if !has_qemu() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let more = ["-qmp", "unix:watch.sock,server=on,wait=off"];
+    let mut parent = Guest::start(folder.path(), "on", &more);
+    let mut watch = Qmp::connect(&folder.path().join("watch.sock"));
+    let capabilities = json!([{ "capability": "auto-converge", "state": true }]);
+    watch.run("migrate-set-capabilities", json!({ "capabilities": capabilities }));
+    watch.run("migrate-set-parameters", json!({ "max-bandwidth": 12_345_678 }));
+    let before = settings(&mut watch);
+    let socket = parent.socket.clone();
+    for (is_paused, signal) in
+        [(false, Signal::KILL), (false, Signal::TERM), (true, Signal::KILL), (true, Signal::TERM)]
+    {
+        let mut attempts = 0..100;
+        let is_caught = attempts.any(|n| {
+            watch.run(if is_paused { "stop" } else { "cont" }, json!({}));
+            let output = folder.path().join(format!("{is_paused}-{signal:?}-{n}"));
+            let words = ["clone", "qemu", "--qmp", text(&socket), "-o", text(&output)];
+            let words = [&words[..], &["--clones", "0", "--way", "copy"]].concat();
+            let is_changed = parent.lend(|| {
+                let mut run = Run::start(&words);
+                let mut is_changed = false;
+                while !is_changed && run.is_running() {
+                    is_changed = settings(&mut watch) != before;
+                }
+                run.signal_if_running(signal);
+                drop(run.end());
+                wait_until("the settings are back", || settings(&mut watch) == before);
+                is_changed
+            });
+            if is_paused {
+                assert_ne!(watch.status(), "running", "{signal:?}");
+                // It may be in a state that has to end before the next capture.
+                watch.run("cont", json!({}));
+            } else {
+                wait_until("the VM runs on", || watch.status() == "running");
+            }
+            is_changed && !output.exists()
+        });
+        assert!(is_caught, "{signal:?} comes too late every time");
     }
 }
 

@@ -39,7 +39,7 @@ impl Parent {
         let mut qmp = Qmp::connect(socket, CONNECT)?;
         let pid = match pid {
             Some(pid) => pid,
-            None => qmp.peer()?.0,
+            None => qmp.peer()?,
         };
         let of = |name: &str| PathBuf::from(format!("/proc/{pid}/{name}"));
         let link = |name: &str| {
