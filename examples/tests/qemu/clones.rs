@@ -226,6 +226,57 @@ fn a_vm_runs_on_when_its_capture_is_killed() {
     }
 }
 
+#[test]
+fn no_image_of_the_parent_is_written_by_a_clone() {
+    if !has_qemu() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let make = |words: &[&str]| {
+        let mut command = Command::new("qemu-img");
+        command.args(["create", "-q"]).args(words).current_dir(folder.path());
+        assert!(command.status().unwrap().success());
+    };
+    make(&["-f", "raw", "base.img", "1M"]);
+    make(&["-f", "qcow2", "-F", "raw", "-b", "base.img", "top.qcow2"]);
+    make(&["-f", "raw", "floppy.img", "1440K"]);
+    make(&["-f", "raw", "later.img", "1M"]);
+    // The lower image has a node of its own.
+    let base = "driver=raw,node-name=base,read-only=on,file.driver=file,file.filename=base.img";
+    let top = "driver=qcow2,node-name=top,file.driver=file,file.filename=top.qcow2,backing=base";
+    let more = ["-blockdev", base, "-blockdev", top, "-device", "virtio-blk-pci,drive=top"];
+    let more = [&more[..], &["-fda", "floppy.img"]].concat();
+    let mut parent = Guest::start(folder.path(), "on", &more);
+    let (socket, snapshot) = (parent.socket.clone(), folder.path().join("s"));
+    let words = ["clone", "qemu", "--qmp", text(&socket), "-o", text(&snapshot), "--json"];
+    let (run, clone) = parent.lend(|| {
+        let mut run = Run::start(&words);
+        assert_eq!(run.event("captured")["disks"], 3);
+        let clone = run.event("started");
+        (run, clone)
+    });
+    let own = path(&clone, "folder");
+    let disks = Qmp::connect(&path(&clone, "qmp")).run("query-block", json!({}));
+    let inserted: Vec<_> =
+        disks.as_array().unwrap().iter().filter_map(|disk| disk.get("inserted")).collect();
+    assert_eq!(inserted.len(), 3, "{disks}");
+    for disk in inserted {
+        assert!(Path::new(disk["file"].as_str().unwrap()).starts_with(&own), "{disk}");
+    }
+    drop(run);
+
+    // A disk that no argument names.
+    let file = json!({ "driver": "file", "filename": "later.img" });
+    let node = json!({ "driver": "raw", "node-name": "later", "file": file });
+    parent.qmp.run("blockdev-add", node);
+    parent.qmp.run("device_add", json!({ "driver": "virtio-blk-pci", "drive": "later" }));
+    let second = folder.path().join("t");
+    let words = [&words[..5], &[text(&second), "--json"]].concat();
+    let (code, said) = parent.lend(|| Run::start(&words).end());
+    assert!(code == Some(2) && said.contains("`disk later` cannot be cloned"), "{said}");
+    assert_eq!(parent.qmp.status(), "running");
+}
+
 /// What captures change of a VM's settings for migrations.
 fn settings(qmp: &mut Qmp) -> [Value; 2] {
     let bandwidth = qmp.run("query-migrate-parameters", json!({}))["max-bandwidth"].clone();
