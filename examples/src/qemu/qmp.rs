@@ -160,6 +160,11 @@ impl Qmp {
         }
     }
 
+    /// QEMU's version.
+    pub(crate) fn version(&mut self) -> Result<String, Failure> {
+        Ok(emulator(&self.execute("query-version", json!({}))?))
+    }
+
     /// Runs a command of the human monitor, and returns what it printed with plain line ends.
     pub(crate) fn human(&mut self, command_line: &str) -> Result<String, Failure> {
         let arguments = json!({ "command-line": command_line });
@@ -224,6 +229,14 @@ impl Qmp {
         self.searched = 0;
         Some(line)
     }
+}
+
+/// QEMU's version, such as `7.2.22 (Debian ...)`.
+fn emulator(version: &Value) -> String {
+    let part = |name: &str| version.pointer(name).and_then(Value::as_u64).unwrap_or(0);
+    let package = version.get("package").and_then(Value::as_str).unwrap_or_default();
+    let numbers = [part("/qemu/major"), part("/qemu/minor"), part("/qemu/micro")];
+    format!("{}.{}.{} {package}", numbers[0], numbers[1], numbers[2]).trim_end().to_owned()
 }
 
 /// Sends a line together with a descriptor.
@@ -299,6 +312,12 @@ mod tests {
         qmp.execute("query-status", json!({})).unwrap();
         assert_eq!(qmp.event("STOP"), Some(Duration::from_secs(1999)));
         assert_eq!(qmp.event("RESUME"), Some(Duration::from_secs(3000)));
+    }
+
+    #[test]
+    fn versions_are_written_with_their_package() {
+        let version = json!({"qemu": {"major": 7, "minor": 2, "micro": 22}, "package": "Debian"});
+        assert_eq!(emulator(&version), "7.2.22 Debian");
     }
 
     #[test]

@@ -5,8 +5,9 @@ use crate::guest::{FILLED, Guest, Qmp, RAM, assert_same, connect, disk_is, fill,
 use rustix::process::{Signal, geteuid};
 use serde_json::{Value, json};
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 /// Ways that are possible everywhere, and the one that root adds.
 fn ways() -> Vec<&'static str> {
@@ -275,6 +276,92 @@ fn no_image_of_the_parent_is_written_by_a_clone() {
     let (code, said) = parent.lend(|| Run::start(&words).end());
     assert!(code == Some(2) && said.contains("`disk later` cannot be cloned"), "{said}");
     assert_eq!(parent.qmp.status(), "running");
+}
+
+#[test]
+fn a_vm_whose_disks_cannot_be_moved_keeps_them() {
+    if !has_qemu() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    // An overlay's name is longer, and too long.
+    let name = "n".repeat(245);
+    fs::File::create(folder.path().join(&name)).unwrap().set_len(1 << 20).unwrap();
+    let drive = format!("file={name},format=raw,if=none,id=d1");
+    let more = ["-drive", &drive, "-device", "virtio-blk-pci,drive=d1"];
+    let mut parent = Guest::start(folder.path(), "on", &more);
+    let (socket, snapshot) = (parent.socket.clone(), folder.path().join("s"));
+    let words = ["clone", "qemu", "--qmp", text(&socket), "-o", text(&snapshot), "--way", "copy"];
+    let (code, said) = parent.lend(|| Run::start(&words).end());
+    assert!(code == Some(2) && said.contains("transaction: "), "{said}");
+    assert!(!said.contains("writes to"), "{said}");
+    let names: Vec<_> =
+        fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert!(names.iter().all(|name| !text(Path::new(name)).contains(".after-")), "{names:?}");
+    assert_eq!(parent.qmp.status(), "running");
+    parent.fill(b'd');
+}
+
+#[test]
+fn a_clone_whose_qemu_says_much_runs() {
+    if !has_qemu() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let mut parent = Guest::start(folder.path(), "on", &[]);
+    let (socket, snapshot) = (parent.socket.clone(), folder.path().join("s"));
+    let words = ["clone", "qemu", "--qmp", text(&socket), "-o", text(&snapshot), "--clones", "0"];
+    let (code, said) = parent.lend(|| Run::start(&words).end());
+    assert_eq!(code, Some(0), "{said}");
+    let script = folder.path().join("script");
+    let lines = "#!/bin/sh\nyes message | head -c 200000 >&2\nexec qemu-system-x86_64 \"$@\"\n";
+    fs::write(&script, lines).unwrap();
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
+    let file = snapshot.join("machine.json");
+    let mut machine: Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
+    machine["program"] = text(&script).into();
+    machine["emulator"] = "0.1".into();
+    fs::write(&file, machine.to_string()).unwrap();
+    let mut run = Run::start(&["clone", "qemu", "--from", text(&snapshot), "--json"]);
+    let clone = run.event("started");
+    Qmp::connect(&path(&clone, "qmp")).run("quit", json!({}));
+    let ended = run.event("ended");
+    assert!(ended["message"].as_str().unwrap().ends_with("message\nmessage"), "{ended}");
+    let (code, said) = run.end();
+    assert!(code == Some(0) && said.contains("of a VM of QEMU 0.1"), "{said}");
+}
+
+#[test]
+fn memory_that_is_not_the_vms_is_not_taken_for_it() {
+    if !has_qemu() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let memory = "memory-backend-file,id=ram,size=64M,mem-path=ram,share=on";
+    let mut parent = Guest::start_with(folder.path(), memory, &[]);
+    let (socket, snapshot) = (parent.socket.clone(), folder.path().join("s"));
+    let words = ["clone", "qemu", "--qmp", text(&socket), "-o", text(&snapshot), "--clones", "0"];
+    let mut capture = |more: &[&str]| parent.lend(|| Run::start(&[&words, more].concat()).end());
+
+    // Another process, which has no such memory.
+    let mut other = Command::new("sleep").arg("1000").stdin(Stdio::null()).spawn().unwrap();
+    let (code, said) = capture(&["--pid", &other.id().to_string()]);
+    other.kill().unwrap();
+    other.wait().unwrap();
+    assert!(code == Some(2) && said.contains("no memory backend ram\nhint: --pid"), "{said}");
+
+    // Another file has the name.
+    fs::remove_file(folder.path().join("ram")).unwrap();
+    fs::File::create(folder.path().join("ram")).unwrap().set_len(RAM).unwrap();
+    let (code, said) = capture(&["--way", "copy"]);
+    assert!(code == Some(2) && said.contains("is not among its files"), "{said}");
+    let (code, said) = capture(&["--way", "precopy"]);
+    assert_eq!(code, Some(0), "{said}");
+    parent.qmp.run("stop", json!({}));
+    let image = fs::read(snapshot.join("ram.bin")).unwrap();
+    let boot = 0x7c00..0x7c40;
+    let found = parent.qmp.memory(0, RAM);
+    assert!(found[boot.clone()] == image[boot] && image[0x7c00] != 0);
 }
 
 /// What captures change of a VM's settings for migrations.

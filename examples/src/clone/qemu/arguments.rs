@@ -58,7 +58,7 @@ const FLAGS: [&str; 27] = [
 ];
 
 /// Options that a clone does not have: they are of a process, not of its machine.
-const DROPPED: [&str; 14] = [
+const DROPPED: [&str; 15] = [
     "S",
     "daemonize",
     "s",
@@ -71,6 +71,7 @@ const DROPPED: [&str; 14] = [
     "loadvm",
     "spice",
     "D",
+    "d",
     "pidfile",
     "mem-prealloc",
 ];

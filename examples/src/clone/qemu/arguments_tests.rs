@@ -152,7 +152,10 @@ fn what_two_vms_cannot_share_is_replaced() {
              -serial null -serial chardev:ser",
         ),
         ("-nographic -vnc :1", "-display none -vnc unix:/c/vnc.sock"),
-        ("-S -daemonize -pidfile p -qmp q -monitor stdio -incoming x -smp 2", "-smp 2"),
+        (
+            "-S -daemonize -D log -d in_asm -pidfile p -qmp q -monitor stdio -incoming x -smp 2",
+            "-smp 2",
+        ),
     ] {
         assert_eq!(line(of).unwrap(), expected, "{of}");
     }

@@ -1,7 +1,7 @@
 //! Captures a VM: its memory, disks and devices at one instant.
 
 use super::Args;
-use super::disks;
+use super::disks::{self, Moved};
 use super::image::Image;
 use super::memory::{self, Receiver};
 use super::parent::Parent;
@@ -98,7 +98,8 @@ pub(super) fn capture(
     })?;
     let mut session = Session { parent: &mut parent, overlays: &overlays, folder: &partial };
     let deadline = start + args.timeout;
-    let kept = session.take(args.way, deadline).map_err(|failure| moved(failure, &overlays))?;
+    let taken = session.take(args.way, deadline);
+    let kept = taken.map_err(|failure| moved(failure, parent.moved, &overlays))?;
     let (pages, saved) = (kept.image.pages, kept.saved);
     kept.image.keep()?;
     folder::save_state(&saved, &partial)?;
@@ -130,12 +131,23 @@ pub(super) fn capture(
     Ok((Captured::open(&output)?, capture))
 }
 
-/// Tells where the VM writes to, if its disks were moved before the failure.
-fn moved(failure: Failure, overlays: &[PathBuf]) -> Failure {
-    match overlays.iter().find(|overlay| overlay.exists()) {
-        None => failure,
-        Some(overlay) => failure
-            .or_hint(format!("the VM runs on, and writes to {} from now on", overlay.display())),
+/// Tells where the VM writes to, if its disks were moved before the failure. Overlays that it does
+/// not write to are removed.
+fn moved(failure: Failure, moved: Moved, overlays: &[PathBuf]) -> Failure {
+    let all: Vec<_> = overlays.iter().map(|path| path.display().to_string()).collect();
+    let all = all.join(", ");
+    match moved {
+        Moved::Yes => failure.or_hint(format!("the VM writes to {all} from now on")),
+        Moved::Unknown => {
+            failure.or_hint(format!("the VM may write to {all}: QMP's query-block tells"))
+        }
+        Moved::No => {
+            for overlay in overlays {
+                // Not there unless QEMU made it before it failed.
+                let _ = fs::remove_file(overlay);
+            }
+            failure
+        }
     }
 }
 
@@ -241,7 +253,8 @@ type Parts = (SavedVm, Image, Option<String>);
 /// Registers and disks, of a VM that is paused.
 fn at_the_instant(held: &mut Held<'_>, overlays: &[PathBuf]) -> Result<Option<String>, Failure> {
     let registers = held.parent.qmp.human("info registers -a")?;
-    disks::switch(&mut held.parent.qmp, &held.parent.machine.disks, overlays)?;
+    let Parent { qmp, machine, moved, .. } = &mut *held.parent;
+    disks::switch(qmp, &machine.disks, overlays, moved)?;
     Ok(Some(registers))
 }
 
@@ -257,7 +270,9 @@ fn stopped(
     let registers = at_the_instant(held, overlays)?;
     let failed = |error: io::Error| Failure::io(format_args!("the VM's memory: {error}"), &error);
     if way == Way::Reflink {
-        image.reflink(file).map_err(failed)?;
+        if !image.reflink(file).map_err(failed)? {
+            return Err(Failure::new("the file system shares the VM's memory no more"));
+        }
     } else {
         image.copy(file).map_err(failed)?;
     }
