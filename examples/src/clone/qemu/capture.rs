@@ -7,13 +7,10 @@ use super::memory::{self, Receiver};
 use super::parent::Parent;
 use super::pause::{Held, PAUSE};
 use super::report::Capture;
-use crate::analysis::color_image;
 use crate::failure::Failure;
 use crate::interrupt::{Undo, arm_with};
-use crate::outfile::Output;
 use crate::qemu::folder::{self, Captured};
-use kaleidoscope_core::coloring::Rules;
-use kaleidoscope_core::manifest::{ImageIdentity, Manifest};
+use crate::serve::template::color;
 use kaleidoscope_core::registers::parse_qemu_text;
 use kaleidoscope_kvm::qemu::SavedVm;
 use serde_json::json;
@@ -108,7 +105,7 @@ pub(super) fn capture(
     }
     folder::save_text(&partial, folder::LAYOUT, &parent.layout.to_string())?;
     parent.machine.save(&partial)?;
-    let colors = color(&partial, &parent, kept.registers.as_deref());
+    let colors = colors(&partial, &parent, kept.registers.as_deref());
 
     #[expect(clippy::disallowed_methods, reason = "the folder gets its name when it is whole")]
     armed
@@ -200,7 +197,7 @@ impl Session<'_> {
         let file = match way {
             Way::Reflink | Way::Copy => match memory::file(self.parent) {
                 Ok(file) => Some(file),
-                Err(failure) => return Ok(Err(first_line(&failure))),
+                Err(failure) => return Ok(Err(failure.cause().to_owned())),
             },
             Way::Auto | Way::Snapshot | Way::Precopy => None,
         };
@@ -222,7 +219,7 @@ impl Session<'_> {
         };
         let mut held = Held::new(self.parent, deadline)?;
         if let Err(failure) = held.capabilities(capabilities) {
-            return Ok(Err(first_line(&failure)));
+            return Ok(Err(failure.cause().to_owned()));
         }
         let (saved, image, registers) = match way {
             Way::Precopy => match precopy(&mut held, image, self.overlays)? {
@@ -242,10 +239,6 @@ impl Session<'_> {
     fn unwritable(&self, error: &io::Error) -> Failure {
         Failure::unwritable(&self.folder.join(folder::RAM), error)
     }
-}
-
-fn first_line(failure: &Failure) -> String {
-    failure.to_string().lines().next().unwrap_or_default().to_owned()
 }
 
 type Parts = (SavedVm, Image, Option<String>);
@@ -331,7 +324,7 @@ fn precopy(
     held.migrate(theirs.as_fd())?;
     drop(theirs);
     if let Err(failure) = held.wait("pre-switchover", &mut |_| Ok(())) {
-        return Ok(Err(first_line(&failure)));
+        return Ok(Err(failure.cause().to_owned()));
     }
     let registers = at_the_instant(held, overlays)?;
     let go_on = json!({ "state": "pre-switchover" });
@@ -348,22 +341,13 @@ fn whole(saved: &SavedVm) -> Result<(), Failure> {
 }
 
 /// Colors the image and writes the map. A guest that cannot be colored is cloned all the same.
-fn color(folder: &Path, parent: &Parent, registers: Option<&str>) -> String {
+fn colors(folder: &Path, parent: &Parent, registers: Option<&str>) -> String {
     let colored = || -> Result<String, Failure> {
         let captured = Captured { folder: folder.to_owned(), machine: parent.machine.clone() };
         let image = captured.image()?;
-        let start = Instant::now();
         let vcpus = registers.map(parse_qemu_text).transpose().map_err(Failure::new)?;
-        let vcpus = vcpus.unwrap_or_default();
-        let analysis = color_image(&image, vcpus, Rules::default())?;
-        let map = analysis.coloring.map;
-        let identity = ImageIdentity::of(&image, &map).map_err(Failure::new)?;
-        let took = start.elapsed().as_millis();
-        let mut manifest = Manifest::new(map, identity);
-        manifest.notes = analysis.notes;
-        let bytes = manifest.to_bytes().map_err(Failure::new)?;
-        Output::lasting(&folder.join(folder::COLORS))?.write(|out| out.write_all(&bytes))?;
-        Ok(format!("found in {took} ms"))
+        let kept = captured.path(folder::COLORS);
+        Ok(color(&image, vcpus.unwrap_or_default(), &kept)?.origin)
     };
-    colored().unwrap_or_else(|failure| format!("none: {}", first_line(&failure)))
+    colored().unwrap_or_else(|failure| format!("none: {}", failure.cause()))
 }
