@@ -315,6 +315,31 @@ mod tests {
     }
 
     #[test]
+    fn the_human_monitor_s_text_has_plain_line_ends() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let peer = std::thread::spawn(move || {
+            let mut lines = BufReader::new(theirs.try_clone().unwrap()).lines();
+            let said = [GREETING, READY, "{\"return\": \"CPU#0\\r\\nRAX=0\\r\\n\", \"id\": 1}\r\n"];
+            (&theirs).write_all(said.concat().as_bytes()).unwrap();
+            let line = |text: String| serde_json::from_str::<Value>(&text).unwrap();
+            [(); 2].map(|()| line(lines.next().unwrap().unwrap()))
+        });
+        let minute = Duration::from_secs(60);
+        let mut qmp = Qmp::greet(Path::new("qmp"), ours, minute, minute).unwrap();
+        assert_eq!(qmp.human("info registers -a").unwrap(), "CPU#0\nRAX=0\n");
+        let [first, second] = peer.join().unwrap();
+        assert_eq!(first["execute"], "qmp_capabilities");
+        assert_eq!(second["arguments"]["command-line"], "info registers -a");
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        drop(theirs);
+        let error = Qmp::greet(Path::new("qmp"), ours, minute, minute).unwrap_err().to_string();
+        assert!(error.contains("closed"), "{error}");
+        // The peer has gone.
+        let error = qmp.execute("stop", json!({})).unwrap_err().to_string();
+        assert!(error.contains("closed") || error.contains("stop: Broken pipe"), "{error}");
+    }
+
+    #[test]
     fn versions_are_written_with_their_package() {
         let version = json!({"qemu": {"major": 7, "minor": 2, "micro": 22}, "package": "Debian"});
         assert_eq!(emulator(&version), "7.2.22 Debian");
