@@ -36,7 +36,7 @@ pub(crate) struct Qmp {
     searched: usize,
     next_id: u64,
     /// How long QEMU may take to reply.
-    patience: Duration,
+    reply_timeout: Duration,
     /// Whether the last command got no reply.
     is_lost: bool,
     /// QEMU's clock at the latest event of each name.
@@ -57,12 +57,12 @@ impl Qmp {
     }
 
     /// Begins with a connection to `path`, and waits for at most `time` for QEMU to greet, and for
-    /// `patience` for each reply.
+    /// `reply_timeout` for each reply.
     pub(crate) fn greet(
         path: &Path,
         stream: UnixStream,
         time: Duration,
-        patience: Duration,
+        reply_timeout: Duration,
     ) -> Result<Self, Failure> {
         let mut qmp = Self {
             path: path.to_owned(),
@@ -70,7 +70,7 @@ impl Qmp {
             received: Vec::new(),
             searched: 0,
             next_id: 0,
-            patience,
+            reply_timeout,
             is_lost: false,
             events: BTreeMap::new(),
         };
@@ -126,12 +126,14 @@ impl Qmp {
         descriptor: Option<BorrowedFd<'_>>,
     ) -> Result<Value, Failure> {
         self.is_lost = true;
-        let deadline = Instant::now() + self.patience;
+        let deadline = Instant::now() + self.reply_timeout;
         let id = self.next_id;
         self.next_id += 1;
         let line = json!({ "execute": command, "arguments": arguments, "id": id });
         let line = format!("{line}\n");
-        self.stream.set_write_timeout(Some(self.patience)).map_err(|error| self.failed(error))?;
+        self.stream
+            .set_write_timeout(Some(self.reply_timeout))
+            .map_err(|error| self.failed(error))?;
         let sent = match descriptor {
             None => self.stream.write_all(line.as_bytes()),
             Some(descriptor) => send(&self.stream, line.as_bytes(), descriptor),
@@ -140,9 +142,8 @@ impl Qmp {
         loop {
             let reply = self.line(deadline)?;
             let Some(mut reply) = reply else {
-                return Err(
-                    self.failed(format_args!("{command}: no reply within {:?}", self.patience))
-                );
+                return Err(self
+                    .failed(format_args!("{command}: no reply within {:?}", self.reply_timeout)));
             };
             // A reply to a command that could not be parsed has no number.
             if reply.get("id").is_some_and(|found| found.as_u64() != Some(id)) {

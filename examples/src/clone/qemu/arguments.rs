@@ -5,7 +5,7 @@
 //! addresses. What cannot be replaced is refused.
 
 use super::devices::{device, net, object};
-use super::nodes::{Node, Nodes, Place};
+use super::nodes::{Node, Nodes, Replacement};
 use crate::failure::Failure;
 use crate::qemu::folder::Captured;
 use crate::qemu::options::Options;
@@ -241,8 +241,8 @@ impl Derivation<'_> {
         let mut options = Options::parse(value);
         let machine = &self.captured.machine;
         let node = Node::drive(&options);
-        let place = self.nodes.place(&node, &machine.disks, &machine.folder);
-        let Place::Overlay(number) = place else {
+        let replacement = self.nodes.replacement(&node, &machine.disks, &machine.folder);
+        let Replacement::Overlay(number) = replacement else {
             // The guest only reads it, or there is no medium.
             return Ok(value.to_owned());
         };
@@ -263,13 +263,13 @@ impl Derivation<'_> {
     fn blockdev(&mut self, value: &str) -> Result<(), Failure> {
         let node = Node::blockdev(value);
         let machine = &self.captured.machine;
-        let number = match self.nodes.place(&node, &machine.disks, &machine.folder) {
-            Place::Same => {
+        let number = match self.nodes.replacement(&node, &machine.disks, &machine.folder) {
+            Replacement::Same => {
                 self.push("blockdev", value);
                 return Ok(());
             }
-            Place::Nothing => return Ok(()),
-            Place::Overlay(number) => number,
+            Replacement::Nothing => return Ok(()),
+            Replacement::Overlay(number) => number,
         };
         let mut options = Options::parse("driver=qcow2");
         options.set("node-name", node.name());

@@ -26,7 +26,7 @@ pub(super) struct Node {
 
 /// What a clone has in place of a node.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Place {
+pub(super) enum Replacement {
     /// The overlay of the disk with this number.
     Overlay(usize),
     /// Nothing: the overlay names what is below it.
@@ -139,40 +139,46 @@ impl Nodes {
     }
 
     /// What a clone has in place of a node.
-    pub(super) fn place(&self, node: &Node, disks: &[Disk], folder: &Path) -> Place {
-        self.place_within(node, disks, folder, DEEPEST)
+    pub(super) fn replacement(&self, node: &Node, disks: &[Disk], folder: &Path) -> Replacement {
+        self.replacement_within(node, disks, folder, DEEPEST)
     }
 
-    fn place_within(&self, node: &Node, disks: &[Disk], folder: &Path, depth: usize) -> Place {
+    fn replacement_within(
+        &self,
+        node: &Node,
+        disks: &[Disk],
+        folder: &Path,
+        depth: usize,
+    ) -> Replacement {
         let mut above = self.above(node).peekable();
         if above.peek().is_some() {
             // Nodes that refer to each other in a circle are QEMU's to refuse.
             let is_left_out = |other: &Node| {
                 let below = depth.checked_sub(1);
                 below.is_some_and(|depth| {
-                    self.place_within(other, disks, folder, depth) != Place::Same
+                    self.replacement_within(other, disks, folder, depth) != Replacement::Same
                 })
             };
-            return if above.all(is_left_out) { Place::Nothing } else { Place::Same };
+            return if above.all(is_left_out) { Replacement::Nothing } else { Replacement::Same };
         }
         if node.is_read_only {
-            return Place::Same;
+            return Replacement::Same;
         }
         let has_name = |disk: &Disk| {
             let is_device = node.device.as_ref().is_some_and(|name| *name == disk.device);
             is_device || (!node.name.is_empty() && node.name == disk.node)
         };
         if let Some(found) = disks.iter().position(has_name) {
-            return Place::Overlay(found);
+            return Replacement::Overlay(found);
         }
         let Some(image) = self.image(node).map(|image| folder.join(image)) else {
-            return Place::Same;
+            return Replacement::Same;
         };
         // After an earlier capture, the image that the command line names is below others.
         let depths = disks.iter().enumerate().filter_map(|(number, disk)| {
             let depth = disk.chain.iter().position(|file| folder.join(file) == image)?;
             Some((depth, number))
         });
-        depths.min().map_or(Place::Same, |(_, number)| Place::Overlay(number))
+        depths.min().map_or(Replacement::Same, |(_, number)| Replacement::Overlay(number))
     }
 }
