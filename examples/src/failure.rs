@@ -62,6 +62,11 @@ impl Failure {
         Self { hint: found.map(str::to_owned), ..Self::new(error) }
     }
 
+    /// The first line of the cause.
+    pub(crate) fn cause(&self) -> &str {
+        self.cause.lines().next().unwrap_or_default()
+    }
+
     /// Marks the result of a check that found something wrong.
     pub(crate) fn finding(self) -> Self {
         Self { kind: Kind::Finding, ..self }

@@ -1,15 +1,19 @@
-//! The socket at which VMMs connect.
+//! The socket at which VMMs connect, and connections to theirs.
 
 use crate::failure::Failure;
 use crate::interrupt::{Armed, Undo, arm_with};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, chmod};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 use std::fs;
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+/// The pause between two attempts to connect.
+const RETRY: Duration = Duration::from_millis(10);
 
 /// A socket that listens. Its file is removed on drop, and after the process was killed, unless it
 /// is [kept](Self::keep_file).
@@ -80,6 +84,37 @@ impl Socket {
     }
 }
 
+/// Connects to a socket, and waits for at most `time` for a process to listen there, for as long as
+/// `goes_on` says so between attempts.
+pub(crate) fn connect_within(
+    path: &Path,
+    time: Duration,
+    goes_on: &mut dyn FnMut() -> bool,
+) -> io::Result<UnixStream> {
+    let address = SocketAddrUnix::new(path)?;
+    let last = Instant::now() + time;
+    loop {
+        match connect_now(&address) {
+            Err(_) if Instant::now() < last => {}
+            done => return done,
+        }
+        if !goes_on() {
+            return Err(ErrorKind::Interrupted.into());
+        }
+        std::thread::sleep(RETRY);
+    }
+}
+
+/// Connects. Fails where too many connections wait to be accepted.
+fn connect_now(address: &SocketAddrUnix) -> io::Result<UnixStream> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    connect(&socket, address)?;
+    let stream = UnixStream::from(socket);
+    stream.set_nonblocking(false)?;
+    Ok(stream)
+}
+
 /// Whether a later connection may be accepted.
 fn is_passing(error: &io::Error) -> bool {
     use rustix::io::Errno;
@@ -128,6 +163,30 @@ fn hint(error: ErrorKind) -> Option<&'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_connection_waits_for_a_listener_and_for_no_queue() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        let minute = Duration::from_secs(60);
+        let mut attempts = 0;
+        let mut listener = None;
+        let connected = connect_within(&path, minute, &mut || {
+            attempts += 1;
+            if attempts == 3 {
+                listener = Some(UnixListener::bind(&path).unwrap());
+            }
+            true
+        });
+        assert!(connected.is_ok() && attempts == 3, "{connected:?}, {attempts}");
+        // The queue of connections that are not accepted becomes full.
+        rustix::net::listen(listener.as_ref().unwrap(), 1).unwrap();
+        let all: io::Result<Vec<_>> =
+            (0..8).map(|_| connect_within(&path, Duration::ZERO, &mut || true)).collect();
+        assert_eq!(all.unwrap_err().kind(), ErrorKind::WouldBlock);
+        let error = connect_within(&dir.path().join("none"), minute, &mut || false).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Interrupted);
+    }
 
     #[test]
     fn stale_sockets_are_replaced_and_others_stay() {

@@ -1,7 +1,7 @@
 //! What the source of a postcopy migration sends.
 
 use super::saved::SavedVm;
-use super::wire::{command, section};
+use super::wire::{command, ping, section};
 use super::writer;
 use crate::error::{Error, ErrorKind};
 use kaleidoscope_core::addr::{FRAME_BYTES, FRAME_SIZE};
@@ -38,7 +38,7 @@ impl PostcopySource {
         // The sizes of the host's pages, all in one, and of the guest's.
         let sizes = [FRAME_SIZE.to_be_bytes(), FRAME_SIZE.to_be_bytes()].concat();
         send(out, command::POSTCOPY_ADVISE, &sizes)?;
-        send(out, command::PING, &1_u32.to_be_bytes())?;
+        send(out, command::PING, &ping::READY.to_be_bytes())?;
         writer::ram_start(out, saved, false);
         writer::ram_part(out, section::PART);
         writer::kept_pages(out, saved);
@@ -55,6 +55,7 @@ impl PostcopySource {
         let mut package = Vec::with_capacity(saved.devices().len().saturating_add(32));
         send(&mut package, command::POSTCOPY_LISTEN, &[])?;
         package.extend(saved.devices());
+        send(&mut package, command::PING, &ping::LOADED.to_be_bytes())?;
         send(&mut package, command::POSTCOPY_RUN, &[])?;
         let length = u32::try_from(package.len())
             .map_err(|_| Error::new(ErrorKind::Unsupported, "device state of 4 GiB"))?;

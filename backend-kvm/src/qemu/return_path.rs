@@ -2,7 +2,7 @@
 
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
-use super::wire::message;
+use super::wire::{message, ping};
 use crate::error::Error;
 use kaleidoscope_core::addr::FRAME_SIZE;
 
@@ -17,9 +17,12 @@ pub enum Wanted {
         /// Their length in bytes.
         bytes: u64,
     },
-    /// The destination has followed all commands before [`PostcopySource`](super::PostcopySource)'s
-    /// ping: postcopy is possible there.
+    /// The destination has followed all commands before the first ping of
+    /// [`PostcopySource`](super::PostcopySource): postcopy is possible there.
     Ready,
+    /// The destination has followed all commands before the second ping: it has loaded the devices,
+    /// and its guest runs next.
+    Loaded,
     /// The migration has ended. Zero for success; a destination that fails sends another value.
     End(u32),
 }
@@ -89,7 +92,11 @@ impl ReturnPath {
                 let value = u32::from_be_bytes(body.try_into().ok()?);
                 Some(Ok(Some(Wanted::End(value))))
             }
-            message::PONG => (body.len() == 4).then_some(Ok(Some(Wanted::Ready))),
+            message::PONG => match u32::from_be_bytes(body.try_into().ok()?) {
+                ping::READY => Some(Ok(Some(Wanted::Ready))),
+                ping::LOADED => Some(Ok(Some(Wanted::Loaded))),
+                _ => None,
+            },
             // Capabilities that this source does not offer would answer with the others.
             message::SWITCHOVER_ACK => body.is_empty().then_some(Ok(None)),
             message::REQ_PAGES | message::REQ_PAGES_ID => {

@@ -155,12 +155,15 @@ fn a_source_sends_everything_in_order() {
     range.extend(0_u64.to_be_bytes());
     range.extend(0x4000_u64.to_be_bytes());
     assert_eq!(later[0], (command::POSTCOPY_RAM_DISCARD, range));
-    let package = device().len() + 10;
+    let package = device().len() + 19;
     let length = u32::try_from(package).unwrap().to_be_bytes().to_vec();
     assert_eq!(later[1], (command::PACKAGED, length));
     let after = at + 5 + 22 + 5 + 4;
     assert_eq!(commands(&out[after..])[0].0, command::POSTCOPY_LISTEN);
     assert_eq!(out[after + 5..after + 5 + device().len()], device());
+    let loaded = (command::PING, vec![0, 0, 0, 2]);
+    let run = (command::POSTCOPY_RUN, vec![]);
+    assert_eq!(commands(&out[after + 5 + device().len()..]), [loaded, run]);
     assert_eq!(out[after + package..], [section::PART, 0, 0, 0, 2]);
 
     let mut pages = Vec::new();
@@ -199,6 +202,7 @@ fn requests_arrive_in_pieces() {
     let all = [
         message(2, &[0, 0, 0, 1]),
         request(0x1000, 4096, Some(b"ram")),
+        message(2, &[0, 0, 0, 2]),
         request(0x2000, 8192, None),
         request(0, 4096, Some(b"vga")),
         request(0, 4096, None),
@@ -207,8 +211,9 @@ fn requests_arrive_in_pieces() {
     ]
     .concat();
     let pages = |offset, bytes| Wanted::Pages { offset, bytes };
-    let requests = [pages(0x1000, 4096), pages(0x2000, 8192), pages(0, 4096)];
-    let expected = [&[Wanted::Ready][..], &requests, &[Wanted::End(0)]].concat();
+    let begin = [Wanted::Ready, pages(0x1000, 4096), Wanted::Loaded];
+    let requests = [pages(0x2000, 8192), pages(0, 4096)];
+    let expected = [&begin[..], &requests, &[Wanted::End(0)]].concat();
     for step in [1, 3, 5, 1000] {
         let mut path = ReturnPath::new("ram", 0x4000);
         let mut found = Vec::new();
@@ -233,6 +238,8 @@ fn wrong_requests_are_errors() {
         (message(3, &[0; 12]), "malformed"),
         (message(4, &[0; 13]), "malformed"),
         (message(1, &[]), "malformed"),
+        (message(2, &[0, 0, 1]), "malformed"),
+        (message(2, &[0, 0, 0, 3]), "malformed"),
         (message(6, &[0; 4]), "recover"),
         (message(99, &[]), "99"),
     ] {

@@ -29,6 +29,12 @@ pub(super) mod command {
     pub(in super::super) const PACKAGED: u16 = 7;
 }
 
+/// What pings hold, which a destination sends back.
+pub(super) mod ping {
+    pub(in super::super) const READY: u32 = 1;
+    pub(in super::super) const LOADED: u32 = 2;
+}
+
 /// Messages of a destination.
 pub(super) mod message {
     pub(in super::super) const SHUT: u16 = 1;

@@ -14,9 +14,11 @@ use super::config::{Config, RAM};
 use super::control::{FromGuest, FromHost};
 use super::error::{Error, Result};
 use super::layout::Layout;
-use super::qmp::Qmp;
+use crate::failure::Failure;
 use crate::interrupt::{Armed, Scratch, child};
 use crate::lines::last_lines;
+use crate::qemu::qmp::Qmp;
+use crate::socket::connect_within;
 
 /// How long QEMU may take to answer on its sockets.
 const QMP_TIMEOUT: Duration = Duration::from_secs(60);
@@ -28,7 +30,7 @@ const TAIL_LINES: usize = 25;
 #[derive(Debug)]
 pub(crate) struct Machine {
     qemu: KillOnDrop,
-    qmp: Qmp<UnixStream>,
+    qmp: Qmp,
     control: UnixStream,
     received: Vec<u8>,
     console: PathBuf,
@@ -55,14 +57,14 @@ impl Machine {
             child::spawn(&mut command).map_err(|source| QEMU.not_started(source))?;
         let mut qemu = KillOnDrop(qemu, Some(armed));
         let control = connect(&mut qemu.0, &control)?;
-        let qmp = connect(&mut qemu.0, &qmp)?;
-        qmp.set_read_timeout(Some(QMP_TIMEOUT)).map_err(Error::io("configure", &config.ram))?;
+        let stream = connect(&mut qemu.0, &qmp)?;
         control
             .set_read_timeout(Some(Duration::from_millis(100)))
             .map_err(Error::io("configure", &config.ram))?;
         // QEMU opens its sockets before it checks most of its arguments, so an invalid argument
         // may show up here.
-        let qmp = Qmp::connect(qmp).map_err(|error| exit_error(&mut qemu.0).unwrap_or(error))?;
+        let qmp = Qmp::greet(&qmp, stream, QMP_TIMEOUT, QMP_TIMEOUT)
+            .map_err(|failure| exit_error(&mut qemu.0).unwrap_or_else(|| qmp_error(&failure)))?;
         Ok(Self {
             qemu,
             qmp,
@@ -136,24 +138,32 @@ impl Machine {
             .map_err(|error| Error::Qmp(format!("control port: {error}")))
     }
 
+    fn execute(&mut self, command: &str, arguments: Value) -> Result<Value> {
+        self.qmp.execute(command, arguments).map_err(|failure| qmp_error(&failure))
+    }
+
+    fn human(&mut self, command: &str) -> Result<String> {
+        self.qmp.human(command).map_err(|failure| qmp_error(&failure))
+    }
+
     /// Stops all vCPUs.
     pub(crate) fn pause(&mut self) -> Result<()> {
-        self.qmp.execute("stop", json!({})).map(drop)
+        self.execute("stop", json!({})).map(drop)
     }
 
     /// Resumes all vCPUs.
     pub(crate) fn resume(&mut self) -> Result<()> {
-        self.qmp.execute("cont", json!({})).map(drop)
+        self.execute("cont", json!({})).map(drop)
     }
 
     /// The registers of all vCPUs, as text.
     pub(crate) fn registers(&mut self) -> Result<String> {
-        self.qmp.human("info registers -a")
+        self.human("info registers -a")
     }
 
     /// The layout of the guest's RAM.
     pub(crate) fn layout(&mut self) -> Result<Layout> {
-        Layout::from_mtree(&self.qmp.human("info mtree -f")?, RAM, self.ram_bytes)
+        Layout::from_mtree(&self.human("info mtree -f")?, RAM, self.ram_bytes)
     }
 
     /// Saves the state of the paused guest's vCPUs and devices, without its RAM, into `file`.
@@ -165,7 +175,7 @@ impl Machine {
     pub(crate) fn save_devices(&mut self, file: &Path) -> Result<()> {
         self.ignore_shared()?;
         let uri = format!("exec:cat > {}", quote(file));
-        self.qmp.execute("migrate", json!({ "uri": uri }))?;
+        self.execute("migrate", json!({ "uri": uri }))?;
         self.wait_for_migration()
     }
 
@@ -177,21 +187,19 @@ impl Machine {
     pub(crate) fn load_devices(&mut self, file: &Path) -> Result<()> {
         self.ignore_shared()?;
         let uri = format!("exec:cat {}", quote(file));
-        self.qmp.execute("migrate-incoming", json!({ "uri": uri }))?;
+        self.execute("migrate-incoming", json!({ "uri": uri }))?;
         self.wait_for_migration().map_err(|error| exit_error(&mut self.qemu.0).unwrap_or(error))
     }
 
     fn ignore_shared(&mut self) -> Result<()> {
         let capability = json!({ "capability": "x-ignore-shared", "state": true });
-        self.qmp
-            .execute("migrate-set-capabilities", json!({ "capabilities": [capability] }))
-            .map(drop)
+        self.execute("migrate-set-capabilities", json!({ "capabilities": [capability] })).map(drop)
     }
 
     fn wait_for_migration(&mut self) -> Result<()> {
         let begin = Instant::now();
         loop {
-            let answer = self.qmp.execute("query-migrate", json!({}))?;
+            let answer = self.execute("query-migrate", json!({}))?;
             match answer.get("status").and_then(Value::as_str) {
                 Some("completed") => return Ok(()),
                 Some("failed" | "cancelled") => {
@@ -210,7 +218,7 @@ impl Machine {
     /// # Errors
     /// If QEMU's answer cannot be understood.
     pub(crate) fn vcpu_threads(&mut self) -> Result<Vec<u32>> {
-        let answer = self.qmp.execute("query-cpus-fast", json!({}))?;
+        let answer = self.execute("query-cpus-fast", json!({}))?;
         let number = |vcpu: &Value, key: &str| u32::try_from(vcpu.get(key)?.as_u64()?).ok();
         let mut threads: Vec<_> = answer
             .as_array()
@@ -236,10 +244,10 @@ impl Machine {
     /// # Errors
     /// If the guest does not reach the target within the configured timeout.
     pub(crate) fn balloon(&mut self, target: u64) -> Result<()> {
-        self.qmp.execute("balloon", json!({ "value": target }))?;
+        self.execute("balloon", json!({ "value": target }))?;
         let begin = Instant::now();
         loop {
-            let answer = self.qmp.execute("query-balloon", json!({}))?;
+            let answer = self.execute("query-balloon", json!({}))?;
             if answer.get("actual").and_then(Value::as_u64) == Some(target) {
                 return Ok(());
             }
@@ -256,7 +264,7 @@ impl Machine {
     /// # Errors
     /// If QEMU refuses or does not end in time.
     pub(crate) fn quit(mut self) -> Result<()> {
-        self.qmp.execute("quit", json!({}))?;
+        self.execute("quit", json!({}))?;
         let begin = Instant::now();
         while begin.elapsed() < QMP_TIMEOUT {
             if let Ok(Some(_)) = self.qemu.0.try_wait() {
@@ -312,25 +320,15 @@ pub(crate) fn qemu_version() -> Result<String> {
 
 /// Connects to a socket that QEMU is about to open.
 fn connect(qemu: &mut Child, path: &Path) -> Result<UnixStream> {
-    let begin = Instant::now();
-    loop {
-        match UnixStream::connect(path) {
-            Ok(stream) => return Ok(stream),
-            Err(error) if begin.elapsed() > QMP_TIMEOUT => {
-                return Err(Error::Io {
-                    doing: "connect to",
-                    path: path.to_owned(),
-                    source: error,
-                });
-            }
-            Err(_) => sleep(Duration::from_millis(10)),
-        }
-        if let Ok(Some(_)) = qemu.try_wait()
-            && let Some(error) = exit_error(qemu)
-        {
-            return Err(error);
-        }
-    }
+    let mut runs = || !matches!(qemu.try_wait(), Ok(Some(_)));
+    connect_within(path, QMP_TIMEOUT, &mut runs).map_err(|source| {
+        let failed = Error::Io { doing: "connect to", path: path.to_owned(), source };
+        exit_error(qemu).unwrap_or(failed)
+    })
+}
+
+fn qmp_error(failure: &Failure) -> Error {
+    Error::Qmp(failure.to_string())
 }
 
 /// Waits briefly for QEMU to end, and returns its standard error as an error. `None` if QEMU runs.

@@ -19,7 +19,6 @@ mod error;
 mod feature;
 pub(crate) mod layout;
 mod machine;
-mod qmp;
 mod report;
 mod run;
 mod saved;

@@ -3,8 +3,10 @@
 //! Every reply has a deadline and a bound on its length. Descriptors go along with commands.
 
 use crate::failure::Failure;
+use crate::socket::connect_within;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use std::io::{ErrorKind, IoSlice, Read, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -18,19 +20,11 @@ const LONGEST_LINE: usize = 16 << 20;
 /// Longest wait for a reply.
 const REPLY: Duration = Duration::from_secs(20);
 
-/// Most events that are kept until they are looked at.
+/// Most names of events that are kept. QEMU has fewer.
 const EVENTS: usize = 1024;
 
 /// The name of a descriptor that was passed.
 pub(crate) const PASSED: &str = "kaleidoscope";
-
-/// An event that QEMU reported.
-#[derive(Clone, PartialEq, Debug)]
-pub(crate) struct Event {
-    pub(crate) name: String,
-    /// QEMU's clock when it happened.
-    pub(crate) at: Duration,
-}
 
 /// A connection, ready for commands.
 #[derive(Debug)]
@@ -41,7 +35,12 @@ pub(crate) struct Qmp {
     /// How much of `received` was searched for the end of a line.
     searched: usize,
     next_id: u64,
-    events: Vec<Event>,
+    /// How long QEMU may take to reply.
+    reply_timeout: Duration,
+    /// Whether the last command got no reply.
+    is_lost: bool,
+    /// QEMU's clock at the latest event of each name.
+    events: BTreeMap<String, Duration>,
 }
 
 impl Qmp {
@@ -49,26 +48,33 @@ impl Qmp {
     /// serves one client at a time.
     pub(crate) fn connect(path: &Path, time: Duration) -> Result<Self, Failure> {
         let deadline = Instant::now() + time;
-        let stream = loop {
-            match UnixStream::connect(path) {
-                Ok(stream) => break stream,
-                Err(error) if Instant::now() >= deadline => {
-                    return Err(Failure::at(path, format_args!("cannot connect: {error}")).hint(
-                        "QEMU listens there if it was started with -qmp unix:PATH,server=on,wait=off",
-                    ));
-                }
-                Err(_) => std::thread::sleep(Duration::from_millis(10)),
-            }
-        };
+        let stream = connect_within(path, time, &mut || true).map_err(|error| {
+            Failure::at(path, format_args!("cannot connect: {error}"))
+                .hint("QEMU listens there if it was started with -qmp unix:PATH,server=on,wait=off")
+        })?;
+        let left = deadline.saturating_duration_since(Instant::now());
+        Self::greet(path, stream, left.max(Duration::from_secs(1)), REPLY)
+    }
+
+    /// Begins with a connection to `path`, and waits for at most `time` for QEMU to greet, and for
+    /// `reply_timeout` for each reply.
+    pub(crate) fn greet(
+        path: &Path,
+        stream: UnixStream,
+        time: Duration,
+        reply_timeout: Duration,
+    ) -> Result<Self, Failure> {
         let mut qmp = Self {
             path: path.to_owned(),
             stream,
             received: Vec::new(),
             searched: 0,
             next_id: 0,
-            events: Vec::new(),
+            reply_timeout,
+            is_lost: false,
+            events: BTreeMap::new(),
         };
-        let deadline = deadline.max(Instant::now() + Duration::from_secs(1));
+        let deadline = Instant::now() + time;
         let greeting = qmp.line(deadline)?.ok_or_else(|| {
             qmp.failed("no greeting came").hint("another program may be connected to this socket")
         })?;
@@ -88,11 +94,15 @@ impl Qmp {
         Ok(self.stream.try_clone().map_err(|error| self.failed(error))?.into())
     }
 
-    /// The number of the process that listens, and its user.
-    pub(crate) fn peer(&self) -> Result<(i32, u32), Failure> {
+    /// The number of the process that listens.
+    pub(crate) fn peer(&self) -> Result<i32, Failure> {
         let peer = rustix::net::sockopt::socket_peercred(&self.stream);
-        let peer = peer.map_err(|error| self.failed(error))?;
-        Ok((peer.pid.as_raw_pid(), peer.uid.as_raw()))
+        Ok(peer.map_err(|error| self.failed(error))?.pid.as_raw_pid())
+    }
+
+    /// Whether the last command got no reply, not even a refusal.
+    pub(crate) fn is_lost(&self) -> bool {
+        self.is_lost
     }
 
     fn failed(&self, what: impl std::fmt::Display) -> Failure {
@@ -115,12 +125,15 @@ impl Qmp {
         arguments: Value,
         descriptor: Option<BorrowedFd<'_>>,
     ) -> Result<Value, Failure> {
-        let deadline = Instant::now() + REPLY;
+        self.is_lost = true;
+        let deadline = Instant::now() + self.reply_timeout;
         let id = self.next_id;
         self.next_id += 1;
         let line = json!({ "execute": command, "arguments": arguments, "id": id });
         let line = format!("{line}\n");
-        self.stream.set_write_timeout(Some(REPLY)).map_err(|error| self.failed(error))?;
+        self.stream
+            .set_write_timeout(Some(self.reply_timeout))
+            .map_err(|error| self.failed(error))?;
         let sent = match descriptor {
             None => self.stream.write_all(line.as_bytes()),
             Some(descriptor) => send(&self.stream, line.as_bytes(), descriptor),
@@ -129,12 +142,14 @@ impl Qmp {
         loop {
             let reply = self.line(deadline)?;
             let Some(mut reply) = reply else {
-                return Err(self.failed(format_args!("{command}: no reply within {REPLY:?}")));
+                return Err(self
+                    .failed(format_args!("{command}: no reply within {:?}", self.reply_timeout)));
             };
             // A reply to a command that could not be parsed has no number.
             if reply.get("id").is_some_and(|found| found.as_u64() != Some(id)) {
                 continue;
             }
+            self.is_lost = false;
             if let Some(result) = reply.get_mut("return") {
                 return Ok(result.take());
             }
@@ -146,6 +161,11 @@ impl Qmp {
         }
     }
 
+    /// QEMU's version.
+    pub(crate) fn version(&mut self) -> Result<String, Failure> {
+        Ok(emulator(&self.execute("query-version", json!({}))?))
+    }
+
     /// Runs a command of the human monitor, and returns what it printed with plain line ends.
     pub(crate) fn human(&mut self, command_line: &str) -> Result<String, Failure> {
         let arguments = json!({ "command-line": command_line });
@@ -155,9 +175,9 @@ impl Qmp {
         Ok(text.replace("\r\n", "\n"))
     }
 
-    /// The latest event of this name since [`forget_events`](Self::forget_events).
-    pub(crate) fn event(&self, name: &str) -> Option<&Event> {
-        self.events.iter().rev().find(|event| event.name == name)
+    /// QEMU's clock at the latest event of this name since [`forget_events`](Self::forget_events).
+    pub(crate) fn event(&self, name: &str) -> Option<Duration> {
+        self.events.get(name).copied()
     }
 
     pub(crate) fn forget_events(&mut self) {
@@ -176,8 +196,8 @@ impl Qmp {
                 let part = |name: &str| line.pointer(name).and_then(Value::as_u64).unwrap_or(0);
                 let at = Duration::from_secs(part("/timestamp/seconds"))
                     + Duration::from_micros(part("/timestamp/microseconds").min(1_000_000));
-                if self.events.len() < EVENTS {
-                    self.events.push(Event { name: name.to_owned(), at });
+                if self.events.len() < EVENTS || self.events.contains_key(name) {
+                    self.events.insert(name.to_owned(), at);
                 }
             }
             let left = deadline.saturating_duration_since(Instant::now());
@@ -210,6 +230,14 @@ impl Qmp {
         self.searched = 0;
         Some(line)
     }
+}
+
+/// QEMU's version, such as `7.2.22 (Debian ...)`.
+fn emulator(version: &Value) -> String {
+    let part = |name: &str| version.pointer(name).and_then(Value::as_u64).unwrap_or(0);
+    let package = version.get("package").and_then(Value::as_str).unwrap_or_default();
+    let numbers = [part("/qemu/major"), part("/qemu/minor"), part("/qemu/micro")];
+    format!("{}.{}.{} {package}", numbers[0], numbers[1], numbers[2]).trim_end().to_owned()
 }
 
 /// Sends a line together with a descriptor.
@@ -261,15 +289,61 @@ mod tests {
                 .leak();
         let mut qmp = peer(GREETING, replies).unwrap();
         assert_eq!(qmp.execute("query-status", json!({})).unwrap()["running"], true);
-        assert_eq!(qmp.event("STOP").unwrap().at, Duration::new(7, 5000));
+        assert_eq!(qmp.event("STOP"), Some(Duration::new(7, 5000)));
         qmp.forget_events();
-        assert!(qmp.event("STOP").is_none());
+        assert_eq!(qmp.event("STOP"), None);
         let error = qmp.execute("fly", json!({})).unwrap_err().to_string();
-        assert!(error.contains("fly: no"), "{error}");
+        assert!(error.contains("fly: no") && !qmp.is_lost(), "{error}");
         let error = qmp.execute("fly", json!({})).unwrap_err().to_string();
         assert!(error.contains("not a JSON line"), "{error}");
         let error = qmp.execute("fly", json!({})).unwrap_err().to_string();
         assert!(error.contains("fly: Broken pipe") || error.contains("closed"), "{error}");
+        assert!(qmp.is_lost());
+    }
+
+    #[test]
+    fn the_latest_event_of_a_name_counts_however_many_come() {
+        let event = |name: &str, at: u64| {
+            format!("{{\"event\": \"{name}\", \"timestamp\": {{\"seconds\": {at}}}}}\n")
+        };
+        let mut many: String = (0..2000).map(|at| event("STOP", at)).collect();
+        many += &(event("RESUME", 3000) + "{\"return\": {}, \"id\": 1}\n");
+        let replies: &'static [&'static str] = vec![READY, many.leak()].leak();
+        let mut qmp = peer(GREETING, replies).unwrap();
+        qmp.execute("query-status", json!({})).unwrap();
+        assert_eq!(qmp.event("STOP"), Some(Duration::from_secs(1999)));
+        assert_eq!(qmp.event("RESUME"), Some(Duration::from_secs(3000)));
+    }
+
+    #[test]
+    fn the_human_monitor_s_text_has_plain_line_ends() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let peer = std::thread::spawn(move || {
+            let mut lines = BufReader::new(theirs.try_clone().unwrap()).lines();
+            let said = [GREETING, READY, "{\"return\": \"CPU#0\\r\\nRAX=0\\r\\n\", \"id\": 1}\r\n"];
+            (&theirs).write_all(said.concat().as_bytes()).unwrap();
+            let line = |text: String| serde_json::from_str::<Value>(&text).unwrap();
+            [(); 2].map(|()| line(lines.next().unwrap().unwrap()))
+        });
+        let minute = Duration::from_secs(60);
+        let mut qmp = Qmp::greet(Path::new("qmp"), ours, minute, minute).unwrap();
+        assert_eq!(qmp.human("info registers -a").unwrap(), "CPU#0\nRAX=0\n");
+        let [first, second] = peer.join().unwrap();
+        assert_eq!(first["execute"], "qmp_capabilities");
+        assert_eq!(second["arguments"]["command-line"], "info registers -a");
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        drop(theirs);
+        let error = Qmp::greet(Path::new("qmp"), ours, minute, minute).unwrap_err().to_string();
+        assert!(error.contains("closed"), "{error}");
+        // The peer has gone.
+        let error = qmp.execute("stop", json!({})).unwrap_err().to_string();
+        assert!(error.contains("closed") || error.contains("stop: Broken pipe"), "{error}");
+    }
+
+    #[test]
+    fn versions_are_written_with_their_package() {
+        let version = json!({"qemu": {"major": 7, "minor": 2, "micro": 22}, "package": "Debian"});
+        assert_eq!(emulator(&version), "7.2.22 Debian");
     }
 
     #[test]

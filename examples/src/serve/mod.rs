@@ -12,7 +12,7 @@ mod parent;
 mod qemu;
 mod report;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
-mod template;
+pub(crate) mod template;
 mod watched;
 
 use crate::args::OrSubcommand;

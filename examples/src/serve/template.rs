@@ -1,6 +1,6 @@
 //! What all VMs of a handler start from: the memory file and its colors.
 
-use crate::analysis::color_image;
+use crate::analysis::{Analysis, color_image};
 use crate::failure::Failure;
 use crate::map::explained;
 use crate::outfile::Output;
@@ -12,6 +12,7 @@ use kaleidoscope_core::image::MemoryImage;
 use kaleidoscope_core::manifest::{ImageIdentity, Limits, Manifest};
 use kaleidoscope_core::memory::GuestMemory;
 use kaleidoscope_core::prefetch::LocalityOrder;
+use kaleidoscope_core::registers::VcpuRegisters;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -42,10 +43,10 @@ pub(super) struct TemplateArgs<'a> {
 }
 
 /// A color map, its image's identity, and where it comes from.
-struct Colors {
+pub(crate) struct Colors {
     map: ColorMap,
     identity: ImageIdentity,
-    origin: String,
+    pub(crate) origin: String,
     is_colored: bool,
 }
 
@@ -114,32 +115,35 @@ fn of(manifest: Manifest, origin: String) -> Colors {
 
 /// Colors the image and keeps the map. A guest that cannot be colored is served all the same.
 fn found(args: &TemplateArgs<'_>, image: &MemoryImage) -> Result<Colors, Failure> {
+    color(image, image.vcpus().to_vec(), &args.kept).or_else(|failure| {
+        let map = ColorMap::unknown(image.layout().clone());
+        let identity =
+            ImageIdentity::of(image, &map).map_err(|error| Failure::at(args.memory, error))?;
+        let origin = format!("none, prefetch goes by frame numbers: {}", failure.cause());
+        Ok(Colors { map, identity, origin, is_colored: false })
+    })
+}
+
+/// Colors an image, and keeps the map in the file `kept` if that can be written.
+pub(crate) fn color(
+    image: &MemoryImage,
+    vcpus: Vec<VcpuRegisters>,
+    kept: &Path,
+) -> Result<Colors, Failure> {
     let start = Instant::now();
-    let (map, notes, mut origin, is_colored) =
-        match color_image(image, image.vcpus().to_vec(), Rules::default()) {
-            Ok(analysis) => {
-                let ms = start.elapsed().as_millis();
-                (analysis.coloring.map, analysis.notes, format!("found in {ms} ms"), true)
-            }
-            Err(failure) => {
-                let unknown = ColorMap::unknown(image.layout().clone());
-                let failure = failure.to_string();
-                let why = failure.lines().next().unwrap_or_default();
-                (unknown, Vec::new(), format!("none, prefetch goes by frame numbers: {why}"), false)
-            }
-        };
-    let identity =
-        ImageIdentity::of(image, &map).map_err(|error| Failure::at(args.memory, error))?;
-    if is_colored {
-        let mut manifest = Manifest::new(map.clone(), identity);
-        manifest.notes = notes;
-        if let Err(failure) = keep(&manifest, &args.kept) {
-            let failure = failure.to_string();
-            let why = failure.lines().next().unwrap_or_default();
-            origin = format!("{origin}, not kept: {why}");
-        }
-    }
-    Ok(Colors { map, identity, origin, is_colored })
+    let Analysis { coloring, notes, .. } = color_image(image, vcpus, Rules::default())?;
+    let map = coloring.map;
+    let ms = start.elapsed().as_millis();
+    let identity = ImageIdentity::of(image, &map).map_err(Failure::new)?;
+    // Those of an image that changed meanwhile would be kept for another one.
+    image.check_unchanged().map_err(Failure::new)?;
+    let mut manifest = Manifest::new(map.clone(), identity);
+    manifest.notes = notes;
+    let origin = match keep(&manifest, kept) {
+        Ok(()) => format!("found in {ms} ms"),
+        Err(failure) => format!("found in {ms} ms, not kept: {}", failure.cause()),
+    };
+    Ok(Colors { map, identity, origin, is_colored: true })
 }
 
 fn keep(manifest: &Manifest, path: &Path) -> Result<(), Failure> {

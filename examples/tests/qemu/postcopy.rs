@@ -5,11 +5,18 @@ use crate::guest::{FILLED, Guest, Incoming, RAM, assert_same, disk_is, fill, has
 use rustix::process::{Signal, geteuid};
 use serde_json::json;
 use std::fs;
+use std::io::Write;
+use std::os::unix::net::UnixListener;
 use std::path::Path;
 
 /// Captures a guest that has filled its memory with `x`.
 fn captured(folder: &Path) -> Guest {
-    let mut parent = Guest::start(folder, "on", &[]);
+    captured_with(folder, &[])
+}
+
+/// The same, with more arguments.
+fn captured_with(folder: &Path, more: &[&str]) -> Guest {
+    let mut parent = Guest::start(folder, "on", more);
     parent.fill(b'x');
     let (socket, snapshot) = (parent.socket.clone(), folder.join("s"));
     let words = ["clone", "qemu", "--qmp", text(&socket), "-o", text(&snapshot)];
@@ -91,6 +98,65 @@ fn a_clone_that_ends_early_is_no_failure() {
     let ended = run.event("ended");
     assert_eq!((&ended["complete"], &ended["error"]), (&false.into(), &().into()), "{ended}");
     assert_eq!(run.end().0, Some(0));
+}
+
+#[test]
+fn a_clone_that_cannot_load_the_devices_is_a_failure() {
+    if !has_postcopy() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let _parent = captured_with(folder.path(), &["-device", "e1000,romfile="]);
+    let snapshot = folder.path().join("s");
+    for rate in [None, Some("0")] {
+        // It has no such device.
+        let clone = Incoming::start(folder.path(), &snapshot, false);
+        let words = ["serve", "qemu", "--from", text(&snapshot), "--to", text(&clone.socket)];
+        let rate: Vec<_> = rate.into_iter().flat_map(|rate| ["--rate", rate]).collect();
+        let mut run = Run::start(&[&words[..], &["--json"], &rate].concat());
+        run.event("serving");
+        let ended = run.event("ended");
+        assert_eq!(ended["complete"], false);
+        assert!(ended["error"].as_str().unwrap().contains("before the guest ran"), "{ended}");
+        assert_eq!(run.end().0, Some(2));
+    }
+}
+
+#[test]
+fn signals_end_the_command_whatever_qemu_does() {
+    if !has_qemu() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let _parent = captured(folder.path());
+    let (snapshot, socket) = (folder.path().join("s"), folder.path().join("to"));
+    let none = folder.path().join("none");
+    let listener = UnixListener::bind(&socket).unwrap();
+    let words = ["serve", "qemu", "--from", text(&snapshot), "--to", text(&socket), "--json"];
+
+    // While it waits for the second VM to listen.
+    let more = ["--to", text(&none), "--timeout", "100000"];
+    let run = Run::start(&[&words[..], &more].concat());
+    let _connection = listener.accept().unwrap();
+    run.signal(Signal::TERM);
+    let (code, said) = run.end();
+    assert_eq!(code, None, "{said}");
+
+    // While a VM takes nothing: one that has not begun, and one that has.
+    for begin in [&[][..], &[0, 2, 0, 4, 0, 0, 0, 1]] {
+        let mut run = Run::start(&words);
+        let (mut connection, _) = listener.accept().unwrap();
+        connection.write_all(begin).unwrap();
+        run.event("serving");
+        wait_until("it ends", || {
+            run.signal_if_running(Signal::INT);
+            !run.is_running()
+        });
+        let event = if begin.is_empty() { "failed" } else { "ended" };
+        let failed = run.event(event)["error"].as_str().unwrap().to_owned();
+        assert!(failed.contains("abandoned"), "{failed}");
+        assert_eq!(run.end().0, Some(2));
+    }
 }
 
 #[test]

@@ -5,10 +5,10 @@
 //! addresses. What cannot be replaced is refused.
 
 use super::devices::{device, net, object};
+use super::nodes::{Node, Nodes, Replacement};
 use crate::failure::Failure;
-use crate::qemu::folder::{Captured, Disk};
+use crate::qemu::folder::Captured;
 use crate::qemu::options::Options;
-use serde_json::Value;
 use std::path::{Path, PathBuf};
 
 /// What a clone has of its own.
@@ -58,7 +58,7 @@ const FLAGS: [&str; 27] = [
 ];
 
 /// Options that a clone does not have: they are of a process, not of its machine.
-const DROPPED: [&str; 14] = [
+const DROPPED: [&str; 15] = [
     "S",
     "daemonize",
     "s",
@@ -71,6 +71,7 @@ const DROPPED: [&str; 14] = [
     "loadvm",
     "spice",
     "D",
+    "d",
     "pidfile",
     "mem-prealloc",
 ];
@@ -89,6 +90,9 @@ const REFUSED: [(&str, &str); 6] = [
 struct Derivation<'d> {
     captured: &'d Captured,
     own: &'d Own,
+    nodes: Nodes,
+    /// How many arguments were replaced for each disk.
+    replaced: Vec<u32>,
     words: Vec<String>,
     macs: u32,
     serials: u32,
@@ -96,11 +100,20 @@ struct Derivation<'d> {
 
 /// The arguments of a clone, whose QMP socket is `qmp` and which waits for its state.
 pub(super) fn derive(captured: &Captured, own: &Own, qmp: &Path) -> Result<Vec<String>, Failure> {
-    let mut derivation = Derivation { captured, own, words: Vec::new(), macs: own.mac, serials: 0 };
-    let mut words = captured.machine.arguments.iter();
+    let machine = &captured.machine;
+    let mut derivation = Derivation {
+        captured,
+        own,
+        nodes: Nodes::of(&machine.arguments),
+        replaced: vec![0; machine.disks.len()],
+        words: Vec::new(),
+        macs: own.mac,
+        serials: 0,
+    };
+    let mut words = machine.arguments.iter();
     while let Some(word) = words.next() {
         let Some(option) = word.strip_prefix("--").or_else(|| word.strip_prefix('-')) else {
-            derivation.image("0", word)?;
+            derivation.image("media=disk", 0, word)?;
             continue;
         };
         if let Some((_, why)) = REFUSED.iter().find(|(name, _)| *name == option) {
@@ -112,6 +125,7 @@ pub(super) fn derive(captured: &Captured, own: &Own, qmp: &Path) -> Result<Vec<S
         };
         derivation.option(option, value.map(String::as_str))?;
     }
+    derivation.check_disks()?;
     let mut words = derivation.words;
     let qmp = escape(qmp)?;
     for word in ["-qmp", &format!("unix:{qmp},server=on,wait=off"), "-incoming", "defer", "-S"] {
@@ -151,10 +165,14 @@ impl Derivation<'_> {
             return Ok(());
         };
         match option {
-            "hda" | "hdb" | "hdc" | "hdd" => {
-                let index = ["hda", "hdb", "hdc", "hdd"].iter().position(|name| *name == option);
-                self.image(&index.unwrap_or(0).to_string(), value)?;
-            }
+            "hda" => self.image("media=disk", 0, value)?,
+            "hdb" => self.image("media=disk", 1, value)?,
+            "hdc" => self.image("media=disk", 2, value)?,
+            "hdd" => self.image("media=disk", 3, value)?,
+            "fda" => self.image("if=floppy", 0, value)?,
+            "fdb" => self.image("if=floppy", 1, value)?,
+            "sd" => self.image("if=sd", 0, value)?,
+            "mtdblock" => self.image("if=mtd", 0, value)?,
             "drive" => {
                 let drive = self.drive(value)?;
                 self.push(option, &drive);
@@ -199,34 +217,36 @@ impl Derivation<'_> {
     }
 
     /// An image that is named without `-drive`.
-    fn image(&mut self, index: &str, file: &str) -> Result<(), Failure> {
-        let mut drive = Options::parse("media=disk");
-        drive.set("index", index);
+    fn image(&mut self, kind: &str, index: u32, file: &str) -> Result<(), Failure> {
+        let mut drive = Options::parse(kind);
+        drive.set("index", &index.to_string());
         drive.set("file", file);
         let drive = self.drive(&drive.to_string())?;
         self.push("drive", &drive);
         Ok(())
     }
 
-    /// The disk with this name, or with this file at the bottom of its images.
-    fn disk(&self, name: Option<&str>, file: Option<&str>) -> Option<(&Disk, &PathBuf)> {
-        let machine = &self.captured.machine;
-        let folder = &machine.folder;
-        let named = |disk: &Disk| name.is_some_and(|name| name == disk.device);
-        let has_file = |disk: &Disk| {
-            file.is_some_and(|file| disk.chain.iter().any(|f| folder.join(f) == folder.join(file)))
-        };
-        let disks = || machine.disks.iter().zip(&self.own.overlays);
-        disks().find(|(disk, _)| named(disk)).or_else(|| disks().find(|(disk, _)| has_file(disk)))
+    /// The overlay for a disk's node, which is counted.
+    fn overlay(&mut self, number: usize) -> Result<String, Failure> {
+        if let Some(count) = self.replaced.get_mut(number) {
+            *count += 1;
+        }
+        let overlay = self.own.overlays.get(number);
+        overlay
+            .map_or_else(|| Err(Failure::new("a disk has no overlay")), |path| text(path))
+            .map(str::to_owned)
     }
 
-    fn drive(&self, value: &str) -> Result<String, Failure> {
+    fn drive(&mut self, value: &str) -> Result<String, Failure> {
         let mut options = Options::parse(value);
-        let file = options.get("file").or(options.get("file.filename"));
-        let Some((_, overlay)) = self.disk(options.get("id"), file) else {
+        let machine = &self.captured.machine;
+        let node = Node::drive(&options);
+        let replacement = self.nodes.replacement(&node, &machine.disks, &machine.folder);
+        let Replacement::Overlay(number) = replacement else {
             // The guest only reads it, or there is no medium.
             return Ok(value.to_owned());
         };
+        let overlay = self.overlay(number)?;
         let below: Vec<_> = options
             .keys()
             .filter(|key| key.starts_with("file.") || key.starts_with("backing"))
@@ -234,39 +254,43 @@ impl Derivation<'_> {
             .collect();
         options.remove(&below.iter().map(String::as_str).collect::<Vec<_>>());
         options.remove(&["driver", "snapshot", "offset", "size"]);
-        options.set("file", text(overlay)?);
+        options.set("file", &overlay);
         options.set("format", "qcow2");
         Ok(options.to_string())
     }
 
     /// A node of a disk becomes one with the clone's overlay; nodes below it are left out.
     fn blockdev(&mut self, value: &str) -> Result<(), Failure> {
-        let node = Node::parse(value);
-        let all: Vec<_> = self.nodes().collect();
-        let below = node.child.as_ref().and_then(|name| all.iter().find(|n| n.name == *name));
-        let file = node.file.as_deref().or_else(|| below.and_then(|node| node.file.as_deref()));
-        let Some((_, overlay)) = self.disk(None, file) else {
-            self.push("blockdev", value);
-            return Ok(());
+        let node = Node::blockdev(value);
+        let machine = &self.captured.machine;
+        let number = match self.nodes.replacement(&node, &machine.disks, &machine.folder) {
+            Replacement::Same => {
+                self.push("blockdev", value);
+                return Ok(());
+            }
+            Replacement::Nothing => return Ok(()),
+            Replacement::Overlay(number) => number,
         };
-        if all.iter().any(|other| other.child.as_ref() == Some(&node.name)) {
-            return Ok(());
-        }
         let mut options = Options::parse("driver=qcow2");
-        options.set("node-name", &node.name);
+        options.set("node-name", node.name());
         options.set("file.driver", "file");
-        options.set("file.filename", text(overlay)?);
+        options.set("file.filename", &self.overlay(number)?);
         self.push("blockdev", &options.to_string());
         Ok(())
     }
 
-    /// The nodes of the parent's command line.
-    fn nodes(&self) -> impl Iterator<Item = Node> {
-        let words = &self.captured.machine.arguments;
-        let pairs = words.iter().zip(words.iter().skip(1));
-        pairs
-            .filter(|(word, _)| word.trim_start_matches('-') == "blockdev")
-            .map(|(_, v)| Node::parse(v))
+    /// Fails unless each disk was replaced, and once.
+    fn check_disks(&self) -> Result<(), Failure> {
+        for (disk, count) in self.captured.machine.disks.iter().zip(&self.replaced) {
+            let name = if disk.device.is_empty() { &disk.node } else { &disk.device };
+            let why = match count {
+                1 => continue,
+                0 => "no argument of QEMU names it: was it added later?",
+                _ => "several arguments of QEMU name its images",
+            };
+            return Err(refused(&format!("disk {name}"), why));
+        }
+        Ok(())
     }
 
     fn chardev(&self, value: &str) -> Result<String, Failure> {
@@ -316,35 +340,6 @@ impl Derivation<'_> {
             // Standard input and output, pipes and the host's ports are the parent's.
             _ => "null".to_owned(),
         })
-    }
-}
-
-/// A node of `-blockdev`.
-#[derive(Default)]
-struct Node {
-    name: String,
-    file: Option<String>,
-    /// The name of the node below it.
-    child: Option<String>,
-}
-
-impl Node {
-    fn parse(value: &str) -> Self {
-        if let Ok(json) = serde_json::from_str::<Value>(value) {
-            let text = |at: &str| json.pointer(at).and_then(Value::as_str).map(str::to_owned);
-            return Self {
-                name: text("/node-name").unwrap_or_default(),
-                file: text("/filename").or(text("/file/filename")).or(text("/file.filename")),
-                child: text("/file"),
-            };
-        }
-        let options = Options::parse(value);
-        let text = |key: &str| options.get(key).map(str::to_owned);
-        Self {
-            name: text("node-name").unwrap_or_default(),
-            file: text("filename").or(text("file.filename")),
-            child: text("file"),
-        }
     }
 }
 

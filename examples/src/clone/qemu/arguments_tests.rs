@@ -1,7 +1,7 @@
 //! Command lines of clones.
 
 use super::*;
-use crate::qemu::folder::Machine;
+use crate::qemu::folder::{Disk, Machine};
 
 fn captured(arguments: &str) -> Captured {
     let mut machine = Machine::new("7.2".into(), "/usr/bin/qemu".into(), "/vm".into());
@@ -21,7 +21,7 @@ fn captured(arguments: &str) -> Captured {
             node: "top".into(),
             image: "/d/data.qcow2".into(),
             format: "qcow2".into(),
-            chain: vec!["/d/data.qcow2".into()],
+            chain: vec!["/d/data.qcow2".into(), "/d/base.img".into()],
         },
     ];
     Captured { folder: "/s".into(), machine }
@@ -37,8 +37,21 @@ fn own() -> Own {
     }
 }
 
+/// The arguments of a clone of a VM that has the disks which its arguments name.
 fn line(arguments: &str) -> Result<String, String> {
-    let words = derive(&captured(arguments), &own(), Path::new("/c/qmp.sock"));
+    let mut captured = captured(arguments);
+    let mut own = own();
+    let names = [["d0", "root"], ["top", "data"]];
+    let has = names.map(|names| names.iter().any(|name| arguments.contains(name)));
+    let mut kept = has.iter();
+    captured.machine.disks.retain(|_| *kept.next().unwrap());
+    let mut kept = has.iter();
+    own.overlays.retain(|_| *kept.next().unwrap());
+    derived(&captured, &own)
+}
+
+fn derived(captured: &Captured, own: &Own) -> Result<String, String> {
+    let words = derive(captured, own, Path::new("/c/qmp.sock"));
     let words = words.map_err(|failure| failure.to_string())?.join(" ");
     let end = " -qmp unix:/c/qmp.sock,server=on,wait=off -incoming defer -S";
     Ok(words.strip_suffix(end).unwrap().to_owned())
@@ -77,6 +90,41 @@ fn what_two_vms_cannot_share_is_replaced() {
             r#"-blockdev {"driver":"qcow2","node-name":"top","file":{"filename":"/d/data.qcow2"}}"#,
             "-blockdev driver=qcow2,node-name=top,file.driver=file,file.filename=/c/1,,x",
         ),
+        // A lower image has a node of its own, or a drive that only reads it.
+        (
+            "-blockdev driver=file,node-name=bf,filename=/d/base.img \
+             -blockdev driver=raw,node-name=base,file=bf,read-only=on \
+             -blockdev driver=file,node-name=f,filename=/d/data.qcow2 \
+             -blockdev driver=qcow2,node-name=top,file=f,backing=base",
+            "-blockdev driver=qcow2,node-name=top,file.driver=file,file.filename=/c/1,,x",
+        ),
+        (
+            r#"-blockdev {"driver":"raw","node-name":"base","file":{"filename":"/d/base.img"}} -blockdev {"driver":"qcow2","node-name":"top","file":{"filename":"/d/data.qcow2"},"backing":"base"}"#,
+            "-blockdev driver=qcow2,node-name=top,file.driver=file,file.filename=/c/1,,x",
+        ),
+        (
+            "-blockdev driver=raw,node-name=base,file.filename=root.img \
+             -drive file=/vm/root.after-1-0.qcow2,id=d0,backing=base",
+            "-drive file=/c/0,id=d0,format=qcow2",
+        ),
+        (
+            "-drive file=/d/base.img,readonly=on,id=r -drive file=/d/data.qcow2",
+            "-drive file=/d/base.img,readonly=on,id=r -drive file=/c/1,,x,format=qcow2",
+        ),
+        // A node of which another disk that is only read needs the file.
+        (
+            "-blockdev driver=file,node-name=bf,filename=/d/base.img \
+             -blockdev driver=raw,node-name=base,file=bf,read-only=on \
+             -blockdev driver=raw,node-name=other,file=bf,read-only=on \
+             -blockdev driver=qcow2,node-name=top,file.filename=/d/data.qcow2,backing=base",
+            "-blockdev driver=file,node-name=bf,filename=/d/base.img \
+             -blockdev driver=raw,node-name=other,file=bf,read-only=on \
+             -blockdev driver=qcow2,node-name=top,file.driver=file,file.filename=/c/1,,x",
+        ),
+        ("-fda root.img", "-drive if=floppy,index=0,file=/c/0,format=qcow2"),
+        ("-fdb /d/data.qcow2", "-drive if=floppy,index=1,file=/c/1,,x,format=qcow2"),
+        ("-sd root.img", "-drive if=sd,index=0,file=/c/0,format=qcow2"),
+        ("-mtdblock root.img", "-drive if=mtd,index=0,file=/c/0,format=qcow2"),
         (
             "-device virtio-net-pci,netdev=n,mac=52:54:00:12:34:56 -device e1000,mac=a",
             "-device virtio-net-pci,netdev=n,mac=52:54:00:01:02:ff -device e1000,mac=52:54:00:01:03:00",
@@ -104,7 +152,10 @@ fn what_two_vms_cannot_share_is_replaced() {
              -serial null -serial chardev:ser",
         ),
         ("-nographic -vnc :1", "-display none -vnc unix:/c/vnc.sock"),
-        ("-S -daemonize -pidfile p -qmp q -monitor stdio -incoming x -smp 2", "-smp 2"),
+        (
+            "-S -daemonize -D log -d in_asm -pidfile p -qmp q -monitor stdio -incoming x -smp 2",
+            "-smp 2",
+        ),
     ] {
         assert_eq!(line(of).unwrap(), expected, "{of}");
     }
@@ -121,6 +172,19 @@ fn what_cannot_be_replaced_is_refused() {
         ("-smp", "no value"),
     ] {
         let error = line(of).unwrap_err();
+        assert!(error.contains(expected), "{of}: {error}");
+    }
+}
+
+#[test]
+fn each_disk_is_replaced_once() {
+    for (of, expected) in [
+        ("-m 1G -drive file=root.img", "`disk top` cannot be cloned on one host: no argument"),
+        ("-blockdev driver=qcow2,node-name=top,file.filename=/d/data.qcow2", "`disk d0` cannot"),
+        ("-drive file=root.img -hda root.img -hdb /d/data.qcow2", "`disk d0` cannot"),
+        ("-drive file=root.img,id=d0 -drive file=/d/base.img -hda /d/data.qcow2", "several"),
+    ] {
+        let error = derived(&captured(of), &own()).unwrap_err();
         assert!(error.contains(expected), "{of}: {error}");
     }
 }

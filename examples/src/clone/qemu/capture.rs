@@ -1,19 +1,16 @@
 //! Captures a VM: its memory, disks and devices at one instant.
 
 use super::Args;
-use super::disks;
+use super::disks::{self, Moved};
 use super::image::Image;
 use super::memory::{self, Receiver};
 use super::parent::Parent;
 use super::pause::{Held, PAUSE};
 use super::report::Capture;
-use crate::analysis::color_image;
 use crate::failure::Failure;
 use crate::interrupt::{Undo, arm_with};
-use crate::outfile::Output;
 use crate::qemu::folder::{self, Captured};
-use kaleidoscope_core::coloring::Rules;
-use kaleidoscope_core::manifest::{ImageIdentity, Manifest};
+use crate::serve::template::color;
 use kaleidoscope_core::registers::parse_qemu_text;
 use kaleidoscope_kvm::qemu::SavedVm;
 use serde_json::json;
@@ -98,7 +95,8 @@ pub(super) fn capture(
     })?;
     let mut session = Session { parent: &mut parent, overlays: &overlays, folder: &partial };
     let deadline = start + args.timeout;
-    let kept = session.take(args.way, deadline).map_err(|failure| moved(failure, &overlays))?;
+    let taken = session.take(args.way, deadline);
+    let kept = taken.map_err(|failure| moved(failure, parent.moved, &overlays))?;
     let (pages, saved) = (kept.image.pages, kept.saved);
     kept.image.keep()?;
     folder::save_state(&saved, &partial)?;
@@ -107,7 +105,7 @@ pub(super) fn capture(
     }
     folder::save_text(&partial, folder::LAYOUT, &parent.layout.to_string())?;
     parent.machine.save(&partial)?;
-    let colors = color(&partial, &parent, kept.registers.as_deref());
+    let colors = colors(&partial, &parent, kept.registers.as_deref());
 
     #[expect(clippy::disallowed_methods, reason = "the folder gets its name when it is whole")]
     armed
@@ -130,12 +128,23 @@ pub(super) fn capture(
     Ok((Captured::open(&output)?, capture))
 }
 
-/// Tells where the VM writes to, if its disks were moved before the failure.
-fn moved(failure: Failure, overlays: &[PathBuf]) -> Failure {
-    match overlays.iter().find(|overlay| overlay.exists()) {
-        None => failure,
-        Some(overlay) => failure
-            .or_hint(format!("the VM runs on, and writes to {} from now on", overlay.display())),
+/// Tells where the VM writes to, if its disks were moved before the failure. Overlays that it does
+/// not write to are removed.
+fn moved(failure: Failure, moved: Moved, overlays: &[PathBuf]) -> Failure {
+    let all: Vec<_> = overlays.iter().map(|path| path.display().to_string()).collect();
+    let all = all.join(", ");
+    match moved {
+        Moved::Yes => failure.or_hint(format!("the VM writes to {all} from now on")),
+        Moved::Unknown => {
+            failure.or_hint(format!("the VM may write to {all}: QMP's query-block tells"))
+        }
+        Moved::No => {
+            for overlay in overlays {
+                // Not there unless QEMU made it before it failed.
+                let _ = fs::remove_file(overlay);
+            }
+            failure
+        }
     }
 }
 
@@ -188,7 +197,7 @@ impl Session<'_> {
         let file = match way {
             Way::Reflink | Way::Copy => match memory::file(self.parent) {
                 Ok(file) => Some(file),
-                Err(failure) => return Ok(Err(first_line(&failure))),
+                Err(failure) => return Ok(Err(failure.cause().to_owned())),
             },
             Way::Auto | Way::Snapshot | Way::Precopy => None,
         };
@@ -210,7 +219,7 @@ impl Session<'_> {
         };
         let mut held = Held::new(self.parent, deadline)?;
         if let Err(failure) = held.capabilities(capabilities) {
-            return Ok(Err(first_line(&failure)));
+            return Ok(Err(failure.cause().to_owned()));
         }
         let (saved, image, registers) = match way {
             Way::Precopy => match precopy(&mut held, image, self.overlays)? {
@@ -232,16 +241,13 @@ impl Session<'_> {
     }
 }
 
-fn first_line(failure: &Failure) -> String {
-    failure.to_string().lines().next().unwrap_or_default().to_owned()
-}
-
 type Parts = (SavedVm, Image, Option<String>);
 
 /// Registers and disks, of a VM that is paused.
 fn at_the_instant(held: &mut Held<'_>, overlays: &[PathBuf]) -> Result<Option<String>, Failure> {
     let registers = held.parent.qmp.human("info registers -a")?;
-    disks::switch(&mut held.parent.qmp, &held.parent.machine.disks, overlays)?;
+    let Parent { qmp, machine, moved, .. } = &mut *held.parent;
+    disks::switch(qmp, &machine.disks, overlays, moved)?;
     Ok(Some(registers))
 }
 
@@ -257,7 +263,9 @@ fn stopped(
     let registers = at_the_instant(held, overlays)?;
     let failed = |error: io::Error| Failure::io(format_args!("the VM's memory: {error}"), &error);
     if way == Way::Reflink {
-        image.reflink(file).map_err(failed)?;
+        if !image.reflink(file).map_err(failed)? {
+            return Err(Failure::new("the file system shares the VM's memory no more"));
+        }
     } else {
         image.copy(file).map_err(failed)?;
     }
@@ -316,7 +324,7 @@ fn precopy(
     held.migrate(theirs.as_fd())?;
     drop(theirs);
     if let Err(failure) = held.wait("pre-switchover", &mut |_| Ok(())) {
-        return Ok(Err(first_line(&failure)));
+        return Ok(Err(failure.cause().to_owned()));
     }
     let registers = at_the_instant(held, overlays)?;
     let go_on = json!({ "state": "pre-switchover" });
@@ -333,22 +341,13 @@ fn whole(saved: &SavedVm) -> Result<(), Failure> {
 }
 
 /// Colors the image and writes the map. A guest that cannot be colored is cloned all the same.
-fn color(folder: &Path, parent: &Parent, registers: Option<&str>) -> String {
+fn colors(folder: &Path, parent: &Parent, registers: Option<&str>) -> String {
     let colored = || -> Result<String, Failure> {
         let captured = Captured { folder: folder.to_owned(), machine: parent.machine.clone() };
         let image = captured.image()?;
-        let start = Instant::now();
         let vcpus = registers.map(parse_qemu_text).transpose().map_err(Failure::new)?;
-        let vcpus = vcpus.unwrap_or_default();
-        let analysis = color_image(&image, vcpus, Rules::default())?;
-        let map = analysis.coloring.map;
-        let identity = ImageIdentity::of(&image, &map).map_err(Failure::new)?;
-        let took = start.elapsed().as_millis();
-        let mut manifest = Manifest::new(map, identity);
-        manifest.notes = analysis.notes;
-        let bytes = manifest.to_bytes().map_err(Failure::new)?;
-        Output::lasting(&folder.join(folder::COLORS))?.write(|out| out.write_all(&bytes))?;
-        Ok(format!("found in {took} ms"))
+        let kept = captured.path(folder::COLORS);
+        Ok(color(&image, vcpus.unwrap_or_default(), &kept)?.origin)
     };
-    colored().unwrap_or_else(|failure| format!("none: {}", first_line(&failure)))
+    colored().unwrap_or_else(|failure| format!("none: {}", failure.cause()))
 }

@@ -79,8 +79,22 @@ pub(super) fn overlays(
     Ok(paths)
 }
 
+/// Whether a VM writes to overlays.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Moved {
+    No,
+    Yes,
+    /// QEMU did not say.
+    Unknown,
+}
+
 /// Has the paused VM write to the overlays: all of its disks at once, or none.
-pub(super) fn switch(qmp: &mut Qmp, disks: &[Disk], overlays: &[PathBuf]) -> Result<(), Failure> {
+pub(super) fn switch(
+    qmp: &mut Qmp,
+    disks: &[Disk],
+    overlays: &[PathBuf],
+    moved: &mut Moved,
+) -> Result<(), Failure> {
     if disks.is_empty() {
         return Ok(());
     }
@@ -101,7 +115,27 @@ pub(super) fn switch(qmp: &mut Qmp, disks: &[Disk], overlays: &[PathBuf]) -> Res
         }
         actions.push(json!({ "type": "blockdev-snapshot-sync", "data": data }));
     }
-    qmp.execute("transaction", json!({ "actions": actions })).map(drop)
+    let done = qmp.execute("transaction", json!({ "actions": actions })).map(drop);
+    *moved = match &done {
+        Ok(()) => Moved::Yes,
+        Err(_) if !qmp.is_lost() => Moved::No,
+        // QEMU replies in order, so that the transaction is done by then.
+        Err(_) => qmp
+            .execute("query-block", json!({}))
+            .map_or(Moved::Unknown, |answer| writes_to(&answer, overlays)),
+    };
+    done
+}
+
+/// Whether an answer to `query-block` has these overlays.
+fn writes_to(answer: &Value, overlays: &[PathBuf]) -> Moved {
+    let blocks = answer.as_array().into_iter().flatten();
+    let files: Vec<_> =
+        blocks.filter_map(|block| block.pointer("/inserted/image/filename")?.as_str()).collect();
+    match overlays.iter().any(|overlay| files.iter().any(|file| overlay == Path::new(file))) {
+        true => Moved::Yes,
+        false => Moved::No,
+    }
 }
 
 /// Makes an overlay for a clone.
@@ -141,6 +175,15 @@ mod tests {
         let inserted = json!({"ro": false, "drv": "raw", "image": {"filename": "nbd://host"}});
         let error = of(&json!([{"device": "n", "inserted": inserted}])).unwrap_err().to_string();
         assert!(error.contains("disk n is not an image file"), "{error}");
+    }
+
+    #[test]
+    fn a_vm_that_was_moved_is_recognized() {
+        let file = |name: &str| json!({ "inserted": { "image": { "filename": name } } });
+        let answer = json!([{ "device": "cd" }, file("/d/a"), file("/d/b.after")]);
+        let writes_to = |overlay: &str| writes_to(&answer, &[PathBuf::from(overlay)]);
+        assert_eq!(writes_to("/d/b.after"), Moved::Yes);
+        assert_eq!(writes_to("/d/b"), Moved::No);
     }
 
     #[test]

@@ -6,12 +6,15 @@ use super::report::{Ended, Started};
 use crate::failure::Failure;
 use crate::interrupt::{Armed, Undo, arm_with, child};
 use crate::lines::last_lines;
+use crate::map_output::table::printable;
 use crate::qemu::folder::{Captured, RAM, STATE};
 use crate::qemu::qmp::Qmp;
+use crate::stdio::say;
 use kaleidoscope_core::clone::CloneId;
 use serde_json::{Value, json};
+use std::cell::Cell;
 use std::fs::{self, File};
-use std::io::Read;
+use std::io::{self, Read, Seek, SeekFrom};
 use std::os::fd::AsFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
@@ -21,6 +24,9 @@ use std::time::{Duration, Instant};
 
 /// How long a clone may take to listen, and to load its state.
 const START: Duration = Duration::from_secs(30);
+
+/// QEMU's messages, in a clone's folder.
+const MESSAGES: &str = "messages.txt";
 
 /// Most bytes of QEMU's messages that are quoted.
 const QUOTED: u64 = 1 << 16;
@@ -33,6 +39,8 @@ pub(super) struct Clones<'c> {
     captured: &'c Captured,
     running: Vec<Instance>,
     last: u32,
+    /// Whether QEMU's version was found to be another one.
+    has_warned: Cell<bool>,
 }
 
 /// A clone.
@@ -40,6 +48,8 @@ struct Instance {
     number: u32,
     process: Child,
     start: Instant,
+    /// What QEMU says.
+    messages: PathBuf,
     /// Kills the process.
     armed: Option<Armed>,
     /// Removes the folder.
@@ -54,7 +64,7 @@ impl<'c> Clones<'c> {
                 return Err(Failure::at(&disk.image, "the disk's image is not there"));
             }
         }
-        Ok(Self { captured, running: Vec::new(), last: 0 })
+        Ok(Self { captured, running: Vec::new(), last: 0, has_warned: Cell::new(false) })
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -87,11 +97,15 @@ impl<'c> Clones<'c> {
         let arguments = derive(self.captured, &own, &qmp)?;
         let mut command = Command::new(&machine.program);
         command.args(&arguments).current_dir(&machine.folder).stdin(Stdio::null());
-        command.stdout(Stdio::null()).stderr(Stdio::piped());
+        // A file takes as much as QEMU says; a pipe that nothing reads would hold it up.
+        let messages = path.join(MESSAGES);
+        let log = log(&messages).map_err(|error| Failure::unwritable(&messages, &error))?;
+        command.stdout(Stdio::null()).stderr(log);
         let (process, armed) = child::spawn(&mut command).map_err(|error| {
             Failure::at(&machine.program, format_args!("cannot start: {error}"))
         })?;
-        let mut instance = Instance { number, process, start, armed: Some(armed), _folder: folder };
+        let mut instance =
+            Instance { number, process, start, messages, armed: Some(armed), _folder: folder };
         let loaded = self.load(&qmp, runs);
         let ports = match loaded {
             Ok(ports) => ports,
@@ -131,6 +145,12 @@ impl<'c> Clones<'c> {
     /// Loads the state. Returns the host ports of the clone's networks.
     fn load(&self, socket: &Path, runs: bool) -> Result<Vec<String>, Failure> {
         let mut qmp = Qmp::connect(socket, START)?;
+        let emulator = qmp.version()?;
+        if emulator != self.captured.machine.emulator && !self.has_warned.replace(true) {
+            let expected = printable(&self.captured.machine.emulator);
+            let found = printable(&emulator);
+            say(format_args!("warning: QEMU {found} runs the clones of a VM of QEMU {expected}"));
+        }
         let set = json!({ "capabilities": [{ "capability": "x-ignore-shared", "state": true }] });
         qmp.execute("migrate-set-capabilities", set)?;
         let path = self.captured.path(STATE);
@@ -179,11 +199,10 @@ impl<'c> Clones<'c> {
 impl Instance {
     /// What QEMU has said, if it has ended.
     fn messages(&mut self) -> String {
-        let mut text = Vec::new();
-        if let (Ok(Some(_)), Some(pipe)) = (self.process.try_wait(), self.process.stderr.take()) {
-            let _ = pipe.take(QUOTED).read_to_end(&mut text);
+        if !matches!(self.process.try_wait(), Ok(Some(_))) {
+            return String::new();
         }
-        last_lines(&String::from_utf8_lossy(&text), 5)
+        last_lines(&String::from_utf8_lossy(&end(&self.messages).unwrap_or_default()), 5)
     }
 
     /// The failure, with what QEMU says.
@@ -211,6 +230,22 @@ impl Drop for Instance {
     }
 }
 
+/// Makes the file for QEMU's messages.
+#[expect(clippy::disallowed_methods, reason = "another process writes to it until that ends")]
+fn log(path: &Path) -> io::Result<File> {
+    File::options().append(true).create_new(true).open(path)
+}
+
+/// The end of a file.
+fn end(path: &Path) -> io::Result<Vec<u8>> {
+    let mut file = File::open(path)?;
+    let start = file.metadata()?.len().saturating_sub(QUOTED);
+    file.seek(SeekFrom::Start(start))?;
+    let mut text = Vec::new();
+    file.take(QUOTED).read_to_end(&mut text)?;
+    Ok(text)
+}
+
 /// A random UUID, of 32 hexadecimal digits.
 fn uuid(digits: &str) -> String {
     let digits: String = digits.chars().filter(char::is_ascii_hexdigit).take(32).collect();
@@ -235,6 +270,17 @@ fn ports(text: &str) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_end_of_long_messages_is_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("m");
+        assert!(end(&path).is_err());
+        fs::write(&path, "x\n".repeat(1 << 17) + "last").unwrap();
+        let found = end(&path).unwrap();
+        assert!(found.len() as u64 == QUOTED && found.ends_with(b"x\nlast"));
+        assert!(log(&path).is_err(), "it is another's");
+    }
 
     #[test]
     fn ports_and_generations_are_in_qemu_s_form() {

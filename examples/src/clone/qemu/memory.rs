@@ -7,6 +7,7 @@ use kaleidoscope_kvm::qemu::SavedVm;
 use rustix::fs::FallocateFlags;
 use std::fs::{self, File};
 use std::io::{self, BufReader};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -34,25 +35,36 @@ pub(super) fn allocate(parent: &Parent) {
     }
 }
 
+/// The VM's memory among the files that its process has open: the one that the backend names, or a
+/// file without a name.
 fn path(parent: &Parent) -> Result<PathBuf, Failure> {
-    if let Some(path) = &parent.memory_file {
-        return Ok(path.clone());
+    let folder = PathBuf::from(format!("/proc/{}/fd", parent.pid));
+    if parent.is_offset {
+        return Err(Failure::at(&folder, "the VM's memory begins within its file"));
     }
-    // A file without a name, which QEMU has open.
-    let folder = format!("/proc/{}/fd", parent.pid);
-    let folder = Path::new(&folder);
-    let entries = fs::read_dir(folder).map_err(|error| Failure::at(folder, error))?;
-    let mut found = None;
-    for path in entries.flatten().map(|entry| entry.path()) {
-        let is_memory = fs::read_link(&path)
-            .is_ok_and(|name| name.to_string_lossy().starts_with("/memfd:memory-backend"));
-        let has_size = || fs::metadata(&path).is_ok_and(|m| m.len() == parent.machine.ram_bytes);
-        if is_memory && has_size() && found.replace(path).is_some() {
-            return Err(Failure::at(folder, "two files could be the VM's memory"));
+    let named = parent.memory_file.as_deref().map(|path| (path, fs::metadata(path)));
+    let named = match named {
+        None => None,
+        Some((_, Ok(named))) => Some(named),
+        Some((path, Err(error))) => return Err(Failure::at(path, error)),
+    };
+    let is_memory = |path: &Path| match &named {
+        Some(named) => fs::metadata(path)
+            .is_ok_and(|file| (file.dev(), file.ino()) == (named.dev(), named.ino())),
+        None => {
+            fs::read_link(path)
+                .is_ok_and(|name| name.to_string_lossy().starts_with("/memfd:memory-backend"))
+                && fs::metadata(path).is_ok_and(|file| file.len() == parent.machine.ram_bytes)
         }
+    };
+    let entries = fs::read_dir(&folder).map_err(|error| Failure::at(&folder, error))?;
+    let mut found: Vec<_> =
+        entries.flatten().map(|entry| entry.path()).filter(|path| is_memory(path)).collect();
+    if named.is_none() && found.len() > 1 {
+        return Err(Failure::at(&folder, "two files could be the VM's memory"));
     }
-    found.ok_or_else(|| {
-        Failure::at(folder, "the VM's memory is not among its files")
+    found.pop().ok_or_else(|| {
+        Failure::at(&folder, "the VM's memory is not among its files")
             .hint("--way snapshot and --way precopy have QEMU send the memory")
     })
 }

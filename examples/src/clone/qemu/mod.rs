@@ -7,6 +7,7 @@ mod disks;
 mod image;
 mod instance;
 mod memory;
+mod nodes;
 mod parent;
 mod pause;
 mod report;

@@ -1,9 +1,10 @@
 //! What has to be known of a VM before it is captured.
 
-use super::disks;
+use super::disks::{self, Moved};
 use crate::failure::Failure;
 use crate::lab::layout::Layout;
 use crate::qemu::folder::Machine;
+use crate::qemu::options::Options;
 use crate::qemu::qmp::Qmp;
 use serde_json::{Value, json};
 use std::fs;
@@ -25,6 +26,10 @@ pub(super) struct Parent {
     pub(super) layout: Layout,
     /// Where the RAM is, if it has a name.
     pub(super) memory_file: Option<PathBuf>,
+    /// Whether the RAM begins within its file.
+    pub(super) is_offset: bool,
+    /// Whether its disks were moved to overlays.
+    pub(super) moved: Moved,
     /// Whether it ran when it was found.
     pub(super) is_running: bool,
     /// Its capabilities for migrations, as they were found.
@@ -39,7 +44,7 @@ impl Parent {
         let mut qmp = Qmp::connect(socket, CONNECT)?;
         let pid = match pid {
             Some(pid) => pid,
-            None => qmp.peer()?.0,
+            None => qmp.peer()?,
         };
         let of = |name: &str| PathBuf::from(format!("/proc/{pid}/{name}"));
         let link = |name: &str| {
@@ -47,8 +52,7 @@ impl Parent {
                 Failure::at(&of(name), error).hint("--pid names the process of QEMU")
             })
         };
-        let version = qmp.execute("query-version", json!({}))?;
-        let mut machine = Machine::new(emulator(&version), link("exe")?, link("cwd")?);
+        let mut machine = Machine::new(qmp.version()?, link("exe")?, link("cwd")?);
         machine.arguments = arguments(&of("cmdline"))?;
         let status = qmp.execute("query-status", json!({}))?;
         let is_running = match status.get("status").and_then(Value::as_str) {
@@ -60,7 +64,12 @@ impl Parent {
                 return Err(Failure::at(socket, what));
             }
         };
-        let memory_file = memory(&mut qmp, &mut machine)?;
+        let (memory_file, is_offset) = memory(&mut qmp, &mut machine)?;
+        if !machine.arguments.iter().any(|word| has_id(word, &machine.backend)) {
+            let what = format!("the process has no memory backend {}", machine.backend);
+            return Err(Failure::at(&of("cmdline"), what)
+                .hint("--pid names the process of QEMU at this socket"));
+        }
         let blocks = qmp.human("info ramblock")?;
         machine.ram_block = ram_block(&blocks, &machine.backend)
             .ok_or_else(|| Failure::at(socket, "`info ramblock` does not list the RAM"))?;
@@ -79,16 +88,19 @@ impl Parent {
         let capabilities = capabilities(&qmp.execute("query-migrate-capabilities", json!({}))?);
         let parameters = qmp.execute("query-migrate-parameters", json!({}))?;
         let bandwidth = parameters.get("max-bandwidth").and_then(Value::as_u64).unwrap_or(0);
-        Ok(Self { qmp, pid, machine, layout, memory_file, is_running, capabilities, bandwidth })
+        Ok(Self {
+            qmp,
+            pid,
+            machine,
+            layout,
+            memory_file,
+            is_offset,
+            moved: Moved::No,
+            is_running,
+            capabilities,
+            bandwidth,
+        })
     }
-}
-
-/// QEMU's version, such as `7.2.22 (Debian ...)`.
-fn emulator(version: &Value) -> String {
-    let part = |name: &str| version.pointer(name).and_then(Value::as_u64).unwrap_or(0);
-    let package = version.get("package").and_then(Value::as_str).unwrap_or_default();
-    let numbers = [part("/qemu/major"), part("/qemu/minor"), part("/qemu/micro")];
-    format!("{}.{}.{} {package}", numbers[0], numbers[1], numbers[2]).trim_end().to_owned()
 }
 
 /// The arguments of a process, without its name.
@@ -106,8 +118,17 @@ fn arguments(path: &Path) -> Result<Vec<String>, Failure> {
     Ok(words.split_off(1))
 }
 
-/// Finds the RAM's memory backend, and its file if that has a name.
-fn memory(qmp: &mut Qmp, machine: &mut Machine) -> Result<Option<PathBuf>, Failure> {
+/// Whether an argument names an object with this name.
+fn has_id(word: &str, id: &str) -> bool {
+    match serde_json::from_str::<Value>(word) {
+        Ok(Value::Object(map)) => map.get("id").and_then(Value::as_str) == Some(id),
+        _ => Options::parse(word).get("id") == Some(id),
+    }
+}
+
+/// Finds the RAM's memory backend: its file if that has a name, and whether the RAM begins within
+/// its file.
+fn memory(qmp: &mut Qmp, machine: &mut Machine) -> Result<(Option<PathBuf>, bool), Failure> {
     let refused = |qmp: &Qmp, what: &str| Err(Failure::at(qmp.path(), what).hint(SHARED));
     let property = |name: &str| json!({ "path": "/machine", "property": name });
     let path = qmp.execute("qom-get", property("memory-backend"))?;
@@ -133,7 +154,10 @@ fn memory(qmp: &mut Qmp, machine: &mut Machine) -> Result<Option<PathBuf>, Failu
     // Only files have this property.
     let file = qmp.execute("qom-get", json!({ "path": path, "property": "mem-path" }));
     let file = file.ok().and_then(|file| file.as_str().map(PathBuf::from));
-    Ok(file.map(|file| machine.folder.join(file)).filter(|file| file.is_file()))
+    let file = file.map(|file| machine.folder.join(file)).filter(|file| file.is_file());
+    // QEMU 7.2 has none.
+    let offset = qmp.execute("qom-get", json!({ "path": path, "property": "offset" }));
+    Ok((file, offset.is_ok_and(|offset| offset.as_u64() != Some(0))))
 }
 
 /// The RAM's name in migration streams: that of its backend, or its path in older machines.
@@ -158,14 +182,15 @@ mod tests {
 
     #[test]
     fn answers_are_taken_apart() {
-        let version = json!({"qemu": {"major": 7, "minor": 2, "micro": 22}, "package": "Debian"});
-        assert_eq!(emulator(&version), "7.2.22 Debian");
         let blocks = " Block Name PSize\n  /objects/ram 4 KiB 0x0\n pc.bios 4 KiB\n";
         assert_eq!(ram_block(blocks, "ram").as_deref(), Some("/objects/ram"));
         assert_eq!(ram_block("ram 4 KiB\n", "ram").as_deref(), Some("ram"));
         assert_eq!(ram_block("vga 4 KiB\n", "ram"), None);
         let answer = json!([{"capability": "x", "state": true}, {"capability": 7}]);
         assert_eq!(capabilities(&answer), [("x".to_owned(), true)]);
+        for word in ["memory-backend-memfd,size=1G,id=ram", r#"{"qom-type":"x","id":"ram"}"#] {
+            assert!(has_id(word, "ram") && !has_id(word, "ra"), "{word}");
+        }
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("cmdline");
         fs::write(&path, b"qemu\0-m\0\0x y\0").unwrap();

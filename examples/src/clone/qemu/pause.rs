@@ -3,7 +3,7 @@
 use super::parent::Parent;
 use crate::failure::Failure;
 use crate::interrupt::{Armed, Undo, arm_with};
-use serde_json::json;
+use serde_json::{Value, json};
 use std::sync::Arc;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -11,32 +11,35 @@ use std::time::{Duration, Instant};
 /// How often the state of a migration is looked at.
 const TICK: Duration = Duration::from_millis(1);
 
-/// How long QEMU may take to finalize a migration.
+/// QEMU's command that lets a VM run on.
+const CONTINUE: &str = "cont";
+
+/// How long QEMU may take to finalize a migration, or to end one.
 const FINAL: Duration = Duration::from_secs(5);
 
 /// The name of QEMU's capability that has the parent of a migration pause at its end.
 pub(super) const PAUSE: &str = "pause-before-switchover";
 
-/// A VM under capture. On drop, and after this process was killed, the VM runs on.
+/// A VM under capture. On drop, and after this process was killed, the VM runs on if it did before,
+/// with the settings that it had.
 pub(super) struct Held<'p> {
     pub(super) parent: &'p mut Parent,
     deadline: Instant,
-    resume: Option<Armed>,
-    is_changed: bool,
+    undo: Undo,
+    armed: Option<Armed>,
 }
 
 impl<'p> Held<'p> {
     /// Takes control of a VM until `deadline`.
     pub(super) fn new(parent: &'p mut Parent, deadline: Instant) -> Result<Self, Failure> {
-        let resume = if parent.is_running {
-            let connection = Some(Arc::new(parent.qmp.descriptor()?));
-            let undo = Undo::Resume { socket: parent.qmp.path().to_owned(), connection };
-            Some(arm_with(undo, || Ok::<_, Failure>(()))?.1)
-        } else {
-            None
+        let undo = Undo::Resume {
+            socket: parent.qmp.path().to_owned(),
+            commands: restoring(parent),
+            connection: Some(Arc::new(parent.qmp.descriptor()?)),
         };
+        let armed = Some(arm_with(undo.clone(), || Ok::<_, Failure>(()))?.1);
         parent.qmp.forget_events();
-        Ok(Self { parent, deadline, resume, is_changed: false })
+        Ok(Self { parent, deadline, undo, armed })
     }
 
     pub(super) fn stop(&mut self) -> Result<(), Failure> {
@@ -49,7 +52,6 @@ impl<'p> Held<'p> {
         let all: Vec<_> = names
             .map(|name| json!({ "state": wanted.contains(&name.as_str()), "capability": name }))
             .collect();
-        self.is_changed = true;
         let set = json!({ "capabilities": all });
         self.parent.qmp.execute("migrate-set-capabilities", set)?;
         // The connection is local: there is nothing to be spared.
@@ -99,11 +101,17 @@ impl<'p> Held<'p> {
         if !self.parent.is_running {
             return Ok(());
         }
-        // A migration that is complete may not be finalized yet, and until then refuses it.
+        self.insist(CONTINUE, &json!({}))
+    }
+
+    /// Runs a command that QEMU refuses for a moment: a migration that is complete may not be
+    /// finalized yet, and one that was canceled may not have ended.
+    fn insist(&mut self, command: &str, arguments: &Value) -> Result<(), Failure> {
+        let qmp = &mut self.parent.qmp;
         let last = Instant::now() + FINAL;
         loop {
-            match self.parent.qmp.execute("cont", json!({})) {
-                Err(_) if Instant::now() < last => sleep(TICK),
+            match qmp.execute(command, arguments.clone()) {
+                Err(_) if !qmp.is_lost() && Instant::now() < last => sleep(TICK),
                 done => return done.map(drop),
             }
         }
@@ -112,42 +120,52 @@ impl<'p> Held<'p> {
     /// Restores what was changed. Returns how long the VM was paused, by QEMU's clock.
     pub(super) fn end(mut self) -> Result<Duration, Failure> {
         self.restore()?;
-        self.resume()?;
-        if let Some(armed) = self.resume.take() {
+        if let Some(armed) = self.armed.take() {
             armed.disarm();
         }
-        let at = |name: &str| self.parent.qmp.event(name).map(|event| event.at);
+        let at = |name: &str| self.parent.qmp.event(name);
         Ok(match (at("STOP"), at("RESUME")) {
             (Some(stop), Some(resume)) => resume.saturating_sub(stop),
             _ => Duration::ZERO,
         })
     }
 
+    /// Runs all commands of the cleanup action, even if one of them fails.
     fn restore(&mut self) -> Result<(), Failure> {
-        if !self.is_changed {
-            return Ok(());
+        let mut done = Ok(());
+        for (command, arguments) in restoring(self.parent) {
+            done = done.and(self.insist(&command, &arguments));
         }
-        self.is_changed = false;
-        let all = &self.parent.capabilities;
-        let all: Vec<_> =
-            all.iter().map(|(name, state)| json!({ "state": state, "capability": name })).collect();
-        let set = json!({ "capabilities": all });
-        self.parent.qmp.execute("migrate-set-capabilities", set)?;
-        let limit = json!({ "max-bandwidth": self.parent.bandwidth });
-        self.parent.qmp.execute("migrate-set-parameters", limit).map(drop)
+        done
     }
+}
+
+/// The commands that undo what a capture does to a VM.
+fn restoring(parent: &Parent) -> Vec<(String, Value)> {
+    let all = &parent.capabilities;
+    let all: Vec<_> =
+        all.iter().map(|(name, state)| json!({ "state": state, "capability": name })).collect();
+    let runs = parent.is_running.then(|| (CONTINUE, json!({})));
+    let settings = [
+        ("migrate-set-capabilities", json!({ "capabilities": all })),
+        ("migrate-set-parameters", json!({ "max-bandwidth": parent.bandwidth })),
+    ];
+    runs.into_iter().chain(settings).map(|(name, value)| (name.to_owned(), value)).collect()
 }
 
 impl Drop for Held<'_> {
     fn drop(&mut self) {
-        if self.is_changed || self.resume.is_some() {
-            // After an error, of which the caller knows. A VM that has ended refuses them all.
-            let _ = self.parent.qmp.execute("migrate_cancel", json!({}));
-            let _ = self.restore();
-            let _ = self.resume();
-        }
-        if let Some(armed) = self.resume.take() {
-            armed.disarm();
+        let Some(armed) = self.armed.take() else { return };
+        // After an error, of which the caller knows.
+        let _ = self.parent.qmp.execute("migrate_cancel", json!({}));
+        match self.restore() {
+            Ok(()) => armed.disarm(),
+            Err(_) => {
+                // QEMU may follow later. The action stays armed: at the end of this process the
+                // guard makes sure that it has.
+                let _ = self.undo.perform();
+                std::mem::forget(armed);
+            }
         }
     }
 }

@@ -86,12 +86,16 @@ impl Args {
     /// Serves until all VMs have their memory.
     pub(crate) fn run(&self) -> Result<(), Failure> {
         let parent = Arc::new(Parent::open(self)?);
-        let stop = Stop::take_every();
         let vms: Vec<_> =
             (1..).zip(&self.to).map(|(n, to)| Vm::connect(n, to, self.timeout)).collect();
         let vms = vms.into_iter().collect::<Result<Vec<_>, _>>()?;
-        self.print(&Event::serving(self, &parent))?;
         let control = Arc::new(Control::default());
+        for vm in &vms {
+            control.watch(vm).map_err(Failure::new)?;
+        }
+        // Until here, a signal ends the command.
+        let stop = Stop::take_every();
+        self.print(&Event::serving(self, &parent))?;
         let (results, ended) = channel();
         let mut left = vms.len();
         for vm in vms {

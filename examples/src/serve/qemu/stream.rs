@@ -19,8 +19,14 @@ use std::time::Duration;
 /// Bytes that wait in the connection: a requested page is behind no more than these.
 const WAITING: usize = 128 << 10;
 
+/// Longest time for a connection that is closed to tell so.
+const CLOSED: Duration = Duration::from_secs(1);
+
 /// Longest time for the destination to take bytes.
 const TAKING: Duration = Duration::from_secs(60);
+
+/// Most requests that wait. QEMU has one for each thread that waits for a page.
+const REQUESTS: usize = 1 << 16;
 
 /// Most pages of zeros that are sent at once.
 const ZEROS: u32 = 1024;
@@ -51,8 +57,12 @@ pub(super) struct Counts {
 
 struct Receiver {
     path: ReturnPath,
-    pending: VecDeque<FrameIndex>,
+    /// Frames that were asked for, in this order. A request may be of 4 GiB.
+    pending: VecDeque<Range<u32>>,
     is_ready: bool,
+    is_loaded: bool,
+    /// Whether all frames were sent: requests mean nothing then.
+    is_finished: bool,
     /// How the migration has ended, if it has.
     end: Option<u32>,
     is_closed: bool,
@@ -76,6 +86,8 @@ impl Stream {
             path: ReturnPath::new(ram, source.ram_bytes()),
             pending: VecDeque::new(),
             is_ready: false,
+            is_loaded: false,
+            is_finished: false,
             end: None,
             is_closed: false,
             requests: 0,
@@ -114,14 +126,19 @@ impl Stream {
         {
             match wanted {
                 Wanted::Pages { offset, bytes } => {
-                    let first = offset / FRAME_SIZE;
-                    for frame in first..first.saturating_add(bytes / FRAME_SIZE) {
-                        // Within the RAM, which has at most 2^28 frames.
-                        let frame = u32::try_from(frame).unwrap_or(u32::MAX);
-                        receiver.pending.push_back(FrameIndex(frame));
-                    }
+                    // Within the RAM, which has at most 2^28 frames.
+                    let frame = |at: u64| u32::try_from(at / FRAME_SIZE).unwrap_or(u32::MAX);
                     receiver.requests += 1;
+                    if receiver.is_finished {
+                        continue;
+                    }
+                    if receiver.pending.len() >= REQUESTS {
+                        return Err(InstallError::new("QEMU has too many requests"));
+                    }
+                    let frames = frame(offset)..frame(offset.saturating_add(bytes));
+                    receiver.pending.push_back(frames);
                 }
+                Wanted::Loaded => receiver.is_loaded = true,
                 Wanted::Ready => receiver.is_ready = true,
                 Wanted::End(value) => receiver.end = Some(value),
                 _ => {}
@@ -154,6 +171,10 @@ impl Stream {
 
     /// Sends zeros for all frames that were not sent, and the end.
     pub(super) fn finish(&self) -> Result<(), InstallError> {
+        let mut receiver = self.receiver.lock();
+        receiver.is_finished = true;
+        receiver.pending.clear();
+        drop(receiver);
         for FrameIndex(frame) in self.missing() {
             let _ = self.zero_run(frame..frame + 1)?;
         }
@@ -178,6 +199,13 @@ impl Stream {
             self.receive(Duration::from_millis(20))?;
         }
         Ok(None)
+    }
+
+    /// Whether QEMU has loaded the devices, after which the guest runs. The last messages of a
+    /// connection that is closed are taken, too.
+    pub(super) fn is_loaded(&self) -> Result<bool, InstallError> {
+        let _ = self.end_within(CLOSED)?;
+        Ok(self.receiver.lock().is_loaded)
     }
 
     /// What was sent until now.
@@ -214,6 +242,17 @@ impl Stream {
         write(&self.connection, buffer)?;
         Ok(Installed::Installed)
     }
+}
+
+/// The first frame of the first range.
+fn pop(ranges: &mut VecDeque<Range<u32>>) -> Option<FrameIndex> {
+    while let Some(first) = ranges.front_mut() {
+        if let Some(frame) = first.next() {
+            return Some(FrameIndex(frame));
+        }
+        ranges.pop_front();
+    }
+    None
 }
 
 fn is_set(bits: &[u64], at: u32) -> bool {
@@ -266,10 +305,84 @@ impl FaultQueue for Stream {
             self.take()?;
         }
         let mut receiver = self.receiver.lock();
-        if let Some(frame) = receiver.pending.pop_front() {
+        if let Some(frame) = pop(&mut receiver.pending) {
             return Ok(Some(Event::Fault { frame, access: Access::Unknown }));
         }
         let has_ended = receiver.is_closed || receiver.end.is_some();
         Ok(has_ended.then_some(Event::Closed))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kaleidoscope_kvm::qemu::SavedVm;
+
+    /// A VM with 8 GiB of RAM, as QEMU saves it without that.
+    fn stream() -> (Stream, UnixStream) {
+        let bytes = 8_u64 << 30;
+        let mut saved = b"QEVM\0\0\0\x03\x07\0\0\0\x02pc".to_vec();
+        saved.extend(b"\x01\0\0\0\x02\x03ram\0\0\0\0\0\0\0\x04");
+        saved.extend((bytes | 4).to_be_bytes());
+        saved.extend(b"\x03ram");
+        saved.extend(bytes.to_be_bytes());
+        saved.extend(b"\0\0\0\0\0\0\0\x10\x7e\0\0\0\x02\x03\0\0\0\x02");
+        saved.extend(b"\0\0\0\0\0\0\0\x10\x7e\0\0\0\x02");
+        saved.extend(b"\x04\0\0\0\x09\x05timer\0\0\0\0\0\0\0\x02\x01\x7e\0\0\0\x09");
+        saved.extend(b"\0\x06\0\0\0\x10{\"page_size\":16}");
+        let saved = SavedVm::read(&mut &*saved, "ram", &mut |_, _| Ok(())).unwrap();
+        let mut opening = Vec::new();
+        let source = PostcopySource::start(&saved, "ram", &mut opening).unwrap();
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        theirs.set_write_timeout(Some(TAKING)).unwrap();
+        (Stream::open(ours, source, "ram", &opening).unwrap(), theirs)
+    }
+
+    /// A request for nearly 4 GiB, in 20 bytes.
+    fn request(offset: u64) -> Vec<u8> {
+        let mut bytes = vec![0, 3, 0, 16];
+        bytes.extend(offset.to_be_bytes());
+        bytes.extend(0xffff_f000_u32.to_be_bytes());
+        bytes.extend(b"\x03ram");
+        bytes
+    }
+
+    #[test]
+    fn large_requests_take_no_memory() {
+        let (stream, mut theirs) = stream();
+        theirs.write_all(&request(0x5000).repeat(700)).unwrap();
+        for expected in 5..1000 {
+            let event = stream.read().unwrap();
+            assert!(
+                matches!(event, Some(Event::Fault { frame: FrameIndex(f), .. }) if f == expected)
+            );
+        }
+        let receiver = stream.receiver.lock();
+        assert!(receiver.pending.len() <= 700 && receiver.requests == 700);
+    }
+
+    #[test]
+    fn requests_that_wait_are_limited_and_mean_nothing_at_the_end() {
+        let (stream, mut theirs) = stream();
+        let many = request(0).repeat(800);
+        let mut fill = || {
+            theirs.write_all(&many).unwrap();
+            stream.take()
+        };
+        let failed = (0..200).find_map(|_| fill().err()).unwrap().to_string();
+        assert!(failed.contains("too many requests"), "{failed}");
+
+        let (stream, mut theirs) = self::stream();
+        theirs.write_all(&request(0)).unwrap();
+        stream.take().unwrap();
+        // Nothing is missing any more.
+        stream.sender.lock().source = None;
+        stream.finish().unwrap();
+        theirs.write_all(&many).unwrap();
+        theirs.write_all(&[0, 2, 0, 4, 0, 0, 0, 2]).unwrap();
+        drop(theirs);
+        assert!(stream.is_loaded().unwrap(), "the last messages count");
+        assert!(stream.receiver.lock().pending.is_empty());
+        assert!(matches!(stream.read().unwrap(), Some(Event::Closed)));
     }
 }

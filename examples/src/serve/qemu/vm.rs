@@ -5,11 +5,14 @@ use super::report::Event;
 use super::stream::{Counts, Stream};
 use crate::failure::Failure;
 use crate::serve::template::Template;
+use crate::socket::connect_within;
 use kaleidoscope_core::clone::Statistics;
 use kaleidoscope_core::clone::{Background, Engine, EngineOptions, EngineParts, LocalSource};
 use kaleidoscope_core::prefetch::Access;
 use kaleidoscope_core::replay::Trace;
 use kaleidoscope_kvm::qemu::PostcopySource;
+use parking_lot::Mutex;
+use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
@@ -26,11 +29,16 @@ const ANSWER: Duration = Duration::from_secs(10);
 /// How long QEMU may take to say that it has all.
 const END: Duration = Duration::from_secs(30);
 
+/// Why a VM has failed after a second signal.
+const ABANDONED: &str = "abandoned: the VM cannot run on";
+
 /// What signals have the threads do.
 #[derive(Debug, Default)]
 pub(super) struct Control {
     fill: AtomicBool,
     abandon: AtomicBool,
+    /// Connections, which end when they are abandoned.
+    connections: Mutex<Vec<UnixStream>>,
 }
 
 impl Control {
@@ -43,9 +51,19 @@ impl Control {
         self.fill.load(Ordering::Acquire)
     }
 
-    /// Send no more.
+    /// Send no more. What waits for QEMU waits no longer.
     pub(super) fn abandon(&self) {
         self.abandon.store(true, Ordering::Release);
+        for connection in &*self.connections.lock() {
+            // Fails only if QEMU has ended it.
+            let _ = connection.shutdown(Shutdown::Both);
+        }
+    }
+
+    /// Has a VM's connection end when it is abandoned.
+    pub(super) fn watch(&self, vm: &Vm) -> std::io::Result<()> {
+        self.connections.lock().push(vm.connection.try_clone()?);
+        Ok(())
     }
 
     fn is_abandoned(&self) -> bool {
@@ -75,20 +93,13 @@ pub(super) struct Outcome {
 impl Vm {
     /// Connects to a QEMU that listens within `wait`.
     pub(super) fn connect(number: u32, socket: &Path, wait: Duration) -> Result<Self, Failure> {
-        let start = Instant::now();
-        loop {
-            match UnixStream::connect(socket) {
-                Ok(connection) => return Ok(Self { number, connection }),
-                Err(error) if start.elapsed() >= wait => {
-                    let what = format!("cannot connect: {error}");
-                    return Err(Failure::at(socket, what).hint(
-                        "QEMU listens there after -incoming unix:PATH, or `migrate-incoming` with \
-                         this URI; --timeout allows it more time",
-                    ));
-                }
-                Err(_) => sleep(Duration::from_millis(10)),
-            }
-        }
+        let connection = connect_within(socket, wait, &mut || true).map_err(|error| {
+            Failure::at(socket, format_args!("cannot connect: {error}")).hint(
+                "QEMU listens there after -incoming unix:PATH, or `migrate-incoming` with this \
+                 URI; --timeout allows it more time",
+            )
+        })?;
+        Ok(Self { number, connection })
     }
 
     pub(super) fn number(&self) -> u32 {
@@ -100,6 +111,7 @@ impl Vm {
         let number = self.number;
         match self.run(parent, rate, control) {
             Ok(outcome) => Event::ended(number, &outcome),
+            Err(_) if control.is_abandoned() => Event::failed(number, ABANDONED),
             Err(error) => Event::failed(number, &error),
         }
     }
@@ -141,13 +153,30 @@ impl Vm {
             let _ = faults.join();
             ended
         });
+        // What fails then does so because its connection was shut down.
+        let is_abandoned = control.is_abandoned() && !is_complete;
         Ok(Outcome {
-            error,
+            error: if is_abandoned { Some(ABANDONED.to_owned()) } else { error },
             is_complete,
             counts: stream.counts(),
             statistics: before.unwrap_or_else(|| engine.statistics()),
             ran: start.elapsed(),
         })
+    }
+}
+
+fn failed(error: &dyn std::fmt::Display) -> (Option<String>, bool) {
+    (Some(error.to_string()), false)
+}
+
+/// The result for a QEMU that has ended before it had all of its memory: a failure unless the guest
+/// ran.
+fn ended(stream: &Stream) -> (Option<String>, bool) {
+    match (stream.is_loaded(), stream.end()) {
+        (Err(error), _) => failed(&error),
+        (_, Some(value)) if value != 0 => failed(&format!("QEMU failed with {value}")),
+        (Ok(false), _) => failed(&"QEMU ended before the guest ran: its own messages say why"),
+        (Ok(true), _) => (None, false),
     }
 }
 
@@ -159,20 +188,15 @@ fn finished(
     control: &Control,
     before: &mut Option<Statistics>,
 ) -> (Option<String>, bool) {
-    let failed = |error: &dyn std::fmt::Display| (Some(error.to_string()), false);
     loop {
+        if control.is_abandoned() {
+            return failed(&ABANDONED);
+        }
         if engine.has_ended() {
-            return match stream.end() {
-                Some(value) if value != 0 => failed(&format!("QEMU failed with {value}")),
-                // It was ended before it had all of its memory.
-                _ => (None, false),
-            };
+            return ended(stream);
         }
         if let Some(why) = engine.stopped() {
             return failed(&why);
-        }
-        if control.is_abandoned() {
-            return failed(&"abandoned: the VM cannot run on");
         }
         // Pages of the fill may still be on their way.
         if engine.is_filled() && engine.is_whole() {
@@ -182,15 +206,14 @@ fn finished(
             before.get_or_insert_with(|| engine.statistics());
             // Free frames of which nothing is needed are left to the end.
             let missing = stream.missing();
-            let failed = missing.into_iter().find_map(|frame| {
+            let error = missing.into_iter().find_map(|frame| {
                 if control.is_abandoned() {
-                    return Some("abandoned: the VM cannot run on".to_owned());
+                    return Some(ABANDONED.to_owned());
                 }
                 engine.fault(frame, Access::Unknown).err().map(|error| error.to_string())
             });
-            if let Some(error) = failed {
-                let has_ended = engine.has_ended();
-                return if has_ended { (None, false) } else { (Some(error), false) };
+            if let Some(error) = error {
+                return if engine.has_ended() { ended(stream) } else { failed(&error) };
             }
             if engine.is_whole() {
                 break;
@@ -204,7 +227,7 @@ fn finished(
         Ok(Some(0)) => (None, true),
         Ok(Some(value)) => failed(&format!("QEMU failed with {value} at the end")),
         Ok(None) => failed(&"QEMU does not say that it has all of its memory"),
-        Err(error) if error.is_end() => (None, false),
+        Err(error) if error.is_end() => ended(stream),
         Err(error) => failed(&error),
     }
 }
